@@ -1,0 +1,30 @@
+//! `GET /v1/agent_projects/{slug}`: one project.
+
+use karta_shared::{
+    App,
+    domain::{Project, Slug},
+    http::{Answer, Call, Error, NoBody, NoQuery, Read, Route},
+};
+use serde::Serialize;
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    agent_project: Project,
+}
+
+#[derive(Debug)]
+pub struct AgentProjectsGet;
+
+impl Route for AgentProjectsGet {
+    const NAME: &'static str = "agent-projects-get";
+    type Access = Read;
+    type Path = Slug;
+    type Query = NoQuery;
+    type Body = NoBody;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let agent_project = app.store.project(call.caller.organization_id, &call.path).await?.ok_or(Error::NotFound)?;
+        Answer::ok(&Output { agent_project })
+    }
+}

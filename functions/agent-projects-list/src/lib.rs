@@ -1,0 +1,46 @@
+//! `GET /v1/agent_projects`: the organization's projects, newest first.
+
+use karta_shared::{
+    App,
+    domain::Project,
+    http::{Answer, Call, Error, Limit, NoBody, Read, Route, cursor},
+};
+use serde::{Deserialize, Serialize};
+
+const LIST: &str = "agent_projects";
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Query {
+    #[serde(default)]
+    limit: Limit,
+    cursor: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    agent_projects: Vec<Project>,
+    next_cursor: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct AgentProjectsList;
+
+impl Route for AgentProjectsList {
+    const NAME: &'static str = "agent-projects-list";
+    type Access = Read;
+    type Path = ();
+    type Query = Query;
+    type Body = NoBody;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let organization = call.caller.organization_id;
+        let below = cursor::open(app, organization, LIST, call.query.cursor.as_deref()).await?;
+        let page = app.store.projects(organization, below, call.query.limit.get()).await?;
+        Answer::ok(&Output {
+            agent_projects: page.items,
+            next_cursor: cursor::seal(app, organization, LIST, page.resume_below).await?,
+        })
+    }
+}

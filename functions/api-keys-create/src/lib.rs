@@ -1,0 +1,87 @@
+//! `POST /v1/api_keys`: makes an API key and reveals its token, once.
+
+use karta_shared::{
+    App,
+    auth::BcryptPool,
+    config::Ring,
+    domain::{AllowedCidrs, ApiKey, ApiKeySettings, ApiKeyToken, Budget, Id, Metadata, Name, ScopeSet, Timestamp},
+    http::{Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route},
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    name: Name,
+    scopes: ScopeSet,
+    expires_at: Option<Timestamp>,
+    allowed_cidrs: Option<AllowedCidrs>,
+    budget: Option<Budget>,
+    metadata: Option<Metadata>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    api_key: ApiKeyResource,
+    secret: Revealed,
+}
+
+#[derive(Debug)]
+pub struct ApiKeysCreate;
+
+impl Route for ApiKeysCreate {
+    const NAME: &'static str = "api-keys-create";
+    const IDEMPOTENT: bool = true;
+    type Access = Admin;
+    type Path = ();
+    type Query = NoQuery;
+    type Body = Input;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        if call.body.expires_at.is_some_and(|end| end <= call.now) {
+            return Err(Error::invalid("expires_at", "must be in the future"));
+        }
+        if let Some(answer) = call.replay(app).await? {
+            return Ok(answer);
+        }
+        let organization = call.caller.organization_id;
+        let token = ApiKeyToken::mint(&*app.secrets.ring(Ring::KeyTag).await?, &*app.entropy);
+        let digest = BcryptPool::new(app.bcrypt_cost).digest(&token, &*app.entropy).await?;
+        let key = ApiKey::new(
+            Id::draw(call.now, &*app.entropy),
+            token.prefix(),
+            settings(call.body.clone()),
+            Some(call.caller.api_key_id),
+            call.now,
+        );
+        let answer = Answer::created(&Output {
+            api_key: ApiKeyResource::of(key.clone(), call.now),
+            secret: Revealed::new(token.expose()),
+        })?;
+
+        let mut transaction = app.store.transaction();
+        transaction.create_api_key(organization, &key, digest)?;
+        let event = NewAuditEvent {
+            action: "api_key.created",
+            resource_kind: "api_key",
+            resource_id: key.id,
+            changes: key.creation(),
+        };
+        transaction.audit(organization, &call.audit_event(app, event))?;
+        call.remember(app, &mut transaction, &answer, key.id, Reveals::Secret)?;
+        transaction.commit().await?;
+        Ok(answer)
+    }
+}
+
+fn settings(input: Input) -> ApiKeySettings {
+    ApiKeySettings {
+        name: input.name,
+        scopes: input.scopes,
+        expires_at: input.expires_at,
+        allowed_cidrs: input.allowed_cidrs.unwrap_or_default(),
+        budget: input.budget,
+        metadata: input.metadata.unwrap_or_default(),
+    }
+}

@@ -1,0 +1,30 @@
+//! `GET /v1/api_keys/{id}`: one key; revoked and expired ones too.
+
+use karta_shared::{
+    App,
+    domain::Id,
+    http::{Answer, ApiKeyResource, Call, Error, NoBody, NoQuery, Read, Route},
+};
+use serde::Serialize;
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    api_key: ApiKeyResource,
+}
+
+#[derive(Debug)]
+pub struct ApiKeysGet;
+
+impl Route for ApiKeysGet {
+    const NAME: &'static str = "api-keys-get";
+    type Access = Read;
+    type Path = Id;
+    type Query = NoQuery;
+    type Body = NoBody;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let key = app.store.api_key(call.caller.organization_id, call.path).await?.ok_or(Error::NotFound)?;
+        Answer::ok(&Output { api_key: ApiKeyResource::of(key, call.now) })
+    }
+}

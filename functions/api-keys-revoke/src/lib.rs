@@ -1,0 +1,44 @@
+//! `DELETE /v1/api_keys/{id}`: revokes a key for good. A repeat answers the same; the key stays readable.
+
+use karta_shared::{
+    App,
+    domain::Id,
+    http::{Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoBody, NoQuery, Route},
+};
+use serde::Serialize;
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    api_key: ApiKeyResource,
+}
+
+#[derive(Debug)]
+pub struct ApiKeysRevoke;
+
+impl Route for ApiKeysRevoke {
+    const NAME: &'static str = "api-keys-revoke";
+    type Access = Admin;
+    type Path = Id;
+    type Query = NoQuery;
+    type Body = NoBody;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let organization = call.caller.organization_id;
+        let before = app.store.api_key(organization, call.path).await?.ok_or(Error::NotFound)?;
+        let mut key = before.clone();
+        if key.revoke(call.now) {
+            let mut transaction = app.store.transaction();
+            transaction.update_api_key(organization, &before, &key)?;
+            let event = NewAuditEvent {
+                action: "api_key.revoked",
+                resource_kind: "api_key",
+                resource_id: key.id,
+                changes: before.changes_to(&key),
+            };
+            transaction.audit(organization, &call.audit_event(app, event))?;
+            transaction.commit().await?;
+        }
+        Answer::ok(&Output { api_key: ApiKeyResource::of(key, call.now) })
+    }
+}

@@ -1,0 +1,80 @@
+//! `PATCH /v1/api_keys/{id}`: changes a key's settings. Absent keeps, `null` clears, lists and `metadata` replace.
+
+use karta_shared::{
+    App,
+    domain::{AllowedCidrs, ApiKeyPatch, Budget, Id, KeyRevoked, Metadata, Name, ScopeSet, Timestamp},
+    http::{Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Route, present},
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    #[serde(default, deserialize_with = "present")]
+    name: Option<Name>,
+    #[serde(default, deserialize_with = "present")]
+    scopes: Option<ScopeSet>,
+    #[serde(default, deserialize_with = "present")]
+    expires_at: Option<Option<Timestamp>>,
+    #[serde(default, deserialize_with = "present")]
+    allowed_cidrs: Option<Option<AllowedCidrs>>,
+    #[serde(default, deserialize_with = "present")]
+    budget: Option<Option<Budget>>,
+    #[serde(default, deserialize_with = "present")]
+    metadata: Option<Option<Metadata>>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    api_key: ApiKeyResource,
+}
+
+#[derive(Debug)]
+pub struct ApiKeysUpdate;
+
+impl Route for ApiKeysUpdate {
+    const NAME: &'static str = "api-keys-update";
+    type Access = Admin;
+    type Path = Id;
+    type Query = NoQuery;
+    type Body = Input;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        if call.body.expires_at.flatten().is_some_and(|end| end <= call.now) {
+            return Err(Error::invalid("expires_at", "must be in the future, or null for none"));
+        }
+        let organization = call.caller.organization_id;
+        let before = app.store.api_key(organization, call.path).await?.ok_or(Error::NotFound)?;
+        let mut key = before.clone();
+        let changes = key.apply(patch(call.body.clone())).map_err(|KeyRevoked| revoked(call.path))?;
+        if !changes.is_empty() {
+            let mut transaction = app.store.transaction();
+            transaction.update_api_key(organization, &before, &key)?;
+            let event =
+                NewAuditEvent { action: "api_key.updated", resource_kind: "api_key", resource_id: key.id, changes };
+            transaction.audit(organization, &call.audit_event(app, event))?;
+            transaction.commit().await?;
+        }
+        Answer::ok(&Output { api_key: ApiKeyResource::of(key, call.now) })
+    }
+}
+
+fn patch(input: Input) -> ApiKeyPatch {
+    ApiKeyPatch {
+        name: input.name,
+        scopes: input.scopes,
+        expires_at: input.expires_at,
+        allowed_cidrs: input.allowed_cidrs.map(Option::unwrap_or_default),
+        budget: input.budget,
+        metadata: input.metadata.map(Option::unwrap_or_default),
+    }
+}
+
+fn revoked(id: Id) -> Error {
+    Error::Conflict {
+        code: "api_key_revoked",
+        message: "A revoked key cannot be changed: create another one",
+        resource_id: Some(id),
+    }
+}

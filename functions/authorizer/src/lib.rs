@@ -1,0 +1,125 @@
+//! API Gateway's TOKEN authorizer: a credential in, the Principal out as flat context, under a policy for the whole stage.
+//!
+//! A bad credential is a Deny, which API Gateway caches like an Allow, so that a flood of one bad token costs one bcrypt.
+//! A fault is an error, which is never cached and becomes a 503. Scopes, projects and addresses are judged in the Route frame,
+//! at every request: the cached policy covers every route that the token opens.
+
+use aws_lambda_events::{
+    apigw::{ApiGatewayCustomAuthorizerPolicy, ApiGatewayCustomAuthorizerRequest, ApiGatewayCustomAuthorizerResponse},
+    iam::{IamPolicyEffect, IamPolicyStatement},
+};
+use karta_shared::{
+    App,
+    auth::{self, Refused, SessionClaims, Undecided, Validator, Verdict},
+    config::Ring,
+    http::Caller,
+    telemetry,
+};
+use lambda_runtime::{LambdaEvent, service_fn};
+use serde_json::Value;
+
+/// The folder's name, and the function's in logs.
+pub const NAME: &str = "authorizer";
+
+#[derive(Debug)]
+pub struct Authorizer {
+    app: App,
+    validator: Validator,
+}
+
+impl Authorizer {
+    pub fn new(app: App) -> Self {
+        Self { validator: Validator::new(app.clone()), app }
+    }
+
+    /// Judges the `Authorization` header of a request to `method_arn`.
+    pub async fn authorize(
+        &self,
+        request: &ApiGatewayCustomAuthorizerRequest,
+    ) -> Result<ApiGatewayCustomAuthorizerResponse, Undecided> {
+        let caller = match request.authorization_token.as_deref().and_then(bearer) {
+            Some(token) => self.caller(token).await?,
+            None => Err("malformed"),
+        };
+        let stage = stage_arn(request.method_arn.as_deref().unwrap_or_default());
+        Ok(match caller {
+            Ok(caller) => {
+                let (organization_id, api_key_id) =
+                    (caller.principal.organization_id.get(), caller.principal.api_key_id.get());
+                tracing::info!(route = NAME, outcome = "valid", organization_id, api_key_id, "authorization");
+                policy(IamPolicyEffect::Allow, stage, Some(&caller))
+            }
+            Err(outcome) => {
+                tracing::info!(route = NAME, outcome, "authorization");
+                policy(IamPolicyEffect::Deny, stage, None)
+            }
+        })
+    }
+
+    /// Who the token stands for, or why nobody, in a word for the log.
+    async fn caller(&self, token: &str) -> Result<Result<Caller, &'static str>, Undecided> {
+        if token.starts_with("kt_live_") {
+            return Ok(match self.validator.validate(token).await? {
+                Verdict::Valid(valid) => Ok(Caller::api_key(&valid)),
+                Verdict::Invalid(why) => Err(why.as_str()),
+            });
+        }
+        Ok(self.session(token).await?.map(Caller::session).map_err(Refused::as_str))
+    }
+
+    /// Verifies a session token against the ring at hand; a key id that is not there may have been published since.
+    async fn session(&self, token: &str) -> Result<Result<SessionClaims, Refused>, Undecided> {
+        let now = self.app.clock.now().as_seconds();
+        let ring = self.app.secrets.ring(Ring::SessionSigning).await?;
+        match auth::verify(&ring, token, now) {
+            Err(Refused::UnknownKid) => {
+                let ring = self.app.secrets.ring_refetched(Ring::SessionSigning).await?;
+                Ok(auth::verify(&ring, token, now))
+            }
+            verdict => Ok(verdict),
+        }
+    }
+}
+
+/// The token of a `Bearer` header; the scheme's case does not matter.
+fn bearer(header: &str) -> Option<&str> {
+    let (scheme, token) = header.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_matches(' '))
+}
+
+/// `arn:aws:execute-api:<region>:<account>:<api>/<stage>/<method>/<path…>` → everything of that stage.
+fn stage_arn(method_arn: &str) -> String {
+    let stage: Vec<_> = method_arn.splitn(3, '/').take(2).collect();
+    format!("{}/*", stage.join("/"))
+}
+
+fn policy(effect: IamPolicyEffect, stage: String, caller: Option<&Caller>) -> ApiGatewayCustomAuthorizerResponse {
+    let mut statement = IamPolicyStatement::default();
+    statement.action = vec!["execute-api:Invoke".to_owned()];
+    statement.effect = effect;
+    statement.resource = vec![stage];
+    let mut document = ApiGatewayCustomAuthorizerPolicy::default();
+    document.version = Some("2012-10-17".to_owned());
+    document.statement = vec![statement];
+    let context = caller.map(Caller::to_context).unwrap_or_default();
+    let mut response = ApiGatewayCustomAuthorizerResponse::default();
+    response.principal_id =
+        Some(caller.map_or_else(|| "nobody".to_owned(), |caller| caller.principal.api_key_id.to_string()));
+    response.policy_document = document;
+    response.context = context.into_iter().map(|(name, text)| (name.to_owned(), Value::String(text))).collect();
+    response
+}
+
+/// Runs the authorizer as a Lambda function.
+pub async fn run() -> Result<(), lambda_runtime::Error> {
+    telemetry::init(telemetry::Output::Stdout, "info")?;
+    let app = App::deployed().await.inspect_err(|error| tracing::error!(%error, "the function cannot start"))?;
+    let authorizer = &Authorizer::new(app);
+    lambda_runtime::run(service_fn(move |event: LambdaEvent<ApiGatewayCustomAuthorizerRequest>| async move {
+        authorizer.authorize(&event.payload).await.map_err(|error| {
+            tracing::error!(route = NAME, %error, "undecided");
+            lambda_runtime::Error::from("the credential could not be judged")
+        })
+    }))
+    .await
+}

@@ -1,0 +1,28 @@
+//! `GET /healthz`: whether requests arrive. Says nothing of what lies behind.
+
+use karta_shared::{
+    App,
+    http::{Answer, Call, Error, NoBody, NoQuery, Public, Route},
+};
+use serde::Serialize;
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    status: &'static str,
+}
+
+#[derive(Debug)]
+pub struct Healthz;
+
+impl Route for Healthz {
+    const NAME: &'static str = "healthz";
+    type Access = Public;
+    type Path = ();
+    type Query = NoQuery;
+    type Body = NoBody;
+    type Output = Output;
+
+    async fn handle(_: &App, _: &Call<Self>) -> Result<Answer<Output>, Error> {
+        Answer::ok(&Output { status: "ok" })
+    }
+}

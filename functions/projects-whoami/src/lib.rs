@@ -1,0 +1,33 @@
+//! `GET /v1/projects/{ref}/whoami`: the Principal at a project's door, for a widget with a session token or a server with an API key.
+
+use karta_shared::{
+    App,
+    domain::{Principal, PrincipalKind},
+    http::{Answer, Call, Error, NoBody, NoQuery, Project, ProjectRef, Route},
+};
+
+#[derive(Debug)]
+pub struct ProjectsWhoami;
+
+impl Route for ProjectsWhoami {
+    const NAME: &'static str = "projects-whoami";
+    const CORS: bool = true;
+    type Access = Project;
+    type Path = ProjectRef;
+    type Query = NoQuery;
+    type Body = NoBody;
+    type Output = Principal;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Principal>, Error> {
+        let principal = &call.caller;
+        match principal.kind {
+            // Pinned and verified offline: nothing to read.
+            PrincipalKind::Session => {}
+            PrincipalKind::ApiKey => {
+                let ProjectRef(slug) = &call.path;
+                app.store.project(principal.organization_id, slug).await?.ok_or(Error::NotFound)?;
+            }
+        }
+        Answer::ok(principal)
+    }
+}

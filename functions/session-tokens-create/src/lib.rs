@@ -1,0 +1,110 @@
+//! `POST /v1/agent_projects/{slug}/session_tokens`, also without `/v1`: mints a browser-safe token for one project.
+
+use karta_shared::{
+    App,
+    auth::{self, SessionClaims, SessionScope, TTL_DEFAULT, TTL_MAX, TTL_MIN},
+    config::Ring,
+    domain::{BudgetVerdict, Id, Invalid, KeyStatus, Slug, Timestamp, UserId},
+    http::{Answer, Call, Error, NoQuery, Revealed, Route, Write},
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    user_id: Option<UserId>,
+    ttl_seconds: Option<Ttl>,
+}
+
+/// 60 to 3600 seconds.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "u32")]
+pub struct Ttl(u32);
+
+impl TryFrom<u32> for Ttl {
+    type Error = Invalid;
+
+    fn try_from(seconds: u32) -> Result<Self, Invalid> {
+        if (TTL_MIN..=TTL_MAX).contains(&seconds) {
+            Ok(Self(seconds))
+        } else {
+            Err(Invalid::new("must be 60 to 3600 seconds"))
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    token: Revealed,
+    expires_at: Timestamp,
+    expires_in: u32,
+    project: ProjectRef,
+    sub: Option<UserId>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct ProjectRef {
+    id: Id,
+    slug: Slug,
+}
+
+#[derive(Debug)]
+pub struct SessionTokensCreate;
+
+impl Route for SessionTokensCreate {
+    const NAME: &'static str = "session-tokens-create";
+    const BODY_MAY_BE_EMPTY: bool = true;
+    type Access = Write;
+    type Path = Slug;
+    type Query = NoQuery;
+    type Body = Input;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let caller = &call.caller;
+        let (access, project) = tokio::try_join!(
+            app.store.access(caller.organization_id, caller.api_key_id),
+            app.store.project(caller.organization_id, &call.path),
+        )?;
+        // The gateway's verdict may be seconds old; a token outlives that by far, so a key that has ended since mints no more.
+        let access = access.ok_or(Error::Unauthorized)?;
+        if matches!(access.api_key.status(call.now), KeyStatus::Revoked | KeyStatus::Expired) {
+            return Err(Error::Unauthorized);
+        }
+        if let BudgetVerdict::Exhausted { reason } = BudgetVerdict::judge(access.organization.subscription_status) {
+            return Err(Error::BudgetExhausted { reason });
+        }
+        let project = project.ok_or(Error::NotFound)?;
+
+        let expires_in = call.body.ttl_seconds.map_or(TTL_DEFAULT, |ttl| ttl.0);
+        let iat = call.now.as_seconds();
+        let claims = SessionClaims {
+            org_id: caller.organization_id,
+            org_slug: caller.principal.organization_slug.clone(),
+            project_id: project.id,
+            project_slug: project.slug.as_str().to_owned(),
+            scope: SessionScope::Session,
+            budget_ok: true,
+            iat,
+            exp: iat + i64::from(expires_in),
+            jti: token_id(app),
+            akid: caller.api_key_id,
+            sub: call.body.user_id.as_ref().map(|user| user.as_str().to_owned()),
+        };
+        let token = auth::mint(&*app.secrets.ring(Ring::SessionSigning).await?, &claims);
+        Answer::created(&Output {
+            token: Revealed::new(token.expose()),
+            expires_at: Timestamp::from_millis(claims.exp * 1_000).unwrap_or(call.now),
+            expires_in,
+            project: ProjectRef { id: project.id, slug: project.slug },
+            sub: call.body.user_id.clone(),
+        })
+    }
+}
+
+/// 32 hexadecimal digits.
+fn token_id(app: &App) -> String {
+    let mut random = [0; 16];
+    app.entropy.fill(&mut random);
+    format!("{:032x}", u128::from_be_bytes(random))
+}

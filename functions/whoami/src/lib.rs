@@ -1,0 +1,23 @@
+//! `GET /v1/whoami`: the Principal behind an API key.
+
+use karta_shared::{
+    App,
+    domain::Principal,
+    http::{Answer, AnyKey, Call, Error, NoBody, NoQuery, Route},
+};
+
+#[derive(Debug)]
+pub struct Whoami;
+
+impl Route for Whoami {
+    const NAME: &'static str = "whoami";
+    type Access = AnyKey;
+    type Path = ();
+    type Query = NoQuery;
+    type Body = NoBody;
+    type Output = Principal;
+
+    async fn handle(_: &App, call: &Call<Self>) -> Result<Answer<Principal>, Error> {
+        Answer::ok(&call.caller.principal)
+    }
+}

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Installs the pinned tools of the checks under target/tools; does nothing for those that are there already.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+cargo_deny=0.20.2
+just=1.59.0
+sam=1.170.0
+tools=target/tools
+
+if [[ $("$tools/bin/cargo-deny" --version 2>/dev/null || true) != "cargo-deny $cargo_deny" ]]; then
+  cargo install cargo-deny --locked --version "$cargo_deny" --root "$tools"
+fi
+
+[[ -x $tools/venv/bin/pip ]] || python3 -m venv "$tools/venv"
+"$tools/venv/bin/pip" install --quiet --disable-pip-version-check "rust-just==$just" "aws-sam-cli==$sam"

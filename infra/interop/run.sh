@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Foreign clients on our session tokens: jose and PyJWT verify what we mint, and we accept and refuse what they sign.
+# Starts a runner of its own that keeps nothing. Secrets go to the clients through stdin, never through arguments.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+here=infra/interop
+venv=target/interop/venv
+log=target/interop/karta.log
+karta=${CARGO_TARGET_DIR:-target}/debug/karta
+
+cargo build --locked -p karta-local
+(cd "$here" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
+[[ -x $venv/bin/pip ]] || python3 -m venv "$venv"
+"$venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes --requirement "$here/requirements.txt"
+
+runner=
+stop() {
+  [[ -z $runner ]] || kill "$runner" 2>/dev/null || true
+}
+trap stop EXIT
+
+# The one JSON line holds secrets, so it goes through a pipe and never into a file.
+exec {stdout}< <(KARTA_BCRYPT_COST=4 exec "$karta" --ephemeral --json --port 0 2>"$log")
+runner=$!
+if ! IFS= read -r -t 60 -u "$stdout" start; then
+  echo "interop: the runner did not start:" >&2
+  tail -n 20 "$log" >&2
+  exit 1
+fi
+
+passed=0
+for client in "node $here/verify.mjs" "$venv/bin/python $here/verify.py"; do
+  # shellcheck disable=SC2086 # a command and its argument
+  summary=$(printf '%s\n' "$start" | $client)
+  echo "$summary"
+  passed=$((passed + $(tail -n 1 <<<"$summary" | sed -E 's/^.*: ([0-9]+) checks$/\1/')))
+done
+
+kill "$runner"
+wait "$runner" || { echo "interop: the runner did not stop cleanly" >&2; exit 1; }
+runner=
+
+echo "interop: $passed passed, 0 failed"

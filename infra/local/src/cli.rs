@@ -1,0 +1,137 @@
+//! The command line.
+
+use std::{
+    io::{self, Write},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use karta_shared::{
+    clock::SystemClock,
+    config,
+    domain::{ApiKeyToken, Slug},
+    entropy::OsEntropy,
+    telemetry,
+};
+use secrecy::ExposeSecret;
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{Options, Runner};
+
+/// Runs the whole control plane on this machine, over an embedded store.
+#[derive(Debug, Parser)]
+#[command(name = "karta", version)]
+pub struct Arguments {
+    /// The address to listen on; 0.0.0.0 lets containers in.
+    #[arg(long, env = "KARTA_HOST", default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// The port to listen on; 0 picks a free one.
+    #[arg(long, env = "KARTA_PORT", default_value_t = 8787)]
+    port: u16,
+    /// Where data and generated secrets are kept.
+    #[arg(long, env = "KARTA_DATA_DIR", default_value = ".karta")]
+    data_dir: PathBuf,
+    /// Keep nothing: data and secrets live in memory.
+    #[arg(long, env = "KARTA_EPHEMERAL")]
+    ephemeral: bool,
+    /// The slug of the organization to work with; it is made, with a first key, if it is not there.
+    #[arg(long, env = "KARTA_ORG", default_value = "acme", value_parser = slug)]
+    org: Slug,
+    /// Print one line of JSON about this run instead of a greeting.
+    #[arg(long, env = "KARTA_JSON")]
+    json: bool,
+    /// bcrypt's cost for new digests (12 if not given); 4 is quick, for tests only.
+    #[arg(long, env = "KARTA_BCRYPT_COST")]
+    bcrypt_cost: Option<u32>,
+    /// What to log, to standard error: off, error, warn, info, debug, or tracing directives.
+    #[arg(long, env = "KARTA_LOG", default_value = "info")]
+    log: String,
+}
+
+fn slug(text: &str) -> Result<Slug, String> {
+    Slug::try_from(text.to_owned()).map_err(|error| error.to_string())
+}
+
+/// Runs until SIGINT or SIGTERM.
+pub async fn run(arguments: Arguments) -> Result<()> {
+    telemetry::init(telemetry::Output::Stderr, &arguments.log).context("--log")?;
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let runner = Runner::start(Options {
+        host: arguments.host,
+        port: arguments.port,
+        data_dir: (!arguments.ephemeral).then(|| arguments.data_dir.clone()),
+        organization: arguments.org,
+        bcrypt_cost: arguments.bcrypt_cost,
+        session_token_secret: config::session_token_secret()?,
+        clock: Arc::new(SystemClock),
+        entropy: Arc::new(OsEntropy),
+    })
+    .await?;
+    let data_dir = (!arguments.ephemeral).then_some(arguments.data_dir.as_path());
+    let text = if arguments.json { description(&runner, data_dir) } else { greeting(&runner, data_dir) };
+    // Nobody reading is no reason not to run.
+    writeln!(io::stdout(), "{text}").ok();
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    runner.stop().await;
+    Ok(())
+}
+
+/// Says on standard error why there is no run.
+pub fn complain(error: &anyhow::Error) {
+    writeln!(io::stderr(), "karta: {}", telemetry::scrub(&format!("{error:#}"))).ok();
+}
+
+fn description(runner: &Runner, data_dir: Option<&Path>) -> String {
+    let organization = &runner.founded.organization;
+    json!({
+        "base_url": runner.base_url,
+        "organization_id": organization.id,
+        "organization_slug": organization.slug,
+        "api_key": runner.founded.api_key.as_ref().map(ApiKeyToken::expose),
+        "service_token": runner.secrets.service_token.expose_secret(),
+        "session_token_secret": runner.secrets.session_token_secret.expose_secret(),
+        "data_dir": data_dir,
+    })
+    .to_string()
+}
+
+fn greeting(runner: &Runner, data_dir: Option<&Path>) -> String {
+    let (url, organization) = (&runner.base_url, &runner.founded.organization.slug);
+    let kept = data_dir.map_or_else(
+        || "Nothing is kept.".to_owned(),
+        |folder| format!("Data and secrets are kept in {}.", folder.display()),
+    );
+    let Some(token) = &runner.founded.api_key else {
+        return format!(
+            "Karta runs on {url} for the organization {organization}. {kept}\n\
+             Its first key was shown at the first start; to get another organization with a key of its own, use --org."
+        );
+    };
+    let token = token.expose();
+    format!(
+        r#"Karta runs on {url} for the organization {organization}. {kept}
+
+Its first key has all scopes and is shown only now:
+
+  {token}
+
+Try it:
+
+  curl {url}/v1/whoami -H 'Authorization: Bearer {token}'
+
+  curl {url}/v1/api_keys -H 'Authorization: Bearer {token}' \
+    -d '{{"name": "ci-runner", "scopes": ["write"]}}'
+
+  curl {url}/v1/agent_projects -H 'Authorization: Bearer {token}' \
+    -d '{{"slug": "my-app", "name": "My app"}}'
+
+Ctrl-C stops it."#
+    )
+}

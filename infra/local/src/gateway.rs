@@ -1,0 +1,275 @@
+//! What API Gateway does with a request, and no more: match the route, ask the authorizer and keep its verdict for the template's
+//! seconds, hand the function its context, and answer in its own voice from the template's `GatewayResponses`.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use authorizer::Authorizer;
+use aws_lambda_events::{
+    apigw::{ApiGatewayCustomAuthorizerRequest, ApiGatewayProxyRequestContext},
+    iam::IamPolicyEffect,
+};
+use axum::body;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use karta_shared::{
+    App,
+    clock::Clock,
+    domain::{Entropy, Timestamp},
+};
+use lambda_http::{Body, Request, RequestExt, request::RequestContext};
+use quick_cache::sync::Cache;
+use regex::Regex;
+use serde_json::Value;
+
+use crate::{
+    registry::{self, Handler},
+    template::{GatewayResponse, Template},
+};
+
+/// API Gateway's own limit on a body.
+const BODY_MAX: usize = 10 * 1024 * 1024;
+const VERDICTS_KEPT: usize = 10_000;
+const STAGE: &str = "local";
+
+type Routes = matchit::Router<Vec<Target>>;
+
+pub struct Gateway {
+    routes: Routes,
+    authorizer: Authorizer,
+    validation: Regex,
+    verdicts: Cache<[u8; 32], Verdict>,
+    cached_for: Duration,
+    responses: HashMap<String, GatewayResponse>,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+}
+
+struct Target {
+    method: Method,
+    handler: Handler,
+    authorized: bool,
+}
+
+/// What the authorizer said of an `Authorization` header, and when. `None` is a Deny.
+#[derive(Clone)]
+struct Verdict {
+    at: Timestamp,
+    context: Option<Arc<HashMap<String, Value>>>,
+}
+
+/// The gateway's own answers, by the template's names for them.
+#[derive(Debug, Clone, Copy)]
+enum Refusal {
+    MissingAuthenticationToken,
+    Unauthorized,
+    AccessDenied,
+    AuthorizerFailure,
+    RequestTooLarge,
+}
+
+impl Refusal {
+    const ALL: [Self; 5] = [
+        Self::MissingAuthenticationToken,
+        Self::Unauthorized,
+        Self::AccessDenied,
+        Self::AuthorizerFailure,
+        Self::RequestTooLarge,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::MissingAuthenticationToken => "MISSING_AUTHENTICATION_TOKEN",
+            Self::Unauthorized => "UNAUTHORIZED",
+            Self::AccessDenied => "ACCESS_DENIED",
+            Self::AuthorizerFailure => "AUTHORIZER_FAILURE",
+            Self::RequestTooLarge => "REQUEST_TOO_LARGE",
+        }
+    }
+}
+
+impl Gateway {
+    /// Mounts the template's routes. Fails where template and handlers do not name the same functions.
+    pub fn new(app: &App, template: Template) -> Result<Self> {
+        let settings = template.authorizer;
+        let mut handlers = registry::handlers(app);
+        let mut targets: HashMap<String, Vec<Target>> = HashMap::new();
+        for function in template.functions {
+            if function.binary == settings.binary {
+                ensure!(
+                    function.binary == authorizer::NAME,
+                    "template.yaml names {} as its authorizer",
+                    function.binary
+                );
+                continue;
+            }
+            let handler = handlers.remove(function.binary.as_str());
+            let handler = handler
+                .with_context(|| format!("template.yaml lists {}, which has no handler here", function.binary))?;
+            for route in function.routes {
+                let target =
+                    Target { method: route.method, handler: Arc::clone(&handler), authorized: route.authorized };
+                targets.entry(route.path).or_default().push(target);
+            }
+        }
+        if let Some(name) = handlers.keys().next() {
+            return Err(anyhow!("the handler {name} is not in template.yaml"));
+        }
+        let mut routes = Routes::new();
+        for (path, targets) in targets {
+            routes.insert(&path, targets).with_context(|| format!("the path {path}"))?;
+        }
+        let responses: HashMap<_, _> = template.gateway_responses.into_iter().collect();
+        for refusal in Refusal::ALL {
+            ensure!(responses.contains_key(refusal.name()), "template.yaml has no GatewayResponse {}", refusal.name());
+        }
+        Ok(Self {
+            routes,
+            authorizer: Authorizer::new(app.clone()),
+            validation: Regex::new(&format!("^(?:{})$", settings.validation_expression))
+                .context("ValidationExpression")?,
+            verdicts: Cache::new(VERDICTS_KEPT),
+            cached_for: Duration::from_secs(settings.cached_seconds),
+            responses,
+            clock: Arc::clone(&app.clock),
+            entropy: Arc::clone(&app.entropy),
+        })
+    }
+
+    pub async fn answer(&self, peer: SocketAddr, request: axum::extract::Request) -> axum::response::Response {
+        let request_id = self.request_id();
+        match self.route(peer, request, &request_id).await {
+            Ok(response) => response,
+            Err(refusal) => self.refuse(refusal, &request_id),
+        }
+    }
+
+    async fn route(
+        &self,
+        peer: SocketAddr,
+        request: axum::extract::Request,
+        request_id: &str,
+    ) -> Result<axum::response::Response, Refusal> {
+        let (parts, body) = request.into_parts();
+        let matched = self.routes.at(parts.uri.path()).map_err(|_| Refusal::MissingAuthenticationToken)?;
+        let target = matched.value.iter().find(|target| target.method == parts.method);
+        let target = target.ok_or(Refusal::MissingAuthenticationToken)?;
+        let context = if target.authorized {
+            Some(self.authorize(&parts.headers, &parts.method, &parts.uri).await?)
+        } else {
+            None
+        };
+        let body = body::to_bytes(body, BODY_MAX).await.map_err(|_| Refusal::RequestTooLarge)?;
+
+        let variables: HashMap<String, String> =
+            matched.params.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let mut gateway = ApiGatewayProxyRequestContext::default();
+        gateway.request_id = Some(request_id.to_owned());
+        gateway.stage = Some(STAGE.to_owned());
+        gateway.domain_name =
+            parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).map(ToOwned::to_owned);
+        gateway.identity.source_ip = Some(peer.ip().to_canonical().to_string());
+        if let Some(context) = context {
+            gateway.authorizer.fields.clone_from(&context);
+        }
+        let mut event = Request::new(match std::str::from_utf8(&body) {
+            _ if body.is_empty() => Body::Empty,
+            Ok(text) => Body::Text(text.to_owned()),
+            Err(_) => Body::Binary(body.to_vec()),
+        });
+        *event.method_mut() = parts.method;
+        *event.headers_mut() = parts.headers;
+        let event = event
+            .with_raw_http_path(parts.uri.path())
+            .with_query_string_parameters(query(&parts.uri))
+            .with_path_parameters(variables)
+            .with_request_context(RequestContext::ApiGatewayV1(gateway));
+        let (parts, body) = (target.handler)(event).await.into_parts();
+        let body = match body {
+            Body::Text(text) => axum::body::Body::from(text),
+            Body::Binary(bytes) => axum::body::Body::from(bytes),
+            _ => axum::body::Body::empty(),
+        };
+        Ok(axum::response::Response::from_parts(parts, body))
+    }
+
+    /// The authorizer's context for the header, from the cache where the verdict is fresh. A fault is not cached.
+    async fn authorize(
+        &self,
+        headers: &HeaderMap,
+        method: &Method,
+        uri: &Uri,
+    ) -> Result<Arc<HashMap<String, Value>>, Refusal> {
+        let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let header = header.filter(|header| self.validation.is_match(header)).ok_or(Refusal::Unauthorized)?;
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, header.as_bytes());
+        let cache_key: [u8; 32] = digest.as_ref().try_into().map_err(|_| Refusal::AuthorizerFailure)?;
+        let cached =
+            self.verdicts.get(&cache_key).filter(|verdict| self.clock.now().since(verdict.at) < self.cached_for);
+        let verdict = if let Some(verdict) = cached {
+            verdict
+        } else {
+            let verdict = self.ask(header, method, uri).await?;
+            self.verdicts.insert(cache_key, verdict.clone());
+            verdict
+        };
+        verdict.context.ok_or(Refusal::AccessDenied)
+    }
+
+    async fn ask(&self, header: &str, method: &Method, uri: &Uri) -> Result<Verdict, Refusal> {
+        let mut event = ApiGatewayCustomAuthorizerRequest::default();
+        event.type_ = Some("TOKEN".to_owned());
+        event.authorization_token = Some(header.to_owned());
+        event.method_arn = Some(format!("arn:aws:execute-api:local:000000000000:karta/{STAGE}/{method}{}", uri.path()));
+        let answer = self.authorizer.authorize(&event).await.map_err(|error| {
+            tracing::error!(route = authorizer::NAME, %error, "undecided");
+            Refusal::AuthorizerFailure
+        })?;
+        let allowed =
+            answer.policy_document.statement.iter().all(|statement| statement.effect == IamPolicyEffect::Allow);
+        let context = match answer.context {
+            Value::Object(context) if allowed => Some(Arc::new(context.into_iter().collect())),
+            _ => None,
+        };
+        Ok(Verdict { at: self.clock.now(), context })
+    }
+
+    fn refuse(&self, refusal: Refusal, request_id: &str) -> axum::response::Response {
+        let template = &self.responses[refusal.name()];
+        tracing::info!(request_id, route = "gateway", status = template.status, refusal = refusal.name(), "request");
+        let body = template.body.replace("$context.requestId", request_id);
+        let mut response = axum::response::Response::new(axum::body::Body::from(body));
+        *response.status_mut() = StatusCode::from_u16(template.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        for (name, value) in &template.headers {
+            let value = if value == "context.requestId" { request_id } else { value.trim_matches('\'') };
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_str(value)) {
+                response.headers_mut().insert(name, value);
+            }
+        }
+        response
+    }
+
+    /// A version 4 UUID, as API Gateway's are.
+    fn request_id(&self) -> String {
+        let mut random = [0; 16];
+        self.entropy.fill(&mut random);
+        let id = u128::from_be_bytes(random) & !(0xf << 76 | 0xc << 60) | (0x4 << 76 | 0x8 << 60);
+        let hex = format!("{id:032x}");
+        format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    }
+}
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gateway").field("authorizer", &self.authorizer).finish_non_exhaustive()
+    }
+}
+
+fn query(uri: &Uri) -> HashMap<String, Vec<String>> {
+    let mut parameters: HashMap<String, Vec<String>> = HashMap::new();
+    let pairs: Vec<(String, String)> =
+        uri.query().and_then(|query| serde_urlencoded::from_str(query).ok()).unwrap_or_default();
+    for (name, value) in pairs {
+        parameters.entry(name).or_default().push(value);
+    }
+    parameters
+}

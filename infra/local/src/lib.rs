@@ -1,0 +1,16 @@
+//! The whole control plane in one process.
+//!
+//! [`Runner::start`] opens an embedded DynamoDB ([`emulator`]), reads `template.yaml` ([`template`]), mounts the functions that
+//! it lists ([`registry`]) behind what API Gateway would do ([`gateway`]), and makes the first organization ([`bootstrap`]). Handlers,
+//! authorizer and DynamoDB calls are those that run in AWS.
+
+pub mod bootstrap;
+pub mod cli;
+pub mod emulator;
+pub mod gateway;
+pub mod registry;
+pub mod runner;
+pub mod secrets;
+pub mod template;
+
+pub use runner::{Options, Runner};

@@ -1,0 +1,39 @@
+//! The handlers by name. A function that stands in `template.yaml` and not here stops the start, and so does the reverse.
+
+use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc};
+
+use karta_shared::{
+    App,
+    http::{Route, serve},
+};
+use lambda_http::{Body, Request, Response};
+
+type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+pub type Handler = Arc<dyn Fn(Request) -> Answer + Send + Sync>;
+
+/// Every function that answers requests, under its folder's name.
+pub fn handlers(app: &App) -> BTreeMap<&'static str, Handler> {
+    BTreeMap::from([
+        mount::<agent_projects_create::AgentProjectsCreate>(app),
+        mount::<agent_projects_get::AgentProjectsGet>(app),
+        mount::<agent_projects_list::AgentProjectsList>(app),
+        mount::<api_keys_create::ApiKeysCreate>(app),
+        mount::<api_keys_get::ApiKeysGet>(app),
+        mount::<api_keys_list::ApiKeysList>(app),
+        mount::<api_keys_revoke::ApiKeysRevoke>(app),
+        mount::<api_keys_update::ApiKeysUpdate>(app),
+        mount::<healthz::Healthz>(app),
+        mount::<projects_whoami::ProjectsWhoami>(app),
+        mount::<session_tokens_create::SessionTokensCreate>(app),
+        mount::<whoami::Whoami>(app),
+    ])
+}
+
+fn mount<R: Route>(app: &App) -> (&'static str, Handler) {
+    let app = app.clone();
+    let handler = move |request| -> Answer {
+        let app = app.clone();
+        Box::pin(async move { serve::<R>(&app, request).await })
+    };
+    (R::NAME, Arc::new(handler))
+}

@@ -1,0 +1,155 @@
+//! Starts and stops everything.
+
+use std::{
+    fs::{self, DirBuilder, File, TryLockError},
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use axum::{
+    Router,
+    extract::{ConnectInfo, Request, State},
+    response::Response,
+    serve::ListenerExt,
+};
+use karta_shared::{
+    App,
+    clock::Clock,
+    config::{self, Config},
+    domain::{Entropy, Slug},
+    store::table::Tables,
+};
+use secrecy::SecretString;
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::timeout};
+
+use crate::{
+    bootstrap::{self, Founded},
+    emulator::Emulator,
+    gateway::Gateway,
+    secrets::LocalSecrets,
+    template::{TEMPLATE, Template},
+};
+
+/// How long a stop waits for requests under way.
+const STOPPED_WITHIN: Duration = Duration::from_secs(5);
+
+/// How to run.
+pub struct Options {
+    pub host: IpAddr,
+    /// 0 picks a free one.
+    pub port: u16,
+    /// Where data and secrets are kept; `None` keeps nothing.
+    pub data_dir: Option<PathBuf>,
+    /// The organization to work with; made if it is not there.
+    pub organization: Slug,
+    /// bcrypt's cost; 12 if not given.
+    pub bcrypt_cost: Option<u32>,
+    /// Signs session tokens instead of a generated secret.
+    pub session_token_secret: Option<SecretString>,
+    pub clock: Arc<dyn Clock>,
+    pub entropy: Arc<dyn Entropy>,
+}
+
+/// The running control plane.
+pub struct Runner {
+    pub base_url: String,
+    pub founded: Founded,
+    pub secrets: LocalSecrets,
+    /// What the handlers work with, for tests that look behind the HTTP API.
+    pub app: App,
+    /// The embedded store's URL.
+    pub dynamodb_endpoint: String,
+    emulator: Emulator,
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<std::io::Result<()>>,
+    /// Held while the data directory is in use.
+    _lock: Option<File>,
+}
+
+impl Runner {
+    pub async fn start(options: Options) -> Result<Self> {
+        Self::start_behind(options, None).await
+    }
+
+    /// Like [`start`](Self::start), with the SDK pointed at what `proxy` makes of the store's URL: tests put faults in between.
+    pub async fn start_behind(options: Options, proxy: Option<&dyn Fn(&str) -> String>) -> Result<Self> {
+        let lock = options.data_dir.as_deref().map(lock).transpose()?;
+        let folder = options.data_dir.as_deref();
+        let tables = Tables { main: "karta".to_owned(), credentials: "karta-credentials".to_owned() };
+        let config = Config::local(tables.clone(), options.bcrypt_cost)?;
+        let secrets = LocalSecrets::open(folder, options.session_token_secret, &*options.entropy)?;
+        let template = Template::parse(TEMPLATE)?;
+        let emulator = Emulator::start(folder, &template, |logical_id| match logical_id {
+            "KartaTable" => Some(tables.main.clone()),
+            "CredentialsTable" => Some(tables.credentials.clone()),
+            _ => None,
+        })
+        .await?;
+        let dynamodb_endpoint = emulator.endpoint();
+        let endpoint = proxy.map_or_else(|| dynamodb_endpoint.clone(), |proxy| proxy(&dynamodb_endpoint));
+        let app =
+            App::new(config, &config::local_sdk(&endpoint).await, secrets.source(), options.clock, options.entropy);
+        app.secrets.warm_up().await?;
+        let gateway = Arc::new(Gateway::new(&app, template)?);
+        let founded = bootstrap::organization(&app, &options.organization).await?;
+
+        let address = SocketAddr::new(options.host, options.port);
+        let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+        let base_url = format!("http://{}", listener.local_addr()?);
+        let listener = listener.tap_io(|connection| {
+            connection.set_nodelay(true).ok();
+        });
+        let (stop, stopped) = oneshot::channel();
+        let service =
+            Router::new().fallback(answer).with_state(gateway).into_make_service_with_connect_info::<SocketAddr>();
+        let served = tokio::spawn(async move {
+            axum::serve(listener, service)
+                .with_graceful_shutdown(async {
+                    stopped.await.ok();
+                })
+                .await
+        });
+        Ok(Self { base_url, founded, secrets, app, dynamodb_endpoint, emulator, stop, served, _lock: lock })
+    }
+
+    /// Answers what is under way, then ends.
+    pub async fn stop(self) {
+        drop(self.stop);
+        if timeout(STOPPED_WITHIN, self.served).await.is_err() {
+            tracing::warn!("requests were still under way after {STOPPED_WITHIN:?}");
+        }
+        drop(self.app);
+        timeout(STOPPED_WITHIN, self.emulator.stop()).await.ok();
+    }
+}
+
+async fn answer(
+    State(gateway): State<Arc<Gateway>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+) -> Response {
+    gateway.answer(peer, request).await
+}
+
+/// Makes the directory, for its owner alone, and takes it: two runners over one store would each trust a cache of their own.
+fn lock(folder: &Path) -> Result<File> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .with_context(|| format!("cannot make {}", folder.display()))?;
+    let path = folder.join("lock");
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!("another runner works on {}: stop it, or choose another --data-dir", folder.display())
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}

@@ -1,0 +1,100 @@
+//! The rings of a local run: generated once, kept beside the data in a file that only its owner may read.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    io::{ErrorKind, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use anyhow::{Context, Result};
+use karta_shared::{
+    config::{Ring, SecretSource},
+    domain::{Entropy, Keyring},
+};
+use secrecy::{ExposeSecret, SecretString};
+
+/// One name's flat JSON, as Secrets Manager would hold it; under `service-token` a bare token.
+type Stored = BTreeMap<String, String>;
+
+const SERVICE_TOKEN: &str = "service-token";
+
+pub struct LocalSecrets {
+    rings: HashMap<Ring, SecretString>,
+    pub service_token: SecretString,
+    /// The secret under the signing ring's current key: what a data plane on this machine verifies session tokens with.
+    pub session_token_secret: SecretString,
+}
+
+impl LocalSecrets {
+    /// Reads the rings of `folder` and makes what is missing; all anew where there is no folder.
+    /// `session_token_secret` takes the place of the signing ring.
+    pub fn open(
+        folder: Option<&Path>,
+        session_token_secret: Option<SecretString>,
+        entropy: &dyn Entropy,
+    ) -> Result<Self> {
+        let path = folder.map(|folder| folder.join("secrets.json"));
+        let mut stored = path.as_deref().map(read).transpose()?.unwrap_or_default();
+        let known = stored.len();
+        for ring in Ring::ALL {
+            stored.entry(ring.name().to_owned()).or_insert_with(|| ring_json(&random_text(entropy)));
+        }
+        stored.entry(SERVICE_TOKEN.to_owned()).or_insert_with(|| format!("karta_service_{}", random_text(entropy)));
+        if let Some(path) = &path
+            && stored.len() > known
+        {
+            write(path, &stored)?;
+        }
+        if let Some(secret) = session_token_secret {
+            Keyring::single("k1", secret.clone()).context("KARTA_SESSION_TOKEN_SECRET")?;
+            stored.insert(Ring::SessionSigning.name().to_owned(), ring_json(secret.expose_secret()));
+        }
+        let signing: Keyring =
+            serde_json::from_str(&stored[Ring::SessionSigning.name()]).context("the session-signing ring")?;
+        Ok(Self {
+            session_token_secret: String::from_utf8_lossy(signing.current().1).into_owned().into(),
+            service_token: stored[SERVICE_TOKEN].clone().into(),
+            rings: Ring::ALL.into_iter().map(|ring| (ring, stored[ring.name()].clone().into())).collect(),
+        })
+    }
+
+    pub fn source(&self) -> SecretSource {
+        SecretSource::Fixed(self.rings.clone())
+    }
+}
+
+fn ring_json(secret: &str) -> String {
+    serde_json::json!({ "current": "k1", "k1": secret }).to_string()
+}
+
+/// 64 hexadecimal digits: 256 bits.
+fn random_text(entropy: &dyn Entropy) -> String {
+    let mut halves = [[0; 16]; 2];
+    for half in &mut halves {
+        entropy.fill(half);
+    }
+    let [high, low] = halves.map(u128::from_be_bytes);
+    format!("{high:032x}{low:032x}")
+}
+
+fn read(path: &Path) -> Result<Stored> {
+    match fs::read(path) {
+        // serde_json's message would quote what it stumbled over.
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .ok()
+            .with_context(|| format!("{} is not an object of strings", path.display())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Stored::new()),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// Whole or not at all: a crash must not leave half a ring, under which nothing would open again.
+fn write(path: &Path, stored: &Stored) -> Result<()> {
+    let next = path.with_extension("json.next");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
+    file.write_all(&serde_json::to_vec_pretty(stored)?)?;
+    file.sync_all()?;
+    fs::rename(&next, path).with_context(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,153 @@
+//! What the runner takes from `template.yaml`: functions and their routes, the authorizer's settings, gateway responses, tables.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail, ensure};
+use http::Method;
+use serde_json::Value;
+
+/// The template that this binary was built with.
+pub const TEMPLATE: &str = include_str!("../../../template.yaml");
+
+#[derive(Debug)]
+pub struct Template {
+    pub functions: Vec<Function>,
+    pub authorizer: AuthorizerSettings,
+    pub gateway_responses: BTreeMap<String, GatewayResponse>,
+    pub tables: BTreeMap<String, Table>,
+}
+
+#[derive(Debug)]
+pub struct Function {
+    /// The binary, which has the folder's name.
+    pub binary: String,
+    pub routes: Vec<Route>,
+}
+
+#[derive(Debug)]
+pub struct Route {
+    pub method: Method,
+    /// With variables in braces: `/v1/api_keys/{id}`.
+    pub path: String,
+    pub authorized: bool,
+}
+
+#[derive(Debug)]
+pub struct AuthorizerSettings {
+    /// The authorizer function's binary.
+    pub binary: String,
+    pub cached_seconds: u64,
+    /// What the whole `Authorization` header must match.
+    pub validation_expression: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct GatewayResponse {
+    pub status: u16,
+    /// Header name to value: quoted text, or `context.requestId`.
+    pub headers: BTreeMap<String, String>,
+    /// JSON with `$context.requestId` in it.
+    pub body: String,
+}
+
+/// The properties that the embedded store needs of a table.
+#[derive(Debug)]
+pub struct Table(pub Value);
+
+impl Template {
+    pub fn parse(yaml: &str) -> Result<Self> {
+        let document: Value = serde_saphyr::from_str(yaml).context("template.yaml is not YAML")?;
+        let resources = document["Resources"].as_object().context("template.yaml has no Resources")?;
+        let of_type = |kind: &'static str| {
+            resources
+                .iter()
+                .filter(move |(_, resource)| resource["Type"] == kind)
+                .map(|(name, resource)| (name.as_str(), resource))
+        };
+        let (_, api) = of_type("AWS::Serverless::Api").next().context("template.yaml has no AWS::Serverless::Api")?;
+        let functions: Result<BTreeMap<_, _>> = of_type("AWS::Serverless::Function")
+            .map(|(name, resource)| Ok((name, function(name, resource)?)))
+            .collect();
+        let functions = functions?;
+        Ok(Self {
+            authorizer: authorizer(&api["Properties"]["Auth"], &functions)?,
+            functions: functions.into_values().collect(),
+            gateway_responses: gateway_responses(&api["Properties"]["GatewayResponses"])?,
+            tables: of_type("AWS::DynamoDB::Table")
+                .map(|(name, table)| (name.to_owned(), Table(table["Properties"].clone())))
+                .collect(),
+        })
+    }
+}
+
+fn function(name: &str, resource: &Value) -> Result<Function> {
+    let binary =
+        text(&resource["Metadata"]["BuildProperties"]["Binary"]).with_context(|| format!("{name} names no Binary"))?;
+    ensure!(name == camel_case(binary), "{name} builds {binary}: its logical id must be {}", camel_case(binary));
+    let events = resource["Properties"]["Events"].as_object();
+    let routes = events
+        .into_iter()
+        .flatten()
+        .map(|(event, value)| route(&value["Properties"]).with_context(|| format!("{name}, event {event}")));
+    Ok(Function { binary: binary.to_owned(), routes: routes.collect::<Result<_>>()? })
+}
+
+fn route(event: &Value) -> Result<Route> {
+    let method = text(&event["Method"])?.to_ascii_uppercase();
+    Ok(Route {
+        method: method.parse().context("Method")?,
+        path: text(&event["Path"])?.to_owned(),
+        authorized: match event["Auth"]["Authorizer"].as_str() {
+            None => true,
+            Some("NONE") => false,
+            Some(other) => bail!("unknown Authorizer {other}"),
+        },
+    })
+}
+
+fn authorizer(auth: &Value, functions: &BTreeMap<&str, Function>) -> Result<AuthorizerSettings> {
+    let name =
+        text(&auth["DefaultAuthorizer"]).context("the Api has no DefaultAuthorizer: every route would be open")?;
+    let settings = &auth["Authorizers"][name];
+    let target = text(&settings["FunctionArn"]).context("FunctionArn")?;
+    let target = target.split('.').next().unwrap_or(target);
+    let function = functions.get(target).with_context(|| format!("the authorizer {target} is no function"))?;
+    let identity = &settings["Identity"];
+    Ok(AuthorizerSettings {
+        binary: function.binary.clone(),
+        cached_seconds: identity["ReauthorizeEvery"].as_u64().context("Identity.ReauthorizeEvery")?,
+        validation_expression: text(&identity["ValidationExpression"])
+            .context("Identity.ValidationExpression")?
+            .to_owned(),
+    })
+}
+
+fn gateway_responses(value: &Value) -> Result<BTreeMap<String, GatewayResponse>> {
+    let responses = value.as_object().context("the Api has no GatewayResponses")?;
+    let response = |name: &String, value: &Value| {
+        let status =
+            value["StatusCode"].as_u64().and_then(|status| u16::try_from(status).ok()).context("StatusCode")?;
+        let headers = value["ResponseParameters"]["Headers"].as_object();
+        let headers = headers.into_iter().flatten().map(|(name, value)| Ok((name.clone(), text(value)?.to_owned())));
+        let body = text(&value["ResponseTemplates"]["application/json"])?.to_owned();
+        anyhow::Ok((name.clone(), GatewayResponse { status, headers: headers.collect::<Result<_>>()?, body }))
+    };
+    responses
+        .iter()
+        .map(|(name, value)| response(name, value).with_context(|| format!("GatewayResponses.{name}")))
+        .collect()
+}
+
+fn text(value: &Value) -> Result<&str> {
+    value.as_str().with_context(|| format!("expected a string, found {value}"))
+}
+
+/// `api-keys-create` → `ApiKeysCreate`
+fn camel_case(folder: &str) -> String {
+    let capitalised = |word: &str| {
+        let mut characters = word.chars();
+        let first = characters.next().map(|first| first.to_ascii_uppercase());
+        first.into_iter().chain(characters).collect::<String>()
+    };
+    folder.split('-').map(capitalised).collect()
+}

@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# Lays out functions/<resource>-<verb>/ and says what is left to do by hand.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+die() {
+  echo "new-route: $1" >&2
+  exit 1
+}
+
+(($# == 2)) || die "usage: new-route <resource> <verb>, for example: new-route api-keys rotate"
+for word in "$1" "$2"; do
+  [[ $word =~ ^[a-z][a-z0-9]*(-[a-z0-9]+)*$ ]] || die "\`$word\` is not lower-case words with hyphens between"
+done
+name=$1-$2
+folder=functions/$name
+[[ ! -e $folder ]] || die "$folder exists"
+
+crate=${name//-/_}
+camel=$(sed -E 's/(^|-)([a-z0-9])/\U\2/g' <<<"$name")
+
+mkdir -p "$folder/src"
+cat >"$folder/Cargo.toml" <<TOML
+[package]
+name = "$name"
+version.workspace = true
+edition.workspace = true
+rust-version.workspace = true
+license.workspace = true
+publish.workspace = true
+
+[lib]
+test = false
+doctest = false
+
+[[bin]]
+name = "$name"
+test = false
+
+[dependencies]
+karta-shared.workspace = true
+lambda_http.workspace = true
+serde.workspace = true
+tokio.workspace = true
+
+[lints]
+workspace = true
+TOML
+
+cat >"$folder/src/lib.rs" <<RUST
+//! What this route does, in one sentence.
+
+use karta_shared::{
+    App,
+    http::{Answer, Call, Error, NoBody, NoQuery, Read, Route},
+};
+use serde::Serialize;
+
+#[derive(Debug, Serialize)]
+pub struct Output {}
+
+#[derive(Debug)]
+pub struct $camel;
+
+impl Route for $camel {
+    const NAME: &'static str = "$name";
+    type Access = Read;
+    type Path = ();
+    type Query = NoQuery;
+    type Body = NoBody;
+    type Output = Output;
+
+    async fn handle(_app: &App, _call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        Answer::ok(&Output {})
+    }
+}
+RUST
+
+cat >"$folder/src/main.rs" <<RUST
+use karta_shared::http;
+
+#[tokio::main]
+async fn main() -> Result<(), lambda_http::Error> {
+    http::run::<$crate::$camel>().await
+}
+RUST
+
+cat <<TEXT
+$folder is laid out. Left to do:
+  1. Cargo.toml: \`$name = { path = "$folder" }\` among the functions.
+  2. infra/local: the dependency, and the handler beside the others.
+  3. template.yaml: the function \`$camel\`, its log group, its policy and its route.
+  4. The handler, and its tests under infra/local/tests/.
+  5. docs/api.md and CHANGELOG.md.
+TEXT

@@ -1,0 +1,71 @@
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+# What `just tools` installs comes before the same tool elsewhere.
+export PATH := justfile_directory() / "target/tools/bin" + ":" + justfile_directory() / "target/tools/venv/bin" + ":" + env("PATH")
+export SAM_CLI_TELEMETRY := "0"
+
+# List the recipes.
+default:
+    @just --list --unsorted
+
+# Install the pinned tools (cargo-deny, just, SAM CLI) under target/tools.
+tools:
+    infra/checks/tools.sh
+
+# Everything that CI runs, in its order.
+check: fresh (step "test") (step "check-logs") (step "interop") (step "fmt-check") (step "clippy") (step "deny") (step "validate") (step "check-scripts")
+
+# Every test of every crate.
+test:
+    cargo test --workspace
+
+# No secret that the tests made is in a log that they wrote.
+check-logs:
+    infra/checks/log-secrets.sh
+
+# Session tokens against jose (Node.js) and PyJWT.
+interop:
+    infra/interop/run.sh
+
+# Format the Rust code.
+fmt:
+    cargo fmt --all
+
+# The Rust code is formatted.
+fmt-check:
+    cargo fmt --all --check
+
+# Lints, warnings denied.
+clippy:
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# Banned crates, licences, sources.
+deny:
+    cargo deny --locked check bans licenses sources
+
+# template.yaml, through SAM and cfn-lint.
+validate:
+    AWS_DEFAULT_REGION=us-east-1 sam validate --lint
+
+# Shell scripts.
+check-scripts:
+    shellcheck .ci/run infra/*/*.sh
+
+# Criterion benches, then the load script.
+bench:
+    cargo bench -p karta-shared
+    cargo run --release -p karta-local --example load
+
+# Lay out functions/<resource>-<verb>/, for example: just new-route api-keys rotate
+new-route resource verb:
+    @infra/scaffold/new-route.sh {{ quote(resource) }} {{ quote(verb) }}
+
+# The log check must not read what an earlier run left.
+[private]
+fresh:
+    rm -rf target/run
+
+[private]
+step recipe:
+    @echo "=== {{ recipe }}"
+    @start=$SECONDS; just {{ recipe }}; echo "=== {{ recipe }}: $((SECONDS - start)) s"

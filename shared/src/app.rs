@@ -1,0 +1,61 @@
+//! What every handler is given.
+
+use std::sync::Arc;
+
+use crate::{
+    clock::{Clock, SystemClock},
+    config::{self, Config, SecretSource, Secrets},
+    domain::Entropy,
+    entropy::OsEntropy,
+    store::Store,
+};
+
+/// The parts that handlers work with; cheap to clone. In a Lambda there is one for the life of the process.
+#[derive(Clone)]
+pub struct App {
+    pub store: Store,
+    pub secrets: Arc<Secrets>,
+    pub clock: Arc<dyn Clock>,
+    pub entropy: Arc<dyn Entropy>,
+    /// The cost of digests made here, and of the decoy.
+    pub bcrypt_cost: u32,
+}
+
+impl App {
+    pub fn new(
+        config: Config,
+        sdk: &aws_config::SdkConfig,
+        secrets: SecretSource,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+    ) -> Self {
+        Self {
+            store: Store::new(aws_sdk_dynamodb::Client::new(sdk), config.tables, Arc::clone(&entropy)),
+            secrets: Arc::new(Secrets::new(secrets, Arc::clone(&clock))),
+            clock,
+            entropy,
+            bcrypt_cost: config.bcrypt_cost,
+        }
+    }
+
+    /// The app of a deployed function: configuration from the environment, every ring fetched and the store's connection
+    /// open before the first request. Fails with a sentence that names what is missing or wrong.
+    pub async fn deployed() -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let config = Config::from_env()?;
+        let sdk = config::deployed_sdk().await;
+        let secrets = SecretSource::manager_from_env(aws_sdk_secretsmanager::Client::new(&sdk))?;
+        let app = Self::new(config, &sdk, secrets, Arc::new(SystemClock), Arc::new(OsEntropy));
+        app.secrets.warm_up().await?;
+        if let Err(error) = app.store.warm_up().await {
+            // A function that may not read this key has opened its connection all the same.
+            tracing::debug!(%error, "the warm-up read was refused");
+        }
+        Ok(app)
+    }
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App").field("store", &self.store).field("secrets", &self.secrets).finish_non_exhaustive()
+    }
+}

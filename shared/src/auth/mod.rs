@@ -1,0 +1,24 @@
+//! Proofs of credentials: is this token genuine, and may what it stands for be let in now?
+
+mod bcrypt_pool;
+mod session_token;
+mod validator;
+
+pub use self::{
+    bcrypt_pool::BcryptPool,
+    session_token::{Refused, SessionClaims, SessionScope, SessionToken, TTL_DEFAULT, TTL_MAX, TTL_MIN, mint, verify},
+    validator::{Invalidity, ValidKey, Validator, Verdict},
+};
+
+use crate::{config::SecretError, store::StoreError};
+
+/// Why no verdict could be given. Authentication fails closed: this is a 503, never a refusal that might be cached.
+#[derive(Debug, thiserror::Error)]
+pub enum Undecided {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error("bcrypt failed: {0}")]
+    Bcrypt(String),
+}

@@ -1,0 +1,383 @@
+//! Session tokens: HS256 JWTs that a browser carries, minted under a ring's current key and verified offline.
+//!
+//! Verifying needs the ring and the time, nothing else: no store, no control plane. Whoever holds the ring can mint.
+//!
+//! The parts are taken apart here rather than by `jsonwebtoken::decode`, which reads the machine's clock, parses the header three
+//! times and lets it choose the algorithm out of a list. Here the header chooses a key by name and nothing else.
+
+use std::{borrow::Cow, fmt};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
+
+use crate::domain::{Id, Keyring, Kid};
+
+/// How long a token lives unless its minter asks otherwise, and the bounds of what can be asked; seconds.
+pub const TTL_DEFAULT: u32 = 900;
+pub const TTL_MIN: u32 = 60;
+pub const TTL_MAX: u32 = 3600;
+/// For how many seconds after its `exp` a token still passes, for clocks that disagree.
+const LEEWAY: i64 = 30;
+/// Bounds the work on junk: a minted token has under 2 KiB.
+const TOKEN_MAX_BYTES: usize = 4096;
+
+/// The contract's claims; times in Unix seconds. Claims that are not listed are not looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionClaims {
+    pub org_id: Id,
+    pub org_slug: String,
+    pub project_id: Id,
+    pub project_slug: String,
+    pub scope: SessionScope,
+    pub budget_ok: bool,
+    pub iat: i64,
+    pub exp: i64,
+    pub jti: String,
+    /// The API key that minted it.
+    pub akid: Id,
+    /// The end user it was minted for, 1 to 255 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sub: Option<String>,
+}
+
+/// The claim `scope`, which has one value: a type, so that claims of another scope cannot be read at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionScope {
+    #[default]
+    Session,
+}
+
+/// A minted token. Prints as `[redacted]`.
+#[derive(Clone)]
+pub struct SessionToken(SecretString);
+
+impl SessionToken {
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl fmt::Debug for SessionToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SessionToken([redacted])")
+    }
+}
+
+/// What is read of a header. All that `alg` can do is be refused.
+#[derive(Deserialize)]
+struct Presented<'a> {
+    #[serde(borrow)]
+    alg: Cow<'a, str>,
+    #[serde(borrow)]
+    kid: Option<Cow<'a, str>>,
+    /// Extensions that must be understood; none are.
+    crit: Option<IgnoredAny>,
+}
+
+/// Why a token is not accepted: a word for the log. Callers all get the same 401.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("session token refused: {}", self.as_str())]
+pub enum Refused {
+    /// Too long, or not three parts with a JSON header.
+    Malformed,
+    /// Anything but HS256, or with extensions that would have to be understood.
+    Algorithm,
+    /// No kid in the header, or one that can name no key.
+    NoKid,
+    /// A kid that the ring at hand does not hold: the only refusal that another fetch of the ring can change.
+    UnknownKid,
+    Signature,
+    /// A claim is missing, or of a wrong type or value.
+    Claims,
+    /// Lives for more than an hour, or not at all.
+    Lifetime,
+    Expired,
+}
+
+impl Refused {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Algorithm => "algorithm",
+            Self::NoKid => "no_kid",
+            Self::UnknownKid => "unknown_kid",
+            Self::Signature => "signature",
+            Self::Claims => "claims",
+            Self::Lifetime => "lifetime",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+/// Signs `claims` as they are under the ring's current key. Who mints sees to `exp`: beyond [`TTL_MAX`] nobody takes the token.
+pub fn mint(ring: &Keyring, claims: &SessionClaims) -> SessionToken {
+    let (kid, secret) = ring.current();
+    SessionToken(sign(kid, secret, claims).into())
+}
+
+fn sign(kid: &Kid, secret: &[u8], claims: &SessionClaims) -> String {
+    let header = Header { kid: Some(kid.to_string()), ..Header::new(Algorithm::HS256) };
+    jsonwebtoken::encode(&header, claims, &EncodingKey::from_secret(secret))
+        .expect("claims are JSON, and HMAC takes any key")
+}
+
+/// Judges a token at `now_unix` (seconds). Tries the one key that its header names, or none.
+pub fn verify(ring: &Keyring, token: &str, now_unix: i64) -> Result<SessionClaims, Refused> {
+    if token.len() > TOKEN_MAX_BYTES {
+        return Err(Refused::Malformed);
+    }
+    let (message, signature) = token.rsplit_once('.').ok_or(Refused::Malformed)?;
+    let (header, claims) = message.split_once('.').ok_or(Refused::Malformed)?;
+    let secret = named_key(ring, header)?;
+    let key = DecodingKey::from_secret(secret);
+    match jsonwebtoken::crypto::verify(signature, message.as_bytes(), &key, Algorithm::HS256) {
+        Ok(true) => {}
+        Ok(false) | Err(_) => return Err(Refused::Signature),
+    }
+    let claims = URL_SAFE_NO_PAD.decode(claims).map_err(|_| Refused::Claims)?;
+    let claims: SessionClaims = serde_json::from_slice(&claims).map_err(|_| Refused::Claims)?;
+    claims.judge(now_unix)?;
+    Ok(claims)
+}
+
+fn named_key<'ring>(ring: &'ring Keyring, header: &str) -> Result<&'ring [u8], Refused> {
+    let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| Refused::Malformed)?;
+    let header: Presented = serde_json::from_slice(&header).map_err(|_| Refused::Malformed)?;
+    if header.alg != "HS256" || header.crit.is_some() {
+        return Err(Refused::Algorithm);
+    }
+    let kid = header.kid.ok_or(Refused::NoKid)?;
+    // Told apart so that junk never makes a caller fetch the ring again.
+    ring.get(&kid).ok_or(match Kid::parse(&kid) {
+        Some(_) => Refused::UnknownKid,
+        None => Refused::NoKid,
+    })
+}
+
+impl SessionClaims {
+    fn judge(&self, now_unix: i64) -> Result<(), Refused> {
+        if self.sub.as_ref().is_some_and(|sub| sub.is_empty() || sub.len() > 255) {
+            return Err(Refused::Claims);
+        }
+        let lifetime = self.exp.checked_sub(self.iat).ok_or(Refused::Lifetime)?;
+        if !(1..=i64::from(TTL_MAX)).contains(&lifetime) {
+            return Err(Refused::Lifetime);
+        }
+        if now_unix.saturating_sub(self.exp) >= LEEWAY {
+            return Err(Refused::Expired);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const NOW: i64 = 1_795_000_000;
+
+    fn ring() -> Keyring {
+        serde_json::from_value(json!({"current": "k2", "k1": "1".repeat(32), "k2": "2".repeat(32)})).unwrap()
+    }
+
+    fn claims() -> SessionClaims {
+        let id = |number| Id::new(number).unwrap();
+        SessionClaims {
+            org_id: id(1),
+            org_slug: "acme".to_owned(),
+            project_id: id((1 << 53) - 1),
+            project_slug: "support".to_owned(),
+            scope: SessionScope::Session,
+            budget_ok: true,
+            iat: NOW,
+            exp: NOW + i64::from(TTL_DEFAULT),
+            jti: "1pXq".to_owned(),
+            akid: id(3),
+            sub: None,
+        }
+    }
+
+    /// Signs whatever it is given, as a holder of the ring could.
+    fn forge(header: &Value, claims: &Value, secret: &str, algorithm: Algorithm) -> String {
+        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let message = format!("{}.{}", part(header), part(claims));
+        let key = EncodingKey::from_secret(secret.as_bytes());
+        let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, algorithm).unwrap();
+        format!("{message}.{signature}")
+    }
+
+    fn with_header(header: &Value) -> Result<SessionClaims, Refused> {
+        verify(&ring(), &forge(header, &json!(claims()), &"2".repeat(32), Algorithm::HS256), NOW)
+    }
+
+    /// Verifies the usual claims under a right signature after one of them was replaced, or taken out by `null`.
+    fn with_claim(name: &str, value: Value) -> Result<SessionClaims, Refused> {
+        let mut claims = json!(claims());
+        claims[name] = value;
+        claims.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+        let header = json!({"alg": "HS256", "kid": "k2"});
+        verify(&ring(), &forge(&header, &claims, &"2".repeat(32), Algorithm::HS256), NOW)
+    }
+
+    #[test]
+    fn accepts_what_another_library_signed() {
+        // Python: base64url, json and hmac over these claims.
+        let token = concat!(
+            "eyJ0eXAiOiAiSldUIiwgImFsZyI6ICJIUzI1NiIsICJraWQiOiAiazIifQ.eyJvcmdfaWQiOiAxLCAib3JnX3NsdWciOiAiY",
+            "WNtZSIsICJwcm9qZWN0X2lkIjogOTAwNzE5OTI1NDc0MDk5MSwgInByb2plY3Rfc2x1ZyI6ICJzdXBwb3J0IiwgInNjb3BlI",
+            "jogInNlc3Npb24iLCAiYnVkZ2V0X29rIjogdHJ1ZSwgImlhdCI6IDE3OTUwMDAwMDAsICJleHAiOiAxNzk1MDAwOTAwLCAia",
+            "nRpIjogIjFwWHEiLCAiYWtpZCI6IDN9.ctg5J-50ssMkMzWNc8ItPPsw7NRe6TLQZR2hXV2Yx7E",
+        );
+        assert_eq!(verify(&ring(), token, NOW), Ok(claims()));
+    }
+
+    #[test]
+    fn tokens_of_the_key_before_still_pass() {
+        let token = forge(&json!({"alg": "HS256", "kid": "k1"}), &json!(claims()), &"1".repeat(32), Algorithm::HS256);
+        assert_eq!(verify(&ring(), &token, NOW), Ok(claims()));
+    }
+
+    #[test]
+    fn no_other_algorithm_passes() {
+        for alg in ["none", "None", "", "hs256", "HS384", "HS512", "RS256", "ES256", "EdDSA"] {
+            assert_eq!(with_header(&json!({"alg": alg, "kid": "k2"})), Err(Refused::Algorithm), "{alg}");
+        }
+        let header = json!({"alg": "HS512", "kid": "k2"});
+        let hs512 = forge(&header, &json!(claims()), &"2".repeat(32), Algorithm::HS512);
+        assert_eq!(verify(&ring(), &hs512, NOW), Err(Refused::Algorithm));
+        let unsigned = format!("{}.", hs512.rsplit_once('.').unwrap().0);
+        assert_eq!(verify(&ring(), &unsigned, NOW), Err(Refused::Algorithm));
+        let signed = mint(&ring(), &claims());
+        let stripped = format!("{}.", signed.expose().rsplit_once('.').unwrap().0);
+        assert_eq!(verify(&ring(), &stripped, NOW), Err(Refused::Signature));
+        assert_eq!(with_header(&json!({"kid": "k2"})), Err(Refused::Malformed));
+        assert_eq!(with_header(&json!({"alg": "HS256", "kid": "k2", "crit": ["exp"]})), Err(Refused::Algorithm));
+    }
+
+    #[test]
+    fn a_kid_must_be_there_and_name_a_key() {
+        for kid in ["current", "", "k", "K2", "k2 ", "../k2", "2"] {
+            assert_eq!(with_header(&json!({"alg": "HS256", "kid": kid})), Err(Refused::NoKid), "{kid}");
+        }
+        assert_eq!(with_header(&json!({"alg": "HS256"})), Err(Refused::NoKid));
+        assert_eq!(with_header(&json!({"alg": "HS256", "kid": null})), Err(Refused::NoKid));
+        assert_eq!(with_header(&json!({"alg": "HS256", "kid": 2})), Err(Refused::Malformed));
+        assert_eq!(with_header(&json!({"alg": "HS256", "kid": "k3"})), Err(Refused::UnknownKid));
+    }
+
+    #[test]
+    fn only_the_key_that_is_named_is_tried() {
+        assert_eq!(with_header(&json!({"alg": "HS256", "kid": "k1"})), Err(Refused::Signature));
+        let other = Keyring::single("k2", "3".repeat(32)).unwrap();
+        assert_eq!(verify(&ring(), mint(&other, &claims()).expose(), NOW), Err(Refused::Signature));
+        // The word `current` as a secret under the kid `current`: the ring of a careless reader.
+        let token = forge(&json!({"alg": "HS256", "kid": "current"}), &json!(claims()), "k2", Algorithm::HS256);
+        assert_eq!(verify(&ring(), &token, NOW), Err(Refused::NoKid));
+    }
+
+    #[test]
+    fn the_lifetime_is_an_hour_at_most() {
+        let exp = |exp: i64| with_claim("exp", json!(exp)).err();
+        assert_eq!(exp(NOW + i64::from(TTL_MAX)), None);
+        assert_eq!(exp(NOW + i64::from(TTL_MAX) + 1), Some(Refused::Lifetime));
+        assert_eq!(exp(i64::MAX), Some(Refused::Lifetime));
+        assert_eq!(exp(NOW), Some(Refused::Lifetime));
+        assert_eq!(exp(i64::MIN), Some(Refused::Lifetime));
+        assert_eq!(with_claim("iat", json!(i64::MIN)), Err(Refused::Lifetime));
+    }
+
+    #[test]
+    fn expires_after_the_leeway_and_iat_is_not_judged() {
+        let token = mint(&ring(), &claims());
+        let at = |now| verify(&ring(), token.expose(), now).err();
+        assert_eq!(at(claims().exp + LEEWAY - 1), None);
+        assert_eq!(at(claims().exp + LEEWAY), Some(Refused::Expired));
+        assert_eq!(at(i64::MAX), Some(Refused::Expired));
+        assert_eq!(at(NOW - 86_400), None);
+        assert_eq!(at(i64::MIN), None);
+    }
+
+    #[test]
+    fn claims_must_be_there_and_right() {
+        let names = "org_id org_slug project_id project_slug scope budget_ok iat exp jti akid";
+        for name in names.split(' ') {
+            assert_eq!(with_claim(name, Value::Null), Err(Refused::Claims), "without {name}");
+        }
+        for (name, value) in [
+            ("exp", json!("1795000900")),
+            ("exp", json!(1_795_000_900.5)),
+            ("exp", json!(u64::MAX)),
+            ("scope", json!("admin")),
+            ("scope", json!(["session"])),
+            ("org_id", json!(0)),
+            ("org_id", json!(1_u64 << 53)),
+            ("project_id", json!(-1)),
+            ("akid", json!("3")),
+            ("sub", json!("")),
+            ("sub", json!("u".repeat(256))),
+        ] {
+            assert_eq!(with_claim(name, value.clone()), Err(Refused::Claims), "{name}: {value}");
+        }
+        assert_eq!(with_claim("a_later_claim", json!(1)), Ok(claims()));
+    }
+
+    #[test]
+    fn a_claim_that_stands_twice_is_refused() {
+        let claims = json!(claims()).to_string().replacen('{', r#"{"exp":1795000001,"#, 1);
+        let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","kid":"k2"}"#);
+        let message = format!("{header}.{}", URL_SAFE_NO_PAD.encode(claims));
+        let key = EncodingKey::from_secret("2".repeat(32).as_bytes());
+        let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
+        assert_eq!(verify(&ring(), &format!("{message}.{signature}"), NOW), Err(Refused::Claims));
+    }
+
+    #[test]
+    fn too_long_a_token_is_not_parsed() {
+        let sub = "u".repeat(TOKEN_MAX_BYTES);
+        assert_eq!(with_claim("a_later_claim", json!(sub)), Err(Refused::Malformed));
+    }
+
+    #[test]
+    fn a_token_does_not_print() {
+        assert_eq!(format!("{:?}", mint(&ring(), &claims())), "SessionToken([redacted])");
+    }
+
+    proptest! {
+        #[test]
+        fn verifies_what_it_minted(
+            ids in [1_u64..1 << 53, 1..1 << 53, 1..1 << 53],
+            ttl in TTL_MIN..=TTL_MAX,
+            sub in prop::option::of("\\PC{1,60}"),
+            budget_ok: bool,
+        ) {
+            let [org_id, project_id, akid] = ids.map(|id| Id::new(id).unwrap());
+            let claims = SessionClaims { org_id, project_id, akid, sub, budget_ok, exp: NOW + i64::from(ttl), ..claims() };
+            prop_assert_eq!(verify(&ring(), mint(&ring(), &claims).expose(), NOW), Ok(claims));
+        }
+
+        #[test]
+        fn no_changed_byte_survives(at: prop::sample::Index, to in "[0-9A-Za-z_.=-]") {
+            let minted = mint(&ring(), &claims());
+            let at = at.index(minted.expose().len());
+            let mut forged = minted.expose().to_owned();
+            forged.replace_range(at..=at, &to);
+            prop_assert_eq!(verify(&ring(), &forged, NOW).is_ok(), forged == minted.expose());
+        }
+
+        #[test]
+        fn junk_never_passes_or_panics(text in ".*", parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 0..5)) {
+            prop_assert!(verify(&ring(), &text, NOW).is_err());
+            let parts: Vec<_> = parts.iter().map(|part| URL_SAFE_NO_PAD.encode(part)).collect();
+            prop_assert!(verify(&ring(), &parts.join("."), NOW).is_err());
+            let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","kid":"k2"}"#);
+            let unsigned = format!("{header}.{}", parts.join("."));
+            prop_assert!(verify(&ring(), &unsigned, NOW).is_err());
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Configuration: the environment and the secrets, read once and refused when wrong.
+
+mod secrets;
+
+use std::{env, fmt::Display, str::FromStr, time::Duration};
+
+use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_sdk_dynamodb::config::Credentials;
+use secrecy::SecretString;
+
+pub use self::secrets::{Ring, SecretError, SecretSource, Secrets};
+use crate::store::table::Tables;
+
+/// A deployed stack hashes with at least this cost; tests and laptops may go down to bcrypt's own minimum.
+const DEPLOYED_BCRYPT_COST_MIN: u32 = 10;
+const BCRYPT_COST_DEFAULT: u32 = 12;
+/// Shorter than a function's own time limit (10 s), so that an answer is a 503 and not a 504.
+const STORE_DEADLINE: Duration = Duration::from_secs(5);
+const STORE_ATTEMPT_DEADLINE: Duration = Duration::from_millis(1_500);
+
+/// A setting that is missing or wrong. Names the variable and what would be right.
+#[derive(Debug, thiserror::Error)]
+#[error("{variable} {problem}")]
+pub struct ConfigError {
+    variable: String,
+    problem: String,
+}
+
+impl ConfigError {
+    fn new(variable: &str, problem: impl Display) -> Self {
+        Self { variable: variable.to_owned(), problem: problem.to_string() }
+    }
+}
+
+/// What a function reads from its environment.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `KARTA_TABLE` and `KARTA_CREDENTIALS_TABLE`.
+    pub tables: Tables,
+    /// `KARTA_BCRYPT_COST`: 12 unless set; 10 to 15 in a deployed stack.
+    pub bcrypt_cost: u32,
+}
+
+impl Config {
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Ok(Self {
+            tables: Tables { main: required("KARTA_TABLE")?, credentials: required("KARTA_CREDENTIALS_TABLE")? },
+            bcrypt_cost: deployed_bcrypt_cost(parsed("KARTA_BCRYPT_COST")?.unwrap_or(BCRYPT_COST_DEFAULT))?,
+        })
+    }
+
+    /// The same for a laptop: any table, and any cost that bcrypt itself takes (4 to 31).
+    pub fn local(tables: Tables, bcrypt_cost: Option<u32>) -> Result<Self, ConfigError> {
+        let bcrypt_cost = bcrypt_cost.unwrap_or(BCRYPT_COST_DEFAULT);
+        if !(4..=31).contains(&bcrypt_cost) {
+            return Err(ConfigError::new("KARTA_BCRYPT_COST", "must be a number from 4 to 31"));
+        }
+        Ok(Self { tables, bcrypt_cost })
+    }
+}
+
+fn deployed_bcrypt_cost(cost: u32) -> Result<u32, ConfigError> {
+    if (DEPLOYED_BCRYPT_COST_MIN..=15).contains(&cost) {
+        Ok(cost)
+    } else {
+        Err(ConfigError::new("KARTA_BCRYPT_COST", "must be a number from 10 to 15 in a deployed stack"))
+    }
+}
+
+/// How every AWS client of this system behaves: adaptive retries inside a deadline.
+fn sdk() -> aws_config::ConfigLoader {
+    aws_config::defaults(BehaviorVersion::latest())
+        .retry_config(RetryConfig::adaptive().with_max_attempts(5).with_initial_backoff(Duration::from_millis(25)))
+        .timeout_config(
+            TimeoutConfig::builder()
+                .operation_timeout(STORE_DEADLINE)
+                .operation_attempt_timeout(STORE_ATTEMPT_DEADLINE)
+                .connect_timeout(STORE_ATTEMPT_DEADLINE)
+                .build(),
+        )
+}
+
+/// The SDK as a deployed function uses it: region and credentials from Lambda's environment.
+pub async fn deployed_sdk() -> SdkConfig {
+    sdk().load().await
+}
+
+/// The SDK over a store on this machine: `endpoint` is its URL. The credentials open nothing.
+pub async fn local_sdk(endpoint: &str) -> SdkConfig {
+    sdk()
+        .endpoint_url(endpoint)
+        .region(Region::from_static("us-east-1"))
+        .credentials_provider(Credentials::new("local", "local", None, None, "local"))
+        .load()
+        .await
+}
+
+/// `KARTA_SESSION_TOKEN_SECRET`: the one secret that a local run signs session tokens with, to share it with a data plane.
+pub fn session_token_secret() -> Result<Option<SecretString>, ConfigError> {
+    Ok(optional("KARTA_SESSION_TOKEN_SECRET")?.map(SecretString::from))
+}
+
+fn required(variable: &str) -> Result<String, ConfigError> {
+    optional(variable)?.ok_or_else(|| ConfigError::new(variable, "is not set"))
+}
+
+fn parsed<T: FromStr<Err: Display>>(variable: &str) -> Result<Option<T>, ConfigError> {
+    let text = optional(variable)?;
+    text.map(|text| text.parse().map_err(|error| ConfigError::new(variable, format!("cannot be read: {error}"))))
+        .transpose()
+}
+
+/// An unset and an empty variable are the same: templates cannot leave one out.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+fn optional(variable: &str) -> Result<Option<String>, ConfigError> {
+    match env::var(variable) {
+        Ok(text) if text.is_empty() => Ok(None),
+        Ok(text) => Ok(Some(text)),
+        Err(env::VarError::NotPresent) => Ok(None),
+        Err(env::VarError::NotUnicode(_)) => Err(ConfigError::new(variable, "is not UTF-8")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deployed_stack_refuses_a_cheap_digest() {
+        assert!(deployed_bcrypt_cost(9).is_err());
+        assert!(deployed_bcrypt_cost(10).is_ok());
+        let error = deployed_bcrypt_cost(4).unwrap_err().to_string();
+        assert_eq!(error, "KARTA_BCRYPT_COST must be a number from 10 to 15 in a deployed stack");
+    }
+}

@@ -1,0 +1,239 @@
+use serde::{Deserialize, Serialize};
+
+use super::{AllowedCidrs, Budget, Change, Changes, Id, Metadata, Name, Prefix, Scope, ScopeSet, Timestamp, Value};
+
+/// An API key as it is kept and judged, without its digest: that lies with the credential.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiKey {
+    pub id: Id,
+    pub name: Name,
+    pub prefix: Prefix,
+    pub scopes: ScopeSet,
+    pub created_at: Timestamp,
+    /// The API key that made this one; none for an organization's first.
+    pub created_by: Option<Id>,
+    pub last_used_at: Option<Timestamp>,
+    pub expires_at: Option<Timestamp>,
+    pub revoked_at: Option<Timestamp>,
+    pub replaced_by: Option<Id>,
+    pub allowed_cidrs: AllowedCidrs,
+    pub budget: Option<Budget>,
+    pub metadata: Metadata,
+    /// Counts changes: a write that depends on a read is conditional on it.
+    pub version: u64,
+}
+
+/// What a caller chooses about a key.
+#[derive(Debug, Clone)]
+pub struct ApiKeySettings {
+    pub name: Name,
+    pub scopes: ScopeSet,
+    pub expires_at: Option<Timestamp>,
+    pub allowed_cidrs: AllowedCidrs,
+    pub budget: Option<Budget>,
+    pub metadata: Metadata,
+}
+
+/// A change of settings: `None` keeps.
+#[derive(Debug, Clone, Default)]
+pub struct ApiKeyPatch {
+    pub name: Option<Name>,
+    pub scopes: Option<ScopeSet>,
+    pub expires_at: Option<Option<Timestamp>>,
+    pub allowed_cidrs: Option<AllowedCidrs>,
+    pub budget: Option<Option<Budget>>,
+    pub metadata: Option<Metadata>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyStatus {
+    Active,
+    /// Replaced, and serving until its grace ends.
+    Rotating,
+    Revoked,
+    Expired,
+}
+
+/// A revoked key cannot be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyRevoked;
+
+impl ApiKey {
+    pub fn new(id: Id, prefix: Prefix, settings: ApiKeySettings, created_by: Option<Id>, now: Timestamp) -> Self {
+        Self {
+            id,
+            name: settings.name,
+            prefix,
+            scopes: settings.scopes,
+            created_at: now,
+            created_by,
+            last_used_at: None,
+            expires_at: settings.expires_at,
+            revoked_at: None,
+            replaced_by: None,
+            allowed_cidrs: settings.allowed_cidrs,
+            budget: settings.budget,
+            metadata: settings.metadata,
+            version: 1,
+        }
+    }
+
+    /// Revocation wins over expiry, expiry over rotation.
+    pub fn status(&self, now: Timestamp) -> KeyStatus {
+        if self.revoked_at.is_some() {
+            KeyStatus::Revoked
+        } else if self.expires_at.is_some_and(|end| end <= now) {
+            KeyStatus::Expired
+        } else if self.replaced_by.is_some() {
+            KeyStatus::Rotating
+        } else {
+            KeyStatus::Active
+        }
+    }
+
+    /// Whether this key keeps its organization from being locked out: it may administer, from anywhere, without an end in sight.
+    /// Independent of the time, so that the organization's count of such keys changes only when a key is written.
+    pub fn is_usable_admin(&self) -> bool {
+        self.scopes.contains(Scope::Admin)
+            && self.revoked_at.is_none()
+            && self.expires_at.is_none()
+            && self.replaced_by.is_none()
+            && self.allowed_cidrs.is_empty()
+    }
+
+    /// Applies a patch; says what changed, field by field.
+    pub fn apply(&mut self, patch: ApiKeyPatch) -> Result<Changes, KeyRevoked> {
+        if self.revoked_at.is_some() {
+            return Err(KeyRevoked);
+        }
+        let before = self.clone();
+        let ApiKeyPatch { name, scopes, expires_at, allowed_cidrs, budget, metadata } = patch;
+        replace(&mut self.name, name);
+        replace(&mut self.scopes, scopes);
+        replace(&mut self.expires_at, expires_at);
+        replace(&mut self.allowed_cidrs, allowed_cidrs);
+        replace(&mut self.budget, budget);
+        replace(&mut self.metadata, metadata);
+        let changes = before.changes_to(self);
+        if !changes.is_empty() {
+            self.version += 1;
+        }
+        Ok(changes)
+    }
+
+    /// Revokes the key; `false` if it was already, in which case nothing changes.
+    pub fn revoke(&mut self, now: Timestamp) -> bool {
+        if self.revoked_at.is_some() {
+            return false;
+        }
+        self.revoked_at = Some(now);
+        self.version += 1;
+        true
+    }
+
+    /// The settings of a new key, as its audit event shows them.
+    pub fn creation(&self) -> Changes {
+        self.audited().map(|(field, after)| (field.to_owned(), Change { before: Value::Null, after })).collect()
+    }
+
+    /// What it takes to get from this key to `after`.
+    pub fn changes_to(&self, after: &Self) -> Changes {
+        self.audited()
+            .zip(after.audited())
+            .filter(|((_, before), (_, after))| before != after)
+            .map(|((field, before), (_, after))| (field.to_owned(), Change { before, after }))
+            .collect()
+    }
+
+    fn audited(&self) -> impl Iterator<Item = (&'static str, Value)> {
+        [
+            ("name", Value::from(self.name.as_str())),
+            ("scopes", Value::List(self.scopes.iter().map(|scope| scope.as_str().to_owned()).collect())),
+            ("expires_at", Value::from(self.expires_at)),
+            ("revoked_at", Value::from(self.revoked_at)),
+            ("allowed_cidrs", Value::from(self.allowed_cidrs.to_words().as_str())),
+            ("budget", self.budget.as_ref().map_or(Value::Null, Budget::audited)),
+            ("metadata", Value::Map(self.metadata.pairs().clone())),
+        ]
+        .into_iter()
+    }
+}
+
+fn replace<T>(field: &mut T, new: Option<T>) {
+    if let Some(new) = new {
+        *field = new;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::entropy::SeededEntropy;
+
+    fn now() -> Timestamp {
+        "2026-11-21T12:00:00Z".parse().unwrap()
+    }
+
+    fn key() -> ApiKey {
+        let settings = ApiKeySettings {
+            name: Name::try_from("ci".to_owned()).unwrap(),
+            scopes: ScopeSet::ALL,
+            expires_at: None,
+            allowed_cidrs: AllowedCidrs::default(),
+            budget: None,
+            metadata: Metadata::default(),
+        };
+        let prefix = Prefix::try_from("kt_live_AbC123".to_owned()).unwrap();
+        ApiKey::new(Id::draw(now(), &SeededEntropy::new(1)), prefix, settings, None, now())
+    }
+
+    #[test]
+    fn a_key_ends_at_its_expiry_to_the_millisecond() {
+        let mut key = key();
+        key.expires_at = Some(now().plus(Duration::from_millis(1)));
+        assert_eq!(key.status(now()), KeyStatus::Active);
+        assert_eq!(key.status(now().plus(Duration::from_millis(1))), KeyStatus::Expired);
+        key.revoke(now());
+        assert_eq!(key.status(now().plus(Duration::from_millis(1))), KeyStatus::Revoked);
+    }
+
+    #[test]
+    fn revoking_twice_keeps_the_first_time() {
+        let mut key = key();
+        assert!(key.revoke(now()));
+        let first = key.clone();
+        assert!(!key.revoke(now().plus(Duration::from_secs(1))));
+        assert_eq!(key, first);
+    }
+
+    #[test]
+    fn a_patch_changes_what_it_names_and_says_so() {
+        let mut key = key();
+        let patch = ApiKeyPatch { scopes: Some([Scope::Read].into_iter().collect()), ..ApiKeyPatch::default() };
+        let changes = key.apply(patch.clone()).unwrap();
+        assert_eq!(changes.keys().collect::<Vec<_>>(), ["scopes"]);
+        assert_eq!(key.version, 2);
+        assert!(key.apply(patch).unwrap().is_empty());
+        assert_eq!(key.version, 2, "nothing changed");
+        key.revoke(now());
+        assert_eq!(key.apply(ApiKeyPatch::default()), Err(KeyRevoked));
+    }
+
+    #[test]
+    fn an_admin_that_may_end_or_is_fenced_in_does_not_count() {
+        assert!(key().is_usable_admin());
+        let with = |change: fn(&mut ApiKey)| {
+            let mut key = key();
+            change(&mut key);
+            key.is_usable_admin()
+        };
+        assert!(!with(|key| key.scopes = [Scope::Read, Scope::Write].into_iter().collect()));
+        assert!(!with(|key| key.expires_at = Some(now())));
+        assert!(!with(|key| key.revoked_at = Some(now())));
+        assert!(!with(|key| key.replaced_by = Some(key.id)));
+        assert!(!with(|key| key.allowed_cidrs = AllowedCidrs::from_words("10.0.0.0/8").unwrap()));
+    }
+}

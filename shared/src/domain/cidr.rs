@@ -1,0 +1,108 @@
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::Invalid;
+
+/// A range of client addresses, IPv4 or IPv6. Reads `203.0.113.0/24`, `2001:db8::/32` and a bare address (as the range of that one);
+/// prints the canonical form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Cidr(IpNet);
+
+impl TryFrom<String> for Cidr {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        let range = text
+            .parse::<IpNet>()
+            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+            .map_err(|_| Invalid::new("must be an IPv4 or IPv6 range such as 203.0.113.0/24 or 2001:db8::/32"))?;
+        if range.trunc() != range {
+            return Err(Invalid::new(
+                "must start at its network address: the bits behind the prefix length must be zero",
+            ));
+        }
+        if matches!(range.addr(), IpAddr::V6(addr) if addr.to_ipv4_mapped().is_some()) {
+            return Err(Invalid::new("must be written as IPv4, not as an IPv4-mapped IPv6 range"));
+        }
+        Ok(Self(range))
+    }
+}
+
+/// Where a key may be used from. Empty: from anywhere.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<Cidr>")]
+pub struct AllowedCidrs(Vec<Cidr>);
+
+impl AllowedCidrs {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether a client at `address` may use the key. An unknown address passes only where nothing is restricted.
+    pub fn permit(&self, address: Option<IpAddr>) -> bool {
+        self.0.is_empty() || address.is_some_and(|address| self.0.iter().any(|range| range.0.contains(&address)))
+    }
+
+    /// Reads the form that [`to_words`](Self::to_words) prints; `None` for anything else.
+    pub fn from_words(text: &str) -> Option<Self> {
+        let ranges = text.split(' ').filter(|_| !text.is_empty());
+        let ranges: Result<Vec<_>, _> = ranges.map(|word| Cidr::try_from(word.to_owned())).collect();
+        Self::try_from(ranges.ok()?).ok()
+    }
+
+    /// The ranges with a space between.
+    pub fn to_words(&self) -> String {
+        let ranges: Vec<_> = self.0.iter().map(|range| range.0.to_string()).collect();
+        ranges.join(" ")
+    }
+}
+
+impl TryFrom<Vec<Cidr>> for AllowedCidrs {
+    type Error = Invalid;
+
+    fn try_from(ranges: Vec<Cidr>) -> Result<Self, Invalid> {
+        if ranges.len() > 20 {
+            return Err(Invalid::new("must hold at most 20 ranges"));
+        }
+        Ok(Self(ranges))
+    }
+}
+
+/// Reads a client address, taking an IPv4-mapped IPv6 address for the IPv4 address that it is.
+pub fn client_address(text: &str) -> Option<IpAddr> {
+    text.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allowed(ranges: &[&str]) -> AllowedCidrs {
+        let ranges: Vec<_> = ranges.iter().map(|text| Cidr::try_from((*text).to_owned()).unwrap()).collect();
+        AllowedCidrs::try_from(ranges).unwrap()
+    }
+
+    #[test]
+    fn a_client_inside_a_range_passes_in_any_notation() {
+        let cidrs = allowed(&["203.0.113.0/24", "2001:db8::/32", "192.0.2.7"]);
+        for address in ["203.0.113.9", "::ffff:203.0.113.9", "2001:db8:1::1", "192.0.2.7"] {
+            assert!(cidrs.permit(client_address(address)), "{address}");
+        }
+        for address in ["203.0.114.1", "2001:db9::1", "192.0.2.8", "", "not an address"] {
+            assert!(!cidrs.permit(client_address(address)), "{address}");
+        }
+        assert!(AllowedCidrs::default().permit(None));
+        assert_eq!(AllowedCidrs::from_words(&cidrs.to_words()), Some(cidrs));
+    }
+
+    #[test]
+    fn refuses_what_is_no_range() {
+        for text in ["", "10.0.0.1/8", "10.0.0.0/33", "10.0.0/8", "fe80::1%eth0", "::ffff:10.0.0.0/104", "any"] {
+            assert!(Cidr::try_from(text.to_owned()).is_err(), "{text}");
+        }
+        assert!(AllowedCidrs::try_from(vec![Cidr::try_from("10.0.0.0/8".to_owned()).unwrap(); 21]).is_err());
+    }
+}

@@ -1,0 +1,233 @@
+use std::{collections::BTreeMap, fmt};
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Deserializer, de::Error};
+
+/// The member that names the key to mint with. Never a kid: see [`Kid`].
+const CURRENT: &str = "current";
+const SECRET_MIN_BYTES: usize = 32;
+
+/// The name of a key in a ring: `k` and 1 to 31 characters out of `0-9a-z`. Public: it stands in the header of every token.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kid(String);
+
+impl Kid {
+    pub fn parse(text: &str) -> Option<Self> {
+        let rest = text.strip_prefix('k')?;
+        let allowed = |b: u8| b.is_ascii_digit() || b.is_ascii_lowercase();
+        ((1..=31).contains(&rest.len()) && rest.bytes().all(allowed)).then(|| Self(text.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Kid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Secrets of one purpose under their kids, one of them current. At least one key, each secret at least 32 bytes long.
+///
+/// Read from flat JSON, the shape that AWS's `GenerateSecretString` can write: `{"current":"k2","k1":"…","k2":"…"}`.
+/// A key is a secret's own UTF-8 bytes, so that a data plane that knows one plain secret can share it.
+pub struct Keyring {
+    current: (Kid, SecretString),
+    /// By descending kid. A ring holds two or three keys: a map would only be slower.
+    others: Vec<(Kid, SecretString)>,
+}
+
+/// Why a text is no ring. Names a kid only once it is known to be one: what stands in its place may be a secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyringError {
+    #[error("the ring has no member \"current\"")]
+    NoCurrent,
+    #[error("\"current\" must be a kid: k and 1 to 31 characters out of 0-9 and a-z")]
+    CurrentShape,
+    #[error("\"current\" names {0}, which the ring does not hold")]
+    CurrentUnknown(Kid),
+    #[error("a member's name of {0} bytes is no kid: k and 1 to 31 characters out of 0-9 and a-z")]
+    KidShape(usize),
+    #[error("the secret of {kid} has {bytes} bytes; it needs at least 32")]
+    SecretShort { kid: Kid, bytes: usize },
+    #[error("the secret of {0} is the name of a key")]
+    SecretIsKid(Kid),
+}
+
+impl Keyring {
+    /// A ring of one key.
+    pub fn single(kid: &str, secret: impl Into<SecretString>) -> Result<Self, KeyringError> {
+        let secret = secret.into();
+        let kid = Kid::parse(kid).ok_or(KeyringError::KidShape(kid.len()))?;
+        Self::checked(kid.clone(), vec![(kid, secret)])
+    }
+
+    fn checked(current: Kid, mut keys: Vec<(Kid, SecretString)>) -> Result<Self, KeyringError> {
+        for (kid, secret) in &keys {
+            let secret = secret.expose_secret();
+            if secret.len() < SECRET_MIN_BYTES {
+                return Err(KeyringError::SecretShort { kid: kid.clone(), bytes: secret.len() });
+            }
+            if keys.iter().any(|(other, _)| other.as_str() == secret) {
+                return Err(KeyringError::SecretIsKid(kid.clone()));
+            }
+        }
+        let Some(at) = keys.iter().position(|(kid, _)| *kid == current) else {
+            return Err(KeyringError::CurrentUnknown(current));
+        };
+        let current = keys.remove(at);
+        keys.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
+        Ok(Self { current, others: keys })
+    }
+
+    /// The key to mint, seal and sign with.
+    pub fn current(&self) -> (&Kid, &[u8]) {
+        let (kid, secret) = &self.current;
+        (kid, secret.expose_secret().as_bytes())
+    }
+
+    /// The key of that name; `None` for whatever is no kid of this ring, the word `current` included.
+    pub fn get(&self, kid: &str) -> Option<&[u8]> {
+        self.keys().find(|(held, _)| held.as_str() == kid).map(|(_, secret)| secret.expose_secret().as_bytes())
+    }
+
+    /// Every secret, the current one first.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.keys().map(|(_, secret)| secret.expose_secret().as_bytes())
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &(Kid, SecretString)> {
+        std::iter::once(&self.current).chain(&self.others)
+    }
+}
+
+impl TryFrom<BTreeMap<String, String>> for Keyring {
+    type Error = KeyringError;
+
+    fn try_from(members: BTreeMap<String, String>) -> Result<Self, KeyringError> {
+        // Into wiping types first, so that a refused ring is wiped too.
+        let mut members: BTreeMap<String, SecretString> =
+            members.into_iter().map(|(name, value)| (name, value.into())).collect();
+        let current = members.remove(CURRENT).ok_or(KeyringError::NoCurrent)?;
+        let current = Kid::parse(current.expose_secret()).ok_or(KeyringError::CurrentShape)?;
+        let keys = members.into_iter().map(|(name, secret)| match Kid::parse(&name) {
+            Some(kid) => Ok((kid, secret)),
+            None => Err(KeyringError::KidShape(name.len())),
+        });
+        Self::checked(current, keys.collect::<Result<_, _>>()?)
+    }
+}
+
+impl<'de> Deserialize<'de> for Keyring {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // By hand because serde's own messages quote what they met: of `"<secret>"` in place of a ring, the secret.
+        let members = BTreeMap::<String, String>::deserialize(deserializer)
+            .map_err(|_| D::Error::custom("a ring is a flat JSON object of strings"))?;
+        Self::try_from(members).map_err(D::Error::custom)
+    }
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.keys().map(|(kid, _)| (kid.as_str(), format_args!("[redacted]")))).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ring(members: &[(&str, &str)]) -> Result<Keyring, KeyringError> {
+        let members = members.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Keyring::try_from(members.collect::<BTreeMap<_, _>>())
+    }
+
+    fn secret(letter: &str) -> String {
+        letter.repeat(SECRET_MIN_BYTES)
+    }
+
+    #[test]
+    fn the_current_key_comes_first_and_every_key_is_found() {
+        let (a, b, c) = (secret("a"), secret("b"), secret("c"));
+        let ring = ring(&[("current", "k2"), ("k1", &a), ("k2", &b), ("k3", &c)]).unwrap();
+        assert_eq!(ring.current(), (&Kid("k2".to_owned()), b.as_bytes()));
+        assert_eq!(ring.iter().collect::<Vec<_>>(), [b.as_bytes(), c.as_bytes(), a.as_bytes()]);
+        assert_eq!(ring.get("k1"), Some(a.as_bytes()));
+    }
+
+    #[test]
+    fn the_word_current_and_unknown_names_find_nothing() {
+        let ring = Keyring::single("k1", secret("a")).unwrap();
+        for name in ["current", "", "k", "k2", "K1", "k1 ", " k1", "k1\0"] {
+            assert_eq!(ring.get(name), None, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn refusals_name_what_is_wrong() {
+        let (a, kid_of_32) = (secret("a"), format!("k{}", "a".repeat(31)));
+        for (members, refusal) in [
+            (vec![("k1", a.as_str())], KeyringError::NoCurrent),
+            (vec![("current", "k2"), ("k1", &a)], KeyringError::CurrentUnknown(Kid("k2".to_owned()))),
+            (vec![("current", "current"), ("k1", &a)], KeyringError::CurrentShape),
+            (vec![("current", ""), ("k1", &a)], KeyringError::CurrentShape),
+            (vec![("current", "k1"), ("k1", &a), ("K2", &a)], KeyringError::KidShape(2)),
+            (vec![("current", "k1"), ("k1", &a), ("Current", &a)], KeyringError::KidShape(7)),
+            (
+                vec![("current", "k1"), ("k1", &a[1..])],
+                KeyringError::SecretShort { kid: Kid("k1".to_owned()), bytes: 31 },
+            ),
+            (
+                vec![("current", "k1"), ("k1", &kid_of_32), (&kid_of_32, &a)],
+                KeyringError::SecretIsKid(Kid("k1".to_owned())),
+            ),
+        ] {
+            assert_eq!(ring(&members).unwrap_err(), refusal);
+        }
+        assert_eq!(Keyring::single("1k", a).unwrap_err(), KeyringError::KidShape(2));
+    }
+
+    #[test]
+    fn nothing_that_is_printed_holds_a_secret() {
+        let secret = "Zq9!".repeat(8);
+        let whole = Keyring::single("k1", secret.as_str()).unwrap();
+        assert_eq!(format!("{whole:?}"), r#"{"k1": [redacted]}"#);
+        let swapped = [("current", secret.as_str()), ("k1", secret.as_str())];
+        for text in [
+            format!("{:?}", ring(&swapped).unwrap_err()),
+            ring(&[("current", "k1"), (&secret, "k1")]).unwrap_err().to_string(),
+            serde_json::from_str::<Keyring>(&format!("{secret:?}")).unwrap_err().to_string(),
+            serde_json::from_str::<Keyring>(&format!(r#"{{"current":"k1","k1":[{secret:?}]}}"#))
+                .unwrap_err()
+                .to_string(),
+            serde_json::from_str::<Keyring>(r#"{"current":"k1","k1":8912345678901234567}"#).unwrap_err().to_string(),
+        ] {
+            assert!(!text.contains("Zq9!") && !text.contains("8912345678901234567"), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_kid_is_what_the_contract_says(text in "[k0-9a-zA-Z_-]{0,34}", other in ".*") {
+            for text in [text, other] {
+                let bytes = text.as_bytes();
+                let wanted = (2..=32).contains(&bytes.len())
+                    && bytes[0] == b'k'
+                    && bytes[1..].iter().all(|b| b"0123456789abcdefghijklmnopqrstuvwxyz".contains(b));
+                prop_assert_eq!(Kid::parse(&text).is_some(), wanted);
+            }
+        }
+
+        #[test]
+        fn random_rings_never_panic(members in prop::collection::btree_map("current|k[0-9a-z]|.{0,4}", ".{0,40}|k[0-9]", 0..5)) {
+            if let Ok(ring) = Keyring::try_from(members) {
+                prop_assert!(ring.iter().all(|secret| secret.len() >= SECRET_MIN_BYTES));
+                prop_assert!(ring.get(ring.current().0.as_str()).is_some());
+            }
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The rules, and nothing but the rules.
+//!
+//! No I/O, no JSON, no AWS; time and randomness are arguments. Values that come from outside are parsed into types that cannot
+//! hold anything wrong ([`Name`], [`Slug`], [`ScopeSet`], [`AllowedCidrs`], …): the sentence a parser refuses with completes
+//! "`<field>` …" and never repeats the value, which may be a secret in the wrong place.
+
+mod api_key;
+mod audit;
+mod budget;
+mod cidr;
+mod entropy;
+mod id;
+mod keyring;
+mod metadata;
+mod name;
+mod organization;
+mod principal;
+mod project;
+mod scope;
+mod timestamp;
+mod token;
+
+pub use api_key::{ApiKey, ApiKeyPatch, ApiKeySettings, KeyRevoked, KeyStatus};
+pub use audit::{Actor, ActorKind, AuditEvent, Change, Changes, ResourceRef, Value};
+pub use budget::{Budget, BudgetVerdict};
+pub use cidr::{AllowedCidrs, Cidr, client_address};
+pub use entropy::Entropy;
+pub use id::{Id, Kind};
+pub use keyring::{Keyring, KeyringError, Kid};
+pub use metadata::Metadata;
+pub use name::{Name, Slug, UserId};
+pub use organization::{Organization, Plan, SubscriptionStatus};
+pub use principal::{Principal, PrincipalKind};
+pub use project::Project;
+pub use scope::{Scope, ScopeSet};
+pub use timestamp::Timestamp;
+pub use token::{ApiKeyToken, PREFIX_LEN, Prefix, TokenRefused};
+
+/// A value that a field cannot take. Displays as what would be right: "must be 1 to 100 characters".
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(&'static str);
+
+impl Invalid {
+    pub const fn new(right: &'static str) -> Self {
+        Self(right)
+    }
+}

@@ -1,0 +1,31 @@
+use serde::Serialize;
+
+use super::{Id, ScopeSet};
+
+/// What kind of credential was presented.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrincipalKind {
+    ApiKey,
+    Session,
+}
+
+/// Who is calling: what every data-plane credential resolves to. Serialises as the contract's Principal, every field always there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Principal {
+    pub kind: PrincipalKind,
+    pub organization_id: Id,
+    pub organization_slug: String,
+    pub scopes: ScopeSet,
+    /// The key itself, or the key that minted the session token.
+    pub api_key_id: Id,
+    /// The key's first 14 characters; `null` for a session token.
+    pub api_key_prefix: Option<String>,
+    /// Where a session token is pinned; `null` for an API key, which reaches every project of its organization.
+    pub project_id: Option<Id>,
+    pub project_slug: Option<String>,
+    /// The end user a session token was minted for.
+    pub sub: Option<String>,
+    pub budget_ok: bool,
+    pub budget_reason: Option<String>,
+}

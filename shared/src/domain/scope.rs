@@ -1,0 +1,130 @@
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+/// One right of an API key. A set, not a ladder: none implies another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Lists keys, usage, projects, releases, logs.
+    Read,
+    /// Deploys releases and mints session tokens.
+    Write,
+    /// Creates and revokes keys, manages provider keys, webhooks and budgets, rolls back.
+    Admin,
+}
+
+impl Scope {
+    pub const ALL: [Self; 3] = [Self::Read, Self::Write, Self::Admin];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Admin => "admin",
+        }
+    }
+
+    const fn bit(self) -> u8 {
+        match self {
+            Self::Read => 1,
+            Self::Write => 2,
+            Self::Admin => 4,
+        }
+    }
+}
+
+/// A set of scopes. In JSON a list in the order read, write, admin; reads any order, refuses an empty list.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ScopeSet(u8);
+
+impl ScopeSet {
+    /// What a session token holds: its rights come from its kind, not from scopes.
+    pub const NONE: Self = Self(0);
+    pub const ALL: Self = Self(7);
+
+    pub fn contains(self, scope: Scope) -> bool {
+        self.0 & scope.bit() != 0
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = Scope> {
+        Scope::ALL.into_iter().filter(move |scope| self.contains(*scope))
+    }
+
+    /// Reads the form that [`Display`](fmt::Display) prints; `None` for anything else.
+    pub fn from_words(text: &str) -> Option<Self> {
+        let mut set = Self::NONE;
+        for word in text.split(' ').filter(|_| !text.is_empty()) {
+            set.0 |= Scope::ALL.into_iter().find(|scope| scope.as_str() == word)?.bit();
+        }
+        Some(set)
+    }
+}
+
+impl FromIterator<Scope> for ScopeSet {
+    fn from_iter<I: IntoIterator<Item = Scope>>(scopes: I) -> Self {
+        Self(scopes.into_iter().fold(0, |bits, scope| bits | scope.bit()))
+    }
+}
+
+/// Words with a space between, as OAuth writes scopes: `read write`.
+impl fmt::Display for ScopeSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, scope) in self.iter().enumerate() {
+            f.write_str(if index == 0 { "" } else { " " })?;
+            f.write_str(scope.as_str())?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for ScopeSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{self}]")
+    }
+}
+
+impl Serialize for ScopeSet {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for ScopeSet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let scopes = Vec::<Scope>::deserialize(deserializer)?;
+        if scopes.is_empty() {
+            return Err(D::Error::custom("must name at least one of read, write, admin"));
+        }
+        Ok(scopes.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_is_read_in_any_order_and_printed_in_one() {
+        let set: ScopeSet = serde_json::from_str(r#"["admin","read","admin"]"#).unwrap();
+        assert_eq!(serde_json::to_string(&set).unwrap(), r#"["read","admin"]"#);
+        assert_eq!(set.to_string(), "read admin");
+        assert!(!set.contains(Scope::Write));
+    }
+
+    #[test]
+    fn every_set_survives_its_words() {
+        for bits in 0..8 {
+            assert_eq!(ScopeSet::from_words(&ScopeSet(bits).to_string()), Some(ScopeSet(bits)));
+        }
+        assert_eq!(ScopeSet::from_words("read root"), None);
+        assert_eq!(ScopeSet::from_words(" "), None);
+    }
+
+    #[test]
+    fn an_empty_list_and_an_unknown_scope_are_refused() {
+        for text in ["[]", r#"["root"]"#, r#""read""#, "null", "[1]"] {
+            assert!(serde_json::from_str::<ScopeSet>(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+use std::{fmt, str::FromStr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::Invalid;
+
+const NOT_RFC_3339: Invalid = Invalid::new("must be an RFC 3339 date and time such as 2027-01-31T12:00:00Z");
+
+/// An instant in UTC to the millisecond. Reads any RFC 3339 precision and offset (finer digits are cut), prints `2026-11-21T23:07:56.123Z`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Timestamp(jiff::Timestamp);
+
+impl Timestamp {
+    /// `None` outside the years −9999 … 9999.
+    pub fn from_millis(millis: i64) -> Option<Self> {
+        jiff::Timestamp::from_millisecond(millis).ok().map(Self)
+    }
+
+    /// Milliseconds since 1970.
+    pub fn as_millis(self) -> i64 {
+        self.0.as_millisecond()
+    }
+
+    /// Whole seconds since 1970, rounded down.
+    pub fn as_seconds(self) -> i64 {
+        self.as_millis().div_euclid(1000)
+    }
+
+    /// The instant `by` later, or the end of time.
+    #[must_use]
+    pub fn plus(self, by: Duration) -> Self {
+        Self(self.0.saturating_add(by).unwrap_or(jiff::Timestamp::MAX))
+    }
+
+    /// How long ago `earlier` was; zero if it is still to come.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::try_from(self.0.duration_since(earlier.0)).unwrap_or(Duration::ZERO)
+    }
+}
+
+impl From<jiff::Timestamp> for Timestamp {
+    fn from(instant: jiff::Timestamp) -> Self {
+        Self::from_millis(instant.as_millisecond()).unwrap_or(Self(instant))
+    }
+}
+
+impl FromStr for Timestamp {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        if !is_rfc_3339(text.as_bytes()) {
+            return Err(NOT_RFC_3339);
+        }
+        let instant: jiff::Timestamp = text.parse().map_err(|_| NOT_RFC_3339)?;
+        Self::from_millis(instant.as_nanosecond().div_euclid(1_000_000).try_into().map_err(|_| NOT_RFC_3339)?)
+            .ok_or(NOT_RFC_3339)
+    }
+}
+
+/// The shape `YYYY-MM-DDThh:mm:ss[.f…](Z|±hh:mm)`; the parser behind it takes more than RFC 3339 does.
+fn is_rfc_3339(text: &[u8]) -> bool {
+    let matches = |text: &[u8], shape: &[u8]| {
+        text.len() == shape.len()
+            && text.iter().zip(shape).all(|(byte, want)| match want {
+                b'0' => byte.is_ascii_digit(),
+                b'T' => matches!(byte, b'T' | b't' | b' '),
+                b'+' => matches!(byte, b'+' | b'-'),
+                other => byte == other,
+            })
+    };
+    let Some((head, mut tail)) = text.split_at_checked(19) else {
+        return false;
+    };
+    if let [b'.', fraction @ ..] = tail {
+        let digits = fraction.iter().take_while(|b| b.is_ascii_digit()).count();
+        if digits == 0 || digits > 9 {
+            return false;
+        }
+        tail = &fraction[digits..];
+    }
+    matches(head, b"0000-00-00T00:00:00") && (matches!(tail, b"Z" | b"z") || matches(tail, b"+00:00"))
+}
+
+impl TryFrom<String> for Timestamp {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        text.parse()
+    }
+}
+
+impl From<Timestamp> for String {
+    fn from(instant: Timestamp) -> Self {
+        instant.to_string()
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.3}", self.0)
+    }
+}
+
+impl fmt::Debug for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn reads_any_precision_and_offset_and_prints_utc_milliseconds() {
+        for (text, printed) in [
+            ("2026-11-21T23:07:56Z", "2026-11-21T23:07:56.000Z"),
+            ("2026-11-21T23:07:56.1239Z", "2026-11-21T23:07:56.123Z"),
+            ("2026-11-22T01:07:56.5+02:00", "2026-11-21T23:07:56.500Z"),
+            ("2026-11-21t23:07:56.123456789z", "2026-11-21T23:07:56.123Z"),
+        ] {
+            assert_eq!(text.parse::<Timestamp>().unwrap().to_string(), printed);
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_not_rfc_3339() {
+        for text in [
+            "",
+            "tomorrow",
+            "2026-11-21",
+            "2026-11-21T23:07Z",
+            "2026-11-21T23:07:56",
+            "2026-11-21T23:07:56.Z",
+            "2026-11-21T23:07:56+0200",
+            "2026-13-01T00:00:00Z",
+            "2026-02-30T00:00:00Z",
+            "2026-11-21T23:07:56Z[UTC]",
+            "+002026-11-21T23:07:56Z",
+            "1795000000",
+        ] {
+            assert_eq!(text.parse::<Timestamp>(), Err(NOT_RFC_3339), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn printing_and_reading_agree(millis in 0_i64..4_102_444_800_000) {
+            let instant = Timestamp::from_millis(millis).unwrap();
+            prop_assert_eq!(instant.to_string().parse::<Timestamp>(), Ok(instant));
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Where randomness comes from: the operating system, or a seed in tests.
+
+use crate::domain::Entropy;
+
+/// The operating system's generator, through AWS-LC.
+#[derive(Debug, Clone, Copy)]
+pub struct OsEntropy;
+
+impl Entropy for OsEntropy {
+    #[expect(clippy::disallowed_methods, reason = "the one place that draws from the system's generator")]
+    fn fill(&self, bytes: &mut [u8]) {
+        aws_lc_rs::rand::fill(bytes).expect("the system's random generator answers");
+    }
+}
+
+/// A stream that a seed fixes, so that tests can repeat themselves. Never for real tokens.
+#[cfg(any(test, feature = "testing"))]
+#[derive(Debug)]
+pub struct SeededEntropy {
+    seed: u64,
+    drawn: std::sync::atomic::AtomicU64,
+}
+
+#[cfg(any(test, feature = "testing"))]
+impl SeededEntropy {
+    pub fn new(seed: u64) -> Self {
+        Self { seed, drawn: std::sync::atomic::AtomicU64::new(0) }
+    }
+}
+
+#[cfg(any(test, feature = "testing"))]
+impl Entropy for SeededEntropy {
+    fn fill(&self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(32) {
+            let count = self.drawn.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let mut input = [0; 16];
+            input[..8].copy_from_slice(&self.seed.to_be_bytes());
+            input[8..].copy_from_slice(&count.to_be_bytes());
+            let block = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &input);
+            chunk.copy_from_slice(&block.as_ref()[..chunk.len()]);
+        }
+    }
+}

@@ -1,0 +1,54 @@
+use std::marker::PhantomData;
+
+use http::StatusCode;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Serialize, Serializer};
+
+use super::Error;
+
+/// A handler's answer: a status and a JSON body of type `T`, written out, so that it can be remembered and given again byte for byte.
+pub struct Answer<T> {
+    pub(super) status: StatusCode,
+    pub(super) body: Vec<u8>,
+    of: PhantomData<fn() -> T>,
+}
+
+impl<T: Serialize> Answer<T> {
+    /// 200
+    pub fn ok(output: &T) -> Result<Self, Error> {
+        Self::new(StatusCode::OK, output)
+    }
+
+    /// 201
+    pub fn created(output: &T) -> Result<Self, Error> {
+        Self::new(StatusCode::CREATED, output)
+    }
+
+    fn new(status: StatusCode, output: &T) -> Result<Self, Error> {
+        let body = serde_json::to_vec(output)
+            .map_err(|error| Error::Internal(format!("an answer does not encode: {error}")))?;
+        Ok(Self::written(status, body))
+    }
+}
+
+impl<T> Answer<T> {
+    pub(super) fn written(status: StatusCode, body: Vec<u8>) -> Self {
+        Self { status, body, of: PhantomData }
+    }
+}
+
+/// A secret in the one answer that shows it.
+#[derive(Debug, Clone)]
+pub struct Revealed(SecretString);
+
+impl Revealed {
+    pub fn new(secret: &str) -> Self {
+        Self(secret.into())
+    }
+}
+
+impl Serialize for Revealed {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.expose_secret())
+    }
+}

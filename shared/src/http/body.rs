@@ -1,0 +1,183 @@
+//! JSON into types, and serde's complaints into the contract's: which field, and what would be right.
+
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::Error;
+use crate::telemetry;
+
+/// The body of a route that reads none; whatever is sent is passed over.
+#[derive(Debug, Deserialize)]
+pub struct NoBody {}
+
+/// For a field of a PATCH: absent keeps (`None`), anything else is read as it is, `null` included.
+/// Use as `#[serde(default, deserialize_with = "present")]`.
+pub fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// The body as JSON.
+pub(super) fn parse(bytes: &[u8]) -> Result<Value, Error> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        Error::MalformedJson(format!("The body is not JSON: see line {line}, column {column}"))
+    })
+}
+
+/// A JSON object as `T`; the first thing that is wrong with it otherwise.
+pub(super) fn read<T: DeserializeOwned>(value: Value) -> Result<T, Error> {
+    if !value.is_object() {
+        return Err(Error::Invalid { field: "body".to_owned(), message: "The body must be a JSON object".to_owned() });
+    }
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = shown(&error.path().to_string());
+        complaint(if path == "." { "" } else { &path }, &error.into_inner().to_string())
+    })
+}
+
+/// The path as it may be shown: the name of a field that nobody knows comes from the client, and may be anything.
+fn shown(path: &str) -> String {
+    telemetry::scrub(path).chars().take(200).collect()
+}
+
+/// Turns serde's message about `path` into ours. Serde's own would repeat the value, which may be a secret in the wrong field.
+fn complaint(path: &str, message: &str) -> Error {
+    let within = |field: &str| {
+        if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
+    };
+    if let Some(field) = quoted_after(message, "missing field ") {
+        let field = within(field);
+        return Error::Invalid { message: format!("{} is required", title(&field)), field };
+    }
+    if quoted_after(message, "unknown field ").is_some() {
+        // serde_path_to_error has already stepped into the unknown field.
+        return match message.split_once(", expected ") {
+            Some((_, expected)) => Error::invalid(path, format!("is not a field here: use {}", unquoted(expected))),
+            None => Error::invalid(path, "is not a field here: this takes none"),
+        };
+    }
+    if let Some((_, expected)) = message.split_once(", expected ") {
+        return Error::invalid(path, format!("must be {}", humane(expected)));
+    }
+    Error::invalid(path, message)
+}
+
+fn quoted_after<'a>(message: &'a str, start: &str) -> Option<&'a str> {
+    message.strip_prefix(start)?.strip_prefix('`')?.split('`').next()
+}
+
+fn unquoted(text: &str) -> String {
+    text.replace('`', "")
+}
+
+/// Serde's name for a type, in a user's words.
+fn humane(expected: &str) -> String {
+    match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, not negative".to_owned(),
+        "a sequence" => "a list".to_owned(),
+        "a map" => "an object".to_owned(),
+        _ if expected.starts_with("struct ") => "an object".to_owned(),
+        _ => unquoted(expected),
+    }
+}
+
+/// `artifact_url` as the start of a sentence: `Artifact url`.
+fn title(field: &str) -> String {
+    let mut characters = field.chars();
+    let first = characters.next().map(|first| first.to_ascii_uppercase());
+    first.into_iter().chain(characters.map(|c| if c == '_' { ' ' } else { c })).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::domain::{AllowedCidrs, Budget, Metadata, Name, ScopeSet, Timestamp};
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only read for its errors")]
+    struct Input {
+        name: Name,
+        scopes: ScopeSet,
+        expires_at: Option<Timestamp>,
+        allowed_cidrs: Option<AllowedCidrs>,
+        budget: Option<Budget>,
+        metadata: Option<Metadata>,
+    }
+
+    fn refusal(change: &str, value: Value) -> (String, String) {
+        let mut body = json!({"name": "ci", "scopes": ["read"]});
+        match value {
+            Value::Null => body.as_object_mut().unwrap().remove(change),
+            value => body.as_object_mut().unwrap().insert(change.to_owned(), value),
+        };
+        match read::<Input>(body).unwrap_err() {
+            Error::Invalid { field, message } => (field, message),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_complaint_names_the_field_and_what_would_be_right() {
+        for (change, value, field, message) in [
+            ("name", Value::Null, "name", "Name is required"),
+            ("name", json!(5), "name", "name must be a string"),
+            ("name", json!(""), "name", "name is required: 1 to 100 characters that are not all blank"),
+            ("scopes", json!("read"), "scopes", "scopes must be a list"),
+            ("scopes", json!(["read", "root"]), "scopes[1]", "scopes[1] must be one of read, write, admin"),
+            ("scopes", json!([]), "scopes", "scopes must name at least one of read, write, admin"),
+            (
+                "expires_at",
+                json!("soon"),
+                "expires_at",
+                "expires_at must be an RFC 3339 date and time such as 2027-01-31T12:00:00Z",
+            ),
+            (
+                "allowed_cidrs",
+                json!(["10.0.0.0/8", "all"]),
+                "allowed_cidrs[1]",
+                "allowed_cidrs[1] must be an IPv4 or IPv6 range such as 203.0.113.0/24 or 2001:db8::/32",
+            ),
+            (
+                "budget",
+                json!({"cost_cents": "much"}),
+                "budget.cost_cents",
+                "budget.cost_cents must be a whole number, not negative",
+            ),
+            ("budget", json!([1]), "budget", "budget must be an object"),
+            ("metadata", json!({"team": 1}), "metadata.team", "metadata.team must be a string"),
+            (
+                "owner",
+                json!("me"),
+                "owner",
+                "owner is not a field here: use one of name, scopes, expires_at, allowed_cidrs, budget, metadata",
+            ),
+        ] {
+            assert_eq!(refusal(change, value), (field.to_owned(), message.to_owned()));
+        }
+    }
+
+    #[test]
+    fn no_complaint_repeats_a_value() {
+        let secret = "kt_live_0123456789abcdefghijklmnopqrstuv";
+        for field in ["name", "scopes", "expires_at", "allowed_cidrs", "budget", "metadata", "owner"] {
+            for value in [json!(secret), json!([secret]), json!({"cost_cents": secret}), json!({ "team": [secret] })] {
+                let mut body = json!({"name": "ci", "scopes": ["read"]});
+                body[field] = value;
+                body["metadata"] = json!({ secret: 1 });
+                if let Err(Error::Invalid { message, field }) = read::<Input>(body) {
+                    assert!(!message.contains(secret) && !field.contains(secret), "{message}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_an_object_is_a_body() {
+        for value in [json!([]), json!("x"), json!(null), json!(1)] {
+            assert!(matches!(read::<Input>(value), Err(Error::Invalid { field, .. }) if field == "body"));
+        }
+    }
+}

@@ -1,0 +1,178 @@
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::Value;
+
+use crate::{
+    auth::{SessionClaims, ValidKey},
+    domain::{AllowedCidrs, Id, Principal, PrincipalKind, ScopeSet},
+};
+
+/// The authorizer's finding, as it travels through API Gateway's request context: flat strings, absent where there is nothing to say.
+/// Beside the Principal it carries what depends on the request and is therefore judged at each one, and the key's name for the audit log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    pub principal: Principal,
+    pub api_key_name: Option<String>,
+    pub allowed_cidrs: AllowedCidrs,
+}
+
+/// A context that this code did not write. The request is refused as if it had no credential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadContext;
+
+impl Caller {
+    pub fn api_key(valid: &ValidKey) -> Self {
+        Self {
+            principal: valid.principal(),
+            api_key_name: Some(valid.api_key.name.as_str().to_owned()),
+            allowed_cidrs: valid.api_key.allowed_cidrs.clone(),
+        }
+    }
+
+    pub fn session(claims: SessionClaims) -> Self {
+        Self {
+            principal: Principal {
+                kind: PrincipalKind::Session,
+                organization_id: claims.org_id,
+                organization_slug: claims.org_slug,
+                scopes: ScopeSet::NONE,
+                api_key_id: claims.akid,
+                api_key_prefix: None,
+                project_id: Some(claims.project_id),
+                project_slug: Some(claims.project_slug),
+                sub: claims.sub,
+                budget_ok: claims.budget_ok,
+                budget_reason: None,
+            },
+            api_key_name: None,
+            allowed_cidrs: AllowedCidrs::default(),
+        }
+    }
+
+    pub fn to_context(&self) -> BTreeMap<&'static str, String> {
+        let principal = &self.principal;
+        let kind = match principal.kind {
+            PrincipalKind::ApiKey => "api_key",
+            PrincipalKind::Session => "session",
+        };
+        let entries = [
+            ("kind", Some(kind.to_owned())),
+            ("organization_id", Some(principal.organization_id.to_string())),
+            ("organization_slug", Some(principal.organization_slug.clone())),
+            ("scopes", Some(principal.scopes.to_string())),
+            ("api_key_id", Some(principal.api_key_id.to_string())),
+            ("api_key_prefix", principal.api_key_prefix.clone()),
+            ("api_key_name", self.api_key_name.clone()),
+            ("project_id", principal.project_id.map(|id| id.to_string())),
+            ("project_slug", principal.project_slug.clone()),
+            ("sub", principal.sub.clone()),
+            ("budget_ok", Some(principal.budget_ok.to_string())),
+            ("budget_reason", principal.budget_reason.clone()),
+            ("allowed_cidrs", Some(self.allowed_cidrs.to_words())),
+        ];
+        entries.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+
+    /// Reads the context back, strictly; fields that API Gateway adds are passed over.
+    pub fn from_context(context: &HashMap<String, Value>) -> Result<Self, BadContext> {
+        let text = |name: &str| match context.get(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.as_str())),
+            Some(_) => Err(BadContext),
+        };
+        let required = |name: &str| text(name)?.ok_or(BadContext);
+        let owned = |name: &str| Ok(text(name)?.map(ToOwned::to_owned));
+        let id = |name: &str| Id::parse(required(name)?).ok_or(BadContext);
+        let kind = match required("kind")? {
+            "api_key" => PrincipalKind::ApiKey,
+            "session" => PrincipalKind::Session,
+            _ => return Err(BadContext),
+        };
+        let principal = Principal {
+            kind,
+            organization_id: id("organization_id")?,
+            organization_slug: required("organization_slug")?.to_owned(),
+            scopes: ScopeSet::from_words(required("scopes")?).ok_or(BadContext)?,
+            api_key_id: id("api_key_id")?,
+            api_key_prefix: owned("api_key_prefix")?,
+            project_id: text("project_id")?.map(|text| Id::parse(text).ok_or(BadContext)).transpose()?,
+            project_slug: owned("project_slug")?,
+            sub: owned("sub")?,
+            budget_ok: required("budget_ok")?.parse().map_err(|_| BadContext)?,
+            budget_reason: owned("budget_reason")?,
+        };
+        match (kind, principal.project_id, &principal.project_slug) {
+            (PrincipalKind::ApiKey, None, None) | (PrincipalKind::Session, Some(_), Some(_)) => {}
+            _ => return Err(BadContext),
+        }
+        Ok(Self {
+            principal,
+            api_key_name: owned("api_key_name")?,
+            allowed_cidrs: AllowedCidrs::from_words(required("allowed_cidrs")?).ok_or(BadContext)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Scope;
+
+    fn caller() -> Caller {
+        Caller {
+            principal: Principal {
+                kind: PrincipalKind::ApiKey,
+                organization_id: Id::new(7).unwrap(),
+                organization_slug: "acme".to_owned(),
+                scopes: [Scope::Read, Scope::Admin].into_iter().collect(),
+                api_key_id: Id::new(8).unwrap(),
+                api_key_prefix: Some("kt_live_AbC123".to_owned()),
+                project_id: None,
+                project_slug: None,
+                sub: None,
+                budget_ok: false,
+                budget_reason: Some("subscription past_due".to_owned()),
+            },
+            api_key_name: Some("ci \"1\" é".to_owned()),
+            allowed_cidrs: AllowedCidrs::from_words("10.0.0.0/8 2001:db8::/32").unwrap(),
+        }
+    }
+
+    fn context(caller: &Caller) -> HashMap<String, Value> {
+        caller.to_context().into_iter().map(|(name, text)| (name.to_owned(), Value::String(text))).collect()
+    }
+
+    #[test]
+    fn a_caller_survives_the_gateway() {
+        let mut context = context(&caller());
+        context.insert("principalId".to_owned(), "x".into());
+        context.insert("integrationLatency".to_owned(), 12.into());
+        assert_eq!(Caller::from_context(&context), Ok(caller()));
+    }
+
+    #[test]
+    fn a_context_that_lacks_or_bends_a_field_is_no_context() {
+        for field in
+            ["kind", "organization_id", "organization_slug", "scopes", "api_key_id", "budget_ok", "allowed_cidrs"]
+        {
+            let mut lacking = context(&caller());
+            lacking.remove(field);
+            assert_eq!(Caller::from_context(&lacking), Err(BadContext), "without {field}");
+        }
+        for (field, value) in [
+            ("kind", Value::from("service")),
+            ("kind", Value::from("session")),
+            ("organization_id", Value::from(7)),
+            ("organization_id", Value::from("0")),
+            ("scopes", Value::from("root")),
+            ("budget_ok", Value::from("yes")),
+            ("project_id", Value::from("9")),
+            ("allowed_cidrs", Value::from("everywhere")),
+            ("sub", Value::Null),
+        ] {
+            let mut bent = context(&caller());
+            bent.insert(field.to_owned(), value.clone());
+            assert_eq!(Caller::from_context(&bent), Err(BadContext), "{field} = {value}");
+        }
+    }
+}

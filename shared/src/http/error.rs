@@ -1,0 +1,156 @@
+use std::borrow::Cow;
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::{
+    auth::Undecided,
+    config::SecretError,
+    domain::Id,
+    store::{CommitError, Conflict, StoreError},
+};
+
+/// How long a client is asked to wait before it tries again, in seconds.
+pub(super) const RETRY_AFTER_SECONDS: u32 = 1;
+
+/// Why a route did not do what it was asked. This is the one place that knows statuses and error bodies.
+#[derive(Debug)]
+pub enum Error {
+    Unauthorized,
+    Forbidden(Cow<'static, str>),
+    NotFound,
+    MalformedJson(String),
+    BodyTooLarge {
+        limit: usize,
+    },
+    /// `message` is a whole sentence that names the field and what would be right. Never the value.
+    Invalid {
+        field: String,
+        message: String,
+    },
+    IdempotencyMismatch,
+    Conflict {
+        code: &'static str,
+        message: &'static str,
+        resource_id: Option<Id>,
+    },
+    BudgetExhausted {
+        reason: String,
+    },
+    /// A write lost a race that a second run of the handler settles.
+    Raced,
+    /// A dependency is down. The text is for the log.
+    Unavailable(String),
+    /// A fault of ours. The text is for the log.
+    Internal(String),
+}
+
+impl Error {
+    /// A field that cannot be what it is: `problem` completes "`<field>` …".
+    pub fn invalid(field: &str, problem: impl std::fmt::Display) -> Self {
+        Self::Invalid { field: field.to_owned(), message: format!("{field} {problem}") }
+    }
+
+    pub(super) fn status(&self) -> StatusCode {
+        match self {
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MalformedJson(_) => StatusCode::BAD_REQUEST,
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Invalid { .. } | Self::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Conflict { .. } => StatusCode::CONFLICT,
+            Self::BudgetExhausted { .. } => StatusCode::PAYMENT_REQUIRED,
+            Self::Raced | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The contract's body, but for `request_id`.
+    pub(super) fn body(&self) -> Value {
+        match self {
+            Self::Unauthorized => json!({"detail": "Unauthorized"}),
+            Self::Forbidden(detail) => json!({"detail": detail}),
+            Self::NotFound => json!({"detail": "Not found"}),
+            Self::MalformedJson(message) => json!({"error": "malformed_json", "message": message}),
+            Self::BodyTooLarge { limit } => {
+                json!({"error": "body_too_large", "message": format!("The body must be at most {limit} bytes")})
+            }
+            Self::Invalid { field, message } => {
+                json!({"error": "validation_failed", "message": message, "field": field})
+            }
+            Self::IdempotencyMismatch => json!({
+                "error": "idempotency_mismatch",
+                "message": "This Idempotency-Key was used with another body: repeat the first request unchanged, or take a new key",
+                "field": "Idempotency-Key",
+            }),
+            Self::Conflict { code, message, resource_id: None } => json!({"error": code, "message": message}),
+            Self::Conflict { code, message, resource_id: Some(id) } => {
+                json!({"error": code, "message": message, "id": id})
+            }
+            Self::BudgetExhausted { reason } => json!({"error": "budget_exhausted", "reason": reason}),
+            Self::Raced | Self::Unavailable(_) => json!({"detail": "Service unavailable"}),
+            Self::Internal(_) => json!({"detail": "Internal error"}),
+        }
+    }
+
+    /// What the log says beyond the status; nothing for the client's own mistakes.
+    pub(super) fn fault(&self) -> Option<&str> {
+        match self {
+            Self::Unavailable(fault) | Self::Internal(fault) => Some(fault),
+            Self::Raced => Some("writes kept losing races"),
+            _ => None,
+        }
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_) => Self::Unavailable(error.to_string()),
+            StoreError::Fault(_) => Self::Internal(error.to_string()),
+        }
+    }
+}
+
+impl From<SecretError> for Error {
+    fn from(error: SecretError) -> Self {
+        match error {
+            SecretError::Unavailable { .. } => Self::Unavailable(error.to_string()),
+            SecretError::NotConfigured { .. } | SecretError::Malformed { .. } => Self::Internal(error.to_string()),
+        }
+    }
+}
+
+impl From<Undecided> for Error {
+    fn from(error: Undecided) -> Self {
+        match error {
+            Undecided::Store(error) => error.into(),
+            Undecided::Secret(error) => error.into(),
+            Undecided::Bcrypt(_) => Self::Internal(error.to_string()),
+        }
+    }
+}
+
+impl From<CommitError> for Error {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Store(error) => error.into(),
+            CommitError::Conflict(conflict) => conflict.into(),
+        }
+    }
+}
+
+impl From<Conflict> for Error {
+    fn from(conflict: Conflict) -> Self {
+        let (code, message) = match conflict {
+            Conflict::Remembered | Conflict::IdTaken | Conflict::Changed => return Self::Raced,
+            Conflict::SlugTaken => ("slug_taken", "The slug is taken: choose another one"),
+            Conflict::LastAdminKey => (
+                "last_admin_key",
+                "This is the organization's last admin key that is active, without an expiry and without CIDRs: create another one first",
+            ),
+        };
+        Self::Conflict { code, message, resource_id: None }
+    }
+}

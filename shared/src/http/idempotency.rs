@@ -1,0 +1,137 @@
+//! Repeats of creating requests.
+//!
+//! The record of an answer is written in the transaction that creates, so that two requests at once have one effect: the loser's
+//! transaction fails on the record, its handler runs again, and finds the answer to give. The keys that seal the answer and mark the
+//! request come from the caller's bearer token and idempotency key, which are not kept: a stolen table opens nothing.
+
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use base64::{
+    Engine,
+    prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD},
+};
+use http::{HeaderMap, StatusCode};
+use secrecy::ExposeSecret;
+use serde_json::Value;
+
+use super::{Access, Answer, ApiKeyCaller, Call, Error, Route, call::Origin};
+use crate::{
+    app::App,
+    domain::{Id, Principal},
+    sealing::{self, SealingKey},
+    store::{IdempotencyRecord, Transaction},
+};
+
+const HEADER: &str = "idempotency-key";
+const REMEMBERED_FOR: Duration = Duration::from_hours(24);
+const SECRET_REMEMBERED_FOR: Duration = Duration::from_mins(10);
+
+/// Whether an answer shows a secret: if so it is given again for ten minutes only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reveals {
+    Nothing,
+    Secret,
+}
+
+/// A request's idempotency key, bound to who sent it, where to and what.
+pub(super) struct IdempotencyKey {
+    /// SHA-256 over credential, path and key, in URL-safe base64: where the record lies.
+    hash: String,
+    seal: SealingKey,
+    fingerprint: [u8; 32],
+}
+
+impl IdempotencyKey {
+    /// The header, if it was sent. `body` is hashed in canonical order, so that spacing and the order of fields do not matter.
+    pub(super) fn of(
+        headers: &HeaderMap,
+        principal: &Principal,
+        origin: &Origin,
+        body: &Value,
+    ) -> Result<Option<Self>, Error> {
+        let Some(header) = headers.get(HEADER) else {
+            return Ok(None);
+        };
+        let key = header.as_bytes();
+        if !(1..=255).contains(&key.len()) || !key.iter().all(|byte| (b' '..=b'~').contains(byte)) {
+            return Err(Error::invalid("Idempotency-Key", "must be 1 to 255 printable ASCII characters"));
+        }
+        let bearer = origin.bearer.as_ref().ok_or(Error::Unauthorized)?.expose_secret().as_bytes();
+        let mut place = digest::Context::new(&digest::SHA256);
+        for part in [principal.api_key_id.to_string().as_bytes(), origin.path.as_bytes(), key] {
+            place.update(&(part.len() as u64).to_be_bytes());
+            place.update(part);
+        }
+        let mac = sealing::derive_mac_key(bearer, key, b"karta idempotency fingerprint");
+        let body = serde_json::to_vec(body).map_err(|error| Error::Internal(error.to_string()))?;
+        Ok(Some(Self {
+            hash: BASE64_URL_SAFE_NO_PAD.encode(place.finish()),
+            seal: sealing::derive_key(bearer, key, b"karta idempotency answer"),
+            fingerprint: mac.tag(&body),
+        }))
+    }
+
+    fn fingerprint(&self) -> String {
+        BASE64_STANDARD_NO_PAD.encode(self.fingerprint)
+    }
+}
+
+impl<R: Route> Call<R>
+where
+    R::Access: Access<Caller = ApiKeyCaller>,
+{
+    /// The answer that was given to this request before, if it was. Call it before anything else.
+    pub async fn replay(&self, app: &App) -> Result<Option<Answer<R::Output>>, Error> {
+        let Some(key) = &self.idempotency else {
+            return Ok(None);
+        };
+        let record = app.store.idempotency_record(self.caller.organization_id, &key.hash).await?;
+        let Some(record) = record.filter(|record| self.now.as_seconds() < record.ttl) else {
+            return Ok(None);
+        };
+        if record.fingerprint != key.fingerprint() {
+            return Err(Error::IdempotencyMismatch);
+        }
+        if record.revealed_until.is_some_and(|end| end <= self.now.as_seconds()) {
+            return Err(Error::Conflict {
+                code: "secret_already_revealed",
+                message: "The first answer to this Idempotency-Key showed a secret, which is not shown again after 10 minutes",
+                resource_id: Some(record.resource_id),
+            });
+        }
+        let broken = |what: &str| Error::Internal(format!("an idempotency record does not {what}"));
+        let status = StatusCode::from_u16(record.status).map_err(|_| broken("hold a status"))?;
+        let sealed = BASE64_STANDARD_NO_PAD.decode(&record.sealed_body).map_err(|_| broken("decode"))?;
+        let body = key.seal.open(key.hash.as_bytes(), &sealed).map_err(|_| broken("open"))?;
+        Ok(Some(Answer::written(status, body.to_vec())))
+    }
+
+    /// Stages the record of `answer` beside the writes that made `resource`.
+    pub fn remember(
+        &self,
+        app: &App,
+        transaction: &mut Transaction,
+        answer: &Answer<R::Output>,
+        resource: Id,
+        reveals: Reveals,
+    ) -> Result<(), Error> {
+        let Some(key) = &self.idempotency else {
+            return Ok(());
+        };
+        let mut nonce = [0; 12];
+        app.entropy.fill(&mut nonce);
+        let record = IdempotencyRecord {
+            fingerprint: key.fingerprint(),
+            status: answer.status.as_u16(),
+            sealed_body: BASE64_STANDARD_NO_PAD.encode(key.seal.seal(nonce, key.hash.as_bytes(), &answer.body)),
+            revealed_until: match reveals {
+                Reveals::Nothing => None,
+                Reveals::Secret => Some(self.now.plus(SECRET_REMEMBERED_FOR).as_seconds()),
+            },
+            resource_id: resource,
+            ttl: self.now.plus(REMEMBERED_FOR).as_seconds(),
+        };
+        Ok(transaction.remember(self.caller.organization_id, &key.hash, &record, self.now.as_seconds())?)
+    }
+}

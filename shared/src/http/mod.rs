@@ -1,0 +1,33 @@
+//! The frame that every route runs in.
+//!
+//! A route is a type that implements [`Route`]: what it is called, who may call it ([`Access`]), the types of its path, query and
+//! body, and [`Route::handle`]. [`serve`] runs it in the contract's order (credential, kind and scope, body, then the handler's own
+//! idempotency and resources) and turns the outcome into the contract's answer. A new route needs a folder under `functions/`, a
+//! resource in `template.yaml` and a line in the local runner's registry; nothing here.
+
+mod access;
+mod answer;
+mod body;
+mod call;
+mod caller;
+pub mod cursor;
+mod error;
+mod idempotency;
+mod query;
+mod resources;
+mod route;
+mod serve;
+
+pub use self::{
+    access::{Access, Admin, AnyKey, ApiKeyCaller, Project, Public, Read, Write},
+    answer::{Answer, Revealed},
+    body::{NoBody, present},
+    call::{Call, NewAuditEvent},
+    caller::{BadContext, Caller},
+    error::Error,
+    idempotency::Reveals,
+    query::{Commas, Limit, NoQuery},
+    resources::ApiKeyResource,
+    route::{FromPath, ProjectRef, Route},
+    serve::{run, serve},
+};

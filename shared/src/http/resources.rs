@@ -1,0 +1,48 @@
+//! How resources look in answers, where that is not how they are kept.
+
+use serde::Serialize;
+
+use crate::domain::{AllowedCidrs, ApiKey, Budget, Id, KeyStatus, Metadata, Name, Prefix, ScopeSet, Timestamp};
+
+/// The contract's ApiKey: every field always there.
+#[derive(Debug, Clone, Serialize)]
+pub struct ApiKeyResource {
+    pub id: Id,
+    pub name: Name,
+    pub prefix: Prefix,
+    pub scopes: ScopeSet,
+    /// Derived from the clock, so it is not kept.
+    pub status: KeyStatus,
+    pub created_at: Timestamp,
+    /// The id of the API key that created this one; `null` for an organization's first.
+    pub created_by: Option<Id>,
+    pub last_used_at: Option<Timestamp>,
+    pub expires_at: Option<Timestamp>,
+    pub revoked_at: Option<Timestamp>,
+    /// The id of the successor after a rotation.
+    pub replaced_by: Option<Id>,
+    pub allowed_cidrs: AllowedCidrs,
+    pub budget: Option<Budget>,
+    pub metadata: Metadata,
+}
+
+impl ApiKeyResource {
+    pub fn of(key: ApiKey, now: Timestamp) -> Self {
+        Self {
+            status: key.status(now),
+            id: key.id,
+            name: key.name,
+            prefix: key.prefix,
+            scopes: key.scopes,
+            created_at: key.created_at,
+            created_by: key.created_by,
+            last_used_at: key.last_used_at,
+            expires_at: key.expires_at,
+            revoked_at: key.revoked_at,
+            replaced_by: key.replaced_by,
+            allowed_cidrs: key.allowed_cidrs,
+            budget: key.budget,
+            metadata: key.metadata,
+        }
+    }
+}

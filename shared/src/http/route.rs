@@ -1,0 +1,69 @@
+use std::future::Future;
+
+use lambda_http::aws_lambda_events::query_map::QueryMap;
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{Access, Answer, Call, Error};
+use crate::{
+    app::App,
+    domain::{Id, Slug},
+};
+
+/// One route: a folder, a package, a binary, a function of the template.
+pub trait Route: Sized + Send + Sync + 'static {
+    /// The folder's name, and the route's in logs.
+    const NAME: &'static str;
+    /// Who may call it.
+    type Access: Access;
+    type Path: FromPath;
+    type Query: DeserializeOwned + Send + Sync;
+    type Body: DeserializeOwned + Send + Sync;
+    type Output: Serialize;
+
+    /// Whether `Idempotency-Key` is taken.
+    const IDEMPOTENT: bool = false;
+    /// Whether an empty body stands for `{}`.
+    const BODY_MAY_BE_EMPTY: bool = false;
+    /// Whether browsers may call it from anywhere.
+    const CORS: bool = false;
+    /// The largest body, in bytes.
+    const BODY_MAX: usize = 64 * 1024;
+
+    /// Acts. May be run again when a write of it lost a race ([`Error::Raced`]), so it keeps nothing between runs.
+    fn handle(app: &App, call: &Call<Self>) -> impl Future<Output = Result<Answer<Self::Output>, Error>> + Send;
+}
+
+/// What the path's variables parse to; `None` is a 404.
+pub trait FromPath: Send + Sync + Sized {
+    fn from_path(variables: &QueryMap) -> Option<Self>;
+}
+
+impl FromPath for () {
+    fn from_path(_: &QueryMap) -> Option<Self> {
+        Some(())
+    }
+}
+
+/// `{id}`
+impl FromPath for Id {
+    fn from_path(variables: &QueryMap) -> Option<Self> {
+        Self::parse(variables.first("id")?)
+    }
+}
+
+/// `{slug}`
+impl FromPath for Slug {
+    fn from_path(variables: &QueryMap) -> Option<Self> {
+        Self::try_from(variables.first("slug")?.to_owned()).ok()
+    }
+}
+
+/// `{ref}`: a project's slug.
+#[derive(Debug)]
+pub struct ProjectRef(pub Slug);
+
+impl FromPath for ProjectRef {
+    fn from_path(variables: &QueryMap) -> Option<Self> {
+        Slug::try_from(variables.first("ref")?.to_owned()).ok().map(Self)
+    }
+}

@@ -1,0 +1,180 @@
+use std::{sync::Arc, time::Instant};
+
+use http::{HeaderValue, Method, StatusCode, header};
+use lambda_http::{
+    Body, Request, RequestExt, Response,
+    aws_lambda_events::{apigw::ApiGatewayProxyRequestContext, query_map::QueryMap},
+    request::RequestContext,
+    service_fn,
+};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+
+use super::{
+    Access, Answer, Call, Caller, Error, FromPath, Route, access, body, call::Origin, error,
+    idempotency::IdempotencyKey, query,
+};
+use crate::{
+    app::App,
+    domain::{Id, Principal, client_address},
+    telemetry,
+};
+
+/// How often a handler is run when its writes keep losing races.
+const RUNS: usize = 5;
+
+/// Runs a route as a Lambda function: what a function's `main` does.
+pub async fn run<R: Route>() -> Result<(), lambda_http::Error> {
+    telemetry::init(telemetry::Output::Stdout, "info")?;
+    let app = App::deployed().await.inspect_err(|error| tracing::error!(%error, "the function cannot start"))?;
+    let app = &app;
+    lambda_http::run(service_fn(move |request: Request| async move {
+        Ok::<_, lambda_http::Error>(serve::<R>(app, request).await)
+    }))
+    .await
+}
+
+/// Answers one request. Never fails: every fault has an answer of its own.
+pub async fn serve<R: Route>(app: &App, request: Request) -> Response<Body> {
+    let started = Instant::now();
+    let context = gateway_context(&request);
+    let origin = Arc::new(origin(&request, context));
+    let caller = context.and_then(|context| Caller::from_context(&context.authorizer.fields).ok());
+    let who = caller.as_ref().map(|caller| (caller.principal.organization_id, caller.principal.api_key_id));
+
+    let outcome = if R::CORS && request.method() == Method::OPTIONS {
+        Ok((StatusCode::NO_CONTENT, Vec::new()))
+    } else {
+        let address = origin.ip_address.as_deref().and_then(client_address);
+        let caller = access::admit_address(caller, address);
+        judge_and_run::<R>(app, &request, caller, &origin).await.map(|answer| (answer.status, answer.body))
+    };
+    log::<R>(&origin, who, &outcome, started);
+    respond::<R>(outcome, &origin.request_id)
+}
+
+/// The contract's order: credential, kind and scope, body, and then the handler.
+async fn judge_and_run<R: Route>(
+    app: &App,
+    request: &Request,
+    caller: Option<Caller>,
+    origin: &Arc<Origin>,
+) -> Result<Answer<R::Output>, Error> {
+    let principal = caller.as_ref().map(|caller| caller.principal.clone());
+    let variables = request.path_parameters_ref();
+    let caller = R::Access::admit(caller, variables.and_then(|variables| variables.first("ref")))?;
+
+    let query = query::read(request.query_string_parameters_ref())?;
+    let json = json_body::<R>(request)?;
+    let idempotency = idempotency_key::<R>(request, principal.as_ref(), origin, &json)?;
+    let body = body::read(json)?;
+    let path = R::Path::from_path(variables.unwrap_or(&QueryMap::default())).ok_or(Error::NotFound)?;
+
+    let call = Call { caller, path, query, body, now: app.clock.now(), origin: Arc::clone(origin), idempotency };
+    for _ in 1..RUNS {
+        match R::handle(app, &call).await {
+            Err(Error::Raced) => {}
+            outcome => return outcome,
+        }
+    }
+    R::handle(app, &call).await
+}
+
+fn json_body<R: Route>(request: &Request) -> Result<Value, Error> {
+    let bytes = request.body().as_ref();
+    let reads_none = matches!(*request.method(), Method::GET | Method::DELETE);
+    if reads_none || (R::BODY_MAY_BE_EMPTY && bytes.is_empty()) {
+        return Ok(json!({}));
+    }
+    if bytes.len() > R::BODY_MAX {
+        return Err(Error::BodyTooLarge { limit: R::BODY_MAX });
+    }
+    body::parse(bytes)
+}
+
+fn idempotency_key<R: Route>(
+    request: &Request,
+    principal: Option<&Principal>,
+    origin: &Origin,
+    body: &Value,
+) -> Result<Option<IdempotencyKey>, Error> {
+    match principal {
+        Some(principal) if R::IDEMPOTENT => IdempotencyKey::of(request.headers(), principal, origin, body),
+        _ => Ok(None),
+    }
+}
+
+fn gateway_context(request: &Request) -> Option<&ApiGatewayProxyRequestContext> {
+    match request.request_context_ref() {
+        Some(RequestContext::ApiGatewayV1(context)) => Some(context),
+        _ => None,
+    }
+}
+
+fn origin(request: &Request, context: Option<&ApiGatewayProxyRequestContext>) -> Origin {
+    let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let bearer = header(header::AUTHORIZATION)
+        .and_then(|value| value.split_once(' '))
+        .map(|(_, token)| SecretString::from(token));
+    Origin {
+        request_id: context.and_then(|context| context.request_id.clone()).unwrap_or_default(),
+        ip_address: context.and_then(|context| context.identity.source_ip.clone()),
+        user_agent: header(header::USER_AGENT).map(|agent| telemetry::scrub(agent).chars().take(256).collect()),
+        path: request.raw_http_path().to_owned(),
+        bearer,
+    }
+}
+
+/// One line per request.
+fn log<R: Route>(
+    origin: &Origin,
+    who: Option<(Id, Id)>,
+    outcome: &Result<(StatusCode, Vec<u8>), Error>,
+    started: Instant,
+) {
+    let status = outcome.as_ref().map_or_else(Error::status, |(status, _)| *status).as_u16();
+    let latency_ms = started.elapsed().as_secs_f64() * 1_000.0;
+    let (organization_id, api_key_id) = who.map(|(org, key)| (org.get(), key.get())).unzip();
+    let request_id = origin.request_id.as_str();
+    let fault = outcome.as_ref().err().and_then(Error::fault);
+    if fault.is_some() {
+        tracing::error!(request_id, route = R::NAME, status, organization_id, api_key_id, latency_ms, fault, "request");
+    } else {
+        tracing::info!(request_id, route = R::NAME, status, organization_id, api_key_id, latency_ms, "request");
+    }
+}
+
+fn respond<R: Route>(outcome: Result<(StatusCode, Vec<u8>), Error>, request_id: &str) -> Response<Body> {
+    let (status, body) = outcome.unwrap_or_else(|error| {
+        let mut body = error.body();
+        body["request_id"] = Value::from(request_id);
+        (error.status(), body.to_string().into_bytes())
+    });
+    let mut response = Response::new(text_body(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        headers.insert("x-request-id", id);
+    }
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(error::RETRY_AFTER_SECONDS));
+    }
+    if R::CORS {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("Authorization, Content-Type"));
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("x-request-id"));
+        headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("3600"));
+    }
+    response
+}
+
+/// As text: API Gateway would take bytes for something to encode in base64.
+fn text_body(body: Vec<u8>) -> Body {
+    match String::from_utf8(body) {
+        Ok(text) if text.is_empty() => Body::Empty,
+        Ok(text) => Body::Text(text),
+        Err(bytes) => Body::Binary(bytes.into_bytes()),
+    }
+}

@@ -1,0 +1,25 @@
+//! What every Karta function shares.
+//!
+//! | module | duty | may use |
+//! | --- | --- | --- |
+//! | [`domain`] | the rules: key format, scopes, principals, budgets; pure, no I/O and no clock of its own | nothing here |
+//! | [`store`] | DynamoDB: one file per aggregate, every key string in `store::table` | `domain` |
+//! | [`auth`] | proofs of credentials: API keys, session tokens | `domain`, `store`, `config` |
+//! | [`http`] | the [`http::Route`] frame: judge, parse, call, answer | all of the above |
+//! | [`config`] | environment and secrets, read once and refused when wrong | `domain` |
+//! | [`telemetry`] | JSON logs through the scrubber | nothing here |
+//!
+//! A test of the local runner reads the `use` lines and holds these arrows.
+
+pub mod app;
+pub mod auth;
+pub mod clock;
+pub mod config;
+pub mod domain;
+pub mod entropy;
+pub mod http;
+pub mod sealing;
+pub mod store;
+pub mod telemetry;
+
+pub use app::App;

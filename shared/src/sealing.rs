@@ -1,0 +1,188 @@
+//! Sealing (AES-256-GCM) and fingerprints (HMAC-SHA256) under keys that HKDF-SHA256 derives.
+//!
+//! Nothing is sealed under a ring's secret itself: every use derives a key of its own from (secret, salt, info), so that what one
+//! use seals no other can open. Nonces are arguments (randomness is injected); at 96 random bits, one key may seal 2^32 times.
+
+use std::fmt;
+
+use aws_lc_rs::{
+    aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, Tag, UnboundKey},
+    constant_time, hkdf, hmac,
+};
+use zeroize::Zeroizing;
+
+/// The first byte of whatever is sealed here, so that a later format can stand beside this one.
+const VERSION: u8 = 1;
+const KEY_LEN: usize = 32;
+
+/// Derives the key that seals for one use. `salt` and `info` are not secret: `salt` says whose, `info` what for.
+pub fn derive_key(secret: &[u8], salt: &[u8], info: &[u8]) -> SealingKey {
+    SealingKey::new(&derive(secret, salt, [b"seal:", info]))
+}
+
+/// Derives the key that fingerprints for one use. Never equal to the [`SealingKey`] of the same arguments.
+pub fn derive_mac_key(secret: &[u8], salt: &[u8], info: &[u8]) -> Mac {
+    let key = derive(secret, salt, [b"mac:", info]);
+    Mac(hmac::Key::new(hmac::HMAC_SHA256, &*key))
+}
+
+fn derive(secret: &[u8], salt: &[u8], info: [&[u8]; 2]) -> Zeroizing<[u8; KEY_LEN]> {
+    let mut key = Zeroizing::new([0; KEY_LEN]);
+    hkdf::Salt::new(hkdf::HKDF_SHA256, salt)
+        .extract(secret)
+        .expand(&info, hkdf::HKDF_SHA256)
+        .and_then(|okm| okm.fill(&mut *key))
+        .expect("HKDF-SHA256 gives 32 bytes");
+    key
+}
+
+/// A key of one use. AWS-LC wipes it when it is dropped.
+pub struct SealingKey(LessSafeKey);
+
+/// What was to be opened is cut, changed, of another version, or sealed under another key or other associated data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the sealed value cannot be opened")]
+pub struct Unsealable;
+
+impl SealingKey {
+    fn new(key: &[u8; KEY_LEN]) -> Self {
+        Self(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).expect("AES-256 takes 32 bytes")))
+    }
+
+    /// Gives version byte, nonce, ciphertext and tag: 29 bytes more than the plaintext. `associated_data` is not kept, but must
+    /// be the same to open: put there where the value lies, so that it cannot be carried elsewhere. Never use a nonce twice.
+    pub fn seal(&self, nonce: [u8; NONCE_LEN], associated_data: &[u8], plaintext: &[u8]) -> Vec<u8> {
+        let head = 1 + NONCE_LEN;
+        let mut sealed = Vec::with_capacity(head + plaintext.len() + AES_256_GCM.tag_len());
+        sealed.push(VERSION);
+        sealed.extend_from_slice(&nonce);
+        sealed.extend_from_slice(plaintext);
+        let tag = self.encrypt(nonce, associated_data, &mut sealed[head..]);
+        sealed.extend_from_slice(tag.as_ref());
+        sealed
+    }
+
+    fn encrypt(&self, nonce: [u8; NONCE_LEN], associated_data: &[u8], in_out: &mut [u8]) -> Tag {
+        let (nonce, aad) = (Nonce::assume_unique_for_key(nonce), Aad::from(associated_data));
+        self.0.seal_in_place_separate_tag(nonce, aad, in_out).expect("AES-GCM takes up to 64 GiB")
+    }
+
+    pub fn open(&self, associated_data: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, Unsealable> {
+        let (version, rest) = sealed.split_first().ok_or(Unsealable)?;
+        let (nonce, ciphertext) = rest.split_first_chunk::<NONCE_LEN>().ok_or(Unsealable)?;
+        if *version != VERSION {
+            return Err(Unsealable);
+        }
+        let mut plaintext = Zeroizing::new(ciphertext.to_vec());
+        let len = self
+            .0
+            .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(associated_data), &mut plaintext)
+            .map_err(|_| Unsealable)?
+            .len();
+        plaintext.truncate(len);
+        Ok(plaintext)
+    }
+}
+
+impl fmt::Debug for SealingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SealingKey([redacted])")
+    }
+}
+
+/// A key of one use. AWS-LC wipes it when it is dropped.
+pub struct Mac(hmac::Key);
+
+impl Mac {
+    /// The whole HMAC-SHA256. Who joins several values into one message must make their borders plain.
+    pub fn tag(&self, message: &[u8]) -> [u8; 32] {
+        let mut tag = [0; 32];
+        tag.copy_from_slice(hmac::sign(&self.0, message).as_ref());
+        tag
+    }
+
+    /// Compares in constant time. A shortened tag is wrong.
+    #[must_use]
+    pub fn verify(&self, message: &[u8], tag: &[u8]) -> bool {
+        constant_time::verify_slices_are_equal(&self.tag(message), tag).is_ok()
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Mac([redacted])")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    fn bytes() -> impl Strategy<Value = Vec<u8>> {
+        vec(any::<u8>(), 0..80)
+    }
+
+    #[test]
+    fn every_argument_separates_keys() {
+        let tag = |secret, salt, info| derive_mac_key(secret, salt, info).tag(b"message");
+        let tags = [tag(b"a", b"b", b"c"), tag(b"x", b"b", b"c"), tag(b"a", b"x", b"c"), tag(b"a", b"b", b"x")];
+        for (at, one) in tags.iter().enumerate() {
+            assert!(!tags[..at].contains(one));
+        }
+        assert_ne!(*derive(b"a", b"b", [b"seal:", b"c"]), *derive(b"a", b"b", [b"mac:", b"c"]));
+    }
+
+    #[test]
+    fn derived_keys_never_change() {
+        // Whatever is stored was sealed under these bytes. They are from Python's hmac module: HKDF-SHA256("secret", "salt", "seal:info").
+        let key = derive(b"secret", b"salt", [b"seal:", b"info"]);
+        assert_eq!(URL_SAFE_NO_PAD.encode(*key), "Ey4mzpMAb2uOM2EBzbUGkSjZjOmMX7gzk4r1kBWC7ho");
+    }
+
+    #[test]
+    fn keys_do_not_print() {
+        let (sealing, mac) = (derive_key(b"secret", b"", b""), derive_mac_key(b"secret", b"", b""));
+        assert_eq!(format!("{sealing:?} {mac:?}"), "SealingKey([redacted]) Mac([redacted])");
+    }
+
+    proptest! {
+        #[test]
+        fn opens_what_it_sealed(nonce: [u8; 12], aad in bytes(), plaintext in bytes()) {
+            let key = derive_key(b"secret", b"salt", b"info");
+            let sealed = key.seal(nonce, &aad, &plaintext);
+            prop_assert_eq!(sealed.len(), plaintext.len() + 29);
+            prop_assert_eq!(&**key.open(&aad, &sealed).unwrap(), &plaintext[..]);
+        }
+
+        #[test]
+        fn opens_nothing_else(nonce: [u8; 12], aad in bytes(), other in bytes(), plaintext in bytes(), bit in 0..8_u8) {
+            let key = derive_key(b"secret", b"salt", b"info");
+            let sealed = key.seal(nonce, &aad, &plaintext);
+            prop_assert!(derive_key(b"secret", b"salt", b"other").open(&aad, &sealed).is_err());
+            prop_assert_eq!(key.open(&other, &sealed).is_ok(), other == aad);
+            prop_assert!(key.open(&aad, &other).is_err());
+            for at in 0..sealed.len() {
+                prop_assert_eq!(key.open(&aad, &sealed[..at]), Err(Unsealable));
+                let mut changed = sealed.clone();
+                changed[at] ^= 1_u8 << bit;
+                prop_assert_eq!(key.open(&aad, &changed), Err(Unsealable));
+            }
+        }
+
+        #[test]
+        fn a_tag_holds_for_its_message_and_key_alone(message in bytes(), other in bytes(), at in 0_usize..32) {
+            let key = derive_mac_key(b"secret", b"salt", b"info");
+            let tag = key.tag(&message);
+            prop_assert!(key.verify(&message, &tag));
+            prop_assert_eq!(key.verify(&other, &tag), other == message);
+            prop_assert!(!derive_mac_key(b"other", b"salt", b"info").verify(&message, &tag));
+            prop_assert!(!key.verify(&message, &tag[..at]));
+            let mut changed = tag;
+            changed[at] ^= 1;
+            prop_assert!(!key.verify(&message, &changed));
+        }
+    }
+}

@@ -1,0 +1,63 @@
+use aws_sdk_dynamodb::types::AttributeValue;
+
+use super::{
+    Conflict, Credential, Digest, Page, Store, StoreError, Transaction,
+    table::{Key, Table, api_keys_partition},
+};
+use crate::domain::{ApiKey, Id, Kind};
+
+impl Store {
+    pub async fn api_key(&self, organization: Id, id: Id) -> Result<Option<ApiKey>, StoreError> {
+        self.get(Table::Main, Key::api_key(organization, id)).await
+    }
+
+    /// The organization's keys, newest first, of those that `keep` lets through.
+    pub async fn api_keys(
+        &self,
+        organization: Id,
+        below: Option<Id>,
+        limit: usize,
+        keep: impl Fn(&ApiKey) -> bool,
+    ) -> Result<Page<ApiKey>, StoreError> {
+        self.page(Table::Main, api_keys_partition(organization), below, limit, |key: &ApiKey| key.id, keep).await
+    }
+}
+
+impl Transaction {
+    /// A new key: its id claimed, its credential beside it, counted if it may administer.
+    pub fn create_api_key(&mut self, organization: Id, key: &ApiKey, digest: Digest) -> Result<(), StoreError> {
+        let credential = Credential { organization_id: organization, api_key_id: key.id, digest };
+        self.claim_id(organization, Kind::ApiKey, key.id)?;
+        self.insert_credential(&key.prefix, &credential)?;
+        self.insert(Table::Main, &Key::api_key(organization, key.id), key, Conflict::IdTaken)?;
+        if key.is_usable_admin() { self.count_admin(organization) } else { Ok(()) }
+    }
+
+    /// A changed key, and with it the organization's count of usable admin keys, which never falls to zero.
+    pub fn update_api_key(&mut self, organization: Id, before: &ApiKey, after: &ApiKey) -> Result<(), StoreError> {
+        match (before.is_usable_admin(), after.is_usable_admin()) {
+            (true, false) => self.discount_admin(organization)?,
+            (false, true) => self.count_admin(organization)?,
+            (true, true) | (false, false) => {}
+        }
+        self.replace(Table::Main, &Key::api_key(organization, after.id), after, before.version)
+    }
+
+    fn count_admin(&mut self, organization: Id) -> Result<(), StoreError> {
+        self.update(Table::Main, &Key::admins(organization), Conflict::Changed, |update| {
+            update
+                .update_expression("ADD usable :one")
+                .expression_attribute_values(":one", AttributeValue::N("1".to_owned()))
+        })
+    }
+
+    fn discount_admin(&mut self, organization: Id) -> Result<(), StoreError> {
+        self.update(Table::Main, &Key::admins(organization), Conflict::LastAdminKey, |update| {
+            update
+                .update_expression("ADD usable :minus_one")
+                .condition_expression("usable > :one")
+                .expression_attribute_values(":minus_one", AttributeValue::N("-1".to_owned()))
+                .expression_attribute_values(":one", AttributeValue::N("1".to_owned()))
+        })
+    }
+}

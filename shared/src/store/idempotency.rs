@@ -1,0 +1,52 @@
+use aws_sdk_dynamodb::types::AttributeValue;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Conflict, Store, StoreError, Transaction,
+    table::{Key, Table},
+};
+use crate::domain::Id;
+
+/// An answer that is given again to a repeated request. Its body is sealed under a key that the server does not keep.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct IdempotencyRecord {
+    /// HMAC of the request's body, in base64: a repeat must bring the same.
+    pub fingerprint: String,
+    pub status: u16,
+    /// In base64.
+    pub sealed_body: String,
+    /// Unix seconds after which the answer is not given again because it reveals a secret.
+    pub revealed_until: Option<i64>,
+    /// The resource that the request made.
+    pub resource_id: Id,
+    /// Unix seconds after which the record counts as gone; DynamoDB deletes it some time later.
+    pub ttl: i64,
+}
+
+impl Store {
+    /// The record under `hash`, dead or alive: DynamoDB deletes late, so the caller judges `ttl`.
+    pub async fn idempotency_record(
+        &self,
+        organization: Id,
+        hash: &str,
+    ) -> Result<Option<IdempotencyRecord>, StoreError> {
+        self.get(Table::Main, Key::idempotency(organization, hash)).await
+    }
+}
+
+impl Transaction {
+    /// Remembers an answer, unless a live record is there.
+    pub fn remember(
+        &mut self,
+        organization: Id,
+        hash: &str,
+        record: &IdempotencyRecord,
+        now_seconds: i64,
+    ) -> Result<(), StoreError> {
+        self.put(Table::Main, &Key::idempotency(organization, hash), record, Conflict::Remembered, |put| {
+            put.condition_expression("attribute_not_exists(pk) OR #ttl <= :now")
+                .expression_attribute_names("#ttl", "ttl")
+                .expression_attribute_values(":now", AttributeValue::N(now_seconds.to_string()))
+        })
+    }
+}

@@ -1,0 +1,98 @@
+//! DynamoDB, through its own SDK. No traits in front: one store, one implementation, tested against an emulator.
+//!
+//! - The tenant is the first argument of every call. The one exception is [`Store::credentials`], which finds out who the tenant is.
+//! - Reads that decide access are strongly consistent and on the base table.
+//! - A change is one [`Transaction`]: every staged write says which [`Conflict`] its failed condition means.
+//! - Faults of the service come out as [`StoreError::Unavailable`]; what can only be our own mistake as [`StoreError::Fault`].
+//!
+//! A new aggregate gets a file of its own here, and its keys a line in [`table`].
+
+mod access;
+mod api_keys;
+mod audit;
+mod credentials;
+mod error;
+mod idempotency;
+mod organizations;
+mod page;
+mod projects;
+pub mod table;
+mod transaction;
+
+use std::{collections::HashMap, sync::Arc};
+
+use aws_sdk_dynamodb::{Client, types::AttributeValue};
+use serde::{Serialize, de::DeserializeOwned};
+
+use self::table::{Key, Table, Tables};
+pub use self::{
+    access::Access,
+    credentials::{Credential, Digest},
+    error::StoreError,
+    idempotency::IdempotencyRecord,
+    page::Page,
+    transaction::{CommitError, Conflict, Transaction},
+};
+use crate::domain::Entropy;
+
+type Item = HashMap<String, AttributeValue>;
+
+/// A handle to the tables; cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    client: Client,
+    tables: Arc<Tables>,
+    entropy: Arc<dyn Entropy>,
+}
+
+impl Store {
+    /// `entropy` makes the request tokens of transactions.
+    pub fn new(client: Client, tables: Tables, entropy: Arc<dyn Entropy>) -> Self {
+        Self { client, tables: Arc::new(tables), entropy }
+    }
+
+    /// An empty transaction.
+    pub fn transaction(&self) -> Transaction {
+        Transaction::new(self.clone())
+    }
+
+    /// Opens the connection that the first request will use: TLS costs more than any read.
+    pub async fn warm_up(&self) -> Result<(), StoreError> {
+        let key = Key::organization_absent();
+        self.client.get_item().table_name(self.table(Table::Main)).set_key(Some(key.attributes())).send().await?;
+        Ok(())
+    }
+
+    fn table(&self, table: Table) -> &str {
+        self.tables.name(table)
+    }
+
+    /// One item, read consistently.
+    async fn get<T: DeserializeOwned>(&self, table: Table, key: Key) -> Result<Option<T>, StoreError> {
+        let output = self
+            .client
+            .get_item()
+            .table_name(self.table(table))
+            .set_key(Some(key.attributes()))
+            .consistent_read(true)
+            .send()
+            .await?;
+        output.item.map(decode).transpose()
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("tables", &self.tables).finish_non_exhaustive()
+    }
+}
+
+fn decode<T: DeserializeOwned>(item: Item) -> Result<T, StoreError> {
+    serde_dynamo::from_item(item).map_err(|error| StoreError::Fault(format!("an item does not decode: {error}")))
+}
+
+fn encode<T: Serialize>(key: &Key, value: &T) -> Result<Item, StoreError> {
+    let item: Item =
+        serde_dynamo::to_item(value).map_err(|error| StoreError::Fault(format!("an item does not encode: {error}")))?;
+    Ok(item.into_iter().chain(key.attributes()).collect())
+}

@@ -1,0 +1,74 @@
+use aws_sdk_dynamodb::types::AttributeValue;
+use serde::de::DeserializeOwned;
+
+use super::{
+    Store, StoreError, decode,
+    table::{ABOVE_IDS, LOWEST_ID, Table, padded},
+};
+use crate::domain::Id;
+
+/// How many items one page looks at: a filter that matches little must not read a whole tenant.
+const EXAMINED_AT_MOST: usize = 1_000;
+
+/// A page of a list, newest first.
+#[derive(Debug)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// Where the next page starts: at the items older than this one. `None` on the last page.
+    pub resume_below: Option<Id>,
+}
+
+impl Store {
+    /// The newest `limit` items below an id that `keep` lets through. `id` tells where an item stands.
+    pub(super) async fn page<T: DeserializeOwned>(
+        &self,
+        table: Table,
+        partition: String,
+        below: Option<Id>,
+        limit: usize,
+        id: impl Fn(&T) -> Id,
+        keep: impl Fn(&T) -> bool,
+    ) -> Result<Page<T>, StoreError> {
+        let mut items = Vec::with_capacity(limit);
+        let mut resume_below = below;
+        let mut examined = 0;
+        loop {
+            // One more than is wanted tells whether another page follows.
+            let ask = (limit + 1 - items.len()).max(examined.min(200)).min(EXAMINED_AT_MOST + 1 - examined);
+            let upper = resume_below.map_or_else(|| ABOVE_IDS.to_owned(), padded);
+            let output = self
+                .client
+                .query()
+                .table_name(self.table(table))
+                .key_condition_expression("pk = :pk AND sk BETWEEN :low AND :high")
+                .expression_attribute_values(":pk", AttributeValue::S(partition.clone()))
+                .expression_attribute_values(":low", AttributeValue::S(LOWEST_ID.to_owned()))
+                .expression_attribute_values(":high", AttributeValue::S(upper))
+                .scan_index_forward(false)
+                .consistent_read(true)
+                .limit(i32::try_from(ask + 1).unwrap_or(i32::MAX))
+                .send()
+                .await?;
+            let exhausted = output.last_evaluated_key.is_none();
+            for item in output.items.unwrap_or_default() {
+                let item = decode(item)?;
+                let at = id(&item);
+                // BETWEEN includes its upper end: the item that the last page ended with.
+                if resume_below.is_some_and(|below| at >= below) {
+                    continue;
+                }
+                if items.len() == limit || examined == EXAMINED_AT_MOST {
+                    return Ok(Page { items, resume_below });
+                }
+                examined += 1;
+                resume_below = Some(at);
+                if keep(&item) {
+                    items.push(item);
+                }
+            }
+            if exhausted {
+                return Ok(Page { items, resume_below: None });
+            }
+        }
+    }
+}

@@ -1,0 +1,44 @@
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Conflict, Page, Store, StoreError, Transaction,
+    table::{Key, Table, projects_partition},
+};
+use crate::domain::{Id, Kind, Project, Slug};
+
+/// What a slug's claim holds.
+#[derive(Serialize, Deserialize)]
+struct SlugClaim {
+    project_id: Id,
+}
+
+impl Store {
+    pub async fn project(&self, organization: Id, slug: &Slug) -> Result<Option<Project>, StoreError> {
+        let claim: Option<SlugClaim> = self.get(Table::Main, Key::project_slug(organization, slug)).await?;
+        match claim {
+            Some(claim) => self.get(Table::Main, Key::project(organization, claim.project_id)).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The organization's projects, newest first.
+    pub async fn projects(
+        &self,
+        organization: Id,
+        below: Option<Id>,
+        limit: usize,
+    ) -> Result<Page<Project>, StoreError> {
+        let partition = projects_partition(organization);
+        self.page(Table::Main, partition, below, limit, |project: &Project| project.id, |_| true).await
+    }
+}
+
+impl Transaction {
+    /// A new project under a slug of its own.
+    pub fn create_project(&mut self, organization: Id, project: &Project) -> Result<(), StoreError> {
+        let claim = SlugClaim { project_id: project.id };
+        self.insert(Table::Main, &Key::project_slug(organization, &project.slug), &claim, Conflict::SlugTaken)?;
+        self.claim_id(organization, Kind::AgentProject, project.id)?;
+        self.insert(Table::Main, &Key::project(organization, project.id), project, Conflict::IdTaken)
+    }
+}

@@ -1,0 +1,131 @@
+//! Every table and every key string.
+//!
+//! One partition prefix per kind of thing, so that IAM's `dynamodb:LeadingKeys` can tell them apart:
+//!
+//! | table | pk | sk | item |
+//! | --- | --- | --- | --- |
+//! | credentials | `KP#<prefix>` | `K#<key id>` | digest, organization and id of an API key; never changes |
+//! | main | `ORG#<org>` | `META` | the organization |
+//! | main | `ORG#<org>` | `ADMINS` | how many usable admin keys it has |
+//! | main | `KEY#<org>` | key id | an API key without its digest |
+//! | main | `PRJ#<org>` | project id | an agent project |
+//! | main | `PRJ#<org>` | `SLUG#<slug>` | claims a project's slug, holds its id |
+//! | main | `ID#<kind>#<id>` | `CLAIM` | claims an id over all organizations, holds its organization |
+//! | main | `ID#organization_slug#<slug>` | `CLAIM` | claims an organization's slug |
+//! | main | `AUD#<org>` | `<time>#<id>` | an audit event |
+//! | main | `IDEM#<org>#<hash>` | `RECORD` | a remembered answer; `ttl` |
+//!
+//! Ids in sort keys are padded to 16 digits, so that their order is the order of time.
+
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::types::AttributeValue;
+
+use crate::domain::{Id, Kind, Prefix, Slug, Timestamp};
+
+/// The tables' names in this stack.
+#[derive(Debug, Clone)]
+pub struct Tables {
+    pub main: String,
+    pub credentials: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    Main,
+    Credentials,
+}
+
+impl Tables {
+    pub fn name(&self, table: Table) -> &str {
+        match table {
+            Table::Main => &self.main,
+            Table::Credentials => &self.credentials,
+        }
+    }
+}
+
+/// A primary key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    pub pk: String,
+    pub sk: String,
+}
+
+/// The sort keys of items that are listed by id: sixteen digits, so everything from `0` to before `:`.
+pub(super) const LOWEST_ID: &str = "0";
+pub(super) const ABOVE_IDS: &str = ":";
+
+impl Key {
+    pub fn credential(prefix: &Prefix, key: Id) -> Self {
+        Self::of(credentials_partition(prefix), format!("K#{}", padded(key)))
+    }
+
+    pub fn organization(organization: Id) -> Self {
+        Self::of(format!("ORG#{organization}"), "META".to_owned())
+    }
+
+    /// A key under which nothing ever lies.
+    pub fn organization_absent() -> Self {
+        Self::of("ORG#0".to_owned(), "META".to_owned())
+    }
+
+    pub fn admins(organization: Id) -> Self {
+        Self::of(format!("ORG#{organization}"), "ADMINS".to_owned())
+    }
+
+    pub fn api_key(organization: Id, key: Id) -> Self {
+        Self::of(api_keys_partition(organization), padded(key))
+    }
+
+    pub fn project(organization: Id, project: Id) -> Self {
+        Self::of(projects_partition(organization), padded(project))
+    }
+
+    pub fn project_slug(organization: Id, slug: &Slug) -> Self {
+        Self::of(projects_partition(organization), format!("SLUG#{slug}"))
+    }
+
+    pub fn claimed_id(kind: Kind, id: Id) -> Self {
+        Self::of(format!("ID#{}#{id}", kind.as_str()), "CLAIM".to_owned())
+    }
+
+    pub fn claimed_organization_slug(slug: &Slug) -> Self {
+        Self::of(format!("ID#organization_slug#{slug}"), "CLAIM".to_owned())
+    }
+
+    pub fn audit_event(organization: Id, at: Timestamp, id: Id) -> Self {
+        Self::of(format!("AUD#{organization}"), format!("{at}#{}", padded(id)))
+    }
+
+    pub fn idempotency(organization: Id, hash: &str) -> Self {
+        Self::of(format!("IDEM#{organization}#{hash}"), "RECORD".to_owned())
+    }
+
+    fn of(pk: String, sk: String) -> Self {
+        Self { pk, sk }
+    }
+
+    pub(super) fn attributes(&self) -> HashMap<String, AttributeValue> {
+        HashMap::from([
+            ("pk".to_owned(), AttributeValue::S(self.pk.clone())),
+            ("sk".to_owned(), AttributeValue::S(self.sk.clone())),
+        ])
+    }
+}
+
+pub(super) fn credentials_partition(prefix: &Prefix) -> String {
+    format!("KP#{prefix}")
+}
+
+pub(super) fn api_keys_partition(organization: Id) -> String {
+    format!("KEY#{organization}")
+}
+
+pub(super) fn projects_partition(organization: Id) -> String {
+    format!("PRJ#{organization}")
+}
+
+pub(super) fn padded(id: Id) -> String {
+    format!("{:016}", id.get())
+}

@@ -1,0 +1,189 @@
+use std::time::Duration;
+
+use aws_sdk_dynamodb::{
+    operation::transact_write_items::TransactWriteItemsError,
+    types::{AttributeValue, Put, TransactWriteItem, Update},
+};
+use serde::Serialize;
+
+use super::{
+    Store, StoreError, encode,
+    table::{Key, Table},
+};
+use crate::domain::{Id, Kind};
+
+/// How often a transaction that another one crossed is sent again before the caller is told to come back.
+const ATTEMPTS: u32 = 6;
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+
+/// What a failed condition means. Where several failed, the first in this order is reported: what makes the rest meaningless comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Conflict {
+    /// Another answer is remembered under this idempotency key.
+    Remembered,
+    /// The drawn id is taken: draw again.
+    IdTaken,
+    /// Somebody else changed what was read: read again.
+    Changed,
+    SlugTaken,
+    /// The change would leave the organization without a usable admin key.
+    LastAdminKey,
+}
+
+/// Why a transaction did not commit. Nothing of it was written, except after [`StoreError::Unavailable`], where that is unknown.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    #[error("a condition failed: {0:?}")]
+    Conflict(Conflict),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Writes that happen together or not at all.
+#[derive(Debug)]
+pub struct Transaction {
+    store: Store,
+    writes: Vec<(TransactWriteItem, Conflict)>,
+}
+
+impl Transaction {
+    pub(super) fn new(store: Store) -> Self {
+        Self { store, writes: Vec::new() }
+    }
+
+    /// Claims an id for its kind over all organizations.
+    pub(super) fn claim_id(&mut self, organization: Id, kind: Kind, id: Id) -> Result<(), StoreError> {
+        let key = Key::claimed_id(kind, id);
+        self.insert(Table::Main, &key, &Claim { organization_id: organization, id }, Conflict::IdTaken)
+    }
+
+    /// Puts an item where none lies yet.
+    pub(super) fn insert<T: Serialize>(
+        &mut self,
+        table: Table,
+        key: &Key,
+        value: &T,
+        taken: Conflict,
+    ) -> Result<(), StoreError> {
+        self.put(table, key, value, taken, |put| put.condition_expression("attribute_not_exists(pk)"))
+    }
+
+    /// Replaces an item of which `version` was read.
+    pub(super) fn replace<T: Serialize>(
+        &mut self,
+        table: Table,
+        key: &Key,
+        value: &T,
+        version: u64,
+    ) -> Result<(), StoreError> {
+        self.put(table, key, value, Conflict::Changed, |put| {
+            put.condition_expression("version = :read")
+                .expression_attribute_values(":read", AttributeValue::N(version.to_string()))
+        })
+    }
+
+    pub(super) fn put<T: Serialize>(
+        &mut self,
+        table: Table,
+        key: &Key,
+        value: &T,
+        conflict: Conflict,
+        condition: impl FnOnce(
+            aws_sdk_dynamodb::types::builders::PutBuilder,
+        ) -> aws_sdk_dynamodb::types::builders::PutBuilder,
+    ) -> Result<(), StoreError> {
+        let put = Put::builder().table_name(self.store.table(table)).set_item(Some(encode(key, value)?));
+        let put = condition(put).build().map_err(|error| StoreError::Fault(error.to_string()))?;
+        self.writes.push((TransactWriteItem::builder().put(put).build(), conflict));
+        Ok(())
+    }
+
+    pub(super) fn update(
+        &mut self,
+        table: Table,
+        key: &Key,
+        conflict: Conflict,
+        change: impl FnOnce(
+            aws_sdk_dynamodb::types::builders::UpdateBuilder,
+        ) -> aws_sdk_dynamodb::types::builders::UpdateBuilder,
+    ) -> Result<(), StoreError> {
+        let update = Update::builder().table_name(self.store.table(table)).set_key(Some(key.attributes()));
+        let update = change(update).build().map_err(|error| StoreError::Fault(error.to_string()))?;
+        self.writes.push((TransactWriteItem::builder().update(update).build(), conflict));
+        Ok(())
+    }
+
+    /// Writes everything, or nothing. One request token serves every repeat, the SDK's and ours, so that a write
+    /// whose answer was lost is not taken for somebody else's.
+    pub async fn commit(self) -> Result<(), CommitError> {
+        let (items, conflicts): (Vec<_>, Vec<_>) = self.writes.into_iter().unzip();
+        let store = self.store;
+        let token = request_token(&store);
+        let mut pause = FIRST_PAUSE;
+        for attempt in 1.. {
+            let sent = store
+                .client
+                .transact_write_items()
+                .set_transact_items(Some(items.clone()))
+                .client_request_token(&token)
+                .send()
+                .await;
+            let Err(error) = sent else {
+                return Ok(());
+            };
+            match error.as_service_error().map(|error| verdict(error, &conflicts)) {
+                Some(Cancelled::Condition(conflict)) => return Err(CommitError::Conflict(conflict)),
+                Some(Cancelled::Crossed) if attempt < ATTEMPTS => {
+                    tokio::time::sleep(jittered(pause, &store)).await;
+                    pause *= 2;
+                }
+                _ => return Err(StoreError::from(error).into()),
+            }
+        }
+        unreachable!("the loop returns on its last attempt")
+    }
+}
+
+/// 32 hexadecimal digits; DynamoDB takes 36 characters.
+fn request_token(store: &Store) -> String {
+    let mut random = [0; 16];
+    store.entropy.fill(&mut random);
+    format!("{:032x}", u128::from_be_bytes(random))
+}
+
+/// Between one and two times `pause`, so that two crossed writers do not meet again.
+fn jittered(pause: Duration, store: &Store) -> Duration {
+    let mut random = [0; 1];
+    store.entropy.fill(&mut random);
+    pause + pause.mul_f64(f64::from(random[0]) / 256.0)
+}
+
+#[derive(Serialize)]
+struct Claim {
+    organization_id: Id,
+    id: Id,
+}
+
+enum Cancelled {
+    /// One of our conditions failed.
+    Condition(Conflict),
+    /// Another transaction held an item, or a partition was throttled: worth another try.
+    Crossed,
+    Other,
+}
+
+fn verdict(error: &TransactWriteItemsError, conflicts: &[Conflict]) -> Cancelled {
+    let reasons = match error {
+        TransactWriteItemsError::TransactionCanceledException(cancelled) => cancelled.cancellation_reasons(),
+        TransactWriteItemsError::TransactionInProgressException(_) => return Cancelled::Crossed,
+        _ => return Cancelled::Other,
+    };
+    let codes = || reasons.iter().map(|reason| reason.code().unwrap_or("None"));
+    let failed = codes().zip(conflicts).filter(|(code, _)| *code == "ConditionalCheckFailed");
+    if let Some(conflict) = failed.map(|(_, conflict)| *conflict).min() {
+        return Cancelled::Condition(conflict);
+    }
+    let passing =
+        |code: &str| matches!(code, "TransactionConflict" | "ThrottlingError" | "ProvisionedThroughputExceeded");
+    if codes().any(passing) { Cancelled::Crossed } else { Cancelled::Other }
+}
