@@ -1,0 +1,279 @@
+//! A runner of its own for every test, in memory, and a client that remembers every secret it sees.
+//!
+//! What the suite leaves under `target/run/`: `logs/` with all that was logged, `secrets/` with every secret that was made, one a
+//! line. `infra/checks/log-secrets.sh` holds the one against the other.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write,
+    path::PathBuf,
+    sync::{Arc, Mutex, OnceLock},
+};
+
+use http::{HeaderMap, Method, StatusCode};
+use karta_local::{Options, Runner, bootstrap};
+use karta_shared::{
+    clock::{Clock, ManualClock, SystemClock},
+    domain::{Id, Slug},
+    entropy::OsEntropy,
+    telemetry,
+};
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+
+/// A running control plane with one organization, `acme`.
+pub(crate) struct World {
+    pub(crate) runner: Runner,
+    /// `acme`'s first key: all scopes.
+    pub(crate) admin: String,
+    pub(crate) organization_id: u64,
+    client: reqwest::Client,
+}
+
+impl World {
+    /// On the machine's clock.
+    pub(crate) async fn start() -> Self {
+        Self::start_with(Arc::new(SystemClock), None).await
+    }
+
+    /// On a clock that the test moves; it starts at 2026-11-21T12:00:00Z.
+    pub(crate) async fn start_at_noon() -> (Self, Arc<ManualClock>) {
+        let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
+        let world = Self::start_with(Arc::clone(&clock) as Arc<dyn Clock>, None).await;
+        (world, clock)
+    }
+
+    /// With the SDK pointed at what `proxy` makes of the embedded store's URL.
+    pub(crate) async fn start_with(clock: Arc<dyn Clock>, proxy: Option<&dyn Fn(&str) -> String>) -> Self {
+        log_to_file();
+        let runner = Runner::start_behind(
+            Options {
+                host: [127, 0, 0, 1].into(),
+                port: 0,
+                data_dir: None,
+                organization: slug("acme"),
+                bcrypt_cost: Some(4),
+                session_token_secret: None,
+                clock,
+                entropy: Arc::new(OsEntropy),
+            },
+            proxy,
+        )
+        .await
+        .unwrap();
+        note_secret(runner.secrets.service_token.expose_secret());
+        note_secret(runner.secrets.session_token_secret.expose_secret());
+        let admin = runner.founded.api_key.as_ref().unwrap().expose().to_owned();
+        note_secret(&admin);
+        let organization_id = runner.founded.organization.id.get();
+        Self { runner, admin, organization_id, client: reqwest::Client::new() }
+    }
+
+    /// Another organization: its id and the token of its first key.
+    pub(crate) async fn another_organization(&self, name: &str) -> (u64, String) {
+        let founded = bootstrap::organization(&self.runner.app, &slug(name)).await.unwrap();
+        let token = founded.api_key.unwrap().expose().to_owned();
+        note_secret(&token);
+        (founded.organization.id.get(), token)
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Request {
+        self.request(Method::GET, path)
+    }
+
+    pub(crate) fn post(&self, path: &str, body: Value) -> Request {
+        self.request(Method::POST, path).body(body)
+    }
+
+    pub(crate) fn patch(&self, path: &str, body: Value) -> Request {
+        self.request(Method::PATCH, path).body(body)
+    }
+
+    pub(crate) fn delete(&self, path: &str) -> Request {
+        self.request(Method::DELETE, path)
+    }
+
+    /// A request with the admin key, unless [`Request::bearer`] or [`Request::anonymous`] says otherwise.
+    pub(crate) fn request(&self, method: Method, path: &str) -> Request {
+        let request = self.client.request(method, format!("{}{path}", self.runner.base_url));
+        Request { request, authorization: Some(format!("Bearer {}", self.admin)) }
+    }
+
+    /// A new key of `acme` with these scopes: its id and token.
+    pub(crate) async fn key(&self, scopes: &[&str]) -> (u64, String) {
+        self.key_with(json!({ "name": scopes.join(" "), "scopes": scopes })).await
+    }
+
+    /// A new key of `acme`: its id and token.
+    pub(crate) async fn key_with(&self, body: Value) -> (u64, String) {
+        let created = self.post("/v1/api_keys", body).send().await.expect(201);
+        (created["api_key"]["id"].as_u64().unwrap(), created["secret"].as_str().unwrap().to_owned())
+    }
+
+    /// A new project of `acme`: its id.
+    pub(crate) async fn project(&self, slug: &str) -> u64 {
+        let created = self.post("/v1/agent_projects", json!({ "slug": slug, "name": slug })).send().await.expect(201);
+        created["agent_project"]["id"].as_u64().unwrap()
+    }
+
+    /// A session token for a project of `acme`, minted with the admin key.
+    pub(crate) async fn session_token(&self, slug: &str, body: Value) -> String {
+        let minted = self.post(&format!("/v1/agent_projects/{slug}/session_tokens"), body).send().await.expect(201);
+        minted["token"].as_str().unwrap().to_owned()
+    }
+
+    /// The items of the embedded store's main table under a partition, read past the code under test.
+    pub(crate) async fn items(&self, partition: &str) -> Vec<Value> {
+        let answer = self.dynamodb(
+            "Query",
+            json!({
+                "TableName": "karta",
+                "KeyConditionExpression": "pk = :pk",
+                "ExpressionAttributeValues": { ":pk": { "S": partition } },
+            }),
+        );
+        answer.await["Items"].as_array().unwrap().clone()
+    }
+
+    /// One DynamoDB operation, straight to the embedded store.
+    pub(crate) async fn dynamodb(&self, operation: &str, body: Value) -> Value {
+        let answer = self
+            .client
+            .post(&self.runner.dynamodb_endpoint)
+            .header("x-amz-target", format!("DynamoDB_20120810.{operation}"))
+            .header("content-type", "application/x-amz-json-1.0")
+            .header("x-amz-date", "20261121T120000Z")
+            .header(
+                "authorization",
+                "AWS4-HMAC-SHA256 Credential=local/20261121/us-east-1/dynamodb/aws4_request, SignedHeaders=host, Signature=00",
+            )
+            .body(body.to_string())
+            .send()
+            .await
+            .unwrap();
+        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+        answer.json().await.unwrap()
+    }
+
+    pub(crate) fn organization(&self) -> Id {
+        Id::new(self.organization_id).unwrap()
+    }
+}
+
+pub(crate) struct Request {
+    request: reqwest::RequestBuilder,
+    authorization: Option<String>,
+}
+
+impl Request {
+    pub(crate) fn bearer(self, token: &str) -> Self {
+        self.authorization(&format!("Bearer {token}"))
+    }
+
+    pub(crate) fn authorization(mut self, header: &str) -> Self {
+        self.authorization = Some(header.to_owned());
+        self
+    }
+
+    pub(crate) fn anonymous(mut self) -> Self {
+        self.authorization = None;
+        self
+    }
+
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
+        self.request = self.request.header(name, value);
+        self
+    }
+
+    pub(crate) fn idempotency_key(self, key: &str) -> Self {
+        self.header("idempotency-key", key)
+    }
+
+    pub(crate) fn body(self, body: Value) -> Self {
+        self.raw_body(body.to_string())
+    }
+
+    pub(crate) fn raw_body(mut self, body: impl Into<reqwest::Body>) -> Self {
+        self.request = self.request.body(body);
+        self
+    }
+
+    pub(crate) async fn send(self) -> Reply {
+        let request = match self.authorization {
+            Some(header) => self.request.header("authorization", header),
+            None => self.request,
+        };
+        let answer = request.send().await.unwrap();
+        let (status, headers) = (answer.status(), answer.headers().clone());
+        let text = answer.text().await.unwrap();
+        let json: Value =
+            if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap_or(json!(text)) };
+        for secret in ["secret", "token"] {
+            if let Some(secret) = json[secret].as_str() {
+                note_secret(secret);
+            }
+        }
+        Reply { status, headers, json, text }
+    }
+}
+
+/// An answer; every one of them must carry its request id.
+#[derive(Debug, Clone)]
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) json: Value,
+    pub(crate) text: String,
+}
+
+impl Reply {
+    /// The body of an answer with this status.
+    pub(crate) fn expect(self, status: u16) -> Value {
+        assert_eq!(self.status.as_u16(), status, "{}", self.text);
+        let request_id = self.headers.get("x-request-id").expect("every answer carries x-request-id");
+        if !self.status.is_success() {
+            assert_eq!(self.json["request_id"], request_id.to_str().unwrap(), "{}", self.text);
+        }
+        self.json
+    }
+
+    /// An error's body but for its request id.
+    pub(crate) fn refused(self, status: u16) -> Value {
+        let mut body = self.expect(status);
+        body.as_object_mut().unwrap().remove("request_id");
+        body
+    }
+}
+
+pub(crate) fn slug(text: &str) -> Slug {
+    Slug::try_from(text.to_owned()).unwrap()
+}
+
+/// Writes a secret down for the check over the whole run's logs.
+pub(crate) fn note_secret(secret: &str) {
+    static FILE: OnceLock<Mutex<File>> = OnceLock::new();
+    let file = FILE.get_or_init(|| Mutex::new(run_file("secrets", "txt")));
+    writeln!(file.lock().unwrap(), "{secret}").unwrap();
+}
+
+/// Sends this process's log to `target/run/logs/`. Panics are logged like any other line and shown to the test runner too.
+pub(crate) fn log_to_file() {
+    static ONCE: OnceLock<()> = OnceLock::new();
+    ONCE.get_or_init(|| {
+        let shown = std::panic::take_hook();
+        telemetry::init(telemetry::Output::File(run_file("logs", "log")), "debug").unwrap();
+        let logged = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            logged(panic);
+            shown(panic);
+        }));
+    });
+}
+
+/// A new file of this process under `target/run/<folder>/`.
+pub(crate) fn run_file(folder: &str, extension: &str) -> File {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("run").join(folder);
+    fs::create_dir_all(&folder).unwrap();
+    let path = folder.join(format!("it-{}.{extension}", std::process::id()));
+    OpenOptions::new().create(true).append(true).open(path).unwrap()
+}
