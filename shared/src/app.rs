@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use aws_sdk_dynamodb::config::retry::RetryPartition;
+
 use crate::{
+    auth::BcryptPool,
     clock::{Clock, SystemClock},
     config::{self, Config, SecretSource, Secrets},
     domain::Entropy,
@@ -17,8 +20,8 @@ pub struct App {
     pub secrets: Arc<Secrets>,
     pub clock: Arc<dyn Clock>,
     pub entropy: Arc<dyn Entropy>,
-    /// The cost of digests made here, and of the decoy.
-    pub bcrypt_cost: u32,
+    /// Shared, so that all bcrypt of the process stands in one line.
+    pub bcrypt: BcryptPool,
 }
 
 impl App {
@@ -29,12 +32,18 @@ impl App {
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
     ) -> Self {
+        let mut dynamodb = aws_sdk_dynamodb::config::Builder::from(sdk);
+        if let Some(endpoint) = sdk.endpoint_url() {
+            // The SDK's budget of retries is one per process: a store that fails must not use up another one's.
+            dynamodb = dynamodb.retry_partition(RetryPartition::new(endpoint.to_owned()));
+        }
+        let client = aws_sdk_dynamodb::Client::from_conf(dynamodb.build());
         Self {
-            store: Store::new(aws_sdk_dynamodb::Client::new(sdk), config.tables, Arc::clone(&entropy)),
+            store: Store::new(client, config.tables, Arc::clone(&entropy)),
             secrets: Arc::new(Secrets::new(secrets, Arc::clone(&clock))),
             clock,
             entropy,
-            bcrypt_cost: config.bcrypt_cost,
+            bcrypt: BcryptPool::new(config.bcrypt_cost),
         }
     }
 

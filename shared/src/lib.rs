@@ -6,7 +6,7 @@
 //! | [`store`] | DynamoDB: one file per aggregate, every key string in `store::table` | `domain` |
 //! | [`auth`] | proofs of credentials: API keys, session tokens | `domain`, `store`, `config` |
 //! | [`http`] | the [`http::Route`] frame: judge, parse, call, answer | all of the above |
-//! | [`config`] | environment and secrets, read once and refused when wrong | `domain` |
+//! | [`config`] | environment and secrets, read once and refused when wrong | `domain`, `store::table` |
 //! | [`telemetry`] | JSON logs through the scrubber | nothing here |
 //!
 //! A test of the local runner reads the `use` lines and holds these arrows.

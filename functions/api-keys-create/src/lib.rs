@@ -2,7 +2,6 @@
 
 use karta_shared::{
     App,
-    auth::BcryptPool,
     config::Ring,
     domain::{AllowedCidrs, ApiKey, ApiKeySettings, ApiKeyToken, Budget, Id, Metadata, Name, ScopeSet, Timestamp},
     http::{Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route},
@@ -39,15 +38,16 @@ impl Route for ApiKeysCreate {
     type Output = Output;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
-        if call.body.expires_at.is_some_and(|end| end <= call.now) {
-            return Err(Error::invalid("expires_at", "must be in the future"));
-        }
+        // Before what depends on the time: a repeat is answered like the first request, however late it comes.
         if let Some(answer) = call.replay(app).await? {
             return Ok(answer);
         }
+        if call.body.expires_at.is_some_and(|end| end <= call.now) {
+            return Err(Error::invalid("expires_at", "must be in the future"));
+        }
         let organization = call.caller.organization_id;
         let token = ApiKeyToken::mint(&*app.secrets.ring(Ring::KeyTag).await?, &*app.entropy);
-        let digest = BcryptPool::new(app.bcrypt_cost).digest(&token, &*app.entropy).await?;
+        let digest = app.bcrypt.digest(&token, &*app.entropy).await?;
         let key = ApiKey::new(
             Id::draw(call.now, &*app.entropy),
             token.prefix(),

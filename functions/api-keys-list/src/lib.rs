@@ -1,5 +1,7 @@
 //! `GET /v1/api_keys`: the organization's keys, newest first, those of some states only if asked.
 
+use std::collections::BTreeSet;
+
 use karta_shared::{
     App,
     domain::{ApiKey, KeyStatus},
@@ -37,7 +39,8 @@ impl Route for ApiKeysList {
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let organization = call.caller.organization_id;
         let Query { limit, cursor, status: Commas(status) } = &call.query;
-        let list = format!("api_keys?status={status:?}");
+        let asked: BTreeSet<_> = status.iter().collect();
+        let list = format!("api_keys?status={asked:?}");
         let below = cursor::open(app, organization, &list, cursor.as_deref()).await?;
         let wanted = |key: &ApiKey| status.is_empty() || status.contains(&key.status(call.now));
         let page = app.store.api_keys(organization, below, limit.get(), wanted).await?;

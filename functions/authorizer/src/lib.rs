@@ -5,18 +5,19 @@
 //! at every request: the cached policy covers every route that the token opens.
 
 use aws_lambda_events::{
-    apigw::{ApiGatewayCustomAuthorizerPolicy, ApiGatewayCustomAuthorizerRequest, ApiGatewayCustomAuthorizerResponse},
+    apigw::{ApiGatewayCustomAuthorizerRequest, ApiGatewayCustomAuthorizerResponse},
     iam::{IamPolicyEffect, IamPolicyStatement},
 };
 use karta_shared::{
     App,
     auth::{self, Refused, SessionClaims, Undecided, Validator, Verdict},
-    config::Ring,
+    config::{DEADLINE, Ring},
     http::Caller,
     telemetry,
 };
 use lambda_runtime::{LambdaEvent, service_fn};
-use serde_json::Value;
+use serde_json::json;
+use tokio::time::timeout;
 
 /// The folder's name, and the function's in logs.
 pub const NAME: &str = "authorizer";
@@ -38,7 +39,7 @@ impl Authorizer {
         request: &ApiGatewayCustomAuthorizerRequest,
     ) -> Result<ApiGatewayCustomAuthorizerResponse, Undecided> {
         let caller = match request.authorization_token.as_deref().and_then(bearer) {
-            Some(token) => self.caller(token).await?,
+            Some(token) => timeout(DEADLINE, self.caller(token)).await.map_err(|_| Undecided::OutOfTime)??,
             None => Err("malformed"),
         };
         let stage = stage_arn(request.method_arn.as_deref().unwrap_or_default());
@@ -69,15 +70,12 @@ impl Authorizer {
 
     /// Verifies a session token against the ring at hand; a key id that is not there may have been published since.
     async fn session(&self, token: &str) -> Result<Result<SessionClaims, Refused>, Undecided> {
-        let now = self.app.clock.now().as_seconds();
-        let ring = self.app.secrets.ring(Ring::SessionSigning).await?;
-        match auth::verify(&ring, token, now) {
-            Err(Refused::UnknownKid) => {
-                let ring = self.app.secrets.ring_refetched(Ring::SessionSigning).await?;
-                Ok(auth::verify(&ring, token, now))
-            }
-            verdict => Ok(verdict),
+        let (now, secrets) = (self.app.clock.now().as_seconds(), &self.app.secrets);
+        let verdict = auth::verify(&*secrets.ring(Ring::SessionSigning).await?, token, now);
+        if verdict != Err(Refused::UnknownKid) {
+            return Ok(verdict);
         }
+        Ok(auth::verify(&*secrets.ring_refetched(Ring::SessionSigning).await?, token, now))
     }
 }
 
@@ -98,15 +96,12 @@ fn policy(effect: IamPolicyEffect, stage: String, caller: Option<&Caller>) -> Ap
     statement.action = vec!["execute-api:Invoke".to_owned()];
     statement.effect = effect;
     statement.resource = vec![stage];
-    let mut document = ApiGatewayCustomAuthorizerPolicy::default();
-    document.version = Some("2012-10-17".to_owned());
-    document.statement = vec![statement];
-    let context = caller.map(Caller::to_context).unwrap_or_default();
     let mut response = ApiGatewayCustomAuthorizerResponse::default();
-    response.principal_id =
-        Some(caller.map_or_else(|| "nobody".to_owned(), |caller| caller.principal.api_key_id.to_string()));
-    response.policy_document = document;
-    response.context = context.into_iter().map(|(name, text)| (name.to_owned(), Value::String(text))).collect();
+    response.policy_document.version = Some("2012-10-17".to_owned());
+    response.policy_document.statement = vec![statement];
+    let principal = caller.map(|caller| caller.principal.api_key_id.to_string());
+    response.principal_id = Some(principal.unwrap_or_else(|| "nobody".to_owned()));
+    response.context = json!(caller.map(Caller::to_context).unwrap_or_default());
     response
 }
 

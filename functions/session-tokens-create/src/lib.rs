@@ -4,7 +4,7 @@ use karta_shared::{
     App,
     auth::{self, SessionClaims, SessionScope, TTL_DEFAULT, TTL_MAX, TTL_MIN},
     config::Ring,
-    domain::{BudgetVerdict, Id, Invalid, KeyStatus, Slug, Timestamp, UserId},
+    domain::{BudgetVerdict, Id, Invalid, Slug, Timestamp, UserId},
     http::{Answer, Call, Error, NoQuery, Revealed, Route, Write},
 };
 use serde::{Deserialize, Serialize};
@@ -55,23 +55,24 @@ impl Route for SessionTokensCreate {
     const NAME: &'static str = "session-tokens-create";
     const BODY_MAY_BE_EMPTY: bool = true;
     type Access = Write;
-    type Path = Slug;
+    /// Optional, because the budget is judged before a slug that no project can have.
+    type Path = Option<Slug>;
     type Query = NoQuery;
     type Body = Input;
     type Output = Output;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let caller = &call.caller;
-        let (access, project) = tokio::try_join!(
-            app.store.access(caller.organization_id, caller.api_key_id),
-            app.store.project(caller.organization_id, &call.path),
-        )?;
-        // The gateway's verdict may be seconds old; a token outlives that by far, so a key that has ended since mints no more.
-        let access = access.ok_or(Error::Unauthorized)?;
-        if matches!(access.api_key.status(call.now), KeyStatus::Revoked | KeyStatus::Expired) {
-            return Err(Error::Unauthorized);
-        }
-        if let BudgetVerdict::Exhausted { reason } = BudgetVerdict::judge(access.organization.subscription_status) {
+        let project = async {
+            match &call.path {
+                Some(slug) => app.store.project(caller.organization_id, slug).await,
+                None => Ok(None),
+            }
+        };
+        let (state, project) = tokio::try_join!(app.store.access(caller.organization_id, caller.api_key_id), project)?;
+        // The gateway's verdict may be seconds old, and a token outlives it by far: what the key has lost since, it cannot pass on.
+        let valid = call.readmit(state.ok_or(Error::Unauthorized)?)?;
+        if let BudgetVerdict::Exhausted { reason } = valid.budget {
             return Err(Error::BudgetExhausted { reason });
         }
         let project = project.ok_or(Error::NotFound)?;

@@ -3,7 +3,6 @@
 use anyhow::{Context, Result};
 use karta_shared::{
     App,
-    auth::BcryptPool,
     config::Ring,
     domain::{
         Actor, ActorKind, AllowedCidrs, ApiKey, ApiKeySettings, ApiKeyToken, AuditEvent, Id, Metadata, Name,
@@ -28,7 +27,7 @@ pub async fn organization(app: &App, slug: &Slug) -> Result<Founded> {
     let name = Name::try_from(slug.as_str().to_owned()).context("--org")?;
     let organization = Organization::new(Id::draw(now, entropy), slug.clone(), name, now);
     let token = ApiKeyToken::mint(&*app.secrets.ring(Ring::KeyTag).await?, entropy);
-    let digest = BcryptPool::new(app.bcrypt_cost).digest(&token, entropy).await?;
+    let digest = app.bcrypt.digest(&token, entropy).await?;
     let settings = ApiKeySettings {
         name: Name::try_from("First key".to_owned())?,
         scopes: ScopeSet::ALL,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{Parser, builder::BoolishValueParser};
 use karta_shared::{
     clock::SystemClock,
     config,
@@ -36,16 +36,16 @@ pub struct Arguments {
     #[arg(long, env = "KARTA_DATA_DIR", default_value = ".karta")]
     data_dir: PathBuf,
     /// Keep nothing: data and secrets live in memory.
-    #[arg(long, env = "KARTA_EPHEMERAL")]
+    #[arg(long, env = "KARTA_EPHEMERAL", value_parser = BoolishValueParser::new())]
     ephemeral: bool,
     /// The slug of the organization to work with; it is made, with a first key, if it is not there.
     #[arg(long, env = "KARTA_ORG", default_value = "acme", value_parser = slug)]
     org: Slug,
     /// Print one line of JSON about this run instead of a greeting.
-    #[arg(long, env = "KARTA_JSON")]
+    #[arg(long, env = "KARTA_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
     /// bcrypt's cost for new digests (12 if not given); 4 is quick, for tests only.
-    #[arg(long, env = "KARTA_BCRYPT_COST")]
+    #[arg(long, env = "KARTA_BCRYPT_COST", value_parser = clap::value_parser!(u32).range(4..=31))]
     bcrypt_cost: Option<u32>,
     /// What to log, to standard error: off, error, warn, info, debug, or tracing directives.
     #[arg(long, env = "KARTA_LOG", default_value = "info")]

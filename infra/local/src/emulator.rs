@@ -1,7 +1,13 @@
 //! DynamoDB in this process: an emulator over SQLite, served on loopback and reached through the AWS SDK, so that the code that runs
 //! here is the code that runs in AWS.
 
-use std::{fs, net::SocketAddr, path::Path};
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    thread::{self, JoinHandle},
+};
 
 use anyhow::{Context, Result, anyhow};
 use dynoxide::{
@@ -9,10 +15,12 @@ use dynoxide::{
     actions::{create_table::CreateTableRequest, update_time_to_live::UpdateTimeToLiveRequest},
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio::{runtime, sync::oneshot, task};
 
 use crate::template::{Table, Template};
 
+/// The store's file in a data directory.
+pub(crate) const STORE_FILE: &str = "store.db";
 /// The properties of a table that the emulator takes over; the rest (backups, encryption, retention) means nothing here.
 const TABLE_PROPERTIES: [&str; 4] = ["AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode"];
 
@@ -20,20 +28,21 @@ const TABLE_PROPERTIES: [&str; 4] = ["AttributeDefinitions", "KeySchema", "Globa
 pub struct Emulator {
     address: SocketAddr,
     stop: oneshot::Sender<()>,
-    served: JoinHandle<Result<(), String>>,
+    served: JoinHandle<()>,
 }
 
 impl Emulator {
     /// Opens the store in `folder`, or one in memory, with the template's tables under the names that `name` gives them.
-    pub async fn start(
-        folder: Option<&Path>,
-        template: &Template,
-        name: impl Fn(&str) -> Option<String>,
-    ) -> Result<Self> {
+    ///
+    /// It is served on a thread of its own: SQLite does one thing at a time and blocks whoever waits for it, which must not be the
+    /// threads that answer requests.
+    pub fn start(folder: Option<&Path>, template: &Template, name: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let database = match folder {
             Some(folder) => {
-                let path = folder.join("store.db");
-                fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+                let path = folder.join(STORE_FILE);
+                // SQLite gives its other files the mode of this one.
+                let made = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+                made.with_context(|| format!("cannot make {}", path.display()))?;
                 Database::new(&path.to_string_lossy())
                     .map_err(|error| anyhow!("cannot open {}: {error}", path.display()))?
             }
@@ -45,12 +54,17 @@ impl Emulator {
             })?;
             create_table(&database, &name, table)?;
         }
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();
-        let served = tokio::spawn(dynoxide::server::serve_with_shutdown(listener, database, async {
-            stopped.await.ok();
-        }));
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let served = thread::Builder::new().name("store".to_owned()).spawn(move || {
+            let served = runtime.block_on(serve(listener, database, stopped));
+            if let Err(error) = served {
+                tracing::error!(error, "the embedded store ended");
+            }
+        })?;
         Ok(Self { address, stop, served })
     }
 
@@ -62,8 +76,16 @@ impl Emulator {
     /// Ends the server after the requests that it is answering.
     pub async fn stop(self) {
         drop(self.stop);
-        self.served.await.ok();
+        task::spawn_blocking(|| self.served.join()).await.ok();
     }
+}
+
+async fn serve(listener: TcpListener, database: Database, stopped: oneshot::Receiver<()>) -> Result<(), String> {
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
+    let stopped = async {
+        stopped.await.ok();
+    };
+    dynoxide::server::serve_with_shutdown(listener, database, stopped).await
 }
 
 fn create_table(database: &Database, name: &str, table: &Table) -> Result<()> {

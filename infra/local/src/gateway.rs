@@ -1,7 +1,7 @@
 //! What API Gateway does with a request, and no more: match the route, ask the authorizer and keep its verdict for the template's
 //! seconds, hand the function its context, and answer in its own voice from the template's `GatewayResponses`.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::HashMap, future::poll_fn, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use authorizer::Authorizer;
@@ -9,7 +9,7 @@ use aws_lambda_events::{
     apigw::{ApiGatewayCustomAuthorizerRequest, ApiGatewayProxyRequestContext},
     iam::IamPolicyEffect,
 };
-use axum::body;
+use axum::body::HttpBody;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use karta_shared::{
     App,
@@ -150,6 +150,7 @@ impl Gateway {
         request_id: &str,
     ) -> Result<axum::response::Response, Refusal> {
         let (parts, body) = request.into_parts();
+        let body = read(body).await;
         let matched = self.routes.at(parts.uri.path()).map_err(|_| Refusal::MissingAuthenticationToken)?;
         let target = matched.value.iter().find(|target| target.method == parts.method);
         let target = target.ok_or(Refusal::MissingAuthenticationToken)?;
@@ -158,7 +159,7 @@ impl Gateway {
         } else {
             None
         };
-        let body = body::to_bytes(body, BODY_MAX).await.map_err(|_| Refusal::RequestTooLarge)?;
+        let body = body?;
 
         let variables: HashMap<String, String> =
             matched.params.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
@@ -171,10 +172,10 @@ impl Gateway {
         if let Some(context) = context {
             gateway.authorizer.fields.clone_from(&context);
         }
-        let mut event = Request::new(match std::str::from_utf8(&body) {
-            _ if body.is_empty() => Body::Empty,
-            Ok(text) => Body::Text(text.to_owned()),
-            Err(_) => Body::Binary(body.to_vec()),
+        let mut event = Request::new(match String::from_utf8(body) {
+            Ok(text) if text.is_empty() => Body::Empty,
+            Ok(text) => Body::Text(text),
+            Err(bytes) => Body::Binary(bytes.into_bytes()),
         });
         *event.method_mut() = parts.method;
         *event.headers_mut() = parts.headers;
@@ -262,6 +263,21 @@ impl std::fmt::Debug for Gateway {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gateway").field("authorizer", &self.authorizer).finish_non_exhaustive()
     }
+}
+
+/// Reads a body to its end, also one that is too large to keep: a client that is cut off while it sends misses its answer.
+async fn read(mut body: axum::body::Body) -> Result<Vec<u8>, Refusal> {
+    let (mut bytes, mut size) = (Vec::new(), 0);
+    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        let data = frame.map_err(|_| Refusal::RequestTooLarge)?.into_data().unwrap_or_default();
+        size += data.len();
+        if size <= BODY_MAX {
+            bytes.extend_from_slice(&data);
+        } else {
+            bytes = Vec::new();
+        }
+    }
+    if size <= BODY_MAX { Ok(bytes) } else { Err(Refusal::RequestTooLarge) }
 }
 
 fn query(uri: &Uri) -> HashMap<String, Vec<String>> {

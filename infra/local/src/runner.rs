@@ -87,8 +87,7 @@ impl Runner {
             "KartaTable" => Some(tables.main.clone()),
             "CredentialsTable" => Some(tables.credentials.clone()),
             _ => None,
-        })
-        .await?;
+        })?;
         let dynamodb_endpoint = emulator.endpoint();
         let endpoint = proxy.map_or_else(|| dynamodb_endpoint.clone(), |proxy| proxy(&dynamodb_endpoint));
         let app =
@@ -98,7 +97,8 @@ impl Runner {
         let founded = bootstrap::organization(&app, &options.organization).await?;
 
         let address = SocketAddr::new(options.host, options.port);
-        let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+        let listener =
+            TcpListener::bind(address).await.with_context(|| format!("--host, --port: cannot listen on {address}"))?;
         let base_url = format!("http://{}", listener.local_addr()?);
         let listener = listener.tap_io(|connection| {
             connection.set_nodelay(true).ok();
@@ -141,7 +141,7 @@ fn lock(folder: &Path) -> Result<File> {
         .recursive(true)
         .mode(0o700)
         .create(folder)
-        .with_context(|| format!("cannot make {}", folder.display()))?;
+        .with_context(|| format!("--data-dir: cannot make {}", folder.display()))?;
     let path = folder.join("lock");
     let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;

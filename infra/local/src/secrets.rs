@@ -8,12 +8,14 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use karta_shared::{
     config::{Ring, SecretSource},
     domain::{Entropy, Keyring},
 };
 use secrecy::{ExposeSecret, SecretString};
+
+use crate::emulator::STORE_FILE;
 
 /// One name's flat JSON, as Secrets Manager would hold it; under `service-token` a bare token.
 type Stored = BTreeMap<String, String>;
@@ -38,6 +40,14 @@ impl LocalSecrets {
         let path = folder.map(|folder| folder.join("secrets.json"));
         let mut stored = path.as_deref().map(read).transpose()?.unwrap_or_default();
         let known = stored.len();
+        if let Some(folder) = folder {
+            let orphaned = known == 0 && folder.join(STORE_FILE).exists();
+            ensure!(
+                !orphaned,
+                "{0} holds data whose secrets.json is gone: without it no key there opens anything. Restore it, or remove {0} to start over",
+                folder.display()
+            );
+        }
         for ring in Ring::ALL {
             stored.entry(ring.name().to_owned()).or_insert_with(|| ring_json(&random_text(entropy)));
         }

@@ -7,7 +7,7 @@ mod validator;
 pub use self::{
     bcrypt_pool::BcryptPool,
     session_token::{Refused, SessionClaims, SessionScope, SessionToken, TTL_DEFAULT, TTL_MAX, TTL_MIN, mint, verify},
-    validator::{Invalidity, ValidKey, Validator, Verdict},
+    validator::{Invalidity, ValidKey, Validator, Verdict, judge},
 };
 
 use crate::{config::SecretError, store::StoreError};
@@ -21,4 +21,6 @@ pub enum Undecided {
     Secret(#[from] SecretError),
     #[error("bcrypt failed: {0}")]
     Bcrypt(String),
+    #[error("no verdict in time")]
+    OutOfTime,
 }

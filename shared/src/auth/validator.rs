@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use quick_cache::sync::Cache;
 
-use super::{BcryptPool, Undecided};
+use super::Undecided;
 use crate::{
     app::App,
     config::Ring,
@@ -27,7 +27,6 @@ const REFUSAL_KEPT_FOR: Duration = Duration::from_secs(5);
 /// its key's state shows.
 pub struct Validator {
     app: App,
-    bcrypt: BcryptPool,
     proofs: Cache<[u8; 32], Proof>,
     refusals: Cache<[u8; 32], Timestamp>,
 }
@@ -78,12 +77,7 @@ impl Invalidity {
 
 impl Validator {
     pub fn new(app: App) -> Self {
-        Self {
-            bcrypt: BcryptPool::new(app.bcrypt_cost),
-            app,
-            proofs: Cache::new(PROOFS_KEPT),
-            refusals: Cache::new(REFUSALS_KEPT),
-        }
+        Self { app, proofs: Cache::new(PROOFS_KEPT), refusals: Cache::new(REFUSALS_KEPT) }
     }
 
     pub async fn validate(&self, text: &str) -> Result<Verdict, Undecided> {
@@ -130,13 +124,14 @@ impl Validator {
 
     /// Compares with every key of the prefix, or with the decoy where there is none.
     async fn compare(&self, token: &ApiKeyToken) -> Result<Option<Proof>, Undecided> {
+        let bcrypt = &self.app.bcrypt;
         let candidates = self.app.store.credentials(&token.prefix()).await?;
         if candidates.is_empty() {
-            self.bcrypt.proves(token, self.bcrypt.decoy()).await?;
+            bcrypt.proves(token, bcrypt.decoy()).await?;
             return Ok(None);
         }
         for candidate in candidates {
-            if self.bcrypt.proves(token, candidate.digest).await? {
+            if bcrypt.proves(token, candidate.digest).await? {
                 let (organization_id, api_key_id) = (candidate.organization_id, candidate.api_key_id);
                 return Ok(Some(Proof { organization_id, api_key_id }));
             }
@@ -146,7 +141,7 @@ impl Validator {
 }
 
 /// The verdict over a proven key's state.
-fn judge(access: Access, now: Timestamp) -> Verdict {
+pub fn judge(access: Access, now: Timestamp) -> Verdict {
     let Access { organization, api_key } = access;
     match api_key.status(now) {
         KeyStatus::Revoked => Verdict::Invalid(Invalidity::Revoked),

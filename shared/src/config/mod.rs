@@ -14,7 +14,9 @@ use crate::store::table::Tables;
 /// A deployed stack hashes with at least this cost; tests and laptops may go down to bcrypt's own minimum.
 const DEPLOYED_BCRYPT_COST_MIN: u32 = 10;
 const BCRYPT_COST_DEFAULT: u32 = 12;
-/// Shorter than a function's own time limit (10 s), so that an answer is a 503 and not a 504.
+/// Within what time a function answers, whatever it waits for: less than its own time limit (10 s), so that the answer is our 503.
+pub const DEADLINE: Duration = Duration::from_secs(8);
+/// Within what time one call to a dependency answers, repeats included.
 const STORE_DEADLINE: Duration = Duration::from_secs(5);
 const STORE_ATTEMPT_DEADLINE: Duration = Duration::from_millis(1_500);
 
@@ -67,10 +69,11 @@ fn deployed_bcrypt_cost(cost: u32) -> Result<u32, ConfigError> {
     }
 }
 
-/// How every AWS client of this system behaves: adaptive retries inside a deadline.
+/// How every AWS client of this system behaves: standard retries inside a deadline. Adaptive ones would let a single throttled partition
+/// slow every tenant's requests of the process, and at a function's low rates one throttle costs the whole deadline.
 fn sdk() -> aws_config::ConfigLoader {
     aws_config::defaults(BehaviorVersion::latest())
-        .retry_config(RetryConfig::adaptive().with_max_attempts(5).with_initial_backoff(Duration::from_millis(25)))
+        .retry_config(RetryConfig::standard().with_max_attempts(5).with_initial_backoff(Duration::from_millis(25)))
         .timeout_config(
             TimeoutConfig::builder()
                 .operation_timeout(STORE_DEADLINE)

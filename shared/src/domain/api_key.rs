@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{AllowedCidrs, Budget, Change, Changes, Id, Metadata, Name, Prefix, Scope, ScopeSet, Timestamp, Value};
 
-/// An API key as it is kept and judged, without its digest: that lies with the credential.
+/// An API key as it is kept and judged, without its digest: that lies with the credential. What is not set is not kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiKey {
     pub id: Id,
@@ -11,13 +11,21 @@ pub struct ApiKey {
     pub scopes: ScopeSet,
     pub created_at: Timestamp,
     /// The API key that made this one; none for an organization's first.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub created_by: Option<Id>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub last_used_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub replaced_by: Option<Id>,
+    #[serde(default, skip_serializing_if = "AllowedCidrs::is_empty")]
     pub allowed_cidrs: AllowedCidrs,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
+    #[serde(default, skip_serializing_if = "Metadata::is_empty")]
     pub metadata: Metadata,
     /// Counts changes: a write that depends on a read is conditional on it.
     pub version: u64,
@@ -45,7 +53,7 @@ pub struct ApiKeyPatch {
     pub metadata: Option<Metadata>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyStatus {
     Active,
@@ -149,12 +157,12 @@ impl ApiKey {
     fn audited(&self) -> impl Iterator<Item = (&'static str, Value)> {
         [
             ("name", Value::from(self.name.as_str())),
-            ("scopes", Value::List(self.scopes.iter().map(|scope| scope.as_str().to_owned()).collect())),
+            ("scopes", Value::list(self.scopes.iter().map(Scope::as_str))),
             ("expires_at", Value::from(self.expires_at)),
             ("revoked_at", Value::from(self.revoked_at)),
-            ("allowed_cidrs", Value::from(self.allowed_cidrs.to_words().as_str())),
-            ("budget", self.budget.as_ref().map_or(Value::Null, Budget::audited)),
-            ("metadata", Value::Map(self.metadata.pairs().clone())),
+            ("allowed_cidrs", Value::list(self.allowed_cidrs.to_words().split_terminator(' '))),
+            ("budget", Value::from(self.budget.as_ref().map(Budget::audited))),
+            ("metadata", Value::map(self.metadata.pairs().iter().map(|(key, value)| (key, value.as_str())))),
         ]
         .into_iter()
     }

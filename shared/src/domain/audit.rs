@@ -50,25 +50,47 @@ pub struct Change {
     pub after: Value,
 }
 
-/// A field's value as the audit log shows it.
+/// A field's value as the audit log shows it: as the resource itself does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Value {
     Null,
     Number(u64),
     Text(String),
-    List(Vec<String>),
-    Map(BTreeMap<String, String>),
+    List(Vec<Value>),
+    Map(BTreeMap<String, Value>),
 }
 
-impl<T: ToString> From<Option<T>> for Value {
+impl Value {
+    pub fn list<T: Into<Self>>(items: impl IntoIterator<Item = T>) -> Self {
+        Self::List(items.into_iter().map(Into::into).collect())
+    }
+
+    pub fn map<T: Into<Self>>(pairs: impl IntoIterator<Item = (impl Into<String>, T)>) -> Self {
+        Self::Map(pairs.into_iter().map(|(key, value)| (key.into(), value.into())).collect())
+    }
+}
+
+impl<T: Into<Self>> From<Option<T>> for Value {
     fn from(value: Option<T>) -> Self {
-        value.map_or(Self::Null, |value| Self::Text(value.to_string()))
+        value.map_or(Self::Null, Into::into)
     }
 }
 
 impl From<&str> for Value {
     fn from(text: &str) -> Self {
         Self::Text(text.to_owned())
+    }
+}
+
+impl From<Timestamp> for Value {
+    fn from(instant: Timestamp) -> Self {
+        Self::Text(instant.to_string())
+    }
+}
+
+impl From<u64> for Value {
+    fn from(number: u64) -> Self {
+        Self::Number(number)
     }
 }

@@ -58,16 +58,14 @@ impl<'de> Deserialize<'de> for Budget {
 impl Budget {
     /// As the audit log shows it.
     pub fn audited(&self) -> Value {
-        let cap = |name: &str, cap: Option<Cap>| cap.map(|cap| (name.to_owned(), cap.0.to_string()));
-        let percents: Vec<_> = self.alert_percents.0.iter().map(u8::to_string).collect();
-        let caps = [
-            cap("input_tokens", self.input_tokens),
-            cap("output_tokens", self.output_tokens),
-            cap("total_tokens", self.total_tokens),
-            cap("cost_cents", self.cost_cents),
-            Some(("alert_percents".to_owned(), percents.join(" "))),
-        ];
-        Value::Map(caps.into_iter().flatten().collect())
+        let cap = |cap: Option<Cap>| Value::from(cap.map(|cap| cap.0));
+        Value::map([
+            ("input_tokens", cap(self.input_tokens)),
+            ("output_tokens", cap(self.output_tokens)),
+            ("total_tokens", cap(self.total_tokens)),
+            ("cost_cents", cap(self.cost_cents)),
+            ("alert_percents", Value::list(self.alert_percents.0.iter().map(|percent| u64::from(*percent)))),
+        ])
     }
 }
 

@@ -10,6 +10,10 @@ use super::Invalid;
 pub struct Metadata(BTreeMap<String, String>);
 
 impl Metadata {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub fn pairs(&self) -> &BTreeMap<String, String> {
         &self.0
     }

@@ -31,9 +31,19 @@ pub enum TokenRefused {
 
 impl ApiKeyToken {
     pub fn mint(ring: &Keyring, entropy: &dyn Entropy) -> Self {
+        Self::starting_with(BRAND, ring, entropy)
+    }
+
+    /// A genuine token that is found under another's prefix: for tests of what a prefix alone may show.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn mint_under(prefix: &Prefix, ring: &Keyring, entropy: &dyn Entropy) -> Self {
+        Self::starting_with(prefix.as_str(), ring, entropy)
+    }
+
+    fn starting_with(start: &str, ring: &Keyring, entropy: &dyn Entropy) -> Self {
         let mut token = String::with_capacity(TOKEN_LEN);
-        token.push_str(BRAND);
-        push_random(&mut token, RANDOM_LEN, entropy);
+        token.push_str(start);
+        push_random(&mut token, BRAND.len() + RANDOM_LEN - start.len(), entropy);
         let (_, secret) = ring.current();
         let tag = tag(secret, token.as_bytes());
         token.extend(tag.iter().map(|byte| char::from(*byte)));
@@ -138,6 +148,15 @@ mod tests {
         assert_eq!(token.expose().len(), 40);
         assert_eq!(token.prefix().as_str(), &token.expose()[..14]);
         assert!(!format!("{token:?}").contains(&token.expose()[8..]));
+    }
+
+    #[test]
+    fn a_token_minted_under_a_prefix_is_genuine_and_another() {
+        let (ring, entropy) = (ring("a"), SeededEntropy::new(7));
+        let token = ApiKeyToken::mint(&ring, &entropy);
+        let twin = ApiKeyToken::mint_under(&token.prefix(), &ring, &entropy);
+        assert_eq!(ApiKeyToken::parse(twin.expose(), &ring).unwrap().prefix(), token.prefix());
+        assert_ne!(twin.expose(), token.expose());
     }
 
     #[test]

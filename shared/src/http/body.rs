@@ -25,7 +25,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Value, Error> {
 }
 
 /// A JSON object as `T`; the first thing that is wrong with it otherwise.
-pub(super) fn read<T: DeserializeOwned>(value: Value) -> Result<T, Error> {
+pub(super) fn read<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
     if !value.is_object() {
         return Err(Error::Invalid { field: "body".to_owned(), message: "The body must be a JSON object".to_owned() });
     }
@@ -36,7 +36,7 @@ pub(super) fn read<T: DeserializeOwned>(value: Value) -> Result<T, Error> {
 }
 
 /// The path as it may be shown: the name of a field that nobody knows comes from the client, and may be anything.
-fn shown(path: &str) -> String {
+pub(super) fn shown(path: &str) -> String {
     telemetry::scrub(path).chars().take(200).collect()
 }
 
@@ -51,15 +51,21 @@ fn complaint(path: &str, message: &str) -> Error {
     }
     if quoted_after(message, "unknown field ").is_some() {
         // serde_path_to_error has already stepped into the unknown field.
-        return match message.split_once(", expected ") {
-            Some((_, expected)) => Error::invalid(path, format!("is not a field here: use {}", unquoted(expected))),
+        return match expected(message) {
+            Some(expected) => Error::invalid(path, format!("is not a field here: use {}", unquoted(expected))),
             None => Error::invalid(path, "is not a field here: this takes none"),
         };
     }
-    if let Some((_, expected)) = message.split_once(", expected ") {
+    if let Some(expected) = expected(message) {
         return Error::invalid(path, format!("must be {}", humane(expected)));
     }
     Error::invalid(path, message)
+}
+
+/// What serde would have taken. It stands last; what was met stands before it and may hold the same words.
+fn expected(message: &str) -> Option<&str> {
+    let (_, expected) = message.rsplit_once(", expected ")?;
+    (!message.ends_with("`, there are no fields")).then_some(expected)
 }
 
 fn quoted_after<'a>(message: &'a str, start: &str) -> Option<&'a str> {
@@ -93,7 +99,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::domain::{AllowedCidrs, Budget, Metadata, Name, ScopeSet, Timestamp};
+    use crate::{
+        domain::{AllowedCidrs, Budget, Metadata, Name, ScopeSet, Timestamp},
+        http::NoQuery,
+    };
 
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -113,7 +122,7 @@ mod tests {
             Value::Null => body.as_object_mut().unwrap().remove(change),
             value => body.as_object_mut().unwrap().insert(change.to_owned(), value),
         };
-        match read::<Input>(body).unwrap_err() {
+        match read::<Input>(&body).unwrap_err() {
             Error::Invalid { field, message } => (field, message),
             other => panic!("{other:?}"),
         }
@@ -162,12 +171,21 @@ mod tests {
     #[test]
     fn no_complaint_repeats_a_value() {
         let secret = "kt_live_0123456789abcdefghijklmnopqrstuv";
-        for field in ["name", "scopes", "expires_at", "allowed_cidrs", "budget", "metadata", "owner"] {
-            for value in [json!(secret), json!([secret]), json!({"cost_cents": secret}), json!({ "team": [secret] })] {
-                let mut body = json!({"name": "ci", "scopes": ["read"]});
-                body[field] = value;
-                body["metadata"] = json!({ secret: 1 });
-                if let Err(Error::Invalid { message, field }) = read::<Input>(body) {
+        // Among them what serde's own messages are made of.
+        for text in [secret, &format!("a, expected {secret}"), &format!("`, expected {secret}, there are no fields")] {
+            let mut bodies = vec![json!({"metadata": { text: 1 }}), json!({ text: 1 })];
+            for field in ["name", "scopes", "expires_at", "allowed_cidrs", "budget", "metadata", "owner"] {
+                for value in [json!(text), json!([text]), json!({"cost_cents": text}), json!({ "team": [text] })] {
+                    bodies.push(json!({ field: value }));
+                }
+            }
+            for mut body in bodies {
+                let bare = read::<NoQuery>(&body).err();
+                for (field, value) in [("name", json!("ci")), ("scopes", json!(["read"]))] {
+                    body.as_object_mut().unwrap().entry(field).or_insert(value);
+                }
+                for refusal in [bare, read::<Input>(&body).err()].into_iter().flatten() {
+                    let Error::Invalid { message, field } = refusal else { panic!("{refusal:?}") };
                     assert!(!message.contains(secret) && !field.contains(secret), "{message}");
                 }
             }
@@ -177,7 +195,7 @@ mod tests {
     #[test]
     fn only_an_object_is_a_body() {
         for value in [json!([]), json!("x"), json!(null), json!(1)] {
-            assert!(matches!(read::<Input>(value), Err(Error::Invalid { field, .. }) if field == "body"));
+            assert!(matches!(read::<Input>(&value), Err(Error::Invalid { field, .. }) if field == "body"));
         }
     }
 }

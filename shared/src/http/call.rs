@@ -1,11 +1,13 @@
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use secrecy::SecretString;
 
-use super::{Access, ApiKeyCaller, Route, idempotency::IdempotencyKey};
+use super::{Access, ApiKeyCaller, Caller, Error, Route, access::admit_address, idempotency::IdempotencyKey};
 use crate::{
     app::App,
-    domain::{Actor, ActorKind, AuditEvent, Changes, Id, ResourceRef, Timestamp},
+    auth::{self, ValidKey, Verdict},
+    domain::{Actor, ActorKind, AuditEvent, Changes, Id, ResourceRef, Timestamp, client_address},
+    store,
 };
 
 /// One request to a route, judged and parsed.
@@ -40,10 +42,25 @@ pub struct NewAuditEvent {
     pub changes: Changes,
 }
 
+impl Origin {
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        self.ip_address.as_deref().and_then(client_address)
+    }
+}
+
 impl<R: Route> Call<R>
 where
     R::Access: Access<Caller = ApiKeyCaller>,
 {
+    /// Judges the calling key once more, by its state as it was read for this call: for what outlives the gateway's cached verdict.
+    pub fn readmit(&self, state: store::Access) -> Result<ValidKey, Error> {
+        let Verdict::Valid(valid) = auth::judge(state, self.now) else {
+            return Err(Error::Unauthorized);
+        };
+        R::Access::admit(admit_address(Some(Caller::api_key(&valid)), self.origin.address()), None)?;
+        Ok(*valid)
+    }
+
     pub fn audit_event(&self, app: &App, event: NewAuditEvent) -> AuditEvent {
         AuditEvent {
             id: Id::draw(self.now, &*app.entropy),

@@ -128,6 +128,7 @@ impl From<Undecided> for Error {
             Undecided::Store(error) => error.into(),
             Undecided::Secret(error) => error.into(),
             Undecided::Bcrypt(_) => Self::Internal(error.to_string()),
+            Undecided::OutOfTime => Self::Unavailable(error.to_string()),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! transaction fails on the record, its handler runs again, and finds the answer to give. The keys that seal the answer and mark the
 //! request come from the caller's bearer token and idempotency key, which are not kept: a stolen table opens nothing.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use aws_lc_rs::digest;
 use base64::{
@@ -13,6 +13,7 @@ use base64::{
 };
 use http::{HeaderMap, StatusCode};
 use secrecy::ExposeSecret;
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::{Access, Answer, ApiKeyCaller, Call, Error, Route, call::Origin};
@@ -64,7 +65,7 @@ impl IdempotencyKey {
             place.update(part);
         }
         let mac = sealing::derive_mac_key(bearer, key, b"karta idempotency fingerprint");
-        let body = serde_json::to_vec(body).map_err(|error| Error::Internal(error.to_string()))?;
+        let body = serde_json::to_vec(&Canonical(body)).map_err(|error| Error::Internal(error.to_string()))?;
         Ok(Some(Self {
             hash: BASE64_URL_SAFE_NO_PAD.encode(place.finish()),
             seal: sealing::derive_key(bearer, key, b"karta idempotency answer"),
@@ -74,6 +75,23 @@ impl IdempotencyKey {
 
     fn fingerprint(&self) -> String {
         BASE64_STANDARD_NO_PAD.encode(self.fingerprint)
+    }
+}
+
+/// JSON with the fields of every object in order. `serde_json` itself keeps them so only while no crate of the build asks it to keep
+/// theirs.
+struct Canonical<'a>(&'a Value);
+
+impl Serialize for Canonical<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Value::Object(fields) => {
+                let sorted: BTreeMap<_, _> = fields.iter().map(|(name, value)| (name, Canonical(value))).collect();
+                serializer.collect_map(sorted)
+            }
+            Value::Array(items) => serializer.collect_seq(items.iter().map(Canonical)),
+            plain => plain.serialize(serializer),
+        }
     }
 }
 

@@ -66,10 +66,10 @@ pub(super) fn read<T: DeserializeOwned>(parameters: Option<&QueryMap>) -> Result
     let mut object = Map::new();
     for (name, value) in parameters.into_iter().flat_map(QueryMap::iter) {
         if object.insert(name.to_owned(), Value::from(value)).is_some() {
-            return Err(Error::invalid(name, "must be given once"));
+            return Err(Error::invalid(&body::shown(name), "must be given once"));
         }
     }
-    body::read(Value::Object(object))
+    body::read(&Value::Object(object))
 }
 
 #[cfg(test)]
@@ -105,6 +105,7 @@ mod tests {
             ("limit=+5", "limit must be a number from 1 to 100"),
             ("limit=", "limit must be a number from 1 to 100"),
             ("limit=1&limit=2", "limit must be given once"),
+            ("kt_live_AbC123XyZ&kt_live_AbC123XyZ", "kt_live_AbC123[redacted] must be given once"),
             ("status=active,gone", "status must be one of active, rotating, revoked, expired"),
             ("status=", "status must be one of active, rotating, revoked, expired"),
             ("state=active", "state is not a field here: use limit or status"),

@@ -44,6 +44,13 @@ impl FromPath for () {
     }
 }
 
+/// For a route that judges something between the body and the resource: what does not parse is `None`, and its 404 the handler's.
+impl<T: FromPath> FromPath for Option<T> {
+    fn from_path(variables: &QueryMap) -> Option<Self> {
+        Some(T::from_path(variables))
+    }
+}
+
 /// `{id}`
 impl FromPath for Id {
     fn from_path(variables: &QueryMap) -> Option<Self> {

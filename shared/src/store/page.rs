@@ -3,7 +3,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     Store, StoreError, decode,
-    table::{ABOVE_IDS, LOWEST_ID, Table, padded},
+    table::{ABOVE_IDS, Table, padded},
 };
 use crate::domain::Id;
 
@@ -40,23 +40,18 @@ impl Store {
                 .client
                 .query()
                 .table_name(self.table(table))
-                .key_condition_expression("pk = :pk AND sk BETWEEN :low AND :high")
+                .key_condition_expression("pk = :pk AND sk < :upper")
                 .expression_attribute_values(":pk", AttributeValue::S(partition.clone()))
-                .expression_attribute_values(":low", AttributeValue::S(LOWEST_ID.to_owned()))
-                .expression_attribute_values(":high", AttributeValue::S(upper))
+                .expression_attribute_values(":upper", AttributeValue::S(upper))
                 .scan_index_forward(false)
                 .consistent_read(true)
-                .limit(i32::try_from(ask + 1).unwrap_or(i32::MAX))
+                .limit(i32::try_from(ask).unwrap_or(i32::MAX))
                 .send()
                 .await?;
             let exhausted = output.last_evaluated_key.is_none();
             for item in output.items.unwrap_or_default() {
                 let item = decode(item)?;
                 let at = id(&item);
-                // BETWEEN includes its upper end: the item that the last page ended with.
-                if resume_below.is_some_and(|below| at >= below) {
-                    continue;
-                }
                 if items.len() == limit || examined == EXAMINED_AT_MOST {
                     return Ok(Page { items, resume_below });
                 }

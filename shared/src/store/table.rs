@@ -52,8 +52,7 @@ pub struct Key {
     pub sk: String,
 }
 
-/// The sort keys of items that are listed by id: sixteen digits, so everything from `0` to before `:`.
-pub(super) const LOWEST_ID: &str = "0";
+/// Sorts after every id; what else lies in a partition that is listed by id sorts after this.
 pub(super) const ABOVE_IDS: &str = ":";
 
 impl Key {

@@ -10,11 +10,13 @@ use std::{
     sync::{Arc, Mutex, OnceLock},
 };
 
-use http::{HeaderMap, Method, StatusCode};
+use authorizer::Authorizer;
+use aws_lambda_events::{apigw::ApiGatewayCustomAuthorizerRequest, iam::IamPolicyEffect};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use karta_local::{Options, Runner, bootstrap};
 use karta_shared::{
     clock::{Clock, ManualClock, SystemClock},
-    domain::{Id, Slug},
+    domain::Slug,
     entropy::OsEntropy,
     telemetry,
 };
@@ -46,24 +48,21 @@ impl World {
     /// With the SDK pointed at what `proxy` makes of the embedded store's URL.
     pub(crate) async fn start_with(clock: Arc<dyn Clock>, proxy: Option<&dyn Fn(&str) -> String>) -> Self {
         log_to_file();
-        let runner = Runner::start_behind(
-            Options {
-                host: [127, 0, 0, 1].into(),
-                port: 0,
-                data_dir: None,
-                organization: slug("acme"),
-                bcrypt_cost: Some(4),
-                session_token_secret: None,
-                clock,
-                entropy: Arc::new(OsEntropy),
-            },
-            proxy,
-        )
-        .await
-        .unwrap();
+        let runner = Runner::start_behind(options(clock), proxy).await.unwrap();
+        let admin = runner.founded.api_key.as_ref().unwrap().expose().to_owned();
+        Self::of(runner, admin)
+    }
+
+    /// Over the data that another run left, with the admin key that it showed.
+    pub(crate) async fn start_over(data_dir: PathBuf, admin: &str) -> Self {
+        log_to_file();
+        let options = Options { data_dir: Some(data_dir), ..options(Arc::new(SystemClock)) };
+        Self::of(Runner::start(options).await.unwrap(), admin.to_owned())
+    }
+
+    fn of(runner: Runner, admin: String) -> Self {
         note_secret(runner.secrets.service_token.expose_secret());
         note_secret(runner.secrets.session_token_secret.expose_secret());
-        let admin = runner.founded.api_key.as_ref().unwrap().expose().to_owned();
         note_secret(&admin);
         let organization_id = runner.founded.organization.id.get();
         Self { runner, admin, organization_id, client: reqwest::Client::new() }
@@ -96,7 +95,7 @@ impl World {
     /// A request with the admin key, unless [`Request::bearer`] or [`Request::anonymous`] says otherwise.
     pub(crate) fn request(&self, method: Method, path: &str) -> Request {
         let request = self.client.request(method, format!("{}{path}", self.runner.base_url));
-        Request { request, authorization: Some(format!("Bearer {}", self.admin)) }
+        Request { request, authorization: Some(format!("Bearer {}", self.admin).into_bytes()) }
     }
 
     /// A new key of `acme` with these scopes: its id and token.
@@ -135,6 +134,39 @@ impl World {
         answer.await["Items"].as_array().unwrap().clone()
     }
 
+    /// The audit log of `acme`, oldest first.
+    pub(crate) async fn audit_events(&self) -> Vec<Value> {
+        self.items(&format!("AUD#{}", self.organization_id)).await.iter().map(plain).collect()
+    }
+
+    /// The events of `acme`'s audit log that tell of `action`.
+    pub(crate) async fn audited(&self, action: &str) -> Vec<Value> {
+        let events = self.audit_events().await;
+        events.into_iter().filter(|event| event["action"] == action).collect()
+    }
+
+    /// All that the embedded store holds.
+    pub(crate) async fn stored(&self) -> Vec<Value> {
+        let mut items = Vec::new();
+        for table in ["karta", "karta-credentials"] {
+            let answer = self.dynamodb("Scan", json!({ "TableName": table })).await;
+            assert!(answer.get("LastEvaluatedKey").is_none(), "more than one page of {table}");
+            items.extend(answer["Items"].as_array().unwrap().iter().map(plain));
+        }
+        items
+    }
+
+    /// Puts `acme`'s subscription into a state, behind the back of the code under test.
+    pub(crate) async fn set_subscription(&self, status: &str) {
+        let update = json!({
+            "TableName": "karta",
+            "Key": { "pk": { "S": format!("ORG#{}", self.organization_id) }, "sk": { "S": "META" } },
+            "UpdateExpression": "SET subscription_status = :status",
+            "ExpressionAttributeValues": { ":status": { "S": status } },
+        });
+        self.dynamodb("UpdateItem", update).await;
+    }
+
     /// One DynamoDB operation, straight to the embedded store.
     pub(crate) async fn dynamodb(&self, operation: &str, body: Value) -> Value {
         let answer = self
@@ -155,23 +187,31 @@ impl World {
         answer.json().await.unwrap()
     }
 
-    pub(crate) fn organization(&self) -> Id {
-        Id::new(self.organization_id).unwrap()
+    /// Whether an authorizer with cold caches lets this header in: what the gateway's own checks would hide.
+    pub(crate) async fn authorizes(&self, header: &str) -> bool {
+        let mut event = ApiGatewayCustomAuthorizerRequest::default();
+        event.authorization_token = Some(header.to_owned());
+        event.method_arn = Some("arn:aws:execute-api:local:000000000000:karta/local/GET/v1/whoami".to_owned());
+        let answer = Authorizer::new(self.runner.app.clone()).authorize(&event).await.unwrap();
+        let allowed =
+            answer.policy_document.statement.iter().all(|statement| statement.effect == IamPolicyEffect::Allow);
+        assert_eq!(allowed, answer.context != json!({}), "a Deny says nothing of the credential");
+        allowed
     }
 }
 
 pub(crate) struct Request {
     request: reqwest::RequestBuilder,
-    authorization: Option<String>,
+    authorization: Option<Vec<u8>>,
 }
 
 impl Request {
     pub(crate) fn bearer(self, token: &str) -> Self {
-        self.authorization(&format!("Bearer {token}"))
+        self.authorization(format!("Bearer {token}"))
     }
 
-    pub(crate) fn authorization(mut self, header: &str) -> Self {
-        self.authorization = Some(header.to_owned());
+    pub(crate) fn authorization(mut self, header: impl Into<Vec<u8>>) -> Self {
+        self.authorization = Some(header.into());
         self
     }
 
@@ -180,15 +220,16 @@ impl Request {
         self
     }
 
-    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
-        self.request = self.request.header(name, value);
+    pub(crate) fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        self.request = self.request.header(name, HeaderValue::from_bytes(value.as_ref()).unwrap());
         self
     }
 
-    pub(crate) fn idempotency_key(self, key: &str) -> Self {
+    pub(crate) fn idempotency_key(self, key: impl AsRef<[u8]>) -> Self {
         self.header("idempotency-key", key)
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "callers write the body in place")]
     pub(crate) fn body(self, body: Value) -> Self {
         self.raw_body(body.to_string())
     }
@@ -237,11 +278,54 @@ impl Reply {
         self.json
     }
 
+    /// The field that a refusal of bad input names.
+    pub(crate) fn invalid_field(self) -> String {
+        let body = self.refused(422);
+        assert_eq!(body["error"], "validation_failed", "{body}");
+        assert!(body["message"].as_str().is_some_and(|message| !message.is_empty()), "{body}");
+        body["field"].as_str().unwrap().to_owned()
+    }
+
+    /// The text of a 403.
+    pub(crate) fn forbidden(self) -> String {
+        self.refused(403)["detail"].as_str().unwrap().to_owned()
+    }
+
     /// An error's body but for its request id.
     pub(crate) fn refused(self, status: u16) -> Value {
         let mut body = self.expect(status);
         body.as_object_mut().unwrap().remove("request_id");
         body
+    }
+}
+
+/// A DynamoDB item as plain JSON.
+pub(crate) fn plain(item: &Value) -> Value {
+    let fields = item.as_object().unwrap().iter();
+    fields.map(|(name, attribute)| (name.clone(), plain_attribute(attribute))).collect()
+}
+
+fn plain_attribute(attribute: &Value) -> Value {
+    let (kind, value) = attribute.as_object().unwrap().iter().next().unwrap();
+    match kind.as_str() {
+        "N" => serde_json::from_str(value.as_str().unwrap()).unwrap(),
+        "NULL" => Value::Null,
+        "M" => plain(value),
+        "L" => value.as_array().unwrap().iter().map(plain_attribute).collect(),
+        _ => value.clone(),
+    }
+}
+
+fn options(clock: Arc<dyn Clock>) -> Options {
+    Options {
+        host: [127, 0, 0, 1].into(),
+        port: 0,
+        data_dir: None,
+        organization: slug("acme"),
+        bcrypt_cost: Some(4),
+        session_token_secret: None,
+        clock,
+        entropy: Arc::new(OsEntropy),
     }
 }
 

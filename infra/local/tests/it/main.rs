@@ -2,6 +2,30 @@
 //!
 //! One binary, because linking is what costs. A file per family of routes, named like its URL, and a file per promise that crosses them.
 
-mod harness;
+#![expect(clippy::unwrap_used, reason = "`allow-unwrap-in-tests` reaches the tests and not what they share")]
 
+mod fault_proxy;
+mod harness;
+mod invariants;
+
+mod agent_projects;
+mod api_keys;
+mod credentials;
+mod faults;
+mod forged_tokens;
+mod gateway;
+mod healthz;
+mod idempotency;
+mod order;
+mod process;
+mod projects_whoami;
+mod properties;
+mod races;
+mod revocation;
+mod session_tokens;
+mod structure;
+mod template;
+mod tenancy;
+mod timing;
+mod validator;
 mod whoami;

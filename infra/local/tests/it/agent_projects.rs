@@ -1,0 +1,220 @@
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::harness::World;
+
+const ROUTE: &str = "/v1/agent_projects";
+
+fn named(slug: &str) -> Value {
+    json!({ "slug": slug, "name": "Site" })
+}
+
+async fn read(world: &World, slug: &str) -> Value {
+    world.get(&format!("{ROUTE}/{slug}")).send().await.expect(200)["agent_project"].take()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_project_is_shown_whole_and_read_back_alike() {
+    let (world, _) = World::start_at_noon().await;
+    let created = world.post(ROUTE, json!({ "slug": "my-site-2", "name": "My site" })).send().await.expect(201);
+    insta::assert_json_snapshot!(created, { ".agent_project.id" => "[id]" }, @r#"
+    {
+      "agent_project": {
+        "created_at": "2026-11-21T12:00:00.000Z",
+        "current_version": null,
+        "endpoint_url": null,
+        "id": "[id]",
+        "model_id": null,
+        "name": "My site",
+        "slug": "my-site-2"
+      }
+    }
+    "#);
+    assert!(created["agent_project"]["id"].as_u64().unwrap() < 1 << 53);
+    assert_eq!(world.get("/v1/agent_projects/my-site-2").send().await.expect(200), created);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slug_is_taken_once_in_an_organization() {
+    let world = World::start().await;
+    let id = world.project("site").await;
+    let refusal = world.post(ROUTE, json!({ "slug": "site", "name": "Other" })).send().await.refused(409);
+    assert_eq!(refusal, json!({ "error": "slug_taken", "message": "The slug is taken: choose another one" }));
+    let kept = read(&world, "site").await;
+    assert_eq!((&kept["id"], &kept["name"]), (&json!(id), &json!("site")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_organization_may_use_the_same_slug() {
+    let world = World::start().await;
+    let ours = world.project("site").await;
+    let (_, token) = world.another_organization("other").await;
+    let theirs = world.post(ROUTE, json!({ "slug": "site", "name": "Theirs" })).bearer(&token).send().await.expect(201);
+    let theirs = &theirs["agent_project"];
+    assert_ne!(theirs["id"], ours);
+    assert_eq!(read(&world, "site").await["id"], ours);
+    let read_by_them = world.get("/v1/agent_projects/site").bearer(&token).send().await.expect(200);
+    assert_eq!(read_by_them["agent_project"], *theirs);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_creations_at_once_one_gets_the_slug() {
+    let world = World::start().await;
+    let mut requests = JoinSet::new();
+    for _ in 0..16 {
+        requests.spawn(world.post(ROUTE, named("site")).send());
+    }
+    let (made, refused): (Vec<_>, Vec<_>) =
+        requests.join_all().await.into_iter().partition(|reply| reply.status == 201);
+    assert_eq!(made.len(), 1);
+    for reply in refused {
+        assert_eq!(reply.refused(409)["error"], "slug_taken");
+    }
+    assert_eq!(world.audited("agent_project.created").await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slug_is_1_to_63_lower_case_letters_digits_and_dashes() {
+    let world = World::start().await;
+    for slug in ["a", "7", "-", "my-site-2", "--", &"a".repeat(63)] {
+        world.post(ROUTE, named(slug)).send().await.expect(201);
+        assert_eq!(read(&world, slug).await["slug"], slug);
+    }
+    for slug in ["", "Site", "my_site", "my site", "my.site", "é", "a/b", "a\n", "a%20b", &"a".repeat(64)] {
+        assert_eq!(world.post(ROUTE, named(slug)).send().await.invalid_field(), "slug", "{slug:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_that_is_wrong_or_missing_is_named() {
+    let world = World::start().await;
+    for (body, field) in [
+        (json!({ "name": "Site" }), "slug"),
+        (json!({ "slug": null, "name": "Site" }), "slug"),
+        (json!({ "slug": 7, "name": "Site" }), "slug"),
+        (json!({ "slug": "site" }), "name"),
+        (json!({ "slug": "site", "name": null }), "name"),
+        (json!({ "slug": "site", "name": "" }), "name"),
+        (json!({ "slug": "site", "name": " " }), "name"),
+        (json!({ "slug": "site", "name": "é".repeat(101) }), "name"),
+        (json!({ "slug": "site", "name": "Site", "model_id": "x" }), "model_id"),
+        (json!({ "slug": "site", "name": "Site", "id": 7 }), "id"),
+        (json!(["site", "Site"]), "body"),
+        (json!(null), "body"),
+    ] {
+        assert_eq!(world.post(ROUTE, body.clone()).send().await.invalid_field(), field, "{body}");
+    }
+    let strange = world.post("/v1/agent_projects?force=true", named("site"));
+    assert_eq!(strange.send().await.invalid_field(), "force");
+    assert_eq!(world.audited("agent_project.created").await, [] as [Value; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_json_or_too_large_is_refused() {
+    let world = World::start().await;
+    for body in ["", "{", "slug=site"] {
+        let refusal = world.post(ROUTE, json!({})).raw_body(body).send().await.refused(400);
+        assert_eq!(refusal["error"], "malformed_json");
+    }
+    let refusal = world.post(ROUTE, json!({})).raw_body(" ".repeat(65_537)).send().await.refused(413);
+    assert_eq!(refusal["error"], "body_too_large");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_or_malformed_slug_is_not_found() {
+    let world = World::start().await;
+    let id = world.project("site").await.to_string();
+    for slug in ["nothing", "Site", "SITE", "site.", "my_site", &"a".repeat(64), &id] {
+        let refusal = world.get(&format!("{ROUTE}/{slug}")).send().await.refused(404);
+        assert_eq!(refusal, json!({ "detail": "Not found" }), "{slug}");
+    }
+    assert_eq!(world.get("/v1/agent_projects/site?expand=all").send().await.invalid_field(), "expand");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_creation_is_told_in_the_audit_log() {
+    let (world, _) = World::start_at_noon().await;
+    let reply = world.post(ROUTE, named("site")).header("user-agent", "tests/1.0").send().await;
+    world.post(ROUTE, named("site")).send().await.refused(409);
+    let principal = world.get("/v1/whoami").send().await.expect(200);
+
+    let mut events = world.audited("agent_project.created").await;
+    assert_eq!(events.len(), 1, "what was refused is not told");
+    let mut event = events.remove(0);
+    for place in ["id", "pk", "sk"] {
+        event.as_object_mut().unwrap().remove(place);
+    }
+    let expected = json!({
+        "at": "2026-11-21T12:00:00.000Z",
+        "actor": { "kind": "api_key", "id": principal["api_key_id"], "name": "First key" },
+        "action": "agent_project.created",
+        "resource": { "kind": "agent_project", "id": reply.json["agent_project"]["id"] },
+        "changes": { "slug": { "before": null, "after": "site" }, "name": { "before": null, "after": "Site" } },
+        "ip_address": "127.0.0.1",
+        "user_agent": "tests/1.0",
+        "request_id": reply.headers["x-request-id"].to_str().unwrap(),
+    });
+    assert_eq!(event, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn projects_come_newest_first_and_whole() {
+    let (world, clock) = World::start_at_noon().await;
+    let mut newest_first = Vec::new();
+    for slug in ["zebra", "ape", "mole"] {
+        clock.advance(Duration::from_millis(1));
+        world.project(slug).await;
+        newest_first.insert(0, read(&world, slug).await);
+    }
+    let list = world.get(ROUTE).send().await.expect(200);
+    assert_eq!(list, json!({ "agent_projects": newest_first, "next_cursor": null }));
+    let (_, token) = world.another_organization("other").await;
+    let theirs = world.get(ROUTE).bearer(&token).send().await.expect(200);
+    assert_eq!(theirs, json!({ "agent_projects": [], "next_cursor": null }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paging_visits_every_project_once() {
+    let (world, clock) = World::start_at_noon().await;
+    let mut newest_first = Vec::new();
+    for project in 0..7 {
+        clock.advance(Duration::from_millis(1));
+        newest_first.insert(0, world.project(&format!("site-{project}")).await);
+    }
+    let (mut visited, mut sizes, mut query) = (Vec::new(), Vec::new(), "limit=3".to_owned());
+    loop {
+        let page = world.get(&format!("{ROUTE}?{query}")).send().await.expect(200);
+        let ids: Vec<_> =
+            page["agent_projects"].as_array().unwrap().iter().map(|project| project["id"].as_u64().unwrap()).collect();
+        sizes.push(ids.len());
+        visited.extend(ids);
+        let Some(cursor) = page["next_cursor"].as_str() else { break };
+        query = format!("limit=3&cursor={cursor}");
+    }
+    assert_eq!(visited, newest_first);
+    assert_eq!(sizes, [3, 3, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parameter_of_the_list_that_is_wrong_is_named() {
+    let world = World::start().await;
+    world.project("site").await;
+    world.project("shop").await;
+    let page = world.get("/v1/agent_projects?limit=1").send().await.expect(200);
+    let cursor = page["next_cursor"].as_str().unwrap();
+    for (query, field) in [
+        ("limit=0".to_owned(), "limit"),
+        ("limit=101".to_owned(), "limit"),
+        ("status=active".to_owned(), "status"),
+        ("cursor=".to_owned(), "cursor"),
+        (format!("cursor={}", cursor.to_lowercase()), "cursor"),
+        (format!("cursor={cursor}{cursor}"), "cursor"),
+    ] {
+        assert_eq!(world.get(&format!("{ROUTE}?{query}")).send().await.invalid_field(), field, "{query}");
+    }
+    let (_, token) = world.another_organization("other").await;
+    let foreign = world.get(&format!("{ROUTE}?cursor={cursor}")).bearer(&token);
+    assert_eq!(foreign.send().await.invalid_field(), "cursor", "of another organization");
+}

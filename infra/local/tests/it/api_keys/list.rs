@@ -1,0 +1,236 @@
+use std::{collections::BTreeSet, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::{own_id, path, read};
+use crate::harness::World;
+
+/// Copies of the first key, each a millisecond younger than the one before, with other attributes as `change` gives them.
+async fn seed(world: &World, count: u64, change: Value) {
+    let partition = format!("KEY#{}", world.organization_id);
+    let first = world.items(&partition).await.swap_remove(0);
+    let oldest: u64 = first["id"]["N"].as_str().unwrap().parse().unwrap();
+    let copies: Vec<_> = (1..=count)
+        .map(|age| {
+            let id = oldest + (age << 12);
+            let mut item = first.clone();
+            item["id"] = json!({ "N": id.to_string() });
+            item["sk"] = json!({ "S": format!("{id:016}") });
+            item.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            json!({ "PutRequest": { "Item": item } })
+        })
+        .collect();
+    for batch in copies.chunks(25) {
+        world.dynamodb("BatchWriteItem", json!({ "RequestItems": { "karta": batch } })).await;
+    }
+}
+
+async fn page(world: &World, query: &str) -> (Vec<u64>, Option<String>) {
+    let page = world.get(&format!("/v1/api_keys{query}")).send().await.expect(200);
+    let ids = page["api_keys"].as_array().unwrap().iter().map(|key| key["id"].as_u64().unwrap()).collect();
+    (ids, page["next_cursor"].as_str().map(ToOwned::to_owned))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_come_newest_first_and_whole() {
+    let (world, clock) = World::start_at_noon().await;
+    let first = own_id(&world).await;
+    let mut newest_first = vec![first];
+    for _ in 0..3 {
+        clock.advance(Duration::from_millis(1));
+        newest_first.insert(0, world.key(&["read"]).await.0);
+    }
+    let mut resources = Vec::new();
+    for id in newest_first {
+        resources.push(read(&world, id).await);
+    }
+    let list = world.get("/v1/api_keys").send().await.expect(200);
+    assert_eq!(list, json!({ "api_keys": resources, "next_cursor": null }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_key_has_every_scope_and_no_creator() {
+    let (world, _) = World::start_at_noon().await;
+    let list = world.get("/v1/api_keys").send().await.expect(200);
+    insta::assert_json_snapshot!(
+        list,
+        { ".api_keys[].id" => "[id]", ".api_keys[].prefix" => "[prefix]" },
+        @r#"
+    {
+      "api_keys": [
+        {
+          "allowed_cidrs": [],
+          "budget": null,
+          "created_at": "2026-11-21T12:00:00.000Z",
+          "created_by": null,
+          "expires_at": null,
+          "id": "[id]",
+          "last_used_at": null,
+          "metadata": {},
+          "name": "First key",
+          "prefix": "[prefix]",
+          "replaced_by": null,
+          "revoked_at": null,
+          "scopes": [
+            "read",
+            "write",
+            "admin"
+          ],
+          "status": "active"
+        }
+      ],
+      "next_cursor": null
+    }
+    "#
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paging_visits_every_key_once_while_new_ones_are_made() {
+    let (world, clock) = World::start_at_noon().await;
+    seed(&world, 124, json!({})).await;
+    clock.advance(Duration::from_mins(1));
+    let (mut visited, mut cursor) = page(&world, "?limit=50").await;
+    let mut sizes = vec![visited.len()];
+    while let Some(at) = cursor {
+        world.key(&["read"]).await;
+        let (ids, next) = page(&world, &format!("?limit=50&cursor={at}")).await;
+        sizes.push(ids.len());
+        visited.extend(ids);
+        cursor = next;
+    }
+    assert_eq!(sizes, [50, 50, 25]);
+    assert!(visited.is_sorted_by(|newer, older| newer > older));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_ends_with_the_list_has_no_cursor() {
+    let world = World::start().await;
+    seed(&world, 99, json!({})).await;
+    let (ids, cursor) = page(&world, "?limit=100").await;
+    assert_eq!((ids.len(), cursor), (100, None));
+    let (ids, cursor) = page(&world, "").await;
+    assert_eq!(ids.len(), 50, "unless asked otherwise");
+    let (ids, cursor) = page(&world, &format!("?cursor={}", cursor.unwrap())).await;
+    assert_eq!((ids.len(), cursor), (50, None));
+    let (ids, _) = page(&world, "?limit=1").await;
+    assert_eq!(ids.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_filter_shows_keys_of_these_states_alone() {
+    let (world, clock) = World::start_at_noon().await;
+    let first = own_id(&world).await;
+    seed(&world, 1, json!({ "replaced_by": { "N": "7" } })).await;
+    let rotating = first + (1 << 12);
+    clock.advance(Duration::from_mins(1));
+    let (revoked, _) = world.key(&["read"]).await;
+    world.delete(&path(revoked)).send().await.expect(200);
+    clock.advance(Duration::from_mins(1));
+    let ends = json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-11-21T12:03:00Z" });
+    let (expired, _) = world.key_with(ends).await;
+    clock.advance(Duration::from_mins(1));
+    for (filter, expected) in [
+        ("active", vec![first]),
+        ("rotating", vec![rotating]),
+        ("revoked", vec![revoked]),
+        ("expired", vec![expired]),
+        ("expired,active", vec![expired, first]),
+        ("active,rotating,revoked,expired", vec![expired, revoked, rotating, first]),
+    ] {
+        assert_eq!(page(&world, &format!("?status={filter}")).await, (expected, None), "{filter}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filtered_page_examines_a_thousand_keys_and_says_where_to_go_on() {
+    let world = World::start().await;
+    seed(&world, 1_100, json!({ "revoked_at": { "S": "2026-11-21T12:00:00.000Z" } })).await;
+    let (ids, cursor) = page(&world, "?status=active").await;
+    assert!(ids.is_empty(), "the thousand newest are revoked");
+    let (ids, cursor) = page(&world, &format!("?status=active&cursor={}", cursor.unwrap())).await;
+    assert_eq!((ids, cursor), (vec![own_id(&world).await], None));
+    let (revoked, mut cursor) = page(&world, "?status=revoked&limit=100").await;
+    let mut visited: BTreeSet<_> = revoked.into_iter().collect();
+    while let Some(at) = cursor {
+        let (ids, next) = page(&world, &format!("?status=revoked&limit=100&cursor={at}")).await;
+        assert!(ids.iter().all(|id| visited.insert(*id)), "a key came twice");
+        cursor = next;
+    }
+    assert_eq!(visited.len(), 1_100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_a_thousand_fits_one_filtered_page() {
+    let world = World::start().await;
+    seed(&world, 999, json!({ "revoked_at": { "S": "2026-11-21T12:00:00.000Z" } })).await;
+    assert_eq!(page(&world, "?status=active").await, (vec![own_id(&world).await], None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parameter_that_is_wrong_is_named() {
+    let world = World::start().await;
+    for (query, field) in [
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("limit=-1", "limit"),
+        ("limit=1.5", "limit"),
+        ("limit=all", "limit"),
+        ("limit=", "limit"),
+        ("limit=1&limit=2", "limit"),
+        ("limit=99999999999999999999", "limit"),
+        ("status=", "status"),
+        ("status=gone", "status"),
+        ("status=active,", "status"),
+        ("status=Active", "status"),
+        ("page=2", "page"),
+        ("organization_id=7", "organization_id"),
+    ] {
+        assert_eq!(world.get(&format!("/v1/api_keys?{query}")).send().await.invalid_field(), field, "{query}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_that_was_tampered_with_is_refused() {
+    let world = World::start().await;
+    seed(&world, 2, json!({})).await;
+    let cursor = page(&world, "?limit=1").await.1.unwrap();
+    let mut tampered: Vec<_> = (0..cursor.len())
+        .map(|at| {
+            let other = if &cursor[at..=at] == "A" { "B" } else { "A" };
+            format!("{}{other}{}", &cursor[..at], &cursor[at + 1..])
+        })
+        .collect();
+    tampered.extend(["", "%00", "1", "null", "%F0%9F%94%91"].map(ToOwned::to_owned));
+    tampered.extend([format!("{cursor}A"), format!("{cursor}="), cursor[1..].to_owned(), cursor.to_lowercase()]);
+    for cursor in tampered {
+        let reply = world.get(&format!("/v1/api_keys?cursor={cursor}")).send().await;
+        assert_eq!(reply.invalid_field(), "cursor", "{cursor}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_serves_its_own_list_alone() {
+    let world = World::start().await;
+    seed(&world, 2, json!({})).await;
+    world.project("site").await;
+    world.project("shop").await;
+    let (_, other_token) = world.another_organization("other").await;
+    let cursor = page(&world, "?limit=1").await.1.unwrap();
+    let filtered = page(&world, "?limit=1&status=active").await.1.unwrap();
+    let projects = world.get("/v1/agent_projects?limit=1").send().await.expect(200);
+    let projects = projects["next_cursor"].as_str().unwrap();
+
+    let foreign = world.get(&format!("/v1/api_keys?limit=1&cursor={cursor}")).bearer(&other_token);
+    assert_eq!(foreign.send().await.invalid_field(), "cursor", "of another organization");
+    for query in [
+        format!("/v1/api_keys?status=active&cursor={cursor}"),
+        format!("/v1/api_keys?cursor={filtered}"),
+        format!("/v1/api_keys?status=revoked&cursor={filtered}"),
+        format!("/v1/api_keys?cursor={projects}"),
+        format!("/v1/agent_projects?cursor={cursor}"),
+    ] {
+        assert_eq!(world.get(&query).send().await.invalid_field(), "cursor", "{query}");
+    }
+    assert_eq!(page(&world, &format!("?limit=2&cursor={cursor}")).await.0.len(), 2, "another limit is no other list");
+}

@@ -1,0 +1,295 @@
+//! A proxy between the SDK and the embedded store. It writes down every request and answers some of them with a fault:
+//!
+//! ```ignore
+//! let (world, proxy) = FaultProxy::start().await;
+//! proxy.fail("Query", 2, Fault::Throttle); // the next two
+//! proxy.fail("TransactWriteItems", ALWAYS, Fault::DropAnswer); // every one, until
+//! proxy.heal();
+//! assert!(proxy.seen().iter().all(|request| request.is_consistent()));
+//! ```
+//!
+//! It speaks just as much HTTP/1.1 as the SDK does: bodies of a known length, connections that stay open.
+
+use std::sync::{Arc, Mutex};
+
+use karta_shared::clock::{Clock, SystemClock};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+use crate::harness::World;
+
+/// As a number of requests: all of them, until [`FaultProxy::heal`].
+pub(crate) const ALWAYS: usize = usize::MAX;
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Fault {
+    /// `ProvisionedThroughputExceededException`; nothing reaches the store.
+    Throttle,
+    /// HTTP 500; nothing reaches the store.
+    ServerError,
+    /// No answer, ever; nothing reaches the store.
+    Hang,
+    /// The connection is closed; nothing reaches the store.
+    Close,
+    /// The store does what it was asked, and the connection is closed instead of its answer.
+    DropAnswer,
+    /// `TransactionCanceledException`: this reason for the member at this place, none for the others; nothing reaches the store.
+    Cancel { code: &'static str, at: usize },
+    /// Of a BatchGetItem, the last key comes back as unprocessed.
+    LeaveUnread,
+}
+
+pub(crate) struct FaultProxy {
+    client: reqwest::Client,
+    rules: Mutex<Vec<Rule>>,
+    seen: Mutex<Vec<Seen>>,
+}
+
+struct Rule {
+    operation: &'static str,
+    left: usize,
+    fault: Fault,
+}
+
+/// A request to the store, faulted or not.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) operation: String,
+    pub(crate) body: Value,
+}
+
+impl Seen {
+    /// What it does to which table and partition, by the names of IAM's actions.
+    pub(crate) fn accesses(&self) -> Vec<Access> {
+        let one = |action: &str, table: &Value, pk: &Value| Access {
+            action: action.to_owned(),
+            table: table.as_str().unwrap().to_owned(),
+            partition: pk.as_str().unwrap().to_owned(),
+        };
+        let body = &self.body;
+        match self.operation.as_str() {
+            "BatchGetItem" => {
+                let tables = body["RequestItems"].as_object().unwrap().iter();
+                let keys = tables.flat_map(|(table, asked)| {
+                    asked["Keys"].as_array().unwrap().iter().map(move |key| (json!(table), key))
+                });
+                keys.map(|(table, key)| one("BatchGetItem", &table, &key["pk"]["S"])).collect()
+            }
+            "TransactWriteItems" => {
+                let members = body["TransactItems"].as_array().unwrap().iter();
+                let members = members.flat_map(|member| member.as_object().unwrap());
+                let member = |(kind, member): (&String, &Value)| {
+                    let pk = if kind == "Put" { &member["Item"]["pk"]["S"] } else { &member["Key"]["pk"]["S"] };
+                    one(&format!("{kind}Item"), &member["TableName"], pk)
+                };
+                members.map(member).collect()
+            }
+            "Query" => vec![one("Query", &body["TableName"], &body["ExpressionAttributeValues"][":pk"]["S"])],
+            operation => vec![one(operation, &body["TableName"], &body["Key"]["pk"]["S"])],
+        }
+    }
+
+    pub(crate) fn tables(&self) -> Vec<String> {
+        self.accesses().into_iter().map(|access| access.table).collect()
+    }
+
+    pub(crate) fn partitions(&self) -> Vec<String> {
+        self.accesses().into_iter().map(|access| access.partition).collect()
+    }
+
+    /// Whether everything that it reads is read consistently; writes always are.
+    pub(crate) fn is_consistent(&self) -> bool {
+        match self.operation.as_str() {
+            "GetItem" | "Query" => self.body["ConsistentRead"] == true,
+            "BatchGetItem" => {
+                let tables = self.body["RequestItems"].as_object().unwrap();
+                tables.values().all(|request| request["ConsistentRead"] == true)
+            }
+            "TransactWriteItems" => true,
+            _ => false,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Access {
+    /// `GetItem`, `PutItem`…
+    pub(crate) action: String,
+    pub(crate) table: String,
+    pub(crate) partition: String,
+}
+
+impl FaultProxy {
+    /// A world on the machine's clock whose SDK talks to the store through a proxy.
+    pub(crate) async fn start() -> (World, Arc<Self>) {
+        Self::start_with(Arc::new(SystemClock)).await
+    }
+
+    pub(crate) async fn start_with(clock: Arc<dyn Clock>) -> (World, Arc<Self>) {
+        let listener = Arc::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let proxy = Arc::new(Self { client: reqwest::Client::new(), rules: Mutex::default(), seen: Mutex::default() });
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let before_the_store = |store: &str| {
+            tokio::spawn(Arc::clone(&proxy).serve(Arc::clone(&listener), store.to_owned()));
+            url.clone()
+        };
+        let world = World::start_with(clock, Some(&before_the_store)).await;
+        (world, proxy)
+    }
+
+    /// Gives the next `count` requests for `operation` this fault, after those of earlier calls.
+    pub(crate) fn fail(&self, operation: &'static str, count: usize, fault: Fault) {
+        self.rules.lock().unwrap().push(Rule { operation, left: count, fault });
+    }
+
+    /// No faults from here on.
+    pub(crate) fn heal(&self) {
+        self.rules.lock().unwrap().clear();
+    }
+
+    /// Every request since the start, or since the last call to [`forget`](Self::forget).
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    pub(crate) fn seen_of(&self, operation: &str) -> Vec<Seen> {
+        self.seen().into_iter().filter(|request| request.operation == operation).collect()
+    }
+
+    pub(crate) fn forget(&self) {
+        self.seen.lock().unwrap().clear();
+    }
+
+    async fn serve(self: Arc<Self>, listener: Arc<TcpListener>, store: String) {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (proxy, store) = (Arc::clone(&self), store.clone());
+            tokio::spawn(async move { proxy.converse(stream, &store).await });
+        }
+    }
+
+    /// Answers one connection's requests. `None` closes it.
+    async fn converse(&self, mut stream: TcpStream, store: &str) -> Option<()> {
+        stream.set_nodelay(true).ok()?;
+        let mut unread = Vec::new();
+        loop {
+            let request = Request::read(&mut stream, &mut unread).await?;
+            let (status, body) = self.answer(request, store).await?;
+            let head = format!(
+                "HTTP/1.1 {status} -\r\ncontent-type: application/x-amz-json-1.0\r\ncontent-length: {}\r\n\r\n",
+                body.len()
+            );
+            stream.write_all(&[head.as_bytes(), &body].concat()).await.ok()?;
+        }
+    }
+
+    async fn answer(&self, request: Request, store: &str) -> Option<(u16, Vec<u8>)> {
+        let body: Value = serde_json::from_slice(&request.body).unwrap();
+        let operation = request.operation().to_owned();
+        self.seen.lock().unwrap().push(Seen { operation: operation.clone(), body: body.clone() });
+        match self.fault_for(&operation) {
+            None => self.forward(&request, request.body.clone(), store).await,
+            Some(Fault::Throttle) => Some(exception("ProvisionedThroughputExceededException", &json!({}))),
+            Some(Fault::ServerError) => Some((500, b"{}".to_vec())),
+            Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::Close) => None,
+            Some(Fault::DropAnswer) => {
+                self.forward(&request, request.body.clone(), store).await;
+                None
+            }
+            Some(Fault::Cancel { code, at }) => {
+                let members = body["TransactItems"].as_array().unwrap().len();
+                let reasons = (0..members).map(|member| json!({ "Code": if member == at { code } else { "None" } }));
+                let reasons: Vec<_> = reasons.collect();
+                Some(exception("TransactionCanceledException", &json!({ "CancellationReasons": reasons })))
+            }
+            Some(Fault::LeaveUnread) => self.leave_unread(&request, body, store).await,
+        }
+    }
+
+    fn fault_for(&self, operation: &str) -> Option<Fault> {
+        let mut rules = self.rules.lock().unwrap();
+        let rule = rules.iter_mut().find(|rule| rule.operation == operation && rule.left > 0)?;
+        rule.left = if rule.left == ALWAYS { ALWAYS } else { rule.left - 1 };
+        Some(rule.fault)
+    }
+
+    async fn forward(&self, request: &Request, body: Vec<u8>, store: &str) -> Option<(u16, Vec<u8>)> {
+        let mut forwarded = self.client.post(store).body(body);
+        for (name, value) in &request.headers {
+            if name.starts_with("x-amz-") || ["authorization", "content-type"].contains(&name.as_str()) {
+                forwarded = forwarded.header(name, value);
+            }
+        }
+        let answer = forwarded.send().await.ok()?;
+        let status = answer.status().as_u16();
+        Some((status, answer.bytes().await.ok()?.to_vec()))
+    }
+
+    async fn leave_unread(&self, request: &Request, mut body: Value, store: &str) -> Option<(u16, Vec<u8>)> {
+        let (table, asked) = body["RequestItems"].as_object_mut().unwrap().iter_mut().next().unwrap();
+        let table = table.clone();
+        let left = asked["Keys"].as_array_mut().unwrap().pop().unwrap();
+        let mut answer = if asked["Keys"].as_array().unwrap().is_empty() {
+            json!({ "Responses": {} })
+        } else {
+            let (_, read) = self.forward(request, body.to_string().into_bytes(), store).await?;
+            serde_json::from_slice(&read).unwrap()
+        };
+        answer["UnprocessedKeys"] = json!({ table: { "Keys": [left], "ConsistentRead": true } });
+        Some((200, answer.to_string().into_bytes()))
+    }
+}
+
+fn exception(name: &str, members: &Value) -> (u16, Vec<u8>) {
+    let mut body = members.clone();
+    body["__type"] = json!(format!("com.amazonaws.dynamodb.v20120810#{name}"));
+    body["message"] = json!("a fault that a test asked for");
+    (400, body.to_string().into_bytes())
+}
+
+struct Request {
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Request {
+    /// The next request of a connection; `None` at its end. `unread` holds what was read too much.
+    async fn read(stream: &mut TcpStream, unread: &mut Vec<u8>) -> Option<Self> {
+        let head = loop {
+            match unread.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+                Some(end) => break unread.drain(..end + 4).collect::<Vec<_>>(),
+                None => more(stream, unread).await?,
+            }
+        };
+        let head = String::from_utf8(head).ok()?;
+        let headers = head.lines().skip(1).filter_map(|line| line.split_once(": "));
+        let headers: Vec<_> =
+            headers.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())).collect();
+        let mut request = Self { headers, body: Vec::new() };
+        let length = request.header("content-length").parse().ok()?;
+        while unread.len() < length {
+            more(stream, unread).await?;
+        }
+        request.body = unread.drain(..length).collect();
+        Some(request)
+    }
+
+    fn header(&self, name: &str) -> &str {
+        self.headers.iter().find(|(held, _)| held == name).map_or("", |(_, value)| value)
+    }
+
+    /// `DynamoDB_20120810.GetItem` → `GetItem`
+    fn operation(&self) -> &str {
+        self.header("x-amz-target").rsplit('.').next().unwrap_or_default()
+    }
+}
+
+async fn more(stream: &mut TcpStream, unread: &mut Vec<u8>) -> Option<()> {
+    match stream.read_buf(unread).await {
+        Ok(0) | Err(_) => None,
+        Ok(_) => Some(()),
+    }
+}

@@ -1,0 +1,259 @@
+//! A store that throttles, fails, hangs or loses answers: clients get a 503 or never notice, nothing acknowledged is lost, and nothing
+//! is ever half there.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    fault_proxy::{ALWAYS, Fault, FaultProxy, Seen},
+    harness::{Reply, Request, World},
+    invariants::Tables,
+};
+
+/// A store call's own deadline is 5 s.
+const DEADLINE: Duration = Duration::from_secs(6);
+const CROSSED: Fault = Fault::Cancel { code: "TransactionConflict", at: 0 };
+
+fn new_key(world: &World) -> Request {
+    world.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["read"] }))
+}
+
+/// A 503 that says when to come back.
+fn unavailable(reply: Reply) {
+    assert_eq!(reply.headers["retry-after"], "1", "{}", reply.text);
+    assert_eq!(reply.refused(503), json!({ "detail": "Service unavailable" }));
+}
+
+async fn in_time(request: Request) -> Reply {
+    let started = Instant::now();
+    let reply = request.send().await;
+    assert!(started.elapsed() < DEADLINE, "answered after {:?}", started.elapsed());
+    reply
+}
+
+fn id(created: &Value) -> u64 {
+    created["api_key"]["id"].as_u64().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_whose_answer_was_lost_is_repeated_under_its_token_and_made_once() {
+    let (world, proxy) = FaultProxy::start().await;
+    proxy.forget();
+    proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
+    let created = new_key(&world).send().await.expect(201);
+    let tokens: Vec<_> =
+        proxy.seen_of("TransactWriteItems").iter().map(|sent| sent.body["ClientRequestToken"].clone()).collect();
+    assert_eq!(tokens.len(), 2);
+    assert_eq!(tokens[0], tokens[1]);
+    let tables = Tables::of(&world).await;
+    tables.assert_whole();
+    assert_eq!(tables.key_ids().len(), 2);
+    assert!(tables.key_ids().contains(&id(&created)));
+    world.get("/v1/whoami").bearer(created["secret"].as_str().unwrap()).send().await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_whose_every_answer_was_lost_is_found_again_by_its_idempotency_key() {
+    let (world, proxy) = FaultProxy::start().await;
+    world.get("/v1/whoami").send().await.expect(200);
+    proxy.fail("TransactWriteItems", ALWAYS, Fault::DropAnswer);
+    unavailable(in_time(new_key(&world).idempotency_key("once")).await);
+    proxy.heal();
+    let first = new_key(&world).idempotency_key("once").send().await.expect(201);
+    let second = new_key(&world).idempotency_key("once").send().await.expect(201);
+    assert_eq!(first, second);
+    let tables = Tables::of(&world).await;
+    tables.assert_whole();
+    assert_eq!(tables.key_ids().len(), 2);
+    world.get("/v1/whoami").bearer(first["secret"].as_str().unwrap()).send().await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revocation_whose_answer_was_lost_is_audited_once() {
+    let (world, proxy) = FaultProxy::start().await;
+    for drops in [1, ALWAYS] {
+        let (key, _) = world.key(&["admin"]).await;
+        let path = format!("/v1/api_keys/{key}");
+        proxy.fail("TransactWriteItems", drops, Fault::DropAnswer);
+        let reply = in_time(world.delete(&path)).await;
+        proxy.heal();
+        if drops == ALWAYS {
+            unavailable(reply);
+        } else {
+            reply.expect(200);
+        }
+        let repeated = world.delete(&path).send().await.expect(200);
+        assert_eq!(repeated["api_key"]["status"], "revoked");
+        Tables::of(&world).await.assert_whole();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_while_a_credential_is_judged_is_a_503_and_never_a_cached_401() {
+    for fault in [Fault::Throttle, Fault::ServerError, Fault::Close] {
+        for operation in ["Query", "BatchGetItem"] {
+            let (world, proxy) = FaultProxy::start().await;
+            proxy.fail(operation, ALWAYS, fault);
+            for _ in 0..2 {
+                unavailable(in_time(world.get("/v1/whoami")).await);
+            }
+            proxy.heal();
+            in_time(world.get("/v1/whoami")).await.expect(200);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_hangs_is_a_503_within_the_deadline() {
+    let (world, proxy) = FaultProxy::start().await;
+    let project = world.project("app").await;
+    assert!(project > 0);
+    for operation in ["GetItem", "TransactWriteItems", "Query", "BatchGetItem"] {
+        proxy.fail(operation, ALWAYS, Fault::Hang);
+    }
+    let (unproven, read, listed, written) = tokio::join!(
+        in_time(world.get("/v1/whoami").authorization(format!("bearer {}", world.admin))),
+        in_time(world.get("/v1/agent_projects/app")),
+        in_time(world.get("/v1/api_keys")),
+        in_time(new_key(&world)),
+    );
+    for reply in [unproven, read, listed, written] {
+        unavailable(reply);
+    }
+    proxy.heal();
+    Tables::of(&world).await.assert_whole();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn crossed_transactions_are_sent_again_and_given_up_in_the_end() {
+    let (world, proxy) = FaultProxy::start().await;
+    world.get("/v1/whoami").send().await.expect(200);
+    proxy.fail("TransactWriteItems", 4, CROSSED);
+    new_key(&world).send().await.expect(201);
+    proxy.fail("TransactWriteItems", ALWAYS, CROSSED);
+    unavailable(in_time(new_key(&world)).await);
+    unavailable(in_time(world.post("/v1/agent_projects", json!({ "slug": "app", "name": "App" }))).await);
+    let tables = Tables::of(&world).await;
+    tables.assert_whole();
+    assert_eq!(tables.key_ids().len(), 2);
+    assert_eq!(tables.under("PRJ#").count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drawn_id_that_is_taken_is_drawn_again() {
+    let (world, proxy) = FaultProxy::start().await;
+    world.get("/v1/whoami").send().await.expect(200);
+    proxy.forget();
+    let taken = Fault::Cancel { code: "ConditionalCheckFailed", at: 0 };
+    proxy.fail("TransactWriteItems", 3, taken);
+    let created = new_key(&world).send().await.expect(201);
+    let sent = proxy.seen_of("TransactWriteItems");
+    let drawn: Vec<_> = sent.iter().map(|sent| sent.partitions()[0].clone()).collect();
+    assert_eq!(drawn.len(), 4);
+    assert_eq!(drawn[3], format!("ID#api_key#{}", id(&created)));
+    assert!((0..3).all(|at| drawn[at] != drawn[3]));
+    let tokens: BTreeSet<_> = sent.iter().map(|sent| sent.body["ClientRequestToken"].to_string()).collect();
+    assert_eq!(tokens.len(), 4, "another transaction under the same token would be refused");
+
+    proxy.fail("TransactWriteItems", ALWAYS, taken);
+    unavailable(in_time(new_key(&world)).await);
+    let tables = Tables::of(&world).await;
+    tables.assert_whole();
+    assert_eq!(tables.key_ids().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_a_batch_left_unread_are_asked_for_again() {
+    let (world, proxy) = FaultProxy::start().await;
+    proxy.fail("BatchGetItem", 2, Fault::LeaveUnread);
+    let principal = world.get("/v1/whoami").send().await.expect(200);
+    assert_eq!(principal["organization_id"], world.organization_id);
+    assert_eq!(proxy.seen_of("BatchGetItem").len(), 3);
+
+    let (_, token) = world.key(&["read"]).await;
+    proxy.fail("BatchGetItem", ALWAYS, Fault::LeaveUnread);
+    unavailable(in_time(world.get("/v1/whoami").bearer(&token)).await);
+    proxy.heal();
+    world.get("/v1/whoami").bearer(&token).send().await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_that_pass_after_two_attempts_are_invisible() {
+    for fault in [Fault::Throttle, Fault::ServerError, Fault::Close] {
+        let (world, proxy) = FaultProxy::start().await;
+        for operation in ["Query", "BatchGetItem", "TransactWriteItems", "GetItem"] {
+            proxy.fail(operation, 2, fault);
+        }
+        let created =
+            in_time(world.post("/v1/agent_projects", json!({ "slug": "app", "name": "App" }))).await.expect(201);
+        let read = in_time(world.get("/v1/agent_projects/app")).await.expect(200);
+        assert_eq!(created, read);
+        Tables::of(&world).await.assert_whole();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_fails_what_was_acknowledged_is_there_and_nothing_is_half_there() {
+    let taken = Fault::Cancel { code: "ConditionalCheckFailed", at: 1 };
+    for fault in [Fault::Throttle, Fault::ServerError, Fault::Close, Fault::DropAnswer, CROSSED, taken] {
+        let (world, proxy) = FaultProxy::start().await;
+        let mut acknowledged = Vec::new();
+        for count in [1, 2, 3, 5, 7] {
+            proxy.fail("TransactWriteItems", count, fault);
+            let body = json!({ "name": format!("{fault:?}, {count} times"), "scopes": ["admin"] });
+            let created = in_time(world.post("/v1/api_keys", body)).await;
+            if created.status.is_success() {
+                let path = format!("/v1/api_keys/{}", id(&created.json));
+                let changed = in_time(world.patch(&path, json!({ "scopes": ["read"] }))).await;
+                let revoked = in_time(world.delete(&path)).await;
+                acknowledged.push((id(&created.json), changed.status.is_success(), revoked.status.is_success()));
+            } else {
+                unavailable(created);
+            }
+            proxy.heal();
+        }
+        assert!(acknowledged.len() >= 3, "{fault:?}: up to three in a row pass unnoticed");
+        let tables = Tables::of(&world).await;
+        tables.assert_whole();
+        for (key, changed, revoked) in acknowledged {
+            let kept = tables.under("KEY#").find(|kept| kept["id"] == key).unwrap();
+            assert!(!changed || kept["scopes"] == json!(["read"]), "{kept}");
+            assert!(!revoked || !kept["revoked_at"].is_null(), "{kept}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_read_is_consistent() {
+    let (world, proxy) = FaultProxy::start().await;
+    world.project("app").await;
+    let (key, token) = world.key(&["read"]).await;
+    world.session_token("app", json!({})).await;
+    let path = format!("/v1/api_keys/{key}");
+    new_key(&world).idempotency_key("once").send().await.expect(201);
+    world.get("/v1/whoami").bearer(&token).send().await.expect(200);
+    for path in [&*path, "/v1/api_keys", "/v1/agent_projects", "/v1/agent_projects/app", "/v1/projects/app/whoami"] {
+        world.get(path).send().await.expect(200);
+    }
+    world.patch(&path, json!({ "name": "other" })).send().await.expect(200);
+    world.delete(&path).send().await.expect(200);
+    let unknown = format!("{}00000000{}", &token[..10], &token[18..]);
+    world.get("/v1/whoami").bearer(&unknown).send().await.refused(401);
+
+    let seen = proxy.seen();
+    for request in &seen {
+        assert!(request.is_consistent(), "{} {}", request.operation, request.body);
+    }
+    for operation in ["Query", "BatchGetItem", "GetItem", "TransactWriteItems"] {
+        assert!(seen.iter().any(|request| request.operation == operation), "{operation} was walked");
+    }
+    let accesses = seen.iter().flat_map(Seen::accesses).filter(|access| access.table == "karta-credentials");
+    for access in accesses {
+        assert!(["Query", "PutItem"].contains(&access.action.as_str()), "{access:?}");
+        assert!(access.partition.starts_with("KP#kt_live_"), "{access:?}");
+    }
+}

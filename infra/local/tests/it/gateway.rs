@@ -1,0 +1,245 @@
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use http::Method;
+use karta_shared::{
+    clock::{Clock, ManualClock},
+    config::Ring,
+    domain::ApiKeyToken,
+    entropy::OsEntropy,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    harness::{Reply, World, note_secret},
+};
+
+fn not_found() -> Value {
+    json!({ "detail": "Not found" })
+}
+
+async fn behind_a_proxy_at_noon() -> (World, Arc<FaultProxy>, Arc<ManualClock>) {
+    let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
+    let (world, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
+    (world, proxy, clock)
+}
+
+/// From now on the store answers nothing, until the proxy is healed.
+fn take_the_store_away(proxy: &FaultProxy) {
+    for operation in ["Query", "GetItem", "BatchGetItem", "TransactWriteItems"] {
+        proxy.fail(operation, ALWAYS, Fault::Close);
+    }
+}
+
+/// The answer when a dependency is down.
+fn is_unavailable(reply: Reply) {
+    let retry_after = reply.headers.get("retry-after").expect("a 503 says when to come back");
+    assert!(retry_after.to_str().unwrap().parse::<u32>().unwrap() >= 1);
+    assert_eq!(reply.refused(503), json!({ "detail": "Service unavailable" }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_paths_are_not_found_with_and_without_a_credential() {
+    let world = World::start().await;
+    for path in [
+        "/",
+        "/v1",
+        "/v1/nothing",
+        "/v2/whoami",
+        "/V1/whoami",
+        "/v1/Whoami",
+        "/whoami",
+        "/v1//whoami",
+        "//v1/whoami",
+        "/v1/whoami/me",
+        "/v1/api_keys/1/2",
+        "/v1/agent_projects/my-app/session_tokens/1",
+        "/v1/internal/keys/validate",
+        "/healthz/x",
+        "/%76%31/whoami",
+    ] {
+        for request in [world.get(path), world.get(path).anonymous()] {
+            let reply = request.send().await;
+            assert_eq!((path, reply.status.as_u16()), (path, 404));
+            assert_eq!(reply.refused(404), not_found());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_method_is_not_found() {
+    let world = World::start().await;
+    for (method, path) in [
+        (Method::POST, "/healthz"),
+        (Method::POST, "/v1/whoami"),
+        (Method::PUT, "/v1/api_keys"),
+        (Method::DELETE, "/v1/api_keys"),
+        (Method::PUT, "/v1/api_keys/1"),
+        (Method::GET, "/v1/agent_projects/my-app/session_tokens"),
+        (Method::PATCH, "/v1/agent_projects/my-app"),
+        (Method::POST, "/v1/projects/my-app/whoami"),
+        (Method::OPTIONS, "/v1/whoami"),
+        (Method::TRACE, "/v1/whoami"),
+        (Method::from_bytes(b"PURGE").unwrap(), "/v1/whoami"),
+    ] {
+        let refused = world.request(method.clone(), path).send().await;
+        assert_eq!(refused.refused(404), not_found(), "{method} {path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn head_is_a_wrong_method_too() {
+    let world = World::start().await;
+    for path in ["/healthz", "/v1/whoami", "/v1/api_keys"] {
+        let refused = world.request(Method::HEAD, path).send().await;
+        assert_eq!((refused.status.as_u16(), refused.text.as_str()), (404, ""), "{path}");
+        assert!(refused.headers.contains_key("x-request-id"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trailing_slash_is_another_path() {
+    let world = World::start().await;
+    for path in ["/healthz/", "/v1/whoami/", "/v1/api_keys/", "/v1/api_keys/1/", "/v1/agent_projects/"] {
+        assert_eq!(world.get(path).send().await.refused(404), not_found(), "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_over_the_gateways_ten_mebibytes_is_too_large() {
+    let world = World::start().await;
+    for bytes in [10 * 1024 * 1024, 10 * 1024 * 1024 + 1, 12 * 1024 * 1024] {
+        let refused = world.request(Method::POST, "/v1/api_keys").raw_body(vec![b' '; bytes]).send().await.refused(413);
+        assert_eq!(refused["error"], "body_too_large", "{bytes}");
+        assert!(refused["message"].is_string());
+    }
+    let request = world.request(Method::POST, "/v1/api_keys").anonymous().raw_body(vec![b' '; 1024 * 1024]);
+    request.send().await.refused(401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_may_have_64_kibibytes_and_not_a_byte_more() {
+    let world = World::start().await;
+    let body = r#"{"name":"padded","scopes":["read"]}"#;
+    let padded = |bytes: usize| body.to_owned() + &" ".repeat(bytes - body.len());
+    let post = |body: String| world.request(Method::POST, "/v1/api_keys").raw_body(body).send();
+    post(padded(64 * 1024)).await.expect(201);
+    let refused = post(padded(64 * 1024 + 1)).await.refused(413);
+    assert_eq!(refused, json!({ "error": "body_too_large", "message": "The body must be at most 65536 bytes" }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn authentication_without_a_store_is_unavailable_never_unauthorized_and_never_cached() {
+    let (world, proxy, _clock) = behind_a_proxy_at_noon().await;
+    let ring = world.runner.app.secrets.ring(Ring::KeyTag).await.unwrap();
+    let unstored = ApiKeyToken::mint(&ring, &OsEntropy);
+    note_secret(unstored.expose());
+    take_the_store_away(&proxy);
+    for token in [world.admin.as_str(), unstored.expose()] {
+        is_unavailable(world.get("/v1/whoami").bearer(token).send().await);
+    }
+    proxy.heal();
+    world.get("/v1/whoami").send().await.expect(200);
+    world.get("/v1/whoami").bearer(unstored.expose()).send().await.refused(401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_known_proof_without_its_state_is_unavailable_too() {
+    let (world, proxy, clock) = behind_a_proxy_at_noon().await;
+    world.get("/v1/whoami").send().await.expect(200);
+    clock.advance(Duration::from_secs(3));
+    take_the_store_away(&proxy);
+    is_unavailable(world.get("/v1/whoami").send().await);
+    proxy.heal();
+    world.get("/v1/whoami").send().await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_without_a_store_is_unavailable() {
+    let (world, proxy, _clock) = behind_a_proxy_at_noon().await;
+    world.get("/v1/whoami").send().await.expect(200);
+    take_the_store_away(&proxy);
+    is_unavailable(world.get("/v1/api_keys").send().await);
+    is_unavailable(world.post("/v1/api_keys", json!({ "name": "x", "scopes": ["read"] })).send().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_needs_no_store_answers_without_one() {
+    let (world, proxy, _clock) = behind_a_proxy_at_noon().await;
+    world.project("my-app").await;
+    let token = world.session_token("my-app", json!({})).await;
+    take_the_store_away(&proxy);
+    proxy.forget();
+    world.get("/healthz").anonymous().send().await.expect(200);
+    world.get("/v1/projects/my-app/whoami").bearer(&token).send().await.expect(200);
+    world.get("/v1/projects/my-app/whoami").bearer(&format!("{}A", &token[1..])).send().await.refused(401);
+    world.get("/v1/whoami").bearer(&format!("kt_live_{}", "0".repeat(32))).send().await.refused(401);
+    assert!(proxy.seen().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn browsers_may_read_the_gateways_own_refusals() {
+    let (world, proxy, clock) = behind_a_proxy_at_noon().await;
+    let whoami = "/v1/projects/my-app/whoami";
+    let large = world.request(Method::POST, "/v1/api_keys").raw_body(vec![b' '; 10 * 1024 * 1024 + 1]).send().await;
+    clock.advance(Duration::from_secs(3));
+    take_the_store_away(&proxy);
+    let refusals = [
+        (413, large),
+        (401, world.get(whoami).anonymous().send().await),
+        (401, world.get(whoami).bearer(&format!("kt_live_{}", "0".repeat(32))).send().await),
+        (404, world.get("/v1/nothing").send().await),
+        (503, world.get(whoami).send().await),
+    ];
+    for (status, refusal) in refusals {
+        assert_eq!(refusal.headers["access-control-allow-origin"], "*");
+        assert_eq!(refusal.headers["content-type"], "application/json");
+        refusal.refused(status);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_has_a_request_id_of_its_own() {
+    let world = World::start().await;
+    let mut seen = HashSet::new();
+    for _ in 0..20 {
+        for path in ["/healthz", "/v1/whoami", "/v1/nothing", "/v1/api_keys/7"] {
+            let reply = world.get(path).header("x-request-id", "mine").send().await;
+            let id = reply.headers["x-request-id"].to_str().unwrap().to_owned();
+            assert!(is_random_uuid(&id), "{id}");
+            assert!(seen.insert(id), "a repeated id");
+        }
+    }
+}
+
+/// Version 4, as API Gateway's are.
+fn is_random_uuid(id: &str) -> bool {
+    let shape = "hhhhhhhh-hhhh-4hhh-vhhh-hhhhhhhhhhhh";
+    id.len() == shape.len()
+        && id.chars().zip(shape.chars()).all(|(c, want)| match want {
+            'h' => matches!(c, '0'..='9' | 'a'..='f'),
+            'v' => matches!(c, '8' | '9' | 'a' | 'b'),
+            other => c == other,
+        })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_are_judged_by_the_connection_and_not_by_what_a_client_claims() {
+    let world = World::start().await;
+    let key = async |cidr: &str| {
+        let body = json!({ "name": cidr, "scopes": ["read"], "allowed_cidrs": [cidr] });
+        world.key_with(body).await.1
+    };
+    let (elsewhere, here) = (key("203.0.113.0/24").await, key("127.0.0.1/32").await);
+    for (name, value) in [
+        ("x-forwarded-for", "203.0.113.5"),
+        ("x-forwarded-for", "203.0.113.5, 127.0.0.1"),
+        ("x-real-ip", "203.0.113.5"),
+        ("forwarded", "for=203.0.113.5"),
+        ("cf-connecting-ip", "203.0.113.5"),
+        ("true-client-ip", "203.0.113.5"),
+    ] {
+        world.get("/v1/whoami").bearer(&elsewhere).header(name, value).send().await.refused(401);
+        world.get("/v1/whoami").bearer(&here).header(name, value).send().await.expect(200);
+    }
+}

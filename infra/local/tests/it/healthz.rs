@@ -1,0 +1,43 @@
+use http::Method;
+use serde_json::json;
+
+use crate::harness::World;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_says_ok_to_anybody_and_nothing_else() {
+    let world = World::start().await;
+    for request in [
+        world.get("/healthz").anonymous(),
+        world.get("/healthz"),
+        world.get("/healthz").authorization("nonsense"),
+        world.get("/healthz").bearer("kt_live_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"),
+    ] {
+        assert_eq!(request.send().await.expect(200), json!({ "status": "ok" }));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_method_or_path_is_not_found() {
+    let world = World::start().await;
+    for (method, path) in [
+        (Method::POST, "/healthz"),
+        (Method::DELETE, "/healthz"),
+        (Method::GET, "/v1/healthz"),
+        (Method::GET, "/healthz/"),
+        (Method::GET, "/"),
+        (Method::GET, "/v1"),
+        (Method::GET, "/v2/whoami"),
+        (Method::POST, "/v1/whoami"),
+        (Method::PUT, "/v1/api_keys"),
+        (Method::PUT, "/v1/api_keys/1"),
+        (Method::DELETE, "/v1/agent_projects/site"),
+        (Method::GET, "/v1/agent_projects/site/session_tokens"),
+        (Method::OPTIONS, "/v1/api_keys"),
+        (Method::GET, "/v1/api_keys/"),
+        (Method::GET, "/V1/api_keys"),
+    ] {
+        for request in [world.request(method.clone(), path), world.request(method.clone(), path).anonymous()] {
+            assert_eq!(request.send().await.refused(404), json!({ "detail": "Not found" }), "{method} {path}");
+        }
+    }
+}

@@ -1,0 +1,323 @@
+use std::{collections::BTreeSet, time::Duration};
+
+use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::harness::{Reply, Request, World, plain};
+
+const KEYS: &str = "/v1/api_keys";
+const PROJECTS: &str = "/v1/agent_projects";
+
+fn key() -> Value {
+    json!({ "name": "ci", "scopes": ["read"] })
+}
+
+fn project(slug: &str) -> Value {
+    json!({ "slug": slug, "name": "Site" })
+}
+
+fn create_key(world: &World) -> impl Fn() -> Request {
+    || world.post(KEYS, key()).idempotency_key("once")
+}
+
+#[track_caller]
+fn assert_same(first: &Reply, second: &Reply) {
+    assert_eq!((second.status, &second.text), (first.status, &first.text));
+}
+
+fn assert_mismatch(reply: Reply) {
+    let refusal = reply.refused(422);
+    assert_eq!((&refusal["error"], &refusal["field"]), (&json!("idempotency_mismatch"), &json!("Idempotency-Key")));
+}
+
+/// The remembered answers.
+async fn records(world: &World) -> Vec<Value> {
+    let scan = json!({
+        "TableName": "karta",
+        "FilterExpression": "begins_with(pk, :pk)",
+        "ExpressionAttributeValues": { ":pk": { "S": "IDEM#" } },
+    });
+    world.dynamodb("Scan", scan).await["Items"].as_array().unwrap().iter().map(plain).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_gets_the_same_answer_and_makes_nothing() {
+    let world = World::start().await;
+    for (route, body, action) in
+        [(KEYS, key(), "api_key.created"), (PROJECTS, project("site"), "agent_project.created")]
+    {
+        let before = world.audited(action).await.len();
+        let create = || world.post(route, body.clone()).idempotency_key("once");
+        let first = create().send().await;
+        for _ in 0..3 {
+            let repeat = create().send().await;
+            assert_same(&first, &repeat);
+            assert_eq!(repeat.headers["content-type"], first.headers["content-type"]);
+            assert_ne!(repeat.headers["x-request-id"], first.headers["x-request-id"]);
+        }
+        first.expect(201);
+        assert_eq!(world.audited(action).await.len(), before + 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replayed_secret_is_the_one_that_works() {
+    let world = World::start().await;
+    let create = create_key(&world);
+    create().send().await.expect(201);
+    let replayed = create().send().await.expect(201);
+    let principal = world.get("/v1/whoami").bearer(replayed["secret"].as_str().unwrap()).send().await.expect(200);
+    assert_eq!(principal["api_key_id"], replayed["api_key"]["id"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_key_every_request_makes_one() {
+    let world = World::start().await;
+    let (one, other) = (world.key(&["read"]).await, world.key(&["read"]).await);
+    assert_ne!(one.0, other.0);
+    assert_eq!(records(&world).await, [] as [Value; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_body_is_a_mismatch() {
+    let world = World::start().await;
+    let create = create_key(&world);
+    create().send().await.expect(201);
+    for body in [
+        json!({ "name": "cd", "scopes": ["read"] }),
+        json!({ "name": "ci", "scopes": ["read", "write"] }),
+        json!({ "name": "ci", "scopes": ["read"], "metadata": {} }),
+    ] {
+        assert_mismatch(world.post(KEYS, body).idempotency_key("once").send().await);
+    }
+    world.post(PROJECTS, project("site")).idempotency_key("once").send().await.expect(201);
+    assert_mismatch(world.post(PROJECTS, project("shop")).idempotency_key("once").send().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_order_of_fields_and_spacing_do_not_matter() {
+    let world = World::start().await;
+    let send = |body: &'static str| world.post(KEYS, json!({})).raw_body(body).idempotency_key("once").send();
+    let first = send(r#"{"name":"ci","scopes":["read"],"metadata":{"a":"1","b":"2"}}"#).await;
+    let repeat =
+        send("{ \"metadata\": {\"b\":\"2\",\n\"a\":\"1\"}, \"scopes\" : [\"read\"],\t\"name\": \"c\\u0069\" }\n").await;
+    assert_eq!(first.status, 201);
+    assert_same(&first, &repeat);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_credential_path_or_organization_is_independent() {
+    let world = World::start().await;
+    let (_, colleague) = world.key(&["read", "write", "admin"]).await;
+    let (_, stranger) = world.another_organization("other").await;
+    let mut ids = BTreeSet::new();
+    for token in [&world.admin, &colleague, &stranger] {
+        let made = world.post(KEYS, key()).bearer(token).idempotency_key("once").send().await.expect(201);
+        ids.insert(made["api_key"]["id"].as_u64());
+    }
+    assert_eq!(ids.len(), 3);
+    world.post(PROJECTS, project("site")).idempotency_key("once").send().await.expect(201);
+    let colleagues = world.post(PROJECTS, project("shop")).bearer(&colleague).idempotency_key("once");
+    colleagues.send().await.expect(201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_told_apart_to_the_letter() {
+    let world = World::start().await;
+    let mut ids = BTreeSet::new();
+    for idempotency_key in ["a", "A", "aa", "a a", "~!\"'{}"] {
+        let made = world.post(KEYS, key()).idempotency_key(idempotency_key).send().await.expect(201);
+        ids.insert(made["api_key"]["id"].as_u64());
+    }
+    assert_eq!(ids.len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_has_1_to_255_printable_ascii_characters() {
+    let world = World::start().await;
+    world.post(KEYS, key()).idempotency_key("~".repeat(255)).send().await.expect(201);
+    let wrong: [&[u8]; 6] = [b"", &[b'a'; 256], "\u{e9}".as_bytes(), b"\xff", b"a\tb", "\u{1f511}".as_bytes()];
+    for header in wrong {
+        let keys = world.post(KEYS, key()).idempotency_key(header).send().await;
+        assert_eq!(keys.invalid_field(), "Idempotency-Key", "{header:?}");
+        let projects = world.post(PROJECTS, project("site")).idempotency_key(header).send().await;
+        assert_eq!(projects.invalid_field(), "Idempotency-Key", "{header:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_judged_after_the_scope_and_after_the_body() {
+    let world = World::start().await;
+    create_key(&world)().send().await.expect(201);
+    let (_, reader) = world.key(&["read"]).await;
+    for idempotency_key in ["once", ""] {
+        let post = |body: Value| world.post(KEYS, body).idempotency_key(idempotency_key);
+        assert_eq!(post(key()).bearer(&reader).send().await.forbidden(), "missing scope: admin");
+        assert_eq!(post(json!({})).raw_body("{").send().await.refused(400)["error"], "malformed_json");
+        assert_eq!(post(json!({ "name": "ci" })).send().await.invalid_field(), "scopes");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_whose_scope_is_gone_gets_no_replay() {
+    let (world, clock) = World::start_at_noon().await;
+    let (id, token) = world.key(&["admin"]).await;
+    let create = || world.post(KEYS, key()).bearer(&token).idempotency_key("once");
+    create().send().await.expect(201);
+    world.patch(&format!("{KEYS}/{id}"), json!({ "scopes": ["read"] })).send().await.expect(200);
+    clock.advance(Duration::from_secs(3));
+    assert_eq!(create().send().await.forbidden(), "missing scope: admin");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thirty_two_racing_creates_make_one_key() {
+    let world = World::start().await;
+    let create = create_key(&world);
+    let mut requests = JoinSet::new();
+    for _ in 0..32 {
+        requests.spawn(create().send());
+    }
+    let replies = requests.join_all().await;
+    for reply in &replies {
+        assert_same(&replies[0], reply);
+    }
+    assert_eq!(replies[0].status, 201);
+    let list = world.get(KEYS).send().await.expect(200);
+    assert_eq!(list["api_keys"].as_array().unwrap().len(), 2, "the first key and this one");
+    assert_eq!(world.audited("api_key.created").await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thirty_two_racing_creates_make_one_project() {
+    let world = World::start().await;
+    let mut requests = JoinSet::new();
+    for _ in 0..32 {
+        requests.spawn(world.post(PROJECTS, project("site")).idempotency_key("once").send());
+    }
+    let replies = requests.join_all().await;
+    for reply in &replies {
+        assert_same(&replies[0], reply);
+    }
+    assert_eq!(replies[0].status, 201, "and none is told that the slug is taken");
+    assert_eq!(world.audited("agent_project.created").await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_racing_creates_with_two_bodies_one_body_wins() {
+    let world = World::start().await;
+    let mut requests = JoinSet::new();
+    for at in 0..32 {
+        let name = if at % 2 == 0 { "even" } else { "odd" };
+        let body = json!({ "name": name, "scopes": ["read"] });
+        requests.spawn(world.post(KEYS, body).idempotency_key("once").send());
+    }
+    let (made, refused): (Vec<_>, Vec<_>) =
+        requests.join_all().await.into_iter().partition(|reply| reply.status == 201);
+    assert_eq!((made.len(), refused.len()), (16, 16));
+    for reply in &made {
+        assert_same(&made[0], reply);
+    }
+    for reply in refused {
+        assert_mismatch(reply);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_is_not_replayed_after_ten_minutes() {
+    let (world, clock) = World::start_at_noon().await;
+    let create = create_key(&world);
+    let first = create().send().await;
+    clock.advance(Duration::from_millis(10 * 60_000 - 1));
+    assert_same(&first, &create().send().await);
+
+    clock.advance(Duration::from_millis(1));
+    for later in [0, 1, 23 * 3_600] {
+        clock.advance(Duration::from_secs(later));
+        let reply = create().send().await;
+        assert!(!reply.text.contains("kt_live_"), "{}", reply.text);
+        let refusal = reply.refused(409);
+        assert_eq!(refusal["error"], "secret_already_revealed");
+        assert_eq!(refusal["id"], first.json["api_key"]["id"]);
+        assert!(refusal["message"].is_string());
+    }
+    assert_mismatch(world.post(KEYS, json!({ "name": "cd", "scopes": ["read"] })).idempotency_key("once").send().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_free_again_after_a_day() {
+    let (world, clock) = World::start_at_noon().await;
+    let site = || world.post(PROJECTS, project("site")).idempotency_key("once");
+    let made = create_key(&world)().send().await.expect(201);
+    let first = site().send().await;
+    clock.advance(Duration::from_millis(24 * 3_600_000 - 1));
+    assert_same(&first, &site().send().await);
+
+    clock.advance(Duration::from_millis(1));
+    let shop = world.post(PROJECTS, project("shop")).idempotency_key("once");
+    shop.send().await.expect(201);
+    assert_mismatch(site().send().await);
+    let made_anew = create_key(&world)().send().await.expect(201);
+    assert_ne!(made_anew["api_key"]["id"], made["api_key"]["id"]);
+    assert_same(&create_key(&world)().send().await, &create_key(&world)().send().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_shows_the_first_answer_and_not_what_became_of_it() {
+    let world = World::start().await;
+    let create = create_key(&world);
+    let first = create().send().await;
+    let id = first.json["api_key"]["id"].as_u64().unwrap();
+    world.delete(&format!("{KEYS}/{id}")).send().await.expect(200);
+    assert_same(&first, &create().send().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_holds_neither_the_secret_nor_the_answer() {
+    let (world, _) = World::start_at_noon().await;
+    let reply = create_key(&world)().send().await;
+    let secret = reply.json["secret"].as_str().unwrap();
+    let mut records = records(&world).await;
+    assert_eq!(records.len(), 1);
+    let record = records.remove(0);
+    let fields: Vec<_> = record.as_object().unwrap().keys().collect();
+    assert_eq!(fields, ["fingerprint", "pk", "resource_id", "revealed_until", "sealed_body", "sk", "status", "ttl"]);
+    let noon = 1_795_262_400;
+    assert_eq!((&record["revealed_until"], &record["ttl"]), (&json!(noon + 600), &json!(noon + 24 * 3_600)));
+
+    let sealed = BASE64_STANDARD_NO_PAD.decode(record["sealed_body"].as_str().unwrap()).unwrap();
+    assert_eq!(sealed.len(), reply.text.len() + 29, "a version, a nonce and a tag around the answer");
+    let record = record.to_string();
+    for plaintext in [secret, &secret[14..], "api_key", "once", &world.admin] {
+        assert!(!record.contains(plaintext), "{record}");
+        assert!(!sealed.windows(plaintext.len()).any(|window| window == plaintext.as_bytes()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_answer_is_sealed_differently_for_each_who_asks() {
+    let world = World::start().await;
+    let (_, colleague) = world.key(&["admin"]).await;
+    for (token, idempotency_key) in [(&world.admin, "a"), (&world.admin, "b"), (&colleague, "a")] {
+        world.post(KEYS, key()).bearer(token).idempotency_key(idempotency_key).send().await.expect(201);
+    }
+    let records = records(&world).await;
+    for field in ["pk", "fingerprint"] {
+        let values: BTreeSet<_> = records.iter().map(|record| record[field].as_str().unwrap()).collect();
+        assert_eq!(values.len(), 3, "{field}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_is_not_remembered() {
+    let (world, _) = World::start_at_noon().await;
+    world.project("site").await;
+    let post = |route: &str, body: Value| world.post(route, body).idempotency_key("once").send();
+    assert_eq!(post(PROJECTS, project("site")).await.refused(409)["error"], "slug_taken");
+    assert_eq!(post(PROJECTS, project("Site")).await.invalid_field(), "slug");
+    post(PROJECTS, project("shop")).await.expect(201);
+
+    let expired = json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-11-21T12:00:00Z" });
+    assert_eq!(post(KEYS, expired).await.invalid_field(), "expires_at");
+    post(KEYS, key()).await.expect(201);
+}

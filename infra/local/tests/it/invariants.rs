@@ -1,0 +1,103 @@
+//! What must hold of the tables at any time, whatever failed or raced: what belongs together is there together or not at all.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use crate::harness::{World, plain};
+
+/// Both tables as they are, read past the code under test.
+pub(crate) struct Tables {
+    main: Vec<Value>,
+    credentials: Vec<Value>,
+}
+
+impl Tables {
+    pub(crate) async fn of(world: &World) -> Self {
+        Self { main: items(world, "karta").await, credentials: items(world, "karta-credentials").await }
+    }
+
+    /// The items of the main table whose partition starts like this.
+    pub(crate) fn under<'a>(&'a self, partition: &'a str) -> impl Iterator<Item = &'a Value> {
+        self.main.iter().filter(move |item| item["pk"].as_str().unwrap().starts_with(partition))
+    }
+
+    pub(crate) fn key_ids(&self) -> BTreeSet<u64> {
+        ids(self.under("KEY#"), "id")
+    }
+
+    /// How many audit events tell of this.
+    pub(crate) fn audited(&self, action: &str, resource: u64) -> usize {
+        let events = self.under("AUD#").filter(|event| event["action"] == action);
+        events.filter(|event| event["resource"]["id"] == resource).count()
+    }
+
+    /// Keys and projects that have what belongs to them, and nothing that belongs to none.
+    pub(crate) fn assert_whole(&self) {
+        let keys = self.key_ids();
+        assert_eq!(ids(self.under("ID#api_key#"), "id"), keys, "every key has its id claim");
+        assert_eq!(ids(self.credentials.iter(), "api_key_id"), keys, "every key has its credential");
+        assert_eq!(self.credentials.len(), keys.len(), "every key has one credential");
+        for key in self.under("KEY#") {
+            let id = key["id"].as_u64().unwrap();
+            assert_eq!(self.audited("api_key.created", id), 1, "the creation of {key}");
+            let revoked = usize::from(!key["revoked_at"].is_null());
+            assert_eq!(self.audited("api_key.revoked", id), revoked, "the revocation of {key}");
+            let changes = self.audited("api_key.updated", id) + revoked;
+            assert_eq!(key["version"], 1 + changes, "every change of {key} is audited once");
+            let place = format!("KP#{}", key["prefix"].as_str().unwrap());
+            let credential = self.credentials.iter().find(|credential| credential["api_key_id"] == id).unwrap();
+            assert_eq!(credential["pk"], place);
+            assert_eq!(format!("KEY#{}", credential["organization_id"]), key["pk"].as_str().unwrap());
+        }
+        let is_claim = |item: &&Value| item["sk"].as_str().unwrap().starts_with("SLUG#");
+        let projects = ids(self.under("PRJ#").filter(|item| !is_claim(item)), "id");
+        assert_eq!(
+            ids(self.under("PRJ#").filter(is_claim), "project_id"),
+            projects,
+            "every project has its slug claim"
+        );
+        assert_eq!(ids(self.under("ID#agent_project#"), "id"), projects, "every project has its id claim");
+        assert!(projects.iter().all(|id| self.audited("agent_project.created", *id) == 1));
+        for record in self.under("IDEM#") {
+            let made = record["resource_id"].as_u64().unwrap();
+            assert!(keys.contains(&made) || projects.contains(&made), "a remembered answer tells of {made}");
+        }
+        assert_eq!(self.admins_counted(), self.admins_found(), "the count of usable admin keys is their number");
+    }
+
+    /// The count that the code under test keeps, by organization.
+    fn admins_counted(&self) -> BTreeMap<String, u64> {
+        let counters = self.under("ORG#").filter(|item| item["sk"] == "ADMINS");
+        counters
+            .map(|item| (item["pk"].as_str().unwrap().replace("ORG#", ""), item["usable"].as_u64().unwrap()))
+            .collect()
+    }
+
+    /// How many usable admin keys there really are, by organization.
+    fn admins_found(&self) -> BTreeMap<String, u64> {
+        let mut found = BTreeMap::new();
+        for key in self.under("KEY#") {
+            let organization = key["pk"].as_str().unwrap().replace("KEY#", "");
+            *found.entry(organization).or_default() += u64::from(is_usable_admin(key));
+        }
+        found
+    }
+}
+
+fn is_usable_admin(key: &Value) -> bool {
+    let empty = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+    key["scopes"].as_array().unwrap().contains(&json!("admin"))
+        && ["revoked_at", "expires_at", "replaced_by"].iter().all(|field| key[field].is_null())
+        && empty(&key["allowed_cidrs"])
+}
+
+fn ids<'a>(items: impl Iterator<Item = &'a Value>, field: &str) -> BTreeSet<u64> {
+    items.map(|item| item[field].as_u64().unwrap()).collect()
+}
+
+async fn items(world: &World, table: &str) -> Vec<Value> {
+    let answer = world.dynamodb("Scan", json!({ "TableName": table })).await;
+    assert!(answer["LastEvaluatedKey"].is_null(), "{table} no longer fits one page");
+    answer["Items"].as_array().unwrap().iter().map(plain).collect()
+}

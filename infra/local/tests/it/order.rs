@@ -1,0 +1,153 @@
+use http::Method;
+use serde_json::{Value, json};
+
+use crate::harness::{Request, World};
+
+/// A route that takes a credential: method, path to nothing that exists, and the scope it needs.
+type Route = (Method, &'static str, Option<&'static str>);
+
+static FLAT: [Route; 11] = [
+    (Method::GET, "/v1/api_keys", Some("read")),
+    (Method::POST, "/v1/api_keys", Some("admin")),
+    (Method::GET, "/v1/api_keys/1", Some("read")),
+    (Method::PATCH, "/v1/api_keys/1", Some("admin")),
+    (Method::DELETE, "/v1/api_keys/1", Some("admin")),
+    (Method::GET, "/v1/agent_projects", Some("read")),
+    (Method::POST, "/v1/agent_projects", Some("write")),
+    (Method::GET, "/v1/agent_projects/nothing", Some("read")),
+    (Method::POST, "/v1/agent_projects/nothing/session_tokens", Some("write")),
+    (Method::POST, "/agent_projects/nothing/session_tokens", Some("write")),
+    (Method::GET, "/v1/whoami", None),
+];
+static IN_PROJECT: Route = (Method::GET, "/v1/projects/nothing/whoami", None);
+
+/// Bodies that are refused, and a query that is.
+const BAD_BODIES: [&str; 3] = ["{", "[]", r#"{"nonsense":1}"#];
+const BAD_QUERY: &str = "?nonsense=1";
+
+fn too_large() -> String {
+    " ".repeat(65_537)
+}
+
+fn wrong_in_every_way(world: &World, (method, path, _): &Route) -> Vec<Request> {
+    let bodies = BAD_BODIES.map(ToOwned::to_owned).into_iter().chain([too_large()]);
+    let request =
+        |body| world.request(method.clone(), &format!("{path}{BAD_QUERY}")).raw_body(body).idempotency_key("");
+    bodies.map(request).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_credential_comes_before_everything() {
+    let world = World::start().await;
+    let well_shaped = "Bearer kt_live_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    let forged = format!("Bearer eyJhbGciOiJub25lIn0.eyJzY29wZSI6InNlc3Npb24ifQ.{}", "A".repeat(43));
+    let no_bearer = world.admin.clone();
+    let basic = format!("Basic {}", world.admin);
+    for route in FLAT.iter().chain([&IN_PROJECT]) {
+        for header in [None, Some(""), Some("Bearer"), Some(well_shaped), Some(&forged), Some(&no_bearer), Some(&basic)]
+        {
+            for request in wrong_in_every_way(&world, route) {
+                let request = match header {
+                    None => request.anonymous(),
+                    Some(header) => request.authorization(header),
+                };
+                let refusal = request.send().await.refused(401);
+                assert_eq!(refusal, json!({ "detail": "Unauthorized" }), "{route:?} with {header:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_scope_comes_before_the_body_and_is_named() {
+    let world = World::start().await;
+    for (held, lacking) in [(["read", "write"], "admin"), (["read", "admin"], "write"), (["write", "admin"], "read")] {
+        let (_, token) = world.key(&held).await;
+        for route in FLAT.iter().filter(|route| route.2 == Some(lacking)) {
+            for request in wrong_in_every_way(&world, route) {
+                let detail = request.bearer(&token).send().await.forbidden();
+                assert_eq!(detail, format!("missing scope: {lacking}"), "{route:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_token_off_its_project_comes_before_the_body() {
+    let world = World::start().await;
+    world.project("site").await;
+    let token = world.session_token("site", json!({})).await;
+    for route in &FLAT {
+        for request in wrong_in_every_way(&world, route) {
+            let detail = request.bearer(&token).send().await.forbidden();
+            assert_eq!(detail, "session tokens are valid only under /v1/projects/{ref}/", "{route:?}");
+        }
+    }
+    for request in wrong_in_every_way(&world, &IN_PROJECT) {
+        let detail = request.bearer(&token).send().await.forbidden();
+        assert_eq!(detail, "wrong project: the session token is for another one");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_scope_opens_the_routes_that_need_it_alone() {
+    let world = World::start().await;
+    for held in ["read", "write", "admin"] {
+        let (_, token) = world.key(&[held]).await;
+        for route in &FLAT {
+            let (method, path, needed) = route;
+            let reply = world.request(method.clone(), path).raw_body("{").bearer(&token).send().await;
+            let let_in = needed.is_none_or(|scope| scope == held);
+            assert_eq!(reply.status != 403, let_in, "{route:?} with {held}: {}", reply.text);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_body_comes_before_an_unknown_resource() {
+    let world = World::start().await;
+    for (method, path) in [
+        (Method::PATCH, "/v1/api_keys/1"),
+        (Method::PATCH, "/v1/api_keys/not-an-id"),
+        (Method::POST, "/v1/agent_projects/nothing/session_tokens"),
+        (Method::POST, "/agent_projects/Not_A_Slug/session_tokens"),
+    ] {
+        let send = |body: String| world.request(method.clone(), path).raw_body(body).send();
+        assert_eq!(send("{".to_owned()).await.refused(400)["error"], "malformed_json", "{path}");
+        assert_eq!(send(too_large()).await.refused(413)["error"], "body_too_large", "{path}");
+        assert_eq!(send("[]".to_owned()).await.invalid_field(), "body", "{path}");
+        assert_eq!(send(r#"{"nonsense":1}"#.to_owned()).await.invalid_field(), "nonsense", "{path}");
+        assert_eq!(send("{}".to_owned()).await.refused(404), json!({ "detail": "Not found" }), "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_query_comes_before_an_unknown_resource() {
+    let world = World::start().await;
+    for (method, path, _) in FLAT.iter().chain([&IN_PROJECT]) {
+        let request = world.request(method.clone(), &format!("{path}{BAD_QUERY}")).raw_body("{}");
+        assert_eq!(request.send().await.invalid_field(), "nonsense", "{method} {path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idempotency_comes_before_conflicts() {
+    let world = World::start().await;
+    let post = |body: Value| world.post("/v1/agent_projects", body).idempotency_key("once").send();
+    post(json!({ "slug": "site", "name": "Site" })).await.expect(201);
+    let refusal = post(json!({ "slug": "site", "name": "Other" })).await.refused(422);
+    assert_eq!(refusal["error"], "idempotency_mismatch");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exhausted_budget_comes_after_the_body_and_before_an_unknown_resource() {
+    let world = World::start().await;
+    world.set_subscription("past_due").await;
+    let mint = |body: Value| world.post("/v1/agent_projects/nothing/session_tokens", body).send();
+    assert_eq!(mint(json!({ "ttl_seconds": 1 })).await.invalid_field(), "ttl_seconds");
+    let refusal = mint(json!({})).await.refused(402);
+    assert_eq!(refusal, json!({ "error": "budget_exhausted", "reason": "subscription past_due" }));
+    let (_, reader) = world.key(&["read"]).await;
+    let refusal = world.post("/v1/agent_projects/nothing/session_tokens", json!({})).bearer(&reader).send().await;
+    assert_eq!(refusal.forbidden(), "missing scope: write");
+}

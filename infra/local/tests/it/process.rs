@@ -1,0 +1,413 @@
+//! The binary itself, as a process: flags, signals, files, and what it says.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+use crate::{
+    harness::{World, note_secret, run_file},
+    invariants::Tables,
+};
+
+const ENDS_WITHIN: Duration = Duration::from_secs(3);
+
+/// The binary with an environment of its own, so that no variable of the test run reaches it.
+fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_karta"));
+    command.args(arguments).env_clear().envs([("KARTA_BCRYPT_COST", "4"), ("KARTA_LOG", "debug")]);
+    command.envs(environment.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped());
+    command
+}
+
+/// A run that printed its line of JSON.
+struct Karta {
+    child: Child,
+    described: Value,
+    log: PathBuf,
+    folder: TempDir,
+    client: reqwest::Client,
+}
+
+impl Karta {
+    /// `--port 0 --json` with these flags too.
+    fn start(arguments: &[&str]) -> Self {
+        Self::start_with(&[&["--port", "0", "--json"], arguments].concat(), &[])
+    }
+
+    fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("stderr");
+        let mut command = command(arguments, environment);
+        let mut child = command.current_dir(&folder).stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let described: Value = serde_json::from_str(&line)
+            .unwrap_or_else(|_| panic!("no line of JSON: {line}{}", fs::read_to_string(&log).unwrap()));
+        for secret in ["api_key", "service_token", "session_token_secret"] {
+            described[secret].as_str().into_iter().for_each(note_secret);
+        }
+        Self { child, described, log, folder, client: reqwest::Client::new() }
+    }
+
+    /// A value of the line that it printed.
+    fn says(&self, field: &str) -> &str {
+        self.described[field].as_str().unwrap()
+    }
+
+    async fn request(&self, method: Method, path: &str, token: &str, body: &Value) -> (StatusCode, Value) {
+        let url = format!("{}{path}", self.says("base_url"));
+        let request = self.client.request(method, url).bearer_auth(token).body(body.to_string());
+        let answer = request.send().await.unwrap();
+        let (status, body) = (answer.status(), answer.json::<Value>().await.unwrap());
+        ["secret", "token"].iter().filter_map(|field| body[field].as_str()).for_each(note_secret);
+        (status, body)
+    }
+
+    async fn create_key(&self, admin: &str) -> String {
+        let body = json!({ "name": "ci", "scopes": ["read"] });
+        let (status, created) = self.request(Method::POST, "/v1/api_keys", admin, &body).await;
+        assert_eq!(status, 201, "{created}");
+        created["secret"].as_str().unwrap().to_owned()
+    }
+
+    async fn session_token(&self, admin: &str) -> String {
+        let project = json!({ "slug": "app", "name": "App" });
+        self.request(Method::POST, "/v1/agent_projects", admin, &project).await;
+        let path = "/v1/agent_projects/app/session_tokens";
+        let (status, minted) = self.request(Method::POST, path, admin, &json!({})).await;
+        assert_eq!(status, 201, "{minted}");
+        minted["token"].as_str().unwrap().to_owned()
+    }
+
+    async fn status(&self, path: &str, token: &str) -> StatusCode {
+        self.request(Method::GET, path, token, &json!({})).await.0
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    }
+
+    /// Sends a signal and waits for the end.
+    fn end(mut self, signal: &str) -> ExitStatus {
+        self.signal(signal);
+        let asked = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(asked.elapsed() < ENDS_WITHIN, "still running after {ENDS_WITHIN:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Karta {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+        let log = fs::read(&self.log).unwrap_or_default();
+        run_file("logs", "process.log").write_all(&log).ok();
+    }
+}
+
+/// What a start that fails says on standard error.
+fn refused(arguments: &[&str], environment: &[(&str, &str)]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = command(arguments, environment);
+    let mut child = command.current_dir(&folder).stderr(Stdio::piped()).spawn().unwrap();
+    let started = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if started.elapsed() > ENDS_WITHIN {
+            child.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.code().is_some_and(|code| code != 0), "it started with {arguments:?} {environment:?}");
+    assert!(output.stdout.is_empty());
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_line_of_json_has_the_documented_fields_and_shows_the_key_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let karta = Karta::start(&["--data-dir", text(&data)]);
+    let first = karta.described.clone();
+    let fields: Vec<_> = first.as_object().unwrap().keys().map(String::as_str).collect();
+    let documented = [
+        "api_key",
+        "base_url",
+        "data_dir",
+        "organization_id",
+        "organization_slug",
+        "service_token",
+        "session_token_secret",
+    ];
+    assert_eq!(fields, documented);
+    assert!(karta.says("base_url").strip_prefix("http://127.0.0.1:").unwrap().parse::<u16>().unwrap() > 0);
+    assert_eq!((karta.says("data_dir"), karta.says("organization_slug")), (text(&data), "acme"));
+    assert_eq!(karta.status("/healthz", "none").await, 200);
+    let (_, principal) = karta.request(Method::GET, "/v1/whoami", karta.says("api_key"), &json!({})).await;
+    assert_eq!(principal["organization_id"], first["organization_id"]);
+    assert!(karta.end("-TERM").success());
+
+    let again = Karta::start(&["--data-dir", text(&data)]);
+    assert!(again.described["api_key"].is_null());
+    for kept in ["organization_id", "organization_slug", "service_token", "session_token_secret", "data_dir"] {
+        assert_eq!(again.described[kept], first[kept], "{kept}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_organization_of_the_same_data_has_a_first_key_of_its_own() {
+    let data = tempfile::tempdir().unwrap();
+    let first = Karta::start(&["--data-dir", text(data.path())]).described.clone();
+    let other = Karta::start(&["--data-dir", text(data.path()), "--org", "globex"]);
+    assert_eq!(other.says("organization_slug"), "globex");
+    assert_ne!(other.described["organization_id"], first["organization_id"]);
+    assert_ne!(other.says("api_key"), first["api_key"].as_str().unwrap());
+    assert_eq!(other.status("/v1/whoami", other.says("api_key")).await, 200);
+    assert_eq!(other.status("/v1/whoami", first["api_key"].as_str().unwrap()).await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_loses_nothing_that_was_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut karta = Karta::start(&["--data-dir", text(folder.path())]);
+    let admin = karta.says("api_key").to_owned();
+    let session = karta.session_token(&admin).await;
+    for _ in 0..3 {
+        let key = karta.create_key(&admin).await;
+        karta.child.kill().unwrap();
+        drop(karta);
+        karta = Karta::start(&["--data-dir", text(folder.path())]);
+        for token in [&admin, &key] {
+            assert_eq!(karta.status("/v1/whoami", token).await, 200);
+        }
+        assert_eq!(karta.status("/v1/projects/app/whoami", &session).await, 200, "the rings are the same");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_among_writes_leaves_nothing_half_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let karta = Karta::start(&["--data-dir", text(folder.path())]);
+    let admin = karta.says("api_key").to_owned();
+    let url = format!("{}/v1/api_keys", karta.says("base_url"));
+    let (tell, mut told) = mpsc::unbounded_channel();
+    for _ in 0..64 {
+        let body = json!({ "name": "ci", "scopes": ["admin"] }).to_string();
+        let (request, tell) = (karta.client.post(&url).bearer_auth(&admin).body(body), tell.clone());
+        tokio::spawn(async move {
+            let created: Value = request.send().await.ok()?.json().await.ok()?;
+            tell.send(created).ok()
+        });
+    }
+    drop(tell);
+    let mut acknowledged = Vec::new();
+    for _ in 0..8 {
+        acknowledged.push(told.recv().await.unwrap());
+    }
+    drop(karta);
+    while let Some(created) = told.recv().await {
+        acknowledged.push(created);
+    }
+    let world = World::start_over(folder.path().to_owned(), &admin).await;
+    let tables = Tables::of(&world).await;
+    tables.assert_whole();
+    assert!(acknowledged.len() < 64, "the kill came among the writes");
+    for created in acknowledged {
+        note_secret(created["secret"].as_str().unwrap());
+        assert!(tables.key_ids().contains(&created["api_key"]["id"].as_u64().unwrap()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_signals_end_it_cleanly_and_soon() {
+    for signal in ["-INT", "-TERM"] {
+        let karta = Karta::start(&["--ephemeral"]);
+        assert_eq!(karta.status("/healthz", "none").await, 200);
+        assert_eq!(karta.end(signal).code(), Some(0), "{signal}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_runner_over_the_same_data_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = text(folder.path());
+    let karta = Karta::start(&["--data-dir", data]);
+    let message = refused(&["--port", "0", "--data-dir", data], &[]);
+    assert_eq!(message, format!("karta: another runner works on {data}: stop it, or choose another --data-dir\n"));
+    assert_eq!(karta.status("/v1/whoami", karta.says("api_key")).await, 200);
+    assert!(karta.end("-TERM").success());
+    Karta::start(&["--data-dir", data]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_flag_has_an_environment_twin_that_it_wins_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let environment = [
+        ("KARTA_HOST", "127.0.0.2"),
+        ("KARTA_PORT", "0"),
+        ("KARTA_DATA_DIR", text(&data)),
+        ("KARTA_ORG", "initech"),
+        ("KARTA_JSON", "1"),
+    ];
+    let karta = Karta::start_with(&[], &environment);
+    assert!(karta.says("base_url").starts_with("http://127.0.0.2:"), "{}", karta.says("base_url"));
+    assert_eq!((karta.says("data_dir"), karta.says("organization_slug")), (text(&data), "initech"));
+    drop(karta);
+
+    let other = folder.path().join("other");
+    let flags = ["--host", "127.0.0.1", "--data-dir", text(&other), "--org", "hooli"];
+    let karta = Karta::start_with(&flags, &environment);
+    assert!(karta.says("base_url").starts_with("http://127.0.0.1:"));
+    assert_eq!((karta.says("data_dir"), karta.says("organization_slug")), (text(&other), "hooli"));
+    drop(karta);
+
+    // A port that was free a moment ago, on an address that no other test listens on.
+    let free = Karta::start(&["--ephemeral", "--host", "127.0.0.3"]).says("base_url").to_owned();
+    let port = free.rsplit(':').next().unwrap();
+    let environment = [("KARTA_HOST", "127.0.0.3"), ("KARTA_PORT", port), ("KARTA_EPHEMERAL", "true")];
+    let karta = Karta::start_with(&["--json"], &environment);
+    assert_eq!(karta.says("base_url"), free);
+    assert!(karta.described["data_dir"].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cost_of_digests_is_the_one_that_was_asked_for() {
+    for (flags, variable, cost) in [(&["--bcrypt-cost", "5"][..], "4", "05"), (&[], "6", "06")] {
+        let folder = tempfile::tempdir().unwrap();
+        let data = text(folder.path());
+        let arguments = [&["--port", "0", "--json", "--data-dir", data], flags].concat();
+        let karta = Karta::start_with(&arguments, &[("KARTA_BCRYPT_COST", variable)]);
+        let admin = karta.says("api_key").to_owned();
+        karta.end("-TERM");
+        let world = World::start_over(folder.path().to_owned(), &admin).await;
+        let scan = world.dynamodb("Scan", json!({ "TableName": "karta-credentials" })).await;
+        let digest = scan["Items"][0]["digest"]["S"].as_str().unwrap();
+        assert!(digest.starts_with(&format!("$2b${cost}$")), "{flags:?} {variable}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn session_tokens_are_signed_with_the_secret_that_was_given() {
+    let secret = "a secret that a data plane on this machine knows";
+    note_secret(secret);
+    let flags = ["--port", "0", "--json", "--ephemeral"];
+    let karta = Karta::start_with(&flags, &[("KARTA_SESSION_TOKEN_SECRET", secret)]);
+    assert_eq!(karta.says("session_token_secret"), secret);
+    let token = karta.session_token(karta.says("api_key")).await;
+    let key = DecodingKey::from_secret(secret.as_bytes());
+    let claims = jsonwebtoken::decode::<Value>(&token, &key, &Validation::new(Algorithm::HS256)).unwrap().claims;
+    assert_eq!(claims["org_id"], karta.described["organization_id"]);
+    assert_eq!(karta.status("/v1/projects/app/whoami", &token).await, 200);
+
+    let short = "0123456789abcdefghijklmnopqrstu";
+    let message = refused(&flags, &[("KARTA_SESSION_TOKEN_SECRET", short)]);
+    assert!(message.contains("KARTA_SESSION_TOKEN_SECRET") && message.contains("at least 32"), "{message}");
+    assert!(!message.contains(short), "{message}");
+}
+
+#[test]
+fn a_bad_value_stops_the_start_and_its_flag_is_named() {
+    let flags = [
+        ("--host", "nowhere"),
+        ("--host", "203.0.113.1"),
+        ("--port", "70000"),
+        ("--port", "-1"),
+        ("--data-dir", "/proc/nothing/here"),
+        ("--org", "Bad_Slug"),
+        ("--org", ""),
+        ("--bcrypt-cost", "3"),
+        ("--bcrypt-cost", "32"),
+        ("--bcrypt-cost", "twelve"),
+        ("--log", "==="),
+    ];
+    for (flag, value) in flags {
+        let port: &[_] = if flag == "--port" { &[] } else { &["--port", "0"] };
+        let message = refused(&[port, &[&format!("{flag}={value}")]].concat(), &[]);
+        assert!(message.contains(flag), "{flag} {value}: {message}");
+        let variable = format!("KARTA_{}", flag[2..].to_ascii_uppercase().replace('-', "_"));
+        let message = refused(port, &[(&variable, value)]);
+        assert!(message.contains(flag), "{variable}={value}: {message}");
+    }
+    for variable in ["KARTA_EPHEMERAL", "KARTA_JSON"] {
+        let message = refused(&["--port", "0"], &[(variable, "perhaps")]);
+        assert!(message.contains(&format!("--{}", variable[6..].to_ascii_lowercase())), "{message}");
+    }
+    assert!(refused(&["--colour"], &[]).contains("--colour"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ephemeral_run_leaves_nothing_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let karta = Karta::start(&["--ephemeral", "--data-dir", text(&data)]);
+    karta.create_key(karta.says("api_key")).await;
+    assert!(karta.described["data_dir"].is_null());
+    let left: Vec<_> = fs::read_dir(karta.folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["stderr"], "the working directory holds what this test put there");
+    assert!(!data.exists());
+    assert!(karta.end("-TERM").success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_lie_where_only_their_owner_may_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("deep/data");
+    let _karta = Karta::start(&["--data-dir", text(&data)]);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&data), 0o700);
+    assert_eq!(mode(&data.join("secrets.json")), 0o600);
+    let kept: Value = serde_json::from_slice(&fs::read(data.join("secrets.json")).unwrap()).unwrap();
+    for (_, ring) in kept.as_object().unwrap() {
+        let ring = ring.as_str().unwrap();
+        let members: Value = serde_json::from_str(ring).unwrap_or(json!({ "k1": ring }));
+        note_secret(members["k1"].as_str().unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_is_logged_or_stands_on_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let given = "a secret that is given in the environment alone";
+    let flags = ["--port", "0", "--json", "--data-dir", text(folder.path())];
+    let karta = Karta::start_with(&flags, &[("KARTA_SESSION_TOKEN_SECRET", given), ("KARTA_LOG", "trace")]);
+    let admin = karta.says("api_key").to_owned();
+    let session = karta.session_token(&admin).await;
+    let key = karta.create_key(&admin).await;
+    for token in [&*key, &session, karta.says("service_token"), "kt_live_0123456789abcdefghijklmnopqrstuv"] {
+        karta.status("/v1/whoami", token).await;
+        karta.status(&format!("/v1/projects/app/whoami?token={token}"), token).await;
+        karta.status(&format!("/v1/api_keys/{token}"), token).await;
+        karta.request(Method::POST, "/v1/api_keys", &admin, &json!({ "name": token, token: token })).await;
+    }
+    let mut shown = String::new();
+    fs::File::open(format!("/proc/{}/cmdline", karta.child.id())).unwrap().read_to_string(&mut shown).unwrap();
+    assert!(shown.contains("--json"));
+    karta.signal("-TERM");
+    shown.push_str(&fs::read_to_string(&karta.log).unwrap());
+    assert!(shown.contains("/v1") || shown.contains("whoami"), "the log tells of the requests");
+    for secret in [&*admin, &key, &session, given, karta.says("service_token")] {
+        assert!(!shown.contains(secret));
+    }
+}

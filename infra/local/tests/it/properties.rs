@@ -1,0 +1,243 @@
+//! Random input at every door of one running system: never a fault of ours, always the contract's answer.
+
+use http::Method;
+use proptest::{
+    collection::{btree_map, vec},
+    prelude::*,
+    sample::select,
+    test_runner::{Config, TestCaseError, TestRunner},
+};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+use crate::harness::{Reply, Request, World, note_secret};
+
+const CASES: u32 = 256;
+/// Stands in fields where it does not belong; no refusal may repeat it.
+const SECRET: &str = "kt_live_0123456789abcdefghijklmnopqrstuv";
+
+/// Sends what `requests` makes of each input and holds every answer against the contract.
+fn hold<S: Strategy>(inputs: S, requests: impl Fn(&World, S::Value) -> Vec<Request>) {
+    let runtime = Runtime::new().unwrap();
+    let world = runtime.block_on(World::start());
+    runtime.block_on(world.project("my-app"));
+    note_secret(SECRET);
+    let mut runner = TestRunner::new(Config { cases: CASES, failure_persistence: None, ..Config::default() });
+    let outcome = runner.run(&inputs, |input| {
+        requests(&world, input)
+            .into_iter()
+            .try_for_each(|request| answers_by_the_contract(&runtime.block_on(request.send())))
+    });
+    if let Err(failure) = outcome {
+        panic!("{failure}");
+    }
+}
+
+fn answers_by_the_contract(reply: &Reply) -> Result<(), TestCaseError> {
+    let (status, text) = (reply.status.as_u16(), &reply.text);
+    let request_id = reply.headers.get("x-request-id").and_then(|id| id.to_str().ok());
+    prop_assert!(request_id.is_some(), "no request id: {status} {text}");
+    prop_assert!(status < 500, "{status} {text}");
+    if reply.status.is_success() {
+        return Ok(());
+    }
+    let mut body = reply.json.clone();
+    let claimed = body.as_object_mut().and_then(|body| body.remove("request_id"));
+    prop_assert_eq!(claimed, request_id.map(Value::from), "{} {}", status, text);
+    prop_assert!(is_the_contracts(status, &body), "{status} {text}");
+    prop_assert!(!text.contains(SECRET), "a refusal repeats a secret: {text}");
+    Ok(())
+}
+
+/// Whether a refusal's body is of the one shape that belongs to its status.
+fn is_the_contracts(status: u16, body: &Value) -> bool {
+    let speaks = |field: &str| body[field].as_str().is_some_and(|text| !text.is_empty());
+    let has = |fields: &[&str]| body.as_object().is_some_and(|body| body.keys().eq(fields));
+    let is_error = |code: &str| body["error"] == code && speaks("message");
+    match status {
+        400 => is_error("malformed_json") && has(&["error", "message"]),
+        401 => *body == json!({ "detail": "Unauthorized" }),
+        403 => speaks("detail") && has(&["detail"]),
+        404 => *body == json!({ "detail": "Not found" }),
+        409 => is_error("slug_taken") && has(&["error", "message"]),
+        413 => is_error("body_too_large") && has(&["error", "message"]),
+        422 => is_error("validation_failed") && body["field"].is_string() && has(&["error", "field", "message"]),
+        _ => false,
+    }
+}
+
+/// The bytes that HTTP allows in a header's value.
+fn header_value() -> impl Strategy<Value = Vec<u8>> {
+    let byte =
+        any::<u8>().prop_filter("no control character", |byte| (*byte >= 0x20 && *byte != 0x7f) || *byte == b'\t');
+    vec(byte, 0..200)
+}
+
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        4 => any::<String>(),
+        1 => Just(SECRET.to_owned()),
+        1 => "[a-z0-9-]{1,63}",
+        // What serde's own messages are made of.
+        1 => select(vec!["", ", expected ", "`, expected `", "missing field `", "unknown field `", "unknown field `, there are no fields"])
+            .prop_map(|before| format!("{before}{SECRET}")),
+        1 => Just(format!("x`, expected {SECRET}, there are no fields")),
+    ]
+}
+
+fn json_value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        text().prop_map(Value::from),
+        select(vec!["2027-01-31T12:00:00Z", "10.0.0.0/8", "read", "write"]).prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 24, 6, |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..6).prop_map(Value::from),
+            btree_map(prop_oneof![text(), field()], inner, 0..6).prop_map(|map| map.into_iter().collect()),
+        ]
+    })
+}
+
+/// The fields of all bodies.
+fn field() -> impl Strategy<Value = String> {
+    let names =
+        ["name", "scopes", "expires_at", "allowed_cidrs", "budget", "metadata", "slug", "user_id", "ttl_seconds"];
+    select(names.map(str::to_owned).to_vec())
+}
+
+/// A body that is right for every route but for a field or three.
+fn nearly_right_body() -> impl Strategy<Value = Value> {
+    let right = select(vec![
+        json!({ "name": "ci", "scopes": ["read"] }),
+        json!({ "name": "App", "slug": "app" }),
+        json!({ "name": "ci" }),
+        json!({ "user_id": "u", "ttl_seconds": 60 }),
+        json!({}),
+    ]);
+    let changes = btree_map(prop_oneof![8 => field(), 1 => text()], json_value(), 1..4);
+    (right, changes).prop_map(|(mut body, changes)| {
+        body.as_object_mut().unwrap().extend(changes);
+        body
+    })
+}
+
+/// Every route that takes a body, with this one.
+fn with_body(world: &World, body: &[u8]) -> Vec<Request> {
+    let key = world.runner.founded.organization.id;
+    [
+        (Method::POST, "/v1/api_keys".to_owned()),
+        // No key has an organization's id: what the body says is judged all the same.
+        (Method::PATCH, format!("/v1/api_keys/{key}")),
+        (Method::POST, "/v1/agent_projects".to_owned()),
+        (Method::POST, "/v1/agent_projects/my-app/session_tokens".to_owned()),
+        (Method::POST, "/agent_projects/my-app/session_tokens".to_owned()),
+    ]
+    .map(|(method, path)| world.request(method, &path).raw_body(body.to_vec()))
+    .into()
+}
+
+fn percent_encoded(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "%{byte:02X}").unwrap();
+        text
+    })
+}
+
+/// What a path or a query may hold, as it stands or percent-encoded.
+fn url_part() -> impl Strategy<Value = String> {
+    prop_oneof![
+        vec(any::<u8>(), 0..40).prop_map(|bytes| percent_encoded(&bytes)),
+        "[A-Za-z0-9._~!$'()*+,;:@%-]{0,40}",
+        any::<u64>().prop_map(|number| number.to_string()),
+        "[a-z0-9-]{1,63}",
+        Just(SECRET.to_owned()),
+    ]
+}
+
+#[test]
+fn any_authorization_header_is_refused_in_one_way() {
+    let credentials = prop_oneof![
+        header_value(),
+        header_value().prop_map(|value| [b"Bearer ".to_vec(), value].concat()),
+        "[Bb]earer kt_live_[0-9A-Za-z]{32}".prop_map(String::into_bytes),
+        "Bearer [0-9A-Za-z_-]{10,60}\\.[0-9A-Za-z_-]{10,200}\\.[0-9A-Za-z_-]{43}".prop_map(String::into_bytes),
+        "Bearer eyJ[0-9A-Za-z_.=-]{0,200}".prop_map(String::into_bytes),
+    ];
+    hold(credentials, |world, header| {
+        ["/v1/whoami", "/v1/projects/my-app/whoami", "/v1/api_keys"]
+            .map(|path| world.get(path).authorization(header.clone()))
+            .into()
+    });
+}
+
+#[test]
+fn any_idempotency_key_gets_an_answer() {
+    hold(header_value(), |world, key| {
+        let body = json!({ "name": "x", "scopes": ["read"] });
+        vec![world.post("/v1/api_keys", body).header("idempotency-key", key)]
+    });
+}
+
+#[test]
+fn any_cursor_gets_an_answer() {
+    let cursors = prop_oneof![url_part(), "[0-9A-Za-z_-]{32}", "[0-9A-Za-z_-]{0,64}"];
+    hold(cursors, |world, cursor| {
+        ["api_keys", "agent_projects"].map(|list| world.get(&format!("/v1/{list}?cursor={cursor}"))).into()
+    });
+}
+
+#[test]
+fn any_query_gets_an_answer() {
+    let name = prop_oneof![url_part(), select(vec!["limit", "cursor", "status"]).prop_map(str::to_owned)];
+    let pair = (name, url_part()).prop_map(|(name, value)| format!("{name}={value}"));
+    let parameter = prop_oneof![8 => pair, 1 => url_part()];
+    let query = vec(parameter, 0..4).prop_map(|parameters| parameters.join("&"));
+    let doubled = prop_oneof![3 => query.clone(), 1 => query.prop_map(|query| format!("{query}&{query}"))];
+    hold(doubled, |world, query| {
+        ["/v1/api_keys", "/v1/agent_projects", "/v1/whoami", "/v1/api_keys/1", "/healthz"]
+            .map(|path| world.get(&format!("{path}?{query}")))
+            .into()
+    });
+}
+
+#[test]
+fn any_id_in_a_path_gets_an_answer() {
+    hold(url_part(), |world, part| {
+        vec![
+            world.get(&format!("/v1/api_keys/{part}")),
+            world.delete(&format!("/v1/api_keys/{part}")),
+            world.patch(&format!("/v1/api_keys/{part}"), json!({ "name": "x" })),
+            world.get(&format!("/v1/agent_projects/{part}")),
+            world.get(&format!("/v1/projects/{part}/whoami")),
+            world.post(&format!("/v1/agent_projects/{part}/session_tokens"), json!({})),
+            world.post(&format!("/agent_projects/{part}/session_tokens"), json!({})),
+        ]
+    });
+}
+
+#[test]
+fn any_bytes_as_a_body_get_an_answer() {
+    let bytes = prop_oneof![
+        vec(any::<u8>(), 0..300),
+        "[\\[\\]{}\",:0-9a-z\\\\ ]{0,80}".prop_map(String::into_bytes),
+        (1_usize..2_000).prop_map(|depth| "[".repeat(depth).into_bytes()),
+        (1_usize..2_000).prop_map(|depth| format!(r#"{{"name":{}"#, r#"{"a":"#.repeat(depth)).into_bytes()),
+    ];
+    hold(bytes, |world, body| with_body(world, &body));
+}
+
+#[test]
+fn any_json_as_a_body_gets_an_answer() {
+    hold(json_value(), |world, body| with_body(world, body.to_string().as_bytes()));
+}
+
+#[test]
+fn any_value_in_any_field_gets_an_answer() {
+    hold(nearly_right_body(), |world, body| with_body(world, body.to_string().as_bytes()));
+}

@@ -1,0 +1,127 @@
+//! How long a key that lost its access is still let in: at most the gateway's three seconds, inside the contract's five; not at all
+//! where nothing is cached in front.
+
+use std::{sync::Arc, time::Duration};
+
+use karta_shared::{
+    auth::{Invalidity, Validator, Verdict},
+    clock::ManualClock,
+};
+use serde_json::{Value, json};
+
+use crate::harness::World;
+
+const GATEWAY_KEEPS: Duration = Duration::from_secs(3);
+const PROMISED: Duration = Duration::from_secs(5);
+
+/// A key whose verdict the gateway has just cached.
+async fn used_key(world: &World, scopes: &[&str]) -> (u64, String) {
+    let (id, token) = world.key(scopes).await;
+    assert_eq!(status(world, &token).await, 200);
+    (id, token)
+}
+
+async fn status(world: &World, token: &str) -> u16 {
+    world.get("/v1/whoami").bearer(token).send().await.status.as_u16()
+}
+
+async fn revoke(world: &World, id: u64) {
+    world.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
+}
+
+async fn patch(world: &World, id: u64, change: Value) {
+    world.patch(&format!("/v1/api_keys/{id}"), change).send().await.expect(200);
+}
+
+/// Uses the key until the gateway's verdict has just ended, as a busy client would: a use must not prolong it.
+async fn use_for_the_gateways_three_seconds(world: &World, clock: &Arc<ManualClock>, token: &str) {
+    assert!(GATEWAY_KEEPS < PROMISED);
+    clock.advance(Duration::from_millis(2_900));
+    let late = status(world, token).await;
+    assert!(late == 200 || late == 401, "a cached verdict may serve or not: {late}");
+    clock.advance(Duration::from_millis(100));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_key_is_refused_after_three_seconds_at_the_latest() {
+    let (world, clock) = World::start_at_noon().await;
+    let (id, token) = used_key(&world, &["read"]).await;
+    revoke(&world, id).await;
+    use_for_the_gateways_three_seconds(&world, &clock, &token).await;
+    let refused = world.get("/v1/whoami").bearer(&token).send().await;
+    assert_eq!(refused.refused(401), json!({ "detail": "Unauthorized" }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_key_is_refused_at_once_where_no_verdict_is_cached() {
+    let (world, clock) = World::start_at_noon().await;
+    let (unused, unused_token) = world.key(&["read"]).await;
+    let (rested, rested_token) = used_key(&world, &["read"]).await;
+    clock.advance(GATEWAY_KEEPS);
+    for id in [unused, rested] {
+        revoke(&world, id).await;
+    }
+    assert_eq!(status(&world, &unused_token).await, 401);
+    assert_eq!(status(&world, &rested_token).await, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cached_proof_keeps_no_revoked_key_alive() {
+    let (world, _clock) = World::start_at_noon().await;
+    let validator = Validator::new(world.runner.app.clone());
+    let (id, token) = world.key(&["read"]).await;
+    for _ in 0..2 {
+        assert!(matches!(validator.validate(&token).await.unwrap(), Verdict::Valid(_)));
+    }
+    revoke(&world, id).await;
+    assert!(matches!(validator.validate(&token).await.unwrap(), Verdict::Invalid(Invalidity::Revoked)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scope_that_was_taken_away_is_gone_after_three_seconds() {
+    let (world, clock) = World::start_at_noon().await;
+    let (id, token) = used_key(&world, &["read", "write"]).await;
+    let validator = Validator::new(world.runner.app.clone());
+    assert!(matches!(validator.validate(&token).await.unwrap(), Verdict::Valid(_)));
+    patch(&world, id, json!({ "scopes": ["read"] })).await;
+    let Verdict::Valid(valid) = validator.validate(&token).await.unwrap() else { panic!("still a key") };
+    assert_eq!(valid.api_key.scopes.to_string(), "read", "at once without the gateway");
+    use_for_the_gateways_three_seconds(&world, &clock, &token).await;
+    let body = json!({ "slug": "my-app", "name": "My app" });
+    let refused = world.post("/v1/agent_projects", body).bearer(&token).send().await;
+    assert_eq!(refused.forbidden(), "missing scope: write");
+    assert_eq!(world.get("/v1/whoami").bearer(&token).send().await.expect(200)["scopes"], json!(["read"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expiry_that_was_set_holds_after_three_seconds() {
+    let (world, clock) = World::start_at_noon().await;
+    let (id, token) = used_key(&world, &["read"]).await;
+    patch(&world, id, json!({ "expires_at": "2026-11-21T12:00:01Z" })).await;
+    use_for_the_gateways_three_seconds(&world, &clock, &token).await;
+    assert_eq!(status(&world, &token).await, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_that_were_narrowed_hold_after_three_seconds() {
+    let (world, clock) = World::start_at_noon().await;
+    let (id, token) = used_key(&world, &["read"]).await;
+    patch(&world, id, json!({ "allowed_cidrs": ["10.0.0.0/8"] })).await;
+    use_for_the_gateways_three_seconds(&world, &clock, &token).await;
+    assert_eq!(status(&world, &token).await, 401);
+    patch(&world, id, json!({ "allowed_cidrs": null })).await;
+    clock.advance(GATEWAY_KEEPS);
+    assert_eq!(status(&world, &token).await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denial_is_not_kept_longer_either() {
+    let (world, clock) = World::start_at_noon().await;
+    let (id, token) = world.key(&["read"]).await;
+    patch(&world, id, json!({ "expires_at": "2026-11-21T12:00:01Z" })).await;
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(status(&world, &token).await, 401);
+    patch(&world, id, json!({ "expires_at": null })).await;
+    clock.advance(GATEWAY_KEEPS);
+    assert_eq!(status(&world, &token).await, 200);
+}

@@ -1,0 +1,293 @@
+//! The arrows that the design draws, held by reading the sources: who may use whom, and what a function's folder looks like.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use karta_local::template::TEMPLATE;
+use regex::Regex;
+use serde_json::Value;
+
+/// The modules of `shared` and what each may use of the others. A new one gets a line here first.
+const ARROWS: [(&str, &[&str]); 10] = [
+    ("app", &["auth", "clock", "config", "domain", "entropy", "store"]),
+    ("auth", &["app", "clock", "config", "domain", "store"]),
+    ("clock", &["domain"]),
+    ("config", &["clock", "domain", "store"]),
+    ("domain", &[]),
+    ("entropy", &["domain"]),
+    ("http", &["app", "auth", "clock", "config", "domain", "sealing", "store", "telemetry"]),
+    ("sealing", &[]),
+    ("store", &["domain"]),
+    ("telemetry", &[]),
+];
+/// What only some modules of `shared` may name.
+const FENCED: [(&str, &[&str]); 6] = [
+    ("aws_sdk_", &["app", "config", "store"]),
+    ("aws_config", &["app", "config"]),
+    ("serde_dynamo", &["store"]),
+    ("aws_lambda_events", &["http"]),
+    ("lambda_http", &["http"]),
+    ("lambda_runtime", &["http"]),
+];
+/// What the domain, which has no I/O, may not name.
+const IMPURE: [&str; 8] =
+    ["serde_json", "tokio", "tracing", "http", "std::env", "std::fs", "std::process", "std::time::SystemTime"];
+/// All that a function may depend on.
+const OF_FUNCTIONS: [&str; 8] =
+    ["aws_lambda_events", "karta-shared", "lambda_http", "lambda_runtime", "serde", "serde_json", "tokio", "tracing"];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Every Rust file under a folder: its path from the root, and its text.
+fn sources(folder: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root().join(folder)).unwrap() {
+        let entry = entry.unwrap();
+        let path = format!("{folder}/{}", entry.file_name().to_str().unwrap());
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(sources(&path));
+        } else if Path::new(&path).extension().is_some_and(|extension| extension == "rs") {
+            found.push((path.clone(), read(&path)));
+        }
+    }
+    found
+}
+
+fn folders(of: &str) -> BTreeSet<String> {
+    let entries = fs::read_dir(root().join(of)).unwrap().map(Result::unwrap);
+    entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
+}
+
+/// Without comments and without modules of tests.
+fn production(text: &str) -> String {
+    let mut lines = text.lines();
+    let mut kept = String::new();
+    while let Some(line) = lines.next() {
+        if line == "#[cfg(test)]" {
+            lines.find(|line| *line == "}" || (!line.starts_with(' ') && line.ends_with(';')));
+        } else if !line.trim_start().starts_with("//") {
+            kept.push_str(line);
+            kept.push('\n');
+        }
+    }
+    kept
+}
+
+/// Every path that the text names: what its `use` lines import, one by one, and what it writes out.
+fn paths(text: &str) -> BTreeSet<String> {
+    let text = production(text);
+    let mut found = BTreeSet::new();
+    let imports = Regex::new(r"(?m)^\s*(?:pub(?:\([a-z]+\))? )?use ([^;]+);").unwrap();
+    for import in imports.captures_iter(&text) {
+        spread("", &import[1], &mut found);
+    }
+    let written = Regex::new(r"[A-Za-z_][A-Za-z0-9_]*(?:::[A-Za-z_][A-Za-z0-9_]*)+").unwrap();
+    found.extend(written.find_iter(&imports.replace_all(&text, "")).map(|path| path.as_str().to_owned()));
+    found
+}
+
+/// `a::{b, c::{d, e}}` → `a::b`, `a::c::d`, `a::c::e`
+fn spread(before: &str, tree: &str, found: &mut BTreeSet<String>) {
+    let tree = tree.trim();
+    let Some((head, rest)) = tree.split_once('{') else {
+        let name = tree.split(" as ").next().unwrap_or(tree);
+        if !name.is_empty() {
+            found.insert(format!("{before}{name}"));
+        }
+        return;
+    };
+    let (mut depth, mut start) = (0, 0);
+    let rest = rest.strip_suffix('}').unwrap_or(rest);
+    for (at, character) in rest.char_indices() {
+        match character {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                spread(&format!("{before}{head}"), &rest[start..at], found);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    spread(&format!("{before}{head}"), &rest[start..], found);
+}
+
+/// Which module of `shared` a file belongs to.
+fn module(path: &str) -> &str {
+    let inside = path.strip_prefix("shared/src/").unwrap();
+    inside.split('/').next().unwrap().trim_end_matches(".rs")
+}
+
+/// The modules of `shared` that a file uses, its own aside.
+fn uses(path: &str, text: &str) -> BTreeSet<String> {
+    // In a module's first file `super` is the crate, below that it is the module.
+    let top = path.matches('/').count() == 2 || path.ends_with("/mod.rs");
+    let up = if top { "super::" } else { "super::super::" };
+    let from_the_crate = paths(text).into_iter().filter_map(|path| {
+        let inside = path.strip_prefix("crate::").or_else(|| path.strip_prefix(up))?;
+        // What the crate re-exports is named like its module, but for the case: `App`.
+        Some(inside.split("::").next()?.to_ascii_lowercase())
+    });
+    from_the_crate.filter(|used| used != module(path)).collect()
+}
+
+/// What a file of `shared` does that its module may not.
+fn violations(path: &str, text: &str) -> Vec<String> {
+    let of = module(path);
+    let Some((_, allowed)) = ARROWS.iter().find(|(module, _)| *module == of) else {
+        return vec![format!("{path}: the module {of} has no line in ARROWS")];
+    };
+    let used = uses(path, text).into_iter().filter(|used| !allowed.contains(&used.as_str()));
+    let mut found: Vec<_> = used.map(|used| format!("{path} uses {used}")).collect();
+    for name in paths(text) {
+        let starts = |start: &str| {
+            let rest = name.strip_prefix(start);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::") || start.ends_with('_'))
+        };
+        let fenced = FENCED.iter().any(|(start, inside)| starts(start) && !inside.contains(&of));
+        let impure = of == "domain" && IMPURE.iter().any(|start| starts(start));
+        if fenced || impure {
+            found.push(format!("{path} names {name}"));
+        }
+    }
+    found
+}
+
+/// The names under a manifest's dependency tables.
+fn dependencies(manifest: &str) -> BTreeSet<&str> {
+    let mut inside = false;
+    let mut names = BTreeSet::new();
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            inside = line.ends_with("dependencies]");
+        } else if let Some(end) = line.find(['.', ' ', '=']).filter(|_| inside) {
+            names.insert(&line[..end]);
+        }
+    }
+    names
+}
+
+fn camel_case(folder: &str) -> String {
+    folder.split('-').flat_map(|word| [word[..1].to_ascii_uppercase(), word[1..].to_owned()]).collect()
+}
+
+#[test]
+fn every_broken_arrow_is_seen() {
+    for (path, text, seen) in [
+        ("shared/src/domain/id.rs", "use crate::store::Store;", "uses store"),
+        ("shared/src/domain/id.rs", "fn f() { crate::telemetry::scrub(x) }", "uses telemetry"),
+        ("shared/src/domain/mod.rs", "pub use super::http::Error;", "uses http"),
+        ("shared/src/domain/id.rs", "use super::super::auth;", "uses auth"),
+        ("shared/src/domain/id.rs", "use crate::{\n    config::{Ring, Secrets},\n};", "uses config"),
+        ("shared/src/domain/id.rs", "    use crate::App as Everything;", "uses app"),
+        ("shared/src/domain/id.rs", "use serde_json::{Value, json};", "names serde_json::Value"),
+        ("shared/src/domain/id.rs", "use std::{fmt, fs::{self, File}};", "names std::fs::File"),
+        ("shared/src/store/page.rs", "use crate::auth::Validator;", "uses auth"),
+        ("shared/src/auth/mod.rs", "use crate::http::Error;", "uses http"),
+        ("shared/src/auth/validator.rs", "use aws_sdk_dynamodb::Client;", "names aws_sdk_dynamodb::Client"),
+        ("shared/src/http/serve.rs", "let x: aws_config::SdkConfig;", "names aws_config::SdkConfig"),
+        ("shared/src/store/mod.rs", "use lambda_http::Request;", "names lambda_http::Request"),
+        ("shared/src/utils.rs", "", "has no line in ARROWS"),
+    ] {
+        let found = violations(path, text);
+        assert!(found.iter().any(|violation| violation.contains(seen)), "{path}, {text}: {found:?}");
+    }
+    for (path, text) in [
+        ("shared/src/domain/id.rs", "use super::{Entropy, Invalid};\nuse crate::domain::Id;\nuse std::fmt;"),
+        ("shared/src/domain/id.rs", "/// Not [`crate::store`].\n// use crate::store::Store;"),
+        (
+            "shared/src/domain/id.rs",
+            "#[cfg(test)]\nmod tests {\n    use crate::entropy::X;\n    use serde_json::json;\n}\n",
+        ),
+        ("shared/src/auth/mod.rs", "use crate::{app::App, config::Ring, domain::Id, store::StoreError};"),
+    ] {
+        assert_eq!(violations(path, text), Vec::<String>::new(), "{text}");
+    }
+    let manifest = "[package]\nname = \"x\"\n[dependencies]\na.workspace = true\nb = \"1\"\n[dev-dependencies]\nc={}\n[lints]\nd = 1";
+    assert_eq!(dependencies(manifest), BTreeSet::from(["a", "b", "c"]));
+}
+
+#[test]
+fn the_modules_of_shared_use_what_they_may() {
+    let sources = sources("shared/src");
+    let modules = sources.iter().filter(|(path, _)| path != "shared/src/lib.rs");
+    let found: Vec<_> = modules.flat_map(|(path, text)| violations(path, text)).collect();
+    assert_eq!(found, Vec::<String>::new());
+}
+
+#[test]
+fn the_scan_reads_what_is_there() {
+    let text = read("shared/src/auth/validator.rs");
+    let used = uses("shared/src/auth/validator.rs", &text);
+    assert_eq!(used.iter().map(String::as_str).collect::<Vec<_>>(), ["app", "config", "domain", "store"]);
+    let modules: BTreeSet<_> = sources("shared/src").iter().map(|(path, _)| module(path).to_owned()).collect();
+    let drawn = ARROWS.iter().map(|(module, _)| (*module).to_owned()).chain(["lib".to_owned()]);
+    assert_eq!(modules, drawn.collect());
+}
+
+#[test]
+fn functions_know_the_common_crate_and_never_each_other() {
+    for folder in folders("functions") {
+        let manifest = read(&format!("functions/{folder}/Cargo.toml"));
+        let others: Vec<_> = dependencies(&manifest).into_iter().filter(|name| !OF_FUNCTIONS.contains(name)).collect();
+        assert!(others.is_empty(), "{folder} depends on {others:?}");
+    }
+}
+
+#[test]
+fn the_emulator_is_linked_into_the_local_runner_alone() {
+    let emulator = "dynoxide-rs";
+    assert!(dependencies(&read("infra/local/Cargo.toml")).contains(emulator));
+    let deployed = folders("functions").into_iter().map(|folder| format!("functions/{folder}/Cargo.toml"));
+    for manifest in deployed.chain(["shared/Cargo.toml".to_owned()]) {
+        let text = read(&manifest);
+        assert!(!dependencies(&text).contains(emulator) && !dependencies(&text).contains("karta-local"), "{manifest}");
+    }
+    let naming = sources("infra/local/src").into_iter().filter(|(_, text)| {
+        paths(text).iter().any(|path| path.starts_with("aws_sdk_") || path.starts_with("aws_config"))
+    });
+    assert_eq!(naming.map(|(path, _)| path).collect::<Vec<_>>(), Vec::<String>::new(), "the SDK is behind the store");
+}
+
+#[test]
+fn a_functions_folder_package_binary_route_and_resource_have_one_name() {
+    let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
+    let resources = document["Resources"].as_object().unwrap();
+    let functions = resources.iter().filter(|(_, resource)| resource["Type"] == "AWS::Serverless::Function");
+    let built = functions.map(|(id, resource)| {
+        (id.clone(), resource["Metadata"]["BuildProperties"]["Binary"].as_str().unwrap().to_owned())
+    });
+    let named = folders("functions").into_iter().map(|folder| (camel_case(&folder), folder));
+    assert_eq!(built.collect::<BTreeMap<_, _>>(), named.collect::<BTreeMap<_, _>>());
+
+    let name = Regex::new(r#"(?m)^name = "(.+)"$"#).unwrap();
+    let route = Regex::new(r#"const NAME: &(?:'static )?str = "(.+)";"#).unwrap();
+    for folder in folders("functions") {
+        let manifest = read(&format!("functions/{folder}/Cargo.toml"));
+        let (package, binary) = manifest.split_once("[[bin]]").unwrap();
+        let library = read(&format!("functions/{folder}/src/lib.rs"));
+        for (names, text) in [(&name, package), (&name, binary), (&route, &*library)] {
+            let found: Vec<_> = names.captures_iter(text).map(|found| found[1].to_owned()).collect();
+            assert_eq!(found, [&*folder], "{folder}");
+        }
+    }
+}
+
+#[test]
+fn a_function_is_small() {
+    for folder in folders("functions") {
+        for (file, most) in [("main.rs", 10), ("lib.rs", 120)] {
+            let lines = read(&format!("functions/{folder}/src/{file}")).lines().count();
+            assert!(lines <= most, "functions/{folder}/src/{file} has {lines} lines, {most} at most");
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! `template.yaml`: who may do what, what API Gateway answers in its own voice, what is never deleted, and that the runner takes no
+//! template that its handlers do not fit.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use karta_local::{
+    gateway::Gateway,
+    template::{Function, TEMPLATE, Template},
+};
+use karta_shared::clock::ManualClock;
+use serde_json::{Value, json};
+
+use crate::{
+    fault_proxy::{FaultProxy, Seen},
+    harness::World,
+};
+
+const TABLES: [(&str, &str); 2] = [("karta", "KartaTable.Arn"), ("karta-credentials", "CredentialsTable.Arn")];
+const LEADING_KEYS: &str = "dynamodb:LeadingKeys";
+
+fn resources(kind: &str) -> BTreeMap<String, Value> {
+    let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
+    let resources = document["Resources"].as_object().unwrap().clone();
+    resources.into_iter().filter(|(_, resource)| resource["Type"] == kind).collect()
+}
+
+/// The functions by their folders.
+fn functions() -> BTreeMap<String, Value> {
+    let functions = resources("AWS::Serverless::Function").into_values();
+    let named = functions.map(|function| {
+        let binary = function["Metadata"]["BuildProperties"]["Binary"].as_str().unwrap().to_owned();
+        (binary, function["Properties"].clone())
+    });
+    named.collect()
+}
+
+fn statements(function: &Value) -> Vec<&Value> {
+    let policies = function["Policies"].as_array().into_iter().flatten();
+    policies.flat_map(|policy| policy["Statement"].as_array().unwrap()).collect()
+}
+
+/// One word or a list of them.
+fn words(value: &Value) -> Vec<&str> {
+    match value {
+        Value::Array(words) => words.iter().map(|word| word.as_str().unwrap()).collect(),
+        word => vec![word.as_str().unwrap()],
+    }
+}
+
+/// Which function may do what to which partitions of which table, one by one.
+fn granted() -> BTreeSet<[String; 4]> {
+    let mut granted = BTreeSet::new();
+    for (name, function) in functions() {
+        for statement in statements(&function) {
+            for action in words(&statement["Action"]).iter().filter_map(|action| action.strip_prefix("dynamodb:")) {
+                for table in words(&statement["Resource"]) {
+                    for keys in words(&statement["Condition"]["ForAllValues:StringLike"][LEADING_KEYS]) {
+                        granted.insert([&name, action, table, keys].map(str::to_owned));
+                    }
+                }
+            }
+        }
+    }
+    granted
+}
+
+#[test]
+fn a_policy_names_exact_actions_and_partitions() {
+    let actions = [
+        "dynamodb:BatchGetItem",
+        "dynamodb:GetItem",
+        "dynamodb:PutItem",
+        "dynamodb:Query",
+        "dynamodb:UpdateItem",
+        "secretsmanager:GetSecretValue",
+    ];
+    for (name, function) in functions() {
+        assert!(function["Role"].is_null(), "{name} has a role of its own making");
+        for statement in statements(&function) {
+            assert_eq!(statement["Effect"], "Allow", "{name}");
+            let resources = words(&statement["Resource"]);
+            assert!(resources.iter().all(|resource| !resource.contains('*')), "{name}: {resources:?}");
+            for action in words(&statement["Action"]) {
+                assert!(actions.contains(&action), "{name} may {action}");
+                if action.starts_with("secretsmanager:") {
+                    continue;
+                }
+                let condition = &statement["Condition"];
+                let keys = words(&condition["ForAllValues:StringLike"][LEADING_KEYS]);
+                for key in &keys {
+                    let prefix = key.strip_suffix("#*").unwrap_or_default();
+                    let letters = prefix.bytes().all(|byte| byte.is_ascii_uppercase());
+                    assert!(letters && !prefix.is_empty(), "{name} may {action} {key}");
+                }
+                let exact = json!({
+                    "ForAllValues:StringLike": { LEADING_KEYS: keys },
+                    "Null": { LEADING_KEYS: "false" },
+                });
+                assert_eq!(condition, &exact, "{name}, {action}");
+            }
+        }
+    }
+}
+
+#[test]
+fn digests_are_read_by_the_authorizer_alone() {
+    let touching: Vec<_> = granted().into_iter().filter(|[_, _, table, _]| table == "CredentialsTable.Arn").collect();
+    let touching: Vec<_> = touching.iter().map(|[function, action, _, keys]| [&**function, action, keys]).collect();
+    assert_eq!(touching, [["api-keys-create", "PutItem", "KP#*"], ["authorizer", "Query", "KP#*"]]);
+}
+
+#[test]
+fn each_secret_is_given_to_those_that_need_it_alone() {
+    let mut given = BTreeMap::<_, Vec<_>>::new();
+    for (name, function) in functions() {
+        let mut readable = BTreeSet::new();
+        for statement in statements(&function) {
+            if words(&statement["Action"]).contains(&"secretsmanager:GetSecretValue") {
+                readable.extend(words(&statement["Resource"]).into_iter().map(str::to_owned));
+            }
+        }
+        let variables = function["Environment"]["Variables"].as_object().into_iter().flatten();
+        let named = variables.filter(|(variable, _)| variable.starts_with("KARTA_SECRET_"));
+        let named: BTreeSet<_> = named.map(|(_, id)| id.as_str().unwrap().to_owned()).collect();
+        assert_eq!(readable, named, "{name} is told of the secrets that it may read");
+        for secret in readable {
+            given.entry(secret).or_default().push(name.clone());
+        }
+    }
+    let readers = [
+        ("CursorSecret", &["agent-projects-list", "api-keys-list"][..]),
+        ("KeyTagSecret", &["api-keys-create", "authorizer"]),
+        ("SessionSigningSecret", &["authorizer", "session-tokens-create"]),
+    ];
+    let expected =
+        readers.map(|(secret, readers)| (secret.to_owned(), readers.iter().map(ToString::to_string).collect()));
+    assert_eq!(given, BTreeMap::from(expected));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn functions_do_just_what_their_policies_allow() {
+    // On a clock that stands still the gateway asks the authorizer once, and what follows is the function's own doing.
+    let clock = ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap());
+    let (world, proxy) = FaultProxy::start_with(Arc::new(clock)).await;
+    let (key, token) = world.key(&["admin"]).await;
+    let path = format!("/v1/api_keys/{key}");
+    let new_key = json!({ "name": "ci", "scopes": ["admin"] });
+    let new_project = json!({ "slug": "app", "name": "App" });
+    let mut done = BTreeSet::new();
+    for (function, request) in [
+        ("authorizer", world.get("/v1/whoami").bearer(&token)),
+        ("whoami", world.get("/v1/whoami")),
+        ("healthz", world.get("/healthz")),
+        ("api-keys-create", world.post("/v1/api_keys", new_key).idempotency_key("1")),
+        ("api-keys-list", world.get("/v1/api_keys?limit=1")),
+        ("api-keys-get", world.get(&path)),
+        ("api-keys-update", world.patch(&path, json!({ "scopes": ["read"] }))),
+        ("api-keys-update", world.patch(&path, json!({ "scopes": ["admin"] }))),
+        ("api-keys-revoke", world.delete(&path)),
+        ("agent-projects-create", world.post("/v1/agent_projects", new_project).idempotency_key("1")),
+        ("agent-projects-list", world.get("/v1/agent_projects")),
+        ("agent-projects-get", world.get("/v1/agent_projects/app")),
+        ("session-tokens-create", world.post("/v1/agent_projects/app/session_tokens", json!({}))),
+        ("projects-whoami", world.get("/v1/projects/app/whoami")),
+    ] {
+        proxy.forget();
+        let reply = request.send().await;
+        assert!(reply.status.is_success(), "{function}: {}", reply.text);
+        for access in proxy.seen().iter().flat_map(Seen::accesses) {
+            let (_, table) = TABLES.iter().find(|(name, _)| *name == access.table).unwrap();
+            let (prefix, _) = access.partition.split_once('#').unwrap();
+            done.insert([function, &access.action, table, &format!("{prefix}#*")].map(str::to_owned));
+        }
+    }
+    let granted = granted();
+    let excess: Vec<_> = done.difference(&granted).collect();
+    assert!(excess.is_empty(), "done without a permission: {excess:?}");
+    let idle: Vec<_> = granted.difference(&done).collect();
+    assert!(idle.is_empty(), "permitted without a use: {idle:?}");
+}
+
+#[test]
+fn the_generators_of_secrets_are_frozen() {
+    let secrets = resources("AWS::SecretsManager::Secret").into_iter();
+    let generators: BTreeMap<_, _> =
+        secrets.map(|(name, secret)| (name, secret["Properties"]["GenerateSecretString"].clone())).collect();
+    insta::assert_json_snapshot!(generators, @r#"
+    {
+      "CursorSecret": {
+        "ExcludePunctuation": true,
+        "GenerateStringKey": "k1",
+        "PasswordLength": 64,
+        "SecretStringTemplate": "{\"current\":\"k1\"}"
+      },
+      "KeyTagSecret": {
+        "ExcludePunctuation": true,
+        "GenerateStringKey": "k1",
+        "PasswordLength": 64,
+        "SecretStringTemplate": "{\"current\":\"k1\"}"
+      },
+      "SessionSigningSecret": {
+        "ExcludePunctuation": true,
+        "GenerateStringKey": "k1",
+        "PasswordLength": 64,
+        "SecretStringTemplate": "{\"current\":\"k1\"}"
+      }
+    }
+    "#);
+}
+
+#[test]
+fn tables_and_secrets_outlive_their_stack() {
+    let tables = resources("AWS::DynamoDB::Table");
+    for (name, resource) in tables.iter().chain(&resources("AWS::SecretsManager::Secret")) {
+        assert_eq!(
+            (&resource["DeletionPolicy"], &resource["UpdateReplacePolicy"]),
+            (&json!("Retain"), &json!("Retain")),
+            "{name}"
+        );
+    }
+    assert_eq!(tables.len(), TABLES.len());
+    for (name, table) in tables {
+        let properties = &table["Properties"];
+        assert_eq!(properties["BillingMode"], "PAY_PER_REQUEST", "{name}");
+        assert_eq!(properties["PointInTimeRecoverySpecification"]["PointInTimeRecoveryEnabled"], true, "{name}");
+        assert_eq!(properties["SSESpecification"]["SSEEnabled"], true, "{name}");
+        assert_eq!(properties["DeletionProtectionEnabled"], true, "{name}");
+    }
+}
+
+#[test]
+fn api_gateways_own_answers_are_the_contracts() {
+    let unauthorized = json!({ "detail": "Unauthorized" });
+    let not_found = json!({ "detail": "Not found" });
+    let unavailable = json!({ "detail": "Service unavailable" });
+    let rate_limited = json!({ "error": "rate_limited", "retry_after_seconds": 1 });
+    let error = |error: &str, message: &str| json!({ "error": error, "message": message });
+    let invalid =
+        |message: &str, field: &str| json!({ "error": "validation_failed", "message": message, "field": field });
+    let expected = BTreeMap::from([
+        ("ACCESS_DENIED", (401, unauthorized.clone())),
+        ("AUTHORIZER_CONFIGURATION_ERROR", (503, unavailable.clone())),
+        ("AUTHORIZER_FAILURE", (503, unavailable.clone())),
+        ("BAD_REQUEST_BODY", (400, error("malformed_json", "The body is not valid JSON"))),
+        ("BAD_REQUEST_PARAMETERS", (422, invalid("A parameter is not valid", "parameters"))),
+        ("DEFAULT_4XX", (404, not_found.clone())),
+        ("DEFAULT_5XX", (503, unavailable.clone())),
+        ("EXPIRED_TOKEN", (404, not_found.clone())),
+        ("INTEGRATION_FAILURE", (503, unavailable)),
+        ("INTEGRATION_TIMEOUT", (504, json!({ "detail": "Timed out" }))),
+        ("INVALID_API_KEY", (401, unauthorized.clone())),
+        ("INVALID_SIGNATURE", (404, not_found.clone())),
+        ("MISSING_AUTHENTICATION_TOKEN", (404, not_found.clone())),
+        ("QUOTA_EXCEEDED", (429, rate_limited.clone())),
+        ("REQUEST_TOO_LARGE", (413, error("body_too_large", "The body is too large"))),
+        ("RESOURCE_NOT_FOUND", (404, not_found)),
+        ("THROTTLED", (429, rate_limited)),
+        ("UNAUTHORIZED", (401, unauthorized)),
+        ("UNSUPPORTED_MEDIA_TYPE", (422, invalid("Content-Type must be application/json", "content-type"))),
+        ("WAF_FILTERED", (403, json!({ "detail": "Forbidden" }))),
+    ]);
+    let responses = Template::parse(TEMPLATE).unwrap().gateway_responses;
+    assert_eq!(responses.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    for (name, response) in responses {
+        let mut body: Value = serde_json::from_str(&response.body.replace("$context.requestId", "a-b-c")).unwrap();
+        assert_eq!(body.as_object_mut().unwrap().remove("request_id"), Some(json!("a-b-c")), "{name}");
+        assert_eq!((response.status, body), expected[name.as_str()], "{name}");
+        assert_eq!(response.headers["X-Request-Id"], "context.requestId", "{name}");
+        assert_eq!(response.headers["Content-Type"], "'application/json'", "{name}");
+        let retry_after = response.headers.get("Retry-After").map(String::as_str);
+        assert_eq!(retry_after, [429, 503, 504].contains(&response.status).then_some("'1'"), "{name}");
+    }
+}
+
+#[test]
+fn every_route_but_the_public_ones_asks_the_authorizer() {
+    let template = Template::parse(TEMPLATE).unwrap();
+    let routes = template.functions.iter().flat_map(|function| &function.routes);
+    let open: BTreeSet<_> =
+        routes.filter(|route| !route.authorized).map(|route| format!("{} {}", route.method, route.path)).collect();
+    assert_eq!(open.iter().collect::<Vec<_>>(), ["GET /healthz", "OPTIONS /v1/projects/{ref}/whoami"]);
+    assert_eq!((template.authorizer.binary.as_str(), template.authorizer.cached_seconds), ("authorizer", 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_that_does_not_fit_the_handlers_is_refused() {
+    let world = World::start().await;
+    let refusal = |edit: &dyn Fn(&mut Template)| {
+        let mut template = Template::parse(TEMPLATE).unwrap();
+        edit(&mut template);
+        Gateway::new(&world.runner.app, template).unwrap_err().to_string()
+    };
+    let message = refusal(&|template| {
+        template.functions.push(Function { binary: "api-keys-burn".to_owned(), routes: Vec::new() });
+    });
+    assert_eq!(message, "template.yaml lists api-keys-burn, which has no handler here");
+    let message = refusal(&|template| template.functions.retain(|function| function.binary != "whoami"));
+    assert_eq!(message, "the handler whoami is not in template.yaml");
+    let message = refusal(&|template| template.authorizer.binary = "whoami".to_owned());
+    assert!(message.contains("authorizer"), "{message}");
+    let message = refusal(&|template| {
+        template.gateway_responses.remove("ACCESS_DENIED");
+    });
+    assert_eq!(message, "template.yaml has no GatewayResponse ACCESS_DENIED");
+}
+
+#[test]
+fn a_template_that_cannot_be_read_is_refused_with_its_fault() {
+    for (before, after, named) in [
+        ("Binary: api-keys-list", "Binary: api-keys-lists", "ApiKeysList builds api-keys-lists"),
+        ("Method: PATCH", "Method: [PATCH]", "ApiKeysUpdate, event Route"),
+        ("DefaultAuthorizer: Credential", "Comment: none", "no DefaultAuthorizer"),
+        ("Authorizer: NONE", "Authorizer: AWS_IAM", "unknown Authorizer AWS_IAM"),
+        ("StatusCode: 401", "StatusCode: often", "GatewayResponses.UNAUTHORIZED"),
+        ("Resources:", "Resource:", "no Resources"),
+        ("AWSTemplateFormatVersion:", "- AWSTemplateFormatVersion:", "not YAML"),
+    ] {
+        let edited = TEMPLATE.replacen(before, after, 1);
+        assert_ne!(edited, TEMPLATE, "{before} is there");
+        let message = format!("{:#}", Template::parse(&edited).unwrap_err());
+        assert!(message.contains(named), "{message}");
+    }
+}

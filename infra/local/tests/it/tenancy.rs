@@ -1,0 +1,153 @@
+use http::Method;
+use serde_json::{Value, json};
+
+use crate::harness::{Reply, Request, World};
+
+/// A request to one resource, by its id or slug.
+struct Route {
+    method: Method,
+    path: &'static str,
+    scope: Option<&'static str>,
+    body: Option<&'static str>,
+}
+
+const fn route(method: Method, path: &'static str, scope: Option<&'static str>, body: Option<&'static str>) -> Route {
+    Route { method, path, scope, body }
+}
+
+static BY_ID: [Route; 4] = [
+    route(Method::GET, "/v1/api_keys/{}", Some("read"), None),
+    route(Method::PATCH, "/v1/api_keys/{}", Some("admin"), Some(r#"{"name":"ours now"}"#)),
+    route(Method::PATCH, "/v1/api_keys/{}", Some("admin"), Some(r#"{"scopes":[]}"#)),
+    route(Method::DELETE, "/v1/api_keys/{}", Some("admin"), None),
+];
+
+static BY_SLUG: [Route; 5] = [
+    route(Method::GET, "/v1/agent_projects/{}", Some("read"), None),
+    route(Method::POST, "/v1/agent_projects/{}/session_tokens", Some("write"), Some(r#"{"user_id":"user-7"}"#)),
+    route(Method::POST, "/agent_projects/{}/session_tokens", Some("write"), Some("{}")),
+    route(Method::POST, "/v1/agent_projects/{}/session_tokens", Some("write"), Some(r#"{"ttl_seconds":1}"#)),
+    route(Method::GET, "/v1/projects/{}/whoami", None, None),
+];
+
+impl Route {
+    fn to(&self, world: &World, resource: &str) -> Request {
+        let request = world.request(self.method.clone(), &self.path.replace("{}", resource));
+        match self.body {
+            Some(body) => request.raw_body(body),
+            None => request,
+        }
+    }
+}
+
+/// Everything that a client sees of an answer, but for what no two answers share.
+fn seen(reply: Reply) -> (u16, Vec<(String, String)>, Value) {
+    let headers = reply.headers.iter().filter(|(name, _)| !["x-request-id", "date"].contains(&name.as_str()));
+    let headers = headers.map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect();
+    let status = reply.status.as_u16();
+    (status, headers, reply.refused(status))
+}
+
+/// Two organizations: `acme`, and another with a key and a project of its own.
+struct Neighbours {
+    world: World,
+    their_admin: String,
+    their_key: u64,
+}
+
+impl Neighbours {
+    async fn start() -> Self {
+        let world = World::start().await;
+        let (_, their_admin) = world.another_organization("other").await;
+        let made = world.post("/v1/api_keys", json!({ "name": "theirs", "scopes": ["read"] })).bearer(&their_admin);
+        let their_key = made.send().await.expect(201)["api_key"]["id"].as_u64().unwrap();
+        let made = world.post("/v1/agent_projects", json!({ "slug": "theirs", "name": "Theirs" })).bearer(&their_admin);
+        made.send().await.expect(201);
+        Self { world, their_admin, their_key }
+    }
+
+    /// What the other organization sees of itself.
+    async fn their_view(&self) -> [Value; 2] {
+        let read = async |path| self.world.get(path).bearer(&self.their_admin).send().await.expect(200);
+        [read("/v1/api_keys").await, read("/v1/agent_projects").await]
+    }
+
+    /// Every route to a resource of theirs, beside the same route to one that nobody has.
+    fn pairs(&self) -> Vec<(&'static Route, Request, Request)> {
+        let (world, theirs, nobodys) = (&self.world, self.their_key.to_string(), (self.their_key ^ 1).to_string());
+        let by_id = BY_ID.iter().map(|route| (route, route.to(world, &theirs), route.to(world, &nobodys)));
+        let by_slug = BY_SLUG.iter().map(|route| (route, route.to(world, "theirs"), route.to(world, "nobodys")));
+        by_id.chain(by_slug).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn anothers_resource_answers_as_one_that_does_not_exist() {
+    let neighbours = Neighbours::start().await;
+    let world = &neighbours.world;
+    let before = neighbours.their_view().await;
+    let credentials = [
+        ("read", world.key(&["read"]).await.1),
+        ("write", world.key(&["write"]).await.1),
+        ("admin", world.key(&["admin"]).await.1),
+        ("every scope", world.admin.clone()),
+    ];
+    for (held, token) in credentials {
+        for (route, to_theirs, to_nobodys) in neighbours.pairs() {
+            let what = format!("{} {} with {held}", route.method, route.path);
+            let theirs = seen(to_theirs.bearer(&token).send().await);
+            assert_eq!(theirs, seen(to_nobodys.bearer(&token).send().await), "{what}");
+            let suffices = held == "every scope" || route.scope.is_none_or(|scope| scope == held);
+            let (status, _, body) = theirs;
+            match status {
+                422 => assert!(suffices && body["error"] == "validation_failed", "{what}: {body}"),
+                404 => assert!(suffices && body == json!({ "detail": "Not found" }), "{what}: {body}"),
+                _ => assert_eq!((status, suffices), (403, false), "{what}: {body}"),
+            }
+        }
+    }
+    assert_eq!(neighbours.their_view().await, before, "and nothing of theirs changed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_token_is_refused_alike_for_anothers_project_and_for_none() {
+    let neighbours = Neighbours::start().await;
+    let world = &neighbours.world;
+    world.project("site").await;
+    let token = world.session_token("site", json!({})).await;
+    for (route, to_theirs, to_nobodys) in neighbours.pairs() {
+        let theirs = seen(to_theirs.bearer(&token).send().await);
+        assert_eq!(theirs.0, 403, "{} {}", route.method, route.path);
+        assert_eq!(theirs, seen(to_nobodys.bearer(&token).send().await), "{} {}", route.method, route.path);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_hold_nothing_of_another_organization() {
+    let neighbours = Neighbours::start().await;
+    let world = &neighbours.world;
+    world.project("site").await;
+    let ours =
+        [world.get("/v1/api_keys").send().await.expect(200), world.get("/v1/agent_projects").send().await.expect(200)];
+    let counts = |[keys, projects]: &[Value; 2]| {
+        (keys["api_keys"].as_array().unwrap().len(), projects["agent_projects"].as_array().unwrap().len())
+    };
+    assert_eq!(counts(&ours), (1, 1));
+    let theirs = neighbours.their_view().await;
+    assert_eq!(counts(&theirs), (2, 1));
+    for mine in ours[0]["api_keys"].as_array().unwrap() {
+        assert!(!theirs[0]["api_keys"].as_array().unwrap().contains(mine));
+    }
+    assert_ne!(ours[1], theirs[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_organization_does_is_in_its_own_audit_log_alone() {
+    let neighbours = Neighbours::start().await;
+    let world = &neighbours.world;
+    let before = world.audit_events().await;
+    let path = format!("/v1/api_keys/{}", neighbours.their_key);
+    world.delete(&path).send().await.refused(404);
+    world.delete(&path).bearer(&neighbours.their_admin).send().await.expect(200);
+    assert_eq!(world.audit_events().await, before);
+}

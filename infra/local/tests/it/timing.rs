@@ -1,0 +1,112 @@
+//! What the time of a refusal tells. A thief of a database without digests, or of a log, knows prefixes; with them he must learn
+//! neither whether a key exists nor whether it is revoked.
+
+use std::time::{Duration, Instant};
+
+use karta_local::bootstrap;
+use karta_shared::{
+    App,
+    auth::{BcryptPool, Invalidity, Validator, Verdict},
+    config::Ring,
+    domain::{ApiKeyToken, Keyring, Prefix},
+    entropy::OsEntropy,
+};
+use serde_json::json;
+
+use crate::harness::{World, note_secret, slug};
+
+/// Enough for bcrypt to dwarf the rest of a refusal.
+const COST: u32 = 8;
+const SAMPLES: usize = 45;
+const ATTEMPTS: usize = 3;
+
+/// What is probed: the prefix that a wrong token is minted under, `None` for one that nobody has.
+struct Probe {
+    what: &'static str,
+    prefix: Option<Prefix>,
+}
+
+impl Probe {
+    /// A token that was never tried before, so that no cache knows it.
+    fn token(&self, ring: &Keyring) -> ApiKeyToken {
+        let token = match &self.prefix {
+            Some(prefix) => ApiKeyToken::mint_under(prefix, ring, &OsEntropy),
+            None => ApiKeyToken::mint(ring, &OsEntropy),
+        };
+        note_secret(token.expose());
+        token
+    }
+}
+
+/// An organization whose digests have the cost of this experiment; its first key's token.
+async fn organization(app: &App, name: &str) -> String {
+    let founded = bootstrap::organization(app, &slug(name)).await.unwrap();
+    let token = founded.api_key.unwrap().expose().to_owned();
+    note_secret(&token);
+    token
+}
+
+async fn revoke_first_key(world: &World, token: &str) {
+    let body = json!({ "name": "heir", "scopes": ["admin"] });
+    world.post("/v1/api_keys", body).bearer(token).send().await.expect(201);
+    let id = world.get("/v1/whoami").bearer(token).send().await.expect(200)["api_key_id"].to_string();
+    world.delete(&format!("/v1/api_keys/{id}")).bearer(token).send().await.expect(200);
+}
+
+/// The median time of a refusal per probe; the probes take turns, so that they share the machine's moods.
+async fn medians(validator: &Validator, ring: &Keyring, probes: &[Probe]) -> Vec<Duration> {
+    let mut samples = vec![Vec::with_capacity(SAMPLES); probes.len()];
+    for round in 0..SAMPLES {
+        for turn in 0..probes.len() {
+            let at = (round + turn) % probes.len();
+            let token = probes[at].token(ring);
+            let started = Instant::now();
+            let verdict = validator.validate(token.expose()).await.unwrap();
+            samples[at].push(started.elapsed());
+            assert!(matches!(verdict, Verdict::Invalid(Invalidity::Unproven)), "{}", probes[at].what);
+        }
+    }
+    samples.into_iter().map(median).collect()
+}
+
+fn median(mut samples: Vec<Duration>) -> Duration {
+    samples.sort_unstable();
+    samples[samples.len() / 2]
+}
+
+fn within_ten_percent(medians: &[Duration]) -> bool {
+    let (least, most) = (medians.iter().min().unwrap(), medians.iter().max().unwrap());
+    most.as_secs_f64() <= least.as_secs_f64() * 1.1
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_time_nor_body_shows_whether_a_prefix_exists_or_is_revoked() {
+    let world = World::start().await;
+    let mut app = world.runner.app.clone();
+    app.bcrypt = BcryptPool::new(COST);
+    let ring = app.secrets.ring(Ring::KeyTag).await.unwrap();
+    let prefix = |token: &str| ApiKeyToken::parse(token, &ring).unwrap().prefix();
+    let (known, revoked) = (organization(&app, "known").await, organization(&app, "revoked").await);
+    revoke_first_key(&world, &revoked).await;
+    let probes = [
+        Probe { what: "unknown prefix", prefix: None },
+        Probe { what: "known prefix, wrong secret", prefix: Some(prefix(&known)) },
+        Probe { what: "revoked key, wrong secret", prefix: Some(prefix(&revoked)) },
+    ];
+
+    for probe in &probes {
+        let refused = world.get("/v1/whoami").bearer(probe.token(&ring).expose()).send().await;
+        assert_eq!(refused.refused(401), json!({ "detail": "Unauthorized" }), "{}", probe.what);
+    }
+
+    let validator = Validator::new(app);
+    let mut seen = Vec::new();
+    for _ in 0..ATTEMPTS {
+        let medians = medians(&validator, &ring, &probes).await;
+        if within_ten_percent(&medians) {
+            return;
+        }
+        seen.push(medians);
+    }
+    panic!("refusals can be told apart by their time: {seen:?}");
+}
