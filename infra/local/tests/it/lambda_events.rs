@@ -1,0 +1,116 @@
+//! The functions on events as AWS sends them, where everything else here comes through the local gateway.
+
+use authorizer::Authorizer;
+use karta_shared::http::{Route, serve};
+use lambda_http::{Body, Response};
+use serde_json::{Value, json};
+
+use crate::harness::World;
+
+const METHOD_ARN: &str = "arn:aws:execute-api:eu-central-1:123456789012:a1b2c3d4e5/prod/GET/v1/whoami";
+
+/// What API Gateway sends a TOKEN authorizer, and what it makes of the answer: the policy's effect and resource, and the context.
+async fn authorize(world: &World, token: &str) -> (Value, Value) {
+    let event = json!({ "type": "TOKEN", "authorizationToken": format!("Bearer {token}"), "methodArn": METHOD_ARN });
+    let event = serde_json::from_value(event).unwrap();
+    let answer = Authorizer::new(world.runner.app.clone()).authorize(&event).await.unwrap();
+    let answer = serde_json::to_value(answer).unwrap();
+    assert!(answer["principalId"].is_string());
+    assert_eq!(answer["policyDocument"]["Version"], "2012-10-17");
+    (answer["policyDocument"]["Statement"].clone(), answer["context"].clone())
+}
+
+/// A REST proxy event for this path, with the authorizer's context in it as API Gateway puts it there.
+fn event(method: &str, resource: &str, variables: &Value, context: &Value, body: &Value) -> String {
+    let mut authorizer = context.clone();
+    authorizer["principalId"] = json!("someone");
+    authorizer["integrationLatency"] = json!(31);
+    let mut path = resource.to_owned();
+    for (name, value) in variables.as_object().into_iter().flatten() {
+        path = path.replace(&format!("{{{name}}}"), value.as_str().unwrap());
+    }
+    json!({
+        "resource": resource,
+        "path": path,
+        "httpMethod": method,
+        "headers": { "Host": "a1b2c3d4e5.execute-api.eu-central-1.amazonaws.com", "Authorization": "Bearer passed-through" },
+        "multiValueHeaders": {
+            "Host": ["a1b2c3d4e5.execute-api.eu-central-1.amazonaws.com"],
+            "Authorization": ["Bearer passed-through"],
+        },
+        "queryStringParameters": null,
+        "multiValueQueryStringParameters": null,
+        "pathParameters": variables,
+        "stageVariables": null,
+        "requestContext": {
+            "accountId": "123456789012",
+            "apiId": "a1b2c3d4e5",
+            "authorizer": authorizer,
+            "domainName": "a1b2c3d4e5.execute-api.eu-central-1.amazonaws.com",
+            "extendedRequestId": "Zxy12EXAMPLE=",
+            "httpMethod": method,
+            "identity": { "sourceIp": "203.0.113.9", "userAgent": "curl/8", "accessKey": null },
+            "path": format!("/prod{path}"),
+            "protocol": "HTTP/1.1",
+            "requestId": "c6af9ac6-7b61-11e6-9a41-93e8deadbeef",
+            "requestTime": "21/Nov/2026:12:00:00 +0000",
+            "requestTimeEpoch": 1_795_262_400_000_u64,
+            "resourceId": "abc123",
+            "resourcePath": resource,
+            "stage": "prod",
+        },
+        "body": if body.is_null() { Value::Null } else { json!(body.to_string()) },
+        "isBase64Encoded": false,
+    })
+    .to_string()
+}
+
+async fn served<R: Route>(world: &World, event: &str) -> (u16, Value) {
+    let request = lambda_http::request::from_str(event).unwrap();
+    let response: Response<Body> = serve::<R>(&world.runner.app, request).await;
+    assert_eq!(response.headers()["x-request-id"], "c6af9ac6-7b61-11e6-9a41-93e8deadbeef");
+    let Body::Text(body) = response.body() else { panic!("API Gateway would encode it") };
+    (response.status().as_u16(), serde_json::from_str(body).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_authorizer_answers_what_api_gateway_reads() {
+    let world = World::start().await;
+    let (statement, context) = authorize(&world, &world.admin).await;
+    let stage = "arn:aws:execute-api:eu-central-1:123456789012:a1b2c3d4e5/prod/*";
+    assert_eq!(statement, json!([{ "Action": ["execute-api:Invoke"], "Effect": "Allow", "Resource": [stage] }]));
+    assert!(context.as_object().unwrap().values().all(Value::is_string), "API Gateway takes flat values only");
+    assert!(context.to_string().len() < 4_096);
+
+    let (statement, context) = authorize(&world, "kt_live_0123456789abcdefghijklmnopqrstuv").await;
+    assert_eq!(statement[0]["Effect"], "Deny");
+    assert_eq!(context, json!({}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn functions_answer_events_of_a_rest_api() {
+    let world = World::start().await;
+    let (_, context) = authorize(&world, &world.admin).await;
+    let (status, principal) =
+        served::<whoami::Whoami>(&world, &event("GET", "/v1/whoami", &Value::Null, &context, &Value::Null)).await;
+    assert_eq!((status, &principal["organization_id"]), (200, &json!(world.organization_id)));
+
+    let body = json!({ "name": "ci", "scopes": ["read"] });
+    let created = event("POST", "/v1/api_keys", &Value::Null, &context, &body);
+    let (status, created) = served::<api_keys_create::ApiKeysCreate>(&world, &created).await;
+    assert_eq!(status, 201, "{created}");
+    crate::harness::note_secret(created["secret"].as_str().unwrap());
+
+    let id = created["api_key"]["id"].to_string();
+    let read = event("GET", "/v1/api_keys/{id}", &json!({ "id": id }), &context, &Value::Null);
+    let (status, read) = served::<api_keys_get::ApiKeysGet>(&world, &read).await;
+    assert_eq!((status, &read["api_key"]), (200, &created["api_key"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_without_a_caller_is_unauthorized() {
+    let world = World::start().await;
+    let anonymous = event("GET", "/v1/whoami", &Value::Null, &json!({}), &Value::Null);
+    let (status, body) = served::<whoami::Whoami>(&world, &anonymous).await;
+    assert_eq!((status, &body["detail"]), (401, &json!("Unauthorized")));
+}
