@@ -2,7 +2,7 @@
 
 use karta_shared::{
     App,
-    domain::{AllowedCidrs, ApiKeyPatch, Budget, Id, KeyRevoked, Metadata, Name, ScopeSet, Timestamp},
+    domain::{AllowedCidrs, ApiKeyPatch, Budget, Id, KeySettled, Metadata, Name, ScopeSet, Timestamp},
     http::{Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Route, present},
 };
 use serde::{Deserialize, Serialize};
@@ -47,7 +47,7 @@ impl Route for ApiKeysUpdate {
         let organization = call.caller.organization_id;
         let before = app.store.api_key(organization, call.path).await?.ok_or(Error::NotFound)?;
         let mut key = before.clone();
-        let changes = key.apply(patch(call.body.clone())).map_err(|KeyRevoked| revoked(call.path))?;
+        let changes = key.apply(patch(call.body.clone())).map_err(|settled| refusal(settled, call.path))?;
         if !changes.is_empty() {
             let mut transaction = app.store.transaction();
             transaction.update_api_key(organization, &before, &key)?;
@@ -71,10 +71,13 @@ fn patch(input: Input) -> ApiKeyPatch {
     }
 }
 
-fn revoked(id: Id) -> Error {
-    Error::Conflict {
-        code: "api_key_revoked",
-        message: "A revoked key cannot be changed: create another one",
-        resource_id: Some(id),
-    }
+fn refusal(settled: KeySettled, id: Id) -> Error {
+    let (code, message) = match settled {
+        KeySettled::Replaced => (
+            "api_key_replaced",
+            "When a replaced key ends was settled by its rotation: change its successor, or revoke it to end it now",
+        ),
+        KeySettled::Revoked => ("api_key_revoked", "A revoked key cannot be changed: create another one"),
+    };
+    Error::Conflict { code, message, resource_id: Some(id) }
 }

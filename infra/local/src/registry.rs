@@ -21,6 +21,7 @@ pub fn handlers(app: &App) -> BTreeMap<&'static str, Handler> {
         mount::<api_keys_get::ApiKeysGet>(app),
         mount::<api_keys_list::ApiKeysList>(app),
         mount::<api_keys_revoke::ApiKeysRevoke>(app),
+        mount::<api_keys_rotate::ApiKeysRotate>(app),
         mount::<api_keys_update::ApiKeysUpdate>(app),
         mount::<healthz::Healthz>(app),
         mount::<projects_whoami::ProjectsWhoami>(app),

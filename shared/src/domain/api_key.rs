@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::{AllowedCidrs, Budget, Change, Changes, Id, Metadata, Name, Prefix, Scope, ScopeSet, Timestamp, Value};
@@ -63,9 +65,18 @@ pub enum KeyStatus {
     Expired,
 }
 
-/// A revoked key cannot be changed.
+/// Why a key cannot be changed as asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KeyRevoked;
+pub enum KeySettled {
+    /// Revoked for good.
+    Revoked,
+    /// Replaced: when it ends was settled by the rotation.
+    Replaced,
+}
+
+/// Only an active key rotates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotActive;
 
 impl ApiKey {
     pub fn new(id: Id, prefix: Prefix, settings: ApiKeySettings, created_by: Option<Id>, now: Timestamp) -> Self {
@@ -111,9 +122,12 @@ impl ApiKey {
     }
 
     /// Applies a patch; says what changed, field by field.
-    pub fn apply(&mut self, patch: ApiKeyPatch) -> Result<Changes, KeyRevoked> {
+    pub fn apply(&mut self, patch: ApiKeyPatch) -> Result<Changes, KeySettled> {
         if self.revoked_at.is_some() {
-            return Err(KeyRevoked);
+            return Err(KeySettled::Revoked);
+        }
+        if self.replaced_by.is_some() && patch.expires_at.is_some() {
+            return Err(KeySettled::Replaced);
         }
         let before = self.clone();
         let ApiKeyPatch { name, scopes, expires_at, allowed_cidrs, budget, metadata } = patch;
@@ -140,6 +154,32 @@ impl ApiKey {
         true
     }
 
+    /// The key that takes this one's place: the same settings, an absolute expiry included.
+    #[must_use]
+    pub fn successor(&self, id: Id, prefix: Prefix, created_by: Id, now: Timestamp) -> Self {
+        let settings = ApiKeySettings {
+            name: self.name.clone(),
+            scopes: self.scopes,
+            expires_at: self.expires_at,
+            allowed_cidrs: self.allowed_cidrs.clone(),
+            budget: self.budget.clone(),
+            metadata: self.metadata.clone(),
+        };
+        Self::new(id, prefix, settings, Some(created_by), now)
+    }
+
+    /// Gives way to a successor: serves until the grace ends or its own expiry comes, whichever is first.
+    pub fn give_way(&mut self, successor: Id, grace: Duration, now: Timestamp) -> Result<(), NotActive> {
+        if self.status(now) != KeyStatus::Active {
+            return Err(NotActive);
+        }
+        let end = now.plus(grace);
+        self.expires_at = Some(self.expires_at.map_or(end, |own| own.min(end)));
+        self.replaced_by = Some(successor);
+        self.version += 1;
+        Ok(())
+    }
+
     /// The settings of a new key, as its audit event shows them.
     pub fn creation(&self) -> Changes {
         self.audited().map(|(field, after)| (field.to_owned(), Change { before: Value::Null, after })).collect()
@@ -160,6 +200,7 @@ impl ApiKey {
             ("scopes", Value::list(self.scopes.iter().map(Scope::as_str))),
             ("expires_at", Value::from(self.expires_at)),
             ("revoked_at", Value::from(self.revoked_at)),
+            ("replaced_by", Value::from(self.replaced_by.map(Id::get))),
             ("allowed_cidrs", Value::list(self.allowed_cidrs.to_words().split_terminator(' '))),
             ("budget", Value::from(self.budget.as_ref().map(Budget::audited))),
             ("metadata", Value::map(self.metadata.pairs().iter().map(|(key, value)| (key, value.as_str())))),
@@ -176,8 +217,6 @@ fn replace<T>(field: &mut T, new: Option<T>) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::entropy::SeededEntropy;
 
@@ -227,7 +266,26 @@ mod tests {
         assert!(key.apply(patch).unwrap().is_empty());
         assert_eq!(key.version, 2, "nothing changed");
         key.revoke(now());
-        assert_eq!(key.apply(ApiKeyPatch::default()), Err(KeyRevoked));
+        assert_eq!(key.apply(ApiKeyPatch::default()), Err(KeySettled::Revoked));
+    }
+
+    #[test]
+    fn a_replaced_key_serves_until_its_grace_or_its_own_end() {
+        let (hour, day) = (Duration::from_hours(1), Duration::from_hours(24));
+        let heir = Id::new(9).unwrap();
+        for (own, grace, end) in [(None, day, day), (Some(hour), day, hour), (Some(day), hour, hour)] {
+            let mut key = key();
+            key.expires_at = own.map(|own| now().plus(own));
+            let successor = key.successor(heir, key.prefix.clone(), key.id, now());
+            key.give_way(heir, grace, now()).unwrap();
+            assert_eq!(key.expires_at, Some(now().plus(end)));
+            assert_eq!(key.status(now()), KeyStatus::Rotating);
+            assert_eq!(key.status(now().plus(end)), KeyStatus::Expired);
+            assert_eq!(successor.expires_at, own.map(|own| now().plus(own)), "the successor's end stays its own");
+            assert_eq!(key.give_way(heir, grace, now()), Err(NotActive), "once");
+            let patch = ApiKeyPatch { expires_at: Some(None), ..ApiKeyPatch::default() };
+            assert_eq!(key.apply(patch), Err(KeySettled::Replaced));
+        }
     }
 
     #[test]

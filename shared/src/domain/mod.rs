@@ -20,7 +20,7 @@ mod scope;
 mod timestamp;
 mod token;
 
-pub use api_key::{ApiKey, ApiKeyPatch, ApiKeySettings, KeyRevoked, KeyStatus};
+pub use api_key::{ApiKey, ApiKeyPatch, ApiKeySettings, KeySettled, KeyStatus, NotActive};
 pub use audit::{Actor, ActorKind, AuditEvent, Change, Changes, ResourceRef, Value};
 pub use budget::{Budget, BudgetVerdict};
 pub use cidr::{AllowedCidrs, Cidr, client_address};

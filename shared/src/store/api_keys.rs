@@ -26,10 +26,7 @@ impl Store {
 impl Transaction {
     /// A new key: its id claimed, its credential beside it, counted if it may administer.
     pub fn create_api_key(&mut self, organization: Id, key: &ApiKey, digest: Digest) -> Result<(), StoreError> {
-        let credential = Credential { organization_id: organization, api_key_id: key.id, digest };
-        self.claim_id(organization, Kind::ApiKey, key.id)?;
-        self.insert_credential(&key.prefix, &credential)?;
-        self.insert(Table::Main, &Key::api_key(organization, key.id), key, Conflict::IdTaken)?;
+        self.add_api_key(organization, key, digest)?;
         if key.is_usable_admin() { self.count_admin(organization) } else { Ok(()) }
     }
 
@@ -41,6 +38,26 @@ impl Transaction {
             (true, true) | (false, false) => {}
         }
         self.replace(Table::Main, &Key::api_key(organization, after.id), after, before.version)
+    }
+
+    /// A key that gave way, and its successor. The count of usable admin keys stays: the successor may what the key could.
+    pub fn rotate_api_key(
+        &mut self,
+        organization: Id,
+        before: &ApiKey,
+        after: &ApiKey,
+        successor: &ApiKey,
+        digest: Digest,
+    ) -> Result<(), StoreError> {
+        self.add_api_key(organization, successor, digest)?;
+        self.replace(Table::Main, &Key::api_key(organization, after.id), after, before.version)
+    }
+
+    fn add_api_key(&mut self, organization: Id, key: &ApiKey, digest: Digest) -> Result<(), StoreError> {
+        let credential = Credential { organization_id: organization, api_key_id: key.id, digest };
+        self.claim_id(organization, Kind::ApiKey, key.id)?;
+        self.insert_credential(&key.prefix, &credential)?;
+        self.insert(Table::Main, &Key::api_key(organization, key.id), key, Conflict::IdTaken)
     }
 
     fn count_admin(&mut self, organization: Id) -> Result<(), StoreError> {

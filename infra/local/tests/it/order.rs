@@ -6,12 +6,13 @@ use crate::harness::{Request, World};
 /// A route that takes a credential: method, path to nothing that exists, and the scope it needs.
 type Route = (Method, &'static str, Option<&'static str>);
 
-static FLAT: [Route; 11] = [
+static FLAT: [Route; 12] = [
     (Method::GET, "/v1/api_keys", Some("read")),
     (Method::POST, "/v1/api_keys", Some("admin")),
     (Method::GET, "/v1/api_keys/1", Some("read")),
     (Method::PATCH, "/v1/api_keys/1", Some("admin")),
     (Method::DELETE, "/v1/api_keys/1", Some("admin")),
+    (Method::POST, "/v1/api_keys/1/rotate", Some("admin")),
     (Method::GET, "/v1/agent_projects", Some("read")),
     (Method::POST, "/v1/agent_projects", Some("write")),
     (Method::GET, "/v1/agent_projects/nothing", Some("read")),

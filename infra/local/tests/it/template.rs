@@ -109,7 +109,14 @@ fn a_policy_names_exact_actions_and_partitions() {
 fn digests_are_read_by_the_authorizer_alone() {
     let touching: Vec<_> = granted().into_iter().filter(|[_, _, table, _]| table == "CredentialsTable.Arn").collect();
     let touching: Vec<_> = touching.iter().map(|[function, action, _, keys]| [&**function, action, keys]).collect();
-    assert_eq!(touching, [["api-keys-create", "PutItem", "KP#*"], ["authorizer", "Query", "KP#*"]]);
+    assert_eq!(
+        touching,
+        [
+            ["api-keys-create", "PutItem", "KP#*"],
+            ["api-keys-rotate", "PutItem", "KP#*"],
+            ["authorizer", "Query", "KP#*"],
+        ]
+    );
 }
 
 #[test]
@@ -132,7 +139,7 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
     }
     let readers = [
         ("CursorSecret", &["agent-projects-list", "api-keys-list"][..]),
-        ("KeyTagSecret", &["api-keys-create", "authorizer"]),
+        ("KeyTagSecret", &["api-keys-create", "api-keys-rotate", "authorizer"]),
         ("SessionSigningSecret", &["authorizer", "session-tokens-create"]),
     ];
     let expected =
@@ -145,7 +152,7 @@ async fn functions_do_just_what_their_policies_allow() {
     // On a clock that stands still the gateway asks the authorizer once, and what follows is the function's own doing.
     let clock = ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap());
     let (world, proxy) = FaultProxy::start_with(Arc::new(clock)).await;
-    let (key, token) = world.key(&["admin"]).await;
+    let ((key, token), (other, _)) = (world.key(&["admin"]).await, world.key(&["admin"]).await);
     let path = format!("/v1/api_keys/{key}");
     let new_key = json!({ "name": "ci", "scopes": ["admin"] });
     let new_project = json!({ "slug": "app", "name": "App" });
@@ -159,7 +166,8 @@ async fn functions_do_just_what_their_policies_allow() {
         ("api-keys-get", world.get(&path)),
         ("api-keys-update", world.patch(&path, json!({ "scopes": ["read"] }))),
         ("api-keys-update", world.patch(&path, json!({ "scopes": ["admin"] }))),
-        ("api-keys-revoke", world.delete(&path)),
+        ("api-keys-rotate", world.post(&format!("{path}/rotate"), json!({})).idempotency_key("1")),
+        ("api-keys-revoke", world.delete(&format!("/v1/api_keys/{other}"))),
         ("agent-projects-create", world.post("/v1/agent_projects", new_project).idempotency_key("1")),
         ("agent-projects-list", world.get("/v1/agent_projects")),
         ("agent-projects-get", world.get("/v1/agent_projects/app")),

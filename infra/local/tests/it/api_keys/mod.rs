@@ -4,6 +4,7 @@ mod get;
 mod last_admin_key;
 mod list;
 mod revoke;
+mod rotate;
 mod secret;
 mod update;
 

@@ -1,0 +1,108 @@
+//! `POST /v1/api_keys/{id}/rotate`: makes a successor with the same settings. The old key serves until its grace ends.
+
+use std::time::Duration;
+
+use karta_shared::{
+    App,
+    config::Ring,
+    domain::{ApiKeyToken, Id, Invalid, NotActive, Timestamp},
+    http::{Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route},
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    grace_seconds: Option<Grace>,
+}
+
+/// For how long the old key goes on serving: 0 to 2,592,000 seconds (30 days), a day unless asked for.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "u64")]
+pub struct Grace(Duration);
+
+impl Default for Grace {
+    fn default() -> Self {
+        Self(Duration::from_hours(24))
+    }
+}
+
+impl TryFrom<u64> for Grace {
+    type Error = Invalid;
+
+    fn try_from(seconds: u64) -> Result<Self, Invalid> {
+        if seconds <= 2_592_000 {
+            Ok(Self(Duration::from_secs(seconds)))
+        } else {
+            Err(Invalid::new("must be 0 to 2592000 seconds"))
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    api_key: ApiKeyResource,
+    secret: Revealed,
+    replaces: Replaced,
+}
+
+/// The old key, and when it ends.
+#[derive(Debug, Serialize)]
+pub struct Replaced {
+    id: Id,
+    expires_at: Option<Timestamp>,
+}
+
+#[derive(Debug)]
+pub struct ApiKeysRotate;
+
+impl Route for ApiKeysRotate {
+    const NAME: &'static str = "api-keys-rotate";
+    const IDEMPOTENT: bool = true;
+    const BODY_MAY_BE_EMPTY: bool = true;
+    type Access = Admin;
+    type Path = Id;
+    type Query = NoQuery;
+    type Body = Input;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        if let Some(answer) = call.replay(app).await? {
+            return Ok(answer);
+        }
+        let (organization, Grace(grace)) = (call.caller.organization_id, call.body.grace_seconds.unwrap_or_default());
+        let before = app.store.api_key(organization, call.path).await?.ok_or(Error::NotFound)?;
+        let mut old = before.clone();
+        let id = Id::draw(call.now, &*app.entropy);
+        old.give_way(id, grace, call.now).map_err(|NotActive| not_active(before.id))?;
+        let token = ApiKeyToken::mint(&*app.secrets.ring(Ring::KeyTag).await?, &*app.entropy);
+        let digest = app.bcrypt.digest(&token, &*app.entropy).await?;
+        let successor = before.successor(id, token.prefix(), call.caller.api_key_id, call.now);
+        let answer = Answer::created(&Output {
+            api_key: ApiKeyResource::of(successor.clone(), call.now),
+            secret: Revealed::new(token.expose()),
+            replaces: Replaced { id: old.id, expires_at: old.expires_at },
+        })?;
+
+        let mut transaction = app.store.transaction();
+        transaction.rotate_api_key(organization, &before, &old, &successor, digest)?;
+        let event = NewAuditEvent {
+            action: "api_key.rotated",
+            resource_kind: "api_key",
+            resource_id: old.id,
+            changes: before.changes_to(&old),
+        };
+        transaction.audit(organization, &call.audit_event(app, event))?;
+        call.remember(app, &mut transaction, &answer, successor.id, Reveals::Secret)?;
+        transaction.commit().await?;
+        Ok(answer)
+    }
+}
+
+fn not_active(id: Id) -> Error {
+    Error::Conflict {
+        code: "api_key_not_active",
+        message: "Only an active key rotates: this one is revoked, expired or replaced already",
+        resource_id: Some(id),
+    }
+}

@@ -1,0 +1,165 @@
+use std::time::Duration;
+
+use http::StatusCode;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::{own_id, path, read};
+use crate::harness::{Request, World, note_secret};
+
+fn rotate(world: &World, id: u64, body: Value) -> Request {
+    world.post(&format!("{}/rotate", path(id)), body)
+}
+
+async fn opens(world: &World, token: &str) -> bool {
+    world.authorizes(&format!("Bearer {token}")).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_successor_has_the_same_settings_and_the_old_key_says_what_replaced_it() {
+    let (world, clock) = World::start_at_noon().await;
+    let settings = json!({
+        "name": "ci",
+        "scopes": ["read", "write"],
+        "expires_at": "2026-12-24T00:00:00.000Z",
+        "allowed_cidrs": ["127.0.0.0/8"],
+        "budget": { "input_tokens": null, "output_tokens": null, "total_tokens": 1000, "cost_cents": null, "alert_percents": [50] },
+        "metadata": { "team": "web" },
+    });
+    let (id, _) = world.key_with(settings.clone()).await;
+    clock.advance(Duration::from_mins(1));
+    let mut answer = rotate(&world, id, json!({})).send().await.expect(201);
+    assert!(answer["secret"].take().as_str().unwrap().starts_with(answer["api_key"]["prefix"].as_str().unwrap()));
+    assert_eq!(answer["replaces"], json!({ "id": id, "expires_at": "2026-11-22T12:01:00.000Z" }));
+
+    let successor = &answer["api_key"];
+    for (field, value) in settings.as_object().unwrap() {
+        assert_eq!(&successor[field], value, "{field}");
+    }
+    assert_eq!(
+        (&successor["status"], &successor["created_at"]),
+        (&json!("active"), &json!("2026-11-21T12:01:00.000Z"))
+    );
+    assert_eq!(successor["created_by"], own_id(&world).await);
+
+    let old = read(&world, id).await;
+    assert_eq!((&old["status"], &old["replaced_by"]), (&json!("rotating"), &successor["id"]));
+    assert_eq!(old["expires_at"], answer["replaces"]["expires_at"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_keys_serve_until_the_grace_ends_and_then_the_successor_alone() {
+    let (world, clock) = World::start_at_noon().await;
+    let (id, old) = world.key(&["read"]).await;
+    let answer = rotate(&world, id, json!({ "grace_seconds": 60 })).send().await.expect(201);
+    let new = answer["secret"].as_str().unwrap();
+    assert_ne!(new, old);
+    clock.advance(Duration::from_millis(59_999));
+    assert!(opens(&world, &old).await && opens(&world, new).await);
+    clock.advance(Duration::from_millis(1));
+    assert!(!opens(&world, &old).await && opens(&world, new).await);
+    assert_eq!(read(&world, id).await["status"], "expired");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grace_neither_prolongs_a_key_nor_outlasts_a_month() {
+    let (world, clock) = World::start_at_noon().await;
+    let (ending, _) =
+        world.key_with(json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-11-21T13:00:00Z" })).await;
+    let answer = rotate(&world, ending, json!({ "grace_seconds": 2_592_000 })).send().await.expect(201);
+    assert_eq!(answer["replaces"]["expires_at"], "2026-11-21T13:00:00.000Z");
+    let (at_once, old) = world.key(&["read"]).await;
+    let answer = rotate(&world, at_once, json!({ "grace_seconds": 0 })).send().await.expect(201);
+    assert_eq!(answer["replaces"]["expires_at"], "2026-11-21T12:00:00.000Z");
+    assert!(!opens(&world, &old).await);
+    clock.advance(Duration::from_secs(1));
+    for grace in [json!(2_592_001), json!(-1), json!(1.5), json!("60")] {
+        let refused = rotate(&world, ending, json!({ "grace_seconds": grace })).send().await;
+        assert_eq!(refused.invalid_field(), "grace_seconds", "{grace}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_an_active_key_rotates() {
+    let (world, clock) = World::start_at_noon().await;
+    let (revoked, _) = world.key(&["read"]).await;
+    world.delete(&path(revoked)).send().await.expect(200);
+    let (replaced, _) = world.key(&["read"]).await;
+    rotate(&world, replaced, json!({})).send().await.expect(201);
+    let (expired, _) =
+        world.key_with(json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-11-21T12:00:01Z" })).await;
+    clock.advance(Duration::from_secs(1));
+    for id in [revoked, replaced, expired] {
+        let refusal = rotate(&world, id, json!({})).send().await.refused(409);
+        assert_eq!((&refusal["error"], &refusal["id"]), (&json!("api_key_not_active"), &json!(id)));
+    }
+    rotate(&world, 1, json!({})).send().await.refused(404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_a_replaced_key_ends_cannot_be_put_off() {
+    let world = World::start().await;
+    let (id, token) = world.key(&["read"]).await;
+    rotate(&world, id, json!({})).send().await.expect(201);
+    let refusal = world.patch(&path(id), json!({ "expires_at": null })).send().await.refused(409);
+    assert_eq!(refusal["error"], "api_key_replaced");
+    assert_eq!(world.patch(&path(id), json!({ "name": "old" })).send().await.expect(200)["api_key"]["name"], "old");
+    world.delete(&path(id)).send().await.expect(200);
+    assert!(!opens(&world, &token).await, "it can be ended now");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_admin_key_rotates_and_its_successor_is_then_the_last() {
+    let world = World::start().await;
+    let id = own_id(&world).await;
+    let answer = rotate(&world, id, json!({ "grace_seconds": 60 })).send().await.expect(201);
+    let (successor, token) = (answer["api_key"]["id"].as_u64().unwrap(), answer["secret"].as_str().unwrap());
+    world.delete(&path(id)).send().await.expect(200);
+    let refusal = world.delete(&path(successor)).bearer(token).send().await.refused(409);
+    assert_eq!(refusal["error"], "last_admin_key");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_rotations_at_once_one_succeeds() {
+    let world = World::start().await;
+    let (id, _) = world.key(&["read"]).await;
+    let mut racers = JoinSet::new();
+    for _ in 0..8 {
+        racers.spawn(rotate(&world, id, json!({})).send());
+    }
+    let replies = racers.join_all().await;
+    let made: Vec<_> = replies.iter().filter(|reply| reply.status == StatusCode::CREATED).collect();
+    assert_eq!(made.len(), 1);
+    assert!(replies.iter().all(|reply| matches!(reply.status.as_u16(), 201 | 409)));
+    assert_eq!(read(&world, id).await["replaced_by"], made[0].json["api_key"]["id"]);
+    let keys = world.get("/v1/api_keys").send().await.expect(200);
+    assert_eq!(keys["api_keys"].as_array().unwrap().len(), 3, "the first key, the old one and its successor");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_reveals_the_same_successor() {
+    let (world, clock) = World::start_at_noon().await;
+    let (id, _) = world.key(&["read"]).await;
+    let request = || rotate(&world, id, json!({})).idempotency_key("once").send();
+    let first = request().await;
+    clock.advance(Duration::from_mins(9));
+    let second = request().await;
+    assert_eq!((second.status, &second.text), (first.status, &first.text));
+    clock.advance(Duration::from_mins(1));
+    let late = request().await.refused(409);
+    assert_eq!((&late["error"], &late["id"]), (&json!("secret_already_revealed"), &first.json["api_key"]["id"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_is_audited_with_what_it_changed() {
+    let (world, _clock) = World::start_at_noon().await;
+    let (id, _) = world.key(&["read"]).await;
+    let answer = rotate(&world, id, json!({ "grace_seconds": 60 })).send().await.expect(201);
+    note_secret(answer["secret"].as_str().unwrap());
+    let events = world.audited("api_key.rotated").await;
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0]["resource"], json!({ "kind": "api_key", "id": id }));
+    assert_eq!(events[0]["changes"]["expires_at"]["after"], "2026-11-21T12:01:00.000Z");
+    assert_eq!(events[0]["changes"]["replaced_by"]["after"], answer["api_key"]["id"]);
+    assert!(!events[0].to_string().contains(answer["secret"].as_str().unwrap()));
+}
