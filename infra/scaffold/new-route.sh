@@ -39,7 +39,6 @@ test = false
 
 [dependencies]
 karta-shared.workspace = true
-lambda_http.workspace = true
 serde.workspace = true
 tokio.workspace = true
 
@@ -77,10 +76,12 @@ impl Route for $camel {
 RUST
 
 cat >"$folder/src/main.rs" <<RUST
+use std::process::ExitCode;
+
 use karta_shared::http;
 
 #[tokio::main]
-async fn main() -> Result<(), lambda_http::Error> {
+async fn main() -> ExitCode {
     http::run::<$crate::$camel>().await
 }
 RUST

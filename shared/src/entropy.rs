@@ -13,6 +13,15 @@ impl Entropy for OsEntropy {
     }
 }
 
+/// A version 4 UUID.
+pub fn uuid(entropy: &dyn Entropy) -> String {
+    let mut random = [0; 16];
+    entropy.fill(&mut random);
+    let id = u128::from_be_bytes(random) & !((0xf << 76) | (0xc << 60)) | ((0x4 << 76) | (0x8 << 60));
+    let hex = format!("{id:032x}");
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
 /// A stream that a seed fixes, so that tests can repeat themselves. Never for real tokens.
 #[cfg(any(test, feature = "testing"))]
 #[derive(Debug)]

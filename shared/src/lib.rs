@@ -17,6 +17,7 @@ pub mod clock;
 pub mod config;
 pub mod domain;
 pub mod entropy;
+mod fault;
 pub mod http;
 pub mod sealing;
 pub mod store;

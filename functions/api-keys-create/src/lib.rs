@@ -45,6 +45,8 @@ impl Route for ApiKeysCreate {
         if call.body.expires_at.is_some_and(|end| end <= call.now) {
             return Err(Error::invalid("expires_at", "must be in the future"));
         }
+        // A key outlives the gateway's verdict: what the caller has lost since, it cannot pass on.
+        let caller = call.readmit(app).await?.api_key;
         let organization = call.caller.organization_id;
         let token = ApiKeyToken::mint(&*app.secrets.ring(Ring::KeyTag).await?, &*app.entropy);
         let digest = app.bcrypt.digest(&token, &*app.entropy).await?;
@@ -62,6 +64,7 @@ impl Route for ApiKeysCreate {
 
         let mut transaction = app.store.transaction();
         transaction.create_api_key(organization, &key, digest)?;
+        transaction.while_unchanged(organization, &caller)?;
         let event = NewAuditEvent {
             action: "api_key.created",
             resource_kind: "api_key",

@@ -25,11 +25,11 @@ impl Route for ApiKeysRevoke {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let organization = call.caller.organization_id;
-        let before = app.store.api_key(organization, call.path).await?.ok_or(Error::NotFound)?;
+        let (caller, before) = call.caller_and_target(app, call.path).await?;
         let mut key = before.clone();
         if key.revoke(call.now) {
             let mut transaction = app.store.transaction();
-            transaction.update_api_key(organization, &before, &key)?;
+            transaction.update_api_key(organization, &caller, &before, &key)?;
             let event = NewAuditEvent {
                 action: "api_key.revoked",
                 resource_kind: "api_key",

@@ -1,6 +1,8 @@
+use std::process::ExitCode;
+
 use karta_shared::http;
 
 #[tokio::main]
-async fn main() -> Result<(), lambda_http::Error> {
+async fn main() -> ExitCode {
     http::run::<api_keys_revoke::ApiKeysRevoke>().await
 }

@@ -71,7 +71,7 @@ impl Route for ApiKeysRotate {
             return Ok(answer);
         }
         let (organization, Grace(grace)) = (call.caller.organization_id, call.body.grace_seconds.unwrap_or_default());
-        let before = app.store.api_key(organization, call.path).await?.ok_or(Error::NotFound)?;
+        let (caller, before) = call.caller_and_target(app, call.path).await?;
         let mut old = before.clone();
         let id = Id::draw(call.now, &*app.entropy);
         old.give_way(id, grace, call.now).map_err(|NotActive| not_active(before.id))?;
@@ -85,7 +85,7 @@ impl Route for ApiKeysRotate {
         })?;
 
         let mut transaction = app.store.transaction();
-        transaction.rotate_api_key(organization, &before, &old, &successor, digest)?;
+        transaction.rotate_api_key(organization, &caller, &before, &old, &successor, digest)?;
         let event = NewAuditEvent {
             action: "api_key.rotated",
             resource_kind: "api_key",

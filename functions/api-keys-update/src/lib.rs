@@ -45,12 +45,12 @@ impl Route for ApiKeysUpdate {
             return Err(Error::invalid("expires_at", "must be in the future, or null for none"));
         }
         let organization = call.caller.organization_id;
-        let before = app.store.api_key(organization, call.path).await?.ok_or(Error::NotFound)?;
+        let (caller, before) = call.caller_and_target(app, call.path).await?;
         let mut key = before.clone();
         let changes = key.apply(patch(call.body.clone())).map_err(|settled| refusal(settled, call.path))?;
         if !changes.is_empty() {
             let mut transaction = app.store.transaction();
-            transaction.update_api_key(organization, &before, &key)?;
+            transaction.update_api_key(organization, &caller, &before, &key)?;
             let event =
                 NewAuditEvent { action: "api_key.updated", resource_kind: "api_key", resource_id: key.id, changes };
             transaction.audit(organization, &call.audit_event(app, event))?;

@@ -4,8 +4,10 @@
 //! A fault is an error, which is never cached and becomes a 503. Scopes, projects and addresses are judged in the Route frame,
 //! at every request: the cached policy covers every route that the token opens.
 
+use std::process::ExitCode;
+
 use aws_lambda_events::{
-    apigw::{ApiGatewayCustomAuthorizerRequest, ApiGatewayCustomAuthorizerResponse},
+    apigw::{ApiGatewayCustomAuthorizerRequest as Event, ApiGatewayCustomAuthorizerResponse as Answer},
     iam::{IamPolicyEffect, IamPolicyStatement},
 };
 use karta_shared::{
@@ -34,15 +36,12 @@ impl Authorizer {
     }
 
     /// Judges the `Authorization` header of a request to `method_arn`.
-    pub async fn authorize(
-        &self,
-        request: &ApiGatewayCustomAuthorizerRequest,
-    ) -> Result<ApiGatewayCustomAuthorizerResponse, Undecided> {
-        let caller = match request.authorization_token.as_deref().and_then(bearer) {
+    pub async fn authorize(&self, event: &Event) -> Result<Answer, Undecided> {
+        let caller = match event.authorization_token.as_deref().and_then(bearer) {
             Some(token) => timeout(DEADLINE, self.caller(token)).await.map_err(|_| Undecided::OutOfTime)??,
             None => Err("malformed"),
         };
-        let stage = stage_arn(request.method_arn.as_deref().unwrap_or_default());
+        let stage = stage_arn(event.method_arn.as_deref().unwrap_or_default());
         Ok(match caller {
             Ok(caller) => {
                 let (organization_id, api_key_id) =
@@ -87,16 +86,15 @@ fn bearer(header: &str) -> Option<&str> {
 
 /// `arn:aws:execute-api:<region>:<account>:<api>/<stage>/<method>/<path…>` → everything of that stage.
 fn stage_arn(method_arn: &str) -> String {
-    let stage: Vec<_> = method_arn.splitn(3, '/').take(2).collect();
-    format!("{}/*", stage.join("/"))
+    method_arn.split('/').take(2).collect::<Vec<_>>().join("/") + "/*"
 }
 
-fn policy(effect: IamPolicyEffect, stage: String, caller: Option<&Caller>) -> ApiGatewayCustomAuthorizerResponse {
+fn policy(effect: IamPolicyEffect, stage: String, caller: Option<&Caller>) -> Answer {
     let mut statement = IamPolicyStatement::default();
     statement.action = vec!["execute-api:Invoke".to_owned()];
     statement.effect = effect;
     statement.resource = vec![stage];
-    let mut response = ApiGatewayCustomAuthorizerResponse::default();
+    let mut response = Answer::default();
     response.policy_document.version = Some("2012-10-17".to_owned());
     response.policy_document.statement = vec![statement];
     let principal = caller.map(|caller| caller.principal.api_key_id.to_string());
@@ -106,15 +104,17 @@ fn policy(effect: IamPolicyEffect, stage: String, caller: Option<&Caller>) -> Ap
 }
 
 /// Runs the authorizer as a Lambda function.
-pub async fn run() -> Result<(), lambda_runtime::Error> {
-    telemetry::init(telemetry::Output::Stdout, "info")?;
-    let app = App::deployed().await.inspect_err(|error| tracing::error!(%error, "the function cannot start"))?;
-    let authorizer = &Authorizer::new(app);
-    lambda_runtime::run(service_fn(move |event: LambdaEvent<ApiGatewayCustomAuthorizerRequest>| async move {
-        authorizer.authorize(&event.payload).await.map_err(|error| {
-            tracing::error!(route = NAME, %error, "undecided");
-            lambda_runtime::Error::from("the credential could not be judged")
-        })
-    }))
-    .await
+pub async fn run() -> ExitCode {
+    let served = async {
+        telemetry::init(telemetry::Output::Stdout, "info")?;
+        let authorizer = &Authorizer::new(App::deployed().await?);
+        let handler = move |event: LambdaEvent<Event>| async move {
+            authorizer.authorize(&event.payload).await.map_err(|error| {
+                tracing::error!(route = NAME, %error, "undecided");
+                lambda_runtime::Error::from("the credential could not be judged")
+            })
+        };
+        lambda_runtime::run(service_fn(handler)).await
+    };
+    telemetry::exit_code(NAME, served.await)
 }

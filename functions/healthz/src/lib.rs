@@ -2,7 +2,7 @@
 
 use karta_shared::{
     App,
-    http::{Answer, Call, Error, NoBody, NoQuery, Public, Route},
+    http::{Answer, AnyQuery, Call, Error, NoBody, Public, Route},
 };
 use serde::Serialize;
 
@@ -18,7 +18,7 @@ impl Route for Healthz {
     const NAME: &'static str = "healthz";
     type Access = Public;
     type Path = ();
-    type Query = NoQuery;
+    type Query = AnyQuery;
     type Body = NoBody;
     type Output = Output;
 

@@ -69,13 +69,13 @@ impl Route for SessionTokensCreate {
                 None => Ok(None),
             }
         };
-        let (state, project) = tokio::try_join!(app.store.access(caller.organization_id, caller.api_key_id), project)?;
         // The gateway's verdict may be seconds old, and a token outlives it by far: what the key has lost since, it cannot pass on.
-        let valid = call.readmit(state.ok_or(Error::Unauthorized)?)?;
+        let (valid, project) = tokio::join!(call.readmit(app), project);
+        let valid = valid?;
         if let BudgetVerdict::Exhausted { reason } = valid.budget {
             return Err(Error::BudgetExhausted { reason });
         }
-        let project = project.ok_or(Error::NotFound)?;
+        let project = project?.ok_or(Error::NotFound)?;
 
         let expires_in = call.body.ttl_seconds.map_or(TTL_DEFAULT, |ttl| ttl.0);
         let iat = call.now.as_seconds();

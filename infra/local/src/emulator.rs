@@ -1,23 +1,35 @@
 //! DynamoDB in this process: an emulator over SQLite, served on loopback and reached through the AWS SDK, so that the code that runs
 //! here is the code that runs in AWS.
+//!
+//! The emulator's own server answers anybody, web pages included. This one serves the operations that are used here, to whoever
+//! knows the access key that was drawn at the start.
 
 use std::{
     fs,
     net::{SocketAddr, TcpListener},
     os::unix::fs::OpenOptionsExt,
     path::Path,
+    sync::Arc,
     thread::{self, JoinHandle},
 };
 
 use anyhow::{Context, Result, anyhow};
+use axum::{Router, body::Bytes, extract::State, response::IntoResponse};
 use dynoxide::{
-    Database,
+    Database, DynoxideError,
     actions::{create_table::CreateTableRequest, update_time_to_live::UpdateTimeToLiveRequest},
 };
+use http::{HeaderMap, StatusCode, header};
+use karta_shared::domain::Entropy;
+use secrecy::SecretString;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::{runtime, sync::oneshot, task};
 
-use crate::template::{Table, Template};
+use crate::{
+    secrets::random_text,
+    template::{Table, Template},
+};
 
 /// The store's file in a data directory.
 pub(crate) const STORE_FILE: &str = "store.db";
@@ -27,6 +39,7 @@ const TABLE_PROPERTIES: [&str; 4] = ["AttributeDefinitions", "KeySchema", "Globa
 #[derive(Debug)]
 pub struct Emulator {
     address: SocketAddr,
+    access_key: SecretString,
     stop: oneshot::Sender<()>,
     served: JoinHandle<()>,
 }
@@ -36,7 +49,12 @@ impl Emulator {
     ///
     /// It is served on a thread of its own: SQLite does one thing at a time and blocks whoever waits for it, which must not be the
     /// threads that answer requests.
-    pub fn start(folder: Option<&Path>, template: &Template, name: impl Fn(&str) -> Option<String>) -> Result<Self> {
+    pub fn start(
+        folder: Option<&Path>,
+        template: &Template,
+        name: impl Fn(&str) -> Option<String>,
+        entropy: &dyn Entropy,
+    ) -> Result<Self> {
         let database = match folder {
             Some(folder) => {
                 let path = folder.join(STORE_FILE);
@@ -57,20 +75,27 @@ impl Emulator {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
+        let access_key = random_text(entropy);
+        let credential = format!("Credential={access_key}/");
         let (stop, stopped) = oneshot::channel();
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let served = thread::Builder::new().name("store".to_owned()).spawn(move || {
-            let served = runtime.block_on(serve(listener, database, stopped));
-            if let Err(error) = served {
-                tracing::error!(error, "the embedded store ended");
+            let server = Arc::new(Server { database, credential });
+            if let Err(error) = runtime.block_on(serve(listener, server, stopped)) {
+                tracing::error!(%error, "the embedded store ended");
             }
         })?;
-        Ok(Self { address, stop, served })
+        Ok(Self { address, access_key: access_key.into(), stop, served })
     }
 
     /// The URL that the SDK is pointed at.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// The access key id that opens it. There is no secret key: signatures are not judged.
+    pub fn access_key(&self) -> &SecretString {
+        &self.access_key
     }
 
     /// Ends the server after the requests that it is answering.
@@ -80,12 +105,60 @@ impl Emulator {
     }
 }
 
-async fn serve(listener: TcpListener, database: Database, stopped: oneshot::Receiver<()>) -> Result<(), String> {
-    let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
+struct Server {
+    database: Database,
+    /// What a signed request's `Authorization` must hold.
+    credential: String,
+}
+
+async fn serve(listener: TcpListener, server: Arc<Server>, stopped: oneshot::Receiver<()>) -> std::io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
     let stopped = async {
         stopped.await.ok();
     };
-    dynoxide::server::serve_with_shutdown(listener, database, stopped).await
+    axum::serve(listener, Router::new().fallback(answer).with_state(server)).with_graceful_shutdown(stopped).await
+}
+
+async fn answer(State(server): State<Arc<Server>>, headers: HeaderMap, body: Bytes) -> impl IntoResponse {
+    let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let (status, body) = if header("authorization").contains(&server.credential) {
+        let (_, operation) = header("x-amz-target").rsplit_once('.').unwrap_or_default();
+        match run(&server.database, operation, &body) {
+            Ok(answer) => (StatusCode::OK, answer),
+            Err(error) => {
+                (StatusCode::from_u16(error.status_code()).unwrap_or(StatusCode::BAD_REQUEST), error.to_json())
+            }
+        }
+    } else {
+        (StatusCode::BAD_REQUEST, json!({ "__type": "UnrecognizedClientException" }).to_string())
+    };
+    (status, [(header::CONTENT_TYPE, "application/x-amz-json-1.0")], body)
+}
+
+/// The operations that the store makes, and those that tests look behind it with.
+fn run(database: &Database, operation: &str, body: &[u8]) -> Result<String, DynoxideError> {
+    match operation {
+        "BatchGetItem" => typed(body, |request| database.batch_get_item(request)),
+        "BatchWriteItem" => typed(body, |request| database.batch_write_item(request)),
+        "DeleteItem" => typed(body, |request| database.delete_item(request)),
+        "GetItem" => typed(body, |request| database.get_item(request)),
+        "PutItem" => typed(body, |request| database.put_item(request)),
+        "Query" => typed(body, |request| database.query(request)),
+        "Scan" => typed(body, |request| database.scan(request)),
+        "TransactWriteItems" => typed(body, |request| database.transact_write_items(request)),
+        "UpdateItem" => typed(body, |request| database.update_item(request)),
+        other => Err(DynoxideError::ValidationException(format!("{other} is not served here"))),
+    }
+}
+
+fn typed<Q: DeserializeOwned, A: Serialize>(
+    body: &[u8],
+    operation: impl FnOnce(Q) -> dynoxide::Result<A>,
+) -> Result<String, DynoxideError> {
+    let request =
+        serde_json::from_slice(body).map_err(|error| DynoxideError::SerializationException(error.to_string()))?;
+    let answer = operation(request)?;
+    serde_json::to_string(&answer).map_err(|error| DynoxideError::InternalServerError(error.to_string()))
 }
 
 fn create_table(database: &Database, name: &str, table: &Table) -> Result<()> {
@@ -98,7 +171,7 @@ fn create_table(database: &Database, name: &str, table: &Table) -> Result<()> {
     let request: CreateTableRequest = serde_json::from_value(request).with_context(|| format!("the table {name}"))?;
     match database.create_table(request) {
         Ok(_) => {}
-        Err(dynoxide::DynoxideError::ResourceInUseException(_)) => return Ok(()),
+        Err(DynoxideError::ResourceInUseException(_)) => return Ok(()),
         Err(error) => return Err(anyhow!("cannot create the table {name}: {error}")),
     }
     if let Some(Value::Object(ttl)) = table.0.get("TimeToLiveSpecification") {

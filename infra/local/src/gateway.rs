@@ -15,6 +15,7 @@ use karta_shared::{
     App,
     clock::Clock,
     domain::{Entropy, Timestamp},
+    entropy::uuid,
 };
 use lambda_http::{Body, Request, RequestExt, request::RequestContext};
 use quick_cache::sync::Cache;
@@ -136,7 +137,7 @@ impl Gateway {
     }
 
     pub async fn answer(&self, peer: SocketAddr, request: axum::extract::Request) -> axum::response::Response {
-        let request_id = self.request_id();
+        let request_id = uuid(&*self.entropy);
         match self.route(peer, request, &request_id).await {
             Ok(response) => response,
             Err(refusal) => self.refuse(refusal, &request_id),
@@ -247,15 +248,6 @@ impl Gateway {
             }
         }
         response
-    }
-
-    /// A version 4 UUID, as API Gateway's are.
-    fn request_id(&self) -> String {
-        let mut random = [0; 16];
-        self.entropy.fill(&mut random);
-        let id = u128::from_be_bytes(random) & !(0xf << 76 | 0xc << 60) | (0x4 << 76 | 0x8 << 60);
-        let hex = format!("{id:032x}");
-        format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
     }
 }
 

@@ -61,9 +61,7 @@ pub struct Runner {
     pub secrets: LocalSecrets,
     /// What the handlers work with, for tests that look behind the HTTP API.
     pub app: App,
-    /// The embedded store's URL.
-    pub dynamodb_endpoint: String,
-    emulator: Emulator,
+    pub emulator: Emulator,
     stop: oneshot::Sender<()>,
     served: JoinHandle<std::io::Result<()>>,
     /// Held while the data directory is in use.
@@ -83,15 +81,21 @@ impl Runner {
         let config = Config::local(tables.clone(), options.bcrypt_cost)?;
         let secrets = LocalSecrets::open(folder, options.session_token_secret, &*options.entropy)?;
         let template = Template::parse(TEMPLATE)?;
-        let emulator = Emulator::start(folder, &template, |logical_id| match logical_id {
+        let name = |logical_id: &str| match logical_id {
             "KartaTable" => Some(tables.main.clone()),
             "CredentialsTable" => Some(tables.credentials.clone()),
             _ => None,
-        })?;
+        };
+        let emulator = Emulator::start(folder, &template, name, &*options.entropy)?;
         let dynamodb_endpoint = emulator.endpoint();
         let endpoint = proxy.map_or_else(|| dynamodb_endpoint.clone(), |proxy| proxy(&dynamodb_endpoint));
-        let app =
-            App::new(config, &config::local_sdk(&endpoint).await, secrets.source(), options.clock, options.entropy);
+        let app = App::new(
+            config,
+            &config::local_sdk(&endpoint, emulator.access_key()).await,
+            secrets.source(),
+            options.clock,
+            options.entropy,
+        );
         app.secrets.warm_up().await?;
         let gateway = Arc::new(Gateway::new(&app, template)?);
         let founded = bootstrap::organization(&app, &options.organization).await?;
@@ -113,7 +117,7 @@ impl Runner {
                 })
                 .await
         });
-        Ok(Self { base_url, founded, secrets, app, dynamodb_endpoint, emulator, stop, served, _lock: lock })
+        Ok(Self { base_url, founded, secrets, app, emulator, stop, served, _lock: lock })
     }
 
     /// Answers what is under way, then ends.

@@ -80,7 +80,7 @@ fn ring_json(secret: &str) -> String {
 }
 
 /// 64 hexadecimal digits: 256 bits.
-fn random_text(entropy: &dyn Entropy) -> String {
+pub(crate) fn random_text(entropy: &dyn Entropy) -> String {
     let mut halves = [[0; 16]; 2];
     for half in &mut halves {
         entropy.fill(half);

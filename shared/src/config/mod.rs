@@ -6,7 +6,7 @@ use std::{env, fmt::Display, str::FromStr, time::Duration};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_dynamodb::config::Credentials;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 pub use self::secrets::{Ring, SecretError, SecretSource, Secrets};
 use crate::store::table::Tables;
@@ -88,12 +88,12 @@ pub async fn deployed_sdk() -> SdkConfig {
     sdk().load().await
 }
 
-/// The SDK over a store on this machine: `endpoint` is its URL. The credentials open nothing.
-pub async fn local_sdk(endpoint: &str) -> SdkConfig {
+/// The SDK over a store on this machine: `endpoint` is its URL, `access_key` the id that opens it.
+pub async fn local_sdk(endpoint: &str, access_key: &SecretString) -> SdkConfig {
     sdk()
         .endpoint_url(endpoint)
         .region(Region::from_static("us-east-1"))
-        .credentials_provider(Credentials::new("local", "local", None, None, "local"))
+        .credentials_provider(Credentials::new(access_key.expose_secret(), "unjudged", None, None, "local"))
         .load()
         .await
 }

@@ -4,7 +4,6 @@ use std::{
     time::Duration,
 };
 
-use aws_sdk_secretsmanager::error::DisplayErrorContext;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Mutex;
 
@@ -12,12 +11,17 @@ use super::{ConfigError, optional};
 use crate::{
     clock::Clock,
     domain::{Keyring, Timestamp},
+    fault,
 };
 
 /// How long a fetched ring serves before it is fetched again.
 const KEPT_FOR: Duration = Duration::from_mins(5);
 /// How often an unknown key id may cause a fetch: a flood of forged tokens must not become one of requests.
 const REFETCH_EVERY: Duration = Duration::from_secs(30);
+
+/// How long a ring serves while it cannot be fetched again. After that whoever needs it fails: a key that was dropped must not
+/// live on because its successor was published wrongly.
+const SERVES_AT_MOST: Duration = Duration::from_hours(1);
 
 /// What the rings are for. One secret each, so that every function can be given just those it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -95,9 +99,12 @@ impl SecretSource {
             Self::Fixed(rings) => rings.get(&ring).cloned().ok_or(SecretError::NotConfigured { ring })?,
             Self::Manager { client, ids } => {
                 let id = ids.get(&ring).ok_or(SecretError::NotConfigured { ring })?;
-                let answer = client.get_secret_value().secret_id(id).send().await.map_err(|error| {
-                    SecretError::Unavailable { ring, problem: DisplayErrorContext(error).to_string() }
-                })?;
+                let answer = client
+                    .get_secret_value()
+                    .secret_id(id)
+                    .send()
+                    .await
+                    .map_err(|error| SecretError::Unavailable { ring, problem: fault::describe(&error) })?;
                 let text = answer
                     .secret_string
                     .ok_or_else(|| SecretError::Malformed { ring, problem: "it is not a string".to_owned() })?;
@@ -115,9 +122,10 @@ impl SecretSource {
 struct Fetched {
     ring: Arc<Keyring>,
     at: Timestamp,
+    tried_at: Timestamp,
 }
 
-/// The rings, fetched once and kept five minutes. While a fetch fails, the ring at hand goes on serving.
+/// The rings, fetched once and kept five minutes. While a fetch fails, the ring at hand goes on serving for an hour.
 pub struct Secrets {
     source: SecretSource,
     clock: Arc<dyn Clock>,
@@ -152,22 +160,22 @@ impl Secrets {
         let mut slot = self.slots.get(&ring).ok_or(SecretError::NotConfigured { ring })?.lock().await;
         let now = self.clock.now();
         if let Some(fetched) = &*slot
-            && now.since(fetched.at) < age
+            && now.since(fetched.tried_at) < age
         {
             return Ok(Arc::clone(&fetched.ring));
         }
         match (self.source.fetch(ring).await, &mut *slot) {
             (Ok(keyring), slot) => {
                 let keyring = Arc::new(keyring);
-                *slot = Some(Fetched { ring: Arc::clone(&keyring), at: now });
+                *slot = Some(Fetched { ring: Arc::clone(&keyring), at: now, tried_at: now });
                 Ok(keyring)
             }
-            (Err(error), Some(stale)) => {
-                tracing::warn!(%error, "a ring could not be fetched again; the last one goes on serving");
-                stale.at = now;
+            (Err(error), Some(stale)) if now.since(stale.at) < SERVES_AT_MOST => {
+                tracing::error!(%error, "a ring could not be fetched again; the last one goes on serving");
+                stale.tried_at = now;
                 Ok(Arc::clone(&stale.ring))
             }
-            (Err(error), None) => Err(error),
+            (Err(error), _) => Err(error),
         }
     }
 }

@@ -25,11 +25,16 @@ impl TryFrom<String> for Name {
         if text.chars().count() > 100 {
             return Err(Invalid::new("must be at most 100 characters"));
         }
-        if text.chars().any(char::is_control) {
-            return Err(Invalid::new("must not contain control characters"));
+        if text.chars().any(|c| c.is_control() || is_invisible(c)) {
+            return Err(Invalid::new("must not contain control characters or invisible ones"));
         }
         Ok(Self(text))
     }
+}
+
+/// Characters that take no space or turn the text around: two names could look alike, or one like nothing.
+fn is_invisible(character: char) -> bool {
+    matches!(character, '\u{200B}' | '\u{200E}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2060}'..='\u{206F}' | '\u{FEFF}')
 }
 
 /// A name for URLs: `[a-z0-9-]{1,63}`.
@@ -93,7 +98,7 @@ mod tests {
     #[test]
     fn names_are_counted_in_characters() {
         assert!(Name::try_from("é".repeat(100)).is_ok());
-        for text in ["", "   ", &"é".repeat(101), "a\u{0}b", "a\nb"] {
+        for text in ["", "   ", &"é".repeat(101), "a\u{0}b", "a\nb", "\u{200B}", "a\u{202E}b", "\u{FEFF}"] {
             assert!(Name::try_from(text.to_owned()).is_err(), "{text:?}");
         }
     }

@@ -1,10 +1,11 @@
-use std::{fmt, str::FromStr, time::Duration};
+use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use super::Invalid;
 
-const NOT_RFC_3339: Invalid = Invalid::new("must be an RFC 3339 date and time such as 2027-01-31T12:00:00Z");
+const NOT_RFC_3339: Invalid =
+    Invalid::new("must be an RFC 3339 date and time before 9999-12-30, such as 2027-01-31T12:00:00Z");
 
 /// An instant in UTC to the millisecond. Reads any RFC 3339 precision and offset (finer digits are cut), prints `2026-11-21T23:07:56.123Z`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -52,7 +53,7 @@ impl FromStr for Timestamp {
         if !is_rfc_3339(text.as_bytes()) {
             return Err(NOT_RFC_3339);
         }
-        let instant: jiff::Timestamp = text.parse().map_err(|_| NOT_RFC_3339)?;
+        let instant: jiff::Timestamp = at_most_nanoseconds(text).parse().map_err(|_| NOT_RFC_3339)?;
         Self::from_millis(instant.as_nanosecond().div_euclid(1_000_000).try_into().map_err(|_| NOT_RFC_3339)?)
             .ok_or(NOT_RFC_3339)
     }
@@ -74,12 +75,19 @@ fn is_rfc_3339(text: &[u8]) -> bool {
     };
     if let [b'.', fraction @ ..] = tail {
         let digits = fraction.iter().take_while(|b| b.is_ascii_digit()).count();
-        if digits == 0 || digits > 9 {
+        if digits == 0 {
             return false;
         }
         tail = &fraction[digits..];
     }
-    matches(head, b"0000-00-00T00:00:00") && (matches!(tail, b"Z" | b"z") || matches(tail, b"+00:00"))
+    let offset = matches(tail, b"+00:00") && tail[1..3] < b"24"[..] && tail[4..6] < b"60"[..];
+    matches(head, b"0000-00-00T00:00:00") && (matches!(tail, b"Z" | b"z") || offset)
+}
+
+/// Cuts the digits of a fraction that the parser would refuse. The text has the shape already.
+fn at_most_nanoseconds(text: &str) -> Cow<'_, str> {
+    let digits = text.bytes().skip(20).take_while(u8::is_ascii_digit).count();
+    if digits > 9 { Cow::Owned(format!("{}{}", &text[..29], &text[20 + digits..])) } else { Cow::Borrowed(text) }
 }
 
 impl TryFrom<String> for Timestamp {
@@ -121,6 +129,7 @@ mod tests {
             ("2026-11-21T23:07:56.1239Z", "2026-11-21T23:07:56.123Z"),
             ("2026-11-22T01:07:56.5+02:00", "2026-11-21T23:07:56.500Z"),
             ("2026-11-21t23:07:56.123456789z", "2026-11-21T23:07:56.123Z"),
+            ("2026-11-21T23:07:56.12345678901234567890-01:30", "2026-11-22T00:37:56.123Z"),
         ] {
             assert_eq!(text.parse::<Timestamp>().unwrap().to_string(), printed);
         }
@@ -138,6 +147,9 @@ mod tests {
             "2026-11-21T23:07:56+0200",
             "2026-13-01T00:00:00Z",
             "2026-02-30T00:00:00Z",
+            "2026-11-21T23:07:56+24:00",
+            "2026-11-21T23:07:56+23:60",
+            "9999-12-31T23:59:59Z",
             "2026-11-21T23:07:56Z[UTC]",
             "+002026-11-21T23:07:56Z",
             "1795000000",

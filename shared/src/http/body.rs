@@ -141,7 +141,7 @@ mod tests {
                 "expires_at",
                 json!("soon"),
                 "expires_at",
-                "expires_at must be an RFC 3339 date and time such as 2027-01-31T12:00:00Z",
+                "expires_at must be an RFC 3339 date and time before 9999-12-30, such as 2027-01-31T12:00:00Z",
             ),
             (
                 "allowed_cidrs",

@@ -6,8 +6,7 @@ use super::{Access, ApiKeyCaller, Caller, Error, Route, access::admit_address, i
 use crate::{
     app::App,
     auth::{self, ValidKey, Verdict},
-    domain::{Actor, ActorKind, AuditEvent, Changes, Id, ResourceRef, Timestamp, client_address},
-    store,
+    domain::{Actor, ActorKind, ApiKey, AuditEvent, Changes, Id, ResourceRef, Timestamp, client_address},
 };
 
 /// One request to a route, judged and parsed.
@@ -28,8 +27,6 @@ pub struct Origin {
     pub request_id: String,
     pub ip_address: Option<String>,
     pub user_agent: Option<String>,
-    /// The path as it was asked for, without the stage.
-    pub(super) path: String,
     pub(super) bearer: Option<SecretString>,
 }
 
@@ -52,13 +49,26 @@ impl<R: Route> Call<R>
 where
     R::Access: Access<Caller = ApiKeyCaller>,
 {
-    /// Judges the calling key once more, by its state as it was read for this call: for what outlives the gateway's cached verdict.
-    pub fn readmit(&self, state: store::Access) -> Result<ValidKey, Error> {
-        let Verdict::Valid(valid) = auth::judge(state, self.now) else {
+    /// Judges the calling key once more, by its state as it is now: for what outlives the gateway's cached verdict, such as a token or another
+    /// key. A write that hangs on it is staged with [`Transaction::while_unchanged`](crate::store::Transaction::while_unchanged).
+    pub async fn readmit(&self, app: &App) -> Result<ValidKey, Error> {
+        let state = app.store.access(self.caller.organization_id, self.caller.api_key_id).await?;
+        let Verdict::Valid(valid) = auth::judge(state.ok_or(Error::Unauthorized)?, self.now) else {
             return Err(Error::Unauthorized);
         };
         R::Access::admit(admit_address(Some(Caller::api_key(&valid)), self.origin.address()), None)?;
         Ok(*valid)
+    }
+
+    /// The calling key, judged once more, and the key that it means to change: one read for both if they are the same, so that the
+    /// condition on the one is a condition on the other.
+    pub async fn caller_and_target(&self, app: &App, target: Id) -> Result<(ApiKey, ApiKey), Error> {
+        let caller = self.readmit(app).await?.api_key;
+        if caller.id == target {
+            return Ok((caller.clone(), caller));
+        }
+        let target = app.store.api_key(self.caller.organization_id, target).await?.ok_or(Error::NotFound)?;
+        Ok((caller, target))
     }
 
     pub fn audit_event(&self, app: &App, event: NewAuditEvent) -> AuditEvent {

@@ -59,7 +59,7 @@ impl Caller {
             ("kind", Some(kind.to_owned())),
             ("organization_id", Some(principal.organization_id.to_string())),
             ("organization_slug", Some(principal.organization_slug.clone())),
-            ("scopes", Some(principal.scopes.to_string())),
+            ("scopes", Some(or_none(principal.scopes.to_string()))),
             ("api_key_id", Some(principal.api_key_id.to_string())),
             ("api_key_prefix", principal.api_key_prefix.clone()),
             ("api_key_name", self.api_key_name.clone()),
@@ -68,7 +68,7 @@ impl Caller {
             ("sub", principal.sub.clone()),
             ("budget_ok", Some(principal.budget_ok.to_string())),
             ("budget_reason", principal.budget_reason.clone()),
-            ("allowed_cidrs", Some(self.allowed_cidrs.to_words())),
+            ("allowed_cidrs", Some(or_none(self.allowed_cidrs.to_words()))),
         ];
         entries.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
@@ -81,6 +81,7 @@ impl Caller {
             Some(_) => Err(BadContext),
         };
         let required = |name: &str| text(name)?.ok_or(BadContext);
+        let words = |name: &str| Ok(Some(required(name)?).filter(|words| *words != NONE).unwrap_or_default());
         let owned = |name: &str| Ok(text(name)?.map(ToOwned::to_owned));
         let id = |name: &str| Id::parse(required(name)?).ok_or(BadContext);
         let kind = match required("kind")? {
@@ -92,7 +93,7 @@ impl Caller {
             kind,
             organization_id: id("organization_id")?,
             organization_slug: required("organization_slug")?.to_owned(),
-            scopes: ScopeSet::from_words(required("scopes")?).ok_or(BadContext)?,
+            scopes: ScopeSet::from_words(words("scopes")?).ok_or(BadContext)?,
             api_key_id: id("api_key_id")?,
             api_key_prefix: owned("api_key_prefix")?,
             project_id: text("project_id")?.map(|text| Id::parse(text).ok_or(BadContext)).transpose()?,
@@ -108,9 +109,16 @@ impl Caller {
         Ok(Self {
             principal,
             api_key_name: owned("api_key_name")?,
-            allowed_cidrs: AllowedCidrs::from_words(required("allowed_cidrs")?).ok_or(BadContext)?,
+            allowed_cidrs: AllowedCidrs::from_words(words("allowed_cidrs")?).ok_or(BadContext)?,
         })
     }
+}
+
+/// Stands for an empty list: nothing says that every gateway keeps an empty string.
+const NONE: &str = "none";
+
+fn or_none(words: String) -> String {
+    if words.is_empty() { NONE.to_owned() } else { words }
 }
 
 #[cfg(test)]
@@ -148,6 +156,15 @@ mod tests {
         context.insert("principalId".to_owned(), "x".into());
         context.insert("integrationLatency".to_owned(), 12.into());
         assert_eq!(Caller::from_context(&context), Ok(caller()));
+    }
+
+    #[test]
+    fn no_value_is_an_empty_string() {
+        let mut caller = caller();
+        caller.principal.scopes = ScopeSet::NONE;
+        caller.allowed_cidrs = AllowedCidrs::default();
+        assert!(caller.to_context().values().all(|value| !value.is_empty()));
+        assert_eq!(Caller::from_context(&context(&caller)), Ok(caller));
     }
 
     #[test]

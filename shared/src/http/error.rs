@@ -145,7 +145,9 @@ impl From<CommitError> for Error {
 impl From<Conflict> for Error {
     fn from(conflict: Conflict) -> Self {
         let (code, message) = match conflict {
-            Conflict::Remembered | Conflict::IdTaken | Conflict::Changed => return Self::Raced,
+            Conflict::Remembered | Conflict::IdTaken | Conflict::Changed | Conflict::CallerChanged => {
+                return Self::Raced;
+            }
             Conflict::SlugTaken => ("slug_taken", "The slug is taken: choose another one"),
             Conflict::LastAdminKey => (
                 "last_admin_key",

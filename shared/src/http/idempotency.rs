@@ -37,37 +37,42 @@ pub enum Reveals {
 
 /// A request's idempotency key, bound to who sent it, where to and what.
 pub(super) struct IdempotencyKey {
-    /// SHA-256 over credential, path and key, in URL-safe base64: where the record lies.
+    /// SHA-256 over credential, place and key, in URL-safe base64: where the record lies.
     hash: String,
     seal: SealingKey,
     fingerprint: [u8; 32],
 }
 
 impl IdempotencyKey {
-    /// The header, if it was sent. `body` is hashed in canonical order, so that spacing and the order of fields do not matter.
+    /// The header, if it was sent. `place` is the route with its path's variables, which do not depend on the host name; `body` is hashed in canonical order, so that spacing and the order of fields do not matter.
     pub(super) fn of(
         headers: &HeaderMap,
         principal: &Principal,
         origin: &Origin,
+        place: &str,
         body: &Value,
     ) -> Result<Option<Self>, Error> {
-        let Some(header) = headers.get(HEADER) else {
+        let mut sent = headers.get_all(HEADER).iter();
+        let Some(header) = sent.next() else {
             return Ok(None);
         };
+        if sent.next().is_some() {
+            return Err(Error::invalid("Idempotency-Key", "must be given once"));
+        }
         let key = header.as_bytes();
         if !(1..=255).contains(&key.len()) || !key.iter().all(|byte| (b' '..=b'~').contains(byte)) {
             return Err(Error::invalid("Idempotency-Key", "must be 1 to 255 printable ASCII characters"));
         }
         let bearer = origin.bearer.as_ref().ok_or(Error::Unauthorized)?.expose_secret().as_bytes();
-        let mut place = digest::Context::new(&digest::SHA256);
-        for part in [principal.api_key_id.to_string().as_bytes(), origin.path.as_bytes(), key] {
-            place.update(&(part.len() as u64).to_be_bytes());
-            place.update(part);
+        let mut hash = digest::Context::new(&digest::SHA256);
+        for part in [principal.api_key_id.to_string().as_bytes(), place.as_bytes(), key] {
+            hash.update(&(part.len() as u64).to_be_bytes());
+            hash.update(part);
         }
         let mac = sealing::derive_mac_key(bearer, key, b"karta idempotency fingerprint");
         let body = serde_json::to_vec(&Canonical(body)).map_err(|error| Error::Internal(error.to_string()))?;
         Ok(Some(Self {
-            hash: BASE64_URL_SAFE_NO_PAD.encode(place.finish()),
+            hash: BASE64_URL_SAFE_NO_PAD.encode(hash.finish()),
             seal: sealing::derive_key(bearer, key, b"karta idempotency answer"),
             fingerprint: mac.tag(&body),
         }))

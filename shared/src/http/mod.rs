@@ -26,7 +26,7 @@ pub use self::{
     caller::{BadContext, Caller},
     error::Error,
     idempotency::Reveals,
-    query::{Commas, Limit, NoQuery},
+    query::{AnyQuery, Commas, Limit, NoQuery},
     resources::ApiKeyResource,
     route::{FromPath, ProjectRef, Route},
     serve::{run, serve},

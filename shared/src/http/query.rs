@@ -15,6 +15,10 @@ use crate::domain::Invalid;
 #[serde(deny_unknown_fields)]
 pub struct NoQuery {}
 
+/// The query of a route that passes over whatever is sent: probes add things against caches.
+#[derive(Debug, Deserialize)]
+pub struct AnyQuery {}
+
 /// `?limit=`: 1 to 100 items a page, 50 unless asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]

@@ -1,4 +1,4 @@
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, process::ExitCode, sync::Arc, time::Instant};
 
 use http::{HeaderValue, Method, StatusCode, header};
 use lambda_http::{
@@ -19,6 +19,7 @@ use crate::{
     app::App,
     config::DEADLINE,
     domain::{Id, Principal},
+    entropy::uuid,
     telemetry,
 };
 
@@ -26,10 +27,13 @@ use crate::{
 const RUNS: usize = 10;
 
 /// Runs a route as a Lambda function: what a function's `main` does.
-pub async fn run<R: Route>() -> Result<(), lambda_http::Error> {
+pub async fn run<R: Route>() -> ExitCode {
+    telemetry::exit_code(R::NAME, serve_events::<R>().await)
+}
+
+async fn serve_events<R: Route>() -> Result<(), lambda_http::Error> {
     telemetry::init(telemetry::Output::Stdout, "info")?;
-    let app = App::deployed().await.inspect_err(|error| tracing::error!(%error, "the function cannot start"))?;
-    let app = &app;
+    let app = &App::deployed().await?;
     lambda_http::run(service_fn(move |request: Request| async move {
         Ok::<_, lambda_http::Error>(serve::<R>(app, request).await)
     }))
@@ -40,7 +44,7 @@ pub async fn run<R: Route>() -> Result<(), lambda_http::Error> {
 pub async fn serve<R: Route>(app: &App, request: Request) -> Response<Body> {
     let started = Instant::now();
     let context = gateway_context(&request);
-    let origin = Arc::new(origin(&request, context));
+    let origin = Arc::new(origin(app, &request, context));
     let caller = context.and_then(|context| Caller::from_context(&context.authorizer.fields).ok());
     let who = caller.as_ref().map(|caller| (caller.principal.organization_id, caller.principal.api_key_id));
 
@@ -103,7 +107,12 @@ fn idempotency_key<R: Route>(
     body: &Value,
 ) -> Result<Option<IdempotencyKey>, Error> {
     match principal {
-        Some(principal) if R::IDEMPOTENT => IdempotencyKey::of(request.headers(), principal, origin, body),
+        Some(principal) if R::IDEMPOTENT => {
+            let variables: BTreeMap<_, _> =
+                request.path_parameters_ref().into_iter().flat_map(QueryMap::iter).collect();
+            let place = format!("{} {variables:?}", R::NAME);
+            IdempotencyKey::of(request.headers(), principal, origin, &place, body)
+        }
         _ => Ok(None),
     }
 }
@@ -115,18 +124,24 @@ fn gateway_context(request: &Request) -> Option<&ApiGatewayProxyRequestContext> 
     }
 }
 
-fn origin(request: &Request, context: Option<&ApiGatewayProxyRequestContext>) -> Origin {
+fn origin(app: &App, request: &Request, context: Option<&ApiGatewayProxyRequestContext>) -> Origin {
     let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
     let bearer = header(header::AUTHORIZATION)
         .and_then(|value| value.split_once(' '))
         .map(|(_, token)| SecretString::from(token));
+    let request_id = context.and_then(|context| context.request_id.clone()).filter(|id| is_plain(id));
     Origin {
-        request_id: context.and_then(|context| context.request_id.clone()).unwrap_or_default(),
+        request_id: request_id.unwrap_or_else(|| uuid(&*app.entropy)),
         ip_address: context.and_then(|context| context.identity.source_ip.clone()),
         user_agent: header(header::USER_AGENT).map(|agent| telemetry::scrub(agent).chars().take(256).collect()),
-        path: request.raw_http_path().to_owned(),
         bearer,
     }
+}
+
+/// API Gateway lets clients choose the request id; what is not plain goes into no header, log or audit event.
+fn is_plain(request_id: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_' || byte == b'=';
+    !request_id.is_empty() && request_id.len() <= 128 && request_id.bytes().all(plain)
 }
 
 /// One line per request.

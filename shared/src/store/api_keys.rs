@@ -30,26 +30,53 @@ impl Transaction {
         if key.is_usable_admin() { self.count_admin(organization) } else { Ok(()) }
     }
 
-    /// A changed key, and with it the organization's count of usable admin keys, which never falls to zero.
-    pub fn update_api_key(&mut self, organization: Id, before: &ApiKey, after: &ApiKey) -> Result<(), StoreError> {
+    /// A key that `caller` changed, and with it the organization's count of usable admin keys, which never falls to zero.
+    pub fn update_api_key(
+        &mut self,
+        organization: Id,
+        caller: &ApiKey,
+        before: &ApiKey,
+        after: &ApiKey,
+    ) -> Result<(), StoreError> {
         match (before.is_usable_admin(), after.is_usable_admin()) {
             (true, false) => self.discount_admin(organization)?,
             (false, true) => self.count_admin(organization)?,
             (true, true) | (false, false) => {}
         }
-        self.replace(Table::Main, &Key::api_key(organization, after.id), after, before.version)
+        self.replace_api_key(organization, caller, before, after)
     }
 
-    /// A key that gave way, and its successor. The count of usable admin keys stays: the successor may what the key could.
+    /// Makes the transaction hang on the calling key's state as it was read, for a key that it does not write itself.
+    pub fn while_unchanged(&mut self, organization: Id, caller: &ApiKey) -> Result<(), StoreError> {
+        let key = Key::api_key(organization, caller.id);
+        self.check_version(Table::Main, &key, caller.version, Conflict::CallerChanged)
+    }
+
+    /// A key that gave way to a successor at `caller`'s wish, and its successor. The count of usable admin keys stays: the successor may what the key could.
     pub fn rotate_api_key(
         &mut self,
         organization: Id,
+        caller: &ApiKey,
         before: &ApiKey,
         after: &ApiKey,
         successor: &ApiKey,
         digest: Digest,
     ) -> Result<(), StoreError> {
         self.add_api_key(organization, successor, digest)?;
+        self.replace_api_key(organization, caller, before, after)
+    }
+
+    /// A key that changes itself is held by the condition of its own write: one transaction takes one operation per item.
+    fn replace_api_key(
+        &mut self,
+        organization: Id,
+        caller: &ApiKey,
+        before: &ApiKey,
+        after: &ApiKey,
+    ) -> Result<(), StoreError> {
+        if caller.id != after.id {
+            self.while_unchanged(organization, caller)?;
+        }
         self.replace(Table::Main, &Key::api_key(organization, after.id), after, before.version)
     }
 

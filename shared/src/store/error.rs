@@ -1,4 +1,6 @@
-use aws_sdk_dynamodb::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
+
+use crate::fault;
 
 /// Why the store did not answer. The text is for the log, never for a client.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +28,7 @@ where
                     | "IdempotentParameterMismatchException"
             )
         );
-        let text = DisplayErrorContext(&error).to_string();
+        let text = fault::describe(&error);
         if ours { Self::Fault(text) } else { Self::Unavailable(text) }
     }
 }

@@ -10,6 +10,9 @@ use crate::domain::Id;
 /// How many items one page looks at: a filter that matches little must not read a whole tenant.
 const EXAMINED_AT_MOST: usize = 1_000;
 
+/// How many bytes of items one page looks at. An answer is a string in Lambda's 6 MB, in which one byte may take four.
+const BYTES_AT_MOST: usize = 1_000_000;
+
 /// A page of a list, newest first.
 #[derive(Debug)]
 pub struct Page<T> {
@@ -31,7 +34,7 @@ impl Store {
     ) -> Result<Page<T>, StoreError> {
         let mut items = Vec::with_capacity(limit);
         let mut resume_below = below;
-        let mut examined = 0;
+        let (mut examined, mut bytes) = (0, 0);
         loop {
             // One more than is wanted tells whether another page follows.
             let ask = (limit + 1 - items.len()).max(examined.min(200)).min(EXAMINED_AT_MOST + 1 - examined);
@@ -50,12 +53,15 @@ impl Store {
                 .await?;
             let exhausted = output.last_evaluated_key.is_none();
             for item in output.items.unwrap_or_default() {
+                let size: usize = item.iter().map(|(name, value)| name.len() + size_of(value)).sum();
                 let item = decode(item)?;
                 let at = id(&item);
-                if items.len() == limit || examined == EXAMINED_AT_MOST {
+                let full = items.len() == limit || examined == EXAMINED_AT_MOST || bytes + size > BYTES_AT_MOST;
+                if full && examined > 0 {
                     return Ok(Page { items, resume_below });
                 }
                 examined += 1;
+                bytes += size;
                 resume_below = Some(at);
                 if keep(&item) {
                     items.push(item);
@@ -65,5 +71,15 @@ impl Store {
                 return Ok(Page { items, resume_below: None });
             }
         }
+    }
+}
+
+/// About as DynamoDB counts an attribute.
+fn size_of(value: &AttributeValue) -> usize {
+    match value {
+        AttributeValue::S(text) | AttributeValue::N(text) => text.len(),
+        AttributeValue::L(items) => items.iter().map(size_of).sum(),
+        AttributeValue::M(fields) => fields.iter().map(|(name, value)| name.len() + size_of(value)).sum(),
+        _ => 1,
     }
 }

@@ -6,7 +6,7 @@
 //! | --- | --- | --- | --- |
 //! | credentials | `KP#<prefix>` | `K#<key id>` | digest, organization and id of an API key; never changes |
 //! | main | `ORG#<org>` | `META` | the organization |
-//! | main | `ORG#<org>` | `ADMINS` | how many usable admin keys it has |
+//! | main | `ADM#<org>` | `COUNT` | how many usable admin keys it has |
 //! | main | `KEY#<org>` | key id | an API key without its digest |
 //! | main | `PRJ#<org>` | project id | an agent project |
 //! | main | `PRJ#<org>` | `SLUG#<slug>` | claims a project's slug, holds its id |
@@ -70,7 +70,7 @@ impl Key {
     }
 
     pub fn admins(organization: Id) -> Self {
-        Self::of(format!("ORG#{organization}"), "ADMINS".to_owned())
+        Self::of(format!("ADM#{organization}"), "COUNT".to_owned())
     }
 
     pub fn api_key(organization: Id, key: Id) -> Self {

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::{
     operation::transact_write_items::TransactWriteItemsError,
-    types::{AttributeValue, Put, TransactWriteItem, Update},
+    types::{AttributeValue, ConditionCheck, Put, TransactWriteItem, Update},
 };
 use serde::Serialize;
 
@@ -28,6 +28,8 @@ pub enum Conflict {
     SlugTaken,
     /// The change would leave the organization without a usable admin key.
     LastAdminKey,
+    /// The calling key was changed: judge it again.
+    CallerChanged,
 }
 
 /// Why a transaction did not commit. Nothing of it was written, except after [`StoreError::Unavailable`], where that is unknown.
@@ -80,6 +82,25 @@ impl Transaction {
             put.condition_expression("version = :read")
                 .expression_attribute_values(":read", AttributeValue::N(version.to_string()))
         })
+    }
+
+    /// Demands of an item that it still has the `version` that was read.
+    pub(super) fn check_version(
+        &mut self,
+        table: Table,
+        key: &Key,
+        version: u64,
+        conflict: Conflict,
+    ) -> Result<(), StoreError> {
+        let check = ConditionCheck::builder()
+            .table_name(self.store.table(table))
+            .set_key(Some(key.attributes()))
+            .condition_expression("version = :read")
+            .expression_attribute_values(":read", AttributeValue::N(version.to_string()))
+            .build()
+            .map_err(|error| StoreError::Fault(error.to_string()))?;
+        self.writes.push((TransactWriteItem::builder().condition_check(check).build(), conflict));
+        Ok(())
     }
 
     pub(super) fn put<T: Serialize>(

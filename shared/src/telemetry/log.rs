@@ -2,6 +2,7 @@ use std::{
     fs::File,
     io::{self, Write},
     panic::PanicHookInfo,
+    process::ExitCode,
 };
 
 use tracing::{Level, Subscriber, level_filters::LevelFilter};
@@ -53,6 +54,17 @@ pub fn init(out: Output, directives: &str) -> Result<(), InitError> {
     tracing::subscriber::set_global_default(subscriber(out, directives)?)?;
     std::panic::set_hook(Box::new(log_panic));
     Ok(())
+}
+
+/// How a function's process ends. A failure is told in the log: returned from `main`, it would be printed past the scrubber.
+pub fn exit_code(route: &str, outcome: Result<(), impl std::fmt::Display>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(route, %error, "the function ends");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn subscriber(out: Output, directives: &str) -> Result<impl Subscriber + Send + Sync, InitError> {

@@ -20,5 +20,5 @@
 mod log;
 mod scrub;
 
-pub use log::{InitError, Output, init};
+pub use log::{InitError, Output, exit_code, init};
 pub use scrub::scrub;

@@ -169,15 +169,16 @@ impl World {
 
     /// One DynamoDB operation, straight to the embedded store.
     pub(crate) async fn dynamodb(&self, operation: &str, body: Value) -> Value {
+        let access_key = self.runner.emulator.access_key().expose_secret();
         let answer = self
             .client
-            .post(&self.runner.dynamodb_endpoint)
+            .post(self.runner.emulator.endpoint())
             .header("x-amz-target", format!("DynamoDB_20120810.{operation}"))
             .header("content-type", "application/x-amz-json-1.0")
             .header("x-amz-date", "20261121T120000Z")
             .header(
                 "authorization",
-                "AWS4-HMAC-SHA256 Credential=local/20261121/us-east-1/dynamodb/aws4_request, SignedHeaders=host, Signature=00",
+                format!("AWS4-HMAC-SHA256 Credential={access_key}/20261121/us-east-1/dynamodb/aws4_request"),
             )
             .body(body.to_string())
             .send()

@@ -68,9 +68,8 @@ impl Tables {
 
     /// The count that the code under test keeps, by organization.
     fn admins_counted(&self) -> BTreeMap<String, u64> {
-        let counters = self.under("ORG#").filter(|item| item["sk"] == "ADMINS");
-        counters
-            .map(|item| (item["pk"].as_str().unwrap().replace("ORG#", ""), item["usable"].as_u64().unwrap()))
+        self.under("ADM#")
+            .map(|item| (item["pk"].as_str().unwrap().replace("ADM#", ""), item["usable"].as_u64().unwrap()))
             .collect()
     }
 

@@ -11,21 +11,22 @@ use regex::Regex;
 use serde_json::Value;
 
 /// The modules of `shared` and what each may use of the others. A new one gets a line here first.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("app", &["auth", "clock", "config", "domain", "entropy", "store"]),
     ("auth", &["app", "clock", "config", "domain", "store"]),
     ("clock", &["domain"]),
-    ("config", &["clock", "domain", "store"]),
+    ("config", &["clock", "domain", "fault", "store"]),
     ("domain", &[]),
     ("entropy", &["domain"]),
-    ("http", &["app", "auth", "clock", "config", "domain", "sealing", "store", "telemetry"]),
+    ("fault", &[]),
+    ("http", &["app", "auth", "clock", "config", "domain", "entropy", "sealing", "store", "telemetry"]),
     ("sealing", &[]),
-    ("store", &["domain"]),
+    ("store", &["domain", "fault"]),
     ("telemetry", &[]),
 ];
 /// What only some modules of `shared` may name.
 const FENCED: [(&str, &[&str]); 6] = [
-    ("aws_sdk_", &["app", "config", "store"]),
+    ("aws_sdk_", &["app", "config", "fault", "store"]),
     ("aws_config", &["app", "config"]),
     ("serde_dynamo", &["store"]),
     ("aws_lambda_events", &["http"]),
