@@ -10,19 +10,16 @@ pub(crate) fn describe<E>(error: &SdkError<E>) -> String
 where
     E: ProvideErrorMetadata + Error + 'static,
 {
-    let service = error.as_service_error();
-    let mut text = match error {
+    match error {
         SdkError::ConstructionFailure(_) => "the request could not be made".to_owned(),
         SdkError::TimeoutError(_) => "no answer in time".to_owned(),
         SdkError::DispatchFailure(failure) => with_causes("no connection", failure.as_connector_error()),
-        SdkError::ResponseError(_) => "an answer that cannot be read".to_owned(),
-        _ => "refused".to_owned(),
-    };
-    if let Some(refusal) = service {
-        let (code, message) = (refusal.code().unwrap_or("no code"), refusal.message().unwrap_or("no message"));
-        write!(text, ": {code}: {message}").ok();
+        SdkError::ServiceError(refusal) => match refusal.err().code() {
+            Some(code) => format!("{code}: {}", refusal.err().message().unwrap_or("no message")),
+            None => "an answer that cannot be read".to_owned(),
+        },
+        _ => "an answer that cannot be read".to_owned(),
     }
-    text
 }
 
 fn with_causes<E: Error + 'static>(text: &str, error: Option<&E>) -> String {

@@ -188,6 +188,13 @@ impl std::fmt::Debug for Secrets {
 
 #[cfg(test)]
 mod tests {
+    use aws_smithy_runtime_api::client::{
+        http::{HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector},
+        orchestrator::{HttpRequest, HttpResponse},
+        runtime_components::RuntimeComponents,
+    };
+    use aws_smithy_types::body::SdkBody;
+
     use super::*;
     use crate::clock::ManualClock;
 
@@ -216,5 +223,53 @@ mod tests {
     async fn a_ring_that_was_not_given_is_refused_by_name() {
         let error = secrets("{}").ring(Ring::KeyTag).await.unwrap_err().to_string();
         assert_eq!(error, "the key-tag ring is not configured for this function: set KARTA_SECRET_KEY_TAG");
+    }
+
+    /// Secrets Manager, answering this body to everything.
+    #[derive(Debug, Clone)]
+    struct Canned(&'static str);
+
+    impl HttpConnector for Canned {
+        fn call(&self, _: HttpRequest) -> HttpConnectorFuture {
+            let answer = HttpResponse::try_from(http::Response::new(SdkBody::from(self.0))).unwrap();
+            HttpConnectorFuture::ready(Ok(answer))
+        }
+    }
+
+    impl HttpClient for Canned {
+        fn http_connector(&self, _: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
+            SharedHttpConnector::new(self.clone())
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_cannot_be_read_is_not_shown() {
+        let ring = r#"{"SecretString":"{\"current\":\"k1\",\"k1\":\"s3cret\"}","CreatedDate":"not a number"}"#;
+        let config = aws_sdk_secretsmanager::Config::builder()
+            .behavior_version(aws_config::BehaviorVersion::latest())
+            .region(aws_config::Region::from_static("us-east-1"))
+            .credentials_provider(aws_sdk_dynamodb::config::Credentials::new("a", "b", None, None, "test"))
+            .http_client(Canned(ring))
+            .build();
+        let client = aws_sdk_secretsmanager::Client::from_conf(config);
+        let ids = HashMap::from([(Ring::Cursor, "cursor".to_owned())]);
+        let secrets = Secrets::new(SecretSource::Manager { client, ids }, Arc::new(crate::clock::SystemClock));
+        let error = secrets.warm_up().await.unwrap_err();
+        assert_eq!(error.to_string(), "the cursor ring cannot be fetched: an answer that cannot be read");
+        assert!(!format!("{error:?}").contains("s3cret"));
+    }
+
+    #[tokio::test]
+    async fn a_ring_that_cannot_be_fetched_again_serves_for_an_hour() {
+        let clock = Arc::new(ManualClock::at("2026-11-21T00:00:00Z".parse().unwrap()));
+        let text = format!(r#"{{"current":"k1","k1":"{}"}}"#, "s".repeat(32));
+        let source = SecretSource::Fixed(HashMap::from([(Ring::Cursor, text.into())]));
+        let mut secrets = Secrets::new(source, Arc::clone(&clock) as Arc<dyn Clock>);
+        secrets.warm_up().await.unwrap();
+        secrets.source = SecretSource::Fixed(HashMap::from([(Ring::Cursor, "malformed".into())]));
+        clock.advance(Duration::from_mins(59));
+        assert!(secrets.ring(Ring::Cursor).await.is_ok());
+        clock.advance(KEPT_FOR);
+        assert!(secrets.ring(Ring::Cursor).await.is_err());
     }
 }

@@ -243,3 +243,19 @@ async fn addresses_are_judged_by_the_connection_and_not_by_what_a_client_claims(
         world.get("/v1/whoami").bearer(&here).header(name, value).send().await.expect(200);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_embedded_store_opens_to_its_access_key_alone() {
+    let world = World::start().await;
+    let scan = json!({ "TableName": "karta-credentials" }).to_string();
+    let client = reqwest::Client::new();
+    for credential in ["", "AWS4-HMAC-SHA256 Credential=local/20261121/us-east-1/dynamodb/aws4_request, Signature=00"] {
+        let request = client.post(world.runner.emulator.endpoint()).header("x-amz-target", "DynamoDB_20120810.Scan");
+        let answer = request.header("authorization", credential).header("origin", "https://evil.example");
+        let answer = answer.body(scan.clone()).send().await.unwrap();
+        assert_eq!(answer.status(), 400);
+        assert!(!answer.headers().contains_key("access-control-allow-origin"));
+        assert_eq!(answer.text().await.unwrap(), r#"{"__type":"UnrecognizedClientException"}"#);
+    }
+    world.dynamodb("Scan", json!({ "TableName": "karta-credentials" })).await;
+}

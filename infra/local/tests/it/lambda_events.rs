@@ -108,6 +108,18 @@ async fn functions_answer_events_of_a_rest_api() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_id_that_is_not_plain_is_replaced() {
+    let world = World::start().await;
+    let event = event("GET", "/healthz", &Value::Null, &json!({}), &Value::Null);
+    for chosen in ["a\\r\\nset-cookie: x", "\\\"},{", "", &"a".repeat(129)] {
+        let event = event.replace("c6af9ac6-7b61-11e6-9a41-93e8deadbeef", chosen);
+        let request = lambda_http::request::from_str(&event).unwrap();
+        let response = serve::<healthz::Healthz>(&world.runner.app, request).await;
+        assert_eq!(response.headers()["x-request-id"].len(), 36, "{chosen}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_event_without_a_caller_is_unauthorized() {
     let world = World::start().await;
     let anonymous = event("GET", "/v1/whoami", &Value::Null, &json!({}), &Value::Null);

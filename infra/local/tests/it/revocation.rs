@@ -125,3 +125,47 @@ async fn a_denial_is_not_kept_longer_either() {
     clock.advance(GATEWAY_KEEPS);
     assert_eq!(status(&world, &token).await, 200);
 }
+
+/// A key with every scope whose verdict the gateway has just cached, cut down by another one.
+async fn cut_down(world: &World, change: Value) -> (u64, String) {
+    let (id, token) = used_key(world, &["read", "write", "admin"]).await;
+    patch(world, id, change).await;
+    (id, token)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_was_cut_down_cannot_give_itself_its_rights_back() {
+    let (world, _clock) = World::start_at_noon().await;
+    let whole = json!({ "scopes": ["read", "write", "admin"], "expires_at": null, "allowed_cidrs": null });
+    for (change, status) in [
+        (json!({ "scopes": ["read"] }), 403),
+        (json!({ "allowed_cidrs": ["10.0.0.0/8"] }), 401),
+        (json!({ "scopes": ["read"], "expires_at": "2027-01-01T00:00:00Z" }), 403),
+    ] {
+        let (id, token) = cut_down(&world, change.clone()).await;
+        let path = format!("/v1/api_keys/{id}");
+        world.patch(&path, whole.clone()).bearer(&token).send().await.refused(status);
+        world.post(&format!("{path}/rotate"), json!({})).bearer(&token).send().await.refused(status);
+        world
+            .post("/v1/api_keys", json!({ "name": "x", "scopes": ["admin"] }))
+            .bearer(&token)
+            .send()
+            .await
+            .refused(status);
+        let key = world.get(&path).send().await.expect(200)["api_key"].take();
+        for (field, value) in change.as_object().unwrap().iter().filter(|(field, _)| *field != "expires_at") {
+            assert_eq!(&key[field], value);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_key_leaves_no_other_key_behind() {
+    let (world, _clock) = World::start_at_noon().await;
+    let (id, token) = used_key(&world, &["read", "admin"]).await;
+    revoke(&world, id).await;
+    let heir = json!({ "name": "heir", "scopes": ["admin"] });
+    let refused = world.post("/v1/api_keys", heir).bearer(&token).send().await;
+    assert_eq!(refused.refused(401), json!({ "detail": "Unauthorized" }));
+    world.delete("/v1/api_keys/1").bearer(&token).send().await.refused(401);
+}
