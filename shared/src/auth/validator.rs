@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use quick_cache::sync::Cache;
+use tokio::time::timeout;
 
 use super::Undecided;
 use crate::{
@@ -19,6 +20,12 @@ const REFUSALS_KEPT: usize = 10_000;
 /// How long a wrong token is refused without another bcrypt.
 const REFUSAL_KEPT_FOR: Duration = Duration::from_secs(5);
 
+/// How late `last_used_at` may be: a key in use costs one write in this time, not one per request.
+const USE_NOTED_EVERY: Duration = Duration::from_mins(1);
+
+/// How long a validation waits for that write at most.
+const USE_NOTED_WITHIN: Duration = Duration::from_millis(250);
+
 /// Judges API keys.
 ///
 /// Shape and tag → candidates by prefix → bcrypt → only then revocation, expiry and the rest. The proof, an immutable fact, is
@@ -29,6 +36,8 @@ pub struct Validator {
     app: App,
     proofs: Cache<[u8; 32], Proof>,
     refusals: Cache<[u8; 32], Timestamp>,
+    /// When this process last noted a key's use.
+    noted: Cache<Id, Timestamp>,
 }
 
 /// "This token is the plaintext of that key."
@@ -77,7 +86,12 @@ impl Invalidity {
 
 impl Validator {
     pub fn new(app: App) -> Self {
-        Self { app, proofs: Cache::new(PROOFS_KEPT), refusals: Cache::new(REFUSALS_KEPT) }
+        Self {
+            app,
+            proofs: Cache::new(PROOFS_KEPT),
+            refusals: Cache::new(REFUSALS_KEPT),
+            noted: Cache::new(PROOFS_KEPT),
+        }
     }
 
     pub async fn validate(&self, text: &str) -> Result<Verdict, Undecided> {
@@ -90,8 +104,25 @@ impl Validator {
         let Some(proof) = self.prove(&token).await? else {
             return Ok(Verdict::Invalid(Invalidity::Unproven));
         };
-        let access = self.app.store.access(proof.organization_id, proof.api_key_id).await?;
-        Ok(access.map_or(Verdict::Invalid(Invalidity::Unproven), |access| judge(access, self.app.clock.now())))
+        let (access, ()) =
+            tokio::join!(self.app.store.access(proof.organization_id, proof.api_key_id), self.note_use(proof));
+        Ok(access?.map_or(Verdict::Invalid(Invalidity::Unproven), |access| judge(access, self.app.clock.now())))
+    }
+
+    /// Notes a key's use beside the read that is waited for anyway. Best effort: no validation fails because of it.
+    async fn note_use(&self, proof: Proof) {
+        let now = self.app.clock.now();
+        if self.noted.get(&proof.api_key_id).is_some_and(|at| now.since(at) < USE_NOTED_EVERY) {
+            return;
+        }
+        self.noted.insert(proof.api_key_id, now);
+        let (organization, key) = (proof.organization_id, proof.api_key_id);
+        let noted = self.app.store.note_use(organization, key, now, USE_NOTED_EVERY);
+        match timeout(USE_NOTED_WITHIN, noted).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the use of a key was not noted"),
+            Err(_) => tracing::warn!("the use of a key was not noted within {USE_NOTED_WITHIN:?}"),
+        }
     }
 
     /// Whose plaintext the token is. Concurrent first proofs of one token run one bcrypt.

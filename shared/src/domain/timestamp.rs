@@ -34,6 +34,12 @@ impl Timestamp {
         Self(self.0.saturating_add(by).unwrap_or(jiff::Timestamp::MAX))
     }
 
+    /// The instant `by` earlier, or the beginning of time.
+    #[must_use]
+    pub fn minus(self, by: Duration) -> Self {
+        Self(self.0.saturating_sub(by).unwrap_or(jiff::Timestamp::MIN))
+    }
+
     /// How long ago `earlier` was; zero if it is still to come.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::try_from(self.0.duration_since(earlier.0)).unwrap_or(Duration::ZERO)

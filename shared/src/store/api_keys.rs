@@ -1,10 +1,12 @@
-use aws_sdk_dynamodb::types::AttributeValue;
+use std::time::Duration;
+
+use aws_sdk_dynamodb::{error::ProvideErrorMetadata, types::AttributeValue};
 
 use super::{
     Conflict, Credential, Digest, Page, Store, StoreError, Transaction,
     table::{Key, Table, api_keys_partition},
 };
-use crate::domain::{ApiKey, Id, Kind};
+use crate::domain::{ApiKey, Id, Kind, Timestamp};
 
 impl Store {
     pub async fn api_key(&self, organization: Id, id: Id) -> Result<Option<ApiKey>, StoreError> {
@@ -20,6 +22,30 @@ impl Store {
         keep: impl Fn(&ApiKey) -> bool,
     ) -> Result<Page<ApiKey>, StoreError> {
         self.page(Table::Main, api_keys_partition(organization), below, limit, |key: &ApiKey| key.id, keep).await
+    }
+
+    /// Writes that the key was used at `now`, unless it ended before or its last use is noted less than `every` ago.
+    pub async fn note_use(&self, organization: Id, key: Id, now: Timestamp, every: Duration) -> Result<(), StoreError> {
+        let text = |instant: Timestamp| AttributeValue::S(instant.to_string());
+        let sent = self
+            .client
+            .update_item()
+            .table_name(self.table(Table::Main))
+            .set_key(Some(Key::api_key(organization, key).attributes()))
+            .update_expression("SET last_used_at = :now")
+            .condition_expression(
+                "attribute_exists(pk) AND attribute_not_exists(revoked_at) \
+                 AND (attribute_not_exists(expires_at) OR expires_at > :now) \
+                 AND (attribute_not_exists(last_used_at) OR last_used_at <= :due)",
+            )
+            .expression_attribute_values(":now", text(now))
+            .expression_attribute_values(":due", text(now.minus(every)))
+            .send()
+            .await;
+        match sent {
+            Err(error) if error.code() != Some("ConditionalCheckFailedException") => Err(error.into()),
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 }
 
@@ -77,7 +103,17 @@ impl Transaction {
         if caller.id != after.id {
             self.while_unchanged(organization, caller)?;
         }
-        self.replace(Table::Main, &Key::api_key(organization, after.id), after, before.version)
+        let key = Key::api_key(organization, after.id);
+        // The whole item is put: a use that was noted meanwhile must not be lost either.
+        self.put(Table::Main, &key, after, Conflict::Changed, |put| {
+            let put = put.expression_attribute_values(":read", AttributeValue::N(before.version.to_string()));
+            match before.last_used_at {
+                None => put.condition_expression("version = :read AND attribute_not_exists(last_used_at)"),
+                Some(used) => put
+                    .condition_expression("version = :read AND last_used_at = :used")
+                    .expression_attribute_values(":used", AttributeValue::S(used.to_string())),
+            }
+        })
     }
 
     fn add_api_key(&mut self, organization: Id, key: &ApiKey, digest: Digest) -> Result<(), StoreError> {

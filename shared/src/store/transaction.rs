@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use aws_sdk_dynamodb::{
     operation::transact_write_items::TransactWriteItemsError,
@@ -46,11 +46,13 @@ pub enum CommitError {
 pub struct Transaction {
     store: Store,
     writes: Vec<(TransactWriteItem, Conflict)>,
+    touched: HashSet<(Table, Key)>,
+    clash: bool,
 }
 
 impl Transaction {
     pub(super) fn new(store: Store) -> Self {
-        Self { store, writes: Vec::new() }
+        Self { store, writes: Vec::new(), touched: HashSet::new(), clash: false }
     }
 
     /// Claims an id for its kind over all organizations.
@@ -70,20 +72,6 @@ impl Transaction {
         self.put(table, key, value, taken, |put| put.condition_expression("attribute_not_exists(pk)"))
     }
 
-    /// Replaces an item of which `version` was read.
-    pub(super) fn replace<T: Serialize>(
-        &mut self,
-        table: Table,
-        key: &Key,
-        value: &T,
-        version: u64,
-    ) -> Result<(), StoreError> {
-        self.put(table, key, value, Conflict::Changed, |put| {
-            put.condition_expression("version = :read")
-                .expression_attribute_values(":read", AttributeValue::N(version.to_string()))
-        })
-    }
-
     /// Demands of an item that it still has the `version` that was read.
     pub(super) fn check_version(
         &mut self,
@@ -99,7 +87,7 @@ impl Transaction {
             .expression_attribute_values(":read", AttributeValue::N(version.to_string()))
             .build()
             .map_err(|error| StoreError::Fault(error.to_string()))?;
-        self.writes.push((TransactWriteItem::builder().condition_check(check).build(), conflict));
+        self.stage(table, key, TransactWriteItem::builder().condition_check(check).build(), conflict);
         Ok(())
     }
 
@@ -115,7 +103,7 @@ impl Transaction {
     ) -> Result<(), StoreError> {
         let put = Put::builder().table_name(self.store.table(table)).set_item(Some(encode(key, value)?));
         let put = condition(put).build().map_err(|error| StoreError::Fault(error.to_string()))?;
-        self.writes.push((TransactWriteItem::builder().put(put).build(), conflict));
+        self.stage(table, key, TransactWriteItem::builder().put(put).build(), conflict);
         Ok(())
     }
 
@@ -130,13 +118,22 @@ impl Transaction {
     ) -> Result<(), StoreError> {
         let update = Update::builder().table_name(self.store.table(table)).set_key(Some(key.attributes()));
         let update = change(update).build().map_err(|error| StoreError::Fault(error.to_string()))?;
-        self.writes.push((TransactWriteItem::builder().update(update).build(), conflict));
+        self.stage(table, key, TransactWriteItem::builder().update(update).build(), conflict);
         Ok(())
+    }
+
+    /// DynamoDB takes one operation per item. Two can only meet where a drawn id is that of something the transaction touches anyway.
+    fn stage(&mut self, table: Table, key: &Key, write: TransactWriteItem, conflict: Conflict) {
+        self.clash |= !self.touched.insert((table, key.clone()));
+        self.writes.push((write, conflict));
     }
 
     /// Writes everything, or nothing. One request token serves every repeat, the SDK's and ours, so that a write
     /// whose answer was lost is not taken for somebody else's.
     pub async fn commit(self) -> Result<(), CommitError> {
+        if self.clash {
+            return Err(CommitError::Conflict(Conflict::IdTaken));
+        }
         let (items, conflicts): (Vec<_>, Vec<_>) = self.writes.into_iter().unzip();
         let store = self.store;
         let token = request_token(&store);

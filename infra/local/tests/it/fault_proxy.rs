@@ -108,7 +108,7 @@ impl Seen {
                 let tables = self.body["RequestItems"].as_object().unwrap();
                 tables.values().all(|request| request["ConsistentRead"] == true)
             }
-            "TransactWriteItems" => true,
+            "TransactWriteItems" | "UpdateItem" => true,
             _ => false,
         }
     }

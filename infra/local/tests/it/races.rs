@@ -4,8 +4,9 @@ use std::{collections::BTreeSet, future::Future, sync::Arc};
 
 use karta_shared::{
     auth::{Validator, Verdict},
-    domain::Entropy,
+    domain::{Entropy, Id},
     entropy::SeededEntropy,
+    store::{CommitError, Conflict, Digest},
 };
 use serde_json::{Value, json};
 
@@ -221,4 +222,16 @@ async fn is_valid(validator: &Validator, token: &str) -> bool {
         Verdict::Valid(_) => true,
         Verdict::Invalid(_) => false,
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drawn_id_that_is_the_callers_own_is_drawn_again() {
+    let world = World::start().await;
+    let key = world.get("/v1/whoami").send().await.expect(200)["api_key_id"].as_u64().and_then(Id::new).unwrap();
+    let (store, organization) = (&world.runner.app.store, Id::new(world.organization_id).unwrap());
+    let caller = store.api_key(organization, key).await.unwrap().unwrap();
+    let mut transaction = store.transaction();
+    transaction.create_api_key(organization, &caller, Digest::new(String::new())).unwrap();
+    transaction.while_unchanged(organization, &caller).unwrap();
+    assert!(matches!(transaction.commit().await, Err(CommitError::Conflict(Conflict::IdTaken))));
 }

@@ -65,7 +65,7 @@ async fn the_first_key_has_every_scope_and_no_creator() {
           "created_by": null,
           "expires_at": null,
           "id": "[id]",
-          "last_used_at": null,
+          "last_used_at": "2026-11-21T12:00:00.000Z",
           "metadata": {},
           "name": "First key",
           "prefix": "[prefix]",

@@ -2,6 +2,7 @@ mod audit;
 mod create;
 mod get;
 mod last_admin_key;
+mod last_used;
 mod list;
 mod revoke;
 mod rotate;

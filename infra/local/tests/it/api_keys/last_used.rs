@@ -1,0 +1,111 @@
+//! `last_used_at`: at most a minute late, at most one write a minute, never in the way.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use karta_shared::{
+    auth::{Validator, Verdict},
+    clock::ManualClock,
+};
+use serde_json::{Value, json};
+
+use super::{path, read};
+use crate::{
+    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    harness::World,
+};
+
+async fn at_noon() -> (World, Arc<FaultProxy>, Arc<ManualClock>) {
+    let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
+    let (world, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<_>).await;
+    (world, proxy, clock)
+}
+
+async fn is_valid(validator: &Validator, token: &str) -> bool {
+    matches!(validator.validate(token).await.unwrap(), Verdict::Valid(_))
+}
+
+async fn last_used(world: &World, id: u64) -> Value {
+    read(world, id).await["last_used_at"].take()
+}
+
+/// How often the key's use was written.
+fn notes(proxy: &FaultProxy, id: u64) -> usize {
+    let place = format!("{id:016}");
+    proxy.seen_of("UpdateItem").iter().filter(|write| write.body["Key"]["sk"]["S"] == place.as_str()).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_key_is_noted_once_a_minute() {
+    let (world, proxy, clock) = at_noon().await;
+    let (id, token) = world.key(&["read"]).await;
+    assert_eq!(last_used(&world, id).await, Value::Null);
+    let validator = Validator::new(world.runner.app.clone());
+    proxy.forget();
+    for _ in 0..60 {
+        assert!(is_valid(&validator, &token).await);
+        clock.advance(Duration::from_secs(1));
+    }
+    assert_eq!(notes(&proxy, id), 1);
+    assert_eq!(last_used(&world, id).await, "2026-11-21T12:00:00.000Z");
+    assert!(is_valid(&validator, &token).await);
+    assert_eq!(notes(&proxy, id), 2);
+    assert_eq!(last_used(&world, id).await, "2026-11-21T12:01:00.000Z");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_process_does_not_note_it_again_within_the_minute() {
+    let (world, _proxy, clock) = at_noon().await;
+    let (id, token) = world.key(&["read"]).await;
+    for _ in 0..2 {
+        assert!(is_valid(&Validator::new(world.runner.app.clone()), &token).await);
+        clock.advance(Duration::from_secs(30));
+    }
+    assert_eq!(last_used(&world, id).await, "2026-11-21T12:00:00.000Z");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_has_ended_is_not_noted_as_used() {
+    let (world, _proxy, clock) = at_noon().await;
+    let (revoked, revoked_token) = world.key(&["read"]).await;
+    world.delete(&path(revoked)).send().await.expect(200);
+    let ends = json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-11-21T12:00:01Z" });
+    let (expired, expired_token) = world.key_with(ends).await;
+    clock.advance(Duration::from_secs(1));
+    let validator = Validator::new(world.runner.app.clone());
+    for (id, token) in [(revoked, revoked_token), (expired, expired_token)] {
+        assert!(!is_valid(&validator, &token).await);
+        assert_eq!(last_used(&world, id).await, Value::Null);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_note_that_fails_or_hangs_refuses_nobody() {
+    let (world, proxy, _clock) = at_noon().await;
+    for fault in [Fault::Throttle, Fault::ServerError, Fault::Hang] {
+        let (id, token) = world.key(&["read"]).await;
+        proxy.fail("UpdateItem", ALWAYS, fault);
+        let started = Instant::now();
+        assert!(is_valid(&Validator::new(world.runner.app.clone()), &token).await, "{fault:?}");
+        assert!(started.elapsed() < Duration::from_secs(2), "{fault:?}");
+        proxy.heal();
+        assert_eq!(last_used(&world, id).await, Value::Null);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_the_key_does_not_take_its_last_use_back() {
+    let (world, _proxy, _clock) = at_noon().await;
+    let (id, token) = world.key(&["read"]).await;
+    let validator = Validator::new(world.runner.app.clone());
+    for round in 0..10 {
+        let key = path(id);
+        let change = world.patch(&key, json!({ "name": format!("round {round}") })).send();
+        let (valid, changed) = tokio::join!(is_valid(&validator, &token), change);
+        assert!(valid);
+        changed.expect(200);
+        assert_eq!(last_used(&world, id).await, "2026-11-21T12:00:00.000Z");
+    }
+}
