@@ -86,7 +86,7 @@ fn stored(runtime: &Runtime, bcrypt_cost: u32) -> Stored {
         .http_client(Canned { query, batch })
         .build();
     let tables = Tables { main: "karta".to_owned(), credentials: "karta-credentials".to_owned() };
-    let rings = HashMap::from([(Ring::KeyTag, RING.into()), (Ring::SessionSigning, RING.into())]);
+    let rings = HashMap::from([(Ring::KeyTag.into(), RING.into()), (Ring::SessionSigning.into(), RING.into())]);
     let config = Config::local(tables, Some(bcrypt_cost)).unwrap();
     let app = App::new(config, &sdk, SecretSource::Fixed(rings), Arc::new(SystemClock), Arc::new(OsEntropy));
     Stored { token, digest, app, sdk }

@@ -1,14 +1,14 @@
 //! What every handler is given.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use aws_sdk_dynamodb::config::retry::RetryPartition;
 
 use crate::{
-    auth::BcryptPool,
+    auth::{BcryptPool, Validator},
     clock::{Clock, SystemClock},
     config::{self, Config, SecretSource, Secrets},
-    domain::Entropy,
+    domain::{Entropy, InternalGuard},
     entropy::OsEntropy,
     store::Store,
 };
@@ -22,6 +22,9 @@ pub struct App {
     pub entropy: Arc<dyn Entropy>,
     /// Shared, so that all bcrypt of the process stands in one line.
     pub bcrypt: BcryptPool,
+    /// For whom the internal routes exist.
+    pub internal: Arc<InternalGuard>,
+    validator: Arc<OnceLock<Validator>>,
 }
 
 impl App {
@@ -44,7 +47,15 @@ impl App {
             clock,
             entropy,
             bcrypt: BcryptPool::new(config.bcrypt_cost),
+            internal: Arc::new(config.internal),
+            validator: Arc::default(),
         }
+    }
+
+    /// The one validator of the process, so that a proof is made once; it comes with its first user.
+    pub fn validator(&self) -> &Validator {
+        // What it holds of the app is not the app: it would hold itself.
+        self.validator.get_or_init(|| Validator::new(self.clone()))
     }
 
     /// The app of a deployed function: configuration from the environment, every ring fetched and the store's connection

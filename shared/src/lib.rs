@@ -5,6 +5,7 @@
 //! | [`domain`] | the rules: key format, scopes, principals, budgets; pure, no I/O and no clock of its own | nothing here |
 //! | [`store`] | DynamoDB: one file per aggregate, every key string in `store::table` | `domain` |
 //! | [`auth`] | proofs of credentials: API keys, session tokens | `domain`, `store`, `config` |
+//! | [`founding`] | an organization with its first key | `domain`, `store`, `auth`, `config` |
 //! | [`http`] | the [`http::Route`] frame: judge, parse, call, answer | all of the above |
 //! | [`config`] | environment and secrets, read once and refused when wrong | `domain`, `store::table` |
 //! | [`telemetry`] | JSON logs through the scrubber | nothing here |
@@ -18,6 +19,7 @@ pub mod config;
 pub mod domain;
 pub mod entropy;
 mod fault;
+pub mod founding;
 pub mod http;
 pub mod sealing;
 pub mod store;

@@ -3,11 +3,8 @@
 use anyhow::{Context, Result};
 use karta_shared::{
     App,
-    config::Ring,
-    domain::{
-        Actor, ActorKind, AllowedCidrs, ApiKey, ApiKeySettings, ApiKeyToken, AuditEvent, Id, Metadata, Name,
-        Organization, ResourceRef, ScopeSet, Slug,
-    },
+    domain::{Actor, ActorKind, ApiKeyToken, AuditEvent, Id, Name, NewAuditEvent, Organization, ResourceRef, Slug},
+    founding::Founding,
 };
 
 /// The organization that a run works with.
@@ -23,35 +20,22 @@ pub async fn organization(app: &App, slug: &Slug) -> Result<Founded> {
     if let Some(organization) = app.store.organization_by_slug(slug).await? {
         return Ok(Founded { organization, api_key: None });
     }
-    let (now, entropy) = (app.clock.now(), &*app.entropy);
+    let now = app.clock.now();
     let name = Name::try_from(slug.as_str().to_owned()).context("--org")?;
-    let organization = Organization::new(Id::draw(now, entropy), slug.clone(), name, now);
-    let token = ApiKeyToken::mint(&*app.secrets.ring(Ring::KeyTag).await?, entropy);
-    let digest = app.bcrypt.digest(&token, entropy).await?;
-    let settings = ApiKeySettings {
-        name: Name::try_from("First key".to_owned())?,
-        scopes: ScopeSet::ALL,
-        expires_at: None,
-        allowed_cidrs: AllowedCidrs::default(),
-        budget: None,
-        metadata: Metadata::default(),
-    };
-    let key = ApiKey::new(Id::draw(now, entropy), token.prefix(), settings, None, now);
-    let event = AuditEvent {
-        id: Id::draw(now, entropy),
+    let organization = Organization::new(Id::draw(now, &*app.entropy), slug.clone(), name, now);
+    let founding = Founding::of(app, organization, now).await?;
+    let mut transaction = app.store.transaction();
+    founding.stage(&mut transaction, |event: NewAuditEvent| AuditEvent {
+        id: Id::draw(now, &*app.entropy),
         at: now,
         actor: Actor { kind: ActorKind::System, id: None, name: "local runner".to_owned() },
-        action: "api_key.created".to_owned(),
-        resource: ResourceRef { kind: "api_key".to_owned(), id: key.id },
-        changes: key.creation(),
+        action: event.action.to_owned(),
+        resource: ResourceRef { kind: event.resource_kind.to_owned(), id: event.resource_id },
+        changes: event.changes,
         ip_address: None,
         user_agent: None,
         request_id: "bootstrap".to_owned(),
-    };
-    let mut transaction = app.store.transaction();
-    transaction.create_organization(&organization)?;
-    transaction.create_api_key(organization.id, &key, digest)?;
-    transaction.audit(organization.id, &event)?;
+    })?;
     transaction.commit().await?;
-    Ok(Founded { organization, api_key: Some(token) })
+    Ok(Founded { organization: founding.organization, api_key: Some(founding.token) })
 }

@@ -67,6 +67,8 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         organization: arguments.org,
         bcrypt_cost: arguments.bcrypt_cost,
         session_token_secret: config::session_token_secret()?,
+        service_tokens: config::service_tokens()?,
+        internal: config::internal_guard()?,
         clock: Arc::new(SystemClock),
         entropy: Arc::new(OsEntropy),
     })

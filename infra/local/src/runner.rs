@@ -20,7 +20,7 @@ use karta_shared::{
     App,
     clock::Clock,
     config::{self, Config},
-    domain::{Entropy, Slug},
+    domain::{Entropy, InternalGuard, Slug},
     store::table::Tables,
 };
 use secrecy::SecretString;
@@ -30,7 +30,7 @@ use crate::{
     bootstrap::{self, Founded},
     emulator::Emulator,
     gateway::Gateway,
-    secrets::LocalSecrets,
+    secrets::{Given, LocalSecrets},
     template::{TEMPLATE, Template},
 };
 
@@ -50,6 +50,10 @@ pub struct Options {
     pub bcrypt_cost: Option<u32>,
     /// Signs session tokens instead of a generated secret.
     pub session_token_secret: Option<SecretString>,
+    /// Open the internal routes, with commas between, instead of a generated token.
+    pub service_tokens: Option<SecretString>,
+    /// For whom the internal routes exist. Where a list is not set: loopback, if that is where the runner listens, else nobody.
+    pub internal: InternalGuard,
     pub clock: Arc<dyn Clock>,
     pub entropy: Arc<dyn Entropy>,
 }
@@ -78,8 +82,11 @@ impl Runner {
         let lock = options.data_dir.as_deref().map(lock).transpose()?;
         let folder = options.data_dir.as_deref();
         let tables = Tables { main: "karta".to_owned(), credentials: "karta-credentials".to_owned() };
-        let config = Config::local(tables.clone(), options.bcrypt_cost)?;
-        let secrets = LocalSecrets::open(folder, options.session_token_secret, &*options.entropy)?;
+        let mut config = Config::local(tables.clone(), options.bcrypt_cost)?;
+        config.internal = if options.host.is_loopback() { options.internal.or_loopback() } else { options.internal };
+        let given =
+            Given { session_token_secret: options.session_token_secret, service_tokens: options.service_tokens };
+        let secrets = LocalSecrets::open(folder, given, &*options.entropy)?;
         let template = Template::parse(TEMPLATE)?;
         let name = |logical_id: &str| match logical_id {
             "KartaTable" => Some(tables.main.clone()),

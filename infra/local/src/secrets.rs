@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use karta_shared::{
-    config::{Ring, SecretSource},
-    domain::{Entropy, Keyring},
+    config::{Ring, Secret, SecretSource},
+    domain::{Entropy, Keyring, Power, ServiceTokens},
 };
 use secrecy::{ExposeSecret, SecretString};
 
@@ -22,21 +22,26 @@ type Stored = BTreeMap<String, String>;
 
 const SERVICE_TOKEN: &str = "service-token";
 
+/// Secrets from the environment, which take the place of generated ones.
+#[derive(Default)]
+pub struct Given {
+    /// Signs session tokens.
+    pub session_token_secret: Option<SecretString>,
+    /// Tokens with commas between.
+    pub service_tokens: Option<SecretString>,
+}
+
 pub struct LocalSecrets {
-    rings: HashMap<Ring, SecretString>,
+    texts: HashMap<Secret, SecretString>,
+    /// The first that opens the internal routes.
     pub service_token: SecretString,
     /// The secret under the signing ring's current key: what a data plane on this machine verifies session tokens with.
     pub session_token_secret: SecretString,
 }
 
 impl LocalSecrets {
-    /// Reads the rings of `folder` and makes what is missing; all anew where there is no folder.
-    /// `session_token_secret` takes the place of the signing ring.
-    pub fn open(
-        folder: Option<&Path>,
-        session_token_secret: Option<SecretString>,
-        entropy: &dyn Entropy,
-    ) -> Result<Self> {
+    /// Reads the rings of `folder` and makes what is missing; all anew where there is no folder. What is given is used and not kept.
+    pub fn open(folder: Option<&Path>, given: Given, entropy: &dyn Entropy) -> Result<Self> {
         let path = folder.map(|folder| folder.join("secrets.json"));
         let mut stored = path.as_deref().map(read).transpose()?.unwrap_or_default();
         let known = stored.len();
@@ -57,26 +62,47 @@ impl LocalSecrets {
         {
             write(path, &stored)?;
         }
-        if let Some(secret) = session_token_secret {
+        if let Some(secret) = given.session_token_secret {
             Keyring::single("k1", secret.clone()).context("KARTA_SESSION_TOKEN_SECRET")?;
             stored.insert(Ring::SessionSigning.name().to_owned(), ring_json(secret.expose_secret()));
         }
+        if let Some(tokens) = &given.service_tokens {
+            serde_json::from_str::<ServiceTokens>(&service_tokens_json(tokens.expose_secret()))
+                .context("KARTA_SERVICE_TOKENS")?;
+            stored.insert(SERVICE_TOKEN.to_owned(), tokens.expose_secret().to_owned());
+        }
+        let service_tokens = &stored[SERVICE_TOKEN];
         let signing: Keyring =
             serde_json::from_str(&stored[Ring::SessionSigning.name()]).context("the session-signing ring")?;
         Ok(Self {
             session_token_secret: String::from_utf8_lossy(signing.current().1).into_owned().into(),
-            service_token: stored[SERVICE_TOKEN].clone().into(),
-            rings: Ring::ALL.into_iter().map(|ring| (ring, stored[ring.name()].clone().into())).collect(),
+            service_token: service_tokens.split(',').next().unwrap_or_default().into(),
+            texts: Ring::ALL
+                .into_iter()
+                .map(|ring| (ring.into(), stored[ring.name()].clone().into()))
+                .chain([(Secret::ServiceTokens, service_tokens_json(service_tokens).into())])
+                .collect(),
         })
     }
 
     pub fn source(&self) -> SecretSource {
-        SecretSource::Fixed(self.rings.clone())
+        SecretSource::Fixed(self.texts.clone())
     }
 }
 
 fn ring_json(secret: &str) -> String {
     serde_json::json!({ "current": "k1", "k1": secret }).to_string()
+}
+
+/// The tokens of a list, each with every power, as Secrets Manager would hold them.
+fn service_tokens_json(list: &str) -> String {
+    let named = || list.split(',').enumerate().map(|(at, token)| (format!("local-{}", at + 1), token));
+    let powers: BTreeMap<_, _> = named().map(|(name, _)| (name, Power::ALL.map(Power::as_str))).collect();
+    let mut tokens = serde_json::json!({ "powers": powers });
+    for (name, token) in named() {
+        tokens[name] = token.into();
+    }
+    tokens.to_string()
 }
 
 /// 64 hexadecimal digits: 256 bits.

@@ -7,7 +7,7 @@ mod validator;
 pub use self::{
     bcrypt_pool::BcryptPool,
     session_token::{Refused, SessionClaims, SessionScope, SessionToken, TTL_DEFAULT, TTL_MAX, TTL_MIN, mint, verify},
-    validator::{Invalidity, ValidKey, Validator, Verdict, judge},
+    validator::{Finding, Invalidity, Step, Use, ValidKey, Validator, Verdict, judge, trace},
 };
 
 use crate::{config::SecretError, store::StoreError};
@@ -23,4 +23,7 @@ pub enum Undecided {
     Bcrypt(String),
     #[error("no verdict in time")]
     OutOfTime,
+    /// Whoever is told keeps the verdict for seconds: one that is old already would outlive a revocation by too much.
+    #[error("the verdict is older than it may be passed on")]
+    Stale,
 }

@@ -8,8 +8,8 @@ use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout
 use aws_sdk_dynamodb::config::Credentials;
 use secrecy::{ExposeSecret, SecretString};
 
-pub use self::secrets::{Ring, SecretError, SecretSource, Secrets};
-use crate::store::table::Tables;
+pub use self::secrets::{Ring, Secret, SecretError, SecretSource, Secrets};
+use crate::{domain::InternalGuard, store::table::Tables};
 
 /// A deployed stack hashes with at least this cost; tests and laptops may go down to bcrypt's own minimum.
 const DEPLOYED_BCRYPT_COST_MIN: u32 = 10;
@@ -41,6 +41,8 @@ pub struct Config {
     pub tables: Tables,
     /// `KARTA_BCRYPT_COST`: 12 unless set; 10 to 15 in a deployed stack.
     pub bcrypt_cost: u32,
+    /// `KARTA_INTERNAL_ALLOWED_IPS` and `KARTA_INTERNAL_HOSTS`: for whom the internal routes exist. Nobody while either is unset.
+    pub internal: InternalGuard,
 }
 
 impl Config {
@@ -48,16 +50,17 @@ impl Config {
         Ok(Self {
             tables: Tables { main: required("KARTA_TABLE")?, credentials: required("KARTA_CREDENTIALS_TABLE")? },
             bcrypt_cost: deployed_bcrypt_cost(parsed("KARTA_BCRYPT_COST")?.unwrap_or(BCRYPT_COST_DEFAULT))?,
+            internal: internal_guard()?,
         })
     }
 
-    /// The same for a laptop: any table, and any cost that bcrypt itself takes (4 to 31).
+    /// The same for a laptop: any table, and any cost that bcrypt itself takes (4 to 31). The internal routes are nobody's.
     pub fn local(tables: Tables, bcrypt_cost: Option<u32>) -> Result<Self, ConfigError> {
         let bcrypt_cost = bcrypt_cost.unwrap_or(BCRYPT_COST_DEFAULT);
         if !(4..=31).contains(&bcrypt_cost) {
             return Err(ConfigError::new("KARTA_BCRYPT_COST", "must be a number from 4 to 31"));
         }
-        Ok(Self { tables, bcrypt_cost })
+        Ok(Self { tables, bcrypt_cost, internal: InternalGuard::default() })
     }
 }
 
@@ -101,6 +104,16 @@ pub async fn local_sdk(endpoint: &str, access_key: &SecretString) -> SdkConfig {
 /// `KARTA_SESSION_TOKEN_SECRET`: the one secret that a local run signs session tokens with, to share it with a data plane.
 pub fn session_token_secret() -> Result<Option<SecretString>, ConfigError> {
     Ok(optional("KARTA_SESSION_TOKEN_SECRET")?.map(SecretString::from))
+}
+
+/// `KARTA_SERVICE_TOKENS`: the tokens, with commas between, that open the internal routes of a local run instead of the generated one.
+pub fn service_tokens() -> Result<Option<SecretString>, ConfigError> {
+    Ok(optional("KARTA_SERVICE_TOKENS")?.map(SecretString::from))
+}
+
+/// `KARTA_INTERNAL_ALLOWED_IPS` (addresses and ranges) and `KARTA_INTERNAL_HOSTS`, each with commas between.
+pub fn internal_guard() -> Result<InternalGuard, ConfigError> {
+    Ok(InternalGuard { addresses: parsed("KARTA_INTERNAL_ALLOWED_IPS")?, hosts: parsed("KARTA_INTERNAL_HOSTS")? })
 }
 
 fn required(variable: &str) -> Result<String, ConfigError> {

@@ -1,5 +1,6 @@
 use std::{
     collections::{BTreeMap, HashMap},
+    fmt,
     sync::Arc,
     time::Duration,
 };
@@ -10,7 +11,7 @@ use tokio::sync::Mutex;
 use super::{ConfigError, optional};
 use crate::{
     clock::Clock,
-    domain::{Keyring, Timestamp},
+    domain::{Keyring, ServiceTokens, Timestamp},
     fault,
 };
 
@@ -19,7 +20,7 @@ const KEPT_FOR: Duration = Duration::from_mins(5);
 /// How often an unknown key id may cause a fetch: a flood of forged tokens must not become one of requests.
 const REFETCH_EVERY: Duration = Duration::from_secs(30);
 
-/// How long a ring serves while it cannot be fetched again. After that whoever needs it fails: a key that was dropped must not
+/// How long a secret serves while it cannot be fetched again. After that whoever needs it fails: a key that was dropped must not
 /// live on because its successor was published wrongly.
 const SERVES_AT_MOST: Duration = Duration::from_hours(1);
 
@@ -56,133 +57,218 @@ impl Ring {
     }
 }
 
-/// Why a ring is not to be had. Names the ring, never its content.
-#[derive(Debug, thiserror::Error)]
-pub enum SecretError {
-    #[error("the {0} ring is not configured for this function: set {1}", ring.name(), ring.variable())]
-    NotConfigured { ring: Ring },
-    #[error("the {0} ring cannot be fetched: {problem}", ring.name())]
-    Unavailable { ring: Ring, problem: String },
-    #[error("the {0} ring is malformed: {problem}", ring.name())]
-    Malformed { ring: Ring, problem: String },
+/// Everything that is kept as a secret of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Secret {
+    Ring(Ring),
+    /// Opens the internal routes.
+    ServiceTokens,
 }
 
-/// Where rings come from.
+impl Secret {
+    /// The secret's name in Secrets Manager (behind the stack's own prefix) and in the local store.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ring(ring) => ring.name(),
+            Self::ServiceTokens => "service-tokens",
+        }
+    }
+
+    /// The variable that names the secret's id.
+    const fn variable(self) -> &'static str {
+        match self {
+            Self::Ring(ring) => ring.variable(),
+            Self::ServiceTokens => "KARTA_SECRET_SERVICE_TOKENS",
+        }
+    }
+
+    fn all() -> impl Iterator<Item = Self> {
+        Ring::ALL.map(Self::Ring).into_iter().chain([Self::ServiceTokens])
+    }
+}
+
+impl From<Ring> for Secret {
+    fn from(ring: Ring) -> Self {
+        Self::Ring(ring)
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ring(ring) => write!(f, "{} ring", ring.name()),
+            Self::ServiceTokens => f.write_str("service-tokens secret"),
+        }
+    }
+}
+
+/// Why a secret is not to be had. Names it, never its content.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    #[error("the {secret} is not configured for this function: set {}", secret.variable())]
+    NotConfigured { secret: Secret },
+    #[error("the {secret} cannot be fetched: {problem}")]
+    Unavailable { secret: Secret, problem: String },
+    #[error("the {secret} is malformed: {problem}")]
+    Malformed { secret: Secret, problem: String },
+}
+
+/// Where secrets come from.
 pub enum SecretSource {
     /// Secrets Manager: the ids of the secrets that this function may read.
-    Manager { client: aws_sdk_secretsmanager::Client, ids: HashMap<Ring, String> },
-    /// Rings at hand, as a local run holds them: each the flat JSON that Secrets Manager would answer.
-    Fixed(HashMap<Ring, SecretString>),
+    Manager { client: aws_sdk_secretsmanager::Client, ids: HashMap<Secret, String> },
+    /// Secrets at hand, as a local run holds them: each the JSON that Secrets Manager would answer.
+    Fixed(HashMap<Secret, SecretString>),
 }
 
 impl SecretSource {
     /// The secrets that the environment names.
     pub fn manager_from_env(client: aws_sdk_secretsmanager::Client) -> Result<Self, ConfigError> {
         let mut ids = HashMap::new();
-        for ring in Ring::ALL {
-            if let Some(id) = optional(ring.variable())? {
-                ids.insert(ring, id);
+        for secret in Secret::all() {
+            if let Some(id) = optional(secret.variable())? {
+                ids.insert(secret, id);
             }
         }
         Ok(Self::Manager { client, ids })
     }
 
-    fn rings(&self) -> Vec<Ring> {
+    fn holds(&self, secret: Secret) -> bool {
         match self {
-            Self::Manager { ids, .. } => ids.keys().copied().collect(),
-            Self::Fixed(rings) => rings.keys().copied().collect(),
+            Self::Manager { ids, .. } => ids.contains_key(&secret),
+            Self::Fixed(texts) => texts.contains_key(&secret),
         }
     }
 
-    async fn fetch(&self, ring: Ring) -> Result<Keyring, SecretError> {
-        let text = match self {
-            Self::Fixed(rings) => rings.get(&ring).cloned().ok_or(SecretError::NotConfigured { ring })?,
+    async fn fetch(&self, secret: Secret) -> Result<SecretString, SecretError> {
+        match self {
+            Self::Fixed(texts) => texts.get(&secret).cloned().ok_or(SecretError::NotConfigured { secret }),
             Self::Manager { client, ids } => {
-                let id = ids.get(&ring).ok_or(SecretError::NotConfigured { ring })?;
+                let id = ids.get(&secret).ok_or(SecretError::NotConfigured { secret })?;
                 let answer = client
                     .get_secret_value()
                     .secret_id(id)
                     .send()
                     .await
-                    .map_err(|error| SecretError::Unavailable { ring, problem: fault::describe(&error) })?;
+                    .map_err(|error| SecretError::Unavailable { secret, problem: fault::describe(&error) })?;
                 let text = answer
                     .secret_string
-                    .ok_or_else(|| SecretError::Malformed { ring, problem: "it is not a string".to_owned() })?;
-                SecretString::from(text)
+                    .ok_or_else(|| SecretError::Malformed { secret, problem: "it is not a string".to_owned() })?;
+                Ok(SecretString::from(text))
             }
-        };
-        let malformed = |problem: String| SecretError::Malformed { ring, problem };
-        // serde_json's own message would repeat the value that it did not expect.
-        let entries: BTreeMap<String, String> = serde_json::from_str(text.expose_secret())
-            .map_err(|_| malformed("it must be a JSON object of strings".to_owned()))?;
-        Keyring::try_from(entries).map_err(|error| malformed(error.to_string()))
+        }
     }
 }
 
-struct Fetched {
-    ring: Arc<Keyring>,
+fn parse_ring(text: &str) -> Result<Keyring, String> {
+    // serde_json's own message would repeat the value that it did not expect.
+    let entries: BTreeMap<String, String> =
+        serde_json::from_str(text).map_err(|_| "it must be a JSON object of strings".to_owned())?;
+    Keyring::try_from(entries).map_err(|error| error.to_string())
+}
+
+fn parse_service_tokens(text: &str) -> Result<ServiceTokens, String> {
+    serde_json::from_str(text).map_err(|error: serde_json::Error| {
+        // A data error is our own sentence, which never shows a token; a syntax error is serde_json's.
+        if error.is_data() { error.to_string() } else { "it is not JSON".to_owned() }
+    })
+}
+
+/// One secret as it was read last.
+struct Slot<T> {
+    secret: Secret,
+    parse: fn(&str) -> Result<T, String>,
+    kept: Mutex<Option<Fetched<T>>>,
+}
+
+struct Fetched<T> {
+    value: Arc<T>,
     at: Timestamp,
     tried_at: Timestamp,
 }
 
-/// The rings, fetched once and kept five minutes. While a fetch fails, the ring at hand goes on serving for an hour.
+/// The secrets, fetched once and kept five minutes. While a fetch fails, what is at hand goes on serving for an hour.
 pub struct Secrets {
     source: SecretSource,
     clock: Arc<dyn Clock>,
-    slots: HashMap<Ring, Mutex<Option<Fetched>>>,
+    rings: HashMap<Ring, Slot<Keyring>>,
+    service_tokens: Slot<ServiceTokens>,
 }
 
 impl Secrets {
     pub fn new(source: SecretSource, clock: Arc<dyn Clock>) -> Self {
-        let slots = source.rings().into_iter().map(|ring| (ring, Mutex::new(None))).collect();
-        Self { source, clock, slots }
+        let ring = |ring: Ring| (ring, Slot { secret: ring.into(), parse: parse_ring, kept: Mutex::default() });
+        Self {
+            source,
+            clock,
+            rings: Ring::ALL.map(ring).into(),
+            service_tokens: Slot { secret: Secret::ServiceTokens, parse: parse_service_tokens, kept: Mutex::default() },
+        }
     }
 
-    /// Fetches every configured ring, so that a missing or malformed one stops the start and not the first request.
+    /// Fetches every configured secret, so that a missing or malformed one stops the start and not the first request.
     pub async fn warm_up(&self) -> Result<(), SecretError> {
-        for ring in self.source.rings() {
-            self.ring(ring).await?;
+        for secret in Secret::all().filter(|secret| self.source.holds(*secret)) {
+            match secret {
+                Secret::Ring(ring) => drop(self.ring(ring).await?),
+                Secret::ServiceTokens => drop(self.service_tokens().await?),
+            }
         }
         Ok(())
     }
 
     pub async fn ring(&self, ring: Ring) -> Result<Arc<Keyring>, SecretError> {
-        self.ring_no_older_than(ring, KEPT_FOR).await
+        self.no_older_than(&self.rings[&ring], KEPT_FOR).await
     }
 
     /// The ring for a key id that the one at hand does not know: fetched again, at most once in 30 s.
     pub async fn ring_refetched(&self, ring: Ring) -> Result<Arc<Keyring>, SecretError> {
-        self.ring_no_older_than(ring, REFETCH_EVERY).await
+        self.no_older_than(&self.rings[&ring], REFETCH_EVERY).await
+    }
+
+    pub async fn service_tokens(&self) -> Result<Arc<ServiceTokens>, SecretError> {
+        self.no_older_than(&self.service_tokens, KEPT_FOR).await
+    }
+
+    /// The tokens for one that those at hand do not hold: fetched again, at most once in 30 s.
+    pub async fn service_tokens_refetched(&self) -> Result<Arc<ServiceTokens>, SecretError> {
+        self.no_older_than(&self.service_tokens, REFETCH_EVERY).await
     }
 
     /// Holding the slot while fetching makes concurrent callers wait for one fetch.
-    async fn ring_no_older_than(&self, ring: Ring, age: Duration) -> Result<Arc<Keyring>, SecretError> {
-        let mut slot = self.slots.get(&ring).ok_or(SecretError::NotConfigured { ring })?.lock().await;
+    async fn no_older_than<T>(&self, slot: &Slot<T>, age: Duration) -> Result<Arc<T>, SecretError> {
+        let mut kept = slot.kept.lock().await;
         let now = self.clock.now();
-        if let Some(fetched) = &*slot
+        if let Some(fetched) = &*kept
             && now.since(fetched.tried_at) < age
         {
-            return Ok(Arc::clone(&fetched.ring));
+            return Ok(Arc::clone(&fetched.value));
         }
-        match (self.source.fetch(ring).await, &mut *slot) {
-            (Ok(keyring), slot) => {
-                let keyring = Arc::new(keyring);
-                *slot = Some(Fetched { ring: Arc::clone(&keyring), at: now, tried_at: now });
-                Ok(keyring)
+        match (self.fetch(slot).await, &mut *kept) {
+            (Ok(value), kept) => {
+                let value = Arc::new(value);
+                *kept = Some(Fetched { value: Arc::clone(&value), at: now, tried_at: now });
+                Ok(value)
             }
             (Err(error), Some(stale)) if now.since(stale.at) < SERVES_AT_MOST => {
-                tracing::error!(%error, "a ring could not be fetched again; the last one goes on serving");
+                tracing::error!(%error, "a secret could not be fetched again; the last one goes on serving");
                 stale.tried_at = now;
-                Ok(Arc::clone(&stale.ring))
+                Ok(Arc::clone(&stale.value))
             }
             (Err(error), _) => Err(error),
         }
     }
+
+    async fn fetch<T>(&self, slot: &Slot<T>) -> Result<T, SecretError> {
+        let text = self.source.fetch(slot.secret).await?;
+        (slot.parse)(text.expose_secret()).map_err(|problem| SecretError::Malformed { secret: slot.secret, problem })
+    }
 }
 
-impl std::fmt::Debug for Secrets {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Secrets").field("rings", &self.source.rings()).finish_non_exhaustive()
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let held: Vec<_> = Secret::all().filter(|secret| self.source.holds(*secret)).map(Secret::name).collect();
+        f.debug_struct("Secrets").field("held", &held).finish_non_exhaustive()
     }
 }
 
@@ -198,9 +284,9 @@ mod tests {
     use super::*;
     use crate::clock::ManualClock;
 
-    fn secrets(text: &str) -> Secrets {
+    fn secrets(secret: Secret, text: &str) -> Secrets {
         let clock = ManualClock::at("2026-11-21T00:00:00Z".parse().unwrap());
-        Secrets::new(SecretSource::Fixed(HashMap::from([(Ring::Cursor, text.to_owned().into())])), Arc::new(clock))
+        Secrets::new(SecretSource::Fixed(HashMap::from([(secret, text.to_owned().into())])), Arc::new(clock))
     }
 
     #[tokio::test]
@@ -213,7 +299,7 @@ mod tests {
             format!(r#"{{"current":"k1","k1":["{secret}"]}}"#),
             r#"{"current":"k1","k1":"s3cret"}"#.to_owned(),
         ] {
-            let error = secrets(&text).warm_up().await.unwrap_err().to_string();
+            let error = secrets(Ring::Cursor.into(), &text).warm_up().await.unwrap_err().to_string();
             assert!(error.starts_with("the cursor ring is malformed"), "{error}");
             assert!(!error.contains("s3cret"), "{error}");
         }
@@ -221,8 +307,24 @@ mod tests {
 
     #[tokio::test]
     async fn a_ring_that_was_not_given_is_refused_by_name() {
-        let error = secrets("{}").ring(Ring::KeyTag).await.unwrap_err().to_string();
+        let error = secrets(Ring::Cursor.into(), "{}").ring(Ring::KeyTag).await.unwrap_err().to_string();
         assert_eq!(error, "the key-tag ring is not configured for this function: set KARTA_SECRET_KEY_TAG");
+    }
+
+    #[tokio::test]
+    async fn malformed_service_tokens_are_named_and_not_shown() {
+        let secret = "s3cret".repeat(6);
+        for text in [
+            secret.clone(),
+            format!("{{\"powers\":{{}},\"ops\":\"{secret}"),
+            format!("{secret:?}"),
+            format!(r#"{{"powers":{{"ops":["{secret}"]}},"ops":"{secret}"}}"#),
+            r#"{"powers":{"ops":["usage"]},"ops":"s3cret"}"#.to_owned(),
+        ] {
+            let error = secrets(Secret::ServiceTokens, &text).warm_up().await.unwrap_err().to_string();
+            assert!(error.starts_with("the service-tokens secret is malformed: "), "{error}");
+            assert!(!error.contains("s3cret"), "{error}");
+        }
     }
 
     /// Secrets Manager, answering this body to everything.
@@ -252,7 +354,7 @@ mod tests {
             .http_client(Canned(ring))
             .build();
         let client = aws_sdk_secretsmanager::Client::from_conf(config);
-        let ids = HashMap::from([(Ring::Cursor, "cursor".to_owned())]);
+        let ids = HashMap::from([(Ring::Cursor.into(), "cursor".to_owned())]);
         let secrets = Secrets::new(SecretSource::Manager { client, ids }, Arc::new(crate::clock::SystemClock));
         let error = secrets.warm_up().await.unwrap_err();
         assert_eq!(error.to_string(), "the cursor ring cannot be fetched: an answer that cannot be read");
@@ -263,10 +365,10 @@ mod tests {
     async fn a_ring_that_cannot_be_fetched_again_serves_for_an_hour() {
         let clock = Arc::new(ManualClock::at("2026-11-21T00:00:00Z".parse().unwrap()));
         let text = format!(r#"{{"current":"k1","k1":"{}"}}"#, "s".repeat(32));
-        let source = SecretSource::Fixed(HashMap::from([(Ring::Cursor, text.into())]));
+        let source = SecretSource::Fixed(HashMap::from([(Ring::Cursor.into(), text.into())]));
         let mut secrets = Secrets::new(source, Arc::clone(&clock) as Arc<dyn Clock>);
         secrets.warm_up().await.unwrap();
-        secrets.source = SecretSource::Fixed(HashMap::from([(Ring::Cursor, "malformed".into())]));
+        secrets.source = SecretSource::Fixed(HashMap::from([(Ring::Cursor.into(), "malformed".into())]));
         clock.advance(Duration::from_mins(59));
         assert!(secrets.ring(Ring::Cursor).await.is_ok());
         clock.advance(KEPT_FOR);

@@ -20,6 +20,15 @@ pub struct AuditEvent {
     pub request_id: String,
 }
 
+/// What is told of a change by whoever makes it; who that is, from where and when, is known around it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewAuditEvent {
+    pub action: &'static str,
+    pub resource_kind: &'static str,
+    pub resource_id: Id,
+    pub changes: Changes,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Actor {
     pub kind: ActorKind,
@@ -31,6 +40,8 @@ pub struct Actor {
 #[serde(rename_all = "snake_case")]
 pub enum ActorKind {
     ApiKey,
+    /// The holder of a service token.
+    Service,
     /// The operator, by the runner or a script that holds the stack's own rights.
     System,
 }
@@ -55,6 +66,7 @@ pub struct Change {
 #[serde(untagged)]
 pub enum Value {
     Null,
+    Flag(bool),
     Number(u64),
     Text(String),
     List(Vec<Value>),
@@ -86,6 +98,12 @@ impl From<&str> for Value {
 impl From<Timestamp> for Value {
     fn from(instant: Timestamp) -> Self {
         Self::Text(instant.to_string())
+    }
+}
+
+impl From<bool> for Value {
+    fn from(flag: bool) -> Self {
+        Self::Flag(flag)
     }
 }
 

@@ -31,6 +31,12 @@ impl TryFrom<String> for Cidr {
     }
 }
 
+impl Cidr {
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.0.contains(&address)
+    }
+}
+
 /// Where a key may be used from. Empty: from anywhere.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<Cidr>")]
@@ -43,7 +49,7 @@ impl AllowedCidrs {
 
     /// Whether a client at `address` may use the key. An unknown address passes only where nothing is restricted.
     pub fn permit(&self, address: Option<IpAddr>) -> bool {
-        self.0.is_empty() || address.is_some_and(|address| self.0.iter().any(|range| range.0.contains(&address)))
+        self.0.is_empty() || address.is_some_and(|address| self.0.iter().any(|range| range.contains(address)))
     }
 
     /// Reads the form that [`to_words`](Self::to_words) prints; `None` for anything else.

@@ -4,10 +4,12 @@
 //! hold anything wrong ([`Name`], [`Slug`], [`ScopeSet`], [`AllowedCidrs`], …): the sentence a parser refuses with completes
 //! "`<field>` …" and never repeats the value, which may be a secret in the wrong place.
 
+mod allowlist;
 mod api_key;
 mod audit;
 mod budget;
 mod cidr;
+mod endpoint_url;
 mod entropy;
 mod id;
 mod keyring;
@@ -17,22 +19,26 @@ mod organization;
 mod principal;
 mod project;
 mod scope;
+mod service;
 mod timestamp;
 mod token;
 
+pub use allowlist::{AddressList, BadEntry, HostList, InternalGuard};
 pub use api_key::{ApiKey, ApiKeyPatch, ApiKeySettings, KeySettled, KeyStatus, NotActive};
-pub use audit::{Actor, ActorKind, AuditEvent, Change, Changes, ResourceRef, Value};
+pub use audit::{Actor, ActorKind, AuditEvent, Change, Changes, NewAuditEvent, ResourceRef, Value};
 pub use budget::{Budget, BudgetVerdict};
 pub use cidr::{AllowedCidrs, Cidr, client_address};
+pub use endpoint_url::EndpointUrl;
 pub use entropy::Entropy;
 pub use id::{Id, Kind};
 pub use keyring::{Keyring, KeyringError, Kid};
 pub use metadata::Metadata;
 pub use name::{Name, Slug, UserId};
-pub use organization::{Organization, Plan, SubscriptionStatus};
+pub use organization::{ModelId, Organization, OrganizationPatch, Plan, StripeCustomerId, SubscriptionStatus};
 pub use principal::{Principal, PrincipalKind};
 pub use project::Project;
 pub use scope::{Scope, ScopeSet};
+pub use service::{Power, Service, ServiceTokens, ServiceTokensError};
 pub use timestamp::Timestamp;
 pub use token::{ApiKeyToken, PREFIX_LEN, Prefix, TokenRefused};
 

@@ -1,8 +1,8 @@
 use serde::{Deserialize, Serialize};
 
-use super::{Id, Name, Slug, Timestamp};
+use super::{Change, Changes, EndpointUrl, Id, Invalid, Name, Slug, Timestamp, Value};
 
-/// A tenant.
+/// A tenant, as it is kept. What is not set is not kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Organization {
     pub id: Id,
@@ -10,13 +10,99 @@ pub struct Organization {
     pub name: Name,
     pub plan: Plan,
     pub subscription_status: SubscriptionStatus,
+    /// Whether the operator may read what the tenant's end users say.
+    pub transcript_access: bool,
+    /// No other tenant has the same: Stripe's events find theirs by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stripe_customer_id: Option<StripeCustomerId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model_id: Option<ModelId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint_url: Option<EndpointUrl>,
     pub created_at: Timestamp,
+    /// Counts changes: a write that depends on a read is conditional on it.
+    pub version: u64,
+}
+
+/// A change of settings: `None` keeps.
+#[derive(Debug, Clone, Default)]
+pub struct OrganizationPatch {
+    pub plan: Option<Plan>,
+    pub subscription_status: Option<SubscriptionStatus>,
+    pub transcript_access: Option<bool>,
+    pub stripe_customer_id: Option<Option<StripeCustomerId>>,
+    pub model_id: Option<Option<ModelId>>,
+    pub endpoint_url: Option<Option<EndpointUrl>>,
 }
 
 impl Organization {
     /// A new tenant where no billing is configured: plan `free`, status `active`.
     pub fn new(id: Id, slug: Slug, name: Name, now: Timestamp) -> Self {
-        Self { id, slug, name, plan: Plan::free(), subscription_status: SubscriptionStatus::Active, created_at: now }
+        Self {
+            id,
+            slug,
+            name,
+            plan: Plan::default(),
+            subscription_status: SubscriptionStatus::Active,
+            transcript_access: false,
+            stripe_customer_id: None,
+            model_id: None,
+            endpoint_url: None,
+            created_at: now,
+            version: 1,
+        }
+    }
+
+    /// Applies a patch; says what changed, field by field.
+    pub fn apply(&mut self, patch: OrganizationPatch) -> Changes {
+        let before = self.clone();
+        let OrganizationPatch {
+            plan,
+            subscription_status,
+            transcript_access,
+            stripe_customer_id,
+            model_id,
+            endpoint_url,
+        } = patch;
+        self.plan = plan.unwrap_or(self.plan.clone());
+        self.subscription_status = subscription_status.unwrap_or(self.subscription_status);
+        self.transcript_access = transcript_access.unwrap_or(self.transcript_access);
+        self.stripe_customer_id = stripe_customer_id.unwrap_or(self.stripe_customer_id.take());
+        self.model_id = model_id.unwrap_or(self.model_id.take());
+        self.endpoint_url = endpoint_url.unwrap_or(self.endpoint_url.take());
+        let changes: Changes = before
+            .audited()
+            .into_iter()
+            .zip(self.audited())
+            .filter(|((_, before), (_, after))| before != after)
+            .map(|((field, before), (_, after))| (field.to_owned(), Change { before, after }))
+            .collect();
+        if !changes.is_empty() {
+            self.version += 1;
+        }
+        changes
+    }
+
+    /// The choices behind a new tenant, as its audit event shows them.
+    pub fn creation(&self) -> Changes {
+        let chosen = [
+            ("slug", self.slug.as_str()),
+            ("name", self.name.as_str()),
+            ("plan", self.plan.as_str()),
+            ("subscription_status", self.subscription_status.as_str()),
+        ];
+        chosen.map(|(field, after)| (field.to_owned(), Change { before: Value::Null, after: after.into() })).into()
+    }
+
+    fn audited(&self) -> [(&'static str, Value); 6] {
+        [
+            ("plan", self.plan.as_str().into()),
+            ("subscription_status", self.subscription_status.as_str().into()),
+            ("transcript_access", self.transcript_access.into()),
+            ("stripe_customer_id", self.stripe_customer_id.as_ref().map(StripeCustomerId::as_str).into()),
+            ("model_id", self.model_id.as_ref().map(ModelId::as_str).into()),
+            ("endpoint_url", self.endpoint_url.as_ref().map(EndpointUrl::as_str).into()),
+        ]
     }
 }
 
@@ -25,8 +111,62 @@ impl Organization {
 pub struct Plan(Name);
 
 impl Plan {
-    fn free() -> Self {
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+impl Default for Plan {
+    fn default() -> Self {
         Self(Name::try_from("free".to_owned()).expect("a plan's name"))
+    }
+}
+
+/// A customer's id at Stripe: `cus_` and letters and digits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct StripeCustomerId(String);
+
+impl StripeCustomerId {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for StripeCustomerId {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        let rest = text.strip_prefix("cus_").unwrap_or_default();
+        if (1..=251).contains(&rest.len()) && rest.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            Ok(Self(text))
+        } else {
+            Err(Invalid::new("must be a Stripe customer's id such as cus_NffrFeUfNV2Hib"))
+        }
+    }
+}
+
+/// The name of a model at its provider: 1 to 128 characters, no blanks, no control characters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct ModelId(String);
+
+impl ModelId {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for ModelId {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        let odd = |c: char| c.is_whitespace() || c.is_control();
+        if (1..=128).contains(&text.chars().count()) && !text.chars().any(odd) {
+            Ok(Self(text))
+        } else {
+            Err(Invalid::new("must be 1 to 128 characters without blanks and control characters"))
+        }
     }
 }
 
@@ -60,5 +200,48 @@ impl SubscriptionStatus {
             Self::IncompleteExpired => "incomplete_expired",
             Self::Paused => "paused",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entropy::SeededEntropy;
+
+    fn organization() -> Organization {
+        let now: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
+        let (slug, name) = (Slug::try_from("acme".to_owned()).unwrap(), Name::try_from("Acme".to_owned()).unwrap());
+        Organization::new(Id::draw(now, &SeededEntropy::new(1)), slug, name, now)
+    }
+
+    #[test]
+    fn a_patch_changes_what_it_names_and_says_so() {
+        let mut organization = organization();
+        let customer = StripeCustomerId::try_from("cus_1".to_owned()).unwrap();
+        let patch = OrganizationPatch {
+            subscription_status: Some(SubscriptionStatus::PastDue),
+            stripe_customer_id: Some(Some(customer.clone())),
+            ..OrganizationPatch::default()
+        };
+        let changes = organization.apply(patch.clone());
+        assert_eq!(changes.keys().collect::<Vec<_>>(), ["stripe_customer_id", "subscription_status"]);
+        assert_eq!((organization.version, &organization.stripe_customer_id), (2, &Some(customer)));
+        assert!(organization.apply(patch).is_empty());
+        assert_eq!(organization.version, 2, "nothing changed");
+        let changes =
+            organization.apply(OrganizationPatch { stripe_customer_id: Some(None), ..OrganizationPatch::default() });
+        assert_eq!(changes["stripe_customer_id"], Change { before: "cus_1".into(), after: Value::Null });
+    }
+
+    #[test]
+    fn ids_of_others_are_read_strictly() {
+        for text in ["", "cus_", "cus_a b", "cus_é", "cus-1", "sub_1", &format!("cus_{}", "a".repeat(252))] {
+            assert!(StripeCustomerId::try_from(text.to_owned()).is_err(), "{text}");
+        }
+        assert!(StripeCustomerId::try_from(format!("cus_{}", "a".repeat(251))).is_ok());
+        for text in ["", " ", "a b", "a\n", &"a".repeat(129)] {
+            assert!(ModelId::try_from(text.to_owned()).is_err(), "{text}");
+        }
+        assert!(ModelId::try_from("é".repeat(128)).is_ok());
     }
 }

@@ -1,7 +1,13 @@
-use std::net::IpAddr;
+use std::{future::Future, marker::PhantomData, net::IpAddr};
 
-use super::{Caller, Error};
-use crate::domain::{Id, Principal, PrincipalKind, Scope};
+use secrecy::ExposeSecret;
+
+use super::{Caller, Error, call::Origin};
+use crate::{
+    app::App,
+    config::SecretError,
+    domain::{Actor, ActorKind, Id, Power, Principal, PrincipalKind, Scope, Service},
+};
 
 /// Who may call a route: a marker type that a route names, so that none can forget to say.
 pub trait Access: Send + Sync + 'static {
@@ -9,8 +15,33 @@ pub trait Access: Send + Sync + 'static {
     type Caller: Send + Sync;
 
     /// Judges kind, scope and project, in that order: 401 where there is no credential, 403 where it does not suffice.
-    /// `project` is the path's `{ref}`.
-    fn admit(caller: Option<Caller>, project: Option<&str>) -> Result<Self::Caller, Error>;
+    fn admit(presented: Presented<'_>) -> impl Future<Output = Result<Self::Caller, Error>> + Send;
+
+    /// The caller as one who may change things; none where nobody may.
+    fn agent(_: &Self::Caller) -> Option<&dyn Agent> {
+        None
+    }
+}
+
+/// What a request is judged by.
+pub struct Presented<'a> {
+    pub(super) app: &'a App,
+    /// The authorizer's finding, already held against the key's own addresses.
+    pub(super) caller: Option<Caller>,
+    /// The path's `{ref}`.
+    pub(super) project: Option<&'a str>,
+    pub(super) origin: &'a Origin,
+}
+
+/// Somebody who may change things: known to the audit log, and to idempotency.
+pub trait Agent: Send + Sync {
+    fn actor(&self) -> Actor;
+
+    /// Whose resources it works with; none for a service, which works with everybody's.
+    fn organization(&self) -> Option<Id>;
+
+    /// What tells its credential from every other one, without opening anything.
+    fn credential(&self) -> Vec<u8>;
 }
 
 /// Judges what the gateway's cached verdict cannot: where this request comes from.
@@ -25,7 +56,7 @@ pub struct Public;
 impl Access for Public {
     type Caller = ();
 
-    fn admit(_: Option<Caller>, _: Option<&str>) -> Result<(), Error> {
+    async fn admit(_: Presented<'_>) -> Result<(), Error> {
         Ok(())
     }
 }
@@ -37,6 +68,20 @@ pub struct ApiKeyCaller {
     pub api_key_id: Id,
     pub api_key_name: String,
     pub principal: Principal,
+}
+
+impl Agent for ApiKeyCaller {
+    fn actor(&self) -> Actor {
+        Actor { kind: ActorKind::ApiKey, id: Some(self.api_key_id), name: self.api_key_name.clone() }
+    }
+
+    fn organization(&self) -> Option<Id> {
+        Some(self.organization_id)
+    }
+
+    fn credential(&self) -> Vec<u8> {
+        self.api_key_id.to_string().into_bytes()
+    }
 }
 
 /// An API key that holds a scope, or any API key.
@@ -75,8 +120,12 @@ impl RequiredScope for AnyKey {
 impl<S: RequiredScope> Access for S {
     type Caller = ApiKeyCaller;
 
-    fn admit(caller: Option<Caller>, _: Option<&str>) -> Result<ApiKeyCaller, Error> {
-        let Caller { principal, api_key_name, .. } = caller.ok_or(Error::Unauthorized)?;
+    fn agent(caller: &ApiKeyCaller) -> Option<&dyn Agent> {
+        Some(caller)
+    }
+
+    async fn admit(presented: Presented<'_>) -> Result<ApiKeyCaller, Error> {
+        let Caller { principal, api_key_name, .. } = presented.caller.ok_or(Error::Unauthorized)?;
         match principal.kind {
             PrincipalKind::Session => {
                 return Err(Error::Forbidden("session tokens are valid only under /v1/projects/{ref}/".into()));
@@ -105,14 +154,92 @@ pub struct Project;
 impl Access for Project {
     type Caller = Principal;
 
-    fn admit(caller: Option<Caller>, project: Option<&str>) -> Result<Principal, Error> {
-        let principal = caller.ok_or(Error::Unauthorized)?.principal;
+    async fn admit(presented: Presented<'_>) -> Result<Principal, Error> {
+        let principal = presented.caller.ok_or(Error::Unauthorized)?.principal;
         match principal.kind {
             PrincipalKind::ApiKey => Ok(principal),
-            PrincipalKind::Session if principal.project_slug.as_deref() == project => Ok(principal),
+            PrincipalKind::Session if principal.project_slug.as_deref() == presented.project => Ok(principal),
             PrincipalKind::Session => {
                 Err(Error::Forbidden("wrong project: the session token is for another one".into()))
             }
         }
+    }
+}
+
+/// The holder of a service token that grants a power, on an internal route. Such a route exists on the allowlists alone: off either, every
+/// request is the 404 of an unknown path, before the token is looked at.
+#[derive(Debug)]
+pub struct Internal<P>(PhantomData<fn() -> P>);
+
+/// A power that an internal route takes, or any service token.
+pub trait RequiredPower: 'static {
+    const POWER: Option<Power>;
+}
+
+/// A service token with power `validate`.
+#[derive(Debug)]
+pub struct Validate;
+impl RequiredPower for Validate {
+    const POWER: Option<Power> = Some(Power::Validate);
+}
+
+/// A service token with power `provision`.
+#[derive(Debug)]
+pub struct Provision;
+impl RequiredPower for Provision {
+    const POWER: Option<Power> = Some(Power::Provision);
+}
+
+/// Any service token.
+#[derive(Debug)]
+pub struct AnyService;
+impl RequiredPower for AnyService {
+    const POWER: Option<Power> = None;
+}
+
+impl<P: RequiredPower> Access for Internal<P> {
+    type Caller = Service;
+
+    fn agent(caller: &Service) -> Option<&dyn Agent> {
+        Some(caller)
+    }
+
+    async fn admit(presented: Presented<'_>) -> Result<Service, Error> {
+        let Presented { app, origin, .. } = presented;
+        if !app.internal.permits(origin.address(), origin.host.as_deref()) {
+            return Err(Error::NotFound);
+        }
+        let token = origin.bearer.as_ref().ok_or(Error::Unauthorized)?.expose_secret();
+        let service = find_service(app, token).await.map_err(|error| Error::Unavailable(error.to_string()))?;
+        let service = service.ok_or(Error::Unauthorized)?;
+        origin.service.get_or_init(|| service.name().to_owned());
+        match P::POWER {
+            Some(power) if !service.may(power) => {
+                Err(Error::Forbidden(format!("missing power: {}", power.as_str()).into()))
+            }
+            _ => Ok(service),
+        }
+    }
+}
+
+/// Whose token it is; one that is not known may have been added since the tokens were fetched.
+async fn find_service(app: &App, token: &str) -> Result<Option<Service>, SecretError> {
+    if let Some(service) = app.secrets.service_tokens().await?.find(token) {
+        return Ok(Some(service.clone()));
+    }
+    Ok(app.secrets.service_tokens_refetched().await?.find(token).cloned())
+}
+
+impl Agent for Service {
+    fn actor(&self) -> Actor {
+        Actor { kind: ActorKind::Service, id: None, name: self.name().to_owned() }
+    }
+
+    fn organization(&self) -> Option<Id> {
+        None
+    }
+
+    fn credential(&self) -> Vec<u8> {
+        self.fingerprint().to_vec()
     }
 }

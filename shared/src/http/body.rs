@@ -1,5 +1,6 @@
 //! JSON into types, and serde's complaints into the contract's: which field, and what would be right.
 
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -9,6 +10,23 @@ use crate::telemetry;
 /// The body of a route that reads none; whatever is sent is passed over.
 #[derive(Debug, Deserialize)]
 pub struct NoBody {}
+
+/// A secret in a body: any string, which does not print.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(from = "String")]
+pub struct Received(SecretString);
+
+impl Received {
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl From<String> for Received {
+    fn from(text: String) -> Self {
+        Self(text.into())
+    }
+}
 
 /// For a field of a PATCH: absent keeps (`None`), anything else is read as it is, `null` included.
 /// Use as `#[serde(default, deserialize_with = "present")]`.

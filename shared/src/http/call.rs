@@ -1,12 +1,17 @@
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+};
 
 use secrecy::SecretString;
 
-use super::{Access, ApiKeyCaller, Caller, Error, Route, access::admit_address, idempotency::IdempotencyKey};
+use super::{
+    Access, Agent, ApiKeyCaller, Caller, Error, Presented, Route, access::admit_address, idempotency::IdempotencyKey,
+};
 use crate::{
     app::App,
     auth::{self, ValidKey, Verdict},
-    domain::{Actor, ActorKind, ApiKey, AuditEvent, Changes, Id, ResourceRef, Timestamp, client_address},
+    domain::{ApiKey, AuditEvent, Id, NewAuditEvent, ResourceRef, Timestamp, client_address},
 };
 
 /// One request to a route, judged and parsed.
@@ -26,17 +31,12 @@ pub struct Call<R: Route> {
 pub struct Origin {
     pub request_id: String,
     pub ip_address: Option<String>,
+    /// The name that the client asked for, as API Gateway saw it.
+    pub host: Option<String>,
     pub user_agent: Option<String>,
     pub(super) bearer: Option<SecretString>,
-}
-
-/// What a handler says of a change; the call knows the rest.
-#[derive(Debug)]
-pub struct NewAuditEvent {
-    pub action: &'static str,
-    pub resource_kind: &'static str,
-    pub resource_id: Id,
-    pub changes: Changes,
+    /// The name of the service that calls, once its token is proven.
+    pub(super) service: OnceLock<String>,
 }
 
 impl Origin {
@@ -56,7 +56,8 @@ where
         let Verdict::Valid(valid) = auth::judge(state.ok_or(Error::Unauthorized)?, self.now) else {
             return Err(Error::Unauthorized);
         };
-        R::Access::admit(admit_address(Some(Caller::api_key(&valid)), self.origin.address()), None)?;
+        let caller = admit_address(Some(Caller::api_key(&valid)), self.origin.address());
+        R::Access::admit(Presented { app, caller, project: None, origin: &self.origin }).await?;
         Ok(*valid)
     }
 
@@ -70,16 +71,18 @@ where
         let target = app.store.api_key(self.caller.organization_id, target).await?.ok_or(Error::NotFound)?;
         Ok((caller, target))
     }
+}
 
+impl<R: Route> Call<R>
+where
+    R::Access: Access<Caller: Agent>,
+{
+    /// An event of the audit log: what the handler says of a change, and who makes it, when and from where.
     pub fn audit_event(&self, app: &App, event: NewAuditEvent) -> AuditEvent {
         AuditEvent {
             id: Id::draw(self.now, &*app.entropy),
             at: self.now,
-            actor: Actor {
-                kind: ActorKind::ApiKey,
-                id: Some(self.caller.api_key_id),
-                name: self.caller.api_key_name.clone(),
-            },
+            actor: self.caller.actor(),
             action: event.action.to_owned(),
             resource: ResourceRef { kind: event.resource_kind.to_owned(), id: event.resource_id },
             changes: event.changes,

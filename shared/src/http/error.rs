@@ -128,7 +128,7 @@ impl From<Undecided> for Error {
             Undecided::Store(error) => error.into(),
             Undecided::Secret(error) => error.into(),
             Undecided::Bcrypt(_) => Self::Internal(error.to_string()),
-            Undecided::OutOfTime => Self::Unavailable(error.to_string()),
+            Undecided::OutOfTime | Undecided::Stale => Self::Unavailable(error.to_string()),
         }
     }
 }
@@ -147,6 +147,9 @@ impl From<Conflict> for Error {
         let (code, message) = match conflict {
             Conflict::Remembered | Conflict::IdTaken | Conflict::Changed | Conflict::CallerChanged => {
                 return Self::Raced;
+            }
+            Conflict::StripeCustomerTaken => {
+                ("stripe_customer_taken", "Another organization is this Stripe customer: clear it there first")
             }
             Conflict::SlugTaken => ("slug_taken", "The slug is taken: choose another one"),
             Conflict::LastAdminKey => (

@@ -16,10 +16,10 @@ use secrecy::ExposeSecret;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-use super::{Access, Answer, ApiKeyCaller, Call, Error, Route, call::Origin};
+use super::{Access, Agent, Answer, Call, Error, Route, call::Origin};
 use crate::{
     app::App,
-    domain::{Id, Principal},
+    domain::Id,
     sealing::{self, SealingKey},
     store::{IdempotencyRecord, Transaction},
 };
@@ -47,7 +47,7 @@ impl IdempotencyKey {
     /// The header, if it was sent. `place` is the route with its path's variables, which do not depend on the host name; `body` is hashed in canonical order, so that spacing and the order of fields do not matter.
     pub(super) fn of(
         headers: &HeaderMap,
-        principal: &Principal,
+        agent: &dyn Agent,
         origin: &Origin,
         place: &str,
         body: &Value,
@@ -65,7 +65,7 @@ impl IdempotencyKey {
         }
         let bearer = origin.bearer.as_ref().ok_or(Error::Unauthorized)?.expose_secret().as_bytes();
         let mut hash = digest::Context::new(&digest::SHA256);
-        for part in [principal.api_key_id.to_string().as_bytes(), place.as_bytes(), key] {
+        for part in [&agent.credential()[..], place.as_bytes(), key] {
             hash.update(&(part.len() as u64).to_be_bytes());
             hash.update(part);
         }
@@ -102,14 +102,14 @@ impl Serialize for Canonical<'_> {
 
 impl<R: Route> Call<R>
 where
-    R::Access: Access<Caller = ApiKeyCaller>,
+    R::Access: Access<Caller: Agent>,
 {
     /// The answer that was given to this request before, if it was. Call it before anything else.
     pub async fn replay(&self, app: &App) -> Result<Option<Answer<R::Output>>, Error> {
         let Some(key) = &self.idempotency else {
             return Ok(None);
         };
-        let record = app.store.idempotency_record(self.caller.organization_id, &key.hash).await?;
+        let record = app.store.idempotency_record(self.caller.organization(), &key.hash).await?;
         let Some(record) = record.filter(|record| self.now.as_seconds() < record.ttl) else {
             return Ok(None);
         };
@@ -155,6 +155,6 @@ where
             resource_id: resource,
             ttl: self.now.plus(REMEMBERED_FOR).as_seconds(),
         };
-        Ok(transaction.remember(self.caller.organization_id, &key.hash, &record, self.now.as_seconds())?)
+        Ok(transaction.remember(self.caller.organization(), &key.hash, &record, self.now.as_seconds())?)
     }
 }

@@ -19,15 +19,19 @@ mod route;
 mod serve;
 
 pub use self::{
-    access::{Access, Admin, AnyKey, ApiKeyCaller, Project, Public, Read, Write},
+    access::{
+        Access, Admin, Agent, AnyKey, AnyService, ApiKeyCaller, Internal, Presented, Project, Provision, Public, Read,
+        Validate, Write,
+    },
     answer::{Answer, Revealed},
-    body::{NoBody, present},
-    call::{Call, NewAuditEvent},
+    body::{NoBody, Received, present},
+    call::Call,
     caller::{BadContext, Caller},
     error::Error,
     idempotency::Reveals,
     query::{AnyQuery, Commas, Limit, NoQuery},
-    resources::ApiKeyResource,
+    resources::{ApiKeyResource, OrganizationResource},
     route::{FromPath, ProjectRef, Route},
     serve::{run, serve},
 };
+pub use crate::domain::NewAuditEvent;

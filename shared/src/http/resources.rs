@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use crate::domain::{AllowedCidrs, ApiKey, Budget, Id, KeyStatus, Metadata, Name, Prefix, ScopeSet, Timestamp};
+use crate::domain::{
+    AllowedCidrs, ApiKey, Budget, EndpointUrl, Id, KeyStatus, Metadata, ModelId, Name, Organization, Plan, Prefix,
+    ScopeSet, Slug, StripeCustomerId, SubscriptionStatus, Timestamp,
+};
 
 /// The contract's ApiKey: every field always there.
 #[derive(Debug, Clone, Serialize)]
@@ -43,6 +46,38 @@ impl ApiKeyResource {
             allowed_cidrs: key.allowed_cidrs,
             budget: key.budget,
             metadata: key.metadata,
+        }
+    }
+}
+
+/// The contract's Organization: every field always there.
+#[derive(Debug, Clone, Serialize)]
+pub struct OrganizationResource {
+    pub id: Id,
+    pub slug: Slug,
+    pub name: Name,
+    pub plan: Plan,
+    pub subscription_status: SubscriptionStatus,
+    pub transcript_access: bool,
+    pub stripe_customer_id: Option<StripeCustomerId>,
+    pub model_id: Option<ModelId>,
+    pub endpoint_url: Option<EndpointUrl>,
+    pub created_at: Timestamp,
+}
+
+impl From<Organization> for OrganizationResource {
+    fn from(organization: Organization) -> Self {
+        Self {
+            id: organization.id,
+            slug: organization.slug,
+            name: organization.name,
+            plan: organization.plan,
+            subscription_status: organization.subscription_status,
+            transcript_access: organization.transcript_access,
+            stripe_customer_id: organization.stripe_customer_id,
+            model_id: organization.model_id,
+            endpoint_url: organization.endpoint_url,
+            created_at: organization.created_at,
         }
     }
 }

@@ -1,4 +1,4 @@
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use lambda_http::aws_lambda_events::query_map::QueryMap;
 use serde::{Serialize, de::DeserializeOwned};
@@ -6,6 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{Access, Answer, Call, Error};
 use crate::{
     app::App,
+    config,
     domain::{Id, Slug},
 };
 
@@ -28,6 +29,9 @@ pub trait Route: Sized + Send + Sync + 'static {
     const CORS: bool = false;
     /// The largest body, in bytes.
     const BODY_MAX: usize = 64 * 1024;
+
+    /// Within what time it answers, whatever it waits for.
+    const DEADLINE: Duration = config::DEADLINE;
 
     /// Acts. May be run again when a write of it lost a race ([`Error::Raced`]), so it keeps nothing between runs.
     fn handle(app: &App, call: &Call<Self>) -> impl Future<Output = Result<Answer<Self::Output>, Error>> + Send;

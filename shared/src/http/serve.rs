@@ -1,4 +1,9 @@
-use std::{collections::BTreeMap, process::ExitCode, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use http::{HeaderValue, Method, StatusCode, header};
 use lambda_http::{
@@ -12,16 +17,10 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{
-    Access, Answer, Call, Caller, Error, FromPath, Route, access, body, call::Origin, error,
+    Access, Agent, Answer, Call, Caller, Error, FromPath, Presented, Route, access, body, call::Origin, error,
     idempotency::IdempotencyKey, query,
 };
-use crate::{
-    app::App,
-    config::DEADLINE,
-    domain::{Id, Principal},
-    entropy::uuid,
-    telemetry,
-};
+use crate::{app::App, domain::Id, entropy::uuid, telemetry};
 
 /// How often a handler is run when its writes keep losing races.
 const RUNS: usize = 10;
@@ -52,9 +51,9 @@ pub async fn serve<R: Route>(app: &App, request: Request) -> Response<Body> {
         Ok((StatusCode::NO_CONTENT, Vec::new()))
     } else {
         let caller = access::admit_address(caller, origin.address());
-        match timeout(DEADLINE, judge_and_run::<R>(app, &request, caller, &origin)).await {
+        match timeout(R::DEADLINE, judge_and_run::<R>(app, &request, caller, &origin)).await {
             Ok(outcome) => outcome.map(|answer| (answer.status, answer.body)),
-            Err(_) => Err(Error::Unavailable(format!("no answer within {DEADLINE:?}"))),
+            Err(_) => Err(Error::Unavailable(format!("no answer within {:?}", R::DEADLINE))),
         }
     };
     log::<R>(&origin, who, &outcome, started);
@@ -68,14 +67,14 @@ async fn judge_and_run<R: Route>(
     caller: Option<Caller>,
     origin: &Arc<Origin>,
 ) -> Result<Answer<R::Output>, Error> {
-    let principal = caller.as_ref().map(|caller| caller.principal.clone());
     let variables = request.path_parameters_ref();
-    let caller = R::Access::admit(caller, variables.and_then(|variables| variables.first("ref")))?;
+    let project = variables.and_then(|variables| variables.first("ref"));
+    let caller = R::Access::admit(Presented { app, caller, project, origin }).await?;
 
     let query = query::read(request.query_string_parameters_ref())?;
     let json = json_body::<R>(request)?;
     let body = body::read(&json)?;
-    let idempotency = idempotency_key::<R>(request, principal.as_ref(), origin, &json)?;
+    let idempotency = idempotency_key::<R>(request, R::Access::agent(&caller), origin, &json)?;
     let path = R::Path::from_path(variables.unwrap_or(&QueryMap::default())).ok_or(Error::NotFound)?;
 
     let call = Call { caller, path, query, body, now: app.clock.now(), origin: Arc::clone(origin), idempotency };
@@ -102,16 +101,16 @@ fn json_body<R: Route>(request: &Request) -> Result<Value, Error> {
 
 fn idempotency_key<R: Route>(
     request: &Request,
-    principal: Option<&Principal>,
+    agent: Option<&dyn Agent>,
     origin: &Origin,
     body: &Value,
 ) -> Result<Option<IdempotencyKey>, Error> {
-    match principal {
-        Some(principal) if R::IDEMPOTENT => {
+    match agent {
+        Some(agent) if R::IDEMPOTENT => {
             let variables: BTreeMap<_, _> =
                 request.path_parameters_ref().into_iter().flat_map(QueryMap::iter).collect();
             let place = format!("{} {variables:?}", R::NAME);
-            IdempotencyKey::of(request.headers(), principal, origin, &place, body)
+            IdempotencyKey::of(request.headers(), agent, origin, &place, body)
         }
         _ => Ok(None),
     }
@@ -128,13 +127,16 @@ fn origin(app: &App, request: &Request, context: Option<&ApiGatewayProxyRequestC
     let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
     let bearer = header(header::AUTHORIZATION)
         .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| SecretString::from(token));
     let request_id = context.and_then(|context| context.request_id.clone()).filter(|id| is_plain(id));
     Origin {
         request_id: request_id.unwrap_or_else(|| uuid(&*app.entropy)),
         ip_address: context.and_then(|context| context.identity.source_ip.clone()),
+        host: context.and_then(|context| context.domain_name.clone()),
         user_agent: header(header::USER_AGENT).map(|agent| telemetry::scrub(agent).chars().take(256).collect()),
         bearer,
+        service: OnceLock::new(),
     }
 }
 
@@ -155,11 +157,12 @@ fn log<R: Route>(
     let latency_ms = started.elapsed().as_secs_f64() * 1_000.0;
     let (organization_id, api_key_id) = who.map(|(org, key)| (org.get(), key.get())).unzip();
     let request_id = origin.request_id.as_str();
+    let (route, service) = (R::NAME, origin.service.get());
     let fault = outcome.as_ref().err().and_then(Error::fault);
     if fault.is_some() {
-        tracing::error!(request_id, route = R::NAME, status, organization_id, api_key_id, latency_ms, fault, "request");
+        tracing::error!(request_id, route, status, organization_id, api_key_id, service, latency_ms, fault, "request");
     } else {
-        tracing::info!(request_id, route = R::NAME, status, organization_id, api_key_id, latency_ms, "request");
+        tracing::info!(request_id, route, status, organization_id, api_key_id, service, latency_ms, "request");
     }
 }
 
@@ -179,15 +182,16 @@ fn respond<R: Route>(outcome: Result<(StatusCode, Vec<u8>), Error>, request_id: 
     if status == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(error::RETRY_AFTER_SECONDS));
     }
-    if status == StatusCode::UNAUTHORIZED {
-        // Like the gateway's own, whose headers must not differ: they would tell a key that is only used from elsewhere.
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
-    } else if R::CORS {
+    if R::CORS && status != StatusCode::UNAUTHORIZED {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("Authorization, Content-Type"));
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
         headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("x-request-id"));
         headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("3600"));
+    } else if [StatusCode::UNAUTHORIZED, StatusCode::NOT_FOUND].contains(&status) {
+        // Like the gateway's own, whose headers must not differ: they would tell a key that is only used from elsewhere, and an
+        // internal route from a path that is not there.
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     }
     response
 }

@@ -24,10 +24,10 @@ pub struct IdempotencyRecord {
 }
 
 impl Store {
-    /// The record under `hash`, dead or alive: DynamoDB deletes late, so the caller judges `ttl`.
+    /// The record under `hash`, dead or alive: DynamoDB deletes late, so the caller judges `ttl`. A service's is of no organization.
     pub async fn idempotency_record(
         &self,
-        organization: Id,
+        organization: Option<Id>,
         hash: &str,
     ) -> Result<Option<IdempotencyRecord>, StoreError> {
         self.get(Table::Main, Key::idempotency(organization, hash)).await
@@ -38,7 +38,7 @@ impl Transaction {
     /// Remembers an answer, unless a live record is there.
     pub fn remember(
         &mut self,
-        organization: Id,
+        organization: Option<Id>,
         hash: &str,
         record: &IdempotencyRecord,
         now_seconds: i64,

@@ -29,9 +29,28 @@ impl Transaction {
         self.claim_id(organization.id, Kind::Organization, organization.id)?;
         self.insert(Table::Main, &Key::organization(organization.id), organization, Conflict::IdTaken)
     }
+
+    /// A changed organization. A Stripe customer is one organization's at a time: the claim moves in the same transaction.
+    pub fn update_organization(&mut self, before: &Organization, after: &Organization) -> Result<(), StoreError> {
+        if before.stripe_customer_id != after.stripe_customer_id {
+            if let Some(customer) = &after.stripe_customer_id {
+                let claim = Owner { organization_id: after.id };
+                self.insert(
+                    Table::Main,
+                    &Key::claimed_stripe_customer(customer),
+                    &claim,
+                    Conflict::StripeCustomerTaken,
+                )?;
+            }
+            if let Some(customer) = &before.stripe_customer_id {
+                self.delete_owned(Table::Main, &Key::claimed_stripe_customer(customer), before.id)?;
+            }
+        }
+        self.replace(Table::Main, &Key::organization(after.id), after, before.version)
+    }
 }
 
-/// What a slug's claim holds.
+/// Whose a claimed slug or Stripe customer is.
 #[derive(Serialize, Deserialize)]
 struct Owner {
     organization_id: Id,

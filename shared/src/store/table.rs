@@ -12,8 +12,9 @@
 //! | main | `PRJ#<org>` | `SLUG#<slug>` | claims a project's slug, holds its id |
 //! | main | `ID#<kind>#<id>` | `CLAIM` | claims an id over all organizations, holds its organization |
 //! | main | `ID#organization_slug#<slug>` | `CLAIM` | claims an organization's slug |
+//! | main | `ID#stripe_customer#<customer>` | `CLAIM` | claims a Stripe customer, holds its organization |
 //! | main | `AUD#<org>` | `<time>#<id>` | an audit event |
-//! | main | `IDEM#<org>#<hash>` | `RECORD` | a remembered answer; `ttl` |
+//! | main | `IDEM#<org>#<hash>` | `RECORD` | a remembered answer; `ttl`. Of a service: `IDEM#service#<hash>` |
 //!
 //! Ids in sort keys are padded to 16 digits, so that their order is the order of time.
 
@@ -21,7 +22,7 @@ use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use crate::domain::{Id, Kind, Prefix, Slug, Timestamp};
+use crate::domain::{Id, Kind, Prefix, Slug, StripeCustomerId, Timestamp};
 
 /// The tables' names in this stack.
 #[derive(Debug, Clone)]
@@ -93,12 +94,18 @@ impl Key {
         Self::of(format!("ID#organization_slug#{slug}"), "CLAIM".to_owned())
     }
 
+    pub fn claimed_stripe_customer(customer: &StripeCustomerId) -> Self {
+        Self::of(format!("ID#stripe_customer#{}", customer.as_str()), "CLAIM".to_owned())
+    }
+
     pub fn audit_event(organization: Id, at: Timestamp, id: Id) -> Self {
         Self::of(format!("AUD#{organization}"), format!("{at}#{}", padded(id)))
     }
 
-    pub fn idempotency(organization: Id, hash: &str) -> Self {
-        Self::of(format!("IDEM#{organization}#{hash}"), "RECORD".to_owned())
+    /// `organization` is none for what a service was answered.
+    pub fn idempotency(organization: Option<Id>, hash: &str) -> Self {
+        let owner = organization.map_or_else(|| "service".to_owned(), |id| id.to_string());
+        Self::of(format!("IDEM#{owner}#{hash}"), "RECORD".to_owned())
     }
 
     fn of(pk: String, sk: String) -> Self {

@@ -2,7 +2,7 @@ use std::{collections::HashSet, time::Duration};
 
 use aws_sdk_dynamodb::{
     operation::transact_write_items::TransactWriteItemsError,
-    types::{AttributeValue, ConditionCheck, Put, TransactWriteItem, Update},
+    types::{AttributeValue, ConditionCheck, Delete, Put, TransactWriteItem, Update},
 };
 use serde::Serialize;
 
@@ -26,6 +26,8 @@ pub enum Conflict {
     /// Somebody else changed what was read: read again.
     Changed,
     SlugTaken,
+    /// Another organization is this Stripe customer.
+    StripeCustomerTaken,
     /// The change would leave the organization without a usable admin key.
     LastAdminKey,
     /// The calling key was changed: judge it again.
@@ -70,6 +72,20 @@ impl Transaction {
         taken: Conflict,
     ) -> Result<(), StoreError> {
         self.put(table, key, value, taken, |put| put.condition_expression("attribute_not_exists(pk)"))
+    }
+
+    /// Replaces an item of which `version` was read.
+    pub(super) fn replace<T: Serialize>(
+        &mut self,
+        table: Table,
+        key: &Key,
+        value: &T,
+        version: u64,
+    ) -> Result<(), StoreError> {
+        self.put(table, key, value, Conflict::Changed, |put| {
+            put.condition_expression("version = :read")
+                .expression_attribute_values(":read", AttributeValue::N(version.to_string()))
+        })
     }
 
     /// Demands of an item that it still has the `version` that was read.
@@ -126,6 +142,18 @@ impl Transaction {
     fn stage(&mut self, table: Table, key: &Key, write: TransactWriteItem, conflict: Conflict) {
         self.clash |= !self.touched.insert((table, key.clone()));
         self.writes.push((write, conflict));
+    }
+
+    /// Takes back an item of an organization's, if it still is.
+    pub(super) fn delete_owned(&mut self, table: Table, key: &Key, organization: Id) -> Result<(), StoreError> {
+        let delete = Delete::builder()
+            .table_name(self.store.table(table))
+            .set_key(Some(key.attributes()))
+            .condition_expression("organization_id = :organization")
+            .expression_attribute_values(":organization", AttributeValue::N(organization.to_string()));
+        let delete = delete.build().map_err(|error| StoreError::Fault(error.to_string()))?;
+        self.stage(table, key, TransactWriteItem::builder().delete(delete).build(), Conflict::Changed);
+        Ok(())
     }
 
     /// Writes everything, or nothing. One request token serves every repeat, the SDK's and ours, so that a write

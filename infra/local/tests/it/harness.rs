@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use karta_local::{Options, Runner, bootstrap};
 use karta_shared::{
     clock::{Clock, ManualClock, SystemClock},
-    domain::Slug,
+    domain::{InternalGuard, Slug},
     entropy::OsEntropy,
     telemetry,
 };
@@ -60,6 +60,15 @@ impl World {
         Self::of(Runner::start(options).await.unwrap(), admin.to_owned())
     }
 
+    /// With the internal routes for those that the lists name.
+    pub(crate) async fn start_guarded(internal: InternalGuard) -> Self {
+        log_to_file();
+        let options = Options { internal, ..options(Arc::new(SystemClock)) };
+        let runner = Runner::start(options).await.unwrap();
+        let admin = runner.founded.api_key.as_ref().unwrap().expose().to_owned();
+        Self::of(runner, admin)
+    }
+
     fn of(runner: Runner, admin: String) -> Self {
         note_secret(runner.secrets.service_token.expose_secret());
         note_secret(runner.secrets.session_token_secret.expose_secret());
@@ -96,6 +105,11 @@ impl World {
     pub(crate) fn request(&self, method: Method, path: &str) -> Request {
         let request = self.client.request(method, format!("{}{path}", self.runner.base_url));
         Request { request, authorization: Some(format!("Bearer {}", self.admin).into_bytes()) }
+    }
+
+    /// A request to an internal route with the run's service token.
+    pub(crate) fn service(&self, method: Method, path: &str) -> Request {
+        self.request(method, path).bearer(self.runner.secrets.service_token.expose_secret())
     }
 
     /// A new key of `acme` with these scopes: its id and token.
@@ -325,6 +339,8 @@ fn options(clock: Arc<dyn Clock>) -> Options {
         organization: slug("acme"),
         bcrypt_cost: Some(4),
         session_token_secret: None,
+        service_tokens: None,
+        internal: InternalGuard::default(),
         clock,
         entropy: Arc::new(OsEntropy),
     }

@@ -59,11 +59,29 @@ impl Tables {
         );
         assert_eq!(ids(self.under("ID#agent_project#"), "id"), projects, "every project has its id claim");
         assert!(projects.iter().all(|id| self.audited("agent_project.created", *id) == 1));
+        let organizations = ids(self.under("ORG#").filter(|item| item["sk"] == "META"), "id");
         for record in self.under("IDEM#") {
             let made = record["resource_id"].as_u64().unwrap();
-            assert!(keys.contains(&made) || projects.contains(&made), "a remembered answer tells of {made}");
+            let known = [&keys, &projects, &organizations].iter().any(|ids| ids.contains(&made));
+            assert!(known, "a remembered answer tells of {made}");
         }
+        assert_eq!(self.customers_claimed(), self.customers_found(), "every Stripe customer is claimed once");
         assert_eq!(self.admins_counted(), self.admins_found(), "the count of usable admin keys is their number");
+    }
+
+    /// Whose each Stripe customer is, by its claim.
+    fn customers_claimed(&self) -> BTreeMap<String, u64> {
+        let claim = |item: &Value| {
+            (item["pk"].as_str().unwrap().replace("ID#stripe_customer#", ""), item["organization_id"].as_u64().unwrap())
+        };
+        self.under("ID#stripe_customer#").map(claim).collect()
+    }
+
+    /// Whose each Stripe customer is, by the organizations.
+    fn customers_found(&self) -> BTreeMap<String, u64> {
+        let organizations = self.under("ORG#").filter(|item| item["sk"] == "META");
+        let with_customer = organizations.filter_map(|item| Some((item["stripe_customer_id"].as_str()?, &item["id"])));
+        with_customer.map(|(customer, id)| (customer.to_owned(), id.as_u64().unwrap())).collect()
     }
 
     /// The count that the code under test keeps, by organization.

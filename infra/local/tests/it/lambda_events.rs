@@ -1,8 +1,14 @@
 //! The functions on events as AWS sends them, where everything else here comes through the local gateway.
 
+use std::sync::Arc;
+
 use authorizer::Authorizer;
-use karta_shared::http::{Route, serve};
+use karta_shared::{
+    domain::InternalGuard,
+    http::{Route, serve},
+};
 use lambda_http::{Body, Response};
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use crate::harness::World;
@@ -117,6 +123,34 @@ async fn a_request_id_that_is_not_plain_is_replaced() {
         let response = serve::<healthz::Healthz>(&world.runner.app, request).await;
         assert_eq!(response.headers()["x-request-id"].len(), 36, "{chosen}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_internal_route_judges_where_api_gateway_says_that_an_event_comes_from() {
+    let mut world = World::start().await;
+    let bare = event("GET", "/v1/internal/whoami", &Value::Null, &json!({}), &Value::Null);
+    let host = "a1b2c3d4e5.execute-api.eu-central-1.amazonaws.com";
+    let lists = |addresses: &str, hosts: &str| {
+        Arc::new(InternalGuard { addresses: addresses.parse().ok(), hosts: hosts.parse().ok() })
+    };
+    for (addresses, hosts, status) in [
+        ("203.0.113.0/24", host, 401),
+        ("203.0.114.0/24", host, 404),
+        ("203.0.113.9", "control.example.com", 404),
+        ("0.0.0.0/0, ::/0", "", 404),
+        ("", host, 404),
+    ] {
+        world.runner.app.internal = lists(addresses, hosts);
+        for event in [bare.clone(), bare.replace("\"203.0.113.9\"", "\"::ffff:203.0.113.9\"")] {
+            let (answered, _) = served::<internal_whoami::InternalWhoami>(&world, &event).await;
+            assert_eq!(answered, status, "{addresses} at {hosts}");
+        }
+    }
+    world.runner.app.internal = lists("203.0.113.9", host);
+    let token = format!("Bearer {}", world.runner.secrets.service_token.expose_secret());
+    let (status, _) =
+        served::<internal_whoami::InternalWhoami>(&world, &bare.replace("Bearer passed-through", &token)).await;
+    assert_eq!(status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

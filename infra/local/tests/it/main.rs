@@ -16,6 +16,7 @@ mod forged_tokens;
 mod gateway;
 mod healthz;
 mod idempotency;
+mod internal;
 mod lambda_events;
 mod order;
 mod process;

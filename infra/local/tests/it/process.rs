@@ -358,6 +358,64 @@ fn a_bad_value_stops_the_start_and_its_flag_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_internal_routes_are_opened_by_the_tokens_that_were_given() {
+    let tokens = ["a-first-token-of-thirty-two-bytes-or-more", "a-second-token-of-thirty-two-bytes-or-more"];
+    tokens.into_iter().for_each(note_secret);
+    let flags = ["--port", "0", "--json", "--ephemeral"];
+    let karta = Karta::start_with(&flags, &[("KARTA_SERVICE_TOKENS", &tokens.join(","))]);
+    assert_eq!(karta.says("service_token"), tokens[0]);
+    let body = json!({ "key": karta.says("api_key") });
+    for token in tokens {
+        let (status, verdict) = karta.request(Method::POST, "/v1/internal/keys/validate", token, &body).await;
+        assert_eq!((status.as_u16(), &verdict["valid"]), (200, &json!(true)));
+    }
+    assert_eq!(karta.status("/v1/internal/whoami", &tokens.join(",")).await, 401);
+
+    for (given, problem) in [
+        (format!("{},short", tokens[0]), "the token local-2 has 5 bytes; it needs at least 32"),
+        (format!("{},", tokens[0]), "the token local-2 has 0 bytes"),
+        (format!("{0},{0}", tokens[0]), "the tokens local-1 and local-2 are the same"),
+        (format!("{}, {}", tokens[0], tokens[1]), "the token local-2 holds a character"),
+    ] {
+        let message = refused(&flags, &[("KARTA_SERVICE_TOKENS", &given)]);
+        assert!(message.contains("KARTA_SERVICE_TOKENS") && message.contains(problem), "{message}");
+        assert!(tokens.iter().all(|token| !message.contains(token)), "{message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_run_on_loopback_has_internal_routes_without_being_told_for_whom() {
+    let flags = ["--port", "0", "--json", "--ephemeral"];
+    let lists = [("KARTA_INTERNAL_ALLOWED_IPS", "127.0.0.0/8"), ("KARTA_INTERNAL_HOSTS", "127.0.0.1, localhost")];
+    let everywhere = [&flags[..], &["--host", "0.0.0.0"]].concat();
+    for (flags, lists, status) in [
+        (&flags[..], &lists[..0], 200),
+        (&everywhere, &lists[..0], 404),
+        (&everywhere, &lists[..1], 404),
+        (&everywhere, &lists[1..], 404),
+        (&everywhere, &lists[..], 200),
+    ] {
+        let karta = Karta::start_with(flags, lists);
+        let url = karta.says("base_url").replace("0.0.0.0", "127.0.0.1") + "/v1/internal/whoami";
+        let answer = karta.client.get(url).bearer_auth(karta.says("service_token")).send().await.unwrap();
+        assert_eq!(answer.status(), status, "{flags:?} {lists:?}");
+    }
+}
+
+#[test]
+fn a_list_with_a_wrong_entry_stops_the_start_and_the_entry_is_named() {
+    let flags = ["--port", "0", "--ephemeral"];
+    for (variable, list, entry) in [
+        ("KARTA_INTERNAL_ALLOWED_IPS", "10.0.0.0/8, 10.0.0.1/8", r#"entry 2, "10.0.0.1/8", must start"#),
+        ("KARTA_INTERNAL_ALLOWED_IPS", "anywhere", r#"entry 1, "anywhere", must be an IPv4 or IPv6 range"#),
+        ("KARTA_INTERNAL_HOSTS", "localhost,*.example", r#"entry 2, "*.example", must be a host name"#),
+    ] {
+        let message = refused(&flags, &[(variable, list)]);
+        assert!(message.contains(variable) && message.contains(entry), "{message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_ephemeral_run_leaves_nothing_on_disk() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");

@@ -6,11 +6,15 @@ use std::{
     sync::Arc,
 };
 
+use http::Method;
 use karta_local::{
     gateway::Gateway,
     template::{Function, TEMPLATE, Template},
 };
-use karta_shared::clock::ManualClock;
+use karta_shared::{
+    clock::ManualClock,
+    domain::{Power, ServiceTokens},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -72,6 +76,7 @@ fn a_policy_names_exact_actions_and_partitions() {
     let actions = [
         "dynamodb:BatchGetItem",
         "dynamodb:ConditionCheckItem",
+        "dynamodb:DeleteItem",
         "dynamodb:GetItem",
         "dynamodb:PutItem",
         "dynamodb:Query",
@@ -108,7 +113,7 @@ fn a_policy_names_exact_actions_and_partitions() {
 }
 
 #[test]
-fn digests_are_read_by_the_authorizer_alone() {
+fn digests_are_read_by_those_that_judge_keys_alone() {
     let touching: Vec<_> = granted().into_iter().filter(|[_, _, table, _]| table == "CredentialsTable.Arn").collect();
     let touching: Vec<_> = touching.iter().map(|[function, action, _, keys]| [&**function, action, keys]).collect();
     assert_eq!(
@@ -117,6 +122,9 @@ fn digests_are_read_by_the_authorizer_alone() {
             ["api-keys-create", "PutItem", "KP#*"],
             ["api-keys-rotate", "PutItem", "KP#*"],
             ["authorizer", "Query", "KP#*"],
+            ["internal-api-keys-create", "PutItem", "KP#*"],
+            ["internal-keys-validate", "Query", "KP#*"],
+            ["internal-organizations-create", "PutItem", "KP#*"],
         ]
     );
 }
@@ -141,7 +149,28 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
     }
     let readers = [
         ("CursorSecret", &["agent-projects-list", "api-keys-list"][..]),
-        ("KeyTagSecret", &["api-keys-create", "api-keys-rotate", "authorizer"]),
+        (
+            "KeyTagSecret",
+            &[
+                "api-keys-create",
+                "api-keys-rotate",
+                "authorizer",
+                "internal-api-keys-create",
+                "internal-keys-validate",
+                "internal-organizations-create",
+            ],
+        ),
+        (
+            "ServiceTokensSecret",
+            &[
+                "internal-api-keys-create",
+                "internal-keys-validate",
+                "internal-organizations-create",
+                "internal-organizations-get",
+                "internal-organizations-update",
+                "internal-whoami",
+            ],
+        ),
         ("SessionSigningSecret", &["authorizer", "session-tokens-create"]),
     ];
     let expected =
@@ -157,6 +186,10 @@ async fn functions_do_just_what_their_policies_allow() {
     let ((key, token), (other, _)) = (world.key(&["admin"]).await, world.key(&["admin"]).await);
     let path = format!("/v1/api_keys/{key}");
     let new_key = json!({ "name": "ci", "scopes": ["admin"] });
+    let new_organization = json!({ "slug": "globex", "name": "Globex" });
+    let organization = format!("/v1/internal/organizations/{}", world.organization_id);
+    let customer = |id: &str| world.service(Method::PATCH, &organization).body(json!({ "stripe_customer_id": id }));
+    let validation = world.service(Method::POST, "/v1/internal/keys/validate").body(json!({ "key": token }));
     let new_project = json!({ "slug": "app", "name": "App" });
     let mut done = BTreeSet::new();
     for (function, request) in [
@@ -175,6 +208,22 @@ async fn functions_do_just_what_their_policies_allow() {
         ("agent-projects-get", world.get("/v1/agent_projects/app")),
         ("session-tokens-create", world.post("/v1/agent_projects/app/session_tokens", json!({}))),
         ("projects-whoami", world.get("/v1/projects/app/whoami")),
+        ("internal-whoami", world.service(Method::GET, "/v1/internal/whoami")),
+        ("internal-keys-validate", validation),
+        (
+            "internal-organizations-create",
+            world.service(Method::POST, "/v1/internal/organizations").body(new_organization).idempotency_key("1"),
+        ),
+        (
+            "internal-api-keys-create",
+            world
+                .service(Method::POST, &format!("{organization}/api_keys"))
+                .body(json!({ "name": "rescue", "scopes": ["admin"] }))
+                .idempotency_key("1"),
+        ),
+        ("internal-organizations-get", world.service(Method::GET, &organization)),
+        ("internal-organizations-update", customer("cus_1")),
+        ("internal-organizations-update", customer("cus_2")),
     ] {
         proxy.forget();
         let reply = request.send().await;
@@ -212,6 +261,12 @@ fn the_generators_of_secrets_are_frozen() {
         "PasswordLength": 64,
         "SecretStringTemplate": "{\"current\":\"k1\"}"
       },
+      "ServiceTokensSecret": {
+        "ExcludePunctuation": true,
+        "GenerateStringKey": "operator",
+        "PasswordLength": 64,
+        "SecretStringTemplate": "{\"powers\":{\"operator\":[\"provision\"]}}"
+      },
       "SessionSigningSecret": {
         "ExcludePunctuation": true,
         "GenerateStringKey": "k1",
@@ -220,6 +275,32 @@ fn the_generators_of_secrets_are_frozen() {
       }
     }
     "#);
+}
+
+#[test]
+fn what_aws_generates_is_a_set_of_service_tokens() {
+    let secret = &resources("AWS::SecretsManager::Secret")["ServiceTokensSecret"];
+    let generator = &secret["Properties"]["GenerateSecretString"];
+    let mut generated: Value = serde_json::from_str(generator["SecretStringTemplate"].as_str().unwrap()).unwrap();
+    let token = "Ab1z".repeat(16);
+    generated[generator["GenerateStringKey"].as_str().unwrap()] = json!(token);
+    let tokens: ServiceTokens = serde_json::from_value(generated).unwrap();
+    let operator = tokens.find(&token).unwrap();
+    assert_eq!(Power::ALL.into_iter().filter(|power| operator.may(*power)).collect::<Vec<_>>(), [Power::Provision]);
+}
+
+#[test]
+fn nobody_reaches_the_internal_routes_of_a_stack_with_default_parameters() {
+    let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
+    for (parameter, variable) in
+        [("InternalAllowedIps", "KARTA_INTERNAL_ALLOWED_IPS"), ("InternalHosts", "KARTA_INTERNAL_HOSTS")]
+    {
+        assert_eq!(document["Parameters"][parameter]["Default"], "", "{parameter}");
+        for (name, function) in functions() {
+            let told = function["Environment"]["Variables"][variable].as_str();
+            assert_eq!(told, name.starts_with("internal-").then_some(parameter), "{name}");
+        }
+    }
 }
 
 #[test]
@@ -292,7 +373,18 @@ fn every_route_but_the_public_ones_asks_the_authorizer() {
     let routes = template.functions.iter().flat_map(|function| &function.routes);
     let open: BTreeSet<_> =
         routes.filter(|route| !route.authorized).map(|route| format!("{} {}", route.method, route.path)).collect();
-    assert_eq!(open.iter().collect::<Vec<_>>(), ["GET /healthz", "OPTIONS /v1/projects/{ref}/whoami"]);
+    // The internal ones judge a service token themselves, behind the allowlists.
+    let expected = [
+        "GET /healthz",
+        "GET /v1/internal/organizations/{id}",
+        "GET /v1/internal/whoami",
+        "OPTIONS /v1/projects/{ref}/whoami",
+        "PATCH /v1/internal/organizations/{id}",
+        "POST /v1/internal/keys/validate",
+        "POST /v1/internal/organizations",
+        "POST /v1/internal/organizations/{id}/api_keys",
+    ];
+    assert_eq!(open.iter().collect::<Vec<_>>(), expected);
     assert_eq!((template.authorizer.binary.as_str(), template.authorizer.cached_seconds), ("authorizer", 3));
 }
 

@@ -19,7 +19,7 @@ async fn the_last_admin_key_is_not_lost_in_any_way() {
         assert!(refusal["message"].as_str().unwrap().contains("last admin key"), "{refusal}");
     }
     assert_eq!(read(&world, id).await, before);
-    assert_eq!(world.audit_events().await.len(), 1, "only the first key's creation");
+    assert_eq!(world.audit_events().await.len(), 2, "only the organization's creation and its first key's");
 }
 
 #[tokio::test(flavor = "multi_thread")]

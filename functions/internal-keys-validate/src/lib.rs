@@ -1,0 +1,104 @@
+//! `POST /v1/internal/keys/validate`: judges an API key for a data plane, which takes anything but a 200 for an invalid key: a verdict that
+//! cannot be had is a 503, whatever the fault, and never `valid: false`.
+
+use std::{net::IpAddr, time::Duration};
+
+use karta_shared::{
+    App,
+    auth::{Finding, Use, ValidKey, Verdict, trace},
+    domain::{Id, Invalid, ScopeSet, Slug, client_address},
+    http::{Answer, Call, Error, Internal, NoQuery, Received, Route, Validate},
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    key: Received,
+    ip_address: Option<Address>,
+    explain: Option<bool>,
+}
+
+/// Where the key is used from.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Address(IpAddr);
+
+impl TryFrom<String> for Address {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        client_address(&text).map(Self).ok_or(Invalid::new("must be an IPv4 or IPv6 address"))
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    valid: bool,
+    #[serde(flatten)]
+    key: Option<Key>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace: Option<Vec<Explained>>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Key {
+    organization_id: Id,
+    organization_slug: Slug,
+    api_key_id: Id,
+    scopes: ScopeSet,
+    budget_ok: bool,
+    budget_reason: Option<String>,
+    transcript_access: bool,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Explained {
+    step: &'static str,
+    passed: bool,
+}
+
+#[derive(Debug)]
+pub struct InternalKeysValidate;
+
+impl Route for InternalKeysValidate {
+    const NAME: &'static str = "internal-keys-validate";
+    /// A data plane waits 5 s.
+    const DEADLINE: Duration = Duration::from_secs(4);
+    type Access = Internal<Validate>;
+    type Path = ();
+    type Query = NoQuery;
+    type Body = Input;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let Input { key, ip_address, explain } = &call.body;
+        let address = ip_address.map(|address| address.0);
+        let explain = explain.unwrap_or(false);
+        let how = if explain { Use::Unnoted } else { Use::Noted };
+        let verdict = app.validator().validate_to_pass_on(key.expose(), how).await;
+        let verdict = verdict.map_err(|fault| Error::Unavailable(fault.to_string()))?;
+        let trace = explain.then(|| trace(&verdict, address).into_iter().map(explained).collect());
+        let key = match verdict {
+            Verdict::Valid(valid) if valid.is_permitted(address) => Some(found(*valid)),
+            Verdict::Valid(_) | Verdict::Invalid(_) => None,
+        };
+        Answer::ok(&Output { valid: key.is_some(), key, trace })
+    }
+}
+
+fn found(valid: ValidKey) -> Key {
+    Key {
+        organization_id: valid.organization.id,
+        organization_slug: valid.organization.slug,
+        api_key_id: valid.api_key.id,
+        scopes: valid.api_key.scopes,
+        budget_ok: valid.budget.is_ok(),
+        budget_reason: valid.budget.reason().map(ToOwned::to_owned),
+        transcript_access: valid.organization.transcript_access,
+    }
+}
+
+fn explained(finding: Finding) -> Explained {
+    Explained { step: finding.step.as_str(), passed: finding.passed }
+}

@@ -1,0 +1,61 @@
+//! `POST /v1/internal/organizations`: founds an organization and reveals its first key, once.
+
+use karta_shared::{
+    App,
+    domain::{Id, Name, Organization, Plan, Slug},
+    founding::Founding,
+    http::{
+        Answer, ApiKeyResource, Call, Error, Internal, NoQuery, OrganizationResource, Provision, Revealed, Reveals,
+        Route,
+    },
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    slug: Slug,
+    name: Name,
+    plan: Option<Plan>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    organization: OrganizationResource,
+    api_key: ApiKeyResource,
+    secret: Revealed,
+}
+
+#[derive(Debug)]
+pub struct InternalOrganizationsCreate;
+
+impl Route for InternalOrganizationsCreate {
+    const NAME: &'static str = "internal-organizations-create";
+    const IDEMPOTENT: bool = true;
+    type Access = Internal<Provision>;
+    type Path = ();
+    type Query = NoQuery;
+    type Body = Input;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        if let Some(answer) = call.replay(app).await? {
+            return Ok(answer);
+        }
+        let Input { slug, name, plan } = call.body.clone();
+        let mut organization = Organization::new(Id::draw(call.now, &*app.entropy), slug, name, call.now);
+        organization.plan = plan.unwrap_or_default();
+        let founding = Founding::of(app, organization, call.now).await?;
+        let answer = Answer::created(&Output {
+            organization: founding.organization.clone().into(),
+            api_key: ApiKeyResource::of(founding.api_key.clone(), call.now),
+            secret: Revealed::new(founding.token.expose()),
+        })?;
+
+        let mut transaction = app.store.transaction();
+        founding.stage(&mut transaction, |event| call.audit_event(app, event))?;
+        call.remember(app, &mut transaction, &answer, founding.organization.id, Reveals::Secret)?;
+        transaction.commit().await?;
+        Ok(answer)
+    }
+}

@@ -1,0 +1,72 @@
+//! `PATCH /v1/internal/organizations/{id}`: changes what the operator decides about an organization. Absent keeps, `null` clears.
+
+use karta_shared::{
+    App,
+    domain::{EndpointUrl, Id, ModelId, OrganizationPatch, Plan, StripeCustomerId, SubscriptionStatus},
+    http::{Answer, Call, Error, Internal, NewAuditEvent, NoQuery, OrganizationResource, Provision, Route, present},
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    #[serde(default, deserialize_with = "present")]
+    plan: Option<Plan>,
+    #[serde(default, deserialize_with = "present")]
+    subscription_status: Option<SubscriptionStatus>,
+    #[serde(default, deserialize_with = "present")]
+    transcript_access: Option<bool>,
+    #[serde(default, deserialize_with = "present")]
+    stripe_customer_id: Option<Option<StripeCustomerId>>,
+    #[serde(default, deserialize_with = "present")]
+    model_id: Option<Option<ModelId>>,
+    #[serde(default, deserialize_with = "present")]
+    endpoint_url: Option<Option<EndpointUrl>>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    organization: OrganizationResource,
+}
+
+#[derive(Debug)]
+pub struct InternalOrganizationsUpdate;
+
+impl Route for InternalOrganizationsUpdate {
+    const NAME: &'static str = "internal-organizations-update";
+    type Access = Internal<Provision>;
+    type Path = Id;
+    type Query = NoQuery;
+    type Body = Input;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let before = app.store.organization(call.path).await?.ok_or(Error::NotFound)?;
+        let mut organization = before.clone();
+        let changes = organization.apply(patch(call.body.clone()));
+        if !changes.is_empty() {
+            let mut transaction = app.store.transaction();
+            transaction.update_organization(&before, &organization)?;
+            let event = NewAuditEvent {
+                action: "organization.updated",
+                resource_kind: "organization",
+                resource_id: organization.id,
+                changes,
+            };
+            transaction.audit(organization.id, &call.audit_event(app, event))?;
+            transaction.commit().await?;
+        }
+        Answer::ok(&Output { organization: organization.into() })
+    }
+}
+
+fn patch(input: Input) -> OrganizationPatch {
+    OrganizationPatch {
+        plan: input.plan,
+        subscription_status: input.subscription_status,
+        transcript_access: input.transcript_access,
+        stripe_customer_id: input.stripe_customer_id,
+        model_id: input.model_id,
+        endpoint_url: input.endpoint_url,
+    }
+}

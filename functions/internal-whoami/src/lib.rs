@@ -1,0 +1,28 @@
+//! `GET /v1/internal/whoami`: that the token is a service's, for data planes that check their set-up.
+
+use karta_shared::{
+    App,
+    http::{Answer, AnyService, Call, Error, Internal, NoBody, NoQuery, Route},
+};
+use serde::Serialize;
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    principal_kind: &'static str,
+}
+
+#[derive(Debug)]
+pub struct InternalWhoami;
+
+impl Route for InternalWhoami {
+    const NAME: &'static str = "internal-whoami";
+    type Access = Internal<AnyService>;
+    type Path = ();
+    type Query = NoQuery;
+    type Body = NoBody;
+    type Output = Output;
+
+    async fn handle(_: &App, _: &Call<Self>) -> Result<Answer<Output>, Error> {
+        Answer::ok(&Output { principal_kind: "service" })
+    }
+}

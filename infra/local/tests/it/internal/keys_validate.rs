@@ -1,0 +1,304 @@
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::Method;
+use karta_shared::{
+    clock::{Clock, ManualClock},
+    config::Ring,
+    domain::ApiKeyToken,
+    entropy::OsEntropy,
+};
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+
+use crate::{
+    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    harness::{Reply, Request, World, note_secret},
+};
+
+fn validation(world: &World, body: Value) -> Request {
+    world.service(Method::POST, "/v1/internal/keys/validate").body(body)
+}
+
+async fn validated(world: &World, body: Value) -> Value {
+    validation(world, body).send().await.expect(200)
+}
+
+fn invalid() -> Value {
+    json!({ "valid": false })
+}
+
+/// A world on a clock that stands still, whose calls to the store pass a proxy.
+async fn at_noon() -> (World, Arc<FaultProxy>, Arc<ManualClock>) {
+    let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
+    let (world, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
+    proxy.forget();
+    (world, proxy, clock)
+}
+
+/// A token with a right tag that no key was stored for: under the prefix of a token that is given, else under one that nobody has.
+async fn unproven(world: &World, like: Option<&str>) -> String {
+    let ring = world.runner.app.secrets.ring(Ring::KeyTag).await.unwrap();
+    let token = match like {
+        Some(token) => {
+            let prefix = ApiKeyToken::parse(token, &ring).unwrap().prefix();
+            ApiKeyToken::mint_under(&prefix, &ring, &OsEntropy)
+        }
+        None => ApiKeyToken::mint(&ring, &OsEntropy),
+    };
+    note_secret(token.expose());
+    token.expose().to_owned()
+}
+
+fn with_wrong_tag(token: &str) -> String {
+    format!("{}{}", &token[..token.len() - 1], if token.ends_with('a') { "b" } else { "a" })
+}
+
+/// A trace as it is answered: the steps that passed, and the one that did not.
+fn trace(passed: &[&str], failed: Option<&str>) -> Value {
+    let passed = passed.iter().map(|step| json!({ "step": step, "passed": true }));
+    passed.chain(failed.map(|step| json!({ "step": step, "passed": false }))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_valid_key_answers_exactly_what_data_planes_read() {
+    let (world, _clock) = World::start_at_noon().await;
+    let (id, token) = world.key(&["write", "read"]).await;
+    let expected = json!({
+        "valid": true,
+        "organization_id": world.organization_id,
+        "organization_slug": "acme",
+        "api_key_id": id,
+        "scopes": ["read", "write"],
+        "budget_ok": true,
+        "budget_reason": null,
+        "transcript_access": false,
+    });
+    for body in [
+        json!({ "key": token }),
+        json!({ "key": token, "ip_address": "203.0.113.9" }),
+        json!({ "key": token, "ip_address": null, "explain": null }),
+        json!({ "key": token, "ip_address": "::ffff:203.0.113.9", "explain": false }),
+    ] {
+        assert_eq!(validated(&world, body).await, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn budget_and_transcript_access_are_the_organizations_of_this_moment() {
+    let (world, _clock) = World::start_at_noon().await;
+    let patch = async |body: Value| {
+        let path = format!("/v1/internal/organizations/{}", world.organization_id);
+        world.service(Method::PATCH, &path).body(body).send().await.expect(200);
+    };
+    patch(json!({ "subscription_status": "past_due", "transcript_access": true })).await;
+    let answer = validated(&world, json!({ "key": world.admin })).await;
+    assert_eq!(
+        [&answer["valid"], &answer["budget_ok"], &answer["budget_reason"], &answer["transcript_access"]],
+        [&json!(true), &json!(false), &json!("subscription past_due"), &json!(true)]
+    );
+    patch(json!({ "subscription_status": "active", "transcript_access": false })).await;
+    let answer = validated(&world, json!({ "key": world.admin })).await;
+    assert_eq!([&answer["budget_ok"], &answer["transcript_access"]], [&json!(true), &json!(false)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_no_live_key_is_not_valid_in_the_same_words() {
+    let (world, clock) = World::start_at_noon().await;
+    world.project("site").await;
+    let session = world.session_token("site", json!({})).await;
+    let (revoked_id, revoked) = world.key(&["read"]).await;
+    let body = json!({ "name": "brief", "scopes": ["read"], "expires_at": "2026-11-21T12:00:10Z" });
+    let (_, expired) = world.key_with(body).await;
+    for token in [&revoked, &expired] {
+        assert_eq!(validated(&world, json!({ "key": token })).await["valid"], true);
+    }
+    world.delete(&format!("/v1/api_keys/{revoked_id}")).send().await.expect(200);
+    assert_eq!(validated(&world, json!({ "key": revoked })).await, invalid(), "revoked, at once");
+    clock.advance(Duration::from_secs(10));
+
+    let service = world.runner.secrets.service_token.clone();
+    let junk = [
+        String::new(),
+        "kt_live_".to_owned(),
+        "\u{0}".to_owned(),
+        "é".repeat(40),
+        "a".repeat(60_000),
+        format!("kt_live_{}", "0".repeat(32)),
+        format!(" {}", world.admin),
+        format!("Bearer {}", world.admin),
+        world.admin[..39].to_owned(),
+        with_wrong_tag(&world.admin),
+        unproven(&world, None).await,
+        unproven(&world, Some(&world.admin)).await,
+        service.expose_secret().to_owned(),
+        session,
+        expired,
+        revoked,
+    ];
+    for token in junk {
+        assert_eq!(validated(&world, json!({ "key": token })).await, invalid());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_with_ranges_is_valid_from_inside_alone() {
+    let (world, _clock) = World::start_at_noon().await;
+    let ranges = json!(["203.0.113.0/24", "2001:db8::/32"]);
+    let (_, token) = world.key_with(json!({ "name": "here", "scopes": ["read"], "allowed_cidrs": ranges })).await;
+    for inside in ["203.0.113.9", "::ffff:203.0.113.9", "2001:db8::1"] {
+        let answer = validated(&world, json!({ "key": token, "ip_address": inside })).await;
+        assert_eq!(answer["valid"], true, "{inside}");
+    }
+    for outside in [json!("203.0.114.9"), json!("127.0.0.1"), json!("2001:db9::1"), json!(null)] {
+        assert_eq!(validated(&world, json!({ "key": token, "ip_address": outside })).await, invalid(), "{outside}");
+    }
+    assert_eq!(validated(&world, json!({ "key": token })).await, invalid(), "from nobody knows where");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_wrong_is_told_and_not_repeated() {
+    let world = World::start().await;
+    let secret = &world.admin;
+    for (body, field) in [
+        (json!({}), "key"),
+        (json!({ "key": null }), "key"),
+        (json!({ "key": [secret] }), "key"),
+        (json!({ "key": 7 }), "key"),
+        (json!({ "key": secret, "ip_address": secret }), "ip_address"),
+        (json!({ "key": secret, "ip_address": "" }), "ip_address"),
+        (json!({ "key": secret, "ip_address": "203.0.113.0/24" }), "ip_address"),
+        (json!({ "key": secret, "ip_address": 7 }), "ip_address"),
+        (json!({ "key": secret, "explain": "yes" }), "explain"),
+        (json!({ "key": secret, "token": secret }), "token"),
+        (json!([secret]), "body"),
+    ] {
+        let reply = validation(&world, body.clone()).send().await;
+        assert!(!reply.text.contains(secret), "{body}");
+        assert_eq!(reply.invalid_field(), field, "{body}");
+    }
+    validation(&world, json!({})).raw_body("{").send().await.refused(400);
+    validation(&world, json!({})).raw_body(" ".repeat(65_537)).send().await.refused(413);
+}
+
+/// A 503 that says when to come back, within what a data plane waits.
+async fn unavailable(request: Request) {
+    let started = Instant::now();
+    let reply: Reply = request.send().await;
+    assert!(started.elapsed() < Duration::from_secs(5), "answered after {:?}", started.elapsed());
+    assert_eq!(reply.headers["retry-after"], "1", "{}", reply.text);
+    assert_eq!(reply.refused(503), json!({ "detail": "Service unavailable" }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_is_a_503_and_never_a_verdict() {
+    let (world, proxy, _clock) = at_noon().await;
+    for fault in [Fault::Throttle, Fault::ServerError, Fault::Close] {
+        for operation in ["Query", "BatchGetItem"] {
+            let (_, token) = world.key(&["read"]).await;
+            proxy.fail(operation, ALWAYS, fault);
+            unavailable(validation(&world, json!({ "key": token }))).await;
+            unavailable(validation(&world, json!({ "key": token, "explain": true }))).await;
+            proxy.heal();
+            assert_eq!(validated(&world, json!({ "key": token })).await["valid"], true, "{fault:?} {operation}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_hangs_is_a_503_before_a_data_plane_gives_up() {
+    let (world, proxy, _clock) = at_noon().await;
+    let known = world.admin.clone();
+    validated(&world, json!({ "key": known })).await;
+    let (_, unknown) = world.key(&["read"]).await;
+    for operation in ["Query", "BatchGetItem"] {
+        proxy.fail(operation, ALWAYS, Fault::Hang);
+    }
+    tokio::join!(
+        unavailable(validation(&world, json!({ "key": known }))),
+        unavailable(validation(&world, json!({ "key": unknown }))),
+    );
+    let junk = validated(&world, json!({ "key": with_wrong_tag(&world.admin) })).await;
+    assert_eq!(junk, invalid(), "what was not minted here needs no store");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verdict_older_than_half_a_second_is_not_passed_on() {
+    let (world, proxy, clock) = at_noon().await;
+    for (elapsed, status) in [(500, 200), (501, 503)] {
+        proxy.forget();
+        // The first attempt is given up after a while, the second one answers.
+        proxy.fail("BatchGetItem", 1, Fault::Hang);
+        let asked = tokio::spawn(validation(&world, json!({ "key": world.admin })).send());
+        while proxy.seen_of("BatchGetItem").is_empty() {
+            tokio::task::yield_now().await;
+        }
+        clock.advance(Duration::from_millis(elapsed));
+        let reply = asked.await.unwrap();
+        assert_eq!(reply.status.as_u16(), status, "after {elapsed} ms: {}", reply.text);
+        proxy.heal();
+    }
+    assert_eq!(validated(&world, json!({ "key": world.admin })).await["valid"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_proof_is_made_once_in_a_process_and_the_state_read_every_time() {
+    let (world, proxy, _clock) = at_noon().await;
+    let first: Vec<_> =
+        (0..32).map(|_| tokio::spawn(validation(&world, json!({ "key": world.admin })).send())).collect();
+    for reply in first {
+        assert_eq!(reply.await.unwrap().expect(200)["valid"], true);
+    }
+    validated(&world, json!({ "key": world.admin })).await;
+    assert_eq!((proxy.seen_of("Query").len(), proxy.seen_of("BatchGetItem").len()), (1, 33));
+    assert!(proxy.seen().iter().all(crate::fault_proxy::Seen::is_consistent));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_explanation_names_the_steps_up_to_the_one_that_failed() {
+    let (world, clock) = World::start_at_noon().await;
+    let (revoked_id, revoked) = world.key(&["read"]).await;
+    world.delete(&format!("/v1/api_keys/{revoked_id}")).send().await.expect(200);
+    let brief = json!({ "name": "brief", "scopes": ["read"], "expires_at": "2026-11-21T12:00:10Z" });
+    let (_, expired) = world.key_with(brief).await;
+    clock.advance(Duration::from_secs(10));
+    let fenced = json!({ "name": "here", "scopes": ["read"], "allowed_cidrs": ["203.0.113.0/24"] });
+    let (_, fenced) = world.key_with(fenced).await;
+    let steps = ["shape", "tag", "candidates", "proof", "revocation", "expiry", "cidr", "budget"];
+    for (token, passed, failed) in [
+        ("junk".to_owned(), 0, Some("shape")),
+        (with_wrong_tag(&world.admin), 1, Some("tag")),
+        (unproven(&world, None).await, 3, Some("proof")),
+        (unproven(&world, Some(&world.admin)).await, 3, Some("proof")),
+        (revoked, 4, Some("revocation")),
+        (expired, 5, Some("expiry")),
+        (fenced, 6, Some("cidr")),
+    ] {
+        let answer = validated(&world, json!({ "key": token, "explain": true })).await;
+        assert_eq!(answer, json!({ "valid": false, "trace": trace(&steps[..passed], failed) }));
+    }
+    let whole = validated(&world, json!({ "key": world.admin, "explain": true })).await;
+    assert_eq!((&whole["valid"], &whole["trace"]), (&json!(true), &trace(&steps, None)));
+    world.set_subscription("unpaid").await;
+    let broke = validated(&world, json!({ "key": world.admin, "explain": true })).await;
+    assert_eq!((&broke["valid"], &broke["trace"]), (&json!(true), &trace(&steps[..7], Some("budget"))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn before_a_proof_an_explanation_does_not_tell_a_live_key_from_a_revoked_or_none() {
+    let (world, _clock) = World::start_at_noon().await;
+    let (revoked_id, revoked) = world.key(&["read"]).await;
+    world.delete(&format!("/v1/api_keys/{revoked_id}")).send().await.expect(200);
+    let mut answers = Vec::new();
+    for like in [None, Some(world.admin.as_str()), Some(revoked.as_str())] {
+        let token = unproven(&world, like).await;
+        for _ in 0..2 {
+            let reply = validation(&world, json!({ "key": token, "explain": true })).send().await;
+            answers.push(reply.text.clone());
+            reply.expect(200);
+        }
+    }
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+}

@@ -1,0 +1,69 @@
+//! The founding of an organization: with a first key in the same transaction, for nobody else could make one.
+
+use crate::{
+    App,
+    auth::Undecided,
+    config::Ring,
+    domain::{
+        AllowedCidrs, ApiKey, ApiKeySettings, ApiKeyToken, AuditEvent, Id, Metadata, Name, NewAuditEvent, Organization,
+        ScopeSet, Timestamp,
+    },
+    store::{Digest, StoreError, Transaction},
+};
+
+/// An organization and its first key, which holds every scope. Nothing is written before it is staged and committed.
+#[derive(Debug)]
+pub struct Founding {
+    pub organization: Organization,
+    pub api_key: ApiKey,
+    pub token: ApiKeyToken,
+    digest: Digest,
+}
+
+impl Founding {
+    /// Makes the first key of `organization`.
+    pub async fn of(app: &App, organization: Organization, now: Timestamp) -> Result<Self, Undecided> {
+        let token = ApiKeyToken::mint(&*app.secrets.ring(Ring::KeyTag).await?, &*app.entropy);
+        let digest = app.bcrypt.digest(&token, &*app.entropy).await?;
+        let settings = ApiKeySettings {
+            name: Name::try_from("First key".to_owned()).expect("a name"),
+            scopes: ScopeSet::ALL,
+            expires_at: None,
+            allowed_cidrs: AllowedCidrs::default(),
+            budget: None,
+            metadata: Metadata::default(),
+        };
+        let api_key = ApiKey::new(Id::draw(now, &*app.entropy), token.prefix(), settings, None, now);
+        Ok(Self { organization, api_key, token, digest })
+    }
+
+    /// Stages both and what the audit log says of them, in the words of whoever founds.
+    pub fn stage(
+        &self,
+        transaction: &mut Transaction,
+        tell: impl Fn(NewAuditEvent) -> AuditEvent,
+    ) -> Result<(), StoreError> {
+        let organization = self.organization.id;
+        transaction.create_organization(&self.organization)?;
+        transaction.create_api_key(organization, &self.api_key, self.digest.clone())?;
+        let founded = tell(NewAuditEvent {
+            action: "organization.created",
+            resource_kind: "organization",
+            resource_id: organization,
+            changes: self.organization.creation(),
+        });
+        let first_key = NewAuditEvent {
+            action: "api_key.created",
+            resource_kind: "api_key",
+            resource_id: self.api_key.id,
+            changes: self.api_key.creation(),
+        };
+        // Twelve random bits may agree, and one transaction cannot write one item twice.
+        let mut created = tell(first_key.clone());
+        while created.id == founded.id {
+            created = tell(first_key.clone());
+        }
+        transaction.audit(organization, &founded)?;
+        transaction.audit(organization, &created)
+    }
+}
