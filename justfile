@@ -54,6 +54,7 @@ check-scripts:
 # Criterion benches, then the load script.
 bench:
     cargo bench -p karta-shared
+    cargo build --release -p karta-local
     cargo run --release -p karta-local --example load
 
 # Lay out functions/<resource>-<verb>/, for example: just new-route api-keys rotate
