@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use aws_lc_rs::digest;
+use aws_lc_rs::{constant_time, digest};
 use base64::{
     Engine,
     prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD},
@@ -113,7 +113,8 @@ where
         let Some(record) = record.filter(|record| self.now.as_seconds() < record.ttl) else {
             return Ok(None);
         };
-        if record.fingerprint != key.fingerprint() {
+        let (kept, sent) = (record.fingerprint.as_bytes(), key.fingerprint());
+        if constant_time::verify_slices_are_equal(kept, sent.as_bytes()).is_err() {
             return Err(Error::IdempotencyMismatch);
         }
         if record.revealed_until.is_some_and(|end| end <= self.now.as_seconds()) {
