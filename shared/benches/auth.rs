@@ -85,7 +85,7 @@ fn stored(runtime: &Runtime, bcrypt_cost: u32) -> Stored {
         .credentials_provider(SharedCredentialsProvider::new(Credentials::new("bench", "bench", None, None, "bench")))
         .http_client(Canned { query, batch })
         .build();
-    let tables = Tables { main: "karta".to_owned(), credentials: "karta-credentials".to_owned() };
+    let tables = Tables::local();
     let rings = HashMap::from([(Ring::KeyTag.into(), RING.into()), (Ring::SessionSigning.into(), RING.into())]);
     let config = Config::local(tables, Some(bcrypt_cost)).unwrap();
     let app = App::new(config, &sdk, SecretSource::Fixed(rings), Arc::new(SystemClock), Arc::new(OsEntropy));

@@ -7,6 +7,7 @@
 //! | [`auth`] | proofs of credentials: API keys, session tokens | `domain`, `store`, `config` |
 //! | [`founding`] | an organization with its first key | `domain`, `store`, `auth`, `config` |
 //! | [`http`] | the [`http::Route`] frame: judge, parse, call, answer | all of the above |
+//! | [`worker`] | the frame of functions without a route | `app`, `domain`, `telemetry` |
 //! | [`config`] | environment and secrets, read once and refused when wrong | `domain`, `store::table` |
 //! | [`telemetry`] | JSON logs through the scrubber | nothing here |
 //!
@@ -24,5 +25,6 @@ pub mod http;
 pub mod sealing;
 pub mod store;
 pub mod telemetry;
+pub mod worker;
 
 pub use app::App;

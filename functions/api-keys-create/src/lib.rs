@@ -3,10 +3,13 @@
 use karta_shared::{
     App,
     config::Ring,
-    domain::{AllowedCidrs, ApiKey, ApiKeySettings, ApiKeyToken, Budget, Id, Metadata, Name, ScopeSet, Timestamp},
+    domain::{
+        AllowedCidrs, ApiKey, ApiKeySettings, ApiKeyToken, Budget, EventType, Id, Metadata, Name, ScopeSet, Timestamp,
+    },
     http::{Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route},
 };
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -57,10 +60,9 @@ impl Route for ApiKeysCreate {
             Some(call.caller.api_key_id),
             call.now,
         );
-        let answer = Answer::created(&Output {
-            api_key: ApiKeyResource::of(key.clone(), call.now),
-            secret: Revealed::new(token.expose()),
-        })?;
+        let api_key = ApiKeyResource::of(key.clone(), call.now);
+        let told = call.event(app, organization, EventType::ApiKeyCreated, &json!({ "api_key": api_key }))?;
+        let answer = Answer::created(&Output { api_key, secret: Revealed::new(token.expose()) })?;
 
         let mut transaction = app.store.transaction();
         transaction.create_api_key(organization, &key, digest)?;
@@ -72,6 +74,7 @@ impl Route for ApiKeysCreate {
             changes: key.creation(),
         };
         transaction.audit(organization, &call.audit_event(app, event))?;
+        transaction.announce(&told)?;
         call.remember(app, &mut transaction, &answer, key.id, Reveals::Secret)?;
         transaction.commit().await?;
         Ok(answer)

@@ -2,7 +2,7 @@
 
 use karta_shared::{
     App,
-    domain::Id,
+    domain::{CacheEffect, EventType, Id},
     http::{Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoBody, NoQuery, Route},
 };
 use serde::Serialize;
@@ -27,7 +27,9 @@ impl Route for ApiKeysRevoke {
         let organization = call.caller.organization_id;
         let (caller, before) = call.caller_and_target(app, call.path).await?;
         let mut key = before.clone();
-        if key.revoke(call.now) {
+        let revoked = key.revoke(call.now);
+        let output = Output { api_key: ApiKeyResource::of(key.clone(), call.now) };
+        if revoked {
             let mut transaction = app.store.transaction();
             transaction.update_api_key(organization, &caller, &before, &key)?;
             let event = NewAuditEvent {
@@ -37,8 +39,10 @@ impl Route for ApiKeysRevoke {
                 changes: before.changes_to(&key),
             };
             transaction.audit(organization, &call.audit_event(app, event))?;
+            transaction.announce(&call.event(app, organization, EventType::ApiKeyRevoked, &output)?)?;
+            transaction.invalidate(organization, CacheEffect::AccessCut, call.now)?;
             transaction.commit().await?;
         }
-        Answer::ok(&Output { api_key: ApiKeyResource::of(key, call.now) })
+        Answer::ok(&output)
     }
 }

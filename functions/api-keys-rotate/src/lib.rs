@@ -5,7 +5,7 @@ use std::time::Duration;
 use karta_shared::{
     App,
     config::Ring,
-    domain::{ApiKeyToken, Id, Invalid, NotActive, Timestamp},
+    domain::{ApiKeyToken, EventType, Id, Invalid, NotActive, Timestamp},
     http::{Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route},
 };
 use serde::{Deserialize, Serialize};
@@ -41,8 +41,15 @@ impl TryFrom<u64> for Grace {
 
 #[derive(Debug, Serialize)]
 pub struct Output {
-    api_key: ApiKeyResource,
+    #[serde(flatten)]
+    rotation: Rotation,
     secret: Revealed,
+}
+
+/// What everybody may know of it.
+#[derive(Debug, Serialize)]
+pub struct Rotation {
+    api_key: ApiKeyResource,
     replaces: Replaced,
 }
 
@@ -78,11 +85,12 @@ impl Route for ApiKeysRotate {
         let token = ApiKeyToken::mint(&*app.secrets.ring(Ring::KeyTag).await?, &*app.entropy);
         let digest = app.bcrypt.digest(&token, &*app.entropy).await?;
         let successor = before.successor(id, token.prefix(), call.caller.api_key_id, call.now);
-        let answer = Answer::created(&Output {
+        let rotation = Rotation {
             api_key: ApiKeyResource::of(successor.clone(), call.now),
-            secret: Revealed::new(token.expose()),
             replaces: Replaced { id: old.id, expires_at: old.expires_at },
-        })?;
+        };
+        let told = call.event(app, organization, EventType::ApiKeyRotated, &rotation)?;
+        let answer = Answer::created(&Output { rotation, secret: Revealed::new(token.expose()) })?;
 
         let mut transaction = app.store.transaction();
         transaction.rotate_api_key(organization, &caller, &before, &old, &successor, digest)?;
@@ -93,6 +101,8 @@ impl Route for ApiKeysRotate {
             changes: before.changes_to(&old),
         };
         transaction.audit(organization, &call.audit_event(app, event))?;
+        transaction.announce(&told)?;
+        transaction.invalidate(organization, before.effect_of(&old), call.now)?;
         call.remember(app, &mut transaction, &answer, successor.id, Reveals::Secret)?;
         transaction.commit().await?;
         Ok(answer)

@@ -54,6 +54,7 @@ impl Route for ApiKeysUpdate {
             let event =
                 NewAuditEvent { action: "api_key.updated", resource_kind: "api_key", resource_id: key.id, changes };
             transaction.audit(organization, &call.audit_event(app, event))?;
+            transaction.invalidate(organization, before.effect_of(&key), call.now)?;
             transaction.commit().await?;
         }
         Answer::ok(&Output { api_key: ApiKeyResource::of(key, call.now) })

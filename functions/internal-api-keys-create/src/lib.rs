@@ -3,12 +3,13 @@
 use karta_shared::{
     App,
     config::Ring,
-    domain::{AllowedCidrs, ApiKey, ApiKeySettings, ApiKeyToken, Id, Metadata, Name, ScopeSet},
+    domain::{AllowedCidrs, ApiKey, ApiKeySettings, ApiKeyToken, EventType, Id, Metadata, Name, ScopeSet},
     http::{
         Answer, ApiKeyResource, Call, Error, Internal, NewAuditEvent, NoQuery, Provision, Revealed, Reveals, Route,
     },
 };
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,10 +45,9 @@ impl Route for InternalApiKeysCreate {
         let digest = app.bcrypt.digest(&token, &*app.entropy).await?;
         let id = Id::draw(call.now, &*app.entropy);
         let key = ApiKey::new(id, token.prefix(), settings(call.body.clone()), None, call.now);
-        let answer = Answer::created(&Output {
-            api_key: ApiKeyResource::of(key.clone(), call.now),
-            secret: Revealed::new(token.expose()),
-        })?;
+        let api_key = ApiKeyResource::of(key.clone(), call.now);
+        let told = call.event(app, organization, EventType::ApiKeyCreated, &json!({ "api_key": api_key }))?;
+        let answer = Answer::created(&Output { api_key, secret: Revealed::new(token.expose()) })?;
 
         let mut transaction = app.store.transaction();
         transaction.create_api_key(organization, &key, digest)?;
@@ -58,6 +58,7 @@ impl Route for InternalApiKeysCreate {
             changes: key.creation(),
         };
         transaction.audit(organization, &call.audit_event(app, event))?;
+        transaction.announce(&told)?;
         call.remember(app, &mut transaction, &answer, key.id, Reveals::Secret)?;
         transaction.commit().await?;
         Ok(answer)

@@ -2,7 +2,7 @@
 
 use karta_shared::{
     App,
-    domain::{EndpointUrl, Id, ModelId, OrganizationPatch, Plan, StripeCustomerId, SubscriptionStatus},
+    domain::{CacheEffect, EndpointUrl, Id, ModelId, OrganizationPatch, Plan, StripeCustomerId, SubscriptionStatus},
     http::{Answer, Call, Error, Internal, NewAuditEvent, NoQuery, OrganizationResource, Provision, Route, present},
 };
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,7 @@ impl Route for InternalOrganizationsUpdate {
                 changes,
             };
             transaction.audit(organization.id, &call.audit_event(app, event))?;
+            transaction.invalidate(organization.id, CacheEffect::Stale, call.now)?;
             transaction.commit().await?;
         }
         Answer::ok(&Output { organization: organization.into() })

@@ -69,6 +69,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         session_token_secret: config::session_token_secret()?,
         service_tokens: config::service_tokens()?,
         internal: config::internal_guard()?,
+        workers: true,
         clock: Arc::new(SystemClock),
         entropy: Arc::new(OsEntropy),
     })

@@ -24,7 +24,11 @@ use karta_shared::domain::Entropy;
 use secrecy::SecretString;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tokio::{runtime, sync::oneshot, task};
+use tokio::{
+    runtime,
+    sync::{oneshot, watch},
+    task,
+};
 
 use crate::{
     secrets::random_text,
@@ -40,12 +44,14 @@ const TABLE_PROPERTIES: [&str; 4] = ["AttributeDefinitions", "KeySchema", "Globa
 pub struct Emulator {
     address: SocketAddr,
     access_key: SecretString,
+    outbox_written: watch::Receiver<()>,
     stop: oneshot::Sender<()>,
     served: JoinHandle<()>,
 }
 
 impl Emulator {
-    /// Opens the store in `folder`, or one in memory, with the template's tables under the names that `name` gives them.
+    /// Opens the store in `folder`, or one in memory, with the template's tables under the names that `name` gives them. Writes to the table
+    /// `outbox` are made known, as its stream would.
     ///
     /// It is served on a thread of its own: SQLite does one thing at a time and blocks whoever waits for it, which must not be the
     /// threads that answer requests.
@@ -53,6 +59,7 @@ impl Emulator {
         folder: Option<&Path>,
         template: &Template,
         name: impl Fn(&str) -> Option<String>,
+        outbox: &str,
         entropy: &dyn Entropy,
     ) -> Result<Self> {
         let database = match folder {
@@ -78,19 +85,26 @@ impl Emulator {
         let access_key = random_text(entropy);
         let credential = format!("Credential={access_key}/");
         let (stop, stopped) = oneshot::channel();
+        let (wake, outbox_written) = watch::channel(());
+        let outbox = format!("{outbox:?}");
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let served = thread::Builder::new().name("store".to_owned()).spawn(move || {
-            let server = Arc::new(Server { database, credential });
+            let server = Arc::new(Server { database, credential, outbox, wake });
             if let Err(error) = runtime.block_on(serve(listener, server, stopped)) {
                 tracing::error!(%error, "the embedded store ended");
             }
         })?;
-        Ok(Self { address, access_key: access_key.into(), stop, served })
+        Ok(Self { address, access_key: access_key.into(), outbox_written, stop, served })
     }
 
     /// The URL that the SDK is pointed at.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Changes with every transaction that touches the outbox.
+    pub fn outbox_written(&self) -> &watch::Receiver<()> {
+        &self.outbox_written
     }
 
     /// The access key id that opens it. There is no secret key: signatures are not judged.
@@ -109,6 +123,9 @@ struct Server {
     database: Database,
     /// What a signed request's `Authorization` must hold.
     credential: String,
+    /// The outbox's name as it stands in a request.
+    outbox: String,
+    wake: watch::Sender<()>,
 }
 
 async fn serve(listener: TcpListener, server: Arc<Server>, stopped: oneshot::Receiver<()>) -> std::io::Result<()> {
@@ -124,7 +141,14 @@ async fn answer(State(server): State<Arc<Server>>, headers: HeaderMap, body: Byt
     let (status, body) = if header("authorization").contains(&server.credential) {
         let (_, operation) = header("x-amz-target").rsplit_once('.').unwrap_or_default();
         match run(&server.database, operation, &body) {
-            Ok(answer) => (StatusCode::OK, answer),
+            Ok(answer) => {
+                if operation == "TransactWriteItems"
+                    && str::from_utf8(&body).is_ok_and(|body| body.contains(&server.outbox))
+                {
+                    server.wake.send_replace(());
+                }
+                (StatusCode::OK, answer)
+            }
             Err(error) => {
                 (StatusCode::from_u16(error.status_code()).unwrap_or(StatusCode::BAD_REQUEST), error.to_json())
             }

@@ -103,6 +103,9 @@ impl Gateway {
                 );
                 continue;
             }
+            if function.routes.is_empty() {
+                continue;
+            }
             let handler = handlers.remove(function.binary.as_str());
             let handler = handler
                 .with_context(|| format!("template.yaml lists {}, which has no handler here", function.binary))?;

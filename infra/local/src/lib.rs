@@ -1,8 +1,8 @@
 //! The whole control plane in one process.
 //!
 //! [`Runner::start`] opens an embedded DynamoDB ([`emulator`]), reads `template.yaml` ([`template`]), mounts the functions that
-//! it lists ([`registry`]) behind what API Gateway would do ([`gateway`]), and makes the first organization ([`bootstrap`]). Handlers,
-//! authorizer and DynamoDB calls are those that run in AWS.
+//! it lists ([`registry`]) behind what API Gateway would do ([`gateway`]), starts the workers ([`workers`]), and makes the first
+//! organization ([`bootstrap`]). Handlers, authorizer, workers and DynamoDB calls are those that run in AWS.
 
 pub mod bootstrap;
 pub mod cli;
@@ -12,5 +12,6 @@ pub mod registry;
 pub mod runner;
 pub mod secrets;
 pub mod template;
+pub mod workers;
 
 pub use runner::{Options, Runner};

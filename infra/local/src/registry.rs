@@ -1,12 +1,14 @@
-//! The handlers by name. A function that stands in `template.yaml` and not here stops the start, and so does the reverse.
+//! The handlers and workers by name. A function that stands in `template.yaml` and not here stops the start, and so does the reverse.
 
 use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc};
 
 use karta_shared::{
     App,
     http::{Route, serve},
+    worker::{Fault, Wake, Worker, work},
 };
 use lambda_http::{Body, Request, Response};
+use worker_expiry_notices::ExpiryNotices;
 
 type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 pub type Handler = Arc<dyn Fn(Request) -> Answer + Send + Sync>;
@@ -34,6 +36,24 @@ pub fn handlers(app: &App) -> BTreeMap<&'static str, Handler> {
         mount::<session_tokens_create::SessionTokensCreate>(app),
         mount::<whoami::Whoami>(app),
     ])
+}
+
+type Work = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send>>;
+/// Does once what is due.
+pub type Tick = Arc<dyn Fn() -> Work + Send + Sync>;
+
+/// Every function without a route, under its folder's name.
+pub fn workers(app: &App) -> BTreeMap<&'static str, Tick> {
+    BTreeMap::from([employ(ExpiryNotices::new(app.clone()))])
+}
+
+fn employ<W: Worker>(worker: W) -> (&'static str, Tick) {
+    let worker = Arc::new(worker);
+    let tick = move || -> Work {
+        let worker = Arc::clone(&worker);
+        Box::pin(async move { work(&*worker, &Wake::Sweep).await })
+    };
+    (W::NAME, Arc::new(tick))
 }
 
 fn mount<R: Route>(app: &App) -> (&'static str, Handler) {

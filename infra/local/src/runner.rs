@@ -24,7 +24,12 @@ use karta_shared::{
     store::table::Tables,
 };
 use secrecy::SecretString;
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::oneshot,
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
 
 use crate::{
     bootstrap::{self, Founded},
@@ -32,6 +37,7 @@ use crate::{
     gateway::Gateway,
     secrets::{Given, LocalSecrets},
     template::{TEMPLATE, Template},
+    workers,
 };
 
 /// How long a stop waits for requests under way.
@@ -54,6 +60,8 @@ pub struct Options {
     pub service_tokens: Option<SecretString>,
     /// For whom the internal routes exist. Where a list is not set: loopback, if that is where the runner listens, else nobody.
     pub internal: InternalGuard,
+    /// Whether the workers run; tests that watch the store or the clock let them rest.
+    pub workers: bool,
     pub clock: Arc<dyn Clock>,
     pub entropy: Arc<dyn Entropy>,
 }
@@ -68,6 +76,8 @@ pub struct Runner {
     pub emulator: Emulator,
     stop: oneshot::Sender<()>,
     served: JoinHandle<std::io::Result<()>>,
+    /// End with the runner.
+    workers: JoinSet<()>,
     /// Held while the data directory is in use.
     _lock: Option<File>,
 }
@@ -81,7 +91,7 @@ impl Runner {
     pub async fn start_behind(options: Options, proxy: Option<&dyn Fn(&str) -> String>) -> Result<Self> {
         let lock = options.data_dir.as_deref().map(lock).transpose()?;
         let folder = options.data_dir.as_deref();
-        let tables = Tables { main: "karta".to_owned(), credentials: "karta-credentials".to_owned() };
+        let tables = Tables::local();
         let mut config = Config::local(tables.clone(), options.bcrypt_cost)?;
         config.internal = if options.host.is_loopback() { options.internal.or_loopback() } else { options.internal };
         let given =
@@ -91,9 +101,10 @@ impl Runner {
         let name = |logical_id: &str| match logical_id {
             "KartaTable" => Some(tables.main.clone()),
             "CredentialsTable" => Some(tables.credentials.clone()),
+            "OutboxTable" => Some(tables.outbox.clone()),
             _ => None,
         };
-        let emulator = Emulator::start(folder, &template, name, &*options.entropy)?;
+        let emulator = Emulator::start(folder, &template, name, &tables.outbox, &*options.entropy)?;
         let dynamodb_endpoint = emulator.endpoint();
         let endpoint = proxy.map_or_else(|| dynamodb_endpoint.clone(), |proxy| proxy(&dynamodb_endpoint));
         let app = App::new(
@@ -104,6 +115,8 @@ impl Runner {
             options.entropy,
         );
         app.secrets.warm_up().await?;
+        let workers =
+            if options.workers { workers::start(&app, &template, emulator.outbox_written())? } else { JoinSet::new() };
         let gateway = Arc::new(Gateway::new(&app, template)?);
         let founded = bootstrap::organization(&app, &options.organization).await?;
 
@@ -124,15 +137,16 @@ impl Runner {
                 })
                 .await
         });
-        Ok(Self { base_url, founded, secrets, app, emulator, stop, served, _lock: lock })
+        Ok(Self { base_url, founded, secrets, app, emulator, stop, served, workers, _lock: lock })
     }
 
     /// Answers what is under way, then ends.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         drop(self.stop);
         if timeout(STOPPED_WITHIN, self.served).await.is_err() {
             tracing::warn!("requests were still under way after {STOPPED_WITHIN:?}");
         }
+        self.workers.shutdown().await;
         drop(self.app);
         timeout(STOPPED_WITHIN, self.emulator.stop()).await.ok();
     }

@@ -21,7 +21,10 @@ pub struct Template {
 pub struct Function {
     /// The binary, which has the folder's name.
     pub binary: String,
+    /// None for the authorizer and for workers.
     pub routes: Vec<Route>,
+    /// Whether the outbox's stream wakes it.
+    pub reads_outbox: bool,
 }
 
 #[derive(Debug)]
@@ -84,12 +87,12 @@ fn function(name: &str, resource: &Value) -> Result<Function> {
     let binary =
         text(&resource["Metadata"]["BuildProperties"]["Binary"]).with_context(|| format!("{name} names no Binary"))?;
     ensure!(name == camel_case(binary), "{name} builds {binary}: its logical id must be {}", camel_case(binary));
-    let events = resource["Properties"]["Events"].as_object();
-    let routes = events
-        .into_iter()
-        .flatten()
+    let events = || resource["Properties"]["Events"].as_object().into_iter().flatten();
+    let routes = events()
+        .filter(|(_, value)| value["Type"] == "Api")
         .map(|(event, value)| route(&value["Properties"]).with_context(|| format!("{name}, event {event}")));
-    Ok(Function { binary: binary.to_owned(), routes: routes.collect::<Result<_>>()? })
+    let reads_outbox = events().any(|(_, value)| value["Type"] == "DynamoDB");
+    Ok(Function { binary: binary.to_owned(), routes: routes.collect::<Result<_>>()?, reads_outbox })
 }
 
 fn route(event: &Value) -> Result<Route> {

@@ -37,7 +37,7 @@ impl ConfigError {
 /// What a function reads from its environment.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `KARTA_TABLE` and `KARTA_CREDENTIALS_TABLE`.
+    /// `KARTA_TABLE`, `KARTA_CREDENTIALS_TABLE` and `KARTA_OUTBOX_TABLE`.
     pub tables: Tables,
     /// `KARTA_BCRYPT_COST`: 12 unless set; 10 to 15 in a deployed stack.
     pub bcrypt_cost: u32,
@@ -48,7 +48,11 @@ pub struct Config {
 impl Config {
     pub fn from_env() -> Result<Self, ConfigError> {
         Ok(Self {
-            tables: Tables { main: required("KARTA_TABLE")?, credentials: required("KARTA_CREDENTIALS_TABLE")? },
+            tables: Tables {
+                main: required("KARTA_TABLE")?,
+                credentials: required("KARTA_CREDENTIALS_TABLE")?,
+                outbox: required("KARTA_OUTBOX_TABLE")?,
+            },
             bcrypt_cost: deployed_bcrypt_cost(parsed("KARTA_BCRYPT_COST")?.unwrap_or(BCRYPT_COST_DEFAULT))?,
             internal: internal_guard()?,
         })

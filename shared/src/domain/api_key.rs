@@ -2,7 +2,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AllowedCidrs, Budget, Change, Changes, Id, Metadata, Name, Prefix, Scope, ScopeSet, Timestamp, Value};
+use super::{
+    AllowedCidrs, Budget, CacheEffect, Change, Changes, Id, Metadata, Name, Prefix, Scope, ScopeSet, Timestamp, Value,
+};
+
+/// How long before its end the owner of a key is told.
+const NOTICE: Duration = Duration::from_hours(7 * 24);
 
 /// An API key as it is kept and judged, without its digest: that lies with the credential. What is not set is not kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -178,6 +183,31 @@ impl ApiKey {
         self.replaced_by = Some(successor);
         self.version += 1;
         Ok(())
+    }
+
+    /// What the change from this key to `after` does to verdicts that are kept elsewhere.
+    pub fn effect_of(&self, after: &Self) -> CacheEffect {
+        let ends = |key: &Self| key.revoked_at.into_iter().chain(key.expires_at).min();
+        let sooner = match (ends(self), ends(after)) {
+            (None, Some(_)) => true,
+            (Some(before), Some(after)) => after < before,
+            (_, None) => false,
+        };
+        let fewer_scopes = self.scopes.iter().any(|scope| !after.scopes.contains(scope));
+        // Whether one list lets everybody in that the other does is not worth the question: lists change rarely.
+        let other_addresses = self.allowed_cidrs != after.allowed_cidrs && !after.allowed_cidrs.is_empty();
+        if sooner || fewer_scopes || other_addresses {
+            return CacheEffect::AccessCut;
+        }
+        let judged = |key: &Self| (key.scopes, key.expires_at, key.allowed_cidrs.clone(), key.budget.clone());
+        if judged(self) == judged(after) { CacheEffect::None } else { CacheEffect::Stale }
+    }
+
+    /// When its owner is told that the key is about to end: a week before. Never for one that was made to live no longer than that, and not for one
+    /// whose successor is there.
+    pub fn expiry_notice_at(&self) -> Option<Timestamp> {
+        let end = self.expires_at.filter(|_| self.revoked_at.is_none() && self.replaced_by.is_none())?;
+        (end.since(self.created_at) > NOTICE).then(|| end.minus(NOTICE))
     }
 
     /// The settings of a new key, as its audit event shows them.

@@ -4,6 +4,7 @@ use std::{
 };
 
 use secrecy::SecretString;
+use serde::Serialize;
 
 use super::{
     Access, Agent, ApiKeyCaller, Caller, Error, Presented, Route, access::admit_address, idempotency::IdempotencyKey,
@@ -11,7 +12,7 @@ use super::{
 use crate::{
     app::App,
     auth::{self, ValidKey, Verdict},
-    domain::{ApiKey, AuditEvent, Id, NewAuditEvent, ResourceRef, Timestamp, client_address},
+    domain::{ApiKey, AuditEvent, Event, EventType, Id, NewAuditEvent, ResourceRef, Timestamp, client_address},
 };
 
 /// One request to a route, judged and parsed.
@@ -90,5 +91,23 @@ where
             user_agent: self.origin.user_agent.clone(),
             request_id: self.origin.request_id.clone(),
         }
+    }
+
+    /// What the organization's webhook endpoints are told of a change: `data` is an object, of resources as answers show them.
+    pub fn event(
+        &self,
+        app: &App,
+        organization: Id,
+        event_type: EventType,
+        data: &impl Serialize,
+    ) -> Result<Event, Error> {
+        Ok(Event {
+            id: Id::draw(self.now, &*app.entropy),
+            event_type,
+            created_at: self.now,
+            organization_id: organization,
+            data: serde_json::to_string(data)
+                .map_err(|error| Error::Internal(format!("an event does not encode: {error}")))?,
+        })
     }
 }

@@ -103,6 +103,9 @@ impl Transaction {
         if caller.id != after.id {
             self.while_unchanged(organization, caller)?;
         }
+        if before.expires_at != after.expires_at {
+            self.notice_expiry(organization, after)?;
+        }
         let key = Key::api_key(organization, after.id);
         // The whole item is put: a use that was noted meanwhile must not be lost either.
         self.put(Table::Main, &key, after, Conflict::Changed, |put| {
@@ -120,6 +123,7 @@ impl Transaction {
         let credential = Credential { organization_id: organization, api_key_id: key.id, digest };
         self.claim_id(organization, Kind::ApiKey, key.id)?;
         self.insert_credential(&key.prefix, &credential)?;
+        self.notice_expiry(organization, key)?;
         self.insert(Table::Main, &Key::api_key(organization, key.id), key, Conflict::IdTaken)
     }
 

@@ -14,6 +14,7 @@ mod credentials;
 mod error;
 mod idempotency;
 mod organizations;
+mod outbox;
 mod page;
 mod projects;
 pub mod table;
@@ -30,6 +31,7 @@ pub use self::{
     credentials::{Credential, Digest},
     error::StoreError,
     idempotency::IdempotencyRecord,
+    outbox::{Due, ExpiryNotice, Queue},
     page::Page,
     transaction::{CommitError, Conflict, Transaction},
 };

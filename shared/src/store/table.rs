@@ -15,6 +15,11 @@
 //! | main | `ID#stripe_customer#<customer>` | `CLAIM` | claims a Stripe customer, holds its organization |
 //! | main | `AUD#<org>` | `<time>#<id>` | an audit event |
 //! | main | `IDEM#<org>#<hash>` | `RECORD` | a remembered answer; `ttl`. Of a service: `IDEM#service#<hash>` |
+//! | outbox | `EVT#<org>` | `<time>#<id>` | an event for webhook endpoints |
+//! | outbox | `PSH#<org>` | `<time>#<id>` | that data planes are to forget what they keep of the organization |
+//! | outbox | `XPR#<org>` | key id | that a key's owner is to be told of its end |
+//!
+//! What waits in the outbox for a worker carries `due_shard` (`EVT#0` … `EVT#15` and so on) and `due_at`, the keys of the index `due`.
 //!
 //! Ids in sort keys are padded to 16 digits, so that their order is the order of time.
 
@@ -22,26 +27,41 @@ use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
+use super::Queue;
 use crate::domain::{Id, Kind, Prefix, Slug, StripeCustomerId, Timestamp};
+
+/// Finds what is due in the outbox.
+pub(super) const DUE_INDEX: &str = "due";
+/// Spreads a queue over the index's partitions.
+const DUE_SHARDS: u64 = 16;
 
 /// The tables' names in this stack.
 #[derive(Debug, Clone)]
 pub struct Tables {
     pub main: String,
     pub credentials: String,
+    pub outbox: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Table {
     Main,
     Credentials,
+    Outbox,
 }
 
 impl Tables {
+    /// As a local run names them.
+    pub fn local() -> Self {
+        let name = |kind: &str| format!("karta{kind}");
+        Self { main: name(""), credentials: name("-credentials"), outbox: name("-outbox") }
+    }
+
     pub fn name(&self, table: Table) -> &str {
         match table {
             Table::Main => &self.main,
             Table::Credentials => &self.credentials,
+            Table::Outbox => &self.outbox,
         }
     }
 }
@@ -102,6 +122,22 @@ impl Key {
         Self::of(format!("AUD#{organization}"), format!("{at}#{}", padded(id)))
     }
 
+    pub fn event(organization: Id, at: Timestamp, id: Id) -> Self {
+        Self::due(Queue::Events, organization, &format!("{at}#{}", padded(id)))
+    }
+
+    pub fn invalidation(organization: Id, at: Timestamp, id: Id) -> Self {
+        Self::due(Queue::Invalidations, organization, &format!("{at}#{}", padded(id)))
+    }
+
+    pub fn expiry_notice(organization: Id, key: Id) -> Self {
+        Self::due(Queue::ExpiryNotices, organization, &padded(key))
+    }
+
+    pub(super) fn due(queue: Queue, organization: Id, sk: &str) -> Self {
+        Self::of(format!("{}#{organization}", queue.prefix()), sk.to_owned())
+    }
+
     /// `organization` is none for what a service was answered.
     pub fn idempotency(organization: Option<Id>, hash: &str) -> Self {
         let owner = organization.map_or_else(|| "service".to_owned(), |id| id.to_string());
@@ -118,6 +154,25 @@ impl Key {
             ("sk".to_owned(), AttributeValue::S(self.sk.clone())),
         ])
     }
+}
+
+impl Queue {
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Events => "EVT",
+            Self::Invalidations => "PSH",
+            Self::ExpiryNotices => "XPR",
+        }
+    }
+
+    /// Where in the index something waits.
+    pub(super) fn shard(self, id: Id) -> String {
+        format!("{}#{}", self.prefix(), id.get() % DUE_SHARDS)
+    }
+}
+
+pub(super) fn due_shards(queue: Queue) -> impl Iterator<Item = String> {
+    (0..DUE_SHARDS).map(move |shard| format!("{}#{shard}", queue.prefix()))
 }
 
 pub(super) fn credentials_partition(prefix: &Prefix) -> String {

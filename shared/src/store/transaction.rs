@@ -1,4 +1,4 @@
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use aws_sdk_dynamodb::{
     operation::transact_write_items::TransactWriteItemsError,
@@ -10,7 +10,7 @@ use super::{
     Store, StoreError, encode,
     table::{Key, Table},
 };
-use crate::domain::{Id, Kind};
+use crate::domain::{Entropy, Id, Kind};
 
 /// How often a transaction that another one crossed is sent again before the caller is told to come back.
 const ATTEMPTS: u32 = 6;
@@ -55,6 +55,10 @@ pub struct Transaction {
 impl Transaction {
     pub(super) fn new(store: Store) -> Self {
         Self { store, writes: Vec::new(), touched: HashSet::new(), clash: false }
+    }
+
+    pub(super) fn entropy(&self) -> Arc<dyn Entropy> {
+        Arc::clone(&self.store.entropy)
     }
 
     /// Claims an id for its kind over all organizations.
@@ -146,13 +150,25 @@ impl Transaction {
 
     /// Takes back an item of an organization's, if it still is.
     pub(super) fn delete_owned(&mut self, table: Table, key: &Key, organization: Id) -> Result<(), StoreError> {
-        let delete = Delete::builder()
-            .table_name(self.store.table(table))
-            .set_key(Some(key.attributes()))
-            .condition_expression("organization_id = :organization")
-            .expression_attribute_values(":organization", AttributeValue::N(organization.to_string()));
-        let delete = delete.build().map_err(|error| StoreError::Fault(error.to_string()))?;
-        self.stage(table, key, TransactWriteItem::builder().delete(delete).build(), Conflict::Changed);
+        self.delete(table, key, Conflict::Changed, |delete| {
+            delete
+                .condition_expression("organization_id = :organization")
+                .expression_attribute_values(":organization", AttributeValue::N(organization.to_string()))
+        })
+    }
+
+    pub(super) fn delete(
+        &mut self,
+        table: Table,
+        key: &Key,
+        conflict: Conflict,
+        condition: impl FnOnce(
+            aws_sdk_dynamodb::types::builders::DeleteBuilder,
+        ) -> aws_sdk_dynamodb::types::builders::DeleteBuilder,
+    ) -> Result<(), StoreError> {
+        let delete = Delete::builder().table_name(self.store.table(table)).set_key(Some(key.attributes()));
+        let delete = condition(delete).build().map_err(|error| StoreError::Fault(error.to_string()))?;
+        self.stage(table, key, TransactWriteItem::builder().delete(delete).build(), conflict);
         Ok(())
     }
 

@@ -87,7 +87,11 @@ impl Seen {
                 };
                 members.map(member).collect()
             }
-            "Query" => vec![one("Query", &body["TableName"], &body["ExpressionAttributeValues"][":pk"]["S"])],
+            "Query" => {
+                let table = body["TableName"].as_str().unwrap();
+                let index = body["IndexName"].as_str().map(|index| format!("/index/{index}")).unwrap_or_default();
+                vec![one("Query", &json!(format!("{table}{index}")), &body["ExpressionAttributeValues"][":pk"]["S"])]
+            }
             operation => vec![one(operation, &body["TableName"], &body["Key"]["pk"]["S"])],
         }
     }

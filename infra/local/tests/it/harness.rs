@@ -13,7 +13,7 @@ use std::{
 use authorizer::Authorizer;
 use aws_lambda_events::{apigw::ApiGatewayCustomAuthorizerRequest, iam::IamPolicyEffect};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use karta_local::{Options, Runner, bootstrap};
+use karta_local::{Options, Runner, bootstrap, registry};
 use karta_shared::{
     clock::{Clock, ManualClock, SystemClock},
     domain::{InternalGuard, Slug},
@@ -137,15 +137,29 @@ impl World {
 
     /// The items of the embedded store's main table under a partition, read past the code under test.
     pub(crate) async fn items(&self, partition: &str) -> Vec<Value> {
+        self.items_of("karta", partition).await
+    }
+
+    async fn items_of(&self, table: &str, partition: &str) -> Vec<Value> {
         let answer = self.dynamodb(
             "Query",
             json!({
-                "TableName": "karta",
+                "TableName": table,
                 "KeyConditionExpression": "pk = :pk",
                 "ExpressionAttributeValues": { ":pk": { "S": partition } },
             }),
         );
         answer.await["Items"].as_array().unwrap().clone()
+    }
+
+    /// What waits in the outbox for `acme`, oldest first: `EVT`, `PSH` or `XPR`.
+    pub(crate) async fn outbox(&self, queue: &str) -> Vec<Value> {
+        self.items_of("karta-outbox", &format!("{queue}#{}", self.organization_id)).await.iter().map(plain).collect()
+    }
+
+    /// Has a worker do once what is due.
+    pub(crate) async fn work(&self, worker: &str) {
+        registry::workers(&self.runner.app)[worker]().await.unwrap();
     }
 
     /// The audit log of `acme`, oldest first.
@@ -162,7 +176,7 @@ impl World {
     /// All that the embedded store holds.
     pub(crate) async fn stored(&self) -> Vec<Value> {
         let mut items = Vec::new();
-        for table in ["karta", "karta-credentials"] {
+        for table in ["karta", "karta-credentials", "karta-outbox"] {
             let answer = self.dynamodb("Scan", json!({ "TableName": table })).await;
             assert!(answer.get("LastEvaluatedKey").is_none(), "more than one page of {table}");
             items.extend(answer["Items"].as_array().unwrap().iter().map(plain));
@@ -341,6 +355,7 @@ fn options(clock: Arc<dyn Clock>) -> Options {
         session_token_secret: None,
         service_tokens: None,
         internal: InternalGuard::default(),
+        workers: false,
         clock,
         entropy: Arc::new(OsEntropy),
     }

@@ -19,6 +19,7 @@ mod idempotency;
 mod internal;
 mod lambda_events;
 mod order;
+mod outbox;
 mod process;
 mod projects_whoami;
 mod properties;

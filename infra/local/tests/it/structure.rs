@@ -11,7 +11,7 @@ use regex::Regex;
 use serde_json::Value;
 
 /// The modules of `shared` and what each may use of the others. A new one gets a line here first.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("app", &["auth", "clock", "config", "domain", "entropy", "store"]),
     ("auth", &["app", "clock", "config", "domain", "store"]),
     ("clock", &["domain"]),
@@ -24,6 +24,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("sealing", &[]),
     ("store", &["domain", "fault"]),
     ("telemetry", &[]),
+    ("worker", &["app", "domain", "telemetry"]),
 ];
 /// What only some modules of `shared` may name.
 const FENCED: [(&str, &[&str]); 6] = [
@@ -32,7 +33,7 @@ const FENCED: [(&str, &[&str]); 6] = [
     ("serde_dynamo", &["store"]),
     ("aws_lambda_events", &["http"]),
     ("lambda_http", &["http"]),
-    ("lambda_runtime", &["http"]),
+    ("lambda_runtime", &["http", "worker"]),
 ];
 /// What the domain, which has no I/O, may not name.
 const IMPURE: [&str; 8] =

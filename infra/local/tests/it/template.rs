@@ -4,15 +4,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use http::Method;
 use karta_local::{
     gateway::Gateway,
-    template::{Function, TEMPLATE, Template},
+    registry,
+    template::{Function, Route, TEMPLATE, Template},
 };
 use karta_shared::{
-    clock::ManualClock,
+    clock::{Clock, ManualClock},
     domain::{Power, ServiceTokens},
 };
 use serde_json::{Value, json};
@@ -22,7 +24,13 @@ use crate::{
     harness::World,
 };
 
-const TABLES: [(&str, &str); 2] = [("karta", "KartaTable.Arn"), ("karta-credentials", "CredentialsTable.Arn")];
+/// The tables and their indexes, as the store names them and as policies do.
+const TABLES: [(&str, &str); 4] = [
+    ("karta", "KartaTable.Arn"),
+    ("karta-credentials", "CredentialsTable.Arn"),
+    ("karta-outbox", "OutboxTable.Arn"),
+    ("karta-outbox/index/due", "${OutboxTable.Arn}/index/due"),
+];
 const LEADING_KEYS: &str = "dynamodb:LeadingKeys";
 
 fn resources(kind: &str) -> BTreeMap<String, Value> {
@@ -181,11 +189,16 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn functions_do_just_what_their_policies_allow() {
     // On a clock that stands still the gateway asks the authorizer once, and what follows is the function's own doing.
-    let clock = ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap());
-    let (world, proxy) = FaultProxy::start_with(Arc::new(clock)).await;
+    let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
+    let (world, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
     let ((key, token), (other, _)) = (world.key(&["admin"]).await, world.key(&["admin"]).await);
     let path = format!("/v1/api_keys/{key}");
+    // Their notices of expiry come due when the clock has moved on.
+    let (soon, later) = ("2026-12-02T12:00:00Z", "2026-12-03T12:00:00Z");
     let new_key = json!({ "name": "ci", "scopes": ["admin"] });
+    let ending_key = json!({ "name": "ci", "scopes": ["read"], "expires_at": soon });
+    let (temporary, _) = world.key_with(ending_key.clone()).await;
+    let temporary = format!("/v1/api_keys/{temporary}");
     let new_organization = json!({ "slug": "globex", "name": "Globex" });
     let organization = format!("/v1/internal/organizations/{}", world.organization_id);
     let customer = |id: &str| world.service(Method::PATCH, &organization).body(json!({ "stripe_customer_id": id }));
@@ -197,10 +210,13 @@ async fn functions_do_just_what_their_policies_allow() {
         ("whoami", world.get("/v1/whoami")),
         ("healthz", world.get("/healthz")),
         ("api-keys-create", world.post("/v1/api_keys", new_key).idempotency_key("1")),
+        ("api-keys-create", world.post("/v1/api_keys", ending_key)),
         ("api-keys-list", world.get("/v1/api_keys?limit=1")),
         ("api-keys-get", world.get(&path)),
         ("api-keys-update", world.patch(&path, json!({ "scopes": ["read"] }))),
         ("api-keys-update", world.patch(&path, json!({ "scopes": ["admin"] }))),
+        ("api-keys-update", world.patch(&temporary, json!({ "expires_at": later }))),
+        ("api-keys-rotate", world.post(&format!("{temporary}/rotate"), json!({}))),
         ("api-keys-rotate", world.post(&format!("{path}/rotate"), json!({})).idempotency_key("1")),
         ("api-keys-revoke", world.delete(&format!("/v1/api_keys/{other}"))),
         ("agent-projects-create", world.post("/v1/agent_projects", new_project).idempotency_key("1")),
@@ -228,18 +244,31 @@ async fn functions_do_just_what_their_policies_allow() {
         proxy.forget();
         let reply = request.send().await;
         assert!(reply.status.is_success(), "{function}: {}", reply.text);
-        for access in proxy.seen().iter().flat_map(Seen::accesses) {
-            let (_, table) = TABLES.iter().find(|(name, _)| *name == access.table).unwrap();
-            let (prefix, _) = access.partition.rsplit_once('#').unwrap();
-            let prefix = if prefix.starts_with("IDEM#") { "IDEM" } else { prefix };
-            done.insert([function, &access.action, table, &format!("{prefix}#*")].map(str::to_owned));
-        }
+        done.extend(accesses(function, &proxy));
+    }
+    clock.advance(Duration::from_hours(5 * 24));
+    for (function, tick) in registry::workers(&world.runner.app) {
+        proxy.forget();
+        tick().await.unwrap();
+        done.extend(accesses(function, &proxy));
     }
     let granted = granted();
     let excess: Vec<_> = done.difference(&granted).collect();
     assert!(excess.is_empty(), "done without a permission: {excess:?}");
     let idle: Vec<_> = granted.difference(&done).collect();
     assert!(idle.is_empty(), "permitted without a use: {idle:?}");
+}
+
+/// What a function has just done, in the words of its policy.
+fn accesses(function: &str, proxy: &FaultProxy) -> BTreeSet<[String; 4]> {
+    let seen = proxy.seen();
+    let accesses = seen.iter().flat_map(Seen::accesses).map(|access| {
+        let (_, table) = TABLES.iter().find(|(name, _)| *name == access.table).unwrap();
+        let (prefix, _) = access.partition.rsplit_once('#').unwrap();
+        let prefix = if prefix.starts_with("IDEM#") { "IDEM" } else { prefix };
+        [function, &access.action, table, &format!("{prefix}#*")].map(str::to_owned)
+    });
+    accesses.collect()
 }
 
 #[test]
@@ -313,7 +342,7 @@ fn tables_and_secrets_outlive_their_stack() {
             "{name}"
         );
     }
-    assert_eq!(tables.len(), TABLES.len());
+    assert_eq!(tables.len(), TABLES.iter().filter(|(name, _)| !name.contains('/')).count());
     for (name, table) in tables {
         let properties = &table["Properties"];
         assert_eq!(properties["BillingMode"], "PAY_PER_REQUEST", "{name}");
@@ -397,7 +426,8 @@ async fn a_template_that_does_not_fit_the_handlers_is_refused() {
         Gateway::new(&world.runner.app, template).unwrap_err().to_string()
     };
     let message = refusal(&|template| {
-        template.functions.push(Function { binary: "api-keys-burn".to_owned(), routes: Vec::new() });
+        let routes = vec![Route { method: Method::GET, path: "/burn".to_owned(), authorized: true }];
+        template.functions.push(Function { binary: "api-keys-burn".to_owned(), routes, reads_outbox: false });
     });
     assert_eq!(message, "template.yaml lists api-keys-burn, which has no handler here");
     let message = refusal(&|template| template.functions.retain(|function| function.binary != "whoami"));

@@ -54,7 +54,7 @@ impl Plane {
     async fn over(world: &World, internal: InternalGuard, tokens: &Value) -> Self {
         let SecretSource::Fixed(mut texts) = world.runner.secrets.source() else { panic!("a local run's secrets") };
         texts.insert(Secret::ServiceTokens, tokens.to_string().into());
-        let tables = Tables { main: "karta".to_owned(), credentials: "karta-credentials".to_owned() };
+        let tables = Tables::local();
         let mut config = Config::local(tables, Some(4)).unwrap();
         config.internal = internal;
         let emulator = &world.runner.emulator;

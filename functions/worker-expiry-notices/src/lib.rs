@@ -1,0 +1,76 @@
+//! Tells owners of keys that are about to end: an `api_key.expiring` event in the outbox, once for each end that a key is given.
+
+use karta_shared::{
+    App,
+    domain::{Event, EventType, Id, KeyStatus, Timestamp},
+    http::ApiKeyResource,
+    store::{CommitError, Due, Queue},
+    worker::{Fault, Wake, Worker},
+};
+use serde_json::json;
+
+/// How often a sweep looks again while it finds something. The index shows for a moment what is settled already.
+const LOOKS: usize = 20;
+
+#[derive(Debug)]
+pub struct ExpiryNotices {
+    app: App,
+}
+
+impl ExpiryNotices {
+    pub fn new(app: App) -> Self {
+        Self { app }
+    }
+
+    /// Settles one notice: with an event if the key still ends as the notice says, without one if it does not.
+    async fn settle(&self, due: &Due, now: Timestamp) -> Result<(), Fault> {
+        let store = &self.app.store;
+        let organization = due.organization_id;
+        let Some(notice) = store.expiry_notice(organization, &due.sk).await? else {
+            return Ok(());
+        };
+        let mut transaction = store.transaction();
+        transaction.settle_expiry_notice(&notice)?;
+        let key = store.api_key(organization, notice.api_key_id).await?.filter(|key| {
+            key.expires_at == Some(notice.expires_at)
+                && key.expiry_notice_at().is_some()
+                && key.status(now) == KeyStatus::Active
+        });
+        if let Some(key) = key {
+            transaction.announce(&Event {
+                id: Id::draw(now, &*self.app.entropy),
+                event_type: EventType::ApiKeyExpiring,
+                created_at: now,
+                organization_id: organization,
+                data: json!({ "api_key": ApiKeyResource::of(key, now) }).to_string(),
+            })?;
+        }
+        match transaction.commit().await {
+            // Another run settled it, or the key was given another end just now.
+            Ok(()) | Err(CommitError::Conflict(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Worker for ExpiryNotices {
+    const NAME: &'static str = "worker-expiry-notices";
+
+    async fn deployed(app: App) -> Result<Self, Fault> {
+        Ok(Self::new(app))
+    }
+
+    async fn work(&self, _: &Wake) -> Result<(), Fault> {
+        for _ in 0..LOOKS {
+            let now = self.app.clock.now();
+            let due = self.app.store.due(Queue::ExpiryNotices, now).await?;
+            if due.is_empty() {
+                break;
+            }
+            for due in due {
+                self.settle(&due, now).await?;
+            }
+        }
+        Ok(())
+    }
+}

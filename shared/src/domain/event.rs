@@ -1,0 +1,48 @@
+use serde::{Deserialize, Serialize};
+
+use super::{Id, Timestamp};
+
+/// What happened to an organization's resources, as its webhook endpoints are told. Written in the transaction of the change itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    pub id: Id,
+    #[serde(rename = "type")]
+    pub event_type: EventType,
+    pub created_at: Timestamp,
+    pub organization_id: Id,
+    /// A JSON object, written out once, so that every delivery carries the same bytes; never a secret.
+    pub data: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum EventType {
+    #[serde(rename = "api_key.created")]
+    ApiKeyCreated,
+    #[serde(rename = "api_key.rotated")]
+    ApiKeyRotated,
+    #[serde(rename = "api_key.revoked")]
+    ApiKeyRevoked,
+    #[serde(rename = "api_key.expiring")]
+    ApiKeyExpiring,
+}
+
+/// What a change does to the verdicts that others keep about an organization's keys. The larger includes the smaller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CacheEffect {
+    /// Nothing that anybody keeps.
+    None,
+    /// What data planes keep is out of date.
+    Stale,
+    /// Somebody has less access than before: the gateway's verdicts must go too.
+    AccessCut,
+}
+
+/// That data planes must forget what they keep about an organization.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invalidation {
+    pub id: Id,
+    pub organization_id: Id,
+    pub at: Timestamp,
+    /// Whether the gateway must forget as well.
+    pub access_cut: bool,
+}
