@@ -75,7 +75,7 @@ impl Route for InternalKeysValidate {
         let Input { key, ip_address, explain } = &call.body;
         let address = ip_address.map(|address| address.0);
         let explain = explain.unwrap_or(false);
-        let how = if explain { Use::Unnoted } else { Use::Noted };
+        let how = if explain { Use::Unnoted } else { Use::NotedFrom(address) };
         let verdict = app.validator().validate_to_pass_on(key.expose(), how).await;
         let verdict = verdict.map_err(|fault| Error::Unavailable(fault.to_string()))?;
         let trace = explain.then(|| trace(&verdict, address).into_iter().map(explained).collect());

@@ -225,7 +225,8 @@ impl Gateway {
         event.type_ = Some("TOKEN".to_owned());
         event.authorization_token = Some(header.to_owned());
         event.method_arn = Some(format!("arn:aws:execute-api:local:000000000000:karta/{STAGE}/{method}{}", uri.path()));
-        let answer = self.authorizer.authorize(&event).await.map_err(|error| {
+        // Boxed like a handler's: the types of futures nest only so deep.
+        let answer = Box::pin(self.authorizer.authorize(&event)).await.map_err(|error| {
             tracing::error!(route = authorizer::NAME, %error, "undecided");
             Refusal::AuthorizerFailure
         })?;

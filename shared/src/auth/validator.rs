@@ -25,9 +25,10 @@ const PASSED_ON_WITHIN: Duration = Duration::from_millis(500);
 
 /// How late `last_used_at` may be: a key in use costs one write in this time, not one per request.
 const USE_NOTED_EVERY: Duration = Duration::from_mins(1);
-
 /// How long a validation waits for that write at most.
 const USE_NOTED_WITHIN: Duration = Duration::from_millis(250);
+/// How soon a process tries again to note a key's use.
+const USE_TRIED_EVERY: Duration = Duration::from_secs(5);
 
 /// Judges API keys.
 ///
@@ -42,8 +43,8 @@ pub struct Validator {
     bcrypt: BcryptPool,
     proofs: Cache<[u8; 32], Proof>,
     refusals: Cache<[u8; 32], Timestamp>,
-    /// When this process last noted a key's use.
-    noted: Cache<Id, Timestamp>,
+    /// When this process last tried to note a key's use.
+    note_tried: Cache<Id, Timestamp>,
 }
 
 /// "This token is the plaintext of that key."
@@ -53,10 +54,13 @@ struct Proof {
     api_key_id: Id,
 }
 
-/// Whether a validation counts as a use of the key.
+/// Whether a validation counts as a use of a key that is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
+    /// From an address that is judged elsewhere.
     Noted,
+    /// From here, if the key may be used from here.
+    NotedFrom(Option<IpAddr>),
     /// For whoever only looks.
     Unnoted,
 }
@@ -108,7 +112,7 @@ impl Validator {
             bcrypt,
             proofs: Cache::new(PROOFS_KEPT),
             refusals: Cache::new(REFUSALS_KEPT),
-            noted: Cache::new(PROOFS_KEPT),
+            note_tried: Cache::new(PROOFS_KEPT),
         }
     }
 
@@ -128,8 +132,7 @@ impl Validator {
     /// The verdict, and when the state behind it was asked for; it is not asked for without a proof.
     async fn validate_since(&self, text: &str, how: Use) -> Result<(Verdict, Option<Timestamp>), Undecided> {
         let invalid = |why| Ok((Verdict::Invalid(why), None));
-        let ring = self.secrets.ring(Ring::KeyTag).await?;
-        let token = match ApiKeyToken::parse(text, &ring) {
+        let token = match self.parse(text).await? {
             Ok(token) => token,
             Err(TokenRefused::Shape) => return invalid(Invalidity::Shape),
             Err(TokenRefused::Tag) => return invalid(Invalidity::Tag),
@@ -138,25 +141,33 @@ impl Validator {
             return invalid(Invalidity::Unproven);
         };
         let asked_at = self.clock.now();
-        let noted = async {
-            match how {
-                Use::Noted => self.note_use(proof).await,
-                Use::Unnoted => {}
-            }
-        };
-        let (access, ()) = tokio::join!(self.store.access(proof.organization_id, proof.api_key_id), noted);
-        let verdict = access?.map_or(Verdict::Invalid(Invalidity::Unproven), |access| judge(access, self.clock.now()));
+        let access = self.store.access(proof.organization_id, proof.api_key_id).await?;
+        let verdict = judge(access, self.clock.now());
+        if let Verdict::Valid(valid) = &verdict
+            && how.counts(valid)
+        {
+            self.note_use(valid).await;
+        }
         Ok((verdict, Some(asked_at)))
     }
 
-    /// Notes a key's use beside the read that is waited for anyway. Best effort: no validation fails because of it.
-    async fn note_use(&self, proof: Proof) {
-        let now = self.clock.now();
-        if self.noted.get(&proof.api_key_id).is_some_and(|at| now.since(at) < USE_NOTED_EVERY) {
+    /// Shape and tag. What no key at hand has tagged may be tagged by one that was published since.
+    async fn parse(&self, text: &str) -> Result<Result<ApiKeyToken, TokenRefused>, Undecided> {
+        let parsed = ApiKeyToken::parse(text, &*self.secrets.ring(Ring::KeyTag).await?);
+        if !matches!(parsed, Err(TokenRefused::Tag)) {
+            return Ok(parsed);
+        }
+        Ok(ApiKeyToken::parse(text, &*self.secrets.ring_refetched(Ring::KeyTag).await?))
+    }
+
+    /// Notes a key's use, if the last one that was noted, by whichever process, is a minute ago. Best effort: no validation fails because of it.
+    async fn note_use(&self, valid: &ValidKey) {
+        let (now, organization, key) = (self.clock.now(), valid.organization.id, valid.api_key.id);
+        let due = valid.api_key.last_used_at.is_none_or(|at| now.since(at) >= USE_NOTED_EVERY);
+        if !due || self.note_tried.get(&key).is_some_and(|at| now.since(at) < USE_TRIED_EVERY) {
             return;
         }
-        self.noted.insert(proof.api_key_id, now);
-        let (organization, key) = (proof.organization_id, proof.api_key_id);
+        self.note_tried.insert(key, now);
         let noted = self.store.note_use(organization, key, now, USE_NOTED_EVERY);
         match timeout(USE_NOTED_WITHIN, noted).await {
             Ok(Ok(())) => {}
@@ -208,6 +219,16 @@ impl Validator {
             }
         }
         Ok(None)
+    }
+}
+
+impl Use {
+    fn counts(self, valid: &ValidKey) -> bool {
+        match self {
+            Self::Noted => true,
+            Self::NotedFrom(address) => valid.is_permitted(address),
+            Self::Unnoted => false,
+        }
     }
 }
 
@@ -319,5 +340,94 @@ impl ValidKey {
 impl std::fmt::Debug for Validator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Validator").field("proofs", &self.proofs.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, sync::Mutex};
+
+    use aws_config::{BehaviorVersion, Region, SdkConfig};
+    use aws_sdk_dynamodb::config::{Credentials, SharedCredentialsProvider};
+    use aws_smithy_runtime_api::client::{
+        http::{HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector},
+        orchestrator::{HttpRequest, HttpResponse},
+        runtime_components::RuntimeComponents,
+    };
+    use aws_smithy_types::body::SdkBody;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        clock::ManualClock,
+        config::{Config, SecretSource},
+        domain::Keyring,
+        entropy::OsEntropy,
+        store::table::Tables,
+    };
+
+    /// AWS: a store that holds nothing, and a key-tag ring that cannot be fetched while it is null.
+    #[derive(Debug, Clone)]
+    struct Aws(Arc<Mutex<Value>>);
+
+    impl HttpConnector for Aws {
+        fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+            let asks_for_secret =
+                request.headers().get("x-amz-target").is_some_and(|to| to.starts_with("secretsmanager"));
+            let ring = self.0.lock().unwrap();
+            let (status, body) = match (asks_for_secret, &*ring) {
+                (true, Value::Null) => (400, json!({ "__type": "AccessDeniedException" })),
+                (true, ring) => (200, json!({ "SecretString": ring.to_string() })),
+                (false, _) => (200, json!({ "Count": 0, "Items": [] })),
+            };
+            let answer = http::Response::builder().status(status).body(SdkBody::from(body.to_string())).unwrap();
+            HttpConnectorFuture::ready(Ok(HttpResponse::try_from(answer).unwrap()))
+        }
+    }
+
+    impl HttpClient for Aws {
+        fn http_connector(&self, _: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
+            SharedHttpConnector::new(self.clone())
+        }
+    }
+
+    fn app(aws: &Aws, clock: Arc<dyn Clock>) -> App {
+        let sdk = SdkConfig::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::from_static("us-east-1"))
+            .credentials_provider(SharedCredentialsProvider::new(Credentials::new("a", "b", None, None, "test")))
+            .http_client(aws.clone())
+            .build();
+        let ids = HashMap::from([(Ring::KeyTag.into(), "key-tag".to_owned())]);
+        let secrets = SecretSource::Manager { client: aws_sdk_secretsmanager::Client::new(&sdk), ids };
+        App::new(Config::local(Tables::local(), Some(4)).unwrap(), &sdk, secrets, clock, Arc::new(OsEntropy))
+    }
+
+    #[tokio::test]
+    async fn a_tag_is_wrong_only_under_a_ring_that_is_known_to_be_the_newest() {
+        let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
+        let (old, new) = (
+            json!({ "current": "k1", "k1": "a".repeat(32) }),
+            json!({ "current": "k2", "k1": "a".repeat(32), "k2": "b".repeat(32) }),
+        );
+        let promoted: Keyring = serde_json::from_value(new.clone()).unwrap();
+        let token = ApiKeyToken::mint(&promoted, &OsEntropy);
+        let aws = Aws(Arc::new(Mutex::new(old)));
+        let app = app(&aws, Arc::clone(&clock) as Arc<dyn Clock>);
+        app.secrets.warm_up().await.unwrap();
+        let verdict = async || app.validator().validate(token.expose()).await;
+        assert!(matches!(verdict().await, Ok(Verdict::Invalid(Invalidity::Tag))), "no other fetch within 30 s");
+        *aws.0.lock().unwrap() = Value::Null;
+        clock.advance(Duration::from_secs(30));
+        for _ in 0..2 {
+            assert!(matches!(verdict().await, Err(Undecided::Secret(_))));
+        }
+        *aws.0.lock().unwrap() = new;
+        clock.advance(Duration::from_secs(30));
+        // Past the tag: the store knows of no such key.
+        assert!(matches!(verdict().await, Ok(Verdict::Invalid(Invalidity::Unproven))));
+        let foreign = ApiKeyToken::mint(&Keyring::single("k1", "c".repeat(32)).unwrap(), &OsEntropy);
+        let verdict = app.validator().validate(foreign.expose()).await;
+        assert!(matches!(verdict, Ok(Verdict::Invalid(Invalidity::Tag))));
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::timeout};
 
 use super::{ConfigError, optional};
 use crate::{
@@ -17,8 +17,11 @@ use crate::{
 
 /// How long a fetched ring serves before it is fetched again.
 const KEPT_FOR: Duration = Duration::from_mins(5);
-/// How often an unknown key id may cause a fetch: a flood of forged tokens must not become one of requests.
+/// How often what is not at hand may cause a fetch: a flood of forged tokens must not become one of requests.
 const REFETCH_EVERY: Duration = Duration::from_secs(30);
+/// How long a request waits for a fetch while there is something at hand: two in a row stay well below the shortest route's deadline. With
+/// nothing at hand the SDK's own deadlines hold.
+const REFETCH_WITHIN: Duration = Duration::from_secs(1);
 
 /// How long a secret serves while it cannot be fetched again. After that whoever needs it fails: a key that was dropped must not
 /// live on because its successor was published wrongly.
@@ -103,7 +106,7 @@ impl fmt::Display for Secret {
 }
 
 /// Why a secret is not to be had. Names it, never its content.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum SecretError {
     #[error("the {secret} is not configured for this function: set {}", secret.variable())]
     NotConfigured { secret: Secret },
@@ -178,16 +181,50 @@ fn parse_service_tokens(text: &str) -> Result<ServiceTokens, String> {
 struct Slot<T> {
     secret: Secret,
     parse: fn(&str) -> Result<T, String>,
+    slip: Slip,
     kept: Mutex<Option<Fetched<T>>>,
+}
+
+/// What becomes of the last good one where the next one is malformed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slip {
+    /// It goes on serving, as while a fetch fails.
+    Forgiven,
+    /// It is dropped: what was to be taken out must not live on because of a slip of the pen.
+    Refused,
 }
 
 struct Fetched<T> {
     value: Arc<T>,
     at: Timestamp,
     tried_at: Timestamp,
+    /// Why the last attempt brought nothing newer.
+    missed: Option<SecretError>,
 }
 
-/// The secrets, fetched once and kept five minutes. While a fetch fails, what is at hand goes on serving for an hour.
+impl<T> Fetched<T> {
+    fn new(value: T, at: Timestamp) -> Self {
+        Self { value: Arc::new(value), at, tried_at: at, missed: None }
+    }
+
+    /// Takes note of an attempt that failed. That a secret is malformed stays known until a good one is read.
+    fn miss(&mut self, error: SecretError) {
+        if !matches!(self.missed, Some(SecretError::Malformed { .. })) {
+            self.missed = Some(error);
+        }
+    }
+
+    fn serving(&self, slip: Slip, now: Timestamp) -> Result<Arc<T>, SecretError> {
+        match &self.missed {
+            Some(error @ SecretError::Malformed { .. }) if slip == Slip::Refused => Err(error.clone()),
+            Some(error) if now.since(self.at) >= SERVES_AT_MOST => Err(error.clone()),
+            Some(_) | None => Ok(Arc::clone(&self.value)),
+        }
+    }
+}
+
+/// The secrets, fetched once and kept five minutes. While a fetch fails, what is at hand goes on serving for an hour; service tokens only
+/// while Secrets Manager cannot be asked, not past a malformed set.
 pub struct Secrets {
     source: SecretSource,
     clock: Arc<dyn Clock>,
@@ -197,13 +234,16 @@ pub struct Secrets {
 
 impl Secrets {
     pub fn new(source: SecretSource, clock: Arc<dyn Clock>) -> Self {
-        let ring = |ring: Ring| (ring, Slot { secret: ring.into(), parse: parse_ring, kept: Mutex::default() });
-        Self {
-            source,
-            clock,
-            rings: Ring::ALL.map(ring).into(),
-            service_tokens: Slot { secret: Secret::ServiceTokens, parse: parse_service_tokens, kept: Mutex::default() },
-        }
+        let ring = |ring: Ring| {
+            (ring, Slot { secret: ring.into(), parse: parse_ring, slip: Slip::Forgiven, kept: Mutex::default() })
+        };
+        let service_tokens = Slot {
+            secret: Secret::ServiceTokens,
+            parse: parse_service_tokens,
+            slip: Slip::Refused,
+            kept: Mutex::default(),
+        };
+        Self { source, clock, rings: Ring::ALL.map(ring).into(), service_tokens }
     }
 
     /// Fetches every configured secret, so that a missing or malformed one stops the start and not the first request.
@@ -218,45 +258,66 @@ impl Secrets {
     }
 
     pub async fn ring(&self, ring: Ring) -> Result<Arc<Keyring>, SecretError> {
-        self.no_older_than(&self.rings[&ring], KEPT_FOR).await
+        self.at_hand(&self.rings[&ring]).await
     }
 
-    /// The ring for a key id that the one at hand does not know: fetched again, at most once in 30 s.
+    /// The ring for a key that the one at hand does not hold: fetched again, at most once in 30 s. Fails while it cannot be: what is at hand
+    /// is known to be out of date, and what it lacks proves nothing.
     pub async fn ring_refetched(&self, ring: Ring) -> Result<Arc<Keyring>, SecretError> {
-        self.no_older_than(&self.rings[&ring], REFETCH_EVERY).await
+        self.refetched(&self.rings[&ring]).await
     }
 
     pub async fn service_tokens(&self) -> Result<Arc<ServiceTokens>, SecretError> {
-        self.no_older_than(&self.service_tokens, KEPT_FOR).await
+        self.at_hand(&self.service_tokens).await
     }
 
-    /// The tokens for one that those at hand do not hold: fetched again, at most once in 30 s.
+    /// The tokens for one that those at hand do not hold: like [`ring_refetched`](Self::ring_refetched).
     pub async fn service_tokens_refetched(&self) -> Result<Arc<ServiceTokens>, SecretError> {
-        self.no_older_than(&self.service_tokens, REFETCH_EVERY).await
+        self.refetched(&self.service_tokens).await
     }
 
-    /// Holding the slot while fetching makes concurrent callers wait for one fetch.
-    async fn no_older_than<T>(&self, slot: &Slot<T>, age: Duration) -> Result<Arc<T>, SecretError> {
+    async fn at_hand<T>(&self, slot: &Slot<T>) -> Result<Arc<T>, SecretError> {
         let mut kept = slot.kept.lock().await;
         let now = self.clock.now();
-        if let Some(fetched) = &*kept
-            && now.since(fetched.tried_at) < age
-        {
-            return Ok(Arc::clone(&fetched.value));
-        }
-        match (self.fetch(slot).await, &mut *kept) {
-            (Ok(value), kept) => {
-                let value = Arc::new(value);
-                *kept = Some(Fetched { value: Arc::clone(&value), at: now, tried_at: now });
-                Ok(value)
+        self.no_older_than(slot, &mut kept, KEPT_FOR, now).await?.serving(slot.slip, now)
+    }
+
+    async fn refetched<T>(&self, slot: &Slot<T>) -> Result<Arc<T>, SecretError> {
+        let mut kept = slot.kept.lock().await;
+        let now = self.clock.now();
+        let fetched = self.no_older_than(slot, &mut kept, REFETCH_EVERY, now).await?;
+        fetched.missed.clone().map_or_else(|| Ok(Arc::clone(&fetched.value)), Err)
+    }
+
+    /// What was fetched last, after another attempt if the last one is older than `age`, or than 30 s while nothing serves. The slot is
+    /// held meanwhile, so that concurrent callers wait for one fetch.
+    async fn no_older_than<'a, T>(
+        &self,
+        slot: &Slot<T>,
+        kept: &'a mut Option<Fetched<T>>,
+        age: Duration,
+        now: Timestamp,
+    ) -> Result<&'a Fetched<T>, SecretError> {
+        let Some(fetched) = kept else {
+            return Ok(kept.insert(Fetched::new(self.fetch(slot).await?, now)));
+        };
+        let age = if fetched.serving(slot.slip, now).is_ok() { age } else { REFETCH_EVERY };
+        if now.since(fetched.tried_at) >= age {
+            let secret = slot.secret;
+            let given_up =
+                || SecretError::Unavailable { secret, problem: format!("no answer within {REFETCH_WITHIN:?}") };
+            // Before the fetch: one that is dropped with its request was an attempt too.
+            fetched.tried_at = now;
+            fetched.miss(given_up());
+            match timeout(REFETCH_WITHIN, self.fetch(slot)).await.unwrap_or_else(|_| Err(given_up())) {
+                Ok(value) => *fetched = Fetched::new(value, now),
+                Err(error) => {
+                    tracing::error!(%error, "a secret could not be fetched again");
+                    fetched.miss(error);
+                }
             }
-            (Err(error), Some(stale)) if now.since(stale.at) < SERVES_AT_MOST => {
-                tracing::error!(%error, "a secret could not be fetched again; the last one goes on serving");
-                stale.tried_at = now;
-                Ok(Arc::clone(&stale.value))
-            }
-            (Err(error), _) => Err(error),
         }
+        Ok(fetched)
     }
 
     async fn fetch<T>(&self, slot: &Slot<T>) -> Result<T, SecretError> {
@@ -274,6 +335,8 @@ impl fmt::Debug for Secrets {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex as StdMutex;
+
     use aws_smithy_runtime_api::client::{
         http::{HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector},
         orchestrator::{HttpRequest, HttpResponse},
@@ -327,14 +390,19 @@ mod tests {
         }
     }
 
-    /// Secrets Manager, answering this body to everything.
+    /// Secrets Manager: answers these bodies, one after the other, and then never again.
     #[derive(Debug, Clone)]
-    struct Canned(&'static str);
+    struct Canned(Arc<StdMutex<Vec<String>>>);
 
     impl HttpConnector for Canned {
         fn call(&self, _: HttpRequest) -> HttpConnectorFuture {
-            let answer = HttpResponse::try_from(http::Response::new(SdkBody::from(self.0))).unwrap();
-            HttpConnectorFuture::ready(Ok(answer))
+            match self.0.lock().unwrap().pop() {
+                Some(body) => {
+                    let answer = HttpResponse::try_from(http::Response::new(SdkBody::from(body))).unwrap();
+                    HttpConnectorFuture::ready(Ok(answer))
+                }
+                None => HttpConnectorFuture::new(std::future::pending()),
+            }
         }
     }
 
@@ -344,18 +412,50 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn an_answer_that_cannot_be_read_is_not_shown() {
-        let ring = r#"{"SecretString":"{\"current\":\"k1\",\"k1\":\"s3cret\"}","CreatedDate":"not a number"}"#;
+    /// Secrets that Secrets Manager answers for in this order.
+    fn managed(bodies: &[&str], secrets: &[Secret], clock: Arc<dyn Clock>) -> Secrets {
+        let bodies = bodies.iter().rev().map(ToString::to_string).collect();
         let config = aws_sdk_secretsmanager::Config::builder()
             .behavior_version(aws_config::BehaviorVersion::latest())
             .region(aws_config::Region::from_static("us-east-1"))
             .credentials_provider(aws_sdk_dynamodb::config::Credentials::new("a", "b", None, None, "test"))
-            .http_client(Canned(ring))
+            .http_client(Canned(Arc::new(StdMutex::new(bodies))))
             .build();
         let client = aws_sdk_secretsmanager::Client::from_conf(config);
-        let ids = HashMap::from([(Ring::Cursor.into(), "cursor".to_owned())]);
-        let secrets = Secrets::new(SecretSource::Manager { client, ids }, Arc::new(crate::clock::SystemClock));
+        let ids = secrets.iter().map(|secret| (*secret, secret.name().to_owned())).collect();
+        Secrets::new(SecretSource::Manager { client, ids }, clock)
+    }
+
+    fn noon() -> Arc<ManualClock> {
+        Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()))
+    }
+
+    fn fixed(secret: Secret, text: &str) -> SecretSource {
+        SecretSource::Fixed(HashMap::from([(secret, text.to_owned().into())]))
+    }
+
+    fn ring_json(kid: &str) -> String {
+        serde_json::json!({ "current": kid, kid: kid.repeat(32) }).to_string()
+    }
+
+    /// A set of tokens that all may provision, each 32 times its name.
+    fn tokens_json(names: &[&str]) -> serde_json::Value {
+        let mut tokens = serde_json::json!({ "powers": {} });
+        for name in names {
+            tokens["powers"][name] = serde_json::json!(["provision"]);
+            tokens[name] = name.repeat(32).into();
+        }
+        tokens
+    }
+
+    fn answer(secret: &str) -> String {
+        serde_json::json!({ "SecretString": secret }).to_string()
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_cannot_be_read_is_not_shown() {
+        let ring = r#"{"SecretString":"{\"current\":\"k1\",\"k1\":\"s3cret\"}","CreatedDate":"not a number"}"#;
+        let secrets = managed(&[ring], &[Ring::Cursor.into()], noon());
         let error = secrets.warm_up().await.unwrap_err();
         assert_eq!(error.to_string(), "the cursor ring cannot be fetched: an answer that cannot be read");
         assert!(!format!("{error:?}").contains("s3cret"));
@@ -363,15 +463,98 @@ mod tests {
 
     #[tokio::test]
     async fn a_ring_that_cannot_be_fetched_again_serves_for_an_hour() {
-        let clock = Arc::new(ManualClock::at("2026-11-21T00:00:00Z".parse().unwrap()));
-        let text = format!(r#"{{"current":"k1","k1":"{}"}}"#, "s".repeat(32));
-        let source = SecretSource::Fixed(HashMap::from([(Ring::Cursor.into(), text.into())]));
-        let mut secrets = Secrets::new(source, Arc::clone(&clock) as Arc<dyn Clock>);
+        let clock = noon();
+        let mut secrets =
+            Secrets::new(fixed(Ring::Cursor.into(), &ring_json("k1")), Arc::clone(&clock) as Arc<dyn Clock>);
         secrets.warm_up().await.unwrap();
-        secrets.source = SecretSource::Fixed(HashMap::from([(Ring::Cursor.into(), "malformed".into())]));
+        secrets.source = fixed(Ring::Cursor.into(), "malformed");
         clock.advance(Duration::from_mins(59));
         assert!(secrets.ring(Ring::Cursor).await.is_ok());
-        clock.advance(KEPT_FOR);
+        clock.advance(Duration::from_secs(59));
+        assert!(secrets.ring(Ring::Cursor).await.is_ok());
+        clock.advance(Duration::from_secs(1));
         assert!(secrets.ring(Ring::Cursor).await.is_err());
+        secrets.source = fixed(Ring::Cursor.into(), &ring_json("k2"));
+        clock.advance(REFETCH_EVERY);
+        assert!(secrets.ring(Ring::Cursor).await.is_ok(), "while nothing serves it is tried every 30 s");
+    }
+
+    #[tokio::test]
+    async fn while_secrets_manager_hangs_what_is_at_hand_serves_within_a_routes_deadline() {
+        let (ring, tokens) = (answer(&ring_json("k1")), answer(&tokens_json(&["a"]).to_string()));
+        let clock = noon();
+        let held = [Ring::KeyTag.into(), Secret::ServiceTokens];
+        let secrets = managed(&[&ring, &tokens], &held, Arc::clone(&clock) as Arc<dyn Clock>);
+        secrets.warm_up().await.unwrap();
+        clock.advance(KEPT_FOR);
+        let both = async { (secrets.service_tokens().await, secrets.ring(Ring::KeyTag).await) };
+        let (tokens, ring) = timeout(Duration::from_secs(3), both).await.unwrap();
+        assert!(tokens.is_ok() && ring.is_ok());
+        clock.advance(Duration::from_secs(299));
+        let again = timeout(REFETCH_WITHIN / 2, secrets.service_tokens()).await;
+        assert!(again.unwrap().is_ok(), "the attempt that failed counts for five minutes");
+    }
+
+    #[tokio::test]
+    async fn a_fetch_that_was_dropped_with_its_request_was_an_attempt() {
+        let clock = noon();
+        let ring = answer(&ring_json("k1"));
+        let secrets = managed(&[&ring], &[Ring::KeyTag.into()], Arc::clone(&clock) as Arc<dyn Clock>);
+        secrets.warm_up().await.unwrap();
+        clock.advance(KEPT_FOR);
+        assert!(timeout(REFETCH_WITHIN / 10, secrets.ring(Ring::KeyTag)).await.is_err());
+        let next = async { (secrets.ring(Ring::KeyTag).await, secrets.ring_refetched(Ring::KeyTag).await) };
+        let (at_hand, newer) = timeout(REFETCH_WITHIN / 2, next).await.unwrap();
+        assert!(at_hand.is_ok() && newer.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_token_that_is_taken_out_by_a_malformed_set_is_dead_within_five_minutes() {
+        let clock = noon();
+        let source = |text: &serde_json::Value| fixed(Secret::ServiceTokens, &text.to_string());
+        let mut slip = tokens_json(&["a", "b"]);
+        slip.as_object_mut().unwrap().remove("a");
+        let mut secrets = Secrets::new(source(&tokens_json(&["a", "b"])), Arc::clone(&clock) as Arc<dyn Clock>);
+        secrets.warm_up().await.unwrap();
+        secrets.source = source(&slip);
+        clock.advance(KEPT_FOR);
+        assert!(matches!(secrets.service_tokens().await, Err(SecretError::Malformed { .. })));
+        // Nor does it come to life again because Secrets Manager goes away.
+        secrets.source = SecretSource::Fixed(HashMap::new());
+        clock.advance(KEPT_FOR);
+        assert!(secrets.service_tokens().await.is_err());
+        secrets.source = source(&tokens_json(&["b"]));
+        assert!(secrets.service_tokens().await.is_err(), "no more than one fetch in 30 s");
+        clock.advance(REFETCH_EVERY);
+        let mended = secrets.service_tokens().await.unwrap();
+        assert!(mended.find(&"a".repeat(32)).is_none() && mended.find(&"b".repeat(32)).is_some());
+    }
+
+    #[tokio::test]
+    async fn tokens_serve_while_secrets_manager_cannot_be_asked() {
+        let clock = noon();
+        let source = fixed(Secret::ServiceTokens, &tokens_json(&["a"]).to_string());
+        let mut secrets = Secrets::new(source, Arc::clone(&clock) as Arc<dyn Clock>);
+        secrets.warm_up().await.unwrap();
+        secrets.source = SecretSource::Fixed(HashMap::new());
+        clock.advance(Duration::from_mins(59));
+        assert!(secrets.service_tokens().await.is_ok());
+        assert!(secrets.service_tokens_refetched().await.is_err(), "and prove nothing of a token that they lack");
+        clock.advance(Duration::from_mins(1));
+        assert!(secrets.service_tokens().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_the_ring_at_hand_lacks_is_asked_for_once_in_thirty_seconds() {
+        let clock = noon();
+        let mut secrets =
+            Secrets::new(fixed(Ring::KeyTag.into(), &ring_json("k1")), Arc::clone(&clock) as Arc<dyn Clock>);
+        secrets.warm_up().await.unwrap();
+        secrets.source = fixed(Ring::KeyTag.into(), &ring_json("k2"));
+        let kid = async || secrets.ring_refetched(Ring::KeyTag).await.unwrap().current().0.to_string();
+        clock.advance(Duration::from_secs(29));
+        assert_eq!(kid().await, "k1");
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(kid().await, "k2");
     }
 }

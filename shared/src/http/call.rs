@@ -54,7 +54,7 @@ where
     /// key. A write that hangs on it is staged with [`Transaction::while_unchanged`](crate::store::Transaction::while_unchanged).
     pub async fn readmit(&self, app: &App) -> Result<ValidKey, Error> {
         let state = app.store.access(self.caller.organization_id, self.caller.api_key_id).await?;
-        let Verdict::Valid(valid) = auth::judge(state.ok_or(Error::Unauthorized)?, self.now) else {
+        let Verdict::Valid(valid) = auth::judge(state, self.now) else {
             return Err(Error::Unauthorized);
         };
         let caller = admit_address(Some(Caller::api_key(&valid)), self.origin.address());

@@ -16,8 +16,9 @@ pub struct Access {
 }
 
 impl Store {
-    /// The state behind a key, in one consistent BatchGetItem. `None` if either item is not there.
-    pub async fn access(&self, organization: Id, api_key: Id) -> Result<Option<Access>, StoreError> {
+    /// The state behind a proven key, in one consistent BatchGetItem. A key is never deleted: where either item is not there, something is
+    /// broken, and nothing is known of the key.
+    pub async fn access(&self, organization: Id, api_key: Id) -> Result<Access, StoreError> {
         let wanted = [Key::organization(organization), Key::api_key(organization, api_key)];
         let mut missing = wanted.iter().map(Key::attributes).collect::<Vec<_>>();
         let (mut meta, mut key) = (None, None);
@@ -32,7 +33,8 @@ impl Store {
             }
             missing = unread;
             if missing.is_empty() {
-                return Ok(meta.zip(key).map(|(organization, api_key)| Access { organization, api_key }));
+                let state = meta.zip(key).map(|(organization, api_key)| Access { organization, api_key });
+                return state.ok_or_else(|| StoreError::Fault("a proven key has no state".to_owned()));
             }
             tokio::time::sleep(pause).await;
         }

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::Method;
 use karta_shared::{
     auth::{Validator, Verdict},
     clock::ManualClock,
@@ -64,6 +65,53 @@ async fn another_process_does_not_note_it_again_within_the_minute() {
         clock.advance(Duration::from_secs(30));
     }
     assert_eq!(last_used(&world, id).await, "2026-11-21T12:00:00.000Z");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_a_minute_late_at_most_whichever_process_is_asked() {
+    let (world, _proxy, clock) = at_noon().await;
+    let (id, token) = world.key(&["read"]).await;
+    let validators = [(); 2].map(|()| Validator::new(world.runner.app.clone()));
+    assert!(is_valid(&validators[0], &token).await);
+    clock.advance(Duration::from_secs(59));
+    for _ in 0..60 {
+        assert!(is_valid(&validators[1], &token).await);
+        clock.advance(Duration::from_secs(1));
+    }
+    assert_eq!(last_used(&world, id).await, "2026-11-21T12:01:00.000Z", "the last use was at 12:01:58");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_use_is_not_noted_as_one() {
+    let (world, _proxy, _clock) = at_noon().await;
+    let body = json!({ "name": "here", "scopes": ["read"], "allowed_cidrs": ["203.0.113.0/24"] });
+    let (id, token) = world.key_with(body).await;
+    let validate = async |body: Value| {
+        let validation = world.service(Method::POST, "/v1/internal/keys/validate").body(body);
+        validation.send().await.expect(200)["valid"] == true
+    };
+    assert!(!validate(json!({ "key": token, "ip_address": "198.51.100.1" })).await, "from elsewhere");
+    assert!(!validate(json!({ "key": token })).await, "from nobody knows where");
+    assert!(validate(json!({ "key": token, "ip_address": "203.0.113.1", "explain": true })).await, "a look");
+    assert_eq!(last_used(&world, id).await, Value::Null);
+    assert!(validate(json!({ "key": token, "ip_address": "203.0.113.1" })).await);
+    assert_eq!(last_used(&world, id).await, "2026-11-21T12:00:00.000Z");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_note_that_failed_is_made_up_for_after_five_seconds() {
+    let (world, proxy, clock) = at_noon().await;
+    let (id, token) = world.key(&["read"]).await;
+    let validator = Validator::new(world.runner.app.clone());
+    proxy.forget();
+    proxy.fail("UpdateItem", 1, Fault::Hang);
+    for _ in 0..6 {
+        assert_eq!(last_used(&world, id).await, Value::Null);
+        assert!(is_valid(&validator, &token).await);
+        clock.advance(Duration::from_secs(1));
+    }
+    assert_eq!(last_used(&world, id).await, "2026-11-21T12:00:05.000Z");
+    assert_eq!(notes(&proxy, id), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
