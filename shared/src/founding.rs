@@ -46,24 +46,21 @@ impl Founding {
         let organization = self.organization.id;
         transaction.create_organization(&self.organization)?;
         transaction.create_api_key(organization, &self.api_key, self.digest.clone())?;
-        let founded = tell(NewAuditEvent {
+        let founded = NewAuditEvent {
             action: "organization.created",
             resource_kind: "organization",
             resource_id: organization,
             changes: self.organization.creation(),
-        });
+        };
         let first_key = NewAuditEvent {
             action: "api_key.created",
             resource_kind: "api_key",
             resource_id: self.api_key.id,
             changes: self.api_key.creation(),
         };
-        // Twelve random bits may agree, and one transaction cannot write one item twice.
-        let mut created = tell(first_key.clone());
-        while created.id == founded.id {
-            created = tell(first_key.clone());
+        for event in &AuditEvent::pair(tell, founded, &first_key) {
+            transaction.audit(organization, event)?;
         }
-        transaction.audit(organization, &founded)?;
-        transaction.audit(organization, &created)
+        Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use karta_shared::{
     App,
     config::Ring,
-    domain::{ApiKeyToken, EventType, Id, Invalid, NotActive, Timestamp},
+    domain::{ApiKeyToken, AuditEvent, EventType, Id, Invalid, NotActive, Timestamp},
     http::{Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route},
 };
 use serde::{Deserialize, Serialize};
@@ -94,13 +94,13 @@ impl Route for ApiKeysRotate {
 
         let mut transaction = app.store.transaction();
         transaction.rotate_api_key(organization, &caller, &before, &old, &successor, digest)?;
-        let event = NewAuditEvent {
-            action: "api_key.rotated",
-            resource_kind: "api_key",
-            resource_id: old.id,
-            changes: before.changes_to(&old),
-        };
-        transaction.audit(organization, &call.audit_event(app, event))?;
+        let event =
+            |action, resource_id, changes| NewAuditEvent { action, resource_kind: "api_key", resource_id, changes };
+        let rotated = event("api_key.rotated", old.id, before.changes_to(&old));
+        let created = event("api_key.created", successor.id, successor.creation());
+        for event in &AuditEvent::pair(|event| call.audit_event(app, event), rotated, &created) {
+            transaction.audit(organization, event)?;
+        }
         transaction.announce(&told)?;
         transaction.invalidate(organization, before.effect_of(&old), call.now)?;
         call.remember(app, &mut transaction, &answer, successor.id, Reveals::Secret)?;

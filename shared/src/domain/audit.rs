@@ -29,6 +29,20 @@ pub struct NewAuditEvent {
     pub changes: Changes,
 }
 
+impl AuditEvent {
+    /// Two events of one transaction, as `tell` completes them. Twelve random bits of their ids may agree, and one transaction cannot write
+    /// one item twice.
+    pub fn pair(tell: impl Fn(NewAuditEvent) -> Self, first: NewAuditEvent, second: &NewAuditEvent) -> [Self; 2] {
+        let first = tell(first);
+        loop {
+            let second = tell(second.clone());
+            if second.id != first.id {
+                return [first, second];
+            }
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Actor {
     pub kind: ActorKind,
@@ -110,5 +124,40 @@ impl From<bool> for Value {
 impl From<u64> for Value {
     fn from(number: u64) -> Self {
         Self::Number(number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn the_events_of_a_pair_never_share_an_id() {
+        let drawn = RefCell::new([7, 7, 7, 8].into_iter());
+        let tell = |event: NewAuditEvent| {
+            let id = drawn.borrow_mut().next().unwrap();
+            AuditEvent {
+                id: Id::new(id).unwrap(),
+                at: "2026-11-21T12:00:00Z".parse().unwrap(),
+                actor: Actor { kind: ActorKind::System, id: None, name: "test".to_owned() },
+                action: event.action.to_owned(),
+                resource: ResourceRef { kind: event.resource_kind.to_owned(), id: event.resource_id },
+                changes: event.changes,
+                ip_address: None,
+                user_agent: None,
+                request_id: "test".to_owned(),
+            }
+        };
+        let event = |action| NewAuditEvent {
+            action,
+            resource_kind: "api_key",
+            resource_id: Id::new(1).unwrap(),
+            changes: Changes::new(),
+        };
+        let pair = AuditEvent::pair(tell, event("api_key.rotated"), &event("api_key.created"));
+        let told = pair.map(|event| (event.id.get(), event.action));
+        assert_eq!(told, [(7, "api_key.rotated".to_owned()), (8, "api_key.created".to_owned())]);
     }
 }

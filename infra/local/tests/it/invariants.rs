@@ -43,7 +43,11 @@ impl Tables {
             assert_eq!(self.audited("api_key.created", id), 1, "the creation of {key}");
             let revoked = usize::from(!key["revoked_at"].is_null());
             assert_eq!(self.audited("api_key.revoked", id), revoked, "the revocation of {key}");
-            let changes = self.audited("api_key.updated", id) + revoked;
+            let rotated = usize::from(!key["replaced_by"].is_null());
+            assert_eq!(self.audited("api_key.rotated", id), rotated, "the rotation of {key}");
+            let successor = key["replaced_by"].as_u64();
+            assert!(successor.is_none_or(|successor| keys.contains(&successor)), "the successor of {key}");
+            let changes = self.audited("api_key.updated", id) + rotated + revoked;
             assert_eq!(key["version"], 1 + changes, "every change of {key} is audited once");
             let place = format!("KP#{}", key["prefix"].as_str().unwrap());
             let credential = self.credentials.iter().find(|credential| credential["api_key_id"] == id).unwrap();
@@ -60,7 +64,7 @@ impl Tables {
         assert_eq!(ids(self.under("ID#agent_project#"), "id"), projects, "every project has its id claim");
         assert!(projects.iter().all(|id| self.audited("agent_project.created", *id) == 1));
         let organizations = ids(self.under("ORG#").filter(|item| item["sk"] == "META"), "id");
-        for record in self.under("IDEM#") {
+        for record in self.under("IDEM#").chain(self.under("IDS#")) {
             let made = record["resource_id"].as_u64().unwrap();
             let known = [&keys, &projects, &organizations].iter().any(|ids| ids.contains(&made));
             assert!(known, "a remembered answer tells of {made}");

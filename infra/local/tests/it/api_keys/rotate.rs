@@ -5,7 +5,10 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::{own_id, path, read};
-use crate::harness::{Request, World, note_secret};
+use crate::{
+    harness::{Request, World, note_secret},
+    invariants::Tables,
+};
 
 fn rotate(world: &World, id: u64, body: Value) -> Request {
     world.post(&format!("{}/rotate", path(id)), body)
@@ -132,6 +135,7 @@ async fn of_rotations_at_once_one_succeeds() {
     assert_eq!(made.len(), 1);
     assert!(replies.iter().all(|reply| matches!(reply.status.as_u16(), 201 | 409)));
     assert_eq!(read(&world, id).await["replaced_by"], made[0].json["api_key"]["id"]);
+    Tables::of(&world).await.assert_whole();
     let keys = world.get("/v1/api_keys").send().await.expect(200);
     assert_eq!(keys["api_keys"].as_array().unwrap().len(), 3, "the first key, the old one and its successor");
 }
@@ -151,9 +155,9 @@ async fn a_repeat_reveals_the_same_successor() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rotation_is_audited_with_what_it_changed() {
+async fn a_rotation_is_audited_with_what_it_changed_and_what_it_made() {
     let (world, _clock) = World::start_at_noon().await;
-    let (id, _) = world.key(&["read"]).await;
+    let (id, _) = world.key_with(json!({ "name": "ci", "scopes": ["read"], "metadata": { "team": "web" } })).await;
     let answer = rotate(&world, id, json!({ "grace_seconds": 60 })).send().await.expect(201);
     note_secret(answer["secret"].as_str().unwrap());
     let events = world.audited("api_key.rotated").await;
@@ -161,5 +165,11 @@ async fn a_rotation_is_audited_with_what_it_changed() {
     assert_eq!(events[0]["resource"], json!({ "kind": "api_key", "id": id }));
     assert_eq!(events[0]["changes"]["expires_at"]["after"], "2026-11-21T12:01:00.000Z");
     assert_eq!(events[0]["changes"]["replaced_by"]["after"], answer["api_key"]["id"]);
-    assert!(!events[0].to_string().contains(answer["secret"].as_str().unwrap()));
+    let events = world.audited("api_key.created").await;
+    let created = events.iter().find(|event| event["resource"]["id"] == answer["api_key"]["id"]).unwrap();
+    for (field, after) in [("name", json!("ci")), ("scopes", json!(["read"])), ("metadata", json!({ "team": "web" }))] {
+        assert_eq!(created["changes"][field], json!({ "before": null, "after": after }), "{field}");
+    }
+    assert!(!json!(world.audit_events().await).to_string().contains(answer["secret"].as_str().unwrap()));
+    Tables::of(&world).await.assert_whole();
 }
