@@ -8,6 +8,7 @@ use karta_shared::{
         Answer, ApiKeyResource, Call, Error, Internal, NoQuery, OrganizationResource, Provision, Revealed, Reveals,
         Route,
     },
+    store::{CommitError, Conflict},
 };
 use serde::{Deserialize, Serialize};
 
@@ -55,7 +56,21 @@ impl Route for InternalOrganizationsCreate {
         let mut transaction = app.store.transaction();
         founding.stage(&mut transaction, |event| call.audit_event(app, event))?;
         call.remember(app, &mut transaction, &answer, founding.organization.id, Reveals::Secret)?;
-        transaction.commit().await?;
-        Ok(answer)
+        match transaction.commit().await {
+            Err(CommitError::Conflict(Conflict::SlugTaken)) => {
+                let owner = app.store.organization_id_by_slug(&founding.organization.slug).await?;
+                Err(slug_taken(owner))
+            }
+            committed => Ok(committed.map(|()| answer)?),
+        }
+    }
+}
+
+/// Names the owner, as no other route does: an operator who lost the answer to a founding finds the organization by it.
+fn slug_taken(owner: Option<Id>) -> Error {
+    Error::Conflict {
+        code: "slug_taken",
+        message: "The slug is another organization's: choose another one",
+        resource_id: owner,
     }
 }

@@ -12,10 +12,15 @@ impl Store {
     }
 
     /// Whose slug it is: the directory's look-up, for operators.
-    pub async fn organization_by_slug(&self, slug: &Slug) -> Result<Option<Organization>, StoreError> {
+    pub async fn organization_id_by_slug(&self, slug: &Slug) -> Result<Option<Id>, StoreError> {
         let owner: Option<Owner> = self.get(Table::Main, Key::claimed_organization_slug(slug)).await?;
-        match owner {
-            Some(owner) => self.organization(owner.organization_id).await,
+        Ok(owner.map(|owner| owner.organization_id))
+    }
+
+    /// The organization with this slug.
+    pub async fn organization_by_slug(&self, slug: &Slug) -> Result<Option<Organization>, StoreError> {
+        match self.organization_id_by_slug(slug).await? {
+            Some(organization) => self.organization(organization).await,
             None => Ok(None),
         }
     }

@@ -14,7 +14,8 @@
 //! | main | `ID#organization_slug#<slug>` | `CLAIM` | claims an organization's slug |
 //! | main | `ID#stripe_customer#<customer>` | `CLAIM` | claims a Stripe customer, holds its organization |
 //! | main | `AUD#<org>` | `<time>#<id>` | an audit event |
-//! | main | `IDEM#<org>#<hash>` | `RECORD` | a remembered answer; `ttl`. Of a service: `IDEM#service#<hash>` |
+//! | main | `IDEM#<org>#<hash>` | `RECORD` | an answer that an organization's key was given; `ttl` |
+//! | main | `IDS#<hash>` | `RECORD` | an answer that a service was given; `ttl` |
 //! | outbox | `EVT#<org>` | `<time>#<id>` | an event for webhook endpoints |
 //! | outbox | `PSH#<org>` | `<time>#<id>` | that data planes are to forget what they keep of the organization |
 //! | outbox | `XPR#<org>` | key id | that a key's owner is to be told of its end |
@@ -140,8 +141,11 @@ impl Key {
 
     /// `organization` is none for what a service was answered.
     pub fn idempotency(organization: Option<Id>, hash: &str) -> Self {
-        let owner = organization.map_or_else(|| "service".to_owned(), |id| id.to_string());
-        Self::of(format!("IDEM#{owner}#{hash}"), "RECORD".to_owned())
+        let partition = match organization {
+            Some(organization) => format!("IDEM#{organization}#{hash}"),
+            None => format!("IDS#{hash}"),
+        };
+        Self::of(partition, "RECORD".to_owned())
     }
 
     fn of(pk: String, sk: String) -> Self {

@@ -55,7 +55,7 @@ async fn an_organization_comes_with_a_first_key_that_holds_every_scope() {
 async fn a_slug_is_one_organizations() {
     let world = World::start().await;
     let refusal = create(&world, json!({ "slug": "acme", "name": "Another" })).send().await.refused(409);
-    assert_eq!(refusal["error"], "slug_taken");
+    assert_eq!((&refusal["error"], &refusal["id"]), (&json!("slug_taken"), &json!(world.organization_id)));
     let racing: Vec<_> =
         (0..8).map(|_| tokio::spawn(create(&world, json!({ "slug": "globex", "name": "Globex" })).send())).collect();
     let mut statuses = Vec::new();
