@@ -47,12 +47,16 @@ pub struct AddressList(Vec<Cidr>);
 #[derive(Debug, Clone)]
 pub struct HostList(Vec<String>);
 
+/// What is longer than this without a dot or a colon is not shown: a service token has at least as much, and might stand here by mistake.
+const SHOWN_MAX: usize = 31;
+
 /// An entry that a list cannot hold.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("entry {place}, {entry:?}, {problem}")]
+#[error("entry {place}{}, {problem}", shown.as_ref().map(|entry| format!(", {entry:?}")).unwrap_or_default())]
 pub struct BadEntry {
     place: usize,
-    entry: String,
+    /// The entry, unless it may be a token.
+    shown: Option<String>,
     problem: Invalid,
 }
 
@@ -75,8 +79,11 @@ impl FromStr for HostList {
 
 /// The entries between commas, or the first that is wrong.
 fn entries<T>(text: &str, read: impl Fn(&str) -> Result<T, Invalid>) -> Result<Vec<T>, BadEntry> {
-    let bad =
-        |at: usize, entry: &str, problem| BadEntry { place: at + 1, entry: entry.chars().take(100).collect(), problem };
+    let bad = |at: usize, entry: &str, problem| {
+        let may_be_token = entry.split(['.', ':']).any(|run| run.chars().count() > SHOWN_MAX);
+        let shown = (!may_be_token).then(|| entry.chars().take(100).collect());
+        BadEntry { place: at + 1, shown, problem }
+    };
     let entries = text.split(',').map(str::trim).enumerate();
     entries.map(|(at, entry)| read(entry).map_err(|problem| bad(at, entry, problem))).collect()
 }
@@ -167,16 +174,30 @@ mod tests {
             ("10.0.0.0/8 192.0.2.1", 1, "10.0.0.0/8 192.0.2.1"),
         ] {
             let error = text.parse::<AddressList>().unwrap_err();
-            assert_eq!((error.place, error.entry.as_str()), (place, entry));
+            assert_eq!((error.place, error.shown.as_deref()), (place, Some(entry)));
         }
         for entry in
             ["", "*", "https://a.example", "a.example/v1", "a b", "::1", "[::1", "a.example:x", "a..b", ".a", "é"]
         {
             let error = format!("ok.example, {entry}").parse::<HostList>().unwrap_err();
-            assert_eq!((error.place, error.entry.as_str()), (2, entry));
+            assert_eq!((error.place, error.shown.as_deref()), (2, Some(entry)));
         }
         let error = "a.example,*.b".parse::<HostList>().unwrap_err().to_string();
         assert!(error.starts_with(r#"entry 2, "*.b", must be a host name"#), "{error}");
+    }
+
+    #[test]
+    fn an_entry_that_may_be_a_token_is_named_by_its_place_alone() {
+        let token = "zq9x".repeat(8);
+        for entry in
+            [token.clone(), format!("Bearer {token}"), format!("user:{token}@a.example"), format!("eyJ.{token}.a")]
+        {
+            let addresses = format!("10.0.0.0/8, {entry}").parse::<AddressList>().unwrap_err().to_string();
+            assert!(addresses.starts_with("entry 2, must be an IPv4 or IPv6 range"), "{addresses}");
+            let hosts = format!("a.example, {entry}/").parse::<HostList>().unwrap_err().to_string();
+            assert!(hosts.starts_with("entry 2, must be a host name"), "{hosts}");
+        }
+        assert!("zq9x".repeat(8)[1..].parse::<AddressList>().unwrap_err().to_string().contains("zq9x"));
     }
 
     proptest! {

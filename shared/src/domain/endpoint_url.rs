@@ -4,10 +4,12 @@ use super::Invalid;
 
 /// Top-level names that never lead to the public internet: the special-use names of RFC 6761, 6762, 7686, 8375 and 9476, and what private
 /// networks and clouds call their own.
-const PRIVATE: [&str; 14] = [
+const PRIVATE: [&str; 17] = [
     "alt",
     "arpa",
+    "consul",
     "corp",
+    "docker",
     "home",
     "internal",
     "intranet",
@@ -18,10 +20,11 @@ const PRIVATE: [&str; 14] = [
     "localhost",
     "onion",
     "private",
+    "svc",
     "test",
 ];
 
-/// A URL that requests will be sent to: `https`, a public DNS name, the default port, no credentials. Judged by its text alone; what the
+/// A URL that requests will be sent below: `https`, a public DNS name, the default port, no credentials, no query. Judged by its text alone; what the
 /// name resolves to is judged when it is called.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
@@ -42,7 +45,11 @@ impl TryFrom<String> for EndpointUrl {
             return Err(Invalid::new("must be a URL of at most 2048 printable ASCII characters"));
         }
         let rest = text.strip_prefix("https://").ok_or(Invalid::new("must start with https://"))?;
-        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        if rest.contains(['?', '#']) {
+            // Paths are put behind it; and a query is where keys are put, which would be shown and audited.
+            return Err(Invalid::new("must not have a query or a fragment"));
+        }
+        let authority = rest.split('/').next().unwrap_or_default();
         if authority.contains('@') {
             return Err(Invalid::new("must not hold a user name or password"));
         }
@@ -82,7 +89,7 @@ mod tests {
     fn a_public_https_url_is_kept_as_it_was_written() {
         for text in [
             "https://api.example.com",
-            "https://api.example.com/v1/messages?x=1#y",
+            "https://api.example.com/v1/messages",
             "https://API.Example.COM:443/",
             "https://xn--bcher-kva.example/",
             "https://api.example.com/a@b:c",
@@ -106,6 +113,9 @@ mod tests {
             "https://metadata.google.internal/",
             "https://router.home.arpa",
             "https://intranet",
+            "https://api.default.svc",
+            "https://vault.service.consul/v1",
+            "https://gateway.docker",
             "https://127.0.0.1",
             "https://127.1",
             "https://2130706433/",
@@ -127,6 +137,10 @@ mod tests {
             "https://api.example.com\\@127.0.0.1",
             "https://api.example.com/a b",
             "https://bücher.example",
+            "https://api.example.com?x=1",
+            "https://api.example.com/v1?",
+            "https://api.example.com/v1#",
+            "https://api.example.com#@127.0.0.1",
             &format!("https://api.example.com/{}", "a".repeat(2_048)),
         ] {
             assert!(EndpointUrl::try_from(text.to_owned()).is_err(), "{text}");

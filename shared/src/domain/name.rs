@@ -19,22 +19,50 @@ impl TryFrom<String> for Name {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
-        if text.trim().is_empty() {
+        if !text.chars().any(is_seen) {
             return Err(Invalid::new("is required: 1 to 100 characters that are not all blank"));
         }
         if text.chars().count() > 100 {
             return Err(Invalid::new("must be at most 100 characters"));
         }
-        if text.chars().any(|c| c.is_control() || is_invisible(c)) {
+        if text.chars().any(is_unreadable) {
             return Err(Invalid::new("must not contain control characters or invisible ones"));
         }
         Ok(Self(text))
     }
 }
 
-/// Characters that take no space or turn the text around: two names could look alike, or one like nothing.
-fn is_invisible(character: char) -> bool {
-    matches!(character, '\u{200B}' | '\u{200E}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2060}'..='\u{206F}' | '\u{FEFF}')
+/// Whether a character must not stand in a text that people tell things apart by. Control characters, line separators and what Unicode
+/// calls default-ignorable: it takes no space or turns the text around, so that two names could look alike. Variation selectors may
+/// stand there, since emoji need them.
+pub(super) fn is_unreadable(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{AD}'
+                | '\u{34F}'
+                | '\u{61C}'
+                | '\u{115F}'..='\u{1160}'
+                | '\u{17B4}'..='\u{17B5}'
+                | '\u{180B}'..='\u{180F}'
+                | '\u{200B}'..='\u{200F}'
+                | '\u{2028}'..='\u{202E}'
+                | '\u{2060}'..='\u{206F}'
+                | '\u{3164}'
+                | '\u{FEFF}'
+                | '\u{FFA0}'
+                | '\u{FFF0}'..='\u{FFF8}'
+                | '\u{1BCA0}'..='\u{1BCA3}'
+                | '\u{1D173}'..='\u{1D17A}'
+                | '\u{E0000}'..='\u{E0FFF}'
+        )
+}
+
+/// Whether a character can be seen by itself: a text needs one at least. Not so blanks, the empty Braille pattern and variation selectors.
+pub(super) fn is_seen(character: char) -> bool {
+    !character.is_whitespace()
+        && !matches!(character, '\u{2800}' | '\u{FE00}'..='\u{FE0F}')
+        && !is_unreadable(character)
 }
 
 /// A name for URLs: `[a-z0-9-]{1,63}`.
@@ -98,7 +126,24 @@ mod tests {
     #[test]
     fn names_are_counted_in_characters() {
         assert!(Name::try_from("é".repeat(100)).is_ok());
-        for text in ["", "   ", &"é".repeat(101), "a\u{0}b", "a\nb", "\u{200B}", "a\u{202E}b", "\u{FEFF}"] {
+        for text in ["", "   ", &"é".repeat(101), "a\u{0}b", "a\nb"] {
+            assert!(Name::try_from(text.to_owned()).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_can_be_seen_and_looks_like_no_other() {
+        for text in ["Ann \u{2764}\u{FE0F}", "\u{1F511}", "Łódź 東京", "\u{2800}a"] {
+            assert!(Name::try_from(text.to_owned()).is_ok(), "{text:?}");
+        }
+        let refused = "\u{AD}\u{34F}\u{115F}\u{1160}\u{200B}\u{200C}\u{200D}\u{200F}\u{2028}\u{202A}\u{202E}\u{2060}\u{2064}\u{2066}\
+            \u{2069}\u{3164}\u{FEFF}\u{FFA0}\u{E0000}\u{E007F}\u{E0100}";
+        for character in refused.chars() {
+            for text in [format!("a{character}b"), character.to_string()] {
+                assert!(Name::try_from(text.clone()).is_err(), "{text:?}");
+            }
+        }
+        for text in ["\u{FE0F}", " \u{FE00}", "\u{2800}", "\u{3000}"] {
             assert!(Name::try_from(text.to_owned()).is_err(), "{text:?}");
         }
     }

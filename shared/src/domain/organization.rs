@@ -1,6 +1,9 @@
 use serde::{Deserialize, Serialize};
 
-use super::{Change, Changes, EndpointUrl, Id, Invalid, Name, Slug, Timestamp, Value};
+use super::{
+    Change, Changes, EndpointUrl, Id, Invalid, Name, Slug, Timestamp, Value,
+    name::{is_seen, is_unreadable},
+};
 
 /// A tenant, as it is kept. What is not set is not kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,7 +149,7 @@ impl TryFrom<String> for StripeCustomerId {
     }
 }
 
-/// The name of a model at its provider: 1 to 128 characters, no blanks, no control characters.
+/// The name of a model at its provider: 1 to 128 characters that can be seen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct ModelId(String);
@@ -161,11 +164,11 @@ impl TryFrom<String> for ModelId {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
-        let odd = |c: char| c.is_whitespace() || c.is_control();
-        if (1..=128).contains(&text.chars().count()) && !text.chars().any(odd) {
+        let odd = |c: char| c.is_whitespace() || is_unreadable(c);
+        if text.chars().count() <= 128 && text.chars().any(is_seen) && !text.chars().any(odd) {
             Ok(Self(text))
         } else {
-            Err(Invalid::new("must be 1 to 128 characters without blanks and control characters"))
+            Err(Invalid::new("must be 1 to 128 characters without blanks, control characters and invisible ones"))
         }
     }
 }
@@ -234,12 +237,18 @@ mod tests {
     }
 
     #[test]
+    fn a_plan_can_be_seen_like_any_name() {
+        assert!(serde_json::from_str::<Plan>("\"team\"").is_ok());
+        assert!(serde_json::from_str::<Plan>("\"te\u{200B}am\"").is_err());
+    }
+
+    #[test]
     fn ids_of_others_are_read_strictly() {
         for text in ["", "cus_", "cus_a b", "cus_é", "cus-1", "sub_1", &format!("cus_{}", "a".repeat(252))] {
             assert!(StripeCustomerId::try_from(text.to_owned()).is_err(), "{text}");
         }
         assert!(StripeCustomerId::try_from(format!("cus_{}", "a".repeat(251))).is_ok());
-        for text in ["", " ", "a b", "a\n", &"a".repeat(129)] {
+        for text in ["", " ", "a b", "a\n", "a\u{200B}", "\u{3164}", "\u{FE0F}", &"a".repeat(129)] {
             assert!(ModelId::try_from(text.to_owned()).is_err(), "{text}");
         }
         assert!(ModelId::try_from("é".repeat(128)).is_ok());

@@ -3,7 +3,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
 use super::{
@@ -13,6 +13,7 @@ use crate::{
     app::App,
     auth::{self, ValidKey, Verdict},
     domain::{ApiKey, AuditEvent, Event, EventType, Id, NewAuditEvent, ResourceRef, Timestamp, client_address},
+    telemetry,
 };
 
 /// One request to a route, judged and parsed.
@@ -43,6 +44,15 @@ pub struct Origin {
 impl Origin {
     pub(super) fn address(&self) -> Option<IpAddr> {
         self.ip_address.as_deref().and_then(client_address)
+    }
+
+    /// Takes out what is shaped like a secret, and the request's own credential, which need not be.
+    pub(super) fn scrub(&self, text: &str) -> String {
+        let scrubbed = telemetry::scrub(text);
+        match self.bearer.as_ref().map(ExposeSecret::expose_secret) {
+            Some(token) if !token.is_empty() => scrubbed.replace(token, "[redacted]"),
+            _ => scrubbed.into_owned(),
+        }
     }
 }
 

@@ -3,6 +3,7 @@ use std::borrow::Cow;
 use http::StatusCode;
 use serde_json::{Value, json};
 
+use super::call::Origin;
 use crate::{
     auth::Undecided,
     config::SecretError,
@@ -49,6 +50,16 @@ impl Error {
     /// A field that cannot be what it is: `problem` completes "`<field>` …".
     pub fn invalid(field: &str, problem: impl std::fmt::Display) -> Self {
         Self::Invalid { field: field.to_owned(), message: format!("{field} {problem}") }
+    }
+
+    /// Without the request's own credential where a field's name, which the client may choose, is repeated.
+    pub(super) fn scrubbed(self, origin: &Origin) -> Self {
+        match self {
+            Self::Invalid { field, message } => {
+                Self::Invalid { field: origin.scrub(&field), message: origin.scrub(&message) }
+            }
+            other => other,
+        }
     }
 
     pub(super) fn status(&self) -> StatusCode {

@@ -52,7 +52,7 @@ pub async fn serve<R: Route>(app: &App, request: Request) -> Response<Body> {
     } else {
         let caller = access::admit_address(caller, origin.address());
         match timeout(R::DEADLINE, judge_and_run::<R>(app, &request, caller, &origin)).await {
-            Ok(outcome) => outcome.map(|answer| (answer.status, answer.body)),
+            Ok(outcome) => outcome.map(|answer| (answer.status, answer.body)).map_err(|error| error.scrubbed(&origin)),
             Err(_) => Err(Error::Unavailable(format!("no answer within {:?}", R::DEADLINE))),
         }
     };
@@ -130,14 +130,17 @@ fn origin(app: &App, request: &Request, context: Option<&ApiGatewayProxyRequestC
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| SecretString::from(token));
     let request_id = context.and_then(|context| context.request_id.clone()).filter(|id| is_plain(id));
-    Origin {
+    let agent = header(header::USER_AGENT);
+    let mut origin = Origin {
         request_id: request_id.unwrap_or_else(|| uuid(&*app.entropy)),
         ip_address: context.and_then(|context| context.identity.source_ip.clone()),
         host: context.and_then(|context| context.domain_name.clone()),
-        user_agent: header(header::USER_AGENT).map(|agent| telemetry::scrub(agent).chars().take(256).collect()),
+        user_agent: None,
         bearer,
         service: OnceLock::new(),
-    }
+    };
+    origin.user_agent = agent.map(|agent| origin.scrub(agent).chars().take(256).collect());
+    origin
 }
 
 /// API Gateway lets clients choose the request id; what is not plain goes into no header, log or audit event.

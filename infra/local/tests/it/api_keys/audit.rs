@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use http::Method;
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use super::{own_id, path};
@@ -108,6 +110,17 @@ async fn a_secret_in_the_user_agent_is_not_kept() {
     let event = world.audited("api_key.revoked").await.remove(0);
     assert!(event["user_agent"].as_str().unwrap().starts_with("curl/8 (key "), "{event}");
     assert!(!event.to_string().contains(&secret[14..]), "{event}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_callers_own_credential_is_not_kept_whatever_its_shape() {
+    let world = World::start().await;
+    let token = world.runner.secrets.service_token.expose_secret();
+    let body = json!({ "name": "rescue", "scopes": ["admin"] });
+    let create = world.service(Method::POST, &format!("/v1/internal/organizations/{}/api_keys", world.organization_id));
+    create.body(body).header("user-agent", format!("plane/1 ({token})")).send().await.expect(201);
+    let event = world.audited("api_key.created").await.pop().unwrap();
+    assert_eq!(event["user_agent"], "plane/1 ([redacted])");
 }
 
 #[tokio::test(flavor = "multi_thread")]

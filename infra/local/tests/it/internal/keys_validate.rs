@@ -179,6 +179,10 @@ async fn a_body_that_is_wrong_is_told_and_not_repeated() {
         assert!(!reply.text.contains(secret), "{body}");
         assert_eq!(reply.invalid_field(), field, "{body}");
     }
+    let service = world.runner.secrets.service_token.expose_secret();
+    let refusal = validation(&world, json!({ "key": secret, service: 1 })).send().await;
+    assert!(!refusal.text.contains(service), "{}", refusal.text);
+    assert_eq!(refusal.invalid_field(), "[redacted]");
     validation(&world, json!({})).raw_body("{").send().await.refused(400);
     validation(&world, json!({})).raw_body(" ".repeat(65_537)).send().await.refused(413);
 }
@@ -204,6 +208,22 @@ async fn a_fault_is_a_503_and_never_a_verdict() {
             proxy.heal();
             assert_eq!(validated(&world, json!({ "key": token })).await["valid"], true, "{fault:?} {operation}");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proven_key_without_its_state_is_a_fault_and_no_verdict() {
+    let world = World::start().await;
+    let (id, token) = world.key(&["read"]).await;
+    let organization = world.organization_id;
+    for (pk, sk) in
+        [(format!("KEY#{organization}"), format!("{id:016}")), (format!("ORG#{organization}"), "META".to_owned())]
+    {
+        let key = json!({ "pk": { "S": pk }, "sk": { "S": sk } });
+        world.dynamodb("DeleteItem", json!({ "TableName": "karta", "Key": key })).await;
+        unavailable(validation(&world, json!({ "key": token }))).await;
+        unavailable(validation(&world, json!({ "key": token, "explain": true }))).await;
+        unavailable(world.get("/v1/whoami").bearer(&token)).await;
     }
 }
 
