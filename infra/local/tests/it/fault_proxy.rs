@@ -28,6 +28,8 @@ pub(crate) const ALWAYS: usize = usize::MAX;
 pub(crate) enum Fault {
     /// `ProvisionedThroughputExceededException`; nothing reaches the store.
     Throttle,
+    /// The exception of this name; nothing reaches the store.
+    Exception(&'static str),
     /// HTTP 500; nothing reaches the store.
     ServerError,
     /// No answer, ever; nothing reaches the store.
@@ -41,6 +43,14 @@ pub(crate) enum Fault {
     /// Of a BatchGetItem, the last key comes back as unprocessed.
     LeaveUnread,
 }
+
+/// What a store refuses with for good: a permission, a table or a request that is not right.
+pub(crate) const REFUSALS: [Fault; 4] = [
+    Fault::Exception("AccessDeniedException"),
+    Fault::Exception("ResourceNotFoundException"),
+    Fault::Exception("UnrecognizedClientException"),
+    Fault::Exception("ValidationException"),
+];
 
 pub(crate) struct FaultProxy {
     client: reqwest::Client,
@@ -196,6 +206,7 @@ impl FaultProxy {
         match self.fault_for(&operation) {
             None => self.forward(&request, request.body.clone(), store).await,
             Some(Fault::Throttle) => Some(exception("ProvisionedThroughputExceededException", &json!({}))),
+            Some(Fault::Exception(name)) => Some(exception(name, &json!({}))),
             Some(Fault::ServerError) => Some((500, b"{}".to_vec())),
             Some(Fault::Hang) => std::future::pending().await,
             Some(Fault::Close) => None,

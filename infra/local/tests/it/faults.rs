@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    fault_proxy::{ALWAYS, Fault, FaultProxy, Seen},
+    fault_proxy::{ALWAYS, Fault, FaultProxy, REFUSALS, Seen},
     harness::{Reply, Request, World},
     invariants::Tables,
 };
@@ -94,7 +94,7 @@ async fn a_revocation_whose_answer_was_lost_is_audited_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fault_while_a_credential_is_judged_is_a_503_and_never_a_cached_401() {
-    for fault in [Fault::Throttle, Fault::ServerError, Fault::Close] {
+    for fault in [Fault::Throttle, Fault::ServerError, Fault::Close].into_iter().chain(REFUSALS) {
         for operation in ["Query", "BatchGetItem"] {
             let (world, proxy) = FaultProxy::start().await;
             proxy.fail(operation, ALWAYS, fault);

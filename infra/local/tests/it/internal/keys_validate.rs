@@ -14,19 +14,19 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use crate::{
-    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    fault_proxy::{ALWAYS, Fault, FaultProxy, REFUSALS},
     harness::{Reply, Request, World, note_secret},
 };
 
-fn validation(world: &World, body: Value) -> Request {
+pub(crate) fn validation(world: &World, body: Value) -> Request {
     world.service(Method::POST, "/v1/internal/keys/validate").body(body)
 }
 
-async fn validated(world: &World, body: Value) -> Value {
+pub(crate) async fn validated(world: &World, body: Value) -> Value {
     validation(world, body).send().await.expect(200)
 }
 
-fn invalid() -> Value {
+pub(crate) fn invalid() -> Value {
     json!({ "valid": false })
 }
 
@@ -39,7 +39,7 @@ async fn at_noon() -> (World, Arc<FaultProxy>, Arc<ManualClock>) {
 }
 
 /// A token with a right tag that no key was stored for: under the prefix of a token that is given, else under one that nobody has.
-async fn unproven(world: &World, like: Option<&str>) -> String {
+pub(crate) async fn unproven(world: &World, like: Option<&str>) -> String {
     let ring = world.runner.app.secrets.ring(Ring::KeyTag).await.unwrap();
     let token = match like {
         Some(token) => {
@@ -52,7 +52,7 @@ async fn unproven(world: &World, like: Option<&str>) -> String {
     token.expose().to_owned()
 }
 
-fn with_wrong_tag(token: &str) -> String {
+pub(crate) fn with_wrong_tag(token: &str) -> String {
     format!("{}{}", &token[..token.len() - 1], if token.ends_with('a') { "b" } else { "a" })
 }
 
@@ -188,7 +188,7 @@ async fn a_body_that_is_wrong_is_told_and_not_repeated() {
 }
 
 /// A 503 that says when to come back, within what a data plane waits.
-async fn unavailable(request: Request) {
+pub(crate) async fn unavailable(request: Request) {
     let started = Instant::now();
     let reply: Reply = request.send().await;
     assert!(started.elapsed() < Duration::from_secs(5), "answered after {:?}", started.elapsed());
@@ -199,15 +199,46 @@ async fn unavailable(request: Request) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fault_is_a_503_and_never_a_verdict() {
     let (world, proxy, _clock) = at_noon().await;
-    for fault in [Fault::Throttle, Fault::ServerError, Fault::Close] {
-        for operation in ["Query", "BatchGetItem"] {
-            let (_, token) = world.key(&["read"]).await;
-            proxy.fail(operation, ALWAYS, fault);
-            unavailable(validation(&world, json!({ "key": token }))).await;
-            unavailable(validation(&world, json!({ "key": token, "explain": true }))).await;
-            proxy.heal();
-            assert_eq!(validated(&world, json!({ "key": token })).await["valid"], true, "{fault:?} {operation}");
-        }
+    let faults = [Fault::Throttle, Fault::ServerError, Fault::Close, Fault::DropAnswer].into_iter().chain(REFUSALS);
+    let faults = faults.flat_map(|fault| ["Query", "BatchGetItem"].map(|operation| (operation, fault)));
+    for (operation, fault) in faults.chain([("BatchGetItem", Fault::LeaveUnread)]) {
+        let (_, token) = world.key(&["read"]).await;
+        proxy.fail(operation, ALWAYS, fault);
+        unavailable(validation(&world, json!({ "key": token }))).await;
+        unavailable(validation(&world, json!({ "key": token, "explain": true }))).await;
+        proxy.heal();
+        assert_eq!(validated(&world, json!({ "key": token })).await["valid"], true, "{fault:?} {operation}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_item_that_does_not_decode_is_a_503_and_never_a_verdict() {
+    let (world, _clock) = World::start_at_noon().await;
+    let organization = world.organization_id;
+    for (table, attribute, value) in [
+        ("karta-credentials", "organization_id", json!({ "S": "acme" })),
+        ("karta-credentials", "digest", json!({ "S": "no digest" })),
+        ("karta", "scopes", json!({ "N": "7" })),
+        // The organization's own item comes last: nothing works after it.
+        ("karta", "plan", json!({ "N": "7" })),
+    ] {
+        let (id, token) = world.key(&["read"]).await;
+        let key = match (table, attribute) {
+            ("karta-credentials", _) => (format!("KP#{}", &token[..14]), format!("K#{id:016}")),
+            (_, "plan") => (format!("ORG#{organization}"), "META".to_owned()),
+            _ => (format!("KEY#{organization}"), format!("{id:016}")),
+        };
+        let update = json!({
+            "TableName": table,
+            "Key": { "pk": { "S": key.0 }, "sk": { "S": key.1 } },
+            "UpdateExpression": "SET #attribute = :value",
+            "ConditionExpression": "attribute_exists(pk)",
+            "ExpressionAttributeNames": { "#attribute": attribute },
+            "ExpressionAttributeValues": { ":value": value },
+        });
+        world.dynamodb("UpdateItem", update).await;
+        unavailable(validation(&world, json!({ "key": token }))).await;
+        unavailable(world.get("/v1/whoami").bearer(&token)).await;
     }
 }
 
