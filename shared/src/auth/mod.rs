@@ -21,6 +21,8 @@ pub enum Undecided {
     Secret(#[from] SecretError),
     #[error("bcrypt failed: {0}")]
     Bcrypt(String),
+    #[error("too many wait for bcrypt")]
+    Busy,
     #[error("no verdict in time")]
     OutOfTime,
     /// Whoever is told keeps the verdict for seconds: one that is old already would outlive a revocation by too much.

@@ -139,7 +139,7 @@ impl From<Undecided> for Error {
             Undecided::Store(error) => error.into(),
             Undecided::Secret(error) => error.into(),
             Undecided::Bcrypt(_) => Self::Internal(error.to_string()),
-            Undecided::OutOfTime | Undecided::Stale => Self::Unavailable(error.to_string()),
+            Undecided::Busy | Undecided::OutOfTime | Undecided::Stale => Self::Unavailable(error.to_string()),
         }
     }
 }

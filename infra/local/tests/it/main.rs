@@ -10,6 +10,7 @@ mod invariants;
 
 mod agent_projects;
 mod api_keys;
+mod bcrypt_line;
 mod credentials;
 mod faults;
 mod forged_tokens;

@@ -2,7 +2,7 @@
 
 mod api_keys_create;
 mod guard;
-mod keys_validate;
+pub(crate) mod keys_validate;
 mod organizations_create;
 mod organizations_update;
 

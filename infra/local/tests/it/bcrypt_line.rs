@@ -1,0 +1,149 @@
+//! The line that bcrypt stands in, in the hands of a test: held up, full, and let go again.
+
+use std::{sync::Arc, time::Duration};
+
+use http::Method;
+use karta_shared::clock::ManualClock;
+use serde_json::json;
+use tokio::{task::JoinSet, time::timeout};
+
+use crate::{
+    fault_proxy::FaultProxy,
+    harness::{Reply, Request, World},
+    internal::keys_validate::{invalid, unavailable, unproven, validated, validation, with_wrong_tag},
+};
+
+/// A world whose calls to the store are counted, on a clock that stands still: no verdict ages while a busy machine is slow.
+async fn at_noon() -> (World, Arc<FaultProxy>) {
+    FaultProxy::start_with(Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()))).await
+}
+
+/// Waits for what is about to be so.
+async fn until(is_so: impl Fn() -> bool) {
+    let waited = timeout(Duration::from_secs(10), async {
+        while !is_so() {
+            tokio::task::yield_now().await;
+        }
+    });
+    waited.await.expect("it never came about");
+}
+
+fn valid_key(reply: Reply) {
+    assert_eq!(reply.expect(200)["valid"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_line_is_a_503_at_every_door_and_changes_nothing() {
+    let (world, proxy) = at_noon().await;
+    let (id, token) = world.key(&["admin"]).await;
+    let organization = format!("/v1/internal/organizations/{}", world.organization_id);
+    let new_key = json!({ "name": "ci", "scopes": ["read"] });
+    let doors = || -> [(Request, u16); 6] {
+        let service = |path: &str| world.service(Method::POST, path);
+        [
+            (validation(&world, json!({ "key": token })), 200),
+            (world.get("/v1/whoami").bearer(&token), 200),
+            (world.post("/v1/api_keys", new_key.clone()), 201),
+            (world.post(&format!("/v1/api_keys/{id}/rotate"), json!({})), 201),
+            (service("/v1/internal/organizations").body(json!({ "slug": "globex", "name": "Globex" })), 201),
+            (service(&format!("{organization}/api_keys")).body(new_key.clone()), 201),
+        ]
+    };
+    let full = world.runner.app.bcrypt.fill();
+    let stored = world.stored().await;
+    proxy.forget();
+    for (request, _) in doors() {
+        unavailable(request).await;
+    }
+    assert!(proxy.seen_of("Query").is_empty(), "who finds no place does not ask the store either");
+    assert_eq!(world.stored().await, stored);
+    world.get("/v1/whoami").send().await.expect(200);
+    drop(full);
+    for (request, status) in doors() {
+        request.send().await.expect(status);
+    }
+    assert_eq!(world.runner.app.bcrypt.in_line(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_first_validations_of_one_key_take_one_place_and_run_one_bcrypt() {
+    let (world, proxy) = at_noon().await;
+    let (_, token) = world.key(&["read"]).await;
+    proxy.forget();
+    let pool = &world.runner.app.bcrypt;
+    let paused = pool.pause().await;
+    let mut storm = JoinSet::new();
+    for _ in 0..200 {
+        storm.spawn(validation(&world, json!({ "key": token })).send());
+    }
+    until(|| pool.in_line() == 1).await;
+    // Whoever of the others took a place of its own would be a 503.
+    let full = pool.fill();
+    drop(paused);
+    storm.join_all().await.into_iter().for_each(valid_key);
+    assert_eq!((proxy.seen_of("Query").len(), proxy.seen_of("BatchGetItem").len()), (1, 200));
+    drop(full);
+    assert_eq!(pool.in_line(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn junk_of_the_right_shape_needs_neither_bcrypt_nor_the_store() {
+    let (world, proxy) = at_noon().await;
+    validated(&world, json!({ "key": world.admin })).await;
+    let _full = world.runner.app.bcrypt.fill();
+    proxy.forget();
+    for _ in 0..100 {
+        let junk = with_wrong_tag(&unproven(&world, None).await);
+        assert_eq!(validated(&world, json!({ "key": junk })).await, invalid());
+        world.get("/v1/whoami").bearer(&junk).send().await.refused(401);
+    }
+    assert!(proxy.seen().is_empty());
+    valid_key(validation(&world, json!({ "key": world.admin })).send().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_deleted_keys_is_bounded_and_holds_up_no_known_key() {
+    let (world, _clock) = World::start_at_noon().await;
+    validated(&world, json!({ "key": world.admin })).await;
+    let pool = &world.runner.app.bcrypt;
+    let paused = pool.pause().await;
+    let mut taken = pool.fill();
+    drop(taken.split(3));
+    let (mut flood, mut deleted) = (JoinSet::new(), Vec::new());
+    for _ in 0..50 {
+        deleted.push(unproven(&world, None).await);
+        flood.spawn(validation(&world, json!({ "key": deleted.last() })).send());
+    }
+    for _ in 0..47 {
+        let reply = flood.join_next().await.unwrap().unwrap();
+        assert_eq!(reply.headers["retry-after"], "1");
+        reply.refused(503);
+    }
+    assert_eq!(flood.len(), 3, "as many as found a place");
+    valid_key(validation(&world, json!({ "key": world.admin })).send().await);
+    drop(paused);
+    for judged in flood.join_all().await {
+        assert_eq!(judged.expect(200), invalid());
+    }
+    drop(taken);
+    for token in deleted {
+        assert_eq!(validated(&world, json!({ "key": token })).await, invalid());
+    }
+    let (_, token) = world.key(&["read"]).await;
+    valid_key(validation(&world, json!({ "key": token })).send().await);
+    assert_eq!(pool.in_line(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_hangs_up_leaves_the_line() {
+    let (world, _clock) = World::start_at_noon().await;
+    let (_, token) = world.key(&["read"]).await;
+    let pool = &world.runner.app.bcrypt;
+    let paused = pool.pause().await;
+    let impatient = tokio::spawn(validation(&world, json!({ "key": token })).send());
+    until(|| pool.in_line() == 1).await;
+    impatient.abort();
+    until(|| pool.in_line() == 0).await;
+    drop(paused);
+    valid_key(validation(&world, json!({ "key": token })).send().await);
+}
