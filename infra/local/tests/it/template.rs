@@ -420,6 +420,32 @@ fn every_route_but_the_public_ones_asks_the_authorizer() {
     assert_eq!((template.authorizer.binary.as_str(), template.authorizer.cached_seconds), ("authorizer", 3));
 }
 
+#[test]
+fn every_route_that_makes_a_key_is_held_to_a_low_rate() {
+    let settings = resources("AWS::Serverless::Api")["Api"]["Properties"]["MethodSettings"].clone();
+    let settings = settings.as_array().unwrap().iter().map(|setting| {
+        let word = |name: &str| setting[name].as_str().unwrap().to_owned();
+        let limits = ["ThrottlingRateLimit", "ThrottlingBurstLimit"].map(|limit| setting[limit].as_u64().unwrap());
+        ((word("HttpMethod"), word("ResourcePath")), limits)
+    });
+    let mut settings: BTreeMap<_, _> = settings.collect();
+    let ceiling = settings.remove(&("*".to_owned(), "/*".to_owned())).unwrap();
+    // Whoever may put a credential runs bcrypt for it.
+    let makers: BTreeSet<_> = granted()
+        .into_iter()
+        .filter(|[_, action, _, keys]| action == "PutItem" && keys == "KP#*")
+        .map(|[function, ..]| function)
+        .collect();
+    let template = Template::parse(TEMPLATE).unwrap();
+    let functions = template.functions.iter().filter(|function| makers.contains(&function.binary));
+    let expected = functions.flat_map(|function| &function.routes).map(|route| {
+        let path = format!("/{}", route.path.replace('/', "~1"));
+        ((route.method.to_string(), path), [20, 40])
+    });
+    assert_eq!(settings, expected.collect());
+    assert!(makers.len() >= 4 && ceiling > [20, 40], "{makers:?} {ceiling:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_template_that_does_not_fit_the_handlers_is_refused() {
     let world = World::start().await;
