@@ -1,11 +1,11 @@
-//! `GET /v1/api_keys`: the organization's keys, newest first, those of some states only if asked.
+//! `GET /v1/api_keys`: the organization's keys, newest first; those of some states, those that nobody uses, those that end soon, if asked.
 
 use std::collections::BTreeSet;
 
 use karta_shared::{
     App,
-    domain::{ApiKey, KeyStatus},
-    http::{Answer, ApiKeyResource, Call, Commas, Error, Limit, NoBody, Read, Route, cursor},
+    domain::{ApiKey, KeyStatus, Timestamp},
+    http::{Answer, ApiKeyResource, Call, Commas, Days, Error, Limit, NoBody, Read, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,25 @@ pub struct Query {
     cursor: Option<String>,
     #[serde(default)]
     status: Commas<KeyStatus>,
+    unused_days: Option<Days>,
+    expires_within_days: Option<Days>,
+}
+
+impl Query {
+    /// Whether the key passes every filter that is given.
+    fn wants(&self, key: &ApiKey, now: Timestamp) -> bool {
+        let Commas(status) = &self.status;
+        (status.is_empty() || status.contains(&key.status(now)))
+            && self.unused_days.is_none_or(|days| key.is_unused_for(days.as_duration(), now))
+            && self.expires_within_days.is_none_or(|days| key.expires_within(days.as_duration(), now))
+    }
+
+    /// The list that is paged through: a cursor is good for the same filters alone.
+    fn list(&self) -> String {
+        let status: BTreeSet<_> = self.status.0.iter().collect();
+        let Self { unused_days, expires_within_days, .. } = self;
+        format!("api_keys?status={status:?}&unused_days={unused_days:?}&expires_within_days={expires_within_days:?}")
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -37,13 +56,11 @@ impl Route for ApiKeysList {
     type Output = Output;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
-        let organization = call.caller.organization_id;
-        let Query { limit, cursor, status: Commas(status) } = &call.query;
-        let asked: BTreeSet<_> = status.iter().collect();
-        let list = format!("api_keys?status={asked:?}");
-        let below = cursor::open(app, organization, &list, cursor.as_deref()).await?;
-        let wanted = |key: &ApiKey| status.is_empty() || status.contains(&key.status(call.now));
-        let page = app.store.api_keys(organization, below, limit.get(), wanted).await?;
+        let (organization, query) = (call.caller.organization_id, &call.query);
+        let list = query.list();
+        let below = cursor::open(app, organization, &list, query.cursor.as_deref()).await?;
+        let wanted = |key: &ApiKey| query.wants(key, call.now);
+        let page = app.store.api_keys(organization, below, query.limit.get(), wanted).await?;
         Answer::ok(&Output {
             api_keys: page.items.into_iter().map(|key| ApiKeyResource::of(key, call.now)).collect(),
             next_cursor: cursor::seal(app, organization, &list, page.resume_below).await?,

@@ -116,6 +116,24 @@ impl ApiKey {
         }
     }
 
+    /// Whether it opens anything still.
+    pub fn is_live(&self, now: Timestamp) -> bool {
+        match self.status(now) {
+            KeyStatus::Active | KeyStatus::Rotating => true,
+            KeyStatus::Revoked | KeyStatus::Expired => false,
+        }
+    }
+
+    /// Whether it opens something that nobody has asked for in this time: since its last use or, if it was never used, since it was made.
+    pub fn is_unused_for(&self, time: Duration, now: Timestamp) -> bool {
+        self.is_live(now) && now.since(self.last_used_at.unwrap_or(self.created_at)) >= time
+    }
+
+    /// Whether it opens something now and will not after this time.
+    pub fn expires_within(&self, time: Duration, now: Timestamp) -> bool {
+        self.is_live(now) && self.expires_at.is_some_and(|end| end <= now.plus(time))
+    }
+
     /// Whether this key keeps its organization from being locked out: it may administer, from anywhere, without an end in sight.
     /// Independent of the time, so that the organization's count of such keys changes only when a key is written.
     pub fn is_usable_admin(&self) -> bool {
@@ -275,6 +293,44 @@ mod tests {
         assert_eq!(key.status(now().plus(Duration::from_millis(1))), KeyStatus::Expired);
         key.revoke(now());
         assert_eq!(key.status(now().plus(Duration::from_millis(1))), KeyStatus::Revoked);
+    }
+
+    const DAY: Duration = Duration::from_hours(24);
+    const INSTANT: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_key_is_unused_since_its_last_use_or_since_it_was_made() {
+        let (mut key, later) = (key(), now().plus(DAY));
+        assert!(key.is_unused_for(DAY, later));
+        assert!(!key.is_unused_for(DAY, later.minus(INSTANT)));
+        key.last_used_at = Some(now().plus(INSTANT));
+        assert!(!key.is_unused_for(DAY, later));
+        assert!(key.is_unused_for(DAY, later.plus(INSTANT)));
+    }
+
+    #[test]
+    fn a_key_expires_within_a_time_that_reaches_its_end() {
+        let mut key = key();
+        assert!(!key.expires_within(DAY, now()), "it has no end");
+        key.expires_at = Some(now().plus(DAY));
+        assert!(key.expires_within(DAY, now()));
+        assert!(!key.expires_within(DAY - INSTANT, now()));
+        assert!(!key.expires_within(DAY, now().plus(DAY)), "it is over");
+    }
+
+    #[test]
+    fn a_key_that_opens_nothing_is_neither_unused_nor_about_to_end() {
+        let told = |change: fn(&mut ApiKey)| {
+            let mut key = key();
+            key.expires_at = Some(now().plus(2 * DAY));
+            change(&mut key);
+            let later = now().plus(DAY);
+            (key.is_unused_for(DAY, later), key.expires_within(DAY, later))
+        };
+        assert_eq!(told(|_| {}), (true, true));
+        assert_eq!(told(|key| key.replaced_by = Some(key.id)), (true, true), "it serves until its grace ends");
+        assert_eq!(told(|key| key.revoked_at = Some(now())), (false, false));
+        assert_eq!(told(|key| key.expires_at = Some(now())), (false, false));
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub use self::{
     caller::{BadContext, Caller},
     error::Error,
     idempotency::Reveals,
-    query::{AnyQuery, Commas, Limit, NoQuery},
+    query::{AnyQuery, Commas, Days, Limit, NoQuery},
     resources::{ApiKeyResource, OrganizationResource},
     route::{FromPath, ProjectRef, Route},
     serve::{run, serve},

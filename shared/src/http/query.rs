@@ -1,5 +1,7 @@
 //! Query parameters, read by the same rules as bodies: strictly, with a sentence about what is wrong.
 
+use std::time::Duration;
+
 use lambda_http::aws_lambda_events::query_map::QueryMap;
 use serde::{
     Deserialize, Deserializer,
@@ -40,10 +42,35 @@ impl TryFrom<String> for Limit {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
-        let digits = !text.is_empty() && text.len() <= 3 && text.bytes().all(|b| b.is_ascii_digit());
-        let limit = digits.then(|| text.parse().ok()).flatten();
-        limit.filter(|limit| (1..=100).contains(limit)).map(Self).ok_or(Invalid::new("must be a number from 1 to 100"))
+        let limit = digits(&text).filter(|limit| (1..=100).contains(limit));
+        limit.map(Self).ok_or(Invalid::new("must be a number from 1 to 100"))
     }
+}
+
+/// A time in whole days, up to ten years: `?unused_days=90`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Days(usize);
+
+impl Days {
+    pub const fn as_duration(self) -> Duration {
+        Duration::from_hours(24 * self.0 as u64)
+    }
+}
+
+impl TryFrom<String> for Days {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        let days = digits(&text).filter(|days| (1..=3_650).contains(days));
+        days.map(Self).ok_or(Invalid::new("must be a number of days from 1 to 3650"))
+    }
+}
+
+/// A number of up to four digits, and nothing else.
+fn digits(text: &str) -> Option<usize> {
+    let plain = (1..=4).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+    plain.then(|| text.parse().ok()).flatten()
 }
 
 /// A list written with commas: `?status=active,rotating`.
@@ -88,6 +115,7 @@ mod tests {
         limit: Limit,
         #[serde(default)]
         status: Commas<KeyStatus>,
+        unused_days: Option<Days>,
     }
 
     fn parsed(text: &str) -> Result<Query, String> {
@@ -103,16 +131,25 @@ mod tests {
         let query = parsed("limit=7&status=active,revoked").unwrap();
         assert_eq!((query.limit.get(), query.status.0), (7, vec![KeyStatus::Active, KeyStatus::Revoked]));
         assert_eq!(parsed("").unwrap().limit.get(), 50);
+        assert_eq!(parsed("").unwrap().unused_days, None);
+        for days in [1, 3_650] {
+            let asked = parsed(&format!("unused_days={days}")).unwrap().unused_days.unwrap();
+            assert_eq!(asked.as_duration(), Duration::from_hours(24 * days));
+        }
         for (text, message) in [
             ("limit=0", "limit must be a number from 1 to 100"),
             ("limit=101", "limit must be a number from 1 to 100"),
             ("limit=+5", "limit must be a number from 1 to 100"),
             ("limit=", "limit must be a number from 1 to 100"),
             ("limit=1&limit=2", "limit must be given once"),
+            ("unused_days=0", "unused_days must be a number of days from 1 to 3650"),
+            ("unused_days=3651", "unused_days must be a number of days from 1 to 3650"),
+            ("unused_days=1.5", "unused_days must be a number of days from 1 to 3650"),
+            ("unused_days=", "unused_days must be a number of days from 1 to 3650"),
             ("kt_live_AbC123XyZ&kt_live_AbC123XyZ", "kt_live_AbC123[redacted] must be given once"),
             ("status=active,gone", "status must be one of active, rotating, revoked, expired"),
             ("status=", "status must be one of active, rotating, revoked, expired"),
-            ("state=active", "state is not a field here: use limit or status"),
+            ("state=active", "state is not a field here: use one of limit, status, unused_days"),
         ] {
             assert_eq!(parsed(text).unwrap_err(), message);
         }

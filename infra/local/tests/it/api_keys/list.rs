@@ -1,5 +1,6 @@
 use std::{collections::BTreeSet, time::Duration};
 
+use karta_shared::clock::ManualClock;
 use serde_json::{Value, json};
 
 use super::{own_id, path, read};
@@ -142,6 +143,106 @@ async fn a_status_filter_shows_keys_of_these_states_alone() {
     }
 }
 
+const DAY: Duration = Duration::from_hours(24);
+const INSTANT: Duration = Duration::from_millis(1);
+
+/// A key of `acme`, younger than every other.
+async fn younger_key(world: &World, clock: &ManualClock, body: Value) -> (u64, String) {
+    clock.advance(INSTANT);
+    world.key_with(body).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_nobody_uses_are_found_by_the_days_since() {
+    let (world, clock) = World::start_at_noon().await;
+    let body = json!({ "name": "ci", "scopes": ["read"] });
+    let (never, _) = younger_key(&world, &clock, body.clone()).await;
+    let (used, token) = younger_key(&world, &clock, body.clone()).await;
+    let (rotating, _) = younger_key(&world, &clock, body.clone()).await;
+    let (revoked, _) = younger_key(&world, &clock, body).await;
+    let ends = json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-11-22T12:00:00Z" });
+    younger_key(&world, &clock, ends).await;
+    world.delete(&path(revoked)).send().await.expect(200);
+    clock.advance(INSTANT);
+    let rotation = json!({ "grace_seconds": 2_592_000 });
+    let rotated = world.post(&format!("{}/rotate", path(rotating)), rotation).send().await.expect(201);
+    let successor = rotated["api_key"]["id"].as_u64().unwrap();
+
+    clock.advance(10 * DAY - INSTANT);
+    world.get("/v1/whoami").bearer(&token).send().await.expect(200);
+    assert_eq!(page(&world, "?unused_days=10").await.0, [rotating, never], "the successor is an instant too young");
+    clock.advance(INSTANT);
+    for (filter, expected) in [
+        ("unused_days=1", vec![successor, rotating, never]),
+        ("unused_days=10", vec![successor, rotating, never]),
+        ("unused_days=11", vec![]),
+        ("unused_days=10&status=active", vec![successor, never]),
+        ("unused_days=10&status=revoked,expired", vec![]),
+        ("unused_days=10&expires_within_days=20", vec![rotating]),
+    ] {
+        assert_eq!(page(&world, &format!("?{filter}")).await, (expected, None), "{filter}");
+    }
+    clock.advance(10 * DAY);
+    // The first key asks, and is in use.
+    assert_eq!(page(&world, "?unused_days=10").await.0, [successor, rotating, used, never]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_end_soon_are_found_by_the_days_left() {
+    let (world, clock) = World::start_at_noon().await;
+    let ends = |at: &str| json!({ "name": "ci", "scopes": ["read"], "expires_at": at });
+    let (tomorrow, _) = younger_key(&world, &clock, ends("2026-11-22T13:00:00Z")).await;
+    let (later, _) = younger_key(&world, &clock, ends("2026-12-01T13:00:00Z")).await;
+    let (revoked, _) = younger_key(&world, &clock, ends("2026-11-22T13:00:00Z")).await;
+    world.delete(&path(revoked)).send().await.expect(200);
+    younger_key(&world, &clock, ends("2026-11-21T12:30:00Z")).await;
+    clock.advance(Duration::from_hours(1) - 4 * INSTANT);
+    for (filter, expected) in [
+        ("expires_within_days=1", vec![tomorrow]),
+        ("expires_within_days=9", vec![tomorrow]),
+        ("expires_within_days=10", vec![later, tomorrow]),
+        ("expires_within_days=3650", vec![later, tomorrow]),
+        ("expires_within_days=3650&status=rotating", vec![]),
+        ("expires_within_days=3650&unused_days=1", vec![]),
+    ] {
+        assert_eq!(page(&world, &format!("?{filter}")).await, (expected, None), "{filter}");
+    }
+    clock.advance(DAY);
+    assert_eq!(page(&world, "?expires_within_days=3650").await.0, [later], "what is over does not end any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_serves_its_own_filters_alone() {
+    let (world, _clock) = World::start_at_noon().await;
+    let aged =
+        json!({ "created_at": { "S": "2026-01-01T12:00:00.000Z" }, "expires_at": { "S": "2027-01-01T12:00:00.000Z" } });
+    seed(&world, 2, aged).await;
+    let filters = [
+        "",
+        "&status=active",
+        "&unused_days=30",
+        "&unused_days=31",
+        "&expires_within_days=60",
+        "&expires_within_days=61",
+        "&unused_days=30&expires_within_days=60",
+        "&unused_days=30&status=active",
+    ];
+    let mut cursors = Vec::new();
+    for filter in filters {
+        cursors.push(page(&world, &format!("?limit=1{filter}")).await.1.unwrap());
+    }
+    for filter in filters {
+        for (theirs, cursor) in filters.iter().zip(&cursors) {
+            let reply = world.get(&format!("/v1/api_keys?limit=1{filter}&cursor={cursor}")).send().await;
+            if *theirs == filter {
+                assert_eq!(reply.expect(200)["api_keys"].as_array().unwrap().len(), 1, "{filter}");
+            } else {
+                assert_eq!(reply.invalid_field(), "cursor", "{theirs} at {filter}");
+            }
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_filtered_page_examines_a_thousand_keys_and_says_where_to_go_on() {
     let world = World::start().await;
@@ -183,6 +284,17 @@ async fn a_parameter_that_is_wrong_is_named() {
         ("status=gone", "status"),
         ("status=active,", "status"),
         ("status=Active", "status"),
+        ("unused_days=0", "unused_days"),
+        ("unused_days=3651", "unused_days"),
+        ("unused_days=-1", "unused_days"),
+        ("unused_days=1.5", "unused_days"),
+        ("unused_days=", "unused_days"),
+        ("unused_days=1,2", "unused_days"),
+        ("unused_days=1&unused_days=2", "unused_days"),
+        ("unused_days=99999999999999999999", "unused_days"),
+        ("expires_within_days=0", "expires_within_days"),
+        ("expires_within_days=3651", "expires_within_days"),
+        ("expires_within_days=soon", "expires_within_days"),
         ("page=2", "page"),
         ("organization_id=7", "organization_id"),
     ] {
