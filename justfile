@@ -57,6 +57,10 @@ bench:
     cargo build --release -p karta-local
     cargo run --release -p karta-local --example load
 
+# Validation over a million keys against validation over a thousand: just scale 100000 for a quicker look.
+scale keys="1000000":
+    cargo run --release -p karta-local --example scale -- {{ quote(keys) }}
+
 # Lay out functions/<resource>-<verb>/, for example: just new-route api-keys rotate
 new-route resource verb:
     @infra/scaffold/new-route.sh {{ quote(resource) }} {{ quote(verb) }}

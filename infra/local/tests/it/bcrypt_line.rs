@@ -107,8 +107,8 @@ async fn a_flood_of_deleted_keys_is_bounded_and_holds_up_no_known_key() {
     validated(&world, json!({ "key": world.admin })).await;
     let pool = &world.runner.app.bcrypt;
     let paused = pool.pause().await;
-    let mut taken = pool.fill();
-    drop(taken.split(3));
+    let mut others = pool.fill();
+    drop(others.split(3));
     let (mut flood, mut deleted) = (JoinSet::new(), Vec::new());
     for _ in 0..50 {
         deleted.push(unproven(&world, None).await);
@@ -125,7 +125,7 @@ async fn a_flood_of_deleted_keys_is_bounded_and_holds_up_no_known_key() {
     for judged in flood.join_all().await {
         assert_eq!(judged.expect(200), invalid());
     }
-    drop(taken);
+    drop(others);
     for token in deleted {
         assert_eq!(validated(&world, json!({ "key": token })).await, invalid());
     }

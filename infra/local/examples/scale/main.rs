@@ -1,0 +1,153 @@
+//! Validation over many keys against validation over few: `cargo run --release -p karta-local --example scale`, with another number of keys
+//! than a million as its argument if need be.
+//!
+//! Seeds two stores on disk, one of a thousand keys, and validates in both by turns. bcrypt does not depend on the store, so a first
+//! validation is measured by its reads alone.
+
+mod seeds;
+mod wire;
+
+use std::{
+    env,
+    io::Write,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use karta_local::{Options, Runner};
+use karta_shared::{
+    auth::{Validator, Verdict},
+    clock::SystemClock,
+    domain::{ApiKeyToken, InternalGuard, Slug},
+    entropy::OsEntropy,
+};
+
+use crate::{seeds::Seeds, wire::Wire};
+
+const FEW: usize = 1_000;
+const MANY: usize = 1_000_000;
+const GOAL: f64 = 1.2;
+const ROUNDS: usize = 10_000;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let many: usize = env::args().nth(1).map_or(Ok(MANY), |text| text.parse())?;
+    ensure!(many >= FEW, "at least {FEW} keys");
+    let folder = env::temp_dir().join(format!("karta-scale-{}", std::process::id()));
+    let outcome = compare(&folder, many).await;
+    std::fs::remove_dir_all(&folder).ok();
+    outcome
+}
+
+async fn compare(folder: &Path, many: usize) -> Result<()> {
+    let mut subjects = Vec::new();
+    for (name, count) in [("few", FEW), ("many", many)] {
+        let data = folder.join(name);
+        let seeds = Seeds::sow(&data, count).await?;
+        print_calls(&data, &seeds).await?;
+        subjects.push(Subject::open(&data, seeds).await?);
+    }
+    let [mut known, mut first] = [(); 2].map(|()| vec![Vec::with_capacity(ROUNDS); subjects.len()]);
+    for round in 0..ROUNDS {
+        for turn in 0..subjects.len() {
+            let at = (round + turn) % subjects.len();
+            known[at].push(subjects[at].known(round).await?);
+            first[at].push(subjects[at].first_reads(round).await?);
+        }
+    }
+    for (what, times) in [("known proof", known), ("first validation, reads alone", first)] {
+        let [few, many] = [0, 1].map(|at| median(times[at].clone()).as_secs_f64() * 1_000_000.0);
+        say(&format!("{what:<30} {few:>7.1} µs, {many:>7.1} µs: {:.3}  goal <= {GOAL}", many / few))?;
+    }
+    for subject in subjects {
+        subject.runner.stop().await;
+    }
+    Ok(())
+}
+
+/// How often validations of the proven keys call the store, counted on the wire.
+async fn print_calls(data: &Path, seeds: &Seeds) -> Result<()> {
+    let wire = Wire::tap().await?;
+    let runner = Runner::start_behind(options(data)?, Some(&|store: &str| wire.before(store))).await?;
+    let validator = Validator::new(runner.app.clone());
+    for what in ["first validations", "further ones"] {
+        wire.forget();
+        for token in &seeds.proven {
+            validate(&validator, token).await?;
+        }
+        say(&format!("  {} {what}: {}", seeds.proven.len(), wire.counts()))?;
+    }
+    runner.stop().await;
+    Ok(())
+}
+
+/// A seeded store, open, its keys proven.
+struct Subject {
+    runner: Runner,
+    validator: Validator,
+    seeds: Seeds,
+}
+
+impl Subject {
+    async fn open(data: &Path, seeds: Seeds) -> Result<Self> {
+        let runner = Runner::start(options(data)?).await?;
+        let validator = Validator::new(runner.app.clone());
+        for token in &seeds.proven {
+            validate(&validator, token).await?;
+        }
+        Ok(Self { runner, validator, seeds })
+    }
+
+    async fn known(&self, round: usize) -> Result<Duration> {
+        let token = &self.seeds.proven[round % self.seeds.proven.len()];
+        let started = Instant::now();
+        validate(&self.validator, token).await?;
+        Ok(started.elapsed())
+    }
+
+    /// What a first validation asks of the store, before and after its bcrypt.
+    async fn first_reads(&self, round: usize) -> Result<Duration> {
+        let (prefix, id) = &self.seeds.visited[round % self.seeds.visited.len()];
+        let (store, organization) = (&self.runner.app.store, self.runner.founded.organization.id);
+        let started = Instant::now();
+        let candidates = store.credentials(prefix).await?;
+        let access = store.access(organization, *id).await?;
+        let took = started.elapsed();
+        ensure!(candidates.iter().any(|candidate| candidate.api_key_id == *id), "a credential is not there");
+        access.context("a key is not there")?;
+        Ok(took)
+    }
+}
+
+async fn validate(validator: &Validator, token: &ApiKeyToken) -> Result<()> {
+    let verdict = validator.validate(token.expose()).await?;
+    ensure!(matches!(verdict, Verdict::Valid(_)), "{verdict:?}");
+    Ok(())
+}
+
+fn options(data: &Path) -> Result<Options> {
+    Ok(Options {
+        host: [127, 0, 0, 1].into(),
+        port: 0,
+        data_dir: Some(data.to_owned()),
+        organization: Slug::try_from("acme".to_owned()).map_err(anyhow::Error::msg)?,
+        bcrypt_cost: Some(4),
+        session_token_secret: None,
+        service_tokens: None,
+        internal: InternalGuard::default(),
+        workers: false,
+        clock: Arc::new(SystemClock),
+        entropy: Arc::new(OsEntropy),
+    })
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+fn say(line: &str) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{line}")?)
+}
