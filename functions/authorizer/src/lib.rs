@@ -12,7 +12,7 @@ use aws_lambda_events::{
 };
 use karta_shared::{
     App,
-    auth::{self, Refused, SessionClaims, Undecided, Validator, Verdict},
+    auth::{self, GATEWAY_TOLD_WITHIN, Refused, SessionClaims, Undecided, Use, Validator, Verdict},
     config::{DEADLINE, Ring},
     http::Caller,
     telemetry,
@@ -59,7 +59,7 @@ impl Authorizer {
     /// Who the token stands for, or why nobody, in a word for the log.
     async fn caller(&self, token: &str) -> Result<Result<Caller, &'static str>, Undecided> {
         if token.starts_with("kt_live_") {
-            return Ok(match self.validator.validate(token).await? {
+            return Ok(match self.validator.validate_to_pass_on(token, Use::Noted, GATEWAY_TOLD_WITHIN).await? {
                 Verdict::Valid(valid) => Ok(Caller::api_key(&valid)),
                 Verdict::Invalid(why) => Err(why.as_str()),
             });

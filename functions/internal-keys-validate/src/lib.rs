@@ -11,6 +11,9 @@ use karta_shared::{
 };
 use serde::{Deserialize, Serialize};
 
+/// How old a verdict may be when it is sent: a data plane keeps it for 5 s from its arrival.
+const SENT_WITHIN: Duration = Duration::from_millis(500);
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
@@ -76,7 +79,7 @@ impl Route for InternalKeysValidate {
         let address = ip_address.map(|address| address.0);
         let explain = explain.unwrap_or(false);
         let how = if explain { Use::Unnoted } else { Use::NotedFrom(address) };
-        let verdict = app.validator().validate_to_pass_on(key.expose(), how).await;
+        let verdict = app.validator().validate_to_pass_on(key.expose(), how, SENT_WITHIN).await;
         let verdict = verdict.map_err(|fault| Error::Unavailable(fault.to_string()))?;
         let trace = explain.then(|| trace(&verdict, address).into_iter().map(explained).collect());
         let key = match verdict {

@@ -7,7 +7,7 @@ mod validator;
 pub use self::{
     bcrypt_pool::BcryptPool,
     session_token::{Refused, SessionClaims, SessionScope, SessionToken, TTL_DEFAULT, TTL_MAX, TTL_MIN, mint, verify},
-    validator::{Finding, Invalidity, Step, Use, ValidKey, Validator, Verdict, judge, trace},
+    validator::{Finding, GATEWAY_TOLD_WITHIN, Invalidity, Step, Use, ValidKey, Validator, Verdict, judge, trace},
 };
 
 use crate::{config::SecretError, store::StoreError};

@@ -20,8 +20,9 @@ const PROOFS_KEPT: usize = 100_000;
 const REFUSALS_KEPT: usize = 10_000;
 /// How long a wrong token is refused without another bcrypt.
 const REFUSAL_KEPT_FOR: Duration = Duration::from_secs(5);
-/// How old a verdict's read may be when it is passed on to who keeps it.
-const PASSED_ON_WITHIN: Duration = Duration::from_millis(500);
+
+/// How old a verdict may be when API Gateway gets it, which keeps it for 3 s: a revoked key is dead within 5 s.
+pub const GATEWAY_TOLD_WITHIN: Duration = Duration::from_millis(1_500);
 
 /// How late `last_used_at` may be: a key in use costs one write in this time, not one per request.
 const USE_NOTED_EVERY: Duration = Duration::from_mins(1);
@@ -120,10 +121,10 @@ impl Validator {
         self.validate_since(text, Use::Noted).await.map(|(verdict, _)| verdict)
     }
 
-    /// A verdict for somebody who keeps it: none where half a second has gone by since the state behind it was asked for.
-    pub async fn validate_to_pass_on(&self, text: &str, how: Use) -> Result<Verdict, Undecided> {
+    /// A verdict for somebody who keeps it: none where more than `within` has gone by since the state behind it was asked for.
+    pub async fn validate_to_pass_on(&self, text: &str, how: Use, within: Duration) -> Result<Verdict, Undecided> {
         let (verdict, asked_at) = self.validate_since(text, how).await?;
-        if asked_at.is_some_and(|at| self.clock.now().since(at) > PASSED_ON_WITHIN) {
+        if asked_at.is_some_and(|at| self.clock.now().since(at) > within) {
             return Err(Undecided::Stale);
         }
         Ok(verdict)
