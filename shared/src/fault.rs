@@ -6,7 +6,7 @@ use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 
 /// Kind, code and causes of a failed call, for the log. Never the answer itself, which the SDK's own `Debug` would print: an answer that
 /// could not be read may hold a ring or a digest.
-pub(crate) fn describe<E>(error: &SdkError<E>) -> String
+pub fn describe<E>(error: &SdkError<E>) -> String
 where
     E: ProvideErrorMetadata + Error + 'static,
 {

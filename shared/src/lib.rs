@@ -9,6 +9,7 @@
 //! | [`http`] | the [`http::Route`] frame: judge, parse, call, answer | all of the above |
 //! | [`worker`] | the frame of functions without a route | `app`, `domain`, `telemetry` |
 //! | [`config`] | environment and secrets, read once and refused when wrong | `domain`, `store::table` |
+//! | [`fault`] | what may be said of an AWS call that failed | nothing here |
 //! | [`telemetry`] | JSON logs through the scrubber | nothing here |
 //!
 //! A test of the local runner reads the `use` lines and holds these arrows.
@@ -19,7 +20,7 @@ pub mod clock;
 pub mod config;
 pub mod domain;
 pub mod entropy;
-mod fault;
+pub mod fault;
 pub mod founding;
 pub mod http;
 pub mod sealing;

@@ -68,6 +68,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         bcrypt_cost: arguments.bcrypt_cost,
         session_token_secret: config::session_token_secret()?,
         service_tokens: config::service_tokens()?,
+        data_planes: config::data_planes()?,
         internal: config::internal_guard()?,
         workers: true,
         clock: Arc::new(SystemClock),

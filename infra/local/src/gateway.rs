@@ -90,11 +90,11 @@ impl Refusal {
 
 impl Gateway {
     /// Mounts the template's routes. Fails where template and handlers do not name the same functions.
-    pub fn new(app: &App, template: Template) -> Result<Self> {
-        let settings = template.authorizer;
+    pub fn new(app: &App, template: &Template) -> Result<Self> {
+        let settings = &template.authorizer;
         let mut handlers = registry::handlers(app);
         let mut targets: HashMap<String, Vec<Target>> = HashMap::new();
-        for function in template.functions {
+        for function in &template.functions {
             if function.binary == settings.binary {
                 ensure!(
                     function.binary == authorizer::NAME,
@@ -109,10 +109,10 @@ impl Gateway {
             let handler = handlers.remove(function.binary.as_str());
             let handler = handler
                 .with_context(|| format!("template.yaml lists {}, which has no handler here", function.binary))?;
-            for route in function.routes {
-                let target =
-                    Target { method: route.method, handler: Arc::clone(&handler), authorized: route.authorized };
-                targets.entry(route.path).or_default().push(target);
+            for route in &function.routes {
+                let (method, handler) = (route.method.clone(), Arc::clone(&handler));
+                let target = Target { method, handler, authorized: route.authorized };
+                targets.entry(route.path.clone()).or_default().push(target);
             }
         }
         if let Some(name) = handlers.keys().next() {
@@ -122,7 +122,7 @@ impl Gateway {
         for (path, targets) in targets {
             routes.insert(&path, targets).with_context(|| format!("the path {path}"))?;
         }
-        let responses: HashMap<_, _> = template.gateway_responses.into_iter().collect();
+        let responses: HashMap<_, _> = template.gateway_responses.clone().into_iter().collect();
         for refusal in Refusal::ALL {
             ensure!(responses.contains_key(refusal.name()), "template.yaml has no GatewayResponse {}", refusal.name());
         }
@@ -137,6 +137,11 @@ impl Gateway {
             clock: Arc::clone(&app.clock),
             entropy: Arc::clone(&app.entropy),
         })
+    }
+
+    /// Forgets what the authorizer said, as API Gateway does when the stage's authorizer cache is flushed: a verdict that is being made is kept.
+    pub fn forget_verdicts(&self) {
+        self.verdicts.clear();
     }
 
     pub async fn answer(&self, peer: SocketAddr, request: axum::extract::Request) -> axum::response::Response {

@@ -8,7 +8,10 @@ use karta_shared::{
     worker::{Fault, Wake, Worker, work},
 };
 use lambda_http::{Body, Request, Response};
+use worker_cache_push::{AuthorizerCache, CachePush};
 use worker_expiry_notices::ExpiryNotices;
+
+use crate::gateway::Gateway;
 
 type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 pub type Handler = Arc<dyn Fn(Request) -> Answer + Send + Sync>;
@@ -43,8 +46,10 @@ type Work = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send>>;
 pub type Tick = Arc<dyn Fn() -> Work + Send + Sync>;
 
 /// Every function without a route, under its folder's name.
-pub fn workers(app: &App) -> BTreeMap<&'static str, Tick> {
-    BTreeMap::from([employ(ExpiryNotices::new(app.clone()))])
+pub fn workers(app: &App, gateway: &Arc<Gateway>) -> BTreeMap<&'static str, Tick> {
+    let gateway = Arc::clone(gateway);
+    let cache = AuthorizerCache::Local(Arc::new(move || gateway.forget_verdicts()));
+    BTreeMap::from([employ(CachePush::new(app.clone(), cache)), employ(ExpiryNotices::new(app.clone()))])
 }
 
 fn employ<W: Worker>(worker: W) -> (&'static str, Tick) {

@@ -35,6 +35,7 @@ use crate::{
     bootstrap::{self, Founded},
     emulator::Emulator,
     gateway::Gateway,
+    registry,
     secrets::{Given, LocalSecrets},
     template::{TEMPLATE, Template},
     workers,
@@ -58,6 +59,8 @@ pub struct Options {
     pub session_token_secret: Option<SecretString>,
     /// Open the internal routes, with commas between, instead of a generated token.
     pub service_tokens: Option<SecretString>,
+    /// Whom to tell that caches are out of date, in the shape of the secret `data-planes`, or on loopback by `http`.
+    pub data_planes: Option<SecretString>,
     /// For whom the internal routes exist. Where a list is not set: loopback, if that is where the runner listens, else nobody.
     pub internal: InternalGuard,
     /// Whether the workers run; tests that watch the store or the clock let them rest.
@@ -73,6 +76,7 @@ pub struct Runner {
     pub secrets: LocalSecrets,
     /// What the handlers work with, for tests that look behind the HTTP API.
     pub app: App,
+    pub gateway: Arc<Gateway>,
     pub emulator: Emulator,
     stop: oneshot::Sender<()>,
     served: JoinHandle<std::io::Result<()>>,
@@ -94,8 +98,11 @@ impl Runner {
         let tables = Tables::local();
         let mut config = Config::local(tables.clone(), options.bcrypt_cost)?;
         config.internal = if options.host.is_loopback() { options.internal.or_loopback() } else { options.internal };
-        let given =
-            Given { session_token_secret: options.session_token_secret, service_tokens: options.service_tokens };
+        let given = Given {
+            session_token_secret: options.session_token_secret,
+            service_tokens: options.service_tokens,
+            data_planes: options.data_planes,
+        };
         let secrets = LocalSecrets::open(folder, given, &*options.entropy)?;
         let template = Template::parse(TEMPLATE)?;
         let name = |logical_id: &str| match logical_id {
@@ -115,9 +122,12 @@ impl Runner {
             options.entropy,
         );
         app.secrets.warm_up().await?;
-        let workers =
-            if options.workers { workers::start(&app, &template, emulator.outbox_written())? } else { JoinSet::new() };
-        let gateway = Arc::new(Gateway::new(&app, template)?);
+        let gateway = Arc::new(Gateway::new(&app, &template)?);
+        let workers = if options.workers {
+            workers::start(registry::workers(&app, &gateway), &template, emulator.outbox_written())?
+        } else {
+            JoinSet::new()
+        };
         let founded = bootstrap::organization(&app, &options.organization).await?;
 
         let address = SocketAddr::new(options.host, options.port);
@@ -128,8 +138,10 @@ impl Runner {
             connection.set_nodelay(true).ok();
         });
         let (stop, stopped) = oneshot::channel();
-        let service =
-            Router::new().fallback(answer).with_state(gateway).into_make_service_with_connect_info::<SocketAddr>();
+        let service = Router::new()
+            .fallback(answer)
+            .with_state(Arc::clone(&gateway))
+            .into_make_service_with_connect_info::<SocketAddr>();
         let served = tokio::spawn(async move {
             axum::serve(listener, service)
                 .with_graceful_shutdown(async {
@@ -137,7 +149,7 @@ impl Runner {
                 })
                 .await
         });
-        Ok(Self { base_url, founded, secrets, app, emulator, stop, served, workers, _lock: lock })
+        Ok(Self { base_url, founded, secrets, app, gateway, emulator, stop, served, workers, _lock: lock })
     }
 
     /// Answers what is under way, then ends.
@@ -147,7 +159,7 @@ impl Runner {
             tracing::warn!("requests were still under way after {STOPPED_WITHIN:?}");
         }
         self.workers.shutdown().await;
-        drop(self.app);
+        drop((self.app, self.gateway));
         timeout(STOPPED_WITHIN, self.emulator.stop()).await.ok();
     }
 }

@@ -29,6 +29,8 @@ pub struct Given {
     pub session_token_secret: Option<SecretString>,
     /// Tokens with commas between.
     pub service_tokens: Option<SecretString>,
+    /// JSON, as Secrets Manager would hold it.
+    pub data_planes: Option<SecretString>,
 }
 
 pub struct LocalSecrets {
@@ -80,7 +82,10 @@ impl LocalSecrets {
             texts: Ring::ALL
                 .into_iter()
                 .map(|ring| (ring.into(), stored[ring.name()].clone().into()))
-                .chain([(Secret::ServiceTokens, service_tokens_json(service_tokens).into())])
+                .chain([
+                    (Secret::ServiceTokens, service_tokens_json(service_tokens).into()),
+                    (Secret::DataPlanes, given.data_planes.unwrap_or_else(|| "{}".into())),
+                ])
                 .collect(),
         })
     }

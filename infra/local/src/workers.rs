@@ -1,28 +1,29 @@
 //! What wakes the workers here: the clock, and every write to the outbox, as its stream would.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Result, ensure};
-use karta_shared::App;
 use tokio::{
     sync::watch,
     task::JoinSet,
     time::{sleep, timeout},
 };
 
-use crate::{
-    registry::{self, Tick},
-    template::Template,
-};
+use crate::{registry::Tick, template::Template};
 
 /// A schedule's minute is a second here, so that nobody waits for it.
 const SCHEDULE: Duration = Duration::from_secs(1);
-/// How long a worker rests after it was at work: what is written meanwhile is done at once.
+/// How many runs of a worker that the outbox wakes are under way at once, as Lambda reads a stream: one that waits holds up no other.
+const AT_ONCE: usize = 8;
+/// How long such a worker rests before the next run: what is written meanwhile is done at once.
 const REST: Duration = Duration::from_millis(20);
 
 /// Starts the template's workers; they end with the set. Fails where template and workers do not name the same functions.
-pub fn start(app: &App, template: &Template, written: &watch::Receiver<()>) -> Result<JoinSet<()>> {
-    let mut workers = registry::workers(app);
+pub fn start(
+    mut workers: BTreeMap<&'static str, Tick>,
+    template: &Template,
+    written: &watch::Receiver<()>,
+) -> Result<JoinSet<()>> {
     let mut running = JoinSet::new();
     let listed = template.functions.iter().filter(|function| function.routes.is_empty());
     for function in listed.filter(|function| function.binary != template.authorizer.binary) {
@@ -36,16 +37,22 @@ pub fn start(app: &App, template: &Template, written: &watch::Receiver<()>) -> R
     Ok(running)
 }
 
-async fn keep_working(tick: Tick, mut written: Option<watch::Receiver<()>>) {
+/// A fault is in the log, and the next tick tries again.
+async fn keep_working(tick: Tick, written: Option<watch::Receiver<()>>) {
+    let Some(mut written) = written else {
+        loop {
+            tick().await.ok();
+            sleep(SCHEDULE).await;
+        }
+    };
+    let mut running = JoinSet::new();
     loop {
-        // A fault is in the log, and the next tick tries again.
-        tick().await.ok();
+        running.spawn(tick());
         sleep(REST).await;
-        match &mut written {
-            Some(written) => {
-                timeout(SCHEDULE, written.changed()).await.ok();
-            }
-            None => sleep(SCHEDULE).await,
+        timeout(SCHEDULE, written.changed()).await.ok();
+        while running.try_join_next().is_some() {}
+        if running.len() == AT_ONCE {
+            running.join_next().await;
         }
     }
 }

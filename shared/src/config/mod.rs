@@ -115,6 +115,30 @@ pub fn service_tokens() -> Result<Option<SecretString>, ConfigError> {
     Ok(optional("KARTA_SERVICE_TOKENS")?.map(SecretString::from))
 }
 
+/// `KARTA_DATA_PLANES`: whom a local run tells that caches are out of date, in the shape of the secret `data-planes`.
+pub fn data_planes() -> Result<Option<SecretString>, ConfigError> {
+    let variable = "KARTA_DATA_PLANES";
+    let Some(text) = optional(variable)?.map(SecretString::from) else {
+        return Ok(None);
+    };
+    secrets::parse_local_data_planes(text.expose_secret())
+        .map_err(|problem| ConfigError::new(variable, format!("cannot be read: {problem}")))?;
+    Ok(Some(text))
+}
+
+/// `KARTA_REST_API_ID` and `KARTA_STAGE`: the gateway in front of this stack.
+#[derive(Debug, Clone)]
+pub struct GatewayStage {
+    pub rest_api_id: String,
+    pub stage: String,
+}
+
+impl GatewayStage {
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Ok(Self { rest_api_id: required("KARTA_REST_API_ID")?, stage: required("KARTA_STAGE")? })
+    }
+}
+
 /// `KARTA_INTERNAL_ALLOWED_IPS` (addresses and ranges) and `KARTA_INTERNAL_HOSTS`, each with commas between.
 pub fn internal_guard() -> Result<InternalGuard, ConfigError> {
     Ok(InternalGuard { addresses: parsed("KARTA_INTERNAL_ALLOWED_IPS")?, hosts: parsed("KARTA_INTERNAL_HOSTS")? })

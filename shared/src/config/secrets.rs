@@ -11,7 +11,7 @@ use tokio::{sync::Mutex, time::timeout};
 use super::{ConfigError, optional};
 use crate::{
     clock::Clock,
-    domain::{Keyring, ServiceTokens, Timestamp},
+    domain::{DataPlanes, Keyring, LocalDataPlanes, ServiceTokens, Timestamp},
     fault,
 };
 
@@ -66,6 +66,8 @@ pub enum Secret {
     Ring(Ring),
     /// Opens the internal routes.
     ServiceTokens,
+    /// Whom to tell that caches are out of date, and with which tokens.
+    DataPlanes,
 }
 
 impl Secret {
@@ -74,6 +76,7 @@ impl Secret {
         match self {
             Self::Ring(ring) => ring.name(),
             Self::ServiceTokens => "service-tokens",
+            Self::DataPlanes => "data-planes",
         }
     }
 
@@ -82,11 +85,12 @@ impl Secret {
         match self {
             Self::Ring(ring) => ring.variable(),
             Self::ServiceTokens => "KARTA_SECRET_SERVICE_TOKENS",
+            Self::DataPlanes => "KARTA_SECRET_DATA_PLANES",
         }
     }
 
     fn all() -> impl Iterator<Item = Self> {
-        Ring::ALL.map(Self::Ring).into_iter().chain([Self::ServiceTokens])
+        Ring::ALL.map(Self::Ring).into_iter().chain([Self::ServiceTokens, Self::DataPlanes])
     }
 }
 
@@ -100,7 +104,7 @@ impl fmt::Display for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ring(ring) => write!(f, "{} ring", ring.name()),
-            Self::ServiceTokens => f.write_str("service-tokens secret"),
+            Self::ServiceTokens | Self::DataPlanes => write!(f, "{} secret", self.name()),
         }
     }
 }
@@ -114,6 +118,8 @@ pub enum SecretError {
     Unavailable { secret: Secret, problem: String },
     #[error("the {secret} is malformed: {problem}")]
     Malformed { secret: Secret, problem: String },
+    #[error("the token of the data plane {data_plane} is a service token too: give the data plane one of its own")]
+    Overlap { data_plane: String },
 }
 
 /// Where secrets come from.
@@ -171,10 +177,20 @@ fn parse_ring(text: &str) -> Result<Keyring, String> {
 }
 
 fn parse_service_tokens(text: &str) -> Result<ServiceTokens, String> {
-    serde_json::from_str(text).map_err(|error: serde_json::Error| {
-        // A data error is our own sentence, which never shows a token; a syntax error is serde_json's.
-        if error.is_data() { error.to_string() } else { "it is not JSON".to_owned() }
-    })
+    serde_json::from_str(text).map_err(|error| unread(&error))
+}
+
+fn parse_data_planes(text: &str) -> Result<DataPlanes, String> {
+    serde_json::from_str(text).map_err(|error| unread(&error))
+}
+
+pub(super) fn parse_local_data_planes(text: &str) -> Result<DataPlanes, String> {
+    serde_json::from_str(text).map(|LocalDataPlanes(planes)| planes).map_err(|error| unread(&error))
+}
+
+/// A data error is our own sentence, which never shows a token; a syntax error is the parser's.
+fn unread(error: &serde_json::Error) -> String {
+    if error.is_data() { error.to_string() } else { "it is not JSON".to_owned() }
 }
 
 /// One secret as it was read last.
@@ -230,6 +246,7 @@ pub struct Secrets {
     clock: Arc<dyn Clock>,
     rings: HashMap<Ring, Slot<Keyring>>,
     service_tokens: Slot<ServiceTokens>,
+    data_planes: Slot<DataPlanes>,
 }
 
 impl Secrets {
@@ -243,15 +260,28 @@ impl Secrets {
             slip: Slip::Refused,
             kept: Mutex::default(),
         };
-        Self { source, clock, rings: Ring::ALL.map(ring).into(), service_tokens }
+        let parse = match source {
+            SecretSource::Manager { .. } => parse_data_planes,
+            SecretSource::Fixed(_) => parse_local_data_planes,
+        };
+        let data_planes = Slot { secret: Secret::DataPlanes, parse, slip: Slip::Forgiven, kept: Mutex::default() };
+        Self { source, clock, rings: Ring::ALL.map(ring).into(), service_tokens, data_planes }
     }
 
-    /// Fetches every configured secret, so that a missing or malformed one stops the start and not the first request.
+    /// Fetches every configured secret, so that a missing or malformed one stops the start and not the first request; so does a token that
+    /// we send and take.
     pub async fn warm_up(&self) -> Result<(), SecretError> {
         for secret in Secret::all().filter(|secret| self.source.holds(*secret)) {
             match secret {
                 Secret::Ring(ring) => drop(self.ring(ring).await?),
                 Secret::ServiceTokens => drop(self.service_tokens().await?),
+                Secret::DataPlanes => drop(self.data_planes().await?),
+            }
+        }
+        if self.source.holds(Secret::DataPlanes) && self.source.holds(Secret::ServiceTokens) {
+            let (planes, tokens) = (self.data_planes().await?, self.service_tokens().await?);
+            if let Some(plane) = planes.overlapping(&tokens) {
+                return Err(SecretError::Overlap { data_plane: plane.name().to_owned() });
             }
         }
         Ok(())
@@ -274,6 +304,10 @@ impl Secrets {
     /// The tokens for one that those at hand do not hold: like [`ring_refetched`](Self::ring_refetched).
     pub async fn service_tokens_refetched(&self) -> Result<Arc<ServiceTokens>, SecretError> {
         self.refetched(&self.service_tokens).await
+    }
+
+    pub async fn data_planes(&self) -> Result<Arc<DataPlanes>, SecretError> {
+        self.at_hand(&self.data_planes).await
     }
 
     async fn at_hand<T>(&self, slot: &Slot<T>) -> Result<Arc<T>, SecretError> {
@@ -388,6 +422,38 @@ mod tests {
             assert!(error.starts_with("the service-tokens secret is malformed: "), "{error}");
             assert!(!error.contains("s3cret"), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn malformed_data_planes_are_named_and_not_shown() {
+        for text in [
+            "s3cret".repeat(6),
+            r#"{"eu":{"url":"https://eu.example.com","token":"s3cret"}}"#.to_owned(),
+            format!(r#"{{"eu":{{"url":"{0}","token":"{0}"}}}}"#, "s3cret".repeat(6)),
+        ] {
+            let error = secrets(Secret::DataPlanes, &text).warm_up().await.unwrap_err().to_string();
+            assert!(error.starts_with("the data-planes secret is malformed: "), "{error}");
+            assert!(!error.contains("s3cret"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_that_is_sent_and_taken_stops_the_start() {
+        let token = "s3cret".repeat(6);
+        let planes = format!(r#"{{"eu":{{"url":"https://eu.example.com","token":"{token}"}}}}"#);
+        let tokens = format!(r#"{{"powers":{{"ops":["usage"]}},"ops":"{token}"}}"#);
+        let texts = HashMap::from([(Secret::DataPlanes, planes.into()), (Secret::ServiceTokens, tokens.into())]);
+        let secrets = Secrets::new(SecretSource::Fixed(texts), Arc::new(crate::clock::SystemClock));
+        let error = secrets.warm_up().await.unwrap_err().to_string();
+        let told = "the token of the data plane eu is a service token too: give the data plane one of its own";
+        assert_eq!(error, told);
+    }
+
+    #[test]
+    fn plain_http_is_for_local_runs() {
+        let text = format!(r#"{{"eu":{{"url":"http://127.0.0.1:1","token":"{}"}}}}"#, "s3cret".repeat(6));
+        assert!(parse_local_data_planes(&text).is_ok());
+        assert!(parse_data_planes(&text).unwrap_err().starts_with("url of the data plane eu must start with https://"));
     }
 
     /// Secrets Manager: answers these bodies, one after the other, and then never again.

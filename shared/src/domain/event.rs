@@ -25,24 +25,3 @@ pub enum EventType {
     #[serde(rename = "api_key.expiring")]
     ApiKeyExpiring,
 }
-
-/// What a change does to the verdicts that others keep about an organization's keys. The larger includes the smaller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum CacheEffect {
-    /// Nothing that anybody keeps.
-    None,
-    /// What data planes keep is out of date.
-    Stale,
-    /// Somebody has less access than before: the gateway's verdicts must go too.
-    AccessCut,
-}
-
-/// That data planes must forget what they keep about an organization.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Invalidation {
-    pub id: Id,
-    pub organization_id: Id,
-    pub at: Timestamp,
-    /// Whether the gateway must forget as well.
-    pub access_cut: bool,
-}

@@ -128,7 +128,9 @@ impl From<SecretError> for Error {
     fn from(error: SecretError) -> Self {
         match error {
             SecretError::Unavailable { .. } => Self::Unavailable(error.to_string()),
-            SecretError::NotConfigured { .. } | SecretError::Malformed { .. } => Self::Internal(error.to_string()),
+            SecretError::NotConfigured { .. } | SecretError::Malformed { .. } | SecretError::Overlap { .. } => {
+                Self::Internal(error.to_string())
+            }
         }
     }
 }

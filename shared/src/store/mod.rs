@@ -31,7 +31,7 @@ pub use self::{
     credentials::{Credential, Digest},
     error::StoreError,
     idempotency::IdempotencyRecord,
-    outbox::{Due, ExpiryNotice, Queue},
+    outbox::{Due, ExpiryNotice, FlushTurn, Flushes, PendingInvalidation, Queue},
     page::Page,
     transaction::{CommitError, Conflict, Transaction},
 };

@@ -1,10 +1,16 @@
-use aws_sdk_dynamodb::types::AttributeValue;
+use std::{collections::BTreeSet, time::Duration};
+
+use aws_sdk_dynamodb::{
+    error::{ProvideErrorMetadata, SdkError},
+    operation::update_item::{UpdateItemError, builders::UpdateItemFluentBuilder},
+    types::{AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure},
+};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::{
     Conflict, Store, StoreError, Transaction, decode,
-    table::{DUE_INDEX, Key, Table, due_shards},
+    table::{DUE_INDEX, Key, Table, due_shards, invalidations_partition},
 };
 use crate::domain::{ApiKey, CacheEffect, Event, Id, Invalidation, Timestamp};
 
@@ -36,6 +42,33 @@ pub struct ExpiryNotice {
     pub api_key_id: Id,
     /// The end that the owner is told of; a key that ends otherwise by then has another notice, or none.
     pub expires_at: Timestamp,
+}
+
+/// An invalidation that waits, as it was read or taken last; every write to it demands that it still is so.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct PendingInvalidation {
+    #[serde(flatten)]
+    pub invalidation: Invalidation,
+    due_at: Timestamp,
+}
+
+/// The flushes of a stage's cache, numbered in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Flushes {
+    /// The last that was begun.
+    pub begun: u64,
+    /// The last that is known to have been done.
+    #[serde(default)]
+    pub done: u64,
+}
+
+/// Whose turn it is to flush.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FlushTurn {
+    /// This flush was begun now.
+    Ours(u64),
+    /// Somebody has begun one just before.
+    Theirs(Flushes),
 }
 
 /// An item with the two attributes that put it into the index, as long as they are there.
@@ -76,8 +109,163 @@ impl Store {
         output.items.unwrap_or_default().into_iter().map(decode).collect()
     }
 
+    /// The organization's invalidations that are due, oldest first; read from the table itself. One that nobody has taken yet is due by any
+    /// clock: the one that wrote it may be ahead.
+    pub async fn due_invalidations(
+        &self,
+        organization: Id,
+        now: Timestamp,
+    ) -> Result<Vec<PendingInvalidation>, StoreError> {
+        let mut pages = self
+            .client
+            .query()
+            .table_name(self.table(Table::Outbox))
+            .consistent_read(true)
+            .key_condition_expression("pk = :pk")
+            .filter_expression("due_at <= :now OR attempts = :none")
+            .expression_attribute_values(":none", AttributeValue::N("0".to_owned()))
+            .expression_attribute_values(":pk", AttributeValue::S(invalidations_partition(organization)))
+            .expression_attribute_values(":now", AttributeValue::S(now.to_string()))
+            .into_paginator()
+            .items()
+            .send();
+        let mut found = Vec::new();
+        while let Some(item) = pages.next().await {
+            found.push(decode(item?)?);
+        }
+        Ok(found)
+    }
+
+    /// Takes an invalidation until `until`, unless somebody else has taken it since it was read.
+    pub async fn lease_invalidation(
+        &self,
+        organization: Id,
+        mut pending: PendingInvalidation,
+        until: Timestamp,
+    ) -> Result<Option<PendingInvalidation>, StoreError> {
+        pending.invalidation.attempts += 1;
+        let attempts = AttributeValue::N(pending.invalidation.attempts.to_string());
+        let taken = self.update_pending(organization, &pending, until, |update| {
+            update
+                .update_expression("SET due_at = :due_at, attempts = :attempts")
+                .expression_attribute_values(":attempts", attempts)
+        });
+        let taken = taken.await?;
+        pending.due_at = until;
+        Ok(taken.then_some(pending))
+    }
+
+    /// Remembers who has been told, and when to try the others again.
+    pub async fn postpone_invalidation(
+        &self,
+        organization: Id,
+        leased: &PendingInvalidation,
+        due_at: Timestamp,
+    ) -> Result<(), StoreError> {
+        let told = leased.invalidation.told.iter().cloned().map(AttributeValue::S).collect();
+        let sent = self.update_pending(organization, leased, due_at, |update| {
+            update
+                .update_expression("SET due_at = :due_at, told = :told")
+                .expression_attribute_values(":told", AttributeValue::L(told))
+        });
+        sent.await.map(drop)
+    }
+
+    /// Whether it was still as it is here.
+    async fn update_pending(
+        &self,
+        organization: Id,
+        pending: &PendingInvalidation,
+        due_at: Timestamp,
+        change: impl FnOnce(UpdateItemFluentBuilder) -> UpdateItemFluentBuilder,
+    ) -> Result<bool, StoreError> {
+        let update = self
+            .client
+            .update_item()
+            .table_name(self.table(Table::Outbox))
+            .set_key(Some(pending.key(organization).attributes()))
+            .condition_expression("due_at = :read")
+            .expression_attribute_values(":read", AttributeValue::S(pending.due_at.to_string()))
+            .expression_attribute_values(":due_at", AttributeValue::S(due_at.to_string()));
+        unless_condition_failed(change(update).send().await.map(drop))
+    }
+
+    /// Takes an invalidation away that was leased, unless somebody else has taken it since.
+    pub async fn settle_invalidation(&self, organization: Id, leased: &PendingInvalidation) -> Result<(), StoreError> {
+        let sent = self
+            .client
+            .delete_item()
+            .table_name(self.table(Table::Outbox))
+            .set_key(Some(leased.key(organization).attributes()))
+            .condition_expression("due_at = :read")
+            .expression_attribute_values(":read", AttributeValue::S(leased.due_at.to_string()))
+            .send()
+            .await;
+        unless_condition_failed(sent.map(drop)).map(drop)
+    }
+
+    /// Begins a flush of the stage's cache, unless one was begun less than `every` ago.
+    pub async fn begin_flush(&self, stage: &str, now: Timestamp, every: Duration) -> Result<FlushTurn, StoreError> {
+        let sent = self
+            .client
+            .update_item()
+            .table_name(self.table(Table::Outbox))
+            .set_key(Some(Key::flush(stage).attributes()))
+            .update_expression("SET begun_at = :now ADD begun :one")
+            .condition_expression("attribute_not_exists(begun_at) OR begun_at <= :long_ago")
+            .expression_attribute_values(":now", AttributeValue::S(now.to_string()))
+            .expression_attribute_values(":long_ago", AttributeValue::S(now.minus(every).to_string()))
+            .expression_attribute_values(":one", AttributeValue::N("1".to_owned()))
+            .return_values(ReturnValue::AllNew)
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+            .send()
+            .await;
+        match sent {
+            Ok(output) => Ok(FlushTurn::Ours(decode::<Flushes>(output.attributes.unwrap_or_default())?.begun)),
+            Err(error) => match error.as_service_error() {
+                Some(UpdateItemError::ConditionalCheckFailedException(failed)) => {
+                    Ok(FlushTurn::Theirs(decode(failed.item.clone().unwrap_or_default())?))
+                }
+                _ => Err(error.into()),
+            },
+        }
+    }
+
+    /// Notes that a flush was done, by its number.
+    pub async fn end_flush(&self, stage: &str, number: u64) -> Result<(), StoreError> {
+        let sent = self
+            .client
+            .update_item()
+            .table_name(self.table(Table::Outbox))
+            .set_key(Some(Key::flush(stage).attributes()))
+            .update_expression("SET done = :number")
+            .condition_expression("attribute_not_exists(done) OR done < :number")
+            .expression_attribute_values(":number", AttributeValue::N(number.to_string()))
+            .send()
+            .await;
+        unless_condition_failed(sent.map(drop)).map(drop)
+    }
+
     pub async fn expiry_notice(&self, organization: Id, sk: &str) -> Result<Option<ExpiryNotice>, StoreError> {
         self.get(Table::Outbox, Key::due(Queue::ExpiryNotices, organization, sk)).await
+    }
+}
+
+impl PendingInvalidation {
+    fn key(&self, organization: Id) -> Key {
+        Key::invalidation(organization, self.invalidation.at, self.invalidation.id)
+    }
+}
+
+/// Whether a conditional write was done.
+fn unless_condition_failed<E>(sent: Result<(), SdkError<E>>) -> Result<bool, StoreError>
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    match sent {
+        Ok(()) => Ok(true),
+        Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -95,7 +283,8 @@ impl Transaction {
         }
         let id = Id::draw(at, &*self.entropy());
         let access_cut = effect == CacheEffect::AccessCut;
-        let item = Invalidation { id, organization_id: organization, at, access_cut };
+        let item =
+            Invalidation { id, organization_id: organization, at, access_cut, told: BTreeSet::new(), attempts: 0 };
         self.enqueue(Queue::Invalidations, &Key::invalidation(organization, at, id), id, &item, at)
     }
 

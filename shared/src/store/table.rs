@@ -18,6 +18,7 @@
 //! | main | `IDS#<hash>` | `RECORD` | an answer that a service was given; `ttl` |
 //! | outbox | `EVT#<org>` | `<time>#<id>` | an event for webhook endpoints |
 //! | outbox | `PSH#<org>` | `<time>#<id>` | that data planes are to forget what they keep of the organization |
+//! | outbox | `FLS#<stage>` | `LAST` | when the gateway's cache was flushed last, and how often |
 //! | outbox | `XPR#<org>` | key id | that a key's owner is to be told of its end |
 //!
 //! What waits in the outbox for a worker carries `due_shard` (`EVT#0` … `EVT#15` and so on) and `due_at`, the keys of the index `due`.
@@ -135,6 +136,10 @@ impl Key {
         Self::due(Queue::ExpiryNotices, organization, &padded(key))
     }
 
+    pub fn flush(stage: &str) -> Self {
+        Self::of(format!("FLS#{stage}"), "LAST".to_owned())
+    }
+
     pub(super) fn due(queue: Queue, organization: Id, sk: &str) -> Self {
         Self::of(format!("{}#{organization}", queue.prefix()), sk.to_owned())
     }
@@ -189,6 +194,10 @@ pub(super) fn api_keys_partition(organization: Id) -> String {
 
 pub(super) fn projects_partition(organization: Id) -> String {
     format!("PRJ#{organization}")
+}
+
+pub(super) fn invalidations_partition(organization: Id) -> String {
+    format!("PSH#{organization}")
 }
 
 pub(super) fn padded(id: Id) -> String {

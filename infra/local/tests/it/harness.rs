@@ -19,6 +19,7 @@ use karta_shared::{
     domain::{InternalGuard, Slug},
     entropy::OsEntropy,
     telemetry,
+    worker::Fault,
 };
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
@@ -47,8 +48,12 @@ impl World {
 
     /// With the SDK pointed at what `proxy` makes of the embedded store's URL.
     pub(crate) async fn start_with(clock: Arc<dyn Clock>, proxy: Option<&dyn Fn(&str) -> String>) -> Self {
+        Self::start_as(options(clock), proxy).await
+    }
+
+    pub(crate) async fn start_as(options: Options, proxy: Option<&dyn Fn(&str) -> String>) -> Self {
         log_to_file();
-        let runner = Runner::start_behind(options(clock), proxy).await.unwrap();
+        let runner = Runner::start_behind(options, proxy).await.unwrap();
         let admin = runner.founded.api_key.as_ref().unwrap().expose().to_owned();
         Self::of(runner, admin)
     }
@@ -159,7 +164,11 @@ impl World {
 
     /// Has a worker do once what is due.
     pub(crate) async fn work(&self, worker: &str) {
-        registry::workers(&self.runner.app)[worker]().await.unwrap();
+        self.try_work(worker).await.unwrap();
+    }
+
+    pub(crate) async fn try_work(&self, worker: &str) -> Result<(), Fault> {
+        registry::workers(&self.runner.app, &self.runner.gateway)[worker]().await
     }
 
     /// The audit log of `acme`, oldest first.
@@ -345,7 +354,8 @@ fn plain_attribute(attribute: &Value) -> Value {
     }
 }
 
-fn options(clock: Arc<dyn Clock>) -> Options {
+/// Of a world: one organization, nothing on disk, workers at rest.
+pub(crate) fn options(clock: Arc<dyn Clock>) -> Options {
     Options {
         host: [127, 0, 0, 1].into(),
         port: 0,
@@ -354,6 +364,7 @@ fn options(clock: Arc<dyn Clock>) -> Options {
         bcrypt_cost: Some(4),
         session_token_secret: None,
         service_tokens: None,
+        data_planes: None,
         internal: InternalGuard::default(),
         workers: false,
         clock,

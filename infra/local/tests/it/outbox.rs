@@ -165,7 +165,7 @@ async fn two_workers_at_once_tell_once() {
         world.key_with(json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-12-01T12:00:00Z" })).await;
     }
     clock.advance(4 * DAY);
-    let tick = &registry::workers(&world.runner.app)[EXPIRY_NOTICES];
+    let tick = &registry::workers(&world.runner.app, &world.runner.gateway)[EXPIRY_NOTICES];
     let (first, second) = tokio::join!(tick(), tick());
     first.unwrap();
     second.unwrap();

@@ -82,6 +82,7 @@ fn granted() -> BTreeSet<[String; 4]> {
 #[test]
 fn a_policy_names_exact_actions_and_partitions() {
     let actions = [
+        "apigateway:DELETE",
         "dynamodb:BatchGetItem",
         "dynamodb:ConditionCheckItem",
         "dynamodb:DeleteItem",
@@ -99,7 +100,7 @@ fn a_policy_names_exact_actions_and_partitions() {
             assert!(resources.iter().all(|resource| !resource.contains('*')), "{name}: {resources:?}");
             for action in words(&statement["Action"]) {
                 assert!(actions.contains(&action), "{name} may {action}");
-                if action.starts_with("secretsmanager:") {
+                if !action.starts_with("dynamodb:") {
                     continue;
                 }
                 let condition = &statement["Condition"];
@@ -118,6 +119,20 @@ fn a_policy_names_exact_actions_and_partitions() {
             }
         }
     }
+}
+
+#[test]
+fn one_function_may_flush_the_authorizer_cache_of_its_own_stage_and_change_nothing_else_of_the_gateway() {
+    let mut granted = Vec::new();
+    for (name, function) in functions() {
+        for statement in statements(&function) {
+            if words(&statement["Action"]).iter().any(|action| action.starts_with("apigateway:")) {
+                granted.push((name.clone(), statement["Action"].clone(), statement["Resource"].clone()));
+            }
+        }
+    }
+    let cache = "arn:${AWS::Partition}:apigateway:${AWS::Region}::/restapis/${Api}/stages/${Stage}/cache/authorizers";
+    assert_eq!(granted, [("worker-cache-push".to_owned(), json!("apigateway:DELETE"), json!(cache))]);
 }
 
 #[test]
@@ -157,6 +172,7 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
     }
     let readers = [
         ("CursorSecret", &["agent-projects-list", "api-keys-list"][..]),
+        ("DataPlanesSecret", &["worker-cache-push"]),
         (
             "KeyTagSecret",
             &[
@@ -177,6 +193,7 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
                 "internal-organizations-get",
                 "internal-organizations-update",
                 "internal-whoami",
+                "worker-cache-push",
             ],
         ),
         ("SessionSigningSecret", &["authorizer", "session-tokens-create"]),
@@ -249,7 +266,7 @@ async fn functions_do_just_what_their_policies_allow() {
         done.extend(accesses(function, &proxy));
     }
     clock.advance(Duration::from_hours(5 * 24));
-    for (function, tick) in registry::workers(&world.runner.app) {
+    for (function, tick) in registry::workers(&world.runner.app, &world.runner.gateway) {
         proxy.forget();
         tick().await.unwrap();
         done.extend(accesses(function, &proxy));
@@ -277,8 +294,13 @@ fn accesses(function: &str, proxy: &FaultProxy) -> BTreeSet<[String; 4]> {
 #[test]
 fn the_generators_of_secrets_are_frozen() {
     let secrets = resources("AWS::SecretsManager::Secret").into_iter();
-    let generators: BTreeMap<_, _> =
-        secrets.map(|(name, secret)| (name, secret["Properties"]["GenerateSecretString"].clone())).collect();
+    let generators: BTreeMap<_, _> = secrets
+        .map(|(name, secret)| {
+            let properties = &secret["Properties"];
+            let given = &properties["SecretString"];
+            (name, if given.is_null() { properties["GenerateSecretString"].clone() } else { given.clone() })
+        })
+        .collect();
     insta::assert_json_snapshot!(generators, @r#"
     {
       "CursorSecret": {
@@ -287,6 +309,7 @@ fn the_generators_of_secrets_are_frozen() {
         "PasswordLength": 64,
         "SecretStringTemplate": "{\"current\":\"k1\"}"
       },
+      "DataPlanesSecret": "{}",
       "KeyTagSecret": {
         "ExcludePunctuation": true,
         "GenerateStringKey": "k1",
@@ -452,7 +475,7 @@ async fn a_template_that_does_not_fit_the_handlers_is_refused() {
     let refusal = |edit: &dyn Fn(&mut Template)| {
         let mut template = Template::parse(TEMPLATE).unwrap();
         edit(&mut template);
-        Gateway::new(&world.runner.app, template).unwrap_err().to_string()
+        Gateway::new(&world.runner.app, &template).unwrap_err().to_string()
     };
     let message = refusal(&|template| {
         let routes = vec![Route { method: Method::GET, path: "/burn".to_owned(), authorized: true }];

@@ -61,7 +61,7 @@ impl Plane {
         let sdk = config::local_sdk(&emulator.endpoint(), emulator.access_key()).await;
         let (clock, entropy) = (Arc::clone(&world.runner.app.clock), Arc::clone(&world.runner.app.entropy));
         let app = App::new(config, &sdk, SecretSource::Fixed(texts), clock, entropy);
-        Self { gateway: Gateway::new(&app, Template::parse(TEMPLATE).unwrap()).unwrap() }
+        Self { gateway: Gateway::new(&app, &Template::parse(TEMPLATE).unwrap()).unwrap() }
     }
 
     /// Answers a client at an address that asked for a host.

@@ -1,0 +1,119 @@
+//! Has those who keep verdicts about keys forget them: data planes, and the gateway where access was cut.
+//!
+//! Best effort on top of a bound that holds without it: every verdict that is kept ends by itself within seconds. What is due is taken with
+//! a lease, told in one call per data plane and organization, and taken away only then; if the worker ends in between, another one tells it
+//! again.
+
+mod flush;
+mod push;
+mod queue;
+mod together;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use karta_shared::{
+    App,
+    config::{self, GatewayStage},
+    domain::{Id, Invalidation},
+    store::PendingInvalidation,
+    worker::{Fault, Wake, Worker},
+};
+use tokio::task::JoinSet;
+
+pub use self::flush::AuthorizerCache;
+use self::push::Caller;
+
+/// The gateway's name among those that have been told. No data plane's: those have no capitals.
+const GATEWAY: &str = "GATEWAY";
+
+#[derive(Debug)]
+pub struct CachePush {
+    app: App,
+    cache: AuthorizerCache,
+    caller: Arc<Caller>,
+}
+
+/// Which organizations each data plane has confirmed.
+type Confirmed = BTreeMap<String, BTreeSet<Id>>;
+
+impl CachePush {
+    pub fn new(app: App, cache: AuthorizerCache) -> Self {
+        Self { app, cache, caller: Arc::default() }
+    }
+
+    async fn flush(&self, taken: &[PendingInvalidation]) -> Result<(), Fault> {
+        if taken.iter().any(|taken| awaits_flush(&taken.invalidation)) {
+            self.cache.flush_in_turn(&self.app).await
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Tells every data plane what it has not confirmed yet, all at once.
+    async fn push(&self, taken: &[PendingInvalidation]) -> Result<Confirmed, Fault> {
+        let secrets = &self.app.secrets;
+        let (planes, tokens) = (secrets.data_planes().await?, secrets.service_tokens().await?);
+        let mut calls = JoinSet::new();
+        for plane in planes.iter() {
+            let invalidations = taken.iter().map(|taken| &taken.invalidation);
+            let untold = invalidations.filter(|invalidation| !invalidation.told.contains(plane.name()));
+            let untold: BTreeSet<_> = untold.map(|invalidation| invalidation.organization_id).collect();
+            let (caller, plane, overlaps) = (Arc::clone(&self.caller), plane.clone(), plane.overlaps(&tokens));
+            calls.spawn(async move {
+                let confirmed = if overlaps {
+                    let data_plane = plane.name();
+                    tracing::error!(worker = Self::NAME, data_plane, "not called: its token is a service token too");
+                    BTreeSet::new()
+                } else {
+                    caller.tell(&plane, untold).await
+                };
+                (plane.name().to_owned(), confirmed)
+            });
+        }
+        Ok(calls.join_all().await.into_iter().collect())
+    }
+}
+
+fn awaits_flush(invalidation: &Invalidation) -> bool {
+    invalidation.access_cut && !invalidation.told.contains(GATEWAY)
+}
+
+impl Worker for CachePush {
+    const NAME: &'static str = "worker-cache-push";
+
+    async fn deployed(app: App) -> Result<Self, Fault> {
+        app.secrets.data_planes().await?;
+        app.secrets.service_tokens().await?;
+        let stage = GatewayStage::from_env()?;
+        Ok(Self::new(app, AuthorizerCache::gateway(&config::deployed_sdk().await, stage)))
+    }
+
+    async fn work(&self, wake: &Wake) -> Result<(), Fault> {
+        let (mut taken, untaken) = queue::take(&self.app, wake).await?;
+        if taken.is_empty() {
+            return untaken.map_or(Ok(()), |fault| Err(fault.into()));
+        }
+        let (flushed, pushed) = tokio::join!(self.flush(&taken), self.push(&taken));
+        let (confirmed, mut fault) = match pushed {
+            Ok(confirmed) => (Some(confirmed), None),
+            Err(fault) => (None, Some(fault)),
+        };
+        for invalidation in taken.iter_mut().map(|taken| &mut taken.invalidation) {
+            if flushed.is_ok() && awaits_flush(invalidation) {
+                invalidation.told.insert(GATEWAY.to_owned());
+            }
+            for (name, _) in confirmed.iter().flatten().filter(|(_, of)| of.contains(&invalidation.organization_id)) {
+                invalidation.told.insert(name.clone());
+            }
+        }
+        let unsettled = queue::settle(&self.app, taken, |invalidation| {
+            let all_told = |of: &Confirmed| of.keys().all(|name| invalidation.told.contains(name));
+            !awaits_flush(invalidation) && confirmed.as_ref().is_some_and(all_told)
+        });
+        fault = fault.or(flushed.err()).or(unsettled.await.map(Into::into));
+        fault.or(untaken.map(Into::into)).map_or(Ok(()), Err)
+    }
+}

@@ -1,0 +1,24 @@
+use std::future::Future;
+
+use tokio::task::JoinSet;
+
+/// How many calls of a kind are under way at once.
+const AT_ONCE: usize = 16;
+
+/// Awaits all of them, a bounded number at a time; the answers come in no order.
+pub(crate) async fn together<T, F>(futures: impl IntoIterator<Item = F>) -> Vec<T>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    let mut running = JoinSet::new();
+    let mut answers = Vec::new();
+    for future in futures {
+        running.spawn(future);
+        if running.len() == AT_ONCE {
+            answers.extend(running.join_next().await.map(|answer| answer.expect("a task does not panic")));
+        }
+    }
+    answers.extend(running.join_all().await);
+    answers
+}
