@@ -5,6 +5,9 @@
 //! proxy.fail("Query", 2, Fault::Throttle); // the next two
 //! proxy.fail("TransactWriteItems", ALWAYS, Fault::DropAnswer); // every one, until
 //! proxy.heal();
+//! proxy.fail("BatchGetItem", 1, Fault::HoldAnswer); // the store does it, and nobody hears of it until
+//! proxy.held().await;
+//! proxy.release();
 //! assert!(proxy.seen().iter().all(|request| request.is_consistent()));
 //! ```
 //!
@@ -12,14 +15,16 @@
 
 use std::sync::{Arc, Mutex};
 
+use karta_local::Options;
 use karta_shared::clock::{Clock, SystemClock};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::watch,
 };
 
-use crate::harness::World;
+use crate::harness::{World, options};
 
 /// As a number of requests: all of them, until [`FaultProxy::heal`].
 pub(crate) const ALWAYS: usize = usize::MAX;
@@ -38,6 +43,8 @@ pub(crate) enum Fault {
     Close,
     /// The store does what it was asked, and the connection is closed instead of its answer.
     DropAnswer,
+    /// The store does what it was asked, and its answer waits for [`FaultProxy::release`].
+    HoldAnswer,
     /// `TransactionCanceledException`: this reason for the member at this place, none for the others; nothing reaches the store.
     Cancel { code: &'static str, at: usize },
     /// Of a BatchGetItem, the last key comes back as unprocessed.
@@ -56,6 +63,9 @@ pub(crate) struct FaultProxy {
     client: reqwest::Client,
     rules: Mutex<Vec<Rule>>,
     seen: Mutex<Vec<Seen>>,
+    /// How many answers have been held so far.
+    held: watch::Sender<usize>,
+    released: watch::Sender<()>,
 }
 
 struct Rule {
@@ -143,14 +153,24 @@ impl FaultProxy {
     }
 
     pub(crate) async fn start_with(clock: Arc<dyn Clock>) -> (World, Arc<Self>) {
+        Self::start_as(options(clock)).await
+    }
+
+    pub(crate) async fn start_as(options: Options) -> (World, Arc<Self>) {
         let listener = Arc::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
-        let proxy = Arc::new(Self { client: reqwest::Client::new(), rules: Mutex::default(), seen: Mutex::default() });
+        let proxy = Arc::new(Self {
+            client: reqwest::Client::new(),
+            rules: Mutex::default(),
+            seen: Mutex::default(),
+            held: watch::Sender::new(0),
+            released: watch::Sender::new(()),
+        });
         let url = format!("http://{}", listener.local_addr().unwrap());
         let before_the_store = |store: &str| {
             tokio::spawn(Arc::clone(&proxy).serve(Arc::clone(&listener), store.to_owned()));
             url.clone()
         };
-        let world = World::start_with(clock, Some(&before_the_store)).await;
+        let world = World::start_as(options, Some(&before_the_store)).await;
         (world, proxy)
     }
 
@@ -162,6 +182,17 @@ impl FaultProxy {
     /// No faults from here on.
     pub(crate) fn heal(&self) {
         self.rules.lock().unwrap().clear();
+    }
+
+    /// Returns once an answer is held that was not when this was called last.
+    pub(crate) async fn held(&self) {
+        self.held.subscribe().wait_for(|held| *held > 0).await.unwrap();
+        self.held.send_replace(0);
+    }
+
+    /// Lets the answers go that are held.
+    pub(crate) fn release(&self) {
+        self.released.send_replace(());
     }
 
     /// Every request since the start, or since the last call to [`forget`](Self::forget).
@@ -213,6 +244,13 @@ impl FaultProxy {
             Some(Fault::DropAnswer) => {
                 self.forward(&request, request.body.clone(), store).await;
                 None
+            }
+            Some(Fault::HoldAnswer) => {
+                let answer = self.forward(&request, request.body.clone(), store).await;
+                let mut released = self.released.subscribe();
+                self.held.send_modify(|held| *held += 1);
+                released.changed().await.ok()?;
+                answer
             }
             Some(Fault::Cancel { code, at }) => {
                 let members = body["TransactItems"].as_array().unwrap().len();

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "`allow-unwrap-in-tests` reaches the tests and not what they share")]
 
+mod data_plane;
 mod fault_proxy;
 mod harness;
 mod invariants;
@@ -11,6 +12,8 @@ mod invariants;
 mod agent_projects;
 mod api_keys;
 mod bcrypt_line;
+mod bound;
+mod cache_push;
 mod credentials;
 mod faults;
 mod forged_tokens;

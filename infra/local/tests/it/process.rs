@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use crate::{
+    data_plane::{DataPlane, configured, token},
     harness::{World, note_secret, run_file},
     invariants::Tables,
 };
@@ -31,7 +32,7 @@ fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
 }
 
 /// A run that printed its line of JSON.
-struct Karta {
+pub(crate) struct Karta {
     child: Child,
     described: Value,
     log: PathBuf,
@@ -41,7 +42,7 @@ struct Karta {
 
 impl Karta {
     /// `--port 0 --json` with these flags too.
-    fn start(arguments: &[&str]) -> Self {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
         Self::start_with(&[&["--port", "0", "--json"], arguments].concat(), &[])
     }
 
@@ -61,11 +62,11 @@ impl Karta {
     }
 
     /// A value of the line that it printed.
-    fn says(&self, field: &str) -> &str {
+    pub(crate) fn says(&self, field: &str) -> &str {
         self.described[field].as_str().unwrap()
     }
 
-    async fn request(&self, method: Method, path: &str, token: &str, body: &Value) -> (StatusCode, Value) {
+    pub(crate) async fn request(&self, method: Method, path: &str, token: &str, body: &Value) -> (StatusCode, Value) {
         let url = format!("{}{path}", self.says("base_url"));
         let request = self.client.request(method, url).bearer_auth(token).body(body.to_string());
         let answer = request.send().await.unwrap();
@@ -413,6 +414,52 @@ fn a_list_with_a_wrong_entry_stops_the_start_and_the_entry_is_named() {
         let message = refused(&flags, &[(variable, list)]);
         assert!(message.contains(variable) && message.contains(entry), "{message}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_plane_on_this_machine_is_told_within_a_second_of_a_revocation() {
+    let plane = DataPlane::start("p").await;
+    let flags = ["--port", "0", "--json", "--ephemeral"];
+    let karta = Karta::start_with(&flags, &[("KARTA_DATA_PLANES", &configured(&[("here", &plane)]))]);
+    let admin = karta.says("api_key");
+    let body = json!({ "name": "ci", "scopes": ["read"] });
+    for count in 1..=3 {
+        let (_, created) = karta.request(Method::POST, "/v1/api_keys", admin, &body).await;
+        let path = format!("/v1/api_keys/{}", created["api_key"]["id"]);
+        let (status, _) = karta.request(Method::DELETE, &path, admin, &json!({})).await;
+        let revoked = Instant::now();
+        assert_eq!(status, 200);
+        let received = plane.wait_for(count).await;
+        let latest = received.last().unwrap();
+        assert!(latest.at.saturating_duration_since(revoked) < Duration::from_secs(1));
+        assert_eq!(latest.body, json!({ "organization_id": karta.described["organization_id"] }));
+    }
+}
+
+#[test]
+fn a_wrong_data_plane_stops_the_start_and_its_field_is_named() {
+    let flags = ["--port", "0", "--ephemeral"];
+    let secret = token("s");
+    let url = "https://eu.example.com";
+    for (given, problem) in [
+        (secret.clone(), "it must be a JSON object of data planes by name"),
+        (json!([secret]).to_string(), "it must be a JSON object of data planes by name"),
+        (
+            json!({ "eu": { "url": "http://eu.example.com", "token": secret } }).to_string(),
+            "url of the data plane eu must",
+        ),
+        (json!({ "eu": { "url": secret, "token": secret } }).to_string(), "url of the data plane eu must start with"),
+        (json!({ "eu": { "url": url, "token": secret[..31] } }).to_string(), "token of the data plane eu must have"),
+        (json!({ secret.clone(): { "url": url, "token": secret } }).to_string(), "a name of 41 bytes is none"),
+    ] {
+        let message = refused(&flags, &[("KARTA_DATA_PLANES", &given)]);
+        assert!(message.starts_with("karta: KARTA_DATA_PLANES cannot be read: "), "{message}");
+        assert!(message.contains(problem) && !message.contains("ssssssss"), "{message}");
+    }
+    let planes = json!({ "eu": { "url": url, "token": secret } }).to_string();
+    let message = refused(&flags, &[("KARTA_DATA_PLANES", &planes), ("KARTA_SERVICE_TOKENS", &secret)]);
+    assert!(message.contains("the token of the data plane eu is a service token too"), "{message}");
+    assert!(!message.contains("ssssssss"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

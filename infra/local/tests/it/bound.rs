@@ -1,0 +1,206 @@
+//! How long a revoked key is still let in, from the acknowledgement of its revocation: 5 s at our own door, 5.5 s at a data plane's. Once between
+//! two processes by the machine's clock, and then with every delay that the parts allow, by one that the test moves.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+use http::Method;
+use karta_shared::clock::{Clock, ManualClock};
+use serde_json::{Value, json};
+use tokio::{task::JoinSet, time::sleep};
+
+use crate::{
+    fault_proxy::{Fault, FaultProxy},
+    harness::World,
+    process::Karta,
+};
+
+const AT_A_DATA_PLANE: Duration = Duration::from_millis(5_500);
+const AT_OUR_DOOR: Duration = Duration::from_secs(5);
+const DATA_PLANES_KEEP: Duration = Duration::from_secs(5);
+/// How long the doors are tried after a revocation.
+const TRIED_FOR: Duration = Duration::from_millis(7_600);
+
+/// Somebody who lets a key in or not, by a verdict that is kept from its arrival.
+struct Door {
+    karta: Arc<Karta>,
+    key: String,
+    /// `None` is our own door, which is asked every time.
+    keeps: Option<Duration>,
+    kept: Option<(Instant, bool)>,
+}
+
+impl Door {
+    async fn lets_in(&mut self) -> bool {
+        let Some(keeps) = self.keeps else {
+            return self.karta.request(Method::GET, "/v1/whoami", &self.key, &json!({})).await.0 == 200;
+        };
+        if let Some((arrived, valid)) = self.kept
+            && arrived.elapsed() < keeps
+        {
+            return valid;
+        }
+        let (body, token) = (json!({ "key": self.key }), self.karta.says("service_token"));
+        let (status, verdict) = self.karta.request(Method::POST, "/v1/internal/keys/validate", token, &body).await;
+        let valid = verdict["valid"] == true;
+        self.kept = (status == 200).then(|| (Instant::now(), valid));
+        valid
+    }
+
+    /// How long after the revocation the key was let in last; `None` if it never was.
+    async fn measured(mut self, revoked: Arc<OnceLock<Instant>>) -> Option<Duration> {
+        let mut last = None;
+        while revoked.get().is_none_or(|at| at.elapsed() < TRIED_FOR) {
+            if self.lets_in().await {
+                last = Some(Instant::now());
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        last.map(|last| last.saturating_duration_since(*revoked.get().unwrap()))
+    }
+}
+
+/// Makes a key, tries it at a door from `lead` before its revocation on, and measures.
+async fn revoked_behind(karta: Arc<Karta>, keeps: Option<Duration>, lead: Duration) -> Option<Duration> {
+    let admin = karta.says("api_key").to_owned();
+    let body = json!({ "name": "ci", "scopes": ["read"] });
+    let (_, created) = karta.request(Method::POST, "/v1/api_keys", &admin, &body).await;
+    let key = created["secret"].as_str().unwrap().to_owned();
+    let revoked = Arc::new(OnceLock::new());
+    let door = Door { karta: Arc::clone(&karta), key, keeps, kept: None };
+    let measured = tokio::spawn(door.measured(Arc::clone(&revoked)));
+    sleep(lead).await;
+    let path = format!("/v1/api_keys/{}", created["api_key"]["id"]);
+    let (status, _) = karta.request(Method::DELETE, &path, &admin, &json!({})).await;
+    revoked.set(Instant::now()).unwrap();
+    assert_eq!(status, 200);
+    measured.await.unwrap()
+}
+
+/// The longest that a key was let in behind doors that keep verdicts so long, whenever they asked last before the revocation.
+async fn longest(karta: &Arc<Karta>, keeps: Option<Duration>) -> Duration {
+    let leads = [0, 50, 150, 300, 500, 800].map(Duration::from_millis);
+    let doors: JoinSet<_> = leads.map(|lead| revoked_behind(Arc::clone(karta), keeps, lead)).into_iter().collect();
+    doors.join_all().await.into_iter().flatten().max().expect("a key was let in before it was revoked")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_key_is_dead_within_the_bound_at_another_process_and_the_measure_would_show_it_if_not() {
+    // No data plane is configured, so no push helps.
+    let karta = Arc::new(Karta::start(&["--ephemeral"]));
+    let too_long = Duration::from_secs(7);
+    let (own, plane, negligent) =
+        tokio::join!(longest(&karta, None), longest(&karta, Some(DATA_PLANES_KEEP)), longest(&karta, Some(too_long)),);
+    assert!(own <= AT_OUR_DOOR, "let in at our own door for {own:?}");
+    assert!(plane <= AT_A_DATA_PLANE, "let in at a data plane for {plane:?}");
+    assert!(plane > Duration::from_secs(4), "the data plane did keep its verdicts: {plane:?}");
+    assert!(negligent > AT_A_DATA_PLANE, "one that keeps verdicts for {too_long:?} was not found out: {negligent:?}");
+}
+
+/// A world on a clock that stands still, with a key that this process has proven and whose cached verdict has ended.
+async fn proven_key() -> (World, Arc<FaultProxy>, Arc<ManualClock>, u64, String) {
+    let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
+    let (world, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
+    let (id, token) = world.key(&["read"]).await;
+    world.get("/v1/whoami").bearer(&token).send().await.expect(200);
+    validate(&world, &token).await.unwrap();
+    clock.advance(Duration::from_secs(3));
+    world.get("/v1/whoami").send().await.expect(200);
+    (world, proxy, clock, id, token)
+}
+
+/// Whether the key is valid, or `None` where there is no verdict.
+async fn validate(world: &World, token: &str) -> Option<bool> {
+    let reply = world.service(Method::POST, "/v1/internal/keys/validate").body(json!({ "key": token })).send().await;
+    if reply.status == 200 {
+        return Some(reply.json["valid"] == true);
+    }
+    reply.refused(503);
+    None
+}
+
+async fn revoke(world: &World, id: u64) {
+    world.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_validation_that_read_before_the_revocation_and_answers_late_stays_within_the_bound() {
+    for (delay, answered) in [(0, true), (499, true), (500, true), (501, false), (2_000, false)] {
+        let (world, proxy, clock, id, token) = proven_key().await;
+        proxy.fail("BatchGetItem", 1, Fault::HoldAnswer);
+        let (verdict, ()) = tokio::join!(validate(&world, &token), async {
+            proxy.held().await;
+            revoke(&world, id).await;
+            clock.advance(Duration::from_millis(delay));
+            proxy.release();
+        });
+        assert_eq!(verdict, answered.then_some(true), "after {delay} ms");
+        let since_revoked = Duration::from_millis(delay);
+        if verdict.is_some() {
+            assert!(since_revoked + DATA_PLANES_KEEP <= AT_A_DATA_PLANE, "kept until too late after {delay} ms");
+            clock.advance(DATA_PLANES_KEEP);
+        }
+        assert_eq!(validate(&world, &token).await, Some(false), "asked again after {delay} ms");
+    }
+}
+
+/// How long after its revocation the key is let in last, of a busy client by the injected clock.
+async fn let_in_for(world: &World, clock: &ManualClock, token: &str, revoked: Duration) -> Duration {
+    let step = Duration::from_millis(50);
+    let (mut since, mut last) = (revoked, Duration::ZERO);
+    while since < Duration::from_secs(9) {
+        if world.get("/v1/whoami").bearer(token).send().await.status == 200 {
+            last = since;
+        }
+        clock.advance(step);
+        since += step;
+    }
+    last
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authorizer_that_read_before_the_revocation_and_answers_late_stays_within_the_bound() {
+    for flushed_between in [false, true] {
+        for (delay, answered) in [(0, true), (1_000, true), (1_500, true), (1_501, false), (4_000, false)] {
+            let (world, proxy, clock, id, token) = proven_key().await;
+            proxy.fail("BatchGetItem", 1, Fault::HoldAnswer);
+            let (reply, ()) = tokio::join!(world.get("/v1/whoami").bearer(&token).send(), async {
+                proxy.held().await;
+                revoke(&world, id).await;
+                clock.advance(Duration::from_millis(delay));
+                if flushed_between {
+                    world.work("worker-cache-push").await;
+                    assert!(world.outbox("PSH").await.is_empty(), "the flush was done");
+                }
+                proxy.release();
+            });
+            let case = format!("after {delay} ms, flushed between: {flushed_between}");
+            if answered {
+                assert_eq!(reply.status, 200, "{case}");
+            } else {
+                assert_eq!(reply.refused(503), json!({ "detail": "Service unavailable" }), "{case}");
+            }
+            let last = let_in_for(&world, &clock, &token, Duration::from_millis(delay)).await;
+            assert!(last <= AT_OUR_DOOR, "{case}: let in for {last:?}");
+            assert_eq!(last > Duration::ZERO, answered, "{case}: {last:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flush_ends_at_once_what_was_kept_before_it() {
+    let (world, _proxy, clock, id, token) = proven_key().await;
+    let status = async || world.get("/v1/whoami").bearer(&token).send().await.status.as_u16();
+    assert_eq!(status().await, 200);
+    revoke(&world, id).await;
+    assert_eq!(status().await, 200, "kept by the gateway");
+    let revoked = clock.now();
+    world.work("worker-cache-push").await;
+    assert_eq!(status().await, 401);
+    assert_eq!(clock.now(), revoked, "in the same instant");
+    assert_eq!(validate(&world, &token).await, Some(false));
+    let own: Value = world.get("/v1/whoami").send().await.expect(200);
+    assert_eq!(own["organization_id"], world.organization_id, "others are judged anew");
+}
