@@ -19,8 +19,6 @@ use crate::{CachePush, together::together};
 
 const PATH: &str = "/v1/internal/cache/invalidate";
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
-/// A function that was frozen for longer finds its connections dead.
-const IDLE_MAX: Duration = Duration::from_secs(5);
 
 /// Calls data planes.
 #[derive(Debug, Default)]
@@ -66,7 +64,8 @@ fn client() -> reqwest::Result<Client> {
         .no_zstd()
         .referer(false)
         .timeout(ANSWERED_WITHIN)
-        .pool_idle_timeout(IDLE_MAX)
+        // A function is frozen between two runs: a connection that was kept may be dead by then.
+        .pool_max_idle_per_host(0)
         .build()
 }
 
