@@ -4,11 +4,12 @@ use std::{
     io::{self, Write},
     net::IpAddr,
     path::{Path, PathBuf},
+    process::ExitCode,
     sync::Arc,
 };
 
 use anyhow::{Context, Result};
-use clap::{Parser, builder::BoolishValueParser};
+use clap::{Args, Parser, Subcommand, builder::BoolishValueParser};
 use karta_shared::{
     clock::SystemClock,
     config,
@@ -20,12 +21,37 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{Options, Runner};
+use crate::{Options, Runner, audit};
 
 /// Runs the whole control plane on this machine, over an embedded store.
 #[derive(Debug, Parser)]
-#[command(name = "karta", version)]
+#[command(name = "karta", version, args_conflicts_with_subcommands = true)]
 pub struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArguments,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Verify every organization's audit log; fails if anything in one was tampered with.
+    AuditVerify(VerifyArguments),
+}
+
+#[derive(Debug, Args)]
+struct VerifyArguments {
+    /// Where the data and its secrets are kept; no runner may be working on them.
+    #[arg(long, env = "KARTA_DATA_DIR", default_value = ".karta")]
+    data_dir: PathBuf,
+    /// Verify a deployed stack instead, with the environment's AWS credentials: `KARTA_TABLE`, `KARTA_ANCHORS_TABLE` and `KARTA_SECRET_AUDIT` name
+    /// its tables and its key ring.
+    #[arg(long)]
+    deployed: bool,
+}
+
+#[derive(Debug, Args)]
+struct RunArguments {
     /// The address to listen on; 0.0.0.0 lets containers in.
     #[arg(long, env = "KARTA_HOST", default_value = "127.0.0.1")]
     host: IpAddr,
@@ -56,8 +82,30 @@ fn slug(text: &str) -> Result<Slug, String> {
     Slug::try_from(text.to_owned()).map_err(|error| error.to_string())
 }
 
+/// Does what the command line asks for.
+pub async fn execute(arguments: Arguments) -> Result<ExitCode> {
+    match arguments.command {
+        None => run(arguments.run).await.map(|()| ExitCode::SUCCESS),
+        Some(Command::AuditVerify(arguments)) => audit_verify(arguments).await,
+    }
+}
+
+/// Prints what is found. The code is a failure's unless all is whole.
+async fn audit_verify(arguments: VerifyArguments) -> Result<ExitCode> {
+    let report = if arguments.deployed {
+        audit::verify_deployed().await?
+    } else {
+        audit::verify_local(&arguments.data_dir).await?
+    };
+    let mut out = io::stdout().lock();
+    for line in report.lines() {
+        writeln!(out, "{line}")?;
+    }
+    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 /// Runs until SIGINT or SIGTERM.
-pub async fn run(arguments: Arguments) -> Result<()> {
+async fn run(arguments: RunArguments) -> Result<()> {
     telemetry::init(telemetry::Output::Stderr, &arguments.log).context("--log")?;
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let runner = Runner::start(Options {

@@ -13,14 +13,14 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use axum::{Router, body::Bytes, extract::State, response::IntoResponse};
 use dynoxide::{
     Database, DynoxideError,
     actions::{create_table::CreateTableRequest, update_time_to_live::UpdateTimeToLiveRequest},
 };
 use http::{HeaderMap, StatusCode, header};
-use karta_shared::domain::Entropy;
+use karta_shared::{domain::Entropy, store::table::Tables};
 use secrecy::SecretString;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -50,18 +50,12 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// Opens the store in `folder`, or one in memory, with the template's tables under the names that `name` gives them. Writes to the table
-    /// `outbox` are made known, as its stream would.
+    /// Opens the store in `folder`, or one in memory, with the template's tables under these names. Writes to the outbox are made known, as
+    /// its stream would.
     ///
     /// It is served on a thread of its own: SQLite does one thing at a time and blocks whoever waits for it, which must not be the
     /// threads that answer requests.
-    pub fn start(
-        folder: Option<&Path>,
-        template: &Template,
-        name: impl Fn(&str) -> Option<String>,
-        outbox: &str,
-        entropy: &dyn Entropy,
-    ) -> Result<Self> {
+    pub fn start(folder: Option<&Path>, template: &Template, tables: &Tables, entropy: &dyn Entropy) -> Result<Self> {
         let database = match folder {
             Some(folder) => {
                 let path = folder.join(STORE_FILE);
@@ -74,10 +68,14 @@ impl Emulator {
             None => Database::memory().map_err(|error| anyhow!("cannot open a store in memory: {error}"))?,
         };
         for (logical_id, table) in &template.tables {
-            let name = name(logical_id).with_context(|| {
-                format!("template.yaml lists the table {logical_id}, which this runner has no name for")
-            })?;
-            create_table(&database, &name, table)?;
+            let name = match logical_id.as_str() {
+                "KartaTable" => &tables.main,
+                "CredentialsTable" => &tables.credentials,
+                "OutboxTable" => &tables.outbox,
+                "AnchorsTable" => &tables.anchors,
+                _ => bail!("template.yaml lists the table {logical_id}, which this runner has no name for"),
+            };
+            create_table(&database, name, table)?;
         }
         let listener = TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
@@ -86,7 +84,7 @@ impl Emulator {
         let credential = format!("Credential={access_key}/");
         let (stop, stopped) = oneshot::channel();
         let (wake, outbox_written) = watch::channel(());
-        let outbox = format!("{outbox:?}");
+        let outbox = format!("{:?}", tables.outbox);
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let served = thread::Builder::new().name("store".to_owned()).spawn(move || {
             let server = Arc::new(Server { database, credential, outbox, wake });

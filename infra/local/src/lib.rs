@@ -2,8 +2,9 @@
 //!
 //! [`Runner::start`] opens an embedded DynamoDB ([`emulator`]), reads `template.yaml` ([`template`]), mounts the functions that
 //! it lists ([`registry`]) behind what API Gateway would do ([`gateway`]), starts the workers ([`workers`]), and makes the first
-//! organization ([`bootstrap`]). Handlers, authorizer, workers and DynamoDB calls are those that run in AWS.
+//! organization ([`bootstrap`]). [`audit`] verifies the audit logs of what was run. Handlers, authorizer, workers and DynamoDB calls are those that run in AWS.
 
+pub mod audit;
 pub mod bootstrap;
 pub mod cli;
 pub mod emulator;

@@ -9,8 +9,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match cli::run(cli::Arguments::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
+    match cli::execute(cli::Arguments::parse()).await {
+        Ok(code) => code,
         Err(error) => {
             cli::complain(&error);
             ExitCode::FAILURE

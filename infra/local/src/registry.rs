@@ -8,6 +8,7 @@ use karta_shared::{
     worker::{Fault, Wake, Worker, work},
 };
 use lambda_http::{Body, Request, Response};
+use worker_audit_chain::AuditChain;
 use worker_cache_push::{AuthorizerCache, CachePush};
 use worker_expiry_notices::ExpiryNotices;
 
@@ -28,6 +29,7 @@ pub fn handlers(app: &App) -> BTreeMap<&'static str, Handler> {
         mount::<api_keys_revoke::ApiKeysRevoke>(app),
         mount::<api_keys_rotate::ApiKeysRotate>(app),
         mount::<api_keys_update::ApiKeysUpdate>(app),
+        mount::<audit_events_list::AuditEventsList>(app),
         mount::<healthz::Healthz>(app),
         mount::<internal_api_keys_create::InternalApiKeysCreate>(app),
         mount::<internal_keys_validate::InternalKeysValidate>(app),
@@ -49,7 +51,11 @@ pub type Tick = Arc<dyn Fn() -> Work + Send + Sync>;
 pub fn workers(app: &App, gateway: &Arc<Gateway>) -> BTreeMap<&'static str, Tick> {
     let gateway = Arc::clone(gateway);
     let cache = AuthorizerCache::Local(Arc::new(move || gateway.forget_verdicts()));
-    BTreeMap::from([employ(CachePush::new(app.clone(), cache)), employ(ExpiryNotices::new(app.clone()))])
+    BTreeMap::from([
+        employ(AuditChain::new(app.clone())),
+        employ(CachePush::new(app.clone(), cache)),
+        employ(ExpiryNotices::new(app.clone())),
+    ])
 }
 
 fn employ<W: Worker>(worker: W) -> (&'static str, Tick) {

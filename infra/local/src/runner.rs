@@ -105,13 +105,7 @@ impl Runner {
         };
         let secrets = LocalSecrets::open(folder, given, &*options.entropy)?;
         let template = Template::parse(TEMPLATE)?;
-        let name = |logical_id: &str| match logical_id {
-            "KartaTable" => Some(tables.main.clone()),
-            "CredentialsTable" => Some(tables.credentials.clone()),
-            "OutboxTable" => Some(tables.outbox.clone()),
-            _ => None,
-        };
-        let emulator = Emulator::start(folder, &template, name, &tables.outbox, &*options.entropy)?;
+        let emulator = Emulator::start(folder, &template, &tables, &*options.entropy)?;
         let dynamodb_endpoint = emulator.endpoint();
         let endpoint = proxy.map_or_else(|| dynamodb_endpoint.clone(), |proxy| proxy(&dynamodb_endpoint));
         let app = App::new(
@@ -173,7 +167,7 @@ async fn answer(
 }
 
 /// Makes the directory, for its owner alone, and takes it: two runners over one store would each trust a cache of their own.
-fn lock(folder: &Path) -> Result<File> {
+pub(crate) fn lock(folder: &Path) -> Result<File> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)

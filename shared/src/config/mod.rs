@@ -2,14 +2,18 @@
 
 mod secrets;
 
-use std::{env, fmt::Display, str::FromStr, time::Duration};
+use std::{env, fmt::Display, str::FromStr, sync::Arc, time::Duration};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_dynamodb::config::Credentials;
 use secrecy::{ExposeSecret, SecretString};
 
 pub use self::secrets::{Ring, Secret, SecretError, SecretSource, Secrets};
-use crate::{domain::InternalGuard, store::table::Tables};
+use crate::{
+    clock::SystemClock,
+    domain::InternalGuard,
+    store::{AuditReader, table::Tables},
+};
 
 /// A deployed stack hashes with at least this cost; tests and laptops may go down to bcrypt's own minimum.
 const DEPLOYED_BCRYPT_COST_MIN: u32 = 10;
@@ -37,7 +41,7 @@ impl ConfigError {
 /// What a function reads from its environment.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `KARTA_TABLE`, `KARTA_CREDENTIALS_TABLE` and `KARTA_OUTBOX_TABLE`.
+    /// `KARTA_TABLE`, `KARTA_CREDENTIALS_TABLE`, `KARTA_OUTBOX_TABLE` and `KARTA_ANCHORS_TABLE`.
     pub tables: Tables,
     /// `KARTA_BCRYPT_COST`: 12 unless set; 10 to 15 in a deployed stack.
     pub bcrypt_cost: u32,
@@ -52,6 +56,7 @@ impl Config {
                 main: required("KARTA_TABLE")?,
                 credentials: required("KARTA_CREDENTIALS_TABLE")?,
                 outbox: required("KARTA_OUTBOX_TABLE")?,
+                anchors: required("KARTA_ANCHORS_TABLE")?,
             },
             bcrypt_cost: deployed_bcrypt_cost(parsed("KARTA_BCRYPT_COST")?.unwrap_or(BCRYPT_COST_DEFAULT))?,
             internal: internal_guard()?,
@@ -93,6 +98,16 @@ fn sdk() -> aws_config::ConfigLoader {
 /// The SDK as a deployed function uses it: region and credentials from Lambda's environment.
 pub async fn deployed_sdk() -> SdkConfig {
     sdk().load().await
+}
+
+/// What the operator verifies a deployed stack's audit logs with: `KARTA_TABLE`, `KARTA_ANCHORS_TABLE`, `KARTA_SECRET_AUDIT`, and the
+/// environment's AWS credentials.
+pub async fn deployed_audit() -> Result<(AuditReader, Secrets), ConfigError> {
+    let (main, anchors) = (required("KARTA_TABLE")?, required("KARTA_ANCHORS_TABLE")?);
+    let sdk = deployed_sdk().await;
+    let source = SecretSource::manager_from_env(aws_sdk_secretsmanager::Client::new(&sdk))?;
+    let reader = AuditReader::new(aws_sdk_dynamodb::Client::new(&sdk), main, anchors);
+    Ok((reader, Secrets::new(source, Arc::new(SystemClock))))
 }
 
 /// The SDK over a store on this machine: `endpoint` is its URL, `access_key` the id that opens it.

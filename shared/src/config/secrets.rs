@@ -36,10 +36,12 @@ pub enum Ring {
     KeyTag,
     /// Signs paging cursors.
     Cursor,
+    /// Signs the links of audit logs.
+    Audit,
 }
 
 impl Ring {
-    pub const ALL: [Self; 3] = [Self::SessionSigning, Self::KeyTag, Self::Cursor];
+    pub const ALL: [Self; 4] = [Self::SessionSigning, Self::KeyTag, Self::Cursor, Self::Audit];
 
     /// The secret's name in Secrets Manager (behind the stack's own prefix) and in the local store.
     pub const fn name(self) -> &'static str {
@@ -47,6 +49,7 @@ impl Ring {
             Self::SessionSigning => "session-signing",
             Self::KeyTag => "key-tag",
             Self::Cursor => "cursor",
+            Self::Audit => "audit",
         }
     }
 
@@ -56,6 +59,7 @@ impl Ring {
             Self::SessionSigning => "KARTA_SECRET_SESSION_SIGNING",
             Self::KeyTag => "KARTA_SECRET_KEY_TAG",
             Self::Cursor => "KARTA_SECRET_CURSOR",
+            Self::Audit => "KARTA_SECRET_AUDIT",
         }
     }
 }

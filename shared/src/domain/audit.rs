@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Id, Timestamp};
+use super::{Id, Invalid, Timestamp};
 
 /// Who did what to which resource. Written in the transaction of the change itself, so that neither exists without the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +48,39 @@ pub struct Actor {
     pub kind: ActorKind,
     pub id: Option<Id>,
     pub name: String,
+}
+
+impl Actor {
+    /// Whether this is its name, or the id of the API key that it is.
+    pub fn is_called(&self, text: &str) -> bool {
+        self.name == text || (self.id.is_some() && self.id == Id::parse(text))
+    }
+}
+
+/// The name of what happened, as a filter: `<resource>.<what happened>`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Action(String);
+
+impl Action {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Action {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        let word = |word: &str| {
+            !word.is_empty() && word.len() <= 63 && word.bytes().all(|b| b == b'_' || b.is_ascii_lowercase())
+        };
+        if text.split_once('.').is_some_and(|(resource, happened)| word(resource) && word(happened)) {
+            Ok(Self(text))
+        } else {
+            Err(Invalid::new("must be a resource and what happened to it, such as api_key.created"))
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,5 +192,31 @@ mod tests {
         let pair = AuditEvent::pair(tell, event("api_key.rotated"), &event("api_key.created"));
         let told = pair.map(|event| (event.id.get(), event.action));
         assert_eq!(told, [(7, "api_key.rotated".to_owned()), (8, "api_key.created".to_owned())]);
+    }
+
+    #[test]
+    fn an_action_names_a_resource_and_what_happened() {
+        for (text, right) in [
+            ("api_key.created", true),
+            ("organization.updated", true),
+            ("", false),
+            ("api_key", false),
+            ("api_key.", false),
+            (".created", false),
+            ("api_key.created.twice", false),
+            ("Api_Key.Created", false),
+            ("api key.created", false),
+        ] {
+            assert_eq!(Action::try_from(text.to_owned()).is_ok(), right, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_actor_is_called_by_its_name_or_its_keys_id() {
+        let key = Actor { kind: ActorKind::ApiKey, id: Id::new(7), name: "ci".to_owned() };
+        assert!(key.is_called("ci") && key.is_called("7"));
+        assert!(!key.is_called("c") && !key.is_called("8") && !key.is_called("07"));
+        let system = Actor { kind: ActorKind::System, id: None, name: "local runner".to_owned() };
+        assert!(system.is_called("local runner") && !system.is_called("x"));
     }
 }

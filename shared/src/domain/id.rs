@@ -26,6 +26,12 @@ impl Id {
         Self(((millis << RANDOM_BITS | low) & MAX).max(1))
     }
 
+    /// When it was drawn.
+    pub fn drawn_at(self) -> Timestamp {
+        let millis = i64::try_from(self.0 >> RANDOM_BITS).expect("41 bits");
+        Timestamp::from_millis(EPOCH_MILLIS + millis).expect("before 2095")
+    }
+
     pub const fn new(value: u64) -> Option<Self> {
         if 1 <= value && value <= MAX { Some(Self(value)) } else { None }
     }
@@ -97,6 +103,12 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn an_id_knows_when_it_was_drawn(millis in EPOCH_MILLIS..EPOCH_MILLIS + (1 << 41), seed: u64) {
+            let now = Timestamp::from_millis(millis).unwrap();
+            prop_assert_eq!(Id::draw(now, &SeededEntropy::new(seed)).drawn_at(), now);
+        }
+
         #[test]
         fn parses_exactly_what_it_prints(value in 1..=MAX, other in ".*") {
             prop_assert_eq!(Id::parse(&value.to_string()).map(Id::get), Some(value));

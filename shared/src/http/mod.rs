@@ -30,7 +30,7 @@ pub use self::{
     error::Error,
     idempotency::Reveals,
     query::{AnyQuery, Commas, Days, Limit, NoQuery},
-    resources::{ApiKeyResource, OrganizationResource},
+    resources::{ApiKeyResource, AuditEventResource, OrganizationResource},
     route::{FromPath, ProjectRef, Route},
     serve::{run, serve},
 };

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use crate::domain::{
-    AllowedCidrs, ApiKey, Budget, EndpointUrl, Id, KeyStatus, Metadata, ModelId, Name, Organization, Plan, Prefix,
-    ScopeSet, Slug, StripeCustomerId, SubscriptionStatus, Timestamp,
+    AllowedCidrs, ApiKey, AuditEvent, Budget, Chain, EndpointUrl, Id, KeyStatus, Metadata, ModelId, Name, Organization,
+    Plan, Prefix, ScopeSet, Slug, StripeCustomerId, SubscriptionStatus, Timestamp,
 };
 
 /// The contract's ApiKey: every field always there.
@@ -80,4 +80,13 @@ impl From<Organization> for OrganizationResource {
             created_at: organization.created_at,
         }
     }
+}
+
+/// The contract's `AuditEvent`: every field always there.
+#[derive(Debug, Clone, Serialize)]
+pub struct AuditEventResource {
+    #[serde(flatten)]
+    pub event: AuditEvent,
+    /// Whether it is chained yet, and verifies.
+    pub chain: Chain,
 }

@@ -3,8 +3,9 @@ use std::time::Duration;
 use aws_sdk_dynamodb::{error::ProvideErrorMetadata, types::AttributeValue};
 
 use super::{
-    Conflict, Credential, Digest, Page, Store, StoreError, Transaction,
-    table::{Key, Table, api_keys_partition},
+    Conflict, Credential, Digest, Page, Store, StoreError, Transaction, decode,
+    page::Listing,
+    table::{Key, Table, api_keys_partition, padded},
 };
 use crate::domain::{ApiKey, Id, Kind, Timestamp};
 
@@ -21,7 +22,9 @@ impl Store {
         limit: usize,
         keep: impl Fn(&ApiKey) -> bool,
     ) -> Result<Page<ApiKey>, StoreError> {
-        self.page(Table::Main, api_keys_partition(organization), below, limit, |key: &ApiKey| key.id, keep).await
+        let partition = api_keys_partition(organization);
+        let listing = Listing { partition, place: padded, read: decode, id: |key: &ApiKey| key.id };
+        self.page(listing, below, limit, keep).await
     }
 
     /// Writes that the key was used at `now`, unless it ended before or its last use is noted less than `every` ago.

@@ -10,6 +10,10 @@
 mod access;
 mod api_keys;
 mod audit;
+mod audit_reader;
+mod batch;
+mod canonical;
+mod chain;
 mod credentials;
 mod error;
 mod idempotency;
@@ -28,6 +32,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use self::table::{Key, Table, Tables};
 pub use self::{
     access::Access,
+    audit::LoggedEvent,
+    audit_reader::{AuditReader, Audited},
+    chain::WaitingEvents,
     credentials::{Credential, Digest},
     error::StoreError,
     idempotency::IdempotencyRecord,
@@ -87,6 +94,12 @@ impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store").field("tables", &self.tables).finish_non_exhaustive()
     }
+}
+
+/// An attribute that every item of its kind has.
+fn text<'a>(item: &'a Item, name: &str) -> Result<&'a str, StoreError> {
+    let value = item.get(name).and_then(|value| value.as_s().ok());
+    value.map(String::as_str).ok_or_else(|| StoreError::Fault(format!("an item has no {name}")))
 }
 
 fn decode<T: DeserializeOwned>(item: Item) -> Result<T, StoreError> {

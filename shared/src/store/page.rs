@@ -1,9 +1,8 @@
 use aws_sdk_dynamodb::types::AttributeValue;
-use serde::de::DeserializeOwned;
 
 use super::{
-    Store, StoreError, decode,
-    table::{ABOVE_IDS, Table, padded},
+    Item, Store, StoreError,
+    table::{ABOVE_IDS, Table},
 };
 use crate::domain::Id;
 
@@ -21,15 +20,22 @@ pub struct Page<T> {
     pub resume_below: Option<Id>,
 }
 
+/// What is listed: a partition of the main table whose sort keys have the order of ids.
+pub(super) struct Listing<T> {
+    pub(super) partition: String,
+    /// The sort key under which an id stands.
+    pub(super) place: fn(Id) -> String,
+    pub(super) read: fn(Item) -> Result<T, StoreError>,
+    pub(super) id: fn(&T) -> Id,
+}
+
 impl Store {
-    /// The newest `limit` items below an id that `keep` lets through. `id` tells where an item stands.
-    pub(super) async fn page<T: DeserializeOwned>(
+    /// The newest `limit` items below an id that `keep` lets through.
+    pub(super) async fn page<T>(
         &self,
-        table: Table,
-        partition: String,
+        listing: Listing<T>,
         below: Option<Id>,
         limit: usize,
-        id: impl Fn(&T) -> Id,
         keep: impl Fn(&T) -> bool,
     ) -> Result<Page<T>, StoreError> {
         let mut items = Vec::with_capacity(limit);
@@ -38,13 +44,13 @@ impl Store {
         loop {
             // One more than is wanted tells whether another page follows.
             let ask = (limit + 1 - items.len()).max(examined.min(200)).min(EXAMINED_AT_MOST + 1 - examined);
-            let upper = resume_below.map_or_else(|| ABOVE_IDS.to_owned(), padded);
+            let upper = resume_below.map_or_else(|| ABOVE_IDS.to_owned(), listing.place);
             let output = self
                 .client
                 .query()
-                .table_name(self.table(table))
+                .table_name(self.table(Table::Main))
                 .key_condition_expression("pk = :pk AND sk < :upper")
-                .expression_attribute_values(":pk", AttributeValue::S(partition.clone()))
+                .expression_attribute_values(":pk", AttributeValue::S(listing.partition.clone()))
                 .expression_attribute_values(":upper", AttributeValue::S(upper))
                 .scan_index_forward(false)
                 .consistent_read(true)
@@ -54,8 +60,8 @@ impl Store {
             let exhausted = output.last_evaluated_key.is_none();
             for item in output.items.unwrap_or_default() {
                 let size: usize = item.iter().map(|(name, value)| name.len() + size_of(value)).sum();
-                let item = decode(item)?;
-                let at = id(&item);
+                let item = (listing.read)(item)?;
+                let at = (listing.id)(&item);
                 let full = items.len() == limit || examined == EXAMINED_AT_MOST || bytes + size > BYTES_AT_MOST;
                 if full && examined > 0 {
                     return Ok(Page { items, resume_below });

@@ -1,8 +1,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Conflict, Page, Store, StoreError, Transaction,
-    table::{Key, Table, projects_partition},
+    Conflict, Page, Store, StoreError, Transaction, decode,
+    page::Listing,
+    table::{Key, Table, padded, projects_partition},
 };
 use crate::domain::{Id, Kind, Project, Slug};
 
@@ -29,7 +30,8 @@ impl Store {
         limit: usize,
     ) -> Result<Page<Project>, StoreError> {
         let partition = projects_partition(organization);
-        self.page(Table::Main, partition, below, limit, |project: &Project| project.id, |_| true).await
+        let listing = Listing { partition, place: padded, read: decode, id: |project: &Project| project.id };
+        self.page(listing, below, limit, |_| true).await
     }
 }
 

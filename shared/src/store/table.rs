@@ -13,29 +13,35 @@
 //! | main | `ID#<kind>#<id>` | `CLAIM` | claims an id over all organizations, holds its organization |
 //! | main | `ID#organization_slug#<slug>` | `CLAIM` | claims an organization's slug |
 //! | main | `ID#stripe_customer#<customer>` | `CLAIM` | claims a Stripe customer, holds its organization |
-//! | main | `AUD#<org>` | `<time>#<id>` | an audit event |
+//! | main | `AUD#<org>` | `<time>#<id>` | an audit event; `unchained` until it has a `link` |
+//! | main | `CHN#<org>` | `<n>` | a link of the audit log's chain |
+//! | main | `CHN#<org>` | `EVENT#<time>#<id>` | claims an audit event for a link, holds its number |
 //! | main | `IDEM#<org>#<hash>` | `RECORD` | an answer that an organization's key was given; `ttl` |
 //! | main | `IDS#<hash>` | `RECORD` | an answer that a service was given; `ttl` |
 //! | outbox | `EVT#<org>` | `<time>#<id>` | an event for webhook endpoints |
 //! | outbox | `PSH#<org>` | `<time>#<id>` | that data planes are to forget what they keep of the organization |
 //! | outbox | `FLS#<stage>` | `LAST` | when the gateway's cache was flushed last, and how often |
 //! | outbox | `XPR#<org>` | key id | that a key's owner is to be told of its end |
+//! | anchors | `ANC#<org>` | `<n>#<hash>` | what a link was when it was chained; written once and read by the operator alone |
 //!
+//! What waits in the audit log for its worker carries `unchained` (`UNC#0` … `UNC#15`), the key of the index `unchained`.
 //! What waits in the outbox for a worker carries `due_shard` (`EVT#0` … `EVT#15` and so on) and `due_at`, the keys of the index `due`.
 //!
-//! Ids in sort keys are padded to 16 digits, so that their order is the order of time.
+//! Ids and links' numbers in sort keys are padded to 16 digits, so that their order is the order of time.
 
 use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::Queue;
-use crate::domain::{Id, Kind, Prefix, Slug, StripeCustomerId, Timestamp};
+use crate::domain::{Anchor, Id, Kind, Prefix, Slug, StripeCustomerId, Timestamp};
 
 /// Finds what is due in the outbox.
 pub(super) const DUE_INDEX: &str = "due";
-/// Spreads a queue over the index's partitions.
-const DUE_SHARDS: u64 = 16;
+/// Finds audit events that are not chained yet.
+pub(super) const UNCHAINED_INDEX: &str = "unchained";
+/// Spreads what waits over an index's partitions.
+const SHARDS: u64 = 16;
 
 /// The tables' names in this stack.
 #[derive(Debug, Clone)]
@@ -43,6 +49,7 @@ pub struct Tables {
     pub main: String,
     pub credentials: String,
     pub outbox: String,
+    pub anchors: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,13 +57,14 @@ pub enum Table {
     Main,
     Credentials,
     Outbox,
+    Anchors,
 }
 
 impl Tables {
     /// As a local run names them.
     pub fn local() -> Self {
         let name = |kind: &str| format!("karta{kind}");
-        Self { main: name(""), credentials: name("-credentials"), outbox: name("-outbox") }
+        Self { main: name(""), credentials: name("-credentials"), outbox: name("-outbox"), anchors: name("-anchors") }
     }
 
     pub fn name(&self, table: Table) -> &str {
@@ -64,6 +72,7 @@ impl Tables {
             Table::Main => &self.main,
             Table::Credentials => &self.credentials,
             Table::Outbox => &self.outbox,
+            Table::Anchors => &self.anchors,
         }
     }
 }
@@ -121,7 +130,24 @@ impl Key {
     }
 
     pub fn audit_event(organization: Id, at: Timestamp, id: Id) -> Self {
-        Self::of(format!("AUD#{organization}"), format!("{at}#{}", padded(id)))
+        Self::logged(organization, audit_event_place(at, id))
+    }
+
+    /// An audit event by its sort key.
+    pub(super) fn logged(organization: Id, sk: String) -> Self {
+        Self::of(audit_partition(organization), sk)
+    }
+
+    pub(super) fn link(organization: Id, n: u64) -> Self {
+        Self::of(chain_partition(organization), link_place(n))
+    }
+
+    pub(super) fn claimed_event(organization: Id, sk: &str) -> Self {
+        Self::of(chain_partition(organization), format!("{CLAIMED_EVENT}{sk}"))
+    }
+
+    pub(super) fn anchor(organization: Id, anchor: &Anchor) -> Self {
+        Self::of(anchors_partition(organization), format!("{}#{}", link_place(anchor.n), anchor.hash))
     }
 
     pub fn event(organization: Id, at: Timestamp, id: Id) -> Self {
@@ -176,12 +202,12 @@ impl Queue {
 
     /// Where in the index something waits.
     pub(super) fn shard(self, id: Id) -> String {
-        format!("{}#{}", self.prefix(), id.get() % DUE_SHARDS)
+        format!("{}#{}", self.prefix(), id.get() % SHARDS)
     }
 }
 
 pub(super) fn due_shards(queue: Queue) -> impl Iterator<Item = String> {
-    (0..DUE_SHARDS).map(move |shard| format!("{}#{shard}", queue.prefix()))
+    (0..SHARDS).map(move |shard| format!("{}#{shard}", queue.prefix()))
 }
 
 pub(super) fn credentials_partition(prefix: &Prefix) -> String {
@@ -198,6 +224,42 @@ pub(super) fn projects_partition(organization: Id) -> String {
 
 pub(super) fn invalidations_partition(organization: Id) -> String {
     format!("PSH#{organization}")
+}
+
+pub(super) const AUDIT: &str = "AUD#";
+pub(super) const CHAIN: &str = "CHN#";
+pub(super) const ANCHORS: &str = "ANC#";
+/// Starts the sort keys of claimed events. Sorts after every link.
+pub(super) const CLAIMED_EVENT: &str = "EVENT#";
+
+pub(super) fn audit_partition(organization: Id) -> String {
+    format!("{AUDIT}{organization}")
+}
+
+pub(super) fn chain_partition(organization: Id) -> String {
+    format!("{CHAIN}{organization}")
+}
+
+pub(super) fn anchors_partition(organization: Id) -> String {
+    format!("{ANCHORS}{organization}")
+}
+
+/// Where in the index an event waits to be chained.
+pub(super) fn unchained_shard(id: Id) -> String {
+    format!("UNC#{}", id.get() % SHARDS)
+}
+
+pub(super) fn unchained_shards() -> impl Iterator<Item = String> {
+    (0..SHARDS).map(|shard| format!("UNC#{shard}"))
+}
+
+/// The sort key of an audit event.
+pub(super) fn audit_event_place(at: Timestamp, id: Id) -> String {
+    format!("{at}#{}", padded(id))
+}
+
+pub(super) fn link_place(n: u64) -> String {
+    format!("{n:016}")
 }
 
 pub(super) fn padded(id: Id) -> String {

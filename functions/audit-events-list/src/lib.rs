@@ -1,0 +1,55 @@
+//! `GET /v1/audit_events`: who did what to which resource, newest first, and whether the chain bears it out.
+
+use karta_shared::{
+    App,
+    domain::{Action, AuditEvent, Name},
+    http::{Admin, Answer, AuditEventResource, Call, Error, Limit, NoBody, Route, cursor},
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Query {
+    #[serde(default)]
+    limit: Limit,
+    cursor: Option<String>,
+    /// An API key's id, or an actor's name.
+    actor: Option<Name>,
+    action: Option<Action>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    audit_events: Vec<AuditEventResource>,
+    next_cursor: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct AuditEventsList;
+
+impl Route for AuditEventsList {
+    const NAME: &'static str = "audit-events-list";
+    type Access = Admin;
+    type Path = ();
+    type Query = Query;
+    type Body = NoBody;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let organization = call.caller.organization_id;
+        let Query { limit, cursor, actor, action } = &call.query;
+        let list = format!("audit_events?actor={actor:?}&action={action:?}");
+        let below = cursor::open(app, organization, &list, cursor.as_deref()).await?;
+        let wanted = |event: &AuditEvent| {
+            actor.as_ref().is_none_or(|actor| event.actor.is_called(actor.as_str()))
+                && action.as_ref().is_none_or(|action| event.action == action.as_str())
+        };
+        let page = app.store.audit_events(organization, below, limit.get(), wanted).await?;
+        let chains = app.store.chains(organization, &page.items).await?;
+        let events = page.items.into_iter().zip(chains);
+        Answer::ok(&Output {
+            audit_events: events.map(|(logged, chain)| AuditEventResource { event: logged.event, chain }).collect(),
+            next_cursor: cursor::seal(app, organization, &list, page.resume_below).await?,
+        })
+    }
+}

@@ -1,0 +1,88 @@
+//! Chains audit events: appends links to each organization's chain until nothing waits, and logs the head that each now has.
+
+use karta_shared::{
+    App,
+    config::Ring,
+    domain::{Id, Link},
+    store::CommitError,
+    worker::{Fault, Wake, Worker},
+};
+
+/// How often a link is tried again that another run was quicker with.
+const ATTEMPTS: usize = 20;
+
+#[derive(Debug)]
+pub struct AuditChain {
+    app: App,
+}
+
+impl AuditChain {
+    pub fn new(app: App) -> Self {
+        Self { app }
+    }
+
+    /// Chains those of the events that still wait.
+    async fn chain(&self, organization: Id, sks: &[String]) -> Result<(), Fault> {
+        let mut left = sks;
+        let mut attempts = 0;
+        while !left.is_empty() {
+            match self.append(organization, left).await? {
+                Some(done) => (left, attempts) = (&left[done..], 0),
+                None => attempts += 1,
+            }
+            if attempts == ATTEMPTS {
+                return Err("links keep losing races".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends one link, if any event waits. Gives how many of the events are done with; none if another run was quicker.
+    async fn append(&self, organization: Id, sks: &[String]) -> Result<Option<usize>, Fault> {
+        let store = &self.app.store;
+        let waiting = store.waiting_events(organization, sks).await?;
+        for sk in &waiting.rewritten {
+            tracing::error!(
+                organization_id = organization.get(),
+                event = sk,
+                "an audit event was rewritten after it was chained"
+            );
+        }
+        if waiting.events.is_empty() {
+            return Ok(Some(waiting.looked_at));
+        }
+        let head = store.chain_head(organization).await?;
+        let ring = self.app.secrets.ring(Ring::Audit).await?;
+        let link = Link::behind(head.as_ref(), organization, self.app.clock.now(), waiting.events, &ring);
+        let mut transaction = store.transaction();
+        transaction.append_link(organization, &link)?;
+        match transaction.commit().await {
+            Ok(()) => {
+                // Where logs are kept, nobody who writes tables can change this.
+                tracing::info!(organization_id = organization.get(), link = link.n, hash = %link.hash, "audit chain");
+                Ok(Some(waiting.looked_at))
+            }
+            Err(CommitError::Conflict(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Worker for AuditChain {
+    const NAME: &'static str = "worker-audit-chain";
+
+    async fn deployed(app: App) -> Result<Self, Fault> {
+        Ok(Self::new(app))
+    }
+
+    async fn work(&self, _: &Wake) -> Result<(), Fault> {
+        let mut fault = None;
+        for (organization, sks) in self.app.store.unchained_events().await? {
+            // One that cannot be chained must not keep the others waiting.
+            if let Err(error) = self.chain(organization, &sks).await {
+                fault = Some(format!("the chain of organization {organization}: {error}"));
+            }
+        }
+        fault.map_or(Ok(()), |fault| Err(fault.into()))
+    }
+}

@@ -1,0 +1,352 @@
+//! The audit log's chain. A worker that alone holds the ring `audit` appends links to it, one after the other: each holds the digests of some
+//! events and the hash of the link before, and bears a MAC. So whoever flips, drops, inserts or reorders anything is found
+//! ([`check`](super::check)), and whoever recomputes everything lacks the key.
+//!
+//! What is hashed is written so that no two different things read the same: numbers in eight bytes, texts behind their lengths.
+
+use std::{collections::BTreeMap, fmt};
+
+use aws_lc_rs::{digest, hmac};
+use serde::{Deserialize, Serialize};
+
+use super::{Id, Invalid, Keyring, Timestamp};
+
+const EVENT: &[u8] = b"karta audit event 1\0";
+const LINK: &[u8] = b"karta audit link 1\0";
+/// What the first link of an organization follows.
+const GENESIS: Hash32 = Hash32([0; 32]);
+
+/// SHA-256 or HMAC-SHA256, written as 64 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Hash32([u8; 32]);
+
+impl Hash32 {
+    /// An event's digest: `encoded` is all that is stored of it, in an encoding that tells any two items apart.
+    pub fn of_event(encoded: &[u8]) -> Self {
+        Self::of(EVENT, encoded)
+    }
+
+    fn of(kind: &[u8], content: &[u8]) -> Self {
+        let mut hashing = digest::Context::new(&digest::SHA256);
+        hashing.update(kind);
+        hashing.update(content);
+        Self(hashing.finish().as_ref().try_into().expect("SHA-256 has 32 bytes"))
+    }
+}
+
+impl fmt::Display for Hash32 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Hash32 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl TryFrom<String> for Hash32 {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        let invalid = Invalid::new("must be 64 digits out of 0-9 and a-f");
+        if text.len() != 64 || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(invalid);
+        }
+        let mut bytes = [0; 32];
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).map_err(|_| invalid.clone())?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl From<Hash32> for String {
+    fn from(hash: Hash32) -> Self {
+        hash.to_string()
+    }
+}
+
+/// An event as a link knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainedEvent {
+    /// Its sort key: when it happened, and its id.
+    pub sk: String,
+    pub digest: Hash32,
+}
+
+/// One link of an organization's chain; the first has the number 1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    pub n: u64,
+    pub at: Timestamp,
+    pub events: Vec<ChainedEvent>,
+    /// The hash of the link before.
+    pub previous: Hash32,
+    /// Over the organization and all of the above, `kid` included.
+    pub hash: Hash32,
+    /// The key of the ring `audit` that made `mac`.
+    pub kid: String,
+    /// HMAC-SHA256 of `hash`.
+    pub mac: Hash32,
+}
+
+impl Link {
+    /// A link is written in one transaction of at most 100 items: itself, its anchor, and two for every event.
+    pub const EVENTS_AT_MOST: usize = 45;
+
+    /// The link of these events behind `head`, which is none for the first.
+    pub fn behind(
+        head: Option<&Self>,
+        organization: Id,
+        at: Timestamp,
+        events: Vec<ChainedEvent>,
+        ring: &Keyring,
+    ) -> Self {
+        let (kid, secret) = ring.current();
+        let mut link = Self {
+            n: head.map_or(1, |head| head.n.saturating_add(1)),
+            at,
+            events,
+            previous: head.map_or(GENESIS, |head| head.hash),
+            hash: GENESIS,
+            kid: kid.to_string(),
+            mac: GENESIS,
+        };
+        link.hash = link.recomputed(organization);
+        let mac = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), &link.hash.0);
+        link.mac = Hash32(mac.as_ref().try_into().expect("HMAC-SHA256 has 32 bytes"));
+        link
+    }
+
+    /// The hash that its content has.
+    pub fn recomputed(&self, organization: Id) -> Hash32 {
+        let mut content = Vec::with_capacity(128 + self.events.len() * 96);
+        content.extend(organization.get().to_be_bytes());
+        content.extend(self.n.to_be_bytes());
+        content.extend(self.at.as_millis().to_be_bytes());
+        content.extend(self.previous.0);
+        push_text(&mut content, &self.kid);
+        content.extend((self.events.len() as u64).to_be_bytes());
+        for event in &self.events {
+            push_text(&mut content, &event.sk);
+            content.extend(event.digest.0);
+        }
+        Hash32::of(LINK, &content)
+    }
+
+    /// Whether its content has the hash that it bears, and it stands behind `before`: the hash of the link before, or none for the first.
+    pub(super) fn follows(&self, organization: Id, before: Option<Hash32>) -> bool {
+        self.previous == before.unwrap_or(GENESIS) && self.recomputed(organization) == self.hash
+    }
+
+    /// Whether its MAC is genuine; `None` if the ring no longer holds its key.
+    pub(super) fn is_genuine(&self, ring: &Keyring) -> Option<bool> {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, ring.get(&self.kid)?);
+        Some(hmac::verify(&key, &self.hash.0, &self.mac.0).is_ok())
+    }
+}
+
+fn push_text(content: &mut Vec<u8>, text: &str) {
+    content.extend((text.len() as u64).to_be_bytes());
+    content.extend(text.as_bytes());
+}
+
+/// What is put down elsewhere of a link, where nobody may change or delete it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Anchor {
+    pub n: u64,
+    pub hash: Hash32,
+    pub kid: String,
+    pub mac: Hash32,
+    pub at: Timestamp,
+}
+
+impl From<&Link> for Anchor {
+    fn from(link: &Link) -> Self {
+        Self { n: link.n, hash: link.hash, kid: link.kid.clone(), mac: link.mac, at: link.at }
+    }
+}
+
+/// What an event's item shows of its place in the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventMark {
+    pub digest: Hash32,
+    /// The link that it says it stands in.
+    pub link: Option<u64>,
+    /// Whether it waits for the worker.
+    pub waiting: bool,
+}
+
+/// Whether an event is chained, as far as that can be told without the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Chain {
+    pub state: ChainState,
+    pub link: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChainState {
+    /// Written within the last minute or so, and not yet chained.
+    Pending,
+    /// As it was when it was chained.
+    Verified,
+    /// It, or the chain around it, was tampered with.
+    Broken,
+}
+
+impl Chain {
+    /// The chain's state at one event. `claimed` is the link that the worker put it into, and `links` hold that one and the one before. Who
+    /// writes events can write neither: an event that was put anew as if it waited still is in the link that it was in.
+    pub fn at(organization: Id, sk: &str, mark: &EventMark, claimed: Option<u64>, links: &BTreeMap<u64, Link>) -> Self {
+        let state = match (claimed, mark.link) {
+            (None, None) if mark.waiting => ChainState::Pending,
+            (Some(n), told) => {
+                // What the event said was read before the claim: it may have been chained between.
+                let agrees = told.map_or(mark.waiting, |told| told == n && !mark.waiting);
+                let listed = links.get(&n).filter(|link| link.n == n).is_some_and(|link| {
+                    let before = n.checked_sub(1).and_then(|n| links.get(&n));
+                    (n == 1 || before.is_some())
+                        && link.follows(organization, before.map(|link| link.recomputed(organization)))
+                        && link.events.iter().any(|event| event.sk == sk && event.digest == mark.digest)
+                });
+                if agrees && listed { ChainState::Verified } else { ChainState::Broken }
+            }
+            (None, _) => ChainState::Broken,
+        };
+        Self { state, link: claimed.or(mark.link) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ORGANIZATION: u64 = 7;
+
+    fn organization() -> Id {
+        Id::new(ORGANIZATION).unwrap()
+    }
+
+    fn ring() -> Keyring {
+        Keyring::single("k1", "0123456789abcdef".repeat(2)).unwrap()
+    }
+
+    fn event(sk: &str) -> ChainedEvent {
+        ChainedEvent { sk: sk.to_owned(), digest: Hash32::of_event(sk.as_bytes()) }
+    }
+
+    fn at() -> Timestamp {
+        "2026-11-22T00:00:00Z".parse().unwrap()
+    }
+
+    /// Two links of two events each.
+    fn links() -> BTreeMap<u64, Link> {
+        let first = Link::behind(None, organization(), at(), vec![event("a"), event("b")], &ring());
+        let second = Link::behind(Some(&first), organization(), at(), vec![event("c"), event("d")], &ring());
+        BTreeMap::from([(1, first), (2, second)])
+    }
+
+    fn state(sk: &str, mark: EventMark, claimed: Option<u64>, links: &BTreeMap<u64, Link>) -> ChainState {
+        Chain::at(organization(), sk, &mark, claimed, links).state
+    }
+
+    fn mark(sk: &str, link: Option<u64>) -> EventMark {
+        EventMark { digest: event(sk).digest, link, waiting: link.is_none() }
+    }
+
+    #[test]
+    fn hashes_never_change() {
+        // Whatever is stored was chained under these. They are from Python's hashlib and hmac over the bytes that this module describes.
+        let link = &links()[&2];
+        assert_eq!(event("c").digest.to_string(), "a3d329b2b537abee51586ed645920fa66b8bf3aef4b5da44c97f9ed9c9efc597");
+        assert_eq!(link.hash.to_string(), "eaf142165c2c5211baa7af435aa3f2e017de44d5e0ddd096e3bee8fea74f24b3");
+        assert_eq!(link.mac.to_string(), "0c99b71353d9088ff00e527a083129a9ddc9a1d9a00fc935f07e7a8f10e2a387");
+    }
+
+    #[test]
+    fn an_event_is_verified_where_it_was_chained_and_nowhere_else() {
+        let links = links();
+        for (sk, n) in [("a", 1), ("b", 1), ("c", 2), ("d", 2)] {
+            assert_eq!(state(sk, mark(sk, Some(n)), Some(n), &links), ChainState::Verified);
+            assert_eq!(state(sk, mark(sk, None), Some(n), &links), ChainState::Verified, "chained since it was read");
+            assert_eq!(state(sk, mark("x", Some(n)), Some(n), &links), ChainState::Broken, "changed");
+            assert_eq!(state(sk, mark("x", None), Some(n), &links), ChainState::Broken, "put anew");
+            assert_eq!(state(sk, mark(sk, Some(3 - n)), Some(n), &links), ChainState::Broken, "told elsewhere");
+            assert_eq!(state(sk, mark(sk, Some(3 - n)), Some(3 - n), &links), ChainState::Broken, "not listed");
+            assert_eq!(state(sk, mark(sk, Some(n)), None, &links), ChainState::Broken, "no claim");
+            let waiting_too = EventMark { waiting: true, ..mark(sk, Some(n)) };
+            assert_eq!(state(sk, waiting_too, Some(n), &links), ChainState::Broken, "chained and waiting");
+        }
+        assert_eq!(state("e", mark("e", None), None, &links), ChainState::Pending);
+        let lost = EventMark { waiting: false, ..mark("e", None) };
+        assert_eq!(state("e", lost, None, &links), ChainState::Broken, "neither chained nor waiting");
+        for nowhere in [0, 3, u64::MAX] {
+            assert_eq!(state("e", mark("e", Some(nowhere)), Some(nowhere), &links), ChainState::Broken);
+        }
+    }
+
+    #[test]
+    fn an_event_is_broken_with_the_links_that_hold_it() {
+        let whole = links();
+        let broken = |edit: &dyn Fn(&mut BTreeMap<u64, Link>)| {
+            let mut links = whole.clone();
+            edit(&mut links);
+            state("c", mark("c", Some(2)), Some(2), &links) == ChainState::Broken
+        };
+        assert!(!broken(&|_| {}));
+        assert!(broken(&|links| links.get_mut(&2).unwrap().events.truncate(1)), "an event of the same link is gone");
+        assert!(broken(&|links| links.get_mut(&1).unwrap().events.truncate(1)), "one of the link before is gone");
+        assert!(broken(&|links| drop(links.remove(&1))), "the link before is gone");
+        assert!(broken(&|links| links.get_mut(&2).unwrap().n = 3), "the link is another one");
+        assert!(broken(&|links| {
+            let other = Link::behind(None, organization(), at(), vec![event("x")], &ring());
+            links.insert(1, other);
+        }));
+    }
+
+    proptest! {
+        #[test]
+        fn a_hash_reads_as_it_prints(bytes: [u8; 32], other in "[0-9a-fA-F]{0,65}") {
+            prop_assert_eq!(Hash32::try_from(Hash32(bytes).to_string()).unwrap().0, bytes);
+            if let Ok(hash) = Hash32::try_from(other.clone()) {
+                prop_assert_eq!(hash.to_string(), other);
+            }
+        }
+
+        #[test]
+        fn no_two_links_share_a_hash(one in content(), other in content()) {
+            prop_assert_eq!(one.hash() == other.hash(), one == other);
+        }
+    }
+
+    /// What a link's hash is over.
+    #[derive(Debug, PartialEq, Eq)]
+    struct Content {
+        organization: u64,
+        link: Link,
+    }
+
+    impl Content {
+        fn hash(&self) -> Hash32 {
+            self.link.recomputed(Id::new(self.organization).unwrap())
+        }
+    }
+
+    fn content() -> impl Strategy<Value = Content> {
+        let hash = || (0..2_u8).prop_map(|byte| Hash32([byte; 32]));
+        let event = ("[ab]{0,2}", hash()).prop_map(|(sk, digest)| ChainedEvent { sk, digest });
+        let events = prop::collection::vec(event, 0..3);
+        (1..3_u64, 0..2_u64, 0..2_i64, events, hash(), "[ab]{0,2}").prop_map(
+            |(organization, n, at, events, previous, kid)| {
+                let at = Timestamp::from_millis(at).unwrap();
+                Content { organization, link: Link { n, at, events, previous, hash: GENESIS, kid, mac: GENESIS } }
+            },
+        )
+    }
+}

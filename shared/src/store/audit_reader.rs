@@ -1,0 +1,148 @@
+use std::collections::BTreeSet;
+
+use aws_sdk_dynamodb::{Client, types::AttributeValue};
+use serde::de::DeserializeOwned;
+
+use super::{
+    Item, Store, StoreError,
+    chain::{Claim, mark_of},
+    decode,
+    table::{
+        ABOVE_IDS, ANCHORS, AUDIT, CHAIN, CLAIMED_EVENT, Table, anchors_partition, audit_partition, chain_partition,
+        link_place,
+    },
+    text,
+};
+use crate::domain::{Anchor, AuditLog, Id, Link};
+
+/// Reads whole audit logs with their chains and anchors, as the operator alone may: it needs Scan.
+#[derive(Debug, Clone)]
+pub struct AuditReader {
+    client: Client,
+    main: String,
+    anchors: String,
+}
+
+/// Who has an audit log.
+#[derive(Debug, Default)]
+pub struct Audited {
+    pub organizations: BTreeSet<Id>,
+    /// Partitions that are named like those of audit logs and belong to nobody.
+    pub strays: BTreeSet<String>,
+}
+
+impl Store {
+    pub fn audit_reader(&self) -> AuditReader {
+        let (main, anchors) = (self.table(Table::Main), self.table(Table::Anchors));
+        AuditReader::new(self.client.clone(), main.to_owned(), anchors.to_owned())
+    }
+}
+
+impl AuditReader {
+    /// Over the tables of these names.
+    pub fn new(client: Client, main: String, anchors: String) -> Self {
+        Self { client, main, anchors }
+    }
+
+    /// Every organization of which there is an event, a link or an anchor.
+    pub async fn audited(&self) -> Result<Audited, StoreError> {
+        let mut audited = Audited::default();
+        for (table, prefixes) in [(&self.main, &[AUDIT, CHAIN][..]), (&self.anchors, &[ANCHORS])] {
+            let mut items = self
+                .client
+                .scan()
+                .table_name(table)
+                .projection_expression("pk")
+                .consistent_read(true)
+                .into_paginator()
+                .items()
+                .send();
+            while let Some(item) = items.next().await {
+                let item = item?;
+                let pk = text(&item, "pk")?;
+                let Some(owner) = prefixes.iter().find_map(|prefix| pk.strip_prefix(prefix)) else {
+                    continue;
+                };
+                match Id::parse(owner) {
+                    Some(organization) => drop(audited.organizations.insert(organization)),
+                    None => drop(audited.strays.insert(pk.to_owned())),
+                }
+            }
+        }
+        Ok(audited)
+    }
+
+    /// An organization's log. It may grow while it is read: what the order of the reads leaves open, [`AuditLog::settled`] tells.
+    pub async fn audit_log(&self, organization: Id) -> Result<AuditLog, StoreError> {
+        let mut log = AuditLog::default();
+        self.each(&self.main, &chain_partition(organization), None, |item| place_chain(&mut log, item)).await?;
+        log.settled = log.links.keys().next_back().copied().unwrap_or(0);
+        self.each(&self.main, &audit_partition(organization), None, |item| {
+            log.events.insert(text(&item, "sk")?.to_owned(), mark_of(&item)?);
+            Ok(())
+        })
+        .await?;
+        self.each(&self.anchors, &anchors_partition(organization), None, |item| {
+            if let Some(anchor) = readable::<Anchor>(&mut log.unreadable, item)? {
+                log.anchors.entry(anchor.n).or_default().push(anchor);
+            }
+            Ok(())
+        })
+        .await?;
+        let later = [link_place(log.settled.saturating_add(1)), ABOVE_IDS.to_owned()];
+        self.each(&self.main, &chain_partition(organization), Some(later), |item| place_chain(&mut log, item)).await?;
+        Ok(log)
+    }
+
+    /// Every item of a partition, or of a range of its sort keys, in order.
+    async fn each(
+        &self,
+        table: &str,
+        partition: &str,
+        range: Option<[String; 2]>,
+        mut place: impl FnMut(Item) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let query = self.client.query().table_name(table).consistent_read(true);
+        let query = query.expression_attribute_values(":pk", AttributeValue::S(partition.to_owned()));
+        let query = match range {
+            None => query.key_condition_expression("pk = :pk"),
+            Some([from, to]) => query
+                .key_condition_expression("pk = :pk AND sk BETWEEN :from AND :to")
+                .expression_attribute_values(":from", AttributeValue::S(from))
+                .expression_attribute_values(":to", AttributeValue::S(to)),
+        };
+        let mut items = query.into_paginator().items().send();
+        while let Some(item) = items.next().await {
+            place(item?)?;
+        }
+        Ok(())
+    }
+}
+
+/// A link or a claim.
+fn place_chain(log: &mut AuditLog, item: Item) -> Result<(), StoreError> {
+    let sk = text(&item, "sk")?.to_owned();
+    if let Some(event) = sk.strip_prefix(CLAIMED_EVENT) {
+        if let Some(claim) = readable::<Claim>(&mut log.unreadable, item)? {
+            log.claims.insert(event.to_owned(), claim.link);
+        }
+        return Ok(());
+    }
+    let n = sk.parse().ok().filter(|n| link_place(*n) == sk);
+    match (n, readable::<Link>(&mut log.unreadable, item)?) {
+        (Some(n), Some(link)) => drop(log.links.insert(n, link)),
+        (None, Some(_)) => drop(log.unreadable.insert(sk)),
+        (_, None) => {}
+    }
+    Ok(())
+}
+
+/// What the item says. One that cannot be read is a finding and no reason to stop.
+fn readable<T: DeserializeOwned>(unreadable: &mut BTreeSet<String>, item: Item) -> Result<Option<T>, StoreError> {
+    let sk = text(&item, "sk")?.to_owned();
+    let read = decode(item);
+    if read.is_err() {
+        unreadable.insert(sk);
+    }
+    Ok(read.ok())
+}
