@@ -4,28 +4,40 @@
 //! line. `infra/checks/log-secrets.sh` holds the one against the other.
 
 use std::{
+    collections::HashMap,
     fs::{self, File, OpenOptions},
     io::Write,
+    net::TcpStream,
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock},
+    thread,
 };
 
 use authorizer::Authorizer;
 use aws_lambda_events::{apigw::ApiGatewayCustomAuthorizerRequest, iam::IamPolicyEffect};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use karta_local::{Options, Runner, bootstrap, registry};
+use karta_local::{
+    Options, Runner,
+    audit::{self, Report},
+    bootstrap, registry,
+};
 use karta_shared::{
+    App,
     clock::{Clock, ManualClock, SystemClock},
+    config::{self, Config, Ring, Secret, SecretSource},
     domain::{InternalGuard, Slug},
     entropy::OsEntropy,
+    store::table::Tables,
     telemetry,
     worker::Fault,
 };
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
+use tokio::runtime;
 
-/// A running control plane with one organization, `acme`.
+/// A running control plane with one organization, `acme`. When it is dropped, its audit logs must verify.
 pub(crate) struct World {
+    audit: AuditCheck,
     pub(crate) runner: Runner,
     /// `acme`'s first key: all scopes.
     pub(crate) admin: String,
@@ -79,7 +91,12 @@ impl World {
         note_secret(runner.secrets.session_token_secret.expose_secret());
         note_secret(&admin);
         let organization_id = runner.founded.organization.id.get();
-        Self { runner, admin, organization_id, client: reqwest::Client::new() }
+        Self { audit: AuditCheck::of(&runner), runner, admin, organization_id, client: reqwest::Client::new() }
+    }
+
+    /// For a test that tampers with the audit log.
+    pub(crate) fn let_the_audit_log_be(&mut self) {
+        self.audit.is_wanted = false;
     }
 
     /// Another organization: its id and the token of its first key.
@@ -145,7 +162,7 @@ impl World {
         self.items_of("karta", partition).await
     }
 
-    async fn items_of(&self, table: &str, partition: &str) -> Vec<Value> {
+    pub(crate) async fn items_of(&self, table: &str, partition: &str) -> Vec<Value> {
         let answer = self.dynamodb(
             "Query",
             json!({
@@ -185,7 +202,7 @@ impl World {
     /// All that the embedded store holds.
     pub(crate) async fn stored(&self) -> Vec<Value> {
         let mut items = Vec::new();
-        for table in ["karta", "karta-credentials", "karta-outbox"] {
+        for table in ["karta", "karta-credentials", "karta-outbox", "karta-anchors"] {
             let answer = self.dynamodb("Scan", json!({ "TableName": table })).await;
             assert!(answer.get("LastEvaluatedKey").is_none(), "more than one page of {table}");
             items.extend(answer["Items"].as_array().unwrap().iter().map(plain));
@@ -235,6 +252,50 @@ impl World {
             answer.policy_document.statement.iter().all(|statement| statement.effect == IamPolicyEffect::Allow);
         assert_eq!(allowed, answer.context != json!({}), "a Deny says nothing of the credential");
         allowed
+    }
+}
+
+/// Chains what is left of a world's audit logs when the world ends, and verifies them all: on a thread and a runtime of its own, past any
+/// proxy.
+struct AuditCheck {
+    is_wanted: bool,
+    endpoint: String,
+    access_key: SecretString,
+    secrets: HashMap<Secret, SecretString>,
+}
+
+impl AuditCheck {
+    fn of(runner: &Runner) -> Self {
+        let SecretSource::Fixed(secrets) = runner.secrets.source() else { panic!("a local run's secrets") };
+        let emulator = &runner.emulator;
+        Self { is_wanted: true, endpoint: emulator.endpoint(), access_key: emulator.access_key().clone(), secrets }
+    }
+
+    async fn report(endpoint: String, access_key: SecretString, secrets: SecretSource) -> Report {
+        let (clock, config) = (Arc::new(SystemClock), Config::local(Tables::local(), Some(4)).unwrap());
+        let sdk = config::local_sdk(&endpoint, &access_key).await;
+        let app = App::new(config, &sdk, secrets, clock, Arc::new(OsEntropy));
+        registry::workers(&app)["worker-audit-chain"]().await.unwrap();
+        let ring = app.secrets.ring(Ring::Audit).await.unwrap();
+        audit::verify(&app.store.audit_reader(), &ring).await.unwrap()
+    }
+}
+
+impl Drop for AuditCheck {
+    fn drop(&mut self) {
+        let stopped = || TcpStream::connect(self.endpoint.trim_start_matches("http://")).is_err();
+        if !self.is_wanted || thread::panicking() || stopped() {
+            return;
+        }
+        let (endpoint, access_key) = (self.endpoint.clone(), self.access_key.clone());
+        let secrets = SecretSource::Fixed(std::mem::take(&mut self.secrets));
+        let checked = thread::spawn(move || {
+            let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(Self::report(endpoint, access_key, secrets))
+        });
+        let report = checked.join().expect("the audit logs can be verified");
+        let pending: usize = report.organizations.iter().map(|(_, checked)| checked.pending).sum();
+        assert!(report.is_clean() && pending == 0, "{:#?}", report.lines());
     }
 }
 

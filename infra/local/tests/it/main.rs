@@ -11,6 +11,7 @@ mod invariants;
 
 mod agent_projects;
 mod api_keys;
+mod audit_log;
 mod bcrypt_line;
 mod bound;
 mod cache_push;

@@ -10,7 +10,9 @@ use std::{
 };
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use karta_shared::config::{Ring, Secret, SecretSource};
 use reqwest::{Method, StatusCode};
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -515,4 +517,94 @@ async fn no_secret_is_logged_or_stands_on_the_command_line() {
     for secret in [&*admin, &key, &session, given, karta.says("service_token")] {
         assert!(!shown.contains(secret));
     }
+}
+
+/// `karta audit-verify` with these flags: its code, what it prints, and what it complains of.
+async fn audit_verify(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = command(&[&["audit-verify"], arguments].concat(), environment);
+    let run = move || command.current_dir(&folder).stderr(Stdio::piped()).output().unwrap();
+    let output = tokio::task::spawn_blocking(run).await.unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn audit_verify_tells_a_whole_log_from_one_that_was_tampered_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = text(folder.path());
+    let karta = Karta::start(&["--data-dir", data]);
+    let (admin, organization) = (karta.says("api_key").to_owned(), karta.described["organization_id"].clone());
+    karta.create_key(&admin).await;
+    let (code, out, complaint) = audit_verify(&["--data-dir", data], &[]).await;
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert!(complaint.contains("another runner works on"), "{complaint}");
+    assert!(karta.end("-TERM").success());
+
+    let (code, out, complaint) = audit_verify(&[], &[("KARTA_DATA_DIR", data)]).await;
+    assert!(out.starts_with(&format!("organization {organization}: whole (3 events, ")), "{out}{complaint}");
+    assert_eq!((code, out.lines().count()), (Some(0), 1));
+
+    let mut world = World::start_over(folder.path().to_owned(), &admin).await;
+    world.let_the_audit_log_be();
+    world.work("worker-audit-chain").await;
+    let mut event = world.items(&format!("AUD#{organization}")).await.pop().unwrap();
+    event["ip_address"] = json!({ "S": "192.0.2.1" });
+    world.dynamodb("PutItem", json!({ "TableName": "karta", "Item": event })).await;
+    world.runner.stop().await;
+    let (code, out, _) = audit_verify(&["--data-dir", data], &[]).await;
+    let lines: Vec<_> = out.lines().collect();
+    assert!(
+        lines[0].starts_with(&format!("organization {organization}: 1 findings (3 events, 0 of them pending")),
+        "{out}"
+    );
+    let sk = event["sk"]["S"].as_str().unwrap();
+    assert!(lines[1].starts_with(&format!("  event {sk} is not as it was put into link ")), "{out}");
+    assert_eq!((code, lines.len()), (Some(1), 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn audit_verify_makes_nothing_where_nothing_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let (code, _, complaint) = audit_verify(&["--data-dir", text(&data)], &[]).await;
+    assert_eq!(code, Some(1));
+    assert_eq!(complaint, format!("karta: --data-dir: {} holds no data\n", data.display()));
+    assert!(!data.exists());
+    let (code, _, complaint) = audit_verify(&["--deployed"], &[]).await;
+    assert_eq!((code, complaint.as_str()), (Some(1), "karta: KARTA_TABLE is not set\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn audit_verify_reads_a_deployed_stack_with_the_environments_credentials() {
+    let mut world = World::start().await;
+    world.work("worker-audit-chain").await;
+    let SecretSource::Fixed(secrets) = world.runner.secrets.source() else { panic!("a local run's secrets") };
+    let ring = secrets[&Secret::Ring(Ring::Audit)].expose_secret().to_owned();
+    let answer = json!({ "SecretString": ring }).to_string();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let secrets_manager = format!("http://{}", listener.local_addr().unwrap());
+    let answers = axum::Router::new().fallback(move || async move { answer });
+    tokio::spawn(async move { axum::serve(listener, answers).await });
+    let emulator = &world.runner.emulator;
+    let (endpoint, access_key) = (emulator.endpoint(), emulator.access_key().expose_secret().to_owned());
+    let environment = [
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_ACCESS_KEY_ID", &*access_key),
+        ("AWS_SECRET_ACCESS_KEY", "unjudged"),
+        ("AWS_ENDPOINT_URL_DYNAMODB", &*endpoint),
+        ("AWS_ENDPOINT_URL_SECRETS_MANAGER", &*secrets_manager),
+        ("KARTA_TABLE", "karta"),
+        ("KARTA_ANCHORS_TABLE", "karta-anchors"),
+        ("KARTA_SECRET_AUDIT", "karta/prod/audit"),
+    ];
+    let (code, out, complaint) = audit_verify(&["--deployed"], &environment).await;
+    assert!(code == Some(0) && out.contains(": whole (2 events, 0 of them pending, in 1 links)"), "{out}{complaint}");
+    world.let_the_audit_log_be();
+    for anchor in world.items_of("karta-anchors", &format!("ANC#{}", world.organization_id)).await {
+        let key = json!({ "pk": anchor["pk"], "sk": anchor["sk"] });
+        world.dynamodb("DeleteItem", json!({ "TableName": "karta-anchors", "Key": key })).await;
+    }
+    let (code, out, _) = audit_verify(&["--deployed"], &environment).await;
+    assert!(code == Some(1) && out.ends_with("\n  link 1 has no anchor\n"), "{out}");
 }

@@ -25,11 +25,13 @@ use crate::{
 };
 
 /// The tables and their indexes, as the store names them and as policies do.
-const TABLES: [(&str, &str); 4] = [
+const TABLES: [(&str, &str); 6] = [
     ("karta", "KartaTable.Arn"),
+    ("karta/index/unchained", "${KartaTable.Arn}/index/unchained"),
     ("karta-credentials", "CredentialsTable.Arn"),
     ("karta-outbox", "OutboxTable.Arn"),
     ("karta-outbox/index/due", "${OutboxTable.Arn}/index/due"),
+    ("karta-anchors", "AnchorsTable.Arn"),
 ];
 const LEADING_KEYS: &str = "dynamodb:LeadingKeys";
 
@@ -153,6 +155,31 @@ fn digests_are_read_by_those_that_judge_keys_alone() {
 }
 
 #[test]
+fn the_audit_chain_is_written_by_its_worker_alone_and_anchors_are_read_by_nobody() {
+    let mut touching = Vec::new();
+    for [function, action, table, keys] in granted() {
+        if ["CHN#*", "UNC#*"].contains(&keys.as_str()) || table == "AnchorsTable.Arn" {
+            touching.push([function, action, keys].join(" "));
+        } else if keys == "AUD#*" && function.starts_with("worker-") {
+            assert_eq!(function, "worker-audit-chain");
+        } else if keys == "AUD#*" {
+            assert!(action == "PutItem" || function == "audit-events-list", "{function} may {action} audit events");
+        }
+    }
+    assert_eq!(
+        touching,
+        [
+            "audit-events-list BatchGetItem CHN#*",
+            "worker-audit-chain BatchGetItem CHN#*",
+            "worker-audit-chain PutItem ANC#*",
+            "worker-audit-chain PutItem CHN#*",
+            "worker-audit-chain Query UNC#*",
+            "worker-audit-chain Query CHN#*",
+        ]
+    );
+}
+
+#[test]
 fn each_secret_is_given_to_those_that_need_it_alone() {
     let mut given = BTreeMap::<_, Vec<_>>::new();
     for (name, function) in functions() {
@@ -171,7 +198,8 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
         }
     }
     let readers = [
-        ("CursorSecret", &["agent-projects-list", "api-keys-list"][..]),
+        ("AuditSecret", &["worker-audit-chain"][..]),
+        ("CursorSecret", &["agent-projects-list", "api-keys-list", "audit-events-list"]),
         ("DataPlanesSecret", &["worker-cache-push"]),
         (
             "KeyTagSecret",
@@ -265,6 +293,12 @@ async fn functions_do_just_what_their_policies_allow() {
         assert!(reply.status.is_success() || reply.json["error"] == "slug_taken", "{function}: {}", reply.text);
         done.extend(accesses(function, &proxy));
     }
+    proxy.forget();
+    registry::workers(&world.runner.app, &world.runner.gateway)["worker-audit-chain"]().await.unwrap();
+    done.extend(accesses("worker-audit-chain", &proxy));
+    proxy.forget();
+    world.get("/v1/audit_events").send().await.expect(200);
+    done.extend(accesses("audit-events-list", &proxy));
     clock.advance(Duration::from_hours(5 * 24));
     for (function, tick) in registry::workers(&world.runner.app, &world.runner.gateway) {
         proxy.forget();
@@ -303,6 +337,12 @@ fn the_generators_of_secrets_are_frozen() {
         .collect();
     insta::assert_json_snapshot!(generators, @r#"
     {
+      "AuditSecret": {
+        "ExcludePunctuation": true,
+        "GenerateStringKey": "k1",
+        "PasswordLength": 64,
+        "SecretStringTemplate": "{\"current\":\"k1\"}"
+      },
       "CursorSecret": {
         "ExcludePunctuation": true,
         "GenerateStringKey": "k1",

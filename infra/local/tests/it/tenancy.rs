@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use http::Method;
 use serde_json::{Value, json};
 
@@ -151,4 +153,12 @@ async fn what_one_organization_does_is_in_its_own_audit_log_alone() {
     world.delete(&path).send().await.refused(404);
     world.delete(&path).bearer(&neighbours.their_admin).send().await.expect(200);
     assert_eq!(world.audit_events().await, before);
+    let shown = async |token: &str| {
+        let list = world.get("/v1/audit_events").bearer(token).send().await.expect(200);
+        let ids = list["audit_events"].as_array().unwrap().iter().map(|event| event["id"].as_u64().unwrap());
+        ids.collect::<BTreeSet<_>>()
+    };
+    let (ours, theirs) = (shown(&world.admin).await, shown(&neighbours.their_admin).await);
+    assert_eq!((ours.len(), theirs.len()), (2, 5));
+    assert!(ours.is_disjoint(&theirs));
 }

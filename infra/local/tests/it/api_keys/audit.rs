@@ -26,8 +26,9 @@ async fn head(world: &World, action: &str, at: &str, resource: u64, reply: &Repl
 fn parts(mut event: Value) -> (Value, Value) {
     let fields = event.as_object_mut().unwrap();
     assert!(fields.remove("id").unwrap().is_u64());
-    fields.remove("pk");
-    fields.remove("sk");
+    for name in ["pk", "sk", "unchained"] {
+        fields.remove(name);
+    }
     let changes = fields.remove("changes").unwrap();
     (event, changes)
 }

@@ -1,0 +1,123 @@
+//! What the audit chain costs those who write: `cargo run --release -p karta-local --example audit_writers`.
+//!
+//! 32 writers of one organization change keys' names, with the chain's worker at rest and with the worker always at work, in turns.
+//! Prints both rates and their ratio. Over an embedded store in memory, so that what is measured is who waits for whom.
+
+use std::{
+    env,
+    io::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use karta_local::{Options, Runner, audit, registry};
+use karta_shared::{
+    clock::SystemClock,
+    config::Ring,
+    domain::{InternalGuard, Slug},
+    entropy::OsEntropy,
+};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+const WRITERS: usize = 32;
+const ROUNDS: usize = 3;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let seconds = env::args().nth(1).map_or(Ok(5), |text| text.parse())?;
+    let turn = Duration::from_secs(seconds);
+    let (mut resting, mut chaining) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        resting.push(rate(turn, false).await?);
+        chaining.push(rate(turn, true).await?);
+    }
+    let (resting, chaining) = (median(resting), median(chaining));
+    let mut out = std::io::stdout();
+    writeln!(out, "{:<44} {resting:>9.0}/s", format!("{WRITERS} writers, the chain's worker at rest"))?;
+    writeln!(out, "{:<44} {chaining:>9.0}/s", format!("{WRITERS} writers, the chain's worker at work"))?;
+    writeln!(out, "{:<44} {:>9.2}", "ratio", chaining / resting)?;
+    Ok(())
+}
+
+fn median(mut rates: Vec<f64>) -> f64 {
+    rates.sort_unstable_by(f64::total_cmp);
+    rates[rates.len() / 2]
+}
+
+/// Changes a second. With the worker at work, all that was written must be chained and verify.
+async fn rate(turn: Duration, chaining: bool) -> Result<f64> {
+    let runner = Runner::start(options()?).await?;
+    let token = runner.founded.api_key.as_ref().context("no first key")?.expose().to_owned();
+    let (client, url) = (reqwest::Client::new(), format!("{}/v1/api_keys", runner.base_url));
+    let mut keys = Vec::new();
+    for at in 0..WRITERS {
+        let body = json!({ "name": format!("key {at}"), "scopes": ["read"] }).to_string();
+        let created: Value = client.post(&url).bearer_auth(&token).body(body).send().await?.json().await?;
+        keys.push(format!("{url}/{}", created["api_key"]["id"]));
+    }
+    let (done, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let mut tasks = JoinSet::new();
+    let tick = Arc::clone(&registry::workers(&runner.app)["worker-audit-chain"]);
+    if chaining {
+        let (tick, done) = (Arc::clone(&tick), Arc::clone(&done));
+        tasks.spawn(async move {
+            while !done.load(Ordering::Relaxed) {
+                tick().await.map_err(anyhow::Error::from_boxed)?;
+            }
+            Ok(())
+        });
+    }
+    let started = Instant::now();
+    for key in keys {
+        let (client, token, done, written) = (client.clone(), token.clone(), Arc::clone(&done), Arc::clone(&written));
+        tasks.spawn(async move {
+            for round in 0.. {
+                let body = json!({ "name": format!("round {round}") }).to_string();
+                let answer = client.patch(&key).bearer_auth(&token).body(body).send().await?;
+                ensure!(answer.status().is_success(), "{}", answer.text().await?);
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+                written.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+    }
+    tokio::time::sleep(turn).await;
+    let elapsed = started.elapsed();
+    let count = written.load(Ordering::Relaxed);
+    done.store(true, Ordering::Relaxed);
+    while let Some(task) = tasks.join_next().await {
+        task??;
+    }
+    if chaining {
+        tick().await.map_err(anyhow::Error::from_boxed)?;
+        let report =
+            audit::verify(&runner.app.store.audit_reader(), &*runner.app.secrets.ring(Ring::Audit).await?).await?;
+        ensure!(report.is_clean(), "{:#?}", report.lines());
+    }
+    runner.stop().await;
+    #[expect(clippy::cast_precision_loss, reason = "a count of requests")]
+    Ok(count as f64 / elapsed.as_secs_f64())
+}
+
+fn options() -> Result<Options> {
+    Ok(Options {
+        host: [127, 0, 0, 1].into(),
+        port: 0,
+        data_dir: None,
+        organization: Slug::try_from("acme".to_owned())?,
+        bcrypt_cost: Some(4),
+        session_token_secret: None,
+        service_tokens: None,
+        internal: InternalGuard::default(),
+        workers: false,
+        clock: Arc::new(SystemClock),
+        entropy: Arc::new(OsEntropy),
+    })
+}

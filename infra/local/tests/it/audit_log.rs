@@ -1,0 +1,735 @@
+//! The audit log: its chain, the list that shows it, and that whatever is done to either is found.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use karta_local::{audit, registry};
+use karta_shared::{
+    clock::{Clock, ManualClock},
+    config::Ring,
+    domain::{Anchor, ChainedEvent, Hash32, Id, Keyring, Link},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    harness::{World, plain},
+};
+
+const CHAIN: &str = "worker-audit-chain";
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What `karta audit-verify` finds.
+async fn findings(world: &World) -> Vec<String> {
+    let ring = world.runner.app.secrets.ring(Ring::Audit).await.unwrap();
+    let report = audit::verify(&world.runner.app.store.audit_reader(), &ring).await.unwrap();
+    let organizations = report.organizations.iter().flat_map(|(_, checked)| &checked.findings);
+    organizations.map(ToString::to_string).chain(report.strays.iter().cloned()).collect()
+}
+
+/// Three links: the organization's founding (two events) and a key in the first, two keys in each of the others.
+async fn chained() -> (World, Arc<ManualClock>) {
+    let (world, clock) = World::start_at_noon().await;
+    world.key(&["read"]).await;
+    world.work(CHAIN).await;
+    for _ in 0..2 {
+        for _ in 0..2 {
+            clock.advance(SECOND);
+            world.key(&["read"]).await;
+        }
+        world.work(CHAIN).await;
+    }
+    (world, clock)
+}
+
+/// The same, about to be tampered with.
+async fn doomed() -> (World, Arc<ManualClock>) {
+    let (mut world, clock) = chained().await;
+    world.let_the_audit_log_be();
+    assert_eq!(findings(&world).await, [""; 0]);
+    (world, clock)
+}
+
+/// A partition of `acme`'s, as DynamoDB writes it.
+async fn partition(world: &World, prefix: &str) -> Vec<Value> {
+    let table = if prefix == "ANC" { "karta-anchors" } else { "karta" };
+    world.items_of(table, &format!("{prefix}#{}", world.organization_id)).await
+}
+
+async fn links(world: &World) -> Vec<Value> {
+    let chain = partition(world, "CHN").await;
+    chain.iter().map(plain).filter(|item| !item["sk"].as_str().unwrap().starts_with("EVENT#")).collect()
+}
+
+/// The sort keys of a link's events.
+fn listed(link: &Value) -> Vec<&str> {
+    link["events"].as_array().unwrap().iter().map(|event| event["sk"].as_str().unwrap()).collect()
+}
+
+async fn put(world: &World, table: &str, item: &Value) {
+    world.dynamodb("PutItem", json!({ "TableName": table, "Item": item })).await;
+}
+
+async fn delete(world: &World, table: &str, item: &Value) {
+    let key = json!({ "pk": item["pk"], "sk": item["sk"] });
+    world.dynamodb("DeleteItem", json!({ "TableName": table, "Key": key })).await;
+}
+
+/// The `chain` of every event of `acme`'s list, newest first, as `verified 2`.
+async fn states(world: &World) -> Vec<String> {
+    let list = world.get("/v1/audit_events").send().await.expect(200);
+    let events = list["audit_events"].as_array().unwrap().iter().map(|event| &event["chain"]);
+    events.map(|chain| format!("{} {}", chain["state"].as_str().unwrap(), chain["link"])).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_chained_in_order_and_anchored() {
+    let (world, _clock) = chained().await;
+    let (links, events) = (links(&world).await, world.audit_events().await);
+    let sks: Vec<_> = links.iter().flat_map(listed).collect();
+    assert_eq!(sks, events.iter().map(|event| event["sk"].as_str().unwrap()).collect::<Vec<_>>());
+    assert_eq!(links.iter().map(|link| listed(link).len()).collect::<Vec<_>>(), [3, 2, 2]);
+    for pair in links.windows(2) {
+        assert_eq!(pair[1]["previous"], pair[0]["hash"]);
+    }
+    let told: Vec<_> = events.iter().map(|event| (event["link"].as_u64(), event.get("unchained"))).collect();
+    assert_eq!(told, [1, 1, 1, 2, 2, 3, 3].map(|n| (Some(n), None)));
+    for (link, anchor) in links.iter().zip(partition(&world, "ANC").await.iter().map(plain)) {
+        for field in ["n", "hash", "kid", "mac", "at"] {
+            assert_eq!(anchor[field], link[field], "{field}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_holds_no_more_than_a_transaction_takes() {
+    let (world, clock) = World::start_at_noon().await;
+    for at in 0..50 {
+        world.project(&format!("p{at}")).await;
+    }
+    clock.advance(SECOND);
+    // Metadata of 59 KB: a transaction takes 4 MB.
+    let metadata: Value = (0..40).map(|at| (format!("{at}"), json!("\u{10348}".repeat(370)))).collect();
+    for _ in 0..45 {
+        world.key_with(json!({ "name": "ci", "scopes": ["read"], "metadata": metadata })).await;
+    }
+    world.work(CHAIN).await;
+    let sizes: Vec<_> = links(&world).await.iter().map(|link| listed(link).len()).collect();
+    assert_eq!(sizes, [45, 39, 13]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_arrives_late_gets_a_later_link() {
+    let (world, clock) = World::start_at_noon().await;
+    clock.advance(SECOND);
+    let late = world.key(&["read"]).await.0;
+    let partition = format!("AUD#{}", world.organization_id);
+    let events = world.items(&partition).await;
+    let late = json!({ "N": late.to_string() });
+    let event = events.iter().find(|event| event["resource"]["M"]["id"] == late).unwrap();
+    delete(&world, "karta", event).await;
+    clock.advance(SECOND);
+    world.key(&["read"]).await;
+    world.work(CHAIN).await;
+    put(&world, "karta", event).await;
+    world.work(CHAIN).await;
+    let links = links(&world).await;
+    assert_eq!(listed(&links[1]), [event["sk"]["S"].as_str().unwrap()]);
+    assert!(listed(&links[1])[0] < *listed(&links[0]).last().unwrap());
+    assert_eq!(states(&world).await, ["verified 1", "verified 2", "verified 1", "verified 1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_at_once_chain_every_event_once() {
+    let world = World::start().await;
+    for _ in 0..5 {
+        for _ in 0..20 {
+            world.key(&["read"]).await;
+        }
+        let tick = &registry::workers(&world.runner.app)[CHAIN];
+        let (first, second, third) = tokio::join!(tick(), tick(), tick());
+        first.and(second).and(third).unwrap();
+    }
+    let links = links(&world).await;
+    let sks: Vec<_> = links.iter().flat_map(listed).collect();
+    assert_eq!(sks.len(), 102);
+    assert_eq!(sks.iter().collect::<BTreeSet<_>>().len(), 102);
+    assert_eq!(partition(&world, "ANC").await.len(), links.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_at_once_are_all_chained_while_the_worker_is_at_work() {
+    let world = Arc::new(World::start().await);
+    let mut keys = Vec::new();
+    for _ in 0..32 {
+        keys.push(world.key(&["read"]).await.0);
+    }
+    let done = Arc::new(AtomicBool::new(false));
+    let tick = Arc::clone(&registry::workers(&world.runner.app)[CHAIN]);
+    let worker = tokio::spawn({
+        let done = Arc::clone(&done);
+        async move {
+            while !done.load(Ordering::Relaxed) {
+                tick().await.unwrap();
+            }
+        }
+    });
+    let writers = keys.into_iter().map(|key| {
+        let world = Arc::clone(&world);
+        tokio::spawn(async move {
+            for round in 0..5 {
+                let change = json!({ "name": format!("round {round}") });
+                world.patch(&format!("/v1/api_keys/{key}"), change).send().await.expect(200);
+            }
+        })
+    });
+    for writer in writers.collect::<Vec<_>>() {
+        writer.await.unwrap();
+    }
+    done.store(true, Ordering::Relaxed);
+    worker.await.unwrap();
+    world.work(CHAIN).await;
+    let links = links(&world).await;
+    assert_eq!(links.iter().flat_map(listed).count(), 2 + 32 + 32 * 5);
+    assert!(links.len() > 5, "the worker was at work meanwhile: {} links", links.len());
+    assert_eq!(findings(&world).await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verifying_while_the_worker_is_at_work_finds_nothing() {
+    let world = World::start().await;
+    let tick = &registry::workers(&world.runner.app)[CHAIN];
+    let work = async {
+        for _ in 0..25 {
+            world.key(&["read"]).await;
+            tick().await.unwrap();
+        }
+    };
+    let verify = async {
+        for _ in 0..25 {
+            assert_eq!(findings(&world).await, [""; 0]);
+        }
+    };
+    tokio::join!(work, verify);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_whose_answer_was_lost_is_one_link() {
+    let (world, proxy) = FaultProxy::start().await;
+    world.key(&["read"]).await;
+    proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
+    world.work(CHAIN).await;
+    assert_eq!(links(&world).await.len(), 1);
+    world.key(&["read"]).await;
+    proxy.fail("TransactWriteItems", ALWAYS, Fault::DropAnswer);
+    let tick = &registry::workers(&world.runner.app)[CHAIN];
+    tick().await.unwrap_err();
+    proxy.heal();
+    tick().await.unwrap();
+    world.key(&["read"]).await;
+    tick().await.unwrap();
+    assert_eq!(links(&world).await.iter().map(|link| listed(link).len()).collect::<Vec<_>>(), [3, 1, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_organization_that_cannot_be_chained_keeps_no_other_waiting() {
+    let (mut world, _clock) = World::start_at_noon().await;
+    world.let_the_audit_log_be();
+    let (other, _) = world.another_organization("other").await;
+    world.work(CHAIN).await;
+    let (broken, whole) = (world.organization_id.min(other), world.organization_id.max(other));
+    let mut head = world.items(&format!("CHN#{broken}")).await.swap_remove(0);
+    head["hash"] = json!({ "S": "?" });
+    put(&world, "karta", &head).await;
+    for organization in [broken, whole] {
+        let mut event = world.items(&format!("AUD#{organization}")).await.swap_remove(0);
+        event["sk"] = json!({ "S": event["sk"]["S"].as_str().unwrap().replace("2026", "2027") });
+        event["unchained"] = json!({ "S": "UNC#3" });
+        event.as_object_mut().unwrap().remove("link");
+        put(&world, "karta", &event).await;
+    }
+    registry::workers(&world.runner.app)[CHAIN]().await.unwrap_err();
+    assert_eq!(world.items(&format!("AUD#{whole}")).await.last().unwrap()["link"]["N"], "2");
+    assert!(world.items(&format!("AUD#{broken}")).await.last().unwrap().get("link").is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_shown_with_all_that_is_known_of_it() {
+    let (world, clock) = World::start_at_noon().await;
+    world.work(CHAIN).await;
+    clock.advance(SECOND);
+    world
+        .post("/v1/agent_projects", json!({ "slug": "app", "name": "App" }))
+        .header("user-agent", "tests/1.0")
+        .send()
+        .await;
+    let list = world.get("/v1/audit_events?limit=2").send().await.expect(200);
+    insta::assert_json_snapshot!(
+        list,
+        {
+            ".audit_events[].id" => "[id]",
+            ".audit_events[].actor.id" => "[id]",
+            ".audit_events[].resource.id" => "[id]",
+            ".audit_events[].request_id" => "[request_id]",
+            ".audit_events[1]" => "[the founding's]",
+            ".next_cursor" => "[cursor]",
+        },
+        @r#"
+    {
+      "audit_events": [
+        {
+          "action": "agent_project.created",
+          "actor": {
+            "id": "[id]",
+            "kind": "api_key",
+            "name": "First key"
+          },
+          "at": "2026-11-21T12:00:01.000Z",
+          "chain": {
+            "link": null,
+            "state": "pending"
+          },
+          "changes": {
+            "name": {
+              "after": "App",
+              "before": null
+            },
+            "slug": {
+              "after": "app",
+              "before": null
+            }
+          },
+          "id": "[id]",
+          "ip_address": "127.0.0.1",
+          "request_id": "[request_id]",
+          "resource": {
+            "id": "[id]",
+            "kind": "agent_project"
+          },
+          "user_agent": "tests/1.0"
+        },
+        "[the founding's]"
+      ],
+      "next_cursor": "[cursor]"
+    }
+    "#
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_list_is_filtered_by_actor_and_action_and_comes_newest_first() {
+    let (world, clock) = World::start_at_noon().await;
+    clock.advance(SECOND);
+    let (id, token) = world.key_with(json!({ "name": "ci runner", "scopes": ["admin"] })).await;
+    for name in ["one", "two"] {
+        clock.advance(SECOND);
+        let body = json!({ "name": name, "scopes": ["read"] });
+        world.post("/v1/api_keys", body).bearer(&token).send().await.expect(201);
+    }
+    let seen = async |query: &str| {
+        let list = world.get(&format!("/v1/audit_events{query}")).send().await.expect(200);
+        assert_eq!(list["next_cursor"], Value::Null);
+        let events = list["audit_events"].as_array().unwrap().iter();
+        events
+            .map(|event| format!("{} {}", event["action"].as_str().unwrap(), event["at"].as_str().unwrap()))
+            .collect::<Vec<_>>()
+    };
+    let at = |second: u8| format!("api_key.created 2026-11-21T12:00:0{second}.000Z");
+    assert_eq!(seen("").await[..3], [at(3), at(2), at(1)]);
+    assert_eq!(seen("").await.len(), 5);
+    for query in
+        [format!("?actor={id}"), "?actor=ci%20runner".to_owned(), format!("?actor={id}&action=api_key.created")]
+    {
+        assert_eq!(seen(&query).await, [at(3), at(2)], "{query}");
+    }
+    assert_eq!(seen("?action=api_key.created").await.len(), 4);
+    assert_eq!(seen("?actor=local%20runner&action=organization.created").await.len(), 1);
+    for query in ["?actor=ci", "?actor=1", "?action=api_key.burned", "?actor=First%20key&action=api_key.revoked"] {
+        assert!(seen(query).await.is_empty(), "{query}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paging_visits_every_event_once_while_new_ones_are_written() {
+    let (world, clock) = World::start_at_noon().await;
+    for at in 0..10 {
+        // Some in the same millisecond.
+        clock.advance(Duration::from_millis(at % 3));
+        world.key(&["read"]).await;
+    }
+    let before: Vec<_> = world.audit_events().await.iter().map(|event| event["id"].as_u64().unwrap()).collect();
+    clock.advance(SECOND);
+    let (mut visited, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = world.get(&format!("/v1/audit_events?limit=5{cursor}")).send().await.expect(200);
+        visited.extend(page["audit_events"].as_array().unwrap().iter().map(|event| event["id"].as_u64().unwrap()));
+        world.key(&["read"]).await;
+        let Some(next) = page["next_cursor"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    visited.reverse();
+    assert_eq!(visited, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_is_good_for_its_own_organization_and_filters() {
+    let world = World::start().await;
+    world.key(&["read"]).await;
+    let cursor = async |query: &str| {
+        let page = world.get(&format!("/v1/audit_events?limit=1{query}")).send().await.expect(200);
+        page["next_cursor"].as_str().unwrap().to_owned()
+    };
+    let (all, created) = (cursor("").await, cursor("&action=api_key.created").await);
+    let (_, theirs) = world.another_organization("other").await;
+    let keys = world.get("/v1/api_keys?limit=1").send().await.expect(200)["next_cursor"].as_str().unwrap().to_owned();
+    let open = |query: String| world.get(&format!("/v1/audit_events?{query}"));
+    open(format!("cursor={all}")).send().await.expect(200);
+    open(format!("limit=7&action=api_key.created&cursor={created}")).send().await.expect(200);
+    for query in [
+        format!("cursor={created}"),
+        format!("action=api_key.revoked&cursor={created}"),
+        format!("action=api_key.created&actor=x&cursor={created}"),
+        format!("action=api_key.created&cursor={all}"),
+        format!("cursor={keys}"),
+        format!("cursor={}x", &all[1..]),
+        "cursor=".to_owned(),
+    ] {
+        assert_eq!(open(query.clone()).send().await.invalid_field(), "cursor", "{query}");
+    }
+    assert_eq!(open(format!("cursor={all}")).bearer(&theirs).send().await.invalid_field(), "cursor");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_filter_is_named() {
+    let world = World::start().await;
+    for (query, field) in [
+        ("actor=", "actor"),
+        ("actor=%20", "actor"),
+        ("action=", "action"),
+        ("action=created", "action"),
+        ("action=api_key.created,api_key.revoked", "action"),
+        ("limit=0", "limit"),
+        ("until=2027-01-01T00:00:00Z", "until"),
+    ] {
+        assert_eq!(world.get(&format!("/v1/audit_events?{query}")).send().await.invalid_field(), field, "{query}");
+    }
+    assert_eq!(world.get(&format!("/v1/audit_events?actor={}", "a".repeat(101))).send().await.invalid_field(), "actor");
+    for scope in ["read", "write"] {
+        let (_, token) = world.key(&[scope]).await;
+        assert_eq!(world.get("/v1/audit_events").bearer(&token).send().await.forbidden(), "missing scope: admin");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_pending_until_it_is_chained_and_verified_then() {
+    let (world, _clock) = chained().await;
+    let verified = [3, 3, 2, 2, 1, 1, 1].map(|n| format!("verified {n}"));
+    assert_eq!(states(&world).await, verified);
+    world.key(&["read"]).await;
+    let waiting = states(&world).await;
+    assert_eq!(waiting.iter().filter(|state| *state == "pending null").count(), 1);
+    world.work(CHAIN).await;
+    assert_eq!(states(&world).await.iter().filter(|state| *state == "verified 4").count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_list_shows_what_somebody_who_may_put_events_has_done() {
+    let (world, _clock) = doomed().await;
+    let events = partition(&world, "AUD").await;
+    // Of the newest three events: one changed, one put anew as if it waited still, one put anew as if it were nothing of the chain's.
+    let mut changed = events[6].clone();
+    changed["actor"]["M"]["name"] = json!({ "S": "somebody else" });
+    let mut anew = events[5].clone();
+    anew["ip_address"] = json!({ "S": "192.0.2.1" });
+    anew["unchained"] = json!({ "S": "UNC#1" });
+    let mut apart = events[4].clone();
+    for event in [&mut anew, &mut apart] {
+        event.as_object_mut().unwrap().remove("link");
+    }
+    for event in [&changed, &anew, &apart] {
+        put(&world, "karta", event).await;
+    }
+    let expected = ["broken 3", "broken 3", "broken 2", "verified 2", "verified 1", "verified 1", "verified 1"];
+    for _ in 0..2 {
+        assert_eq!(states(&world).await, expected);
+        world.work(CHAIN).await;
+    }
+    assert_eq!(links(&world).await.len(), 3, "what was put anew is not chained again");
+    let [changed, anew, apart] = [6, 5, 4].map(|at| events[at]["sk"]["S"].as_str().unwrap());
+    assert_eq!(
+        findings(&world).await,
+        [
+            format!("event {apart} is in link 2 and does not say so"),
+            format!("event {anew} is not as it was put into link 3"),
+            format!("event {changed} is not as it was put into link 3"),
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_list_shows_a_link_that_was_changed_and_what_stands_behind_one() {
+    let (world, _clock) = doomed().await;
+    let mut link = partition(&world, "CHN").await.swap_remove(1);
+    link["events"]["L"].as_array_mut().unwrap().pop();
+    put(&world, "karta", &link).await;
+    let broken = ["broken 3", "broken 3", "broken 2", "broken 2"];
+    assert_eq!(states(&world).await[..4], broken);
+    link["hash"] = json!({ "S": "?" });
+    put(&world, "karta", &link).await;
+    assert_eq!(states(&world).await[..4], broken);
+    delete(&world, "karta", &link).await;
+    assert_eq!(states(&world).await[..4], broken);
+    assert_eq!(states(&world).await[4..], ["verified 1"; 3]);
+}
+
+/// The paths to every value of an item.
+fn leaves(value: &Value, at: &str, found: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                leaves(value, &format!("{at}/{name}"), found);
+            }
+        }
+        Value::Array(items) => {
+            for (n, value) in items.iter().enumerate() {
+                leaves(value, &format!("{at}/{n}"), found);
+            }
+        }
+        _ => found.push(at.to_owned()),
+    }
+}
+
+/// Another value of the same kind.
+fn flipped(value: &Value) -> Option<Value> {
+    match value {
+        Value::String(text) => {
+            let (head, last) = text.split_at(text.len().checked_sub(1)?);
+            Some(json!(format!("{head}{}", if last == "1" { "2" } else { "1" })))
+        }
+        Value::Bool(flag) => Some(json!(!flag)),
+        _ => None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_byte_of_an_event_is_under_the_chain() {
+    let (world, _clock) = doomed().await;
+    let event = partition(&world, "AUD").await.swap_remove(3);
+    let mut paths = Vec::new();
+    leaves(&event, "", &mut paths);
+    let mut tried = 0;
+    for path in paths.iter().filter(|path| !path.starts_with("/pk") && !path.starts_with("/sk")) {
+        let mut changed = event.clone();
+        let value = changed.pointer_mut(path).unwrap();
+        // DynamoDB knows no NULL but a true one.
+        let Some(other) = flipped(value).filter(|_| !path.ends_with("/NULL")) else { continue };
+        *value = other;
+        put(&world, "karta", &changed).await;
+        assert_eq!(findings(&world).await.len(), 1, "{path}");
+        tried += 1;
+    }
+    for name in event.as_object().unwrap().keys().filter(|name| !["pk", "sk"].contains(&name.as_str())) {
+        let mut cut = event.clone();
+        cut.as_object_mut().unwrap().remove(name);
+        put(&world, "karta", &cut).await;
+        assert_eq!(findings(&world).await.len(), 1, "{name} is gone");
+    }
+    assert!(tried > 10, "{tried} values of {event}");
+    put(&world, "karta", &event).await;
+    assert_eq!(findings(&world).await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_dropped_or_moved_is_found() {
+    let (world, _clock) = doomed().await;
+    let event = partition(&world, "AUD").await.swap_remove(3);
+    let sk = event["sk"]["S"].as_str().unwrap();
+    delete(&world, "karta", &event).await;
+    assert_eq!(findings(&world).await, [format!("event {sk} of link 2 is missing")]);
+    let mut moved = event.clone();
+    let other = sk.replace("12:00", "12:01");
+    moved["sk"] = json!({ "S": other });
+    put(&world, "karta", &moved).await;
+    assert_eq!(
+        findings(&world).await,
+        [format!("event {sk} of link 2 is missing"), format!("event {other} says that it is in link 2 and is not")]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_inserted_is_found() {
+    let (world, _clock) = doomed().await;
+    let mut event = partition(&world, "AUD").await.swap_remove(3);
+    let sk = event["sk"]["S"].as_str().unwrap().replace("12:00", "12:01");
+    event["sk"] = json!({ "S": sk });
+    for (link, finding) in [
+        (Some("2"), format!("event {sk} says that it is in link 2 and is not")),
+        (Some("9"), format!("event {sk} says that it is in link 9, which is not there")),
+        (None, format!("event {sk} is neither chained nor waiting for it")),
+    ] {
+        match link {
+            Some(n) => event["link"] = json!({ "N": n }),
+            None => drop(event.as_object_mut().unwrap().remove("link")),
+        }
+        put(&world, "karta", &event).await;
+        assert_eq!(findings(&world).await, [finding]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_events_link_that_points_elsewhere_is_found() {
+    let (world, _clock) = doomed().await;
+    let mut event = partition(&world, "AUD").await.swap_remove(3);
+    let sk = event["sk"]["S"].as_str().unwrap().to_owned();
+    for link in
+        [json!({ "N": "9" }), json!({ "N": "1" }), json!({ "N": "0" }), json!({ "N": "-1.5" }), json!({ "S": "2" })]
+    {
+        event["link"] = link.clone();
+        put(&world, "karta", &event).await;
+        assert_eq!(findings(&world).await, [format!("event {sk} is in link 2 and does not say so")], "{link}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_is_dropped_or_changed_is_found() {
+    let (world, _clock) = doomed().await;
+    let link = partition(&world, "CHN").await.swap_remove(1);
+    let mut paths = Vec::new();
+    leaves(&link, "", &mut paths);
+    for path in paths.iter().filter(|path| !path.starts_with("/pk") && !path.starts_with("/sk")) {
+        let mut changed = link.clone();
+        *changed.pointer_mut(path).unwrap() = flipped(link.pointer(path).unwrap()).unwrap();
+        put(&world, "karta", &changed).await;
+        assert_ne!(findings(&world).await, [""; 0], "{path}");
+    }
+    delete(&world, "karta", &link).await;
+    let found = findings(&world).await;
+    assert!(found.contains(&"link 2 is missing".to_owned()), "{found:?}");
+}
+
+/// Takes away what came after the first link: links, claims and events.
+async fn truncate(world: &World) {
+    for item in partition(world, "CHN").await {
+        let later = item["n"]["N"].as_str().or(item["link"]["N"].as_str()).unwrap() != "1";
+        if later {
+            delete(world, "karta", &item).await;
+        }
+    }
+    for event in partition(world, "AUD").await {
+        if event["link"]["N"] != "1" {
+            delete(world, "karta", &event).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_that_is_cut_is_remembered_by_its_anchors() {
+    let (world, _clock) = doomed().await;
+    truncate(&world).await;
+    assert_eq!(findings(&world).await, ["links 2 to 3 are missing"]);
+    assert_eq!(states(&world).await, ["verified 1"; 3], "the list cannot know");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_that_is_cut_and_chained_anew_differs_from_its_anchors() {
+    let (world, clock) = doomed().await;
+    truncate(&world).await;
+    for _ in 0..2 {
+        clock.advance(SECOND);
+        world.key(&["read"]).await;
+        world.work(CHAIN).await;
+    }
+    assert_eq!(links(&world).await.len(), 3, "the worker goes on");
+    assert_eq!(
+        findings(&world).await,
+        ["link 2 is not the one that was anchored", "link 3 is not the one that was anchored"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_organization_of_which_nothing_is_left_is_remembered_by_its_anchors() {
+    let (world, _clock) = doomed().await;
+    for item in partition(&world, "CHN").await.into_iter().chain(partition(&world, "AUD").await) {
+        delete(&world, "karta", &item).await;
+    }
+    assert_eq!(findings(&world).await, ["links 1 to 3 are missing"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_recomputes_everything_lacks_the_key() {
+    let (world, clock) = doomed().await;
+    let ring = Keyring::single("k1", "not the ring's secret, and long enough").unwrap();
+    let organization = Id::new(world.organization_id).unwrap();
+    let mut head: Option<Link> = None;
+    for link in links(&world).await {
+        let events =
+            listed(&link).into_iter().map(|sk| ChainedEvent { sk: sk.to_owned(), digest: digest_of(&link, sk) });
+        let forged = Link::behind(head.as_ref(), organization, clock.now(), events.collect(), &ring);
+        let key = json!({ "pk": { "S": format!("CHN#{organization}") }, "sk": { "S": format!("{:016}", forged.n) } });
+        let update = json!({
+            "TableName": "karta",
+            "Key": key,
+            "UpdateExpression": "SET #at = :at, previous = :previous, #hash = :hash, mac = :mac",
+            "ExpressionAttributeNames": { "#at": "at", "#hash": "hash" },
+            "ExpressionAttributeValues": {
+                ":at": { "S": forged.at.to_string() },
+                ":previous": { "S": forged.previous.to_string() },
+                ":hash": { "S": forged.hash.to_string() },
+                ":mac": { "S": forged.mac.to_string() },
+            },
+        });
+        world.dynamodb("UpdateItem", update).await;
+        head = Some(forged);
+    }
+    assert_eq!(states(&world).await.len(), 7);
+    assert!(states(&world).await.iter().all(|state| state.starts_with("verified")), "the list has no key");
+    let mut expected = Vec::new();
+    for n in 1..=3 {
+        expected.push(format!("link {n} bears a MAC that its key did not make"));
+        expected.push(format!("link {n} is not the one that was anchored"));
+    }
+    assert_eq!(findings(&world).await, expected);
+
+    // Whoever reaches the anchors too still lacks the key.
+    for anchor in partition(&world, "ANC").await {
+        delete(&world, "karta-anchors", &anchor).await;
+    }
+    for link in links(&world).await {
+        let link: Link = serde_json::from_value(link).unwrap();
+        let anchor = Anchor::from(&link);
+        let item = json!({
+            "pk": { "S": format!("ANC#{organization}") },
+            "sk": { "S": format!("{:016}#{}", anchor.n, anchor.hash) },
+            "n": { "N": anchor.n.to_string() },
+            "hash": { "S": anchor.hash.to_string() },
+            "kid": { "S": anchor.kid },
+            "mac": { "S": anchor.mac.to_string() },
+            "at": { "S": anchor.at.to_string() },
+        });
+        put(&world, "karta-anchors", &item).await;
+    }
+    assert_eq!(findings(&world).await, [1, 2, 3].map(|n| format!("link {n} bears a MAC that its key did not make")));
+}
+
+fn digest_of(link: &Value, sk: &str) -> Hash32 {
+    let events = link["events"].as_array().unwrap();
+    let event = events.iter().find(|event| event["sk"] == sk).unwrap();
+    Hash32::try_from(event["digest"].as_str().unwrap().to_owned()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_in_an_audit_logs_partition_and_is_none_is_found() {
+    let (world, _clock) = doomed().await;
+    put(&world, "karta", &json!({ "pk": { "S": "AUD#nobody" }, "sk": { "S": "1" }, "unchained": { "S": "UNC#1" } }))
+        .await;
+    let chain = format!("CHN#{}", world.organization_id);
+    put(&world, "karta", &json!({ "pk": { "S": chain }, "sk": { "S": "7" } })).await;
+    world.work(CHAIN).await;
+    assert_eq!(findings(&world).await, [r#""7" cannot be read"#, "AUD#nobody"]);
+}
