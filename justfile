@@ -61,6 +61,10 @@ bench:
 scale keys="1000000":
     cargo run --release -p karta-local --example scale -- {{ quote(keys) }}
 
+# Verify the audit logs of .karta/, or of a deployed stack: just audit-verify --deployed
+audit-verify *args:
+    cargo run --quiet -p karta-local -- audit-verify {{ args }}
+
 # Lay out functions/<resource>-<verb>/, for example: just new-route api-keys rotate
 new-route resource verb:
     @infra/scaffold/new-route.sh {{ quote(resource) }} {{ quote(verb) }}

@@ -62,7 +62,7 @@ async fn rate(turn: Duration, chaining: bool) -> Result<f64> {
     }
     let (done, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let mut tasks = JoinSet::new();
-    let tick = Arc::clone(&registry::workers(&runner.app)["worker-audit-chain"]);
+    let tick = Arc::clone(&registry::workers(&runner.app, &runner.gateway)["worker-audit-chain"]);
     if chaining {
         let (tick, done) = (Arc::clone(&tick), Arc::clone(&done));
         tasks.spawn(async move {
@@ -115,6 +115,7 @@ fn options() -> Result<Options> {
         bcrypt_cost: Some(4),
         session_token_secret: None,
         service_tokens: None,
+        data_planes: None,
         internal: InternalGuard::default(),
         workers: false,
         clock: Arc::new(SystemClock),

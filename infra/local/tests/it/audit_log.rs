@@ -152,7 +152,7 @@ async fn two_workers_at_once_chain_every_event_once() {
         for _ in 0..20 {
             world.key(&["read"]).await;
         }
-        let tick = &registry::workers(&world.runner.app)[CHAIN];
+        let tick = &registry::workers(&world.runner.app, &world.runner.gateway)[CHAIN];
         let (first, second, third) = tokio::join!(tick(), tick(), tick());
         first.and(second).and(third).unwrap();
     }
@@ -171,7 +171,7 @@ async fn writers_at_once_are_all_chained_while_the_worker_is_at_work() {
         keys.push(world.key(&["read"]).await.0);
     }
     let done = Arc::new(AtomicBool::new(false));
-    let tick = Arc::clone(&registry::workers(&world.runner.app)[CHAIN]);
+    let tick = Arc::clone(&registry::workers(&world.runner.app, &world.runner.gateway)[CHAIN]);
     let worker = tokio::spawn({
         let done = Arc::clone(&done);
         async move {
@@ -204,7 +204,7 @@ async fn writers_at_once_are_all_chained_while_the_worker_is_at_work() {
 #[tokio::test(flavor = "multi_thread")]
 async fn verifying_while_the_worker_is_at_work_finds_nothing() {
     let world = World::start().await;
-    let tick = &registry::workers(&world.runner.app)[CHAIN];
+    let tick = &registry::workers(&world.runner.app, &world.runner.gateway)[CHAIN];
     let work = async {
         for _ in 0..25 {
             world.key(&["read"]).await;
@@ -228,7 +228,7 @@ async fn a_link_whose_answer_was_lost_is_one_link() {
     assert_eq!(links(&world).await.len(), 1);
     world.key(&["read"]).await;
     proxy.fail("TransactWriteItems", ALWAYS, Fault::DropAnswer);
-    let tick = &registry::workers(&world.runner.app)[CHAIN];
+    let tick = &registry::workers(&world.runner.app, &world.runner.gateway)[CHAIN];
     tick().await.unwrap_err();
     proxy.heal();
     tick().await.unwrap();
@@ -254,7 +254,7 @@ async fn an_organization_that_cannot_be_chained_keeps_no_other_waiting() {
         event.as_object_mut().unwrap().remove("link");
         put(&world, "karta", &event).await;
     }
-    registry::workers(&world.runner.app)[CHAIN]().await.unwrap_err();
+    registry::workers(&world.runner.app, &world.runner.gateway)[CHAIN]().await.unwrap_err();
     assert_eq!(world.items(&format!("AUD#{whole}")).await.last().unwrap()["link"]["N"], "2");
     assert!(world.items(&format!("AUD#{broken}")).await.last().unwrap().get("link").is_none());
 }
