@@ -8,7 +8,7 @@ use crate::{
     auth::{BcryptPool, Validator},
     clock::{Clock, SystemClock},
     config::{self, Config, SecretSource, Secrets},
-    domain::{Entropy, InternalGuard},
+    domain::{Entropy, InternalGuard, PriceTable},
     entropy::OsEntropy,
     store::Store,
 };
@@ -22,6 +22,8 @@ pub struct App {
     pub entropy: Arc<dyn Entropy>,
     /// Shared, so that all bcrypt of the process stands in one line.
     pub bcrypt: BcryptPool,
+    /// What models cost.
+    pub prices: Arc<PriceTable>,
     /// For whom the internal routes exist.
     pub internal: Arc<InternalGuard>,
     validator: Arc<OnceLock<Validator>>,
@@ -47,6 +49,7 @@ impl App {
             clock,
             entropy,
             bcrypt: BcryptPool::new(config.bcrypt_cost),
+            prices: Arc::new(config.prices),
             internal: Arc::new(config.internal),
             validator: Arc::default(),
         }

@@ -55,6 +55,9 @@ impl Route for ApiKeysUpdate {
                 NewAuditEvent { action: "api_key.updated", resource_kind: "api_key", resource_id: key.id, changes };
             transaction.audit(organization, &call.audit_event(app, event))?;
             transaction.invalidate(organization, before.effect_of(&key), call.now)?;
+            if before.budget != key.budget {
+                transaction.check_budgets(organization, [key.id], call.now)?;
+            }
             transaction.commit().await?;
         }
         Answer::ok(&Output { api_key: ApiKeyResource::of(key, call.now) })

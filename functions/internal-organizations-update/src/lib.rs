@@ -55,6 +55,9 @@ impl Route for InternalOrganizationsUpdate {
             };
             transaction.audit(organization.id, &call.audit_event(app, event))?;
             transaction.invalidate(organization.id, CacheEffect::Stale, call.now)?;
+            if before.subscription_status != organization.subscription_status {
+                transaction.check_budgets(organization.id, [], call.now)?;
+            }
             transaction.commit().await?;
         }
         Answer::ok(&Output { organization: organization.into() })

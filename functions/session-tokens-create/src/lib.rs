@@ -9,6 +9,9 @@ use karta_shared::{
 };
 use serde::{Deserialize, Serialize};
 
+/// From this percentage of a budget on, tokens live no longer than they must: whoever holds one spends what is left.
+const NEARLY_SPENT: u128 = 95;
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
@@ -77,7 +80,8 @@ impl Route for SessionTokensCreate {
         }
         let project = project?.ok_or(Error::NotFound)?;
 
-        let expires_in = call.body.ttl_seconds.map_or(TTL_DEFAULT, |ttl| ttl.0);
+        let most = if valid.spending.percent() < NEARLY_SPENT { TTL_MAX } else { TTL_MIN };
+        let expires_in = call.body.ttl_seconds.map_or(TTL_DEFAULT, |ttl| ttl.0).min(most);
         let iat = call.now.as_seconds();
         let claims = SessionClaims {
             org_id: caller.organization_id,

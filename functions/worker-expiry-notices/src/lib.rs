@@ -67,9 +67,12 @@ impl Worker for ExpiryNotices {
             if due.is_empty() {
                 break;
             }
+            // One organization's fault is not another one's.
+            let mut outcome = Ok(());
             for due in due {
-                self.settle(&due, now).await?;
+                outcome = self.settle(&due, now).await.and(outcome);
             }
+            outcome?;
         }
         Ok(())
     }

@@ -72,6 +72,7 @@ impl Emulator {
                 "KartaTable" => &tables.main,
                 "CredentialsTable" => &tables.credentials,
                 "OutboxTable" => &tables.outbox,
+                "UsageTable" => &tables.usage,
                 "AnchorsTable" => &tables.anchors,
                 _ => bail!("template.yaml lists the table {logical_id}, which this runner has no name for"),
             };

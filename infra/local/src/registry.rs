@@ -9,6 +9,7 @@ use karta_shared::{
 };
 use lambda_http::{Body, Request, Response};
 use worker_audit_chain::AuditChain;
+use worker_budget_checks::BudgetChecks;
 use worker_cache_push::{AuthorizerCache, CachePush};
 use worker_expiry_notices::ExpiryNotices;
 
@@ -30,15 +31,20 @@ pub fn handlers(app: &App) -> BTreeMap<&'static str, Handler> {
         mount::<api_keys_rotate::ApiKeysRotate>(app),
         mount::<api_keys_update::ApiKeysUpdate>(app),
         mount::<audit_events_list::AuditEventsList>(app),
+        mount::<budget_get::BudgetGet>(app),
+        mount::<budget_update::BudgetUpdate>(app),
         mount::<healthz::Healthz>(app),
         mount::<internal_api_keys_create::InternalApiKeysCreate>(app),
         mount::<internal_keys_validate::InternalKeysValidate>(app),
         mount::<internal_organizations_create::InternalOrganizationsCreate>(app),
         mount::<internal_organizations_get::InternalOrganizationsGet>(app),
         mount::<internal_organizations_update::InternalOrganizationsUpdate>(app),
+        mount::<internal_usage_events_create::InternalUsageEventsCreate>(app),
         mount::<internal_whoami::InternalWhoami>(app),
         mount::<projects_whoami::ProjectsWhoami>(app),
         mount::<session_tokens_create::SessionTokensCreate>(app),
+        mount::<usage_get::UsageGet>(app),
+        mount::<usage_keys_list::UsageKeysList>(app),
         mount::<whoami::Whoami>(app),
     ])
 }
@@ -53,6 +59,7 @@ pub fn workers(app: &App, gateway: &Arc<Gateway>) -> BTreeMap<&'static str, Tick
     let cache = AuthorizerCache::Local(Arc::new(move || gateway.forget_verdicts()));
     BTreeMap::from([
         employ(AuditChain::new(app.clone())),
+        employ(BudgetChecks::new(app.clone())),
         employ(CachePush::new(app.clone(), cache)),
         employ(ExpiryNotices::new(app.clone())),
     ])

@@ -9,10 +9,10 @@ use crate::{
     clock::Clock,
     config::{Ring, Secrets},
     domain::{
-        ApiKey, ApiKeyToken, BudgetVerdict, Id, KeyStatus, Organization, Principal, PrincipalKind, Timestamp,
+        ApiKey, ApiKeyToken, BudgetVerdict, Id, KeyStatus, Organization, Principal, PrincipalKind, Spending, Timestamp,
         TokenRefused,
     },
-    store::{Access, Store},
+    store::{Access, Credential, Store},
 };
 
 /// How many proofs a process remembers: 48 bytes each.
@@ -53,6 +53,7 @@ pub struct Validator {
 struct Proof {
     organization_id: Id,
     api_key_id: Id,
+    counted_as: Id,
 }
 
 /// Whether a validation counts as a use of a key that is valid.
@@ -77,6 +78,7 @@ pub enum Verdict {
 pub struct ValidKey {
     pub organization: Organization,
     pub api_key: ApiKey,
+    pub spending: Spending,
     pub budget: BudgetVerdict,
 }
 
@@ -142,7 +144,7 @@ impl Validator {
             return invalid(Invalidity::Unproven);
         };
         let asked_at = self.clock.now();
-        let access = self.store.access(proof.organization_id, proof.api_key_id).await?;
+        let access = self.store.access(proof.organization_id, proof.api_key_id, proof.counted_as, asked_at).await?;
         let verdict = judge(access, self.clock.now());
         if let Verdict::Valid(valid) = &verdict
             && how.counts(valid)
@@ -215,9 +217,9 @@ impl Validator {
             return Ok(None);
         }
         for candidate in candidates {
-            if place.proves(token, candidate.digest).await? {
-                let (organization_id, api_key_id) = (candidate.organization_id, candidate.api_key_id);
-                return Ok(Some(Proof { organization_id, api_key_id }));
+            if place.proves(token, candidate.digest.clone()).await? {
+                let Credential { organization_id, api_key_id, counted_as, .. } = candidate;
+                return Ok(Some(Proof { organization_id, api_key_id, counted_as }));
             }
         }
         Ok(None)
@@ -236,13 +238,13 @@ impl Use {
 
 /// The verdict over a proven key's state.
 pub fn judge(access: Access, now: Timestamp) -> Verdict {
-    let Access { organization, api_key } = access;
+    let Access { organization, api_key, spending } = access;
     match api_key.status(now) {
         KeyStatus::Revoked => Verdict::Invalid(Invalidity::Revoked),
         KeyStatus::Expired => Verdict::Invalid(Invalidity::Expired),
         KeyStatus::Active | KeyStatus::Rotating => {
-            let budget = BudgetVerdict::judge(organization.subscription_status);
-            Verdict::Valid(Box::new(ValidKey { organization, api_key, budget }))
+            let budget = BudgetVerdict::judge(organization.subscription_status, &spending);
+            Verdict::Valid(Box::new(ValidKey { organization, api_key, spending, budget }))
         }
     }
 }

@@ -2,7 +2,7 @@
 
 mod secrets;
 
-use std::{env, fmt::Display, str::FromStr, sync::Arc, time::Duration};
+use std::{env, fmt::Display, fs, str::FromStr, sync::Arc, time::Duration};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_dynamodb::config::Credentials;
@@ -11,7 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 pub use self::secrets::{Ring, Secret, SecretError, SecretSource, Secrets};
 use crate::{
     clock::SystemClock,
-    domain::InternalGuard,
+    domain::{InternalGuard, PriceTable},
     store::{AuditReader, table::Tables},
 };
 
@@ -41,12 +41,14 @@ impl ConfigError {
 /// What a function reads from its environment.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `KARTA_TABLE`, `KARTA_CREDENTIALS_TABLE`, `KARTA_OUTBOX_TABLE` and `KARTA_ANCHORS_TABLE`.
+    /// `KARTA_TABLE`, `KARTA_CREDENTIALS_TABLE`, `KARTA_OUTBOX_TABLE`, `KARTA_USAGE_TABLE` and `KARTA_ANCHORS_TABLE`.
     pub tables: Tables,
     /// `KARTA_BCRYPT_COST`: 12 unless set; 10 to 15 in a deployed stack.
     pub bcrypt_cost: u32,
     /// `KARTA_INTERNAL_ALLOWED_IPS` and `KARTA_INTERNAL_HOSTS`: for whom the internal routes exist. Nobody while either is unset.
     pub internal: InternalGuard,
+    /// What models cost: the file that `KARTA_PRICES` names, or the list that this was built with.
+    pub prices: PriceTable,
 }
 
 impl Config {
@@ -56,10 +58,12 @@ impl Config {
                 main: required("KARTA_TABLE")?,
                 credentials: required("KARTA_CREDENTIALS_TABLE")?,
                 outbox: required("KARTA_OUTBOX_TABLE")?,
+                usage: required("KARTA_USAGE_TABLE")?,
                 anchors: required("KARTA_ANCHORS_TABLE")?,
             },
             bcrypt_cost: deployed_bcrypt_cost(parsed("KARTA_BCRYPT_COST")?.unwrap_or(BCRYPT_COST_DEFAULT))?,
             internal: internal_guard()?,
+            prices: prices()?,
         })
     }
 
@@ -69,7 +73,7 @@ impl Config {
         if !(4..=31).contains(&bcrypt_cost) {
             return Err(ConfigError::new("KARTA_BCRYPT_COST", "must be a number from 4 to 31"));
         }
-        Ok(Self { tables, bcrypt_cost, internal: InternalGuard::default() })
+        Ok(Self { tables, bcrypt_cost, internal: InternalGuard::default(), prices: prices()? })
     }
 }
 
@@ -159,6 +163,19 @@ pub fn internal_guard() -> Result<InternalGuard, ConfigError> {
     Ok(InternalGuard { addresses: parsed("KARTA_INTERNAL_ALLOWED_IPS")?, hosts: parsed("KARTA_INTERNAL_HOSTS")? })
 }
 
+/// A model's name, or its beginning and a `*`, to nano-cents for a token of input and of output.
+fn prices() -> Result<PriceTable, ConfigError> {
+    const VARIABLE: &str = "KARTA_PRICES";
+    let Some(path) = optional(VARIABLE)? else {
+        return serde_json::from_str(include_str!("../../prices.json"))
+            .map_err(|error| ConfigError::new(VARIABLE, error));
+    };
+    let text = fs::read_to_string(&path)
+        .map_err(|error| ConfigError::new(VARIABLE, format!("names {path}, which cannot be read: {error}")))?;
+    serde_json::from_str(&text)
+        .map_err(|error| ConfigError::new(VARIABLE, format!("names {path}, which is no table of prices: {error}")))
+}
+
 fn required(variable: &str) -> Result<String, ConfigError> {
     optional(variable)?.ok_or_else(|| ConfigError::new(variable, "is not set"))
 }
@@ -183,6 +200,12 @@ fn optional(variable: &str) -> Result<Option<String>, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_list_of_prices_that_comes_with_it_can_be_read() {
+        let price = prices().unwrap().price("gemini-1.5-flash").unwrap();
+        assert_eq!((price.input, price.output), (7_500, 30_000), "$0.075 and $0.30 for a million");
+    }
 
     #[test]
     fn a_deployed_stack_refuses_a_cheap_digest() {

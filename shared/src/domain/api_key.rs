@@ -13,6 +13,8 @@ const NOTICE: Duration = Duration::from_hours(7 * 24);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiKey {
     pub id: Id,
+    /// Under whose counters its usage counts: the first key of its line of rotations.
+    pub counted_as: Id,
     pub name: Name,
     pub prefix: Prefix,
     pub scopes: ScopeSet,
@@ -87,6 +89,7 @@ impl ApiKey {
     pub fn new(id: Id, prefix: Prefix, settings: ApiKeySettings, created_by: Option<Id>, now: Timestamp) -> Self {
         Self {
             id,
+            counted_as: id,
             name: settings.name,
             prefix,
             scopes: settings.scopes,
@@ -177,7 +180,7 @@ impl ApiKey {
         true
     }
 
-    /// The key that takes this one's place: the same settings, an absolute expiry included.
+    /// The key that takes this one's place: the same settings, an absolute expiry included, and the same counters.
     #[must_use]
     pub fn successor(&self, id: Id, prefix: Prefix, created_by: Id, now: Timestamp) -> Self {
         let settings = ApiKeySettings {
@@ -188,7 +191,7 @@ impl ApiKey {
             budget: self.budget.clone(),
             metadata: self.metadata.clone(),
         };
-        Self::new(id, prefix, settings, Some(created_by), now)
+        Self { counted_as: self.counted_as, ..Self::new(id, prefix, settings, Some(created_by), now) }
     }
 
     /// Gives way to a successor: serves until the grace ends or its own expiry comes, whichever is first.

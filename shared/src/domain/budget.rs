@@ -5,14 +5,14 @@ use serde::{
     de::{MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::{Invalid, SubscriptionStatus, Value};
+use super::{Invalid, SubscriptionStatus, Tally, Value};
 
 /// The largest cap: what every JSON reader keeps exact.
 const MAX_CAP: u64 = (1 << 53) - 1;
 
 /// Caps per UTC month, of an organization or of one key; `null` is no cap. Tokens are counted, cost is in whole cents.
 /// `alert_percents` are the shares of a cap at which the owner is told.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Budget {
     pub input_tokens: Option<Cap>,
     pub output_tokens: Option<Cap>,
@@ -56,6 +56,27 @@ impl<'de> Deserialize<'de> for Budget {
 }
 
 impl Budget {
+    /// The caps that are set, with the field's name, the cap and what was spent of it.
+    pub fn caps(&self, spent: &Tally) -> impl Iterator<Item = (CapKind, Cap, u128)> {
+        let caps = [
+            (CapKind::TotalTokens, self.total_tokens, spent.total_tokens()),
+            (CapKind::InputTokens, self.input_tokens, spent.input_tokens),
+            (CapKind::OutputTokens, self.output_tokens, spent.output_tokens),
+            (CapKind::CostCents, self.cost_cents, spent.cost_cents()),
+        ];
+        caps.into_iter().filter_map(|(kind, cap, spent)| Some((kind, cap?, spent)))
+    }
+
+    /// How much of the cap that is nearest to its end is spent, in whole percents, rounded down; 0 without a cap.
+    pub fn spent_percent(&self, spent: &Tally) -> u128 {
+        self.caps(spent).map(|(_, cap, spent)| cap.percent(spent)).max().unwrap_or(0)
+    }
+
+    /// The first cap that is reached.
+    fn reached(&self, spent: &Tally) -> Option<CapKind> {
+        self.caps(spent).find(|(_, cap, spent)| *spent >= cap.0.into()).map(|(kind, _, _)| kind)
+    }
+
     /// As the audit log shows it.
     pub fn audited(&self) -> Value {
         let cap = |cap: Option<Cap>| Value::from(cap.map(|cap| cap.0));
@@ -66,6 +87,37 @@ impl Budget {
             ("cost_cents", cap(self.cost_cents)),
             ("alert_percents", Value::list(self.alert_percents.0.iter().map(|percent| u64::from(*percent)))),
         ])
+    }
+}
+
+/// What a cap is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CapKind {
+    TotalTokens,
+    InputTokens,
+    OutputTokens,
+    CostCents,
+}
+
+impl CapKind {
+    /// As a budget's field.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::TotalTokens => "total_tokens",
+            Self::InputTokens => "input_tokens",
+            Self::OutputTokens => "output_tokens",
+            Self::CostCents => "cost_cents",
+        }
+    }
+
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::TotalTokens => "monthly token cap reached",
+            Self::InputTokens => "monthly input token cap reached",
+            Self::OutputTokens => "monthly output token cap reached",
+            Self::CostCents => "monthly cost cap reached",
+        }
     }
 }
 
@@ -85,10 +137,27 @@ impl TryFrom<u64> for Cap {
     }
 }
 
+impl Cap {
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// How much of it is spent, in whole percents, rounded down. Nothing may be spent of 0, so it always is.
+    pub fn percent(self, spent: u128) -> u128 {
+        (spent.saturating_mul(100)).checked_div(self.0.into()).unwrap_or(100)
+    }
+}
+
 /// At most ten whole percents from 1 to 100, ascending.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Option<Vec<u8>>")]
 pub struct AlertPercents(Vec<u8>);
+
+impl AlertPercents {
+    pub fn iter(&self) -> impl Iterator<Item = u8> {
+        self.0.iter().copied()
+    }
+}
 
 impl Default for AlertPercents {
     fn default() -> Self {
@@ -119,12 +188,36 @@ pub enum BudgetVerdict {
     Exhausted { reason: String },
 }
 
+/// The caps over a key and what was spent under them this month: what a verdict is derived from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Spending {
+    pub organization_budget: Option<Budget>,
+    pub organization: Tally,
+    pub key_budget: Option<Budget>,
+    pub key: Tally,
+}
+
+impl Spending {
+    /// How much of the cap that is nearest to its end is spent, in whole percents.
+    pub fn percent(&self) -> u128 {
+        let of = |budget: &Option<Budget>, spent| budget.as_ref().map_or(0, |budget| budget.spent_percent(spent));
+        of(&self.organization_budget, &self.organization).max(of(&self.key_budget, &self.key))
+    }
+}
+
 impl BudgetVerdict {
-    pub fn judge(subscription: SubscriptionStatus) -> Self {
-        if subscription.allows_spending() {
-            Self::Ok
-        } else {
-            Self::Exhausted { reason: format!("subscription {}", subscription.as_str()) }
+    /// Cost is judged in the whole cents that usage shows, so that the two cannot disagree.
+    pub fn judge(subscription: SubscriptionStatus, spending: &Spending) -> Self {
+        if !subscription.allows_spending() {
+            return Self::Exhausted { reason: format!("subscription {}", subscription.as_str()) };
+        }
+        let reached = |budget: &Option<Budget>, spent| budget.as_ref().and_then(|budget| budget.reached(spent));
+        if let Some(cap) = reached(&spending.organization_budget, &spending.organization) {
+            return Self::Exhausted { reason: cap.reason().to_owned() };
+        }
+        match reached(&spending.key_budget, &spending.key) {
+            Some(cap) => Self::Exhausted { reason: format!("key: {}", cap.reason()) },
+            None => Self::Ok,
         }
     }
 
@@ -166,8 +259,40 @@ mod tests {
 
     #[test]
     fn only_a_live_subscription_spends() {
-        assert!(BudgetVerdict::judge(SubscriptionStatus::Trialing).is_ok());
-        let verdict = BudgetVerdict::judge(SubscriptionStatus::PastDue);
+        let spending = Spending::default();
+        assert!(BudgetVerdict::judge(SubscriptionStatus::Trialing, &spending).is_ok());
+        let verdict = BudgetVerdict::judge(SubscriptionStatus::PastDue, &spending);
         assert_eq!(verdict.reason(), Some("subscription past_due"));
+    }
+
+    fn budget(json: &str) -> Budget {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn the_reason_names_the_cap_that_is_reached() {
+        let spent = Tally { input_tokens: 60, output_tokens: 40, cost: 1_000_000_001 };
+        for (organization_budget, key_budget, reason) in [
+            (r#"{"total_tokens":101,"cost_cents":3}"#, r#"{"input_tokens":61}"#, None),
+            (r#"{"total_tokens":100}"#, "{}", Some("monthly token cap reached")),
+            (r#"{"input_tokens":60}"#, "{}", Some("monthly input token cap reached")),
+            (r#"{"output_tokens":40}"#, "{}", Some("monthly output token cap reached")),
+            (r#"{"cost_cents":2}"#, "{}", Some("monthly cost cap reached")),
+            (r#"{"total_tokens":0}"#, "{}", Some("monthly token cap reached")),
+            ("{}", r#"{"total_tokens":100}"#, Some("key: monthly token cap reached")),
+            ("{}", r#"{"cost_cents":1}"#, Some("key: monthly cost cap reached")),
+        ] {
+            let (organization_budget, key_budget) = (Some(budget(organization_budget)), Some(budget(key_budget)));
+            let spending = Spending { organization_budget, organization: spent, key_budget, key: spent };
+            assert_eq!(BudgetVerdict::judge(SubscriptionStatus::Active, &spending).reason(), reason);
+        }
+    }
+
+    #[test]
+    fn the_share_that_is_spent_is_rounded_down() {
+        let spent = Tally { input_tokens: 949, output_tokens: 0, cost: 0 };
+        let percent = |json| budget(json).spent_percent(&spent);
+        assert_eq!(percent(r#"{"input_tokens":1000,"output_tokens":5}"#), 94);
+        assert_eq!((percent("{}"), percent(r#"{"output_tokens":0}"#)), (0, 100));
     }
 }

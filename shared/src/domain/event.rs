@@ -24,4 +24,10 @@ pub enum EventType {
     ApiKeyRevoked,
     #[serde(rename = "api_key.expiring")]
     ApiKeyExpiring,
+    #[serde(rename = "budget.threshold")]
+    BudgetThreshold,
+    #[serde(rename = "budget.exhausted")]
+    BudgetExhausted,
+    #[serde(rename = "budget.restored")]
+    BudgetRestored,
 }

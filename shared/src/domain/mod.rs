@@ -8,6 +8,7 @@ mod allowlist;
 mod api_key;
 mod audit;
 mod budget;
+mod budget_watch;
 mod chain;
 mod chain_check;
 mod cidr;
@@ -19,6 +20,7 @@ mod id;
 mod invalidation;
 mod keyring;
 mod metadata;
+mod month;
 mod name;
 mod organization;
 mod principal;
@@ -27,11 +29,13 @@ mod scope;
 mod service;
 mod timestamp;
 mod token;
+mod usage;
 
 pub use allowlist::{AddressList, BadEntry, HostList, InternalGuard};
 pub use api_key::{ApiKey, ApiKeyPatch, ApiKeySettings, KeySettled, KeyStatus, NotActive};
 pub use audit::{Action, Actor, ActorKind, AuditEvent, Change, Changes, NewAuditEvent, ResourceRef, Value};
-pub use budget::{Budget, BudgetVerdict};
+pub use budget::{AlertPercents, Budget, BudgetVerdict, Cap, CapKind, Spending};
+pub use budget_watch::{BudgetNews, BudgetWatch};
 pub use chain::{Anchor, Chain, ChainState, ChainedEvent, EventMark, Hash32, Link};
 pub use chain_check::{AuditLog, Checked, Finding, check};
 pub use cidr::{AllowedCidrs, Cidr, client_address};
@@ -43,6 +47,7 @@ pub use id::{Id, Kind};
 pub use invalidation::{CacheEffect, Invalidation};
 pub use keyring::{Keyring, KeyringError, Kid};
 pub use metadata::Metadata;
+pub use month::Month;
 pub use name::{Name, Slug, UserId};
 pub use organization::{ModelId, Organization, OrganizationPatch, Plan, StripeCustomerId, SubscriptionStatus};
 pub use principal::{Principal, PrincipalKind};
@@ -51,6 +56,9 @@ pub use scope::{Scope, ScopeSet};
 pub use service::{Power, Service, ServiceTokens, ServiceTokensError};
 pub use timestamp::Timestamp;
 pub use token::{ApiKeyToken, PREFIX_LEN, Prefix, TokenRefused};
+pub use usage::{
+    COUNTED_AHEAD, COUNTED_LATE, MonthUsage, Price, PriceTable, Quantity, Reference, Tally, UsageEvent, UsageKind,
+};
 
 /// A value that a field cannot take. Displays as what would be right: "must be 1 to 100 characters".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -2,7 +2,7 @@ use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::Invalid;
+use super::{Invalid, Month};
 
 const NOT_RFC_3339: Invalid =
     Invalid::new("must be an RFC 3339 date and time before 9999-12-30, such as 2027-01-31T12:00:00Z");
@@ -26,6 +26,17 @@ impl Timestamp {
     /// Whole seconds since 1970, rounded down.
     pub fn as_seconds(self) -> i64 {
         self.as_millis().div_euclid(1000)
+    }
+
+    /// The month in UTC that it lies in.
+    pub fn month(self) -> Month {
+        let date = jiff::tz::Offset::UTC.to_datetime(self.0);
+        Month::new(date.year().unsigned_abs(), date.month().unsigned_abs())
+    }
+
+    /// The day of that month, 1 to 31.
+    pub fn day(self) -> u8 {
+        jiff::tz::Offset::UTC.to_datetime(self.0).day().unsigned_abs()
     }
 
     /// The instant `by` later, or the end of time.

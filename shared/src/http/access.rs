@@ -67,6 +67,7 @@ pub struct ApiKeyCaller {
     pub organization_id: Id,
     pub api_key_id: Id,
     pub api_key_name: String,
+    pub counted_as: Id,
     pub principal: Principal,
 }
 
@@ -125,7 +126,7 @@ impl<S: RequiredScope> Access for S {
     }
 
     async fn admit(presented: Presented<'_>) -> Result<ApiKeyCaller, Error> {
-        let Caller { principal, api_key_name, .. } = presented.caller.ok_or(Error::Unauthorized)?;
+        let Caller { principal, api_key_name, counted_as, .. } = presented.caller.ok_or(Error::Unauthorized)?;
         match principal.kind {
             PrincipalKind::Session => {
                 return Err(Error::Forbidden("session tokens are valid only under /v1/projects/{ref}/".into()));
@@ -141,6 +142,7 @@ impl<S: RequiredScope> Access for S {
             organization_id: principal.organization_id,
             api_key_id: principal.api_key_id,
             api_key_name: api_key_name.unwrap_or_default(),
+            counted_as: counted_as.ok_or(Error::Unauthorized)?,
             principal,
         })
     }
@@ -188,6 +190,13 @@ impl RequiredPower for Validate {
 pub struct Provision;
 impl RequiredPower for Provision {
     const POWER: Option<Power> = Some(Power::Provision);
+}
+
+/// A service token with power `usage`.
+#[derive(Debug)]
+pub struct ReportUsage;
+impl RequiredPower for ReportUsage {
+    const POWER: Option<Power> = Some(Power::Usage);
 }
 
 /// Any service token.

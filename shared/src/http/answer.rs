@@ -24,6 +24,11 @@ impl<T: Serialize> Answer<T> {
         Self::new(StatusCode::CREATED, output)
     }
 
+    /// 202
+    pub fn accepted(output: &T) -> Result<Self, Error> {
+        Self::new(StatusCode::ACCEPTED, output)
+    }
+
     fn new(status: StatusCode, output: &T) -> Result<Self, Error> {
         let body = serde_json::to_vec(output)
             .map_err(|error| Error::Internal(format!("an answer does not encode: {error}")))?;

@@ -43,7 +43,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Value, Error> {
 }
 
 /// A JSON object as `T`; the first thing that is wrong with it otherwise.
-pub(super) fn read<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
+pub fn read<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
     if !value.is_object() {
         return Err(Error::Invalid { field: "body".to_owned(), message: "The body must be a JSON object".to_owned() });
     }

@@ -63,7 +63,8 @@ where
     /// Judges the calling key once more, by its state as it is now: for what outlives the gateway's cached verdict, such as a token or another
     /// key. A write that hangs on it is staged with [`Transaction::while_unchanged`](crate::store::Transaction::while_unchanged).
     pub async fn readmit(&self, app: &App) -> Result<ValidKey, Error> {
-        let state = app.store.access(self.caller.organization_id, self.caller.api_key_id).await?;
+        let caller = &self.caller;
+        let state = app.store.access(caller.organization_id, caller.api_key_id, caller.counted_as, self.now).await?;
         let Verdict::Valid(valid) = auth::judge(state, self.now) else {
             return Err(Error::Unauthorized);
         };

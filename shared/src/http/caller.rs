@@ -13,6 +13,8 @@ use crate::{
 pub struct Caller {
     pub principal: Principal,
     pub api_key_name: Option<String>,
+    /// Under whose counters an API key's usage counts.
+    pub counted_as: Option<Id>,
     pub allowed_cidrs: AllowedCidrs,
 }
 
@@ -25,6 +27,7 @@ impl Caller {
         Self {
             principal: valid.principal(),
             api_key_name: Some(valid.api_key.name.as_str().to_owned()),
+            counted_as: Some(valid.api_key.counted_as),
             allowed_cidrs: valid.api_key.allowed_cidrs.clone(),
         }
     }
@@ -45,6 +48,7 @@ impl Caller {
                 budget_reason: None,
             },
             api_key_name: None,
+            counted_as: None,
             allowed_cidrs: AllowedCidrs::default(),
         }
     }
@@ -63,6 +67,7 @@ impl Caller {
             ("api_key_id", Some(principal.api_key_id.to_string())),
             ("api_key_prefix", principal.api_key_prefix.clone()),
             ("api_key_name", self.api_key_name.clone()),
+            ("counted_as", self.counted_as.map(|id| id.to_string())),
             ("project_id", principal.project_id.map(|id| id.to_string())),
             ("project_slug", principal.project_slug.clone()),
             ("sub", principal.sub.clone()),
@@ -102,13 +107,15 @@ impl Caller {
             budget_ok: required("budget_ok")?.parse().map_err(|_| BadContext)?,
             budget_reason: owned("budget_reason")?,
         };
-        match (kind, principal.project_id, &principal.project_slug) {
-            (PrincipalKind::ApiKey, None, None) | (PrincipalKind::Session, Some(_), Some(_)) => {}
+        let counted_as = text("counted_as")?.map(|text| Id::parse(text).ok_or(BadContext)).transpose()?;
+        match (kind, principal.project_id, &principal.project_slug, counted_as) {
+            (PrincipalKind::ApiKey, None, None, Some(_)) | (PrincipalKind::Session, Some(_), Some(_), None) => {}
             _ => return Err(BadContext),
         }
         Ok(Self {
             principal,
             api_key_name: owned("api_key_name")?,
+            counted_as,
             allowed_cidrs: AllowedCidrs::from_words(words("allowed_cidrs")?).ok_or(BadContext)?,
         })
     }
@@ -141,6 +148,7 @@ mod tests {
                 budget_ok: false,
                 budget_reason: Some("subscription past_due".to_owned()),
             },
+            counted_as: Id::new(8),
             api_key_name: Some("ci \"1\" é".to_owned()),
             allowed_cidrs: AllowedCidrs::from_words("10.0.0.0/8 2001:db8::/32").unwrap(),
         }

@@ -21,16 +21,16 @@ mod serve;
 pub use self::{
     access::{
         Access, Admin, Agent, AnyKey, AnyService, ApiKeyCaller, Internal, Presented, Project, Provision, Public, Read,
-        Validate, Write,
+        ReportUsage, Validate, Write,
     },
     answer::{Answer, Revealed},
-    body::{NoBody, Received, present},
+    body::{NoBody, Received, present, read as read_object},
     call::Call,
     caller::{BadContext, Caller},
     error::Error,
     idempotency::Reveals,
     query::{AnyQuery, Commas, Days, Limit, NoQuery},
-    resources::{ApiKeyResource, AuditEventResource, OrganizationResource},
+    resources::{ApiKeyResource, AuditEventResource, BudgetResource, OrganizationResource, UsageResource},
     route::{FromPath, ProjectRef, Route},
     serve::{run, serve},
 };

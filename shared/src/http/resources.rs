@@ -1,10 +1,13 @@
 //! How resources look in answers, where that is not how they are kept.
 
+use std::cmp::Reverse;
+
 use serde::Serialize;
 
 use crate::domain::{
-    AllowedCidrs, ApiKey, AuditEvent, Budget, Chain, EndpointUrl, Id, KeyStatus, Metadata, ModelId, Name, Organization,
-    Plan, Prefix, ScopeSet, Slug, StripeCustomerId, SubscriptionStatus, Timestamp,
+    AlertPercents, AllowedCidrs, ApiKey, AuditEvent, Budget, BudgetVerdict, Cap, CapKind, Chain, EndpointUrl, Id,
+    KeyStatus, Metadata, ModelId, Month, MonthUsage, Name, Organization, Plan, Prefix, ScopeSet, Slug,
+    StripeCustomerId, SubscriptionStatus, Tally, Timestamp,
 };
 
 /// The contract's ApiKey: every field always there.
@@ -89,4 +92,129 @@ pub struct AuditEventResource {
     pub event: AuditEvent,
     /// Whether it is chained yet, and verifies.
     pub chain: Chain,
+}
+
+/// The contract's Budget: caps per UTC month.
+#[derive(Debug, Clone, Serialize)]
+pub struct BudgetResource {
+    input_tokens: Option<Cap>,
+    output_tokens: Option<Cap>,
+    total_tokens: Option<Cap>,
+    cost_cents: Option<Cap>,
+    alert_percents: AlertPercents,
+}
+
+impl From<Option<Budget>> for BudgetResource {
+    fn from(budget: Option<Budget>) -> Self {
+        let budget = budget.unwrap_or_default();
+        Self {
+            input_tokens: budget.input_tokens,
+            output_tokens: budget.output_tokens,
+            total_tokens: budget.total_tokens,
+            cost_cents: budget.cost_cents,
+            alert_percents: budget.alert_percents,
+        }
+    }
+}
+
+/// The contract's Usage: a month's totals, their parts, and the budget that they are held against.
+#[derive(Debug, Clone, Serialize)]
+pub struct UsageResource {
+    pub period: Month,
+    pub totals: TallyResource,
+    /// The dearest first.
+    pub by_model: Vec<ModelUsage>,
+    /// The days on which something was used, in their order.
+    pub by_day: Vec<DayUsage>,
+    pub budget: BudgetState,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct TallyResource {
+    pub input_tokens: u128,
+    pub output_tokens: u128,
+    pub total_tokens: u128,
+    /// Rounded up, in each place by itself: parts may add up to more than their whole.
+    pub cost_cents: u128,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct ModelUsage {
+    pub model: String,
+    #[serde(flatten)]
+    pub used: TallyResource,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct DayUsage {
+    /// `2026-11-21`
+    pub date: String,
+    #[serde(flatten)]
+    pub used: TallyResource,
+}
+
+/// Caps, how much of each is spent in whole percents, rounded down, and whether more may be.
+#[derive(Debug, Clone, Serialize)]
+pub struct BudgetState {
+    #[serde(flatten)]
+    pub caps: BudgetResource,
+    pub spent_percent: SpentPercent,
+    pub ok: bool,
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct SpentPercent {
+    pub input_tokens: Option<u128>,
+    pub output_tokens: Option<u128>,
+    pub total_tokens: Option<u128>,
+    pub cost_cents: Option<u128>,
+}
+
+impl UsageResource {
+    pub fn of(period: Month, usage: &MonthUsage, budget: Option<Budget>, verdict: &BudgetVerdict) -> Self {
+        let mut by_model: Vec<_> = usage.by_model.iter().collect();
+        by_model.sort_by_key(|(_, used)| Reverse((used.cost, used.total_tokens())));
+        let model = |(model, tally): (&String, &Tally)| ModelUsage { model: model.clone(), used: tally.into() };
+        let day = |(day, tally): (&u8, &Tally)| DayUsage { date: format!("{period}-{day:02}"), used: tally.into() };
+        Self {
+            period,
+            totals: (&usage.totals).into(),
+            by_model: by_model.into_iter().map(model).collect(),
+            by_day: usage.by_day.iter().map(day).collect(),
+            budget: BudgetState {
+                spent_percent: SpentPercent::of(budget.as_ref(), &usage.totals),
+                caps: budget.into(),
+                ok: verdict.is_ok(),
+                reason: verdict.reason().map(ToOwned::to_owned),
+            },
+        }
+    }
+}
+
+impl From<&Tally> for TallyResource {
+    fn from(tally: &Tally) -> Self {
+        Self {
+            input_tokens: tally.input_tokens,
+            output_tokens: tally.output_tokens,
+            total_tokens: tally.total_tokens(),
+            cost_cents: tally.cost_cents(),
+        }
+    }
+}
+
+impl SpentPercent {
+    fn of(budget: Option<&Budget>, spent: &Tally) -> Self {
+        let mut percents = Self::default();
+        for (kind, cap, spent) in budget.into_iter().flat_map(|budget| budget.caps(spent)) {
+            let field = match kind {
+                CapKind::InputTokens => &mut percents.input_tokens,
+                CapKind::OutputTokens => &mut percents.output_tokens,
+                CapKind::TotalTokens => &mut percents.total_tokens,
+                CapKind::CostCents => &mut percents.cost_cents,
+            };
+            *field = Some(cap.percent(spent));
+        }
+        percents
+    }
 }

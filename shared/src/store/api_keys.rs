@@ -3,7 +3,7 @@ use std::time::Duration;
 use aws_sdk_dynamodb::{error::ProvideErrorMetadata, types::AttributeValue};
 
 use super::{
-    Conflict, Credential, Digest, Page, Store, StoreError, Transaction, decode,
+    Conflict, Credential, Digest, KeyOwner, Page, Store, StoreError, Transaction, decode,
     page::Listing,
     table::{Key, Table, api_keys_partition, padded},
 };
@@ -123,8 +123,11 @@ impl Transaction {
     }
 
     fn add_api_key(&mut self, organization: Id, key: &ApiKey, digest: Digest) -> Result<(), StoreError> {
-        let credential = Credential { organization_id: organization, api_key_id: key.id, digest };
-        self.claim_id(organization, Kind::ApiKey, key.id)?;
+        let (api_key_id, counted_as) = (key.id, key.counted_as);
+        let credential = Credential { organization_id: organization, api_key_id, counted_as, digest };
+        let owner = KeyOwner { organization_id: organization, api_key_id, counted_as };
+        self.insert(Table::Main, &Key::claimed_id(Kind::ApiKey, key.id), &owner, Conflict::IdTaken)?;
+        self.insert(Table::Main, &Key::claimed_prefix(&key.prefix, key.id), &owner, Conflict::IdTaken)?;
         self.insert_credential(&key.prefix, &credential)?;
         self.notice_expiry(organization, key)?;
         self.insert(Table::Main, &Key::api_key(organization, key.id), key, Conflict::IdTaken)

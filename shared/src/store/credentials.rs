@@ -15,6 +15,7 @@ const CANDIDATES_AT_MOST: i32 = 8;
 pub struct Credential {
     pub organization_id: Id,
     pub api_key_id: Id,
+    pub counted_as: Id,
     pub digest: Digest,
 }
 

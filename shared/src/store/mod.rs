@@ -12,6 +12,7 @@ mod api_keys;
 mod audit;
 mod audit_reader;
 mod batch;
+mod budgets;
 mod canonical;
 mod chain;
 mod credentials;
@@ -23,6 +24,7 @@ mod page;
 mod projects;
 pub mod table;
 mod transaction;
+mod usage;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -34,6 +36,7 @@ pub use self::{
     access::Access,
     audit::LoggedEvent,
     audit_reader::{AuditReader, Audited},
+    budgets::{BudgetCheck, BudgetSubject, OrganizationBudget},
     chain::WaitingEvents,
     credentials::{Credential, Digest},
     error::StoreError,
@@ -41,6 +44,7 @@ pub use self::{
     outbox::{Due, ExpiryNotice, FlushTurn, Flushes, PendingInvalidation, Queue},
     page::Page,
     transaction::{CommitError, Conflict, Transaction},
+    usage::{Ingested, KeyOwner},
 };
 use crate::domain::Entropy;
 

@@ -26,6 +26,8 @@ pub enum Queue {
     Invalidations,
     /// Owners to tell that a key is about to end.
     ExpiryNotices,
+    /// Budgets to hold against what was spent.
+    BudgetChecks,
 }
 
 /// Something due, as the index knows it: an index only finds, so whoever takes it reads it afresh.
@@ -73,11 +75,11 @@ pub enum FlushTurn {
 
 /// An item with the two attributes that put it into the index, as long as they are there.
 #[derive(Serialize)]
-struct Waiting<'a, T> {
+pub(super) struct Waiting<'a, T> {
     #[serde(flatten)]
-    item: &'a T,
-    due_shard: String,
-    due_at: Timestamp,
+    pub(super) item: &'a T,
+    pub(super) due_shard: String,
+    pub(super) due_at: Timestamp,
 }
 
 impl Store {
@@ -297,6 +299,38 @@ impl Transaction {
         let due_shard = Queue::ExpiryNotices.shard(key.id);
         let key = Key::expiry_notice(organization, key.id);
         self.put(Table::Outbox, &key, &Waiting { item: &item, due_shard, due_at }, Conflict::Changed, |put| put)
+    }
+
+    /// Has the budgets of an organization, and of these keys of its, held against what was spent. One wish an organization: keys gather in it.
+    pub fn check_budgets(
+        &mut self,
+        organization: Id,
+        keys: impl IntoIterator<Item = Id>,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let keys: Vec<_> = keys.into_iter().map(|id| id.to_string()).collect();
+        let shard = Queue::BudgetChecks.shard(organization);
+        let mut stamp = [0; 8];
+        self.entropy().fill(&mut stamp);
+        let number = |number: u64| AttributeValue::N(number.to_string());
+        self.update(Table::Outbox, &Key::budget_check(organization), Conflict::Changed, |update| {
+            let update = update
+                .update_expression(
+                    "SET organization_id = :organization, due_shard = :shard, stamp = :stamp, \
+                     due_at = if_not_exists(due_at, :now)",
+                )
+                .expression_attribute_values(":organization", number(organization.get()))
+                .expression_attribute_values(":shard", AttributeValue::S(shard))
+                .expression_attribute_values(":stamp", number(u64::from_be_bytes(stamp)))
+                .expression_attribute_values(":now", AttributeValue::S(now.to_string()));
+            if keys.is_empty() {
+                return update;
+            }
+            let set = update.get_update_expression().clone().unwrap_or_default();
+            update
+                .update_expression(format!("{set} ADD api_keys :keys"))
+                .expression_attribute_values(":keys", AttributeValue::Ns(keys))
+        })
     }
 
     /// Takes a notice away, if it still is the one that was read.

@@ -22,6 +22,14 @@
 //! | outbox | `PSH#<org>` | `<time>#<id>` | that data planes are to forget what they keep of the organization |
 //! | outbox | `FLS#<stage>` | `LAST` | when the gateway's cache was flushed last, and how often |
 //! | outbox | `XPR#<org>` | key id | that a key's owner is to be told of its end |
+//! | outbox | `BDG#<org>` | `CHECK`, `AT#<time>#…` | that budgets are to be held against what was spent |
+//! | outbox | `BST#<org>` | `ORG`, `KEY#<key>` | what was told of a budget already |
+//! | main | `PX#<prefix>` | key id | whose key has this prefix |
+//! | main | `BUD#<org>` | `CAPS` | the organization's budget |
+//! | usage | `UEV#<org>#<hash>` | `EVENT` | a usage event that was counted; `ttl` |
+//! | usage | `UMO#<org>` | month | what an organization used in a month |
+//! | usage | `UMP#<org>` | month | the same by model and by day |
+//! | usage | `UMK#<org>#<key>` | month | what a line of keys used in a month: whole, by model and by day |
 //! | anchors | `ANC#<org>` | `<n>#<hash>` | what a link was when it was chained; written once and read by the operator alone |
 //!
 //! What waits in the audit log for its worker carries `unchained` (`UNC#0` … `UNC#15`), the key of the index `unchained`.
@@ -33,8 +41,8 @@ use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use super::Queue;
-use crate::domain::{Anchor, Id, Kind, Prefix, Slug, StripeCustomerId, Timestamp};
+use super::{BudgetSubject, Queue};
+use crate::domain::{Anchor, Id, Kind, Month, Prefix, Slug, StripeCustomerId, Timestamp};
 
 /// Finds what is due in the outbox.
 pub(super) const DUE_INDEX: &str = "due";
@@ -49,6 +57,7 @@ pub struct Tables {
     pub main: String,
     pub credentials: String,
     pub outbox: String,
+    pub usage: String,
     pub anchors: String,
 }
 
@@ -57,6 +66,7 @@ pub enum Table {
     Main,
     Credentials,
     Outbox,
+    Usage,
     Anchors,
 }
 
@@ -64,7 +74,13 @@ impl Tables {
     /// As a local run names them.
     pub fn local() -> Self {
         let name = |kind: &str| format!("karta{kind}");
-        Self { main: name(""), credentials: name("-credentials"), outbox: name("-outbox"), anchors: name("-anchors") }
+        Self {
+            main: name(""),
+            credentials: name("-credentials"),
+            outbox: name("-outbox"),
+            usage: name("-usage"),
+            anchors: name("-anchors"),
+        }
     }
 
     pub fn name(&self, table: Table) -> &str {
@@ -72,6 +88,7 @@ impl Tables {
             Table::Main => &self.main,
             Table::Credentials => &self.credentials,
             Table::Outbox => &self.outbox,
+            Table::Usage => &self.usage,
             Table::Anchors => &self.anchors,
         }
     }
@@ -150,6 +167,47 @@ impl Key {
         Self::of(anchors_partition(organization), format!("{}#{}", link_place(anchor.n), anchor.hash))
     }
 
+    pub fn claimed_prefix(prefix: &Prefix, key: Id) -> Self {
+        Self::of(Self::prefix_partition(prefix), padded(key))
+    }
+
+    pub(super) fn prefix_partition(prefix: &Prefix) -> String {
+        format!("PX#{prefix}")
+    }
+
+    pub fn budget(organization: Id) -> Self {
+        Self::of(format!("BUD#{organization}"), "CAPS".to_owned())
+    }
+
+    pub fn usage_event(organization: Id, hash: &str) -> Self {
+        Self::of(format!("UEV#{organization}#{hash}"), "EVENT".to_owned())
+    }
+
+    pub fn usage_totals(organization: Id, month: Month) -> Self {
+        Self::of(format!("UMO#{organization}"), month.to_string())
+    }
+
+    pub fn usage_parts(organization: Id, month: Month) -> Self {
+        Self::of(format!("UMP#{organization}"), month.to_string())
+    }
+
+    /// `counted_as` is the first key of the line.
+    pub fn usage_of_key(organization: Id, counted_as: Id, month: Month) -> Self {
+        Self::of(format!("UMK#{organization}#{counted_as}"), month.to_string())
+    }
+
+    pub fn budget_watch(organization: Id, subject: BudgetSubject) -> Self {
+        let subject = match subject {
+            BudgetSubject::Organization => "ORG".to_owned(),
+            BudgetSubject::Key(id) => format!("KEY#{id}"),
+        };
+        Self::of(format!("BST#{organization}"), subject)
+    }
+
+    pub fn budget_check(organization: Id) -> Self {
+        Self::due(Queue::BudgetChecks, organization, "CHECK")
+    }
+
     pub fn event(organization: Id, at: Timestamp, id: Id) -> Self {
         Self::due(Queue::Events, organization, &format!("{at}#{}", padded(id)))
     }
@@ -179,6 +237,12 @@ impl Key {
         Self::of(partition, "RECORD".to_owned())
     }
 
+    /// The key of an item as it was read.
+    pub(super) fn of_item(item: &HashMap<String, AttributeValue>) -> Option<Self> {
+        let text = |name: &str| item.get(name)?.as_s().ok().cloned();
+        Some(Self::of(text("pk")?, text("sk")?))
+    }
+
     fn of(pk: String, sk: String) -> Self {
         Self { pk, sk }
     }
@@ -197,6 +261,7 @@ impl Queue {
             Self::Events => "EVT",
             Self::Invalidations => "PSH",
             Self::ExpiryNotices => "XPR",
+            Self::BudgetChecks => "BDG",
         }
     }
 

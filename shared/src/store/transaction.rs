@@ -172,15 +172,40 @@ impl Transaction {
         Ok(())
     }
 
-    /// Writes everything, or nothing. One request token serves every repeat, the SDK's and ours, so that a write
-    /// whose answer was lost is not taken for somebody else's.
+    /// Like [`insert`](Self::insert), with an attribute that serde cannot write.
+    pub(super) fn put_with<T: Serialize>(
+        &mut self,
+        table: Table,
+        key: &Key,
+        value: &T,
+        taken: Conflict,
+        (name, extra): (&str, AttributeValue),
+    ) -> Result<(), StoreError> {
+        let mut item = encode(key, value)?;
+        item.insert(name.to_owned(), extra);
+        let put = Put::builder().table_name(self.store.table(table)).set_item(Some(item));
+        let put = put.condition_expression("attribute_not_exists(pk)").build();
+        let put = put.map_err(|error| StoreError::Fault(error.to_string()))?;
+        self.stage(table, key, TransactWriteItem::builder().put(put).build(), taken);
+        Ok(())
+    }
+
+    /// Writes everything, or nothing.
     pub async fn commit(self) -> Result<(), CommitError> {
         if self.clash {
             return Err(CommitError::Conflict(Conflict::IdTaken));
         }
-        let (items, conflicts): (Vec<_>, Vec<_>) = self.writes.into_iter().unzip();
-        let store = self.store;
-        let token = request_token(&store);
+        let failed = self.attempt().await?;
+        let conflict = failed.into_iter().map(|member| self.writes[member].1).min();
+        conflict.map_or(Ok(()), |conflict| Err(CommitError::Conflict(conflict)))
+    }
+
+    /// Writes everything, or nothing: then says which members' conditions failed. One request token serves every repeat, the SDK's and ours, so
+    /// that a write whose answer was lost is not taken for somebody else's.
+    pub(super) async fn attempt(&self) -> Result<Vec<usize>, StoreError> {
+        let items: Vec<_> = self.writes.iter().map(|(write, _)| write.clone()).collect();
+        let store = &self.store;
+        let token = request_token(store);
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
             let sent = store
@@ -191,15 +216,15 @@ impl Transaction {
                 .send()
                 .await;
             let Err(error) = sent else {
-                return Ok(());
+                return Ok(Vec::new());
             };
-            match error.as_service_error().map(|error| verdict(error, &conflicts)) {
-                Some(Cancelled::Condition(conflict)) => return Err(CommitError::Conflict(conflict)),
+            match error.as_service_error().map(verdict) {
+                Some(Cancelled::Condition(failed)) => return Ok(failed),
                 Some(Cancelled::Crossed) if attempt < ATTEMPTS => {
-                    tokio::time::sleep(jittered(pause, &store)).await;
+                    tokio::time::sleep(jittered(pause, store)).await;
                     pause *= 2;
                 }
-                _ => return Err(StoreError::from(error).into()),
+                _ => return Err(error.into()),
             }
         }
         unreachable!("the loop returns on its last attempt")
@@ -227,23 +252,24 @@ struct Claim {
 }
 
 enum Cancelled {
-    /// One of our conditions failed.
-    Condition(Conflict),
+    /// The conditions of these members failed.
+    Condition(Vec<usize>),
     /// Another transaction held an item, or a partition was throttled: worth another try.
     Crossed,
     Other,
 }
 
-fn verdict(error: &TransactWriteItemsError, conflicts: &[Conflict]) -> Cancelled {
+fn verdict(error: &TransactWriteItemsError) -> Cancelled {
     let reasons = match error {
         TransactWriteItemsError::TransactionCanceledException(cancelled) => cancelled.cancellation_reasons(),
         TransactWriteItemsError::TransactionInProgressException(_) => return Cancelled::Crossed,
         _ => return Cancelled::Other,
     };
     let codes = || reasons.iter().map(|reason| reason.code().unwrap_or("None"));
-    let failed = codes().zip(conflicts).filter(|(code, _)| *code == "ConditionalCheckFailed");
-    if let Some(conflict) = failed.map(|(_, conflict)| *conflict).min() {
-        return Cancelled::Condition(conflict);
+    let failed: Vec<_> =
+        codes().enumerate().filter(|(_, code)| *code == "ConditionalCheckFailed").map(|(member, _)| member).collect();
+    if !failed.is_empty() {
+        return Cancelled::Condition(failed);
     }
     let passing =
         |code: &str| matches!(code, "TransactionConflict" | "ThrottlingError" | "ProvisionedThroughputExceeded");

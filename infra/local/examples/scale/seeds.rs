@@ -133,10 +133,11 @@ impl Pattern {
         let number = AttributeValue::N(id.to_string());
         let own_prefix = ("prefix", text(prefix.as_str()));
         let own_digest = digest.map(|digest| ("digest", text(digest.as_str())));
-        let credential = [("api_key_id", number.clone())].into_iter().chain(own_digest);
+        let counted_as = ("counted_as", number.clone());
+        let credential = [("api_key_id", number.clone()), counted_as.clone()].into_iter().chain(own_digest);
         Self {
-            claim: copy(&self.claim, &Key::claimed_id(Kind::ApiKey, id), []),
-            key: copy(&self.key, &Key::api_key(organization, id), [("id", number), own_prefix]),
+            claim: copy(&self.claim, &Key::claimed_id(Kind::ApiKey, id), [("id", number.clone()), counted_as.clone()]),
+            key: copy(&self.key, &Key::api_key(organization, id), [("id", number), counted_as, own_prefix]),
             credential: copy(&self.credential, &Key::credential(prefix, id), credential),
         }
     }

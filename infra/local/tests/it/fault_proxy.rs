@@ -70,6 +70,8 @@ pub(crate) struct FaultProxy {
 
 struct Rule {
     operation: &'static str,
+    /// How many go through first.
+    through: usize,
     left: usize,
     fault: Fault,
 }
@@ -176,7 +178,12 @@ impl FaultProxy {
 
     /// Gives the next `count` requests for `operation` this fault, after those of earlier calls.
     pub(crate) fn fail(&self, operation: &'static str, count: usize, fault: Fault) {
-        self.rules.lock().unwrap().push(Rule { operation, left: count, fault });
+        self.fail_after(operation, 0, count, fault);
+    }
+
+    /// The same, once this many requests have gone through.
+    pub(crate) fn fail_after(&self, operation: &'static str, through: usize, count: usize, fault: Fault) {
+        self.rules.lock().unwrap().push(Rule { operation, through, left: count, fault });
     }
 
     /// No faults from here on.
@@ -265,6 +272,10 @@ impl FaultProxy {
     fn fault_for(&self, operation: &str) -> Option<Fault> {
         let mut rules = self.rules.lock().unwrap();
         let rule = rules.iter_mut().find(|rule| rule.operation == operation && rule.left > 0)?;
+        if rule.through > 0 {
+            rule.through -= 1;
+            return None;
+        }
         rule.left = if rule.left == ALWAYS { ALWAYS } else { rule.left - 1 };
         Some(rule.fault)
     }

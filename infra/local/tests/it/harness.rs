@@ -29,11 +29,12 @@ use karta_shared::{
     entropy::OsEntropy,
     store::table::Tables,
     telemetry,
-    worker::Fault,
+    worker::{Fault, Wake, Worker},
 };
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use tokio::runtime;
+use worker_audit_chain::AuditChain;
 
 /// A running control plane with one organization, `acme`. When it is dropped, its audit logs must verify.
 pub(crate) struct World {
@@ -202,7 +203,7 @@ impl World {
     /// All that the embedded store holds.
     pub(crate) async fn stored(&self) -> Vec<Value> {
         let mut items = Vec::new();
-        for table in ["karta", "karta-credentials", "karta-outbox", "karta-anchors"] {
+        for table in ["karta", "karta-credentials", "karta-outbox", "karta-usage", "karta-anchors"] {
             let answer = self.dynamodb("Scan", json!({ "TableName": table })).await;
             assert!(answer.get("LastEvaluatedKey").is_none(), "more than one page of {table}");
             items.extend(answer["Items"].as_array().unwrap().iter().map(plain));
@@ -275,7 +276,7 @@ impl AuditCheck {
         let (clock, config) = (Arc::new(SystemClock), Config::local(Tables::local(), Some(4)).unwrap());
         let sdk = config::local_sdk(&endpoint, &access_key).await;
         let app = App::new(config, &sdk, secrets, clock, Arc::new(OsEntropy));
-        registry::workers(&app)["worker-audit-chain"]().await.unwrap();
+        AuditChain::new(app.clone()).work(&Wake::Sweep).await.unwrap();
         let ring = app.secrets.ring(Ring::Audit).await.unwrap();
         audit::verify(&app.store.audit_reader(), &ring).await.unwrap()
     }

@@ -25,11 +25,12 @@ use crate::{
 };
 
 /// The tables and their indexes, as the store names them and as policies do.
-const TABLES: [(&str, &str); 6] = [
+const TABLES: [(&str, &str); 7] = [
     ("karta", "KartaTable.Arn"),
     ("karta/index/unchained", "${KartaTable.Arn}/index/unchained"),
     ("karta-credentials", "CredentialsTable.Arn"),
     ("karta-outbox", "OutboxTable.Arn"),
+    ("karta-usage", "UsageTable.Arn"),
     ("karta-outbox/index/due", "${OutboxTable.Arn}/index/due"),
     ("karta-anchors", "AnchorsTable.Arn"),
 ];
@@ -199,7 +200,7 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
     }
     let readers = [
         ("AuditSecret", &["worker-audit-chain"][..]),
-        ("CursorSecret", &["agent-projects-list", "api-keys-list", "audit-events-list"]),
+        ("CursorSecret", &["agent-projects-list", "api-keys-list", "audit-events-list", "usage-keys-list"]),
         ("DataPlanesSecret", &["worker-cache-push"]),
         (
             "KeyTagSecret",
@@ -220,6 +221,7 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
                 "internal-organizations-create",
                 "internal-organizations-get",
                 "internal-organizations-update",
+                "internal-usage-events-create",
                 "internal-whoami",
                 "worker-cache-push",
             ],
@@ -248,6 +250,11 @@ async fn functions_do_just_what_their_policies_allow() {
     let found = || {
         world.service(Method::POST, "/v1/internal/organizations").body(json!({ "slug": "globex", "name": "Globex" }))
     };
+    let prefix = world.get(&path).send().await.expect(200)["api_key"]["prefix"].take();
+    let usage_event = json!({
+        "api_key_id": key, "api_key_prefix": prefix, "kind": "input_tokens", "quantity": 10, "model": "gpt-4o",
+        "occurred_at": "2026-11-21T12:00:00Z", "client_event_id": "1",
+    });
     let organization = format!("/v1/internal/organizations/{}", world.organization_id);
     let customer = |id: &str| world.service(Method::PATCH, &organization).body(json!({ "stripe_customer_id": id }));
     let validation = world.service(Method::POST, "/v1/internal/keys/validate").body(json!({ "key": unused }));
@@ -272,6 +279,20 @@ async fn functions_do_just_what_their_policies_allow() {
         ("agent-projects-get", world.get("/v1/agent_projects/app")),
         ("session-tokens-create", world.post("/v1/agent_projects/app/session_tokens", json!({}))),
         ("projects-whoami", world.get("/v1/projects/app/whoami")),
+        ("usage-get", world.get("/v1/usage")),
+        ("usage-keys-list", world.get("/v1/usage/keys?limit=1")),
+        ("budget-update", world.request(Method::PUT, "/v1/budget").body(json!({ "total_tokens": 10 }))),
+        ("budget-get", world.get("/v1/budget")),
+        ("api-keys-update", world.patch(&temporary, json!({ "budget": { "total_tokens": 10 } }))),
+        (
+            "internal-usage-events-create",
+            world.service(Method::POST, "/v1/internal/usage/events").body(json!({ "events": [usage_event] })),
+        ),
+        ("internal-organizations-update", customer("cus_0")),
+        (
+            "internal-organizations-update",
+            world.service(Method::PATCH, &organization).body(json!({ "subscription_status": "trialing" })),
+        ),
         ("internal-whoami", world.service(Method::GET, "/v1/internal/whoami")),
         ("internal-keys-validate", validation),
         ("internal-organizations-create", found().idempotency_key("1")),
@@ -319,7 +340,8 @@ fn accesses(function: &str, proxy: &FaultProxy) -> BTreeSet<[String; 4]> {
         let (_, table) = TABLES.iter().find(|(name, _)| *name == access.table).unwrap();
         let (prefix, _) = access.partition.rsplit_once('#').unwrap();
         // Under the organization's id, a partition for each record.
-        let prefix = if prefix.starts_with("IDEM#") { "IDEM" } else { prefix };
+        let kind = ["IDEM", "UEV", "UMK"].into_iter().find(|kind| prefix.starts_with(&format!("{kind}#")));
+        let prefix = kind.unwrap_or(prefix);
         [function, &access.action, table, &format!("{prefix}#*")].map(str::to_owned)
     });
     accesses.collect()
@@ -478,6 +500,7 @@ fn every_route_but_the_public_ones_asks_the_authorizer() {
         "POST /v1/internal/keys/validate",
         "POST /v1/internal/organizations",
         "POST /v1/internal/organizations/{id}/api_keys",
+        "POST /v1/internal/usage/events",
     ];
     assert_eq!(open.iter().collect::<Vec<_>>(), expected);
     assert_eq!((template.authorizer.binary.as_str(), template.authorizer.cached_seconds), ("authorizer", 3));

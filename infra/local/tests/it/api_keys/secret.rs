@@ -65,7 +65,7 @@ async fn only_a_digest_is_stored() {
     let digest = credential["digest"].as_str().unwrap();
     assert!(digest.starts_with("$2b$04$") && digest.len() == 60, "a bcrypt digest");
     let fields: Vec<_> = credential.as_object().unwrap().keys().collect();
-    assert_eq!(fields, ["api_key_id", "digest", "organization_id", "pk", "sk"]);
+    assert_eq!(fields, ["api_key_id", "counted_as", "digest", "organization_id", "pk", "sk"]);
 
     let text = Value::from(stored).to_string();
     for secret in [secret, &world.admin] {

@@ -1,0 +1,29 @@
+//! `GET /v1/budget`: the organization's caps per UTC month.
+
+use karta_shared::{
+    App,
+    http::{Answer, BudgetResource, Call, Error, NoBody, NoQuery, Read, Route},
+};
+use serde::Serialize;
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    budget: BudgetResource,
+}
+
+#[derive(Debug)]
+pub struct BudgetGet;
+
+impl Route for BudgetGet {
+    const NAME: &'static str = "budget-get";
+    type Access = Read;
+    type Path = ();
+    type Query = NoQuery;
+    type Body = NoBody;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let kept = app.store.budget(call.caller.organization_id).await?;
+        Answer::ok(&Output { budget: kept.map(|kept| kept.budget).into() })
+    }
+}

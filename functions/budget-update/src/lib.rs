@@ -1,0 +1,50 @@
+//! `PUT /v1/budget`: replaces the organization's caps per UTC month. Absent and `null` are no cap.
+
+use karta_shared::{
+    App,
+    domain::{Budget, CacheEffect, Change},
+    http::{Admin, Answer, BudgetResource, Call, Error, NewAuditEvent, NoQuery, Route},
+};
+use serde::Serialize;
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    budget: BudgetResource,
+}
+
+#[derive(Debug)]
+pub struct BudgetUpdate;
+
+impl Route for BudgetUpdate {
+    const NAME: &'static str = "budget-update";
+    type Access = Admin;
+    type Path = ();
+    type Query = NoQuery;
+    type Body = Budget;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let organization = call.caller.organization_id;
+        let caller = call.readmit(app).await?.api_key;
+        let before = app.store.budget(organization).await?;
+        let budget = call.body.clone();
+        let known = before.as_ref().map(|kept| kept.budget.clone());
+        if known.clone().unwrap_or_default() != budget {
+            let mut transaction = app.store.transaction();
+            transaction.put_budget(organization, before.as_ref(), &budget)?;
+            transaction.while_unchanged(organization, &caller)?;
+            let change = Change { before: known.as_ref().map(Budget::audited).into(), after: budget.audited() };
+            let event = NewAuditEvent {
+                action: "budget.updated",
+                resource_kind: "organization",
+                resource_id: organization,
+                changes: [("budget".to_owned(), change)].into(),
+            };
+            transaction.audit(organization, &call.audit_event(app, event))?;
+            transaction.invalidate(organization, CacheEffect::Stale, call.now)?;
+            transaction.check_budgets(organization, [], call.now)?;
+            transaction.commit().await?;
+        }
+        Answer::ok(&Output { budget: Some(budget).into() })
+    }
+}

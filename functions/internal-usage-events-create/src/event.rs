@@ -1,0 +1,108 @@
+use std::collections::{BTreeSet, HashMap};
+
+use karta_shared::{
+    App,
+    domain::{
+        COUNTED_AHEAD, COUNTED_LATE, Id, ModelId, Prefix, PriceTable, Quantity, Reference, Timestamp, UsageEvent,
+        UsageKind,
+    },
+    http::{Error, read_object},
+    store::KeyOwner,
+};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// An event as a data plane reports it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Reported {
+    api_key_id: Option<Id>,
+    api_key_prefix: Option<Prefix>,
+    model_key_id: Option<Id>,
+    embed_key_id: Option<Id>,
+    session_id: Option<Reference>,
+    kind: UsageKind,
+    quantity: Quantity,
+    model: Option<ModelId>,
+    occurred_at: Timestamp,
+    client_event_id: Reference,
+}
+
+impl Reported {
+    /// Reads an event, or says what is wrong with it.
+    pub(crate) fn read(event: &Value, now: Timestamp) -> Result<Self, String> {
+        let event: Self = read_object(event).map_err(|error| match error {
+            Error::Invalid { message, .. } => message,
+            _ => "The event cannot be read".to_owned(),
+        })?;
+        if event.api_key_id.is_none() && event.api_key_prefix.is_none() {
+            return Err("api_key_id or api_key_prefix is required".to_owned());
+        }
+        if event.occurred_at < now.minus(COUNTED_LATE) || event.occurred_at > now.plus(COUNTED_AHEAD) {
+            return Err("occurred_at must be within the last 400 days and at most an hour ahead".to_owned());
+        }
+        Ok(event)
+    }
+}
+
+/// Whose the keys of a batch are.
+#[derive(Debug, Default)]
+pub(crate) struct Directory {
+    by_id: HashMap<Id, KeyOwner>,
+    by_prefix: HashMap<String, Vec<KeyOwner>>,
+}
+
+impl Directory {
+    pub(crate) async fn of(app: &App, events: impl Iterator<Item = &Reported> + Clone) -> Result<Self, Error> {
+        let ids: BTreeSet<_> = events.clone().filter_map(|event| event.api_key_id).collect();
+        let prefixes: BTreeSet<_> =
+            events.filter_map(|event| event.api_key_prefix.as_ref()).map(Prefix::as_str).collect();
+        let by_id = app.store.key_owners(&ids).await?;
+        let mut by_prefix = HashMap::with_capacity(prefixes.len());
+        for prefix in prefixes {
+            let parsed = Prefix::try_from(prefix.to_owned()).map_err(|error| Error::Internal(error.to_string()))?;
+            by_prefix.insert(prefix.to_owned(), app.store.key_owners_by_prefix(&parsed).await?);
+        }
+        Ok(Self { by_id, by_prefix })
+    }
+
+    /// The event as its organization counts it, and whether its model has a price. The organization is the key's, whatever the body says.
+    pub(crate) fn attribute(&self, event: Reported, prices: &PriceTable) -> Result<(Id, UsageEvent, bool), String> {
+        let owner = self.owner(&event)?;
+        let model = event.model.as_ref();
+        let price = model.and_then(|model| prices.price(model.as_str()));
+        let event = UsageEvent {
+            client_event_id: event.client_event_id,
+            api_key_id: owner.api_key_id,
+            counted_as: owner.counted_as,
+            kind: event.kind,
+            quantity: event.quantity,
+            cost: price.map_or(0, |price| price.cost(event.kind, event.quantity)),
+            model: event.model,
+            occurred_at: event.occurred_at,
+            session_id: event.session_id,
+            model_key_id: event.model_key_id,
+            embed_key_id: event.embed_key_id,
+        };
+        Ok((owner.organization_id, event, price.is_some()))
+    }
+
+    fn owner(&self, event: &Reported) -> Result<KeyOwner, String> {
+        let of_prefix = event
+            .api_key_prefix
+            .as_ref()
+            .map(|prefix| self.by_prefix.get(prefix.as_str()).map(Vec::as_slice).unwrap_or_default());
+        match (event.api_key_id, of_prefix) {
+            (Some(id), of_prefix) => {
+                let owner = self.by_id.get(&id).ok_or("api_key_id is of no key here")?;
+                match of_prefix {
+                    Some(keys) if !keys.contains(owner) => Err("api_key_prefix is not that of api_key_id".to_owned()),
+                    _ => Ok(*owner),
+                }
+            }
+            (None, Some([owner])) => Ok(*owner),
+            (None, Some([])) => Err("api_key_prefix is of no key here".to_owned()),
+            (None, _) => Err("api_key_prefix is that of several keys: send api_key_id".to_owned()),
+        }
+    }
+}

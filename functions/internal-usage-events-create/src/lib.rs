@@ -1,0 +1,83 @@
+//! `POST /v1/internal/usage/events`: counts what data planes report, each event once. One bad event never sinks the batch.
+
+mod event;
+
+use std::collections::BTreeMap;
+
+use karta_shared::{
+    App,
+    domain::{Id, UsageEvent},
+    http::{Answer, Call, Error, Internal, NoQuery, ReportUsage, Route},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::event::{Directory, Reported};
+
+const EVENTS_AT_MOST: usize = 1_000;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    events: Vec<Value>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    accepted: usize,
+    duplicates: usize,
+    rejected: Vec<Rejected>,
+}
+
+/// An event that is not counted: its place in the batch, and what would be right.
+#[derive(Debug, Serialize)]
+pub struct Rejected {
+    index: usize,
+    message: String,
+}
+
+#[derive(Debug)]
+pub struct InternalUsageEventsCreate;
+
+impl Route for InternalUsageEventsCreate {
+    const NAME: &'static str = "internal-usage-events-create";
+    const BODY_MAX: usize = 1024 * 1024;
+    type Access = Internal<ReportUsage>;
+    type Path = ();
+    type Query = NoQuery;
+    type Body = Input;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let events = &call.body.events;
+        if events.len() > EVENTS_AT_MOST {
+            return Err(Error::invalid("events", "must hold at most 1000 events: send the rest in another batch"));
+        }
+        let reported: Vec<_> = events.iter().map(|event| Reported::read(event, call.now)).collect();
+        let directory = Directory::of(app, reported.iter().flatten()).await?;
+
+        let mut by_organization: BTreeMap<Id, Vec<UsageEvent>> = BTreeMap::new();
+        let (mut rejected, mut unpriced) = (Vec::new(), BTreeMap::<_, u32>::new());
+        for (index, event) in reported.into_iter().enumerate() {
+            match event.and_then(|event| directory.attribute(event, &app.prices)) {
+                Ok((organization, event, priced)) => {
+                    if !priced && let Some(model) = &event.model {
+                        *unpriced.entry(model.as_str().to_owned()).or_default() += 1;
+                    }
+                    by_organization.entry(organization).or_default().push(event);
+                }
+                Err(message) => rejected.push(Rejected { index, message }),
+            }
+        }
+        for (model, events) in unpriced {
+            tracing::warn!(route = Self::NAME, model, events, "a model without a price was counted at no cost");
+        }
+        let (mut accepted, mut duplicates) = (0, 0);
+        for (organization, events) in by_organization {
+            let ingested = app.store.ingest(organization, events, call.now).await?;
+            accepted += ingested.accepted;
+            duplicates += ingested.duplicates;
+        }
+        Answer::accepted(&Output { accepted, duplicates, rejected })
+    }
+}

@@ -1,0 +1,43 @@
+//! `GET /v1/usage`: what the organization used in a month, by model and by day, and its budget.
+
+use karta_shared::{
+    App,
+    domain::{BudgetVerdict, Month, Spending},
+    http::{Answer, Call, Error, NoBody, Read, Route, UsageResource},
+};
+use serde::Deserialize;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Query {
+    /// This month unless given.
+    period: Option<Month>,
+}
+
+#[derive(Debug)]
+pub struct UsageGet;
+
+impl Route for UsageGet {
+    const NAME: &'static str = "usage-get";
+    type Access = Read;
+    type Path = ();
+    type Query = Query;
+    type Body = NoBody;
+    type Output = UsageResource;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<UsageResource>, Error> {
+        let organization = call.caller.organization_id;
+        let period = call.query.period.unwrap_or(call.now.month());
+        let (usage, budget, tenant) = tokio::join!(
+            app.store.usage(organization, period),
+            app.store.budget(organization),
+            app.store.organization(organization),
+        );
+        let (usage, budget) = (usage?, budget?.map(|kept| kept.budget));
+        let subscription = tenant?.ok_or(Error::NotFound)?.subscription_status;
+        let spending =
+            Spending { organization_budget: budget.clone(), organization: usage.totals, ..Spending::default() };
+        let verdict = BudgetVerdict::judge(subscription, &spending);
+        Answer::ok(&UsageResource::of(period, &usage, budget, &verdict))
+    }
+}

@@ -1,0 +1,75 @@
+//! `GET /v1/usage/keys`: what each API key used in a month. A key and its successors count as one: the newest stands for them.
+
+use karta_shared::{
+    App,
+    domain::{ApiKey, BudgetVerdict, Id, Month, Name, Prefix, Spending, SubscriptionStatus},
+    http::{Answer, Call, Error, Limit, NoBody, Read, Route, UsageResource, cursor},
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Query {
+    #[serde(default)]
+    limit: Limit,
+    cursor: Option<String>,
+    /// This month unless given.
+    period: Option<Month>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    period: Month,
+    keys: Vec<KeyUsage>,
+    next_cursor: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct KeyUsage {
+    api_key_id: Id,
+    name: Name,
+    prefix: Prefix,
+    #[serde(flatten)]
+    usage: UsageResource,
+}
+
+#[derive(Debug)]
+pub struct UsageKeysList;
+
+impl Route for UsageKeysList {
+    const NAME: &'static str = "usage-keys-list";
+    type Access = Read;
+    type Path = ();
+    type Query = Query;
+    type Body = NoBody;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let organization = call.caller.organization_id;
+        let Query { limit, cursor, period } = &call.query;
+        let period = period.unwrap_or(call.now.month());
+        let list = format!("usage/keys?period={period}");
+        let below = cursor::open(app, organization, &list, cursor.as_deref()).await?;
+        let newest = |key: &ApiKey| key.replaced_by.is_none();
+        let page = app.store.api_keys(organization, below, limit.get(), newest).await?;
+        let lines = page.items.iter().map(|key| key.counted_as).collect();
+        let used = app.store.usage_of_keys(organization, period, &lines).await?;
+        let keys = page.items.into_iter().map(|key| {
+            let usage = used.get(&key.counted_as).cloned().unwrap_or_default();
+            let spending = Spending { key_budget: key.budget.clone(), key: usage.totals, ..Spending::default() };
+            // The key's own caps alone: the organization's are told with the organization's usage.
+            let verdict = BudgetVerdict::judge(SubscriptionStatus::Active, &spending);
+            KeyUsage {
+                api_key_id: key.id,
+                name: key.name,
+                prefix: key.prefix,
+                usage: UsageResource::of(period, &usage, key.budget, &verdict),
+            }
+        });
+        Answer::ok(&Output {
+            period,
+            keys: keys.collect(),
+            next_cursor: cursor::seal(app, organization, &list, page.resume_below).await?,
+        })
+    }
+}

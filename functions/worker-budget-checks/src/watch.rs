@@ -1,0 +1,103 @@
+use karta_shared::{
+    App,
+    domain::{
+        ApiKey, Budget, BudgetNews, BudgetVerdict, BudgetWatch, CacheEffect, Event, EventType, Id, Month, Spending,
+        SubscriptionStatus, Tally, Timestamp,
+    },
+    store::{BudgetCheck, BudgetSubject, CommitError},
+    worker::Fault,
+};
+use serde_json::{Value, json};
+
+/// One budget and what was spent under it.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    subject: BudgetSubject,
+    told_as: Value,
+    budget: Option<Budget>,
+    spent: Tally,
+    pub(crate) verdict: BudgetVerdict,
+}
+
+/// The organization's budget, and those of the keys that the check names.
+pub(crate) async fn watched(app: &App, check: &BudgetCheck, month: Month) -> Result<Vec<Watched>, Fault> {
+    let (store, organization) = (&app.store, check.organization_id);
+    let tenant = store.organization(organization).await?.ok_or("the organization of a check is not there")?;
+    let budget = store.budget(organization).await?.map(|kept| kept.budget);
+    let spent = store.usage(organization, month).await?.totals;
+    let spending = Spending { organization_budget: budget.clone(), organization: spent, ..Spending::default() };
+    let mut watched = vec![Watched {
+        subject: BudgetSubject::Organization,
+        told_as: json!({ "kind": "organization", "id": organization }),
+        verdict: BudgetVerdict::judge(tenant.subscription_status, &spending),
+        budget,
+        spent,
+    }];
+    let mut keys: Vec<ApiKey> = Vec::with_capacity(check.api_keys.len());
+    for id in &check.api_keys {
+        keys.extend(store.api_key(organization, *id).await?);
+    }
+    let used = store.usage_of_keys(organization, month, &keys.iter().map(|key| key.counted_as).collect()).await?;
+    watched.extend(keys.into_iter().map(|key| {
+        let spent = used.get(&key.counted_as).map_or(Tally::default(), |usage| usage.totals);
+        let spending = Spending { key_budget: key.budget.clone(), key: spent, ..Spending::default() };
+        Watched {
+            subject: BudgetSubject::Key(key.counted_as),
+            told_as: json!({ "kind": "api_key", "id": key.id }),
+            verdict: BudgetVerdict::judge(SubscriptionStatus::Active, &spending),
+            budget: key.budget,
+            spent,
+        }
+    }));
+    Ok(watched)
+}
+
+/// Writes what is new about a budget together with its having been told.
+pub(crate) async fn tell(
+    app: &App,
+    organization: Id,
+    watched: &Watched,
+    month: Month,
+    now: Timestamp,
+) -> Result<(), Fault> {
+    let known = app.store.budget_watch(organization, watched.subject).await?;
+    let mut watch = known.clone().unwrap_or_else(|| BudgetWatch::new(month));
+    let news = watch.observe(month, watched.budget.as_ref(), &watched.spent, &watched.verdict);
+    if news.is_empty() {
+        return Ok(());
+    }
+    let mut transaction = app.store.transaction();
+    transaction.put_budget_watch(organization, watched.subject, &watch)?;
+    for news in news {
+        if !matches!(news, BudgetNews::Threshold { .. }) {
+            transaction.invalidate(organization, CacheEffect::Stale, now)?;
+        }
+        transaction.announce(&event(app, organization, told(news, watched, month), now))?;
+    }
+    match transaction.commit().await {
+        // Another worker told it, or two events drew one id: the check stays and is looked at again.
+        Err(CommitError::Conflict(conflict)) => {
+            Err(format!("a budget was told of by somebody else: {conflict:?}").into())
+        }
+        outcome => Ok(outcome?),
+    }
+}
+
+fn event(app: &App, organization: Id, (event_type, data): (EventType, Value), now: Timestamp) -> Event {
+    let id = Id::draw(now, &*app.entropy);
+    Event { id, event_type, created_at: now, organization_id: organization, data: data.to_string() }
+}
+
+fn told(news: BudgetNews, watched: &Watched, period: Month) -> (EventType, Value) {
+    let subject = &watched.told_as;
+    match news {
+        BudgetNews::Threshold { kind, cap, percent, spent } => (
+            EventType::BudgetThreshold,
+            json!({ "period": period, "subject": subject, "cap": kind, "limit": cap, "percent": percent, "spent": spent }),
+        ),
+        BudgetNews::Exhausted { reason } => {
+            (EventType::BudgetExhausted, json!({ "period": period, "subject": subject, "reason": reason }))
+        }
+        BudgetNews::Restored => (EventType::BudgetRestored, json!({ "period": period, "subject": subject })),
+    }
+}

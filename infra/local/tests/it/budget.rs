@@ -1,0 +1,241 @@
+//! Budgets: caps over what was really counted, judged at every validation, and told of once.
+
+use http::Method;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use crate::harness::World;
+
+const CHECKS: &str = "worker-budget-checks";
+
+async fn put(world: &World, budget: Value) -> Value {
+    world.request(Method::PUT, "/v1/budget").body(budget).send().await.expect(200)["budget"].take()
+}
+
+/// Reports this many input tokens of a key.
+async fn spend(world: &World, key: u64, tokens: u64) {
+    let now = world.runner.app.clock.now().to_string();
+    let id = format!("{:?}", std::time::Instant::now());
+    let event = json!({
+        "api_key_id": key, "kind": "input_tokens", "quantity": tokens, "model": "gpt-4o", "occurred_at": now,
+        "client_event_id": id,
+    });
+    let body = json!({ "events": [event] });
+    let answer = world.service(Method::POST, "/v1/internal/usage/events").body(body).send().await.expect(202);
+    assert_eq!(answer["accepted"], 1);
+}
+
+/// Whether a data plane may spend for the key, and if not, why.
+async fn verdict(world: &World, token: &str) -> (bool, Value) {
+    let body = json!({ "key": token });
+    let mut answer = world.service(Method::POST, "/v1/internal/keys/validate").body(body).send().await.expect(200);
+    assert_eq!(answer["valid"], true);
+    (answer["budget_ok"].as_bool().unwrap(), answer["budget_reason"].take())
+}
+
+async fn told(world: &World) -> Vec<(String, Value)> {
+    world.work(CHECKS).await;
+    let events =
+        world.outbox("EVT").await.into_iter().filter(|event| event["type"].as_str().unwrap().starts_with("budget."));
+    let told = events.map(|event| {
+        (event["type"].as_str().unwrap().to_owned(), serde_json::from_str(event["data"].as_str().unwrap()).unwrap())
+    });
+    told.collect()
+}
+
+/// How often each kind of news was told.
+async fn counts(world: &World) -> [usize; 3] {
+    let told = told(world).await;
+    ["budget.threshold", "budget.exhausted", "budget.restored"]
+        .map(|kind| told.iter().filter(|(event_type, _)| event_type == kind).count())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_is_replaced_whole() {
+    let (world, _clock) = World::start_at_noon().await;
+    let none = json!({
+        "input_tokens": null, "output_tokens": null, "total_tokens": null, "cost_cents": null,
+        "alert_percents": [50, 80, 100],
+    });
+    assert_eq!(world.get("/v1/budget").send().await.expect(200), json!({ "budget": none }));
+    let set = put(&world, json!({ "total_tokens": 1000, "alert_percents": [90] })).await;
+    assert_eq!((&set["total_tokens"], &set["alert_percents"]), (&json!(1000), &json!([90])));
+    assert_eq!(put(&world, json!({ "cost_cents": 5 })).await["total_tokens"], Value::Null);
+    assert_eq!(world.get("/v1/budget").send().await.expect(200)["budget"]["cost_cents"], 5);
+    for (body, field) in [
+        (json!({ "total_tokens": -1 }), "total_tokens"),
+        (json!({ "total_tokens": 9_007_199_254_740_992_u64 }), "total_tokens"),
+        (json!({ "tokens": 1 }), "tokens"),
+        (json!({ "alert_percents": [101] }), "alert_percents"),
+    ] {
+        assert_eq!(world.request(Method::PUT, "/v1/budget").body(body).send().await.invalid_field(), field);
+    }
+    let (_, read) = world.key(&["read"]).await;
+    let refused = world.request(Method::PUT, "/v1/budget").bearer(&read).body(json!({})).send().await;
+    assert_eq!(refused.forbidden(), "missing scope: admin");
+    let audited = world.audited("budget.updated").await;
+    assert_eq!(audited.len(), 2);
+    assert!(audited.iter().any(|event| event["changes"]["budget"]["before"] == Value::Null));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cap_that_is_reached_stops_spending_and_a_raised_one_restores_it() {
+    let (world, _clock) = World::start_at_noon().await;
+    let (key, token) = world.key(&["read", "write"]).await;
+    world.project("app").await;
+    put(&world, json!({ "total_tokens": 100 })).await;
+    spend(&world, key, 99).await;
+    assert_eq!(verdict(&world, &token).await, (true, Value::Null));
+    spend(&world, key, 1).await;
+    assert_eq!(verdict(&world, &token).await, (false, json!("monthly token cap reached")));
+    let mint = || world.post("/v1/agent_projects/app/session_tokens", json!({})).bearer(&token).send();
+    let refused = mint().await.refused(402);
+    assert_eq!(refused, json!({ "error": "budget_exhausted", "reason": "monthly token cap reached" }));
+    let usage = world.get("/v1/usage").send().await.expect(200)["budget"].take();
+    assert_eq!((&usage["ok"], &usage["reason"]), (&json!(false), &json!("monthly token cap reached")));
+    put(&world, json!({ "total_tokens": 101 })).await;
+    assert_eq!(verdict(&world, &token).await, (true, Value::Null));
+    mint().await.expect(201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keys_own_caps_stop_that_key_and_its_successor_alone() {
+    let (world, _clock) = World::start_at_noon().await;
+    let (key, token) =
+        world.key_with(json!({ "name": "a", "scopes": ["read"], "budget": { "input_tokens": 10 } })).await;
+    let (_, other) = world.key(&["read"]).await;
+    spend(&world, key, 10).await;
+    assert_eq!(verdict(&world, &token).await, (false, json!("key: monthly input token cap reached")));
+    assert!(verdict(&world, &other).await.0);
+    let rotated = world.post(&format!("/v1/api_keys/{key}/rotate"), json!({})).send().await.expect(201);
+    let successor = rotated["secret"].as_str().unwrap();
+    assert_eq!(verdict(&world, successor).await, (false, json!("key: monthly input token cap reached")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_month_starts_with_nothing_spent() {
+    let (world, clock) = World::start_at_noon().await;
+    let (key, token) = world.key(&["read"]).await;
+    put(&world, json!({ "total_tokens": 5, "alert_percents": [100] })).await;
+    spend(&world, key, 5).await;
+    assert_eq!(counts(&world).await, [1, 1, 0]);
+    clock.advance(
+        "2026-12-01T00:00:00Z".parse::<karta_shared::domain::Timestamp>().unwrap().since(world.runner.app.clock.now()),
+    );
+    assert_eq!(verdict(&world, &token).await, (true, Value::Null));
+    assert_eq!(counts(&world).await, [1, 1, 1], "and is told of");
+    spend(&world, key, 5).await;
+    assert_eq!(counts(&world).await, [2, 2, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_token_lives_a_minute_once_little_is_left() {
+    let (world, _clock) = World::start_at_noon().await;
+    let (key, _) = world.key(&["read"]).await;
+    world.project("app").await;
+    put(&world, json!({ "total_tokens": 100 })).await;
+    let ttl = async || {
+        let minted = world.post("/v1/agent_projects/app/session_tokens", json!({})).send().await.expect(201);
+        minted["expires_in"].as_u64().unwrap()
+    };
+    spend(&world, key, 94).await;
+    assert_eq!(ttl().await, 900);
+    spend(&world, key, 1).await;
+    assert_eq!(ttl().await, 60);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_threshold_is_told_once_and_with_what_was_spent() {
+    let (world, _clock) = World::start_at_noon().await;
+    let (key, _) = world.key(&["read"]).await;
+    put(&world, json!({ "total_tokens": 100 })).await;
+    spend(&world, key, 49).await;
+    assert_eq!(counts(&world).await, [0, 0, 0]);
+    spend(&world, key, 36).await;
+    let news = told(&world).await;
+    let (percents, spent): (Vec<_>, Vec<_>) =
+        news.iter().map(|(_, data)| (data["percent"].as_u64().unwrap(), data["spent"].as_u64().unwrap())).unzip();
+    assert_eq!((news.len(), percents.iter().sum::<u64>(), spent), (2, 130, vec![85, 85]));
+    assert_eq!(news[0].1["subject"], json!({ "kind": "organization", "id": world.organization_id }));
+    spend(&world, key, 15).await;
+    assert_eq!(counts(&world).await, [3, 1, 0]);
+    spend(&world, key, 15).await;
+    assert_eq!(counts(&world).await, [3, 1, 0]);
+    put(&world, json!({ "total_tokens": 1000 })).await;
+    assert_eq!(counts(&world).await, [3, 1, 1]);
+    assert!(world.outbox("PSH").await.len() >= 4, "data planes are told of either turn");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_at_once_tell_a_threshold_once() {
+    let (world, _clock) = World::start_at_noon().await;
+    let (key, _) = world.key(&["read"]).await;
+    put(&world, json!({ "total_tokens": 100 })).await;
+    spend(&world, key, 100).await;
+    let tick = &karta_local::registry::workers(&world.runner.app, &world.runner.gateway)[CHECKS];
+    // The loser of the race is asked again.
+    let _outcomes = tokio::join!(tick(), tick(), tick());
+    assert_eq!(counts(&world).await, [3, 1, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_ends_and_returns_is_told_of() {
+    let (world, _clock) = World::start_at_noon().await;
+    let path = format!("/v1/internal/organizations/{}", world.organization_id);
+    for (status, expected) in [("past_due", [0, 1, 0]), ("unpaid", [0, 1, 0]), ("active", [0, 1, 1])] {
+        let body = json!({ "subscription_status": status });
+        world.service(Method::PATCH, &path).body(body).send().await.expect(200);
+        assert_eq!(counts(&world).await, expected, "{status}");
+    }
+}
+
+/// One step of an organization's life.
+#[derive(Debug, Clone)]
+enum Step {
+    Spend(u64),
+    OrganizationCap(Option<u64>),
+    KeyCap(Option<u64>),
+    Rotate,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let cap = || proptest::option::of(0..60_u64);
+    prop_oneof![
+        (1..20_u64).prop_map(Step::Spend),
+        cap().prop_map(Step::OrganizationCap),
+        cap().prop_map(Step::KeyCap),
+        Just(Step::Rotate),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+    #[test]
+    fn the_verdict_never_disagrees_with_what_usage_tells(steps in proptest::collection::vec(step(), 1..12)) {
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
+            let (world, _clock) = World::start_at_noon().await;
+            let (mut key, mut token) = world.key(&["read"]).await;
+            for step in steps {
+                match step {
+                    Step::Spend(tokens) => spend(&world, key, tokens).await,
+                    Step::OrganizationCap(cap) => drop(put(&world, json!({ "total_tokens": cap })).await),
+                    Step::KeyCap(cap) => {
+                        let budget = json!({ "budget": { "total_tokens": cap } });
+                        world.patch(&format!("/v1/api_keys/{key}"), budget).send().await.expect(200);
+                    }
+                    Step::Rotate => {
+                        let path = format!("/v1/api_keys/{key}/rotate");
+                        let rotated = world.post(&path, json!({})).send().await.expect(201);
+                        key = rotated["api_key"]["id"].as_u64().unwrap();
+                        token = rotated["secret"].as_str().unwrap().to_owned();
+                    }
+                }
+                let organization = world.get("/v1/usage").send().await.expect(200)["budget"].take();
+                let keys = world.get("/v1/usage/keys").send().await.expect(200)["keys"].take();
+                let own = keys.as_array().unwrap().iter().find(|usage| usage["api_key_id"] == key).unwrap();
+                let both = organization["ok"] == true && own["budget"]["ok"] == true;
+                assert_eq!(verdict(&world, &token).await.0, both);
+            }
+        });
+    }
+}

@@ -1,0 +1,370 @@
+//! `/v1/internal/usage/events` and what `/v1/usage` tells of it: every event once, whatever is repeated, raced or cut off, and to the last token.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use http::Method;
+use karta_shared::{domain::Entropy, entropy::SeededEntropy};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::{
+    fault_proxy::{ALWAYS, Fault, FaultProxy, Seen},
+    harness::{Reply, World},
+};
+
+const EVENTS: &str = "/v1/internal/usage/events";
+
+async fn report(world: &World, events: &[Value]) -> Reply {
+    world.service(Method::POST, EVENTS).body(json!({ "events": events })).send().await
+}
+
+fn event(key: u64, id: &str) -> Value {
+    json!({
+        "api_key_id": key, "kind": "input_tokens", "quantity": 10, "model": "gpt-4o",
+        "occurred_at": "2026-11-21T11:00:00Z", "client_event_id": id,
+    })
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "callers write the changes in place")]
+fn with(mut event: Value, changes: Value) -> Value {
+    event.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    event
+}
+
+async fn usage(world: &World, query: &str) -> Value {
+    world.get(&format!("/v1/usage{query}")).send().await.expect(200)
+}
+
+async fn key_of(world: &World) -> u64 {
+    world.get("/v1/whoami").send().await.expect(200)["api_key_id"].as_u64().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_reported_is_told_by_model_and_by_day() {
+    let (world, _clock) = World::start_at_noon().await;
+    let key = key_of(&world).await;
+    let events = [
+        with(event(key, "1"), json!({ "quantity": 1_000_000 })),
+        with(event(key, "2"), json!({ "kind": "output_tokens", "quantity": 5 })),
+        with(event(key, "3"), json!({ "model": "gpt-4o-mini", "occurred_at": "2026-11-20T00:00:00Z" })),
+        with(event(key, "4"), json!({ "model": null, "occurred_at": "2026-11-01T00:00:00+01:00" })),
+    ];
+    assert_eq!(report(&world, &events).await.expect(202), json!({ "accepted": 4, "duplicates": 0, "rejected": [] }));
+    let tally = |input: u64, output: u64, cents: u64| json!({ "input_tokens": input, "output_tokens": output, "total_tokens": input + output, "cost_cents": cents });
+    let part = |name: &str, of: &str, tally: Value| with(json!({ name: of }), tally);
+    let november = usage(&world, "").await;
+    assert_eq!(november["period"], "2026-11");
+    assert_eq!(november["totals"], tally(1_000_010, 5, 251), "$2.50 for a million, and a little: rounded up");
+    assert_eq!(
+        november["by_model"],
+        json!([part("model", "gpt-4o", tally(1_000_000, 5, 251)), part("model", "gpt-4o-mini", tally(10, 0, 1))])
+    );
+    assert_eq!(
+        november["by_day"],
+        json!([part("date", "2026-11-20", tally(10, 0, 1)), part("date", "2026-11-21", tally(1_000_000, 5, 251))])
+    );
+    let october = usage(&world, "?period=2026-10").await;
+    assert_eq!(october["totals"], tally(10, 0, 0), "an offset may carry an event into another month");
+    assert_eq!(october["by_model"], json!([part("model", "unspecified", tally(10, 0, 0))]));
+    let keys = world.get("/v1/usage/keys").send().await.expect(200);
+    assert_eq!((&keys["keys"][0]["api_key_id"], &keys["keys"][0]["by_day"]), (&json!(key), &november["by_day"]));
+    assert_eq!(usage(&world, "?period=2025-01").await["totals"], tally(0, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_event_is_named_and_sinks_no_other() {
+    let (world, _clock) = World::start_at_noon().await;
+    let key = key_of(&world).await;
+    let prefix = world.get("/v1/whoami").send().await.expect(200)["api_key_prefix"].take();
+    let bad = [
+        (json!("text"), "The body must be a JSON object"),
+        (with(event(key, "x"), json!({ "quantity": 0 })), "quantity must be a whole number from 1 to 1000000000000"),
+        (with(event(key, "x"), json!({ "quantity": -1 })), "quantity must be a whole number, not negative"),
+        (with(event(key, "x"), json!({ "quantity": 1.5 })), "quantity must be a whole number, not negative"),
+        (
+            with(event(key, "x"), json!({ "quantity": 1_000_000_000_001_u64 })),
+            "quantity must be a whole number from 1 to 1000000000000",
+        ),
+        (with(event(key, "x"), json!({ "kind": "images" })), "kind must be input_tokens or output_tokens"),
+        (with(event(key, "x"), json!({ "organization_id": 1 })), "organization_id is not a field here"),
+        (with(event(key, "x"), json!({ "model": "" })), "model must be"),
+        (with(event(key, "x"), json!({ "model": "m".repeat(129) })), "model must be"),
+        (with(event(key, "x"), json!({ "client_event_id": "" })), "client_event_id must be 1 to 255 characters"),
+        (with(event(key, "x"), json!({ "occurred_at": "yesterday" })), "occurred_at must be an RFC 3339 date"),
+        (
+            with(event(key, "x"), json!({ "occurred_at": "2025-10-17T11:59:59Z" })),
+            "occurred_at must be within the last",
+        ),
+        (with(event(key, "x"), json!({ "occurred_at": "2026-11-21T13:00:00.001Z" })), "occurred_at must be within"),
+        (with(event(key, "x"), json!({ "api_key_id": null })), "api_key_id or api_key_prefix is required"),
+        (with(event(key, "x"), json!({ "api_key_id": key + 1 })), "api_key_id is of no key here"),
+        (
+            with(event(key, "x"), json!({ "api_key_id": null, "api_key_prefix": "kt_live_000000" })),
+            "api_key_prefix is of no key here",
+        ),
+        (
+            with(event(key, "x"), json!({ "api_key_prefix": "kt_live_000000" })),
+            "api_key_prefix is not that of api_key_id",
+        ),
+    ];
+    let good = [
+        event(key, "1"),
+        with(event(key, "2"), json!({ "occurred_at": "2025-10-17T12:00:00Z" })),
+        with(event(key, "3"), json!({ "occurred_at": "2026-11-21T13:00:00Z" })),
+        with(event(key, "4"), json!({ "quantity": 1_000_000_000_000_u64 })),
+        with(event(key, "5"), json!({ "api_key_id": null, "api_key_prefix": prefix })),
+        with(
+            event(key, "6"),
+            json!({ "api_key_prefix": prefix, "session_id": "s", "model_key_id": 1, "embed_key_id": 2 }),
+        ),
+    ];
+    let events: Vec<_> = bad.iter().map(|(event, _)| event.clone()).chain(good.clone()).collect();
+    let answer = report(&world, &events).await.expect(202);
+    assert_eq!((&answer["accepted"], &answer["duplicates"]), (&json!(good.len()), &json!(0)));
+    let rejected = answer["rejected"].as_array().unwrap();
+    assert_eq!(rejected.len(), bad.len());
+    for ((index, (event, message)), told) in bad.iter().enumerate().zip(rejected) {
+        assert_eq!(told["index"], index);
+        assert!(told["message"].as_str().unwrap().starts_with(message), "{event}: {}", told["message"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_a_list_of_at_most_a_thousand() {
+    let (world, _clock) = World::start_at_noon().await;
+    let key = key_of(&world).await;
+    let events: Vec<_> = (0..1_001).map(|id| event(key, &id.to_string())).collect();
+    assert_eq!(report(&world, &events).await.invalid_field(), "events");
+    assert_eq!(report(&world, &events[..1_000]).await.expect(202)["accepted"], 1_000);
+    assert_eq!(report(&world, &[]).await.expect(202)["accepted"], 0);
+    for body in [json!({}), json!({ "events": {} }), json!({ "events": [], "more": 1 })] {
+        world.service(Method::POST, EVENTS).body(body).send().await.invalid_field();
+    }
+    let large = json!({ "events": ["x".repeat(1024 * 1024)] });
+    assert_eq!(world.service(Method::POST, EVENTS).body(large).send().await.refused(413)["error"], "body_too_large");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_counts_once_within_a_batch_and_across_batches_in_its_organization() {
+    let (world, _clock) = World::start_at_noon().await;
+    let key = key_of(&world).await;
+    let (_, other) = world.another_organization("globex").await;
+    let foreign = world.get("/v1/whoami").bearer(&other).send().await.expect(200)["api_key_id"].as_u64().unwrap();
+    let batch = [event(key, "1"), event(key, "1"), event(foreign, "1"), event(key, "2")];
+    let first = report(&world, &batch).await.expect(202);
+    assert_eq!((&first["accepted"], &first["duplicates"]), (&json!(3), &json!(1)), "another organization's is another");
+    let changed = with(event(key, "2"), json!({ "quantity": 99 }));
+    let again = report(&world, &[changed, event(key, "1"), event(key, "3")]).await.expect(202);
+    assert_eq!((&again["accepted"], &again["duplicates"]), (&json!(1), &json!(2)), "the first report counts");
+    assert_eq!(usage(&world, "").await["totals"]["input_tokens"], 30);
+    let theirs = world.get("/v1/usage").bearer(&other).send().await.expect(200);
+    assert_eq!(theirs["totals"]["input_tokens"], 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_successor_goes_on_with_the_counters_of_its_key() {
+    let (world, _clock) = World::start_at_noon().await;
+    let (old, _) = world.key_with(json!({ "name": "ci", "scopes": ["read"], "budget": { "total_tokens": 100 } })).await;
+    report(&world, &[event(old, "1")]).await.expect(202);
+    let rotated = world.post(&format!("/v1/api_keys/{old}/rotate"), json!({})).send().await.expect(201);
+    let new = rotated["api_key"]["id"].as_u64().unwrap();
+    report(&world, &[event(new, "2"), event(old, "3")]).await.expect(202);
+    let keys = world.get("/v1/usage/keys").send().await.expect(200);
+    let keys = keys["keys"].as_array().unwrap();
+    let told: Vec<_> = keys.iter().filter(|key| key["totals"]["input_tokens"] == 30).collect();
+    assert_eq!(told.len(), 1, "the line is told of once");
+    assert_eq!(
+        (&told[0]["api_key_id"], &told[0]["budget"]["spent_percent"]["total_tokens"]),
+        (&json!(new), &json!(30))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_month_tells_200_models_apart() {
+    let (world, _clock) = World::start_at_noon().await;
+    let key = key_of(&world).await;
+    let named = |id: usize| with(event(key, &id.to_string()), json!({ "model": format!("model-{id}") }));
+    for batch in (0..205).map(named).collect::<Vec<_>>().chunks(41) {
+        report(&world, batch).await.expect(202);
+    }
+    let again = with(event(key, "again"), json!({ "model": "model-7" }));
+    report(&world, &[again, with(event(key, "new"), json!({ "model": "model-new" }))]).await.expect(202);
+    let by_model = usage(&world, "").await["by_model"].take();
+    let tokens = |name: &str| {
+        let found = by_model.as_array().unwrap().iter().find(|part| part["model"] == name);
+        found.map(|part| part["input_tokens"].as_u64().unwrap())
+    };
+    assert_eq!(by_model.as_array().unwrap().len(), 201);
+    assert_eq!((tokens("other"), tokens("model-7"), tokens("model-new")), (Some(60), Some(20), None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_batches_that_introduce_the_last_models_at_once_stay_within_200() {
+    let (world, _clock) = World::start_at_noon().await;
+    let key = key_of(&world).await;
+    let world = &world;
+    let batch = |from: usize| {
+        let events: Vec<_> = (from..from + 60)
+            .map(|id| with(event(key, &id.to_string()), json!({ "model": format!("model-{id}") })))
+            .collect();
+        async move { report(world, &events).await.expect(202) }
+    };
+    tokio::join!(batch(0), batch(1_000), batch(2_000), batch(3_000));
+    let told = usage(world, "").await;
+    assert_eq!(told["totals"]["input_tokens"], 2_400);
+    assert_eq!(told["by_model"].as_array().unwrap().len(), 201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_who_may_report_usage_does() {
+    let (world, _clock) = World::start_at_noon().await;
+    let key = key_of(&world).await;
+    world.post(EVENTS, json!({ "events": [event(key, "1")] })).send().await.refused(401);
+    assert_eq!(usage(&world, "").await["totals"]["total_tokens"], 0);
+    for query in ["period=2026-13", "period=", "periods=2026-11"] {
+        world.get(&format!("/v1/usage?{query}")).send().await.invalid_field();
+        world.get(&format!("/v1/usage/keys?{query}")).send().await.invalid_field();
+    }
+    let (_, write) = world.key(&["write", "admin"]).await;
+    for path in ["/v1/usage", "/v1/usage/keys", "/v1/budget"] {
+        assert_eq!(world.get(path).bearer(&write).send().await.forbidden(), "missing scope: read");
+    }
+}
+
+/// What a generator made, by organization-wide total, model and day: input and output tokens.
+#[derive(Default)]
+struct Generated {
+    events: Vec<Value>,
+    totals: BTreeMap<(String, String), (u64, u64)>,
+}
+
+fn generate(keys: &[u64], count: usize, seed: u64) -> Generated {
+    let entropy = SeededEntropy::new(seed);
+    let mut generated = Generated::default();
+    let draw = |below: u64| {
+        let mut random = [0; 8];
+        entropy.fill(&mut random);
+        u64::from_be_bytes(random) % below
+    };
+    for id in 0..count {
+        let key = keys[usize::try_from(draw(keys.len() as u64)).unwrap()];
+        let (day, quantity, model) = (draw(21) + 1, draw(5_000) + 1, format!("model-{}", draw(20)));
+        let kind = if draw(2) == 0 { "input_tokens" } else { "output_tokens" };
+        let date = format!("2026-11-{day:02}");
+        generated.events.push(json!({
+            "api_key_id": key, "kind": kind, "quantity": quantity, "model": model,
+            "occurred_at": format!("{date}T{:02}:00:00Z", draw(12)), "client_event_id": format!("event-{id}"),
+        }));
+        for (what, name) in [("key", key.to_string()), ("model", model), ("date", date), ("all", String::new())] {
+            let sums = generated.totals.entry((what.to_owned(), name)).or_default();
+            let sum = if kind == "input_tokens" { &mut sums.0 } else { &mut sums.1 };
+            *sum += quantity;
+        }
+    }
+    // Some come twice, and none in its order.
+    for at in 0..count * 3 / 10 {
+        generated.events.push(generated.events[at * 3 % count].clone());
+    }
+    for at in (1..generated.events.len()).rev() {
+        generated.events.swap(at, usize::try_from(draw(at as u64 + 1)).unwrap());
+    }
+    generated
+}
+
+async fn assert_told(world: &World, expected: &BTreeMap<(String, String), (u64, u64)>) {
+    let told = usage(world, "").await;
+    let sums = |part: &Value| (part["input_tokens"].as_u64().unwrap(), part["output_tokens"].as_u64().unwrap());
+    let mut found = BTreeMap::from([(("all".to_owned(), String::new()), sums(&told["totals"]))]);
+    for (what, list) in [("model", "by_model"), ("date", "by_day")] {
+        for part in told[list].as_array().unwrap() {
+            found.insert((what.to_owned(), part[what].as_str().unwrap().to_owned()), sums(part));
+        }
+    }
+    let keys = world.get("/v1/usage/keys?limit=100").send().await.expect(200);
+    for key in keys["keys"].as_array().unwrap().iter().filter(|key| key["totals"]["total_tokens"] != 0) {
+        found.insert(("key".to_owned(), key["api_key_id"].to_string()), sums(&key["totals"]));
+    }
+    assert_eq!(&found, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overlapping_batches_from_eight_writers_end_in_the_exact_sums() {
+    let (world, _clock) = World::start_at_noon().await;
+    let mut keys = vec![key_of(&world).await];
+    for _ in 0..4 {
+        keys.push(world.key(&["read"]).await.0);
+    }
+    let generated = Arc::new(generate(&keys, 3_000, 1));
+    let world = Arc::new(world);
+    let mut writers = JoinSet::new();
+    for writer in 0..8 {
+        let (world, generated) = (Arc::clone(&world), Arc::clone(&generated));
+        writers.spawn(async move {
+            // Each sends three eighths of everything, so that each event is sent by three of them.
+            for batch in generated.events.chunks(generated.events.len().div_ceil(8)).cycle().skip(writer).take(3) {
+                for batch in batch.chunks(250) {
+                    // A busy store may answer late: who was told nothing sends again.
+                    while report(&world, batch).await.status != 202 {}
+                }
+            }
+        });
+    }
+    writers.join_all().await;
+    assert_told(&world, &generated.totals).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_was_cut_off_anywhere_counts_once_when_it_is_sent_again() {
+    for fault in
+        [Fault::Throttle, Fault::Close, Fault::DropAnswer, Fault::Cancel { code: "TransactionConflict", at: 3 }]
+    {
+        // The writes of the batch, from none to all of them, go through before the fault begins.
+        for through in 0..4 {
+            let (world, proxy) = FaultProxy::start().await;
+            let now = world.runner.app.clock.now().to_string();
+            let key = key_of(&world).await;
+            let events: Vec<_> =
+                (0..300).map(|id| with(event(key, &id.to_string()), json!({ "occurred_at": now }))).collect();
+            proxy.fail_after("TransactWriteItems", through, ALWAYS, fault);
+            let cut = report(&world, &events).await;
+            assert!([202, 503].contains(&cut.status.as_u16()), "{fault:?} after {through}: {}", cut.text);
+            proxy.heal();
+            let again = report(&world, &events).await.expect(202);
+            assert_eq!(again["accepted"].as_u64().unwrap() + again["duplicates"].as_u64().unwrap(), 300);
+            assert_eq!(usage(&world, "").await["totals"]["input_tokens"], 3_000, "{fault:?} after {through}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_passing_conflict_or_a_lost_answer_is_not_even_seen() {
+    let (world, proxy) = FaultProxy::start().await;
+    let now = world.runner.app.clock.now().to_string();
+    let key = key_of(&world).await;
+    let events: Vec<_> = (0..300).map(|id| with(event(key, &id.to_string()), json!({ "occurred_at": now }))).collect();
+    for fault in [Fault::Cancel { code: "TransactionConflict", at: 0 }, Fault::DropAnswer] {
+        proxy.fail("TransactWriteItems", 1, fault);
+        report(&world, &events).await.expect(202);
+    }
+    assert_eq!(usage(&world, "").await["totals"]["input_tokens"], 3_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_summary_reads_few_items_whatever_was_counted() {
+    let (world, proxy) = FaultProxy::start().await;
+    let now = world.runner.app.clock.now().to_string();
+    let key = key_of(&world).await;
+    let named = |id: usize| {
+        with(event(key, &id.to_string()), json!({ "occurred_at": now, "model": format!("model-{}", id % 20) }))
+    };
+    report(&world, &(0..500).map(named).collect::<Vec<_>>()).await.expect(202);
+    world.get("/v1/whoami").send().await.expect(200);
+    proxy.forget();
+    assert_eq!(usage(&world, "").await["by_model"].as_array().unwrap().len(), 20);
+    let read: BTreeSet<_> = proxy.seen().iter().flat_map(Seen::partitions).collect();
+    let of_usage = read.iter().filter(|partition| !partition.starts_with("KEY#"));
+    assert!(of_usage.count() <= 4, "{read:?}");
+}
