@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::{Id, Name, Project, Slug},
-    http::{Answer, Call, Error, NewAuditEvent, NoQuery, Reveals, Route, Write},
+    http::{AgentProjectResource, Answer, Call, Error, NewAuditEvent, NoQuery, Reveals, Route, Write},
 };
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ pub struct Input {
 
 #[derive(Debug, Serialize)]
 pub struct Output {
-    agent_project: Project,
+    agent_project: AgentProjectResource,
 }
 
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl Route for AgentProjectsCreate {
         let organization = call.caller.organization_id;
         let Input { slug, name } = call.body.clone();
         let project = Project::new(Id::draw(call.now, &*app.entropy), slug, name, call.now);
-        let answer = Answer::created(&Output { agent_project: project.clone() })?;
+        let answer = Answer::created(&Output { agent_project: project.clone().into() })?;
 
         let mut transaction = app.store.transaction();
         transaction.create_project(organization, &project)?;

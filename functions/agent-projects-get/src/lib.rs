@@ -2,14 +2,14 @@
 
 use karta_shared::{
     App,
-    domain::{Project, Slug},
-    http::{Answer, Call, Error, NoBody, NoQuery, Read, Route},
+    domain::Slug,
+    http::{AgentProjectResource, Answer, Call, Error, NoBody, NoQuery, Read, Route},
 };
 use serde::Serialize;
 
 #[derive(Debug, Serialize)]
 pub struct Output {
-    agent_project: Project,
+    agent_project: AgentProjectResource,
 }
 
 #[derive(Debug)]
@@ -24,7 +24,7 @@ impl Route for AgentProjectsGet {
     type Output = Output;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
-        let agent_project = app.store.project(call.caller.organization_id, &call.path).await?.ok_or(Error::NotFound)?;
-        Answer::ok(&Output { agent_project })
+        let project = app.store.project(call.caller.organization_id, &call.path).await?.ok_or(Error::NotFound)?;
+        Answer::ok(&Output { agent_project: project.into() })
     }
 }

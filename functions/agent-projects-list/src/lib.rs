@@ -2,8 +2,7 @@
 
 use karta_shared::{
     App,
-    domain::Project,
-    http::{Answer, Call, Error, Limit, NoBody, Read, Route, cursor},
+    http::{AgentProjectResource, Answer, Call, Error, Limit, NoBody, Read, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +18,7 @@ pub struct Query {
 
 #[derive(Debug, Serialize)]
 pub struct Output {
-    agent_projects: Vec<Project>,
+    agent_projects: Vec<AgentProjectResource>,
     next_cursor: Option<String>,
 }
 
@@ -39,7 +38,7 @@ impl Route for AgentProjectsList {
         let below = cursor::open(app, organization, LIST, call.query.cursor.as_deref()).await?;
         let page = app.store.projects(organization, below, call.query.limit.get()).await?;
         Answer::ok(&Output {
-            agent_projects: page.items,
+            agent_projects: page.items.into_iter().map(Into::into).collect(),
             next_cursor: cursor::seal(app, organization, LIST, page.resume_below).await?,
         })
     }

@@ -14,7 +14,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use axum::{Router, body::Bytes, extract::State, response::IntoResponse};
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, State},
+    response::IntoResponse,
+};
 use dynoxide::{
     Database, DynoxideError,
     actions::{create_table::CreateTableRequest, update_time_to_live::UpdateTimeToLiveRequest},
@@ -37,6 +42,8 @@ use crate::{
 
 /// The store's file in a data directory.
 pub(crate) const STORE_FILE: &str = "store.db";
+/// DynamoDB's own limit on a request, in bytes.
+const REQUEST_MAX: usize = 16 * 1024 * 1024;
 /// The properties of a table that the emulator takes over; the rest (backups, encryption, retention) means nothing here.
 const TABLE_PROPERTIES: [&str; 4] = ["AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode"];
 
@@ -132,7 +139,8 @@ async fn serve(listener: TcpListener, server: Arc<Server>, stopped: oneshot::Rec
     let stopped = async {
         stopped.await.ok();
     };
-    axum::serve(listener, Router::new().fallback(answer).with_state(server)).with_graceful_shutdown(stopped).await
+    let router = Router::new().fallback(answer).layer(DefaultBodyLimit::max(REQUEST_MAX)).with_state(server);
+    axum::serve(listener, router).with_graceful_shutdown(stopped).await
 }
 
 async fn answer(State(server): State<Arc<Server>>, headers: HeaderMap, body: Bytes) -> impl IntoResponse {

@@ -30,4 +30,10 @@ pub enum EventType {
     BudgetExhausted,
     #[serde(rename = "budget.restored")]
     BudgetRestored,
+    #[serde(rename = "release.created")]
+    ReleaseCreated,
+    #[serde(rename = "release.activated")]
+    ReleaseActivated,
+    #[serde(rename = "release.rolled_back")]
+    ReleaseRolledBack,
 }

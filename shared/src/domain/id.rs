@@ -69,6 +69,7 @@ pub enum Kind {
     Organization,
     ApiKey,
     AgentProject,
+    Release,
 }
 
 impl Kind {
@@ -77,6 +78,7 @@ impl Kind {
             Self::Organization => "organization",
             Self::ApiKey => "api_key",
             Self::AgentProject => "agent_project",
+            Self::Release => "release",
         }
     }
 }

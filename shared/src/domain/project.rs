@@ -1,23 +1,53 @@
 use serde::{Deserialize, Serialize};
 
-use super::{Change, Changes, Id, Name, Slug, Timestamp, Value};
+use super::{
+    ArtifactUrl, CacheEffect, Change, Changes, CommitSha, EndpointUrl, Id, ModelId, Name, NotReady, Release,
+    ReleaseStatus, Slug, Timestamp, Value, Version,
+};
 
-/// An agent project: what session tokens are pinned to and releases are deployed to. Serialises as the contract's Project.
+/// An agent project, as it is kept: what session tokens are pinned to and releases are deployed to. What is not set is not kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Project {
     pub id: Id,
     pub slug: Slug,
     pub name: Name,
-    /// The version of the active release; `null` before the first.
-    pub current_version: Option<u64>,
-    pub model_id: Option<String>,
-    pub endpoint_url: Option<String>,
+    /// The active release: the one place that says which it is. None before the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub current_version: Option<Version>,
+    /// The release with the highest number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latest_version: Option<Version>,
+    /// Goes before the organization's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model_id: Option<ModelId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint_url: Option<EndpointUrl>,
     pub created_at: Timestamp,
+    /// Counts changes: a write that depends on a read is conditional on it.
+    pub version: u64,
+}
+
+/// A change of settings: `None` keeps.
+#[derive(Debug, Clone, Default)]
+pub struct ProjectPatch {
+    pub name: Option<Name>,
+    pub model_id: Option<Option<ModelId>>,
+    pub endpoint_url: Option<Option<EndpointUrl>>,
 }
 
 impl Project {
     pub fn new(id: Id, slug: Slug, name: Name, now: Timestamp) -> Self {
-        Self { id, slug, name, current_version: None, model_id: None, endpoint_url: None, created_at: now }
+        Self {
+            id,
+            slug,
+            name,
+            current_version: None,
+            latest_version: None,
+            model_id: None,
+            endpoint_url: None,
+            created_at: now,
+            version: 1,
+        }
     }
 
     /// The choices behind a new project, as its audit event shows them.
@@ -25,5 +55,141 @@ impl Project {
         [("slug", self.slug.as_str()), ("name", self.name.as_str())]
             .map(|(field, after)| (field.to_owned(), Change { before: Value::Null, after: after.into() }))
             .into()
+    }
+
+    /// Applies a patch; says what changed, field by field.
+    pub fn apply(&mut self, patch: ProjectPatch) -> Changes {
+        let before = self.clone();
+        let ProjectPatch { name, model_id, endpoint_url } = patch;
+        self.name = name.unwrap_or(self.name.clone());
+        self.model_id = model_id.unwrap_or(self.model_id.take());
+        self.endpoint_url = endpoint_url.unwrap_or(self.endpoint_url.take());
+        let changes: Changes = before
+            .audited()
+            .into_iter()
+            .zip(self.audited())
+            .filter(|((_, before), (_, after))| before != after)
+            .map(|((field, before), (_, after))| (field.to_owned(), Change { before, after }))
+            .collect();
+        if !changes.is_empty() {
+            self.version += 1;
+        }
+        changes
+    }
+
+    /// The next release, ready at once, since there is nothing to build it; the active one if it is to be.
+    pub fn deploy(
+        &mut self,
+        id: Id,
+        commit_sha: CommitSha,
+        artifact_url: Option<ArtifactUrl>,
+        activate: bool,
+        now: Timestamp,
+    ) -> Release {
+        let version = self.latest_version.map_or(Version::FIRST, Version::next);
+        self.latest_version = Some(version);
+        if activate {
+            self.current_version = Some(version);
+        }
+        self.version += 1;
+        Release::ready(id, self.id, version, commit_sha, artifact_url, now, activate.then_some(now))
+    }
+
+    /// Makes a release the active one; whether it was not already.
+    pub fn activate(&mut self, release: &mut Release, now: Timestamp) -> Result<bool, NotReady> {
+        match release.status(self.current_version) {
+            ReleaseStatus::Active => Ok(false),
+            ReleaseStatus::Ready | ReleaseStatus::Superseded => {
+                self.current_version = Some(release.version);
+                self.version += 1;
+                release.activated_at = Some(now);
+                release.revision += 1;
+                Ok(true)
+            }
+            ReleaseStatus::Pending | ReleaseStatus::Building | ReleaseStatus::Failed => Err(NotReady),
+        }
+    }
+
+    /// What a change does to what data planes keep: the active release and the model's settings.
+    pub fn effect_of(&self, after: &Self) -> CacheEffect {
+        let kept = |project: &Self| (project.current_version, project.model_id.clone(), project.endpoint_url.clone());
+        if kept(self) == kept(after) { CacheEffect::None } else { CacheEffect::Stale }
+    }
+
+    fn audited(&self) -> [(&'static str, Value); 3] {
+        [
+            ("name", self.name.as_str().into()),
+            ("model_id", self.model_id.as_ref().map(ModelId::as_str).into()),
+            ("endpoint_url", self.endpoint_url.as_ref().map(EndpointUrl::as_str).into()),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entropy::SeededEntropy;
+
+    fn now() -> Timestamp {
+        "2026-11-22T12:00:00Z".parse().unwrap()
+    }
+
+    fn id() -> Id {
+        Id::draw(now(), &SeededEntropy::new(1))
+    }
+
+    fn project() -> Project {
+        let (slug, name) = (Slug::try_from("app".to_owned()).unwrap(), Name::try_from("App".to_owned()).unwrap());
+        Project::new(id(), slug, name, now())
+    }
+
+    fn deploy(project: &mut Project, activate: bool) -> Release {
+        project.deploy(id(), CommitSha::try_from("abcdef0".to_owned()).unwrap(), None, activate, now())
+    }
+
+    #[test]
+    fn releases_are_numbered_from_one_and_the_pointer_says_which_is_active() {
+        let mut project = project();
+        let releases = [true, false, true].map(|activate| deploy(&mut project, activate));
+        assert_eq!(releases.each_ref().map(|release| release.version.get()), [1, 2, 3]);
+        let statuses = |project: &Project| releases.each_ref().map(|release| release.status(project.current_version));
+        assert_eq!(
+            statuses(&project),
+            [ReleaseStatus::Superseded, ReleaseStatus::Ready, ReleaseStatus::Active],
+            "one that never was active is not superseded"
+        );
+        let mut first = releases[0].clone();
+        assert_eq!(project.activate(&mut first, now()), Ok(true));
+        assert_eq!(project.activate(&mut first, now()), Ok(false), "it is active already");
+        assert_eq!(statuses(&project), [ReleaseStatus::Active, ReleaseStatus::Ready, ReleaseStatus::Superseded]);
+        assert_eq!((project.version, first.revision), (5, 2), "each change counts once");
+    }
+
+    #[test]
+    fn data_planes_forget_what_they_keep_and_nothing_else() {
+        let before = project();
+        for (patch, effect) in [
+            (ProjectPatch::default(), CacheEffect::None),
+            (
+                ProjectPatch { name: Some(Name::try_from("Other".to_owned()).unwrap()), ..ProjectPatch::default() },
+                CacheEffect::None,
+            ),
+            (
+                ProjectPatch {
+                    model_id: Some(Some(ModelId::try_from("m".to_owned()).unwrap())),
+                    ..ProjectPatch::default()
+                },
+                CacheEffect::Stale,
+            ),
+        ] {
+            let mut after = before.clone();
+            after.apply(patch);
+            assert_eq!(before.effect_of(&after), effect);
+        }
+        for (activate, effect) in [(false, CacheEffect::None), (true, CacheEffect::Stale)] {
+            let mut after = before.clone();
+            deploy(&mut after, activate);
+            assert_eq!(before.effect_of(&after), effect);
+        }
     }
 }

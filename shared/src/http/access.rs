@@ -199,6 +199,13 @@ impl RequiredPower for ReportUsage {
     const POWER: Option<Power> = Some(Power::Usage);
 }
 
+/// A service token with power `releases`.
+#[derive(Debug)]
+pub struct Releases;
+impl RequiredPower for Releases {
+    const POWER: Option<Power> = Some(Power::Releases);
+}
+
 /// Any service token.
 #[derive(Debug)]
 pub struct AnyService;

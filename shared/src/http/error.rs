@@ -7,7 +7,7 @@ use super::call::Origin;
 use crate::{
     auth::Undecided,
     config::SecretError,
-    domain::Id,
+    domain::{Id, NoTransition},
     store::{CommitError, Conflict, StoreError},
 };
 
@@ -35,6 +35,8 @@ pub enum Error {
         message: &'static str,
         resource_id: Option<Id>,
     },
+    /// What a builder reports does not follow from what its release is.
+    NoTransition(NoTransition),
     BudgetExhausted {
         reason: String,
     },
@@ -70,7 +72,7 @@ impl Error {
             Self::MalformedJson(_) => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Invalid { .. } | Self::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Conflict { .. } => StatusCode::CONFLICT,
+            Self::Conflict { .. } | Self::NoTransition(_) => StatusCode::CONFLICT,
             Self::BudgetExhausted { .. } => StatusCode::PAYMENT_REQUIRED,
             Self::Raced | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -99,6 +101,12 @@ impl Error {
             Self::Conflict { code, message, resource_id: Some(id) } => {
                 json!({"error": code, "message": message, "id": id})
             }
+            Self::NoTransition(NoTransition { from, to }) => json!({
+                "error": "release_transition",
+                "message": format!("A release that is {} cannot be reported as {}", from.as_str(), to.as_str()),
+                "from": from,
+                "to": to,
+            }),
             Self::BudgetExhausted { reason } => json!({"error": "budget_exhausted", "reason": reason}),
             Self::Raced | Self::Unavailable(_) => json!({"detail": "Service unavailable"}),
             Self::Internal(_) => json!({"detail": "Internal error"}),
@@ -121,6 +129,12 @@ impl From<StoreError> for Error {
             StoreError::Unavailable(_) => Self::Unavailable(error.to_string()),
             StoreError::Fault(_) => Self::Internal(error.to_string()),
         }
+    }
+}
+
+impl From<NoTransition> for Error {
+    fn from(refused: NoTransition) -> Self {
+        Self::NoTransition(refused)
     }
 }
 

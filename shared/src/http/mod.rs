@@ -21,7 +21,7 @@ mod serve;
 pub use self::{
     access::{
         Access, Admin, Agent, AnyKey, AnyService, ApiKeyCaller, Internal, Presented, Project, Provision, Public, Read,
-        ReportUsage, Validate, Write,
+        Releases, ReportUsage, Validate, Write,
     },
     answer::{Answer, Revealed},
     body::{NoBody, Received, present, read as read_object},
@@ -29,9 +29,12 @@ pub use self::{
     caller::{BadContext, Caller},
     error::Error,
     idempotency::Reveals,
-    query::{AnyQuery, Commas, Days, Limit, NoQuery},
-    resources::{ApiKeyResource, AuditEventResource, BudgetResource, OrganizationResource, UsageResource},
-    route::{FromPath, ProjectRef, Route},
+    query::{AnyQuery, Commas, Days, IdParameter, Limit, NoQuery},
+    resources::{
+        AgentProjectResource, ApiKeyResource, AuditEventResource, BudgetResource, OrganizationResource,
+        ReleaseResource, UsageResource,
+    },
+    route::{FromPath, ProjectRef, ReleaseRef, Route},
     serve::{run, serve},
 };
 pub use crate::domain::NewAuditEvent;

@@ -10,7 +10,7 @@ use serde::{
 use serde_json::{Map, Value};
 
 use super::{Error, body};
-use crate::domain::Invalid;
+use crate::domain::{Id, Invalid};
 
 /// The query of a route that takes none.
 #[derive(Debug, Deserialize)]
@@ -44,6 +44,19 @@ impl TryFrom<String> for Limit {
     fn try_from(text: String) -> Result<Self, Invalid> {
         let limit = digits(&text).filter(|limit| (1..=100).contains(limit));
         limit.map(Self).ok_or(Invalid::new("must be a number from 1 to 100"))
+    }
+}
+
+/// `?organization_id=`: an id, in digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct IdParameter(pub Id);
+
+impl TryFrom<String> for IdParameter {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        Id::parse(&text).map(Self).ok_or(Invalid::new("must be an integer from 1 to 9007199254740991"))
     }
 }
 
@@ -116,6 +129,7 @@ mod tests {
         #[serde(default)]
         status: Commas<KeyStatus>,
         unused_days: Option<Days>,
+        project_id: Option<IdParameter>,
     }
 
     fn parsed(text: &str) -> Result<Query, String> {
@@ -128,8 +142,9 @@ mod tests {
 
     #[test]
     fn parameters_are_read_strictly() {
-        let query = parsed("limit=7&status=active,revoked").unwrap();
+        let query = parsed("limit=7&status=active,revoked&project_id=7").unwrap();
         assert_eq!((query.limit.get(), query.status.0), (7, vec![KeyStatus::Active, KeyStatus::Revoked]));
+        assert_eq!(query.project_id.map(|IdParameter(id)| id), Id::new(7));
         assert_eq!(parsed("").unwrap().limit.get(), 50);
         assert_eq!(parsed("").unwrap().unused_days, None);
         for days in [1, 3_650] {
@@ -149,7 +164,9 @@ mod tests {
             ("kt_live_AbC123XyZ&kt_live_AbC123XyZ", "kt_live_AbC123[redacted] must be given once"),
             ("status=active,gone", "status must be one of active, rotating, revoked, expired"),
             ("status=", "status must be one of active, rotating, revoked, expired"),
-            ("state=active", "state is not a field here: use one of limit, status, unused_days"),
+            ("project_id=0", "project_id must be an integer from 1 to 9007199254740991"),
+            ("project_id=", "project_id must be an integer from 1 to 9007199254740991"),
+            ("state=active", "state is not a field here: use one of limit, status, unused_days, project_id"),
         ] {
             assert_eq!(parsed(text).unwrap_err(), message);
         }

@@ -5,9 +5,10 @@ use std::cmp::Reverse;
 use serde::Serialize;
 
 use crate::domain::{
-    AlertPercents, AllowedCidrs, ApiKey, AuditEvent, Budget, BudgetVerdict, Cap, CapKind, Chain, EndpointUrl, Id,
-    KeyStatus, Metadata, ModelId, Month, MonthUsage, Name, Organization, Plan, Prefix, ScopeSet, Slug,
-    StripeCustomerId, SubscriptionStatus, Tally, Timestamp,
+    AlertPercents, AllowedCidrs, ApiKey, ArtifactUrl, AuditEvent, Budget, BudgetVerdict, BuildKind, Cap, CapKind,
+    Chain, CommitSha, EndpointUrl, Id, ImageRef, KeyStatus, Metadata, ModelId, Month, MonthUsage, Name, Organization,
+    Plan, Prefix, Project, Release, ReleaseStatus, ScopeSet, Slug, StripeCustomerId, SubscriptionStatus, Tally,
+    Timestamp, Version,
 };
 
 /// The contract's ApiKey: every field always there.
@@ -49,6 +50,67 @@ impl ApiKeyResource {
             allowed_cidrs: key.allowed_cidrs,
             budget: key.budget,
             metadata: key.metadata,
+        }
+    }
+}
+
+/// The contract's Project: every field always there.
+#[derive(Debug, Clone, Serialize)]
+pub struct AgentProjectResource {
+    pub id: Id,
+    pub slug: Slug,
+    pub name: Name,
+    pub current_version: Option<Version>,
+    pub model_id: Option<ModelId>,
+    pub endpoint_url: Option<EndpointUrl>,
+    pub created_at: Timestamp,
+}
+
+impl From<Project> for AgentProjectResource {
+    fn from(project: Project) -> Self {
+        Self {
+            id: project.id,
+            slug: project.slug,
+            name: project.name,
+            current_version: project.current_version,
+            model_id: project.model_id,
+            endpoint_url: project.endpoint_url,
+            created_at: project.created_at,
+        }
+    }
+}
+
+/// The contract's Release: every field always there.
+#[derive(Debug, Clone, Serialize)]
+pub struct ReleaseResource {
+    pub id: Id,
+    pub project_id: Id,
+    pub version: Version,
+    pub commit_sha: CommitSha,
+    pub artifact_url: Option<ArtifactUrl>,
+    /// Derived from the project's pointer, so it is not kept.
+    pub status: ReleaseStatus,
+    pub build_kind: Option<BuildKind>,
+    pub image_ref: Option<ImageRef>,
+    pub created_at: Timestamp,
+    /// When it last became active.
+    pub activated_at: Option<Timestamp>,
+}
+
+impl ReleaseResource {
+    /// `current` is the project's active release.
+    pub fn of(release: Release, current: Option<Version>) -> Self {
+        Self {
+            status: release.status(current),
+            build_kind: release.build_kind(),
+            id: release.id,
+            project_id: release.project_id,
+            version: release.version,
+            commit_sha: release.commit_sha,
+            artifact_url: release.artifact_url,
+            image_ref: release.image_ref,
+            created_at: release.created_at,
+            activated_at: release.activated_at,
         }
     }
 }

@@ -7,7 +7,7 @@ use super::{Access, Answer, Call, Error};
 use crate::{
     app::App,
     config,
-    domain::{Id, Slug},
+    domain::{Id, Slug, Version},
 };
 
 /// One route: a folder, a package, a binary, a function of the template.
@@ -32,6 +32,9 @@ pub trait Route: Sized + Send + Sync + 'static {
 
     /// Within what time it answers, whatever it waits for.
     const DEADLINE: Duration = config::DEADLINE;
+
+    /// How often it is run when its writes keep losing races.
+    const RUNS: u32 = 10;
 
     /// Acts. May be run again when a write of it lost a race ([`Error::Raced`]), so it keeps nothing between runs.
     fn handle(app: &App, call: &Call<Self>) -> impl Future<Output = Result<Answer<Self::Output>, Error>> + Send;
@@ -66,6 +69,19 @@ impl FromPath for Id {
 impl FromPath for Slug {
     fn from_path(variables: &QueryMap) -> Option<Self> {
         Self::try_from(variables.first("slug")?.to_owned()).ok()
+    }
+}
+
+/// `{slug}` and `{version}`: a project's release.
+#[derive(Debug)]
+pub struct ReleaseRef {
+    pub slug: Slug,
+    pub version: Version,
+}
+
+impl FromPath for ReleaseRef {
+    fn from_path(variables: &QueryMap) -> Option<Self> {
+        Some(Self { slug: Slug::from_path(variables)?, version: Version::parse(variables.first("version")?)? })
     }
 }
 

@@ -2,7 +2,7 @@ use std::{
     collections::BTreeMap,
     process::ExitCode,
     sync::{Arc, OnceLock},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use http::{HeaderValue, Method, StatusCode, header};
@@ -22,8 +22,9 @@ use super::{
 };
 use crate::{app::App, domain::Id, entropy::uuid, telemetry};
 
-/// How often a handler is run when its writes keep losing races.
-const RUNS: usize = 10;
+/// The longest pause before a handler's second run, and before any.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(320);
 
 /// Runs a route as a Lambda function: what a function's `main` does.
 pub async fn run<R: Route>() -> ExitCode {
@@ -78,13 +79,22 @@ async fn judge_and_run<R: Route>(
     let path = R::Path::from_path(variables.unwrap_or(&QueryMap::default())).ok_or(Error::NotFound)?;
 
     let call = Call { caller, path, query, body, now: app.clock.now(), origin: Arc::clone(origin), idempotency };
-    for _ in 1..RUNS {
+    let mut longest = FIRST_PAUSE;
+    for _ in 1..R::RUNS {
         match R::handle(app, &call).await {
-            Err(Error::Raced) => {}
+            Err(Error::Raced) => tokio::time::sleep(up_to(longest, app)).await,
             outcome => return outcome,
         }
+        longest = LONGEST_PAUSE.min(longest * 2);
     }
     R::handle(app, &call).await
+}
+
+/// Any time up to the longest, so that those that raced do not meet again.
+fn up_to(longest: Duration, app: &App) -> Duration {
+    let mut random = [0];
+    app.entropy.fill(&mut random);
+    longest * u32::from(random[0]) / u32::from(u8::MAX)
 }
 
 fn json_body<R: Route>(request: &Request) -> Result<Value, Error> {

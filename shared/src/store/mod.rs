@@ -22,6 +22,7 @@ mod organizations;
 mod outbox;
 mod page;
 mod projects;
+mod releases;
 pub mod table;
 mod transaction;
 mod usage;
@@ -43,6 +44,7 @@ pub use self::{
     idempotency::IdempotencyRecord,
     outbox::{Due, ExpiryNotice, FlushTurn, Flushes, PendingInvalidation, Queue},
     page::Page,
+    releases::ReleasePlace,
     transaction::{CommitError, Conflict, Transaction},
     usage::{Ingested, KeyOwner},
 };

@@ -17,9 +17,13 @@ impl Store {
     pub async fn project(&self, organization: Id, slug: &Slug) -> Result<Option<Project>, StoreError> {
         let claim: Option<SlugClaim> = self.get(Table::Main, Key::project_slug(organization, slug)).await?;
         match claim {
-            Some(claim) => self.get(Table::Main, Key::project(organization, claim.project_id)).await,
+            Some(claim) => self.project_by_id(organization, claim.project_id).await,
             None => Ok(None),
         }
+    }
+
+    pub async fn project_by_id(&self, organization: Id, project: Id) -> Result<Option<Project>, StoreError> {
+        self.get(Table::Main, Key::project(organization, project)).await
     }
 
     /// The organization's projects, newest first.
@@ -42,5 +46,9 @@ impl Transaction {
         self.insert(Table::Main, &Key::project_slug(organization, &project.slug), &claim, Conflict::SlugTaken)?;
         self.claim_id(organization, Kind::AgentProject, project.id)?;
         self.insert(Table::Main, &Key::project(organization, project.id), project, Conflict::IdTaken)
+    }
+
+    pub fn update_project(&mut self, organization: Id, before: &Project, after: &Project) -> Result<(), StoreError> {
+        self.replace(Table::Main, &Key::project(organization, after.id), after, before.version)
     }
 }

@@ -13,6 +13,9 @@
 //! | main | `ID#<kind>#<id>` | `CLAIM` | claims an id over all organizations, holds its organization |
 //! | main | `ID#organization_slug#<slug>` | `CLAIM` | claims an organization's slug |
 //! | main | `ID#stripe_customer#<customer>` | `CLAIM` | claims a Stripe customer, holds its organization |
+//! | main | `ID#release#<id>` | `CLAIM` | claims a release's id, holds its organization, project and version |
+//! | main | `REL#<org>#<project id>` | version | a release |
+//! | main | `RLG#<org>#<release id>` | last line | some lines of a release's build log |
 //! | main | `AUD#<org>` | `<time>#<id>` | an audit event; `unchained` until it has a `link` |
 //! | main | `CHN#<org>` | `<n>` | a link of the audit log's chain |
 //! | main | `CHN#<org>` | `EVENT#<time>#<id>` | claims an audit event for a link, holds its number |
@@ -35,14 +38,14 @@
 //! What waits in the audit log for its worker carries `unchained` (`UNC#0` … `UNC#15`), the key of the index `unchained`.
 //! What waits in the outbox for a worker carries `due_shard` (`EVT#0` … `EVT#15` and so on) and `due_at`, the keys of the index `due`.
 //!
-//! Ids and links' numbers in sort keys are padded to 16 digits, so that their order is the order of time.
+//! Ids, versions, links' and lines' numbers in sort keys are padded to 16 digits, so that their order is the order of time.
 
 use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::{BudgetSubject, Queue};
-use crate::domain::{Anchor, Id, Kind, Month, Prefix, Slug, StripeCustomerId, Timestamp};
+use crate::domain::{Anchor, Id, Kind, Month, Prefix, Slug, StripeCustomerId, Timestamp, Version};
 
 /// Finds what is due in the outbox.
 pub(super) const DUE_INDEX: &str = "due";
@@ -132,6 +135,14 @@ impl Key {
 
     pub fn project_slug(organization: Id, slug: &Slug) -> Self {
         Self::of(projects_partition(organization), format!("SLUG#{slug}"))
+    }
+
+    pub fn release(organization: Id, project: Id, version: Version) -> Self {
+        Self::of(releases_partition(organization, project), padded(version.place()))
+    }
+
+    pub fn log_chunk(organization: Id, release: Id, last_line: u64) -> Self {
+        Self::of(log_partition(organization, release), format!("{last_line:016}"))
     }
 
     pub fn claimed_id(kind: Kind, id: Id) -> Self {
@@ -285,6 +296,14 @@ pub(super) fn api_keys_partition(organization: Id) -> String {
 
 pub(super) fn projects_partition(organization: Id) -> String {
     format!("PRJ#{organization}")
+}
+
+pub(super) fn releases_partition(organization: Id, project: Id) -> String {
+    format!("REL#{organization}#{project}")
+}
+
+pub(super) fn log_partition(organization: Id, release: Id) -> String {
+    format!("RLG#{organization}#{release}")
 }
 
 pub(super) fn invalidations_partition(organization: Id) -> String {

@@ -3,7 +3,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::harness::World;
+use crate::{
+    harness::{Request, World},
+    invariants::Tables,
+};
 
 const ROUTE: &str = "/v1/agent_projects";
 
@@ -217,4 +220,90 @@ async fn a_parameter_of_the_list_that_is_wrong_is_named() {
     let (_, token) = world.another_organization("other").await;
     let foreign = world.get(&format!("{ROUTE}?cursor={cursor}")).bearer(&token);
     assert_eq!(foreign.send().await.invalid_field(), "cursor", "of another organization");
+}
+
+fn patch(world: &World, body: Value) -> Request {
+    world.patch("/v1/agent_projects/site", body)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_patch_changes_what_it_names_and_null_clears() {
+    let world = World::start().await;
+    world.project("site").await;
+    let mut expected = read(&world, "site").await;
+    let settings =
+        json!({ "name": "Shop", "model_id": "claude-sonnet-5", "endpoint_url": "https://llm.example.com/v1" });
+    expected.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
+    assert_eq!(patch(&world, settings).send().await.expect(200), json!({ "agent_project": expected }));
+    assert_eq!(read(&world, "site").await, expected);
+    assert_eq!(patch(&world, json!({})).send().await.expect(200)["agent_project"], expected, "absent keeps");
+    let cleared = json!({ "model_id": null, "endpoint_url": null });
+    expected.as_object_mut().unwrap().extend(cleared.as_object().unwrap().clone());
+    assert_eq!(patch(&world, cleared).send().await.expect(200)["agent_project"], expected);
+    Tables::of(&world).await.assert_whole();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_of_a_patch_that_is_wrong_is_named() {
+    let world = World::start().await;
+    world.project("site").await;
+    let before = read(&world, "site").await;
+    for (field, wrong) in [
+        ("name", json!(null)),
+        ("name", json!(" ")),
+        ("model_id", json!("a b")),
+        ("model_id", json!(7)),
+        ("endpoint_url", json!("http://llm.example.com")),
+        ("endpoint_url", json!("https://169.254.169.254/")),
+        ("endpoint_url", json!("https://user:secret@llm.example.com")),
+        ("slug", json!("shop")),
+        ("current_version", json!(1)),
+        ("version", json!(1)),
+    ] {
+        assert_eq!(patch(&world, json!({ field: wrong })).send().await.invalid_field(), field, "{wrong}");
+    }
+    assert_eq!(read(&world, "site").await, before);
+    for slug in ["nothing", "Site", "my_site"] {
+        let refusal = world.patch(&format!("{ROUTE}/{slug}"), json!({ "name": "Shop" })).send().await.refused(404);
+        assert_eq!(refusal, json!({ "detail": "Not found" }), "{slug}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_patch_is_told_in_the_audit_log_and_data_planes_forget_what_they_keep() {
+    let world = World::start().await;
+    let id = world.project("site").await;
+    for body in [json!({ "name": "Shop" }), json!({ "name": "Shop", "model_id": "m" }), json!({ "model_id": "m" })] {
+        patch(&world, body).send().await.expect(200);
+    }
+    let events = world.audited("agent_project.updated").await;
+    let changes: Vec<_> = events.iter().map(|event| event["changes"].clone()).collect();
+    let expected = [
+        json!({ "name": { "before": "site", "after": "Shop" } }),
+        json!({ "model_id": { "before": null, "after": "m" } }),
+    ];
+    assert_eq!(changes, expected);
+    assert_eq!(events[0]["resource"], json!({ "kind": "agent_project", "id": id }));
+    let forgotten: Vec<_> = world.outbox("PSH").await.iter().map(|item| item["access_cut"].clone()).collect();
+    assert_eq!(forgotten, [false], "a name is nothing that they keep");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parallel_patches_of_different_fields_all_land() {
+    let world = World::start().await;
+    world.project("site").await;
+    let patches =
+        [json!({ "name": "Shop" }), json!({ "model_id": "m" }), json!({ "endpoint_url": "https://llm.example.com" })];
+    let mut requests = JoinSet::new();
+    for body in &patches {
+        requests.spawn(patch(&world, body.clone()).send());
+    }
+    for reply in requests.join_all().await {
+        reply.expect(200);
+    }
+    let project = read(&world, "site").await;
+    for (field, value) in patches.iter().flat_map(|patch| patch.as_object().unwrap()) {
+        assert_eq!(&project[field], value);
+    }
+    Tables::of(&world).await.assert_whole();
 }

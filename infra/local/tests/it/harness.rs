@@ -152,6 +152,26 @@ impl World {
         created["agent_project"]["id"].as_u64().unwrap()
     }
 
+    /// A new release of a project of `acme`, active unless the body says otherwise.
+    pub(crate) async fn deploy(&self, slug: &str, body: Value) -> Value {
+        self.post(&format!("/v1/agent_projects/{slug}/deploys"), body).send().await.expect(201)["release"].take()
+    }
+
+    /// Puts a release's build into a state that no route gives it, behind the back of the code under test.
+    pub(crate) async fn set_build(&self, release: &Value, build: &str) {
+        let update = json!({
+            "TableName": "karta",
+            "Key": {
+                "pk": { "S": format!("REL#{}#{}", self.organization_id, release["project_id"]) },
+                "sk": { "S": format!("{:016}", release["version"].as_u64().unwrap()) },
+            },
+            "UpdateExpression": "SET #build = :build",
+            "ExpressionAttributeNames": { "#build": "build" },
+            "ExpressionAttributeValues": { ":build": { "S": build } },
+        });
+        self.dynamodb("UpdateItem", update).await;
+    }
+
     /// A session token for a project of `acme`, minted with the admin key.
     pub(crate) async fn session_token(&self, slug: &str, body: Value) -> String {
         let minted = self.post(&format!("/v1/agent_projects/{slug}/session_tokens"), body).send().await.expect(201);

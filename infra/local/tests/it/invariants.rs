@@ -32,6 +32,42 @@ impl Tables {
         events.filter(|event| event["resource"]["id"] == resource).count()
     }
 
+    /// Projects whose releases are numbered without holes and of which one is active, and releases that have what belongs to them.
+    fn assert_releases_whole(&self) {
+        let releases = || self.under("REL#");
+        assert_eq!(ids(self.under("ID#release#"), "id"), ids(releases(), "id"), "every release has its id claim");
+        for claim in self.under("ID#release#") {
+            let place = format!("REL#{}#{}", claim["organization_id"], claim["project_id"]);
+            let at = |release: &&Value| release["pk"] == place && release["version"] == claim["version"];
+            assert_eq!(releases().find(at).map(|release| &release["id"]), Some(&claim["id"]), "where {claim} says");
+        }
+        for release in releases() {
+            let id = release["id"].as_u64().unwrap();
+            assert_eq!(self.audited("release.created", id), 1, "the creation of {release}");
+            let changes = self.audited("release.updated", id) + self.audited("release.rolled_back", id);
+            assert_eq!(release["revision"], 1 + changes, "every change of {release} is audited once");
+            let log = format!("RLG#{}#{id}", release["pk"].as_str().unwrap().split('#').nth(1).unwrap());
+            let chunks = self.under(&log).map(|chunk| chunk["sk"].as_str().unwrap().parse::<u64>().unwrap());
+            let ends = release["log"]["ends"].as_array().into_iter().flatten();
+            assert!(chunks.eq(ends.map(|end| end.as_u64().unwrap())), "the log of {release}");
+        }
+        for project in self.under("PRJ#").filter(|item| !item["sk"].as_str().unwrap().starts_with("SLUG#")) {
+            let own = || releases().filter(|release| release["project_id"] == project["id"]);
+            let versions: BTreeSet<_> = own().map(|release| release["version"].as_u64().unwrap()).collect();
+            let latest = project["latest_version"].as_u64().unwrap_or(0);
+            assert!(versions.iter().copied().eq(1..=latest), "{versions:?} of {project}");
+            assert_eq!(own().count(), versions.len(), "no twins");
+            let activated = own().filter(|release| !release["activated_at"].is_null()).count();
+            let current = own().find(|release| release["version"] == project["current_version"]);
+            assert_eq!(current.is_some(), activated > 0, "one is active once any was: {project}");
+            assert!(current.is_none_or(|current| current["build"] == "ready" && !current["activated_at"].is_null()));
+            let id = |release: &Value| release["id"].as_u64().unwrap();
+            let flips: usize = own().map(|release| self.audited("release.rolled_back", id(release))).sum();
+            let changes = self.audited("agent_project.updated", id(project)) + own().count() + flips;
+            assert_eq!(project["version"], 1 + changes, "every change of {project} is audited once");
+        }
+    }
+
     /// Keys and projects that have what belongs to them, and nothing that belongs to none.
     pub(crate) fn assert_whole(&self) {
         let keys = self.key_ids();
@@ -66,9 +102,11 @@ impl Tables {
         let organizations = ids(self.under("ORG#").filter(|item| item["sk"] == "META"), "id");
         for record in self.under("IDEM#").chain(self.under("IDS#")) {
             let made = record["resource_id"].as_u64().unwrap();
-            let known = [&keys, &projects, &organizations].iter().any(|ids| ids.contains(&made));
+            let releases = ids(self.under("REL#"), "id");
+            let known = [&keys, &projects, &organizations, &releases].iter().any(|ids| ids.contains(&made));
             assert!(known, "a remembered answer tells of {made}");
         }
+        self.assert_releases_whole();
         assert_eq!(self.customers_claimed(), self.customers_found(), "every Stripe customer is claimed once");
         assert_eq!(self.admins_counted(), self.admins_found(), "the count of usable admin keys is their number");
     }
@@ -118,7 +156,13 @@ fn ids<'a>(items: impl Iterator<Item = &'a Value>, field: &str) -> BTreeSet<u64>
 }
 
 async fn items(world: &World, table: &str) -> Vec<Value> {
-    let answer = world.dynamodb("Scan", json!({ "TableName": table })).await;
-    assert!(answer["LastEvaluatedKey"].is_null(), "{table} no longer fits one page");
-    answer["Items"].as_array().unwrap().iter().map(plain).collect()
+    let (mut items, mut scan) = (Vec::new(), json!({ "TableName": table }));
+    loop {
+        let page = world.dynamodb("Scan", scan.clone()).await;
+        items.extend(page["Items"].as_array().unwrap().iter().map(plain));
+        if page["LastEvaluatedKey"].is_null() {
+            return items;
+        }
+        scan["ExclusiveStartKey"] = page["LastEvaluatedKey"].clone();
+    }
 }

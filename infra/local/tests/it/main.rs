@@ -30,6 +30,7 @@ mod process;
 mod projects_whoami;
 mod properties;
 mod races;
+mod releases;
 mod revocation;
 mod session_tokens;
 mod structure;

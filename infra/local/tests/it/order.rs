@@ -6,7 +6,7 @@ use crate::harness::{Request, World};
 /// A route that takes a credential: method, path to nothing that exists, and the scope it needs.
 type Route = (Method, &'static str, Option<&'static str>);
 
-static FLAT: [Route; 13] = [
+static FLAT: [Route; 18] = [
     (Method::GET, "/v1/api_keys", Some("read")),
     (Method::POST, "/v1/api_keys", Some("admin")),
     (Method::GET, "/v1/api_keys/1", Some("read")),
@@ -16,6 +16,11 @@ static FLAT: [Route; 13] = [
     (Method::GET, "/v1/agent_projects", Some("read")),
     (Method::POST, "/v1/agent_projects", Some("write")),
     (Method::GET, "/v1/agent_projects/nothing", Some("read")),
+    (Method::PATCH, "/v1/agent_projects/nothing", Some("admin")),
+    (Method::GET, "/v1/agent_projects/nothing/releases", Some("read")),
+    (Method::POST, "/v1/agent_projects/nothing/deploys", Some("write")),
+    (Method::POST, "/v1/agent_projects/nothing/rollback", Some("admin")),
+    (Method::GET, "/v1/agent_projects/nothing/releases/1/logs", Some("read")),
     (Method::POST, "/v1/agent_projects/nothing/session_tokens", Some("write")),
     (Method::POST, "/agent_projects/nothing/session_tokens", Some("write")),
     (Method::GET, "/v1/audit_events", Some("admin")),
@@ -108,18 +113,22 @@ async fn each_scope_opens_the_routes_that_need_it_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_body_comes_before_an_unknown_resource() {
     let world = World::start().await;
-    for (method, path) in [
-        (Method::PATCH, "/v1/api_keys/1"),
-        (Method::PATCH, "/v1/api_keys/not-an-id"),
-        (Method::POST, "/v1/agent_projects/nothing/session_tokens"),
-        (Method::POST, "/agent_projects/Not_A_Slug/session_tokens"),
+    for (method, path, right) in [
+        (Method::PATCH, "/v1/api_keys/1", "{}"),
+        (Method::PATCH, "/v1/api_keys/not-an-id", "{}"),
+        (Method::PATCH, "/v1/agent_projects/nothing", "{}"),
+        (Method::PATCH, "/v1/agent_projects/Not_A_Slug", "{}"),
+        (Method::POST, "/v1/agent_projects/nothing/deploys", r#"{"commit_sha":"abcdef0"}"#),
+        (Method::POST, "/v1/agent_projects/nothing/rollback", r#"{"version":1}"#),
+        (Method::POST, "/v1/agent_projects/nothing/session_tokens", "{}"),
+        (Method::POST, "/agent_projects/Not_A_Slug/session_tokens", "{}"),
     ] {
         let send = |body: String| world.request(method.clone(), path).raw_body(body).send();
         assert_eq!(send("{".to_owned()).await.refused(400)["error"], "malformed_json", "{path}");
         assert_eq!(send(too_large()).await.refused(413)["error"], "body_too_large", "{path}");
         assert_eq!(send("[]".to_owned()).await.invalid_field(), "body", "{path}");
         assert_eq!(send(r#"{"nonsense":1}"#.to_owned()).await.invalid_field(), "nonsense", "{path}");
-        assert_eq!(send("{}".to_owned()).await.refused(404), json!({ "detail": "Not found" }), "{path}");
+        assert_eq!(send(right.to_owned()).await.refused(404), json!({ "detail": "Not found" }), "{path}");
     }
 }
 
@@ -139,6 +148,13 @@ async fn idempotency_comes_before_conflicts() {
     post(json!({ "slug": "site", "name": "Site" })).await.expect(201);
     let refusal = post(json!({ "slug": "site", "name": "Other" })).await.refused(422);
     assert_eq!(refusal["error"], "idempotency_mismatch");
+    let deploy = |slug: &str, sha: &str| {
+        let path = format!("/v1/agent_projects/{slug}/deploys");
+        world.post(&path, json!({ "commit_sha": sha })).idempotency_key("once").send()
+    };
+    deploy("site", "abcdef0").await.expect(201);
+    assert_eq!(deploy("site", "abcdef1").await.refused(422)["error"], "idempotency_mismatch");
+    deploy("nothing", "abcdef0").await.refused(404);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -107,7 +107,8 @@ fn json_value() -> impl Strategy<Value = Value> {
 fn field() -> impl Strategy<Value = String> {
     let names =
         ["name", "scopes", "expires_at", "allowed_cidrs", "budget", "metadata", "slug", "user_id", "ttl_seconds"];
-    select(names.map(str::to_owned).to_vec())
+    let of_releases = ["model_id", "endpoint_url", "commit_sha", "artifact_url", "activate", "version"];
+    select([&names[..], &of_releases].concat()).prop_map(str::to_owned)
 }
 
 /// A body that is right for every route but for a field or three.
@@ -117,6 +118,8 @@ fn nearly_right_body() -> impl Strategy<Value = Value> {
         json!({ "name": "App", "slug": "app" }),
         json!({ "name": "ci" }),
         json!({ "user_id": "u", "ttl_seconds": 60 }),
+        json!({ "commit_sha": "abcdef0", "artifact_url": "https://artifacts.example.com/app.zip" }),
+        json!({ "version": 1 }),
         json!({}),
     ]);
     let changes = btree_map(prop_oneof![8 => field(), 1 => text()], json_value(), 1..4);
@@ -134,6 +137,9 @@ fn with_body(world: &World, body: &[u8]) -> Vec<Request> {
         // No key has an organization's id: what the body says is judged all the same.
         (Method::PATCH, format!("/v1/api_keys/{key}")),
         (Method::POST, "/v1/agent_projects".to_owned()),
+        (Method::PATCH, "/v1/agent_projects/my-app".to_owned()),
+        (Method::POST, "/v1/agent_projects/my-app/deploys".to_owned()),
+        (Method::POST, "/v1/agent_projects/my-app/rollback".to_owned()),
         (Method::POST, "/v1/agent_projects/my-app/session_tokens".to_owned()),
         (Method::POST, "/agent_projects/my-app/session_tokens".to_owned()),
     ]
@@ -188,7 +194,9 @@ fn any_idempotency_key_gets_an_answer() {
 fn any_cursor_gets_an_answer() {
     let cursors = prop_oneof![url_part(), "[0-9A-Za-z_-]{32}", "[0-9A-Za-z_-]{0,64}"];
     hold(cursors, |world, cursor| {
-        ["api_keys", "agent_projects"].map(|list| world.get(&format!("/v1/{list}?cursor={cursor}"))).into()
+        ["api_keys", "agent_projects", "agent_projects/my-app/releases"]
+            .map(|list| world.get(&format!("/v1/{list}?cursor={cursor}")))
+            .into()
     });
 }
 
@@ -214,6 +222,8 @@ fn any_id_in_a_path_gets_an_answer() {
             world.delete(&format!("/v1/api_keys/{part}")),
             world.patch(&format!("/v1/api_keys/{part}"), json!({ "name": "x" })),
             world.get(&format!("/v1/agent_projects/{part}")),
+            world.get(&format!("/v1/agent_projects/{part}/releases")),
+            world.get(&format!("/v1/agent_projects/my-app/releases/{part}/logs")),
             world.get(&format!("/v1/projects/{part}/whoami")),
             world.post(&format!("/v1/agent_projects/{part}/session_tokens"), json!({})),
             world.post(&format!("/agent_projects/{part}/session_tokens"), json!({})),

@@ -200,7 +200,17 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
     }
     let readers = [
         ("AuditSecret", &["worker-audit-chain"][..]),
-        ("CursorSecret", &["agent-projects-list", "api-keys-list", "audit-events-list", "usage-keys-list"]),
+        (
+            "CursorSecret",
+            &[
+                "agent-projects-list",
+                "api-keys-list",
+                "audit-events-list",
+                "release-logs-list",
+                "releases-list",
+                "usage-keys-list",
+            ],
+        ),
         ("DataPlanesSecret", &["worker-cache-push"]),
         (
             "KeyTagSecret",
@@ -216,11 +226,14 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
         (
             "ServiceTokensSecret",
             &[
+                "internal-active-release-get",
                 "internal-api-keys-create",
                 "internal-keys-validate",
+                "internal-model-settings-get",
                 "internal-organizations-create",
                 "internal-organizations-get",
                 "internal-organizations-update",
+                "internal-releases-status",
                 "internal-usage-events-create",
                 "internal-whoami",
                 "worker-cache-push",
@@ -234,6 +247,7 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "a line for each route")]
 async fn functions_do_just_what_their_policies_allow() {
     // On a clock that stands still the gateway asks the authorizer once, and what follows is the function's own doing.
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
@@ -259,6 +273,16 @@ async fn functions_do_just_what_their_policies_allow() {
     let customer = |id: &str| world.service(Method::PATCH, &organization).body(json!({ "stripe_customer_id": id }));
     let validation = world.service(Method::POST, "/v1/internal/keys/validate").body(json!({ "key": unused }));
     let new_project = json!({ "slug": "app", "name": "App" });
+    world.project("shop").await;
+    let release = world.deploy("shop", json!({ "commit_sha": "abcdef0" })).await;
+    let report = |log: &str| {
+        let path = format!("/v1/internal/releases/{}/status", release["id"]);
+        world.service(Method::POST, &path).body(json!({ "status": "ready", "build_log": log }))
+    };
+    report("one\ntwo").send().await.expect(200);
+    let service = |path: &str| world.service(Method::GET, &format!("/v1/internal/{path}"));
+    let shop = format!("organization_id={}&project_id={}", world.organization_id, release["project_id"]);
+    let deploy = world.post("/v1/agent_projects/shop/deploys", json!({ "commit_sha": "abcdef1" }));
     let mut done = BTreeSet::new();
     for (function, request) in [
         ("authorizer", world.get("/v1/whoami").bearer(&token)),
@@ -277,6 +301,17 @@ async fn functions_do_just_what_their_policies_allow() {
         ("agent-projects-create", world.post("/v1/agent_projects", new_project).idempotency_key("1")),
         ("agent-projects-list", world.get("/v1/agent_projects")),
         ("agent-projects-get", world.get("/v1/agent_projects/app")),
+        ("agent-projects-update", world.patch("/v1/agent_projects/app", json!({ "model_id": "m" }))),
+        ("releases-list", world.get("/v1/agent_projects/shop/releases?limit=1")),
+        ("release-logs-list", world.get("/v1/agent_projects/shop/releases/1/logs?limit=1")),
+        ("internal-releases-status", report("one")),
+        ("deploys-create", deploy.idempotency_key("1")),
+        ("releases-rollback", world.post("/v1/agent_projects/shop/rollback", json!({ "version": 1 }))),
+        (
+            "internal-active-release-get",
+            service(&format!("projects/shop/active_release?organization_id={}", world.organization_id)),
+        ),
+        ("internal-model-settings-get", service(&format!("model_settings?{shop}"))),
         ("session-tokens-create", world.post("/v1/agent_projects/app/session_tokens", json!({}))),
         ("projects-whoami", world.get("/v1/projects/app/whoami")),
         ("usage-get", world.get("/v1/usage")),
@@ -339,9 +374,10 @@ fn accesses(function: &str, proxy: &FaultProxy) -> BTreeSet<[String; 4]> {
     let accesses = seen.iter().flat_map(Seen::accesses).map(|access| {
         let (_, table) = TABLES.iter().find(|(name, _)| *name == access.table).unwrap();
         let (prefix, _) = access.partition.rsplit_once('#').unwrap();
-        // Under the organization's id, a partition for each record.
-        let kind = ["IDEM", "UEV", "UMK"].into_iter().find(|kind| prefix.starts_with(&format!("{kind}#")));
-        let prefix = kind.unwrap_or(prefix);
+        // Behind these two ids stand, and a policy names the kind alone.
+        let two_ids =
+            ["IDEM", "REL", "RLG", "UEV", "UMK"].into_iter().find(|kind| prefix.starts_with(&format!("{kind}#")));
+        let prefix = two_ids.unwrap_or(prefix);
         [function, &access.action, table, &format!("{prefix}#*")].map(str::to_owned)
     });
     accesses.collect()
@@ -493,13 +529,16 @@ fn every_route_but_the_public_ones_asks_the_authorizer() {
     // The internal ones judge a service token themselves, behind the allowlists.
     let expected = [
         "GET /healthz",
+        "GET /v1/internal/model_settings",
         "GET /v1/internal/organizations/{id}",
+        "GET /v1/internal/projects/{slug}/active_release",
         "GET /v1/internal/whoami",
         "OPTIONS /v1/projects/{ref}/whoami",
         "PATCH /v1/internal/organizations/{id}",
         "POST /v1/internal/keys/validate",
         "POST /v1/internal/organizations",
         "POST /v1/internal/organizations/{id}/api_keys",
+        "POST /v1/internal/releases/{id}/status",
         "POST /v1/internal/usage/events",
     ];
     assert_eq!(open.iter().collect::<Vec<_>>(), expected);

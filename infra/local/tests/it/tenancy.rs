@@ -25,8 +25,15 @@ static BY_ID: [Route; 5] = [
     route(Method::POST, "/v1/api_keys/{}/rotate", Some("admin"), Some(r#"{"grace_seconds":0}"#)),
 ];
 
-static BY_SLUG: [Route; 5] = [
+static BY_SLUG: [Route; 12] = [
     route(Method::GET, "/v1/agent_projects/{}", Some("read"), None),
+    route(Method::PATCH, "/v1/agent_projects/{}", Some("admin"), Some(r#"{"name":"ours now","model_id":"m"}"#)),
+    route(Method::PATCH, "/v1/agent_projects/{}", Some("admin"), Some(r#"{"endpoint_url":"http://x"}"#)),
+    route(Method::GET, "/v1/agent_projects/{}/releases", Some("read"), None),
+    route(Method::POST, "/v1/agent_projects/{}/deploys", Some("write"), Some(r#"{"commit_sha":"abcdef1"}"#)),
+    route(Method::POST, "/v1/agent_projects/{}/deploys", Some("write"), Some(r#"{"commit_sha":"x"}"#)),
+    route(Method::POST, "/v1/agent_projects/{}/rollback", Some("admin"), Some(r#"{"version":1}"#)),
+    route(Method::GET, "/v1/agent_projects/{}/releases/1/logs", Some("read"), None),
     route(Method::POST, "/v1/agent_projects/{}/session_tokens", Some("write"), Some(r#"{"user_id":"user-7"}"#)),
     route(Method::POST, "/agent_projects/{}/session_tokens", Some("write"), Some("{}")),
     route(Method::POST, "/v1/agent_projects/{}/session_tokens", Some("write"), Some(r#"{"ttl_seconds":1}"#)),
@@ -66,13 +73,18 @@ impl Neighbours {
         let their_key = made.send().await.expect(201)["api_key"]["id"].as_u64().unwrap();
         let made = world.post("/v1/agent_projects", json!({ "slug": "theirs", "name": "Theirs" })).bearer(&their_admin);
         made.send().await.expect(201);
+        for sha in ["abcdef0", "abcdef1"] {
+            let deploy = world.post("/v1/agent_projects/theirs/deploys", json!({ "commit_sha": sha }));
+            deploy.bearer(&their_admin).send().await.expect(201);
+        }
         Self { world, their_admin, their_key }
     }
 
     /// What the other organization sees of itself.
-    async fn their_view(&self) -> [Value; 2] {
+    async fn their_view(&self) -> [Value; 3] {
         let read = async |path| self.world.get(path).bearer(&self.their_admin).send().await.expect(200);
-        [read("/v1/api_keys").await, read("/v1/agent_projects").await]
+        let releases = read("/v1/agent_projects/theirs/releases").await;
+        [read("/v1/api_keys").await, read("/v1/agent_projects").await, releases]
     }
 
     /// Every route to a resource of theirs, beside the same route to one that nobody has.
@@ -132,12 +144,12 @@ async fn lists_hold_nothing_of_another_organization() {
     world.project("site").await;
     let ours =
         [world.get("/v1/api_keys").send().await.expect(200), world.get("/v1/agent_projects").send().await.expect(200)];
-    let counts = |[keys, projects]: &[Value; 2]| {
+    let counts = |keys: &Value, projects: &Value| {
         (keys["api_keys"].as_array().unwrap().len(), projects["agent_projects"].as_array().unwrap().len())
     };
-    assert_eq!(counts(&ours), (1, 1));
+    assert_eq!(counts(&ours[0], &ours[1]), (1, 1));
     let theirs = neighbours.their_view().await;
-    assert_eq!(counts(&theirs), (2, 1));
+    assert_eq!(counts(&theirs[0], &theirs[1]), (2, 1));
     for mine in ours[0]["api_keys"].as_array().unwrap() {
         assert!(!theirs[0]["api_keys"].as_array().unwrap().contains(mine));
     }

@@ -1,10 +1,13 @@
 //! The internal plane, over HTTP as a data plane on this machine sees it, and behind a gateway whose clients the test places.
 
+mod active_release;
 mod api_keys_create;
 mod guard;
 pub(crate) mod keys_validate;
+mod model_settings;
 mod organizations_create;
 mod organizations_update;
+mod releases_status;
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -25,13 +28,16 @@ use serde_json::{Value, json};
 use crate::harness::{Reply, World, note_secret};
 
 /// Every internal route: method, path to nothing that exists, and the power it takes.
-static ROUTES: [(Method, &str, Option<&str>); 6] = [
+static ROUTES: [(Method, &str, Option<&str>); 9] = [
     (Method::GET, "/v1/internal/whoami", None),
     (Method::POST, "/v1/internal/organizations", Some("provision")),
     (Method::GET, "/v1/internal/organizations/1", Some("provision")),
     (Method::PATCH, "/v1/internal/organizations/1", Some("provision")),
     (Method::POST, "/v1/internal/organizations/1/api_keys", Some("provision")),
     (Method::POST, "/v1/internal/keys/validate", Some("validate")),
+    (Method::POST, "/v1/internal/releases/1/status", Some("releases")),
+    (Method::GET, "/v1/internal/projects/nothing/active_release", Some("releases")),
+    (Method::GET, "/v1/internal/model_settings", Some("releases")),
 ];
 
 fn guard(addresses: &str, hosts: &str) -> InternalGuard {

@@ -1,0 +1,61 @@
+//! `PATCH /v1/agent_projects/{slug}`: changes a project's settings. Absent keeps, `null` clears.
+
+use karta_shared::{
+    App,
+    domain::{EndpointUrl, ModelId, Name, ProjectPatch, Slug},
+    http::{Admin, AgentProjectResource, Answer, Call, Error, NewAuditEvent, NoQuery, Route, present},
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    #[serde(default, deserialize_with = "present")]
+    name: Option<Name>,
+    #[serde(default, deserialize_with = "present")]
+    model_id: Option<Option<ModelId>>,
+    #[serde(default, deserialize_with = "present")]
+    endpoint_url: Option<Option<EndpointUrl>>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    agent_project: AgentProjectResource,
+}
+
+#[derive(Debug)]
+pub struct AgentProjectsUpdate;
+
+impl Route for AgentProjectsUpdate {
+    const NAME: &'static str = "agent-projects-update";
+    type Access = Admin;
+    type Path = Slug;
+    type Query = NoQuery;
+    type Body = Input;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let organization = call.caller.organization_id;
+        // Where a project's model calls go outlives the gateway's verdict.
+        let (valid, project) = tokio::join!(call.readmit(app), app.store.project(organization, &call.path));
+        valid?;
+        let before = project?.ok_or(Error::NotFound)?;
+        let mut project = before.clone();
+        let Input { name, model_id, endpoint_url } = call.body.clone();
+        let changes = project.apply(ProjectPatch { name, model_id, endpoint_url });
+        if !changes.is_empty() {
+            let mut transaction = app.store.transaction();
+            transaction.update_project(organization, &before, &project)?;
+            let event = NewAuditEvent {
+                action: "agent_project.updated",
+                resource_kind: "agent_project",
+                resource_id: project.id,
+                changes,
+            };
+            transaction.audit(organization, &call.audit_event(app, event))?;
+            transaction.invalidate(organization, before.effect_of(&project), call.now)?;
+            transaction.commit().await?;
+        }
+        Answer::ok(&Output { agent_project: project.into() })
+    }
+}

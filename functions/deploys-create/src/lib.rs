@@ -1,0 +1,70 @@
+//! `POST /v1/agent_projects/{slug}/deploys`: makes the project's next release and, unless asked not to, activates it.
+
+use karta_shared::{
+    App,
+    domain::{ArtifactUrl, CommitSha, EventType, Id, Slug, activation},
+    http::{Answer, Call, Error, NewAuditEvent, NoQuery, ReleaseResource, Reveals, Route, Write},
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    commit_sha: CommitSha,
+    artifact_url: Option<ArtifactUrl>,
+    activate: Option<bool>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    release: ReleaseResource,
+}
+
+#[derive(Debug)]
+pub struct DeploysCreate;
+
+impl Route for DeploysCreate {
+    const NAME: &'static str = "deploys-create";
+    const IDEMPOTENT: bool = true;
+    /// Deploys of one project queue for its next number: of many at once the last one loses as often as there are others.
+    const RUNS: u32 = 50;
+    type Access = Write;
+    type Path = Slug;
+    type Query = NoQuery;
+    type Body = Input;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        if let Some(answer) = call.replay(app).await? {
+            return Ok(answer);
+        }
+        let organization = call.caller.organization_id;
+        // What runs outlives the gateway's verdict.
+        let (valid, project) = tokio::join!(call.readmit(app), app.store.project(organization, &call.path));
+        valid?;
+        let before = project?.ok_or(Error::NotFound)?;
+        let mut project = before.clone();
+        let Input { commit_sha, artifact_url, activate } = call.body.clone();
+        let activate = activate.unwrap_or(true);
+        let id = Id::draw(call.now, &*app.entropy);
+        let release = project.deploy(id, commit_sha, artifact_url, activate, call.now);
+        let output = Output { release: ReleaseResource::of(release.clone(), project.current_version) };
+        let answer = Answer::created(&output)?;
+
+        let mut transaction = app.store.transaction();
+        transaction.create_release(organization, &before, &project, &release)?;
+        let audited = |action, changes| NewAuditEvent { action, resource_kind: "release", resource_id: id, changes };
+        let created = audited("release.created", release.creation());
+        transaction.audit(organization, &call.audit_event(app, created))?;
+        transaction.announce(&call.event(app, organization, EventType::ReleaseCreated, &output)?)?;
+        if activate {
+            let activated = audited("release.activated", activation(before.current_version, release.version));
+            transaction.audit(organization, &call.audit_event(app, activated))?;
+            transaction.announce(&call.event(app, organization, EventType::ReleaseActivated, &output)?)?;
+        }
+        transaction.invalidate(organization, before.effect_of(&project), call.now)?;
+        call.remember(app, &mut transaction, &answer, id, Reveals::Nothing)?;
+        transaction.commit().await?;
+        Ok(answer)
+    }
+}

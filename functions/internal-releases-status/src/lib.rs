@@ -1,0 +1,76 @@
+//! `POST /v1/internal/releases/{id}/status`: takes a builder's report.
+
+use karta_shared::{
+    App,
+    domain::{BuildLog, CacheEffect, Id, ImageRef, ReleaseStatus, Report, TemplatePath},
+    http::{Answer, Call, Error, Internal, NewAuditEvent, NoQuery, ReleaseResource, Releases, Route},
+    telemetry,
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    status: ReleaseStatus,
+    build_log: Option<String>,
+    template_path: Option<TemplatePath>,
+    image_ref: Option<ImageRef>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    release: ReleaseResource,
+}
+
+#[derive(Debug)]
+pub struct InternalReleasesStatus;
+
+impl Route for InternalReleasesStatus {
+    const NAME: &'static str = "internal-releases-status";
+    /// For the build's log.
+    const BODY_MAX: usize = 1024 * 1024;
+    type Access = Internal<Releases>;
+    type Path = Id;
+    type Query = NoQuery;
+    type Body = Input;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let place = app.store.release_place(call.path).await?.ok_or(Error::NotFound)?;
+        let organization = place.organization_id;
+        let (project, release) = tokio::join!(
+            app.store.project_by_id(organization, place.project_id),
+            app.store.release(organization, place.project_id, place.version),
+        );
+        let current = project?.ok_or(Error::NotFound)?.current_version;
+        let before = release?.ok_or(Error::NotFound)?;
+        let mut release = before.clone();
+        let report = report(&call.body);
+        let changes = release.report(current, report.clone())?;
+        if !changes.is_empty() {
+            let mut transaction = app.store.transaction();
+            transaction.update_release(organization, &before, &release)?;
+            if let Some(log) = &report.log {
+                transaction.replace_build_log(organization, &before, log)?;
+            }
+            let event =
+                NewAuditEvent { action: "release.updated", resource_kind: "release", resource_id: release.id, changes };
+            transaction.audit(organization, &call.audit_event(app, event))?;
+            let active = release.status(current) == ReleaseStatus::Active;
+            let effect = if active { CacheEffect::Stale } else { CacheEffect::None };
+            transaction.invalidate(organization, effect, call.now)?;
+            transaction.commit().await?;
+        }
+        Answer::ok(&Output { release: ReleaseResource::of(release, current) })
+    }
+}
+
+/// Builds print what they were given: secrets are taken out before anything is kept.
+fn report(input: &Input) -> Report {
+    Report {
+        status: input.status,
+        log: input.build_log.as_deref().map(|log| BuildLog::of(&telemetry::scrub(log))),
+        template_path: input.template_path.clone(),
+        image_ref: input.image_ref.clone(),
+    }
+}

@@ -1,0 +1,46 @@
+//! `GET /v1/agent_projects/{slug}/releases/{version}/logs`: what a release's build printed, from its first line on.
+
+use karta_shared::{
+    App,
+    domain::{Id, LogIndex, LogLine},
+    http::{Answer, Call, Error, Limit, NoBody, Read, ReleaseRef, Route, cursor},
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Query {
+    #[serde(default)]
+    limit: Limit,
+    cursor: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    logs: Vec<LogLine>,
+    next_cursor: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct ReleaseLogsList;
+
+impl Route for ReleaseLogsList {
+    const NAME: &'static str = "release-logs-list";
+    type Access = Read;
+    type Path = ReleaseRef;
+    type Query = Query;
+    type Body = NoBody;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let organization = call.caller.organization_id;
+        let project = app.store.project(organization, &call.path.slug).await?.ok_or(Error::NotFound)?;
+        let release = app.store.release(organization, project.id, call.path.version).await?.ok_or(Error::NotFound)?;
+        let list = format!("logs of {}", release.id);
+        let after = cursor::open(app, organization, &list, call.query.cursor.as_deref()).await?.map_or(0, Id::get);
+        let logs = app.store.build_log(organization, release.id, after, call.query.limit.get()).await?;
+        let end = release.log.as_ref().map_or(0, LogIndex::last_line);
+        let resume_after = logs.last().map(|last| last.line).filter(|line| *line < end).and_then(Id::new);
+        Answer::ok(&Output { logs, next_cursor: cursor::seal(app, organization, &list, resume_after).await? })
+    }
+}

@@ -1,0 +1,64 @@
+//! `POST /v1/agent_projects/{slug}/rollback`: makes another release that is ready, or was active before, the active one.
+
+use karta_shared::{
+    App,
+    domain::{EventType, NotReady, Slug, Version, activation},
+    http::{Admin, Answer, Call, Error, NewAuditEvent, NoQuery, ReleaseResource, Route},
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    version: Version,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    release: ReleaseResource,
+}
+
+#[derive(Debug)]
+pub struct ReleasesRollback;
+
+impl Route for ReleasesRollback {
+    const NAME: &'static str = "releases-rollback";
+    type Access = Admin;
+    type Path = Slug;
+    type Query = NoQuery;
+    type Body = Input;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let organization = call.caller.organization_id;
+        // What runs outlives the gateway's verdict.
+        let (valid, project) = tokio::join!(call.readmit(app), app.store.project(organization, &call.path));
+        valid?;
+        let project_before = project?.ok_or(Error::NotFound)?;
+        let release = app.store.release(organization, project_before.id, call.body.version).await?;
+        let release_before = release.ok_or(Error::NotFound)?;
+        let (mut project, mut release) = (project_before.clone(), release_before.clone());
+        let flipped = project.activate(&mut release, call.now).map_err(|NotReady| Error::Conflict {
+            code: "release_not_ready",
+            message: "Only a release that is ready, or was active before, can become the active one",
+            resource_id: Some(release_before.id),
+        })?;
+        let output = Output { release: ReleaseResource::of(release.clone(), project.current_version) };
+        if flipped {
+            let mut transaction = app.store.transaction();
+            transaction.update_project(organization, &project_before, &project)?;
+            transaction.update_release(organization, &release_before, &release)?;
+            let event = NewAuditEvent {
+                action: "release.rolled_back",
+                resource_kind: "release",
+                resource_id: release.id,
+                changes: activation(project_before.current_version, release.version),
+            };
+            transaction.audit(organization, &call.audit_event(app, event))?;
+            transaction.announce(&call.event(app, organization, EventType::ReleaseRolledBack, &output)?)?;
+            transaction.invalidate(organization, project_before.effect_of(&project), call.now)?;
+            transaction.commit().await?;
+        }
+        Answer::ok(&output)
+    }
+}

@@ -1,0 +1,114 @@
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{assert_whole, deploy, events, project, releases, rollback, statuses};
+use crate::harness::World;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_flips_the_pointer_back_and_forth() {
+    let (world, clock) = World::start_at_noon().await;
+    world.project("site").await;
+    for _ in 0..3 {
+        deploy(&world, "abcdef0").send().await.expect(201);
+    }
+    clock.advance(Duration::from_mins(1));
+    let back = rollback(&world, 1).send().await.expect(200)["release"].take();
+    assert_eq!((&back["version"], &back["status"]), (&json!(1), &json!("active")));
+    assert_eq!(back["activated_at"], "2026-11-21T12:01:00.000Z");
+    assert_eq!(back["created_at"], "2026-11-21T12:00:00.000Z");
+    assert_eq!(project(&world).await["current_version"], 1);
+    assert_eq!(statuses(&world).await, ["active", "superseded", "superseded"]);
+    rollback(&world, 3).send().await.expect(200);
+    assert_eq!(statuses(&world).await, ["superseded", "superseded", "active"]);
+    assert_eq!(deploy(&world, "abcdef0").send().await.expect(201)["release"]["version"], 4, "numbers go on");
+    assert_whole(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_waits_ready_is_activated_so_too() {
+    let world = World::start().await;
+    world.project("site").await;
+    for sha in ["abcdef0", "abcdef1"] {
+        world.deploy("site", json!({ "commit_sha": sha, "activate": false })).await;
+    }
+    rollback(&world, 2).send().await.expect(200);
+    assert_eq!(statuses(&world).await, ["ready", "active"]);
+    rollback(&world, 1).send().await.expect(200);
+    assert_eq!(statuses(&world).await, ["active", "superseded"]);
+    assert_whole(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rolling_back_to_the_active_release_changes_nothing() {
+    let (world, clock) = World::start_at_noon().await;
+    world.project("site").await;
+    let active = deploy(&world, "abcdef0").send().await.expect(201);
+    clock.advance(Duration::from_mins(1));
+    for _ in 0..2 {
+        assert_eq!(rollback(&world, 1).send().await.expect(200), active);
+    }
+    assert!(world.audited("release.rolled_back").await.is_empty());
+    assert_eq!(events(&world).await.len(), 2);
+    assert_whole(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_is_audited_and_told_and_data_planes_forget() {
+    let (world, clock) = World::start_at_noon().await;
+    world.project("site").await;
+    for _ in 0..2 {
+        deploy(&world, "abcdef0").send().await.expect(201);
+    }
+    clock.advance(Duration::from_millis(1));
+    let before = world.outbox("PSH").await.len();
+    let back = rollback(&world, 1).send().await.expect(200)["release"].take();
+    assert_eq!(events(&world).await.last().unwrap(), &("rolled_back".to_owned(), back.clone()));
+    let forgotten = world.outbox("PSH").await;
+    assert_eq!((forgotten.len(), &forgotten[before]["access_cut"]), (before + 1, &json!(false)));
+    let audited = world.audited("release.rolled_back").await;
+    let [event] = &audited[..] else { panic!("{audited:?}") };
+    assert_eq!(event["resource"], json!({ "kind": "release", "id": back["id"] }));
+    assert_eq!(event["changes"], json!({ "current_version": { "before": 2, "after": 1 } }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_built_cannot_be_active() {
+    let world = World::start().await;
+    world.project("site").await;
+    deploy(&world, "abcdef0").send().await.expect(201);
+    let unbuilt = world.deploy("site", json!({ "commit_sha": "abcdef1", "activate": false })).await;
+    for build in ["pending", "building", "failed"] {
+        world.set_build(&unbuilt, build).await;
+        let refusal = rollback(&world, 2).send().await.refused(409);
+        assert_eq!((&refusal["error"], &refusal["id"]), (&json!("release_not_ready"), &unbuilt["id"]), "{build}");
+        assert_eq!(statuses(&world).await, ["active", build]);
+    }
+    assert_whole(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_exist_is_not_found_and_what_is_no_version_is_named() {
+    let world = World::start().await;
+    world.project("site").await;
+    deploy(&world, "abcdef0").send().await.expect(201);
+    for version in [2, 9_007_199_254_740_991] {
+        assert_eq!(rollback(&world, version).send().await.refused(404), json!({ "detail": "Not found" }));
+    }
+    for body in [
+        json!({}),
+        json!({ "version": null }),
+        json!({ "version": 0 }),
+        json!({ "version": -1 }),
+        json!({ "version": 1.5 }),
+        json!({ "version": "1" }),
+        json!({ "version": 9_007_199_254_740_992_u64 }),
+    ] {
+        let refused = world.post("/v1/agent_projects/site/rollback", body.clone()).send().await;
+        assert_eq!(refused.invalid_field(), "version", "{body}");
+    }
+    assert_eq!(releases(&world).await.len(), 1);
+    let elsewhere = world.post("/v1/agent_projects/shop/rollback", json!({ "version": 1 }));
+    assert_eq!(elsewhere.send().await.refused(404), json!({ "detail": "Not found" }));
+    assert_eq!(project(&world).await["current_version"], 1);
+}
