@@ -5,6 +5,7 @@
 //! | [`domain`] | the rules: key format, scopes, principals, budgets; pure, no I/O and no clock of its own | nothing here |
 //! | [`store`] | DynamoDB: one file per aggregate, every key string in `store::table` | `domain` |
 //! | [`auth`] | proofs of credentials: API keys, session tokens | `domain`, `store`, `config` |
+//! | [`byok`] | provider keys: what seals and opens them | `domain`, `store`, `sealing` |
 //! | [`founding`] | an organization with its first key | `domain`, `store`, `auth`, `config` |
 //! | [`http`] | the [`http::Route`] frame: judge, parse, call, answer | all of the above |
 //! | [`worker`] | the frame of functions without a route | `app`, `domain`, `telemetry` |
@@ -16,6 +17,7 @@
 
 pub mod app;
 pub mod auth;
+pub mod byok;
 pub mod clock;
 pub mod config;
 pub mod domain;

@@ -12,6 +12,7 @@ use worker_audit_chain::AuditChain;
 use worker_budget_checks::BudgetChecks;
 use worker_cache_push::{AuthorizerCache, CachePush};
 use worker_expiry_notices::ExpiryNotices;
+use worker_model_keys_reseal::ModelKeysReseal;
 
 use crate::gateway::Gateway;
 
@@ -39,6 +40,7 @@ pub fn handlers(app: &App) -> BTreeMap<&'static str, Handler> {
         mount::<internal_active_release_get::InternalActiveReleaseGet>(app),
         mount::<internal_api_keys_create::InternalApiKeysCreate>(app),
         mount::<internal_keys_validate::InternalKeysValidate>(app),
+        mount::<internal_model_keys_active::InternalModelKeysActive>(app),
         mount::<internal_model_settings_get::InternalModelSettingsGet>(app),
         mount::<internal_organizations_create::InternalOrganizationsCreate>(app),
         mount::<internal_organizations_get::InternalOrganizationsGet>(app),
@@ -46,6 +48,9 @@ pub fn handlers(app: &App) -> BTreeMap<&'static str, Handler> {
         mount::<internal_releases_status::InternalReleasesStatus>(app),
         mount::<internal_usage_events_create::InternalUsageEventsCreate>(app),
         mount::<internal_whoami::InternalWhoami>(app),
+        mount::<model_keys_create::ModelKeysCreate>(app),
+        mount::<model_keys_list::ModelKeysList>(app),
+        mount::<model_keys_revoke::ModelKeysRevoke>(app),
         mount::<projects_whoami::ProjectsWhoami>(app),
         mount::<release_logs_list::ReleaseLogsList>(app),
         mount::<releases_list::ReleasesList>(app),
@@ -70,6 +75,7 @@ pub fn workers(app: &App, gateway: &Arc<Gateway>) -> BTreeMap<&'static str, Tick
         employ(BudgetChecks::new(app.clone())),
         employ(CachePush::new(app.clone(), cache)),
         employ(ExpiryNotices::new(app.clone())),
+        employ(ModelKeysReseal::new(app.clone())),
     ])
 }
 

@@ -38,10 +38,12 @@ pub enum Ring {
     Cursor,
     /// Signs the links of audit logs.
     Audit,
+    /// Seals provider keys.
+    SealingByok,
 }
 
 impl Ring {
-    pub const ALL: [Self; 4] = [Self::SessionSigning, Self::KeyTag, Self::Cursor, Self::Audit];
+    pub const ALL: [Self; 5] = [Self::SessionSigning, Self::KeyTag, Self::Cursor, Self::Audit, Self::SealingByok];
 
     /// The secret's name in Secrets Manager (behind the stack's own prefix) and in the local store.
     pub const fn name(self) -> &'static str {
@@ -50,6 +52,7 @@ impl Ring {
             Self::KeyTag => "key-tag",
             Self::Cursor => "cursor",
             Self::Audit => "audit",
+            Self::SealingByok => "sealing-byok",
         }
     }
 
@@ -60,6 +63,7 @@ impl Ring {
             Self::KeyTag => "KARTA_SECRET_KEY_TAG",
             Self::Cursor => "KARTA_SECRET_CURSOR",
             Self::Audit => "KARTA_SECRET_AUDIT",
+            Self::SealingByok => "KARTA_SECRET_SEALING_BYOK",
         }
     }
 }

@@ -36,4 +36,8 @@ pub enum EventType {
     ReleaseActivated,
     #[serde(rename = "release.rolled_back")]
     ReleaseRolledBack,
+    #[serde(rename = "model_key.created")]
+    ModelKeyCreated,
+    #[serde(rename = "model_key.revoked")]
+    ModelKeyRevoked,
 }

@@ -70,6 +70,7 @@ pub enum Kind {
     ApiKey,
     AgentProject,
     Release,
+    ModelKey,
 }
 
 impl Kind {
@@ -79,6 +80,7 @@ impl Kind {
             Self::ApiKey => "api_key",
             Self::AgentProject => "agent_project",
             Self::Release => "release",
+            Self::ModelKey => "model_key",
         }
     }
 }

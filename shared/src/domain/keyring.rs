@@ -1,14 +1,17 @@
 use std::{collections::BTreeMap, fmt};
 
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Deserializer, de::Error};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
+
+use super::Invalid;
 
 /// The member that names the key to mint with. Never a kid: see [`Kid`].
 const CURRENT: &str = "current";
 const SECRET_MIN_BYTES: usize = 32;
 
 /// The name of a key in a ring: `k` and 1 to 31 characters out of `0-9a-z`. Public: it stands in the header of every token.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Kid(String);
 
 impl Kid {
@@ -20,6 +23,14 @@ impl Kid {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl TryFrom<String> for Kid {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        Self::parse(&text).ok_or(Invalid::new("must be k and 1 to 31 characters out of 0-9 and a-z"))
     }
 }
 
@@ -98,6 +109,11 @@ impl Keyring {
         self.keys().map(|(_, secret)| secret.expose_secret().as_bytes())
     }
 
+    /// The names of the keys that nothing more is made with.
+    pub fn retiring(&self) -> impl Iterator<Item = &Kid> {
+        self.others.iter().map(|(kid, _)| kid)
+    }
+
     fn keys(&self) -> impl Iterator<Item = &(Kid, SecretString)> {
         std::iter::once(&self.current).chain(&self.others)
     }
@@ -157,6 +173,7 @@ mod tests {
         assert_eq!(ring.current(), (&Kid("k2".to_owned()), b.as_bytes()));
         assert_eq!(ring.iter().collect::<Vec<_>>(), [b.as_bytes(), c.as_bytes(), a.as_bytes()]);
         assert_eq!(ring.get("k1"), Some(a.as_bytes()));
+        assert_eq!(ring.retiring().map(Kid::as_str).collect::<Vec<_>>(), ["k3", "k1"]);
     }
 
     #[test]

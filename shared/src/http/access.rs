@@ -206,6 +206,13 @@ impl RequiredPower for Releases {
     const POWER: Option<Power> = Some(Power::Releases);
 }
 
+/// A service token with power `byok`.
+#[derive(Debug)]
+pub struct Byok;
+impl RequiredPower for Byok {
+    const POWER: Option<Power> = Some(Power::Byok);
+}
+
 /// Any service token.
 #[derive(Debug)]
 pub struct AnyService;

@@ -52,6 +52,12 @@ impl Revealed {
     }
 }
 
+impl From<SecretString> for Revealed {
+    fn from(secret: SecretString) -> Self {
+        Self(secret)
+    }
+}
+
 impl Serialize for Revealed {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.0.expose_secret())

@@ -1,11 +1,16 @@
 //! JSON into types, and serde's complaints into the contract's: which field, and what would be right.
 
+use std::collections::BTreeMap;
+
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::Error;
-use crate::telemetry;
+use crate::{
+    domain::{Members, Provider, ProviderKey},
+    telemetry,
+};
 
 /// The body of a route that reads none; whatever is sent is passed over.
 #[derive(Debug, Deserialize)]
@@ -19,6 +24,15 @@ pub struct Received(SecretString);
 impl Received {
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
+    }
+
+    /// A provider key, judged by its looks; 422 with what is wrong with it.
+    pub fn provider_key(&self, provider: Provider) -> Result<ProviderKey, Error> {
+        let json: Option<BTreeMap<String, Self>> = serde_json::from_str(self.expose()).ok();
+        let members: Option<Members> =
+            json.map(|members| members.into_iter().map(|(name, Self(member))| (name, member)).collect());
+        ProviderKey::parse(provider, self.0.clone(), members.as_ref())
+            .map_err(|rejected| Error::KeyRejected { provider, rejected })
     }
 }
 

@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 use super::call::Origin;
 use crate::{
     auth::Undecided,
+    byok::NotOpened,
     config::SecretError,
-    domain::{Id, NoTransition},
+    domain::{Id, KeyRejected, NoTransition, Provider},
     store::{CommitError, Conflict, StoreError},
 };
 
@@ -28,6 +29,11 @@ pub enum Error {
     Invalid {
         field: String,
         message: String,
+    },
+    /// A provider key that cannot be one of its provider's.
+    KeyRejected {
+        provider: Provider,
+        rejected: KeyRejected,
     },
     IdempotencyMismatch,
     Conflict {
@@ -71,7 +77,9 @@ impl Error {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MalformedJson(_) => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Invalid { .. } | Self::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Invalid { .. } | Self::KeyRejected { .. } | Self::IdempotencyMismatch => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             Self::Conflict { .. } | Self::NoTransition(_) => StatusCode::CONFLICT,
             Self::BudgetExhausted { .. } => StatusCode::PAYMENT_REQUIRED,
             Self::Raced | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -92,6 +100,12 @@ impl Error {
             Self::Invalid { field, message } => {
                 json!({"error": "validation_failed", "message": message, "field": field})
             }
+            Self::KeyRejected { provider, rejected } => json!({
+                "error": "byok_key_rejected",
+                "message": format!("key {rejected}"),
+                "field": "key",
+                "provider": provider,
+            }),
             Self::IdempotencyMismatch => json!({
                 "error": "idempotency_mismatch",
                 "message": "This Idempotency-Key was used with another body: repeat the first request unchanged, or take a new key",
@@ -145,6 +159,15 @@ impl From<SecretError> for Error {
             SecretError::NotConfigured { .. } | SecretError::Malformed { .. } | SecretError::Overlap { .. } => {
                 Self::Internal(error.to_string())
             }
+        }
+    }
+}
+
+impl From<NotOpened> for Error {
+    fn from(error: NotOpened) -> Self {
+        match error {
+            NotOpened::KidUnknown(_) => Self::Unavailable(error.to_string()),
+            NotOpened::NotIts => Self::Internal(error.to_string()),
         }
     }
 }

@@ -20,8 +20,8 @@ mod serve;
 
 pub use self::{
     access::{
-        Access, Admin, Agent, AnyKey, AnyService, ApiKeyCaller, Internal, Presented, Project, Provision, Public, Read,
-        Releases, ReportUsage, Validate, Write,
+        Access, Admin, Agent, AnyKey, AnyService, ApiKeyCaller, Byok, Internal, Presented, Project, Provision, Public,
+        Read, Releases, ReportUsage, Validate, Write,
     },
     answer::{Answer, Revealed},
     body::{NoBody, Received, present, read as read_object},
@@ -31,8 +31,8 @@ pub use self::{
     idempotency::Reveals,
     query::{AnyQuery, Commas, Days, IdParameter, Limit, NoQuery},
     resources::{
-        AgentProjectResource, ApiKeyResource, AuditEventResource, BudgetResource, OrganizationResource,
-        ReleaseResource, UsageResource,
+        AgentProjectResource, ApiKeyResource, AuditEventResource, BudgetResource, ModelKeyResource,
+        OrganizationResource, ReleaseResource, UsageResource,
     },
     route::{FromPath, ProjectRef, ReleaseRef, Route},
     serve::{run, serve},

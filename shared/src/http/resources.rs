@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use crate::domain::{
     AlertPercents, AllowedCidrs, ApiKey, ArtifactUrl, AuditEvent, Budget, BudgetVerdict, BuildKind, Cap, CapKind,
-    Chain, CommitSha, EndpointUrl, Id, ImageRef, KeyStatus, Metadata, ModelId, Month, MonthUsage, Name, Organization,
-    Plan, Prefix, Project, Release, ReleaseStatus, ScopeSet, Slug, StripeCustomerId, SubscriptionStatus, Tally,
-    Timestamp, Version,
+    Chain, CommitSha, EndpointUrl, Id, ImageRef, KeyStatus, Metadata, ModelId, ModelKey, Month, MonthUsage, Name,
+    Organization, Plan, Prefix, Project, Provider, Release, ReleaseStatus, ScopeSet, Slug, StripeCustomerId,
+    SubscriptionStatus, Tally, Timestamp, Version,
 };
 
 /// The contract's ApiKey: every field always there.
@@ -111,6 +111,30 @@ impl ReleaseResource {
             image_ref: release.image_ref,
             created_at: release.created_at,
             activated_at: release.activated_at,
+        }
+    }
+}
+
+/// The contract's ModelKey: every field always there.
+#[derive(Debug, Clone, Serialize)]
+pub struct ModelKeyResource {
+    pub id: Id,
+    pub provider: Provider,
+    pub name: Option<Name>,
+    pub tail: String,
+    pub created_at: Timestamp,
+    pub revoked_at: Option<Timestamp>,
+}
+
+impl From<ModelKey> for ModelKeyResource {
+    fn from(key: ModelKey) -> Self {
+        Self {
+            id: key.id,
+            provider: key.provider,
+            name: key.name,
+            tail: key.tail,
+            created_at: key.created_at,
+            revoked_at: key.revoked_at,
         }
     }
 }

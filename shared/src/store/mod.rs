@@ -18,6 +18,7 @@ mod chain;
 mod credentials;
 mod error;
 mod idempotency;
+mod model_keys;
 mod organizations;
 mod outbox;
 mod page;
@@ -42,6 +43,7 @@ pub use self::{
     credentials::{Credential, Digest},
     error::StoreError,
     idempotency::IdempotencyRecord,
+    model_keys::{ActiveModelKey, Ciphertext, SealedModelKey},
     outbox::{Due, ExpiryNotice, FlushTurn, Flushes, PendingInvalidation, Queue},
     page::Page,
     releases::ReleasePlace,

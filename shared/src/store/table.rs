@@ -10,6 +10,9 @@
 //! | main | `KEY#<org>` | key id | an API key without its digest |
 //! | main | `PRJ#<org>` | project id | an agent project |
 //! | main | `PRJ#<org>` | `SLUG#<slug>` | claims a project's slug, holds its id |
+//! | main | `MK#<org>` | model key id | a provider key without the key itself; stays when it is revoked |
+//! | main | `MK#<org>` | `ACTIVE#<provider>` | which of them is in use |
+//! | main | `MKS#<org>` | model key id | the sealed key; gone when it is revoked |
 //! | main | `ID#<kind>#<id>` | `CLAIM` | claims an id over all organizations, holds its organization |
 //! | main | `ID#organization_slug#<slug>` | `CLAIM` | claims an organization's slug |
 //! | main | `ID#stripe_customer#<customer>` | `CLAIM` | claims a Stripe customer, holds its organization |
@@ -38,14 +41,17 @@
 //! What waits in the audit log for its worker carries `unchained` (`UNC#0` … `UNC#15`), the key of the index `unchained`.
 //! What waits in the outbox for a worker carries `due_shard` (`EVT#0` … `EVT#15` and so on) and `due_at`, the keys of the index `due`.
 //!
+//! A sealed key carries `sealed_under` (`MKS#<kid>`), the key of the index `sealed`.
+//!
 //! Ids, versions, links' and lines' numbers in sort keys are padded to 16 digits, so that their order is the order of time.
 
 use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
+use serde::Deserialize;
 
 use super::{BudgetSubject, Queue};
-use crate::domain::{Anchor, Id, Kind, Month, Prefix, Slug, StripeCustomerId, Timestamp, Version};
+use crate::domain::{Anchor, Id, Kid, Kind, Month, Prefix, Provider, Slug, StripeCustomerId, Timestamp, Version};
 
 /// Finds what is due in the outbox.
 pub(super) const DUE_INDEX: &str = "due";
@@ -53,6 +59,9 @@ pub(super) const DUE_INDEX: &str = "due";
 pub(super) const UNCHAINED_INDEX: &str = "unchained";
 /// Spreads what waits over an index's partitions.
 const SHARDS: u64 = 16;
+
+/// Finds what a ring's key has sealed.
+pub(super) const SEALED_INDEX: &str = "sealed";
 
 /// The tables' names in this stack.
 #[derive(Debug, Clone)]
@@ -98,7 +107,7 @@ impl Tables {
 }
 
 /// A primary key.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
 pub struct Key {
     pub pk: String,
     pub sk: String,
@@ -143,6 +152,25 @@ impl Key {
 
     pub fn log_chunk(organization: Id, release: Id, last_line: u64) -> Self {
         Self::of(log_partition(organization, release), format!("{last_line:016}"))
+    }
+
+    pub fn model_key(organization: Id, key: Id) -> Self {
+        Self::of(model_keys_partition(organization), padded(key))
+    }
+
+    pub fn active_model_key(organization: Id, provider: Provider) -> Self {
+        Self::of(model_keys_partition(organization), format!("ACTIVE#{provider}"))
+    }
+
+    pub fn sealed_model_key(organization: Id, key: Id) -> Self {
+        Self::of(format!("{SEALED}{organization}"), padded(key))
+    }
+
+    /// Whose sealed key lies here, and which.
+    pub(super) fn of_sealed_model_key(&self) -> Option<(Id, Id)> {
+        let organization = Id::parse(self.pk.strip_prefix(SEALED)?)?;
+        let key = Id::parse(self.sk.trim_start_matches('0'))?;
+        (*self == Self::sealed_model_key(organization, key)).then_some((organization, key))
     }
 
     pub fn claimed_id(kind: Kind, id: Id) -> Self {
@@ -266,6 +294,13 @@ impl Key {
     }
 }
 
+const SEALED: &str = "MKS#";
+
+/// Where in the index what this key of the ring has sealed stands.
+pub(super) fn sealed_under(kid: &Kid) -> String {
+    format!("{SEALED}{kid}")
+}
+
 impl Queue {
     const fn prefix(self) -> &'static str {
         match self {
@@ -296,6 +331,10 @@ pub(super) fn api_keys_partition(organization: Id) -> String {
 
 pub(super) fn projects_partition(organization: Id) -> String {
     format!("PRJ#{organization}")
+}
+
+pub(super) fn model_keys_partition(organization: Id) -> String {
+    format!("MK#{organization}")
 }
 
 pub(super) fn releases_partition(organization: Id, project: Id) -> String {

@@ -12,6 +12,7 @@ use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy, REFUSALS, Seen},
     harness::{Reply, Request, World},
     invariants::Tables,
+    model_keys::{active, provider_key},
 };
 
 /// A store call's own deadline is 5 s.
@@ -236,7 +237,20 @@ async fn every_read_is_consistent() {
     let path = format!("/v1/api_keys/{key}");
     new_key(&world).idempotency_key("once").send().await.expect(201);
     world.get("/v1/whoami").bearer(&token).send().await.expect(200);
-    for path in [&*path, "/v1/api_keys", "/v1/agent_projects", "/v1/agent_projects/app", "/v1/projects/app/whoami"] {
+    let body = || json!({ "provider": "openai", "key": provider_key("sk-") });
+    world.post("/v1/model_keys", body()).send().await.expect(201);
+    let replacing = world.post("/v1/model_keys", body()).send().await.expect(201);
+    active(&world, "openai").send().await.expect(200);
+    let model_key = format!("/v1/model_keys/{}", replacing["model_key"]["id"]);
+    world.delete(&model_key).send().await.expect(200);
+    for path in [
+        &*path,
+        "/v1/model_keys",
+        "/v1/api_keys",
+        "/v1/agent_projects",
+        "/v1/agent_projects/app",
+        "/v1/projects/app/whoami",
+    ] {
         world.get(path).send().await.expect(200);
     }
     world.patch(&path, json!({ "name": "other" })).send().await.expect(200);

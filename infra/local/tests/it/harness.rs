@@ -24,7 +24,7 @@ use karta_local::{
 use karta_shared::{
     App,
     clock::{Clock, ManualClock, SystemClock},
-    config::{self, Config, Ring, Secret, SecretSource},
+    config::{self, Config, Ring, Secret, SecretSource, Secrets},
     domain::{InternalGuard, Slug},
     entropy::OsEntropy,
     store::table::Tables,
@@ -128,6 +128,17 @@ impl World {
     pub(crate) fn request(&self, method: Method, path: &str) -> Request {
         let request = self.client.request(method, format!("{}{path}", self.runner.base_url));
         Request { request, authorization: Some(format!("Bearer {}", self.admin).into_bytes()) }
+    }
+
+    /// What handlers work with, but with another text in the place of a ring's: as after a rotation.
+    pub(crate) fn app_with_ring(&self, ring: Ring, edit: impl FnOnce(&mut Value)) -> App {
+        let SecretSource::Fixed(mut texts) = self.runner.secrets.source() else { panic!("a local run's secrets") };
+        let mut text = serde_json::from_str(texts[&ring.into()].expose_secret()).unwrap();
+        edit(&mut text);
+        texts.insert(ring.into(), text.to_string().into());
+        let mut app = self.runner.app.clone();
+        app.secrets = Arc::new(Secrets::new(SecretSource::Fixed(texts), Arc::clone(&app.clock)));
+        app
     }
 
     /// A request to an internal route with the run's service token.

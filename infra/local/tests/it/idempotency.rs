@@ -4,10 +4,14 @@ use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::harness::{Reply, Request, World, plain};
+use crate::{
+    harness::{Reply, Request, World, plain},
+    model_keys::provider_key,
+};
 
 const KEYS: &str = "/v1/api_keys";
 const PROJECTS: &str = "/v1/agent_projects";
+const MODEL_KEYS: &str = "/v1/model_keys";
 
 fn key() -> Value {
     json!({ "name": "ci", "scopes": ["read"] })
@@ -15,6 +19,10 @@ fn key() -> Value {
 
 fn project(slug: &str) -> Value {
     json!({ "slug": slug, "name": "Site" })
+}
+
+fn model_key() -> Value {
+    json!({ "provider": "openai", "key": provider_key("sk-") })
 }
 
 fn create_key(world: &World) -> impl Fn() -> Request {
@@ -44,9 +52,11 @@ async fn records(world: &World) -> Vec<Value> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeat_gets_the_same_answer_and_makes_nothing() {
     let world = World::start().await;
-    for (route, body, action) in
-        [(KEYS, key(), "api_key.created"), (PROJECTS, project("site"), "agent_project.created")]
-    {
+    for (route, body, action) in [
+        (KEYS, key(), "api_key.created"),
+        (PROJECTS, project("site"), "agent_project.created"),
+        (MODEL_KEYS, model_key(), "model_key.created"),
+    ] {
         let before = world.audited(action).await.len();
         let create = || world.post(route, body.clone()).idempotency_key("once");
         let first = create().send().await;

@@ -99,16 +99,53 @@ impl Tables {
         );
         assert_eq!(ids(self.under("ID#agent_project#"), "id"), projects, "every project has its id claim");
         assert!(projects.iter().all(|id| self.audited("agent_project.created", *id) == 1));
+        let model_keys = self.assert_model_keys_whole();
         let organizations = ids(self.under("ORG#").filter(|item| item["sk"] == "META"), "id");
         for record in self.under("IDEM#").chain(self.under("IDS#")) {
             let made = record["resource_id"].as_u64().unwrap();
             let releases = ids(self.under("REL#"), "id");
-            let known = [&keys, &projects, &organizations, &releases].iter().any(|ids| ids.contains(&made));
+            let known =
+                [&keys, &projects, &organizations, &releases, &model_keys].iter().any(|ids| ids.contains(&made));
             assert!(known, "a remembered answer tells of {made}");
         }
         self.assert_releases_whole();
         assert_eq!(self.customers_claimed(), self.customers_found(), "every Stripe customer is claimed once");
         assert_eq!(self.admins_counted(), self.admins_found(), "the count of usable admin keys is their number");
+    }
+
+    /// The ids of provider keys, each of which is in use with its sealed key, or revoked without.
+    fn assert_model_keys_whole(&self) -> BTreeSet<u64> {
+        let is_pointer = |item: &&Value| item["sk"].as_str().unwrap().starts_with("ACTIVE#");
+        let items = || self.under("MK#").filter(|item| !is_pointer(item));
+        let model_keys = ids(items(), "id");
+        assert_eq!(ids(self.under("ID#model_key#"), "id"), model_keys, "every model key has its id claim");
+        for key in items() {
+            let id = key["id"].as_u64().unwrap();
+            let revoked = usize::from(!key["revoked_at"].is_null());
+            assert_eq!(self.audited("model_key.created", id), 1, "the creation of {key}");
+            assert_eq!(self.audited("model_key.revoked", id), revoked, "the revocation of {key}");
+            assert_eq!(key["version"], 1 + revoked, "{key}");
+        }
+        let place = |prefix: &str, item: &Value, provider: &Value, id: u64| {
+            format!("{}/{provider}/{id}", item["pk"].as_str().unwrap().strip_prefix(prefix).unwrap())
+        };
+        let in_use: BTreeSet<_> = items()
+            .filter(|key| key["revoked_at"].is_null())
+            .map(|key| place("MK#", key, &key["provider"], key["id"].as_u64().unwrap()))
+            .collect();
+        let sealed: BTreeSet<_> = self
+            .under("MKS#")
+            .map(|key| place("MKS#", key, &key["provider"], key["sk"].as_str().unwrap().parse().unwrap()))
+            .collect();
+        assert_eq!(sealed, in_use, "what is in use lies sealed, and nothing else");
+        let provider = |pointer: &Value| json!(pointer["sk"].as_str().unwrap().replace("ACTIVE#", ""));
+        let pointed: BTreeSet<_> = self
+            .under("MK#")
+            .filter(is_pointer)
+            .map(|pointer| place("MK#", pointer, &provider(pointer), pointer["model_key_id"].as_u64().unwrap()))
+            .collect();
+        assert_eq!(pointed, in_use, "of each provider's keys one is in use");
+        model_keys
     }
 
     /// Whose each Stripe customer is, by its claim.

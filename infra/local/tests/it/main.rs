@@ -24,6 +24,7 @@ mod healthz;
 mod idempotency;
 mod internal;
 mod lambda_events;
+mod model_keys;
 mod order;
 mod outbox;
 mod process;

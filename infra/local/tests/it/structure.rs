@@ -11,16 +11,17 @@ use regex::Regex;
 use serde_json::Value;
 
 /// The modules of `shared` and what each may use of the others. A new one gets a line here first.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("app", &["auth", "clock", "config", "domain", "entropy", "store"]),
     ("auth", &["app", "clock", "config", "domain", "store"]),
+    ("byok", &["domain", "sealing", "store"]),
     ("clock", &["domain"]),
     ("config", &["clock", "domain", "fault", "store"]),
     ("domain", &[]),
     ("entropy", &["domain"]),
     ("fault", &[]),
     ("founding", &["app", "auth", "config", "domain", "store"]),
-    ("http", &["app", "auth", "clock", "config", "domain", "entropy", "sealing", "store", "telemetry"]),
+    ("http", &["app", "auth", "byok", "clock", "config", "domain", "entropy", "sealing", "store", "telemetry"]),
     ("sealing", &[]),
     ("store", &["domain", "fault"]),
     ("telemetry", &[]),

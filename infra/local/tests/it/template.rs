@@ -22,12 +22,14 @@ use serde_json::{Value, json};
 use crate::{
     fault_proxy::{FaultProxy, Seen},
     harness::World,
+    model_keys::{active_of, provider_key, rotated},
 };
 
 /// The tables and their indexes, as the store names them and as policies do.
-const TABLES: [(&str, &str); 7] = [
+const TABLES: [(&str, &str); 8] = [
     ("karta", "KartaTable.Arn"),
     ("karta/index/unchained", "${KartaTable.Arn}/index/unchained"),
+    ("karta/index/sealed", "${KartaTable.Arn}/index/sealed"),
     ("karta-credentials", "CredentialsTable.Arn"),
     ("karta-outbox", "OutboxTable.Arn"),
     ("karta-usage", "UsageTable.Arn"),
@@ -181,6 +183,25 @@ fn the_audit_chain_is_written_by_its_worker_alone_and_anchors_are_read_by_nobody
 }
 
 #[test]
+fn sealed_provider_keys_are_read_by_the_one_route_that_opens_them_and_the_sweep_alone() {
+    let touching: Vec<_> = granted().into_iter().filter(|[_, _, _, keys]| keys == "MKS#*").collect();
+    let touching: Vec<_> = touching.iter().map(|[function, action, table, _]| [&**function, action, table]).collect();
+    assert_eq!(
+        touching,
+        [
+            ["internal-model-keys-active", "GetItem", "KartaTable.Arn"],
+            ["internal-model-keys-active", "UpdateItem", "KartaTable.Arn"],
+            ["model-keys-create", "DeleteItem", "KartaTable.Arn"],
+            ["model-keys-create", "PutItem", "KartaTable.Arn"],
+            ["model-keys-revoke", "DeleteItem", "KartaTable.Arn"],
+            ["worker-model-keys-reseal", "GetItem", "KartaTable.Arn"],
+            ["worker-model-keys-reseal", "Query", "${KartaTable.Arn}/index/sealed"],
+            ["worker-model-keys-reseal", "UpdateItem", "KartaTable.Arn"],
+        ]
+    );
+}
+
+#[test]
 fn each_secret_is_given_to_those_that_need_it_alone() {
     let mut given = BTreeMap::<_, Vec<_>>::new();
     for (name, function) in functions() {
@@ -206,6 +227,7 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
                 "agent-projects-list",
                 "api-keys-list",
                 "audit-events-list",
+                "model-keys-list",
                 "release-logs-list",
                 "releases-list",
                 "usage-keys-list",
@@ -223,12 +245,14 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
                 "internal-organizations-create",
             ],
         ),
+        ("SealingByokSecret", &["internal-model-keys-active", "model-keys-create", "worker-model-keys-reseal"]),
         (
             "ServiceTokensSecret",
             &[
                 "internal-active-release-get",
                 "internal-api-keys-create",
                 "internal-keys-validate",
+                "internal-model-keys-active",
                 "internal-model-settings-get",
                 "internal-organizations-create",
                 "internal-organizations-get",
@@ -283,6 +307,11 @@ async fn functions_do_just_what_their_policies_allow() {
     let service = |path: &str| world.service(Method::GET, &format!("/v1/internal/{path}"));
     let shop = format!("organization_id={}&project_id={}", world.organization_id, release["project_id"]);
     let deploy = world.post("/v1/agent_projects/shop/deploys", json!({ "commit_sha": "abcdef1" }));
+    let model_key = |provider: &str, start: &str| {
+        world.post("/v1/model_keys", json!({ "provider": provider, "key": provider_key(start) }))
+    };
+    let revoked_model_key = model_key("openrouter", "sk-or-").send().await.expect(201);
+    let revoked_model_key = format!("/v1/model_keys/{}", revoked_model_key["model_key"]["id"]);
     let mut done = BTreeSet::new();
     for (function, request) in [
         ("authorizer", world.get("/v1/whoami").bearer(&token)),
@@ -312,6 +341,11 @@ async fn functions_do_just_what_their_policies_allow() {
             service(&format!("projects/shop/active_release?organization_id={}", world.organization_id)),
         ),
         ("internal-model-settings-get", service(&format!("model_settings?{shop}"))),
+        ("model-keys-create", model_key("anthropic", "sk-ant-").idempotency_key("1")),
+        ("model-keys-create", model_key("anthropic", "sk-ant-").idempotency_key("2")),
+        ("model-keys-create", model_key("openai", "sk-")),
+        ("model-keys-list", world.get("/v1/model_keys?limit=1")),
+        ("model-keys-revoke", world.delete(&revoked_model_key)),
         ("session-tokens-create", world.post("/v1/agent_projects/app/session_tokens", json!({}))),
         ("projects-whoami", world.get("/v1/projects/app/whoami")),
         ("usage-get", world.get("/v1/usage")),
@@ -356,7 +390,12 @@ async fn functions_do_just_what_their_policies_allow() {
     world.get("/v1/audit_events").send().await.expect(200);
     done.extend(accesses("audit-events-list", &proxy));
     clock.advance(Duration::from_hours(5 * 24));
-    for (function, tick) in registry::workers(&world.runner.app, &world.runner.gateway) {
+    // Once the ring is rotated, a provider key that is asked for is sealed anew, and the sweep does the others.
+    let rotated = rotated(&world);
+    proxy.forget();
+    active_of(&rotated, &world, "anthropic").await.expect(200);
+    done.extend(accesses("internal-model-keys-active", &proxy));
+    for (function, tick) in registry::workers(&rotated, &world.runner.gateway) {
         proxy.forget();
         tick().await.unwrap();
         done.extend(accesses(function, &proxy));
@@ -409,6 +448,12 @@ fn the_generators_of_secrets_are_frozen() {
       },
       "DataPlanesSecret": "{}",
       "KeyTagSecret": {
+        "ExcludePunctuation": true,
+        "GenerateStringKey": "k1",
+        "PasswordLength": 64,
+        "SecretStringTemplate": "{\"current\":\"k1\"}"
+      },
+      "SealingByokSecret": {
         "ExcludePunctuation": true,
         "GenerateStringKey": "k1",
         "PasswordLength": 64,
@@ -529,6 +574,7 @@ fn every_route_but_the_public_ones_asks_the_authorizer() {
     // The internal ones judge a service token themselves, behind the allowlists.
     let expected = [
         "GET /healthz",
+        "GET /v1/internal/model_keys/active",
         "GET /v1/internal/model_settings",
         "GET /v1/internal/organizations/{id}",
         "GET /v1/internal/projects/{slug}/active_release",

@@ -3,7 +3,10 @@ use std::collections::BTreeSet;
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Reply, Request, World};
+use crate::{
+    harness::{Reply, Request, World},
+    model_keys::provider_key,
+};
 
 /// A request to one resource, by its id or slug.
 struct Route {
@@ -24,6 +27,8 @@ static BY_ID: [Route; 5] = [
     route(Method::DELETE, "/v1/api_keys/{}", Some("admin"), None),
     route(Method::POST, "/v1/api_keys/{}/rotate", Some("admin"), Some(r#"{"grace_seconds":0}"#)),
 ];
+
+static BY_MODEL_KEY: [Route; 1] = [route(Method::DELETE, "/v1/model_keys/{}", Some("admin"), None)];
 
 static BY_SLUG: [Route; 12] = [
     route(Method::GET, "/v1/agent_projects/{}", Some("read"), None),
@@ -58,11 +63,12 @@ fn seen(reply: Reply) -> (u16, Vec<(String, String)>, Value) {
     (status, headers, reply.refused(status))
 }
 
-/// Two organizations: `acme`, and another with a key and a project of its own.
+/// Two organizations: `acme`, and another with a key, a project and a provider key of its own.
 struct Neighbours {
     world: World,
     their_admin: String,
     their_key: u64,
+    their_model_key: u64,
 }
 
 impl Neighbours {
@@ -77,14 +83,17 @@ impl Neighbours {
             let deploy = world.post("/v1/agent_projects/theirs/deploys", json!({ "commit_sha": sha }));
             deploy.bearer(&their_admin).send().await.expect(201);
         }
-        Self { world, their_admin, their_key }
+        let body = json!({ "provider": "anthropic", "key": provider_key("sk-ant-") });
+        let made = world.post("/v1/model_keys", body).bearer(&their_admin).send().await.expect(201);
+        let their_model_key = made["model_key"]["id"].as_u64().unwrap();
+        Self { world, their_admin, their_key, their_model_key }
     }
 
     /// What the other organization sees of itself.
-    async fn their_view(&self) -> [Value; 3] {
+    async fn their_view(&self) -> [Value; 4] {
         let read = async |path| self.world.get(path).bearer(&self.their_admin).send().await.expect(200);
         let releases = read("/v1/agent_projects/theirs/releases").await;
-        [read("/v1/api_keys").await, read("/v1/agent_projects").await, releases]
+        [read("/v1/api_keys").await, read("/v1/agent_projects").await, read("/v1/model_keys").await, releases]
     }
 
     /// Every route to a resource of theirs, beside the same route to one that nobody has.
@@ -92,7 +101,10 @@ impl Neighbours {
         let (world, theirs, nobodys) = (&self.world, self.their_key.to_string(), (self.their_key ^ 1).to_string());
         let by_id = BY_ID.iter().map(|route| (route, route.to(world, &theirs), route.to(world, &nobodys)));
         let by_slug = BY_SLUG.iter().map(|route| (route, route.to(world, "theirs"), route.to(world, "nobodys")));
-        by_id.chain(by_slug).collect()
+        let (model_key, none) = (self.their_model_key.to_string(), (self.their_model_key ^ 1).to_string());
+        let by_model_key =
+            BY_MODEL_KEY.iter().map(|route| (route, route.to(world, &model_key), route.to(world, &none)));
+        by_id.chain(by_slug).chain(by_model_key).collect()
     }
 }
 
@@ -142,14 +154,15 @@ async fn lists_hold_nothing_of_another_organization() {
     let neighbours = Neighbours::start().await;
     let world = &neighbours.world;
     world.project("site").await;
-    let ours =
-        [world.get("/v1/api_keys").send().await.expect(200), world.get("/v1/agent_projects").send().await.expect(200)];
-    let counts = |keys: &Value, projects: &Value| {
-        (keys["api_keys"].as_array().unwrap().len(), projects["agent_projects"].as_array().unwrap().len())
+    let read = async |path| world.get(path).send().await.expect(200);
+    let ours = [read("/v1/api_keys").await, read("/v1/agent_projects").await, read("/v1/model_keys").await];
+    let counts = |[keys, projects, model_keys]: [&Value; 3]| {
+        let lists = [&keys["api_keys"], &projects["agent_projects"], &model_keys["model_keys"]];
+        lists.map(|list| list.as_array().unwrap().len())
     };
-    assert_eq!(counts(&ours[0], &ours[1]), (1, 1));
+    assert_eq!(counts([&ours[0], &ours[1], &ours[2]]), [1, 1, 0]);
     let theirs = neighbours.their_view().await;
-    assert_eq!(counts(&theirs[0], &theirs[1]), (2, 1));
+    assert_eq!(counts([&theirs[0], &theirs[1], &theirs[2]]), [2, 1, 1]);
     for mine in ours[0]["api_keys"].as_array().unwrap() {
         assert!(!theirs[0]["api_keys"].as_array().unwrap().contains(mine));
     }
@@ -171,6 +184,6 @@ async fn what_one_organization_does_is_in_its_own_audit_log_alone() {
         ids.collect::<BTreeSet<_>>()
     };
     let (ours, theirs) = (shown(&world.admin).await, shown(&neighbours.their_admin).await);
-    assert_eq!((ours.len(), theirs.len()), (2, 5));
+    assert_eq!((ours.len(), theirs.len()), (2, 10));
     assert!(ours.is_disjoint(&theirs));
 }

@@ -4,6 +4,7 @@ mod active_release;
 mod api_keys_create;
 mod guard;
 pub(crate) mod keys_validate;
+mod model_keys_active;
 mod model_settings;
 mod organizations_create;
 mod organizations_update;
@@ -28,7 +29,7 @@ use serde_json::{Value, json};
 use crate::harness::{Reply, World, note_secret};
 
 /// Every internal route: method, path to nothing that exists, and the power it takes.
-static ROUTES: [(Method, &str, Option<&str>); 9] = [
+static ROUTES: [(Method, &str, Option<&str>); 10] = [
     (Method::GET, "/v1/internal/whoami", None),
     (Method::POST, "/v1/internal/organizations", Some("provision")),
     (Method::GET, "/v1/internal/organizations/1", Some("provision")),
@@ -38,6 +39,7 @@ static ROUTES: [(Method, &str, Option<&str>); 9] = [
     (Method::POST, "/v1/internal/releases/1/status", Some("releases")),
     (Method::GET, "/v1/internal/projects/nothing/active_release", Some("releases")),
     (Method::GET, "/v1/internal/model_settings", Some("releases")),
+    (Method::GET, "/v1/internal/model_keys/active?organization_id=1&provider=openai", Some("byok")),
 ];
 
 fn guard(addresses: &str, hosts: &str) -> InternalGuard {
@@ -51,7 +53,7 @@ fn token(letter: &str) -> String {
 }
 
 /// The functions as a deployed stack runs them: lists that are set, tokens with powers of their own.
-struct Plane {
+pub(crate) struct Plane {
     gateway: Gateway,
 }
 
@@ -67,11 +69,21 @@ impl Plane {
         let sdk = config::local_sdk(&emulator.endpoint(), emulator.access_key()).await;
         let (clock, entropy) = (Arc::clone(&world.runner.app.clock), Arc::clone(&world.runner.app.entropy));
         let app = App::new(config, &sdk, SecretSource::Fixed(texts), clock, entropy);
-        Self { gateway: Gateway::new(&app, &Template::parse(TEMPLATE).unwrap()).unwrap() }
+        Self::of(&app)
+    }
+
+    pub(crate) fn of(app: &App) -> Self {
+        Self { gateway: Gateway::new(app, &Template::parse(TEMPLATE).unwrap()).unwrap() }
     }
 
     /// Answers a client at an address that asked for a host.
-    async fn send(&self, address: &str, host: &str, request: http::request::Builder, body: impl Into<Body>) -> Reply {
+    pub(crate) async fn send(
+        &self,
+        address: &str,
+        host: &str,
+        request: http::request::Builder,
+        body: impl Into<Body>,
+    ) -> Reply {
         let peer = SocketAddr::new(address.parse().unwrap(), 50_000);
         let request = request.header("host", host).body(body.into()).unwrap();
         let (parts, body) = self.gateway.answer(peer, request).await.into_parts();
@@ -84,7 +96,7 @@ impl Plane {
 }
 
 /// The request of a route, with a token unless there is none.
-fn request(method: &Method, path: &str, token: Option<&str>) -> http::request::Builder {
+pub(crate) fn request(method: &Method, path: &str, token: Option<&str>) -> http::request::Builder {
     let request = http::Request::builder().method(method).uri(path);
     match token {
         Some(token) => request.header("authorization", format!("Bearer {token}")),

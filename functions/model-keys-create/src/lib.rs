@@ -1,0 +1,99 @@
+//! `POST /v1/model_keys`: takes a provider's key into use, in the place of the one that was. It is kept sealed and not shown again.
+
+use karta_shared::{
+    App,
+    byok::Place,
+    config::Ring,
+    domain::{CacheEffect, EventType, Id, ModelKey, Name, Provider, ProviderKey},
+    http::{Admin, Answer, Call, Error, ModelKeyResource, NewAuditEvent, NoQuery, Received, Reveals, Route},
+    store::Transaction,
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    provider: Provider,
+    key: Received,
+    name: Option<Name>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    model_key: ModelKeyResource,
+}
+
+#[derive(Debug)]
+pub struct ModelKeysCreate;
+
+impl Route for ModelKeysCreate {
+    const NAME: &'static str = "model-keys-create";
+    const IDEMPOTENT: bool = true;
+    type Access = Admin;
+    type Path = ();
+    type Query = NoQuery;
+    type Body = Input;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let Input { provider, key, name } = &call.body;
+        let key = key.provider_key(*provider)?;
+        if let Some(answer) = call.replay(app).await? {
+            return Ok(answer);
+        }
+        // What is spent with this key outlives the gateway's verdict: who may not administer any more must not choose it.
+        let caller = call.readmit(app).await?.api_key;
+        let organization = call.caller.organization_id;
+        let model_key = ModelKey::new(Id::draw(call.now, &*app.entropy), &key, name.clone(), call.now);
+        let output = Output { model_key: model_key.clone().into() };
+        let answer = Answer::created(&output)?;
+
+        let mut transaction = app.store.transaction();
+        transaction.while_unchanged(organization, &caller)?;
+        take_into_use(app, call, &mut transaction, &model_key, &key).await?;
+        let event = NewAuditEvent {
+            action: "model_key.created",
+            resource_kind: "model_key",
+            resource_id: model_key.id,
+            changes: model_key.creation(),
+        };
+        transaction.audit(organization, &call.audit_event(app, event))?;
+        transaction.announce(&call.event(app, organization, EventType::ModelKeyCreated, &output)?)?;
+        transaction.invalidate(organization, CacheEffect::Stale, call.now)?;
+        call.remember(app, &mut transaction, &answer, model_key.id, Reveals::Nothing)?;
+        transaction.commit().await?;
+        Ok(answer)
+    }
+}
+
+/// Stages the key, sealed, and the end of the one in whose place it comes.
+async fn take_into_use(
+    app: &App,
+    call: &Call<ModelKeysCreate>,
+    transaction: &mut Transaction,
+    model_key: &ModelKey,
+    key: &ProviderKey,
+) -> Result<(), Error> {
+    let organization = call.caller.organization_id;
+    let place = Place { organization, provider: model_key.provider, id: model_key.id };
+    let sealed = place.seal(&*app.secrets.ring(Ring::SealingByok).await?, &*app.entropy, key.expose());
+    let Some(active) = app.store.active_model_key(organization, model_key.provider).await? else {
+        return Ok(transaction.create_model_key(organization, model_key, &sealed)?);
+    };
+    let before = app.store.model_key(organization, active.model_key_id).await?;
+    let before = before.ok_or_else(|| Error::Internal("the model key in use is not there".to_owned()))?;
+    let mut after = before.clone();
+    if !after.revoke(call.now) {
+        return Err(Error::Raced);
+    }
+    transaction.replace_model_key(organization, &before, &after, model_key, &sealed)?;
+    let event = NewAuditEvent {
+        action: "model_key.revoked",
+        resource_kind: "model_key",
+        resource_id: after.id,
+        changes: after.revocation(Some(model_key.id)),
+    };
+    transaction.audit(organization, &call.audit_event(app, event))?;
+    let output = Output { model_key: after.into() };
+    Ok(transaction.announce(&call.event(app, organization, EventType::ModelKeyRevoked, &output)?)?)
+}

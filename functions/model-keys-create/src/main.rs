@@ -1,0 +1,8 @@
+use std::process::ExitCode;
+
+use karta_shared::http;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    http::run::<model_keys_create::ModelKeysCreate>().await
+}

@@ -1,0 +1,50 @@
+//! `DELETE /v1/model_keys/{id}`: takes a provider key out of use and shreds it. A repeat answers the same.
+
+use karta_shared::{
+    App,
+    domain::{CacheEffect, EventType, Id},
+    http::{Admin, Answer, Call, Error, ModelKeyResource, NewAuditEvent, NoBody, NoQuery, Route},
+};
+use serde::Serialize;
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    model_key: ModelKeyResource,
+}
+
+#[derive(Debug)]
+pub struct ModelKeysRevoke;
+
+impl Route for ModelKeysRevoke {
+    const NAME: &'static str = "model-keys-revoke";
+    type Access = Admin;
+    type Path = Id;
+    type Query = NoQuery;
+    type Body = NoBody;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let organization = call.caller.organization_id;
+        let caller = call.readmit(app).await?.api_key;
+        let before = app.store.model_key(organization, call.path).await?.ok_or(Error::NotFound)?;
+        let mut model_key = before.clone();
+        let revoked = model_key.revoke(call.now);
+        let output = Output { model_key: model_key.clone().into() };
+        if revoked {
+            let mut transaction = app.store.transaction();
+            transaction.while_unchanged(organization, &caller)?;
+            transaction.revoke_model_key(organization, &before, &model_key)?;
+            let event = NewAuditEvent {
+                action: "model_key.revoked",
+                resource_kind: "model_key",
+                resource_id: model_key.id,
+                changes: model_key.revocation(None),
+            };
+            transaction.audit(organization, &call.audit_event(app, event))?;
+            transaction.announce(&call.event(app, organization, EventType::ModelKeyRevoked, &output)?)?;
+            transaction.invalidate(organization, CacheEffect::Stale, call.now)?;
+            transaction.commit().await?;
+        }
+        Answer::ok(&output)
+    }
+}

@@ -1,0 +1,246 @@
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{ROUTE, active, create, list, one_of_each, path, post, provider_key, sealed};
+use crate::harness::World;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_key_is_shown_without_itself() {
+    let (world, _) = World::start_at_noon().await;
+    let key = provider_key("sk-ant-api03-");
+    let body = json!({ "provider": "anthropic", "key": key, "name": "Production" });
+    let created = world.post(ROUTE, body).send().await.expect(201);
+    assert_eq!(created["model_key"]["tail"], key[key.len() - 4..]);
+    insta::assert_json_snapshot!(created, { ".model_key.id" => "[id]", ".model_key.tail" => "[tail]" }, @r#"
+    {
+      "model_key": {
+        "created_at": "2026-11-21T12:00:00.000Z",
+        "id": "[id]",
+        "name": "Production",
+        "provider": "anthropic",
+        "revoked_at": null,
+        "tail": "[tail]"
+      }
+    }
+    "#);
+    assert!(created["model_key"]["id"].as_u64().unwrap() < 1 << 53);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_providers_credential_is_kept_to_the_letter() {
+    let world = World::start().await;
+    for (provider, key) in one_of_each() {
+        let created = create(&world, provider, &key).await;
+        assert_eq!((&created["name"], &created["provider"]), (&Value::Null, &json!(provider)));
+        let answer = active(&world, provider).send().await.expect(200);
+        assert_eq!(answer["plaintext"], key, "{provider}");
+        let tail = match provider {
+            "bedrock" => "MPLE",
+            "vertex" => "4567",
+            _ => &key[key.len() - 4..],
+        };
+        assert_eq!((&created["tail"], &answer["tail"]), (&json!(tail), &json!(tail)), "{provider}");
+    }
+    assert_eq!(list(&world).await.len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_of_another_provider_is_recognised_and_not_taken() {
+    let world = World::start().await;
+    let key = provider_key("sk-proj-");
+    let refusal = post(&world, "anthropic", &key).send().await.refused(422);
+    let expected = json!({
+        "error": "byok_key_rejected",
+        "message": "key looks like an OpenAI key: choose provider openai, or paste a key that starts with sk-ant-",
+        "field": "key",
+        "provider": "anthropic",
+    });
+    assert_eq!(refusal, expected);
+    for (provider, key) in one_of_each() {
+        for (other, _) in one_of_each().iter().filter(|(other, _)| *other != provider) {
+            let refusal = post(&world, other, &key).send().await.refused(422);
+            assert_eq!((&refusal["error"], &refusal["provider"]), (&json!("byok_key_rejected"), &json!(other)));
+            let message = refusal["message"].as_str().unwrap();
+            assert!(message.contains(&format!("choose provider {provider}")), "{provider} for {other}: {message}");
+        }
+    }
+    assert_eq!(list(&world).await, [] as [Value; 0]);
+    assert_eq!(world.audited("model_key.created").await, [] as [Value; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_key_looks_like_is_refused_with_what_is_wrong() {
+    let world = World::start().await;
+    let key = provider_key("sk-ant-");
+    for (key, said) in [
+        (String::new(), "20 characters or more"),
+        ("sk-ant-0123456789ab".to_owned(), "20 characters or more"),
+        (format!("{key}\n"), "blanks or line breaks around it: paste the key alone"),
+        (format!(" {key}"), "blanks or line breaks around it"),
+        (format!("{key}\u{7f}x"), "printable ASCII"),
+        (format!("{key}é"), "printable ASCII"),
+        (format!("x{key}"), "must be a key that starts with sk-ant-"),
+        (world.admin.clone(), "looks like an API key of this service"),
+    ] {
+        let refusal = post(&world, "anthropic", &key).send().await.refused(422);
+        assert_eq!((&refusal["error"], &refusal["field"]), (&json!("byok_key_rejected"), &json!("key")));
+        assert!(refusal["message"].as_str().unwrap().contains(said), "{refusal}");
+    }
+    let half = json!({ "access_key_id": "AKIAIOSFODNN7EXAMPLE" }).to_string();
+    let refusal = post(&world, "bedrock", &half).send().await.refused(422);
+    assert_eq!(refusal["message"], "key must hold secret_access_key: 20 or more letters, digits, /, + and =");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_that_is_wrong_or_missing_is_named() {
+    let world = World::start().await;
+    let key = provider_key("sk-");
+    for (body, field) in [
+        (json!({ "key": key }), "provider"),
+        (json!({ "provider": null, "key": key }), "provider"),
+        (json!({ "provider": "OpenAI", "key": key }), "provider"),
+        (json!({ "provider": key, "key": key }), "provider"),
+        (json!({ "provider": "openai" }), "key"),
+        (json!({ "provider": "openai", "key": null }), "key"),
+        (json!({ "provider": "openai", "key": [key] }), "key"),
+        (json!({ "provider": "openai", "key": { "openai": key } }), "key"),
+        (json!({ "provider": "openai", "key": key, "name": "" }), "name"),
+        (json!({ "provider": "openai", "key": key, "name": "é".repeat(101) }), "name"),
+        (json!({ "provider": "openai", "key": key, "tail": "1234" }), "tail"),
+        (json!([key]), "body"),
+    ] {
+        let reply = world.post(ROUTE, body.clone()).send().await;
+        assert!(!reply.text.contains(&key[3..]), "{}", reply.text);
+        assert_eq!(reply.invalid_field(), field, "{body}");
+    }
+    let named = json!({ "provider": "openai", "key": key, "name": null });
+    world.post(ROUTE, named).send().await.expect(201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_refusal_repeats_the_key() {
+    let world = World::start().await;
+    for (provider, key) in one_of_each() {
+        let secret = if key.starts_with('{') { &key[key.len() - 60..] } else { &key[3..] };
+        for body in [
+            json!({ "provider": provider, "key": format!("{key} ") }),
+            json!({ "provider": provider, "key": format!("{key}é") }),
+            json!({ "provider": provider, "key": format!("x{key}") }),
+            json!({ "provider": key, "key": key }),
+            json!({ "provider": provider, "key": key, "name": format!("{key}{key}{key}\n") }),
+            json!({ "provider": provider, "key": key, key.as_str(): 1 }),
+        ] {
+            let reply = world.post(ROUTE, body).send().await;
+            assert!(!reply.text.contains(secret), "{}", reply.text);
+            assert_eq!(reply.status, 422, "{}", reply.text);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_json_or_too_large_is_refused() {
+    let world = World::start().await;
+    for body in ["", "{", "provider=openai"] {
+        let refusal = world.post(ROUTE, json!({})).raw_body(body).send().await.refused(400);
+        assert_eq!(refusal["error"], "malformed_json");
+    }
+    let refusal = world.post(ROUTE, json!({})).raw_body(" ".repeat(65_537)).send().await.refused(413);
+    assert_eq!(refusal["error"], "body_too_large");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_key_of_a_provider_takes_the_firsts_place() {
+    let (world, clock) = World::start_at_noon().await;
+    let (first_key, second_key) = (provider_key("sk-"), provider_key("sk-"));
+    let first = create(&world, "openai", &first_key).await;
+    let other = create(&world, "anthropic", &provider_key("sk-ant-")).await;
+    clock.advance(Duration::from_secs(1));
+    let second = create(&world, "openai", &second_key).await;
+
+    let mut replaced = first.clone();
+    replaced["revoked_at"] = json!("2026-11-21T12:00:01.000Z");
+    let mut listed = list(&world).await;
+    let mut expected = vec![second.clone(), other.clone(), replaced.clone()];
+    for keys in [&mut listed, &mut expected] {
+        keys.sort_by_key(|key| key["id"].as_u64());
+    }
+    assert_eq!(listed, expected);
+    assert_eq!(active(&world, "openai").send().await.expect(200)["plaintext"], second_key);
+    let places: Vec<_> =
+        sealed(&world, world.organization_id).await.iter().map(|item| item["sk"]["S"].clone()).collect();
+    assert_eq!(places.len(), 2, "the replaced one is shredded");
+    assert!(!places.contains(&json!(format!("{:016}", first["id"].as_u64().unwrap()))));
+    assert_eq!(world.delete(&path(&first)).send().await.expect(200), json!({ "model_key": replaced }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_creation_did_is_in_the_audit_log_and_told() {
+    let (world, clock) = World::start_at_noon().await;
+    let first = create(&world, "openai", &provider_key("sk-")).await;
+    clock.advance(Duration::from_millis(1));
+    let second = create(&world, "openai", &provider_key("sk-")).await;
+
+    let created = world.audited("model_key.created").await;
+    assert_eq!(created.len(), 2);
+    let set = |value: &Value| json!({ "before": null, "after": value });
+    let changes = |key: &Value| json!({ "provider": set(&key["provider"]), "name": set(&key["name"]), "tail": set(&key["tail"]) });
+    assert_eq!(created[0]["changes"], changes(&first));
+    assert_eq!(created[1]["resource"], json!({ "kind": "model_key", "id": second["id"] }));
+    let revoked = world.audited("model_key.revoked").await;
+    assert_eq!(revoked.len(), 1, "the one that was replaced");
+    assert_eq!(revoked[0]["resource"], json!({ "kind": "model_key", "id": first["id"] }));
+    let expected = json!({ "revoked_at": set(&json!("2026-11-21T12:00:00.001Z")), "replaced_by": set(&second["id"]) });
+    assert_eq!(revoked[0]["changes"], expected);
+
+    let told = world.outbox("EVT").await;
+    let mut told: Vec<(Value, Value)> = told
+        .iter()
+        .map(|event| (event["type"].clone(), serde_json::from_str(event["data"].as_str().unwrap()).unwrap()))
+        .collect();
+    told.sort_by_key(|(kind, data)| (kind.to_string(), data["model_key"]["id"].as_u64()));
+    let event = |kind: &str, key: &Value| (json!(kind), json!({ "model_key": key }));
+    let mut replaced = first.clone();
+    replaced["revoked_at"] = json!("2026-11-21T12:00:00.001Z");
+    let expected = [
+        event("model_key.created", &first),
+        event("model_key.created", &second),
+        event("model_key.revoked", &replaced),
+    ];
+    assert_eq!(told, expected);
+    let forget: Vec<_> = world.outbox("PSH").await.iter().map(|item| item["access_cut"].clone()).collect();
+    assert_eq!(forget, [false, false], "data planes keep provider keys");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_makes_nothing_and_another_key_is_a_mismatch() {
+    let world = World::start().await;
+    let key = provider_key("sk-");
+    let send = |key: &str| post(&world, "openai", key).idempotency_key("once").send();
+    let first = send(&key).await;
+    let again = send(&key).await;
+    assert_eq!((again.status, &again.text), (first.status, &first.text));
+    let id = first.expect(201)["model_key"]["id"].clone();
+    assert_eq!(send(&provider_key("sk-")).await.refused(422)["error"], "idempotency_mismatch");
+    assert_eq!(send("sk-short").await.refused(422)["error"], "byok_key_rejected", "the body comes first");
+    assert_eq!(list(&world).await.len(), 1);
+    world.delete(&format!("{ROUTE}/{id}")).send().await.expect(200);
+    assert_eq!(send(&key).await.expect(201)["model_key"]["revoked_at"], Value::Null, "what was answered then");
+    active(&world, "openai").send().await.refused(404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_admin_that_was_cut_down_chooses_no_key_in_the_gateways_three_seconds() {
+    let (world, _clock) = World::start_at_noon().await;
+    let key = provider_key("sk-");
+    let ours = create(&world, "openai", &key).await;
+    let (id, token) = world.key(&["admin"]).await;
+    world.delete("/v1/model_keys/1").bearer(&token).send().await.refused(404);
+    world.patch(&format!("/v1/api_keys/{id}"), json!({ "scopes": ["read"] })).send().await.expect(200);
+    let theirs = post(&world, "openai", &provider_key("sk-")).bearer(&token).send().await;
+    assert_eq!(theirs.forbidden(), "missing scope: admin");
+    assert_eq!(world.delete(&path(&ours)).bearer(&token).send().await.forbidden(), "missing scope: admin");
+    world.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
+    post(&world, "openai", &provider_key("sk-")).bearer(&token).send().await.refused(401);
+    assert_eq!(active(&world, "openai").send().await.expect(200)["plaintext"], key);
+}

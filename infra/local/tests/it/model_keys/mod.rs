@@ -1,0 +1,111 @@
+//! Provider keys: taken, listed, revoked, kept sealed.
+
+mod create;
+mod list;
+mod races;
+mod revoke;
+mod rotation;
+mod sealed;
+
+use http::Method;
+use karta_shared::{
+    App,
+    config::Ring,
+    entropy::{OsEntropy, uuid},
+};
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+
+use crate::{
+    harness::{Reply, Request, World, note_secret},
+    internal::{Plane, request},
+};
+
+const ROUTE: &str = "/v1/model_keys";
+
+/// A key that starts like this, and that nobody else has.
+pub(crate) fn provider_key(start: &str) -> String {
+    let key = format!("{start}{}", uuid(&OsEntropy));
+    note_secret(&key);
+    key
+}
+
+/// JSON as AWS's users write it, pretty, with a secret of its own.
+fn access_key() -> String {
+    let secret = format!("wJalrXUtn/{}", uuid(&OsEntropy).replace('-', "+"));
+    note_secret(&secret);
+    format!("{{\n  \"access_key_id\": \"AKIAIOSFODNN7EXAMPLE\",\n  \"secret_access_key\": \"{secret}\"\n}}")
+}
+
+/// The file that Google gives out.
+fn service_account() -> String {
+    let secret = uuid(&OsEntropy).replace('-', "");
+    note_secret(&secret);
+    let file = json!({
+        "type": "service_account",
+        "project_id": "acme-1",
+        "private_key_id": "0123456789abcdef0123456789abcdef01234567",
+        "private_key": format!("-----BEGIN PRIVATE KEY-----\n{secret}\n-----END PRIVATE KEY-----\n"),
+        "client_email": "karta@acme-1.iam.gserviceaccount.com",
+        "client_id": "100000000000000000000",
+        "token_uri": "https://oauth2.googleapis.com/token",
+    });
+    serde_json::to_string_pretty(&file).unwrap()
+}
+
+/// A provider and a key of it, for each.
+fn one_of_each() -> [(&'static str, String); 5] {
+    [
+        ("anthropic", provider_key("sk-ant-api03-")),
+        ("openai", provider_key("sk-proj-")),
+        ("bedrock", access_key()),
+        ("vertex", service_account()),
+        ("openrouter", provider_key("sk-or-v1-")),
+    ]
+}
+
+fn post(world: &World, provider: &str, key: &str) -> Request {
+    world.post(ROUTE, json!({ "provider": provider, "key": key }))
+}
+
+/// Takes a key into use for `acme`: the ModelKey.
+async fn create(world: &World, provider: &str, key: &str) -> Value {
+    post(world, provider, key).send().await.expect(201)["model_key"].take()
+}
+
+fn path(model_key: &Value) -> String {
+    format!("{ROUTE}/{}", model_key["id"])
+}
+
+fn active_path(organization: u64, provider: &str) -> String {
+    format!("/v1/internal/model_keys/active?organization_id={organization}&provider={provider}")
+}
+
+/// Asks for the key that `acme` uses.
+pub(crate) fn active(world: &World, provider: &str) -> Request {
+    world.service(Method::GET, &active_path(world.organization_id, provider))
+}
+
+/// The same of another app over the same store.
+pub(crate) async fn active_of(app: &App, world: &World, provider: &str) -> Reply {
+    let token = world.runner.secrets.service_token.expose_secret();
+    let request = request(&Method::GET, &active_path(world.organization_id, provider), Some(token));
+    Plane::of(app).send("127.0.0.1", "localhost", request, "").await
+}
+
+/// After a rotation of the ring that seals: `k2` is current, `k1` still in it.
+pub(crate) fn rotated(world: &World) -> App {
+    world.app_with_ring(Ring::SealingByok, |ring| {
+        ring["k2"] = json!("2".repeat(64));
+        ring["current"] = json!("k2");
+    })
+}
+
+/// What lies sealed for an organization, read past the code under test.
+async fn sealed(world: &World, organization: u64) -> Vec<Value> {
+    world.items(&format!("MKS#{organization}")).await
+}
+
+async fn list(world: &World) -> Vec<Value> {
+    world.get(ROUTE).send().await.expect(200)["model_keys"].as_array().unwrap().clone()
+}

@@ -1,0 +1,182 @@
+//! The ring that seals is rotated: nothing is lost, nothing stays under a key that is to leave.
+
+use karta_shared::{
+    App,
+    config::Ring,
+    domain::Kid,
+    worker::{Wake, Worker},
+};
+use serde_json::{Value, json};
+use worker_model_keys_reseal::ModelKeysReseal;
+
+use super::{active, active_of, create, one_of_each, path, post, provider_key, rotated, sealed};
+use crate::{
+    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    harness::World,
+    invariants::Tables,
+};
+
+async fn sweep(app: &App) -> Result<(), String> {
+    ModelKeysReseal::new(app.clone()).work(&Wake::Sweep).await.map_err(|fault| fault.to_string())
+}
+
+/// Under which keys of the ring what an organization keeps is sealed.
+async fn kids(world: &World, organization: u64) -> Vec<String> {
+    let sealed = sealed(world, organization).await;
+    let kid = |item: &Value| {
+        let kid = item["kid"]["S"].as_str().unwrap();
+        assert_eq!(item["sealed_under"]["S"], format!("MKS#{kid}"), "the index knows it");
+        kid.to_owned()
+    };
+    sealed.iter().map(kid).collect()
+}
+
+/// How many the index finds under a key of the ring.
+async fn found(app: &App, kid: &str) -> usize {
+    app.store.model_keys_sealed_under(&Kid::parse(kid).unwrap()).await.unwrap().len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_under_the_last_ring_is_opened_and_sealed_anew() {
+    let world = World::start().await;
+    let key = provider_key("sk-");
+    create(&world, "openai", &key).await;
+    create(&world, "anthropic", &provider_key("sk-ant-")).await;
+    let before = active(&world, "openai").send().await.expect(200);
+    let rotated = rotated(&world);
+    for _ in 0..2 {
+        assert_eq!(active_of(&rotated, &world, "openai").await.expect(200), before);
+    }
+    let mut kids = kids(&world, world.organization_id).await;
+    kids.sort();
+    assert_eq!(kids, ["k1", "k2"], "the one that was asked for");
+    let reply = active(&world, "openai").send().await;
+    assert!(!reply.text.contains(&key[3..]));
+    assert_eq!(reply.refused(503), json!({ "detail": "Service unavailable" }), "who has the last ring yet");
+    Tables::of(&world).await.assert_whole();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sweep_seals_everybodys_keys_anew_until_none_is_left() {
+    let world = World::start().await;
+    let (other, token) = world.another_organization("other").await;
+    let keys = one_of_each();
+    for (provider, key) in &keys {
+        create(&world, provider, key).await;
+        post(&world, provider, &provider_key("sk-ant-")).bearer(&token).send().await;
+    }
+    sweep(&world.runner.app).await.unwrap();
+    assert_eq!((found(&world.runner.app, "k1").await, found(&world.runner.app, "k2").await), (6, 0));
+
+    let rotated = rotated(&world);
+    for _ in 0..2 {
+        sweep(&rotated).await.unwrap();
+        assert_eq!((found(&rotated, "k1").await, found(&rotated, "k2").await), (0, 6));
+    }
+    assert_eq!(kids(&world, world.organization_id).await, ["k2"; 5]);
+    assert_eq!(kids(&world, other).await, ["k2"]);
+    let without_the_old = world.app_with_ring(Ring::SealingByok, |ring| {
+        *ring = json!({ "current": "k2", "k2": "2".repeat(64) });
+    });
+    for (provider, key) in &keys {
+        assert_eq!(active_of(&without_the_old, &world, provider).await.expect(200)["plaintext"], *key);
+    }
+    Tables::of(&world).await.assert_whole();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_open_is_left_counted_and_told_of() {
+    let world = World::start().await;
+    create(&world, "openai", &provider_key("sk-")).await;
+    let mut broken = sealed(&world, world.organization_id).await.remove(0);
+    let key = provider_key("sk-ant-");
+    create(&world, "anthropic", &key).await;
+    broken["ciphertext"] = json!({ "B": "AAAA" });
+    world.dynamodb("PutItem", json!({ "TableName": "karta", "Item": broken })).await;
+    let rotated = rotated(&world);
+    for _ in 0..2 {
+        let told = sweep(&rotated).await.unwrap_err();
+        assert_eq!(told, "1 provider keys are not sealed under the current key");
+        assert_eq!((found(&rotated, "k1").await, found(&rotated, "k2").await), (1, 1));
+    }
+    assert!(sealed(&world, world.organization_id).await.contains(&broken), "as it was");
+    assert_eq!(active_of(&rotated, &world, "anthropic").await.expect(200)["plaintext"], key);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_whose_ring_has_lost_its_secret_is_a_503() {
+    let world = World::start().await;
+    create(&world, "openai", &provider_key("sk-")).await;
+    let dropped = world.app_with_ring(Ring::SealingByok, |ring| {
+        *ring = json!({ "current": "k2", "k2": "2".repeat(64) });
+    });
+    assert_eq!(active_of(&dropped, &world, "openai").await.refused(503), json!({ "detail": "Service unavailable" }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sweeps_and_questions_at_once_lose_nothing() {
+    let world = World::start().await;
+    let keys = one_of_each();
+    for (provider, key) in &keys {
+        create(&world, provider, key).await;
+    }
+    let rotated = rotated(&world);
+    let ask = async || {
+        for (provider, key) in &keys {
+            let reply = Box::pin(active_of(&rotated, &world, provider)).await;
+            assert_eq!(reply.expect(200)["plaintext"], *key);
+        }
+    };
+    let ((), (), one, other) = tokio::join!(ask(), ask(), sweep(&rotated), sweep(&rotated));
+    one.unwrap();
+    other.unwrap();
+    assert_eq!(kids(&world, world.organization_id).await, ["k2"; 5]);
+    ask().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_does_not_wait_for_the_key_to_be_sealed_anew() {
+    let (world, proxy) = FaultProxy::start().await;
+    let key = provider_key("sk-");
+    create(&world, "openai", &key).await;
+    let rotated = rotated(&world);
+    for fault in [Fault::ServerError, Fault::Close, Fault::Hang] {
+        proxy.fail("UpdateItem", ALWAYS, fault);
+        assert_eq!(active_of(&rotated, &world, "openai").await.expect(200)["plaintext"], key, "{fault:?}");
+        proxy.heal();
+    }
+    assert_eq!(kids(&world, world.organization_id).await, ["k1"]);
+    proxy.fail("UpdateItem", 1, Fault::DropAnswer);
+    sweep(&rotated).await.unwrap();
+    assert_eq!(kids(&world, world.organization_id).await, ["k2"]);
+    assert_eq!(active_of(&rotated, &world, "openai").await.expect(200)["plaintext"], key);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_or_revoked_key_leaves_the_index() {
+    let world = World::start().await;
+    create(&world, "openai", &provider_key("sk-")).await;
+    let key = create(&world, "openai", &provider_key("sk-")).await;
+    assert_eq!(found(&world.runner.app, "k1").await, 1);
+    world.delete(&path(&key)).send().await.expect(200);
+    assert_eq!(found(&world.runner.app, "k1").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_index_is_read_to_its_end() {
+    let world = World::start().await;
+    for id in 1..=250 {
+        let item = json!({
+            "pk": { "S": format!("MKS#{}", id % 3 + 1) },
+            "sk": { "S": format!("{id:016}") },
+            "sealed_under": { "S": "MKS#k9" },
+        });
+        world.dynamodb("PutItem", json!({ "TableName": "karta", "Item": item })).await;
+    }
+    let app = &world.runner.app;
+    let found = app.store.model_keys_sealed_under(&Kid::parse("k9").unwrap()).await.unwrap();
+    let mut ids: Vec<_> = found.iter().map(|(_, id)| id.get()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (1..=250).collect::<Vec<_>>());
+    assert!(found.iter().all(|(organization, id)| organization.get() == id.get() % 3 + 1));
+}

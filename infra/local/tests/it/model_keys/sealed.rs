@@ -1,0 +1,109 @@
+//! What is kept of a key, and where it opens.
+
+use serde_json::{Value, json};
+
+use super::{active, create, list, one_of_each, path, post, provider_key, sealed};
+use crate::harness::World;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_itself_is_in_no_item_and_in_no_answer_but_one() {
+    let world = World::start().await;
+    for (provider, key) in one_of_each() {
+        let create = || post(&world, provider, &key).idempotency_key(provider).send();
+        let created = create().await;
+        let id = created.json["model_key"].clone();
+        let mut answers = vec![created, create().await, world.get("/v1/model_keys").send().await];
+        let stored = world.stored().await;
+        answers.push(world.delete(&path(&id)).send().await);
+        answers.push(world.delete(&path(&id)).send().await);
+        // Of JSON its secret's line, which no escape changes.
+        let secret = key.lines().find(|line| line.contains("private_key\"") || line.contains("secret_access_key"));
+        let secret = secret.map_or(&*key, |line| &line[line.len() - 30..]);
+        for answer in answers {
+            assert!(!answer.text.contains(secret), "{}", answer.text);
+            assert!(answer.status.is_success());
+        }
+        assert!(!Value::from(stored).to_string().contains(secret), "{provider}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_key_is_sealed_differently_each_time() {
+    let world = World::start().await;
+    let (other, token) = world.another_organization("other").await;
+    let key = provider_key("sk-");
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        create(&world, "openai", &key).await;
+        seen.push(sealed(&world, world.organization_id).await.remove(0)["ciphertext"].clone());
+    }
+    post(&world, "openai", &key).bearer(&token).send().await.expect(201);
+    seen.push(sealed(&world, other).await.remove(0)["ciphertext"].clone());
+    assert!(seen[0] != seen[1] && seen[1] != seen[2] && seen[0] != seen[2]);
+    let item = sealed(&world, other).await.remove(0);
+    let fields: Vec<_> = item.as_object().unwrap().keys().collect();
+    assert_eq!(fields, ["ciphertext", "kid", "pk", "provider", "sealed_under", "sk"]);
+    assert_eq!(item["sealed_under"], json!({ "S": "MKS#k1" }));
+}
+
+/// Writes a sealed key's content to where another one lies, past the code under test.
+async fn carry(world: &World, from: &Value, to: &Value) {
+    let mut item = from.clone();
+    for part in ["pk", "sk"] {
+        item[part] = to[part].clone();
+    }
+    world.dynamodb("PutItem", json!({ "TableName": "karta", "Item": item })).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_key_that_was_carried_elsewhere_does_not_open() {
+    let world = World::start().await;
+    let (other, token) = world.another_organization("other").await;
+    let (mine, mine_too, theirs) = (provider_key("sk-or-"), provider_key("sk-"), provider_key("sk-"));
+    let (openrouter, openai) = (create(&world, "openrouter", &mine).await, create(&world, "openai", &mine_too).await);
+    post(&world, "openai", &theirs).bearer(&token).send().await.expect(201);
+    let here = sealed(&world, world.organization_id).await;
+    let of = |key: &Value| {
+        let place = format!("{:016}", key["id"].as_u64().unwrap());
+        here.iter().find(|item| item["sk"]["S"] == place).unwrap()
+    };
+    let (openrouter, openai) = (of(&openrouter), of(&openai));
+    let there = &sealed(&world, other).await[0];
+
+    // Another organization's, another provider's under its own name or this one's, and one that was changed.
+    let mut renamed = openrouter.clone();
+    renamed["provider"] = json!({ "S": "openai" });
+    let mut changed = openai.clone();
+    changed["ciphertext"] = json!({ "B": "AAAA" });
+    for from in [there, openrouter, &renamed, &changed] {
+        carry(&world, from, openai).await;
+        let reply = active(&world, "openai").send().await;
+        assert!([&mine, &mine_too, &theirs].iter().all(|key| !reply.text.contains(&key[6..])), "{}", reply.text);
+        assert_eq!(reply.refused(500), json!({ "detail": "Internal error" }));
+    }
+    carry(&world, openai, openai).await;
+    assert_eq!(active(&world, "openai").send().await.expect(200)["plaintext"], mine_too);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_key_put_back_into_the_next_ones_place_does_not_open() {
+    let world = World::start().await;
+    create(&world, "openai", &provider_key("sk-")).await;
+    let old = sealed(&world, world.organization_id).await.remove(0);
+    create(&world, "openai", &provider_key("sk-")).await;
+    let new = sealed(&world, world.organization_id).await.remove(0);
+    carry(&world, &old, &new).await;
+    active(&world, "openai").send().await.refused(500);
+    assert_eq!(list(&world).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_key_that_is_missing_is_a_fault_and_no_404() {
+    let world = World::start().await;
+    create(&world, "openai", &provider_key("sk-")).await;
+    let item = sealed(&world, world.organization_id).await.remove(0);
+    let key = json!({ "pk": item["pk"], "sk": item["sk"] });
+    world.dynamodb("DeleteItem", json!({ "TableName": "karta", "Key": key })).await;
+    let reply = active(&world, "openai").send().await;
+    assert_eq!(reply.refused(503), json!({ "detail": "Service unavailable" }));
+}

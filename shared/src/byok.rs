@@ -1,0 +1,152 @@
+//! Customers' provider keys ("bring your own key"): what seals and opens them.
+//!
+//! Each organization has a subkey of its own, derived from the ring's, and each sealed key is bound to its organization, its provider and
+//! its id: carried to another place in the store, it does not open. The ring's key that sealed it is named beside it.
+
+use std::str;
+
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::{
+    domain::{Entropy, Id, Keyring, Kid, Provider},
+    sealing::{self, SealingKey},
+    store::{Ciphertext, SealedModelKey},
+};
+
+/// What the subkeys are for. Never changes: whatever is stored was sealed under it.
+const PURPOSE: &[u8] = b"karta byok";
+
+/// Which key, whose, from whom: what a sealed key is bound to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub organization: Id,
+    pub provider: Provider,
+    pub id: Id,
+}
+
+/// Why a sealed key does not open.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotOpened {
+    /// The ring at hand may be older than the sealed key.
+    #[error("a provider key is sealed under {0}, which the ring does not hold")]
+    KidUnknown(Kid),
+    #[error("a provider key was changed, or carried here from elsewhere")]
+    NotIts,
+}
+
+impl Place {
+    /// Numbers and words without a slash: no two places are written alike.
+    fn associated_data(self) -> String {
+        format!("{}/{}/{}", self.organization, self.provider, self.id)
+    }
+
+    fn subkey(self, secret: &[u8]) -> SealingKey {
+        sealing::derive_key(secret, self.organization.to_string().as_bytes(), PURPOSE)
+    }
+
+    /// Seals under the ring's current key.
+    pub fn seal(self, ring: &Keyring, entropy: &dyn Entropy, plaintext: &str) -> SealedModelKey {
+        let (kid, secret) = ring.current();
+        let mut nonce = [0; 12];
+        entropy.fill(&mut nonce);
+        let sealed = self.subkey(secret).seal(nonce, self.associated_data().as_bytes(), plaintext.as_bytes());
+        SealedModelKey { provider: self.provider, kid: kid.clone(), ciphertext: Ciphertext::new(sealed) }
+    }
+
+    /// Opens what was sealed for this place, under whichever key of the ring.
+    pub fn open(self, ring: &Keyring, sealed: &SealedModelKey) -> Result<SecretString, NotOpened> {
+        let secret = ring.get(sealed.kid.as_str()).ok_or_else(|| NotOpened::KidUnknown(sealed.kid.clone()))?;
+        let opened = self.subkey(secret).open(self.associated_data().as_bytes(), sealed.ciphertext.as_bytes());
+        let plaintext = opened.map_err(|_| NotOpened::NotIts)?;
+        str::from_utf8(&plaintext).map(SecretString::from).map_err(|_| NotOpened::NotIts)
+    }
+
+    /// Seals anew what is not sealed under the ring's current key.
+    pub fn reseal(
+        self,
+        ring: &Keyring,
+        entropy: &dyn Entropy,
+        sealed: &SealedModelKey,
+    ) -> Result<Option<SealedModelKey>, NotOpened> {
+        if sealed.kid == *ring.current().0 {
+            return Ok(None);
+        }
+        let plaintext = self.open(ring, sealed)?;
+        Ok(Some(self.seal(ring, entropy, plaintext.expose_secret())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::entropy::SeededEntropy;
+
+    const KEY: &str = "sk-ant-api03-0123456789";
+
+    fn place(organization: u64, provider: Provider, id: u64) -> Place {
+        Place { organization: Id::new(organization).unwrap(), provider, id: Id::new(id).unwrap() }
+    }
+
+    fn ring(members: &str) -> Keyring {
+        let (a, b) = ("a".repeat(32), "b".repeat(32));
+        serde_json::from_str(&members.replace("<a>", &a).replace("<b>", &b)).unwrap()
+    }
+
+    fn seal(place: Place, ring: &Keyring) -> SealedModelKey {
+        place.seal(ring, &SeededEntropy::new(1), KEY)
+    }
+
+    #[test]
+    fn the_sealed_key_opens_in_its_place_under_any_key_of_the_ring() {
+        let (old, both) = (ring(r#"{"current":"k1","k1":"<a>"}"#), ring(r#"{"current":"k2","k1":"<a>","k2":"<b>"}"#));
+        let here = place(7, Provider::Anthropic, 9);
+        for (sealed, kid) in [(seal(here, &old), "k1"), (seal(here, &both), "k2")] {
+            assert_eq!(sealed.kid.as_str(), kid);
+            assert_eq!(here.open(&both, &sealed).unwrap().expose_secret(), KEY);
+        }
+        let anew = here.reseal(&both, &SeededEntropy::new(2), &seal(here, &old)).unwrap().unwrap();
+        assert_eq!((anew.kid.as_str(), here.open(&both, &anew).unwrap().expose_secret()), ("k2", KEY));
+        assert_eq!(here.reseal(&both, &SeededEntropy::new(2), &anew), Ok(None));
+        let new = seal(here, &both);
+        assert_eq!(here.open(&old, &new).unwrap_err(), NotOpened::KidUnknown(new.kid));
+    }
+
+    #[test]
+    fn one_key_sealed_twice_does_not_look_alike() {
+        let (ring, entropy) = (ring(r#"{"current":"k1","k1":"<a>"}"#), SeededEntropy::new(1));
+        let here = place(7, Provider::Anthropic, 9);
+        assert_ne!(here.seal(&ring, &entropy, KEY), here.seal(&ring, &entropy, KEY));
+    }
+
+    #[test]
+    fn what_was_sealed_once_opens_for_ever() {
+        // From Python: HKDF-SHA256("a" * 32, "7", "seal:karta byok"), AES-256-GCM with the nonce 0..11 and "7/anthropic/9".
+        let stored =
+            "01000102030405060708090a0be5f46bcf8ec6c888a7cd46423375d96b0b5531609add8557ab20c76d9e67a892492a0c73d37723";
+        let bytes =
+            stored.as_bytes().chunks(2).map(|hex| u8::from_str_radix(str::from_utf8(hex).unwrap(), 16).unwrap());
+        let sealed = SealedModelKey {
+            provider: Provider::Anthropic,
+            kid: Kid::parse("k1").unwrap(),
+            ciphertext: Ciphertext::new(bytes.collect()),
+        };
+        let ring = ring(r#"{"current":"k1","k1":"<a>"}"#);
+        assert_eq!(place(7, Provider::Anthropic, 9).open(&ring, &sealed).unwrap().expose_secret(), KEY);
+    }
+
+    proptest! {
+        #[test]
+        fn a_sealed_key_opens_nowhere_else(
+            organization in 1..40_u64, id in 1..40_u64, provider in 0..5_usize,
+            other in (1..40_u64, 1..40_u64, 0..5_usize),
+        ) {
+            let ring = ring(r#"{"current":"k1","k1":"<a>"}"#);
+            let here = place(organization, Provider::ALL[provider], id);
+            let there = place(other.0, Provider::ALL[other.2], other.1);
+            let opened = there.open(&ring, &seal(here, &ring));
+            prop_assert_eq!(opened.is_ok(), here == there);
+        }
+    }
+}

@@ -1,0 +1,478 @@
+use std::{collections::BTreeMap, fmt};
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+
+use super::{Change, Changes, Id, Name, Timestamp, Value};
+
+const MIN_CHARACTERS: usize = 20;
+const TAIL_CHARACTERS: usize = 4;
+
+/// Who a provider key is from and for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Provider {
+    Anthropic,
+    OpenAi,
+    Bedrock,
+    Vertex,
+    OpenRouter,
+}
+
+impl Provider {
+    pub const ALL: [Self; 5] = [Self::Anthropic, Self::OpenAi, Self::Bedrock, Self::Vertex, Self::OpenRouter];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Anthropic => "anthropic",
+            Self::OpenAi => "openai",
+            Self::Bedrock => "bedrock",
+            Self::Vertex => "vertex",
+            Self::OpenRouter => "openrouter",
+        }
+    }
+
+    /// What a key of it is called.
+    const fn thing(self) -> &'static str {
+        match self {
+            Self::Anthropic => "an Anthropic key",
+            Self::OpenAi => "an OpenAI key",
+            Self::Bedrock => "an AWS access key",
+            Self::Vertex => "the key of a Google service account",
+            Self::OpenRouter => "an OpenRouter key",
+        }
+    }
+
+    /// What has to be pasted for it.
+    const fn wanted(self) -> &'static str {
+        match self {
+            Self::Anthropic => "a key that starts with sk-ant-",
+            Self::OpenAi => "a key that starts with sk-",
+            Self::Bedrock => {
+                r#"JSON of strings: {"access_key_id":"AKIA...","secret_access_key":"..."}, with "session_token" and "region" if you have them"#
+            }
+            Self::Vertex => "the JSON file of a Google service account's key",
+            Self::OpenRouter => "a key that starts with sk-or-",
+        }
+    }
+
+    /// Whether its credential is JSON instead of one word.
+    const fn takes_json(self) -> bool {
+        matches!(self, Self::Bedrock | Self::Vertex)
+    }
+}
+
+impl fmt::Display for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A key that its provider may have given out, by its looks: nobody has asked the provider.
+#[derive(Debug, Clone)]
+pub struct ProviderKey {
+    provider: Provider,
+    plaintext: SecretString,
+    tail: String,
+}
+
+/// The members of a JSON object of strings.
+pub type Members = BTreeMap<String, SecretString>;
+
+/// Why a text is no key of its provider. Displays as what completes "key …", and holds nothing of the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KeyRejected {
+    #[error("has blanks or line breaks around it: paste the key alone")]
+    BlankAround,
+    #[error("holds a character that no key has: paste printable ASCII")]
+    Characters,
+    #[error("must have 20 characters or more")]
+    Short,
+    #[error("looks like {}: choose provider {looks_like}, or paste {}", looks_like.thing(), wanted.wanted())]
+    Foreign { looks_like: Provider, wanted: Provider },
+    #[error("looks like an API key of this service: paste {}", .0.wanted())]
+    Ours(Provider),
+    #[error("must be {}", .0.wanted())]
+    Unlike(Provider),
+    #[error("must have nothing but letters, digits, - and _ after its start")]
+    Word,
+    #[error("must hold {member}: {right}")]
+    Member { member: &'static str, right: &'static str },
+    #[error("must hold access_key_id, secret_access_key, session_token and region at most")]
+    UnknownMember,
+}
+
+impl ProviderKey {
+    /// `members` are those of the JSON object that `text` is, if it is one of strings.
+    pub fn parse(provider: Provider, text: SecretString, members: Option<&Members>) -> Result<Self, KeyRejected> {
+        let tail = judge(provider, text.expose_secret(), members)?;
+        let start = tail.len().saturating_sub(TAIL_CHARACTERS);
+        let tail = tail[start..].to_owned();
+        Ok(Self { provider, plaintext: text, tail })
+    }
+
+    pub fn provider(&self) -> Provider {
+        self.provider
+    }
+
+    pub fn expose(&self) -> &str {
+        self.plaintext.expose_secret()
+    }
+}
+
+/// Finds the first thing that is wrong, or that of which the tail may be shown: the key itself or, of JSON, its id.
+fn judge<'a>(provider: Provider, text: &'a str, members: Option<&'a Members>) -> Result<&'a str, KeyRejected> {
+    if text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace) {
+        return Err(KeyRejected::BlankAround);
+    }
+    // A JSON file keeps its lines; inside its strings line breaks are escaped.
+    let json = provider.takes_json() || members.is_some();
+    let layout = |c: char| json && matches!(c, ' ' | '\n' | '\r' | '\t');
+    if !text.chars().all(|c| c.is_ascii_graphic() || layout(c)) {
+        return Err(KeyRejected::Characters);
+    }
+    if text.starts_with("kt_live_") {
+        return Err(KeyRejected::Ours(provider));
+    }
+    if let Some(looks_like) = looks_like(text, members).filter(|looks_like| *looks_like != provider) {
+        return Err(KeyRejected::Foreign { looks_like, wanted: provider });
+    }
+    if text.len() < MIN_CHARACTERS {
+        return Err(KeyRejected::Short);
+    }
+    match (provider, members) {
+        (Provider::Anthropic, _) => word(provider, text, "sk-ant-"),
+        (Provider::OpenAi, _) => word(provider, text, "sk-"),
+        (Provider::OpenRouter, _) => word(provider, text, "sk-or-"),
+        (Provider::Bedrock, Some(members)) => access_key(members),
+        (Provider::Vertex, Some(members)) => service_account(members),
+        (Provider::Bedrock | Provider::Vertex, None) => Err(KeyRejected::Unlike(provider)),
+    }
+}
+
+/// Whose key it seems to be, whatever is said of it.
+fn looks_like(text: &str, members: Option<&Members>) -> Option<Provider> {
+    if let Some(members) = members {
+        let service_account = members.get("type").is_some_and(|kind| kind.expose_secret() == "service_account");
+        let access_key = members.contains_key("access_key_id");
+        return service_account.then_some(Provider::Vertex).or(access_key.then_some(Provider::Bedrock));
+    }
+    let starts = [
+        ("sk-ant-", Provider::Anthropic),
+        ("sk-or-", Provider::OpenRouter),
+        ("sk-", Provider::OpenAi),
+        ("AKIA", Provider::Bedrock),
+        ("ASIA", Provider::Bedrock),
+    ];
+    starts.into_iter().find(|(start, _)| text.starts_with(start)).map(|(_, provider)| provider)
+}
+
+fn word<'a>(provider: Provider, text: &'a str, start: &str) -> Result<&'a str, KeyRejected> {
+    let rest = text.strip_prefix(start).ok_or(KeyRejected::Unlike(provider))?;
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if rest.bytes().all(allowed) { Ok(text) } else { Err(KeyRejected::Word) }
+}
+
+/// `{"access_key_id", "secret_access_key", "session_token"?, "region"?}`: nothing else, for a name that is written otherwise would
+/// be missed where the key is used.
+fn access_key(members: &Members) -> Result<&str, KeyRejected> {
+    let known = ["access_key_id", "secret_access_key", "session_token", "region"];
+    if !members.keys().all(|name| known.contains(&name.as_str())) {
+        return Err(KeyRejected::UnknownMember);
+    }
+    let id = member(members, "access_key_id", "AKIA or ASIA and capital letters and digits, 16 to 128 in all", |id| {
+        (id.starts_with("AKIA") || id.starts_with("ASIA"))
+            && (16..=128).contains(&id.len())
+            && id.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit())
+    })?;
+    member(members, "secret_access_key", "20 or more letters, digits, /, + and =", |secret| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/+=".contains(&byte);
+        secret.len() >= MIN_CHARACTERS && secret.bytes().all(allowed)
+    })?;
+    if members.contains_key("session_token") {
+        member(members, "session_token", "printable ASCII without blanks", is_word)?;
+    }
+    if members.contains_key("region") {
+        member(members, "region", "the name of an AWS region such as us-east-1", |region| {
+            let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+            (1..=32).contains(&region.len()) && region.bytes().all(allowed)
+        })?;
+    }
+    Ok(id)
+}
+
+/// The file that Google gives out, with whatever else it holds.
+fn service_account(members: &Members) -> Result<&str, KeyRejected> {
+    member(members, "type", "service_account", |kind| kind == "service_account")?;
+    member(members, "project_id", "the id of a Google Cloud project", is_word)?;
+    let id = member(members, "private_key_id", "8 or more letters and digits", |id| {
+        id.len() >= 8 && id.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    })?;
+    member(members, "private_key", "a private key in PEM", |pem| {
+        pem.is_ascii() && pem.starts_with("-----BEGIN ") && pem.contains("PRIVATE KEY-----")
+    })?;
+    member(members, "client_email", "the service account's e-mail address", |email| {
+        is_word(email) && email.contains('@')
+    })?;
+    Ok(id)
+}
+
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn member<'a>(
+    members: &'a Members,
+    member: &'static str,
+    right: &'static str,
+    fits: impl FnOnce(&str) -> bool,
+) -> Result<&'a str, KeyRejected> {
+    let value = members.get(member).map(SecretString::expose_secret);
+    value.filter(|value| fits(value)).ok_or(KeyRejected::Member { member, right })
+}
+
+/// A provider key as it is kept and shown, without the key itself: that lies sealed elsewhere, as long as this is not revoked. What is
+/// not set is not kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelKey {
+    pub id: Id,
+    pub provider: Provider,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    /// The last four characters of the key or, of a JSON credential, of its key's id.
+    pub tail: String,
+    pub created_at: Timestamp,
+    /// Revoked for good: by name, or by a successor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<Timestamp>,
+    /// Counts changes: a write that depends on a read is conditional on it.
+    pub version: u64,
+}
+
+impl ModelKey {
+    pub fn new(id: Id, key: &ProviderKey, name: Option<Name>, now: Timestamp) -> Self {
+        Self { id, provider: key.provider, name, tail: key.tail.clone(), created_at: now, revoked_at: None, version: 1 }
+    }
+
+    /// Says whether that is new.
+    pub fn revoke(&mut self, now: Timestamp) -> bool {
+        let active = self.revoked_at.is_none();
+        if active {
+            self.revoked_at = Some(now);
+            self.version += 1;
+        }
+        active
+    }
+
+    /// The choices behind a new key, as its audit event shows them.
+    pub fn creation(&self) -> Changes {
+        let chosen = [
+            ("provider", self.provider.as_str().into()),
+            ("name", self.name.as_ref().map(Name::as_str).into()),
+            ("tail", self.tail.as_str().into()),
+        ];
+        chosen.map(|(field, after)| (field.to_owned(), Change { before: Value::Null, after })).into()
+    }
+
+    /// What its revocation changed, as its audit event shows it; `successor` is the key that took its place, if that is why.
+    pub fn revocation(&self, successor: Option<Id>) -> Changes {
+        let became = [
+            ("revoked_at", self.revoked_at.map(Value::from)),
+            ("replaced_by", successor.map(|id| Value::from(id.get()))),
+        ];
+        let became = became.into_iter().filter_map(|(field, after)| Some((field.to_owned(), after?)));
+        became.map(|(field, after)| (field, Change { before: Value::Null, after })).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ACCESS_KEY: [(&str, &str); 2] =
+        [("access_key_id", "AKIAIOSFODNN7EXAMPLE"), ("secret_access_key", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")];
+    const SERVICE_ACCOUNT: [(&str, &str); 6] = [
+        ("type", "service_account"),
+        ("project_id", "acme-1"),
+        ("private_key_id", "0123456789abcdef0123456789abcdef01234567"),
+        ("private_key", "-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n"),
+        ("client_email", "karta@acme-1.iam.gserviceaccount.com"),
+        ("token_uri", "https://oauth2.googleapis.com/token"),
+    ];
+
+    /// The tail, or what is said of the key.
+    fn parsed(provider: Provider, text: &str) -> Result<String, String> {
+        let key = ProviderKey::parse(provider, text.into(), None);
+        key.map(|key| key.tail).map_err(|rejected| rejected.to_string())
+    }
+
+    /// The same for JSON of these members, some of them changed; without those that are changed to nothing.
+    fn parsed_json(provider: Provider, members: &[(&str, &str)], changes: &[(&str, &str)]) -> Result<String, String> {
+        let members = members.iter().chain(changes).map(|(name, value)| ((*name).to_owned(), *value));
+        let members: BTreeMap<_, _> = members.collect();
+        let members: Members = members
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(name, value)| (name, value.into()))
+            .collect();
+        let key = ProviderKey::parse(provider, "{ as the caller\n read it }".into(), Some(&members));
+        key.map(|key| key.tail).map_err(|rejected| rejected.to_string())
+    }
+
+    #[test]
+    fn keys_of_each_provider_are_taken_and_show_their_last_four() {
+        for (provider, text, tail) in [
+            (Provider::Anthropic, "sk-ant-api03-a_B-cdefghi9876", "9876"),
+            (Provider::OpenAi, "sk-abcdefghijklmnop1234", "1234"),
+            (Provider::OpenAi, "sk-proj-a_B-cdefghijkl1234", "1234"),
+            (Provider::OpenAi, "sk-svcacct-abcdefghij-_Zz", "-_Zz"),
+            (Provider::OpenRouter, "sk-or-v1-0123456789abcdef", "cdef"),
+        ] {
+            assert_eq!(parsed(provider, text).as_deref(), Ok(tail));
+        }
+        assert_eq!(parsed_json(Provider::Bedrock, &ACCESS_KEY, &[]).as_deref(), Ok("MPLE"));
+        let temporary =
+            [("access_key_id", "ASIAIOSFODNN7EXAMPLX"), ("session_token", "IQoJ+/="), ("region", "eu-west-1")];
+        assert_eq!(parsed_json(Provider::Bedrock, &ACCESS_KEY, &temporary).as_deref(), Ok("MPLX"));
+        assert_eq!(parsed_json(Provider::Vertex, &SERVICE_ACCOUNT, &[]).as_deref(), Ok("4567"));
+    }
+
+    #[test]
+    fn a_key_in_the_wrong_place_is_recognised() {
+        let foreign = |provider, text| parsed(provider, text).unwrap_err();
+        assert_eq!(
+            foreign(Provider::Anthropic, "sk-proj-abcdefghijklmnop"),
+            "looks like an OpenAI key: choose provider openai, or paste a key that starts with sk-ant-"
+        );
+        for (provider, text, named) in [
+            (Provider::OpenAi, "sk-ant-api03-abcdefghijkl", "anthropic"),
+            (Provider::OpenAi, "sk-or-v1-abcdefghijklmnop", "openrouter"),
+            (Provider::OpenRouter, "sk-ant-api03-abcdefghijkl", "anthropic"),
+            (Provider::OpenRouter, "sk-abcdefghijklmnopqrst", "openai"),
+            (Provider::Vertex, "AKIAIOSFODNN7EXAMPLE", "bedrock"),
+            (Provider::Bedrock, "sk-ant-api03-abcdefghijkl", "anthropic"),
+        ] {
+            assert!(foreign(provider, text).contains(&format!("choose provider {named}, ")), "{provider} {text}");
+        }
+        for (provider, members, named) in
+            [(Provider::OpenAi, &ACCESS_KEY[..], "bedrock"), (Provider::Bedrock, &SERVICE_ACCOUNT, "vertex")]
+        {
+            let refusal = parsed_json(provider, members, &[]).unwrap_err();
+            assert!(refusal.contains(&format!("choose provider {named}, ")), "{refusal}");
+        }
+        let ours = foreign(Provider::Anthropic, "kt_live_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA");
+        assert_eq!(ours, "looks like an API key of this service: paste a key that starts with sk-ant-");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        for (provider, text, said) in [
+            (Provider::Anthropic, "", "20 characters or more"),
+            (Provider::Anthropic, "sk-ant-012345678901", "20 characters or more"),
+            (Provider::Anthropic, "ant-0123456789012345", "must be a key that starts with sk-ant-"),
+            (Provider::OpenAi, "pk-0123456789012345678", "must be a key that starts with sk-"),
+            (Provider::Anthropic, " sk-ant-0123456789012", "blanks or line breaks around"),
+            (Provider::Anthropic, "sk-ant-0123456789012\n", "blanks or line breaks around"),
+            (Provider::Anthropic, "sk-ant-0123456789012\u{a0}", "blanks or line breaks around"),
+            (Provider::Anthropic, "sk-ant-012345 6789012", "printable ASCII"),
+            (Provider::Anthropic, "sk-ant-012345\n6789012", "printable ASCII"),
+            (Provider::Anthropic, "sk-ant-012345\u{0}6789012", "printable ASCII"),
+            (Provider::Anthropic, "sk-ant-012345é6789012", "printable ASCII"),
+            (Provider::Anthropic, "sk-ant-012345\u{200b}6789012", "printable ASCII"),
+            (Provider::Anthropic, "sk-ant-0123456=6789012", "nothing but letters, digits, - and _"),
+            (Provider::Bedrock, "AKIAIOSFODNN7EXAMPLE", r#"must be JSON of strings: {"access_key_id""#),
+            (Provider::Vertex, "not JSON at all, I fear", "must be the JSON file"),
+        ] {
+            let refusal = parsed(provider, text).unwrap_err();
+            assert!(refusal.contains(said), "{text:?}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn each_member_of_a_json_credential_is_judged() {
+        for (change, said) in [
+            (("access_key_id", "AKIAIOSFODNN7EXAMPLe"), "must hold access_key_id"),
+            (("access_key_id", "AROAIOSFODNN7EXAMPLE"), "must hold access_key_id"),
+            (("secret_access_key", ""), "must hold secret_access_key"),
+            (("secret_access_key", "wJalrXUtnFEMI K7MDENG"), "must hold secret_access_key"),
+            (("session_token", "a b"), "must hold session_token"),
+            (("region", "US East"), "must hold region"),
+            (("SessionToken", "a"), "at most"),
+        ] {
+            let refusal = parsed_json(Provider::Bedrock, &ACCESS_KEY, &[change]).unwrap_err();
+            assert!(refusal.contains(said), "{change:?}: {refusal}");
+        }
+        let capitalised = [("AccessKeyId", "AKIAIOSFODNN7EXAMPLE"), ("SecretAccessKey", ACCESS_KEY[1].1)];
+        assert!(parsed_json(Provider::Bedrock, &capitalised, &[]).unwrap_err().contains("access_key_id"));
+        for (change, said) in [
+            (("type", "authorized_user"), "must hold type: service_account"),
+            (("project_id", ""), "must hold project_id"),
+            (("private_key_id", "a"), "must hold private_key_id"),
+            (("private_key_id", "0123 4567"), "must hold private_key_id"),
+            (("private_key", "MIIE"), "must hold private_key: "),
+            (("client_email", "nobody"), "must hold client_email"),
+        ] {
+            let refusal = parsed_json(Provider::Vertex, &SERVICE_ACCOUNT, &[change]).unwrap_err();
+            assert!(refusal.contains(said), "{change:?}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_revoked_once() {
+        let now: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
+        let later: Timestamp = "2026-11-21T13:00:00Z".parse().unwrap();
+        let key = ProviderKey::parse(Provider::Anthropic, "sk-ant-01234567890123456789".into(), None).unwrap();
+        let mut model_key = ModelKey::new(Id::new(7).unwrap(), &key, None, now);
+        assert!(model_key.revoke(now));
+        assert!(!model_key.revoke(later));
+        assert_eq!((model_key.revoked_at, model_key.version), (Some(now), 2));
+        assert_eq!(model_key.revocation(None).keys().collect::<Vec<_>>(), ["revoked_at"]);
+        let replaced = model_key.revocation(Id::new(8));
+        assert_eq!(replaced["replaced_by"], Change { before: Value::Null, after: 8.into() });
+    }
+
+    #[test]
+    fn a_key_does_not_print() {
+        let text = "sk-ant-01234567890123456789";
+        let key = ProviderKey::parse(Provider::Anthropic, text.into(), None).unwrap();
+        assert!(!format!("{key:?}").contains(&text[..12]));
+    }
+
+    proptest! {
+        #[test]
+        fn no_refusal_holds_anything_of_the_text(text in "(sk-|sk-ant-|AKIA|kt_live_)?\\PC{0,40}", secret in "[0-9A-Z]{24}") {
+            for provider in Provider::ALL {
+                for text in [format!("{text}{secret}"), format!("{secret}{text}")] {
+                    if let Err(rejected) = ProviderKey::parse(provider, text.as_str().into(), None) {
+                        let said = format!("{rejected} {rejected:?}");
+                        prop_assert!(!said.contains(&secret));
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn what_is_taken_belongs_to_one_provider(text in "(sk-|sk-ant-|sk-or-|sk-proj-)[0-9A-Za-z_-]{20,60}") {
+            let taking: Vec<_> = Provider::ALL.into_iter().filter(|provider| parsed(*provider, &text).is_ok()).collect();
+            prop_assert_eq!(taking.len(), 1);
+            prop_assert_eq!(parsed(taking[0], &text), Ok(text[text.len() - 4..].to_owned()));
+        }
+
+        #[test]
+        fn any_text_and_members_are_judged_without_a_panic(
+            text in ".{0,60}",
+            members in prop::collection::btree_map("type|access_key_id|private_key_id|.{0,4}", ".{0,30}|service_account", 0..6),
+        ) {
+            let members: Members = members.into_iter().map(|(name, value)| (name, value.into())).collect();
+            for provider in Provider::ALL {
+                for members in [None, Some(&members)] {
+                    if let Ok(key) = ProviderKey::parse(provider, text.as_str().into(), members) {
+                        prop_assert_eq!(key.tail.chars().count(), 4);
+                    }
+                }
+            }
+        }
+    }
+}

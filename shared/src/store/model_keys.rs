@@ -1,0 +1,240 @@
+use std::fmt;
+
+use aws_sdk_dynamodb::{error::ProvideErrorMetadata, primitives::Blob, types::AttributeValue};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error, Visitor},
+};
+
+use super::{
+    Conflict, Page, Store, StoreError, Transaction, decode,
+    page::Listing,
+    table::{Key, SEALED_INDEX, Table, model_keys_partition, padded, sealed_under},
+};
+use crate::domain::{Id, Kid, Kind, ModelKey, Provider};
+
+/// How many sealed keys one look into the index finds.
+const FOUND_AT_ONCE: i32 = 100;
+
+/// A provider key, sealed: to its organization, its provider and its id, under a ring's key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedModelKey {
+    pub provider: Provider,
+    pub kid: Kid,
+    pub ciphertext: Ciphertext,
+}
+
+/// Bytes that are kept as they are.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Ciphertext(Vec<u8>);
+
+impl Ciphertext {
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Ciphertext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[sealed]")
+    }
+}
+
+impl Serialize for Ciphertext {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Ciphertext {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bytes;
+        impl Visitor<'_> for Bytes {
+            type Value = Vec<u8>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+        }
+        deserializer.deserialize_bytes(Bytes).map(Self)
+    }
+}
+
+/// Which key of a provider's is in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActiveModelKey {
+    pub model_key_id: Id,
+    pub tail: String,
+}
+
+/// A sealed key with the attribute that puts it into the index.
+#[derive(Serialize)]
+struct Findable<'a> {
+    #[serde(flatten)]
+    item: &'a SealedModelKey,
+    sealed_under: String,
+}
+
+impl Store {
+    pub async fn model_key(&self, organization: Id, id: Id) -> Result<Option<ModelKey>, StoreError> {
+        self.get(Table::Main, Key::model_key(organization, id)).await
+    }
+
+    /// The organization's provider keys, newest first.
+    pub async fn model_keys(
+        &self,
+        organization: Id,
+        below: Option<Id>,
+        limit: usize,
+    ) -> Result<Page<ModelKey>, StoreError> {
+        let partition = model_keys_partition(organization);
+        let listing = Listing { partition, place: padded, read: decode, id: |key: &ModelKey| key.id };
+        self.page(listing, below, limit, |_| true).await
+    }
+
+    pub async fn active_model_key(
+        &self,
+        organization: Id,
+        provider: Provider,
+    ) -> Result<Option<ActiveModelKey>, StoreError> {
+        self.get(Table::Main, Key::active_model_key(organization, provider)).await
+    }
+
+    pub async fn sealed_model_key(&self, organization: Id, id: Id) -> Result<Option<SealedModelKey>, StoreError> {
+        self.get(Table::Main, Key::sealed_model_key(organization, id)).await
+    }
+
+    /// Seals a key anew, if it still lies there as it was read. Says whether it did.
+    pub async fn reseal_model_key(
+        &self,
+        organization: Id,
+        id: Id,
+        before: &SealedModelKey,
+        after: &SealedModelKey,
+    ) -> Result<bool, StoreError> {
+        let text = |text: &str| AttributeValue::S(text.to_owned());
+        let bytes = |sealed: &SealedModelKey| AttributeValue::B(Blob::new(sealed.ciphertext.as_bytes()));
+        let sent = self
+            .client
+            .update_item()
+            .table_name(self.table(Table::Main))
+            .set_key(Some(Key::sealed_model_key(organization, id).attributes()))
+            .update_expression("SET kid = :kid, ciphertext = :sealed, sealed_under = :under")
+            .condition_expression("kid = :read_kid AND ciphertext = :read_sealed")
+            .expression_attribute_values(":kid", text(after.kid.as_str()))
+            .expression_attribute_values(":sealed", bytes(after))
+            .expression_attribute_values(":under", text(&sealed_under(&after.kid)))
+            .expression_attribute_values(":read_kid", text(before.kid.as_str()))
+            .expression_attribute_values(":read_sealed", bytes(before))
+            .send()
+            .await;
+        match sent {
+            Ok(_) => Ok(true),
+            Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What a ring's key has sealed, of every organization, as the index knows it: organizations and ids. The index may be a moment
+    /// behind: whoever takes one reads it afresh.
+    pub async fn model_keys_sealed_under(&self, kid: &Kid) -> Result<Vec<(Id, Id)>, StoreError> {
+        let (mut found, mut start) = (Vec::new(), None);
+        loop {
+            let output = self
+                .client
+                .query()
+                .table_name(self.table(Table::Main))
+                .index_name(SEALED_INDEX)
+                .key_condition_expression("sealed_under = :pk")
+                .expression_attribute_values(":pk", AttributeValue::S(sealed_under(kid)))
+                .set_exclusive_start_key(start)
+                .limit(FOUND_AT_ONCE)
+                .send()
+                .await?;
+            for item in output.items.unwrap_or_default() {
+                let key: Key = decode(item)?;
+                let place = key.of_sealed_model_key();
+                found.push(place.ok_or_else(|| StoreError::Fault(format!("no sealed key lies at {key:?}")))?);
+            }
+            start = output.last_evaluated_key;
+            if start.is_none() {
+                return Ok(found);
+            }
+        }
+    }
+}
+
+impl Transaction {
+    /// A new key of its provider's, in use from now on.
+    pub fn create_model_key(
+        &mut self,
+        organization: Id,
+        key: &ModelKey,
+        sealed: &SealedModelKey,
+    ) -> Result<(), StoreError> {
+        let pointer = Key::active_model_key(organization, key.provider);
+        self.insert(Table::Main, &pointer, &ActiveModelKey::of(key), Conflict::Changed)?;
+        self.add_model_key(organization, key, sealed)
+    }
+
+    /// A new key in the place of the one in use, which is shredded. `before` is that one as it was read, `after` revoked.
+    pub fn replace_model_key(
+        &mut self,
+        organization: Id,
+        before: &ModelKey,
+        after: &ModelKey,
+        key: &ModelKey,
+        sealed: &SealedModelKey,
+    ) -> Result<(), StoreError> {
+        let pointer = Key::active_model_key(organization, key.provider);
+        self.put(Table::Main, &pointer, &ActiveModelKey::of(key), Conflict::Changed, |put| {
+            put.condition_expression("model_key_id = :read").expression_attribute_values(":read", number(before.id))
+        })?;
+        self.shred_model_key(organization, before, after)?;
+        self.add_model_key(organization, key, sealed)
+    }
+
+    /// A key that is in use no more, and shredded: of the key itself nothing stays.
+    pub fn revoke_model_key(
+        &mut self,
+        organization: Id,
+        before: &ModelKey,
+        after: &ModelKey,
+    ) -> Result<(), StoreError> {
+        let pointer = Key::active_model_key(organization, before.provider);
+        self.delete(Table::Main, &pointer, Conflict::Changed, |delete| {
+            delete.condition_expression("model_key_id = :read").expression_attribute_values(":read", number(before.id))
+        })?;
+        self.shred_model_key(organization, before, after)
+    }
+
+    fn add_model_key(&mut self, organization: Id, key: &ModelKey, sealed: &SealedModelKey) -> Result<(), StoreError> {
+        self.claim_id(organization, Kind::ModelKey, key.id)?;
+        let findable = Findable { item: sealed, sealed_under: sealed_under(&sealed.kid) };
+        self.insert(Table::Main, &Key::sealed_model_key(organization, key.id), &findable, Conflict::IdTaken)?;
+        self.insert(Table::Main, &Key::model_key(organization, key.id), key, Conflict::IdTaken)
+    }
+
+    fn shred_model_key(&mut self, organization: Id, before: &ModelKey, after: &ModelKey) -> Result<(), StoreError> {
+        self.delete(Table::Main, &Key::sealed_model_key(organization, before.id), Conflict::Changed, |delete| delete)?;
+        self.replace(Table::Main, &Key::model_key(organization, before.id), after, before.version)
+    }
+}
+
+impl ActiveModelKey {
+    fn of(key: &ModelKey) -> Self {
+        Self { model_key_id: key.id, tail: key.tail.clone() }
+    }
+}
+
+fn number(id: Id) -> AttributeValue {
+    AttributeValue::N(id.to_string())
+}
