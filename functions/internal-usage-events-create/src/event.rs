@@ -1,4 +1,4 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use karta_shared::{
     App,
@@ -11,6 +11,7 @@ use karta_shared::{
 };
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::task::JoinSet;
 
 /// An event as a data plane reports it.
 #[derive(Debug, Deserialize)]
@@ -55,13 +56,17 @@ pub(crate) struct Directory {
 impl Directory {
     pub(crate) async fn of(app: &App, events: impl Iterator<Item = &Reported> + Clone) -> Result<Self, Error> {
         let ids: BTreeSet<_> = events.clone().filter_map(|event| event.api_key_id).collect();
-        let prefixes: BTreeSet<_> =
-            events.filter_map(|event| event.api_key_prefix.as_ref()).map(Prefix::as_str).collect();
+        let prefixes: HashSet<_> = events.filter_map(|event| event.api_key_prefix.clone()).collect();
         let by_id = app.store.key_owners(&ids).await?;
-        let mut by_prefix = HashMap::with_capacity(prefixes.len());
+        let mut looks = JoinSet::new();
         for prefix in prefixes {
-            let parsed = Prefix::try_from(prefix.to_owned()).map_err(|error| Error::Internal(error.to_string()))?;
-            by_prefix.insert(prefix.to_owned(), app.store.key_owners_by_prefix(&parsed).await?);
+            let store = app.store.clone();
+            looks.spawn(async move { store.key_owners_by_prefix(&prefix).await.map(|keys| (prefix, keys)) });
+        }
+        let mut by_prefix = HashMap::with_capacity(looks.len());
+        while let Some(found) = looks.join_next().await {
+            let (prefix, keys) = found.map_err(|fault| Error::Internal(fault.to_string()))??;
+            by_prefix.insert(prefix.as_str().to_owned(), keys);
         }
         Ok(Self { by_id, by_prefix })
     }

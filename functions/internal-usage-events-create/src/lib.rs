@@ -1,5 +1,6 @@
 //! `POST /v1/internal/usage/events`: counts what data planes report, each event once. One bad event never sinks the batch.
 
+mod count;
 mod event;
 
 use std::collections::BTreeMap;
@@ -8,13 +9,19 @@ use karta_shared::{
     App,
     domain::{Id, UsageEvent},
     http::{Answer, Call, Error, Internal, NoQuery, ReportUsage, Route},
+    store::Ingested,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::event::{Directory, Reported};
+use crate::{
+    count::count,
+    event::{Directory, Reported},
+};
 
 const EVENTS_AT_MOST: usize = 1_000;
+/// How many models without a price the log names, with the number of events of each.
+const MODELS_NAMED: usize = 10;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -69,15 +76,11 @@ impl Route for InternalUsageEventsCreate {
                 Err(message) => rejected.push(Rejected { index, message }),
             }
         }
-        for (model, events) in unpriced {
-            tracing::warn!(route = Self::NAME, model, events, "a model without a price was counted at no cost");
+        if !unpriced.is_empty() {
+            let models: Vec<_> = unpriced.iter().take(MODELS_NAMED).collect();
+            tracing::warn!(route = Self::NAME, ?models, of = unpriced.len(), "without a price, counted at no cost");
         }
-        let (mut accepted, mut duplicates) = (0, 0);
-        for (organization, events) in by_organization {
-            let ingested = app.store.ingest(organization, events, call.now).await?;
-            accepted += ingested.accepted;
-            duplicates += ingested.duplicates;
-        }
+        let Ingested { accepted, duplicates } = count(app, by_organization, call.now).await?;
         Answer::accepted(&Output { accepted, duplicates, rejected })
     }
 }

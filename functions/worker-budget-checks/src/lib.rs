@@ -2,15 +2,25 @@
 
 mod watch;
 
+use std::time::Duration;
+
 use karta_shared::{
     App,
     domain::Timestamp,
-    store::{CommitError, Due, Queue},
+    store::{BudgetCheck, CommitError, Due, Queue},
     worker::{Fault, Wake, Worker},
 };
+use tokio::{task::JoinSet, time::timeout};
 
 /// How often a sweep looks again while it finds something.
 const LOOKS: usize = 20;
+/// How many organizations are looked at at once, and for how long each: one organization's fault or size is not another one's.
+const AT_ONCE: usize = 16;
+const LOOKED_AT_WITHIN: Duration = Duration::from_secs(20);
+/// When a look that was cut off is made again.
+const AGAIN_AFTER: Duration = Duration::from_mins(1);
+/// Where wishes gather.
+const CHECK: &str = "CHECK";
 
 #[derive(Debug)]
 pub struct BudgetChecks {
@@ -22,28 +32,64 @@ impl BudgetChecks {
         Self { app }
     }
 
-    async fn check(&self, due: &Due, now: Timestamp) -> Result<(), Fault> {
-        let (app, organization) = (&self.app, due.organization_id);
-        let Some(check) = app.store.budget_check(organization, &due.sk).await? else {
-            return Ok(());
-        };
-        let month = now.month();
-        let mut any_exhausted = false;
-        for watched in watch::watched(app, &check, month).await? {
-            any_exhausted |= !watched.verdict.is_ok();
-            watch::tell(app, organization, &watched, month, now).await?;
+    async fn look_at(&self, due: Vec<Due>) -> Result<(), Fault> {
+        let (mut looks, mut outcome) = (JoinSet::new(), Ok(()));
+        for due in due {
+            if looks.len() == AT_ONCE {
+                outcome = settled(looks.join_next().await).and(outcome);
+            }
+            let app = self.app.clone();
+            looks.spawn(async move { timeout(LOOKED_AT_WITHIN, check(&app, &due)).await? });
         }
+        while let Some(look) = looks.join_next().await {
+            outcome = settled(Some(look)).and(outcome);
+        }
+        outcome
+    }
+}
+
+type Look = Result<Result<(), Fault>, tokio::task::JoinError>;
+
+fn settled(look: Option<Look>) -> Result<(), Fault> {
+    look.unwrap_or(Ok(Ok(())))?
+}
+
+async fn check(app: &App, due: &Due) -> Result<(), Fault> {
+    let organization = due.organization_id;
+    let Some(check) = app.store.budget_check(organization, &due.sk).await? else {
+        return Ok(());
+    };
+    let now = app.clock.now();
+    let mut place = due.sk.clone();
+    if place == CHECK {
         let mut transaction = app.store.transaction();
-        transaction.settle_budget_check(&check, &due.sk)?;
-        if any_exhausted {
-            // Nothing else would tell that the next month restores it.
-            transaction.check_budgets_at(&check, month.next().start())?;
-        }
+        transaction.put_budget_check_aside(&check, now.plus(AGAIN_AFTER))?;
         match transaction.commit().await {
-            // Another wish joined: it is looked at again.
-            Ok(()) | Err(CommitError::Conflict(_)) => Ok(()),
-            Err(error) => Err(error.into()),
+            Ok(()) => place = check.place_aside(),
+            // Another wish joined, or another worker was quicker: what is left is found again.
+            Err(CommitError::Conflict(_)) => return Ok(()),
+            Err(error) => return Err(error.into()),
         }
+    }
+    let month = now.month();
+    let mut any_exhausted = false;
+    for watched in watch::watched(app, &check, month).await? {
+        any_exhausted |= !watched.verdict.is_ok();
+        watch::tell(app, organization, &watched, month).await?;
+    }
+    settle(app, &check, &place, any_exhausted.then(|| month.next().start())).await
+}
+
+/// Takes a wish away. Nothing else would tell that the next month restores what is exhausted, so that is looked at again when it starts.
+async fn settle(app: &App, check: &BudgetCheck, place: &str, again: Option<Timestamp>) -> Result<(), Fault> {
+    let mut transaction = app.store.transaction();
+    transaction.settle_budget_check(check, place)?;
+    if let Some(again) = again {
+        transaction.check_budgets_at(check.organization_id, check.api_keys.iter().copied(), again)?;
+    }
+    match transaction.commit().await {
+        Ok(()) | Err(CommitError::Conflict(_)) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -54,19 +100,18 @@ impl Worker for BudgetChecks {
         Ok(Self::new(app))
     }
 
-    async fn work(&self, _: &Wake) -> Result<(), Fault> {
+    async fn work(&self, wake: &Wake) -> Result<(), Fault> {
+        if let Wake::Written(organizations) = wake {
+            // The index may not show yet what the stream tells of.
+            let written = |organization_id: &_| Due { organization_id: *organization_id, sk: CHECK.to_owned() };
+            self.look_at(organizations.iter().map(written).collect()).await?;
+        }
         for _ in 0..LOOKS {
-            let now = self.app.clock.now();
-            let due = self.app.store.due(Queue::BudgetChecks, now).await?;
+            let due = self.app.store.due(Queue::BudgetChecks, self.app.clock.now()).await?;
             if due.is_empty() {
                 break;
             }
-            // One organization's fault is not another one's.
-            let mut outcome = Ok(());
-            for due in due {
-                outcome = self.check(&due, now).await.and(outcome);
-            }
-            outcome?;
+            self.look_at(due).await?;
         }
         Ok(())
     }

@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Budget, BudgetVerdict, Cap, CapKind, Month, Tally};
 
+/// How many thresholds of a month are remembered: whoever sets a new cap every minute may hear of one again.
+const TOLD_AT_MOST: usize = 1_000;
+
 /// What the owner of a budget was told of it already.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BudgetWatch {
@@ -39,8 +42,15 @@ impl BudgetWatch {
         verdict: &BudgetVerdict,
     ) -> Vec<BudgetNews> {
         let mut news = Vec::new();
+        if month < self.month {
+            // A look that began before midnight and ends behind one that began after.
+            return news;
+        }
         if self.month != month {
             self.month = month;
+            self.told.clear();
+        }
+        if self.told.len() > TOLD_AT_MOST {
             self.told.clear();
         }
         for (budget, kind, cap, spent) in budget
@@ -98,5 +108,6 @@ mod tests {
         assert_eq!(look(&mut watch, "2026-11", 1_000, 510), ["50", "restored"], "a raised cap is another one");
         assert_eq!(look(&mut watch, "2026-11", 100, 510), ["monthly token cap reached"], "told of this cap before");
         assert_eq!(look(&mut watch, "2026-12", 100, 50), ["50", "restored"], "another month");
+        assert!(look(&mut watch, "2026-11", 100, 510).is_empty(), "nothing is told of a month that is over");
     }
 }

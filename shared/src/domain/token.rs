@@ -102,7 +102,7 @@ fn push_random(text: &mut String, count: usize, entropy: &dyn Entropy) {
 }
 
 /// A token's first 14 characters: what the key is found by and shown as. Not secret, and not unique.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Prefix(String);
 

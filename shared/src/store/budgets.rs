@@ -1,14 +1,14 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Conflict, Queue, Store, StoreError, Transaction,
+    Conflict, Queue, Store, StoreError, Transaction, decode,
     outbox::Waiting,
     table::{Key, Table},
 };
-use crate::domain::{Budget, BudgetWatch, Id, Timestamp};
+use crate::domain::{ApiKey, Budget, BudgetWatch, Id, Timestamp};
 
 /// An organization's budget as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,24 @@ pub struct BudgetCheck {
     pub stamp: u64,
 }
 
+/// Where new wishes gather.
+pub(super) const CHECK: &str = "CHECK";
+
+#[derive(Serialize)]
+struct Wish<'a> {
+    organization_id: Id,
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    api_keys: &'a BTreeSet<Id>,
+    stamp: u64,
+}
+
+impl BudgetCheck {
+    /// Where it lies while it is looked at.
+    pub fn place_aside(&self) -> String {
+        format!("LOOK#{}", self.stamp)
+    }
+}
+
 impl Store {
     /// `None` where none was ever set.
     pub async fn budget(&self, organization: Id) -> Result<Option<OrganizationBudget>, StoreError> {
@@ -48,6 +66,24 @@ impl Store {
         subject: BudgetSubject,
     ) -> Result<Option<BudgetWatch>, StoreError> {
         self.get(Table::Outbox, Key::budget_watch(organization, subject)).await
+    }
+
+    /// The newest keys of the lines that these belong to: whose budgets count.
+    pub async fn newest_api_keys(&self, organization: Id, keys: &BTreeSet<Id>) -> Result<Vec<ApiKey>, StoreError> {
+        let (mut newest, mut wanted, mut seen) = (BTreeMap::new(), keys.clone(), BTreeSet::new());
+        while !wanted.is_empty() {
+            let places: Vec<_> = wanted.iter().map(|id| Key::api_key(organization, *id)).collect();
+            seen.append(&mut wanted);
+            for item in self.batch_get(Table::Main, &places).await? {
+                let key: ApiKey = decode(item)?;
+                match key.replaced_by {
+                    Some(successor) if !seen.contains(&successor) => drop(wanted.insert(successor)),
+                    Some(_) => {}
+                    None => drop(newest.insert(key.counted_as, key)),
+                }
+            }
+        }
+        Ok(newest.into_values().collect())
     }
 
     pub async fn budget_check(&self, organization: Id, sk: &str) -> Result<Option<BudgetCheck>, StoreError> {
@@ -86,18 +122,13 @@ impl Transaction {
         }
     }
 
-    /// Has the budgets of an organization and of these keys held against what was spent at a later time as well.
-    pub fn check_budgets_at(&mut self, check: &BudgetCheck, at: Timestamp) -> Result<(), StoreError> {
-        #[derive(Serialize)]
-        struct Later<'a> {
-            organization_id: Id,
-            api_keys: &'a BTreeSet<Id>,
-            stamp: u64,
-        }
-        let item = Later { organization_id: check.organization_id, api_keys: &check.api_keys, stamp: check.stamp };
+    /// Puts a wish aside while it is looked at, so that new ones gather apart; if the look is cut off, it is found again at `again`.
+    pub fn put_budget_check_aside(&mut self, check: &BudgetCheck, again: Timestamp) -> Result<(), StoreError> {
+        self.settle_budget_check(check, CHECK)?;
+        let item = Wish { organization_id: check.organization_id, api_keys: &check.api_keys, stamp: check.stamp };
+        let key = Key::due(Queue::BudgetChecks, check.organization_id, &check.place_aside());
         let due_shard = Queue::BudgetChecks.shard(check.organization_id);
-        let key = Key::due(Queue::BudgetChecks, check.organization_id, &format!("AT#{at}#{}", check.stamp));
-        self.put(Table::Outbox, &key, &Waiting { item: &item, due_shard, due_at: at }, Conflict::Changed, |put| put)
+        self.put(Table::Outbox, &key, &Waiting { item: &item, due_shard, due_at: again }, Conflict::Changed, |put| put)
     }
 
     /// Takes a wish away, unless another one joined it since it was read.

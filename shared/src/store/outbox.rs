@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::{
-    Conflict, Store, StoreError, Transaction, decode,
+    Conflict, Store, StoreError, Transaction,
+    budgets::CHECK,
+    decode,
     table::{DUE_INDEX, Key, Table, due_shards, invalidations_partition},
 };
 use crate::domain::{ApiKey, CacheEffect, Event, Id, Invalidation, Timestamp};
@@ -308,28 +310,47 @@ impl Transaction {
         keys: impl IntoIterator<Item = Id>,
         now: Timestamp,
     ) -> Result<(), StoreError> {
+        self.wish_for_budget_check(organization, CHECK, keys, now)
+    }
+
+    /// The same at a later time: one wish for each organization and time.
+    pub fn check_budgets_at(
+        &mut self,
+        organization: Id,
+        keys: impl IntoIterator<Item = Id>,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.wish_for_budget_check(organization, &format!("AT#{at}"), keys, at)
+    }
+
+    fn wish_for_budget_check(
+        &mut self,
+        organization: Id,
+        sk: &str,
+        keys: impl IntoIterator<Item = Id>,
+        due_at: Timestamp,
+    ) -> Result<(), StoreError> {
         let keys: Vec<_> = keys.into_iter().map(|id| id.to_string()).collect();
         let shard = Queue::BudgetChecks.shard(organization);
         let mut stamp = [0; 8];
         self.entropy().fill(&mut stamp);
         let number = |number: u64| AttributeValue::N(number.to_string());
-        self.update(Table::Outbox, &Key::budget_check(organization), Conflict::Changed, |update| {
+        let added = if keys.is_empty() { "" } else { " ADD api_keys :keys" };
+        let key = Key::due(Queue::BudgetChecks, organization, sk);
+        self.update(Table::Outbox, &key, Conflict::Changed, |update| {
             let update = update
-                .update_expression(
+                .update_expression(format!(
                     "SET organization_id = :organization, due_shard = :shard, stamp = :stamp, \
-                     due_at = if_not_exists(due_at, :now)",
-                )
+                     due_at = if_not_exists(due_at, :due){added}"
+                ))
                 .expression_attribute_values(":organization", number(organization.get()))
                 .expression_attribute_values(":shard", AttributeValue::S(shard))
                 .expression_attribute_values(":stamp", number(u64::from_be_bytes(stamp)))
-                .expression_attribute_values(":now", AttributeValue::S(now.to_string()));
+                .expression_attribute_values(":due", AttributeValue::S(due_at.to_string()));
             if keys.is_empty() {
                 return update;
             }
-            let set = update.get_update_expression().clone().unwrap_or_default();
-            update
-                .update_expression(format!("{set} ADD api_keys :keys"))
-                .expression_attribute_values(":keys", AttributeValue::Ns(keys))
+            update.expression_attribute_values(":keys", AttributeValue::Ns(keys))
         })
     }
 

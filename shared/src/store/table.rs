@@ -28,7 +28,7 @@
 //! | outbox | `PSH#<org>` | `<time>#<id>` | that data planes are to forget what they keep of the organization |
 //! | outbox | `FLS#<stage>` | `LAST` | when the gateway's cache was flushed last, and how often |
 //! | outbox | `XPR#<org>` | key id | that a key's owner is to be told of its end |
-//! | outbox | `BDG#<org>` | `CHECK`, `AT#<time>#…` | that budgets are to be held against what was spent |
+//! | outbox | `BDG#<org>` | `CHECK`, `AT#<time>`, `LOOK#…` | that budgets are to be held against what was spent |
 //! | outbox | `BST#<org>` | `ORG`, `KEY#<key>` | what was told of a budget already |
 //! | main | `PX#<prefix>` | key id | whose key has this prefix |
 //! | main | `BUD#<org>` | `CAPS` | the organization's budget |
@@ -241,10 +241,6 @@ impl Key {
             BudgetSubject::Key(id) => format!("KEY#{id}"),
         };
         Self::of(format!("BST#{organization}"), subject)
-    }
-
-    pub fn budget_check(organization: Id) -> Self {
-        Self::due(Queue::BudgetChecks, organization, "CHECK")
     }
 
     pub fn event(organization: Id, at: Timestamp, id: Id) -> Self {

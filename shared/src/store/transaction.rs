@@ -224,6 +224,9 @@ impl Transaction {
                     tokio::time::sleep(jittered(pause, store)).await;
                     pause *= 2;
                 }
+                Some(Cancelled::Refused) => {
+                    return Err(StoreError::Fault("a member of a transaction was refused".to_owned()));
+                }
                 _ => return Err(error.into()),
             }
         }
@@ -256,6 +259,8 @@ enum Cancelled {
     Condition(Vec<usize>),
     /// Another transaction held an item, or a partition was throttled: worth another try.
     Crossed,
+    /// A member can never be written: an item that would be too large.
+    Refused,
     Other,
 }
 
@@ -270,6 +275,9 @@ fn verdict(error: &TransactWriteItemsError) -> Cancelled {
         codes().enumerate().filter(|(_, code)| *code == "ConditionalCheckFailed").map(|(member, _)| member).collect();
     if !failed.is_empty() {
         return Cancelled::Condition(failed);
+    }
+    if codes().any(|code| code == "ValidationError") {
+        return Cancelled::Refused;
     }
     let passing =
         |code: &str| matches!(code, "TransactionConflict" | "ThrottlingError" | "ProvisionedThroughputExceeded");

@@ -22,10 +22,14 @@ use crate::domain::{Id, Month, MonthUsage, Prefix, Tally, Timestamp, UsageEvent,
 /// The models of an organization that a month tells apart; the rest is counted as [`OTHER`].
 const MODELS_AT_MOST: usize = 200;
 const OTHER: &str = "other";
+/// The longest name that is told apart, in bytes: a month's item holds each of 200 four times, in 400 KB at most.
+const MODEL_BYTES_AT_MOST: usize = 128;
 /// Where an event names no model.
 const UNSPECIFIED: &str = "unspecified";
 /// DynamoDB's own limit.
 const WRITES_AT_MOST: usize = 100;
+/// A transaction takes 4 MB of items, and a month of a key with 200 models may have a hundred KB.
+const LINES_AT_MOST: usize = 24;
 /// How long an event is remembered: longer than the oldest that is accepted.
 const REMEMBERED: std::time::Duration = std::time::Duration::from_hours(402 * 24);
 /// The attribute of an organization's month that lists its models.
@@ -218,7 +222,7 @@ impl Batch {
         let month = event.occurred_at.month();
         let months = self.months.len() + usize::from(!self.months.contains(&month));
         let lines = self.lines.len() + usize::from(!self.lines.contains(&(month, event.counted_as)));
-        self.events.len() + 1 + 2 * months + lines < WRITES_AT_MOST
+        lines <= LINES_AT_MOST && self.events.len() + 1 + 2 * months + lines < WRITES_AT_MOST
     }
 
     fn push(&mut self, event: UsageEvent) {
@@ -300,7 +304,7 @@ fn model_of(event: &UsageEvent, known: Option<&BTreeSet<String>>, new: &mut BTre
     if is_known || [OTHER, UNSPECIFIED].contains(&name) {
         return name.to_owned();
     }
-    if known.map_or(0, BTreeSet::len) + new.len() >= MODELS_AT_MOST {
+    if name.len() > MODEL_BYTES_AT_MOST || known.map_or(0, BTreeSet::len) + new.len() >= MODELS_AT_MOST {
         return OTHER.to_owned();
     }
     new.insert(name.to_owned());

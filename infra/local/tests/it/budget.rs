@@ -4,7 +4,10 @@ use http::Method;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::harness::World;
+use crate::{
+    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    harness::World,
+};
 
 const CHECKS: &str = "worker-budget-checks";
 
@@ -175,6 +178,64 @@ async fn two_workers_at_once_tell_a_threshold_once() {
     let tick = &karta_local::registry::workers(&world.runner.app, &world.runner.gateway)[CHECKS];
     // The loser of the race is asked again.
     let _outcomes = tokio::join!(tick(), tick(), tick());
+    assert_eq!(counts(&world).await, [3, 1, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_of_keys_has_the_budget_of_its_newest_key() {
+    let (world, _clock) = World::start_at_noon().await;
+    let (old, _) = world.key_with(json!({ "name": "ci", "scopes": ["read"], "budget": { "total_tokens": 100 } })).await;
+    let rotated = world.post(&format!("/v1/api_keys/{old}/rotate"), json!({})).send().await.expect(201);
+    let new = rotated["api_key"]["id"].as_u64().unwrap();
+    let budget = |cap: u64| json!({ "budget": { "total_tokens": cap, "alert_percents": [100] } });
+    world.patch(&format!("/v1/api_keys/{new}"), budget(1_000)).send().await.expect(200);
+    for key in [old, new, old] {
+        spend(&world, key, 60).await;
+        assert_eq!(counts(&world).await, [0, 0, 0], "the old key's cap is not the line's");
+    }
+    world.patch(&format!("/v1/api_keys/{new}"), budget(150)).send().await.expect(200);
+    spend(&world, old, 1).await;
+    assert_eq!(counts(&world).await, [1, 1, 0], "and the new one's is, whichever key is used");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exhausted_budget_leaves_one_wish_for_the_next_month_however_often_it_is_looked_at() {
+    let (world, _clock) = World::start_at_noon().await;
+    let (key, _) = world.key(&["read"]).await;
+    put(&world, json!({ "total_tokens": 1 })).await;
+    for _ in 0..3 {
+        spend(&world, key, 1).await;
+        world.work(CHECKS).await;
+    }
+    let waiting = world.outbox("BDG").await;
+    assert_eq!(waiting.len(), 1, "{waiting:?}");
+    assert_eq!(waiting[0]["sk"], "AT#2026-12-01T00:00:00.000Z");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_that_was_cut_off_is_made_again() {
+    let (world, proxy) = FaultProxy::start().await;
+    let (key, _) = world.key(&["read"]).await;
+    put(&world, json!({ "total_tokens": 100 })).await;
+    spend(&world, key, 100).await;
+    let tick = karta_local::registry::workers(&world.runner.app, &world.runner.gateway)[CHECKS].clone();
+    // The wish is put aside, and then nothing can be written.
+    proxy.fail_after("TransactWriteItems", 1, ALWAYS, Fault::Close);
+    tick().await.unwrap_err();
+    proxy.heal();
+    let aside = world.outbox("BDG").await;
+    assert_eq!(aside.len(), 1);
+    let due: karta_shared::domain::Timestamp = aside[0]["due_at"].as_str().unwrap().parse().unwrap();
+    let wait = due.since(world.runner.app.clock.now());
+    assert!(wait > std::time::Duration::from_secs(30), "not at once, while the other worker may be at it");
+    assert_eq!(counts(&world).await, [0, 0, 0]);
+    let update = json!({
+        "TableName": "karta-outbox",
+        "Key": { "pk": { "S": format!("BDG#{}", world.organization_id) }, "sk": { "S": aside[0]["sk"] } },
+        "UpdateExpression": "SET due_at = :past",
+        "ExpressionAttributeValues": { ":past": { "S": "2026-01-01T00:00:00.000Z" } },
+    });
+    world.dynamodb("UpdateItem", update).await;
     assert_eq!(counts(&world).await, [3, 1, 0]);
 }
 

@@ -6,7 +6,7 @@ use crate::harness::{Request, World};
 /// A route that takes a credential: method, path to nothing that exists, and the scope it needs.
 type Route = (Method, &'static str, Option<&'static str>);
 
-static FLAT: [Route; 21] = [
+static FLAT: [Route; 25] = [
     (Method::GET, "/v1/api_keys", Some("read")),
     (Method::POST, "/v1/api_keys", Some("admin")),
     (Method::GET, "/v1/api_keys/1", Some("read")),
@@ -24,6 +24,10 @@ static FLAT: [Route; 21] = [
     (Method::POST, "/v1/agent_projects/nothing/session_tokens", Some("write")),
     (Method::POST, "/agent_projects/nothing/session_tokens", Some("write")),
     (Method::GET, "/v1/audit_events", Some("admin")),
+    (Method::GET, "/v1/budget", Some("read")),
+    (Method::PUT, "/v1/budget", Some("admin")),
+    (Method::GET, "/v1/usage", Some("read")),
+    (Method::GET, "/v1/usage/keys", Some("read")),
     (Method::GET, "/v1/model_keys", Some("read")),
     (Method::POST, "/v1/model_keys", Some("admin")),
     (Method::DELETE, "/v1/model_keys/1", Some("admin")),

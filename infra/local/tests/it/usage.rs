@@ -340,6 +340,51 @@ async fn a_batch_that_was_cut_off_anywhere_counts_once_when_it_is_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_organizations_fault_is_not_another_ones() {
+    let (world, proxy) = FaultProxy::start().await;
+    let now = world.runner.app.clock.now().to_string();
+    let (_, other) = world.another_organization("globex").await;
+    let whoami = world.get("/v1/whoami").bearer(&other).send().await.expect(200);
+    let keys = [key_of(&world).await, whoami["api_key_id"].as_u64().unwrap()];
+    let events = keys.map(|key| with(event(key, "1"), json!({ "occurred_at": now })));
+    proxy.fail("TransactWriteItems", 1, Fault::Cancel { code: "ValidationError", at: 0 });
+    report(&world, &events).await.refused(500);
+    let mut counted = 0;
+    for token in [&world.admin, &other] {
+        let told = world.get("/v1/usage").bearer(token).send().await.expect(200);
+        counted += told["totals"]["input_tokens"].as_u64().unwrap();
+    }
+    assert_eq!(counted, 10, "the one that was not refused");
+    assert_eq!(report(&world, &events).await.expect(202)["accepted"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_over_many_organizations_and_lines_is_counted_whole() {
+    let (world, _clock) = World::start_at_noon().await;
+    let mut events = Vec::new();
+    for name in 0..20 {
+        let (_, token) = world.another_organization(&format!("tenant-{name}")).await;
+        let key = world.get("/v1/whoami").bearer(&token).send().await.expect(200);
+        events.push(event(key["api_key_id"].as_u64().unwrap(), "1"));
+    }
+    for _ in 0..40 {
+        events.push(event(world.key(&["read"]).await.0, &format!("line-{}", events.len())));
+    }
+    assert_eq!(report(&world, &events).await.expect(202)["accepted"], 60);
+    assert_eq!(report(&world, &events).await.expect(202)["duplicates"], 60);
+    assert_eq!(usage(&world, "").await["totals"]["input_tokens"], 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_too_long_to_tell_apart_is_other() {
+    let (world, _clock) = World::start_at_noon().await;
+    let key = key_of(&world).await;
+    let model = "é".repeat(128);
+    report(&world, &[with(event(key, "1"), json!({ "model": model }))]).await.expect(202);
+    assert_eq!(usage(&world, "").await["by_model"][0]["model"], "other");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_passing_conflict_or_a_lost_answer_is_not_even_seen() {
     let (world, proxy) = FaultProxy::start().await;
     let now = world.runner.app.clock.now().to_string();
