@@ -23,7 +23,7 @@ test:
 check-logs:
     infra/checks/log-secrets.sh
 
-# Session tokens against jose (Node.js) and PyJWT.
+# Session tokens against jose (Node.js) and PyJWT, Stripe's signatures against the stripe library.
 interop:
     infra/interop/run.sh
 

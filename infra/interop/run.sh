@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Foreign clients on our session tokens: jose and PyJWT verify what we mint, and we accept and refuse what they sign.
+# Foreign clients: jose and PyJWT verify the session tokens that we mint, and we accept and refuse what they sign; the stripe library signs events.
 # Starts a runner of its own that keeps nothing. Secrets go to the clients through stdin, never through arguments.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -20,8 +20,10 @@ stop() {
 }
 trap stop EXIT
 
+stripe_secret=whsec_$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+
 # The one JSON line holds secrets, so it goes through a pipe and never into a file.
-exec {stdout}< <(KARTA_BCRYPT_COST=4 exec "$karta" --ephemeral --json --port 0 2>"$log")
+exec {stdout}< <(KARTA_BCRYPT_COST=4 KARTA_STRIPE_SECRETS=$stripe_secret exec "$karta" --ephemeral --json --port 0 2>"$log")
 runner=$!
 if ! IFS= read -r -t 60 -u "$stdout" start; then
   echo "interop: the runner did not start:" >&2
@@ -30,9 +32,11 @@ if ! IFS= read -r -t 60 -u "$stdout" start; then
 fi
 
 passed=0
-for client in "node $here/verify.mjs" "$venv/bin/python $here/verify.py"; do
+for client in "node $here/verify.mjs" "$venv/bin/python $here/verify.py" "node $here/stripe.mjs"; do
+  input=$start
+  [[ $client != *stripe* ]] || input+=$'\n'$stripe_secret
   # shellcheck disable=SC2086 # a command and its argument
-  summary=$(printf '%s\n' "$start" | $client)
+  summary=$(printf '%s\n' "$input" | $client)
   echo "$summary"
   passed=$((passed + $(tail -n 1 <<<"$summary" | sed -E 's/^.*: ([0-9]+) checks$/\1/')))
 done

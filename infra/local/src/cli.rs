@@ -117,6 +117,7 @@ async fn run(arguments: RunArguments) -> Result<()> {
         session_token_secret: config::session_token_secret()?,
         service_tokens: config::service_tokens()?,
         data_planes: config::data_planes()?,
+        stripe_secrets: config::stripe_secrets()?,
         internal: config::internal_guard()?,
         workers: true,
         clock: Arc::new(SystemClock),

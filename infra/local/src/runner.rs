@@ -61,6 +61,8 @@ pub struct Options {
     pub service_tokens: Option<SecretString>,
     /// Whom to tell that caches are out of date, in the shape of the secret `data-planes`, or on loopback by `http`.
     pub data_planes: Option<SecretString>,
+    /// Sign Stripe's test events, with commas between; without any, billing is not configured.
+    pub stripe_secrets: Option<SecretString>,
     /// For whom the internal routes exist. Where a list is not set: loopback, if that is where the runner listens, else nobody.
     pub internal: InternalGuard,
     /// Whether the workers run; tests that watch the store or the clock let them rest.
@@ -102,6 +104,7 @@ impl Runner {
             session_token_secret: options.session_token_secret,
             service_tokens: options.service_tokens,
             data_planes: options.data_planes,
+            stripe_secrets: options.stripe_secrets,
         };
         let secrets = LocalSecrets::open(folder, given, &*options.entropy)?;
         let template = Template::parse(TEMPLATE)?;

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use karta_shared::{
     config::{Ring, Secret, SecretSource},
-    domain::{Entropy, Keyring, Power, ServiceTokens},
+    domain::{Entropy, Keyring, Power, ServiceTokens, StripeSecrets},
 };
 use secrecy::{ExposeSecret, SecretString};
 
@@ -31,6 +31,8 @@ pub struct Given {
     pub service_tokens: Option<SecretString>,
     /// JSON, as Secrets Manager would hold it.
     pub data_planes: Option<SecretString>,
+    /// Sign Stripe's events, with commas between.
+    pub stripe_secrets: Option<SecretString>,
 }
 
 pub struct LocalSecrets {
@@ -73,6 +75,8 @@ impl LocalSecrets {
                 .context("KARTA_SERVICE_TOKENS")?;
             stored.insert(SERVICE_TOKEN.to_owned(), tokens.expose_secret().to_owned());
         }
+        let stripe = given.stripe_secrets.map_or_else(|| "{}".to_owned(), |list| stripe_json(list.expose_secret()));
+        serde_json::from_str::<StripeSecrets>(&stripe).context("KARTA_STRIPE_SECRETS")?;
         let service_tokens = &stored[SERVICE_TOKEN];
         let signing: Keyring =
             serde_json::from_str(&stored[Ring::SessionSigning.name()]).context("the session-signing ring")?;
@@ -85,6 +89,7 @@ impl LocalSecrets {
                 .chain([
                     (Secret::ServiceTokens, service_tokens_json(service_tokens).into()),
                     (Secret::DataPlanes, given.data_planes.unwrap_or_else(|| "{}".into())),
+                    (Secret::Stripe, stripe.into()),
                 ])
                 .collect(),
         })
@@ -108,6 +113,11 @@ fn service_tokens_json(list: &str) -> String {
         tokens[name] = token.into();
     }
     tokens.to_string()
+}
+
+/// The signing secrets of a list, of test events, as Secrets Manager would hold them.
+fn stripe_json(list: &str) -> String {
+    serde_json::json!({ "livemode": false, "signing_secrets": list.split(',').collect::<Vec<_>>() }).to_string()
 }
 
 /// 64 hexadecimal digits: 256 bits.

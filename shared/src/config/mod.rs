@@ -134,6 +134,11 @@ pub fn service_tokens() -> Result<Option<SecretString>, ConfigError> {
     Ok(optional("KARTA_SERVICE_TOKENS")?.map(SecretString::from))
 }
 
+/// `KARTA_STRIPE_SECRETS`: what Stripe signs a local run's test events with, commas between.
+pub fn stripe_secrets() -> Result<Option<SecretString>, ConfigError> {
+    Ok(optional("KARTA_STRIPE_SECRETS")?.map(SecretString::from))
+}
+
 /// `KARTA_DATA_PLANES`: whom a local run tells that caches are out of date, in the shape of the secret `data-planes`.
 pub fn data_planes() -> Result<Option<SecretString>, ConfigError> {
     let variable = "KARTA_DATA_PLANES";

@@ -11,7 +11,7 @@ use tokio::{sync::Mutex, time::timeout};
 use super::{ConfigError, optional};
 use crate::{
     clock::Clock,
-    domain::{DataPlanes, Keyring, LocalDataPlanes, ServiceTokens, Timestamp},
+    domain::{DataPlanes, Keyring, LocalDataPlanes, ServiceTokens, StripeSecrets, Timestamp},
     fault,
 };
 
@@ -76,6 +76,8 @@ pub enum Secret {
     ServiceTokens,
     /// Whom to tell that caches are out of date, and with which tokens.
     DataPlanes,
+    /// What Stripe signs its events with.
+    Stripe,
 }
 
 impl Secret {
@@ -85,6 +87,7 @@ impl Secret {
             Self::Ring(ring) => ring.name(),
             Self::ServiceTokens => "service-tokens",
             Self::DataPlanes => "data-planes",
+            Self::Stripe => "stripe",
         }
     }
 
@@ -94,11 +97,12 @@ impl Secret {
             Self::Ring(ring) => ring.variable(),
             Self::ServiceTokens => "KARTA_SECRET_SERVICE_TOKENS",
             Self::DataPlanes => "KARTA_SECRET_DATA_PLANES",
+            Self::Stripe => "KARTA_SECRET_STRIPE",
         }
     }
 
     fn all() -> impl Iterator<Item = Self> {
-        Ring::ALL.map(Self::Ring).into_iter().chain([Self::ServiceTokens, Self::DataPlanes])
+        Ring::ALL.map(Self::Ring).into_iter().chain([Self::ServiceTokens, Self::DataPlanes, Self::Stripe])
     }
 }
 
@@ -112,7 +116,7 @@ impl fmt::Display for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ring(ring) => write!(f, "{} ring", ring.name()),
-            Self::ServiceTokens | Self::DataPlanes => write!(f, "{} secret", self.name()),
+            Self::ServiceTokens | Self::DataPlanes | Self::Stripe => write!(f, "{} secret", self.name()),
         }
     }
 }
@@ -196,6 +200,10 @@ pub(super) fn parse_local_data_planes(text: &str) -> Result<DataPlanes, String> 
     serde_json::from_str(text).map(|LocalDataPlanes(planes)| planes).map_err(|error| unread(&error))
 }
 
+fn parse_stripe(text: &str) -> Result<StripeSecrets, String> {
+    serde_json::from_str(text).map_err(|error| unread(&error))
+}
+
 /// A data error is our own sentence, which never shows a token; a syntax error is the parser's.
 fn unread(error: &serde_json::Error) -> String {
     if error.is_data() { error.to_string() } else { "it is not JSON".to_owned() }
@@ -248,13 +256,14 @@ impl<T> Fetched<T> {
 }
 
 /// The secrets, fetched once and kept five minutes. While a fetch fails, what is at hand goes on serving for an hour; service tokens only
-/// while Secrets Manager cannot be asked, not past a malformed set.
+/// and Stripe's signing secrets while Secrets Manager cannot be asked, not past a malformed set.
 pub struct Secrets {
     source: SecretSource,
     clock: Arc<dyn Clock>,
     rings: HashMap<Ring, Slot<Keyring>>,
     service_tokens: Slot<ServiceTokens>,
     data_planes: Slot<DataPlanes>,
+    stripe: Slot<StripeSecrets>,
 }
 
 impl Secrets {
@@ -273,7 +282,8 @@ impl Secrets {
             SecretSource::Fixed(_) => parse_local_data_planes,
         };
         let data_planes = Slot { secret: Secret::DataPlanes, parse, slip: Slip::Forgiven, kept: Mutex::default() };
-        Self { source, clock, rings: Ring::ALL.map(ring).into(), service_tokens, data_planes }
+        let stripe = Slot { secret: Secret::Stripe, parse: parse_stripe, slip: Slip::Refused, kept: Mutex::default() };
+        Self { source, clock, rings: Ring::ALL.map(ring).into(), service_tokens, data_planes, stripe }
     }
 
     /// Fetches every configured secret, so that a missing or malformed one stops the start and not the first request; so does a token that
@@ -284,6 +294,7 @@ impl Secrets {
                 Secret::Ring(ring) => drop(self.ring(ring).await?),
                 Secret::ServiceTokens => drop(self.service_tokens().await?),
                 Secret::DataPlanes => drop(self.data_planes().await?),
+                Secret::Stripe => drop(self.stripe().await?),
             }
         }
         if self.source.holds(Secret::DataPlanes) && self.source.holds(Secret::ServiceTokens) {
@@ -316,6 +327,15 @@ impl Secrets {
 
     pub async fn data_planes(&self) -> Result<Arc<DataPlanes>, SecretError> {
         self.at_hand(&self.data_planes).await
+    }
+
+    pub async fn stripe(&self) -> Result<Arc<StripeSecrets>, SecretError> {
+        self.at_hand(&self.stripe).await
+    }
+
+    /// The signing secrets for a signature that those at hand do not bear out: like [`ring_refetched`](Self::ring_refetched).
+    pub async fn stripe_refetched(&self) -> Result<Arc<StripeSecrets>, SecretError> {
+        self.refetched(&self.stripe).await
     }
 
     async fn at_hand<T>(&self, slot: &Slot<T>) -> Result<Arc<T>, SecretError> {
@@ -616,6 +636,23 @@ mod tests {
         assert!(secrets.service_tokens_refetched().await.is_err(), "and prove nothing of a token that they lack");
         clock.advance(Duration::from_mins(1));
         assert!(secrets.service_tokens().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_slip_in_stripes_signing_secrets_closes_the_route() {
+        let clock = noon();
+        let source = |text: &str| fixed(Secret::Stripe, text);
+        let good = r#"{"livemode":true,"signing_secrets":["whsec_0123456789abcdef"]}"#;
+        let mut secrets = Secrets::new(source("{}"), Arc::clone(&clock) as Arc<dyn Clock>);
+        secrets.warm_up().await.unwrap();
+        assert!(secrets.stripe().await.unwrap().is_empty());
+        secrets.source = source(good);
+        clock.advance(REFETCH_EVERY);
+        assert!(!secrets.stripe_refetched().await.unwrap().is_empty());
+        secrets.source = source(&good.replace("true", "\"whsec_0123456789abcdef\""));
+        clock.advance(KEPT_FOR);
+        let error = secrets.stripe().await.unwrap_err().to_string();
+        assert!(error.starts_with("the stripe secret is malformed: it must be") && !error.contains("0123"), "{error}");
     }
 
     #[tokio::test]

@@ -89,7 +89,7 @@ pub enum ActorKind {
     ApiKey,
     /// The holder of a service token.
     Service,
-    /// The operator, by the runner or a script that holds the stack's own rights.
+    /// The operator, by the runner or a script that holds the stack's own rights; or Stripe, by a signed event.
     System,
 }
 

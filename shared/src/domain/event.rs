@@ -40,4 +40,14 @@ pub enum EventType {
     ModelKeyCreated,
     #[serde(rename = "model_key.revoked")]
     ModelKeyRevoked,
+    #[serde(rename = "subscription.created")]
+    SubscriptionCreated,
+    #[serde(rename = "subscription.updated")]
+    SubscriptionUpdated,
+    #[serde(rename = "subscription.deleted")]
+    SubscriptionDeleted,
+    #[serde(rename = "invoice.paid")]
+    InvoicePaid,
+    #[serde(rename = "invoice.payment_failed")]
+    InvoicePaymentFailed,
 }

@@ -31,6 +31,8 @@ mod project;
 mod release;
 mod scope;
 mod service;
+mod stripe;
+mod subscription;
 mod timestamp;
 mod token;
 mod usage;
@@ -62,6 +64,8 @@ pub use project::{Project, ProjectPatch};
 pub use release::{Build, BuildKind, NoTransition, NotReady, Release, ReleaseStatus, Report, Version, activation};
 pub use scope::{Scope, ScopeSet};
 pub use service::{Power, Service, ServiceTokens, ServiceTokensError};
+pub use stripe::{BadSignature, StripeSecrets, StripeSecretsError};
+pub use subscription::{StripeId, Subscription, SubscriptionBefore, SubscriptionStep};
 pub use timestamp::Timestamp;
 pub use token::{ApiKeyToken, PREFIX_LEN, Prefix, TokenRefused};
 pub use usage::{

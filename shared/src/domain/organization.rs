@@ -1,8 +1,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Change, Changes, EndpointUrl, Id, Invalid, Name, Slug, Timestamp, Value,
+    Change, Changes, EndpointUrl, Id, Invalid, Name, Slug, Subscription, SubscriptionBefore, Timestamp, Value,
     name::{is_seen, is_unreadable},
+    subscription::learn,
 };
 
 /// A tenant, as it is kept. What is not set is not kept.
@@ -18,6 +19,9 @@ pub struct Organization {
     /// No other tenant has the same: Stripe's events find theirs by it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stripe_customer_id: Option<StripeCustomerId>,
+    /// That customer's at Stripe, the one that counts first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subscriptions: Vec<Subscription>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model_id: Option<ModelId>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -49,6 +53,7 @@ impl Organization {
             subscription_status: SubscriptionStatus::Active,
             transcript_access: false,
             stripe_customer_id: None,
+            subscriptions: Vec::new(),
             model_id: None,
             endpoint_url: None,
             created_at: now,
@@ -73,17 +78,37 @@ impl Organization {
         self.stripe_customer_id = stripe_customer_id.unwrap_or(self.stripe_customer_id.take());
         self.model_id = model_id.unwrap_or(self.model_id.take());
         self.endpoint_url = endpoint_url.unwrap_or(self.endpoint_url.take());
-        let changes: Changes = before
-            .audited()
-            .into_iter()
-            .zip(self.audited())
-            .filter(|((_, before), (_, after))| before != after)
-            .map(|((field, before), (_, after))| (field.to_owned(), Change { before, after }))
-            .collect();
+        if before.stripe_customer_id != self.stripe_customer_id {
+            self.subscriptions.clear();
+        }
+        let changes = before.changes_to(self);
         if !changes.is_empty() {
             self.version += 1;
         }
         changes
+    }
+
+    /// Takes in what Stripe tells of a subscription; says what changed. `None`, and nothing done, if something newer is known of it. The
+    /// subscription that counts decides about plan and status whenever something is told of it.
+    pub fn learn(&mut self, told: Subscription, changed: &SubscriptionBefore) -> Option<Changes> {
+        let before = self.clone();
+        if !learn(&mut self.subscriptions, told, changed) {
+            return None;
+        }
+        if let Some(counting) = self.subscriptions.first().cloned()
+            && before.subscriptions.first() != Some(&counting)
+        {
+            self.subscription_status = counting.status;
+            self.plan = counting.plan.unwrap_or(self.plan.clone());
+        }
+        self.version += 1;
+        Some(before.changes_to(self))
+    }
+
+    fn changes_to(&self, after: &Self) -> Changes {
+        let fields = self.audited().into_iter().zip(after.audited());
+        let changed = fields.filter(|((_, before), (_, after))| before != after);
+        changed.map(|((field, before), (_, after))| (field.to_owned(), Change { before, after })).collect()
     }
 
     /// The choices behind a new tenant, as its audit event shows them.
@@ -97,7 +122,8 @@ impl Organization {
         chosen.map(|(field, after)| (field.to_owned(), Change { before: Value::Null, after: after.into() })).into()
     }
 
-    fn audited(&self) -> [(&'static str, Value); 6] {
+    fn audited(&self) -> [(&'static str, Value); 9] {
+        let subscription = self.subscriptions.first();
         [
             ("plan", self.plan.as_str().into()),
             ("subscription_status", self.subscription_status.as_str().into()),
@@ -105,6 +131,9 @@ impl Organization {
             ("stripe_customer_id", self.stripe_customer_id.as_ref().map(StripeCustomerId::as_str).into()),
             ("model_id", self.model_id.as_ref().map(ModelId::as_str).into()),
             ("endpoint_url", self.endpoint_url.as_ref().map(EndpointUrl::as_str).into()),
+            ("subscription_id", subscription.map(|subscription| subscription.id.as_str()).into()),
+            ("current_period_end", subscription.and_then(|subscription| subscription.current_period_end).into()),
+            ("cancel_at_period_end", subscription.is_some_and(|subscription| subscription.cancel_at_period_end).into()),
         ]
     }
 }
@@ -116,6 +145,14 @@ pub struct Plan(Name);
 impl Plan {
     pub fn as_str(&self) -> &str {
         self.0.as_str()
+    }
+}
+
+impl TryFrom<String> for Plan {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        Name::try_from(text).map(Self)
     }
 }
 

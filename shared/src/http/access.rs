@@ -1,5 +1,6 @@
 use std::{future::Future, marker::PhantomData, net::IpAddr};
 
+use http::HeaderMap;
 use secrecy::ExposeSecret;
 
 use super::{Caller, Error, call::Origin};
@@ -31,6 +32,15 @@ pub struct Presented<'a> {
     /// The path's `{ref}`.
     pub(super) project: Option<&'a str>,
     pub(super) origin: &'a Origin,
+    /// What a sender signs; none where a caller is judged once more.
+    pub(super) signed: Option<Signed<'a>>,
+}
+
+/// A request as its sender signs it.
+pub(super) struct Signed<'a> {
+    pub(super) headers: &'a HeaderMap,
+    /// As it was sent, before anything is parsed.
+    pub(super) body: &'a [u8],
 }
 
 /// Somebody who may change things: known to the audit log, and to idempotency.

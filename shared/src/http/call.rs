@@ -69,7 +69,7 @@ where
             return Err(Error::Unauthorized);
         };
         let caller = admit_address(Some(Caller::api_key(&valid)), self.origin.address());
-        R::Access::admit(Presented { app, caller, project: None, origin: &self.origin }).await?;
+        R::Access::admit(Presented { app, caller, project: None, origin: &self.origin, signed: None }).await?;
         Ok(*valid)
     }
 

@@ -22,6 +22,11 @@ pub enum Error {
     Forbidden(Cow<'static, str>),
     NotFound,
     MalformedJson(String),
+    /// The request is none that the route could take: 400 with a code of its own.
+    BadRequest {
+        code: &'static str,
+        message: String,
+    },
     BodyTooLarge {
         limit: usize,
     },
@@ -75,7 +80,7 @@ impl Error {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
-            Self::MalformedJson(_) => StatusCode::BAD_REQUEST,
+            Self::MalformedJson(_) | Self::BadRequest { .. } => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Invalid { .. } | Self::KeyRejected { .. } | Self::IdempotencyMismatch => {
                 StatusCode::UNPROCESSABLE_ENTITY
@@ -94,6 +99,7 @@ impl Error {
             Self::Forbidden(detail) => json!({"detail": detail}),
             Self::NotFound => json!({"detail": "Not found"}),
             Self::MalformedJson(message) => json!({"error": "malformed_json", "message": message}),
+            Self::BadRequest { code, message } => json!({"error": code, "message": message}),
             Self::BodyTooLarge { limit } => {
                 json!({"error": "body_too_large", "message": format!("The body must be at most {limit} bytes")})
             }
@@ -195,7 +201,11 @@ impl From<CommitError> for Error {
 impl From<Conflict> for Error {
     fn from(conflict: Conflict) -> Self {
         let (code, message) = match conflict {
-            Conflict::Remembered | Conflict::IdTaken | Conflict::Changed | Conflict::CallerChanged => {
+            Conflict::Remembered
+            | Conflict::EventSeen
+            | Conflict::IdTaken
+            | Conflict::Changed
+            | Conflict::CallerChanged => {
                 return Self::Raced;
             }
             Conflict::StripeCustomerTaken => {

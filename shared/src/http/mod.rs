@@ -17,6 +17,7 @@ mod query;
 mod resources;
 mod route;
 mod serve;
+mod stripe;
 
 pub use self::{
     access::{
@@ -36,5 +37,6 @@ pub use self::{
     },
     route::{FromPath, ProjectRef, ReleaseRef, Route},
     serve::{run, serve},
+    stripe::{Stripe, StripeCaller},
 };
 pub use crate::domain::NewAuditEvent;

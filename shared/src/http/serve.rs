@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{
-    Access, Agent, Answer, Call, Caller, Error, FromPath, Presented, Route, access, body, call::Origin, error,
-    idempotency::IdempotencyKey, query,
+    Access, Agent, Answer, Call, Caller, Error, FromPath, Presented, Route, access, access::Signed, body, call::Origin,
+    error, idempotency::IdempotencyKey, query,
 };
 use crate::{app::App, domain::Id, entropy::uuid, telemetry};
 
@@ -70,7 +70,8 @@ async fn judge_and_run<R: Route>(
 ) -> Result<Answer<R::Output>, Error> {
     let variables = request.path_parameters_ref();
     let project = variables.and_then(|variables| variables.first("ref"));
-    let caller = R::Access::admit(Presented { app, caller, project, origin }).await?;
+    let signed = Some(Signed { headers: request.headers(), body: request.body().as_ref() });
+    let caller = R::Access::admit(Presented { app, caller, project, origin, signed }).await?;
 
     let query = query::read(request.query_string_parameters_ref())?;
     let json = json_body::<R>(request)?;

@@ -22,6 +22,7 @@
 //! | main | `AUD#<org>` | `<time>#<id>` | an audit event; `unchained` until it has a `link` |
 //! | main | `CHN#<org>` | `<n>` | a link of the audit log's chain |
 //! | main | `CHN#<org>` | `EVENT#<time>#<id>` | claims an audit event for a link, holds its number |
+//! | main | `SEV#<event>` | `EVENT` | an event of Stripe's that was taken in; `ttl` |
 //! | main | `IDEM#<org>#<hash>` | `RECORD` | an answer that an organization's key was given; `ttl` |
 //! | main | `IDS#<hash>` | `RECORD` | an answer that a service was given; `ttl` |
 //! | outbox | `EVT#<org>` | `<time>#<id>` | an event for webhook endpoints |
@@ -51,7 +52,9 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use serde::Deserialize;
 
 use super::{BudgetSubject, Queue};
-use crate::domain::{Anchor, Id, Kid, Kind, Month, Prefix, Provider, Slug, StripeCustomerId, Timestamp, Version};
+use crate::domain::{
+    Anchor, Id, Kid, Kind, Month, Prefix, Provider, Slug, StripeCustomerId, StripeId, Timestamp, Version,
+};
 
 /// Finds what is due in the outbox.
 pub(super) const DUE_INDEX: &str = "due";
@@ -183,6 +186,10 @@ impl Key {
 
     pub fn claimed_stripe_customer(customer: &StripeCustomerId) -> Self {
         Self::of(format!("ID#stripe_customer#{}", customer.as_str()), "CLAIM".to_owned())
+    }
+
+    pub fn stripe_event(event: &StripeId) -> Self {
+        Self::of(format!("SEV#{}", event.as_str()), "EVENT".to_owned())
     }
 
     pub fn audit_event(organization: Id, at: Timestamp, id: Id) -> Self {

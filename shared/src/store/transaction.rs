@@ -21,6 +21,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 pub enum Conflict {
     /// Another answer is remembered under this idempotency key.
     Remembered,
+    /// This event of Stripe's was taken in before.
+    EventSeen,
     /// The drawn id is taken: draw again.
     IdTaken,
     /// Somebody else changed what was read: read again.

@@ -136,6 +136,7 @@ fn options(data: &Path) -> Result<Options> {
         session_token_secret: None,
         service_tokens: None,
         data_planes: None,
+        stripe_secrets: None,
         internal: InternalGuard::default(),
         workers: false,
         clock: Arc::new(SystemClock),

@@ -458,6 +458,7 @@ pub(crate) fn options(clock: Arc<dyn Clock>) -> Options {
         session_token_secret: None,
         service_tokens: None,
         data_planes: None,
+        stripe_secrets: None,
         internal: InternalGuard::default(),
         workers: false,
         clock,

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use authorizer::Authorizer;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use karta_shared::{
+    config::{Secret, SecretSource, Secrets},
     domain::InternalGuard,
     http::{Route, serve},
 };
@@ -11,7 +13,7 @@ use lambda_http::{Body, Response};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
-use crate::harness::World;
+use crate::{harness::World, stripe_events};
 
 const METHOD_ARN: &str = "arn:aws:execute-api:eu-central-1:123456789012:a1b2c3d4e5/prod/GET/v1/whoami";
 
@@ -151,6 +153,30 @@ async fn an_internal_route_judges_where_api_gateway_says_that_an_event_comes_fro
     let (status, _) =
         served::<internal_whoami::InternalWhoami>(&world, &bare.replace("Bearer passed-through", &token)).await;
     assert_eq!(status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stripe_signs_the_bytes_that_it_sent_also_where_they_come_encoded() {
+    let (mut world, clock) = World::start_at_noon().await;
+    let live = json!({ "livemode": true, "signing_secrets": [stripe_events::SECRET] }).to_string();
+    let source = SecretSource::Fixed([(Secret::Stripe, live.into())].into());
+    world.runner.app.secrets = Arc::new(Secrets::new(source, clock));
+    for (livemode, status) in [(true, 200), (false, 400)] {
+        let mut body = stripe_events::updated("evt_1", 1, "active");
+        body["livemode"] = json!(livemode);
+        let plain = event("POST", "/v1/stripe/events", &Value::Null, &json!({}), &body);
+        let mut plain: Value = serde_json::from_str(&plain).unwrap();
+        let header = stripe_events::signature(stripe_events::SECRET, stripe_events::NOON, &body.to_string());
+        plain["multiValueHeaders"]["Stripe-Signature"] = json!([header]);
+        let mut encoded = plain.clone();
+        encoded["isBase64Encoded"] = json!(true);
+        encoded["body"] = json!(STANDARD.encode(body.to_string()));
+        for event in [plain, encoded] {
+            let answer = served::<stripe_events_create::StripeEventsCreate>(&world, &event.to_string()).await;
+            assert_eq!(answer.0, status, "{}", answer.1);
+            assert_eq!(answer.1["error"].as_str(), (!livemode).then_some("livemode_mismatch"));
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

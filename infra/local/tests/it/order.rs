@@ -6,7 +6,7 @@ use crate::harness::{Request, World};
 /// A route that takes a credential: method, path to nothing that exists, and the scope it needs.
 type Route = (Method, &'static str, Option<&'static str>);
 
-static FLAT: [Route; 25] = [
+static FLAT: [Route; 26] = [
     (Method::GET, "/v1/api_keys", Some("read")),
     (Method::POST, "/v1/api_keys", Some("admin")),
     (Method::GET, "/v1/api_keys/1", Some("read")),
@@ -31,6 +31,7 @@ static FLAT: [Route; 25] = [
     (Method::GET, "/v1/model_keys", Some("read")),
     (Method::POST, "/v1/model_keys", Some("admin")),
     (Method::DELETE, "/v1/model_keys/1", Some("admin")),
+    (Method::GET, "/v1/billing", Some("read")),
     (Method::GET, "/v1/whoami", None),
 ];
 static IN_PROJECT: Route = (Method::GET, "/v1/projects/nothing/whoami", None);

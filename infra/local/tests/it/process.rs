@@ -465,6 +465,28 @@ fn a_wrong_data_plane_stops_the_start_and_its_field_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn stripes_signing_secrets_come_from_the_environment() {
+    let secrets = ["whsec_ofALaptopAndNobodyElse", "whsec_ofTheSameLaptopToo"];
+    secrets.into_iter().for_each(note_secret);
+    let flags = ["--port", "0", "--json", "--ephemeral"];
+    for (environment, status) in [(&[][..], 404), (&[("KARTA_STRIPE_SECRETS", secrets.join(","))][..], 400)] {
+        let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let karta = Karta::start_with(&flags, &environment);
+        let (answered, _) = karta.request(Method::POST, "/v1/stripe/events", "nobody", &json!({})).await;
+        assert_eq!(answered.as_u16(), status);
+    }
+    for (given, problem) in [
+        (format!("{},whsec_short", secrets[0]), "signing secret 2 is none"),
+        (format!("{}, {}", secrets[0], secrets[1]), "signing secret 2 is none"),
+        (secrets[0].replace("whsec_", "sk_test_"), "signing secret 1 is none"),
+    ] {
+        let message = refused(&flags, &[("KARTA_STRIPE_SECRETS", &given)]);
+        assert!(message.contains("KARTA_STRIPE_SECRETS") && message.contains(problem), "{message}");
+        assert!(!message.contains("aptop"), "{message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_ephemeral_run_leaves_nothing_on_disk() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");

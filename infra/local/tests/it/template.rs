@@ -23,6 +23,7 @@ use crate::{
     fault_proxy::{FaultProxy, Seen},
     harness::World,
     model_keys::{active_of, provider_key, rotated},
+    stripe_events::{self, configured, signed},
 };
 
 /// The tables and their indexes, as the store names them and as policies do.
@@ -264,6 +265,7 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
             ],
         ),
         ("SessionSigningSecret", &["authorizer", "session-tokens-create"]),
+        ("StripeSecret", &["stripe-events-create"]),
     ];
     let expected =
         readers.map(|(secret, readers)| (secret.to_owned(), readers.iter().map(ToString::to_string).collect()));
@@ -275,7 +277,7 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
 async fn functions_do_just_what_their_policies_allow() {
     // On a clock that stands still the gateway asks the authorizer once, and what follows is the function's own doing.
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
-    let (world, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
+    let (world, proxy) = FaultProxy::start_as(configured(Arc::clone(&clock) as Arc<dyn Clock>)).await;
     let ((key, token), (other, _)) = (world.key(&["admin"]).await, world.key(&["admin"]).await);
     let (_, unused) = world.key(&["read"]).await;
     let path = format!("/v1/api_keys/{key}");
@@ -312,6 +314,7 @@ async fn functions_do_just_what_their_policies_allow() {
     };
     let revoked_model_key = model_key("openrouter", "sk-or-").send().await.expect(201);
     let revoked_model_key = format!("/v1/model_keys/{}", revoked_model_key["model_key"]["id"]);
+    let invoice = stripe_events::event("evt_2", "invoice.paid", 1, &json!({ "id": "in_1", "customer": "cus_1" }));
     let mut done = BTreeSet::new();
     for (function, request) in [
         ("authorizer", world.get("/v1/whoami").bearer(&token)),
@@ -376,6 +379,9 @@ async fn functions_do_just_what_their_policies_allow() {
         ),
         ("internal-organizations-get", world.service(Method::GET, &organization)),
         ("internal-organizations-update", customer("cus_1")),
+        ("stripe-events-create", signed(&world, &stripe_events::updated("evt_1", 1, "past_due").to_string())),
+        ("stripe-events-create", signed(&world, &invoice.to_string())),
+        ("billing-get", world.get("/v1/billing")),
         ("internal-organizations-update", customer("cus_2")),
     ] {
         proxy.forget();
@@ -470,7 +476,8 @@ fn the_generators_of_secrets_are_frozen() {
         "GenerateStringKey": "k1",
         "PasswordLength": 64,
         "SecretStringTemplate": "{\"current\":\"k1\"}"
-      }
+      },
+      "StripeSecret": "{}"
     }
     "#);
 }
@@ -571,7 +578,7 @@ fn every_route_but_the_public_ones_asks_the_authorizer() {
     let routes = template.functions.iter().flat_map(|function| &function.routes);
     let open: BTreeSet<_> =
         routes.filter(|route| !route.authorized).map(|route| format!("{} {}", route.method, route.path)).collect();
-    // The internal ones judge a service token themselves, behind the allowlists.
+    // The internal ones judge a service token themselves, behind the allowlists; Stripe's judges a signature.
     let expected = [
         "GET /healthz",
         "GET /v1/internal/model_keys/active",
@@ -586,6 +593,7 @@ fn every_route_but_the_public_ones_asks_the_authorizer() {
         "POST /v1/internal/organizations/{id}/api_keys",
         "POST /v1/internal/releases/{id}/status",
         "POST /v1/internal/usage/events",
+        "POST /v1/stripe/events",
     ];
     assert_eq!(open.iter().collect::<Vec<_>>(), expected);
     assert_eq!((template.authorizer.binary.as_str(), template.authorizer.cached_seconds), ("authorizer", 3));

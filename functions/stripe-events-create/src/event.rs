@@ -1,0 +1,115 @@
+use karta_shared::{
+    domain::{EventType, StripeCustomerId, StripeId, Subscription, SubscriptionBefore, SubscriptionStep, Timestamp},
+    http::{Error, read_object},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::object::{InvoiceObject, Previous, Seconds, SubscriptionObject};
+
+/// An event as Stripe sends it. What is not read here may be anything.
+#[derive(Debug, Deserialize)]
+pub struct Input {
+    pub(crate) id: StripeId,
+    #[serde(rename = "type")]
+    pub(crate) event_type: String,
+    created: Seconds,
+    livemode: bool,
+    data: Data,
+}
+
+#[derive(Debug, Deserialize)]
+struct Data {
+    object: Value,
+    #[serde(default)]
+    previous_attributes: Value,
+}
+
+/// What an event tells, of whom, and as what it is passed on.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) customer: Option<StripeCustomerId>,
+    pub(crate) event_type: EventType,
+    pub(crate) news: News,
+}
+
+#[derive(Debug)]
+pub(crate) enum News {
+    Subscription(Subscription, SubscriptionBefore),
+    Invoice(InvoiceObject),
+}
+
+impl Input {
+    /// Refuses a test's event in a live stack, and the reverse.
+    pub(crate) fn admit(&self, livemode: bool) -> Result<(), Error> {
+        if self.livemode == livemode {
+            return Ok(());
+        }
+        let takes = if livemode { "live events" } else { "events of test mode" };
+        Err(Error::BadRequest { code: "livemode_mismatch", message: format!("This stack takes {takes} only") })
+    }
+
+    /// `None` for an event that means nothing here.
+    pub(crate) fn told(&self) -> Result<Option<Told>, Error> {
+        let told = match self.event_type.as_str() {
+            "customer.subscription.created" => {
+                self.subscription(SubscriptionStep::Created, EventType::SubscriptionCreated)
+            }
+            "customer.subscription.updated" | "customer.subscription.paused" | "customer.subscription.resumed" => {
+                self.subscription(SubscriptionStep::Updated, EventType::SubscriptionUpdated)
+            }
+            "customer.subscription.deleted" => {
+                self.subscription(SubscriptionStep::Deleted, EventType::SubscriptionDeleted)
+            }
+            "invoice.paid" => self.invoice(EventType::InvoicePaid),
+            "invoice.payment_failed" => self.invoice(EventType::InvoicePaymentFailed),
+            _ => return Ok(None),
+        };
+        told.map(Some)
+    }
+
+    fn subscription(&self, step: SubscriptionStep, event_type: EventType) -> Result<Told, Error> {
+        let object: SubscriptionObject = read_object(&self.data.object)?;
+        let previous: Previous = read_object(&self.data.previous_attributes).unwrap_or_default();
+        let as_of: Timestamp = self.created.into();
+        let customer = object.customer.clone();
+        let news = News::Subscription(object.told(step, as_of), previous.before());
+        Ok(Told { customer: customer.and_then(known_shape), event_type, news })
+    }
+
+    fn invoice(&self, event_type: EventType) -> Result<Told, Error> {
+        let object: InvoiceObject = read_object(&self.data.object)?;
+        let customer = object.customer.clone();
+        Ok(Told { customer: customer.and_then(known_shape), event_type, news: News::Invoice(object) })
+    }
+}
+
+/// What no organization can hold is nobody's.
+fn known_shape(customer: String) -> Option<StripeCustomerId> {
+    customer.try_into().ok()
+}
+
+impl News {
+    /// As webhook endpoints are told: ids, states and amounts, and nothing of a person.
+    pub(crate) fn shown(&self) -> Value {
+        match self {
+            Self::Subscription(subscription, _) => json!({ "subscription": {
+                "id": subscription.id,
+                "status": subscription.status,
+                "plan": subscription.plan,
+                "current_period_start": subscription.current_period_start,
+                "current_period_end": subscription.current_period_end,
+                "cancel_at_period_end": subscription.cancel_at_period_end,
+            } }),
+            Self::Invoice(invoice) => json!({ "invoice": {
+                "id": invoice.id,
+                "subscription_id": invoice.subscription_id(),
+                "currency": invoice.currency,
+                "amount_due": invoice.amount_due,
+                "amount_paid": invoice.amount_paid,
+                "attempt_count": invoice.attempt_count,
+                "next_payment_attempt": invoice.next_payment_attempt.map(Timestamp::from),
+            } }),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! `POST /v1/stripe/events`: takes in what Stripe tells of subscriptions and invoices, each event once, in any order.
+
+mod event;
+mod object;
+
+use karta_shared::{
+    App,
+    domain::{CacheEffect, Organization},
+    http::{Answer, Call, Error, NewAuditEvent, NoQuery, Route, Stripe},
+    store::{CommitError, Conflict, Transaction},
+};
+use serde::Serialize;
+
+use crate::event::{Input, News, Told};
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    received: bool,
+}
+
+#[derive(Debug)]
+pub struct StripeEventsCreate;
+
+impl Route for StripeEventsCreate {
+    const NAME: &'static str = "stripe-events-create";
+    const BODY_MAX: usize = 1024 * 1024;
+    type Access = Stripe;
+    type Path = ();
+    type Query = NoQuery;
+    type Body = Input;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let event = &call.body;
+        event.admit(call.caller.livemode())?;
+        let Some(told) = event.told()? else {
+            return received();
+        };
+        let tenant = match &told.customer {
+            Some(customer) => app.store.organization_by_stripe_customer(customer).await?,
+            None => None,
+        };
+        let Some(tenant) = tenant else {
+            let (request_id, event_type) = (&call.origin.request_id, &event.event_type);
+            tracing::info!(request_id, route = Self::NAME, event_type, "an event about a customer that nobody is here");
+            return received();
+        };
+        let mut transaction = app.store.transaction();
+        transaction.take_in_stripe_event(tenant.id, &event.id, call.now)?;
+        take_effect(app, call, &mut transaction, &tenant, told)?;
+        match transaction.commit().await {
+            Ok(()) | Err(CommitError::Conflict(Conflict::EventSeen)) => received(),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn received() -> Result<Answer<Output>, Error> {
+    Answer::ok(&Output { received: true })
+}
+
+/// Stages what an event brings about; nothing for one that is older than what is known.
+fn take_effect(
+    app: &App,
+    call: &Call<StripeEventsCreate>,
+    transaction: &mut Transaction,
+    tenant: &Organization,
+    told: Told,
+) -> Result<(), Error> {
+    let event = call.event(app, tenant.id, told.event_type, &told.news.shown())?;
+    match told.news {
+        News::Invoice(_) => transaction.while_organization_unchanged(tenant)?,
+        News::Subscription(subscription, before) => {
+            let mut organization = tenant.clone();
+            let Some(changes) = organization.learn(subscription, &before) else {
+                return Ok(());
+            };
+            transaction.update_organization(tenant, &organization)?;
+            if !changes.is_empty() {
+                let event = NewAuditEvent {
+                    action: "organization.updated",
+                    resource_kind: "organization",
+                    resource_id: tenant.id,
+                    changes,
+                };
+                transaction.audit(tenant.id, &call.audit_event(app, event))?;
+            }
+            let status_changed = organization.subscription_status != tenant.subscription_status;
+            if status_changed || organization.plan != tenant.plan {
+                transaction.invalidate(tenant.id, CacheEffect::Stale, call.now)?;
+            }
+            if status_changed {
+                transaction.check_budgets(tenant.id, [], call.now)?;
+            }
+        }
+    }
+    Ok(transaction.announce(&event)?)
+}

@@ -1,0 +1,486 @@
+//! What Stripe tells: signatures, each event once, in any order, and what it makes of an organization.
+
+use std::{fmt::Write, sync::Arc, time::Duration};
+
+use aws_lc_rs::hmac;
+use http::Method;
+use karta_local::Options;
+use karta_shared::clock::{Clock, ManualClock};
+use serde_json::{Value, json};
+
+use crate::{
+    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    harness::{Reply, Request, World, note_secret, options, plain},
+};
+
+const PATH: &str = "/v1/stripe/events";
+pub(crate) const SECRET: &str = "whsec_nV3rT0beUsedInAnyStack0";
+const NEXT_SECRET: &str = "whsec_theOneThatComesAfterIt";
+/// 2026-11-21T12:00:00Z
+pub(crate) const NOON: i64 = 1_795_262_400;
+
+/// With two signing secrets.
+pub(crate) fn configured(clock: Arc<dyn Clock>) -> Options {
+    [SECRET, NEXT_SECRET].into_iter().for_each(note_secret);
+    Options { stripe_secrets: Some(format!("{SECRET},{NEXT_SECRET}").into()), ..options(clock) }
+}
+
+fn noon() -> Arc<ManualClock> {
+    Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()))
+}
+
+/// At noon, with `acme` as the customer `cus_1`.
+async fn world() -> World {
+    world_at(noon()).await
+}
+
+async fn world_at(clock: Arc<ManualClock>) -> World {
+    let world = World::start_as(configured(clock), None).await;
+    set_customer(&world, world.organization_id, "cus_1").await;
+    world
+}
+
+async fn set_customer(world: &World, organization: u64, customer: &str) {
+    patch(world, organization, json!({ "stripe_customer_id": customer })).await;
+}
+
+async fn patch(world: &World, organization: u64, body: Value) {
+    let path = format!("/v1/internal/organizations/{organization}");
+    world.service(Method::PATCH, &path).body(body).send().await.expect(200);
+}
+
+fn mac(secret: &str, time: i64, body: &str) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+    let tag = hmac::sign(&key, format!("{time}.{body}").as_bytes());
+    tag.as_ref().iter().fold(String::new(), |mut hex, byte| {
+        write!(hex, "{byte:02x}").unwrap();
+        hex
+    })
+}
+
+pub(crate) fn signature(secret: &str, time: i64, body: &str) -> String {
+    format!("t={time},v1={}", mac(secret, time, body))
+}
+
+fn with_header(world: &World, header: &str, body: &str) -> Request {
+    world.post(PATH, json!({})).anonymous().raw_body(body.to_owned()).header("stripe-signature", header)
+}
+
+/// At noon.
+pub(crate) fn signed(world: &World, body: &str) -> Request {
+    with_header(world, &signature(SECRET, NOON, body), body)
+}
+
+async fn send(world: &World, event: &Value) -> Reply {
+    signed(world, &event.to_string()).send().await
+}
+
+async fn take(world: &World, event: &Value) {
+    assert_eq!(send(world, event).await.expect(200), json!({ "received": true }));
+}
+
+pub(crate) fn event(id: &str, event_type: &str, second: i64, object: &Value) -> Value {
+    json!({
+        "id": id, "object": "event", "api_version": "2025-03-31.basil", "created": NOON + second, "livemode": false,
+        "pending_webhooks": 1, "request": { "id": null, "idempotency_key": null }, "type": event_type,
+        "data": { "object": object },
+    })
+}
+
+/// As newer versions of Stripe's API write it.
+fn subscription(status: &str) -> Value {
+    json!({
+        "id": "sub_1", "object": "subscription", "customer": "cus_1", "status": status, "created": NOON - 60,
+        "cancel_at_period_end": false, "metadata": { "organization_id": "1" },
+        "items": { "object": "list", "data": [{
+            "id": "si_1", "current_period_start": NOON - 60, "current_period_end": NOON + 2_592_000,
+            "price": { "id": "price_1", "lookup_key": "team", "nickname": "Team, monthly" },
+        }] },
+    })
+}
+
+pub(crate) fn updated(id: &str, second: i64, status: &str) -> Value {
+    event(id, "customer.subscription.updated", second, &subscription(status))
+}
+
+async fn billing(world: &World) -> Value {
+    world.get("/v1/billing").send().await.expect(200)
+}
+
+async fn status(world: &World) -> Value {
+    billing(world).await["status"].take()
+}
+
+/// What the webhook endpoints of `acme` are told.
+async fn told(world: &World) -> Vec<(String, Value)> {
+    let events = world.outbox("EVT").await.into_iter();
+    let told = events.map(|event| {
+        (event["type"].as_str().unwrap().to_owned(), serde_json::from_str(event["data"].as_str().unwrap()).unwrap())
+    });
+    told.filter(|(event_type, _)| !event_type.starts_with("api_key.")).collect()
+}
+
+fn refused_as(reply: Reply) -> String {
+    let body = reply.refused(400);
+    assert!(
+        body["message"].as_str().is_some_and(|message| !message.is_empty()) && body.as_object().unwrap().len() == 2
+    );
+    body["error"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscriptions_life_moves_plan_status_and_period() {
+    let clock = noon();
+    let world = world_at(Arc::clone(&clock)).await;
+    assert_eq!((billing(&world).await["plan"].take(), status(&world).await), (json!("free"), json!("active")));
+    take(&world, &event("evt_1", "customer.subscription.created", 1, &subscription("trialing"))).await;
+    let mut expected = json!({
+        "plan": "team", "status": "trialing", "billing_configured": true,
+        "current_period_start": "2026-11-21T11:59:00.000Z", "current_period_end": "2026-12-21T12:00:00.000Z",
+        "cancel_at_period_end": false,
+    });
+    assert_eq!(billing(&world).await, expected);
+
+    // As older versions of Stripe's API write it, without a lookup key.
+    clock.advance(Duration::from_secs(1));
+    let mut object = subscription("active");
+    object["items"]["data"] = json!([{ "id": "si_1", "price": { "lookup_key": null, "nickname": "Pro" } }]);
+    (object["current_period_start"], object["current_period_end"]) = (json!(NOON), json!(NOON + 60));
+    object["cancel_at_period_end"] = json!(true);
+    take(&world, &event("evt_2", "customer.subscription.updated", 2, &object)).await;
+    expected = json!({
+        "plan": "Pro", "status": "active", "billing_configured": true,
+        "current_period_start": "2026-11-21T12:00:00.000Z", "current_period_end": "2026-11-21T12:01:00.000Z",
+        "cancel_at_period_end": true,
+    });
+    assert_eq!(billing(&world).await, expected);
+
+    clock.advance(Duration::from_secs(1));
+    object["items"] = json!({ "data": [{ "price": { "lookup_key": "", "nickname": null } }] });
+    take(&world, &event("evt_3", "customer.subscription.deleted", 3, &object)).await;
+    expected["status"] = json!("canceled");
+    assert_eq!(billing(&world).await, expected, "a price without a name keeps the plan");
+
+    let told = told(&world).await;
+    let types: Vec<_> = told.iter().map(|(event_type, _)| event_type.as_str()).collect();
+    assert_eq!(types, ["subscription.created", "subscription.updated", "subscription.deleted"]);
+    let first = json!({ "subscription": {
+        "id": "sub_1", "status": "trialing", "plan": "team", "cancel_at_period_end": false,
+        "current_period_start": "2026-11-21T11:59:00.000Z", "current_period_end": "2026-12-21T12:00:00.000Z",
+    } });
+    assert_eq!(told[0].1, first);
+
+    let audited = world.audited("organization.updated").await;
+    let by_stripe: Vec<_> = audited.iter().filter(|event| event["actor"]["name"] == "stripe").collect();
+    assert_eq!(by_stripe[0]["actor"], json!({ "kind": "system", "id": null, "name": "stripe" }));
+    assert_eq!(by_stripe[0]["changes"]["plan"], json!({ "before": "free", "after": "team" }));
+    assert_eq!(by_stripe[2]["changes"], json!({ "subscription_status": { "before": "active", "after": "canceled" } }));
+    assert_eq!(by_stripe.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_status_of_stripes_is_taken_over_and_the_budget_follows() {
+    let world = world().await;
+    let (_, token) = world.key(&["read"]).await;
+    let verdict = async || {
+        let body = json!({ "key": token });
+        let answer = world.service(Method::POST, "/v1/internal/keys/validate").body(body).send().await.expect(200);
+        (answer["budget_ok"].as_bool().unwrap(), answer["budget_reason"].clone())
+    };
+    for (second, (word, spends)) in (1..).zip([
+        ("trialing", true),
+        ("past_due", false),
+        ("active", true),
+        ("unpaid", false),
+        ("paused", false),
+        ("incomplete", false),
+        ("incomplete_expired", false),
+        ("canceled", false),
+        ("active", true),
+    ]) {
+        take(&world, &updated(&format!("evt_{second}"), second, word)).await;
+        assert_eq!(status(&world).await, word);
+        let reason = if spends { Value::Null } else { json!(format!("subscription {word}")) };
+        assert_eq!(verdict().await, (spends, reason));
+    }
+    world.work("worker-budget-checks").await;
+    assert!(world.outbox("PSH").await.len() >= 9, "data planes are told of each");
+    let strange = send(&world, &updated("evt_strange", 20, "dormant")).await;
+    assert_eq!(strange.invalid_field(), "status");
+    assert_eq!(status(&world).await, "active");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn invoices_are_passed_on_and_move_nothing() {
+    let clock = noon();
+    let world = world_at(Arc::clone(&clock)).await;
+    let before = billing(&world).await;
+    let mut invoice = json!({
+        "id": "in_1", "object": "invoice", "customer": "cus_1", "customer_email": "jenny@example.com",
+        "customer_name": "Jenny Rosen", "currency": "eur", "amount_due": 1900, "amount_paid": 0, "attempt_count": 1,
+        "next_payment_attempt": NOON + 60, "hosted_invoice_url": "https://invoice.stripe.com/i/1",
+        "parent": { "type": "subscription_details", "subscription_details": { "subscription": "sub_1" } },
+    });
+    take(&world, &event("evt_1", "invoice.payment_failed", 1, &invoice)).await;
+    clock.advance(Duration::from_secs(1));
+    invoice["parent"] = Value::Null;
+    invoice["subscription"] = json!("sub_1");
+    (invoice["amount_paid"], invoice["next_payment_attempt"]) = (json!(1900), Value::Null);
+    take(&world, &event("evt_2", "invoice.paid", 2, &invoice)).await;
+    let mut expected = json!({ "invoice": {
+        "id": "in_1", "subscription_id": "sub_1", "currency": "eur", "amount_due": 1900, "amount_paid": 0,
+        "attempt_count": 1, "next_payment_attempt": "2026-11-21T12:01:00.000Z",
+    } });
+    let told = told(&world).await;
+    assert_eq!(told[0], ("invoice.payment_failed".to_owned(), expected.clone()));
+    (expected["invoice"]["amount_paid"], expected["invoice"]["next_payment_attempt"]) = (json!(1900), Value::Null);
+    assert_eq!(told[1..], [("invoice.paid".to_owned(), expected)]);
+    assert_eq!(billing(&world).await, before);
+    assert!(!format!("{:?}", world.stored().await).contains("Jenny"), "nothing of a person is kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_means_nothing_here_is_received() {
+    let world = world().await;
+    let before = world.stored().await;
+    for event_type in ["customer.created", "customer.subscription.trial_will_end", "invoice.created", "ping", ""] {
+        take(&world, &event("evt_1", event_type, 1, &json!({ "anything": [1] }))).await;
+    }
+    let mut nobodys = subscription("past_due");
+    for customer in [json!("cus_2"), json!("acme"), json!("cus_#"), Value::Null] {
+        nobodys["customer"] = customer;
+        take(&world, &event("evt_2", "customer.subscription.updated", 2, &nobodys)).await;
+    }
+    assert_eq!(world.stored().await, before);
+    nobodys["customer"] = json!("cus_1");
+    take(&world, &event("evt_2", "customer.subscription.updated", 2, &nobodys)).await;
+    assert_eq!(status(&world).await, "past_due", "an event that found nobody may be sent again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_signature_that_is_not_stripes_is_refused() {
+    let world = world().await;
+    let before = world.stored().await;
+    let body = updated("evt_1", 1, "past_due").to_string();
+    let missing = world.post(PATH, json!({})).anonymous().raw_body(body.clone());
+    assert_eq!(refused_as(missing.send().await), "invalid_signature");
+    let right = mac(SECRET, NOON, &body);
+    for header in [
+        String::new(),
+        "nonsense".to_owned(),
+        format!("v1={right}"),
+        format!("t={NOON}"),
+        format!("t=,v1={right}"),
+        format!("t=now,v1={right}"),
+        format!("t={NOON},t={NOON},v1={right}"),
+        format!("t={},v1={right}", NOON + 1),
+        format!("t={NOON},v0={right}"),
+        format!("t={NOON},v1={}", right.to_uppercase()),
+        format!("t={NOON},v1={}", &right[1..]),
+        signature("whsec_somebodyElsesSecret", NOON, &body),
+        signature(SECRET, NOON, &body.replace("past_due", "past_duf")),
+        signature(SECRET, NOON - 301, &body),
+        signature(SECRET, NOON - 600, &body),
+        signature(SECRET, NOON + 301, &body),
+    ] {
+        let reply = with_header(&world, &header, &body).send().await;
+        assert_eq!(refused_as(reply), "invalid_signature", "{header}");
+    }
+    // A credential of ours is none here.
+    let reply = world.post(PATH, json!({})).raw_body(body.clone()).send().await;
+    assert_eq!(refused_as(reply), "invalid_signature");
+    assert_eq!(world.stored().await, before);
+    for header in [
+        signature(SECRET, NOON - 300, &body),
+        signature(SECRET, NOON + 300, &body),
+        signature(NEXT_SECRET, NOON, &body),
+        format!("t={NOON},v1={},v0=x,v1={right},v2=", "0".repeat(64)),
+        format!("v1={right}, t={NOON}"),
+    ] {
+        with_header(&world, &header, &body).send().await.expect(200);
+    }
+    assert_eq!(status(&world).await, "past_due");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_byte_that_is_changed_is_noticed() {
+    let world = world().await;
+    let body = updated("evt_1", 1, "past_due").to_string();
+    let header = signature(SECRET, NOON, &body);
+    for at in (0..body.len()).step_by(37) {
+        let mut changed = body.clone().into_bytes();
+        changed[at] ^= 1;
+        let request = world.post(PATH, json!({})).anonymous().raw_body(changed).header("stripe-signature", &header);
+        assert_eq!(refused_as(request.send().await), "invalid_signature", "byte {at}");
+    }
+    assert_eq!(status(&world).await, "active");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signed_body_is_judged_like_any_other() {
+    let world = world().await;
+    for (body, code) in [("{", "malformed_json"), ("", "malformed_json")] {
+        assert_eq!(refused_as(signed(&world, body).send().await), code);
+    }
+    assert_eq!(signed(&world, "[]").send().await.invalid_field(), "body");
+    let mut live = updated("evt_1", 1, "past_due");
+    live["livemode"] = json!(true);
+    assert_eq!(refused_as(send(&world, &live).await), "livemode_mismatch");
+    for (field, value) in
+        [("id", json!("evt#1")), ("created", json!("now")), ("type", json!(1)), ("livemode", json!(0))]
+    {
+        let mut wrong = updated("evt_1", 1, "past_due");
+        wrong[field] = value;
+        assert_eq!(send(&world, &wrong).await.invalid_field(), field);
+    }
+    let large = |bytes: usize| updated("evt_1", 1, "past_due").to_string() + &" ".repeat(bytes);
+    let fitting = 1_048_576 - large(0).len();
+    assert_eq!(signed(&world, &large(fitting + 1)).send().await.refused(413)["error"], "body_too_large");
+    assert_eq!(status(&world).await, "active");
+    signed(&world, &large(fitting)).send().await.expect(200);
+    assert_eq!(status(&world).await, "past_due");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_signing_secret_the_route_is_an_unknown_path_whatever_is_sent() {
+    let world = World::start().await;
+    let seen = |reply: Reply| {
+        let headers = reply.headers.iter().filter(|(name, _)| !["x-request-id", "date"].contains(&name.as_str()));
+        let mut headers: Vec<_> = headers.map(|(name, value)| (name.to_string(), value.clone())).collect();
+        headers.sort_by(|a, b| a.0.cmp(&b.0));
+        (headers, reply.refused(404))
+    };
+    for body in ["", "{", "[]", &updated("evt_1", 1, "past_due").to_string(), &" ".repeat(1_048_577)] {
+        let unknown = seen(world.post("/v1/stripe/nothing", json!({})).raw_body(body.to_owned()).send().await);
+        assert_eq!(seen(signed(&world, body).send().await), unknown);
+        assert_eq!(seen(world.post(PATH, json!({})).anonymous().raw_body(body.to_owned()).send().await), unknown);
+        let odd = world.post(&format!("{PATH}?nonsense=1"), json!({})).raw_body(body.to_owned());
+        assert_eq!(seen(odd.send().await), unknown);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_has_no_effect_even_at_once() {
+    let world = world().await;
+    let event = updated("evt_1", 1, "past_due");
+    let replies = tokio::join!(send(&world, &event), send(&world, &event), send(&world, &event), send(&world, &event));
+    for reply in [replies.0, replies.1, replies.2, replies.3] {
+        assert_eq!(reply.expect(200), json!({ "received": true }));
+    }
+    let after = world.stored().await;
+    patch(&world, world.organization_id, json!({ "subscription_status": "active" })).await;
+    take(&world, &event).await;
+    assert_eq!(status(&world).await, "active", "what the operator decided stands until something new is told");
+    assert_eq!(told(&world).await.len(), 1);
+    assert!(after.iter().filter(|item| item["pk"] == "SEV#evt_1").count() == 1);
+    let kept = world.items("SEV#evt_1").await.iter().map(plain).collect::<Vec<_>>();
+    assert_eq!(kept[0]["ttl"], NOON + 35 * 86_400);
+    take(&world, &updated("evt_2", 2, "unpaid")).await;
+    assert_eq!(status(&world).await, "unpaid", "which overrides the operator");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_older_than_what_is_known_changes_nothing() {
+    let world = world().await;
+    take(&world, &updated("evt_2", 20, "past_due")).await;
+    let before = (billing(&world).await, told(&world).await, world.audit_events().await);
+    take(&world, &updated("evt_1", 10, "active")).await;
+    take(&world, &event("evt_0", "customer.subscription.created", 5, &subscription("incomplete"))).await;
+    let mut tied = updated("evt_3", 20, "active");
+    tied["data"]["previous_attributes"] = json!({ "status": "incomplete" });
+    take(&world, &tied).await;
+    assert_eq!((billing(&world).await, told(&world).await, world.audit_events().await), before);
+    assert_eq!(world.items("SEV#evt_1").await.len(), 1, "it is remembered all the same");
+
+    tied["id"] = json!("evt_4");
+    tied["data"]["previous_attributes"] = json!({ "status": "past_due" });
+    take(&world, &tied).await;
+    assert_eq!(status(&world).await, "active", "of one second, the one that starts from what is known is the newer");
+
+    take(&world, &event("evt_9", "customer.subscription.deleted", 30, &subscription("canceled"))).await;
+    take(&world, &updated("evt_8", 29, "active")).await;
+    take(&world, &updated("evt_10", 40, "active")).await;
+    assert_eq!(status(&world).await, "canceled", "an end is final");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_does_not_count_moves_nothing() {
+    let world = world().await;
+    take(&world, &updated("evt_1", 1, "active")).await;
+    let mut other = subscription("canceled");
+    (other["id"], other["items"]["data"][0]["price"]["lookup_key"]) = (json!("sub_2"), json!("other"));
+    take(&world, &event("evt_2", "customer.subscription.deleted", 2, &other)).await;
+    other["id"] = json!("sub_3");
+    other["status"] = json!("incomplete");
+    take(&world, &event("evt_3", "customer.subscription.created", 3, &other)).await;
+    assert_eq!((billing(&world).await["plan"].take(), status(&world).await), (json!("team"), json!("active")));
+
+    other["status"] = json!("active");
+    other["created"] = json!(NOON);
+    take(&world, &event("evt_4", "customer.subscription.updated", 4, &other)).await;
+    assert_eq!(billing(&world).await["plan"], "other", "the newest of those that allow spending");
+    take(&world, &event("evt_5", "customer.subscription.deleted", 5, &subscription("canceled"))).await;
+    assert_eq!((billing(&world).await["plan"].take(), status(&world).await), (json!("other"), json!("active")));
+
+    patch(&world, world.organization_id, json!({ "stripe_customer_id": "cus_2" })).await;
+    let fresh = billing(&world).await;
+    assert_eq!(fresh["current_period_end"], Value::Null, "another customer's subscriptions are others");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_tenants_event_touches_no_other() {
+    let world = world().await;
+    let (theirs, their_admin) = world.another_organization("globex").await;
+    set_customer(&world, theirs, "cus_2").await;
+    let mut object = subscription("past_due");
+    object["customer"] = json!("cus_2");
+    // Whatever metadata say.
+    object["metadata"] = json!({ "organization_id": world.organization_id.to_string(), "stripe_customer_id": "cus_1" });
+    let ours = (billing(&world).await, told(&world).await, world.audit_events().await, world.outbox("PSH").await);
+    take(&world, &event("evt_1", "customer.subscription.updated", 1, &object)).await;
+    let after = (billing(&world).await, told(&world).await, world.audit_events().await, world.outbox("PSH").await);
+    assert_eq!(after, ours);
+    let theirs = world.get("/v1/billing").bearer(&their_admin).send().await.expect(200);
+    assert_eq!(theirs["status"], "past_due");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_whose_answer_was_lost_happens_once() {
+    let (world, proxy) = FaultProxy::start_as(configured(noon())).await;
+    set_customer(&world, world.organization_id, "cus_1").await;
+    proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
+    take(&world, &updated("evt_1", 1, "past_due")).await;
+    proxy.fail("TransactWriteItems", ALWAYS, Fault::DropAnswer);
+    send(&world, &updated("evt_2", 2, "active")).await.refused(503);
+    proxy.heal();
+    take(&world, &updated("evt_2", 2, "active")).await;
+    assert_eq!((told(&world).await.len(), status(&world).await), (2, json!("active")));
+    for operation in ["GetItem", "TransactWriteItems"] {
+        proxy.fail(operation, ALWAYS, Fault::Close);
+        let refused = send(&world, &updated("evt_3", 3, "unpaid")).await;
+        assert_eq!(refused.headers["retry-after"], "1");
+        refused.refused(503);
+        proxy.heal();
+    }
+    assert_eq!(told(&world).await.len(), 2);
+    take(&world, &updated("evt_3", 3, "unpaid")).await;
+    assert_eq!(status(&world).await, "unpaid", "Stripe sends again what was not received");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn racing_events_and_operators_lose_nothing() {
+    let world = Arc::new(world().await);
+    let mut racing = Vec::new();
+    for second in 1..=6 {
+        let event = updated(&format!("evt_{second}"), second, if second == 6 { "unpaid" } else { "past_due" });
+        let path = format!("/v1/internal/organizations/{}", world.organization_id);
+        let model = world.service(Method::PATCH, &path).body(json!({ "model_id": format!("model-{second}") }));
+        racing.push(tokio::spawn(signed(&world, &event.to_string()).send()));
+        racing.push(tokio::spawn(model.send()));
+    }
+    for reply in racing {
+        reply.await.unwrap().expect(200);
+    }
+    assert_eq!(status(&world).await, "unpaid");
+    assert_eq!(world.items("SEV#evt_1").await.len(), 1);
+}

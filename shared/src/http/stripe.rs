@@ -1,0 +1,86 @@
+use std::sync::Arc;
+
+use http::HeaderMap;
+
+use super::{Access, Agent, Error, Presented};
+use crate::{
+    config::SecretError,
+    domain::{Actor, ActorKind, BadSignature, Id, StripeSecrets},
+};
+
+const SIGNATURE: &str = "stripe-signature";
+
+/// Stripe, by its signature over the body. Where no signing secret is configured the route does not exist: every request is the 404 of an
+/// unknown path, before the body is looked at.
+#[derive(Debug)]
+pub struct Stripe;
+
+/// Stripe, proven.
+#[derive(Debug)]
+pub struct StripeCaller {
+    secrets: Arc<StripeSecrets>,
+}
+
+impl StripeCaller {
+    /// Whether this stack takes live events, or those of tests.
+    pub fn livemode(&self) -> bool {
+        self.secrets.livemode()
+    }
+}
+
+impl Access for Stripe {
+    type Caller = StripeCaller;
+
+    fn agent(caller: &StripeCaller) -> Option<&dyn Agent> {
+        Some(caller)
+    }
+
+    async fn admit(presented: Presented<'_>) -> Result<StripeCaller, Error> {
+        let app = presented.app;
+        let secrets = match app.secrets.stripe().await {
+            Err(SecretError::NotConfigured { .. }) => return Err(Error::NotFound),
+            secrets => secrets.map_err(|error| unavailable(&error))?,
+        };
+        if secrets.is_empty() {
+            return Err(Error::NotFound);
+        }
+        let signed = presented.signed.ok_or(Error::NotFound)?;
+        let (header, now) = (signature(signed.headers), app.clock.now());
+        match secrets.verify(header, signed.body, now) {
+            Ok(()) => return Ok(StripeCaller { secrets }),
+            // The secret may have been added since they were fetched.
+            Err(BadSignature::Mismatch) => {}
+            Err(bad) => return Err(refusal(bad)),
+        }
+        let secrets = app.secrets.stripe_refetched().await.map_err(|error| unavailable(&error))?;
+        secrets.verify(header, signed.body, now).map_err(refusal)?;
+        Ok(StripeCaller { secrets })
+    }
+}
+
+fn signature(headers: &HeaderMap) -> Option<&str> {
+    headers.get(SIGNATURE)?.to_str().ok()
+}
+
+fn refusal(bad: BadSignature) -> Error {
+    Error::BadRequest { code: "invalid_signature", message: bad.to_string() }
+}
+
+/// Also where it is our own mistake: Stripe sends again what was answered so.
+fn unavailable(error: &SecretError) -> Error {
+    Error::Unavailable(error.to_string())
+}
+
+impl Agent for StripeCaller {
+    fn actor(&self) -> Actor {
+        Actor { kind: ActorKind::System, id: None, name: "stripe".to_owned() }
+    }
+
+    fn organization(&self) -> Option<Id> {
+        None
+    }
+
+    fn credential(&self) -> Vec<u8> {
+        b"stripe".to_vec()
+    }
+}
