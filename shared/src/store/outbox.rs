@@ -18,6 +18,8 @@ use crate::domain::{ApiKey, CacheEffect, Event, Id, Invalidation, Timestamp};
 
 /// How many items of a shard one look finds.
 const FOUND_AT_MOST: i32 = 100;
+/// With this many, a look that came upon what cannot be read ends.
+const ENOUGH: usize = 100;
 
 /// What workers wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,21 +87,29 @@ pub(super) struct Waiting<'a, T> {
 }
 
 impl Store {
-    /// What is due in a queue, oldest first within a shard; of each of the 16 shards at most 100.
+    /// What is due in a queue, oldest first within a shard; of each of the 16 shards at most 100. What cannot be read is left out: it must not
+    /// keep the others waiting.
     pub async fn due(&self, queue: Queue, now: Timestamp) -> Result<Vec<Due>, StoreError> {
         let mut looks = JoinSet::new();
         for shard in due_shards(queue) {
             let store = self.clone();
             looks.spawn(async move { store.due_in_shard(shard, now).await });
         }
-        looks.join_all().await.into_iter().try_fold(Vec::new(), |mut found, shard| {
-            found.extend(shard?);
-            Ok(found)
-        })
+        let (mut found, mut unreadable) = (Vec::new(), 0_usize);
+        for shard in looks.join_all().await {
+            let (due, left_out) = shard?;
+            found.extend(due);
+            unreadable += left_out;
+        }
+        if unreadable > 0 {
+            tracing::error!(?queue, unreadable, "what is due and cannot be read is left out");
+        }
+        Ok(found)
     }
 
-    async fn due_in_shard(&self, shard: String, now: Timestamp) -> Result<Vec<Due>, StoreError> {
-        let output = self
+    /// What is due in a shard, and how much more of it cannot be read.
+    async fn due_in_shard(&self, shard: String, now: Timestamp) -> Result<(Vec<Due>, usize), StoreError> {
+        let mut pages = self
             .client
             .query()
             .table_name(self.table(Table::Outbox))
@@ -108,9 +118,22 @@ impl Store {
             .expression_attribute_values(":pk", AttributeValue::S(shard))
             .expression_attribute_values(":now", AttributeValue::S(now.to_string()))
             .limit(FOUND_AT_MOST)
-            .send()
-            .await?;
-        output.items.unwrap_or_default().into_iter().map(decode).collect()
+            .into_paginator()
+            .send();
+        let (mut found, mut unreadable) = (Vec::new(), 0);
+        while let Some(page) = pages.next().await {
+            for item in page?.items.unwrap_or_default() {
+                match decode(item) {
+                    Ok(due) => found.push(due),
+                    Err(_) => unreadable += 1,
+                }
+            }
+            // What cannot be read takes nobody's place.
+            if unreadable == 0 || found.len() >= ENOUGH {
+                break;
+            }
+        }
+        Ok((found, unreadable))
     }
 
     /// The organization's invalidations that are due, oldest first; read from the table itself. One that nobody has taken yet is due by any

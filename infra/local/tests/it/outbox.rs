@@ -135,6 +135,30 @@ async fn the_owner_of_a_key_is_told_a_week_before_its_end_and_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_due_and_cannot_be_read_keeps_nobody_waiting() {
+    let (world, clock) = World::start_at_noon().await;
+    let end = json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-12-01T12:00:00Z" });
+    let (ending, _) = world.key_with(end).await;
+    // Before it in every shard, more than one look finds.
+    let junk = (0..16).flat_map(|shard| (0..101).map(move |n| (shard, n))).map(|(shard, n)| {
+        let item = json!({
+            "pk": { "S": format!("XPR#{shard}") },
+            "sk": { "S": format!("{n:03}") },
+            "organization_id": { "S": "?" },
+            "due_shard": { "S": format!("XPR#{shard}") },
+            "due_at": { "S": "2026-01-01T00:00:00.000Z" },
+        });
+        json!({ "PutRequest": { "Item": item } })
+    });
+    for puts in junk.collect::<Vec<_>>().chunks(25) {
+        world.dynamodb("BatchWriteItem", json!({ "RequestItems": { "karta-outbox": puts } })).await;
+    }
+    clock.advance(4 * DAY);
+    world.work(EXPIRY_NOTICES).await;
+    assert_eq!(told(&world).await, [ending]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_the_end_that_a_key_really_has_is_told_of() {
     let (world, clock) = World::start_at_noon().await;
     let mut paths = Vec::new();
