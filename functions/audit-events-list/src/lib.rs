@@ -45,7 +45,7 @@ impl Route for AuditEventsList {
                 && action.as_ref().is_none_or(|action| event.action == action.as_str())
         };
         let page = app.store.audit_events(organization, below, limit.get(), wanted).await?;
-        let chains = app.store.chains(organization, &page.items).await?;
+        let chains = app.store.chains(organization, &page.items, app.clock.now()).await?;
         let events = page.items.into_iter().zip(chains);
         Answer::ok(&Output {
             audit_events: events.map(|(logged, chain)| AuditEventResource { event: logged.event, chain }).collect(),

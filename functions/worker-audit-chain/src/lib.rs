@@ -1,15 +1,20 @@
 //! Chains audit events: appends links to each organization's chain until nothing waits, and logs the head that each now has.
 
+use std::time::Duration;
+
 use karta_shared::{
     App,
     config::Ring,
     domain::{Id, Link},
-    store::CommitError,
+    store::{CommitError, Sweep},
     worker::{Fault, Wake, Worker},
 };
+use tokio::time::Instant;
 
 /// How often a link is tried again that another run was quicker with.
 const ATTEMPTS: usize = 20;
+/// How long a run goes on looking: it has a minute, and what it has found is to be chained in it.
+const LOOKS_FOR: Duration = Duration::from_secs(40);
 
 #[derive(Debug)]
 pub struct AuditChain {
@@ -76,11 +81,18 @@ impl Worker for AuditChain {
     }
 
     async fn work(&self, _: &Wake) -> Result<(), Fault> {
-        let mut fault = None;
-        for (organization, sks) in self.app.store.unchained_events().await? {
-            // One that cannot be chained must not keep the others waiting.
-            if let Err(error) = self.chain(organization, &sks).await {
-                fault = Some(format!("the chain of organization {organization}: {error}"));
+        let (started, mut sweep, mut fault) = (Instant::now(), Sweep::default(), None);
+        // Behind what cannot be chained there may be what can, so it goes on.
+        while let Some(found) = self.app.store.unchained_events(&mut sweep).await? {
+            for (organization, sks) in found {
+                // One that cannot be chained must not keep the others waiting.
+                if let Err(error) = self.chain(organization, &sks).await {
+                    fault = Some(format!("the chain of organization {organization}: {error}"));
+                }
+            }
+            if started.elapsed() > LOOKS_FOR {
+                tracing::error!("so much waits to be chained that a run does not get through");
+                break;
             }
         }
         fault.map_or(Ok(()), |fault| Err(fault.into()))

@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use karta_local::{Options, Runner, audit, registry};
 use karta_shared::{
-    clock::SystemClock,
+    clock::{Clock, SystemClock},
     config::Ring,
     domain::{InternalGuard, Slug},
     entropy::OsEntropy,
@@ -97,8 +97,12 @@ async fn rate(turn: Duration, chaining: bool) -> Result<f64> {
     }
     if chaining {
         tick().await.map_err(anyhow::Error::from_boxed)?;
-        let report =
-            audit::verify(&runner.app.store.audit_reader(), &*runner.app.secrets.ring(Ring::Audit).await?).await?;
+        let report = audit::verify(
+            &runner.app.store.audit_reader(),
+            &*runner.app.secrets.ring(Ring::Audit).await?,
+            SystemClock.now(),
+        )
+        .await?;
         ensure!(report.is_clean(), "{:#?}", report.lines());
     }
     runner.stop().await;

@@ -5,9 +5,9 @@ use std::{path::Path, sync::Arc};
 use anyhow::{Context, Result, ensure};
 use karta_shared::{
     App,
-    clock::SystemClock,
+    clock::{Clock, SystemClock},
     config::{self, Config, Ring},
-    domain::{Checked, Id, Keyring, check},
+    domain::{Checked, Id, Keyring, Timestamp, check},
     entropy::OsEntropy,
     store::{AuditReader, table::Tables},
 };
@@ -47,13 +47,17 @@ impl Report {
     }
 }
 
-/// Verifies what the reader reaches under the ring `audit`.
-pub async fn verify(reader: &AuditReader, ring: &Keyring) -> Result<Report> {
+/// Verifies what the reader reaches under the ring `audit`. `now` says how long events have waited.
+pub async fn verify(reader: &AuditReader, ring: &Keyring, now: Timestamp) -> Result<Report> {
     let audited = reader.audited().await?;
     let mut organizations = Vec::new();
     for organization in audited.organizations {
-        let log = reader.audit_log(organization).await?;
-        organizations.push((organization, check(organization, &log, ring)));
+        let mut checked = check(organization, &reader.audit_log(organization).await?, ring, now);
+        // A link that was being written shows in one read and not yet in another: what is a finding is one twice.
+        if !checked.findings.is_empty() {
+            checked = check(organization, &reader.audit_log(organization).await?, ring, now);
+        }
+        organizations.push((organization, checked));
     }
     Ok(Report { organizations, strays: audited.strays.into_iter().collect() })
 }
@@ -69,7 +73,7 @@ pub async fn verify_local(folder: &Path) -> Result<Report> {
     let config = Config::local(tables, None)?;
     let app = App::new(config, &sdk, secrets.source(), Arc::new(SystemClock), Arc::new(OsEntropy));
     let ring = app.secrets.ring(Ring::Audit).await?;
-    let report = verify(&app.store.audit_reader(), &ring).await;
+    let report = verify(&app.store.audit_reader(), &ring, SystemClock.now()).await;
     drop(app);
     emulator.stop().await;
     report
@@ -79,5 +83,5 @@ pub async fn verify_local(folder: &Path) -> Result<Report> {
 pub async fn verify_deployed() -> Result<Report> {
     let (reader, secrets) = config::deployed_audit().await?;
     let ring = secrets.ring(Ring::Audit).await.context("--deployed")?;
-    verify(&reader, &ring).await
+    verify(&reader, &ring, SystemClock.now()).await
 }

@@ -4,7 +4,7 @@
 //!
 //! What is hashed is written so that no two different things read the same: numbers in eight bytes, texts behind their lengths.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use aws_lc_rs::{digest, hmac};
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,8 @@ const EVENT: &[u8] = b"karta audit event 1\0";
 const LINK: &[u8] = b"karta audit link 1\0";
 /// What the first link of an organization follows.
 const GENESIS: Hash32 = Hash32([0; 32]);
+/// How long after its own time an event may wait: the worker comes every minute.
+const WAITS_AT_MOST: Duration = Duration::from_mins(10);
 
 /// SHA-256 or HMAC-SHA256, written as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -178,6 +180,8 @@ pub struct EventMark {
     pub link: Option<u64>,
     /// Whether it waits for the worker.
     pub waiting: bool,
+    /// Whether it is as events are written: at its place, with their attributes alone, and waiting, if it does, where the worker looks.
+    pub sound: bool,
 }
 
 /// Whether an event is chained, as far as that can be told without the key.
@@ -194,16 +198,24 @@ pub enum ChainState {
     Pending,
     /// As it was when it was chained.
     Verified,
-    /// It, or the chain around it, was tampered with.
+    /// It, or the chain around it, was tampered with, or it is kept from being chained.
     Broken,
 }
 
 impl Chain {
     /// The chain's state at one event. `claimed` is the link that the worker put it into, and `links` hold that one and the one before. Who
     /// writes events can write neither: an event that was put anew as if it waited still is in the link that it was in.
-    pub fn at(organization: Id, sk: &str, mark: &EventMark, claimed: Option<u64>, links: &BTreeMap<u64, Link>) -> Self {
+    pub fn at(
+        organization: Id,
+        sk: &str,
+        mark: &EventMark,
+        claimed: Option<u64>,
+        links: &BTreeMap<u64, Link>,
+        now: Timestamp,
+    ) -> Self {
         let state = match (claimed, mark.link) {
-            (None, None) if mark.waiting => ChainState::Pending,
+            _ if !mark.sound => ChainState::Broken,
+            (None, None) if mark.waiting && !is_overdue(sk, now) => ChainState::Pending,
             (Some(n), told) => {
                 // What the event said was read before the claim: it may have been chained between.
                 let agrees = told.map_or(mark.waiting, |told| told == n && !mark.waiting);
@@ -219,6 +231,12 @@ impl Chain {
         };
         Self { state, link: claimed.or(mark.link) }
     }
+}
+
+/// Whether an event that waits ought to have been chained, by the time in its sort key.
+pub(super) fn is_overdue(sk: &str, now: Timestamp) -> bool {
+    let at = sk.split_once('#').and_then(|(at, _)| at.parse::<Timestamp>().ok());
+    at.is_none_or(|at| at.plus(WAITS_AT_MOST) < now)
 }
 
 #[cfg(test)]
@@ -253,11 +271,11 @@ mod tests {
     }
 
     fn state(sk: &str, mark: EventMark, claimed: Option<u64>, links: &BTreeMap<u64, Link>) -> ChainState {
-        Chain::at(organization(), sk, &mark, claimed, links).state
+        Chain::at(organization(), sk, &mark, claimed, links, at()).state
     }
 
     fn mark(sk: &str, link: Option<u64>) -> EventMark {
-        EventMark { digest: event(sk).digest, link, waiting: link.is_none() }
+        EventMark { digest: event(sk).digest, link, waiting: link.is_none(), sound: true }
     }
 
     #[test]
@@ -283,12 +301,28 @@ mod tests {
             let waiting_too = EventMark { waiting: true, ..mark(sk, Some(n)) };
             assert_eq!(state(sk, waiting_too, Some(n), &links), ChainState::Broken, "chained and waiting");
         }
-        assert_eq!(state("e", mark("e", None), None, &links), ChainState::Pending);
         let lost = EventMark { waiting: false, ..mark("e", None) };
         assert_eq!(state("e", lost, None, &links), ChainState::Broken, "neither chained nor waiting");
         for nowhere in [0, 3, u64::MAX] {
             assert_eq!(state("e", mark("e", Some(nowhere)), Some(nowhere), &links), ChainState::Broken);
         }
+    }
+
+    #[test]
+    fn an_event_waits_for_ten_minutes_at_most() {
+        for (sk, expected) in [
+            ("2026-11-21T23:50:00.000Z#1", ChainState::Pending),
+            ("2026-11-21T23:49:59.999Z#1", ChainState::Broken),
+            ("2027-01-01T00:00:00.000Z#1", ChainState::Pending),
+            ("e", ChainState::Broken),
+            ("e#1", ChainState::Broken),
+        ] {
+            assert_eq!(state(sk, mark(sk, None), None, &links()), expected, "{sk}");
+            let unsound = EventMark { sound: false, ..mark(sk, None) };
+            assert_eq!(state(sk, unsound, None, &links()), ChainState::Broken, "{sk}, unsound");
+        }
+        let unsound = EventMark { sound: false, ..mark("a", Some(1)) };
+        assert_eq!(state("a", unsound, Some(1), &links()), ChainState::Broken);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     fmt,
 };
 
-use super::{Anchor, EventMark, Hash32, Id, Keyring, Link};
+use super::{Anchor, EventMark, Hash32, Id, Keyring, Link, Timestamp, chain::is_overdue};
 
 /// An organization's audit log and its chain as they were read: links, then events, then anchors, then the links that came meanwhile.
 #[derive(Debug, Clone, Default)]
@@ -51,6 +51,8 @@ pub enum Finding {
     EventNotListed { sk: String, n: u64 },
     EventNowhere { sk: String, n: u64 },
     EventUnaccounted { sk: String },
+    EventOverdue { sk: String },
+    EventUnsound { sk: String },
     ClaimWrong { sk: String },
 }
 
@@ -73,13 +75,16 @@ impl fmt::Display for Finding {
             Self::EventNotListed { sk, n } => write!(f, "event {sk} says that it is in link {n} and is not"),
             Self::EventNowhere { sk, n } => write!(f, "event {sk} says that it is in link {n}, which is not there"),
             Self::EventUnaccounted { sk } => write!(f, "event {sk} is neither chained nor waiting for it"),
+            Self::EventOverdue { sk } => write!(f, "event {sk} has waited to be chained for more than ten minutes"),
+            Self::EventUnsound { sk } => write!(f, "event {sk} is not as events are written"),
             Self::ClaimWrong { sk } => write!(f, "event {sk} is claimed for another link than lists it"),
         }
     }
 }
 
-/// Holds events, links and anchors against each other and the links against their keys. What waits to be chained is no finding.
-pub fn check(organization: Id, log: &AuditLog, ring: &Keyring) -> Checked {
+/// Holds events, links and anchors against each other and the links against their keys. What waits to be chained is no finding, unless it has waited
+/// for too long by `now`, when the reading began.
+pub fn check(organization: Id, log: &AuditLog, ring: &Keyring, now: Timestamp) -> Checked {
     let mut findings: Vec<_> = log.unreadable.iter().map(|sk| Finding::Unreadable { sk: sk.clone() }).collect();
     missing_links(log, &mut findings);
     for (n, link) in &log.links {
@@ -95,8 +100,15 @@ pub fn check(organization: Id, log: &AuditLog, ring: &Keyring) -> Checked {
         match mark.link {
             Some(n) if log.links.contains_key(&n) => findings.push(Finding::EventNotListed { sk, n }),
             Some(n) => findings.push(Finding::EventNowhere { sk, n }),
-            None if mark.waiting => pending += 1,
-            None => findings.push(Finding::EventUnaccounted { sk }),
+            None if !mark.waiting => findings.push(Finding::EventUnaccounted { sk }),
+            None => {
+                pending += 1;
+                if !mark.sound {
+                    findings.push(Finding::EventUnsound { sk });
+                } else if is_overdue(&sk, now) {
+                    findings.push(Finding::EventOverdue { sk });
+                }
+            }
         }
     }
     let stray = |(sk, n): &(&String, &u64)| listed.get(sk.as_str()).is_none_or(|(listing, _)| listing != *n);
@@ -166,6 +178,8 @@ fn check_listed(log: &AuditLog, sk: &str, n: u64, digest: Hash32, findings: &mut
         findings.push(Finding::EventChanged { sk, n });
     } else if !waited && (mark.link != Some(n) || mark.waiting) {
         findings.push(Finding::EventMisplaced { sk, n });
+    } else if !mark.sound {
+        findings.push(Finding::EventUnsound { sk });
     }
 }
 
@@ -176,8 +190,14 @@ mod tests {
     use super::*;
     use crate::domain::ChainedEvent;
 
+    const WAITING: &str = "2026-11-22T00:00:00.000Z#1";
+
     fn organization() -> Id {
         Id::new(7).unwrap()
+    }
+
+    fn now() -> Timestamp {
+        "2026-11-22T00:10:00Z".parse().unwrap()
     }
 
     fn ring(letter: &str) -> Keyring {
@@ -188,6 +208,10 @@ mod tests {
         Hash32::of_event(text.as_bytes())
     }
 
+    fn mark(text: &str) -> EventMark {
+        EventMark { digest: digest(text), link: Some(1), waiting: false, sound: true }
+    }
+
     /// A whole log: links of these sizes, and one event that waits.
     fn log(sizes: &[usize], ring: &Keyring) -> AuditLog {
         let mut log = AuditLog { settled: sizes.len() as u64, ..AuditLog::default() };
@@ -196,7 +220,7 @@ mod tests {
             let events: Vec<_> = sks.map(|sk| ChainedEvent { digest: digest(&sk), sk }).collect();
             append(&mut log, events, ring);
         }
-        log.events.insert("waiting".to_owned(), EventMark { digest: digest("waiting"), link: None, waiting: true });
+        log.events.insert(WAITING.to_owned(), EventMark { link: None, waiting: true, ..mark(WAITING) });
         log
     }
 
@@ -204,7 +228,7 @@ mod tests {
         let at = "2026-11-22T00:00:00Z".parse().unwrap();
         let link = Link::behind(log.links.values().next_back(), organization(), at, events, ring);
         for event in &link.events {
-            let mark = EventMark { digest: event.digest, link: Some(link.n), waiting: false };
+            let mark = EventMark { digest: event.digest, link: Some(link.n), waiting: false, sound: true };
             log.events.insert(event.sk.clone(), mark);
             log.claims.insert(event.sk.clone(), link.n);
         }
@@ -213,14 +237,22 @@ mod tests {
     }
 
     fn findings(log: &AuditLog) -> Vec<Finding> {
-        check(organization(), log, &ring("a")).findings
+        check(organization(), log, &ring("a"), now()).findings
     }
 
     #[test]
     fn a_whole_log_has_no_findings_and_counts_what_waits() {
-        let checked = check(organization(), &log(&[2, 1, 3], &ring("a")), &ring("a"));
+        let checked = check(organization(), &log(&[2, 1, 3], &ring("a")), &ring("a"), now());
         assert_eq!(checked, Checked { events: 7, links: 3, pending: 1, findings: Vec::new() });
         assert!(findings(&AuditLog::default()).is_empty());
+    }
+
+    #[test]
+    fn what_waits_for_too_long_is_found() {
+        let log = log(&[1], &ring("a"));
+        let later = now().plus(std::time::Duration::from_millis(1));
+        let checked = check(organization(), &log, &ring("a"), later);
+        assert_eq!((checked.pending, checked.findings), (1, vec![Finding::EventOverdue { sk: WAITING.to_owned() }]));
     }
 
     #[test]
@@ -304,6 +336,9 @@ mod tests {
             23 => put("new", EventMark { link: Some(99), ..mark }),
             24 => put("new", EventMark { link: None, waiting: false, ..mark }),
             25 => drop(log.claims.insert("new".to_owned(), n)),
+            26 => put(&sk, EventMark { sound: false, ..mark }),
+            27 => put(WAITING, EventMark { link: None, waiting: true, sound: false, ..mark }),
+            28 => put("new", EventMark { link: None, waiting: true, ..mark }),
             _ => drop(log.unreadable.insert("new".to_owned())),
         }
     }
@@ -312,7 +347,7 @@ mod tests {
         #[test]
         fn any_single_tampering_is_found(
             sizes in prop::collection::vec(1..4_usize, 1..5),
-            way in 0..27_usize,
+            way in 0..30_usize,
             pick: prop::sample::Index,
         ) {
             let mut log = log(&sizes, &ring("a"));
@@ -334,7 +369,7 @@ mod tests {
                 log.claims.insert("0#0".to_owned(), told);
                 log.settled = told;
             }
-            check(organization(), &log, &ring("a"));
+            check(organization(), &log, &ring("a"), now());
         }
     }
 }

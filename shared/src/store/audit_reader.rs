@@ -13,7 +13,7 @@ use super::{
     },
     text,
 };
-use crate::domain::{Anchor, AuditLog, Id, Link};
+use crate::domain::{Anchor, AuditEvent, AuditLog, Id, Link};
 
 /// Reads whole audit logs with their chains and anchors, as the operator alone may: it needs Scan.
 #[derive(Debug, Clone)]
@@ -78,7 +78,9 @@ impl AuditReader {
         self.each(&self.main, &chain_partition(organization), None, |item| place_chain(&mut log, item)).await?;
         log.settled = log.links.keys().next_back().copied().unwrap_or(0);
         self.each(&self.main, &audit_partition(organization), None, |item| {
-            log.events.insert(text(&item, "sk")?.to_owned(), mark_of(&item)?);
+            let (sk, mut mark) = (text(&item, "sk")?.to_owned(), mark_of(&item)?);
+            mark.sound &= decode::<AuditEvent>(item).is_ok();
+            log.events.insert(sk, mark);
             Ok(())
         })
         .await?;

@@ -5,24 +5,45 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::{
-    Conflict, Item, Store, StoreError, Transaction, canonical, decode,
+    Conflict, Item, Store, StoreError, Transaction,
+    audit::is_sound,
+    canonical, decode,
     table::{ABOVE_IDS, AUDIT, Key, Table, UNCHAINED_INDEX, chain_partition, unchained_shards},
     text,
 };
 use crate::domain::{Anchor, ChainedEvent, EventMark, Hash32, Id, Link};
 
-/// How much of a shard one sweep takes on.
-const FOUND_AT_MOST: usize = 10_000;
+/// How much of a shard one look finds.
+const FOUND_AT_MOST: i32 = 1_000;
 /// How many bytes of events one link holds: a transaction may touch 4 MB.
 const BYTES_AT_MOST: usize = 2_000_000;
 /// What the worker writes into an event. All else is under its digest.
-const UNCHAINED: &str = "unchained";
-const LINK: &str = "link";
+pub(super) const UNCHAINED: &str = "unchained";
+pub(super) const LINK: &str = "link";
 
 /// That an event was chained, and where. Who writes events cannot write this.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Claim {
     pub(super) link: u64,
+}
+
+/// The sort keys of events that may not be chained yet, for each organization, oldest first.
+pub type UnchainedEvents = BTreeMap<Id, Vec<String>>;
+
+/// How far a sweep of the index has come: the shards that are not done with, and behind which item each goes on.
+#[derive(Debug)]
+pub struct Sweep {
+    shards: Vec<(String, Option<Item>)>,
+}
+
+/// A shard, what was found in it, and behind which item there may be more.
+type Look = (String, Vec<Item>, Option<Item>);
+
+impl Default for Sweep {
+    /// From the start.
+    fn default() -> Self {
+        Self { shards: unchained_shards().map(|shard| (shard, None)).collect() }
+    }
 }
 
 /// Events that wait to be chained, as they are now.
@@ -36,47 +57,38 @@ pub struct WaitingEvents {
 }
 
 impl Store {
-    /// The sort keys of events that may not be chained yet, for each organization, oldest first.
-    pub async fn unchained_events(&self) -> Result<BTreeMap<Id, Vec<String>>, StoreError> {
+    /// Looks on through the index of events that are not chained yet; none once all of it was looked through.
+    pub async fn unchained_events(&self, sweep: &mut Sweep) -> Result<Option<UnchainedEvents>, StoreError> {
+        if sweep.shards.is_empty() {
+            return Ok(None);
+        }
         let mut looks = JoinSet::new();
-        for shard in unchained_shards() {
+        for (shard, behind) in std::mem::take(&mut sweep.shards) {
             let store = self.clone();
-            looks.spawn(async move { store.unchained_in_shard(shard).await });
+            looks.spawn(async move { store.unchained_in_shard(shard, behind).await });
         }
-        let mut found: BTreeMap<Id, Vec<String>> = BTreeMap::new();
-        for shard in looks.join_all().await {
-            for item in shard? {
-                let organization = text(&item, "pk")?.strip_prefix(AUDIT).and_then(Id::parse);
-                if let Some(organization) = organization {
-                    found.entry(organization).or_default().push(text(&item, "sk")?.to_owned());
-                }
-            }
+        let mut found = Vec::new();
+        for look in looks.join_all().await {
+            let (shard, items, behind) = look?;
+            found.extend(items);
+            sweep.shards.extend(behind.map(|behind| (shard, Some(behind))));
         }
-        for sks in found.values_mut() {
-            sks.sort_unstable();
-        }
-        Ok(found)
+        by_organization(&found).map(Some)
     }
 
-    async fn unchained_in_shard(&self, shard: String) -> Result<Vec<Item>, StoreError> {
-        let mut items = self
+    async fn unchained_in_shard(&self, shard: String, behind: Option<Item>) -> Result<Look, StoreError> {
+        let output = self
             .client
             .query()
             .table_name(self.table(Table::Main))
             .index_name(UNCHAINED_INDEX)
             .key_condition_expression("unchained = :pk")
-            .expression_attribute_values(":pk", AttributeValue::S(shard))
-            .into_paginator()
-            .items()
-            .send();
-        let mut found = Vec::new();
-        while let Some(item) = items.next().await {
-            found.push(item?);
-            if found.len() == FOUND_AT_MOST {
-                break;
-            }
-        }
-        Ok(found)
+            .expression_attribute_values(":pk", AttributeValue::S(shard.clone()))
+            .set_exclusive_start_key(behind)
+            .limit(FOUND_AT_MOST)
+            .send()
+            .await?;
+        Ok((shard, output.items.unwrap_or_default(), output.last_evaluated_key))
     }
 
     /// Those of the events that still wait, read consistently, in the order that they were asked for; at most what one link holds.
@@ -150,6 +162,21 @@ impl Transaction {
     }
 }
 
+fn by_organization(items: &[Item]) -> Result<UnchainedEvents, StoreError> {
+    let mut found = UnchainedEvents::new();
+    for item in items {
+        if let Some(organization) = text(item, "pk")?.strip_prefix(AUDIT).and_then(Id::parse) {
+            found.entry(organization).or_default().push(text(item, "sk")?.to_owned());
+        }
+    }
+    for sks in found.values_mut() {
+        sks.sort_unstable();
+        // One that was put into another shard meanwhile was found in both.
+        sks.dedup();
+    }
+    Ok(found)
+}
+
 /// What an event's digest is over.
 fn encoded(item: &Item) -> Result<Vec<u8>, StoreError> {
     canonical::encoded(item, &[UNCHAINED, LINK])
@@ -162,5 +189,26 @@ pub(super) fn mark_of(item: &Item) -> Result<EventMark, StoreError> {
         digest: Hash32::of_event(&encoded(item)?),
         link: item.get(LINK).map(number),
         waiting: item.contains_key(UNCHAINED),
+        sound: is_sound(item),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_that_was_found_in_two_shards_is_one() {
+        let item = |pk: &str, sk: &str| {
+            let text = |text: &str| AttributeValue::S(text.to_owned());
+            Item::from([("pk".to_owned(), text(pk)), ("sk".to_owned(), text(sk))])
+        };
+        let items =
+            [item("AUD#7", "b"), item("AUD#8", "b"), item("AUD#7", "a"), item("AUD#?", "a"), item("AUD#7", "b")];
+        let found = by_organization(&items).unwrap();
+        let expected = [(7, vec!["a", "b"]), (8, vec!["b"])];
+        let expected =
+            expected.map(|(id, sks)| (Id::new(id).unwrap(), sks.into_iter().map(str::to_owned).collect::<Vec<_>>()));
+        assert_eq!(found, BTreeMap::from(expected));
+    }
 }

@@ -39,7 +39,7 @@ pub use self::{
     audit::LoggedEvent,
     audit_reader::{AuditReader, Audited},
     budgets::{BudgetCheck, BudgetSubject, OrganizationBudget},
-    chain::WaitingEvents,
+    chain::{Sweep, UnchainedEvents, WaitingEvents},
     credentials::{Credential, Digest},
     error::StoreError,
     idempotency::IdempotencyRecord,

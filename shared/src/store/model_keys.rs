@@ -96,7 +96,8 @@ impl Store {
         limit: usize,
     ) -> Result<Page<ModelKey>, StoreError> {
         let partition = model_keys_partition(organization);
-        let listing = Listing { partition, place: padded, read: decode, id: |key: &ModelKey| key.id };
+        let listing =
+            Listing { partition, place: padded, read: decode, skips_unreadable: false, id: |key: &ModelKey| key.id };
         self.page(listing, below, limit, |_| true).await
     }
 

@@ -3,6 +3,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use super::{
     Item, Store, StoreError,
     table::{ABOVE_IDS, Table},
+    text,
 };
 use crate::domain::Id;
 
@@ -26,6 +27,8 @@ pub(super) struct Listing<T> {
     /// The sort key under which an id stands.
     pub(super) place: fn(Id) -> String,
     pub(super) read: fn(Item) -> Result<T, StoreError>,
+    /// Whether an item that cannot be read is left out. It is an error otherwise.
+    pub(super) skips_unreadable: bool,
     pub(super) id: fn(&T) -> Id,
 }
 
@@ -40,18 +43,19 @@ impl Store {
     ) -> Result<Page<T>, StoreError> {
         let mut items = Vec::with_capacity(limit);
         let mut resume_below = below;
-        let (mut examined, mut bytes) = (0, 0);
+        let (mut examined, mut skipped, mut bytes) = (0, 0, 0);
+        // Below what was skipped, too: a cursor cannot say that.
+        let mut upper = below.map_or_else(|| ABOVE_IDS.to_owned(), listing.place);
         loop {
             // One more than is wanted tells whether another page follows.
-            let ask = (limit + 1 - items.len()).max(examined.min(200)).min(EXAMINED_AT_MOST + 1 - examined);
-            let upper = resume_below.map_or_else(|| ABOVE_IDS.to_owned(), listing.place);
+            let ask = (limit + 1 - items.len()).max((examined + skipped).min(200)).min(EXAMINED_AT_MOST + 1 - examined);
             let output = self
                 .client
                 .query()
                 .table_name(self.table(Table::Main))
                 .key_condition_expression("pk = :pk AND sk < :upper")
                 .expression_attribute_values(":pk", AttributeValue::S(listing.partition.clone()))
-                .expression_attribute_values(":upper", AttributeValue::S(upper))
+                .expression_attribute_values(":upper", AttributeValue::S(upper.clone()))
                 .scan_index_forward(false)
                 .consistent_read(true)
                 .limit(i32::try_from(ask).unwrap_or(i32::MAX))
@@ -60,7 +64,15 @@ impl Store {
             let exhausted = output.last_evaluated_key.is_none();
             for item in output.items.unwrap_or_default() {
                 let size: usize = item.iter().map(|(name, value)| name.len() + size_of(value)).sum();
-                let item = (listing.read)(item)?;
+                text(&item, "sk")?.clone_into(&mut upper);
+                let item = match (listing.read)(item) {
+                    Err(error) if listing.skips_unreadable => {
+                        tracing::error!(partition = listing.partition, sk = upper, %error, "an item is left out of its list");
+                        skipped += 1;
+                        continue;
+                    }
+                    read => read?,
+                };
                 let at = (listing.id)(&item);
                 let full = items.len() == limit || examined == EXAMINED_AT_MOST || bytes + size > BYTES_AT_MOST;
                 if full && examined > 0 {

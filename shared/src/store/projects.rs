@@ -34,7 +34,13 @@ impl Store {
         limit: usize,
     ) -> Result<Page<Project>, StoreError> {
         let partition = projects_partition(organization);
-        let listing = Listing { partition, place: padded, read: decode, id: |project: &Project| project.id };
+        let listing = Listing {
+            partition,
+            place: padded,
+            read: decode,
+            skips_unreadable: false,
+            id: |project: &Project| project.id,
+        };
         self.page(listing, below, limit, |_| true).await
     }
 }

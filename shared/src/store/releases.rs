@@ -36,8 +36,13 @@ impl Store {
         limit: usize,
     ) -> Result<Page<Release>, StoreError> {
         let partition = releases_partition(organization, project);
-        let listing =
-            Listing { partition, place: padded, read: decode, id: |release: &Release| release.version.place() };
+        let listing = Listing {
+            partition,
+            place: padded,
+            read: decode,
+            skips_unreadable: false,
+            id: |release: &Release| release.version.place(),
+        };
         self.page(listing, Some(below), limit, |_| true).await
     }
 

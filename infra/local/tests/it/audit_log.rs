@@ -28,7 +28,8 @@ const SECOND: Duration = Duration::from_secs(1);
 /// What `karta audit-verify` finds.
 async fn findings(world: &World) -> Vec<String> {
     let ring = world.runner.app.secrets.ring(Ring::Audit).await.unwrap();
-    let report = audit::verify(&world.runner.app.store.audit_reader(), &ring).await.unwrap();
+    let now = world.runner.app.clock.now();
+    let report = audit::verify(&world.runner.app.store.audit_reader(), &ring, now).await.unwrap();
     let organizations = report.organizations.iter().flat_map(|(_, checked)| &checked.findings);
     organizations.map(ToString::to_string).chain(report.strays.iter().cloned()).collect()
 }
@@ -486,6 +487,139 @@ async fn the_list_shows_a_link_that_was_changed_and_what_stands_behind_one() {
     delete(&world, "karta", &link).await;
     assert_eq!(states(&world).await[..4], broken);
     assert_eq!(states(&world).await[4..], ["verified 1"; 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_waits_where_no_worker_looks_is_found() {
+    let (world, _clock) = doomed().await;
+    world.key(&["read"]).await;
+    let waiting = partition(&world, "AUD").await.into_iter().find(|event| event.get("unchained").is_some()).unwrap();
+    let sk = waiting["sk"]["S"].as_str().unwrap();
+    let own: u8 = waiting["unchained"]["S"].as_str().unwrap().strip_prefix("UNC#").unwrap().parse().unwrap();
+    for shard in ["UNC#99".to_owned(), "x".to_owned(), format!("UNC#{}", (own + 1) % 16)] {
+        let mut astray = waiting.clone();
+        astray["unchained"] = json!({ "S": shard });
+        put(&world, "karta", &astray).await;
+        assert_eq!(states(&world).await.iter().filter(|state| *state == "broken null").count(), 1, "{shard}");
+        assert_eq!(findings(&world).await, [format!("event {sk} is not as events are written")], "{shard}");
+    }
+    put(&world, "karta", &waiting).await;
+    world.work(CHAIN).await;
+    assert_eq!(findings(&world).await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_with_a_ttl_is_found_before_and_after_it_is_chained() {
+    let (world, _clock) = doomed().await;
+    world.key(&["read"]).await;
+    let waiting = partition(&world, "AUD").await.into_iter().find(|event| event.get("unchained").is_some()).unwrap();
+    let sk = waiting["sk"]["S"].as_str().unwrap();
+    for (name, value) in [("ttl", json!({ "N": "1" })), ("version", json!({ "N": "1" }))] {
+        let mut doomed = waiting.clone();
+        doomed[name] = value;
+        put(&world, "karta", &doomed).await;
+        assert_eq!(states(&world).await.iter().filter(|state| *state == "broken null").count(), 1, "{name}");
+        assert_eq!(findings(&world).await, [format!("event {sk} is not as events are written")], "{name}");
+    }
+    world.work(CHAIN).await;
+    assert_eq!(states(&world).await.iter().filter(|state| *state == "broken 4").count(), 1);
+    assert_eq!(findings(&world).await, [format!("event {sk} is not as events are written")]);
+    let chained = partition(&world, "AUD").await.into_iter().find(|event| event["sk"]["S"] == sk).unwrap();
+    delete(&world, "karta", &chained).await;
+    assert_eq!(findings(&world).await, [format!("event {sk} of link 4 is missing")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_waits_for_more_than_ten_minutes_is_found_until_it_is_chained() {
+    let (world, clock) = doomed().await;
+    world.key(&["read"]).await;
+    clock.advance(Duration::from_mins(10));
+    assert_eq!(findings(&world).await, [""; 0]);
+    assert!(states(&world).await.contains(&"pending null".to_owned()));
+    clock.advance(Duration::from_millis(1));
+    let found = findings(&world).await;
+    assert!(found.len() == 1 && found[0].ends_with("has waited to be chained for more than ten minutes"), "{found:?}");
+    assert!(states(&world).await.contains(&"broken null".to_owned()));
+    world.work(CHAIN).await;
+    assert_eq!(findings(&world).await, [""; 0]);
+    assert!(states(&world).await.contains(&"verified 4".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_worker_goes_on_behind_what_it_cannot_chain() {
+    let (world, _clock) = doomed().await;
+    world.key(&["read"]).await;
+    let mut event = partition(&world, "AUD").await.into_iter().find(|event| event.get("unchained").is_some()).unwrap();
+    let sk = event["sk"].take();
+    event["link"] = json!({ "N": "1" });
+    let junk: Vec<_> = (0..2_050).map(|n| json!({ "S": format!("0#{n:04}") })).collect();
+    for sks in junk.chunks(25) {
+        let puts: Vec<_> = sks
+            .iter()
+            .map(|sk| {
+                event["sk"] = sk.clone();
+                json!({ "PutRequest": { "Item": event } })
+            })
+            .collect();
+        world.dynamodb("BatchWriteItem", json!({ "RequestItems": { "karta": puts } })).await;
+    }
+    world.work(CHAIN).await;
+    let links = links(&world).await;
+    assert_eq!((links.len(), listed(&links[3])), (4, vec![sk["S"].as_str().unwrap()]));
+    assert_eq!(findings(&world).await.len(), junk.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_is_left_out_of_the_list_and_found() {
+    let (world, _clock) = doomed().await;
+    let events = partition(&world, "AUD").await;
+    let mut expected = Vec::new();
+    for n in 0..60 {
+        let mut odd = events[6].clone();
+        odd["sk"] = json!({ "S": format!("2026-11-21T12:30:00.000Z#{n:02}") });
+        odd.as_object_mut().unwrap().remove("link");
+        odd["unchained"] = json!({ "S": "UNC#1" });
+        put(&world, "karta", &odd).await;
+        expected.push(format!("event {} is not as events are written", odd["sk"]["S"].as_str().unwrap()));
+    }
+    let mut unreadable = events[5].clone();
+    unreadable["actor"] = json!({ "S": "?" });
+    put(&world, "karta", &unreadable).await;
+    let (mut visited, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = world.get(&format!("/v1/audit_events?limit=2{cursor}")).send().await.expect(200);
+        visited.extend(page["audit_events"].as_array().unwrap().iter().map(|event| event["chain"]["link"].clone()));
+        let Some(next) = page["next_cursor"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(visited, [3, 2, 2, 1, 1, 1]);
+    expected.insert(0, format!("event {} is not as it was put into link 3", unreadable["sk"]["S"].as_str().unwrap()));
+    assert_eq!(findings(&world).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_shows_in_one_read_and_not_yet_in_another_is_no_alarm() {
+    // On a clock that stands still the authorizer is asked once, and reads no more.
+    let clock = ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap());
+    let (world, proxy) = FaultProxy::start_with(Arc::new(clock)).await;
+    world.work(CHAIN).await;
+    assert_eq!(states(&world).await, ["verified 1"; 2]);
+    for reads in 0..2 {
+        proxy.forget();
+        proxy.fail_after("BatchGetItem", reads, 1, Fault::FindNothing);
+        assert_eq!(states(&world).await, ["verified 1"; 2]);
+        assert!(proxy.seen_of("BatchGetItem").len() > 2, "it was looked at twice");
+        proxy.heal();
+    }
+    for reads in 0..4 {
+        proxy.fail_after("Query", reads, 1, Fault::FindNothing);
+        assert_eq!(findings(&world).await, [""; 0], "{reads}");
+        proxy.heal();
+    }
+    proxy.forget();
+    proxy.fail("BatchGetItem", 2, Fault::FindNothing);
+    assert_eq!(states(&world).await, ["broken 1"; 2]);
+    assert_eq!(proxy.seen_of("BatchGetItem").len(), 2);
 }
 
 /// The paths to every value of an item.

@@ -47,6 +47,8 @@ pub(crate) enum Fault {
     HoldAnswer,
     /// `TransactionCanceledException`: this reason for the member at this place, none for the others; nothing reaches the store.
     Cancel { code: &'static str, at: usize },
+    /// A Query or a BatchGetItem finds nothing.
+    FindNothing,
     /// Of a BatchGetItem, the last key comes back as unprocessed.
     LeaveUnread,
 }
@@ -264,6 +266,9 @@ impl FaultProxy {
                 let reasons = (0..members).map(|member| json!({ "Code": if member == at { code } else { "None" } }));
                 let reasons: Vec<_> = reasons.collect();
                 Some(exception("TransactionCanceledException", &json!({ "CancellationReasons": reasons })))
+            }
+            Some(Fault::FindNothing) => {
+                Some((200, json!({ "Items": [], "Responses": {}, "Count": 0 }).to_string().into_bytes()))
             }
             Some(Fault::LeaveUnread) => self.leave_unread(&request, body, store).await,
         }

@@ -309,7 +309,7 @@ impl AuditCheck {
         let app = App::new(config, &sdk, secrets, clock, Arc::new(OsEntropy));
         AuditChain::new(app.clone()).work(&Wake::Sweep).await.unwrap();
         let ring = app.secrets.ring(Ring::Audit).await.unwrap();
-        audit::verify(&app.store.audit_reader(), &ring).await.unwrap()
+        audit::verify(&app.store.audit_reader(), &ring, app.clock.now()).await.unwrap()
     }
 }
 
