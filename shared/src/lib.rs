@@ -9,6 +9,7 @@
 //! | [`founding`] | an organization with its first key | `domain`, `store`, `auth`, `config` |
 //! | [`http`] | the [`http::Route`] frame: judge, parse, call, answer | all of the above |
 //! | [`worker`] | the frame of functions without a route | `app`, `domain`, `telemetry` |
+//! | [`together`] | many calls at once, within bounds | nothing here |
 //! | [`config`] | environment and secrets, read once and refused when wrong | `domain`, `store::table` |
 //! | [`fault`] | what may be said of an AWS call that failed | nothing here |
 //! | [`telemetry`] | JSON logs through the scrubber | nothing here |
@@ -28,6 +29,7 @@ pub mod http;
 pub mod sealing;
 pub mod store;
 pub mod telemetry;
+pub mod together;
 pub mod worker;
 
 pub use app::App;

@@ -49,7 +49,7 @@ impl Route for ApiKeysCreate {
             return Err(Error::invalid("expires_at", "must be in the future"));
         }
         // A key outlives the gateway's verdict: what the caller has lost since, it cannot pass on.
-        let caller = call.readmit(app).await?.api_key;
+        let caller = call.readmit(app).await?;
         let organization = call.caller.organization_id;
         let token = ApiKeyToken::mint(&*app.secrets.ring(Ring::KeyTag).await?, &*app.entropy);
         let digest = app.bcrypt.digest(&token, &*app.entropy).await?;

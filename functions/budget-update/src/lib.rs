@@ -25,7 +25,7 @@ impl Route for BudgetUpdate {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let organization = call.caller.organization_id;
-        let caller = call.readmit(app).await?.api_key;
+        let caller = call.readmit(app).await?;
         let before = app.store.budget(organization).await?;
         let budget = call.body.clone();
         let known = before.as_ref().map(|kept| kept.budget.clone());

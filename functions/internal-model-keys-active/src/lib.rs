@@ -57,6 +57,9 @@ impl Route for InternalModelKeysActive {
         }
         let plaintext = place.open(&ring, &sealed)?.into();
         seal_anew(app, call, place, &ring, &sealed).await;
+        let (request_id, service) = (call.origin.request_id.as_str(), call.caller.name());
+        let (organization_id, key_id) = (organization.get(), place.id.get());
+        tracing::info!(request_id, service, organization_id, %provider, key_id, "a provider key was opened");
         Answer::ok(&Output { provider, plaintext, key_id: place.id, tail: active.tail })
     }
 }

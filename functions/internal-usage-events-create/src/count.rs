@@ -4,12 +4,9 @@ use karta_shared::{
     App,
     domain::{Id, Timestamp, UsageEvent},
     http::Error,
-    store::{Ingested, StoreError},
+    store::Ingested,
+    together::together,
 };
-use tokio::task::{JoinError, JoinSet};
-
-/// How many organizations are counted at once.
-const AT_ONCE: usize = 16;
 
 /// Counts each organization's events. All have their turn before the fault of one is told: what was counted stays, and the same batch sent again
 /// counts the rest.
@@ -18,24 +15,17 @@ pub(crate) async fn count(
     by_organization: BTreeMap<Id, Vec<UsageEvent>>,
     now: Timestamp,
 ) -> Result<Ingested, Error> {
-    let (mut ingested, mut outcome) = (Ingested::default(), Ok(()));
-    let mut counting = JoinSet::new();
-    let mut note = |counted: Result<Result<Ingested, StoreError>, JoinError>| match counted {
-        Ok(Ok(counted)) => ingested += counted,
-        Ok(Err(fault)) => outcome = Err(fault.into()),
-        Err(fault) => outcome = Err(Error::Internal(fault.to_string())),
-    };
-    for (organization, events) in by_organization {
-        if counting.len() == AT_ONCE
-            && let Some(counted) = counting.join_next().await
-        {
-            note(counted);
-        }
+    let counting = by_organization.into_iter().map(|(organization, events)| {
         let store = app.store.clone();
-        counting.spawn(async move { store.ingest(organization, events, now).await });
+        async move { store.ingest(organization, events, now).await }
+    });
+    let mut ingested = Ingested::default();
+    let mut outcome = Ok(ingested);
+    for counted in together(counting).await {
+        match counted {
+            Ok(counted) => ingested += counted,
+            Err(fault) => outcome = Err(fault.into()),
+        }
     }
-    while let Some(counted) = counting.join_next().await {
-        note(counted);
-    }
-    outcome.map(|()| ingested)
+    outcome.map(|_| ingested)
 }

@@ -8,10 +8,10 @@ use karta_shared::{
     },
     http::{Error, read_object},
     store::KeyOwner,
+    together::together,
 };
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::task::JoinSet;
 
 /// An event as a data plane reports it.
 #[derive(Debug, Deserialize)]
@@ -58,16 +58,11 @@ impl Directory {
         let ids: BTreeSet<_> = events.clone().filter_map(|event| event.api_key_id).collect();
         let prefixes: HashSet<_> = events.filter_map(|event| event.api_key_prefix.clone()).collect();
         let by_id = app.store.key_owners(&ids).await?;
-        let mut looks = JoinSet::new();
-        for prefix in prefixes {
+        let looks = prefixes.into_iter().map(|prefix| {
             let store = app.store.clone();
-            looks.spawn(async move { store.key_owners_by_prefix(&prefix).await.map(|keys| (prefix, keys)) });
-        }
-        let mut by_prefix = HashMap::with_capacity(looks.len());
-        while let Some(found) = looks.join_next().await {
-            let (prefix, keys) = found.map_err(|fault| Error::Internal(fault.to_string()))??;
-            by_prefix.insert(prefix.as_str().to_owned(), keys);
-        }
+            async move { store.key_owners_by_prefix(&prefix).await.map(|keys| (prefix.as_str().to_owned(), keys)) }
+        });
+        let by_prefix = together(looks).await.into_iter().collect::<Result<_, _>>()?;
         Ok(Self { by_id, by_prefix })
     }
 

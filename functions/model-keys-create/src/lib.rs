@@ -42,7 +42,7 @@ impl Route for ModelKeysCreate {
             return Ok(answer);
         }
         // What is spent with this key outlives the gateway's verdict: who may not administer any more must not choose it.
-        let caller = call.readmit(app).await?.api_key;
+        let caller = call.readmit(app).await?;
         let organization = call.caller.organization_id;
         let model_key = ModelKey::new(Id::draw(call.now, &*app.entropy), &key, name.clone(), call.now);
         let output = Output { model_key: model_key.clone().into() };

@@ -73,7 +73,7 @@ impl Route for SessionTokensCreate {
             }
         };
         // The gateway's verdict may be seconds old, and a token outlives it by far: what the key has lost since, it cannot pass on.
-        let (valid, project) = tokio::join!(call.readmit(app), project);
+        let (valid, project) = tokio::join!(call.readmit_to_spend(app), project);
         let valid = valid?;
         if let BudgetVerdict::Exhausted { reason } = valid.budget {
             return Err(Error::BudgetExhausted { reason });

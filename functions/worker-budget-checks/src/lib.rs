@@ -8,19 +8,17 @@ use karta_shared::{
     App,
     domain::Timestamp,
     store::{BudgetCheck, CommitError, Due, Queue},
+    together::together,
     worker::{Fault, Wake, Worker},
 };
-use tokio::{task::JoinSet, time::timeout};
+use tokio::time::timeout;
 
 /// How often a sweep looks again while it finds something.
 const LOOKS: usize = 20;
-/// How many organizations are looked at at once, and for how long each: one organization's fault or size is not another one's.
-const AT_ONCE: usize = 16;
+/// How long one organization is looked at: its fault or size is not another one's.
 const LOOKED_AT_WITHIN: Duration = Duration::from_secs(20);
 /// When a look that was cut off is made again.
 const AGAIN_AFTER: Duration = Duration::from_mins(1);
-/// Where wishes gather.
-const CHECK: &str = "CHECK";
 
 #[derive(Debug)]
 pub struct BudgetChecks {
@@ -33,25 +31,12 @@ impl BudgetChecks {
     }
 
     async fn look_at(&self, due: Vec<Due>) -> Result<(), Fault> {
-        let (mut looks, mut outcome) = (JoinSet::new(), Ok(()));
-        for due in due {
-            if looks.len() == AT_ONCE {
-                outcome = settled(looks.join_next().await).and(outcome);
-            }
+        let looks = due.into_iter().map(|due| {
             let app = self.app.clone();
-            looks.spawn(async move { timeout(LOOKED_AT_WITHIN, check(&app, &due)).await? });
-        }
-        while let Some(look) = looks.join_next().await {
-            outcome = settled(Some(look)).and(outcome);
-        }
-        outcome
+            async move { timeout(LOOKED_AT_WITHIN, check(&app, &due)).await? }
+        });
+        together(looks).await.into_iter().fold(Ok(()), Result::and)
     }
-}
-
-type Look = Result<Result<(), Fault>, tokio::task::JoinError>;
-
-fn settled(look: Option<Look>) -> Result<(), Fault> {
-    look.unwrap_or(Ok(Ok(())))?
 }
 
 async fn check(app: &App, due: &Due) -> Result<(), Fault> {
@@ -61,7 +46,7 @@ async fn check(app: &App, due: &Due) -> Result<(), Fault> {
     };
     let now = app.clock.now();
     let mut place = due.sk.clone();
-    if place == CHECK {
+    if place == BudgetCheck::GATHERED {
         let mut transaction = app.store.transaction();
         transaction.put_budget_check_aside(&check, now.plus(AGAIN_AFTER))?;
         match transaction.commit().await {
@@ -103,8 +88,9 @@ impl Worker for BudgetChecks {
     async fn work(&self, wake: &Wake) -> Result<(), Fault> {
         if let Wake::Written(organizations) = wake {
             // The index may not show yet what the stream tells of.
-            let written = |organization_id: &_| Due { organization_id: *organization_id, sk: CHECK.to_owned() };
-            self.look_at(organizations.iter().map(written).collect()).await?;
+            let sk = BudgetCheck::GATHERED;
+            let written = |organization_id: &_| Due { organization_id: *organization_id, sk: sk.to_owned() };
+            return self.look_at(organizations.iter().map(written).collect()).await;
         }
         for _ in 0..LOOKS {
             let due = self.app.store.due(Queue::BudgetChecks, self.app.clock.now()).await?;

@@ -27,7 +27,7 @@ pub(crate) async fn watched(app: &App, check: &BudgetCheck, month: Month) -> Res
     let (store, organization) = (&app.store, check.organization_id);
     let tenant = store.organization(organization).await?.ok_or("the organization of a check is not there")?;
     let budget = store.budget(organization).await?.map(|kept| kept.budget);
-    let spent = store.usage(organization, month).await?.totals;
+    let spent = store.usage_totals(organization, month).await?;
     let spending = Spending { organization_budget: budget.clone(), organization: spent, ..Spending::default() };
     let mut watched = vec![Watched {
         subject: BudgetSubject::Organization,

@@ -7,7 +7,6 @@
 mod flush;
 mod push;
 mod queue;
-mod together;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -9,13 +9,14 @@ use std::{
 
 use karta_shared::{
     domain::{DataPlane, Id},
+    together::together,
     worker::Worker,
 };
 use reqwest::{Client, redirect};
 use serde_json::json;
 use tokio::sync::OnceCell;
 
-use crate::{CachePush, together::together};
+use crate::CachePush;
 
 const PATH: &str = "/v1/internal/cache/invalidate";
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);

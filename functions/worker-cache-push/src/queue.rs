@@ -4,10 +4,11 @@ use karta_shared::{
     App,
     domain::{Id, Invalidation, Timestamp},
     store::{PendingInvalidation, Queue, StoreError},
+    together::together,
     worker::{Wake, Worker},
 };
 
-use crate::{CachePush, together::together};
+use crate::CachePush;
 
 /// How long a worker keeps what it took. If it ends before it has settled it, another one does it again after that.
 const LEASE: Duration = Duration::from_secs(30);

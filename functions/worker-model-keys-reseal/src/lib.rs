@@ -6,6 +6,7 @@ use karta_shared::{
     byok::Place,
     config::Ring,
     domain::{Id, Keyring, Kid},
+    store::StoreError,
     worker::{Fault, Wake, Worker},
 };
 
@@ -19,29 +20,38 @@ impl ModelKeysReseal {
         Self { app }
     }
 
-    /// Says whether this run sealed it anew. One that does not open stays as it is, and counts as remaining.
+    /// Says whether this run sealed it anew. One that cannot be read or does not open stays as it is, and must not keep the others waiting: it counts
+    /// as remaining.
     async fn reseal(&self, ring: &Keyring, organization: Id, id: Id) -> Result<bool, Fault> {
-        let Some(sealed) = self.app.store.sealed_model_key(organization, id).await? else {
-            return Ok(false);
+        let sealed = match self.app.store.sealed_model_key(organization, id).await {
+            Ok(Some(sealed)) => sealed,
+            Ok(None) => return Ok(false),
+            Err(StoreError::Fault(fault)) => return Ok(Self::left(organization, id, &fault)),
+            Err(error) => return Err(error.into()),
         };
         let place = Place { organization, provider: sealed.provider, id };
         match place.reseal(ring, &*self.app.entropy, &sealed) {
             Ok(Some(anew)) => Ok(self.app.store.reseal_model_key(organization, id, &sealed, &anew).await?),
             Ok(None) => Ok(false),
-            Err(error) => {
-                let (organization_id, key_id) = (organization.get(), id.get());
-                tracing::error!(worker = Self::NAME, organization_id, key_id, fault = %error, "not sealed anew");
-                Ok(false)
-            }
+            Err(error) => Ok(Self::left(organization, id, &error)),
         }
+    }
+
+    fn left(organization: Id, id: Id, fault: &dyn std::fmt::Display) -> bool {
+        let (organization_id, key_id) = (organization.get(), id.get());
+        tracing::error!(worker = Self::NAME, organization_id, key_id, %fault, "not sealed anew");
+        false
     }
 
     /// How many this key has sealed: the index finds them, the items decide.
     async fn remaining(&self, kid: &Kid) -> Result<usize, Fault> {
         let mut remaining = 0;
         for (organization, id) in self.app.store.model_keys_sealed_under(kid).await? {
-            let sealed = self.app.store.sealed_model_key(organization, id).await?;
-            remaining += usize::from(sealed.is_some_and(|sealed| sealed.kid == *kid));
+            remaining += usize::from(match self.app.store.sealed_model_key(organization, id).await {
+                Ok(sealed) => sealed.is_some_and(|sealed| sealed.kid == *kid),
+                Err(StoreError::Fault(_)) => true,
+                Err(error) => return Err(error.into()),
+            });
         }
         Ok(remaining)
     }

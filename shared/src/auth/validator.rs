@@ -144,8 +144,12 @@ impl Validator {
             return invalid(Invalidity::Unproven);
         };
         let asked_at = self.clock.now();
-        let access = self.store.access(proof.organization_id, proof.api_key_id, proof.counted_as, asked_at).await?;
-        let verdict = judge(access, self.clock.now());
+        let Proof { organization_id, api_key_id, counted_as } = proof;
+        let (access, spending) = self.store.access_to_spend(organization_id, api_key_id, counted_as, asked_at).await?;
+        let verdict = match judge(&access, self.clock.now()) {
+            Ok(()) => Verdict::Valid(Box::new(ValidKey::of(access, spending))),
+            Err(why) => Verdict::Invalid(why),
+        };
         if let Verdict::Valid(valid) = &verdict
             && how.counts(valid)
         {
@@ -236,16 +240,12 @@ impl Use {
     }
 }
 
-/// The verdict over a proven key's state.
-pub fn judge(access: Access, now: Timestamp) -> Verdict {
-    let Access { organization, api_key, spending } = access;
-    match api_key.status(now) {
-        KeyStatus::Revoked => Verdict::Invalid(Invalidity::Revoked),
-        KeyStatus::Expired => Verdict::Invalid(Invalidity::Expired),
-        KeyStatus::Active | KeyStatus::Rotating => {
-            let budget = BudgetVerdict::judge(organization.subscription_status, &spending);
-            Verdict::Valid(Box::new(ValidKey { organization, api_key, spending, budget }))
-        }
+/// Judges a proven key by its state, but for the client's address.
+pub fn judge(access: &Access, now: Timestamp) -> Result<(), Invalidity> {
+    match access.api_key.status(now) {
+        KeyStatus::Revoked => Err(Invalidity::Revoked),
+        KeyStatus::Expired => Err(Invalidity::Expired),
+        KeyStatus::Active | KeyStatus::Rotating => Ok(()),
     }
 }
 
@@ -319,6 +319,13 @@ pub fn trace(verdict: &Verdict, address: Option<IpAddr>) -> Vec<Finding> {
 }
 
 impl ValidKey {
+    /// A key that was judged, and what it may spend.
+    pub fn of(access: Access, spending: Spending) -> Self {
+        let Access { organization, api_key } = access;
+        let budget = BudgetVerdict::judge(organization.subscription_status, &spending);
+        Self { organization, api_key, spending, budget }
+    }
+
     /// Whether the key may be used from there.
     pub fn is_permitted(&self, address: Option<IpAddr>) -> bool {
         self.api_key.allowed_cidrs.permit(address)

@@ -1,6 +1,8 @@
 use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
 
+use super::hex::hex;
+
 /// A line that is longer is continued on the next one, so that a page of lines stays an answer.
 const LINE_BYTES: usize = 8 * 1024;
 /// Well below what an item may hold, and few enough of them for one transaction.
@@ -89,9 +91,7 @@ impl LogIndex {
 
 /// `sha256:` and 64 hexadecimal digits.
 fn sha256(text: &str) -> String {
-    let digest = digest::digest(&digest::SHA256, text.as_bytes());
-    let digits = digest.as_ref().iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    "sha256:".chars().chain(digits.filter_map(|digit| char::from_digit(digit.into(), 16))).collect()
+    format!("sha256:{}", hex(digest::digest(&digest::SHA256, text.as_bytes()).as_ref()))
 }
 
 /// A line in pieces that are short enough; an empty line is one piece.

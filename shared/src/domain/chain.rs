@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use aws_lc_rs::{digest, hmac};
 use serde::{Deserialize, Serialize};
 
-use super::{Id, Invalid, Keyring, Timestamp};
+use super::{Id, Invalid, Keyring, Timestamp, hex::hex};
 
 const EVENT: &[u8] = b"karta audit event 1\0";
 const LINK: &[u8] = b"karta audit link 1\0";
@@ -39,7 +39,7 @@ impl Hash32 {
 
 impl fmt::Display for Hash32 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex(&self.0))
     }
 }
 

@@ -18,6 +18,7 @@ mod data_planes;
 mod endpoint_url;
 mod entropy;
 mod event;
+mod hex;
 mod id;
 mod invalidation;
 mod keyring;

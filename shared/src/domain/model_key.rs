@@ -122,7 +122,9 @@ impl ProviderKey {
 
 /// Finds the first thing that is wrong, or that of which the tail may be shown: the key itself or, of JSON, its id.
 fn judge<'a>(provider: Provider, text: &'a str, members: Option<&'a Members>) -> Result<&'a str, KeyRejected> {
-    if text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace) {
+    // Around JSON they mean nothing, and a file ends in a line break.
+    let padded = text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace);
+    if padded && members.is_none() {
         return Err(KeyRejected::BlankAround);
     }
     // A JSON file keeps its lines; inside its strings line breaks are escaped.
@@ -201,6 +203,9 @@ fn access_key(members: &Members) -> Result<&str, KeyRejected> {
     Ok(id)
 }
 
+/// Where Google's libraries fetch a token for a service account, at the file's own word: anywhere else, the file would lead a data plane there.
+const TOKEN_URIS: [&str; 2] = ["https://oauth2.googleapis.com/token", "https://accounts.google.com/o/oauth2/token"];
+
 /// The file that Google gives out, with whatever else it holds.
 fn service_account(members: &Members) -> Result<&str, KeyRejected> {
     member(members, "type", "service_account", |kind| kind == "service_account")?;
@@ -214,6 +219,14 @@ fn service_account(members: &Members) -> Result<&str, KeyRejected> {
     member(members, "client_email", "the service account's e-mail address", |email| {
         is_word(email) && email.contains('@')
     })?;
+    if members.contains_key("token_uri") {
+        member(members, "token_uri", "Google's own, https://oauth2.googleapis.com/token", |uri| {
+            TOKEN_URIS.contains(&uri)
+        })?;
+    }
+    if members.contains_key("universe_domain") {
+        member(members, "universe_domain", "googleapis.com", |domain| domain == "googleapis.com")?;
+    }
     Ok(id)
 }
 
@@ -367,6 +380,14 @@ mod tests {
     }
 
     #[test]
+    fn a_file_may_end_in_a_line_break() {
+        let members: Members =
+            SERVICE_ACCOUNT.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
+        let key = ProviderKey::parse(Provider::Vertex, "{ as the caller read it }\n".into(), Some(&members)).unwrap();
+        assert!(key.expose().ends_with('\n'), "it is kept to the letter");
+    }
+
+    #[test]
     fn what_is_wrong_is_said() {
         for (provider, text, said) in [
             (Provider::Anthropic, "", "20 characters or more"),
@@ -413,6 +434,8 @@ mod tests {
             (("private_key_id", "0123 4567"), "must hold private_key_id"),
             (("private_key", "MIIE"), "must hold private_key: "),
             (("client_email", "nobody"), "must hold client_email"),
+            (("token_uri", "http://169.254.169.254/token"), "must hold token_uri: Google's own"),
+            (("universe_domain", "example.com"), "must hold universe_domain"),
         ] {
             let refusal = parsed_json(Provider::Vertex, &SERVICE_ACCOUNT, &[change]).unwrap_err();
             assert!(refusal.contains(said), "{change:?}: {refusal}");

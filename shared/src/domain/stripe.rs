@@ -1,10 +1,10 @@
-use std::fmt::{self, Write};
+use std::fmt;
 
 use aws_lc_rs::{constant_time, hmac};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::Timestamp;
+use super::{Timestamp, hex::hex};
 
 /// How far a signature's time may lie from ours, either way, in milliseconds.
 const TOLERANCE_MILLIS: u64 = 300_000;
@@ -124,10 +124,7 @@ fn sign(secret: &str, time: &str, body: &[u8]) -> String {
     for part in [time.as_bytes(), b".", body] {
         mac.update(part);
     }
-    mac.sign().as_ref().iter().fold(String::with_capacity(64), |mut hex, byte| {
-        write!(hex, "{byte:02x}").expect("a string takes what is written");
-        hex
-    })
+    hex(mac.sign().as_ref())
 }
 
 impl<'de> Deserialize<'de> for StripeSecrets {

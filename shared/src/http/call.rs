@@ -11,9 +11,11 @@ use super::{
 };
 use crate::{
     app::App,
-    auth::{self, ValidKey, Verdict},
-    domain::{ApiKey, AuditEvent, Event, EventType, Id, NewAuditEvent, ResourceRef, Timestamp, client_address},
-    telemetry,
+    auth::{self, ValidKey},
+    domain::{
+        ApiKey, AuditEvent, Event, EventType, Id, NewAuditEvent, Principal, ResourceRef, Timestamp, client_address,
+    },
+    store, telemetry,
 };
 
 /// One request to a route, judged and parsed.
@@ -62,21 +64,39 @@ where
 {
     /// Judges the calling key once more, by its state as it is now: for what outlives the gateway's cached verdict, such as a token or another
     /// key. A write that hangs on it is staged with [`Transaction::while_unchanged`](crate::store::Transaction::while_unchanged).
-    pub async fn readmit(&self, app: &App) -> Result<ValidKey, Error> {
-        let caller = &self.caller;
-        let state = app.store.access(caller.organization_id, caller.api_key_id, caller.counted_as, self.now).await?;
-        let Verdict::Valid(valid) = auth::judge(state, self.now) else {
-            return Err(Error::Unauthorized);
+    pub async fn readmit(&self, app: &App) -> Result<ApiKey, Error> {
+        let access = app.store.access(self.caller.organization_id, self.caller.api_key_id).await?;
+        self.admit_again(app, &access).await?;
+        Ok(access.api_key)
+    }
+
+    /// The same for what costs money, with what the key may spend.
+    pub async fn readmit_to_spend(&self, app: &App) -> Result<ValidKey, Error> {
+        let ApiKeyCaller { organization_id, api_key_id, counted_as, .. } = self.caller;
+        let state = app.store.access_to_spend(organization_id, api_key_id, counted_as, self.now);
+        let (access, spending) = state.await?;
+        self.admit_again(app, &access).await?;
+        Ok(ValidKey::of(access, spending))
+    }
+
+    async fn admit_again(&self, app: &App, access: &store::Access) -> Result<(), Error> {
+        let api_key = &access.api_key;
+        auth::judge(access, self.now).map_err(|_| Error::Unauthorized)?;
+        let caller = Caller {
+            principal: Principal { scopes: api_key.scopes, ..self.caller.principal.clone() },
+            api_key_name: Some(api_key.name.as_str().to_owned()),
+            counted_as: Some(api_key.counted_as),
+            allowed_cidrs: api_key.allowed_cidrs.clone(),
         };
-        let caller = admit_address(Some(Caller::api_key(&valid)), self.origin.address());
-        R::Access::admit(Presented { app, caller, project: None, origin: &self.origin, signed: None }).await?;
-        Ok(*valid)
+        let caller = admit_address(Some(caller), self.origin.address());
+        let presented = Presented { app, caller, project: None, origin: &self.origin, signed: None };
+        R::Access::admit(presented).await.map(drop)
     }
 
     /// The calling key, judged once more, and the key that it means to change: one read for both if they are the same, so that the
     /// condition on the one is a condition on the other.
     pub async fn caller_and_target(&self, app: &App, target: Id) -> Result<(ApiKey, ApiKey), Error> {
-        let caller = self.readmit(app).await?.api_key;
+        let caller = self.readmit(app).await?;
         if caller.id == target {
             return Ok((caller.clone(), caller));
         }

@@ -9,55 +9,63 @@ use super::{
 };
 use crate::domain::{ApiKey, Id, Organization, Spending, Tally, Timestamp};
 
-/// What decides whether a proven key is let in, and whether it may spend: read together, afresh, at every validation.
+/// What decides whether a proven key is let in: read together, afresh, whenever it is judged.
 #[derive(Debug, Clone)]
 pub struct Access {
     pub organization: Organization,
     pub api_key: ApiKey,
-    pub spending: Spending,
 }
 
 impl Store {
-    /// The state behind a proven key whose usage counts as `counted_as`, with this month's counters, in one consistent BatchGetItem. A key is
-    /// never deleted: where it or its organization is not there, something is broken, and nothing is known of the key.
-    pub async fn access(
+    /// The state behind a proven key, in one consistent BatchGetItem. A key is never deleted: where it or its organization is not there,
+    /// something is broken, and nothing is known of the key.
+    pub async fn access(&self, organization: Id, api_key: Id) -> Result<Access, StoreError> {
+        let state = [Key::organization(organization), Key::api_key(organization, api_key)];
+        let mut found = by_key(self.batch_get(Table::Main, &state).await?);
+        take_access(&mut found, &state)
+    }
+
+    /// The same with what decides whether the key may spend: budgets, and this month's counters of the organization and of the line of keys
+    /// that is `counted_as`. One BatchGetItem too.
+    pub async fn access_to_spend(
         &self,
         organization: Id,
         api_key: Id,
         counted_as: Id,
         now: Timestamp,
-    ) -> Result<Access, StoreError> {
+    ) -> Result<(Access, Spending), StoreError> {
         let month = now.month();
-        let (meta, key) = (Key::organization(organization), Key::api_key(organization, api_key));
-        let (budget, totals) = (Key::budget(organization), Key::usage_totals(organization, month));
+        let state = [Key::organization(organization), Key::api_key(organization, api_key)];
+        let budget = Key::budget(organization);
+        let totals = Key::usage_totals(organization, month);
         let used = Key::usage_of_key(organization, counted_as, month);
-        let found = self
-            .batch_get_once([
-                Wanted { table: Table::Main, keys: vec![meta.clone(), key.clone(), budget.clone()], projection: None },
-                Wanted {
-                    table: Table::Usage,
-                    keys: vec![totals.clone(), used.clone()],
-                    projection: Some(totals_projection()),
-                },
-            ])
-            .await?;
-        let mut found: HashMap<Key, Item> =
-            found.into_iter().filter_map(|item| Some((Key::of_item(&item)?, item))).collect();
-        let (Some(organization), Some(api_key)) = (found.remove(&meta), found.remove(&key)) else {
-            return Err(StoreError::Fault("a proven key has no state".to_owned()));
-        };
-        let (organization, api_key): (Organization, ApiKey) = (decode(organization)?, decode(api_key)?);
+        let main = state.iter().chain([&budget]).cloned().collect();
+        let usage = vec![totals.clone(), used.clone()];
+        let found = self.batch_get_once([
+            Wanted { table: Table::Main, keys: main, projection: None },
+            Wanted { table: Table::Usage, keys: usage, projection: Some(totals_projection()) },
+        ]);
+        let mut found = by_key(found.await?);
+        let access = take_access(&mut found, &state)?;
+        let kept = found.remove(&budget).map(decode::<OrganizationBudget>).transpose()?;
         let mut tally = |key: &Key| found.remove(key).map_or(Ok(Tally::default()), |item| read_totals(&item));
         let spending = Spending {
+            organization_budget: kept.map(|kept| kept.budget),
             organization: tally(&totals)?,
+            key_budget: access.api_key.budget.clone(),
             key: tally(&used)?,
-            organization_budget: found
-                .remove(&budget)
-                .map(decode::<OrganizationBudget>)
-                .transpose()?
-                .map(|kept| kept.budget),
-            key_budget: api_key.budget.clone(),
         };
-        Ok(Access { organization, api_key, spending })
+        Ok((access, spending))
     }
+}
+
+fn by_key(items: Vec<Item>) -> HashMap<Key, Item> {
+    items.into_iter().filter_map(|item| Some((Key::of_item(&item)?, item))).collect()
+}
+
+fn take_access(found: &mut HashMap<Key, Item>, [organization, api_key]: &[Key; 2]) -> Result<Access, StoreError> {
+    let (Some(organization), Some(api_key)) = (found.remove(organization), found.remove(api_key)) else {
+        return Err(StoreError::Fault("a proven key has no state".to_owned()));
+    };
+    Ok(Access { organization: decode(organization)?, api_key: decode(api_key)? })
 }

@@ -36,9 +36,6 @@ pub struct BudgetCheck {
     pub stamp: u64,
 }
 
-/// Where new wishes gather.
-pub(super) const CHECK: &str = "CHECK";
-
 #[derive(Serialize)]
 struct Wish<'a> {
     organization_id: Id,
@@ -48,6 +45,9 @@ struct Wish<'a> {
 }
 
 impl BudgetCheck {
+    /// Where new wishes gather.
+    pub const GATHERED: &str = "CHECK";
+
     /// Where it lies while it is looked at.
     pub fn place_aside(&self) -> String {
         format!("LOOK#{}", self.stamp)
@@ -124,7 +124,7 @@ impl Transaction {
 
     /// Puts a wish aside while it is looked at, so that new ones gather apart; if the look is cut off, it is found again at `again`.
     pub fn put_budget_check_aside(&mut self, check: &BudgetCheck, again: Timestamp) -> Result<(), StoreError> {
-        self.settle_budget_check(check, CHECK)?;
+        self.settle_budget_check(check, BudgetCheck::GATHERED)?;
         let item = Wish { organization_id: check.organization_id, api_keys: &check.api_keys, stamp: check.stamp };
         let key = Key::due(Queue::BudgetChecks, check.organization_id, &check.place_aside());
         let due_shard = Queue::BudgetChecks.shard(check.organization_id);

@@ -1,6 +1,7 @@
 //! DynamoDB, through its own SDK. No traits in front: one store, one implementation, tested against an emulator.
 //!
-//! - The tenant is the first argument of every call. The one exception is [`Store::credentials`], which finds out who the tenant is.
+//! - The tenant is the first argument of every call. What has none finds out who the tenant is (credentials, the directory), or is a worker's: it
+//!   looks for what is due of everybody's.
 //! - Reads that decide access are strongly consistent and on the base table.
 //! - A change is one [`Transaction`]: every staged write says which [`Conflict`] its failed condition means.
 //! - Faults of the service come out as [`StoreError::Unavailable`]; what can only be our own mistake as [`StoreError::Fault`].

@@ -9,9 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::{
-    Conflict, Store, StoreError, Transaction,
-    budgets::CHECK,
-    decode,
+    BudgetCheck, Conflict, Store, StoreError, Transaction, decode,
     table::{DUE_INDEX, Key, Table, due_shards, invalidations_partition},
 };
 use crate::domain::{ApiKey, CacheEffect, Event, Id, Invalidation, Timestamp};
@@ -333,7 +331,7 @@ impl Transaction {
         keys: impl IntoIterator<Item = Id>,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        self.wish_for_budget_check(organization, CHECK, keys, now)
+        self.wish_for_budget_check(organization, BudgetCheck::GATHERED, keys, now)
     }
 
     /// The same at a later time: one wish for each organization and time.

@@ -205,7 +205,6 @@ impl Transaction {
     /// Writes everything, or nothing: then says which members' conditions failed. One request token serves every repeat, the SDK's and ours, so
     /// that a write whose answer was lost is not taken for somebody else's.
     pub(super) async fn attempt(&self) -> Result<Vec<usize>, StoreError> {
-        let items: Vec<_> = self.writes.iter().map(|(write, _)| write.clone()).collect();
         let store = &self.store;
         let token = request_token(store);
         let mut pause = FIRST_PAUSE;
@@ -213,7 +212,7 @@ impl Transaction {
             let sent = store
                 .client
                 .transact_write_items()
-                .set_transact_items(Some(items.clone()))
+                .set_transact_items(Some(self.writes.iter().map(|(write, _)| write.clone()).collect()))
                 .client_request_token(&token)
                 .send()
                 .await;

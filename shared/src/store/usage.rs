@@ -163,7 +163,13 @@ impl Store {
         Ok(names.and_then(|names| names.as_ss().ok().cloned()).unwrap_or_default().into_iter().collect())
     }
 
-    /// What an organization used in a month.
+    /// What an organization used in a month, as a whole.
+    pub async fn usage_totals(&self, organization: Id, month: Month) -> Result<Tally, StoreError> {
+        let found = self.batch_get(Table::Usage, &[Key::usage_totals(organization, month)]).await?;
+        found.first().map_or(Ok(Tally::default()), read_totals)
+    }
+
+    /// What an organization used in a month, with its parts.
     pub async fn usage(&self, organization: Id, month: Month) -> Result<MonthUsage, StoreError> {
         let wanted = [Key::usage_totals(organization, month), Key::usage_parts(organization, month)];
         let mut usage = MonthUsage::default();

@@ -113,7 +113,7 @@ impl Subject {
         let (store, organization) = (&self.runner.app.store, self.runner.founded.organization.id);
         let started = Instant::now();
         let candidates = store.credentials(prefix).await?;
-        store.access(organization, *id, *id, self.runner.app.clock.now()).await?;
+        store.access_to_spend(organization, *id, *id, self.runner.app.clock.now()).await?;
         let took = started.elapsed();
         ensure!(candidates.iter().any(|candidate| candidate.api_key_id == *id), "a credential is not there");
         Ok(took)

@@ -1,8 +1,13 @@
 //! Budgets: caps over what was really counted, judged at every validation, and told of once.
 
 use http::Method;
+use karta_shared::{
+    domain::Id,
+    worker::{Wake, Worker},
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use worker_budget_checks::BudgetChecks;
 
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy},
@@ -210,6 +215,21 @@ async fn an_exhausted_budget_leaves_one_wish_for_the_next_month_however_often_it
     let waiting = world.outbox("BDG").await;
     assert_eq!(waiting.len(), 1, "{waiting:?}");
     assert_eq!(waiting[0]["sk"], "AT#2026-12-01T00:00:00.000Z");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stream_has_those_looked_at_that_it_names() {
+    let (world, _clock) = World::start_at_noon().await;
+    let (key, _) = world.key(&["read"]).await;
+    put(&world, json!({ "total_tokens": 100 })).await;
+    spend(&world, key, 100).await;
+    let worker = BudgetChecks::new(world.runner.app.clone());
+    let written = |id: u64| Wake::Written([Id::new(id).unwrap()].into());
+    worker.work(&written(world.organization_id + 1)).await.unwrap();
+    assert!(world.outbox("BST").await.is_empty(), "nobody else is looked at");
+    worker.work(&written(world.organization_id)).await.unwrap();
+    assert_eq!(world.outbox("BST").await.len(), 1, "the organization; the key has no budget");
+    assert_eq!(counts(&world).await, [3, 1, 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,7 @@ use regex::Regex;
 use serde_json::Value;
 
 /// The modules of `shared` and what each may use of the others. A new one gets a line here first.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("app", &["auth", "clock", "config", "domain", "entropy", "store"]),
     ("auth", &["app", "clock", "config", "domain", "store"]),
     ("byok", &["domain", "sealing", "store"]),
@@ -25,6 +25,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("sealing", &[]),
     ("store", &["domain", "fault"]),
     ("telemetry", &[]),
+    ("together", &[]),
     ("worker", &["app", "domain", "telemetry"]),
 ];
 /// What only some modules of `shared` may name.

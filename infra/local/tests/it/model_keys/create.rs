@@ -124,7 +124,7 @@ async fn no_refusal_repeats_the_key() {
     for (provider, key) in one_of_each() {
         let secret = if key.starts_with('{') { &key[key.len() - 60..] } else { &key[3..] };
         for body in [
-            json!({ "provider": provider, "key": format!("{key} ") }),
+            json!({ "provider": provider, "key": format!("{key} x") }),
             json!({ "provider": provider, "key": format!("{key}é") }),
             json!({ "provider": provider, "key": format!("x{key}") }),
             json!({ "provider": key, "key": key }),

@@ -85,22 +85,24 @@ async fn the_sweep_seals_everybodys_keys_anew_until_none_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_open_is_left_counted_and_told_of() {
-    let world = World::start().await;
-    create(&world, "openai", &provider_key("sk-")).await;
-    let mut broken = sealed(&world, world.organization_id).await.remove(0);
-    let key = provider_key("sk-ant-");
-    create(&world, "anthropic", &key).await;
-    broken["ciphertext"] = json!({ "B": "AAAA" });
-    world.dynamodb("PutItem", json!({ "TableName": "karta", "Item": broken })).await;
-    let rotated = rotated(&world);
-    for _ in 0..2 {
-        let told = sweep(&rotated).await.unwrap_err();
-        assert_eq!(told, "1 provider keys are not sealed under the current key");
-        assert_eq!((found(&rotated, "k1").await, found(&rotated, "k2").await), (1, 1));
+async fn what_does_not_open_is_left_counted_and_told_of_and_holds_up_no_other() {
+    for (field, value) in [("ciphertext", json!({ "B": "AAAA" })), ("provider", json!({ "N": "1" }))] {
+        let world = World::start().await;
+        create(&world, "openai", &provider_key("sk-")).await;
+        let mut broken = sealed(&world, world.organization_id).await.remove(0);
+        let key = provider_key("sk-ant-");
+        create(&world, "anthropic", &key).await;
+        broken[field] = value;
+        world.dynamodb("PutItem", json!({ "TableName": "karta", "Item": broken })).await;
+        let rotated = rotated(&world);
+        for _ in 0..2 {
+            let told = sweep(&rotated).await.unwrap_err();
+            assert_eq!(told, "1 provider keys are not sealed under the current key");
+            assert_eq!((found(&rotated, "k1").await, found(&rotated, "k2").await), (1, 1), "{field}");
+        }
+        assert!(sealed(&world, world.organization_id).await.contains(&broken), "as it was");
+        assert_eq!(active_of(&rotated, &world, "anthropic").await.expect(200)["plaintext"], key);
     }
-    assert!(sealed(&world, world.organization_id).await.contains(&broken), "as it was");
-    assert_eq!(active_of(&rotated, &world, "anthropic").await.expect(200)["plaintext"], key);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,3 +1,5 @@
+//! Many calls at once, within bounds.
+
 use std::future::Future;
 
 use tokio::task::JoinSet;
@@ -5,8 +7,8 @@ use tokio::task::JoinSet;
 /// How many calls of a kind are under way at once.
 const AT_ONCE: usize = 16;
 
-/// Awaits all of them, a bounded number at a time; the answers come in no order.
-pub(crate) async fn together<T, F>(futures: impl IntoIterator<Item = F>) -> Vec<T>
+/// Awaits all of them, at most 16 at a time; the answers come in no order. They end with whoever waits for them.
+pub async fn together<T, F>(futures: impl IntoIterator<Item = F>) -> Vec<T>
 where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
