@@ -1,27 +1,39 @@
+use std::net::{IpAddr, Ipv6Addr};
+
 use serde::{Deserialize, Serialize};
 
-use super::Invalid;
+use super::{Invalid, Reach};
 
-/// Top-level names that never lead to the public internet: the special-use names of RFC 6761, 6762, 7686, 8375 and 9476, and what private
-/// networks and clouds call their own.
-const PRIVATE: [&str; 17] = [
+/// Top-level names that never lead to the public internet: the special-use names of RFC 6761, 6762, 7686, 8375 and 9476, those that ICANN
+/// keeps from delegation, and what private networks and clouds call their own.
+const PRIVATE: [&str; 27] = [
     "alt",
     "arpa",
+    "belkin",
     "consul",
     "corp",
+    "dhcp",
     "docker",
+    "example",
+    "gateway",
     "home",
     "internal",
+    "intra",
     "intranet",
     "invalid",
     "lan",
     "local",
     "localdomain",
     "localhost",
+    "localnet",
+    "mail",
     "onion",
     "private",
+    "router",
     "svc",
     "test",
+    "workgroup",
+    "zeroconf",
 ];
 
 /// A URL that requests will be sent below: `https`, a public DNS name, the default port, no credentials, no query. Judged by its text alone; what the
@@ -40,45 +52,111 @@ impl TryFrom<String> for EndpointUrl {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
-        // A backslash is a slash to browsers' parsers: what two parsers read differently is no URL here.
-        if text.len() > 2_048 || !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\') {
-            return Err(Invalid::new("must be a URL of at most 2048 printable ASCII characters"));
-        }
-        let rest = text.strip_prefix("https://").ok_or(Invalid::new("must start with https://"))?;
-        if rest.contains(['?', '#']) {
+        let Outline { behind, .. } = Outline::judged(&text, Reach::Public)?;
+        if behind.contains('?') {
             // Paths are put behind it; and a query is where keys are put, which would be shown and audited.
-            return Err(Invalid::new("must not have a query or a fragment"));
+            return Err(Invalid::new("must not have a query"));
         }
-        let authority = rest.split('/').next().unwrap_or_default();
+        Ok(Self(text))
+    }
+}
+
+/// What a URL's text says of where it leads.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outline<'a> {
+    secure: bool,
+    /// As it is written: in any case, an IPv6 address in its brackets.
+    pub(super) host: &'a str,
+    port: Option<&'a str>,
+    /// Path and query.
+    behind: &'a str,
+}
+
+impl<'a> Outline<'a> {
+    /// Judges a URL that somebody else wrote. It must be in a notation that every reader of URLs understands alike: `https`, a public DNS name, port
+    /// 443, no credentials, no fragment. Where the reach is loopback, loopback may also be `http`, on any port and an address.
+    pub(super) fn judged(text: &'a str, reach: Reach) -> Result<Self, Invalid> {
+        // To some readers a backslash is a slash, and tabs and line breaks are nothing at all.
+        if text.len() > 2_048 || !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\') {
+            return Err(Invalid::new(
+                "must be at most 2048 printable ASCII characters without spaces and backslashes, an international name in its xn-- form",
+            ));
+        }
+        let outline = Self::read(text, reach)?;
+        if reach == Reach::Loopback && is_loopback(outline.host) {
+            let is_port = |port: &str| !port.starts_with(['0', '+']) && port.parse::<u16>().is_ok();
+            let problem = Invalid::new("must have a port from 1 to 65535");
+            return if outline.port.is_none_or(is_port) { Ok(outline) } else { Err(problem) };
+        }
+        check_public_name(&outline.host.to_ascii_lowercase())?;
+        if !outline.secure {
+            return Err(Invalid::new("must start with https://, unless it is on loopback"));
+        }
+        if outline.port.is_none_or(|port| port == "443") {
+            Ok(outline)
+        } else {
+            Err(Invalid::new("must use the default port 443"))
+        }
+    }
+
+    fn read(text: &'a str, reach: Reach) -> Result<Self, Invalid> {
+        let (secure, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
+            (Some(rest), _) => (true, rest),
+            (None, Some(rest)) if reach == Reach::Loopback => (false, rest),
+            _ => return Err(Invalid::new("must start with https://")),
+        };
+        if rest.contains('#') {
+            return Err(Invalid::new("must not have a fragment, the part from # on"));
+        }
+        let (authority, behind) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         if authority.contains('@') {
             return Err(Invalid::new("must not hold a user name or password"));
         }
-        let (host, port) = authority.split_once(':').unwrap_or((authority, "443"));
-        if port != "443" {
-            return Err(Invalid::new("must use the default port 443"));
-        }
-        if is_public_name(&host.to_ascii_lowercase()) {
-            Ok(Self(text))
-        } else {
-            Err(Invalid::new("must have a public DNS name as its host, no IP address and no private or local name"))
-        }
+        // What stands in brackets has colons of its own.
+        let address_end = authority.rfind(']').map_or(0, |at| at + 1);
+        let port_at = authority[address_end..].find(':').map(|at| address_end + at);
+        let (host, port) = authority.split_at(port_at.unwrap_or(authority.len()));
+        Ok(Self { secure, host, port: port.strip_prefix(':'), behind })
     }
+}
+
+/// Whether a host is loopback by its text alone: an address in its one usual notation, or the one name.
+pub(super) fn is_loopback(host: &str) -> bool {
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let address = address.map_or_else(|| host.parse().ok(), |host| host.parse::<Ipv6Addr>().ok().map(IpAddr::V6));
+    host.eq_ignore_ascii_case("localhost") || address.is_some_and(|address: IpAddr| address.is_loopback())
 }
 
 /// Whether a lower-case name has two labels or more and ends in a public top-level name. Those never start with a digit, as every
 /// notation of an IPv4 address ends in one.
-fn is_public_name(host: &str) -> bool {
+fn check_public_name(host: &str) -> Result<(), Invalid> {
+    let top = host.rsplit('.').next().unwrap_or_default();
+    if host.starts_with('[') || top.starts_with(|first: char| first.is_ascii_digit()) {
+        return Err(Invalid::new("must have a DNS name as its host, not an IP address in any notation"));
+    }
+    if host.ends_with('.') {
+        return Err(Invalid::new("must have a host name without a dot at its end"));
+    }
     let is_label = |label: &str| {
         let inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         (1..=63).contains(&label.len()) && label.bytes().all(inside) && !label.starts_with('-') && !label.ends_with('-')
     };
-    let Some((_, top)) = host.rsplit_once('.') else {
-        return false;
-    };
-    host.len() <= 253
-        && host.split('.').all(is_label)
-        && top.starts_with(|first: char| first.is_ascii_lowercase())
-        && !PRIVATE.contains(&top)
+    if host.len() > 253 || !host.split('.').all(is_label) {
+        return Err(Invalid::new(
+            "must have a DNS name as its host: at most 253 characters, labels of 1 to 63 letters, digits and inner hyphens between single dots",
+        ));
+    }
+    if top.len() == host.len() {
+        return Err(Invalid::new(
+            "must have a public DNS name as its host, with a dot in it, not a name of a private network",
+        ));
+    }
+    if PRIVATE.contains(&top) {
+        return Err(Invalid::new(
+            "must have a public DNS name as its host, not one that is set aside for private or special use",
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -91,7 +169,7 @@ mod tests {
             "https://api.example.com",
             "https://api.example.com/v1/messages",
             "https://API.Example.COM:443/",
-            "https://xn--bcher-kva.example/",
+            "https://xn--bcher-kva.example.com/",
             "https://api.example.com/a@b:c",
         ] {
             assert_eq!(EndpointUrl::try_from(text.to_owned()).unwrap().as_str(), text);
@@ -99,51 +177,157 @@ mod tests {
     }
 
     #[test]
-    fn what_may_lead_elsewhere_is_refused() {
-        for text in [
-            "",
-            "http://api.example.com",
-            "HTTPS://api.example.com",
-            "ftp://api.example.com",
-            "https:///v1",
-            "https://",
-            "https://localhost",
-            "https://api.localhost/",
-            "https://printer.local",
-            "https://metadata.google.internal/",
-            "https://router.home.arpa",
-            "https://intranet",
-            "https://api.default.svc",
-            "https://vault.service.consul/v1",
-            "https://gateway.docker",
-            "https://127.0.0.1",
-            "https://127.1",
-            "https://2130706433/",
-            "https://0x7f.0.0.1",
-            "https://example.0x7f",
-            "https://[::1]/",
-            "https://169.254.169.254/latest",
-            "https://user@api.example.com",
-            "https://user:secret@api.example.com",
-            "https://api.example.com@127.0.0.1/",
-            "https://api.example.com:8443",
-            "https://api.example.com:",
-            "https://api.example.com:443:443",
-            "https://api.example.com./",
-            "https://api..example.com",
-            "https://-api.example.com",
-            "https://api_1.example.com",
-            "https://%61pi.example.com",
-            "https://api.example.com\\@127.0.0.1",
-            "https://api.example.com/a b",
-            "https://bücher.example",
-            "https://api.example.com?x=1",
-            "https://api.example.com/v1?",
-            "https://api.example.com/v1#",
-            "https://api.example.com#@127.0.0.1",
-            &format!("https://api.example.com/{}", "a".repeat(2_048)),
-        ] {
-            assert!(EndpointUrl::try_from(text.to_owned()).is_err(), "{text}");
+    fn a_query_is_refused() {
+        for text in ["https://api.example.com?x=1", "https://api.example.com/v1?", "https://api.example.com/?a=b/c"] {
+            assert_eq!(EndpointUrl::try_from(text.to_owned()), Err(Invalid::new("must not have a query")));
+        }
+    }
+
+    /// The message that a host is refused with, in short.
+    const ADDRESS: &str = "not an IP address in any notation";
+    const NO_NAME: &str = "labels of 1 to 63 letters, digits and inner hyphens";
+    const SINGLE: &str = "with a dot in it";
+    const SPECIAL: &str = "set aside for private or special use";
+    const SCHEME: &str = "must start with https://";
+    const ASCII: &str = "printable ASCII characters without spaces and backslashes";
+    const DOT: &str = "without a dot at its end";
+    const USER: &str = "must not hold a user name or password";
+    const PORT: &str = "must use the default port 443";
+    const FRAGMENT: &str = "must not have a fragment";
+
+    const HOSTILE: &[(&str, &str)] = &[
+        // Schemes.
+        ("", SCHEME),
+        ("api.example.com/v1", SCHEME),
+        ("//api.example.com/v1", SCHEME),
+        ("http://api.example.com", SCHEME),
+        ("HTTPS://api.example.com", SCHEME),
+        ("https:api.example.com", SCHEME),
+        ("https:/api.example.com", SCHEME),
+        ("ftp://api.example.com", SCHEME),
+        ("file:///etc/passwd", SCHEME),
+        ("gopher://api.example.com/_POST", SCHEME),
+        ("javascript:alert(1)", SCHEME),
+        ("data:text/plain,hello", SCHEME),
+        ("ws://api.example.com", SCHEME),
+        ("wss://api.example.com", SCHEME),
+        ("dict://api.example.com:11211/", SCHEME),
+        ("unix:///var/run/docker.sock", SCHEME),
+        // Addresses, in every notation that some reader takes for one.
+        ("https://127.0.0.1", ADDRESS),
+        ("https://127.1", ADDRESS),
+        ("https://127.0.1/", ADDRESS),
+        ("https://2130706433/", ADDRESS),
+        ("https://017700000001/", ADDRESS),
+        ("https://0177.0.0.1/", ADDRESS),
+        ("https://0x7f.0.0.1", ADDRESS),
+        ("https://0x7f000001/", ADDRESS),
+        ("https://0/", ADDRESS),
+        ("https://8.8.8.8/", ADDRESS),
+        ("https://10.0.0.1/", ADDRESS),
+        ("https://169.254.169.254/latest/meta-data/", ADDRESS),
+        ("https://example.0x7f", ADDRESS),
+        ("https://example.7", ADDRESS),
+        ("https://[::1]/", ADDRESS),
+        ("https://[::ffff:169.254.169.254]/", ADDRESS),
+        ("https://[fd00:ec2::254]/", ADDRESS),
+        ("https://[2606:4700:4700::1111]/", ADDRESS),
+        ("https://[fe80::1%25eth0]/", ADDRESS),
+        ("https://[::1]:443@api.example.com/", USER),
+        ("https://::1/", NO_NAME),
+        // Credentials, and what is taken for a host behind or before them.
+        ("https://user@api.example.com", USER),
+        ("https://user:secret@api.example.com", USER),
+        ("https://:@api.example.com", USER),
+        ("https://api.example.com@127.0.0.1/", USER),
+        ("https://api.example.com:443@127.0.0.1/", USER),
+        ("https://api.example.com%40127.0.0.1/", ADDRESS),
+        ("https://api.example.com#@127.0.0.1", FRAGMENT),
+        ("https://api.example.com/v1#", FRAGMENT),
+        // What some readers drop, turn into a slash, or end a line with.
+        ("https://api.example.com\\@127.0.0.1", ASCII),
+        ("https:\\\\127.0.0.1\\", ASCII),
+        ("https://api.exa\tmple.com/", ASCII),
+        ("https://api.example.com/\r\nHost: 127.0.0.1", ASCII),
+        ("https://api.example.com/a b", ASCII),
+        (" https://api.example.com/", ASCII),
+        ("https://api.example.com/\n", ASCII),
+        ("https://api.example.com\0.internal/", ASCII),
+        // Names that are written otherwise than they are read.
+        ("https://%61pi.example.com", NO_NAME),
+        ("https://127%2e0%2e0%2e1/", ADDRESS),
+        ("https://api%00.example.com/", NO_NAME),
+        ("https://bücher.example.com", ASCII),
+        ("https://127。0。0。1/", ASCII),
+        ("https://169．254．169．254/", ASCII),
+        ("https://ⓛocalhost/", ASCII),
+        ("https://loca\u{ad}lhost/", ASCII),
+        ("https://api.example.com\u{202e}/", ASCII),
+        ("https://api_1.example.com", NO_NAME),
+        ("https://*.example.com", NO_NAME),
+        // Dots and lengths.
+        ("https://", NO_NAME),
+        ("https:///v1", NO_NAME),
+        ("https://?x=1", NO_NAME),
+        ("https://api.example.com./", DOT),
+        ("https://localhost./", DOT),
+        ("https://./", DOT),
+        ("https://127.0.0.1./", DOT),
+        ("https://.example.com/", NO_NAME),
+        ("https://api..example.com", NO_NAME),
+        ("https://-api.example.com", NO_NAME),
+        ("https://api-.example.com", NO_NAME),
+        // Names of this machine, of private networks and of special use.
+        ("https://localhost", SINGLE),
+        ("https://LOCALHOST/", SINGLE),
+        ("https://ip6-localhost/", SINGLE),
+        ("https://intranet", SINGLE),
+        ("https://metadata/computeMetadata/v1/", SINGLE),
+        ("https://instance-data/latest/", SINGLE),
+        ("https://com/", SINGLE),
+        ("https://api.localhost/", SPECIAL),
+        ("https://localhost.localdomain/", SPECIAL),
+        ("https://printer.local", SPECIAL),
+        ("https://PRINTER.LOCAL", SPECIAL),
+        ("https://receiver.test", SPECIAL),
+        ("https://receiver.invalid", SPECIAL),
+        ("https://receiver.example", SPECIAL),
+        ("https://abcdefghijklmnop.onion/", SPECIAL),
+        ("https://receiver.alt", SPECIAL),
+        ("https://router.home.arpa", SPECIAL),
+        ("https://1.0.0.127.in-addr.arpa", SPECIAL),
+        ("https://metadata.google.internal/computeMetadata/v1/", SPECIAL),
+        ("https://ip-10-0-0-1.ec2.internal/", SPECIAL),
+        ("https://api.default.svc", SPECIAL),
+        ("https://kubernetes.default.svc.cluster.local", SPECIAL),
+        ("https://vault.service.consul/v1", SPECIAL),
+        ("https://gateway.docker", SPECIAL),
+        ("https://mail.corp", SPECIAL),
+        ("https://nas.lan", SPECIAL),
+        ("https://nas.home", SPECIAL),
+        // Ports.
+        ("https://api.example.com:8443", PORT),
+        ("https://api.example.com:80", PORT),
+        ("https://api.example.com:22", PORT),
+        ("https://api.example.com:0", PORT),
+        ("https://api.example.com:", PORT),
+        ("https://api.example.com:0443", PORT),
+        ("https://api.example.com:+443", PORT),
+        ("https://api.example.com:443:443", PORT),
+        ("https://api.example.com:99999", PORT),
+    ];
+
+    #[test]
+    fn what_may_lead_elsewhere_is_refused_with_its_reason() {
+        let long = [
+            (format!("https://{}.example.com/", "a".repeat(64)), NO_NAME),
+            (format!("https://{}example.com/", "a.".repeat(122)), NO_NAME),
+            (format!("https://api.example.com/{}", "a".repeat(2_048)), ASCII),
+        ];
+        let long = long.iter().map(|(text, reason)| (text.as_str(), *reason));
+        for (text, reason) in HOSTILE.iter().copied().chain(long) {
+            let refusal = EndpointUrl::try_from(text.to_owned()).expect_err(text).to_string();
+            assert!(refusal.contains(reason), "{text}: {refusal}");
         }
     }
 }

@@ -4,6 +4,7 @@
 //! hold anything wrong ([`Name`], [`Slug`], [`ScopeSet`], [`AllowedCidrs`], …): the sentence a parser refuses with completes
 //! "`<field>` …" and never repeats the value, which may be a secret in the wrong place.
 
+mod address;
 mod allowlist;
 mod api_key;
 mod artifact;
@@ -30,6 +31,7 @@ mod organization;
 mod principal;
 mod project;
 mod release;
+mod retry_after;
 mod scope;
 mod service;
 mod stripe;
@@ -37,7 +39,10 @@ mod subscription;
 mod timestamp;
 mod token;
 mod usage;
+mod webhook_signature;
+mod webhook_url;
 
+pub use address::{Reach, judge as judge_address};
 pub use allowlist::{AddressList, BadEntry, HostList, InternalGuard};
 pub use api_key::{ApiKey, ApiKeyPatch, ApiKeySettings, KeySettled, KeyStatus, NotActive};
 pub use artifact::{ArtifactUrl, CommitSha, ImageRef, TemplatePath};
@@ -63,6 +68,7 @@ pub use organization::{ModelId, Organization, OrganizationPatch, Plan, StripeCus
 pub use principal::{Principal, PrincipalKind};
 pub use project::{Project, ProjectPatch};
 pub use release::{Build, BuildKind, NoTransition, NotReady, Release, ReleaseStatus, Report, Version, activation};
+pub use retry_after::retry_after;
 pub use scope::{Scope, ScopeSet};
 pub use service::{Power, Service, ServiceTokens, ServiceTokensError};
 pub use stripe::{BadSignature, StripeSecrets, StripeSecretsError};
@@ -72,6 +78,8 @@ pub use token::{ApiKeyToken, PREFIX_LEN, Prefix, TokenRefused};
 pub use usage::{
     COUNTED_AHEAD, COUNTED_LATE, MonthUsage, Price, PriceTable, Quantity, Reference, Tally, UsageEvent, UsageKind,
 };
+pub use webhook_signature::{Signatures, WebhookSecret};
+pub use webhook_url::WebhookUrl;
 
 /// A value that a field cannot take. Displays as what would be right: "must be 1 to 100 characters".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

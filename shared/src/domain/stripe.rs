@@ -119,7 +119,7 @@ fn parse(header: &str) -> Option<(&str, Vec<&str>)> {
 }
 
 /// Stripe's own formula: the key is the whole text of the secret.
-fn sign(secret: &str, time: &str, body: &[u8]) -> String {
+pub(super) fn sign(secret: &str, time: &str, body: &[u8]) -> String {
     let mut mac = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()));
     for part in [time.as_bytes(), b".", body] {
         mac.update(part);
