@@ -1,0 +1,3 @@
+//! Delivers events to webhook endpoints.
+
+pub mod wire;
