@@ -42,4 +42,5 @@ mod tenancy;
 mod timing;
 mod usage;
 mod validator;
+mod webhook_wire;
 mod whoami;

@@ -1,0 +1,501 @@
+//! A delivery reaches the addresses that were judged and no others, whatever names resolve to, and whatever a receiver does it costs a bounded time
+//! and a bounded memory.
+
+use std::{
+    collections::VecDeque,
+    io,
+    net::IpAddr,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use karta_shared::{
+    clock::ManualClock,
+    domain::{Reach, Signatures, WebhookSecret, WebhookUrl},
+    entropy::SeededEntropy,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+    time::sleep,
+};
+use worker_webhook_deliveries::wire::{Lookup, LookupFuture, Outcome, SystemLookup, Wire};
+
+const BODY: &str = r#"{"id":"evt_1","type":"ping"}"#;
+
+/// Somebody who is sent deliveries: writes down each request, then does as it likes with the connection.
+struct Receiver {
+    port: u16,
+    requests: Arc<Mutex<Vec<String>>>,
+    server: JoinHandle<()>,
+}
+
+impl Receiver {
+    async fn start<F: Future<Output = ()> + Send>(react: impl Fn(TcpStream) -> F + Copy + Send + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let requests = Arc::<Mutex<Vec<String>>>::default();
+        let seen = Arc::clone(&requests);
+        let server = tokio::spawn(async move {
+            loop {
+                let (mut connection, _) = listener.accept().await.unwrap();
+                let seen = Arc::clone(&seen);
+                tokio::spawn(async move {
+                    let mut request = Vec::new();
+                    while !request.ends_with(BODY.as_bytes()) {
+                        if connection.read_buf(&mut request).await.unwrap_or_default() == 0 {
+                            return;
+                        }
+                    }
+                    seen.lock().unwrap().push(String::from_utf8(request).unwrap());
+                    react(connection).await;
+                });
+            }
+        });
+        Self { port, requests, server }
+    }
+
+    /// One that sends these bytes and then closes the connection.
+    async fn answering(answer: &'static str) -> Self {
+        Self::start(move |mut connection| async move {
+            let _ = connection.write_all(answer.as_bytes()).await;
+        })
+        .await
+    }
+
+    fn url(&self) -> WebhookUrl {
+        WebhookUrl::parse(&format!("http://127.0.0.1:{}/hooks?id=7", self.port), Reach::Loopback).unwrap()
+    }
+
+    fn requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+/// A name server that answers as it is told, each answer once, and writes down what it was asked.
+#[derive(Default)]
+struct NameServer {
+    answers: Mutex<VecDeque<Vec<IpAddr>>>,
+    asked: Mutex<Vec<String>>,
+}
+
+impl NameServer {
+    fn answering(answers: &[&[&str]]) -> Arc<Self> {
+        let addresses = |answer: &&[&str]| answer.iter().map(|address| address.parse().unwrap()).collect();
+        Arc::new(Self { answers: Mutex::new(answers.iter().map(addresses).collect()), asked: Mutex::default() })
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+impl Lookup for NameServer {
+    fn lookup(&self, host: String) -> LookupFuture {
+        self.asked.lock().unwrap().push(host);
+        let answer = self.answers.lock().unwrap().pop_front().ok_or_else(|| io::Error::other("no such name"));
+        Box::pin(async { answer })
+    }
+}
+
+fn wire_with(lookup: Arc<dyn Lookup>, reach: Reach) -> Wire {
+    let clock = ManualClock::at("2026-11-22T12:00:00Z".parse().unwrap());
+    Wire::new(reach, vec!["api.karta.example.com".to_owned()], lookup, Arc::new(clock)).unwrap()
+}
+
+/// One that gives up after half a second.
+fn wire() -> Wire {
+    wire_with(Arc::new(SystemLookup), Reach::Loopback).within(Duration::from_millis(500))
+}
+
+fn signatures() -> Signatures {
+    let secret = WebhookSecret::generate(&SeededEntropy::new(7));
+    Signatures::sign(&[&secret], "evt_1", "2026-11-22T12:00:00Z".parse().unwrap(), BODY.as_bytes())
+}
+
+async fn post(wire: &Wire, url: &WebhookUrl) -> Outcome {
+    wire.post(url, &signatures(), BODY).await
+}
+
+/// As the store would give it back.
+fn kept(url: &str) -> WebhookUrl {
+    serde_json::from_value(url.into()).unwrap()
+}
+
+fn failed(error: &str) -> impl Fn(&Outcome) -> bool {
+    move |outcome| {
+        let silent = outcome.response_code.is_none() && outcome.response_body.is_empty();
+        silent && outcome.error.as_ref().is_some_and(|found| found.contains(error))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_is_one_post_with_its_signatures_and_nothing_that_it_need_not_say() {
+    let receiver = Receiver::answering("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+    let outcome = post(&wire(), &receiver.url()).await;
+    assert_eq!((outcome.response_code, &*outcome.response_body, outcome.error), (Some(200), &b"ok"[..], None));
+    let [request] = &receiver.requests()[..] else { panic!("{:?}", receiver.requests()) };
+    let (head, body) = request.split_once("\r\n\r\n").unwrap();
+    assert_eq!(body, BODY);
+    let mut lines = head.split("\r\n");
+    assert_eq!(lines.next(), Some("POST /hooks?id=7 HTTP/1.1"));
+    let mut headers: Vec<_> = lines.map(|line| line.split_once(": ").unwrap()).collect();
+    headers.sort_unstable();
+    let (signatures, host) = (signatures(), format!("127.0.0.1:{}", receiver.port));
+    let expected = [
+        ("accept", "*/*"),
+        ("content-length", "28"),
+        ("content-type", "application/json"),
+        ("host", &host),
+        ("karta-signature", &signatures.karta_signature),
+        ("user-agent", "Karta-Webhooks/1"),
+        ("webhook-id", "evt_1"),
+        ("webhook-signature", &signatures.webhook_signature),
+        ("webhook-timestamp", &signatures.webhook_timestamp),
+    ];
+    assert_eq!(headers, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_judged_by_its_status_and_kept_as_it_came() {
+    const DAY: u64 = 86_400;
+    for (answer, code, body, error, wait) in [
+        ("HTTP/1.1 204 No Content\r\n\r\n", 204, "", None, None),
+        ("HTTP/1.1 200 OK\r\n\r\nuntil the end", 200, "until the end", None, None),
+        ("HTTP/1.1 202 Accepted\r\nretry-after: 5\r\ncontent-length: 0\r\n\r\n", 202, "", None, None),
+        ("HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\na", 200, "a", None, None),
+        // What says that it is compressed is left as it is.
+        (
+            "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 3\r\n\r\n\x1f\x0b\x08",
+            200,
+            "\x1f\x0b\x08",
+            None,
+            None,
+        ),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n", 200, "abc", None, None),
+        ("HTTP/1.1 304 Not Modified\r\n\r\n", 304, "", Some("it answered 304, and redirects are not followed"), None),
+        ("HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\nno", 400, "no", Some("it answered 400"), None),
+        ("HTTP/1.1 410 Gone\r\n\r\n", 410, "", Some("it answered 410"), None),
+        ("HTTP/1.1 429 Slow\r\nretry-after: 120\r\n\r\n", 429, "", Some("it answered 429"), Some(120)),
+        ("HTTP/1.1 500 Oh\r\nretry-after: 99999999999999999999\r\n\r\n", 500, "", Some("it answered 500"), Some(DAY)),
+        (
+            "HTTP/1.1 503 Oh\r\nretry-after: Sun, 22 Nov 2026 12:01:30 GMT\r\n\r\n",
+            503,
+            "",
+            Some("it answered 503"),
+            Some(90),
+        ),
+        ("HTTP/1.1 503 Oh\r\nretry-after: soon\r\n\r\n", 503, "", Some("it answered 503"), None),
+        ("HTTP/1.1 503 Oh\r\nretry-after: \u{e9}\r\n\r\n", 503, "", Some("it answered 503"), None),
+        // A refusal is one, whole or not.
+        ("HTTP/1.1 500 Oh\r\ncontent-length: 99\r\n\r\ncut", 500, "cut", Some("it answered 500"), None),
+    ] {
+        let receiver = Receiver::answering(answer).await;
+        let outcome = post(&wire(), &receiver.url()).await;
+        assert_eq!(outcome.response_code, Some(code), "{answer}: {outcome:?}");
+        assert_eq!(String::from_utf8(outcome.response_body).unwrap(), body, "{answer}");
+        assert_eq!(outcome.error.as_deref(), error, "{answer}");
+        assert_eq!(outcome.retry_after, wait.map(Duration::from_secs), "{answer}");
+        assert_eq!(receiver.requests().len(), 1, "one attempt is one request: {answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_whole_answer_is_a_failure() {
+    for (answer, code, error) in [
+        ("", None, "no proper answer: connection closed before message completed"),
+        ("SSH-2.0-OpenSSH_9.2\r\n", None, "no proper answer: invalid HTTP"),
+        ("HTTP/2.0 200 OK\r\n\r\n", None, "no proper answer: invalid HTTP version"),
+        ("HTTP/1.1 200", None, "no proper answer: connection closed before message completed"),
+        ("HTTP/1.1 200 OK\r\nno header\r\n\r\n", None, "no proper answer: invalid HTTP header"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\na", None, "no proper answer: "),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\ncut", Some(200), "no proper answer: "),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\ncut", Some(200), "no proper answer: "),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\ncut\r\n", Some(200), "no proper answer: "),
+    ] {
+        let receiver = Receiver::answering(answer).await;
+        let outcome = post(&wire(), &receiver.url()).await;
+        assert_eq!(outcome.response_code, code, "{answer}: {outcome:?}");
+        let found = outcome.error.unwrap();
+        assert!(
+            found.starts_with(error) && !found.contains("hooks") && !found.contains("127.0.0.1"),
+            "{answer}: {found}"
+        );
+        assert_eq!(receiver.requests().len(), 1, "nothing is sent again: {answer}");
+    }
+    // Nobody listens.
+    let gone = Receiver::answering("").await.url();
+    sleep(Duration::from_millis(50)).await;
+    let outcome = post(&wire(), &gone).await;
+    assert!(failed("no connection: Connection refused")(&outcome), "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirect_is_not_followed_wherever_it_leads() {
+    let (other, lookup) = (Receiver::answering("HTTP/1.1 200 OK\r\n\r\n").await, NameServer::answering(&[]));
+    for status in [301, 302, 303, 307, 308] {
+        for to in [other.url().as_str(), "http://169.254.169.254/latest/meta-data/", "https://hooks.example.com/", "//"]
+        {
+            let answer = format!("HTTP/1.1 {status} Moved\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n").leak();
+            let receiver = Receiver::answering(answer).await;
+            let wire = wire_with(Arc::clone(&lookup) as Arc<dyn Lookup>, Reach::Loopback);
+            let outcome = post(&wire, &receiver.url()).await;
+            let error = format!("it answered {status}, and redirects are not followed");
+            assert_eq!((outcome.response_code, outcome.error), (Some(status), Some(error)));
+        }
+    }
+    assert!(other.requests().is_empty() && lookup.asked().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_hangs_or_drips_costs_the_limit_and_no_more() {
+    let silent = Receiver::start(|connection| async move {
+        sleep(Duration::from_mins(1)).await;
+        drop(connection);
+    });
+    let dripping_head = Receiver::start(|mut connection| async move {
+        for byte in "HTTP/1.1 200 OK\r\nx-padding: ".bytes().chain(std::iter::repeat(b'x')) {
+            if connection.write_all(&[byte]).await.is_err() {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let dripping_body = Receiver::start(|mut connection| async move {
+        connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n").await.unwrap();
+        while connection.write_all(b"x").await.is_ok() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let endless_hints = Receiver::start(|mut connection| async move {
+        while connection.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.is_ok() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    });
+    for (receiver, code) in [
+        (silent.await, None),
+        (dripping_head.await, None),
+        (dripping_body.await, Some(200)),
+        (endless_hints.await, None),
+    ] {
+        let started = Instant::now();
+        let outcome = post(&wire(), &receiver.url()).await;
+        let took = started.elapsed();
+        assert!((400..5_000).contains(&took.as_millis()), "{took:?}");
+        assert!((400..5_000).contains(&outcome.latency_ms), "{outcome:?}");
+        assert_eq!(outcome.response_code, code, "{outcome:?}");
+        assert_eq!(outcome.error.as_deref(), Some("no complete answer within 0.5 s"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_without_end_is_read_for_64_kib_and_counts() {
+    // What the receiver could get rid of: what was read, and what lay in the sockets' buffers.
+    static WRITTEN: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+    async fn pour(mut connection: TcpStream, head: &str) {
+        connection.write_all(head.as_bytes()).await.unwrap();
+        let mut written = 0;
+        while let Ok(more @ 1..) = connection.write(&[b'x'; 4096]).await {
+            written += more;
+            if written >= 100 << 20 {
+                break;
+            }
+        }
+        WRITTEN.lock().unwrap().push(written);
+    }
+    let declared =
+        Receiver::start(|connection| pour(connection, "HTTP/1.1 200 OK\r\ncontent-length: 104857600\r\n\r\n"));
+    let undeclared = Receiver::start(|connection| pour(connection, "HTTP/1.1 200 OK\r\n\r\n"));
+    let refusing =
+        Receiver::start(|connection| pour(connection, "HTTP/1.1 500 Oh\r\ncontent-length: 104857600\r\n\r\n"));
+    for (receiver, code, error) in
+        [(declared.await, 200, None), (undeclared.await, 200, None), (refusing.await, 500, Some("it answered 500"))]
+    {
+        let outcome = post(&wire().within(Duration::from_secs(15)), &receiver.url()).await;
+        assert_eq!((outcome.response_code, outcome.error.as_deref()), (Some(code), error));
+        assert_eq!(outcome.response_body, [b'x'; 1024]);
+    }
+    while WRITTEN.lock().unwrap().len() < 3 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let written = WRITTEN.lock().unwrap().clone();
+    assert!(written.iter().all(|written| *written < 20 << 20), "{written:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn enormous_headers_are_given_up() {
+    let long = Receiver::start(|mut connection| async move {
+        let _ = connection.write_all(b"HTTP/1.1 200 OK\r\nx-long: ").await;
+        while connection.write_all(&[b'x'; 4096]).await.is_ok() {}
+    });
+    let many = Receiver::start(|mut connection| async move {
+        let _ = connection.write_all(b"HTTP/1.1 200 OK\r\n").await;
+        while connection.write_all(b"x-many: 1\r\n").await.is_ok() {}
+    });
+    for receiver in [long.await, many.await] {
+        let outcome = post(&wire().within(Duration::from_secs(15)), &receiver.url()).await;
+        assert!(failed("no proper answer: message head is too large")(&outcome), "{outcome:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_a_connection_to_be_closed_and_none_is_used_twice() {
+    let receiver = Receiver::start(|mut connection| async move {
+        connection
+            .write_all(b"HTTP/1.1 200 OK\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\nok")
+            .await
+            .unwrap();
+        // Whoever used it again would meet this.
+        connection.write_all(b"HTTP/1.1 500 Oh\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        sleep(Duration::from_mins(1)).await;
+    });
+    let (receiver, wire) = (receiver.await, wire());
+    for _ in 0..3 {
+        let outcome = post(&wire, &receiver.url()).await;
+        assert_eq!((outcome.response_code, outcome.error), (Some(200), None));
+        assert!(outcome.latency_ms < 400, "{}", outcome.latency_ms);
+    }
+    assert_eq!(receiver.requests().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_looked_up_once_for_each_delivery_and_judged_each_time() {
+    let receiver = Receiver::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    let url = format!("http://localhost:{}/hooks", receiver.port);
+    let url = WebhookUrl::parse(&url, Reach::Loopback).unwrap();
+    // It leads here, then elsewhere, then here again; what was judged is what is called.
+    let lookup = NameServer::answering(&[
+        &["127.0.0.1"],
+        &["10.0.0.1"],
+        &["93.184.216.34"],
+        &["127.0.0.1", "::ffff:127.0.0.1"],
+        &["127.0.0.1"],
+    ]);
+    let wire = wire_with(Arc::clone(&lookup) as Arc<dyn Lookup>, Reach::Loopback);
+    assert_eq!(post(&wire, &url).await.error, None);
+    for error in ["private use", "outside loopback", "IPv4-mapped"] {
+        let outcome = post(&wire, &url).await;
+        assert!(failed(error)(&outcome), "{outcome:?}");
+    }
+    assert_eq!(post(&wire, &url).await.error, None);
+    assert_eq!(lookup.asked(), ["localhost"; 5]);
+    assert_eq!(receiver.requests().len(), 2);
+    assert!(receiver.requests()[0].contains(&format!("\r\nhost: localhost:{}\r\n", receiver.port)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_refused_for_any_of_its_addresses() {
+    let url = WebhookUrl::parse("https://Hooks.example.com/secret?id=secret", Reach::Public).unwrap();
+    for (answer, error) in [
+        (&["10.0.0.1"][..], "private use (RFC 1918)"),
+        (&["93.184.216.34", "10.0.0.1"], "private use (RFC 1918)"),
+        (&["10.0.0.1", "93.184.216.34"], "private use (RFC 1918)"),
+        (&["93.184.216.34", "2606:4700:4700::1111", "fd00:ec2::254"], "unique-local"),
+        (&["169.254.169.254"], "link-local"),
+        (&["100.100.100.200"], "shared address space"),
+        (&["127.0.0.1"], "loopback"),
+        (&["::1"], "loopback"),
+        (&["0.0.0.0"], "this host"),
+        (&["::ffff:93.184.216.34"], "IPv4-mapped"),
+        (&["64:ff9b::5db8:d822"], "NAT64"),
+        (&["255.255.255.255"], "broadcast"),
+        (&[], "cannot be resolved"),
+    ] {
+        for reach in [Reach::Public, Reach::Loopback] {
+            let lookup = NameServer::answering(&[answer]);
+            let outcome = post(&wire_with(Arc::clone(&lookup) as Arc<dyn Lookup>, reach), &url).await;
+            assert!(failed(error)(&outcome), "{answer:?}: {outcome:?}");
+            assert!(!outcome.error.unwrap().contains("secret"));
+            assert_eq!(lookup.asked(), ["hooks.example.com"]);
+        }
+    }
+    let outcome = post(&wire_with(NameServer::answering(&[]), Reach::Public), &url).await;
+    assert_eq!(outcome.error.as_deref(), Some("not sent: the host name cannot be resolved"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stored_url_is_judged_again_before_anything_is_looked_up() {
+    let receiver = Receiver::answering("HTTP/1.1 200 OK\r\n\r\n").await;
+    let port = receiver.port;
+    for (url, reach, error) in [
+        (receiver.url().as_str(), Reach::Public, "must start with https://"),
+        (&format!("https://127.0.0.1:{port}/"), Reach::Public, "not an IP address"),
+        (&format!("https://localhost:{port}/"), Reach::Public, "with a dot in it"),
+        (&format!("http://0.0.0.0:{port}/"), Reach::Loopback, "not an IP address"),
+        (&format!("http://127.1:{port}/"), Reach::Loopback, "not an IP address"),
+        (&format!("http://[::ffff:127.0.0.1]:{port}/"), Reach::Loopback, "not an IP address"),
+        ("https://10.0.0.1/", Reach::Loopback, "not an IP address"),
+        ("http://hooks.example.com/", Reach::Loopback, "unless it is on loopback"),
+        ("https://vault.internal/", Reach::Loopback, "private or special use"),
+        ("https://API.karta.example.com/v1/api_keys", Reach::Public, "this service itself"),
+        // An xn-- label that decodes to nothing is read by some and not by others.
+        ("https://xn--a.example.com/", Reach::Public, "every reader of URLs"),
+        ("no URL", Reach::Public, "printable ASCII"),
+    ] {
+        let lookup = NameServer::answering(&[]);
+        let outcome = post(&wire_with(Arc::clone(&lookup) as Arc<dyn Lookup>, reach), &kept(url)).await;
+        assert!(failed("not sent: the URL ")(&outcome) && failed(error)(&outcome), "{url}: {outcome:?}");
+        assert_eq!(lookup.asked(), <[&str; 0]>::default());
+    }
+    assert!(receiver.requests().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_asks_for_1_2_or_later_under_the_name_that_was_judged() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://localhost:{}/", listener.local_addr().unwrap().port());
+    let hello = tokio::spawn(async move {
+        let (mut connection, _) = listener.accept().await.unwrap();
+        let mut hello = Vec::new();
+        while hello.len() < 5 || hello.len() < 5 + usize::from(u16::from_be_bytes([hello[3], hello[4]])) {
+            connection.read_buf(&mut hello).await.unwrap();
+        }
+        connection.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        hello
+    });
+    let wire = wire_with(NameServer::answering(&[&["127.0.0.1"]]), Reach::Loopback);
+    let outcome = post(&wire, &kept(&url)).await;
+    assert!(failed("no connection: ")(&outcome), "{outcome:?}");
+    let hello = hello.await.unwrap();
+    let extensions = extensions(&hello);
+    let of = |kind: u16| extensions.iter().find(|(found, _)| *found == kind).map(|(_, data)| &data[..]);
+    // server_name: a list of one host name. supported_versions: TLS 1.3 and 1.2. ALPN: HTTP/1.1 alone, if any.
+    assert_eq!(of(0).unwrap(), b"\x00\x0c\x00\x00\x09localhost");
+    let mut versions: Vec<_> = of(43).unwrap()[1..].chunks(2).collect();
+    versions.sort_unstable();
+    assert_eq!(versions, [[3, 3], [3, 4]]);
+    assert!(of(16).is_none_or(|protocols| protocols == b"\x00\x09\x08http/1.1"));
+}
+
+/// The extensions of a TLS record that holds a `ClientHello`, by their numbers.
+fn extensions(record: &[u8]) -> Vec<(u16, Vec<u8>)> {
+    fn skip<'a>(rest: &mut &'a [u8], length: usize) -> &'a [u8] {
+        let (head, tail) = rest.split_at(length);
+        *rest = tail;
+        head
+    }
+    fn number(rest: &mut &[u8], bytes: usize) -> usize {
+        skip(rest, bytes).iter().fold(0, |number, byte| number << 8 | usize::from(*byte))
+    }
+    // Record and handshake headers, version, random.
+    let mut rest = &record[5 + 4 + 2 + 32..];
+    for length_bytes in [1, 2, 1] {
+        // Session id, cipher suites, compression methods.
+        let length = number(&mut rest, length_bytes);
+        skip(&mut rest, length);
+    }
+    number(&mut rest, 2);
+    let mut found = Vec::new();
+    while !rest.is_empty() {
+        let (kind, length) = (number(&mut rest, 2), number(&mut rest, 2));
+        found.push((u16::try_from(kind).unwrap(), skip(&mut rest, length).to_vec()));
+    }
+    found
+}
