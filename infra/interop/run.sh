@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Foreign clients: jose and PyJWT verify the session tokens that we mint, and we accept and refuse what they sign; the stripe library signs events.
+# Foreign clients: jose and PyJWT verify the session tokens that we mint, and we accept and refuse what they sign; the stripe library signs events; what
+# docs/webhooks.md prints for TypeScript, Python and Go, the stripe and standardwebhooks libraries with it, judges deliveries that we signed.
 # Starts a runner of its own that keeps nothing. Secrets go to the clients through stdin, never through arguments.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -44,5 +45,23 @@ done
 kill "$runner"
 wait "$runner" || { echo "interop: the runner did not stop cleanly" >&2; exit 1; }
 runner=
+
+# The Go that the page prints becomes a package beside the one that calls it.
+go=target/interop/go
+rm -rf "$go"
+mkdir -p "$go/webhooks"
+printf 'module karta\n\ngo 1.19\n' >"$go/go.mod"
+cp "$here/webhooks.go" "$go/main.go"
+awk '/^```$/ { printing = 0 } printing; /^```go$/ { printing = 1 }' docs/webhooks.md >"$go/webhooks/verify.go"
+(cd "$go" && go build -o deliveries .)
+
+cargo build --quiet --locked -p karta-shared --example webhook_vectors
+vectors=$("${karta%/*}/examples/webhook_vectors")
+for client in "node $here/webhooks.mjs" "$venv/bin/python $here/webhooks.py" "$go/deliveries"; do
+  # shellcheck disable=SC2086 # a command and its argument
+  summary=$($client <<<"$vectors")
+  echo "$summary"
+  passed=$((passed + $(sed -E 's/^.*: ([0-9]+) checks$/\1/' <<<"$summary")))
+done
 
 echo "interop: $passed passed, 0 failed"

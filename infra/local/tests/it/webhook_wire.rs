@@ -11,7 +11,7 @@ use std::{
 
 use karta_shared::{
     clock::ManualClock,
-    domain::{Reach, Signatures, WebhookSecret, WebhookUrl},
+    domain::{Reach, Signatures, Timestamp, WebhookSecret, WebhookUrl},
     entropy::SeededEntropy,
 };
 use tokio::{
@@ -21,6 +21,8 @@ use tokio::{
     time::sleep,
 };
 use worker_webhook_deliveries::wire::{Lookup, LookupFuture, Outcome, SystemLookup, Wire};
+
+use crate::webhook_receiver;
 
 const BODY: &str = r#"{"id":"evt_1","type":"ping"}"#;
 
@@ -472,6 +474,41 @@ async fn tls_asks_for_1_2_or_later_under_the_name_that_was_judged() {
     versions.sort_unstable();
     assert_eq!(versions, [[3, 3], [3, 4]]);
     assert!(of(16).is_none_or(|protocols| protocols == b"\x00\x09\x08http/1.1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_receiver_that_the_documentation_prints_takes_what_is_sent_and_nothing_else() {
+    const PRINTED: &str = include_str!("webhook_receiver.rs");
+    const PAGE: &str = include_str!("../../../../docs/webhooks.md");
+    assert!(PAGE.contains(&format!("\n```rust\n{PRINTED}```\n")), "docs/webhooks.md prints another receiver");
+
+    let receiver = Receiver::answering("HTTP/1.1 200 OK\r\n\r\n").await;
+    let [secret, retired, other] = [1, 2, 3].map(|seed| WebhookSecret::generate(&SeededEntropy::new(seed)));
+    let at: Timestamp = "2026-11-22T12:00:00Z".parse().unwrap();
+    let signatures = Signatures::sign(&[&retired, &secret], "evt_1", at, BODY.as_bytes());
+    assert_eq!(wire().post(&receiver.url(), &signatures, BODY).await.error, None);
+    let request = receiver.requests().remove(0);
+    let (head, body) = request.split_once("\r\n\r\n").unwrap();
+    let header = head.split("\r\n").find_map(|line| line.strip_prefix("karta-signature: ")).unwrap();
+
+    let now = u64::try_from(at.as_seconds()).unwrap();
+    let judge = |header: &str, body: &str, secret: &WebhookSecret, now| {
+        webhook_receiver::verify(body.as_bytes(), header, secret.expose(), now).is_ok()
+    };
+    for secret in [&secret, &retired] {
+        for now in [now, now - 300, now + 300] {
+            assert!(judge(header, body, secret, now));
+        }
+        for now in [now - 301, now + 301] {
+            assert!(!judge(header, body, secret, now));
+        }
+        assert!(!judge(header, &body.replace("ping", "pong"), secret, now));
+        assert!(!judge(header, &body[1..], secret, now));
+        assert!(!judge(&header.replace("t=", "t=1"), body, secret, now));
+        assert!(!judge(&header.replace("v1=", "v0="), body, secret, now));
+        assert!(!judge("", body, secret, now));
+    }
+    assert!(!judge(header, body, &other, now));
 }
 
 /// The extensions of a TLS record that holds a `ClientHello`, by their numbers.
