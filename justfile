@@ -23,7 +23,7 @@ test:
 check-logs:
     infra/checks/log-secrets.sh
 
-# Session tokens against jose (Node.js) and PyJWT, Stripe's signatures against the stripe library.
+# Session tokens against jose (Node.js) and PyJWT, Stripe's signatures against the stripe library, our webhooks against what docs/webhooks.md prints.
 interop:
     infra/interop/run.sh
 

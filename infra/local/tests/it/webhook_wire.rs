@@ -14,6 +14,7 @@ use karta_shared::{
     domain::{Reach, Signatures, Timestamp, WebhookSecret, WebhookUrl},
     entropy::SeededEntropy,
 };
+use proptest::prelude::*;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -509,6 +510,26 @@ async fn the_receiver_that_the_documentation_prints_takes_what_is_sent_and_nothi
         assert!(!judge("", body, secret, now));
     }
     assert!(!judge(header, body, &other, now));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// The guard and the client are two readers of URLs. What passes the first must mean the same to the second.
+    #[test]
+    fn what_is_accepted_is_read_alike_by_the_client(
+        text in r"https?://(localhost|LocalHost|127\.0\.0\.[0-9]{1,3}|\[::1\]|\[[0-9a-f:.]{2,9}\]|[a-zA-Z0-9-]{1,4}\.com|[a-z0-9.%@:\[\]_-]{0,12})(:[0-9]{0,5})?[/?#@:.\\a-z0-9]{0,10}",
+    ) {
+        let Ok(url) = WebhookUrl::parse(&text, Reach::Loopback) else { return Ok(()) };
+        let read = reqwest::Url::parse(&text).unwrap();
+        let address = |host: &str| host.trim_matches(['[', ']']).parse::<IpAddr>().ok();
+        let host = read.host_str().unwrap();
+        prop_assert!(host == url.host() || address(host).is_some_and(|found| Some(found) == address(&url.host())), "{text}");
+        prop_assert!(read.username().is_empty() && read.password().is_none() && read.fragment().is_none(), "{text}");
+        if !url.is_loopback() {
+            prop_assert_eq!((read.scheme(), read.port_or_known_default()), ("https", Some(443)));
+        }
+    }
 }
 
 /// The extensions of a TLS record that holds a `ClientHello`, by their numbers.
