@@ -8,7 +8,7 @@ use crate::{
     auth::{BcryptPool, Validator},
     clock::{Clock, SystemClock},
     config::{self, Config, SecretSource, Secrets},
-    domain::{Entropy, InternalGuard, PriceTable},
+    domain::{Entropy, InternalGuard, PriceTable, Reach},
     entropy::OsEntropy,
     store::Store,
 };
@@ -24,6 +24,8 @@ pub struct App {
     pub bcrypt: BcryptPool,
     /// What models cost.
     pub prices: Arc<PriceTable>,
+    /// Where webhooks may lead.
+    pub webhooks: Reach,
     /// For whom the internal routes exist.
     pub internal: Arc<InternalGuard>,
     validator: Arc<OnceLock<Validator>>,
@@ -50,6 +52,7 @@ impl App {
             entropy,
             bcrypt: BcryptPool::new(config.bcrypt_cost),
             prices: Arc::new(config.prices),
+            webhooks: config.webhooks,
             internal: Arc::new(config.internal),
             validator: Arc::default(),
         }

@@ -8,7 +8,8 @@
 //! | [`byok`] | provider keys: what seals and opens them | `domain`, `store`, `sealing` |
 //! | [`founding`] | an organization with its first key | `domain`, `store`, `auth`, `config` |
 //! | [`http`] | the [`http::Route`] frame: judge, parse, call, answer | all of the above |
-//! | [`worker`] | the frame of functions without a route | `app`, `domain`, `telemetry` |
+//! | [`webhook_secrets`] | what webhooks are signed with: sealed, opened, rotated | `domain`, `store`, `sealing` |
+//! | [`worker`] | the frame of functions without a route | `app`, `domain`, `store`, `telemetry` |
 //! | [`together`] | many calls at once, within bounds | nothing here |
 //! | [`config`] | environment and secrets, read once and refused when wrong | `domain`, `store::table` |
 //! | [`fault`] | what may be said of an AWS call that failed | nothing here |
@@ -30,6 +31,7 @@ pub mod sealing;
 pub mod store;
 pub mod telemetry;
 pub mod together;
+pub mod webhook_secrets;
 pub mod worker;
 
 pub use app::App;

@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, future::Future, process::ExitCode, time::Instant};
 
 use lambda_runtime::{LambdaEvent, service_fn};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::{app::App, domain::Id, telemetry};
+use crate::{app::App, domain::Id, store::Due, telemetry};
 
 /// Why a worker could not do all that was due; it is asked again. The text is for the log.
 pub type Fault = Box<dyn std::error::Error + Send + Sync>;
@@ -27,18 +27,32 @@ pub trait Worker: Sized + Send + Sync + 'static {
 pub enum Wake {
     /// To look for whatever is due.
     Sweep,
-    /// By the outbox's stream, because something was written for these organizations: the index may not show it yet.
-    Written(BTreeSet<Id>),
+    /// By the outbox's stream, because these were written: the index may not show them yet.
+    Written(BTreeSet<Due>),
+    /// By another worker, because this endpoint has something to be sent.
+    Endpoint { organization_id: Id, webhook_endpoint_id: Id },
 }
 
 impl Wake {
-    /// Reads a Lambda event: the records of a DynamoDB stream, or anything else, which is a schedule's.
+    /// Reads a Lambda event: the records of a DynamoDB stream, what [`Wake::endpoint`] wrote, or anything else, which is a schedule's.
     fn of(event: &Value) -> Self {
+        let id = |name: &str| event[name].as_u64().and_then(Id::new);
+        if let (Some(organization_id), Some(webhook_endpoint_id)) = (id("organization_id"), id("webhook_endpoint_id")) {
+            return Self::Endpoint { organization_id, webhook_endpoint_id };
+        }
         let Some(records) = event["Records"].as_array() else {
             return Self::Sweep;
         };
-        let partitions = records.iter().filter_map(|record| record["dynamodb"]["Keys"]["pk"]["S"].as_str());
-        Self::Written(partitions.filter_map(|pk| Id::parse(pk.rsplit_once('#')?.1)).collect())
+        let written = |record: &Value| {
+            let key = |name: &str| record["dynamodb"]["Keys"][name]["S"].as_str();
+            Some(Due { organization_id: Id::parse(key("pk")?.rsplit_once('#')?.1)?, sk: key("sk")?.to_owned() })
+        };
+        Self::Written(records.iter().filter_map(written).collect())
+    }
+
+    /// The Lambda event that wakes a worker for an endpoint.
+    pub fn endpoint(organization_id: Id, webhook_endpoint_id: Id) -> Value {
+        json!({ "organization_id": organization_id, "webhook_endpoint_id": webhook_endpoint_id })
     }
 }
 
@@ -69,16 +83,20 @@ pub async fn work<W: Worker>(worker: &W, wake: &Wake) -> Result<(), Fault> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
-    fn a_stream_names_the_organizations_that_something_was_written_for() {
-        let record = |pk: &str| json!({ "eventName": "INSERT", "dynamodb": { "Keys": { "pk": { "S": pk } } } });
+    fn an_event_says_what_to_look_at() {
+        let record = |pk: &str| {
+            let keys = json!({ "pk": { "S": pk }, "sk": { "S": "place" } });
+            json!({ "eventName": "INSERT", "dynamodb": { "Keys": keys } })
+        };
         let event = json!({ "Records": [record("PSH#7"), record("EVT#8"), record("PSH#7"), record("?"), {}] });
-        let organizations = [7, 8].map(|id| Id::new(id).unwrap());
-        assert_eq!(Wake::of(&event), Wake::Written(organizations.into()));
+        let [seven, eight] = [7, 8].map(|id| Id::new(id).unwrap());
+        let written = [seven, eight].map(|organization_id| Due { organization_id, sk: "place".to_owned() });
+        assert_eq!(Wake::of(&event), Wake::Written(written.into()));
         assert_eq!(Wake::of(&json!({ "source": "aws.scheduler" })), Wake::Sweep);
+        let endpoint = Wake::Endpoint { organization_id: seven, webhook_endpoint_id: eight };
+        assert_eq!(Wake::of(&Wake::endpoint(seven, eight)), endpoint);
     }
 }

@@ -1,11 +1,9 @@
 //! `POST /v1/api_keys/{id}/rotate`: makes a successor with the same settings. The old key serves until its grace ends.
 
-use std::time::Duration;
-
 use karta_shared::{
     App,
     config::Ring,
-    domain::{ApiKeyToken, AuditEvent, EventType, Id, Invalid, NotActive, Timestamp},
+    domain::{ApiKeyToken, AuditEvent, EventType, Grace, Id, NotActive, Timestamp},
     http::{Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route},
 };
 use serde::{Deserialize, Serialize};
@@ -14,29 +12,6 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct Input {
     grace_seconds: Option<Grace>,
-}
-
-/// For how long the old key goes on serving: 0 to 2,592,000 seconds (30 days), a day unless asked for.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(try_from = "u64")]
-pub struct Grace(Duration);
-
-impl Default for Grace {
-    fn default() -> Self {
-        Self(Duration::from_hours(24))
-    }
-}
-
-impl TryFrom<u64> for Grace {
-    type Error = Invalid;
-
-    fn try_from(seconds: u64) -> Result<Self, Invalid> {
-        if seconds <= 2_592_000 {
-            Ok(Self(Duration::from_secs(seconds)))
-        } else {
-            Err(Invalid::new("must be 0 to 2592000 seconds"))
-        }
-    }
 }
 
 #[derive(Debug, Serialize)]
@@ -77,7 +52,7 @@ impl Route for ApiKeysRotate {
         if let Some(answer) = call.replay(app).await? {
             return Ok(answer);
         }
-        let (organization, Grace(grace)) = (call.caller.organization_id, call.body.grace_seconds.unwrap_or_default());
+        let (organization, grace) = (call.caller.organization_id, call.body.grace_seconds.unwrap_or_default().get());
         let (caller, before) = call.caller_and_target(app, call.path).await?;
         let mut old = before.clone();
         let id = Id::draw(call.now, &*app.entropy);

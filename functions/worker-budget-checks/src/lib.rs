@@ -86,11 +86,9 @@ impl Worker for BudgetChecks {
     }
 
     async fn work(&self, wake: &Wake) -> Result<(), Fault> {
-        if let Wake::Written(organizations) = wake {
+        if let Wake::Written(written) = wake {
             // The index may not show yet what the stream tells of.
-            let sk = BudgetCheck::GATHERED;
-            let written = |organization_id: &_| Due { organization_id: *organization_id, sk: sk.to_owned() };
-            return self.look_at(organizations.iter().map(written).collect()).await;
+            return self.look_at(written.iter().cloned().collect()).await;
         }
         for _ in 0..LOOKS {
             let due = self.app.store.due(Queue::BudgetChecks, self.app.clock.now()).await?;

@@ -82,7 +82,14 @@ pub(crate) async fn tell(app: &App, organization: Id, watched: &Watched, month: 
 
 fn event(app: &App, organization: Id, (event_type, data): (EventType, Value), now: Timestamp) -> Event {
     let id = Id::draw(now, &*app.entropy);
-    Event { id, event_type, created_at: now, organization_id: organization, data: data.to_string() }
+    Event {
+        id,
+        event_type,
+        created_at: now,
+        organization_id: organization,
+        data: data.to_string(),
+        only_endpoint: None,
+    }
 }
 
 fn told(news: BudgetNews, watched: &Watched, period: Month) -> (EventType, Value) {

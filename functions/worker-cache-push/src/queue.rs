@@ -17,8 +17,8 @@ const LEASE: Duration = Duration::from_secs(30);
 pub(crate) async fn take(app: &App, wake: &Wake) -> Result<(Vec<PendingInvalidation>, Option<StoreError>), StoreError> {
     let now = app.clock.now();
     let organizations: BTreeSet<Id> = match wake {
-        Wake::Written(organizations) => organizations.clone(),
-        Wake::Sweep => {
+        Wake::Written(written) => written.iter().map(|due| due.organization_id).collect(),
+        Wake::Sweep | Wake::Endpoint { .. } => {
             let due = app.store.due(Queue::Invalidations, now).await?;
             due.into_iter().map(|due| due.organization_id).collect()
         }

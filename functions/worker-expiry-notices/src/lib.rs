@@ -43,6 +43,7 @@ impl ExpiryNotices {
                 created_at: now,
                 organization_id: organization,
                 data: json!({ "api_key": ApiKeyResource::of(key, now) }).to_string(),
+                only_endpoint: None,
             })?;
         }
         match transaction.commit().await {

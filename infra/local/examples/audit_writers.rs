@@ -18,7 +18,7 @@ use karta_local::{Options, Runner, audit, registry};
 use karta_shared::{
     clock::{Clock, SystemClock},
     config::Ring,
-    domain::{InternalGuard, Slug},
+    domain::{InternalGuard, Reach, Slug},
     entropy::OsEntropy,
 };
 use serde_json::{Value, json};
@@ -122,6 +122,7 @@ fn options() -> Result<Options> {
         data_planes: None,
         stripe_secrets: None,
         internal: InternalGuard::default(),
+        webhooks: Reach::Public,
         workers: false,
         clock: Arc::new(SystemClock),
         entropy: Arc::new(OsEntropy),

@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, builder::BoolishValueParser};
 use karta_shared::{
     clock::SystemClock,
     config,
-    domain::{ApiKeyToken, Slug},
+    domain::{ApiKeyToken, Reach, Slug},
     entropy::OsEntropy,
     telemetry,
 };
@@ -70,6 +70,9 @@ struct RunArguments {
     /// Print one line of JSON about this run instead of a greeting.
     #[arg(long, env = "KARTA_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
+    /// Let webhooks lead to this machine: then also `http`, any port and addresses, on loopback only.
+    #[arg(long, env = "KARTA_ALLOW_LOOPBACK_WEBHOOKS", value_parser = BoolishValueParser::new())]
+    allow_loopback_webhooks: bool,
     /// bcrypt's cost for new digests (12 if not given); 4 is quick, for tests only.
     #[arg(long, env = "KARTA_BCRYPT_COST", value_parser = clap::value_parser!(u32).range(4..=31))]
     bcrypt_cost: Option<u32>,
@@ -119,6 +122,7 @@ async fn run(arguments: RunArguments) -> Result<()> {
         data_planes: config::data_planes()?,
         stripe_secrets: config::stripe_secrets()?,
         internal: config::internal_guard()?,
+        webhooks: if arguments.allow_loopback_webhooks { Reach::Loopback } else { Reach::Public },
         workers: true,
         clock: Arc::new(SystemClock),
         entropy: Arc::new(OsEntropy),

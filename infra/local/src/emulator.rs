@@ -51,7 +51,7 @@ const TABLE_PROPERTIES: [&str; 4] = ["AttributeDefinitions", "KeySchema", "Globa
 pub struct Emulator {
     address: SocketAddr,
     access_key: SecretString,
-    outbox_written: watch::Receiver<()>,
+    written: Written,
     stop: oneshot::Sender<()>,
     served: JoinHandle<()>,
 }
@@ -91,16 +91,16 @@ impl Emulator {
         let access_key = random_text(entropy);
         let credential = format!("Credential={access_key}/");
         let (stop, stopped) = oneshot::channel();
-        let (wake, outbox_written) = watch::channel(());
-        let outbox = format!("{:?}", tables.outbox);
+        let written = Written::watch(template);
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let watched = written.clone();
         let served = thread::Builder::new().name("store".to_owned()).spawn(move || {
-            let server = Arc::new(Server { database, credential, outbox, wake });
+            let server = Arc::new(Server { database, credential, written: watched });
             if let Err(error) = runtime.block_on(serve(listener, server, stopped)) {
                 tracing::error!(%error, "the embedded store ended");
             }
         })?;
-        Ok(Self { address, access_key: access_key.into(), outbox_written, stop, served })
+        Ok(Self { address, access_key: access_key.into(), written, stop, served })
     }
 
     /// The URL that the SDK is pointed at.
@@ -108,9 +108,13 @@ impl Emulator {
         format!("http://{}", self.address)
     }
 
-    /// Changes with every transaction that touches the outbox.
-    pub fn outbox_written(&self) -> &watch::Receiver<()> {
-        &self.outbox_written
+    /// Changes with every transaction that touches a partition that starts so. `None` where nothing is asked for.
+    pub fn outbox_written(&self, prefixes: &[String]) -> Option<watch::Receiver<()>> {
+        self.written
+            .0
+            .iter()
+            .find(|(watched, _)| !prefixes.is_empty() && watched == prefixes)
+            .map(|(_, sender)| sender.subscribe())
     }
 
     /// The access key id that opens it. There is no secret key: signatures are not judged.
@@ -129,9 +133,32 @@ struct Server {
     database: Database,
     /// What a signed request's `Authorization` must hold.
     credential: String,
-    /// The outbox's name as it stands in a request.
-    outbox: String,
-    wake: watch::Sender<()>,
+    written: Written,
+}
+
+/// The outbox's streams: what each tells of, by the partitions' keys, and whom.
+#[derive(Debug, Clone)]
+struct Written(Arc<[(Vec<String>, watch::Sender<()>)]>);
+
+impl Written {
+    fn watch(template: &Template) -> Self {
+        let readers = template.functions.iter().map(|function| &function.reads_outbox);
+        Self(
+            readers
+                .filter(|prefixes| !prefixes.is_empty())
+                .map(|prefixes| (prefixes.clone(), watch::Sender::new(())))
+                .collect(),
+        )
+    }
+
+    /// Tells of a transaction, as it was asked for.
+    fn tell(&self, transaction: &str) {
+        for (prefixes, sender) in &*self.0 {
+            if prefixes.iter().any(|prefix| transaction.contains(&format!("\"{prefix}"))) {
+                sender.send_replace(());
+            }
+        }
+    }
 }
 
 async fn serve(listener: TcpListener, server: Arc<Server>, stopped: oneshot::Receiver<()>) -> std::io::Result<()> {
@@ -149,10 +176,8 @@ async fn answer(State(server): State<Arc<Server>>, headers: HeaderMap, body: Byt
         let (_, operation) = header("x-amz-target").rsplit_once('.').unwrap_or_default();
         match run(&server.database, operation, &body) {
             Ok(answer) => {
-                if operation == "TransactWriteItems"
-                    && str::from_utf8(&body).is_ok_and(|body| body.contains(&server.outbox))
-                {
-                    server.wake.send_replace(());
+                if let ("TransactWriteItems", Ok(transaction)) = (operation, str::from_utf8(&body)) {
+                    server.written.tell(transaction);
                 }
                 (StatusCode::OK, answer)
             }

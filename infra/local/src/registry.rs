@@ -1,6 +1,11 @@
 //! The handlers and workers by name. A function that stands in `template.yaml` and not here stops the start, and so does the reverse.
 
-use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use karta_shared::{
     App,
@@ -8,11 +13,14 @@ use karta_shared::{
     worker::{Fault, Wake, Worker, work},
 };
 use lambda_http::{Body, Request, Response};
+use tokio::task::JoinSet;
 use worker_audit_chain::AuditChain;
 use worker_budget_checks::BudgetChecks;
 use worker_cache_push::{AuthorizerCache, CachePush};
 use worker_expiry_notices::ExpiryNotices;
 use worker_model_keys_reseal::ModelKeysReseal;
+use worker_webhook_deliveries::WebhookDeliveries;
+use worker_webhook_events::{Waker, WebhookEvents};
 
 use crate::gateway::Gateway;
 
@@ -60,6 +68,16 @@ pub fn handlers(app: &App) -> BTreeMap<&'static str, Handler> {
         mount::<stripe_events_create::StripeEventsCreate>(app),
         mount::<usage_get::UsageGet>(app),
         mount::<usage_keys_list::UsageKeysList>(app),
+        mount::<webhook_deliveries_list::WebhookDeliveriesList>(app),
+        mount::<webhook_deliveries_replay::WebhookDeliveriesReplay>(app),
+        mount::<webhook_endpoints_create::WebhookEndpointsCreate>(app),
+        mount::<webhook_endpoints_delete::WebhookEndpointsDelete>(app),
+        mount::<webhook_endpoints_get::WebhookEndpointsGet>(app),
+        mount::<webhook_endpoints_list::WebhookEndpointsList>(app),
+        mount::<webhook_endpoints_recover::WebhookEndpointsRecover>(app),
+        mount::<webhook_endpoints_rotate_secret::WebhookEndpointsRotateSecret>(app),
+        mount::<webhook_endpoints_test::WebhookEndpointsTest>(app),
+        mount::<webhook_endpoints_update::WebhookEndpointsUpdate>(app),
         mount::<whoami::Whoami>(app),
     ])
 }
@@ -72,13 +90,29 @@ pub type Tick = Arc<dyn Fn() -> Work + Send + Sync>;
 pub fn workers(app: &App, gateway: &Arc<Gateway>) -> BTreeMap<&'static str, Tick> {
     let gateway = Arc::clone(gateway);
     let cache = AuthorizerCache::Local(Arc::new(move || gateway.forget_verdicts()));
+    let deliveries = WebhookDeliveries::new(app.clone(), Vec::new());
     BTreeMap::from([
         employ(AuditChain::new(app.clone())),
         employ(BudgetChecks::new(app.clone())),
         employ(CachePush::new(app.clone(), cache)),
         employ(ExpiryNotices::new(app.clone())),
         employ(ModelKeysReseal::new(app.clone())),
+        employ(WebhookEvents::new(app.clone(), waker(deliveries.clone()))),
+        employ(deliveries),
     ])
+}
+
+/// Has endpoints served in this process, beside each other. What is under way ends with the last who could have more served.
+pub fn waker(deliveries: WebhookDeliveries) -> Waker {
+    let running = Mutex::new(JoinSet::new());
+    Waker::Local(Arc::new(move |organization_id, webhook_endpoint_id| {
+        let (deliveries, mut running) = (deliveries.clone(), running.lock().unwrap_or_else(PoisonError::into_inner));
+        while running.try_join_next().is_some() {}
+        running.spawn(async move {
+            // A fault is in the log, and the next sweep tries again.
+            work(&deliveries, &Wake::Endpoint { organization_id, webhook_endpoint_id }).await.ok();
+        });
+    }))
 }
 
 fn employ<W: Worker>(worker: W) -> (&'static str, Tick) {

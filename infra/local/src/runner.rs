@@ -20,7 +20,7 @@ use karta_shared::{
     App,
     clock::Clock,
     config::{self, Config},
-    domain::{Entropy, InternalGuard, Slug},
+    domain::{Entropy, InternalGuard, Reach, Slug},
     store::table::Tables,
 };
 use secrecy::SecretString;
@@ -65,6 +65,8 @@ pub struct Options {
     pub stripe_secrets: Option<SecretString>,
     /// For whom the internal routes exist. Where a list is not set: loopback, if that is where the runner listens, else nobody.
     pub internal: InternalGuard,
+    /// Where webhooks may lead.
+    pub webhooks: Reach,
     /// Whether the workers run; tests that watch the store or the clock let them rest.
     pub workers: bool,
     pub clock: Arc<dyn Clock>,
@@ -100,6 +102,7 @@ impl Runner {
         let tables = Tables::local();
         let mut config = Config::local(tables.clone(), options.bcrypt_cost)?;
         config.internal = if options.host.is_loopback() { options.internal.or_loopback() } else { options.internal };
+        config.webhooks = options.webhooks;
         let given = Given {
             session_token_secret: options.session_token_secret,
             service_tokens: options.service_tokens,
@@ -121,7 +124,7 @@ impl Runner {
         app.secrets.warm_up().await?;
         let gateway = Arc::new(Gateway::new(&app, &template)?);
         let workers = if options.workers {
-            workers::start(registry::workers(&app, &gateway), &template, emulator.outbox_written())?
+            workers::start(registry::workers(&app, &gateway), &template, &emulator)?
         } else {
             JoinSet::new()
         };

@@ -23,8 +23,10 @@ pub struct Function {
     pub binary: String,
     /// None for the authorizer and for workers.
     pub routes: Vec<Route>,
-    /// Whether the outbox's stream wakes it.
-    pub reads_outbox: bool,
+    /// With which of its items the outbox's stream wakes it, by what their partitions' keys start with.
+    pub reads_outbox: Vec<String>,
+    /// Whether a schedule wakes it.
+    pub is_scheduled: bool,
 }
 
 #[derive(Debug)]
@@ -91,8 +93,30 @@ fn function(name: &str, resource: &Value) -> Result<Function> {
     let routes = events()
         .filter(|(_, value)| value["Type"] == "Api")
         .map(|(event, value)| route(&value["Properties"]).with_context(|| format!("{name}, event {event}")));
-    let reads_outbox = events().any(|(_, value)| value["Type"] == "DynamoDB");
-    Ok(Function { binary: binary.to_owned(), routes: routes.collect::<Result<_>>()?, reads_outbox })
+    let streams = events().filter(|(_, value)| value["Type"] == "DynamoDB");
+    let reads_outbox = streams.map(|(event, value)| {
+        prefixes(&value["Properties"]["FilterCriteria"]).with_context(|| format!("{name}, event {event}"))
+    });
+    Ok(Function {
+        binary: binary.to_owned(),
+        routes: routes.collect::<Result<_>>()?,
+        reads_outbox: reads_outbox.collect::<Result<Vec<_>>>()?.concat(),
+        is_scheduled: events().any(|(_, value)| value["Type"] == "Schedule"),
+    })
+}
+
+/// What the partition keys start with that a stream's filters let through.
+fn prefixes(criteria: &Value) -> Result<Vec<String>> {
+    let filters = criteria["Filters"].as_array().context("a stream without FilterCriteria wakes for everything")?;
+    let mut prefixes = Vec::new();
+    for filter in filters {
+        let pattern: Value = serde_json::from_str(text(&filter["Pattern"])?).context("Pattern")?;
+        let keys = pattern["dynamodb"]["Keys"]["pk"]["S"].as_array().context("a Pattern without pk")?;
+        for key in keys {
+            prefixes.push(text(&key["prefix"])?.to_owned());
+        }
+    }
+    Ok(prefixes)
 }
 
 fn route(event: &Value) -> Result<Route> {

@@ -1,4 +1,4 @@
-//! What wakes the workers here: the clock, and every write to the outbox, as its stream would.
+//! What wakes the workers here: the clock, and writes to the outbox, as its stream would.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,7 +9,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{registry::Tick, template::Template};
+use crate::{emulator::Emulator, registry::Tick, template::Template};
 
 /// A schedule's minute is a second here, so that nobody waits for it.
 const SCHEDULE: Duration = Duration::from_secs(1);
@@ -22,15 +22,16 @@ const REST: Duration = Duration::from_millis(20);
 pub fn start(
     mut workers: BTreeMap<&'static str, Tick>,
     template: &Template,
-    written: &watch::Receiver<()>,
+    emulator: &Emulator,
 ) -> Result<JoinSet<()>> {
     let mut running = JoinSet::new();
     let listed = template.functions.iter().filter(|function| function.routes.is_empty());
     for function in listed.filter(|function| function.binary != template.authorizer.binary) {
         let worker = workers.remove(function.binary.as_str());
         ensure!(worker.is_some(), "template.yaml lists {}, which has no worker here", function.binary);
-        if let Some(tick) = worker {
-            running.spawn(keep_working(tick, function.reads_outbox.then(|| written.clone())));
+        // One that neither a schedule nor the outbox wakes is woken by another worker.
+        if let Some(tick) = worker.filter(|_| function.is_scheduled) {
+            running.spawn(keep_working(tick, emulator.outbox_written(&function.reads_outbox)));
         }
     }
     ensure!(workers.is_empty(), "not in template.yaml: {:?}", workers.keys());

@@ -11,7 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 pub use self::secrets::{Ring, Secret, SecretError, SecretSource, Secrets};
 use crate::{
     clock::SystemClock,
-    domain::{InternalGuard, PriceTable},
+    domain::{InternalGuard, PriceTable, Reach},
     store::{AuditReader, table::Tables},
 };
 
@@ -49,6 +49,8 @@ pub struct Config {
     pub internal: InternalGuard,
     /// What models cost: the file that `KARTA_PRICES` names, or the list that this was built with.
     pub prices: PriceTable,
+    /// Where webhooks may lead: off this machine only, unless a local run says otherwise.
+    pub webhooks: Reach,
 }
 
 impl Config {
@@ -64,6 +66,7 @@ impl Config {
             bcrypt_cost: deployed_bcrypt_cost(parsed("KARTA_BCRYPT_COST")?.unwrap_or(BCRYPT_COST_DEFAULT))?,
             internal: internal_guard()?,
             prices: prices()?,
+            webhooks: Reach::Public,
         })
     }
 
@@ -73,7 +76,8 @@ impl Config {
         if !(4..=31).contains(&bcrypt_cost) {
             return Err(ConfigError::new("KARTA_BCRYPT_COST", "must be a number from 4 to 31"));
         }
-        Ok(Self { tables, bcrypt_cost, internal: InternalGuard::default(), prices: prices()? })
+        let internal = InternalGuard::default();
+        Ok(Self { tables, bcrypt_cost, internal, prices: prices()?, webhooks: Reach::Public })
     }
 }
 
@@ -137,6 +141,17 @@ pub fn service_tokens() -> Result<Option<SecretString>, ConfigError> {
 /// `KARTA_STRIPE_SECRETS`: what Stripe signs a local run's test events with, commas between.
 pub fn stripe_secrets() -> Result<Option<SecretString>, ConfigError> {
     Ok(optional("KARTA_STRIPE_SECRETS")?.map(SecretString::from))
+}
+
+/// `KARTA_OWN_HOSTS`: this stack's own names, commas between, which no webhook may lead to.
+pub fn own_hosts() -> Result<Vec<String>, ConfigError> {
+    let hosts = required("KARTA_OWN_HOSTS")?;
+    Ok(hosts.split(',').map(str::trim).filter(|host| !host.is_empty()).map(ToOwned::to_owned).collect())
+}
+
+/// `KARTA_WEBHOOK_DELIVERIES_FUNCTION`: the function that serves an endpoint.
+pub fn webhook_deliveries_function() -> Result<String, ConfigError> {
+    required("KARTA_WEBHOOK_DELIVERIES_FUNCTION")
 }
 
 /// `KARTA_DATA_PLANES`: whom a local run tells that caches are out of date, in the shape of the secret `data-planes`.

@@ -40,10 +40,13 @@ pub enum Ring {
     Audit,
     /// Seals provider keys.
     SealingByok,
+    /// Seals what webhooks are signed with.
+    SealingWebhooks,
 }
 
 impl Ring {
-    pub const ALL: [Self; 5] = [Self::SessionSigning, Self::KeyTag, Self::Cursor, Self::Audit, Self::SealingByok];
+    pub const ALL: [Self; 6] =
+        [Self::SessionSigning, Self::KeyTag, Self::Cursor, Self::Audit, Self::SealingByok, Self::SealingWebhooks];
 
     /// The secret's name in Secrets Manager (behind the stack's own prefix) and in the local store.
     pub const fn name(self) -> &'static str {
@@ -53,6 +56,7 @@ impl Ring {
             Self::Cursor => "cursor",
             Self::Audit => "audit",
             Self::SealingByok => "sealing-byok",
+            Self::SealingWebhooks => "sealing-webhooks",
         }
     }
 
@@ -64,6 +68,7 @@ impl Ring {
             Self::Cursor => "KARTA_SECRET_CURSOR",
             Self::Audit => "KARTA_SECRET_AUDIT",
             Self::SealingByok => "KARTA_SECRET_SEALING_BYOK",
+            Self::SealingWebhooks => "KARTA_SECRET_SEALING_WEBHOOKS",
         }
     }
 }

@@ -71,6 +71,7 @@ pub enum Kind {
     AgentProject,
     Release,
     ModelKey,
+    WebhookEndpoint,
 }
 
 impl Kind {
@@ -81,6 +82,7 @@ impl Kind {
             Self::AgentProject => "agent_project",
             Self::Release => "release",
             Self::ModelKey => "model_key",
+            Self::WebhookEndpoint => "webhook_endpoint",
         }
     }
 }

@@ -19,6 +19,7 @@ mod data_planes;
 mod endpoint_url;
 mod entropy;
 mod event;
+mod grace;
 mod hex;
 mod id;
 mod invalidation;
@@ -39,6 +40,7 @@ mod subscription;
 mod timestamp;
 mod token;
 mod usage;
+mod webhook;
 mod webhook_signature;
 mod webhook_url;
 
@@ -56,7 +58,8 @@ pub use cidr::{AllowedCidrs, Cidr, client_address};
 pub use data_planes::{DataPlane, DataPlanes, DataPlanesError, LocalDataPlanes};
 pub use endpoint_url::EndpointUrl;
 pub use entropy::Entropy;
-pub use event::{Event, EventType};
+pub use event::{Event, EventType, public_event_id};
+pub use grace::Grace;
 pub use id::{Id, Kind};
 pub use invalidation::{CacheEffect, Invalidation};
 pub use keyring::{Keyring, KeyringError, Kid};
@@ -77,6 +80,10 @@ pub use timestamp::Timestamp;
 pub use token::{ApiKeyToken, PREFIX_LEN, Prefix, TokenRefused};
 pub use usage::{
     COUNTED_AHEAD, COUNTED_LATE, MonthUsage, Price, PriceTable, Quantity, Reference, Tally, UsageEvent, UsageKind,
+};
+pub use webhook::{
+    Attempt, Delivery, DeliveryStatus, DisabledReason, EventTypes, Failing, WebhookEndpoint, WebhookEndpointPatch,
+    next_attempt,
 };
 pub use webhook_signature::{Signatures, WebhookSecret};
 pub use webhook_url::WebhookUrl;

@@ -37,6 +37,11 @@ impl<T: Serialize> Answer<T> {
 }
 
 impl<T> Answer<T> {
+    /// 204: nothing to show.
+    pub fn no_content() -> Self {
+        Self::written(StatusCode::NO_CONTENT, Vec::new())
+    }
+
     pub(super) fn written(status: StatusCode, body: Vec<u8>) -> Self {
         Self { status, body, of: PhantomData }
     }

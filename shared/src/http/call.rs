@@ -139,6 +139,7 @@ where
             organization_id: organization,
             data: serde_json::to_string(data)
                 .map_err(|error| Error::Internal(format!("an event does not encode: {error}")))?,
+            only_endpoint: None,
         })
     }
 }

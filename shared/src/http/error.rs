@@ -10,6 +10,7 @@ use crate::{
     config::SecretError,
     domain::{Id, KeyRejected, NoTransition, Provider},
     store::{CommitError, Conflict, StoreError},
+    webhook_secrets,
 };
 
 /// How long a client is asked to wait before it tries again, in seconds.
@@ -178,6 +179,15 @@ impl From<NotOpened> for Error {
     }
 }
 
+impl From<webhook_secrets::NotOpened> for Error {
+    fn from(error: webhook_secrets::NotOpened) -> Self {
+        match error {
+            webhook_secrets::NotOpened::KidUnknown(_) => Self::Unavailable(error.to_string()),
+            webhook_secrets::NotOpened::NotIts => Self::Internal(error.to_string()),
+        }
+    }
+}
+
 impl From<Undecided> for Error {
     fn from(error: Undecided) -> Self {
         match error {
@@ -212,6 +222,14 @@ impl From<Conflict> for Error {
                 ("stripe_customer_taken", "Another organization is this Stripe customer: clear it there first")
             }
             Conflict::SlugTaken => ("slug_taken", "The slug is taken: choose another one"),
+            Conflict::WebhookEndpointsFull => (
+                "webhook_endpoint_limit",
+                "The organization has 20 webhook endpoints, which is as many as there may be: delete one first",
+            ),
+            Conflict::RecoveryUnderWay => (
+                "recovery_under_way",
+                "What this endpoint missed is being recovered already: ask again when that is done",
+            ),
             Conflict::LastAdminKey => (
                 "last_admin_key",
                 "This is the organization's last admin key that is active, without an expiry and without CIDRs: create another one first",

@@ -18,6 +18,7 @@ mod resources;
 mod route;
 mod serve;
 mod stripe;
+mod webhooks;
 
 pub use self::{
     access::{
@@ -32,11 +33,12 @@ pub use self::{
     idempotency::Reveals,
     query::{AnyQuery, Commas, Days, IdParameter, Limit, NoQuery},
     resources::{
-        AgentProjectResource, ApiKeyResource, AuditEventResource, BudgetResource, ModelKeyResource,
-        OrganizationResource, ReleaseResource, UsageResource,
+        AgentProjectResource, ApiKeyResource, AuditEventResource, BudgetResource, DeliveryResource, ModelKeyResource,
+        OrganizationResource, ReleaseResource, UsageResource, WebhookEndpointResource,
     },
-    route::{FromPath, ProjectRef, ReleaseRef, Route},
+    route::{DeliveryRef, FromPath, ProjectRef, ReleaseRef, Route},
     serve::{run, serve},
     stripe::{Stripe, StripeCaller},
+    webhooks::demand_enabled,
 };
 pub use crate::domain::NewAuditEvent;

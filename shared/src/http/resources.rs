@@ -5,10 +5,11 @@ use std::cmp::Reverse;
 use serde::Serialize;
 
 use crate::domain::{
-    AlertPercents, AllowedCidrs, ApiKey, ArtifactUrl, AuditEvent, Budget, BudgetVerdict, BuildKind, Cap, CapKind,
-    Chain, CommitSha, EndpointUrl, Id, ImageRef, KeyStatus, Metadata, ModelId, ModelKey, Month, MonthUsage, Name,
-    Organization, Plan, Prefix, Project, Provider, Release, ReleaseStatus, ScopeSet, Slug, StripeCustomerId,
-    SubscriptionStatus, Tally, Timestamp, Version,
+    AlertPercents, AllowedCidrs, ApiKey, ArtifactUrl, Attempt, AuditEvent, Budget, BudgetVerdict, BuildKind, Cap,
+    CapKind, Chain, CommitSha, Delivery, DeliveryStatus, DisabledReason, EndpointUrl, EventType, EventTypes, Failing,
+    Id, ImageRef, KeyStatus, Metadata, ModelId, ModelKey, Month, MonthUsage, Name, Organization, Plan, Prefix, Project,
+    Provider, Release, ReleaseStatus, Scope, ScopeSet, Slug, StripeCustomerId, SubscriptionStatus, Tally, Timestamp,
+    Version, WebhookEndpoint, WebhookUrl, public_event_id,
 };
 
 /// The contract's ApiKey: every field always there.
@@ -135,6 +136,68 @@ impl From<ModelKey> for ModelKeyResource {
             tail: key.tail,
             created_at: key.created_at,
             revoked_at: key.revoked_at,
+        }
+    }
+}
+
+/// The contract's `WebhookEndpoint`: every field always there.
+#[derive(Debug, Clone, Serialize)]
+pub struct WebhookEndpointResource {
+    pub id: Id,
+    pub url: WebhookUrl,
+    pub description: Option<Name>,
+    pub event_types: EventTypes,
+    pub enabled: bool,
+    /// Why it is not.
+    pub disabled_reason: Option<DisabledReason>,
+    /// Attempts that failed since the last one that did not.
+    pub consecutive_failures: u32,
+    pub created_at: Timestamp,
+}
+
+impl WebhookEndpointResource {
+    pub fn of(endpoint: WebhookEndpoint, failing: Failing) -> Self {
+        Self {
+            enabled: endpoint.is_enabled(),
+            id: endpoint.id,
+            url: endpoint.url,
+            description: endpoint.description,
+            event_types: endpoint.event_types,
+            disabled_reason: endpoint.disabled_reason,
+            consecutive_failures: failing.count,
+            created_at: endpoint.created_at,
+        }
+    }
+}
+
+/// The contract's Delivery: every field always there.
+#[derive(Debug, Clone, Serialize)]
+pub struct DeliveryResource {
+    pub id: Id,
+    /// `evt_<number>`, the `webhook-id` of every attempt.
+    pub event_id: String,
+    pub event_type: EventType,
+    pub status: DeliveryStatus,
+    /// The oldest first. What receivers answered is shown to whoever may administer.
+    pub attempts: Vec<Attempt>,
+    pub next_attempt_at: Option<Timestamp>,
+}
+
+impl DeliveryResource {
+    pub fn of(delivery: Delivery, scopes: ScopeSet) -> Self {
+        let mut attempts = delivery.attempts;
+        if !scopes.contains(Scope::Admin) {
+            for attempt in &mut attempts {
+                attempt.response_body = None;
+            }
+        }
+        Self {
+            id: delivery.id,
+            event_id: public_event_id(delivery.id),
+            event_type: delivery.event_type,
+            status: delivery.status,
+            attempts,
+            next_attempt_at: delivery.next_attempt_at,
         }
     }
 }

@@ -85,6 +85,19 @@ impl FromPath for ReleaseRef {
     }
 }
 
+/// `{id}` and `{delivery_id}`: a webhook endpoint's delivery.
+#[derive(Debug)]
+pub struct DeliveryRef {
+    pub endpoint: Id,
+    pub delivery: Id,
+}
+
+impl FromPath for DeliveryRef {
+    fn from_path(variables: &QueryMap) -> Option<Self> {
+        Some(Self { endpoint: Id::from_path(variables)?, delivery: Id::parse(variables.first("delivery_id")?)? })
+    }
+}
+
 /// `{ref}`: a project's slug.
 #[derive(Debug)]
 pub struct ProjectRef(pub Slug);

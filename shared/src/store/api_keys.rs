@@ -23,8 +23,14 @@ impl Store {
         keep: impl Fn(&ApiKey) -> bool,
     ) -> Result<Page<ApiKey>, StoreError> {
         let partition = api_keys_partition(organization);
-        let listing =
-            Listing { partition, place: padded, read: decode, skips_unreadable: false, id: |key: &ApiKey| key.id };
+        let listing = Listing {
+            table: Table::Main,
+            partition,
+            place: padded,
+            read: decode,
+            skips_unreadable: false,
+            id: |key: &ApiKey| key.id,
+        };
         self.page(listing, below, limit, keep).await
     }
 

@@ -67,6 +67,7 @@ impl Store {
         keep: impl Fn(&AuditEvent) -> bool,
     ) -> Result<Page<LoggedEvent>, StoreError> {
         let listing = Listing {
+            table: Table::Main,
             partition: audit_partition(organization),
             place: |id| audit_event_place(id.drawn_at(), id),
             read: logged,

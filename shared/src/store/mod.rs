@@ -17,6 +17,7 @@ mod budgets;
 mod canonical;
 mod chain;
 mod credentials;
+mod deliveries;
 mod error;
 mod idempotency;
 mod model_keys;
@@ -28,6 +29,7 @@ mod releases;
 pub mod table;
 mod transaction;
 mod usage;
+mod webhooks;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -42,6 +44,7 @@ pub use self::{
     budgets::{BudgetCheck, BudgetSubject, OrganizationBudget},
     chain::{Sweep, UnchainedEvents, WaitingEvents},
     credentials::{Credential, Digest},
+    deliveries::{DELIVERIES_KEPT, DueDeliveries, Lease, Recovery, Settled, Settlement, Waiting},
     error::StoreError,
     idempotency::IdempotencyRecord,
     model_keys::{ActiveModelKey, Ciphertext, SealedModelKey},
@@ -50,6 +53,7 @@ pub use self::{
     releases::ReleasePlace,
     transaction::{CommitError, Conflict, Transaction},
     usage::{Ingested, KeyOwner},
+    webhooks::SealedWebhookSecrets,
 };
 use crate::domain::Entropy;
 

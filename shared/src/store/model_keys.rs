@@ -96,8 +96,14 @@ impl Store {
         limit: usize,
     ) -> Result<Page<ModelKey>, StoreError> {
         let partition = model_keys_partition(organization);
-        let listing =
-            Listing { partition, place: padded, read: decode, skips_unreadable: false, id: |key: &ModelKey| key.id };
+        let listing = Listing {
+            table: Table::Main,
+            partition,
+            place: padded,
+            read: decode,
+            skips_unreadable: false,
+            id: |key: &ModelKey| key.id,
+        };
         self.page(listing, below, limit, |_| true).await
     }
 

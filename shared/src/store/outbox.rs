@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::{
     BudgetCheck, Conflict, Store, StoreError, Transaction, decode,
-    table::{DUE_INDEX, Key, Table, due_shards, invalidations_partition},
+    table::{DUE_INDEX, Key, Table, due_shards, invalidations_partition, unpadded},
 };
 use crate::domain::{ApiKey, CacheEffect, Event, Id, Invalidation, Timestamp};
 
@@ -30,13 +30,24 @@ pub enum Queue {
     ExpiryNotices,
     /// Budgets to hold against what was spent.
     BudgetChecks,
+    /// Webhook endpoints to send to.
+    Deliveries,
+    /// Webhook endpoints that ask for what they missed.
+    Recoveries,
 }
 
 /// Something due, as the index knows it: an index only finds, so whoever takes it reads it afresh.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub struct Due {
     pub organization_id: Id,
     pub sk: String,
+}
+
+impl Due {
+    /// The webhook endpoint whose queue this is.
+    pub fn endpoint(&self) -> Option<Id> {
+        unpadded(&self.sk)
+    }
 }
 
 /// That a key's owner is to be told of its end.
@@ -283,7 +294,7 @@ impl PendingInvalidation {
 }
 
 /// Whether a conditional write was done.
-fn unless_condition_failed<E>(sent: Result<(), SdkError<E>>) -> Result<bool, StoreError>
+pub(super) fn unless_condition_failed<E>(sent: Result<(), SdkError<E>>) -> Result<bool, StoreError>
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {

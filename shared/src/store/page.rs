@@ -21,8 +21,9 @@ pub struct Page<T> {
     pub resume_below: Option<Id>,
 }
 
-/// What is listed: a partition of the main table whose sort keys have the order of ids.
+/// What is listed: a partition whose sort keys have the order of ids.
 pub(super) struct Listing<T> {
+    pub(super) table: Table,
     pub(super) partition: String,
     /// The sort key under which an id stands.
     pub(super) place: fn(Id) -> String,
@@ -52,7 +53,7 @@ impl Store {
             let output = self
                 .client
                 .query()
-                .table_name(self.table(Table::Main))
+                .table_name(self.table(listing.table))
                 .key_condition_expression("pk = :pk AND sk < :upper")
                 .expression_attribute_values(":pk", AttributeValue::S(listing.partition.clone()))
                 .expression_attribute_values(":upper", AttributeValue::S(upper.clone()))

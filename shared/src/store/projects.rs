@@ -35,6 +35,7 @@ impl Store {
     ) -> Result<Page<Project>, StoreError> {
         let partition = projects_partition(organization);
         let listing = Listing {
+            table: Table::Main,
             partition,
             place: padded,
             read: decode,

@@ -37,6 +37,7 @@ impl Store {
     ) -> Result<Page<Release>, StoreError> {
         let partition = releases_partition(organization, project);
         let listing = Listing {
+            table: Table::Main,
             partition,
             place: padded,
             read: decode,

@@ -25,12 +25,19 @@
 //! | main | `SEV#<event>` | `EVENT` | an event of Stripe's that was taken in; `ttl` |
 //! | main | `IDEM#<org>#<hash>` | `RECORD` | an answer that an organization's key was given; `ttl` |
 //! | main | `IDS#<hash>` | `RECORD` | an answer that a service was given; `ttl` |
-//! | outbox | `EVT#<org>` | `<time>#<id>` | an event for webhook endpoints |
+//! | outbox | `EVT#<org>` | `<time>#<id>` | an event for webhook endpoints; `ttl` once it is fanned out |
 //! | outbox | `PSH#<org>` | `<time>#<id>` | that data planes are to forget what they keep of the organization |
 //! | outbox | `FLS#<stage>` | `LAST` | when the gateway's cache was flushed last, and how often |
 //! | outbox | `XPR#<org>` | key id | that a key's owner is to be told of its end |
 //! | outbox | `BDG#<org>` | `CHECK`, `AT#<time>`, `LOOK#…` | that budgets are to be held against what was spent |
 //! | outbox | `BST#<org>` | `ORG`, `KEY#<key>` | what was told of a budget already |
+//! | outbox | `DLV#<org>#<endpoint>` | event id | an event's delivery to a webhook endpoint, with its attempts; `ttl` |
+//! | outbox | `DLP#<org>#<endpoint>` | `<time>#<event id>` | that this delivery is to be attempted then; `ttl` |
+//! | outbox | `WHQ#<org>` | endpoint id | an endpoint's queue: when something is due, who serves it, how it went lately |
+//! | outbox | `WHR#<org>` | endpoint id | a recovery under way: since when, and how far it is |
+//! | main | `WH#<org>` | endpoint id | a webhook endpoint |
+//! | main | `WH#<org>` | `COUNT` | how many there are |
+//! | main | `WHS#<org>` | endpoint id | its secrets, sealed |
 //! | main | `PX#<prefix>` | key id | whose key has this prefix |
 //! | main | `BUD#<org>` | `CAPS` | the organization's budget |
 //! | usage | `UEV#<org>#<hash>` | `EVENT` | a usage event that was counted; `ttl` |
@@ -42,7 +49,7 @@
 //! What waits in the audit log for its worker carries `unchained` (`UNC#0` … `UNC#15`), the key of the index `unchained`.
 //! What waits in the outbox for a worker carries `due_shard` (`EVT#0` … `EVT#15` and so on) and `due_at`, the keys of the index `due`.
 //!
-//! A sealed key carries `sealed_under` (`MKS#<kid>`), the key of the index `sealed`.
+//! What is sealed carries `sealed_under` (`MKS#<kid>`, `WHS#<kid>`), the key of the index `sealed`.
 //!
 //! Ids, versions, links' and lines' numbers in sort keys are padded to 16 digits, so that their order is the order of time.
 
@@ -270,6 +277,34 @@ impl Key {
         Self::of(format!("{}#{organization}", queue.prefix()), sk.to_owned())
     }
 
+    pub fn webhook_endpoint(organization: Id, endpoint: Id) -> Self {
+        Self::of(webhook_endpoints_partition(organization), padded(endpoint))
+    }
+
+    pub fn webhook_endpoint_count(organization: Id) -> Self {
+        Self::of(webhook_endpoints_partition(organization), "COUNT".to_owned())
+    }
+
+    pub fn webhook_secrets(organization: Id, endpoint: Id) -> Self {
+        Self::of(format!("{WEBHOOK_SECRETS}{organization}"), padded(endpoint))
+    }
+
+    pub fn delivery(organization: Id, endpoint: Id, event: Id) -> Self {
+        Self::of(deliveries_partition(organization, endpoint), padded(event))
+    }
+
+    pub fn waiting_delivery(organization: Id, endpoint: Id, event: Id, at: Timestamp) -> Self {
+        Self::of(waiting_deliveries_partition(organization, endpoint), format!("{at}#{}", padded(event)))
+    }
+
+    pub fn delivery_queue(organization: Id, endpoint: Id) -> Self {
+        Self::due(Queue::Deliveries, organization, &padded(endpoint))
+    }
+
+    pub fn recovery(organization: Id, endpoint: Id) -> Self {
+        Self::due(Queue::Recoveries, organization, &padded(endpoint))
+    }
+
     /// `organization` is none for what a service was answered.
     pub fn idempotency(organization: Option<Id>, hash: &str) -> Self {
         let partition = match organization {
@@ -298,10 +333,21 @@ impl Key {
 }
 
 const SEALED: &str = "MKS#";
+const WEBHOOK_SECRETS: &str = "WHS#";
 
 /// Where in the index what this key of the ring has sealed stands.
 pub(super) fn sealed_under(kid: &Kid) -> String {
     format!("{SEALED}{kid}")
+}
+
+/// The same of webhooks' secrets.
+pub(super) fn webhook_secrets_sealed_under(kid: &Kid) -> String {
+    format!("{WEBHOOK_SECRETS}{kid}")
+}
+
+/// The id that a padded sort key is.
+pub(super) fn unpadded(sk: &str) -> Option<Id> {
+    Id::parse(sk.trim_start_matches('0'))
 }
 
 impl Queue {
@@ -311,6 +357,8 @@ impl Queue {
             Self::Invalidations => "PSH",
             Self::ExpiryNotices => "XPR",
             Self::BudgetChecks => "BDG",
+            Self::Deliveries => "WHQ",
+            Self::Recoveries => "WHR",
         }
     }
 
@@ -350,6 +398,26 @@ pub(super) fn log_partition(organization: Id, release: Id) -> String {
 
 pub(super) fn invalidations_partition(organization: Id) -> String {
     format!("PSH#{organization}")
+}
+
+pub(super) fn webhook_endpoints_partition(organization: Id) -> String {
+    format!("WH#{organization}")
+}
+
+pub(super) fn delivery_queues_partition(organization: Id) -> String {
+    format!("{}#{organization}", Queue::Deliveries.prefix())
+}
+
+pub(super) fn events_partition(organization: Id) -> String {
+    format!("{}#{organization}", Queue::Events.prefix())
+}
+
+pub(super) fn deliveries_partition(organization: Id, endpoint: Id) -> String {
+    format!("DLV#{organization}#{endpoint}")
+}
+
+pub(super) fn waiting_deliveries_partition(organization: Id, endpoint: Id) -> String {
+    format!("DLP#{organization}#{endpoint}")
 }
 
 pub(super) const AUDIT: &str = "AUD#";

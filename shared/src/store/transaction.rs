@@ -28,6 +28,10 @@ pub enum Conflict {
     /// Somebody else changed what was read: read again.
     Changed,
     SlugTaken,
+    /// The organization has as many webhook endpoints as it may.
+    WebhookEndpointsFull,
+    /// What the endpoint missed is being recovered already.
+    RecoveryUnderWay,
     /// Another organization is this Stripe customer.
     StripeCustomerTaken,
     /// The change would leave the organization without a usable admin key.
@@ -190,6 +194,11 @@ impl Transaction {
         let put = put.map_err(|error| StoreError::Fault(error.to_string()))?;
         self.stage(table, key, TransactWriteItem::builder().put(put).build(), taken);
         Ok(())
+    }
+
+    /// How many writes it has by now.
+    pub(super) fn len(&self) -> usize {
+        self.writes.len()
     }
 
     /// Writes everything, or nothing.

@@ -20,7 +20,7 @@ use karta_local::{Options, Runner};
 use karta_shared::{
     auth::{Validator, Verdict},
     clock::SystemClock,
-    domain::{ApiKeyToken, InternalGuard, Slug},
+    domain::{ApiKeyToken, InternalGuard, Reach, Slug},
     entropy::OsEntropy,
 };
 
@@ -138,6 +138,7 @@ fn options(data: &Path) -> Result<Options> {
         data_planes: None,
         stripe_secrets: None,
         internal: InternalGuard::default(),
+        webhooks: Reach::Public,
         workers: false,
         clock: Arc::new(SystemClock),
         entropy: Arc::new(OsEntropy),

@@ -3,6 +3,7 @@
 use http::Method;
 use karta_shared::{
     domain::Id,
+    store::Due,
     worker::{Wake, Worker},
 };
 use proptest::prelude::*;
@@ -224,7 +225,8 @@ async fn the_stream_has_those_looked_at_that_it_names() {
     put(&world, json!({ "total_tokens": 100 })).await;
     spend(&world, key, 100).await;
     let worker = BudgetChecks::new(world.runner.app.clone());
-    let written = |id: u64| Wake::Written([Id::new(id).unwrap()].into());
+    let due = |id: u64| Due { organization_id: Id::new(id).unwrap(), sk: "CHECK".to_owned() };
+    let written = |id: u64| Wake::Written([due(id)].into());
     worker.work(&written(world.organization_id + 1)).await.unwrap();
     assert!(world.outbox("BST").await.is_empty(), "nobody else is looked at");
     worker.work(&written(world.organization_id)).await.unwrap();

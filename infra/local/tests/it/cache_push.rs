@@ -14,7 +14,7 @@ use karta_shared::{
     clock::{Clock, ManualClock, SystemClock},
     config::{self, Config, GatewayStage, Secret, SecretSource},
     domain::{CacheEffect, Id, Timestamp},
-    store::table::Tables,
+    store::{Due, table::Tables},
     worker::{Wake, Worker},
 };
 use serde_json::{Value, json};
@@ -305,10 +305,14 @@ async fn the_stream_has_just_the_organizations_told_that_it_names() {
     world.dynamodb("UpdateItem", ahead).await;
     let worker = CachePush::new(world.runner.app.clone(), AuthorizerCache::Local(Arc::new(|| ())));
     for (organization, told) in [(other, vec![]), (world.organization_id, vec![world.organization_id])] {
-        let organizations = [Id::new(organization).unwrap()].into();
-        worker.work(&Wake::Written(organizations)).await.unwrap();
+        worker.work(&stream_of(organization)).await.unwrap();
         assert_eq!(plane.told(), told);
     }
+}
+
+/// What the stream tells of an organization.
+fn stream_of(organization: u64) -> Wake {
+    Wake::Written([Due { organization_id: Id::new(organization).unwrap(), sk: "place".to_owned() }].into())
 }
 
 /// A worker that writes down when it flushed.
@@ -339,7 +343,7 @@ async fn workers_flush_once_in_two_seconds_together_and_wait_for_their_turn() {
         // Once the second has taken its own.
         while world.outbox("PSH").await[0]["attempts"] == 0 {}
         changed(&world, 1, CacheEffect::AccessCut).await;
-        third.work(&Wake::Written([Id::new(1).unwrap()].into())).await
+        third.work(&stream_of(1)).await
     };
     let (second, third) = tokio::join!(second.work(&Wake::Sweep), other);
     second.unwrap();

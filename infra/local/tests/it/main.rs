@@ -45,4 +45,5 @@ mod validator;
 #[expect(unreachable_pub, reason = "printed in docs/webhooks.md, letter for letter")]
 mod webhook_receiver;
 mod webhook_wire;
+mod webhooks;
 mod whoami;

@@ -11,7 +11,7 @@ use regex::Regex;
 use serde_json::Value;
 
 /// The modules of `shared` and what each may use of the others. A new one gets a line here first.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("app", &["auth", "clock", "config", "domain", "entropy", "store"]),
     ("auth", &["app", "clock", "config", "domain", "store"]),
     ("byok", &["domain", "sealing", "store"]),
@@ -21,12 +21,28 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("entropy", &["domain"]),
     ("fault", &[]),
     ("founding", &["app", "auth", "config", "domain", "store"]),
-    ("http", &["app", "auth", "byok", "clock", "config", "domain", "entropy", "sealing", "store", "telemetry"]),
+    (
+        "http",
+        &[
+            "app",
+            "auth",
+            "byok",
+            "clock",
+            "config",
+            "domain",
+            "entropy",
+            "sealing",
+            "store",
+            "telemetry",
+            "webhook_secrets",
+        ],
+    ),
     ("sealing", &[]),
     ("store", &["domain", "fault"]),
     ("telemetry", &[]),
     ("together", &[]),
-    ("worker", &["app", "domain", "telemetry"]),
+    ("webhook_secrets", &["domain", "sealing", "store"]),
+    ("worker", &["app", "domain", "store", "telemetry"]),
 ];
 /// What only some modules of `shared` may name.
 const FENCED: [(&str, &[&str]); 6] = [

@@ -635,7 +635,12 @@ async fn a_template_that_does_not_fit_the_handlers_is_refused() {
     };
     let message = refusal(&|template| {
         let routes = vec![Route { method: Method::GET, path: "/burn".to_owned(), authorized: true }];
-        template.functions.push(Function { binary: "api-keys-burn".to_owned(), routes, reads_outbox: false });
+        template.functions.push(Function {
+            binary: "api-keys-burn".to_owned(),
+            routes,
+            reads_outbox: Vec::new(),
+            is_scheduled: false,
+        });
     });
     assert_eq!(message, "template.yaml lists api-keys-burn, which has no handler here");
     let message = refusal(&|template| template.functions.retain(|function| function.binary != "whoami"));

@@ -1,0 +1,53 @@
+//! `GET /v1/webhook_endpoints/{id}/deliveries`: what an endpoint was sent in the last 30 days, newest first, with every attempt.
+
+use std::collections::BTreeSet;
+
+use karta_shared::{
+    App,
+    domain::{DeliveryStatus, Id},
+    http::{Answer, Call, Commas, DeliveryResource, Error, Limit, NoBody, Read, Route, cursor},
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Query {
+    status: Option<Commas<DeliveryStatus>>,
+    #[serde(default)]
+    limit: Limit,
+    cursor: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    deliveries: Vec<DeliveryResource>,
+    next_cursor: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct WebhookDeliveriesList;
+
+impl Route for WebhookDeliveriesList {
+    const NAME: &'static str = "webhook-deliveries-list";
+    type Access = Read;
+    type Path = Id;
+    type Query = Query;
+    type Body = NoBody;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let (organization, endpoint) = (call.caller.organization_id, call.path);
+        let statuses: Option<BTreeSet<_>> = call.query.status.as_ref().map(|asked| asked.0.iter().copied().collect());
+        let list = format!("deliveries of {endpoint} {statuses:?}");
+        let below = cursor::open(app, organization, &list, call.query.cursor.as_deref()).await?;
+        app.store.webhook_endpoint(organization, endpoint).await?.ok_or(Error::NotFound)?;
+        let asked = |status| statuses.as_ref().is_none_or(|asked| asked.contains(&status));
+        let limit = call.query.limit.get();
+        let page = app.store.deliveries(organization, endpoint, below, limit, call.now, |of| asked(of.status)).await?;
+        let scopes = call.caller.principal.scopes;
+        Answer::ok(&Output {
+            deliveries: page.items.into_iter().map(|delivery| DeliveryResource::of(delivery, scopes)).collect(),
+            next_cursor: cursor::seal(app, organization, &list, page.resume_below).await?,
+        })
+    }
+}

@@ -1,0 +1,54 @@
+//! `POST /v1/webhook_endpoints/{id}/deliveries/{delivery_id}/replay`: has a delivery sent anew, whatever came of it before.
+
+use karta_shared::{
+    App,
+    http::{
+        Admin, Answer, Call, DeliveryRef, DeliveryResource, Error, NewAuditEvent, NoBody, NoQuery, Route,
+        demand_enabled,
+    },
+    store::DELIVERIES_KEPT,
+};
+use serde::Serialize;
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    delivery: DeliveryResource,
+}
+
+#[derive(Debug)]
+pub struct WebhookDeliveriesReplay;
+
+impl Route for WebhookDeliveriesReplay {
+    const NAME: &'static str = "webhook-deliveries-replay";
+    type Access = Admin;
+    type Path = DeliveryRef;
+    type Query = NoQuery;
+    type Body = NoBody;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let (organization, DeliveryRef { endpoint, delivery }) = (call.caller.organization_id, &call.path);
+        let caller = call.readmit(app).await?;
+        let (endpoint, before) = tokio::try_join!(
+            app.store.webhook_endpoint(organization, *endpoint),
+            app.store.delivery(organization, *endpoint, *delivery),
+        )?;
+        let endpoint = endpoint.ok_or(Error::NotFound)?;
+        let before = before.filter(|kept| call.now.since(kept.id.drawn_at()) < DELIVERIES_KEPT);
+        let before = before.ok_or(Error::NotFound)?;
+        demand_enabled(&endpoint)?;
+        let mut transaction = app.store.transaction();
+        transaction.while_unchanged(organization, &caller)?;
+        transaction.replay_delivery(organization, endpoint.id, &before, call.now)?;
+        let event = NewAuditEvent {
+            action: "webhook_delivery.replayed",
+            resource_kind: "webhook_delivery",
+            resource_id: before.id,
+            changes: [].into(),
+        };
+        transaction.audit(organization, &call.audit_event(app, event))?;
+        transaction.commit().await?;
+        let delivery = DeliveryResource::of(before.again(call.now), call.caller.principal.scopes);
+        Answer::accepted(&Output { delivery })
+    }
+}

@@ -1,0 +1,73 @@
+//! `POST /v1/webhook_endpoints`: tells an organization's receiver of events from now on. Shows the secret that deliveries are signed with, once.
+
+use karta_shared::{
+    App,
+    config::Ring,
+    domain::{EventTypes, Failing, Id, Name, WebhookEndpoint, WebhookSecret},
+    http::{
+        Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Received, Revealed, Reveals, Route, WebhookEndpointResource,
+    },
+    webhook_secrets::{Place, WebhookSecrets},
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    url: Received,
+    event_types: EventTypes,
+    description: Option<Name>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    webhook_endpoint: WebhookEndpointResource,
+    secret: Revealed,
+}
+
+#[derive(Debug)]
+pub struct WebhookEndpointsCreate;
+
+impl Route for WebhookEndpointsCreate {
+    const NAME: &'static str = "webhook-endpoints-create";
+    const IDEMPOTENT: bool = true;
+    type Access = Admin;
+    type Path = ();
+    type Query = NoQuery;
+    type Body = Input;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let Input { url, event_types, description } = &call.body;
+        let url = call.webhook_url(app, url)?;
+        if let Some(answer) = call.replay(app).await? {
+            return Ok(answer);
+        }
+        // Where events go outlives the gateway's verdict.
+        let caller = call.readmit(app).await?;
+        let organization = call.caller.organization_id;
+        let id = Id::draw(call.now, &*app.entropy);
+        let endpoint = WebhookEndpoint::new(id, url, description.clone(), event_types.clone(), call.now);
+        let secret = WebhookSecret::generate(&*app.entropy);
+        let answer = Answer::created(&Output {
+            webhook_endpoint: WebhookEndpointResource::of(endpoint.clone(), Failing::default()),
+            secret: Revealed::new(secret.expose()),
+        })?;
+        let ring = app.secrets.ring(Ring::SealingWebhooks).await?;
+        let sealed = Place { organization, endpoint: id }.seal(&ring, &*app.entropy, &WebhookSecrets::of(secret), 1);
+
+        let mut transaction = app.store.transaction();
+        transaction.while_unchanged(organization, &caller)?;
+        transaction.create_webhook_endpoint(organization, &endpoint, &sealed)?;
+        let event = NewAuditEvent {
+            action: "webhook_endpoint.created",
+            resource_kind: "webhook_endpoint",
+            resource_id: id,
+            changes: endpoint.creation(),
+        };
+        transaction.audit(organization, &call.audit_event(app, event))?;
+        call.remember(app, &mut transaction, &answer, id, Reveals::Secret)?;
+        transaction.commit().await?;
+        Ok(answer)
+    }
+}

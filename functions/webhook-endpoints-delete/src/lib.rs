@@ -1,0 +1,41 @@
+//! `DELETE /v1/webhook_endpoints/{id}`: ends an endpoint, with its secrets and with what waits for it.
+
+use karta_shared::{
+    App,
+    domain::Id,
+    http::{Admin, Answer, Call, Error, NewAuditEvent, NoBody, NoQuery, Route},
+};
+use serde::Serialize;
+
+#[derive(Debug, Serialize)]
+pub struct Output {}
+
+#[derive(Debug)]
+pub struct WebhookEndpointsDelete;
+
+impl Route for WebhookEndpointsDelete {
+    const NAME: &'static str = "webhook-endpoints-delete";
+    type Access = Admin;
+    type Path = Id;
+    type Query = NoQuery;
+    type Body = NoBody;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let organization = call.caller.organization_id;
+        let caller = call.readmit(app).await?;
+        let endpoint = app.store.webhook_endpoint(organization, call.path).await?.ok_or(Error::NotFound)?;
+        let mut transaction = app.store.transaction();
+        transaction.while_unchanged(organization, &caller)?;
+        transaction.delete_webhook_endpoint(organization, &endpoint)?;
+        let event = NewAuditEvent {
+            action: "webhook_endpoint.deleted",
+            resource_kind: "webhook_endpoint",
+            resource_id: endpoint.id,
+            changes: endpoint.deletion(),
+        };
+        transaction.audit(organization, &call.audit_event(app, event))?;
+        transaction.commit().await?;
+        Ok(Answer::no_content())
+    }
+}

@@ -1,0 +1,63 @@
+//! `POST /v1/webhook_endpoints/{id}/recover`: has an endpoint sent what it missed since a time.
+
+use karta_shared::{
+    App,
+    domain::{Change, Id, Timestamp, Value},
+    http::{Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Route, demand_enabled},
+    store::DELIVERIES_KEPT,
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    since: Timestamp,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    recovery: RecoveryResource,
+}
+
+/// What is looked through.
+#[derive(Debug, Serialize)]
+pub struct RecoveryResource {
+    webhook_endpoint_id: Id,
+    since: Timestamp,
+    until: Timestamp,
+}
+
+#[derive(Debug)]
+pub struct WebhookEndpointsRecover;
+
+impl Route for WebhookEndpointsRecover {
+    const NAME: &'static str = "webhook-endpoints-recover";
+    type Access = Admin;
+    type Path = Id;
+    type Query = NoQuery;
+    type Body = Input;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let (organization, since, until) = (call.caller.organization_id, call.body.since, call.now);
+        if since >= until || since < until.minus(DELIVERIES_KEPT) {
+            return Err(Error::invalid("since", "must be in the past, and at most 30 days ago"));
+        }
+        let caller = call.readmit(app).await?;
+        let endpoint = app.store.webhook_endpoint(organization, call.path).await?.ok_or(Error::NotFound)?;
+        demand_enabled(&endpoint)?;
+        let mut transaction = app.store.transaction();
+        transaction.while_unchanged(organization, &caller)?;
+        transaction.recover_deliveries(organization, endpoint.id, since, until)?;
+        let since_when = Change { before: Value::Null, after: since.into() };
+        let event = NewAuditEvent {
+            action: "webhook_endpoint.recovered",
+            resource_kind: "webhook_endpoint",
+            resource_id: endpoint.id,
+            changes: [("since".to_owned(), since_when)].into(),
+        };
+        transaction.audit(organization, &call.audit_event(app, event))?;
+        transaction.commit().await?;
+        Answer::accepted(&Output { recovery: RecoveryResource { webhook_endpoint_id: endpoint.id, since, until } })
+    }
+}

@@ -1,0 +1,91 @@
+//! `POST /v1/webhook_endpoints/{id}/rotate_secret`: takes a new secret into use. The one before it signs beside it until its grace ends.
+
+use karta_shared::{
+    App,
+    config::Ring,
+    domain::{Grace, Id, WebhookSecret},
+    http::{Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route, WebhookEndpointResource},
+    store::SealedWebhookSecrets,
+    webhook_secrets::{NotOpened, Place, TooManyLive, WebhookSecrets},
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    grace_seconds: Option<Grace>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    webhook_endpoint: WebhookEndpointResource,
+    secret: Revealed,
+}
+
+#[derive(Debug)]
+pub struct WebhookEndpointsRotateSecret;
+
+impl Route for WebhookEndpointsRotateSecret {
+    const NAME: &'static str = "webhook-endpoints-rotate-secret";
+    const IDEMPOTENT: bool = true;
+    const BODY_MAY_BE_EMPTY: bool = true;
+    type Access = Admin;
+    type Path = Id;
+    type Query = NoQuery;
+    type Body = Input;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        if let Some(answer) = call.replay(app).await? {
+            return Ok(answer);
+        }
+        let (organization, id) = (call.caller.organization_id, call.path);
+        let caller = call.readmit(app).await?;
+        let (endpoint, failing, before) = tokio::try_join!(
+            app.store.webhook_endpoint(organization, id),
+            app.store.failing_webhook_endpoint(organization, id),
+            app.store.webhook_secrets(organization, id),
+        )?;
+        let endpoint = endpoint.ok_or(Error::NotFound)?;
+        let before = before.ok_or(Error::Raced)?;
+        let place = Place { organization, endpoint: id };
+        let mut secrets = open(app, place, &before).await?;
+        let secret = WebhookSecret::generate(&*app.entropy);
+        let answer = Answer::created(&Output {
+            webhook_endpoint: WebhookEndpointResource::of(endpoint, failing),
+            secret: Revealed::new(secret.expose()),
+        })?;
+        let ends_at = call.now.plus(call.body.grace_seconds.unwrap_or_default().get());
+        secrets.rotate(secret, ends_at, call.now).map_err(|TooManyLive| Error::Conflict {
+            code: "too_many_secrets",
+            message: "Three secrets sign for this endpoint already: rotate again once the oldest one's grace has ended",
+            resource_id: Some(id),
+        })?;
+        let ring = app.secrets.ring(Ring::SealingWebhooks).await?;
+        let after = place.seal(&ring, &*app.entropy, &secrets, before.version + 1);
+
+        let mut transaction = app.store.transaction();
+        transaction.while_unchanged(organization, &caller)?;
+        transaction.replace_webhook_secrets(organization, id, &before, &after)?;
+        let event = NewAuditEvent {
+            action: "webhook_endpoint.secret_rotated",
+            resource_kind: "webhook_endpoint",
+            resource_id: id,
+            changes: [].into(),
+        };
+        transaction.audit(organization, &call.audit_event(app, event))?;
+        call.remember(app, &mut transaction, &answer, id, Reveals::Secret)?;
+        transaction.commit().await?;
+        Ok(answer)
+    }
+}
+
+/// A kid that is not at hand may have joined the ring since it was fetched.
+async fn open(app: &App, place: Place, sealed: &SealedWebhookSecrets) -> Result<WebhookSecrets, Error> {
+    match place.open(&*app.secrets.ring(Ring::SealingWebhooks).await?, sealed) {
+        Err(NotOpened::KidUnknown(_)) => {
+            Ok(place.open(&*app.secrets.ring_refetched(Ring::SealingWebhooks).await?, sealed)?)
+        }
+        opened => Ok(opened?),
+    }
+}

@@ -1,0 +1,55 @@
+//! `POST /v1/webhook_endpoints/{id}/test`: sends a `ping` to this endpoint, whatever it asked for.
+
+use karta_shared::{
+    App,
+    domain::{Event, EventType, Id},
+    http::{
+        Admin, Answer, Call, DeliveryResource, Error, NewAuditEvent, NoBody, NoQuery, Route, WebhookEndpointResource,
+        demand_enabled,
+    },
+};
+use serde::Serialize;
+use serde_json::json;
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    delivery: DeliveryResource,
+}
+
+#[derive(Debug)]
+pub struct WebhookEndpointsTest;
+
+impl Route for WebhookEndpointsTest {
+    const NAME: &'static str = "webhook-endpoints-test";
+    type Access = Admin;
+    type Path = Id;
+    type Query = NoQuery;
+    type Body = NoBody;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let organization = call.caller.organization_id;
+        let caller = call.readmit(app).await?;
+        let (endpoint, failing) = tokio::try_join!(
+            app.store.webhook_endpoint(organization, call.path),
+            app.store.failing_webhook_endpoint(organization, call.path),
+        )?;
+        let endpoint = endpoint.ok_or(Error::NotFound)?;
+        demand_enabled(&endpoint)?;
+        let data = json!({ "webhook_endpoint": WebhookEndpointResource::of(endpoint, failing) });
+        let event = call.event(app, organization, EventType::Ping, &data)?;
+        let delivery = DeliveryResource::expected(&event, call.caller.principal.scopes);
+        let mut transaction = app.store.transaction();
+        transaction.while_unchanged(organization, &caller)?;
+        transaction.announce(&Event { only_endpoint: Some(call.path), ..event })?;
+        let event = NewAuditEvent {
+            action: "webhook_endpoint.tested",
+            resource_kind: "webhook_endpoint",
+            resource_id: call.path,
+            changes: [].into(),
+        };
+        transaction.audit(organization, &call.audit_event(app, event))?;
+        transaction.commit().await?;
+        Answer::accepted(&Output { delivery })
+    }
+}

@@ -1,0 +1,69 @@
+//! `PATCH /v1/webhook_endpoints/{id}`: changes an endpoint. Absent keeps, `null` clears. One that is enabled again is sent what waits.
+
+use karta_shared::{
+    App,
+    domain::{EventTypes, Failing, Id, Name, WebhookEndpointPatch},
+    http::{Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Received, Route, WebhookEndpointResource, present},
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    #[serde(default, deserialize_with = "present")]
+    url: Option<Received>,
+    #[serde(default, deserialize_with = "present")]
+    event_types: Option<EventTypes>,
+    #[serde(default, deserialize_with = "present")]
+    description: Option<Option<Name>>,
+    #[serde(default, deserialize_with = "present")]
+    enabled: Option<bool>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Output {
+    webhook_endpoint: WebhookEndpointResource,
+}
+
+#[derive(Debug)]
+pub struct WebhookEndpointsUpdate;
+
+impl Route for WebhookEndpointsUpdate {
+    const NAME: &'static str = "webhook-endpoints-update";
+    type Access = Admin;
+    type Path = Id;
+    type Query = NoQuery;
+    type Body = Input;
+    type Output = Output;
+
+    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        let url = call.body.url.as_ref().map(|url| call.webhook_url(app, url)).transpose()?;
+        let Input { event_types, description, enabled, .. } = &call.body;
+        let (event_types, description) = (event_types.clone(), description.clone());
+        let organization = call.caller.organization_id;
+        let caller = call.readmit(app).await?;
+        let (before, failing) = tokio::try_join!(
+            app.store.webhook_endpoint(organization, call.path),
+            app.store.failing_webhook_endpoint(organization, call.path),
+        )?;
+        let before = before.ok_or(Error::NotFound)?;
+        let mut endpoint = before.clone();
+        let changes = endpoint.apply(WebhookEndpointPatch { url, description, event_types, enabled: *enabled });
+        if !changes.is_empty() {
+            let mut transaction = app.store.transaction();
+            transaction.while_unchanged(organization, &caller)?;
+            transaction.update_webhook_endpoint(organization, &before, &endpoint, call.now)?;
+            let event = NewAuditEvent {
+                action: "webhook_endpoint.updated",
+                resource_kind: "webhook_endpoint",
+                resource_id: endpoint.id,
+                changes,
+            };
+            transaction.audit(organization, &call.audit_event(app, event))?;
+            transaction.commit().await?;
+        }
+        let revived = endpoint.is_enabled() && !before.is_enabled();
+        let failing = if revived { Failing::default() } else { failing };
+        Answer::ok(&Output { webhook_endpoint: WebhookEndpointResource::of(endpoint, failing) })
+    }
+}

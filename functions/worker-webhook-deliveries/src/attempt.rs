@@ -1,0 +1,176 @@
+use std::sync::Arc;
+
+use karta_shared::{
+    App,
+    domain::{
+        Actor, ActorKind, Attempt, AuditEvent, DisabledReason, Event, EventType, Failing, Id, ResourceRef, Signatures,
+        Timestamp, WebhookEndpoint, next_attempt,
+    },
+    http::WebhookEndpointResource,
+    store::{Lease, Settled, Settlement, StoreError, Transaction, Waiting},
+    telemetry,
+    webhook_secrets::WebhookSecrets,
+    worker::{Fault, Worker},
+};
+use serde_json::json;
+use tokio::sync::Mutex;
+
+use crate::{
+    WebhookDeliveries,
+    wire::{Outcome, Wire},
+};
+
+/// How much of an answer is kept, in bytes.
+const BODY_MAX: usize = 1024;
+/// How often a result is written anew when the endpoint was changed meanwhile.
+const WRITTEN_AT_MOST: usize = 5;
+const GONE: u16 = 410;
+
+/// An endpoint as it was read, and what it is served with.
+pub(crate) struct Receiver {
+    pub(crate) app: App,
+    pub(crate) wire: Arc<Wire>,
+    pub(crate) endpoint: WebhookEndpoint,
+    pub(crate) secrets: WebhookSecrets,
+    pub(crate) lease: Arc<Mutex<Lease>>,
+}
+
+/// How an attempt ended, for whoever makes the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Came {
+    Through,
+    Back,
+    /// The endpoint takes no more, or is somebody else's to serve.
+    Last,
+}
+
+impl Receiver {
+    /// Sends an event and writes down what came of it.
+    pub(crate) async fn attempt(&self, waiting: Waiting, event: &Event) -> Result<Came, Fault> {
+        let (at, body) = (self.app.clock.now(), event.body());
+        let secrets: Vec<_> = self.secrets.live(at).collect();
+        let signatures = Signatures::sign(&secrets, &event.public_id(), at, body.as_bytes());
+        let outcome = self.wire.post(&self.endpoint.url, &signatures, body).await;
+        let succeeded = outcome.error.is_none();
+        let retry = self.next_attempt(waiting, &outcome);
+        let is_gone = outcome.response_code == Some(GONE);
+        let attempt = written_down(at, outcome);
+
+        let lease = self.lease.lock().await;
+        if succeeded && lease.failing == Failing::default() {
+            // There is nothing to count, so others need not wait for this.
+            let read = lease.clone();
+            drop(lease);
+            let settled = self.settle(&read, waiting, &attempt, Settled::Succeeded, None).await?;
+            return Ok(if settled { Came::Through } else { Came::Last });
+        }
+        let mut lease = lease;
+        let failing = if succeeded { Failing::default() } else { lease.failing.once_more(at) };
+        let reason = match () {
+            () if is_gone => Some(DisabledReason::Gone),
+            () if failing.is_hopeless(at) => Some(DisabledReason::Failing),
+            () => None,
+        };
+        let settled = match (succeeded, retry) {
+            (true, _) => Settled::Succeeded,
+            (false, Some(at)) => Settled::RetryAt(at),
+            (false, None) => Settled::Failed,
+        };
+        if !self.settle(&lease, waiting, &attempt, settled, reason).await? {
+            return Ok(Came::Last);
+        }
+        lease.failing = failing;
+        Ok(match reason {
+            Some(_) => Came::Last,
+            None if succeeded => Came::Through,
+            None => Came::Back,
+        })
+    }
+
+    fn next_attempt(&self, waiting: Waiting, outcome: &Outcome) -> Option<Timestamp> {
+        let mut random = [0];
+        self.app.entropy.fill(&mut random);
+        next_attempt(waiting.tries, outcome.retry_after, self.app.clock.now(), random[0])
+    }
+
+    /// Writes a result down, and the endpoint's end with it if there is a reason for one. Whether it was still ours to write.
+    async fn settle(
+        &self,
+        lease: &Lease,
+        waiting: Waiting,
+        attempt: &Attempt,
+        settled: Settled,
+        reason: Option<DisabledReason>,
+    ) -> Result<bool, Fault> {
+        for _ in 0..WRITTEN_AT_MOST {
+            let mut transaction = self.app.store.transaction();
+            if let Some(reason) = reason {
+                self.disable(&mut transaction, lease, reason).await?;
+            }
+            let written = self.app.store.settle_delivery(lease, waiting, attempt, settled, transaction).await?;
+            match written {
+                Settlement::Written => return Ok(true),
+                Settlement::NotOurs => return Ok(false),
+                Settlement::OthersChanged => {}
+            }
+        }
+        Err("an endpoint keeps changing while it is disabled".into())
+    }
+
+    /// Stages the endpoint's end, unless it has come already.
+    async fn disable(
+        &self,
+        transaction: &mut Transaction,
+        lease: &Lease,
+        reason: DisabledReason,
+    ) -> Result<(), StoreError> {
+        let (organization, now) = (lease.organization_id, self.app.clock.now());
+        let Some(before) = self.app.store.webhook_endpoint(organization, self.endpoint.id).await? else {
+            return Ok(());
+        };
+        if !before.is_enabled() {
+            return Ok(());
+        }
+        let mut after = before.clone();
+        let changes = after.disable(reason);
+        transaction.disable_webhook_endpoint(organization, &before, &after)?;
+        let id = || Id::draw(now, &*self.app.entropy);
+        transaction.audit(
+            organization,
+            &AuditEvent {
+                id: id(),
+                at: now,
+                actor: Actor { kind: ActorKind::System, id: None, name: WebhookDeliveries::NAME.to_owned() },
+                action: "webhook_endpoint.disabled".to_owned(),
+                resource: ResourceRef { kind: "webhook_endpoint".to_owned(), id: after.id },
+                changes,
+                ip_address: None,
+                user_agent: None,
+                request_id: WebhookDeliveries::NAME.to_owned(),
+            },
+        )?;
+        let webhook_endpoint = WebhookEndpointResource::of(after, lease.failing.once_more(now));
+        transaction.announce(&Event {
+            id: id(),
+            event_type: EventType::WebhookEndpointDisabled,
+            created_at: now,
+            organization_id: organization,
+            data: json!({ "webhook_endpoint": webhook_endpoint }).to_string(),
+            only_endpoint: None,
+        })
+    }
+}
+
+/// As the delivery keeps it. A receiver may answer with what it was sent, or with secrets of its own.
+fn written_down(at: Timestamp, outcome: Outcome) -> Attempt {
+    let body = String::from_utf8_lossy(&outcome.response_body);
+    let mut body = telemetry::scrub(&body).into_owned();
+    body.truncate(body.floor_char_boundary(BODY_MAX));
+    Attempt {
+        at,
+        response_code: outcome.response_code,
+        latency_ms: outcome.latency_ms,
+        response_body: outcome.response_code.map(|_| body),
+        error: outcome.error,
+    }
+}

@@ -1,0 +1,47 @@
+use std::{fmt, sync::Arc};
+
+use aws_sdk_lambda::{Client, Config, primitives::Blob, types::InvocationType};
+use karta_shared::{
+    domain::Id,
+    fault,
+    worker::{Fault, Wake},
+};
+
+/// What has an endpoint served.
+pub enum Waker {
+    /// Another function, which is not waited for.
+    Lambda { client: Client, function: String },
+    /// A worker in this process.
+    Local(Arc<dyn Fn(Id, Id) + Send + Sync>),
+}
+
+impl Waker {
+    pub fn lambda(config: impl Into<Config>, function: String) -> Self {
+        Self::Lambda { client: Client::from_conf(config.into()), function }
+    }
+
+    /// Has an organization's endpoint served soon. If this is lost, the next sweep finds what is due.
+    pub(crate) async fn wake(&self, organization: Id, endpoint: Id) -> Result<(), Fault> {
+        match self {
+            Self::Lambda { client, function } => {
+                let payload = Blob::new(Wake::endpoint(organization, endpoint).to_string());
+                let invoked = client.invoke().function_name(function).invocation_type(InvocationType::Event);
+                let sent = invoked.payload(payload).send().await;
+                sent.map(drop).map_err(|error| fault::describe(&error).into())
+            }
+            Self::Local(serve) => {
+                serve(organization, endpoint);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Waker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lambda { function, .. } => f.debug_tuple("Lambda").field(function).finish(),
+            Self::Local(_) => f.write_str("Local"),
+        }
+    }
+}

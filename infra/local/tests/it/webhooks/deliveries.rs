@@ -1,0 +1,239 @@
+//! From a change to its receivers.
+
+use std::{sync::Arc, time::Duration};
+
+use karta_shared::{
+    clock::SystemClock,
+    domain::{Id, Signatures, Timestamp, WebhookSecret},
+};
+use serde_json::{Value, json};
+
+use super::{Post, Reaction, Receiver, deliveries, endpoint, on_loopback};
+use crate::harness::World;
+
+fn statuses(deliveries: &[Value]) -> Vec<(&str, usize)> {
+    let of = |delivery: &'_ Value| delivery["attempts"].as_array().unwrap().len();
+    deliveries.iter().map(|delivery| (delivery["status"].as_str().unwrap(), of(delivery))).collect()
+}
+
+async fn at(world: &World, endpoint: u64) -> Value {
+    world.get(&format!("/v1/webhook_endpoints/{endpoint}")).send().await.expect(200)["webhook_endpoint"].take()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happens_reaches_those_that_asked_for_it_signed() {
+    let (post, _clock) = Post::start().await;
+    let world = &post.world;
+    let (wants, all) = (Receiver::start().await, Receiver::start().await);
+    let (id, secret) = endpoint(world, &wants.url, &["api_key.created"]).await;
+    endpoint(world, &all.url, &["*"]).await;
+    let (key, token) = world.key(&["read"]).await;
+    world.delete(&format!("/v1/api_keys/{key}")).send().await.expect(200);
+    post.deliver().await;
+
+    assert_eq!(wants.told(), ["api_key.created"]);
+    let mut told = all.told();
+    told.sort();
+    assert_eq!(told, ["api_key.created", "api_key.revoked"]);
+
+    let received = &wants.received()[0];
+    let body = received.json();
+    assert_eq!(body["organization_id"], world.organization_id);
+    assert_eq!(body["created_at"], "2026-11-21T12:00:00.000Z");
+    assert_eq!(body["data"]["api_key"]["id"], key);
+    assert_eq!(body["id"], received.header("webhook-id"));
+    assert!(body["id"].as_str().unwrap().starts_with("evt_"));
+    assert!(!received.body.contains(&token) && !received.body.contains("secret"), "{}", received.body);
+    assert_eq!(received.header("content-type"), "application/json");
+    assert_eq!(received.header("webhook-timestamp"), "1795262400");
+    let secret = WebhookSecret::parse(&secret).unwrap();
+    let signed = Signatures::sign(&[&secret], body["id"].as_str().unwrap(), clock_now(world), received.body.as_bytes());
+    assert_eq!(received.header("karta-signature"), signed.karta_signature);
+    assert_eq!(received.header("webhook-signature"), signed.webhook_signature);
+
+    let listed = deliveries(world, id).await;
+    assert_eq!(statuses(&listed), [("succeeded", 1)]);
+    let attempt = &listed[0]["attempts"][0];
+    assert_eq!((&attempt["response_code"], &attempt["error"]), (&json!(200), &Value::Null));
+    assert_eq!(listed[0]["event_id"], body["id"]);
+    assert_eq!(listed[0]["next_attempt_at"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_are_tried_again_by_the_schedule_and_given_up_after_the_tenth() {
+    let (post, clock) = Post::start().await;
+    let world = &post.world;
+    let receiver = Receiver::start().await;
+    receiver.react(Reaction::Says(500, "no: Bearer kt_live_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"));
+    let (id, _) = endpoint(world, &receiver.url, &["api_key.created"]).await;
+    world.key(&["read"]).await;
+    post.work().await;
+    let about = [5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400];
+    for (tries, pause) in about.into_iter().enumerate() {
+        post.settled().await;
+        let listed = deliveries(world, id).await;
+        assert_eq!(statuses(&listed), [("pending", tries + 1)]);
+        let next = listed[0]["next_attempt_at"].as_str().unwrap().parse::<Timestamp>().unwrap();
+        let waits = next.since(clock_now(world));
+        assert!(
+            waits >= Duration::from_secs(pause * 9 / 10) && waits <= Duration::from_secs(pause * 11 / 10 + 1),
+            "{waits:?}"
+        );
+        let before = receiver.received().len();
+        if tries > 0 {
+            clock.advance(waits.saturating_sub(Duration::from_millis(1)));
+            post.work().await;
+            post.settled().await;
+            assert_eq!(receiver.received().len(), before, "not before its time");
+            clock.advance(Duration::from_millis(1));
+        } else {
+            clock.advance(waits);
+        }
+        post.work().await;
+        wait_for(&receiver, before + 1).await;
+    }
+    post.settled().await;
+    let listed = deliveries(world, id).await;
+    assert_eq!(statuses(&listed), [("failed", 10)]);
+    assert_eq!(listed[0]["next_attempt_at"], Value::Null);
+    let attempt = &listed[0]["attempts"][9];
+    assert_eq!(attempt["error"], "it answered 500");
+    assert_eq!(attempt["response_body"], "no: Bearer kt_live_AAAAAA[redacted]");
+    let ids: Vec<_> = receiver.received().iter().map(|received| received.header("webhook-id").to_owned()).collect();
+    assert!(ids.iter().all(|id| *id == ids[0]) && ids.len() == 10, "{ids:?}");
+    let bodies: Vec<_> = receiver.received().iter().map(|received| received.body.clone()).collect();
+    assert!(bodies.iter().all(|body| *body == bodies[0]), "every attempt carries the same bytes");
+    assert_eq!(at(world, id).await["consecutive_failures"], 10);
+
+    let reader = world.key(&["read"]).await.1;
+    let path = format!("/v1/webhook_endpoints/{id}/deliveries");
+    let seen = world.get(&path).bearer(&reader).send().await.expect(200);
+    assert_eq!(seen["deliveries"][0]["attempts"][9]["response_body"], Value::Null, "for admins only");
+}
+
+fn clock_now(world: &World) -> Timestamp {
+    world.runner.app.clock.now()
+}
+
+/// Waits until a receiver was sent so much.
+async fn wait_for(receiver: &Receiver, count: usize) {
+    for _ in 0..2_000 {
+        if receiver.received().len() >= count {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("{} of {count} were received", receiver.received().len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_may_ask_to_be_left_alone_for_a_day_at_most() {
+    let (post, _clock) = Post::start().await;
+    let world = &post.world;
+    let receiver = Receiver::start().await;
+    let (id, _) = endpoint(world, &receiver.url, &["*"]).await;
+    for (asked, waits) in [(600, 600), (1_000_000, 86_400)] {
+        receiver.react(Reaction::Later(asked));
+        world.key(&["read"]).await;
+        post.deliver().await;
+        let next = deliveries(world, id).await[0]["next_attempt_at"].as_str().unwrap().to_owned();
+        let next: Timestamp = next.parse().unwrap();
+        assert_eq!(next.since(clock_now(world)).as_secs(), waits);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_retry_is_made_by_the_worker_that_saw_the_failure() {
+    let world = World::start_as(on_loopback(Arc::new(SystemClock)), None).await;
+    let post = Post::of(world, Duration::from_secs(8));
+    let world = &post.world;
+    let receiver = Receiver::start().await;
+    receiver.react(Reaction::Status(500));
+    let (id, _) = endpoint(world, &receiver.url, &["api_key.created"]).await;
+    world.key(&["read"]).await;
+    post.work().await;
+    wait_for(&receiver, 1).await;
+    receiver.react(Reaction::Status(200));
+    // Nobody sweeps.
+    wait_for(&receiver, 2).await;
+    post.settled().await;
+    assert_eq!(statuses(&deliveries(world, id).await), [("succeeded", 2)]);
+    assert_eq!(at(world, id).await["consecutive_failures"], 0, "a success forgets failures");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gone_disables_at_once_and_what_waits_is_kept() {
+    let (post, clock) = Post::start().await;
+    let world = &post.world;
+    let (gone, other) = (Receiver::start().await, Receiver::start().await);
+    gone.react(Reaction::Status(500));
+    let (id, _) = endpoint(world, &gone.url, &["*"]).await;
+    endpoint(world, &other.url, &["webhook_endpoint.disabled"]).await;
+    world.key(&["read"]).await;
+    post.deliver().await;
+    gone.react(Reaction::Status(410));
+    clock.advance(Duration::from_secs(10));
+    post.deliver().await;
+    let disabled = at(world, id).await;
+    assert_eq!((&disabled["enabled"], &disabled["disabled_reason"]), (&json!(false), &json!("gone")));
+    post.deliver().await;
+    assert_eq!(other.told(), ["webhook_endpoint.disabled"]);
+    assert_eq!(other.received()[0].json()["data"]["webhook_endpoint"]["id"], id);
+    assert_eq!(world.audited("webhook_endpoint.disabled").await[0]["actor"]["name"], "worker-webhook-deliveries");
+
+    // Nothing is sent there, and what happens meanwhile is not queued.
+    world.key(&["read"]).await;
+    clock.advance(Duration::from_hours(1));
+    let sent = gone.received().len();
+    post.deliver().await;
+    assert_eq!(gone.received().len(), sent);
+    assert_eq!(statuses(&deliveries(world, id).await), [("pending", 2)]);
+
+    gone.react(Reaction::Status(200));
+    let revived =
+        world.patch(&format!("/v1/webhook_endpoints/{id}"), json!({ "enabled": true })).send().await.expect(200);
+    let revived = &revived["webhook_endpoint"];
+    assert_eq!((&revived["enabled"], &revived["consecutive_failures"]), (&json!(true), &json!(0)));
+    post.deliver().await;
+    assert_eq!(statuses(&deliveries(world, id).await), [("succeeded", 3)]);
+
+    // What it missed can be had.
+    let recover = format!("/v1/webhook_endpoints/{id}/recover");
+    world.post(&recover, json!({ "since": "2026-11-21T12:00:00Z" })).send().await.expect(202);
+    post.deliver().await;
+    let mut found = statuses(&deliveries(world, id).await)
+        .into_iter()
+        .map(|(status, n)| (status.to_owned(), n))
+        .collect::<Vec<_>>();
+    found.sort();
+    let done = |attempts| ("succeeded".to_owned(), attempts);
+    assert_eq!(
+        found,
+        [done(1), done(1), done(3)],
+        "the key that was missed, the endpoint's own end, and what came before"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_at_once_and_no_more() {
+    let (post, _clock) = Post::start().await;
+    let world = &post.world;
+    let receiver = Receiver::start().await;
+    receiver.react(Reaction::Slow(Duration::from_millis(20)));
+    let (id, _) = endpoint(world, &receiver.url, &["api_key.created"]).await;
+    for _ in 0..30 {
+        world.key(&["read"]).await;
+    }
+    post.work().await;
+    // Others who are woken for the same endpoint find that it is served.
+    for _ in 0..4 {
+        post.work().await;
+    }
+    post.settled().await;
+    assert_eq!(receiver.received().len(), 30);
+    assert_eq!(receiver.at_once(), 5);
+    let listed = deliveries(world, id).await;
+    assert!(statuses(&listed).iter().all(|found| *found == ("succeeded", 1)));
+    let id = |delivery: &Value| Id::new(delivery["id"].as_u64().unwrap()).unwrap();
+    assert!(listed.is_sorted_by_key(|delivery| std::cmp::Reverse(id(delivery))), "newest first");
+}

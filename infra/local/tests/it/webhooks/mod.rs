@@ -1,0 +1,89 @@
+//! Webhooks: endpoints, and what reaches them.
+
+mod deliveries;
+mod receiver;
+
+use std::{sync::Arc, time::Duration};
+
+use karta_local::{Options, registry};
+use karta_shared::{
+    clock::{Clock, ManualClock},
+    domain::Reach,
+    worker::{Wake, Worker},
+};
+use serde_json::{Value, json};
+use worker_webhook_deliveries::WebhookDeliveries;
+use worker_webhook_events::WebhookEvents;
+
+use crate::harness::{World, note_secret, options};
+pub(crate) use receiver::{Reaction, Receiver};
+
+/// Of a world whose webhooks may lead to this machine.
+pub(crate) fn on_loopback(clock: Arc<dyn Clock>) -> Options {
+    Options { webhooks: Reach::Loopback, ..options(clock) }
+}
+
+/// A world whose webhooks may lead to this machine, and its two workers.
+struct Post {
+    world: World,
+    events: WebhookEvents,
+}
+
+impl Post {
+    /// On a clock that the test moves; no worker waits for a retry.
+    async fn start() -> (Self, Arc<ManualClock>) {
+        let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
+        let world = World::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>), None).await;
+        (Self::of(world, Duration::ZERO), clock)
+    }
+
+    fn of(world: World, patience: Duration) -> Self {
+        let app = &world.runner.app;
+        let deliveries = WebhookDeliveries::new(app.clone(), Vec::new()).with_patience(patience);
+        let events = WebhookEvents::new(app.clone(), registry::waker(deliveries));
+        Self { world, events }
+    }
+
+    /// Fans out what waits, and has everybody served whom something is due for.
+    async fn work(&self) {
+        self.events.work(&Wake::Sweep).await.unwrap();
+    }
+
+    /// The same, and waits until nothing is due any more.
+    async fn deliver(&self) {
+        self.work().await;
+        self.settled().await;
+    }
+
+    /// Waits until nothing is due and nobody is served any more.
+    async fn settled(&self) {
+        for _ in 0..2_000 {
+            let queues = self.world.outbox("WHQ").await;
+            let now = self.world.runner.app.clock.now().to_string();
+            let is_busy = |queue: &Value| {
+                queue["lease"].is_string() || queue["due_at"].as_str().is_some_and(|at| at <= now.as_str())
+            };
+            if !queues.iter().any(is_busy) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("an endpoint is served for ever");
+    }
+}
+
+/// A new endpoint of `acme`: its id and its secret.
+pub(crate) async fn endpoint(world: &World, url: &str, event_types: &[&str]) -> (u64, String) {
+    let created = world.post("/v1/webhook_endpoints", json!({ "url": url, "event_types": event_types }));
+    let created = created.send().await.expect(201);
+    let secret = created["secret"].as_str().unwrap().to_owned();
+    note_secret(&secret);
+    (created["webhook_endpoint"]["id"].as_u64().unwrap(), secret)
+}
+
+/// What an endpoint was sent, newest first.
+async fn deliveries(world: &World, endpoint: u64) -> Vec<Value> {
+    let path = format!("/v1/webhook_endpoints/{endpoint}/deliveries?limit=100");
+    let mut page = world.get(&path).send().await.expect(200);
+    page["deliveries"].as_array_mut().unwrap().split_off(0)
+}

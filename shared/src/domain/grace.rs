@@ -1,0 +1,34 @@
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::Invalid;
+
+/// For how long what was rotated goes on serving: 0 to 2,592,000 seconds (30 days), a day unless asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "u64")]
+pub struct Grace(Duration);
+
+impl Grace {
+    pub const fn get(self) -> Duration {
+        self.0
+    }
+}
+
+impl Default for Grace {
+    fn default() -> Self {
+        Self(Duration::from_hours(24))
+    }
+}
+
+impl TryFrom<u64> for Grace {
+    type Error = Invalid;
+
+    fn try_from(seconds: u64) -> Result<Self, Invalid> {
+        if seconds <= 2_592_000 {
+            Ok(Self(Duration::from_secs(seconds)))
+        } else {
+            Err(Invalid::new("must be 0 to 2592000 seconds"))
+        }
+    }
+}

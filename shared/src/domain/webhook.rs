@@ -1,0 +1,389 @@
+use std::{collections::BTreeSet, fmt, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Change, Changes, EventType, Id, Invalid, Name, Timestamp, Value, WebhookUrl};
+
+const TYPES_AT_MOST: usize = 50;
+const ALL: &str = "*";
+/// After which number of failed attempts in a row, and not before which time since the first of them, an endpoint is disabled.
+const FAILURES_AT_MOST: u32 = 25;
+const FAILING_AT_LEAST: Duration = Duration::from_hours(24);
+
+/// Where an organization wants to be told of events. What is not set is not kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WebhookEndpoint {
+    pub id: Id,
+    pub url: WebhookUrl,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<Name>,
+    pub event_types: EventTypes,
+    /// Why nothing is sent there at present; it is sent if there is no reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disabled_reason: Option<DisabledReason>,
+    pub created_at: Timestamp,
+    /// Counts changes: a write that depends on a read is conditional on it.
+    pub version: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DisabledReason {
+    /// By the organization itself.
+    Requested,
+    /// The receiver answered 410.
+    Gone,
+    /// 25 attempts in a row failed, over a day or more.
+    Failing,
+}
+
+impl DisabledReason {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::Gone => "gone",
+            Self::Failing => "failing",
+        }
+    }
+}
+
+/// A change of settings: `None` keeps.
+#[derive(Debug, Clone, Default)]
+pub struct WebhookEndpointPatch {
+    pub url: Option<WebhookUrl>,
+    pub description: Option<Option<Name>>,
+    pub event_types: Option<EventTypes>,
+    pub enabled: Option<bool>,
+}
+
+impl WebhookEndpoint {
+    pub fn new(id: Id, url: WebhookUrl, description: Option<Name>, event_types: EventTypes, now: Timestamp) -> Self {
+        Self { id, url, description, event_types, disabled_reason: None, created_at: now, version: 1 }
+    }
+
+    pub const fn is_enabled(&self) -> bool {
+        self.disabled_reason.is_none()
+    }
+
+    /// Whether it is to be told of something that happened at a time.
+    pub fn wants(&self, event_type: EventType, at: Timestamp) -> bool {
+        self.is_enabled() && at >= self.created_at && self.event_types.contain(event_type)
+    }
+
+    /// The choices behind a new endpoint, as its audit event shows them.
+    pub fn creation(&self) -> Changes {
+        let audited = self.audited().into_iter();
+        audited.map(|(field, after)| (field, Change { before: Value::Null, after })).collect()
+    }
+
+    /// What its end takes away, as the audit log shows it.
+    pub fn deletion(&self) -> Changes {
+        let audited = self.audited().into_iter();
+        audited.map(|(field, before)| (field, Change { before, after: Value::Null })).collect()
+    }
+
+    /// Applies a patch; says what changed, field by field.
+    pub fn apply(&mut self, patch: WebhookEndpointPatch) -> Changes {
+        let before = self.clone();
+        let WebhookEndpointPatch { url, description, event_types, enabled } = patch;
+        self.url = url.unwrap_or(self.url.clone());
+        self.description = description.unwrap_or(self.description.take());
+        self.event_types = event_types.unwrap_or(self.event_types.clone());
+        self.disabled_reason = match enabled {
+            None => self.disabled_reason,
+            Some(true) => None,
+            // One that was disabled already was so for the reason that it had.
+            Some(false) => self.disabled_reason.or(Some(DisabledReason::Requested)),
+        };
+        self.changed_since(&before)
+    }
+
+    /// Sends nothing there from now on.
+    pub fn disable(&mut self, reason: DisabledReason) -> Changes {
+        let before = self.clone();
+        self.disabled_reason = Some(reason);
+        self.changed_since(&before)
+    }
+
+    fn changed_since(&mut self, before: &Self) -> Changes {
+        let pairs = before.audited().into_iter().zip(self.audited());
+        let changes: Changes = pairs
+            .filter(|((_, before), (_, after))| before != after)
+            .map(|((field, before), (_, after))| (field, Change { before, after }))
+            .collect();
+        if !changes.is_empty() {
+            self.version += 1;
+        }
+        changes
+    }
+
+    fn audited(&self) -> [(String, Value); 5] {
+        [
+            ("url", self.url.as_str().into()),
+            ("description", self.description.as_ref().map(Name::as_str).into()),
+            ("event_types", Value::list(self.event_types.iter())),
+            ("enabled", self.is_enabled().into()),
+            ("disabled_reason", self.disabled_reason.map(DisabledReason::as_str).into()),
+        ]
+        .map(|(field, value): (&str, Value)| (field.to_owned(), value))
+    }
+}
+
+/// Of which types an endpoint is told: 1 to 50 of them, or `*`, which is all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "BTreeSet<String>", into = "Vec<String>")]
+pub struct EventTypes {
+    all: bool,
+    named: BTreeSet<EventType>,
+}
+
+impl EventTypes {
+    pub fn contain(&self, event_type: EventType) -> bool {
+        self.all || self.named.contains(&event_type)
+    }
+
+    /// As they are written.
+    pub fn iter(&self) -> impl Iterator<Item = &'static str> {
+        self.all.then_some(ALL).into_iter().chain(self.named.iter().map(|named| named.as_str()))
+    }
+}
+
+impl TryFrom<BTreeSet<String>> for EventTypes {
+    type Error = Invalid;
+
+    fn try_from(texts: BTreeSet<String>) -> Result<Self, Invalid> {
+        if texts.is_empty() || texts.len() > TYPES_AT_MOST {
+            return Err(Invalid::new("must hold 1 to 50 types of events, or *"));
+        }
+        let (mut all, mut named) = (false, BTreeSet::new());
+        for text in texts {
+            match EventType::parse(&text) {
+                Some(event_type) => drop(named.insert(event_type)),
+                None if text == ALL => all = true,
+                None => return Err(Invalid::new(KNOWN)),
+            }
+        }
+        Ok(Self { all, named })
+    }
+}
+
+const KNOWN: &str = "must hold types of events alone: api_key.created, api_key.rotated, api_key.revoked, api_key.expiring, model_key.created, \
+     model_key.revoked, budget.threshold, budget.exhausted, budget.restored, release.created, release.activated, \
+     release.rolled_back, webhook_endpoint.disabled, subscription.created, subscription.updated, subscription.deleted, \
+     invoice.paid, invoice.payment_failed, ping, or * for all of them";
+
+impl From<EventTypes> for Vec<String> {
+    fn from(types: EventTypes) -> Self {
+        types.iter().map(ToOwned::to_owned).collect()
+    }
+}
+
+/// How an endpoint's attempts went lately.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failing {
+    /// How many failed in a row.
+    #[serde(rename = "failures", default)]
+    pub count: u32,
+    /// When the first of them did.
+    #[serde(rename = "failing_since", default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+}
+
+impl Failing {
+    /// With one more failure.
+    #[must_use]
+    pub fn once_more(self, now: Timestamp) -> Self {
+        Self { count: self.count.saturating_add(1), since: self.since.or(Some(now)) }
+    }
+
+    /// Whether it has been so for long enough to end it.
+    pub fn is_hopeless(self, now: Timestamp) -> bool {
+        self.count >= FAILURES_AT_MOST && self.since.is_some_and(|since| now.since(since) >= FAILING_AT_LEAST)
+    }
+}
+
+/// One event for one endpoint. It has its event's number, so that there is one however often it is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivery {
+    pub id: Id,
+    pub event_type: EventType,
+    /// When the event happened.
+    pub event_at: Timestamp,
+    pub status: DeliveryStatus,
+    /// The oldest first.
+    pub attempts: Vec<Attempt>,
+    /// Of one that waits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_attempt_at: Option<Timestamp>,
+    /// Counts changes: a write that depends on a read is conditional on it.
+    pub revision: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeliveryStatus {
+    Pending,
+    Succeeded,
+    /// Given up after its last attempt.
+    Failed,
+}
+
+impl DeliveryStatus {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl fmt::Display for DeliveryStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What came of sending once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    pub at: Timestamp,
+    pub response_code: Option<u16>,
+    pub latency_ms: u64,
+    /// The first KiB of it, without what looks like a secret.
+    pub response_body: Option<String>,
+    /// Why it did not succeed; `None` if it did.
+    pub error: Option<String>,
+}
+
+/// How many attempts of earlier rounds a delivery keeps when it is sent anew.
+const ATTEMPTS_KEPT: usize = 10;
+
+impl Delivery {
+    /// To be sent at once.
+    pub fn new(id: Id, event_type: EventType, event_at: Timestamp, now: Timestamp) -> Self {
+        let status = DeliveryStatus::Pending;
+        Self { id, event_type, event_at, status, attempts: Vec::new(), next_attempt_at: Some(now), revision: 1 }
+    }
+
+    /// To be sent at once, whatever came of it before.
+    #[must_use]
+    pub fn again(&self, now: Timestamp) -> Self {
+        let old = self.attempts.len().saturating_sub(ATTEMPTS_KEPT);
+        Self {
+            status: DeliveryStatus::Pending,
+            attempts: self.attempts[old..].to_vec(),
+            next_attempt_at: Some(now),
+            revision: self.revision + 1,
+            ..self.clone()
+        }
+    }
+}
+
+/// How long after each failed attempt the next one is made; there is none after the last.
+const PAUSES: [Duration; 9] = [
+    Duration::from_secs(5),
+    Duration::from_mins(5),
+    Duration::from_mins(30),
+    Duration::from_hours(2),
+    Duration::from_hours(5),
+    Duration::from_hours(10),
+    Duration::from_hours(14),
+    Duration::from_hours(20),
+    Duration::from_hours(24),
+];
+/// The longest that a receiver may ask to be left alone.
+const ASKED_AT_MOST: Duration = Duration::from_hours(24);
+
+/// When to try again after a failure at `now`, or `None` if that was the last attempt. `tries` counts those made before it in this round; `random`
+/// takes away or adds up to a tenth; a receiver may ask for more time, up to a day.
+pub fn next_attempt(tries: u32, asked: Option<Duration>, now: Timestamp, random: u8) -> Option<Timestamp> {
+    let pause = PAUSES.get(usize::try_from(tries).ok()?)?;
+    let pause = pause.mul_f64(0.9 + f64::from(random) / 255.0 / 5.0);
+    Some(now.plus(pause.max(asked.unwrap_or_default().min(ASKED_AT_MOST))))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn noon() -> Timestamp {
+        "2026-11-22T12:00:00Z".parse().unwrap()
+    }
+
+    #[test]
+    fn pauses_grow_from_seconds_to_a_day_and_end() {
+        let seconds = |tries, random| next_attempt(tries, None, noon(), random).map(|at| at.since(noon()).as_millis());
+        assert_eq!([0, 255].map(|random| seconds(0, random)), [Some(4_500), Some(5_500)]);
+        assert_eq!([0, 255].map(|random| seconds(8, random)), [Some(77_760_000), Some(95_040_000)]);
+        assert_eq!(seconds(9, 0), None);
+        assert_eq!(seconds(u32::MAX, 0), None);
+    }
+
+    #[test]
+    fn a_receiver_may_ask_for_more_time_up_to_a_day() {
+        let pause = |tries, asked| next_attempt(tries, Some(asked), noon(), 128).unwrap().since(noon());
+        assert_eq!(pause(0, Duration::from_mins(2)), Duration::from_mins(2));
+        assert_eq!(pause(0, Duration::from_hours(48)), Duration::from_hours(24));
+        assert!(pause(3, Duration::from_secs(1)) > Duration::from_hours(1));
+        assert_eq!(next_attempt(9, Some(Duration::from_secs(1)), noon(), 0), None);
+    }
+
+    #[test]
+    fn only_many_failures_over_a_day_are_hopeless() {
+        let mut failing = Failing::default();
+        for minute in 0..25 {
+            failing = failing.once_more(noon().plus(Duration::from_mins(minute)));
+        }
+        let day = Duration::from_hours(24);
+        assert!(!failing.is_hopeless(noon().plus(day - Duration::from_millis(1))));
+        assert!(failing.is_hopeless(noon().plus(day)));
+        let few = Failing { count: 24, ..failing };
+        assert!(!few.is_hopeless(noon().plus(day * 9)));
+    }
+
+    #[test]
+    fn types_are_known_ones_or_a_star() {
+        let read = |types: serde_json::Value| serde_json::from_value::<EventTypes>(types);
+        let some = read(json!(["ping", "api_key.created", "ping"])).unwrap();
+        assert!(some.contain(EventType::Ping) && !some.contain(EventType::InvoicePaid));
+        assert_eq!(json!(some), json!(["api_key.created", "ping"]));
+        let all = read(json!(["*"])).unwrap();
+        assert!(all.contain(EventType::InvoicePaid));
+        assert_eq!(json!(all), json!(["*"]));
+        for wrong in [json!([]), json!(["api_key.*"]), json!(["api_key.created", ""]), json!("ping"), json!([1])] {
+            assert!(read(wrong.clone()).is_err(), "{wrong}");
+        }
+        let named = KNOWN.split(&[' ', ',', ':']).filter_map(EventType::parse).collect::<BTreeSet<_>>();
+        assert_eq!(named, EventType::ALL.into(), "the message names all of them");
+    }
+
+    #[test]
+    fn sending_again_keeps_the_latest_attempts() {
+        let attempt = |at| Attempt { at, response_code: Some(500), latency_ms: 1, response_body: None, error: None };
+        let mut delivery = Delivery::new(Id::new(1).unwrap(), EventType::Ping, noon(), noon());
+        delivery.attempts = (0..13).map(|minute| attempt(noon().plus(Duration::from_mins(minute)))).collect();
+        delivery.status = DeliveryStatus::Failed;
+        let again = delivery.again(noon());
+        assert_eq!((again.status, again.next_attempt_at), (DeliveryStatus::Pending, Some(noon())));
+        assert_eq!((&again.attempts[..], again.revision), (&delivery.attempts[3..], 2));
+    }
+
+    proptest! {
+        #[test]
+        fn an_endpoint_is_told_of_what_it_asked_for_while_it_was_there(
+            chosen in proptest::collection::btree_set(0..19_usize, 1..19), asked in 0..19_usize, before: bool, enabled: bool,
+        ) {
+            let types: BTreeSet<_> = chosen.iter().map(|at| EventType::ALL[*at].as_str().to_owned()).collect();
+            let url = WebhookUrl::parse("https://hooks.example.com/", crate::domain::Reach::Public).unwrap();
+            let mut endpoint = WebhookEndpoint::new(Id::new(1).unwrap(), url, None, types.try_into().unwrap(), noon());
+            endpoint.apply(WebhookEndpointPatch { enabled: Some(enabled), ..WebhookEndpointPatch::default() });
+            let at = if before { noon().minus(Duration::from_millis(1)) } else { noon() };
+            let told = endpoint.wants(EventType::ALL[asked], at);
+            prop_assert_eq!(told, chosen.contains(&asked) && enabled && !before);
+        }
+    }
+}

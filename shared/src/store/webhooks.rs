@@ -1,0 +1,184 @@
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::types::AttributeValue;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Ciphertext, Conflict, Item, Page, Store, StoreError, Transaction, decode,
+    page::Listing,
+    table::{
+        ABOVE_IDS, Key, Table, delivery_queues_partition, padded, unpadded, webhook_endpoints_partition,
+        webhook_secrets_sealed_under,
+    },
+    text,
+};
+use crate::domain::{Failing, Id, Kid, Kind, Timestamp, WebhookEndpoint};
+
+/// How many endpoints an organization may have.
+const ENDPOINTS_AT_MOST: u32 = 20;
+
+/// An endpoint's live secrets, sealed as one text: to its organization and its id, under a ring's key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedWebhookSecrets {
+    pub kid: Kid,
+    pub ciphertext: Ciphertext,
+    /// Counts changes: a write that depends on a read is conditional on it.
+    pub version: u64,
+}
+
+/// Sealed secrets with the attribute that puts them into the index.
+#[derive(Serialize)]
+struct Findable<'a> {
+    #[serde(flatten)]
+    item: &'a SealedWebhookSecrets,
+    sealed_under: String,
+}
+
+impl<'a> Findable<'a> {
+    fn of(item: &'a SealedWebhookSecrets) -> Self {
+        Self { item, sealed_under: webhook_secrets_sealed_under(&item.kid) }
+    }
+}
+
+impl Store {
+    pub async fn webhook_endpoint(&self, organization: Id, id: Id) -> Result<Option<WebhookEndpoint>, StoreError> {
+        self.get(Table::Main, Key::webhook_endpoint(organization, id)).await
+    }
+
+    /// The organization's endpoints, newest first.
+    pub async fn webhook_endpoints(
+        &self,
+        organization: Id,
+        below: Option<Id>,
+        limit: usize,
+    ) -> Result<Page<WebhookEndpoint>, StoreError> {
+        let listing = Listing {
+            table: Table::Main,
+            partition: webhook_endpoints_partition(organization),
+            place: padded,
+            read: decode,
+            skips_unreadable: false,
+            id: |endpoint: &WebhookEndpoint| endpoint.id,
+        };
+        self.page(listing, below, limit, |_| true).await
+    }
+
+    /// All of the organization's endpoints: there are few.
+    pub async fn all_webhook_endpoints(&self, organization: Id) -> Result<Vec<WebhookEndpoint>, StoreError> {
+        let items = self.partition(Table::Main, webhook_endpoints_partition(organization)).await?;
+        items.into_iter().map(decode).collect()
+    }
+
+    /// How the attempts of the organization's endpoints went lately; one without any is not among them.
+    pub async fn failing_webhook_endpoints(&self, organization: Id) -> Result<HashMap<Id, Failing>, StoreError> {
+        let items = self.partition(Table::Outbox, delivery_queues_partition(organization)).await?;
+        let failing = |item: Item| {
+            let endpoint = unpadded(text(&item, "sk")?);
+            let endpoint = endpoint.ok_or_else(|| StoreError::Fault("a queue is no endpoint's".to_owned()))?;
+            Ok((endpoint, decode(item)?))
+        };
+        items.into_iter().map(failing).collect()
+    }
+
+    /// The same of one endpoint.
+    pub async fn failing_webhook_endpoint(&self, organization: Id, endpoint: Id) -> Result<Failing, StoreError> {
+        let failing = self.get(Table::Outbox, Key::delivery_queue(organization, endpoint)).await?;
+        Ok(failing.unwrap_or_default())
+    }
+
+    /// A partition's items that stand under ids.
+    async fn partition(&self, table: Table, partition: String) -> Result<Vec<Item>, StoreError> {
+        let mut pages = self
+            .client
+            .query()
+            .table_name(self.table(table))
+            .key_condition_expression("pk = :pk AND sk < :above")
+            .expression_attribute_values(":pk", AttributeValue::S(partition))
+            .expression_attribute_values(":above", AttributeValue::S(ABOVE_IDS.to_owned()))
+            .consistent_read(true)
+            .into_paginator()
+            .items()
+            .send();
+        let mut items = Vec::new();
+        while let Some(item) = pages.next().await {
+            items.push(item?);
+        }
+        Ok(items)
+    }
+
+    pub async fn webhook_secrets(
+        &self,
+        organization: Id,
+        endpoint: Id,
+    ) -> Result<Option<SealedWebhookSecrets>, StoreError> {
+        self.get(Table::Main, Key::webhook_secrets(organization, endpoint)).await
+    }
+}
+
+impl Transaction {
+    /// A new endpoint with its first secret, if the organization has room for it.
+    pub fn create_webhook_endpoint(
+        &mut self,
+        organization: Id,
+        endpoint: &WebhookEndpoint,
+        sealed: &SealedWebhookSecrets,
+    ) -> Result<(), StoreError> {
+        self.claim_id(organization, Kind::WebhookEndpoint, endpoint.id)?;
+        let number = |number: u32| AttributeValue::N(number.to_string());
+        let count = Key::webhook_endpoint_count(organization);
+        self.update(Table::Main, &count, Conflict::WebhookEndpointsFull, |update| {
+            update
+                .update_expression("ADD endpoints :one")
+                .condition_expression("attribute_not_exists(endpoints) OR endpoints < :most")
+                .expression_attribute_values(":one", number(1))
+                .expression_attribute_values(":most", number(ENDPOINTS_AT_MOST))
+        })?;
+        let secrets = Key::webhook_secrets(organization, endpoint.id);
+        self.insert(Table::Main, &secrets, &Findable::of(sealed), Conflict::IdTaken)?;
+        self.insert(Table::Main, &Key::webhook_endpoint(organization, endpoint.id), endpoint, Conflict::IdTaken)
+    }
+
+    /// A changed endpoint. One that is enabled again starts without failures, and is sent what waits.
+    pub fn update_webhook_endpoint(
+        &mut self,
+        organization: Id,
+        before: &WebhookEndpoint,
+        after: &WebhookEndpoint,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        if after.is_enabled() && !before.is_enabled() {
+            self.revive_queue(organization, after.id, now)?;
+        }
+        self.replace(Table::Main, &Key::webhook_endpoint(organization, after.id), after, before.version)
+    }
+
+    /// Ends an endpoint. What waits for it ends by its `ttl`.
+    pub fn delete_webhook_endpoint(&mut self, organization: Id, before: &WebhookEndpoint) -> Result<(), StoreError> {
+        self.update(Table::Main, &Key::webhook_endpoint_count(organization), Conflict::Changed, |update| {
+            update
+                .update_expression("ADD endpoints :minus_one")
+                .expression_attribute_values(":minus_one", AttributeValue::N("-1".to_owned()))
+        })?;
+        for key in [Key::delivery_queue(organization, before.id), Key::recovery(organization, before.id)] {
+            self.delete(Table::Outbox, &key, Conflict::Changed, |delete| delete)?;
+        }
+        self.delete(Table::Main, &Key::webhook_secrets(organization, before.id), Conflict::Changed, |delete| delete)?;
+        self.delete(Table::Main, &Key::webhook_endpoint(organization, before.id), Conflict::Changed, |delete| {
+            delete
+                .condition_expression("version = :read")
+                .expression_attribute_values(":read", AttributeValue::N(before.version.to_string()))
+        })
+    }
+
+    /// Other secrets in the place of those that were read.
+    pub fn replace_webhook_secrets(
+        &mut self,
+        organization: Id,
+        endpoint: Id,
+        before: &SealedWebhookSecrets,
+        after: &SealedWebhookSecrets,
+    ) -> Result<(), StoreError> {
+        let key = Key::webhook_secrets(organization, endpoint);
+        self.replace(Table::Main, &key, &Findable::of(after), before.version)
+    }
+}
