@@ -28,6 +28,8 @@ use crate::harness::{World, options};
 
 /// As a number of requests: all of them, until [`FaultProxy::heal`].
 pub(crate) const ALWAYS: usize = usize::MAX;
+/// As an operation: each of them.
+pub(crate) const ANY: &str = "*";
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Fault {
@@ -276,7 +278,8 @@ impl FaultProxy {
 
     fn fault_for(&self, operation: &str) -> Option<Fault> {
         let mut rules = self.rules.lock().unwrap();
-        let rule = rules.iter_mut().find(|rule| rule.operation == operation && rule.left > 0)?;
+        let is_meant = |rule: &&mut Rule| [operation, ANY].contains(&rule.operation) && rule.left > 0;
+        let rule = rules.iter_mut().find(is_meant)?;
         if rule.through > 0 {
             rule.through -= 1;
             return None;

@@ -3,13 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use karta_shared::{
-    clock::SystemClock,
+    clock::{Clock, ManualClock, SystemClock},
     domain::{Id, Signatures, Timestamp, WebhookSecret},
 };
 use serde_json::{Value, json};
 
-use super::{Post, Reaction, Receiver, deliveries, endpoint, on_loopback};
-use crate::harness::World;
+use super::{Post, Reaction, Receiver, announce, deliveries, endpoint, on_loopback};
+use crate::{
+    fault_proxy::{Fault, FaultProxy},
+    harness::World,
+};
 
 fn statuses(deliveries: &[Value]) -> Vec<(&str, usize)> {
     let of = |delivery: &'_ Value| delivery["attempts"].as_array().unwrap().len();
@@ -117,7 +120,7 @@ fn clock_now(world: &World) -> Timestamp {
 
 /// Waits until a receiver was sent so much.
 async fn wait_for(receiver: &Receiver, count: usize) {
-    for _ in 0..2_000 {
+    for _ in 0..6_000 {
         if receiver.received().len() >= count {
             return;
         }
@@ -236,4 +239,99 @@ async fn five_at_once_and_no_more() {
     assert!(statuses(&listed).iter().all(|found| *found == ("succeeded", 1)));
     let id = |delivery: &Value| Id::new(delivery["id"].as_u64().unwrap()).unwrap();
     assert!(listed.is_sorted_by_key(|delivery| std::cmp::Reverse(id(delivery))), "newest first");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_five_failures_in_a_row_over_a_day_disable_and_what_waits_is_kept() {
+    let (post, clock) = Post::start().await;
+    let world = &post.world;
+    let (dead, other) = (Receiver::start().await, Receiver::start().await);
+    dead.react(Reaction::Status(503));
+    let (id, _) = endpoint(world, &dead.url, &["release.created"]).await;
+    endpoint(world, &other.url, &["webhook_endpoint.disabled"]).await;
+    announce(world, 3).await;
+    let began = clock_now(world);
+    loop {
+        post.deliver().await;
+        let endpoint = at(world, id).await;
+        let failures = endpoint["consecutive_failures"].as_u64().unwrap();
+        assert_eq!(failures, dead.received().len() as u64);
+        if endpoint["enabled"] == false {
+            assert_eq!((failures, &endpoint["disabled_reason"]), (25, &json!("failing")));
+            assert!(clock_now(world).since(began) >= Duration::from_hours(24));
+            break;
+        }
+        let listed = deliveries(world, id).await;
+        let next = listed.iter().filter_map(|delivery| delivery["next_attempt_at"].as_str()).min().unwrap();
+        clock.advance(next.parse::<Timestamp>().unwrap().since(clock_now(world)));
+    }
+    post.deliver().await;
+    assert_eq!(other.told(), ["webhook_endpoint.disabled"]);
+    assert_eq!(deliveries(world, id).await.iter().filter(|kept| kept["status"] == "pending").count(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_is_down_is_left_alone_after_ten_failures_in_a_row() {
+    let (post, clock) = Post::start().await;
+    let world = &post.world;
+    let dead = Receiver::start().await;
+    dead.react(Reaction::Status(500));
+    let (id, _) = endpoint(world, &dead.url, &["*"]).await;
+    announce(world, 60).await;
+    post.deliver().await;
+    let first = dead.received().len();
+    // What was under way ends.
+    assert!((10..=14).contains(&first), "{first}");
+    dead.react(Reaction::Status(200));
+    clock.advance(Duration::from_secs(31));
+    post.deliver().await;
+    let listed = deliveries(world, id).await;
+    assert!(listed.iter().all(|delivery| delivery["status"] == "succeeded"), "{listed:#?}");
+    assert_eq!(dead.received().len(), 60 + first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_hangs_holds_up_nobody_else() {
+    let (post, _clock) = Post::start().await;
+    let world = &post.world;
+    let (hangs, quick) = (Receiver::start().await, Receiver::start().await);
+    hangs.react(Reaction::Slow(Duration::from_secs(3_600)));
+    let (_, globex) = world.another_organization("globex").await;
+    endpoint(world, &hangs.url, &["*"]).await;
+    let (beside, _) = endpoint(world, &quick.url, &["*"]).await;
+    let elsewhere = json!({ "url": quick.url, "event_types": ["*"] });
+    world.post("/v1/webhook_endpoints", elsewhere).bearer(&globex).send().await.expect(201);
+    announce(world, 60).await;
+    world.post("/v1/api_keys", json!({ "name": "k", "scopes": ["read"] })).bearer(&globex).send().await.expect(201);
+    post.work().await;
+    wait_for(&quick, 61).await;
+    assert_eq!(hangs.received().len(), 5, "these wait still");
+    assert_eq!(deliveries(world, beside).await.len(), 60);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_written_down_is_sent_again() {
+    let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
+    let (world, proxy) = FaultProxy::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>)).await;
+    let post = Post::of(world, Duration::ZERO);
+    let world = &post.world;
+    let receiver = Receiver::start().await;
+    let (id, _) = endpoint(world, &receiver.url, &["*"]).await;
+    announce(world, 1).await;
+    post.work().await;
+    post.settled().await;
+    assert_eq!(receiver.received().len(), 1);
+    // The fan-out goes through; the result's transaction does not, however often it is tried.
+    announce(world, 1).await;
+    proxy.fail_after("TransactWriteItems", 1, 50, Fault::Throttle);
+    post.work().await;
+    wait_for(&receiver, 2).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    proxy.heal();
+    clock.advance(Duration::from_mins(2));
+    post.deliver().await;
+    let received = receiver.received();
+    assert_eq!(received.len(), 3, "at least once");
+    assert_eq!(received[1].header("webhook-id"), received[2].header("webhook-id"));
+    assert_eq!(statuses(&deliveries(world, id).await), [("succeeded", 1), ("succeeded", 1)]);
 }

@@ -1,14 +1,16 @@
 //! Webhooks: endpoints, and what reaches them.
 
 mod deliveries;
+mod kills;
 mod receiver;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use karta_local::{Options, registry};
 use karta_shared::{
+    App,
     clock::{Clock, ManualClock},
-    domain::Reach,
+    domain::{Event, EventType, Id, Reach},
     worker::{Wake, Worker},
 };
 use serde_json::{Value, json};
@@ -29,6 +31,38 @@ struct Post {
     events: WebhookEvents,
 }
 
+/// The first of the workers, who has the second one serve.
+fn events(app: &App, patience: Duration) -> WebhookEvents {
+    let deliveries = WebhookDeliveries::new(app.clone(), Vec::new()).with_patience(patience);
+    WebhookEvents::new(app.clone(), registry::waker(deliveries))
+}
+
+/// Events of `acme`'s that ask for nothing but to be told.
+async fn announce(world: &World, count: usize) {
+    let app = &world.runner.app;
+    let organization = Id::new(world.organization_id).unwrap();
+    let mut ids = BTreeSet::new();
+    while ids.len() < count {
+        let now = app.clock.now();
+        ids.insert(Id::draw(now.plus(Duration::from_millis(ids.len() as u64 / 64)), &*app.entropy));
+    }
+    for ids in ids.into_iter().collect::<Vec<_>>().chunks(50) {
+        let mut transaction = app.store.transaction();
+        for id in ids {
+            let event = Event {
+                id: *id,
+                event_type: EventType::ReleaseCreated,
+                created_at: id.drawn_at(),
+                organization_id: organization,
+                data: json!({ "number": id }).to_string(),
+                only_endpoint: None,
+            };
+            transaction.announce(&event).unwrap();
+        }
+        transaction.commit().await.unwrap();
+    }
+}
+
 impl Post {
     /// On a clock that the test moves; no worker waits for a retry.
     async fn start() -> (Self, Arc<ManualClock>) {
@@ -38,10 +72,7 @@ impl Post {
     }
 
     fn of(world: World, patience: Duration) -> Self {
-        let app = &world.runner.app;
-        let deliveries = WebhookDeliveries::new(app.clone(), Vec::new()).with_patience(patience);
-        let events = WebhookEvents::new(app.clone(), registry::waker(deliveries));
-        Self { world, events }
+        Self { events: events(&world.runner.app, patience), world }
     }
 
     /// Fans out what waits, and has everybody served whom something is due for.
@@ -57,7 +88,7 @@ impl Post {
 
     /// Waits until nothing is due and nobody is served any more.
     async fn settled(&self) {
-        for _ in 0..2_000 {
+        for _ in 0..6_000 {
             let queues = self.world.outbox("WHQ").await;
             let now = self.world.runner.app.clock.now().to_string();
             let is_busy = |queue: &Value| {
