@@ -1,0 +1,92 @@
+import {
+  KartaAuthError,
+  KartaBadRequestError,
+  KartaBudgetError,
+  KartaConflictError,
+  KartaError,
+  KartaForbiddenError,
+  KartaNotFoundError,
+  KartaPayloadTooLargeError,
+  KartaRateLimitError,
+  KartaResponseError,
+  KartaServerError,
+  KartaUnavailableError,
+  KartaValidationError,
+  type ErrorDetails,
+} from "./errors.js";
+import { retryAfter } from "./retry.js";
+
+/** Longer texts of others than the API are cut, so that an error stays readable. */
+const TEXT_LIMIT = 2000;
+
+/** What looks like a secret. Whatever stands between client and API may echo a request, headers and body. */
+const SECRETS = /kt_live_\w{7,}|whsec_[\w+/=-]{7,}|karta_service_\w{7,}|\bsk-[\w-]{12,}|\bBearer\s+[\w.~+/=-]{8,}|\beyJ[\w-]+\.[\w-]+\.[\w-]+/g;
+
+/** The body of a success, or the typed error for everything else. `text` is the whole body. */
+export function read(response: Response, text: string, now: () => number): unknown {
+  if (response.ok) {
+    if (text === "" && (response.status === 202 || response.status === 204)) return undefined;
+    const body = parse(text);
+    if (isObject(body)) return body;
+  }
+  throw errorOf(response, text, now);
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null;
+}
+
+const NOT_JSON = Symbol("not JSON");
+
+function parse(text: string): unknown {
+  try {
+    return JSON.parse(text) as unknown;
+  } catch {
+    return NOT_JSON;
+  }
+}
+
+function errorOf(response: Response, raw: string, now: () => number): KartaError {
+  const { status, headers } = response;
+  const scrubbed = raw.replace(SECRETS, "[redacted]");
+  const parsed = parse(scrubbed);
+  const body = parsed === NOT_JSON ? scrubbed.slice(0, TEXT_LIMIT) : parsed;
+  const fields = isObject(body) ? body : {};
+  const requestId = headers.get("x-request-id") ?? fields.request_id;
+  const details = {
+    status,
+    body,
+    requestId: typeof requestId === "string" ? requestId : undefined,
+    retryAfter: retryAfter(headers, fields.retry_after_seconds, now),
+  };
+  // A browser hides the status of a redirect that it was told not to follow.
+  if (response.type === "opaqueredirect" || (status >= 300 && status < 400)) {
+    return new KartaResponseError(`${status}: the answer is a redirect, which is not followed: baseUrl should be where it leads`, details);
+  }
+  if (!isObject(parsed)) {
+    const what = `${status}: the answer is no JSON object (content-type: ${headers.get("content-type") ?? "none"})`;
+    const message = `${what}: a proxy may have answered, or baseUrl is not the API's`;
+    return response.ok ? new KartaResponseError(message, details) : typed(message, details);
+  }
+  const said = fields.message ?? fields.detail ?? fields.reason ?? fields.error;
+  return typed(`${status}: ${typeof said === "string" ? said : "no reason given"}`, details);
+}
+
+function typed(message: string, details: ErrorDetails & { status: number }): KartaError {
+  const Type = BY_STATUS[details.status] ?? (details.status >= 500 ? KartaServerError : KartaError);
+  return new Type(message, details);
+}
+
+const BY_STATUS: Record<number, new (message: string, details: ErrorDetails) => KartaError> = {
+  400: KartaBadRequestError,
+  401: KartaAuthError,
+  402: KartaBudgetError,
+  403: KartaForbiddenError,
+  404: KartaNotFoundError,
+  409: KartaConflictError,
+  413: KartaPayloadTooLargeError,
+  422: KartaValidationError,
+  429: KartaRateLimitError,
+  503: KartaUnavailableError,
+  504: KartaUnavailableError,
+};

@@ -1,0 +1,30 @@
+import { KartaArgumentError } from "./errors.js";
+
+/** What is put into a path: judged, so that a path leads nowhere else, and so that a mistake shows before anything is sent. */
+type Segment = string;
+
+/** An id: an integer from 1 to 2^53-1. Throws KartaArgumentError. */
+export function id(value: number, field = "id"): Segment {
+  if (Number.isSafeInteger(value) && value > 0) return String(value);
+  const hint = typeof value === "string" ? ": pass Number(id)" : "";
+  throw new KartaArgumentError(field, `must be an integer, as the API gives it${hint}`);
+}
+
+/** A project's slug. Throws KartaArgumentError. */
+export function slug(value: string): Segment {
+  if (typeof value === "string" && /^[a-z0-9-]{1,63}$/.test(value)) return encodeURIComponent(value);
+  throw new KartaArgumentError("slug", "must be 1 to 63 of a-z, 0-9 and -");
+}
+
+/** A query: `undefined` is left out, a list is joined with commas. */
+export type Query = Readonly<Record<string, string | number | readonly string[] | null | undefined>>;
+
+/** `?a=1&b=2`, or nothing. */
+export function queryString(query: Query): string {
+  const pairs = new URLSearchParams();
+  for (const [name, value] of Object.entries(query)) {
+    if (value !== undefined && value !== null) pairs.set(name, String(value));
+  }
+  const text = pairs.toString();
+  return text === "" ? "" : `?${text}`;
+}

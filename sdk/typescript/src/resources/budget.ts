@@ -1,0 +1,36 @@
+import type { RequestOptions } from "../options.js";
+import { Resource } from "./resource.js";
+
+/** Caps per UTC month; `null` is none. */
+export interface Budget {
+  input_tokens: number | null;
+  output_tokens: number | null;
+  total_tokens: number | null;
+  cost_cents: number | null;
+  /** Whole percents of a cap at which `budget.threshold` is told. */
+  alert_percents: number[];
+}
+
+/** Caps to set; what is absent or `null` is no cap. */
+export type BudgetParams = { [Field in keyof Budget]?: Budget[Field] | null | undefined };
+
+/** The organization's caps. */
+export class Budgets extends Resource {
+  /**
+   * The caps. Scope `read`.
+   *
+   * @throws {KartaForbiddenError} without the scope.
+   */
+  async get(options?: RequestOptions): Promise<{ budget: Budget }> {
+    return this.transport.get("/v1/budget", {}, options);
+  }
+
+  /**
+   * Replaces all caps: one that is not named is gone. Scope `admin`.
+   *
+   * @throws {KartaValidationError} for a cap that is no whole number; {KartaForbiddenError} without the scope.
+   */
+  async update(params: BudgetParams, options?: RequestOptions): Promise<{ budget: Budget }> {
+    return this.transport.put("/v1/budget", params, options);
+  }
+}

@@ -1,0 +1,114 @@
+import { read } from "./answer.js";
+import { KartaConnectionError, KartaError, KartaTimeoutError } from "./errors.js";
+import { idempotencyKeyOf, maxRetriesOf, timeoutOf, type CreateOptions, type RequestOptions, type Settings } from "./options.js";
+import { queryString, type Query } from "./path.js";
+import { isOnClient, webCrypto } from "./platform.js";
+import { aborted, delayBefore, isTransient } from "./retry.js";
+import { VERSION } from "./version.js";
+
+type Method = "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
+
+/** Sends requests: credentials, time limits, retries, errors. The one place that knows the key. */
+export class Transport {
+  readonly #settings: Settings;
+  readonly #headers: Readonly<Record<string, string>>;
+
+  constructor(settings: Settings) {
+    this.#settings = settings;
+    this.#headers = {
+      accept: "application/json",
+      authorization: `Bearer ${settings.apiKey}`,
+      // A browser has its own, and asks the server's leave for another.
+      ...(isOnClient() ? {} : { "user-agent": `karta-sdk-typescript/${VERSION}` }),
+    };
+  }
+
+  get baseUrl(): string {
+    return this.#settings.baseUrl;
+  }
+
+  get<T>(path: string, query: Query = {}, options?: RequestOptions): Promise<T> {
+    return this.#send("GET", path + queryString(query), undefined, {}, options, true);
+  }
+
+  put<T>(path: string, body: object, options?: RequestOptions): Promise<T> {
+    return this.#send("PUT", path, body, {}, options, true);
+  }
+
+  delete<T>(path: string, options?: RequestOptions): Promise<T> {
+    return this.#send("DELETE", path, undefined, {}, options, true);
+  }
+
+  /** Never repeated: between two attempts somebody else may have changed the same. */
+  patch<T>(path: string, body: object, options?: RequestOptions): Promise<T> {
+    return this.#send("PATCH", path, body, {}, options, false);
+  }
+
+  /** A POST that the server does not recognise when it comes again, and that is therefore never repeated. */
+  post<T>(path: string, body?: object, options?: RequestOptions): Promise<T> {
+    return this.#send("POST", path, body, {}, options, false);
+  }
+
+  /** A POST under an idempotency key, the same for all its attempts. */
+  async create<T>(path: string, body: object, options?: CreateOptions): Promise<T> {
+    const key = idempotencyKeyOf(options?.idempotencyKey ?? (await newIdempotencyKey()));
+    return this.#send("POST", path, body, { "idempotency-key": key }, options, true);
+  }
+
+  async #send<T>(
+    method: Method,
+    path: string,
+    body: object | undefined,
+    headers: Record<string, string>,
+    options: RequestOptions = {},
+    repeatable: boolean,
+  ): Promise<T> {
+    const { random, sleep } = this.#settings;
+    const maxRetries = maxRetriesOf(options.maxRetries ?? this.#settings.maxRetries);
+    const timeout = timeoutOf(options.timeout ?? this.#settings.timeout);
+    const init: RequestInit = { method, headers: { ...this.#headers, ...headers }, redirect: "manual" };
+    if (body !== undefined) {
+      init.headers = { ...init.headers, "content-type": "application/json" };
+      init.body = JSON.stringify(body);
+    }
+    for (let attempt = 0; ; attempt++) {
+      if (options.signal?.aborted) throw aborted(options.signal);
+      try {
+        return (await this.#attempt(path, init, timeout, options.signal)) as T;
+      } catch (error) {
+        if (!repeatable || attempt >= maxRetries || !isTransient(error)) throw error;
+        await sleep(delayBefore(attempt, error, random), options.signal);
+      }
+    }
+  }
+
+  /** One request and its whole answer, within `timeout` milliseconds. */
+  async #attempt(path: string, init: RequestInit, timeout: number, signal: AbortSignal | undefined): Promise<unknown> {
+    const { baseUrl, fetch, now } = this.#settings;
+    const controller = new AbortController();
+    const stop = () => controller.abort();
+    let timedOut = false;
+    const timer = setTimeout(() => {
+      timedOut = true;
+      stop();
+    }, timeout);
+    signal?.addEventListener("abort", stop, { once: true });
+    try {
+      const response = await fetch(baseUrl + path, { ...init, signal: controller.signal });
+      return read(response, await response.text(), now);
+    } catch (cause) {
+      if (cause instanceof KartaError) throw cause;
+      if (signal?.aborted) throw aborted(signal);
+      if (timedOut) throw new KartaTimeoutError(`no answer from ${baseUrl} within ${timeout} ms`, { cause });
+      throw new KartaConnectionError(`no answer from ${baseUrl}: is it the right baseUrl, and can it be reached?`, { cause });
+    } finally {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", stop);
+    }
+  }
+}
+
+async function newIdempotencyKey(): Promise<string> {
+  const bytes = (await webCrypto()).getRandomValues(new Uint8Array(16));
+  return `sdk-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+}

@@ -1,0 +1,149 @@
+import { KartaSignatureError } from "./errors.js";
+import type { KartaEvent } from "./events.js";
+import { webCrypto } from "./platform.js";
+
+/** How to judge a webhook. */
+export interface VerifyWebhookOptions {
+  /** Seconds that the signature may be old, or ahead: 300 unless given. */
+  tolerance?: number | undefined;
+  /** Milliseconds since 1970; for tests. */
+  now?: (() => number) | undefined;
+}
+
+/** A request's headers: of fetch, or of Node.js. */
+export type WebhookHeaders = Headers | Readonly<Record<string, string | readonly string[] | undefined>>;
+
+/** What a delivery claims: when it was signed, over what, and by which MACs. */
+interface Claim {
+  /** Seconds since 1970. */
+  at: string;
+  /** What stands before the payload in the signed text. */
+  signedPrefix: string;
+  key: Uint8Array<ArrayBuffer>;
+  /** One for each secret that is live; an unreadable one is empty. */
+  signatures: Uint8Array[];
+}
+
+/**
+ * The event of a webhook that comes from Karta, just now and unchanged. Takes the signature from `Karta-Signature` (Stripe's format), or from the headers
+ * of Standard Webhooks where that one is missing.
+ *
+ * @param payload The raw body as it arrived: text or bytes, never parsed.
+ * @param secret The endpoint's `whsec_…`.
+ * @throws {KartaSignatureError} whose `reason` says why the webhook is not to be trusted.
+ */
+export async function verifyWebhook(
+  payload: string | Uint8Array | ArrayBuffer,
+  headers: WebhookHeaders,
+  secret: string,
+  options: VerifyWebhookOptions = {},
+): Promise<KartaEvent> {
+  const bytes = bytesOf(payload);
+  const { at, signedPrefix, key, signatures } = claim(headers, secret);
+  const { subtle } = await webCrypto();
+  const hmac = { name: "HMAC", hash: "SHA-256" };
+  const imported = await subtle.importKey("raw", key, hmac, false, ["sign"]);
+  const expected = new Uint8Array(await subtle.sign(hmac, imported, joined(new TextEncoder().encode(signedPrefix), bytes)));
+  if (!signatures.map((signature) => equal(signature, expected)).includes(true)) {
+    throw new KartaSignatureError(
+      "no_match",
+      "no signature matches: the secret is another endpoint's, or the payload is not the raw body as it arrived",
+    );
+  }
+  const late = (options.now ?? Date.now)() / 1000 - Number(at);
+  const tolerance = options.tolerance ?? 300;
+  if (!(Math.abs(late) <= tolerance)) {
+    const side = late > 0 ? "ago" : "ahead";
+    const message = `signed ${Math.abs(Math.round(late))} s ${side}, ${tolerance} s are allowed: it was sent again by somebody, or this machine's clock is off`;
+    throw new KartaSignatureError("outside_tolerance", message);
+  }
+  try {
+    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes)) as KartaEvent;
+  } catch (cause) {
+    throw new KartaSignatureError("malformed_payload", "the payload is signed and is no JSON", { cause });
+  }
+}
+
+function bytesOf(payload: unknown): Uint8Array<ArrayBuffer> {
+  if (typeof payload === "string") return new TextEncoder().encode(payload);
+  if (payload instanceof ArrayBuffer) return new Uint8Array(payload);
+  if (payload instanceof Uint8Array) return new Uint8Array(payload);
+  throw new KartaSignatureError(
+    "malformed_payload",
+    "payload must be the raw body, text or bytes, not what a parser made of it: in Express use express.raw({ type: \"application/json\" })",
+  );
+}
+
+function claim(headers: WebhookHeaders, secret: unknown): Claim {
+  if (typeof secret !== "string" || !/^whsec_[\w+/=-]+$/.test(secret)) {
+    throw new KartaSignatureError("malformed_secret", "secret must be the endpoint's whsec_…, as it was shown when it was created, without blanks");
+  }
+  const ours = header(headers, "karta-signature");
+  if (ours !== undefined) return stripe(ours, secret);
+  const signature = header(headers, "webhook-signature");
+  const messageId = header(headers, "webhook-id");
+  const at = header(headers, "webhook-timestamp");
+  if (signature === undefined || messageId === undefined || at === undefined) {
+    throw new KartaSignatureError("missing_header", "neither Karta-Signature nor webhook-id, webhook-timestamp and webhook-signature are there");
+  }
+  return standard(signature, messageId, at, secret);
+}
+
+/** `t=<unix>,v1=<hex>[,v1=<hex>]` over `<t>.<payload>`, under the secret's own text. */
+function stripe(text: string, secret: string): Claim {
+  const pairs = text.split(",").map((pair) => pair.trim().split("=", 2));
+  const times = pairs.filter(([name]) => name === "t").map(([, value]) => value ?? "");
+  const signatures = pairs.filter(([name]) => name === "v1").map(([, value]) => bytesOfHex(value ?? ""));
+  const [at = ""] = times;
+  if (times.length !== 1 || !/^\d{1,12}$/.test(at) || signatures.length === 0) {
+    throw new KartaSignatureError("malformed_header", "Karta-Signature must be t=<unix seconds>,v1=<hex>");
+  }
+  return { at, signedPrefix: `${at}.`, key: new TextEncoder().encode(secret), signatures };
+}
+
+/** `v1,<base64>[ v1,<base64>]` over `<id>.<timestamp>.<payload>`, under the bytes that the secret stands for. */
+function standard(text: string, messageId: string, at: string, secret: string): Claim {
+  const signatures = text.split(" ").filter((part) => part.startsWith("v1,")).map((part) => bytesOfBase64(part.slice(3)));
+  if (!/^\d{1,12}$/.test(at) || signatures.length === 0) {
+    throw new KartaSignatureError("malformed_header", "webhook-timestamp must be unix seconds, and webhook-signature v1,<base64>");
+  }
+  const key = bytesOfBase64(secret.slice("whsec_".length));
+  if (key.length === 0) throw new KartaSignatureError("malformed_secret", "secret must be whsec_ and base64");
+  return { at, signedPrefix: `${messageId}.${at}.`, key, signatures };
+}
+
+function header(headers: WebhookHeaders, name: string): string | undefined {
+  if (typeof (headers as Headers).get === "function") return (headers as Headers).get(name) ?? undefined;
+  for (const [key, value] of Object.entries(headers as Record<string, string | readonly string[] | undefined>)) {
+    if (key.toLowerCase() === name && value !== undefined) return typeof value === "string" ? value : value.join(",");
+  }
+  return undefined;
+}
+
+function bytesOfHex(text: string): Uint8Array<ArrayBuffer> {
+  if (!/^([0-9a-f]{2})*$/i.test(text)) return new Uint8Array();
+  return Uint8Array.from(text.match(/../g) ?? [], (pair) => parseInt(pair, 16));
+}
+
+function bytesOfBase64(text: string): Uint8Array<ArrayBuffer> {
+  try {
+    return Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  } catch {
+    return new Uint8Array();
+  }
+}
+
+function joined(before: Uint8Array, after: Uint8Array): Uint8Array<ArrayBuffer> {
+  const whole = new Uint8Array(before.length + after.length);
+  whole.set(before);
+  whole.set(after, before.length);
+  return whole;
+}
+
+/** Takes the same time wherever the two differ. */
+function equal(one: Uint8Array, other: Uint8Array): boolean {
+  if (one.length !== other.length) return false;
+  let difference = 0;
+  for (let at = 0; at < one.length; at++) difference |= (one[at] as number) ^ (other[at] as number);
+  return difference === 0;
+}
