@@ -1,0 +1,71 @@
+// What `npm pack` makes is installed, offline, into a fresh project, where it type-checks and runs as ESM and as CommonJS.
+import { execFileSync } from "node:child_process";
+import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const root = fileURLToPath(new URL("..", import.meta.url));
+const tsc = join(root, "node_modules/typescript/bin/tsc");
+const project = mkdtempSync(join(tmpdir(), "karta-sdk-"));
+const run = (command, args, cwd = project) => execFileSync(command, args, { cwd, encoding: "utf8", stdio: ["ignore", "pipe", "inherit"] });
+
+const SAMPLE = `
+export const karta = new Karta({ apiKey: "kt_live_0123456789", baseUrl: "https://karta.test/v1/", timeout: 1000 });
+export async function sample(signal: AbortSignal): Promise<string> {
+  const names: string[] = (await karta.apiKeys.list({ status: "active" }, { signal })).map((key) => key.name);
+  for await (const project of karta.projects.list()) names.push(project.slug);
+  const { api_key, secret } = await karta.apiKeys.create("ci-runner", ["write"]);
+  const event = await verifyWebhook("{}", { "karta-signature": "" }, secret);
+  if (event.type === "release.created") names.push(String(event.data.release.version));
+  // @ts-expect-error: there is no such scope
+  await karta.apiKeys.create("ci-runner", ["root"]);
+  // @ts-expect-error: ids are numbers
+  await karta.apiKeys.revoke(String(api_key.id));
+  try {
+    return \`\${names} \${await karta.usage.summary()}\`;
+  } catch (error) {
+    if (error instanceof KartaRateLimitError) return String(error.retryAfter);
+    throw error;
+  }
+}
+if (karta.baseUrl !== "https://karta.test") throw new Error(karta.baseUrl);
+`;
+const IMPORT = `import { Karta, KartaRateLimitError, verifyWebhook } from "@karta/sdk";`;
+const REQUIRE = `import sdk = require("@karta/sdk");\nimport Karta = sdk.Karta;\nimport KartaRateLimitError = sdk.KartaRateLimitError;\nimport verifyWebhook = sdk.verifyWebhook;`;
+
+/** Every source map in `folder` leads to a source that is in the package. */
+function checkMaps(folder) {
+  for (const entry of readdirSync(folder, { withFileTypes: true })) {
+    const path = join(folder, entry.name);
+    if (entry.isDirectory()) checkMaps(path);
+    else if (path.endsWith(".map")) {
+      for (const source of JSON.parse(readFileSync(path, "utf8")).sources) {
+        if (!existsSync(resolve(dirname(path), source))) throw new Error(`${path}: ${source} is not in the package`);
+      }
+    }
+  }
+}
+
+try {
+  const tarball = JSON.parse(run("npm", ["pack", "--json", "--ignore-scripts", "--pack-destination", project], root))[0];
+  writeFileSync(join(project, "package.json"), JSON.stringify({ name: "fresh", private: true }));
+  run("npm", ["install", "--offline", "--ignore-scripts", "--no-audit", "--no-fund", join(project, tarball.filename)]);
+  const installed = readdirSync(join(project, "node_modules")).filter((name) => !name.startsWith("."));
+  if (installed.join() !== "@karta") throw new Error(`it brings ${installed} with it`);
+  checkMaps(join(project, "node_modules/@karta/sdk/dist"));
+
+  writeFileSync(join(project, "esm.mts"), IMPORT + SAMPLE);
+  writeFileSync(join(project, "cjs.cts"), IMPORT + SAMPLE);
+  writeFileSync(join(project, "required.cts"), REQUIRE + SAMPLE);
+  writeFileSync(join(project, "bundled.ts"), IMPORT + SAMPLE);
+  const strict = ["--strict", "--target", "es2022", "--lib", "es2022,dom,dom.asynciterable", "--types", ""];
+  for (const mode of ["node16", "nodenext"]) {
+    run(process.execPath, [tsc, ...strict, "--module", mode, "--moduleResolution", mode, "--outDir", mode, "esm.mts", "cjs.cts", "required.cts"]);
+    for (const file of ["esm.mjs", "cjs.cjs", "required.cjs"]) run(process.execPath, [join(mode, file)]);
+  }
+  run(process.execPath, [tsc, ...strict, "--noEmit", "--module", "esnext", "--moduleResolution", "bundler", "bundled.ts"]);
+  console.log(`check-pack: ${tarball.filename}, ${tarball.entryCount} files, ${tarball.size} bytes: installs, type-checks and runs as ESM and CommonJS`);
+} finally {
+  rmSync(project, { recursive: true });
+}

@@ -1,0 +1,139 @@
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { afterEach, test } from "node:test";
+import { inspect } from "node:util";
+import { Karta, KartaArgumentError, KartaError, VERSION, type KartaOptions } from "@karta/sdk";
+import { API_KEY, failure, json, scripted } from "./support.js";
+
+const environment = { ...process.env };
+afterEach(() => {
+  process.env = { ...environment };
+});
+
+function refusal(options: unknown): KartaArgumentError {
+  try {
+    new Karta(options as KartaOptions);
+  } catch (error) {
+    assert.ok(error instanceof KartaArgumentError && error instanceof KartaError, String(error));
+    return error;
+  }
+  throw new Error("it was taken");
+}
+
+/** Runs `body` as if on an end user's device. */
+function on(surroundings: Record<string, unknown>, body: () => void): void {
+  const kept = Object.keys(surroundings).map((name) => [name, Object.getOwnPropertyDescriptor(globalThis, name)] as const);
+  for (const [name, value] of Object.entries(surroundings)) Object.defineProperty(globalThis, name, { value, configurable: true });
+  try {
+    body();
+  } finally {
+    for (const [name, before] of kept) {
+      if (before) Object.defineProperty(globalThis, name, before);
+      else Reflect.deleteProperty(globalThis, name);
+    }
+  }
+}
+
+test("the version is the package's", () => {
+  const { version } = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8")) as { version: string };
+  assert.equal(VERSION, version);
+});
+
+test("a client without a key is refused with what would be right", () => {
+  for (const options of [undefined, {}, { apiKey: "" }, { apiKey: undefined }, { apiKey: null }]) {
+    const error = refusal(options);
+    assert.equal(error.field, "apiKey");
+    assert.match(error.message, /is required: new Karta\(\{ apiKey: process\.env\.KARTA_API_KEY \}\)/);
+  }
+});
+
+test("what is no key is refused and never repeated", () => {
+  const secrets = ["sk-ant-0123456789abcdef", `${API_KEY}\n`, ` ${API_KEY}`, `Bearer ${API_KEY}`, "whsec_c2VjcmV0", "kt_live_ä", "kt_live_a\u0000b"];
+  for (const apiKey of secrets) {
+    const error = refusal({ apiKey });
+    assert.equal(error.field, "apiKey");
+    assert.ok(!inspect(error).includes(apiKey.trim()), "the message shows it");
+  }
+  assert.equal(refusal({ apiKey: 7 }).field, "apiKey");
+});
+
+test("baseUrl is taken with slashes and /v1 at its end, and keeps a stage", async () => {
+  const cases = [
+    ["https://karta.test", "https://karta.test/v1/whoami"],
+    ["https://karta.test/", "https://karta.test/v1/whoami"],
+    ["https://karta.test/v1", "https://karta.test/v1/whoami"],
+    ["https://karta.test/v1//", "https://karta.test/v1/whoami"],
+    ["http://127.0.0.1:8787", "http://127.0.0.1:8787/v1/whoami"],
+    ["https://id.execute-api.eu-west-1.amazonaws.com/Prod/", "https://id.execute-api.eu-west-1.amazonaws.com/Prod/v1/whoami"],
+  ] as const;
+  for (const [baseUrl, url] of cases) {
+    const { karta, sent } = scripted([json(200, {})], { baseUrl });
+    await karta.whoami();
+    assert.equal(sent[0]?.url, url);
+  }
+});
+
+test("a baseUrl that cannot be right is refused, a password in it never repeated", () => {
+  for (const baseUrl of ["karta.test", "localhost:8787", "ftp://karta.test", "//karta.test", "https://", "https://karta.test?a=1", "https://karta.test/#a", 7]) {
+    const error = refusal({ apiKey: API_KEY, baseUrl });
+    assert.equal(error.field, "baseUrl", String(baseUrl));
+    assert.match(error.message, /must be like https:\/\/api\.karta\.sh/);
+  }
+  for (const baseUrl of ["https://user:pa55word@karta.test", "https://user:pa55word@ka rta.test"]) {
+    assert.ok(!inspect(refusal({ apiKey: API_KEY, baseUrl })).includes("pa55word"));
+  }
+});
+
+test("baseUrl is the option's, then the environment's, then the documented one", () => {
+  delete process.env.KARTA_BASE_URL;
+  assert.equal(new Karta({ apiKey: API_KEY }).baseUrl, "https://api.karta.sh");
+  process.env.KARTA_BASE_URL = "";
+  assert.equal(new Karta({ apiKey: API_KEY }).baseUrl, "https://api.karta.sh");
+  process.env.KARTA_BASE_URL = "http://127.0.0.1:8787/";
+  assert.equal(new Karta({ apiKey: API_KEY }).baseUrl, "http://127.0.0.1:8787");
+  assert.equal(new Karta({ apiKey: API_KEY, baseUrl: "https://karta.test" }).baseUrl, "https://karta.test");
+});
+
+test("timeouts and retries that cannot be are refused", async () => {
+  for (const timeout of [0, -1, Number.NaN, Infinity, 2 ** 31, "30" as never]) assert.equal(refusal({ apiKey: API_KEY, timeout }).field, "timeout");
+  for (const maxRetries of [-1, 1.5, 11, Number.NaN]) assert.equal(refusal({ apiKey: API_KEY, maxRetries }).field, "maxRetries");
+  const { karta, sent } = scripted([json(200, {})]);
+  assert.ok((await failure(() => karta.whoami({ timeout: 0 }))) instanceof KartaArgumentError);
+  assert.ok((await failure(() => karta.whoami({ maxRetries: -1 }))) instanceof KartaArgumentError);
+  assert.equal(sent.length, 0);
+});
+
+test("an API key is refused on an end user's device unless that is asked for", () => {
+  const devices = [
+    { window: { document: {} } },
+    { navigator: { userAgent: "Mozilla/5.0 (X11; Linux x86_64)" } },
+    { navigator: { product: "ReactNative" } },
+  ];
+  for (const device of devices) {
+    on(device, () => {
+      assert.match(refusal({ apiKey: API_KEY }).message, /session token.*dangerouslyAllowBrowser/);
+      new Karta({ apiKey: API_KEY, dangerouslyAllowBrowser: true });
+      new Karta({ apiKey: "eyJ0.eyJz.c2ln" });
+    });
+  }
+  for (const server of [{ navigator: { userAgent: "Node.js/22" } }, { navigator: { userAgent: "Cloudflare-Workers" } }, { window: {} }]) {
+    on(server, () => void new Karta({ apiKey: API_KEY }));
+  }
+});
+
+test("the key shows nowhere", async () => {
+  const { karta } = scripted([json(401, { detail: "Unauthorized" }), new TypeError("fetch failed")], { maxRetries: 0 });
+  const errors = [await failure(() => karta.whoami()), await failure(() => karta.whoami())];
+  const things = [karta, karta.apiKeys, karta.projects, karta.apiKeys.list(), ...errors];
+  for (const thing of things) {
+    const shown = [
+      String(thing),
+      JSON.stringify(thing),
+      inspect(thing, { depth: Infinity, showHidden: true, getters: true }),
+      inspect(thing, { customInspect: false, depth: Infinity, showHidden: true, getters: true }),
+      JSON.stringify(Object.entries(thing as object)),
+    ];
+    for (const text of shown) assert.ok(!text.includes(API_KEY) && !text.includes(API_KEY.slice(14)), text);
+  }
+  assert.equal(inspect(karta), "Karta(https://karta.test)");
+});

@@ -1,0 +1,342 @@
+import assert from "node:assert/strict";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { test } from "node:test";
+import { inspect } from "node:util";
+import {
+  Karta,
+  KartaAbortError,
+  KartaArgumentError,
+  KartaAuthError,
+  KartaBadRequestError,
+  KartaBudgetError,
+  KartaConflictError,
+  KartaConnectionError,
+  KartaError,
+  KartaForbiddenError,
+  KartaNotFoundError,
+  KartaPayloadTooLargeError,
+  KartaRateLimitError,
+  KartaResponseError,
+  KartaServerError,
+  KartaTimeoutError,
+  KartaUnavailableError,
+  KartaValidationError,
+  VERSION,
+} from "@karta/sdk";
+import { API_KEY, failure, json, scripted } from "./support.js";
+
+
+/** Never answers, and fails as fetch does when its signal is aborted. */
+const hanging = ({ init }: { init: RequestInit }) =>
+  new Promise<Response>((_, reject) => {
+    init.signal?.addEventListener("abort", () => reject(new DOMException("This operation was aborted", "AbortError")));
+  });
+
+test("a request carries the key, the client's name and a body in JSON", async () => {
+  const { karta, sent } = scripted([json(201, { api_key: { id: 1 }, secret: "kt_live_x" })]);
+  await karta.apiKeys.create("ci-runner", ["write"], { metadata: { team: "a" } });
+  const [{ method, url, headers, body, init } = {} as never] = sent;
+  assert.equal(method, "POST");
+  assert.equal(url, "https://karta.test/v1/api_keys");
+  assert.equal(headers.get("authorization"), `Bearer ${API_KEY}`);
+  assert.equal(headers.get("content-type"), "application/json");
+  assert.equal(headers.get("user-agent"), `karta-sdk-typescript/${VERSION}`);
+  assert.deepEqual(body, { name: "ci-runner", scopes: ["write"], metadata: { team: "a" } });
+  assert.equal(init.redirect, "manual");
+});
+
+test("each status has its error, with body, code and request id", async () => {
+  const cases = [
+    [400, KartaBadRequestError, { error: "malformed_json", message: "no JSON" }, "400: no JSON"],
+    [401, KartaAuthError, { detail: "Unauthorized" }, "401: Unauthorized"],
+    [402, KartaBudgetError, { error: "budget_exhausted", reason: "monthly token cap reached" }, "402: monthly token cap reached"],
+    [403, KartaForbiddenError, { detail: "missing scope: admin" }, "403: missing scope: admin"],
+    [404, KartaNotFoundError, { detail: "Not found" }, "404: Not found"],
+    [409, KartaConflictError, { error: "slug_taken", message: "taken" }, "409: taken"],
+    [413, KartaPayloadTooLargeError, { error: "body_too_large", message: "large" }, "413: large"],
+    [422, KartaValidationError, { error: "validation_failed", message: "Name is required", field: "name" }, "422: Name is required"],
+    [429, KartaRateLimitError, { error: "rate_limited", retry_after_seconds: 3 }, "429: rate_limited"],
+    [500, KartaServerError, { detail: "Internal error" }, "500: Internal error"],
+    [503, KartaUnavailableError, { detail: "down" }, "503: down"],
+    [504, KartaUnavailableError, { detail: "late" }, "504: late"],
+    [418, KartaError, { detail: "teapot" }, "418: teapot"],
+  ] as const;
+  for (const [status, type, body, message] of cases) {
+    const { karta } = scripted([json(status, body, { "x-request-id": "req_1" })], { maxRetries: 0 });
+    const error = await failure(() => karta.whoami());
+    assert.ok(error instanceof type && error instanceof KartaError && error instanceof Error);
+    assert.equal(error.constructor, type);
+    assert.equal(error.name, type.name);
+    assert.equal(error.message, message);
+    assert.equal(error.status, status);
+    assert.deepEqual(error.body, body);
+    assert.equal(error.code, "error" in body ? body.error : undefined);
+    assert.equal(error.requestId, "req_1");
+  }
+});
+
+test("errors carry what their bodies say", async () => {
+  const of = (status: number, body: unknown, headers = {}) => failure(() => scripted([json(status, body, headers)], { maxRetries: 0 }).karta.whoami());
+  assert.equal(((await of(422, { field: "scopes[0]" })) as KartaValidationError).field, "scopes[0]");
+  assert.equal(((await of(402, { reason: "subscription past_due" })) as KartaBudgetError).reason, "subscription past_due");
+  assert.equal(((await of(429, { retry_after_seconds: 3 })) as KartaRateLimitError).retryAfter, 3);
+  assert.equal(((await of(503, {}, { "retry-after": "2" })) as KartaUnavailableError).retryAfter, 2);
+  assert.equal(((await of(404, { request_id: "req_2" })) as KartaError).requestId, "req_2");
+});
+
+test("a date to retry after counts from the server's clock", async () => {
+  const headers = { "retry-after": "Sun, 22 Nov 2026 07:00:10 GMT", date: "Sun, 22 Nov 2026 07:00:00 GMT" };
+  const { karta, waits } = scripted([json(503, {}, headers), json(200, {})], { now: () => 0 });
+  await karta.whoami();
+  assert.deepEqual(waits, [10_250]);
+});
+
+test("what may be repeated is tried again with jitter, and no further than asked", async () => {
+  for (const trouble of [json(429, {}), json(503, {}), json(504, {}), new TypeError("fetch failed")]) {
+    const { karta, sent, waits } = scripted([trouble, trouble, json(200, { kind: "api_key" })]);
+    assert.equal((await karta.whoami()).kind, "api_key");
+    assert.deepEqual(waits, [250, 500]);
+    assert.equal(sent.length, 3);
+  }
+  const { karta, sent, waits } = scripted([json(503, { detail: "down" })], { maxRetries: 7, random: () => 0.999 });
+  assert.ok((await failure(() => karta.whoami())) instanceof KartaUnavailableError);
+  assert.equal(sent.length, 8);
+  assert.ok(Math.max(...waits) < 8_000);
+  const impatient = scripted([json(503, {})]);
+  await failure(() => impatient.karta.whoami({ maxRetries: 0 }));
+  assert.equal(impatient.sent.length, 1);
+});
+
+test("Retry-After is honoured up to half a minute", async () => {
+  const { karta, waits } = scripted([json(429, {}, { "retry-after": "7" }), json(429, {}, { "retry-after": "86400" }), json(200, {})]);
+  await karta.whoami();
+  assert.deepEqual(waits, [7_250, 30_500]);
+});
+
+test("what the caller did wrong is not tried again", async () => {
+  for (const status of [400, 401, 402, 403, 404, 409, 413, 422, 500, 502]) {
+    const { karta, sent } = scripted([json(status, {})]);
+    await failure(() => karta.apiKeys.revoke(1));
+    assert.equal(sent.length, 1, String(status));
+  }
+});
+
+test("a create keeps one idempotency key over its retries, and the next has another", async () => {
+  const { karta, sent } = scripted([new TypeError("fetch failed"), json(503, {}), json(201, {}), json(201, {})]);
+  await karta.apiKeys.create("a", ["read"]);
+  await karta.apiKeys.create("a", ["read"]);
+  const keys = sent.map(({ headers }) => headers.get("idempotency-key"));
+  assert.match(String(keys[0]), /^sdk-[0-9a-f]{32}$/);
+  assert.deepEqual(keys.slice(0, 3), [keys[0], keys[0], keys[0]]);
+  assert.notEqual(keys[3], keys[0]);
+});
+
+test("a create takes the caller's idempotency key, if it can be one", async () => {
+  const { karta, sent } = scripted([json(201, {})]);
+  await karta.projects.create({ slug: "a", name: "A" }, { idempotencyKey: "order 1" });
+  assert.equal(sent[0]?.headers.get("idempotency-key"), "order 1");
+  for (const idempotencyKey of ["", "ä", "a\nb", "a".repeat(256)]) {
+    const error = await failure(() => karta.projects.create({ slug: "a", name: "A" }, { idempotencyKey }));
+    assert.ok(error instanceof KartaArgumentError && error.field === "idempotencyKey");
+  }
+});
+
+test("every create has an idempotency key, and nothing else", async () => {
+  const { karta, sent } = scripted([json(200, { agent_projects: [], next_cursor: null })]);
+  await karta.apiKeys.create("a", ["read"]);
+  await karta.apiKeys.rotate(1);
+  await karta.modelKeys.create("openai", "sk-0123456789abcdefghij");
+  await karta.webhookEndpoints.create({ url: "https://a.test", event_types: ["*"] });
+  await karta.webhookEndpoints.rotateSecret(1);
+  await karta.projects.create({ slug: "a", name: "A" });
+  await karta.deploys.create("a", { commit_sha: "abcdef0" });
+  assert.deepEqual(sent.map(({ headers }) => headers.has("idempotency-key")), Array(7).fill(true));
+  sent.length = 0;
+  await karta.apiKeys.update(1, { name: "b" });
+  await karta.sessionTokens.mint("a");
+  await karta.releases.rollback("a", 1);
+  await karta.webhookEndpoints.test(1);
+  await karta.budget.update({});
+  await karta.apiKeys.revoke(1);
+  await karta.projects.list();
+  assert.deepEqual(sent.map(({ headers }) => headers.has("idempotency-key")), Array(7).fill(false));
+});
+
+test("what could have an effect of its own is never repeated", async () => {
+  const calls: ((karta: Karta) => Promise<unknown>)[] = [
+    (karta) => karta.sessionTokens.mint("a"),
+    (karta) => karta.apiKeys.update(1, { name: "b" }),
+    (karta) => karta.projects.update("a", { name: "b" }),
+    (karta) => karta.releases.rollback("a", 1),
+    (karta) => karta.webhookEndpoints.test(1),
+    (karta) => karta.webhookEndpoints.replay(1, 2),
+    (karta) => karta.webhookEndpoints.recover(1, { since: "2026-11-22T00:00:00Z" }),
+  ];
+  for (const call of calls) {
+    const { karta, sent } = scripted([new TypeError("fetch failed")], { maxRetries: 5 });
+    assert.ok((await failure(() => call(karta))) instanceof KartaConnectionError);
+    assert.equal(sent.length, 1);
+  }
+});
+
+test("a connection that fails is told with its cause", async () => {
+  const cause = new TypeError("fetch failed");
+  const error = await failure(() => scripted([cause], { maxRetries: 0 }).karta.whoami());
+  assert.ok(error instanceof KartaConnectionError);
+  assert.equal(error.cause, cause);
+  assert.equal(error.status, undefined);
+  assert.match(error.message, /https:\/\/karta\.test/);
+});
+
+test("a call that takes too long is a timeout, and tried again", async () => {
+  const { karta, sent } = scripted([hanging, json(200, {})], { timeout: 10 });
+  await karta.whoami();
+  assert.equal(sent.length, 2);
+  const error = await failure(() => scripted([hanging]).karta.whoami({ timeout: 10, maxRetries: 0 }));
+  assert.ok(error instanceof KartaTimeoutError && error instanceof KartaConnectionError);
+  assert.match(error.message, /within 10 ms/);
+});
+
+test("a signal ends a call before it, during it and while it waits to try again", async () => {
+  const reason = new Error("the user left");
+  const early = scripted([json(200, {})]);
+  const before = await failure(() => early.karta.whoami({ signal: AbortSignal.abort(reason) }));
+  assert.ok(before instanceof KartaAbortError && before.cause === reason);
+  assert.equal(early.sent.length, 0);
+
+  const during = new AbortController();
+  const busy = scripted([hanging]);
+  const call = failure(() => busy.karta.whoami({ signal: during.signal }));
+  during.abort(reason);
+  const error = await call;
+  assert.ok(error instanceof KartaAbortError && error.cause === reason);
+  assert.equal(busy.sent.length, 1);
+
+  const waiting = new AbortController();
+  const answers = [
+    () => {
+      setTimeout(() => waiting.abort(reason), 5);
+      return json(503, {}, { "retry-after": "20" });
+    },
+  ];
+  const started = Date.now();
+  const patient = new Karta({ apiKey: API_KEY, baseUrl: "https://karta.test", fetch: async () => (answers[0] as () => Response)() });
+  assert.ok((await failure(() => patient.whoami({ signal: waiting.signal }))) instanceof KartaAbortError);
+  assert.ok(Date.now() - started < 5_000);
+});
+
+test("an answer that breaks off is a lost connection", async () => {
+  let asked = 0;
+  const server = createServer((_, response) => {
+    asked += 1;
+    response.writeHead(200, { "content-type": "application/json", "content-length": "100" });
+    response.write(`{"kind":`);
+    setTimeout(() => response.destroy(), 5);
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const { port } = server.address() as AddressInfo;
+  const karta = new Karta({ apiKey: API_KEY, baseUrl: `http://127.0.0.1:${port}`, sleep: async () => {} });
+  const error = await failure(() => karta.whoami());
+  server.close();
+  assert.ok(error instanceof KartaConnectionError && error.cause instanceof Error);
+  assert.equal(asked, 3);
+});
+
+test("an answer that is no JSON is told apart from the API's", async () => {
+  const page = (status: number) => new Response("<html>Bad gateway</html>", { status, headers: { "content-type": "text/html" } });
+  const of = (response: Response) => failure(() => scripted([response], { maxRetries: 0 }).karta.whoami());
+  const success = await of(page(200));
+  assert.ok(success instanceof KartaResponseError);
+  assert.match(success.message, /no JSON object \(content-type: text\/html\).*baseUrl/);
+  assert.equal(success.body, "<html>Bad gateway</html>");
+  assert.ok((await of(page(502))) instanceof KartaServerError);
+  assert.ok((await of(page(503))) instanceof KartaUnavailableError);
+  assert.ok((await of(page(403))) instanceof KartaForbiddenError);
+  for (const text of ["", "null", `"ok"`, "{"]) assert.ok((await of(new Response(text))) instanceof KartaResponseError, text);
+});
+
+test("a redirect is not followed", async () => {
+  for (const status of [301, 302, 307]) {
+    const { karta, sent } = scripted([new Response(null, { status, headers: { location: "https://elsewhere.test/" } })]);
+    const error = await failure(() => karta.whoami());
+    assert.ok(error instanceof KartaResponseError);
+    assert.match(error.message, /redirect/);
+    assert.equal(sent.length, 1);
+  }
+});
+
+test("secrets that an answer repeats are taken out of the error", async () => {
+  const secrets = [API_KEY, `Bearer ${API_KEY}`, "whsec_c2VjcmV0LXNlY3JldA==", "sk-ant-0123456789abcdef", "eyJhbGciOi.eyJvcmci.c2lnbmF0dXJl"];
+  for (const secret of secrets) {
+    for (const response of [json(422, { message: `got ${secret}`, nested: [secret] }), new Response(`echo: ${secret}`, { status: 502 })]) {
+      const shown = inspect(await failure(() => scripted([response]).karta.apiKeys.get(1)), { depth: 9 });
+      assert.ok(!shown.includes(secret) && shown.includes("[redacted]"), shown);
+    }
+  }
+});
+
+test("ids and slugs that would lead elsewhere are refused before anything is sent", async () => {
+  const { karta, sent } = scripted([json(200, {})]);
+  const ids = [0, -1, 1.5, 2 ** 53, Number.NaN, Infinity, "7", "../budget", undefined, null, {}] as number[];
+  for (const id of ids) {
+    for (const call of [
+      () => karta.apiKeys.get(id),
+      () => karta.apiKeys.revoke(id),
+      () => karta.modelKeys.revoke(id),
+      () => karta.webhookEndpoints.delete(id),
+      () => karta.webhookEndpoints.replay(1, id),
+      () => karta.webhookEndpoints.deliveries(id),
+      () => karta.releases.logs("a", id),
+    ]) {
+      const error = await failure(call);
+      assert.ok(error instanceof KartaArgumentError, String(error));
+    }
+  }
+  for (const slug of ["", "..", "a/b", "a?b", "A", "ä", "a".repeat(64), 7, undefined] as string[]) {
+    for (const call of [() => karta.projects.get(slug), () => karta.releases.list(slug), () => karta.sessionTokens.mint(slug)]) {
+      const error = await failure(call);
+      assert.ok(error instanceof KartaArgumentError && error.field === "slug", String(error));
+    }
+  }
+  assert.match(String(await failure(() => karta.apiKeys.get("7" as never))), /pass Number\(id\)/);
+  assert.equal(sent.length, 0);
+});
+
+test("a user that is undefined does not become a token for nobody", async () => {
+  const { karta, sent } = scripted([json(201, {})]);
+  for (const params of [{ userId: undefined }, { user_id: undefined }] as unknown as { userId: string }[]) {
+    assert.ok((await failure(() => karta.sessionTokens.mint("a", params))) instanceof KartaArgumentError);
+  }
+  await karta.sessionTokens.mint("a", { userId: "u", ttlSeconds: 60 });
+  await karta.sessionTokens.mint("a", { user_id: "u", ttl_seconds: 60 });
+  await karta.sessionTokens.mint("a");
+  assert.deepEqual(sent.map(({ body }) => body), [{ user_id: "u", ttl_seconds: 60 }, { user_id: "u", ttl_seconds: 60 }, {}]);
+});
+
+test("usage reads as text and stays plain data", async () => {
+  const totals = { input_tokens: 1_000_010, output_tokens: 5, total_tokens: 1_000_015, cost_cents: 251 };
+  const body = { period: "2026-11", totals, by_model: [], by_day: [], budget: {} };
+  const usage = await scripted([json(200, body)]).karta.usage.summary();
+  assert.equal(`Used ${usage} this period`, "Used 1,000,015 tokens ($2.51) this period");
+  assert.deepEqual({ ...usage }, body);
+  assert.equal(JSON.stringify(usage), JSON.stringify(body));
+});
+
+test("removing an endpoint answers nothing", async () => {
+  const { karta } = scripted([new Response(null, { status: 204 })]);
+  assert.equal(await karta.webhookEndpoints.delete(1), undefined);
+});
+
+test("a call holds no timer and no listener once it is over", async () => {
+  const timers = () => process.getActiveResourcesInfo().filter((name) => name === "Timeout").length;
+  const before = timers();
+  const signal = new AbortController().signal;
+  let listeners = 0;
+  const add = signal.addEventListener.bind(signal);
+  const remove = signal.removeEventListener.bind(signal);
+  signal.addEventListener = ((...args: Parameters<typeof add>) => ((listeners += 1), add(...args))) as typeof add;
+  signal.removeEventListener = ((...args: Parameters<typeof remove>) => ((listeners -= 1), remove(...args))) as typeof remove;
+  await scripted([json(503, {}), json(200, {})], { sleep: undefined, random: () => 0 }).karta.whoami({ signal });
+  assert.deepEqual([listeners, timers()], [0, before]);
+});

@@ -1,0 +1,3 @@
+await karta.modelKeys.create("anthropic", process.env.ANTHROPIC_API_KEY!, "primary");
+await karta.modelKeys.list();
+await karta.modelKeys.revoke(id);

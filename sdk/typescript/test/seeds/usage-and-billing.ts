@@ -1,0 +1,2 @@
+const usage = await karta.usage.summary();      // period totals + budget
+const billing = await karta.billing.status();   // subscription state
