@@ -13,7 +13,7 @@ tools:
     infra/checks/tools.sh
 
 # Everything that CI runs, in its order.
-check: fresh (step "test") (step "check-logs") (step "interop") (step "fmt-check") (step "clippy") (step "deny") (step "validate") (step "check-scripts")
+check: fresh (step "test") (step "check-logs") (step "interop") (step "sdk") (step "fmt-check") (step "clippy") (step "deny") (step "validate") (step "check-scripts")
 
 # Every test of every crate.
 test:
@@ -26,6 +26,10 @@ check-logs:
 # Session tokens against jose (Node.js) and PyJWT, Stripe's signatures against the stripe library, our webhooks against what docs/webhooks.md prints.
 interop:
     infra/interop/run.sh
+
+# The TypeScript client: build, types, tests against the runner, size, package.
+sdk:
+    infra/checks/sdk.sh
 
 # Format the Rust code.
 fmt:
