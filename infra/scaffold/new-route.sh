@@ -91,6 +91,6 @@ $folder is laid out. Left to do:
   1. Cargo.toml: \`$name = { path = "$folder" }\` among the functions.
   2. infra/local: the dependency, and the handler beside the others.
   3. template.yaml: the function \`$camel\`, its log group, its policy and its route.
-  4. The handler, and its tests under infra/local/tests/.
+  4. The handler, its tests under infra/local/tests/, and for a public route a method in sdk/typescript/.
   5. docs/api.md and CHANGELOG.md.
 TEXT

@@ -38,6 +38,7 @@ export function retryAfter(headers: Headers, inBody: unknown, now: () => number)
 /** Waits `ms` milliseconds; throws KartaAbortError as soon as `signal` is aborted. */
 export function sleep(ms: number, signal?: AbortSignal): Promise<void> {
   return new Promise((resolve, reject) => {
+    if (signal?.aborted) throw aborted(signal);
     const stop = () => {
       clearTimeout(timer);
       reject(aborted(signal));

@@ -113,11 +113,16 @@ function standard(text: string, messageId: string, at: string, secret: string): 
 }
 
 function header(headers: WebhookHeaders, name: string): string | undefined {
-  if (typeof (headers as Headers).get === "function") return (headers as Headers).get(name) ?? undefined;
-  for (const [key, value] of Object.entries(headers as Record<string, string | readonly string[] | undefined>)) {
+  // Not every fetch has the global Headers.
+  if (isFetchHeaders(headers)) return headers.get(name) ?? undefined;
+  for (const [key, value] of Object.entries(headers ?? {})) {
     if (key.toLowerCase() === name && value !== undefined) return typeof value === "string" ? value : value.join(",");
   }
   return undefined;
+}
+
+function isFetchHeaders(headers: WebhookHeaders): headers is Headers {
+  return typeof (headers as Headers | undefined)?.get === "function";
 }
 
 function bytesOfHex(text: string): Uint8Array<ArrayBuffer> {

@@ -213,16 +213,21 @@ test("a signal ends a call before it, during it and while it waits to try again"
   assert.ok(error instanceof KartaAbortError && error.cause === reason);
   assert.equal(busy.sent.length, 1);
 
-  const waiting = new AbortController();
-  const answers = [
-    () => {
-      setTimeout(() => waiting.abort(reason), 5);
-      return json(503, {}, { "retry-after": "20" });
-    },
-  ];
   const started = Date.now();
-  const patient = new Karta({ apiKey: API_KEY, baseUrl: "https://karta.test", fetch: async () => (answers[0] as () => Response)() });
-  assert.ok((await failure(() => patient.whoami({ signal: waiting.signal }))) instanceof KartaAbortError);
+  const meanwhile = new AbortController();
+  const answering = () => {
+    meanwhile.abort(reason);
+    return json(503, {}, { "retry-after": "20" });
+  };
+  assert.ok((await failure(() => scripted([answering], { sleep: undefined }).karta.whoami({ signal: meanwhile.signal }))) instanceof KartaAbortError);
+
+  const waiting = new AbortController();
+  const answer = () => {
+    setTimeout(() => waiting.abort(reason), 5);
+    return json(503, {}, { "retry-after": "20" });
+  };
+  const patient = scripted([answer], { sleep: undefined });
+  assert.ok((await failure(() => patient.karta.whoami({ signal: waiting.signal }))) instanceof KartaAbortError);
   assert.ok(Date.now() - started < 5_000);
 });
 

@@ -96,21 +96,6 @@ test("an answer that is lost makes no second key", async () => {
   assert.deepEqual(named, [api_key]);
 });
 
-test("lists go over their pages", async () => {
-  const names = Array.from({ length: 103 }, (_, at) => `page-${at}`);
-  for (const name of names) await karta.apiKeys.create(name, ["read"]);
-  const all = (await karta.apiKeys.list()).map(({ name }) => name).filter((name) => name.startsWith("page-"));
-  assert.deepEqual(all, names.reverse());
-  const seen: string[] = [];
-  for await (const { name } of karta.apiKeys.list({ limit: 102 })) seen.push(name);
-  assert.deepEqual(seen, names.slice(0, 102));
-  const { items, next_cursor } = await karta.apiKeys.list({ limit: 2 }).page();
-  const next = await karta.apiKeys.list({ limit: 2, cursor: next_cursor }).page();
-  assert.deepEqual([...items, ...next.items].map(({ name }) => name), names.slice(0, 4));
-  const foreign = await fails(() => karta.projects.list({ cursor: next_cursor }), KartaValidationError);
-  assert.equal(foreign.field, "cursor");
-});
-
 test("the errors are the API's", async () => {
   const unknown = await fails(() => client({ apiKey: `kt_live_${"0".repeat(32)}` }).whoami(), KartaAuthError);
   assert.deepEqual([unknown.status, unknown.message], [401, "401: Unauthorized"]);
@@ -155,6 +140,22 @@ test("releases are deployed, listed, rolled back, and their logs read", async ()
   assert.deepEqual(await karta.releases.logs("my-app", 1), [{ line: 1, text: "Fetching" }, { line: 2, text: "Building" }]);
 });
 
+test("lists go over their pages", async () => {
+  await karta.projects.create({ slug: "paged", name: "Paged" });
+  const { release } = await karta.deploys.create("paged", { commit_sha: "abcdef0" });
+  const lines = Array.from({ length: 250 }, (_, at) => ({ line: at + 1, text: `line ${at + 1}` }));
+  await internal(`/releases/${release.id}/status`, { status: "active", build_log: lines.map(({ text }) => text).join("\n") });
+  assert.deepEqual(await karta.releases.logs("paged", 1), lines);
+  const seen: number[] = [];
+  for await (const { line } of karta.releases.logs("paged", 1, { limit: 130 })) seen.push(line);
+  assert.deepEqual(seen, lines.slice(0, 130).map(({ line }) => line));
+  const { items, next_cursor } = await karta.releases.logs("paged", 1, { limit: 2 }).page();
+  const next = await karta.releases.logs("paged", 1, { limit: 2, cursor: next_cursor }).page();
+  assert.deepEqual([...items, ...next.items], lines.slice(0, 4));
+  const foreign = await fails(() => karta.projects.list({ cursor: next_cursor }), KartaValidationError);
+  assert.equal(foreign.field, "cursor");
+});
+
 test("a session token opens its project and nothing else", async () => {
   await karta.projects.create({ slug: "other", name: "Other" });
   const minted = await karta.sessionTokens.mint("my-app", { userId: "user_1", ttlSeconds: 60 });
@@ -197,6 +198,40 @@ test("the audit log names what was done, with this client's name", async () => {
   assert.equal(events[0]?.user_agent, `karta-sdk-typescript/${VERSION}`);
 });
 
+test("the types name exactly the fields that the answers have", async () => {
+  const fields = (of: object) => Object.keys(of).sort();
+  const has = <T extends object>(answer: T | undefined, typed: Record<Exclude<keyof T, "toString">, true>) => {
+    assert.deepEqual(fields(answer ?? {}), fields(typed));
+  };
+  const budget = { input_tokens: true, output_tokens: true, total_tokens: true, cost_cents: true, alert_percents: true } as const;
+  const usage = { period: true, totals: true, by_model: true, by_day: true, budget: true } as const;
+  has((await karta.apiKeys.list({ limit: 1 }))[0], {
+    id: true, name: true, prefix: true, scopes: true, status: true, created_at: true, created_by: true, last_used_at: true, expires_at: true,
+    revoked_at: true, replaced_by: true, allowed_cidrs: true, budget: true, metadata: true,
+  });
+  has((await karta.modelKeys.list())[0], { id: true, provider: true, name: true, tail: true, created_at: true, revoked_at: true });
+  has((await karta.projects.list())[0], { id: true, slug: true, name: true, current_version: true, model_id: true, endpoint_url: true, created_at: true });
+  has((await karta.releases.list("my-app"))[0], {
+    id: true, project_id: true, version: true, commit_sha: true, artifact_url: true, status: true, build_kind: true, image_ref: true,
+    created_at: true, activated_at: true,
+  });
+  has(await karta.sessionTokens.mint("my-app"), { token: true, expires_at: true, expires_in: true, project: true, sub: true });
+  has((await karta.budget.get()).budget, budget);
+  has(await karta.usage.summary(), usage);
+  has((await karta.usage.summary()).budget, { ...budget, spent_percent: true, ok: true, reason: true });
+  has((await karta.usage.keys())[0], { ...usage, api_key_id: true, name: true, prefix: true });
+  has(await karta.billing.status(), {
+    plan: true, status: true, billing_configured: true, current_period_start: true, current_period_end: true, cancel_at_period_end: true,
+  });
+  has((await karta.auditEvents.list({ limit: 1 }))[0], {
+    id: true, at: true, actor: true, action: true, resource: true, changes: true, ip_address: true, user_agent: true, request_id: true, chain: true,
+  });
+  has(await karta.whoami(), {
+    kind: true, organization_id: true, organization_slug: true, scopes: true, api_key_id: true, api_key_prefix: true, project_id: true,
+    project_slug: true, sub: true, budget_ok: true, budget_reason: true,
+  });
+});
+
 /** A server on loopback that keeps what it is sent. */
 async function receiver() {
   const arrived: { headers: Record<string, string | string[] | undefined>; body: Buffer }[] = [];
@@ -230,6 +265,8 @@ if (!webhooksAreThere) {
     const url = "https://example.com/karta-webhook";
     const { webhook_endpoint, secret } = await karta.webhookEndpoints.create({ url, event_types: ["invoice.paid"] });
     assert.match(secret, /^whsec_/);
+    const fields = ["consecutive_failures", "created_at", "description", "disabled_reason", "enabled", "event_types", "id", "url"];
+    assert.deepEqual(Object.keys(webhook_endpoint).sort(), fields);
     assert.deepEqual((await karta.webhookEndpoints.get(webhook_endpoint.id)).webhook_endpoint, webhook_endpoint);
     assert.deepEqual(await karta.webhookEndpoints.list(), [webhook_endpoint]);
     const changed = await karta.webhookEndpoints.update(webhook_endpoint.id, { event_types: ["*"], enabled: false });

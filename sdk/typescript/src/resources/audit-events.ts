@@ -6,10 +6,10 @@ import { Resource } from "./resource.js";
 export interface AuditEvent {
   id: number;
   at: string;
-  actor: { kind: "api_key" | "service" | "system"; id: number | null; name: string | null };
+  actor: { kind: "api_key" | "service" | "system"; id: number | null; name: string };
   /** `api_key.created`. */
   action: string;
-  resource: { kind: string; id: number | string };
+  resource: { kind: string; id: number };
   /** By field; never a secret. */
   changes: Record<string, { before?: unknown; after?: unknown }>;
   ip_address: string | null;

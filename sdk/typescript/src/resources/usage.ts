@@ -14,15 +14,13 @@ export interface UsageTotals {
 /** Caps, how much of each is spent, and whether more may be spent. */
 export interface UsageBudget extends Budget {
   /** Rounded down; `null` where there is no cap. */
-  spent_percent: UsageTotalsOrNull;
+  spent_percent: { [Field in keyof UsageTotals]: number | null };
   ok: boolean;
   /** Which cap or subscription is in the way. */
   reason: string | null;
 }
 
-type UsageTotalsOrNull = { [Field in keyof UsageTotals]: number | null };
-
-/** One month of usage. In text it reads as a sentence's part: `Used ${usage} this period`. */
+/** One month of usage. In text it reads as a part of a sentence: `Used ${usage} this period`. */
 export interface Usage {
   /** `2026-11`, UTC. */
   period: string;
@@ -35,7 +33,7 @@ export interface Usage {
 }
 
 /** One month of usage of one API key and those it replaced. */
-export interface KeyUsage extends Usage {
+export interface KeyUsage extends Omit<Usage, "toString"> {
   api_key_id: number;
   name: string;
   prefix: string;
@@ -69,7 +67,7 @@ export class UsageReports extends Resource {
 }
 
 /** `usage` that reads as text; the text is no field of it. */
-function printable<T extends Usage>(usage: T): T {
+function printable(usage: Usage): Usage {
   const text = () => {
     const { total_tokens, cost_cents } = usage.totals;
     const dollars = (cost_cents / 100).toLocaleString("en-US", { style: "currency", currency: "USD" });
