@@ -57,11 +57,11 @@ async fn killed_after_any_call_to_the_store_a_worker_loses_nothing() {
                 let waits = waits.map(|event| Due { organization_id, sk: event["sk"].as_str().unwrap().to_owned() });
                 let written = Wake::Written(waits.collect());
                 proxy.fail_after(ANY, calls, ALWAYS, Fault::HoldAnswer);
-                let deliveries = WebhookDeliveries::new(app.clone(), Vec::new()).with_patience(Duration::ZERO);
+                let courier = WebhookDeliveries::new(app.clone(), Vec::new()).with_patience(Duration::ZERO);
                 let work = async {
                     match which {
                         "events" => silent.work(&written).await,
-                        _ => deliveries.work(&serve).await,
+                        _ => courier.work(&serve).await,
                     }
                 };
                 // Whoever waits for the answer is dropped with it.
@@ -118,8 +118,8 @@ async fn killed_while_the_receiver_answers_a_worker_sends_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_events_under_random_kills_all_arrive_at_least_once() {
-    const EVENTS: usize = 1_000;
+async fn events_under_random_kills_all_arrive_at_least_once() {
+    const EVENTS: usize = 300;
     let (post, clock) = Post::start().await;
     let world = &post.world;
     let (first, second) = (Receiver::start().await, Receiver::start().await);
