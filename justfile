@@ -65,6 +65,10 @@ bench:
 scale keys="1000000":
     cargo run --release -p karta-local --example scale -- {{ quote(keys) }}
 
+# What counting usage costs, and a day of 100,000 events replayed through faults: just usage 10000 for a quicker look.
+usage events="100000":
+    cargo run --release -p karta-local --example usage -- {{ quote(events) }}
+
 # Verify the audit logs of .karta/, or of a deployed stack: just audit-verify --deployed
 audit-verify *args:
     cargo run --quiet -p karta-local -- audit-verify {{ args }}

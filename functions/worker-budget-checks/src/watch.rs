@@ -38,9 +38,10 @@ pub(crate) async fn watched(app: &App, check: &BudgetCheck, month: Month) -> Res
     }];
     // A line has the budget of its newest key, whichever of its keys was used.
     let keys = store.newest_api_keys(organization, &check.api_keys).await?;
-    let used = store.usage_of_keys(organization, month, &keys.iter().map(|key| key.counted_as).collect()).await?;
+    let lines = keys.iter().map(|key| key.counted_as).collect();
+    let used = store.usage_totals_of_keys(organization, month, &lines).await?;
     watched.extend(keys.into_iter().map(|key| {
-        let spent = used.get(&key.counted_as).map_or(Tally::default(), |usage| usage.totals);
+        let spent = used.get(&key.counted_as).copied().unwrap_or_default();
         let spending = Spending { key_budget: key.budget.clone(), key: spent, ..Spending::default() };
         Watched {
             subject: BudgetSubject::Key(key.counted_as),

@@ -3,9 +3,9 @@ use std::collections::HashMap;
 use super::{
     Item, OrganizationBudget, Store, StoreError,
     batch::Wanted,
+    counters::{read_totals, totals_projection},
     decode,
     table::{Key, Table},
-    usage::{read_totals, totals_projection},
 };
 use crate::domain::{ApiKey, Id, Organization, Spending, Tally, Timestamp};
 

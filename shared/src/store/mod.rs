@@ -16,6 +16,7 @@ mod batch;
 mod budgets;
 mod canonical;
 mod chain;
+mod counters;
 mod credentials;
 mod deliveries;
 mod error;

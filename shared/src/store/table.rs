@@ -41,9 +41,11 @@
 //! | main | `PX#<prefix>` | key id | whose key has this prefix |
 //! | main | `BUD#<org>` | `CAPS` | the organization's budget |
 //! | usage | `UEV#<org>#<hash>` | `EVENT` | a usage event that was counted; `ttl` |
-//! | usage | `UMO#<org>` | month | what an organization used in a month |
-//! | usage | `UMP#<org>` | month | the same by model and by day |
-//! | usage | `UMK#<org>#<key>` | month | what a line of keys used in a month: whole, by model and by day |
+//! | usage | `UMO#<org>` | month | what an organization used in a month, whole and by day |
+//! | usage | `UMP#<org>` | month | the month's models, which numbers them |
+//! | usage | `UMP#<org>` | `<month>#<n>` | what it used by model, some models an item |
+//! | usage | `UMK#<org>#<key>` | month | what a line of keys used in a month: whole, by day and by its first models |
+//! | usage | `UMK#<org>#<key>` | `<month>#<n>` | the same by other models |
 //! | anchors | `ANC#<org>` | `<n>#<hash>` | what a link was when it was chained; written once and read by the operator alone |
 //!
 //! What waits in the audit log for its worker carries `unchained` (`UNC#0` … `UNC#15`), the key of the index `unchained`.
@@ -240,13 +242,21 @@ impl Key {
         Self::of(format!("UMO#{organization}"), month.to_string())
     }
 
-    pub fn usage_parts(organization: Id, month: Month) -> Self {
+    pub fn usage_models(organization: Id, month: Month) -> Self {
         Self::of(format!("UMP#{organization}"), month.to_string())
+    }
+
+    pub fn usage_by_model(organization: Id, month: Month, item: usize) -> Self {
+        Self::of(format!("UMP#{organization}"), format!("{month}#{item}"))
     }
 
     /// `counted_as` is the first key of the line.
     pub fn usage_of_key(organization: Id, counted_as: Id, month: Month) -> Self {
         Self::of(format!("UMK#{organization}#{counted_as}"), month.to_string())
+    }
+
+    pub fn usage_of_key_by_model(organization: Id, counted_as: Id, month: Month, item: usize) -> Self {
+        Self::of(format!("UMK#{organization}#{counted_as}"), format!("{month}#{item}"))
     }
 
     pub fn budget_watch(organization: Id, subject: BudgetSubject) -> Self {

@@ -1,8 +1,8 @@
 //! Usage: events that count once, and the counters that they are summed in, in one transaction.
 //!
-//! A month of an organization is two items: its totals, which every validation reads and which therefore stay small, and their parts by model and
-//! by day. A month of a key is one item with both. Counters are attributes: `tokens_in`, `tokens_out` and `spent` (nano-cents) of the whole,
-//! `tokens_in/<model>` of a model, `05/tokens_in` of a day.
+//! A month of an organization is its totals and days, in one item, which every validation reads and which therefore stays small; the list of
+//! its models, which numbers them; and their counters, some models an item. A month of a line of keys is its totals, its days and its first
+//! models in one item, and its other models like the organization's.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -14,27 +14,17 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use serde::Serialize;
 
 use super::{
-    Conflict, Item, Store, StoreError, Transaction, decode,
+    Conflict, Item, Store, StoreError, Transaction,
+    counters::{ITEMS_OF_MODELS, Inline, Models, Part, Sums, item_of_model, more_items, read_counters, read_totals},
+    decode,
     table::{Key, Table},
 };
-use crate::domain::{Id, Month, MonthUsage, Prefix, Tally, Timestamp, UsageEvent, UsageKind};
+use crate::domain::{Id, Month, MonthUsage, Prefix, Tally, Timestamp, UsageEvent};
 
-/// The models of an organization that a month tells apart; the rest is counted as [`OTHER`].
-const MODELS_AT_MOST: usize = 200;
-const OTHER: &str = "other";
-/// The longest name that is told apart, in bytes: a month's item holds each of 200 four times, in 400 KB at most.
-const MODEL_BYTES_AT_MOST: usize = 128;
-/// Where an event names no model.
-const UNSPECIFIED: &str = "unspecified";
 /// DynamoDB's own limit.
 const WRITES_AT_MOST: usize = 100;
-/// A transaction takes 4 MB of items, and a month of a key with 200 models may have a hundred KB.
-const LINES_AT_MOST: usize = 24;
 /// How long an event is remembered: longer than the oldest that is accepted.
 const REMEMBERED: std::time::Duration = std::time::Duration::from_hours(402 * 24);
-/// The attribute of an organization's month that lists its models.
-const MODELS: &str = "models";
-const TOTALS: [&str; 3] = ["tokens_in", "tokens_out", "spent"];
 
 /// What became of a batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -90,77 +80,69 @@ impl Store {
     ) -> Result<Ingested, StoreError> {
         let mut ingested = Ingested::default();
         let mut seen = HashSet::with_capacity(events.len());
-        let (mut fresh, repeated): (Vec<_>, Vec<_>) =
+        let (fresh, repeated): (Vec<_>, Vec<_>) =
             events.into_iter().partition(|event| seen.insert(event.client_event_id.clone()));
         ingested.duplicates += repeated.len();
-        // Events that share counters stand together, so that a transaction writes few of them.
-        fresh.sort_by_key(|event| (event.occurred_at.month(), event.counted_as, event.occurred_at));
-        let mut models = KnownModels::default();
-        let mut batch = Batch::new(organization);
-        for event in fresh {
-            if !batch.takes(&event) {
-                ingested +=
-                    self.commit_batch(mem::replace(&mut batch, Batch::new(organization)), &mut models, now).await?;
-            }
-            batch.push(event);
+        let months = fresh.iter().map(|event| event.occurred_at.month());
+        let (mut models, lines) = self.known(organization, months, fresh.iter().map(line_of)).await?;
+        for batch in Batch::pack(place(fresh, &models, lines)) {
+            ingested += self.commit_batch(organization, batch, &mut models, now).await?;
         }
-        ingested += self.commit_batch(batch, &mut models, now).await?;
         Ok(ingested)
     }
 
     /// Writes one transaction, again without the events that turn out to be counted already.
     async fn commit_batch(
         &self,
+        organization: Id,
         mut batch: Batch,
-        models: &mut KnownModels,
+        models: &mut BTreeMap<Month, Models>,
         now: Timestamp,
     ) -> Result<Ingested, StoreError> {
         let mut ingested = Ingested::default();
         while !batch.events.is_empty() {
-            for month in &batch.months {
-                if !models.0.contains_key(month) {
-                    models.0.insert(*month, self.models(batch.organization, *month).await?);
-                }
-            }
             let mut transaction = self.transaction();
-            let introduced = batch.stage(&mut transaction, models, now)?;
+            let after = batch.stage(&mut transaction, organization, models, now)?;
             let failed = transaction.attempt().await?;
-            let counted: HashSet<_> = failed.iter().copied().filter(|member| *member < batch.events.len()).collect();
             if failed.is_empty() {
                 ingested.accepted += batch.events.len();
-                for (month, names) in introduced {
-                    models.0.entry(month).or_default().extend(names);
-                }
+                models.extend(after);
                 return Ok(ingested);
             }
+            let counted: HashSet<_> = failed.iter().copied().filter(|member| *member < batch.events.len()).collect();
             if counted.len() < failed.len() {
                 // Somebody else introduced a model meanwhile.
-                for month in &batch.months {
-                    models.0.remove(month);
-                }
+                models.extend(self.known(organization, batch.months.keys().copied(), []).await?.0);
             }
             ingested.duplicates += counted.len();
-            let mut at = 0;
-            batch.retain(|_| {
-                at += 1;
-                !counted.contains(&(at - 1))
-            });
+            batch = batch.without(&counted);
         }
         Ok(ingested)
     }
 
-    async fn models(&self, organization: Id, month: Month) -> Result<BTreeSet<String>, StoreError> {
-        let output = self
-            .client
-            .get_item()
-            .table_name(self.table(Table::Usage))
-            .set_key(Some(Key::usage_parts(organization, month).attributes()))
-            .projection_expression(MODELS)
-            .consistent_read(true)
-            .send()
-            .await?;
-        let names = output.item.and_then(|mut item| item.remove(MODELS));
-        Ok(names.and_then(|names| names.as_ss().ok().cloned()).unwrap_or_default().into_iter().collect())
+    /// The models of months, of one that has none none, and what these lines count in their first items, of those that are there.
+    async fn known(
+        &self,
+        organization: Id,
+        months: impl IntoIterator<Item = Month>,
+        lines: impl IntoIterator<Item = Line>,
+    ) -> Result<(BTreeMap<Month, Models>, HashMap<Line, Inline>), StoreError> {
+        let lists: HashMap<_, _> =
+            months.into_iter().map(|month| (Key::usage_models(organization, month), month)).collect();
+        let lines: HashMap<_, _> =
+            lines.into_iter().map(|line| (Key::usage_of_key(organization, line.1, line.0), line)).collect();
+        let wanted: Vec<_> = lists.keys().chain(lines.keys()).cloned().collect();
+        let mut models: BTreeMap<_, _> = lists.values().map(|month| (*month, Models::default())).collect();
+        let mut inline = HashMap::with_capacity(lines.len());
+        for item in self.batch_get(Table::Usage, &wanted).await? {
+            let Some(key) = Key::of_item(&item) else { continue };
+            if let Some(month) = lists.get(&key) {
+                models.insert(*month, Models::read(&item));
+            } else if let Some(line) = lines.get(&key) {
+                inline.insert(*line, Inline::read(&item));
+            }
+        }
+        Ok((models, inline))
     }
 
     /// What an organization used in a month, as a whole.
@@ -169,12 +151,31 @@ impl Store {
         found.first().map_or(Ok(Tally::default()), read_totals)
     }
 
+    /// The same of each of these lines of keys; one that used nothing is not among them.
+    pub async fn usage_totals_of_keys(
+        &self,
+        organization: Id,
+        month: Month,
+        counted_as: &BTreeSet<Id>,
+    ) -> Result<HashMap<Id, Tally>, StoreError> {
+        let keys: HashMap<_, _> =
+            counted_as.iter().map(|id| (Key::usage_of_key(organization, *id, month), *id)).collect();
+        let items = self.batch_get(Table::Usage, &keys.keys().cloned().collect::<Vec<_>>()).await?;
+        let of_key = |item: &Item| Key::of_item(item).and_then(|key| keys.get(&key).copied());
+        items.iter().filter_map(|item| of_key(item).map(|id| Ok((id, read_totals(item)?)))).collect()
+    }
+
     /// What an organization used in a month, with its parts.
     pub async fn usage(&self, organization: Id, month: Month) -> Result<MonthUsage, StoreError> {
-        let wanted = [Key::usage_totals(organization, month), Key::usage_parts(organization, month)];
+        let named = Key::usage_models(organization, month);
+        let mut wanted = vec![Key::usage_totals(organization, month), named.clone()];
+        wanted.extend((0..ITEMS_OF_MODELS).map(|number| Key::usage_by_model(organization, month, number)));
+        let items = self.batch_get(Table::Usage, &wanted).await?;
+        let models = items.iter().find(|item| Key::of_item(item).as_ref() == Some(&named));
+        let models = models.map(Models::read).unwrap_or_default();
         let mut usage = MonthUsage::default();
-        for item in self.batch_get(Table::Usage, &wanted).await? {
-            read_counters(&item, &mut usage)?;
+        for item in items {
+            read_counters(&item, &models, &mut usage)?;
         }
         Ok(usage)
     }
@@ -186,14 +187,30 @@ impl Store {
         month: Month,
         counted_as: &BTreeSet<Id>,
     ) -> Result<HashMap<Id, MonthUsage>, StoreError> {
-        let keys: HashMap<_, _> =
+        if counted_as.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let named = Key::usage_models(organization, month);
+        let mut keys: HashMap<_, _> =
             counted_as.iter().map(|id| (Key::usage_of_key(organization, *id, month), *id)).collect();
-        let wanted: Vec<_> = keys.keys().cloned().collect();
-        let mut found = HashMap::with_capacity(keys.len());
-        for item in self.batch_get(Table::Usage, &wanted).await? {
-            let key = Key::of_item(&item).and_then(|key| keys.get(&key));
-            let id = key.ok_or_else(|| StoreError::Fault("an answer to another question".to_owned()))?;
-            read_counters(&item, found.entry(*id).or_default())?;
+        let wanted: Vec<_> = keys.keys().chain([&named]).cloned().collect();
+        let mut items = self.batch_get(Table::Usage, &wanted).await?;
+        let mut more = Vec::new();
+        for item in &items {
+            if let Some(id) = Key::of_item(item).and_then(|key| keys.get(&key).copied()) {
+                let further = more_items(item).into_iter();
+                more.extend(further.map(|number| (Key::usage_of_key_by_model(organization, id, month, number), id)));
+            }
+        }
+        items.extend(self.batch_get(Table::Usage, &more.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>()).await?);
+        keys.extend(more);
+        let models = items.iter().find(|item| Key::of_item(item).as_ref() == Some(&named));
+        let models = models.map(Models::read).unwrap_or_default();
+        let mut found = HashMap::with_capacity(counted_as.len());
+        for item in items {
+            if let Some(id) = Key::of_item(&item).and_then(|key| keys.get(&key)) {
+                read_counters(&item, &models, found.entry(*id).or_default())?;
+            }
         }
         Ok(found)
     }
@@ -206,203 +223,202 @@ impl std::ops::AddAssign for Ingested {
     }
 }
 
-/// The models that each month tells apart already. Once there, a model stays.
-#[derive(Default)]
-struct KnownModels(HashMap<Month, BTreeSet<String>>);
+/// A line of keys in a month.
+type Line = (Month, Id);
+
+fn line_of(event: &UsageEvent) -> Line {
+    (event.occurred_at.month(), event.counted_as)
+}
+
+/// An event, and where its line counts its model.
+struct Placed {
+    event: UsageEvent,
+    inline: bool,
+}
+
+/// Finds events their places and sorts them: those that share counters stand together, so that a transaction writes few of them.
+fn place(events: Vec<UsageEvent>, models: &BTreeMap<Month, Models>, mut lines: HashMap<Line, Inline>) -> Vec<Placed> {
+    let mut models = models.clone();
+    let mut place = |event: UsageEvent| {
+        let line = line_of(&event);
+        let number = models.entry(line.0).or_default().number(&event);
+        (line, number, Placed { inline: lines.entry(line).or_default().takes(number), event })
+    };
+    let mut placed: Vec<_> = events.into_iter().map(&mut place).collect();
+    placed.sort_by_key(|(line, number, _)| (*line, *number));
+    placed.into_iter().map(|(.., placed)| placed).collect()
+}
 
 /// The events of one transaction.
+#[derive(Default)]
 struct Batch {
-    organization: Id,
-    events: Vec<UsageEvent>,
-    months: BTreeSet<Month>,
-    lines: HashSet<(Month, Id)>,
+    events: Vec<Placed>,
+    months: BTreeMap<Month, Touched>,
+}
+
+/// What a transaction touches of a month.
+#[derive(Default)]
+struct Touched {
+    models: HashSet<String>,
+    /// With the models that are not counted in the line's first item.
+    lines: HashMap<Id, HashSet<String>>,
+}
+
+impl Touched {
+    /// How many writes that is at most: the totals, the list of models, and counters. Which model is in which item is not known for sure.
+    fn writes(&self) -> usize {
+        2 + items_of(&self.models) + self.lines.values().map(|apart| 1 + items_of(apart)).sum::<usize>()
+    }
+}
+
+/// In how many items so many models are counted at most.
+fn items_of(models: &HashSet<String>) -> usize {
+    models.len().min(ITEMS_OF_MODELS)
 }
 
 impl Batch {
-    fn new(organization: Id) -> Self {
-        Self { organization, events: Vec::new(), months: BTreeSet::new(), lines: HashSet::new() }
-    }
-
-    /// Whether the transaction has room for another event, its counters and the one wish to have budgets checked.
-    fn takes(&self, event: &UsageEvent) -> bool {
-        let month = event.occurred_at.month();
-        let months = self.months.len() + usize::from(!self.months.contains(&month));
-        let lines = self.lines.len() + usize::from(!self.lines.contains(&(month, event.counted_as)));
-        lines <= LINES_AT_MOST && self.events.len() + 1 + 2 * months + lines < WRITES_AT_MOST
-    }
-
-    fn push(&mut self, event: UsageEvent) {
-        let month = event.occurred_at.month();
-        self.months.insert(month);
-        self.lines.insert((month, event.counted_as));
-        self.events.push(event);
-    }
-
-    fn retain(&mut self, keep: impl FnMut(&UsageEvent) -> bool) {
-        self.events.retain(keep);
-        let events = mem::replace(self, Self::new(self.organization)).events;
-        for event in events {
-            self.push(event);
+    /// Spreads sorted events over transactions. A month that fits into one stands in one, so that its counters are written once.
+    fn pack(events: Vec<Placed>) -> Vec<Self> {
+        let mut packed = Vec::new();
+        let mut batch = Self::default();
+        let mut events = events.into_iter().peekable();
+        while let Some(month) = events.peek().map(|placed| placed.event.occurred_at.month()) {
+            let mut group = Self::default();
+            while let Some(placed) = events.next_if(|placed| placed.event.occurred_at.month() == month) {
+                group.push(placed);
+            }
+            if batch.writes() + group.writes() - 1 <= WRITES_AT_MOST {
+                batch.events.append(&mut group.events);
+                batch.months.append(&mut group.months);
+            } else if group.writes() <= WRITES_AT_MOST {
+                packed.push(mem::replace(&mut batch, group));
+            } else {
+                for placed in group.events {
+                    if !batch.takes(&placed) {
+                        packed.push(mem::take(&mut batch));
+                    }
+                    batch.push(placed);
+                }
+            }
         }
+        packed.push(batch);
+        packed
     }
 
-    /// Stages the events, at their places in the batch, then their counters. Says which models are new to a month.
+    /// How many writes the transaction is at most: the events, their counters and the one wish to have budgets checked.
+    fn writes(&self) -> usize {
+        self.events.len() + self.months.values().map(Touched::writes).sum::<usize>() + 1
+    }
+
+    /// Whether it has room for an event with all that it may touch.
+    fn takes(&self, placed: &Placed) -> bool {
+        let event = &placed.event;
+        let fresh = |models: Option<&HashSet<String>>| {
+            models.is_none_or(|models| models.len() < ITEMS_OF_MODELS && !models.contains(Models::name(event)))
+        };
+        let month = self.months.get(&event.occurred_at.month());
+        let line = month.and_then(|month| month.lines.get(&event.counted_as));
+        let more = [line.is_none(), fresh(month.map(|month| &month.models)), !placed.inline && fresh(line)];
+        let more = more.into_iter().map(usize::from).sum::<usize>() + if month.is_none() { 2 } else { 0 };
+        self.writes() + 1 + more <= WRITES_AT_MOST
+    }
+
+    fn push(&mut self, placed: Placed) {
+        let event = &placed.event;
+        let touched = self.months.entry(event.occurred_at.month()).or_default();
+        let model = Models::name(event);
+        let line = touched.lines.entry(event.counted_as).or_default();
+        for models in [Some(&mut touched.models), (!placed.inline).then_some(line)].into_iter().flatten() {
+            if !models.contains(model) {
+                models.insert(model.to_owned());
+            }
+        }
+        self.events.push(placed);
+    }
+
+    /// Without the events at these places.
+    fn without(self, counted: &HashSet<usize>) -> Self {
+        let mut rest = Self::default();
+        for (at, event) in self.events.into_iter().enumerate() {
+            if !counted.contains(&at) {
+                rest.push(event);
+            }
+        }
+        rest
+    }
+
+    /// Stages the events, at their places in the batch, then their counters. Says which models its months have then.
     fn stage(
         &self,
         transaction: &mut Transaction,
-        known: &KnownModels,
+        organization: Id,
+        known: &BTreeMap<Month, Models>,
         now: Timestamp,
-    ) -> Result<BTreeMap<Month, BTreeSet<String>>, StoreError> {
+    ) -> Result<BTreeMap<Month, Models>, StoreError> {
+        let before = |month: Month| known.get(&month).cloned().unwrap_or_default();
+        let mut models: BTreeMap<_, _> = self.months.keys().map(|month| (*month, before(*month))).collect();
         let mut totals: BTreeMap<Month, Sums> = BTreeMap::new();
-        let mut parts: BTreeMap<Month, Sums> = BTreeMap::new();
-        let mut keys: BTreeMap<(Month, Id), Sums> = BTreeMap::new();
-        let mut introduced: BTreeMap<Month, BTreeSet<String>> = BTreeMap::new();
+        let mut by_model: BTreeMap<(Month, usize), Sums> = BTreeMap::new();
+        let mut lines: BTreeMap<Line, Sums> = BTreeMap::new();
+        let mut lines_by_model: BTreeMap<(Line, usize), Sums> = BTreeMap::new();
         let mut used = BTreeSet::new();
-        for event in &self.events {
-            self.stage_event(transaction, event, now)?;
-            let month = event.occurred_at.month();
-            let (known, new) = (known.0.get(&month), introduced.entry(month).or_default());
-            let model = model_of(event, known, new);
-            totals.entry(month).or_default().add(event, None);
-            parts.entry(month).or_default().add_parts(event, &model);
-            let key = keys.entry((month, event.counted_as)).or_default();
-            key.add(event, None);
-            key.add_parts(event, &model);
+        for Placed { event, inline } in &self.events {
+            stage_event(transaction, organization, event, now)?;
+            let (line, day) = (line_of(event), Part::Day(event.occurred_at.day()));
+            let number = models.entry(line.0).or_default().number(event);
+            let (model, item) = (Part::Model(number), item_of_model(number));
+            let of_line = lines.entry(line).or_default();
+            for sums in [totals.entry(line.0).or_default(), &mut *of_line] {
+                sums.add(event, Part::Whole);
+                sums.add(event, day);
+            }
+            by_model.entry((line.0, item)).or_default().add(event, model);
+            if *inline {
+                of_line.add(event, model);
+            } else {
+                of_line.name(item);
+                lines_by_model.entry((line, item)).or_default().add(event, model);
+            }
             used.insert(event.api_key_id);
         }
         for (month, sums) in totals {
-            stage_sums(transaction, &Key::usage_totals(self.organization, month), &sums, None)?;
+            sums.stage(transaction, &Key::usage_totals(organization, month))?;
         }
-        for (month, sums) in parts {
-            let before = known.0.get(&month).map_or(0, BTreeSet::len);
-            let new = introduced.get(&month).filter(|new| !new.is_empty()).map(|new| (before, new));
-            stage_sums(transaction, &Key::usage_parts(self.organization, month), &sums, new)?;
+        for (month, after) in &models {
+            after.stage(transaction, &Key::usage_models(organization, *month), &before(*month))?;
         }
-        for ((month, counted_as), sums) in keys {
-            stage_sums(transaction, &Key::usage_of_key(self.organization, counted_as, month), &sums, None)?;
+        for ((month, item), sums) in by_model {
+            sums.stage(transaction, &Key::usage_by_model(organization, month, item))?;
         }
-        transaction.check_budgets(self.organization, used, now)?;
-        Ok(introduced)
-    }
-
-    fn stage_event(&self, transaction: &mut Transaction, event: &UsageEvent, now: Timestamp) -> Result<(), StoreError> {
-        #[derive(Serialize)]
-        struct Remembered<'a> {
-            #[serde(flatten)]
-            event: &'a UsageEvent,
-            ttl: i64,
+        for ((month, counted_as), sums) in lines {
+            sums.stage(transaction, &Key::usage_of_key(organization, counted_as, month))?;
         }
-        let hash = digest(&SHA256, event.client_event_id.as_str().as_bytes());
-        // Half of it, which is enough to tell any number of events apart.
-        let hash = hash.as_ref().first_chunk().map_or(0, |half| u128::from_be_bytes(*half));
-        let hash = format!("{hash:032x}");
-        let item = Remembered { event, ttl: now.plus(REMEMBERED).as_seconds() };
-        let cost = AttributeValue::N(event.cost.to_string());
-        let key = Key::usage_event(self.organization, &hash);
-        transaction.put_with(Table::Usage, &key, &item, Conflict::Remembered, ("cost", cost))
+        for (((month, counted_as), item), sums) in lines_by_model {
+            sums.stage(transaction, &Key::usage_of_key_by_model(organization, counted_as, month, item))?;
+        }
+        transaction.check_budgets(organization, used, now)?;
+        Ok(models)
     }
 }
 
-/// Under which model an event counts in its month.
-fn model_of(event: &UsageEvent, known: Option<&BTreeSet<String>>, new: &mut BTreeSet<String>) -> String {
-    let name = event.model.as_ref().map_or(UNSPECIFIED, |model| model.as_str());
-    let is_known = known.is_some_and(|known| known.contains(name)) || new.contains(name);
-    if is_known || [OTHER, UNSPECIFIED].contains(&name) {
-        return name.to_owned();
-    }
-    if name.len() > MODEL_BYTES_AT_MOST || known.map_or(0, BTreeSet::len) + new.len() >= MODELS_AT_MOST {
-        return OTHER.to_owned();
-    }
-    new.insert(name.to_owned());
-    name.to_owned()
-}
-
-/// What a transaction adds to the counters of one item.
-#[derive(Default)]
-struct Sums(BTreeMap<String, u128>);
-
-impl Sums {
-    fn add(&mut self, event: &UsageEvent, part: Option<&dyn Fn(&str) -> String>) {
-        let tokens = match event.kind {
-            UsageKind::InputTokens => "tokens_in",
-            UsageKind::OutputTokens => "tokens_out",
-        };
-        for (counter, amount) in [(tokens, event.quantity.get().into()), ("spent", event.cost)] {
-            if amount > 0 {
-                let name = part.map_or_else(|| counter.to_owned(), |part| part(counter));
-                *self.0.entry(name).or_default() += amount;
-            }
-        }
-    }
-
-    fn add_parts(&mut self, event: &UsageEvent, model: &str) {
-        let day = event.occurred_at.day();
-        self.add(event, Some(&|counter| format!("{counter}/{model}")));
-        self.add(event, Some(&|counter| format!("{day:02}/{counter}")));
-    }
-}
-
-/// Adds to an item's counters. Models that are new to a month are added to its list, on condition that it is as long as it was read.
-fn stage_sums(
+fn stage_event(
     transaction: &mut Transaction,
-    key: &Key,
-    sums: &Sums,
-    new_models: Option<(usize, &BTreeSet<String>)>,
+    organization: Id,
+    event: &UsageEvent,
+    now: Timestamp,
 ) -> Result<(), StoreError> {
-    transaction.update(Table::Usage, key, Conflict::Changed, |mut update| {
-        let mut clauses = Vec::with_capacity(sums.0.len() + 1);
-        for (at, (name, amount)) in sums.0.iter().enumerate() {
-            clauses.push(format!("#{at} :{at}"));
-            update = update
-                .expression_attribute_names(format!("#{at}"), name)
-                .expression_attribute_values(format!(":{at}"), AttributeValue::N(amount.to_string()));
-        }
-        if let Some((before, new)) = new_models {
-            clauses.push(format!("{MODELS} :new"));
-            update = update.expression_attribute_values(":new", AttributeValue::Ss(new.iter().cloned().collect()));
-            update = if before == 0 {
-                update.condition_expression(format!("attribute_not_exists({MODELS})"))
-            } else {
-                update
-                    .condition_expression(format!("size({MODELS}) = :before"))
-                    .expression_attribute_values(":before", AttributeValue::N(before.to_string()))
-            };
-        }
-        update.update_expression(format!("ADD {}", clauses.join(",")))
-    })
-}
-
-/// Reads an item's counters into `usage`.
-fn read_counters(item: &Item, usage: &mut MonthUsage) -> Result<(), StoreError> {
-    for (name, value) in item {
-        let Ok(number) = value.as_n() else { continue };
-        let amount: u128 = number.parse().map_err(|_| StoreError::Fault(format!("the counter {name} is no number")))?;
-        let (counter, tally) = match name.split_once('/') {
-            None => (name.as_str(), &mut usage.totals),
-            Some((day, counter)) if day.len() == 2 => {
-                let day = day.parse().map_err(|_| StoreError::Fault("a day that is none".to_owned()))?;
-                (counter, usage.by_day.entry(day).or_default())
-            }
-            Some((counter, model)) => (counter, usage.by_model.entry(model.to_owned()).or_default()),
-        };
-        match counter {
-            "tokens_in" => tally.input_tokens = amount,
-            "tokens_out" => tally.output_tokens = amount,
-            "spent" => tally.cost = amount,
-            _ => {}
-        }
+    #[derive(Serialize)]
+    struct Remembered<'a> {
+        #[serde(flatten)]
+        event: &'a UsageEvent,
+        ttl: i64,
     }
-    Ok(())
-}
-
-/// The totals of an item alone.
-pub(super) fn read_totals(item: &Item) -> Result<Tally, StoreError> {
-    let mut usage = MonthUsage::default();
-    read_counters(item, &mut usage)?;
-    Ok(usage.totals)
-}
-
-/// The attributes that hold an item's totals, for a projection.
-pub(super) fn totals_projection() -> String {
-    format!("pk, sk, {}", TOTALS.join(", "))
+    let hash = digest(&SHA256, event.client_event_id.as_str().as_bytes());
+    // Half of it, which is enough to tell any number of events apart.
+    let hash = hash.as_ref().first_chunk().map_or(0, |half| u128::from_be_bytes(*half));
+    let hash = format!("{hash:032x}");
+    let item = Remembered { event, ttl: now.plus(REMEMBERED).as_seconds() };
+    let cost = AttributeValue::N(event.cost.to_string());
+    let key = Key::usage_event(organization, &hash);
+    transaction.put_with(Table::Usage, &key, &item, Conflict::Remembered, ("cost", cost))
 }

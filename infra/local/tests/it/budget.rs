@@ -262,6 +262,30 @@ async fn a_look_that_was_cut_off_is_made_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn repeated_batches_and_workers_at_once_tell_each_threshold_once() {
+    let (world, _clock) = World::start_at_noon().await;
+    let (key, _) =
+        world.key_with(json!({ "name": "ci", "scopes": ["read"], "budget": { "total_tokens": 1_000 } })).await;
+    put(&world, json!({ "total_tokens": 1_000 })).await;
+    let now = world.runner.app.clock.now().to_string();
+    let event = |id: usize| {
+        json!({
+            "api_key_id": key, "kind": "input_tokens", "quantity": 10, "occurred_at": now,
+            "client_event_id": id.to_string(),
+        })
+    };
+    let tick = &karta_local::registry::workers(&world.runner.app, &world.runner.gateway)[CHECKS];
+    for from in (0..100).step_by(10) {
+        let body = json!({ "events": (from..from + 10).map(event).collect::<Vec<_>>() });
+        let send = || world.service(Method::POST, "/v1/internal/usage/events").body(body.clone()).send();
+        // Whoever loses a race is asked again.
+        let _outcomes = tokio::join!(send(), send(), tick(), tick(), tick());
+        send().await.expect(202);
+    }
+    assert_eq!(counts(&world).await, [6, 2, 0], "the organization's and the key's");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_subscription_that_ends_and_returns_is_told_of() {
     let (world, _clock) = World::start_at_noon().await;
     let path = format!("/v1/internal/organizations/{}", world.organization_id);

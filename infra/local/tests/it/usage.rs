@@ -3,16 +3,22 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use http::Method;
-use karta_shared::{domain::Entropy, entropy::SeededEntropy};
+use karta_shared::{
+    clock::{Clock, SystemClock},
+    domain::{Entropy, Timestamp},
+    entropy::SeededEntropy,
+};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy, Seen},
     harness::{Reply, World},
+    process::Karta,
 };
 
 const EVENTS: &str = "/v1/internal/usage/events";
@@ -234,14 +240,17 @@ async fn only_who_may_report_usage_does() {
     }
 }
 
-/// What a generator made, by organization-wide total, model and day: input and output tokens.
+/// Input and output tokens by what they were summed over: all, a model, a date, a key, or a key's model or date.
+type Sums = BTreeMap<String, (u64, u64)>;
+
+/// What a generator made, in the month of its clock.
 #[derive(Default)]
 struct Generated {
     events: Vec<Value>,
-    totals: BTreeMap<(String, String), (u64, u64)>,
+    sums: Sums,
 }
 
-fn generate(keys: &[u64], count: usize, seed: u64) -> Generated {
+fn generate(keys: &[u64], count: usize, seed: u64, now: Timestamp) -> Generated {
     let entropy = SeededEntropy::new(seed);
     let mut generated = Generated::default();
     let draw = |below: u64| {
@@ -251,17 +260,18 @@ fn generate(keys: &[u64], count: usize, seed: u64) -> Generated {
     };
     for id in 0..count {
         let key = keys[usize::try_from(draw(keys.len() as u64)).unwrap()];
-        let (day, quantity, model) = (draw(21) + 1, draw(5_000) + 1, format!("model-{}", draw(20)));
+        let (day, quantity, model) = (draw(now.day().into()) + 1, draw(5_000) + 1, format!("model-{}", draw(20)));
         let kind = if draw(2) == 0 { "input_tokens" } else { "output_tokens" };
-        let date = format!("2026-11-{day:02}");
+        let date = format!("{}-{day:02}", now.month());
         generated.events.push(json!({
             "api_key_id": key, "kind": kind, "quantity": quantity, "model": model,
-            "occurred_at": format!("{date}T{:02}:00:00Z", draw(12)), "client_event_id": format!("event-{id}"),
+            "occurred_at": format!("{date}T00:00:00Z"), "client_event_id": format!("event-{id}"),
         }));
-        for (what, name) in [("key", key.to_string()), ("model", model), ("date", date), ("all", String::new())] {
-            let sums = generated.totals.entry((what.to_owned(), name)).or_default();
-            let sum = if kind == "input_tokens" { &mut sums.0 } else { &mut sums.1 };
-            *sum += quantity;
+        for of in ["all".to_owned(), format!("key {key}")] {
+            for part in [of.clone(), format!("{of} {model}"), format!("{of} {date}")] {
+                let sums = generated.sums.entry(part).or_default();
+                *(if kind == "input_tokens" { &mut sums.0 } else { &mut sums.1 }) += quantity;
+            }
         }
     }
     // Some come twice, and none in its order.
@@ -274,20 +284,27 @@ fn generate(keys: &[u64], count: usize, seed: u64) -> Generated {
     generated
 }
 
-async fn assert_told(world: &World, expected: &BTreeMap<(String, String), (u64, u64)>) {
-    let told = usage(world, "").await;
-    let sums = |part: &Value| (part["input_tokens"].as_u64().unwrap(), part["output_tokens"].as_u64().unwrap());
-    let mut found = BTreeMap::from([(("all".to_owned(), String::new()), sums(&told["totals"]))]);
-    for (what, list) in [("model", "by_model"), ("date", "by_day")] {
-        for part in told[list].as_array().unwrap() {
-            found.insert((what.to_owned(), part[what].as_str().unwrap().to_owned()), sums(part));
+/// What `/v1/usage` and `/v1/usage/keys` tell.
+fn told(all: &Value, keys: &Value) -> Sums {
+    let mut sums = Sums::new();
+    let keys = keys["keys"].as_array().unwrap().iter().map(|key| (format!("key {}", key["api_key_id"]), key));
+    for (of, usage) in keys.chain([("all".to_owned(), all)]) {
+        let tokens = |part: &Value| (part["input_tokens"].as_u64().unwrap(), part["output_tokens"].as_u64().unwrap());
+        if usage["totals"]["total_tokens"] != 0 {
+            sums.insert(of.clone(), tokens(&usage["totals"]));
+        }
+        for (name, list) in [("model", "by_model"), ("date", "by_day")] {
+            for part in usage[list].as_array().unwrap() {
+                sums.insert(format!("{of} {}", part[name].as_str().unwrap()), tokens(part));
+            }
         }
     }
+    sums
+}
+
+async fn assert_told(world: &World, expected: &Sums) {
     let keys = world.get("/v1/usage/keys?limit=100").send().await.expect(200);
-    for key in keys["keys"].as_array().unwrap().iter().filter(|key| key["totals"]["total_tokens"] != 0) {
-        found.insert(("key".to_owned(), key["api_key_id"].to_string()), sums(&key["totals"]));
-    }
-    assert_eq!(&found, expected);
+    assert_eq!(&told(&usage(world, "").await, &keys), expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -297,7 +314,7 @@ async fn overlapping_batches_from_eight_writers_end_in_the_exact_sums() {
     for _ in 0..4 {
         keys.push(world.key(&["read"]).await.0);
     }
-    let generated = Arc::new(generate(&keys, 3_000, 1));
+    let generated = Arc::new(generate(&keys, 3_000, 1, world.runner.app.clock.now()));
     let world = Arc::new(world);
     let mut writers = JoinSet::new();
     for writer in 0..8 {
@@ -313,30 +330,123 @@ async fn overlapping_batches_from_eight_writers_end_in_the_exact_sums() {
         });
     }
     writers.join_all().await;
-    assert_told(&world, &generated.totals).await;
+    assert_told(&world, &generated.sums).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_was_cut_off_anywhere_counts_once_when_it_is_sent_again() {
-    for fault in
-        [Fault::Throttle, Fault::Close, Fault::DropAnswer, Fault::Cancel { code: "TransactionConflict", at: 3 }]
-    {
-        // The writes of the batch, from none to all of them, go through before the fault begins.
-        for through in 0..4 {
-            let (world, proxy) = FaultProxy::start().await;
-            let now = world.runner.app.clock.now().to_string();
-            let key = key_of(&world).await;
-            let events: Vec<_> =
-                (0..300).map(|id| with(event(key, &id.to_string()), json!({ "occurred_at": now }))).collect();
-            proxy.fail_after("TransactWriteItems", through, ALWAYS, fault);
-            let cut = report(&world, &events).await;
-            assert!([202, 503].contains(&cut.status.as_u16()), "{fault:?} after {through}: {}", cut.text);
-            proxy.heal();
-            let again = report(&world, &events).await.expect(202);
-            assert_eq!(again["accepted"].as_u64().unwrap() + again["duplicates"].as_u64().unwrap(), 300);
-            assert_eq!(usage(&world, "").await["totals"]["input_tokens"], 3_000, "{fault:?} after {through}");
-        }
+async fn what_eight_writers_replay_through_faults_ends_in_the_exact_sums() {
+    let (world, proxy) = FaultProxy::start().await;
+    let mut keys = vec![key_of(&world).await];
+    for _ in 0..4 {
+        keys.push(world.key(&["read"]).await.0);
     }
+    let Generated { events, sums } = generate(&keys, 4_000, 2, world.runner.app.clock.now());
+    for turn in 0..20 {
+        proxy.fail_after("TransactWriteItems", 2, 1, Fault::Cancel { code: "TransactionConflict", at: turn });
+        proxy.fail_after("TransactWriteItems", 2, 1, Fault::DropAnswer);
+        // More than the SDK tries again.
+        proxy.fail_after("TransactWriteItems", 2, if turn % 5 == 0 { 16 } else { 0 }, Fault::DropAnswer);
+    }
+    let (world, mut writers) = (Arc::new(world), JoinSet::new());
+    for events in events.chunks(events.len().div_ceil(8)) {
+        let (world, events) = (Arc::clone(&world), events.to_vec());
+        writers.spawn(async move {
+            for batch in events.chunks(200) {
+                while report(&world, batch).await.status != 202 {}
+            }
+        });
+    }
+    writers.join_all().await;
+    proxy.heal();
+    assert_told(&world, &sums).await;
+}
+
+/// Sends one batch again and again, and each time ends it at the next of its writes, until none is left. Holds what is told against what was sent.
+async fn cut_off_at_every_write(fault: Fault) {
+    let (world, proxy) = FaultProxy::start().await;
+    let now = world.runner.app.clock.now();
+    let keys = [key_of(&world).await, world.key(&["read"]).await.0, world.key(&["read"]).await.0];
+    let mut months = BTreeMap::<_, u64>::new();
+    let mut events = Vec::new();
+    for id in 0..500 {
+        let occurred_at = now.minus(Duration::from_hours(24 * 30 * (id as u64 % 4)));
+        let changes = json!({ "occurred_at": occurred_at.to_string(), "model": format!("model-{}", id % 7) });
+        events.push(with(event(keys[id % 3], &id.to_string()), changes));
+        *months.entry(occurred_at.month()).or_default() += 10;
+    }
+    let mut cuts = 0;
+    loop {
+        proxy.fail_after("TransactWriteItems", cuts, ALWAYS, fault);
+        let answer = report(&world, &events).await;
+        proxy.heal();
+        if answer.status == 202 {
+            break;
+        }
+        assert_eq!(answer.status, 503, "{fault:?}: {}", answer.text);
+        cuts += 1;
+    }
+    assert!(cuts > 5, "{fault:?}: {cuts}");
+    for (month, tokens) in months {
+        let told = usage(&world, &format!("?period={month}")).await;
+        let by_model = told["by_model"].as_array().unwrap().iter().map(|part| part["input_tokens"].as_u64().unwrap());
+        assert_eq!((&told["totals"]["input_tokens"], by_model.sum()), (&json!(tokens), tokens), "{fault:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_is_cut_off_before_every_write_counts_once() {
+    cut_off_at_every_write(Fault::Close).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_is_cut_off_after_every_write_counts_once() {
+    cut_off_at_every_write(Fault::DropAnswer).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_a_throttle_or_a_conflict_cuts_off_at_every_write_counts_once() {
+    cut_off_at_every_write(Fault::Throttle).await;
+    cut_off_at_every_write(Fault::Cancel { code: "TransactionConflict", at: 3 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_killed_among_batches_counts_each_event_once_when_they_are_sent_again() {
+    const KILLS: u64 = 12;
+    let folder = tempfile::tempdir().unwrap();
+    let start = || Karta::start(&["--data-dir", folder.path().to_str().unwrap()]);
+    let mut karta = start();
+    let (admin, service) = (karta.says("api_key").to_owned(), karta.says("service_token").to_owned());
+    let (_, caller) = karta.request(Method::GET, "/v1/whoami", &admin, &Value::Null).await;
+    let generated = generate(&[caller["api_key_id"].as_u64().unwrap()], 1_200, 3, SystemClock.now());
+    let mut unsent = generated.events.chunks(40).map(<[Value]>::to_vec);
+    let (mut waiting, mut cut) = (Vec::new(), 0);
+    for kill in 0..KILLS {
+        waiting.extend(unsent.by_ref().take(3));
+        let mut senders = JoinSet::new();
+        for batch in waiting.drain(..) {
+            let request = reqwest::Client::new().post(format!("{}{EVENTS}", karta.says("base_url")));
+            let request = request.bearer_auth(&service).body(json!({ "events": batch }).to_string());
+            senders.spawn(async move {
+                let taken = request.send().await.is_ok_and(|answer| answer.status() == 202);
+                (!taken).then_some(batch)
+            });
+        }
+        // From before the first write to after the last one.
+        tokio::time::sleep(Duration::from_millis(kill * 37 % 12 * 25)).await;
+        drop(karta);
+        waiting.extend(senders.join_all().await.into_iter().flatten());
+        cut += usize::from(!waiting.is_empty());
+        karta = start();
+    }
+    assert!(cut > 2, "the kills came among the batches");
+    for batch in waiting.into_iter().chain(unsent) {
+        let body = json!({ "events": batch });
+        while karta.request(Method::POST, EVENTS, &service, &body).await.0 != 202 {}
+    }
+    let month = SystemClock.now().month();
+    let read =
+        async |path: &str| karta.request(Method::GET, &format!("{path}?period={month}"), &admin, &Value::Null).await.1;
+    assert_eq!(told(&read("/v1/usage").await, &read("/v1/usage/keys").await), generated.sums);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -412,4 +522,6 @@ async fn a_summary_reads_few_items_whatever_was_counted() {
     let read: BTreeSet<_> = proxy.seen().iter().flat_map(Seen::partitions).collect();
     let of_usage = read.iter().filter(|partition| !partition.starts_with("KEY#"));
     assert!(of_usage.count() <= 4, "{read:?}");
+    let items: usize = proxy.seen().iter().map(|request| request.partitions().len()).sum();
+    assert!(items <= 20, "{items}");
 }
