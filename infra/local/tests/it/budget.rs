@@ -2,7 +2,7 @@
 
 use http::Method;
 use karta_shared::{
-    domain::Id,
+    domain::{Id, Tally, UsageKind},
     store::Due,
     worker::{Wake, Worker},
 };
@@ -296,52 +296,148 @@ async fn a_subscription_that_ends_and_returns_is_told_of() {
     }
 }
 
+const CAPS: [&str; 4] = ["input_tokens", "output_tokens", "total_tokens", "cost_cents"];
+const MODELS: [&str; 5] = ["gpt-4o", "gpt-4o-mini", "claude-haiku-4", "claude-sonnet-4", "no-price"];
+
+/// A budget of one cap, or of none.
+type Capped = (usize, Option<u64>);
+
+fn budget((kind, cap): Capped) -> Value {
+    // A cent or so is spent for a thousand tokens.
+    json!({ CAPS[kind]: cap.map(|cap| if CAPS[kind] == "cost_cents" { cap / 1_000 } else { cap }) })
+}
+
 /// One step of an organization's life.
 #[derive(Debug, Clone)]
 enum Step {
-    Spend(u64),
-    OrganizationCap(Option<u64>),
-    KeyCap(Option<u64>),
-    Rotate,
+    /// Events by a key, old or new, that use this many tokens, input or output, of a model. They are sent twice.
+    Batch(Vec<(prop::sample::Index, u64, bool, usize)>),
+    OrganizationCap(Capped),
+    /// Of the newest key of a line.
+    KeyCap(usize, Capped),
+    Rotate(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let cap = || proptest::option::of(0..60_u64);
+    let cap = || (0..CAPS.len(), proptest::option::of(0..40_000_u64));
+    let event = (any::<prop::sample::Index>(), 1..10_000_u64, any::<bool>(), 0..MODELS.len());
     prop_oneof![
-        (1..20_u64).prop_map(Step::Spend),
-        cap().prop_map(Step::OrganizationCap),
-        cap().prop_map(Step::KeyCap),
-        Just(Step::Rotate),
+        3 => proptest::collection::vec(event, 1..5).prop_map(Step::Batch),
+        2 => cap().prop_map(Step::OrganizationCap),
+        2 => (0..2_usize, cap()).prop_map(|(line, cap)| Step::KeyCap(line, cap)),
+        1 => (0..2_usize).prop_map(Step::Rotate),
     ]
 }
 
+/// An organization with two lines of keys, and what was really reported of it.
+struct Life {
+    world: World,
+    /// Id, token, line.
+    keys: Vec<(u64, String, usize)>,
+    newest: [u64; 2],
+    used: [Tally; 2],
+    sent: usize,
+}
+
+impl Life {
+    async fn start() -> Self {
+        let (world, _clock) = World::start_at_noon().await;
+        let (mut keys, mut newest) = (Vec::new(), [0; 2]);
+        for (line, newest) in newest.iter_mut().enumerate() {
+            let (key, token) = world.key(&["read"]).await;
+            *newest = key;
+            keys.push((key, token, line));
+        }
+        Self { world, keys, newest, used: Default::default(), sent: 0 }
+    }
+
+    async fn take(&mut self, step: Step) {
+        match step {
+            Step::Batch(events) => self.report(events).await,
+            Step::OrganizationCap(cap) => drop(put(&self.world, budget(cap)).await),
+            Step::KeyCap(line, cap) => {
+                let path = format!("/v1/api_keys/{}", self.newest[line]);
+                self.world.patch(&path, json!({ "budget": budget(cap) })).send().await.expect(200);
+            }
+            Step::Rotate(line) => {
+                let path = format!("/v1/api_keys/{}/rotate", self.newest[line]);
+                let rotated = self.world.post(&path, json!({})).send().await.expect(201);
+                self.newest[line] = rotated["api_key"]["id"].as_u64().unwrap();
+                self.keys.push((self.newest[line], rotated["secret"].as_str().unwrap().to_owned(), line));
+            }
+        }
+    }
+
+    async fn report(&mut self, events: Vec<(prop::sample::Index, u64, bool, usize)>) {
+        let now = self.world.runner.app.clock.now().to_string();
+        let mut reported = Vec::new();
+        for (key, quantity, is_input, model) in events {
+            let (key, _, line) = *key.get(&self.keys);
+            let kind = if is_input { UsageKind::InputTokens } else { UsageKind::OutputTokens };
+            let tally = &mut self.used[line];
+            *(if is_input { &mut tally.input_tokens } else { &mut tally.output_tokens }) += u128::from(quantity);
+            let price = self.world.runner.app.prices.price(MODELS[model]);
+            tally.cost += price.map_or(0, |price| price.cost(kind, quantity.try_into().unwrap()));
+            self.sent += 1;
+            reported.push(json!({
+                "api_key_id": key, "kind": kind, "quantity": quantity, "model": MODELS[model], "occurred_at": now,
+                "client_event_id": self.sent.to_string(),
+            }));
+        }
+        for accepted in [reported.len(), 0] {
+            let body = json!({ "events": reported });
+            let send = self.world.service(Method::POST, "/v1/internal/usage/events").body(body).send();
+            assert_eq!(send.await.expect(202)["accepted"], accepted);
+        }
+    }
+
+    /// What is told is what was reported, and every key's verdict follows from what is told and from the caps that are shown.
+    async fn check(&self) {
+        let read = async |path: &str| self.world.get(path).send().await.expect(200);
+        let organization = read("/v1/usage").await;
+        let [first, second] = &self.used;
+        let both = Tally {
+            input_tokens: first.input_tokens + second.input_tokens,
+            output_tokens: first.output_tokens + second.output_tokens,
+            cost: first.cost + second.cost,
+        };
+        assert_eq!(organization["totals"], shown(&both));
+        let may_spend = is_within(&read("/v1/budget").await["budget"], &organization["totals"]);
+        assert_eq!(organization["budget"]["ok"], may_spend);
+        let lines = read("/v1/usage/keys").await;
+        for (key, token, line) in &self.keys {
+            let newest = |usage: &&Value| usage["api_key_id"] == self.newest[*line];
+            let usage = lines["keys"].as_array().unwrap().iter().find(newest).unwrap();
+            assert_eq!(usage["totals"], shown(&self.used[*line]));
+            let own = read(&format!("/v1/api_keys/{key}")).await["api_key"]["budget"].take();
+            let ok = may_spend && is_within(&own, &usage["totals"]);
+            let (told, reason) = verdict(&self.world, token).await;
+            assert_eq!((told, reason.is_null()), (ok, ok), "{own} {usage} {organization}");
+        }
+    }
+}
+
+fn shown(tally: &Tally) -> Value {
+    let number = |number: u128| u64::try_from(number).unwrap();
+    json!({
+        "input_tokens": number(tally.input_tokens), "output_tokens": number(tally.output_tokens),
+        "total_tokens": number(tally.total_tokens()), "cost_cents": number(tally.cost_cents()),
+    })
+}
+
+fn is_within(budget: &Value, totals: &Value) -> bool {
+    CAPS.iter().all(|kind| budget[kind].as_u64().is_none_or(|cap| totals[kind].as_u64().unwrap() < cap))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
     #[test]
-    fn the_verdict_never_disagrees_with_what_usage_tells(steps in proptest::collection::vec(step(), 1..12)) {
+    fn the_verdict_never_disagrees_with_what_was_reported(steps in proptest::collection::vec(step(), 1..16)) {
         tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
-            let (world, _clock) = World::start_at_noon().await;
-            let (mut key, mut token) = world.key(&["read"]).await;
+            let mut life = Life::start().await;
             for step in steps {
-                match step {
-                    Step::Spend(tokens) => spend(&world, key, tokens).await,
-                    Step::OrganizationCap(cap) => drop(put(&world, json!({ "total_tokens": cap })).await),
-                    Step::KeyCap(cap) => {
-                        let budget = json!({ "budget": { "total_tokens": cap } });
-                        world.patch(&format!("/v1/api_keys/{key}"), budget).send().await.expect(200);
-                    }
-                    Step::Rotate => {
-                        let path = format!("/v1/api_keys/{key}/rotate");
-                        let rotated = world.post(&path, json!({})).send().await.expect(201);
-                        key = rotated["api_key"]["id"].as_u64().unwrap();
-                        token = rotated["secret"].as_str().unwrap().to_owned();
-                    }
-                }
-                let organization = world.get("/v1/usage").send().await.expect(200)["budget"].take();
-                let keys = world.get("/v1/usage/keys").send().await.expect(200)["keys"].take();
-                let own = keys.as_array().unwrap().iter().find(|usage| usage["api_key_id"] == key).unwrap();
-                let both = organization["ok"] == true && own["budget"]["ok"] == true;
-                assert_eq!(verdict(&world, &token).await.0, both);
+                life.take(step).await;
+                life.check().await;
             }
         });
     }

@@ -334,6 +334,41 @@ async fn overlapping_batches_from_eight_writers_end_in_the_exact_sums() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_batch_over_many_keys_models_and_months_is_counted_where_it_belongs() {
+    let (world, _clock) = World::start_at_noon().await;
+    let mut keys = Vec::new();
+    for _ in 0..25 {
+        keys.push(world.key(&["read"]).await.0);
+    }
+    let now = world.runner.app.clock.now();
+    let mut months = BTreeMap::<_, Sums>::new();
+    let mut events = Vec::new();
+    for id in 0..2_000_u64 {
+        // Most of it in one month: there the keys have more models than stand inline, and in other items than one.
+        let days = if id % 4 == 0 { id % 400 } else { id % 20 };
+        let (at, model) = (now.minus(Duration::from_hours(24 * days)), format!("model-{}", id * 7 % 150));
+        let key = keys[usize::try_from(id / 3 % 25).unwrap()];
+        events.push(with(event(key, &id.to_string()), json!({ "occurred_at": at.to_string(), "model": model })));
+        for of in ["all".to_owned(), format!("key {key}")] {
+            let date = at.to_string()[..10].to_owned();
+            for part in [of.clone(), format!("{of} {model}"), format!("{of} {date}")] {
+                months.entry(at.month()).or_default().entry(part).or_default().0 += 10;
+            }
+        }
+    }
+    // What is new to a month is introduced by whoever comes first.
+    let [first, second] = [0, 1].map(|half| events.iter().skip(half).step_by(2).cloned().collect::<Vec<_>>());
+    let (first, second) = tokio::join!(report(&world, &first), report(&world, &second));
+    for answer in [first, second] {
+        assert_eq!(answer.expect(202)["accepted"], 1_000);
+    }
+    for (month, sums) in months {
+        let lines = world.get(&format!("/v1/usage/keys?period={month}&limit=100")).send().await.expect(200);
+        assert_eq!(told(&usage(&world, &format!("?period={month}")).await, &lines), sums, "{month}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_eight_writers_replay_through_faults_ends_in_the_exact_sums() {
     let (world, proxy) = FaultProxy::start().await;
     let mut keys = vec![key_of(&world).await];
@@ -388,8 +423,14 @@ async fn cut_off_at_every_write(fault: Fault) {
     assert!(cuts > 5, "{fault:?}: {cuts}");
     for (month, tokens) in months {
         let told = usage(&world, &format!("?period={month}")).await;
-        let by_model = told["by_model"].as_array().unwrap().iter().map(|part| part["input_tokens"].as_u64().unwrap());
-        assert_eq!((&told["totals"]["input_tokens"], by_model.sum()), (&json!(tokens), tokens), "{fault:?}");
+        let lines = world.get(&format!("/v1/usage/keys?period={month}")).send().await.expect(200);
+        let input = |part: &Value| part["input_tokens"].as_u64().unwrap();
+        let of_keys = || lines["keys"].as_array().unwrap().iter();
+        let parts = |usage: &Value, list: &str| usage[list].as_array().unwrap().iter().map(input).sum::<u64>();
+        let by_key = of_keys().map(|key| input(&key["totals"])).sum();
+        let [by_model, by_day] = ["by_model", "by_day"].map(|list| of_keys().map(|key| parts(key, list)).sum());
+        let sums = [parts(&told, "by_model"), parts(&told, "by_day"), by_key, by_model, by_day];
+        assert_eq!((input(&told["totals"]), sums), (tokens, [tokens; 5]), "{fault:?}");
     }
 }
 
