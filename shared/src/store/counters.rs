@@ -28,8 +28,8 @@ const NUMBER_OF_OTHER: usize = 1;
 const MODELS_PER_ITEM: usize = 27;
 /// Into how many items the models of a month fit.
 pub(super) const ITEMS_OF_MODELS: usize = (MODELS_AT_MOST + ALWAYS.len()).div_ceil(MODELS_PER_ITEM);
-/// How many models a line of keys counts in the item of its totals and days: beside 31 days that is a kilobyte.
-const MODELS_INLINE: usize = 3;
+/// How many models a line of keys counts in the item of its totals and days: beside 31 days of 10^9 tokens that is a kilobyte.
+const MODELS_INLINE: usize = 2;
 /// The attribute that lists a month's models.
 const MODELS: &str = "models";
 /// The attribute of a line's month that names its further items.
@@ -275,10 +275,10 @@ mod tests {
     #[test]
     fn a_line_counts_its_first_models_inline_and_keeps_them_there() {
         let item = Item::from(
-            ["i1", "c1", "o5", "i", "I3", "pk", "sk"].map(|name| (name.to_owned(), AttributeValue::N("1".to_owned()))),
+            ["i1", "c1", "i", "I3", "pk", "sk"].map(|name| (name.to_owned(), AttributeValue::N("1".to_owned()))),
         );
         let mut inline = Inline::read(&item);
-        assert_eq!([5, 7, 8, 1, 7].map(|number| inline.takes(number)), [true, true, false, true, true]);
+        assert_eq!([7, 8, 1, 7].map(|number| inline.takes(number)), [true, false, true, true]);
     }
 
     #[test]

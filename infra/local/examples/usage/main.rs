@@ -56,10 +56,9 @@ async fn costs() -> Result<()> {
         let goal = if goal > 0.0 { format!("{goal}") } else { String::new() };
         report(&format!("units an event: {name}"), &format!("{units:.2} in {transactions} transactions"), &goal)
     };
-    // Counters of 10^10 tokens and 10^16 nano-cents.
-    let fill = async |name: &str, count: usize, of: &dyn Fn(usize) -> Used| {
+    let fill = async |name: &str, quantity: u64, count: usize, of: &dyn Fn(usize) -> Used| {
         for kind in ["input_tokens", "output_tokens"] {
-            let event = |at| of(at).event(kind, 12_345_678_901, &format!("{name} {kind} {at}"));
+            let event = |at| of(at).event(kind, quantity, &format!("{name} {kind} {at}"));
             for events in (0..count).map(event).collect::<Vec<_>>().chunks(1_000) {
                 plane.report(batch(events)).await?;
             }
@@ -74,7 +73,7 @@ async fn costs() -> Result<()> {
     cost("1,000 of a key, a month, 20 models", 6.0, 1_000, &|at| used(key, at % 20, 1, at)).await?;
     cost("100 of 10 keys, 20 days, 20 models", 6.0, 100, &|at| used(keys[at * 7 % 10], at * 11 % 20, 0, at)).await?;
     cost("100 of 100 keys, 100 days, 100 models", 6.0, 100, &|at| used(keys[at], model(at), at, at / 13)).await?;
-    fill("months", 2_600, &|at| used(key, at / 13, at, at / 13)).await?;
+    fill("months", 12_345_678_901, 2_600, &|at| used(key, at / 13, at, at / 13)).await?;
     report("from here on, 13 months full of 200 models and all days", "", "")?;
     cost("1,000 of a key, a day, 3 models in the full month", 2.5, 1_000, &|at| used(keys[99], at % 3, 0, 0)).await?;
     cost("1,000 of a key, a day, 200 models", 6.0, 1_000, &|at| used(key, model(at), 0, 0)).await?;
@@ -84,14 +83,15 @@ async fn costs() -> Result<()> {
     cost("100 of 100 keys, a day, 100 models", 6.0, 100, &|at| used(keys[200 + at], model(at), 0, 0)).await?;
     cost("100 of 100 keys, 100 days, 100 models, full", 6.0, 100, &|at| used(keys[300 + at], model(at), at, at / 13))
         .await?;
-    fill("three", 9_300, &|at| used(keys[600 + at % 100], at / 100 % 3, 1, at / 100)).await?;
-    cost("100 of 100 keys that used 3 models on all days", 6.0, 100, &|at| used(keys[600 + at], at % 3, 1, at)).await?;
-    fill("keys", 20_000, &|at| used(keys[400 + at % 100], at / 100, 1, at / 100)).await?;
+    fill("two", 1_234_567_891, 6_200, &|at| used(keys[600 + at % 100], at / 100 % 2, 1, at / 100)).await?;
+    cost("100 of 100 keys that used 2 models on all days", 6.0, 100, &|at| used(keys[600 + at], at % 2, 1, at)).await?;
+    cost("100 of the same keys, another model", 6.0, 100, &|at| used(keys[600 + at], model(at) | 2, 1, at)).await?;
+    fill("keys", 1_234_567_891, 20_000, &|at| used(keys[400 + at % 100], at / 100, 1, at / 100)).await?;
     report("from here on, keys that used 200 models each on all days of the month", "", "")?;
     cost("1,000 of 100 keys, a month, 200 models", 6.0, 1_000, &|at| used(keys[400 + at % 100], model(at / 2), 1, at))
         .await?;
     cost("100 of 100 keys, a month, 100 models", 6.0, 100, &|at| used(keys[400 + at], model(at), 1, at)).await?;
-    fill("both", 20_000, &|at| used(keys[500 + at % 100], at / 100, at, at / 100)).await?;
+    fill("both", 1_234_567_891, 20_000, &|at| used(keys[500 + at % 100], at / 100, at % 100, at / 100)).await?;
     cost("100 of 100 keys, 13 months, 100 models", 6.0, 100, &|at| used(keys[500 + at], model(at), at, at / 13))
         .await?;
 

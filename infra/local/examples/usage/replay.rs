@@ -1,7 +1,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
-use karta_shared::{domain::Entropy, entropy::SeededEntropy};
+use karta_shared::{
+    domain::{Entropy, Quantity, Tally, UsageKind},
+    entropy::SeededEntropy,
+};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -13,8 +16,8 @@ use crate::{
 const WRITERS: usize = 8;
 const BATCH: usize = 500;
 
-/// Input and output tokens by what they were summed over: a model, a day, a key, or all.
-type Sums = BTreeMap<(&'static str, String), (u64, u64)>;
+/// What was used by what it was summed over: all, a model, a date, a key, or a key's model or date.
+type Sums = BTreeMap<String, Tally>;
 
 /// Sends generated events, 30 % of them twice, shuffled, from eight writers through a troubled wire. What the month then tells must be what was
 /// generated, to the token. Says how many times a batch had to be sent again.
@@ -46,7 +49,7 @@ pub(crate) async fn replay(count: usize) -> Result<usize> {
         times += writer??;
     }
     wire.trouble(false);
-    ensure!(told(&plane).await? == generated, "what is told is not what was generated");
+    compare(&plane, &generated).await?;
     Ok(times - sent)
 }
 
@@ -61,15 +64,20 @@ fn generate(plane: &Plane, keys: &[u64], count: usize) -> Result<(Vec<Value>, Su
     let (month, today) = (now.get(..7).context("no month")?, now.get(8..10).context("no day")?.parse()?);
     for id in 0..count {
         let (key, model, day) = (keys[draw(keys.len())], draw(20), draw(today) + 1);
-        let (quantity, input) = (draw(5_000) as u64 + 1, draw(2) == 0);
-        let (model, date) = (format!("model-{model}"), format!("{month}-{day:02}"));
+        let (quantity, input) = (Quantity::try_from(draw(5_000) as u64 + 1)?, draw(2) == 0);
+        let kind = if input { UsageKind::InputTokens } else { UsageKind::OutputTokens };
+        let (model, date) = (format!("gpt-4o-mini-{model}"), format!("{month}-{day:02}"));
         events.push(json!({
-            "api_key_id": key, "kind": if input { "input_tokens" } else { "output_tokens" }, "quantity": quantity,
-            "model": model, "occurred_at": format!("{date}T00:00:00Z"), "client_event_id": format!("event-{id}"),
+            "api_key_id": key, "kind": kind, "quantity": quantity, "model": model,
+            "occurred_at": format!("{date}T00:00:00Z"), "client_event_id": format!("event-{id}"),
         }));
-        for part in [("model", model), ("date", date), ("api_key_id", key.to_string()), ("all", String::new())] {
-            let sum = sums.entry(part).or_default();
-            *(if input { &mut sum.0 } else { &mut sum.1 }) += quantity;
+        let price = plane.runner.app.prices.price(&model).context("no price")?;
+        for of in ["all".to_owned(), format!("key {key}")] {
+            for part in [of.clone(), format!("{of} {model}"), format!("{of} {date}")] {
+                let sum = sums.entry(part).or_default();
+                *(if input { &mut sum.input_tokens } else { &mut sum.output_tokens }) += u128::from(quantity.get());
+                sum.cost += price.cost(kind, quantity);
+            }
         }
     }
     events.extend_from_within(..count * 3 / 10);
@@ -79,19 +87,26 @@ fn generate(plane: &Plane, keys: &[u64], count: usize) -> Result<(Vec<Value>, Su
     Ok((events, sums))
 }
 
-async fn told(plane: &Plane) -> Result<Sums> {
-    let tokens =
-        |part: &Value| (part["input_tokens"].as_u64().unwrap_or(0), part["output_tokens"].as_u64().unwrap_or(0));
-    let month = plane.get("/v1/usage").await?;
-    let mut sums = Sums::from([(("all", String::new()), tokens(&month["totals"]))]);
-    for (name, list) in [("model", "by_model"), ("date", "by_day")] {
-        for part in month[list].as_array().into_iter().flatten() {
-            sums.insert((name, part[name].as_str().unwrap_or_default().to_owned()), tokens(part));
+/// What is told must be what was generated: tokens, and cost in cents, which are rounded up.
+async fn compare(plane: &Plane, generated: &Sums) -> Result<()> {
+    let (all, keys) = (plane.get("/v1/usage").await?, plane.get("/v1/usage/keys?limit=100").await?);
+    let keys = keys["keys"].as_array().into_iter().flatten().map(|key| (format!("key {}", key["api_key_id"]), key));
+    let mut told = BTreeMap::new();
+    for (of, usage) in keys.chain([("all".to_owned(), &all)]) {
+        let parts = [("model", "by_model"), ("date", "by_day")].into_iter().flat_map(|(name, list)| {
+            let parts = usage[list].as_array().into_iter().flatten();
+            parts.map(move |part| (format!(" {}", part[name].as_str().unwrap_or_default()), part))
+        });
+        for (part, tally) in parts.chain([(String::new(), &usage["totals"])]) {
+            let [input, output, cents] = ["input_tokens", "output_tokens", "cost_cents"].map(|sum| tally[sum].as_u64());
+            if (input, output) != (Some(0), Some(0)) {
+                told.insert(format!("{of}{part}"), [input, output, cents].map(|sum| sum.map(u128::from)));
+            }
         }
     }
-    let keys = plane.get("/v1/usage/keys?limit=100").await?;
-    for key in keys["keys"].as_array().into_iter().flatten().filter(|key| key["totals"]["total_tokens"] != 0) {
-        sums.insert(("api_key_id", key["api_key_id"].to_string()), tokens(&key["totals"]));
-    }
-    Ok(sums)
+    let expected = generated
+        .iter()
+        .map(|(part, tally)| (part.clone(), [tally.input_tokens, tally.output_tokens, tally.cost_cents()].map(Some)));
+    ensure!(told == expected.collect(), "what is told is not what was generated");
+    Ok(())
 }

@@ -55,7 +55,8 @@ impl Wire {
         self.counted.lock().map(|mut counted| std::mem::take(&mut *counted)).unwrap_or_default()
     }
 
-    /// From here on, of every hundred transactions ten meet another one, ten lose their answers, and eight in a row do so until nobody tries on.
+    /// From here on, of every hundred transactions ten meet another one, ten are throttled, ten lose their answers, and sixteen in a row do so
+    /// until nobody tries on.
     pub(crate) fn trouble(&self, faulty: bool) {
         self.faulty.store(faulty, Ordering::Relaxed);
     }
@@ -88,13 +89,12 @@ async fn pass(State((wire, store)): State<(Arc<Wire>, String)>, mut headers: Hea
     let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
     let mut asked: Value = serde_json::from_slice(&body).unwrap_or_default();
     let writes = operation == "TransactWriteItems";
-    let turn = if writes && wire.faulty.load(Ordering::Relaxed) {
-        wire.transactions.fetch_add(1, Ordering::Relaxed) % 100
-    } else {
-        usize::MAX
-    };
-    if turn % 10 == 3 {
-        return crossed(&asked);
+    let turn = (writes && wire.faulty.load(Ordering::Relaxed))
+        .then(|| wire.transactions.fetch_add(1, Ordering::Relaxed) % 100);
+    match turn.map(|turn| turn % 10) {
+        Some(3) => return crossed(&asked),
+        Some(5) => return throttled(),
+        _ => {}
     }
     if writes {
         asked["ReturnConsumedCapacity"] = json!("TOTAL");
@@ -107,7 +107,7 @@ async fn pass(State((wire, store)): State<(Arc<Wire>, String)>, mut headers: Hea
     if status.is_success() {
         wire.count(&operation, &asked, &serde_json::from_slice(&answer).unwrap_or_default());
     }
-    if turn % 10 == 7 || (20..28).contains(&turn) {
+    if turn.is_some_and(|turn| turn % 10 == 7 || (20..36).contains(&turn)) {
         return with_status(StatusCode::INTERNAL_SERVER_ERROR);
     }
     let mut response = with_status(status);
@@ -123,6 +123,14 @@ fn crossed(asked: &Value) -> Response {
         "__type": "com.amazonaws.dynamodb.v20120810#TransactionCanceledException",
         "CancellationReasons": reasons.collect::<Vec<_>>(),
     });
+    refused(&body)
+}
+
+fn throttled() -> Response {
+    refused(&json!({ "__type": "com.amazonaws.dynamodb.v20120810#ProvisionedThroughputExceededException" }))
+}
+
+fn refused(body: &Value) -> Response {
     let mut response = with_status(StatusCode::BAD_REQUEST);
     *response.body_mut() = Body::from(body.to_string());
     response
