@@ -10,7 +10,7 @@ use crate::{
     config::{self, Config, SecretSource, Secrets},
     domain::{Entropy, InternalGuard, PriceTable, Reach},
     entropy::OsEntropy,
-    store::Store,
+    store::{Crossed, Store},
 };
 
 /// The parts that handlers work with; cheap to clone. In a Lambda there is one for the life of the process.
@@ -39,7 +39,7 @@ impl App {
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
     ) -> Self {
-        let mut dynamodb = aws_sdk_dynamodb::config::Builder::from(sdk);
+        let mut dynamodb = aws_sdk_dynamodb::config::Builder::from(sdk).retry_classifier(Crossed);
         if let Some(endpoint) = sdk.endpoint_url() {
             // The SDK's budget of retries is one per process: a store that fails must not use up another one's.
             dynamodb = dynamodb.retry_partition(RetryPartition::new(endpoint.to_owned()));

@@ -18,6 +18,7 @@ mod canonical;
 mod chain;
 mod counters;
 mod credentials;
+mod crossed;
 mod deliveries;
 mod error;
 mod idempotency;
@@ -45,6 +46,7 @@ pub use self::{
     budgets::{BudgetCheck, BudgetSubject, OrganizationBudget},
     chain::{Sweep, UnchainedEvents, WaitingEvents},
     credentials::{Credential, Digest},
+    crossed::Crossed,
     deliveries::{DELIVERIES_KEPT, DueDeliveries, Lease, Recovery, Settled, Settlement, Waiting},
     error::StoreError,
     idempotency::IdempotencyRecord,

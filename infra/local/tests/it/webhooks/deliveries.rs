@@ -336,3 +336,16 @@ async fn what_cannot_be_written_down_is_sent_again() {
     assert_eq!(received[1].header("webhook-id"), received[2].header("webhook-id"));
     assert_eq!(statuses(&deliveries(world, id).await), [("succeeded", 1), ("succeeded", 1)]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_crosses_a_lease_costs_a_repeat_and_no_more() {
+    let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
+    let (world, proxy) = FaultProxy::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>)).await;
+    let post = Post::of(world, Duration::ZERO);
+    let receiver = Receiver::start().await;
+    endpoint(&post.world, &receiver.url, &["*"]).await;
+    announce(&post.world, 1).await;
+    proxy.fail("UpdateItem", 2, Fault::Exception("TransactionConflictException"));
+    post.deliver().await;
+    assert_eq!(receiver.received().len(), 1);
+}

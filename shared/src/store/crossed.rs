@@ -1,0 +1,32 @@
+use aws_sdk_dynamodb::{
+    config::{
+        interceptors::InterceptorContext,
+        retry::{ClassifyRetry, RetryAction},
+    },
+    error::ProvideErrorMetadata,
+    operation::{delete_item::DeleteItemError, put_item::PutItemError, update_item::UpdateItemError},
+};
+
+/// Has a write of one item that a transaction crossed sent again: the SDK by itself gives up.
+#[derive(Debug)]
+pub struct Crossed;
+
+impl ClassifyRetry for Crossed {
+    fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
+        let error = context.output_or_error().and_then(Result::err).and_then(|error| error.as_operation_error());
+        let code = error.and_then(|error| {
+            let update = error.downcast_ref::<UpdateItemError>().map(ProvideErrorMetadata::code);
+            let delete = || error.downcast_ref::<DeleteItemError>().map(ProvideErrorMetadata::code);
+            let put = || error.downcast_ref::<PutItemError>().map(ProvideErrorMetadata::code);
+            update.or_else(delete).or_else(put)?
+        });
+        match code {
+            Some("TransactionConflictException") => RetryAction::transient_error(),
+            _ => RetryAction::NoActionIndicated,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "crossed by a transaction"
+    }
+}
