@@ -69,6 +69,10 @@ scale keys="1000000":
 usage events="100000":
     cargo run --release -p karta-local --example usage -- {{ quote(events) }}
 
+# Webhooks: how soon, how many, beside a dead endpoint, under kills.
+webhooks events="10000":
+    cargo run --release -p karta-local --example webhooks -- {{ quote(events) }}
+
 # Verify the audit logs of .karta/, or of a deployed stack: just audit-verify --deployed
 audit-verify *args:
     cargo run --quiet -p karta-local -- audit-verify {{ args }}
