@@ -1,8 +1,12 @@
 //! `POST /v1/internal/releases/{id}/status`: takes a builder's report.
+//!
+//! A log is written before the release names it and deleted after the release names another one: whoever reads sees the one or the other.
+
+mod tidy;
 
 use karta_shared::{
     App,
-    domain::{BuildLog, CacheEffect, Id, ImageRef, ReleaseStatus, Report, TemplatePath},
+    domain::{BuildLog, CacheEffect, Id, ImageRef, LogGeneration, ReleaseStatus, Report, TemplatePath},
     http::{Answer, Call, Error, Internal, NewAuditEvent, NoQuery, ReleaseResource, Releases, Route},
     telemetry,
 };
@@ -46,20 +50,25 @@ impl Route for InternalReleasesStatus {
         let before = release?.ok_or(Error::NotFound)?;
         let mut release = before.clone();
         let report = report(&call.body);
-        let changes = release.report(current, report.clone())?;
+        let generation = LogGeneration::draw(app.clock.now(), &*app.entropy);
+        let changes = release.report(current, report.clone(), generation)?;
         if !changes.is_empty() {
+            if let Some((index, log)) = release.log.as_ref().zip(report.log).filter(|_| release.log != before.log) {
+                app.store.write_build_log(organization, release.id, index.generation(), &log).await?;
+            }
             let mut transaction = app.store.transaction();
             transaction.update_release(organization, &before, &release)?;
-            if let Some(log) = &report.log {
-                transaction.replace_build_log(organization, &before, log)?;
-            }
             let event =
                 NewAuditEvent { action: "release.updated", resource_kind: "release", resource_id: release.id, changes };
             transaction.audit(organization, &call.audit_event(app, event))?;
             let active = release.status(current) == ReleaseStatus::Active;
             let effect = if active { CacheEffect::Stale } else { CacheEffect::None };
             transaction.invalidate(organization, effect, call.now)?;
-            transaction.commit().await?;
+            let committed = transaction.commit().await;
+            if before.log != release.log {
+                tidy::tidy(app, call, organization, committed.as_ref().err(), [&before, &release]).await;
+            }
+            committed?;
         }
         Answer::ok(&Output { release: ReleaseResource::of(release, current) })
     }

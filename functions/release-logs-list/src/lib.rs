@@ -2,7 +2,7 @@
 
 use karta_shared::{
     App,
-    domain::{Id, LogIndex, LogLine},
+    domain::{Id, LogLine},
     http::{Answer, Call, Error, Limit, NoBody, Read, ReleaseRef, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
@@ -38,8 +38,13 @@ impl Route for ReleaseLogsList {
         let release = app.store.release(organization, project.id, call.path.version).await?.ok_or(Error::NotFound)?;
         let list = format!("logs of {}", release.id);
         let after = cursor::open(app, organization, &list, call.query.cursor.as_deref()).await?.map_or(0, Id::get);
-        let logs = app.store.build_log(organization, release.id, after, call.query.limit.get()).await?;
-        let end = release.log.as_ref().map_or(0, LogIndex::last_line);
+        let (logs, end) = match &release.log {
+            Some(log) => {
+                let lines = app.store.build_log(organization, release.id, log, after, call.query.limit.get()).await?;
+                (lines.ok_or(Error::Raced)?, log.last_line())
+            }
+            None => (Vec::new(), 0),
+        };
         let resume_after = logs.last().map(|last| last.line).filter(|line| *line < end).and_then(Id::new);
         Answer::ok(&Output { logs, next_cursor: cursor::seal(app, organization, &list, resume_after).await? })
     }

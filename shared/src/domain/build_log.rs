@@ -1,11 +1,18 @@
+use std::fmt;
+
 use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
 
-use super::hex::hex;
+use super::{Entropy, Timestamp, hex::hex};
+
+/// The most that is kept of a log. A report is no longer, but what takes a secret's place may be longer than the secret.
+const TEXT_BYTES: usize = 1024 * 1024;
+/// The last line of a log that was longer.
+const CUT: &str = "[the rest of this log was cut off]";
 
 /// A line that is longer is continued on the next one, so that a page of lines stays an answer.
 const LINE_BYTES: usize = 8 * 1024;
-/// Well below what an item may hold, and few enough of them for one transaction.
+/// Well below what an item may hold, and few enough of them to be written one after the other.
 const CHUNK_BYTES: usize = 128 * 1024;
 
 /// What a build printed, cut into chunks of whole lines.
@@ -23,9 +30,29 @@ pub struct LogChunk {
     text: String,
 }
 
+/// Tells the chunks of one report's log from those of every other: the time at which they were about to be written, and 32 random hexadecimal
+/// digits. In the order of time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogGeneration(String);
+
+impl LogGeneration {
+    pub fn draw(now: Timestamp, entropy: &dyn Entropy) -> Self {
+        let mut random = [0; 16];
+        entropy.fill(&mut random);
+        Self(format!("{now}#{}", hex(&random)))
+    }
+}
+
+impl fmt::Display for LogGeneration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// What is known of a log without reading it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogIndex {
+    generation: LogGeneration,
     /// SHA-256 of the text.
     digest: String,
     /// The last line of each chunk.
@@ -40,9 +67,12 @@ pub struct LogLine {
 }
 
 impl BuildLog {
+    /// `text` without secrets, of which the first mebibyte is kept.
     pub fn of(text: &str) -> Self {
+        let kept = &text[..text.floor_char_boundary(TEXT_BYTES)];
+        let cut = (kept.len() < text.len()).then_some(CUT);
         let mut chunks: Vec<LogChunk> = Vec::new();
-        for (line, piece) in (1..).zip(text.lines().flat_map(pieces)) {
+        for (line, piece) in (1..).zip(kept.lines().flat_map(pieces).chain(cut)) {
             match chunks.last_mut() {
                 Some(chunk) if chunk.text.len() + 1 + piece.len() <= CHUNK_BYTES => {
                     chunk.text.push('\n');
@@ -58,10 +88,15 @@ impl BuildLog {
         &self.chunks
     }
 
-    /// None without a line.
-    pub fn index(&self) -> Option<LogIndex> {
+    /// SHA-256 of the text.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Of chunks that are kept under this generation. None without a line.
+    pub fn index(&self, generation: LogGeneration) -> Option<LogIndex> {
         let ends: Vec<_> = self.chunks.iter().map(LogChunk::last_line).collect();
-        (!ends.is_empty()).then(|| LogIndex { digest: self.digest.clone(), ends })
+        (!ends.is_empty()).then(|| LogIndex { generation, digest: self.digest.clone(), ends })
     }
 }
 
@@ -76,6 +111,10 @@ impl LogChunk {
 }
 
 impl LogIndex {
+    pub fn generation(&self) -> &LogGeneration {
+        &self.generation
+    }
+
     pub fn digest(&self) -> &str {
         &self.digest
     }
@@ -109,6 +148,11 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
+    use crate::entropy::SeededEntropy;
+
+    fn generation() -> LogGeneration {
+        LogGeneration::draw("2026-11-22T12:00:00Z".parse().unwrap(), &SeededEntropy::new(1))
+    }
 
     fn lines(log: &BuildLog) -> Vec<LogLine> {
         log.chunks().iter().flat_map(LogChunk::lines).collect()
@@ -119,8 +163,8 @@ mod tests {
         let log = BuildLog::of("one\r\n\ntwo\n");
         let expected = [(1, "one"), (2, ""), (3, "two")].map(|(line, text)| LogLine { line, text: text.to_owned() });
         assert_eq!(lines(&log), expected);
-        assert_eq!(log.index().unwrap().last_line(), 3);
-        assert_eq!(BuildLog::of("").index(), None);
+        assert_eq!(log.index(generation()).unwrap().last_line(), 3);
+        assert_eq!(BuildLog::of("").index(generation()), None);
         assert_eq!(lines(&BuildLog::of("\n")), [LogLine { line: 1, text: String::new() }]);
     }
 
@@ -130,6 +174,24 @@ mod tests {
         let lines = lines(&BuildLog::of(&text));
         assert_eq!(lines.len(), 3);
         assert_eq!(lines.into_iter().map(|line| line.text).collect::<String>(), text);
+    }
+
+    #[test]
+    fn a_log_is_cut_after_a_mebibyte_between_two_characters() {
+        let whole = format!("{}\n", "x".repeat(63)).repeat(TEXT_BYTES / 64);
+        assert_eq!(lines(&BuildLog::of(&whole)).len(), TEXT_BYTES / 64);
+        let longer = BuildLog::of(&format!("{}é", &whole[1..]));
+        assert_eq!(lines(&longer).pop().unwrap().text, CUT);
+        assert_eq!(lines(&longer).len(), TEXT_BYTES / 64 + 1, "half of the last character is none");
+    }
+
+    #[test]
+    fn generations_differ_and_sort_by_time() {
+        let (now, entropy) = ("2026-11-22T12:00:00Z".parse::<Timestamp>().unwrap(), SeededEntropy::new(1));
+        let later = now.plus(std::time::Duration::from_millis(1));
+        let drawn = [now, now, later].map(|at| LogGeneration::draw(at, &entropy).to_string());
+        assert!(drawn[0] != drawn[1] && drawn[1] < drawn[2] && drawn[0] < drawn[2], "{drawn:?}");
+        assert!(later.to_string() <= drawn[2] && drawn[1] < later.to_string(), "a time stands before its generations");
     }
 
     proptest! {
@@ -143,7 +205,7 @@ mod tests {
             prop_assert!(lines.iter().map(|line| line.line).eq(1..=lines.len() as u64));
             prop_assert!(lines.iter().all(|line| line.text.len() <= LINE_BYTES));
             prop_assert!(log.chunks().iter().all(|chunk| chunk.text.len() <= CHUNK_BYTES));
-            prop_assert_eq!(log.index().map_or(0, |index| index.last_line()), lines.len() as u64);
+            prop_assert_eq!(log.index(generation()).map_or(0, |index| index.last_line()), lines.len() as u64);
             let whole: String = lines.into_iter().map(|line| line.text).collect();
             prop_assert_eq!(whole, text.lines().collect::<String>());
         }

@@ -51,7 +51,7 @@ pub use artifact::{ArtifactUrl, CommitSha, ImageRef, TemplatePath};
 pub use audit::{Action, Actor, ActorKind, AuditEvent, Change, Changes, NewAuditEvent, ResourceRef, Value};
 pub use budget::{AlertPercents, Budget, BudgetVerdict, Cap, CapKind, Spending};
 pub use budget_watch::{BudgetNews, BudgetWatch};
-pub use build_log::{BuildLog, LogChunk, LogIndex, LogLine};
+pub use build_log::{BuildLog, LogChunk, LogGeneration, LogIndex, LogLine};
 pub use chain::{Anchor, Chain, ChainState, ChainedEvent, EventMark, Hash32, Link};
 pub use chain_check::{AuditLog, Checked, Finding, check};
 pub use cidr::{AllowedCidrs, Cidr, client_address};

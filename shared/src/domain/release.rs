@@ -1,7 +1,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ArtifactUrl, BuildLog, Change, Changes, CommitSha, Id, ImageRef, Invalid, LogIndex, TemplatePath, Timestamp, Value,
+    ArtifactUrl, BuildLog, Change, Changes, CommitSha, Id, ImageRef, Invalid, LogGeneration, LogIndex, TemplatePath,
+    Timestamp, Value,
 };
 
 /// A release's number in its project: 1, 2, …, without holes. Within the bounds of ids, so that releases are listed like everything else.
@@ -194,8 +195,13 @@ impl Release {
     }
 
     /// Takes a builder's report; says what changed, field by field. A build goes forward only, and is reported, repeats included, by its
-    /// own status; what is active is not a builder's to say.
-    pub fn report(&mut self, current: Option<Version>, report: Report) -> Result<Changes, NoTransition> {
+    /// own status; what is active is not a builder's to say. `generation` names the chunks of its log, if that is another one than before.
+    pub fn report(
+        &mut self,
+        current: Option<Version>,
+        report: Report,
+        generation: LogGeneration,
+    ) -> Result<Changes, NoTransition> {
         let before = self.clone();
         let (from, to) = (self.status(current), report.status);
         self.build = match (self.build, to) {
@@ -207,7 +213,9 @@ impl Release {
         };
         self.template_path = report.template_path.or(self.template_path.take());
         self.image_ref = report.image_ref.or(self.image_ref.take());
-        self.log = report.log.map_or(self.log.take(), |log| log.index());
+        if let Some(log) = report.log.filter(|log| self.log.as_ref().map(LogIndex::digest) != Some(log.digest())) {
+            self.log = log.index(generation);
+        }
         let changes: Changes = before
             .audited(current)
             .into_iter()
@@ -271,6 +279,10 @@ mod tests {
         (release, current)
     }
 
+    fn generation() -> LogGeneration {
+        LogGeneration::draw("2026-11-22T12:00:00Z".parse().unwrap(), &SeededEntropy::new(1))
+    }
+
     fn report(status: ReleaseStatus) -> Report {
         Report { status, log: None, template_path: None, image_ref: None }
     }
@@ -284,7 +296,7 @@ mod tests {
         for from in EVERY {
             for to in EVERY {
                 let (mut release, current) = with(from);
-                let outcome = release.report(current, report(to));
+                let outcome = release.report(current, report(to), generation());
                 if allowed.contains(&(from, to)) {
                     assert_eq!(outcome.unwrap().into_keys().collect::<Vec<_>>(), ["status"], "{from:?} to {to:?}");
                     assert_eq!((release.status(current), release.revision), (to, 2));
@@ -305,17 +317,22 @@ mod tests {
         assert_eq!(release.build_kind(), None);
         let template = TemplatePath::try_from("agents/app.yaml".to_owned()).unwrap();
         let first = Report { template_path: Some(template), ..report(ReleaseStatus::Active) };
-        assert_eq!(release.report(current, first.clone()).unwrap().len(), 1);
+        assert_eq!(release.report(current, first.clone(), generation()).unwrap().len(), 1);
         assert_eq!(release.build_kind(), Some(BuildKind::Template));
-        assert!(release.report(current, first).unwrap().is_empty());
+        assert!(release.report(current, first, generation()).unwrap().is_empty());
         let image = ImageRef::try_from("registry.example.com/app:1".to_owned()).unwrap();
-        release.report(current, Report { image_ref: Some(image), ..report(ReleaseStatus::Active) }).unwrap();
+        release
+            .report(current, Report { image_ref: Some(image), ..report(ReleaseStatus::Active) }, generation())
+            .unwrap();
         assert_eq!((release.build_kind(), release.revision), (Some(BuildKind::Image), 3));
         assert!(release.template_path.is_some());
         let log = |text: &str| Report { log: Some(BuildLog::of(text)), ..report(ReleaseStatus::Active) };
-        assert_eq!(release.report(current, log("one\ntwo")).unwrap().into_keys().collect::<Vec<_>>(), ["build_log"]);
-        assert!(release.report(current, log("one\ntwo")).unwrap().is_empty());
-        assert_eq!(release.report(current, log("one\nTWO")).unwrap().len(), 1);
-        assert_eq!(release.report(current, log("")).unwrap()["build_log"].after, Value::Null);
+        assert_eq!(
+            release.report(current, log("one\ntwo"), generation()).unwrap().into_keys().collect::<Vec<_>>(),
+            ["build_log"]
+        );
+        assert!(release.report(current, log("one\ntwo"), generation()).unwrap().is_empty());
+        assert_eq!(release.report(current, log("one\nTWO"), generation()).unwrap().len(), 1);
+        assert_eq!(release.report(current, log(""), generation()).unwrap()["build_log"].after, Value::Null);
     }
 }

@@ -2,11 +2,13 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Conflict, Page, Store, StoreError, Transaction, decode,
+    Conflict, Page, Store, StoreError, Transaction, decode, encode,
     page::Listing,
-    table::{Key, Table, log_partition, padded, releases_partition},
+    table::{Key, Table, log_chunk_place, log_partition, padded, releases_partition},
 };
-use crate::domain::{BuildLog, Id, Kind, LogChunk, LogIndex, LogLine, Project, Release, Version};
+use crate::domain::{
+    BuildLog, Id, Kind, LogChunk, LogGeneration, LogIndex, LogLine, Project, Release, Timestamp, Version,
+};
 
 /// Whose a release is: what the directory holds of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,37 +54,95 @@ impl Store {
         self.get(Table::Main, Key::claimed_id(Kind::Release, release)).await
     }
 
-    /// The first `limit` lines of a release's log after one.
+    /// The first `limit` lines of a release's log after one. None if the log is not there any more: another one has taken its place.
     pub async fn build_log(
         &self,
         organization: Id,
         release: Id,
+        log: &LogIndex,
         after: u64,
         limit: usize,
-    ) -> Result<Vec<LogLine>, StoreError> {
-        let mut lines = Vec::with_capacity(limit);
+    ) -> Result<Option<Vec<LogLine>>, StoreError> {
+        let wanted = usize::try_from(log.last_line().saturating_sub(after)).unwrap_or(usize::MAX).min(limit);
+        let mut lines = Vec::with_capacity(wanted);
         let mut read_up_to = after;
-        while lines.len() < limit {
+        while lines.len() < wanted {
             let output = self
                 .client
                 .query()
                 .table_name(self.table(Table::Main))
-                .key_condition_expression("pk = :pk AND sk > :line")
+                .key_condition_expression("pk = :pk AND sk BETWEEN :first AND :last")
                 .expression_attribute_values(":pk", AttributeValue::S(log_partition(organization, release)))
-                .expression_attribute_values(":line", AttributeValue::S(format!("{read_up_to:016}")))
+                .expression_attribute_values(":first", place(log, read_up_to + 1))
+                .expression_attribute_values(":last", place(log, log.last_line()))
                 .consistent_read(true)
                 .limit(1)
                 .send()
                 .await?;
             let Some(chunk) = output.items.unwrap_or_default().pop() else {
-                break;
+                return Ok(None);
             };
             let chunk: LogChunk = decode(chunk)?;
             read_up_to = chunk.last_line();
-            lines.extend(chunk.lines().filter(|line| line.line > after).take(limit - lines.len()));
+            lines.extend(chunk.lines().filter(|line| line.line > after).take(wanted - lines.len()));
         }
-        Ok(lines)
+        Ok(Some(lines))
     }
+
+    /// Writes a log's chunks, which nobody sees before the release names their generation. Outside its transaction, which would make them cost
+    /// twice and all at once: a partition takes 1,000 write units a second, and they are 1,024 of a mebibyte.
+    pub async fn write_build_log(
+        &self,
+        organization: Id,
+        release: Id,
+        generation: &LogGeneration,
+        log: &BuildLog,
+    ) -> Result<(), StoreError> {
+        for chunk in log.chunks() {
+            let key = Key::log_chunk(organization, release, generation, chunk.last_line());
+            let item = encode(&key, chunk)?;
+            self.client.put_item().table_name(self.table(Table::Main)).set_item(Some(item)).send().await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes a log that the release does not name, or no more.
+    pub async fn delete_build_log(&self, organization: Id, release: Id, log: &LogIndex) -> Result<(), StoreError> {
+        for end in log.ends() {
+            self.delete_chunk(&Key::log_chunk(organization, release, log.generation(), *end)).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes some of what is left of generations that were drawn before an instant. Only for whoever has just had the release name a newer one,
+    /// with an instant before that: whoever wrote an older one for it has then lost the race.
+    pub async fn sweep_build_logs(&self, organization: Id, release: Id, until: Timestamp) -> Result<(), StoreError> {
+        let output = self
+            .client
+            .query()
+            .table_name(self.table(Table::Main))
+            .key_condition_expression("pk = :pk AND sk < :until")
+            .expression_attribute_values(":pk", AttributeValue::S(log_partition(organization, release)))
+            .expression_attribute_values(":until", AttributeValue::S(until.to_string()))
+            .projection_expression("pk, sk")
+            .consistent_read(true)
+            .send()
+            .await?;
+        for item in output.items.unwrap_or_default() {
+            self.delete_chunk(&decode(item)?).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete_chunk(&self, key: &Key) -> Result<(), StoreError> {
+        self.client.delete_item().table_name(self.table(Table::Main)).set_key(Some(key.attributes())).send().await?;
+        Ok(())
+    }
+}
+
+/// Where in its partition the chunk is that holds a line, or a later one.
+fn place(log: &LogIndex, line: u64) -> AttributeValue {
+    AttributeValue::S(log_chunk_place(log.generation(), line))
 }
 
 impl Transaction {
@@ -107,21 +167,5 @@ impl Transaction {
             put.condition_expression("revision = :read")
                 .expression_attribute_values(":read", AttributeValue::N(before.revision.to_string()))
         })
-    }
-
-    /// Puts a release's log in the place of the one that `before` tells of. The release itself is written in the same transaction.
-    pub fn replace_build_log(&mut self, organization: Id, before: &Release, log: &BuildLog) -> Result<(), StoreError> {
-        let kept: Vec<_> = log.chunks().iter().map(LogChunk::last_line).collect();
-        for chunk in log.chunks() {
-            let key = Key::log_chunk(organization, before.id, chunk.last_line());
-            self.put(Table::Main, &key, chunk, Conflict::Changed, |put| put)?;
-        }
-        let ends = before.log.as_ref().map_or(&[][..], LogIndex::ends);
-        for end in ends.iter().filter(|end| !kept.contains(end)) {
-            self.delete(Table::Main, &Key::log_chunk(organization, before.id, *end), Conflict::Changed, |delete| {
-                delete
-            })?;
-        }
-        Ok(())
     }
 }

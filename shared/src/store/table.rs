@@ -18,7 +18,7 @@
 //! | main | `ID#stripe_customer#<customer>` | `CLAIM` | claims a Stripe customer, holds its organization |
 //! | main | `ID#release#<id>` | `CLAIM` | claims a release's id, holds its organization, project and version |
 //! | main | `REL#<org>#<project id>` | version | a release |
-//! | main | `RLG#<org>#<release id>` | last line | some lines of a release's build log |
+//! | main | `RLG#<org>#<release id>` | `<generation>#<last line>` | some lines of a release's build log, if the release names the generation |
 //! | main | `AUD#<org>` | `<time>#<id>` | an audit event; `unchained` until it has a `link` |
 //! | main | `CHN#<org>` | `<n>` | a link of the audit log's chain |
 //! | main | `CHN#<org>` | `EVENT#<time>#<id>` | claims an audit event for a link, holds its number |
@@ -62,7 +62,7 @@ use serde::Deserialize;
 
 use super::{BudgetSubject, Queue};
 use crate::domain::{
-    Anchor, Id, Kid, Kind, Month, Prefix, Provider, Slug, StripeCustomerId, StripeId, Timestamp, Version,
+    Anchor, Id, Kid, Kind, LogGeneration, Month, Prefix, Provider, Slug, StripeCustomerId, StripeId, Timestamp, Version,
 };
 
 /// Finds what is due in the outbox.
@@ -162,8 +162,8 @@ impl Key {
         Self::of(releases_partition(organization, project), padded(version.place()))
     }
 
-    pub fn log_chunk(organization: Id, release: Id, last_line: u64) -> Self {
-        Self::of(log_partition(organization, release), format!("{last_line:016}"))
+    pub fn log_chunk(organization: Id, release: Id, generation: &LogGeneration, last_line: u64) -> Self {
+        Self::of(log_partition(organization, release), log_chunk_place(generation, last_line))
     }
 
     pub fn model_key(organization: Id, key: Id) -> Self {
@@ -404,6 +404,10 @@ pub(super) fn releases_partition(organization: Id, project: Id) -> String {
 
 pub(super) fn log_partition(organization: Id, release: Id) -> String {
     format!("RLG#{organization}#{release}")
+}
+
+pub(super) fn log_chunk_place(generation: &LogGeneration, last_line: u64) -> String {
+    format!("{generation}#{last_line:016}")
 }
 
 pub(super) fn invalidations_partition(organization: Id) -> String {

@@ -118,6 +118,7 @@ impl Seen {
                 let index = body["IndexName"].as_str().map(|index| format!("/index/{index}")).unwrap_or_default();
                 vec![one("Query", &json!(format!("{table}{index}")), &body["ExpressionAttributeValues"][":pk"]["S"])]
             }
+            "PutItem" => vec![one("PutItem", &body["TableName"], &body["Item"]["pk"]["S"])],
             operation => vec![one(operation, &body["TableName"], &body["Key"]["pk"]["S"])],
         }
     }
@@ -138,7 +139,7 @@ impl Seen {
                 let tables = self.body["RequestItems"].as_object().unwrap();
                 tables.values().all(|request| request["ConsistentRead"] == true)
             }
-            "TransactWriteItems" | "UpdateItem" => true,
+            "TransactWriteItems" | "UpdateItem" | "PutItem" | "DeleteItem" => true,
             _ => false,
         }
     }

@@ -32,6 +32,14 @@ impl Tables {
         events.filter(|event| event["resource"]["id"] == resource).count()
     }
 
+    /// The sort keys of what lies beside a release as its log.
+    pub(crate) fn chunks(&self, release: &Value) -> Vec<String> {
+        let organization = release["pk"].as_str().unwrap().split('#').nth(1).unwrap();
+        let log = format!("RLG#{organization}#{}", release["id"]);
+        let own = self.main.iter().filter(|item| item["pk"] == log);
+        own.map(|chunk| chunk["sk"].as_str().unwrap().to_owned()).collect()
+    }
+
     /// Projects whose releases are numbered without holes and of which one is active, and releases that have what belongs to them.
     fn assert_releases_whole(&self) {
         let releases = || self.under("REL#");
@@ -46,10 +54,7 @@ impl Tables {
             assert_eq!(self.audited("release.created", id), 1, "the creation of {release}");
             let changes = self.audited("release.updated", id) + self.audited("release.rolled_back", id);
             assert_eq!(release["revision"], 1 + changes, "every change of {release} is audited once");
-            let log = format!("RLG#{}#{id}", release["pk"].as_str().unwrap().split('#').nth(1).unwrap());
-            let chunks = self.under(&log).map(|chunk| chunk["sk"].as_str().unwrap().parse::<u64>().unwrap());
-            let ends = release["log"]["ends"].as_array().into_iter().flatten();
-            assert!(chunks.eq(ends.map(|end| end.as_u64().unwrap())), "the log of {release}");
+            assert_eq!(self.chunks(release), named_chunks(release), "the log of {release}, and nothing else");
         }
         for project in self.under("PRJ#").filter(|item| !item["sk"].as_str().unwrap().starts_with("SLUG#")) {
             let own = || releases().filter(|release| release["project_id"] == project["id"]);
@@ -179,6 +184,13 @@ impl Tables {
         }
         found
     }
+}
+
+/// The sort keys of the chunks that a release names.
+pub(crate) fn named_chunks(release: &Value) -> Vec<String> {
+    let generation = release["log"]["generation"].as_str().unwrap_or_default();
+    let ends = release["log"]["ends"].as_array().into_iter().flatten();
+    ends.map(|end| format!("{generation}#{:016}", end.as_u64().unwrap())).collect()
 }
 
 fn is_usable_admin(key: &Value) -> bool {

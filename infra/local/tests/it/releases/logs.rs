@@ -1,7 +1,14 @@
+use std::{sync::Arc, time::Duration};
+
+use karta_shared::clock::{Clock, ManualClock};
 use serde_json::{Value, json};
 
 use super::{assert_whole, deploy, report};
-use crate::harness::{Reply, World};
+use crate::{
+    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    harness::{Reply, World},
+    invariants::{Tables, named_chunks},
+};
 
 const ROUTE: &str = "/v1/agent_projects/site/releases/1/logs";
 
@@ -102,6 +109,17 @@ async fn a_log_that_grows_as_it_is_scrubbed_still_fits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_longer_than_a_mebibyte_once_it_is_scrubbed_is_cut_there() {
+    let (world, _) = printed(&"sk-12345678 ".repeat(87_000)).await;
+    let lines = lines(&world, 100).await.0;
+    let (last, kept) = lines.split_last().unwrap();
+    assert_eq!(last["text"], "[the rest of this log was cut off]");
+    let kept: String = kept.iter().map(|line| line["text"].as_str().unwrap()).collect();
+    assert_eq!((kept.len(), &kept[..28]), (1024 * 1024, "sk-[redacted] sk-[redacted] "));
+    assert_whole(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_last_log_takes_the_place_of_the_one_before() {
     let (world, release) = printed(&"long\n".repeat(60_000)).await;
     print(&world, &release, "short\nlog").await.expect(200);
@@ -129,4 +147,132 @@ async fn what_does_not_exist_is_not_found_and_a_wrong_parameter_is_named() {
     assert_eq!(world.get(&format!("{ROUTE}?status=ready")).send().await.invalid_field(), "status");
     let others = world.get(&format!("/v1/agent_projects/site/releases/2/logs?cursor={cursor}"));
     assert_eq!(others.send().await.invalid_field(), "cursor", "of another release");
+}
+
+/// A world behind a proxy with one release, whose build printed `old`, at noon.
+async fn printed_old() -> (World, Arc<FaultProxy>, Arc<ManualClock>, Value) {
+    let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
+    let (world, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
+    world.project("site").await;
+    let release = deploy(&world, "abcdef0").send().await.expect(201)["release"].take();
+    print(&world, &release, &old()).await.expect(200);
+    (world, proxy, clock, release)
+}
+
+/// Of as many chunks as the other.
+fn old() -> String {
+    format!("{}\n", "o".repeat(999)).repeat(400)
+}
+
+fn new() -> String {
+    format!("{}\n", "n".repeat(999)).repeat(400)
+}
+
+/// What a reader sees, page by page, put together.
+async fn seen(world: &World) -> String {
+    lines(world, 100).await.0.iter().map(|line| format!("{}\n", line["text"].as_str().unwrap())).collect()
+}
+
+/// How many chunks lie there that the release does not name.
+async fn leftover(world: &World) -> usize {
+    let tables = Tables::of(world).await;
+    let release = tables.under("REL#").next().unwrap();
+    let (lying, named) = (tables.chunks(release), named_chunks(release));
+    assert!(named.iter().all(|chunk| lying.contains(chunk)), "a chunk is missing");
+    lying.len() - named.len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_is_written_outside_the_transaction_that_the_release_names_it_in() {
+    let (world, proxy, _, release) = printed_old().await;
+    proxy.forget();
+    print(&world, &release, &new()).await.expect(200);
+    let transactions = proxy.seen_of("TransactWriteItems");
+    assert_eq!(transactions.len(), 1);
+    assert!(transactions[0].body.to_string().len() < 16 * 1024);
+    assert_eq!((proxy.seen_of("PutItem").len(), proxy.seen_of("DeleteItem").len()), (4, 4));
+    assert_eq!(seen(&world).await, new());
+    proxy.forget();
+    print(&world, &release, &new()).await.expect(200);
+    assert!(proxy.seen_of("PutItem").is_empty(), "a repeat writes nothing");
+    assert_whole(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_fails_the_old_log_or_the_new_one_is_seen_whole() {
+    let (world, proxy, clock, release) = printed_old().await;
+    for (operation, through) in [("PutItem", 0), ("PutItem", 2), ("TransactWriteItems", 0)] {
+        proxy.fail_after(operation, through, ALWAYS, Fault::ServerError);
+        print(&world, &release, &new()).await.refused(503);
+        proxy.heal();
+        assert_eq!(seen(&world).await, old(), "{operation} after {through}");
+    }
+    assert_eq!(leftover(&world).await, 6);
+    proxy.fail_after("DeleteItem", 1, ALWAYS, Fault::ServerError);
+    print(&world, &release, &new()).await.expect(200);
+    proxy.heal();
+    assert_eq!(seen(&world).await, new());
+    assert_eq!(leftover(&world).await, 6 + 3);
+    // A report that is at work for less than an hour may yet be named.
+    clock.advance(Duration::from_mins(59));
+    print(&world, &release, &old()).await.expect(200);
+    assert_eq!(leftover(&world).await, 6 + 3);
+    clock.advance(Duration::from_mins(2));
+    print(&world, &release, &new()).await.expect(200);
+    assert_eq!(seen(&world).await, new());
+    assert_whole(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_whose_answer_was_lost_is_there_once() {
+    let (world, proxy, _, release) = printed_old().await;
+    for operation in ["PutItem", "TransactWriteItems", "DeleteItem"] {
+        let text = format!("{operation}\n");
+        proxy.fail(operation, 1, Fault::DropAnswer);
+        print(&world, &release, &text).await.expect(200);
+        assert_eq!(seen(&world).await, text);
+    }
+    assert_whole(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_that_lost_a_race_leaves_nothing() {
+    let (world, proxy, _, release) = printed_old().await;
+    proxy.fail("TransactWriteItems", 1, Fault::Cancel { code: "ConditionalCheckFailed", at: 0 });
+    print(&world, &release, &new()).await.expect(200);
+    assert_eq!(seen(&world).await, new());
+    let (a, b) = ("a\n".repeat(9), "b\n".repeat(9));
+    let (one, other) = tokio::join!(print(&world, &release, &a), print(&world, &release, &b));
+    one.expect(200);
+    other.expect(200);
+    assert!([a, b].contains(&seen(&world).await));
+    assert_whole(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_reads_while_the_log_is_replaced_sees_the_new_one() {
+    let (world, proxy, _, release) = printed_old().await;
+    // The slug's claim, the project, the release.
+    proxy.fail_after("GetItem", 2, 1, Fault::HoldAnswer);
+    let replace = async {
+        proxy.held().await;
+        print(&world, &release, &new()).await.expect(200);
+        proxy.release();
+    };
+    let (page, ()) = tokio::join!(world.get(ROUTE).send(), replace);
+    let page = page.expect(200);
+    let logs = page["logs"].as_array().unwrap();
+    assert!(logs.len() == 50 && logs.iter().all(|line| line["text"] == "n".repeat(999)), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_goes_on_in_the_log_that_came_meanwhile() {
+    let (world, release) = printed("one\ntwo").await;
+    let cursor = world.get(&format!("{ROUTE}?limit=1")).send().await.expect(200)["next_cursor"].clone();
+    let next = || world.get(&format!("{ROUTE}?limit=1&cursor={}", cursor.as_str().unwrap())).send();
+    print(&world, &release, "one\ntwo\nthree").await.expect(200);
+    let page = next().await.expect(200);
+    assert_eq!((&page["logs"], page["next_cursor"].is_string()), (&json!([{ "line": 2, "text": "two" }]), true));
+    print(&world, &release, "shorter").await.expect(200);
+    assert_eq!(next().await.expect(200), json!({ "logs": [], "next_cursor": null }));
 }
