@@ -1,34 +1,99 @@
 use std::{borrow::Cow, sync::LazyLock};
 
-use regex::Regex;
+use regex::{Captures, Regex};
 
-/// What every secret below begins with. Most lines have none of it and are done after one literal search.
-static HINT: LazyLock<Regex> = LazyLock::new(|| regex("kt_live_|sk-|whsec_|eyJ|(?i-u:bearer)"));
+/// What every secret below begins with, or is named. Most lines have none of it and are done after one search.
+static HINT: LazyLock<Regex> = LazyLock::new(|| {
+    regex(concat!(
+        "kt_live_|sk-|whsec_|eyJ|gh[opsur]_|glpat-|github_pat_|npm_|AIza|xox[a-z]-|xapp-|[rs]k_(?:live|test)_|AKIA|ASIA|",
+        r":\\?/\\?/[^/]*@|PRIVATE KEY|",
+        "(?i-u:bearer|authorization|x-api-key|secret[ _-]?(?:access[ _-]?)?key|(?:session|security)[ _-]?token)",
+    ))
+});
+
+/// What may stand before a token without being part of its word: no letter (`task-…`), unless that letter ends an escape (`\n`, `\u001b`, `%3D`) or
+/// a colour (ESC `[31m`).
+const BORDER: &str =
+    r"(^|[^A-Za-z]|\\[bfnrt]|\\u[0-9A-Fa-f]{4}|%[0-9A-Fa-f]{2}|(?:\x1b|\\u001[bB]|\\x1[bB])\[[0-9;]{0,16}[A-Za-z])";
 
 /// Applied in this order. Each pattern fails or succeeds within the run of characters that it starts in, which keeps scrubbing
-/// linear, and none matches its own replacement, which makes it idempotent. No match takes a quote or splits a backslash from
-/// what it escapes, so JSON stays JSON.
-static RULES: LazyLock<[(Regex, &str); 6]> = LazyLock::new(|| {
-    [
+/// linear, and none changes its own replacement, which makes it idempotent. No match takes a quote or splits a backslash from
+/// what it escapes, so JSON stays JSON. Where one secret may by chance hold the start of another, the one of more characters goes first.
+static RULES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
+    let rules = [
         // First, since any other secret may run up to the word and take it.
         (
-            r#"((?:(?i-u:bearer)(?:[ \t\r\n]|\\[nrt])+)+)(?:(kt_live_[0-9A-Za-z]{6})[^ \t\r\n"',\\]*|[^ \t\r\n"',\\]+)"#,
+            format!(
+                r#"((?:(?i-u:bearer)(?:[ \t\r\n]|\\[nrt])+|{}){{1,}})(?:(kt_live_[0-9A-Za-z]{{6}})[^ \t\r\n"',\\]*|[^ \t\r\n"',\\]+)"#,
+                named("authorization", "[:=]", "(?i-u:basic|token|digest|apikey|negotiate)[ \\t]{1,4}")
+                    .replacen('(', "(?:", 1)
+            ),
             "${1}${2}[redacted]",
         ),
-        // Before the rest: a signature may by chance hold what they look for. An empty signature counts.
-        (r"eyJ[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){2,}", "eyJ[redacted]"),
+        // An empty signature counts.
+        (r"eyJ[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){2,}".to_owned(), "eyJ[redacted]"),
         // The first 14 characters are public.
-        ("(kt_live_[0-9A-Za-z]{6})[0-9A-Za-z]+", "${1}[redacted]"),
-        ("sk-ant-[A-Za-z0-9_-]+", "sk-ant-[redacted]"),
-        // No letter before it (`task-…`), unless that letter ends an escape: `\n`, `\u001b`, `%3D`.
+        ("(kt_live_[0-9A-Za-z]{6})[0-9A-Za-z]+".to_owned(), "${1}[redacted]"),
+        ("sk-ant-[A-Za-z0-9_-]+".to_owned(), "sk-ant-[redacted]"),
+        ("AIza[A-Za-z0-9_-]{20,}".to_owned(), "AIza[redacted]"),
+        ("(gh[opsur]_|glpat-)[A-Za-z0-9_-]{16,}".to_owned(), "${1}[redacted]"),
+        (format!("{BORDER}sk-[A-Za-z0-9_-]{{8,}}"), "${1}sk-[redacted]"),
+        ("whsec_[A-Za-z0-9+/=_%-]+".to_owned(), "whsec_[redacted]"),
+        ("github_pat_[A-Za-z0-9_]{16,}".to_owned(), "github_pat_[redacted]"),
+        ("(xox[a-z]-|xapp-)[A-Za-z0-9-]{8,}".to_owned(), "${1}[redacted]"),
+        ("npm_[A-Za-z0-9]{20,}".to_owned(), "npm_[redacted]"),
+        ("([rs]k_(?:live|test)_)[A-Za-z0-9]{8,}".to_owned(), "${1}[redacted]"),
         (
-            r"(^|[^A-Za-z]|\\[bfnrt]|\\u[0-9A-Fa-f]{4}|%[0-9A-Fa-f]{2})sk-[A-Za-z0-9_-]{8,}",
-            "${1}sk-[redacted]",
+            named(
+                "secret[ _-]?(?:access[ _-]?)?key|(?:session|security)[ _-]?token",
+                "[:=> \t]",
+                "[A-Za-z0-9/+=%_-]{16,}",
+            ),
+            "${1}[redacted]",
         ),
-        ("whsec_[A-Za-z0-9+/=_%-]+", "whsec_[redacted]"),
-    ]
-    .map(|(pattern, replacement)| (regex(pattern), replacement))
+        // Under any other scheme, or without one, what is longer than any scheme's name.
+        (
+            named(
+                "authorization|x-api-key",
+                "[:=]",
+                r"([A-Za-z][A-Za-z0-9-]{0,15}[ \t]{1,4})?[A-Za-z0-9+/=._~:-]{17,}",
+            ),
+            "${1}${2}[redacted]",
+        ),
+        // A password, or in the place of a user's name what is as long as a token.
+        (r#"(:\\?/\\?/[^\s/:@"'\\]*:)[^\s/"'\\]+@"#.to_owned(), "${1}[redacted]@"),
+        (r#"(:\\?/\\?/)[^\s/:@"'\\]{16,}@"#.to_owned(), "${1}[redacted]@"),
+    ];
+    rules.into_iter().map(|(pattern, replacement)| (regex(&pattern), replacement)).collect()
 });
+
+/// What stands behind its name: `name=value`, `"name": "value"`, `<name>value`. Behind a name in quotes only what is in quotes itself: in JSON
+/// a number may stand there.
+fn named(names: &str, separator: &str, value: &str) -> String {
+    let blanks = r"(?:[ \t\r\n]|\\[nrt]){0,16}";
+    let quote = r#"\\{0,3}["']"#;
+    // `AWS Secret Access Key [None]: `
+    let default = r#"(?:\[[^\s\[\]"'\\]{0,16}\])?"#;
+    format!(
+        "((?i-u:{names})(?:{quote}{blanks}[:=]>?{blanks}{quote}|{blanks}{default}{separator}>?{blanks}(?:{quote})?)){value}"
+    )
+}
+
+/// The id of an AWS access key, and its secret where that is what follows.
+static ACCESS_KEY: LazyLock<Regex> = LazyLock::new(|| {
+    regex(r#"(AKIA|ASIA)[0-9A-Z]{12,}(?:((?:[ \t\r\n"',:;|=&]|\\[nrt"'\\]){1,8})([A-Za-z0-9/+]{40,}))?"#)
+});
+
+static BEGIN: LazyLock<Regex> = LazyLock::new(|| regex("-----BEGIN [A-Z0-9 ]{0,32}PRIVATE KEY(?: BLOCK)?-----"));
+static END: LazyLock<Regex> = LazyLock::new(|| regex("-----END [A-Z0-9 ]{0,32}PRIVATE KEY"));
+/// An escape, a line's end, a quote, or what stands between them.
+static PIECE: LazyLock<Regex> = LazyLock::new(|| regex(r#"\\u[0-9A-Fa-f]{4}|(?s:\\.)|\n|"|[^\s"\\]+"#));
+/// What a line of a key consists of.
+static BASE64: LazyLock<Regex> = LazyLock::new(|| regex("[A-Za-z0-9+/=]{16,}"));
+/// How long a private key is at most, in bytes.
+const PRIVATE_KEY_MAX: usize = 32 * 1024;
+/// How many lines without a line of the key may stand in one whose end is missing: its headers.
+const HEADERS_MAX: u32 = 4;
 
 fn regex(pattern: &str) -> Regex {
     Regex::new(pattern).expect("a constant pattern")
@@ -37,17 +102,100 @@ fn regex(pattern: &str) -> Regex {
 /// Replaces what is shaped like a secret by `[redacted]`, behind a hint of its kind: `kt_live_AbC123[redacted]`,
 /// `Bearer [redacted]`. Borrows when there is nothing to replace.
 ///
-/// Knows API keys, provider keys (`sk-…`), webhook secrets (`whsec_…`), JWTs and bearer tokens, in plain text and inside JSON strings.
+/// Knows, in plain text and inside JSON strings: API keys, provider keys (`sk-…`), webhook secrets (`whsec_…`), JWTs, tokens of GitHub, GitLab, npm,
+/// Google, Slack and Stripe, AWS access keys, session tokens and what follows an access key's id, `Authorization` headers and bearer tokens, passwords in
+/// URLs, and private keys in PEM.
 pub fn scrub(text: &str) -> Cow<'_, str> {
     let mut scrubbed = Cow::Borrowed(text);
     if HINT.is_match(text) {
+        apply(&mut scrubbed, private_keys);
         for (pattern, replacement) in &*RULES {
-            if let Cow::Owned(changed) = pattern.replace_all(&scrubbed, *replacement) {
-                scrubbed = Cow::Owned(changed);
-            }
+            apply(&mut scrubbed, |text| pattern.replace_all(text, *replacement));
         }
+        apply(&mut scrubbed, |text| ACCESS_KEY.replace_all(text, access_key));
     }
     scrubbed
+}
+
+fn apply(text: &mut Cow<'_, str>, rule: impl FnOnce(&str) -> Cow<'_, str>) {
+    if let Cow::Owned(changed) = rule(text) {
+        *text = Cow::Owned(changed);
+    }
+}
+
+fn access_key(found: &Captures<'_>) -> String {
+    let (brand, secret) = (&found[1], found.get(3).map_or("", |secret| secret.as_str()));
+    let between = found.get(2).map_or("", |between| between.as_str());
+    match secret {
+        "" => format!("{brand}[redacted]"),
+        // A commit's hash.
+        hash if is_hexadecimal(hash) => format!("{brand}[redacted]{between}{hash}"),
+        _ => format!("{brand}[redacted]{between}[redacted]"),
+    }
+}
+
+fn is_hexadecimal(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Without what stands between the first line of a private key and its last one. Their markers stay, and so do line ends, so that lines keep their numbers.
+fn private_keys(text: &str) -> Cow<'_, str> {
+    let (mut begins, mut ends) = (BEGIN.find_iter(text).peekable(), END.find_iter(text).peekable());
+    if begins.peek().is_none() {
+        return Cow::Borrowed(text);
+    }
+    let (mut scrubbed, mut done) = (String::with_capacity(text.len()), 0);
+    while let Some(begin) = begins.next() {
+        if begin.start() < done {
+            continue;
+        }
+        scrubbed.push_str(&text[done..begin.end()]);
+        while ends.next_if(|end| end.start() < begin.end()).is_some() {}
+        let limit = text.floor_char_boundary(begin.end() + PRIVATE_KEY_MAX);
+        let end = ends.peek().map(regex::Match::start).filter(|end| *end <= limit);
+        let next = begins.peek().map_or(limit, |next| limit.min(next.start()));
+        done = end.unwrap_or(next);
+        scrub_private_key(&text[begin.end()..done], end.is_some(), &mut scrubbed);
+    }
+    scrubbed.push_str(&text[done..]);
+    Cow::Owned(scrubbed)
+}
+
+/// Of a key that is whole everything goes. Where its end is missing, or behind the end of the JSON string that it starts in, what looks like its lines.
+fn scrub_private_key(body: &str, whole: bool, scrubbed: &mut String) {
+    let (mut whole, mut others, mut found, mut done) = (whole, 0, false, 0);
+    for piece in PIECE.find_iter(body) {
+        scrubbed.push_str(&body[done..piece.start()]);
+        let word = piece.as_str();
+        done = piece.end();
+        match word {
+            "\"" => whole = false,
+            "\n" | "\\n" => {
+                others = if found { 0 } else { others + 1 };
+                found = false;
+            }
+            _ => {}
+        }
+        if !whole && others > HEADERS_MAX {
+            done = piece.start();
+            break;
+        }
+        if word.starts_with(['\\', '"', '\n']) {
+            scrubbed.push_str(word);
+        } else if whole {
+            scrubbed.push_str("[redacted]");
+        } else {
+            let line = BASE64.replace_all(word, |line: &Captures<'_>| {
+                // No hash, no path, and no number, which in JSON may stand outside strings.
+                let mixed = line[0].contains(|c: char| c.is_ascii_uppercase())
+                    && line[0].contains(|c: char| c.is_ascii_lowercase());
+                if mixed && !is_hexadecimal(&line[0]) { "[redacted]".to_owned() } else { line[0].to_owned() }
+            });
+            found |= line != word;
+            scrubbed.push_str(&line);
+        }
+    }
+    scrubbed.push_str(&body[done..]);
 }
 
 #[cfg(test)]
@@ -93,9 +241,158 @@ mod tests {
             "{\"message\":\"key created\",\"prefix\":\"kt_live_AbC123\"}",
             "task-management risk-assessment disk-00000000 sk-1234567",
             "eyJhbGci.only-two whsec_ kt_live_",
+            "HEAD is now at 0a1b2c3d4e5f60718293a4b5c6d7e8f901234567, node sha256:0a1b2c3d4e5f60718293a4b5c6d7e8f90123456789abcdef0123456789abcdef",
+            "FROM registry.example.com/app:1.4@sha256:0a1b2c3d4e5f60718293a4b5c6d7e8f90123456789abcdef0123456789abcdef",
+            "git+ssh://git@github.com/acme/app.git https://example.com:443/a@b npm_config_cache npm_lifecycle_event",
+            "authorization failed, authorization: none, session token expired, no secret access key given",
+            "{\"authorization\":true,\"session_token\":12345678901234567890,\"x-api-key\":null}",
+            "no key: -----BEGIN CERTIFICATE-----\nMIIEpAIBAAKCAQEA0123456789\n-----END CERTIFICATE-----",
             "a bearer, the Bearer",
         ] {
-            assert!(matches!(scrub(text), Cow::Borrowed(same) if same == text), "{text}");
+            assert!(matches!(scrub(text), Cow::Borrowed(same) if same == text), "{text}: {}", scrub(text));
+        }
+    }
+
+    #[test]
+    fn what_other_services_give_out_is_known() {
+        let body = "AbC123XyZ0123456789abcdefghijklmnopq";
+        for brand in [
+            "ghp_",
+            "gho_",
+            "ghs_",
+            "ghu_",
+            "ghr_",
+            "github_pat_",
+            "glpat-",
+            "npm_",
+            "AIza",
+            "xoxb-",
+            "xoxp-",
+            "xoxa-",
+            "xoxr-",
+            "xapp-",
+            "sk_live_",
+            "rk_live_",
+            "sk_test_",
+            "whsec_",
+            "sk-or-v1-",
+            "sk-proj-",
+            "AKIA",
+            "ASIA",
+        ] {
+            let body = if brand.ends_with("IA") { "IOSFODNN7EXAMPLE" } else { body };
+            let kept = if brand.starts_with("sk-") { "sk-" } else { brand };
+            for (before, after) in [
+                ("TOKEN=", " x"),
+                ("\u{1b}[33m", "\u{1b}[0m"),
+                ("\\n", "\\n"),
+                ("https://", "@github.com/a.git"),
+                ("", ""),
+            ] {
+                let scrubbed = scrub(&format!("{before}{brand}{body}{after}")).into_owned();
+                let known = [format!("{before}{kept}[redacted]{after}"), format!("{before}[redacted]{after}")];
+                assert!(known.contains(&scrubbed), "{scrubbed}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_stands_behind_its_name_is_known() {
+        let secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
+        for before in [
+            "AWS_SECRET_ACCESS_KEY=",
+            "export aws_secret_access_key = '",
+            r#"{"SecretAccessKey": ""#,
+            r#"{\"secretAccessKey\":\""#,
+            "<SecretAccessKey>",
+            "AWS Secret Access Key [None]: ",
+            "secret-access-key:\n    ",
+            "aws_session_token=",
+            "AKIA[redacted]:\nAWS_SECRET_KEY: ",
+            "Authorization: Basic ",
+            "authorization: token ",
+            "-H 'Authorization: ",
+            r#""Authorization": "ApiKey "#,
+            "x-api-key: ",
+        ] {
+            for after in ["", "\n", "\" next", r"\n"] {
+                assert_eq!(scrub(&format!("{before}{secret}{after}")), format!("{before}[redacted]{after}"));
+            }
+        }
+        for between in [" ", ":", ",", "\n", "\",\"", r"\n", " | "] {
+            let pair = format!("AKIAIOSFODNN7EXAMPLE{between}{secret}");
+            assert_eq!(scrub(&pair), format!("AKIA[redacted]{between}[redacted]"));
+        }
+        let hash = "0a1b2c3d4e5f60718293a4b5c6d7e8f901234567";
+        assert_eq!(scrub(&format!("AKIAIOSFODNN7EXAMPLE {hash}")), format!("AKIA[redacted] {hash}"));
+    }
+
+    #[test]
+    fn passwords_leave_urls() {
+        for (url, scrubbed) in [
+            ("https://user:p@ss:w0rd@example.com/a@b", "https://user:[redacted]@example.com/a@b"),
+            ("postgres://app:hunter2@db:5432/app", "postgres://app:[redacted]@db:5432/app"),
+            (r"https:\/\/user:hunter2@example.com", r"https:\/\/user:[redacted]@example.com"),
+            ("https://0123456789abcdef01@example.com", "https://[redacted]@example.com"),
+            ("redis://:hunter2@cache", "redis://:[redacted]@cache"),
+        ] {
+            assert_eq!(scrub(url), scrubbed);
+        }
+    }
+
+    #[test]
+    fn of_a_private_key_its_markers_and_lines_stay() {
+        let key =
+            "-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA0123456789\nQ==\n-----END RSA PRIVATE KEY-----\nnext";
+        let kept = "-----BEGIN RSA PRIVATE KEY-----\n[redacted]\n[redacted]\n-----END RSA PRIVATE KEY-----\nnext";
+        assert_eq!(scrub(key), kept);
+        let escaped = |text: &str| text.replace('\n', "\\n");
+        assert_eq!(scrub(&escaped(key)), escaped(kept));
+        let numbered = "-----BEGIN PRIVATE KEY-----\n#9 0.5 MIIEpAIBAAKCAQEA\n#9 0.5 -----END PRIVATE KEY-----";
+        assert!(!scrub(numbered).contains("MIIE"));
+        let torn = "-----BEGIN PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nMIIEpAIBAAKCAQEA0123456789\nMIIEpAIBAAKCAQEA9876543210";
+        let plain = "\nfetched packages/some-package/index\n".repeat(9);
+        let scrubbed = scrub(&format!("{torn}{plain}")).into_owned();
+        assert!(
+            !scrubbed.contains("MIIE") && scrubbed.ends_with("\nfetched packages/some-package/index\n"),
+            "{scrubbed}"
+        );
+        let strings = "\"-----BEGIN PRIVATE KEY-----\\n\" +\n\"MIIEpAIBAAKCAQEA0123456789\\n\"";
+        assert!(!scrub(strings).contains("MIIE"));
+    }
+
+    #[test]
+    fn a_mebibyte_of_whatever_takes_no_longer_than_a_mebibyte_of_text() {
+        let mebibyte = |unit: &str| unit.repeat(1024 * 1024 / unit.len());
+        let bare = |text: &str| {
+            let started = std::time::Instant::now();
+            scrub(text);
+            started.elapsed()
+        };
+        let plain = mebibyte("sk-12345678 compiling some-package v1.2.3\n");
+        bare(&plain);
+        let usual = bare(&plain);
+        for unit in [
+            "-----BEGIN PRIVATE KEY-----",
+            "-----BEGIN PRIVATE KEY-----\n\"",
+            "://a:",
+            "://a:b@",
+            "eyJa.",
+            "eyJa..",
+            "Bearer ",
+            "Authorization: ",
+            "Authorization: Basic x",
+            "secret_access_key = ",
+            "secret_access_key",
+            "AKIA",
+            "AKIAIOSFODNN7EXAMPLE:",
+            "sk-",
+            "\\n",
+            "[redacted]",
+            "x@",
+        ] {
+            let taken = bare(&mebibyte(unit));
+            assert!(taken < usual * 20, "{unit:?}: {taken:?}, and usually {usual:?}");
         }
     }
 
@@ -130,6 +427,24 @@ mod tests {
                 "\n",
                 "\\u001b",
                 "task-",
+                "ghp_",
+                "npm_",
+                "AIza",
+                "xoxb-",
+                "AKIA",
+                "IOSFODNN7EXAMPLE",
+                "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+                "aws_secret_access_key",
+                "session_token",
+                "authorization",
+                "Basic ",
+                ":",
+                "=",
+                "://",
+                "@",
+                "-----BEGIN PRIVATE KEY-----",
+                "-----END PRIVATE KEY-----",
+                "1234567890123456",
             ])
             .prop_map(str::to_owned),
             ".",
@@ -159,7 +474,11 @@ mod tests {
             secret in "[0-9A-Za-z]{26}",
             after in pieces(),
         ) {
-            for brand in ["kt_live_AbC123", "sk-ant-", "sk-", "whsec_", "Bearer ", "eyJhbGci.eyJpc3Mi."] {
+            for brand in [
+                "kt_live_AbC123", "sk-ant-", "sk-", "whsec_", "Bearer ", "eyJhbGci.eyJpc3Mi.", "ghp_", "github_pat_", "npm_", "AIza", "xoxb-",
+                "sk_live_", "AWS_SECRET_ACCESS_KEY=", "Authorization: Basic ", "https://user:", "-----BEGIN PRIVATE KEY-----\nZz",
+            ] {
+                let after = if brand.starts_with("https") { format!("@{after}") } else { after.clone() };
                 let text = format!("{before}{border}{brand}{secret}{after}");
                 prop_assert!(!scrub(&text).contains(&secret), "{}", text);
             }
