@@ -37,7 +37,7 @@ impl Route for ModelKeysCreate {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let Input { provider, key, name } = &call.body;
-        let key = key.provider_key(*provider)?;
+        let key = key.provider_key(*provider, name.as_ref())?;
         if let Some(answer) = call.replay(app).await? {
             return Ok(answer);
         }

@@ -79,6 +79,13 @@ pub struct ProviderKey {
 /// The members of a JSON object of strings.
 pub type Members = BTreeMap<String, SecretString>;
 
+/// What the keys of an account's administrators start with.
+const ADMIN_STARTS: [&str; 2] = ["sk-ant-admin", "sk-admin-"];
+/// What of a JSON credential is secret.
+const SECRET_MEMBERS: [&str; 3] = ["secret_access_key", "session_token", "private_key"];
+/// From this length on, a part of a key counts as the key.
+const PART_MIN: usize = 16;
+
 /// Why a text is no key of its provider. Displays as what completes "key …", and holds nothing of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyRejected {
@@ -100,6 +107,10 @@ pub enum KeyRejected {
     Member { member: &'static str, right: &'static str },
     #[error("must hold access_key_id, secret_access_key, session_token and region at most")]
     UnknownMember,
+    #[error("must hold each member once")]
+    TwiceMember,
+    #[error("is a key that administers the account at its provider: make a normal one, and paste {}", .0.wanted())]
+    Admin(Provider),
 }
 
 impl ProviderKey {
@@ -118,6 +129,19 @@ impl ProviderKey {
     pub fn expose(&self) -> &str {
         self.plaintext.expose_secret()
     }
+
+    /// Whether a text that will be shown holds this key, or is a part of it. `members` as for [`parse`](Self::parse): of those that are no secret
+    /// people make names.
+    pub fn is_in(&self, shown: &str, members: Option<&Members>) -> bool {
+        let shown = shown.trim();
+        let holds = |secret: &str| shown.contains(secret) || (shown.len() >= PART_MIN && secret.contains(shown));
+        match members {
+            Some(members) => {
+                SECRET_MEMBERS.iter().filter_map(|name| members.get(*name)).any(|secret| holds(secret.expose_secret()))
+            }
+            None => holds(self.expose()),
+        }
+    }
 }
 
 /// Finds the first thing that is wrong, or that of which the tail may be shown: the key itself or, of JSON, its id.
@@ -135,6 +159,9 @@ fn judge<'a>(provider: Provider, text: &'a str, members: Option<&'a Members>) ->
     }
     if text.starts_with("kt_live_") {
         return Err(KeyRejected::Ours(provider));
+    }
+    if ADMIN_STARTS.iter().any(|start| text.starts_with(start)) {
+        return Err(KeyRejected::Admin(provider));
     }
     if let Some(looks_like) = looks_like(text, members).filter(|looks_like| *looks_like != provider) {
         return Err(KeyRejected::Foreign { looks_like, wanted: provider });
@@ -191,8 +218,9 @@ fn access_key(members: &Members) -> Result<&str, KeyRejected> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/+=".contains(&byte);
         secret.len() >= MIN_CHARACTERS && secret.bytes().all(allowed)
     })?;
-    if members.contains_key("session_token") {
-        member(members, "session_token", "printable ASCII without blanks", is_word)?;
+    if members.contains_key("session_token") || id.starts_with("ASIA") {
+        let right = "printable ASCII without blanks; an access key that starts with ASIA is temporary and opens nothing without";
+        member(members, "session_token", right, is_word)?;
     }
     if members.contains_key("region") {
         member(members, "region", "the name of an AWS region such as us-east-1", |region| {
@@ -380,6 +408,35 @@ mod tests {
     }
 
     #[test]
+    fn keys_of_administrators_are_refused_whatever_they_are_pasted_for() {
+        for provider in Provider::ALL {
+            for text in ["sk-ant-admin01-abcdefghijklmnop", "sk-admin-abcdefghijklmnopqrst"] {
+                let refusal = parsed(provider, text).unwrap_err();
+                assert!(
+                    refusal.contains("administers the account") && refusal.contains(provider.wanted()),
+                    "{refusal}"
+                );
+            }
+        }
+        assert!(parsed(Provider::Anthropic, "sk-ant-api03-admin-abcdefghijkl").is_ok());
+    }
+
+    #[test]
+    fn a_name_that_holds_the_key_or_a_part_of_it_is_known() {
+        let text = r#"{"access_key_id":"AKIAIOSFODNN7EXAMPLE","secret_access_key":"wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"}"#;
+        let members: Members = ACCESS_KEY.map(|(name, value)| (name.to_owned(), value.into())).into();
+        let key = ProviderKey::parse(Provider::Bedrock, text.into(), Some(&members)).unwrap();
+        let word = ProviderKey::parse(Provider::OpenAi, "sk-abcdefghijklmnop1234".into(), None).unwrap();
+        for name in [ACCESS_KEY[1].1, &format!(" {text}\n"), &ACCESS_KEY[1].1[3..30]] {
+            assert!(key.is_in(name, Some(&members)), "{name}");
+        }
+        assert!(word.is_in("prod sk-abcdefghijklmnop1234 key", None) && word.is_in("abcdefghijklmnop", None));
+        for name in ["Production", "AKIA", "1234", "secret_access_key", "secret", "us-east-1"] {
+            assert!(!key.is_in(name, Some(&members)) && !word.is_in(name, None), "{name}");
+        }
+    }
+
+    #[test]
     fn a_file_may_end_in_a_line_break() {
         let members: Members =
             SERVICE_ACCOUNT.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
@@ -419,6 +476,10 @@ mod tests {
             (("secret_access_key", ""), "must hold secret_access_key"),
             (("secret_access_key", "wJalrXUtnFEMI K7MDENG"), "must hold secret_access_key"),
             (("session_token", "a b"), "must hold session_token"),
+            (
+                ("access_key_id", "ASIAIOSFODNN7EXAMPLE"),
+                "must hold session_token: printable ASCII without blanks; an access key that starts with ASIA is temporary",
+            ),
             (("region", "US East"), "must hold region"),
             (("SessionToken", "a"), "at most"),
         ] {

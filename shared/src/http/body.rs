@@ -1,14 +1,17 @@
 //! JSON into types, and serde's complaints into the contract's: which field, and what would be right.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, fmt};
 
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, MapAccess, Visitor},
+};
 use serde_json::Value;
 
 use super::Error;
 use crate::{
-    domain::{Members, Provider, ProviderKey},
+    domain::{KeyRejected, Members, Name, Provider, ProviderKey},
     telemetry,
 };
 
@@ -26,19 +29,56 @@ impl Received {
         self.0.expose_secret()
     }
 
-    /// A provider key, judged by its looks; 422 with what is wrong with it.
-    pub fn provider_key(&self, provider: Provider) -> Result<ProviderKey, Error> {
-        let json: Option<BTreeMap<String, Self>> = serde_json::from_str(self.expose()).ok();
-        let members: Option<Members> =
-            json.map(|members| members.into_iter().map(|(name, Self(member))| (name, member)).collect());
-        ProviderKey::parse(provider, self.0.clone(), members.as_ref())
-            .map_err(|rejected| Error::KeyRejected { provider, rejected })
+    /// A provider key, judged by its looks; 422 with what is wrong with it, or with the name that it is to have: people paste the key there too.
+    pub fn provider_key(&self, provider: Provider, name: Option<&Name>) -> Result<ProviderKey, Error> {
+        let refused = |rejected| Error::KeyRejected { provider, rejected };
+        let members = match serde_json::from_str(self.expose()).ok() {
+            Some(Object { twice: true, .. }) => return Err(refused(KeyRejected::TwiceMember)),
+            Some(Object { members, .. }) => Some(members),
+            None => None,
+        };
+        let key = ProviderKey::parse(provider, self.0.clone(), members.as_ref()).map_err(refused)?;
+        let shows_a_key =
+            |name: &str| matches!(telemetry::scrub(name), Cow::Owned(_)) || key.is_in(name, members.as_ref());
+        if name.is_some_and(|name| shows_a_key(name.as_str())) {
+            return Err(Error::invalid("name", "must hold no key or token: everybody who may read sees it"));
+        }
+        Ok(key)
     }
 }
 
 impl From<String> for Received {
     fn from(text: String) -> Self {
         Self(text.into())
+    }
+}
+
+/// A JSON object of strings.
+struct Object {
+    members: Members,
+    /// Whether a name stands there twice: which one counts is up to whoever reads it.
+    twice: bool,
+}
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OfStrings;
+        impl<'de> Visitor<'de> for OfStrings {
+            type Value = Object;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of strings")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
+                let mut object = Object { members: Members::new(), twice: false };
+                while let Some((name, Received(value))) = map.next_entry::<String, Received>()? {
+                    object.twice |= object.members.insert(name, value).is_some();
+                }
+                Ok(object)
+            }
+        }
+        deserializer.deserialize_map(OfStrings)
     }
 }
 

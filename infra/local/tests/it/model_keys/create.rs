@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{ROUTE, active, create, list, one_of_each, path, post, provider_key, sealed};
+use super::{ROUTE, access_key, active, create, list, one_of_each, path, post, provider_key, sealed, service_account};
 use crate::harness::World;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -243,4 +243,48 @@ async fn an_admin_that_was_cut_down_chooses_no_key_in_the_gateways_three_seconds
     world.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
     post(&world, "openai", &provider_key("sk-")).bearer(&token).send().await.refused(401);
     assert_eq!(active(&world, "openai").send().await.expect(200)["plaintext"], key);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_was_pasted_as_a_name_too_is_refused_and_kept_nowhere() {
+    let world = World::start().await;
+    let (openai, bedrock) = (provider_key("sk-proj-"), access_key());
+    let secret = bedrock.split('"').find(|part| part.starts_with("wJalr")).unwrap();
+    for (provider, key, name) in [
+        ("openai", &openai, &*openai),
+        ("openai", &openai, &format!("prod {}", provider_key("sk-ant-"))),
+        ("openai", &openai, "AKIAIOSFODNN7EXAMPLE"),
+        ("openai", &openai, &world.admin),
+        ("bedrock", &bedrock, secret),
+    ] {
+        let body = json!({ "provider": provider, "key": key, "name": name });
+        let reply = world.post(ROUTE, body).send().await;
+        assert!(!reply.text.contains(&name[5..]), "{}", reply.text);
+        assert_eq!(reply.invalid_field(), "name");
+        assert!(!Value::from(world.stored().await).to_string().contains(name), "{provider}");
+    }
+    for name in [
+        "Production (sk-proj)",
+        "karta@acme-1.iam.gserviceaccount.com",
+        "acme-1",
+        "0a1b2c3d4e5f60718293a4b5c6d7e8f901234567",
+    ] {
+        let body = json!({ "provider": "vertex", "key": service_account(), "name": name });
+        assert_eq!(world.post(ROUTE, body).send().await.expect(201)["model_key"]["name"], name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn json_that_says_a_thing_twice_is_refused() {
+    let world = World::start().await;
+    let (bedrock, vertex) = (access_key(), service_account());
+    for (provider, key) in [
+        ("bedrock", bedrock.replacen('{', r#"{"access_key_id": "AKIAIOSFODNN7EXAMPLF","#, 1)),
+        ("bedrock", bedrock.replacen('{', r#"{"secret_access\u005fkey": "AAAAAAAAAAAAAAAAAAAAAAAA","#, 1)),
+        ("vertex", vertex.replacen('{', r#"{"token_uri": "https://example.com/token","#, 1)),
+    ] {
+        let refusal = post(&world, provider, &key).send().await.refused(422);
+        assert_eq!(refusal["message"], "key must hold each member once", "{provider}");
+    }
+    assert!(list(&world).await.is_empty());
 }
