@@ -6,7 +6,7 @@ use karta_shared::{
     App,
     byok::Place,
     config::Ring,
-    domain::{Id, Keyring, Provider},
+    domain::{Id, Provider},
     http::{Answer, Byok, Call, Error, IdParameter, Internal, NoBody, Revealed, Route},
     store::SealedModelKey,
 };
@@ -56,7 +56,9 @@ impl Route for InternalModelKeysActive {
             ring = app.secrets.ring_refetched(Ring::SealingByok).await?;
         }
         let plaintext = place.open(&ring, &sealed)?.into();
-        seal_anew(app, call, place, &ring, &sealed).await;
+        if sealed.kid != *ring.current().0 {
+            seal_anew(app, call, place, &sealed).await;
+        }
         let (request_id, service) = (call.origin.request_id.as_str(), call.caller.name());
         let (organization_id, key_id) = (organization.get(), place.id.get());
         tracing::info!(request_id, service, organization_id, %provider, key_id, "a provider key was opened");
@@ -64,22 +66,22 @@ impl Route for InternalModelKeysActive {
     }
 }
 
-/// Moves a key that is in use under the ring's current key. The sweep does it too: no failure here fails the answer.
-async fn seal_anew(
-    app: &App,
-    call: &Call<InternalModelKeysActive>,
-    place: Place,
-    ring: &Keyring,
-    sealed: &SealedModelKey,
-) {
-    let Ok(Some(anew)) = place.reseal(ring, &*app.entropy, sealed) else {
-        return;
-    };
-    let written = app.store.reseal_model_key(place.organization, place.id, sealed, &anew);
-    let problem = match timeout(PATIENCE, written).await {
-        Ok(Ok(_)) => return,
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("not written within {PATIENCE:?}"),
+/// Moves a key that is in use under the ring's current key: that of a ring that was just read, for an older one would move back what is sealed under
+/// the key that was promoted meanwhile. The sweep does it too: no failure here fails the answer.
+async fn seal_anew(app: &App, call: &Call<InternalModelKeysActive>, place: Place, sealed: &SealedModelKey) {
+    let problem = match app.secrets.ring_refetched(Ring::SealingByok).await {
+        Ok(ring) => {
+            let Ok(Some(anew)) = place.reseal(&ring, &*app.entropy, sealed) else {
+                return;
+            };
+            let written = app.store.reseal_model_key(place.organization, place.id, sealed, &anew);
+            match timeout(PATIENCE, written).await {
+                Ok(Ok(_)) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("not written within {PATIENCE:?}"),
+            }
+        }
+        Err(error) => error.to_string(),
     };
     let (request_id, route) = (call.origin.request_id.as_str(), InternalModelKeysActive::NAME);
     tracing::warn!(request_id, route, problem, "a provider key was not sealed anew");

@@ -65,6 +65,9 @@ pub enum KeyringError {
     SecretShort { kid: Kid, bytes: usize },
     #[error("the secret of {0} is the name of a key")]
     SecretIsKid(Kid),
+    /// Whoever rotates would believe to be rid of it.
+    #[error("{0} and {1} have the same secret")]
+    SecretTwice(Kid, Kid),
 }
 
 impl Keyring {
@@ -83,6 +86,9 @@ impl Keyring {
             }
             if keys.iter().any(|(other, _)| other.as_str() == secret) {
                 return Err(KeyringError::SecretIsKid(kid.clone()));
+            }
+            if let Some((twin, _)) = keys.iter().find(|(other, held)| other < kid && held.expose_secret() == secret) {
+                return Err(KeyringError::SecretTwice(twin.clone(), kid.clone()));
             }
         }
         let Some(at) = keys.iter().position(|(kid, _)| *kid == current) else {
@@ -201,6 +207,10 @@ mod tests {
             (
                 vec![("current", "k1"), ("k1", &kid_of_32), (&kid_of_32, &a)],
                 KeyringError::SecretIsKid(Kid("k1".to_owned())),
+            ),
+            (
+                vec![("current", "k2"), ("k1", &a), ("k2", &a)],
+                KeyringError::SecretTwice(Kid("k1".to_owned()), Kid("k2".to_owned())),
             ),
         ] {
             assert_eq!(ring(&members).unwrap_err(), refusal);

@@ -50,7 +50,7 @@ pub use self::{
     deliveries::{DELIVERIES_KEPT, DueDeliveries, Lease, Recovery, Settled, Settlement, Waiting},
     error::StoreError,
     idempotency::IdempotencyRecord,
-    model_keys::{ActiveModelKey, Ciphertext, SealedModelKey},
+    model_keys::{ActiveModelKey, Ciphertext, SealedModelKey, SealedPlace},
     outbox::{Due, ExpiryNotice, FlushTurn, Flushes, PendingInvalidation, Queue},
     page::Page,
     releases::ReleasePlace,

@@ -9,7 +9,7 @@ use serde::{
 use super::{
     Conflict, Page, Store, StoreError, Transaction, decode,
     page::Listing,
-    table::{Key, SEALED_INDEX, Table, model_keys_partition, padded, sealed_under},
+    table::{Key, SEALED_INDEX, SEALED_SHARD, Table, model_keys_partition, padded},
 };
 use crate::domain::{Id, Kid, Kind, ModelKey, Provider};
 
@@ -80,7 +80,22 @@ pub struct ActiveModelKey {
 struct Findable<'a> {
     #[serde(flatten)]
     item: &'a SealedModelKey,
-    sealed_under: String,
+    sealed_shard: &'static str,
+}
+
+/// Where a sealed key lies, and under which key of the ring, as the index knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedPlace {
+    pub organization: Id,
+    pub id: Id,
+    pub kid: Kid,
+}
+
+#[derive(Deserialize)]
+struct Found {
+    #[serde(flatten)]
+    key: Key,
+    kid: Kid,
 }
 
 impl Store {
@@ -134,11 +149,10 @@ impl Store {
             .update_item()
             .table_name(self.table(Table::Main))
             .set_key(Some(Key::sealed_model_key(organization, id).attributes()))
-            .update_expression("SET kid = :kid, ciphertext = :sealed, sealed_under = :under")
+            .update_expression("SET kid = :kid, ciphertext = :sealed")
             .condition_expression("kid = :read_kid AND ciphertext = :read_sealed")
             .expression_attribute_values(":kid", text(after.kid.as_str()))
             .expression_attribute_values(":sealed", bytes(after))
-            .expression_attribute_values(":under", text(&sealed_under(&after.kid)))
             .expression_attribute_values(":read_kid", text(before.kid.as_str()))
             .expression_attribute_values(":read_sealed", bytes(before))
             .send()
@@ -150,9 +164,15 @@ impl Store {
         }
     }
 
-    /// What a ring's key has sealed, of every organization, as the index knows it: organizations and ids. The index may be a moment
-    /// behind: whoever takes one reads it afresh.
-    pub async fn model_keys_sealed_under(&self, kid: &Kid) -> Result<Vec<(Id, Id)>, StoreError> {
+    /// What is sealed under any other key than this one, of every organization, whether a ring still holds that key or not. The index may be a
+    /// moment behind: whoever takes one reads it afresh.
+    pub async fn model_keys_not_sealed_under(&self, kid: &Kid) -> Result<Vec<SealedPlace>, StoreError> {
+        let mut found = self.sealed_where("kid < :kid", kid).await?;
+        found.append(&mut self.sealed_where("kid > :kid", kid).await?);
+        Ok(found)
+    }
+
+    async fn sealed_where(&self, condition: &str, kid: &Kid) -> Result<Vec<SealedPlace>, StoreError> {
         let (mut found, mut start) = (Vec::new(), None);
         loop {
             let output = self
@@ -160,16 +180,17 @@ impl Store {
                 .query()
                 .table_name(self.table(Table::Main))
                 .index_name(SEALED_INDEX)
-                .key_condition_expression("sealed_under = :pk")
-                .expression_attribute_values(":pk", AttributeValue::S(sealed_under(kid)))
+                .key_condition_expression(format!("sealed_shard = :pk AND {condition}"))
+                .expression_attribute_values(":pk", AttributeValue::S(SEALED_SHARD.to_owned()))
+                .expression_attribute_values(":kid", AttributeValue::S(kid.to_string()))
                 .set_exclusive_start_key(start)
                 .limit(FOUND_AT_ONCE)
                 .send()
                 .await?;
             for item in output.items.unwrap_or_default() {
-                let key: Key = decode(item)?;
-                if let Some(place) = key.of_sealed_model_key() {
-                    found.push(place);
+                let Found { key, kid } = decode(item)?;
+                if let Some((organization, id)) = key.of_sealed_model_key() {
+                    found.push(SealedPlace { organization, id, kid });
                 } else {
                     tracing::error!(?key, "no sealed key lies there, whatever the index says");
                 }
@@ -228,7 +249,7 @@ impl Transaction {
 
     fn add_model_key(&mut self, organization: Id, key: &ModelKey, sealed: &SealedModelKey) -> Result<(), StoreError> {
         self.claim_id(organization, Kind::ModelKey, key.id)?;
-        let findable = Findable { item: sealed, sealed_under: sealed_under(&sealed.kid) };
+        let findable = Findable { item: sealed, sealed_shard: SEALED_SHARD };
         self.insert(Table::Main, &Key::sealed_model_key(organization, key.id), &findable, Conflict::IdTaken)?;
         self.insert(Table::Main, &Key::model_key(organization, key.id), key, Conflict::IdTaken)
     }

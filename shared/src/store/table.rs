@@ -51,7 +51,7 @@
 //! What waits in the audit log for its worker carries `unchained` (`UNC#0` … `UNC#15`), the key of the index `unchained`.
 //! What waits in the outbox for a worker carries `due_shard` (`EVT#0` … `EVT#15` and so on) and `due_at`, the keys of the index `due`.
 //!
-//! What is sealed carries `sealed_under` (`MKS#<kid>`, `WHS#<kid>`), the key of the index `sealed`.
+//! What is sealed carries `sealed_shard` (`MKS#0`, `WHS#0`) and `kid`, the keys of the index `sealed`.
 //!
 //! Ids, versions, links' and lines' numbers in sort keys are padded to 16 digits, so that their order is the order of time.
 
@@ -62,7 +62,7 @@ use serde::Deserialize;
 
 use super::{BudgetSubject, Queue};
 use crate::domain::{
-    Anchor, Id, Kid, Kind, LogGeneration, Month, Prefix, Provider, Slug, StripeCustomerId, StripeId, Timestamp, Version,
+    Anchor, Id, Kind, LogGeneration, Month, Prefix, Provider, Slug, StripeCustomerId, StripeId, Timestamp, Version,
 };
 
 /// Finds what is due in the outbox.
@@ -72,8 +72,10 @@ pub(super) const UNCHAINED_INDEX: &str = "unchained";
 /// Spreads what waits over an index's partitions.
 const SHARDS: u64 = 16;
 
-/// Finds what a ring's key has sealed.
+/// Finds what keys of a ring have sealed, also those that it does not hold any more.
 pub(super) const SEALED_INDEX: &str = "sealed";
+/// Where in the index sealed keys stand: in one place, in the order of what sealed them.
+pub(super) const SEALED_SHARD: &str = "MKS#0";
 
 /// The tables' names in this stack.
 #[derive(Debug, Clone)]
@@ -344,16 +346,6 @@ impl Key {
 
 const SEALED: &str = "MKS#";
 const WEBHOOK_SECRETS: &str = "WHS#";
-
-/// Where in the index what this key of the ring has sealed stands.
-pub(super) fn sealed_under(kid: &Kid) -> String {
-    format!("{SEALED}{kid}")
-}
-
-/// The same of webhooks' secrets.
-pub(super) fn webhook_secrets_sealed_under(kid: &Kid) -> String {
-    format!("{WEBHOOK_SECRETS}{kid}")
-}
 
 /// The id that a padded sort key is.
 pub(super) fn unpadded(sk: &str) -> Option<Id> {

@@ -1,11 +1,20 @@
 //! The ring that seals is rotated: nothing is lost, nothing stays under a key that is to leave.
 
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{Router, routing};
 use karta_shared::{
     App,
-    config::Ring,
+    clock::{Clock, ManualClock},
+    config::{self, Ring, Secret, SecretSource, Secrets},
     domain::Kid,
     worker::{Wake, Worker},
 };
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use worker_model_keys_reseal::ModelKeysReseal;
 
@@ -24,16 +33,16 @@ async fn sweep(app: &App) -> Result<(), String> {
 async fn kids(world: &World, organization: u64) -> Vec<String> {
     let sealed = sealed(world, organization).await;
     let kid = |item: &Value| {
-        let kid = item["kid"]["S"].as_str().unwrap();
-        assert_eq!(item["sealed_under"]["S"], format!("MKS#{kid}"), "the index knows it");
-        kid.to_owned()
+        assert_eq!(item["sealed_shard"]["S"], "MKS#0", "the index knows it");
+        item["kid"]["S"].as_str().unwrap().to_owned()
     };
     sealed.iter().map(kid).collect()
 }
 
 /// How many the index finds under a key of the ring.
 async fn found(app: &App, kid: &str) -> usize {
-    app.store.model_keys_sealed_under(&Kid::parse(kid).unwrap()).await.unwrap().len()
+    let all = app.store.model_keys_not_sealed_under(&Kid::parse("k0").unwrap()).await.unwrap();
+    all.iter().filter(|found| found.kid.as_str() == kid).count()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,14 +180,101 @@ async fn the_index_is_read_to_its_end() {
         let item = json!({
             "pk": { "S": format!("MKS#{}", id % 3 + 1) },
             "sk": { "S": format!("{id:016}") },
-            "sealed_under": { "S": "MKS#k9" },
+            "sealed_shard": { "S": "MKS#0" },
+            "kid": { "S": if id <= 200 { "k9" } else { "k1" } },
         });
         world.dynamodb("PutItem", json!({ "TableName": "karta", "Item": item })).await;
     }
     let app = &world.runner.app;
-    let found = app.store.model_keys_sealed_under(&Kid::parse("k9").unwrap()).await.unwrap();
-    let mut ids: Vec<_> = found.iter().map(|(_, id)| id.get()).collect();
-    ids.sort_unstable();
-    assert_eq!(ids, (1..=250).collect::<Vec<_>>());
-    assert!(found.iter().all(|(organization, id)| organization.get() == id.get() % 3 + 1));
+    for (current, others) in [("k5", 1..=250), ("k9", 201..=250), ("k1", 1..=200)] {
+        let found = app.store.model_keys_not_sealed_under(&Kid::parse(current).unwrap()).await.unwrap();
+        let mut ids: Vec<_> = found.iter().map(|found| found.id.get()).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, others.collect::<Vec<_>>(), "all but those under {current}");
+        assert!(found.iter().all(|found| found.organization.get() == found.id.get() % 3 + 1));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sealed_under_a_key_that_left_the_ring_is_counted_and_told_of() {
+    let world = World::start().await;
+    create(&world, "openai", &provider_key("sk-")).await;
+    create(&world, "openrouter", &provider_key("sk-or-")).await;
+    // Sealed by a process that has a later ring yet, or had one that was taken back.
+    let rotated = rotated(&world);
+    active_of(&rotated, &world, "openai").await.expect(200);
+    for (current, lost) in [("k9", 2), ("k2", 1), ("k1", 1)] {
+        let ring = world.app_with_ring(Ring::SealingByok, |ring| {
+            let secret = if current == "k1" { ring["k1"].clone() } else { json!(current[1..].repeat(64)) };
+            *ring = json!({ "current": current, current: secret });
+        });
+        for _ in 0..2 {
+            let told = sweep(&ring).await.unwrap_err();
+            let expected = format!(
+                "{lost} provider keys are not sealed under the current key, {lost} of them under keys that the ring does not hold"
+            );
+            assert_eq!(told, expected);
+        }
+    }
+    let mut kids = kids(&world, world.organization_id).await;
+    kids.sort();
+    assert_eq!(kids, ["k1", "k2"], "as they were");
+    sweep(&rotated).await.unwrap();
+}
+
+/// The world's app with Secrets Manager in the place of its fixed secrets, and what that answers.
+async fn with_secrets_manager(world: &World) -> (App, Arc<Mutex<HashMap<Secret, String>>>) {
+    let SecretSource::Fixed(texts) = world.runner.secrets.source() else { panic!("a local run's secrets") };
+    let texts: HashMap<_, _> =
+        texts.into_iter().map(|(secret, text)| (secret, text.expose_secret().to_owned())).collect();
+    let ids = texts.keys().map(|secret| (*secret, secret.name().to_owned())).collect();
+    let texts = Arc::new(Mutex::new(texts));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let held = Arc::clone(&texts);
+    let answer = async move |body: String| {
+        let asked: Value = serde_json::from_str(&body).unwrap();
+        let held = held.lock().unwrap();
+        let (_, text) = held.iter().find(|(secret, _)| asked["SecretId"] == secret.name()).unwrap();
+        json!({ "SecretString": text }).to_string()
+    };
+    tokio::spawn(axum::serve(listener, Router::new().fallback(routing::post(answer))).into_future());
+    let sdk = config::local_sdk(&endpoint, world.runner.emulator.access_key()).await;
+    let source = SecretSource::Manager { client: aws_sdk_secretsmanager::Client::new(&sdk), ids };
+    let mut app = world.runner.app.clone();
+    app.secrets = Arc::new(Secrets::new(source, Arc::clone(&app.clock)));
+    (app, texts)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_with_an_older_ring_moves_nothing_back() {
+    for swept in [false, true] {
+        let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
+        let world = World::start_with(Arc::clone(&clock) as Arc<dyn Clock>, None).await;
+        let key = provider_key("sk-");
+        create(&world, "openai", &key).await;
+        let (older, texts) = with_secrets_manager(&world).await;
+        let publish = |kid: &str, text: &str| {
+            let mut texts = texts.lock().unwrap();
+            let ring = texts.get_mut(&Ring::SealingByok.into()).unwrap();
+            let mut members: Value = serde_json::from_str(ring).unwrap();
+            members[kid] = json!(text);
+            *ring = members.to_string();
+        };
+        let at_hand = async || older.secrets.ring(Ring::SealingByok).await.unwrap().current().0.to_string();
+        publish("k2", &"2".repeat(64));
+        assert_eq!(at_hand().await, "k1", "it knows the next key");
+        publish("current", "k2");
+        active_of(&rotated(&world), &world, "openai").await.expect(200);
+        assert_eq!(kids(&world, world.organization_id).await, ["k2"], "who has heard of it goes ahead");
+        clock.advance(Duration::from_secs(31));
+        assert_eq!(at_hand().await, "k1");
+        if swept {
+            sweep(&older).await.unwrap();
+        } else {
+            assert_eq!(active_of(&older, &world, "openai").await.expect(200)["plaintext"], key);
+        }
+        assert_eq!(kids(&world, world.organization_id).await, ["k2"], "{swept}");
+        Tables::of(&world).await.assert_whole();
+    }
 }
