@@ -196,6 +196,10 @@ fn respond<R: Route>(outcome: Result<(StatusCode, Vec<u8>), Error>, request_id: 
     if let Ok(id) = HeaderValue::from_str(request_id) {
         headers.insert("x-request-id", id);
     }
+    if status.is_success() {
+        // Secrets among them, and nothing that holds longer than the moment.
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
     if status == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(error::RETRY_AFTER_SECONDS));
     }

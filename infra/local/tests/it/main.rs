@@ -26,6 +26,7 @@ mod idempotency;
 mod internal;
 mod lambda_events;
 mod model_keys;
+mod no_store;
 mod order;
 mod outbox;
 mod process;
