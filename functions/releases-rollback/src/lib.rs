@@ -1,8 +1,9 @@
-//! `POST /v1/agent_projects/{slug}/rollback`: makes another release that is ready, or was active before, the active one.
+//! `POST /v1/agent_projects/{slug}/rollback`: makes another release that is ready, or was active before, the active one. The first time that a
+//! release becomes active is told as its activation.
 
 use karta_shared::{
     App,
-    domain::{EventType, NotReady, Slug, Version, activation},
+    domain::{EventType, Flip, NotReady, Slug, Version, activation},
     http::{Admin, Answer, Call, Error, NewAuditEvent, NoQuery, ReleaseResource, Route},
 };
 use serde::{Deserialize, Serialize};
@@ -40,24 +41,28 @@ impl Route for ReleasesRollback {
         let release = app.store.release(organization, project_before.id, call.body.version).await?;
         let release_before = release.ok_or(Error::NotFound)?;
         let (mut project, mut release) = (project_before.clone(), release_before.clone());
-        let flipped = project.activate(&mut release, call.now).map_err(|NotReady| Error::Conflict {
+        let flip = project.activate(&mut release, call.now).map_err(|NotReady| Error::Conflict {
             code: "release_not_ready",
             message: "Only a release that is ready, or was active before, can become the active one",
             resource_id: Some(release_before.id),
         })?;
         let output = Output { release: ReleaseResource::of(release.clone(), project.current_version) };
-        if flipped {
+        if let Some(flip) = flip {
+            let (action, told) = match flip {
+                Flip::Activation => ("release.activated", EventType::ReleaseActivated),
+                Flip::Rollback => ("release.rolled_back", EventType::ReleaseRolledBack),
+            };
             let mut transaction = app.store.transaction();
             transaction.update_project(organization, &project_before, &project)?;
             transaction.update_release(organization, &release_before, &release)?;
             let event = NewAuditEvent {
-                action: "release.rolled_back",
+                action,
                 resource_kind: "release",
                 resource_id: release.id,
                 changes: activation(project_before.current_version, release.version),
             };
             transaction.audit(organization, &call.audit_event(app, event))?;
-            transaction.announce(&call.event(app, organization, EventType::ReleaseRolledBack, &output)?)?;
+            transaction.announce(&call.event(app, organization, told, &output)?)?;
             transaction.invalidate(organization, project_before.effect_of(&project), call.now)?;
             transaction.commit().await?;
         }

@@ -78,7 +78,8 @@ impl TryFrom<String> for ImageRef {
     }
 }
 
-/// Where in a release's code its template lies: at most 1,024 characters without blanks, no `..` on the way.
+/// Where in a release's code its template lies: a path from the code's root of at most 1,024 characters, without blanks, and written in the one
+/// way that it can be: no `.`, `..` or empty steps, no backslashes, no drive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct TemplatePath(String);
@@ -94,11 +95,14 @@ impl TryFrom<String> for TemplatePath {
 
     fn try_from(text: String) -> Result<Self, Invalid> {
         let odd = |c: char| c.is_whitespace() || c.is_control();
-        let climbs = text.split(['/', '\\']).any(|step| step == "..");
-        if (1..=1_024).contains(&text.chars().count()) && !text.chars().any(odd) && !climbs {
+        let plain = text.split('/').all(|step| !matches!(step, "" | "." | ".."));
+        let drive = text.as_bytes().get(1) == Some(&b':');
+        if text.chars().count() <= 1_024 && plain && !drive && !text.contains('\\') && !text.chars().any(odd) {
             Ok(Self(text))
         } else {
-            Err(Invalid::new("must be a path of 1 to 1024 characters without blanks, control characters and .."))
+            Err(Invalid::new(
+                "must be a path from the code's root such as agents/app.yaml: 1 to 1024 characters, no / before or behind it, no . or .. between, no blanks, backslashes or control characters",
+            ))
         }
     }
 }
@@ -126,6 +130,10 @@ mod tests {
             "https://bucket.example.com/app.zip?X-Amz-Signature=abc",
             "https://bucket.example.com/app.zip?",
             "https://bucket.example.com/app.zip#sig",
+            "https://account.blob.example.com/app.zip?sv=2024-11-04&sig=abc",
+            "https://cdn.example.com/app.zip?token=abc",
+            "https://user:secret@artifacts.example.com/app.zip",
+            "https://token@artifacts.example.com/app.zip",
             "s3://bucket/app.zip",
         ] {
             assert!(ArtifactUrl::try_from(text.to_owned()).is_err(), "{text}");
@@ -155,10 +163,33 @@ mod tests {
 
     #[test]
     fn a_template_stays_where_the_code_is() {
-        for text in ["template.yaml", "./a/b.yaml", "a..b/c", "/srv/app/template.yaml", "é"] {
+        for text in ["template.yaml", "a/b.yaml", "a..b/.c", "...", "é", &"a".repeat(1_024)] {
             assert!(TemplatePath::try_from(text.to_owned()).is_ok(), "{text}");
         }
-        for text in ["", "..", "../a", "a/../b", "a\\..\\b", "a b", "a\0", &"a".repeat(1_025)] {
+        for text in [
+            "",
+            ".",
+            "..",
+            "/",
+            "../a",
+            "a/..",
+            "a/../b",
+            "./a",
+            "a/./b",
+            "a//b",
+            "a/",
+            "/srv/app/template.yaml",
+            "//host/a",
+            "\\a",
+            "a\\b",
+            "a\\..\\b",
+            "C:/a",
+            "c:a",
+            "a b",
+            "a\0",
+            "a\n",
+            &"a".repeat(1_025),
+        ] {
             assert!(TemplatePath::try_from(text.to_owned()).is_err(), "{text}");
         }
     }

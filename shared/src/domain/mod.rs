@@ -70,7 +70,9 @@ pub use name::{Name, Slug, UserId};
 pub use organization::{ModelId, Organization, OrganizationPatch, Plan, StripeCustomerId, SubscriptionStatus};
 pub use principal::{Principal, PrincipalKind};
 pub use project::{Project, ProjectPatch};
-pub use release::{Build, BuildKind, NoTransition, NotReady, Release, ReleaseStatus, Report, Version, activation};
+pub use release::{
+    Build, BuildKind, Flip, NoTransition, NotReady, Release, ReleaseStatus, Report, Version, activation,
+};
 pub use retry_after::retry_after;
 pub use scope::{Scope, ScopeSet};
 pub use service::{Power, Service, ServiceTokens, ServiceTokensError};

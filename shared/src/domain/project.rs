@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ArtifactUrl, CacheEffect, Change, Changes, CommitSha, EndpointUrl, Id, ModelId, Name, NotReady, Release,
+    ArtifactUrl, CacheEffect, Change, Changes, CommitSha, EndpointUrl, Flip, Id, ModelId, Name, NotReady, Release,
     ReleaseStatus, Slug, Timestamp, Value, Version,
 };
 
@@ -95,16 +95,18 @@ impl Project {
         Release::ready(id, self.id, version, commit_sha, artifact_url, now, activate.then_some(now))
     }
 
-    /// Makes a release the active one; whether it was not already.
-    pub fn activate(&mut self, release: &mut Release, now: Timestamp) -> Result<bool, NotReady> {
-        match release.status(self.current_version) {
-            ReleaseStatus::Active => Ok(false),
+    /// Makes a release the active one; none if it is already.
+    pub fn activate(&mut self, release: &mut Release, now: Timestamp) -> Result<Option<Flip>, NotReady> {
+        let status = release.status(self.current_version);
+        match status {
+            ReleaseStatus::Active => Ok(None),
             ReleaseStatus::Ready | ReleaseStatus::Superseded => {
                 self.current_version = Some(release.version);
                 self.version += 1;
                 release.activated_at = Some(now);
                 release.revision += 1;
-                Ok(true)
+                let first = status == ReleaseStatus::Ready;
+                Ok(Some(if first { Flip::Activation } else { Flip::Rollback }))
             }
             ReleaseStatus::Pending | ReleaseStatus::Building | ReleaseStatus::Failed => Err(NotReady),
         }
@@ -159,8 +161,8 @@ mod tests {
             "one that never was active is not superseded"
         );
         let mut first = releases[0].clone();
-        assert_eq!(project.activate(&mut first, now()), Ok(true));
-        assert_eq!(project.activate(&mut first, now()), Ok(false), "it is active already");
+        assert_eq!(project.activate(&mut first, now()), Ok(Some(Flip::Rollback)));
+        assert_eq!(project.activate(&mut first, now()), Ok(None), "it is active already");
         assert_eq!(statuses(&project), [ReleaseStatus::Active, ReleaseStatus::Ready, ReleaseStatus::Superseded]);
         assert_eq!((project.version, first.revision), (5, 2), "each change counts once");
     }

@@ -116,6 +116,15 @@ pub enum BuildKind {
     Template,
 }
 
+/// What a change of the active release is, for whoever is told of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flip {
+    /// To one that never was active: nothing is taken back.
+    Activation,
+    /// To one that was active before.
+    Rollback,
+}
+
 /// The release was not built, so it cannot be active.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotReady;

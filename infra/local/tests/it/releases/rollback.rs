@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{assert_whole, deploy, events, project, releases, rollback, statuses};
 use crate::harness::World;
@@ -26,16 +26,28 @@ async fn a_rollback_flips_the_pointer_back_and_forth() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_release_that_waits_ready_is_activated_so_too() {
-    let world = World::start().await;
+async fn a_release_that_waits_ready_is_activated_so_too_and_told_as_that() {
+    let (world, clock) = World::start_at_noon().await;
     world.project("site").await;
     for sha in ["abcdef0", "abcdef1"] {
         world.deploy("site", json!({ "commit_sha": sha, "activate": false })).await;
     }
-    rollback(&world, 2).send().await.expect(200);
+    let told = async |version: u64| {
+        clock.advance(Duration::from_millis(1));
+        let release = rollback(&world, version).send().await.expect(200)["release"].take();
+        let (kind, about) = events(&world).await.pop().unwrap();
+        assert_eq!(about, release);
+        kind
+    };
+    assert_eq!(told(2).await, "activated");
     assert_eq!(statuses(&world).await, ["ready", "active"]);
-    rollback(&world, 1).send().await.expect(200);
+    assert_eq!(told(1).await, "activated");
     assert_eq!(statuses(&world).await, ["active", "superseded"]);
+    assert_eq!(told(2).await, "rolled_back", "the second time it comes back");
+    let [first, second] = &world.audited("release.activated").await[..] else { panic!("two activations") };
+    let change = |before: Value, after: u64| json!({ "current_version": { "before": before, "after": after } });
+    assert_eq!((&first["changes"], &second["changes"]), (&change(Value::Null, 2), &change(json!(2), 1)));
+    assert_eq!(world.audited("release.rolled_back").await.len(), 1);
     assert_whole(&world).await;
 }
 
