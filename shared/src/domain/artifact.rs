@@ -65,7 +65,8 @@ impl TryFrom<String> for ImageRef {
     fn try_from(text: String) -> Result<Self, Invalid> {
         let (name, digest) = text.split_once('@').map_or((&*text, None), |(name, digest)| (name, Some(digest)));
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:".contains(&byte);
-        let is_name = name.starts_with(|first: char| first.is_ascii_alphanumeric()) && name.bytes().all(plain);
+        let step = |step: &str| step.starts_with(|first: char| first.is_ascii_alphanumeric());
+        let is_name = name.split('/').all(step) && name.bytes().all(plain);
         let is_digest = |digest: &str| {
             let hex = digest.strip_prefix("sha256:").unwrap_or_default();
             hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
@@ -153,6 +154,10 @@ mod tests {
             "app\n",
             "app?x",
             "user:secret@ghcr.io/app",
+            "ghcr.io/../app",
+            "ghcr.io//app",
+            "ghcr.io/app/",
+            "/app",
             "app@sha256:abc",
             &format!("{digest}@"),
             &"a".repeat(513),
