@@ -9,6 +9,7 @@
 //! | [`founding`] | an organization with its first key | `domain`, `store`, `auth`, `config` |
 //! | [`http`] | the [`http::Route`] frame: judge, parse, call, answer | all of the above |
 //! | [`webhook_secrets`] | what webhooks are signed with: sealed, opened, rotated | `domain`, `store`, `sealing` |
+//! | [`reseal`] | what is sealed, sealed anew under its ring's current key | `app`, `config`, `domain`, `store`, `worker` |
 //! | [`worker`] | the frame of functions without a route | `app`, `domain`, `store`, `telemetry` |
 //! | [`together`] | many calls at once, within bounds | nothing here |
 //! | [`config`] | environment and secrets, read once and refused when wrong | `domain`, `store::table` |
@@ -27,6 +28,7 @@ pub mod entropy;
 pub mod fault;
 pub mod founding;
 pub mod http;
+pub mod reseal;
 pub mod sealing;
 pub mod store;
 pub mod telemetry;

@@ -122,6 +122,20 @@ impl Place {
         };
         members.into_iter().map(member).collect::<Result<_, _>>().map(WebhookSecrets)
     }
+
+    /// Seals anew what is not sealed under the ring's current key.
+    pub fn reseal(
+        self,
+        ring: &Keyring,
+        entropy: &dyn Entropy,
+        sealed: &SealedWebhookSecrets,
+    ) -> Result<Option<SealedWebhookSecrets>, NotOpened> {
+        if sealed.kid == *ring.current().0 {
+            return Ok(None);
+        }
+        let secrets = self.open(ring, sealed)?;
+        Ok(Some(self.seal(ring, entropy, &secrets, sealed.version + 1)))
+    }
 }
 
 #[cfg(test)]

@@ -2,9 +2,12 @@
 //!
 //! Whoever holds the lease of an endpoint's queue serves it: at most five attempts at once, each written down when it has ended. If the worker
 //! dies, the lease ends and what was not written down is sent again.
+//!
+//! As it is the one that opens their secrets, its schedule has those sealed anew that are not under their ring's current key.
 
 mod attempt;
 mod line;
+mod reseal;
 pub mod wire;
 
 use std::{sync::Arc, time::Duration};
@@ -12,6 +15,7 @@ use std::{sync::Arc, time::Duration};
 use karta_shared::{
     App, config,
     domain::Id,
+    reseal::sweep,
     worker::{Fault, Wake, Worker},
 };
 use tokio::{
@@ -97,7 +101,7 @@ impl Worker for WebhookDeliveries {
                 self.serve(*organization_id, *webhook_endpoint_id).await
             }
             // What is due is found by the worker that wakes this one, for one endpoint at a time.
-            Wake::Sweep | Wake::Written(_) => Ok(()),
+            Wake::Sweep | Wake::Written(_) => sweep::<Self>(&self.app).await,
         }
     }
 }

@@ -28,6 +28,7 @@ mod outbox;
 mod page;
 mod projects;
 mod releases;
+mod sealed;
 pub mod table;
 mod transaction;
 mod usage;
@@ -50,10 +51,11 @@ pub use self::{
     deliveries::{DELIVERIES_KEPT, DueDeliveries, Lease, Recovery, Settled, Settlement, Waiting},
     error::StoreError,
     idempotency::IdempotencyRecord,
-    model_keys::{ActiveModelKey, Ciphertext, SealedModelKey, SealedPlace},
+    model_keys::{ActiveModelKey, Ciphertext, SealedModelKey},
     outbox::{Due, ExpiryNotice, FlushTurn, Flushes, PendingInvalidation, Queue},
     page::Page,
     releases::ReleasePlace,
+    sealed::{SealedKind, SealedPlace},
     transaction::{CommitError, Conflict, Transaction},
     usage::{Ingested, KeyOwner},
     webhooks::SealedWebhookSecrets,

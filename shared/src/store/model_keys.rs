@@ -7,14 +7,11 @@ use serde::{
 };
 
 use super::{
-    Conflict, Page, Store, StoreError, Transaction, decode,
+    Conflict, Page, SealedKind, Store, StoreError, Transaction, decode,
     page::Listing,
-    table::{Key, SEALED_INDEX, SEALED_SHARD, Table, model_keys_partition, padded},
+    table::{Key, Table, model_keys_partition, padded},
 };
 use crate::domain::{Id, Kid, Kind, ModelKey, Provider};
-
-/// How many sealed keys one look into the index finds.
-const FOUND_AT_ONCE: i32 = 100;
 
 /// A provider key, sealed: to its organization, its provider and its id, under a ring's key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,21 +80,6 @@ struct Findable<'a> {
     sealed_shard: &'static str,
 }
 
-/// Where a sealed key lies, and under which key of the ring, as the index knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SealedPlace {
-    pub organization: Id,
-    pub id: Id,
-    pub kid: Kid,
-}
-
-#[derive(Deserialize)]
-struct Found {
-    #[serde(flatten)]
-    key: Key,
-    kid: Kid,
-}
-
 impl Store {
     pub async fn model_key(&self, organization: Id, id: Id) -> Result<Option<ModelKey>, StoreError> {
         self.get(Table::Main, Key::model_key(organization, id)).await
@@ -163,44 +145,6 @@ impl Store {
             Err(error) => Err(error.into()),
         }
     }
-
-    /// What is sealed under any other key than this one, of every organization, whether a ring still holds that key or not. The index may be a
-    /// moment behind: whoever takes one reads it afresh.
-    pub async fn model_keys_not_sealed_under(&self, kid: &Kid) -> Result<Vec<SealedPlace>, StoreError> {
-        let mut found = self.sealed_where("kid < :kid", kid).await?;
-        found.append(&mut self.sealed_where("kid > :kid", kid).await?);
-        Ok(found)
-    }
-
-    async fn sealed_where(&self, condition: &str, kid: &Kid) -> Result<Vec<SealedPlace>, StoreError> {
-        let (mut found, mut start) = (Vec::new(), None);
-        loop {
-            let output = self
-                .client
-                .query()
-                .table_name(self.table(Table::Main))
-                .index_name(SEALED_INDEX)
-                .key_condition_expression(format!("sealed_shard = :pk AND {condition}"))
-                .expression_attribute_values(":pk", AttributeValue::S(SEALED_SHARD.to_owned()))
-                .expression_attribute_values(":kid", AttributeValue::S(kid.to_string()))
-                .set_exclusive_start_key(start)
-                .limit(FOUND_AT_ONCE)
-                .send()
-                .await?;
-            for item in output.items.unwrap_or_default() {
-                let Found { key, kid } = decode(item)?;
-                if let Some((organization, id)) = key.of_sealed_model_key() {
-                    found.push(SealedPlace { organization, id, kid });
-                } else {
-                    tracing::error!(?key, "no sealed key lies there, whatever the index says");
-                }
-            }
-            start = output.last_evaluated_key;
-            if start.is_none() {
-                return Ok(found);
-            }
-        }
-    }
 }
 
 impl Transaction {
@@ -249,7 +193,7 @@ impl Transaction {
 
     fn add_model_key(&mut self, organization: Id, key: &ModelKey, sealed: &SealedModelKey) -> Result<(), StoreError> {
         self.claim_id(organization, Kind::ModelKey, key.id)?;
-        let findable = Findable { item: sealed, sealed_shard: SEALED_SHARD };
+        let findable = Findable { item: sealed, sealed_shard: SealedKind::ModelKeys.shard() };
         self.insert(Table::Main, &Key::sealed_model_key(organization, key.id), &findable, Conflict::IdTaken)?;
         self.insert(Table::Main, &Key::model_key(organization, key.id), key, Conflict::IdTaken)
     }

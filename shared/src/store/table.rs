@@ -60,7 +60,7 @@ use std::collections::HashMap;
 use aws_sdk_dynamodb::types::AttributeValue;
 use serde::Deserialize;
 
-use super::{BudgetSubject, Queue};
+use super::{BudgetSubject, Queue, SealedKind};
 use crate::domain::{
     Anchor, Id, Kind, LogGeneration, Month, Prefix, Provider, Slug, StripeCustomerId, StripeId, Timestamp, Version,
 };
@@ -74,8 +74,6 @@ const SHARDS: u64 = 16;
 
 /// Finds what keys of a ring have sealed, also those that it does not hold any more.
 pub(super) const SEALED_INDEX: &str = "sealed";
-/// Where in the index sealed keys stand: in one place, in the order of what sealed them.
-pub(super) const SEALED_SHARD: &str = "MKS#0";
 
 /// The tables' names in this stack.
 #[derive(Debug, Clone)]
@@ -177,14 +175,14 @@ impl Key {
     }
 
     pub fn sealed_model_key(organization: Id, key: Id) -> Self {
-        Self::of(format!("{SEALED}{organization}"), padded(key))
+        Self::of(format!("{}{organization}", SealedKind::ModelKeys.prefix()), padded(key))
     }
 
-    /// Whose sealed key lies here, and which.
-    pub(super) fn of_sealed_model_key(&self) -> Option<(Id, Id)> {
-        let organization = Id::parse(self.pk.strip_prefix(SEALED)?)?;
-        let key = Id::parse(self.sk.trim_start_matches('0'))?;
-        (*self == Self::sealed_model_key(organization, key)).then_some((organization, key))
+    /// Whose this is that lies here sealed, and which.
+    pub(super) fn of_sealed(&self, kind: SealedKind) -> Option<(Id, Id)> {
+        let organization = Id::parse(self.pk.strip_prefix(kind.prefix())?)?;
+        let id = unpadded(&self.sk)?;
+        (self.sk == padded(id)).then_some((organization, id))
     }
 
     pub fn claimed_id(kind: Kind, id: Id) -> Self {
@@ -298,7 +296,7 @@ impl Key {
     }
 
     pub fn webhook_secrets(organization: Id, endpoint: Id) -> Self {
-        Self::of(format!("{WEBHOOK_SECRETS}{organization}"), padded(endpoint))
+        Self::of(format!("{}{organization}", SealedKind::WebhookSecrets.prefix()), padded(endpoint))
     }
 
     pub fn delivery(organization: Id, endpoint: Id, event: Id) -> Self {
@@ -344,8 +342,22 @@ impl Key {
     }
 }
 
-const SEALED: &str = "MKS#";
-const WEBHOOK_SECRETS: &str = "WHS#";
+impl SealedKind {
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::ModelKeys => "MKS#",
+            Self::WebhookSecrets => "WHS#",
+        }
+    }
+
+    /// Where in the index all of it stands: there are few.
+    pub(super) const fn shard(self) -> &'static str {
+        match self {
+            Self::ModelKeys => "MKS#0",
+            Self::WebhookSecrets => "WHS#0",
+        }
+    }
+}
 
 /// The id that a padded sort key is.
 pub(super) fn unpadded(sk: &str) -> Option<Id> {

@@ -1,15 +1,13 @@
 use std::collections::HashMap;
 
-use aws_sdk_dynamodb::types::AttributeValue;
+use aws_sdk_dynamodb::{primitives::Blob, types::AttributeValue};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Ciphertext, Conflict, Item, Page, Store, StoreError, Transaction, decode,
+    Ciphertext, Conflict, Item, Page, SealedKind, Store, StoreError, Transaction, decode,
+    outbox::unless_condition_failed,
     page::Listing,
-    table::{
-        ABOVE_IDS, Key, Table, delivery_queues_partition, padded, unpadded, webhook_endpoints_partition,
-        webhook_secrets_sealed_under,
-    },
+    table::{ABOVE_IDS, Key, Table, delivery_queues_partition, padded, unpadded, webhook_endpoints_partition},
     text,
 };
 use crate::domain::{Failing, Id, Kid, Kind, Timestamp, WebhookEndpoint};
@@ -31,12 +29,12 @@ pub struct SealedWebhookSecrets {
 struct Findable<'a> {
     #[serde(flatten)]
     item: &'a SealedWebhookSecrets,
-    sealed_under: String,
+    sealed_shard: &'static str,
 }
 
 impl<'a> Findable<'a> {
     fn of(item: &'a SealedWebhookSecrets) -> Self {
-        Self { item, sealed_under: webhook_secrets_sealed_under(&item.kid) }
+        Self { item, sealed_shard: SealedKind::WebhookSecrets.shard() }
     }
 }
 
@@ -112,6 +110,33 @@ impl Store {
         endpoint: Id,
     ) -> Result<Option<SealedWebhookSecrets>, StoreError> {
         self.get(Table::Main, Key::webhook_secrets(organization, endpoint)).await
+    }
+}
+
+impl Store {
+    /// Seals secrets anew, if they still lie there as they were read. Says whether it did.
+    pub async fn reseal_webhook_secrets(
+        &self,
+        organization: Id,
+        endpoint: Id,
+        before: &SealedWebhookSecrets,
+        after: &SealedWebhookSecrets,
+    ) -> Result<bool, StoreError> {
+        let number = |number: u64| AttributeValue::N(number.to_string());
+        let sent = self
+            .client
+            .update_item()
+            .table_name(self.table(Table::Main))
+            .set_key(Some(Key::webhook_secrets(organization, endpoint).attributes()))
+            .update_expression("SET kid = :kid, ciphertext = :sealed, version = :version")
+            .condition_expression("version = :read")
+            .expression_attribute_values(":kid", AttributeValue::S(after.kid.to_string()))
+            .expression_attribute_values(":sealed", AttributeValue::B(Blob::new(after.ciphertext.as_bytes())))
+            .expression_attribute_values(":version", number(after.version))
+            .expression_attribute_values(":read", number(before.version))
+            .send()
+            .await;
+        unless_condition_failed(sent.map(drop))
     }
 }
 

@@ -11,7 +11,7 @@ use regex::Regex;
 use serde_json::Value;
 
 /// The modules of `shared` and what each may use of the others. A new one gets a line here first.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("app", &["auth", "clock", "config", "domain", "entropy", "store"]),
     ("auth", &["app", "clock", "config", "domain", "store"]),
     ("byok", &["domain", "sealing", "store"]),
@@ -37,6 +37,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
             "webhook_secrets",
         ],
     ),
+    ("reseal", &["app", "config", "domain", "store", "worker"]),
     ("sealing", &[]),
     ("store", &["domain", "fault"]),
     ("telemetry", &[]),

@@ -12,6 +12,7 @@ use karta_shared::{
     clock::{Clock, ManualClock},
     config::{self, Ring, Secret, SecretSource, Secrets},
     domain::Kid,
+    store::SealedKind,
     worker::{Wake, Worker},
 };
 use secrecy::ExposeSecret;
@@ -41,7 +42,7 @@ async fn kids(world: &World, organization: u64) -> Vec<String> {
 
 /// How many the index finds under a key of the ring.
 async fn found(app: &App, kid: &str) -> usize {
-    let all = app.store.model_keys_not_sealed_under(&Kid::parse("k0").unwrap()).await.unwrap();
+    let all = app.store.not_sealed_under(SealedKind::ModelKeys, &Kid::parse("k0").unwrap()).await.unwrap();
     all.iter().filter(|found| found.kid.as_str() == kid).count()
 }
 
@@ -106,7 +107,7 @@ async fn what_does_not_open_is_left_counted_and_told_of_and_holds_up_no_other() 
         let rotated = rotated(&world);
         for _ in 0..2 {
             let told = sweep(&rotated).await.unwrap_err();
-            assert_eq!(told, "1 provider keys are not sealed under the current key");
+            assert_eq!(told, "1 items are not sealed under the current key");
             assert_eq!((found(&rotated, "k1").await, found(&rotated, "k2").await), (1, 1), "{field}");
         }
         assert!(sealed(&world, world.organization_id).await.contains(&broken), "as it was");
@@ -187,7 +188,7 @@ async fn the_index_is_read_to_its_end() {
     }
     let app = &world.runner.app;
     for (current, others) in [("k5", 1..=250), ("k9", 201..=250), ("k1", 1..=200)] {
-        let found = app.store.model_keys_not_sealed_under(&Kid::parse(current).unwrap()).await.unwrap();
+        let found = app.store.not_sealed_under(SealedKind::ModelKeys, &Kid::parse(current).unwrap()).await.unwrap();
         let mut ids: Vec<_> = found.iter().map(|found| found.id.get()).collect();
         ids.sort_unstable();
         assert_eq!(ids, others.collect::<Vec<_>>(), "all but those under {current}");
@@ -211,7 +212,7 @@ async fn what_is_sealed_under_a_key_that_left_the_ring_is_counted_and_told_of() 
         for _ in 0..2 {
             let told = sweep(&ring).await.unwrap_err();
             let expected = format!(
-                "{lost} provider keys are not sealed under the current key, {lost} of them under keys that the ring does not hold"
+                "{lost} items are not sealed under the current key, {lost} of them under keys that the ring does not hold"
             );
             assert_eq!(told, expected);
         }

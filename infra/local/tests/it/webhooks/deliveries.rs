@@ -4,11 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use karta_shared::{
     clock::{Clock, ManualClock, SystemClock},
+    config::Ring,
     domain::{Id, Signatures, Timestamp, WebhookSecret},
+    worker::{Wake, Worker},
 };
 use serde_json::{Value, json};
+use worker_webhook_deliveries::WebhookDeliveries;
 
-use super::{Post, Reaction, Receiver, announce, deliveries, endpoint, on_loopback};
+use super::{Post, Reaction, Receiver, announce, deliveries, endpoint, events, on_loopback};
 use crate::{
     fault_proxy::{Fault, FaultProxy},
     harness::World,
@@ -348,4 +351,49 @@ async fn a_transaction_that_crosses_a_lease_costs_a_repeat_and_no_more() {
     proxy.fail("UpdateItem", 2, Fault::Exception("TransactionConflictException"));
     post.deliver().await;
     assert_eq!(receiver.received().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_move_to_the_rings_new_key_and_the_old_one_may_leave() {
+    let (post, _clock) = Post::start().await;
+    let world = &post.world;
+    let receiver = Receiver::start().await;
+    let (id, secret) = endpoint(world, &receiver.url, &["*"]).await;
+    let both = |ring: &mut Value| {
+        ring["k2"] = json!("n".repeat(64));
+        ring["current"] = json!("k2");
+    };
+    let rotated = world.app_with_ring(Ring::SealingWebhooks, both);
+    let sweeper = WebhookDeliveries::new(rotated.clone(), Vec::new());
+    sweeper.work(&Wake::Sweep).await.unwrap();
+    let kept = &world.items(&format!("WHS#{}", world.organization_id)).await[0];
+    assert_eq!((&kept["kid"]["S"], &kept["sealed_shard"]["S"]), (&json!("k2"), &json!("WHS#0")));
+
+    let new_alone = |ring: &mut Value| {
+        both(ring);
+        ring.as_object_mut().unwrap().remove("k1");
+    };
+    let app = world.app_with_ring(Ring::SealingWebhooks, new_alone);
+    announce(world, 1).await;
+    events(&app, Duration::ZERO).work(&Wake::Sweep).await.unwrap();
+    let organization_id = Id::new(world.organization_id).unwrap();
+    let wake = Wake::Endpoint { organization_id, webhook_endpoint_id: Id::new(id).unwrap() };
+    WebhookDeliveries::new(app, Vec::new()).work(&wake).await.unwrap();
+    wait_for(&receiver, 1).await;
+    let received = &receiver.received()[0];
+    let secret = WebhookSecret::parse(&secret).unwrap();
+    let signed =
+        Signatures::sign(&[&secret], received.header("webhook-id"), clock_now(world), received.body.as_bytes());
+    assert_eq!(received.header("karta-signature"), signed.karta_signature);
+
+    // Under a ring that lost its key too soon nothing is served, and that is told of.
+    let lost = |ring: &mut Value| {
+        new_alone(ring);
+        ring["k3"] = json!("m".repeat(64));
+        ring["current"] = json!("k3");
+        ring.as_object_mut().unwrap().remove("k2");
+    };
+    let lost = WebhookDeliveries::new(world.app_with_ring(Ring::SealingWebhooks, lost), Vec::new());
+    let told = lost.work(&Wake::Sweep).await.unwrap_err().to_string();
+    assert!(told.starts_with("1 items are not sealed under the current key, 1 of them"), "{told}");
 }

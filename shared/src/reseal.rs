@@ -1,0 +1,107 @@
+//! Seals everything anew that is not sealed under its ring's current key, and says how much remains under each of the others: a key leaves
+//! the ring only at zero. What is under a key that has left it already is told of too: nobody can open it.
+
+use std::{collections::BTreeMap, fmt, future::Future};
+
+use crate::{
+    app::App,
+    config::Ring,
+    domain::{Id, Keyring, Kid},
+    store::{SealedKind, SealedPlace, StoreError},
+    worker::Fault,
+};
+
+/// A kind of thing that is kept sealed.
+pub trait Sealed {
+    const KIND: SealedKind;
+    const RING: Ring;
+    /// In the log.
+    const WORKER: &'static str;
+    type Item: Send;
+    type NotOpened: fmt::Display + Send;
+
+    fn read(app: &App, organization: Id, id: Id)
+    -> impl Future<Output = Result<Option<Self::Item>, StoreError>> + Send;
+
+    fn kid(item: &Self::Item) -> &Kid;
+
+    /// Seals anew what is not sealed under the ring's current key, if it still lies there as it was read. Says whether it did; `Ok(Err)` is
+    /// why it does not open.
+    fn reseal(
+        app: &App,
+        ring: &Keyring,
+        organization: Id,
+        id: Id,
+        item: &Self::Item,
+    ) -> impl Future<Output = Result<Result<bool, Self::NotOpened>, StoreError>> + Send;
+}
+
+/// Of a key that is not current.
+#[derive(Debug, Default)]
+struct Tally {
+    resealed: usize,
+    remaining: usize,
+}
+
+/// Does it once; fails while something remains.
+pub async fn sweep<S: Sealed>(app: &App) -> Result<(), Fault> {
+    let ring = app.secrets.ring_refetched(S::RING).await?;
+    let current = ring.current().0;
+    let mut tallies: BTreeMap<_, _> = ring.retiring().map(|kid| (kid.clone(), Tally::default())).collect();
+    for SealedPlace { organization, id, kid } in app.store.not_sealed_under(S::KIND, current).await? {
+        tallies.entry(kid).or_default().resealed += usize::from(reseal::<S>(app, organization, id).await?);
+    }
+    for found in app.store.not_sealed_under(S::KIND, current).await? {
+        if let Some(kid) = remaining::<S>(app, found).await?.filter(|kid| kid != current) {
+            tallies.entry(kid).or_default().remaining += 1;
+        }
+    }
+    let (mut left, mut lost) = (0, 0);
+    for (kid, Tally { resealed, remaining }) in tallies {
+        left += remaining;
+        if ring.get(kid.as_str()).is_some() {
+            tracing::info!(worker = S::WORKER, %kid, resealed, remaining, "sealed under a key that is not current");
+        } else {
+            lost += remaining;
+            tracing::error!(worker = S::WORKER, %kid, remaining, "sealed under a key that the ring does not hold");
+        }
+    }
+    match (left, lost) {
+        (0, _) => Ok(()),
+        (_, 0) => Err(format!("{left} items are not sealed under the current key").into()),
+        _ => Err(format!(
+            "{left} items are not sealed under the current key, {lost} of them under keys that the ring does not hold"
+        )
+        .into()),
+    }
+}
+
+/// Says whether this run sealed it anew. One that cannot be read or does not open stays as it is, and must not keep the others waiting: it counts
+/// as remaining. Under a ring that was just read: an older one would take it back from the key that was promoted meanwhile.
+async fn reseal<S: Sealed>(app: &App, organization: Id, id: Id) -> Result<bool, Fault> {
+    let item = match S::read(app, organization, id).await {
+        Ok(Some(item)) => item,
+        Ok(None) => return Ok(false),
+        Err(StoreError::Fault(fault)) => return Ok(left::<S>(organization, id, &fault)),
+        Err(error) => return Err(error.into()),
+    };
+    let ring = app.secrets.ring_refetched(S::RING).await?;
+    Ok(S::reseal(app, &ring, organization, id, &item)
+        .await?
+        .unwrap_or_else(|fault| left::<S>(organization, id, &fault)))
+}
+
+fn left<S: Sealed>(organization: Id, id: Id, fault: &dyn fmt::Display) -> bool {
+    let (organization_id, id) = (organization.get(), id.get());
+    tracing::error!(worker = S::WORKER, organization_id, id, %fault, "not sealed anew");
+    false
+}
+
+/// Under which key it is sealed still: the index finds, the item decides.
+async fn remaining<S: Sealed>(app: &App, found: SealedPlace) -> Result<Option<Kid>, Fault> {
+    match S::read(app, found.organization, found.id).await {
+        Ok(item) => Ok(item.map(|item| S::kid(&item).clone())),
+        Err(StoreError::Fault(_)) => Ok(Some(found.kid)),
+        Err(error) => Err(error.into()),
+    }
+}
