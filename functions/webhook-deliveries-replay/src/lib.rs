@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     http::{
-        Admin, Answer, Call, DeliveryRef, DeliveryResource, Error, NewAuditEvent, NoBody, NoQuery, Route,
+        Admin, Answer, Call, DeliveryRef, DeliveryResource, Error, NewAuditEvent, NoFields, NoQuery, Route,
         demand_enabled,
     },
     store::DELIVERIES_KEPT,
@@ -20,10 +20,11 @@ pub struct WebhookDeliveriesReplay;
 
 impl Route for WebhookDeliveriesReplay {
     const NAME: &'static str = "webhook-deliveries-replay";
+    const BODY_MAY_BE_EMPTY: bool = true;
     type Access = Admin;
     type Path = DeliveryRef;
     type Query = NoQuery;
-    type Body = NoBody;
+    type Body = NoFields;
     type Output = Output;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {

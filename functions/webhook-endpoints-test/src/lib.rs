@@ -4,7 +4,7 @@ use karta_shared::{
     App,
     domain::{Event, EventType, Id},
     http::{
-        Admin, Answer, Call, DeliveryResource, Error, NewAuditEvent, NoBody, NoQuery, Route, WebhookEndpointResource,
+        Admin, Answer, Call, DeliveryResource, Error, NewAuditEvent, NoFields, NoQuery, Route, WebhookEndpointResource,
         demand_enabled,
     },
 };
@@ -21,10 +21,11 @@ pub struct WebhookEndpointsTest;
 
 impl Route for WebhookEndpointsTest {
     const NAME: &'static str = "webhook-endpoints-test";
+    const BODY_MAY_BE_EMPTY: bool = true;
     type Access = Admin;
     type Path = Id;
     type Query = NoQuery;
-    type Body = NoBody;
+    type Body = NoFields;
     type Output = Output;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {

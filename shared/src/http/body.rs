@@ -19,6 +19,11 @@ use crate::{
 #[derive(Debug, Deserialize)]
 pub struct NoBody {}
 
+/// The body of a POST that takes no fields.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoFields {}
+
 /// A secret in a body: any string, which does not print.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(from = "String")]

@@ -26,7 +26,7 @@ pub use self::{
         Read, Releases, ReportUsage, Validate, Write,
     },
     answer::{Answer, Revealed},
-    body::{NoBody, Received, present, read as read_object},
+    body::{NoBody, NoFields, Received, present, read as read_object},
     call::Call,
     caller::{BadContext, Caller},
     error::Error,
