@@ -2,6 +2,7 @@
 //!
 //! It waits for no receiver: sending is another worker's, so that one that hangs holds up nobody else's events.
 
+mod recovery;
 mod waker;
 
 use std::{
@@ -12,7 +13,7 @@ use std::{
 use karta_shared::{
     App, config,
     domain::{Id, Timestamp},
-    store::{CommitError, Due, Queue, StoreError},
+    store::{Due, Queue, StoreError},
     together::together,
     worker::{Fault, Wake, Worker},
 };
@@ -21,8 +22,6 @@ pub use self::waker::Waker;
 
 /// How often a sweep looks again while it finds something.
 const LOOKS: usize = 20;
-/// How many pages of a recovery one run walks; the next run goes on.
-const PAGES: usize = 200;
 
 #[derive(Debug)]
 pub struct WebhookEvents {
@@ -68,7 +67,7 @@ impl WebhookEvents {
         let recovered = self.app.store.due(Queue::Recoveries, now).await?.into_iter().map(|due| {
             let (app, waker) = (self.app.clone(), Arc::clone(&self.waker));
             async move {
-                match recover(&app, &due).await? {
+                match recovery::walk(&app, &due).await? {
                     Some(endpoint) => waker.wake(due.organization_id, endpoint).await,
                     None => Ok(()),
                 }
@@ -98,27 +97,6 @@ async fn fan_out(app: &App, organization: Id, due: &[Due]) -> Result<BTreeSet<Id
     }
     let endpoints = app.store.all_webhook_endpoints(organization).await?;
     app.store.fan_out(organization, events, &endpoints, app.clock.now()).await
-}
-
-/// Walks what an endpoint missed; says which it is if something may have been found.
-async fn recover(app: &App, due: &Due) -> Result<Option<Id>, Fault> {
-    let Some(mut recovery) = app.store.recovery(due.organization_id, &due.sk).await? else {
-        return Ok(None);
-    };
-    for _ in 0..PAGES {
-        let endpoint = app.store.webhook_endpoint(recovery.organization_id, recovery.webhook_endpoint_id).await?;
-        let walked = match endpoint.filter(|endpoint| endpoint.is_enabled()) {
-            Some(endpoint) => app.store.recover(&recovery, &endpoint, app.clock.now()).await,
-            None => app.store.drop_recovery(&recovery).await.map(|()| None),
-        };
-        match walked {
-            Ok(Some(rest)) => recovery = rest,
-            // Another worker walks it, or a delivery was attempted meanwhile: the next look sees.
-            Ok(None) | Err(CommitError::Conflict(_)) => break,
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(Some(recovery.webhook_endpoint_id))
 }
 
 impl Worker for WebhookEvents {
