@@ -122,7 +122,8 @@ impl Line {
                 look_again |= self.count(running.join_next().await, &mut fault);
             }
             let is_over = look_again || self.failed_in_a_row >= RESTS_AFTER || Instant::now() >= ends;
-            if is_over || fault.is_some() || !self.is_held().await? {
+            // What was read of the endpoint is read again with the lease's next renewal: a change of it holds soon.
+            if is_over || fault.is_some() || self.renewed.elapsed() >= RENEWED_AFTER {
                 break;
             }
             let is_kept = self.app.clock.now().since(waiting.id.drawn_at()) < DELIVERIES_KEPT;
@@ -155,11 +156,6 @@ impl Line {
             None => {}
         }
         false
-    }
-
-    /// Whether the lease holds for another attempt.
-    async fn is_held(&mut self) -> Result<bool, Fault> {
-        if self.renewed.elapsed() < RENEWED_AFTER { Ok(true) } else { self.renew().await }
     }
 
     /// What signs now. A kid that is not at hand may have joined the ring since it was fetched.
