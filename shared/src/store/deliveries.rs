@@ -112,10 +112,12 @@ impl<'a, T> Expiring<'a, T> {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "callers pass ids, times and borrowed texts alike")]
 fn text(text: impl ToString) -> AttributeValue {
     AttributeValue::S(text.to_string())
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "callers pass ids, times and borrowed texts alike")]
 fn number(number: impl ToString) -> AttributeValue {
     AttributeValue::N(number.to_string())
 }
