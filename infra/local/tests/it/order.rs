@@ -6,7 +6,7 @@ use crate::harness::{Request, World};
 /// A route that takes a credential: method, path to nothing that exists, and the scope it needs.
 type Route = (Method, &'static str, Option<&'static str>);
 
-static FLAT: [Route; 26] = [
+static FLAT: [Route; 36] = [
     (Method::GET, "/v1/api_keys", Some("read")),
     (Method::POST, "/v1/api_keys", Some("admin")),
     (Method::GET, "/v1/api_keys/1", Some("read")),
@@ -31,6 +31,16 @@ static FLAT: [Route; 26] = [
     (Method::GET, "/v1/model_keys", Some("read")),
     (Method::POST, "/v1/model_keys", Some("admin")),
     (Method::DELETE, "/v1/model_keys/1", Some("admin")),
+    (Method::GET, "/v1/webhook_endpoints", Some("read")),
+    (Method::POST, "/v1/webhook_endpoints", Some("admin")),
+    (Method::GET, "/v1/webhook_endpoints/1", Some("read")),
+    (Method::PATCH, "/v1/webhook_endpoints/1", Some("admin")),
+    (Method::DELETE, "/v1/webhook_endpoints/1", Some("admin")),
+    (Method::POST, "/v1/webhook_endpoints/1/rotate_secret", Some("admin")),
+    (Method::POST, "/v1/webhook_endpoints/1/test", Some("admin")),
+    (Method::POST, "/v1/webhook_endpoints/1/recover", Some("admin")),
+    (Method::GET, "/v1/webhook_endpoints/1/deliveries", Some("read")),
+    (Method::POST, "/v1/webhook_endpoints/1/deliveries/1/replay", Some("admin")),
     (Method::GET, "/v1/billing", Some("read")),
     (Method::GET, "/v1/whoami", None),
 ];
@@ -128,6 +138,11 @@ async fn a_bad_body_comes_before_an_unknown_resource() {
         (Method::PATCH, "/v1/agent_projects/Not_A_Slug", "{}"),
         (Method::POST, "/v1/agent_projects/nothing/deploys", r#"{"commit_sha":"abcdef0"}"#),
         (Method::POST, "/v1/agent_projects/nothing/rollback", r#"{"version":1}"#),
+        (Method::PATCH, "/v1/webhook_endpoints/1", "{}"),
+        (Method::PATCH, "/v1/webhook_endpoints/not-an-id", "{}"),
+        (Method::POST, "/v1/webhook_endpoints/1/rotate_secret", "{}"),
+        (Method::POST, "/v1/webhook_endpoints/1/test", "{}"),
+        (Method::POST, "/v1/webhook_endpoints/1/deliveries/1/replay", "{}"),
         (Method::POST, "/v1/agent_projects/nothing/session_tokens", "{}"),
         (Method::POST, "/agent_projects/Not_A_Slug/session_tokens", "{}"),
     ] {

@@ -62,11 +62,12 @@ const OF_FUNCTIONS: [&str; 8] =
     ["aws_lambda_events", "karta-shared", "lambda_http", "lambda_runtime", "serde", "serde_json", "tokio", "tracing"];
 
 /// What single functions may depend on besides, and nobody else.
-const OF_SINGLE_FUNCTIONS: [(&str, &[&str]); 2] = [
-    // No other function leaves for anything but the store and its secrets: the one flushes API Gateway's cache and calls data planes, the other calls
-    // webhook endpoints.
+const OF_SINGLE_FUNCTIONS: [(&str, &[&str]); 3] = [
+    // No other function leaves for anything but the store and its secrets: one flushes API Gateway's cache and calls data planes, one calls webhook
+    // endpoints, and one has that one called.
     ("worker-cache-push", &["aws-sdk-apigateway", "reqwest"]),
     ("worker-webhook-deliveries", &["reqwest"]),
+    ("worker-webhook-events", &["aws-sdk-lambda"]),
 ];
 
 fn root() -> PathBuf {

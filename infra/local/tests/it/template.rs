@@ -3,27 +3,32 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use http::Method;
 use karta_local::{
+    Options,
     gateway::Gateway,
     registry,
     template::{Function, Route, TEMPLATE, Template},
 };
 use karta_shared::{
     clock::{Clock, ManualClock},
-    domain::{Power, ServiceTokens},
+    domain::{Id, Power, Reach, ServiceTokens},
+    worker::{Wake, Worker},
 };
 use serde_json::{Value, json};
+use worker_webhook_deliveries::WebhookDeliveries;
+use worker_webhook_events::{Waker, WebhookEvents};
 
 use crate::{
     fault_proxy::{FaultProxy, Seen},
-    harness::World,
+    harness::{Request, World},
     model_keys::{active_of, provider_key, rotated},
     stripe_events::{self, configured, signed},
+    webhooks::{Reaction, Receiver},
 };
 
 /// The tables and their indexes, as the store names them and as policies do.
@@ -96,6 +101,7 @@ fn a_policy_names_exact_actions_and_partitions() {
         "dynamodb:PutItem",
         "dynamodb:Query",
         "dynamodb:UpdateItem",
+        "lambda:InvokeFunction",
         "secretsmanager:GetSecretValue",
     ];
     for (name, function) in functions() {
@@ -142,6 +148,22 @@ fn one_function_may_flush_the_authorizer_cache_of_its_own_stage_and_change_nothi
 }
 
 #[test]
+fn one_function_may_invoke_one_other() {
+    let mut granted = Vec::new();
+    for (name, function) in functions() {
+        for statement in statements(&function) {
+            if words(&statement["Action"]).iter().any(|action| action.starts_with("lambda:")) {
+                granted.push((name.clone(), statement["Action"].clone(), statement["Resource"].clone()));
+            }
+        }
+    }
+    let target = json!("WorkerWebhookDeliveries.Arn");
+    assert_eq!(granted, [("worker-webhook-events".to_owned(), json!("lambda:InvokeFunction"), target)]);
+    let told = functions()["worker-webhook-events"]["Environment"]["Variables"].clone();
+    assert_eq!(told, json!({ "KARTA_WEBHOOK_DELIVERIES_FUNCTION": "WorkerWebhookDeliveries" }));
+}
+
+#[test]
 fn digests_are_read_by_those_that_judge_keys_alone() {
     let touching: Vec<_> = granted().into_iter().filter(|[_, _, table, _]| table == "CredentialsTable.Arn").collect();
     let touching: Vec<_> = touching.iter().map(|[function, action, _, keys]| [&**function, action, keys]).collect();
@@ -164,8 +186,11 @@ fn the_audit_chain_is_written_by_its_worker_alone_and_anchors_are_read_by_nobody
     for [function, action, table, keys] in granted() {
         if ["CHN#*", "UNC#*"].contains(&keys.as_str()) || table == "AnchorsTable.Arn" {
             touching.push([function, action, keys].join(" "));
+        } else if keys == "AUD#*" && function == "worker-audit-chain" {
+            // Which chains them.
         } else if keys == "AUD#*" && function.starts_with("worker-") {
-            assert_eq!(function, "worker-audit-chain");
+            let does = [&*function, &action];
+            assert_eq!(does, ["worker-webhook-deliveries", "PutItem"], "it tells of the endpoints that it disables");
         } else if keys == "AUD#*" {
             assert!(action == "PutItem" || function == "audit-events-list", "{function} may {action} audit events");
         }
@@ -203,6 +228,22 @@ fn sealed_provider_keys_are_read_by_the_one_route_that_opens_them_and_the_sweep_
 }
 
 #[test]
+fn webhook_secrets_are_read_by_the_rotation_and_by_whoever_signs_alone() {
+    let touching: Vec<_> = granted().into_iter().filter(|[_, _, _, keys]| keys == "WHS#*").collect();
+    let touching: Vec<_> = touching.iter().map(|[function, action, table, _]| [&**function, action, table]).collect();
+    assert_eq!(
+        touching,
+        [
+            ["webhook-endpoints-create", "PutItem", "KartaTable.Arn"],
+            ["webhook-endpoints-delete", "DeleteItem", "KartaTable.Arn"],
+            ["webhook-endpoints-rotate-secret", "GetItem", "KartaTable.Arn"],
+            ["webhook-endpoints-rotate-secret", "PutItem", "KartaTable.Arn"],
+            ["worker-webhook-deliveries", "GetItem", "KartaTable.Arn"],
+        ]
+    );
+}
+
+#[test]
 fn each_secret_is_given_to_those_that_need_it_alone() {
     let mut given = BTreeMap::<_, Vec<_>>::new();
     for (name, function) in functions() {
@@ -232,6 +273,8 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
                 "release-logs-list",
                 "releases-list",
                 "usage-keys-list",
+                "webhook-deliveries-list",
+                "webhook-endpoints-list",
             ],
         ),
         ("DataPlanesSecret", &["worker-cache-push"]),
@@ -247,6 +290,10 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
             ],
         ),
         ("SealingByokSecret", &["internal-model-keys-active", "model-keys-create", "worker-model-keys-reseal"]),
+        (
+            "SealingWebhooksSecret",
+            &["webhook-endpoints-create", "webhook-endpoints-rotate-secret", "worker-webhook-deliveries"],
+        ),
         (
             "ServiceTokensSecret",
             &[
@@ -277,7 +324,8 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
 async fn functions_do_just_what_their_policies_allow() {
     // On a clock that stands still the gateway asks the authorizer once, and what follows is the function's own doing.
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
-    let (world, proxy) = FaultProxy::start_as(configured(Arc::clone(&clock) as Arc<dyn Clock>)).await;
+    let options = Options { webhooks: Reach::Loopback, ..configured(Arc::clone(&clock) as Arc<dyn Clock>) };
+    let (world, proxy) = FaultProxy::start_as(options).await;
     let ((key, token), (other, _)) = (world.key(&["admin"]).await, world.key(&["admin"]).await);
     let (_, unused) = world.key(&["read"]).await;
     let path = format!("/v1/api_keys/{key}");
@@ -395,13 +443,17 @@ async fn functions_do_just_what_their_policies_allow() {
     proxy.forget();
     world.get("/v1/audit_events").send().await.expect(200);
     done.extend(accesses("audit-events-list", &proxy));
+    done.extend(webhooks(&world, &proxy, &clock).await);
     clock.advance(Duration::from_hours(5 * 24));
     // Once the ring is rotated, a provider key that is asked for is sealed anew, and the sweep does the others.
     let rotated = rotated(&world);
     proxy.forget();
     active_of(&rotated, &world, "anthropic").await.expect(200);
     done.extend(accesses("internal-model-keys-active", &proxy));
-    for (function, tick) in registry::workers(&rotated, &world.runner.gateway) {
+    let mut workers = registry::workers(&rotated, &world.runner.gateway);
+    // What one of these has the other do would be taken for its own.
+    workers.retain(|function, _| !function.starts_with("worker-webhook-"));
+    for (function, tick) in workers {
         proxy.forget();
         tick().await.unwrap();
         done.extend(accesses(function, &proxy));
@@ -413,6 +465,88 @@ async fn functions_do_just_what_their_policies_allow() {
     assert!(idle.is_empty(), "permitted without a use: {idle:?}");
 }
 
+/// What the functions behind webhooks do, on their own and for each other.
+async fn webhooks(world: &World, proxy: &FaultProxy, clock: &ManualClock) -> BTreeSet<[String; 4]> {
+    let (receiver, woken) = (Receiver::start().await, Arc::new(Mutex::new(BTreeSet::new())));
+    let noted = Arc::clone(&woken);
+    let waker = Waker::Local(Arc::new(move |_, endpoint| {
+        noted.lock().unwrap().insert(endpoint);
+    }));
+    let events = WebhookEvents::new(world.runner.app.clone(), waker);
+    let deliveries = WebhookDeliveries::new(world.runner.app.clone(), Vec::new()).with_patience(Duration::ZERO);
+    let organization_id = Id::new(world.organization_id).unwrap();
+    let mut done = BTreeSet::new();
+    let ask = async |function: &str, request: Request| {
+        proxy.forget();
+        let reply = request.send().await;
+        assert!(reply.status.is_success(), "{function}: {}", reply.text);
+        (accesses(function, proxy), reply.json)
+    };
+    let work = async |wake: Wake| {
+        proxy.forget();
+        events.work(&wake).await.unwrap();
+        let mut did = accesses("worker-webhook-events", proxy);
+        let due = std::mem::take(&mut *woken.lock().unwrap());
+        for webhook_endpoint_id in due {
+            proxy.forget();
+            deliveries.work(&Wake::Endpoint { organization_id, webhook_endpoint_id }).await.unwrap();
+            did.extend(accesses("worker-webhook-deliveries", proxy));
+        }
+        did
+    };
+    let route = "/v1/webhook_endpoints";
+    // More than a page of a recovery.
+    for _ in 0..30 {
+        world.key(&["read"]).await;
+    }
+    clock.advance(Duration::from_millis(1));
+    let body = json!({ "url": receiver.url, "event_types": ["*"] });
+    let (did, made) = ask("webhook-endpoints-create", world.post(route, body).idempotency_key("1")).await;
+    done.extend(did);
+    let endpoint = format!("{route}/{}", made["webhook_endpoint"]["id"]);
+    for (function, request) in [
+        ("webhook-endpoints-list", world.get(&format!("{route}?limit=1"))),
+        ("webhook-endpoints-get", world.get(&endpoint)),
+        (
+            "webhook-endpoints-rotate-secret",
+            world.post(&format!("{endpoint}/rotate_secret"), json!({})).idempotency_key("1"),
+        ),
+        ("webhook-endpoints-test", world.request(Method::POST, &format!("{endpoint}/test"))),
+    ] {
+        done.extend(ask(function, request).await.0);
+    }
+    // What happened before the endpoint was there goes nowhere; the ping fails, and waits.
+    receiver.react(Reaction::Status(500));
+    done.extend(work(Wake::Sweep).await);
+    let (did, mut listed) = ask("webhook-deliveries-list", world.get(&format!("{endpoint}/deliveries?limit=1"))).await;
+    done.extend(did);
+    let ping = listed["deliveries"][0].take();
+    assert_eq!((&ping["event_type"], &ping["status"]), (&json!("ping"), &json!("pending")));
+    let replay = format!("{endpoint}/deliveries/{}/replay", ping["id"]);
+    done.extend(ask("webhook-deliveries-replay", world.request(Method::POST, &replay)).await.0);
+    done.extend(work(Wake::Sweep).await);
+    // A recovery over several pages, which finds what was never sent and what waits.
+    clock.advance(Duration::from_millis(1));
+    let since = json!({ "since": "2026-11-21T11:00:00Z" });
+    done.extend(ask("webhook-endpoints-recover", world.post(&format!("{endpoint}/recover"), since)).await.0);
+    receiver.react(Reaction::Status(200));
+    done.extend(work(Wake::Sweep).await);
+    assert!(receiver.received().len() > 30);
+    receiver.react(Reaction::Status(410));
+    world.key(&["read"]).await;
+    done.extend(work(Wake::Sweep).await);
+    assert_eq!(world.get(&endpoint).send().await.expect(200)["webhook_endpoint"]["disabled_reason"], "gone");
+    done.extend(ask("webhook-endpoints-update", world.patch(&endpoint, json!({ "enabled": true }))).await.0);
+    // A queue that is joined while its endpoint is deleted.
+    let queue = format!("WHQ#{organization_id}");
+    let queue = world.items_of("karta-outbox", &queue).await.remove(0);
+    done.extend(ask("webhook-endpoints-delete", world.delete(&endpoint)).await.0);
+    world.dynamodb("PutItem", json!({ "TableName": "karta-outbox", "Item": queue })).await;
+    done.extend(work(Wake::Sweep).await);
+    assert!(world.outbox("WHQ").await.is_empty());
+    done
+}
+
 /// What a function has just done, in the words of its policy.
 fn accesses(function: &str, proxy: &FaultProxy) -> BTreeSet<[String; 4]> {
     let seen = proxy.seen();
@@ -420,8 +554,9 @@ fn accesses(function: &str, proxy: &FaultProxy) -> BTreeSet<[String; 4]> {
         let (_, table) = TABLES.iter().find(|(name, _)| *name == access.table).unwrap();
         let (prefix, _) = access.partition.rsplit_once('#').unwrap();
         // Behind these two ids stand, and a policy names the kind alone.
-        let two_ids =
-            ["IDEM", "REL", "RLG", "UEV", "UMK"].into_iter().find(|kind| prefix.starts_with(&format!("{kind}#")));
+        let two_ids = ["DLP", "DLV", "IDEM", "REL", "RLG", "UEV", "UMK"]
+            .into_iter()
+            .find(|kind| prefix.starts_with(&format!("{kind}#")));
         let prefix = two_ids.unwrap_or(prefix);
         [function, &access.action, table, &format!("{prefix}#*")].map(str::to_owned)
     });
@@ -460,6 +595,12 @@ fn the_generators_of_secrets_are_frozen() {
         "SecretStringTemplate": "{\"current\":\"k1\"}"
       },
       "SealingByokSecret": {
+        "ExcludePunctuation": true,
+        "GenerateStringKey": "k1",
+        "PasswordLength": 64,
+        "SecretStringTemplate": "{\"current\":\"k1\"}"
+      },
+      "SealingWebhooksSecret": {
         "ExcludePunctuation": true,
         "GenerateStringKey": "k1",
         "PasswordLength": 64,

@@ -1,7 +1,9 @@
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use http::Method;
+use karta_shared::worker::{Wake, Worker};
 use serde_json::{Value, json};
+use worker_webhook_events::{Waker, WebhookEvents};
 
 use crate::{
     harness::{Reply, Request, World},
@@ -29,6 +31,21 @@ static BY_ID: [Route; 5] = [
 ];
 
 static BY_MODEL_KEY: [Route; 1] = [route(Method::DELETE, "/v1/model_keys/{}", Some("admin"), None)];
+
+static BY_WEBHOOK_ENDPOINT: [Route; 9] = [
+    route(Method::GET, "/v1/webhook_endpoints/{}", Some("read"), None),
+    route(Method::PATCH, "/v1/webhook_endpoints/{}", Some("admin"), Some(r#"{"enabled":false}"#)),
+    route(Method::PATCH, "/v1/webhook_endpoints/{}", Some("admin"), Some(r#"{"event_types":[]}"#)),
+    route(Method::DELETE, "/v1/webhook_endpoints/{}", Some("admin"), None),
+    route(Method::POST, "/v1/webhook_endpoints/{}/rotate_secret", Some("admin"), Some(r#"{"grace_seconds":0}"#)),
+    route(Method::POST, "/v1/webhook_endpoints/{}/test", Some("admin"), None),
+    route(Method::GET, "/v1/webhook_endpoints/{}/deliveries", Some("read"), None),
+    route(Method::GET, "/v1/webhook_endpoints/{}/deliveries?status=sent", Some("read"), None),
+    route(Method::POST, "/v1/webhook_endpoints/{}/recover", Some("admin"), Some(r#"{"since":"2020-01-01T00:00:00Z"}"#)),
+];
+
+/// Behind an endpoint of theirs.
+static BY_DELIVERY: [Route; 1] = [route(Method::POST, "/v1/webhook_endpoints/{}/replay", Some("admin"), None)];
 
 static BY_SLUG: [Route; 12] = [
     route(Method::GET, "/v1/agent_projects/{}", Some("read"), None),
@@ -63,12 +80,14 @@ fn seen(reply: Reply) -> (u16, Vec<(String, String)>, Value) {
     (status, headers, reply.refused(status))
 }
 
-/// Two organizations: `acme`, and another with a key, a project and a provider key of its own.
+/// Two organizations: `acme`, and another with a key, a project, a provider key and a webhook endpoint of its own.
 struct Neighbours {
     world: World,
     their_admin: String,
     their_key: u64,
     their_model_key: u64,
+    their_endpoint: u64,
+    their_delivery: u64,
 }
 
 impl Neighbours {
@@ -86,14 +105,31 @@ impl Neighbours {
         let body = json!({ "provider": "anthropic", "key": provider_key("sk-ant-") });
         let made = world.post("/v1/model_keys", body).bearer(&their_admin).send().await.expect(201);
         let their_model_key = made["model_key"]["id"].as_u64().unwrap();
-        Self { world, their_admin, their_key, their_model_key }
+        let body = json!({ "url": "https://hooks.example.com/", "event_types": ["*"] });
+        let made = world.post("/v1/webhook_endpoints", body).bearer(&their_admin).send().await.expect(201);
+        let their_endpoint = made["webhook_endpoint"]["id"].as_u64().unwrap();
+        let ping = world.request(Method::POST, &format!("/v1/webhook_endpoints/{their_endpoint}/test"));
+        let sent = ping.bearer(&their_admin).send().await.expect(202);
+        let their_delivery = sent["delivery"]["id"].as_u64().unwrap();
+        // It waits there: nobody is woken.
+        let events = WebhookEvents::new(world.runner.app.clone(), Waker::Local(Arc::new(|_, _| {})));
+        events.work(&Wake::Sweep).await.unwrap();
+        Self { world, their_admin, their_key, their_model_key, their_endpoint, their_delivery }
     }
 
     /// What the other organization sees of itself.
-    async fn their_view(&self) -> [Value; 4] {
-        let read = async |path| self.world.get(path).bearer(&self.their_admin).send().await.expect(200);
+    async fn their_view(&self) -> [Value; 6] {
+        let read = async |path: &str| self.world.get(path).bearer(&self.their_admin).send().await.expect(200);
         let releases = read("/v1/agent_projects/theirs/releases").await;
-        [read("/v1/api_keys").await, read("/v1/agent_projects").await, read("/v1/model_keys").await, releases]
+        let endpoint = format!("/v1/webhook_endpoints/{}", self.their_endpoint);
+        [
+            read("/v1/api_keys").await,
+            read("/v1/agent_projects").await,
+            read("/v1/model_keys").await,
+            releases,
+            read(&endpoint).await,
+            read(&format!("{endpoint}/deliveries")).await,
+        ]
     }
 
     /// Every route to a resource of theirs, beside the same route to one that nobody has.
@@ -104,7 +140,13 @@ impl Neighbours {
         let (model_key, none) = (self.their_model_key.to_string(), (self.their_model_key ^ 1).to_string());
         let by_model_key =
             BY_MODEL_KEY.iter().map(|route| (route, route.to(world, &model_key), route.to(world, &none)));
-        by_id.chain(by_slug).chain(by_model_key).collect()
+        let (endpoint, none) = (self.their_endpoint.to_string(), (self.their_endpoint ^ 1).to_string());
+        let by_endpoint =
+            BY_WEBHOOK_ENDPOINT.iter().map(|route| (route, route.to(world, &endpoint), route.to(world, &none)));
+        let delivery = format!("{endpoint}/deliveries/{}", self.their_delivery);
+        let none = format!("{none}/deliveries/{}", self.their_delivery ^ 1);
+        let by_delivery = BY_DELIVERY.iter().map(|route| (route, route.to(world, &delivery), route.to(world, &none)));
+        by_id.chain(by_slug).chain(by_model_key).chain(by_endpoint).chain(by_delivery).collect()
     }
 }
 
@@ -184,6 +226,6 @@ async fn what_one_organization_does_is_in_its_own_audit_log_alone() {
         ids.collect::<BTreeSet<_>>()
     };
     let (ours, theirs) = (shown(&world.admin).await, shown(&neighbours.their_admin).await);
-    assert_eq!((ours.len(), theirs.len()), (2, 10));
+    assert_eq!((ours.len(), theirs.len()), (2, 12));
     assert!(ours.is_disjoint(&theirs));
 }

@@ -139,6 +139,7 @@ async fn a_receiver_may_ask_to_be_left_alone_for_a_day_at_most() {
     let receiver = Receiver::start().await;
     let (id, _) = endpoint(world, &receiver.url, &["*"]).await;
     for (asked, waits) in [(600, 600), (1_000_000, 86_400)] {
+        clock.advance(Duration::from_millis(1));
         receiver.react(Reaction::Later(asked));
         world.key(&["read"]).await;
         post.deliver().await;
