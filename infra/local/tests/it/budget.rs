@@ -22,7 +22,7 @@ async fn put(world: &World, budget: Value) -> Value {
 }
 
 /// Reports this many input tokens of a key.
-async fn spend(world: &World, key: u64, tokens: u64) {
+pub(crate) async fn spend(world: &World, key: u64, tokens: u64) {
     let now = world.runner.app.clock.now().to_string();
     let id = format!("{:?}", std::time::Instant::now());
     let event = json!({

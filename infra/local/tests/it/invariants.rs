@@ -115,12 +115,13 @@ impl Tables {
         assert_eq!(ids(self.under("ID#agent_project#"), "id"), projects, "every project has its id claim");
         assert!(projects.iter().all(|id| self.audited("agent_project.created", *id) == 1));
         let model_keys = self.assert_model_keys_whole();
+        let webhook_endpoints = self.assert_webhook_endpoints_whole();
         let organizations = ids(self.under("ORG#").filter(|item| item["sk"] == "META"), "id");
         for record in self.under("IDEM#").chain(self.under("IDS#")) {
             let made = record["resource_id"].as_u64().unwrap();
             let releases = ids(self.under("REL#"), "id");
-            let known =
-                [&keys, &projects, &organizations, &releases, &model_keys].iter().any(|ids| ids.contains(&made));
+            let known = [&keys, &projects, &organizations, &releases, &model_keys, &webhook_endpoints];
+            let known = known.iter().any(|ids| ids.contains(&made));
             assert!(known, "a remembered answer tells of {made}");
         }
         self.assert_releases_whole();
@@ -161,6 +162,40 @@ impl Tables {
             .collect();
         assert_eq!(pointed, in_use, "of each provider's keys one is in use");
         model_keys
+    }
+
+    /// The ids of webhook endpoints, deleted ones too. Those that are there have their secrets, and are as many as is said.
+    fn assert_webhook_endpoints_whole(&self) -> BTreeSet<u64> {
+        let is_count = |item: &&Value| item["sk"] == "COUNT";
+        let endpoints = || self.under("WH#").filter(|item| !is_count(item));
+        let claimed = ids(self.under("ID#webhook_endpoint#"), "id");
+        let there = ids(endpoints(), "id");
+        for id in &claimed {
+            assert_eq!(self.audited("webhook_endpoint.created", *id), 1, "the creation of {id}");
+            let deleted = usize::from(!there.contains(id));
+            assert_eq!(self.audited("webhook_endpoint.deleted", *id), deleted, "the deletion of {id}");
+        }
+        assert!(there.is_subset(&claimed), "every endpoint has its id claim");
+        for endpoint in endpoints() {
+            let id = endpoint["id"].as_u64().unwrap();
+            let changes = self.audited("webhook_endpoint.updated", id) + self.audited("webhook_endpoint.disabled", id);
+            assert_eq!(endpoint["version"], 1 + changes, "every change of {endpoint} is audited once");
+        }
+        let place = |prefix: &str, item: &Value| {
+            format!("{}/{}", item["pk"].as_str().unwrap().strip_prefix(prefix).unwrap(), item["sk"].as_str().unwrap())
+        };
+        let with_secrets: BTreeSet<_> = self.under("WHS#").map(|item| place("WHS#", item)).collect();
+        assert_eq!(with_secrets, endpoints().map(|item| place("WH#", item)).collect(), "each has its secrets");
+        for secrets in self.under("WHS#") {
+            let id = secrets["sk"].as_str().unwrap().parse().unwrap();
+            let rotations = self.audited("webhook_endpoint.secret_rotated", id);
+            assert_eq!(secrets["version"], 1 + rotations, "every rotation of {id} is audited once");
+        }
+        for count in self.under("WH#").filter(is_count) {
+            let own = endpoints().filter(|endpoint| endpoint["pk"] == count["pk"]).count();
+            assert_eq!(count["endpoints"], own, "the count of endpoints is their number");
+        }
+        claimed
     }
 
     /// Whose each Stripe customer is, by its claim.

@@ -88,7 +88,7 @@ pub(crate) fn event(id: &str, event_type: &str, second: i64, object: &Value) -> 
 }
 
 /// As newer versions of Stripe's API write it.
-fn subscription(status: &str) -> Value {
+pub(crate) fn subscription(status: &str) -> Value {
     json!({
         "id": "sub_1", "object": "subscription", "customer": "cus_1", "status": status, "created": NOON - 60,
         "cancel_at_period_end": false, "metadata": { "organization_id": "1" },

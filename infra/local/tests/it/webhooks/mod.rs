@@ -1,8 +1,13 @@
 //! Webhooks: endpoints, and what reaches them.
 
 mod deliveries;
+mod endpoints;
+mod events;
+mod faults;
 mod kills;
 mod receiver;
+mod requests;
+mod secrets;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -15,10 +20,14 @@ use karta_shared::{
 };
 use serde_json::{Value, json};
 use worker_webhook_deliveries::WebhookDeliveries;
-use worker_webhook_events::WebhookEvents;
+use worker_webhook_events::{Waker, WebhookEvents};
 
-use crate::harness::{World, note_secret, options};
+use crate::harness::{World, note_secret, options, plain};
 pub(crate) use receiver::{Reaction, Receiver};
+
+const ROUTE: &str = "/v1/webhook_endpoints";
+/// Of a receiver that nothing is sent to.
+const URL: &str = "https://hooks.example.com/T000?team=7";
 
 /// Of a world whose webhooks may lead to this machine.
 pub(crate) fn on_loopback(clock: Arc<dyn Clock>) -> Options {
@@ -80,7 +89,13 @@ impl Post {
         self.events.work(&Wake::Sweep).await.unwrap();
     }
 
-    /// The same, and waits until nothing is due any more.
+    /// Fans out what waits, and has nobody served.
+    async fn fan_out(&self) {
+        let unheard = Waker::Local(Arc::new(|_, _| {}));
+        WebhookEvents::new(self.world.runner.app.clone(), unheard).work(&Wake::Sweep).await.unwrap();
+    }
+
+    /// The same as `work`, and waits until nothing is due any more.
     async fn deliver(&self) {
         self.work().await;
         self.settled().await;
@@ -117,4 +132,11 @@ async fn deliveries(world: &World, endpoint: u64) -> Vec<Value> {
     let path = format!("/v1/webhook_endpoints/{endpoint}/deliveries?limit=100");
     let mut page = world.get(&path).send().await.expect(200);
     page["deliveries"].as_array_mut().unwrap().split_off(0)
+}
+
+/// How many endpoints `acme` has, and how many it is said to have.
+async fn counted(world: &World) -> (usize, usize) {
+    let items = world.items(&format!("WH#{}", world.organization_id)).await;
+    let (count, endpoints): (Vec<_>, Vec<_>) = items.iter().map(plain).partition(|item| item["sk"] == "COUNT");
+    (endpoints.len(), count.first().map_or(0, |count| count["endpoints"].as_u64().unwrap().try_into().unwrap()))
 }

@@ -1,0 +1,562 @@
+//! Endpoints: made, read, listed, changed, deleted.
+
+use std::{sync::Arc, time::Duration};
+
+use http::Method;
+use karta_shared::clock::{ManualClock, SystemClock};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::{Post, ROUTE, Reaction, Receiver, URL, counted, deliveries, endpoint, on_loopback};
+use crate::{
+    harness::{Reply, World, note_secret},
+    invariants::Tables,
+};
+
+/// A new endpoint that asks for everything: its resource.
+async fn made(world: &World) -> Value {
+    let created = world.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })).send().await.expect(201);
+    created["webhook_endpoint"].clone()
+}
+
+fn path(endpoint: &Value) -> String {
+    format!("{ROUTE}/{}", endpoint["id"])
+}
+
+/// A refusal's field and message, which must not repeat what was sent.
+fn complaint(reply: Reply) -> (String, String) {
+    let body = reply.refused(422);
+    assert_eq!(body["error"], "validation_failed", "{body}");
+    let text = |field: &str| body[field].as_str().unwrap().to_owned();
+    (text("field"), text("message"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_endpoint_is_shown_with_its_secret_once() {
+    let (world, _clock) = World::start_at_noon().await;
+    let body = json!({ "url": URL, "event_types": ["ping", "api_key.created", "ping"], "description": "Billing" });
+    let created = world.post(ROUTE, body).send().await.expect(201);
+    let secret = created["secret"].as_str().unwrap();
+    assert!(secret.starts_with("whsec_") && secret.len() == 50, "32 bytes in base64");
+    insta::assert_json_snapshot!(created, { ".webhook_endpoint.id" => "[id]", ".secret" => "[secret]" }, @r#"
+    {
+      "secret": "[secret]",
+      "webhook_endpoint": {
+        "consecutive_failures": 0,
+        "created_at": "2026-11-21T12:00:00.000Z",
+        "description": "Billing",
+        "disabled_reason": null,
+        "enabled": true,
+        "event_types": [
+          "api_key.created",
+          "ping"
+        ],
+        "id": "[id]",
+        "url": "https://hooks.example.com/T000?team=7"
+      }
+    }
+    "#);
+    let id = created["webhook_endpoint"]["id"].as_u64().unwrap();
+    assert!((1..1 << 53).contains(&id));
+    let shown = json!({ "webhook_endpoint": created["webhook_endpoint"] });
+    let reader = world.key(&["read"]).await.1;
+    assert_eq!(world.get(&format!("{ROUTE}/{id}")).bearer(&reader).send().await.expect(200), shown);
+    let bare = made(&world).await;
+    assert_eq!((&bare["description"], &bare["event_types"]), (&Value::Null, &json!(["*"])));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_that_is_wrong_or_missing_is_named_with_what_would_be_right() {
+    let world = World::start().await;
+    let unknown: Vec<_> = (0..51).map(|at| format!("made.up_{at}")).collect();
+    for (body, field, said) in [
+        (json!({}), "url", "is required"),
+        (json!({ "event_types": ["*"] }), "url", "is required"),
+        (json!({ "url": null, "event_types": ["*"] }), "url", "must be a string"),
+        (json!({ "url": [URL], "event_types": ["*"] }), "url", "must be a string"),
+        (json!({ "url": URL }), "event_types", "is required"),
+        (json!({ "url": URL, "event_types": null }), "event_types", "must be a list"),
+        (json!({ "url": URL, "event_types": "*" }), "event_types", "must be a list"),
+        (json!({ "url": URL, "event_types": [1] }), "event_types[0]", "must be a string"),
+        (json!({ "url": URL, "event_types": [] }), "event_types", "must hold 1 to 50 types of events, or *"),
+        (json!({ "url": URL, "event_types": unknown }), "event_types", "must hold 1 to 50 types of events, or *"),
+        (json!({ "url": URL, "event_types": ["api_key.*"] }), "event_types", "invoice.payment_failed, ping, or * for"),
+        (json!({ "url": URL, "event_types": ["*", "nothing"] }), "event_types", "must hold types of events alone"),
+        (json!({ "url": URL, "event_types": ["*"], "description": "" }), "description", "is required: 1 to 100"),
+        (json!({ "url": URL, "event_types": ["*"], "description": "é".repeat(101) }), "description", "at most 100"),
+        (json!({ "url": URL, "event_types": ["*"], "description": "a\nb" }), "description", "control characters"),
+        (
+            json!({ "url": URL, "event_types": ["*"], "enabled": true }),
+            "enabled",
+            "use one of url, event_types, description",
+        ),
+        (json!({ "url": URL, "event_types": ["*"], "secret": "whsec_x" }), "secret", "is not a field here"),
+        (json!([URL]), "body", "must be a JSON object"),
+    ] {
+        let (named, message) = complaint(world.post(ROUTE, body.clone()).send().await);
+        assert_eq!(named, field, "{body}: {message}");
+        assert!(message.contains(said), "{body}: {message}");
+    }
+    assert_eq!(world.post(ROUTE, json!({})).raw_body("{").send().await.refused(400)["error"], "malformed_json");
+    let large = world.post(ROUTE, json!({})).raw_body(" ".repeat(65_537)).send().await;
+    assert_eq!(large.refused(413)["error"], "body_too_large");
+    assert_eq!(counted(&world).await, (0, 0));
+    assert!(world.audited("webhook_endpoint.created").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_url_that_leads_nowhere_public_is_refused_and_not_repeated() {
+    let world = World::start().await;
+    let kept = path(&made(&world).await);
+    for (url, said) in [
+        ("", "must start with https://"),
+        ("http://hooks.example.com/s3cret", "must start with https://"),
+        ("ftp://hooks.example.com/s3cret", "must start with https://"),
+        ("https://hooks.example.com:8443/s3cret", "must use the default port 443"),
+        ("https://user:s3cret@hooks.example.com/", "must not hold a user name or password"),
+        ("https://hooks.example.com/#s3cret", "must not have a fragment"),
+        ("https://127.0.0.1/s3cret", "not an IP address in any notation"),
+        ("https://[::1]/s3cret", "not an IP address in any notation"),
+        ("https://169.254.169.254/s3cret", "not an IP address in any notation"),
+        ("https://0x7f000001/s3cret", "not an IP address in any notation"),
+        ("https://localhost/s3cret", "must have a public DNS name"),
+        ("https://db.internal/s3cret", "must have a public DNS name"),
+        ("http://127.0.0.1:9/s3cret", "must start with https://"),
+        ("http://localhost:9/s3cret", "must start with https://"),
+        ("https://hooks.example.com/a s3cret", "printable ASCII"),
+        ("https://hooks.example.com\\@127.0.0.1/s3cret", "backslashes"),
+        (&format!("https://hooks.example.com/s3cret{}", "a".repeat(2_048)), "at most 2048"),
+    ] {
+        for reply in [
+            world.post(ROUTE, json!({ "url": url, "event_types": ["*"] })).send().await,
+            world.patch(&kept, json!({ "url": url })).send().await,
+        ] {
+            let (field, message) = complaint(reply);
+            assert_eq!(field, "url", "{url}");
+            assert!(message.contains(said) && !message.contains("s3cret"), "{url}: {message}");
+        }
+    }
+    assert_eq!(counted(&world).await, (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn loopback_is_for_runs_that_allow_it() {
+    let world = World::start_as(on_loopback(Arc::new(SystemClock)), None).await;
+    for url in ["http://127.0.0.1:9/hooks", "http://localhost:9", "https://[::1]:8443/?x=1", URL] {
+        let created = world.post(ROUTE, json!({ "url": url, "event_types": ["*"] })).send().await.expect(201);
+        assert_eq!(created["webhook_endpoint"]["url"], url);
+    }
+    for url in ["http://10.0.0.1/", "http://hooks.example.com/", "https://169.254.169.254/", "http://0.0.0.0:9/"] {
+        let refused = world.post(ROUTE, json!({ "url": url, "event_types": ["*"] })).send().await;
+        assert_eq!(refused.invalid_field(), "url", "{url}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn this_service_is_no_receiver_of_its_own_events() {
+    let world = World::start().await;
+    let kept = path(&made(&world).await);
+    let (ours, body) = ("api.karta-test.com", |url: &str| json!({ "url": url, "event_types": ["*"] }));
+    for url in ["https://api.karta-test.com/v1/api_keys", "https://API.Karta-Test.com:443?x=1"] {
+        for (request, body) in
+            [(world.request(Method::POST, ROUTE), body(url)), (world.patch(&kept, json!({})), json!({ "url": url }))]
+        {
+            let (field, message) = complaint(request.header("host", ours).body(body).send().await);
+            assert_eq!((&*field, &*message), ("url", "url must not lead to this service itself"));
+        }
+    }
+    // Where a request came in is API Gateway's to say.
+    for header in ["x-forwarded-host", "forwarded", "x-forwarded-server"] {
+        let value = if header == "forwarded" { format!("host={ours}") } else { ours.to_owned() };
+        let made = world.post(ROUTE, body("https://api.karta-test.com/")).header(header, value).send().await;
+        made.expect(201);
+    }
+    world.post(ROUTE, body("https://x.api.karta-test.com/")).header("host", ours).send().await.expect(201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_patch_absent_keeps_and_null_clears_what_may_be_empty() {
+    let (world, clock) = World::start_at_noon().await;
+    let body = json!({ "url": URL, "event_types": ["ping"], "description": "Billing" });
+    let mut endpoint = world.post(ROUTE, body).send().await.expect(201)["webhook_endpoint"].take();
+    let path = path(&endpoint);
+    for (patch, changed) in [
+        (json!({}), json!({})),
+        (json!({ "description": "Ledger" }), json!({ "description": "Ledger" })),
+        (json!({ "description": "Ledger" }), json!({})),
+        (json!({ "description": null }), json!({ "description": null })),
+        (
+            json!({ "url": "https://hooks.example.org/", "event_types": ["*", "ping"] }),
+            json!({ "url": "https://hooks.example.org/", "event_types": ["*", "ping"] }),
+        ),
+        (json!({ "enabled": false }), json!({ "enabled": false, "disabled_reason": "requested" })),
+        (json!({ "enabled": false }), json!({})),
+        (json!({ "enabled": true }), json!({ "enabled": true, "disabled_reason": null })),
+        (json!({ "enabled": true }), json!({})),
+    ] {
+        clock.advance(Duration::from_millis(1));
+        let audited = world.audited("webhook_endpoint.updated").await.len();
+        let before = endpoint.clone();
+        endpoint.as_object_mut().unwrap().extend(changed.as_object().unwrap().clone());
+        let shown = json!({ "webhook_endpoint": endpoint });
+        assert_eq!(world.patch(&path, patch.clone()).send().await.expect(200), shown, "{patch}");
+        assert_eq!(world.get(&path).send().await.expect(200), shown, "{patch}");
+        let told = world.audited("webhook_endpoint.updated").await.split_off(audited);
+        let fields = changed.as_object().unwrap().iter();
+        let changes: Value = fields
+            .map(|(field, after)| (field.clone(), json!({ "before": before[field], "after": after })))
+            .collect::<serde_json::Map<_, _>>()
+            .into();
+        assert_eq!(told.len(), usize::from(changes != json!({})), "{patch}: what changes nothing is not told");
+        assert!(told.iter().all(|event| event["changes"] == changes), "{told:?}");
+    }
+    for (patch, field) in [
+        (json!({ "url": null }), "url"),
+        (json!({ "event_types": null }), "event_types"),
+        (json!({ "event_types": [] }), "event_types"),
+        (json!({ "enabled": null }), "enabled"),
+        (json!({ "enabled": "yes" }), "enabled"),
+        (json!({ "description": 1 }), "description"),
+        (json!({ "disabled_reason": null }), "disabled_reason"),
+        (json!({ "consecutive_failures": 0 }), "consecutive_failures"),
+        (json!({ "id": 1 }), "id"),
+    ] {
+        assert_eq!(world.patch(&path, patch.clone()).send().await.invalid_field(), field, "{patch}");
+    }
+    assert_eq!(world.get(&path).send().await.expect(200)["webhook_endpoint"], endpoint);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_is_not_there_is_a_404_on_every_route() {
+    let (world, _clock) = World::start_at_noon().await;
+    let endpoint = made(&world).await;
+    let other = (endpoint["id"].as_u64().unwrap() ^ 1).to_string();
+    let since = json!({ "since": "2026-11-21T11:00:00Z" });
+    for id in [&*other, "0", "-1", "1.5", "01", "x", "9007199254740992", "%20", "COUNT"] {
+        for (method, rest, body) in [
+            (Method::GET, "", None),
+            (Method::PATCH, "", Some(json!({ "enabled": false }))),
+            (Method::DELETE, "", None),
+            (Method::POST, "/rotate_secret", None),
+            (Method::POST, "/test", None),
+            (Method::POST, "/recover", Some(since.clone())),
+            (Method::GET, "/deliveries", None),
+            (Method::POST, "/deliveries/1/replay", None),
+        ] {
+            let request = world.request(method.clone(), &format!("{ROUTE}/{id}{rest}"));
+            let reply = match body {
+                Some(body) => request.body(body).send().await,
+                None => request.send().await,
+            };
+            assert_eq!(reply.refused(404), json!({ "detail": "Not found" }), "{method} {id}{rest}");
+        }
+    }
+    for delivery in ["1", "0", "x", "9007199254740992"] {
+        let replay = format!("{}/deliveries/{delivery}/replay", path(&endpoint));
+        world.request(Method::POST, &replay).send().await.refused(404);
+    }
+    let events = world.audit_events().await;
+    assert!(events.iter().all(|event| event["action"] != "webhook_endpoint.updated"), "{events:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paging_visits_every_endpoint_once_newest_first() {
+    let (world, clock) = World::start_at_noon().await;
+    assert_eq!(world.get(ROUTE).send().await.expect(200), json!({ "webhook_endpoints": [], "next_cursor": null }));
+    let mut newest_first = Vec::new();
+    for _ in 0..7 {
+        clock.advance(Duration::from_millis(1));
+        newest_first.insert(0, made(&world).await);
+    }
+    let page = world.get(ROUTE).send().await.expect(200);
+    assert_eq!(page, json!({ "webhook_endpoints": newest_first, "next_cursor": null }));
+    let (mut visited, mut sizes, mut query) = (Vec::new(), Vec::new(), "limit=3".to_owned());
+    loop {
+        let page = world.get(&format!("{ROUTE}?{query}")).send().await.expect(200);
+        let mut endpoints = page["webhook_endpoints"].as_array().unwrap().clone();
+        sizes.push(endpoints.len());
+        visited.append(&mut endpoints);
+        let Some(cursor) = page["next_cursor"].as_str() else { break };
+        query = format!("limit=3&cursor={cursor}");
+    }
+    assert_eq!((visited, sizes), (newest_first.clone(), vec![3, 3, 1]));
+
+    let page = world.get(&format!("{ROUTE}?limit=1")).send().await.expect(200);
+    let cursor = page["next_cursor"].as_str().unwrap();
+    let keys = {
+        world.key(&["read"]).await;
+        world.get("/v1/api_keys?limit=1").send().await.expect(200)
+    };
+    let of_keys = keys["next_cursor"].as_str().unwrap();
+    for (query, field) in [
+        ("limit=0".to_owned(), "limit"),
+        ("limit=101".to_owned(), "limit"),
+        ("status=enabled".to_owned(), "status"),
+        ("cursor=".to_owned(), "cursor"),
+        (format!("cursor={cursor}x"), "cursor"),
+        (format!("cursor={of_keys}"), "cursor"),
+    ] {
+        assert_eq!(world.get(&format!("{ROUTE}?{query}")).send().await.invalid_field(), field, "{query}");
+        let deliveries = format!("{}/deliveries?{query}", path(&newest_first[0]));
+        assert_eq!(world.get(&deliveries).send().await.invalid_field(), field, "{deliveries}");
+    }
+    let of_endpoints = format!("{}/deliveries?cursor={cursor}", path(&newest_first[0]));
+    assert_eq!(world.get(&of_endpoints).send().await.invalid_field(), "cursor", "of another list");
+    let (_, token) = world.another_organization("other").await;
+    let foreign = world.get(&format!("{ROUTE}?cursor={cursor}")).bearer(&token);
+    assert_eq!(foreign.send().await.invalid_field(), "cursor", "of another organization");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_endpoint_is_gone_with_its_secrets() {
+    let world = World::start().await;
+    let endpoint = made(&world).await;
+    let path = path(&endpoint);
+    let deleted = world.delete(&path).send().await;
+    assert_eq!((deleted.status.as_u16(), &*deleted.text), (204, ""));
+    assert!(!deleted.headers.contains_key("content-type"), "{:?}", deleted.headers);
+    assert!(deleted.headers.contains_key("x-request-id"));
+    world.delete(&path).send().await.refused(404);
+    world.get(&path).send().await.refused(404);
+    world.get(&format!("{path}/deliveries")).send().await.refused(404);
+    assert_eq!(counted(&world).await, (0, 0));
+    assert!(world.items(&format!("WHS#{}", world.organization_id)).await.is_empty());
+    let told = world.audited("webhook_endpoint.deleted").await;
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0]["resource"], json!({ "kind": "webhook_endpoint", "id": endpoint["id"] }));
+    assert_eq!(told[0]["changes"]["url"], json!({ "before": URL, "after": null }));
+    Tables::of(&world).await.assert_whole();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_deleted_endpoint_is_not_sent() {
+    let (post, clock) = Post::start().await;
+    let world = &post.world;
+    let receiver = Receiver::start().await;
+    receiver.react(Reaction::Status(500));
+    let (id, _) = endpoint(world, &receiver.url, &["*"]).await;
+    world.key(&["read"]).await;
+    post.deliver().await;
+    assert_eq!(receiver.received().len(), 1);
+    // Of these one waits for its retry, and one to be fanned out.
+    world.key(&["read"]).await;
+    let deleted = world.delete(&format!("{ROUTE}/{id}")).send().await;
+    assert_eq!(deleted.status.as_u16(), 204, "{}", deleted.text);
+    for _ in 0..3 {
+        clock.advance(Duration::from_hours(1));
+        post.deliver().await;
+    }
+    assert_eq!(receiver.received().len(), 1);
+    assert!(world.outbox("WHQ").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_is_deleted_while_it_is_served_ends_quietly() {
+    let (post, _clock) = Post::start().await;
+    let world = &post.world;
+    let receiver = Receiver::start().await;
+    receiver.react(Reaction::Slow(Duration::from_millis(300)));
+    let (id, _) = endpoint(world, &receiver.url, &["api_key.created"]).await;
+    for _ in 0..12 {
+        world.key(&["read"]).await;
+    }
+    post.work().await;
+    while receiver.received().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(world.delete(&format!("{ROUTE}/{id}")).send().await.status.as_u16(), 204);
+    post.deliver().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let sent = receiver.received().len();
+    world.key(&["read"]).await;
+    post.deliver().await;
+    assert_eq!(receiver.received().len(), sent, "what was under way at most");
+    assert!(world.outbox("WHQ").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_organization_has_twenty_endpoints_at_most_however_many_come_at_once() {
+    let world = World::start().await;
+    let (_, theirs) = world.another_organization("other").await;
+    let mut requests = JoinSet::new();
+    for _ in 0..30 {
+        requests.spawn(world.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })).send());
+    }
+    let mut ids = Vec::new();
+    for reply in requests.join_all().await {
+        if reply.status == 201 {
+            ids.push(reply.json["webhook_endpoint"]["id"].as_u64().unwrap());
+            continue;
+        }
+        let refusal = reply.refused(409);
+        assert_eq!(refusal["error"], "webhook_endpoint_limit");
+        assert!(refusal["message"].as_str().unwrap().contains("delete one first"), "{refusal}");
+    }
+    assert_eq!(ids.len(), 20);
+    assert_eq!(counted(&world).await, (20, 20));
+    let listed = world.get(ROUTE).send().await.expect(200);
+    assert_eq!(listed["webhook_endpoints"].as_array().unwrap().len(), 20);
+
+    // Each of these is deleted by two at once.
+    let mut requests = JoinSet::new();
+    for id in ids.iter().take(5).chain(ids.iter().take(5)) {
+        requests.spawn(world.delete(&format!("{ROUTE}/{id}")).send());
+    }
+    let mut statuses: Vec<_> = requests.join_all().await.iter().map(|reply| reply.status.as_u16()).collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses, [[204; 5], [404; 5]].concat());
+    assert_eq!(counted(&world).await, (15, 15));
+    let mut requests = JoinSet::new();
+    for _ in 0..8 {
+        requests.spawn(world.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })).send());
+    }
+    let made = requests.join_all().await.iter().filter(|reply| reply.status == 201).count();
+    assert_eq!((made, counted(&world).await), (5, (20, 20)));
+    let others = world.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })).bearer(&theirs);
+    others.send().await.expect(201);
+    Tables::of(&world).await.assert_whole();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_and_the_end_of_an_endpoint_at_once_are_both_kept() {
+    for round in 0..6 {
+        let (post, _clock) = Post::start().await;
+        let world = &post.world;
+        let receiver = Receiver::start().await;
+        receiver.react(Reaction::Status(410));
+        let (id, _) = endpoint(world, &receiver.url, &["api_key.created"]).await;
+        world.key(&["read"]).await;
+        let path = format!("{ROUTE}/{id}");
+        post.work().await;
+        let mut patches = JoinSet::new();
+        for at in 0..6 {
+            let body = json!({ "description": format!("{round}.{at}") });
+            patches.spawn(world.patch(&path, body).send());
+        }
+        for reply in patches.join_all().await {
+            reply.expect(200);
+        }
+        post.settled().await;
+        let shown = world.get(&path).send().await.expect(200)["webhook_endpoint"].take();
+        assert_eq!((&shown["enabled"], &shown["disabled_reason"]), (&json!(false), &json!("gone")), "{shown}");
+        assert!(shown["description"].as_str().unwrap().starts_with(&format!("{round}.")), "{shown}");
+        assert_eq!(world.audited("webhook_endpoint.disabled").await.len(), 1);
+        assert_eq!(world.audited("webhook_endpoint.updated").await.len(), 6);
+        assert_eq!(deliveries(world, id).await[0]["attempts"].as_array().unwrap().len(), 1);
+        Tables::of(world).await.assert_whole();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_done_is_in_the_audit_log_without_secrets() {
+    let (post, clock) = Post::start().await;
+    let world = &post.world;
+    let receiver = Receiver::start().await;
+    let (id, first) = endpoint(world, &receiver.url, &["*"]).await;
+    let path = format!("{ROUTE}/{id}");
+    let send = async |rest: &str| world.request(Method::POST, &format!("{path}/{rest}")).send().await;
+    let second = send("rotate_secret").await.expect(201)["secret"].as_str().unwrap().to_owned();
+    note_secret(&second);
+    let delivery = send("test").await.expect(202)["delivery"]["id"].clone();
+    post.deliver().await;
+    send(&format!("deliveries/{delivery}/replay")).await.expect(202);
+    clock.advance(Duration::from_secs(1));
+    let since = json!({ "since": "2026-11-21T12:00:00Z" });
+    world.post(&format!("{path}/recover"), since).send().await.expect(202);
+    world.patch(&path, json!({ "enabled": false })).send().await.expect(200);
+    assert_eq!(world.delete(&path).send().await.status.as_u16(), 204);
+
+    let events = world.audit_events().await;
+    let ours = events.iter().filter(|event| event["action"].as_str().unwrap().starts_with("webhook_"));
+    let mut told: Vec<_> = ours
+        .map(|event| {
+            assert_eq!(event["actor"]["kind"], "api_key");
+            (event["action"].as_str().unwrap(), event["resource"].clone(), event["changes"].clone())
+        })
+        .collect();
+    told.sort_by_key(|(action, ..)| *action);
+    let on = |action, changes| (action, json!({ "kind": "webhook_endpoint", "id": id }), changes);
+    let set = |before: Value, after: Value| json!({ "before": before, "after": after });
+    let all = |flip: &dyn Fn(Value, Value) -> Value, enabled: bool, reason: Value| {
+        json!({
+            "url": flip(Value::Null, json!(receiver.url)),
+            "description": flip(Value::Null, Value::Null),
+            "event_types": flip(Value::Null, json!(["*"])),
+            "enabled": flip(Value::Null, json!(enabled)),
+            "disabled_reason": flip(Value::Null, reason),
+        })
+    };
+    let disabled = json!({
+        "enabled": set(json!(true), json!(false)),
+        "disabled_reason": set(Value::Null, json!("requested")),
+    });
+    assert_eq!(
+        told,
+        [
+            ("webhook_delivery.replayed", json!({ "kind": "webhook_delivery", "id": delivery }), json!({})),
+            on("webhook_endpoint.created", all(&set, true, Value::Null)),
+            on("webhook_endpoint.deleted", all(&|nothing, before| set(before, nothing), false, json!("requested"))),
+            on("webhook_endpoint.recovered", json!({ "since": set(Value::Null, json!("2026-11-21T12:00:00.000Z")) })),
+            on("webhook_endpoint.secret_rotated", json!({})),
+            on("webhook_endpoint.tested", json!({})),
+            on("webhook_endpoint.updated", disabled),
+        ]
+    );
+    let text = Value::from(world.stored().await).to_string();
+    for secret in [first, second] {
+        assert!(!text.contains(&secret[6..]), "a secret lies in plain text");
+    }
+    let listed = world.get("/v1/audit_events?action=webhook_endpoint.created").send().await.expect(200);
+    assert_eq!(listed["audit_events"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_admin_that_was_cut_down_changes_nothing_in_the_gateways_three_seconds() {
+    let (world, _clock) = World::start_at_noon().await;
+    let endpoint = made(&world).await;
+    let path = path(&endpoint);
+    let (id, token) = world.key(&["admin"]).await;
+    world.delete(&format!("{ROUTE}/1")).bearer(&token).send().await.refused(404);
+    world.patch(&format!("/v1/api_keys/{id}"), json!({ "scopes": ["read"] })).send().await.expect(200);
+    let since = json!({ "since": "2026-11-21T11:00:00Z" });
+    for request in [
+        world.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })),
+        world.patch(&path, json!({ "url": "https://evil.example.com/" })),
+        world.request(Method::POST, &format!("{path}/rotate_secret")),
+        world.request(Method::POST, &format!("{path}/test")),
+        world.post(&format!("{path}/recover"), since),
+        world.request(Method::POST, &format!("{path}/deliveries/1/replay")),
+        world.delete(&path),
+    ] {
+        assert_eq!(request.bearer(&token).send().await.forbidden(), "missing scope: admin");
+    }
+    assert_eq!(world.get(&path).send().await.expect(200)["webhook_endpoint"], endpoint);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn anothers_endpoint_and_deliveries_are_not_there() {
+    let (post, _clock): (_, Arc<ManualClock>) = Post::start().await;
+    let world = &post.world;
+    let receiver = Receiver::start().await;
+    let (theirs, _) = endpoint(world, &receiver.url, &["*"]).await;
+    let ping = world.request(Method::POST, &format!("{ROUTE}/{theirs}/test")).send().await.expect(202);
+    post.deliver().await;
+    let delivery = &ping["delivery"]["id"];
+    let (_, stranger) = world.another_organization("other").await;
+    let ours =
+        world.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })).bearer(&stranger).send().await.expect(201);
+    let ours = &ours["webhook_endpoint"]["id"];
+    let since = json!({ "since": "2026-11-21T11:00:00Z" });
+    for request in [
+        world.get(&format!("{ROUTE}/{theirs}/deliveries")),
+        world.request(Method::POST, &format!("{ROUTE}/{theirs}/deliveries/{delivery}/replay")),
+        // An endpoint of one's own does not lead to what was sent to another.
+        world.request(Method::POST, &format!("{ROUTE}/{ours}/deliveries/{delivery}/replay")),
+        world.post(&format!("{ROUTE}/{theirs}/recover"), since),
+    ] {
+        assert_eq!(request.bearer(&stranger).send().await.refused(404), json!({ "detail": "Not found" }));
+    }
+    let sent = receiver.received().len();
+    post.deliver().await;
+    assert_eq!(receiver.received().len(), sent);
+}
