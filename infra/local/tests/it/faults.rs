@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::Method;
 use serde_json::{Value, json};
 
 use crate::{
@@ -243,8 +244,18 @@ async fn every_read_is_consistent() {
     active(&world, "openai").send().await.expect(200);
     let model_key = format!("/v1/model_keys/{}", replacing["model_key"]["id"]);
     world.delete(&model_key).send().await.expect(200);
+    let body = json!({ "url": "https://hooks.example.com/", "event_types": ["*"] });
+    let made = world.post("/v1/webhook_endpoints", body).idempotency_key("once").send().await.expect(201);
+    let endpoint = format!("/v1/webhook_endpoints/{}", made["webhook_endpoint"]["id"]);
+    for rest in ["rotate_secret", "test"] {
+        assert!(world.request(Method::POST, &format!("{endpoint}/{rest}")).send().await.status.is_success(), "{rest}");
+    }
+    let deliveries = format!("{endpoint}/deliveries");
     for path in [
         &*path,
+        &endpoint,
+        &deliveries,
+        "/v1/webhook_endpoints",
         "/v1/model_keys",
         "/v1/api_keys",
         "/v1/agent_projects",
@@ -253,6 +264,8 @@ async fn every_read_is_consistent() {
     ] {
         world.get(path).send().await.expect(200);
     }
+    world.patch(&endpoint, json!({ "enabled": false })).send().await.expect(200);
+    assert_eq!(world.delete(&endpoint).send().await.status.as_u16(), 204);
     world.patch(&path, json!({ "name": "other" })).send().await.expect(200);
     world.delete(&path).send().await.expect(200);
     let unknown = format!("{}00000000{}", &token[..10], &token[18..]);

@@ -21,6 +21,7 @@ use crate::{
     data_plane::{DataPlane, configured, token},
     harness::{World, note_secret, run_file},
     invariants::Tables,
+    webhooks::Receiver,
 };
 
 const ENDS_WITHIN: Duration = Duration::from_secs(3);
@@ -484,6 +485,29 @@ async fn stripes_signing_secrets_come_from_the_environment() {
         assert!(message.contains("KARTA_STRIPE_SECRETS") && message.contains(problem), "{message}");
         assert!(!message.contains("aptop"), "{message}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn webhooks_reach_this_machine_where_a_run_allows_it_and_nowhere_else() {
+    let receiver = Receiver::start().await;
+    let ephemeral = ["--port", "0", "--json", "--ephemeral"];
+    let (route, body) = ("/v1/webhook_endpoints", json!({ "url": receiver.url, "event_types": ["api_key.created"] }));
+    let flag = Karta::start(&["--ephemeral", "--allow-loopback-webhooks"]);
+    let variable = Karta::start_with(&ephemeral, &[("KARTA_ALLOW_LOOPBACK_WEBHOOKS", "1")]);
+    for (sent, karta) in [flag, variable].iter().enumerate() {
+        let (status, created) = karta.request(Method::POST, route, karta.says("api_key"), &body).await;
+        assert_eq!(status, 201, "{created}");
+        karta.create_key(karta.says("api_key")).await;
+        let asked = Instant::now();
+        while receiver.received().len() <= sent {
+            assert!(asked.elapsed() < Duration::from_secs(10), "nothing is delivered");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    assert_eq!(receiver.told(), ["api_key.created"; 2]);
+    let karta = Karta::start(&["--ephemeral"]);
+    let (status, refusal) = karta.request(Method::POST, route, karta.says("api_key"), &body).await;
+    assert_eq!((status.as_u16(), &refusal["field"]), (422, &json!("url")), "{refusal}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
