@@ -52,7 +52,7 @@ impl Route for WebhookEndpointsRotateSecret {
         let mut secrets = open(app, place, &before).await?;
         let secret = WebhookSecret::generate(&*app.entropy);
         let answer = Answer::created(&Output {
-            webhook_endpoint: WebhookEndpointResource::of(endpoint, failing),
+            webhook_endpoint: WebhookEndpointResource::of(endpoint.clone(), failing),
             secret: Revealed::new(secret.expose()),
         })?;
         let ends_at = call.now.plus(call.body.grace_seconds.unwrap_or_default().get());
@@ -66,7 +66,7 @@ impl Route for WebhookEndpointsRotateSecret {
 
         let mut transaction = app.store.transaction();
         transaction.while_unchanged(organization, &caller)?;
-        transaction.replace_webhook_secrets(organization, id, &before, &after)?;
+        transaction.replace_webhook_secrets(organization, &endpoint, &before, &after)?;
         let event = NewAuditEvent {
             action: "webhook_endpoint.secret_rotated",
             resource_kind: "webhook_endpoint",

@@ -45,6 +45,13 @@ pub(crate) enum Came {
 }
 
 impl Receiver {
+    /// Whether the endpoint and its secrets are still what they were.
+    pub(crate) async fn is_as_read(&self) -> Result<bool, StoreError> {
+        let organization = self.lease.lock().await.organization_id;
+        let latest = self.app.store.webhook_endpoint(organization, self.endpoint.id).await?;
+        Ok(latest.is_some_and(|latest| latest.version == self.endpoint.version))
+    }
+
     /// Sends an event and writes down what came of it.
     pub(crate) async fn attempt(&self, waiting: Waiting, event: &Event) -> Result<Came, Fault> {
         let (at, body) = (self.app.clock.now(), event.body());
@@ -117,7 +124,7 @@ impl Receiver {
         Err("an endpoint keeps changing while it is disabled".into())
     }
 
-    /// Stages the endpoint's end, unless it has come already.
+    /// Stages the endpoint's end, unless it is another one by now: what came of the one that was sent to says nothing of it.
     async fn disable(
         &self,
         transaction: &mut Transaction,
@@ -128,7 +135,7 @@ impl Receiver {
         let Some(before) = self.app.store.webhook_endpoint(organization, self.endpoint.id).await? else {
             return Ok(());
         };
-        if !before.is_enabled() {
+        if before.version != self.endpoint.version {
             return Ok(());
         }
         let mut after = before.clone();

@@ -4,7 +4,7 @@ use karta_shared::{
     App,
     config::Ring,
     domain::{Id, Timestamp, WebhookEndpoint},
-    store::{DELIVERIES_KEPT, Lease, Waiting},
+    store::{DELIVERIES_KEPT, DueDeliveries, Lease, Waiting},
     webhook_secrets::{NotOpened, Place, WebhookSecrets},
     worker::{Fault, Worker},
 };
@@ -80,22 +80,21 @@ impl Line {
                 return Ok(Served::Done);
             };
             let now = self.app.clock.now();
-            let (due, next) = if !endpoint.is_enabled() {
+            if self.failed_in_a_row >= RESTS_AFTER {
+                store.rest_queue(&*self.lease.lock().await, now.plus(REST)).await?;
+                return Ok(Served::Done);
+            }
+            let is_over = Instant::now() >= ends;
+            let found = match endpoint.is_enabled() {
+                true if is_over => DueDeliveries { due: Vec::new(), next: Some(now) },
+                true => store.due_deliveries(self.organization, self.endpoint, now, BATCH).await?,
                 // What waits is kept until it is enabled again.
-                (Vec::new(), None)
-            } else if self.failed_in_a_row >= RESTS_AFTER {
-                (Vec::new(), Some(now.plus(REST)))
-            } else if Instant::now() >= ends {
-                (Vec::new(), Some(now))
-            } else {
-                let found = store.due_deliveries(self.organization, self.endpoint, now, BATCH).await?;
-                (found.due, found.next)
+                false => DueDeliveries::default(),
             };
-            if !due.is_empty() {
-                self.deliver(endpoint, due, ends).await?;
-            } else if store.release_queue(&*self.lease.lock().await, next).await? {
-                let over = self.failed_in_a_row >= RESTS_AFTER || Instant::now() >= ends;
-                return Ok(next.filter(|_| !over).map_or(Served::Done, Served::Until));
+            if !found.due.is_empty() {
+                self.deliver(endpoint, found.due, ends).await?;
+            } else if store.release_queue(&*self.lease.lock().await, found.next).await? {
+                return Ok(found.next.filter(|_| !is_over).map_or(Served::Done, Served::Until));
             }
         }
     }
@@ -122,18 +121,22 @@ impl Line {
                 look_again |= self.count(running.join_next().await, &mut fault);
             }
             let is_over = look_again || self.failed_in_a_row >= RESTS_AFTER || Instant::now() >= ends;
-            // What was read of the endpoint is read again with the lease's next renewal: a change of it holds soon.
             if is_over || fault.is_some() || self.renewed.elapsed() >= RENEWED_AFTER {
                 break;
             }
             let is_kept = self.app.clock.now().since(waiting.id.drawn_at()) < DELIVERIES_KEPT;
-            match events.remove(&waiting.id).filter(|_| is_kept) {
-                Some(event) => {
-                    let receiver = Arc::clone(&receiver);
-                    running.spawn(async move { receiver.attempt(waiting, &event).await });
-                }
-                None => self.app.store.forget_waiting(self.organization, self.endpoint, waiting).await?,
-            }
+            let begun = match events.remove(&waiting.id).filter(|_| is_kept) {
+                // A change of the endpoint, its secrets included, holds for whatever is sent after it.
+                Some(event) => receiver.is_as_read().await.map(|is_as_read| {
+                    look_again |= !is_as_read;
+                    if is_as_read {
+                        let receiver = Arc::clone(&receiver);
+                        running.spawn(async move { receiver.attempt(waiting, &event).await });
+                    }
+                }),
+                None => self.app.store.forget_waiting(self.organization, self.endpoint, waiting).await,
+            };
+            fault = begun.err().map(Fault::from).or(fault);
         }
         while let Some(ended) = running.join_next().await {
             self.count(Some(ended), &mut fault);

@@ -8,20 +8,28 @@ mod waker;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use karta_shared::{
     App, config,
-    domain::{Id, Timestamp},
+    domain::Id,
     store::{Due, Queue, StoreError},
     together::together,
     worker::{Fault, Wake, Worker},
 };
+use tokio::time::Instant;
 
 pub use self::waker::Waker;
 
 /// How often a sweep looks again while it finds something.
 const LOOKS: usize = 20;
+/// How many events of an organization one look fans out: a flood of one waits for the next look, not everybody.
+const OF_ONE_AT_MOST: usize = 200;
+/// How long a sweep begins new things: less than its function's time limit by more than the longest of them takes.
+const WORKS_FOR: Duration = Duration::from_secs(40);
+/// When events are looked at again that could not be fanned out.
+const AGAIN_AFTER: Duration = Duration::from_mins(1);
 
 #[derive(Debug)]
 pub struct WebhookEvents {
@@ -40,63 +48,75 @@ impl WebhookEvents {
         for due in due {
             of_organizations.entry(due.organization_id).or_default().push(due);
         }
-        let told = of_organizations.into_iter().map(|(organization, due)| {
+        let told = of_organizations.into_iter().map(|(organization, mut due)| {
             let (app, waker) = (self.app.clone(), Arc::clone(&self.waker));
+            due.truncate(OF_ONE_AT_MOST);
             async move {
-                for endpoint in fan_out(&app, organization, &due).await? {
-                    waker.wake(organization, endpoint).await?;
+                let (touched, told) = fan_out(&app, organization, &due).await;
+                if told.is_err() {
+                    app.store.postpone_events(&due, app.clock.now().plus(AGAIN_AFTER)).await?;
                 }
-                Ok(())
+                let woken = waker.wake_each(touched.into_iter().map(|endpoint| (organization, endpoint))).await;
+                told.map_err(Fault::from).and(woken)
             }
         });
-        together(told).await.into_iter().fold(Ok(()), Result::and)
+        all(together(told).await)
     }
 
-    async fn tell_all(&self) -> Result<(), Fault> {
+    async fn tell_all(&self, ends: Instant) -> Result<(), Fault> {
+        let mut outcome = Ok(());
         for _ in 0..LOOKS {
             let due = self.app.store.due(Queue::Events, self.app.clock.now()).await?;
-            if due.is_empty() {
+            if due.is_empty() || Instant::now() >= ends {
                 break;
             }
-            self.tell(due).await?;
+            outcome = outcome.and(self.tell(due).await);
         }
-        Ok(())
+        outcome
     }
 
-    async fn recover(&self, now: Timestamp) -> Result<(), Fault> {
-        let recovered = self.app.store.due(Queue::Recoveries, now).await?.into_iter().map(|due| {
+    async fn recover(&self, ends: Instant) -> Result<(), Fault> {
+        let due = self.app.store.due(Queue::Recoveries, self.app.clock.now()).await?;
+        let recovered = due.into_iter().map(|due| {
             let (app, waker) = (self.app.clone(), Arc::clone(&self.waker));
             async move {
-                match recovery::walk(&app, &due).await? {
-                    Some(endpoint) => waker.wake(due.organization_id, endpoint).await,
-                    None => Ok(()),
-                }
+                let endpoint = recovery::walk(&app, &due, ends).await?;
+                waker.wake_each(endpoint.map(|endpoint| (due.organization_id, endpoint))).await
             }
         });
-        together(recovered).await.into_iter().fold(Ok(()), Result::and)
+        all(together(recovered).await)
     }
 
     /// Has every endpoint served that something is due for: what woke for it before may have been lost.
-    async fn wake_all(&self, now: Timestamp) -> Result<(), Fault> {
-        let woken = self.app.store.due(Queue::Deliveries, now).await?.into_iter().map(|due| {
+    async fn wake_all(&self) -> Result<(), Fault> {
+        let due = self.app.store.due(Queue::Deliveries, self.app.clock.now()).await?;
+        let woken = due.into_iter().map(|due| {
             let waker = Arc::clone(&self.waker);
-            async move {
-                let endpoint = due.endpoint().ok_or("a queue is no endpoint's")?;
-                waker.wake(due.organization_id, endpoint).await
-            }
+            async move { waker.wake_each(due.endpoint().map(|endpoint| (due.organization_id, endpoint))).await }
         });
-        together(woken).await.into_iter().fold(Ok(()), Result::and)
+        all(together(woken).await)
     }
 }
 
-/// Says which endpoints have something new.
-async fn fan_out(app: &App, organization: Id, due: &[Due]) -> Result<BTreeSet<Id>, StoreError> {
-    let events = app.store.untold_events(due).await?;
-    if events.is_empty() {
-        return Ok(BTreeSet::new());
-    }
-    let endpoints = app.store.all_webhook_endpoints(organization).await?;
-    app.store.fan_out(organization, events, &endpoints, app.clock.now()).await
+/// Everything was done; the first fault is told of otherwise.
+fn all(outcomes: Vec<Result<(), Fault>>) -> Result<(), Fault> {
+    outcomes.into_iter().fold(Ok(()), Result::and)
+}
+
+/// Says which endpoints have something new, also where not everything was done.
+async fn fan_out(app: &App, organization: Id, due: &[Due]) -> (BTreeSet<Id>, Result<(), StoreError>) {
+    let mut touched = BTreeSet::new();
+    let told = async {
+        // In this order: who was there when an event was written is among the endpoints.
+        let events = app.store.untold_events(due).await?;
+        if events.is_empty() {
+            return Ok(());
+        }
+        let endpoints = app.store.all_webhook_endpoints(organization).await?;
+        app.store.fan_out(organization, events, &endpoints, app.clock.now(), &mut touched).await
+    };
+    let told = told.await;
+    (touched, told)
 }
 
 impl Worker for WebhookEvents {
@@ -112,9 +132,9 @@ impl Worker for WebhookEvents {
             // The index may not show yet what the stream tells of.
             return self.tell(written.iter().cloned()).await;
         }
-        let now = self.app.clock.now();
-        // One that fails does not keep the others from being done.
-        let (told, recovered) = (self.tell_all().await, self.recover(now).await);
-        told.and(recovered).and(self.wake_all(now).await)
+        // None of these waits for another, nor for its faults.
+        let ends = Instant::now() + WORKS_FOR;
+        let (told, recovered, woken) = tokio::join!(self.tell_all(ends), self.recover(ends), self.wake_all());
+        told.and(recovered).and(woken)
     }
 }

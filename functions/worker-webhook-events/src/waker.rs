@@ -20,8 +20,17 @@ impl Waker {
         Self::Lambda { client: Client::from_conf(config.into()), function }
     }
 
+    /// Has organizations' endpoints served soon, each whatever becomes of the others.
+    pub(crate) async fn wake_each(&self, endpoints: impl IntoIterator<Item = (Id, Id)>) -> Result<(), Fault> {
+        let mut outcome = Ok(());
+        for (organization, endpoint) in endpoints {
+            outcome = outcome.and(self.wake(organization, endpoint).await);
+        }
+        outcome
+    }
+
     /// Has an organization's endpoint served soon. If this is lost, the next sweep finds what is due.
-    pub(crate) async fn wake(&self, organization: Id, endpoint: Id) -> Result<(), Fault> {
+    async fn wake(&self, organization: Id, endpoint: Id) -> Result<(), Fault> {
         match self {
             Self::Lambda { client, function } => {
                 let payload = Blob::new(Wake::endpoint(organization, endpoint).to_string());

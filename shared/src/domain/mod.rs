@@ -84,8 +84,8 @@ pub use usage::{
     COUNTED_AHEAD, COUNTED_LATE, MonthUsage, Price, PriceTable, Quantity, Reference, Tally, UsageEvent, UsageKind,
 };
 pub use webhook::{
-    Attempt, Delivery, DeliveryStatus, DisabledReason, EventTypes, Failing, WebhookEndpoint, WebhookEndpointPatch,
-    next_attempt,
+    Attempt, CLOCKS_APART, Delivery, DeliveryStatus, DisabledReason, EventTypes, Failing, WebhookEndpoint,
+    WebhookEndpointPatch, next_attempt,
 };
 pub use webhook_signature::{Signatures, WebhookSecret};
 pub use webhook_url::WebhookUrl;

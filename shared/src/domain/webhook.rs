@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Change, Changes, EventType, Id, Invalid, Name, Timestamp, Value, WebhookUrl};
 
+/// How far the clocks of two writers may be apart.
+pub const CLOCKS_APART: Duration = Duration::from_secs(2);
 const TYPES_AT_MOST: usize = 50;
 const ALL: &str = "*";
 /// After which number of failed attempts in a row, and not before which time since the first of them, an endpoint is disabled.
@@ -67,7 +69,7 @@ impl WebhookEndpoint {
 
     /// Whether it is to be told of something that happened at a time.
     pub fn wants(&self, event_type: EventType, at: Timestamp) -> bool {
-        self.is_enabled() && at >= self.created_at && self.event_types.contain(event_type)
+        self.is_enabled() && at.plus(CLOCKS_APART) >= self.created_at && self.event_types.contain(event_type)
     }
 
     /// The choices behind a new endpoint, as its audit event shows them.
@@ -381,7 +383,7 @@ mod tests {
             let url = WebhookUrl::parse("https://hooks.example.com/", crate::domain::Reach::Public).unwrap();
             let mut endpoint = WebhookEndpoint::new(Id::new(1).unwrap(), url, None, types.try_into().unwrap(), noon());
             endpoint.apply(WebhookEndpointPatch { enabled: Some(enabled), ..WebhookEndpointPatch::default() });
-            let at = if before { noon().minus(Duration::from_millis(1)) } else { noon() };
+            let at = if before { noon().minus(Duration::from_millis(2_001)) } else { noon() };
             let told = endpoint.wants(EventType::ALL[asked], at);
             prop_assert_eq!(told, chosen.contains(&asked) && enabled && !before);
         }

@@ -10,6 +10,7 @@ use std::{
 
 use aws_sdk_dynamodb::{
     error::ProvideErrorMetadata,
+    operation::update_item::builders::UpdateItemFluentBuilder,
     types::{AttributeValue, ReturnValue},
 };
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ use super::{
     page::Listing,
     table::{Key, Table, deliveries_partition, events_partition, padded, waiting_deliveries_partition},
 };
-use crate::domain::{Attempt, Delivery, DeliveryStatus, Event, Failing, Id, Timestamp, WebhookEndpoint};
+use crate::domain::{Attempt, CLOCKS_APART, Delivery, DeliveryStatus, Event, Failing, Id, Timestamp, WebhookEndpoint};
 
 /// How long a delivery is kept.
 pub const DELIVERIES_KEPT: Duration = Duration::from_hours(30 * 24);
@@ -28,8 +29,10 @@ pub const DELIVERIES_KEPT: Duration = Duration::from_hours(30 * 24);
 const EVENTS_KEPT: Duration = Duration::from_hours(33 * 24);
 /// DynamoDB's own limit.
 const WRITES_AT_MOST: usize = 100;
-/// How far another writer's clock may be ahead: what was never attempted is due by any clock.
-const CLOCKS_APART: Duration = Duration::from_secs(2);
+/// DynamoDB's own limit on a transaction is 4 MB.
+const BYTES_AT_MOST: usize = 1_000_000;
+/// For how long a recovery waits for an event that is not fanned out yet.
+const AWAITED: Duration = Duration::from_mins(10);
 /// How many events a page of a recovery looks at: each may take three writes.
 const RECOVERED_AT_ONCE: i32 = 30;
 
@@ -135,15 +138,34 @@ impl Store {
         Ok(events)
     }
 
-    /// Takes events of an organization out of the queue and has each delivered to the endpoints that want it. Says which endpoints have
-    /// something new.
+    /// Has events looked at again later, where they still wait: what cannot be fanned out must not stand before everybody else's.
+    pub async fn postpone_events(&self, due: &[Due], until: Timestamp) -> Result<(), StoreError> {
+        for Due { organization_id, sk } in due {
+            let sent = self
+                .client
+                .update_item()
+                .table_name(self.table(Table::Outbox))
+                .set_key(Some(Key::due(Queue::Events, *organization_id, sk).attributes()))
+                .update_expression("SET due_at = :until")
+                .condition_expression("attribute_exists(due_shard)")
+                .expression_attribute_values(":until", text(until))
+                .send()
+                .await;
+            unless_condition_failed(sent.map(drop))?;
+        }
+        Ok(())
+    }
+
+    /// Takes events of an organization out of the queue and has each delivered to the endpoints that want it. Adds the endpoints that have
+    /// something new to `touched`, also before a fault.
     pub async fn fan_out(
         &self,
         organization: Id,
         events: Vec<Event>,
         endpoints: &[WebhookEndpoint],
         now: Timestamp,
-    ) -> Result<BTreeSet<Id>, StoreError> {
+        touched: &mut BTreeSet<Id>,
+    ) -> Result<(), StoreError> {
         let wanted_by = |event: &Event| -> Vec<Id> {
             let wants = |endpoint: &&WebhookEndpoint| match event.only_endpoint {
                 Some(only) => endpoint.id == only,
@@ -151,15 +173,15 @@ impl Store {
             };
             endpoints.iter().filter(wants).map(|endpoint| endpoint.id).collect()
         };
-        let mut touched = BTreeSet::new();
         let mut events = events.into_iter().peekable();
         while events.peek().is_some() {
-            let (mut batch, mut queues, mut writes) = (Vec::new(), BTreeSet::new(), 0);
+            let (mut batch, mut queues, mut writes, mut bytes) = (Vec::new(), BTreeSet::new(), 0, 0);
             while let Some(event) = events.next_if(|event| {
                 let wanted_by = wanted_by(event);
                 let joined = wanted_by.iter().filter(|id| !queues.contains(*id)).count();
-                writes + 1 + 2 * wanted_by.len() + joined <= WRITES_AT_MOST
+                writes + 1 + 2 * wanted_by.len() + joined <= WRITES_AT_MOST && bytes < BYTES_AT_MOST
             }) {
+                bytes += event.data.len();
                 let wanted_by = wanted_by(&event);
                 let before = queues.len();
                 queues.extend(wanted_by.iter().copied());
@@ -168,7 +190,7 @@ impl Store {
             }
             touched.extend(self.fan_out_batch(organization, batch, now).await?);
         }
-        Ok(touched)
+        Ok(())
     }
 
     /// One transaction, again without the events that somebody else has fanned out meanwhile.
@@ -198,7 +220,8 @@ impl Store {
             if failed.is_empty() {
                 return Ok(queues);
             }
-            if failed.iter().any(|member| *member >= batch.len()) {
+            // Where an event was fanned out already, its deliveries lie there too.
+            if failed.iter().all(|member| *member >= batch.len()) {
                 return Err(StoreError::Fault("a delivery lies there whose event was not fanned out".to_owned()));
             }
             let mut at = 0;
@@ -226,8 +249,12 @@ impl Store {
             .update_item()
             .table_name(self.table(Table::Outbox))
             .set_key(Some(Key::delivery_queue(organization, endpoint).attributes()))
-            .update_expression("SET leased_until = :until, lease = :lease")
-            .condition_expression("due_at <= :soon AND (attribute_not_exists(leased_until) OR leased_until <= :now)")
+            .update_expression("SET leased_until = :until, lease = :lease REMOVE rests_until")
+            // The last is a repeat of this very request, whose answer was lost.
+            .condition_expression(
+                "due_at <= :soon AND (attribute_not_exists(rests_until) OR rests_until <= :now) \
+                 AND (attribute_not_exists(leased_until) OR leased_until <= :now OR lease = :lease)",
+            )
             .expression_attribute_values(":until", text(until))
             .expression_attribute_values(":lease", text(&token))
             .expression_attribute_values(":soon", text(now.plus(CLOCKS_APART)))
@@ -274,14 +301,8 @@ impl Store {
     /// Lets go of a queue, until `next` or, if nothing waits, until something joins. Not if something has joined since it was read: then
     /// there is more to do. Says whether it did.
     pub async fn release_queue(&self, lease: &Lease, next: Option<Timestamp>) -> Result<bool, StoreError> {
-        let update = self
-            .client
-            .update_item()
-            .table_name(self.table(Table::Outbox))
-            .set_key(Some(lease.queue().attributes()))
-            .condition_expression("lease = :lease AND version = :read")
-            .expression_attribute_values(":lease", text(&lease.token))
-            .expression_attribute_values(":read", number(lease.version));
+        let update = self.let_go(lease).condition_expression("lease = :lease AND version = :read");
+        let update = update.expression_attribute_values(":read", number(lease.version));
         let update = match next {
             Some(next) => update
                 .update_expression("SET due_at = :next REMOVE leased_until, lease")
@@ -289,6 +310,20 @@ impl Store {
             None => update.update_expression("REMOVE due_shard, due_at, leased_until, lease"),
         };
         unless_condition_failed(update.send().await.map(drop))
+    }
+
+    /// Lets go of a queue that nobody is to serve before `until`, whatever joins.
+    pub async fn rest_queue(&self, lease: &Lease, until: Timestamp) -> Result<(), StoreError> {
+        let update = self.let_go(lease).condition_expression("lease = :lease");
+        let update = update
+            .update_expression("SET due_at = :until, rests_until = :until REMOVE leased_until, lease")
+            .expression_attribute_values(":until", text(until));
+        unless_condition_failed(update.send().await.map(drop)).map(drop)
+    }
+
+    fn let_go(&self, lease: &Lease) -> UpdateItemFluentBuilder {
+        let update = self.client.update_item().table_name(self.table(Table::Outbox));
+        update.set_key(Some(lease.queue().attributes())).expression_attribute_values(":lease", text(&lease.token))
     }
 
     /// Takes the queue of an endpoint away that is not there any more.
@@ -410,14 +445,13 @@ impl Store {
         self.get(Table::Outbox, Key::due(Queue::Recoveries, organization, sk)).await
     }
 
-    /// Has a page of what an endpoint missed sent. Gives what is left of the wish, or `None` if that was all; an error if another worker
-    /// was quicker.
+    /// Has a page of what an endpoint missed sent; an error if another worker was quicker.
     pub async fn recover(
         &self,
         recovery: &Recovery,
         endpoint: &WebhookEndpoint,
         now: Timestamp,
-    ) -> Result<Option<Recovery>, CommitError> {
+    ) -> Result<Recovered, CommitError> {
         let organization = recovery.organization_id;
         let output = self
             .client
@@ -432,11 +466,17 @@ impl Store {
             .send()
             .await
             .map_err(StoreError::from)?;
-        let last = output.last_evaluated_key.as_ref().and_then(Key::of_item);
-        let mut missed = Vec::new();
+        let is_last = output.last_evaluated_key.is_none();
+        let (mut missed, mut waits, mut walked_to) = (Vec::new(), false, recovery.walked_to.clone());
         for item in output.items.unwrap_or_default() {
+            let place = format!("{}#", super::text(&item, "sk")?);
             let KeptEvent { event, due_shard } = decode(item)?;
-            // One that waits to be fanned out is on its way.
+            // Whether the endpoint gets it is not known before it is fanned out: the walk goes on after that.
+            if due_shard.is_some() && now.since(event.created_at) < AWAITED {
+                waits = true;
+                break;
+            }
+            walked_to = place;
             let wanted = due_shard.is_none() && event.only_endpoint.is_none_or(|only| only == endpoint.id);
             missed.extend((wanted && endpoint.event_types.contain(event.event_type)).then_some(event));
         }
@@ -460,10 +500,14 @@ impl Store {
         if transaction.len() > 0 {
             transaction.join_queue(organization, endpoint.id, now)?;
         }
-        let rest = last.map(|last| Recovery { walked_to: format!("{}#", last.sk), ..recovery.clone() });
+        let rest = (waits || !is_last).then(|| Recovery { walked_to, ..recovery.clone() });
         transaction.proceed(recovery, rest.as_ref())?;
         transaction.commit().await?;
-        Ok(rest)
+        Ok(match rest {
+            None => Recovered::All,
+            Some(_) if waits => Recovered::Waits,
+            Some(rest) => Recovered::Page(rest),
+        })
     }
 
     /// Gives up a recovery whose endpoint is gone or takes nothing.
@@ -472,6 +516,16 @@ impl Store {
         transaction.proceed(recovery, None)?;
         transaction.commit().await
     }
+}
+
+/// How far a recovery has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recovered {
+    All,
+    /// This is left.
+    Page(Recovery),
+    /// The next event is not fanned out yet: another look is to go on.
+    Waits,
 }
 
 /// What became of writing a result down.
@@ -569,7 +623,7 @@ impl Transaction {
 
     /// The same, and that its failures are forgotten.
     pub(super) fn revive_queue(&mut self, organization: Id, endpoint: Id, now: Timestamp) -> Result<(), StoreError> {
-        self.awaken_queue(organization, endpoint, now, " REMOVE failures, failing_since")
+        self.awaken_queue(organization, endpoint, now, " REMOVE failures, failing_since, rests_until")
     }
 
     fn awaken_queue(

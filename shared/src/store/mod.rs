@@ -48,7 +48,7 @@ pub use self::{
     chain::{Sweep, UnchainedEvents, WaitingEvents},
     credentials::{Credential, Digest},
     crossed::Crossed,
-    deliveries::{DELIVERIES_KEPT, DueDeliveries, Lease, Recovery, Settled, Settlement, Waiting},
+    deliveries::{DELIVERIES_KEPT, DueDeliveries, Lease, Recovered, Recovery, Settled, Settlement, Waiting},
     error::StoreError,
     idempotency::IdempotencyRecord,
     model_keys::{ActiveModelKey, Ciphertext, SealedModelKey},

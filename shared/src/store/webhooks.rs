@@ -195,15 +195,17 @@ impl Transaction {
         })
     }
 
-    /// Other secrets in the place of those that were read.
+    /// Other secrets in the place of those that were read. It counts as a change of the endpoint, so that whoever serves it reads them anew.
     pub fn replace_webhook_secrets(
         &mut self,
         organization: Id,
-        endpoint: Id,
+        endpoint: &WebhookEndpoint,
         before: &SealedWebhookSecrets,
         after: &SealedWebhookSecrets,
     ) -> Result<(), StoreError> {
-        let key = Key::webhook_secrets(organization, endpoint);
+        let changed = WebhookEndpoint { version: endpoint.version + 1, ..endpoint.clone() };
+        self.replace(Table::Main, &Key::webhook_endpoint(organization, endpoint.id), &changed, endpoint.version)?;
+        let key = Key::webhook_secrets(organization, endpoint.id);
         self.replace(Table::Main, &key, &Findable::of(after), before.version)
     }
 }

@@ -16,6 +16,7 @@ use karta_local::{
 };
 use karta_shared::{
     clock::{Clock, ManualClock},
+    config::Ring,
     domain::{Id, Power, Reach, ServiceTokens},
     worker::{Wake, Worker},
 };
@@ -239,6 +240,8 @@ fn webhook_secrets_are_read_by_the_rotation_and_by_whoever_signs_alone() {
             ["webhook-endpoints-rotate-secret", "GetItem", "KartaTable.Arn"],
             ["webhook-endpoints-rotate-secret", "PutItem", "KartaTable.Arn"],
             ["worker-webhook-deliveries", "GetItem", "KartaTable.Arn"],
+            ["worker-webhook-deliveries", "Query", "${KartaTable.Arn}/index/sealed"],
+            ["worker-webhook-deliveries", "UpdateItem", "KartaTable.Arn"],
         ]
     );
 }
@@ -458,6 +461,14 @@ async fn functions_do_just_what_their_policies_allow() {
         tick().await.unwrap();
         done.extend(accesses(function, &proxy));
     }
+    // The same of what signs webhooks.
+    let rotated = world.app_with_ring(Ring::SealingWebhooks, |ring| {
+        ring["k2"] = json!("2".repeat(64));
+        ring["current"] = json!("k2");
+    });
+    proxy.forget();
+    WebhookDeliveries::new(rotated, Vec::new()).work(&Wake::Sweep).await.unwrap();
+    done.extend(accesses("worker-webhook-deliveries", &proxy));
     let granted = granted();
     let excess: Vec<_> = done.difference(&granted).collect();
     assert!(excess.is_empty(), "done without a permission: {excess:?}");

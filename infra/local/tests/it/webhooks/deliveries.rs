@@ -6,12 +6,14 @@ use karta_shared::{
     clock::{Clock, ManualClock, SystemClock},
     config::Ring,
     domain::{Id, Signatures, Timestamp, WebhookSecret},
+    store::{Queue, Recovered},
     worker::{Wake, Worker},
 };
 use serde_json::{Value, json};
 use worker_webhook_deliveries::WebhookDeliveries;
+use worker_webhook_events::{Waker, WebhookEvents};
 
-use super::{Post, Reaction, Receiver, announce, deliveries, endpoint, events, on_loopback};
+use super::{Post, Reaction, Receiver, announce, deliveries, endpoint, on_loopback};
 use crate::{
     fault_proxy::{Fault, FaultProxy},
     harness::World,
@@ -287,12 +289,17 @@ async fn a_receiver_that_is_down_is_left_alone_after_ten_failures_in_a_row() {
     let first = dead.received().len();
     // What was under way ends.
     assert!((10..=14).contains(&first), "{first}");
+    // Also where something joins.
+    announce(world, 1).await;
+    post.work().await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(dead.received().len(), first);
     dead.react(Reaction::Status(200));
     clock.advance(Duration::from_secs(31));
     post.deliver().await;
     let listed = deliveries(world, id).await;
     assert!(listed.iter().all(|delivery| delivery["status"] == "succeeded"), "{listed:#?}");
-    assert_eq!(dead.received().len(), 60 + first);
+    assert_eq!(dead.received().len(), 61 + first);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -376,7 +383,7 @@ async fn secrets_move_to_the_rings_new_key_and_the_old_one_may_leave() {
     };
     let app = world.app_with_ring(Ring::SealingWebhooks, new_alone);
     announce(world, 1).await;
-    events(&app, Duration::ZERO).work(&Wake::Sweep).await.unwrap();
+    post.fan_out().await;
     let organization_id = Id::new(world.organization_id).unwrap();
     let wake = Wake::Endpoint { organization_id, webhook_endpoint_id: Id::new(id).unwrap() };
     WebhookDeliveries::new(app, Vec::new()).work(&wake).await.unwrap();
@@ -397,4 +404,73 @@ async fn secrets_move_to_the_rings_new_key_and_the_old_one_may_leave() {
     let lost = WebhookDeliveries::new(world.app_with_ring(Ring::SealingWebhooks, lost), Vec::new());
     let told = lost.work(&Wake::Sweep).await.unwrap_err().to_string();
     assert!(told.starts_with("1 items are not sealed under the current key, 1 of them"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_fan_out_the_same_events_at_once_do_it_once_and_without_a_fault() {
+    let (post, _clock) = Post::start().await;
+    let world = &post.world;
+    let receiver = Receiver::start().await;
+    let (id, _) = endpoint(world, &receiver.url, &["*"]).await;
+    announce(world, 120).await;
+    let app = &world.runner.app;
+    let worker = || WebhookEvents::new(app.clone(), Waker::Local(Arc::new(|_, _| ())));
+    let (first, second, third) = (worker(), worker(), worker());
+    let sweep = Wake::Sweep;
+    let (first, second, third) = tokio::join!(first.work(&sweep), second.work(&sweep), third.work(&sweep));
+    first.and(second).and(third).unwrap();
+    post.deliver().await;
+    assert_eq!(receiver.received().len(), 120);
+    assert_eq!(deliveries(world, id).await.len(), 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_holds_for_whatever_is_sent_after_it() {
+    let (post, _clock) = Post::start().await;
+    let world = &post.world;
+    let (old, new) = (Receiver::start().await, Receiver::start().await);
+    let (id, _) = endpoint(world, &old.url, &["*"]).await;
+    old.react(Reaction::Slow(Duration::from_millis(700)));
+    announce(world, 30).await;
+    post.work().await;
+    wait_for(&old, 5).await;
+    // What was under way ends there, and says nothing of the new one.
+    old.react(Reaction::Status(410));
+    world.patch(&format!("/v1/webhook_endpoints/{id}"), json!({ "url": new.url })).send().await.expect(200);
+    post.settled().await;
+    assert!(old.received().len() <= 10, "{}", old.received().len());
+    assert!(new.received().len() >= 20, "{}", new.received().len());
+    assert_eq!(at(world, id).await["enabled"], true);
+    let listed = deliveries(world, id).await;
+    assert!(listed.iter().all(|delivery| delivery["status"] != "failed"), "{listed:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recovery_waits_for_what_is_not_fanned_out_yet() {
+    let (post, clock) = Post::start().await;
+    let world = &post.world;
+    let receiver = Receiver::start().await;
+    let (id, _) = endpoint(world, &receiver.url, &["ping"]).await;
+    announce(world, 2).await;
+    let recover = format!("/v1/webhook_endpoints/{id}/recover");
+    let asked = json!({ "event_types": ["release.created"] });
+    clock.advance(Duration::from_secs(1));
+    world.post(&recover, json!({ "since": "2026-11-21T12:00:00Z" })).send().await.expect(202);
+    // The walk meets events that are not fanned out, and somebody else fans them out as the endpoint was before.
+    let organization = Id::new(world.organization_id).unwrap();
+    let app = &world.runner.app;
+    let before = app.store.all_webhook_endpoints(organization).await.unwrap();
+    world.patch(&format!("/v1/webhook_endpoints/{id}"), asked).send().await.expect(200);
+    let due = app.store.due(Queue::Recoveries, clock_now(world)).await.unwrap().remove(0);
+    let wish = app.store.recovery(organization, &due.sk).await.unwrap().unwrap();
+    let now_is = app.store.webhook_endpoint(organization, Id::new(id).unwrap()).await.unwrap().unwrap();
+    assert_eq!(app.store.recover(&wish, &now_is, clock_now(world)).await.unwrap(), Recovered::Waits);
+    let waiting = app.store.due(Queue::Events, clock_now(world)).await.unwrap();
+    let untold = app.store.untold_events(&waiting).await.unwrap();
+    let mut touched = [].into();
+    app.store.fan_out(organization, untold, &before, clock_now(world), &mut touched).await.unwrap();
+    assert!(touched.is_empty());
+    post.deliver().await;
+    post.deliver().await;
+    assert_eq!(receiver.received().len(), 2);
 }
