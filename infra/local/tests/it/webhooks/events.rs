@@ -60,11 +60,12 @@ async fn do_everything(world: &World) {
     }
 }
 
-/// The examples under `### type` headings.
+/// The examples under the `### type` headings of the section on events.
 fn documented() -> BTreeMap<String, Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/webhooks.md");
     let text = fs::read_to_string(path).unwrap();
-    let sections = text.split("\n### ").skip(1).filter_map(|section| {
+    let (_, events) = text.split_once("\n## Events\n").unwrap();
+    let sections = events.split("\n## ").next().unwrap().split("\n### ").skip(1).filter_map(|section| {
         let (heading, rest) = section.split_once('\n')?;
         let (_, json) = rest.split_once("```json\n")?;
         let types = heading.split(", ").map(|named| named.trim_matches('`').to_owned());
