@@ -135,7 +135,9 @@ impl Receiver {
         let Some(before) = self.app.store.webhook_endpoint(organization, self.endpoint.id).await? else {
             return Ok(());
         };
-        if before.version != self.endpoint.version {
+        let is_as_read = before.version == self.endpoint.version;
+        let answered = reason == DisabledReason::Gone && before.url == self.endpoint.url;
+        if !before.is_enabled() || !(is_as_read || answered) {
             return Ok(());
         }
         let mut after = before.clone();

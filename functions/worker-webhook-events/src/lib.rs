@@ -2,19 +2,16 @@
 //!
 //! It waits for no receiver: sending is another worker's, so that one that hangs holds up nobody else's events.
 
+mod fan_out;
 mod recovery;
 mod waker;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use karta_shared::{
     App, config,
     domain::Id,
-    store::{Due, Queue, StoreError},
+    store::{Due, Queue},
     together::together,
     worker::{Fault, Wake, Worker},
 };
@@ -28,8 +25,6 @@ const LOOKS: usize = 20;
 const OF_ONE_AT_MOST: usize = 200;
 /// How long a sweep begins new things: less than its function's time limit by more than the longest of them takes.
 const WORKS_FOR: Duration = Duration::from_secs(40);
-/// When events are looked at again that could not be fanned out.
-const AGAIN_AFTER: Duration = Duration::from_mins(1);
 
 #[derive(Debug)]
 pub struct WebhookEvents {
@@ -52,12 +47,9 @@ impl WebhookEvents {
             let (app, waker) = (self.app.clone(), Arc::clone(&self.waker));
             due.truncate(OF_ONE_AT_MOST);
             async move {
-                let (touched, told) = fan_out(&app, organization, &due).await;
-                if told.is_err() {
-                    app.store.postpone_events(&due, app.clock.now().plus(AGAIN_AFTER)).await?;
-                }
+                let (touched, told) = fan_out::fan_out(&app, organization, &due).await;
                 let woken = waker.wake_each(touched.into_iter().map(|endpoint| (organization, endpoint))).await;
-                told.map_err(Fault::from).and(woken)
+                told.and(woken)
             }
         });
         all(together(told).await)
@@ -101,22 +93,6 @@ impl WebhookEvents {
 /// Everything was done; the first fault is told of otherwise.
 fn all(outcomes: Vec<Result<(), Fault>>) -> Result<(), Fault> {
     outcomes.into_iter().fold(Ok(()), Result::and)
-}
-
-/// Says which endpoints have something new, also where not everything was done.
-async fn fan_out(app: &App, organization: Id, due: &[Due]) -> (BTreeSet<Id>, Result<(), StoreError>) {
-    let mut touched = BTreeSet::new();
-    let told = async {
-        // In this order: who was there when an event was written is among the endpoints.
-        let events = app.store.untold_events(due).await?;
-        if events.is_empty() {
-            return Ok(());
-        }
-        let endpoints = app.store.all_webhook_endpoints(organization).await?;
-        app.store.fan_out(organization, events, &endpoints, app.clock.now(), &mut touched).await
-    };
-    let told = told.await;
-    (touched, told)
 }
 
 impl Worker for WebhookEvents {

@@ -178,7 +178,10 @@ impl Tables {
         assert!(there.is_subset(&claimed), "every endpoint has its id claim");
         for endpoint in endpoints() {
             let id = endpoint["id"].as_u64().unwrap();
-            let changes = self.audited("webhook_endpoint.updated", id) + self.audited("webhook_endpoint.disabled", id);
+            let changes: usize = ["updated", "disabled", "secret_rotated"]
+                .map(|change| self.audited(&format!("webhook_endpoint.{change}"), id))
+                .iter()
+                .sum();
             assert_eq!(endpoint["version"], 1 + changes, "every change of {endpoint} is audited once");
         }
         let place = |prefix: &str, item: &Value| {

@@ -462,6 +462,8 @@ async fn functions_do_just_what_their_policies_allow() {
         done.extend(accesses(function, &proxy));
     }
     // The same of what signs webhooks.
+    let body = json!({ "url": "https://hooks.example.com", "event_types": ["*"] });
+    world.post("/v1/webhook_endpoints", body).send().await.expect(201);
     let rotated = world.app_with_ring(Ring::SealingWebhooks, |ring| {
         ring["k2"] = json!("2".repeat(64));
         ring["current"] = json!("k2");
@@ -510,7 +512,7 @@ async fn webhooks(world: &World, proxy: &FaultProxy, clock: &ManualClock) -> BTr
     for _ in 0..30 {
         world.key(&["read"]).await;
     }
-    clock.advance(Duration::from_millis(1));
+    clock.advance(Duration::from_millis(2_500));
     let body = json!({ "url": receiver.url, "event_types": ["*"] });
     let (did, made) = ask("webhook-endpoints-create", world.post(route, body).idempotency_key("1")).await;
     done.extend(did);

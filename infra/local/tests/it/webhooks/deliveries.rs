@@ -474,3 +474,27 @@ async fn a_recovery_waits_for_what_is_not_fanned_out_yet() {
     post.deliver().await;
     assert_eq!(receiver.received().len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_fanned_out_is_put_off_and_holds_up_nobody_else() {
+    let (post, _clock) = Post::start().await;
+    let world = &post.world;
+    let receiver = Receiver::start().await;
+    let (globex, _) = world.another_organization("globex").await;
+    endpoint(world, &receiver.url, &["*"]).await;
+    let unreadable = json!({
+        "pk": { "S": format!("EVT#{globex}") },
+        "sk": { "S": "2026-11-21T12:00:00.000Z#0000000000000007" },
+        "organization_id": { "N": globex.to_string() },
+        "type": { "S": "of another version" },
+        "due_shard": { "S": "EVT#7" },
+        "due_at": { "S": "2026-11-21T12:00:00.000Z" },
+    });
+    world.dynamodb("PutItem", json!({ "TableName": "karta-outbox", "Item": unreadable })).await;
+    announce(world, 3).await;
+    post.events.work(&Wake::Sweep).await.unwrap_err();
+    post.settled().await;
+    assert_eq!(receiver.received().len(), 3);
+    let kept = world.items_of("karta-outbox", &format!("EVT#{globex}")).await;
+    assert_eq!(kept[0]["due_at"]["S"], "2026-11-21T12:01:00.000Z");
+}

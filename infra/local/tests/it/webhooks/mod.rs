@@ -53,7 +53,7 @@ async fn announce(world: &World, count: usize) {
     let mut ids = BTreeSet::new();
     while ids.len() < count {
         let now = app.clock.now();
-        ids.insert(Id::draw(now.plus(Duration::from_millis(ids.len() as u64 / 64)), &*app.entropy));
+        ids.insert(Id::draw(now.minus(Duration::from_millis(ids.len() as u64 / 64)), &*app.entropy));
     }
     for ids in ids.into_iter().collect::<Vec<_>>().chunks(50) {
         let mut transaction = app.store.transaction();
