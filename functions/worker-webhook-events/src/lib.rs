@@ -106,11 +106,12 @@ impl Worker for WebhookEvents {
     async fn work(&self, wake: &Wake) -> Result<(), Fault> {
         if let Wake::Written(written) = wake {
             // The index may not show yet what the stream tells of.
-            return self.tell(written.iter().cloned()).await;
+            return Box::pin(self.tell(written.iter().cloned())).await;
         }
         // None of these waits for another, nor for its faults.
         let ends = Instant::now() + WORKS_FOR;
-        let (told, recovered, woken) = tokio::join!(self.tell_all(ends), self.recover(ends), self.wake_all());
+        let (told, recovered, woken) =
+            tokio::join!(Box::pin(self.tell_all(ends)), Box::pin(self.recover(ends)), Box::pin(self.wake_all()));
         told.and(recovered).and(woken)
     }
 }

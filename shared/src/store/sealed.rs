@@ -35,13 +35,13 @@ struct Found {
 impl Store {
     /// What is sealed under any other key than this one, of every organization, whether a ring still holds that key or not. The index may be a
     /// moment behind: whoever takes one reads it afresh.
-    pub async fn not_sealed_under(&self, kind: SealedKind, kid: &Kid) -> Result<Vec<SealedPlace>, StoreError> {
-        let mut found = self.sealed_where(kind, "kid < :kid", kid).await?;
-        found.append(&mut self.sealed_where(kind, "kid > :kid", kid).await?);
+    pub async fn not_sealed_under(&self, of: SealedKind, kid: &Kid) -> Result<Vec<SealedPlace>, StoreError> {
+        let mut found = self.sealed_where(of, "kid < :kid", kid).await?;
+        found.append(&mut self.sealed_where(of, "kid > :kid", kid).await?);
         Ok(found)
     }
 
-    async fn sealed_where(&self, kind: SealedKind, condition: &str, kid: &Kid) -> Result<Vec<SealedPlace>, StoreError> {
+    async fn sealed_where(&self, of: SealedKind, condition: &str, kid: &Kid) -> Result<Vec<SealedPlace>, StoreError> {
         let (mut found, mut start) = (Vec::new(), None);
         loop {
             let output = self
@@ -50,7 +50,7 @@ impl Store {
                 .table_name(self.table(Table::Main))
                 .index_name(SEALED_INDEX)
                 .key_condition_expression(format!("sealed_shard = :pk AND {condition}"))
-                .expression_attribute_values(":pk", AttributeValue::S(kind.shard().to_owned()))
+                .expression_attribute_values(":pk", AttributeValue::S(of.shard().to_owned()))
                 .expression_attribute_values(":kid", AttributeValue::S(kid.to_string()))
                 .set_exclusive_start_key(start)
                 .limit(FOUND_AT_ONCE)
@@ -58,7 +58,7 @@ impl Store {
                 .await?;
             for item in output.items.unwrap_or_default() {
                 let Found { key, kid } = decode(item)?;
-                if let Some((organization, id)) = key.of_sealed(kind) {
+                if let Some((organization, id)) = key.of_sealed(of) {
                     found.push(SealedPlace { organization, id, kid });
                 } else {
                     tracing::error!(?key, "nothing sealed lies there, whatever the index says");

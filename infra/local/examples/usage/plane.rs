@@ -5,7 +5,7 @@ use http::StatusCode;
 use karta_local::{Options, Runner};
 use karta_shared::{
     clock::{Clock, SystemClock},
-    domain::{InternalGuard, Month, Slug, Timestamp},
+    domain::{InternalGuard, Month, Reach, Slug, Timestamp},
     entropy::OsEntropy,
 };
 use secrecy::ExposeSecret;
@@ -32,6 +32,7 @@ impl Plane {
             data_planes: None,
             stripe_secrets: None,
             internal: InternalGuard::default(),
+            webhooks: Reach::Public,
             workers,
             clock: Arc::new(SystemClock),
             entropy: Arc::new(OsEntropy),

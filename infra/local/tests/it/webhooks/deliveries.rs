@@ -307,7 +307,7 @@ async fn a_receiver_that_hangs_holds_up_nobody_else() {
     let (post, _clock) = Post::start().await;
     let world = &post.world;
     let (hangs, quick) = (Receiver::start().await, Receiver::start().await);
-    hangs.react(Reaction::Slow(Duration::from_secs(3_600)));
+    hangs.react(Reaction::Slow(Duration::from_hours(1)));
     let (_, globex) = world.another_organization("globex").await;
     endpoint(world, &hangs.url, &["*"]).await;
     let (beside, _) = endpoint(world, &quick.url, &["*"]).await;
@@ -342,9 +342,9 @@ async fn what_cannot_be_written_down_is_sent_again() {
     proxy.heal();
     clock.advance(Duration::from_mins(2));
     post.deliver().await;
-    let received = receiver.received();
-    assert_eq!(received.len(), 3, "at least once");
-    assert_eq!(received[1].header("webhook-id"), received[2].header("webhook-id"));
+    let sent = receiver.received();
+    assert_eq!(sent.len(), 3, "at least once");
+    assert_eq!(sent[1].header("webhook-id"), sent[2].header("webhook-id"));
     assert_eq!(statuses(&deliveries(world, id).await), [("succeeded", 1), ("succeeded", 1)]);
 }
 
@@ -388,11 +388,10 @@ async fn secrets_move_to_the_rings_new_key_and_the_old_one_may_leave() {
     let wake = Wake::Endpoint { organization_id, webhook_endpoint_id: Id::new(id).unwrap() };
     WebhookDeliveries::new(app, Vec::new()).work(&wake).await.unwrap();
     wait_for(&receiver, 1).await;
-    let received = &receiver.received()[0];
+    let sent = &receiver.received()[0];
     let secret = WebhookSecret::parse(&secret).unwrap();
-    let signed =
-        Signatures::sign(&[&secret], received.header("webhook-id"), clock_now(world), received.body.as_bytes());
-    assert_eq!(received.header("karta-signature"), signed.karta_signature);
+    let signed = Signatures::sign(&[&secret], sent.header("webhook-id"), clock_now(world), sent.body.as_bytes());
+    assert_eq!(sent.header("karta-signature"), signed.karta_signature);
 
     // Under a ring that lost its key too soon nothing is served, and that is told of.
     let lost = |ring: &mut Value| {

@@ -23,12 +23,12 @@ use crate::fault_proxy::{ALWAYS, ANY, Fault, FaultProxy};
 const LATER: Duration = Duration::from_mins(2);
 
 /// How often each event was received.
-fn received(receiver: &Receiver) -> BTreeMap<String, usize> {
-    let mut received = BTreeMap::new();
+fn arrivals(receiver: &Receiver) -> BTreeMap<String, usize> {
+    let mut arrivals = BTreeMap::new();
     for delivery in receiver.received() {
-        *received.entry(delivery.header("webhook-id").to_owned()).or_default() += 1;
+        *arrivals.entry(delivery.header("webhook-id").to_owned()).or_default() += 1;
     }
-    received
+    arrivals
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,8 +76,8 @@ async fn killed_after_any_call_to_the_store_a_worker_loses_nothing() {
                 post.deliver().await;
                 clock.advance(Duration::from_mins(10));
                 post.deliver().await;
-                let received = received(&receiver);
-                assert_eq!(received.len(), told, "{which} after {calls} calls, failing: {fails}");
+                let arrived = arrivals(&receiver).len();
+                assert_eq!(arrived, told, "{which} after {calls} calls, failing: {fails}");
                 let listed = deliveries(world, id).await;
                 assert!(
                     listed.iter().all(|delivery| delivery["status"] == "succeeded"),
@@ -98,7 +98,7 @@ async fn killed_while_the_receiver_answers_a_worker_sends_again() {
     let world = &post.world;
     let receiver = Receiver::start().await;
     let (id, _) = endpoint(world, &receiver.url, &["*"]).await;
-    receiver.react(Reaction::Slow(Duration::from_secs(3_600)));
+    receiver.react(Reaction::Slow(Duration::from_hours(1)));
     announce(world, 1).await;
     let killed = events(&world.runner.app, Duration::ZERO);
     killed.work(&Wake::Sweep).await.unwrap();
@@ -142,14 +142,14 @@ async fn events_under_random_kills_all_arrive_at_least_once() {
         drop(worker);
         killed += 1;
         clock.advance(LATER);
-        if [&first, &second].iter().all(|receiver| received(receiver).len() == EVENTS) {
+        if [&first, &second].iter().all(|receiver| arrivals(receiver).len() == EVENTS) {
             break;
         }
     }
     assert!(killed > 3, "{killed}");
     post.deliver().await;
-    let ids = |receiver: &Receiver| received(receiver).into_keys().collect::<BTreeSet<_>>();
+    let ids = |receiver: &Receiver| arrivals(receiver).into_keys().collect::<BTreeSet<_>>();
     assert_eq!(ids(&first), ids(&second), "with the same ids");
-    let twice = received(&first).values().filter(|times| **times > 1).count();
+    let twice = arrivals(&first).values().filter(|times| **times > 1).count();
     assert!(twice < EVENTS / 2, "{twice} of {EVENTS} came more than once");
 }
