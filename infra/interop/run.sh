@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Foreign clients: jose and PyJWT verify the session tokens that we mint, and we accept and refuse what they sign; the stripe library signs events; what
-# docs/webhooks.md prints for TypeScript, Python and Go, the stripe and standardwebhooks libraries with it, judges deliveries that we signed.
+# Foreign clients: jose and PyJWT verify the session tokens that we mint, and we accept and refuse what they sign; the stripe library signs events; the
+# stripe and standardwebhooks libraries judge deliveries that the runner sends; what docs/webhooks.md prints for TypeScript, Python and Go, the stripe and standardwebhooks libraries with it, judges deliveries that we signed.
 # Starts a runner of its own that keeps nothing. Secrets go to the clients through stdin, never through arguments.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -24,7 +24,7 @@ trap stop EXIT
 stripe_secret=whsec_$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 
 # The one JSON line holds secrets, so it goes through a pipe and never into a file.
-exec {stdout}< <(KARTA_BCRYPT_COST=4 KARTA_STRIPE_SECRETS=$stripe_secret exec "$karta" --ephemeral --json --port 0 2>"$log")
+exec {stdout}< <(KARTA_BCRYPT_COST=4 KARTA_STRIPE_SECRETS=$stripe_secret KARTA_ALLOW_LOOPBACK_WEBHOOKS=true exec "$karta" --ephemeral --json --port 0 2>"$log")
 runner=$!
 if ! IFS= read -r -t 60 -u "$stdout" start; then
   echo "interop: the runner did not start:" >&2
@@ -33,7 +33,7 @@ if ! IFS= read -r -t 60 -u "$stdout" start; then
 fi
 
 passed=0
-for client in "node $here/verify.mjs" "$venv/bin/python $here/verify.py" "node $here/stripe.mjs"; do
+for client in "node $here/verify.mjs" "$venv/bin/python $here/verify.py" "node $here/delivery.mjs" "node $here/stripe.mjs"; do
   input=$start
   [[ $client != *stripe* ]] || input+=$'\n'$stripe_secret
   # shellcheck disable=SC2086 # a command and its argument

@@ -54,7 +54,11 @@ impl Route for InternalReleasesStatus {
         let changes = release.report(current, report.clone(), generation)?;
         if !changes.is_empty() {
             if let Some((index, log)) = release.log.as_ref().zip(report.log).filter(|_| release.log != before.log) {
-                app.store.write_build_log(organization, release.id, index.generation(), &log).await?;
+                let written = app.store.write_build_log(organization, release.id, index.generation(), &log).await;
+                if written.is_err() {
+                    tidy::forget(app, call, organization, &release).await;
+                }
+                written?;
             }
             let mut transaction = app.store.transaction();
             transaction.update_release(organization, &before, &release)?;

@@ -106,9 +106,10 @@ impl Store {
         Ok(())
     }
 
-    /// Deletes a log that the release does not name, or no more.
+    /// Deletes a log that the release does not name, or no more. From its end: whoever still reads it finds each chunk up to where there is
+    /// nothing more, and never one behind a gap.
     pub async fn delete_build_log(&self, organization: Id, release: Id, log: &LogIndex) -> Result<(), StoreError> {
-        for end in log.ends() {
+        for end in log.ends().iter().rev() {
             self.delete_chunk(&Key::log_chunk(organization, release, log.generation(), *end)).await?;
         }
         Ok(())

@@ -11,10 +11,16 @@ static HINT: LazyLock<Regex> = LazyLock::new(|| {
     ))
 });
 
+/// ESC `[31m`, as it is or escaped.
+macro_rules! colour {
+    () => {
+        r"(?:\x1b|\\u001[bB]|\\x1[bB])\[[0-9;]{0,16}[A-Za-z]"
+    };
+}
+
 /// What may stand before a token without being part of its word: no letter (`task-…`), unless that letter ends an escape (`\n`, `\u001b`, `%3D`) or
-/// a colour (ESC `[31m`).
-const BORDER: &str =
-    r"(^|[^A-Za-z]|\\[bfnrt]|\\u[0-9A-Fa-f]{4}|%[0-9A-Fa-f]{2}|(?:\x1b|\\u001[bB]|\\x1[bB])\[[0-9;]{0,16}[A-Za-z])";
+/// a colour.
+const BORDER: &str = concat!(r"(^|[^A-Za-z]|\\[bfnrt]|\\u[0-9A-Fa-f]{4}|%[0-9A-Fa-f]{2}|", colour!(), ")");
 
 /// Applied in this order. Each pattern fails or succeeds within the run of characters that it starts in, which keeps scrubbing
 /// linear, and none changes its own replacement, which makes it idempotent. No match takes a quote or splits a backslash from
@@ -61,8 +67,8 @@ static RULES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
             "${1}${2}[redacted]",
         ),
         // A password, or in the place of a user's name what is as long as a token.
-        (r#"(:\\?/\\?/[^\s/:@"'\\]*:)[^\s/"'\\]+@"#.to_owned(), "${1}[redacted]@"),
-        (r#"(:\\?/\\?/)[^\s/:@"'\\]{16,}@"#.to_owned(), "${1}[redacted]@"),
+        (r#"(:\\?/\\?/[^ \t\r\n/:@"'\\]*:)[^ \t\r\n/"'\\]+@"#.to_owned(), "${1}[redacted]@"),
+        (r#"(:\\?/\\?/)[^ \t\r\n/:@"'\\]{16,}@"#.to_owned(), "${1}[redacted]@"),
     ];
     rules.into_iter().map(|(pattern, replacement)| (regex(&pattern), replacement)).collect()
 });
@@ -70,10 +76,10 @@ static RULES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
 /// What stands behind its name: `name=value`, `"name": "value"`, `<name>value`. Behind a name in quotes only what is in quotes itself: in JSON
 /// a number may stand there.
 fn named(names: &str, separator: &str, value: &str) -> String {
-    let blanks = r"(?:[ \t\r\n]|\\[nrt]){0,16}";
+    let blanks = concat!(r"(?:[ \t\r\n]|\\[nrt]|", colour!(), "){0,16}");
     let quote = r#"\\{0,3}["']"#;
     // `AWS Secret Access Key [None]: `
-    let default = r#"(?:\[[^\s\[\]"'\\]{0,16}\])?"#;
+    let default = r#"(?:\[[^ \t\r\n\[\]"'\\]{0,16}\])?"#;
     format!(
         "((?i-u:{names})(?:{quote}{blanks}[:=]>?{blanks}{quote}|{blanks}{default}{separator}>?{blanks}(?:{quote})?)){value}"
     )
@@ -81,13 +87,17 @@ fn named(names: &str, separator: &str, value: &str) -> String {
 
 /// The id of an AWS access key, and its secret where that is what follows.
 static ACCESS_KEY: LazyLock<Regex> = LazyLock::new(|| {
-    regex(r#"(AKIA|ASIA)[0-9A-Z]{12,}(?:((?:[ \t\r\n"',:;|=&]|\\[nrt"'\\]){1,8})([A-Za-z0-9/+]{40,}))?"#)
+    regex(concat!(
+        r#"(AKIA|ASIA)[0-9A-Z]{12,}(?:((?:[ \t\r\n"',:;|=&]|\\[nrt"'\\]|"#,
+        colour!(),
+        "){1,8})([A-Za-z0-9/+]{40,}))?"
+    ))
 });
 
 static BEGIN: LazyLock<Regex> = LazyLock::new(|| regex("-----BEGIN [A-Z0-9 ]{0,32}PRIVATE KEY(?: BLOCK)?-----"));
 static END: LazyLock<Regex> = LazyLock::new(|| regex("-----END [A-Z0-9 ]{0,32}PRIVATE KEY"));
 /// An escape, a line's end, a quote, or what stands between them.
-static PIECE: LazyLock<Regex> = LazyLock::new(|| regex(r#"\\u[0-9A-Fa-f]{4}|(?s:\\.)|\n|"|[^\s"\\]+"#));
+static PIECE: LazyLock<Regex> = LazyLock::new(|| regex(r#"\\u[0-9A-Fa-f]{4}|(?s:\\.)|\n|"|[^ \t\r\n"\\]+"#));
 /// What a line of a key consists of.
 static BASE64: LazyLock<Regex> = LazyLock::new(|| regex("[A-Za-z0-9+/=]{16,}"));
 /// How long a private key is at most, in bytes.
@@ -95,8 +105,17 @@ const PRIVATE_KEY_MAX: usize = 32 * 1024;
 /// How many lines without a line of the key may stand in one whose end is missing: its headers.
 const HEADERS_MAX: u32 = 4;
 
+/// Takes no Unicode classes (`\\s`, `\\w`, `(?i)` without `-u`): their tables are not built in, but where another crate of a build asks for them.
 fn regex(pattern: &str) -> Regex {
     Regex::new(pattern).expect("a constant pattern")
+}
+
+/// Makes the patterns before the first line is logged: one that is wrong ends the start, and not a thread in the middle of its panic.
+pub(super) fn prepare() {
+    for pattern in [&HINT, &ACCESS_KEY, &BEGIN, &END, &PIECE, &BASE64] {
+        LazyLock::force(pattern);
+    }
+    LazyLock::force(&RULES);
 }
 
 /// Replaces what is shaped like a secret by `[redacted]`, behind a hint of its kind: `kt_live_AbC123[redacted]`,
@@ -296,6 +315,17 @@ mod tests {
         }
     }
 
+    /// Tests are built with Unicode tables, and functions are not.
+    #[test]
+    fn the_patterns_need_no_unicode_tables() {
+        let (code, _) = include_str!("scrub.rs").split_once("#[cfg(test)]").unwrap();
+        for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            for class in [r"\s", r"\S", r"\w", r"\W", r"\d", r"\D", r"\b", r"\B", r"\p", "(?i)", "(?i:"] {
+                assert!(!line.replace(r"\\", "").contains(class), "{class} in {line}");
+            }
+        }
+    }
+
     #[test]
     fn what_stands_behind_its_name_is_known() {
         let secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
@@ -319,7 +349,12 @@ mod tests {
                 assert_eq!(scrub(&format!("{before}{secret}{after}")), format!("{before}[redacted]{after}"));
             }
         }
-        for between in [" ", ":", ",", "\n", "\",\"", r"\n", " | "] {
+        for coloured in
+            ["AWS_SECRET_ACCESS_KEY=\x1b[33m", "AWS_SECRET_KEY\x1b[m\x1b[K=", "authorization: \x1b[1;31mBasic "]
+        {
+            assert_eq!(scrub(&format!("{coloured}{secret}")), format!("{coloured}[redacted]"));
+        }
+        for between in [" ", ":", ",", "\x1b[0m ", "\n", "\",\"", r"\n", " | "] {
             let pair = format!("AKIAIOSFODNN7EXAMPLE{between}{secret}");
             assert_eq!(scrub(&pair), format!("AKIA[redacted]{between}[redacted]"));
         }
