@@ -13,7 +13,7 @@ tools:
     infra/checks/tools.sh
 
 # Everything that CI runs, in its order.
-check: fresh (step "test") (step "check-logs") (step "interop") (step "sdk") (step "fmt-check") (step "clippy") (step "deny") (step "validate") (step "check-scripts")
+check: fresh (step "test") (step "check-logs") (step "interop") (step "contract") (step "sdk") (step "fmt-check") (step "clippy") (step "deny") (step "validate") (step "check-scripts")
 
 # Every test of every crate.
 test:
@@ -26,6 +26,14 @@ check-logs:
 # Session tokens against jose (Node.js) and PyJWT, Stripe's signatures against the stripe library, our webhooks against what docs/webhooks.md prints.
 interop:
     infra/interop/run.sh
+
+# What the API's document allows and what it does not, sent to every operation by Schemathesis.
+contract:
+    infra/contract/run.sh
+
+# Write openapi.json anew, with the answers of a run as its examples.
+openapi:
+    KARTA_UPDATE=1 cargo test -p karta-local --test it every_operation_answers_as_the_document_says
 
 # The TypeScript client: build, types, tests against the runner, size, package.
 sdk:

@@ -41,6 +41,7 @@ test = false
 karta-shared.workspace = true
 serde.workspace = true
 tokio.workspace = true
+utoipa.workspace = true
 
 [lints]
 workspace = true
@@ -54,8 +55,9 @@ use karta_shared::{
     http::{Answer, Call, Error, NoBody, NoQuery, Read, Route},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {}
 
 #[derive(Debug)]
@@ -91,6 +93,7 @@ $folder is laid out. Left to do:
   1. Cargo.toml: \`$name = { path = "$folder" }\` among the functions.
   2. infra/local: the dependency, and the handler beside the others.
   3. template.yaml: the function \`$camel\`, its log group, its policy and its route.
-  4. The handler, its tests under infra/local/tests/, and for a public route a method in sdk/typescript/.
-  5. docs/api.md and CHANGELOG.md.
+  4. For a public route: its line in infra/local/src/openapi/operation.rs, a call in tests/it/openapi.rs, then \`just openapi\`.
+  5. The handler, its tests under infra/local/tests/, and for a public route a method in sdk/typescript/.
+  6. docs/api.md and CHANGELOG.md.
 TEXT

@@ -6,15 +6,16 @@ use karta_shared::{
     http::{AgentProjectResource, Answer, Call, Error, NewAuditEvent, NoQuery, Reveals, Route, Write},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
     slug: Slug,
     name: Name,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     agent_project: AgentProjectResource,
 }
@@ -24,6 +25,7 @@ pub struct AgentProjectsCreate;
 
 impl Route for AgentProjectsCreate {
     const NAME: &'static str = "agent-projects-create";
+    const STATUS: u16 = 201;
     const IDEMPOTENT: bool = true;
     type Access = Write;
     type Path = ();

@@ -5,10 +5,11 @@ use karta_shared::{
     http::{AgentProjectResource, Answer, Call, Error, Limit, NoBody, Read, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 const LIST: &str = "agent_projects";
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
     #[serde(default)]
@@ -16,7 +17,7 @@ pub struct Query {
     cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     agent_projects: Vec<AgentProjectResource>,
     next_cursor: Option<String>,

@@ -6,11 +6,13 @@ use karta_shared::{
     http::{Admin, AgentProjectResource, Answer, Call, Error, NewAuditEvent, NoQuery, Route, present},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     name: Option<Name>,
     #[serde(default, deserialize_with = "present")]
     model_id: Option<Option<ModelId>>,
@@ -18,7 +20,7 @@ pub struct Input {
     endpoint_url: Option<Option<EndpointUrl>>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     agent_project: AgentProjectResource,
 }

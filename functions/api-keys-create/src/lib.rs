@@ -10,8 +10,9 @@ use karta_shared::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use utoipa::ToSchema;
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
     name: Name,
@@ -22,7 +23,7 @@ pub struct Input {
     metadata: Option<Metadata>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     api_key: ApiKeyResource,
     secret: Revealed,
@@ -33,6 +34,7 @@ pub struct ApiKeysCreate;
 
 impl Route for ApiKeysCreate {
     const NAME: &'static str = "api-keys-create";
+    const STATUS: u16 = 201;
     const IDEMPOTENT: bool = true;
     type Access = Admin;
     type Path = ();

@@ -6,8 +6,9 @@ use karta_shared::{
     http::{Answer, ApiKeyResource, Call, Error, NoBody, NoQuery, Read, Route},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     api_key: ApiKeyResource,
 }

@@ -8,14 +8,16 @@ use karta_shared::{
     http::{Answer, ApiKeyResource, Call, Commas, Days, Error, Limit, NoBody, Read, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
     #[serde(default)]
     limit: Limit,
     cursor: Option<String>,
     #[serde(default)]
+    #[schema(value_type = Vec<KeyStatus>, min_items = 1)]
     status: Commas<KeyStatus>,
     unused_days: Option<Days>,
     expires_within_days: Option<Days>,
@@ -38,7 +40,7 @@ impl Query {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     api_keys: Vec<ApiKeyResource>,
     next_cursor: Option<String>,

@@ -6,8 +6,9 @@ use karta_shared::{
     http::{Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoBody, NoQuery, Route},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     api_key: ApiKeyResource,
 }

@@ -7,14 +7,15 @@ use karta_shared::{
     http::{Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
     grace_seconds: Option<Grace>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     #[serde(flatten)]
     rotation: Rotation,
@@ -22,14 +23,14 @@ pub struct Output {
 }
 
 /// What everybody may know of it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Rotation {
     api_key: ApiKeyResource,
     replaces: Replaced,
 }
 
 /// The old key, and when it ends.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Replaced {
     id: Id,
     expires_at: Option<Timestamp>,
@@ -40,6 +41,7 @@ pub struct ApiKeysRotate;
 
 impl Route for ApiKeysRotate {
     const NAME: &'static str = "api-keys-rotate";
+    const STATUS: u16 = 201;
     const IDEMPOTENT: bool = true;
     const BODY_MAY_BE_EMPTY: bool = true;
     type Access = Admin;

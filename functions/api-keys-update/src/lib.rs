@@ -6,13 +6,16 @@ use karta_shared::{
     http::{Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Route, present},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     name: Option<Name>,
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     scopes: Option<ScopeSet>,
     #[serde(default, deserialize_with = "present")]
     expires_at: Option<Option<Timestamp>>,
@@ -24,7 +27,7 @@ pub struct Input {
     metadata: Option<Option<Metadata>>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     api_key: ApiKeyResource,
 }

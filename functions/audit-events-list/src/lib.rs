@@ -6,8 +6,9 @@ use karta_shared::{
     http::{Admin, Answer, AuditEventResource, Call, Error, Limit, NoBody, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
     #[serde(default)]
@@ -18,7 +19,7 @@ pub struct Query {
     action: Option<Action>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     audit_events: Vec<AuditEventResource>,
     next_cursor: Option<String>,

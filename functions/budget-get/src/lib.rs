@@ -5,8 +5,9 @@ use karta_shared::{
     http::{Answer, BudgetResource, Call, Error, NoBody, NoQuery, Read, Route},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     budget: BudgetResource,
 }

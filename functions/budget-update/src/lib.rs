@@ -6,8 +6,9 @@ use karta_shared::{
     http::{Admin, Answer, BudgetResource, Call, Error, NewAuditEvent, NoQuery, Route},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     budget: BudgetResource,
 }

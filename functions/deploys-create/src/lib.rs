@@ -6,8 +6,9 @@ use karta_shared::{
     http::{Answer, Call, Error, NewAuditEvent, NoQuery, ReleaseResource, Reveals, Route, Write},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
     commit_sha: CommitSha,
@@ -15,7 +16,7 @@ pub struct Input {
     activate: Option<bool>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     release: ReleaseResource,
 }
@@ -25,6 +26,7 @@ pub struct DeploysCreate;
 
 impl Route for DeploysCreate {
     const NAME: &'static str = "deploys-create";
+    const STATUS: u16 = 201;
     const IDEMPOTENT: bool = true;
     /// Deploys of one project queue for its next number: of many at once the last one loses as often as there are others.
     const RUNS: u32 = 50;

@@ -5,8 +5,9 @@ use karta_shared::{
     http::{Answer, AnyQuery, Call, Error, NoBody, Public, Route},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     status: &'static str,
 }

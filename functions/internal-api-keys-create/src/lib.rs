@@ -29,6 +29,7 @@ pub struct InternalApiKeysCreate;
 
 impl Route for InternalApiKeysCreate {
     const NAME: &'static str = "internal-api-keys-create";
+    const STATUS: u16 = 201;
     const IDEMPOTENT: bool = true;
     type Access = Internal<Provision>;
     type Path = Id;

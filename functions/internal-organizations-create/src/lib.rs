@@ -32,6 +32,7 @@ pub struct InternalOrganizationsCreate;
 
 impl Route for InternalOrganizationsCreate {
     const NAME: &'static str = "internal-organizations-create";
+    const STATUS: u16 = 201;
     const IDEMPOTENT: bool = true;
     type Access = Internal<Provision>;
     type Path = ();

@@ -48,6 +48,7 @@ pub struct InternalUsageEventsCreate;
 
 impl Route for InternalUsageEventsCreate {
     const NAME: &'static str = "internal-usage-events-create";
+    const STATUS: u16 = 202;
     const BODY_MAX: usize = 1024 * 1024;
     type Access = Internal<ReportUsage>;
     type Path = ();

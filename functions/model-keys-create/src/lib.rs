@@ -9,8 +9,9 @@ use karta_shared::{
     store::Transaction,
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
     provider: Provider,
@@ -18,7 +19,7 @@ pub struct Input {
     name: Option<Name>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     model_key: ModelKeyResource,
 }
@@ -28,6 +29,7 @@ pub struct ModelKeysCreate;
 
 impl Route for ModelKeysCreate {
     const NAME: &'static str = "model-keys-create";
+    const STATUS: u16 = 201;
     const IDEMPOTENT: bool = true;
     type Access = Admin;
     type Path = ();

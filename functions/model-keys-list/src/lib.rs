@@ -5,10 +5,11 @@ use karta_shared::{
     http::{Answer, Call, Error, Limit, ModelKeyResource, NoBody, Read, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 const LIST: &str = "model_keys";
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
     #[serde(default)]
@@ -16,7 +17,7 @@ pub struct Query {
     cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     model_keys: Vec<ModelKeyResource>,
     next_cursor: Option<String>,

@@ -6,8 +6,9 @@ use karta_shared::{
     http::{Admin, Answer, Call, Error, ModelKeyResource, NewAuditEvent, NoBody, NoQuery, Route},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     model_key: ModelKeyResource,
 }

@@ -6,8 +6,9 @@ use karta_shared::{
     http::{Answer, Call, Error, Limit, NoBody, Read, ReleaseResource, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
     #[serde(default)]
@@ -15,7 +16,7 @@ pub struct Query {
     cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     releases: Vec<ReleaseResource>,
     next_cursor: Option<String>,

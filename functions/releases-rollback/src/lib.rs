@@ -7,14 +7,15 @@ use karta_shared::{
     http::{Admin, Answer, Call, Error, NewAuditEvent, NoQuery, ReleaseResource, Route},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
     version: Version,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     release: ReleaseResource,
 }

@@ -8,14 +8,16 @@ use karta_shared::{
     http::{Answer, Call, Error, NoQuery, Revealed, Route, Write},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// From this percentage of a budget on, tokens live no longer than they must: whoever holds one spends what is left.
 const NEARLY_SPENT: u128 = 95;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
     user_id: Option<UserId>,
+    #[schema(value_type = Option<u32>, minimum = 60, maximum = 3600)]
     ttl_seconds: Option<Ttl>,
 }
 
@@ -36,7 +38,7 @@ impl TryFrom<u32> for Ttl {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     token: Revealed,
     expires_at: Timestamp,
@@ -45,7 +47,7 @@ pub struct Output {
     sub: Option<UserId>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct ProjectRef {
     id: Id,
     slug: Slug,
@@ -56,6 +58,7 @@ pub struct SessionTokensCreate;
 
 impl Route for SessionTokensCreate {
     const NAME: &'static str = "session-tokens-create";
+    const STATUS: u16 = 201;
     const BODY_MAY_BE_EMPTY: bool = true;
     type Access = Write;
     /// Optional, because the budget is judged before a slug that no project can have.

@@ -6,8 +6,9 @@ use karta_shared::{
     http::{Answer, Call, Error, NoBody, Read, Route, UsageResource},
 };
 use serde::Deserialize;
+use utoipa::ToSchema;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
     /// This month unless given.

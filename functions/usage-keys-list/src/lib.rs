@@ -6,8 +6,9 @@ use karta_shared::{
     http::{Answer, Call, Error, Limit, NoBody, Read, Route, UsageResource, cursor},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
     #[serde(default)]
@@ -17,14 +18,14 @@ pub struct Query {
     period: Option<Month>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     period: Month,
     keys: Vec<KeyUsage>,
     next_cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct KeyUsage {
     api_key_id: Id,
     name: Name,

@@ -8,17 +8,19 @@ use karta_shared::{
     http::{Answer, Call, Commas, DeliveryResource, Error, Limit, NoBody, Read, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
+    #[schema(value_type = Option<Vec<DeliveryStatus>>, min_items = 1)]
     status: Option<Commas<DeliveryStatus>>,
     #[serde(default)]
     limit: Limit,
     cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     deliveries: Vec<DeliveryResource>,
     next_cursor: Option<String>,

@@ -9,8 +9,9 @@ use karta_shared::{
     store::DELIVERIES_KEPT,
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     delivery: DeliveryResource,
 }
@@ -20,6 +21,7 @@ pub struct WebhookDeliveriesReplay;
 
 impl Route for WebhookDeliveriesReplay {
     const NAME: &'static str = "webhook-deliveries-replay";
+    const STATUS: u16 = 202;
     const BODY_MAY_BE_EMPTY: bool = true;
     type Access = Admin;
     type Path = DeliveryRef;

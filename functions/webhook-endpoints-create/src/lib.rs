@@ -10,16 +10,18 @@ use karta_shared::{
     webhook_secrets::{Place, WebhookSecrets},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
+    #[schema(value_type = String, format = "uri", max_length = 2048)]
     url: Received,
     event_types: EventTypes,
     description: Option<Name>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     webhook_endpoint: WebhookEndpointResource,
     secret: Revealed,
@@ -30,6 +32,7 @@ pub struct WebhookEndpointsCreate;
 
 impl Route for WebhookEndpointsCreate {
     const NAME: &'static str = "webhook-endpoints-create";
+    const STATUS: u16 = 201;
     const IDEMPOTENT: bool = true;
     type Access = Admin;
     type Path = ();

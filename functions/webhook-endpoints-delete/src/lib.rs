@@ -6,8 +6,9 @@ use karta_shared::{
     http::{Admin, Answer, Call, Error, NewAuditEvent, NoBody, NoQuery, Route},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {}
 
 #[derive(Debug)]
@@ -15,6 +16,7 @@ pub struct WebhookEndpointsDelete;
 
 impl Route for WebhookEndpointsDelete {
     const NAME: &'static str = "webhook-endpoints-delete";
+    const STATUS: u16 = 204;
     type Access = Admin;
     type Path = Id;
     type Query = NoQuery;

@@ -6,8 +6,9 @@ use karta_shared::{
     http::{Answer, Call, Error, NoBody, NoQuery, Read, Route, WebhookEndpointResource},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     webhook_endpoint: WebhookEndpointResource,
 }

@@ -5,10 +5,11 @@ use karta_shared::{
     http::{Answer, Call, Error, Limit, NoBody, Read, Route, WebhookEndpointResource, cursor},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 const LIST: &str = "webhook_endpoints";
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
     #[serde(default)]
@@ -16,7 +17,7 @@ pub struct Query {
     cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     webhook_endpoints: Vec<WebhookEndpointResource>,
     next_cursor: Option<String>,

@@ -7,20 +7,21 @@ use karta_shared::{
     store::DELIVERIES_KEPT,
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
     since: Timestamp,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     recovery: RecoveryResource,
 }
 
 /// What is looked through.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct RecoveryResource {
     webhook_endpoint_id: Id,
     since: Timestamp,
@@ -32,6 +33,7 @@ pub struct WebhookEndpointsRecover;
 
 impl Route for WebhookEndpointsRecover {
     const NAME: &'static str = "webhook-endpoints-recover";
+    const STATUS: u16 = 202;
     type Access = Admin;
     type Path = Id;
     type Query = NoQuery;

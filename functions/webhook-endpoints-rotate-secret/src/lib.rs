@@ -9,14 +9,15 @@ use karta_shared::{
     webhook_secrets::{NotOpened, Place, TooManyLive, WebhookSecrets},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
     grace_seconds: Option<Grace>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     webhook_endpoint: WebhookEndpointResource,
     secret: Revealed,
@@ -27,6 +28,7 @@ pub struct WebhookEndpointsRotateSecret;
 
 impl Route for WebhookEndpointsRotateSecret {
     const NAME: &'static str = "webhook-endpoints-rotate-secret";
+    const STATUS: u16 = 201;
     const IDEMPOTENT: bool = true;
     const BODY_MAY_BE_EMPTY: bool = true;
     type Access = Admin;

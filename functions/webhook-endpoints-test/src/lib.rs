@@ -10,8 +10,9 @@ use karta_shared::{
 };
 use serde::Serialize;
 use serde_json::json;
+use utoipa::ToSchema;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     delivery: DeliveryResource,
 }
@@ -21,6 +22,7 @@ pub struct WebhookEndpointsTest;
 
 impl Route for WebhookEndpointsTest {
     const NAME: &'static str = "webhook-endpoints-test";
+    const STATUS: u16 = 202;
     const BODY_MAY_BE_EMPTY: bool = true;
     type Access = Admin;
     type Path = Id;

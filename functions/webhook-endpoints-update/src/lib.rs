@@ -6,21 +6,25 @@ use karta_shared::{
     http::{Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Received, Route, WebhookEndpointResource, present},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
     #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = String, required = false, format = "uri", max_length = 2048)]
     url: Option<Received>,
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     event_types: Option<EventTypes>,
     #[serde(default, deserialize_with = "present")]
     description: Option<Option<Name>>,
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     enabled: Option<bool>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Output {
     webhook_endpoint: WebhookEndpointResource,
 }

@@ -21,7 +21,7 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{Options, Runner, audit};
+use crate::{Options, Runner, audit, openapi};
 
 /// Runs the whole control plane on this machine, over an embedded store.
 #[derive(Debug, Parser)]
@@ -37,6 +37,8 @@ pub struct Arguments {
 enum Command {
     /// Verify every organization's audit log; fails if anything in one was tampered with.
     AuditVerify(VerifyArguments),
+    /// Print the API's document, as its handlers' types have it: `openapi.json` without its examples.
+    Openapi,
 }
 
 #[derive(Debug, Args)]
@@ -90,7 +92,14 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
         None => run(arguments.run).await.map(|()| ExitCode::SUCCESS),
         Some(Command::AuditVerify(arguments)) => audit_verify(arguments).await,
+        Some(Command::Openapi) => print_document().map(|()| ExitCode::SUCCESS),
     }
+}
+
+/// Prints the document, indented.
+fn print_document() -> Result<()> {
+    writeln!(io::stdout(), "{:#}", openapi::document()?)?;
+    Ok(())
 }
 
 /// Prints what is found. The code is a failure's unless all is whole.

@@ -9,6 +9,7 @@ pub mod bootstrap;
 pub mod cli;
 pub mod emulator;
 pub mod gateway;
+pub mod openapi;
 pub mod registry;
 pub mod runner;
 pub mod secrets;

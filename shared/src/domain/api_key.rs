@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{
     AllowedCidrs, Budget, CacheEffect, Change, Changes, Id, Metadata, Name, Prefix, Scope, ScopeSet, Timestamp, Value,
@@ -62,7 +63,7 @@ pub struct ApiKeyPatch {
     pub metadata: Option<Metadata>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyStatus {
     Active,

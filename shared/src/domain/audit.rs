@@ -1,11 +1,13 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Id, Invalid, Timestamp};
 
 /// Who did what to which resource. Written in the transaction of the change itself, so that neither exists without the other.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = RecordedEvent)]
 pub struct AuditEvent {
     pub id: Id,
     pub at: Timestamp,
@@ -14,6 +16,7 @@ pub struct AuditEvent {
     pub action: String,
     pub resource: ResourceRef,
     /// What the change made of each field that it touched; never a secret.
+    #[schema(value_type = BTreeMap<String, Change>)]
     pub changes: Changes,
     pub ip_address: Option<String>,
     pub user_agent: Option<String>,
@@ -43,7 +46,7 @@ impl AuditEvent {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Actor {
     pub kind: ActorKind,
     pub id: Option<Id>,
@@ -83,7 +86,7 @@ impl TryFrom<String> for Action {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ActorKind {
     ApiKey,
@@ -93,7 +96,7 @@ pub enum ActorKind {
     System,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ResourceRef {
     pub kind: String,
     pub id: Id,
@@ -102,7 +105,7 @@ pub struct ResourceRef {
 /// Field by field: what it was, what it became.
 pub type Changes = BTreeMap<String, Change>;
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Change {
     pub before: Value,
     pub after: Value,

@@ -172,11 +172,11 @@ impl TryFrom<Option<Vec<u8>>> for AlertPercents {
         let Some(mut percents) = percents else {
             return Ok(Self::default());
         };
-        percents.sort_unstable();
-        percents.dedup();
         if percents.len() > 10 || percents.iter().any(|percent| !(1..=100).contains(percent)) {
             return Err(Invalid::new("must hold at most 10 whole percents from 1 to 100"));
         }
+        percents.sort_unstable();
+        percents.dedup();
         Ok(Self(percents))
     }
 }

@@ -2,6 +2,7 @@ use std::fmt;
 
 use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Entropy, Timestamp, hex::hex};
 
@@ -59,7 +60,7 @@ pub struct LogIndex {
     ends: Vec<u64>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct LogLine {
     /// Counts from 1.
     pub line: u64,

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use aws_lc_rs::{digest, hmac};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Id, Invalid, Keyring, Timestamp, hex::hex};
 
@@ -185,13 +186,13 @@ pub struct EventMark {
 }
 
 /// Whether an event is chained, as far as that can be told without the key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Chain {
     pub state: ChainState,
     pub link: Option<u64>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ChainState {
     /// Written within the last minute or so, and not yet chained.

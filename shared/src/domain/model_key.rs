@@ -2,6 +2,7 @@ use std::{collections::BTreeMap, fmt};
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Change, Changes, Id, Name, Timestamp, Value};
 
@@ -9,7 +10,7 @@ const MIN_CHARACTERS: usize = 20;
 const TAIL_CHARACTERS: usize = 4;
 
 /// Who a provider key is from and for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Provider {
     Anthropic,

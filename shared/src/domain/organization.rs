@@ -1,4 +1,5 @@
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{
     Change, Changes, EndpointUrl, Id, Invalid, Name, Slug, Subscription, SubscriptionBefore, Timestamp, Value,
@@ -211,7 +212,7 @@ impl TryFrom<String> for ModelId {
 }
 
 /// Stripe's states of a subscription.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SubscriptionStatus {
     Trialing,

@@ -1,21 +1,24 @@
 use serde::Serialize;
+use utoipa::ToSchema;
 
-use super::{Id, ScopeSet};
+use super::{Id, Scope, ScopeSet};
 
 /// What kind of credential was presented.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PrincipalKind {
     ApiKey,
     Session,
 }
 
-/// Who is calling: what every data-plane credential resolves to. Serialises as the contract's Principal, every field always there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// Who is calling: what every data-plane credential resolves to. Every field is always there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Principal {
     pub kind: PrincipalKind,
     pub organization_id: Id,
     pub organization_slug: String,
+    /// None for a session token.
+    #[schema(value_type = Vec<Scope>)]
     pub scopes: ScopeSet,
     /// The key itself, or the key that minted the session token.
     pub api_key_id: Id,

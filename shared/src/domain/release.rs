@@ -1,4 +1,5 @@
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{
     ArtifactUrl, BuildLog, Change, Changes, CommitSha, Id, ImageRef, Invalid, LogGeneration, LogIndex, TemplatePath,
@@ -83,7 +84,7 @@ pub enum Build {
 }
 
 /// What a release's build and its project's pointer come to. Never kept, so that no two releases can be active.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ReleaseStatus {
     Pending,
@@ -109,7 +110,7 @@ impl ReleaseStatus {
 }
 
 /// What a release runs as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BuildKind {
     Image,

@@ -1,6 +1,7 @@
 use std::{collections::BTreeSet, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Change, Changes, EventType, Id, Invalid, Name, Timestamp, Value, WebhookUrl};
 
@@ -28,7 +29,7 @@ pub struct WebhookEndpoint {
     pub version: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DisabledReason {
     /// By the organization itself.
@@ -221,7 +222,7 @@ pub struct Delivery {
     pub revision: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeliveryStatus {
     Pending,
@@ -247,14 +248,14 @@ impl fmt::Display for DeliveryStatus {
 }
 
 /// What came of sending once.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Attempt {
     pub at: Timestamp,
     pub response_code: Option<u16>,
     pub latency_ms: u64,
     /// The first KiB of it, without what looks like a secret.
     pub response_body: Option<String>,
-    /// Why it did not succeed; `None` if it did.
+    /// Why it did not succeed; `null` if it did.
     pub error: Option<String>,
 }
 

@@ -14,6 +14,8 @@ use crate::{
 pub trait Access: Send + Sync + 'static {
     /// What a handler learns of who calls.
     type Caller: Send + Sync;
+    /// What the API's document says of who may call.
+    const CREDENTIAL: Credential = Credential::Private;
 
     /// Judges kind, scope and project, in that order: 401 where there is no credential, 403 where it does not suffice.
     fn admit(presented: Presented<'_>) -> impl Future<Output = Result<Self::Caller, Error>> + Send;
@@ -22,6 +24,18 @@ pub trait Access: Send + Sync + 'static {
     fn agent(_: &Self::Caller) -> Option<&dyn Agent> {
         None
     }
+}
+
+/// Who may call, as the API's document has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Credential {
+    None,
+    /// An API key that holds the scope, if one is named.
+    ApiKey(Option<Scope>),
+    /// A session token for the project in the path, or any API key.
+    Project,
+    /// Nobody whom the document speaks to.
+    Private,
 }
 
 /// What a request is judged by.
@@ -65,6 +79,7 @@ pub struct Public;
 
 impl Access for Public {
     type Caller = ();
+    const CREDENTIAL: Credential = Credential::None;
 
     async fn admit(_: Presented<'_>) -> Result<(), Error> {
         Ok(())
@@ -130,6 +145,7 @@ impl RequiredScope for AnyKey {
 
 impl<S: RequiredScope> Access for S {
     type Caller = ApiKeyCaller;
+    const CREDENTIAL: Credential = Credential::ApiKey(S::SCOPE);
 
     fn agent(caller: &ApiKeyCaller) -> Option<&dyn Agent> {
         Some(caller)
@@ -165,6 +181,7 @@ pub struct Project;
 
 impl Access for Project {
     type Caller = Principal;
+    const CREDENTIAL: Credential = Credential::Project;
 
     async fn admit(presented: Presented<'_>) -> Result<Principal, Error> {
         let principal = presented.caller.ok_or(Error::Unauthorized)?.principal;

@@ -36,6 +36,17 @@ impl<T: Serialize> Answer<T> {
     }
 }
 
+/// A text that is the whole answer, as it is.
+#[derive(Debug, Serialize)]
+pub enum Verbatim {}
+
+impl Answer<Verbatim> {
+    /// 200
+    pub fn verbatim(text: &'static str) -> Self {
+        Self::written(StatusCode::OK, text.as_bytes().to_vec())
+    }
+}
+
 impl<T> Answer<T> {
     /// 204: nothing to show.
     pub fn no_content() -> Self {

@@ -8,6 +8,7 @@ use serde::{
     de::{DeserializeOwned, MapAccess, Visitor},
 };
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::Error;
 use crate::{
@@ -16,11 +17,11 @@ use crate::{
 };
 
 /// The body of a route that reads none; whatever is sent is passed over.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub struct NoBody {}
 
 /// The body of a POST that takes no fields.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NoFields {}
 
@@ -95,10 +96,33 @@ pub fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) 
 
 /// The body as JSON.
 pub(super) fn parse(bytes: &[u8]) -> Result<Value, Error> {
-    serde_json::from_slice(bytes).map_err(|error| {
+    let mut body = serde_json::from_slice(bytes).map_err(|error| {
         let (line, column) = (error.line(), error.column());
         Error::MalformedJson(format!("The body is not JSON: see line {line}, column {column}"))
-    })
+    })?;
+    write_whole_numbers_alike(&mut body);
+    Ok(body)
+}
+
+/// JSON has one kind of number: 60.0 is 60, and either is an integer.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "whole, and within what a double holds exactly"
+)]
+fn write_whole_numbers_alike(value: &mut Value) {
+    /// Below it an integer that was misread by a rounding is none any more, and so never another one.
+    const EXACT: f64 = 4_503_599_627_370_496.0;
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            if let Some(whole) = number.as_f64().filter(|real| real.fract() == 0.0 && (0.0..EXACT).contains(real)) {
+                *value = Value::from(whole as u64);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(write_whole_numbers_alike),
+        Value::Object(fields) => fields.values_mut().for_each(write_whole_numbers_alike),
+        _ => {}
+    }
 }
 
 /// A JSON object as `T`; the first thing that is wrong with it otherwise.
@@ -267,6 +291,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_whole_number_is_one_however_it_is_written() {
+        let read = |text: &str| parse(text.as_bytes()).unwrap().to_string();
+        assert_eq!(
+            read(r#"{"a":[60.0,6e1,0.0,7],"b":{"c":1234567890.0}}"#),
+            r#"{"a":[60,60,0,7],"b":{"c":1234567890}}"#
+        );
+        assert_eq!(read("[60.5,-1.0,4503599627370496.0,1e300]"), "[60.5,-1.0,4503599627370496.0,1e+300]");
     }
 
     #[test]

@@ -16,16 +16,17 @@ mod idempotency;
 mod query;
 mod resources;
 mod route;
+mod schema;
 mod serve;
 mod stripe;
 mod webhooks;
 
 pub use self::{
     access::{
-        Access, Admin, Agent, AnyKey, AnyService, ApiKeyCaller, Byok, Internal, Presented, Project, Provision, Public,
-        Read, Releases, ReportUsage, Validate, Write,
+        Access, Admin, Agent, AnyKey, AnyService, ApiKeyCaller, Byok, Credential, Internal, Presented, Project,
+        Provision, Public, Read, Releases, ReportUsage, Validate, Write,
     },
-    answer::{Answer, Revealed},
+    answer::{Answer, Revealed, Verbatim},
     body::{NoBody, NoFields, Received, present, read as read_object},
     call::Call,
     caller::{BadContext, Caller},

@@ -8,17 +8,18 @@ use serde::{
     de::{DeserializeOwned, Error as _, IntoDeserializer},
 };
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::{Error, body};
 use crate::domain::{Id, Invalid};
 
 /// The query of a route that takes none.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NoQuery {}
 
 /// The query of a route that passes over whatever is sent: probes add things against caches.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub struct AnyQuery {}
 
 /// `?limit=`: 1 to 100 items a page, 50 unless asked for.

@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::domain::{
     AlertPercents, AllowedCidrs, ApiKey, ArtifactUrl, Attempt, AuditEvent, Budget, BudgetVerdict, BuildKind, Cap,
@@ -12,8 +13,9 @@ use crate::domain::{
     Version, WebhookEndpoint, WebhookUrl, public_event_id,
 };
 
-/// The contract's ApiKey: every field always there.
-#[derive(Debug, Clone, Serialize)]
+/// An API key: every field always there.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = ApiKey)]
 pub struct ApiKeyResource {
     pub id: Id,
     pub name: Name,
@@ -30,6 +32,7 @@ pub struct ApiKeyResource {
     /// The id of the successor after a rotation.
     pub replaced_by: Option<Id>,
     pub allowed_cidrs: AllowedCidrs,
+    #[schema(value_type = Option<BudgetResource>)]
     pub budget: Option<Budget>,
     pub metadata: Metadata,
 }
@@ -55,8 +58,9 @@ impl ApiKeyResource {
     }
 }
 
-/// The contract's Project: every field always there.
-#[derive(Debug, Clone, Serialize)]
+/// A project: every field always there.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = Project)]
 pub struct AgentProjectResource {
     pub id: Id,
     pub slug: Slug,
@@ -81,8 +85,9 @@ impl From<Project> for AgentProjectResource {
     }
 }
 
-/// The contract's Release: every field always there.
-#[derive(Debug, Clone, Serialize)]
+/// A release: every field always there.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = Release)]
 pub struct ReleaseResource {
     pub id: Id,
     pub project_id: Id,
@@ -116,8 +121,9 @@ impl ReleaseResource {
     }
 }
 
-/// The contract's ModelKey: every field always there.
-#[derive(Debug, Clone, Serialize)]
+/// A provider key: every field always there.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = ModelKey)]
 pub struct ModelKeyResource {
     pub id: Id,
     pub provider: Provider,
@@ -140,8 +146,9 @@ impl From<ModelKey> for ModelKeyResource {
     }
 }
 
-/// The contract's `WebhookEndpoint`: every field always there.
-#[derive(Debug, Clone, Serialize)]
+/// A webhook endpoint: every field always there.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = WebhookEndpoint)]
 pub struct WebhookEndpointResource {
     pub id: Id,
     pub url: WebhookUrl,
@@ -170,8 +177,9 @@ impl WebhookEndpointResource {
     }
 }
 
-/// The contract's Delivery: every field always there.
-#[derive(Debug, Clone, Serialize)]
+/// One event for one endpoint: every field always there.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = Delivery)]
 pub struct DeliveryResource {
     pub id: Id,
     /// `evt_<number>`, the `webhook-id` of every attempt.
@@ -234,8 +242,9 @@ impl From<Organization> for OrganizationResource {
     }
 }
 
-/// The contract's `AuditEvent`: every field always there.
-#[derive(Debug, Clone, Serialize)]
+/// An event of the audit log: every field always there.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = AuditEvent)]
 pub struct AuditEventResource {
     #[serde(flatten)]
     pub event: AuditEvent,
@@ -243,8 +252,9 @@ pub struct AuditEventResource {
     pub chain: Chain,
 }
 
-/// The contract's Budget: caps per UTC month.
-#[derive(Debug, Clone, Serialize)]
+/// Caps per UTC month; `null` is none.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = Budget)]
 pub struct BudgetResource {
     input_tokens: Option<Cap>,
     output_tokens: Option<Cap>,
@@ -266,8 +276,9 @@ impl From<Option<Budget>> for BudgetResource {
     }
 }
 
-/// The contract's Usage: a month's totals, their parts, and the budget that they are held against.
-#[derive(Debug, Clone, Serialize)]
+/// A month's totals, their parts, and the budget that they are held against.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = Usage)]
 pub struct UsageResource {
     pub period: Month,
     pub totals: TallyResource,
@@ -278,7 +289,8 @@ pub struct UsageResource {
     pub budget: BudgetState,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = Tally)]
 pub struct TallyResource {
     pub input_tokens: u128,
     pub output_tokens: u128,
@@ -287,14 +299,14 @@ pub struct TallyResource {
     pub cost_cents: u128,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ModelUsage {
     pub model: String,
     #[serde(flatten)]
     pub used: TallyResource,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct DayUsage {
     /// `2026-11-21`
     pub date: String,
@@ -303,7 +315,7 @@ pub struct DayUsage {
 }
 
 /// Caps, how much of each is spent in whole percents, rounded down, and whether more may be.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct BudgetState {
     #[serde(flatten)]
     pub caps: BudgetResource,
@@ -312,7 +324,7 @@ pub struct BudgetState {
     pub reason: Option<String>,
 }
 
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub struct SpentPercent {
     pub input_tokens: Option<u128>,
     pub output_tokens: Option<u128>,

@@ -25,6 +25,12 @@ pub trait Route: Sized + Send + Sync + 'static {
     const IDEMPOTENT: bool = false;
     /// Whether an empty body stands for `{}`.
     const BODY_MAY_BE_EMPTY: bool = false;
+    /// The status of an answer that is no error.
+    const STATUS: u16 = 200;
+    /// What such an answer is: JSON, unless the handler says so.
+    const CONTENT_TYPE: &'static str = "application/json";
+    /// Further headers of such an answer, in lower case.
+    const HEADERS: &'static [(&'static str, &'static str)] = &[];
     /// Whether browsers may call it from anywhere.
     const CORS: bool = false;
     /// The largest body, in bytes.

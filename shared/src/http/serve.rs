@@ -53,7 +53,10 @@ pub async fn serve<R: Route>(app: &App, request: Request) -> Response<Body> {
     } else {
         let caller = access::admit_address(caller, origin.address());
         match timeout(R::DEADLINE, judge_and_run::<R>(app, &request, caller, &origin)).await {
-            Ok(outcome) => outcome.map(|answer| (answer.status, answer.body)).map_err(|error| error.scrubbed(&origin)),
+            Ok(outcome) => outcome
+                .inspect(|answer| debug_assert_eq!(answer.status, R::STATUS, "{}", R::NAME))
+                .map(|answer| (answer.status, answer.body))
+                .map_err(|error| error.scrubbed(&origin)),
             Err(_) => Err(Error::Unavailable(format!("no answer within {:?}", R::DEADLINE))),
         }
     };
@@ -181,6 +184,8 @@ fn log<R: Route>(
 }
 
 fn respond<R: Route>(outcome: Result<(StatusCode, Vec<u8>), Error>, request_id: &str) -> Response<Body> {
+    let (content_type, further) =
+        if outcome.is_ok() { (R::CONTENT_TYPE, R::HEADERS) } else { ("application/json", &[][..]) };
     let (status, body) = outcome.unwrap_or_else(|error| {
         let mut body = error.body();
         body["request_id"] = Value::from(request_id);
@@ -191,7 +196,10 @@ fn respond<R: Route>(outcome: Result<(StatusCode, Vec<u8>), Error>, request_id: 
     *response.status_mut() = status;
     let headers = response.headers_mut();
     if !is_empty {
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    }
+    for (name, value) in further {
+        headers.insert(*name, HeaderValue::from_static(value));
     }
     if let Ok(id) = HeaderValue::from_str(request_id) {
         headers.insert("x-request-id", id);

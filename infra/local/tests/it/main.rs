@@ -27,6 +27,7 @@ mod internal;
 mod lambda_events;
 mod model_keys;
 mod no_store;
+mod openapi;
 mod order;
 mod outbox;
 mod process;

@@ -58,8 +58,17 @@ const FENCED: [(&str, &[&str]); 6] = [
 const IMPURE: [&str; 8] =
     ["serde_json", "tokio", "tracing", "http", "std::env", "std::fs", "std::process", "std::time::SystemTime"];
 /// All that a function may depend on.
-const OF_FUNCTIONS: [&str; 8] =
-    ["aws_lambda_events", "karta-shared", "lambda_http", "lambda_runtime", "serde", "serde_json", "tokio", "tracing"];
+const OF_FUNCTIONS: [&str; 9] = [
+    "aws_lambda_events",
+    "karta-shared",
+    "lambda_http",
+    "lambda_runtime",
+    "serde",
+    "serde_json",
+    "tokio",
+    "tracing",
+    "utoipa",
+];
 
 /// What single functions may depend on besides, and nobody else.
 const OF_SINGLE_FUNCTIONS: [(&str, &[&str]); 3] = [

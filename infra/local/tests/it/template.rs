@@ -734,7 +734,9 @@ fn every_route_but_the_public_ones_asks_the_authorizer() {
         routes.filter(|route| !route.authorized).map(|route| format!("{} {}", route.method, route.path)).collect();
     // The internal ones judge a service token themselves, behind the allowlists; Stripe's judges a signature.
     let expected = [
+        "GET /docs",
         "GET /healthz",
+        "GET /openapi.json",
         "GET /v1/internal/model_keys/active",
         "GET /v1/internal/model_settings",
         "GET /v1/internal/organizations/{id}",
@@ -794,6 +796,7 @@ async fn a_template_that_does_not_fit_the_handlers_is_refused() {
         let routes = vec![Route { method: Method::GET, path: "/burn".to_owned(), authorized: true }];
         template.functions.push(Function {
             binary: "api-keys-burn".to_owned(),
+            description: "Burns keys.".to_owned(),
             routes,
             reads_outbox: Vec::new(),
             is_scheduled: false,

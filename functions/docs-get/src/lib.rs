@@ -1,0 +1,40 @@
+//! `GET /docs`: a page that shows `openapi.json`, whole in itself: nothing of it comes from elsewhere, and it runs nothing else.
+
+use karta_shared::{
+    App,
+    http::{Answer, AnyQuery, Call, Error, NoBody, Public, Route, Verbatim},
+};
+
+/// The viewer stands in the page, so that one route serves both.
+const PAGE: &str = concat!(
+    include_str!("../page/head.html"),
+    include_str!("../page/redoc.standalone.js"),
+    include_str!("../page/tail.html")
+);
+
+/// The hash is that of the page's one script. The viewer writes its styles into the page, and searches in a worker that it makes.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'sha256-LGgdvwEfrNa4Z5pmCwpHeI6SLBN/IqnLwd4rzZs8wQo='; style-src 'unsafe-inline'; \
+     img-src 'self' data:; connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+#[derive(Debug)]
+pub struct DocsGet;
+
+impl Route for DocsGet {
+    const NAME: &'static str = "docs-get";
+    const CONTENT_TYPE: &'static str = "text/html; charset=utf-8";
+    const HEADERS: &'static [(&'static str, &'static str)] = &[
+        ("cache-control", "public, max-age=300"),
+        ("content-security-policy", CONTENT_SECURITY_POLICY),
+        ("referrer-policy", "no-referrer"),
+        ("x-content-type-options", "nosniff"),
+    ];
+    type Access = Public;
+    type Path = ();
+    type Query = AnyQuery;
+    type Body = NoBody;
+    type Output = Verbatim;
+
+    async fn handle(_: &App, _: &Call<Self>) -> Result<Answer<Verbatim>, Error> {
+        Ok(Answer::verbatim(PAGE))
+    }
+}

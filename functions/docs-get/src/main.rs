@@ -1,0 +1,8 @@
+use std::process::ExitCode;
+
+use karta_shared::http;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    http::run::<docs_get::DocsGet>().await
+}

@@ -1,0 +1,24 @@
+//! `GET /openapi.json`: the API's document.
+
+use karta_shared::{
+    App,
+    http::{Answer, AnyQuery, Call, Error, NoBody, Public, Route, Verbatim},
+};
+
+#[derive(Debug)]
+pub struct OpenapiGet;
+
+impl Route for OpenapiGet {
+    const NAME: &'static str = "openapi-get";
+    const HEADERS: &'static [(&'static str, &'static str)] =
+        &[("cache-control", "public, max-age=300"), ("access-control-allow-origin", "*")];
+    type Access = Public;
+    type Path = ();
+    type Query = AnyQuery;
+    type Body = NoBody;
+    type Output = Verbatim;
+
+    async fn handle(_: &App, _: &Call<Self>) -> Result<Answer<Verbatim>, Error> {
+        Ok(Answer::verbatim(include_str!("../../../openapi.json")))
+    }
+}

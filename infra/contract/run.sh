@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Schemathesis against a runner of its own: what openapi.json allows and what it does not, sent to every operation.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+schemathesis=4.32.5
+here=target/contract
+venv=$here/venv
+karta=${CARGO_TARGET_DIR:-target}/debug/karta
+
+cargo build --locked -p karta-local
+mkdir -p "$here"
+[[ -x $venv/bin/pip ]] || python3 -m venv "$venv"
+"$venv/bin/pip" install --quiet --disable-pip-version-check "schemathesis==$schemathesis"
+
+runner=
+stop() {
+  [[ -z $runner ]] || kill "$runner" 2>/dev/null || true
+}
+trap stop EXIT
+
+# The one JSON line holds secrets, so it goes through a pipe and never into a file.
+exec {stdout}< <(KARTA_BCRYPT_COST=4 exec "$karta" --ephemeral --json --port 0 --log warn 2>"$here/karta.log")
+runner=$!
+if ! IFS= read -r -t 60 -u "$stdout" start; then
+  echo "contract: the runner did not start:" >&2
+  tail -n 20 "$here/karta.log" >&2
+  exit 1
+fi
+url=$(sed -E 's/.*"base_url":"([^"]+)".*/\1/' <<<"$start")
+KARTA_API_KEY=$(sed -E 's/.*"api_key":"([^"]+)".*/\1/' <<<"$start")
+export KARTA_API_KEY
+
+# Where it may leave what it remembers.
+config=$PWD/infra/contract/schemathesis.toml
+cd "$here"
+venv/bin/schemathesis --config-file "$config" run "$url/openapi.json" --url "$url"

@@ -1,0 +1,95 @@
+//! The API's document in the form of `OpenAPI` 3.1, assembled from `template.yaml`'s routes and the types that their handlers read and answer
+//! with, so that the three cannot name different routes or shapes. `karta openapi` prints it; `openapi.json` holds it with real answers as its
+//! examples.
+
+mod errors;
+mod operation;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, ensure};
+use http::Method;
+use serde_json::{Map, Value, json};
+
+use crate::template::{Function, Route, TEMPLATE, Template};
+
+/// What is answered, and not documented: data planes and operators have a page of their own, and Stripe calls its route as it likes.
+const UNDOCUMENTED: [&str; 2] = ["internal-", "stripe-events-create"];
+
+/// The document. Fails where a function of the template is neither described nor left out by name.
+pub fn document() -> Result<Value> {
+    let template = Template::parse(TEMPLATE)?;
+    let mut operations = operation::all();
+    let mut components = BTreeMap::new();
+    let mut paths: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
+    for function in template.functions.iter().filter(|function| is_documented(function)) {
+        let operation = operations.remove(function.binary.as_str());
+        let operation = operation.with_context(|| format!("{} has no line in the document", function.binary))?;
+        for route in function.routes.iter().filter(|route| route.method != Method::OPTIONS) {
+            let described = operation.describe(function, route)?;
+            paths.entry(route.path.clone()).or_default().insert(route.method.as_str().to_ascii_lowercase(), described);
+        }
+        for (name, schema) in operation.components {
+            let before = components.insert(name.clone(), schema.clone());
+            ensure!(before.is_none_or(|before| before == schema), "two different schemas are called {name}");
+        }
+    }
+    let unrouted: Vec<_> = operations.into_keys().collect();
+    ensure!(unrouted.is_empty(), "described, and not in template.yaml: {unrouted:?}");
+    Ok(json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Karta",
+            "version": env!("CARGO_PKG_VERSION"),
+            "summary": "A control plane for API keys, session tokens, provider keys, webhooks, usage and budgets.",
+            "description": INTRODUCTION,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        // Relative to where the document was fetched from, stage included.
+        "servers": [{"url": ".", "description": "Where this document lies."}],
+        "tags": tags(&paths),
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "responses": errors::responses(),
+            "headers": errors::headers(),
+            "parameters": {"IdempotencyKey": operation::idempotency_key()},
+            "securitySchemes": {
+                "api_key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key, `kt_live_…`. An operation names the scope that the key must hold; no scope implies another.",
+                },
+                "session_token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "bearerFormat": "JWT",
+                    "description": "A session token, minted for one project and good under `/v1/projects/{ref}/` of that project alone.",
+                },
+            },
+        },
+    }))
+}
+
+const INTRODUCTION: &str = "Every answer carries `x-request-id`, and every error's body the same as `request_id`. Bodies are JSON; a field that an operation \
+     does not know is refused by name. Lists are paged: pass an answer's `next_cursor` as `cursor` until it is `null`. What another organization owns answers \
+     exactly as what does not exist.";
+
+fn is_documented(function: &Function) -> bool {
+    !function.routes.is_empty() && !UNDOCUMENTED.iter().any(|start| function.binary.starts_with(start))
+}
+
+/// What a path is filed under: its first word behind the version.
+fn tag(route: &Route) -> &str {
+    let mut words = route.path.split('/').filter(|word| !word.is_empty() && *word != "v1");
+    match words.next() {
+        Some(word) if route.authorized => word,
+        _ => "service",
+    }
+}
+
+fn tags(paths: &BTreeMap<String, Map<String, Value>>) -> Value {
+    let operations = paths.values().flat_map(Map::values);
+    let names: BTreeSet<_> = operations.filter_map(|operation| operation["tags"][0].as_str()).collect();
+    names.into_iter().map(|name| json!({ "name": name })).collect()
+}

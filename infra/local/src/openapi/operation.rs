@@ -1,0 +1,289 @@
+//! What a handler's type says of its route.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use http::{Method, StatusCode};
+use karta_shared::{
+    domain::{Id, Slug, Version},
+    http::{self as frame, Access, Credential},
+};
+use serde_json::{Value, json};
+use utoipa::{PartialSchema, ToSchema};
+
+use super::{errors, tag};
+use crate::template::{Function, Route};
+
+/// Which functions answer 402: they spend, or make what spends.
+const SPENDING: [&str; 1] = ["session-tokens-create"];
+
+/// A route's types, read.
+pub(super) struct Operation {
+    name: &'static str,
+    status: u16,
+    content_type: &'static str,
+    credential: Credential,
+    is_idempotent: bool,
+    /// The body's schema, and whether one must be sent; none where none is read.
+    body: Option<(Value, bool)>,
+    /// The answer's schema; none where it is empty.
+    output: Option<Value>,
+    /// Query parameters; none where any are passed over.
+    query: Option<Vec<Value>>,
+    /// Every schema that those refer to, by name.
+    pub(super) components: BTreeMap<String, Value>,
+}
+
+/// Every documented route, under its folder's name.
+pub(super) fn all() -> BTreeMap<&'static str, Operation> {
+    [
+        read::<agent_projects_create::AgentProjectsCreate>(),
+        read::<agent_projects_get::AgentProjectsGet>(),
+        read::<agent_projects_list::AgentProjectsList>(),
+        read::<agent_projects_update::AgentProjectsUpdate>(),
+        read::<api_keys_create::ApiKeysCreate>(),
+        read::<api_keys_get::ApiKeysGet>(),
+        read::<api_keys_list::ApiKeysList>(),
+        read::<api_keys_revoke::ApiKeysRevoke>(),
+        read::<api_keys_rotate::ApiKeysRotate>(),
+        read::<api_keys_update::ApiKeysUpdate>(),
+        read::<audit_events_list::AuditEventsList>(),
+        read::<billing_get::BillingGet>(),
+        read::<budget_get::BudgetGet>(),
+        read::<budget_update::BudgetUpdate>(),
+        read::<deploys_create::DeploysCreate>(),
+        read::<docs_get::DocsGet>(),
+        read::<healthz::Healthz>(),
+        read::<model_keys_create::ModelKeysCreate>(),
+        read::<model_keys_list::ModelKeysList>(),
+        read::<model_keys_revoke::ModelKeysRevoke>(),
+        read::<openapi_get::OpenapiGet>(),
+        read::<projects_whoami::ProjectsWhoami>(),
+        read::<release_logs_list::ReleaseLogsList>(),
+        read::<releases_list::ReleasesList>(),
+        read::<releases_rollback::ReleasesRollback>(),
+        read::<session_tokens_create::SessionTokensCreate>(),
+        read::<usage_get::UsageGet>(),
+        read::<usage_keys_list::UsageKeysList>(),
+        read::<webhook_deliveries_list::WebhookDeliveriesList>(),
+        read::<webhook_deliveries_replay::WebhookDeliveriesReplay>(),
+        read::<webhook_endpoints_create::WebhookEndpointsCreate>(),
+        read::<webhook_endpoints_delete::WebhookEndpointsDelete>(),
+        read::<webhook_endpoints_get::WebhookEndpointsGet>(),
+        read::<webhook_endpoints_list::WebhookEndpointsList>(),
+        read::<webhook_endpoints_recover::WebhookEndpointsRecover>(),
+        read::<webhook_endpoints_rotate_secret::WebhookEndpointsRotateSecret>(),
+        read::<webhook_endpoints_test::WebhookEndpointsTest>(),
+        read::<webhook_endpoints_update::WebhookEndpointsUpdate>(),
+        read::<whoami::Whoami>(),
+    ]
+    .into_iter()
+    .map(|operation| (operation.name, operation))
+    .collect()
+}
+
+/// The header that creating requests may carry.
+pub(super) fn idempotency_key() -> Value {
+    json!({
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "Makes a repeat safe: within 24 hours the same key with the same body gets the first answer again, with another body 422. An answer \
+             that shows a secret is repeated for ten minutes, then 409 `secret_already_revealed`.",
+        "schema": { "type": "string", "pattern": "^[ -~]{1,255}$" },
+    })
+}
+
+fn read<R>() -> Operation
+where
+    R: frame::Route<Query: ToSchema, Body: ToSchema, Output: ToSchema>,
+{
+    let mut components = BTreeMap::new();
+    let body = named::<R, R::Body>("Input", &mut components);
+    let mut answered = BTreeMap::new();
+    let output = named::<R, R::Output>("Output", &mut answered);
+    for schema in answered.values_mut() {
+        require_every_field(schema);
+    }
+    components.append(&mut answered);
+    let mut asked = Vec::new();
+    R::Query::schemas(&mut asked);
+    components.extend(asked.into_iter().map(|(name, schema)| (name, json!(schema))));
+    Operation {
+        name: R::NAME,
+        status: R::STATUS,
+        content_type: R::CONTENT_TYPE,
+        credential: R::Access::CREDENTIAL,
+        is_idempotent: R::IDEMPOTENT,
+        body: (R::Body::name() != "NoBody").then_some((body, !R::BODY_MAY_BE_EMPTY)),
+        output: (R::STATUS != 204).then_some(output),
+        query: (R::Query::name() != "AnyQuery").then(|| parameters(&json!(R::Query::schema()))),
+        components,
+    }
+}
+
+/// A reference to a type, which is put among the components with all that it refers to. What every handler calls `Input` or `Output` is called after
+/// its route.
+fn named<R: frame::Route, T: ToSchema>(kind: &str, components: &mut BTreeMap<String, Value>) -> Value {
+    let schema = json!(T::schema());
+    let mut referred = Vec::new();
+    T::schemas(&mut referred);
+    components.extend(referred.into_iter().map(|(name, schema)| (name, json!(schema))));
+    let name = match &*T::name() {
+        "NoBody" => return Value::Null,
+        "Verbatim" => return schema,
+        own if own == kind => format!("{}{kind}", camel_case(R::NAME, true)),
+        own => own.to_owned(),
+    };
+    components.insert(name.clone(), schema);
+    json!({ "$ref": format!("#/components/schemas/{name}") })
+}
+
+/// An answer's fields are always there, `null` where there is nothing to say.
+fn require_every_field(schema: &mut Value) {
+    if let Some(properties) = schema["properties"].as_object() {
+        schema["required"] = properties.keys().cloned().collect();
+    }
+    for part in schema.get_mut("allOf").and_then(Value::as_array_mut).into_iter().flatten() {
+        require_every_field(part);
+    }
+}
+
+/// A query's fields as parameters.
+fn parameters(query: &Value) -> Vec<Value> {
+    let required = |name: &str| query["required"].as_array().is_some_and(|all| all.iter().any(|one| one == name));
+    let parameter = |(name, schema): (&String, &Value)| {
+        let mut schema = without_null(schema);
+        let description = schema.as_object_mut().and_then(|schema| schema.remove("description"));
+        let mut parameter = json!({ "name": name, "in": "query", "required": required(name) });
+        if name == "cursor" {
+            parameter["description"] = "An answer's `next_cursor`, with the same filters.".into();
+        } else if let Some(description) = description {
+            parameter["description"] = description;
+        }
+        if schema["type"] == "array" {
+            parameter["style"] = "form".into();
+            parameter["explode"] = false.into();
+        }
+        parameter["schema"] = schema;
+        parameter
+    };
+    query["properties"].as_object().into_iter().flatten().map(parameter).collect()
+}
+
+/// A parameter is there or not: none is `null`.
+fn without_null(schema: &Value) -> Value {
+    let mut schema = schema.clone();
+    if let Some(kinds) = schema["type"].as_array() {
+        let kind = kinds.iter().find(|kind| **kind != "null").cloned();
+        schema["type"] = kind.unwrap_or_default();
+    }
+    if let Some(of) = schema["oneOf"].as_array() {
+        let description = schema.get("description").cloned();
+        let mut only = of.iter().find(|schema| schema["type"] != "null").cloned().unwrap_or_default();
+        if let Some(description) = description {
+            only["description"] = description;
+        }
+        return only;
+    }
+    // Its absence is the only thing that stands for the default.
+    if let Some(schema) = schema.as_object_mut() {
+        schema.remove("default");
+    }
+    schema
+}
+
+impl Operation {
+    pub(super) fn describe(&self, function: &Function, route: &Route) -> Result<Value> {
+        let variables = variables(&route.path)?;
+        let mut errors = vec![429, 500, 503, 504];
+        let mut described = json!({
+            "operationId": self.id(function, route),
+            "summary": function.description.trim_end_matches('.'),
+            "tags": [tag(route)],
+        });
+        ensure!(route.authorized == (self.credential != Credential::None), "{}: who may call?", self.name);
+        described["security"] = match self.credential {
+            Credential::ApiKey(scope) => json!([{ "api_key": scope.into_iter().collect::<Vec<_>>() }]),
+            Credential::Project => json!([{ "api_key": [] }, { "session_token": [] }]),
+            Credential::None => json!([]),
+            Credential::Private => anyhow::bail!("{} is not for the document's readers", self.name),
+        };
+        if route.authorized {
+            errors.extend([401, 403]);
+        }
+        if !variables.is_empty() {
+            errors.push(404);
+        }
+        if SPENDING.contains(&self.name) {
+            errors.push(402);
+        }
+        if route.authorized && route.method != Method::GET {
+            errors.push(409);
+        }
+        let mut parameters = variables;
+        if let Some(query) = &self.query {
+            parameters.extend(query.iter().cloned());
+            errors.push(422);
+        }
+        if self.is_idempotent {
+            parameters.push(json!({ "$ref": "#/components/parameters/IdempotencyKey" }));
+        }
+        if let Some((schema, required)) = &self.body {
+            described["requestBody"] =
+                json!({ "required": required, "content": { "application/json": { "schema": schema } } });
+            errors.extend([400, 413]);
+        }
+        described["parameters"] = parameters.into();
+        let mut responses: BTreeMap<String, Value> =
+            errors.into_iter().map(|status| (status.to_string(), errors::reference(status))).collect();
+        responses.insert(self.status.to_string(), self.success());
+        described["responses"] = json!(responses);
+        Ok(described)
+    }
+
+    fn success(&self) -> Value {
+        let reason = StatusCode::from_u16(self.status).ok().and_then(|status| status.canonical_reason());
+        let mut success = json!({ "description": reason, "headers": errors::request_id() });
+        if let Some(schema) = &self.output {
+            success["content"] = json!({ self.content_type: { "schema": schema } });
+        }
+        success
+    }
+
+    /// A route that is served at a second path, too, is the same operation by another name there.
+    fn id(&self, function: &Function, route: &Route) -> String {
+        let id = camel_case(self.name, false);
+        let versioned = |route: &Route| route.path.starts_with("/v1/");
+        let is_second = !versioned(route) && function.routes.iter().any(versioned);
+        if is_second { format!("{id}Unversioned") } else { id }
+    }
+}
+
+/// A path's variables as parameters.
+fn variables(path: &str) -> Result<Vec<Value>> {
+    let names = path.split('/').filter_map(|word| word.strip_prefix('{')?.strip_suffix('}'));
+    let parameter = |name: &str| {
+        let schema = match name {
+            "id" | "delivery_id" => json!(Id::schema()),
+            "slug" | "ref" => json!(Slug::schema()),
+            "version" => json!(Version::schema()),
+            _ => return None,
+        };
+        Some(json!({ "name": name, "in": "path", "required": true, "schema": schema }))
+    };
+    names.map(|name| parameter(name).with_context(|| format!("{path}: what is {name}?"))).collect()
+}
+
+/// `api-keys-create` → `apiKeysCreate`
+fn camel_case(name: &str, from_the_first: bool) -> String {
+    let mut camel = String::new();
+    let mut capital = from_the_first;
+    for character in name.chars() {
+        match character {
+            '-' => capital = true,
+            _ if std::mem::take(&mut capital) => camel.push(character.to_ascii_uppercase()),
+            _ => camel.push(character),
+        }
+    }
+    camel
+}

@@ -1,0 +1,453 @@
+//! The document against the control plane that it describes: every operation is called, every answer judged by its schema, and the examples of
+//! `openapi.json` are such answers. `KARTA_UPDATE=1` writes the file anew.
+
+use std::{collections::BTreeSet, env, fs, path::Path, sync::Arc};
+
+use http::{Method, header};
+use jsonschema::{Draft, Validator};
+use karta_local::openapi;
+use karta_shared::worker::{Wake, Worker};
+use regex::Regex;
+use serde_json::{Map, Value, json};
+use worker_webhook_events::{Waker, WebhookEvents};
+
+use crate::harness::{Reply, Request, World};
+
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../openapi.json");
+const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
+
+/// Every operation: its path, method, and what is said of it.
+fn operations(document: &Value) -> impl Iterator<Item = (&String, &String, &Value)> {
+    let paths = document["paths"].as_object().unwrap().iter();
+    paths.flat_map(|(path, methods)| methods.as_object().unwrap().iter().map(move |(method, of)| (path, method, of)))
+}
+
+fn operation<'a>(document: &'a Value, id: &str) -> &'a Value {
+    let found = operations(document).find(|(.., operation)| operation["operationId"] == id);
+    found.unwrap_or_else(|| panic!("no operation {id}")).2
+}
+
+/// The status, media type and schema of an operation's answer.
+fn success(operation: &Value) -> (u16, Option<(&String, &Value)>) {
+    let responses = operation["responses"].as_object().unwrap();
+    let (status, response) = responses.iter().find(|(status, _)| status.starts_with('2')).unwrap();
+    let content = response["content"].as_object().and_then(|content| content.iter().next());
+    (status.parse().unwrap(), content.map(|(media, content)| (media, &content["schema"])))
+}
+
+/// Judges by a schema of the document, formats included. `is_strict`: what is not described is wrong, too.
+fn validator(document: &Value, schema: &Value, is_strict: bool) -> Validator {
+    let mut components = document["components"].clone();
+    if is_strict {
+        let text = components.to_string();
+        let joined = Regex::new(r##""allOf":\[\{"\$ref":"#/components/schemas/([A-Za-z]+)""##).unwrap();
+        let parts: BTreeSet<_> = joined.captures_iter(&text).map(|part| part[1].to_owned()).collect();
+        for (name, schema) in components["schemas"].as_object_mut().unwrap() {
+            let is_object = schema["properties"].is_object() || schema["allOf"].is_array();
+            if is_object && !parts.contains(name) {
+                schema["unevaluatedProperties"] = json!(false);
+            }
+        }
+    }
+    let schema = json!({ "allOf": [schema], "components": components });
+    jsonschema::options().with_draft(Draft::Draft202012).should_validate_formats(true).build(&schema).unwrap()
+}
+
+#[track_caller]
+fn assert_valid(validator: &Validator, value: &Value, of: &str) {
+    let faults: Vec<_> =
+        validator.iter_errors(value).map(|error| format!("{}: {error}", error.instance_path())).collect();
+    assert!(faults.is_empty(), "{of}: {faults:#?}\n{value:#}");
+}
+
+/// Every reference of the document leads somewhere.
+fn assert_resolved(document: &Value, within: &Value) {
+    match within {
+        Value::Object(fields) => {
+            if let Some(reference) = fields.get("$ref").and_then(Value::as_str) {
+                let place = reference.strip_prefix('#').unwrap();
+                assert!(document.pointer(place).is_some(), "{reference} leads nowhere");
+            }
+            fields.values().for_each(|field| assert_resolved(document, field));
+        }
+        Value::Array(items) => items.iter().for_each(|item| assert_resolved(document, item)),
+        _ => {}
+    }
+}
+
+/// The document without the answers that it shows.
+fn without_examples(mut document: Value) -> Value {
+    for methods in document["paths"].as_object_mut().unwrap().values_mut() {
+        for operation in methods.as_object_mut().unwrap().values_mut() {
+            for response in operation["responses"].as_object_mut().unwrap().values_mut() {
+                for media in
+                    response.get_mut("content").and_then(Value::as_object_mut).into_iter().flat_map(Map::values_mut)
+                {
+                    media.as_object_mut().unwrap().remove("example");
+                }
+            }
+        }
+    }
+    document
+}
+
+/// An answer as the document may show it: secrets are cut short.
+fn shown(answer: &str) -> Value {
+    let secrets = Regex::new(
+        r"(kt_live_[0-9A-Za-z]{6})[0-9A-Za-z]{26}|(whsec_)[0-9A-Za-z+/=]+|(eyJ[0-9A-Za-z_-]{6})[0-9A-Za-z_.-]+",
+    )
+    .unwrap();
+    serde_json::from_str(&secrets.replace_all(answer, "$1$2$3…")).unwrap()
+}
+
+/// One call of every operation, in an order in which each succeeds.
+struct Tour<'a> {
+    world: &'a World,
+    replies: Vec<(&'static str, Reply)>,
+}
+
+impl Tour<'_> {
+    async fn call(&mut self, id: &'static str, request: Request) -> Value {
+        let reply = request.send().await;
+        assert!(reply.status.is_success(), "{id}: {}", reply.text);
+        let json = reply.json.clone();
+        self.replies.push((id, reply));
+        json
+    }
+
+    async fn get(&mut self, id: &'static str, path: &str) -> Value {
+        self.call(id, self.world.get(path)).await
+    }
+
+    async fn post(&mut self, id: &'static str, path: &str, body: Value) -> Value {
+        self.call(id, self.world.post(path, body)).await
+    }
+
+    async fn service(&mut self) {
+        for (id, path) in [("healthz", "/healthz"), ("openapiGet", "/openapi.json"), ("docsGet", "/docs")] {
+            self.call(id, self.world.get(path).anonymous()).await;
+        }
+        self.get("whoami", "/v1/whoami").await;
+        self.get("billingGet", "/v1/billing").await;
+    }
+
+    async fn api_keys(&mut self) {
+        let key = json!({
+            "name": "ci-runner",
+            "scopes": ["read", "write"],
+            "expires_at": "2027-01-31T12:00:00Z",
+            "budget": { "total_tokens": 1_000_000, "alert_percents": [80, 100] },
+            "metadata": { "team": "platform" },
+        });
+        let created = self.post("apiKeysCreate", "/v1/api_keys", key).await;
+        let path = format!("/v1/api_keys/{}", created["api_key"]["id"]);
+        self.report(&created["api_key"]).await;
+        let cidrs = json!({ "allowed_cidrs": ["203.0.113.0/24", "2001:db8::/32"] });
+        self.call("apiKeysUpdate", self.world.patch(&path, cidrs)).await;
+        self.call("apiKeysRotate", self.world.request(Method::POST, &format!("{path}/rotate"))).await;
+        self.get("apiKeysGet", &path).await;
+        self.get("apiKeysList", "/v1/api_keys?limit=2&status=active,rotating").await;
+        self.call("apiKeysRevoke", self.world.delete(&path)).await;
+    }
+
+    async fn report(&self, api_key: &Value) {
+        let event = |kind: &str, quantity: u32| {
+            json!({
+                "api_key_id": api_key["id"],
+                "kind": kind,
+                "quantity": quantity,
+                "model": "claude-sonnet-4-5",
+                "occurred_at": "2026-11-21T11:59:00Z",
+                "client_event_id": kind,
+            })
+        };
+        let events = json!({ "events": [event("input_tokens", 12_000), event("output_tokens", 3_400)] });
+        self.world.service(Method::POST, "/v1/internal/usage/events").body(events).send().await.expect(202);
+    }
+
+    async fn spending(&mut self) {
+        let budget = json!({ "total_tokens": 50_000_000, "cost_cents": 20_000 });
+        self.call("budgetUpdate", self.world.request(Method::PUT, "/v1/budget").body(budget)).await;
+        self.get("budgetGet", "/v1/budget").await;
+        self.get("usageGet", "/v1/usage?period=2026-11").await;
+        self.get("usageKeysList", "/v1/usage/keys").await;
+    }
+
+    async fn model_keys(&mut self) {
+        let key = json!({ "provider": "openai", "key": "sk-proj-0123456789abcdefghij", "name": "production" });
+        let created = self.post("modelKeysCreate", "/v1/model_keys", key).await;
+        self.get("modelKeysList", "/v1/model_keys").await;
+        let path = format!("/v1/model_keys/{}", created["model_key"]["id"]);
+        self.call("modelKeysRevoke", self.world.delete(&path)).await;
+    }
+
+    async fn agent_projects(&mut self) {
+        let project = "/v1/agent_projects/my-app";
+        self.post("agentProjectsCreate", "/v1/agent_projects", json!({ "slug": "my-app", "name": "My app" })).await;
+        self.call("agentProjectsUpdate", self.world.patch(project, json!({ "model_id": "claude-sonnet-4-5" }))).await;
+        let deploy = |commit: &str| json!({ "commit_sha": commit, "artifact_url": "https://artifacts.example.com/my-app.tar.gz" });
+        self.post("deploysCreate", &format!("{project}/deploys"), deploy("9fceb02")).await;
+        let built = self.world.deploy("my-app", deploy("b1973e0d5c")).await;
+        self.world.set_build(&built, "building").await;
+        let report = self.world.service(Method::POST, &format!("/v1/internal/releases/{}/status", built["id"]));
+        report.body(json!({ "status": "ready", "build_log": "step 1\nstep 2\n" })).send().await.expect(200);
+        self.get("releaseLogsList", &format!("{project}/releases/2/logs")).await;
+        self.post("releasesRollback", &format!("{project}/rollback"), json!({ "version": 1 })).await;
+        self.get("releasesList", &format!("{project}/releases")).await;
+        self.get("agentProjectsGet", project).await;
+        self.get("agentProjectsList", "/v1/agent_projects").await;
+        let tokens = format!("{project}/session_tokens");
+        let minted = self.post("sessionTokensCreate", &tokens, json!({ "user_id": "user-7" })).await;
+        self.post("sessionTokensCreateUnversioned", &tokens["/v1".len()..], json!({})).await;
+        let whoami = self.world.get("/v1/projects/my-app/whoami").bearer(minted["token"].as_str().unwrap());
+        self.call("projectsWhoami", whoami).await;
+    }
+
+    async fn webhooks(&mut self) {
+        let endpoint = json!({
+            "url": "https://hooks.example.com/karta",
+            "event_types": ["api_key.revoked", "budget.exhausted"],
+            "description": "On-call",
+        });
+        let created = self.post("webhookEndpointsCreate", "/v1/webhook_endpoints", endpoint).await;
+        let path = format!("/v1/webhook_endpoints/{}", created["webhook_endpoint"]["id"]);
+        self.call("webhookEndpointsUpdate", self.world.patch(&path, json!({ "event_types": ["*"] }))).await;
+        self.get("webhookEndpointsGet", &path).await;
+        self.get("webhookEndpointsList", "/v1/webhook_endpoints").await;
+        let rotate = self.world.request(Method::POST, &format!("{path}/rotate_secret"));
+        self.call("webhookEndpointsRotateSecret", rotate).await;
+        let test = self.world.request(Method::POST, &format!("{path}/test"));
+        let sent = self.call("webhookEndpointsTest", test).await;
+        // Fanned out, and sent nowhere.
+        let fan_out = WebhookEvents::new(self.world.runner.app.clone(), Waker::Local(Arc::new(|_, _| ())));
+        fan_out.work(&Wake::Sweep).await.unwrap();
+        self.get("webhookDeliveriesList", &format!("{path}/deliveries?status=pending")).await;
+        let replay = format!("{path}/deliveries/{}/replay", sent["delivery"]["id"]);
+        self.call("webhookDeliveriesReplay", self.world.request(Method::POST, &replay)).await;
+        let since = json!({ "since": "2026-11-21T00:00:00Z" });
+        self.post("webhookEndpointsRecover", &format!("{path}/recover"), since).await;
+        self.call("webhookEndpointsDelete", self.world.delete(&path)).await;
+    }
+
+    async fn audit_events(&mut self) {
+        self.get("auditEventsList", "/v1/audit_events?limit=3").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_operation_answers_as_the_document_says() {
+    let mut document = openapi::document().unwrap();
+    assert_resolved(&document, &document);
+    let (world, _) = World::start_at_noon().await;
+    let mut tour = Tour { world: &world, replies: Vec::new() };
+    tour.service().await;
+    tour.api_keys().await;
+    tour.spending().await;
+    tour.model_keys().await;
+    tour.agent_projects().await;
+    tour.webhooks().await;
+    tour.audit_events().await;
+
+    let called: BTreeSet<_> = tour.replies.iter().map(|(id, _)| *id).collect();
+    let documented: BTreeSet<_> = operations(&document).map(|(.., of)| of["operationId"].as_str().unwrap()).collect();
+    assert_eq!(called, documented);
+
+    let described = document.clone();
+    for (id, reply) in &tour.replies {
+        let (status, content) = success(operation(&described, id));
+        assert_eq!(reply.status.as_u16(), status, "{id}");
+        let media = reply.headers.get(header::CONTENT_TYPE).map(|media| media.to_str().unwrap());
+        assert_eq!(media, content.map(|(media, _)| media.as_str()), "{id}");
+        assert!(reply.headers.contains_key("x-request-id"), "{id}");
+        let Some((media, schema)) = content else { continue };
+        assert_valid(&validator(&described, schema, true), &reply.json, id);
+        if media == "application/json" && *id != "openapiGet" {
+            let place = operations(&described).find(|(.., of)| of["operationId"] == *id).unwrap();
+            let example = shown(&reply.text);
+            assert_valid(&validator(&described, schema, true), &example, id);
+            document["paths"][place.0][place.1]["responses"][status.to_string()]["content"][media]["example"] = example;
+        }
+    }
+    if env::var_os("KARTA_UPDATE").is_some() {
+        fs::write(Path::new(FILE), format!("{document:#}\n")).unwrap();
+    }
+}
+
+#[test]
+fn the_file_is_what_the_handlers_say_and_every_answer_has_an_example() {
+    let file: Value = serde_json::from_str(&fs::read_to_string(FILE).unwrap()).unwrap();
+    let document = openapi::document().unwrap();
+    let fix = "KARTA_UPDATE=1 cargo test -p karta-local --test it openapi";
+    assert_eq!(without_examples(file.clone()), document, "openapi.json is not up to date: {fix}");
+    for (path, method, operation) in operations(&file) {
+        let (status, content) = success(operation);
+        let Some((media, schema)) = content else { continue };
+        if media == "application/json" && path != "/openapi.json" {
+            let example = &operation["responses"][status.to_string()]["content"][media]["example"];
+            assert_valid(&validator(&file, schema, true), example, &format!("{method} {path}: {fix}"));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_is_served_to_anybody_with_leave_to_keep_it() {
+    let world = World::start().await;
+    let reply = world.get("/openapi.json").anonymous().send().await;
+    assert_eq!(reply.headers[header::CACHE_CONTROL], "public, max-age=300");
+    assert_eq!(reply.text, fs::read_to_string(FILE).unwrap());
+    reply.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_is_whole_and_may_run_its_own_script_alone() {
+    let world = World::start().await;
+    let reply = world.get("/docs?from=elsewhere").anonymous().send().await;
+    let policy = reply.headers[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
+    // As a browser reads it: what opens a script within one is text.
+    let (_, script) = reply.text.split_once("<script>").unwrap();
+    let (script, behind) = script.split_once("</script>").unwrap();
+    assert!(!behind.contains("<script"), "the viewer ends its script itself");
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, script.as_bytes());
+    let hash = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, digest);
+    assert!(policy.contains(&format!("script-src 'sha256-{hash}';")), "the script's hash is {hash}");
+    assert!(policy.starts_with("default-src 'none';") && !policy.contains("http") && !policy.contains("unsafe-eval"));
+    // Beside the page, whatever stage both are under.
+    assert!(script.contains(r#"Redoc.init("openapi.json""#));
+    // Lambda answers with 6 MB at most, the text escaped in JSON.
+    assert!(json!(reply.text).to_string().len() < 2 << 20);
+}
+
+/// What the handlers refuse, the document refuses; and the reverse.
+#[tokio::test(flavor = "multi_thread")]
+async fn input_is_judged_alike_by_schema_and_handler() {
+    let document = openapi::document().unwrap();
+    let (world, _) = World::start_at_noon().await;
+    world.project("site").await;
+    let (key, _) = world.key(&["read"]).await;
+    let key = format!("/v1/api_keys/{key}");
+    let with = |change: &str, value: Value| {
+        let mut body = json!({ "name": "ci", "scopes": ["read"] });
+        body[change] = value;
+        body
+    };
+    let long = |count: usize| "x".repeat(count);
+    let mut cases = vec![
+        ("apiKeysCreate", "/v1/api_keys", json!({ "name": "ci" })),
+        ("apiKeysCreate", "/v1/api_keys", json!([])),
+        ("apiKeysUpdate", &key, json!({ "name": null })),
+        ("apiKeysUpdate", &key, json!({ "scopes": null })),
+        ("apiKeysUpdate", &key, json!({ "expires_at": null, "budget": null, "metadata": null, "allowed_cidrs": null })),
+        ("apiKeysUpdate", &key, json!({})),
+        ("budgetUpdate", "/v1/budget", json!({ "cost_cents": null, "alert_percents": null })),
+        ("budgetUpdate", "/v1/budget", json!({ "cost_cents": 9_007_199_254_740_992_u64 })),
+        ("budgetUpdate", "/v1/budget", json!({ "total": 5 })),
+        ("agentProjectsCreate", "/v1/agent_projects", json!({ "slug": "UPPER", "name": "x" })),
+        ("agentProjectsCreate", "/v1/agent_projects", json!({ "slug": long(64), "name": "x" })),
+        ("agentProjectsUpdate", "/v1/agent_projects/site", json!({ "name": null })),
+        ("agentProjectsUpdate", "/v1/agent_projects/site", json!({ "model_id": null, "endpoint_url": null })),
+        ("agentProjectsUpdate", "/v1/agent_projects/site", json!({ "model_id": long(129) })),
+        ("deploysCreate", "/v1/agent_projects/site/deploys", json!({ "commit_sha": "9fceb0" })),
+        ("deploysCreate", "/v1/agent_projects/site/deploys", json!({ "commit_sha": "9FCEB02", "activate": null })),
+        ("deploysCreate", "/v1/agent_projects/site/deploys", json!({ "commit_sha": "9fceb02", "activate": 1 })),
+        ("sessionTokensCreate", "/v1/agent_projects/site/session_tokens", json!({ "ttl_seconds": 59 })),
+        (
+            "sessionTokensCreate",
+            "/v1/agent_projects/site/session_tokens",
+            json!({ "ttl_seconds": 3600, "user_id": null }),
+        ),
+        ("sessionTokensCreate", "/v1/agent_projects/site/session_tokens", json!({ "user_id": "" })),
+        ("modelKeysCreate", "/v1/model_keys", json!({ "provider": "acme", "key": "sk-proj-0123456789abcdefghij" })),
+        (
+            "webhookEndpointsCreate",
+            "/v1/webhook_endpoints",
+            json!({ "url": "https://hooks.example.com/", "event_types": [] }),
+        ),
+        (
+            "webhookEndpointsCreate",
+            "/v1/webhook_endpoints",
+            json!({ "url": "https://hooks.example.com/", "event_types": ["ping", "ping"] }),
+        ),
+        (
+            "webhookEndpointsCreate",
+            "/v1/webhook_endpoints",
+            json!({ "url": "https://hooks.example.com/", "event_types": ["all"] }),
+        ),
+    ];
+    for (change, value) in [
+        ("name", json!("")),
+        ("name", json!(long(100))),
+        ("name", json!(long(101))),
+        ("name", json!(7)),
+        ("scopes", json!(["read", "root"])),
+        ("scopes", json!(["read", "read"])),
+        ("scopes", json!([])),
+        ("budget", json!({ "total_tokens": 5.0 })),
+        ("budget", json!({ "total_tokens": 5.5 })),
+        ("budget", json!({ "alert_percents": vec![1; 11] })),
+        ("budget", json!({ "alert_percents": [80, 80.0] })),
+        ("expires_at", json!("soon")),
+        ("expires_at", json!("2027-01-31T12:00:00.123456+01:00")),
+        ("expires_at", json!(null)),
+        ("allowed_cidrs", json!("10.0.0.0/8")),
+        ("allowed_cidrs", json!(vec!["10.0.0.0/8"; 21])),
+        ("budget", json!({ "total_tokens": -1 })),
+        ("budget", json!({ "alert_percents": [0] })),
+        ("budget", json!([1])),
+        ("metadata", json!({ "team": 1 })),
+        ("metadata", json!({ long(41): "" })),
+        ("metadata", json!({ "team": long(501) })),
+        ("metadata", json!({ "team": long(500) })),
+        ("owner", json!("me")),
+    ] {
+        cases.push(("apiKeysCreate", "/v1/api_keys", with(change, value)));
+    }
+    let (mut taken, mut refused) = (0, 0);
+    for (id, path, body) in cases {
+        let (_, method, operation) = operations(&document).find(|(.., of)| of["operationId"] == id).unwrap();
+        assert!(METHODS.contains(&method.as_str()));
+        let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
+        let is_described = validator(&document, schema, false).is_valid(&body);
+        let method = method.to_ascii_uppercase().parse().unwrap();
+        let reply = world.request(method, path).body(body.clone()).send().await;
+        let is_taken = reply.status.is_success();
+        assert!(is_taken || reply.status == 422, "{id} {body}: {}", reply.text);
+        assert_eq!(is_taken, is_described, "{id} {body}: {}", reply.text);
+        *if is_taken { &mut taken } else { &mut refused } += 1;
+    }
+    assert!(taken >= 10 && refused >= 25, "{taken} {refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_are_the_documents() {
+    let document = openapi::document().unwrap();
+    let world = World::start().await;
+    world.project("site").await;
+    let (_, reader) = world.key(&["read"]).await;
+    let keys = || world.request(Method::POST, "/v1/api_keys");
+    let mismatch = || keys().idempotency_key("1").body(json!({ "name": "a", "scopes": ["read"] }));
+    mismatch().send().await.expect(201);
+    let mut calls = vec![
+        (400, keys().raw_body("{")),
+        (401, world.get("/v1/whoami").anonymous()),
+        (403, world.post("/v1/api_keys", json!({})).bearer(&reader)),
+        (404, world.get("/v1/api_keys/7")),
+        (409, world.post("/v1/agent_projects", json!({ "slug": "site", "name": "Again" }))),
+        (413, keys().raw_body("x".repeat(65 * 1024))),
+        (422, keys().body(json!({ "name": "a" }))),
+        (422, world.post("/v1/model_keys", json!({ "provider": "openai", "key": "short" }))),
+        (422, mismatch().body(json!({ "name": "b", "scopes": ["read"] }))),
+    ];
+    world.set_subscription("past_due").await;
+    calls.push((402, world.post("/v1/agent_projects/site/session_tokens", json!({}))));
+    let by_status = |status: u16| {
+        let operation = operation(&document, "sessionTokensCreate");
+        let reference = operation["responses"][status.to_string()]["$ref"].as_str().unwrap();
+        document.pointer(&reference[1..]).unwrap()
+    };
+    for (status, call) in calls {
+        let reply = call.send().await;
+        let body = reply.expect(status);
+        let schema = &by_status(status)["content"]["application/json"]["schema"];
+        assert_valid(&validator(&document, schema, true), &body, &status.to_string());
+    }
+}

@@ -1,0 +1,156 @@
+//! What the API's own kinds of values look like in the API document: each as its parser takes it and as answers show it. What a schema cannot
+//! say (a name must not be all blank, a URL must lead to a public host) stands in its description.
+
+use std::borrow::Cow;
+
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{ArrayBuilder, KnownFormat, ObjectBuilder, RefOr, Schema, SchemaFormat, Type, schema::SchemaType},
+};
+
+use super::{Days, Limit, Received, Revealed, Verbatim};
+use crate::domain::{
+    Action, AlertPercents, AllowedCidrs, ArtifactUrl, Budget, Cap, CommitSha, EndpointUrl, EventType, EventTypes,
+    Grace, Id, ImageRef, Metadata, ModelId, Month, Name, Plan, Prefix, Scope, ScopeSet, Slug, Timestamp, UserId, Value,
+    Version, WebhookUrl,
+};
+
+/// Two to the 53rd, less one: the largest integer that JavaScript reads exactly.
+const SAFE: u64 = 9_007_199_254_740_991;
+
+fn text(description: &str) -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::String).description(Some(description))
+}
+
+fn sized_text(min: usize, max: usize, description: &str) -> ObjectBuilder {
+    text(description).min_length(Some(min)).max_length(Some(max))
+}
+
+fn integer(min: u64, max: u64, description: &str) -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)))
+        .minimum(Some(min))
+        .maximum(Some(max))
+        .description(Some(description))
+}
+
+fn url(description: &str) -> ObjectBuilder {
+    sized_text(1, 2_048, description).format(Some(SchemaFormat::Custom("uri".to_owned())))
+}
+
+fn list(items: ObjectBuilder, min: usize, max: usize, description: &str) -> ArrayBuilder {
+    ArrayBuilder::new().items(items).min_items(Some(min)).max_items(Some(max)).description(Some(description))
+}
+
+fn reference<T: ToSchema>() -> RefOr<Schema> {
+    utoipa::openapi::Ref::from_schema_name(T::name()).into()
+}
+
+macro_rules! schemas {
+    ($($type:ty => $schema:expr;)*) => {$(
+        impl PartialSchema for $type {
+            fn schema() -> RefOr<Schema> {
+                $schema.build().into()
+            }
+        }
+        impl ToSchema for $type {}
+    )*};
+}
+
+schemas! {
+    Id => integer(1, SAFE, "An id: unique per kind over all organizations.");
+    Version => integer(1, SAFE, "A release's number in its project: 1, 2, …, without holes.");
+    Cap => integer(0, SAFE, "One cap per UTC month; of 0 nothing may be spent.");
+    Grace => integer(0, 2_592_000, "For how many seconds what was rotated goes on serving; a day unless given.");
+    Limit => integer(1, 100, "How many items a page holds at most; 50 unless given.");
+    Days => integer(1, 3_650, "A number of days.");
+    Timestamp => text("An instant. Input takes any RFC 3339 precision and offset; answers are in UTC with milliseconds.")
+        .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)));
+    Month => text("A calendar month in UTC.").pattern(Some("^(19[7-9][0-9]|[2-8][0-9]{3}|9[0-8][0-9]{2}|99[0-8][0-9]|999[0-8])-(0[1-9]|1[0-2])$"));
+    Name => sized_text(1, 100, "1 to 100 characters that are not all blank, none of them a control character or invisible.");
+    Plan => sized_text(1, 100, "What the organization bought, by the operator's own name for it.");
+    Slug => text("A name for paths.").pattern(Some("^[a-z0-9-]{1,63}$"));
+    UserId => sized_text(1, 255, "Who the token is for, by the caller's own name for them: 1 to 255 bytes without control characters.");
+    ModelId => sized_text(1, 128, "The name of a model at its provider, without blanks, control characters and invisible ones.");
+    Prefix => text("The first 14 characters of an API key. Not secret, and not unique.").pattern(Some("^kt_live_[0-9A-Za-z]{6}$"));
+    CommitSha => text("A commit, in hexadecimal digits; answers show them in lower case.").pattern(Some("^[0-9a-fA-F]{7,64}$"));
+    ImageRef => sized_text(1, 512, "A container image, such as `registry.example.com/app:1.4`.");
+    EndpointUrl => url("`https`, a public DNS name, the default port; no credentials, query or fragment.");
+    ArtifactUrl => url("Where a release's code lies: `https`, a public DNS name, the default port; no credentials, query or fragment.");
+    WebhookUrl => url("Where deliveries go.");
+    Action => text("`<resource>.<what happened>`").pattern(Some("^[a-z_]{1,63}\\.[a-z_]{1,63}$"));
+    Revealed => text("A secret, shown in this answer alone.");
+    Verbatim => ObjectBuilder::new().schema_type(SchemaType::AnyValue);
+    Received => text("Never shown again.").write_only(true);
+    Metadata => ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .description(Some("The caller's own notes: at most 50 pairs, keys of 1 to 40 characters, values of at most 500."))
+        .property_names(Some(sized_text(1, 40, "A key.").build()))
+        .additional_properties(Some(Schema::from(sized_text(0, 500, "A value.").build())))
+        .max_properties(Some(50));
+    AllowedCidrs => list(
+        text("An IPv4 or IPv6 range such as `203.0.113.0/24` or `2001:db8::/32`, or one address."),
+        0,
+        20,
+        "From where the key may be used; from anywhere if there are none.",
+    );
+    AlertPercents => list(
+        integer(1, 100, "A whole percent of a cap.").format(None),
+        0,
+        10,
+        "At which percents of each cap `budget.threshold` is told; answers show them ascending and each once.",
+    );
+    EventType => text("What happened.").enum_values(Some(EventType::ALL.map(EventType::as_str)));
+    EventTypes => list(
+        text("A type of event, or `*` for all of them.")
+            .enum_values(Some(EventType::ALL.map(EventType::as_str).into_iter().chain(["*"]))),
+        1,
+        50,
+        "Of what the endpoint is told.",
+    );
+    Value => ObjectBuilder::new()
+        .schema_type(SchemaType::AnyValue)
+        .description(Some("A field's value as the resource itself shows it."));
+}
+
+/// As input: what is left out is no cap. Answers show a [`BudgetResource`](super::BudgetResource).
+impl PartialSchema for Budget {
+    fn schema() -> RefOr<Schema> {
+        let or_null = |schema: RefOr<Schema>| {
+            utoipa::openapi::OneOfBuilder::new().item(ObjectBuilder::new().schema_type(Type::Null)).item(schema)
+        };
+        let mut budget = ObjectBuilder::new()
+            .schema_type(Type::Object)
+            .description(Some("Caps per UTC month. Absent and `null` are no cap."))
+            .additional_properties(Some(utoipa::openapi::schema::AdditionalProperties::<Schema>::FreeForm(false)));
+        for cap in ["input_tokens", "output_tokens", "total_tokens", "cost_cents"] {
+            budget = budget.property(cap, or_null(reference::<Cap>()));
+        }
+        budget.property("alert_percents", or_null(reference::<AlertPercents>())).build().into()
+    }
+}
+
+impl ToSchema for Budget {
+    fn name() -> Cow<'static, str> {
+        "BudgetInput".into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((Cap::name().into(), Cap::schema()));
+        schemas.push((AlertPercents::name().into(), AlertPercents::schema()));
+    }
+}
+
+impl PartialSchema for ScopeSet {
+    fn schema() -> RefOr<Schema> {
+        let description = "What the key may do. A set, not a ladder: no scope implies another.";
+        ArrayBuilder::new().items(reference::<Scope>()).min_items(Some(1)).description(Some(description)).build().into()
+    }
+}
+
+impl ToSchema for ScopeSet {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((Scope::name().into(), Scope::schema()));
+    }
+}
