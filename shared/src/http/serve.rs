@@ -198,15 +198,15 @@ fn respond<R: Route>(outcome: Result<(StatusCode, Vec<u8>), Error>, request_id: 
     if !is_empty {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     }
+    if status.is_success() {
+        // Secrets among them, and nothing that holds longer than the moment, unless the route says otherwise.
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
     for (name, value) in further {
         headers.insert(*name, HeaderValue::from_static(value));
     }
     if let Ok(id) = HeaderValue::from_str(request_id) {
         headers.insert("x-request-id", id);
-    }
-    if status.is_success() {
-        // Secrets among them, and nothing that holds longer than the moment.
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
     if status == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(error::RETRY_AFTER_SECONDS));
