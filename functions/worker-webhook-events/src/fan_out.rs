@@ -15,7 +15,8 @@ pub(crate) async fn fan_out(app: &App, organization: Id, due: &[Due]) -> (BTreeS
     let mut touched = BTreeSet::new();
     let told = async {
         // In this order: who was there when an event was written is among the endpoints.
-        let events = app.store.untold_events(due).await?;
+        let (events, unreadable) = app.store.untold_events(due).await?;
+        app.store.postpone_events(&unreadable, app.clock.now().plus(AGAIN_AFTER)).await?;
         if events.is_empty() {
             return Ok(());
         }

@@ -21,7 +21,7 @@ pub use self::waker::Waker;
 
 /// How often a sweep looks again while it finds something.
 const LOOKS: usize = 20;
-/// How many events of an organization one look fans out: a flood of one waits for the next look, not everybody.
+/// How many events of an organization one look fans out: those whom the look found beside do not wait for a flood.
 const OF_ONE_AT_MOST: usize = 200;
 /// How long a sweep begins new things: less than its function's time limit by more than the longest of them takes.
 const WORKS_FOR: Duration = Duration::from_secs(40);

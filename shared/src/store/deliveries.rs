@@ -31,6 +31,9 @@ const EVENTS_KEPT: Duration = Duration::from_hours(33 * 24);
 const WRITES_AT_MOST: usize = 100;
 /// DynamoDB's own limit on a transaction is 4 MB.
 const BYTES_AT_MOST: usize = 1_000_000;
+/// How often a fan-out that another one crosses is tried.
+const CROSSED_AT_MOST: u32 = 4;
+const CROSSED_PAUSE: Duration = Duration::from_millis(50);
 /// For how long a recovery waits for an event that is not fanned out yet.
 const AWAITED: Duration = Duration::from_mins(10);
 /// How many events a page of a recovery looks at: each may take three writes.
@@ -126,16 +129,22 @@ fn number(number: impl ToString) -> AttributeValue {
 }
 
 impl Store {
-    /// Those of the events that nobody has fanned out yet, oldest first.
-    pub async fn untold_events(&self, due: &[Due]) -> Result<Vec<Event>, StoreError> {
+    /// Those of an organization's events that nobody has fanned out yet, oldest first, and the places of those that cannot be read.
+    pub async fn untold_events(&self, due: &[Due]) -> Result<(Vec<Event>, Vec<Due>), StoreError> {
         let keys: Vec<_> = due.iter().map(|due| Key::due(Queue::Events, due.organization_id, &due.sk)).collect();
-        let mut events = Vec::with_capacity(keys.len());
+        let (mut events, mut unreadable) = (Vec::with_capacity(keys.len()), Vec::new());
         for item in self.batch_get(Table::Outbox, &keys).await? {
-            let kept: KeptEvent = decode(item)?;
-            events.extend(kept.due_shard.is_some().then_some(kept.event));
+            let sk = super::text(&item, "sk")?.to_owned();
+            match decode::<KeptEvent>(item) {
+                Ok(kept) => events.extend(kept.due_shard.is_some().then_some(kept.event)),
+                Err(error) => {
+                    tracing::error!(sk, %error, "an event waits that cannot be read");
+                    unreadable.extend(due.iter().find(|due| due.sk == sk).cloned());
+                }
+            }
         }
         events.sort_by_key(|event| (event.created_at, event.id));
-        Ok(events)
+        Ok((events, unreadable))
     }
 
     /// Has events looked at again later, where they still wait: what cannot be fanned out must not stand before everybody else's.
@@ -194,12 +203,15 @@ impl Store {
     }
 
     /// One transaction, again without the events that somebody else has fanned out meanwhile.
+    ///
+    /// While another one is being written, its deliveries may lie there and its events be held: it is asked again, then.
     async fn fan_out_batch(
         &self,
         organization: Id,
         mut batch: Vec<(Event, Vec<Id>)>,
         now: Timestamp,
     ) -> Result<BTreeSet<Id>, StoreError> {
+        let mut crossed = 0;
         while !batch.is_empty() {
             let mut transaction = self.transaction();
             for (event, _) in &batch {
@@ -222,7 +234,12 @@ impl Store {
             }
             // Where an event was fanned out already, its deliveries lie there too.
             if failed.iter().all(|member| *member >= batch.len()) {
-                return Err(StoreError::Fault("a delivery lies there whose event was not fanned out".to_owned()));
+                crossed += 1;
+                if crossed == CROSSED_AT_MOST {
+                    return Err(StoreError::Fault("a delivery lies there whose event was not fanned out".to_owned()));
+                }
+                tokio::time::sleep(CROSSED_PAUSE * crossed).await;
+                continue;
             }
             let mut at = 0;
             batch.retain(|_| {
@@ -470,7 +487,11 @@ impl Store {
         let (mut missed, mut waits, mut walked_to) = (Vec::new(), false, recovery.walked_to.clone());
         for item in output.items.unwrap_or_default() {
             let place = format!("{}#", super::text(&item, "sk")?);
-            let KeptEvent { event, due_shard } = decode(item)?;
+            let Ok(KeptEvent { event, due_shard }) = decode(item) else {
+                tracing::error!(place, "an event that cannot be read is not recovered");
+                walked_to = place;
+                continue;
+            };
             // Whether the endpoint gets it is not known before it is fanned out: the walk goes on after that.
             if due_shard.is_some() && now.since(event.created_at) < AWAITED {
                 waits = true;
