@@ -207,16 +207,16 @@ async fn whatever_fails_the_old_log_or_the_new_one_is_seen_whole() {
         proxy.heal();
         assert_eq!(seen(&world).await, old(), "{operation} after {through}");
     }
-    assert_eq!(leftover(&world).await, 6);
+    assert_eq!(leftover(&world).await, 4);
     proxy.fail_after("DeleteItem", 1, ALWAYS, Fault::ServerError);
     print(&world, &release, &new()).await.expect(200);
     proxy.heal();
     assert_eq!(seen(&world).await, new());
-    assert_eq!(leftover(&world).await, 6 + 3);
+    assert_eq!(leftover(&world).await, 4 + 3);
     // A report that is at work for less than an hour may yet be named.
     clock.advance(Duration::from_mins(59));
     print(&world, &release, &old()).await.expect(200);
-    assert_eq!(leftover(&world).await, 6 + 3);
+    assert_eq!(leftover(&world).await, 4 + 3);
     clock.advance(Duration::from_mins(2));
     print(&world, &release, &new()).await.expect(200);
     assert_eq!(seen(&world).await, new());
