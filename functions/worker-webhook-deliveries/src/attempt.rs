@@ -142,7 +142,7 @@ impl Receiver {
         }
         let mut after = before.clone();
         let changes = after.disable(reason);
-        transaction.disable_webhook_endpoint(organization, &before, &after)?;
+        transaction.update_webhook_endpoint(organization, &before, &after, now)?;
         let id = || Id::draw(now, &*self.app.entropy);
         transaction.audit(
             organization,

@@ -70,11 +70,13 @@ impl Line {
 
     pub(crate) async fn serve(mut self, ends: Instant) -> Result<Served, Fault> {
         let store = self.app.store.clone();
+        let mut was_read = true;
         loop {
-            // Its version is read before the look, so that a queue is let go of only as it was seen.
-            if !self.renew().await? {
+            // Its version is read before the look, so that a queue is let go of only as it was seen: at first with the lease itself.
+            if !was_read && !self.renew().await? {
                 return Ok(Served::Done);
             }
+            was_read = false;
             let Some(endpoint) = store.webhook_endpoint(self.organization, self.endpoint).await? else {
                 store.drop_queue(&*self.lease.lock().await).await?;
                 return Ok(Served::Done);

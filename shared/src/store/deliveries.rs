@@ -718,16 +718,6 @@ impl Transaction {
         })
     }
 
-    /// What a worker makes of an endpoint: disabled, with its news.
-    pub fn disable_webhook_endpoint(
-        &mut self,
-        organization: Id,
-        before: &WebhookEndpoint,
-        after: &WebhookEndpoint,
-    ) -> Result<(), StoreError> {
-        self.replace(Table::Main, &Key::webhook_endpoint(organization, after.id), after, before.version)
-    }
-
     /// Has the endpoint sent what it missed since a time.
     pub fn recover_deliveries(
         &mut self,
