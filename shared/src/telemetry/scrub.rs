@@ -23,8 +23,7 @@ macro_rules! colour {
 const BORDER: &str = concat!(r"(^|[^A-Za-z]|\\[bfnrt]|\\u[0-9A-Fa-f]{4}|%[0-9A-Fa-f]{2}|", colour!(), ")");
 
 /// Applied in this order. Each pattern fails or succeeds within the run of characters that it starts in, which keeps scrubbing
-/// linear, and none changes its own replacement, which makes it idempotent. No match takes a quote or splits a backslash from
-/// what it escapes, so JSON stays JSON. Where one secret may by chance hold the start of another, the one of more characters goes first.
+/// linear, and none changes its own replacement. No match takes a quote or splits a backslash from what it escapes, so JSON stays JSON. Where one secret may by chance hold the start of another, the one of more characters goes first.
 static RULES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
     let rules = [
         // First, since any other secret may run up to the word and take it.
@@ -102,6 +101,9 @@ static PIECE: LazyLock<Regex> = LazyLock::new(|| regex(r#"\\u[0-9A-Fa-f]{4}|(?s:
 static BASE64: LazyLock<Regex> = LazyLock::new(|| regex("[A-Za-z0-9+/=]{16,}"));
 /// How long a private key is at most, in bytes.
 const PRIVATE_KEY_MAX: usize = 32 * 1024;
+/// A replacement may lay bare what an earlier rule looks for: `AKIA…sk-…` is one word until its first half is gone. No text was found that changes
+/// more than twice.
+const PASSES_MAX: u32 = 4;
 /// How many lines without a line of the key may stand in one whose end is missing: its headers.
 const HEADERS_MAX: u32 = 4;
 
@@ -125,6 +127,17 @@ pub(super) fn prepare() {
 /// Google, Slack and Stripe, AWS access keys, session tokens and what follows an access key's id, `Authorization` headers and bearer tokens, passwords in
 /// URLs, and private keys in PEM.
 pub fn scrub(text: &str) -> Cow<'_, str> {
+    let mut scrubbed = scrub_once(text);
+    for _ in 1..PASSES_MAX {
+        match scrub_once(&scrubbed) {
+            Cow::Owned(again) if again != *scrubbed => scrubbed = Cow::Owned(again),
+            _ => break,
+        }
+    }
+    scrubbed
+}
+
+fn scrub_once(text: &str) -> Cow<'_, str> {
     let mut scrubbed = Cow::Borrowed(text);
     if HINT.is_match(text) {
         apply(&mut scrubbed, private_keys);
@@ -249,6 +262,7 @@ mod tests {
         for before in [r"\n", r"\\n", r"\t", r"\u001b", "%3D", "%20", "_", "é", "9", "\n"] {
             assert_eq!(scrub(&format!("x{before}sk-12345678")), format!("x{before}sk-[redacted]"));
         }
+        assert_eq!(scrub("AKIAIOSFODNN7EXAMPLEsk-12345678"), "AKIA[redacted]sk-[redacted]");
         assert_eq!(scrub(r"Bearer\tabc"), r"Bearer\t[redacted]");
         assert_eq!(scrub("\u{1b}[31msk-ant-abc"), "\u{1b}[31msk-ant-[redacted]");
     }
