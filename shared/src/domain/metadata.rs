@@ -6,8 +6,24 @@ use super::Invalid;
 
 /// The caller's own notes on a resource: at most 50 pairs, keys of 1 to 40 characters, values of at most 500.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "BTreeMap<String, String>")]
+#[serde(try_from = "BTreeMap<String, Text>")]
 pub struct Metadata(BTreeMap<String, String>);
+
+/// The value of a pair.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct Text(String);
+
+impl TryFrom<String> for Text {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        match text.chars().count() {
+            0..=500 => Ok(Self(text)),
+            _ => Err(Invalid::new("must be at most 500 characters")),
+        }
+    }
+}
 
 impl Metadata {
     pub fn is_empty(&self) -> bool {
@@ -19,20 +35,17 @@ impl Metadata {
     }
 }
 
-impl TryFrom<BTreeMap<String, String>> for Metadata {
+impl TryFrom<BTreeMap<String, Text>> for Metadata {
     type Error = Invalid;
 
-    fn try_from(pairs: BTreeMap<String, String>) -> Result<Self, Invalid> {
+    fn try_from(pairs: BTreeMap<String, Text>) -> Result<Self, Invalid> {
         if pairs.len() > 50 {
             return Err(Invalid::new("must hold at most 50 pairs"));
         }
         if pairs.keys().any(|key| key.is_empty() || key.chars().count() > 40) {
             return Err(Invalid::new("must have keys of 1 to 40 characters"));
         }
-        if pairs.values().any(|value| value.chars().count() > 500) {
-            return Err(Invalid::new("must have values of at most 500 characters"));
-        }
-        Ok(Self(pairs))
+        Ok(Self(pairs.into_iter().map(|(key, Text(value))| (key, value)).collect()))
     }
 }
 
@@ -44,12 +57,13 @@ mod tests {
     fn holds_fifty_pairs_of_forty_and_five_hundred() {
         let pairs = |count: usize, key: usize, value: usize| {
             let pair = |index: usize| (format!("{index:0>key$}"), "é".repeat(value));
-            Metadata::try_from((0..count).map(pair).collect::<BTreeMap<_, _>>())
+            let pairs: BTreeMap<_, _> = (0..count).map(pair).collect();
+            serde_json::from_value::<Metadata>(serde_json::json!(pairs))
         };
         assert!(pairs(50, 40, 500).is_ok());
         assert!(pairs(51, 40, 500).is_err());
         assert!(pairs(1, 41, 1).is_err());
         assert!(pairs(1, 1, 501).is_err());
-        assert!(Metadata::try_from(BTreeMap::from([(String::new(), String::new())])).is_err());
+        assert!(serde_json::from_str::<Metadata>(r#"{"":""}"#).is_err());
     }
 }

@@ -134,7 +134,7 @@ impl WebhookEndpoint {
 
 /// Of which types an endpoint is told: 1 to 50 of them, or `*`, which is all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "BTreeSet<String>", into = "Vec<String>")]
+#[serde(try_from = "Vec<Selected>", into = "Vec<String>")]
 pub struct EventTypes {
     all: bool,
     named: BTreeSet<EventType>,
@@ -151,26 +151,44 @@ impl EventTypes {
     }
 }
 
-impl TryFrom<BTreeSet<String>> for EventTypes {
+impl TryFrom<Vec<Selected>> for EventTypes {
     type Error = Invalid;
 
-    fn try_from(texts: BTreeSet<String>) -> Result<Self, Invalid> {
-        if texts.is_empty() || texts.len() > TYPES_AT_MOST {
+    fn try_from(types: Vec<Selected>) -> Result<Self, Invalid> {
+        if types.is_empty() || types.len() > TYPES_AT_MOST {
             return Err(Invalid::new("must hold 1 to 50 types of events, or *"));
         }
         let (mut all, mut named) = (false, BTreeSet::new());
-        for text in texts {
-            match EventType::parse(&text) {
-                Some(event_type) => drop(named.insert(event_type)),
-                None if text == ALL => all = true,
-                None => return Err(Invalid::new(KNOWN)),
+        for selected in types {
+            match selected {
+                Selected::All => all = true,
+                Selected::Type(event_type) => drop(named.insert(event_type)),
             }
         }
         Ok(Self { all, named })
     }
 }
 
-const KNOWN: &str = "must hold types of events alone: api_key.created, api_key.rotated, api_key.revoked, api_key.expiring, model_key.created, \
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+enum Selected {
+    All,
+    Type(EventType),
+}
+
+impl TryFrom<String> for Selected {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        match EventType::parse(&text) {
+            Some(event_type) => Ok(Self::Type(event_type)),
+            None if text == ALL => Ok(Self::All),
+            None => Err(Invalid::new(KNOWN)),
+        }
+    }
+}
+
+const KNOWN: &str = "must be one of api_key.created, api_key.rotated, api_key.revoked, api_key.expiring, model_key.created, \
      model_key.revoked, budget.threshold, budget.exhausted, budget.restored, release.created, release.activated, \
      release.rolled_back, webhook_endpoint.disabled, subscription.created, subscription.updated, subscription.deleted, \
      invoice.paid, invoice.payment_failed, ping, or * for all of them";
@@ -380,7 +398,7 @@ mod tests {
         fn an_endpoint_is_told_of_what_it_asked_for_while_it_was_there(
             chosen in proptest::collection::btree_set(0..19_usize, 1..19), asked in 0..19_usize, before: bool, enabled: bool,
         ) {
-            let types: BTreeSet<_> = chosen.iter().map(|at| EventType::ALL[*at].as_str().to_owned()).collect();
+            let types: Vec<_> = chosen.iter().map(|at| EventType::ALL[*at]).map(Selected::Type).collect();
             let url = WebhookUrl::parse("https://hooks.example.com/", crate::domain::Reach::Public).unwrap();
             let mut endpoint = WebhookEndpoint::new(Id::new(1).unwrap(), url, None, types.try_into().unwrap(), noon());
             endpoint.apply(WebhookEndpointPatch { enabled: Some(enabled), ..WebhookEndpointPatch::default() });

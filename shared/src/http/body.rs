@@ -96,6 +96,9 @@ pub fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) 
 
 /// The body as JSON.
 pub(super) fn parse(bytes: &[u8]) -> Result<Value, Error> {
+    if bytes.trim_ascii().is_empty() {
+        return Err(Error::MalformedJson("The body is empty: send a JSON object".to_owned()));
+    }
     let mut body = serde_json::from_slice(bytes).map_err(|error| {
         let (line, column) = (error.line(), error.column());
         Error::MalformedJson(format!("The body is not JSON: see line {line}, column {column}"))
@@ -127,12 +130,17 @@ fn write_whole_numbers_alike(value: &mut Value) {
 
 /// A JSON object as `T`; the first thing that is wrong with it otherwise.
 pub fn read<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
+    read_as("field", value)
+}
+
+/// Calls a member of the object a `member`.
+pub(super) fn read_as<T: DeserializeOwned>(member: &str, value: &Value) -> Result<T, Error> {
     if !value.is_object() {
         return Err(Error::Invalid { field: "body".to_owned(), message: "The body must be a JSON object".to_owned() });
     }
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = shown(&error.path().to_string());
-        complaint(if path == "." { "" } else { &path }, &error.into_inner().to_string())
+        complaint(member, if path == "." { "" } else { &path }, &error.into_inner().to_string())
     })
 }
 
@@ -142,7 +150,7 @@ pub(super) fn shown(path: &str) -> String {
 }
 
 /// Turns serde's message about `path` into ours. Serde's own would repeat the value, which may be a secret in the wrong field.
-fn complaint(path: &str, message: &str) -> Error {
+fn complaint(member: &str, path: &str, message: &str) -> Error {
     let within = |field: &str| {
         if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
     };
@@ -153,8 +161,8 @@ fn complaint(path: &str, message: &str) -> Error {
     if quoted_after(message, "unknown field ").is_some() {
         // serde_path_to_error has already stepped into the unknown field.
         return match expected(message) {
-            Some(expected) => Error::invalid(path, format!("is not a field here: use {}", unquoted(expected))),
-            None => Error::invalid(path, "is not a field here: this takes none"),
+            Some(expected) => Error::invalid(path, format!("is not a {member} here: use {}", unquoted(expected))),
+            None => Error::invalid(path, format!("is not a {member} here: this takes none")),
         };
     }
     if let Some(expected) = expected(message) {
@@ -188,11 +196,11 @@ fn humane(expected: &str) -> String {
     }
 }
 
-/// `artifact_url` as the start of a sentence: `Artifact url`.
+/// A word as the start of a sentence: `Name`. What is more than a word stays as it must be written: `commit_sha`.
 fn title(field: &str) -> String {
-    let mut characters = field.chars();
-    let first = characters.next().map(|first| first.to_ascii_uppercase());
-    first.into_iter().chain(characters.map(|c| if c == '_' { ' ' } else { c })).collect()
+    let is_word = field.bytes().all(|byte| byte.is_ascii_lowercase());
+    let (first, rest) = field.split_at(usize::from(is_word));
+    first.to_ascii_uppercase() + rest
 }
 
 #[cfg(test)]
@@ -259,6 +267,12 @@ mod tests {
             ("budget", json!([1]), "budget", "budget must be an object"),
             ("metadata", json!({"team": 1}), "metadata.team", "metadata.team must be a string"),
             (
+                "metadata",
+                json!({ "team": "x".repeat(501) }),
+                "metadata.team",
+                "metadata.team must be at most 500 characters",
+            ),
+            (
                 "owner",
                 json!("me"),
                 "owner",
@@ -266,6 +280,22 @@ mod tests {
             ),
         ] {
             assert_eq!(refusal(change, value), (field.to_owned(), message.to_owned()));
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named_as_it_is_written() {
+        for (field, message) in [
+            ("commit_sha", "commit_sha is required"),
+            ("budget.cap", "budget.cap is required"),
+            ("key", "Key is required"),
+        ] {
+            let (path, missing) = field.rsplit_once('.').unwrap_or(("", field));
+            let refusal = complaint("field", path, &format!("missing field `{missing}`"));
+            assert!(
+                matches!(&refusal, Error::Invalid { field: named, message: said } if named == field && said == message),
+                "{refusal:?}"
+            );
         }
     }
 

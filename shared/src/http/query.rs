@@ -114,7 +114,7 @@ pub(super) fn read<T: DeserializeOwned>(parameters: Option<&QueryMap>) -> Result
             return Err(Error::invalid(&body::shown(name), "must be given once"));
         }
     }
-    body::read(&Value::Object(object))
+    body::read_as("parameter", &Value::Object(object))
 }
 
 #[cfg(test)]
@@ -167,7 +167,7 @@ mod tests {
             ("status=", "status must be one of active, rotating, revoked, expired"),
             ("project_id=0", "project_id must be an integer from 1 to 9007199254740991"),
             ("project_id=", "project_id must be an integer from 1 to 9007199254740991"),
-            ("state=active", "state is not a field here: use one of limit, status, unused_days, project_id"),
+            ("state=active", "state is not a parameter here: use one of limit, status, unused_days, project_id"),
         ] {
             assert_eq!(parsed(text).unwrap_err(), message);
         }

@@ -68,7 +68,6 @@ async fn a_new_endpoint_is_shown_with_its_secret_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_field_that_is_wrong_or_missing_is_named_with_what_would_be_right() {
     let world = World::start().await;
-    let unknown: Vec<_> = (0..51).map(|at| format!("made.up_{at}")).collect();
     for (body, field, said) in [
         (json!({}), "url", "is required"),
         (json!({ "event_types": ["*"] }), "url", "is required"),
@@ -79,9 +78,13 @@ async fn a_field_that_is_wrong_or_missing_is_named_with_what_would_be_right() {
         (json!({ "url": URL, "event_types": "*" }), "event_types", "must be a list"),
         (json!({ "url": URL, "event_types": [1] }), "event_types[0]", "must be a string"),
         (json!({ "url": URL, "event_types": [] }), "event_types", "must hold 1 to 50 types of events, or *"),
-        (json!({ "url": URL, "event_types": unknown }), "event_types", "must hold 1 to 50 types of events, or *"),
-        (json!({ "url": URL, "event_types": ["api_key.*"] }), "event_types", "invoice.payment_failed, ping, or * for"),
-        (json!({ "url": URL, "event_types": ["*", "nothing"] }), "event_types", "must hold types of events alone"),
+        (json!({ "url": URL, "event_types": vec!["*"; 51] }), "event_types", "must hold 1 to 50 types of events, or *"),
+        (
+            json!({ "url": URL, "event_types": ["api_key.*"] }),
+            "event_types[0]",
+            "invoice.payment_failed, ping, or * for",
+        ),
+        (json!({ "url": URL, "event_types": ["*", "nothing"] }), "event_types[1]", "must be one of api_key.created"),
         (json!({ "url": URL, "event_types": ["*"], "description": "" }), "description", "is required: 1 to 100"),
         (json!({ "url": URL, "event_types": ["*"], "description": "é".repeat(101) }), "description", "at most 100"),
         (json!({ "url": URL, "event_types": ["*"], "description": "a\nb" }), "description", "control characters"),
