@@ -27,6 +27,8 @@ mod organizations;
 mod outbox;
 mod page;
 mod projects;
+mod queues;
+mod recoveries;
 mod releases;
 mod sealed;
 pub mod table;
@@ -48,12 +50,14 @@ pub use self::{
     chain::{Sweep, UnchainedEvents, WaitingEvents},
     credentials::{Credential, Digest},
     crossed::Crossed,
-    deliveries::{DELIVERIES_KEPT, DueDeliveries, Lease, Recovered, Recovery, Settled, Settlement, Waiting},
+    deliveries::{DELIVERIES_KEPT, DueDeliveries, Settled, Settlement, Waiting},
     error::StoreError,
     idempotency::IdempotencyRecord,
     model_keys::{ActiveModelKey, Ciphertext, SealedModelKey},
     outbox::{Due, ExpiryNotice, FlushTurn, Flushes, PendingInvalidation, Queue},
     page::Page,
+    queues::Lease,
+    recoveries::{Recovered, Recovery},
     releases::ReleasePlace,
     sealed::{SealedKind, SealedPlace},
     transaction::{CommitError, Conflict, Transaction},
