@@ -3,7 +3,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-schemathesis=4.32.5
 here=target/contract
 venv=$here/venv
 karta=${CARGO_TARGET_DIR:-target}/debug/karta
@@ -11,7 +10,7 @@ karta=${CARGO_TARGET_DIR:-target}/debug/karta
 cargo build --locked -p karta-local
 mkdir -p "$here"
 [[ -x $venv/bin/pip ]] || python3 -m venv "$venv"
-"$venv/bin/pip" install --quiet --disable-pip-version-check "schemathesis==$schemathesis"
+"$venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes --requirement infra/contract/requirements.txt
 
 runner=
 stop() {
