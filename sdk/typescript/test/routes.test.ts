@@ -108,7 +108,7 @@ test("the errors are the API's", async () => {
   const bad = await fails(() => karta.apiKeys.create("", ["read"]), KartaValidationError);
   assert.equal(bad.field, "name");
   const { api_key_id } = await karta.whoami();
-  assert.equal((await fails(() => karta.apiKeys.revoke(api_key_id as number), KartaConflictError)).code, "last_admin_key");
+  assert.equal((await fails(() => karta.apiKeys.revoke(api_key_id), KartaConflictError)).code, "last_admin_key");
   await fails(() => client({ baseUrl: "http://127.0.0.1:1", maxRetries: 0 }).whoami(), KartaConnectionError);
 });
 
@@ -280,7 +280,8 @@ if (!webhooksAreThere) {
     const there = await receiver();
     try {
       const { webhook_endpoint, secret } = await karta.webhookEndpoints.create({ url: there.url, event_types: ["*"] });
-      await karta.webhookEndpoints.test(webhook_endpoint.id);
+      const { delivery: ping } = await karta.webhookEndpoints.test(webhook_endpoint.id);
+      assert.deepEqual([ping.event_type, ping.status], ["ping", "pending"]);
       const { headers, body } = await there.delivery(0);
       const event: KartaEvent = await verifyWebhook(body, headers, secret);
       assert.equal(event.type, "ping");
@@ -289,11 +290,13 @@ if (!webhooksAreThere) {
       await assert.rejects(verifyWebhook(Buffer.concat([body, Buffer.from(" ")]), headers, secret));
 
       const [delivery] = await karta.webhookEndpoints.deliveries(webhook_endpoint.id);
-      assert.equal(delivery?.event_id, event.id);
-      await karta.webhookEndpoints.replay(webhook_endpoint.id, delivery.id);
+      assert.deepEqual([delivery?.id, delivery?.event_id], [ping.id, event.id]);
+      assert.equal((await karta.webhookEndpoints.replay(webhook_endpoint.id, ping.id)).delivery.id, ping.id);
       const again = await there.delivery(1);
       assert.deepEqual(await verifyWebhook(again.body, again.headers, secret), event);
-      await karta.webhookEndpoints.recover(webhook_endpoint.id, { since: new Date(Date.now() - 60_000).toISOString() });
+      const since = new Date(Date.now() - 60_000).toISOString();
+      const { recovery } = await karta.webhookEndpoints.recover(webhook_endpoint.id, { since });
+      assert.deepEqual([recovery.webhook_endpoint_id, recovery.since], [webhook_endpoint.id, since]);
     } finally {
       there.close();
     }

@@ -120,7 +120,7 @@ export class ApiKeys extends Resource {
    */
   async rotate(
     apiKeyId: number,
-    params: { grace_seconds?: number | undefined } = {},
+    params: { grace_seconds?: number | null | undefined } = {},
     options?: CreateOptions,
   ): Promise<RotatedApiKey> {
     return this.transport.create(`/v1/api_keys/${id(apiKeyId)}/rotate`, params, options);

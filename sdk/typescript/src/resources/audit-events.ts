@@ -11,7 +11,7 @@ export interface AuditEvent {
   action: string;
   resource: { kind: string; id: number };
   /** By field; never a secret. */
-  changes: Record<string, { before?: unknown; after?: unknown }>;
+  changes: Record<string, { before: unknown; after: unknown }>;
   ip_address: string | null;
   user_agent: string | null;
   request_id: string;

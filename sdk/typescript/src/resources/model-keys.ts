@@ -34,7 +34,12 @@ export class ModelKeys extends Resource {
    *
    * @throws {KartaValidationError} with code `byok_key_rejected` for what cannot be the provider's key; {KartaForbiddenError} without the scope.
    */
-  async create(provider: Provider, key: string, name?: string, options?: CreateOptions): Promise<{ model_key: ModelKey }> {
+  async create(
+    provider: Provider,
+    key: string,
+    name?: string | null,
+    options?: CreateOptions,
+  ): Promise<{ model_key: ModelKey }> {
     return this.transport.create("/v1/model_keys", { provider, key, name }, options);
   }
 

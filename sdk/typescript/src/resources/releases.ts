@@ -15,7 +15,7 @@ export interface Release {
   commit_sha: string;
   artifact_url: string | null;
   status: ReleaseStatus;
-  build_kind: string | null;
+  build_kind: "image" | "template" | null;
   image_ref: string | null;
   created_at: string;
   /** When it last became active. */

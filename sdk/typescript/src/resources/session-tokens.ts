@@ -9,8 +9,8 @@ export interface SessionTokenParams {
   user_id?: string;
   userId?: string;
   /** 60 to 3600; 900 unless given. */
-  ttl_seconds?: number | undefined;
-  ttlSeconds?: number | undefined;
+  ttl_seconds?: number | null | undefined;
+  ttlSeconds?: number | null | undefined;
 }
 
 /** A token that is safe in one end user's browser. */

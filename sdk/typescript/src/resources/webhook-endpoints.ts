@@ -12,8 +12,8 @@ export interface WebhookEndpoint {
   /** `*` is all. */
   event_types: (KartaEventType | "*")[];
   enabled: boolean;
-  /** Why it was disabled, where that was not your doing. */
-  disabled_reason: string | null;
+  /** Why it is not. `requested`: by an admin; `gone`: it answered 410; `failing`: for too long. */
+  disabled_reason: "requested" | "gone" | "failing" | null;
   consecutive_failures: number;
   created_at: string;
 }
@@ -41,12 +41,14 @@ export interface CreatedWebhookEndpoint {
   secret: string;
 }
 
+export type DeliveryStatus = "pending" | "succeeded" | "failed";
+
 /** One event on its way to one endpoint. */
 export interface Delivery {
   id: number;
   event_id: string;
   event_type: KartaEventType;
-  status: string;
+  status: DeliveryStatus;
   attempts: DeliveryAttempt[];
   next_attempt_at: string | null;
 }
@@ -54,10 +56,17 @@ export interface Delivery {
 export interface DeliveryAttempt {
   at: string;
   response_code: number | null;
-  latency_ms: number | null;
+  latency_ms: number;
   /** The first KiB, scrubbed; for keys with `admin` alone. */
   response_body: string | null;
   error: string | null;
+}
+
+/** What is looked through for deliveries that failed. */
+export interface Recovery {
+  webhook_endpoint_id: number;
+  since: string;
+  until: string;
 }
 
 /** The organization's webhook endpoints. */
@@ -118,7 +127,7 @@ export class WebhookEndpoints extends Resource {
    */
   async rotateSecret(
     endpointId: number,
-    params: { grace_seconds?: number | undefined } = {},
+    params: { grace_seconds?: number | null | undefined } = {},
     options?: CreateOptions,
   ): Promise<CreatedWebhookEndpoint> {
     return this.transport.create(`${this.#path(endpointId)}/rotate_secret`, params, options);
@@ -129,8 +138,8 @@ export class WebhookEndpoints extends Resource {
    *
    * @throws {KartaNotFoundError}; {KartaForbiddenError} without the scope.
    */
-  async test(endpointId: number, options?: RequestOptions): Promise<void> {
-    await this.transport.post(`${this.#path(endpointId)}/test`, undefined, options);
+  async test(endpointId: number, options?: RequestOptions): Promise<{ delivery: Delivery }> {
+    return this.transport.post(`${this.#path(endpointId)}/test`, undefined, options);
   }
 
   /**
@@ -140,7 +149,7 @@ export class WebhookEndpoints extends Resource {
    */
   deliveries(
     endpointId: number,
-    params: ListParams & { status?: string | undefined } = {},
+    params: ListParams & { status?: DeliveryStatus | readonly DeliveryStatus[] | undefined } = {},
     options?: RequestOptions,
   ): List<Delivery> {
     return this.listOf("deliveries", () => `${this.#path(endpointId)}/deliveries`, params, { status: params.status }, options);
@@ -151,9 +160,9 @@ export class WebhookEndpoints extends Resource {
    *
    * @throws {KartaNotFoundError}; {KartaForbiddenError} without the scope.
    */
-  async replay(endpointId: number, deliveryId: number, options?: RequestOptions): Promise<void> {
+  async replay(endpointId: number, deliveryId: number, options?: RequestOptions): Promise<{ delivery: Delivery }> {
     const path = `${this.#path(endpointId)}/deliveries/${id(deliveryId, "deliveryId")}/replay`;
-    await this.transport.post(path, undefined, options);
+    return this.transport.post(path, undefined, options);
   }
 
   /**
@@ -161,8 +170,8 @@ export class WebhookEndpoints extends Resource {
    *
    * @throws {KartaNotFoundError}; {KartaValidationError}; {KartaForbiddenError} without the scope.
    */
-  async recover(endpointId: number, params: { since: string }, options?: RequestOptions): Promise<void> {
-    await this.transport.post(`${this.#path(endpointId)}/recover`, params, options);
+  async recover(endpointId: number, params: { since: string }, options?: RequestOptions): Promise<{ recovery: Recovery }> {
+    return this.transport.post(`${this.#path(endpointId)}/recover`, params, options);
   }
 
   #path(endpointId: number): string {

@@ -9,7 +9,9 @@ export interface Principal {
   organization_slug: string;
   /** Empty for a session token. */
   scopes: Scope[];
-  api_key_id: number | null;
+  /** The key itself, or the one that minted the session token. */
+  api_key_id: number;
+  /** `null` for a session token. */
   api_key_prefix: string | null;
   /** A session token's; `null` for an API key. */
   project_id: number | null;
