@@ -35,7 +35,7 @@ contract:
 openapi:
     KARTA_UPDATE=1 cargo test -p karta-local --test it every_operation_answers_as_the_document_says
 
-# The TypeScript client: build, types, tests against the runner, size, package.
+# The TypeScript client: build, types, their agreement with openapi.json, tests against the runner, size, package.
 sdk:
     infra/checks/sdk.sh
 

@@ -1,0 +1,205 @@
+// The client's types agree with openapi.json: agreement.ts compiles. And would not, whatever field, value or operation either side changed: each of those
+// changes is tried, and must show in its place.
+import assert from "node:assert/strict";
+import { mkdirSync, readdirSync, writeFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import openapiTS, { astToString } from "openapi-typescript";
+import ts from "typescript";
+
+/** Other spellings of the document's names. */
+const CLIENTS_OWN = ["ttlSeconds", "userId"];
+
+process.chdir(fileURLToPath(new URL(".", import.meta.url)));
+const AGREEMENT = "agreement.ts";
+const DOCUMENT = "../build/openapi.d.ts";
+const EVENTS = "../dist/esm/events.d.ts";
+const RESOURCES = readdirSync("../dist/esm/resources").filter((name) => name.endsWith(".d.ts")).map((name) => `../dist/esm/resources/${name}`);
+
+mkdirSync("../build", { recursive: true });
+writeFileSync(DOCUMENT, astToString(await openapiTS(new URL("../../../openapi.json", import.meta.url))));
+
+const { options } = ts.parseJsonConfigFileContent(ts.readConfigFile("tsconfig.json", ts.sys.readFile).config, ts.sys, ".");
+const host = ts.createCompilerHost(options, true);
+const { getSourceFile } = host;
+const sources = new Map();
+
+/** Compiles agreement.ts with `edits` made to what it imports, quicker after an `earlier` program. */
+function compile(edits, earlier) {
+  const texts = new Map();
+  for (const { file, from, to, by } of [...edits].sort((a, b) => b.from - a.from)) {
+    const text = texts.get(file.fileName) ?? file.text;
+    texts.set(file.fileName, text.slice(0, from) + by + text.slice(to));
+  }
+  const changed = new Map([...texts].map(([name, text]) => [name, ts.createSourceFile(name, text, options.target, true)]));
+  host.getSourceFile = (name, ...rest) => {
+    if (!sources.has(name)) sources.set(name, getSourceFile(name, ...rest));
+    return changed.get(name) ?? sources.get(name);
+  };
+  return ts.createProgram([AGREEMENT], options, host, earlier);
+}
+
+function typeNamed(program, file, name) {
+  const declaration = program.getSourceFile(file).statements.find((each) => each.name?.text === name);
+  return program.getTypeChecker().getTypeAtLocation(declaration.name);
+}
+
+/** The places where the sides disagree. */
+function disagreements(program) {
+  const type = typeNamed(program, AGREEMENT, "Disagreements");
+  const places = type.isUnion() ? type.types : type.flags & ts.TypeFlags.Never ? [] : [type];
+  return new Set(places.map((place) => place.value ?? program.getTypeChecker().typeToString(place).slice(1, -1)));
+}
+
+const whole = compile([]);
+const faults = whole.getSemanticDiagnostics(whole.getSourceFile(AGREEMENT)).map(({ messageText }) => ts.flattenDiagnosticMessageText(messageText, "\n"));
+const disagreeing = [...faults, ...[...disagreements(whole)].sort()];
+if (disagreeing.length > 0) throw new Error(`the client's types and openapi.json disagree:\n${disagreeing.join("\n")}`);
+
+// They agree. Would a change show?
+
+const checker = whole.getTypeChecker();
+const clientSide = typeNamed(whole, AGREEMENT, "ClientSide");
+const operations = new Set(clientSide.getProperties().map(({ name }) => name));
+
+/** The type of an array's items. */
+const itemOf = (type) => (checker.isArrayLikeType(type) ? checker.getTypeArguments(type)[0] : undefined);
+
+/** Calls `visit` with every property in `type`, its place, its type and how deep that goes; returns how deep `type` goes. */
+function walk(type, place, visit) {
+  const own = checker.getNonNullableType(type);
+  if (!(own.flags & (ts.TypeFlags.Object | ts.TypeFlags.Intersection))) return 0;
+  const item = itemOf(own);
+  if (item) return walk(item, `${place}[]`, visit);
+  const depths = [0];
+  const values = own.getStringIndexType();
+  if (values) depths.push(walk(values, `${place}.\${string}`, visit));
+  for (const property of own.getProperties()) {
+    const at = `${place}.${property.name}`;
+    const within = checker.getTypeOfSymbol(property);
+    const depth = walk(within, at, visit);
+    for (const declaration of property.declarations ?? []) visit(declaration, at, within, depth);
+    depths.push(depth);
+  }
+  return 1 + Math.max(...depths);
+}
+
+/** The fields of `side` that `files` declare: all places of each, those of its values where they are texts to choose from, and how deep it goes. */
+function fieldsOf(side, files, placeOf) {
+  const fields = new Map();
+  for (const operation of side.getProperties().filter(({ name }) => operations.has(name))) {
+    walk(checker.getTypeOfSymbol(operation), operation.name, (declaration, raw, type, depth) => {
+      const place = placeOf(raw);
+      if (place === undefined || !files.includes(declaration.getSourceFile())) return;
+      const field = fields.get(declaration) ?? { declaration, places: [], valuePlaces: [], depth: 0 };
+      fields.set(declaration, field);
+      field.places.push(place);
+      field.depth = Math.max(field.depth, depth);
+      const own = checker.getNonNullableType(type);
+      const value = itemOf(own) ?? own;
+      if (value.isUnion() && value.types.every((each) => each.isStringLiteral())) field.valuePlaces.push(itemOf(own) ? `${place}[]` : place);
+    });
+  }
+  return [...fields.values()];
+}
+
+/** `apiKeysGet.responses.200.content.application/json.api_key` is `apiKeysGet.answer.api_key`; `undefined` for what is not compared by its fields. */
+function placeInDocument(raw) {
+  const place = raw
+    .replace(/\.parameters\.(path|query)\./, ".$1.")
+    .replace(/\.requestBody\.content\.application\/json\./, ".body.")
+    .replace(/\.responses\.2\d\d\.content\.application\/json\./, ".answer.");
+  return place === raw ? undefined : place;
+}
+
+function nodesIn(files, is) {
+  const found = [];
+  const visit = (node) => {
+    if (is(node)) found.push(node);
+    ts.forEachChild(node, visit);
+  };
+  files.forEach(visit);
+  return found;
+}
+
+const edit = (node, by) => ({ file: node.getSourceFile(), from: node.getStart(), to: node.getEnd(), by });
+const isNull = (type) => ts.isLiteralTypeNode(type) && type.literal.kind === ts.SyntaxKind.NullKeyword;
+const isText = (type) => ts.isLiteralTypeNode(type) && ts.isStringLiteral(type.literal);
+const without = (union, left) => union.types.filter((type) => type !== left).map((type) => type.getText()).join(" | ");
+
+/** What may become of a field; of what is unknown, null is a part. */
+const rename = ({ name }) => edit(name, `"renamed ${name.text}"`);
+const changesOfFields = {
+  renamed: rename,
+  dropped: (field) => edit(field, ""),
+  "null or no more": ({ type }) => {
+    if (type.kind === ts.SyntaxKind.UnknownKeyword) return undefined;
+    const there = ts.isUnionTypeNode(type) && type.types.find(isNull);
+    return edit(type, there ? without(type, there) : `(${type.getText()}) | null`);
+  },
+  "optional or no more": ({ name, questionToken }) => (questionToken ? edit(questionToken, "") : edit(name, `${name.getText()}?`)),
+};
+
+/** What may become of a union of texts, and of an object whose keys are such a union. */
+const changesOfValues = {
+  "with a value more": {
+    ofUnion: (union) => edit(union, `${union.getText()} | "added"`),
+    ofKeys: ([first]) => edit(first, `added: never; ${first.getText()}`),
+  },
+  "with a value less": {
+    ofUnion: (union) => edit(union, without(union, union.types.find(isText))),
+    ofKeys: ([first]) => edit(first, ""),
+  },
+};
+
+let tried = 0;
+const unseen = [];
+
+/** Makes `edits` at once, none of them within what another changes. Each of `expected`, a text and its places, must show: in all places, or in one of them. */
+function attempt(change, edits, expected, inAll = true) {
+  assert.ok(expected.length > 0, change);
+  const shown = disagreements(compile(edits, whole));
+  for (const [text, places] of expected) {
+    const missing = places.filter((place) => !shown.has(place));
+    if (missing.length > 0 && (inAll || missing.length === places.length)) unseen.push(`${text} ${change}: ${missing.join(", ")}`);
+  }
+  tried += expected.length;
+}
+
+const documentFiles = [whole.getSourceFile(DOCUMENT)];
+const clientFiles = RESOURCES.map((file) => whole.getSourceFile(file));
+const documented = typeNamed(whole, DOCUMENT, "operations");
+const eventTypes = whole.getSourceFile(EVENTS).statements.find((each) => each.name?.text === "KartaEventData").members;
+const sides = [
+  { name: "document", files: documentFiles, fields: fieldsOf(documented, documentFiles, placeInDocument), keyed: [], inAll: true },
+  // A type of the client may derive from another and have of its own what changed there.
+  { name: "client", files: clientFiles, fields: fieldsOf(clientSide, clientFiles, (place) => place), keyed: [eventTypes], inAll: false },
+];
+
+for (const { name, files, fields, keyed, inAll } of sides) {
+  for (const [change, editOf] of Object.entries(changesOfFields)) {
+    // What goes equally deep is not within another.
+    for (const depth of new Set(fields.map((field) => field.depth))) {
+      const edited = fields.filter((field) => field.depth === depth).map((field) => ({ ...field, edit: editOf(field.declaration) }));
+      const alike = edited.filter((field) => field.edit !== undefined);
+      attempt(`${change} (${name})`, alike.map((field) => field.edit), alike.map(({ declaration, places }) => [declaration.getText(), places]), inAll);
+    }
+  }
+  const unions = nodesIn(files, (node) => ts.isUnionTypeNode(node) && node.types.some(isText));
+  const choices = fields.filter(({ valuePlaces }) => valuePlaces.length > 0).map(({ declaration, valuePlaces }) => [declaration.getText(), valuePlaces]);
+  for (const [change, { ofUnion, ofKeys }] of Object.entries(changesOfValues)) {
+    attempt(`${change} (${name})`, [...unions.map(ofUnion), ...keyed.map(ofKeys)], choices, inAll);
+  }
+}
+
+const compared = new Set(sides.flatMap(({ fields }) => fields.map(({ declaration }) => declaration)));
+const left = nodesIn(clientFiles, (node) => ts.isPropertySignature(node) && !compared.has(node)).map(({ name }) => name.text);
+assert.deepEqual(left.sort(), CLIENTS_OWN, "fields of the client that are not compared");
+
+const lines = documented.getProperties().map(({ valueDeclaration }) => valueDeclaration);
+attempt("renamed", lines.map(rename), lines.map(({ name }) => [name.text, [name.text, `renamed ${name.text}`]]));
+const isKey = (node) => ts.isPropertySignature(node) && node.name.text === "Idempotency-Key";
+const idempotent = lines.filter((line) => nodesIn([line], isKey).length > 0);
+attempt("without Idempotency-Key", nodesIn(idempotent, isKey).map(rename), idempotent.map(({ name }) => [name.text, [`${name.text}.idempotent`]]));
+
+if (unseen.length > 0) throw new Error(`changes that nobody would see:\n${unseen.join("\n")}`);
+console.log(`contract: ${operations.size} operations take and answer in the client what openapi.json says; each of ${tried} changes shows`);
