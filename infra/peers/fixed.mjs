@@ -1,0 +1,12 @@
+// How fast a server in Node.js could be that does nothing. Prints {"base_url"}.
+import { createServer } from "node:http";
+
+import { listen } from "./listen.mjs";
+
+const answer = '{"valid":true}';
+
+listen(
+  createServer((_request, response) => {
+    response.writeHead(200, { "content-type": "application/json", "content-length": answer.length }).end(answer);
+  }),
+);
