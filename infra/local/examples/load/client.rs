@@ -65,10 +65,12 @@ fn whole(answer: &[u8]) -> Result<Option<(u16, String, usize)>> {
 }
 
 pub(crate) fn request(method: &str, path: &str, bearer: &str, body: &str) -> String {
+    request_with(method, path, &format!("Authorization: Bearer {bearer}"), body)
+}
+
+pub(crate) fn request_with(method: &str, path: &str, header: &str, body: &str) -> String {
     let length = body.len();
-    format!(
-        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {bearer}\r\nContent-Length: {length}\r\n\r\n{body}"
-    )
+    format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{header}\r\nContent-Length: {length}\r\n\r\n{body}")
 }
 
 /// One request over a connection of its own: the answer's body.

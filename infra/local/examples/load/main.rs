@@ -5,6 +5,7 @@
 //! are fixed.
 
 mod client;
+mod peers;
 mod server;
 mod validation;
 
@@ -25,6 +26,12 @@ async fn main() -> Result<()> {
     }
     // Under cargo run the example lies in target/<profile>/examples.
     let karta = env::current_exe()?.parent().and_then(Path::parent).context("no target folder")?.join("karta");
+    if env::args().nth(1).as_deref() == Some("peers") {
+        let folder = env::temp_dir().join(format!("karta-peers-{}", std::process::id()));
+        let outcome = peers::compare(&karta, &folder).await;
+        std::fs::remove_dir_all(folder).ok();
+        return outcome;
+    }
     let total: usize = env::args().nth(1).map_or(Ok(200_000), |text| text.parse())?;
     let folder = |name: &str| env::temp_dir().join(format!("karta-load-{}-{name}", std::process::id()));
     let (cheap, real) = (folder("cheap"), folder("real"));

@@ -36,7 +36,7 @@ impl Server {
         Self::start(command)
     }
 
-    fn start(mut command: Command) -> Result<Self> {
+    pub(crate) fn start(mut command: Command) -> Result<Self> {
         let mut child =
             command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().context("cargo build --release first")?;
         let mut stdout = BufReader::new(child.stdout.take().context("no stdout")?);
@@ -54,6 +54,10 @@ impl Server {
         Ok(self.line[name].as_str().with_context(|| format!("no {name}"))?.to_owned())
     }
 
+    pub(crate) fn number(&self, name: &str) -> Result<u64> {
+        self.line[name].as_u64().with_context(|| format!("no {name}"))
+    }
+
     pub(crate) fn resident_megabytes(&self) -> Result<f64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
@@ -64,6 +68,14 @@ impl Server {
         Command::new("kill").arg(self.child.id().to_string()).status()?;
         self.child.wait()?;
         Ok(())
+    }
+}
+
+/// A run that fails leaves no server behind.
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
     }
 }
 

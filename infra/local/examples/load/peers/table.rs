@@ -1,0 +1,62 @@
+use std::io::Write;
+
+use anyhow::Result;
+
+#[derive(Clone, Copy)]
+pub(super) enum Goal {
+    None,
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Goal {
+    /// The goal, and whether `ratio` meets it; empty where there is none.
+    fn judged(self, ratio: f64) -> String {
+        let (goal, met) = match self {
+            Self::None => return String::new(),
+            Self::AtLeast(goal) => (format!("≥ {goal:.1}"), ratio >= goal),
+            Self::AtMost(goal) => (format!("≤ {goal:.2}"), ratio <= goal),
+        };
+        format!("{goal}: {}", if met { "met" } else { "**missed**" })
+    }
+}
+
+/// Of a table in Markdown, whose rows are printed as they are known.
+pub(super) fn head() -> Result<()> {
+    say("| what | ours | better-auth | ratio | goal |\n| --- | --- | --- | --- | --- |")
+}
+
+/// A row of answers per second.
+pub(super) fn rates(what: &str, [ours, theirs]: [f64; 2], goal: Goal) -> Result<()> {
+    row(what, [rate(ours), rate(theirs)], ours / theirs, goal)
+}
+
+pub(super) fn millis(what: &str, [ours, theirs]: [f64; 2], goal: Goal) -> Result<()> {
+    row(what, [ours, theirs].map(|time| format!("{time:.0} ms")), ours / theirs, goal)
+}
+
+pub(super) fn megabytes(what: &str, [ours, theirs]: [f64; 2], goal: Goal) -> Result<()> {
+    row(what, [ours, theirs].map(|size| format!("{size:.0} MB")), ours / theirs, goal)
+}
+
+/// A row of a server that does nothing.
+pub(super) fn floor(what: &str, per_second: f64) -> Result<()> {
+    say(&format!("| {what} | | {} | | |", rate(per_second)))
+}
+
+pub(super) fn note(text: &str) -> Result<()> {
+    say(&format!("\n{text}"))
+}
+
+fn row(what: &str, [ours, theirs]: [String; 2], ratio: f64, goal: Goal) -> Result<()> {
+    say(&format!("| {what} | {ours} | {theirs} | {ratio:.2} | {} |", goal.judged(ratio)))
+}
+
+/// Answers per second, with a digit behind the point where there are few.
+fn rate(per_second: f64) -> String {
+    if per_second < 100.0 { format!("{per_second:.1}/s") } else { format!("{per_second:.0}/s") }
+}
+
+fn say(text: &str) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{text}")?)
+}
