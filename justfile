@@ -81,6 +81,12 @@ usage events="100000":
 webhooks events="10000":
     cargo run --release -p karta-local --example webhooks -- {{ quote(events) }}
 
+# better-auth's API keys beside ours, as ratios: verify, refuse, list, create, start, memory. Under five minutes once built.
+bench-peers:
+    cd infra/peers && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+    cargo build --release --locked -p karta-local
+    cargo run --release --locked -p karta-local --example load -- peers
+
 # Verify the audit logs of .karta/, or of a deployed stack: just audit-verify --deployed
 audit-verify *args:
     cargo run --quiet -p karta-local -- audit-verify {{ args }}

@@ -2,7 +2,7 @@
 //!
 //! Prints every figure beside its goal: requests per second beside those of a bare server with a fixed answer in the same minute, memory after
 //! the load, the time from start to first answer over existing data, and validations, alone and beside floods. Traffic stays on loopback; counts
-//! are fixed.
+//! are fixed. With the argument `peers`: see [`peers`].
 
 mod client;
 mod peers;

@@ -29,7 +29,7 @@ const PAGES_BEFORE: usize = 5;
 
 const OURS: &str = "\
 Ours: the token's tag by HMAC-SHA256; SHA-256 of the token finds its proof (bcrypt ran when the process first saw it); one BatchGetItem of five items \
-reads the key's state and budget at every validation, so nothing is stale. The gateway's cache keeps a verdict for 3 s. A made-up key is refused by its \
+reads the key's state and budget at every validation, so nothing is stale; last use is written at most once a minute. The gateway's cache keeps a verdict for 3 s. A made-up key is refused by its \
 tag, nothing is read. A list is a Query of the page's own items, under the gateway's cached verdict. A new key costs a bcrypt of cost 12 by design.";
 const THEIRS: &str = "\
 better-auth: SHA-256 of the key; one SELECT by its index and two UPDATEs (last request, last change) at every verification, so nothing is stale; a \
