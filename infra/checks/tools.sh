@@ -4,8 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 cargo_deny=0.20.2
-just=1.59.0
-sam=1.170.0
 tools=target/tools
 
 if [[ $("$tools/bin/cargo-deny" --version 2>/dev/null || true) != "cargo-deny $cargo_deny" ]]; then
@@ -13,4 +11,5 @@ if [[ $("$tools/bin/cargo-deny" --version 2>/dev/null || true) != "cargo-deny $c
 fi
 
 [[ -x $tools/venv/bin/pip ]] || python3 -m venv "$tools/venv"
-"$tools/venv/bin/pip" install --quiet --disable-pip-version-check "rust-just==$just" "aws-sam-cli==$sam"
+# The file is complete. Without --no-deps, pip takes boto3[crt] for a package that is not in it.
+"$tools/venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement infra/checks/requirements.txt
