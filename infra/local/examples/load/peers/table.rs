@@ -49,7 +49,8 @@ pub(super) fn note(text: &str) -> Result<()> {
 }
 
 fn row(what: &str, [ours, theirs]: [String; 2], ratio: f64, goal: Goal) -> Result<()> {
-    say(&format!("| {what} | {ours} | {theirs} | {ratio:.2} | {} |", goal.judged(ratio)))
+    let digits = if ratio < 0.1 { 3 } else { 2 };
+    say(&format!("| {what} | {ours} | {theirs} | {ratio:.digits$} | {} |", goal.judged(ratio)))
 }
 
 /// Answers per second, with a digit behind the point where there are few.
