@@ -13,7 +13,7 @@ tools:
     infra/checks/tools.sh
 
 # Everything that CI runs, in its order.
-check: fresh (step "test") (step "check-logs") (step "interop") (step "contract") (step "sdk") (step "fmt-check") (step "clippy") (step "deny") (step "validate") (step "check-scripts")
+check: fresh (step "test") (step "check-logs") (step "interop") (step "contract") (step "sdk") (step "docs") (step "fmt-check") (step "clippy") (step "deny") (step "validate") (step "check-scripts")
 
 # Every test of every crate.
 test:
@@ -38,6 +38,10 @@ openapi:
 # The TypeScript client: build, types, their agreement with openapi.json, tests against the runner, size, package.
 sdk:
     infra/checks/sdk.sh
+
+# What README.md, the quickstart and the migration guide print, run as printed; docs/errors.md against what is answered.
+docs:
+    infra/docs/run.sh
 
 # Format the Rust code.
 fmt:

@@ -1,0 +1,38 @@
+// Runs what the pages print, block by block. A block that is not run, and not in the list here with the reason, is a failure; so is one that prints
+// another thing than the page says.
+import { readFileSync, rmSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { join } from "node:path";
+import { blocks } from "./page.mjs";
+import { clone, paste } from "./paste.mjs";
+import { startRunner } from "./runner.mjs";
+
+const root = fileURLToPath(new URL("../..", import.meta.url));
+const PAGES = ["README.md", "docs/quickstart.md", "docs/migration.md"];
+
+/** Blocks that are not pasted, why, and what is done instead. */
+const OTHERWISE = {
+  "cargo run\n": { why: "the check starts the same runner, built already, on a free port: `karta --json --port 0`, its data in a folder of its own" },
+  "cargo test --workspace\n": { why: "a step of its own: `just test`" },
+  "python3 -m http.server 4000 --bind 127.0.0.1\n": { why: "serves until Ctrl-C; the page's script is run in Node.js, and its preflight is pasted" },
+  "npm install jose\npython3 -m venv venv && venv/bin/pip install PyJWT\n": {
+    why: "the same two are installed, locked as `just interop` has them",
+    instead: `
+      cp "${root}"/infra/interop/{package,package-lock}.json . && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+      python3 -m venv venv
+      venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement "${root}/infra/interop/requirements.txt"`,
+  },
+};
+
+const pages = PAGES.map((page) => ({ page, markdown: readFileSync(join(root, page), "utf8") }));
+const printed = new Set(pages.flatMap(({ markdown }) => blocks(markdown)).map(({ text }) => text));
+for (const text of Object.keys(OTHERWISE)) {
+  if (!printed.has(text)) throw new Error(`no page prints what is in the list of blocks that are not pasted: ${text}`);
+}
+for (const { page, markdown } of pages) {
+  const folder = clone();
+  const runner = await startRunner(["--data-dir", join(folder, ".karta")], join(root, "target/docs/karta.log"));
+  const pasted = paste(page, markdown, { start: runner.start, folder, otherwise: OTHERWISE });
+  const { run, compared, otherwise } = await pasted.finally(() => runner.stop()).finally(() => rmSync(folder, { recursive: true }));
+  console.log(`docs: ${page}: ${run} blocks run, ${compared} answers compared, ${otherwise} done otherwise`);
+}

@@ -1,0 +1,111 @@
+// Pastes one page's blocks into a shell, against a runner of its own.
+import { mkdtempSync, readFileSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { execFileSync } from "node:child_process";
+import { fileURLToPath } from "node:url";
+import { join } from "node:path";
+import { blocks } from "./page.mjs";
+import { Printed, show } from "./printed.mjs";
+import { Shell } from "./shell.mjs";
+
+const root = fileURLToPath(new URL("../..", import.meta.url));
+
+const PROGRAMS = ["ts", "js", "python", "html"];
+const CHECKS = { json: "checkJson", text: "checkText", http: "checkHttp" };
+
+/** A new folder that looks like the clone, so that nothing is written into the real one but what building leaves there. */
+export function clone() {
+  const folder = mkdtempSync(join(tmpdir(), "karta-docs-"));
+  for (const name of readdirSync(root)) {
+    if (!["target", ".karta", ".git"].includes(name)) symlinkSync(join(root, name), join(folder, name));
+  }
+  return folder;
+}
+
+function environment() {
+  const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("KARTA")));
+  // jose takes WebCrypto from where Node.js has it from 20 on.
+  if (Number(process.versions.node.split(".")[0]) < 20) env.NODE_OPTIONS = "--experimental-global-webcrypto";
+  return env;
+}
+
+/** Runs a page's script as a browser would, and gives what it shows in its `<pre>`. */
+async function browse(html) {
+  const [, script] = html.match(/<script type="module">\n(.*?)<\/script>/s);
+  const pre = { textContent: "" };
+  globalThis.document = { querySelector: (selector) => (selector === "pre" ? pre : null) };
+  await import(`data:text/javascript,${encodeURIComponent(script)}`);
+  return pre.textContent;
+}
+
+/** A TypeScript program has to please the compiler, at its strictest, with the packed client's types. */
+function typeCheck(file, cwd) {
+  const sdk = join(root, "sdk/typescript");
+  writeFileSync(join(cwd, "checked.mts"), readFileSync(join(cwd, file)));
+  const options = ["--strict", "--noEmit", "--target", "es2022", "--module", "nodenext", "--typeRoots", join(sdk, "node_modules/@types"), "--types", "node"];
+  try {
+    execFileSync(process.execPath, [join(sdk, "node_modules/typescript/bin/tsc"), ...options, "checked.mts"], { cwd, encoding: "utf8" });
+  } catch (error) {
+    throw new Error(`does not type-check: ${error.stdout}`);
+  }
+}
+
+/**
+ * Pastes a page in `folder`, against a runner that said `start` when it started. `otherwise` has the blocks that are not pasted, by their text, and what is
+ * pasted instead, if anything. Gives how many blocks were run, how many answers compared and how many blocks done otherwise; throws with the page's line
+ * at the first that is not as the page says.
+ */
+export async function paste(page, markdown, { start, folder, otherwise = {} }) {
+  const shown = blocks(markdown);
+  const printed = new Printed(start.base_url);
+  printed.set("kt_live_…", start.api_key);
+  const shell = new Shell(folder, environment());
+  const count = { run: 0, compared: 0, otherwise: 0 };
+  const written = new Map();
+  let cwd = folder;
+  let answer;
+  let block;
+  try {
+    for (const [n, current] of shown.entries()) {
+      block = current;
+      const { language, file, text, prose } = block;
+      const expected = CHECKS[shown[n + 1]?.language];
+      if (language === "sh") {
+        for (const [name, program] of written) if (text.includes(name)) program.started = true;
+        if (text in otherwise) {
+          count.otherwise += 1;
+          if (otherwise[text].instead) await shell.run(otherwise[text].instead);
+          continue;
+        }
+        for (const [name, program] of written) if (text.includes(name) && program.language === "ts") typeCheck(name, cwd);
+        answer = await shell.run(printed.fill(text));
+        cwd = (await shell.run("pwd")).trim();
+        count.run += 1;
+        if (!expected && text.includes("curl") && answer !== "") throw new Error(`prints no answer, and this came: ${show(answer)}`);
+      } else if (PROGRAMS.includes(language)) {
+        if (!file) throw new Error(`a ${language} block needs a file name behind its language`);
+        if (!prose.includes(`\`${file}\``)) throw new Error(`the prose before it does not say to save it as ${file}`);
+        const program = printed.fill(text);
+        writeFileSync(join(cwd, file), program, { mode: 0o600 });
+        written.set(file, { language, started: language === "html", line: block.line });
+        if (language === "html") answer = await browse(program);
+        count.run += 1;
+      } else if (language in CHECKS) {
+        if (answer === undefined) throw new Error("prints an answer, and nothing was run before it");
+        printed[CHECKS[language]](text, answer.replaceAll(start.base_url, "http://127.0.0.1:8787"));
+        answer = undefined;
+        count.compared += 1;
+      } else throw new Error(`is not run: there is no way here to run ${language || "a block without a language"}`);
+    }
+    for (const [file, { started, line }] of written) {
+      block = { line, language: file };
+      if (!started) throw new Error("is saved and never started");
+    }
+  } catch (error) {
+    throw new Error(`${page}:${block.line}: the ${block.language} block ${show(error.message)}`);
+  } finally {
+    await shell.close();
+  }
+  return count;
+}
+

@@ -1,0 +1,126 @@
+// What a page prints, held against what a run answers. Ids, tokens and times differ from run to run: they must have the printed one's form, and what is
+// printed twice must be the same thing in the run, too. Everything else must be equal.
+
+const BASE_URL = "http://127.0.0.1:8787";
+const CUT = "…";
+
+/** What differs from run to run, told by its form. `unique`: no two printed ones are the same thing. */
+const RANDOM = [
+  { form: /^kt_live_[0-9A-Za-z]{6}$/, unique: true },
+  { form: /^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$/, unique: false },
+  { form: /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/, unique: true },
+  { form: /^[0-9a-f]{32}$/, unique: true },
+  { form: /^evt_[0-9]{15}$/, unique: true },
+  { form: /^[0-9]{15}$/, unique: true },
+  // Unix seconds.
+  { form: /^1[0-9]{9}$/, unique: false },
+];
+
+/** One page's texts as they are in one run. */
+export class Printed {
+  #known = new Map();
+
+  constructor(baseUrl) {
+    this.#known.set(BASE_URL, baseUrl);
+  }
+
+  /** The run's own value for a printed one, as a page tells its reader to put it there. */
+  set(printed, real) {
+    this.#known.set(printed, real);
+  }
+
+  /** A block as its reader would paste it: with the run's values in the place of the printed ones. */
+  fill(block) {
+    const filled = block
+      .replaceAll(BASE_URL, this.#known.get(BASE_URL))
+      .replaceAll(/[0-9A-Za-z_]+…|(?<![0-9A-Za-z_])[0-9]{15}(?![0-9A-Za-z_])/g, (printed) => this.#known.get(printed) ?? printed);
+    const left = filled.match(/\S*…\S*/);
+    if (left) throw new Error(`nothing said what to put in the place of ${left[0]}`);
+    return filled;
+  }
+
+  /** Throws at the first JSON value that is not as it is printed. Both texts may hold several. */
+  checkJson(printed, real) {
+    const [expected, got] = [values(printed, "what is printed"), values(real, "what was answered")];
+    if (expected.length !== got.length) throw new Error(`prints ${expected.length} JSON values, and ${got.length} came`);
+    expected.forEach((value, n) => this.#compare(value, got[n], expected.length > 1 ? `value ${n + 1}: ` : ""));
+  }
+
+  /** Throws at the first line that is not as it is printed. */
+  checkText(printed, real) {
+    const [expected, got] = [printed.trimEnd().split("\n"), real.trimEnd().split("\n")];
+    for (let n = 0; n < Math.max(expected.length, got.length); n++) {
+      if (got[n] !== expected[n]) throw new Error(`line ${n + 1} is printed as ${show(expected[n])} and was ${show(got[n])}`);
+    }
+  }
+
+  /** The same for status and headers as `curl -i` shows them. */
+  checkHttp(printed, real) {
+    const plain = (text) => text.trim().replace(/^(x-request-id|date): .*$/gim, "$1: …").replaceAll("\r", "");
+    this.checkText(plain(printed), plain(real));
+  }
+
+  #compare(printed, real, at) {
+    const kind = (value) => (Array.isArray(value) ? "a list" : value === null ? "null" : typeof value);
+    if (kind(printed) !== kind(real)) throw new Error(`${at}is printed as ${show(printed)} and was ${show(real)}`);
+    if (typeof printed !== "object" || printed === null) return this.#compareScalar(printed, real, at);
+    const [expected, got] = [Object.keys(printed).sort(), Object.keys(real).sort()];
+    if (expected.join() !== got.join()) throw new Error(`${at}has the fields ${got}, and ${expected} are printed`);
+    for (const name of expected) this.#compare(printed[name], real[name], `${at}${name} `);
+  }
+
+  #compareScalar(printed, real, at) {
+    const fault = () => new Error(`${at}is printed as ${show(printed)} and was ${show(real)}`);
+    const text = String(printed);
+    if (text.endsWith(CUT)) {
+      const start = text.slice(0, -CUT.length);
+      if (!real.startsWith(this.#known.get(start) ?? start) || real.length <= text.length) throw fault();
+      return void this.#known.set(text, real);
+    }
+    const random = RANDOM.find(({ form }) => form.test(text));
+    if (!random) {
+      if (printed !== real) throw fault();
+      return;
+    }
+    if (!random.form.test(String(real))) throw fault();
+    const known = this.#known.get(text);
+    if (known !== undefined && known !== String(real)) throw new Error(`${at}is printed as ${text} again, and is another one`);
+    if (known === undefined && random.unique && [...this.#known.values()].includes(String(real))) {
+      throw new Error(`${at}is printed as ${text}, and stands elsewhere under another name`);
+    }
+    this.#known.set(text, String(real));
+  }
+}
+
+/** The JSON values that a text holds one after another. */
+export function values(text, what) {
+  const found = [];
+  let [start, depth, inString] = [0, 0, false];
+  for (let at = 0; at < text.length; at++) {
+    if (inString) {
+      if (text[at] === "\\") at++;
+      else if (text[at] === '"') inString = false;
+    } else if (text[at] === '"') inString = true;
+    else if ("[{".includes(text[at])) depth++;
+    else if ("]}".includes(text[at]) && --depth === 0) {
+      found.push(text.slice(start, at + 1));
+      start = at + 1;
+    }
+  }
+  try {
+    if (text.slice(start).trim() !== "") throw new Error("");
+    return found.map((value) => JSON.parse(value));
+  } catch {
+    throw new Error(`${what} is not JSON: ${show(text)}`);
+  }
+}
+
+/** A value without the secrets in it, cut short. */
+export function show(value) {
+  const text = typeof value === "string" ? value : JSON.stringify(value) ?? "nothing";
+  const scrubbed = text
+    .replace(/(kt_live_[0-9A-Za-z]{6})[0-9A-Za-z]+/g, "$1…")
+    .replace(/eyJ[\w-]{10,}\.[\w-]+\.[\w-]+/g, "eyJ…")
+    .replace(/(karta_service_|whsec_)[\w+/=-]+/g, "$1…");
+  return scrubbed.length > 600 ? `${scrubbed.slice(0, 600)}…` : scrubbed;
+}

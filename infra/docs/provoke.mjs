@@ -1,0 +1,168 @@
+// Requests that end in errors, each under the error that it is to end in: `status code`, or `status detail` where the body has no code.
+import { createHmac, randomBytes } from "node:crypto";
+
+export const STRIPE_SECRET = `whsec_${randomBytes(24).toString("hex")}`;
+
+/** Calls a runner as the holder of one credential; gives status, headers, and the body's text. */
+function caller(start) {
+  return async (method, path, { bearer = start.api_key, body, raw, headers = {} } = {}) => {
+    if (bearer) headers = { ...headers, authorization: `Bearer ${bearer}` };
+    const answer = await fetch(start.base_url + path, { method, headers, body: raw ?? (body && JSON.stringify(body)) });
+    return { status: answer.status, headers: answer.headers, text: await answer.text() };
+  };
+}
+
+/** What every case can use: an organization of its own, and the requests that cases have in common. */
+class Scene {
+  constructor(start, call) {
+    this.start = start;
+    this.call = call;
+  }
+
+  /** The body of a request that is to succeed. */
+  async make(method, path, options) {
+    const { status, text } = await this.call(method, path, options);
+    if (status >= 300) throw new Error(`${method} ${path}: ${status} ${text}`);
+    return JSON.parse(text);
+  }
+
+  organization(slug) {
+    return this.make("POST", "/v1/internal/organizations", { bearer: this.start.service_token, body: { slug, name: slug } });
+  }
+
+  async key(scopes) {
+    return this.make("POST", "/v1/api_keys", { body: { name: "ci", scopes } });
+  }
+
+  async sessionToken(slug) {
+    await this.make("POST", "/v1/agent_projects", { body: { slug, name: slug } });
+    return (await this.make("POST", `/v1/agent_projects/${slug}/session_tokens`)).token;
+  }
+
+  async endpoint(bearer = this.start.api_key) {
+    const body = { url: "https://hooks.example.com/karta", event_types: ["*"] };
+    return (await this.make("POST", "/v1/webhook_endpoints", { bearer, body })).webhook_endpoint.id;
+  }
+
+  stripe(livemode, secret = STRIPE_SECRET) {
+    const raw = JSON.stringify({ id: "evt_1", object: "event", type: "ping", created: 1, livemode, data: { object: {} } });
+    const time = Math.floor(Date.now() / 1000);
+    const signature = createHmac("sha256", secret).update(`${time}.${raw}`).digest("hex");
+    const headers = { "stripe-signature": `t=${time},v1=${signature}` };
+    return this.call("POST", "/v1/stripe/events", { bearer: null, raw, headers });
+  }
+}
+
+const CASES = {
+  "400 malformed_json": (scene) => scene.call("POST", "/v1/api_keys", { raw: '{"name": ' }),
+  "400 invalid_signature": (scene) => scene.stripe(false, "whsec_another"),
+  "400 livemode_mismatch": (scene) => scene.stripe(true),
+  "401 Unauthorized": (scene) => scene.call("GET", "/v1/whoami", { bearer: "kt_live_junk" }),
+  async "402 budget_exhausted"(scene) {
+    const { secret: bearer } = await scene.organization("spent");
+    await scene.make("PUT", "/v1/budget", { bearer, body: { total_tokens: 0 } });
+    await scene.make("POST", "/v1/agent_projects", { bearer, body: { slug: "site", name: "Site" } });
+    return scene.call("POST", "/v1/agent_projects/site/session_tokens", { bearer });
+  },
+  async "403 missing scope: admin"(scene) {
+    const { secret: bearer } = await scene.key(["read"]);
+    return scene.call("POST", "/v1/api_keys", { bearer, body: {} });
+  },
+  async "403 session tokens are valid only under /v1/projects/{ref}/"(scene) {
+    return scene.call("GET", "/v1/whoami", { bearer: await scene.sessionToken("flat") });
+  },
+  async "403 wrong project: the session token is for another one"(scene) {
+    return scene.call("GET", "/v1/projects/other/whoami", { bearer: await scene.sessionToken("own") });
+  },
+  "404 Not found": (scene) => scene.call("GET", "/v1/api_keys/1"),
+  async "409 api_key_not_active"(scene) {
+    const { api_key } = await scene.key(["read"]);
+    await scene.make("DELETE", `/v1/api_keys/${api_key.id}`);
+    return scene.call("POST", `/v1/api_keys/${api_key.id}/rotate`);
+  },
+  async "409 api_key_replaced"(scene) {
+    const { api_key } = await scene.key(["read"]);
+    await scene.make("POST", `/v1/api_keys/${api_key.id}/rotate`);
+    return scene.call("PATCH", `/v1/api_keys/${api_key.id}`, { body: { expires_at: null } });
+  },
+  async "409 api_key_revoked"(scene) {
+    const { api_key } = await scene.key(["read"]);
+    await scene.make("DELETE", `/v1/api_keys/${api_key.id}`);
+    return scene.call("PATCH", `/v1/api_keys/${api_key.id}`, { body: { name: "again" } });
+  },
+  async "409 last_admin_key"(scene) {
+    const { secret: bearer, api_key } = await scene.organization("lonely");
+    return scene.call("DELETE", `/v1/api_keys/${api_key.id}`, { bearer });
+  },
+  async "409 recovery_under_way"(scene) {
+    const path = `/v1/webhook_endpoints/${await scene.endpoint()}/recover`;
+    const body = { since: new Date(Date.now() - 60_000).toISOString() };
+    await scene.make("POST", path, { body });
+    return scene.call("POST", path, { body });
+  },
+  async "409 release_transition"(scene) {
+    await scene.make("POST", "/v1/agent_projects", { body: { slug: "built", name: "Built" } });
+    const { release } = await scene.make("POST", "/v1/agent_projects/built/deploys", { body: { commit_sha: "0123abc" } });
+    const path = `/v1/internal/releases/${release.id}/status`;
+    return scene.call("POST", path, { bearer: scene.start.service_token, body: { status: "failed" } });
+  },
+  async "409 slug_taken"(scene) {
+    const body = { slug: "taken", name: "Taken" };
+    await scene.make("POST", "/v1/agent_projects", { body });
+    return scene.call("POST", "/v1/agent_projects", { body });
+  },
+  "409 slug_taken with an id": (scene) => {
+    const body = { slug: scene.start.organization_slug, name: "Another" };
+    return scene.call("POST", "/v1/internal/organizations", { bearer: scene.start.service_token, body });
+  },
+  async "409 stripe_customer_taken"(scene) {
+    const [one, other] = [await scene.organization("one"), await scene.organization("other")];
+    const options = { bearer: scene.start.service_token, body: { stripe_customer_id: "cus_1" } };
+    await scene.make("PATCH", `/v1/internal/organizations/${one.organization.id}`, options);
+    return scene.call("PATCH", `/v1/internal/organizations/${other.organization.id}`, options);
+  },
+  async "409 too_many_secrets"(scene) {
+    const path = `/v1/webhook_endpoints/${await scene.endpoint()}/rotate_secret`;
+    for (let n = 0; n < 2; n++) await scene.make("POST", path);
+    return scene.call("POST", path);
+  },
+  async "409 webhook_endpoint_disabled"(scene) {
+    const path = `/v1/webhook_endpoints/${await scene.endpoint()}`;
+    await scene.make("PATCH", path, { body: { enabled: false } });
+    return scene.call("POST", `${path}/test`);
+  },
+  async "409 webhook_endpoint_limit"(scene) {
+    const { secret: bearer } = await scene.organization("hooks");
+    for (let n = 0; n < 20; n++) await scene.endpoint(bearer);
+    return scene.call("POST", "/v1/webhook_endpoints", { bearer, body: { url: "https://hooks.example.com/", event_types: ["*"] } });
+  },
+  "413 body_too_large": (scene) => scene.call("POST", "/v1/api_keys", { raw: " ".repeat(65_537) }),
+  "422 validation_failed": (scene) => scene.call("POST", "/v1/api_keys", { body: { scopes: ["read"] } }),
+  async "422 idempotency_mismatch"(scene) {
+    const headers = { "idempotency-key": "once" };
+    await scene.make("POST", "/v1/agent_projects", { headers, body: { slug: "once", name: "Once" } });
+    return scene.call("POST", "/v1/agent_projects", { headers, body: { slug: "twice", name: "Twice" } });
+  },
+  "422 byok_key_rejected": (scene) =>
+    scene.call("POST", "/v1/model_keys", { body: { provider: "anthropic", key: `sk-${"0".repeat(40)}` } }),
+  async "503 Service unavailable"(scene, tooMany) {
+    const answers = await Promise.all(
+      Array.from({ length: tooMany }, () => scene.call("POST", "/v1/api_keys", { body: { name: "ci", scopes: ["read"] } })),
+    );
+    return answers.find(({ status }) => status !== 201) ?? answers[0];
+  },
+};
+
+/** Sends every case's requests, one case after the other; gives the answers. `tooMany` keys at once are more than may wait for bcrypt. */
+export async function provoke(start, tooMany) {
+  const scene = new Scene(start, caller(start));
+  const answers = [];
+  for (const [name, send] of Object.entries(CASES)) {
+    const { status, headers, text } = await send(scene, tooMany);
+    const { request_id, ...value } = JSON.parse(text);
+    const ended = `${status} ${value.error ?? value.detail}`;
+    if (!name.startsWith(ended)) throw new Error(`the case ${name} ended in ${ended}`);
+    answers.push({ name, status, headers, request_id, value });
+  }
+  return answers;
+}

@@ -1,0 +1,86 @@
+import { spawn } from "node:child_process";
+import { randomUUID } from "node:crypto";
+
+/** Blocks come through a pipe, one after another; what they export and where they go stays. */
+const LOOP = `
+set -o pipefail
+while IFS= read -r -d '' karta_docs_block <&3; do
+  trap 'echo "failed with $?: $BASH_COMMAND" >&2; karta_docs_failed=1' ERR
+  karta_docs_failed=0
+  eval "$karta_docs_block" </dev/null
+  trap - ERR
+  echo "$KARTA_DOCS_MARK $karta_docs_failed"
+  echo "$KARTA_DOCS_MARK $karta_docs_failed" >&2
+done
+`;
+
+/** A terminal in which the blocks of one page are pasted one after another. */
+export class Shell {
+  #child;
+  #mark = randomUUID();
+  #ended;
+  #streams;
+
+  constructor(cwd, env) {
+    this.#child = spawn("bash", ["-c", LOOP], {
+      cwd,
+      env: { ...env, KARTA_DOCS_MARK: this.#mark },
+      stdio: ["ignore", "pipe", "pipe", "pipe"],
+    });
+    this.#ended = new Promise((resolve) => this.#child.once("exit", resolve));
+    this.#streams = [this.#child.stdout, this.#child.stderr].map((stream) => new Answers(stream.setEncoding("utf8"), this.#mark));
+  }
+
+  /** Runs a block. Resolves to what it printed; rejects when one of its commands fails, or it takes more than `seconds`. */
+  async run(block, seconds = 300) {
+    this.#child.stdio[3].write(`${block}\0`);
+    let timer;
+    const late = new Promise((_, reject) => {
+      timer = setTimeout(() => reject(new Error(`did not end within ${seconds} s`)), seconds * 1000);
+    });
+    const died = this.#ended.then((code) => Promise.reject(new Error(`ended the shell with ${code}`)));
+    died.catch(() => {});
+    try {
+      const [out, err] = await Promise.race([Promise.all(this.#streams.map((stream) => stream.next())), late, died]);
+      if (out.failed) throw new Error(`${err.text.trim()}`);
+      return out.text;
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  async close() {
+    this.#child.stdio[3].end();
+    if (this.#child.exitCode === null) this.#child.kill("SIGKILL");
+    await this.#ended;
+  }
+}
+
+/** What comes through a stream, cut at the mark's lines. */
+class Answers {
+  #text = "";
+  #wake = () => {};
+
+  constructor(stream, mark) {
+    this.mark = mark;
+    stream.on("data", (text) => {
+      this.#text += text;
+      this.#wake();
+    });
+  }
+
+  async next() {
+    const end = new RegExp(`${this.mark} ([01])\n`);
+    for (;;) {
+      const found = this.#text.match(end);
+      if (found) {
+        const text = this.#text.slice(0, found.index);
+        this.#text = this.#text.slice(found.index + found[0].length);
+        return { text, failed: found[1] === "1" };
+      }
+      await new Promise((resolve) => {
+        this.#wake = resolve;
+      });
+    }
+  }
+}
