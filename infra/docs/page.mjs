@@ -20,3 +20,35 @@ export function blocks(markdown) {
   if (block) throw new Error(`the block in line ${block.line} has no end`);
   return found;
 }
+
+/** A page's text outside of its blocks, line by line, and empty lines in their place. */
+function proseLines(markdown) {
+  let isCode = false;
+  return markdown.split("\n").map((line) => {
+    const isFence = line.trimStart().startsWith("```");
+    if (isFence) isCode = !isCode;
+    return isFence || isCode ? "" : line;
+  });
+}
+
+/** The links that lead to pages and files of our own: `target` as it is written, and the `line`. */
+export function links(markdown) {
+  return proseLines(markdown).flatMap((line, at) =>
+    [...line.matchAll(/\]\(([^)\s]+)\)/g)].map(([, target]) => ({ target, line: at + 1 })).filter(({ target }) => !/^[a-z]+:/.test(target)),
+  );
+}
+
+/** What GitHub calls a page's headings in links. */
+export function anchors(markdown) {
+  const seen = new Map();
+  return new Set(
+    proseLines(markdown).flatMap((line) => {
+      const heading = line.match(/^#+ (.*)$/);
+      if (!heading) return [];
+      const name = heading[1].toLowerCase().replace(/[^\p{L}\p{N}\s_-]/gu, "").replaceAll(" ", "-");
+      const before = seen.get(name) ?? 0;
+      seen.set(name, before + 1);
+      return [before === 0 ? name : `${name}-${before}`];
+    }),
+  );
+}

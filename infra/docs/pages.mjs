@@ -29,10 +29,31 @@ const printed = new Set(pages.flatMap(({ markdown }) => blocks(markdown)).map(({
 for (const text of Object.keys(OTHERWISE)) {
   if (!printed.has(text)) throw new Error(`no page prints what is in the list of blocks that are not pasted: ${text}`);
 }
-for (const { page, markdown } of pages) {
+const log = join(root, "target/docs/karta.log");
+
+async function pasteAfresh(page, markdown) {
   const folder = clone();
-  const runner = await startRunner(["--data-dir", join(folder, ".karta")], join(root, "target/docs/karta.log"));
-  const pasted = paste(page, markdown, { start: runner.start, folder, otherwise: OTHERWISE });
-  const { run, compared, otherwise } = await pasted.finally(() => runner.stop()).finally(() => rmSync(folder, { recursive: true }));
+  try {
+    const runner = await startRunner(["--data-dir", join(folder, ".karta")], log);
+    const pasted = paste(page, markdown, { start: runner.start, folder, otherwise: OTHERWISE });
+    return await pasted.finally(() => runner.stop());
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+}
+
+/** On a machine that is too busy a verdict comes too late, and is a 503: then the page is pasted once more, up to three times in all. */
+async function pasteUntilQuiet(page, markdown, attempts = 3) {
+  try {
+    return await pasteAfresh(page, markdown);
+  } catch (error) {
+    if (attempts === 1 || !/"status":503|undecided/.test(readFileSync(log, "utf8"))) throw error;
+    console.log(`docs: ${page}: once more, for there was a 503: ${error.message}`);
+    return pasteUntilQuiet(page, markdown, attempts - 1);
+  }
+}
+
+for (const { page, markdown } of pages) {
+  const { run, compared, otherwise } = await pasteUntilQuiet(page, markdown);
   console.log(`docs: ${page}: ${run} blocks run, ${compared} answers compared, ${otherwise} done otherwise`);
 }

@@ -1,22 +1,26 @@
 // Requests that end in errors, each under the error that it is to end in: `status code`, or `status detail` where the body has no code.
 import { createHmac, randomBytes } from "node:crypto";
+import { cpus } from "node:os";
+import { startRunner } from "./runner.mjs";
 
-export const STRIPE_SECRET = `whsec_${randomBytes(24).toString("hex")}`;
+const STRIPE_SECRET = `whsec_${randomBytes(24).toString("hex")}`;
 
-/** Calls a runner as the holder of one credential; gives status, headers, and the body's text. */
-function caller(start) {
-  return async (method, path, { bearer = start.api_key, body, raw, headers = {} } = {}) => {
-    if (bearer) headers = { ...headers, authorization: `Bearer ${bearer}` };
-    const answer = await fetch(start.base_url + path, { method, headers, body: raw ?? (body && JSON.stringify(body)) });
-    return { status: answer.status, headers: answer.headers, text: await answer.text() };
-  };
-}
-
-/** What every case can use: an organization of its own, and the requests that cases have in common. */
+/** What cases have in common. */
 class Scene {
-  constructor(start, call) {
+  /** A 503 is taken for an answer after `attempts`: a machine that is busy with other things gives some. */
+  constructor(start, attempts) {
     this.start = start;
-    this.call = call;
+    this.attempts = attempts;
+  }
+
+  /** Sends a request under the first key, or another credential; gives status, headers, and the body's text. */
+  async call(method, path, { bearer = this.start.api_key, body, raw, headers = {} } = {}) {
+    if (bearer) headers = { ...headers, authorization: `Bearer ${bearer}` };
+    for (let attempt = 1; ; attempt++) {
+      const answer = await fetch(this.start.base_url + path, { method, headers, body: raw ?? (body && JSON.stringify(body)) });
+      const text = await answer.text();
+      if (answer.status !== 503 || attempt >= this.attempts) return { status: answer.status, headers: answer.headers, text };
+    }
   }
 
   /** The body of a request that is to succeed. */
@@ -145,24 +149,37 @@ const CASES = {
   },
   "422 byok_key_rejected": (scene) =>
     scene.call("POST", "/v1/model_keys", { body: { provider: "anthropic", key: `sk-${"0".repeat(40)}` } }),
-  async "503 Service unavailable"(scene, tooMany) {
-    const answers = await Promise.all(
-      Array.from({ length: tooMany }, () => scene.call("POST", "/v1/api_keys", { body: { name: "ci", scopes: ["read"] } })),
-    );
+};
+
+/** The same for a runner at bcrypt's usual cost, at which few may wait: more new keys at once than that. */
+const BUSY_CASES = {
+  async "503 Service unavailable"(scene) {
+    const newKey = () => scene.call("POST", "/v1/api_keys", { body: { name: "ci", scopes: ["read"] } });
+    const answers = await Promise.all(Array.from({ length: 20 * cpus().length }, newKey));
     return answers.find(({ status }) => status !== 201) ?? answers[0];
   },
 };
 
-/** Sends every case's requests, one case after the other; gives the answers. `tooMany` keys at once are more than may wait for bcrypt. */
-export async function provoke(start, tooMany) {
-  const scene = new Scene(start, caller(start));
-  const answers = [];
-  for (const [name, send] of Object.entries(CASES)) {
-    const { status, headers, text } = await send(scene, tooMany);
-    const { request_id, ...value } = JSON.parse(text);
-    const ended = `${status} ${value.error ?? value.detail}`;
-    if (!name.startsWith(ended)) throw new Error(`the case ${name} ended in ${ended}`);
-    answers.push({ name, status, headers, request_id, value });
+async function answersOf(cases, attempts, log, env) {
+  const runner = await startRunner(["--ephemeral"], log, env);
+  try {
+    const scene = new Scene(runner.start, attempts);
+    const answers = [];
+    for (const [name, send] of Object.entries(cases)) {
+      const { status, headers, text } = await send(scene);
+      const { request_id, ...value } = JSON.parse(text);
+      const ended = `${status} ${value.error ?? value.detail}`;
+      if (!name.startsWith(ended)) throw new Error(`the case ${name} ended in ${ended}`);
+      answers.push({ name, status, headers, request_id, value });
+    }
+    return answers;
+  } finally {
+    await runner.stop();
   }
-  return answers;
+}
+
+/** Sends every case's requests, one case after the other, to runners of its own that log to `log`; gives the answers. */
+export async function provoke(log) {
+  const answers = await answersOf(CASES, 5, log, { KARTA_STRIPE_SECRETS: STRIPE_SECRET });
+  return [...answers, ...(await answersOf(BUSY_CASES, 1, log, { KARTA_BCRYPT_COST: "12" }))];
 }

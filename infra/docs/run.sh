@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What README.md, docs/quickstart.md and docs/migration.md print is run as it is printed, and docs/errors.md is held against what is answered. Each page
-# has a runner of its own. KARTA_BIN names one that is built already.
+# What README.md, docs/quickstart.md and docs/migration.md print is run as it is printed, docs/errors.md is held against what is
+# answered, and links between pages against what is there. Each page has a runner of its own. KARTA_BIN names one that is built already.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -11,7 +11,8 @@ fi
 export KARTA_BIN
 mkdir -p target/docs
 
-node --test infra/docs/test/
 (cd sdk/typescript && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && npm run --silent build)
+node --test infra/docs/test/*.test.mjs
+node infra/docs/links.mjs
 node infra/docs/errors.mjs
 node infra/docs/pages.mjs
