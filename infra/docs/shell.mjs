@@ -5,10 +5,12 @@ import { randomUUID } from "node:crypto";
 const LOOP = `
 set -o pipefail
 while IFS= read -r -d '' karta_docs_block <&3; do
+  karta_docs_failed=0 karta_docs_status=1
   trap 'echo "failed with $?: $BASH_COMMAND" >&2; karta_docs_failed=1' ERR
-  karta_docs_failed=0
-  eval "$karta_docs_block" </dev/null
-  trap - ERR
+  eval "$karta_docs_block
+  karta_docs_status=\\$?; trap - ERR" </dev/null
+  # The trap passes over what fails before an &&.
+  if ((karta_docs_status && !karta_docs_failed)); then echo "ended with $karta_docs_status" >&2; karta_docs_failed=1; fi
   echo "$KARTA_DOCS_MARK $karta_docs_failed"
   echo "$KARTA_DOCS_MARK $karta_docs_failed" >&2
 done
@@ -24,6 +26,8 @@ export class Shell {
   constructor(cwd, env) {
     this.#child = spawn("bash", ["-c", LOOP], {
       cwd,
+      // A group of its own, to be ended with all that it started.
+      detached: true,
       env: { ...env, KARTA_DOCS_MARK: this.#mark },
       stdio: ["ignore", "pipe", "pipe", "pipe"],
     });
@@ -50,8 +54,11 @@ export class Shell {
   }
 
   async close() {
-    this.#child.stdio[3].end();
-    if (this.#child.exitCode === null) this.#child.kill("SIGKILL");
+    try {
+      process.kill(-this.#child.pid, "SIGKILL");
+    } catch (error) {
+      if (error.code !== "ESRCH") throw error;
+    }
     await this.#ended;
   }
 }
