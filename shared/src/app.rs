@@ -2,16 +2,25 @@
 
 use std::sync::{Arc, OnceLock};
 
-use aws_sdk_dynamodb::config::retry::RetryPartition;
+use aws_sdk_dynamodb::config::{SharedInterceptor, retry::RetryPartition};
 
 use crate::{
     auth::{BcryptPool, Validator},
     clock::{Clock, SystemClock},
-    config::{self, Config, SecretSource, Secrets},
+    config::{self, Config, Secret, SecretSource, Secrets},
     domain::{Entropy, InternalGuard, PriceTable, Reach},
     entropy::OsEntropy,
     store::{Crossed, Store},
 };
+
+/// Learns what each function asks of AWS: for tests that hold it against the function's policy. A deployed function has none.
+pub trait Witness: Send + Sync {
+    /// What sees a function's calls to the store.
+    fn watch(&self, function: &'static str) -> SharedInterceptor;
+
+    /// A function fetches a secret.
+    fn fetched(&self, function: &'static str, secret: Secret);
+}
 
 /// The parts that handlers work with; cheap to clone. In a Lambda there is one for the life of the process.
 #[derive(Clone)]
@@ -28,6 +37,8 @@ pub struct App {
     pub webhooks: Reach,
     /// For whom the internal routes exist.
     pub internal: Arc<InternalGuard>,
+    /// Who learns what each function of this process asks of AWS; nobody, but in tests.
+    pub witness: Option<Arc<dyn Witness>>,
     validator: Arc<OnceLock<Validator>>,
 }
 
@@ -54,7 +65,20 @@ impl App {
             prices: Arc::new(config.prices),
             webhooks: config.webhooks,
             internal: Arc::new(config.internal),
+            witness: None,
             validator: Arc::default(),
+        }
+    }
+
+    /// The app as one function of several in a process has it. Before a witness its calls and its secrets are its own.
+    #[must_use]
+    pub fn of_function(&self, function: &'static str) -> Self {
+        let Some(witness) = self.witness.clone() else { return self.clone() };
+        Self {
+            store: self.store.watched(witness.watch(function)),
+            secrets: Arc::new(self.secrets.telling(move |secret| witness.fetched(function, secret))),
+            validator: Arc::default(),
+            ..self.clone()
         }
     }
 

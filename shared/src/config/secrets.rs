@@ -263,8 +263,9 @@ impl<T> Fetched<T> {
 /// The secrets, fetched once and kept five minutes. While a fetch fails, what is at hand goes on serving for an hour; service tokens only
 /// and Stripe's signing secrets while Secrets Manager cannot be asked, not past a malformed set.
 pub struct Secrets {
-    source: SecretSource,
+    source: Arc<SecretSource>,
     clock: Arc<dyn Clock>,
+    told: Option<Arc<dyn Fn(Secret) + Send + Sync>>,
     rings: HashMap<Ring, Slot<Keyring>>,
     service_tokens: Slot<ServiceTokens>,
     data_planes: Slot<DataPlanes>,
@@ -273,6 +274,16 @@ pub struct Secrets {
 
 impl Secrets {
     pub fn new(source: SecretSource, clock: Arc<dyn Clock>) -> Self {
+        Self::of(Arc::new(source), clock)
+    }
+
+    /// The same secrets for somebody who fetches them anew, and says so each time.
+    #[must_use]
+    pub fn telling(&self, told: impl Fn(Secret) + Send + Sync + 'static) -> Self {
+        Self { told: Some(Arc::new(told)), ..Self::of(Arc::clone(&self.source), Arc::clone(&self.clock)) }
+    }
+
+    fn of(source: Arc<SecretSource>, clock: Arc<dyn Clock>) -> Self {
         let ring = |ring: Ring| {
             (ring, Slot { secret: ring.into(), parse: parse_ring, slip: Slip::Forgiven, kept: Mutex::default() })
         };
@@ -282,13 +293,13 @@ impl Secrets {
             slip: Slip::Refused,
             kept: Mutex::default(),
         };
-        let parse = match source {
+        let parse = match *source {
             SecretSource::Manager { .. } => parse_data_planes,
             SecretSource::Fixed(_) => parse_local_data_planes,
         };
         let data_planes = Slot { secret: Secret::DataPlanes, parse, slip: Slip::Forgiven, kept: Mutex::default() };
         let stripe = Slot { secret: Secret::Stripe, parse: parse_stripe, slip: Slip::Refused, kept: Mutex::default() };
-        Self { source, clock, rings: Ring::ALL.map(ring).into(), service_tokens, data_planes, stripe }
+        Self { source, clock, told: None, rings: Ring::ALL.map(ring).into(), service_tokens, data_planes, stripe }
     }
 
     /// Fetches every configured secret, so that a missing or malformed one stops the start and not the first request; so does a token that
@@ -388,6 +399,9 @@ impl Secrets {
     }
 
     async fn fetch<T>(&self, slot: &Slot<T>) -> Result<T, SecretError> {
+        if let Some(tell) = &self.told {
+            tell(slot.secret);
+        }
         let text = self.source.fetch(slot.secret).await?;
         (slot.parse)(text.expose_secret()).map_err(|problem| SecretError::Malformed { secret: slot.secret, problem })
     }
@@ -566,14 +580,14 @@ mod tests {
         let mut secrets =
             Secrets::new(fixed(Ring::Cursor.into(), &ring_json("k1")), Arc::clone(&clock) as Arc<dyn Clock>);
         secrets.warm_up().await.unwrap();
-        secrets.source = fixed(Ring::Cursor.into(), "malformed");
+        secrets.source = fixed(Ring::Cursor.into(), "malformed").into();
         clock.advance(Duration::from_mins(59));
         assert!(secrets.ring(Ring::Cursor).await.is_ok());
         clock.advance(Duration::from_secs(59));
         assert!(secrets.ring(Ring::Cursor).await.is_ok());
         clock.advance(Duration::from_secs(1));
         assert!(secrets.ring(Ring::Cursor).await.is_err());
-        secrets.source = fixed(Ring::Cursor.into(), &ring_json("k2"));
+        secrets.source = fixed(Ring::Cursor.into(), &ring_json("k2")).into();
         clock.advance(REFETCH_EVERY);
         assert!(secrets.ring(Ring::Cursor).await.is_ok(), "while nothing serves it is tried every 30 s");
     }
@@ -615,14 +629,14 @@ mod tests {
         slip.as_object_mut().unwrap().remove("a");
         let mut secrets = Secrets::new(source(&tokens_json(&["a", "b"])), Arc::clone(&clock) as Arc<dyn Clock>);
         secrets.warm_up().await.unwrap();
-        secrets.source = source(&slip);
+        secrets.source = source(&slip).into();
         clock.advance(KEPT_FOR);
         assert!(matches!(secrets.service_tokens().await, Err(SecretError::Malformed { .. })));
         // Nor does it come to life again because Secrets Manager goes away.
-        secrets.source = SecretSource::Fixed(HashMap::new());
+        secrets.source = SecretSource::Fixed(HashMap::new()).into();
         clock.advance(KEPT_FOR);
         assert!(secrets.service_tokens().await.is_err());
-        secrets.source = source(&tokens_json(&["b"]));
+        secrets.source = source(&tokens_json(&["b"])).into();
         assert!(secrets.service_tokens().await.is_err(), "no more than one fetch in 30 s");
         clock.advance(REFETCH_EVERY);
         let mended = secrets.service_tokens().await.unwrap();
@@ -635,7 +649,7 @@ mod tests {
         let source = fixed(Secret::ServiceTokens, &tokens_json(&["a"]).to_string());
         let mut secrets = Secrets::new(source, Arc::clone(&clock) as Arc<dyn Clock>);
         secrets.warm_up().await.unwrap();
-        secrets.source = SecretSource::Fixed(HashMap::new());
+        secrets.source = SecretSource::Fixed(HashMap::new()).into();
         clock.advance(Duration::from_mins(59));
         assert!(secrets.service_tokens().await.is_ok());
         assert!(secrets.service_tokens_refetched().await.is_err(), "and prove nothing of a token that they lack");
@@ -651,10 +665,10 @@ mod tests {
         let mut secrets = Secrets::new(source("{}"), Arc::clone(&clock) as Arc<dyn Clock>);
         secrets.warm_up().await.unwrap();
         assert!(secrets.stripe().await.unwrap().is_empty());
-        secrets.source = source(good);
+        secrets.source = source(good).into();
         clock.advance(REFETCH_EVERY);
         assert!(!secrets.stripe_refetched().await.unwrap().is_empty());
-        secrets.source = source(&good.replace("true", "\"whsec_0123456789abcdef\""));
+        secrets.source = source(&good.replace("true", "\"whsec_0123456789abcdef\"")).into();
         clock.advance(KEPT_FOR);
         let error = secrets.stripe().await.unwrap_err().to_string();
         assert!(error.starts_with("the stripe secret is malformed: it must be") && !error.contains("0123"), "{error}");
@@ -666,7 +680,7 @@ mod tests {
         let mut secrets =
             Secrets::new(fixed(Ring::KeyTag.into(), &ring_json("k1")), Arc::clone(&clock) as Arc<dyn Clock>);
         secrets.warm_up().await.unwrap();
-        secrets.source = fixed(Ring::KeyTag.into(), &ring_json("k2"));
+        secrets.source = fixed(Ring::KeyTag.into(), &ring_json("k2")).into();
         let kid = async || secrets.ring_refetched(Ring::KeyTag).await.unwrap().current().0.to_string();
         clock.advance(Duration::from_secs(29));
         assert_eq!(kid().await, "k1");

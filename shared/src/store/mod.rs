@@ -38,7 +38,7 @@ mod webhooks;
 
 use std::{collections::HashMap, sync::Arc};
 
-use aws_sdk_dynamodb::{Client, types::AttributeValue};
+use aws_sdk_dynamodb::{Client, config::SharedInterceptor, types::AttributeValue};
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::table::{Key, Table, Tables};
@@ -80,6 +80,14 @@ impl Store {
     /// `entropy` makes the request tokens of transactions.
     pub fn new(client: Client, tables: Tables, entropy: Arc<dyn Entropy>) -> Self {
         Self { client, tables: Arc::new(tables), entropy }
+    }
+
+    /// The same tables through a client whose calls `watch` sees too.
+    #[must_use]
+    pub fn watched(&self, watch: SharedInterceptor) -> Self {
+        let mut config = self.client.config().to_builder();
+        config.push_interceptor(watch);
+        Self { client: Client::from_conf(config.build()), ..self.clone() }
     }
 
     /// An empty transaction.
