@@ -124,6 +124,7 @@ fn options() -> Result<Options> {
         internal: InternalGuard::default(),
         webhooks: Reach::Public,
         workers: false,
+        witness: None,
         clock: Arc::new(SystemClock),
         entropy: Arc::new(OsEntropy),
     })

@@ -133,6 +133,7 @@ async fn run(arguments: RunArguments) -> Result<()> {
         internal: config::internal_guard()?,
         webhooks: if arguments.allow_loopback_webhooks { Reach::Loopback } else { Reach::Public },
         workers: true,
+        witness: None,
         clock: Arc::new(SystemClock),
         entropy: Arc::new(OsEntropy),
     })

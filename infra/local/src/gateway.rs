@@ -128,7 +128,7 @@ impl Gateway {
         }
         Ok(Self {
             routes,
-            authorizer: Authorizer::new(app.clone()),
+            authorizer: Authorizer::new(app.of_function(authorizer::NAME)),
             validation: Regex::new(&format!("^(?:{})$", settings.validation_expression))
                 .context("ValidationExpression")?,
             verdicts: Cache::new(VERDICTS_KEPT),

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
 use karta_shared::{
@@ -92,15 +92,16 @@ pub type Tick = Arc<dyn Fn() -> Work + Send + Sync>;
 pub fn workers(app: &App, gateway: &Arc<Gateway>) -> BTreeMap<&'static str, Tick> {
     let gateway = Arc::clone(gateway);
     let cache = AuthorizerCache::Local(Arc::new(move || gateway.forget_verdicts()));
-    let deliveries = WebhookDeliveries::new(app.clone(), Vec::new());
+    let deliveries = WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new());
+    let waker = waker(deliveries.clone());
     BTreeMap::from([
-        employ(AuditChain::new(app.clone())),
-        employ(BudgetChecks::new(app.clone())),
-        employ(CachePush::new(app.clone(), cache)),
-        employ(ExpiryNotices::new(app.clone())),
-        employ(ModelKeysReseal::new(app.clone())),
-        employ(WebhookEvents::new(app.clone(), waker(deliveries.clone()))),
-        employ(deliveries),
+        employ(app, AuditChain::new),
+        employ(app, BudgetChecks::new),
+        employ(app, |app| CachePush::new(app, cache)),
+        employ(app, ExpiryNotices::new),
+        employ(app, ModelKeysReseal::new),
+        employ(app, |app| WebhookEvents::new(app, waker)),
+        employ(app, |_| deliveries),
     ])
 }
 
@@ -117,8 +118,10 @@ pub fn waker(deliveries: WebhookDeliveries) -> Waker {
     }))
 }
 
-fn employ<W: Worker>(worker: W) -> (&'static str, Tick) {
-    let worker = Arc::new(worker);
+/// With an app of its own, made when it is first woken.
+fn employ<W: Worker>(app: &App, new: impl FnOnce(App) -> W + Send + 'static) -> (&'static str, Tick) {
+    let app = app.clone();
+    let worker = LazyLock::new(move || Arc::new(new(app.of_function(W::NAME))));
     let tick = move || -> Work {
         let worker = Arc::clone(&worker);
         Box::pin(async move { work(&*worker, &Wake::Sweep).await })
@@ -126,10 +129,12 @@ fn employ<W: Worker>(worker: W) -> (&'static str, Tick) {
     (W::NAME, Arc::new(tick))
 }
 
+/// With an app of its own, made when it is first asked.
 fn mount<R: Route>(app: &App) -> (&'static str, Handler) {
     let app = app.clone();
+    let app = LazyLock::new(move || app.of_function(R::NAME));
     let handler = move |request| -> Answer {
-        let app = app.clone();
+        let app = App::clone(&app);
         Box::pin(async move { serve::<R>(&app, request).await })
     };
     (R::NAME, Arc::new(handler))

@@ -18,6 +18,7 @@ use axum::{
 };
 use karta_shared::{
     App,
+    app::Witness,
     clock::Clock,
     config::{self, Config},
     domain::{Entropy, InternalGuard, Reach, Slug},
@@ -69,6 +70,8 @@ pub struct Options {
     pub webhooks: Reach,
     /// Whether the workers run; tests that watch the store or the clock let them rest.
     pub workers: bool,
+    /// Who learns what each function asks of AWS: tests that hold it against the template's policies.
+    pub witness: Option<Arc<dyn Witness>>,
     pub clock: Arc<dyn Clock>,
     pub entropy: Arc<dyn Entropy>,
 }
@@ -114,13 +117,14 @@ impl Runner {
         let emulator = Emulator::start(folder, &template, &tables, &*options.entropy)?;
         let dynamodb_endpoint = emulator.endpoint();
         let endpoint = proxy.map_or_else(|| dynamodb_endpoint.clone(), |proxy| proxy(&dynamodb_endpoint));
-        let app = App::new(
+        let mut app = App::new(
             config,
             &config::local_sdk(&endpoint, emulator.access_key()).await,
             secrets.source(),
             options.clock,
             options.entropy,
         );
+        app.witness = options.witness;
         app.secrets.warm_up().await?;
         let gateway = Arc::new(Gateway::new(&app, &template)?);
         let workers = if options.workers {

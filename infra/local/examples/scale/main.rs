@@ -140,6 +140,7 @@ fn options(data: &Path) -> Result<Options> {
         internal: InternalGuard::default(),
         webhooks: Reach::Public,
         workers: false,
+        witness: None,
         clock: Arc::new(SystemClock),
         entropy: Arc::new(OsEntropy),
     })

@@ -34,6 +34,7 @@ impl Plane {
             internal: InternalGuard::default(),
             webhooks: Reach::Public,
             workers,
+            witness: None,
             clock: Arc::new(SystemClock),
             entropy: Arc::new(OsEntropy),
         };

@@ -77,6 +77,7 @@ impl World {
             internal: InternalGuard::default(),
             webhooks: Reach::Loopback,
             workers,
+            witness: None,
             clock,
             entropy: Arc::new(OsEntropy),
         });

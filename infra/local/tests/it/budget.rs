@@ -224,7 +224,7 @@ async fn the_stream_has_those_looked_at_that_it_names() {
     let (key, _) = world.key(&["read"]).await;
     put(&world, json!({ "total_tokens": 100 })).await;
     spend(&world, key, 100).await;
-    let worker = BudgetChecks::new(world.runner.app.clone());
+    let worker = BudgetChecks::new(world.runner.app.of_function(BudgetChecks::NAME));
     let due = |id: u64| Due { organization_id: Id::new(id).unwrap(), sk: "CHECK".to_owned() };
     let written = |id: u64| Wake::Written([due(id)].into());
     worker.work(&written(world.organization_id + 1)).await.unwrap();

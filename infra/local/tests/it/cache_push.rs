@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use worker_cache_push::{AuthorizerCache, CachePush};
 
 use crate::{
+    calls::keep_sent,
     data_plane::{DataPlane, Reaction, configured, token},
     fault_proxy::{ALWAYS, Fault, FaultProxy},
     harness::{World, options},
@@ -303,7 +304,7 @@ async fn the_stream_has_just_the_organizations_told_that_it_names() {
         "ExpressionAttributeValues": { ":ahead": { "S": "2026-11-21T12:00:05.000Z" } },
     });
     world.dynamodb("UpdateItem", ahead).await;
-    let worker = CachePush::new(world.runner.app.clone(), AuthorizerCache::Local(Arc::new(|| ())));
+    let worker = CachePush::new(world.runner.app.of_function(CachePush::NAME), AuthorizerCache::Local(Arc::new(|| ())));
     for (organization, told) in [(other, vec![]), (world.organization_id, vec![world.organization_id])] {
         worker.work(&stream_of(organization)).await.unwrap();
         assert_eq!(plane.told(), told);
@@ -320,7 +321,7 @@ fn flushing(app: &App) -> (CachePush, Arc<Mutex<Vec<Instant>>>) {
     let flushes = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&flushes);
     let cache = AuthorizerCache::Local(Arc::new(move || noted.lock().unwrap().push(Instant::now())));
-    (CachePush::new(app.clone(), cache), flushes)
+    (CachePush::new(app.of_function(CachePush::NAME), cache), flushes)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -364,7 +365,7 @@ async fn a_flush_that_fails_is_tried_again_and_holds_up_no_data_plane() {
     let (world, clock) = world(&[("eu", &plane)]).await;
     let sdk = config::local_sdk(&gateway.url, &"a-key-id".into()).await;
     let stage = GatewayStage { rest_api_id: "a1b2c3".to_owned(), stage: "prod".to_owned() };
-    let worker = CachePush::new(world.runner.app.clone(), AuthorizerCache::gateway(&sdk, stage));
+    let worker = CachePush::new(world.runner.app.of_function(CachePush::NAME), AuthorizerCache::gateway(&sdk, stage));
     gateway.react(Reaction::Status(404));
     revoke(&world).await;
     worker.work(&Wake::Sweep).await.unwrap_err();
@@ -382,6 +383,7 @@ async fn a_flush_that_fails_is_tried_again_and_holds_up_no_data_plane() {
         assert!(signature.contains("/us-east-1/apigateway/aws4_request"), "{signature}");
     }
     assert_eq!(gateway.received().len(), 2);
+    keep_sent(CachePush::NAME, &gateway.received());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -408,9 +410,13 @@ async fn a_data_plane_whose_token_became_a_service_token_is_not_called() {
     let emulator = &world.runner.emulator;
     let sdk = config::local_sdk(&emulator.endpoint(), emulator.access_key()).await;
     let config = Config::local(Tables::local(), Some(4)).unwrap();
-    let App { clock, entropy, .. } = world.runner.app.clone();
-    let app = App::new(config, &sdk, SecretSource::Fixed(texts), clock, entropy);
-    CachePush::new(app, AuthorizerCache::Local(Arc::new(|| ()))).work(&Wake::Sweep).await.unwrap();
+    let App { clock, entropy, witness, .. } = world.runner.app.clone();
+    let mut app = App::new(config, &sdk, SecretSource::Fixed(texts), clock, entropy);
+    app.witness = witness;
+    CachePush::new(app.of_function(CachePush::NAME), AuthorizerCache::Local(Arc::new(|| ())))
+        .work(&Wake::Sweep)
+        .await
+        .unwrap();
     assert!(eu.received().is_empty());
     assert_eq!(us.told(), [world.organization_id]);
     assert_eq!(world.outbox("PSH").await[0]["told"], json!(["GATEWAY", "us"]));
@@ -422,7 +428,7 @@ async fn nothing_that_is_printed_holds_a_data_planes_token() {
     let planes = json!({ "eu": { "url": "http://127.0.0.1:9", "token": secret } });
     let options = Options { data_planes: Some(planes.to_string().into()), ..options(Arc::new(SystemClock)) };
     let world = World::start_as(options, None).await;
-    let worker = CachePush::new(world.runner.app.clone(), AuthorizerCache::Local(Arc::new(|| ())));
+    let worker = CachePush::new(world.runner.app.of_function(CachePush::NAME), AuthorizerCache::Local(Arc::new(|| ())));
     let planes = world.runner.app.secrets.data_planes().await.unwrap();
     let printed = format!("{worker:?} {planes:?} {:?}", world.runner.app.secrets);
     assert!(!printed.contains("qqqq"), "{printed}");

@@ -1,7 +1,8 @@
 //! A runner of its own for every test, in memory, and a client that remembers every secret it sees.
 //!
 //! What the suite leaves under `target/run/`: `logs/` with all that was logged, `secrets/` with every secret that was made, one a
-//! line. `infra/checks/log-secrets.sh` holds the one against the other.
+//! line, and `calls/` with what functions asked of AWS. `infra/checks/log-secrets.sh` holds the first two against each other,
+//! `rights.rs` the last against the template.
 
 use std::{
     collections::HashMap,
@@ -35,6 +36,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use tokio::runtime;
 use worker_audit_chain::AuditChain;
+
+use crate::calls::Calls;
 
 /// A running control plane with one organization, `acme`. When it is dropped, its audit logs must verify.
 pub(crate) struct World {
@@ -279,7 +282,7 @@ impl World {
         let mut event = ApiGatewayCustomAuthorizerRequest::default();
         event.authorization_token = Some(header.to_owned());
         event.method_arn = Some("arn:aws:execute-api:local:000000000000:karta/local/GET/v1/whoami".to_owned());
-        let answer = Authorizer::new(self.runner.app.clone()).authorize(&event).await.unwrap();
+        let answer = Authorizer::new(self.runner.app.of_function(authorizer::NAME)).authorize(&event).await.unwrap();
         let allowed =
             answer.policy_document.statement.iter().all(|statement| statement.effect == IamPolicyEffect::Allow);
         assert_eq!(allowed, answer.context != json!({}), "a Deny says nothing of the credential");
@@ -462,6 +465,7 @@ pub(crate) fn options(clock: Arc<dyn Clock>) -> Options {
         internal: InternalGuard::default(),
         webhooks: Reach::Public,
         workers: false,
+        witness: Some(Arc::new(Calls::kept())),
         clock,
         entropy: Arc::new(OsEntropy),
     }
@@ -492,9 +496,14 @@ pub(crate) fn log_to_file() {
     });
 }
 
+/// `target/run/<folder>/`
+pub(crate) fn run_folder(folder: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("run").join(folder)
+}
+
 /// A new file of this process under `target/run/<folder>/`.
 pub(crate) fn run_file(folder: &str, extension: &str) -> File {
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("run").join(folder);
+    let folder = run_folder(folder);
     fs::create_dir_all(&folder).unwrap();
     let path = folder.join(format!("it-{}.{extension}", std::process::id()));
     OpenOptions::new().create(true).append(true).open(path).unwrap()

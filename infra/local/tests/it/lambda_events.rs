@@ -21,7 +21,7 @@ const METHOD_ARN: &str = "arn:aws:execute-api:eu-central-1:123456789012:a1b2c3d4
 async fn authorize(world: &World, token: &str) -> (Value, Value) {
     let event = json!({ "type": "TOKEN", "authorizationToken": format!("Bearer {token}"), "methodArn": METHOD_ARN });
     let event = serde_json::from_value(event).unwrap();
-    let answer = Authorizer::new(world.runner.app.clone()).authorize(&event).await.unwrap();
+    let answer = Authorizer::new(world.runner.app.of_function(authorizer::NAME)).authorize(&event).await.unwrap();
     let answer = serde_json::to_value(answer).unwrap();
     assert!(answer["principalId"].is_string());
     assert_eq!(answer["policyDocument"]["Version"], "2012-10-17");
@@ -75,7 +75,7 @@ fn event(method: &str, resource: &str, variables: &Value, context: &Value, body:
 
 async fn served<R: Route>(world: &World, event: &str) -> (u16, Value) {
     let request = lambda_http::request::from_str(event).unwrap();
-    let response: Response<Body> = serve::<R>(&world.runner.app, request).await;
+    let response: Response<Body> = serve::<R>(&world.runner.app.of_function(R::NAME), request).await;
     assert_eq!(response.headers()["x-request-id"], "c6af9ac6-7b61-11e6-9a41-93e8deadbeef");
     let Body::Text(body) = response.body() else { panic!("API Gateway would encode it") };
     (response.status().as_u16(), serde_json::from_str(body).unwrap())

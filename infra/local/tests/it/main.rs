@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "`allow-unwrap-in-tests` reaches the tests and not what they share")]
 
+mod calls;
 mod data_plane;
 mod fault_proxy;
 mod harness;
@@ -36,6 +37,7 @@ mod properties;
 mod races;
 mod releases;
 mod revocation;
+mod rights;
 mod session_tokens;
 mod stripe_events;
 mod structure;

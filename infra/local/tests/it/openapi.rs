@@ -219,7 +219,10 @@ impl Tour<'_> {
         let test = self.world.request(Method::POST, &format!("{path}/test"));
         let sent = self.call("webhookEndpointsTest", test).await;
         // Fanned out, and sent nowhere.
-        let fan_out = WebhookEvents::new(self.world.runner.app.clone(), Waker::Local(Arc::new(|_, _| ())));
+        let fan_out = WebhookEvents::new(
+            self.world.runner.app.of_function(WebhookEvents::NAME),
+            Waker::Local(Arc::new(|_, _| ())),
+        );
         fan_out.work(&Wake::Sweep).await.unwrap();
         self.get("webhookDeliveriesList", &format!("{path}/deliveries?status=pending")).await;
         let replay = format!("{path}/deliveries/{}/replay", sent["delivery"]["id"]);

@@ -112,7 +112,8 @@ impl Neighbours {
         let sent = ping.bearer(&their_admin).send().await.expect(202);
         let their_delivery = sent["delivery"]["id"].as_u64().unwrap();
         // It waits there: nobody is woken.
-        let events = WebhookEvents::new(world.runner.app.clone(), Waker::Local(Arc::new(|_, _| {})));
+        let events =
+            WebhookEvents::new(world.runner.app.of_function(WebhookEvents::NAME), Waker::Local(Arc::new(|_, _| {})));
         events.work(&Wake::Sweep).await.unwrap();
         Self { world, their_admin, their_key, their_model_key, their_endpoint, their_delivery }
     }

@@ -10,7 +10,7 @@ mod organizations_create;
 mod organizations_update;
 mod releases_status;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::net::SocketAddr;
 
 use axum::body::Body;
 use http::Method;
@@ -67,8 +67,9 @@ impl Plane {
         config.internal = internal;
         let emulator = &world.runner.emulator;
         let sdk = config::local_sdk(&emulator.endpoint(), emulator.access_key()).await;
-        let (clock, entropy) = (Arc::clone(&world.runner.app.clock), Arc::clone(&world.runner.app.entropy));
-        let app = App::new(config, &sdk, SecretSource::Fixed(texts), clock, entropy);
+        let App { clock, entropy, witness, .. } = world.runner.app.clone();
+        let mut app = App::new(config, &sdk, SecretSource::Fixed(texts), clock, entropy);
+        app.witness = witness;
         Self::of(&app)
     }
 

@@ -27,7 +27,10 @@ use crate::{
 };
 
 async fn sweep(app: &App) -> Result<(), String> {
-    ModelKeysReseal::new(app.clone()).work(&Wake::Sweep).await.map_err(|fault| fault.to_string())
+    ModelKeysReseal::new(app.of_function(ModelKeysReseal::NAME))
+        .work(&Wake::Sweep)
+        .await
+        .map_err(|fault| fault.to_string())
 }
 
 /// Under which keys of the ring what an organization keeps is sealed.

@@ -372,7 +372,7 @@ async fn secrets_move_to_the_rings_new_key_and_the_old_one_may_leave() {
         ring["current"] = json!("k2");
     };
     let rotated = world.app_with_ring(Ring::SealingWebhooks, both);
-    let sweeper = WebhookDeliveries::new(rotated.clone(), Vec::new());
+    let sweeper = WebhookDeliveries::new(rotated.of_function(WebhookDeliveries::NAME), Vec::new());
     sweeper.work(&Wake::Sweep).await.unwrap();
     let kept = &world.items(&format!("WHS#{}", world.organization_id)).await[0];
     assert_eq!((&kept["kid"]["S"], &kept["sealed_shard"]["S"]), (&json!("k2"), &json!("WHS#0")));
@@ -386,7 +386,7 @@ async fn secrets_move_to_the_rings_new_key_and_the_old_one_may_leave() {
     post.fan_out().await;
     let organization_id = Id::new(world.organization_id).unwrap();
     let wake = Wake::Endpoint { organization_id, webhook_endpoint_id: Id::new(id).unwrap() };
-    WebhookDeliveries::new(app, Vec::new()).work(&wake).await.unwrap();
+    WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new()).work(&wake).await.unwrap();
     wait_for(&receiver, 1).await;
     let sent = &receiver.received()[0];
     let secret = WebhookSecret::parse(&secret).unwrap();
@@ -400,7 +400,8 @@ async fn secrets_move_to_the_rings_new_key_and_the_old_one_may_leave() {
         ring["current"] = json!("k3");
         ring.as_object_mut().unwrap().remove("k2");
     };
-    let lost = WebhookDeliveries::new(world.app_with_ring(Ring::SealingWebhooks, lost), Vec::new());
+    let lost = world.app_with_ring(Ring::SealingWebhooks, lost).of_function(WebhookDeliveries::NAME);
+    let lost = WebhookDeliveries::new(lost, Vec::new());
     let told = lost.work(&Wake::Sweep).await.unwrap_err().to_string();
     assert!(told.starts_with("1 items are not sealed under the current key, 1 of them"), "{told}");
 }
@@ -413,7 +414,7 @@ async fn workers_that_fan_out_the_same_events_at_once_do_it_once_and_without_a_f
     let (id, _) = endpoint(world, &receiver.url, &["*"]).await;
     announce(world, 120).await;
     let app = &world.runner.app;
-    let worker = || WebhookEvents::new(app.clone(), Waker::Local(Arc::new(|_, _| ())));
+    let worker = || WebhookEvents::new(app.of_function(WebhookEvents::NAME), Waker::Local(Arc::new(|_, _| ())));
     let (first, second, third) = (worker(), worker(), worker());
     let sweep = Wake::Sweep;
     let (first, second, third) = tokio::join!(first.work(&sweep), second.work(&sweep), third.work(&sweep));

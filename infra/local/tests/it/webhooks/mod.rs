@@ -8,6 +8,7 @@ mod kills;
 mod receiver;
 mod requests;
 mod secrets;
+mod waking;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -42,8 +43,9 @@ struct Post {
 
 /// The first of the workers, who has the second one serve.
 fn events(app: &App, patience: Duration) -> WebhookEvents {
-    let deliveries = WebhookDeliveries::new(app.clone(), Vec::new()).with_patience(patience);
-    WebhookEvents::new(app.clone(), registry::waker(deliveries))
+    let deliveries =
+        WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new()).with_patience(patience);
+    WebhookEvents::new(app.of_function(WebhookEvents::NAME), registry::waker(deliveries))
 }
 
 /// Events of `acme`'s that ask for nothing but to be told.
@@ -92,7 +94,10 @@ impl Post {
     /// Fans out what waits, and has nobody served.
     async fn fan_out(&self) {
         let unheard = Waker::Local(Arc::new(|_, _| {}));
-        WebhookEvents::new(self.world.runner.app.clone(), unheard).work(&Wake::Sweep).await.unwrap();
+        WebhookEvents::new(self.world.runner.app.of_function(WebhookEvents::NAME), unheard)
+            .work(&Wake::Sweep)
+            .await
+            .unwrap();
     }
 
     /// The same as `work`, and waits until nothing is due any more.

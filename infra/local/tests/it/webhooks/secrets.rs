@@ -240,7 +240,8 @@ async fn once_the_ring_is_rotated_old_secrets_go_on_and_are_sealed_anew_with_the
         let path = format!("{ROUTE}/{endpoint}/test");
         world.request(Method::POST, &path).send().await.expect(202);
         post.fan_out().await;
-        let worker = WebhookDeliveries::new(app.clone(), Vec::new()).with_patience(Duration::ZERO);
+        let worker =
+            WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new()).with_patience(Duration::ZERO);
         let [organization_id, webhook_endpoint_id] = [world.organization_id, endpoint].map(|id| Id::new(id).unwrap());
         worker.work(&Wake::Endpoint { organization_id, webhook_endpoint_id }).await.map_err(|fault| fault.to_string())
     };

@@ -1,0 +1,234 @@
+//! What functions ask of AWS, by the words that IAM judges it by: seen by an interceptor in each function's SDK and left under `target/run/calls/`,
+//! each kind of call once. `rights.rs` holds it against the template.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs::File,
+    io::Write,
+    sync::{Arc, Mutex, OnceLock},
+};
+
+use aws_sdk_dynamodb::{
+    config::{ConfigBag, Intercept, SharedInterceptor, interceptors::BeforeSerializationInterceptorContextRef},
+    error::BoxError,
+    operation::{
+        batch_get_item::BatchGetItemInput, delete_item::DeleteItemInput, get_item::GetItemInput,
+        put_item::PutItemInput, query::QueryInput, transact_write_items::TransactWriteItemsInput,
+        update_item::UpdateItemInput,
+    },
+    types::{AttributeValue, TransactWriteItem},
+};
+use karta_local::Options;
+use karta_shared::{app::Witness, clock::SystemClock, config::Secret, http::Route};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    data_plane::Received,
+    harness::{World, options, run_file},
+};
+
+/// What one request asks for at once; IAM lets all of it through or nothing.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Call {
+    pub(crate) function: String,
+    /// `dynamodb:Query`
+    pub(crate) action: String,
+    /// A table, `karta-outbox/index/due`, a secret's name, or an ARN.
+    pub(crate) resource: String,
+    /// Of a table, the kinds of its partitions: `KEY#*`.
+    pub(crate) keys: BTreeSet<String>,
+}
+
+/// Takes down what functions do.
+#[derive(Clone, Default)]
+pub(crate) struct Calls {
+    seen: Arc<Mutex<BTreeSet<Call>>>,
+    are_kept: bool,
+}
+
+impl Calls {
+    /// Which are left for the check over the whole run.
+    pub(crate) fn kept() -> Self {
+        Self { are_kept: true, ..Self::default() }
+    }
+
+    pub(crate) fn seen(&self) -> BTreeSet<Call> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    fn note(&self, call: Call) {
+        let mut seen = self.seen.lock().unwrap();
+        if !seen.contains(&call) {
+            if self.are_kept {
+                keep(&call);
+            }
+            seen.insert(call);
+        }
+    }
+}
+
+impl Witness for Calls {
+    fn watch(&self, function: &'static str) -> SharedInterceptor {
+        SharedInterceptor::new(Watch { function, calls: self.clone() })
+    }
+
+    fn fetched(&self, function: &'static str, secret: Secret) {
+        self.note(Call {
+            function: function.to_owned(),
+            action: "secretsmanager:GetSecretValue".to_owned(),
+            resource: secret.name().to_owned(),
+            keys: BTreeSet::new(),
+        });
+    }
+}
+
+/// Takes down what a function sent to a stand-in for API Gateway or Lambda.
+pub(crate) fn keep_sent(function: &str, requests: &[Received]) {
+    for request in requests {
+        let signed = request.headers["authorization"].to_str().unwrap();
+        let service = signed.split("/us-east-1/").nth(1).and_then(|scope| scope.split('/').next()).unwrap();
+        let (action, resource) = match service {
+            // Its actions are HTTP's methods.
+            "apigateway" => {
+                (format!("apigateway:{}", request.method), format!("arn:aws:apigateway:us-east-1::{}", request.path))
+            }
+            "lambda" => {
+                let invoked = request.path.strip_prefix("/2015-03-31/functions/").unwrap();
+                ("lambda:InvokeFunction".to_owned(), invoked.strip_suffix("/invocations").unwrap().to_owned())
+            }
+            other => panic!("{function} asked {other}"),
+        };
+        keep(&Call { function: function.to_owned(), action, resource, keys: BTreeSet::new() });
+    }
+}
+
+/// Writes a call down unless it is there already.
+fn keep(call: &Call) {
+    static KEPT: OnceLock<Mutex<(BTreeSet<Call>, File)>> = OnceLock::new();
+    let kept = KEPT.get_or_init(|| Mutex::new((BTreeSet::new(), run_file("calls", "jsonl"))));
+    let (known, file) = &mut *kept.lock().unwrap();
+    if known.insert(call.clone()) {
+        writeln!(file, "{}", serde_json::to_string(call).unwrap()).unwrap();
+    }
+}
+
+/// In a function's SDK.
+struct Watch {
+    function: &'static str,
+    calls: Calls,
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Watch").field(&self.function).finish()
+    }
+}
+
+impl Intercept for Watch {
+    fn name(&self) -> &'static str {
+        "calls"
+    }
+
+    fn read_before_execution(
+        &self,
+        context: &BeforeSerializationInterceptorContextRef<'_>,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        for ((action, resource), keys) in accesses(context) {
+            let (function, action) = (self.function.to_owned(), format!("dynamodb:{action}"));
+            self.calls.note(Call { function, action, resource, keys });
+        }
+        Ok(())
+    }
+}
+
+/// The kinds of partitions that are asked for, by action and table. Of an operation that is not listed here: `?`, which no policy allows.
+fn accesses(
+    context: &BeforeSerializationInterceptorContextRef<'_>,
+) -> BTreeMap<(&'static str, String), BTreeSet<String>> {
+    let input = context.input();
+    let mut accesses = BTreeMap::<_, BTreeSet<_>>::new();
+    let mut add = |action: &'static str, table: Option<&str>, pk: Option<&AttributeValue>| {
+        let pk = pk.and_then(|pk| pk.as_s().ok());
+        let keys = accesses.entry((action, table.unwrap_or("?").to_owned())).or_default();
+        keys.insert(pk.map_or_else(|| "?".to_owned(), |pk| kind(pk)));
+    };
+    if let Some(get) = input.downcast_ref::<GetItemInput>() {
+        add("GetItem", get.table_name(), get.key().and_then(pk));
+    } else if let Some(put) = input.downcast_ref::<PutItemInput>() {
+        add("PutItem", put.table_name(), put.item().and_then(pk));
+    } else if let Some(update) = input.downcast_ref::<UpdateItemInput>() {
+        add("UpdateItem", update.table_name(), update.key().and_then(pk));
+    } else if let Some(delete) = input.downcast_ref::<DeleteItemInput>() {
+        add("DeleteItem", delete.table_name(), delete.key().and_then(pk));
+    } else if let Some(query) = input.downcast_ref::<QueryInput>() {
+        let index = query.index_name().map(|index| format!("/index/{index}")).unwrap_or_default();
+        let table = query.table_name().map(|table| format!("{table}{index}"));
+        // The store writes every key condition with this name.
+        let pk = query.expression_attribute_values().and_then(|values| values.get(":pk"));
+        add("Query", table.as_deref(), pk);
+    } else if let Some(batch) = input.downcast_ref::<BatchGetItemInput>() {
+        for (table, asked) in batch.request_items().into_iter().flatten() {
+            asked.keys().iter().for_each(|key| add("BatchGetItem", Some(table), pk(key)));
+        }
+    } else if let Some(transaction) = input.downcast_ref::<TransactWriteItemsInput>() {
+        // Authorised by the actions of its members.
+        for member in transaction.transact_items() {
+            let (action, table, key) = of_member(member);
+            add(action, Some(table), pk(key));
+        }
+    } else {
+        add("?", None, None);
+    }
+    accesses
+}
+
+fn of_member(member: &TransactWriteItem) -> (&'static str, &str, &HashMap<String, AttributeValue>) {
+    let put = member.put().map(|put| ("PutItem", put.table_name(), put.item()));
+    let update = || member.update().map(|update| ("UpdateItem", update.table_name(), update.key()));
+    let delete = || member.delete().map(|delete| ("DeleteItem", delete.table_name(), delete.key()));
+    let check = || member.condition_check().map(|check| ("ConditionCheckItem", check.table_name(), check.key()));
+    put.or_else(update).or_else(delete).or_else(check).unwrap()
+}
+
+fn pk(item: &HashMap<String, AttributeValue>) -> Option<&AttributeValue> {
+    item.get("pk")
+}
+
+/// What a policy can tell of a partition: `KEY#7` → `KEY#*`, `ID#api_key#7` → `ID#api_key#*`.
+fn kind(pk: &str) -> String {
+    let mut parts = pk.split('#');
+    match (parts.next(), parts.next()) {
+        (Some("ID"), Some(of)) => format!("ID#{of}#*"),
+        (first, _) => format!("{}#*", first.unwrap_or_default()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_is_taken_down_as_iam_judges_it_and_an_operation_that_is_not_known_as_one_that_nobody_may() {
+    let calls = Calls::default();
+    let options = Options { witness: Some(Arc::new(calls.clone())), ..options(Arc::new(SystemClock)) };
+    let world = World::start_as(options, None).await;
+    let (key, _) = world.key(&["read"]).await;
+    world.get("/v1/api_keys").send().await.expect(200);
+    world.delete(&format!("/v1/api_keys/{key}")).send().await.expect(200);
+    let whoami = world.runner.app.of_function(whoami::Whoami::NAME);
+    whoami.store.audit_reader().audited().await.unwrap();
+    let told = ["authorizer", "api-keys-list", "api-keys-revoke", "whoami"];
+    let seen = calls.seen().into_iter().filter(|call| told.contains(&call.function.as_str()));
+    let seen = seen.map(|call| format!("{} {} {} {:?}", call.function, call.action, call.resource, call.keys));
+    insta::assert_snapshot!(seen.collect::<Vec<_>>().join("\n"), @r#"
+    api-keys-list dynamodb:Query karta {"KEY#*"}
+    api-keys-revoke dynamodb:BatchGetItem karta {"KEY#*", "ORG#*"}
+    api-keys-revoke dynamodb:ConditionCheckItem karta {"KEY#*"}
+    api-keys-revoke dynamodb:GetItem karta {"KEY#*"}
+    api-keys-revoke dynamodb:PutItem karta {"AUD#*", "KEY#*"}
+    api-keys-revoke dynamodb:PutItem karta-outbox {"EVT#*", "PSH#*"}
+    authorizer dynamodb:BatchGetItem karta {"BUD#*", "KEY#*", "ORG#*"}
+    authorizer dynamodb:BatchGetItem karta-usage {"UMK#*", "UMO#*"}
+    authorizer dynamodb:Query karta-credentials {"KP#*"}
+    authorizer dynamodb:UpdateItem karta {"KEY#*"}
+    authorizer secretsmanager:GetSecretValue key-tag {}
+    whoami dynamodb:? ? {"?"}
+    "#);
+}
