@@ -13,7 +13,7 @@ tools:
     infra/checks/tools.sh
 
 # Everything that CI runs, in its order.
-check: fresh (step "test") (step "check-logs") (step "interop") (step "contract") (step "sdk") (step "docs") (step "fmt-check") (step "clippy") (step "deny") (step "validate") (step "check-scripts")
+check: fresh (step "test") (step "check-logs") (step "check-rights") (step "interop") (step "contract") (step "sdk") (step "docs") (step "fmt-check") (step "clippy") (step "deny") (step "validate") (step "check-scripts")
 
 # Every test of every crate.
 test:
@@ -22,6 +22,14 @@ test:
 # No secret that the tests made is in a log that they wrote.
 check-logs:
     infra/checks/log-secrets.sh
+
+# What the functions did in the whole test run is what their policies allow, and all of it.
+check-rights:
+    cargo test --workspace --test it -- --ignored --exact rights::the_whole_suite_did_what_the_policies_allow_and_all_of_it
+
+# Write docs/permissions.md anew from template.yaml.
+permissions:
+    KARTA_UPDATE=1 cargo test -p karta-local --test it the_page_of_permissions_is_the_templates
 
 # Session tokens against jose (Node.js) and PyJWT, Stripe's signatures against the stripe library, our webhooks against what docs/webhooks.md prints.
 interop:
@@ -99,7 +107,7 @@ audit-verify *args:
 new-route resource verb:
     @infra/scaffold/new-route.sh {{ quote(resource) }} {{ quote(verb) }}
 
-# The log check must not read what an earlier run left.
+# The checks over a whole run must not read what an earlier one left.
 [private]
 fresh:
     rm -rf target/run
