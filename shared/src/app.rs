@@ -11,6 +11,7 @@ use crate::{
     domain::{Entropy, InternalGuard, PriceTable, Reach},
     entropy::OsEntropy,
     store::{Crossed, Store},
+    telemetry::Metrics,
 };
 
 /// Learns what each function asks of AWS: for tests that hold it against the function's policy. A deployed function has none.
@@ -39,6 +40,8 @@ pub struct App {
     pub internal: Arc<InternalGuard>,
     /// Who learns what each function of this process asks of AWS; nobody, but in tests.
     pub witness: Option<Arc<dyn Witness>>,
+    /// What is counted and measured: nowhere, but in a deployed function.
+    pub metrics: Metrics,
     validator: Arc<OnceLock<Validator>>,
 }
 
@@ -66,6 +69,7 @@ impl App {
             webhooks: config.webhooks,
             internal: Arc::new(config.internal),
             witness: None,
+            metrics: Metrics::default(),
             validator: Arc::default(),
         }
     }
@@ -88,13 +92,14 @@ impl App {
         self.validator.get_or_init(|| Validator::new(self.clone()))
     }
 
-    /// The app of a deployed function: configuration from the environment, every ring fetched and the store's connection
+    /// The app of a deployed function, which has its folder's name: configuration from the environment, every ring fetched and the store's connection
     /// open before the first request. Fails with a sentence that names what is missing or wrong.
-    pub async fn deployed() -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    pub async fn deployed(function: &'static str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let config = Config::from_env()?;
         let sdk = config::deployed_sdk().await;
         let secrets = SecretSource::manager_from_env(aws_sdk_secretsmanager::Client::new(&sdk))?;
-        let app = Self::new(config, &sdk, secrets, Arc::new(SystemClock), Arc::new(OsEntropy));
+        let mut app = Self::new(config, &sdk, secrets, Arc::new(SystemClock), Arc::new(OsEntropy));
+        app.metrics = Metrics::logged(config::metrics_namespace()?, function);
         app.secrets.warm_up().await?;
         if let Err(error) = app.store.warm_up().await {
             // A function that may not read this key has opened its connection all the same.

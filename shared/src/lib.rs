@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | [`domain`] | the rules: key format, scopes, principals, budgets; pure, no I/O and no clock of its own | nothing here |
 //! | [`store`] | DynamoDB: one file per aggregate, every key string in `store::table` | `domain` |
-//! | [`auth`] | proofs of credentials: API keys, session tokens | `domain`, `store`, `config` |
+//! | [`auth`] | proofs of credentials: API keys, session tokens | `domain`, `store`, `config`, `telemetry` |
 //! | [`byok`] | provider keys: what seals and opens them | `domain`, `store`, `sealing` |
 //! | [`founding`] | an organization with its first key | `domain`, `store`, `auth`, `config` |
 //! | [`http`] | the [`http::Route`] frame: judge, parse, call, answer | all of the above |
@@ -14,7 +14,7 @@
 //! | [`together`] | many calls at once, within bounds | nothing here |
 //! | [`config`] | environment and secrets, read once and refused when wrong | `domain`, `store::table` |
 //! | [`fault`] | what may be said of an AWS call that failed | nothing here |
-//! | [`telemetry`] | JSON logs through the scrubber | nothing here |
+//! | [`telemetry`] | JSON logs through the scrubber, metrics | `domain` |
 //!
 //! A test of the local runner reads the `use` lines and holds these arrows.
 

@@ -66,6 +66,7 @@ pub async fn sweep<S: Sealed>(app: &App) -> Result<(), Fault> {
             tracing::error!(worker = S::WORKER, %kid, remaining, "sealed under a key that the ring does not hold");
         }
     }
+    app.metrics.sealed_remaining(app.clock.now(), left);
     match (left, lost) {
         (0, _) => Ok(()),
         (_, 0) => Err(format!("{left} items are not sealed under the current key").into()),

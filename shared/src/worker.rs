@@ -5,7 +5,12 @@ use std::{collections::BTreeSet, future::Future, process::ExitCode, time::Instan
 use lambda_runtime::{LambdaEvent, service_fn};
 use serde_json::{Value, json};
 
-use crate::{app::App, domain::Id, store::Due, telemetry};
+use crate::{
+    app::App,
+    domain::Id,
+    store::{Due, DueItems, Queue, StoreError},
+    telemetry,
+};
 
 /// Why a worker could not do all that was due; it is asked again. The text is for the log.
 pub type Fault = Box<dyn std::error::Error + Send + Sync>;
@@ -63,7 +68,7 @@ pub async fn run<W: Worker>() -> ExitCode {
 
 async fn serve_events<W: Worker>() -> Result<(), lambda_runtime::Error> {
     telemetry::init(telemetry::Output::Stdout, "info")?;
-    let worker = &W::deployed(App::deployed().await?).await?;
+    let worker = &W::deployed(App::deployed(W::NAME).await?).await?;
     let handler = move |event: LambdaEvent<Value>| async move {
         work(worker, &Wake::of(&event.payload)).await.map_err(|_| lambda_runtime::Error::from("not all was done"))
     };
@@ -79,6 +84,14 @@ pub async fn work<W: Worker>(worker: &W, wake: &Wake) -> Result<(), Fault> {
         tracing::error!(worker = W::NAME, latency_ms, fault = %error, "not all was done");
     }
     outcome
+}
+
+/// What is due in a queue. For how long the oldest of it has been is measured: it grows while nobody works.
+pub async fn due(app: &App, queue: Queue) -> Result<Vec<Due>, StoreError> {
+    let now = app.clock.now();
+    let DueItems { items, oldest } = app.store.due(queue, now).await?;
+    app.metrics.outbox_age(now, queue.name(), oldest.map(|at| now.since(at)).unwrap_or_default());
+    Ok(items)
 }
 
 #[cfg(test)]

@@ -4,11 +4,13 @@
 //! A fault is an error, which is never cached and becomes a 503. Scopes, projects and addresses are judged in the Route frame,
 //! at every request: the cached policy covers every route that the token opens.
 
+mod policy;
+
 use std::process::ExitCode;
 
 use aws_lambda_events::{
     apigw::{ApiGatewayCustomAuthorizerRequest as Event, ApiGatewayCustomAuthorizerResponse as Answer},
-    iam::{IamPolicyEffect, IamPolicyStatement},
+    iam::IamPolicyEffect,
 };
 use karta_shared::{
     App,
@@ -18,8 +20,9 @@ use karta_shared::{
     telemetry,
 };
 use lambda_runtime::{LambdaEvent, service_fn};
-use serde_json::json;
 use tokio::time::timeout;
+
+use self::policy::{policy, stage_arn};
 
 /// The folder's name, and the function's in logs.
 pub const NAME: &str = "authorizer";
@@ -37,9 +40,11 @@ impl Authorizer {
 
     /// Judges the `Authorization` header of a request to `method_arn`.
     pub async fn authorize(&self, event: &Event) -> Result<Answer, Undecided> {
-        let caller = match event.authorization_token.as_deref().and_then(bearer) {
-            Some(token) => timeout(DEADLINE, self.caller(token)).await.map_err(|_| Undecided::OutOfTime)??,
-            None => Err("malformed"),
+        let caller = if let Some(token) = event.authorization_token.as_deref().and_then(bearer) {
+            timeout(DEADLINE, self.caller(token)).await.map_err(|_| Undecided::OutOfTime)??
+        } else {
+            self.count("malformed");
+            Err("malformed")
         };
         let stage = stage_arn(event.method_arn.as_deref().unwrap_or_default());
         Ok(match caller {
@@ -64,7 +69,18 @@ impl Authorizer {
                 Verdict::Invalid(why) => Err(why.as_str()),
             });
         }
-        Ok(self.session(token).await?.map(Caller::session).map_err(Refused::as_str))
+        let session = self.session(token).await;
+        self.count(match &session {
+            Ok(Ok(_)) => "valid",
+            Ok(Err(why)) => why.as_str(),
+            Err(_) => "undecided",
+        });
+        Ok(session?.map(Caller::session).map_err(Refused::as_str))
+    }
+
+    /// Counts what is no API key: those are counted by their validator.
+    fn count(&self, outcome: &str) {
+        self.app.metrics.validation(self.app.clock.now(), outcome, None);
     }
 
     /// Verifies a session token against the ring at hand; a key id that is not there may have been published since.
@@ -84,30 +100,11 @@ fn bearer(header: &str) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_matches(' '))
 }
 
-/// `arn:aws:execute-api:<region>:<account>:<api>/<stage>/<method>/<path…>` → everything of that stage.
-fn stage_arn(method_arn: &str) -> String {
-    method_arn.split('/').take(2).collect::<Vec<_>>().join("/") + "/*"
-}
-
-fn policy(effect: IamPolicyEffect, stage: String, caller: Option<&Caller>) -> Answer {
-    let mut statement = IamPolicyStatement::default();
-    statement.action = vec!["execute-api:Invoke".to_owned()];
-    statement.effect = effect;
-    statement.resource = vec![stage];
-    let mut response = Answer::default();
-    response.policy_document.version = Some("2012-10-17".to_owned());
-    response.policy_document.statement = vec![statement];
-    let principal = caller.map(|caller| caller.principal.api_key_id.to_string());
-    response.principal_id = Some(principal.unwrap_or_else(|| "nobody".to_owned()));
-    response.context = json!(caller.map(Caller::to_context).unwrap_or_default());
-    response
-}
-
 /// Runs the authorizer as a Lambda function.
 pub async fn run() -> ExitCode {
     let served = async {
         telemetry::init(telemetry::Output::Stdout, "info")?;
-        let authorizer = &Authorizer::new(App::deployed().await?);
+        let authorizer = &Authorizer::new(App::deployed(NAME).await?);
         let handler = move |event: LambdaEvent<Event>| async move {
             authorizer.authorize(&event.payload).await.map_err(|error| {
                 tracing::error!(route = NAME, %error, "undecided");
@@ -116,5 +113,5 @@ pub async fn run() -> ExitCode {
         };
         lambda_runtime::run(service_fn(handler)).await
     };
-    telemetry::exit_code(NAME, served.await)
+    telemetry::exit_code(NAME, Box::pin(served).await)
 }

@@ -81,6 +81,9 @@ impl Route for InternalUsageEventsCreate {
             let models: Vec<_> = unpriced.iter().take(MODELS_NAMED).collect();
             tracing::warn!(route = Self::NAME, ?models, of = unpriced.len(), "without a price, counted at no cost");
         }
+        if let Some(oldest) = by_organization.values().flatten().map(|event| event.occurred_at).min() {
+            app.metrics.usage_lag(call.now, call.now.since(oldest));
+        }
         let Ingested { accepted, duplicates } = count(app, by_organization, call.now).await?;
         Answer::accepted(&Output { accepted, duplicates, rejected })
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use karta_shared::{
     App,
     config::Ring,
-    domain::{Id, Link},
-    store::{CommitError, Sweep},
+    domain::{Id, Link, Timestamp},
+    store::{CommitError, Sweep, UnchainedEvents},
     worker::{Fault, Wake, Worker},
 };
 use tokio::time::Instant;
@@ -53,6 +53,9 @@ impl AuditChain {
                 "an audit event was rewritten after it was chained"
             );
         }
+        if !waiting.rewritten.is_empty() {
+            self.app.metrics.audit_events_rewritten(self.app.clock.now(), waiting.rewritten.len());
+        }
         if waiting.events.is_empty() {
             return Ok(Some(waiting.looked_at));
         }
@@ -73,6 +76,11 @@ impl AuditChain {
     }
 }
 
+/// When the oldest of these was written: a sort key begins with it.
+fn oldest(found: &UnchainedEvents) -> Option<Timestamp> {
+    found.values().flatten().filter_map(|sk| sk.split('#').next()?.parse().ok()).min()
+}
+
 impl Worker for AuditChain {
     const NAME: &'static str = "worker-audit-chain";
 
@@ -84,6 +92,8 @@ impl Worker for AuditChain {
         let (started, mut sweep, mut fault) = (Instant::now(), Sweep::default(), None);
         // Behind what cannot be chained there may be what can, so it goes on.
         while let Some(found) = self.app.store.unchained_events(&mut sweep).await? {
+            let now = self.app.clock.now();
+            self.app.metrics.audit_chain_lag(now, oldest(&found).map(|at| now.since(at)).unwrap_or_default());
             for (organization, sks) in found {
                 // One that cannot be chained must not keep the others waiting.
                 if let Err(error) = self.chain(organization, &sks).await {

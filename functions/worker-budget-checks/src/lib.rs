@@ -9,7 +9,7 @@ use karta_shared::{
     domain::Timestamp,
     store::{BudgetCheck, CommitError, Due, Queue},
     together::together,
-    worker::{Fault, Wake, Worker},
+    worker::{Fault, Wake, Worker, due},
 };
 use tokio::time::timeout;
 
@@ -91,7 +91,7 @@ impl Worker for BudgetChecks {
             return self.look_at(written.iter().cloned().collect()).await;
         }
         for _ in 0..LOOKS {
-            let due = self.app.store.due(Queue::BudgetChecks, self.app.clock.now()).await?;
+            let due = due(&self.app, Queue::BudgetChecks).await?;
             if due.is_empty() {
                 break;
             }

@@ -5,7 +5,7 @@ use karta_shared::{
     domain::{Id, Invalidation, Timestamp},
     store::{PendingInvalidation, Queue, StoreError},
     together::together,
-    worker::{Wake, Worker},
+    worker::{Wake, Worker, due},
 };
 
 use crate::CachePush;
@@ -19,7 +19,7 @@ pub(crate) async fn take(app: &App, wake: &Wake) -> Result<(Vec<PendingInvalidat
     let organizations: BTreeSet<Id> = match wake {
         Wake::Written(written) => written.iter().map(|due| due.organization_id).collect(),
         Wake::Sweep | Wake::Endpoint { .. } => {
-            let due = app.store.due(Queue::Invalidations, now).await?;
+            let due = due(app, Queue::Invalidations).await?;
             due.into_iter().map(|due| due.organization_id).collect()
         }
     };

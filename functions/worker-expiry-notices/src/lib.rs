@@ -5,7 +5,7 @@ use karta_shared::{
     domain::{Event, EventType, Id, KeyStatus, Timestamp},
     http::ApiKeyResource,
     store::{CommitError, Due, Queue},
-    worker::{Fault, Wake, Worker},
+    worker::{Fault, Wake, Worker, due},
 };
 use serde_json::json;
 
@@ -64,7 +64,7 @@ impl Worker for ExpiryNotices {
     async fn work(&self, _: &Wake) -> Result<(), Fault> {
         for _ in 0..LOOKS {
             let now = self.app.clock.now();
-            let due = self.app.store.due(Queue::ExpiryNotices, now).await?;
+            let due = due(&self.app, Queue::ExpiryNotices).await?;
             if due.is_empty() {
                 break;
             }

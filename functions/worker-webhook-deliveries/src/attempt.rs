@@ -55,6 +55,9 @@ impl Receiver {
     /// Sends an event and writes down what came of it.
     pub(crate) async fn attempt(&self, waiting: Waiting, event: &Event) -> Result<Came, Fault> {
         let (at, body) = (self.app.clock.now(), event.body());
+        if waiting.is_first_attempt() {
+            self.app.metrics.delivery_lag(at, at.since(waiting.event_at));
+        }
         let secrets: Vec<_> = self.secrets.live(at).collect();
         let signatures = Signatures::sign(&secrets, &event.public_id(), at, body.as_bytes());
         let outcome = self.wire.post(&self.endpoint.url, &signatures, body).await;

@@ -13,7 +13,7 @@ use karta_shared::{
     domain::Id,
     store::{Due, Queue},
     together::together,
-    worker::{Fault, Wake, Worker},
+    worker::{Fault, Wake, Worker, due},
 };
 use tokio::time::Instant;
 
@@ -58,7 +58,7 @@ impl WebhookEvents {
     async fn tell_all(&self, ends: Instant) -> Result<(), Fault> {
         let mut outcome = Ok(());
         for _ in 0..LOOKS {
-            let due = self.app.store.due(Queue::Events, self.app.clock.now()).await?;
+            let due = due(&self.app, Queue::Events).await?;
             if due.is_empty() || Instant::now() >= ends {
                 break;
             }
@@ -68,7 +68,7 @@ impl WebhookEvents {
     }
 
     async fn recover(&self, ends: Instant) -> Result<(), Fault> {
-        let due = self.app.store.due(Queue::Recoveries, self.app.clock.now()).await?;
+        let due = due(&self.app, Queue::Recoveries).await?;
         let recovered = due.into_iter().map(|due| {
             let (app, waker) = (self.app.clone(), Arc::clone(&self.waker));
             async move {
@@ -81,7 +81,7 @@ impl WebhookEvents {
 
     /// Has every endpoint served that something is due for: what woke for it before may have been lost.
     async fn wake_all(&self) -> Result<(), Fault> {
-        let due = self.app.store.due(Queue::Deliveries, self.app.clock.now()).await?;
+        let due = due(&self.app, Queue::Deliveries).await?;
         let woken = due.into_iter().map(|due| {
             let waker = Arc::clone(&self.waker);
             async move { waker.wake_each(due.endpoint().map(|endpoint| (due.organization_id, endpoint))).await }

@@ -1,4 +1,4 @@
-use std::{sync::Arc, thread};
+use std::{sync::Arc, thread, time::Instant};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -9,6 +9,7 @@ use super::Undecided;
 use crate::{
     domain::{ApiKeyToken, Entropy},
     store::Digest,
+    telemetry::Proving,
 };
 
 /// How many wait at most for each that runs, at cost 12: two seconds' worth, half of what a validation may take. Each step of the cost doubles the
@@ -49,7 +50,7 @@ impl BcryptPool {
             let parts = bcrypt::hash_with_salt(token.expose(), cost, salt)?;
             Ok(Digest::new(parts.to_string()))
         };
-        self.enter()?.run(hash).await
+        self.enter()?.run(hash).await.map(|(digest, _)| digest)
     }
 
     /// A place at the end of the line, unless it is full.
@@ -65,8 +66,8 @@ impl BcryptPool {
 }
 
 impl Place {
-    /// Whether the digest is the token's. The comparison itself is constant-time.
-    pub(super) async fn proves(&self, token: &ApiKeyToken, digest: Digest) -> Result<bool, Undecided> {
+    /// Whether the digest is the token's, and what it took. The comparison itself is constant-time.
+    pub(super) async fn proves(&self, token: &ApiKeyToken, digest: Digest) -> Result<(bool, Proving), Undecided> {
         let token = token.clone();
         self.run(move || bcrypt::verify(token.expose(), digest.as_str())).await
     }
@@ -74,18 +75,21 @@ impl Place {
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> bcrypt::BcryptResult<T> + Send + 'static,
-    ) -> Result<T, Undecided> {
+    ) -> Result<(T, Proving), Undecided> {
+        let came = Instant::now();
         let worker =
             Arc::clone(&self.workers).acquire_owned().await.map_err(|error| Undecided::Bcrypt(error.to_string()))?;
         // What has begun runs to its end, also when its request is given up: until then it keeps both.
         let place = Arc::clone(&self.held);
         let done = task::spawn_blocking(move || {
             let _held = (worker, place);
-            work()
+            let waited = came.elapsed();
+            let done = work()?;
+            Ok((done, Proving::Compared { waited, ran: came.elapsed().saturating_sub(waited) }))
         });
         done.await
             .map_err(|error| Undecided::Bcrypt(error.to_string()))?
-            .map_err(|error| Undecided::Bcrypt(error.to_string()))
+            .map_err(|error: bcrypt::BcryptError| Undecided::Bcrypt(error.to_string()))
     }
 }
 
@@ -147,9 +151,9 @@ mod tests {
         let digest = pool.digest(&token(1), &SeededEntropy::new(3)).await.unwrap();
         assert!(digest.as_str().starts_with("$2b$04$"));
         let place = pool.enter().unwrap();
-        assert!(place.proves(&token(1), digest.clone()).await.unwrap());
-        assert!(!place.proves(&token(2), digest).await.unwrap());
-        assert!(!place.proves(&token(1), pool.decoy()).await.unwrap());
+        assert!(place.proves(&token(1), digest.clone()).await.unwrap().0);
+        assert!(!place.proves(&token(2), digest).await.unwrap().0);
+        assert!(!place.proves(&token(1), pool.decoy()).await.unwrap().0);
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ use crate::{
         TokenRefused,
     },
     store::{Access, Credential, Store},
+    telemetry::{Metrics, Proving},
 };
 
 /// How many proofs a process remembers: 48 bytes each.
@@ -46,6 +47,7 @@ pub struct Validator {
     refusals: Cache<[u8; 32], Timestamp>,
     /// When this process last tried to note a key's use.
     note_tried: Cache<Id, Timestamp>,
+    metrics: Metrics,
 }
 
 /// "This token is the plaintext of that key."
@@ -107,7 +109,7 @@ impl Invalidity {
 
 impl Validator {
     pub fn new(app: App) -> Self {
-        let App { store, secrets, clock, bcrypt, .. } = app;
+        let App { store, secrets, clock, bcrypt, metrics, .. } = app;
         Self {
             store,
             secrets,
@@ -116,6 +118,7 @@ impl Validator {
             proofs: Cache::new(PROOFS_KEPT),
             refusals: Cache::new(REFUSALS_KEPT),
             note_tried: Cache::new(PROOFS_KEPT),
+            metrics,
         }
     }
 
@@ -132,15 +135,31 @@ impl Validator {
         Ok(verdict)
     }
 
-    /// The verdict, and when the state behind it was asked for; it is not asked for without a proof.
+    /// The verdict, and when the state behind it was asked for; it is not asked for without a proof. Every one is counted.
     async fn validate_since(&self, text: &str, how: Use) -> Result<(Verdict, Option<Timestamp>), Undecided> {
+        let mut proving = None;
+        let outcome = self.decide(text, how, &mut proving).await;
+        let word = match &outcome {
+            Ok((verdict, _)) => verdict.as_str(),
+            Err(_) => "undecided",
+        };
+        self.metrics.validation(self.clock.now(), word, proving);
+        outcome
+    }
+
+    async fn decide(
+        &self,
+        text: &str,
+        how: Use,
+        proving: &mut Option<Proving>,
+    ) -> Result<(Verdict, Option<Timestamp>), Undecided> {
         let invalid = |why| Ok((Verdict::Invalid(why), None));
         let token = match self.parse(text).await? {
             Ok(token) => token,
             Err(TokenRefused::Shape) => return invalid(Invalidity::Shape),
             Err(TokenRefused::Tag) => return invalid(Invalidity::Tag),
         };
-        let Some(proof) = self.prove(&token).await? else {
+        let Some(proof) = self.prove(&token, proving).await? else {
             return invalid(Invalidity::Unproven);
         };
         let asked_at = self.clock.now();
@@ -183,14 +202,16 @@ impl Validator {
         }
     }
 
-    /// Whose plaintext the token is. Concurrent first proofs of one token run one bcrypt.
-    async fn prove(&self, token: &ApiKeyToken) -> Result<Option<Proof>, Undecided> {
+    /// Whose plaintext the token is, and in `proving` what it took to know. Concurrent first proofs of one token run one bcrypt.
+    async fn prove(&self, token: &ApiKeyToken, proving: &mut Option<Proving>) -> Result<Option<Proof>, Undecided> {
         let fingerprint = token.fingerprint();
+        *proving = Some(Proving::Known);
         let proof = self.proofs.get_or_insert_async(&fingerprint, async {
             if self.was_refused(&fingerprint) {
                 return Err(None);
             }
-            match self.compare(token).await {
+            *proving = None;
+            match self.compare(token, proving).await {
                 Ok(Some(proof)) => Ok(proof),
                 Ok(None) => {
                     self.refusals.insert(fingerprint, self.clock.now());
@@ -213,20 +234,32 @@ impl Validator {
 
     /// Compares with every key of the prefix, or with the decoy where there is none. The place in bcrypt's line comes first: a flood that
     /// finds none does not reach the store either.
-    async fn compare(&self, token: &ApiKeyToken) -> Result<Option<Proof>, Undecided> {
+    async fn compare(&self, token: &ApiKeyToken, proving: &mut Option<Proving>) -> Result<Option<Proof>, Undecided> {
         let place = self.bcrypt.enter()?;
         let candidates = self.store.credentials(&token.prefix()).await?;
         if candidates.is_empty() {
-            place.proves(token, self.bcrypt.decoy()).await?;
+            *proving = Some(place.proves(token, self.bcrypt.decoy()).await?.1);
             return Ok(None);
         }
         for candidate in candidates {
-            if place.proves(token, candidate.digest.clone()).await? {
+            let (proves, took) = place.proves(token, candidate.digest.clone()).await?;
+            *proving = Some(took);
+            if proves {
                 let Credential { organization_id, api_key_id, counted_as, .. } = candidate;
                 return Ok(Some(Proof { organization_id, api_key_id, counted_as }));
             }
         }
         Ok(None)
+    }
+}
+
+impl Verdict {
+    /// In a word, for the log and for metrics.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Valid(_) => "valid",
+            Self::Invalid(why) => why.as_str(),
+        }
     }
 }
 

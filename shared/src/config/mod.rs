@@ -143,6 +143,11 @@ pub fn stripe_secrets() -> Result<Option<SecretString>, ConfigError> {
     Ok(optional("KARTA_STRIPE_SECRETS")?.map(SecretString::from))
 }
 
+/// Where metrics go: `Karta/<stage>`, with the stage out of `KARTA_STAGE`.
+pub fn metrics_namespace() -> Result<String, ConfigError> {
+    required("KARTA_STAGE").map(|stage| format!("Karta/{stage}"))
+}
+
 /// `KARTA_OWN_HOSTS`: this stack's own names, commas between, which no webhook may lead to.
 pub fn own_hosts() -> Result<Vec<String>, ConfigError> {
     let hosts = required("KARTA_OWN_HOSTS")?;

@@ -33,7 +33,7 @@ pub async fn run<R: Route>() -> ExitCode {
 
 async fn serve_events<R: Route>() -> Result<(), lambda_http::Error> {
     telemetry::init(telemetry::Output::Stdout, "info")?;
-    let app = &App::deployed().await?;
+    let app = &App::deployed(R::NAME).await?;
     lambda_http::run(service_fn(move |request: Request| async move {
         Ok::<_, lambda_http::Error>(serve::<R>(app, request).await)
     }))

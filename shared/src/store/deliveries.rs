@@ -48,6 +48,16 @@ pub struct Waiting {
     pub at: Timestamp,
     /// How many attempts of this round were made.
     pub tries: u32,
+    /// Sent because the event has happened, and not because somebody asks for it again.
+    #[serde(default)]
+    pub announced: bool,
+}
+
+impl Waiting {
+    /// Whether the next attempt is the first since the event happened.
+    pub fn is_first_attempt(&self) -> bool {
+        self.announced && self.tries == 0
+    }
 }
 
 /// What an endpoint's queue holds.
@@ -184,7 +194,7 @@ impl Store {
             for (event, wanted_by) in &batch {
                 for endpoint in wanted_by {
                     let delivery = Delivery::new(event.id, event.event_type, event.created_at, now);
-                    transaction.create_delivery(organization, *endpoint, &delivery)?;
+                    transaction.create_delivery(organization, *endpoint, &delivery, true)?;
                     queues.insert(*endpoint);
                 }
             }
@@ -343,10 +353,11 @@ impl Transaction {
         organization: Id,
         endpoint: Id,
         delivery: &Delivery,
+        announced: bool,
     ) -> Result<(), StoreError> {
         let key = Key::delivery(organization, endpoint, delivery.id);
         self.insert(Table::Outbox, &key, &Expiring::of(delivery.id, delivery), Conflict::Changed)?;
-        self.await_attempt(organization, endpoint, delivery)
+        self.await_attempt(organization, endpoint, delivery, announced)
     }
 
     /// Has a delivery sent at once, whatever came of it before. The endpoint's queue is not told yet.
@@ -361,10 +372,10 @@ impl Transaction {
         if before.next_attempt_at != after.next_attempt_at {
             if let Some(at) = before.next_attempt_at {
                 // Its number of tries is the pointer's own.
-                let waiting = Waiting { id: before.id, event_at: before.event_at, at, tries: 0 };
+                let waiting = Waiting { id: before.id, event_at: before.event_at, at, tries: 0, announced: false };
                 self.stop_waiting(organization, endpoint, waiting)?;
             }
-            self.await_attempt(organization, endpoint, &after)?;
+            self.await_attempt(organization, endpoint, &after, false)?;
         }
         let key = Key::delivery(organization, endpoint, before.id);
         self.put(Table::Outbox, &key, &Expiring::of(after.id, &after), Conflict::Changed, |put| {
@@ -384,10 +395,16 @@ impl Transaction {
         self.join_queue(organization, endpoint, now)
     }
 
-    fn await_attempt(&mut self, organization: Id, endpoint: Id, delivery: &Delivery) -> Result<(), StoreError> {
+    fn await_attempt(
+        &mut self,
+        organization: Id,
+        endpoint: Id,
+        delivery: &Delivery,
+        announced: bool,
+    ) -> Result<(), StoreError> {
         let Delivery { id, event_at, next_attempt_at, .. } = *delivery;
         let Some(at) = next_attempt_at else { return Ok(()) };
-        self.wait(organization, endpoint, Waiting { id, event_at, at, tries: 0 })
+        self.wait(organization, endpoint, Waiting { id, event_at, at, tries: 0, announced })
     }
 
     fn wait(&mut self, organization: Id, endpoint: Id, waiting: Waiting) -> Result<(), StoreError> {

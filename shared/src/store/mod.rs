@@ -54,7 +54,7 @@ pub use self::{
     error::StoreError,
     idempotency::IdempotencyRecord,
     model_keys::{ActiveModelKey, Ciphertext, SealedModelKey},
-    outbox::{Due, ExpiryNotice, FlushTurn, Flushes, PendingInvalidation, Queue},
+    outbox::{Due, DueItems, ExpiryNotice, FlushTurn, Flushes, PendingInvalidation, Queue},
     page::Page,
     queues::Lease,
     recoveries::{Recovered, Recovery},

@@ -36,11 +36,34 @@ pub enum Queue {
     Recoveries,
 }
 
+impl Queue {
+    /// In metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Events => "events",
+            Self::Invalidations => "invalidations",
+            Self::ExpiryNotices => "expiry_notices",
+            Self::BudgetChecks => "budget_checks",
+            Self::Deliveries => "deliveries",
+            Self::Recoveries => "recoveries",
+        }
+    }
+}
+
 /// Something due, as the index knows it: an index only finds, so whoever takes it reads it afresh.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub struct Due {
     pub organization_id: Id,
     pub sk: String,
+}
+
+/// What a look into a queue found.
+#[derive(Debug, Default)]
+pub struct DueItems {
+    /// Oldest first within a shard.
+    pub items: Vec<Due>,
+    /// Since when the oldest is due, of those that cannot be read too.
+    pub oldest: Option<Timestamp>,
 }
 
 impl Due {
@@ -96,18 +119,18 @@ pub(super) struct Waiting<'a, T> {
 }
 
 impl Store {
-    /// What is due in a queue, oldest first within a shard; of each of the 16 shards at most 100. What cannot be read is left out: it must not
-    /// keep the others waiting.
-    pub async fn due(&self, queue: Queue, now: Timestamp) -> Result<Vec<Due>, StoreError> {
+    /// What is due in a queue; of each of the 16 shards at most 100. What cannot be read is left out: it must not keep the others waiting.
+    pub async fn due(&self, queue: Queue, now: Timestamp) -> Result<DueItems, StoreError> {
         let mut looks = JoinSet::new();
         for shard in due_shards(queue) {
             let store = self.clone();
             looks.spawn(async move { store.due_in_shard(shard, now).await });
         }
-        let (mut found, mut unreadable) = (Vec::new(), 0_usize);
+        let (mut found, mut unreadable) = (DueItems::default(), 0_usize);
         for shard in looks.join_all().await {
             let (due, left_out) = shard?;
-            found.extend(due);
+            found.items.extend(due.items);
+            found.oldest = found.oldest.into_iter().chain(due.oldest).min();
             unreadable += left_out;
         }
         if unreadable > 0 {
@@ -117,7 +140,7 @@ impl Store {
     }
 
     /// What is due in a shard, and how much more of it cannot be read.
-    async fn due_in_shard(&self, shard: String, now: Timestamp) -> Result<(Vec<Due>, usize), StoreError> {
+    async fn due_in_shard(&self, shard: String, now: Timestamp) -> Result<(DueItems, usize), StoreError> {
         let mut pages = self
             .client
             .query()
@@ -129,16 +152,18 @@ impl Store {
             .limit(FOUND_AT_MOST)
             .into_paginator()
             .send();
-        let (mut found, mut unreadable) = (Vec::new(), 0);
+        let (mut found, mut unreadable) = (DueItems::default(), 0);
         while let Some(page) = pages.next().await {
             for item in page?.items.unwrap_or_default() {
+                let due_at = item.get("due_at").and_then(|at| at.as_s().ok()?.parse().ok());
+                found.oldest = found.oldest.or(due_at);
                 match decode(item) {
-                    Ok(due) => found.push(due),
+                    Ok(due) => found.items.push(due),
                     Err(_) => unreadable += 1,
                 }
             }
             // What cannot be read takes nobody's place.
-            if unreadable == 0 || found.len() >= ENOUGH {
+            if unreadable == 0 || found.items.len() >= ENOUGH {
                 break;
             }
         }

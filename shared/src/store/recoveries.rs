@@ -91,7 +91,7 @@ impl Store {
             match known.get(&event.id) {
                 None => {
                     let delivery = Delivery::new(event.id, event.event_type, event.created_at, now);
-                    transaction.create_delivery(organization, endpoint.id, &delivery)?;
+                    transaction.create_delivery(organization, endpoint.id, &delivery, false)?;
                 }
                 Some(delivery) if delivery.status == DeliveryStatus::Succeeded => {}
                 Some(delivery) => transaction.send_again(organization, endpoint.id, delivery, now)?,

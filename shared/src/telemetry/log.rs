@@ -1,19 +1,25 @@
 use std::{
+    fmt,
     fs::File,
     io::{self, Write},
     panic::PanicHookInfo,
     process::ExitCode,
+    sync::Arc,
 };
 
-use tracing::{Level, Subscriber, level_filters::LevelFilter};
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+    level_filters::LevelFilter,
+};
 use tracing_subscriber::{
-    EnvFilter,
-    filter::{ParseError, Targets},
+    EnvFilter, Layer,
+    filter::{ParseError, Targets, filter_fn},
     fmt::MakeWriter,
-    layer::SubscriberExt,
+    layer::{Context, SubscriberExt},
 };
 
-use super::scrub;
+use super::{metrics, scrub};
 
 /// Logged unless the directives say otherwise.
 const DEFAULT_LEVEL: &str = "info";
@@ -71,14 +77,36 @@ pub fn exit_code(route: &str, outcome: Result<(), impl std::fmt::Display>) -> Ex
 fn subscriber(out: Output, directives: &str) -> Result<impl Subscriber + Send + Sync, InitError> {
     let asked = EnvFilter::builder().parse(format!("{DEFAULT_LEVEL},{directives}"))?;
     let caps = Targets::new().with_default(LevelFilter::TRACE).with_targets(CAPS);
+    let out = Scrubbed(Arc::new(out));
     let lines = tracing_subscriber::fmt::layer()
         .json()
         .flatten_event(true)
         .with_current_span(true)
         .with_span_list(false)
         .with_ansi(false)
-        .with_writer(Scrubbed(out));
-    Ok(tracing_subscriber::registry().with(asked).with(caps).with(lines))
+        .with_writer(out.clone())
+        .with_filter(filter_fn(|metadata| metadata.target() != metrics::TARGET));
+    Ok(tracing_subscriber::registry().with(asked).with(caps).with(lines).with(MetricLines(out)))
+}
+
+/// Writes metrics as they are: CloudWatch takes the line itself for the object that it reads.
+struct MetricLines(Scrubbed);
+
+impl<S: Subscriber> Layer<S> for MetricLines {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if event.metadata().target() == metrics::TARGET {
+            event.record(&mut self.0.make_writer());
+        }
+    }
+}
+
+impl Visit for Line<'_> {
+    fn record_str(&mut self, _: &Field, line: &str) {
+        self.text.extend_from_slice(line.as_bytes());
+        self.text.push(b'\n');
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
 }
 
 fn log_panic(info: &PanicHookInfo<'_>) {
@@ -92,7 +120,8 @@ fn log_panic(info: &PanicHookInfo<'_>) {
     );
 }
 
-struct Scrubbed(Output);
+#[derive(Clone)]
+struct Scrubbed(Arc<Output>);
 
 /// One event: gathered whole, since a secret may lie across two writes, and scrubbed on its way out.
 struct Line<'a> {
@@ -195,6 +224,15 @@ mod tests {
             assert_eq!(lines.len(), 5);
             assert!(lines.iter().all(|line| line.to_string().contains("[redacted]")));
         }
+    }
+
+    #[test]
+    fn a_metric_is_a_line_of_its_own_and_scrubbed_like_any_other() {
+        let lines = logged("", || {
+            let _span = tracing::info_span!("whoami", request_id = "r-1").entered();
+            tracing::info!(target: metrics::TARGET, line = r#"{"_aws":{},"Note":"sk-SECRETsecret0123"}"#);
+        });
+        assert_eq!(lines, [serde_json::json!({ "_aws": {}, "Note": "sk-[redacted]" })]);
     }
 
     #[test]

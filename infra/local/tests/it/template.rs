@@ -650,8 +650,10 @@ fn tables_and_secrets_outlive_their_stack() {
         assert_eq!(properties["BillingMode"], "PAY_PER_REQUEST", "{name}");
         assert_eq!(properties["PointInTimeRecoverySpecification"]["PointInTimeRecoveryEnabled"], true, "{name}");
         assert_eq!(properties["SSESpecification"]["SSEEnabled"], true, "{name}");
-        assert_eq!(properties["DeletionProtectionEnabled"], true, "{name}");
+        assert_eq!(properties["DeletionProtectionEnabled"], "DeletionProtection", "{name}");
     }
+    let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
+    assert_eq!(document["Parameters"]["DeletionProtection"]["Default"], "true");
 }
 
 #[test]

@@ -461,11 +461,11 @@ async fn a_recovery_waits_for_what_is_not_fanned_out_yet() {
     let app = &world.runner.app;
     let before = app.store.all_webhook_endpoints(organization).await.unwrap();
     world.patch(&format!("/v1/webhook_endpoints/{id}"), asked).send().await.expect(200);
-    let due = app.store.due(Queue::Recoveries, clock_now(world)).await.unwrap().remove(0);
+    let due = app.store.due(Queue::Recoveries, clock_now(world)).await.unwrap().items.remove(0);
     let wish = app.store.recovery(organization, &due.sk).await.unwrap().unwrap();
     let now_is = app.store.webhook_endpoint(organization, Id::new(id).unwrap()).await.unwrap().unwrap();
     assert_eq!(app.store.recover(&wish, &now_is, clock_now(world)).await.unwrap(), Recovered::Waits);
-    let waiting = app.store.due(Queue::Events, clock_now(world)).await.unwrap();
+    let waiting = app.store.due(Queue::Events, clock_now(world)).await.unwrap().items;
     let (untold, _) = app.store.untold_events(&waiting).await.unwrap();
     let mut touched = [].into();
     app.store.fan_out(organization, untold, &before, clock_now(world), &mut touched).await.unwrap();

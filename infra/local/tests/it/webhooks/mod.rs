@@ -42,7 +42,7 @@ struct Post {
 }
 
 /// The first of the workers, who has the second one serve.
-fn events(app: &App, patience: Duration) -> WebhookEvents {
+pub(crate) fn events(app: &App, patience: Duration) -> WebhookEvents {
     let deliveries =
         WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new()).with_patience(patience);
     WebhookEvents::new(app.of_function(WebhookEvents::NAME), registry::waker(deliveries))
@@ -106,21 +106,24 @@ impl Post {
         self.settled().await;
     }
 
-    /// Waits until nothing is due and nobody is served any more.
     async fn settled(&self) {
-        for _ in 0..6_000 {
-            let queues = self.world.outbox("WHQ").await;
-            let now = self.world.runner.app.clock.now().to_string();
-            let is_busy = |queue: &Value| {
-                queue["lease"].is_string() || queue["due_at"].as_str().is_some_and(|at| at <= now.as_str())
-            };
-            if !queues.iter().any(is_busy) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        panic!("an endpoint is served for ever");
+        settled(&self.world).await;
     }
+}
+
+/// Waits until nothing is due and nobody is served any more.
+pub(crate) async fn settled(world: &World) {
+    for _ in 0..6_000 {
+        let queues = world.outbox("WHQ").await;
+        let now = world.runner.app.clock.now().to_string();
+        let is_busy =
+            |queue: &Value| queue["lease"].is_string() || queue["due_at"].as_str().is_some_and(|at| at <= now.as_str());
+        if !queues.iter().any(is_busy) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("an endpoint is served for ever");
 }
 
 /// A new endpoint of `acme`: its id and its secret.

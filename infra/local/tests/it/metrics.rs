@@ -1,0 +1,201 @@
+//! What functions count and measure, in the lines that CloudWatch reads.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use authorizer::Authorizer;
+use aws_lambda_events::apigw::ApiGatewayCustomAuthorizerRequest;
+use http::Method;
+use karta_local::registry;
+use karta_shared::{
+    App,
+    clock::{Clock, ManualClock},
+    config::Ring,
+    telemetry::Metrics,
+    worker::{Wake, Worker},
+};
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+use worker_audit_chain::AuditChain;
+use worker_model_keys_reseal::ModelKeysReseal;
+
+use crate::{
+    harness::World,
+    internal::{Plane, request},
+    model_keys::{provider_key, rotated},
+    monitoring::{alarms, metric_of, metrics_of},
+    webhooks::{Reaction, Receiver, endpoint, events, on_loopback, settled},
+};
+
+/// What was measured so far, a line per item.
+#[derive(Debug, Clone, Default)]
+struct Lines(Arc<Mutex<Vec<Value>>>);
+
+impl Lines {
+    /// The app as it is, but for where its metrics go.
+    fn of(app: &App) -> (Self, App) {
+        let lines = Self::default();
+        let app = lines.app(app, "test");
+        (lines, app)
+    }
+
+    fn app(&self, app: &App, function: &'static str) -> App {
+        let (mut app, kept) = (app.clone(), Arc::clone(&self.0));
+        app.metrics = Metrics::written("Karta/test".to_owned(), function, move |line| kept.lock().unwrap().push(line));
+        app
+    }
+
+    /// What each line has of a metric, and then forgets all of them.
+    fn take(&self, metric: &str) -> Vec<f64> {
+        std::mem::take(&mut *self.0.lock().unwrap()).iter().filter_map(|line| line[metric].as_f64()).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_judged_credential_is_counted_with_its_outcome() {
+    let world = World::start().await;
+    let (lines, app) = Lines::of(&world.runner.app);
+    let authorizer = Authorizer::new(app);
+    let (key, token) = world.key(&["read"]).await;
+    world.post("/v1/agent_projects", json!({ "slug": "app", "name": "App" })).send().await.expect(201);
+    let minted = world.post("/v1/agent_projects/app/session_tokens", json!({})).send().await.expect(201);
+    let judge = async |header: String| {
+        let mut event = ApiGatewayCustomAuthorizerRequest::default();
+        event.authorization_token = Some(header);
+        event.method_arn = Some("arn:aws:execute-api:local:000000000000:karta/local/GET/v1/whoami".to_owned());
+        authorizer.authorize(&event).await.unwrap();
+        let mut said = std::mem::take(&mut *lines.0.lock().unwrap());
+        assert_eq!(said.len(), 1, "one line each: {said:?}");
+        let line = said.remove(0);
+        assert!(!line.to_string().contains(&world.organization_id.to_string()), "{line}");
+        (line["Outcome"].as_str().unwrap().to_owned(), line["ProofCacheHits"].as_f64(), line["BcryptTime"].as_f64())
+    };
+    let bearer = |token: &str| format!("Bearer {token}");
+
+    let (outcome, hit, bcrypt) = judge(bearer(&token)).await;
+    assert_eq!((outcome.as_str(), hit), ("valid", Some(0.0)));
+    assert!(bcrypt.is_some_and(|milliseconds| milliseconds > 0.0));
+    assert_eq!(judge(bearer(&token)).await, ("valid".to_owned(), Some(1.0), None));
+    world.delete(&format!("/v1/api_keys/{key}")).send().await.expect(200);
+    assert_eq!(judge(bearer(&token)).await, ("revoked".to_owned(), Some(1.0), None));
+    assert_eq!(judge(bearer(&format!("kt_live_{}", "a".repeat(32)))).await, ("tag".to_owned(), None, None));
+    assert_eq!(judge(bearer(minted["token"].as_str().unwrap())).await, ("valid".to_owned(), None, None));
+    assert_eq!(judge(bearer("a.b.c")).await, ("malformed".to_owned(), None, None));
+    assert_eq!(judge("Basic YQ==".to_owned()).await, ("malformed".to_owned(), None, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_lags_by_the_oldest_event_of_a_batch() {
+    let (world, clock) = World::start_at_noon().await;
+    let (lines, app) = Lines::of(&world.runner.app);
+    let plane = Plane::of(&app);
+    let (key, _) = world.key(&["read"]).await;
+    clock.advance(Duration::from_mins(1));
+    let event = |id: &str, at: &str, key: u64| json!({ "api_key_id": key, "kind": "input_tokens", "quantity": 1, "occurred_at": at, "client_event_id": id });
+    let report = async |batch: Value| {
+        let token = world.runner.secrets.service_token.expose_secret();
+        let request = request(&Method::POST, "/v1/internal/usage/events", Some(token));
+        let body = json!({ "events": batch }).to_string();
+        plane.send("127.0.0.1", "localhost", request, body).await.expect(202);
+        lines.take("UsageLag")
+    };
+    let batch = json!([event("1", "2026-11-21T12:00:45Z", key), event("2", "2026-11-21T12:00:58.500Z", key)]);
+    assert_eq!(report(batch).await, [15_000.0]);
+    assert_eq!(report(json!([event("3", "2026-11-21T12:01:30Z", key)])).await, [0.0], "a clock that is ahead");
+    assert!(report(json!([event("4", "2026-11-21T12:00:45Z", 7)])).await.is_empty(), "of nobody's key");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_lags_by_its_first_attempt_alone_and_a_queue_by_its_oldest() {
+    let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
+    let world = World::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>), None).await;
+    let (lines, app) = Lines::of(&world.runner.app);
+    let (receiver, worker) = (Receiver::start().await, events(&app, Duration::ZERO));
+    let (id, _) = endpoint(&world, &receiver.url, &["*"]).await;
+    let work = async || {
+        worker.work(&Wake::Sweep).await.unwrap();
+        settled(&world).await;
+        std::mem::take(&mut *lines.0.lock().unwrap())
+    };
+    let of = |said: &[Value], metric: &str| said.iter().filter_map(|line| line[metric].as_f64()).collect::<Vec<_>>();
+    let oldest = |said: &[Value], queue: &str| {
+        let of_queue: Vec<_> = said.iter().filter(|line| line["Queue"] == queue).cloned().collect();
+        of(&of_queue, "OutboxAge").into_iter().fold(f64::NAN, f64::max)
+    };
+    work().await;
+
+    receiver.react(Reaction::Status(500));
+    world.key(&["read"]).await;
+    clock.advance(Duration::from_millis(1_500));
+    let said = work().await;
+    assert_eq!((of(&said, "DeliveryLag"), oldest(&said, "events")), (vec![1_500.0], 1.5));
+
+    receiver.react(Reaction::Status(200));
+    clock.advance(Duration::from_secs(30));
+    let said = work().await;
+    assert!(of(&said, "DeliveryLag").is_empty(), "a retry");
+    assert!((15.0..=30.0).contains(&oldest(&said, "deliveries")), "since the retry was due");
+    assert!(oldest(&said, "events") < 0.001, "nothing waits there");
+
+    let page = world.get(&format!("/v1/webhook_endpoints/{id}/deliveries")).send().await.expect(200);
+    let replay = format!("/v1/webhook_endpoints/{id}/deliveries/{}/replay", page["deliveries"][0]["id"]);
+    world.request(Method::POST, &replay).send().await.expect(202);
+    let said = work().await;
+    assert_eq!(receiver.received().len(), 3);
+    assert!(of(&said, "DeliveryLag").is_empty(), "a replay");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_every_run_of_a_worker_writes_is_watched_for_its_absence() {
+    let world = World::start().await;
+    let lines = Lines::default();
+    let names: Vec<_> = registry::workers(&world.runner.app, &world.runner.gateway).into_keys().collect();
+    for name in names {
+        registry::workers(&lines.app(&world.runner.app, name), &world.runner.gateway)[name]().await.unwrap();
+    }
+    let written: BTreeSet<_> = lines.0.lock().unwrap().iter().flat_map(metrics_of).collect();
+    let alarms = alarms().into_values().filter(|alarm| alarm["TreatMissingData"] == "breaching");
+    let watched: Vec<_> = alarms.map(|alarm| metric_of(&alarm)).collect();
+    assert_eq!(watched.iter().cloned().collect::<BTreeSet<_>>(), written);
+    assert_eq!(watched.len(), written.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_audit_chain_lags_until_its_worker_has_run_and_tells_of_rewritten_events() {
+    let (mut world, clock) = World::start_at_noon().await;
+    let (lines, app) = Lines::of(&world.runner.app);
+    let worker = AuditChain::new(app);
+    clock.advance(Duration::from_secs(90));
+    let work = async |metric: &str| {
+        worker.work(&Wake::Sweep).await.unwrap();
+        lines.take(metric)
+    };
+    assert_eq!(work("AuditChainLag").await, [90.0]);
+    assert_eq!(work("AuditChainLag").await, [0.0]);
+    assert!(work("AuditEventsRewritten").await.is_empty());
+
+    world.let_the_audit_log_be();
+    let mut item = world.items(&format!("AUD#{}", world.organization_id)).await.remove(0);
+    item["unchained"] = json!({ "S": "UNC#1" });
+    item.as_object_mut().unwrap().remove("link");
+    world.dynamodb("PutItem", json!({ "TableName": "karta", "Item": item })).await;
+    assert_eq!(work("AuditEventsRewritten").await, [1.0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sweep_tells_how_much_it_left() {
+    let world = World::start().await;
+    let body = json!({ "provider": "openai", "key": provider_key("sk-") });
+    world.post("/v1/model_keys", body).send().await.expect(201);
+    let lost = world.app_with_ring(Ring::SealingByok, |ring| {
+        *ring = json!({ "current": "k2", "k2": "2".repeat(64) });
+    });
+    for (app, left) in [(lost, 1.0), (rotated(&world), 0.0)] {
+        let (lines, app) = Lines::of(&app);
+        assert_eq!(ModelKeysReseal::new(app).work(&Wake::Sweep).await.is_err(), left > 0.0);
+        assert_eq!(lines.take("SealedRemaining"), [left]);
+    }
+}

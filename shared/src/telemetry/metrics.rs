@@ -1,0 +1,264 @@
+use std::{fmt, sync::Arc, time::Duration};
+
+use serde_json::{Map, Value, json};
+
+use crate::domain::Timestamp;
+
+/// The log target of metrics, whose events hold a whole line.
+pub(super) const TARGET: &str = "metrics";
+
+/// What a function counts and measures: lines of CloudWatch's Embedded Metric Format in the function's log, from which CloudWatch makes
+/// metrics. One line a request or look, and no I/O besides.
+///
+/// All that a line can say is numbers and words of ours: no tenant, no key and no text of a caller's fits in.
+///
+/// The default goes nowhere, as in a local run.
+#[derive(Clone, Default)]
+pub struct Metrics(Option<Arc<Source>>);
+
+struct Source {
+    namespace: String,
+    /// The folder's name.
+    function: &'static str,
+    write: Box<dyn Fn(Value) + Send + Sync>,
+}
+
+/// What it took to know whether a key is proven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proving {
+    /// It was known.
+    Known,
+    /// bcrypt ran for `ran`, after a wait for its turn.
+    Compared { waited: Duration, ran: Duration },
+}
+
+/// Metrics under common dimensions. `Function` is one of all.
+struct Group<'a> {
+    by: Option<(&'static str, &'a str)>,
+    values: Vec<Measured>,
+}
+
+struct Measured {
+    name: &'static str,
+    unit: &'static str,
+    value: f64,
+}
+
+impl Metrics {
+    /// Into the function's log.
+    pub fn logged(namespace: String, function: &'static str) -> Self {
+        Self::written(namespace, function, |line| {
+            let line = line.to_string();
+            tracing::info!(target: TARGET, line = line.as_str());
+        })
+    }
+
+    /// To wherever `write` takes a line.
+    pub fn written(namespace: String, function: &'static str, write: impl Fn(Value) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(Source { namespace, function, write: Box::new(write) })))
+    }
+
+    /// A credential was judged, with this outcome. `proving` is none where it was not held against a digest.
+    pub fn validation(&self, at: Timestamp, outcome: &str, proving: Option<Proving>) {
+        let mut groups = vec![Group { by: Some(("Outcome", outcome)), values: vec![count("Validations", 1)] }];
+        match proving {
+            Some(Proving::Known) => groups.push(Group { by: None, values: vec![count("ProofCacheHits", 1)] }),
+            Some(Proving::Compared { waited, ran }) => {
+                let took = [milliseconds("BcryptWait", waited), milliseconds("BcryptTime", ran)];
+                groups.push(Group { by: None, values: [count("ProofCacheHits", 0)].into_iter().chain(took).collect() });
+            }
+            None => {}
+        }
+        self.write(at, &groups);
+    }
+
+    /// How long ago the oldest event of a batch of usage happened.
+    pub fn usage_lag(&self, at: Timestamp, lag: Duration) {
+        self.measure(at, milliseconds("UsageLag", lag));
+    }
+
+    /// How long after its commit an event was first sent to an endpoint.
+    pub fn delivery_lag(&self, at: Timestamp, lag: Duration) {
+        self.measure(at, milliseconds("DeliveryLag", lag));
+    }
+
+    /// For how long the oldest that is due in a queue of the outbox has been; nothing for an empty queue.
+    pub fn outbox_age(&self, at: Timestamp, queue: &str, age: Duration) {
+        self.write(at, &[Group { by: Some(("Queue", queue)), values: vec![seconds("OutboxAge", age)] }]);
+    }
+
+    /// How long ago the oldest audit event was written that is not chained.
+    pub fn audit_chain_lag(&self, at: Timestamp, lag: Duration) {
+        self.measure(at, seconds("AuditChainLag", lag));
+    }
+
+    /// Audit events were found that had been put anew after they were chained.
+    pub fn audit_events_rewritten(&self, at: Timestamp, number: usize) {
+        self.measure(at, count("AuditEventsRewritten", number));
+    }
+
+    /// How much a sweep left that is not sealed under the ring's current key.
+    pub fn sealed_remaining(&self, at: Timestamp, number: usize) {
+        self.measure(at, count("SealedRemaining", number));
+    }
+
+    fn measure(&self, at: Timestamp, measured: Measured) {
+        self.write(at, &[Group { by: None, values: vec![measured] }]);
+    }
+
+    fn write(&self, at: Timestamp, groups: &[Group<'_>]) {
+        if let Some(source) = &self.0 {
+            (source.write)(line(&source.namespace, source.function, at, groups));
+        }
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Metrics").field(&self.0.as_ref().map(|source| &source.namespace)).finish()
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "no count here comes near 2^53")]
+fn count(name: &'static str, number: usize) -> Measured {
+    Measured { name, unit: "Count", value: number as f64 }
+}
+
+fn seconds(name: &'static str, time: Duration) -> Measured {
+    Measured { name, unit: "Seconds", value: time.as_secs_f64() }
+}
+
+fn milliseconds(name: &'static str, time: Duration) -> Measured {
+    Measured { name, unit: "Milliseconds", value: time.as_secs_f64() * 1_000.0 }
+}
+
+fn line(namespace: &str, function: &str, at: Timestamp, groups: &[Group<'_>]) -> Value {
+    let (mut line, mut directives) = (Map::new(), Vec::new());
+    line.insert("Function".to_owned(), function.into());
+    for Group { by, values } in groups {
+        let mut dimensions = vec!["Function"];
+        if let Some((name, value)) = by {
+            dimensions.push(name);
+            line.insert((*name).to_owned(), (*value).into());
+        }
+        let metrics: Vec<_> =
+            values.iter().map(|Measured { name, unit, .. }| json!({ "Name": name, "Unit": unit })).collect();
+        directives.push(json!({ "Namespace": namespace, "Dimensions": [dimensions], "Metrics": metrics }));
+        for Measured { name, value, .. } in values {
+            line.insert((*name).to_owned(), (*value).into());
+        }
+    }
+    line.insert("_aws".to_owned(), json!({ "Timestamp": at.as_millis(), "CloudWatchMetrics": directives }));
+    Value::Object(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    fn noon() -> Timestamp {
+        "2026-11-22T12:00:00Z".parse().unwrap()
+    }
+
+    /// What `measure` writes, a line per item.
+    fn written(measure: impl FnOnce(&Metrics)) -> Vec<Value> {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&lines);
+        measure(&Metrics::written("Karta/test".to_owned(), "authorizer", move |line| kept.lock().unwrap().push(line)));
+        lines.lock().unwrap().clone()
+    }
+
+    #[test]
+    fn a_validation_is_one_line_with_its_outcome_and_what_its_proof_took() {
+        let (waited, ran) = (Duration::from_millis(3), Duration::from_micros(224_500));
+        let lines = written(|metrics| {
+            metrics.validation(noon(), "valid", Some(Proving::Compared { waited, ran }));
+            metrics.validation(noon(), "revoked", Some(Proving::Known));
+            metrics.validation(noon(), "tag", None);
+        });
+        let validations = json!({
+            "Namespace": "Karta/test",
+            "Dimensions": [["Function", "Outcome"]],
+            "Metrics": [{ "Name": "Validations", "Unit": "Count" }],
+        });
+        let proofs =
+            |metrics: Value| json!({ "Namespace": "Karta/test", "Dimensions": [["Function"]], "Metrics": metrics });
+        let hits = json!({ "Name": "ProofCacheHits", "Unit": "Count" });
+        let expected = [
+            json!({
+                "_aws": {
+                    "Timestamp": 1_795_348_800_000_i64,
+                    "CloudWatchMetrics": [
+                        validations,
+                        proofs(json!([
+                            hits,
+                            { "Name": "BcryptWait", "Unit": "Milliseconds" },
+                            { "Name": "BcryptTime", "Unit": "Milliseconds" },
+                        ])),
+                    ],
+                },
+                "Function": "authorizer",
+                "Outcome": "valid",
+                "Validations": 1.0,
+                "ProofCacheHits": 0.0,
+                "BcryptWait": 3.0,
+                "BcryptTime": 224.5,
+            }),
+            json!({
+                "_aws": { "Timestamp": 1_795_348_800_000_i64, "CloudWatchMetrics": [validations, proofs(json!([hits]))] },
+                "Function": "authorizer",
+                "Outcome": "revoked",
+                "Validations": 1.0,
+                "ProofCacheHits": 1.0,
+            }),
+            json!({
+                "_aws": { "Timestamp": 1_795_348_800_000_i64, "CloudWatchMetrics": [validations] },
+                "Function": "authorizer",
+                "Outcome": "tag",
+                "Validations": 1.0,
+            }),
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn every_line_is_what_the_format_asks_for() {
+        let lines = written(|metrics| {
+            let lag = Duration::from_millis(1_250);
+            metrics.validation(noon(), "valid", Some(Proving::Compared { waited: lag, ran: lag }));
+            metrics.usage_lag(noon(), lag);
+            metrics.delivery_lag(noon(), lag);
+            metrics.outbox_age(noon(), "events", lag);
+            metrics.audit_chain_lag(noon(), lag);
+            metrics.audit_events_rewritten(noon(), 2);
+            metrics.sealed_remaining(noon(), 3);
+        });
+        assert_eq!(lines.len(), 7);
+        for line in lines {
+            assert!(line["_aws"]["Timestamp"].is_i64(), "{line}");
+            for directive in line["_aws"]["CloudWatchMetrics"].as_array().unwrap() {
+                assert!(directive["Namespace"].as_str().is_some_and(|name| (1..=1024).contains(&name.len())), "{line}");
+                let sets = directive["Dimensions"].as_array().unwrap();
+                assert!(!sets.is_empty());
+                for name in sets.iter().flat_map(|set| set.as_array().unwrap()) {
+                    let value = line[name.as_str().unwrap()].as_str().unwrap();
+                    assert!((1..=1024).contains(&value.len()) && value.is_ascii(), "{line}");
+                }
+                let metrics = directive["Metrics"].as_array().unwrap();
+                assert!((1..=100).contains(&metrics.len()));
+                for metric in metrics {
+                    assert!(line[metric["Name"].as_str().unwrap()].is_f64(), "{line}");
+                    assert!(["Count", "Seconds", "Milliseconds"].contains(&metric["Unit"].as_str().unwrap()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_place_to_go_nothing_is_written() {
+        Metrics::default().usage_lag(noon(), Duration::ZERO);
+        assert_eq!(format!("{:?}", Metrics::default()), "Metrics(None)");
+    }
+}
