@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -25,14 +25,12 @@ pub fn start(
     emulator: &Emulator,
 ) -> Result<JoinSet<()>> {
     let mut running = JoinSet::new();
-    let listed = template.functions.iter().filter(|function| function.routes.is_empty());
-    for function in listed.filter(|function| function.binary != template.authorizer.binary) {
+    // The authorizer is woken by the gateway, and the rotation of secrets by Secrets Manager, which is not here.
+    for function in template.functions.iter().filter(|function| function.is_scheduled) {
         let worker = workers.remove(function.binary.as_str());
-        ensure!(worker.is_some(), "template.yaml lists {}, which has no worker here", function.binary);
-        // One that neither a schedule nor the outbox wakes is woken by another worker.
-        if let Some(tick) = worker.filter(|_| function.is_scheduled) {
-            running.spawn(keep_working(tick, emulator.outbox_written(&function.reads_outbox)));
-        }
+        let tick =
+            worker.with_context(|| format!("template.yaml lists {}, which has no worker here", function.binary))?;
+        running.spawn(keep_working(tick, emulator.outbox_written(&function.reads_outbox)));
     }
     ensure!(workers.is_empty(), "not in template.yaml: {:?}", workers.keys());
     Ok(running)

@@ -8,7 +8,7 @@ use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout
 use aws_sdk_dynamodb::config::Credentials;
 use secrecy::{ExposeSecret, SecretString};
 
-pub use self::secrets::{Ring, Secret, SecretError, SecretSource, Secrets};
+pub use self::secrets::{Ring, Secret, SecretError, SecretSource, Secrets, read_ring, write_ring};
 use crate::{
     clock::SystemClock,
     domain::{InternalGuard, PriceTable, Reach},

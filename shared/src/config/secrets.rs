@@ -11,7 +11,7 @@ use tokio::{sync::Mutex, time::timeout};
 use super::{ConfigError, optional};
 use crate::{
     clock::Clock,
-    domain::{DataPlanes, Keyring, LocalDataPlanes, ServiceTokens, StripeSecrets, Timestamp},
+    domain::{DataPlanes, Keyring, LocalDataPlanes, RingUse, ServiceTokens, StripeSecrets, Timestamp},
     fault,
 };
 
@@ -106,6 +106,18 @@ impl Secret {
         }
     }
 
+    /// What its keys do, if it is a ring that Secrets Manager may have rotated. What others were made with has no end that is known.
+    pub const fn rotates_as(self) -> Option<RingUse> {
+        match self {
+            Self::Ring(Ring::SessionSigning) => Some(RingUse::Signs),
+            Self::Ring(Ring::SealingByok | Ring::SealingWebhooks) => Some(RingUse::Seals),
+            Self::Ring(Ring::KeyTag | Ring::Cursor | Ring::Audit)
+            | Self::ServiceTokens
+            | Self::DataPlanes
+            | Self::Stripe => None,
+        }
+    }
+
     fn all() -> impl Iterator<Item = Self> {
         Ring::ALL.map(Self::Ring).into_iter().chain([Self::ServiceTokens, Self::DataPlanes, Self::Stripe])
     }
@@ -150,13 +162,18 @@ pub enum SecretSource {
 impl SecretSource {
     /// The secrets that the environment names.
     pub fn manager_from_env(client: aws_sdk_secretsmanager::Client) -> Result<Self, ConfigError> {
+        Ok(Self::Manager { client, ids: Self::ids_from_env()? })
+    }
+
+    /// Their ids.
+    pub fn ids_from_env() -> Result<HashMap<Secret, String>, ConfigError> {
         let mut ids = HashMap::new();
         for secret in Secret::all() {
             if let Some(id) = optional(secret.variable())? {
                 ids.insert(secret, id);
             }
         }
-        Ok(Self::Manager { client, ids })
+        Ok(ids)
     }
 
     fn holds(&self, secret: Secret) -> bool {
@@ -186,11 +203,17 @@ impl SecretSource {
     }
 }
 
-fn parse_ring(text: &str) -> Result<Keyring, String> {
+/// Reads a ring as its secret holds it; says what is wrong without showing it.
+pub fn read_ring(text: &str) -> Result<Keyring, String> {
     // serde_json's own message would repeat the value that it did not expect.
     let entries: BTreeMap<String, String> =
         serde_json::from_str(text).map_err(|_| "it must be a JSON object of strings".to_owned())?;
     Keyring::try_from(entries).map_err(|error| error.to_string())
+}
+
+/// The text of a ring's secret.
+pub fn write_ring(ring: &Keyring) -> String {
+    serde_json::to_string(&ring.expose_members().collect::<BTreeMap<_, _>>()).expect("texts encode")
 }
 
 fn parse_service_tokens(text: &str) -> Result<ServiceTokens, String> {
@@ -285,7 +308,7 @@ impl Secrets {
 
     fn of(source: Arc<SecretSource>, clock: Arc<dyn Clock>) -> Self {
         let ring = |ring: Ring| {
-            (ring, Slot { secret: ring.into(), parse: parse_ring, slip: Slip::Forgiven, kept: Mutex::default() })
+            (ring, Slot { secret: ring.into(), parse: read_ring, slip: Slip::Forgiven, kept: Mutex::default() })
         };
         let service_tokens = Slot {
             secret: Secret::ServiceTokens,

@@ -120,6 +120,32 @@ impl Keyring {
         self.others.iter().map(|(kid, _)| kid)
     }
 
+    /// The ring's members as they are written down, `current` among them: every secret in the clear.
+    pub fn expose_members(&self) -> impl Iterator<Item = (&str, &str)> {
+        let keys = self.keys().map(|(kid, secret)| (kid.as_str(), secret.expose_secret()));
+        std::iter::once((CURRENT, self.current.0.as_str())).chain(keys)
+    }
+
+    /// The same keys, of which this one is current if it is one of them.
+    #[must_use]
+    pub(super) fn with_current(&self, kid: &Kid) -> Self {
+        let (mut keys, mut current) = (self.others.clone(), self.current.clone());
+        if let Some(at) = keys.iter().position(|(held, _)| held == kid) {
+            std::mem::swap(&mut keys[at], &mut current);
+        }
+        keys.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
+        Self { current, others: keys }
+    }
+
+    /// With one more key that is not current, and of the others those that `keeps` names. No name and no secret may stand in it twice.
+    #[must_use]
+    pub(super) fn with_another(&self, kid: Kid, secret: SecretString, keeps: impl Fn(&Kid) -> bool) -> Self {
+        let mut others: Vec<_> = self.others.iter().filter(|(held, _)| keeps(held)).cloned().collect();
+        others.push((kid, secret));
+        others.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
+        Self { current: self.current.clone(), others }
+    }
+
     fn keys(&self) -> impl Iterator<Item = &(Kid, SecretString)> {
         std::iter::once(&self.current).chain(&self.others)
     }

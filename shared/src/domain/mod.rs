@@ -33,6 +33,7 @@ mod principal;
 mod project;
 mod release;
 mod retry_after;
+mod rotation;
 mod scope;
 mod service;
 mod stripe;
@@ -74,6 +75,7 @@ pub use release::{
     Build, BuildKind, Flip, NoTransition, NotReady, Release, ReleaseStatus, Report, Version, activation,
 };
 pub use retry_after::retry_after;
+pub use rotation::{Move, RingUse, RotationRefused};
 pub use scope::{Scope, ScopeSet};
 pub use service::{Power, Service, ServiceTokens, ServiceTokensError};
 pub use stripe::{BadSignature, StripeSecrets, StripeSecretsError};

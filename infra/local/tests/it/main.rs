@@ -9,6 +9,7 @@ mod data_plane;
 mod fault_proxy;
 mod harness;
 mod invariants;
+mod secrets_manager;
 
 mod agent_projects;
 mod api_keys;
@@ -40,6 +41,7 @@ mod races;
 mod releases;
 mod revocation;
 mod rights;
+mod rotation;
 mod session_tokens;
 mod stripe_events;
 mod structure;

@@ -71,10 +71,11 @@ const OF_FUNCTIONS: [&str; 9] = [
 ];
 
 /// What single functions may depend on besides, and nobody else.
-const OF_SINGLE_FUNCTIONS: [(&str, &[&str]); 3] = [
+const OF_SINGLE_FUNCTIONS: [(&str, &[&str]); 4] = [
     // No other function leaves for anything but the store and its secrets: one flushes API Gateway's cache and calls data planes, one calls webhook
-    // endpoints, and one has that one called.
+    // endpoints, and one has that one called. One writes secrets.
     ("worker-cache-push", &["aws-sdk-apigateway", "reqwest"]),
+    ("worker-secrets-rotation", &["aws-sdk-secretsmanager"]),
     ("worker-webhook-deliveries", &["reqwest"]),
     ("worker-webhook-events", &["aws-sdk-lambda"]),
 ];

@@ -104,7 +104,10 @@ fn a_policy_names_exact_actions_and_partitions() {
         "dynamodb:Query",
         "dynamodb:UpdateItem",
         "lambda:InvokeFunction",
+        "secretsmanager:DescribeSecret",
         "secretsmanager:GetSecretValue",
+        "secretsmanager:PutSecretValue",
+        "secretsmanager:UpdateSecretVersionStage",
     ];
     for (name, function) in functions() {
         assert!(function["Role"].is_null(), "{name} has a role of its own making");
@@ -293,10 +296,18 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
                 "internal-organizations-create",
             ],
         ),
-        ("SealingByokSecret", &["internal-model-keys-active", "model-keys-create", "worker-model-keys-reseal"]),
+        (
+            "SealingByokSecret",
+            &["internal-model-keys-active", "model-keys-create", "worker-model-keys-reseal", "worker-secrets-rotation"],
+        ),
         (
             "SealingWebhooksSecret",
-            &["webhook-endpoints-create", "webhook-endpoints-rotate-secret", "worker-webhook-deliveries"],
+            &[
+                "webhook-endpoints-create",
+                "webhook-endpoints-rotate-secret",
+                "worker-secrets-rotation",
+                "worker-webhook-deliveries",
+            ],
         ),
         (
             "ServiceTokensSecret",
@@ -315,12 +326,36 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
                 "worker-cache-push",
             ],
         ),
-        ("SessionSigningSecret", &["authorizer", "session-tokens-create"]),
+        ("SessionSigningSecret", &["authorizer", "session-tokens-create", "worker-secrets-rotation"]),
         ("StripeSecret", &["stripe-events-create"]),
     ];
     let expected =
         readers.map(|(secret, readers)| (secret.to_owned(), readers.iter().map(ToString::to_string).collect()));
     assert_eq!(given, BTreeMap::from(expected));
+}
+
+#[test]
+fn rings_are_written_by_their_rotation_alone_which_reaches_no_table() {
+    let rotation = "worker-secrets-rotation";
+    for (name, function) in functions() {
+        for statement in statements(&function) {
+            let actions = words(&statement["Action"]);
+            let writes = |action: &&str| action.starts_with("secretsmanager:") && !action.ends_with(":GetSecretValue");
+            assert!(name == rotation || !actions.iter().any(writes), "{name}: {actions:?}");
+            if name == rotation {
+                assert!(actions.iter().all(|action| action.starts_with("secretsmanager:")), "{actions:?}");
+                let rings = ["SessionSigningSecret", "SealingByokSecret", "SealingWebhooksSecret"];
+                assert_eq!(words(&statement["Resource"]), rings);
+            }
+        }
+    }
+    let schedules = resources("AWS::SecretsManager::RotationSchedule");
+    for (id, schedule) in &schedules {
+        assert_eq!(schedule["Properties"]["RotationLambdaARN"], "WorkerSecretsRotation.Arn", "{id}");
+        assert_eq!(schedule["Properties"]["RotateImmediatelyOnUpdate"], false, "{id}");
+        assert!(schedule["Condition"].as_str().unwrap().starts_with("Rotates"), "{id} is for whoever asks for it");
+    }
+    assert_eq!(schedules.len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,89 @@
+use aws_sdk_secretsmanager::{
+    Client, error::ProvideErrorMetadata, operation::get_secret_value::builders::GetSecretValueFluentBuilder,
+    primitives::DateTime,
+};
+use karta_shared::{
+    config::{read_ring, write_ring},
+    domain::{Keyring, Timestamp},
+    fault,
+    worker::Fault,
+};
+
+const CURRENT: &str = "AWSCURRENT";
+const PENDING: &str = "AWSPENDING";
+
+/// The versions of a secret.
+pub(crate) struct Versions<'a> {
+    pub(crate) client: &'a Client,
+    pub(crate) secret_id: &'a str,
+}
+
+pub(crate) struct Version {
+    pub(crate) id: String,
+    pub(crate) ring: Keyring,
+    pub(crate) made_at: Option<Timestamp>,
+}
+
+/// How a version stands in its rotation.
+pub(crate) enum State {
+    Current,
+    Pending {
+        /// When the rotation before this one ended.
+        rotated_at: Option<Timestamp>,
+    },
+}
+
+impl Versions<'_> {
+    /// How a version stands. Fails if it is none that a rotation works on.
+    pub(crate) async fn state(&self, version: &str) -> Result<State, Fault> {
+        let described = self.client.describe_secret().secret_id(self.secret_id).send().await;
+        let described = described.map_err(|error| fault::describe(&error))?;
+        let rotated_at = described.last_rotated_date.and_then(|at| timestamp(&at));
+        let stages = described.version_ids_to_stages.unwrap_or_default();
+        let stages = stages.get(version).ok_or("the secret has no such version")?;
+        let has = |stage: &str| stages.iter().any(|held| held == stage);
+        match (has(CURRENT), has(PENDING)) {
+            (true, _) => Ok(State::Current),
+            (false, true) => Ok(State::Pending { rotated_at }),
+            (false, false) => Err("the version waits for nothing".into()),
+        }
+    }
+
+    pub(crate) async fn current(&self) -> Result<Version, Fault> {
+        let current = self.read(self.client.get_secret_value().version_stage(CURRENT)).await?;
+        current.ok_or_else(|| "the secret has no current version".into())
+    }
+
+    /// None while it has no value.
+    pub(crate) async fn pending(&self, version: &str) -> Result<Option<Version>, Fault> {
+        self.read(self.client.get_secret_value().version_id(version).version_stage(PENDING)).await
+    }
+
+    pub(crate) async fn put(&self, version: &str, ring: &Keyring) -> Result<(), Fault> {
+        let put = self.client.put_secret_value().secret_id(self.secret_id).client_request_token(version);
+        let put = put.secret_string(write_ring(ring)).version_stages(PENDING).send().await;
+        put.map(drop).map_err(|error| fault::describe(&error).into())
+    }
+
+    /// Fails if another one has become current since `before` was read.
+    pub(crate) async fn make_current(&self, version: &str, before: &str) -> Result<(), Fault> {
+        let update = self.client.update_secret_version_stage().secret_id(self.secret_id).version_stage(CURRENT);
+        let moved = update.move_to_version_id(version).remove_from_version_id(before).send().await;
+        moved.map(drop).map_err(|error| fault::describe(&error).into())
+    }
+
+    async fn read(&self, get: GetSecretValueFluentBuilder) -> Result<Option<Version>, Fault> {
+        let read = match get.secret_id(self.secret_id).send().await {
+            Ok(read) => read,
+            Err(error) if error.code() == Some("ResourceNotFoundException") => return Ok(None),
+            Err(error) => return Err(fault::describe(&error).into()),
+        };
+        let made_at = read.created_date.and_then(|at| timestamp(&at));
+        let ring = read_ring(&read.secret_string.ok_or("the ring is not a string")?)?;
+        Ok(Some(Version { id: read.version_id.ok_or("a version without an id")?, ring, made_at }))
+    }
+}
+
+fn timestamp(at: &DateTime) -> Option<Timestamp> {
+    Timestamp::from_millis(at.to_millis().ok()?)
+}

@@ -1,0 +1,200 @@
+//! Rings that Secrets Manager has rotated, under tokens and sealed things that live on.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use http::Method;
+use karta_shared::{
+    App,
+    clock::{Clock, ManualClock},
+    config::{Ring, Secret, SecretSource, Secrets},
+    entropy::OsEntropy,
+    worker::{Wake, Worker},
+};
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+use worker_model_keys_reseal::ModelKeysReseal;
+use worker_secrets_rotation::{SecretsRotation, Step};
+
+use crate::{
+    harness::World,
+    internal::{Plane, request},
+    model_keys::{active_of, provider_key},
+    secrets_manager::{SecretsManager, asked},
+};
+
+const SIGNING: &str = "session-signing";
+const SEALING: &str = "sealing-byok";
+const MINUTE: Duration = Duration::from_mins(1);
+
+/// A world whose secrets lie in Secrets Manager, under their names.
+struct Stack {
+    world: World,
+    clock: Arc<ManualClock>,
+    manager: SecretsManager,
+    rotation: SecretsRotation,
+    ids: HashMap<Secret, String>,
+}
+
+impl Stack {
+    async fn start() -> Self {
+        let (world, clock) = World::start_at_noon().await;
+        let manager = SecretsManager::start(Arc::clone(&clock) as Arc<dyn Clock>).await;
+        let SecretSource::Fixed(texts) = world.runner.secrets.source() else { panic!("a local run's secrets") };
+        let mut ids = HashMap::new();
+        for (secret, text) in texts {
+            manager.put(secret.name(), "by hand", text.expose_secret());
+            ids.insert(secret, secret.name().to_owned());
+        }
+        let (client, at) = (manager.client.clone(), Arc::clone(&clock) as Arc<dyn Clock>);
+        let rotation = SecretsRotation::new(client, ids.clone(), at, Arc::new(OsEntropy));
+        Self { world, clock, manager, rotation, ids }
+    }
+
+    /// Another process: it has fetched nothing yet.
+    fn process(&self) -> App {
+        let mut app = self.world.runner.app.clone();
+        let source = SecretSource::Manager { client: self.manager.client.clone(), ids: self.ids.clone() };
+        app.secrets = Arc::new(Secrets::new(source, Arc::clone(&app.clock)));
+        app
+    }
+
+    async fn rotate(&self, secret: &str, version: &str) -> Result<(), String> {
+        self.manager.rotate(&self.rotation, secret, version).await.map_err(|fault| fault.to_string())
+    }
+
+    async fn mint(&self, plane: &Plane) -> String {
+        let request = request(&Method::POST, "/v1/agent_projects/app/session_tokens", Some(&self.world.admin));
+        let body = json!({ "ttl_seconds": 3_600 }).to_string();
+        let minted = plane.send("127.0.0.1", "localhost", request, body).await.expect(201);
+        minted["token"].as_str().unwrap().to_owned()
+    }
+}
+
+async fn lets_in(plane: &Plane, token: &str) -> bool {
+    let request = request(&Method::GET, "/v1/projects/app/whoami", Some(token));
+    let answer = plane.send("127.0.0.1", "localhost", request, "").await;
+    assert!([200, 401].contains(&answer.status.as_u16()), "{}", answer.text);
+    answer.status == 200
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_live_on_across_rotations_in_processes_of_every_age() {
+    let stack = Stack::start().await;
+    let project = json!({ "slug": "app", "name": "App" });
+    stack.world.post("/v1/agent_projects", project).send().await.expect(201);
+    let processes = [stack.process(), stack.process()];
+    let [early, late] = [Plane::of(&processes[0]), Plane::of(&processes[1])];
+    let mut tokens = vec![stack.mint(&early).await];
+    // Whoever has just fetched the ring goes on with it for five minutes.
+    stack.rotate(SIGNING, "1").await.unwrap();
+    assert_eq!(stack.manager.kids(SIGNING).len(), 2);
+    tokens.extend([stack.mint(&early).await, stack.mint(&late).await]);
+
+    stack.clock.advance(9 * MINUTE);
+    let refused = stack.rotate(SIGNING, "2").await.unwrap_err();
+    assert!(refused.contains("not known everywhere"), "{refused}");
+    stack.clock.advance(MINUTE);
+    processes[0].secrets.ring(Ring::SessionSigning).await.unwrap();
+    stack.rotate(SIGNING, "2").await.unwrap();
+    let [promoted, first] = <[String; 2]>::try_from(stack.manager.kids(SIGNING)).unwrap();
+    assert_eq!((first.as_str(), promoted.len()), ("k1", 18));
+    let newest = Plane::of(&stack.process());
+    tokens.extend([stack.mint(&early).await, stack.mint(&late).await, stack.mint(&newest).await]);
+    for token in &tokens {
+        for plane in [&early, &late, &newest] {
+            assert!(lets_in(plane, token).await);
+        }
+    }
+
+    // The last one minted before the promotion, a moment before its end.
+    stack.clock.advance(Duration::from_secs(3_599));
+    assert!(lets_in(&newest, &tokens[3]).await);
+    stack.rotate(SIGNING, "3").await.unwrap();
+    assert_eq!(stack.manager.kids(SIGNING).len(), 3, "too early to drop what gave way");
+    assert!(lets_in(&Plane::of(&stack.process()), &tokens[3]).await);
+
+    stack.clock.advance(10 * MINUTE);
+    stack.rotate(SIGNING, "4").await.unwrap();
+    stack.clock.advance(126 * MINUTE);
+    stack.rotate(SIGNING, "5").await.unwrap();
+    let kids = stack.manager.kids(SIGNING);
+    assert_eq!(kids.len(), 2, "what gave way has left, another has joined: {kids:?}");
+    assert!(!kids.contains(&first) && !kids.contains(&promoted), "{kids:?}");
+    let newest = Plane::of(&stack.process());
+    let token = stack.mint(&newest).await;
+    assert!(lets_in(&early, &token).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sealed_opens_across_rotations_and_moves_to_the_new_key() {
+    let stack = Stack::start().await;
+    let (before, key) = (stack.process(), provider_key("sk-"));
+    let create = |app: &App| {
+        let request = request(&Method::POST, "/v1/model_keys", Some(&stack.world.admin));
+        let (plane, body) = (Plane::of(app), json!({ "provider": "openai", "key": key }).to_string());
+        async move { plane.send("127.0.0.1", "localhost", request, body).await.expect(201) }
+    };
+    let opens = async |app: &App| active_of(app, &stack.world, "openai").await.expect(200)["plaintext"] == *key;
+    create(&before).await;
+    stack.rotate(SEALING, "1").await.unwrap();
+    assert!(opens(&before).await && opens(&stack.process()).await);
+
+    stack.clock.advance(10 * MINUTE);
+    stack.rotate(SEALING, "2").await.unwrap();
+    let kids = stack.manager.kids(SEALING);
+    let sealed = || async {
+        let items = stack.world.items(&format!("MKS#{}", stack.world.organization_id)).await;
+        items[0]["kid"]["S"].as_str().unwrap().to_owned()
+    };
+    assert_eq!((sealed().await.as_str(), kids[1].as_str()), ("k1", "k1"));
+    ModelKeysReseal::new(stack.process()).work(&Wake::Sweep).await.unwrap();
+    assert_eq!(sealed().await, kids[0]);
+    // One that has not met the new key fetches it.
+    assert!(opens(&before).await && opens(&stack.process()).await);
+
+    stack.clock.advance(Duration::from_hours(24 * 30));
+    stack.rotate(SEALING, "3").await.unwrap();
+    assert!(stack.manager.kids(SEALING).contains(&"k1".to_owned()), "a rotation drops no key that seals");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ring_that_is_put_by_hand_between_two_steps_stays() {
+    let stack = Stack::start().await;
+    let mut ring = stack.manager.current(SEALING);
+    stack.manager.begin(SEALING, "1");
+    stack.rotation.rotate(&asked(Step::CreateSecret, SEALING, "1")).await.unwrap();
+    stack.manager.note_secrets(SEALING);
+    ring["k2"] = json!("2".repeat(64));
+    stack.manager.put(SEALING, "2", &ring.to_string());
+    for step in [Step::TestSecret, Step::FinishSecret] {
+        let refused = stack.rotation.rotate(&asked(step, SEALING, "1")).await.unwrap_err().to_string();
+        assert!(refused.contains("changed meanwhile"), "{refused}");
+    }
+    assert_eq!(stack.manager.current(SEALING), ring);
+    stack.rotate(SEALING, "3").await.unwrap();
+    assert_eq!(stack.manager.kids(SEALING).len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_rotated_that_is_not_asked_for_in_order() {
+    let stack = Stack::start().await;
+    let before: Vec<Value> = [SIGNING, SEALING].map(|secret| stack.manager.current(secret)).into();
+    let refused = async |step, secret: &str, version: &str| {
+        stack.rotation.rotate(&asked(step, secret, version)).await.unwrap_err().to_string()
+    };
+    assert!(refused(Step::CreateSecret, "key-tag", "1").await.contains("none that is rotated here"));
+    assert!(refused(Step::CreateSecret, "cursor", "1").await.contains("none that is rotated here"));
+    assert!(refused(Step::CreateSecret, SIGNING, "1").await.contains("no such version"));
+    stack.manager.begin(SIGNING, "1");
+    for step in [Step::TestSecret, Step::FinishSecret] {
+        assert!(refused(step, SIGNING, "1").await.contains("no next ring"));
+    }
+    // A version whose turn is over.
+    stack.rotation.rotate(&asked(Step::CreateSecret, SIGNING, "1")).await.unwrap();
+    stack.manager.note_secrets(SIGNING);
+    stack.manager.begin(SIGNING, "2");
+    assert!(refused(Step::FinishSecret, SIGNING, "1").await.contains("no such version"));
+    assert_eq!([SIGNING, SEALING].map(|secret| stack.manager.current(secret)).to_vec(), before);
+    // One that is current is done with, however often it is asked for.
+    stack.rotation.rotate(&asked(Step::FinishSecret, SIGNING, "by hand")).await.unwrap();
+}

@@ -1,0 +1,287 @@
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use super::{Keyring, Kid, Timestamp};
+
+/// After how long every process has fetched a ring: it is kept for five minutes.
+const KNOWN_AFTER: Duration = Duration::from_mins(10);
+/// After how long nothing is presented any more that was signed with a key before it gave way: a process that cannot fetch the ring goes on
+/// signing with it for an hour, what it signs lives for an hour, and clocks differ.
+const ENDED_AFTER: Duration = Duration::from_mins(2 * 60 + 5);
+
+/// What a ring's keys do, which says when one may leave it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RingUse {
+    /// A key that gave way leaves once everything that it signed has ended.
+    Signs,
+    /// A key that gave way stays: whoever counts what is sealed under it drops it.
+    Seals,
+}
+
+/// What a rotation does to a ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Move {
+    /// A key has joined, and nothing is made with it yet.
+    Added,
+    /// The key that joined last is current.
+    Promoted,
+}
+
+/// Why a ring is not rotated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RotationRefused {
+    #[error("the next key is not known everywhere yet: rotate again in ten minutes")]
+    TooSoon,
+    #[error("the clock is behind the ring's newest key")]
+    ClockBehind,
+    #[error("the next ring does not follow from the current one, which was changed meanwhile")]
+    NotNext,
+}
+
+impl Keyring {
+    /// The ring after one more move, `age` after this one became current: the key that waits is promoted, or else one with this secret is added,
+    /// under a name made of the time. Where keys sign, those that gave way long enough ago leave when one is added.
+    pub fn rotated(
+        &self,
+        of: RingUse,
+        age: Duration,
+        now: Timestamp,
+        secret: SecretString,
+    ) -> Result<(Self, Move), RotationRefused> {
+        let current = self.current().0;
+        if let Some(waits) =
+            self.retiring().filter(|kid| made_at(kid) > made_at(current)).max_by_key(|kid| made_at(kid))
+        {
+            if age < KNOWN_AFTER {
+                return Err(RotationRefused::TooSoon);
+            }
+            return Ok((self.with_current(waits), Move::Promoted));
+        }
+        let kid = named_after(now);
+        if self.retiring().chain([current]).any(|held| made_at(held) >= made_at(&kid)) {
+            return Err(RotationRefused::ClockBehind);
+        }
+        let drops = of == RingUse::Signs && age >= ENDED_AFTER;
+        Ok((self.with_another(kid, secret, |held| !drops || held == current), Move::Added))
+    }
+
+    /// Whether `next` may take this ring's place: it mints with a key that is in this one, holds no other secret under any name of this one, and
+    /// lacks none but, where keys sign, such as gave way.
+    pub fn permits(&self, of: RingUse, next: &Self) -> Result<(), RotationRefused> {
+        let current = self.current().0;
+        let may_leave = |kid: &Kid| of == RingUse::Signs && kid != current && made_at(kid) <= made_at(current);
+        let kept = self.retiring().chain([current]).all(|kid| match next.get(kid.as_str()) {
+            Some(secret) => self.get(kid.as_str()) == Some(secret),
+            None => may_leave(kid),
+        });
+        let known = self.get(next.current().0.as_str()).is_some();
+        if kept && known { Ok(()) } else { Err(RotationRefused::NotNext) }
+    }
+}
+
+/// `k20261122104500123`: the time to the millisecond, so that no two keys of a ring ever share a name.
+fn named_after(now: Timestamp) -> Kid {
+    let digits = now.to_string().chars().filter(char::is_ascii_digit).collect::<String>();
+    Kid::parse(&format!("k{digits}")).expect("k and 17 digits")
+}
+
+/// The time in a name that a rotation gave; names of other makers come before all of those.
+fn made_at(kid: &Kid) -> Option<&str> {
+    let digits = &kid.as_str()[1..];
+    (digits.len() == 17 && digits.bytes().all(|byte| byte.is_ascii_digit())).then_some(digits)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// How long a process may go on with a ring that it cannot fetch again, and what is signed may live, with the leeway.
+    const SERVES: i64 = 60 * 60_000;
+    const LIVES: i64 = 60 * 60_000 + 30_000;
+    /// How old a ring is at most that could be fetched.
+    const KEPT: i64 = 5 * 60_000;
+
+    fn at(millis: i64) -> Timestamp {
+        Timestamp::from_millis(1_795_000_000_000 + millis).unwrap()
+    }
+
+    /// A secret's versions, as Secrets Manager keeps them.
+    struct Versions {
+        of: RingUse,
+        made: BTreeMap<u8, Keyring>,
+        /// Which was current since when.
+        current: Vec<(i64, u8)>,
+        pending: Option<u8>,
+        secrets: u64,
+    }
+
+    impl Versions {
+        fn new(of: RingUse) -> Self {
+            let ring = Keyring::single("k1", "s".repeat(64)).unwrap();
+            Self { of, made: BTreeMap::from([(0, ring)]), current: vec![(0, 0)], pending: None, secrets: 0 }
+        }
+
+        /// The ring that whoever fetches it at this time gets.
+        fn ring_at(&self, millis: i64) -> &Keyring {
+            let (_, version) =
+                self.current.iter().rev().find(|(since, _)| *since <= millis).unwrap_or(&self.current[0]);
+            &self.made[version]
+        }
+
+        fn create(&mut self, version: u8, now: i64) {
+            let (since, current) = self.current[self.current.len() - 1];
+            if self.made.contains_key(&version) {
+                return;
+            }
+            self.pending = Some(version);
+            self.secrets += 1;
+            let (age, secret) = (Duration::from_millis((now - since).unsigned_abs()), format!("{:064}", self.secrets));
+            if let Ok((next, _)) = self.made[&current].rotated(self.of, age, at(now), secret.into()) {
+                self.made.insert(version, next);
+            }
+        }
+
+        fn finish(&mut self, version: u8, now: i64) {
+            let (_, current) = self.current[self.current.len() - 1];
+            let Some(next) = self.made.get(&version).filter(|_| self.pending == Some(version)) else { return };
+            if version != current && self.made[&current].permits(self.of, next).is_ok() {
+                self.current.push((now, version));
+            }
+        }
+    }
+
+    /// Runs steps in any order, each after a pause in minutes, and gives the times at which something happened. The version 0 is the one whose turn
+    /// it is: a new one to create, or the one that waits.
+    fn run(of: RingUse, steps: &[(i64, bool, u8)]) -> (Versions, Vec<i64>) {
+        let (mut versions, mut now, mut times) = (Versions::new(of), 0, vec![0]);
+        for (pause, creates, version) in steps {
+            now += pause * 60_000 + 1;
+            times.push(now);
+            let fresh = 100 + u8::try_from(times.len()).unwrap();
+            match (*creates, *version) {
+                (true, 0) => versions.create(fresh, now),
+                (false, 0) => versions.finish(versions.pending.unwrap_or_default(), now),
+                (true, version) => versions.create(version, now),
+                (false, version) => versions.finish(version, now),
+            }
+        }
+        (versions, times)
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<(i64, bool, u8)>> {
+        let pause = prop_oneof![0..12_i64, 0..200_i64];
+        // A few versions by name, so that steps of one come again after those of others.
+        let version = prop_oneof![3 => Just(0), 1 => 1..9_u8];
+        prop::collection::vec((pause, any::<bool>(), version), 0..40)
+    }
+
+    proptest! {
+        #[test]
+        fn a_token_verifies_until_it_ends_whatever_the_order_of_the_steps(steps in steps()) {
+            let (versions, times) = run(RingUse::Signs, &steps);
+            for minted in &times {
+                for stale in [0, KEPT, SERVES] {
+                    let (kid, secret) = versions.ring_at(minted - stale).current();
+                    let ends = minted + LIVES;
+                    for presented in times.iter().copied().filter(|time| (*minted..ends).contains(time)).chain([ends]) {
+                        prop_assert_eq!(versions.ring_at(presented).get(kid.as_str()), Some(secret));
+                    }
+                }
+                // Nobody meets a token whose key it cannot have.
+                let (kid, _) = versions.ring_at(*minted).current();
+                prop_assert!(versions.ring_at(minted - KEPT).get(kid.as_str()).is_some());
+            }
+        }
+
+        #[test]
+        fn what_was_sealed_opens_for_ever_whatever_the_order_of_the_steps(steps in steps()) {
+            let (versions, times) = run(RingUse::Seals, &steps);
+            for sealed in &times {
+                for stale in [0, KEPT, SERVES] {
+                    let (kid, secret) = versions.ring_at(sealed - stale).current();
+                    for opened in times.iter().filter(|time| *time >= sealed) {
+                        prop_assert_eq!(versions.ring_at(*opened).get(kid.as_str()), Some(secret));
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn no_name_ever_stands_for_two_keys(steps in steps(), signs: bool) {
+            let (versions, _) = run(if signs { RingUse::Signs } else { RingUse::Seals }, &steps);
+            let mut known = BTreeMap::new();
+            for (_, version) in &versions.current {
+                let ring = &versions.made[version];
+                for kid in ring.retiring().chain([ring.current().0]) {
+                    let secret = ring.get(kid.as_str()).unwrap();
+                    prop_assert_eq!(*known.entry(kid.clone()).or_insert(secret), secret, "{}", kid);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_ring_is_added_to_promoted_and_cleared_by_turns() {
+        let kids = |ring: &Keyring| {
+            let others: Vec<_> = ring.retiring().map(Kid::to_string).collect();
+            (ring.current().0.to_string(), others)
+        };
+        let day = Duration::from_hours(24);
+        let mut ring = Keyring::single("k1", "s".repeat(64)).unwrap();
+        let mut seen = Vec::new();
+        for turn in 0..4 {
+            let now = at(0).plus(day * turn);
+            let (next, moved) = ring.rotated(RingUse::Signs, day, now, format!("{turn:064}").into()).unwrap();
+            ring.permits(RingUse::Signs, &next).unwrap();
+            seen.push((moved, kids(&next)));
+            ring = next;
+        }
+        let (first, third) = (named_after(at(0)).to_string(), named_after(at(0).plus(day * 2)).to_string());
+        let expected = [
+            (Move::Added, ("k1".to_owned(), vec![first.clone()])),
+            (Move::Promoted, (first.clone(), vec!["k1".to_owned()])),
+            (Move::Added, (first.clone(), vec![third.clone()])),
+            (Move::Promoted, (third, vec![first])),
+        ];
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn a_ring_that_was_changed_by_hand_meanwhile_is_not_overwritten() {
+        let ring = |members: &[(&str, &str)]| {
+            let members = members.iter().map(|(name, text)| ((*name).to_owned(), text.repeat(32)));
+            let mut members: BTreeMap<_, _> = members.collect();
+            members.insert("current".to_owned(), "k1".to_owned());
+            Keyring::try_from(members).unwrap()
+        };
+        let (next, _) =
+            ring(&[("k1", "a")]).rotated(RingUse::Seals, Duration::ZERO, at(0), "n".repeat(64).into()).unwrap();
+        assert_eq!(ring(&[("k1", "a")]).permits(RingUse::Seals, &next), Ok(()));
+        for changed in [ring(&[("k1", "a"), ("k2", "b")]), ring(&[("k1", "c")])] {
+            assert_eq!(changed.permits(RingUse::Seals, &next), Err(RotationRefused::NotNext));
+        }
+        let (promoted, _) = next.rotated(RingUse::Seals, KNOWN_AFTER, at(1), "m".repeat(64).into()).unwrap();
+        assert_eq!(
+            ring(&[("k1", "a")]).permits(RingUse::Seals, &promoted),
+            Err(RotationRefused::NotNext),
+            "unheard of"
+        );
+    }
+
+    #[test]
+    fn it_is_not_promoted_before_it_is_known_nor_named_before_those_it_follows() {
+        let ring = Keyring::single("k1", "s".repeat(64)).unwrap();
+        let another = |ring: &Keyring, age, now| ring.rotated(RingUse::Signs, age, now, "n".repeat(64).into());
+        let (added, _) = another(&ring, Duration::ZERO, at(0)).unwrap();
+        let almost = KNOWN_AFTER.saturating_sub(Duration::from_millis(1));
+        assert_eq!(another(&added, almost, at(0)).unwrap_err(), RotationRefused::TooSoon);
+        let (promoted, moved) = another(&added, KNOWN_AFTER, at(0)).unwrap();
+        assert_eq!(moved, Move::Promoted);
+        assert_eq!(another(&promoted, KNOWN_AFTER, at(0)).unwrap_err(), RotationRefused::ClockBehind);
+    }
+}
