@@ -102,6 +102,12 @@ pub(crate) fn keep_sent(function: &str, requests: &[Received]) {
     }
 }
 
+/// Takes down what a function asked of a stand-in for Secrets Manager.
+pub(crate) fn keep_asked(function: &str, operation: &str, secret: &str) {
+    let (action, resource) = (format!("secretsmanager:{operation}"), secret.to_owned());
+    keep(&Call { function: function.to_owned(), action, resource, keys: BTreeSet::new() });
+}
+
 /// Writes a call down unless it is there already.
 fn keep(call: &Call) {
     static KEPT: OnceLock<Mutex<(BTreeSet<Call>, File)>> = OnceLock::new();

@@ -83,6 +83,10 @@ impl Permission {
         self.action == action
     }
 
+    pub(crate) fn is_for(&self, function: &str) -> bool {
+        self.function == function
+    }
+
     fn is_used_by(&self, call: &Call) -> bool {
         let is_meant = |key: &String| call.keys.iter().any(|called| is_like(key, called));
         (&self.function, &self.action) == (&call.function, &call.action)
@@ -93,8 +97,10 @@ impl Permission {
     /// `R` reads, `W` writes, `C` makes sure of an item without reading it.
     fn letter(&self) -> char {
         match self.action.as_str() {
-            "dynamodb:BatchGetItem" | "dynamodb:GetItem" | "dynamodb:Query" | "secretsmanager:GetSecretValue" => 'R',
+            "dynamodb:BatchGetItem" | "dynamodb:GetItem" | "dynamodb:Query" => 'R',
             "dynamodb:DeleteItem" | "dynamodb:PutItem" | "dynamodb:UpdateItem" => 'W',
+            "secretsmanager:GetSecretValue" | "secretsmanager:DescribeSecret" => 'R',
+            "secretsmanager:PutSecretValue" | "secretsmanager:UpdateSecretVersionStage" => 'W',
             "dynamodb:ConditionCheckItem" => 'C',
             other => panic!("no letter for {other}"),
         }

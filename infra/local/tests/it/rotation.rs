@@ -45,7 +45,7 @@ impl Stack {
             manager.put(secret.name(), "by hand", text.expose_secret());
             ids.insert(secret, secret.name().to_owned());
         }
-        let (client, at) = (manager.client.clone(), Arc::clone(&clock) as Arc<dyn Clock>);
+        let (client, at) = (manager.rotating.clone(), Arc::clone(&clock) as Arc<dyn Clock>);
         let rotation = SecretsRotation::new(client, ids.clone(), at, Arc::new(OsEntropy));
         Self { world, clock, manager, rotation, ids }
     }
@@ -155,6 +155,26 @@ async fn what_is_sealed_opens_across_rotations_and_moves_to_the_new_key() {
     stack.clock.advance(Duration::from_hours(24 * 30));
     stack.rotate(SEALING, "3").await.unwrap();
     assert!(stack.manager.kids(SEALING).contains(&"k1".to_owned()), "a rotation drops no key that seals");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn webhooks_go_on_being_signed_across_rotations() {
+    let stack = Stack::start().await;
+    let before = stack.process();
+    let plane = Plane::of(&before);
+    let send = async |path: &str, body: Value| {
+        let request = request(&Method::POST, path, Some(&stack.world.admin));
+        plane.send("127.0.0.1", "localhost", request, body.to_string()).await
+    };
+    let body = json!({ "url": "https://hooks.example.com/", "event_types": ["*"] });
+    let made = send("/v1/webhook_endpoints", body).await.expect(201);
+    for version in ["1", "2"] {
+        stack.rotate("sealing-webhooks", version).await.unwrap();
+        stack.clock.advance(10 * MINUTE);
+        let path = format!("/v1/webhook_endpoints/{}/rotate_secret", made["webhook_endpoint"]["id"]);
+        send(&path, json!({ "grace_seconds": 0 })).await.expect(201);
+    }
+    assert!(stack.manager.kids("sealing-webhooks").contains(&"k1".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

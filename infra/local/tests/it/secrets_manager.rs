@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 use worker_secrets_rotation::{Request, SecretsRotation, Step};
 
-use crate::harness::note_secret;
+use crate::{calls::keep_asked, harness::note_secret};
 
 pub(crate) const STEPS: [Step; 4] = [Step::CreateSecret, Step::SetSecret, Step::TestSecret, Step::FinishSecret];
 
@@ -36,6 +36,8 @@ pub(crate) struct SecretsManager {
     held: Held,
     clock: Arc<dyn Clock>,
     pub(crate) client: aws_sdk_secretsmanager::Client,
+    /// The rotation's own, known by its access key id.
+    pub(crate) rotating: aws_sdk_secretsmanager::Client,
     served: JoinHandle<()>,
 }
 
@@ -47,7 +49,10 @@ impl SecretsManager {
         let router = Router::new().fallback(answer).with_state((Arc::clone(&held), Arc::clone(&clock)));
         let served = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         let client = aws_sdk_secretsmanager::Client::new(&config::local_sdk(&endpoint, &"test".into()).await);
-        Self { held, clock, client, served }
+        let rotating = aws_sdk_secretsmanager::Client::new(
+            &config::local_sdk(&endpoint, &worker_secrets_rotation::NAME.into()).await,
+        );
+        Self { held, clock, client, rotating, served }
     }
 
     /// Puts a text by hand: it is current at once.
@@ -125,8 +130,12 @@ async fn answer(
 ) -> impl IntoResponse {
     let request: Value = serde_json::from_slice(&body).unwrap();
     let (_, operation) = headers["x-amz-target"].to_str().unwrap().rsplit_once('.').unwrap();
+    let id = request["SecretId"].as_str().unwrap();
+    if headers["authorization"].to_str().unwrap().contains(&format!("Credential={}/", worker_secrets_rotation::NAME)) {
+        keep_asked(worker_secrets_rotation::NAME, operation, id);
+    }
     let mut held = held.lock().unwrap();
-    let secret = held.get_mut(request["SecretId"].as_str().unwrap());
+    let secret = held.get_mut(id);
     let outcome = match secret {
         Some(secret) => operate(secret, operation, &request, clock.now()),
         None => Err("ResourceNotFoundException"),
