@@ -57,7 +57,6 @@ pub enum InitError {
 ///
 /// Once per process. It takes the place of the panic hook, so that a failed assertion is in the log and nowhere else.
 pub fn init(out: Output, directives: &str) -> Result<(), InitError> {
-    scrub::prepare();
     tracing::subscriber::set_global_default(subscriber(out, directives)?)?;
     std::panic::set_hook(Box::new(log_panic));
     Ok(())

@@ -2,13 +2,17 @@ use std::{borrow::Cow, sync::LazyLock};
 
 use regex::{Captures, Regex};
 
-/// What every secret below begins with, or is named. Most lines have none of it and are done after one search.
-static HINT: LazyLock<Regex> = LazyLock::new(|| {
-    regex(concat!(
+/// What every secret below begins with, or is named with something behind. Most lines have none of it and are done after one search.
+static HINT: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(concat!(
         "kt_live_|sk-|whsec_|eyJ|gh[opsur]_|glpat-|github_pat_|npm_|AIza|xox[a-z]-|xapp-|[rs]k_(?:live|test)_|AKIA|ASIA|",
         r":\\?/\\?/[^/]*@|PRIVATE KEY|",
-        "(?i-u:bearer|authorization|x-api-key|secret[ _-]?(?:access[ _-]?)?key|(?:session|security)[ _-]?token)",
+        "(?i-u:bearer|",
+        "(?:authorization|x-api-key|secret[ _-]?(?:access[ _-]?)?key|(?:session|security)[ _-]?token)",
+        // What `named` may take next: a string that ends there is no name.
+        r#"(?:\\{0,3}["'][ \t\r\n\\\x1b:=]|[ \t\r\n\\\x1b\[:=>]))"#,
     ))
+    .ok()
 });
 
 /// ESC `[31m`, as it is or escaped.
@@ -24,7 +28,7 @@ const BORDER: &str = concat!(r"(^|[^A-Za-z]|\\[bfnrt]|\\u[0-9A-Fa-f]{4}|%[0-9A-F
 
 /// Applied in this order. Each pattern fails or succeeds within the run of characters that it starts in, which keeps scrubbing
 /// linear, and none changes its own replacement. No match takes a quote or splits a backslash from what it escapes, so JSON stays JSON. Where one secret may by chance hold the start of another, the one of more characters goes first.
-static RULES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
+fn rules() -> Result<Vec<(Regex, &'static str)>, regex::Error> {
     let rules = [
         // First, since any other secret may run up to the word and take it.
         (
@@ -69,8 +73,8 @@ static RULES: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         (r#"(:\\?/\\?/[^ \t\r\n/:@"'\\]*:)[^ \t\r\n/"'\\]+@"#.to_owned(), "${1}[redacted]@"),
         (r#"(:\\?/\\?/)[^ \t\r\n/:@"'\\]{16,}@"#.to_owned(), "${1}[redacted]@"),
     ];
-    rules.into_iter().map(|(pattern, replacement)| (regex(&pattern), replacement)).collect()
-});
+    rules.into_iter().map(|(pattern, replacement)| Ok((Regex::new(&pattern)?, replacement))).collect()
+}
 
 /// What stands behind its name: `name=value`, `"name": "value"`, `<name>value`. Behind a name in quotes only what is in quotes itself: in JSON
 /// a number may stand there.
@@ -84,21 +88,41 @@ fn named(names: &str, separator: &str, value: &str) -> String {
     )
 }
 
-/// The id of an AWS access key, and its secret where that is what follows.
-static ACCESS_KEY: LazyLock<Regex> = LazyLock::new(|| {
-    regex(concat!(
-        r#"(AKIA|ASIA)[0-9A-Z]{12,}(?:((?:[ \t\r\n"',:;|=&]|\\[nrt"'\\]|"#,
-        colour!(),
-        "){1,8})([A-Za-z0-9/+]{40,}))?"
-    ))
-});
+/// Takes no Unicode classes (`\\s`, `\\w`, `(?i)` without `-u`): their tables are not built in, but where another crate of a build asks for them.
+struct Patterns {
+    rules: Vec<(Regex, &'static str)>,
+    /// The id of an AWS access key, and its secret where that is what follows.
+    access_key: Regex,
+    begin: Regex,
+    end: Regex,
+    /// An escape, a line's end, a quote, or what stands between them.
+    piece: Regex,
+    /// What a line of a key consists of.
+    base64: Regex,
+}
 
-static BEGIN: LazyLock<Regex> = LazyLock::new(|| regex("-----BEGIN [A-Z0-9 ]{0,32}PRIVATE KEY(?: BLOCK)?-----"));
-static END: LazyLock<Regex> = LazyLock::new(|| regex("-----END [A-Z0-9 ]{0,32}PRIVATE KEY"));
-/// An escape, a line's end, a quote, or what stands between them.
-static PIECE: LazyLock<Regex> = LazyLock::new(|| regex(r#"\\u[0-9A-Fa-f]{4}|(?s:\\.)|\n|"|[^ \t\r\n"\\]+"#));
-/// What a line of a key consists of.
-static BASE64: LazyLock<Regex> = LazyLock::new(|| regex("[A-Za-z0-9+/=]{16,}"));
+/// Made for the first text with a hint: they take longer than the rest of a function's start. None if one is wrong: then nothing with a hint
+/// passes, which may be met in the middle of a panic.
+static PATTERNS: LazyLock<Option<Patterns>> = LazyLock::new(|| Patterns::new().ok());
+
+impl Patterns {
+    fn new() -> Result<Self, regex::Error> {
+        let access_key = concat!(
+            r#"(AKIA|ASIA)[0-9A-Z]{12,}(?:((?:[ \t\r\n"',:;|=&]|\\[nrt"'\\]|"#,
+            colour!(),
+            "){1,8})([A-Za-z0-9/+]{40,}))?"
+        );
+        Ok(Self {
+            rules: rules()?,
+            access_key: Regex::new(access_key)?,
+            begin: Regex::new("-----BEGIN [A-Z0-9 ]{0,32}PRIVATE KEY(?: BLOCK)?-----")?,
+            end: Regex::new("-----END [A-Z0-9 ]{0,32}PRIVATE KEY")?,
+            piece: Regex::new(r#"\\u[0-9A-Fa-f]{4}|(?s:\\.)|\n|"|[^ \t\r\n"\\]+"#)?,
+            base64: Regex::new("[A-Za-z0-9+/=]{16,}")?,
+        })
+    }
+}
+
 /// How long a private key is at most, in bytes.
 const PRIVATE_KEY_MAX: usize = 32 * 1024;
 /// A replacement may lay bare what an earlier rule looks for: `AKIA…sk-…` is one word until its first half is gone. No text was found that changes
@@ -106,19 +130,6 @@ const PRIVATE_KEY_MAX: usize = 32 * 1024;
 const PASSES_MAX: u32 = 4;
 /// How many lines without a line of the key may stand in one whose end is missing: its headers.
 const HEADERS_MAX: u32 = 4;
-
-/// Takes no Unicode classes (`\\s`, `\\w`, `(?i)` without `-u`): their tables are not built in, but where another crate of a build asks for them.
-fn regex(pattern: &str) -> Regex {
-    Regex::new(pattern).expect("a constant pattern")
-}
-
-/// Makes the patterns before the first line is logged: one that is wrong ends the start, and not a thread in the middle of its panic.
-pub(super) fn prepare() {
-    for pattern in [&HINT, &ACCESS_KEY, &BEGIN, &END, &PIECE, &BASE64] {
-        LazyLock::force(pattern);
-    }
-    LazyLock::force(&RULES);
-}
 
 /// Replaces what is shaped like a secret by `[redacted]`, behind a hint of its kind: `kt_live_AbC123[redacted]`,
 /// `Bearer [redacted]`. Borrows when there is nothing to replace.
@@ -138,14 +149,19 @@ pub fn scrub(text: &str) -> Cow<'_, str> {
 }
 
 fn scrub_once(text: &str) -> Cow<'_, str> {
-    let mut scrubbed = Cow::Borrowed(text);
-    if HINT.is_match(text) {
-        apply(&mut scrubbed, private_keys);
-        for (pattern, replacement) in &*RULES {
-            apply(&mut scrubbed, |text| pattern.replace_all(text, *replacement));
-        }
-        apply(&mut scrubbed, |text| ACCESS_KEY.replace_all(text, access_key));
+    if HINT.as_ref().is_some_and(|hint| !hint.is_match(text)) {
+        return Cow::Borrowed(text);
     }
+    PATTERNS.as_ref().map_or(Cow::Borrowed("[redacted]"), |patterns| apply_all(patterns, text))
+}
+
+fn apply_all<'a>(patterns: &Patterns, text: &'a str) -> Cow<'a, str> {
+    let mut scrubbed = Cow::Borrowed(text);
+    apply(&mut scrubbed, |text| private_keys(patterns, text));
+    for (pattern, replacement) in &patterns.rules {
+        apply(&mut scrubbed, |text| pattern.replace_all(text, *replacement));
+    }
+    apply(&mut scrubbed, |text| patterns.access_key.replace_all(text, access_key));
     scrubbed
 }
 
@@ -171,8 +187,8 @@ fn is_hexadecimal(text: &str) -> bool {
 }
 
 /// Without what stands between the first line of a private key and its last one. Their markers stay, and so do line ends, so that lines keep their numbers.
-fn private_keys(text: &str) -> Cow<'_, str> {
-    let (mut begins, mut ends) = (BEGIN.find_iter(text).peekable(), END.find_iter(text).peekable());
+fn private_keys<'a>(patterns: &Patterns, text: &'a str) -> Cow<'a, str> {
+    let (mut begins, mut ends) = (patterns.begin.find_iter(text).peekable(), patterns.end.find_iter(text).peekable());
     if begins.peek().is_none() {
         return Cow::Borrowed(text);
     }
@@ -187,16 +203,16 @@ fn private_keys(text: &str) -> Cow<'_, str> {
         let end = ends.peek().map(regex::Match::start).filter(|end| *end <= limit);
         let next = begins.peek().map_or(limit, |next| limit.min(next.start()));
         done = end.unwrap_or(next);
-        scrub_private_key(&text[begin.end()..done], end.is_some(), &mut scrubbed);
+        scrub_private_key(patterns, &text[begin.end()..done], end.is_some(), &mut scrubbed);
     }
     scrubbed.push_str(&text[done..]);
     Cow::Owned(scrubbed)
 }
 
 /// Of a key that is whole everything goes. Where its end is missing, or behind the end of the JSON string that it starts in, what looks like its lines.
-fn scrub_private_key(body: &str, whole: bool, scrubbed: &mut String) {
+fn scrub_private_key(patterns: &Patterns, body: &str, whole: bool, scrubbed: &mut String) {
     let (mut whole, mut others, mut found, mut done) = (whole, 0, false, 0);
-    for piece in PIECE.find_iter(body) {
+    for piece in patterns.piece.find_iter(body) {
         scrubbed.push_str(&body[done..piece.start()]);
         let word = piece.as_str();
         done = piece.end();
@@ -217,7 +233,7 @@ fn scrub_private_key(body: &str, whole: bool, scrubbed: &mut String) {
         } else if whole {
             scrubbed.push_str("[redacted]");
         } else {
-            let line = BASE64.replace_all(word, |line: &Captures<'_>| {
+            let line = patterns.base64.replace_all(word, |line: &Captures<'_>| {
                 // No hash, no path, and no number, which in JSON may stand outside strings.
                 let mixed = line[0].contains(|c: char| c.is_ascii_uppercase())
                     && line[0].contains(|c: char| c.is_ascii_lowercase());
@@ -254,6 +270,24 @@ mod tests {
             ("eyJhbGci..a.b.c-sk-12345678", "eyJ[redacted]"),
         ] {
             assert_eq!(scrub(text), scrubbed);
+        }
+    }
+
+    #[test]
+    fn every_pattern_can_be_made() {
+        assert!(HINT.is_some());
+        Patterns::new().unwrap();
+    }
+
+    #[test]
+    fn what_functions_log_every_day_holds_no_hint() {
+        let hint = HINT.as_ref().unwrap();
+        for line in [
+            r#"{"level":"INFO","message":"authorization","route":"authorizer","outcome":"valid"}"#,
+            r#"{"route":"session-tokens-create","status":201,"message":"request"}"#,
+            r#"{"route":"webhook-endpoints-rotate-secret","message":"authorization"}"#,
+        ] {
+            assert!(!hint.is_match(line), "{line}");
         }
     }
 
