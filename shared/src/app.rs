@@ -10,7 +10,7 @@ use crate::{
     config::{self, Config, Secret, SecretSource, Secrets},
     domain::{Entropy, InternalGuard, PriceTable, Reach},
     entropy::OsEntropy,
-    store::{Crossed, Store},
+    store::{Crossed, Store, StoreError},
     telemetry::Metrics,
 };
 
@@ -21,6 +21,13 @@ pub trait Witness: Send + Sync {
 
     /// A function fetches a secret.
     fn fetched(&self, function: &'static str, secret: Secret);
+}
+
+/// What a function cannot do without.
+#[derive(Debug)]
+pub struct Needs {
+    pub secrets: Vec<Secret>,
+    pub store: bool,
 }
 
 /// The parts that handlers work with; cheap to clone. In a Lambda there is one for the life of the process.
@@ -94,18 +101,36 @@ impl App {
 
     /// The app of a deployed function, which has its folder's name: configuration from the environment, every ring fetched and the store's connection
     /// open before the first request. Fails with a sentence that names what is missing or wrong.
-    pub async fn deployed(function: &'static str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    pub async fn deployed(
+        function: &'static str,
+        needs: Needs,
+    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let config = Config::from_env()?;
-        let sdk = config::deployed_sdk().await;
+        let sdk = config::deployed_sdk()?;
         let secrets = SecretSource::manager_from_env(aws_sdk_secretsmanager::Client::new(&sdk))?;
         let mut app = Self::new(config, &sdk, secrets, Arc::new(SystemClock), Arc::new(OsEntropy));
         app.metrics = Metrics::logged(config::metrics_namespace()?, function);
-        app.secrets.warm_up().await?;
-        if let Err(error) = app.store.warm_up().await {
-            // A function that may not read this key has opened its connection all the same.
-            tracing::debug!(%error, "the warm-up read was refused");
+        app.secrets.demand(&needs.secrets)?;
+        // A handshake each, with two services: neither waits for the other.
+        let (secrets, store) = tokio::join!(app.secrets.warm_up(), app.warm_up_store(needs.store));
+        secrets.map_err(Box::from).and(store).map(|()| app)
+    }
+
+    async fn warm_up_store(&self, is_needed: bool) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        if !is_needed {
+            return Ok(());
         }
-        Ok(app)
+        match self.store.warm_up().await {
+            Ok(()) => Ok(()),
+            Err(error @ StoreError::Fault(_)) => {
+                Err(format!("KARTA_TABLE names no table to work with: {error}").into())
+            }
+            // The requests will tell, each for itself.
+            Err(error @ StoreError::Unavailable(_)) => {
+                tracing::warn!(%error, "the store could not be asked at the start");
+                Ok(())
+            }
+        }
     }
 }
 

@@ -10,7 +10,7 @@
 //! | [`http`] | the [`http::Route`] frame: judge, parse, call, answer | all of the above |
 //! | [`webhook_secrets`] | what webhooks are signed with: sealed, opened, rotated | `domain`, `store`, `sealing` |
 //! | [`reseal`] | what is sealed, sealed anew under its ring's current key | `app`, `config`, `domain`, `store`, `worker` |
-//! | [`worker`] | the frame of functions without a route | `app`, `domain`, `store`, `telemetry` |
+//! | [`worker`] | the frame of functions without a route | `app`, `config`, `domain`, `store`, `telemetry` |
 //! | [`together`] | many calls at once, within bounds | nothing here |
 //! | [`config`] | environment and secrets, read once and refused when wrong | `domain`, `store::table` |
 //! | [`fault`] | what may be said of an AWS call that failed | nothing here |
@@ -36,4 +36,4 @@ pub mod together;
 pub mod webhook_secrets;
 pub mod worker;
 
-pub use app::App;
+pub use app::{App, Needs};

@@ -6,7 +6,8 @@ use lambda_runtime::{LambdaEvent, service_fn};
 use serde_json::{Value, json};
 
 use crate::{
-    app::App,
+    app::{App, Needs},
+    config::Secret,
     domain::Id,
     store::{Due, DueItems, Queue, StoreError},
     telemetry,
@@ -19,6 +20,9 @@ pub type Fault = Box<dyn std::error::Error + Send + Sync>;
 pub trait Worker: Sized + Send + Sync + 'static {
     /// The folder's name, and the worker's in logs.
     const NAME: &'static str;
+
+    /// What it cannot do without.
+    const SECRETS: &'static [Secret] = &[];
 
     /// The worker as it is deployed; fails with a sentence that names what is missing or wrong.
     fn deployed(app: App) -> impl Future<Output = Result<Self, Fault>> + Send;
@@ -68,7 +72,8 @@ pub async fn run<W: Worker>() -> ExitCode {
 
 async fn serve_events<W: Worker>() -> Result<(), lambda_runtime::Error> {
     telemetry::init(telemetry::Output::Stdout, "info")?;
-    let worker = &W::deployed(App::deployed(W::NAME).await?).await?;
+    let needs = Needs { secrets: W::SECRETS.to_vec(), store: true };
+    let worker = &W::deployed(App::deployed(W::NAME, needs).await?).await?;
     let handler = move |event: LambdaEvent<Value>| async move {
         work(worker, &Wake::of(&event.payload)).await.map_err(|_| lambda_runtime::Error::from("not all was done"))
     };

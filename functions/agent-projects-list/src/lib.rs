@@ -2,6 +2,7 @@
 
 use karta_shared::{
     App,
+    config::{Ring, Secret},
     http::{AgentProjectResource, Answer, Call, Error, Limit, NoBody, Read, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,7 @@ pub struct AgentProjectsList;
 
 impl Route for AgentProjectsList {
     const NAME: &'static str = "agent-projects-list";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::Cursor)];
     type Access = Read;
     type Path = ();
     type Query = Query;

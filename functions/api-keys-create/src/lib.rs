@@ -2,7 +2,7 @@
 
 use karta_shared::{
     App,
-    config::Ring,
+    config::{Ring, Secret},
     domain::{
         AllowedCidrs, ApiKey, ApiKeySettings, ApiKeyToken, Budget, EventType, Id, Metadata, Name, ScopeSet, Timestamp,
     },
@@ -34,6 +34,7 @@ pub struct ApiKeysCreate;
 
 impl Route for ApiKeysCreate {
     const NAME: &'static str = "api-keys-create";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::KeyTag)];
     const STATUS: u16 = 201;
     const IDEMPOTENT: bool = true;
     type Access = Admin;

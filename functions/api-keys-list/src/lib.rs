@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use karta_shared::{
     App,
+    config::{Ring, Secret},
     domain::{ApiKey, KeyStatus, Timestamp},
     http::{Answer, ApiKeyResource, Call, Commas, Days, Error, Limit, NoBody, Read, Route, cursor},
 };
@@ -51,6 +52,7 @@ pub struct ApiKeysList;
 
 impl Route for ApiKeysList {
     const NAME: &'static str = "api-keys-list";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::Cursor)];
     type Access = Read;
     type Path = ();
     type Query = Query;

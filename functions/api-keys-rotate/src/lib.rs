@@ -2,7 +2,7 @@
 
 use karta_shared::{
     App,
-    config::Ring,
+    config::{Ring, Secret},
     domain::{ApiKeyToken, AuditEvent, EventType, Grace, Id, NotActive, Timestamp},
     http::{Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route},
 };
@@ -41,6 +41,7 @@ pub struct ApiKeysRotate;
 
 impl Route for ApiKeysRotate {
     const NAME: &'static str = "api-keys-rotate";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::KeyTag)];
     const STATUS: u16 = 201;
     const IDEMPOTENT: bool = true;
     const BODY_MAY_BE_EMPTY: bool = true;

@@ -2,6 +2,7 @@
 
 use karta_shared::{
     App,
+    config::{Ring, Secret},
     domain::{Action, AuditEvent, Name},
     http::{Admin, Answer, AuditEventResource, Call, Error, Limit, NoBody, Route, cursor},
 };
@@ -30,6 +31,7 @@ pub struct AuditEventsList;
 
 impl Route for AuditEventsList {
     const NAME: &'static str = "audit-events-list";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::Cursor)];
     type Access = Admin;
     type Path = ();
     type Query = Query;

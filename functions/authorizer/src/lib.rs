@@ -13,9 +13,9 @@ use aws_lambda_events::{
     iam::IamPolicyEffect,
 };
 use karta_shared::{
-    App,
+    App, Needs,
     auth::{self, GATEWAY_TOLD_WITHIN, Refused, SessionClaims, Undecided, Use, Validator, Verdict},
-    config::{DEADLINE, Ring},
+    config::{DEADLINE, Ring, Secret},
     http::Caller,
     telemetry,
 };
@@ -104,7 +104,8 @@ fn bearer(header: &str) -> Option<&str> {
 pub async fn run() -> ExitCode {
     let served = async {
         telemetry::init(telemetry::Output::Stdout, "info")?;
-        let authorizer = &Authorizer::new(App::deployed(NAME).await?);
+        let secrets = [Ring::KeyTag, Ring::SessionSigning].map(Secret::Ring).to_vec();
+        let authorizer = &Authorizer::new(App::deployed(NAME, Needs { secrets, store: true }).await?);
         let handler = move |event: LambdaEvent<Event>| async move {
             authorizer.authorize(&event.payload).await.map_err(|error| {
                 tracing::error!(route = NAME, %error, "undecided");

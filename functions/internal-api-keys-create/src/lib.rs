@@ -2,7 +2,7 @@
 
 use karta_shared::{
     App,
-    config::Ring,
+    config::{Ring, Secret},
     domain::{AllowedCidrs, ApiKey, ApiKeySettings, ApiKeyToken, EventType, Id, Metadata, Name, ScopeSet},
     http::{
         Answer, ApiKeyResource, Call, Error, Internal, NewAuditEvent, NoQuery, Provision, Revealed, Reveals, Route,
@@ -29,6 +29,7 @@ pub struct InternalApiKeysCreate;
 
 impl Route for InternalApiKeysCreate {
     const NAME: &'static str = "internal-api-keys-create";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::KeyTag)];
     const STATUS: u16 = 201;
     const IDEMPOTENT: bool = true;
     type Access = Internal<Provision>;

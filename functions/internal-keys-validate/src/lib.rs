@@ -6,6 +6,7 @@ use std::{net::IpAddr, time::Duration};
 use karta_shared::{
     App,
     auth::{Finding, Use, ValidKey, Verdict, trace},
+    config::{Ring, Secret},
     domain::{Id, Invalid, ScopeSet, Slug, client_address},
     http::{Answer, Call, Error, Internal, NoQuery, Received, Route, Validate},
 };
@@ -66,6 +67,7 @@ pub struct InternalKeysValidate;
 
 impl Route for InternalKeysValidate {
     const NAME: &'static str = "internal-keys-validate";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::KeyTag)];
     /// A data plane waits 5 s.
     const DEADLINE: Duration = Duration::from_secs(4);
     type Access = Internal<Validate>;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use karta_shared::{
     App,
     byok::Place,
-    config::Ring,
+    config::{Ring, Secret},
     domain::{Id, Provider},
     http::{Answer, Byok, Call, Error, IdParameter, Internal, NoBody, Revealed, Route},
     store::SealedModelKey,
@@ -36,6 +36,7 @@ pub struct InternalModelKeysActive;
 
 impl Route for InternalModelKeysActive {
     const NAME: &'static str = "internal-model-keys-active";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::SealingByok)];
     /// A data plane waits 5 s.
     const DEADLINE: Duration = Duration::from_secs(4);
     type Access = Internal<Byok>;

@@ -2,6 +2,7 @@
 
 use karta_shared::{
     App,
+    config::{Ring, Secret},
     domain::{Id, Name, Organization, Plan, Slug},
     founding::Founding,
     http::{
@@ -32,6 +33,7 @@ pub struct InternalOrganizationsCreate;
 
 impl Route for InternalOrganizationsCreate {
     const NAME: &'static str = "internal-organizations-create";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::KeyTag)];
     const STATUS: u16 = 201;
     const IDEMPOTENT: bool = true;
     type Access = Internal<Provision>;

@@ -16,6 +16,7 @@ pub struct InternalWhoami;
 
 impl Route for InternalWhoami {
     const NAME: &'static str = "internal-whoami";
+    const ASKS_STORE: bool = false;
     type Access = Internal<AnyService>;
     type Path = ();
     type Query = NoQuery;

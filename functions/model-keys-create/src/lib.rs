@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     byok::Place,
-    config::Ring,
+    config::{Ring, Secret},
     domain::{CacheEffect, EventType, Id, ModelKey, Name, Provider, ProviderKey},
     http::{Admin, Answer, Call, Error, ModelKeyResource, NewAuditEvent, NoQuery, Received, Reveals, Route},
     store::Transaction,
@@ -29,6 +29,7 @@ pub struct ModelKeysCreate;
 
 impl Route for ModelKeysCreate {
     const NAME: &'static str = "model-keys-create";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::SealingByok)];
     const STATUS: u16 = 201;
     const IDEMPOTENT: bool = true;
     type Access = Admin;

@@ -2,6 +2,7 @@
 
 use karta_shared::{
     App,
+    config::{Ring, Secret},
     http::{Answer, Call, Error, Limit, ModelKeyResource, NoBody, Read, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,7 @@ pub struct ModelKeysList;
 
 impl Route for ModelKeysList {
     const NAME: &'static str = "model-keys-list";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::Cursor)];
     type Access = Read;
     type Path = ();
     type Query = Query;

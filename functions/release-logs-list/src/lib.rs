@@ -2,6 +2,7 @@
 
 use karta_shared::{
     App,
+    config::{Ring, Secret},
     domain::{Id, LogLine},
     http::{Answer, Call, Error, Limit, NoBody, Read, ReleaseRef, Route, cursor},
 };
@@ -27,6 +28,7 @@ pub struct ReleaseLogsList;
 
 impl Route for ReleaseLogsList {
     const NAME: &'static str = "release-logs-list";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::Cursor)];
     type Access = Read;
     type Path = ReleaseRef;
     type Query = Query;

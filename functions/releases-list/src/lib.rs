@@ -2,6 +2,7 @@
 
 use karta_shared::{
     App,
+    config::{Ring, Secret},
     domain::{Slug, Version},
     http::{Answer, Call, Error, Limit, NoBody, Read, ReleaseResource, Route, cursor},
 };
@@ -27,6 +28,7 @@ pub struct ReleasesList;
 
 impl Route for ReleasesList {
     const NAME: &'static str = "releases-list";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::Cursor)];
     type Access = Read;
     type Path = Slug;
     type Query = Query;

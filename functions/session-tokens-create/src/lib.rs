@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     auth::{self, SessionClaims, SessionScope, TTL_DEFAULT, TTL_MAX, TTL_MIN},
-    config::Ring,
+    config::{Ring, Secret},
     domain::{BudgetVerdict, Id, Invalid, Slug, Timestamp, UserId},
     http::{Answer, Call, Error, NoQuery, Revealed, Route, Write},
 };
@@ -58,6 +58,7 @@ pub struct SessionTokensCreate;
 
 impl Route for SessionTokensCreate {
     const NAME: &'static str = "session-tokens-create";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::SessionSigning)];
     const STATUS: u16 = 201;
     const BODY_MAY_BE_EMPTY: bool = true;
     type Access = Write;

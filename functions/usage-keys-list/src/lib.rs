@@ -2,6 +2,7 @@
 
 use karta_shared::{
     App,
+    config::{Ring, Secret},
     domain::{ApiKey, BudgetVerdict, Id, Month, Name, Prefix, Spending, SubscriptionStatus},
     http::{Answer, Call, Error, Limit, NoBody, Read, Route, UsageResource, cursor},
 };
@@ -39,6 +40,7 @@ pub struct UsageKeysList;
 
 impl Route for UsageKeysList {
     const NAME: &'static str = "usage-keys-list";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::Cursor)];
     type Access = Read;
     type Path = ();
     type Query = Query;

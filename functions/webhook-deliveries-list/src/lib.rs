@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use karta_shared::{
     App,
+    config::{Ring, Secret},
     domain::{DeliveryStatus, Id},
     http::{Answer, Call, Commas, DeliveryResource, Error, Limit, NoBody, Read, Route, cursor},
 };
@@ -31,6 +32,7 @@ pub struct WebhookDeliveriesList;
 
 impl Route for WebhookDeliveriesList {
     const NAME: &'static str = "webhook-deliveries-list";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::Cursor)];
     type Access = Read;
     type Path = Id;
     type Query = Query;

@@ -2,7 +2,7 @@
 
 use karta_shared::{
     App,
-    config::Ring,
+    config::{Ring, Secret},
     domain::{EventTypes, Failing, Id, Name, WebhookEndpoint, WebhookSecret},
     http::{
         Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Received, Revealed, Reveals, Route, WebhookEndpointResource,
@@ -32,6 +32,7 @@ pub struct WebhookEndpointsCreate;
 
 impl Route for WebhookEndpointsCreate {
     const NAME: &'static str = "webhook-endpoints-create";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::SealingWebhooks)];
     const STATUS: u16 = 201;
     const IDEMPOTENT: bool = true;
     type Access = Admin;

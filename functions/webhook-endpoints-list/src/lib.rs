@@ -2,6 +2,7 @@
 
 use karta_shared::{
     App,
+    config::{Ring, Secret},
     http::{Answer, Call, Error, Limit, NoBody, Read, Route, WebhookEndpointResource, cursor},
 };
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,7 @@ pub struct WebhookEndpointsList;
 
 impl Route for WebhookEndpointsList {
     const NAME: &'static str = "webhook-endpoints-list";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::Cursor)];
     type Access = Read;
     type Path = ();
     type Query = Query;

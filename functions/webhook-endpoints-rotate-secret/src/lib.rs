@@ -2,7 +2,7 @@
 
 use karta_shared::{
     App,
-    config::Ring,
+    config::{Ring, Secret},
     domain::{Grace, Id, WebhookSecret},
     http::{Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route, WebhookEndpointResource},
     store::SealedWebhookSecrets,
@@ -28,6 +28,7 @@ pub struct WebhookEndpointsRotateSecret;
 
 impl Route for WebhookEndpointsRotateSecret {
     const NAME: &'static str = "webhook-endpoints-rotate-secret";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::SealingWebhooks)];
     const STATUS: u16 = 201;
     const IDEMPOTENT: bool = true;
     const BODY_MAY_BE_EMPTY: bool = true;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use karta_shared::{
     App,
-    config::Ring,
+    config::{Ring, Secret},
     domain::{Id, Link, Timestamp},
     store::{CommitError, Sweep, UnchainedEvents},
     worker::{Fault, Wake, Worker},
@@ -83,6 +83,7 @@ fn oldest(found: &UnchainedEvents) -> Option<Timestamp> {
 
 impl Worker for AuditChain {
     const NAME: &'static str = "worker-audit-chain";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::Audit)];
 
     async fn deployed(app: App) -> Result<Self, Fault> {
         Ok(Self::new(app))

@@ -15,7 +15,7 @@ use std::{
 
 use karta_shared::{
     App,
-    config::{self, GatewayStage},
+    config::{self, GatewayStage, Secret},
     domain::{Id, Invalidation},
     store::PendingInvalidation,
     worker::{Fault, Wake, Worker},
@@ -82,12 +82,11 @@ fn awaits_flush(invalidation: &Invalidation) -> bool {
 
 impl Worker for CachePush {
     const NAME: &'static str = "worker-cache-push";
+    const SECRETS: &'static [Secret] = &[Secret::DataPlanes, Secret::ServiceTokens];
 
     async fn deployed(app: App) -> Result<Self, Fault> {
-        app.secrets.data_planes().await?;
-        app.secrets.service_tokens().await?;
         let stage = GatewayStage::from_env()?;
-        Ok(Self::new(app, AuthorizerCache::gateway(&config::deployed_sdk().await, stage)))
+        Ok(Self::new(app, AuthorizerCache::gateway(&config::deployed_sdk()?, stage)))
     }
 
     async fn work(&self, wake: &Wake) -> Result<(), Fault> {

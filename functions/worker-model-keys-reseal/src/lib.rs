@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     byok::{NotOpened, Place},
-    config::Ring,
+    config::{Ring, Secret},
     domain::{Id, Keyring, Kid},
     reseal::{Sealed, sweep},
     store::{SealedKind, SealedModelKey, StoreError},
@@ -23,6 +23,7 @@ impl ModelKeysReseal {
 
 impl Worker for ModelKeysReseal {
     const NAME: &'static str = "worker-model-keys-reseal";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::SealingByok)];
 
     async fn deployed(app: App) -> Result<Self, Fault> {
         Ok(Self::new(app))

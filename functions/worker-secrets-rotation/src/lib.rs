@@ -105,7 +105,7 @@ impl SecretsRotation {
 pub async fn run() -> ExitCode {
     let served = async {
         telemetry::init(telemetry::Output::Stdout, "info")?;
-        let client = Client::new(&config::deployed_sdk().await);
+        let client = Client::new(&config::deployed_sdk()?);
         let ids = SecretSource::ids_from_env()?;
         let rotation = &SecretsRotation::new(client, ids, Arc::new(SystemClock), Arc::new(OsEntropy));
         let handler = move |event: LambdaEvent<Request>| async move {

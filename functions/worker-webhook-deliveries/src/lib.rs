@@ -13,7 +13,8 @@ pub mod wire;
 use std::{sync::Arc, time::Duration};
 
 use karta_shared::{
-    App, config,
+    App,
+    config::{self, Ring, Secret},
     domain::Id,
     reseal::sweep,
     worker::{Fault, Wake, Worker},
@@ -88,6 +89,7 @@ impl WebhookDeliveries {
 
 impl Worker for WebhookDeliveries {
     const NAME: &'static str = "worker-webhook-deliveries";
+    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::SealingWebhooks)];
 
     async fn deployed(app: App) -> Result<Self, Fault> {
         let worker = Self::new(app, config::own_hosts()?);

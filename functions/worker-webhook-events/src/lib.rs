@@ -100,7 +100,7 @@ impl Worker for WebhookEvents {
 
     async fn deployed(app: App) -> Result<Self, Fault> {
         let function = config::webhook_deliveries_function()?;
-        Ok(Self::new(app, Waker::lambda(&config::deployed_sdk().await, function)))
+        Ok(Self::new(app, Waker::lambda(&config::deployed_sdk()?, function)))
     }
 
     async fn work(&self, wake: &Wake) -> Result<(), Fault> {

@@ -4,8 +4,12 @@ mod secrets;
 
 use std::{env, fmt::Display, fs, str::FromStr, sync::Arc, time::Duration};
 
-use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
-use aws_sdk_dynamodb::config::Credentials;
+use aws_config::{
+    BehaviorVersion, Region, SdkConfig, environment::EnvironmentVariableCredentialsProvider, retry::RetryConfig,
+    timeout::TimeoutConfig,
+};
+use aws_sdk_dynamodb::config::{Credentials, SharedCredentialsProvider};
+use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 use secrecy::{ExposeSecret, SecretString};
 
 pub use self::secrets::{Ring, Secret, SecretError, SecretSource, Secrets, read_ring, write_ring};
@@ -57,11 +61,11 @@ impl Config {
     pub fn from_env() -> Result<Self, ConfigError> {
         Ok(Self {
             tables: Tables {
-                main: required("KARTA_TABLE")?,
-                credentials: required("KARTA_CREDENTIALS_TABLE")?,
-                outbox: required("KARTA_OUTBOX_TABLE")?,
-                usage: required("KARTA_USAGE_TABLE")?,
-                anchors: required("KARTA_ANCHORS_TABLE")?,
+                main: table("KARTA_TABLE")?,
+                credentials: table("KARTA_CREDENTIALS_TABLE")?,
+                outbox: table("KARTA_OUTBOX_TABLE")?,
+                usage: table("KARTA_USAGE_TABLE")?,
+                anchors: table("KARTA_ANCHORS_TABLE")?,
             },
             bcrypt_cost: deployed_bcrypt_cost(parsed("KARTA_BCRYPT_COST")?.unwrap_or(BCRYPT_COST_DEFAULT))?,
             internal: internal_guard()?,
@@ -92,27 +96,52 @@ fn deployed_bcrypt_cost(cost: u32) -> Result<u32, ConfigError> {
 /// How every AWS client of this system behaves: standard retries inside a deadline. Adaptive ones would let a single throttled partition
 /// slow every tenant's requests of the process, and at a function's low rates one throttle costs the whole deadline.
 fn sdk() -> aws_config::ConfigLoader {
-    aws_config::defaults(BehaviorVersion::latest())
-        .retry_config(RetryConfig::standard().with_max_attempts(5).with_initial_backoff(Duration::from_millis(25)))
-        .timeout_config(
-            TimeoutConfig::builder()
-                .operation_timeout(STORE_DEADLINE)
-                .operation_attempt_timeout(STORE_ATTEMPT_DEADLINE)
-                .connect_timeout(STORE_ATTEMPT_DEADLINE)
-                .build(),
-        )
+    aws_config::defaults(BehaviorVersion::latest()).retry_config(retries()).timeout_config(timeouts())
 }
 
-/// The SDK as a deployed function uses it: region and credentials from Lambda's environment.
-pub async fn deployed_sdk() -> SdkConfig {
-    sdk().load().await
+fn retries() -> RetryConfig {
+    RetryConfig::standard().with_max_attempts(5).with_initial_backoff(Duration::from_millis(25))
+}
+
+fn timeouts() -> TimeoutConfig {
+    TimeoutConfig::builder()
+        .operation_timeout(STORE_DEADLINE)
+        .operation_attempt_timeout(STORE_ATTEMPT_DEADLINE)
+        .connect_timeout(STORE_ATTEMPT_DEADLINE)
+        .build()
+}
+
+/// The SDK as a deployed function uses it: region, credentials and endpoints from Lambda's environment. Nothing else is looked at: profiles, roles
+/// and metadata services are code that a function would carry and never run.
+pub fn deployed_sdk() -> Result<SdkConfig, ConfigError> {
+    let mut builder = SdkConfig::builder();
+    builder.set_endpoint_url(optional("AWS_ENDPOINT_URL")?);
+    Ok(builder
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new(required("AWS_REGION")?))
+        .credentials_provider(SharedCredentialsProvider::new(EnvironmentVariableCredentialsProvider::new()))
+        .retry_config(retries())
+        .timeout_config(timeouts())
+        .service_config(ServiceVariables)
+        .build())
+}
+
+/// A service's own variables: `AWS_ENDPOINT_URL_DYNAMODB`.
+#[derive(Debug)]
+struct ServiceVariables;
+
+impl LoadServiceConfig for ServiceVariables {
+    fn load_config(&self, key: ServiceConfigKey<'_>) -> Option<String> {
+        let service = key.service_id().to_ascii_uppercase().replace(' ', "_");
+        optional(&format!("{}_{service}", key.env())).ok().flatten()
+    }
 }
 
 /// What the operator verifies a deployed stack's audit logs with: `KARTA_TABLE`, `KARTA_ANCHORS_TABLE`, `KARTA_SECRET_AUDIT`, and the
 /// environment's AWS credentials.
 pub async fn deployed_audit() -> Result<(AuditReader, Secrets), ConfigError> {
-    let (main, anchors) = (required("KARTA_TABLE")?, required("KARTA_ANCHORS_TABLE")?);
-    let sdk = deployed_sdk().await;
+    let (main, anchors) = (table("KARTA_TABLE")?, table("KARTA_ANCHORS_TABLE")?);
+    let sdk = sdk().load().await;
     let source = SecretSource::manager_from_env(aws_sdk_secretsmanager::Client::new(&sdk))?;
     let reader = AuditReader::new(aws_sdk_dynamodb::Client::new(&sdk), main, anchors);
     Ok((reader, Secrets::new(source, Arc::new(SystemClock))))
@@ -205,6 +234,21 @@ fn required(variable: &str) -> Result<String, ConfigError> {
     optional(variable)?.ok_or_else(|| ConfigError::new(variable, "is not set"))
 }
 
+/// As DynamoDB lets tables be named.
+fn table(variable: &str) -> Result<String, ConfigError> {
+    let name = required(variable)?;
+    if is_table_name(&name) {
+        Ok(name)
+    } else {
+        Err(ConfigError::new(variable, "must be the name of a table: 3 to 255 letters, digits, `_`, `-` and `.`"))
+    }
+}
+
+fn is_table_name(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+    (3..=255).contains(&name.len()) && name.bytes().all(is_plain)
+}
+
 fn parsed<T: FromStr<Err: Display>>(variable: &str) -> Result<Option<T>, ConfigError> {
     let text = optional(variable)?;
     text.map(|text| text.parse().map_err(|error| ConfigError::new(variable, format!("cannot be read: {error}"))))
@@ -230,6 +274,16 @@ mod tests {
     fn the_list_of_prices_that_comes_with_it_can_be_read() {
         let price = prices().unwrap().price("gemini-1.5-flash").unwrap();
         assert_eq!((price.input, price.output), (7_500, 30_000), "$0.075 and $0.30 for a million");
+    }
+
+    #[test]
+    fn a_table_has_a_name_that_dynamodb_takes() {
+        for name in ["karta", "karta-prod", "Karta.prod_2", &"a".repeat(255)] {
+            assert!(is_table_name(name), "{name}");
+        }
+        for name in ["", "ab", "a table", "karta/prod", "kärta", "${KartaTable}", &"a".repeat(256)] {
+            assert!(!is_table_name(name), "{name}");
+        }
     }
 
     #[test]

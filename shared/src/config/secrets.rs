@@ -325,6 +325,14 @@ impl Secrets {
         Self { source, clock, told: None, rings: Ring::ALL.map(ring).into(), service_tokens, data_planes, stripe }
     }
 
+    /// Fails where the environment names none of these.
+    pub fn demand(&self, needed: &[Secret]) -> Result<(), SecretError> {
+        match needed.iter().find(|secret| !self.source.holds(**secret)) {
+            Some(secret) => Err(SecretError::NotConfigured { secret: *secret }),
+            None => Ok(()),
+        }
+    }
+
     /// Fetches every configured secret, so that a missing or malformed one stops the start and not the first request; so does a token that
     /// we send and take.
     pub async fn warm_up(&self) -> Result<(), SecretError> {
@@ -476,6 +484,15 @@ mod tests {
     async fn a_ring_that_was_not_given_is_refused_by_name() {
         let error = secrets(Ring::Cursor.into(), "{}").ring(Ring::KeyTag).await.unwrap_err().to_string();
         assert_eq!(error, "the key-tag ring is not configured for this function: set KARTA_SECRET_KEY_TAG");
+    }
+
+    #[test]
+    fn a_secret_that_is_needed_must_be_configured() {
+        let held = secrets(Ring::Cursor.into(), "{}");
+        held.demand(&[]).unwrap();
+        held.demand(&[Ring::Cursor.into()]).unwrap();
+        let error = held.demand(&[Ring::Cursor.into(), Secret::Stripe]).unwrap_err().to_string();
+        assert_eq!(error, "the stripe secret is not configured for this function: set KARTA_SECRET_STRIPE");
     }
 
     #[tokio::test]

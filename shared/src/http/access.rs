@@ -6,7 +6,7 @@ use secrecy::ExposeSecret;
 use super::{Caller, Error, call::Origin};
 use crate::{
     app::App,
-    config::SecretError,
+    config::{Secret, SecretError},
     domain::{Actor, ActorKind, Id, Power, Principal, PrincipalKind, Scope, Service},
 };
 
@@ -16,6 +16,8 @@ pub trait Access: Send + Sync + 'static {
     type Caller: Send + Sync;
     /// What the API's document says of who may call.
     const CREDENTIAL: Credential = Credential::Private;
+    /// What it judges with.
+    const SECRETS: &'static [Secret] = &[];
 
     /// Judges kind, scope and project, in that order: 401 where there is no credential, 403 where it does not suffice.
     fn admit(presented: Presented<'_>) -> impl Future<Output = Result<Self::Caller, Error>> + Send;
@@ -249,6 +251,7 @@ impl RequiredPower for AnyService {
 
 impl<P: RequiredPower> Access for Internal<P> {
     type Caller = Service;
+    const SECRETS: &'static [Secret] = &[Secret::ServiceTokens];
 
     fn agent(caller: &Service) -> Option<&dyn Agent> {
         Some(caller)

@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{Access, Answer, Call, Error};
 use crate::{
     app::App,
-    config,
+    config::{self, Secret},
     domain::{Id, Slug, Version},
 };
 
@@ -21,6 +21,10 @@ pub trait Route: Sized + Send + Sync + 'static {
     type Body: DeserializeOwned + Send + Sync;
     type Output: Serialize;
 
+    /// What it cannot do without, beside what its access is judged with.
+    const SECRETS: &'static [Secret] = &[];
+    /// Whether it asks the store anything.
+    const ASKS_STORE: bool = true;
     /// Whether `Idempotency-Key` is taken.
     const IDEMPOTENT: bool = false;
     /// Whether an empty body stands for `{}`.

@@ -20,7 +20,12 @@ use super::{
     Access, Agent, Answer, Call, Caller, Error, FromPath, Presented, Route, access, access::Signed, body, call::Origin,
     error, idempotency::IdempotencyKey, query,
 };
-use crate::{app::App, domain::Id, entropy::uuid, telemetry};
+use crate::{
+    app::{App, Needs},
+    domain::Id,
+    entropy::uuid,
+    telemetry,
+};
 
 /// The longest pause before a handler's second run, and before any.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -33,7 +38,8 @@ pub async fn run<R: Route>() -> ExitCode {
 
 async fn serve_events<R: Route>() -> Result<(), lambda_http::Error> {
     telemetry::init(telemetry::Output::Stdout, "info")?;
-    let app = &App::deployed(R::NAME).await?;
+    let secrets = [R::Access::SECRETS, R::SECRETS].concat();
+    let app = &App::deployed(R::NAME, Needs { secrets, store: R::ASKS_STORE }).await?;
     lambda_http::run(service_fn(move |request: Request| async move {
         Ok::<_, lambda_http::Error>(serve::<R>(app, request).await)
     }))

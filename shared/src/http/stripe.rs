@@ -4,7 +4,7 @@ use http::HeaderMap;
 
 use super::{Access, Agent, Error, Presented};
 use crate::{
-    config::SecretError,
+    config::{Secret, SecretError},
     domain::{Actor, ActorKind, BadSignature, Id, StripeSecrets},
 };
 
@@ -30,6 +30,7 @@ impl StripeCaller {
 
 impl Access for Stripe {
     type Caller = StripeCaller;
+    const SECRETS: &'static [Secret] = &[Secret::Stripe];
 
     fn agent(caller: &StripeCaller) -> Option<&dyn Agent> {
         Some(caller)

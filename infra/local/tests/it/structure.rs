@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use karta_local::template::TEMPLATE;
@@ -43,12 +44,13 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("telemetry", &["domain"]),
     ("together", &[]),
     ("webhook_secrets", &["domain", "sealing", "store"]),
-    ("worker", &["app", "domain", "store", "telemetry"]),
+    ("worker", &["app", "config", "domain", "store", "telemetry"]),
 ];
 /// What only some modules of `shared` may name.
-const FENCED: [(&str, &[&str]); 6] = [
+const FENCED: [(&str, &[&str]); 7] = [
     ("aws_sdk_", &["app", "config", "fault", "store"]),
     ("aws_config", &["app", "config"]),
+    ("aws_types", &["config"]),
     ("serde_dynamo", &["store"]),
     ("aws_lambda_events", &["http"]),
     ("lambda_http", &["http"]),
@@ -298,6 +300,18 @@ fn the_emulator_is_linked_into_the_local_runner_alone() {
         let text = read(&manifest);
         assert!(!dependencies(&text).contains(emulator) && !dependencies(&text).contains("karta-local"), "{manifest}");
     }
+    // What is built for Lambda, whichever way it comes in.
+    let tree = ["tree", "--locked", "--offline", "--workspace", "--exclude", "karta-local", "--edges", "normal,build"];
+    let tree = Command::new(env!("CARGO")).args(tree).args(["--prefix", "none"]).current_dir(root()).output().unwrap();
+    assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+    let tree = String::from_utf8(tree.stdout).unwrap();
+    let linked: BTreeSet<_> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(
+        linked.contains("aws-sdk-dynamodb")
+            && linked.is_superset(&folders("functions").iter().map(|name| &**name).collect())
+    );
+    let stores: Vec<_> = linked.iter().filter(|name| name.contains("dynoxide") || name.contains("sqlite")).collect();
+    assert!(stores.is_empty(), "{stores:?}");
     let naming = sources("infra/local/src").into_iter().filter(|(_, text)| {
         paths(text).iter().any(|path| path.starts_with("aws_sdk_") || path.starts_with("aws_config"))
     });

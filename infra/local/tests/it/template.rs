@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -356,6 +357,17 @@ fn rings_are_written_by_their_rotation_alone_which_reaches_no_table() {
         assert!(schedule["Condition"].as_str().unwrap().starts_with("Rotates"), "{id} is for whoever asks for it");
     }
     assert_eq!(schedules.len(), 3);
+}
+
+#[test]
+fn a_function_opens_the_store_at_its_start_if_it_may_ask_it() {
+    for (name, function) in functions() {
+        let mut actions = statements(&function).into_iter().flat_map(|statement| words(&statement["Action"]));
+        let may_ask = actions.any(|action| action.starts_with("dynamodb:"));
+        let path = format!("{}/../../functions/{name}/src/lib.rs", env!("CARGO_MANIFEST_DIR"));
+        let never_asks = fs::read_to_string(path).unwrap().contains("const ASKS_STORE: bool = false;");
+        assert_eq!(may_ask, !never_asks, "{name}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
