@@ -99,6 +99,18 @@ bench-peers:
     cargo build --release --locked -p karta-local
     cargo run --release --locked -p karta-local --example load -- peers
 
+# How functions start, what they answer and weigh: just cold --starts 3 whoami for a quick look. A whole run is kept in docs/performance.md.
+cold *args: functions
+    cargo build --release --locked -p karta-local --example cold
+    target/release/examples/cold {{ args }}
+
+# Every function as it is deployed. Those that know further crates are built alone: built with others, they would share features.
+functions:
+    cargo build --release --locked --workspace --exclude karta-local --exclude worker-cache-push --exclude worker-webhook-deliveries --exclude worker-webhook-events
+    cargo build --release --locked -p worker-cache-push
+    cargo build --release --locked -p worker-webhook-deliveries
+    cargo build --release --locked -p worker-webhook-events
+
 # Verify the audit logs of .karta/, or of a deployed stack: just audit-verify --deployed
 audit-verify *args:
     cargo run --quiet -p karta-local -- audit-verify {{ args }}
