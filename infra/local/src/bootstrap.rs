@@ -15,8 +15,8 @@ pub struct Founded {
     pub api_key: Option<ApiKeyToken>,
 }
 
-/// Finds the organization with this slug, or makes it with a first key that holds all scopes.
-pub async fn organization(app: &App, slug: &Slug) -> Result<Founded> {
+/// Finds the organization with this slug, or makes it with a first key that holds all scopes. The audit log names `founder` as its maker.
+pub async fn organization(app: &App, slug: &Slug, founder: &str) -> Result<Founded> {
     if let Some(organization) = app.store.organization_by_slug(slug).await? {
         return Ok(Founded { organization, api_key: None });
     }
@@ -28,7 +28,7 @@ pub async fn organization(app: &App, slug: &Slug) -> Result<Founded> {
     founding.stage(&mut transaction, |event: NewAuditEvent| AuditEvent {
         id: Id::draw(now, &*app.entropy),
         at: now,
-        actor: Actor { kind: ActorKind::System, id: None, name: "local runner".to_owned() },
+        actor: Actor { kind: ActorKind::System, id: None, name: founder.to_owned() },
         action: event.action.to_owned(),
         resource: ResourceRef { kind: event.resource_kind.to_owned(), id: event.resource_id },
         changes: event.changes,

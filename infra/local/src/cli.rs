@@ -8,9 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, builder::BoolishValueParser};
 use karta_shared::{
+    App,
     clock::SystemClock,
     config,
     domain::{ApiKeyToken, Reach, Slug},
@@ -21,7 +22,11 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{Options, Runner, audit, openapi};
+use crate::{
+    Options, Runner, audit,
+    bootstrap::{self, Founded},
+    openapi,
+};
 
 /// Runs the whole control plane on this machine, over an embedded store.
 #[derive(Debug, Parser)]
@@ -37,6 +42,8 @@ pub struct Arguments {
 enum Command {
     /// Verify every organization's audit log; fails if anything in one was tampered with.
     AuditVerify(VerifyArguments),
+    /// Make an organization with a first key in a deployed stack, and print the key once; fails if the organization is there.
+    Bootstrap(BootstrapArguments),
     /// Print the API's document, as its handlers' types have it: `openapi.json` without its examples.
     Openapi,
 }
@@ -50,6 +57,14 @@ struct VerifyArguments {
     /// its tables and its key ring.
     #[arg(long)]
     deployed: bool,
+}
+
+/// The environment names the stack, as that of its functions does (`KARTA_TABLE` and the others), and holds AWS credentials.
+#[derive(Debug, Args)]
+struct BootstrapArguments {
+    /// The organization's slug.
+    #[arg(long, env = "KARTA_ORG", value_parser = slug)]
+    org: Slug,
 }
 
 #[derive(Debug, Args)]
@@ -92,6 +107,7 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
         None => run(arguments.run).await.map(|()| ExitCode::SUCCESS),
         Some(Command::AuditVerify(arguments)) => audit_verify(arguments).await,
+        Some(Command::Bootstrap(arguments)) => found(arguments).await.map(|()| ExitCode::SUCCESS),
         Some(Command::Openapi) => print_document().map(|()| ExitCode::SUCCESS),
     }
 }
@@ -99,6 +115,22 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode> {
 /// Prints the document, indented.
 fn print_document() -> Result<()> {
     writeln!(io::stdout(), "{:#}", openapi::document()?)?;
+    Ok(())
+}
+
+/// Makes the organization, over the store and the rings of a deployed stack.
+async fn found(arguments: BootstrapArguments) -> Result<()> {
+    let app = App::deployed().await.map_err(anyhow::Error::from_boxed)?;
+    let Founded { organization, api_key } = bootstrap::organization(&app, &arguments.org, "bootstrap").await?;
+    let Some(token) = api_key else {
+        bail!("the organization {} is there, and its first key was shown when it was made", organization.slug);
+    };
+    let founded = json!({
+        "organization_id": organization.id,
+        "organization_slug": organization.slug,
+        "api_key": token.expose(),
+    });
+    writeln!(io::stdout(), "{founded}")?;
     Ok(())
 }
 

@@ -132,7 +132,7 @@ impl Runner {
         } else {
             JoinSet::new()
         };
-        let founded = bootstrap::organization(&app, &options.organization).await?;
+        let founded = bootstrap::organization(&app, &options.organization, "local runner").await?;
 
         let address = SocketAddr::new(options.host, options.port);
         let listener =

@@ -105,7 +105,7 @@ impl World {
 
     /// Another organization: its id and the token of its first key.
     pub(crate) async fn another_organization(&self, name: &str) -> (u64, String) {
-        let founded = bootstrap::organization(&self.runner.app, &slug(name)).await.unwrap();
+        let founded = bootstrap::organization(&self.runner.app, &slug(name), "local runner").await.unwrap();
         let token = founded.api_key.unwrap().expose().to_owned();
         note_secret(&token);
         (founded.organization.id.get(), token)

@@ -567,8 +567,13 @@ async fn no_secret_is_logged_or_stands_on_the_command_line() {
 
 /// `karta audit-verify` with these flags: its code, what it prints, and what it complains of.
 async fn audit_verify(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
+    ended(&[&["audit-verify"], arguments].concat(), environment).await
+}
+
+/// `karta` with these arguments, to its end: its code, what it prints, and what it complains of.
+async fn ended(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let folder = tempfile::tempdir().unwrap();
-    let mut command = command(&[&["audit-verify"], arguments].concat(), environment);
+    let mut command = command(arguments, environment);
     let run = move || command.current_dir(&folder).stderr(Stdio::piped()).output().unwrap();
     let output = tokio::task::spawn_blocking(run).await.unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -621,29 +626,63 @@ async fn audit_verify_makes_nothing_where_nothing_is() {
     assert_eq!((code, complaint.as_str()), (Some(1), "karta: KARTA_TABLE is not set\n"));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn audit_verify_reads_a_deployed_stack_with_the_environments_credentials() {
-    let mut world = World::start().await;
-    world.work("worker-audit-chain").await;
+/// The environment of somebody whose credentials open this world's tables, and a Secrets Manager that knows this one ring.
+async fn deployed(world: &World, ring: Ring) -> Vec<(&'static str, String)> {
     let SecretSource::Fixed(secrets) = world.runner.secrets.source() else { panic!("a local run's secrets") };
-    let ring = secrets[&Secret::Ring(Ring::Audit)].expose_secret().to_owned();
+    let ring = secrets[&Secret::Ring(ring)].expose_secret().to_owned();
     let answer = json!({ "SecretString": ring }).to_string();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let secrets_manager = format!("http://{}", listener.local_addr().unwrap());
     let answers = axum::Router::new().fallback(move || async move { answer });
     tokio::spawn(async move { axum::serve(listener, answers).await });
     let emulator = &world.runner.emulator;
-    let (endpoint, access_key) = (emulator.endpoint(), emulator.access_key().expose_secret().to_owned());
-    let environment = [
-        ("AWS_REGION", "us-east-1"),
-        ("AWS_ACCESS_KEY_ID", &*access_key),
-        ("AWS_SECRET_ACCESS_KEY", "unjudged"),
-        ("AWS_ENDPOINT_URL_DYNAMODB", &*endpoint),
-        ("AWS_ENDPOINT_URL_SECRETS_MANAGER", &*secrets_manager),
-        ("KARTA_TABLE", "karta"),
-        ("KARTA_ANCHORS_TABLE", "karta-anchors"),
-        ("KARTA_SECRET_AUDIT", "karta/prod/audit"),
-    ];
+    vec![
+        ("AWS_REGION", "us-east-1".to_owned()),
+        ("AWS_ACCESS_KEY_ID", emulator.access_key().expose_secret().to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "unjudged".to_owned()),
+        ("AWS_ENDPOINT_URL_DYNAMODB", emulator.endpoint()),
+        ("AWS_ENDPOINT_URL_SECRETS_MANAGER", secrets_manager),
+        ("KARTA_TABLE", "karta".to_owned()),
+        ("KARTA_CREDENTIALS_TABLE", "karta-credentials".to_owned()),
+        ("KARTA_OUTBOX_TABLE", "karta-outbox".to_owned()),
+        ("KARTA_USAGE_TABLE", "karta-usage".to_owned()),
+        ("KARTA_ANCHORS_TABLE", "karta-anchors".to_owned()),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bootstrap_makes_an_organization_with_a_key_once() {
+    let world = World::start().await;
+    let deployed = deployed(&world, Ring::KeyTag).await;
+    let mut environment: Vec<_> = deployed.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    environment.push(("KARTA_BCRYPT_COST", "10"));
+    let (code, out, complaint) = ended(&["bootstrap", "--org", "first"], &environment).await;
+    let without_ring = "karta: the key-tag ring is not configured for this function: set KARTA_SECRET_KEY_TAG\n";
+    assert_eq!((code, out.as_str(), complaint.as_str()), (Some(1), "", without_ring));
+
+    environment.push(("KARTA_SECRET_KEY_TAG", "karta/prod/key-tag"));
+    let (code, out, complaint) = ended(&["bootstrap", "--org", "first"], &environment).await;
+    assert_eq!((code, complaint.as_str()), (Some(0), ""));
+    let founded: Value = serde_json::from_str(&out).unwrap();
+    let key = founded["api_key"].as_str().unwrap();
+    note_secret(key);
+    let own = world.get("/v1/whoami").bearer(key).send().await.expect(200);
+    assert_eq!((&own["organization_id"], &own["organization_slug"]), (&founded["organization_id"], &json!("first")));
+    let audited = world.get("/v1/audit_events").bearer(key).send().await.expect(200);
+    assert_eq!(audited["audit_events"][0]["actor"]["name"], "bootstrap", "{audited}");
+
+    let (code, out, complaint) = ended(&["bootstrap", "--org", "first"], &environment).await;
+    let taken = "karta: the organization first is there, and its first key was shown when it was made\n";
+    assert_eq!((code, out.as_str(), complaint.as_str()), (Some(1), "", taken));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn audit_verify_reads_a_deployed_stack_with_the_environments_credentials() {
+    let mut world = World::start().await;
+    world.work("worker-audit-chain").await;
+    let deployed = deployed(&world, Ring::Audit).await;
+    let mut environment: Vec<_> = deployed.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    environment.push(("KARTA_SECRET_AUDIT", "karta/prod/audit"));
     let (code, out, complaint) = audit_verify(&["--deployed"], &environment).await;
     assert!(code == Some(0) && out.contains(": whole (2 events, 0 of them pending, in 1 links)"), "{out}{complaint}");
     world.let_the_audit_log_be();
