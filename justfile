@@ -75,6 +75,18 @@ validate:
 check-scripts:
     shellcheck .ci/run infra/*/*.sh
 
+# Build, deploy to an emulated AWS, walk, deploy again, roll back, tear down.
+deploy-rehearsal:
+    infra/e2e/deploy.sh
+
+# The built functions in Docker, behind sam local start-api.
+sam-local:
+    infra/e2e/sam-local.sh
+
+# The first organization of a deployed stage and its key: just bootstrap prod acme
+bootstrap stage slug:
+    @infra/bootstrap/run.sh {{ quote(stage) }} {{ quote(slug) }}
+
 # Criterion benches, then the load script.
 bench:
     cargo bench -p karta-shared
