@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# The built functions in Docker, behind `sam local start-api`, over a store in MiniStack: create, list, mint, revoke.
+# Runs a Docker daemon of its own, over a base image made of Debian's packages, and leaves nothing of either.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+# shellcheck source=infra/e2e/tools.sh
+source infra/e2e/tools.sh
+
+ministack='' dockerd='' api=''
+# The machine as its containers see it.
+host=172.31.213.1
+had_bridge=$([[ -e /sys/class/net/docker0 ]] && echo yes || echo no)
+export DOCKER_HOST=unix://$run/docker.sock
+unset DOCKER_CONTEXT DOCKER_TLS_VERIFY DOCKER_CERT_PATH
+
+stop() {
+  local process containers
+  for process in $api $ministack; do
+    kill "$process" 2>/dev/null || true
+    wait "$process" || true
+  done
+  if [[ -n $dockerd ]]; then
+    containers=$(docker ps --quiet 2>/dev/null || true)
+    # shellcheck disable=SC2086 # a list of ids
+    [[ -z $containers ]] || docker kill $containers >/dev/null || true
+    kill "$dockerd" 2>/dev/null || true
+    wait "$dockerd" || true
+  fi
+  [[ $had_bridge == yes || ! -e /sys/class/net/docker0 ]] || ip link delete docker0 || true
+  rm -rf "$run"
+}
+trap stop EXIT
+
+start_docker() {
+  local waited=0
+  dockerd --host "$DOCKER_HOST" --data-root "$run/docker" --exec-root "$run/docker-exec" --pidfile "$run/docker.pid" \
+    --bip "$host/24" --iptables=false --ip-masq=false --ip-forward=false >"$run/dockerd.log" 2>&1 &
+  dockerd=$!
+  until docker version >/dev/null 2>&1; do
+    if ((++waited > 60)) || ! kill -0 "$dockerd" 2>/dev/null; then
+      echo "dockerd did not start:" >&2
+      tail -n 20 "$run/dockerd.log" >&2
+      return 1
+    fi
+    sleep 1
+  done
+}
+
+# What a binary of ours needs of Amazon Linux 2023: a C library and certificates. SAM CLI adds its emulator of Lambda, with a shell's help. Its containers reach the
+# store because the image says where it is: SAM CLI hands on no variable that the template does not declare.
+make_image() {
+  local package command
+  mkdir -p "$run/packages" "$run/root"
+  (cd "$run/packages" && apt-get download -qq -o APT::Sandbox::User=root libc6 libgcc-s1 ca-certificates busybox-static)
+  for package in "$run"/packages/*.deb; do
+    dpkg-deb --extract "$package" "$run/root"
+  done
+  mkdir -p "$run/root/tmp" "$run/root/etc/ssl/certs"
+  cat "$run"/root/usr/share/ca-certificates/mozilla/*.crt >"$run/root/etc/ssl/certs/ca-certificates.crt"
+  for command in sh mv chmod; do
+    ln -s busybox "$run/root/bin/$command"
+  done
+  tar -C "$run/root" -c . | docker import --change "ENV AWS_ENDPOINT_URL=$AWS_ENDPOINT_URL" - karta-lambda >/dev/null
+}
+
+start_api() {
+  local port waited=0
+  port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  url=http://127.0.0.1:$port
+  sam local start-api --port "$port" --invoke-image karta-lambda --skip-pull-image --env-vars "$run/environment.json" >"$run/api.log" 2>&1 &
+  api=$!
+  until "$python" -c 'import socket, sys; socket.create_connection(("127.0.0.1", int(sys.argv[1])))' "$port" 2>/dev/null; do
+    if ((++waited > 60)) || ! kill -0 "$api" 2>/dev/null; then
+      echo "sam local did not start:" >&2
+      tail -n 20 "$run/api.log" >&2
+      return 1
+    fi
+    sleep 1
+  done
+}
+
+bootstrap() {
+  (umask 077 && KARTA_BIN=${CARGO_TARGET_DIR:-target}/debug/karta infra/bootstrap/run.sh local acme >"$run/first.json")
+}
+
+walk() {
+  if ! "$python" infra/e2e/local.py walk "$url" <"$run/first.json"; then
+    tail -n 40 "$run/api.log" >&2
+    return 1
+  fi
+}
+
+step "install" install_tools
+step "build" build_functions
+step "build the operator's binary" cargo build --quiet --locked -p karta-local
+step "start Docker" start_docker
+step "start MiniStack" start_ministack "$host"
+step "make the base image" make_image
+step "make tables and secrets" "$python" infra/e2e/local.py store "$run/environment.json"
+step "bootstrap" bootstrap
+step "start the API" start_api
+step "walk" walk

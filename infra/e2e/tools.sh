@@ -1,0 +1,61 @@
+# shellcheck shell=bash
+# Sourced by the rehearsals: pinned tools under target/e2e, an AWS that cannot be a real one, and a clock.
+
+# What is kept from run to run, and what is not.
+work=$PWD/target/e2e
+run=$(mktemp -d)
+sam=$work/sam/bin
+python=$work/ministack/bin/python
+export PATH="$sam:$PATH" SAM_CLI_TELEMETRY=0 PYTHONDONTWRITEBYTECODE=1
+
+# No profile, region or credential of the caller's, and in every call the emulator's address.
+unset AWS_PROFILE AWS_SESSION_TOKEN
+export AWS_CONFIG_FILE=/dev/null AWS_SHARED_CREDENTIALS_FILE=/dev/null AWS_EC2_METADATA_DISABLED=true
+export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION=us-east-1 AWS_REGION=us-east-1
+
+step() {
+  local name=$1 start=$SECONDS
+  shift
+  echo "--- $name"
+  "$@"
+  echo "--- $name: $((SECONDS - start)) s"
+}
+
+# Two environments: pip finds no versions that suit MiniStack and SAM CLI at once.
+install_tools() {
+  local tool
+  mkdir -p "$work"
+  for tool in sam ministack; do
+    [[ -x $work/$tool/bin/pip ]] || python3 -m venv "$work/$tool"
+    "$work/$tool/bin/pip" install --quiet --disable-pip-version-check --require-hashes --requirement "infra/e2e/requirements-$tool.txt"
+  done
+}
+
+# Every binary in one run of cargo, two links at a time, and then what a user types, which finds each of them built.
+build_functions() {
+  local binary binaries=()
+  while IFS= read -r binary; do
+    binaries+=(--bin "$binary")
+  done < <(sed -nE 's/^ +Binary: //p' template.yaml)
+  cargo lambda build --release --locked "${binaries[@]}"
+  sam build
+}
+
+# An emulated AWS on a free port of this address; its process is $ministack.
+start_ministack() {
+  local host=$1 port waited=0
+  port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  export AWS_ENDPOINT_URL=http://$host:$port
+  # It hands its own environment to the functions.
+  env -i PATH="$PATH" HOME="$work" TMPDIR="$run" GATEWAY_PORT="$port" BIND_HOST="$host" AWS_ENDPOINT_URL="$AWS_ENDPOINT_URL" \
+    AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test "$work/ministack/bin/ministack" >"$run/ministack.log" 2>&1 &
+  ministack=$!
+  until "$python" -c 'import boto3; boto3.client("sts").get_caller_identity()' 2>/dev/null; do
+    if ((++waited > 60)) || ! kill -0 "$ministack" 2>/dev/null; then
+      echo "MiniStack did not start:" >&2
+      tail -n 20 "$run/ministack.log" >&2
+      return 1
+    fi
+    sleep 1
+  done
+}
