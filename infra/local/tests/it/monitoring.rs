@@ -165,7 +165,7 @@ fn the_dashboard_shows_every_metric_and_none_that_is_not_there() {
     let dashboard = resources("AWS::CloudWatch::Dashboard")["Dashboard"]["Properties"]["DashboardBody"].clone();
     let body: Value = serde_json::from_str(dashboard.as_str().unwrap()).unwrap();
     let (written, binaries) = (written(), functions());
-    let searched = Regex::new("\\{Karta/\\$\\{Stage\\},([A-Za-z,]+)\\} MetricName=\"([A-Za-z]+)\"").unwrap();
+    let searched = Regex::new("\\{\"Karta/\\$\\{Stage\\}\",([A-Za-z,]+)\\} MetricName=\"([A-Za-z]+)\"").unwrap();
     let mut shown = BTreeSet::new();
     for widget in body["widgets"].as_array().unwrap() {
         for metric in widget["properties"]["metrics"].as_array().unwrap() {
