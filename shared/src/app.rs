@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use aws_config::SdkConfig;
 use aws_sdk_dynamodb::config::{SharedInterceptor, retry::RetryPartition};
 
 use crate::{
@@ -55,7 +56,7 @@ pub struct App {
 impl App {
     pub fn new(
         config: Config,
-        sdk: &aws_config::SdkConfig,
+        sdk: &SdkConfig,
         secrets: SecretSource,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
@@ -105,15 +106,23 @@ impl App {
         function: &'static str,
         needs: Needs,
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        let config = Config::from_env()?;
-        let sdk = config::deployed_sdk()?;
-        let secrets = SecretSource::manager_from_env(aws_sdk_secretsmanager::Client::new(&sdk))?;
-        let mut app = Self::new(config, &sdk, secrets, Arc::new(SystemClock), Arc::new(OsEntropy));
+        let mut app = Self::from_env(&config::deployed_sdk()?)?;
         app.metrics = Metrics::logged(config::metrics_namespace()?, function);
         app.secrets.demand(&needs.secrets)?;
         // A handshake each, with two services: neither waits for the other.
         let (secrets, store) = tokio::join!(app.secrets.warm_up(), app.warm_up_store(needs.store));
         secrets.map_err(Box::from).and(store).map(|()| app)
+    }
+
+    /// The app of an operator's command over a deployed stack, with whatever AWS credentials the environment leads to.
+    pub async fn of_operator() -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        Self::from_env(&config::operator_sdk().await)
+    }
+
+    fn from_env(sdk: &SdkConfig) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let config = Config::from_env()?;
+        let secrets = SecretSource::manager_from_env(aws_sdk_secretsmanager::Client::new(sdk))?;
+        Ok(Self::new(config, sdk, secrets, Arc::new(SystemClock), Arc::new(OsEntropy)))
     }
 
     async fn warm_up_store(&self, is_needed: bool) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {

@@ -120,7 +120,7 @@ fn print_document() -> Result<()> {
 
 /// Makes the organization, over the store and the rings of a deployed stack.
 async fn found(arguments: BootstrapArguments) -> Result<()> {
-    let app = App::deployed().await.map_err(anyhow::Error::from_boxed)?;
+    let app = App::of_operator().await.map_err(anyhow::Error::from_boxed)?;
     let Founded { organization, api_key } = bootstrap::organization(&app, &arguments.org, "bootstrap").await?;
     let Some(token) = api_key else {
         bail!("the organization {} is there, and its first key was shown when it was made", organization.slug);

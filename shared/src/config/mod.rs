@@ -141,10 +141,15 @@ impl LoadServiceConfig for ServiceVariables {
 /// environment's AWS credentials.
 pub async fn deployed_audit() -> Result<(AuditReader, Secrets), ConfigError> {
     let (main, anchors) = (table("KARTA_TABLE")?, table("KARTA_ANCHORS_TABLE")?);
-    let sdk = sdk().load().await;
+    let sdk = operator_sdk().await;
     let source = SecretSource::manager_from_env(aws_sdk_secretsmanager::Client::new(&sdk))?;
     let reader = AuditReader::new(aws_sdk_dynamodb::Client::new(&sdk), main, anchors);
     Ok((reader, Secrets::new(source, Arc::new(SystemClock))))
+}
+
+/// The SDK as an operator uses it: profiles, roles and whatever else the environment leads to.
+pub async fn operator_sdk() -> SdkConfig {
+    sdk().load().await
 }
 
 /// The SDK over a store on this machine: `endpoint` is its URL, `access_key` the id that opens it.
