@@ -11,7 +11,6 @@ pub struct ProjectsWhoami;
 
 impl Route for ProjectsWhoami {
     const NAME: &'static str = "projects-whoami";
-    const ASKS_STORE: bool = false;
     const CORS: bool = true;
     type Access = Project;
     type Path = ProjectRef;
