@@ -2,7 +2,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use anyhow::Result;
 use axum::{Router, body::Bytes, extract::State};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use karta_shared::config::Secret;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
@@ -10,6 +10,9 @@ use tokio::{net::TcpListener, task::JoinHandle};
 
 /// The id of a secret that is none of ours.
 pub(crate) const MALFORMED: &str = "karta/malformed";
+
+/// The version of every secret.
+pub(crate) const VERSION: &str = "1";
 
 /// Secrets by their ids.
 type Texts = HashMap<String, SecretString>;
@@ -47,8 +50,12 @@ pub(crate) fn id(name: &str) -> String {
 }
 
 async fn answer(State(texts): State<Arc<Texts>>, headers: HeaderMap, body: Bytes) -> (StatusCode, String) {
-    if headers.get("x-amz-target").is_none_or(|target| target != "secretsmanager.GetSecretValue") {
-        return (StatusCode::ACCEPTED, String::new());
+    match headers.get("x-amz-target").map(HeaderValue::as_bytes) {
+        Some(b"secretsmanager.GetSecretValue") => {}
+        Some(b"secretsmanager.DescribeSecret") => {
+            return (StatusCode::OK, json!({ "VersionIdsToStages": { VERSION: ["AWSCURRENT"] } }).to_string());
+        }
+        _ => return (StatusCode::ACCEPTED, String::new()),
     }
     let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
     let id = asked["SecretId"].as_str().unwrap_or_default();

@@ -12,7 +12,10 @@ use karta_shared::{
 };
 use serde_json::{Value, json};
 
-use crate::world::{ADDRESS, HOST, METHOD_ARN, STRIPE_SECRET, World, id, log};
+use crate::{
+    aws,
+    world::{ADDRESS, HOST, METHOD_ARN, STRIPE_SECRET, World, id, log},
+};
 
 /// Something to give a function, and what is to come of it.
 pub(crate) struct Event {
@@ -74,6 +77,7 @@ impl<'a> Request<'a> {
         Self::new(Method::POST, resource, body)
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "callers pass ids and borrowed texts alike")]
     fn of(mut self, variable: &'static str, value: impl ToString) -> Self {
         self.variables.insert(variable, value.to_string());
         self
@@ -415,6 +419,10 @@ async fn of_workers(world: &World, case: &str, number: usize) -> Result<Option<E
             // Nothing is due there, so that nothing leaves for anywhere.
             Event::done(Wake::endpoint(known(world.organization)?, known(world.ids["idle endpoint"])?))
         }
+        // Asked for again, when all is done.
+        "worker-secrets-rotation" => Event::done(json!({
+            "Step": "finishSecret", "SecretId": aws::id("session-signing"), "ClientRequestToken": aws::VERSION,
+        })),
         _ => return Ok(None),
     }))
 }
@@ -422,8 +430,8 @@ async fn of_workers(world: &World, case: &str, number: usize) -> Result<Option<E
 /// The keys of what is due.
 async fn due(world: &World, partitions: &str, queue: Queue) -> Result<Vec<(String, String)>> {
     let due = world.runner.app.store.due(queue, SystemClock.now()).await?;
-    ensure!(!due.is_empty(), "nothing is due in {partitions}");
-    Ok(due.into_iter().map(|due| (format!("{partitions}#{}", due.organization_id), due.sk)).collect())
+    ensure!(!due.items.is_empty(), "nothing is due in {partitions}");
+    Ok(due.items.into_iter().map(|due| (format!("{partitions}#{}", due.organization_id), due.sk)).collect())
 }
 
 /// What the outbox's stream tells of items with these keys.

@@ -56,6 +56,7 @@ impl World {
             internal: InternalGuard::default(),
             webhooks: Reach::Public,
             workers: false,
+            witness: None,
             clock: Arc::new(SystemClock),
             entropy: Arc::new(OsEntropy),
         })

@@ -102,10 +102,14 @@ pub(crate) fn keep_sent(function: &str, requests: &[Received]) {
     }
 }
 
-/// Takes down what a function asked of a stand-in for Secrets Manager.
+/// Takes down what a function asked of a stand-in for Secrets Manager. Its access key is its name.
 pub(crate) fn keep_asked(function: &str, operation: &str, secret: &str) {
-    let (action, resource) = (format!("secretsmanager:{operation}"), secret.to_owned());
-    keep(&Call { function: function.to_owned(), action, resource, keys: BTreeSet::new() });
+    keep(&Call {
+        function: function.to_owned(),
+        action: format!("secretsmanager:{operation}"),
+        resource: secret.to_owned(),
+        keys: BTreeSet::new(),
+    });
 }
 
 /// Writes a call down unless it is there already.

@@ -15,7 +15,7 @@ use karta_shared::{
 };
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
-use worker_secrets_rotation::{Request, SecretsRotation, Step};
+use worker_secrets_rotation::{NAME, Request, SecretsRotation, Step};
 
 use crate::{calls::keep_asked, harness::note_secret};
 
@@ -36,7 +36,7 @@ pub(crate) struct SecretsManager {
     held: Held,
     clock: Arc<dyn Clock>,
     pub(crate) client: aws_sdk_secretsmanager::Client,
-    /// The rotation's own, known by its access key id.
+    /// The rotation's own.
     pub(crate) rotating: aws_sdk_secretsmanager::Client,
     served: JoinHandle<()>,
 }
@@ -49,9 +49,7 @@ impl SecretsManager {
         let router = Router::new().fallback(answer).with_state((Arc::clone(&held), Arc::clone(&clock)));
         let served = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         let client = aws_sdk_secretsmanager::Client::new(&config::local_sdk(&endpoint, &"test".into()).await);
-        let rotating = aws_sdk_secretsmanager::Client::new(
-            &config::local_sdk(&endpoint, &worker_secrets_rotation::NAME.into()).await,
-        );
+        let rotating = aws_sdk_secretsmanager::Client::new(&config::local_sdk(&endpoint, &NAME.into()).await);
         Self { held, clock, client, rotating, served }
     }
 
@@ -130,12 +128,12 @@ async fn answer(
 ) -> impl IntoResponse {
     let request: Value = serde_json::from_slice(&body).unwrap();
     let (_, operation) = headers["x-amz-target"].to_str().unwrap().rsplit_once('.').unwrap();
-    let id = request["SecretId"].as_str().unwrap();
-    if headers["authorization"].to_str().unwrap().contains(&format!("Credential={}/", worker_secrets_rotation::NAME)) {
-        keep_asked(worker_secrets_rotation::NAME, operation, id);
+    let secret = request["SecretId"].as_str().unwrap();
+    if headers["authorization"].to_str().unwrap().contains(&format!("Credential={NAME}/")) {
+        keep_asked(NAME, operation, secret);
     }
     let mut held = held.lock().unwrap();
-    let secret = held.get_mut(id);
+    let secret = held.get_mut(secret);
     let outcome = match secret {
         Some(secret) => operate(secret, operation, &request, clock.now()),
         None => Err("ResourceNotFoundException"),
