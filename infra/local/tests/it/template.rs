@@ -361,7 +361,8 @@ fn rings_are_written_by_their_rotation_alone_which_reaches_no_table() {
 
 #[test]
 fn a_function_opens_the_store_at_its_start_if_it_may_ask_it() {
-    for (name, function) in functions() {
+    // The rotation has a client of Secrets Manager and nothing else.
+    for (name, function) in functions().into_iter().filter(|(name, _)| name != worker_secrets_rotation::NAME) {
         let mut actions = statements(&function).into_iter().flat_map(|statement| words(&statement["Action"]));
         let may_ask = actions.any(|action| action.starts_with("dynamodb:"));
         let path = format!("{}/../../functions/{name}/src/lib.rs", env!("CARGO_MANIFEST_DIR"));
