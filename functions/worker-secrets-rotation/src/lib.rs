@@ -81,9 +81,9 @@ impl SecretsRotation {
             // Whoever holds a ring fetches it: there is nobody to be told.
             (Step::CreateSecret, Some(_)) | (Step::SetSecret, _) => Ok(()),
             (Step::TestSecret | Step::FinishSecret, None) => Err("there is no next ring".into()),
-            (Step::TestSecret, Some(next)) => Ok(current.ring.permits(of, &next.ring)?),
+            (Step::TestSecret, Some(next)) => Ok(current.permits(of, &next)?),
             (Step::FinishSecret, Some(next)) => {
-                current.ring.permits(of, &next.ring)?;
+                current.permits(of, &next)?;
                 versions.make_current(version, &current.id).await?;
                 tracing::info!(worker = NAME, secret_id, current = %next.ring.current().0, "rotated");
                 Ok(())

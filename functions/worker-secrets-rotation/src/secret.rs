@@ -4,7 +4,7 @@ use aws_sdk_secretsmanager::{
 };
 use karta_shared::{
     config::{read_ring, write_ring},
-    domain::{Keyring, Timestamp},
+    domain::{Keyring, RingUse, RotationRefused, Timestamp},
     fault,
     worker::Fault,
 };
@@ -22,6 +22,16 @@ pub(crate) struct Version {
     pub(crate) id: String,
     pub(crate) ring: Keyring,
     pub(crate) made_at: Option<Timestamp>,
+}
+
+impl Version {
+    /// Whether `next` may take its place. Not if this one was put while that one waited, be it with the same ring: its age begins anew.
+    pub(crate) fn permits(&self, of: RingUse, next: &Self) -> Result<(), RotationRefused> {
+        if self.made_at > next.made_at {
+            return Err(RotationRefused::NotNext);
+        }
+        self.ring.permits(of, &next.ring)
+    }
 }
 
 /// How a version stands in its rotation.

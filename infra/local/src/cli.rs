@@ -123,7 +123,12 @@ async fn found(arguments: BootstrapArguments) -> Result<()> {
     let app = App::of_operator().await.map_err(anyhow::Error::from_boxed)?;
     let Founded { organization, api_key } = bootstrap::organization(&app, &arguments.org, "bootstrap").await?;
     let Some(token) = api_key else {
-        bail!("the organization {} is there, and its first key was shown when it was made", organization.slug);
+        bail!(
+            "the organization {} is there, and its first key was shown when it was made: \
+             POST /v1/internal/organizations/{}/api_keys makes another one",
+            organization.slug,
+            organization.id
+        );
     };
     let founded = json!({
         "organization_id": organization.id,

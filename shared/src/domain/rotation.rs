@@ -10,6 +10,9 @@ const KNOWN_AFTER: Duration = Duration::from_mins(10);
 /// signing with it for an hour, what it signs lives for an hour, and clocks differ.
 const ENDED_AFTER: Duration = Duration::from_mins(2 * 60 + 5);
 
+/// The name of the key that a stack makes its rings with.
+const FIRST: &str = "k1";
+
 /// What a ring's keys do, which says when one may leave it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RingUse {
@@ -49,34 +52,50 @@ impl Keyring {
         now: Timestamp,
         secret: SecretString,
     ) -> Result<(Self, Move), RotationRefused> {
-        let current = self.current().0;
-        if let Some(waits) =
-            self.retiring().filter(|kid| made_at(kid) > made_at(current)).max_by_key(|kid| made_at(kid))
-        {
+        if let Some(waits) = self.waiting() {
             if age < KNOWN_AFTER {
                 return Err(RotationRefused::TooSoon);
             }
             return Ok((self.with_current(waits), Move::Promoted));
         }
         let kid = named_after(now);
-        if self.retiring().chain([current]).any(|held| made_at(held) >= made_at(&kid)) {
+        if self.kids().any(|held| made_at(held) >= made_at(&kid)) {
             return Err(RotationRefused::ClockBehind);
         }
-        let drops = of == RingUse::Signs && age >= ENDED_AFTER;
-        Ok((self.with_another(kid, secret, |held| !drops || held == current), Move::Added))
+        Ok((self.with_another(kid, secret, |held| age < ENDED_AFTER || !self.may_leave(of, held)), Move::Added))
     }
 
-    /// Whether `next` may take this ring's place: it mints with a key that is in this one, holds no other secret under any name of this one, and
-    /// lacks none but, where keys sign, such as gave way.
+    /// Whether `next` may take this ring's place: it is one move further, or the same. What was put by hand since `next` was made stands.
     pub fn permits(&self, of: RingUse, next: &Self) -> Result<(), RotationRefused> {
+        let held = |kid: &Kid| next.get(kid.as_str()) == self.get(kid.as_str());
+        let (kept, gone): (Vec<_>, Vec<_>) = self.kids().partition(|kid| next.get(kid.as_str()).is_some());
+        let joined: Vec<_> = next.kids().filter(|kid| self.get(kid.as_str()).is_none()).collect();
+        let (current, next_current) = (self.current().0, next.current().0);
+        let follows = match *joined {
+            [] => gone.is_empty() && (next_current == current || Some(next_current) == self.waiting()),
+            [joined] => {
+                let is_newest = self.kids().all(|kid| made_at(kid) < made_at(joined));
+                is_newest && next_current == current && gone.iter().all(|kid| self.may_leave(of, kid))
+            }
+            _ => false,
+        };
+        if follows && kept.into_iter().all(held) { Ok(()) } else { Err(RotationRefused::NotNext) }
+    }
+
+    /// The key that is to be promoted: one that a rotation made after the current one.
+    fn waiting(&self) -> Option<&Kid> {
         let current = self.current().0;
-        let may_leave = |kid: &Kid| of == RingUse::Signs && kid != current && made_at(kid) <= made_at(current);
-        let kept = self.retiring().chain([current]).all(|kid| match next.get(kid.as_str()) {
-            Some(secret) => self.get(kid.as_str()) == Some(secret),
-            None => may_leave(kid),
-        });
-        let known = self.get(next.current().0.as_str()).is_some();
-        if kept && known { Ok(()) } else { Err(RotationRefused::NotNext) }
+        self.retiring().filter(|kid| made_at(kid) > made_at(current)).max_by_key(|kid| made_at(kid))
+    }
+
+    /// Whether a key has given way to one that a rotation made. What an operator added may be waiting, and is the operator's to drop.
+    fn may_leave(&self, of: RingUse, kid: &Kid) -> bool {
+        let is_ours = kid.as_str() == FIRST || made_at(kid).is_some();
+        of == RingUse::Signs && is_ours && made_at(kid) < made_at(self.current().0)
+    }
+
+    fn kids(&self) -> impl Iterator<Item = &Kid> {
+        self.retiring().chain([self.current().0])
     }
 }
 
@@ -271,6 +290,48 @@ mod tests {
             Err(RotationRefused::NotNext),
             "unheard of"
         );
+    }
+
+    #[test]
+    fn what_an_operator_put_while_a_ring_waited_stands() {
+        let ring = |current: &str, members: &[&str]| {
+            let members = members.iter().map(|name| ((*name).to_owned(), format!("{name:0>64}")));
+            let mut members: BTreeMap<_, _> = members.collect();
+            members.insert("current".to_owned(), current.to_owned());
+            Keyring::try_from(members).unwrap()
+        };
+        let (a, b) = ("k20261122104500001", "k20261122104500002");
+        for of in [RingUse::Signs, RingUse::Seals] {
+            let next = ring(a, &["k1", a, b]);
+            assert_eq!(ring(a, &["k1", a]).permits(of, &next), Ok(()));
+            for (by_hand, why) in [
+                (ring(a, &[a]), "a key that has leaked and was dropped would be back"),
+                (ring(a, &["k1", a, "k2"]), "a key that was added would be lost"),
+                (ring("k2", &["k1", a, "k2"]), "another one was promoted"),
+                (ring("k1", &["k1", a]), "an older one was made current again"),
+                (ring(b, &["k1", a, b]), "it is further already"),
+            ] {
+                assert_eq!(by_hand.permits(of, &next), Err(RotationRefused::NotNext), "{why}");
+            }
+            let promoted = ring(b, &["k1", a, b]);
+            assert_eq!(ring(a, &["k1", a, b]).permits(of, &promoted), Ok(()));
+            assert_eq!(ring(a, &[a, b]).permits(of, &promoted), Err(RotationRefused::NotNext));
+            assert_eq!(ring(a, &["k1", a]).permits(of, &promoted), Err(RotationRefused::NotNext));
+            // Secrets Manager's own test of a function that is not to rotate at once.
+            assert_eq!(promoted.permits(of, &promoted), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_key_that_an_operator_added_never_leaves_by_itself() {
+        let members = [("k1", "1"), ("k2", "2"), ("k20261022104500001", "3")];
+        let members = members.map(|(name, text)| (name.to_owned(), text.repeat(64)));
+        let mut members = BTreeMap::from(members);
+        members.insert("current".to_owned(), "k20261022104500001".to_owned());
+        let ring = Keyring::try_from(members).unwrap();
+        let (next, _) = ring.rotated(RingUse::Signs, ENDED_AFTER, at(0), "n".repeat(64).into()).unwrap();
+        assert!(next.get("k2").is_some() && next.get("k1").is_none());
+        assert_eq!(ring.permits(RingUse::Signs, &next), Ok(()));
     }
 
     #[test]

@@ -95,14 +95,17 @@ impl Store {
         Transaction::new(self.clone())
     }
 
-    /// Opens the connection that the first request will use: TLS costs more than any read. A function that may not read what is asked for has
-    /// opened it all the same.
+    /// Opens the connection that the first request will use: TLS costs more than any read. A function that may not read what is asked for, or whose
+    /// credentials are too fresh to be known yet, has opened it all the same.
     pub async fn warm_up(&self) -> Result<(), StoreError> {
         let key = Key::organization_absent();
         let asked = self.client.get_item().table_name(self.table(Table::Main)).set_key(Some(key.attributes()));
         match asked.send().await {
-            Err(error) if error.code() != Some("AccessDeniedException") => Err(error.into()),
-            Ok(_) | Err(_) => Ok(()),
+            Err(error) => match error.code() {
+                Some("AccessDeniedException" | "UnrecognizedClientException") => Ok(()),
+                _ => Err(error.into()),
+            },
+            Ok(_) => Ok(()),
         }
     }
 

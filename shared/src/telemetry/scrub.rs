@@ -76,7 +76,7 @@ fn rules() -> Result<Vec<(Regex, &'static str)>, regex::Error> {
     rules.into_iter().map(|(pattern, replacement)| Ok((Regex::new(&pattern)?, replacement))).collect()
 }
 
-/// What stands behind its name: `name=value`, `"name": "value"`, `<name>value`. Behind a name in quotes only what is in quotes itself: in JSON
+/// What stands behind its name: `name=value`, `"name": "value"`, `"name": ["value"`, `<name>value`. Behind a name in quotes only what is in quotes itself: in JSON
 /// a number may stand there.
 fn named(names: &str, separator: &str, value: &str) -> String {
     let blanks = concat!(r"(?:[ \t\r\n]|\\[nrt]|", colour!(), "){0,16}");
@@ -84,7 +84,7 @@ fn named(names: &str, separator: &str, value: &str) -> String {
     // `AWS Secret Access Key [None]: `
     let default = r#"(?:\[[^ \t\r\n\[\]"'\\]{0,16}\])?"#;
     format!(
-        "((?i-u:{names})(?:{quote}{blanks}[:=]>?{blanks}{quote}|{blanks}{default}{separator}>?{blanks}(?:{quote})?)){value}"
+        "((?i-u:{names})(?:{quote}{blanks}[:=]>?{blanks}(?:\\[{blanks})?{quote}|{blanks}{default}{separator}>?{blanks}(?:{quote})?)){value}"
     )
 }
 
@@ -392,6 +392,8 @@ mod tests {
             "-H 'Authorization: ",
             r#""Authorization": "ApiKey "#,
             "x-api-key: ",
+            r#""x-api-key":[""#,
+            r#"\"Authorization\": [ \"Basic "#,
         ] {
             for after in ["", "\n", "\" next", r"\n"] {
                 assert_eq!(scrub(&format!("{before}{secret}{after}")), format!("{before}[redacted]{after}"));

@@ -672,8 +672,12 @@ async fn bootstrap_makes_an_organization_with_a_key_once() {
     assert_eq!(audited["audit_events"][0]["actor"]["name"], "bootstrap", "{audited}");
 
     let (code, out, complaint) = ended(&["bootstrap", "--org", "first"], &environment).await;
-    let taken = "karta: the organization first is there, and its first key was shown when it was made\n";
-    assert_eq!((code, out.as_str(), complaint.as_str()), (Some(1), "", taken));
+    let taken = format!(
+        "karta: the organization first is there, and its first key was shown when it was made: \
+         POST /v1/internal/organizations/{}/api_keys makes another one\n",
+        founded["organization_id"]
+    );
+    assert_eq!((code, out.as_str(), complaint), (Some(1), "", taken));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -196,6 +196,22 @@ async fn a_ring_that_is_put_by_hand_between_two_steps_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_ring_that_is_put_again_as_it_was_begins_anew() {
+    let stack = Stack::start().await;
+    stack.rotate(SIGNING, "1").await.unwrap();
+    stack.clock.advance(10 * MINUTE);
+    stack.manager.begin(SIGNING, "2");
+    stack.rotation.rotate(&asked(Step::CreateSecret, SIGNING, "2")).await.unwrap();
+    stack.clock.advance(MINUTE);
+    stack.manager.put(SIGNING, "by hand again", &stack.manager.current(SIGNING).to_string());
+    for step in [Step::TestSecret, Step::FinishSecret] {
+        let refused = stack.rotation.rotate(&asked(step, SIGNING, "2")).await.unwrap_err().to_string();
+        assert!(refused.contains("changed meanwhile"), "{refused}");
+    }
+    assert_eq!(stack.manager.kids(SIGNING)[0], "k1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_rotated_that_is_not_asked_for_in_order() {
     let stack = Stack::start().await;
     let before: Vec<Value> = [SIGNING, SEALING].map(|secret| stack.manager.current(secret)).into();

@@ -350,6 +350,8 @@ fn rings_are_written_by_their_rotation_alone_which_reaches_no_table() {
             }
         }
     }
+    let function = &resources("AWS::Serverless::Function")["WorkerSecretsRotation"];
+    assert_eq!(function["Condition"], "Rotates", "what may replace rings is there only to do it");
     let schedules = resources("AWS::SecretsManager::RotationSchedule");
     for (id, schedule) in &schedules {
         assert_eq!(schedule["Properties"]["RotationLambdaARN"], "WorkerSecretsRotation.Arn", "{id}");
