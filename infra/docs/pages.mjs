@@ -14,6 +14,9 @@ const PAGES = ["README.md", "docs/quickstart.md", "docs/migration.md"];
 const OTHERWISE = {
   "cargo run\n": { why: "the check starts the same runner, built already, on a free port: `karta --json --port 0`, its data in a folder of its own" },
   "cargo test --workspace\n": { why: "a step of its own: `just test`" },
+  "sam build && sam deploy --config-env prod\njust bootstrap prod acme                   # the first organization, and its key, once\n": {
+    why: "deploys to AWS; `just deploy-rehearsal` does it against an emulated one",
+  },
   "python3 -m http.server 4000 --bind 127.0.0.1\n": { why: "serves until Ctrl-C; the page's script is run in Node.js, and its preflight is pasted" },
   "npm install jose\npython3 -m venv venv && venv/bin/pip install PyJWT\n": {
     why: "the same two are installed, locked as `just interop` has them",
