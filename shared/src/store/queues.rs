@@ -1,7 +1,9 @@
 //! The queues of webhook endpoints: one item each, which says when something is due and who serves it.
 
 use aws_sdk_dynamodb::{
-    error::ProvideErrorMetadata, operation::update_item::builders::UpdateItemFluentBuilder, types::ReturnValue,
+    error::{ProvideErrorMetadata, SdkError},
+    operation::update_item::{UpdateItemError, UpdateItemOutput, builders::UpdateItemFluentBuilder},
+    types::ReturnValue,
 };
 use serde::Deserialize;
 
@@ -38,6 +40,15 @@ impl Lease {
     }
 }
 
+/// The queue as it is after an update, if the update's condition held.
+fn if_ours(sent: Result<UpdateItemOutput, SdkError<UpdateItemError>>) -> Result<Option<ReadQueue>, StoreError> {
+    match sent {
+        Ok(output) => decode(output.attributes.unwrap_or_default()).map(Some),
+        Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 impl Store {
     /// Takes the right to serve an endpoint until `until`, if something is due there and nobody else has it.
     pub async fn lease_queue(
@@ -68,15 +79,14 @@ impl Store {
             .return_values(ReturnValue::AllNew)
             .send()
             .await;
-        match sent {
-            Ok(output) => {
-                let ReadQueue { version, failing } = decode(output.attributes.unwrap_or_default())?;
-                let (organization_id, webhook_endpoint_id) = (organization, endpoint);
-                Ok(Some(Lease { organization_id, webhook_endpoint_id, token, version, failing }))
-            }
-            Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let (organization_id, webhook_endpoint_id) = (organization, endpoint);
+        Ok(if_ours(sent)?.map(|ReadQueue { version, failing }| Lease {
+            organization_id,
+            webhook_endpoint_id,
+            token,
+            version,
+            failing,
+        }))
     }
 
     /// Keeps the lease until `until`, and learns what has joined; whether it still was ours.
@@ -93,15 +103,9 @@ impl Store {
             .return_values(ReturnValue::AllNew)
             .send()
             .await;
-        match sent {
-            Ok(output) => {
-                let ReadQueue { version, failing } = decode(output.attributes.unwrap_or_default())?;
-                (lease.version, lease.failing) = (version, failing);
-                Ok(true)
-            }
-            Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+        let Some(ReadQueue { version, failing }) = if_ours(sent)? else { return Ok(false) };
+        (lease.version, lease.failing) = (version, failing);
+        Ok(true)
     }
 
     /// Lets go of a queue, until `next` or, if nothing waits, until something joins. Not if something has joined since it was read: then
