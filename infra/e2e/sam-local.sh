@@ -32,18 +32,10 @@ stop() {
 trap stop EXIT
 
 start_docker() {
-  local waited=0
   dockerd --host "$DOCKER_HOST" --data-root "$run/docker" --exec-root "$run/docker-exec" --pidfile "$run/docker.pid" \
     --bip "$host/24" --iptables=false --ip-masq=false --ip-forward=false >"$run/dockerd.log" 2>&1 &
   dockerd=$!
-  until docker version >/dev/null 2>&1; do
-    if ((++waited > 60)) || ! kill -0 "$dockerd" 2>/dev/null; then
-      echo "dockerd did not start:" >&2
-      tail -n 20 "$run/dockerd.log" >&2
-      return 1
-    fi
-    sleep 1
-  done
+  wait_for dockerd "$dockerd" "$run/dockerd.log" docker version
 }
 
 # What a binary of ours needs of Amazon Linux 2023: a C library and certificates. SAM CLI adds its emulator of Lambda, with a shell's help. Its containers reach the
@@ -64,19 +56,12 @@ make_image() {
 }
 
 start_api() {
-  local port waited=0
-  port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  local port
+  port=$(free_port)
   url=http://127.0.0.1:$port
   sam local start-api --port "$port" --invoke-image karta-lambda --skip-pull-image --env-vars "$run/environment.json" >"$run/api.log" 2>&1 &
   api=$!
-  until "$python" -c 'import socket, sys; socket.create_connection(("127.0.0.1", int(sys.argv[1])))' "$port" 2>/dev/null; do
-    if ((++waited > 60)) || ! kill -0 "$api" 2>/dev/null; then
-      echo "sam local did not start:" >&2
-      tail -n 20 "$run/api.log" >&2
-      return 1
-    fi
-    sleep 1
-  done
+  wait_for "sam local" "$api" "$run/api.log" "$python" -c 'import socket, sys; socket.create_connection(("127.0.0.1", int(sys.argv[1])))' "$port"
 }
 
 bootstrap() {

@@ -41,21 +41,32 @@ build_functions() {
   sam build
 }
 
+free_port() {
+  "$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+
+# Until a command succeeds, for a minute at most and while the process lives: wait_for <what> <process> <its log> <command…>
+wait_for() {
+  local what=$1 process=$2 log=$3 waited=0
+  shift 3
+  until "$@" >/dev/null 2>&1; do
+    if ((++waited > 60)) || ! kill -0 "$process" 2>/dev/null; then
+      echo "$what did not start:" >&2
+      tail -n 20 "$log" >&2
+      return 1
+    fi
+    sleep 1
+  done
+}
+
 # An emulated AWS on a free port of this address; its process is $ministack.
 start_ministack() {
-  local host=$1 port waited=0
-  port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  local host=$1 port
+  port=$(free_port)
   export AWS_ENDPOINT_URL=http://$host:$port
   # It hands its own environment to the functions.
   env -i PATH="$PATH" HOME="$work" TMPDIR="$run" GATEWAY_PORT="$port" BIND_HOST="$host" AWS_ENDPOINT_URL="$AWS_ENDPOINT_URL" \
     AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test "$work/ministack/bin/ministack" >"$run/ministack.log" 2>&1 &
   ministack=$!
-  until "$python" -c 'import boto3; boto3.client("sts").get_caller_identity()' 2>/dev/null; do
-    if ((++waited > 60)) || ! kill -0 "$ministack" 2>/dev/null; then
-      echo "MiniStack did not start:" >&2
-      tail -n 20 "$run/ministack.log" >&2
-      return 1
-    fi
-    sleep 1
-  done
+  wait_for MiniStack "$ministack" "$run/ministack.log" "$python" -c 'import boto3; boto3.client("sts").get_caller_identity()'
 }
