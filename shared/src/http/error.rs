@@ -1,4 +1,4 @@
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -56,6 +56,8 @@ pub enum Error {
     Raced,
     /// A dependency is down. The text is for the log.
     Unavailable(String),
+    /// There was no answer within this time. What was begun may still take effect.
+    TimedOut(Duration),
     /// A fault of ours. The text is for the log.
     Internal(String),
 }
@@ -89,6 +91,7 @@ impl Error {
             Self::Conflict { .. } | Self::NoTransition(_) => StatusCode::CONFLICT,
             Self::BudgetExhausted { .. } => StatusCode::PAYMENT_REQUIRED,
             Self::Raced | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -130,15 +133,17 @@ impl Error {
             }),
             Self::BudgetExhausted { reason } => json!({"error": "budget_exhausted", "reason": reason}),
             Self::Raced | Self::Unavailable(_) => json!({"detail": "Service unavailable"}),
+            Self::TimedOut(_) => json!({"detail": "Timed out"}),
             Self::Internal(_) => json!({"detail": "Internal error"}),
         }
     }
 
     /// What the log says beyond the status; nothing for the client's own mistakes.
-    pub(super) fn fault(&self) -> Option<&str> {
+    pub(super) fn fault(&self) -> Option<Cow<'_, str>> {
         match self {
-            Self::Unavailable(fault) | Self::Internal(fault) => Some(fault),
-            Self::Raced => Some("writes kept losing races"),
+            Self::Unavailable(fault) | Self::Internal(fault) => Some(fault.into()),
+            Self::TimedOut(deadline) => Some(format!("no answer within {deadline:?}").into()),
+            Self::Raced => Some("writes kept losing races".into()),
             _ => None,
         }
     }

@@ -63,7 +63,7 @@ pub async fn serve<R: Route>(app: &App, request: Request) -> Response<Body> {
                 .inspect(|answer| debug_assert_eq!(answer.status, R::STATUS, "{}", R::NAME))
                 .map(|answer| (answer.status, answer.body))
                 .map_err(|error| error.scrubbed(&origin)),
-            Err(_) => Err(Error::Unavailable(format!("no answer within {:?}", R::DEADLINE))),
+            Err(_) => Err(Error::TimedOut(R::DEADLINE)),
         }
     };
     log::<R>(&origin, who, &outcome, started);
@@ -182,7 +182,7 @@ fn log<R: Route>(
     let request_id = origin.request_id.as_str();
     let (route, service) = (R::NAME, origin.service.get());
     let fault = outcome.as_ref().err().and_then(Error::fault);
-    if fault.is_some() {
+    if let Some(fault) = fault.as_deref() {
         tracing::error!(request_id, route, status, organization_id, api_key_id, service, latency_ms, fault, "request");
     } else {
         tracing::info!(request_id, route, status, organization_id, api_key_id, service, latency_ms, "request");
@@ -214,7 +214,7 @@ fn respond<R: Route>(outcome: Result<(StatusCode, Vec<u8>), Error>, request_id: 
     if let Ok(id) = HeaderValue::from_str(request_id) {
         headers.insert("x-request-id", id);
     }
-    if status == StatusCode::SERVICE_UNAVAILABLE {
+    if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(error::RETRY_AFTER_SECONDS));
     }
     if R::CORS && status != StatusCode::UNAUTHORIZED {

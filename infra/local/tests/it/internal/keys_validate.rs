@@ -189,11 +189,15 @@ async fn a_body_that_is_wrong_is_told_and_not_repeated() {
 
 /// A 503 that says when to come back, within what a data plane waits.
 pub(crate) async fn unavailable(request: Request) {
+    no_verdict(request, 503, "Service unavailable").await;
+}
+
+async fn no_verdict(request: Request, status: u16, detail: &str) {
     let started = Instant::now();
     let reply: Reply = request.send().await;
     assert!(started.elapsed() < Duration::from_secs(5), "answered after {:?}", started.elapsed());
     assert_eq!(reply.headers["retry-after"], "1", "{}", reply.text);
-    assert_eq!(reply.refused(503), json!({ "detail": "Service unavailable" }));
+    assert_eq!(reply.refused(status), json!({ "detail": detail }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -259,7 +263,7 @@ async fn a_proven_key_without_its_state_is_a_fault_and_no_verdict() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_hangs_is_a_503_before_a_data_plane_gives_up() {
+async fn a_store_that_hangs_is_a_504_before_a_data_plane_gives_up() {
     let (world, proxy, _clock) = at_noon().await;
     let known = world.admin.clone();
     validated(&world, json!({ "key": known })).await;
@@ -268,8 +272,8 @@ async fn a_store_that_hangs_is_a_503_before_a_data_plane_gives_up() {
         proxy.fail(operation, ALWAYS, Fault::Hang);
     }
     tokio::join!(
-        unavailable(validation(&world, json!({ "key": known }))),
-        unavailable(validation(&world, json!({ "key": unknown }))),
+        no_verdict(validation(&world, json!({ "key": known })), 504, "Timed out"),
+        no_verdict(validation(&world, json!({ "key": unknown })), 504, "Timed out"),
     );
     let junk = validated(&world, json!({ "key": with_wrong_tag(&world.admin) })).await;
     assert_eq!(junk, invalid(), "what was not minted here needs no store");
