@@ -117,12 +117,9 @@ cold *args: functions
     cargo build --release --locked -p karta-local --example cold
     target/release/examples/cold {{ args }}
 
-# Every function as it is deployed. Those that know further crates are built alone: built with others, they would share features.
+# Every function as it is deployed, under target/lambda.
 functions:
-    cargo build --release --locked --workspace --exclude karta-local --exclude worker-cache-push --exclude worker-webhook-deliveries --exclude worker-webhook-events
-    cargo build --release --locked -p worker-cache-push
-    cargo build --release --locked -p worker-webhook-deliveries
-    cargo build --release --locked -p worker-webhook-events
+    infra/e2e/functions.sh
 
 # Verify the audit logs of .karta/, or of a deployed stack: just audit-verify --deployed
 audit-verify *args:

@@ -1,5 +1,5 @@
-"""For sam local: `local.py store <file>` makes the template's tables and secrets and writes what functions must know of them; `local.py walk <url>` walks
-the API there, with the first key that it reads from stdin."""
+"""For sam local: `local.py store <file>` makes the template's tables and secrets and writes what functions must know of them; `local.py template <file>`
+writes the built template as SAM CLI can serve it; `local.py walk <url>` walks the API there, with the first key that it reads from stdin."""
 
 import json
 import sys
@@ -47,6 +47,16 @@ def make_store(file):
     Path(file).write_text(json.dumps({"Parameters": variables}))
 
 
+def make_template(file):
+    """Without CORS preflights: of the methods that a function has on one path, SAM CLI gives all the authorizer of any one."""
+    template = yaml.load(Path(".aws-sam/build/template.yaml").read_text(), Template)
+    for resource in template["Resources"].values():
+        events = resource["Properties"].get("Events", {})
+        for name in [name for name, event in events.items() if event["Properties"].get("Method") == "OPTIONS"]:
+            del events[name]
+    Path(file).write_text(json.dumps(template))
+
+
 def walk_api(url):
     admin = json.load(sys.stdin)["api_key"]
 
@@ -64,4 +74,4 @@ def walk_api(url):
 
 
 if __name__ == "__main__":
-    {"store": make_store, "walk": walk_api}[sys.argv[1]](sys.argv[2])
+    {"store": make_store, "template": make_template, "walk": walk_api}[sys.argv[1]](sys.argv[2])

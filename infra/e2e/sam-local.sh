@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 # shellcheck source=infra/e2e/tools.sh
 source infra/e2e/tools.sh
 
-ministack='' dockerd='' api=''
+ministack='' dockerd='' api='' run=$(mktemp -d)
 # The machine as its containers see it.
 host=172.31.213.1
 had_bridge=$([[ -e /sys/class/net/docker0 ]] && echo yes || echo no)
@@ -43,6 +43,7 @@ start_docker() {
 make_image() {
   local package command
   mkdir -p "$run/packages" "$run/root"
+  apt-get update -qq
   (cd "$run/packages" && apt-get download -qq -o APT::Sandbox::User=root libc6 libgcc-s1 ca-certificates busybox-static)
   for package in "$run"/packages/*.deb; do
     dpkg-deb --extract "$package" "$run/root"
@@ -59,7 +60,9 @@ start_api() {
   local port
   port=$(free_port)
   url=http://127.0.0.1:$port
-  sam local start-api --port "$port" --invoke-image karta-lambda --skip-pull-image --env-vars "$run/environment.json" >"$run/api.log" 2>&1 &
+  # Beside the one that sam build wrote, whose paths are relative.
+  "$python" infra/e2e/local.py template .aws-sam/build/local.json
+  sam local start-api --template .aws-sam/build/local.json --port "$port" --invoke-image karta-lambda --skip-pull-image --env-vars "$run/environment.json" >"$run/api.log" 2>&1 &
   api=$!
   wait_for "sam local" "$api" "$run/api.log" "$python" -c 'import socket, sys; socket.create_connection(("127.0.0.1", int(sys.argv[1])))' "$port"
 }
@@ -75,11 +78,12 @@ walk() {
   fi
 }
 
-step "install" install_tools
-step "build" build_functions
+step "install" install_tools sam ministack
+step "build the functions" infra/e2e/functions.sh
+step "sam build" sam build
 step "build the operator's binary" cargo build --quiet --locked -p karta-local
 step "start Docker" start_docker
-step "start MiniStack" start_ministack "$host"
+step "start MiniStack" start_ministack "$host" "$run"
 step "make the base image" make_image
 step "make tables and secrets" "$python" infra/e2e/local.py store "$run/environment.json"
 step "bootstrap" bootstrap

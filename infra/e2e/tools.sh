@@ -1,9 +1,8 @@
 # shellcheck shell=bash
 # Sourced by the rehearsals: pinned tools under target/e2e, an AWS that cannot be a real one, and a clock.
 
-# What is kept from run to run, and what is not.
+# Kept from run to run.
 work=$PWD/target/e2e
-run=$(mktemp -d)
 sam=$work/sam/bin
 python=$work/ministack/bin/python
 export PATH="$sam:$PATH" SAM_CLI_TELEMETRY=0 PYTHONDONTWRITEBYTECODE=1
@@ -21,24 +20,15 @@ step() {
   echo "--- $name: $((SECONDS - start)) s"
 }
 
-# Two environments: pip finds no versions that suit MiniStack and SAM CLI at once.
+# Into environments of their own: pip finds no versions that suit MiniStack and SAM CLI at once. The files are complete; without --no-deps, pip asks
+# for extras of what is in them.
 install_tools() {
   local tool
   mkdir -p "$work"
-  for tool in sam ministack; do
+  for tool in "$@"; do
     [[ -x $work/$tool/bin/pip ]] || python3 -m venv "$work/$tool"
-    "$work/$tool/bin/pip" install --quiet --disable-pip-version-check --require-hashes --requirement "infra/e2e/requirements-$tool.txt"
+    "$work/$tool/bin/pip" install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement "infra/e2e/requirements-$tool.txt"
   done
-}
-
-# Every binary in one run of cargo, two links at a time, and then what a user types, which finds each of them built.
-build_functions() {
-  local binary binaries=()
-  while IFS= read -r binary; do
-    binaries+=(--bin "$binary")
-  done < <(sed -nE 's/^ +Binary: //p' template.yaml)
-  cargo lambda build --release --locked "${binaries[@]}"
-  sam build
 }
 
 free_port() {
@@ -59,9 +49,9 @@ wait_for() {
   done
 }
 
-# An emulated AWS on a free port of this address; its process is $ministack.
+# An emulated AWS on a free port of this address, with a folder for its files; its process is $ministack: start_ministack <address> <folder>
 start_ministack() {
-  local host=$1 port
+  local host=$1 run=$2 port
   port=$(free_port)
   export AWS_ENDPOINT_URL=http://$host:$port
   # It hands its own environment to the functions.

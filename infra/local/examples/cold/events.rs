@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, fmt::Write};
+use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use aws_lc_rs::hmac;
@@ -277,7 +277,7 @@ async fn of_webhooks(world: &World, function: &str) -> Result<(Request<'static>,
         "webhook-endpoints-recover" => {
             // One at a time: the last one has to be done.
             world.fan_out().await?;
-            let since = json!({ "since": SystemClock.now() });
+            let since = json!({ "since": SystemClock.now().minus(Duration::from_hours(1)) });
             (Request::post("/v1/webhook_endpoints/{id}/recover", since), 202)
         }
         "webhook-deliveries-list" => (Request::get("/v1/webhook_endpoints/{id}/deliveries"), 200),

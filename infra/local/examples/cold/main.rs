@@ -17,7 +17,7 @@ use std::{
     collections::BTreeMap,
     env, fs,
     io::{self, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     time::Duration,
 };
@@ -45,9 +45,6 @@ struct Arguments {
     /// How often each function is started and measured. With 0 each is started once, and nothing is measured.
     #[arg(long, default_value_t = STARTS)]
     starts: usize,
-    /// Where the functions' binaries lie, instead of beside this one.
-    #[arg(long)]
-    binaries: Option<PathBuf>,
     /// These functions only, and nothing is kept.
     functions: Vec<String>,
 }
@@ -55,9 +52,8 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    // Under cargo run the example lies in target/<profile>/examples.
-    let beside = env::current_exe()?.parent().and_then(Path::parent).context("no target folder")?.to_owned();
-    let binaries = arguments.binaries.unwrap_or(beside);
+    // The example lies in target/<profile>/examples, what cargo-lambda builds in target/lambda.
+    let binaries = env::current_exe()?.ancestors().nth(3).context("no target folder")?.join("lambda");
     let world = Box::pin(World::start()).await?;
     let mut rows = Vec::new();
     let mut refused = 0;
@@ -66,7 +62,7 @@ async fn main() -> Result<()> {
         if !arguments.functions.is_empty() && !arguments.functions.contains(&name) {
             continue;
         }
-        let (binary, environment) = (binaries.join(&name), world.environment(&function)?);
+        let (binary, environment) = (binaries.join(&name).join("bootstrap"), world.environment(&function)?);
         let zipped = if arguments.starts > 0 { zipped(&binary)? } else { 0 };
         let cases = match name.as_str() {
             "authorizer" => vec!["authorizer: API key".to_owned(), "authorizer: session token".to_owned()],

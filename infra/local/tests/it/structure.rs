@@ -324,7 +324,9 @@ fn a_functions_folder_package_binary_route_and_resource_have_one_name() {
     let resources = document["Resources"].as_object().unwrap();
     let functions = resources.iter().filter(|(_, resource)| resource["Type"] == "AWS::Serverless::Function");
     let built = functions.map(|(id, resource)| {
-        (id.clone(), resource["Metadata"]["BuildProperties"]["Binary"].as_str().unwrap().to_owned())
+        let binary = resource["Metadata"]["BuildProperties"]["Binary"].as_str().unwrap();
+        assert_eq!(resource["Properties"]["CodeUri"], format!("functions/{binary}"), "{id}");
+        (id.clone(), binary.to_owned())
     });
     let named = folders("functions").into_iter().map(|folder| (camel_case(&folder), folder));
     assert_eq!(built.collect::<BTreeMap<_, _>>(), named.collect::<BTreeMap<_, _>>());
