@@ -13,7 +13,7 @@ tools:
     infra/checks/tools.sh
 
 # Everything that CI runs, in its order.
-check: fresh (step "test") (step "check-logs") (step "check-rights") (step "interop") (step "contract") (step "sdk") (step "docs") (step "fmt-check") (step "clippy") (step "deny") (step "validate") (step "check-scripts")
+check: fresh (step "test") (step "check-logs") (step "check-rights") (step "interop") (step "contract") (step "sdk") (step "docs") (step "fmt-check") (step "clippy") (step "deny") (step "validate") (step "check-scripts") (step "deploy-rehearsal") (step "sam-local") (step "starts")
 
 # Every test of every crate.
 test:
@@ -83,6 +83,10 @@ deploy-rehearsal:
 # The built functions in Docker, behind sam local start-api.
 sam-local:
     infra/e2e/sam-local.sh
+
+# No built function starts with a setting missing or wrong.
+starts: functions
+    cargo run --quiet --locked -p karta-local --example cold -- --starts 0
 
 # The first organization of a deployed stage and its key: just bootstrap prod acme
 bootstrap stage slug:
