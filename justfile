@@ -95,8 +95,8 @@ bootstrap stage slug:
 # Criterion benches, then the load script.
 bench:
     cargo bench -p karta-shared
-    cargo build --release -p karta-local
-    cargo run --release -p karta-local --example load
+    cargo build --release --locked -p karta-local --bin karta --example load
+    target/release/examples/load
 
 # Validation over a million keys against validation over a thousand: just scale 100000 for a quicker look.
 scale keys="1000000":
@@ -113,8 +113,8 @@ webhooks events="10000":
 # better-auth's API keys beside ours, as ratios: verify, refuse, list, create, start, memory. Under five minutes once built.
 bench-peers:
     cd infra/peers && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
-    cargo build --release --locked -p karta-local
-    cargo run --release --locked -p karta-local --example load -- peers
+    cargo build --release --locked -p karta-local --bin karta --example load
+    target/release/examples/load peers
 
 # How functions start, what they answer and weigh: just cold --starts 3 whoami for a quick look. A whole run is kept in docs/performance.md.
 cold *args: functions
