@@ -45,13 +45,13 @@ async function pasteAfresh(page, markdown) {
   }
 }
 
-/** On a machine that is too busy a verdict comes too late, and is a 503: then the page is pasted once more, up to three times in all. */
+/** On a machine that is too busy a verdict comes too late, and is a 503 or 504: then the page is pasted once more, up to three times in all. */
 async function pasteUntilQuiet(page, markdown, attempts = 3) {
   try {
     return await pasteAfresh(page, markdown);
   } catch (error) {
-    if (attempts === 1 || !/"status":503|undecided/.test(readFileSync(log, "utf8"))) throw error;
-    console.log(`docs: ${page}: once more, for there was a 503: ${error.message}`);
+    if (attempts === 1 || !/"status":50[34]|undecided/.test(readFileSync(log, "utf8"))) throw error;
+    console.log(`docs: ${page}: once more, for there was no verdict in time: ${error.message}`);
     return pasteUntilQuiet(page, markdown, attempts - 1);
   }
 }

@@ -7,7 +7,7 @@ const STRIPE_SECRET = `whsec_${randomBytes(24).toString("hex")}`;
 
 /** What cases have in common. */
 class Scene {
-  /** A 503 is taken for an answer after `attempts`: a machine that is busy with other things gives some. */
+  /** A 503 or 504 is taken for an answer after `attempts`: a machine that is busy with other things gives some. */
   constructor(start, attempts) {
     this.start = start;
     this.attempts = attempts;
@@ -19,7 +19,7 @@ class Scene {
     for (let attempt = 1; ; attempt++) {
       const answer = await fetch(this.start.base_url + path, { method, headers, body: raw ?? (body && JSON.stringify(body)) });
       const text = await answer.text();
-      if (answer.status !== 503 || attempt >= this.attempts) return { status: answer.status, headers: answer.headers, text };
+      if (![503, 504].includes(answer.status) || attempt >= this.attempts) return { status: answer.status, headers: answer.headers, text };
     }
   }
 

@@ -7,15 +7,15 @@ cd "$(dirname "$0")/../.."
 source infra/e2e/tools.sh
 
 # These know further crates. Built with the others they would lend them their features, and be other binaries than those of `sam build`.
-alone=(worker-cache-push worker-webhook-deliveries worker-webhook-events)
+built_alone=(worker-cache-push worker-webhook-deliveries worker-webhook-events)
 
-together=()
+built_together=()
 while IFS= read -r function; do
-  [[ " ${alone[*]} " == *" $function "* ]] || together+=(--package "$function")
+  [[ " ${built_alone[*]} " == *" $function "* ]] || built_together+=(--package "$function")
 done < <(sed -nE 's/^ +Binary: //p' template.yaml)
 
 install_tools sam
-cargo lambda build --release --locked "${together[@]}"
-for function in "${alone[@]}"; do
+cargo lambda build --release --locked "${built_together[@]}"
+for function in "${built_alone[@]}"; do
   cargo lambda build --release --locked --package "$function"
 done

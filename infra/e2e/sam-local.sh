@@ -7,9 +7,9 @@ cd "$(dirname "$0")/../.."
 source infra/e2e/tools.sh
 
 ministack='' dockerd='' api='' run=$(mktemp -d)
-# The machine as its containers see it.
-host=172.31.213.1
-had_bridge=$([[ -e /sys/class/net/docker0 ]] && echo yes || echo no)
+# A bridge of their own, and the machine as its containers see it.
+bridge=karta0
+host=10.213.213.1
 export DOCKER_HOST=unix://$run/docker.sock
 unset DOCKER_CONTEXT DOCKER_TLS_VERIFY DOCKER_CERT_PATH
 
@@ -26,14 +26,17 @@ stop() {
     kill "$dockerd" 2>/dev/null || true
     wait "$dockerd" || true
   fi
-  [[ $had_bridge == yes || ! -e /sys/class/net/docker0 ]] || ip link delete docker0 || true
+  [[ ! -e /sys/class/net/$bridge ]] || ip link delete "$bridge" || true
   rm -rf "$run"
 }
 trap stop EXIT
 
 start_docker() {
+  ip link add name "$bridge" type bridge
+  ip address add "$host/24" dev "$bridge"
+  ip link set "$bridge" up
   dockerd --host "$DOCKER_HOST" --data-root "$run/docker" --exec-root "$run/docker-exec" --pidfile "$run/docker.pid" \
-    --bip "$host/24" --iptables=false --ip-masq=false --ip-forward=false >"$run/dockerd.log" 2>&1 &
+    --bridge "$bridge" --iptables=false --ip-masq=false --ip-forward=false >"$run/dockerd.log" 2>&1 &
   dockerd=$!
   wait_for dockerd "$dockerd" "$run/dockerd.log" docker version
 }

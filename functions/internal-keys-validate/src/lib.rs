@@ -1,5 +1,5 @@
 //! `POST /v1/internal/keys/validate`: judges an API key for a data plane, which takes anything but a 200 for an invalid key: a verdict that
-//! cannot be had is a 503, whatever the fault, and never `valid: false`.
+//! cannot be had is a 503 or a 504, whatever the fault, and never `valid: false`.
 
 use std::{net::IpAddr, time::Duration};
 

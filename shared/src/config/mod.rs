@@ -22,7 +22,7 @@ use crate::{
 /// A deployed stack hashes with at least this cost; tests and laptops may go down to bcrypt's own minimum.
 const DEPLOYED_BCRYPT_COST_MIN: u32 = 10;
 const BCRYPT_COST_DEFAULT: u32 = 12;
-/// Within what time a function answers, whatever it waits for: less than its own time limit (10 s), so that the answer is our 503.
+/// Within what time a function answers, whatever it waits for: less than its own time limit (10 s), so that the answer is our 504.
 pub const DEADLINE: Duration = Duration::from_secs(8);
 /// Within what time one call to a dependency answers, repeats included.
 const STORE_DEADLINE: Duration = Duration::from_secs(5);

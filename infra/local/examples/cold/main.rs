@@ -58,7 +58,11 @@ async fn main() -> Result<()> {
     let mut rows = Vec::new();
     let mut refused = 0;
     say(HEAD)?;
-    for (name, function) in functions()? {
+    let functions = functions()?;
+    for name in &arguments.functions {
+        ensure!(functions.contains_key(name), "there is no function {name}");
+    }
+    for (name, function) in functions {
         if !arguments.functions.is_empty() && !arguments.functions.contains(&name) {
             continue;
         }

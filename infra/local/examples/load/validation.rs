@@ -161,13 +161,13 @@ impl Plane {
         report(&format!("  {of}, {FLOOD_CONNECTIONS} connections"), &answers, "")
     }
 
-    /// Sends one new token after the other. Each must be judged invalid or, by a 503 that says when to come back, not judged.
+    /// Sends one new token after the other. Each must be judged invalid or, by a 503 or 504 that says when to come back, not judged.
     async fn pour(&self, token: impl Fn(&Self) -> String, stop: &AtomicBool) -> Result<Answers> {
         let mut connection = Connection::open(&self.address).await?;
         let mut answers = Answers::default();
         while !stop.load(Ordering::Relaxed) {
             let answer = connection.ask(&self.validation(&token(self))).await?;
-            if answer.status == 503 {
+            if [503, 504].contains(&answer.status) {
                 ensure!(answer.head.contains("\r\nretry-after: "), "{}", answer.head);
                 answers.busy += 1;
             } else {

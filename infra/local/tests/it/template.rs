@@ -17,7 +17,7 @@ use karta_local::{
 };
 use karta_shared::{
     clock::{Clock, ManualClock},
-    config::Ring,
+    config::{DEADLINE, Ring},
     domain::{Id, Power, Reach, ServiceTokens},
     worker::{Wake, Worker},
 };
@@ -747,6 +747,24 @@ fn api_gateways_own_answers_are_the_contracts() {
         let retry_after = response.headers.get("Retry-After").map(String::as_str);
         assert_eq!(retry_after, [429, 503, 504].contains(&response.status).then_some("'1'"), "{name}");
     }
+}
+
+#[test]
+fn a_function_out_of_time_says_so_before_lambda_ends_it_and_the_gateway_gives_up() {
+    let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
+    let usual = &document["Globals"]["Function"]["Timeout"];
+    let routes =
+        Template::parse(TEMPLATE).unwrap().functions.into_iter().filter(|function| !function.routes.is_empty());
+    for name in routes.map(|function| function.binary).chain(["authorizer".to_owned()]) {
+        let seconds = functions()[&name].get("Timeout").unwrap_or(usual).as_u64().unwrap();
+        assert!((DEADLINE.as_secs() + 1..29).contains(&seconds), "{name}");
+    }
+}
+
+#[test]
+fn no_function_starts_from_a_snapshot() {
+    // Its copies would draw the same random numbers.
+    assert!(!TEMPLATE.contains("SnapStart"));
 }
 
 #[test]
