@@ -7,6 +7,9 @@ use super::{Invalid, Month};
 const NOT_RFC_3339: Invalid =
     Invalid::new("must be an RFC 3339 date and time before 9999-12-30, such as 2027-01-31T12:00:00Z");
 
+const NO_LEAP_SECOND: Invalid =
+    Invalid::new("must have seconds from 00 to 59: a leap second is 23:59:60 UTC on the last day of a month");
+
 /// An instant in UTC to the millisecond. Reads any RFC 3339 precision and offset (finer digits are cut), prints `2026-11-21T23:07:56.123Z`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -71,9 +74,18 @@ impl FromStr for Timestamp {
             return Err(NOT_RFC_3339);
         }
         let instant: jiff::Timestamp = at_most_nanoseconds(text).parse().map_err(|_| NOT_RFC_3339)?;
+        if &text.as_bytes()[17..19] == b"60" && !is_last_second_of_a_month(instant) {
+            return Err(NO_LEAP_SECOND);
+        }
         Self::from_millis(instant.as_nanosecond().div_euclid(1_000_000).try_into().map_err(|_| NOT_RFC_3339)?)
             .ok_or(NOT_RFC_3339)
     }
+}
+
+/// Whether a leap second may follow: the parser reads `:60` as `:59` of any minute (RFC 3339 §5.7 allows it at a month's end alone).
+fn is_last_second_of_a_month(instant: jiff::Timestamp) -> bool {
+    let time = jiff::tz::Offset::UTC.to_datetime(instant);
+    (time.hour(), time.minute(), time.second()) == (23, 59, 59) && time.day() == time.days_in_month()
 }
 
 /// The shape `YYYY-MM-DDThh:mm:ss[.f…](Z|±hh:mm)`; the parser behind it takes more than RFC 3339 does.
@@ -173,6 +185,30 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Timestamp>(), Err(NOT_RFC_3339), "{text}");
         }
+    }
+
+    #[test]
+    fn leap_seconds_end_a_month_in_utc() {
+        for (text, printed) in [
+            ("2016-12-31T23:59:60Z", "2016-12-31T23:59:59.000Z"),
+            ("2027-06-30T23:59:60.5Z", "2027-06-30T23:59:59.500Z"),
+            ("1990-12-31T15:59:60-08:00", "1990-12-31T23:59:59.000Z"),
+            ("2028-03-01T01:29:60+01:30", "2028-02-29T23:59:59.000Z"),
+        ] {
+            assert_eq!(text.parse::<Timestamp>().map(|instant| instant.to_string()), Ok(printed.to_owned()), "{text}");
+        }
+        for text in [
+            "2027-01-01T12:34:60Z",
+            "2027-01-30T23:59:60Z",
+            "2027-02-28T23:59:60+01:00",
+            "2028-02-28T23:59:60Z",
+            "2027-06-30T23:58:60Z",
+            "2027-06-30T22:59:60Z",
+            "2027-12-31T23:59:60-08:00",
+        ] {
+            assert_eq!(text.parse::<Timestamp>(), Err(NO_LEAP_SECOND), "{text}");
+        }
+        assert_eq!("2027-06-30T23:59:61Z".parse::<Timestamp>(), Err(NOT_RFC_3339));
     }
 
     proptest! {
