@@ -23,18 +23,15 @@ pub struct Input {
 
 /// 60 to 3600 seconds.
 #[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(try_from = "u32")]
+#[serde(try_from = "u64")]
 pub struct Ttl(u32);
 
-impl TryFrom<u32> for Ttl {
+impl TryFrom<u64> for Ttl {
     type Error = Invalid;
 
-    fn try_from(seconds: u32) -> Result<Self, Invalid> {
-        if (TTL_MIN..=TTL_MAX).contains(&seconds) {
-            Ok(Self(seconds))
-        } else {
-            Err(Invalid::new("must be 60 to 3600 seconds"))
-        }
+    fn try_from(seconds: u64) -> Result<Self, Invalid> {
+        let seconds = u32::try_from(seconds).ok().filter(|seconds| (TTL_MIN..=TTL_MAX).contains(seconds));
+        seconds.map(Self).ok_or(Invalid::new("must be 60 to 3600 seconds"))
     }
 }
 

@@ -150,7 +150,7 @@ impl Cap {
 
 /// At most ten whole percents from 1 to 100, ascending.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Option<Vec<u8>>")]
+#[serde(try_from = "Option<Vec<u64>>")]
 pub struct AlertPercents(Vec<u8>);
 
 impl AlertPercents {
@@ -165,16 +165,18 @@ impl Default for AlertPercents {
     }
 }
 
-impl TryFrom<Option<Vec<u8>>> for AlertPercents {
+impl TryFrom<Option<Vec<u64>>> for AlertPercents {
     type Error = Invalid;
 
-    fn try_from(percents: Option<Vec<u8>>) -> Result<Self, Invalid> {
-        let Some(mut percents) = percents else {
+    fn try_from(percents: Option<Vec<u64>>) -> Result<Self, Invalid> {
+        let Some(percents) = percents else {
             return Ok(Self::default());
         };
-        if percents.len() > 10 || percents.iter().any(|percent| !(1..=100).contains(percent)) {
+        let whole = |percent: u64| u8::try_from(percent).ok().filter(|percent| (1..=100).contains(percent));
+        let percents: Option<Vec<u8>> = percents.into_iter().map(whole).collect();
+        let Some(mut percents) = percents.filter(|percents| percents.len() <= 10) else {
             return Err(Invalid::new("must hold at most 10 whole percents from 1 to 100"));
-        }
+        };
         percents.sort_unstable();
         percents.dedup();
         Ok(Self(percents))

@@ -35,6 +35,7 @@ mod release;
 mod retry_after;
 mod rotation;
 mod scope;
+mod secret_shape;
 mod service;
 mod stripe;
 mod subscription;
@@ -67,7 +68,7 @@ pub use keyring::{Keyring, KeyringError, Kid};
 pub use metadata::Metadata;
 pub use model_key::{KeyRejected, Members, ModelKey, Provider, ProviderKey};
 pub use month::Month;
-pub use name::{Name, Slug, UserId};
+pub use name::{Name, Slug, UserId, check_text};
 pub use organization::{ModelId, Organization, OrganizationPatch, Plan, StripeCustomerId, SubscriptionStatus};
 pub use principal::{Principal, PrincipalKind};
 pub use project::{Project, ProjectPatch};
@@ -77,6 +78,9 @@ pub use release::{
 pub use retry_after::retry_after;
 pub use rotation::{Move, RingUse, RotationRefused};
 pub use scope::{Scope, ScopeSet};
+#[cfg(any(test, feature = "testing"))]
+pub use secret_shape::secret_examples;
+pub use secret_shape::{finds_own_secret, finds_secret};
 pub use service::{Power, Service, ServiceTokens, ServiceTokensError};
 pub use stripe::{BadSignature, StripeSecrets, StripeSecretsError};
 pub use subscription::{StripeId, Subscription, SubscriptionBefore, SubscriptionStep};

@@ -2,7 +2,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::Invalid;
+use super::{Invalid, secret_shape::finds_secret};
+
+const UNREADABLE: Invalid = Invalid::new("must not contain control characters or invisible ones");
 
 /// A human's name for something: 1 to 100 characters, not blank, no control characters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,8 +27,8 @@ impl TryFrom<String> for Name {
         if text.chars().count() > 100 {
             return Err(Invalid::new("must be at most 100 characters"));
         }
-        if text.chars().any(is_unreadable) {
-            return Err(Invalid::new("must not contain control characters or invisible ones"));
+        if text.chars().any(char::is_control) || holds_invisible(&text) {
+            return Err(UNREADABLE);
         }
         Ok(Self(text))
     }
@@ -56,6 +58,60 @@ pub(super) fn is_unreadable(character: char) -> bool {
                 | '\u{1D173}'..='\u{1D17A}'
                 | '\u{E0000}'..='\u{E0FFF}'
         )
+}
+
+/// Judges a text of a request before its field's own rule does: it must not hold a credential, invisible characters, or control characters other than
+/// blanks and line ends. Fields that are meant to hold a credential are not judged. Stored texts are not either, so that a new rule leaves them readable.
+pub fn check_text(text: &str) -> Result<(), Invalid> {
+    let is_control = |character: char| character.is_control() && !matches!(character, '\t' | '\n' | '\r');
+    // Almost every text is ASCII, where nothing is invisible.
+    let is_unreadable = if text.is_ascii() {
+        text.bytes().any(|byte| is_control(byte.into()))
+    } else {
+        text.chars().any(is_control) || holds_invisible(text)
+    };
+    if is_unreadable {
+        return Err(UNREADABLE);
+    }
+    if finds_secret(text) { Err(HOLDS_SECRET) } else { Ok(()) }
+}
+
+/// Refuses a text that holds a credential.
+pub(super) const HOLDS_SECRET: Invalid =
+    Invalid::new("must not hold a key, token or password: it is stored and shown. Revoke what you sent");
+
+/// Whether a text holds an invisible character where no script or emoji needs it. Joiners may stand inside a word of a script that joins its letters and
+/// inside an emoji; between other letters they show nothing, so two names could look alike.
+fn holds_invisible(text: &str) -> bool {
+    let mut before = None;
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        let joins = |neighbour: Option<&char>| neighbour.is_some_and(|neighbour| is_joined(*neighbour));
+        let hidden = match character {
+            '\u{200C}' | '\u{200D}' => !joins(before.as_ref()) || !joins(characters.peek()),
+            // Judged by their own rule, which differs from field to field.
+            control if control.is_control() => false,
+            other => is_unreadable(other),
+        };
+        if hidden {
+            return true;
+        }
+        if character != '\u{FE0F}' {
+            before = Some(character);
+        }
+    }
+    false
+}
+
+/// Whether a joiner beside this character can be seen: letters and marks of the scripts of Western, South and Southeast Asia and of Mongolia, and emoji.
+fn is_joined(character: char) -> bool {
+    let script = matches!(
+        character,
+        '\u{600}'..='\u{109F}' | '\u{1700}'..='\u{18AF}' | '\u{1900}'..='\u{1CFF}' | '\u{A800}'..='\u{ABFF}' | '\u{FB50}'..='\u{FDFF}'
+            | '\u{FE70}'..='\u{FEFC}' | '\u{10A00}'..='\u{11FFF}' | '\u{1E900}'..='\u{1E95F}'
+    );
+    (script && !is_unreadable(character) && !character.is_whitespace())
+        || matches!(character, '\u{2190}'..='\u{2BFF}' | '\u{1F000}'..='\u{1FAFF}')
 }
 
 /// Whether a character can be seen by itself: a text needs one at least. Not so blanks, the empty Braille pattern and variation selectors.
@@ -145,6 +201,47 @@ mod tests {
         }
         for text in ["\u{FE0F}", " \u{FE00}", "\u{2800}", "\u{3000}"] {
             assert!(Name::try_from(text.to_owned()).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn joiners_stand_where_they_join() {
+        for text in [
+            "می\u{200C}خواهم",
+            "क्\u{200D}ष",
+            "\u{1F468}\u{200D}\u{1F469}\u{200D}\u{1F467}",
+            "\u{2764}\u{FE0F}\u{200D}\u{1F525}",
+            "\u{1F3F3}\u{FE0F}\u{200D}\u{1F308} crew",
+            "\u{1F9D1}\u{1F3FD}\u{200D}\u{1F680}",
+        ] {
+            assert!(Name::try_from(text.to_owned()).is_ok() && check_text(text).is_ok(), "{text:?}");
+        }
+        for text in [
+            "\u{200C}می",
+            "می\u{200D}",
+            "می\u{200C}\u{200C}خواهم",
+            "می\u{200C} خواهم",
+            "ad\u{200D}min",
+            "é\u{200C}é",
+            "東\u{200D}京",
+            "\u{1F468}\u{200D}",
+            "\u{FE0F}\u{200D}\u{1F525}",
+            "می\u{200B}خواهم",
+        ] {
+            assert!(Name::try_from(text.to_owned()).is_err() && check_text(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn every_text_is_checked_for_what_it_hides() {
+        for text in ["", "two\nlines\r\n\tof text", "Łódź 東京 \u{1F511}", "kt_live_AbC123"] {
+            assert_eq!(check_text(text), Ok(()), "{text:?}");
+        }
+        for text in ["a\0b", "\u{1b}[31m", "a\u{7f}", "a\u{85}b", "a\u{202e}b", "a\u{feff}b", "é\0"] {
+            assert_eq!(check_text(text), Err(UNREADABLE), "{text:?}");
+        }
+        for secret in crate::domain::secret_examples() {
+            assert_eq!(check_text(&format!("für {secret}")), Err(HOLDS_SECRET), "{secret}");
         }
     }
 
