@@ -54,7 +54,11 @@ impl Route for WebhookEndpointsCreate {
         let endpoint = WebhookEndpoint::new(id, url, description.clone(), event_types.clone(), call.now);
         let secret = WebhookSecret::generate(&*app.entropy);
         let answer = Answer::created(&Output {
-            webhook_endpoint: WebhookEndpointResource::of(endpoint.clone(), Failing::default()),
+            webhook_endpoint: WebhookEndpointResource::of(
+                endpoint.clone(),
+                Failing::default(),
+                call.caller.principal.scopes,
+            ),
             secret: Revealed::new(secret.expose()),
         })?;
         let ring = app.secrets.ring(Ring::SealingWebhooks).await?;

@@ -31,6 +31,8 @@ impl Route for WebhookEndpointsGet {
             app.store.failing_webhook_endpoint(organization, call.path),
         )?;
         let endpoint = endpoint.ok_or(Error::NotFound)?;
-        Answer::ok(&Output { webhook_endpoint: WebhookEndpointResource::of(endpoint, failing) })
+        Answer::ok(&Output {
+            webhook_endpoint: WebhookEndpointResource::of(endpoint, failing, call.caller.principal.scopes),
+        })
     }
 }

@@ -55,7 +55,7 @@ impl Route for WebhookEndpointsRotateSecret {
         let mut secrets = open(app, place, &before).await?;
         let secret = WebhookSecret::generate(&*app.entropy);
         let answer = Answer::created(&Output {
-            webhook_endpoint: WebhookEndpointResource::of(endpoint.clone(), failing),
+            webhook_endpoint: WebhookEndpointResource::of(endpoint.clone(), failing, call.caller.principal.scopes),
             secret: Revealed::new(secret.expose()),
         })?;
         let ends_at = call.now.plus(call.body.grace_seconds.unwrap_or_default().get());

@@ -2,7 +2,7 @@
 
 use karta_shared::{
     App,
-    domain::{Event, EventType, Id},
+    domain::{Event, EventType, Id, ScopeSet},
     http::{
         Admin, Answer, Call, DeliveryResource, Error, NewAuditEvent, NoFields, NoQuery, Route, WebhookEndpointResource,
         demand_enabled,
@@ -39,7 +39,7 @@ impl Route for WebhookEndpointsTest {
         )?;
         let endpoint = endpoint.ok_or(Error::NotFound)?;
         demand_enabled(&endpoint)?;
-        let data = json!({ "webhook_endpoint": WebhookEndpointResource::of(endpoint, failing) });
+        let data = json!({ "webhook_endpoint": WebhookEndpointResource::of(endpoint, failing, ScopeSet::NONE) });
         let event = call.event(app, organization, EventType::Ping, &data)?;
         let delivery = DeliveryResource::expected(&event, call.caller.principal.scopes);
         let mut transaction = app.store.transaction();

@@ -68,6 +68,8 @@ impl Route for WebhookEndpointsUpdate {
         }
         let revived = endpoint.is_enabled() && !before.is_enabled();
         let failing = if revived { Failing::default() } else { failing };
-        Answer::ok(&Output { webhook_endpoint: WebhookEndpointResource::of(endpoint, failing) })
+        Answer::ok(&Output {
+            webhook_endpoint: WebhookEndpointResource::of(endpoint, failing, call.caller.principal.scopes),
+        })
     }
 }

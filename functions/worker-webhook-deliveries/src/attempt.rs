@@ -3,8 +3,8 @@ use std::sync::Arc;
 use karta_shared::{
     App,
     domain::{
-        Actor, ActorKind, Attempt, AuditEvent, DisabledReason, Event, EventType, Failing, Id, ResourceRef, Signatures,
-        Timestamp, WebhookEndpoint, next_attempt,
+        Actor, ActorKind, Attempt, AuditEvent, DisabledReason, Event, EventType, Failing, Id, ResourceRef, ScopeSet,
+        Signatures, Timestamp, WebhookEndpoint, next_attempt,
     },
     http::WebhookEndpointResource,
     store::{Lease, Settled, Settlement, StoreError, Transaction, Waiting},
@@ -161,7 +161,7 @@ impl Receiver {
                 request_id: WebhookDeliveries::NAME.to_owned(),
             },
         )?;
-        let webhook_endpoint = WebhookEndpointResource::of(after, lease.failing.once_more(now));
+        let webhook_endpoint = WebhookEndpointResource::of(after, lease.failing.once_more(now), ScopeSet::NONE);
         transaction.announce(&Event {
             id: id(),
             event_type: EventType::WebhookEndpointDisabled,

@@ -10,7 +10,7 @@ use serde::{
     de::{Error as _, IgnoredAny},
 };
 
-use super::{Invalid, ServiceTokens};
+use super::{Invalid, ServiceTokens, endpoint_url::split_scheme};
 
 const MOST: usize = 20;
 const TOKEN_MIN_BYTES: usize = 32;
@@ -180,7 +180,8 @@ fn checked_plane(name: String, written: WrittenPlane, reach: Reach) -> Result<Da
         return Err(DataPlanesError::FieldUnknown(name));
     }
     let url = url.expose_secret();
-    Ok(DataPlane { url: url.strip_suffix('/').unwrap_or(url).to_owned(), name, token })
+    // Scheme, host and port, and nothing that case means something in.
+    Ok(DataPlane { url: url.strip_suffix('/').unwrap_or(url).to_ascii_lowercase(), name, token })
 }
 
 fn check_token(token: &str) -> Result<(), Invalid> {
@@ -196,9 +197,8 @@ fn check_token(token: &str) -> Result<(), Invalid> {
 
 /// Scheme, host and port in a notation that every reader of URLs understands alike, and nothing after them.
 fn check_url(url: &str, reach: Reach) -> Result<(), Invalid> {
-    let (authority, secure) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
-        (Some(rest), _) => (rest, true),
-        (None, Some(rest)) if reach == Reach::Loopback => (rest, false),
+    let (secure, authority) = match split_scheme(url) {
+        Some((secure, rest)) if secure || reach == Reach::Loopback => (secure, rest),
         _ => return Err(Invalid::new("must start with https://")),
     };
     let authority = authority.strip_suffix('/').unwrap_or(authority);
@@ -219,7 +219,7 @@ fn check_url(url: &str, reach: Reach) -> Result<(), Invalid> {
         return Err(Invalid::new("must have a host name or an address as its host"));
     }
     let address = address.flatten().map(IpAddr::V6).or_else(|| host.parse().ok());
-    if secure || host == "localhost" || address.is_some_and(|address| address.is_loopback()) {
+    if secure || host.eq_ignore_ascii_case("localhost") || address.is_some_and(|address| address.is_loopback()) {
         Ok(())
     } else {
         Err(Invalid::new("must start with https://, unless it is on loopback"))
@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn every_data_plane_has_its_url_and_its_own_token() {
-        let us = json!({ "url": "https://us.example.com:8443/", "token": token("b") });
+        let us = json!({ "url": "HTTPS://US.Example.com:8443/", "token": token("b") });
         let planes = parsed(&json!({ "us": us, "eu": at("https://eu.example.com")["eu"] })).unwrap();
         let planes: Vec<_> = planes.iter().map(|plane| (plane.name(), plane.url(), plane.expose_token())).collect();
         let (a, b) = (token("a"), token("b"));
@@ -334,7 +334,7 @@ mod tests {
             "",
             "https://",
             "https:///",
-            "HTTPS://eu.example.com",
+            "HTTP://eu.example.com",
             "ftp://eu.example.com",
             "http://eu.example.com",
             "http://127.0.0.1:8080",

@@ -52,12 +52,12 @@ impl TryFrom<String> for EndpointUrl {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
-        let Outline { behind, .. } = Outline::judged(&text, Reach::Public)?;
-        if behind.contains('?') {
+        let outline = Outline::judged(&text, Reach::Public)?;
+        if outline.behind.contains('?') {
             // Paths are put behind it; and a query is where keys are put, which would be shown and audited.
             return Err(Invalid::new("must not have a query"));
         }
-        Ok(Self(text))
+        Ok(Self(outline.normalised(&text)))
     }
 }
 
@@ -69,7 +69,7 @@ pub(super) struct Outline<'a> {
     pub(super) host: &'a str,
     port: Option<&'a str>,
     /// Path and query.
-    behind: &'a str,
+    pub(super) behind: &'a str,
 }
 
 impl<'a> Outline<'a> {
@@ -99,10 +99,15 @@ impl<'a> Outline<'a> {
         }
     }
 
+    /// The URL that this is the outline of, with scheme and host in lower case (RFC 3986 §6.2.2.1).
+    pub(super) fn normalised(&self, text: &str) -> String {
+        let (start, behind) = text.split_at(text.len() - self.behind.len());
+        start.to_ascii_lowercase() + behind
+    }
+
     fn read(text: &'a str, reach: Reach) -> Result<Self, Invalid> {
-        let (secure, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
-            (Some(rest), _) => (true, rest),
-            (None, Some(rest)) if reach == Reach::Loopback => (false, rest),
+        let (secure, rest) = match split_scheme(text) {
+            Some((secure, rest)) if secure || reach == Reach::Loopback => (secure, rest),
             _ => return Err(Invalid::new("must start with https://")),
         };
         if rest.contains('#') {
@@ -118,6 +123,13 @@ impl<'a> Outline<'a> {
         let (host, port) = authority.split_at(port_at.unwrap_or(authority.len()));
         Ok(Self { secure, host, port: port.strip_prefix(':'), behind })
     }
+}
+
+/// Splits `https://` or `http://`, in any case (RFC 3986 §3.1), from the rest of a URL. True is `https`.
+pub(super) fn split_scheme(text: &str) -> Option<(bool, &str)> {
+    let (scheme, rest) = text.split_once("://")?;
+    let is = |name: &str| scheme.eq_ignore_ascii_case(name);
+    (is("https") || is("http")).then(|| (is("https"), rest))
 }
 
 /// Whether a host is loopback by its text alone: an address in its one usual notation, or the one name.
@@ -164,15 +176,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_public_https_url_is_kept_as_it_was_written() {
-        for text in [
-            "https://api.example.com",
-            "https://api.example.com/v1/messages",
-            "https://API.Example.COM:443/",
-            "https://xn--bcher-kva.example.com/",
-            "https://api.example.com/a@b:c",
+    fn scheme_and_host_are_kept_in_lower_case() {
+        for (text, kept) in [
+            ("https://api.example.com", "https://api.example.com"),
+            ("https://api.example.com/v1/messages", "https://api.example.com/v1/messages"),
+            ("https://API.Example.COM:443/", "https://api.example.com:443/"),
+            ("HTTPS://EXAMPLE.NET/k", "https://example.net/k"),
+            ("hTTps://Api.Example.com", "https://api.example.com"),
+            ("https://Api.Example.com/Path/A%2Fb", "https://api.example.com/Path/A%2Fb"),
+            ("https://xn--bcher-kva.example.com/", "https://xn--bcher-kva.example.com/"),
+            ("https://api.example.com/a@b:c", "https://api.example.com/a@b:c"),
         ] {
-            assert_eq!(EndpointUrl::try_from(text.to_owned()).unwrap().as_str(), text);
+            assert_eq!(EndpointUrl::try_from(text.to_owned()).unwrap().as_str(), kept);
         }
     }
 
@@ -201,7 +216,8 @@ mod tests {
         ("api.example.com/v1", SCHEME),
         ("//api.example.com/v1", SCHEME),
         ("http://api.example.com", SCHEME),
-        ("HTTPS://api.example.com", SCHEME),
+        ("HTTP://api.example.com", SCHEME),
+        ("HTTPS:api.example.com", SCHEME),
         ("https:api.example.com", SCHEME),
         ("https:/api.example.com", SCHEME),
         ("ftp://api.example.com", SCHEME),

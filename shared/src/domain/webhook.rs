@@ -109,9 +109,11 @@ impl WebhookEndpoint {
     }
 
     fn changed_since(&mut self, before: &Self) -> Changes {
+        // Another query is another URL, though both look alike in the audit log.
+        let moved = before.url != self.url;
         let pairs = before.audited().into_iter().zip(self.audited());
         let changes: Changes = pairs
-            .filter(|((_, before), (_, after))| before != after)
+            .filter(|((field, before), (_, after))| before != after || (moved && field == "url"))
             .map(|((field, before), (_, after))| (field, Change { before, after }))
             .collect();
         if !changes.is_empty() {
@@ -122,7 +124,7 @@ impl WebhookEndpoint {
 
     fn audited(&self) -> [(String, Value); 5] {
         [
-            ("url", self.url.as_str().into()),
+            ("url", self.url.without_query().as_str().into()),
             ("description", self.description.as_ref().map(Name::as_str).into()),
             ("event_types", Value::list(self.event_types.iter())),
             ("enabled", self.is_enabled().into()),

@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     Invalid, Reach,
     endpoint_url::{Outline, is_loopback},
+    name::HOLDS_SECRET,
+    secret_shape::{finds_own_secret, finds_secret},
 };
 
 /// Where a webhook endpoint's deliveries go: `https`, a public DNS name, port 443, no credentials, no fragment. A query may stand, as receivers put
@@ -19,7 +21,20 @@ pub struct WebhookUrl(String);
 impl WebhookUrl {
     /// Judges by text alone. Under [`Reach::Loopback`] loopback (`127.0.0.0/8`, `[::1]`, `localhost`) may also be `http` and on any port.
     pub fn parse(text: &str, reach: Reach) -> Result<Self, Invalid> {
-        Outline::judged(text, reach).map(|_| Self(text.to_owned()))
+        let outline = Outline::judged(text, reach)?;
+        // Receivers put keys of their own into the query, which is shown to nobody else; ours belong nowhere.
+        let path = outline.behind.split('?').next().unwrap_or_default();
+        if finds_secret(outline.host) || finds_secret(path) || finds_own_secret(text) {
+            return Err(HOLDS_SECRET);
+        }
+        Ok(Self(outline.normalised(text)))
+    }
+
+    /// The URL as everybody but an organization's admins may see it: a query becomes `?redacted`.
+    #[must_use]
+    pub fn without_query(&self) -> Self {
+        let (start, query) = self.0.split_once('?').map_or((&*self.0, false), |(start, _)| (start, true));
+        Self(format!("{start}{}", if query { "?redacted" } else { "" }))
     }
 
     /// Judges what the store kept as [`parse`](Self::parse) would today.
@@ -64,12 +79,27 @@ mod tests {
     fn a_query_stands_and_debug_shows_the_host_alone() {
         for reach in [Reach::Public, Reach::Loopback] {
             let url = WebhookUrl::parse("https://Hooks.example.com/T000/s3cret?id=s3cret/1", reach).unwrap();
-            assert_eq!(url.as_str(), "https://Hooks.example.com/T000/s3cret?id=s3cret/1");
+            assert_eq!(url.as_str(), "https://hooks.example.com/T000/s3cret?id=s3cret/1");
+            assert_eq!(url.without_query().as_str(), "https://hooks.example.com/T000/s3cret?redacted");
             assert_eq!(format!("{url:?}"), r#"WebhookUrl("hooks.example.com")"#);
             assert!(!url.is_loopback());
         }
         // A name that carries an address is a name: what it resolves to is judged at delivery.
         assert!(WebhookUrl::parse("https://127.0.0.1.nip.io/", Reach::Public).is_ok());
+    }
+
+    #[test]
+    fn only_the_query_holds_a_foreign_key() {
+        let parse = |text: &str| WebhookUrl::parse(text, Reach::Public);
+        let google = format!("AIza{}", "7QxW9z3RkT5mVb2NpL8c".repeat(2));
+        assert!(parse(&format!("https://chat.example.com/v1/spaces/A?key={google}")).is_ok());
+        assert_eq!(parse(&format!("https://chat.example.com/v1/{google}")), Err(HOLDS_SECRET));
+        let ours = format!("kt_live_{}", "7QxW9z3RkT5mVb2NpL8c".repeat(2));
+        for text in [format!("https://example.com/{ours}"), format!("https://example.com/?k={ours}")] {
+            assert_eq!(parse(&text), Err(HOLDS_SECRET));
+        }
+        let url = parse("HTTPS://EXAMPLE.NET/K").unwrap();
+        assert_eq!((url.as_str(), url.without_query().as_str()), ("https://example.net/K", "https://example.net/K"));
     }
 
     #[test]
@@ -80,7 +110,7 @@ mod tests {
             "http://127.255.255.254:1/",
             "https://127.0.0.1:8443/",
             "http://localhost:65535/",
-            "http://LOCALHOST/",
+            "HTTP://LOCALHOST/",
             "https://localhost/",
             "http://[::1]:8080/",
             "http://[::1]",

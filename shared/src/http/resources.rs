@@ -151,6 +151,7 @@ impl From<ModelKey> for ModelKeyResource {
 #[schema(as = WebhookEndpoint)]
 pub struct WebhookEndpointResource {
     pub id: Id,
+    /// For a key without `admin`, and in events, a query is shown as `?redacted`.
     pub url: WebhookUrl,
     pub description: Option<Name>,
     pub event_types: EventTypes,
@@ -163,11 +164,12 @@ pub struct WebhookEndpointResource {
 }
 
 impl WebhookEndpointResource {
-    pub fn of(endpoint: WebhookEndpoint, failing: Failing) -> Self {
+    /// As a caller with these scopes may see it. Receivers put keys into a URL's query.
+    pub fn of(endpoint: WebhookEndpoint, failing: Failing, scopes: ScopeSet) -> Self {
         Self {
             enabled: endpoint.is_enabled(),
             id: endpoint.id,
-            url: endpoint.url,
+            url: if scopes.contains(Scope::Admin) { endpoint.url } else { endpoint.url.without_query() },
             description: endpoint.description,
             event_types: endpoint.event_types,
             disabled_reason: endpoint.disabled_reason,

@@ -180,7 +180,7 @@ async fn this_service_is_no_receiver_of_its_own_events() {
 #[tokio::test(flavor = "multi_thread")]
 async fn in_a_patch_absent_keeps_and_null_clears_what_may_be_empty() {
     let (world, clock) = World::start_at_noon().await;
-    let body = json!({ "url": URL, "event_types": ["ping"], "description": "Billing" });
+    let body = json!({ "url": "https://hooks.example.com/", "event_types": ["ping"], "description": "Billing" });
     let mut endpoint = world.post(ROUTE, body).send().await.expect(201)["webhook_endpoint"].take();
     let path = path(&endpoint);
     for (patch, changed) in [
@@ -327,8 +327,43 @@ async fn a_deleted_endpoint_is_gone_with_its_secrets() {
     let told = world.audited("webhook_endpoint.deleted").await;
     assert_eq!(told.len(), 1);
     assert_eq!(told[0]["resource"], json!({ "kind": "webhook_endpoint", "id": endpoint["id"] }));
-    assert_eq!(told[0]["changes"]["url"], json!({ "before": URL, "after": null }));
+    assert_eq!(
+        told[0]["changes"]["url"],
+        json!({ "before": "https://hooks.example.com/T000?redacted", "after": null })
+    );
     Tables::of(&world).await.assert_whole();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_admins_see_a_query() {
+    let (world, _clock) = World::start_at_noon().await;
+    let hidden = json!("https://hooks.example.com/T000?redacted");
+    let endpoint = made(&world).await;
+    let path = path(&endpoint);
+    assert_eq!(endpoint["url"], URL);
+    for scopes in [&["read"][..], &["read", "write"], &["read", "admin"]] {
+        let (_, token) = world.key(scopes).await;
+        let shown = if scopes.contains(&"admin") { json!(URL) } else { hidden.clone() };
+        let one = world.get(&path).bearer(&token).send().await.expect(200);
+        let all = world.get(ROUTE).bearer(&token).send().await.expect(200);
+        assert_eq!(
+            (&one["webhook_endpoint"]["url"], &all["webhook_endpoints"][0]["url"]),
+            (&shown, &shown),
+            "{scopes:?}"
+        );
+    }
+    // Another query is another URL, and both look alike where everybody sees them.
+    let moved = json!({ "url": "HTTPS://Hooks.Example.com/T000?team=8" });
+    let changed = world.patch(&path, moved.clone()).send().await.expect(200);
+    assert_eq!(changed["webhook_endpoint"]["url"], "https://hooks.example.com/T000?team=8");
+    world.patch(&path, moved).send().await.expect(200);
+    let told = world.audited("webhook_endpoint.updated").await;
+    assert_eq!(told.len(), 1, "the same URL again changes nothing");
+    assert_eq!(told[0]["changes"], json!({ "url": { "before": hidden, "after": hidden } }));
+    world.post(&format!("{path}/test"), json!({})).send().await.expect(202);
+    world.delete(&path).send().await.expect(204);
+    let told = Value::from([world.audit_events().await, world.outbox("EVT").await].concat()).to_string();
+    assert!(told.contains("T000?redacted") && !told.contains("team="), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
