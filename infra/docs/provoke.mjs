@@ -141,6 +141,8 @@ const CASES = {
     return scene.call("POST", "/v1/webhook_endpoints", { bearer, body: { url: "https://hooks.example.com/", event_types: ["*"] } });
   },
   "413 body_too_large": (scene) => scene.call("POST", "/v1/api_keys", { raw: " ".repeat(65_537) }),
+  "415 unsupported_encoding": (scene) =>
+    scene.call("POST", "/v1/api_keys", { headers: { "content-encoding": "gzip" }, raw: "{}" }),
   "422 validation_failed": (scene) => scene.call("POST", "/v1/api_keys", { body: { scopes: ["read"] } }),
   async "422 idempotency_mismatch"(scene) {
     const headers = { "idempotency-key": "once" };

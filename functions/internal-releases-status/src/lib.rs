@@ -7,7 +7,7 @@ mod tidy;
 use karta_shared::{
     App,
     domain::{BuildLog, CacheEffect, Id, ImageRef, LogGeneration, ReleaseStatus, Report, TemplatePath},
-    http::{Answer, Call, Error, Internal, NewAuditEvent, NoQuery, ReleaseResource, Releases, Route},
+    http::{Answer, Call, Error, Internal, NewAuditEvent, NoQuery, Received, ReleaseResource, Releases, Route},
     telemetry,
 };
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct Input {
     status: ReleaseStatus,
-    build_log: Option<String>,
+    /// As it came: builds print what they were given.
+    build_log: Option<Received>,
     template_path: Option<TemplatePath>,
     image_ref: Option<ImageRef>,
 }
@@ -82,7 +83,7 @@ impl Route for InternalReleasesStatus {
 fn report(input: &Input) -> Report {
     Report {
         status: input.status,
-        log: input.build_log.as_deref().map(|log| BuildLog::of(&telemetry::scrub(log))),
+        log: input.build_log.as_ref().map(|log| BuildLog::of(&telemetry::scrub(log.expose()))),
         template_path: input.template_path.clone(),
         image_ref: input.image_ref.clone(),
     }

@@ -6,15 +6,14 @@ use karta_shared::{
         COUNTED_AHEAD, COUNTED_LATE, Id, ModelId, Prefix, PriceTable, Quantity, Reference, Timestamp, UsageEvent,
         UsageKind,
     },
-    http::{Error, read_object},
+    http::{Each, Error},
     store::KeyOwner,
     together::together,
 };
 use serde::Deserialize;
-use serde_json::Value;
 
 /// An event as a data plane reports it.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Reported {
     api_key_id: Option<Id>,
@@ -30,12 +29,9 @@ pub(crate) struct Reported {
 }
 
 impl Reported {
-    /// Reads an event, or says what is wrong with it.
-    pub(crate) fn read(event: &Value, now: Timestamp) -> Result<Self, String> {
-        let event: Self = read_object(event).map_err(|error| match error {
-            Error::Invalid { message, .. } => message,
-            _ => "The event cannot be read".to_owned(),
-        })?;
+    /// The event, or what is wrong with it.
+    pub(crate) fn judged(Each(event): &Each<Self>, now: Timestamp) -> Result<Self, String> {
+        let event = event.clone()?;
         if event.api_key_id.is_none() && event.api_key_prefix.is_none() {
             return Err("api_key_id or api_key_prefix is required".to_owned());
         }

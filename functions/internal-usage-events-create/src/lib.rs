@@ -8,11 +8,10 @@ use std::collections::BTreeMap;
 use karta_shared::{
     App,
     domain::{Id, UsageEvent},
-    http::{Answer, Call, Error, Internal, NoQuery, ReportUsage, Route},
+    http::{Answer, Call, Each, Error, Internal, NoQuery, ReportUsage, Route},
     store::Ingested,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::{
     count::count,
@@ -26,7 +25,7 @@ const MODELS_NAMED: usize = 10;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
-    events: Vec<Value>,
+    events: Vec<Each<Reported>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -61,7 +60,7 @@ impl Route for InternalUsageEventsCreate {
         if events.len() > EVENTS_AT_MOST {
             return Err(Error::invalid("events", "must hold at most 1000 events: send the rest in another batch"));
         }
-        let reported: Vec<_> = events.iter().map(|event| Reported::read(event, call.now)).collect();
+        let reported: Vec<_> = events.iter().map(|event| Reported::judged(event, call.now)).collect();
         let directory = Directory::of(app, reported.iter().flatten()).await?;
 
         let mut by_organization: BTreeMap<Id, Vec<UsageEvent>> = BTreeMap::new();

@@ -24,6 +24,7 @@ pub struct StripeEventsCreate;
 impl Route for StripeEventsCreate {
     const NAME: &'static str = "stripe-events-create";
     const BODY_MAX: usize = 1024 * 1024;
+    const ANY_TEXT: bool = true;
     type Access = Stripe;
     type Path = ();
     type Query = NoQuery;

@@ -2,6 +2,7 @@
 
 use karta_shared::domain::{
     Invalid, Plan, StripeId, Subscription, SubscriptionBefore, SubscriptionStatus, SubscriptionStep, Timestamp,
+    check_text,
 };
 use serde::Deserialize;
 
@@ -97,10 +98,11 @@ impl Items {
 }
 
 impl Item {
-    /// The operator's own name for what was bought: the price's lookup key, else its nickname. One that is no plan's name is passed over.
+    /// The operator's own name for what was bought: the price's lookup key, else its nickname. One that is no plan's name, or holds a credential, is passed over.
     fn plan(&self) -> Option<Plan> {
         let price = self.price.as_ref()?;
-        [&price.lookup_key, &price.nickname].into_iter().flatten().find_map(|name| name.clone().try_into().ok())
+        let names = [&price.lookup_key, &price.nickname].into_iter().flatten();
+        names.filter(|name| check_text(name).is_ok()).find_map(|name| name.clone().try_into().ok())
     }
 }
 

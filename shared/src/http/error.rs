@@ -31,6 +31,8 @@ pub enum Error {
     BodyTooLarge {
         limit: usize,
     },
+    /// The body is compressed or otherwise encoded.
+    UnsupportedEncoding,
     /// `message` is a whole sentence that names the field and what would be right. Never the value.
     Invalid {
         field: String,
@@ -85,6 +87,7 @@ impl Error {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MalformedJson(_) | Self::BadRequest { .. } => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Invalid { .. } | Self::KeyRejected { .. } | Self::IdempotencyMismatch => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
@@ -107,6 +110,10 @@ impl Error {
             Self::BodyTooLarge { limit } => {
                 json!({"error": "body_too_large", "message": format!("The body must be at most {limit} bytes")})
             }
+            Self::UnsupportedEncoding => json!({
+                "error": "unsupported_encoding",
+                "message": "The body must be sent as it is: leave out Content-Encoding",
+            }),
             Self::Invalid { field, message } => {
                 json!({"error": "validation_failed", "message": message, "field": field})
             }

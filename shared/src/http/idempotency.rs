@@ -4,7 +4,7 @@
 //! transaction fails on the record, its handler runs again, and finds the answer to give. The keys that seal the answer and mark the
 //! request come from the caller's bearer token and idempotency key, which are not kept: a stolen table opens nothing.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use aws_lc_rs::{constant_time, digest};
 use base64::{
@@ -13,10 +13,8 @@ use base64::{
 };
 use http::{HeaderMap, StatusCode};
 use secrecy::ExposeSecret;
-use serde::{Serialize, Serializer};
-use serde_json::Value;
 
-use super::{Access, Agent, Answer, Call, Error, Route, call::Origin};
+use super::{Access, Agent, Answer, Call, Error, Route, call::Origin, json::Json};
 use crate::{
     app::App,
     domain::Id,
@@ -50,7 +48,7 @@ impl IdempotencyKey {
         agent: &dyn Agent,
         origin: &Origin,
         place: &str,
-        body: &Value,
+        body: &Json<'_>,
     ) -> Result<Option<Self>, Error> {
         let mut sent = headers.get_all(HEADER).iter();
         let Some(header) = sent.next() else {
@@ -70,7 +68,7 @@ impl IdempotencyKey {
             hash.update(part);
         }
         let mac = sealing::derive_mac_key(bearer, key, b"karta idempotency fingerprint");
-        let body = serde_json::to_vec(&Canonical(body)).map_err(|error| Error::Internal(error.to_string()))?;
+        let body = serde_json::to_vec(body).map_err(|error| Error::Internal(error.to_string()))?;
         Ok(Some(Self {
             hash: BASE64_URL_SAFE_NO_PAD.encode(hash.finish()),
             seal: sealing::derive_key(bearer, key, b"karta idempotency answer"),
@@ -80,23 +78,6 @@ impl IdempotencyKey {
 
     fn fingerprint(&self) -> String {
         BASE64_STANDARD_NO_PAD.encode(self.fingerprint)
-    }
-}
-
-/// JSON with the fields of every object in order. `serde_json` itself keeps them so only while no crate of the build asks it to keep
-/// theirs.
-struct Canonical<'a>(&'a Value);
-
-impl Serialize for Canonical<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.0 {
-            Value::Object(fields) => {
-                let sorted: BTreeMap<_, _> = fields.iter().map(|(name, value)| (name, Canonical(value))).collect();
-                serializer.collect_map(sorted)
-            }
-            Value::Array(items) => serializer.collect_seq(items.iter().map(Canonical)),
-            plain => plain.serialize(serializer),
-        }
     }
 }
 

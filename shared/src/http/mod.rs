@@ -13,7 +13,9 @@ mod caller;
 pub mod cursor;
 mod error;
 mod idempotency;
+mod json;
 mod query;
+mod reader;
 mod resources;
 mod route;
 mod schema;
@@ -27,12 +29,13 @@ pub use self::{
         Provision, Public, Read, Releases, ReportUsage, Validate, Write,
     },
     answer::{Answer, Revealed, Verbatim},
-    body::{NoBody, NoFields, Received, present, read as read_object},
+    body::{NoBody, NoFields, Received, present},
     call::Call,
     caller::{BadContext, Caller},
     error::Error,
     idempotency::Reveals,
     query::{AnyQuery, Commas, Days, IdParameter, Limit, NoQuery},
+    reader::{Each, read_object},
     resources::{
         AgentProjectResource, ApiKeyResource, AuditEventResource, BudgetResource, DeliveryResource, ModelKeyResource,
         OrganizationResource, ReleaseResource, UsageResource, WebhookEndpointResource,

@@ -1,16 +1,19 @@
 //! Query parameters, read by the same rules as bodies: strictly, with a sentence about what is wrong.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use lambda_http::aws_lambda_events::query_map::QueryMap;
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeOwned, Error as _, IntoDeserializer},
+    de::{DeserializeOwned, IntoDeserializer},
 };
-use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::{Error, body};
+use super::{
+    Error,
+    json::Json,
+    reader::{self, Texts},
+};
 use crate::domain::{Id, Invalid};
 
 /// The query of a route that takes none.
@@ -100,21 +103,22 @@ impl<T> Default for Commas<T> {
 impl<'de, T: DeserializeOwned> Deserialize<'de> for Commas<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let item = |word: &str| T::deserialize(word.into_deserializer());
-        let items: Result<Vec<T>, serde::de::value::Error> = text.split(',').map(item).collect();
-        items.map(Self).map_err(D::Error::custom)
+        let item = |word: &str| T::deserialize(IntoDeserializer::<D::Error>::into_deserializer(word));
+        text.split(',').map(item).collect::<Result<_, _>>().map(Self)
     }
 }
 
 /// Reads the parameters; each may be given once.
 pub(super) fn read<T: DeserializeOwned>(parameters: Option<&QueryMap>) -> Result<T, Error> {
-    let mut object = Map::new();
+    let mut object: Vec<(Cow<'_, str>, Json<'_>)> = Vec::new();
     for (name, value) in parameters.into_iter().flat_map(QueryMap::iter) {
-        if object.insert(name.to_owned(), Value::from(value)).is_some() {
-            return Err(Error::invalid(&body::shown(name), "must be given once"));
+        if object.iter().any(|(given, _)| given == name) {
+            return Err(Error::invalid(&reader::shown(name), "must be given once"));
         }
+        object.push((name.into(), Json::Text(value.into())));
     }
-    body::read_as("parameter", &Value::Object(object))
+    // Parameters are looked for and not stored.
+    reader::read("parameter", &Json::Object(object), Texts::Any)
 }
 
 #[cfg(test)]

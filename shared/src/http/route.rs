@@ -29,6 +29,8 @@ pub trait Route: Sized + Send + Sync + 'static {
     const IDEMPOTENT: bool = false;
     /// Whether an empty body stands for `{}`.
     const BODY_MAY_BE_EMPTY: bool = false;
+    /// Whether the body's texts may hold anything, credentials too: it is another service's, and what is stored of it is checked on its own.
+    const ANY_TEXT: bool = false;
     /// The status of an answer that is no error.
     const STATUS: u16 = 200;
     /// What such an answer is: JSON, unless the handler says so.

@@ -12,13 +12,19 @@ use lambda_http::{
     request::RequestContext,
     service_fn,
 };
-use secrecy::SecretString;
-use serde_json::{Value, json};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{
-    Access, Agent, Answer, Call, Caller, Error, FromPath, Presented, Route, access, access::Signed, body, call::Origin,
-    error, idempotency::IdempotencyKey, query,
+    Access, Agent, Answer, Call, Caller, Error, FromPath, Presented, Route, access,
+    access::Signed,
+    call::Origin,
+    error,
+    idempotency::IdempotencyKey,
+    json::{self, Json},
+    query,
+    reader::{self, Texts},
 };
 use crate::{
     app::{App, Needs},
@@ -84,7 +90,9 @@ async fn judge_and_run<R: Route>(
 
     let query = query::read(request.query_string_parameters_ref())?;
     let json = json_body::<R>(request)?;
-    let body = body::read(&json)?;
+    let bearer = origin.bearer.as_ref().map(ExposeSecret::expose_secret);
+    let texts = if R::ANY_TEXT { Texts::Any } else { Texts::Checked { bearer } };
+    let body = reader::read("field", &json, texts)?;
     let idempotency = idempotency_key::<R>(request, R::Access::agent(&caller), origin, &json)?;
     let path = R::Path::from_path(variables.unwrap_or(&QueryMap::default())).ok_or(Error::NotFound)?;
 
@@ -107,23 +115,28 @@ fn up_to(longest: Duration, app: &App) -> Duration {
     longest * u32::from(random[0]) / u32::from(u8::MAX)
 }
 
-fn json_body<R: Route>(request: &Request) -> Result<Value, Error> {
+fn json_body<R: Route>(request: &Request) -> Result<Json<'_>, Error> {
     let bytes = request.body().as_ref();
     let reads_none = matches!(*request.method(), Method::GET | Method::DELETE);
     if reads_none || (R::BODY_MAY_BE_EMPTY && bytes.is_empty()) {
-        return Ok(json!({}));
+        return Ok(Json::Object(Vec::new()));
+    }
+    let mut encodings = request.headers().get_all(header::CONTENT_ENCODING).iter();
+    // A word that says that there is none.
+    if encodings.any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err(Error::UnsupportedEncoding);
     }
     if bytes.len() > R::BODY_MAX {
         return Err(Error::BodyTooLarge { limit: R::BODY_MAX });
     }
-    body::parse(bytes)
+    json::parse(bytes)
 }
 
 fn idempotency_key<R: Route>(
     request: &Request,
     agent: Option<&dyn Agent>,
     origin: &Origin,
-    body: &Value,
+    body: &Json<'_>,
 ) -> Result<Option<IdempotencyKey>, Error> {
     match agent {
         Some(agent) if R::IDEMPOTENT => {

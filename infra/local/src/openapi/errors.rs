@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 /// How an error is called in the document, its status, when it is answered, and its body but for `request_id`.
-fn table() -> [(&'static str, u16, &'static str, Value); 12] {
+fn table() -> [(&'static str, u16, &'static str, Value); 13] {
     let text = || json!({ "type": "string" });
     let word = |word: &str| json!({ "type": "string", "const": word });
     let told = |error: Value| json!({ "error": error, "message": text() });
@@ -40,6 +40,12 @@ fn table() -> [(&'static str, u16, &'static str, Value); 12] {
             told(json!({ "type": "string", "examples": ["slug_taken", "last_admin_key", "secret_already_revealed"] })),
         ),
         ("BodyTooLarge", 413, "The body is larger than 64 KiB.", told(word("body_too_large"))),
+        (
+            "UnsupportedEncoding",
+            415,
+            "The body has a `Content-Encoding`: send it as it is.",
+            told(word("unsupported_encoding")),
+        ),
         ("Invalid", 422, "Something in the request cannot be what it is: `message` says what would be right.", invalid),
         (
             "RateLimited",

@@ -231,7 +231,7 @@ impl Operation {
         if let Some((schema, required)) = &self.body {
             described["requestBody"] =
                 json!({ "required": required, "content": { "application/json": { "schema": schema } } });
-            errors.extend([400, 413]);
+            errors.extend([400, 413, 415]);
         }
         described["parameters"] = parameters.into();
         let mut responses: BTreeMap<String, Value> =

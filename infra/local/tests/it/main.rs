@@ -24,6 +24,7 @@ mod faults;
 mod forged_tokens;
 mod gateway;
 mod healthz;
+mod hostile;
 mod idempotency;
 mod internal;
 mod lambda_events;

@@ -86,7 +86,7 @@ async fn a_bad_event_is_named_and_sinks_no_other() {
     let key = key_of(&world).await;
     let prefix = world.get("/v1/whoami").send().await.expect(200)["api_key_prefix"].take();
     let bad = [
-        (json!("text"), "The body must be a JSON object"),
+        (json!("text"), "The value must be an object"),
         (with(event(key, "x"), json!({ "quantity": 0 })), "quantity must be a whole number from 1 to 1000000000000"),
         (with(event(key, "x"), json!({ "quantity": -1 })), "quantity must be a whole number, not negative"),
         (with(event(key, "x"), json!({ "quantity": 1.5 })), "quantity must be a whole number, not negative"),

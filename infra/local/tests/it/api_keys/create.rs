@@ -231,7 +231,7 @@ async fn a_field_that_is_wrong_is_named() {
 async fn a_field_that_is_missing_is_named() {
     let world = World::start().await;
     let refusal = world.post(ROUTE, json!({ "scopes": ["read"] })).send().await.refused(422);
-    assert_eq!(refusal, json!({ "error": "validation_failed", "message": "Name is required", "field": "name" }));
+    assert_eq!(refusal, json!({ "error": "validation_failed", "message": "name is required", "field": "name" }));
     assert_eq!(world.post(ROUTE, json!({ "name": "ci" })).send().await.invalid_field(), "scopes");
     for body in [json!([]), json!("ci"), json!(null), json!(7)] {
         assert_eq!(world.post(ROUTE, body).send().await.invalid_field(), "body");

@@ -1,0 +1,942 @@
+//! A tree of JSON into types: a serde deserializer that says in its own words what a field must be.
+//!
+//! It chooses a refusal by the type that a field asks for, reads enumerations from strings only, and checks every text before its type sees it. To read a text that
+//! may hold a secret, deserialize a [`Received`](super::Received).
+
+use std::{
+    borrow::Cow,
+    fmt::{self, Write as _},
+};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{
+        self, DeserializeOwned, DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+        value::StrDeserializer,
+    },
+};
+use serde_json::Value;
+
+use super::{
+    Error,
+    json::{Json, Number, TWICE},
+};
+use crate::{
+    domain::{check_text, finds_secret},
+    telemetry,
+};
+
+const RANGE: &str = "must be a number between -9223372036854775808 and 18446744073709551615";
+const NATURAL: &str = "must be a whole number, not negative";
+const INTEGER: &str = "must be a whole number";
+
+/// Which texts a field takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Texts<'a> {
+    /// Those that hold no credential, neither a known one nor the request's own, and nothing invisible.
+    Checked { bearer: Option<&'a str> },
+    /// Any, since they are another service's, or looked for and not stored.
+    Any,
+}
+
+impl Texts<'_> {
+    fn check(self, text: &str) -> Result<(), Refusal> {
+        let Self::Checked { bearer } = self else { return Ok(()) };
+        check_text(text).map_err(de::Error::custom)?;
+        // A token of any shape; short ones would be part of ordinary words.
+        match bearer.filter(|bearer| bearer.len() >= 16 && text.contains(bearer)) {
+            Some(_) => Err(de::Error::custom("must not hold the credential of the request")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A JSON object as `T`; the first thing that is wrong with it otherwise. For JSON of another service: its texts may hold anything.
+pub fn read_object<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
+    read("field", &value.into(), Texts::Any)
+}
+
+/// The same for a request. Calls a member of the object a `member`.
+pub(super) fn read<T: DeserializeOwned>(member: &str, json: &Json<'_>, texts: Texts<'_>) -> Result<T, Error> {
+    if !matches!(json, Json::Object(_)) {
+        return Err(Error::Invalid { field: "body".to_owned(), message: "The body must be a JSON object".to_owned() });
+    }
+    T::deserialize(Reader { json, texts }).map_err(|refusal| refusal.error(member))
+}
+
+/// The path as it may be shown: the name of a field that nobody knows comes from the client, and may be anything.
+pub(super) fn shown(path: &str) -> String {
+    telemetry::scrub(path)
+        .chars()
+        .take(200)
+        .map(|c| if check_text(c.encode_utf8(&mut [0; 4])).is_ok() { c } else { '\u{FFFD}' })
+        .collect()
+}
+
+/// A value of a list that is judged by itself: what is wrong with one leaves the others alone.
+#[derive(Debug, Clone)]
+pub struct Each<T>(pub Result<T, String>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Each<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(T::deserialize(deserializer).map_err(|refusal| refusal.to_string())))
+    }
+}
+
+/// Why a value is not of a type, and where in it: the steps from the inside out.
+#[derive(Debug)]
+struct Refusal {
+    steps: Vec<Step>,
+    problem: Problem,
+}
+
+#[derive(Debug)]
+enum Step {
+    Field(String),
+    Place(usize),
+}
+
+#[derive(Debug)]
+enum Problem {
+    Missing(&'static str),
+    Unknown(&'static [&'static str]),
+    /// Completes "`<field>` …".
+    Other(Cow<'static, str>),
+}
+
+impl Refusal {
+    fn new(problem: &'static str) -> Self {
+        Self { steps: Vec::new(), problem: Problem::Other(problem.into()) }
+    }
+
+    #[must_use]
+    fn under(mut self, step: Step) -> Self {
+        self.steps.push(step);
+        self
+    }
+
+    fn path(&self) -> String {
+        let mut path = String::new();
+        for step in self.steps.iter().rev() {
+            match step {
+                Step::Field(name) => {
+                    path.push_str(if path.is_empty() { "" } else { "." });
+                    path.push_str(if finds_secret(name) { "[redacted]" } else { name });
+                }
+                Step::Place(index) => drop(write!(path, "[{index}]")),
+            }
+        }
+        shown(&path)
+    }
+
+    /// The field and the sentence about it.
+    fn told(&self, member: &str, whole: &str) -> (String, String) {
+        let path = self.path();
+        let (field, problem) = match &self.problem {
+            Problem::Missing(field) if path.is_empty() => ((*field).to_owned(), "is required".into()),
+            Problem::Missing(field) => (format!("{path}.{field}"), "is required".into()),
+            Problem::Unknown([]) => (path, format!("is not a {member} here: this takes none").into()),
+            Problem::Unknown(known) => (path, format!("is not a {member} here: use {}", one_of(known)).into()),
+            Problem::Other(problem) => (path, Cow::Borrowed(&**problem)),
+        };
+        if field.is_empty() {
+            (whole.to_owned(), format!("The {whole} {problem}"))
+        } else {
+            let message = format!("{field} {problem}");
+            (field, message)
+        }
+    }
+
+    fn error(&self, member: &str) -> Error {
+        let (field, message) = self.told(member, "body");
+        Error::Invalid { field, message }
+    }
+}
+
+/// `a`, `a or b`, `one of a, b, c`
+fn one_of(words: &[&str]) -> String {
+    match words {
+        [] => "nothing".to_owned(),
+        [word] => (*word).to_owned(),
+        [one, other] => format!("{one} or {other}"),
+        words => format!("one of {}", words.join(", ")),
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.told("field", "value").1)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl de::Error for Refusal {
+    fn custom<T: fmt::Display>(problem: T) -> Self {
+        Self { steps: Vec::new(), problem: Problem::Other(problem.to_string().into()) }
+    }
+
+    /// Does not repeat the value, which may be a secret in the wrong field.
+    fn invalid_type(_: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::custom(format_args!("must be {expected}"))
+    }
+
+    fn invalid_value(_: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::custom(format_args!("must be {expected}"))
+    }
+
+    fn invalid_length(_: usize, _: &dyn de::Expected) -> Self {
+        Self::new("must hold another number of items")
+    }
+
+    fn unknown_variant(_: &str, known: &'static [&'static str]) -> Self {
+        Self::custom(format_args!("must be {}", one_of(known)))
+    }
+
+    fn unknown_field(_: &str, known: &'static [&'static str]) -> Self {
+        Self { steps: Vec::new(), problem: Problem::Unknown(known) }
+    }
+
+    fn missing_field(field: &'static str) -> Self {
+        Self { steps: Vec::new(), problem: Problem::Missing(field) }
+    }
+
+    fn duplicate_field(field: &'static str) -> Self {
+        Self::new(TWICE).under(Step::Field(field.to_owned()))
+    }
+}
+
+/// A value of a request as serde reads it.
+#[derive(Clone, Copy)]
+struct Reader<'j> {
+    json: &'j Json<'j>,
+    texts: Texts<'j>,
+}
+
+impl<'j> Reader<'j> {
+    /// The refusal of a value that is of another kind, or of none.
+    fn refused(self, wanted: &'static str) -> Refusal {
+        match self.json {
+            Json::Unusable(problem) => Refusal::new(*problem),
+            _ => Refusal::new(wanted),
+        }
+    }
+
+    fn text(self) -> Result<&'j str, Refusal> {
+        match self.json {
+            Json::Text(text) => self.texts.check(text).map(|()| &**text),
+            _ => Err(self.refused("must be a string")),
+        }
+    }
+
+    fn natural<'de, V: Visitor<'de>>(self, max: u64, visitor: V) -> Result<V::Value, Refusal> {
+        match self.json {
+            Json::Number(Number::Natural(number)) if *number <= max => visitor.visit_u64(*number),
+            Json::Number(Number::Natural(_)) => {
+                Err(de::Error::custom(format_args!("must be a whole number from 0 to {max}")))
+            }
+            Json::Number(Number::OutOfRange) => Err(Refusal::new(RANGE)),
+            _ => Err(self.refused(NATURAL)),
+        }
+    }
+
+    fn integer<'de, V: Visitor<'de>>(self, min: i64, max: i64, visitor: V) -> Result<V::Value, Refusal> {
+        let number = match self.json {
+            Json::Number(Number::Natural(number)) => i64::try_from(*number).ok(),
+            Json::Number(Number::Negative(number)) => Some(*number),
+            Json::Number(Number::OutOfRange) => None,
+            _ => return Err(self.refused(INTEGER)),
+        };
+        match number.filter(|number| (min..=max).contains(number)) {
+            Some(number) => visitor.visit_i64(number),
+            None => Err(de::Error::custom(format_args!("must be a whole number from {min} to {max}"))),
+        }
+    }
+
+    fn real<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        match self.json {
+            Json::Number(Number::Natural(number)) => visitor.visit_u64(*number),
+            Json::Number(Number::Negative(number)) => visitor.visit_i64(*number),
+            Json::Number(Number::Fraction(number)) => visitor.visit_f64(*number),
+            Json::Number(Number::OutOfRange) => Err(Refusal::new(RANGE)),
+            _ => Err(self.refused("must be a number")),
+        }
+    }
+
+    fn items<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        match self.json {
+            Json::List(items) => visitor.visit_seq(Items { items: items.iter(), at: 0, texts: self.texts }),
+            _ => Err(self.refused("must be a list")),
+        }
+    }
+
+    fn fields<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        match self.json {
+            Json::Object(fields) => visitor.visit_map(Fields { fields: fields.iter(), value: None, texts: self.texts }),
+            _ => Err(self.refused("must be an object")),
+        }
+    }
+}
+
+impl<'de> Deserializer<'de> for Reader<'_> {
+    type Error = Refusal;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        match self.json {
+            Json::Null => visitor.visit_unit(),
+            Json::Bool(value) => visitor.visit_bool(*value),
+            Json::Number(_) => self.real(visitor),
+            Json::Text(_) => visitor.visit_str(self.text()?),
+            Json::List(_) => self.items(visitor),
+            Json::Object(_) => self.fields(visitor),
+            Json::Unusable(problem) => Err(Refusal::new(*problem)),
+        }
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        match self.json {
+            Json::Bool(value) => visitor.visit_bool(*value),
+            _ => Err(self.refused("must be true or false")),
+        }
+    }
+
+    fn deserialize_u8<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        self.natural(u8::MAX.into(), visitor)
+    }
+
+    fn deserialize_u16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        self.natural(u16::MAX.into(), visitor)
+    }
+
+    fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        self.natural(u32::MAX.into(), visitor)
+    }
+
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        self.natural(u64::MAX, visitor)
+    }
+
+    fn deserialize_u128<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        self.natural(u64::MAX, visitor)
+    }
+
+    fn deserialize_i8<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        self.integer(i8::MIN.into(), i8::MAX.into(), visitor)
+    }
+
+    fn deserialize_i16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        self.integer(i16::MIN.into(), i16::MAX.into(), visitor)
+    }
+
+    fn deserialize_i32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        self.integer(i32::MIN.into(), i32::MAX.into(), visitor)
+    }
+
+    fn deserialize_i64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        self.integer(i64::MIN, i64::MAX, visitor)
+    }
+
+    fn deserialize_i128<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        self.integer(i64::MIN, i64::MAX, visitor)
+    }
+
+    fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        self.real(visitor)
+    }
+
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        self.real(visitor)
+    }
+
+    fn deserialize_char<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        visitor.visit_str(self.text()?)
+    }
+
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        visitor.visit_str(self.text()?)
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        visitor.visit_str(self.text()?)
+    }
+
+    /// A text that may be a secret.
+    fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        visitor.visit_str(Reader { texts: Texts::Any, ..self }.text()?)
+    }
+
+    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        self.deserialize_bytes(visitor)
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        match self.json {
+            Json::Null => visitor.visit_none(),
+            _ => visitor.visit_some(self),
+        }
+    }
+
+    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        match self.json {
+            Json::Null => visitor.visit_unit(),
+            _ => Err(self.refused("must be null")),
+        }
+    }
+
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Refusal> {
+        self.deserialize_unit(visitor)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Refusal> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        self.items(visitor)
+    }
+
+    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, Refusal> {
+        self.items(visitor)
+    }
+
+    fn deserialize_tuple_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: usize,
+        visitor: V,
+    ) -> Result<V::Value, Refusal> {
+        self.items(visitor)
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        self.fields(visitor)
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Refusal> {
+        self.fields(visitor)
+    }
+
+    /// From a string only: serde's other form, an object of one field, is in no document.
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Refusal> {
+        match self.json {
+            Json::Text(text) => {
+                let word: StrDeserializer<'_, Refusal> = (**text).into_deserializer();
+                visitor.visit_enum(word)
+            }
+            Json::Unusable(problem) => Err(Refusal::new(*problem)),
+            _ => Err(de::Error::unknown_variant("", variants)),
+        }
+    }
+
+    fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        self.deserialize_str(visitor)
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        visitor.visit_unit()
+    }
+}
+
+struct Items<'j> {
+    items: std::slice::Iter<'j, Json<'j>>,
+    at: usize,
+    texts: Texts<'j>,
+}
+
+impl<'de> SeqAccess<'de> for Items<'_> {
+    type Error = Refusal;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Refusal> {
+        let Some(json) = self.items.next() else { return Ok(None) };
+        let place = Step::Place(self.at);
+        self.at += 1;
+        seed.deserialize(Reader { json, texts: self.texts }).map(Some).map_err(|refusal| refusal.under(place))
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.items.len())
+    }
+}
+
+struct Fields<'j> {
+    fields: std::slice::Iter<'j, (Cow<'j, str>, Json<'j>)>,
+    /// What is read next, and its name.
+    value: Option<(&'j str, &'j Json<'j>)>,
+    texts: Texts<'j>,
+}
+
+impl<'de> MapAccess<'de> for Fields<'_> {
+    type Error = Refusal;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Refusal> {
+        let Some((name, json)) = self.fields.next() else { return Ok(None) };
+        self.value = Some((name, json));
+        let key = seed.deserialize(FieldName { name, texts: self.texts });
+        key.map(Some).map_err(|refusal| refusal.under(Step::Field(name.to_string())))
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Refusal> {
+        let (name, json) = self.value.take().ok_or_else(|| Refusal::new("must have a value"))?;
+        let value = seed.deserialize(Reader { json, texts: self.texts });
+        value.map_err(|refusal| refusal.under(Step::Field(name.to_owned())))
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.fields.len())
+    }
+}
+
+/// The name of a field. Where any name may stand it is stored, and so checked like a value.
+struct FieldName<'j> {
+    name: &'j str,
+    texts: Texts<'j>,
+}
+
+impl<'de> Deserializer<'de> for FieldName<'_> {
+    type Error = Refusal;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        self.texts.check(self.name)?;
+        visitor.visit_str(self.name)
+    }
+
+    fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+        visitor.visit_str(self.name)
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct newtype_struct seq tuple
+        tuple_struct map struct enum ignored_any
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use std::collections::BTreeMap;
+
+    use super::{
+        super::json::{HALF, HALF_NAME, parse},
+        *,
+    };
+    use crate::{
+        domain::{AllowedCidrs, Budget, Metadata, Name, Provider, ScopeSet, Timestamp, UsageKind, secret_examples},
+        http::{NoQuery, Received},
+    };
+
+    fn checked<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
+        read("field", &value.into(), Texts::Checked { bearer: None })
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only read for its errors")]
+    struct Input {
+        name: Name,
+        scopes: ScopeSet,
+        expires_at: Option<Timestamp>,
+        allowed_cidrs: Option<AllowedCidrs>,
+        budget: Option<Budget>,
+        metadata: Option<Metadata>,
+    }
+
+    fn refusal(change: &str, value: Value) -> (String, String) {
+        let mut body = json!({"name": "ci", "scopes": ["read"]});
+        match value {
+            Value::Null => body.as_object_mut().unwrap().remove(change),
+            value => body.as_object_mut().unwrap().insert(change.to_owned(), value),
+        };
+        match checked::<Input>(&body).unwrap_err() {
+            Error::Invalid { field, message } => (field, message),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_complaint_names_the_field_and_what_would_be_right() {
+        for (change, value, field, message) in [
+            ("name", Value::Null, "name", "name is required"),
+            ("name", json!(5), "name", "name must be a string"),
+            ("name", json!(""), "name", "name is required: 1 to 100 characters that are not all blank"),
+            ("scopes", json!("read"), "scopes", "scopes must be a list"),
+            ("scopes", json!(["read", "root"]), "scopes[1]", "scopes[1] must be one of read, write, admin"),
+            ("scopes", json!([]), "scopes", "scopes must name at least one of read, write, admin"),
+            (
+                "expires_at",
+                json!("soon"),
+                "expires_at",
+                "expires_at must be an RFC 3339 date and time before 9999-12-30, such as 2027-01-31T12:00:00Z",
+            ),
+            (
+                "allowed_cidrs",
+                json!(["10.0.0.0/8", "all"]),
+                "allowed_cidrs[1]",
+                "allowed_cidrs[1] must be an IPv4 or IPv6 range such as 203.0.113.0/24 or 2001:db8::/32",
+            ),
+            (
+                "budget",
+                json!({"cost_cents": "much"}),
+                "budget.cost_cents",
+                "budget.cost_cents must be a whole number, not negative",
+            ),
+            ("budget", json!([1]), "budget", "budget must be an object"),
+            ("metadata", json!({"team": 1}), "metadata.team", "metadata.team must be a string"),
+            (
+                "metadata",
+                json!({ "team": "x".repeat(501) }),
+                "metadata.team",
+                "metadata.team must be at most 500 characters",
+            ),
+            (
+                "owner",
+                json!("me"),
+                "owner",
+                "owner is not a field here: use one of name, scopes, expires_at, allowed_cidrs, budget, metadata",
+            ),
+        ] {
+            assert_eq!(refusal(change, value), (field.to_owned(), message.to_owned()));
+        }
+    }
+
+    #[test]
+    fn no_complaint_repeats_a_value() {
+        let secret = "kt_live_0123456789abcdefghijklmnopqrstuv";
+        // Among them what serde's own messages are made of.
+        for text in [secret, &format!("a, expected {secret}"), &format!("`, expected {secret}, there are no fields")] {
+            let mut bodies = vec![json!({"metadata": { text: 1 }}), json!({ text: 1 })];
+            for field in ["name", "scopes", "expires_at", "allowed_cidrs", "budget", "metadata", "owner"] {
+                for value in [json!(text), json!([text]), json!({"cost_cents": text}), json!({ "team": [text] })] {
+                    bodies.push(json!({ field: value }));
+                }
+            }
+            for mut body in bodies {
+                let bare = checked::<NoQuery>(&body).err();
+                for (field, value) in [("name", json!("ci")), ("scopes", json!(["read"]))] {
+                    body.as_object_mut().unwrap().entry(field).or_insert(value);
+                }
+                for refusal in [bare, checked::<Input>(&body).err()].into_iter().flatten() {
+                    let Error::Invalid { message, field } = refusal else { panic!("{refusal:?}") };
+                    assert!(!message.contains(secret) && !field.contains(secret), "{message}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn whole_numbers_are_exact_however_written() {
+        for (text, number) in [
+            ("0", Number::Natural(0)),
+            ("-0", Number::Natural(0)),
+            ("0.000e-999999999999999999999999", Number::Natural(0)),
+            ("60.0", Number::Natural(60)),
+            ("6e1", Number::Natural(60)),
+            ("6000E-2", Number::Natural(60)),
+            ("0.06e3", Number::Natural(60)),
+            ("1234567890.00", Number::Natural(1_234_567_890)),
+            ("9007199254740993", Number::Natural(9_007_199_254_740_993)),
+            ("9007199254740993.0", Number::Natural(9_007_199_254_740_993)),
+            ("18446744073709551615", Number::Natural(u64::MAX)),
+            ("1.8446744073709551615e19", Number::Natural(u64::MAX)),
+            ("18446744073709551616", Number::OutOfRange),
+            ("-9223372036854775808", Number::Negative(i64::MIN)),
+            ("-9223372036854775809", Number::OutOfRange),
+            ("-6e1", Number::Negative(-60)),
+            ("1e400", Number::OutOfRange),
+            ("-1e400", Number::OutOfRange),
+            ("1e99999999999999999999", Number::OutOfRange),
+            ("1.5e400", Number::OutOfRange),
+            ("60.5", Number::Fraction(60.5)),
+            ("60.00000000000000000001", Number::Fraction(60.0)),
+            ("1e-400", Number::Fraction(0.0)),
+            ("1e-99999999999999999999", Number::Fraction(0.0)),
+        ] {
+            assert_eq!(Number::of(text), number, "{text}");
+        }
+        for (text, problem) in [
+            ("1e400", RANGE),
+            ("99999999999999999999", RANGE),
+            ("1e-400", NATURAL),
+            ("60.00000000000000000001", NATURAL),
+            ("-1", NATURAL),
+            ("true", NATURAL),
+        ] {
+            let body = format!(r#"{{"name":"ci","scopes":["read"],"budget":{{"cost_cents":{text}}}}}"#);
+            assert_eq!(
+                refused(&body),
+                ("budget.cost_cents".to_owned(), format!("budget.cost_cents {problem}")),
+                "{text}"
+            );
+        }
+    }
+
+    fn refused(body: &str) -> (String, String) {
+        let json = parse(body.as_bytes()).unwrap();
+        match read::<Input>("field", &json, Texts::Checked { bearer: Some("a token of any shape") }).unwrap_err() {
+            Error::Invalid { field, message } => (field, message),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn unusable_values_are_refused_with_their_path() {
+        let deep = "[".repeat(200) + &"]".repeat(200);
+        for (body, field, problem) in [
+            (r#"{"name":"a","name":"a"}"#.to_owned(), "name", TWICE),
+            (r#"{"name":"a","n\u0061me":"b"}"#.to_owned(), "name", TWICE),
+            (r#"{"budget":{"cost_cents":1,"cost_cents":1}}"#.to_owned(), "budget.cost_cents", TWICE),
+            (r#"{"metadata":{"team":"a","team":"a"}}"#.to_owned(), "metadata.team", TWICE),
+            (r#"{"name":"chat \ud83d"}"#.to_owned(), "name", HALF),
+            (r#"{"name":"\ude00\ud83d chat"}"#.to_owned(), "name", HALF),
+            (r#"{"name":"\ud83d\n"}"#.to_owned(), "name", HALF),
+            (r#"{"scopes":["\ud83d"]}"#.to_owned(), "scopes[0]", HALF),
+            (r#"{"metadata":{"a\ud83d":"b"}}"#.to_owned(), "metadata.a\u{FFFD}", HALF_NAME),
+            (format!(r#"{{"scopes":{deep}}}"#), "scopes[0]", "must be one of read, write, admin"),
+            (format!(r#"{{"metadata":{{"a":{deep}}}}}"#), "metadata.a", "must be a string"),
+        ] {
+            assert_eq!(refused(&body), (field.to_owned(), format!("{field} {problem}")), "{body}");
+        }
+        let whole = parse(br#"{"name":"\ud83d\ude00 chat","scopes":["read"]}"#).unwrap();
+        let input: Input = read("field", &whole, Texts::Checked { bearer: None }).unwrap();
+        assert_eq!(input.name.as_str(), "\u{1F600} chat");
+    }
+
+    #[test]
+    fn repeated_names_are_found_among_many() {
+        let fields = |twice: usize| {
+            let names = (0..1_000).chain([twice]).map(|name| format!(r#""{name}":1"#)).collect::<Vec<_>>();
+            format!("{{{}}}", names.join(","))
+        };
+        for twice in [0, 500, 999] {
+            let text = fields(twice);
+            let Json::Object(fields) = parse(text.as_bytes()).unwrap() else { panic!() };
+            let unusable: Vec<_> = (0..fields.len()).filter(|at| fields[*at].1 == Json::Unusable(TWICE)).collect();
+            assert_eq!(unusable, [1_000]);
+        }
+    }
+
+    #[test]
+    fn deep_nesting_is_passed_over() {
+        for (open, close) in [("[", "]"), (r#"{"a":"#, "}"), (r#"[{"a":[1,{"b":"\u0041"},"#, "]}]")] {
+            for levels in [10, 63, 64, 200, 5_000] {
+                let text = format!("{}1{}", open.repeat(levels), close.repeat(levels));
+                assert!(parse(text.as_bytes()).is_ok(), "{open} {levels}");
+                for broken in [&text[1..], &text[..text.len() - 1], &text.replacen('1', "x", 1)] {
+                    assert!(parse(broken.as_bytes()).is_err(), "{open} {levels}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn enumerations_are_strings() {
+        for value in
+            [json!({ "read": null }), json!({ "read": {} }), json!(["read"]), json!(5), json!(null), json!("root")]
+        {
+            assert_eq!(refusal("scopes", json!([value])).1, "scopes[0] must be one of read, write, admin", "{value}");
+            let provider = checked::<BTreeMap<String, Provider>>(&json!({ "provider": value })).unwrap_err();
+            let Error::Invalid { message, .. } = provider else { panic!("{provider:?}") };
+            assert_eq!(message, "provider must be one of anthropic, openai, bedrock, vertex, openrouter");
+            let kind = checked::<BTreeMap<String, UsageKind>>(&json!({ "kind": value })).unwrap_err();
+            let Error::Invalid { message, .. } = kind else { panic!("{kind:?}") };
+            assert_eq!(message, "kind must be input_tokens or output_tokens");
+        }
+    }
+
+    #[test]
+    fn every_type_is_refused_in_our_words() {
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[expect(dead_code, reason = "only read for its errors")]
+        struct Every {
+            a: Option<bool>,
+            b: Option<u8>,
+            c: Option<i8>,
+            d: Option<f64>,
+            e: Option<char>,
+            f: Option<Vec<String>>,
+            g: Option<(u8, u8)>,
+            h: Option<BTreeMap<String, u8>>,
+            i: Option<Provider>,
+            j: Option<()>,
+            k: Option<Received>,
+            l: Option<String>,
+            m: Option<u128>,
+            n: Option<NoQuery>,
+        }
+        let serdes = [
+            "map", "sequence", "variant", "struct", "borrowed", "tuple", "invalid", "u8", "i8", "f64", "unit", "bytes",
+        ];
+        for field in 'a'..='n' {
+            for value in [
+                json!(true),
+                json!(300),
+                json!(-300),
+                json!(0.5),
+                json!("words"),
+                json!([]),
+                json!([1]),
+                json!([[]]),
+                json!({}),
+                json!({ "x": null }),
+                json!({ "x": [] }),
+            ] {
+                let mut body = json!({});
+                body[field.to_string()] = value;
+                if let Err(Error::Invalid { message, .. }) = checked::<Every>(&body) {
+                    assert!(
+                        !serdes.iter().any(|word| message.split(' ').any(|said| said == *word)),
+                        "{body}: {message}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn texts_that_are_stored_hold_no_credential() {
+        for secret in secret_examples() {
+            for (body, field) in [
+                (json!({ "name": secret }), "name"),
+                (json!({ "metadata": { "note": format!("see {secret}") } }), "metadata.note"),
+                (json!({ "metadata": { secret.clone(): "x" } }), "metadata."),
+                (json!({ "expires_at": secret }), "expires_at"),
+                (json!({ "allowed_cidrs": [secret] }), "allowed_cidrs[0]"),
+                (json!({ secret.clone(): 1 }), ""),
+            ] {
+                let (named, message) = refused(&body.to_string());
+                assert!(named.starts_with(field), "{body}: {named}");
+                assert!(!named.contains(&secret) && !message.contains(&secret), "{message}");
+            }
+        }
+        let own = refused(r#"{"name":"it is a token of any shape."}"#);
+        assert_eq!(own, ("name".to_owned(), "name must not hold the credential of the request".to_owned()));
+        let secrets: BTreeMap<String, Received> =
+            checked(&json!({ "key": secret_examples()[0], "log": "a\0b\u{202e}" })).unwrap();
+        assert_eq!(secrets["key"].expose(), secret_examples()[0]);
+    }
+
+    #[test]
+    fn one_bad_value_of_a_list_leaves_the_others_alone() {
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Item {
+            a: u64,
+        }
+        let text = r#"[{"a":1},{"a":-1},{"a":1,"a":1},{"a":"\ud83d"},{"b":1},5,{"\ud83d":1},{"a":1e400},{},{"a":3}]"#;
+        let json = parse(text.as_bytes()).unwrap();
+        let items = Vec::<Each<Item>>::deserialize(Reader { json: &json, texts: Texts::Any }).unwrap();
+        let told: Vec<_> =
+            items.iter().map(|Each(item)| item.as_ref().map(|item| item.a).map_err(String::as_str)).collect();
+        assert_eq!(
+            told,
+            [
+                Ok(1),
+                Err("a must be a whole number, not negative"),
+                Err("a must be given once"),
+                Err("a must not hold half of a surrogate pair"),
+                Err("b is not a field here: use a"),
+                Err("The value must be an object"),
+                Err("\u{FFFD} is not a field here: use a"),
+                Err(&*format!("a {RANGE}")),
+                Err("a is required"),
+                Ok(3),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_not_json_is_refused_with_its_place() {
+        for text in [
+            "",
+            " ",
+            "{",
+            "[1,]",
+            "{,}",
+            "{\"a\"}",
+            "{\"a\":}",
+            "{\"a\":1,}",
+            "{a:1}",
+            "01",
+            "-",
+            "1.",
+            ".5",
+            "1e",
+            "+1",
+            "nul",
+            "tru",
+            "NaN",
+            "'a'",
+            "\"a",
+            "\"\\x\"",
+            "\"\\u12g4\"",
+            "\"\\u12\"",
+            "\"a\nb\"",
+            "\"\0\"",
+            "[1 2]",
+            "{} {}",
+            "\u{FEFF}{}",
+            "[\"a\\",
+            "\u{a0}1",
+        ] {
+            assert!(matches!(parse(text.as_bytes()), Err(Error::MalformedJson(_))), "{text:?}");
+        }
+        assert!(parse(b"\"\xff\"").is_err() && parse(b"\"\xed\xa0\xbd\"").is_err());
+        let Err(Error::MalformedJson(message)) = parse(b"{\n  \"a\": x}") else { panic!() };
+        assert_eq!(message, "The body is not JSON: see line 2, column 8");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_parser_agrees_with_another(text in r#"[\[\]{}:,"a\\u0-9dDeE.+ \-ntrufals\n]{0,40}"#) {
+            let known: Result<Value, _> = serde_json::from_str(&text);
+            match parse(text.as_bytes()) {
+                Ok(json) if holds_unusable(&json) => {}
+                Ok(json) => assert_eq!(Json::from(&known.unwrap()).written(), json.written()),
+                Err(_) => assert!(known.is_err(), "{text}"),
+            }
+        }
+
+        #[test]
+        fn every_value_is_read_as_it_was_written(text in ".*", number: i64, real in -1e9..1e9) {
+            let value = json!({ "text": text, "list": [number, real, null, true, { "a": [] }], text.clone(): {} });
+            let written = value.to_string();
+            let json = parse(written.as_bytes()).unwrap();
+            assert_eq!(json.written(), Json::from(&value).written());
+            let back = Value::deserialize(Reader { json: &json, texts: Texts::Any }).unwrap();
+            assert_eq!(Json::from(&back).written(), json.written());
+        }
+    }
+
+    fn holds_unusable(json: &Json<'_>) -> bool {
+        match json {
+            Json::Unusable(_) | Json::Number(Number::OutOfRange) => true,
+            Json::List(items) => items.iter().any(holds_unusable),
+            Json::Object(fields) => fields.iter().any(|(_, value)| holds_unusable(value)),
+            _ => false,
+        }
+    }
+
+    impl Json<'_> {
+        fn written(&self) -> String {
+            serde_json::to_string(self).unwrap()
+        }
+    }
+
+    #[test]
+    fn only_an_object_is_a_body() {
+        for value in [json!([]), json!("x"), json!(null), json!(1)] {
+            assert!(matches!(checked::<Input>(&value), Err(Error::Invalid { field, .. }) if field == "body"));
+        }
+    }
+}
