@@ -113,39 +113,44 @@ const OURS: usize = 3;
 
 /// Whether a text holds a credential: one of ours, or one of a well-known shape of another service. Also where it is percent-encoded.
 pub fn finds_secret(text: &str) -> bool {
-    is_in(text.as_bytes(), &SHAPES) || decoded(text).is_some_and(|text| is_in(&text, &SHAPES))
+    is_in(text, |rest, alone| {
+        has_shape(&SHAPES, rest, alone) || is_jwt(rest) || is_private_key(rest) || is_bearer(rest) || has_password(rest)
+    })
 }
 
 /// The same for our own credentials alone: for texts that other services' may be part of, such as the query of a URL.
 pub fn finds_own_secret(text: &str) -> bool {
-    let own = &SHAPES[..OURS];
-    let is_own = |text: &[u8]| shape_is_in(text, own) || jwt_is_in(text);
-    is_own(text.as_bytes()) || decoded(text).is_some_and(|text| is_own(&text))
+    is_in(text, |rest, alone| has_shape(&SHAPES[..OURS], rest, alone) || is_jwt(rest))
 }
 
-fn is_in(text: &[u8], shapes: &[Shape]) -> bool {
-    shape_is_in(text, shapes) || jwt_is_in(text) || pem_is_in(text) || bearer_is_in(text) || password_is_in(text)
+/// Whether a credential starts anywhere in a text. `starts` takes the rest of the text, and whether no letter or digit stands before it.
+fn is_in(text: &str, starts: impl Fn(&[u8], bool) -> bool) -> bool {
+    let is_in = |text: &[u8]| {
+        text.windows(2).enumerate().any(|(at, pair)| {
+            let [high, low] = [pair[0], pair[1]].map(usize::from);
+            let may_start = STARTS[4 * high + low / 64] >> (low % 64) & 1 == 1;
+            may_start && starts(&text[at..], at == 0 || !text[at - 1].is_ascii_alphanumeric())
+        })
+    };
+    is_in(text.as_bytes()) || decoded(text).is_some_and(|text| is_in(&text))
 }
 
-/// Which bytes a brand starts with, so that most positions of a text are passed in one look.
-const STARTS: [bool; 256] = {
-    let mut starts = [false; 256];
-    let mut at = 0;
-    while at < SHAPES.len() {
-        starts[SHAPES[at].brand.as_bytes()[0] as usize] = true;
+/// Which two bytes a credential starts with, one bit for each pair, so that almost every position of a text is passed in one look.
+const STARTS: [u64; 1024] = {
+    const OTHERS: [&[u8]; 7] = [b"ey", b"--", b"be", b"bE", b"Be", b"BE", b":/"];
+    let (mut starts, mut at) = ([0; 1024], 0);
+    while at < SHAPES.len() + OTHERS.len() {
+        let start = if at < SHAPES.len() { SHAPES[at].brand.as_bytes() } else { OTHERS[at - SHAPES.len()] };
+        starts[4 * start[0] as usize + start[1] as usize / 64] |= 1 << (start[1] % 64);
         at += 1;
     }
     starts
 };
 
-fn shape_is_in(text: &[u8], shapes: &[Shape]) -> bool {
-    let at_start = |at: &usize| STARTS[usize::from(text[*at])];
-    (0..text.len()).filter(at_start).any(|at| {
-        let alone = at == 0 || !text[at - 1].is_ascii_alphanumeric();
-        shapes.iter().any(|shape| {
-            let rest = text[at..].strip_prefix(shape.brand.as_bytes());
-            (shape.anywhere || alone) && rest.is_some_and(|rest| shape.body.fits(rest, shape.least))
-        })
+fn has_shape(shapes: &[Shape], rest: &[u8], alone: bool) -> bool {
+    shapes.iter().any(|shape| {
+        let body = rest.strip_prefix(shape.brand.as_bytes());
+        (shape.anywhere || alone) && body.is_some_and(|body| shape.body.fits(body, shape.least))
     })
 }
 
@@ -170,56 +175,50 @@ fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'
 }
 
+/// How much of a credential is looked at, at most: more would make a text of many beginnings take the square of its length.
+const RUN_MAX: usize = 192;
+
 fn run(text: &[u8], fits: impl Fn(u8) -> bool) -> &[u8] {
+    let text = &text[..text.len().min(RUN_MAX)];
     let end = text.iter().position(|byte| !fits(*byte)).unwrap_or(text.len());
     &text[..end]
 }
 
-/// Where `part` occurs in a text.
-fn places<'a>(text: &'a [u8], part: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
-    let first = part[0];
-    (0..text.len()).filter(move |at| text[*at] == first && text[*at..].starts_with(part))
-}
-
-/// `eyJ….….`: a session token of ours, or any other JSON Web Token. The signature may be missing.
-fn jwt_is_in(text: &[u8]) -> bool {
-    places(text, b"eyJ").any(|at| {
-        let header = run(&text[at..], is_word);
-        let Some(rest) = text[at + header.len()..].strip_prefix(b".") else { return false };
-        let claims = run(rest, is_word);
-        header.len() >= 12 && claims.len() >= 8 && rest.get(claims.len()) == Some(&b'.')
-    })
+/// `eyJ….…`: a session token of ours, or any other JSON Web Token.
+fn is_jwt(rest: &[u8]) -> bool {
+    if !rest.starts_with(b"eyJ") {
+        return false;
+    }
+    let header = run(rest, is_word);
+    let claims = rest[header.len()..].strip_prefix(b".");
+    header.len() >= 12 && claims.is_some_and(|claims| run(claims, is_word).len() >= 16)
 }
 
 /// `-----BEGIN … PRIVATE KEY`
-fn pem_is_in(text: &[u8]) -> bool {
-    places(text, b"-----BEGIN ").any(|at| {
-        let label = run(&text[at + 11..], |byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b' ');
-        label.windows(11).any(|part| part == b"PRIVATE KEY")
-    })
+fn is_private_key(rest: &[u8]) -> bool {
+    let Some(rest) = rest.strip_prefix(b"-----BEGIN ") else { return false };
+    let label = run(rest, |byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b' ');
+    label.windows(11).any(|part| part == b"PRIVATE KEY")
 }
 
 /// `Bearer …`, with a token of 20 characters or more that holds a digit.
-fn bearer_is_in(text: &[u8]) -> bool {
-    const WORD: &[u8] = b"bearer ";
-    let is_start = |at: usize| {
-        matches!(text[at], b'b' | b'B') && text[at..].get(..WORD.len()).is_some_and(|w| w.eq_ignore_ascii_case(WORD))
-    };
-    (0..text.len()).filter(|at| is_start(*at)).any(|at| {
-        let token = run(text[at + WORD.len()..].trim_ascii_start(), |byte| is_word(byte) || b".~+/=".contains(&byte));
-        token.len() >= 20 && token.iter().any(u8::is_ascii_digit)
-    })
+fn is_bearer(rest: &[u8]) -> bool {
+    let Some((word, rest)) = rest.split_at_checked(7) else { return false };
+    if !word.eq_ignore_ascii_case(b"bearer ") {
+        return false;
+    }
+    let token = run(rest.trim_ascii_start(), |byte| is_word(byte) || b".~+/=".contains(&byte));
+    token.len() >= 20 && token.iter().any(u8::is_ascii_digit)
 }
 
 /// `://user:password@`, or a token in the place of a user's name.
-fn password_is_in(text: &[u8]) -> bool {
-    places(text, b"://").any(|at| {
-        let authority = run(&text[at + 3..], |byte| byte.is_ascii_graphic() && !b"/?#\"'\\".contains(&byte));
-        let Some(end) = authority.iter().rposition(|byte| *byte == b'@') else { return false };
-        let user = &authority[..end];
-        let password = user.iter().position(|byte| *byte == b':').map_or(0, |colon| user.len() - colon - 1);
-        password > 0 || user.len() >= 16
-    })
+fn has_password(rest: &[u8]) -> bool {
+    let Some(rest) = rest.strip_prefix(b"://") else { return false };
+    let authority = run(rest, |byte| byte.is_ascii_graphic() && !b"/?#\"'\\".contains(&byte));
+    let Some(end) = authority.iter().rposition(|byte| *byte == b'@') else { return false };
+    let user = &authority[..end];
+    let password = user.iter().position(|byte| *byte == b':').map_or(0, |colon| user.len() - colon - 1);
+    password > 0 || user.len() >= 16
 }
 
 /// A text with what is percent-encoded in it decoded, if anything is.
