@@ -151,7 +151,6 @@ impl From<ModelKey> for ModelKeyResource {
 #[schema(as = WebhookEndpoint)]
 pub struct WebhookEndpointResource {
     pub id: Id,
-    /// For a key without `admin`, and in events, a query is shown as `?redacted`.
     pub url: WebhookUrl,
     pub description: Option<Name>,
     pub event_types: EventTypes,

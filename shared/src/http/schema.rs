@@ -78,7 +78,7 @@ schemas! {
     ImageRef => sized_text(1, 512, "A container image, such as `registry.example.com/app:1.4`.");
     EndpointUrl => url("`https`, a public DNS name, the default port; no credentials, query or fragment.");
     ArtifactUrl => url("Where a release's code lies: `https`, a public DNS name, the default port; no credentials, query or fragment.");
-    WebhookUrl => url("Where deliveries go.");
+    WebhookUrl => url("Where deliveries go. Keys without `admin`, and events, show `?redacted` in the place of a query.");
     Action => text("`<resource>.<what happened>`").pattern(Some("^[a-z_]{1,63}\\.[a-z_]{1,63}$"));
     Revealed => text("A secret, shown in this answer alone.");
     Verbatim => ObjectBuilder::new().schema_type(SchemaType::AnyValue);
