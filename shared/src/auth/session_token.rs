@@ -10,7 +10,10 @@ use std::{borrow::Cow, fmt};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header};
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize, de::IgnoredAny};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, IgnoredAny, Visitor},
+};
 
 use crate::domain::{Id, Keyring, Kid};
 
@@ -23,8 +26,11 @@ const LEEWAY: i64 = 30;
 /// Bounds the work on junk: a minted token has under 2 KiB.
 const TOKEN_MAX_BYTES: usize = 4096;
 
-/// The contract's claims; times in Unix seconds. Claims that are not listed are not looked at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The latest instant that a claim may name, in Unix seconds: the end of the year 9999.
+const TIME_MAX: i64 = 253_402_300_799;
+
+/// The contract's claims; times in Unix seconds. Of other claims `nbf` and `aud` are judged, the rest is skipped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SessionClaims {
     pub org_id: Id,
     pub org_slug: String,
@@ -38,16 +44,80 @@ pub struct SessionClaims {
     /// The API key that minted it.
     pub akid: Id,
     /// The end user it was minted for, 1 to 255 bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub sub: Option<String>,
 }
 
 /// The claim `scope`, which has one value: a type, so that claims of another scope cannot be read at all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionScope {
     #[default]
     Session,
+}
+
+/// The claims as a token holds them.
+#[derive(Deserialize)]
+struct PresentedClaims {
+    org_id: Id,
+    org_slug: String,
+    project_id: Id,
+    project_slug: String,
+    scope: SessionScope,
+    budget_ok: bool,
+    iat: NumericDate,
+    exp: NumericDate,
+    jti: String,
+    akid: Id,
+    sub: Option<String>,
+    nbf: Option<NumericDate>,
+    /// We have no name to be an audience under, so every audience is another one (RFC 7519 §4.1.3).
+    aud: Option<IgnoredAny>,
+}
+
+/// A time of a token in whole Unix seconds; a fraction is cut off (RFC 7519 §2).
+#[derive(Clone, Copy)]
+struct NumericDate(i64);
+
+impl<'de> Deserialize<'de> for NumericDate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NumericDateVisitor)
+    }
+}
+
+struct NumericDateVisitor;
+
+impl Visitor<'_> for NumericDateVisitor {
+    type Value = NumericDate;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("seconds since 1970, before the year 10000")
+    }
+
+    fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<NumericDate, E> {
+        let seconds = i64::try_from(seconds).ok().filter(|seconds| *seconds <= TIME_MAX);
+        seconds.map(NumericDate).ok_or_else(|| E::custom("not a time"))
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the range is checked, and the fraction is to be cut off")]
+    #[expect(clippy::cast_precision_loss, reason = "the bound is below 2^53")]
+    fn visit_f64<E: de::Error>(self, seconds: f64) -> Result<NumericDate, E> {
+        let is_time = (0.0..=TIME_MAX as f64).contains(&seconds);
+        is_time.then_some(NumericDate(seconds as i64)).ok_or_else(|| E::custom("not a time"))
+    }
+}
+
+/// A derived enumeration would also take `{"session": null}`.
+impl<'de> Deserialize<'de> for SessionScope {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let word = Cow::<str>::deserialize(deserializer)?;
+        if word == "session" { Ok(Self::Session) } else { Err(de::Error::custom("another scope")) }
+    }
+}
+
+/// Reads a JSON object. `serde_json` alone would also read a struct from an array of its fields.
+fn read_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
+    if json.trim_ascii_start().starts_with(b"{") { serde_json::from_slice(json).ok() } else { None }
 }
 
 /// A minted token. Prints as `[redacted]`.
@@ -92,9 +162,13 @@ pub enum Refused {
     Signature,
     /// A claim is missing, or of a wrong type or value.
     Claims,
+    /// Made for another audience.
+    Audience,
     /// Lives for more than an hour, or not at all.
     Lifetime,
     Expired,
+    /// Its `nbf` is in the future.
+    NotBefore,
 }
 
 impl Refused {
@@ -106,8 +180,10 @@ impl Refused {
             Self::UnknownKid => "unknown_kid",
             Self::Signature => "signature",
             Self::Claims => "claims",
+            Self::Audience => "audience",
             Self::Lifetime => "lifetime",
             Self::Expired => "expired",
+            Self::NotBefore => "not_before",
         }
     }
 }
@@ -138,14 +214,12 @@ pub fn verify(ring: &Keyring, token: &str, now_unix: i64) -> Result<SessionClaim
         Ok(false) | Err(_) => return Err(Refused::Signature),
     }
     let claims = URL_SAFE_NO_PAD.decode(claims).map_err(|_| Refused::Claims)?;
-    let claims: SessionClaims = serde_json::from_slice(&claims).map_err(|_| Refused::Claims)?;
-    claims.judge(now_unix)?;
-    Ok(claims)
+    read_object::<PresentedClaims>(&claims).ok_or(Refused::Claims)?.judge(now_unix)
 }
 
 fn named_key<'ring>(ring: &'ring Keyring, header: &str) -> Result<&'ring [u8], Refused> {
     let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| Refused::Malformed)?;
-    let header: Presented = serde_json::from_slice(&header).map_err(|_| Refused::Malformed)?;
+    let header: Presented = read_object(&header).ok_or(Refused::Malformed)?;
     if header.alg != "HS256" || header.crit.is_some() {
         return Err(Refused::Algorithm);
     }
@@ -157,19 +231,37 @@ fn named_key<'ring>(ring: &'ring Keyring, header: &str) -> Result<&'ring [u8], R
     })
 }
 
-impl SessionClaims {
-    fn judge(&self, now_unix: i64) -> Result<(), Refused> {
+impl PresentedClaims {
+    fn judge(self, now_unix: i64) -> Result<SessionClaims, Refused> {
+        let (NumericDate(iat), NumericDate(exp)) = (self.iat, self.exp);
         if self.sub.as_ref().is_some_and(|sub| sub.is_empty() || sub.len() > 255) {
             return Err(Refused::Claims);
         }
-        let lifetime = self.exp.checked_sub(self.iat).ok_or(Refused::Lifetime)?;
-        if !(1..=i64::from(TTL_MAX)).contains(&lifetime) {
+        if self.aud.is_some() {
+            return Err(Refused::Audience);
+        }
+        if !(1..=i64::from(TTL_MAX)).contains(&(exp - iat)) {
             return Err(Refused::Lifetime);
         }
-        if now_unix.saturating_sub(self.exp) >= LEEWAY {
+        if now_unix.saturating_sub(exp) >= LEEWAY {
             return Err(Refused::Expired);
         }
-        Ok(())
+        if self.nbf.is_some_and(|NumericDate(nbf)| nbf.saturating_sub(now_unix) > LEEWAY) {
+            return Err(Refused::NotBefore);
+        }
+        Ok(SessionClaims {
+            org_id: self.org_id,
+            org_slug: self.org_slug,
+            project_id: self.project_id,
+            project_slug: self.project_slug,
+            scope: self.scope,
+            budget_ok: self.budget_ok,
+            iat,
+            exp,
+            jti: self.jti,
+            akid: self.akid,
+            sub: self.sub,
+        })
     }
 }
 
@@ -286,10 +378,10 @@ mod tests {
         let exp = |exp: i64| with_claim("exp", json!(exp)).err();
         assert_eq!(exp(NOW + i64::from(TTL_MAX)), None);
         assert_eq!(exp(NOW + i64::from(TTL_MAX) + 1), Some(Refused::Lifetime));
-        assert_eq!(exp(i64::MAX), Some(Refused::Lifetime));
+        assert_eq!(exp(TIME_MAX), Some(Refused::Lifetime));
         assert_eq!(exp(NOW), Some(Refused::Lifetime));
-        assert_eq!(exp(i64::MIN), Some(Refused::Lifetime));
-        assert_eq!(with_claim("iat", json!(i64::MIN)), Err(Refused::Lifetime));
+        assert_eq!(exp(0), Some(Refused::Lifetime));
+        assert_eq!(with_claim("iat", json!(0)), Err(Refused::Lifetime));
     }
 
     #[test]
@@ -311,8 +403,6 @@ mod tests {
         }
         for (name, value) in [
             ("exp", json!("1795000900")),
-            ("exp", json!(1_795_000_900.5)),
-            ("exp", json!(u64::MAX)),
             ("scope", json!("admin")),
             ("scope", json!(["session"])),
             ("org_id", json!(0)),
@@ -325,6 +415,107 @@ mod tests {
             assert_eq!(with_claim(name, value.clone()), Err(Refused::Claims), "{name}: {value}");
         }
         assert_eq!(with_claim("a_later_claim", json!(1)), Ok(claims()));
+    }
+
+    #[test]
+    fn times_may_have_a_fraction() {
+        let exp = NOW + 900;
+        for (name, value, read) in [
+            ("exp", json!(1_795_000_900.999), SessionClaims { exp, ..claims() }),
+            ("exp", json!(1_795_000_900.0), SessionClaims { exp, ..claims() }),
+            ("iat", json!(1_794_999_999.5), SessionClaims { iat: NOW - 1, ..claims() }),
+        ] {
+            assert_eq!(with_claim(name, value.clone()), Ok(read), "{name}: {value}");
+        }
+        // The fraction does not stretch the hour.
+        assert_eq!(with_claim("exp", json!(1_795_003_600.5)).map(|claims| claims.exp), Ok(NOW + 3_600));
+        assert_eq!(with_claim("exp", json!(1_795_003_601.5)), Err(Refused::Lifetime));
+    }
+
+    #[test]
+    fn numbers_that_are_no_time_are_refused() {
+        let two_to_the_63rd = 1_u64 << 63;
+        for value in [
+            json!(two_to_the_63rd),
+            json!(two_to_the_63rd - 1),
+            json!(u64::MAX),
+            json!(i64::MIN),
+            json!(-1),
+            json!(-0.5),
+            json!(9.3e18),
+            json!(1e300),
+            json!(TIME_MAX + 1),
+            json!(true),
+            json!([NOW]),
+            json!({ "$serde_json::private::Number": "1795000000" }),
+        ] {
+            for name in ["iat", "exp", "nbf"] {
+                assert_eq!(with_claim(name, value.clone()), Err(Refused::Claims), "{name}: {value}");
+            }
+        }
+        // Both at the end of time: a token that never expires.
+        let far = |iat: i64| json!({ "iat": iat, "exp": iat + 900 });
+        for iat in [i64::MAX - 900, TIME_MAX - 899] {
+            let mut forged = json!(claims());
+            forged.as_object_mut().unwrap().extend(far(iat).as_object().unwrap().clone());
+            let token = forge(&json!({"alg": "HS256", "kid": "k2"}), &forged, &"2".repeat(32), Algorithm::HS256);
+            assert_eq!(verify(&ring(), &token, NOW), Err(Refused::Claims), "{iat}");
+        }
+    }
+
+    #[test]
+    fn not_before_in_the_future_is_refused() {
+        for (nbf, refused) in [
+            (json!(0), None),
+            (json!(NOW), None),
+            (json!(NOW + LEEWAY), None),
+            (json!(NOW + LEEWAY + 1), Some(Refused::NotBefore)),
+            (json!(1_795_000_031.5), Some(Refused::NotBefore)),
+            (json!("1795000000"), Some(Refused::Claims)),
+        ] {
+            assert_eq!(with_claim("nbf", nbf.clone()).err(), refused, "{nbf}");
+        }
+    }
+
+    #[test]
+    fn any_audience_is_refused() {
+        for aud in [json!("karta"), json!(""), json!(["karta", "other"]), json!([]), json!({}), json!(7)] {
+            assert_eq!(with_claim("aud", aud.clone()), Err(Refused::Audience), "{aud}");
+        }
+    }
+
+    #[test]
+    fn header_and_claims_are_objects() {
+        let claims_of = |claims: &str, header: &str| {
+            let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
+            let key = EncodingKey::from_secret("2".repeat(32).as_bytes());
+            let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
+            verify(&ring(), &format!("{message}.{signature}"), NOW)
+        };
+        let (header, object) = (r#"{"alg":"HS256","kid":"k2"}"#, json!(claims()).to_string());
+        assert_eq!(claims_of(&format!(" \n{object}"), header), Ok(claims()));
+        for array in [r#"["HS256","k2",null]"#, r#" ["HS256","k2",null]"#, "[]", "null", "\"HS256\"", ""] {
+            assert_eq!(claims_of(&object, array), Err(Refused::Malformed), "{array}");
+        }
+        let in_order = json!([
+            1,
+            "acme",
+            9_007_199_254_740_991_u64,
+            "support",
+            "session",
+            true,
+            NOW,
+            NOW + 900,
+            "1pXq",
+            3,
+            null,
+            null,
+            null
+        ]);
+        for claims in [in_order.to_string(), "[]".to_owned(), "null".to_owned(), String::new()] {
+            assert_eq!(claims_of(&claims, header), Err(Refused::Claims), "{claims}");
+        }
+        assert_eq!(with_claim("scope", json!({ "session": null })), Err(Refused::Claims));
     }
 
     #[test]
