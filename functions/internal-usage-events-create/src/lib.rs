@@ -73,11 +73,12 @@ impl Route for InternalUsageEventsCreate {
                     }
                     by_organization.entry(organization).or_default().push(event);
                 }
-                Err(message) => rejected.push(Rejected { index, message }),
+                Err(message) => rejected.push(Rejected { index, message: call.origin.scrub(&message) }),
             }
         }
         if !unpriced.is_empty() {
-            let models: Vec<_> = unpriced.iter().take(MODELS_NAMED).collect();
+            let models = unpriced.iter().take(MODELS_NAMED).map(|(model, events)| (call.origin.scrub(model), events));
+            let models: Vec<_> = models.collect();
             tracing::warn!(route = Self::NAME, ?models, of = unpriced.len(), "without a price, counted at no cost");
         }
         if let Some(oldest) = by_organization.values().flatten().map(|event| event.occurred_at).min() {

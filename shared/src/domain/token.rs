@@ -4,10 +4,9 @@ use aws_lc_rs::{digest, hmac};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
-use super::{Entropy, Invalid, Keyring};
+use super::{CredentialKind, Entropy, Invalid, Keyring};
 
-/// NEVER CHANGE: secret scanners and our own scrubber know tokens by it.
-const BRAND: &str = "kt_live_";
+const BRAND: &str = CredentialKind::ApiKey.brand();
 const RANDOM_LEN: usize = 26;
 const TAG_LEN: usize = 6;
 const TOKEN_LEN: usize = BRAND.len() + RANDOM_LEN + TAG_LEN;

@@ -5,10 +5,9 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use secrecy::{ExposeSecret, SecretString};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{Entropy, Invalid, Timestamp, stripe};
+use super::{CredentialKind, Entropy, Invalid, Timestamp, stripe};
 
-/// NEVER CHANGE: both verification libraries and secret scanners know secrets by it.
-const BRAND: &str = "whsec_";
+const BRAND: &str = CredentialKind::WebhookSecret.brand();
 const KEY_LEN: usize = 32;
 
 /// What one endpoint's deliveries are signed with: `whsec_` and the base64 of 32 random bytes.

@@ -49,7 +49,7 @@ impl Origin {
     }
 
     /// Takes out what is shaped like a secret, and the request's own credential, which need not be.
-    pub(super) fn scrub(&self, text: &str) -> String {
+    pub fn scrub(&self, text: &str) -> String {
         let scrubbed = telemetry::scrub(text);
         match self.bearer.as_ref().map(ExposeSecret::expose_secret) {
             Some(token) if !token.is_empty() => scrubbed.replace(token, "[redacted]"),

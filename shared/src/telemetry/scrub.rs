@@ -5,7 +5,7 @@ use regex::{Captures, Regex};
 /// What every secret below begins with, or is named with something behind. Most lines have none of it and are done after one search.
 static HINT: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(concat!(
-        "kt_live_|sk-|whsec_|eyJ|gh[opsur]_|glpat-|github_pat_|npm_|AIza|xox[a-z]-|xapp-|[rs]k_(?:live|test)_|AKIA|ASIA|",
+        "kt_live_|karta_service_|sk-|whsec_|eyJ|gh[opsur]_|glpat-|github_pat_|npm_|AIza|xox[a-z]-|xapp-|[rs]k_(?:live|test)_|AKIA|ASIA|",
         r":\\?/\\?/[^/]*@|PRIVATE KEY|",
         "(?i-u:bearer|",
         "(?:authorization|x-api-key|secret[ _-]?(?:access[ _-]?)?key|(?:session|security)[ _-]?token)",
@@ -43,6 +43,7 @@ fn rules() -> Result<Vec<(Regex, &'static str)>, regex::Error> {
         (r"eyJ[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){2,}".to_owned(), "eyJ[redacted]"),
         // The first 14 characters are public.
         ("(kt_live_[0-9A-Za-z]{6})[0-9A-Za-z]+".to_owned(), "${1}[redacted]"),
+        ("karta_service_[A-Za-z0-9+/=._~-]{16,}".to_owned(), "karta_service_[redacted]"),
         ("sk-ant-[A-Za-z0-9_-]+".to_owned(), "sk-ant-[redacted]"),
         ("AIza[A-Za-z0-9_-]{20,}".to_owned(), "AIza[redacted]"),
         ("(gh[opsur]_|glpat-)[A-Za-z0-9_-]{16,}".to_owned(), "${1}[redacted]"),
@@ -134,7 +135,7 @@ const HEADERS_MAX: u32 = 4;
 /// Replaces what is shaped like a secret by `[redacted]`, behind a hint of its kind: `kt_live_AbC123[redacted]`,
 /// `Bearer [redacted]`. Borrows when there is nothing to replace.
 ///
-/// Knows, in plain text and inside JSON strings: API keys, provider keys (`sk-…`), webhook secrets (`whsec_…`), JWTs, tokens of GitHub, GitLab, npm,
+/// Knows, in plain text and inside JSON strings: API keys, service tokens, provider keys (`sk-…`), webhook secrets (`whsec_…`), JWTs, tokens of GitHub, GitLab, npm,
 /// Google, Slack and Stripe, AWS access keys, session tokens and what follows an access key's id, `Authorization` headers and bearer tokens, passwords in
 /// URLs, and private keys in PEM.
 pub fn scrub(text: &str) -> Cow<'_, str> {
@@ -251,6 +252,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
+    use crate::domain::CredentialKind;
 
     #[test]
     fn each_kind_leaves_its_hint() {
@@ -270,6 +272,24 @@ mod tests {
             ("eyJhbGci..a.b.c-sk-12345678", "eyJ[redacted]"),
         ] {
             assert_eq!(scrub(text), scrubbed);
+        }
+    }
+
+    #[test]
+    fn every_credential_of_ours_is_taken_out() {
+        let body = "0123456789abcdefABCDEF0123456789abcdefABCDEF0123456789abcdefABCDEF";
+        for kind in CredentialKind::ALL {
+            let credential = match kind {
+                CredentialKind::SessionToken => format!("{}{body}.{body}.{body}", kind.brand()),
+                _ => format!("{}{body}", kind.brand()),
+            };
+            for (before, after) in
+                [("", ""), ("field ", ": unknown"), ("a=", "&b"), ("\n", "\n"), ("{\"", "\":1}"), ("['", "']")]
+            {
+                let scrubbed = scrub(&format!("{before}{credential}{after}")).into_owned();
+                assert!(scrubbed.starts_with(&format!("{before}{}", kind.brand())), "{kind:?}: {scrubbed}");
+                assert!(scrubbed.ends_with(after) && !scrubbed.contains(&body[6..]), "{kind:?}: {scrubbed}");
+            }
         }
     }
 
@@ -307,7 +327,7 @@ mod tests {
             "",
             "{\"message\":\"key created\",\"prefix\":\"kt_live_AbC123\"}",
             "task-management risk-assessment disk-00000000 sk-1234567",
-            "eyJhbGci.only-two whsec_ kt_live_",
+            "eyJhbGci.only-two whsec_ kt_live_ karta_service_ karta_service_tokens",
             "HEAD is now at 0a1b2c3d4e5f60718293a4b5c6d7e8f901234567, node sha256:0a1b2c3d4e5f60718293a4b5c6d7e8f90123456789abcdef0123456789abcdef",
             "FROM registry.example.com/app:1.4@sha256:0a1b2c3d4e5f60718293a4b5c6d7e8f90123456789abcdef0123456789abcdef",
             "git+ssh://git@github.com/acme/app.git https://example.com:443/a@b npm_config_cache npm_lifecycle_event",
@@ -342,6 +362,7 @@ mod tests {
             "rk_live_",
             "sk_test_",
             "whsec_",
+            "karta_service_",
             "sk-or-v1-",
             "sk-proj-",
             "AKIA",
@@ -492,6 +513,7 @@ mod tests {
                 "ant-",
                 "12345678",
                 "whsec_",
+                "karta_service_",
                 "Bearer",
                 "bearer",
                 "eyJ",
@@ -560,7 +582,7 @@ mod tests {
             after in pieces(),
         ) {
             for brand in [
-                "kt_live_AbC123", "sk-ant-", "sk-", "whsec_", "Bearer ", "eyJhbGci.eyJpc3Mi.", "ghp_", "github_pat_", "npm_", "AIza", "xoxb-",
+                "kt_live_AbC123", "sk-ant-", "sk-", "whsec_", "karta_service_", "Bearer ", "eyJhbGci.eyJpc3Mi.", "ghp_", "github_pat_", "npm_", "AIza", "xoxb-",
                 "sk_live_", "AWS_SECRET_ACCESS_KEY=", "Authorization: Basic ", "https://user:", "-----BEGIN PRIVATE KEY-----\nZz",
             ] {
                 let after = if brand.starts_with("https") { format!("@{after}") } else { after.clone() };
