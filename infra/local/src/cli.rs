@@ -26,6 +26,7 @@ use crate::{
     Options, Runner, audit,
     bootstrap::{self, Founded},
     openapi,
+    secrets::Given,
 };
 
 /// Runs the whole control plane on this machine, over an embedded store.
@@ -93,13 +94,23 @@ struct RunArguments {
     /// bcrypt's cost for new digests (12 if not given); 4 is quick, for tests only.
     #[arg(long, env = "KARTA_BCRYPT_COST", value_parser = clap::value_parser!(u32).range(4..=31))]
     bcrypt_cost: Option<u32>,
-    /// What to log, to standard error: off, error, warn, info, debug, or tracing directives.
-    #[arg(long, env = "KARTA_LOG", default_value = "info")]
+    /// What to log, to standard error: off, error, warn, info, debug, trace, or tracing directives such as karta_shared=debug,warn.
+    #[arg(long, env = "KARTA_LOG", default_value = "info", value_parser = log_filter)]
     log: String,
 }
 
 fn slug(text: &str) -> Result<Slug, String> {
     Slug::try_from(text.to_owned()).map_err(|error| error.to_string())
+}
+
+/// `tracing` would take a word that is no level for the name of a target, and log almost nothing.
+fn log_filter(text: &str) -> Result<String, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+    if text.split(',').all(|directive| directive.contains('=') || is_level(directive.trim())) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("must be one of {}, or tracing directives such as karta_shared=debug,warn", LEVELS.join(", ")))
 }
 
 /// Does what the command line asks for.
@@ -157,16 +168,23 @@ async fn audit_verify(arguments: VerifyArguments) -> Result<ExitCode> {
 async fn run(arguments: RunArguments) -> Result<()> {
     telemetry::init(telemetry::Output::Stderr, &arguments.log).context("--log")?;
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let given = Given {
+        session_token_secret: config::session_token_secret()?,
+        service_tokens: config::service_tokens()?,
+        data_planes: config::data_planes()?,
+        stripe_secrets: config::stripe_secrets()?,
+    };
+    given.judge()?;
     let runner = Runner::start(Options {
         host: arguments.host,
         port: arguments.port,
         data_dir: (!arguments.ephemeral).then(|| arguments.data_dir.clone()),
         organization: arguments.org,
         bcrypt_cost: arguments.bcrypt_cost,
-        session_token_secret: config::session_token_secret()?,
-        service_tokens: config::service_tokens()?,
-        data_planes: config::data_planes()?,
-        stripe_secrets: config::stripe_secrets()?,
+        session_token_secret: given.session_token_secret,
+        service_tokens: given.service_tokens,
+        data_planes: given.data_planes,
+        stripe_secrets: given.stripe_secrets,
         internal: config::internal_guard()?,
         webhooks: if arguments.allow_loopback_webhooks { Reach::Loopback } else { Reach::Public },
         workers: true,

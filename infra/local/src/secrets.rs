@@ -1,17 +1,17 @@
 //! The rings of a local run: generated once, kept beside the data in a file that only its owner may read.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     io::{ErrorKind, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use karta_shared::{
     config::{Ring, Secret, SecretSource},
-    domain::{Entropy, Keyring, Power, ServiceTokens, StripeSecrets},
+    domain::{CredentialKind, Entropy, Keyring, Power, ServiceTokens, StripeSecrets},
 };
 use secrecy::{ExposeSecret, SecretString};
 
@@ -33,6 +33,48 @@ pub struct Given {
     pub data_planes: Option<SecretString>,
     /// Sign Stripe's events, with commas between.
     pub stripe_secrets: Option<SecretString>,
+}
+
+impl Given {
+    /// Refuses a secret that can be guessed, and one that serves two purposes: its holder for the one would hold it for the other. A service
+    /// token that is also a data plane's is refused where both are read.
+    pub fn judge(&self) -> Result<()> {
+        let secrets: Vec<(&str, usize, &str)> = [
+            ("KARTA_SESSION_TOKEN_SECRET", self.session_token_secret.as_ref(), false),
+            ("KARTA_SERVICE_TOKENS", self.service_tokens.as_ref(), true),
+            ("KARTA_STRIPE_SECRETS", self.stripe_secrets.as_ref(), true),
+        ]
+        .into_iter()
+        .filter_map(|(variable, text, is_list)| Some((variable, text?.expose_secret(), is_list)))
+        .flat_map(|(variable, text, is_list)| {
+            let entries: Vec<&str> = if is_list { text.split(',').collect() } else { vec![text] };
+            entries.into_iter().enumerate().map(move |(at, entry)| (variable, at + 1, entry))
+        })
+        .collect();
+        for (variable, place, secret) in &secrets {
+            if is_guessable(secret) {
+                bail!(
+                    "{variable}: entry {place} has fewer than {DISTINCT_MIN} different characters: use the output of `openssl rand -hex 32`"
+                );
+            }
+            if let Some((other, at, _)) = secrets.iter().find(|(other, _, twin)| other != variable && twin == secret) {
+                bail!(
+                    "{variable} and {other}: entry {place} of the one is entry {at} of the other: use a secret of its own for each"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Random text of 32 characters has more, also in hexadecimal.
+const DISTINCT_MIN: usize = 8;
+/// Shorter text is refused by the rules of its kind, whose message is more to the point.
+const JUDGED_FROM: usize = 16;
+
+fn is_guessable(secret: &str) -> bool {
+    let random = CredentialKind::ALL.iter().find_map(|kind| secret.strip_prefix(kind.brand())).unwrap_or(secret);
+    random.len() >= JUDGED_FROM && random.bytes().collect::<BTreeSet<_>>().len() < DISTINCT_MIN
 }
 
 pub struct LocalSecrets {
@@ -60,7 +102,9 @@ impl LocalSecrets {
         for ring in Ring::ALL {
             stored.entry(ring.name().to_owned()).or_insert_with(|| ring_json(&random_text(entropy)));
         }
-        stored.entry(SERVICE_TOKEN.to_owned()).or_insert_with(|| format!("karta_service_{}", random_text(entropy)));
+        stored
+            .entry(SERVICE_TOKEN.to_owned())
+            .or_insert_with(|| format!("{}{}", CredentialKind::ServiceToken.brand(), random_text(entropy)));
         if let Some(path) = &path
             && stored.len() > known
         {

@@ -345,6 +345,9 @@ fn a_bad_value_stops_the_start_and_its_flag_is_named() {
         ("--bcrypt-cost", "32"),
         ("--bcrypt-cost", "twelve"),
         ("--log", "==="),
+        ("--log", "verbose"),
+        ("--log", "info,karta_shared"),
+        ("--log", "karta_shared=verbose"),
     ];
     for (flag, value) in flags {
         let port: &[_] = if flag == "--port" { &[] } else { &["--port", "0"] };
@@ -359,6 +362,34 @@ fn a_bad_value_stops_the_start_and_its_flag_is_named() {
         assert!(message.contains(&format!("--{}", variable[6..].to_ascii_lowercase())), "{message}");
     }
     assert!(refused(&["--colour"], &[]).contains("--colour"));
+    assert!(refused(&["--log=verbose"], &[]).contains("must be one of off, error, warn, info, debug, trace"));
+}
+
+#[test]
+fn guessable_and_shared_secrets_stop_the_start() {
+    let flags = ["--port", "0", "--ephemeral"];
+    let (session, service, stripe) = ("KARTA_SESSION_TOKEN_SECRET", "KARTA_SERVICE_TOKENS", "KARTA_STRIPE_SECRETS");
+    let good = "0f1e2d3c4b5a69788796a5b4c3d2e1f0";
+    let zeros = "0".repeat(40);
+    for (environment, problem) in [
+        (vec![(session, zeros.clone())], "KARTA_SESSION_TOKEN_SECRET: entry 1 has fewer than 8 different characters"),
+        (vec![(session, "changeme".repeat(5))], "KARTA_SESSION_TOKEN_SECRET: entry 1 has fewer"),
+        (vec![(service, format!("{good},karta_service_{zeros}"))], "KARTA_SERVICE_TOKENS: entry 2 has fewer"),
+        (vec![(stripe, format!("whsec_{zeros}"))], "KARTA_STRIPE_SECRETS: entry 1 has fewer"),
+        (
+            vec![(session, good.to_owned()), (service, format!("a-first-token-of-thirty-two-bytes,{good}"))],
+            "KARTA_SESSION_TOKEN_SECRET and KARTA_SERVICE_TOKENS: entry 1 of the one is entry 2 of the other",
+        ),
+        (
+            vec![(session, format!("whsec_{good}")), (stripe, format!("whsec_{good}"))],
+            "KARTA_SESSION_TOKEN_SECRET and KARTA_STRIPE_SECRETS: entry 1",
+        ),
+    ] {
+        let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let message = refused(&flags, &environment);
+        assert!(message.contains(problem), "{message}");
+        assert!(!message.contains(good) && !message.contains(&zeros) && !message.contains("changeme"), "{message}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
