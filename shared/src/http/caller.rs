@@ -78,11 +78,11 @@ impl Caller {
         entries.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
 
-    /// Reads the context back, strictly; fields that API Gateway adds are passed over.
+    /// Reads the context back, strictly; fields that API Gateway adds are skipped. An empty value is refused: `allowed_cidrs` would read as no fence.
     pub fn from_context(context: &HashMap<String, Value>) -> Result<Self, BadContext> {
         let text = |name: &str| match context.get(name) {
             None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.as_str())),
+            Some(Value::String(text)) if !text.is_empty() => Ok(Some(text.as_str())),
             Some(_) => Err(BadContext),
         };
         let required = |name: &str| text(name)?.ok_or(BadContext);
@@ -185,18 +185,23 @@ mod tests {
             assert_eq!(Caller::from_context(&lacking), Err(BadContext), "without {field}");
         }
         for (field, value) in [
-            ("kind", Value::from("service")),
-            ("kind", Value::from("session")),
-            ("organization_id", Value::from(7)),
-            ("organization_id", Value::from("0")),
-            ("scopes", Value::from("root")),
-            ("budget_ok", Value::from("yes")),
-            ("project_id", Value::from("9")),
-            ("allowed_cidrs", Value::from("everywhere")),
-            ("sub", Value::Null),
-        ] {
+            ("kind".to_owned(), Value::from("service")),
+            ("kind".to_owned(), Value::from("session")),
+            ("organization_id".to_owned(), Value::from(7)),
+            ("organization_id".to_owned(), Value::from("0")),
+            ("scopes".to_owned(), Value::from("root")),
+            ("budget_ok".to_owned(), Value::from("yes")),
+            ("project_id".to_owned(), Value::from("9")),
+            ("allowed_cidrs".to_owned(), Value::from("everywhere")),
+            ("sub".to_owned(), Value::Null),
+        ]
+        .into_iter()
+        .chain(context(&caller()).into_keys().flat_map(|name| [(name.clone(), Value::from("")), (name, Value::Null)]))
+        .chain(["", " ", "\t", " none", "none none"].map(|blank| ("allowed_cidrs".to_owned(), Value::from(blank))))
+        .chain(["", " ", "none none"].map(|blank| ("scopes".to_owned(), Value::from(blank))))
+        {
             let mut bent = context(&caller());
-            bent.insert(field.to_owned(), value.clone());
+            bent.insert(field.clone(), value.clone());
             assert_eq!(Caller::from_context(&bent), Err(BadContext), "{field} = {value}");
         }
     }
