@@ -1,5 +1,6 @@
 // Requests that end in errors, each under the error that it is to end in: `status code`, or `status detail` where the body has no code.
 import { createHmac, randomBytes } from "node:crypto";
+import { request } from "node:http";
 import { cpus } from "node:os";
 import { startRunner } from "./runner.mjs";
 
@@ -21,6 +22,19 @@ class Scene {
       const text = await answer.text();
       if (![503, 504].includes(answer.status) || attempt >= this.attempts) return { status: answer.status, headers: answer.headers, text };
     }
+  }
+
+  /** Sends a header in two lines, which `fetch` would join. */
+  twice(method, path, header, body) {
+    const headers = { authorization: `Bearer ${this.start.api_key}`, [header]: ["a", "b"] };
+    return new Promise((resolve, reject) => {
+      const sent = request(this.start.base_url + path, { method, headers }, async (answer) => {
+        let text = "";
+        for await (const chunk of answer) text += chunk;
+        resolve({ status: answer.statusCode, headers: new Headers(answer.headers), text });
+      });
+      sent.on("error", reject).end(JSON.stringify(body));
+    });
   }
 
   /** The body of a request that is to succeed. */
@@ -59,6 +73,7 @@ class Scene {
 
 const CASES = {
   "400 malformed_json": (scene) => scene.call("POST", "/v1/api_keys", { raw: '{"name": ' }),
+  "400 duplicate_header": (scene) => scene.twice("POST", "/v1/api_keys", "idempotency-key", { name: "ci", scopes: ["read"] }),
   "400 invalid_signature": (scene) => scene.stripe(false, "whsec_another"),
   "400 livemode_mismatch": (scene) => scene.stripe(true),
   "401 Unauthorized": (scene) => scene.call("GET", "/v1/whoami", { bearer: "kt_live_junk" }),
@@ -79,6 +94,7 @@ const CASES = {
     return scene.call("GET", "/v1/projects/other/whoami", { bearer: await scene.sessionToken("own") });
   },
   "404 Not found": (scene) => scene.call("GET", "/v1/api_keys/1"),
+  "404 unknown_route": (scene) => scene.call("GET", "/v1/api-keys"),
   async "409 api_key_not_active"(scene) {
     const { api_key } = await scene.key(["read"]);
     await scene.make("DELETE", `/v1/api_keys/${api_key.id}`);

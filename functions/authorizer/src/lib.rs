@@ -40,7 +40,7 @@ impl Authorizer {
 
     /// Judges the `Authorization` header of a request to `method_arn`.
     pub async fn authorize(&self, event: &Event) -> Result<Answer, Undecided> {
-        let caller = if let Some(token) = event.authorization_token.as_deref().and_then(bearer) {
+        let caller = if let Some(token) = event.authorization_token.as_deref().and_then(auth::bearer) {
             timeout(DEADLINE, self.caller(token)).await.map_err(|_| Undecided::OutOfTime)??
         } else {
             self.count("malformed");
@@ -92,12 +92,6 @@ impl Authorizer {
         }
         Ok(auth::verify(&*secrets.ring_refetched(Ring::SessionSigning).await?, token, now))
     }
-}
-
-/// The token of a `Bearer` header; the scheme's case does not matter.
-fn bearer(header: &str) -> Option<&str> {
-    let (scheme, token) = header.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_matches(' '))
 }
 
 /// Runs the authorizer as a Lambda function.

@@ -10,17 +10,18 @@ use aws_lambda_events::{
     iam::IamPolicyEffect,
 };
 use axum::body::HttpBody;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use karta_shared::{
     App,
     clock::Clock,
     domain::{Entropy, Timestamp},
     entropy::uuid,
+    http::decode_unreserved,
 };
 use lambda_http::{Body, Request, RequestExt, request::RequestContext};
 use quick_cache::sync::Cache;
 use regex::Regex;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     registry::{self, Handler},
@@ -31,6 +32,8 @@ use crate::{
 const BODY_MAX: usize = 10 * 1024 * 1024;
 const VERDICTS_KEPT: usize = 10_000;
 const STAGE: &str = "local";
+/// The name under which API Gateway passes on a function's `WWW-Authenticate`.
+const REMAPPED_CHALLENGE: &str = "x-amzn-remapped-www-authenticate";
 
 type Routes = matchit::Router<Vec<Target>>;
 
@@ -146,6 +149,9 @@ impl Gateway {
 
     pub async fn answer(&self, peer: SocketAddr, request: axum::extract::Request) -> axum::response::Response {
         let request_id = uuid(&*self.entropy);
+        if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
+            return bad_host(&request_id);
+        }
         match self.route(peer, request, &request_id).await {
             Ok(response) => response,
             Err(refusal) => self.refuse(refusal, &request_id),
@@ -160,7 +166,8 @@ impl Gateway {
     ) -> Result<axum::response::Response, Refusal> {
         let (parts, body) = request.into_parts();
         let body = read(body).await;
-        let matched = self.routes.at(parts.uri.path()).map_err(|_| Refusal::MissingAuthenticationToken)?;
+        let path = decode_unreserved(parts.uri.path());
+        let matched = self.routes.at(&path).map_err(|_| Refusal::MissingAuthenticationToken)?;
         let target = matched.value.iter().find(|target| target.method == parts.method);
         let target = target.ok_or(Refusal::MissingAuthenticationToken)?;
         let context = if target.authorized {
@@ -189,11 +196,13 @@ impl Gateway {
         *event.method_mut() = parts.method;
         *event.headers_mut() = parts.headers;
         let event = event
-            .with_raw_http_path(parts.uri.path())
             .with_query_string_parameters(query(&parts.uri))
             .with_path_parameters(variables)
             .with_request_context(RequestContext::ApiGatewayV1(gateway));
-        let (parts, body) = (target.handler)(event).await.into_parts();
+        let (mut parts, body) = (target.handler)(event).await.into_parts();
+        if let Some(challenge) = parts.headers.remove(header::WWW_AUTHENTICATE) {
+            parts.headers.insert(REMAPPED_CHALLENGE, challenge);
+        }
         let body = match body {
             Body::Text(text) => axum::body::Body::from(text),
             Body::Binary(bytes) => axum::body::Body::from(bytes),
@@ -209,7 +218,8 @@ impl Gateway {
         method: &Method,
         uri: &Uri,
     ) -> Result<Arc<HashMap<String, Value>>, Refusal> {
-        let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let mut sent = headers.get_all(header::AUTHORIZATION).iter();
+        let header = sent.next().filter(|_| sent.next().is_none()).and_then(|value| value.to_str().ok());
         let header = header.filter(|header| self.validation.is_match(header)).ok_or(Refusal::Unauthorized)?;
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, header.as_bytes());
         let cache_key: [u8; 32] = digest.as_ref().try_into().map_err(|_| Refusal::AuthorizerFailure)?;
@@ -264,6 +274,18 @@ impl std::fmt::Debug for Gateway {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gateway").field("authorizer", &self.authorizer).finish_non_exhaustive()
     }
+}
+
+/// The answer to an HTTP/1.1 request with no `Host` or more than one (RFC 9112 §3.2), which API Gateway refuses before any of its settings applies.
+fn bad_host(request_id: &str) -> axum::response::Response {
+    let body = json!({ "error": "invalid_host", "message": "Send one Host header", "request_id": request_id });
+    let mut response = axum::response::Response::new(axum::body::Body::from(body.to_string()));
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        response.headers_mut().insert("x-request-id", id);
+    }
+    response
 }
 
 /// Reads a body to its end, also one that is too large to keep: a client that is cut off while it sends misses its answer.

@@ -49,7 +49,7 @@ test("a request carries the key, the client's name and a body in JSON", async ()
 test("each status has its error, with body, code and request id", async () => {
   const cases = [
     [400, KartaBadRequestError, { error: "malformed_json", message: "no JSON" }, "400: no JSON"],
-    [401, KartaAuthError, { detail: "Unauthorized" }, "401: Unauthorized"],
+    [401, KartaAuthError, { detail: "Unauthorized", message: "Send Authorization" }, "401: Send Authorization"],
     [402, KartaBudgetError, { error: "budget_exhausted", reason: "monthly token cap reached" }, "402: monthly token cap reached"],
     [403, KartaForbiddenError, { detail: "missing scope: admin" }, "403: missing scope: admin"],
     [404, KartaNotFoundError, { detail: "Not found" }, "404: Not found"],

@@ -1,11 +1,13 @@
 //! Proofs of credentials: is this token genuine, and may what it stands for be let in now?
 
 mod bcrypt_pool;
+mod bearer;
 mod session_token;
 mod validator;
 
 pub use self::{
     bcrypt_pool::BcryptPool,
+    bearer::bearer,
     session_token::{Refused, SessionClaims, SessionScope, SessionToken, TTL_DEFAULT, TTL_MAX, TTL_MIN, mint, verify},
     validator::{Finding, GATEWAY_TOLD_WITHIN, Invalidity, Step, Use, ValidKey, Validator, Verdict, judge, trace},
 };

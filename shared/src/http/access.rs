@@ -260,7 +260,7 @@ impl<P: RequiredPower> Access for Internal<P> {
     async fn admit(presented: Presented<'_>) -> Result<Service, Error> {
         let Presented { app, origin, .. } = presented;
         if !app.internal.permits(origin.address(), origin.host.as_deref()) {
-            return Err(Error::NotFound);
+            return Err(Error::UnknownRoute);
         }
         let token = origin.bearer.as_ref().ok_or(Error::Unauthorized)?.expose_secret();
         let service = find_service(app, token).await.map_err(|error| Error::Unavailable(error.to_string()))?;

@@ -16,12 +16,18 @@ use crate::{
 /// How long a client is asked to wait before it tries again, in seconds.
 pub(super) const RETRY_AFTER_SECONDS: u32 = 1;
 
+/// One text for every 401, which lists all causes: a caller learns how to send a key, and nothing about the one it sent.
+const UNAUTHORIZED: &str = "Send Authorization: Bearer <key>. The header may be missing, repeated, without Bearer or under another name such as \
+                            X-API-Key, or the key or token may be unknown, revoked, expired or not allowed from this address.";
+
 /// Why a route did not do what it was asked. This is the one place that knows statuses and error bodies.
 #[derive(Debug)]
 pub enum Error {
     Unauthorized,
     Forbidden(Cow<'static, str>),
     NotFound,
+    /// A route that does not exist for this caller: the gateway's answer to a path that no route has.
+    UnknownRoute,
     MalformedJson(String),
     /// The request is none that the route could take: 400 with a code of its own.
     BadRequest {
@@ -84,7 +90,7 @@ impl Error {
         match self {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
-            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::UnknownRoute => StatusCode::NOT_FOUND,
             Self::MalformedJson(_) | Self::BadRequest { .. } => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -102,9 +108,10 @@ impl Error {
     /// The contract's body, but for `request_id`.
     pub(super) fn body(&self) -> Value {
         match self {
-            Self::Unauthorized => json!({"detail": "Unauthorized"}),
+            Self::Unauthorized => json!({"detail": "Unauthorized", "message": UNAUTHORIZED}),
             Self::Forbidden(detail) => json!({"detail": detail}),
             Self::NotFound => json!({"detail": "Not found"}),
+            Self::UnknownRoute => json!({"detail": "Not found", "error": "unknown_route"}),
             Self::MalformedJson(message) => json!({"error": "malformed_json", "message": message}),
             Self::BadRequest { code, message } => json!({"error": code, "message": message}),
             Self::BodyTooLarge { limit } => {

@@ -55,7 +55,8 @@ impl IdempotencyKey {
             return Ok(None);
         };
         if sent.next().is_some() {
-            return Err(Error::invalid("Idempotency-Key", "must be given once"));
+            let message = "Send one Idempotency-Key header".to_owned();
+            return Err(Error::BadRequest { code: "duplicate_header", message });
         }
         let key = header.as_bytes();
         if !(1..=255).contains(&key.len()) || !key.iter().all(|byte| (b' '..=b'~').contains(byte)) {

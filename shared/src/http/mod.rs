@@ -12,8 +12,10 @@ mod call;
 mod caller;
 pub mod cursor;
 mod error;
+mod event;
 mod idempotency;
 mod json;
+mod path;
 mod query;
 mod reader;
 mod resources;
@@ -33,7 +35,9 @@ pub use self::{
     call::Call,
     caller::{BadContext, Caller},
     error::Error,
+    event::GatewayEvent,
     idempotency::Reveals,
+    path::decode_unreserved,
     query::{AnyQuery, Commas, Days, IdParameter, Limit, NoQuery},
     reader::{Each, read_object},
     resources::{
@@ -41,7 +45,7 @@ pub use self::{
         OrganizationResource, ReleaseResource, UsageResource, WebhookEndpointResource,
     },
     route::{DeliveryRef, FromPath, ProjectRef, ReleaseRef, Route},
-    serve::{run, serve},
+    serve::{run, serve, serve_event},
     stripe::{Stripe, StripeCaller},
     webhooks::demand_enabled,
 };

@@ -5,22 +5,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use lambda_http::{
     Body, Request, RequestExt, Response,
-    aws_lambda_events::{apigw::ApiGatewayProxyRequestContext, query_map::QueryMap},
+    aws_lambda_events::{
+        apigw::{ApiGatewayProxyRequestContext, ApiGatewayProxyResponse},
+        query_map::QueryMap,
+    },
     request::RequestContext,
-    service_fn,
 };
+use lambda_runtime::{LambdaEvent, service_fn};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{
-    Access, Agent, Answer, Call, Caller, Error, FromPath, Presented, Route, access,
+    Access, Agent, Answer, Call, Caller, Error, FromPath, GatewayEvent, Presented, Route, access,
     access::Signed,
     call::Origin,
-    error,
+    error, event,
     idempotency::IdempotencyKey,
     json::{self, Json},
     query,
@@ -28,6 +31,7 @@ use super::{
 };
 use crate::{
     app::{App, Needs},
+    auth,
     domain::Id,
     entropy::uuid,
     telemetry,
@@ -42,14 +46,19 @@ pub async fn run<R: Route>() -> ExitCode {
     telemetry::exit_code(R::NAME, serve_events::<R>().await)
 }
 
-async fn serve_events<R: Route>() -> Result<(), lambda_http::Error> {
+async fn serve_events<R: Route>() -> Result<(), lambda_runtime::Error> {
     telemetry::init(telemetry::Output::Stdout, "info")?;
     let secrets = [R::Access::SECRETS, R::SECRETS].concat();
     let app = &App::deployed(R::NAME, Needs { secrets, store: R::ASKS_STORE }).await?;
-    lambda_http::run(service_fn(move |request: Request| async move {
-        Ok::<_, lambda_http::Error>(serve::<R>(app, request).await)
+    lambda_runtime::run(service_fn(move |event: LambdaEvent<GatewayEvent>| async move {
+        Ok::<_, lambda_runtime::Error>(serve_event::<R>(app, event.payload).await)
     }))
     .await
+}
+
+/// Answers one event of API Gateway.
+pub async fn serve_event<R: Route>(app: &App, event: GatewayEvent) -> ApiGatewayProxyResponse {
+    event::answer(serve::<R>(app, event.into_request()).await)
 }
 
 /// Answers one request. Never fails: every fault has an answer of its own.
@@ -57,7 +66,9 @@ pub async fn serve<R: Route>(app: &App, request: Request) -> Response<Body> {
     let started = Instant::now();
     let context = gateway_context(&request);
     let origin = Arc::new(origin(app, &request, context));
-    let caller = context.and_then(|context| Caller::from_context(&context.authorizer.fields).ok());
+    // The authorizer sees one value of a header that came twice, and nobody knows which one the sender means.
+    let judged = context.filter(|_| !is_repeated(request.headers(), &header::AUTHORIZATION));
+    let caller = judged.and_then(|context| Caller::from_context(&context.authorizer.fields).ok());
     let who = caller.as_ref().map(|caller| (caller.principal.organization_id, caller.principal.api_key_id));
 
     let outcome = if R::CORS && request.method() == Method::OPTIONS {
@@ -117,7 +128,7 @@ fn up_to(longest: Duration, app: &App) -> Duration {
 
 fn json_body<R: Route>(request: &Request) -> Result<Json<'_>, Error> {
     let bytes = request.body().as_ref();
-    let reads_none = matches!(*request.method(), Method::GET | Method::DELETE);
+    let reads_none = matches!(*request.method(), Method::GET | Method::HEAD | Method::DELETE);
     if reads_none || (R::BODY_MAY_BE_EMPTY && bytes.is_empty()) {
         return Ok(Json::Object(Vec::new()));
     }
@@ -158,10 +169,9 @@ fn gateway_context(request: &Request) -> Option<&ApiGatewayProxyRequestContext> 
 
 fn origin(app: &App, request: &Request, context: Option<&ApiGatewayProxyRequestContext>) -> Origin {
     let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
-    let bearer = header(header::AUTHORIZATION)
-        .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map(|(_, token)| SecretString::from(token));
+    let authorization =
+        header(header::AUTHORIZATION).filter(|_| !is_repeated(request.headers(), &header::AUTHORIZATION));
+    let bearer = authorization.and_then(auth::bearer).map(SecretString::from);
     let request_id = context.and_then(|context| context.request_id.clone()).filter(|id| is_plain(id));
     let agent = header(header::USER_AGENT);
     let mut origin = Origin {
@@ -174,6 +184,10 @@ fn origin(app: &App, request: &Request, context: Option<&ApiGatewayProxyRequestC
     };
     origin.user_agent = agent.map(|agent| origin.scrub(agent).chars().take(256).collect());
     origin
+}
+
+fn is_repeated(headers: &HeaderMap, name: &HeaderName) -> bool {
+    headers.get_all(name).iter().nth(1).is_some()
 }
 
 /// API Gateway lets clients choose the request id; what is not plain goes into no header, log or audit event.
@@ -226,6 +240,10 @@ fn respond<R: Route>(outcome: Result<(StatusCode, Vec<u8>), Error>, request_id: 
     }
     if let Ok(id) = HeaderValue::from_str(request_id) {
         headers.insert("x-request-id", id);
+    }
+    if status == StatusCode::UNAUTHORIZED {
+        // API Gateway renames it to `x-amzn-remapped-www-authenticate`.
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(error::RETRY_AFTER_SECONDS));

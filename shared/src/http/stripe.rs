@@ -39,13 +39,13 @@ impl Access for Stripe {
     async fn admit(presented: Presented<'_>) -> Result<StripeCaller, Error> {
         let app = presented.app;
         let secrets = match app.secrets.stripe().await {
-            Err(SecretError::NotConfigured { .. }) => return Err(Error::NotFound),
+            Err(SecretError::NotConfigured { .. }) => return Err(Error::UnknownRoute),
             secrets => secrets.map_err(|error| unavailable(&error))?,
         };
         if secrets.is_empty() {
-            return Err(Error::NotFound);
+            return Err(Error::UnknownRoute);
         }
-        let signed = presented.signed.ok_or(Error::NotFound)?;
+        let signed = presented.signed.ok_or(Error::UnknownRoute)?;
         let (header, now) = (signature(signed.headers), app.clock.now());
         match secrets.verify(header, signed.body, now) {
             Ok(()) => return Ok(StripeCaller { secrets }),

@@ -17,8 +17,8 @@ fn table() -> [(&'static str, u16, &'static str, Value); 13] {
         (
             "Unauthorized",
             401,
-            "The credential is missing, malformed, unknown, revoked, expired, or used from outside its CIDRs: one answer for all.",
-            json!({ "detail": word("Unauthorized") }),
+            "The credential is missing, malformed, unknown, revoked, expired, or used from outside its CIDRs: one answer for all. `message` says how to send one.",
+            json!({ "detail": word("Unauthorized"), "message": text() }),
         ),
         (
             "BudgetExhausted",
@@ -32,7 +32,12 @@ fn table() -> [(&'static str, u16, &'static str, Value); 13] {
             "The credential is valid, and does not suffice: a scope is missing, or the project is another one.",
             json!({ "detail": text() }),
         ),
-        ("NotFound", 404, "Unknown, or another organization's.", json!({ "detail": word("Not found") })),
+        (
+            "NotFound",
+            404,
+            "Unknown, or another organization's. With `error` no route has this path and method.",
+            json!({ "detail": word("Not found") }),
+        ),
         (
             "Conflict",
             409,
@@ -72,11 +77,15 @@ pub(super) fn responses() -> Value {
         required.push("request_id".to_owned());
         properties["request_id"] = json!({ "type": "string" });
         match status {
+            404 => properties["error"] = json!({ "type": "string", "const": "unknown_route" }),
             409 => properties["id"] = json!({ "$ref": "#/components/schemas/Id" }),
             422 => properties["provider"] = json!({ "$ref": "#/components/schemas/Provider" }),
             _ => {}
         }
         let mut headers = request_id();
+        if status == 401 {
+            headers["WWW-Authenticate"] = json!({ "$ref": "#/components/headers/Challenge" });
+        }
         if [429, 503, 504].contains(&status) {
             headers["Retry-After"] = json!({ "$ref": "#/components/headers/RetryAfter" });
         }
@@ -103,6 +112,10 @@ pub(super) fn headers() -> Value {
             "description": "What to quote when something went wrong; every log line about the request carries it.",
             "required": true,
             "schema": { "type": "string", "minLength": 1 },
+        },
+        "Challenge": {
+            "description": "The scheme of the credential. A 401 that a route answers itself, past the gateway, has it as `x-amzn-remapped-www-authenticate`.",
+            "schema": { "type": "string", "const": "Bearer" },
         },
         "RetryAfter": {
             "description": "After how many seconds to try again.",

@@ -25,7 +25,7 @@ pub fn document() -> Result<Value> {
     for function in template.functions.iter().filter(|function| is_documented(function)) {
         let operation = operations.remove(function.binary.as_str());
         let operation = operation.with_context(|| format!("{} has no line in the document", function.binary))?;
-        for route in function.routes.iter().filter(|route| route.method != Method::OPTIONS) {
+        for route in function.routes.iter().filter(|route| ![Method::OPTIONS, Method::HEAD].contains(&route.method)) {
             let described = operation.describe(function, route)?;
             paths.entry(route.path.clone()).or_default().insert(route.method.as_str().to_ascii_lowercase(), described);
         }

@@ -55,7 +55,7 @@ impl Door {
     async fn refuses(&self, what: &str, token: &str) {
         assert!(!self.world.authorizes(&format!("Bearer {token}")).await, "{what}");
         let refused = self.world.get("/v1/projects/my-app/whoami").bearer(token).send().await;
-        assert_eq!(refused.refused(401), json!({ "detail": "Unauthorized" }), "{what}");
+        assert_eq!(refused.refused(401), crate::harness::unauthorized(), "{what}");
     }
 }
 

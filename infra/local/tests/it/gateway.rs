@@ -7,16 +7,16 @@ use karta_shared::{
     domain::ApiKeyToken,
     entropy::OsEntropy,
 };
-use serde_json::{Value, json};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy},
-    harness::{Reply, World, note_secret},
+    harness::{Reply, World, note_secret, unauthorized, unknown_route},
 };
-
-fn not_found() -> Value {
-    json!({ "detail": "Not found" })
-}
 
 async fn behind_a_proxy_at_noon() -> (World, Arc<FaultProxy>, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
@@ -56,18 +56,19 @@ async fn unknown_paths_are_not_found_with_and_without_a_credential() {
         "/v1/agent_projects/my-app/session_tokens/1",
         "/v1/internal/keys/validate",
         "/healthz/x",
-        "/%76%31/whoami",
+        "/v1%2Fwhoami",
+        "/v1/whoami%20",
     ] {
         for request in [world.get(path), world.get(path).anonymous()] {
             let reply = request.send().await;
             assert_eq!((path, reply.status.as_u16()), (path, 404));
-            assert_eq!(reply.refused(404), not_found());
+            assert_eq!(reply.refused(404), unknown_route());
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_method_is_not_found() {
+async fn a_wrong_method_is_unknown_route() {
     let world = World::start().await;
     for (method, path) in [
         (Method::POST, "/healthz"),
@@ -84,14 +85,14 @@ async fn a_wrong_method_is_not_found() {
         (Method::from_bytes(b"PURGE").unwrap(), "/v1/whoami"),
     ] {
         let refused = world.request(method.clone(), path).send().await;
-        assert_eq!(refused.refused(404), not_found(), "{method} {path}");
+        assert_eq!(refused.refused(404), unknown_route(), "{method} {path}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn head_is_a_wrong_method_too() {
+async fn head_is_a_wrong_method_off_healthz() {
     let world = World::start().await;
-    for path in ["/healthz", "/v1/whoami", "/v1/api_keys"] {
+    for path in ["/v1/whoami", "/v1/api_keys", "/openapi.json", "/docs"] {
         let refused = world.request(Method::HEAD, path).send().await;
         assert_eq!((refused.status.as_u16(), refused.text.as_str()), (404, ""), "{path}");
         assert!(refused.headers.contains_key("x-request-id"));
@@ -99,10 +100,96 @@ async fn head_is_a_wrong_method_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn encoded_unreserved_characters_equal_themselves() {
+    let world = World::start().await;
+    let id = world.project("my-app").await;
+    for path in ["/%76%31/whoami", "/v1/%77hoami", "/%68ealthz", "/v1/%61%70i%5Fkeys"] {
+        world.get(path).send().await.expect(200);
+    }
+    for path in
+        ["/v1/agent_projects/%6Dy-app", "/v1/agent_projects/my%2dapp", "/v1/agent%5fprojects/%6d%79%2D%61%70%70"]
+    {
+        assert_eq!(world.get(path).send().await.expect(200)["agent_project"]["id"], id, "{path}");
+    }
+    let token = world.session_token("my%2Dapp", json!({})).await;
+    world.get("/v1/projects/%6Dy-app/whoami").bearer(&token).send().await.expect(200);
+    world.get("/v1/agent_projects/%256Dy-app").send().await.refused(404);
+    // Both spellings are one path to an idempotency key.
+    let deploy = |slug: &str, sha: &str| {
+        let path = format!("/v1/agent_projects/{slug}/deploys");
+        world.post(&path, json!({ "commit_sha": sha })).idempotency_key("once").send()
+    };
+    let first = deploy("my-app", "abcdef0").await.expect(201);
+    assert_eq!(deploy("%6Dy-app", "abcdef0").await.expect(201), first);
+    assert_eq!(deploy("%6Dy-app", "abcdef1").await.refused(422)["error"], "idempotency_mismatch");
+}
+
+/// The status line and the body of the answer to a request as it stands.
+async fn raw(world: &World, request: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(world.runner.base_url.trim_start_matches("http://")).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.lines().next().unwrap().to_owned(), body.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_1_1_requires_one_host() {
+    let world = World::start().await;
+    let healthz =
+        |version: &str, hosts: &str| format!("GET /healthz HTTP/{version}\r\n{hosts}connection: close\r\n\r\n");
+    for hosts in ["", "host: localhost\r\nhost: localhost\r\n", "host: localhost\r\nHost: other.example\r\n"] {
+        let (status, body) = raw(&world, &healthz("1.1", hosts)).await;
+        assert_eq!(status, "HTTP/1.1 400 Bad Request", "{hosts:?}");
+        assert!(body.contains(r#""error":"invalid_host""#), "{body}");
+    }
+    for (version, hosts) in [("1.1", "host: localhost\r\n"), ("1.1", "host:\r\n"), ("1.0", "")] {
+        let (status, _) = raw(&world, &healthz(version, hosts)).await;
+        assert!(status.ends_with("200 OK"), "{version} {hosts:?}: {status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_authorization_headers_are_unauthorized() {
+    let world = World::start().await;
+    world.project("my-app").await;
+    let session = world.session_token("my-app", json!({})).await;
+    let admin = format!("Bearer {}", world.admin);
+    for other in [admin.as_str(), &format!("Bearer {session}"), "nonsense", ""] {
+        for path in ["/v1/whoami", "/v1/api_keys", "/v1/projects/my-app/whoami"] {
+            let refused = world.get(path).header("authorization", other).send().await.refused(401);
+            assert_eq!(refused, unauthorized(), "{path} with {other:?}");
+            let refused =
+                world.get(path).header("authorization", &admin).authorization(other).send().await.refused(401);
+            assert_eq!(refused, unauthorized(), "{path} with {other:?} last");
+        }
+        let internal = world.service(Method::GET, "/v1/internal/whoami");
+        assert_eq!(internal.header("authorization", other).send().await.refused(401), unauthorized(), "{other:?}");
+        // A route that reads no credential, and a path that no route has.
+        world.get("/healthz").header("authorization", other).send().await.expect(200);
+        assert_eq!(world.get("/v1/nothing").header("authorization", other).send().await.refused(404), unknown_route());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn functions_challenge_under_the_gateways_name() {
+    let world = World::start().await;
+    let body = json!({ "name": "elsewhere", "scopes": ["read"], "allowed_cidrs": ["203.0.113.0/24"] });
+    let (_, elsewhere) = world.key_with(body).await;
+    let by_the_gateway = world.get("/v1/whoami").anonymous().send().await;
+    let by_a_function = world.get("/v1/whoami").bearer(&elsewhere).send().await;
+    assert_eq!(by_the_gateway.headers["www-authenticate"], "Bearer");
+    assert_eq!(by_a_function.headers["x-amzn-remapped-www-authenticate"], "Bearer");
+    assert!(!by_a_function.headers.contains_key("www-authenticate"), "API Gateway lets none through");
+    assert_eq!(by_the_gateway.refused(401), by_a_function.refused(401));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_trailing_slash_is_another_path() {
     let world = World::start().await;
     for path in ["/healthz/", "/v1/whoami/", "/v1/api_keys/", "/v1/api_keys/1/", "/v1/agent_projects/"] {
-        assert_eq!(world.get(path).send().await.refused(404), not_found(), "{path}");
+        assert_eq!(world.get(path).send().await.refused(404), unknown_route(), "{path}");
     }
 }
 

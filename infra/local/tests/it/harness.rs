@@ -406,6 +406,10 @@ impl Reply {
     pub(crate) fn expect(self, status: u16) -> Value {
         assert_eq!(self.status.as_u16(), status, "{}", self.text);
         let request_id = self.headers.get("x-request-id").expect("every answer carries x-request-id");
+        let challenges = ["www-authenticate", "x-amzn-remapped-www-authenticate"];
+        let challenges = challenges.iter().flat_map(|name| self.headers.get_all(*name)).collect::<Vec<_>>();
+        assert!(challenges.iter().all(|challenge| *challenge == "Bearer"), "{challenges:?}");
+        assert_eq!(challenges.len(), usize::from(status == 401), "every 401 carries one challenge");
         if !self.status.is_success() {
             assert_eq!(self.json["request_id"], request_id.to_str().unwrap(), "{}", self.text);
         }
@@ -431,6 +435,20 @@ impl Reply {
         body.as_object_mut().unwrap().remove("request_id");
         body
     }
+}
+
+/// The body of every 401, but for its request id.
+pub(crate) fn unauthorized() -> Value {
+    json!({
+        "detail": "Unauthorized",
+        "message": "Send Authorization: Bearer <key>. The header may be missing, repeated, without Bearer or under another name such as \
+                    X-API-Key, or the key or token may be unknown, revoked, expired or not allowed from this address.",
+    })
+}
+
+/// The body of the 404 for a path that no route has, but for its request id.
+pub(crate) fn unknown_route() -> Value {
+    json!({ "detail": "Not found", "error": "unknown_route" })
 }
 
 /// A DynamoDB item as plain JSON.

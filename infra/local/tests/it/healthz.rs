@@ -1,7 +1,7 @@
 use http::Method;
 use serde_json::json;
 
-use crate::harness::World;
+use crate::harness::{World, unknown_route};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_says_ok_to_anybody_and_nothing_else() {
@@ -13,6 +13,20 @@ async fn it_says_ok_to_anybody_and_nothing_else() {
         world.get("/healthz").bearer("kt_live_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"),
     ] {
         assert_eq!(request.send().await.expect(200), json!({ "status": "ok" }));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn head_answers_like_get_without_a_body() {
+    let world = World::start().await;
+    let get = world.get("/healthz").anonymous().send().await;
+    for request in [world.request(Method::HEAD, "/healthz"), world.request(Method::HEAD, "/healthz").anonymous()] {
+        let head = request.send().await;
+        assert_eq!((head.status.as_u16(), head.text.as_str()), (200, ""));
+        for header in ["content-type", "content-length", "cache-control"] {
+            assert_eq!(head.headers.get(header), get.headers.get(header), "{header}");
+        }
+        assert!(head.headers.contains_key("x-request-id"));
     }
 }
 
@@ -37,7 +51,7 @@ async fn another_method_or_path_is_not_found() {
         (Method::GET, "/V1/api_keys"),
     ] {
         for request in [world.request(method.clone(), path), world.request(method.clone(), path).anonymous()] {
-            assert_eq!(request.send().await.refused(404), json!({ "detail": "Not found" }), "{method} {path}");
+            assert_eq!(request.send().await.refused(404), unknown_route(), "{method} {path}");
         }
     }
 }

@@ -157,6 +157,22 @@ async fn a_key_has_1_to_255_printable_ascii_characters() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_keys_are_refused_after_the_body() {
+    let world = World::start().await;
+    let message = "Send one Idempotency-Key header";
+    for (first, second) in [("a", "b"), ("a", "a"), ("", "a"), ("a", "")] {
+        let post =
+            |path: &str, body: Value| world.post(path, body).idempotency_key(first).idempotency_key(second).send();
+        for (path, body) in [(KEYS, key()), (PROJECTS, project("site"))] {
+            let refused = post(path, body).await.refused(400);
+            assert_eq!(refused, json!({ "error": "duplicate_header", "message": message }), "{first:?} {second:?}");
+        }
+        assert_eq!(post(KEYS, json!({ "name": "ci" })).await.invalid_field(), "scopes");
+    }
+    assert_eq!(world.audited("api_key.created").await.len(), 1, "only the first key");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn it_is_judged_after_the_scope_and_after_the_body() {
     let world = World::start().await;
     create_key(&world)().send().await.expect(201);

@@ -7,13 +7,22 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use karta_shared::{
     config::{Secret, SecretSource, Secrets},
     domain::InternalGuard,
-    http::{Route, serve},
+    http::{GatewayEvent, Route, serve_event},
 };
-use lambda_http::{Body, Response};
+use proptest::{
+    collection::vec,
+    prelude::*,
+    sample::select,
+    test_runner::{Config, TestRunner},
+};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
-use crate::{harness::World, stripe_events};
+use crate::{
+    harness::{World, unauthorized, unknown_route},
+    stripe_events,
+};
 
 const METHOD_ARN: &str = "arn:aws:execute-api:eu-central-1:123456789012:a1b2c3d4e5/prod/GET/v1/whoami";
 
@@ -74,11 +83,17 @@ fn event(method: &str, resource: &str, variables: &Value, context: &Value, body:
 }
 
 async fn served<R: Route>(world: &World, event: &str) -> (u16, Value) {
-    let request = lambda_http::request::from_str(event).unwrap();
-    let response: Response<Body> = serve::<R>(&world.runner.app.of_function(R::NAME), request).await;
-    assert_eq!(response.headers()["x-request-id"], "c6af9ac6-7b61-11e6-9a41-93e8deadbeef");
-    let Body::Text(body) = response.body() else { panic!("API Gateway would encode it") };
-    (response.status().as_u16(), serde_json::from_str(body).unwrap())
+    let answer = answered::<R>(world, event).await;
+    assert_eq!(answer["multiValueHeaders"]["x-request-id"], json!(["c6af9ac6-7b61-11e6-9a41-93e8deadbeef"]));
+    assert_eq!(answer["isBase64Encoded"], false);
+    let status = u16::try_from(answer["statusCode"].as_u64().unwrap()).unwrap();
+    (status, serde_json::from_str(answer["body"].as_str().unwrap()).unwrap())
+}
+
+/// What the Lambda runtime does with an event: reads it, calls the function, and writes the answer.
+async fn answered<R: Route>(world: &World, event: &str) -> Value {
+    let event: GatewayEvent = serde_json::from_str(event).unwrap();
+    serde_json::to_value(serve_event::<R>(&world.runner.app.of_function(R::NAME), event).await).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,9 +136,9 @@ async fn a_request_id_that_is_not_plain_is_replaced() {
     let event = event("GET", "/healthz", &Value::Null, &json!({}), &Value::Null);
     for chosen in ["a\\r\\nset-cookie: x", "\\\"},{", "", &"a".repeat(129)] {
         let event = event.replace("c6af9ac6-7b61-11e6-9a41-93e8deadbeef", chosen);
-        let request = lambda_http::request::from_str(&event).unwrap();
-        let response = serve::<healthz::Healthz>(&world.runner.app, request).await;
-        assert_eq!(response.headers()["x-request-id"].len(), 36, "{chosen}");
+        let answer = answered::<healthz::Healthz>(&world, &event).await;
+        let id = &answer["multiValueHeaders"]["x-request-id"][0];
+        assert_eq!(id.as_str().unwrap().len(), 36, "{chosen}");
     }
 }
 
@@ -185,4 +200,160 @@ async fn an_event_without_a_caller_is_unauthorized() {
     let anonymous = event("GET", "/v1/whoami", &Value::Null, &json!({}), &Value::Null);
     let (status, body) = served::<whoami::Whoami>(&world, &anonymous).await;
     assert_eq!((status, &body["detail"]), (401, &json!("Unauthorized")));
+}
+
+/// Half a surrogate pair, in a JSON text that cannot hold it as a character.
+const HALF: &str = "\u{e000}";
+
+fn with_halves(event: &Value) -> String {
+    event.to_string().replace(HALF, "\\ud83d")
+}
+
+/// Whatever a client can put into a header, a query, a path or a body.
+fn client_text() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        any::<String>(),
+        vec(0_u32..256, 0..8).prop_map(|bytes| bytes.into_iter().filter_map(char::from_u32).collect::<String>()),
+        select(vec!["://", "\u{7f}", "\0", "\r\n", HALF, "%", "%61", "[::", "https", "kt_live_", "Bearer ", "=", ","])
+            .prop_map(str::to_owned),
+    ];
+    vec(piece, 0..6).prop_map(|pieces| pieces.concat())
+}
+
+fn header_name() -> impl Strategy<Value = String> {
+    let known = [
+        "X-Forwarded-Proto",
+        "X-Forwarded-For",
+        "Host",
+        "Authorization",
+        "User-Agent",
+        "Idempotency-Key",
+        "Stripe-Signature",
+        "Content-Type",
+        "Cookie",
+    ];
+    prop_oneof![4 => select(known.to_vec()).prop_map(str::to_owned), 1 => client_text()]
+}
+
+/// The event of each kind of route with these headers and texts, and what it answers.
+async fn answers(world: &World, headers: &[(String, String)], text: &str) {
+    let mut hostile: Value =
+        serde_json::from_str(&event("GET", "/healthz", &Value::Null, &json!({}), &Value::Null)).unwrap();
+    for (name, value) in headers {
+        hostile["headers"][name] = json!(value);
+        hostile["multiValueHeaders"][name] = json!([value]);
+    }
+    hostile["path"] = json!(text);
+    hostile["requestContext"]["path"] = json!(text);
+    hostile["requestContext"]["identity"]["userAgent"] = json!(text);
+    hostile["body"] = json!(text);
+    hostile["pathParameters"] = json!({ "proxy": text });
+    let of = |query: bool| {
+        let mut event = hostile.clone();
+        if query {
+            event["multiValueQueryStringParameters"] = json!({ text: [text, text] });
+        }
+        with_halves(&event)
+    };
+    for query in [false, true] {
+        let (status, body) = served::<healthz::Healthz>(world, &of(query)).await;
+        assert_eq!((status, body), (200, json!({ "status": "ok" })));
+        for (status, mut body) in [
+            served::<internal_whoami::InternalWhoami>(world, &of(query)).await,
+            served::<internal_keys_validate::InternalKeysValidate>(world, &of(query)).await,
+            served::<stripe_events_create::StripeEventsCreate>(world, &of(query)).await,
+        ] {
+            body.as_object_mut().unwrap().remove("request_id");
+            assert_eq!((status, body), (404, unknown_route()), "off the allowlist, or not configured");
+        }
+        let (status, mut body) = served::<whoami::Whoami>(world, &of(query)).await;
+        body.as_object_mut().unwrap().remove("request_id");
+        assert_eq!((status, body), (401, unauthorized()));
+    }
+}
+
+#[test]
+fn no_client_text_fails_an_invocation() {
+    let runtime = Runtime::new().unwrap();
+    let world = runtime.block_on(World::start());
+    let seen = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
+    for headers in [
+        seen("X-Forwarded-Proto", "://"),
+        seen("X-Forwarded-Proto", ""),
+        seen("Host", "a b"),
+        seen("Host", "[::"),
+        seen("User-Agent", "curl\u{7f}"),
+        seen("Authorization", "Bearer \u{7f}"),
+        seen("Stripe-Signature", "t=1,v1=\u{7f}"),
+        seen("a b", "c"),
+        seen("", ""),
+        seen("X-Odd", HALF),
+    ] {
+        runtime.block_on(answers(&world, &headers, "://\u{7f}"));
+    }
+    let inputs = (vec((header_name(), client_text()), 0..5), client_text());
+    let mut runner = TestRunner::new(Config { cases: 256, failure_persistence: None, ..Config::default() });
+    runner
+        .run(&inputs, |(headers, text)| {
+            runtime.block_on(answers(&world, &headers, &text));
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_with_a_control_character_is_not_a_missing_one() {
+    let world = World::start().await;
+    let (_, context) = authorize(&world, &world.admin).await;
+    let body = json!({ "name": "ci", "scopes": ["read"] });
+    let plain = event("POST", "/v1/api_keys", &Value::Null, &context, &body);
+    for sent in ["a\u{7f}", "\0", "a\nb"] {
+        let mut event: Value = serde_json::from_str(&plain).unwrap();
+        event["multiValueHeaders"]["Idempotency-Key"] = json!([sent]);
+        let (status, refused) = served::<api_keys_create::ApiKeysCreate>(&world, &event.to_string()).await;
+        assert_eq!((status, &refused["field"]), (422, &json!("Idempotency-Key")), "{sent:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_value_of_a_repeated_header_is_seen() {
+    let world = World::start().await;
+    let (_, context) = authorize(&world, &world.admin).await;
+    let body = json!({ "name": "ci", "scopes": ["read"] });
+    let mut event: Value = serde_json::from_str(&event("POST", "/v1/api_keys", &Value::Null, &context, &body)).unwrap();
+    let mut refused = Vec::new();
+    for (name, values) in [
+        ("Authorization", json!(["Bearer one", "Bearer passed-through"])),
+        ("authorization", json!(["Bearer passed-through"])),
+        ("Idempotency-Key", json!(["a", "b"])),
+        ("idempotency-key", json!(["a", "a"])),
+    ] {
+        let before = event.clone();
+        event["multiValueHeaders"][name] = values.clone();
+        event["headers"][name] = values.as_array().unwrap().last().unwrap().clone();
+        let (status, body) = served::<api_keys_create::ApiKeysCreate>(&world, &event.to_string()).await;
+        refused.push((status, body["error"].as_str().unwrap_or_default().to_owned()));
+        event = before;
+    }
+    let unauthorized = (401, String::new());
+    let twice = (400, "duplicate_header".to_owned());
+    assert_eq!(refused, [unauthorized.clone(), unauthorized, twice.clone(), twice]);
+    // A sender that leaves out `multiValueHeaders`.
+    event["headers"]["Idempotency-Key"] = json!("a");
+    event.as_object_mut().unwrap().remove("multiValueHeaders");
+    let (status, created) = served::<api_keys_create::ApiKeysCreate>(&world, &event.to_string()).await;
+    assert_eq!(status, 201, "{created}");
+    crate::harness::note_secret(created["secret"].as_str().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_variable_may_be_percent_encoded() {
+    let world = World::start().await;
+    world.project("my-app").await;
+    let (_, context) = authorize(&world, &world.admin).await;
+    for (slug, status) in [("%6Dy%2Dapp", 200), ("my-app", 200), ("my%2Fapp", 404)] {
+        let read = event("GET", "/v1/agent_projects/{slug}", &json!({ "slug": slug }), &context, &Value::Null);
+        let (answered, _) = served::<agent_projects_get::AgentProjectsGet>(&world, &read).await;
+        assert_eq!(answered, status, "{slug}");
+    }
 }

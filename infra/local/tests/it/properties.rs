@@ -56,9 +56,9 @@ fn is_the_contracts(status: u16, body: &Value) -> bool {
     let is_error = |code: &str| body["error"] == code && speaks("message");
     match status {
         400 => is_error("malformed_json") && has(&["error", "message"]),
-        401 => *body == json!({ "detail": "Unauthorized" }),
+        401 => *body == crate::harness::unauthorized(),
         403 => speaks("detail") && has(&["detail"]),
-        404 => *body == json!({ "detail": "Not found" }),
+        404 => *body == json!({ "detail": "Not found" }) || *body == crate::harness::unknown_route(),
         409 => is_error("slug_taken") && has(&["error", "message"]),
         413 => is_error("body_too_large") && has(&["error", "message"]),
         422 => is_error("validation_failed") && body["field"].is_string() && has(&["error", "field", "message"]),

@@ -49,7 +49,7 @@ async fn a_revoked_key_is_refused_after_three_seconds_at_the_latest() {
     revoke(&world, id).await;
     use_for_the_gateways_three_seconds(&world, &clock, &token).await;
     let refused = world.get("/v1/whoami").bearer(&token).send().await;
-    assert_eq!(refused.refused(401), json!({ "detail": "Unauthorized" }));
+    assert_eq!(refused.refused(401), crate::harness::unauthorized());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -166,6 +166,6 @@ async fn a_revoked_key_leaves_no_other_key_behind() {
     revoke(&world, id).await;
     let heir = json!({ "name": "heir", "scopes": ["admin"] });
     let refused = world.post("/v1/api_keys", heir).bearer(&token).send().await;
-    assert_eq!(refused.refused(401), json!({ "detail": "Unauthorized" }));
+    assert_eq!(refused.refused(401), crate::harness::unauthorized());
     world.delete("/v1/api_keys/1").bearer(&token).send().await.refused(401);
 }

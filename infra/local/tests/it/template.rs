@@ -707,8 +707,8 @@ fn tables_and_secrets_outlive_their_stack() {
 
 #[test]
 fn api_gateways_own_answers_are_the_contracts() {
-    let unauthorized = json!({ "detail": "Unauthorized" });
-    let not_found = json!({ "detail": "Not found" });
+    let unauthorized = crate::harness::unauthorized();
+    let not_found = crate::harness::unknown_route();
     let unavailable = json!({ "detail": "Service unavailable" });
     let rate_limited = json!({ "error": "rate_limited", "retry_after_seconds": 1 });
     let error = |error: &str, message: &str| json!({ "error": error, "message": message });
@@ -744,6 +744,8 @@ fn api_gateways_own_answers_are_the_contracts() {
         assert_eq!((response.status, body), expected[name.as_str()], "{name}");
         assert_eq!(response.headers["X-Request-Id"], "context.requestId", "{name}");
         assert_eq!(response.headers["Content-Type"], "'application/json'", "{name}");
+        let challenge = response.headers.get("WWW-Authenticate").map(String::as_str);
+        assert_eq!(challenge, (response.status == 401).then_some("'Bearer'"), "{name}");
         let retry_after = response.headers.get("Retry-After").map(String::as_str);
         assert_eq!(retry_after, [429, 503, 504].contains(&response.status).then_some("'1'"), "{name}");
     }
@@ -783,6 +785,7 @@ fn every_route_but_the_public_ones_asks_the_authorizer() {
         "GET /v1/internal/organizations/{id}",
         "GET /v1/internal/projects/{slug}/active_release",
         "GET /v1/internal/whoami",
+        "HEAD /healthz",
         "OPTIONS /v1/projects/{ref}/whoami",
         "PATCH /v1/internal/organizations/{id}",
         "POST /v1/internal/keys/validate",

@@ -1,0 +1,164 @@
+//! API Gateway's proxy event as a request, and an answer as API Gateway reads it.
+//!
+//! Nothing that a client sends makes a conversion fail: an invocation that fails would skip the frame and show that a function exists. Text is
+//! read byte by byte, and a byte that no header may hold becomes U+FFFD, so that whoever needs the header still sees it, and refuses it.
+
+use std::{collections::HashMap, fmt};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use lambda_http::{
+    Body, Request, RequestExt, Response,
+    aws_lambda_events::apigw::{ApiGatewayProxyRequestContext, ApiGatewayProxyResponse},
+    request::RequestContext,
+};
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, Visitor},
+};
+use serde_json::Value;
+
+use super::path::decode_unreserved;
+
+/// A proxy event of a REST API, as far as the frame reads it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GatewayEvent {
+    http_method: Option<Text>,
+    headers: Option<HashMap<Text, Text>>,
+    multi_value_headers: Option<HashMap<Text, Vec<Text>>>,
+    query_string_parameters: Option<HashMap<Text, Text>>,
+    multi_value_query_string_parameters: Option<HashMap<Text, Vec<Text>>>,
+    path_parameters: Option<HashMap<Text, Text>>,
+    request_context: Option<EventContext>,
+    body: Option<Text>,
+    is_base64_encoded: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct EventContext {
+    request_id: Option<Text>,
+    domain_name: Option<Text>,
+    identity: Option<Identity>,
+    authorizer: Option<HashMap<String, Value>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Identity {
+    source_ip: Option<Text>,
+}
+
+impl GatewayEvent {
+    pub(super) fn into_request(self) -> Request {
+        let body =
+            body(self.body.map(|Text(body)| body).unwrap_or_default(), self.is_base64_encoded.unwrap_or_default());
+        let mut request = Request::new(body);
+        let method = self.http_method.and_then(|Text(method)| method.parse().ok());
+        *request.method_mut() = method.unwrap_or(Method::GET);
+        *request.headers_mut() = headers(self.multi_value_headers, self.headers);
+        let variables = self.path_parameters.into_iter().flatten();
+        let variables = variables.map(|(Text(name), Text(value))| (name, decode_unreserved(&value).into_owned()));
+        request
+            .with_query_string_parameters(query(self.multi_value_query_string_parameters, self.query_string_parameters))
+            .with_path_parameters(variables.collect::<HashMap<_, _>>())
+            .with_request_context(RequestContext::ApiGatewayV1(context(self.request_context.unwrap_or_default())))
+    }
+}
+
+/// The body's bytes; text that claims to be base64 and is not stays as it is.
+fn body(text: String, is_base64: bool) -> Body {
+    match is_base64.then(|| BASE64_STANDARD.decode(&text)) {
+        Some(Ok(bytes)) => Body::Binary(bytes),
+        _ if text.is_empty() => Body::Empty,
+        _ => Body::Text(text),
+    }
+}
+
+/// Every value of every header. `headers` holds the last value of each, for senders that leave out `multiValueHeaders`.
+fn headers(all: Option<HashMap<Text, Vec<Text>>>, last: Option<HashMap<Text, Text>>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, values) in all.into_iter().flatten() {
+        if let Ok(name) = HeaderName::try_from(name.0) {
+            for value in values {
+                headers.try_append(name.clone(), header_value(value.0)).ok();
+            }
+        }
+    }
+    for (name, value) in last.into_iter().flatten() {
+        if let Ok(name) = HeaderName::try_from(name.0)
+            && !headers.contains_key(&name)
+        {
+            headers.try_insert(name, header_value(value.0)).ok();
+        }
+    }
+    headers
+}
+
+fn header_value(text: String) -> HeaderValue {
+    HeaderValue::try_from(&text).unwrap_or_else(|_| {
+        let text = text.replace(|c: char| c.is_ascii_control() && c != '\t', "\u{fffd}");
+        HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("?"))
+    })
+}
+
+fn query(all: Option<HashMap<Text, Vec<Text>>>, last: Option<HashMap<Text, Text>>) -> HashMap<String, Vec<String>> {
+    let all = all
+        .into_iter()
+        .flatten()
+        .map(|(Text(name), values)| (name, values.into_iter().map(|Text(value)| value).collect()));
+    let mut query: HashMap<String, Vec<String>> = all.collect();
+    for (Text(name), Text(value)) in last.into_iter().flatten() {
+        query.entry(name).or_insert_with(|| vec![value]);
+    }
+    query
+}
+
+fn context(context: EventContext) -> ApiGatewayProxyRequestContext {
+    let text = |text: Option<Text>| text.map(|Text(text)| text);
+    let mut gateway = ApiGatewayProxyRequestContext::default();
+    gateway.request_id = text(context.request_id);
+    gateway.domain_name = text(context.domain_name);
+    gateway.identity.source_ip = text(context.identity.unwrap_or_default().source_ip);
+    gateway.authorizer.fields = context.authorizer.unwrap_or_default();
+    gateway
+}
+
+pub(super) fn answer(response: Response<Body>) -> ApiGatewayProxyResponse {
+    let (parts, body) = response.into_parts();
+    let mut answer = ApiGatewayProxyResponse::default();
+    answer.status_code = parts.status.as_u16().into();
+    answer.multi_value_headers = parts.headers;
+    answer.is_base64_encoded = matches!(body, Body::Binary(_));
+    answer.body = (!matches!(body, Body::Empty)).then_some(body);
+    answer
+}
+
+/// A string of an event. Half surrogates, which `serde_json` refuses in a `String`, become U+FFFD.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Text(String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_bytes(TextVisitor)
+    }
+}
+
+struct TextVisitor;
+
+impl Visitor<'_> for TextVisitor {
+    type Value = Text;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Text, E> {
+        Ok(Text(String::from_utf8_lossy(bytes).into_owned()))
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Text, E> {
+        Ok(Text(text.to_owned()))
+    }
+}
