@@ -3,7 +3,7 @@ use std::{future::Future, marker::PhantomData, net::IpAddr};
 use http::HeaderMap;
 use secrecy::ExposeSecret;
 
-use super::{Caller, Error, call::Origin};
+use super::{Call, Caller, Error, Route, call::Origin};
 use crate::{
     app::App,
     config::{Secret, SecretError},
@@ -25,6 +25,15 @@ pub trait Access: Send + Sync + 'static {
     /// The caller as one who may change things; none where nobody may.
     fn agent(_: &Self::Caller) -> Option<&dyn Agent> {
         None
+    }
+
+    /// Judges the caller of a request by its state as it is now, past the gateway's cached verdict: before a remembered answer shows a secret
+    /// again. Refuses where an access does not say how.
+    fn readmit<R: Route<Access = Self>>(_: &App, _: &Call<R>) -> impl Future<Output = Result<(), Error>> + Send
+    where
+        Self: Sized,
+    {
+        async { Err(Error::Unauthorized) }
     }
 }
 
@@ -174,6 +183,10 @@ impl<S: RequiredScope> Access for S {
             principal,
         })
     }
+
+    async fn readmit<R: Route<Access = Self>>(app: &App, call: &Call<R>) -> Result<(), Error> {
+        call.readmit(app).await.map(drop)
+    }
 }
 
 /// Whoever may enter the project in the path: a session token pinned to it, or an API key. Whether the project exists in the API
@@ -255,6 +268,11 @@ impl<P: RequiredPower> Access for Internal<P> {
 
     fn agent(caller: &Service) -> Option<&dyn Agent> {
         Some(caller)
+    }
+
+    /// No verdict on a service token is cached: this request has judged it.
+    async fn readmit<R: Route<Access = Self>>(_: &App, _: &Call<R>) -> Result<(), Error> {
+        Ok(())
     }
 
     async fn admit(presented: Presented<'_>) -> Result<Service, Error> {

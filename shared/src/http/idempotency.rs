@@ -86,7 +86,8 @@ impl<R: Route> Call<R>
 where
     R::Access: Access<Caller: Agent>,
 {
-    /// The answer that was given to this request before, if it was. Call it before anything else.
+    /// The answer that was given to this request before, if it was. Call it before anything else. An answer that shows a secret is given only
+    /// to a caller that would still be let in: its key may have ended since the gateway's verdict, even by this request's first run.
     pub async fn replay(&self, app: &App) -> Result<Option<Answer<R::Output>>, Error> {
         let Some(key) = &self.idempotency else {
             return Ok(None);
@@ -95,6 +96,9 @@ where
         let Some(record) = record.filter(|record| self.now.as_seconds() < record.ttl) else {
             return Ok(None);
         };
+        if record.revealed_until.is_some() {
+            R::Access::readmit(app, self).await?;
+        }
         let (kept, sent) = (record.fingerprint.as_bytes(), key.fingerprint());
         if constant_time::verify_slices_are_equal(kept, sent.as_bytes()).is_err() {
             return Err(Error::IdempotencyMismatch);

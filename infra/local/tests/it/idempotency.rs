@@ -172,6 +172,72 @@ async fn two_keys_are_refused_after_the_body() {
     assert_eq!(world.audited("api_key.created").await.len(), 1, "only the first key");
 }
 
+/// A key with every scope and the routes that remember a secret for it, each with a body.
+async fn revealing(world: &World) -> (u64, String, Vec<(String, Value)>) {
+    let (id, token) = world.key(&["read", "write", "admin"]).await;
+    let (other, _) = world.key(&["read"]).await;
+    let endpoint = json!({ "url": "https://hooks.example.com/karta", "event_types": ["*"] });
+    let made = world.post("/v1/webhook_endpoints", endpoint.clone()).send().await.expect(201);
+    let routes = vec![
+        (KEYS.to_owned(), key()),
+        (format!("{KEYS}/{other}/rotate"), json!({})),
+        ("/v1/webhook_endpoints".to_owned(), endpoint),
+        (format!("/v1/webhook_endpoints/{}/rotate_secret", made["webhook_endpoint"]["id"]), json!({})),
+    ];
+    (id, token, routes)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_key_gets_no_remembered_secret() {
+    let (world, _clock) = World::start_at_noon().await;
+    let (id, token, routes) = revealing(&world).await;
+    let send = |path: &str, body: &Value| world.post(path, body.clone()).bearer(&token).idempotency_key("once").send();
+    for (path, body) in &routes {
+        let first = send(path, body).await;
+        assert_same(&first, &send(path, body).await);
+        first.expect(201);
+    }
+    world.delete(&format!("{KEYS}/{id}")).send().await.expect(200);
+    // The gateway's verdict still lets the key in.
+    world.get("/v1/whoami").bearer(&token).send().await.expect(200);
+    for (path, body) in &routes {
+        assert_eq!(send(path, body).await.refused(401), crate::harness::unauthorized(), "{path}");
+        let other = world.post(path, json!({ "name": "x" })).bearer(&token).idempotency_key("once").send().await;
+        assert_ne!(other.status, 201, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_scope_and_address_get_no_remembered_secret() {
+    for (change, status) in
+        [(json!({ "scopes": ["read"] }), 403), (json!({ "allowed_cidrs": ["203.0.113.0/24"] }), 401)]
+    {
+        let (world, _clock) = World::start_at_noon().await;
+        let (id, token, routes) = revealing(&world).await;
+        let send =
+            |path: &str, body: &Value| world.post(path, body.clone()).bearer(&token).idempotency_key("once").send();
+        for (path, body) in &routes {
+            send(path, body).await.expect(201);
+        }
+        world.patch(&format!("{KEYS}/{id}"), change.clone()).send().await.expect(200);
+        for (path, body) in &routes {
+            send(path, body).await.refused(status);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_ended_itself_cannot_replay_its_rotation() {
+    let (world, _clock) = World::start_at_noon().await;
+    let (id, token) = world.key(&["admin"]).await;
+    let rotate = || {
+        let rotation = world.post(&format!("{KEYS}/{id}/rotate"), json!({ "grace_seconds": 0 }));
+        rotation.bearer(&token).idempotency_key("once").send()
+    };
+    rotate().await.expect(201);
+    assert_eq!(rotate().await.refused(401), crate::harness::unauthorized());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn it_is_judged_after_the_scope_and_after_the_body() {
     let world = World::start().await;
