@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Invalid, Plan, SubscriptionStatus, Timestamp};
 
-/// How many subscriptions of an organization are kept: those that count first.
-const KEPT: usize = 10;
+/// How many ended subscriptions of an organization are kept, the latest ones. The others are kept all, because each may still decide the status;
+/// Stripe allows a customer 500 of them, which is 150 KB of the 400 KB of an item.
+const ENDED_KEPT: usize = 50;
 
 /// An id of Stripe's: 1 to 255 letters, digits and `_`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -81,6 +82,11 @@ impl Subscription {
         }
     }
 
+    /// Whether Stripe never changes its status again.
+    fn has_ended(&self) -> bool {
+        matches!(self.status, SubscriptionStatus::Canceled | SubscriptionStatus::IncompleteExpired)
+    }
+
     /// Which one counts of several: one that allows spending before one that may again, the newest of equals.
     fn standing(&self) -> impl Ord + '_ {
         let standing = match self.status {
@@ -117,8 +123,21 @@ pub(super) fn learn(known: &mut Vec<Subscription>, mut told: Subscription, befor
         None => known.push(told),
     }
     known.sort_by(|a, b| Reverse(a.standing()).cmp(&Reverse(b.standing())));
-    known.truncate(KEPT);
+    forget_ended(known);
     true
+}
+
+/// Drops the ended subscription that nothing was told of for longest, once there are too many. The first of them stays: it decides where all have
+/// ended.
+fn forget_ended(known: &mut Vec<Subscription>) {
+    let ended = || known.iter().enumerate().filter(|(_, known)| known.has_ended());
+    if ended().count() <= ENDED_KEPT {
+        return;
+    }
+    let oldest = ended().skip(1).min_by(|(_, a), (_, b)| (a.as_of, &a.id).cmp(&(b.as_of, &b.id)));
+    if let Some((at, _)) = oldest {
+        known.remove(at);
+    }
 }
 
 #[cfg(test)]
@@ -183,11 +202,40 @@ mod tests {
             assert!(learn(&mut known, told, &SubscriptionBefore::default()));
             assert_eq!(known[0].id.as_str(), first);
         }
-        for id in 10..30 {
-            let told = told(&format!("sub_{id}"), SubscriptionStep::Deleted, 2, Canceled);
-            learn(&mut known, told, &SubscriptionBefore::default());
+    }
+
+    fn learn_all(known: &mut Vec<Subscription>, told: impl IntoIterator<Item = Subscription>) {
+        for told in told {
+            learn(known, told, &SubscriptionBefore::default());
         }
-        assert_eq!((known.len(), known[0].id.as_str()), (KEPT, "sub_2"));
+    }
+
+    #[test]
+    fn live_subscriptions_are_never_forgotten() {
+        use SubscriptionStatus::{Active, Canceled, Incomplete, PastDue, Paused, Trialing, Unpaid};
+        for status in [Trialing, Active, PastDue, Unpaid, Incomplete, Paused] {
+            let mut known = Vec::new();
+            let id = |number: i64| format!("sub_{number}");
+            learn_all(&mut known, (0..200).map(|number| told(&id(number), SubscriptionStep::Created, number, status)));
+            assert_eq!(known.len(), 200, "{status:?}");
+            let ends = (1..200).map(|number| told(&id(number), SubscriptionStep::Deleted, 200 + number, Canceled));
+            learn_all(&mut known, ends);
+            assert!(known.iter().any(|known| known.id.as_str() == "sub_0" && known.status == status), "{status:?}");
+            assert_eq!(known.len(), 1 + ENDED_KEPT, "the item stays bounded");
+        }
+    }
+
+    #[test]
+    fn the_deciding_ended_subscription_is_kept() {
+        let mut known = Vec::new();
+        let mut newest = told("sub_newest", SubscriptionStep::Deleted, 0, SubscriptionStatus::Canceled);
+        newest.created_at = at(1);
+        learn_all(&mut known, [newest]);
+        let ended = |id| told(&format!("sub_{id}"), SubscriptionStep::Deleted, 2 + id, SubscriptionStatus::Canceled);
+        learn_all(&mut known, (0..100).map(ended));
+        assert_eq!((known.len(), known[0].id.as_str()), (ENDED_KEPT, "sub_newest"));
+        assert!(known.iter().any(|known| known.id.as_str() == "sub_99"), "the latest ends are kept");
+        assert!(!known.iter().any(|known| known.id.as_str() == "sub_0"));
     }
 
     proptest! {
