@@ -66,6 +66,8 @@ pub(super) struct Signed<'a> {
     pub(super) headers: &'a HeaderMap,
     /// As it was sent, before anything is parsed.
     pub(super) body: &'a [u8],
+    /// The largest body that the route takes, in bytes.
+    pub(super) body_max: usize,
 }
 
 /// Somebody who may change things: known to the audit log, and to idempotency.

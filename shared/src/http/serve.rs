@@ -96,7 +96,7 @@ async fn judge_and_run<R: Route>(
 ) -> Result<Answer<R::Output>, Error> {
     let variables = request.path_parameters_ref();
     let project = variables.and_then(|variables| variables.first("ref"));
-    let signed = Some(Signed { headers: request.headers(), body: request.body().as_ref() });
+    let signed = Some(Signed { headers: request.headers(), body: request.body().as_ref(), body_max: R::BODY_MAX });
     let caller = R::Access::admit(Presented { app, caller, project, origin, signed }).await?;
 
     let query = query::read(request.query_string_parameters_ref())?;

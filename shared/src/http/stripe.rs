@@ -46,6 +46,10 @@ impl Access for Stripe {
             return Err(Error::UnknownRoute);
         }
         let signed = presented.signed.ok_or(Error::UnknownRoute)?;
+        // Anybody may send this, so a large body must not cost an HMAC for each secret.
+        if signed.body.len() > signed.body_max {
+            return Err(Error::BodyTooLarge { limit: signed.body_max });
+        }
         let (header, now) = (signature(signed.headers), app.clock.now());
         match secrets.verify(header, signed.body, now) {
             Ok(()) => return Ok(StripeCaller { secrets }),
