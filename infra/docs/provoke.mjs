@@ -63,7 +63,7 @@ class Scene {
   }
 
   stripe(livemode, secret = STRIPE_SECRET) {
-    const raw = JSON.stringify({ id: "evt_1", object: "event", type: "ping", created: 1, livemode, data: { object: {} } });
+    const raw = JSON.stringify({ id: "evt_1", object: "event", type: "invoice.paid", created: 1, livemode, data: { object: {} } });
     const time = Math.floor(Date.now() / 1000);
     const signature = createHmac("sha256", secret).update(`${time}.${raw}`).digest("hex");
     const headers = { "stripe-signature": `t=${time},v1=${signature}` };

@@ -7,9 +7,16 @@ use serde_json::{Value, json};
 
 use crate::object::{InvoiceObject, Previous, Seconds, SubscriptionObject};
 
-/// An event as Stripe sends it. What is not read here may be anything.
+/// The type of an event. It is judged first: Stripe's other types have other envelopes.
 #[derive(Debug, Deserialize)]
-pub struct Input {
+struct Typed {
+    #[serde(rename = "type")]
+    event_type: String,
+}
+
+/// An event of a type that has an effect here. What is not read may be anything.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Event {
     pub(crate) id: StripeId,
     #[serde(rename = "type")]
     pub(crate) event_type: String,
@@ -39,7 +46,40 @@ pub(crate) enum News {
     Invoice(InvoiceObject),
 }
 
-impl Input {
+/// The types that have an effect here.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kind {
+    Subscription(SubscriptionStep, EventType),
+    Invoice(EventType),
+}
+
+impl Kind {
+    /// Returns `None` for a type that means nothing here, whatever the rest of the event is.
+    pub(crate) fn of(body: &Value) -> Result<Option<Self>, Error> {
+        let typed: Typed = read_object(body)?;
+        let updated = Self::Subscription(SubscriptionStep::Updated, EventType::SubscriptionUpdated);
+        Ok(Some(match typed.event_type.as_str() {
+            "customer.subscription.created" => {
+                Self::Subscription(SubscriptionStep::Created, EventType::SubscriptionCreated)
+            }
+            "customer.subscription.updated" | "customer.subscription.paused" | "customer.subscription.resumed" => {
+                updated
+            }
+            "customer.subscription.deleted" => {
+                Self::Subscription(SubscriptionStep::Deleted, EventType::SubscriptionDeleted)
+            }
+            "invoice.paid" => Self::Invoice(EventType::InvoicePaid),
+            "invoice.payment_failed" => Self::Invoice(EventType::InvoicePaymentFailed),
+            _ => return Ok(None),
+        }))
+    }
+}
+
+impl Event {
+    pub(crate) fn read(body: &Value) -> Result<Self, Error> {
+        read_object(body)
+    }
+
     /// Refuses a test's event in a live stack, and the reverse.
     pub(crate) fn admit(&self, livemode: bool) -> Result<(), Error> {
         if self.livemode == livemode {
@@ -49,23 +89,11 @@ impl Input {
         Err(Error::BadRequest { code: "livemode_mismatch", message: format!("This stack takes {takes} only") })
     }
 
-    /// `None` for an event that means nothing here.
-    pub(crate) fn told(&self) -> Result<Option<Told>, Error> {
-        let told = match self.event_type.as_str() {
-            "customer.subscription.created" => {
-                self.subscription(SubscriptionStep::Created, EventType::SubscriptionCreated)
-            }
-            "customer.subscription.updated" | "customer.subscription.paused" | "customer.subscription.resumed" => {
-                self.subscription(SubscriptionStep::Updated, EventType::SubscriptionUpdated)
-            }
-            "customer.subscription.deleted" => {
-                self.subscription(SubscriptionStep::Deleted, EventType::SubscriptionDeleted)
-            }
-            "invoice.paid" => self.invoice(EventType::InvoicePaid),
-            "invoice.payment_failed" => self.invoice(EventType::InvoicePaymentFailed),
-            _ => return Ok(None),
-        };
-        told.map(Some)
+    pub(crate) fn told(&self, kind: Kind) -> Result<Told, Error> {
+        match kind {
+            Kind::Subscription(step, event_type) => self.subscription(step, event_type),
+            Kind::Invoice(event_type) => self.invoice(event_type),
+        }
     }
 
     fn subscription(&self, step: SubscriptionStep, event_type: EventType) -> Result<Told, Error> {
@@ -73,7 +101,8 @@ impl Input {
         let previous: Previous = read_object(&self.data.previous_attributes).unwrap_or_default();
         let as_of: Timestamp = self.created.into();
         let customer = object.customer.clone();
-        let news = News::Subscription(object.told(step, as_of), previous.before());
+        let before = previous.before(&object);
+        let news = News::Subscription(object.told(step, as_of), before);
         Ok(Told { customer: customer.and_then(known_shape), event_type, news })
     }
 

@@ -10,8 +10,9 @@ use karta_shared::{
     store::{CommitError, Conflict, Transaction},
 };
 use serde::Serialize;
+use serde_json::Value;
 
-use crate::event::{Input, News, Told};
+use crate::event::{Event, Kind, News, Told};
 
 #[derive(Debug, Serialize)]
 pub struct Output {
@@ -28,15 +29,17 @@ impl Route for StripeEventsCreate {
     type Access = Stripe;
     type Path = ();
     type Query = NoQuery;
-    type Body = Input;
+    /// Read by the handler, because only the type says what the rest is.
+    type Body = Value;
     type Output = Output;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
-        let event = &call.body;
-        event.admit(call.caller.livemode())?;
-        let Some(told) = event.told()? else {
+        let Some(kind) = Kind::of(&call.body)? else {
             return received();
         };
+        let event = Event::read(&call.body)?;
+        event.admit(call.caller.livemode())?;
+        let told = event.told(kind)?;
         let tenant = match &told.customer {
             Some(customer) => app.store.organization_by_stripe_customer(customer).await?,
             None => None,

@@ -4,7 +4,7 @@ use karta_shared::domain::{
     Invalid, Plan, StripeId, Subscription, SubscriptionBefore, SubscriptionStatus, SubscriptionStep, Timestamp,
     check_text,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 /// An instant in Unix seconds.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -34,6 +34,7 @@ pub(crate) struct SubscriptionObject {
     created: Seconds,
     #[serde(default)]
     cancel_at_period_end: bool,
+    cancel_at: Option<Seconds>,
     current_period_start: Option<Seconds>,
     current_period_end: Option<Seconds>,
     items: Option<Items>,
@@ -47,6 +48,8 @@ struct Items {
 
 #[derive(Debug, Deserialize)]
 struct Item {
+    #[serde(default)]
+    deleted: bool,
     price: Option<Price>,
     current_period_start: Option<Seconds>,
     current_period_end: Option<Seconds>,
@@ -56,6 +59,12 @@ struct Item {
 struct Price {
     lookup_key: Option<String>,
     nickname: Option<String>,
+    recurring: Option<Recurring>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Recurring {
+    usage_type: Option<String>,
 }
 
 /// What an update names as changed, with the values before it.
@@ -63,8 +72,16 @@ struct Price {
 pub(crate) struct Previous {
     status: Option<SubscriptionStatus>,
     cancel_at_period_end: Option<bool>,
+    /// `Some(None)` where it was not set before.
+    #[serde(default, deserialize_with = "named")]
+    cancel_at: Option<Option<Seconds>>,
     current_period_end: Option<Seconds>,
     items: Option<Items>,
+}
+
+/// Tells a field that is `null` from a missing one.
+fn named<'de, D: Deserializer<'de>>(field: D) -> Result<Option<Option<Seconds>>, D::Error> {
+    Option::deserialize(field).map(Some)
 }
 
 #[derive(Debug, Deserialize)]
@@ -92,48 +109,79 @@ struct SubscriptionDetails {
 }
 
 impl Items {
-    fn first(items: Option<&Self>) -> Option<&Item> {
-        items.and_then(|items| items.data.first())
+    /// The item that the subscription is about, and the plan that it names: the first one that names a plan, else the first one that is not
+    /// deleted, which names none.
+    fn main(items: Option<&Self>) -> (Option<&Item>, Option<Plan>) {
+        let live = || items.into_iter().flat_map(|items| &items.data).filter(|item| !item.deleted);
+        match live().find_map(|item| item.plan().map(|plan| (item, plan))) {
+            Some((item, plan)) => (Some(item), Some(plan)),
+            None => (live().next(), None),
+        }
     }
 }
 
 impl Item {
-    /// The operator's own name for what was bought: the price's lookup key, else its nickname. One that is no plan's name, or holds a credential, is passed over.
+    /// The operator's own name for what was bought: the price's lookup key, else its nickname. A metered price is an extra and names no plan,
+    /// and so does a name that holds a credential.
     fn plan(&self) -> Option<Plan> {
-        let price = self.price.as_ref()?;
+        let price = self.price.as_ref().filter(|price| !price.is_metered())?;
         let names = [&price.lookup_key, &price.nickname].into_iter().flatten();
         names.filter(|name| check_text(name).is_ok()).find_map(|name| name.clone().try_into().ok())
     }
 }
 
+impl Price {
+    fn is_metered(&self) -> bool {
+        let usage_type = self.recurring.as_ref().and_then(|recurring| recurring.usage_type.as_deref());
+        usage_type == Some("metered")
+    }
+}
+
+/// Whether a subscription ends with its period. Stripe says so by the flag, or by a `cancel_at` that is the period's end.
+fn ends_with_period(flag: bool, cancel_at: Option<Timestamp>, period_end: Option<Timestamp>) -> bool {
+    flag || (cancel_at.is_some() && cancel_at == period_end)
+}
+
 impl SubscriptionObject {
     pub(crate) fn told(self, step: SubscriptionStep, as_of: Timestamp) -> Subscription {
-        let item = Items::first(self.items.as_ref());
+        let (item, plan) = Items::main(self.items.as_ref());
         let start = self.current_period_start.or(item.and_then(|item| item.current_period_start));
-        let end = self.current_period_end.or(item.and_then(|item| item.current_period_end));
+        let end = self.period_end();
         Subscription {
-            plan: item.and_then(Item::plan),
+            plan,
             id: self.id,
             created_at: self.created.into(),
             status: if step == SubscriptionStep::Deleted { SubscriptionStatus::Canceled } else { self.status },
             current_period_start: start.map(Into::into),
-            current_period_end: end.map(Into::into),
-            cancel_at_period_end: self.cancel_at_period_end,
+            current_period_end: end,
+            cancel_at_period_end: ends_with_period(self.cancel_at_period_end, self.cancel_at.map(Into::into), end),
             step,
             as_of,
         }
     }
+
+    fn period_end(&self) -> Option<Timestamp> {
+        let item = || Items::main(self.items.as_ref()).0?.current_period_end;
+        self.current_period_end.or_else(item).map(Into::into)
+    }
 }
 
 impl Previous {
-    pub(crate) fn before(self) -> SubscriptionBefore {
-        let item = Items::first(self.items.as_ref());
-        let end = self.current_period_end.or(item.and_then(|item| item.current_period_end));
+    /// What was so before an update to `after`.
+    pub(crate) fn before(self, after: &SubscriptionObject) -> SubscriptionBefore {
+        let (item, plan) = Items::main(self.items.as_ref());
+        let end = self.current_period_end.or(item.and_then(|item| item.current_period_end)).map(Into::into);
+        let names_the_end = self.cancel_at_period_end.is_some() || self.cancel_at.is_some();
+        let ended_with_period = || {
+            let flag = self.cancel_at_period_end.unwrap_or(after.cancel_at_period_end);
+            let cancel_at = self.cancel_at.unwrap_or(after.cancel_at);
+            ends_with_period(flag, cancel_at.map(Into::into), end.or(after.period_end()))
+        };
         SubscriptionBefore {
             status: self.status,
-            plan: item.and_then(Item::plan),
-            current_period_end: end.map(Into::into),
-            cancel_at_period_end: self.cancel_at_period_end,
+            plan,
+            current_period_end: end,
+            cancel_at_period_end: names_the_end.then(ended_with_period),
         }
     }
 }

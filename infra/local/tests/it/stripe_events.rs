@@ -258,6 +258,45 @@ async fn what_means_nothing_here_is_received() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ignored_types_may_have_any_envelope() {
+    let world = world().await;
+    let before = world.stored().await;
+    // A thin event of Stripe's API v2: a time in RFC 3339, no `data`, a related object instead.
+    let thin = json!({
+        "id": "evt_test_65R9Ijk8dKEYZcXeRWn16R9A7j1FSQ3w3TGDPLLGSM4CW0", "object": "v2.core.event",
+        "type": "v2.billing.meter.no_meter_found", "livemode": false, "created": "2026-11-21T12:00:00.000Z",
+        "related_object": null, "reason": null,
+    });
+    take(&world, &thin).await;
+    let whole = event("evt_1", "v1.customer.subscription.updated", 1, &subscription("past_due"));
+    take(&world, &whole).await;
+    let odd = [
+        Value::Null,
+        json!("2026-11-21T12:00:00Z"),
+        json!(-1),
+        json!(1.5),
+        json!(true),
+        json!([]),
+        json!({}),
+        json!(u64::MAX),
+    ];
+    for field in ["id", "created", "livemode", "data", "object", "api_version", "account"] {
+        let mut without = thin.clone();
+        without.as_object_mut().unwrap().remove(field);
+        take(&world, &without).await;
+        for value in &odd {
+            let mut strange = thin.clone();
+            strange[field] = value.clone();
+            take(&world, &strange).await;
+        }
+    }
+    assert_eq!(world.stored().await, before);
+    for wrong in [json!({}), json!({ "type": null }), json!({ "type": ["ping"] })] {
+        assert_eq!(send(&world, &wrong).await.invalid_field(), "type");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_signature_that_is_not_stripes_is_refused() {
     let world = world().await;
     let before = world.stored().await;
@@ -336,6 +375,10 @@ async fn a_signed_body_is_judged_like_any_other() {
     let large = |bytes: usize| updated("evt_1", 1, "past_due").to_string() + &" ".repeat(bytes);
     let fitting = 1_048_576 - large(0).len();
     assert_eq!(signed(&world, &large(fitting + 1)).send().await.refused(413)["error"], "body_too_large");
+    for header in ["", "t=1,v1=0", &signature("whsec_somebodyElsesSecret", NOON, &large(fitting + 1))] {
+        let unsigned = with_header(&world, header, &large(fitting + 1)).send().await;
+        assert_eq!(unsigned.refused(413)["error"], "body_too_large", "judged before the signature: {header}");
+    }
     assert_eq!(status(&world).await, "active");
     signed(&world, &large(fitting)).send().await.expect(200);
     assert_eq!(status(&world).await, "past_due");
@@ -425,6 +468,94 @@ async fn a_subscription_that_does_not_count_moves_nothing() {
     patch(&world, world.organization_id, json!({ "stripe_customer_id": "cus_2" })).await;
     let fresh = billing(&world).await;
     assert_eq!(fresh["current_period_end"], Value::Null, "another customer's subscriptions are others");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_older_than_ten_still_counts() {
+    let clock = noon();
+    let world = world_at(Arc::clone(&clock)).await;
+    let of = |number: i64, status: &str| {
+        let mut object = subscription(status);
+        (object["id"], object["created"]) = (json!(format!("sub_{number}")), json!(NOON - 60 + number));
+        object
+    };
+    for number in 0..11 {
+        let id = format!("evt_created_{number}");
+        take(&world, &event(&id, "customer.subscription.created", number, &of(number, "active"))).await;
+    }
+    for number in 1..11 {
+        let id = format!("evt_deleted_{number}");
+        take(&world, &event(&id, "customer.subscription.deleted", 20 + number, &of(number, "canceled"))).await;
+    }
+    assert_eq!(status(&world).await, "active", "the oldest one was never ended");
+    take(&world, &event("evt_last", "customer.subscription.updated", 40, &of(0, "past_due"))).await;
+    assert_eq!(status(&world).await, "past_due");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_with_the_period_is_reported() {
+    let world = world().await;
+    let end = NOON + 2_592_000;
+    for (second, (flag, cancel_at, reported)) in (1..).zip([
+        (json!(false), json!(end), true),
+        (json!(false), Value::Null, false),
+        (json!(true), Value::Null, true),
+        (json!(false), json!(end - 1), false),
+        (Value::Null, json!(end), true),
+        (json!(false), json!(end + 86_400), false),
+        (json!(true), json!(end), true),
+    ]) {
+        let mut object = subscription("active");
+        object["cancel_at"] = cancel_at;
+        match flag {
+            Value::Null => drop(object.as_object_mut().unwrap().remove("cancel_at_period_end")),
+            flag => object["cancel_at_period_end"] = flag,
+        }
+        let id = format!("evt_{second}");
+        take(&world, &event(&id, "customer.subscription.updated", second, &object)).await;
+        assert_eq!(billing(&world).await["cancel_at_period_end"], reported, "{object}");
+    }
+    // Of one second, and known by `cancel_at` alone.
+    let mut object = subscription("past_due");
+    object["cancel_at"] = Value::Null;
+    let mut tied = event("evt_tied", "customer.subscription.updated", 7, &object);
+    tied["data"]["previous_attributes"] = json!({ "cancel_at": end });
+    take(&world, &tied).await;
+    assert_eq!(status(&world).await, "past_due");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_plan_is_the_item_that_names_one() {
+    let world = world().await;
+    let licensed = |name: &str| json!({ "price": { "lookup_key": name, "recurring": { "usage_type": "licensed" } } });
+    let metered = |name: Option<&str>| {
+        json!({
+            "current_period_end": NOON + 60,
+            "price": { "lookup_key": name, "nickname": null, "recurring": { "usage_type": "metered" } },
+        })
+    };
+    let deleted = |name: &str| json!({ "deleted": true, "price": { "lookup_key": name } });
+    let unnamed = || json!({ "price": { "lookup_key": null, "nickname": null } });
+    for (second, (items, plan)) in (1..).zip([
+        (vec![licensed("team")], "team"),
+        (vec![metered(None), licensed("pro")], "pro"),
+        (vec![metered(Some("tokens")), licensed("team")], "team"),
+        (vec![deleted("pro"), licensed("basic")], "basic"),
+        (vec![unnamed(), json!({ "price": null }), json!({}), licensed("pro")], "pro"),
+        (vec![metered(Some("tokens"))], "pro"),
+        (vec![deleted("team")], "pro"),
+        (vec![unnamed()], "pro"),
+        (vec![], "pro"),
+        (vec![licensed("team"), licensed("seats")], "team"),
+    ]) {
+        let mut object = subscription("active");
+        object["items"]["data"] = json!(items);
+        let id = format!("evt_{second}");
+        take(&world, &event(&id, "customer.subscription.updated", second, &object)).await;
+        assert_eq!(billing(&world).await["plan"], plan, "{object}");
+        let named = told(&world).await.into_iter().any(|(_, data)| data["subscription"]["plan"] == plan);
+        assert!(named, "webhook endpoints are told of {plan}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
