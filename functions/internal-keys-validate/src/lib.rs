@@ -99,7 +99,7 @@ fn found(valid: ValidKey) -> Key {
         api_key_id: valid.api_key.id,
         scopes: valid.api_key.scopes,
         budget_ok: valid.budget.is_ok(),
-        budget_reason: valid.budget.reason().map(ToOwned::to_owned),
+        budget_reason: valid.budget.reason(),
         transcript_access: valid.organization.transcript_access,
     }
 }

@@ -76,8 +76,8 @@ impl Route for SessionTokensCreate {
         // The gateway's verdict may be seconds old, and a token outlives it by far: what the key has lost since, it cannot pass on.
         let (valid, project) = tokio::join!(call.readmit_to_spend(app), project);
         let valid = valid?;
-        if let BudgetVerdict::Exhausted { reason } = valid.budget {
-            return Err(Error::BudgetExhausted { reason });
+        if let BudgetVerdict::Exhausted(exhausted) = valid.budget {
+            return Err(Error::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(call.now) });
         }
         let project = project?.ok_or(Error::NotFound)?;
 

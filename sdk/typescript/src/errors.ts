@@ -57,9 +57,24 @@ export class KartaAuthError extends KartaError {
 /** 402: the organization's or the key's budget is exhausted. */
 export class KartaBudgetError extends KartaError {
   override readonly name: string = "KartaBudgetError";
-  /** Which cap or subscription is in the way. */
+  /** For people; branch on `cap` and `of`. */
   get reason(): string | undefined {
     return text(this.body, "reason");
+  }
+
+  /** The cap that is reached; `undefined` where the subscription is the reason. */
+  get cap(): "total_tokens" | "input_tokens" | "output_tokens" | "cost_cents" | undefined {
+    return text(this.body, "cap") as KartaBudgetError["cap"];
+  }
+
+  /** Whose cap or subscription it is. */
+  get of(): "organization" | "api_key" | undefined {
+    return text(this.body, "of") as KartaBudgetError["of"];
+  }
+
+  /** When the cap starts anew; `undefined` where the subscription is the reason. */
+  get resetsAt(): string | undefined {
+    return text(this.body, "resets_at");
   }
 }
 

@@ -50,7 +50,18 @@ test("each status has its error, with body, code and request id", async () => {
   const cases = [
     [400, KartaBadRequestError, { error: "malformed_json", message: "no JSON" }, "400: no JSON"],
     [401, KartaAuthError, { detail: "Unauthorized", message: "Send Authorization" }, "401: Send Authorization"],
-    [402, KartaBudgetError, { error: "budget_exhausted", reason: "monthly token cap reached" }, "402: monthly token cap reached"],
+    [
+      402,
+      KartaBudgetError,
+      {
+        error: "budget_exhausted",
+        reason: "key: monthly token cap reached",
+        cap: "total_tokens",
+        of: "api_key",
+        resets_at: "2026-12-01T00:00:00.000Z",
+      },
+      "402: key: monthly token cap reached",
+    ],
     [403, KartaForbiddenError, { detail: "missing scope: admin" }, "403: missing scope: admin"],
     [404, KartaNotFoundError, { detail: "Not found" }, "404: Not found"],
     [409, KartaConflictError, { error: "slug_taken", message: "taken" }, "409: taken"],
@@ -73,6 +84,9 @@ test("each status has its error, with body, code and request id", async () => {
     assert.deepEqual(error.body, body);
     assert.equal(error.code, "error" in body ? body.error : undefined);
     assert.equal(error.requestId, "req_1");
+    if (error instanceof KartaBudgetError) {
+      assert.deepEqual([error.cap, error.of, error.resetsAt], ["total_tokens", "api_key", "2026-12-01T00:00:00.000Z"]);
+    }
   }
 });
 

@@ -376,7 +376,7 @@ impl ValidKey {
             project_slug: None,
             sub: None,
             budget_ok: self.budget.is_ok(),
-            budget_reason: self.budget.reason().map(ToOwned::to_owned),
+            budget_reason: self.budget.reason(),
         }
     }
 }

@@ -5,7 +5,7 @@ use serde::{
     de::{MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::{Invalid, SubscriptionStatus, Tally, Value};
+use super::{Invalid, SubscriptionStatus, Tally, Timestamp, Value};
 
 /// The largest cap: what every JSON reader keeps exact.
 const MAX_CAP: u64 = (1 << 53) - 1;
@@ -187,7 +187,57 @@ impl TryFrom<Option<Vec<u64>>> for AlertPercents {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BudgetVerdict {
     Ok,
-    Exhausted { reason: String },
+    Exhausted(Exhausted),
+}
+
+/// Why nothing may be spent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exhausted {
+    /// Always the organization's.
+    Subscription(SubscriptionStatus),
+    Cap {
+        kind: CapKind,
+        of: CapOwner,
+    },
+}
+
+/// Whose cap it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CapOwner {
+    Organization,
+    ApiKey,
+}
+
+impl Exhausted {
+    /// For people; programs go by [`Self::cap`] and [`Self::of`].
+    pub fn reason(self) -> String {
+        match self {
+            Self::Subscription(status) => format!("subscription {}", status.as_str()),
+            Self::Cap { kind, of: CapOwner::Organization } => kind.reason().to_owned(),
+            Self::Cap { kind, of: CapOwner::ApiKey } => format!("key: {}", kind.reason()),
+        }
+    }
+
+    /// Returns the cap that is reached; `None` where the subscription is the reason.
+    pub const fn cap(self) -> Option<CapKind> {
+        match self {
+            Self::Subscription(_) => None,
+            Self::Cap { kind, .. } => Some(kind),
+        }
+    }
+
+    pub const fn of(self) -> CapOwner {
+        match self {
+            Self::Subscription(_) => CapOwner::Organization,
+            Self::Cap { of, .. } => of,
+        }
+    }
+
+    /// Returns when the caps start anew: the end of the UTC month. `None` where the subscription is the reason.
+    pub fn resets_at(self, now: Timestamp) -> Option<Timestamp> {
+        self.cap().map(|_| now.month().next().start())
+    }
 }
 
 /// The caps over a key and what was spent under them this month: what a verdict is derived from.
@@ -211,26 +261,24 @@ impl BudgetVerdict {
     /// Cost is judged in the whole cents that usage shows, so that the two cannot disagree.
     pub fn judge(subscription: SubscriptionStatus, spending: &Spending) -> Self {
         if !subscription.allows_spending() {
-            return Self::Exhausted { reason: format!("subscription {}", subscription.as_str()) };
+            return Self::Exhausted(Exhausted::Subscription(subscription));
         }
-        let reached = |budget: &Option<Budget>, spent| budget.as_ref().and_then(|budget| budget.reached(spent));
-        if let Some(cap) = reached(&spending.organization_budget, &spending.organization) {
-            return Self::Exhausted { reason: cap.reason().to_owned() };
-        }
-        match reached(&spending.key_budget, &spending.key) {
-            Some(cap) => Self::Exhausted { reason: format!("key: {}", cap.reason()) },
-            None => Self::Ok,
-        }
+        let reached = |budget: &Option<Budget>, spent, of| {
+            budget.as_ref().and_then(|budget| budget.reached(spent)).map(|kind| Exhausted::Cap { kind, of })
+        };
+        reached(&spending.organization_budget, &spending.organization, CapOwner::Organization)
+            .or_else(|| reached(&spending.key_budget, &spending.key, CapOwner::ApiKey))
+            .map_or(Self::Ok, Self::Exhausted)
     }
 
     pub fn is_ok(&self) -> bool {
         *self == Self::Ok
     }
 
-    pub fn reason(&self) -> Option<&str> {
+    pub fn reason(&self) -> Option<String> {
         match self {
             Self::Ok => None,
-            Self::Exhausted { reason } => Some(reason),
+            Self::Exhausted(exhausted) => Some(exhausted.reason()),
         }
     }
 }
@@ -264,7 +312,7 @@ mod tests {
         let spending = Spending::default();
         assert!(BudgetVerdict::judge(SubscriptionStatus::Trialing, &spending).is_ok());
         let verdict = BudgetVerdict::judge(SubscriptionStatus::PastDue, &spending);
-        assert_eq!(verdict.reason(), Some("subscription past_due"));
+        assert_eq!(verdict.reason().as_deref(), Some("subscription past_due"));
     }
 
     fn budget(json: &str) -> Budget {
@@ -286,8 +334,31 @@ mod tests {
         ] {
             let (organization_budget, key_budget) = (Some(budget(organization_budget)), Some(budget(key_budget)));
             let spending = Spending { organization_budget, organization: spent, key_budget, key: spent };
-            assert_eq!(BudgetVerdict::judge(SubscriptionStatus::Active, &spending).reason(), reason);
+            assert_eq!(BudgetVerdict::judge(SubscriptionStatus::Active, &spending).reason().as_deref(), reason);
         }
+    }
+
+    #[test]
+    fn every_cap_names_itself_and_its_owner() {
+        let spent = Tally { input_tokens: 60, output_tokens: 40, cost: 1_000_000_001 };
+        let now: Timestamp = "2026-12-31T23:59:59Z".parse().unwrap();
+        for kind in [CapKind::TotalTokens, CapKind::InputTokens, CapKind::OutputTokens, CapKind::CostCents] {
+            let capped = || Some(budget(&format!(r#"{{"{}":1}}"#, kind.as_str())));
+            for (of, organization_budget, key_budget) in
+                [(CapOwner::Organization, capped(), capped()), (CapOwner::ApiKey, None, capped())]
+            {
+                let spending = Spending { organization_budget, organization: spent, key_budget, key: spent };
+                let verdict = BudgetVerdict::judge(SubscriptionStatus::Active, &spending);
+                let BudgetVerdict::Exhausted(exhausted) = verdict else { panic!("{kind:?} of {of:?}") };
+                assert_eq!((exhausted.cap(), exhausted.of()), (Some(kind), of));
+                assert_eq!(exhausted.resets_at(now).unwrap().to_string(), "2027-01-01T00:00:00.000Z");
+                assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+            }
+        }
+        let verdict = BudgetVerdict::judge(SubscriptionStatus::Unpaid, &Spending::default());
+        let BudgetVerdict::Exhausted(exhausted) = verdict else { panic!("{verdict:?}") };
+        assert_eq!((exhausted.cap(), exhausted.of()), (None, CapOwner::Organization));
+        assert_eq!(exhausted.resets_at(now), None, "a subscription does not return with the month");
     }
 
     #[test]

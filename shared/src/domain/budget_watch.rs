@@ -65,9 +65,11 @@ impl BudgetWatch {
             }
         }
         match (self.exhausted, verdict) {
-            (false, BudgetVerdict::Exhausted { reason }) => news.push(BudgetNews::Exhausted { reason: reason.clone() }),
+            (false, BudgetVerdict::Exhausted(exhausted)) => {
+                news.push(BudgetNews::Exhausted { reason: exhausted.reason() });
+            }
             (true, BudgetVerdict::Ok) => news.push(BudgetNews::Restored),
-            (true, BudgetVerdict::Exhausted { .. }) | (false, BudgetVerdict::Ok) => {}
+            (true, BudgetVerdict::Exhausted(_)) | (false, BudgetVerdict::Ok) => {}
         }
         self.exhausted = !verdict.is_ok();
         news

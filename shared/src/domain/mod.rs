@@ -52,7 +52,7 @@ pub use allowlist::{AddressList, BadEntry, HostList, InternalGuard};
 pub use api_key::{ApiKey, ApiKeyPatch, ApiKeySettings, KeySettled, KeyStatus, NotActive};
 pub use artifact::{ArtifactUrl, CommitSha, ImageRef, TemplatePath};
 pub use audit::{Action, Actor, ActorKind, AuditEvent, Change, Changes, NewAuditEvent, ResourceRef, Value};
-pub use budget::{AlertPercents, Budget, BudgetVerdict, Cap, CapKind, Spending};
+pub use budget::{AlertPercents, Budget, BudgetVerdict, Cap, CapKind, CapOwner, Exhausted, Spending};
 pub use budget_watch::{BudgetNews, BudgetWatch};
 pub use build_log::{BuildLog, LogChunk, LogGeneration, LogIndex, LogLine};
 pub use chain::{Anchor, Chain, ChainState, ChainedEvent, EventMark, Hash32, Link};

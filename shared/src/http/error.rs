@@ -8,7 +8,7 @@ use crate::{
     auth::Undecided,
     byok::NotOpened,
     config::SecretError,
-    domain::{Id, KeyRejected, NoTransition, Provider},
+    domain::{Exhausted, Id, KeyRejected, NoTransition, Provider, Timestamp},
     store::{CommitError, Conflict, StoreError},
     webhook_secrets,
 };
@@ -58,7 +58,8 @@ pub enum Error {
     /// What a builder reports does not follow from what its release is.
     NoTransition(NoTransition),
     BudgetExhausted {
-        reason: String,
+        exhausted: Exhausted,
+        resets_at: Option<Timestamp>,
     },
     /// A write lost a race that a second run of the handler settles.
     Raced,
@@ -145,7 +146,13 @@ impl Error {
                 "from": from,
                 "to": to,
             }),
-            Self::BudgetExhausted { reason } => json!({"error": "budget_exhausted", "reason": reason}),
+            Self::BudgetExhausted { exhausted, resets_at } => json!({
+                "error": "budget_exhausted",
+                "reason": exhausted.reason(),
+                "cap": exhausted.cap(),
+                "of": exhausted.of(),
+                "resets_at": resets_at,
+            }),
             Self::Raced | Self::Unavailable(_) => json!({"detail": "Service unavailable"}),
             Self::TimedOut(_) => json!({"detail": "Timed out"}),
             Self::Internal(_) => json!({"detail": "Internal error"}),

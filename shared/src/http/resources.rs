@@ -348,7 +348,7 @@ impl UsageResource {
                 spent_percent: SpentPercent::of(budget.as_ref(), &usage.totals),
                 caps: budget.into(),
                 ok: verdict.is_ok(),
-                reason: verdict.reason().map(ToOwned::to_owned),
+                reason: verdict.reason(),
             },
         }
     }

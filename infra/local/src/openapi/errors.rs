@@ -24,7 +24,21 @@ fn table() -> [(&'static str, u16, &'static str, Value); 13] {
             "BudgetExhausted",
             402,
             "The organization's or the key's budget is exhausted.",
-            json!({ "error": word("budget_exhausted"), "reason": text() }),
+            json!({
+                "error": word("budget_exhausted"),
+                "reason": text(),
+                "cap": {
+                    "type": ["string", "null"],
+                    "enum": ["total_tokens", "input_tokens", "output_tokens", "cost_cents", null],
+                    "description": "The cap that is reached; null where the subscription is the reason.",
+                },
+                "of": { "type": "string", "enum": ["organization", "api_key"], "description": "Whose it is." },
+                "resets_at": {
+                    "type": ["string", "null"],
+                    "format": "date-time",
+                    "description": "When the cap starts anew; null where the subscription is the reason.",
+                },
+            }),
         ),
         (
             "Forbidden",

@@ -99,12 +99,36 @@ async fn a_cap_that_is_reached_stops_spending_and_a_raised_one_restores_it() {
     assert_eq!(verdict(&world, &token).await, (false, json!("monthly token cap reached")));
     let mint = || world.post("/v1/agent_projects/app/session_tokens", json!({})).bearer(&token).send();
     let refused = mint().await.refused(402);
-    assert_eq!(refused, json!({ "error": "budget_exhausted", "reason": "monthly token cap reached" }));
+    let body = json!({
+        "error": "budget_exhausted", "reason": "monthly token cap reached", "cap": "total_tokens", "of": "organization",
+        "resets_at": "2026-12-01T00:00:00.000Z",
+    });
+    assert_eq!(refused, body);
     let usage = world.get("/v1/usage").send().await.expect(200)["budget"].take();
     assert_eq!((&usage["ok"], &usage["reason"]), (&json!(false), &json!("monthly token cap reached")));
     put(&world, json!({ "total_tokens": 101 })).await;
     assert_eq!(verdict(&world, &token).await, (true, Value::Null));
     mint().await.expect(201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_budget_refusal_names_cap_and_owner() {
+    let (world, _clock) = World::start_at_noon().await;
+    world.project("app").await;
+    for (cap, owner) in CAPS.iter().flat_map(|cap| ["organization", "api_key"].map(|owner| (*cap, owner))) {
+        let (key, token) = world.key(&["write"]).await;
+        let budget = json!({ cap: 0 });
+        if owner == "organization" {
+            put(&world, budget).await;
+        } else {
+            put(&world, json!({})).await;
+            world.patch(&format!("/v1/api_keys/{key}"), json!({ "budget": budget })).send().await.expect(200);
+        }
+        let mint = world.post("/v1/agent_projects/app/session_tokens", json!({})).bearer(&token).send().await;
+        let refused = mint.refused(402);
+        assert_eq!((&refused["cap"], &refused["of"]), (&json!(cap), &json!(owner)), "{refused}");
+        assert_eq!(refused["resets_at"], "2026-12-01T00:00:00.000Z");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

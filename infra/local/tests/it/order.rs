@@ -187,7 +187,11 @@ async fn an_exhausted_budget_comes_after_the_body_and_before_an_unknown_resource
     let mint = |body: Value| world.post("/v1/agent_projects/nothing/session_tokens", body).send();
     assert_eq!(mint(json!({ "ttl_seconds": 1 })).await.invalid_field(), "ttl_seconds");
     let refusal = mint(json!({})).await.refused(402);
-    assert_eq!(refusal, json!({ "error": "budget_exhausted", "reason": "subscription past_due" }));
+    let exhausted = json!({
+        "error": "budget_exhausted", "reason": "subscription past_due", "cap": null, "of": "organization",
+        "resets_at": null,
+    });
+    assert_eq!(refusal, exhausted);
     let (_, reader) = world.key(&["read"]).await;
     let refusal = world.post("/v1/agent_projects/nothing/session_tokens", json!({})).bearer(&reader).send().await;
     assert_eq!(refusal.forbidden(), "missing scope: write");

@@ -217,7 +217,10 @@ async fn an_exhausted_budget_mints_nothing_and_is_read_afresh() {
     let (world, _) = at_noon_with_a_project().await;
     minted(&world, json!({})).await;
     set_subscription_status(&world, "past_due").await;
-    let exhausted = json!({ "error": "budget_exhausted", "reason": "subscription past_due" });
+    let exhausted = json!({
+        "error": "budget_exhausted", "reason": "subscription past_due", "cap": null, "of": "organization",
+        "resets_at": null,
+    });
     assert_eq!(mint(&world, json!({})).send().await.refused(402), exhausted);
     set_subscription_status(&world, "trialing").await;
     minted(&world, json!({})).await;
