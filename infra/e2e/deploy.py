@@ -170,8 +170,8 @@ events = [
     for kind, quantity in [("input_tokens", 1_000_000), ("output_tokens", 10)]
 ]
 report = ("InternalUsageEventsCreate", "POST", "/v1/internal/usage/events", plane)
-check("usage is counted", stack.internal(*report, {"events": events}) == (202, {"accepted": 2, "duplicates": 0, "rejected": []}))
-check("once", stack.internal(*report, {"events": events}) == (202, {"accepted": 0, "duplicates": 2, "rejected": []}))
+check("usage is counted", stack.internal(*report, {"events": events}) == (202, {"accepted": 2, "duplicates": 0, "rejected": [], "unpriced": []}))
+check("once", stack.internal(*report, {"events": events}) == (202, {"accepted": 0, "duplicates": 2, "rejected": [], "unpriced": []}))
 status, usage = call("GET", "/v1/usage", token)
 check("it is told", (status, usage["totals"]["total_tokens"]) == (200, 1_000_010), (status, usage))
 

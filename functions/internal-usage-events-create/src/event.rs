@@ -62,25 +62,24 @@ impl Directory {
         Ok(Self { by_id, by_prefix })
     }
 
-    /// The event as its organization counts it, and whether its model has a price. The organization is the key's, whatever the body says.
-    pub(crate) fn attribute(&self, event: Reported, prices: &PriceTable) -> Result<(Id, UsageEvent, bool), String> {
+    /// The event as its organization counts it. The organization is the key's, whatever the body says.
+    pub(crate) fn attribute(&self, event: Reported, prices: &PriceTable) -> Result<(Id, UsageEvent), String> {
         let owner = self.owner(&event)?;
-        let model = event.model.as_ref();
-        let price = model.and_then(|model| prices.price(model.as_str()));
+        let price = prices.price(event.model.as_ref().map(ModelId::as_str));
         let event = UsageEvent {
             client_event_id: event.client_event_id,
             api_key_id: owner.api_key_id,
             counted_as: owner.counted_as,
             kind: event.kind,
             quantity: event.quantity,
-            cost: price.map_or(0, |price| price.cost(event.kind, event.quantity)),
+            cost: price.map(|price| price.cost(event.kind, event.quantity)),
             model: event.model,
             occurred_at: event.occurred_at,
             session_id: event.session_id,
             model_key_id: event.model_key_id,
             embed_key_id: event.embed_key_id,
         };
-        Ok((owner.organization_id, event, price.is_some()))
+        Ok((owner.organization_id, event))
     }
 
     fn owner(&self, event: &Reported) -> Result<KeyOwner, String> {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use karta_shared::{
     App,
     domain::{Id, UsageEvent},
-    http::{Answer, Call, Each, Error, Internal, NoQuery, ReportUsage, Route},
+    http::{Answer, Call, Each, Error, Internal, NoQuery, ReportUsage, Route, UnpricedUsage},
     store::Ingested,
 };
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ use crate::{
 };
 
 const EVENTS_AT_MOST: usize = 1_000;
-/// How many models without a price the log names, with the number of events of each.
+/// How many models without a price the log names, with the tokens of each.
 const MODELS_NAMED: usize = 10;
 
 #[derive(Debug, Deserialize)]
@@ -33,6 +33,8 @@ pub struct Output {
     accepted: usize,
     duplicates: usize,
     rejected: Vec<Rejected>,
+    /// The models of this batch without a price: their tokens are counted and cost nothing.
+    unpriced: Vec<UnpricedUsage>,
 }
 
 /// An event that is not counted: its place in the batch, and what would be right.
@@ -64,12 +66,12 @@ impl Route for InternalUsageEventsCreate {
         let directory = Directory::of(app, reported.iter().flatten()).await?;
 
         let mut by_organization: BTreeMap<Id, Vec<UsageEvent>> = BTreeMap::new();
-        let (mut rejected, mut unpriced) = (Vec::new(), BTreeMap::<_, u32>::new());
+        let (mut rejected, mut unpriced) = (Vec::new(), BTreeMap::<String, u128>::new());
         for (index, event) in reported.into_iter().enumerate() {
             match event.and_then(|event| directory.attribute(event, &app.prices)) {
-                Ok((organization, event, priced)) => {
-                    if !priced && let Some(model) = &event.model {
-                        *unpriced.entry(model.as_str().to_owned()).or_default() += 1;
+                Ok((organization, event)) => {
+                    if event.cost.is_none() {
+                        *unpriced.entry(event.model_name().to_owned()).or_default() += u128::from(event.quantity.get());
                     }
                     by_organization.entry(organization).or_default().push(event);
                 }
@@ -77,14 +79,14 @@ impl Route for InternalUsageEventsCreate {
             }
         }
         if !unpriced.is_empty() {
-            let models = unpriced.iter().take(MODELS_NAMED).map(|(model, events)| (call.origin.scrub(model), events));
+            let models = unpriced.iter().take(MODELS_NAMED).map(|(model, tokens)| (call.origin.scrub(model), tokens));
             let models: Vec<_> = models.collect();
-            tracing::warn!(route = Self::NAME, ?models, of = unpriced.len(), "without a price, counted at no cost");
+            tracing::warn!(route = Self::NAME, ?models, of = unpriced.len(), "models without a price");
         }
         if let Some(oldest) = by_organization.values().flatten().map(|event| event.occurred_at).min() {
             app.metrics.usage_lag(call.now, call.now.since(oldest));
         }
         let Ingested { accepted, duplicates } = count(app, by_organization, call.now).await?;
-        Answer::accepted(&Output { accepted, duplicates, rejected })
+        Answer::accepted(&Output { accepted, duplicates, rejected, unpriced: UnpricedUsage::list(&unpriced) })
     }
 }

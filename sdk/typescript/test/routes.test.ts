@@ -205,7 +205,7 @@ test("the types name exactly the fields that the answers have", async () => {
     assert.deepEqual(fields(answer ?? {}), fields(typed));
   };
   const budget = { input_tokens: true, output_tokens: true, total_tokens: true, cost_cents: true, alert_percents: true } as const;
-  const usage = { period: true, totals: true, by_model: true, by_day: true, budget: true } as const;
+  const usage = { period: true, totals: true, by_model: true, by_day: true, unpriced: true, budget: true } as const;
   has((await karta.apiKeys.list({ limit: 1 }))[0], {
     id: true, name: true, prefix: true, scopes: true, status: true, created_at: true, created_by: true, last_used_at: true, expires_at: true,
     revoked_at: true, replaced_by: true, allowed_cidrs: true, budget: true, metadata: true,

@@ -51,7 +51,7 @@ pub struct Config {
     pub bcrypt_cost: u32,
     /// `KARTA_INTERNAL_ALLOWED_IPS` and `KARTA_INTERNAL_HOSTS`: for whom the internal routes exist. Nobody while either is unset.
     pub internal: InternalGuard,
-    /// What models cost: the file that `KARTA_PRICES` names, or the list that this was built with.
+    /// What models cost: `KARTA_PRICES` (JSON, or the name of a file of it) over the list that this was built with.
     pub prices: PriceTable,
     /// Where webhooks may lead: off this machine only, unless a local run says otherwise.
     pub webhooks: Reach,
@@ -222,17 +222,18 @@ pub fn internal_guard() -> Result<InternalGuard, ConfigError> {
     Ok(InternalGuard { addresses: parsed("KARTA_INTERNAL_ALLOWED_IPS")?, hosts: parsed("KARTA_INTERNAL_HOSTS")? })
 }
 
-/// A model's name, or its beginning and a `*`, to nano-cents for a token of input and of output.
+/// The operator's prices: JSON in the variable itself, which is all that a deployed function has, or in the file that it names.
 fn prices() -> Result<PriceTable, ConfigError> {
     const VARIABLE: &str = "KARTA_PRICES";
-    let Some(path) = optional(VARIABLE)? else {
-        return serde_json::from_str(include_str!("../../prices.json"))
-            .map_err(|error| ConfigError::new(VARIABLE, error));
+    let Some(text) = optional(VARIABLE)? else {
+        return Ok(PriceTable::default());
     };
-    let text = fs::read_to_string(&path)
-        .map_err(|error| ConfigError::new(VARIABLE, format!("names {path}, which cannot be read: {error}")))?;
-    serde_json::from_str(&text)
-        .map_err(|error| ConfigError::new(VARIABLE, format!("names {path}, which is no table of prices: {error}")))
+    if text.trim_start().starts_with('{') {
+        return PriceTable::parse(&text).map_err(|error| ConfigError::new(VARIABLE, error));
+    }
+    let json = fs::read_to_string(&text)
+        .map_err(|error| ConfigError::new(VARIABLE, format!("names {text}, which cannot be read: {error}")))?;
+    PriceTable::parse(&json).map_err(|error| ConfigError::new(VARIABLE, format!("names {text}, which {error}")))
 }
 
 fn required(variable: &str) -> Result<String, ConfigError> {
@@ -274,12 +275,6 @@ fn optional(variable: &str) -> Result<Option<String>, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_list_of_prices_that_comes_with_it_can_be_read() {
-        let price = prices().unwrap().price("gemini-1.5-flash").unwrap();
-        assert_eq!((price.input, price.output), (7_500, 30_000), "$0.075 and $0.30 for a million");
-    }
 
     #[test]
     fn a_table_has_a_name_that_dynamodb_takes() {

@@ -30,6 +30,7 @@ mod model_key;
 mod month;
 mod name;
 mod organization;
+mod prices;
 mod principal;
 mod project;
 mod release;
@@ -72,6 +73,7 @@ pub use model_key::{KeyRejected, Members, ModelKey, Provider, ProviderKey};
 pub use month::Month;
 pub use name::{Name, Slug, UserId, check_text};
 pub use organization::{ModelId, Organization, OrganizationPatch, Plan, StripeCustomerId, SubscriptionStatus};
+pub use prices::{Price, PriceTable, PricesError};
 pub use principal::{Principal, PrincipalKind};
 pub use project::{Project, ProjectPatch};
 pub use release::{
@@ -88,9 +90,7 @@ pub use stripe::{BadSignature, StripeSecrets, StripeSecretsError};
 pub use subscription::{StripeId, Subscription, SubscriptionBefore, SubscriptionStep};
 pub use timestamp::Timestamp;
 pub use token::{ApiKeyToken, PREFIX_LEN, Prefix, TokenRefused};
-pub use usage::{
-    COUNTED_AHEAD, COUNTED_LATE, MonthUsage, Price, PriceTable, Quantity, Reference, Tally, UsageEvent, UsageKind,
-};
+pub use usage::{COUNTED_AHEAD, COUNTED_LATE, MonthUsage, Quantity, Reference, Tally, UsageEvent, UsageKind};
 pub use webhook::{
     Attempt, CLOCKS_APART, Delivery, DeliveryStatus, DisabledReason, EventTypes, Failing, WebhookEndpoint,
     WebhookEndpointPatch, next_attempt,

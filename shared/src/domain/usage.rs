@@ -1,4 +1,4 @@
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -78,9 +78,9 @@ pub struct UsageEvent {
     pub quantity: Quantity,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelId>,
-    /// In nano-cents. The store's own to keep: its number is wider than what serde knows there.
+    /// In nano-cents; `None` without a price. The store's own to keep: its number is wider than what serde knows there.
     #[serde(skip)]
-    pub cost: u128,
+    pub cost: Option<u128>,
     pub occurred_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session_id: Option<Reference>,
@@ -88,6 +88,16 @@ pub struct UsageEvent {
     pub model_key_id: Option<Id>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub embed_key_id: Option<Id>,
+}
+
+impl UsageEvent {
+    /// Where an event names no model.
+    pub const UNSPECIFIED: &str = "unspecified";
+
+    /// The model under which usage shows it.
+    pub fn model_name(&self) -> &str {
+        self.model.as_ref().map_or(Self::UNSPECIFIED, ModelId::as_str)
+    }
 }
 
 /// What was used of something in some time. Sums stop at their type's end instead of starting over.
@@ -115,7 +125,7 @@ impl Tally {
             UsageKind::OutputTokens => &mut self.output_tokens,
         };
         *tokens = tokens.saturating_add(event.quantity.get().into());
-        self.cost = self.cost.saturating_add(event.cost);
+        self.cost = self.cost.saturating_add(event.cost.unwrap_or(0));
     }
 }
 
@@ -125,79 +135,18 @@ pub struct MonthUsage {
     pub totals: Tally,
     pub by_model: BTreeMap<String, Tally>,
     pub by_day: BTreeMap<u8, Tally>,
-}
-
-/// What a token costs, in nano-cents: $0.075 for a million is 7,500.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Price {
-    pub input: u32,
-    pub output: u32,
-}
-
-impl Price {
-    /// The cost of so many tokens, in nano-cents.
-    pub fn cost(self, kind: UsageKind, quantity: Quantity) -> u128 {
-        let each = match kind {
-            UsageKind::InputTokens => self.input,
-            UsageKind::OutputTokens => self.output,
-        };
-        u128::from(quantity.get()) * u128::from(each)
-    }
-}
-
-/// What models cost. A name that ends in `*` stands for every model that starts so; the longest that fits counts, an exact one before all.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(from = "BTreeMap<String, Price>")]
-pub struct PriceTable {
-    exact: BTreeMap<String, Price>,
-    /// Longest first.
-    beginnings: Vec<(String, Price)>,
-}
-
-impl PriceTable {
-    pub fn price(&self, model: &str) -> Option<Price> {
-        let beginning = || self.beginnings.iter().find(|(start, _)| model.starts_with(start)).map(|(_, price)| price);
-        self.exact.get(model).or_else(beginning).copied()
-    }
-}
-
-impl From<BTreeMap<String, Price>> for PriceTable {
-    fn from(prices: BTreeMap<String, Price>) -> Self {
-        let mut table = Self::default();
-        for (name, price) in prices {
-            match name.strip_suffix('*') {
-                Some(start) => table.beginnings.push((start.to_owned(), price)),
-                None => drop(table.exact.insert(name, price)),
-            }
-        }
-        table.beginnings.sort_by_key(|(start, _)| Reverse(start.len()));
-        table
-    }
+    /// The tokens of each model that were counted without a price.
+    pub unpriced: BTreeMap<String, u128>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_longest_name_that_fits_a_model_prices_it() {
-        let price = |each| Price { input: each, output: 2 * each };
-        let named = [("claude-*", price(1)), ("claude-opus-*", price(2)), ("claude-opus-4", price(3))];
-        let table = PriceTable::from(BTreeMap::from(named.map(|(name, price)| (name.to_owned(), price))));
-        for (model, found) in [
-            ("claude-opus-4", Some(price(3))),
-            ("claude-opus-4-1", Some(price(2))),
-            ("claude-haiku", Some(price(1))),
-            ("gpt-4o", None),
-        ] {
-            assert_eq!(table.price(model), found, "{model}");
-        }
-    }
+    use crate::domain::Price;
 
     #[test]
     fn money_is_rounded_up_once() {
-        let price = Price { input: 7_500, output: 30_000 };
+        let price = Price { input: 7_500, output: 30_000, cache_read: None, cache_write: None };
         let million = Quantity::try_from(1_000_000).unwrap();
         assert_eq!(price.cost(UsageKind::InputTokens, million), 7_500_000_000, "seven and a half cents");
         let cents = |cost| Tally { cost, ..Tally::default() }.cost_cents();
@@ -207,7 +156,7 @@ mod tests {
     #[test]
     fn nothing_overflows() {
         let most = Quantity::try_from(1_000_000_000_000).unwrap();
-        let price = Price { input: u32::MAX, output: u32::MAX };
+        let price = Price { input: u32::MAX, output: u32::MAX, cache_read: None, cache_write: None };
         assert_eq!(price.cost(UsageKind::OutputTokens, most), u128::from(u32::MAX) * 1_000_000_000_000);
         assert!(Quantity::try_from(0).is_err() && Quantity::try_from(1_000_000_000_001).is_err());
     }

@@ -42,7 +42,7 @@ pub use self::{
     reader::{Each, read_object},
     resources::{
         AgentProjectResource, ApiKeyResource, AuditEventResource, BudgetResource, DeliveryResource, ModelKeyResource,
-        OrganizationResource, ReleaseResource, UsageResource, WebhookEndpointResource,
+        OrganizationResource, ReleaseResource, UnpricedUsage, UsageResource, WebhookEndpointResource,
     },
     route::{DeliveryRef, FromPath, ProjectRef, ReleaseRef, Route},
     serve::{run, serve, serve_event},

@@ -1,6 +1,6 @@
 //! How resources look in answers, where that is not how they are kept.
 
-use std::cmp::Reverse;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -287,7 +287,27 @@ pub struct UsageResource {
     pub by_model: Vec<ModelUsage>,
     /// The days on which something was used, in their order.
     pub by_day: Vec<DayUsage>,
+    /// The models without a price, whose tokens cost nothing here and so reach no cost cap. The most tokens first.
+    pub unpriced: Vec<UnpricedUsage>,
     pub budget: BudgetState,
+}
+
+/// Tokens that were counted without a price.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct UnpricedUsage {
+    /// `unspecified` where events named no model.
+    pub model: String,
+    pub tokens: u128,
+}
+
+impl UnpricedUsage {
+    /// Lists tokens by model, the most first.
+    pub fn list(tokens_of: &BTreeMap<String, u128>) -> Vec<Self> {
+        let mut list: Vec<_> =
+            tokens_of.iter().map(|(model, tokens)| Self { model: model.clone(), tokens: *tokens }).collect();
+        list.sort_by_key(|unpriced| Reverse(unpriced.tokens));
+        list
+    }
 }
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -344,6 +364,7 @@ impl UsageResource {
             totals: (&usage.totals).into(),
             by_model: by_model.into_iter().map(model).collect(),
             by_day: usage.by_day.iter().map(day).collect(),
+            unpriced: UnpricedUsage::list(&usage.unpriced),
             budget: BudgetState {
                 spent_percent: SpentPercent::of(budget.as_ref(), &usage.totals),
                 caps: budget.into(),

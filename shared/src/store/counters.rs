@@ -1,7 +1,7 @@
 //! Counters of usage as attributes of few, small items: a write is paid by the whole kilobytes of its item, however little of it changes.
 //!
 //! `i` (input tokens), `o` (output tokens) and `c` (cost, in nano-cents) are of the whole; `I5`, `O5` and `C5` of the month's fifth day; `i17`,
-//! `o17` and `c17` of the model with that number in the month of the organization. Days and numbers are written to base 36. Where a model is
+//! `o17`, `c17` and `u17` (tokens without a price) of the model with that number in the month of the organization. Days and numbers are written to base 36. Where a model is
 //! counted in several items, it used their sum.
 
 use std::{
@@ -19,10 +19,8 @@ const MODELS_AT_MOST: usize = 200;
 const OTHER: &str = "other";
 /// The longest name that is told apart, in bytes: a month's list of 200 stays below 26 KB.
 const MODEL_BYTES_AT_MOST: usize = 128;
-/// Where an event names no model.
-const UNSPECIFIED: &str = "unspecified";
 /// Have the first numbers in every month, and no place in its list.
-const ALWAYS: [&str; 2] = [UNSPECIFIED, OTHER];
+const ALWAYS: [&str; 2] = [UsageEvent::UNSPECIFIED, OTHER];
 const NUMBER_OF_OTHER: usize = 1;
 /// How many models share an item: three counters of 10^10 tokens and 10^16 nano-cents are 33 bytes, which leaves a kilobyte room to grow.
 const MODELS_PER_ITEM: usize = 27;
@@ -37,6 +35,10 @@ const MORE: &str = "more";
 /// Input tokens, output tokens, nano-cents.
 const SUMS: [&str; 3] = ["i", "o", "c"];
 const SUMS_OF_DAY: [&str; 3] = ["I", "O", "C"];
+/// The same of a model, and tokens without a price.
+const SUMS_OF_MODEL: [&str; 4] = ["i", "o", "c", "u"];
+const COST: usize = 2;
+const UNPRICED: usize = 3;
 const BASE: u32 = 36;
 
 /// The models that a month of an organization tells apart, in the order in which they came: their places are their numbers, for good.
@@ -49,14 +51,9 @@ impl Models {
         Self(names.filter_map(|name| name.as_s().ok().cloned()).collect())
     }
 
-    /// Under which name an event counts if there is room.
-    pub(super) fn name(event: &UsageEvent) -> &str {
-        event.model.as_ref().map_or(UNSPECIFIED, |model| model.as_str())
-    }
-
     /// The number that an event's model has, takes, or shares with all others.
     pub(super) fn number(&mut self, event: &UsageEvent) -> usize {
-        let name = Self::name(event);
+        let name = event.model_name();
         if let Some(number) = ALWAYS.iter().copied().chain(self.0.iter().map(String::as_str)).position(|of| of == name)
         {
             return number;
@@ -107,7 +104,7 @@ pub(super) enum Part {
     Model(usize),
 }
 
-/// One attribute: which of the three sums of a part.
+/// One attribute: which of the sums of a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Counter(Part, usize);
 
@@ -116,7 +113,7 @@ impl fmt::Display for Counter {
         match self.0 {
             Part::Whole => f.write_str(SUMS[self.1]),
             Part::Day(day) => write!(f, "{}{}", SUMS_OF_DAY[self.1], to_base(day.into())),
-            Part::Model(number) => write!(f, "{}{}", SUMS[self.1], to_base(number)),
+            Part::Model(number) => write!(f, "{}{}", SUMS_OF_MODEL[self.1], to_base(number)),
         }
     }
 }
@@ -129,10 +126,10 @@ impl Counter {
         if let Some(sum) = of(&SUMS_OF_DAY) {
             return Some(Self(Part::Day(u8::from_str_radix(place, BASE).ok()?), sum));
         }
-        let sum = of(&SUMS)?;
         if place.is_empty() {
-            return Some(Self(Part::Whole, sum));
+            return Some(Self(Part::Whole, of(&SUMS)?));
         }
+        let sum = of(&SUMS_OF_MODEL)?;
         Some(Self(Part::Model(usize::from_str_radix(place, BASE).ok()?), sum))
     }
 }
@@ -177,7 +174,13 @@ impl Sums {
             UsageKind::InputTokens => 0,
             UsageKind::OutputTokens => 1,
         };
-        for (sum, amount) in [(tokens, event.quantity.get().into()), (2, event.cost)] {
+        let quantity = event.quantity.get().into();
+        let priced = match (event.cost, part) {
+            (Some(cost), _) => (COST, cost),
+            (None, Part::Model(_)) => (UNPRICED, quantity),
+            (None, Part::Whole | Part::Day(_)) => (COST, 0),
+        };
+        for (sum, amount) in [(tokens, quantity), priced] {
             if amount > 0 {
                 let counter = self.counters.entry(Counter(part, sum)).or_default();
                 *counter = counter.saturating_add(amount);
@@ -224,6 +227,11 @@ pub(super) fn read_counters(item: &Item, models: &Models, usage: &mut MonthUsage
             Part::Whole => &mut usage.totals,
             Part::Day(day) => usage.by_day.entry(day).or_default(),
             Part::Model(number) => match models.called(number) {
+                Some(model) if sum == UNPRICED => {
+                    let tokens = usage.unpriced.entry(model.to_owned()).or_default();
+                    *tokens = tokens.saturating_add(amount);
+                    continue;
+                }
                 Some(model) => usage.by_model.entry(model.to_owned()).or_default(),
                 None => continue,
             },
@@ -260,14 +268,15 @@ mod tests {
         let models = (0..MODELS_AT_MOST + ALWAYS.len()).map(Part::Model);
         let mut names = BTreeSet::new();
         for part in days.chain(models).chain([Part::Whole]) {
-            for sum in 0..3 {
+            let sums = if matches!(part, Part::Model(_)) { SUMS_OF_MODEL.len() } else { SUMS.len() };
+            for sum in 0..sums {
                 let counter = Counter(part, sum);
                 let name = counter.to_string();
                 assert_eq!(Counter::parse(&name), Some(counter), "{name}");
                 assert!(names.insert(name));
             }
         }
-        for name in ["pk", "sk", "ttl", "", "I", "i?", "é", MODELS, MORE] {
+        for name in ["pk", "sk", "ttl", "", "I", "i?", "u", "U1", "é", MODELS, MORE] {
             assert_eq!(Counter::parse(name), None, "{name}");
         }
     }

@@ -314,7 +314,7 @@ impl Batch {
     fn takes(&self, placed: &Placed) -> bool {
         let event = &placed.event;
         let fresh = |models: Option<&HashSet<String>>| {
-            models.is_none_or(|models| models.len() < ITEMS_OF_MODELS && !models.contains(Models::name(event)))
+            models.is_none_or(|models| models.len() < ITEMS_OF_MODELS && !models.contains(event.model_name()))
         };
         let month = self.months.get(&event.occurred_at.month());
         let line = month.and_then(|month| month.lines.get(&event.counted_as));
@@ -326,7 +326,7 @@ impl Batch {
     fn push(&mut self, placed: Placed) {
         let event = &placed.event;
         let touched = self.months.entry(event.occurred_at.month()).or_default();
-        let model = Models::name(event);
+        let model = event.model_name();
         let line = touched.lines.entry(event.counted_as).or_default();
         for models in [Some(&mut touched.models), (!placed.inline).then_some(line)].into_iter().flatten() {
             if !models.contains(model) {
@@ -418,7 +418,7 @@ fn stage_event(
     let hash = hash.as_ref().first_chunk().map_or(0, |half| u128::from_be_bytes(*half));
     let hash = format!("{hash:032x}");
     let item = Remembered { event, ttl: now.plus(REMEMBERED).as_seconds() };
-    let cost = AttributeValue::N(event.cost.to_string());
+    let cost = AttributeValue::N(event.cost.unwrap_or(0).to_string());
     let key = Key::usage_event(organization, &hash);
     transaction.put_with(Table::Usage, &key, &item, Conflict::Remembered, ("cost", cost))
 }

@@ -5,9 +5,9 @@ use anyhow::{Context, Result, ensure};
 use crate::{aws::MALFORMED, lambda::Lambda};
 
 /// What a function can do without: each has a default.
-const OPTIONAL: [&str; 3] = ["KARTA_BCRYPT_COST", "KARTA_INTERNAL_ALLOWED_IPS", "KARTA_INTERNAL_HOSTS"];
+const OPTIONAL: [&str; 4] = ["KARTA_BCRYPT_COST", "KARTA_INTERNAL_ALLOWED_IPS", "KARTA_INTERNAL_HOSTS", "KARTA_PRICES"];
 /// Of the variables that are not secrets' ids, those that have a form.
-const WRONG: [(&str, &str); 8] = [
+const WRONG: [(&str, &str); 9] = [
     ("KARTA_TABLE", "a table"),
     ("KARTA_CREDENTIALS_TABLE", "a table"),
     ("KARTA_OUTBOX_TABLE", "a table"),
@@ -16,6 +16,7 @@ const WRONG: [(&str, &str); 8] = [
     ("KARTA_BCRYPT_COST", "9"),
     ("KARTA_INTERNAL_ALLOWED_IPS", "203.0.113.0/33"),
     ("KARTA_INTERNAL_HOSTS", "https://example.com"),
+    ("KARTA_PRICES", "{"),
 ];
 
 /// A setting with a secret in it, which the log must show without.

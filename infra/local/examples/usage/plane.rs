@@ -112,7 +112,7 @@ impl Used {
     pub(crate) fn event(self, kind: &str, quantity: u64, id: &str) -> Value {
         let (month, days) = self.month;
         json!({
-            "api_key_id": self.key, "kind": kind, "quantity": quantity, "model": format!("claude-sonnet-4-{}", self.model),
+            "api_key_id": self.key, "kind": kind, "quantity": quantity, "model": format!("claude-sonnet-4-2024{:02}{:02}", self.model / 28 + 1, self.model % 28 + 1),
             "occurred_at": format!("{month}-{:02}T00:00:00Z", self.day % usize::from(days) + 1), "client_event_id": id,
         })
     }

@@ -66,12 +66,12 @@ fn generate(plane: &Plane, keys: &[u64], count: usize) -> Result<(Vec<Value>, Su
         let (key, model, day) = (keys[draw(keys.len())], draw(20), draw(today) + 1);
         let (quantity, input) = (Quantity::try_from(draw(5_000) as u64 + 1)?, draw(2) == 0);
         let kind = if input { UsageKind::InputTokens } else { UsageKind::OutputTokens };
-        let (model, date) = (format!("gpt-4o-mini-{model}"), format!("{month}-{day:02}"));
+        let (model, date) = (format!("gpt-4o-mini-2024-07-{:02}", model + 1), format!("{month}-{day:02}"));
         events.push(json!({
             "api_key_id": key, "kind": kind, "quantity": quantity, "model": model,
             "occurred_at": format!("{date}T00:00:00Z"), "client_event_id": format!("event-{id}"),
         }));
-        let price = plane.runner.app.prices.price(&model).context("no price")?;
+        let price = plane.runner.app.prices.price(Some(&model)).context("no price")?;
         for of in ["all".to_owned(), format!("key {key}")] {
             for part in [of.clone(), format!("{of} {model}"), format!("{of} {date}")] {
                 let sum = sums.entry(part).or_default();

@@ -321,7 +321,7 @@ async fn a_subscription_that_ends_and_returns_is_told_of() {
 }
 
 const CAPS: [&str; 4] = ["input_tokens", "output_tokens", "total_tokens", "cost_cents"];
-const MODELS: [&str; 5] = ["gpt-4o", "gpt-4o-mini", "claude-haiku-4", "claude-sonnet-4", "no-price"];
+const MODELS: [&str; 5] = ["gpt-4o", "gpt-4o-mini", "claude-haiku-4-5", "claude-sonnet-4", "no-price"];
 
 /// A budget of one cap, or of none.
 type Capped = (usize, Option<u64>);
@@ -400,7 +400,7 @@ impl Life {
             let kind = if is_input { UsageKind::InputTokens } else { UsageKind::OutputTokens };
             let tally = &mut self.used[line];
             *(if is_input { &mut tally.input_tokens } else { &mut tally.output_tokens }) += u128::from(quantity);
-            let price = self.world.runner.app.prices.price(MODELS[model]);
+            let price = self.world.runner.app.prices.price(Some(MODELS[model]));
             tally.cost += price.map_or(0, |price| price.cost(kind, quantity.try_into().unwrap()));
             self.sent += 1;
             reported.push(json!({

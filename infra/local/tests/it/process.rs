@@ -10,7 +10,10 @@ use std::{
 };
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use karta_shared::config::{Ring, Secret, SecretSource};
+use karta_shared::{
+    clock::{Clock, SystemClock},
+    config::{Ring, Secret, SecretSource},
+};
 use reqwest::{Method, StatusCode};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
@@ -515,6 +518,40 @@ async fn stripes_signing_secrets_come_from_the_environment() {
         let message = refused(&flags, &[("KARTA_STRIPE_SECRETS", &given)]);
         assert!(message.contains("KARTA_STRIPE_SECRETS") && message.contains(problem), "{message}");
         assert!(!message.contains("aptop"), "{message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn set_prices_close_a_cost_cap() {
+    let flags = ["--port", "0", "--json", "--ephemeral"];
+    let prices = r#"{"Acme-1": {"input": 40000, "output": 40000}, "*": {"input": 20000, "output": 20000}}"#;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prices.json");
+    fs::write(&file, prices).unwrap();
+    for given in [prices, text(&file)] {
+        let karta = Karta::start_with(&flags, &[("KARTA_PRICES", given)]);
+        let (admin, service) = (karta.says("api_key"), karta.says("service_token"));
+        let (_, who) = karta.request(Method::GET, "/v1/whoami", admin, &json!({})).await;
+        let event = |id: u32, model: Value| {
+            json!({
+                "api_key_id": who["api_key_id"], "kind": "input_tokens", "quantity": 1_000_000, "model": model,
+                "occurred_at": SystemClock.now(), "client_event_id": id.to_string(),
+            })
+        };
+        let events = [event(1, json!("acme-1-2026-01-01")), event(2, Value::Null), event(3, json!("unheard-of"))];
+        let body = json!({ "events": events });
+        let (_, answer) = karta.request(Method::POST, "/v1/internal/usage/events", service, &body).await;
+        assert_eq!((&answer["accepted"], &answer["unpriced"]), (&json!(3), &json!([])), "{answer}");
+        let (_, budget) = karta.request(Method::PUT, "/v1/budget", admin, &json!({ "cost_cents": 80 })).await;
+        assert_eq!(budget["budget"]["cost_cents"], 80);
+        let (_, usage) = karta.request(Method::GET, "/v1/usage", admin, &json!({})).await;
+        assert_eq!(usage["totals"]["cost_cents"], 80, "40 cents for the model, 20 for each other");
+        assert_eq!((&usage["budget"]["ok"], &usage["unpriced"]), (&json!(false), &json!([])));
+    }
+    for wrong in ["{", r#"{"gpt-4*": {"input": 1, "output": 1}}"#, r#"{"a": {"input": "1", "output": 1}}"#, "/nowhere"]
+    {
+        let message = refused(&flags, &[("KARTA_PRICES", wrong)]);
+        assert!(message.contains("KARTA_PRICES"), "{message}");
     }
 }
 

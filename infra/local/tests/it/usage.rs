@@ -58,11 +58,13 @@ async fn what_is_reported_is_told_by_model_and_by_day() {
         with(event(key, "3"), json!({ "model": "gpt-4o-mini", "occurred_at": "2026-11-20T00:00:00Z" })),
         with(event(key, "4"), json!({ "model": null, "occurred_at": "2026-11-01T00:00:00+01:00" })),
     ];
-    assert_eq!(report(&world, &events).await.expect(202), json!({ "accepted": 4, "duplicates": 0, "rejected": [] }));
+    let unpriced = json!([{ "model": "unspecified", "tokens": 10 }]);
+    let answer = json!({ "accepted": 4, "duplicates": 0, "rejected": [], "unpriced": unpriced });
+    assert_eq!(report(&world, &events).await.expect(202), answer);
     let tally = |input: u64, output: u64, cents: u64| json!({ "input_tokens": input, "output_tokens": output, "total_tokens": input + output, "cost_cents": cents });
     let part = |name: &str, of: &str, tally: Value| with(json!({ name: of }), tally);
     let november = usage(&world, "").await;
-    assert_eq!(november["period"], "2026-11");
+    assert_eq!((&november["period"], &november["unpriced"]), (&json!("2026-11"), &json!([])));
     assert_eq!(november["totals"], tally(1_000_010, 5, 251), "$2.50 for a million, and a little: rounded up");
     assert_eq!(
         november["by_model"],
@@ -75,9 +77,32 @@ async fn what_is_reported_is_told_by_model_and_by_day() {
     let october = usage(&world, "?period=2026-10").await;
     assert_eq!(october["totals"], tally(10, 0, 0), "an offset may carry an event into another month");
     assert_eq!(october["by_model"], json!([part("model", "unspecified", tally(10, 0, 0))]));
+    assert_eq!(october["unpriced"], unpriced);
     let keys = world.get("/v1/usage/keys").send().await.expect(200);
     assert_eq!((&keys["keys"][0]["api_key_id"], &keys["keys"][0]["by_day"]), (&json!(key), &november["by_day"]));
     assert_eq!(usage(&world, "?period=2025-01").await["totals"], tally(0, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unpriced_models_are_named_with_their_tokens() {
+    let (world, _clock) = World::start_at_noon().await;
+    let key = key_of(&world).await;
+    let events = [
+        with(event(key, "1"), json!({ "model": "acme-1", "quantity": 100_000_000 })),
+        with(event(key, "2"), json!({ "model": "acme-1", "kind": "output_tokens", "quantity": 7 })),
+        with(event(key, "3"), json!({ "model": "acme-2", "quantity": 5 })),
+        with(event(key, "4"), json!({ "model": "us.anthropic.claude-sonnet-4-5-20250929-v1:0" })),
+        event(key, "5"),
+        with(event(key, "6"), json!({ "model": "acme-3", "quantity": 0 })),
+    ];
+    let unpriced = json!([{ "model": "acme-1", "tokens": 100_000_007 }, { "model": "acme-2", "tokens": 5 }]);
+    assert_eq!(report(&world, &events).await.expect(202)["unpriced"], unpriced);
+    report(&world, &events).await.expect(202);
+    let month = usage(&world, "").await;
+    assert_eq!((&month["unpriced"], &month["totals"]["cost_cents"]), (&unpriced, &json!(1)), "each event counts once");
+    let keys = world.get("/v1/usage/keys").send().await.expect(200);
+    assert_eq!(keys["keys"][0]["unpriced"], unpriced);
+    assert_eq!(usage(&world, "?period=2026-10").await["unpriced"], json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,6 +27,8 @@ export interface Usage {
   totals: UsageTotals;
   by_model: (UsageTotals & { model: string })[];
   by_day: (UsageTotals & { date: string })[];
+  /** Models without a price: their tokens cost nothing here, so no cost cap counts them. */
+  unpriced: { model: string; tokens: number }[];
   budget: UsageBudget;
   /** `1,200 tokens ($0.42)`. */
   toString(): string;
