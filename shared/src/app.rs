@@ -8,7 +8,7 @@ use aws_sdk_dynamodb::config::{SharedInterceptor, retry::RetryPartition};
 use crate::{
     auth::{BcryptPool, Validator},
     clock::{Clock, SystemClock},
-    config::{self, Config, Secret, SecretSource, Secrets},
+    config::{self, Config, Deadlines, Secret, SecretSource, Secrets},
     domain::{Entropy, InternalGuard, PriceTable, Reach},
     entropy::OsEntropy,
     store::{Crossed, Store, StoreError},
@@ -44,6 +44,7 @@ pub struct App {
     pub prices: Arc<PriceTable>,
     /// Where webhooks may lead.
     pub webhooks: Reach,
+    pub deadlines: Deadlines,
     /// For whom the internal routes exist.
     pub internal: Arc<InternalGuard>,
     /// Who learns what each function of this process asks of AWS; nobody, but in tests.
@@ -61,7 +62,9 @@ impl App {
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
     ) -> Self {
-        let mut dynamodb = aws_sdk_dynamodb::config::Builder::from(sdk).retry_classifier(Crossed);
+        let mut dynamodb = aws_sdk_dynamodb::config::Builder::from(sdk)
+            .retry_classifier(Crossed)
+            .timeout_config(config::timeouts(config.deadlines));
         if let Some(endpoint) = sdk.endpoint_url() {
             // The SDK's budget of retries is one per process: a store that fails must not use up another one's.
             dynamodb = dynamodb.retry_partition(RetryPartition::new(endpoint.to_owned()));
@@ -75,6 +78,7 @@ impl App {
             bcrypt: BcryptPool::new(config.bcrypt_cost),
             prices: Arc::new(config.prices),
             webhooks: config.webhooks,
+            deadlines: config.deadlines,
             internal: Arc::new(config.internal),
             witness: None,
             metrics: Metrics::default(),

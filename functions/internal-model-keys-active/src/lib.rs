@@ -76,10 +76,11 @@ async fn seal_anew(app: &App, call: &Call<InternalModelKeysActive>, place: Place
                 return;
             };
             let written = app.store.reseal_model_key(place.organization, place.id, sealed, &anew);
-            match timeout(PATIENCE, written).await {
+            let patience = app.deadlines.scale(PATIENCE);
+            match timeout(patience, written).await {
                 Ok(Ok(_)) => return,
                 Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("not written within {PATIENCE:?}"),
+                Err(_) => format!("not written within {patience:?}"),
             }
         }
         Err(error) => error.to_string(),

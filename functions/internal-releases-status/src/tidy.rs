@@ -39,25 +39,27 @@ pub(super) async fn tidy(
             Some(CommitError::Store(_)) => Ok(()),
         }
     };
-    within_patience(call, after.id, work).await;
+    within_patience(app, call, after.id, work).await;
 }
 
 /// Deletes what was written of a log that no release will name.
 pub(super) async fn forget(app: &App, call: &Call<InternalReleasesStatus>, organization: Id, release: &Release) {
     if let Some(log) = &release.log {
-        within_patience(call, release.id, app.store.delete_build_log(organization, release.id, log)).await;
+        within_patience(app, call, release.id, app.store.delete_build_log(organization, release.id, log)).await;
     }
 }
 
 async fn within_patience(
+    app: &App,
     call: &Call<InternalReleasesStatus>,
     release: Id,
     work: impl Future<Output = Result<(), StoreError>>,
 ) {
-    let problem = match timeout(PATIENCE, work).await {
+    let patience = app.deadlines.scale(PATIENCE);
+    let problem = match timeout(patience, work).await {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("not done within {PATIENCE:?}"),
+        Err(_) => format!("not done within {patience:?}"),
     };
     let (request_id, route, release_id) =
         (call.origin.request_id.as_str(), InternalReleasesStatus::NAME, release.get());

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 use karta_local::{Options, Runner, audit, registry};
 use karta_shared::{
     clock::{Clock, SystemClock},
-    config::Ring,
+    config::{Deadlines, Ring},
     domain::{InternalGuard, Reach, Slug},
     entropy::OsEntropy,
 };
@@ -123,6 +123,7 @@ fn options() -> Result<Options> {
         stripe_secrets: None,
         internal: InternalGuard::default(),
         webhooks: Reach::Public,
+        deadlines: Deadlines::DEPLOYED,
         workers: false,
         witness: None,
         clock: Arc::new(SystemClock),

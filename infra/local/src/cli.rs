@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, builder::BoolishValueParser};
 use karta_shared::{
     App,
     clock::SystemClock,
-    config,
+    config::{self, Deadlines},
     domain::{ApiKeyToken, Reach, Slug},
     entropy::OsEntropy,
     telemetry,
@@ -187,6 +187,7 @@ async fn run(arguments: RunArguments) -> Result<()> {
         stripe_secrets: given.stripe_secrets,
         internal: config::internal_guard()?,
         webhooks: if arguments.allow_loopback_webhooks { Reach::Loopback } else { Reach::Public },
+        deadlines: Deadlines::LAPTOP,
         workers: true,
         witness: None,
         clock: Arc::new(SystemClock),

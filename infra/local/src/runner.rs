@@ -20,7 +20,7 @@ use karta_shared::{
     App,
     app::Witness,
     clock::Clock,
-    config::{self, Config},
+    config::{self, Config, Deadlines},
     domain::{Entropy, InternalGuard, Reach, Slug},
     store::table::Tables,
 };
@@ -68,6 +68,7 @@ pub struct Options {
     pub internal: InternalGuard,
     /// Where webhooks may lead.
     pub webhooks: Reach,
+    pub deadlines: Deadlines,
     /// Whether the workers run; tests that watch the store or the clock let them rest.
     pub workers: bool,
     /// Who learns what each function asks of AWS: tests that hold it against the template's policies.
@@ -106,6 +107,7 @@ impl Runner {
         let mut config = Config::local(tables.clone(), options.bcrypt_cost)?;
         config.internal = if options.host.is_loopback() { options.internal.or_loopback() } else { options.internal };
         config.webhooks = options.webhooks;
+        config.deadlines = options.deadlines;
         let given = Given {
             session_token_secret: options.session_token_secret,
             service_tokens: options.service_tokens,

@@ -28,6 +28,27 @@ pub const DEADLINE: Duration = Duration::from_secs(8);
 const STORE_DEADLINE: Duration = Duration::from_secs(5);
 const STORE_ATTEMPT_DEADLINE: Duration = Duration::from_millis(1_500);
 
+/// Scales the deadlines of requests and of store calls. The age at which a verdict is stale is not one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    factor: u32,
+}
+
+impl Deadlines {
+    pub const DEPLOYED: Self = Self::times(1);
+    /// For a machine that also compiles, and for a debug build. The longest deadline stays below API Gateway's 29 s.
+    pub const LAPTOP: Self = Self::times(3);
+
+    /// The deployed deadlines, multiplied.
+    pub const fn times(factor: u32) -> Self {
+        Self { factor }
+    }
+
+    pub fn scale(self, deadline: Duration) -> Duration {
+        deadline * self.factor
+    }
+}
+
 /// A setting that is missing or wrong. Names the variable and what would be right.
 #[derive(Debug, thiserror::Error)]
 #[error("{variable} {problem}")]
@@ -55,6 +76,7 @@ pub struct Config {
     pub prices: PriceTable,
     /// Where webhooks may lead: off this machine only, unless a local run says otherwise.
     pub webhooks: Reach,
+    pub deadlines: Deadlines,
 }
 
 impl Config {
@@ -71,6 +93,7 @@ impl Config {
             internal: internal_guard()?,
             prices: prices()?,
             webhooks: Reach::Public,
+            deadlines: Deadlines::DEPLOYED,
         })
     }
 
@@ -80,8 +103,8 @@ impl Config {
         if !(4..=31).contains(&bcrypt_cost) {
             return Err(ConfigError::new("KARTA_BCRYPT_COST", "must be a number from 4 to 31"));
         }
-        let internal = InternalGuard::default();
-        Ok(Self { tables, bcrypt_cost, internal, prices: prices()?, webhooks: Reach::Public })
+        let (internal, deadlines) = (InternalGuard::default(), Deadlines::LAPTOP);
+        Ok(Self { tables, bcrypt_cost, internal, prices: prices()?, webhooks: Reach::Public, deadlines })
     }
 }
 
@@ -96,18 +119,21 @@ fn deployed_bcrypt_cost(cost: u32) -> Result<u32, ConfigError> {
 /// How every AWS client of this system behaves: standard retries inside a deadline. Adaptive ones would let a single throttled partition
 /// slow every tenant's requests of the process, and at a function's low rates one throttle costs the whole deadline.
 fn sdk() -> aws_config::ConfigLoader {
-    aws_config::defaults(BehaviorVersion::latest()).retry_config(retries()).timeout_config(timeouts())
+    aws_config::defaults(BehaviorVersion::latest())
+        .retry_config(retries())
+        .timeout_config(timeouts(Deadlines::DEPLOYED))
 }
 
 fn retries() -> RetryConfig {
     RetryConfig::standard().with_max_attempts(5).with_initial_backoff(Duration::from_millis(25))
 }
 
-fn timeouts() -> TimeoutConfig {
+/// The time limits of an AWS client's calls.
+pub(crate) fn timeouts(deadlines: Deadlines) -> TimeoutConfig {
     TimeoutConfig::builder()
-        .operation_timeout(STORE_DEADLINE)
-        .operation_attempt_timeout(STORE_ATTEMPT_DEADLINE)
-        .connect_timeout(STORE_ATTEMPT_DEADLINE)
+        .operation_timeout(deadlines.scale(STORE_DEADLINE))
+        .operation_attempt_timeout(deadlines.scale(STORE_ATTEMPT_DEADLINE))
+        .connect_timeout(deadlines.scale(STORE_ATTEMPT_DEADLINE))
         .build()
 }
 
@@ -121,7 +147,7 @@ pub fn deployed_sdk() -> Result<SdkConfig, ConfigError> {
         .region(Region::new(required("AWS_REGION")?))
         .credentials_provider(SharedCredentialsProvider::new(EnvironmentVariableCredentialsProvider::new()))
         .retry_config(retries())
-        .timeout_config(timeouts())
+        .timeout_config(timeouts(Deadlines::DEPLOYED))
         .service_config(ServiceVariables)
         .build())
 }

@@ -75,12 +75,13 @@ pub async fn serve<R: Route>(app: &App, request: Request) -> Response<Body> {
         Ok((StatusCode::NO_CONTENT, Vec::new()))
     } else {
         let caller = access::admit_address(caller, origin.address());
-        match timeout(R::DEADLINE, judge_and_run::<R>(app, &request, caller, &origin)).await {
+        let deadline = app.deadlines.scale(R::DEADLINE);
+        match timeout(deadline, judge_and_run::<R>(app, &request, caller, &origin)).await {
             Ok(outcome) => outcome
                 .inspect(|answer| debug_assert_eq!(answer.status, R::STATUS, "{}", R::NAME))
                 .map(|answer| (answer.status, answer.body))
                 .map_err(|error| error.scrubbed(&origin)),
-            Err(_) => Err(Error::TimedOut(R::DEADLINE)),
+            Err(_) => Err(Error::TimedOut(deadline)),
         }
     };
     log::<R>(&origin, who, &outcome, started);

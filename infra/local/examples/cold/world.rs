@@ -6,7 +6,7 @@ use http::{Method, StatusCode};
 use karta_local::{Options, Runner};
 use karta_shared::{
     clock::SystemClock,
-    config::SecretSource,
+    config::{Deadlines, SecretSource},
     domain::{InternalGuard, Reach, Slug},
     entropy::OsEntropy,
     worker::{Wake, Worker},
@@ -55,6 +55,7 @@ impl World {
             stripe_secrets: Some(STRIPE_SECRET.into()),
             internal: InternalGuard::default(),
             webhooks: Reach::Public,
+            deadlines: Deadlines::DEPLOYED,
             workers: false,
             witness: None,
             clock: Arc::new(SystemClock),

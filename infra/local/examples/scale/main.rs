@@ -20,6 +20,7 @@ use karta_local::{Options, Runner};
 use karta_shared::{
     auth::{Validator, Verdict},
     clock::SystemClock,
+    config::Deadlines,
     domain::{ApiKeyToken, InternalGuard, Reach, Slug},
     entropy::OsEntropy,
 };
@@ -139,6 +140,7 @@ fn options(data: &Path) -> Result<Options> {
         stripe_secrets: None,
         internal: InternalGuard::default(),
         webhooks: Reach::Public,
+        deadlines: Deadlines::DEPLOYED,
         workers: false,
         witness: None,
         clock: Arc::new(SystemClock),

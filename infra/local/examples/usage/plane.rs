@@ -5,6 +5,7 @@ use http::StatusCode;
 use karta_local::{Options, Runner};
 use karta_shared::{
     clock::{Clock, SystemClock},
+    config::Deadlines,
     domain::{InternalGuard, Month, Reach, Slug, Timestamp},
     entropy::OsEntropy,
 };
@@ -33,6 +34,7 @@ impl Plane {
             stripe_secrets: None,
             internal: InternalGuard::default(),
             webhooks: Reach::Public,
+            deadlines: Deadlines::DEPLOYED,
             workers,
             witness: None,
             clock: Arc::new(SystemClock),

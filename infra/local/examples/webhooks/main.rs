@@ -21,6 +21,7 @@ use anyhow::{Context, Result, ensure};
 use karta_local::{Options, Runner, registry};
 use karta_shared::{
     clock::{Clock, ManualClock, SystemClock},
+    config::Deadlines,
     domain::{Event, EventType, Id, InternalGuard, Reach, Slug},
     entropy::OsEntropy,
 };
@@ -76,6 +77,7 @@ impl World {
             stripe_secrets: None,
             internal: InternalGuard::default(),
             webhooks: Reach::Loopback,
+            deadlines: Deadlines::DEPLOYED,
             workers,
             witness: None,
             clock,

@@ -12,6 +12,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock},
     thread,
+    time::Duration,
 };
 
 use authorizer::Authorizer;
@@ -25,7 +26,7 @@ use karta_local::{
 use karta_shared::{
     App,
     clock::{Clock, ManualClock, SystemClock},
-    config::{self, Config, Ring, Secret, SecretSource, Secrets},
+    config::{self, Config, Deadlines, Ring, Secret, SecretSource, Secrets},
     domain::{InternalGuard, Reach, Slug},
     entropy::OsEntropy,
     store::table::Tables,
@@ -34,10 +35,26 @@ use karta_shared::{
 };
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
-use tokio::runtime;
+use tokio::{
+    runtime,
+    time::{sleep, timeout},
+};
 use worker_audit_chain::AuditChain;
 
 use crate::calls::Calls;
+
+/// Ceiling on a wait for an event: it only turns a hang into a failure.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Waits until something is so.
+pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+    let waits = async {
+        while !is_so().await {
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(PATIENCE, waits).await.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"));
+}
 
 /// A running control plane with one organization, `acme`. When it is dropped, its audit logs must verify.
 pub(crate) struct World {
@@ -482,6 +499,8 @@ pub(crate) fn options(clock: Arc<dyn Clock>) -> Options {
         stripe_secrets: None,
         internal: InternalGuard::default(),
         webhooks: Reach::Public,
+        // Only a test that faults the store into silence is about deadlines; it sets those of a deployed stack.
+        deadlines: Deadlines::times(10),
         workers: false,
         witness: Some(Arc::new(Calls::kept())),
         clock,
