@@ -7,7 +7,7 @@ use super::{BcryptPool, Undecided};
 use crate::{
     app::App,
     clock::Clock,
-    config::{Ring, Secrets},
+    config::{Deadlines, Ring, Secrets},
     domain::{
         ApiKey, ApiKeyToken, BudgetVerdict, Id, KeyStatus, Organization, Principal, PrincipalKind, Spending, Timestamp,
         TokenRefused,
@@ -48,6 +48,7 @@ pub struct Validator {
     /// When this process last tried to note a key's use.
     note_tried: Cache<Id, Timestamp>,
     metrics: Metrics,
+    deadlines: Deadlines,
 }
 
 /// "This token is the plaintext of that key."
@@ -109,7 +110,7 @@ impl Invalidity {
 
 impl Validator {
     pub fn new(app: App) -> Self {
-        let App { store, secrets, clock, bcrypt, metrics, .. } = app;
+        let App { store, secrets, clock, bcrypt, metrics, deadlines, .. } = app;
         Self {
             store,
             secrets,
@@ -119,34 +120,47 @@ impl Validator {
             refusals: Cache::new(REFUSALS_KEPT),
             note_tried: Cache::new(PROOFS_KEPT),
             metrics,
+            deadlines,
         }
     }
 
     pub async fn validate(&self, text: &str) -> Result<Verdict, Undecided> {
-        self.validate_since(text, Use::Noted).await.map(|(verdict, _)| verdict)
+        self.counted(text, Use::Noted, Duration::MAX).await
     }
 
-    /// A verdict for somebody who keeps it: none where more than `within` has gone by since the state behind it was asked for.
+    /// A verdict for a caller that caches it. Its state was requested at most `within` ago: state that took longer is read once more, and the
+    /// second time it is [`Undecided::Stale`].
     pub async fn validate_to_pass_on(&self, text: &str, how: Use, within: Duration) -> Result<Verdict, Undecided> {
-        let (verdict, asked_at) = self.validate_since(text, how).await?;
-        if asked_at.is_some_and(|at| self.clock.now().since(at) > within) {
-            return Err(Undecided::Stale);
-        }
-        Ok(verdict)
+        self.counted(text, how, within).await
     }
 
-    /// The verdict, and when the state behind it was asked for; it is not asked for without a proof. Every one is counted.
-    async fn validate_since(&self, text: &str, how: Use) -> Result<(Verdict, Option<Timestamp>), Undecided> {
+    /// The verdict, counted in the metrics.
+    async fn counted(&self, text: &str, how: Use, within: Duration) -> Result<Verdict, Undecided> {
         let mut proving = None;
-        let outcome = self.decide(text, how, &mut proving).await;
-        let word = match &outcome {
-            Ok((verdict, _)) => verdict.as_str(),
-            Err(_) => "undecided",
-        };
+        let outcome = self.decide_within(text, how, within, &mut proving).await;
+        let word = outcome.as_ref().map_or("undecided", Verdict::as_str);
         self.metrics.validation(self.clock.now(), word, proving);
         outcome
     }
 
+    async fn decide_within(
+        &self,
+        text: &str,
+        how: Use,
+        within: Duration,
+        proving: &mut Option<Proving>,
+    ) -> Result<Verdict, Undecided> {
+        let is_stale = |asked_at: Option<Timestamp>| asked_at.is_some_and(|at| self.clock.now().since(at) > within);
+        let (verdict, asked_at) = self.decide(text, how, proving).await?;
+        if !is_stale(asked_at) {
+            return Ok(verdict);
+        }
+        // The proof is cached by now, so only the state is read again.
+        let (verdict, asked_at) = self.decide(text, how, &mut None).await?;
+        if is_stale(asked_at) { Err(Undecided::Stale) } else { Ok(verdict) }
+    }
+
+    /// The verdict, and the time at which its state was requested; none without a proof.
     async fn decide(
         &self,
         text: &str,
@@ -195,10 +209,11 @@ impl Validator {
         }
         self.note_tried.insert(key, now);
         let noted = self.store.note_use(organization, key, now, USE_NOTED_EVERY);
-        match timeout(USE_NOTED_WITHIN, noted).await {
+        let within = self.deadlines.scale(USE_NOTED_WITHIN);
+        match timeout(within, noted).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the use of a key was not noted"),
-            Err(_) => tracing::warn!("the use of a key was not noted within {USE_NOTED_WITHIN:?}"),
+            Err(_) => tracing::warn!("the use of a key was not noted within {within:?}"),
         }
     }
 
