@@ -25,7 +25,10 @@ use dynoxide::{
     actions::{create_table::CreateTableRequest, update_time_to_live::UpdateTimeToLiveRequest},
 };
 use http::{HeaderMap, StatusCode, header};
-use karta_shared::{domain::Entropy, store::table::Tables};
+use karta_shared::{
+    domain::Entropy,
+    store::table::{Tables, shards},
+};
 use secrecy::SecretString;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -37,7 +40,7 @@ use tokio::{
 
 use crate::{
     secrets::random_text,
-    template::{Table, Template},
+    template::{Index, Table, Template},
 };
 
 /// The store's file in a data directory.
@@ -47,11 +50,16 @@ const REQUEST_MAX: usize = 16 * 1024 * 1024;
 /// The properties of a table that the emulator takes over; the rest (backups, encryption, retention) means nothing here.
 const TABLE_PROPERTIES: [&str; 4] = ["AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode"];
 
-#[derive(Debug)]
+/// The operations that write.
+const WRITES: [&str; 5] = ["BatchWriteItem", "DeleteItem", "PutItem", "TransactWriteItems", "UpdateItem"];
+
 pub struct Emulator {
     address: SocketAddr,
     access_key: SecretString,
-    written: Written,
+    database: Database,
+    tables: Tables,
+    streams: Watched,
+    indexes: Watched,
     stop: oneshot::Sender<()>,
     served: JoinHandle<()>,
 }
@@ -75,15 +83,7 @@ impl Emulator {
             None => Database::memory().map_err(|error| anyhow!("cannot open a store in memory: {error}"))?,
         };
         for (logical_id, table) in &template.tables {
-            let name = match logical_id.as_str() {
-                "KartaTable" => &tables.main,
-                "CredentialsTable" => &tables.credentials,
-                "OutboxTable" => &tables.outbox,
-                "UsageTable" => &tables.usage,
-                "AnchorsTable" => &tables.anchors,
-                _ => bail!("template.yaml lists the table {logical_id}, which this runner has no name for"),
-            };
-            create_table(&database, name, table)?;
+            create_table(&database, named(logical_id, tables)?, table)?;
         }
         let listener = TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
@@ -91,16 +91,24 @@ impl Emulator {
         let access_key = random_text(entropy);
         let credential = format!("Credential={access_key}/");
         let (stop, stopped) = oneshot::channel();
-        let written = Written::watch(template);
+        let functions = &template.functions;
+        let streams = Watched::new(functions.iter().map(|function| function.reads_outbox.clone()));
+        let indexes =
+            Watched::new(functions.iter().flat_map(|function| &function.indexes).map(|it| it.prefixes.clone()));
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let watched = written.clone();
+        let server = Arc::new(Server {
+            database: database.clone(),
+            credential,
+            streams: streams.clone(),
+            indexes: indexes.clone(),
+        });
         let served = thread::Builder::new().name("store".to_owned()).spawn(move || {
-            let server = Arc::new(Server { database, credential, written: watched });
             if let Err(error) = runtime.block_on(serve(listener, server, stopped)) {
                 tracing::error!(%error, "the embedded store ended");
             }
         })?;
-        Ok(Self { address, access_key: access_key.into(), written, stop, served })
+        let tables = tables.clone();
+        Ok(Self { address, access_key: access_key.into(), database, tables, streams, indexes, stop, served })
     }
 
     /// The URL that the SDK is pointed at.
@@ -108,13 +116,19 @@ impl Emulator {
         format!("http://{}", self.address)
     }
 
-    /// Changes with every transaction that touches a partition that starts so. `None` where nothing is asked for.
+    /// Changes with every transaction on a partition with one of these prefixes. `None` without prefixes.
     pub fn outbox_written(&self, prefixes: &[String]) -> Option<watch::Receiver<()>> {
-        self.written
-            .0
-            .iter()
-            .find(|(watched, _)| !prefixes.is_empty() && watched == prefixes)
-            .map(|(_, sender)| sender.subscribe())
+        self.streams.receiver(prefixes)
+    }
+
+    /// The index, for a worker that waits for its items.
+    pub fn index(&self, index: &Index) -> Result<WatchedIndex> {
+        Ok(WatchedIndex {
+            database: self.database.clone(),
+            table: named(&index.table, &self.tables)?.to_owned(),
+            index: index.clone(),
+            written: self.indexes.receiver(&index.prefixes).context("an index without prefixes")?,
+        })
     }
 
     /// The access key id that opens it. There is no secret key: signatures are not judged.
@@ -133,31 +147,82 @@ struct Server {
     database: Database,
     /// What a signed request's `Authorization` must hold.
     credential: String,
-    written: Written,
+    streams: Watched,
+    indexes: Watched,
 }
 
-/// The outbox's streams: what each tells of, by the partitions' keys, and whom.
+/// Notifies readers of writes, each of the prefixes of partition keys that it reads.
 #[derive(Debug, Clone)]
-struct Written(Arc<[(Vec<String>, watch::Sender<()>)]>);
+struct Watched(Arc<[Watcher]>);
 
-impl Written {
-    fn watch(template: &Template) -> Self {
-        let readers = template.functions.iter().map(|function| &function.reads_outbox);
-        Self(
-            readers
-                .filter(|prefixes| !prefixes.is_empty())
-                .map(|prefixes| (prefixes.clone(), watch::Sender::new(())))
-                .collect(),
-        )
+#[derive(Debug)]
+struct Watcher {
+    prefixes: Vec<String>,
+    /// The prefixes as requests contain them.
+    patterns: Vec<String>,
+    sender: watch::Sender<()>,
+}
+
+impl Watched {
+    fn new(readers: impl Iterator<Item = Vec<String>>) -> Self {
+        let watchers = readers.filter(|prefixes| !prefixes.is_empty()).map(|prefixes| Watcher {
+            patterns: prefixes.iter().map(|prefix| format!("\"{}#", prefix.trim_end_matches('#'))).collect(),
+            prefixes,
+            sender: watch::Sender::new(()),
+        });
+        Self(watchers.collect())
     }
 
-    /// Tells of a transaction, as it was asked for.
-    fn tell(&self, transaction: &str) {
-        for (prefixes, sender) in &*self.0 {
-            if prefixes.iter().any(|prefix| transaction.contains(&format!("\"{prefix}"))) {
+    fn receiver(&self, prefixes: &[String]) -> Option<watch::Receiver<()>> {
+        self.0.iter().find(|watcher| watcher.prefixes == prefixes).map(|watcher| watcher.sender.subscribe())
+    }
+
+    fn notify(&self, request: &str) {
+        for Watcher { patterns, sender, .. } in &*self.0 {
+            if patterns.iter().any(|pattern| request.contains(pattern)) {
                 sender.send_replace(());
             }
         }
+    }
+}
+
+/// A worker's partitions of an index.
+#[derive(Clone)]
+pub struct WatchedIndex {
+    database: Database,
+    table: String,
+    index: Index,
+    /// Changes with every write to these partitions, or to an item of the table that is or was in them.
+    pub written: watch::Receiver<()>,
+}
+
+impl WatchedIndex {
+    /// The lowest value of the attribute `by` in these partitions, whose key is the attribute `key`. Without `by`, whether they have any item:
+    /// the value is then empty.
+    pub async fn first(&self, key: &'static str, by: Option<&'static str>) -> Result<Option<String>> {
+        let Self { database, table, index, .. } = self.clone();
+        // SQLite blocks whoever waits for it.
+        task::spawn_blocking(move || {
+            let mut lowest: Option<String> = None;
+            for partition in index.prefixes.iter().flat_map(|prefix| shards(prefix)) {
+                let query = json!({
+                    "TableName": table,
+                    "IndexName": index.name,
+                    "KeyConditionExpression": format!("{key} = :pk"),
+                    "ExpressionAttributeValues": { ":pk": { "S": partition } },
+                    "Limit": 1,
+                });
+                let answer =
+                    run(&database, "Query", query.to_string().as_bytes()).map_err(|error| anyhow!("{error}"))?;
+                let answer: Value = serde_json::from_str(&answer)?;
+                for item in answer["Items"].as_array().into_iter().flatten() {
+                    let value = by.and_then(|by| item[by]["S"].as_str()).unwrap_or_default();
+                    lowest = Some(lowest.map_or_else(|| value.to_owned(), |lowest| lowest.min(value.to_owned())));
+                }
+            }
+            anyhow::Ok(lowest)
+        })
+        .await?
     }
 }
 
@@ -176,8 +241,11 @@ async fn answer(State(server): State<Arc<Server>>, headers: HeaderMap, body: Byt
         let (_, operation) = header("x-amz-target").rsplit_once('.').unwrap_or_default();
         match run(&server.database, operation, &body) {
             Ok(answer) => {
-                if let ("TransactWriteItems", Ok(transaction)) = (operation, str::from_utf8(&body)) {
-                    server.written.tell(transaction);
+                if let (true, Ok(request)) = (WRITES.contains(&operation), str::from_utf8(&body)) {
+                    server.indexes.notify(request);
+                    if operation == "TransactWriteItems" {
+                        server.streams.notify(request);
+                    }
                 }
                 (StatusCode::OK, answer)
             }
@@ -215,6 +283,18 @@ fn typed<Q: DeserializeOwned, A: Serialize>(
         serde_json::from_slice(body).map_err(|error| DynoxideError::SerializationException(error.to_string()))?;
     let answer = operation(request)?;
     serde_json::to_string(&answer).map_err(|error| DynoxideError::InternalServerError(error.to_string()))
+}
+
+/// The name of a table by its logical id in the template.
+fn named<'a>(logical_id: &str, tables: &'a Tables) -> Result<&'a str> {
+    Ok(match logical_id {
+        "KartaTable" => &tables.main,
+        "CredentialsTable" => &tables.credentials,
+        "OutboxTable" => &tables.outbox,
+        "UsageTable" => &tables.usage,
+        "AnchorsTable" => &tables.anchors,
+        _ => bail!("template.yaml lists the table {logical_id}, which this runner has no name for"),
+    })
 }
 
 fn create_table(database: &Database, name: &str, table: &Table) -> Result<()> {

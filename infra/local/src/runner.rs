@@ -130,7 +130,7 @@ impl Runner {
         app.secrets.warm_up().await?;
         let gateway = Arc::new(Gateway::new(&app, &template)?);
         let workers = if options.workers {
-            workers::start(registry::workers(&app, &gateway), &template, &emulator)?
+            workers::start(registry::workers(&app, &gateway), &template, &emulator, &app.clock)?
         } else {
             JoinSet::new()
         };

@@ -1,6 +1,6 @@
 //! What the runner takes from `template.yaml`: functions and their routes, the authorizer's settings, gateway responses, tables.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use http::Method;
@@ -27,8 +27,20 @@ pub struct Function {
     pub routes: Vec<Route>,
     /// With which of its items the outbox's stream wakes it, by what their partitions' keys start with.
     pub reads_outbox: Vec<String>,
-    /// Whether a schedule wakes it.
-    pub is_scheduled: bool,
+    /// How often its schedule wakes it. `None` if it has no schedule.
+    pub schedule: Option<Duration>,
+    /// The indexes that its policies let it query.
+    pub indexes: Vec<Index>,
+}
+
+/// Partitions of a table's index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Index {
+    /// The table's logical id.
+    pub table: String,
+    pub name: String,
+    /// The start of the partition keys, without `#` and shard: `EVT`.
+    pub prefixes: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -99,6 +111,10 @@ fn function(name: &str, resource: &Value) -> Result<Function> {
     let reads_outbox = streams.map(|(event, value)| {
         prefixes(&value["Properties"]["FilterCriteria"]).with_context(|| format!("{name}, event {event}"))
     });
+    let mut schedules = events().filter(|(_, value)| value["Type"] == "Schedule");
+    let schedule = schedules
+        .next()
+        .map(|(event, value)| rate(&value["Properties"]["Schedule"]).with_context(|| format!("{name}, event {event}")));
     Ok(Function {
         binary: binary.to_owned(),
         description: text(&resource["Properties"]["Description"])
@@ -106,8 +122,48 @@ fn function(name: &str, resource: &Value) -> Result<Function> {
             .to_owned(),
         routes: routes.collect::<Result<_>>()?,
         reads_outbox: reads_outbox.collect::<Result<Vec<_>>>()?.concat(),
-        is_scheduled: events().any(|(_, value)| value["Type"] == "Schedule"),
+        schedule: schedule.transpose()?,
+        indexes: indexes(&resource["Properties"]["Policies"]).with_context(|| format!("{name}, Policies"))?,
     })
+}
+
+/// `rate(15 minutes)` → 15 minutes
+fn rate(value: &Value) -> Result<Duration> {
+    let schedule = text(value)?;
+    let rate = schedule.strip_prefix("rate(").and_then(|rate| rate.strip_suffix(')')?.split_once(' '));
+    let (count, unit) = rate.with_context(|| format!("{schedule} must be a rate"))?;
+    let unit = match unit.trim_end_matches('s') {
+        "minute" => Duration::from_mins(1),
+        "hour" => Duration::from_hours(1),
+        other => bail!("unknown unit {other}"),
+    };
+    Ok(unit * count.parse::<u32>().context("Schedule")?)
+}
+
+/// The indexes that policy statements with `dynamodb:Query` name, and the partitions that they allow.
+fn indexes(policies: &Value) -> Result<Vec<Index>> {
+    let policies = policies.as_array().into_iter().flatten();
+    let statements = policies.flat_map(|policy| policy["Statement"].as_array().into_iter().flatten());
+    let mut indexes = Vec::new();
+    for statement in statements.filter(|statement| one_or_more(&statement["Action"]).any(|it| it == "dynamodb:Query")) {
+        let named =
+            one_or_more(&statement["Resource"]).filter_map(|resource| resource.as_str()?.split_once(".Arn}/index/"));
+        for (table, name) in named {
+            let keys = statement["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"].as_array();
+            let keys = keys.context("a Query of an index without LeadingKeys")?.iter();
+            indexes.push(Index {
+                table: table.trim_start_matches("${").to_owned(),
+                name: name.to_owned(),
+                prefixes: keys.map(|key| Ok(text(key)?.trim_end_matches("#*").to_owned())).collect::<Result<_>>()?,
+            });
+        }
+    }
+    Ok(indexes)
+}
+
+fn one_or_more(value: &Value) -> impl Iterator<Item = &Value> {
+    let many = value.as_array().map(Vec::as_slice);
+    many.unwrap_or(std::slice::from_ref(value)).iter()
 }
 
 /// What the partition keys start with that a stream's filters let through.

@@ -383,7 +383,12 @@ impl Queue {
 }
 
 pub(super) fn due_shards(queue: Queue) -> impl Iterator<Item = String> {
-    (0..SHARDS).map(move |shard| format!("{}#{shard}", queue.prefix()))
+    shards(queue.prefix())
+}
+
+/// The partitions of an index over which items are spread.
+pub fn shards(prefix: &str) -> impl Iterator<Item = String> {
+    (0..SHARDS).map(move |shard| format!("{prefix}#{shard}"))
 }
 
 pub(super) fn credentials_partition(prefix: &Prefix) -> String {
@@ -462,7 +467,7 @@ pub(super) fn unchained_shard(id: Id) -> String {
 }
 
 pub(super) fn unchained_shards() -> impl Iterator<Item = String> {
-    (0..SHARDS).map(|shard| format!("UNC#{shard}"))
+    shards("UNC")
 }
 
 /// The sort key of an audit event.

@@ -26,6 +26,7 @@ mod gateway;
 mod healthz;
 mod hostile;
 mod idempotency;
+mod idle;
 mod internal;
 mod lambda_events;
 mod metrics;

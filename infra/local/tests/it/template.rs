@@ -843,7 +843,8 @@ async fn a_template_that_does_not_fit_the_handlers_is_refused() {
             description: "Burns keys.".to_owned(),
             routes,
             reads_outbox: Vec::new(),
-            is_scheduled: false,
+            schedule: None,
+            indexes: Vec::new(),
         });
     });
     assert_eq!(message, "template.yaml lists api-keys-burn, which has no handler here");

@@ -1,0 +1,177 @@
+//! The workers of a runner: how much an idle one asks of the store, and how soon a write, a due time or a moved clock wakes them.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use karta_local::{
+    Options,
+    template::{TEMPLATE, Template},
+};
+use karta_shared::{
+    clock::{Clock, ManualClock, SystemClock},
+    domain::Reach,
+};
+use serde_json::json;
+use tokio::time::{sleep, timeout};
+
+use crate::{
+    data_plane::{DataPlane, Reaction, configured},
+    fault_proxy::FaultProxy,
+    harness::{World, options, until},
+    webhooks::{self, Receiver},
+};
+
+/// Queries of the four workers whose schedule is a minute: six queues of 16 shards.
+const CALLS_A_MINUTE: usize = 6 * 16;
+/// Less than any schedule, so that something else has woken the worker.
+const BEFORE_ANY_SCHEDULE: Duration = Duration::from_secs(45);
+
+fn working(clock: Arc<dyn Clock>) -> Options {
+    Options { workers: true, webhooks: Reach::Loopback, ..options(clock) }
+}
+
+fn noon() -> Arc<ManualClock> {
+    Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()))
+}
+
+/// Waits until nobody asks the store any more.
+async fn quiet(proxy: &FaultProxy) {
+    let is_quiet = async || {
+        let before = proxy.seen().len();
+        sleep(Duration::from_secs(3)).await;
+        proxy.seen().len() == before
+    };
+    until("a quiet store", is_quiet).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_runner_asks_the_store_little() {
+    let clock = noon();
+    let (world, proxy) = FaultProxy::start_as(working(Arc::clone(&clock) as Arc<dyn Clock>)).await;
+    let receiver = Receiver::start().await;
+    for is_fresh in [true, false] {
+        if !is_fresh {
+            webhooks::endpoint(&world, &receiver.url, &["*"]).await;
+            let (id, _) = world.key(&["read"]).await;
+            world.key_with(json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-12-21T12:00:00Z" })).await;
+            world.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
+            receiver.wait_for(3).await;
+        }
+        quiet(&proxy).await;
+        proxy.forget();
+        sleep(Duration::from_secs(3)).await;
+        assert_eq!(proxy.seen().len(), 0, "while no time passes");
+        clock.advance(Duration::from_mins(1));
+        until("the sweeps of the schedules", async || proxy.seen().len() >= CALLS_A_MINUTE).await;
+        sleep(Duration::from_secs(3)).await;
+        let seen = proxy.seen();
+        assert!(seen.iter().all(|seen| seen.operation == "Query"), "{seen:?}");
+        assert_eq!(seen.len(), CALLS_A_MINUTE);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retry_is_made_when_it_is_due() {
+    let (plane, clock) = (DataPlane::start("a").await, noon());
+    plane.react(Reaction::Status(500));
+    let planes = Some(configured(&[("eu", &plane)]).into());
+    let options = Options { data_planes: planes, ..working(Arc::clone(&clock) as Arc<dyn Clock>) };
+    let (world, proxy) = FaultProxy::start_as(options).await;
+    let (id, _) = world.key(&["read"]).await;
+    world.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
+    for tries in 1..4 {
+        let wait = plane.wait_for(tries);
+        timeout(BEFORE_ANY_SCHEDULE, wait).await.expect("a retry at its due time");
+        quiet(&proxy).await;
+        assert_eq!(plane.received().len(), tries, "not before it is due");
+        // The pauses are 1, 2 and 4 s at most, and the schedule is a minute.
+        clock.advance(Duration::from_secs(4));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_write_to_an_index_wakes_its_worker() {
+    let clock = noon();
+    let world = World::start_as(working(Arc::clone(&clock) as Arc<dyn Clock>), None).await;
+    let (table, organization) = ("karta-outbox", world.organization_id);
+    let item = |sk: &str, due_at: &str| {
+        json!({
+            "pk": { "S": format!("XPR#{organization}") },
+            "sk": { "S": sk },
+            "organization_id": { "N": organization.to_string() },
+            "api_key_id": { "N": "7" },
+            "expires_at": { "S": "2026-12-21T12:00:00.000Z" },
+            "due_shard": { "S": "XPR#7" },
+            "due_at": { "S": due_at },
+        })
+    };
+    let now = "2026-11-21T12:00:00.000Z";
+    let put = |sk| json!({ "Item": item(sk, now) });
+    let mut of_table = put("b");
+    of_table["TableName"] = json!(table);
+    let later = json!({ "TableName": table, "Item": item("d", "2026-11-21T12:05:00.000Z") });
+    world.dynamodb("PutItem", later).await;
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(world.outbox("XPR").await.len(), 1, "not before it is due");
+    for (operation, body) in [
+        ("PutItem", json!({ "TableName": table, "Item": item("a", now) })),
+        ("TransactWriteItems", json!({ "TransactItems": [{ "Put": of_table }] })),
+        ("BatchWriteItem", json!({ "RequestItems": { table: [{ "PutRequest": put("c") }] } })),
+        (
+            "UpdateItem",
+            json!({
+                "TableName": table,
+                "Key": { "pk": { "S": format!("XPR#{organization}") }, "sk": { "S": "d" } },
+                "UpdateExpression": "SET due_at = :now",
+                "ExpressionAttributeValues": { ":now": { "S": now } },
+            }),
+        ),
+    ] {
+        let before = world.outbox("XPR").await.len();
+        world.dynamodb(operation, body).await;
+        let left = if operation == "UpdateItem" { before - 1 } else { before };
+        let settled = until("a settled notice", async || world.outbox("XPR").await.len() == left);
+        timeout(BEFORE_ANY_SCHEDULE, settled).await.unwrap_or_else(|_| panic!("{operation} wakes nobody"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn first_delivery_follows_its_commit_within_a_second() {
+    let world = World::start_as(working(Arc::new(SystemClock)), None).await;
+    let receiver = Receiver::start().await;
+    webhooks::endpoint(&world, &receiver.url, &["api_key.created"]).await;
+    // A busy machine holds up some deliveries, and not each of them.
+    let mut on_time = 0;
+    for count in 1..=40 {
+        world.key(&["read"]).await;
+        let committed = Instant::now();
+        receiver.wait_for(count).await;
+        on_time += usize::from(committed.elapsed() < Duration::from_secs(1));
+        if on_time == 3 {
+            webhooks::settled(&world).await;
+            return;
+        }
+    }
+    panic!("{on_time} of 40 came within a second");
+}
+
+#[test]
+fn workers_read_the_indexes_of_their_policies() {
+    let template = Template::parse(TEMPLATE).unwrap();
+    let workers = template.functions.iter().filter_map(|function| {
+        let period = function.schedule?;
+        let indexes = function.indexes.iter().map(|it| format!("{}/{} {}", it.table, it.name, it.prefixes.join(" ")));
+        Some(format!("{} {period:?} {}", function.binary, indexes.collect::<Vec<_>>().join(", ")))
+    });
+    insta::assert_snapshot!(workers.collect::<Vec<_>>().join("\n"), @r"
+    worker-audit-chain 60s KartaTable/unchained UNC
+    worker-budget-checks 60s OutboxTable/due BDG
+    worker-cache-push 60s OutboxTable/due PSH
+    worker-expiry-notices 900s OutboxTable/due XPR
+    worker-model-keys-reseal 3600s KartaTable/sealed MKS
+    worker-webhook-deliveries 3600s KartaTable/sealed WHS
+    worker-webhook-events 60s OutboxTable/due EVT WHQ WHR
+    ");
+}
