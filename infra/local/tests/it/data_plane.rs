@@ -3,18 +3,15 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use axum::{Router, body::Bytes, extract::State, response::IntoResponse};
 use http::{HeaderMap, Method, StatusCode, Uri, header};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
+use tokio::{net::TcpListener, task::JoinHandle};
 
-use crate::harness::note_secret;
-
-/// How long a test waits for what should be there in milliseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::harness::{note_secret, until};
 
 #[derive(Debug, Clone)]
 pub(crate) enum Reaction {
@@ -74,11 +71,7 @@ impl DataPlane {
 
     /// The requests, once there are `count` of them.
     pub(crate) async fn wait_for(&self, count: usize) -> Vec<Received> {
-        let started = Instant::now();
-        while self.received().len() < count {
-            assert!(started.elapsed() < PATIENCE, "{count} requests did not come: {:?}", self.received());
-            sleep(Duration::from_millis(2)).await;
-        }
+        until(&format!("{count} requests"), async || self.received().len() >= count).await;
         self.received()
     }
 }

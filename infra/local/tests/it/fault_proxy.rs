@@ -31,7 +31,7 @@ pub(crate) const ALWAYS: usize = usize::MAX;
 /// As an operation: each of them.
 pub(crate) const ANY: &str = "*";
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// `ProvisionedThroughputExceededException`; nothing reaches the store.
     Throttle,

@@ -1,9 +1,6 @@
 //! `last_used_at`: at most a minute late, at most one write a minute, never in the way.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use http::Method;
 use karta_shared::{
@@ -135,9 +132,11 @@ async fn a_note_that_fails_or_hangs_refuses_nobody() {
     for fault in [Fault::Throttle, Fault::ServerError, Fault::Hang] {
         let (id, token) = world.key(&["read"]).await;
         proxy.fail("UpdateItem", ALWAYS, fault);
-        let started = Instant::now();
+        proxy.forget();
         assert!(is_valid(&Validator::new(world.runner.app.clone()), &token).await, "{fault:?}");
-        assert!(started.elapsed() < Duration::from_secs(2), "{fault:?}");
+        if fault == Fault::Hang {
+            assert_eq!(notes(&proxy, id), 1, "given up before the store's own deadline repeats it");
+        }
         proxy.heal();
         assert_eq!(last_used(&world, id).await, Value::Null);
     }

@@ -16,7 +16,7 @@ use worker_webhook_events::{Waker, WebhookEvents};
 use super::{Post, Reaction, Receiver, announce, deliveries, endpoint, on_loopback};
 use crate::{
     fault_proxy::{Fault, FaultProxy},
-    harness::World,
+    harness::{World, until},
 };
 
 fn statuses(deliveries: &[Value]) -> Vec<(&str, usize)> {
@@ -98,7 +98,7 @@ async fn failures_are_tried_again_by_the_schedule_and_given_up_after_the_tenth()
             clock.advance(waits);
         }
         post.work().await;
-        wait_for(&receiver, before + 1).await;
+        receiver.wait_for(before + 1).await;
     }
     post.settled().await;
     let listed = deliveries(world, id).await;
@@ -121,17 +121,6 @@ async fn failures_are_tried_again_by_the_schedule_and_given_up_after_the_tenth()
 
 fn clock_now(world: &World) -> Timestamp {
     world.runner.app.clock.now()
-}
-
-/// Waits until a receiver was sent so much.
-async fn wait_for(receiver: &Receiver, count: usize) {
-    for _ in 0..6_000 {
-        if receiver.received().len() >= count {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("{} of {count} were received", receiver.received().len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,10 +151,10 @@ async fn the_first_retry_is_made_by_the_worker_that_saw_the_failure() {
     let (id, _) = endpoint(world, &receiver.url, &["api_key.created"]).await;
     world.key(&["read"]).await;
     post.work().await;
-    wait_for(&receiver, 1).await;
+    receiver.wait_for(1).await;
     receiver.react(Reaction::Status(200));
     // Nobody sweeps.
-    wait_for(&receiver, 2).await;
+    receiver.wait_for(2).await;
     post.settled().await;
     assert_eq!(statuses(&deliveries(world, id).await), [("succeeded", 2)]);
     assert_eq!(at(world, id).await["consecutive_failures"], 0, "a success forgets failures");
@@ -229,11 +218,12 @@ async fn five_at_once_and_no_more() {
     let (post, _clock) = Post::start().await;
     let world = &post.world;
     let receiver = Receiver::start().await;
-    receiver.react(Reaction::Slow(Duration::from_millis(20)));
+    receiver.react(Reaction::Together(5));
     let (id, _) = endpoint(world, &receiver.url, &["api_key.created"]).await;
     for _ in 0..30 {
         world.key(&["read"]).await;
     }
+    post.fan_out().await;
     post.work().await;
     // Others who are woken for the same endpoint find that it is served.
     for _ in 0..4 {
@@ -307,7 +297,7 @@ async fn a_receiver_that_hangs_holds_up_nobody_else() {
     let (post, _clock) = Post::start().await;
     let world = &post.world;
     let (hangs, quick) = (Receiver::start().await, Receiver::start().await);
-    hangs.react(Reaction::Slow(Duration::from_hours(1)));
+    hangs.react(Reaction::Held);
     let (_, globex) = world.another_organization("globex").await;
     endpoint(world, &hangs.url, &["*"]).await;
     let (beside, _) = endpoint(world, &quick.url, &["*"]).await;
@@ -316,13 +306,14 @@ async fn a_receiver_that_hangs_holds_up_nobody_else() {
     announce(world, 60).await;
     world.post("/v1/api_keys", json!({ "name": "k", "scopes": ["read"] })).bearer(&globex).send().await.expect(201);
     post.work().await;
-    wait_for(&quick, 61).await;
+    quick.wait_for(61).await;
     assert_eq!(hangs.received().len(), 5, "these wait still");
     assert_eq!(deliveries(world, beside).await.len(), 60);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_written_down_is_sent_again() {
+    const SDK_ATTEMPTS: usize = 5;
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
     let (world, proxy) = FaultProxy::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>)).await;
     let post = Post::of(world, Duration::ZERO);
@@ -335,11 +326,11 @@ async fn what_cannot_be_written_down_is_sent_again() {
     assert_eq!(receiver.received().len(), 1);
     // The fan-out goes through; the result's transaction does not, however often it is tried.
     announce(world, 1).await;
-    proxy.fail_after("TransactWriteItems", 1, 50, Fault::Throttle);
+    proxy.forget();
+    proxy.fail_after("TransactWriteItems", 1, SDK_ATTEMPTS, Fault::Throttle);
     post.work().await;
-    wait_for(&receiver, 2).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    proxy.heal();
+    receiver.wait_for(2).await;
+    until("the last attempt", async || proxy.seen_of("TransactWriteItems").len() == 1 + SDK_ATTEMPTS).await;
     clock.advance(Duration::from_mins(2));
     post.deliver().await;
     let sent = receiver.received();
@@ -387,7 +378,7 @@ async fn secrets_move_to_the_rings_new_key_and_the_old_one_may_leave() {
     let organization_id = Id::new(world.organization_id).unwrap();
     let wake = Wake::Endpoint { organization_id, webhook_endpoint_id: Id::new(id).unwrap() };
     WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new()).work(&wake).await.unwrap();
-    wait_for(&receiver, 1).await;
+    receiver.wait_for(1).await;
     let sent = &receiver.received()[0];
     let secret = WebhookSecret::parse(&secret).unwrap();
     let signed = Signatures::sign(&[&secret], sent.header("webhook-id"), clock_now(world), sent.body.as_bytes());
@@ -430,13 +421,14 @@ async fn a_change_holds_for_whatever_is_sent_after_it() {
     let world = &post.world;
     let (old, new) = (Receiver::start().await, Receiver::start().await);
     let (id, _) = endpoint(world, &old.url, &["*"]).await;
-    old.react(Reaction::Slow(Duration::from_millis(700)));
+    old.react(Reaction::Held);
     announce(world, 30).await;
     post.work().await;
-    wait_for(&old, 5).await;
+    old.wait_for(5).await;
     // What was under way ends there, and says nothing of the new one.
     old.react(Reaction::Status(410));
     world.patch(&format!("/v1/webhook_endpoints/{id}"), json!({ "url": new.url })).send().await.expect(200);
+    old.release();
     post.settled().await;
     assert!(old.received().len() <= 10, "{}", old.received().len());
     assert!(new.received().len() >= 20, "{}", new.received().len());

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::{Post, ROUTE, Reaction, Receiver, URL, counted, deliveries, endpoint, on_loopback};
 use crate::{
-    harness::{Reply, World, note_secret},
+    harness::{Reply, World, note_secret, until},
     invariants::Tables,
 };
 
@@ -393,18 +393,17 @@ async fn an_endpoint_that_is_deleted_while_it_is_served_ends_quietly() {
     let (post, _clock) = Post::start().await;
     let world = &post.world;
     let receiver = Receiver::start().await;
-    receiver.react(Reaction::Slow(Duration::from_millis(300)));
+    receiver.react(Reaction::Held);
     let (id, _) = endpoint(world, &receiver.url, &["api_key.created"]).await;
     for _ in 0..12 {
         world.key(&["read"]).await;
     }
     post.work().await;
-    while receiver.received().is_empty() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    receiver.wait_for(1).await;
     assert_eq!(world.delete(&format!("{ROUTE}/{id}")).send().await.status.as_u16(), 204);
-    post.deliver().await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    receiver.react(Reaction::Status(200));
+    receiver.release();
+    until("the end of the queue", async || world.outbox("WHQ").await.is_empty()).await;
     let sent = receiver.received().len();
     world.key(&["read"]).await;
     post.deliver().await;

@@ -99,13 +99,11 @@ async fn killed_while_the_receiver_answers_a_worker_sends_again() {
     let world = &post.world;
     let receiver = Receiver::start().await;
     let (id, _) = endpoint(world, &receiver.url, &["*"]).await;
-    receiver.react(Reaction::Slow(Duration::from_hours(1)));
+    receiver.react(Reaction::Held);
     announce(world, 1).await;
     let killed = events(&world.runner.app, Duration::ZERO);
     killed.work(&Wake::Sweep).await.unwrap();
-    while receiver.received().is_empty() {
-        sleep(Duration::from_millis(5)).await;
-    }
+    receiver.wait_for(1).await;
     drop(killed);
     receiver.react(Reaction::Status(200));
     // The lease holds: nobody else sends meanwhile.
@@ -152,5 +150,6 @@ async fn events_under_random_kills_all_arrive_at_least_once() {
     let ids = |receiver: &Receiver| arrivals(receiver).into_keys().collect::<BTreeSet<_>>();
     assert_eq!(ids(&first), ids(&second), "with the same ids");
     let twice = arrivals(&first).values().filter(|times| **times > 1).count();
-    assert!(twice < EVENTS / 2, "{twice} of {EVENTS} came more than once");
+    // A kill leaves at most the five that are under way, and the five of a queue that was taken just before.
+    assert!(twice <= 10 * killed, "{twice} of {EVENTS} came more than once, after {killed} kills");
 }

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use worker_webhook_deliveries::WebhookDeliveries;
 use worker_webhook_events::{Waker, WebhookEvents};
 
-use crate::harness::{World, note_secret, options, plain};
+use crate::harness::{World, note_secret, options, plain, until};
 pub(crate) use receiver::{Reaction, Receiver};
 
 const ROUTE: &str = "/v1/webhook_endpoints";
@@ -113,17 +113,14 @@ impl Post {
 
 /// Waits until nothing is due and nobody is served any more.
 pub(crate) async fn settled(world: &World) {
-    for _ in 0..6_000 {
+    let is_quiet = async || {
         let queues = world.outbox("WHQ").await;
         let now = world.runner.app.clock.now().to_string();
         let is_busy =
             |queue: &Value| queue["lease"].is_string() || queue["due_at"].as_str().is_some_and(|at| at <= now.as_str());
-        if !queues.iter().any(is_busy) {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("an endpoint is served for ever");
+        !queues.iter().any(is_busy)
+    };
+    until("no endpoint that is served", is_quiet).await;
 }
 
 /// A new endpoint of `acme`: its id and its secret.

@@ -13,7 +13,9 @@ use axum::{
 };
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
-use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::sleep};
+
+use crate::harness::until;
 
 /// How it answers.
 #[derive(Debug, Clone)]
@@ -23,8 +25,10 @@ pub(crate) enum Reaction {
     Says(u16, &'static str),
     /// A refusal, and for how many seconds it asks to be left alone.
     Later(u64),
-    /// 200, after a while.
-    Slow(Duration),
+    /// 200, once the test releases it.
+    Held,
+    /// 200, in groups of so many: once the last of a group has arrived.
+    Together(usize),
 }
 
 #[derive(Debug, Clone)]
@@ -48,6 +52,10 @@ struct Desk {
     received: Mutex<Vec<Received>>,
     /// How many are being answered, and how many were at most.
     at_once: Mutex<(usize, usize)>,
+    /// Counts the releases of answers that are held.
+    released: watch::Sender<usize>,
+    /// Counts the groups that were answered.
+    groups: watch::Sender<usize>,
 }
 
 pub(crate) struct Receiver {
@@ -64,6 +72,8 @@ impl Receiver {
             reaction: Mutex::new(Reaction::Status(200)),
             received: Mutex::default(),
             at_once: Mutex::default(),
+            released: watch::Sender::new(0),
+            groups: watch::Sender::new(0),
         });
         let router = Router::new().fallback(receive).with_state(Arc::clone(&desk));
         let served = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
@@ -76,6 +86,17 @@ impl Receiver {
 
     pub(crate) fn received(&self) -> Vec<Received> {
         self.desk.received.lock().unwrap().clone()
+    }
+
+    /// Lets the answers go that are held.
+    pub(crate) fn release(&self) {
+        self.desk.released.send_modify(|released| *released += 1);
+    }
+
+    /// The requests, once there are `count` of them.
+    pub(crate) async fn wait_for(&self, count: usize) -> Vec<Received> {
+        until(&format!("{count} deliveries"), async || self.received().len() >= count).await;
+        self.received()
     }
 
     /// The most that were under way at once.
@@ -97,7 +118,13 @@ impl Drop for Receiver {
 
 async fn receive(State(desk): State<Arc<Desk>>, headers: HeaderMap, body: Bytes) -> Response {
     let body = String::from_utf8(body.to_vec()).unwrap();
-    desk.received.lock().unwrap().push(Received { headers, body });
+    let before = {
+        let mut received = desk.received.lock().unwrap();
+        received.push(Received { headers, body });
+        received.len() - 1
+    };
+    let mut released = desk.released.subscribe();
+    let mut groups = desk.groups.subscribe();
     {
         let mut at_once = desk.at_once.lock().unwrap();
         at_once.0 += 1;
@@ -109,8 +136,19 @@ async fn receive(State(desk): State<Arc<Desk>>, headers: HeaderMap, body: Bytes)
         Reaction::Status(code) => status(code).into_response(),
         Reaction::Says(code, text) => (status(code), text).into_response(),
         Reaction::Later(seconds) => (status(503), [("retry-after", seconds.to_string())]).into_response(),
-        Reaction::Slow(pause) => {
-            sleep(pause).await;
+        Reaction::Held => {
+            released.changed().await.unwrap();
+            status(200).into_response()
+        }
+        Reaction::Together(count) => {
+            let group = before / count;
+            if before % count == count - 1 {
+                // Time for one too many to arrive.
+                sleep(Duration::from_millis(20)).await;
+                desk.groups.send_modify(|groups| *groups = group + 1);
+            } else {
+                groups.wait_for(|groups| *groups > group).await.unwrap();
+            }
             status(200).into_response()
         }
     };
