@@ -67,7 +67,7 @@ impl CachePush {
                     tracing::error!(worker = Self::NAME, data_plane, "not called: its token is a service token too");
                     BTreeSet::new()
                 } else {
-                    caller.tell(&plane, untold).await
+                    caller.tell(plane.clone(), untold).await
                 };
                 (plane.name().to_owned(), confirmed)
             });

@@ -76,7 +76,10 @@ const OF_FUNCTIONS: [&str; 9] = [
 const OF_SINGLE_FUNCTIONS: [(&str, &[&str]); 4] = [
     // No other function leaves for anything but the store and its secrets: one flushes API Gateway's cache and calls data planes, one calls webhook
     // endpoints, and one has that one called. One writes secrets.
-    ("worker-cache-push", &["aws-sdk-apigateway", "reqwest"]),
+    (
+        "worker-cache-push",
+        &["aws-sdk-apigateway", "aws-smithy-http-client", "aws-smithy-runtime-api", "aws-smithy-types"],
+    ),
     ("worker-secrets-rotation", &["aws-sdk-secretsmanager"]),
     ("worker-webhook-deliveries", &["reqwest"]),
     ("worker-webhook-events", &["aws-sdk-lambda"]),
