@@ -1,6 +1,6 @@
 use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::{Invalid, Month};
 
@@ -11,8 +11,8 @@ const NO_LEAP_SECOND: Invalid =
     Invalid::new("must have seconds from 00 to 59: a leap second is 23:59:60 UTC on the last day of a month");
 
 /// An instant in UTC to the millisecond. Reads any RFC 3339 precision and offset (finer digits are cut), prints `2026-11-21T23:07:56.123Z`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Timestamp(jiff::Timestamp);
 
 impl Timestamp {
@@ -70,6 +70,9 @@ impl FromStr for Timestamp {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
+        if let Some(millis) = printed_millis(text.as_bytes()) {
+            return Self::from_millis(millis).ok_or(NOT_RFC_3339);
+        }
         if !is_rfc_3339(text.as_bytes()) {
             return Err(NOT_RFC_3339);
         }
@@ -133,10 +136,93 @@ impl From<Timestamp> for String {
     }
 }
 
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match printed(self.as_millis()).as_ref().map(|text| str::from_utf8(text)) {
+            Some(Ok(text)) => serializer.serialize_str(text),
+            _ => serializer.collect_str(self),
+        }
+    }
+}
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.3}", self.0)
+        match printed(self.as_millis()).as_ref().map(|text| str::from_utf8(text)) {
+            Some(Ok(text)) => f.write_str(text),
+            _ => write!(f, "{:.3}", self.0),
+        }
     }
+}
+
+const SECOND: i64 = 1_000;
+const DAY: i64 = 86_400 * SECOND;
+/// Days from 0000-03-01 to 1970-01-01: years that start in March end with the leap day.
+const EPOCH: i64 = 719_468;
+
+/// The printed form of an instant of the years 0 to 9999. Items and answers hold many, and the general printer takes several times as long.
+fn printed(millis: i64) -> Option<[u8; 24]> {
+    let (year, month, day) = date(millis.div_euclid(DAY));
+    if !(0..=9_999).contains(&year) {
+        return None;
+    }
+    let time = millis.rem_euclid(DAY);
+    let (hour, minute) = (time / (3_600 * SECOND), time / (60 * SECOND) % 60);
+    let mut text = *b"0000-00-00T00:00:00.000Z";
+    let seconds = time / SECOND % 60;
+    for (mut number, digits) in [
+        (year, 0..4),
+        (month, 5..7),
+        (day, 8..10),
+        (hour, 11..13),
+        (minute, 14..16),
+        (seconds, 17..19),
+        (time % SECOND, 20..23),
+    ] {
+        for digit in text[digits].iter_mut().rev() {
+            *digit += u8::try_from(number % 10).unwrap_or_default();
+            number /= 10;
+        }
+    }
+    Some(text)
+}
+
+/// The instant of a text in the printed form; `None` for every other text, which the general parser reads.
+fn printed_millis(text: &[u8]) -> Option<i64> {
+    let is_printed = text.len() == 24 && text[19] == b'.' && text[23] == b'Z' && text[10] == b'T';
+    if !is_printed || [text[4], text[7], text[13], text[16]] != *b"--::" {
+        return None;
+    }
+    let number = |digits: std::ops::Range<usize>| {
+        let digits = text[digits].iter();
+        digits.copied().try_fold(0, |sum, digit| digit.is_ascii_digit().then(|| sum * 10 + i64::from(digit - b'0')))
+    };
+    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
+    let days = days(year, month, day);
+    if hour > 23 || minute > 59 || second > 59 || date(days) != (year, month, day) {
+        return None;
+    }
+    Some(days * DAY + ((hour * 60 + minute) * 60 + second) * SECOND + number(20..23)?)
+}
+
+/// Days from 1970-01-01 to a date. One that does not exist is counted as if months were longer.
+fn days(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let (era, year) = (year.div_euclid(400), year.rem_euclid(400));
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    era * 146_097 + year * 365 + year / 4 - year / 100 + day_of_year - EPOCH
+}
+
+/// Year, month and day so many days after 1970-01-01.
+fn date(days: i64) -> (i64, i64, i64) {
+    let days = days + EPOCH;
+    let (era, days) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year = (days - days / 1_460 + days / 36_524 - days / 146_096) / 365;
+    let day_of_year = days - (365 * year + year / 4 - year / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    (era * 400 + year + i64::from(month <= 2), month, day)
 }
 
 impl fmt::Debug for Timestamp {
@@ -211,7 +297,47 @@ mod tests {
         assert_eq!("2027-06-30T23:59:61Z".parse::<Timestamp>(), Err(NOT_RFC_3339));
     }
 
+    /// The general printer and parser, which know every year.
+    fn generally(millis: i64) -> (String, i64) {
+        let instant = jiff::Timestamp::from_millisecond(millis).unwrap();
+        let text = format!("{instant:.3}");
+        let read = text.parse::<jiff::Timestamp>().unwrap().as_millisecond();
+        (text, read)
+    }
+
+    #[test]
+    fn short_ways_know_every_day() {
+        for day in (-4_400..3_000).map(|month| month * 30).chain(days(1_999, 12, 1)..days(2_004, 3, 2)) {
+            let millis = day * DAY + 86_399_999;
+            let (text, read) = generally(millis);
+            assert_eq!(text.parse::<Timestamp>().map(Timestamp::as_millis), Ok(read), "{text}");
+            assert_eq!(Timestamp::from_millis(millis).unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn short_way_refuses_dates_that_do_not_exist() {
+        for text in ["2026-02-29", "1900-02-29", "2026-04-31", "2026-00-10", "2026-13-10", "2026-10-00", "2026-10-32"] {
+            assert_eq!(printed_millis(format!("{text}T12:00:00.000Z").as_bytes()), None, "{text}");
+        }
+        for text in ["24:00:00.000Z", "23:60:00.000Z", "23:59:60.000Z", "23:59:59.00aZ", "+1:59:59.000Z"] {
+            assert_eq!(printed_millis(format!("2026-11-21T{text}").as_bytes()), None, "{text}");
+        }
+        assert!(printed_millis(b"2000-02-29T12:00:00.000Z").is_some());
+    }
+
     proptest! {
+        #[test]
+        fn short_ways_agree_with_the_general_ones(millis in -377_705_023_201_000_i64..253_402_207_200_000) {
+            let (text, read) = generally(millis);
+            let instant = Timestamp::from_millis(millis).unwrap();
+            prop_assert_eq!(instant.to_string(), text.clone());
+            prop_assert_eq!(serde_json::to_value(instant).unwrap(), text.clone());
+            if let Some(millis) = printed_millis(text.as_bytes()) {
+                prop_assert_eq!(millis, read);
+            }
+        }
+
         #[test]
         fn printing_and_reading_agree(millis in 0_i64..4_102_444_800_000) {
             let instant = Timestamp::from_millis(millis).unwrap();

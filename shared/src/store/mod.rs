@@ -19,6 +19,7 @@ mod chain;
 mod counters;
 mod credentials;
 mod crossed;
+mod decode;
 mod deliveries;
 mod error;
 mod idempotency;
@@ -41,7 +42,6 @@ use std::{collections::HashMap, sync::Arc};
 use aws_sdk_dynamodb::{Client, config::SharedInterceptor, error::ProvideErrorMetadata, types::AttributeValue};
 use serde::{Serialize, de::DeserializeOwned};
 
-use self::table::{Key, Table, Tables};
 pub use self::{
     access::Access,
     audit::LoggedEvent,
@@ -63,6 +63,10 @@ pub use self::{
     transaction::{CommitError, Conflict, Transaction},
     usage::{Ingested, KeyOwner},
     webhooks::SealedWebhookSecrets,
+};
+use self::{
+    decode::decode,
+    table::{Key, Table, Tables},
 };
 use crate::domain::Entropy;
 
@@ -137,10 +141,6 @@ impl std::fmt::Debug for Store {
 fn text<'a>(item: &'a Item, name: &str) -> Result<&'a str, StoreError> {
     let value = item.get(name).and_then(|value| value.as_s().ok());
     value.map(String::as_str).ok_or_else(|| StoreError::Fault(format!("an item has no {name}")))
-}
-
-fn decode<T: DeserializeOwned>(item: Item) -> Result<T, StoreError> {
-    serde_dynamo::from_item(item).map_err(|error| StoreError::Fault(format!("an item does not decode: {error}")))
 }
 
 fn encode<T: Serialize>(key: &Key, value: &T) -> Result<Item, StoreError> {

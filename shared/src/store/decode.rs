@@ -1,0 +1,39 @@
+use std::collections::hash_map;
+
+use aws_sdk_dynamodb::types::AttributeValue;
+use serde::de::{DeserializeOwned, DeserializeSeed, IntoDeserializer, MapAccess, value::MapAccessDeserializer};
+use serde_dynamo::{Deserializer, Error};
+
+use super::{Item, StoreError};
+
+/// Reads an item attribute by attribute. `serde_dynamo::from_item` would first build a second map of all of them.
+pub(super) fn decode<T: DeserializeOwned>(item: Item) -> Result<T, StoreError> {
+    let attributes = Attributes { rest: item.into_iter(), value: None };
+    T::deserialize(MapAccessDeserializer::new(attributes))
+        .map_err(|error| StoreError::Fault(format!("an item does not decode: {error}")))
+}
+
+struct Attributes {
+    rest: hash_map::IntoIter<String, AttributeValue>,
+    /// The value of the name that was read last.
+    value: Option<AttributeValue>,
+}
+
+impl<'de> MapAccess<'de> for Attributes {
+    type Error = Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
+        let Some((name, value)) = self.rest.next() else { return Ok(None) };
+        self.value = Some(value);
+        seed.deserialize(name.into_deserializer()).map(Some)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
+        let value = self.value.take().unwrap_or(AttributeValue::Null(true));
+        seed.deserialize(Deserializer::from_attribute_value(value.into()))
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.rest.len())
+    }
+}
