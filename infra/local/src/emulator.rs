@@ -3,17 +3,27 @@
 //!
 //! The emulator's own server answers anybody, web pages included. This one serves the operations that are used here, to whoever
 //! knows the access key that was drawn at the start.
+//!
+//! The SDK of the same process needs no socket ([`in_process`]), and plain reads need no decoded items ([`plain_reads`]).
+
+mod in_process;
+mod plain_reads;
 
 use std::{
     fs,
+    future::{self, IntoFuture},
     net::{SocketAddr, TcpListener},
     os::unix::fs::OpenOptionsExt,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::{self, JoinHandle},
 };
 
 use anyhow::{Context, Result, anyhow, bail};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use axum::{
     Router,
     body::Bytes,
@@ -23,6 +33,7 @@ use axum::{
 use dynoxide::{
     Database, DynoxideError,
     actions::{create_table::CreateTableRequest, update_time_to_live::UpdateTimeToLiveRequest},
+    storage::Storage,
 };
 use http::{HeaderMap, StatusCode, header};
 use karta_shared::{
@@ -34,10 +45,14 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::{
     runtime,
-    sync::{oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     task,
 };
 
+use self::{
+    in_process::{Asked, InProcess},
+    plain_reads::PlainReads,
+};
 use crate::{
     secrets::random_text,
     template::{Index, Table, Template},
@@ -57,6 +72,7 @@ pub struct Emulator {
     address: SocketAddr,
     access_key: SecretString,
     database: Database,
+    in_process: InProcess,
     tables: Tables,
     streams: Watched,
     indexes: Watched,
@@ -71,19 +87,27 @@ impl Emulator {
     /// It is served on a thread of its own: SQLite does one thing at a time and blocks whoever waits for it, which must not be the
     /// threads that answer requests.
     pub fn start(folder: Option<&Path>, template: &Template, tables: &Tables, entropy: &dyn Entropy) -> Result<Self> {
-        let database = match folder {
+        let path = match folder {
             Some(folder) => {
                 let path = folder.join(STORE_FILE);
                 // SQLite gives its other files the mode of this one.
                 let made = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
                 made.with_context(|| format!("cannot make {}", path.display()))?;
-                Database::new(&path.to_string_lossy())
-                    .map_err(|error| anyhow!("cannot open {}: {error}", path.display()))?
+                path.to_string_lossy().into_owned()
             }
-            None => Database::memory().map_err(|error| anyhow!("cannot open a store in memory: {error}"))?,
+            // A database in memory has a name, and ends with its last connection.
+            None => {
+                static OPENED: AtomicU64 = AtomicU64::new(0);
+                format!("file:karta-{}?mode=memory&cache=shared", OPENED.fetch_add(1, Ordering::Relaxed))
+            }
         };
+        let database = Database::new(&path).map_err(|error| anyhow!("cannot open {path}: {error}"))?;
+        let reader = Storage::new(&path).map_err(|error| anyhow!("cannot open {path}: {error}"))?;
+        let mut plain_reads = PlainReads::new(reader);
         for (logical_id, table) in &template.tables {
-            create_table(&database, named(logical_id, tables)?, table)?;
+            let name = named(logical_id, tables)?;
+            create_table(&database, name, table)?;
+            plain_reads.include(name, &table.0);
         }
         let listener = TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
@@ -96,19 +120,27 @@ impl Emulator {
         let indexes =
             Watched::new(functions.iter().flat_map(|function| &function.indexes).map(|it| it.prefixes.clone()));
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let (in_process, asked) = mpsc::unbounded_channel();
         let server = Arc::new(Server {
             database: database.clone(),
+            plain_reads,
             credential,
             streams: streams.clone(),
             indexes: indexes.clone(),
         });
         let served = thread::Builder::new().name("store".to_owned()).spawn(move || {
-            if let Err(error) = runtime.block_on(serve(listener, server, stopped)) {
+            if let Err(error) = runtime.block_on(serve(listener, server, asked, stopped)) {
                 tracing::error!(%error, "the embedded store ended");
             }
         })?;
-        let tables = tables.clone();
-        Ok(Self { address, access_key: access_key.into(), database, tables, streams, indexes, stop, served })
+        let (access_key, tables) = (access_key.into(), tables.clone());
+        let in_process = InProcess::new(in_process);
+        Ok(Self { address, access_key, database, in_process, tables, streams, indexes, stop, served })
+    }
+
+    /// An HTTP client for an SDK of this process, whatever endpoint the SDK is pointed at.
+    pub fn http_client(&self) -> SharedHttpClient {
+        SharedHttpClient::new(self.in_process.clone())
     }
 
     /// The URL that the SDK is pointed at.
@@ -145,6 +177,7 @@ impl Emulator {
 
 struct Server {
     database: Database,
+    plain_reads: PlainReads,
     /// What a signed request's `Authorization` must hold.
     credential: String,
     streams: Watched,
@@ -226,25 +259,61 @@ impl WatchedIndex {
     }
 }
 
-async fn serve(listener: TcpListener, server: Arc<Server>, stopped: oneshot::Receiver<()>) -> std::io::Result<()> {
+/// Answers over HTTP and from this process, until it is stopped and has answered what was asked before.
+async fn serve(
+    listener: TcpListener,
+    server: Arc<Server>,
+    mut asked: mpsc::UnboundedReceiver<Asked>,
+    stopped: oneshot::Receiver<()>,
+) -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let stopped = async {
         stopped.await.ok();
     };
-    let router = Router::new().fallback(answer).layer(DefaultBodyLimit::max(REQUEST_MAX)).with_state(server);
-    axum::serve(listener, router).with_graceful_shutdown(stopped).await
+    let router =
+        Router::new().fallback(answer).layer(DefaultBodyLimit::max(REQUEST_MAX)).with_state(Arc::clone(&server));
+    let over_http = axum::serve(listener, router).with_graceful_shutdown(stopped).into_future();
+    let in_process = async {
+        while let Some(one) = asked.recv().await {
+            one.answer(&server);
+        }
+        future::pending().await
+    };
+    let ended = tokio::select! {
+        ended = over_http => ended,
+        ended = in_process => ended,
+    };
+    asked.close();
+    while let Ok(one) = asked.try_recv() {
+        one.answer(&server);
+    }
+    ended
 }
 
 async fn answer(State(server): State<Arc<Server>>, headers: HeaderMap, body: Bytes) -> impl IntoResponse {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let (status, body) = if header("authorization").contains(&server.credential) {
-        let (_, operation) = header("x-amz-target").rsplit_once('.').unwrap_or_default();
-        match run(&server.database, operation, &body) {
+    let (status, body) = server.answer(header("authorization"), header("x-amz-target"), &body);
+    (status, [(header::CONTENT_TYPE, "application/x-amz-json-1.0")], body)
+}
+
+impl Server {
+    /// Blocks while SQLite works.
+    fn answer(&self, authorization: &str, target: &str, body: &[u8]) -> (StatusCode, String) {
+        if !authorization.contains(&self.credential) {
+            return (StatusCode::BAD_REQUEST, json!({ "__type": "UnrecognizedClientException" }).to_string());
+        }
+        let (_, operation) = target.rsplit_once('.').unwrap_or_default();
+        let answered = match self.plain_reads.answer(operation, body) {
+            Ok(None) => run(&self.database, operation, body),
+            Ok(Some(answer)) => Ok(answer),
+            Err(error) => Err(error),
+        };
+        match answered {
             Ok(answer) => {
-                if let (true, Ok(request)) = (WRITES.contains(&operation), str::from_utf8(&body)) {
-                    server.indexes.notify(request);
+                if let (true, Ok(request)) = (WRITES.contains(&operation), str::from_utf8(body)) {
+                    self.indexes.notify(request);
                     if operation == "TransactWriteItems" {
-                        server.streams.notify(request);
+                        self.streams.notify(request);
                     }
                 }
                 (StatusCode::OK, answer)
@@ -253,10 +322,7 @@ async fn answer(State(server): State<Arc<Server>>, headers: HeaderMap, body: Byt
                 (StatusCode::from_u16(error.status_code()).unwrap_or(StatusCode::BAD_REQUEST), error.to_json())
             }
         }
-    } else {
-        (StatusCode::BAD_REQUEST, json!({ "__type": "UnrecognizedClientException" }).to_string())
-    };
-    (status, [(header::CONTENT_TYPE, "application/x-amz-json-1.0")], body)
+    }
 }
 
 /// The operations that the store makes, and those that tests look behind it with.

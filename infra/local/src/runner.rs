@@ -119,13 +119,11 @@ impl Runner {
         let emulator = Emulator::start(folder, &template, &tables, &*options.entropy)?;
         let dynamodb_endpoint = emulator.endpoint();
         let endpoint = proxy.map_or_else(|| dynamodb_endpoint.clone(), |proxy| proxy(&dynamodb_endpoint));
-        let mut app = App::new(
-            config,
-            &config::local_sdk(&endpoint, emulator.access_key()).await,
-            secrets.source(),
-            options.clock,
-            options.entropy,
-        );
+        let mut sdk = config::local_sdk(&endpoint, emulator.access_key()).await;
+        if proxy.is_none() {
+            sdk = sdk.into_builder().http_client(emulator.http_client()).build();
+        }
+        let mut app = App::new(config, &sdk, secrets.source(), options.clock, options.entropy);
         app.witness = options.witness;
         app.secrets.warm_up().await?;
         let gateway = Arc::new(Gateway::new(&app, &template)?);

@@ -36,6 +36,7 @@ mod no_store;
 mod openapi;
 mod order;
 mod outbox;
+mod plain_reads;
 mod process;
 mod projects_whoami;
 mod properties;

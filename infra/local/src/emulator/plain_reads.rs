@@ -1,0 +1,249 @@
+//! Reads that need no more of an item than its stored text.
+//!
+//! The emulator stores every item as the JSON that DynamoDB answers with. To read one it decodes that text, copies the item and encodes
+//! it again, which filters, projections and capacity units need. A GetItem, BatchGetItem or Query without any of these is answered here
+//! with the stored text as it is. [`PlainReads::answer`] returns `None` for every other request, also for an invalid one: those go
+//! through the emulator.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use dynoxide::storage::{QueryParams, Storage};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+/// DynamoDB's limit on the items of a Query's answer, in bytes. An item's text is never shorter than its size in DynamoDB.
+const ANSWER_MAX: usize = 1 << 20;
+/// DynamoDB's limit on the keys of a BatchGetItem.
+const KEYS_MAX: usize = 100;
+/// DynamoDB's limit on a sort key, in bytes; a partition key may be longer.
+const KEY_MAX: usize = 1_024;
+
+pub(super) struct PlainReads {
+    /// A connection of its own to the emulator's database: the emulator lends nobody its own.
+    storage: Mutex<Storage>,
+    tables: HashSet<String>,
+}
+
+impl PlainReads {
+    pub(super) fn new(storage: Storage) -> Self {
+        Self { storage: Mutex::new(storage), tables: HashSet::new() }
+    }
+
+    /// Includes a table, if its keys are the texts `pk` and `sk`.
+    pub(super) fn include(&mut self, table: &str, properties: &Value) {
+        let key = |name: &str, kind: &str| json!({ "AttributeName": name, "KeyType": kind });
+        let texts = properties["AttributeDefinitions"].as_array().into_iter().flatten();
+        let texts = texts.filter(|attribute| attribute["AttributeType"] == "S");
+        let texts: HashSet<_> = texts.filter_map(|attribute| attribute["AttributeName"].as_str()).collect();
+        let keys = json!([key("pk", "HASH"), key("sk", "RANGE")]);
+        if properties["KeySchema"] == keys && texts.is_superset(&HashSet::from(["pk", "sk"])) {
+            self.tables.insert(table.to_owned());
+        }
+    }
+
+    pub(super) fn answer(&self, operation: &str, body: &[u8]) -> dynoxide::Result<Option<String>> {
+        match operation {
+            "BatchGetItem" => read(body, |request: BatchGetItem| self.batch_get_item(&request)),
+            "GetItem" => read(body, |request: GetItem| self.get_item(&request)),
+            "Query" => read(body, |request: Query| self.query(&request)),
+            _ => Ok(None),
+        }
+    }
+
+    fn get_item(&self, request: &GetItem) -> dynoxide::Result<Option<String>> {
+        if !self.tables.contains(&request.table_name) || !request.key.is_valid() {
+            return Ok(None);
+        }
+        Ok(Some(match self.item(&request.table_name, &request.key)? {
+            Some(item) => format!(r#"{{"Item":{item}}}"#),
+            None => "{}".to_owned(),
+        }))
+    }
+
+    fn batch_get_item(&self, request: &BatchGetItem) -> dynoxide::Result<Option<String>> {
+        let mut seen = HashSet::new();
+        for (table, wanted) in &request.request_items {
+            let are_valid = wanted.keys.iter().all(|key| key.is_valid() && seen.insert((table, key)));
+            if !self.tables.contains(table) || wanted.keys.is_empty() || !are_valid {
+                return Ok(None);
+            }
+        }
+        if seen.is_empty() || seen.len() > KEYS_MAX {
+            return Ok(None);
+        }
+        let mut answer = String::from(r#"{"Responses":{"#);
+        for (index, (table, wanted)) in request.request_items.iter().enumerate() {
+            answer.push_str(if index == 0 { "\"" } else { ",\"" });
+            // The name of a table that is known needs no escapes.
+            answer.push_str(table);
+            answer.push_str("\":[");
+            let mut is_first = true;
+            for key in &wanted.keys {
+                if let Some(item) = self.item(table, key)? {
+                    answer.push_str(if is_first { "" } else { "," });
+                    answer.push_str(&item);
+                    is_first = false;
+                }
+            }
+            answer.push(']');
+        }
+        answer.push_str(r#"},"UnprocessedKeys":{}}"#);
+        Ok((answer.len() <= ANSWER_MAX).then_some(answer))
+    }
+
+    fn query(&self, request: &Query) -> dynoxide::Result<Option<String>> {
+        let Some((partition, bound)) = request.condition() else { return Ok(None) };
+        if !self.tables.contains(&request.table_name) || request.limit == Some(0) {
+            return Ok(None);
+        }
+        let condition = bound.map(|(operator, _)| format!("AND sk {operator} ?2"));
+        let bound = bound.map(|(_, bound)| stored(bound));
+        let bound = bound.as_deref();
+        let params = QueryParams {
+            sk_condition: condition.as_deref(),
+            sk_params: bound.as_slice(),
+            forward: request.scan_index_forward.unwrap_or(true),
+            limit: request.limit,
+            ..QueryParams::default()
+        };
+        let rows = self.storage().query_items(&request.table_name, &stored(partition), &params)?;
+        let length: usize = rows.iter().map(|(_, _, item)| item.len() + 1).sum();
+        if length > ANSWER_MAX {
+            return Ok(None);
+        }
+        let mut answer = String::with_capacity(length + 256);
+        answer.push_str(r#"{"Items":["#);
+        for (index, (_, _, item)) in rows.iter().enumerate() {
+            answer.push_str(if index == 0 { "" } else { "," });
+            answer.push_str(item);
+        }
+        let count = rows.len();
+        answer.push_str(&format!(r#"],"Count":{count},"ScannedCount":{count}"#));
+        if let Some((_, sort, _)) = rows.last().filter(|_| request.limit.is_some_and(|limit| count >= limit)) {
+            let sort = sort.strip_prefix(TEXT).unwrap_or(sort);
+            let key = json!({ "pk": { "S": partition }, "sk": { "S": sort } });
+            answer.push_str(&format!(r#","LastEvaluatedKey":{key}"#));
+        }
+        answer.push('}');
+        Ok(Some(answer))
+    }
+
+    fn item(&self, table: &str, key: &Key) -> dynoxide::Result<Option<String>> {
+        self.storage().get_item(table, &stored(&key.pk.0), &stored(&key.sk.0))
+    }
+
+    fn storage(&self) -> MutexGuard<'_, Storage> {
+        self.storage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The kind of a key in the emulator's tables, before its value.
+const TEXT: &str = "S:";
+
+/// A key as the emulator's tables hold it.
+fn stored(key: &str) -> String {
+    format!("{TEXT}{key}")
+}
+
+fn read<Q: DeserializeOwned>(
+    body: &[u8],
+    answer: impl FnOnce(Q) -> dynoxide::Result<Option<String>>,
+) -> dynoxide::Result<Option<String>> {
+    serde_json::from_slice(body).map_or(Ok(None), answer)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct GetItem {
+    table_name: String,
+    key: Key,
+    #[serde(rename = "ConsistentRead")]
+    _consistent_read: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct BatchGetItem {
+    request_items: BTreeMap<String, Wanted>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct Wanted {
+    keys: Vec<Key>,
+    #[serde(rename = "ConsistentRead")]
+    _consistent_read: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct Query {
+    table_name: String,
+    key_condition_expression: String,
+    expression_attribute_values: BTreeMap<String, Text>,
+    scan_index_forward: Option<bool>,
+    limit: Option<usize>,
+    #[serde(rename = "ConsistentRead")]
+    _consistent_read: Option<bool>,
+}
+
+#[derive(PartialEq, Eq, Hash, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Key {
+    pk: Text,
+    sk: Text,
+}
+
+/// `{"S":"…"}`
+#[derive(PartialEq, Eq, Hash, Deserialize)]
+#[serde(from = "TextMember")]
+struct Text(String);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TextMember {
+    #[serde(rename = "S")]
+    text: String,
+}
+
+impl From<TextMember> for Text {
+    fn from(member: TextMember) -> Self {
+        Self(member.text)
+    }
+}
+
+impl Key {
+    fn is_valid(&self) -> bool {
+        self.pk.is_key() && self.sk.is_key()
+    }
+}
+
+impl Text {
+    fn is_key(&self) -> bool {
+        (1..=KEY_MAX).contains(&self.0.len())
+    }
+}
+
+impl Query {
+    /// The partition, and the bound on the sort key with its operator. `None` unless the condition is `pk = :a` or
+    /// `pk = :a AND sk < :b` (any comparison) and uses all values that are given.
+    fn condition(&self) -> Option<(&str, Option<(&str, &str)>)> {
+        let values = &self.expression_attribute_values;
+        let value = |name: &str| values.get(name).filter(|value| value.is_key()).map(|value| value.0.as_str());
+        let expression = self.key_condition_expression.as_str();
+        let (partition, sort) = expression.split_once(" AND ").map_or((expression, None), |(pk, sk)| (pk, Some(sk)));
+        let partition = value(partition.strip_prefix("pk = ")?)?;
+        let bound = match sort {
+            None => None,
+            Some(sort) => {
+                let (operator, name) = sort.strip_prefix("sk ")?.split_once(' ')?;
+                let operator = ["=", "<", "<=", ">", ">="].into_iter().find(|known| *known == operator)?;
+                Some((operator, value(name)?))
+            }
+        };
+        (values.len() == 1 + usize::from(bound.is_some())).then_some((partition, bound))
+    }
+}
