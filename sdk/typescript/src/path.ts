@@ -1,4 +1,5 @@
 import { KartaArgumentError } from "./errors.js";
+import { plain } from "./json.js";
 
 /** What is put into a path: judged, so that a path leads nowhere else, and so that a mistake shows before anything is sent. */
 type Segment = string;
@@ -19,12 +20,20 @@ export function slug(value: string): Segment {
 /** A query: `undefined` is left out, a list is joined with commas. */
 export type Query = Readonly<Record<string, string | number | readonly string[] | null | undefined>>;
 
-/** `?a=1&b=2`, or nothing. */
+/** `?a=1&b=2`, or nothing. Throws KartaArgumentError for values that a query cannot hold. */
 export function queryString(query: Query): string {
   const pairs = new URLSearchParams();
   for (const [name, value] of Object.entries(query)) {
-    if (value !== undefined && value !== null) pairs.set(name, String(value));
+    if (value !== undefined && value !== null) pairs.set(name, queryValue(name, value));
   }
   const text = pairs.toString();
   return text === "" ? "" : `?${text}`;
+}
+
+function queryValue(name: string, value: unknown): string {
+  const data = plain(value, name);
+  for (const item of Array.isArray(data) ? data : [data]) {
+    if (typeof item === "object") throw new KartaArgumentError(name, "must be text, a number, or a list of them");
+  }
+  return String(data);
 }

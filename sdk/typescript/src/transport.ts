@@ -1,5 +1,6 @@
 import { read } from "./answer.js";
 import { KartaConnectionError, KartaError, KartaTimeoutError } from "./errors.js";
+import { fieldsOf } from "./json.js";
 import { idempotencyKeyOf, maxRetriesOf, timeoutOf, type CreateOptions, type RequestOptions, type Settings } from "./options.js";
 import { queryString, type Query } from "./path.js";
 import { isOnClient, webCrypto } from "./platform.js";
@@ -69,7 +70,7 @@ export class Transport {
     const init: RequestInit = { method, headers: { ...this.#headers, ...headers }, redirect: "manual" };
     if (body !== undefined) {
       init.headers = { ...init.headers, "content-type": "application/json" };
-      init.body = JSON.stringify(body);
+      init.body = JSON.stringify(fieldsOf(body));
     }
     for (let attempt = 0; ; attempt++) {
       if (options.signal?.aborted) throw aborted(options.signal);

@@ -1,3 +1,4 @@
+import { fieldsOf } from "../json.js";
 import type { List, ListParams } from "../list.js";
 import type { CreateOptions, RequestOptions } from "../options.js";
 import { id } from "../path.js";
@@ -90,7 +91,7 @@ export class ApiKeys extends Resource {
     params: ApiKeyCreateParams = {},
     options?: CreateOptions,
   ): Promise<CreatedApiKey> {
-    return this.transport.create("/v1/api_keys", { ...params, name, scopes }, options);
+    return this.transport.create("/v1/api_keys", { ...fieldsOf(params), name, scopes }, options);
   }
 
   /**

@@ -1,4 +1,5 @@
 import { KartaArgumentError } from "../errors.js";
+import { fieldsOf } from "../json.js";
 import type { RequestOptions } from "../options.js";
 import { slug } from "../path.js";
 import { Resource } from "./resource.js";
@@ -30,16 +31,16 @@ export class SessionTokens extends Resource {
    * Mints a token for one project, for one user where `user_id` is given. Never repeated by itself. Scope `write`.
    *
    * @throws {KartaBudgetError} when the budget is exhausted; {KartaNotFoundError} when the organization has no such project; {KartaValidationError};
-   * {KartaArgumentError} for a user that is `undefined`; {KartaForbiddenError} without the scope.
+   * {KartaArgumentError} for a user that is `undefined` or `null`; {KartaForbiddenError} without the scope.
    */
   async mint(projectSlug: string, params: SessionTokenParams = {}, options?: RequestOptions): Promise<SessionToken> {
+    const { userId, ttlSeconds, ...rest } = fieldsOf(params);
     for (const field of ["user_id", "userId"] as const) {
       // A token for nobody in particular must not come about because a variable was empty.
-      if (field in params && params[field] === undefined) {
-        throw new KartaArgumentError(field, "is undefined: give the user, or leave it out for a token bound to nobody");
+      if (field in params && (params[field] ?? undefined) === undefined) {
+        throw new KartaArgumentError(field, `is ${params[field]}: give the user, or leave it out for a token bound to nobody`);
       }
     }
-    const { userId, ttlSeconds, ...rest } = params;
     const body = { user_id: userId, ttl_seconds: ttlSeconds, ...rest };
     return this.transport.post(`/v1/agent_projects/${slug(projectSlug)}/session_tokens`, body, options);
   }

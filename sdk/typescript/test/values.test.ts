@@ -1,0 +1,268 @@
+// Values that JSON would drop or turn into `null`, at every field of every method: contract/agreement.ts names the methods and where their arguments go,
+// openapi.json the fields.
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+import { runInNewContext } from "node:vm";
+import { Karta, KartaArgumentError, type BudgetParams } from "@karta/sdk";
+import { API_KEY, failure, json, scripted } from "./support.js";
+
+interface Schema {
+  $ref?: string;
+  type?: string | string[];
+  properties?: Record<string, Schema>;
+  additionalProperties?: Schema | boolean;
+  items?: Schema;
+  anyOf?: Schema[];
+  oneOf?: Schema[];
+  allOf?: Schema[];
+}
+interface Parameter {
+  $ref?: string;
+  name: string;
+  in: string;
+  schema: Schema;
+}
+interface Operation {
+  operationId?: string;
+  parameters?: Parameter[];
+  requestBody?: { content: { "application/json": { schema: Schema } } };
+}
+interface Document {
+  paths: Record<string, Record<string, Operation> & { parameters?: Parameter[] }>;
+  components: { schemas: Record<string, Schema>; parameters?: Record<string, Parameter> };
+}
+
+const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8");
+const document = JSON.parse(read("../../openapi.json")) as Document;
+
+/** The keys that lead to a value in an argument. */
+type Steps = readonly (string | number)[];
+/** A place for one text, number or boolean: where it goes in the request, and its path there. */
+interface Place {
+  part: string;
+  steps: Steps;
+  type: string;
+}
+
+const SCALARS = ["string", "integer", "number", "boolean"];
+const lastOf = (reference: string) => reference.split("/").at(-1) as string;
+
+function placesIn(schema: Schema | undefined, part: string, steps: Steps = []): Place[] {
+  if (schema === undefined) return [];
+  if (schema.$ref !== undefined) return placesIn(document.components.schemas[lastOf(schema.$ref)], part, steps);
+  const places = [schema.anyOf, schema.oneOf, schema.allOf].flatMap((choices) => choices ?? []).flatMap((choice) => placesIn(choice, part, steps));
+  for (const type of [schema.type ?? []].flat()) if (SCALARS.includes(type)) places.push({ part, steps, type });
+  for (const [name, field] of Object.entries(schema.properties ?? {})) places.push(...placesIn(field, part, [...steps, name]));
+  if (typeof schema.additionalProperties === "object") places.push(...placesIn(schema.additionalProperties, part, [...steps, "any"]));
+  places.push(...placesIn(schema.items, part, [...steps, 0]));
+  return places;
+}
+
+/** By operation id. */
+const operations = new Map<string, Place[]>();
+for (const { parameters: shared = [], ...methods } of Object.values(document.paths)) {
+  for (const { operationId, parameters = [], requestBody } of Object.values(methods as Record<string, Operation>)) {
+    if (operationId === undefined) continue;
+    const named = [...shared, ...parameters].map((each) => (each.$ref === undefined ? each : document.components.parameters?.[lastOf(each.$ref)])) as Parameter[];
+    const places = named.filter((each) => each.in !== "header").flatMap((each) => placesIn(each.schema, each.in, [each.name]));
+    operations.set(operationId, [...places, ...placesIn(requestBody?.content["application/json"].schema, "body")]);
+  }
+}
+
+/** Lines of agreement.ts that do not name the method: of an alias. */
+const ALIASES: Record<string, string> = { Mint: "sessionTokens.mint", UsageKeys: "usage.keys" };
+
+/** Each method with its operation, and where its arguments go. */
+const methods = [...read("contract/agreement.ts").matchAll(/^  (\w+): (?:Client(?:List)?<)?(Karta[\w"[\]]+|\w+)(?:, \[([^\]]*)\].*)?;$/gm)]
+  .filter(([, operation]) => operations.has(operation as string))
+  .map(([, operation, name, goTo]) => ({
+    operation: operation as string,
+    name: ALIASES[name as string] ?? [...(name as string).matchAll(/"(\w+)"/g)].map(([, part]) => part).join("."),
+    goTo: goTo === undefined ? ["query"] : [...goTo.matchAll(/"([\w.]+)"/g)].map(([, place]) => place as string),
+  }));
+
+/** The method `name` of `karta`, which gives everything that it lists. */
+function call(karta: Karta, name: string, args: unknown[]): unknown {
+  const [method = "", resource] = name.split(".").reverse();
+  const owner = (resource === undefined ? karta : karta[resource as keyof Karta]) as unknown as Record<string, (...args: unknown[]) => unknown>;
+  return owner[method]?.(...args);
+}
+
+const GOOD: Record<string, unknown> = { string: "a", integer: 1, number: 1, boolean: true };
+
+/** Arguments for a method: `value` where `place` is, and nothing else but what paths need. */
+function argumentsFor(goTo: string[], place: Place, value: unknown): unknown[] {
+  const path = [place.part, ...place.steps];
+  return goTo.map((goal) => {
+    const start = goal.split(".");
+    if (start.every((step, at) => step === path[at])) return nested(path.slice(start.length), value);
+    if (start[0] === "path") return /slug|ref/.test(goal) ? "a" : 1;
+    return start.length === 1 ? {} : undefined;
+  });
+}
+
+function nested([step, ...steps]: Steps, value: unknown): unknown {
+  if (step === undefined) return value;
+  return typeof step === "number" ? [nested(steps, value)] : { [step]: nested(steps, value) };
+}
+
+/** The client's own names of what goes into a path. */
+const IN_PATHS: Record<string, string> = { delivery_id: "deliveryId", ref: "slug" };
+
+function fieldOf({ part, steps }: Place): string {
+  if (part === "path") return IN_PATHS[String(steps[0])] ?? String(steps[0]);
+  return steps.map((step) => (typeof step === "number" ? `[${step}]` : `.${step}`)).join("").slice(1);
+}
+
+/** By what they are: JSON drops them, turns them into `null` or {}, or fails with an error of its own. */
+const NO_VALUES: Record<string, unknown> = {
+  NaN: Number("1,000"),
+  Infinity: 5 / 0,
+  "-Infinity": -5 / 0,
+  "a bigint": 1n,
+  "a function": () => 1,
+  "a symbol": Symbol("1"),
+  "a boxed NaN": Object(Number.NaN),
+  "a boxed bigint": Object(1n),
+  "an invalid date": new Date("1,000"),
+  "an invalid date of another realm": runInNewContext("new Date(NaN)"),
+  "toJSON to null": { toJSON: () => null },
+  "toJSON to undefined": { toJSON: () => undefined },
+  "toJSON to NaN": { toJSON: () => Number.NaN },
+  "toJSON that throws": {
+    toJSON: () => {
+      throw new RangeError("no");
+    },
+  },
+  "a map": new Map([["a", 1]]),
+  "a set of another realm": runInNewContext("new Set([1])"),
+  "a promise": Promise.resolve(1),
+};
+
+function methodsOf(karta: Karta): string[] {
+  const named = (of: object) => Object.getOwnPropertyNames(Object.getPrototypeOf(of)).filter((name) => !["constructor", "toString", "toJSON", "baseUrl"].includes(name));
+  const resources = Object.entries(karta).flatMap(([resource, of]) => named(of as object).map((method) => `${resource}.${method}`));
+  return [...named(karta), ...resources].sort();
+}
+
+test("the table has every method", () => {
+  assert.deepEqual(methods.map(({ name }) => name).sort(), methodsOf(new Karta({ apiKey: API_KEY })));
+});
+
+test("no field of any method takes a value that JSON cannot hold", async () => {
+  let tried = 0;
+  for (const { operation, name, goTo } of methods) {
+    for (const place of operations.get(operation) ?? []) {
+      const field = fieldOf(place);
+      const { karta, sent } = scripted([({ url }) => json(200, new Proxy({ url }, { get: () => undefined }))]);
+      // The same call with a good value is sent.
+      await failure(async () => {
+        await call(karta, name, argumentsFor(goTo, place, GOOD[place.type]));
+        throw new Error("sent");
+      });
+      assert.equal(sent.length, 1, `${name} ${field}`);
+      const inArray = place.steps.at(-1) === 0 ? { "undefined in an array": undefined } : {};
+      for (const [what, value] of Object.entries({ ...NO_VALUES, ...inArray })) {
+        const error = await failure(() => call(karta, name, argumentsFor(goTo, place, value)));
+        assert.ok(error instanceof KartaArgumentError, `${name} ${field} with ${what}: ${String(error)}`);
+        assert.equal(error.field, field, `${name} with ${what}`);
+        assert.ok(error.message.startsWith(`${field} `), error.message);
+        tried += 1;
+      }
+      assert.equal(sent.length, 1, `${name} ${field}`);
+    }
+  }
+  assert.ok(tried > 1500, `only ${tried} were tried`);
+});
+
+test("a failed calculation does not remove a cap", async () => {
+  const { karta, sent } = scripted([json(200, {})]);
+  const cap = await failure(() => karta.budget.update({ total_tokens: Number("1,000") }));
+  assert.ok(cap instanceof KartaArgumentError);
+  assert.equal(cap.message, "total_tokens must be a finite number, not NaN");
+  const key = await failure(() => karta.apiKeys.create("ci-runner", ["write"], { budget: { cost_cents: 5 / 0 } }));
+  assert.ok(key instanceof KartaArgumentError);
+  assert.equal(key.message, "budget.cost_cents must be a finite number, not Infinity");
+  const end = await failure(() => karta.apiKeys.update(1, { expires_at: new Date("tomorrow") as never }));
+  assert.ok(end instanceof KartaArgumentError);
+  assert.equal(end.message, "expires_at must be a valid date");
+  assert.equal(sent.length, 0);
+});
+
+test("spellings of the client are named as given", async () => {
+  const { karta, sent } = scripted([json(201, {})]);
+  for (const field of ["ttlSeconds", "userId", "actor", "period"]) {
+    const error = await failure(() =>
+      field === "actor"
+        ? karta.auditEvents.list({ actor: Number.NaN })
+        : field === "period"
+          ? karta.usage.summary({ period: new Date(Number.NaN) as never })
+          : karta.sessionTokens.mint("a", { [field]: Number.NaN }),
+    );
+    assert.ok(error instanceof KartaArgumentError && error.field === field, String(error));
+  }
+  assert.equal(sent.length, 0);
+});
+
+test("arguments that are no plain object are refused", async () => {
+  const { karta, sent } = scripted([json(200, {})]);
+  for (const params of [new Map(), Promise.resolve({}), [1], 7, Number.NaN, () => ({}), null] as never[]) {
+    for (const send of [
+      () => karta.budget.update(params),
+      () => karta.apiKeys.create("a", [], params),
+      () => karta.apiKeys.update(1, params),
+      () => karta.sessionTokens.mint("a", params),
+    ]) {
+      const error = await failure(send);
+      assert.ok(error instanceof KartaArgumentError && error.field === "params", String(error));
+    }
+  }
+  assert.equal(sent.length, 0);
+});
+
+test("values that JSON holds are sent as JSON.stringify sends them", async () => {
+  class Caps {
+    cost_cents = 5;
+    #hidden = 1;
+    total(): number {
+      return this.#hidden;
+    }
+  }
+  const shared = { a: 1 };
+  class Itself {
+    b = 2;
+    toJSON(): this {
+      return this;
+    }
+  }
+  const values = [
+    { total_tokens: null, cost_cents: undefined, input_tokens: 0, output_tokens: -0, alert_percents: [] },
+    { when: new Date(0), there: runInNewContext("new Date(1)"), boxed: [Object("a"), Object(1), Object(false)] },
+    { caps: new Caps(), bare: Object.assign(Object.create(null), { c: 3 }), foreign: runInNewContext("({ d: [1, { e: null }] })") },
+    { one: shared, other: [shared, shared], __proto__: { inherited: 1 } },
+    JSON.parse(`{"__proto__": {"a": 1}, "constructor": 1, "": "ä\\ud800"}`),
+    { decimal: { toJSON: () => "1.5" }, itself: new Itself() },
+  ];
+  for (const value of values) {
+    const { karta, sent } = scripted([json(200, {})]);
+    await karta.budget.update(value as BudgetParams);
+    assert.equal(sent[0]?.init.body, JSON.stringify(value));
+  }
+});
+
+test("an argument that contains itself is refused", async () => {
+  const circle: Record<string, unknown> = {};
+  circle.inner = [circle];
+  const error = await failure(() => scripted([json(200, {})]).karta.budget.update(circle));
+  assert.ok(error instanceof KartaArgumentError && error.field === "inner[0]", String(error));
+});
+
+test("the values of a query are text and numbers", async () => {
+  const { karta, sent } = scripted([json(200, { api_keys: [], next_cursor: null })]);
+  for (const status of [{}, ["active", null], ["active", ["revoked"]]]) {
+    const error = await failure(() => karta.apiKeys.list({ status: status as never }));
+    assert.ok(error instanceof KartaArgumentError && error.field === "status", String(error));
+  }
+  assert.equal(sent.length, 0);
+});
