@@ -14,7 +14,7 @@ export interface KartaOptions {
   timeout?: number | undefined;
   /** Allows an API key in a browser. Whoever can open the page can then take the key, and with it the organization. */
   dangerouslyAllowBrowser?: boolean | undefined;
-  /** In the place of the global `fetch`. */
+  /** In the place of the global `fetch`, which is looked up at each call. */
   fetch?: typeof fetch | undefined;
   /** A number from 0 up to 1, for the jitter of retries; for tests. */
   random?: (() => number) | undefined;
@@ -36,7 +36,7 @@ export interface RequestOptions {
 
 /** What every method that creates takes last. */
 export interface CreateOptions extends RequestOptions {
-  /** 1 to 255 printable ASCII characters: one is made up unless given. Give your own to repeat a create across restarts. */
+  /** 1 to 255 printable ASCII characters without blanks around them; generated unless given. Give your own to repeat a create across restarts. */
   idempotencyKey?: string | undefined;
 }
 
@@ -60,19 +60,25 @@ const LONGEST_TIMEOUT_MS = 2 ** 31 - 1;
 export function settingsOf(options: KartaOptions): Settings {
   // Whoever writes plain JavaScript may leave everything out.
   const given: Partial<KartaOptions> = (options as KartaOptions | undefined) ?? {};
-  const send = given.fetch ?? (globalThis.fetch as typeof fetch | undefined);
-  if (typeof send !== "function") throw new KartaArgumentError("fetch", "is not there: use Node.js 18.17 or later, or pass one");
+  const { fetch: send, now, random } = given;
+  if (typeof (send ?? globalFetch) !== "function") throw new KartaArgumentError("fetch", "must be a function like the global fetch");
   return {
     apiKey: apiKeyOf(given.apiKey, given.dangerouslyAllowBrowser === true),
     baseUrl: baseUrlOf(given.baseUrl ?? environment("KARTA_BASE_URL") ?? DEFAULT_BASE_URL),
     maxRetries: maxRetriesOf(given.maxRetries ?? 2),
     timeout: timeoutOf(given.timeout ?? 30_000),
-    // Browsers refuse a fetch that is called as a method of something else.
-    fetch: (input, init) => send(input, init),
-    random: given.random ?? Math.random,
-    now: given.now ?? Date.now,
+    // The globals are looked up at each call, because tests and instrumentation replace them later.
+    fetch: (input, init) => (send ?? globalFetch())(input, init),
+    random: random ?? (() => Math.random()),
+    now: now ?? (() => Date.now()),
     sleep: given.sleep ?? sleep,
   };
+}
+
+function globalFetch(): typeof fetch {
+  const send = globalThis.fetch as typeof fetch | undefined;
+  if (typeof send === "function") return send;
+  throw new KartaArgumentError("fetch", "is missing in this runtime: use Node.js 18.17 or later, or pass one");
 }
 
 /** Messages never repeat the value: it may be another secret. */
@@ -124,6 +130,7 @@ export function timeoutOf(value: number): number {
 }
 
 export function idempotencyKeyOf(value: string): string {
-  if (typeof value === "string" && /^[\x20-\x7e]{1,255}$/.test(value)) return value;
-  throw new KartaArgumentError("idempotencyKey", "must be 1 to 255 printable ASCII characters");
+  // HTTP drops blanks around a header's value: two keys that differ in them would be one key to the server.
+  if (typeof value === "string" && /^[\x20-\x7e]{1,255}$/.test(value) && value === value.trim()) return value;
+  throw new KartaArgumentError("idempotencyKey", "must be 1 to 255 printable ASCII characters without blanks around them");
 }

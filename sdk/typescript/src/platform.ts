@@ -8,17 +8,25 @@ const surroundings = globalThis as Surroundings;
 
 /** Whether the code runs on an end user's device: in a browser's page or worker, or in React Native. */
 export function isOnClient(): boolean {
-  const { window, navigator } = surroundings;
   return (
-    window?.document !== undefined ||
-    navigator?.product === "ReactNative" ||
-    navigator?.userAgent?.startsWith("Mozilla/") === true
+    permitted(() => surroundings.window?.document) !== undefined ||
+    permitted(() => surroundings.navigator?.product) === "ReactNative" ||
+    permitted(() => surroundings.navigator?.userAgent?.startsWith("Mozilla/")) === true
   );
 }
 
-/** An environment variable; absent where there are none, and where it is empty. */
+/** An environment variable; absent if it is empty, or if the runtime has no environment or does not let this code read it. */
 export function environment(name: string): string | undefined {
-  return surroundings.process?.env?.[name] || undefined;
+  return permitted(() => surroundings.process?.env?.[name]) || undefined;
+}
+
+/** What `read` returns; `undefined` if the runtime forbids reading it, as Deno does with `process.env` unless `--allow-env` is given. */
+function permitted<T>(read: () => T): T | undefined {
+  try {
+    return read();
+  } catch {
+    return undefined;
+  }
 }
 
 let fetched: Promise<Crypto> | undefined;

@@ -49,7 +49,8 @@ test("a request carries the key, the client's name and a body in JSON", async ()
 test("each status has its error, with body, code and request id", async () => {
   const cases = [
     [400, KartaBadRequestError, { error: "malformed_json", message: "no JSON" }, "400: no JSON"],
-    [401, KartaAuthError, { detail: "Unauthorized", message: "Send Authorization" }, "401: Send Authorization"],
+    [401, KartaAuthError, { detail: "Unauthorized" }, "401: Unauthorized"],
+    [401, KartaAuthError, { detail: "Unauthorized", message: "Send Authorization: Bearer <key>." }, "401: Send Authorization: Bearer <key>."],
     [
       402,
       KartaBudgetError,
@@ -64,8 +65,10 @@ test("each status has its error, with body, code and request id", async () => {
     ],
     [403, KartaForbiddenError, { detail: "missing scope: admin" }, "403: missing scope: admin"],
     [404, KartaNotFoundError, { detail: "Not found" }, "404: Not found"],
+    [404, KartaNotFoundError, { detail: "Not found", error: "unknown_route" }, "404: Not found"],
     [409, KartaConflictError, { error: "slug_taken", message: "taken" }, "409: taken"],
     [413, KartaPayloadTooLargeError, { error: "body_too_large", message: "large" }, "413: large"],
+    [415, KartaError, { error: "unsupported_encoding", message: "plain" }, "415: plain"],
     [422, KartaValidationError, { error: "validation_failed", message: "Name is required", field: "name" }, "422: Name is required"],
     [429, KartaRateLimitError, { error: "rate_limited", retry_after_seconds: 3 }, "429: rate_limited"],
     [500, KartaServerError, { detail: "Internal error" }, "500: Internal error"],
@@ -94,6 +97,12 @@ test("errors carry what their bodies say", async () => {
   const of = (status: number, body: unknown, headers = {}) => failure(() => scripted([json(status, body, headers)], { maxRetries: 0 }).karta.whoami());
   assert.equal(((await of(422, { field: "scopes[0]" })) as KartaValidationError).field, "scopes[0]");
   assert.equal(((await of(402, { reason: "subscription past_due" })) as KartaBudgetError).reason, "subscription past_due");
+  const capped = (await of(402, { reason: "r", cap: "cost_cents", of: "api_key", resets_at: "2026-12-01T00:00:00.000Z" })) as KartaBudgetError;
+  assert.deepEqual([capped.cap, capped.of, capped.resetsAt], ["cost_cents", "api_key", "2026-12-01T00:00:00.000Z"]);
+  const unpaid = (await of(402, { reason: "subscription unpaid", cap: null, of: "organization", resets_at: null })) as KartaBudgetError;
+  assert.deepEqual([unpaid.cap, unpaid.of, unpaid.resetsAt], [null, "organization", null]);
+  const older = (await of(402, { reason: "r", cap: 7 })) as KartaBudgetError;
+  assert.deepEqual([older.cap, older.of, older.resetsAt], [undefined, undefined, undefined]);
   assert.equal(((await of(429, { retry_after_seconds: 3 })) as KartaRateLimitError).retryAfter, 3);
   assert.equal(((await of(503, {}, { "retry-after": "2" })) as KartaUnavailableError).retryAfter, 2);
   assert.equal(((await of(404, { request_id: "req_2" })) as KartaError).requestId, "req_2");
@@ -148,12 +157,26 @@ test("a create keeps one idempotency key over its retries, and the next has anot
 
 test("a create takes the caller's idempotency key, if it can be one", async () => {
   const { karta, sent } = scripted([json(201, {})]);
-  await karta.projects.create({ slug: "a", name: "A" }, { idempotencyKey: "order 1" });
-  assert.equal(sent[0]?.headers.get("idempotency-key"), "order 1");
-  for (const idempotencyKey of ["", "ä", "a\nb", "a".repeat(256)]) {
-    const error = await failure(() => karta.projects.create({ slug: "a", name: "A" }, { idempotencyKey }));
-    assert.ok(error instanceof KartaArgumentError && error.field === "idempotencyKey");
+  for (const idempotencyKey of ["order 1", "~", "a".repeat(255)]) {
+    await karta.projects.create({ slug: "a", name: "A" }, { idempotencyKey });
+    assert.equal(sent.at(-1)?.headers.get("idempotency-key"), idempotencyKey);
   }
+  const refused = ["", " ", " order-1", "order-1 ", "order-1\n", "\torder-1", "ä", "a\nb", "a\u007f", "a".repeat(256), 7, Number.NaN, {}] as string[];
+  for (const idempotencyKey of refused) {
+    for (const create of [
+      () => karta.projects.create({ slug: "a", name: "A" }, { idempotencyKey }),
+      () => karta.apiKeys.create("a", [], {}, { idempotencyKey }),
+      () => karta.apiKeys.rotate(1, {}, { idempotencyKey }),
+      () => karta.modelKeys.create("openai", "sk", null, { idempotencyKey }),
+      () => karta.webhookEndpoints.create({ url: "https://a.test", event_types: ["*"] }, { idempotencyKey }),
+      () => karta.webhookEndpoints.rotateSecret(1, {}, { idempotencyKey }),
+      () => karta.deploys.create("a", { commit_sha: "abcdef0" }, { idempotencyKey }),
+    ]) {
+      const error = await failure(create);
+      assert.ok(error instanceof KartaArgumentError && error.field === "idempotencyKey", JSON.stringify(idempotencyKey));
+    }
+  }
+  assert.equal(sent.length, 3);
 });
 
 test("every create has an idempotency key, and nothing else", async () => {
@@ -324,8 +347,11 @@ test("ids and slugs that would lead elsewhere are refused before anything is sen
 
 test("a user that is undefined does not become a token for nobody", async () => {
   const { karta, sent } = scripted([json(201, {})]);
-  for (const params of [{ userId: undefined }, { user_id: undefined }] as unknown as { userId: string }[]) {
-    assert.ok((await failure(() => karta.sessionTokens.mint("a", params))) instanceof KartaArgumentError);
+  for (const field of ["userId", "user_id"]) {
+    for (const user of [undefined, null]) {
+      const error = await failure(() => karta.sessionTokens.mint("a", { [field]: user } as never));
+      assert.ok(error instanceof KartaArgumentError && error.field === field, String(error));
+    }
   }
   await karta.sessionTokens.mint("a", { userId: "u", ttlSeconds: 60 });
   await karta.sessionTokens.mint("a", { user_id: "u", ttl_seconds: 60 });
