@@ -1,4 +1,5 @@
-// What `npm pack` makes is installed, offline, into a fresh project, where it type-checks and runs as ESM and as CommonJS.
+// What `npm pack` makes is installed, offline, into a fresh project, where it type-checks and runs as ESM and as CommonJS, with today's TypeScript and with
+// the lowest that the README promises.
 import { execFileSync } from "node:child_process";
 import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -6,7 +7,7 @@ import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
-const tsc = join(root, "node_modules/typescript/bin/tsc");
+const compilers = ["typescript", "typescript-5.0"].map((name) => join(root, "node_modules", name, "bin/tsc"));
 const project = mkdtempSync(join(tmpdir(), "karta-sdk-"));
 const run = (command, args, cwd = project) => execFileSync(command, args, { cwd, encoding: "utf8", stdio: ["ignore", "pipe", "inherit"] });
 
@@ -59,13 +60,19 @@ try {
   writeFileSync(join(project, "cjs.cts"), IMPORT + SAMPLE);
   writeFileSync(join(project, "required.cts"), REQUIRE + SAMPLE);
   writeFileSync(join(project, "bundled.ts"), IMPORT + SAMPLE);
-  const strict = ["--strict", "--target", "es2022", "--lib", "es2022,dom,dom.asynciterable", "--types", ""];
-  for (const mode of ["node16", "nodenext"]) {
-    run(process.execPath, [tsc, ...strict, "--module", mode, "--moduleResolution", mode, "--outDir", mode, "esm.mts", "cjs.cts", "required.cts"]);
-    for (const file of ["esm.mjs", "cjs.cjs", "required.cjs"]) run(process.execPath, [join(mode, file)]);
+  const strict = ["--strict", "--target", "es2022", "--lib", "es2022,dom"];
+  const versions = [];
+  for (const tsc of compilers) {
+    versions.push(run(process.execPath, [tsc, "--version"]).trim().replace("Version ", ""));
+    for (const mode of ["node16", "nodenext"]) {
+      run(process.execPath, [tsc, ...strict, "--module", mode, "--moduleResolution", mode, "--outDir", mode, "esm.mts", "cjs.cts", "required.cts"]);
+      for (const file of ["esm.mjs", "cjs.cjs", "required.cjs"]) run(process.execPath, [join(mode, file)]);
+    }
+    run(process.execPath, [tsc, ...strict, "--noEmit", "--module", "esnext", "--moduleResolution", "bundler", "bundled.ts"]);
   }
-  run(process.execPath, [tsc, ...strict, "--noEmit", "--module", "esnext", "--moduleResolution", "bundler", "bundled.ts"]);
-  console.log(`check-pack: ${tarball.filename}, ${tarball.entryCount} files, ${tarball.size} bytes: installs, type-checks and runs as ESM and CommonJS`);
+  const promised = readFileSync(join(root, "README.md"), "utf8").match(/TypeScript (\d+\.\d+) or later/)?.[1];
+  if (!versions[1].startsWith(`${promised}.`)) throw new Error(`the README promises TypeScript ${promised}, and ${versions[1]} was tried`);
+  console.log(`check-pack: ${tarball.filename}, ${tarball.entryCount} files, ${tarball.size} bytes: installs, type-checks and runs as ESM and CommonJS with TypeScript ${versions.join(" and ")}`);
 } finally {
   rmSync(project, { recursive: true });
 }
