@@ -24,8 +24,8 @@ async function run(...lines) {
   }
 }
 
-const START = fence("sh", "export KARTA_API_KEY=kt_live_…\nexport KARTA=http://127.0.0.1:8787");
-const WHOAMI = fence("sh", `curl -s $KARTA/v1/whoami -H "Authorization: Bearer $KARTA_API_KEY" | node -p 'JSON.parse(fs.readFileSync(0)).kind'`);
+const START = fence("sh", "export KARTA_API_KEY=kt_live_…\nexport KARTA_BASE_URL=http://127.0.0.1:8787");
+const WHOAMI = fence("sh", `curl -s $KARTA_BASE_URL/v1/whoami -H "Authorization: Bearer $KARTA_API_KEY" | node -p 'JSON.parse(fs.readFileSync(0)).kind'`);
 
 test("a page that is right passes", async () => {
   const program = `Save as \`a.mjs\`:\n${fence("js a.mjs", 'console.log(JSON.stringify({ a: "b" }))')}`;
@@ -36,8 +36,8 @@ test("a page that is right passes", async () => {
 for (const [what, page, fault] of [
   ["an answer that is another one", [START, WHOAMI, fence("text", "session")], /^page\.md:8: the text block line 1 is printed as session and was api_key$/],
   ["a command that fails", [START, fence("sh", "true\nls /nowhere\ntrue")], /^page\.md:5: the sh block .*failed with 2: ls \/nowhere/s],
-  ["an answer that is not printed", [START, fence("sh", "curl -s $KARTA/healthz")], /^page\.md:5: .*prints no answer, and this came: .*ok/],
-  ["a refusal that is not printed", [START, fence("sh", "curl -s $KARTA/v1/whoami"), fence("json", '{"kind":"api_key"}')], /^page\.md:8: .*has the fields detail,request_id/],
+  ["an answer that is not printed", [START, fence("sh", "curl -s $KARTA_BASE_URL/healthz")], /^page\.md:5: .*prints no answer, and this came: .*ok/],
+  ["a refusal that is not printed", [START, fence("sh", "curl -s $KARTA_BASE_URL/v1/whoami"), fence("json", '{"kind":"api_key"}')], /^page\.md:8: .*has the fields detail,request_id/],
   ["an answer before anything is run", [fence("json", "{}")], /^page\.md:1: .*nothing was run before it/],
   ["a placeholder that nothing explains", [fence("sh", "echo eyJ0eXAi…")], /^page\.md:1: .*in the place of eyJ0eXAi…/],
   ["a language that nothing here runs", [fence("ruby", "puts 1")], /^page\.md:1: .*no way here to run ruby/],

@@ -233,28 +233,32 @@ fn greeting(runner: &Runner, data_dir: Option<&Path>) -> String {
     );
     let Some(token) = &runner.founded.api_key else {
         return format!(
-            "Karta runs on {url} for the organization {organization}. {kept}\n\
-             Its first key was shown at the first start; to get another organization with a key of its own, use --org."
+            r#"Karta runs on {url} for the organization {organization}. {kept}
+
+  export KARTA_BASE_URL={url}
+
+The organization's first key was shown at its first start. If it is lost: --org makes another organization, and shows its key.
+
+Every route is documented at {url}/docs. Ctrl-C stops the run."#
         );
     };
     let token = token.expose();
     format!(
         r#"Karta runs on {url} for the organization {organization}. {kept}
 
-Its first key has all scopes and is shown only now:
+Its first key has all scopes and is shown only now. In a second terminal:
 
-  {token}
+  export KARTA_BASE_URL={url}
+  export KARTA_API_KEY={token}
 
-Try it:
+  curl $KARTA_BASE_URL/v1/whoami -H "Authorization: Bearer $KARTA_API_KEY"
 
-  curl {url}/v1/whoami -H 'Authorization: Bearer {token}'
-
-  curl {url}/v1/api_keys -H 'Authorization: Bearer {token}' \
+  curl $KARTA_BASE_URL/v1/api_keys -H "Authorization: Bearer $KARTA_API_KEY" \
     -d '{{"name": "ci-runner", "scopes": ["write"]}}'
 
-  curl {url}/v1/agent_projects -H 'Authorization: Bearer {token}' \
+  curl $KARTA_BASE_URL/v1/agent_projects -H "Authorization: Bearer $KARTA_API_KEY" \
     -d '{{"slug": "my-app", "name": "My app"}}'
 
-Ctrl-C stops it."#
+Every route is documented at {url}/docs. Ctrl-C stops the run."#
     )
 }

@@ -66,6 +66,22 @@ impl Karta {
         Self { child, described, log, folder, client: reqwest::Client::new() }
     }
 
+    /// A run that printed its greeting; `described` has what the greeting exports, by variable.
+    fn greeted(data: &Path) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("stderr");
+        let mut command = command(&["--port", "0", "--data-dir", text(data)], &[]);
+        let mut child = command.stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let exports = lines.take_while(|line| !line.ends_with("Ctrl-C stops the run.")).filter_map(|line| {
+            let (name, value) = line.strip_prefix("  export ")?.split_once('=')?;
+            Some((name.to_owned(), Value::from(value)))
+        });
+        let described = Value::Object(exports.collect());
+        described["KARTA_API_KEY"].as_str().into_iter().for_each(note_secret);
+        Self { child, described, log, folder, client: reqwest::Client::new() }
+    }
+
     /// A value of the line that it printed.
     pub(crate) fn says(&self, field: &str) -> &str {
         self.described[field].as_str().unwrap()
@@ -179,6 +195,22 @@ async fn the_line_of_json_has_the_documented_fields_and_shows_the_key_once() {
     for kept in ["organization_id", "organization_slug", "service_token", "session_token_secret", "data_dir"] {
         assert_eq!(again.described[kept], first[kept], "{kept}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_greeting_exports_what_calls_need() {
+    let data = tempfile::tempdir().unwrap();
+    let karta = Karta::greeted(data.path());
+    let whoami = format!("{}/v1/whoami", karta.says("KARTA_BASE_URL"));
+    let answer = karta.client.get(&whoami).bearer_auth(karta.says("KARTA_API_KEY")).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(karta.end("-INT").success());
+
+    let again = Karta::greeted(data.path());
+    let exported: Vec<_> = again.described.as_object().unwrap().keys().collect();
+    assert_eq!(exported, ["KARTA_BASE_URL"]);
+    let health = format!("{}/healthz", again.says("KARTA_BASE_URL"));
+    assert_eq!(again.client.get(&health).send().await.unwrap().status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
