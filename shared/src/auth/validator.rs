@@ -45,8 +45,8 @@ pub struct Validator {
     bcrypt: BcryptPool,
     proofs: Cache<[u8; 32], Proof>,
     refusals: Cache<[u8; 32], Timestamp>,
-    /// When this process last tried to note a key's use.
-    note_tried: Cache<Id, Timestamp>,
+    /// When this process looks again whether a key's use is to be noted.
+    note_due: Cache<Id, Timestamp>,
     metrics: Metrics,
     deadlines: Deadlines,
 }
@@ -118,7 +118,7 @@ impl Validator {
             bcrypt,
             proofs: Cache::new(PROOFS_KEPT),
             refusals: Cache::new(REFUSALS_KEPT),
-            note_tried: Cache::new(PROOFS_KEPT),
+            note_due: Cache::new(PROOFS_KEPT),
             metrics,
             deadlines,
         }
@@ -178,12 +178,18 @@ impl Validator {
         };
         let asked_at = self.clock.now();
         let Proof { organization_id, api_key_id, counted_as } = proof;
-        let (access, spending) = self.store.access_to_spend(organization_id, api_key_id, counted_as, asked_at).await?;
+        let notes = how != Use::Unnoted && self.note_due.get(&api_key_id).is_none_or(|due| due <= asked_at);
+        let (access, spending) = if notes {
+            self.store.access_to_use(organization_id, api_key_id, counted_as, asked_at).await?
+        } else {
+            self.store.access_to_spend(organization_id, api_key_id, counted_as, asked_at).await?
+        };
         let verdict = match judge(&access, self.clock.now()) {
             Ok(()) => Verdict::Valid(Box::new(ValidKey::of(access, spending))),
             Err(why) => Verdict::Invalid(why),
         };
         if let Verdict::Valid(valid) = &verdict
+            && notes
             && how.counts(valid)
         {
             self.note_use(valid).await;
@@ -200,18 +206,24 @@ impl Validator {
         Ok(ApiKeyToken::parse(text, &*self.secrets.ring_refetched(Ring::KeyTag).await?))
     }
 
-    /// Notes a key's use, if the last one that was noted, by whichever process, is a minute ago. Best effort: no validation fails because of it.
+    /// Notes a key's use, if the last one that was noted, by any process, is a minute ago. Best effort: no validation fails because of it.
     async fn note_use(&self, valid: &ValidKey) {
         let (now, organization, key) = (self.clock.now(), valid.organization.id, valid.api_key.id);
-        let due = valid.api_key.last_used_at.is_none_or(|at| now.since(at) >= USE_NOTED_EVERY);
-        if !due || self.note_tried.get(&key).is_some_and(|at| now.since(at) < USE_TRIED_EVERY) {
+        if self.note_due.get(&key).is_some_and(|due| now < due) {
             return;
         }
-        self.note_tried.insert(key, now);
+        if let Some(last) = valid.api_key.last_used_at.filter(|at| now.since(*at) < USE_NOTED_EVERY) {
+            self.note_due.insert(key, last.plus(USE_NOTED_EVERY));
+            return;
+        }
+        // Before the write: concurrent validations of the key do not write too.
+        self.note_due.insert(key, now.plus(USE_TRIED_EVERY));
         let noted = self.store.note_use(organization, key, now, USE_NOTED_EVERY);
         let within = self.deadlines.scale(USE_NOTED_WITHIN);
         match timeout(within, noted).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(true)) => self.note_due.insert(key, now.plus(USE_NOTED_EVERY)),
+            // Another process was faster: the next look learns when.
+            Ok(Ok(false)) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the use of a key was not noted"),
             Err(_) => tracing::warn!("the use of a key was not noted within {within:?}"),
         }

@@ -23,6 +23,7 @@ pub struct ApiKey {
     /// The API key that made this one; none for an organization's first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created_by: Option<Id>,
+    /// As far as it was read: a function that only judges the key does not read it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_used_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -93,13 +93,16 @@ where
         R::Access::admit(presented).await.map(drop)
     }
 
-    /// The calling key, judged once more, and the key that it means to change: one read for both if they are the same, so that the
-    /// condition on the one is a condition on the other.
+    /// The calling key, judged once more, and the key that it means to change, with its last use: one read for both if they are the same, so
+    /// that the condition on the one is a condition on the other.
     pub async fn caller_and_target(&self, app: &App, target: Id) -> Result<(ApiKey, ApiKey), Error> {
-        let caller = self.readmit(app).await?;
-        if caller.id == target {
-            return Ok((caller.clone(), caller));
+        let ApiKeyCaller { organization_id, api_key_id, .. } = self.caller;
+        if api_key_id == target {
+            let access = app.store.access_with_use(organization_id, api_key_id).await?;
+            self.admit_again(app, &access).await?;
+            return Ok((access.api_key.clone(), access.api_key));
         }
+        let caller = self.readmit(app).await?;
         let target = app.store.api_key(self.caller.organization_id, target).await?.ok_or(Error::NotFound)?;
         Ok((caller, target))
     }

@@ -2,6 +2,7 @@ use std::collections::HashMap;
 
 use super::{
     Item, OrganizationBudget, Store, StoreError,
+    api_keys::join_use,
     batch::Wanted,
     counters::{read_totals, totals_projection},
     decode,
@@ -25,6 +26,17 @@ impl Store {
         take_access(&mut found, &state)
     }
 
+    /// The same with the time of the key's last use.
+    pub async fn access_with_use(&self, organization: Id, api_key: Id) -> Result<Access, StoreError> {
+        let state = [Key::organization(organization), Key::api_key(organization, api_key)];
+        let used = Key::key_use(organization, api_key);
+        let [of_organization, of_key] = state.clone();
+        let mut found = by_key(self.batch_get(Table::Main, &[of_organization, of_key, used.clone()]).await?);
+        let mut access = take_access(&mut found, &state)?;
+        join_use(&mut access.api_key, found.remove(&used))?;
+        Ok(access)
+    }
+
     /// The same with what decides whether the key may spend: budgets, and this month's counters of the organization and of the line of keys
     /// that is `counted_as`. One BatchGetItem too.
     pub async fn access_to_spend(
@@ -34,19 +46,45 @@ impl Store {
         counted_as: Id,
         now: Timestamp,
     ) -> Result<(Access, Spending), StoreError> {
+        self.spending_access(organization, api_key, counted_as, now, None).await
+    }
+
+    /// The same with the time of the key's last use: for a process that may have to write a later one.
+    pub async fn access_to_use(
+        &self,
+        organization: Id,
+        api_key: Id,
+        counted_as: Id,
+        now: Timestamp,
+    ) -> Result<(Access, Spending), StoreError> {
+        let used = Key::key_use(organization, api_key);
+        self.spending_access(organization, api_key, counted_as, now, Some(used)).await
+    }
+
+    async fn spending_access(
+        &self,
+        organization: Id,
+        api_key: Id,
+        counted_as: Id,
+        now: Timestamp,
+        last_use: Option<Key>,
+    ) -> Result<(Access, Spending), StoreError> {
         let month = now.month();
         let state = [Key::organization(organization), Key::api_key(organization, api_key)];
         let budget = Key::budget(organization);
         let totals = Key::usage_totals(organization, month);
         let used = Key::usage_of_key(organization, counted_as, month);
-        let main = state.iter().chain([&budget]).cloned().collect();
+        let main = state.iter().chain([&budget]).chain(&last_use).cloned().collect();
         let usage = vec![totals.clone(), used.clone()];
         let found = self.batch_get_once([
             Wanted { table: Table::Main, keys: main, projection: None },
             Wanted { table: Table::Usage, keys: usage, projection: Some(totals_projection()) },
         ]);
         let mut found = by_key(found.await?);
-        let access = take_access(&mut found, &state)?;
+        let mut access = take_access(&mut found, &state)?;
+        if let Some(last_use) = last_use {
+            join_use(&mut access.api_key, found.remove(&last_use))?;
+        }
         let kept = found.remove(&budget).map(decode::<OrganizationBudget>).transpose()?;
         let mut tally = |key: &Key| found.remove(key).map_or(Ok(Tally::default()), |item| read_totals(&item));
         let spending = Spending {

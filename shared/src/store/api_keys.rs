@@ -1,20 +1,56 @@
 use std::time::Duration;
 
 use aws_sdk_dynamodb::{error::ProvideErrorMetadata, types::AttributeValue};
+use serde::Deserialize;
 
 use super::{
-    Conflict, Credential, Digest, KeyOwner, Page, Store, StoreError, Transaction, decode,
-    page::Listing,
-    table::{Key, Table, api_keys_partition, padded},
+    Conflict, Credential, Digest, Item, KeyOwner, Page, Store, StoreError, Transaction, decode,
+    page::{Joined, Listing},
+    table::{Key, Table, api_keys_partition, key_uses_partition, padded},
 };
 use crate::domain::{ApiKey, Id, Kind, Timestamp};
 
+/// The last use of a key, apart from its state: the functions that note a use can write nothing that access depends on.
+#[derive(Deserialize)]
+struct KeyUse {
+    last_used_at: Timestamp,
+}
+
+/// Sets the key's last use to the later of its item's own and that of its `USED#` item. Items from before `USED#` hold it themselves.
+pub(super) fn join_use(key: &mut ApiKey, used: Option<Item>) -> Result<(), StoreError> {
+    if let Some(used) = used {
+        let KeyUse { last_used_at } = decode(used)?;
+        key.last_used_at = key.last_used_at.max(Some(last_used_at));
+    }
+    Ok(())
+}
+
+fn listing(organization: Id) -> Listing<ApiKey> {
+    Listing {
+        table: Table::Main,
+        partition: api_keys_partition(organization),
+        place: padded,
+        read: decode,
+        skips_unreadable: false,
+        id: |key: &ApiKey| key.id,
+    }
+}
+
 impl Store {
+    /// A key with the time of its last use. One consistent BatchGetItem.
     pub async fn api_key(&self, organization: Id, id: Id) -> Result<Option<ApiKey>, StoreError> {
-        self.get(Table::Main, Key::api_key(organization, id)).await
+        let (state, used) = (Key::api_key(organization, id), Key::key_use(organization, id));
+        let (mut key, mut last_use) = (None, None);
+        for item in self.batch_get(Table::Main, &[state, used.clone()]).await? {
+            let place = if Key::of_item(&item).as_ref() == Some(&used) { &mut last_use } else { &mut key };
+            *place = Some(item);
+        }
+        let Some(mut key) = key.map(decode).transpose()? else { return Ok(None) };
+        join_use(&mut key, last_use)?;
+        Ok(Some(key))
     }
 
-    /// The organization's keys, newest first, of those that `keep` lets through.
+    /// The organization's keys, newest first, of those that `keep` lets through. Their last uses are not read.
     pub async fn api_keys(
         &self,
         organization: Id,
@@ -22,39 +58,48 @@ impl Store {
         limit: usize,
         keep: impl Fn(&ApiKey) -> bool,
     ) -> Result<Page<ApiKey>, StoreError> {
-        let partition = api_keys_partition(organization);
-        let listing = Listing {
-            table: Table::Main,
-            partition,
-            place: padded,
-            read: decode,
-            skips_unreadable: false,
-            id: |key: &ApiKey| key.id,
-        };
-        self.page(listing, below, limit, keep).await
+        self.page(listing(organization), below, limit, keep).await
     }
 
-    /// Writes that the key was used at `now`, unless it ended before or its last use is noted less than `every` ago.
-    pub async fn note_use(&self, organization: Id, key: Id, now: Timestamp, every: Duration) -> Result<(), StoreError> {
+    /// The same with the times of their last uses.
+    pub async fn api_keys_with_uses(
+        &self,
+        organization: Id,
+        below: Option<Id>,
+        limit: usize,
+        keep: impl Fn(&ApiKey) -> bool,
+    ) -> Result<Page<ApiKey>, StoreError> {
+        let uses = Joined {
+            partition: key_uses_partition(organization),
+            join: |key: &mut ApiKey, used| join_use(key, Some(used)),
+        };
+        self.page_joined(listing(organization), Some(uses), below, limit, keep).await
+    }
+
+    /// Writes that the key was used at `now`, unless a use less than `every` ago is noted. Returns whether it did.
+    pub async fn note_use(
+        &self,
+        organization: Id,
+        key: Id,
+        now: Timestamp,
+        every: Duration,
+    ) -> Result<bool, StoreError> {
         let text = |instant: Timestamp| AttributeValue::S(instant.to_string());
         let sent = self
             .client
             .update_item()
             .table_name(self.table(Table::Main))
-            .set_key(Some(Key::api_key(organization, key).attributes()))
+            .set_key(Some(Key::key_use(organization, key).attributes()))
             .update_expression("SET last_used_at = :now")
-            .condition_expression(
-                "attribute_exists(pk) AND attribute_not_exists(revoked_at) \
-                 AND (attribute_not_exists(expires_at) OR expires_at > :now) \
-                 AND (attribute_not_exists(last_used_at) OR last_used_at <= :due)",
-            )
+            .condition_expression("attribute_not_exists(last_used_at) OR last_used_at <= :due")
             .expression_attribute_values(":now", text(now))
             .expression_attribute_values(":due", text(now.minus(every)))
             .send()
             .await;
         match sent {
-            Err(error) if error.code() != Some("ConditionalCheckFailedException") => Err(error.into()),
-            Ok(_) | Err(_) => Ok(()),
+            Ok(_) => Ok(true),
+            Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -116,17 +161,7 @@ impl Transaction {
         if before.expires_at != after.expires_at {
             self.notice_expiry(organization, after)?;
         }
-        let key = Key::api_key(organization, after.id);
-        // The whole item is put: a use that was noted meanwhile must not be lost either.
-        self.put(Table::Main, &key, after, Conflict::Changed, |put| {
-            let put = put.expression_attribute_values(":read", AttributeValue::N(before.version.to_string()));
-            match before.last_used_at {
-                None => put.condition_expression("version = :read AND attribute_not_exists(last_used_at)"),
-                Some(used) => put
-                    .condition_expression("version = :read AND last_used_at = :used")
-                    .expression_attribute_values(":used", AttributeValue::S(used.to_string())),
-            }
-        })
+        self.replace(Table::Main, &Key::api_key(organization, after.id), after, before.version)
     }
 
     fn add_api_key(&mut self, organization: Id, key: &ApiKey, digest: Digest) -> Result<(), StoreError> {

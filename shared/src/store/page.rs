@@ -1,3 +1,5 @@
+use std::collections::HashMap;
+
 use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::{
@@ -33,11 +35,32 @@ pub(super) struct Listing<T> {
     pub(super) id: fn(&T) -> Id,
 }
 
+/// A second partition of the table whose items complete those of the list that have the same sort keys.
+pub(super) struct Joined<T> {
+    pub(super) partition: String,
+    pub(super) join: fn(&mut T, Item) -> Result<(), StoreError>,
+}
+
+/// How many more items of a joined partition are read than of the list: the two are read at the same time, and an item may be new in one of them.
+const JOINED_BEYOND: usize = 16;
+
 impl Store {
     /// The newest `limit` items below an id that `keep` lets through.
     pub(super) async fn page<T>(
         &self,
         listing: Listing<T>,
+        below: Option<Id>,
+        limit: usize,
+        keep: impl Fn(&T) -> bool,
+    ) -> Result<Page<T>, StoreError> {
+        self.page_joined(listing, None, below, limit, keep).await
+    }
+
+    /// The same, each item completed before it is judged. The sort keys of the joined partition are some of the list's.
+    pub(super) async fn page_joined<T>(
+        &self,
+        listing: Listing<T>,
+        joined: Option<Joined<T>>,
         below: Option<Id>,
         limit: usize,
         keep: impl Fn(&T) -> bool,
@@ -50,23 +73,31 @@ impl Store {
         loop {
             // One more than is wanted tells whether another page follows.
             let ask = (limit + 1 - items.len()).max((examined + skipped).min(200)).min(EXAMINED_AT_MOST + 1 - examined);
-            let output = self
-                .client
-                .query()
-                .table_name(self.table(listing.table))
-                .key_condition_expression("pk = :pk AND sk < :upper")
-                .expression_attribute_values(":pk", AttributeValue::S(listing.partition.clone()))
-                .expression_attribute_values(":upper", AttributeValue::S(upper.clone()))
-                .scan_index_forward(false)
-                .consistent_read(true)
-                .limit(i32::try_from(ask).unwrap_or(i32::MAX))
-                .send()
-                .await?;
+            let newest = |partition: &str, ask: usize| {
+                self.client
+                    .query()
+                    .table_name(self.table(listing.table))
+                    .key_condition_expression("pk = :pk AND sk < :upper")
+                    .expression_attribute_values(":pk", AttributeValue::S(partition.to_owned()))
+                    .expression_attribute_values(":upper", AttributeValue::S(upper.clone()))
+                    .scan_index_forward(false)
+                    .consistent_read(true)
+                    .limit(i32::try_from(ask).unwrap_or(i32::MAX))
+                    .send()
+            };
+            let listed = newest(&listing.partition, ask);
+            let (output, mut complements) = match &joined {
+                None => (listed.await?, HashMap::new()),
+                Some(Joined { partition, .. }) => {
+                    let (output, complements) = tokio::try_join!(listed, newest(partition, ask + JOINED_BEYOND))?;
+                    (output, by_sort_key(complements.items.unwrap_or_default())?)
+                }
+            };
             let exhausted = output.last_evaluated_key.is_none();
             for item in output.items.unwrap_or_default() {
                 let size: usize = item.iter().map(|(name, value)| name.len() + size_of(value)).sum();
                 text(&item, "sk")?.clone_into(&mut upper);
-                let item = match (listing.read)(item) {
+                let mut item = match (listing.read)(item) {
                     Err(error) if listing.skips_unreadable => {
                         tracing::error!(partition = listing.partition, sk = upper, %error, "an item is left out of its list");
                         skipped += 1;
@@ -74,6 +105,9 @@ impl Store {
                     }
                     read => read?,
                 };
+                if let (Some(Joined { join, .. }), Some(complement)) = (&joined, complements.remove(&upper)) {
+                    join(&mut item, complement)?;
+                }
                 let at = (listing.id)(&item);
                 let full = items.len() == limit || examined == EXAMINED_AT_MOST || bytes + size > BYTES_AT_MOST;
                 if full && examined > 0 {
@@ -91,6 +125,10 @@ impl Store {
             }
         }
     }
+}
+
+fn by_sort_key(items: Vec<Item>) -> Result<HashMap<String, Item>, StoreError> {
+    items.into_iter().map(|item| Ok((text(&item, "sk")?.to_owned(), item))).collect()
 }
 
 /// About as DynamoDB counts an attribute.

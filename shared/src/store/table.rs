@@ -8,6 +8,7 @@
 //! | main | `ORG#<org>` | `META` | the organization |
 //! | main | `ADM#<org>` | `COUNT` | how many usable admin keys it has |
 //! | main | `KEY#<org>` | key id | an API key without its digest |
+//! | main | `USED#<org>` | key id | when an API key was last used; the one partition that validating keys writes |
 //! | main | `PRJ#<org>` | project id | an agent project |
 //! | main | `PRJ#<org>` | `SLUG#<slug>` | claims a project's slug, holds its id |
 //! | main | `MK#<org>` | model key id | a provider key without the key itself; stays when it is revoked |
@@ -148,6 +149,10 @@ impl Key {
 
     pub fn api_key(organization: Id, key: Id) -> Self {
         Self::of(api_keys_partition(organization), padded(key))
+    }
+
+    pub fn key_use(organization: Id, key: Id) -> Self {
+        Self::of(key_uses_partition(organization), padded(key))
     }
 
     pub fn project(organization: Id, project: Id) -> Self {
@@ -393,6 +398,10 @@ pub fn shards(prefix: &str) -> impl Iterator<Item = String> {
 
 pub(super) fn credentials_partition(prefix: &Prefix) -> String {
     format!("KP#{prefix}")
+}
+
+pub(super) fn key_uses_partition(organization: Id) -> String {
+    format!("USED#{organization}")
 }
 
 pub(super) fn api_keys_partition(organization: Id) -> String {

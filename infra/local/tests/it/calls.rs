@@ -229,15 +229,16 @@ async fn a_call_is_taken_down_as_iam_judges_it_and_an_operation_that_is_not_know
     let seen = seen.map(|call| format!("{} {} {} {:?}", call.function, call.action, call.resource, call.keys));
     insta::assert_snapshot!(seen.collect::<Vec<_>>().join("\n"), @r#"
     api-keys-list dynamodb:Query karta {"KEY#*"}
+    api-keys-list dynamodb:Query karta {"USED#*"}
     api-keys-revoke dynamodb:BatchGetItem karta {"KEY#*", "ORG#*"}
+    api-keys-revoke dynamodb:BatchGetItem karta {"KEY#*", "USED#*"}
     api-keys-revoke dynamodb:ConditionCheckItem karta {"KEY#*"}
-    api-keys-revoke dynamodb:GetItem karta {"KEY#*"}
     api-keys-revoke dynamodb:PutItem karta {"AUD#*", "KEY#*"}
     api-keys-revoke dynamodb:PutItem karta-outbox {"EVT#*", "PSH#*"}
-    authorizer dynamodb:BatchGetItem karta {"BUD#*", "KEY#*", "ORG#*"}
+    authorizer dynamodb:BatchGetItem karta {"BUD#*", "KEY#*", "ORG#*", "USED#*"}
     authorizer dynamodb:BatchGetItem karta-usage {"UMK#*", "UMO#*"}
     authorizer dynamodb:Query karta-credentials {"KP#*"}
-    authorizer dynamodb:UpdateItem karta {"KEY#*"}
+    authorizer dynamodb:UpdateItem karta {"USED#*"}
     authorizer secretsmanager:GetSecretValue key-tag {}
     whoami dynamodb:? ? {"?"}
     "#);

@@ -186,6 +186,45 @@ fn digests_are_read_by_those_that_judge_keys_alone() {
     );
 }
 
+/// Actions that change an item.
+const WRITES: [&str; 3] = ["PutItem", "UpdateItem", "DeleteItem"];
+
+#[test]
+fn validating_roles_write_times_of_use_only() {
+    let written: Vec<_> = granted()
+        .into_iter()
+        .filter(|[function, action, ..]| {
+            ["authorizer", "internal-keys-validate"].contains(&function.as_str()) && WRITES.contains(&action.as_str())
+        })
+        .collect();
+    let written: Vec<_> = written.iter().map(|grant| grant.each_ref().map(String::as_str)).collect();
+    assert_eq!(
+        written,
+        [
+            ["authorizer", "UpdateItem", "KartaTable.Arn", "USED#*"],
+            ["internal-keys-validate", "UpdateItem", "KartaTable.Arn", "USED#*"],
+        ]
+    );
+}
+
+#[test]
+fn access_is_changed_by_roles_that_audit() {
+    let granted = granted();
+    let state = ["KEY#*", "ORG#*", "ADM#*", "BUD#*", "PRJ#*", "MK#*", "WH#*"];
+    let writers: BTreeSet<_> = granted
+        .iter()
+        .filter(|[_, action, table, keys]| {
+            WRITES.contains(&action.as_str()) && table == "KartaTable.Arn" && state.contains(&keys.as_str())
+        })
+        .map(|[function, ..]| function)
+        .collect();
+    assert!(writers.len() > 10, "{writers:?}");
+    for writer in writers {
+        let audit = [writer.as_str(), "PutItem", "KartaTable.Arn", "AUD#*"].map(str::to_owned);
+        assert!(granted.contains(&audit), "{writer} changes what access depends on and may write no audit event");
+    }
+}
+
 #[test]
 fn the_audit_chain_is_written_by_its_worker_alone_and_anchors_are_read_by_nobody() {
     let mut touching = Vec::new();
@@ -384,6 +423,7 @@ async fn functions_do_just_what_their_policies_allow() {
     };
     let world = World::start_as(options, None).await;
     let ((key, token), (other, _)) = (world.key(&["admin"]).await, world.key(&["admin"]).await);
+    let (itself, itself_token) = world.key(&["admin"]).await;
     let (_, unused) = world.key(&["read"]).await;
     let path = format!("/v1/api_keys/{key}");
     // Their notices of expiry come due when the clock has moved on.
@@ -432,6 +472,10 @@ async fn functions_do_just_what_their_policies_allow() {
         ("api-keys-get", world.get(&path)),
         ("api-keys-update", world.patch(&path, json!({ "scopes": ["read"] }))),
         ("api-keys-update", world.patch(&path, json!({ "scopes": ["admin"] }))),
+        // A key that changes itself is read with its organization and its last use.
+        ("api-keys-update", world.patch(&path, json!({ "name": "itself" })).bearer(&token)),
+        ("api-keys-rotate", world.post(&format!("/v1/api_keys/{itself}/rotate"), json!({})).bearer(&itself_token)),
+        ("api-keys-revoke", world.delete(&format!("/v1/api_keys/{itself}")).bearer(&itself_token)),
         ("api-keys-update", world.patch(&temporary, json!({ "expires_at": later }))),
         ("api-keys-rotate", world.post(&format!("{temporary}/rotate"), json!({}))),
         ("api-keys-rotate", world.post(&format!("{path}/rotate"), json!({})).idempotency_key("1")),

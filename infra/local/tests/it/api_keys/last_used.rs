@@ -156,3 +156,121 @@ async fn a_change_of_the_key_does_not_take_its_last_use_back() {
         assert_eq!(last_used(&world, id).await, "2026-11-21T12:00:00.000Z");
     }
 }
+
+/// The key's item in the partition of its organization's keys, or of their last uses.
+async fn item(world: &World, prefix: &str, id: u64) -> Option<Value> {
+    let items = world.items(&format!("{prefix}#{}", world.organization_id)).await;
+    items.into_iter().find(|item| item["sk"]["S"] == format!("{id:016}"))
+}
+
+/// Writes `last_used_at` into the key's own item, where it was before `USED#`.
+async fn set_former_use(world: &World, id: u64, at: &str) {
+    let update = json!({
+        "TableName": "karta",
+        "Key": { "pk": { "S": format!("KEY#{}", world.organization_id) }, "sk": { "S": format!("{id:016}") } },
+        "UpdateExpression": "SET last_used_at = :at",
+        "ExpressionAttributeValues": { ":at": { "S": at } },
+    });
+    world.dynamodb("UpdateItem", update).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn use_leaves_the_key_item_untouched() {
+    let (world, _proxy, _clock) = at_noon().await;
+    let (id, token) = world.key(&["read"]).await;
+    let before = item(&world, "KEY", id).await;
+    assert_eq!(item(&world, "USED", id).await, None);
+    assert!(is_valid(&Validator::new(world.runner.app.clone()), &token).await);
+    assert_eq!(item(&world, "KEY", id).await, before);
+    assert_eq!(item(&world, "USED", id).await.unwrap()["last_used_at"]["S"], "2026-11-21T12:00:00.000Z");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn last_use_is_read_once_a_minute() {
+    let (world, proxy, clock) = at_noon().await;
+    let (_, token) = world.key(&["read"]).await;
+    let validator = Validator::new(world.runner.app.clone());
+    proxy.forget();
+    for _ in 0..120 {
+        assert!(is_valid(&validator, &token).await);
+        clock.advance(Duration::from_secs(1));
+    }
+    let reads = proxy.seen_of("BatchGetItem");
+    let of_uses = reads.iter().filter(|read| read.partitions().iter().any(|partition| partition.starts_with("USED#")));
+    assert_eq!((reads.len(), of_uses.count()), (120, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn later_of_both_last_uses_is_shown() {
+    let (world, _proxy, clock) = at_noon().await;
+    let (id, token) = world.key(&["read"]).await;
+    let former = "2026-11-20T08:00:00.000Z";
+    set_former_use(&world, id, former).await;
+    let listed = async || {
+        let list = world.get("/v1/api_keys").send().await.expect(200);
+        let keys = list["api_keys"].as_array().unwrap();
+        keys.iter().find(|key| key["id"] == id).unwrap()["last_used_at"].clone()
+    };
+    assert_eq!((last_used(&world, id).await, listed().await), (json!(former), json!(former)));
+    let renamed = world.patch(&path(id), json!({ "name": "renamed" })).send().await.expect(200);
+    assert_eq!((&renamed["api_key"]["last_used_at"], last_used(&world, id).await), (&json!(former), json!(former)));
+    assert!(is_valid(&Validator::new(world.runner.app.clone()), &token).await);
+    let noon = "2026-11-21T12:00:00.000Z";
+    assert_eq!((last_used(&world, id).await, listed().await), (json!(noon), json!(noon)));
+    // A use that a function of the release before noted meanwhile.
+    clock.advance(Duration::from_secs(1));
+    set_former_use(&world, id, "2026-11-21T12:00:00.500Z").await;
+    assert_eq!(last_used(&world, id).await, "2026-11-21T12:00:00.500Z");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_to_changes_show_the_last_use() {
+    let (world, _proxy, clock) = at_noon().await;
+    let (id, token) = world.key(&["admin"]).await;
+    world.get("/v1/whoami").bearer(&token).send().await.expect(200);
+    clock.advance(Duration::from_secs(30));
+    let (change, noon) = (json!({ "name": "renamed" }), "2026-11-21T12:00:00.000Z");
+    for bearer in [&world.admin, &token] {
+        let changed = world.patch(&path(id), change.clone()).bearer(bearer).send().await.expect(200);
+        assert_eq!(changed["api_key"]["last_used_at"], noon);
+    }
+    let revoked = world.delete(&path(id)).bearer(&token).send().await.expect(200);
+    assert_eq!(revoked["api_key"]["last_used_at"], noon);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_page_shows_and_filters_by_last_use() {
+    let (world, _proxy, clock) = at_noon().await;
+    let validator = Validator::new(world.runner.app.clone());
+    let mut used = Vec::new();
+    for at in 0..30 {
+        let (id, token) = world.key(&["read"]).await;
+        if at % 3 == 0 {
+            assert!(is_valid(&validator, &token).await);
+            used.push(id);
+        }
+    }
+    used.reverse();
+    let keys = async |query: &str| {
+        let (mut keys, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let mut page = world.get(&format!("/v1/api_keys?limit=4{query}{cursor}")).send().await.expect(200);
+            keys.append(page["api_keys"].as_array_mut().unwrap());
+            let Some(next) = page["next_cursor"].as_str() else { return keys };
+            cursor = format!("&cursor={next}");
+        }
+    };
+    let shown = keys("").await;
+    assert_eq!(shown.len(), 31);
+    let shown = shown.iter().filter(|key| !key["last_used_at"].is_null() && key["name"] == "read");
+    assert_eq!(shown.map(|key| key["id"].as_u64().unwrap()).collect::<Vec<_>>(), used);
+    clock.advance(Duration::from_hours(24));
+    for id in &used[..5] {
+        set_former_use(&world, *id, "2026-11-21T12:00:01.000Z").await;
+    }
+    world.get("/v1/whoami").send().await.expect(200);
+    let unused = keys("&unused_days=1").await;
+    let unused: Vec<_> = unused.iter().map(|key| key["id"].as_u64().unwrap()).collect();
+    assert_eq!(unused.len(), 25, "neither the caller nor the five that were used later");
+    assert!(!unused.iter().any(|id| used[..5].contains(id)));
+}
