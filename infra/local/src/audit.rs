@@ -28,13 +28,19 @@ pub struct Report {
 }
 
 impl Report {
+    /// Whether something was verified, and all of it is whole.
     pub fn is_clean(&self) -> bool {
-        self.strays.is_empty() && self.organizations.iter().all(|(_, checked)| checked.findings.is_empty())
+        !self.organizations.is_empty()
+            && self.strays.is_empty()
+            && self.organizations.iter().all(|(_, checked)| checked.findings.is_empty())
     }
 
     /// One line for each organization, and below it one for each finding.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
+        if self.organizations.is_empty() {
+            lines.push("the store holds no organization: nothing was verified".to_owned());
+        }
         for (organization, Checked { events, links, pending, findings }) in &self.organizations {
             let verdict = if findings.is_empty() { "whole".to_owned() } else { format!("{} findings", findings.len()) };
             lines.push(format!(

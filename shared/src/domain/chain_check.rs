@@ -36,6 +36,7 @@ pub struct Checked {
 /// That something was tampered with. Events are named by their sort keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
+    LogMissing,
     Unreadable { sk: String },
     LinksMissing { from: u64, to: u64 },
     LinkChanged { n: u64 },
@@ -59,6 +60,7 @@ pub enum Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::LogMissing => f.write_str("the audit log is missing: no events, links or anchors"),
             Self::Unreadable { sk } => write!(f, "{sk:?} cannot be read"),
             Self::LinksMissing { from, to } if from == to => write!(f, "link {from} is missing"),
             Self::LinksMissing { from, to } => write!(f, "links {from} to {to} are missing"),
@@ -86,6 +88,10 @@ impl fmt::Display for Finding {
 /// for too long by `now`, when the reading began.
 pub fn check(organization: Id, log: &AuditLog, ring: &Keyring, now: Timestamp) -> Checked {
     let mut findings: Vec<_> = log.unreadable.iter().map(|sk| Finding::Unreadable { sk: sk.clone() }).collect();
+    // An organization's creation is an event, written in the transaction that creates it.
+    if log.events.is_empty() && log.links.is_empty() && log.anchors.is_empty() {
+        findings.push(Finding::LogMissing);
+    }
     missing_links(log, &mut findings);
     for (n, link) in &log.links {
         check_link(organization, *n, link, log, ring, &mut findings);
@@ -244,7 +250,14 @@ mod tests {
     fn a_whole_log_has_no_findings_and_counts_what_waits() {
         let checked = check(organization(), &log(&[2, 1, 3], &ring("a")), &ring("a"), now());
         assert_eq!(checked, Checked { events: 7, links: 3, pending: 1, findings: Vec::new() });
-        assert!(findings(&AuditLog::default()).is_empty());
+    }
+
+    #[test]
+    fn missing_log_is_a_finding() {
+        assert_eq!(findings(&AuditLog::default()), [Finding::LogMissing]);
+        let mut claimed = AuditLog::default();
+        claimed.claims.insert("0#0".to_owned(), 1);
+        assert!(findings(&claimed).contains(&Finding::LogMissing), "claims are no log");
     }
 
     #[test]

@@ -8,8 +8,8 @@ use super::{
     chain::{Claim, mark_of},
     decode,
     table::{
-        ABOVE_IDS, ANCHORS, AUDIT, CHAIN, CLAIMED_EVENT, Table, anchors_partition, audit_partition, chain_partition,
-        link_place,
+        ABOVE_IDS, ANCHORS, AUDIT, CHAIN, CLAIMED_EVENT, OWNED, Table, anchors_partition, audit_partition,
+        chain_partition, link_place,
     },
     text,
 };
@@ -23,7 +23,7 @@ pub struct AuditReader {
     anchors: String,
 }
 
-/// Who has an audit log.
+/// Organizations that must have an audit log.
 #[derive(Debug, Default)]
 pub struct Audited {
     pub organizations: BTreeSet<Id>,
@@ -44,10 +44,10 @@ impl AuditReader {
         Self { client, main, anchors }
     }
 
-    /// Every organization of which there is an event, a link or an anchor.
+    /// Every organization that has an item of its own, an event, a link or an anchor: deleting a log does not hide its organization.
     pub async fn audited(&self) -> Result<Audited, StoreError> {
         let mut audited = Audited::default();
-        for (table, prefixes) in [(&self.main, &[AUDIT, CHAIN][..]), (&self.anchors, &[ANCHORS])] {
+        for (table, logs, owned) in [(&self.main, &[AUDIT, CHAIN][..], &OWNED[..]), (&self.anchors, &[ANCHORS], &[])] {
             let mut items = self
                 .client
                 .scan()
@@ -60,12 +60,14 @@ impl AuditReader {
             while let Some(item) = items.next().await {
                 let item = item?;
                 let pk = text(&item, "pk")?;
-                let Some(owner) = prefixes.iter().find_map(|prefix| pk.strip_prefix(prefix)) else {
-                    continue;
-                };
-                match Id::parse(owner) {
-                    Some(organization) => drop(audited.organizations.insert(organization)),
-                    None => drop(audited.strays.insert(pk.to_owned())),
+                let owner = |prefixes: &[&str]| prefixes.iter().find_map(|prefix| pk.strip_prefix(prefix));
+                if let Some(owner) = owner(logs) {
+                    match Id::parse(owner) {
+                        Some(organization) => drop(audited.organizations.insert(organization)),
+                        None => drop(audited.strays.insert(pk.to_owned())),
+                    }
+                } else if let Some(organization) = owner(owned).and_then(Id::parse) {
+                    audited.organizations.insert(organization);
                 }
             }
         }

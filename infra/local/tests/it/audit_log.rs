@@ -867,3 +867,51 @@ async fn what_lies_in_an_audit_logs_partition_and_is_none_is_found() {
     world.work(CHAIN).await;
     assert_eq!(findings(&world).await, [r#""7" cannot be read"#, "AUD#nobody"]);
 }
+
+/// Deletes the organization's items under these prefixes, anchors included.
+async fn delete_partitions(world: &World, prefixes: &[&str]) {
+    for prefix in prefixes {
+        let table = if *prefix == "ANC" { "karta-anchors" } else { "karta" };
+        for item in partition(world, prefix).await {
+            delete(world, table, &item).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn organization_without_its_whole_log_is_found() {
+    let (world, _clock) = doomed().await;
+    delete_partitions(&world, &["AUD", "CHN", "ANC"]).await;
+    let missing = ["the audit log is missing: no events, links or anchors"];
+    assert_eq!(findings(&world).await, missing);
+    // Each of the organization's other items names it.
+    for prefix in ["ORG", "ADM", "KEY"] {
+        delete_partitions(&world, &[prefix]).await;
+        assert_eq!(findings(&world).await, missing, "{prefix} is deleted too");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_log_is_found_beside_whole_ones() {
+    let (world, _clock) = doomed().await;
+    world.another_organization("other").await;
+    world.work(CHAIN).await;
+    delete_partitions(&world, &["AUD", "CHN", "ANC"]).await;
+    assert_eq!(findings(&world).await, ["the audit log is missing: no events, links or anchors"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn empty_store_is_not_clean() {
+    let (world, _clock) = doomed().await;
+    for table in ["karta", "karta-anchors"] {
+        let scan = world.dynamodb("Scan", json!({ "TableName": table })).await;
+        for item in scan["Items"].as_array().unwrap() {
+            delete(&world, table, item).await;
+        }
+    }
+    let ring = world.runner.app.secrets.ring(Ring::Audit).await.unwrap();
+    let report = audit::verify(&world.runner.app.store.audit_reader(), &ring, world.runner.app.clock.now()).await;
+    let report = report.unwrap();
+    assert!(!report.is_clean());
+    assert_eq!(report.lines(), ["the store holds no organization: nothing was verified"]);
+}
