@@ -774,11 +774,11 @@ fn api_gateways_own_answers_are_the_contracts() {
         ("MISSING_AUTHENTICATION_TOKEN", (404, not_found.clone())),
         ("QUOTA_EXCEEDED", (429, rate_limited.clone())),
         ("REQUEST_TOO_LARGE", (413, error("body_too_large", "The body is too large"))),
-        ("RESOURCE_NOT_FOUND", (404, not_found)),
+        ("RESOURCE_NOT_FOUND", (404, not_found.clone())),
         ("THROTTLED", (429, rate_limited)),
         ("UNAUTHORIZED", (401, unauthorized)),
         ("UNSUPPORTED_MEDIA_TYPE", (422, invalid("Content-Type must be application/json", "content-type"))),
-        ("WAF_FILTERED", (403, json!({ "detail": "Forbidden" }))),
+        ("WAF_FILTERED", (404, not_found)),
     ]);
     let responses = Template::parse(TEMPLATE).unwrap().gateway_responses;
     assert_eq!(responses.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
@@ -792,6 +792,159 @@ fn api_gateways_own_answers_are_the_contracts() {
         assert_eq!(challenge, (response.status == 401).then_some("'Bearer'"), "{name}");
         let retry_after = response.headers.get("Retry-After").map(String::as_str);
         assert_eq!(retry_after, [429, 503, 504].contains(&response.status).then_some("'1'"), "{name}");
+    }
+}
+
+#[test]
+fn firewall_refusal_is_the_answer_of_an_unknown_path() {
+    let responses = &resources("AWS::Serverless::Api")["Api"]["Properties"]["GatewayResponses"];
+    assert_eq!(responses["WAF_FILTERED"], responses["MISSING_AUTHENTICATION_TOKEN"]);
+}
+
+/// Everything in a rule's statement that has this name.
+fn named<'a>(statement: &'a Value, name: &str, found: &mut Vec<&'a Value>) {
+    match statement {
+        Value::Object(fields) => {
+            for (field, value) in fields {
+                if field == name {
+                    found.push(value);
+                }
+                named(value, name, found);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| named(item, name, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn firewall_covers_internal_and_key_creating_routes() {
+    let acls = resources("AWS::WAFv2::WebACL");
+    let rules = acls["WebAcl"]["Properties"]["Rules"].as_array().unwrap();
+    let covered = |rule: &str| {
+        let rule = rules.iter().find(|candidate| candidate["Name"] == rule).unwrap();
+        let mut matches = Vec::new();
+        named(&rule["Statement"], "ByteMatchStatement", &mut matches);
+        let paths: Vec<_> = matches.iter().filter(|found| found["FieldToMatch"]["UriPath"].is_object()).collect();
+        let [path] = paths[..] else { panic!("one path of {rule}") };
+        assert_eq!(path["PositionalConstraint"], "CONTAINS", "the stage may precede the path");
+        path["SearchString"].as_str().unwrap().to_owned()
+    };
+    let template = Template::parse(TEMPLATE).unwrap();
+    let routes =
+        template.functions.iter().flat_map(|function| function.routes.iter().map(move |route| (function, route)));
+    let makers = key_makers();
+    let internal = covered("internal-routes");
+    for (function, route) in routes {
+        let is_internal = function.binary.starts_with("internal-");
+        assert_eq!(route.path.contains(&internal), is_internal, "{}", route.path);
+        for rule in ["key-creation-by-credential", "key-creation-by-address"] {
+            let counted = route.method == Method::POST && route.path.contains(&covered(rule));
+            assert_eq!(counted, makers.contains(&function.binary) && !is_internal, "{rule}: {}", route.path);
+        }
+    }
+    for resource in acls.values().chain(resources("AWS::WAFv2::IPSet").values()) {
+        assert_eq!(resource["Condition"], "HasFirewall");
+    }
+}
+
+#[test]
+fn access_log_holds_no_credential() {
+    let settings = &resources("AWS::Serverless::Api")["Api"]["Properties"]["AccessLogSetting"];
+    let (condition, setting) = (&settings[0], &settings[1]);
+    assert_eq!(condition, "LogsAccess");
+    let format = setting["Format"].as_str().unwrap();
+    let variables: BTreeSet<_> =
+        format.split("$context.").skip(1).map(|rest| rest.split(['"', ',']).next().unwrap()).collect();
+    // Neither headers (the user agent is one) nor paths and queries, in which a client may put anything.
+    let expected = [
+        "domainName",
+        "error.responseType",
+        "extendedRequestId",
+        "httpMethod",
+        "identity.sourceIp",
+        "integrationLatency",
+        "requestId",
+        "requestTimeEpoch",
+        "resourcePath",
+        "responseLatency",
+        "responseLength",
+        "status",
+        "waf.status",
+    ];
+    assert_eq!(variables, BTreeSet::from(expected));
+    assert_eq!(format.matches('$').count(), expected.len());
+    let line = format.split("$context.requestTimeEpoch").collect::<Vec<_>>().join("1");
+    assert!(serde_json::from_str::<Value>(&line).unwrap().is_object(), "{line}");
+}
+
+#[test]
+fn every_log_group_has_a_retention() {
+    let groups = resources("AWS::Logs::LogGroup");
+    for (name, group) in &groups {
+        let retention = group["Properties"]["RetentionInDays"].as_str();
+        let (expected, kept) = match name.as_str() {
+            "WorkerAuditChainLogs" => ("AuditLogRetentionDays", json!("Retain")),
+            _ => ("LogRetentionDays", Value::Null),
+        };
+        assert_eq!(retention, Some(expected), "{name}");
+        assert_eq!((&group["DeletionPolicy"], &group["UpdateReplacePolicy"]), (&kept, &kept), "{name}");
+    }
+    for (name, function) in functions() {
+        let group = function["LoggingConfig"]["LogGroup"].as_str().unwrap();
+        assert!(groups.contains_key(group), "{name}");
+    }
+    let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
+    let days = document["Parameters"]["AuditLogRetentionDays"]["AllowedValues"].as_array().unwrap();
+    assert!(days.iter().all(|days| days.as_u64().unwrap() >= 365), "the chain's witness is kept for a year at least");
+}
+
+#[test]
+fn concurrency_is_reserved_by_parameters_that_can_be_zero() {
+    let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
+    let mut reserved = BTreeMap::new();
+    for (name, function) in functions() {
+        if let Some(reservation) = function.get("ReservedConcurrentExecutions") {
+            let [condition, parameter, none] = reservation.as_array().unwrap().as_slice() else { panic!("{name}") };
+            assert_eq!(none, "AWS::NoValue", "{name}");
+            let zero = json!([[parameter, 0]]);
+            assert_eq!(document["Conditions"][condition.as_str().unwrap()], zero, "{name}");
+            let parameter = &document["Parameters"][parameter.as_str().unwrap()];
+            assert_eq!(parameter["MinValue"], 0, "{name}");
+            reserved.insert(name, parameter["Default"].as_u64().unwrap());
+        }
+    }
+    let expected = [("authorizer", 0), ("internal-keys-validate", 0), ("worker-webhook-deliveries", 20)];
+    assert_eq!(reserved, expected.map(|(name, default)| (name.to_owned(), default)).into());
+}
+
+#[test]
+fn stack_stays_below_the_resource_limit() {
+    let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
+    // SAM makes a role of a function, a rule and a permission of a schedule, a permission or a mapping of another event, and of the API its
+    // deployment, its stage and the authorizer's permission.
+    let made_of = |resource: &Value| {
+        let properties = &resource["Properties"];
+        match resource["Type"].as_str().unwrap() {
+            "AWS::Serverless::Function" => {
+                let events = properties["Events"].as_object().into_iter().flat_map(|events| events.values());
+                let of_events: usize = events.map(|event| 1 + usize::from(event["Type"] == "Schedule")).sum();
+                2 + of_events + usize::from(properties["EventInvokeConfig"].is_object())
+            }
+            "AWS::Serverless::Api" => 4,
+            _ => 1,
+        }
+    };
+    let sum: usize = document["Resources"].as_object().unwrap().values().map(made_of).sum();
+    assert!(sum <= 480, "{sum} of CloudFormation's 500");
+}
+
+#[test]
+fn functions_are_built_with_the_lock_file() {
+    let manifest = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml")).unwrap();
+    assert!(manifest.contains("\n[workspace.metadata.lambda.build]\nlocked = true\n"));
+    for (name, function) in resources("AWS::Serverless::Function") {
+        assert_eq!(function["Metadata"]["BuildMethod"], "rust-cargolambda", "{name}");
     }
 }
 
@@ -843,33 +996,45 @@ fn every_route_but_the_public_ones_asks_the_authorizer() {
     assert_eq!((template.authorizer.binary.as_str(), template.authorizer.cached_seconds), ("authorizer", 3));
 }
 
+/// Functions that may put a credential, and so run bcrypt for it.
+fn key_makers() -> BTreeSet<String> {
+    let granted = granted().into_iter();
+    granted
+        .filter(|[_, action, _, keys]| action == "PutItem" && keys == "KP#*")
+        .map(|[function, ..]| function)
+        .collect()
+}
+
 #[test]
 fn every_route_that_makes_a_key_or_opens_one_is_held_to_a_low_rate() {
+    let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
+    // A number, or the default of the parameter that is named.
+    let number = |value: &Value| {
+        let parameter = value.as_str().map(|name| document["Parameters"][name]["Default"].as_u64());
+        parameter.unwrap_or_else(|| value.as_u64()).unwrap()
+    };
     let settings = resources("AWS::Serverless::Api")["Api"]["Properties"]["MethodSettings"].clone();
     let settings = settings.as_array().unwrap().iter().map(|setting| {
         let word = |name: &str| setting[name].as_str().unwrap().to_owned();
-        let limits = ["ThrottlingRateLimit", "ThrottlingBurstLimit"].map(|limit| setting[limit].as_u64().unwrap());
+        let limits = ["ThrottlingRateLimit", "ThrottlingBurstLimit"].map(|limit| number(&setting[limit]));
         ((word("HttpMethod"), word("ResourcePath")), limits)
     });
     let mut settings: BTreeMap<_, _> = settings.collect();
     let ceiling = settings.remove(&("*".to_owned(), "/*".to_owned())).unwrap();
-    // Whoever may put a credential runs bcrypt for it.
-    let makers: BTreeSet<_> = granted()
-        .into_iter()
-        .filter(|[_, action, _, keys]| action == "PutItem" && keys == "KP#*")
-        .map(|[function, ..]| function)
-        .collect();
+    let makers = key_makers();
     // Whoever may read a sealed key opens it.
     let openers = granted().into_iter().filter(|[_, action, _, keys]| action == "GetItem" && keys == "MKS#*");
     let held: BTreeSet<_> = openers.map(|[function, ..]| function).chain(makers.clone()).collect();
     let template = Template::parse(TEMPLATE).unwrap();
     let functions = template.functions.iter().filter(|function| held.contains(&function.binary));
-    let expected = functions.flat_map(|function| &function.routes).map(|route| {
+    let routes = functions.flat_map(|function| function.routes.iter().map(move |route| (function, route)));
+    let expected = routes.map(|(function, route)| {
         let path = format!("/{}", route.path.replace('/', "~1"));
-        ((route.method.to_string(), path), [20, 40])
+        let limits = if makers.contains(&function.binary) { [50, 100] } else { [200, 400] };
+        ((route.method.to_string(), path), limits)
     });
     assert_eq!(settings, expected.collect());
-    assert!(makers.len() >= 4 && ceiling > [20, 40], "{makers:?} {ceiling:?}");
+    assert!(makers.len() >= 4 && ceiling > [200, 400], "{makers:?} {ceiling:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
