@@ -5,8 +5,8 @@ use crate::{
     auth::Undecided,
     config::Ring,
     domain::{
-        AllowedCidrs, ApiKey, ApiKeySettings, ApiKeyToken, AuditEvent, Id, Metadata, Name, NewAuditEvent, Organization,
-        ScopeSet, Timestamp,
+        Action, AllowedCidrs, ApiKey, ApiKeySettings, ApiKeyToken, AuditEvent, Id, Metadata, Name, NewAuditEvent,
+        Organization, ScopeSet, Timestamp,
     },
     store::{Digest, StoreError, Transaction},
 };
@@ -47,13 +47,13 @@ impl Founding {
         transaction.create_organization(&self.organization)?;
         transaction.create_api_key(organization, &self.api_key, self.digest.clone())?;
         let founded = NewAuditEvent {
-            action: "organization.created",
+            action: Action::OrganizationCreated,
             resource_kind: "organization",
             resource_id: organization,
             changes: self.organization.creation(),
         };
         let first_key = NewAuditEvent {
-            action: "api_key.created",
+            action: Action::ApiKeyCreated,
             resource_kind: "api_key",
             resource_id: self.api_key.id,
             changes: self.api_key.creation(),

@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::{Id, Name, Project, Slug},
-    http::{AgentProjectResource, Answer, Call, Error, NewAuditEvent, NoQuery, Reveals, Route, Write},
+    http::{Action, AgentProjectResource, Answer, Call, Error, NewAuditEvent, NoQuery, Reveals, Route, Write},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -45,7 +45,7 @@ impl Route for AgentProjectsCreate {
         let mut transaction = app.store.transaction();
         transaction.create_project(organization, &project)?;
         let event = NewAuditEvent {
-            action: "agent_project.created",
+            action: Action::AgentProjectCreated,
             resource_kind: "agent_project",
             resource_id: project.id,
             changes: project.creation(),

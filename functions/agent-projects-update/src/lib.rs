@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::{EndpointUrl, ModelId, Name, ProjectPatch, Slug},
-    http::{Admin, AgentProjectResource, Answer, Call, Error, NewAuditEvent, NoQuery, Route, present},
+    http::{Action, Admin, AgentProjectResource, Answer, Call, Error, NewAuditEvent, NoQuery, Route, present},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -49,7 +49,7 @@ impl Route for AgentProjectsUpdate {
             let mut transaction = app.store.transaction();
             transaction.update_project(organization, &before, &project)?;
             let event = NewAuditEvent {
-                action: "agent_project.updated",
+                action: Action::AgentProjectUpdated,
                 resource_kind: "agent_project",
                 resource_id: project.id,
                 changes,

@@ -6,7 +6,7 @@ use karta_shared::{
     domain::{
         AllowedCidrs, ApiKey, ApiKeySettings, ApiKeyToken, Budget, EventType, Id, Metadata, Name, ScopeSet, Timestamp,
     },
-    http::{Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route},
+    http::{Action, Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -71,7 +71,7 @@ impl Route for ApiKeysCreate {
         transaction.create_api_key(organization, &key, digest)?;
         transaction.while_unchanged(organization, &caller)?;
         let event = NewAuditEvent {
-            action: "api_key.created",
+            action: Action::ApiKeyCreated,
             resource_kind: "api_key",
             resource_id: key.id,
             changes: key.creation(),

@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::{CacheEffect, EventType, Id},
-    http::{Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoBody, NoQuery, Route},
+    http::{Action, Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoBody, NoQuery, Route},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -34,7 +34,7 @@ impl Route for ApiKeysRevoke {
             let mut transaction = app.store.transaction();
             transaction.update_api_key(organization, &caller, &before, &key)?;
             let event = NewAuditEvent {
-                action: "api_key.revoked",
+                action: Action::ApiKeyRevoked,
                 resource_kind: "api_key",
                 resource_id: key.id,
                 changes: before.changes_to(&key),

@@ -4,7 +4,7 @@ use karta_shared::{
     App,
     config::{Ring, Secret},
     domain::{ApiKeyToken, AuditEvent, EventType, Grace, Id, NotActive, Timestamp},
-    http::{Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route},
+    http::{Action, Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -74,8 +74,8 @@ impl Route for ApiKeysRotate {
         transaction.rotate_api_key(organization, &caller, &before, &old, &successor, digest)?;
         let event =
             |action, resource_id, changes| NewAuditEvent { action, resource_kind: "api_key", resource_id, changes };
-        let rotated = event("api_key.rotated", old.id, before.changes_to(&old));
-        let created = event("api_key.created", successor.id, successor.creation());
+        let rotated = event(Action::ApiKeyRotated, old.id, before.changes_to(&old));
+        let created = event(Action::ApiKeyCreated, successor.id, successor.creation());
         for event in &AuditEvent::pair(|event| call.audit_event(app, event), rotated, &created) {
             transaction.audit(organization, event)?;
         }

@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::{AllowedCidrs, ApiKeyPatch, Budget, Id, KeySettled, Metadata, Name, ScopeSet, Timestamp},
-    http::{Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Route, present},
+    http::{Action, Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Route, present},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -55,7 +55,7 @@ impl Route for ApiKeysUpdate {
             let mut transaction = app.store.transaction();
             transaction.update_api_key(organization, &caller, &before, &key)?;
             let event =
-                NewAuditEvent { action: "api_key.updated", resource_kind: "api_key", resource_id: key.id, changes };
+                NewAuditEvent { action: Action::ApiKeyUpdated, resource_kind: "api_key", resource_id: key.id, changes };
             transaction.audit(organization, &call.audit_event(app, event))?;
             transaction.invalidate(organization, before.effect_of(&key), call.now)?;
             if before.budget != key.budget {

@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::{Budget, CacheEffect, Change},
-    http::{Admin, Answer, BudgetResource, Call, Error, NewAuditEvent, NoQuery, Route},
+    http::{Action, Admin, Answer, BudgetResource, Call, Error, NewAuditEvent, NoQuery, Route},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -36,7 +36,7 @@ impl Route for BudgetUpdate {
             transaction.while_unchanged(organization, &caller)?;
             let change = Change { before: known.as_ref().map(Budget::audited).into(), after: budget.audited() };
             let event = NewAuditEvent {
-                action: "budget.updated",
+                action: Action::BudgetUpdated,
                 resource_kind: "organization",
                 resource_id: organization,
                 changes: [("budget".to_owned(), change)].into(),

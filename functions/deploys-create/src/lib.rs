@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::{ArtifactUrl, CommitSha, EventType, Id, Slug, activation},
-    http::{Answer, Call, Error, NewAuditEvent, NoQuery, ReleaseResource, Reveals, Route, Write},
+    http::{Action, Answer, Call, Error, NewAuditEvent, NoQuery, ReleaseResource, Reveals, Route, Write},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -56,11 +56,11 @@ impl Route for DeploysCreate {
         let mut transaction = app.store.transaction();
         transaction.create_release(organization, &before, &project, &release)?;
         let audited = |action, changes| NewAuditEvent { action, resource_kind: "release", resource_id: id, changes };
-        let created = audited("release.created", release.creation());
+        let created = audited(Action::ReleaseCreated, release.creation());
         transaction.audit(organization, &call.audit_event(app, created))?;
         transaction.announce(&call.event(app, organization, EventType::ReleaseCreated, &output)?)?;
         if activate {
-            let activated = audited("release.activated", activation(before.current_version, release.version));
+            let activated = audited(Action::ReleaseActivated, activation(before.current_version, release.version));
             transaction.audit(organization, &call.audit_event(app, activated))?;
             transaction.announce(&call.event(app, organization, EventType::ReleaseActivated, &output)?)?;
         }

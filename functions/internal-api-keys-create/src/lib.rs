@@ -5,7 +5,8 @@ use karta_shared::{
     config::{Ring, Secret},
     domain::{AllowedCidrs, ApiKey, ApiKeySettings, ApiKeyToken, EventType, Id, Metadata, Name, ScopeSet},
     http::{
-        Answer, ApiKeyResource, Call, Error, Internal, NewAuditEvent, NoQuery, Provision, Revealed, Reveals, Route,
+        Action, Answer, ApiKeyResource, Call, Error, Internal, NewAuditEvent, NoQuery, Provision, Revealed, Reveals,
+        Route,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -54,7 +55,7 @@ impl Route for InternalApiKeysCreate {
         let mut transaction = app.store.transaction();
         transaction.create_api_key(organization, &key, digest)?;
         let event = NewAuditEvent {
-            action: "api_key.created",
+            action: Action::ApiKeyCreated,
             resource_kind: "api_key",
             resource_id: key.id,
             changes: key.creation(),

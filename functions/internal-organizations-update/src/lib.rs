@@ -3,7 +3,9 @@
 use karta_shared::{
     App,
     domain::{CacheEffect, EndpointUrl, Id, ModelId, OrganizationPatch, Plan, StripeCustomerId, SubscriptionStatus},
-    http::{Answer, Call, Error, Internal, NewAuditEvent, NoQuery, OrganizationResource, Provision, Route, present},
+    http::{
+        Action, Answer, Call, Error, Internal, NewAuditEvent, NoQuery, OrganizationResource, Provision, Route, present,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -48,7 +50,7 @@ impl Route for InternalOrganizationsUpdate {
             let mut transaction = app.store.transaction();
             transaction.update_organization(&before, &organization)?;
             let event = NewAuditEvent {
-                action: "organization.updated",
+                action: Action::OrganizationUpdated,
                 resource_kind: "organization",
                 resource_id: organization.id,
                 changes,

@@ -7,7 +7,9 @@ mod tidy;
 use karta_shared::{
     App,
     domain::{BuildLog, CacheEffect, Id, ImageRef, LogGeneration, ReleaseStatus, Report, TemplatePath},
-    http::{Answer, Call, Error, Internal, NewAuditEvent, NoQuery, Received, ReleaseResource, Releases, Route},
+    http::{
+        Action, Answer, Call, Error, Internal, NewAuditEvent, NoQuery, Received, ReleaseResource, Releases, Route,
+    },
     telemetry,
 };
 use serde::{Deserialize, Serialize};
@@ -63,8 +65,12 @@ impl Route for InternalReleasesStatus {
             }
             let mut transaction = app.store.transaction();
             transaction.update_release(organization, &before, &release)?;
-            let event =
-                NewAuditEvent { action: "release.updated", resource_kind: "release", resource_id: release.id, changes };
+            let event = NewAuditEvent {
+                action: Action::ReleaseUpdated,
+                resource_kind: "release",
+                resource_id: release.id,
+                changes,
+            };
             transaction.audit(organization, &call.audit_event(app, event))?;
             let active = release.status(current) == ReleaseStatus::Active;
             let effect = if active { CacheEffect::Stale } else { CacheEffect::None };

@@ -5,7 +5,7 @@ use karta_shared::{
     byok::Place,
     config::{Ring, Secret},
     domain::{CacheEffect, EventType, Id, ModelKey, Name, Provider, ProviderKey},
-    http::{Admin, Answer, Call, Error, ModelKeyResource, NewAuditEvent, NoQuery, Received, Reveals, Route},
+    http::{Action, Admin, Answer, Call, Error, ModelKeyResource, NewAuditEvent, NoQuery, Received, Reveals, Route},
     store::Transaction,
 };
 use serde::{Deserialize, Serialize};
@@ -55,7 +55,7 @@ impl Route for ModelKeysCreate {
         transaction.while_unchanged(organization, &caller)?;
         take_into_use(app, call, &mut transaction, &model_key, &key).await?;
         let event = NewAuditEvent {
-            action: "model_key.created",
+            action: Action::ModelKeyCreated,
             resource_kind: "model_key",
             resource_id: model_key.id,
             changes: model_key.creation(),
@@ -91,7 +91,7 @@ async fn take_into_use(
     }
     transaction.replace_model_key(organization, &before, &after, model_key, &sealed)?;
     let event = NewAuditEvent {
-        action: "model_key.revoked",
+        action: Action::ModelKeyRevoked,
         resource_kind: "model_key",
         resource_id: after.id,
         changes: after.revocation(Some(model_key.id)),

@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::{CacheEffect, EventType, Id},
-    http::{Admin, Answer, Call, Error, ModelKeyResource, NewAuditEvent, NoBody, NoQuery, Route},
+    http::{Action, Admin, Answer, Call, Error, ModelKeyResource, NewAuditEvent, NoBody, NoQuery, Route},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -36,7 +36,7 @@ impl Route for ModelKeysRevoke {
             transaction.while_unchanged(organization, &caller)?;
             transaction.revoke_model_key(organization, &before, &model_key)?;
             let event = NewAuditEvent {
-                action: "model_key.revoked",
+                action: Action::ModelKeyRevoked,
                 resource_kind: "model_key",
                 resource_id: model_key.id,
                 changes: model_key.revocation(None),

@@ -4,7 +4,7 @@
 use karta_shared::{
     App,
     domain::{EventType, Flip, NotReady, Slug, Version, activation},
-    http::{Admin, Answer, Call, Error, NewAuditEvent, NoQuery, ReleaseResource, Route},
+    http::{Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, ReleaseResource, Route},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -50,8 +50,8 @@ impl Route for ReleasesRollback {
         let output = Output { release: ReleaseResource::of(release.clone(), project.current_version) };
         if let Some(flip) = flip {
             let (action, told) = match flip {
-                Flip::Activation => ("release.activated", EventType::ReleaseActivated),
-                Flip::Rollback => ("release.rolled_back", EventType::ReleaseRolledBack),
+                Flip::Activation => (Action::ReleaseActivated, EventType::ReleaseActivated),
+                Flip::Rollback => (Action::ReleaseRolledBack, EventType::ReleaseRolledBack),
             };
             let mut transaction = app.store.transaction();
             transaction.update_project(organization, &project_before, &project)?;

@@ -6,7 +6,7 @@ mod object;
 use karta_shared::{
     App,
     domain::{CacheEffect, Organization},
-    http::{Answer, Call, Error, NewAuditEvent, NoQuery, Route, Stripe},
+    http::{Action, Answer, Call, Error, NewAuditEvent, NoQuery, Route, Stripe},
     store::{CommitError, Conflict, Transaction},
 };
 use serde::Serialize;
@@ -82,7 +82,7 @@ fn take_effect(
             transaction.update_organization(tenant, &organization)?;
             if !changes.is_empty() {
                 let event = NewAuditEvent {
-                    action: "organization.updated",
+                    action: Action::OrganizationUpdated,
                     resource_kind: "organization",
                     resource_id: tenant.id,
                     changes,

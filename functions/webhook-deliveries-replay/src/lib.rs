@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     http::{
-        Admin, Answer, Call, DeliveryRef, DeliveryResource, Error, NewAuditEvent, NoFields, NoQuery, Route,
+        Action, Admin, Answer, Call, DeliveryRef, DeliveryResource, Error, NewAuditEvent, NoFields, NoQuery, Route,
         demand_enabled,
     },
     store::DELIVERIES_KEPT,
@@ -44,7 +44,7 @@ impl Route for WebhookDeliveriesReplay {
         transaction.while_unchanged(organization, &caller)?;
         transaction.replay_delivery(organization, endpoint.id, &before, call.now)?;
         let event = NewAuditEvent {
-            action: "webhook_delivery.replayed",
+            action: Action::WebhookDeliveryReplayed,
             resource_kind: "webhook_delivery",
             resource_id: before.id,
             changes: [].into(),

@@ -5,7 +5,8 @@ use karta_shared::{
     config::{Ring, Secret},
     domain::{EventTypes, Failing, Id, Name, WebhookEndpoint, WebhookSecret},
     http::{
-        Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Received, Revealed, Reveals, Route, WebhookEndpointResource,
+        Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Received, Revealed, Reveals, Route,
+        WebhookEndpointResource,
     },
     webhook_secrets::{Place, WebhookSecrets},
 };
@@ -68,7 +69,7 @@ impl Route for WebhookEndpointsCreate {
         transaction.while_unchanged(organization, &caller)?;
         transaction.create_webhook_endpoint(organization, &endpoint, &sealed)?;
         let event = NewAuditEvent {
-            action: "webhook_endpoint.created",
+            action: Action::WebhookEndpointCreated,
             resource_kind: "webhook_endpoint",
             resource_id: id,
             changes: endpoint.creation(),

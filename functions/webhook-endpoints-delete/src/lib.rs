@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::Id,
-    http::{Admin, Answer, Call, Error, NewAuditEvent, NoBody, NoQuery, Route},
+    http::{Action, Admin, Answer, Call, Error, NewAuditEvent, NoBody, NoQuery, Route},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -31,7 +31,7 @@ impl Route for WebhookEndpointsDelete {
         transaction.while_unchanged(organization, &caller)?;
         transaction.delete_webhook_endpoint(organization, &endpoint)?;
         let event = NewAuditEvent {
-            action: "webhook_endpoint.deleted",
+            action: Action::WebhookEndpointDeleted,
             resource_kind: "webhook_endpoint",
             resource_id: endpoint.id,
             changes: endpoint.deletion(),

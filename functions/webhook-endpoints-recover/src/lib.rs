@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::{Change, Id, Timestamp, Value},
-    http::{Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Route, demand_enabled},
+    http::{Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Route, demand_enabled},
     store::DELIVERIES_KEPT,
 };
 use serde::{Deserialize, Serialize};
@@ -53,7 +53,7 @@ impl Route for WebhookEndpointsRecover {
         transaction.recover_deliveries(organization, endpoint.id, since, until)?;
         let since_when = Change { before: Value::Null, after: since.into() };
         let event = NewAuditEvent {
-            action: "webhook_endpoint.recovered",
+            action: Action::WebhookEndpointRecovered,
             resource_kind: "webhook_endpoint",
             resource_id: endpoint.id,
             changes: [("since".to_owned(), since_when)].into(),

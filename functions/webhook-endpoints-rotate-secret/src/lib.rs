@@ -4,7 +4,9 @@ use karta_shared::{
     App,
     config::{Ring, Secret},
     domain::{Grace, Id, WebhookSecret},
-    http::{Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route, WebhookEndpointResource},
+    http::{
+        Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route, WebhookEndpointResource,
+    },
     store::SealedWebhookSecrets,
     webhook_secrets::{NotOpened, Place, TooManyLive, WebhookSecrets},
 };
@@ -71,7 +73,7 @@ impl Route for WebhookEndpointsRotateSecret {
         transaction.while_unchanged(organization, &caller)?;
         transaction.replace_webhook_secrets(organization, &endpoint, &before, &after)?;
         let event = NewAuditEvent {
-            action: "webhook_endpoint.secret_rotated",
+            action: Action::WebhookEndpointSecretRotated,
             resource_kind: "webhook_endpoint",
             resource_id: id,
             changes: [].into(),

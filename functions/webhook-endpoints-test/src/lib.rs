@@ -4,8 +4,8 @@ use karta_shared::{
     App,
     domain::{Event, EventType, Id, ScopeSet},
     http::{
-        Admin, Answer, Call, DeliveryResource, Error, NewAuditEvent, NoFields, NoQuery, Route, WebhookEndpointResource,
-        demand_enabled,
+        Action, Admin, Answer, Call, DeliveryResource, Error, NewAuditEvent, NoFields, NoQuery, Route,
+        WebhookEndpointResource, demand_enabled,
     },
 };
 use serde::Serialize;
@@ -46,7 +46,7 @@ impl Route for WebhookEndpointsTest {
         transaction.while_unchanged(organization, &caller)?;
         transaction.announce(&Event { only_endpoint: Some(call.path), ..event })?;
         let event = NewAuditEvent {
-            action: "webhook_endpoint.tested",
+            action: Action::WebhookEndpointTested,
             resource_kind: "webhook_endpoint",
             resource_id: call.path,
             changes: [].into(),

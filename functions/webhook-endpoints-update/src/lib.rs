@@ -3,7 +3,9 @@
 use karta_shared::{
     App,
     domain::{EventTypes, Failing, Id, Name, WebhookEndpointPatch},
-    http::{Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Received, Route, WebhookEndpointResource, present},
+    http::{
+        Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Received, Route, WebhookEndpointResource, present,
+    },
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -58,7 +60,7 @@ impl Route for WebhookEndpointsUpdate {
             transaction.while_unchanged(organization, &caller)?;
             transaction.update_webhook_endpoint(organization, &before, &endpoint, call.now)?;
             let event = NewAuditEvent {
-                action: "webhook_endpoint.updated",
+                action: Action::WebhookEndpointUpdated,
                 resource_kind: "webhook_endpoint",
                 resource_id: endpoint.id,
                 changes,

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use karta_shared::{
     App,
     domain::{
-        Actor, ActorKind, Attempt, AuditEvent, DisabledReason, Event, EventType, Failing, Id, ResourceRef, ScopeSet,
+        Action, Actor, ActorKind, Attempt, AuditEvent, DisabledReason, Event, EventType, Failing, Id, ResourceRef, ScopeSet,
         Signatures, Timestamp, WebhookEndpoint, next_attempt,
     },
     http::WebhookEndpointResource,
@@ -153,7 +153,7 @@ impl Receiver {
                 id: id(),
                 at: now,
                 actor: Actor { kind: ActorKind::System, id: None, name: WebhookDeliveries::NAME.to_owned() },
-                action: "webhook_endpoint.disabled".to_owned(),
+                action: Action::WebhookEndpointDisabled.as_str().to_owned(),
                 resource: ResourceRef { kind: "webhook_endpoint".to_owned(), id: after.id },
                 changes,
                 ip_address: None,

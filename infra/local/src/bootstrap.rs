@@ -29,7 +29,7 @@ pub async fn organization(app: &App, slug: &Slug, founder: &str) -> Result<Found
         id: Id::draw(now, &*app.entropy),
         at: now,
         actor: Actor { kind: ActorKind::System, id: None, name: founder.to_owned() },
-        action: event.action.to_owned(),
+        action: event.action.as_str().to_owned(),
         resource: ResourceRef { kind: event.resource_kind.to_owned(), id: event.resource_id },
         changes: event.changes,
         ip_address: None,

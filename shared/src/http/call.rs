@@ -118,7 +118,7 @@ where
             id: Id::draw(self.now, &*app.entropy),
             at: self.now,
             actor: self.caller.actor(),
-            action: event.action.to_owned(),
+            action: event.action.as_str().to_owned(),
             resource: ResourceRef { kind: event.resource_kind.to_owned(), id: event.resource_id },
             changes: event.changes,
             ip_address: self.origin.ip_address.clone(),

@@ -49,4 +49,4 @@ pub use self::{
     stripe::{Stripe, StripeCaller},
     webhooks::demand_enabled,
 };
-pub use crate::domain::NewAuditEvent;
+pub use crate::domain::{Action, NewAuditEvent};

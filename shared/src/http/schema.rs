@@ -10,9 +10,9 @@ use utoipa::{
 
 use super::{Days, Limit, Received, Revealed, Verbatim};
 use crate::domain::{
-    Action, AlertPercents, AllowedCidrs, ArtifactUrl, Budget, Cap, CommitSha, EndpointUrl, EventType, EventTypes,
-    Grace, Id, ImageRef, Metadata, ModelId, Month, Name, Plan, Prefix, Scope, ScopeSet, Slug, Timestamp, UserId, Value,
-    Version, WebhookUrl,
+    AlertPercents, AllowedCidrs, ArtifactUrl, Budget, Cap, CommitSha, EndpointUrl, EventType, EventTypes, Grace, Id,
+    ImageRef, Metadata, ModelId, Month, Name, Plan, Prefix, Scope, ScopeSet, Slug, Timestamp, UserId, Value, Version,
+    WebhookUrl,
 };
 
 /// Two to the 53rd, less one: the largest integer that JavaScript reads exactly.
@@ -79,7 +79,6 @@ schemas! {
     EndpointUrl => url("`https`, a public DNS name, the default port; no credentials, query or fragment.");
     ArtifactUrl => url("Where a release's code lies: `https`, a public DNS name, the default port; no credentials, query or fragment.");
     WebhookUrl => url("Where deliveries go. Keys without `admin`, and events, show `?redacted` in the place of a query.");
-    Action => text("`<resource>.<what happened>`").pattern(Some("^[a-z_]{1,63}\\.[a-z_]{1,63}$"));
     Revealed => text("A secret, shown in this answer alone.");
     Verbatim => ObjectBuilder::new().schema_type(SchemaType::AnyValue);
     Received => text("Never shown again.").write_only(true);
@@ -144,8 +143,9 @@ impl ToSchema for Budget {
 
 impl PartialSchema for ScopeSet {
     fn schema() -> RefOr<Schema> {
-        let description = "What the key may do. A set, not a ladder: no scope implies another.";
-        ArrayBuilder::new().items(reference::<Scope>()).min_items(Some(1)).description(Some(description)).build().into()
+        let description = "What the key may do. A set, not a ladder: no scope implies another. A key without scopes validates at data planes and \
+             opens only the whoami routes here: hand such keys to customers.";
+        ArrayBuilder::new().items(reference::<Scope>()).description(Some(description)).build().into()
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,11 +11,11 @@ use std::{
     time::Duration,
 };
 
-use karta_local::{audit, registry};
+use karta_local::{audit, openapi, registry};
 use karta_shared::{
     clock::{Clock, ManualClock},
     config::Ring,
-    domain::{Anchor, ChainedEvent, Hash32, Id, Keyring, Link},
+    domain::{Action, Anchor, ChainedEvent, Hash32, Id, Keyring, Link},
 };
 use serde_json::{Value, json};
 
@@ -351,7 +353,7 @@ async fn the_list_is_filtered_by_actor_and_action_and_comes_newest_first() {
     }
     assert_eq!(seen("?action=api_key.created").await.len(), 4);
     assert_eq!(seen("?actor=local%20runner&action=organization.created").await.len(), 1);
-    for query in ["?actor=ci", "?actor=1", "?action=api_key.burned", "?actor=First%20key&action=api_key.revoked"] {
+    for query in ["?actor=ci", "?actor=1", "?action=budget.updated", "?actor=First%20key&action=api_key.revoked"] {
         assert!(seen(query).await.is_empty(), "{query}");
     }
 }
@@ -414,6 +416,8 @@ async fn a_bad_filter_is_named() {
         ("actor=%20", "actor"),
         ("action=", "action"),
         ("action=created", "action"),
+        ("action=api_key.create", "action"),
+        ("action=Api_Key.created", "action"),
         ("action=api_key.created,api_key.revoked", "action"),
         ("limit=0", "limit"),
         ("until=2027-01-01T00:00:00Z", "until"),
@@ -914,4 +918,45 @@ async fn empty_store_is_not_clean() {
     let report = report.unwrap();
     assert!(!report.is_clean());
     assert_eq!(report.lines(), ["the store holds no organization: nothing was verified"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_action_is_refused_with_the_known_ones() {
+    let world = World::start().await;
+    let refusal = world.get("/v1/audit_events?action=api_key.create").send().await.refused(422);
+    let known: Vec<_> = Action::ALL.iter().map(|action| action.as_str()).collect();
+    assert_eq!(refusal["field"], "action");
+    assert_eq!(refusal["message"], format!("action must be one of {}", known.join(", ")));
+    for action in known {
+        world.get(&format!("/v1/audit_events?action={action}")).send().await.expect(200);
+    }
+}
+
+#[test]
+fn documents_list_every_action() {
+    let known: BTreeSet<_> = Action::ALL.iter().map(|action| action.as_str().to_owned()).collect();
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/api.md")).unwrap();
+    let (_, section) = page.split_once("\n### Actions\n").unwrap();
+    let (section, _) = section.split_once("\n### ").unwrap();
+    let listed: BTreeSet<_> = section.split('`').skip(1).step_by(2).map(ToOwned::to_owned).collect();
+    assert_eq!(listed, known);
+    let document = openapi::document().unwrap();
+    let schema = &document["components"]["schemas"]["Action"]["enum"];
+    let described: BTreeSet<_> =
+        schema.as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect();
+    assert_eq!(described, known);
+}
+
+#[test]
+fn every_action_is_written_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut sources = fs::read_to_string(root.join("shared/src/founding.rs")).unwrap();
+    for function in fs::read_dir(root.join("functions")).unwrap() {
+        for file in fs::read_dir(function.unwrap().path().join("src")).unwrap() {
+            sources.push_str(&fs::read_to_string(file.unwrap().path()).unwrap());
+        }
+    }
+    for action in Action::ALL {
+        assert!(sources.contains(&format!("Action::{action:?}")), "nothing writes {}", action.as_str());
+    }
 }

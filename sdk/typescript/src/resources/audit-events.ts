@@ -7,7 +7,7 @@ export interface AuditEvent {
   id: number;
   at: string;
   actor: { kind: "api_key" | "service" | "system"; id: number | null; name: string };
-  /** `api_key.created`. */
+  /** `api_key.created`. Actions may be added. */
   action: string;
   resource: { kind: string; id: number };
   /** By field; never a secret. */
@@ -19,12 +19,38 @@ export interface AuditEvent {
   chain: { state: "pending" | "verified" | "broken"; link: number | null };
 }
 
+/** An action that the list can be filtered by. */
+export type AuditAction =
+  | "agent_project.created"
+  | "agent_project.updated"
+  | "api_key.created"
+  | "api_key.revoked"
+  | "api_key.rotated"
+  | "api_key.updated"
+  | "budget.updated"
+  | "model_key.created"
+  | "model_key.revoked"
+  | "organization.created"
+  | "organization.updated"
+  | "release.activated"
+  | "release.created"
+  | "release.rolled_back"
+  | "release.updated"
+  | "webhook_delivery.replayed"
+  | "webhook_endpoint.created"
+  | "webhook_endpoint.deleted"
+  | "webhook_endpoint.disabled"
+  | "webhook_endpoint.recovered"
+  | "webhook_endpoint.secret_rotated"
+  | "webhook_endpoint.tested"
+  | "webhook_endpoint.updated";
+
 /** Which events to list. */
 export interface AuditEventListParams extends ListParams {
   /** An API key's id, or an actor's exact name. */
   actor?: number | string | undefined;
   /** Exactly this action. */
-  action?: string | undefined;
+  action?: AuditAction | undefined;
 }
 
 /** The audit log. */
