@@ -1,4 +1,5 @@
 use http::Method;
+use karta_local::openapi;
 use serde_json::{Value, json};
 
 use crate::harness::{Request, World};
@@ -86,8 +87,15 @@ async fn a_bad_credential_comes_before_everything() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_scope_comes_before_the_body_and_is_named() {
     let world = World::start().await;
-    for (held, lacking) in [(["read", "write"], "admin"), (["read", "admin"], "write"), (["write", "admin"], "read")] {
-        let (_, token) = world.key(&held).await;
+    for (held, lacking) in [
+        (&["read", "write"][..], "admin"),
+        (&["read", "admin"], "write"),
+        (&["write", "admin"], "read"),
+        (&[], "admin"),
+        (&[], "write"),
+        (&[], "read"),
+    ] {
+        let (_, token) = world.key_with(json!({ "name": "held", "scopes": held })).await;
         for route in FLAT.iter().filter(|route| route.2 == Some(lacking)) {
             for request in wrong_in_every_way(&world, route) {
                 let detail = request.bearer(&token).send().await.forbidden();
@@ -95,6 +103,62 @@ async fn a_missing_scope_comes_before_the_body_and_is_named() {
             }
         }
     }
+}
+
+/// The key to hand to a customer.
+#[tokio::test(flavor = "multi_thread")]
+async fn key_without_scopes_opens_only_whoami() {
+    let world = World::start().await;
+    world.project("site").await;
+    let (id, created) = world.key_with(json!({ "name": "globex", "scopes": [] })).await;
+    let (patched_id, patched) = world.key(&["read", "write", "admin"]).await;
+    let answer = world.patch(&format!("/v1/api_keys/{patched_id}"), json!({ "scopes": [] })).send().await.expect(200);
+    assert_eq!(answer["api_key"]["scopes"], json!([]));
+    let rotation = world.post(&format!("/v1/api_keys/{id}/rotate"), json!({})).send().await.expect(201);
+    assert_eq!(rotation["api_key"]["scopes"], json!([]));
+    let successor = rotation["secret"].as_str().unwrap().to_owned();
+    let rescue = format!("/v1/internal/organizations/{}/api_keys", world.organization_id);
+    let rescue = world.service(Method::POST, &rescue).body(json!({ "name": "rescue", "scopes": [] })).send().await;
+    let internal = rescue.expect(201)["secret"].as_str().unwrap().to_owned();
+    for token in [created, patched, successor, internal] {
+        for (method, path, needed) in &FLAT {
+            let reply = world.request(method.clone(), path).body(json!({})).bearer(&token).send().await;
+            match needed {
+                Some(scope) => assert_eq!(reply.forbidden(), format!("missing scope: {scope}"), "{method} {path}"),
+                None => assert_eq!(reply.expect(200)["scopes"], json!([]), "{method} {path}"),
+            }
+        }
+        let whoami = world.get("/v1/projects/site/whoami").bearer(&token).send().await.expect(200);
+        assert_eq!(whoami["scopes"], json!([]));
+        let verdict = world.service(Method::POST, "/v1/internal/keys/validate").body(json!({ "key": token }));
+        let verdict = verdict.send().await.expect(200);
+        assert_eq!((&verdict["valid"], &verdict["scopes"]), (&json!(true), &json!([])));
+    }
+    let list = world.get("/v1/api_keys").send().await.expect(200);
+    let without = list["api_keys"].as_array().unwrap().iter().filter(|key| key["scopes"] == json!([]));
+    assert_eq!(without.count(), 4);
+}
+
+#[test]
+fn table_holds_every_route_with_its_scope() {
+    let document = openapi::document().unwrap();
+    let mut documented = Vec::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let [security] = operation["security"].as_array().unwrap().as_slice() else { continue };
+            let path =
+                ["{id}", "{delivery_id}", "{version}"].iter().fold(path.clone(), |path, id| path.replace(id, "1"));
+            let scope = security["api_key"][0].as_str().map(ToOwned::to_owned);
+            documented.push((method.to_ascii_uppercase(), path.replace("{slug}", "nothing"), scope));
+        }
+    }
+    let mut table: Vec<_> = FLAT
+        .iter()
+        .map(|(method, path, scope)| (method.to_string(), (*path).to_owned(), scope.map(ToOwned::to_owned)))
+        .collect();
+    documented.sort();
+    table.sort();
+    assert_eq!(table, documented);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,7 +25,7 @@ const fn route(method: Method, path: &'static str, scope: Option<&'static str>, 
 static BY_ID: [Route; 5] = [
     route(Method::GET, "/v1/api_keys/{}", Some("read"), None),
     route(Method::PATCH, "/v1/api_keys/{}", Some("admin"), Some(r#"{"name":"ours now"}"#)),
-    route(Method::PATCH, "/v1/api_keys/{}", Some("admin"), Some(r#"{"scopes":[]}"#)),
+    route(Method::PATCH, "/v1/api_keys/{}", Some("admin"), Some(r#"{"scopes":["root"]}"#)),
     route(Method::DELETE, "/v1/api_keys/{}", Some("admin"), None),
     route(Method::POST, "/v1/api_keys/{}/rotate", Some("admin"), Some(r#"{"grace_seconds":0}"#)),
 ];

@@ -11,6 +11,7 @@ async fn the_last_admin_key_is_not_lost_in_any_way() {
     for request in [
         world.delete(&path(id)),
         world.patch(&path(id), json!({ "scopes": ["read", "write"] })),
+        world.patch(&path(id), json!({ "scopes": [] })),
         world.patch(&path(id), json!({ "expires_at": "2100-01-01T00:00:00Z" })),
         world.patch(&path(id), json!({ "allowed_cidrs": ["127.0.0.0/8"] })),
     ] {
