@@ -211,7 +211,7 @@ for event_type in ["ping", "api_key.created"]:
 part("revoke")
 spare, spare_token = walk.keys(call, admin)
 walk.revoke(call, admin, spare, spare_token)
-check("data planes are told it is not valid", stack.internal(*validate, {"key": spare_token}) == (200, {"valid": False}))
+check("data planes are told it is not valid", stack.internal(*validate, {"key": spare_token}) == (200, {"valid": False, "code": "revoked"}))
 
 part("audit log")
 _, error, logged = stack.invoke("WorkerAuditChain", {})

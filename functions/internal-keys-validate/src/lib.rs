@@ -5,9 +5,9 @@ use std::{net::IpAddr, time::Duration};
 
 use karta_shared::{
     App,
-    auth::{Finding, Use, ValidKey, Verdict, trace},
+    auth::{Finding, Invalidity, Use, ValidKey, Verdict, trace},
     config::{Ring, Secret},
-    domain::{Id, Invalid, ScopeSet, Slug, client_address},
+    domain::{Id, Invalid, Metadata, Name, ScopeSet, Slug, Timestamp, client_address},
     http::{Answer, Call, Error, Internal, NoQuery, Received, Route, Validate},
 };
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,9 @@ pub struct Output {
     valid: bool,
     #[serde(flatten)]
     key: Option<Key>,
+    /// Why the key is not valid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<Code>,
     #[serde(skip_serializing_if = "Option::is_none")]
     trace: Option<Vec<Explained>>,
 }
@@ -54,6 +57,19 @@ pub struct Key {
     budget_ok: bool,
     budget_reason: Option<String>,
     transcript_access: bool,
+    name: Name,
+    metadata: Metadata,
+    expires_at: Option<Timestamp>,
+}
+
+/// A code other than `not_found` is answered only to the holder of the key's plaintext.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Code {
+    NotFound,
+    Revoked,
+    Expired,
+    AddressNotAllowed,
 }
 
 #[derive(Debug, Serialize)]
@@ -84,11 +100,26 @@ impl Route for InternalKeysValidate {
         let verdict = app.validator().validate_to_pass_on(key.expose(), how, SENT_WITHIN).await;
         let verdict = verdict.map_err(|fault| Error::Unavailable(fault.to_string()))?;
         let trace = explain.then(|| trace(&verdict, address).into_iter().map(explained).collect());
-        let key = match verdict {
-            Verdict::Valid(valid) if valid.is_permitted(address) => Some(found(*valid)),
-            Verdict::Valid(_) | Verdict::Invalid(_) => None,
+        let judged = match verdict {
+            Verdict::Valid(valid) if valid.is_permitted(address) => Ok(found(*valid)),
+            Verdict::Valid(_) => Err(Code::AddressNotAllowed),
+            Verdict::Invalid(why) => Err(why.into()),
         };
-        Answer::ok(&Output { valid: key.is_some(), key, trace })
+        let (key, code) = match judged {
+            Ok(key) => (Some(key), None),
+            Err(code) => (None, Some(code)),
+        };
+        Answer::ok(&Output { valid: key.is_some(), key, code, trace })
+    }
+}
+
+impl From<Invalidity> for Code {
+    fn from(why: Invalidity) -> Self {
+        match why {
+            Invalidity::Shape | Invalidity::Tag | Invalidity::Unproven => Self::NotFound,
+            Invalidity::Revoked => Self::Revoked,
+            Invalidity::Expired => Self::Expired,
+        }
     }
 }
 
@@ -101,6 +132,9 @@ fn found(valid: ValidKey) -> Key {
         budget_ok: valid.budget.is_ok(),
         budget_reason: valid.budget.reason(),
         transcript_access: valid.organization.transcript_access,
+        name: valid.api_key.name,
+        metadata: valid.api_key.metadata,
+        expires_at: valid.api_key.expires_at,
     }
 }
 

@@ -222,8 +222,12 @@ impl ApiKey {
         if sooner || fewer_scopes || other_addresses {
             return CacheEffect::AccessCut;
         }
-        let judged = |key: &Self| (key.scopes, key.expires_at, key.allowed_cidrs.clone(), key.budget.clone());
-        if judged(self) == judged(after) { CacheEffect::None } else { CacheEffect::Stale }
+        // Everything that a validation judges by or answers with.
+        let validated = |key: &Self| {
+            let Self { name, scopes, expires_at, allowed_cidrs, budget, metadata, .. } = key.clone();
+            (name, scopes, expires_at, allowed_cidrs, budget, metadata)
+        };
+        if validated(self) == validated(after) { CacheEffect::None } else { CacheEffect::Stale }
     }
 
     /// When its owner is told that the key is about to end: a week before. Never for one that was made to live no longer than that, and not for one

@@ -172,7 +172,11 @@ impl Plane {
                 answers.busy += 1;
             } else {
                 answer.succeeded()?;
-                ensure!(answer.body == br#"{"valid":false}"#, "{}", String::from_utf8_lossy(answer.body));
+                ensure!(
+                    answer.body == br#"{"valid":false,"code":"not_found"}"#,
+                    "{}",
+                    String::from_utf8_lossy(answer.body)
+                );
                 answers.judged += 1;
             }
         }

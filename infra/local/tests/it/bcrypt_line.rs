@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use crate::{
     fault_proxy::FaultProxy,
     harness::{Reply, Request, World, until},
-    internal::keys_validate::{invalid, unavailable, unproven, validated, validation, with_wrong_tag},
+    internal::keys_validate::{not_found, unavailable, unproven, validated, validation, with_wrong_tag},
 };
 
 /// A world whose calls to the store are counted, on a clock that stands still: no verdict ages while a busy machine is slow.
@@ -84,7 +84,7 @@ async fn junk_of_the_right_shape_needs_neither_bcrypt_nor_the_store() {
     proxy.forget();
     for _ in 0..100 {
         let junk = with_wrong_tag(&unproven(&world, None).await);
-        assert_eq!(validated(&world, json!({ "key": junk })).await, invalid());
+        assert_eq!(validated(&world, json!({ "key": junk })).await, not_found());
         world.get("/v1/whoami").bearer(&junk).send().await.refused(401);
     }
     assert!(proxy.seen().is_empty());
@@ -113,11 +113,11 @@ async fn a_flood_of_deleted_keys_is_bounded_and_holds_up_no_known_key() {
     valid_key(validation(&world, json!({ "key": world.admin })).send().await);
     drop(paused);
     for judged in flood.join_all().await {
-        assert_eq!(judged.expect(200), invalid());
+        assert_eq!(judged.expect(200), not_found());
     }
     drop(others);
     for token in deleted {
-        assert_eq!(validated(&world, json!({ "key": token })).await, invalid());
+        assert_eq!(validated(&world, json!({ "key": token })).await, not_found());
     }
     let (_, token) = world.key(&["read"]).await;
     valid_key(validation(&world, json!({ "key": token })).send().await);

@@ -62,8 +62,8 @@ async fn a_revocation_is_told_of_once() {
 async fn what_a_change_does_to_caches_depends_on_what_it_changes() {
     let (world, _clock) = World::start_at_noon().await;
     for (before, change, told) in [
-        (json!({}), json!({ "name": "other" }), None),
-        (json!({}), json!({ "metadata": { "team": "a" } }), None),
+        (json!({}), json!({ "name": "other" }), Some(false)),
+        (json!({}), json!({ "metadata": { "team": "a" } }), Some(false)),
         (json!({}), json!({ "scopes": ["read", "write"] }), None),
         (json!({}), json!({ "scopes": ["read", "write", "admin"] }), Some(false)),
         (json!({}), json!({ "scopes": ["read"] }), Some(true)),
@@ -99,6 +99,7 @@ async fn an_organizations_change_makes_data_planes_forget() {
         world.service(http::Method::PATCH, &path).body(change).send().await.expect(200);
     }
     assert_eq!(invalidations(&world).await, [false], "a change that changes nothing is none");
+        (json!({}), json!({ "scopes": [] }), Some(true)),
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -93,7 +93,7 @@ impl Karta {
     }
 
     fn refusal(&self, token: &str) -> Question {
-        Question::new(validate(&self.service, token), r#"{"valid":false}"#)
+        Question::new(validate(&self.service, token), r#"{"valid":false,"#)
     }
 
     fn page(&self, further: &str) -> Question {

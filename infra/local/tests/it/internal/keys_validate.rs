@@ -27,8 +27,13 @@ pub(crate) async fn validated(world: &World, body: Value) -> Value {
     validation(world, body).send().await.expect(200)
 }
 
-pub(crate) fn invalid() -> Value {
-    json!({ "valid": false })
+fn invalid(code: &str) -> Value {
+    json!({ "valid": false, "code": code })
+}
+
+/// The answer to a token without a proof.
+pub(crate) fn not_found() -> Value {
+    invalid("not_found")
 }
 
 /// A world on a clock that stands still, whose calls to the store pass a proxy.
@@ -76,6 +81,9 @@ async fn a_valid_key_answers_exactly_what_data_planes_read() {
         "budget_ok": true,
         "budget_reason": null,
         "transcript_access": false,
+        "name": "write read",
+        "metadata": {},
+        "expires_at": null,
     });
     for body in [
         json!({ "key": token }),
@@ -85,6 +93,69 @@ async fn a_valid_key_answers_exactly_what_data_planes_read() {
     ] {
         assert_eq!(validated(&world, body).await, expected);
     }
+}
+
+/// The fields of the first version: data planes in operation may take nothing else from an answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn first_versions_fields_stay_as_they_were() {
+    #[derive(Debug, PartialEq, serde::Deserialize)]
+    struct Verdict {
+        valid: bool,
+        organization_id: Option<u64>,
+        organization_slug: Option<String>,
+        api_key_id: Option<u64>,
+        scopes: Option<Vec<String>>,
+        budget_ok: Option<bool>,
+        budget_reason: Option<String>,
+        transcript_access: Option<bool>,
+    }
+    let world = World::start().await;
+    let (id, token) = world.key(&["read"]).await;
+    let verdict =
+        async |key: &str| serde_json::from_value::<Verdict>(validated(&world, json!({ "key": key })).await).unwrap();
+    let valid = Verdict {
+        valid: true,
+        organization_id: Some(world.organization_id),
+        organization_slug: Some("acme".to_owned()),
+        api_key_id: Some(id),
+        scopes: Some(vec!["read".to_owned()]),
+        budget_ok: Some(true),
+        budget_reason: None,
+        transcript_access: Some(false),
+    };
+    assert_eq!(verdict(&token).await, valid);
+    let invalid = Verdict {
+        valid: false,
+        organization_id: None,
+        organization_slug: None,
+        api_key_id: None,
+        scopes: None,
+        budget_ok: None,
+        budget_reason: None,
+        transcript_access: None,
+    };
+    assert_eq!(verdict("kt_live_").await, invalid);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn name_metadata_and_expiry_follow_the_key() {
+    let (world, _clock) = World::start_at_noon().await;
+    let told = async |token: &str| {
+        let answer = validated(&world, json!({ "key": token })).await;
+        json!([answer["name"], answer["metadata"], answer["expires_at"]])
+    };
+    let end = "2027-01-31T12:00:00.000Z";
+    let body = json!({ "name": "globex", "scopes": [], "metadata": { "customer": "42" }, "expires_at": end });
+    let (id, token) = world.key_with(body).await;
+    assert_eq!(told(&token).await, json!(["globex", { "customer": "42" }, end]));
+    let path = format!("/v1/api_keys/{id}");
+    let patch = json!({ "name": "initech", "metadata": { "customer": "43" }, "expires_at": null });
+    world.patch(&path, patch).send().await.expect(200);
+    assert_eq!(told(&token).await, json!(["initech", { "customer": "43" }, null]));
+    let rotated = world.post(&format!("{path}/rotate"), json!({ "grace_seconds": 60 })).send().await.expect(201);
+    assert_eq!(told(&token).await, json!(["initech", { "customer": "43" }, "2026-11-21T12:01:00.000Z"]));
+    let successor = rotated["secret"].as_str().unwrap();
+    assert_eq!(told(successor).await, json!(["initech", { "customer": "43" }, null]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,7 +177,7 @@ async fn budget_and_transcript_access_are_the_organizations_of_this_moment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_is_no_live_key_is_not_valid_in_the_same_words() {
+async fn invalid_key_has_a_code_only_after_its_proof() {
     let (world, clock) = World::start_at_noon().await;
     world.project("site").await;
     let session = world.session_token("site", json!({})).await;
@@ -117,7 +188,7 @@ async fn whatever_is_no_live_key_is_not_valid_in_the_same_words() {
         assert_eq!(validated(&world, json!({ "key": token })).await["valid"], true);
     }
     world.delete(&format!("/v1/api_keys/{revoked_id}")).send().await.expect(200);
-    assert_eq!(validated(&world, json!({ "key": revoked })).await, invalid(), "revoked, at once");
+    assert_eq!(validated(&world, json!({ "key": revoked })).await, invalid("revoked"), "at once");
     clock.advance(Duration::from_secs(10));
 
     let service = world.runner.secrets.service_token.clone();
@@ -136,12 +207,16 @@ async fn whatever_is_no_live_key_is_not_valid_in_the_same_words() {
         unproven(&world, Some(&world.admin)).await,
         service.expose_secret().to_owned(),
         session,
-        expired,
-        revoked,
+        unproven(&world, Some(&expired)).await,
+        unproven(&world, Some(&revoked)).await,
+        with_wrong_tag(&expired),
+        with_wrong_tag(&revoked),
     ];
     for token in junk {
-        assert_eq!(validated(&world, json!({ "key": token })).await, invalid());
+        assert_eq!(validated(&world, json!({ "key": token })).await, not_found());
     }
+    assert_eq!(validated(&world, json!({ "key": expired })).await, invalid("expired"));
+    assert_eq!(validated(&world, json!({ "key": revoked })).await, invalid("revoked"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,9 +229,13 @@ async fn a_key_with_ranges_is_valid_from_inside_alone() {
         assert_eq!(answer["valid"], true, "{inside}");
     }
     for outside in [json!("203.0.114.9"), json!("127.0.0.1"), json!("2001:db9::1"), json!(null)] {
-        assert_eq!(validated(&world, json!({ "key": token, "ip_address": outside })).await, invalid(), "{outside}");
+        let answer = validated(&world, json!({ "key": token, "ip_address": outside })).await;
+        assert_eq!(answer, invalid("address_not_allowed"), "{outside}");
     }
-    assert_eq!(validated(&world, json!({ "key": token })).await, invalid(), "from nobody knows where");
+    let answer = validated(&world, json!({ "key": token })).await;
+    assert_eq!(answer, invalid("address_not_allowed"), "without an address");
+    let stranger = json!({ "key": unproven(&world, Some(&token)).await, "ip_address": "203.0.114.9" });
+    assert_eq!(validated(&world, stranger).await, not_found(), "without a proof");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -279,7 +358,7 @@ async fn a_store_that_hangs_is_a_504_before_a_data_plane_gives_up() {
         no_verdict(validation(&world, json!({ "key": unknown })), 504, "Timed out"),
     );
     let junk = validated(&world, json!({ "key": with_wrong_tag(&world.admin) })).await;
-    assert_eq!(junk, invalid(), "what was not minted here needs no store");
+    assert_eq!(junk, not_found(), "what was not minted here needs no store");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -333,17 +412,17 @@ async fn an_explanation_names_the_steps_up_to_the_one_that_failed() {
     let fenced = json!({ "name": "here", "scopes": ["read"], "allowed_cidrs": ["203.0.113.0/24"] });
     let (_, fenced) = world.key_with(fenced).await;
     let steps = ["shape", "tag", "candidates", "proof", "revocation", "expiry", "cidr", "budget"];
-    for (token, passed, failed) in [
-        ("junk".to_owned(), 0, Some("shape")),
-        (with_wrong_tag(&world.admin), 1, Some("tag")),
-        (unproven(&world, None).await, 3, Some("proof")),
-        (unproven(&world, Some(&world.admin)).await, 3, Some("proof")),
-        (revoked, 4, Some("revocation")),
-        (expired, 5, Some("expiry")),
-        (fenced, 6, Some("cidr")),
+    for (token, passed, failed, code) in [
+        ("junk".to_owned(), 0, Some("shape"), "not_found"),
+        (with_wrong_tag(&world.admin), 1, Some("tag"), "not_found"),
+        (unproven(&world, None).await, 3, Some("proof"), "not_found"),
+        (unproven(&world, Some(&world.admin)).await, 3, Some("proof"), "not_found"),
+        (revoked, 4, Some("revocation"), "revoked"),
+        (expired, 5, Some("expiry"), "expired"),
+        (fenced, 6, Some("cidr"), "address_not_allowed"),
     ] {
         let answer = validated(&world, json!({ "key": token, "explain": true })).await;
-        assert_eq!(answer, json!({ "valid": false, "trace": trace(&steps[..passed], failed) }));
+        assert_eq!(answer, json!({ "valid": false, "code": code, "trace": trace(&steps[..passed], failed) }));
     }
     let whole = validated(&world, json!({ "key": world.admin, "explain": true })).await;
     assert_eq!((&whole["valid"], &whole["trace"]), (&json!(true), &trace(&steps, None)));
