@@ -2,7 +2,7 @@
 
 use karta_shared::{
     App,
-    domain::{AllowedCidrs, ApiKeyPatch, Budget, Id, KeySettled, Metadata, Name, ScopeSet, Timestamp},
+    domain::{AllowedCidrs, ApiKeyPatch, Budget, EventType, Id, KeySettled, Metadata, Name, ScopeSet, Timestamp},
     http::{Action, Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Route, present},
 };
 use serde::{Deserialize, Serialize};
@@ -51,19 +51,21 @@ impl Route for ApiKeysUpdate {
         let (caller, before) = call.caller_and_target(app, call.path).await?;
         let mut key = before.clone();
         let changes = key.apply(patch(call.body.clone())).map_err(|settled| refusal(settled, call.path))?;
+        let output = Output { api_key: ApiKeyResource::of(key.clone(), call.now) };
         if !changes.is_empty() {
             let mut transaction = app.store.transaction();
             transaction.update_api_key(organization, &caller, &before, &key)?;
             let event =
                 NewAuditEvent { action: Action::ApiKeyUpdated, resource_kind: "api_key", resource_id: key.id, changes };
             transaction.audit(organization, &call.audit_event(app, event))?;
+            transaction.announce(&call.event(app, organization, EventType::ApiKeyUpdated, &output)?)?;
             transaction.invalidate(organization, before.effect_of(&key), call.now)?;
             if before.budget != key.budget {
                 transaction.check_budgets(organization, [key.id], call.now)?;
             }
             transaction.commit().await?;
         }
-        Answer::ok(&Output { api_key: ApiKeyResource::of(key, call.now) })
+        Answer::ok(&output)
     }
 }
 

@@ -7,6 +7,7 @@ type Data = Record<string, unknown>;
 /** What each type of event carries. */
 export interface KartaEventData {
   "api_key.created": { api_key: ApiKey };
+  "api_key.updated": { api_key: ApiKey };
   "api_key.rotated": { api_key: ApiKey; replaces: { id: number; expires_at: string | null } };
   "api_key.revoked": { api_key: ApiKey };
   "api_key.expiring": { api_key: ApiKey };

@@ -45,6 +45,7 @@ pub fn public_event_id(id: Id) -> String {
 #[serde(into = "&'static str", try_from = "String")]
 pub enum EventType {
     ApiKeyCreated,
+    ApiKeyUpdated,
     ApiKeyRotated,
     ApiKeyRevoked,
     ApiKeyExpiring,
@@ -66,8 +67,9 @@ pub enum EventType {
 }
 
 impl EventType {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::ApiKeyCreated,
+        Self::ApiKeyUpdated,
         Self::ApiKeyRotated,
         Self::ApiKeyRevoked,
         Self::ApiKeyExpiring,
@@ -91,6 +93,7 @@ impl EventType {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ApiKeyCreated => "api_key.created",
+            Self::ApiKeyUpdated => "api_key.updated",
             Self::ApiKeyRotated => "api_key.rotated",
             Self::ApiKeyRevoked => "api_key.revoked",
             Self::ApiKeyExpiring => "api_key.expiring",

@@ -190,7 +190,7 @@ impl TryFrom<String> for Selected {
     }
 }
 
-const KNOWN: &str = "must be one of api_key.created, api_key.rotated, api_key.revoked, api_key.expiring, model_key.created, \
+const KNOWN: &str = "must be one of api_key.created, api_key.updated, api_key.rotated, api_key.revoked, api_key.expiring, model_key.created, \
      model_key.revoked, budget.threshold, budget.exhausted, budget.restored, release.created, release.activated, \
      release.rolled_back, webhook_endpoint.disabled, subscription.created, subscription.updated, subscription.deleted, \
      invoice.paid, invoice.payment_failed, ping, or * for all of them";

@@ -48,6 +48,38 @@ async fn a_rotation_is_told_of_and_data_planes_forget() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn update_is_published_only_if_something_changed() {
+    let (world, clock) = World::start_at_noon().await;
+    let (id, _) = world.key(&["read"]).await;
+    let path = format!("/v1/api_keys/{id}");
+    let mut expected = Vec::new();
+    for (patch, changes) in [
+        (json!({ "name": "cd" }), true),
+        (json!({ "name": "cd" }), false),
+        (json!({}), false),
+        (json!({ "scopes": [] }), true),
+        (json!({ "scopes": [], "name": "cd", "budget": null }), false),
+        (json!({ "expires_at": "2027-01-31T12:00:00Z" }), true),
+        (json!({ "allowed_cidrs": ["203.0.113.0/24"] }), true),
+        (json!({ "budget": { "cost_cents": 5 } }), true),
+        (json!({ "metadata": { "team": "web" } }), true),
+    ] {
+        clock.advance(Duration::from_millis(1));
+        let updated = world.patch(&path, patch).send().await.expect(200);
+        if changes {
+            expected.push(("api_key.updated".to_owned(), updated));
+        }
+    }
+    assert_eq!(events(&world).await[1..], expected);
+    assert_eq!(world.audited("api_key.updated").await.len(), expected.len());
+    world.patch(&path, json!({ "scopes": ["root"] })).send().await.refused(422);
+    world.delete(&path).send().await.expect(200);
+    world.patch(&path, json!({ "name": "late" })).send().await.refused(409);
+    let published = events(&world).await;
+    assert_eq!(published.len(), 2 + expected.len(), "a refused update publishes nothing: {published:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revocation_is_told_of_once() {
     let (world, clock) = World::start_at_noon().await;
     let (id, _) = world.key(&["read"]).await;
@@ -67,6 +99,7 @@ async fn what_a_change_does_to_caches_depends_on_what_it_changes() {
         (json!({}), json!({ "scopes": ["read", "write"] }), None),
         (json!({}), json!({ "scopes": ["read", "write", "admin"] }), Some(false)),
         (json!({}), json!({ "scopes": ["read"] }), Some(true)),
+        (json!({}), json!({ "scopes": [] }), Some(true)),
         (json!({}), json!({ "budget": { "total_tokens": 5 } }), Some(false)),
         (json!({}), json!({ "expires_at": "2027-01-01T00:00:00Z" }), Some(true)),
         (json!({ "expires_at": "2027-01-01T00:00:00Z" }), json!({ "expires_at": "2026-12-31T00:00:00Z" }), Some(true)),
@@ -99,7 +132,6 @@ async fn an_organizations_change_makes_data_planes_forget() {
         world.service(http::Method::PATCH, &path).body(change).send().await.expect(200);
     }
     assert_eq!(invalidations(&world).await, [false], "a change that changes nothing is none");
-        (json!({}), json!({ "scopes": [] }), Some(true)),
 }
 
 #[tokio::test(flavor = "multi_thread")]
