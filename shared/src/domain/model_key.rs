@@ -1,8 +1,11 @@
 use std::{collections::BTreeMap, fmt};
 
+use aws_lc_rs::rsa::KeyPair;
+use base64::{Engine, prelude::BASE64_STANDARD};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use zeroize::Zeroizing;
 
 use super::{Change, Changes, Id, Name, Timestamp, Value};
 
@@ -38,7 +41,7 @@ impl Provider {
         match self {
             Self::Anthropic => "an Anthropic key",
             Self::OpenAi => "an OpenAI key",
-            Self::Bedrock => "an AWS access key",
+            Self::Bedrock => "an AWS credential",
             Self::Vertex => "the key of a Google service account",
             Self::OpenRouter => "an OpenRouter key",
         }
@@ -50,14 +53,14 @@ impl Provider {
             Self::Anthropic => "a key that starts with sk-ant-",
             Self::OpenAi => "a key that starts with sk-",
             Self::Bedrock => {
-                r#"JSON of strings: {"access_key_id":"AKIA...","secret_access_key":"..."}, with "session_token" and "region" if you have them"#
+                r#"a Bedrock API key that starts with ABSK, or JSON of strings: {"access_key_id":"AKIA...","secret_access_key":"..."}, with "session_token" and "region" if you have them"#
             }
             Self::Vertex => "the JSON file of a Google service account's key",
             Self::OpenRouter => "a key that starts with sk-or-",
         }
     }
 
-    /// Whether its credential is JSON instead of one word.
+    /// Whether a credential of its own may be JSON instead of one word.
     const fn takes_json(self) -> bool {
         matches!(self, Self::Bedrock | Self::Vertex)
     }
@@ -80,12 +83,22 @@ pub struct ProviderKey {
 /// The members of a JSON object of strings.
 pub type Members = BTreeMap<String, SecretString>;
 
-/// What the keys of an account's administrators start with.
-const ADMIN_STARTS: [&str; 2] = ["sk-ant-admin", "sk-admin-"];
+/// Credentials that providers give out for something else, by their first characters.
+const OTHER_PURPOSES: [(&str, &str); 6] = [
+    ("sk-ant-admin", "a key that administers the account at its provider"),
+    ("sk-admin-", "a key that administers the account at its provider"),
+    ("sk-ant-oat", "an OAuth access token of a Claude login (sk-ant-oat)"),
+    ("sk-ant-ort", "an OAuth refresh token of a Claude login (sk-ant-ort)"),
+    ("sk-ant-sid", "a session token of the Claude website (sk-ant-sid)"),
+    ("bedrock-api-key-", "a short-term Bedrock API key, which ends within 12 hours"),
+];
+const BEDROCK_API_KEY: &str = "ABSK";
 /// What of a JSON credential is secret.
 const SECRET_MEMBERS: [&str; 3] = ["secret_access_key", "session_token", "private_key"];
 /// From this length on, a part of a key counts as the key.
 const PART_MIN: usize = 16;
+/// Characters in a line of PEM: 64 by RFC 7468, 76 by MIME.
+const PEM_LINE_MAX: usize = 76;
 
 /// Why a text is no key of its provider. Displays as what completes "key …", and holds nothing of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -102,16 +115,16 @@ pub enum KeyRejected {
     Ours(Provider),
     #[error("must be {}", .0.wanted())]
     Unlike(Provider),
-    #[error("must have nothing but letters, digits, - and _ after its start")]
-    Word,
+    #[error("must have nothing but {0} after its start")]
+    Word(&'static str),
     #[error("must hold {member}: {right}")]
     Member { member: &'static str, right: &'static str },
     #[error("must hold access_key_id, secret_access_key, session_token and region at most")]
     UnknownMember,
     #[error("must hold each member once")]
     TwiceMember,
-    #[error("is a key that administers the account at its provider: make a normal one, and paste {}", .0.wanted())]
-    Admin(Provider),
+    #[error("is {what}: make an API key for servers, and paste {}", wanted.wanted())]
+    OtherPurpose { what: &'static str, wanted: Provider },
 }
 
 impl ProviderKey {
@@ -153,7 +166,7 @@ fn judge<'a>(provider: Provider, text: &'a str, members: Option<&'a Members>) ->
         return Err(KeyRejected::BlankAround);
     }
     // A JSON file keeps its lines; inside its strings line breaks are escaped.
-    let json = provider.takes_json() || members.is_some();
+    let json = (provider.takes_json() && !text.starts_with(BEDROCK_API_KEY)) || members.is_some();
     let layout = |c: char| json && matches!(c, ' ' | '\n' | '\r' | '\t');
     if !text.chars().all(|c| c.is_ascii_graphic() || layout(c)) {
         return Err(KeyRejected::Characters);
@@ -161,8 +174,8 @@ fn judge<'a>(provider: Provider, text: &'a str, members: Option<&'a Members>) ->
     if text.starts_with("kt_live_") {
         return Err(KeyRejected::Ours(provider));
     }
-    if ADMIN_STARTS.iter().any(|start| text.starts_with(start)) {
-        return Err(KeyRejected::Admin(provider));
+    if let Some(&(_, what)) = OTHER_PURPOSES.iter().find(|(start, _)| text.starts_with(start)) {
+        return Err(KeyRejected::OtherPurpose { what, wanted: provider });
     }
     if let Some(looks_like) = looks_like(text, members).filter(|looks_like| *looks_like != provider) {
         return Err(KeyRejected::Foreign { looks_like, wanted: provider });
@@ -176,6 +189,7 @@ fn judge<'a>(provider: Provider, text: &'a str, members: Option<&'a Members>) ->
         (Provider::OpenRouter, _) => word(provider, text, "sk-or-"),
         (Provider::Bedrock, Some(members)) => access_key(members),
         (Provider::Vertex, Some(members)) => service_account(members),
+        (Provider::Bedrock, None) if text.starts_with(BEDROCK_API_KEY) => bedrock_api_key(text),
         (Provider::Bedrock | Provider::Vertex, None) => Err(KeyRejected::Unlike(provider)),
     }
 }
@@ -191,6 +205,7 @@ fn looks_like(text: &str, members: Option<&Members>) -> Option<Provider> {
         ("sk-ant-", Provider::Anthropic),
         ("sk-or-", Provider::OpenRouter),
         ("sk-", Provider::OpenAi),
+        (BEDROCK_API_KEY, Provider::Bedrock),
         ("AKIA", Provider::Bedrock),
         ("ASIA", Provider::Bedrock),
     ];
@@ -200,7 +215,18 @@ fn looks_like(text: &str, members: Option<&Members>) -> Option<Provider> {
 fn word<'a>(provider: Provider, text: &'a str, start: &str) -> Result<&'a str, KeyRejected> {
     let rest = text.strip_prefix(start).ok_or(KeyRejected::Unlike(provider))?;
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-    if rest.bytes().all(allowed) { Ok(text) } else { Err(KeyRejected::Word) }
+    if rest.bytes().all(allowed) { Ok(text) } else { Err(KeyRejected::Word("letters, digits, - and _")) }
+}
+
+/// `ABSK` and base64, its padding included.
+fn bedrock_api_key(text: &str) -> Result<&str, KeyRejected> {
+    let word = text.strip_suffix("==").or(text.strip_suffix('=')).unwrap_or(text);
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/';
+    if word.bytes().all(allowed) {
+        Ok(text)
+    } else {
+        Err(KeyRejected::Word("letters, digits, + and /, and = only at its end"))
+    }
 }
 
 /// `{"access_key_id", "secret_access_key", "session_token"?, "region"?}`: nothing else, for a name that is written otherwise would
@@ -219,15 +245,16 @@ fn access_key(members: &Members) -> Result<&str, KeyRejected> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/+=".contains(&byte);
         secret.len() >= MIN_CHARACTERS && secret.bytes().all(allowed)
     })?;
-    if members.contains_key("session_token") || id.starts_with("ASIA") {
+    if members.contains_key("session_token") && id.starts_with("AKIA") {
+        let right = "one that starts with ASIA, since session_token belongs to a temporary access key";
+        return Err(KeyRejected::Member { member: "access_key_id", right });
+    }
+    if id.starts_with("ASIA") {
         let right = "printable ASCII without blanks; an access key that starts with ASIA is temporary and opens nothing without";
         member(members, "session_token", right, is_word)?;
     }
     if members.contains_key("region") {
-        member(members, "region", "the name of an AWS region such as us-east-1", |region| {
-            let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-            (1..=32).contains(&region.len()) && region.bytes().all(allowed)
-        })?;
+        member(members, "region", "the name of an AWS region such as us-east-1", is_region)?;
     }
     Ok(id)
 }
@@ -238,15 +265,25 @@ const TOKEN_URIS: [&str; 2] = ["https://oauth2.googleapis.com/token", "https://a
 /// The file that Google gives out, with whatever else it holds.
 fn service_account(members: &Members) -> Result<&str, KeyRejected> {
     member(members, "type", "service_account", |kind| kind == "service_account")?;
-    member(members, "project_id", "the id of a Google Cloud project", is_word)?;
+    // It becomes part of a URL's path.
+    member(members, "project_id", "the id of a Google Cloud project", |project| {
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.:".contains(&byte);
+        project.len() >= 4 && project.bytes().all(allowed)
+    })?;
     let id = member(members, "private_key_id", "8 or more letters and digits", |id| {
         id.len() >= 8 && id.bytes().all(|byte| byte.is_ascii_alphanumeric())
     })?;
-    member(members, "private_key", "a private key in PEM", |pem| {
-        pem.is_ascii() && pem.starts_with("-----BEGIN ") && pem.contains("PRIVATE KEY-----")
-    })?;
+    let has_escapes = |pem: &SecretString| pem.expose_secret().contains("\\n");
+    let right = if members.get("private_key").is_some_and(has_escapes) {
+        r"a PKCS #8 PEM with line breaks, not with the characters \ and n in their place: paste the file unchanged"
+    } else {
+        "the service account's RSA private key as PKCS #8 PEM (BEGIN PRIVATE KEY): paste the file unchanged"
+    };
+    member(members, "private_key", right, is_rsa_private_key)?;
     member(members, "client_email", "the service account's e-mail address", |email| {
-        is_word(email) && email.contains('@')
+        let halves = email.split_once('@');
+        is_word(email)
+            && halves.is_some_and(|(name, host)| !name.is_empty() && host.contains('.') && !host.contains('@'))
     })?;
     if members.contains_key("token_uri") {
         member(members, "token_uri", "Google's own, https://oauth2.googleapis.com/token", |uri| {
@@ -257,6 +294,37 @@ fn service_account(members: &Members) -> Result<&str, KeyRejected> {
         member(members, "universe_domain", "googleapis.com", |domain| domain == "googleapis.com")?;
     }
     Ok(id)
+}
+
+/// Whether a text is one RSA key of 2,048 bits or more, as Google writes it: PKCS #8 in PEM. The key is decoded and checked, because a damaged
+/// one would replace a working one and fail at the data plane.
+fn is_rsa_private_key(pem: &str) -> bool {
+    let body = pem.trim_end().strip_prefix("-----BEGIN PRIVATE KEY-----");
+    let body = body.and_then(|body| body.strip_suffix("-----END PRIVATE KEY-----"));
+    let body = body.and_then(|body| body.strip_prefix("\r\n").or(body.strip_prefix('\n')));
+    let Some(body) = body.filter(|body| body.ends_with('\n')) else {
+        return false;
+    };
+    let mut base64 = Zeroizing::new(String::with_capacity(body.len()));
+    for line in body.lines() {
+        if !(1..=PEM_LINE_MAX).contains(&line.len()) {
+            return false;
+        }
+        base64.push_str(line);
+    }
+    BASE64_STANDARD.decode(&*base64).map(Zeroizing::new).is_ok_and(|der| KeyPair::from_pkcs8(&der).is_ok())
+}
+
+/// `us-east-1`, `us-gov-west-1`: words and a number.
+fn is_region(text: &str) -> bool {
+    let words: Vec<_> = text.split('-').collect();
+    let [words @ .., number] = words.as_slice() else { return false };
+    let of_letters = |word: &&str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
+    text.len() <= 32
+        && words.len() >= 2
+        && words.iter().all(of_letters)
+        && !number.is_empty()
+        && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn is_word(text: &str) -> bool {
@@ -329,20 +397,40 @@ impl ModelKey {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
+    use aws_lc_rs::{
+        encoding::{AsDer, Pkcs8V1Der},
+        rsa::KeySize,
+        signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair},
+    };
     use proptest::prelude::*;
 
     use super::*;
 
+    fn pem(der: &[u8]) -> String {
+        let base64 = BASE64_STANDARD.encode(der);
+        let lines: Vec<_> = base64.as_bytes().chunks(64).map(|line| str::from_utf8(line).unwrap()).collect();
+        format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", lines.join("\n"))
+    }
+
+    static PRIVATE_KEY: LazyLock<String> = LazyLock::new(|| {
+        let key = KeyPair::generate(KeySize::Rsa2048).unwrap();
+        pem(AsDer::<Pkcs8V1Der<'_>>::as_der(&key).unwrap().as_ref())
+    });
+
     const ACCESS_KEY: [(&str, &str); 2] =
         [("access_key_id", "AKIAIOSFODNN7EXAMPLE"), ("secret_access_key", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")];
-    const SERVICE_ACCOUNT: [(&str, &str); 6] = [
-        ("type", "service_account"),
-        ("project_id", "acme-1"),
-        ("private_key_id", "0123456789abcdef0123456789abcdef01234567"),
-        ("private_key", "-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n"),
-        ("client_email", "karta@acme-1.iam.gserviceaccount.com"),
-        ("token_uri", "https://oauth2.googleapis.com/token"),
-    ];
+    static SERVICE_ACCOUNT: LazyLock<[(&str, &str); 6]> = LazyLock::new(|| {
+        [
+            ("type", "service_account"),
+            ("project_id", "acme-1"),
+            ("private_key_id", "0123456789abcdef0123456789abcdef01234567"),
+            ("private_key", PRIVATE_KEY.as_str()),
+            ("client_email", "karta@acme-1.iam.gserviceaccount.com"),
+            ("token_uri", "https://oauth2.googleapis.com/token"),
+        ]
+    });
 
     /// The tail, or what is said of the key.
     fn parsed(provider: Provider, text: &str) -> Result<String, String> {
@@ -371,6 +459,8 @@ mod tests {
             (Provider::OpenAi, "sk-proj-a_B-cdefghijkl1234", "1234"),
             (Provider::OpenAi, "sk-svcacct-abcdefghij-_Zz", "-_Zz"),
             (Provider::OpenRouter, "sk-or-v1-0123456789abcdef", "cdef"),
+            (Provider::Bedrock, "ABSKQmVkcm9ja0FQSUtleS1hYmNk+/x9", "+/x9"),
+            (Provider::Bedrock, "ABSKQmVkcm9ja0FQSUtleS1hYg==", "Yg=="),
         ] {
             assert_eq!(parsed(provider, text).as_deref(), Ok(tail));
         }
@@ -378,7 +468,7 @@ mod tests {
         let temporary =
             [("access_key_id", "ASIAIOSFODNN7EXAMPLX"), ("session_token", "IQoJ+/="), ("region", "eu-west-1")];
         assert_eq!(parsed_json(Provider::Bedrock, &ACCESS_KEY, &temporary).as_deref(), Ok("MPLX"));
-        assert_eq!(parsed_json(Provider::Vertex, &SERVICE_ACCOUNT, &[]).as_deref(), Ok("4567"));
+        assert_eq!(parsed_json(Provider::Vertex, &SERVICE_ACCOUNT[..], &[]).as_deref(), Ok("4567"));
     }
 
     #[test]
@@ -395,11 +485,13 @@ mod tests {
             (Provider::OpenRouter, "sk-abcdefghijklmnopqrst", "openai"),
             (Provider::Vertex, "AKIAIOSFODNN7EXAMPLE", "bedrock"),
             (Provider::Bedrock, "sk-ant-api03-abcdefghijkl", "anthropic"),
+            (Provider::OpenAi, "ABSKQmVkcm9ja0FQSUtleS1hYmNk", "bedrock"),
+            (Provider::Vertex, "ABSKQmVkcm9ja0FQSUtleS1hYmNk", "bedrock"),
         ] {
             assert!(foreign(provider, text).contains(&format!("choose provider {named}, ")), "{provider} {text}");
         }
         for (provider, members, named) in
-            [(Provider::OpenAi, &ACCESS_KEY[..], "bedrock"), (Provider::Bedrock, &SERVICE_ACCOUNT, "vertex")]
+            [(Provider::OpenAi, &ACCESS_KEY[..], "bedrock"), (Provider::Bedrock, &SERVICE_ACCOUNT[..], "vertex")]
         {
             let refusal = parsed_json(provider, members, &[]).unwrap_err();
             assert!(refusal.contains(&format!("choose provider {named}, ")), "{refusal}");
@@ -409,14 +501,18 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_administrators_are_refused_whatever_they_are_pasted_for() {
+    fn credentials_for_other_purposes_are_refused_by_name() {
         for provider in Provider::ALL {
-            for text in ["sk-ant-admin01-abcdefghijklmnop", "sk-admin-abcdefghijklmnopqrst"] {
+            for (text, named) in [
+                ("sk-ant-admin01-abcdefghijklmnop", "a key that administers the account"),
+                ("sk-admin-abcdefghijklmnopqrst", "a key that administers the account"),
+                ("sk-ant-oat01-abcdefghijklmnopq", "an OAuth access token of a Claude login (sk-ant-oat)"),
+                ("sk-ant-ort01-abcdefghijklmnopq", "an OAuth refresh token of a Claude login (sk-ant-ort)"),
+                ("sk-ant-sid01-abcdefghijklmnopq", "a session token of the Claude website (sk-ant-sid)"),
+                ("bedrock-api-key-YmVkcm9jay5hbWF6b25h", "a short-term Bedrock API key"),
+            ] {
                 let refusal = parsed(provider, text).unwrap_err();
-                assert!(
-                    refusal.contains("administers the account") && refusal.contains(provider.wanted()),
-                    "{refusal}"
-                );
+                assert!(refusal.contains(named) && refusal.contains(provider.wanted()), "{refusal}");
             }
         }
         assert!(parsed(Provider::Anthropic, "sk-ant-api03-admin-abcdefghijkl").is_ok());
@@ -461,7 +557,13 @@ mod tests {
             (Provider::Anthropic, "sk-ant-012345é6789012", "printable ASCII"),
             (Provider::Anthropic, "sk-ant-012345\u{200b}6789012", "printable ASCII"),
             (Provider::Anthropic, "sk-ant-0123456=6789012", "nothing but letters, digits, - and _"),
-            (Provider::Bedrock, "AKIAIOSFODNN7EXAMPLE", r#"must be JSON of strings: {"access_key_id""#),
+            (Provider::Bedrock, "AKIAIOSFODNN7EXAMPLE", r#"starts with ABSK, or JSON of strings: {"access_key_id""#),
+            (Provider::Bedrock, "ABSKQmVkcm9ja0FQSU", "20 characters or more"),
+            (Provider::Bedrock, "ABSKQmVkcm9ja0FQSUtleS1h-bc", "nothing but letters, digits, + and /"),
+            (Provider::Bedrock, "ABSKQmVkcm9ja0FQ=UtleS1hYmNk", "and = only at its end"),
+            (Provider::Bedrock, "ABSKQmVkcm9ja0FQSUtleS1hYmNk===", "and = only at its end"),
+            (Provider::Bedrock, "ABSKQmVkcm9ja0FQSUtl S1hYmNk", "printable ASCII"),
+            (Provider::Bedrock, "ABSKQmVkcm9ja0FQSUtleS1hYmNk\n", "blanks or line breaks around"),
             (Provider::Vertex, "not JSON at all, I fear", "must be the JSON file"),
         ] {
             let refusal = parsed(provider, text).unwrap_err();
@@ -476,12 +578,17 @@ mod tests {
             (("access_key_id", "AROAIOSFODNN7EXAMPLE"), "must hold access_key_id"),
             (("secret_access_key", ""), "must hold secret_access_key"),
             (("secret_access_key", "wJalrXUtnFEMI K7MDENG"), "must hold secret_access_key"),
-            (("session_token", "a b"), "must hold session_token"),
+            (("session_token", "IQoJ"), "must hold access_key_id: one that starts with ASIA, since session_token"),
             (
                 ("access_key_id", "ASIAIOSFODNN7EXAMPLE"),
                 "must hold session_token: printable ASCII without blanks; an access key that starts with ASIA is temporary",
             ),
             (("region", "US East"), "must hold region"),
+            (("region", "us-east"), "must hold region"),
+            (("region", "useast1"), "must hold region"),
+            (("region", "us-east-1a"), "must hold region"),
+            (("region", "us--east-1"), "must hold region"),
+            (("region", "us-east-1.example.com"), "must hold region"),
             (("SessionToken", "a"), "at most"),
         ] {
             let refusal = parsed_json(Provider::Bedrock, &ACCESS_KEY, &[change]).unwrap_err();
@@ -492,15 +599,57 @@ mod tests {
         for (change, said) in [
             (("type", "authorized_user"), "must hold type: service_account"),
             (("project_id", ""), "must hold project_id"),
+            (("project_id", "acme/../other"), "must hold project_id"),
+            (("project_id", "acme%2f1"), "must hold project_id"),
             (("private_key_id", "a"), "must hold private_key_id"),
             (("private_key_id", "0123 4567"), "must hold private_key_id"),
             (("private_key", "MIIE"), "must hold private_key: "),
             (("client_email", "nobody"), "must hold client_email"),
+            (("client_email", "@acme-1.iam.gserviceaccount.com"), "must hold client_email"),
+            (("client_email", "a@b@acme-1.iam.gserviceaccount.com"), "must hold client_email"),
             (("token_uri", "http://169.254.169.254/token"), "must hold token_uri: Google's own"),
             (("universe_domain", "example.com"), "must hold universe_domain"),
         ] {
-            let refusal = parsed_json(Provider::Vertex, &SERVICE_ACCOUNT, &[change]).unwrap_err();
+            let refusal = parsed_json(Provider::Vertex, &SERVICE_ACCOUNT[..], &[change]).unwrap_err();
             assert!(refusal.contains(said), "{change:?}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn private_key_must_parse_as_rsa_in_pkcs8() {
+        let refusal =
+            |pem: &str| parsed_json(Provider::Vertex, &SERVICE_ACCOUNT[..], &[("private_key", pem)]).unwrap_err();
+        let escaped = refusal(&PRIVATE_KEY.replace('\n', "\\n"));
+        assert!(escaped.contains(r"with line breaks, not with the characters \ and n"), "{escaped}");
+        let lines: Vec<_> = PRIVATE_KEY.lines().collect();
+        let without = |index: usize| [&lines[..index], &lines[index + 1..]].concat().join("\n");
+        let one_line = lines[1..lines.len() - 1].concat();
+        let flipped =
+            PRIVATE_KEY.replacen(&lines[12][..4], if lines[12].starts_with("AAAA") { "BBBB" } else { "AAAA" }, 1);
+        let elliptic = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap();
+        for (what, damaged) in [
+            ("the first line alone", lines[0].to_owned()),
+            ("no key in it", "-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n".to_owned()),
+            ("blanks for line breaks", PRIVATE_KEY.replace('\n', " ")),
+            ("no line breaks", PRIVATE_KEY.replace('\n', "")),
+            ("one long line", format!("{}\n{one_line}\n{}\n", lines[0], lines[lines.len() - 1])),
+            ("a line missing", without(9)),
+            ("no first line", without(0)),
+            ("no last line", without(lines.len() - 1)),
+            ("changed digits", flipped),
+            ("PKCS #1", PRIVATE_KEY.replace("PRIVATE KEY", "RSA PRIVATE KEY")),
+            ("encrypted", PRIVATE_KEY.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY")),
+            ("another algorithm", pem(elliptic.to_pkcs8v1().unwrap().as_ref())),
+            ("text before it", format!("key:\n{}", *PRIVATE_KEY)),
+            ("text behind it", format!("{}x", *PRIVATE_KEY)),
+        ] {
+            let said = refusal(&damaged);
+            assert!(said.starts_with("must hold private_key: the service account's RSA private key"), "{what}: {said}");
+        }
+        let windows = PRIVATE_KEY.replace('\n', "\r\n");
+        let unended = PRIVATE_KEY.trim_end();
+        for right in [windows.as_str(), unended] {
+            assert!(parsed_json(Provider::Vertex, &SERVICE_ACCOUNT[..], &[("private_key", right)]).is_ok());
         }
     }
 

@@ -5,7 +5,7 @@ use regex::{Captures, Regex};
 /// What every secret below begins with, or is named with something behind. Most lines have none of it and are done after one search.
 static HINT: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(concat!(
-        "kt_live_|karta_service_|sk-|whsec_|eyJ|gh[opsur]_|glpat-|github_pat_|npm_|AIza|xox[a-z]-|xapp-|[rs]k_(?:live|test)_|AKIA|ASIA|",
+        "kt_live_|karta_service_|sk-|whsec_|eyJ|gh[opsur]_|glpat-|github_pat_|npm_|AIza|xox[a-z]-|xapp-|[rs]k_(?:live|test)_|AKIA|ASIA|ABSK|bedrock-api-key-|",
         r":\\?/\\?/[^/]*@|PRIVATE KEY|",
         "(?i-u:bearer|",
         "(?:authorization|x-api-key|secret[ _-]?(?:access[ _-]?)?key|(?:session|security)[ _-]?token)",
@@ -53,6 +53,8 @@ fn rules() -> Result<Vec<(Regex, &'static str)>, regex::Error> {
         ("(xox[a-z]-|xapp-)[A-Za-z0-9-]{8,}".to_owned(), "${1}[redacted]"),
         ("npm_[A-Za-z0-9]{20,}".to_owned(), "npm_[redacted]"),
         ("([rs]k_(?:live|test)_)[A-Za-z0-9]{8,}".to_owned(), "${1}[redacted]"),
+        ("bedrock-api-key-[A-Za-z0-9+/=_-]{16,}".to_owned(), "bedrock-api-key-[redacted]"),
+        (format!("{BORDER}ABSK[A-Za-z0-9+/=]{{16,}}"), "${1}ABSK[redacted]"),
         (
             named(
                 "secret[ _-]?(?:access[ _-]?)?key|(?:session|security)[ _-]?token",
@@ -136,7 +138,7 @@ const HEADERS_MAX: u32 = 4;
 /// `Bearer [redacted]`. Borrows when there is nothing to replace.
 ///
 /// Knows, in plain text and inside JSON strings: API keys, service tokens, provider keys (`sk-…`), webhook secrets (`whsec_…`), JWTs, tokens of GitHub, GitLab, npm,
-/// Google, Slack and Stripe, AWS access keys, session tokens and what follows an access key's id, `Authorization` headers and bearer tokens, passwords in
+/// Google, Slack and Stripe, AWS access keys, Bedrock API keys, session tokens and what follows an access key's id, `Authorization` headers and bearer tokens, passwords in
 /// URLs, and private keys in PEM.
 pub fn scrub(text: &str) -> Cow<'_, str> {
     let mut scrubbed = scrub_once(text);
@@ -367,6 +369,8 @@ mod tests {
             "sk-proj-",
             "AKIA",
             "ASIA",
+            "ABSK",
+            "bedrock-api-key-",
         ] {
             let body = if brand.ends_with("IA") { "IOSFODNN7EXAMPLE" } else { body };
             let kept = if brand.starts_with("sk-") { "sk-" } else { brand };

@@ -1,9 +1,13 @@
 use std::time::Duration;
 
+use karta_shared::entropy::{OsEntropy, uuid};
 use serde_json::{Value, json};
 
-use super::{ROUTE, access_key, active, create, list, one_of_each, path, post, provider_key, sealed, service_account};
-use crate::harness::World;
+use super::{
+    PRIVATE_KEY, ROUTE, access_key, active, create, list, one_of_each, path, post, provider_key, sealed,
+    service_account, service_account_with,
+};
+use crate::harness::{World, note_secret};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_key_is_shown_without_itself() {
@@ -90,6 +94,55 @@ async fn what_no_key_looks_like_is_refused_with_what_is_wrong() {
     let half = json!({ "access_key_id": "AKIAIOSFODNN7EXAMPLE" }).to_string();
     let refusal = post(&world, "bedrock", &half).send().await.refused(422);
     assert_eq!(refusal["message"], "key must hold secret_access_key: 20 or more letters, digits, /, + and =");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_vertex_key_keeps_the_working_one() {
+    let world = World::start().await;
+    let working = service_account();
+    create(&world, "vertex", &working).await;
+    let escaped = PRIVATE_KEY.replace('\n', "\\n");
+    let cut = format!("{}\n-----END PRIVATE KEY-----\n", &PRIVATE_KEY[..PRIVATE_KEY.len() / 2]);
+    for (private_key, said) in
+        [(escaped, "with line breaks, not with the characters"), (cut, "paste the file unchanged")]
+    {
+        let refusal = post(&world, "vertex", &service_account_with(&private_key)).send().await.refused(422);
+        assert_eq!(refusal["error"], "byok_key_rejected");
+        assert!(refusal["message"].as_str().unwrap().contains(said), "{refusal}");
+        assert_eq!(active(&world, "vertex").send().await.expect(200)["plaintext"], working);
+    }
+    assert_eq!(list(&world).await.len(), 1);
+    assert_eq!(world.audited("model_key.revoked").await, [] as [Value; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bedrock_takes_an_api_key_or_an_access_key() {
+    let world = World::start().await;
+    let key = format!("ABSK{}+/=", uuid(&OsEntropy).replace('-', ""));
+    note_secret(&key);
+    let created = create(&world, "bedrock", &key).await;
+    assert_eq!(created["tail"], key[key.len() - 4..]);
+    assert_eq!(active(&world, "bedrock").send().await.expect(200)["plaintext"], key);
+    let named = json!({ "provider": "bedrock", "key": key, "name": format!("prod {key}") });
+    assert_eq!(world.post(ROUTE, named).send().await.invalid_field(), "name");
+    let refusal = post(&world, "openai", &key).send().await.refused(422);
+    assert!(refusal["message"].as_str().unwrap().contains("choose provider bedrock"), "{refusal}");
+    create(&world, "bedrock", &access_key()).await;
+    assert_eq!(list(&world).await.iter().filter(|key| key["revoked_at"].is_null()).count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claude_login_tokens_are_refused_by_name() {
+    let world = World::start().await;
+    for start in ["sk-ant-oat", "sk-ant-ort", "sk-ant-sid"] {
+        let key = provider_key(&format!("{start}01-"));
+        for provider in ["anthropic", "openai"] {
+            let refusal = post(&world, provider, &key).send().await.refused(422);
+            let message = refusal["message"].as_str().unwrap();
+            assert!(message.contains(&format!("({start})")) && !message.contains(&key[12..]), "{message}");
+        }
+    }
+    assert_eq!(list(&world).await, [] as [Value; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

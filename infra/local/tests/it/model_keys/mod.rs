@@ -7,6 +7,13 @@ mod revoke;
 mod rotation;
 mod sealed;
 
+use std::sync::LazyLock;
+
+use aws_lc_rs::{
+    encoding::{AsDer, Pkcs8V1Der},
+    rsa::{KeyPair, KeySize},
+};
+use base64::{Engine, prelude::BASE64_STANDARD};
 use http::Method;
 use karta_shared::{
     App,
@@ -37,15 +44,27 @@ fn access_key() -> String {
     format!("{{\n  \"access_key_id\": \"AKIAIOSFODNN7EXAMPLE\",\n  \"secret_access_key\": \"{secret}\"\n}}")
 }
 
+/// An RSA key in PKCS #8 PEM. Making one takes long, so there is one for all tests.
+static PRIVATE_KEY: LazyLock<String> = LazyLock::new(|| {
+    let key = KeyPair::generate(KeySize::Rsa2048).unwrap();
+    let base64 = BASE64_STANDARD.encode(AsDer::<Pkcs8V1Der<'_>>::as_der(&key).unwrap());
+    let lines: Vec<_> = base64.as_bytes().chunks(64).map(|line| str::from_utf8(line).unwrap()).collect();
+    // The first line holds the algorithm, and of the others each is a secret.
+    lines[1..lines.len() - 1].iter().for_each(|line| note_secret(line));
+    format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", lines.join("\n"))
+});
+
 /// The file that Google gives out.
 fn service_account() -> String {
-    let secret = uuid(&OsEntropy).replace('-', "");
-    note_secret(&secret);
+    service_account_with(&PRIVATE_KEY)
+}
+
+fn service_account_with(private_key: &str) -> String {
     let file = json!({
         "type": "service_account",
         "project_id": "acme-1",
         "private_key_id": "0123456789abcdef0123456789abcdef01234567",
-        "private_key": format!("-----BEGIN PRIVATE KEY-----\n{secret}\n-----END PRIVATE KEY-----\n"),
+        "private_key": private_key,
         "client_email": "karta@acme-1.iam.gserviceaccount.com",
         "client_id": "100000000000000000000",
         "token_uri": "https://oauth2.googleapis.com/token",
