@@ -5,7 +5,8 @@ use karta_shared::{
     http::{Answer, AnyQuery, Call, Error, NoBody, Public, Route, Verbatim},
 };
 
-/// The viewer stands in the page, so that one route serves both.
+/// The viewer stands in the page, so that one route serves both. It is Redoc's own file with one change: the component that loads Redocly's logo
+/// from elsewhere renders nothing, because the policy below would block it and the browser report it.
 const PAGE: &str = concat!(
     include_str!("../page/head.html"),
     include_str!("../page/redoc.standalone.js"),
@@ -13,7 +14,7 @@ const PAGE: &str = concat!(
 );
 
 /// The hash is that of the page's one script. The viewer writes its styles into the page, and searches in a worker that it makes.
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'sha256-LGgdvwEfrNa4Z5pmCwpHeI6SLBN/IqnLwd4rzZs8wQo='; style-src 'unsafe-inline'; \
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'sha256-KTd5gIzRN51PsPUFQ3h5rKeKVAqZ2GPF7k+nEapjSlc='; style-src 'unsafe-inline'; \
      img-src 'self' data:; connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 #[derive(Debug)]

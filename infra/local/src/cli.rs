@@ -125,7 +125,7 @@ pub async fn execute(arguments: Arguments) -> Result<ExitCode> {
 
 /// Prints the document, indented.
 fn print_document() -> Result<()> {
-    writeln!(io::stdout(), "{:#}", openapi::document()?)?;
+    write!(io::stdout(), "{}", openapi::print(&openapi::document()?)?)?;
     Ok(())
 }
 

@@ -21,8 +21,6 @@ pub struct Template {
 pub struct Function {
     /// The binary, which has the folder's name.
     pub binary: String,
-    /// What it does, in a sentence.
-    pub description: String,
     /// None for the authorizer and for workers.
     pub routes: Vec<Route>,
     /// With which of its items the outbox's stream wakes it, by what their partitions' keys start with.
@@ -115,11 +113,9 @@ fn function(name: &str, resource: &Value) -> Result<Function> {
     let schedule = schedules
         .next()
         .map(|(event, value)| rate(&value["Properties"]["Schedule"]).with_context(|| format!("{name}, event {event}")));
+    text(&resource["Properties"]["Description"]).with_context(|| format!("{name}, Description"))?;
     Ok(Function {
         binary: binary.to_owned(),
-        description: text(&resource["Properties"]["Description"])
-            .with_context(|| format!("{name}, Description"))?
-            .to_owned(),
         routes: routes.collect::<Result<_>>()?,
         reads_outbox: reads_outbox.collect::<Result<Vec<_>>>()?.concat(),
         schedule: schedule.transpose()?,

@@ -5,10 +5,11 @@
 mod errors;
 mod operation;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::{Context, Result, ensure};
 use http::Method;
+use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, Value, json};
 
 use crate::template::{Function, Route, TEMPLATE, Template};
@@ -19,7 +20,7 @@ const UNDOCUMENTED: [&str; 2] = ["internal-", "stripe-events-create"];
 /// The document. Fails where a function of the template is neither described nor left out by name.
 pub fn document() -> Result<Value> {
     let template = Template::parse(TEMPLATE)?;
-    let mut operations = operation::all();
+    let mut operations: BTreeMap<_, _> = operation::all().into_iter().map(|of| (of.name, of)).collect();
     let mut components = BTreeMap::new();
     let mut paths: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
     for function in template.functions.iter().filter(|function| is_documented(function)) {
@@ -47,7 +48,7 @@ pub fn document() -> Result<Value> {
         },
         // Relative to where the document was fetched from, stage included.
         "servers": [{"url": ".", "description": "Where this document lies."}],
-        "tags": tags(&paths),
+        "tags": tags(&paths)?,
         "paths": paths,
         "components": {
             "schemas": components,
@@ -88,8 +89,85 @@ fn tag(route: &Route) -> &str {
     }
 }
 
-fn tags(paths: &BTreeMap<String, Map<String, Value>>) -> Value {
+/// The groups of operations in the order in which the document shows them, each with its heading.
+const TAGS: [(&str, &str, &str); 11] = [
+    ("api_keys", "API keys", "Keys for your customers' backends and for your own."),
+    ("whoami", "Who am I", "The caller, as this service sees it."),
+    ("usage", "Usage", "Tokens and their cost, by month, model, day and API key."),
+    ("budget", "Budget", "Caps per UTC month for the organization."),
+    ("billing", "Billing", "Plan and subscription."),
+    ("model_keys", "Provider keys", "Your own keys for model providers (BYOK)."),
+    ("webhook_endpoints", "Webhooks", "Signed notifications of changes, their deliveries, and retries."),
+    ("agent_projects", "Agent projects", "Projects, releases, deploys, rollbacks, and session tokens for browsers."),
+    ("projects", "In a project", "Routes that a session token may call."),
+    ("audit_events", "Audit log", "Who changed what, when and from where."),
+    ("service", "Service", "Health and documentation."),
+];
+
+fn tags(paths: &BTreeMap<String, Map<String, Value>>) -> Result<Value> {
     let operations = paths.values().flat_map(Map::values);
-    let names: BTreeSet<_> = operations.filter_map(|operation| operation["tags"][0].as_str()).collect();
-    names.into_iter().map(|name| json!({ "name": name })).collect()
+    let used: BTreeSet<_> = operations.filter_map(|operation| operation["tags"][0].as_str()).collect();
+    ensure!(used == BTreeSet::from(TAGS.map(|(name, ..)| name)), "TAGS differs from what the paths need: {used:?}");
+    let tag = |(name, heading, description): (&str, &str, &str)| json!({ "name": name, "x-displayName": heading, "description": description });
+    Ok(TAGS.into_iter().map(tag).collect())
+}
+
+/// The document as text, its paths and methods in the order of [`operation::all`]: viewers show operations in the order of the text.
+pub fn print(document: &Value) -> Result<String> {
+    let ids = operation::all().into_iter().map(|of| of.first_id());
+    let ranks = ids.enumerate().map(|(rank, id)| (id, rank)).collect();
+    Ok(format!(
+        "{}\n",
+        serde_json::to_string_pretty(&Ordered { node: document, level: Level::Document, ranks: &ranks })?
+    ))
+}
+
+#[derive(Clone, Copy)]
+enum Level {
+    Document,
+    Paths,
+    Methods,
+}
+
+/// A part of the document whose members are printed by rank.
+struct Ordered<'a> {
+    node: &'a Value,
+    level: Level,
+    ranks: &'a HashMap<String, usize>,
+}
+
+impl Serialize for Ordered<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Some(object) = self.node.as_object() else { return self.node.serialize(serializer) };
+        let mut members: Vec<_> = object.iter().collect();
+        match self.level {
+            Level::Document => {}
+            Level::Paths => members.sort_by_key(|(_, methods)| {
+                methods.as_object().into_iter().flat_map(Map::values).map(|of| self.rank(of)).min()
+            }),
+            Level::Methods => members.sort_by_key(|(_, of)| self.rank(of)),
+        }
+        let mut map = serializer.serialize_map(Some(members.len()))?;
+        for (name, node) in members {
+            let level = match self.level {
+                Level::Document if name == "paths" => Level::Paths,
+                Level::Paths => Level::Methods,
+                Level::Document | Level::Methods => {
+                    map.serialize_entry(name, node)?;
+                    continue;
+                }
+            };
+            map.serialize_entry(name, &Ordered { node, level, ranks: self.ranks })?;
+        }
+        map.end()
+    }
+}
+
+impl Ordered<'_> {
+    /// A route's second path comes after its first, and unknown operations come last.
+    fn rank(&self, operation: &Value) -> (usize, bool) {
+        let id = operation["operationId"].as_str().unwrap_or_default();
+        let first = id.strip_suffix(operation::SECOND);
+        (self.ranks.get(first.unwrap_or(id)).copied().unwrap_or(usize::MAX), first.is_some())
+    }
 }

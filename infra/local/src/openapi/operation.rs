@@ -17,9 +17,13 @@ use crate::template::{Function, Route};
 /// Which functions answer 402: they spend, or make what spends.
 const SPENDING: [&str; 1] = ["session-tokens-create"];
 
+/// Ends the id of a route's second path.
+pub(super) const SECOND: &str = "Unversioned";
+
 /// A route's types, read.
 pub(super) struct Operation {
-    name: &'static str,
+    pub(super) name: &'static str,
+    summary: &'static str,
     status: u16,
     content_type: &'static str,
     credential: Credential,
@@ -34,52 +38,49 @@ pub(super) struct Operation {
     pub(super) components: BTreeMap<String, Value>,
 }
 
-/// Every documented route, under its folder's name.
-pub(super) fn all() -> BTreeMap<&'static str, Operation> {
-    [
-        read::<agent_projects_create::AgentProjectsCreate>(),
-        read::<agent_projects_get::AgentProjectsGet>(),
-        read::<agent_projects_list::AgentProjectsList>(),
-        read::<agent_projects_update::AgentProjectsUpdate>(),
-        read::<api_keys_create::ApiKeysCreate>(),
-        read::<api_keys_get::ApiKeysGet>(),
-        read::<api_keys_list::ApiKeysList>(),
-        read::<api_keys_revoke::ApiKeysRevoke>(),
-        read::<api_keys_rotate::ApiKeysRotate>(),
-        read::<api_keys_update::ApiKeysUpdate>(),
-        read::<audit_events_list::AuditEventsList>(),
-        read::<billing_get::BillingGet>(),
-        read::<budget_get::BudgetGet>(),
-        read::<budget_update::BudgetUpdate>(),
-        read::<deploys_create::DeploysCreate>(),
-        read::<docs_get::DocsGet>(),
-        read::<healthz::Healthz>(),
-        read::<model_keys_create::ModelKeysCreate>(),
-        read::<model_keys_list::ModelKeysList>(),
-        read::<model_keys_revoke::ModelKeysRevoke>(),
-        read::<openapi_get::OpenapiGet>(),
-        read::<projects_whoami::ProjectsWhoami>(),
-        read::<release_logs_list::ReleaseLogsList>(),
-        read::<releases_list::ReleasesList>(),
-        read::<releases_rollback::ReleasesRollback>(),
-        read::<session_tokens_create::SessionTokensCreate>(),
-        read::<usage_get::UsageGet>(),
-        read::<usage_keys_list::UsageKeysList>(),
-        read::<webhook_deliveries_list::WebhookDeliveriesList>(),
-        read::<webhook_deliveries_replay::WebhookDeliveriesReplay>(),
-        read::<webhook_endpoints_create::WebhookEndpointsCreate>(),
-        read::<webhook_endpoints_delete::WebhookEndpointsDelete>(),
-        read::<webhook_endpoints_get::WebhookEndpointsGet>(),
-        read::<webhook_endpoints_list::WebhookEndpointsList>(),
-        read::<webhook_endpoints_recover::WebhookEndpointsRecover>(),
-        read::<webhook_endpoints_rotate_secret::WebhookEndpointsRotateSecret>(),
-        read::<webhook_endpoints_test::WebhookEndpointsTest>(),
-        read::<webhook_endpoints_update::WebhookEndpointsUpdate>(),
-        read::<whoami::Whoami>(),
+/// Every documented route, in the order in which the document shows them: by use. A summary is the words that people search for.
+pub(super) fn all() -> Vec<Operation> {
+    vec![
+        read::<api_keys_create::ApiKeysCreate>("Create an API key"),
+        read::<api_keys_list::ApiKeysList>("List API keys"),
+        read::<api_keys_get::ApiKeysGet>("Get an API key"),
+        read::<api_keys_update::ApiKeysUpdate>("Update an API key"),
+        read::<api_keys_rotate::ApiKeysRotate>("Rotate an API key"),
+        read::<api_keys_revoke::ApiKeysRevoke>("Revoke an API key"),
+        read::<whoami::Whoami>("Identify the caller (whoami)"),
+        read::<usage_get::UsageGet>("Get the usage of a month"),
+        read::<usage_keys_list::UsageKeysList>("List usage by API key"),
+        read::<budget_get::BudgetGet>("Get the budget"),
+        read::<budget_update::BudgetUpdate>("Set the budget"),
+        read::<billing_get::BillingGet>("Get the plan and subscription"),
+        read::<model_keys_create::ModelKeysCreate>("Add a provider key (BYOK)"),
+        read::<model_keys_list::ModelKeysList>("List provider keys"),
+        read::<model_keys_revoke::ModelKeysRevoke>("Revoke a provider key"),
+        read::<webhook_endpoints_create::WebhookEndpointsCreate>("Create a webhook endpoint"),
+        read::<webhook_endpoints_list::WebhookEndpointsList>("List webhook endpoints"),
+        read::<webhook_endpoints_get::WebhookEndpointsGet>("Get a webhook endpoint"),
+        read::<webhook_endpoints_update::WebhookEndpointsUpdate>("Update a webhook endpoint"),
+        read::<webhook_endpoints_test::WebhookEndpointsTest>("Send a test event to a webhook endpoint"),
+        read::<webhook_endpoints_rotate_secret::WebhookEndpointsRotateSecret>("Rotate a webhook signing secret"),
+        read::<webhook_deliveries_list::WebhookDeliveriesList>("List webhook deliveries"),
+        read::<webhook_deliveries_replay::WebhookDeliveriesReplay>("Retry a webhook delivery"),
+        read::<webhook_endpoints_recover::WebhookEndpointsRecover>("Recover missed webhook events"),
+        read::<webhook_endpoints_delete::WebhookEndpointsDelete>("Delete a webhook endpoint"),
+        read::<agent_projects_create::AgentProjectsCreate>("Create an agent project"),
+        read::<agent_projects_list::AgentProjectsList>("List agent projects"),
+        read::<agent_projects_get::AgentProjectsGet>("Get an agent project"),
+        read::<agent_projects_update::AgentProjectsUpdate>("Update an agent project"),
+        read::<deploys_create::DeploysCreate>("Deploy a release"),
+        read::<releases_list::ReleasesList>("List releases"),
+        read::<releases_rollback::ReleasesRollback>("Roll back a release"),
+        read::<release_logs_list::ReleaseLogsList>("Get the build log of a release"),
+        read::<session_tokens_create::SessionTokensCreate>("Create a session token"),
+        read::<projects_whoami::ProjectsWhoami>("Identify the caller in a project (whoami)"),
+        read::<audit_events_list::AuditEventsList>("List audit events"),
+        read::<healthz::Healthz>("Check that the API is up"),
+        read::<openapi_get::OpenapiGet>("Get the OpenAPI document"),
+        read::<docs_get::DocsGet>("Get the documentation page"),
     ]
-    .into_iter()
-    .map(|operation| (operation.name, operation))
-    .collect()
 }
 
 /// The header that creating requests may carry.
@@ -93,7 +94,7 @@ pub(super) fn idempotency_key() -> Value {
     })
 }
 
-fn read<R>() -> Operation
+fn read<R>(summary: &'static str) -> Operation
 where
     R: frame::Route<Query: ToSchema, Body: ToSchema, Output: ToSchema>,
 {
@@ -110,6 +111,7 @@ where
     components.extend(asked.into_iter().map(|(name, schema)| (name, json!(schema))));
     Operation {
         name: R::NAME,
+        summary,
         status: R::STATUS,
         content_type: R::CONTENT_TYPE,
         credential: R::Access::CREDENTIAL,
@@ -198,7 +200,8 @@ impl Operation {
         let mut errors = vec![429, 500, 503, 504];
         let mut described = json!({
             "operationId": self.id(function, route),
-            "summary": function.description.trim_end_matches('.'),
+            "summary": self.summary,
+            "description": access(self.credential),
             "tags": [tag(route)],
         });
         ensure!(route.authorized == (self.credential != Credential::None), "{}: who may call?", self.name);
@@ -241,6 +244,11 @@ impl Operation {
         Ok(described)
     }
 
+    /// The id that the document gives to the operation under its first path.
+    pub(super) fn first_id(&self) -> String {
+        camel_case(self.name, false)
+    }
+
     fn success(&self) -> Value {
         let reason = StatusCode::from_u16(self.status).ok().and_then(|status| status.canonical_reason());
         let mut success = json!({ "description": reason, "headers": errors::request_id() });
@@ -252,10 +260,21 @@ impl Operation {
 
     /// A route that is served at a second path, too, is the same operation by another name there.
     fn id(&self, function: &Function, route: &Route) -> String {
-        let id = camel_case(self.name, false);
+        let id = self.first_id();
         let versioned = |route: &Route| route.path.starts_with("/v1/");
         let is_second = !versioned(route) && function.routes.iter().any(versioned);
-        if is_second { format!("{id}Unversioned") } else { id }
+        if is_second { format!("{id}{SECOND}") } else { id }
+    }
+}
+
+/// Which credential the operation takes, for readers of the page.
+fn access(credential: Credential) -> String {
+    match credential {
+        Credential::ApiKey(Some(scope)) => format!("Requires an API key with scope `{}`.", scope.as_str()),
+        Credential::ApiKey(None) => "Takes any API key, also one without scopes.".to_owned(),
+        Credential::Project => "Takes a session token of this project, or any API key.".to_owned(),
+        Credential::None => "Public: needs no credential.".to_owned(),
+        Credential::Private => String::new(),
     }
 }
 

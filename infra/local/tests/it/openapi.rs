@@ -1,12 +1,21 @@
 //! The document against the control plane that it describes: every operation is called, every answer judged by its schema, and the examples of
 //! `openapi.json` are such answers. `KARTA_UPDATE=1` writes the file anew.
 
-use std::{collections::BTreeSet, env, fs, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{Method, header};
 use jsonschema::{Draft, Validator};
 use karta_local::openapi;
-use karta_shared::worker::{Wake, Worker};
+use karta_shared::{
+    clock::{Clock, ManualClock},
+    worker::{Wake, Worker},
+};
 use regex::Regex;
 use serde_json::{Map, Value, json};
 use worker_webhook_events::{Waker, WebhookEvents};
@@ -75,10 +84,13 @@ fn assert_resolved(document: &Value, within: &Value) {
     }
 }
 
-/// The document without the answers that it shows.
+/// The document without its examples of requests and answers.
 fn without_examples(mut document: Value) -> Value {
     for methods in document["paths"].as_object_mut().unwrap().values_mut() {
         for operation in methods.as_object_mut().unwrap().values_mut() {
+            if let Some(request) = operation.get_mut("requestBody") {
+                request["content"]["application/json"].as_object_mut().unwrap().remove("example");
+            }
             for response in operation["responses"].as_object_mut().unwrap().values_mut() {
                 for media in
                     response.get_mut("content").and_then(Value::as_object_mut).into_iter().flat_map(Map::values_mut)
@@ -104,9 +116,23 @@ fn shown(answer: &str) -> Value {
 struct Tour<'a> {
     world: &'a World,
     replies: Vec<(&'static str, Reply)>,
+    /// The body of each operation that takes one.
+    bodies: BTreeMap<&'static str, Value>,
 }
 
-impl Tour<'_> {
+impl<'a> Tour<'a> {
+    async fn of(world: &'a World) -> Self {
+        let mut tour = Self { world, replies: Vec::new(), bodies: BTreeMap::new() };
+        tour.service().await;
+        tour.api_keys().await;
+        tour.spending().await;
+        tour.model_keys().await;
+        tour.agent_projects().await;
+        tour.webhooks().await;
+        tour.audit_events().await;
+        tour
+    }
+
     async fn call(&mut self, id: &'static str, request: Request) -> Value {
         let reply = request.send().await;
         assert!(reply.status.is_success(), "{id}: {}", reply.text);
@@ -120,7 +146,13 @@ impl Tour<'_> {
     }
 
     async fn post(&mut self, id: &'static str, path: &str, body: Value) -> Value {
-        self.call(id, self.world.post(path, body)).await
+        self.send(id, Method::POST, path, body).await
+    }
+
+    async fn send(&mut self, id: &'static str, method: Method, path: &str, body: Value) -> Value {
+        let request = self.world.request(method, path).body(body.clone());
+        self.bodies.insert(id, body);
+        self.call(id, request).await
     }
 
     async fn service(&mut self) {
@@ -135,7 +167,7 @@ impl Tour<'_> {
         let key = json!({
             "name": "ci-runner",
             "scopes": ["read", "write"],
-            "expires_at": "2027-01-31T12:00:00Z",
+            "expires_at": "2035-01-31T12:00:00Z",
             "budget": { "total_tokens": 1_000_000, "alert_percents": [80, 100] },
             "metadata": { "team": "platform" },
         });
@@ -143,21 +175,22 @@ impl Tour<'_> {
         let path = format!("/v1/api_keys/{}", created["api_key"]["id"]);
         self.report(&created["api_key"]).await;
         let cidrs = json!({ "allowed_cidrs": ["203.0.113.0/24", "2001:db8::/32"] });
-        self.call("apiKeysUpdate", self.world.patch(&path, cidrs)).await;
-        self.call("apiKeysRotate", self.world.request(Method::POST, &format!("{path}/rotate"))).await;
+        self.send("apiKeysUpdate", Method::PATCH, &path, cidrs).await;
+        self.post("apiKeysRotate", &format!("{path}/rotate"), json!({ "grace_seconds": 3_600 })).await;
         self.get("apiKeysGet", &path).await;
         self.get("apiKeysList", "/v1/api_keys?limit=2&status=active,rotating").await;
         self.call("apiKeysRevoke", self.world.delete(&path)).await;
     }
 
     async fn report(&self, api_key: &Value) {
+        let now = self.world.runner.app.clock.now();
         let event = |kind: &str, quantity: u32| {
             json!({
                 "api_key_id": api_key["id"],
                 "kind": kind,
                 "quantity": quantity,
                 "model": "claude-sonnet-4-5",
-                "occurred_at": "2026-11-21T11:59:00Z",
+                "occurred_at": now.minus(Duration::from_mins(1)),
                 "client_event_id": kind,
             })
         };
@@ -167,7 +200,7 @@ impl Tour<'_> {
 
     async fn spending(&mut self) {
         let budget = json!({ "total_tokens": 50_000_000, "cost_cents": 20_000 });
-        self.call("budgetUpdate", self.world.request(Method::PUT, "/v1/budget").body(budget)).await;
+        self.send("budgetUpdate", Method::PUT, "/v1/budget", budget).await;
         self.get("budgetGet", "/v1/budget").await;
         self.get("usageGet", "/v1/usage?period=2026-11").await;
         self.get("usageKeysList", "/v1/usage/keys").await;
@@ -184,7 +217,7 @@ impl Tour<'_> {
     async fn agent_projects(&mut self) {
         let project = "/v1/agent_projects/my-app";
         self.post("agentProjectsCreate", "/v1/agent_projects", json!({ "slug": "my-app", "name": "My app" })).await;
-        self.call("agentProjectsUpdate", self.world.patch(project, json!({ "model_id": "claude-sonnet-4-5" }))).await;
+        self.send("agentProjectsUpdate", Method::PATCH, project, json!({ "model_id": "claude-sonnet-4-5" })).await;
         let deploy = |commit: &str| json!({ "commit_sha": commit, "artifact_url": "https://artifacts.example.com/my-app.tar.gz" });
         self.post("deploysCreate", &format!("{project}/deploys"), deploy("9fceb02")).await;
         let built = self.world.deploy("my-app", deploy("b1973e0d5c")).await;
@@ -198,7 +231,7 @@ impl Tour<'_> {
         self.get("agentProjectsList", "/v1/agent_projects").await;
         let tokens = format!("{project}/session_tokens");
         let minted = self.post("sessionTokensCreate", &tokens, json!({ "user_id": "user-7" })).await;
-        self.post("sessionTokensCreateUnversioned", &tokens["/v1".len()..], json!({})).await;
+        self.post("sessionTokensCreateUnversioned", &tokens["/v1".len()..], json!({ "user_id": "user-7" })).await;
         let whoami = self.world.get("/v1/projects/my-app/whoami").bearer(minted["token"].as_str().unwrap());
         self.call("projectsWhoami", whoami).await;
     }
@@ -211,13 +244,12 @@ impl Tour<'_> {
         });
         let created = self.post("webhookEndpointsCreate", "/v1/webhook_endpoints", endpoint).await;
         let path = format!("/v1/webhook_endpoints/{}", created["webhook_endpoint"]["id"]);
-        self.call("webhookEndpointsUpdate", self.world.patch(&path, json!({ "event_types": ["*"] }))).await;
+        self.send("webhookEndpointsUpdate", Method::PATCH, &path, json!({ "event_types": ["*"] })).await;
         self.get("webhookEndpointsGet", &path).await;
         self.get("webhookEndpointsList", "/v1/webhook_endpoints").await;
-        let rotate = self.world.request(Method::POST, &format!("{path}/rotate_secret"));
-        self.call("webhookEndpointsRotateSecret", rotate).await;
-        let test = self.world.request(Method::POST, &format!("{path}/test"));
-        let sent = self.call("webhookEndpointsTest", test).await;
+        let grace = json!({ "grace_seconds": 3_600 });
+        self.post("webhookEndpointsRotateSecret", &format!("{path}/rotate_secret"), grace).await;
+        let sent = self.post("webhookEndpointsTest", &format!("{path}/test"), json!({})).await;
         // Fanned out, and sent nowhere.
         let fan_out = WebhookEvents::new(
             self.world.runner.app.of_function(WebhookEvents::NAME),
@@ -226,8 +258,8 @@ impl Tour<'_> {
         fan_out.work(&Wake::Sweep).await.unwrap();
         self.get("webhookDeliveriesList", &format!("{path}/deliveries?status=pending")).await;
         let replay = format!("{path}/deliveries/{}/replay", sent["delivery"]["id"]);
-        self.call("webhookDeliveriesReplay", self.world.request(Method::POST, &replay)).await;
-        let since = json!({ "since": "2026-11-21T00:00:00Z" });
+        self.post("webhookDeliveriesReplay", &replay, json!({})).await;
+        let since = json!({ "since": "2026-11-01T00:00:00Z" });
         self.post("webhookEndpointsRecover", &format!("{path}/recover"), since).await;
         self.call("webhookEndpointsDelete", self.world.delete(&path)).await;
     }
@@ -242,15 +274,7 @@ async fn every_operation_answers_as_the_document_says() {
     let mut document = openapi::document().unwrap();
     assert_resolved(&document, &document);
     let (world, _) = World::start_at_noon().await;
-    let mut tour = Tour { world: &world, replies: Vec::new() };
-    tour.service().await;
-    tour.api_keys().await;
-    tour.spending().await;
-    tour.model_keys().await;
-    tour.agent_projects().await;
-    tour.webhooks().await;
-    tour.audit_events().await;
-
+    let tour = Tour::of(&world).await;
     let called: BTreeSet<_> = tour.replies.iter().map(|(id, _)| *id).collect();
     let documented: BTreeSet<_> = operations(&document).map(|(.., of)| of["operationId"].as_str().unwrap()).collect();
     assert_eq!(called, documented);
@@ -271,8 +295,66 @@ async fn every_operation_answers_as_the_document_says() {
             document["paths"][place.0][place.1]["responses"][status.to_string()]["content"][media]["example"] = example;
         }
     }
+    for (path, method, of) in operations(&described) {
+        let id = of["operationId"].as_str().unwrap();
+        let body = tour.bodies.get(id);
+        assert_eq!(body.is_some(), of.get("requestBody").is_some(), "{id}");
+        let Some(body) = body else { continue };
+        let content = &of["requestBody"]["content"]["application/json"];
+        assert_valid(&validator(&described, &content["schema"], false), body, id);
+        document["paths"][path][method]["requestBody"]["content"]["application/json"]["example"] = body.clone();
+    }
     if env::var_os("KARTA_UPDATE").is_some() {
-        fs::write(Path::new(FILE), format!("{document:#}\n")).unwrap();
+        fs::write(Path::new(FILE), openapi::print(&document).unwrap()).unwrap();
+    }
+    let file: Value = serde_json::from_str(&fs::read_to_string(FILE).unwrap()).unwrap();
+    for (path, method, of) in operations(&document) {
+        let shown = &file["paths"][path][method]["requestBody"];
+        assert_eq!(shown, &of["requestBody"], "{method} {path}: openapi.json shows another request than was sent");
+    }
+}
+
+/// A reader may send an example long after it was written.
+#[tokio::test(flavor = "multi_thread")]
+async fn request_examples_are_accepted_in_later_years() {
+    let clock = Arc::new(ManualClock::at("2034-06-30T12:00:00Z".parse().unwrap()));
+    let world = World::start_with(clock as Arc<dyn Clock>, None).await;
+    let tour = Tour::of(&world).await;
+    assert!(tour.bodies.len() >= 15);
+}
+
+#[test]
+fn operations_are_printed_in_order_of_use() {
+    let text = fs::read_to_string(FILE).unwrap();
+    let document: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(text, openapi::print(&document).unwrap());
+    let ids = Regex::new(r#""operationId": "([A-Za-z]+)""#).unwrap();
+    let printed: Vec<_> = ids.captures_iter(&text).map(|id| id[1].to_owned()).collect();
+    assert_eq!(printed[..4], ["apiKeysCreate", "apiKeysList", "apiKeysGet", "apiKeysUpdate"]);
+    assert_eq!(printed.last().unwrap(), "docsGet");
+    let at = |id: &str| printed.iter().position(|printed| printed == id).unwrap();
+    assert_eq!(at("sessionTokensCreate") + 1, at("sessionTokensCreateUnversioned"));
+    let mut groups: Vec<_> = printed.iter().map(|id| operation(&document, id)["tags"][0].clone()).collect();
+    groups.dedup();
+    let tags = document["tags"].as_array().unwrap();
+    assert_eq!(groups, tags.iter().map(|tag| tag["name"].clone()).collect::<Vec<_>>());
+}
+
+#[test]
+fn every_operation_names_its_task_and_scope() {
+    let document = openapi::document().unwrap();
+    let mut summaries = BTreeMap::new();
+    for (path, method, of) in operations(&document) {
+        let summary = of["summary"].as_str().unwrap();
+        let verb = summary.split(' ').next().unwrap();
+        assert!(!verb.ends_with('s') && !summary.ends_with('.'), "{method} {path}: {summary}");
+        let id = of["operationId"].as_str().unwrap().trim_end_matches("Unversioned").to_owned();
+        let other = summaries.insert(summary.to_owned(), id.clone());
+        assert!(other.is_none_or(|other| other == id), "{summary} names two operations");
+        if let Some(scope) = of["security"][0]["api_key"][0].as_str() {
+            let description = of["description"].as_str().unwrap();
+            assert_eq!(description, format!("Requires an API key with scope `{scope}`."), "{method} {path}");
+        }
     }
 }
 
@@ -314,6 +396,8 @@ async fn the_page_is_whole_and_may_run_its_own_script_alone() {
     let hash = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, digest);
     assert!(policy.contains(&format!("script-src 'sha256-{hash}';")), "the script's hash is {hash}");
     assert!(policy.starts_with("default-src 'none';") && !policy.contains("http") && !policy.contains("unsafe-eval"));
+    // The policy would block it, and the console show an error.
+    assert!(!script.contains("cdn.redoc.ly"), "Redoc's logo is loaded from elsewhere");
     // Beside the page, whatever stage both are under.
     assert!(script.contains(r#"Redoc.init("openapi.json""#));
     // Lambda answers with 6 MB at most, the text escaped in JSON.
