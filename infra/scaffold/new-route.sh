@@ -88,12 +88,6 @@ async fn main() -> ExitCode {
 }
 RUST
 
-cat <<TEXT
-$folder is laid out. Left to do:
-  1. Cargo.toml: \`$name = { path = "$folder" }\` among the functions.
-  2. infra/local: the dependency, and the handler beside the others.
-  3. template.yaml: the function \`$camel\`, its log group, its policy and its route.
-  4. For a public route: its line in infra/local/src/openapi/operation.rs, a call in tests/it/openapi.rs, then \`just openapi\`.
-  5. The handler, its tests under infra/local/tests/, and for a public route a method in sdk/typescript/.
-  6. docs/api.md and CHANGELOG.md.
-TEXT
+echo "$folder is laid out; the function in the template is $camel. Left to do, from step 2 on:"
+echo
+sed -n '/^## Adding a route$/,/^## Tests$/{/^ *[0-9]*\. /p;/^   [^ ]/p}' CONTRIBUTING.md
