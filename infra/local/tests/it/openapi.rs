@@ -520,6 +520,7 @@ async fn errors_are_the_documents() {
         (404, world.get("/v1/api_keys/7")),
         (409, world.post("/v1/agent_projects", json!({ "slug": "site", "name": "Again" }))),
         (413, keys().raw_body("x".repeat(65 * 1024))),
+        (415, keys().raw_body("{}").header("content-encoding", "gzip")),
         (422, keys().body(json!({ "name": "a" }))),
         (422, world.post("/v1/model_keys", json!({ "provider": "openai", "key": "short" }))),
         (422, mismatch().body(json!({ "name": "b", "scopes": ["read"] }))),
