@@ -27,7 +27,7 @@ use crate::CachePush;
 const PATH: &str = "/v1/internal/cache/invalidate";
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 
-/// Calls data planes, with the HTTP client of the SDK: a second one would be a tenth of the function's size.
+/// Calls data planes, with the HTTP client of the SDK, which the function links anyway.
 #[derive(Debug, Default)]
 pub(crate) struct Caller {
     /// Built for the first call: it reads the system's certificates, which a run without data planes may lack.

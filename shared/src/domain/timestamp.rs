@@ -159,7 +159,7 @@ const DAY: i64 = 86_400 * SECOND;
 /// Days from 0000-03-01 to 1970-01-01: years that start in March end with the leap day.
 const EPOCH: i64 = 719_468;
 
-/// The printed form of an instant of the years 0 to 9999. Items and answers hold many, and the general printer takes several times as long.
+/// The printed form of an instant of the years 0 to 9999, without the general printer: items and answers hold many.
 fn printed(millis: i64) -> Option<[u8; 24]> {
     let (year, month, day) = date(millis.div_euclid(DAY));
     if !(0..=9_999).contains(&year) {
