@@ -96,34 +96,35 @@ async fn any_write_to_an_index_wakes_its_worker() {
     let clock = noon();
     let world = World::start_as(working(Arc::clone(&clock) as Arc<dyn Clock>), None).await;
     let (table, organization) = ("karta-outbox", world.organization_id);
-    let item = |sk: &str, due_at: &str| {
+    // Of a key that does not exist: the worker deletes the notice.
+    let item = |key: u64, due_at: &str| {
         json!({
             "pk": { "S": format!("XPR#{organization}") },
-            "sk": { "S": sk },
+            "sk": { "S": format!("{key:016}") },
             "organization_id": { "N": organization.to_string() },
-            "api_key_id": { "N": "7" },
+            "api_key_id": { "N": key.to_string() },
             "expires_at": { "S": "2026-12-21T12:00:00.000Z" },
             "due_shard": { "S": "XPR#7" },
             "due_at": { "S": due_at },
         })
     };
     let now = "2026-11-21T12:00:00.000Z";
-    let put = |sk| json!({ "Item": item(sk, now) });
-    let mut of_table = put("b");
+    let put = |key| json!({ "Item": item(key, now) });
+    let mut of_table = put(2);
     of_table["TableName"] = json!(table);
-    let later = json!({ "TableName": table, "Item": item("d", "2026-11-21T12:05:00.000Z") });
+    let later = json!({ "TableName": table, "Item": item(4, "2026-11-21T12:05:00.000Z") });
     world.dynamodb("PutItem", later).await;
     sleep(Duration::from_secs(3)).await;
     assert_eq!(world.outbox("XPR").await.len(), 1, "not before it is due");
     for (operation, body) in [
-        ("PutItem", json!({ "TableName": table, "Item": item("a", now) })),
+        ("PutItem", json!({ "TableName": table, "Item": item(1, now) })),
         ("TransactWriteItems", json!({ "TransactItems": [{ "Put": of_table }] })),
-        ("BatchWriteItem", json!({ "RequestItems": { table: [{ "PutRequest": put("c") }] } })),
+        ("BatchWriteItem", json!({ "RequestItems": { table: [{ "PutRequest": put(3) }] } })),
         (
             "UpdateItem",
             json!({
                 "TableName": table,
-                "Key": { "pk": { "S": format!("XPR#{organization}") }, "sk": { "S": "d" } },
+                "Key": { "pk": { "S": format!("XPR#{organization}") }, "sk": { "S": format!("{:016}", 4) } },
                 "UpdateExpression": "SET due_at = :now",
                 "ExpressionAttributeValues": { ":now": { "S": now } },
             }),
