@@ -1,8 +1,9 @@
 //! Configuration: the environment and the secrets, read once and refused when wrong.
 
+pub(crate) mod prices;
 mod secrets;
 
-use std::{env, fmt::Display, fs, str::FromStr, sync::Arc, time::Duration};
+use std::{env, fmt::Display, str::FromStr, sync::Arc, time::Duration};
 
 use aws_config::{
     BehaviorVersion, Region, SdkConfig, environment::EnvironmentVariableCredentialsProvider, retry::RetryConfig,
@@ -91,7 +92,7 @@ impl Config {
             },
             bcrypt_cost: deployed_bcrypt_cost(parsed("KARTA_BCRYPT_COST")?.unwrap_or(BCRYPT_COST_DEFAULT))?,
             internal: internal_guard()?,
-            prices: prices()?,
+            prices: prices::from_env()?,
             webhooks: Reach::Public,
             deadlines: Deadlines::DEPLOYED,
         })
@@ -104,7 +105,8 @@ impl Config {
             return Err(ConfigError::new("KARTA_BCRYPT_COST", "must be a number from 4 to 31"));
         }
         let (internal, deadlines) = (InternalGuard::default(), Deadlines::LAPTOP);
-        Ok(Self { tables, bcrypt_cost, internal, prices: prices()?, webhooks: Reach::Public, deadlines })
+        let (prices, webhooks) = (prices::from_env()?, Reach::Public);
+        Ok(Self { tables, bcrypt_cost, internal, prices, webhooks, deadlines })
     }
 }
 
@@ -246,20 +248,6 @@ impl GatewayStage {
 /// `KARTA_INTERNAL_ALLOWED_IPS` (addresses and ranges) and `KARTA_INTERNAL_HOSTS`, each with commas between.
 pub fn internal_guard() -> Result<InternalGuard, ConfigError> {
     Ok(InternalGuard { addresses: parsed("KARTA_INTERNAL_ALLOWED_IPS")?, hosts: parsed("KARTA_INTERNAL_HOSTS")? })
-}
-
-/// The operator's prices: JSON in the variable itself, which is all that a deployed function has, or in the file that it names.
-fn prices() -> Result<PriceTable, ConfigError> {
-    const VARIABLE: &str = "KARTA_PRICES";
-    let Some(text) = optional(VARIABLE)? else {
-        return Ok(PriceTable::default());
-    };
-    if text.trim_start().starts_with('{') {
-        return PriceTable::parse(&text).map_err(|error| ConfigError::new(VARIABLE, error));
-    }
-    let json = fs::read_to_string(&text)
-        .map_err(|error| ConfigError::new(VARIABLE, format!("names {text}, which cannot be read: {error}")))?;
-    PriceTable::parse(&json).map_err(|error| ConfigError::new(VARIABLE, format!("names {text}, which {error}")))
 }
 
 fn required(variable: &str) -> Result<String, ConfigError> {

@@ -73,7 +73,7 @@ pub use model_key::{KeyRejected, Members, ModelKey, Provider, ProviderKey};
 pub use month::Month;
 pub use name::{Name, Slug, UserId, check_text};
 pub use organization::{ModelId, Organization, OrganizationPatch, Plan, StripeCustomerId, SubscriptionStatus};
-pub use prices::{Price, PriceTable, PricesError};
+pub use prices::{Price, PriceList, PriceTable, PricesError};
 pub use principal::{Principal, PrincipalKind};
 pub use project::{Project, ProjectPatch};
 pub use release::{

@@ -54,18 +54,8 @@ const VENDORS: [&str; 13] = [
 /// Variants and aliases that cost what the model costs.
 const SAME_PRICE: [&str; 5] = [":beta", ":online", "-latest", "@default", "@latest"];
 
-/// The rows of `prices.json`. A test reads it, so it can be read.
-static LISTED: LazyLock<HashMap<&'static str, Price>> = LazyLock::new(|| {
-    let groups: Vec<Group> = serde_json::from_str(include_str!("../../prices.json")).unwrap_or_default();
-    groups.into_iter().flat_map(|group| group.prices).collect()
-});
-
-/// Prices of one source.
-#[derive(Deserialize)]
-struct Group {
-    #[serde(borrow)]
-    prices: HashMap<&'static str, Price>,
-}
+/// The prices of the list that comes with Karta, by model in lower case.
+pub type PriceList = HashMap<&'static str, Price>;
 
 /// What a token costs, in nano-cents: $0.075 for a million is 7,500.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -101,24 +91,24 @@ pub enum PricesError {
     Pattern,
 }
 
-/// What models cost: the operator's prices, and the list behind them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// What models cost: the operator's prices, and the list behind them, which is read at its first use.
+#[derive(Debug, Clone)]
 pub struct PriceTable {
+    listed: &'static LazyLock<PriceList>,
     own: HashMap<String, Price>,
     any_other: Option<Price>,
 }
 
 impl PriceTable {
-    /// Reads the operator's prices: a JSON object of prices by model. `*` is every model without a price, and usage without a model.
-    pub fn parse(json: &str) -> Result<Self, PricesError> {
-        let prices: HashMap<String, Price> = serde_json::from_str(json).map_err(|_| PricesError::Shape)?;
+    /// Puts the operator's prices over a list. `*` is every model without a price, and usage without a model.
+    pub fn new(listed: &'static LazyLock<PriceList>, prices: HashMap<String, Price>) -> Result<Self, PricesError> {
         let mut own: HashMap<_, _> =
             prices.into_iter().map(|(name, price)| (name.to_ascii_lowercase(), price)).collect();
         let any_other = own.remove(ANY_OTHER);
         if own.keys().any(|name| name.contains(ANY_OTHER)) {
             return Err(PricesError::Pattern);
         }
-        Ok(Self { own, any_other })
+        Ok(Self { listed, own, any_other })
     }
 
     /// The price of a model under any of its names; usage may name none.
@@ -159,7 +149,7 @@ impl PriceTable {
     }
 
     fn row(&self, name: &str) -> Option<Price> {
-        self.own.get(name).or_else(|| LISTED.get(name)).copied()
+        self.own.get(name).or_else(|| self.listed.get(name)).copied()
     }
 }
 
@@ -269,14 +259,15 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::config::prices::{LISTED, parse};
 
     fn own(json: &str) -> PriceTable {
-        PriceTable::parse(json).unwrap()
+        parse(json).unwrap()
     }
 
     /// Input and output for a million tokens, in thousandths of a dollar.
     fn dollars(model: &str) -> Option<(u32, u32)> {
-        let price = PriceTable::default().price(Some(model))?;
+        let price = own("{}").price(Some(model))?;
         Some((price.input / 100, price.output / 100))
     }
 
@@ -301,7 +292,7 @@ mod tests {
         for (name, source) in &listed {
             assert!(source.starts_with("https://"), "{name}");
             assert_eq!(*name, name.to_ascii_lowercase(), "names are compared in lower case");
-            assert_eq!(PriceTable::default().price(Some(name)), Some(LISTED[name.as_str()]), "{name}");
+            assert_eq!(own("{}").price(Some(name)), Some(LISTED[name.as_str()]), "{name}");
             assert!(!name.contains('*'), "{name}");
         }
         let caches = LISTED.values().filter(|price| price.cache_read.is_some_and(|read| read < price.input));
@@ -410,7 +401,7 @@ mod tests {
             for ending in endings {
                 let other = format!("{name}{ending}");
                 let own_row = LISTED.get(other.as_str()).copied();
-                assert_eq!(PriceTable::default().price(Some(&other)), own_row, "{other}");
+                assert_eq!(own("{}").price(Some(&other)), own_row, "{other}");
             }
         }
         for unknown in [
@@ -429,7 +420,7 @@ mod tests {
             "x@20250101",
             "😀-2024-08-06",
         ] {
-            assert_eq!(PriceTable::default().price(Some(unknown)), None, "{unknown}");
+            assert_eq!(own("{}").price(Some(unknown)), None, "{unknown}");
         }
     }
 
@@ -439,7 +430,7 @@ mod tests {
         for (name, _) in listed() {
             let family = without_date(&name).and_then(|family| LISTED.get(family));
             own_dates += usize::from(family.is_some_and(|family| *family != LISTED[name.as_str()]));
-            assert_eq!(PriceTable::default().price(Some(&name)), Some(LISTED[name.as_str()]), "{name}");
+            assert_eq!(own("{}").price(Some(&name)), Some(LISTED[name.as_str()]), "{name}");
         }
         assert!(own_dates > 0);
     }
@@ -460,7 +451,6 @@ mod tests {
         ] {
             assert_eq!(table.price(model).map(|price| price.input), Some(input), "{model:?}");
         }
-        assert_eq!(own("{}"), PriceTable::default());
         assert_eq!(own("{}").price(None), None);
     }
 
@@ -477,8 +467,8 @@ mod tests {
             r#"{"a": {"input": 4294967296, "output": 1}}"#,
             r#"{"a": {"input": 1, "output": 1, "cached": 1}}"#,
         ] {
-            assert_eq!(PriceTable::parse(json), Err(PricesError::Shape), "{json}");
+            assert_eq!(parse(json).unwrap_err(), PricesError::Shape, "{json}");
         }
-        assert_eq!(PriceTable::parse(r#"{"gpt-4*": {"input": 1, "output": 1}}"#), Err(PricesError::Pattern));
+        assert_eq!(parse(r#"{"gpt-4*": {"input": 1, "output": 1}}"#).unwrap_err(), PricesError::Pattern);
     }
 }

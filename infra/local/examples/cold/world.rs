@@ -189,6 +189,7 @@ fn value(variable: &str) -> Result<String> {
         "KARTA_BCRYPT_COST" => BCRYPT_COST.to_string(),
         "KARTA_INTERNAL_ALLOWED_IPS" => ADDRESS.to_owned(),
         "KARTA_INTERNAL_HOSTS" | "KARTA_OWN_HOSTS" => HOST.to_owned(),
+        "KARTA_PRICES" => r#"{"*": {"input": 1000000, "output": 5000000}}"#.to_owned(),
         "KARTA_REST_API_ID" => "a1b2c3d4e5".to_owned(),
         "KARTA_STAGE" => "prod".to_owned(),
         "KARTA_WEBHOOK_DELIVERIES_FUNCTION" => "karta-prod-worker-webhook-deliveries".to_owned(),
