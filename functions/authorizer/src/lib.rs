@@ -41,7 +41,9 @@ impl Authorizer {
     /// Judges the `Authorization` header of a request to `method_arn`.
     pub async fn authorize(&self, event: &Event) -> Result<Answer, Undecided> {
         let caller = if let Some(token) = event.authorization_token.as_deref().and_then(auth::bearer) {
-            timeout(self.app.deadlines.scale(DEADLINE), self.caller(token)).await.map_err(|_| Undecided::OutOfTime)??
+            timeout(self.app.deadlines.scale(DEADLINE), self.caller(token))
+                .await
+                .map_err(|_| Undecided::OutOfTime)??
         } else {
             self.count("malformed");
             Err("malformed")

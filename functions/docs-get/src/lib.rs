@@ -5,7 +5,7 @@ use karta_shared::{
     http::{Answer, AnyQuery, Call, Error, NoBody, Public, Route, Verbatim},
 };
 
-/// The viewer stands in the page, so that one route serves both. It is Redoc's own file with one change: the component that loads Redocly's logo
+/// The page embeds the viewer, so that one route serves both. It is Redoc's own file with one change: the component that loads Redocly's logo
 /// from elsewhere renders nothing, because the policy below would block it and the browser report it.
 const PAGE: &str = concat!(
     include_str!("../page/head.html"),

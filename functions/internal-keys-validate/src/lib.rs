@@ -1,16 +1,21 @@
 //! `POST /v1/internal/keys/validate`: judges an API key for a data plane, which takes anything but a 200 for an invalid key: a verdict that
 //! cannot be had is a 503 or a 504, whatever the fault, and never `valid: false`.
 
+mod answer;
+
 use std::{net::IpAddr, time::Duration};
 
 use karta_shared::{
     App,
-    auth::{Finding, Invalidity, Use, ValidKey, Verdict, trace},
+    auth::{Use, Verdict, trace},
     config::{Ring, Secret},
-    domain::{Id, Invalid, Metadata, Name, ScopeSet, Slug, Timestamp, client_address},
+    domain::{Invalid, client_address},
     http::{Answer, Call, Error, Internal, NoQuery, Received, Route, Validate},
 };
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+
+use self::answer::{Code, explained, found};
+pub use self::answer::{Explained, Key, Output};
 
 /// How old a verdict may be when it is sent: a data plane keeps it for 5 s from its arrival.
 const SENT_WITHIN: Duration = Duration::from_millis(500);
@@ -34,48 +39,6 @@ impl TryFrom<String> for Address {
     fn try_from(text: String) -> Result<Self, Invalid> {
         client_address(&text).map(Self).ok_or(Invalid::new("must be an IPv4 or IPv6 address"))
     }
-}
-
-#[derive(Debug, Serialize)]
-pub struct Output {
-    valid: bool,
-    #[serde(flatten)]
-    key: Option<Key>,
-    /// Why the key is not valid.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    code: Option<Code>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    trace: Option<Vec<Explained>>,
-}
-
-#[derive(Debug, Serialize)]
-pub struct Key {
-    organization_id: Id,
-    organization_slug: Slug,
-    api_key_id: Id,
-    scopes: ScopeSet,
-    budget_ok: bool,
-    budget_reason: Option<String>,
-    transcript_access: bool,
-    name: Name,
-    metadata: Metadata,
-    expires_at: Option<Timestamp>,
-}
-
-/// A code other than `not_found` is answered only to the holder of the key's plaintext.
-#[derive(Debug, Clone, Copy, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Code {
-    NotFound,
-    Revoked,
-    Expired,
-    AddressNotAllowed,
-}
-
-#[derive(Debug, Serialize)]
-pub struct Explained {
-    step: &'static str,
-    passed: bool,
 }
 
 #[derive(Debug)]
@@ -111,33 +74,4 @@ impl Route for InternalKeysValidate {
         };
         Answer::ok(&Output { valid: key.is_some(), key, code, trace })
     }
-}
-
-impl From<Invalidity> for Code {
-    fn from(why: Invalidity) -> Self {
-        match why {
-            Invalidity::Shape | Invalidity::Tag | Invalidity::Unproven => Self::NotFound,
-            Invalidity::Revoked => Self::Revoked,
-            Invalidity::Expired => Self::Expired,
-        }
-    }
-}
-
-fn found(valid: ValidKey) -> Key {
-    Key {
-        organization_id: valid.organization.id,
-        organization_slug: valid.organization.slug,
-        api_key_id: valid.api_key.id,
-        scopes: valid.api_key.scopes,
-        budget_ok: valid.budget.is_ok(),
-        budget_reason: valid.budget.reason(),
-        transcript_access: valid.organization.transcript_access,
-        name: valid.api_key.name,
-        metadata: valid.api_key.metadata,
-        expires_at: valid.api_key.expires_at,
-    }
-}
-
-fn explained(finding: Finding) -> Explained {
-    Explained { step: finding.step.as_str(), passed: finding.passed }
 }

@@ -7,9 +7,7 @@ mod tidy;
 use karta_shared::{
     App,
     domain::{BuildLog, CacheEffect, Id, ImageRef, LogGeneration, ReleaseStatus, Report, TemplatePath},
-    http::{
-        Action, Answer, Call, Error, Internal, NewAuditEvent, NoQuery, Received, ReleaseResource, Releases, Route,
-    },
+    http::{Action, Answer, Call, Error, Internal, NewAuditEvent, NoQuery, Received, ReleaseResource, Releases, Route},
     telemetry,
 };
 use serde::{Deserialize, Serialize};

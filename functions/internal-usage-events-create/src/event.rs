@@ -62,7 +62,7 @@ impl Directory {
         Ok(Self { by_id, by_prefix })
     }
 
-    /// The event as its organization counts it. The organization is the key's, whatever the body says.
+    /// Returns the event with its cost, and the organization of its API key.
     pub(crate) fn attribute(&self, event: Reported, prices: &PriceTable) -> Result<(Id, UsageEvent), String> {
         let owner = self.owner(&event)?;
         let price = prices.price(event.model.as_ref().map(ModelId::as_str));

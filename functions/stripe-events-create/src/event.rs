@@ -19,7 +19,7 @@ struct Typed {
 pub(crate) struct Event {
     pub(crate) id: StripeId,
     #[serde(rename = "type")]
-    pub(crate) event_type: String,
+    pub(crate) kind: String,
     created: Seconds,
     livemode: bool,
     data: Data,
@@ -54,7 +54,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// Returns `None` for a type that means nothing here, whatever the rest of the event is.
+    /// Returns `None` for a type without an effect here, without reading the rest of the event.
     pub(crate) fn of(body: &Value) -> Result<Option<Self>, Error> {
         let typed: Typed = read_object(body)?;
         let updated = Self::Subscription(SubscriptionStep::Updated, EventType::SubscriptionUpdated);

@@ -45,7 +45,7 @@ impl Route for StripeEventsCreate {
             None => None,
         };
         let Some(tenant) = tenant else {
-            let (request_id, event_type) = (&call.origin.request_id, &event.event_type);
+            let (request_id, event_type) = (&call.origin.request_id, &event.kind);
             tracing::info!(request_id, route = Self::NAME, event_type, "an event about a customer that nobody is here");
             return received();
         };

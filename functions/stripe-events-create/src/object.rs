@@ -79,7 +79,7 @@ pub(crate) struct Previous {
     items: Option<Items>,
 }
 
-/// Tells a field that is `null` from a missing one.
+/// Distinguishes `null` from a missing field.
 fn named<'de, D: Deserializer<'de>>(field: D) -> Result<Option<Option<Seconds>>, D::Error> {
     Option::deserialize(field).map(Some)
 }
@@ -122,7 +122,7 @@ impl Items {
 
 impl Item {
     /// The operator's own name for what was bought: the price's lookup key, else its nickname. A metered price is an extra and names no plan,
-    /// and so does a name that holds a credential.
+    /// and a name that holds a credential is skipped.
     fn plan(&self) -> Option<Plan> {
         let price = self.price.as_ref().filter(|price| !price.is_metered())?;
         let names = [&price.lookup_key, &price.nickname].into_iter().flatten();

@@ -3,8 +3,8 @@ use std::sync::Arc;
 use karta_shared::{
     App,
     domain::{
-        Action, Actor, ActorKind, Attempt, AuditEvent, DisabledReason, Event, EventType, Failing, Id, ResourceRef, ScopeSet,
-        Signatures, Timestamp, WebhookEndpoint, next_attempt,
+        Action, Actor, ActorKind, Attempt, AuditEvent, DisabledReason, Event, EventType, Failing, Id, ResourceRef,
+        ScopeSet, Signatures, Timestamp, WebhookEndpoint, next_attempt,
     },
     http::WebhookEndpointResource,
     store::{Lease, Settled, Settlement, StoreError, Transaction, Waiting},

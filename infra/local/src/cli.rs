@@ -94,7 +94,7 @@ struct RunArguments {
     /// bcrypt's cost for new digests (12 if not given); 4 is quick, for tests only.
     #[arg(long, env = "KARTA_BCRYPT_COST", value_parser = clap::value_parser!(u32).range(4..=31))]
     bcrypt_cost: Option<u32>,
-    /// What to log, to standard error: off, error, warn, info, debug, trace, or tracing directives such as karta_shared=debug,warn.
+    /// What to log, to standard error: off, error, warn, info, debug, trace, or tracing directives such as `karta_shared=debug,warn`.
     #[arg(long, env = "KARTA_LOG", default_value = "info", value_parser = log_filter)]
     log: String,
 }
@@ -233,13 +233,13 @@ fn greeting(runner: &Runner, data_dir: Option<&Path>) -> String {
     );
     let Some(token) = &runner.founded.api_key else {
         return format!(
-            r#"Karta runs on {url} for the organization {organization}. {kept}
+            "Karta runs on {url} for the organization {organization}. {kept}
 
   export KARTA_BASE_URL={url}
 
 The organization's first key was shown at its first start. If it is lost: --org makes another organization, and shows its key.
 
-Every route is documented at {url}/docs. Ctrl-C stops the run."#
+Every route is documented at {url}/docs. Ctrl-C stops the run."
         );
     };
     let token = token.expose();

@@ -87,19 +87,16 @@ impl Emulator {
     /// It is served on a thread of its own: SQLite does one thing at a time and blocks whoever waits for it, which must not be the
     /// threads that answer requests.
     pub fn start(folder: Option<&Path>, template: &Template, tables: &Tables, entropy: &dyn Entropy) -> Result<Self> {
-        let path = match folder {
-            Some(folder) => {
-                let path = folder.join(STORE_FILE);
-                // SQLite gives its other files the mode of this one.
-                let made = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
-                made.with_context(|| format!("cannot make {}", path.display()))?;
-                path.to_string_lossy().into_owned()
-            }
+        let path = if let Some(folder) = folder {
+            let path = folder.join(STORE_FILE);
+            // SQLite gives its other files the mode of this one.
+            let made = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+            made.with_context(|| format!("cannot make {}", path.display()))?;
+            path.to_string_lossy().into_owned()
+        } else {
             // A database in memory has a name, and ends with its last connection.
-            None => {
-                static OPENED: AtomicU64 = AtomicU64::new(0);
-                format!("file:karta-{}?mode=memory&cache=shared", OPENED.fetch_add(1, Ordering::Relaxed))
-            }
+            static OPENED: AtomicU64 = AtomicU64::new(0);
+            format!("file:karta-{}?mode=memory&cache=shared", OPENED.fetch_add(1, Ordering::Relaxed))
         };
         let database = Database::new(&path).map_err(|error| anyhow!("cannot open {path}: {error}"))?;
         let reader = Storage::new(&path).map_err(|error| anyhow!("cannot open {path}: {error}"))?;
@@ -121,7 +118,7 @@ impl Emulator {
             Watched::new(functions.iter().flat_map(|function| &function.indexes).map(|it| it.prefixes.clone()));
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let (in_process, asked) = mpsc::unbounded_channel();
-        let server = Arc::new(Server {
+        let shared = Arc::new(Server {
             database: database.clone(),
             plain_reads,
             credential,
@@ -129,7 +126,7 @@ impl Emulator {
             indexes: indexes.clone(),
         });
         let served = thread::Builder::new().name("store".to_owned()).spawn(move || {
-            if let Err(error) = runtime.block_on(serve(listener, server, asked, stopped)) {
+            if let Err(error) = runtime.block_on(serve(listener, shared, asked, stopped)) {
                 tracing::error!(%error, "the embedded store ended");
             }
         })?;

@@ -59,7 +59,7 @@ impl Given {
             }
             if let Some((other, at, _)) = secrets.iter().find(|(other, _, twin)| other != variable && twin == secret) {
                 bail!(
-                    "{variable} and {other}: entry {place} of the one is entry {at} of the other: use a secret of its own for each"
+                    "{variable} and {other}: entry {place} of the first equals entry {at} of the second: use a separate secret for each"
                 );
             }
         }

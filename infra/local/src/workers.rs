@@ -1,4 +1,4 @@
-//! Runs the workers: at each write to what they read, at the next due time, and by their schedule. An idle runner asks the store for little.
+//! Runs the workers after writes to their queues, at due times and on their schedules. An idle runner sends few queries to the store.
 
 use std::{
     collections::BTreeMap,
@@ -61,7 +61,7 @@ fn queue(function: &Function, emulator: &Emulator) -> Result<Option<Queue>> {
         "due" => ("due_shard", Some("due_at")),
         // All of it is due.
         "unchained" => ("unchained", None),
-        // Holds what is sealed under the current key too. Only a new ring makes work, and a local ring changes with a restart.
+        // Also lists items sealed under the current key. Only a new ring needs work, and a local ring changes only with a restart.
         "sealed" => return Ok(None),
         other => bail!("the index {other} is not known here"),
     };
@@ -118,7 +118,7 @@ impl Employed {
         }
     }
 
-    /// One run. Its fault is in the log. With a queue, what it left is found there; without one, it is repeated until it succeeds.
+    /// Runs the worker once; the worker logs a failure. Without a queue, a failed run is repeated until it succeeds.
     fn run(&self) -> impl Future<Output = ()> + use<> {
         let (tick, has_queue) = (Arc::clone(&self.tick), self.queue.is_some());
         async move {
@@ -177,6 +177,6 @@ impl Until {
 async fn changed(receiver: Option<&mut watch::Receiver<()>>) {
     let Some(receiver) = receiver else { return pending().await };
     if receiver.changed().await.is_err() {
-        pending().await
+        pending::<()>().await;
     }
 }

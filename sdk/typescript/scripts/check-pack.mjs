@@ -1,4 +1,4 @@
-// What `npm pack` makes is installed, offline, into a fresh project, where it type-checks and runs as ESM and as CommonJS, with today's TypeScript and with
+// Installs the output of `npm pack`, offline, into a fresh project, type-checks it and runs it as ESM and as CommonJS, with today's TypeScript and with
 // the lowest that the README promises.
 import { execFileSync } from "node:child_process";
 import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";

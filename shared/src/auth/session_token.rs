@@ -71,7 +71,7 @@ struct PresentedClaims {
     akid: Id,
     sub: Option<String>,
     nbf: Option<NumericDate>,
-    /// We have no name to be an audience under, so every audience is another one (RFC 7519 §4.1.3).
+    /// Karta is never an intended audience, so any `aud` is refused (RFC 7519 §4.1.3).
     aud: Option<IgnoredAny>,
 }
 

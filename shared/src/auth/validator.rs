@@ -225,7 +225,7 @@ impl Validator {
             // Another process was faster: the next look learns when.
             Ok(Ok(false)) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the use of a key was not noted"),
-            Err(_) => tracing::warn!("the use of a key was not noted within {within:?}"),
+            Err(_) => tracing::warn!(error = "timeout", ?within, "the use of a key was not noted"),
         }
     }
 

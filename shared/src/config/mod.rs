@@ -73,7 +73,7 @@ pub struct Config {
     pub bcrypt_cost: u32,
     /// `KARTA_INTERNAL_ALLOWED_IPS` and `KARTA_INTERNAL_HOSTS`: for whom the internal routes exist. Nobody while either is unset.
     pub internal: InternalGuard,
-    /// What models cost: `KARTA_PRICES` (JSON, or the name of a file of it) over the list that this was built with.
+    /// Model prices: `KARTA_PRICES` (JSON, or the path of a JSON file) overrides the built-in list.
     pub prices: PriceTable,
     /// Where webhooks may lead: off this machine only, unless a local run says otherwise.
     pub webhooks: Reach,

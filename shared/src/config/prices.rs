@@ -1,4 +1,4 @@
-//! Where prices come from: the list that comes with Karta, and `KARTA_PRICES` over it.
+//! Loads model prices: the built-in list, overridden by `KARTA_PRICES`.
 
 use std::{collections::HashMap, fs, sync::LazyLock};
 

@@ -234,7 +234,7 @@ impl Exhausted {
         }
     }
 
-    /// Returns when the caps start anew: the end of the UTC month. `None` where the subscription is the reason.
+    /// Returns when the caps reset: the end of the UTC month. `None` if the subscription is the reason.
     pub fn resets_at(self, now: Timestamp) -> Option<Timestamp> {
         self.cap().map(|_| now.month().next().start())
     }

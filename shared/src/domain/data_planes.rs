@@ -180,7 +180,7 @@ fn checked_plane(name: String, written: WrittenPlane, reach: Reach) -> Result<Da
         return Err(DataPlanesError::FieldUnknown(name));
     }
     let url = url.expose_secret();
-    // Scheme, host and port, and nothing that case means something in.
+    // The URL holds only scheme, host and port, which are case-insensitive.
     Ok(DataPlane { url: url.strip_suffix('/').unwrap_or(url).to_ascii_lowercase(), name, token })
 }
 

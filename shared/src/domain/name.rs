@@ -60,8 +60,8 @@ pub(super) fn is_unreadable(character: char) -> bool {
         )
 }
 
-/// Judges a text of a request before its field's own rule does: it must not hold a credential, invisible characters, or control characters other than
-/// blanks and line ends. Fields that are meant to hold a credential are not judged. Stored texts are not either, so that a new rule leaves them readable.
+/// Checks a text of a request before its field's own rule: it must not hold a credential, invisible characters, or control characters other than
+/// blanks and line ends. Fields that are meant to hold a credential are not checked, nor are stored texts, so that a new rule leaves them readable.
 pub fn check_text(text: &str) -> Result<(), Invalid> {
     let is_control = |character: char| character.is_control() && !matches!(character, '\t' | '\n' | '\r');
     // Almost every text is ASCII, where nothing is invisible.
@@ -77,8 +77,9 @@ pub fn check_text(text: &str) -> Result<(), Invalid> {
 }
 
 /// Refuses a text that holds a credential.
-pub(super) const HOLDS_SECRET: Invalid =
-    Invalid::new("must not hold a key, token or password: it is stored and shown. Revoke what you sent");
+pub(super) const HOLDS_SECRET: Invalid = Invalid::new(
+    "must not hold a key, token or password, because it is stored and shown: revoke the credential that you sent",
+);
 
 /// Whether a text holds an invisible character where no script or emoji needs it. Joiners may stand inside a word of a script that joins its letters and
 /// inside an emoji; between other letters they show nothing, so two names could look alike.
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn joiners_stand_where_they_join() {
+    fn joiners_are_accepted_in_joining_scripts() {
         for text in [
             "می\u{200C}خواهم",
             "क्\u{200D}ष",
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn every_text_is_checked_for_what_it_hides() {
+    fn every_text_is_checked_for_hidden_content() {
         for text in ["", "two\nlines\r\n\tof text", "Łódź 東京 \u{1F511}", "kt_live_AbC123"] {
             assert_eq!(check_text(text), Ok(()), "{text:?}");
         }

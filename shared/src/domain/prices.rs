@@ -1,4 +1,4 @@
-//! Model prices: the list that comes with Karta, and what the operator sets beside it.
+//! Model prices: the built-in list, overridden by the operator's prices.
 //!
 //! A name is priced by its own row, or by its family's: the same name without the spelling of a provider (`us.anthropic.…-v1:0`, `openai/…`,
 //! `…@20250929`) and without a date. There are no patterns, so no family reaches a later version. To add a model, add its row to `prices.json`.
@@ -87,11 +87,11 @@ impl Price {
 pub enum PricesError {
     #[error("is not a JSON object of prices by model, such as {{\"acme-1\": {{\"input\": 7500, \"output\": 30000}}}}")]
     Shape,
-    #[error("has a name with `*` in it, which stands only alone: dated names follow their family without one")]
+    #[error("has a name that contains `*`: use `*` only as the whole name; dated names get the price of their family")]
     Pattern,
 }
 
-/// What models cost: the operator's prices, and the list behind them, which is read at its first use.
+/// Prices by model: the operator's, then the built-in list, which is parsed at its first use.
 #[derive(Debug, Clone)]
 pub struct PriceTable {
     listed: &'static LazyLock<PriceList>,

@@ -135,7 +135,7 @@ fn is_in(text: &str, starts: impl Fn(&[u8], bool) -> bool) -> bool {
     is_in(text.as_bytes()) || decoded(text).is_some_and(|text| is_in(&text))
 }
 
-/// Which two bytes a credential starts with, one bit for each pair, so that almost every position of a text is passed in one look.
+/// The first two bytes of each credential, one bit for each pair: one lookup skips almost every position of a text.
 const STARTS: [u64; 1024] = {
     const OTHERS: [&[u8]; 7] = [b"ey", b"--", b"be", b"bE", b"Be", b"BE", b":/"];
     let (mut starts, mut at) = ([0; 1024], 0);
@@ -175,7 +175,7 @@ fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'
 }
 
-/// How much of a credential is looked at, at most: more would make a text of many beginnings take the square of its length.
+/// Maximum bytes of a credential that are checked. Without it, a text with many brands would take quadratic time.
 const RUN_MAX: usize = 192;
 
 fn run(text: &[u8], fits: impl Fn(u8) -> bool) -> &[u8] {
@@ -272,7 +272,7 @@ mod tests {
                 format!("key {secret}"),
                 format!("é\"{secret}\" and more"),
                 format!("https://hooks.example.com/x/{}", secret.replace("://", ":/")),
-                secret.bytes().map(|byte| format!("%{byte:02x}")).collect(),
+                secret.bytes().fold(String::new(), |text, byte| format!("{text}%{byte:02x}")),
             ] {
                 let is_hidden_url = text.starts_with("https://hooks") && secret.contains("://");
                 assert!(finds_secret(&text) || is_hidden_url, "{text}");
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn own_credentials_are_told_from_foreign_ones() {
+    fn own_and_foreign_credentials_are_distinguished() {
         let examples = secret_examples();
         assert!(examples[..OURS].iter().all(|secret| finds_own_secret(&format!("https://example.com/?k={secret}"))));
         assert!(finds_own_secret(&examples[SHAPES.len()]), "a session token");

@@ -127,7 +127,7 @@ pub(super) fn learn(known: &mut Vec<Subscription>, mut told: Subscription, befor
     true
 }
 
-/// Drops the ended subscription that nothing was told of for longest, once there are too many. The first of them stays: it decides where all have
+/// Drops the ended subscription whose last event is the oldest, once there are too many. The first in rank stays: it decides when all have
 /// ended.
 fn forget_ended(known: &mut Vec<Subscription>) {
     let ended = || known.iter().enumerate().filter(|(_, known)| known.has_ended());
@@ -231,7 +231,8 @@ mod tests {
         let mut newest = told("sub_newest", SubscriptionStep::Deleted, 0, SubscriptionStatus::Canceled);
         newest.created_at = at(1);
         learn_all(&mut known, [newest]);
-        let ended = |id| told(&format!("sub_{id}"), SubscriptionStep::Deleted, 2 + id, SubscriptionStatus::Canceled);
+        let ended =
+            |id: i64| told(&format!("sub_{id}"), SubscriptionStep::Deleted, 2 + id, SubscriptionStatus::Canceled);
         learn_all(&mut known, (0..100).map(ended));
         assert_eq!((known.len(), known[0].id.as_str()), (ENDED_KEPT, "sub_newest"));
         assert!(known.iter().any(|known| known.id.as_str() == "sub_99"), "the latest ends are kept");

@@ -157,7 +157,6 @@ mod tests {
             "http://[::1]x:80/",
             "http://[::1]80/",
             "ftp://127.0.0.1/",
-            "HTTP://127.0.0.1/",
             "file:///etc/passwd",
         ] {
             assert!(WebhookUrl::parse(text, Reach::Loopback).is_err(), "{text}");

@@ -27,8 +27,8 @@ pub trait Access: Send + Sync + 'static {
         None
     }
 
-    /// Judges the caller of a request by its state as it is now, past the gateway's cached verdict: before a remembered answer shows a secret
-    /// again. Refuses where an access does not say how.
+    /// Authorizes the caller by its current state, not by the gateway's cached verdict, before a remembered answer shows a secret
+    /// again. Refuses by default.
     fn readmit<R: Route<Access = Self>>(_: &App, _: &Call<R>) -> impl Future<Output = Result<(), Error>> + Send
     where
         Self: Sized,

@@ -1,7 +1,7 @@
 //! API Gateway's proxy event as a request, and an answer as API Gateway reads it.
 //!
 //! Nothing that a client sends makes a conversion fail: an invocation that fails would skip the frame and show that a function exists. Text is
-//! read byte by byte, and a byte that no header may hold becomes U+FFFD, so that whoever needs the header still sees it, and refuses it.
+//! read byte by byte, and a byte that no header may hold becomes U+FFFD, so that the code that reads the header can refuse it.
 
 use std::{collections::HashMap, fmt};
 
@@ -82,7 +82,7 @@ fn headers(all: Option<HashMap<Text, Vec<Text>>>, last: Option<HashMap<Text, Tex
     for (name, values) in all.into_iter().flatten() {
         if let Ok(name) = HeaderName::try_from(name.0) {
             for value in values {
-                headers.try_append(name.clone(), header_value(value.0)).ok();
+                headers.try_append(name.clone(), header_value(&value.0)).ok();
             }
         }
     }
@@ -90,14 +90,14 @@ fn headers(all: Option<HashMap<Text, Vec<Text>>>, last: Option<HashMap<Text, Tex
         if let Ok(name) = HeaderName::try_from(name.0)
             && !headers.contains_key(&name)
         {
-            headers.try_insert(name, header_value(value.0)).ok();
+            headers.try_insert(name, header_value(&value.0)).ok();
         }
     }
     headers
 }
 
-fn header_value(text: String) -> HeaderValue {
-    HeaderValue::try_from(&text).unwrap_or_else(|_| {
+fn header_value(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or_else(|_| {
         let text = text.replace(|c: char| c.is_ascii_control() && c != '\t', "\u{fffd}");
         HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("?"))
     })

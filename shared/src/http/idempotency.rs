@@ -86,8 +86,8 @@ impl<R: Route> Call<R>
 where
     R::Access: Access<Caller: Agent>,
 {
-    /// The answer that was given to this request before, if it was. Call it before anything else. An answer that shows a secret is given only
-    /// to a caller that would still be let in: its key may have ended since the gateway's verdict, even by this request's first run.
+    /// Returns the stored answer of an earlier run of this request, if any. Call it first. An answer that shows a secret is returned only
+    /// to a caller that is still authorized: its key may have ended since the gateway's verdict, even by this request's first run.
     pub async fn replay(&self, app: &App) -> Result<Option<Answer<R::Output>>, Error> {
         let Some(key) = &self.idempotency else {
             return Ok(None);

@@ -131,8 +131,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Json<'_>, Error> {
     };
     parsed.map_err(|Malformed(at)| {
         let before = &bytes[..at.min(bytes.len())];
-        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-        let column = 1 + before.iter().rev().take_while(|byte| **byte != b'\n').count();
+        let (line, column) = before.iter().fold((1, 1), |(line, column), byte| match byte {
+            b'\n' => (line + 1, 1),
+            _ => (line, column + 1),
+        });
         Error::MalformedJson(format!("The body is not JSON: see line {line}, column {column}"))
     })
 }

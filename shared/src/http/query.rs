@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::{
     Error,
-    json::Json,
+    json::{self, Json},
     reader::{self, Texts},
 };
 use crate::domain::{Id, Invalid};
@@ -112,10 +112,10 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Commas<T> {
 pub(super) fn read<T: DeserializeOwned>(parameters: Option<&QueryMap>) -> Result<T, Error> {
     let mut object: Vec<(Cow<'_, str>, Json<'_>)> = Vec::new();
     for (name, value) in parameters.into_iter().flat_map(QueryMap::iter) {
-        if object.iter().any(|(given, _)| given == name) {
-            return Err(Error::invalid(&reader::shown(name), "must be given once"));
+        match object.iter_mut().find(|(given, _)| given == name) {
+            Some((_, given)) => *given = Json::Unusable(json::TWICE),
+            None => object.push((name.into(), Json::Text(value.into()))),
         }
-        object.push((name.into(), Json::Text(value.into())));
     }
     // Parameters are looked for and not stored.
     reader::read("parameter", &Json::Object(object), Texts::Any)

@@ -78,7 +78,7 @@ schemas! {
     ImageRef => sized_text(1, 512, "A container image, such as `registry.example.com/app:1.4`.");
     EndpointUrl => url("`https`, a public DNS name, the default port; no credentials, query or fragment.");
     ArtifactUrl => url("Where a release's code lies: `https`, a public DNS name, the default port; no credentials, query or fragment.");
-    WebhookUrl => url("Where deliveries go. Keys without `admin`, and events, show `?redacted` in the place of a query.");
+    WebhookUrl => url("URL that receives deliveries. Keys without `admin`, and events, show `?redacted` instead of the query.");
     Revealed => text("A secret, shown in this answer alone.");
     Verbatim => ObjectBuilder::new().schema_type(SchemaType::AnyValue);
     Received => text("Never shown again.").write_only(true);
@@ -143,7 +143,7 @@ impl ToSchema for Budget {
 
 impl PartialSchema for ScopeSet {
     fn schema() -> RefOr<Schema> {
-        let description = "What the key may do. A set, not a ladder: no scope implies another. A key without scopes validates at data planes and \
+        let description = "Rights of the key. Scopes are independent: no scope implies another. A key without scopes validates at data planes and \
              opens only the whoami routes here: hand such keys to customers.";
         ArrayBuilder::new().items(reference::<Scope>()).description(Some(description)).build().into()
     }

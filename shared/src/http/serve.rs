@@ -51,7 +51,8 @@ async fn serve_events<R: Route>() -> Result<(), lambda_runtime::Error> {
     let secrets = [R::Access::SECRETS, R::SECRETS].concat();
     let app = &App::deployed(R::NAME, Needs { secrets, store: R::ASKS_STORE }).await?;
     lambda_runtime::run(service_fn(move |event: LambdaEvent<GatewayEvent>| async move {
-        Ok::<_, lambda_runtime::Error>(serve_event::<R>(app, event.payload).await)
+        // Boxed: the runtime moves its service's future several times.
+        Ok::<_, lambda_runtime::Error>(Box::pin(serve_event::<R>(app, event.payload)).await)
     }))
     .await
 }
@@ -66,7 +67,7 @@ pub async fn serve<R: Route>(app: &App, request: Request) -> Response<Body> {
     let started = Instant::now();
     let context = gateway_context(&request);
     let origin = Arc::new(origin(app, &request, context));
-    // The authorizer sees one value of a header that came twice, and nobody knows which one the sender means.
+    // The authorizer sees only one value of a repeated header, so its verdict does not count.
     let judged = context.filter(|_| !is_repeated(request.headers(), &header::AUTHORIZATION));
     let caller = judged.and_then(|context| Caller::from_context(&context.authorizer.fields).ok());
     let who = caller.as_ref().map(|caller| (caller.principal.organization_id, caller.principal.api_key_id));
@@ -134,7 +135,7 @@ fn json_body<R: Route>(request: &Request) -> Result<Json<'_>, Error> {
         return Ok(Json::Object(Vec::new()));
     }
     let mut encodings = request.headers().get_all(header::CONTENT_ENCODING).iter();
-    // A word that says that there is none.
+    // `identity` means no encoding.
     if encodings.any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
         return Err(Error::UnsupportedEncoding);
     }

@@ -455,7 +455,7 @@ pub(super) fn waiting_deliveries_partition(organization: Id, endpoint: Id) -> St
 pub(super) const AUDIT: &str = "AUD#";
 pub(super) const CHAIN: &str = "CHN#";
 pub(super) const ANCHORS: &str = "ANC#";
-/// Partitions that every organization has from its creation on, whatever was deleted of its audit log.
+/// Partitions that every organization has from its creation on, even if its audit log was deleted.
 pub(super) const OWNED: [&str; 4] = ["ORG#", "ADM#", "KEY#", "ID#organization#"];
 /// Starts the sort keys of claimed events. Sorts after every link.
 pub(super) const CLAIMED_EVENT: &str = "EVENT#";

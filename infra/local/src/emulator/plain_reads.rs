@@ -114,21 +114,18 @@ impl PlainReads {
         if length > ANSWER_MAX {
             return Ok(None);
         }
-        let mut answer = String::with_capacity(length + 256);
-        answer.push_str(r#"{"Items":["#);
-        for (index, (_, _, item)) in rows.iter().enumerate() {
-            answer.push_str(if index == 0 { "" } else { "," });
-            answer.push_str(item);
-        }
+        let items: Vec<&str> = rows.iter().map(|(_, _, item)| item.as_str()).collect();
         let count = rows.len();
-        answer.push_str(&format!(r#"],"Count":{count},"ScannedCount":{count}"#));
-        if let Some((_, sort, _)) = rows.last().filter(|_| request.limit.is_some_and(|limit| count >= limit)) {
+        let last = rows.last().filter(|_| request.limit.is_some_and(|limit| count >= limit)).map(|(_, sort, _)| {
             let sort = sort.strip_prefix(TEXT).unwrap_or(sort);
             let key = json!({ "pk": { "S": partition }, "sk": { "S": sort } });
-            answer.push_str(&format!(r#","LastEvaluatedKey":{key}"#));
-        }
-        answer.push('}');
-        Ok(Some(answer))
+            format!(r#","LastEvaluatedKey":{key}"#)
+        });
+        Ok(Some(format!(
+            r#"{{"Items":[{}],"Count":{count},"ScannedCount":{count}{}}}"#,
+            items.join(","),
+            last.unwrap_or_default()
+        )))
     }
 
     fn item(&self, table: &str, key: &Key) -> dynoxide::Result<Option<String>> {

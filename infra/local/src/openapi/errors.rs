@@ -32,11 +32,11 @@ fn table() -> [(&'static str, u16, &'static str, Value); 13] {
                     "enum": ["total_tokens", "input_tokens", "output_tokens", "cost_cents", null],
                     "description": "The cap that is reached; null where the subscription is the reason.",
                 },
-                "of": { "type": "string", "enum": ["organization", "api_key"], "description": "Whose it is." },
+                "of": { "type": "string", "enum": ["organization", "api_key"], "description": "Owner of the exhausted budget." },
                 "resets_at": {
                     "type": ["string", "null"],
                     "format": "date-time",
-                    "description": "When the cap starts anew; null where the subscription is the reason.",
+                    "description": "End of the UTC month, when the cap resets; null if the subscription is the reason.",
                 },
             }),
         ),
@@ -49,7 +49,7 @@ fn table() -> [(&'static str, u16, &'static str, Value); 13] {
         (
             "NotFound",
             404,
-            "Unknown, or another organization's. With `error` no route has this path and method.",
+            "The resource does not exist or belongs to another organization. `error` is present only if no route has this path and method.",
             json!({ "detail": word("Not found") }),
         ),
         (

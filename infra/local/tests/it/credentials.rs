@@ -95,7 +95,7 @@ async fn bytes_that_are_no_text_get_the_one_body() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_door_reads_one_header_grammar() {
+async fn every_entry_point_accepts_the_same_header() {
     use secrecy::ExposeSecret;
     let world = World::start().await;
     world.project("my-app").await;
@@ -245,10 +245,10 @@ async fn no_route_echoes_or_logs_a_credential() {
     let event = json!({
         "api_key_id": 1, "kind": "input_tokens", "quantity": 1, "occurred_at": "2026-11-21T11:00:00Z", "client_event_id": "e",
     });
+    let variable = regex::Regex::new(r"\{[a-z_]+\}").unwrap();
     for route in Template::parse(TEMPLATE).unwrap().functions.into_iter().flat_map(|function| function.routes) {
         for credential in &credentials {
             let is_internal = route.path.starts_with("/v1/internal/");
-            let variable = regex::Regex::new(r"\{[a-z_]+\}").unwrap();
             let paths = [
                 variable.replace_all(&route.path, "1").into_owned(),
                 variable.replace_all(&route.path, credential.as_str()).into_owned(),

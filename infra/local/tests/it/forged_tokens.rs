@@ -157,6 +157,8 @@ async fn an_expiry_is_required_near_and_not_past() {
     let door = Door::open().await;
     let iat = door.claims["iat"].as_i64().unwrap();
     door.accepts(&door.with_claim("exp", json!(iat + 3600))).await;
+    let fraction: Value = serde_json::from_str(&format!("{}.5", iat + 60)).unwrap();
+    door.accepts(&door.with_claim("exp", fraction)).await;
     for exp in [json!(null), json!(iat + 3601), json!(iat + 10_000_000), json!(iat), json!(iat - 1), json!(i64::MAX)] {
         door.refuses(&format!("exp {exp}"), &door.with_claim("exp", exp)).await;
     }
@@ -187,7 +189,6 @@ async fn a_claim_that_is_missing_or_of_a_wrong_type_or_value_is_refused() {
         ("scope", json!("session ")),
         ("scope", json!(["session"])),
         ("exp", json!("1795263300")),
-        ("exp", json!(1_795_263_300.5)),
         ("org_id", json!("1")),
         ("org_id", json!(0)),
         ("org_id", json!(-1)),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use http::Method;
 use karta_local::template::{TEMPLATE, Template};
-use karta_shared::{clock::Clock, domain::secret_examples};
+use karta_shared::domain::secret_examples;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -137,7 +137,9 @@ fn assert_refused(reply: Reply, field: &str, secrets: &[String], what: &str) {
 async fn hostile_values_are_refused_in_every_field() {
     let world = World::start().await;
     let examples: Vec<String> = secret_examples().into_iter().filter(|secret| !secret.contains('\n')).collect();
-    examples.iter().for_each(|secret| note_secret(secret));
+    for secret in &examples {
+        note_secret(secret);
+    }
     let own = [world.admin.clone(), world.runner.secrets.service_token.expose_secret().to_owned()];
     let (mut tasks, mut fields_met) = (JoinSet::new(), BTreeSet::new());
     for target in targets() {

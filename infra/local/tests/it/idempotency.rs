@@ -227,7 +227,7 @@ async fn lost_scope_and_address_get_no_remembered_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_ended_itself_cannot_replay_its_rotation() {
+async fn self_rotated_key_cannot_replay_its_rotation() {
     let (world, _clock) = World::start_at_noon().await;
     let (id, token) = world.key(&["admin"]).await;
     let rotate = || {

@@ -83,7 +83,7 @@ fn event(method: &str, resource: &str, variables: &Value, context: &Value, body:
 }
 
 async fn served<R: Route>(world: &World, event: &str) -> (u16, Value) {
-    let answer = answered::<R>(world, event).await;
+    let answer = Box::pin(answered::<R>(world, event)).await;
     assert_eq!(answer["multiValueHeaders"]["x-request-id"], json!(["c6af9ac6-7b61-11e6-9a41-93e8deadbeef"]));
     assert_eq!(answer["isBase64Encoded"], false);
     let status = u16::try_from(answer["statusCode"].as_u64().unwrap()).unwrap();
@@ -302,7 +302,7 @@ fn no_client_text_fails_an_invocation() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_with_a_control_character_is_not_a_missing_one() {
+async fn idempotency_key_with_control_character_is_refused() {
     let world = World::start().await;
     let (_, context) = authorize(&world, &world.admin).await;
     let body = json!({ "name": "ci", "scopes": ["read"] });

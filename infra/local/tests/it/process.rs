@@ -27,7 +27,6 @@ use crate::{
     webhooks::Receiver,
 };
 
-
 /// The binary with an environment of its own, so that no variable of the test run reaches it.
 fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_karta"));
@@ -412,7 +411,7 @@ fn guessable_and_shared_secrets_stop_the_start() {
         (vec![(stripe, format!("whsec_{zeros}"))], "KARTA_STRIPE_SECRETS: entry 1 has fewer"),
         (
             vec![(session, good.to_owned()), (service, format!("a-first-token-of-thirty-two-bytes,{good}"))],
-            "KARTA_SESSION_TOKEN_SECRET and KARTA_SERVICE_TOKENS: entry 1 of the one is entry 2 of the other",
+            "KARTA_SESSION_TOKEN_SECRET and KARTA_SERVICE_TOKENS: entry 1 of the first equals entry 2 of the second",
         ),
         (
             vec![(session, format!("whsec_{good}")), (stripe, format!("whsec_{good}"))],
@@ -507,7 +506,7 @@ async fn a_data_plane_on_this_machine_is_told_within_a_second_of_a_revocation() 
             return;
         }
     }
-    panic!("{on_time} of 40 were told within a second");
+    panic!("{on_time} of 40 changes were pushed within a second");
 }
 
 #[test]

@@ -525,7 +525,7 @@ async fn an_end_with_the_period_is_reported() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_plan_is_the_item_that_names_one() {
+async fn plan_comes_from_first_named_item() {
     let world = world().await;
     let licensed = |name: &str| json!({ "price": { "lookup_key": name, "recurring": { "usage_type": "licensed" } } });
     let metered = |name: Option<&str>| {
@@ -554,7 +554,7 @@ async fn the_plan_is_the_item_that_names_one() {
         take(&world, &event(&id, "customer.subscription.updated", second, &object)).await;
         assert_eq!(billing(&world).await["plan"], plan, "{object}");
         let named = told(&world).await.into_iter().any(|(_, data)| data["subscription"]["plan"] == plan);
-        assert!(named, "webhook endpoints are told of {plan}");
+        assert!(named, "no webhook event names the plan {plan}");
     }
 }
 

@@ -461,7 +461,7 @@ async fn functions_do_just_what_their_policies_allow() {
     let revoked_model_key = model_key("openrouter", "sk-or-").send().await.expect(201);
     let revoked_model_key = format!("/v1/model_keys/{}", revoked_model_key["model_key"]["id"]);
     let invoice = stripe_events::event("evt_2", "invoice.paid", 1, &json!({ "id": "in_1", "customer": "cus_1" }));
-    for (function, request) in [
+    for (function, request) in vec![
         ("authorizer", world.get("/v1/whoami").bearer(&token)),
         ("authorizer", world.get("/v1/projects/shop/whoami").bearer(&session)),
         ("whoami", world.get("/v1/whoami")),
@@ -796,7 +796,7 @@ fn api_gateways_own_answers_are_the_contracts() {
 }
 
 #[test]
-fn firewall_refusal_is_the_answer_of_an_unknown_path() {
+fn firewall_refusal_equals_unknown_path_answer() {
     let responses = &resources("AWS::Serverless::Api")["Api"]["Properties"]["GatewayResponses"];
     assert_eq!(responses["WAF_FILTERED"], responses["MISSING_AUTHENTICATION_TOKEN"]);
 }
@@ -900,7 +900,7 @@ fn every_log_group_has_a_retention() {
 }
 
 #[test]
-fn concurrency_is_reserved_by_parameters_that_can_be_zero() {
+fn reserved_concurrency_parameters_may_be_zero() {
     let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
     let mut reserved = BTreeMap::new();
     for (name, function) in functions() {
@@ -1049,7 +1049,6 @@ async fn a_template_that_does_not_fit_the_handlers_is_refused() {
         let routes = vec![Route { method: Method::GET, path: "/burn".to_owned(), authorized: true }];
         template.functions.push(Function {
             binary: "api-keys-burn".to_owned(),
-            description: "Burns keys.".to_owned(),
             routes,
             reads_outbox: Vec::new(),
             schedule: None,

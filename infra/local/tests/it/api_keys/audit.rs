@@ -121,7 +121,7 @@ async fn the_callers_own_credential_is_not_kept_whatever_its_shape() {
     let create = world.service(Method::POST, &format!("/v1/internal/organizations/{}/api_keys", world.organization_id));
     create.body(body).header("user-agent", format!("plane/1 ({token})")).send().await.expect(201);
     let event = world.audited("api_key.created").await.pop().unwrap();
-    assert_eq!(event["user_agent"], "plane/1 ([redacted])");
+    assert_eq!(event["user_agent"], "plane/1 (karta_service_[redacted])");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! `last_used_at`: at most a minute late, at most one write a minute, never in the way.
 
-use std::{sync::Arc, time::Duration};
+use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use http::Method;
 use karta_shared::{
@@ -250,7 +250,7 @@ async fn every_page_shows_and_filters_by_last_use() {
             used.push(id);
         }
     }
-    used.reverse();
+    used.sort_unstable_by_key(|id| Reverse(*id));
     let keys = async |query: &str| {
         let (mut keys, mut cursor) = (Vec::new(), String::new());
         loop {

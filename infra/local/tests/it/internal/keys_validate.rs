@@ -149,8 +149,8 @@ async fn name_metadata_and_expiry_follow_the_key() {
     let (id, token) = world.key_with(body).await;
     assert_eq!(told(&token).await, json!(["globex", { "customer": "42" }, end]));
     let path = format!("/v1/api_keys/{id}");
-    let patch = json!({ "name": "initech", "metadata": { "customer": "43" }, "expires_at": null });
-    world.patch(&path, patch).send().await.expect(200);
+    let change = json!({ "name": "initech", "metadata": { "customer": "43" }, "expires_at": null });
+    world.patch(&path, change).send().await.expect(200);
     assert_eq!(told(&token).await, json!(["initech", { "customer": "43" }, null]));
     let rotated = world.post(&format!("{path}/rotate"), json!({ "grace_seconds": 60 })).send().await.expect(201);
     assert_eq!(told(&token).await, json!(["initech", { "customer": "43" }, "2026-11-21T12:01:00.000Z"]));
@@ -177,7 +177,7 @@ async fn budget_and_transcript_access_are_the_organizations_of_this_moment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn invalid_key_has_a_code_only_after_its_proof() {
+async fn code_of_invalid_key_requires_its_proof() {
     let (world, clock) = World::start_at_noon().await;
     world.project("site").await;
     let session = world.session_token("site", json!({})).await;

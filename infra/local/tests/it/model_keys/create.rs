@@ -116,7 +116,7 @@ async fn damaged_vertex_key_keeps_the_working_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bedrock_takes_an_api_key_or_an_access_key() {
+async fn bedrock_takes_api_keys_and_access_keys() {
     let world = World::start().await;
     let key = format!("ABSK{}+/=", uuid(&OsEntropy).replace('-', ""));
     note_secret(&key);

@@ -47,7 +47,8 @@ fn access_key() -> String {
 /// An RSA key in PKCS #8 PEM. Making one takes long, so there is one for all tests.
 static PRIVATE_KEY: LazyLock<String> = LazyLock::new(|| {
     let key = KeyPair::generate(KeySize::Rsa2048).unwrap();
-    let base64 = BASE64_STANDARD.encode(AsDer::<Pkcs8V1Der<'_>>::as_der(&key).unwrap());
+    let der: Pkcs8V1Der<'_> = key.as_der().unwrap();
+    let base64 = BASE64_STANDARD.encode(der.as_ref());
     let lines: Vec<_> = base64.as_bytes().chunks(64).map(|line| str::from_utf8(line).unwrap()).collect();
     // The first line holds the algorithm, and of the others each is a secret.
     lines[1..lines.len() - 1].iter().for_each(|line| note_secret(line));

@@ -26,6 +26,7 @@ async fn do_everything(world: &World) {
     let ending = json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-12-02T12:00:00Z" });
     world.key_with(ending).await;
     let (rotated, _) = world.key(&["read"]).await;
+    expected(Method::PATCH, &format!("/v1/api_keys/{rotated}"), json!({ "name": "ci 2" }), 200).await;
     expected(Method::POST, &format!("/v1/api_keys/{rotated}/rotate"), json!({}), 201).await;
     world.delete(&format!("/v1/api_keys/{rotated}")).send().await.expect(200);
     let body = json!({ "provider": "openai", "key": provider_key("sk-"), "name": "Production" });
