@@ -20,6 +20,9 @@ export function slug(value: string): Segment {
 /** A query: `undefined` is left out, a list is joined with commas. */
 export type Query = Readonly<Record<string, string | number | readonly string[] | null | undefined>>;
 
+/** A surrogate that is no half of a pair: UTF-8 has no bytes for it, so that it would be sent as another character. */
+const LONE_SURROGATE = /\p{Surrogate}/u;
+
 /** `?a=1&b=2`, or nothing. Throws KartaArgumentError for values that a query cannot hold. */
 export function queryString(query: Query): string {
   const pairs = new URLSearchParams();
@@ -32,8 +35,12 @@ export function queryString(query: Query): string {
 
 function queryValue(name: string, value: unknown): string {
   const data = plain(value, name);
-  for (const item of Array.isArray(data) ? data : [data]) {
+  const items: unknown[] = Array.isArray(data) ? data : [data];
+  // Without the filter the list would have everything, which is the opposite of what an empty list says.
+  if (items.length === 0) throw new KartaArgumentError(name, "must not be an empty list: leave it out to not filter");
+  for (const item of items) {
     if (typeof item === "object") throw new KartaArgumentError(name, "must be text, a number, or a list of them");
+    if (LONE_SURROGATE.test(String(item))) throw new KartaArgumentError(name, "must be well-formed Unicode: it has a lone surrogate");
   }
   return String(data);
 }

@@ -37,6 +37,13 @@ export function webCrypto(): Promise<Crypto> {
   // The name is put together so that bundlers for browsers do not look for the module.
   fetched ??= here
     ? Promise.resolve(here)
-    : import(/* webpackIgnore: true */ /* @vite-ignore */ ["node", "crypto"].join(":")).then((module) => module.webcrypto);
+    : import(/* webpackIgnore: true */ /* @vite-ignore */ ["node", "crypto"].join(":")).then(
+        (module) => module.webcrypto,
+        (error: unknown) => {
+          // The next call tries again.
+          fetched = undefined;
+          throw error;
+        },
+      );
   return fetched;
 }

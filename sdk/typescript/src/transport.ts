@@ -61,9 +61,10 @@ export class Transport {
     path: string,
     body: object | undefined,
     headers: Record<string, string>,
-    options: RequestOptions = {},
+    given: RequestOptions | null | undefined,
     repeatable: boolean,
   ): Promise<T> {
+    const options = given ?? {};
     const { random, sleep } = this.#settings;
     const maxRetries = maxRetriesOf(options.maxRetries ?? this.#settings.maxRetries);
     const timeout = timeoutOf(options.timeout ?? this.#settings.timeout);

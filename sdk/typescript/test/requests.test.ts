@@ -359,6 +359,59 @@ test("a user that is undefined does not become a token for nobody", async () => 
   assert.deepEqual(sent.map(({ body }) => body), [{ user_id: "u", ttl_seconds: 60 }, { user_id: "u", ttl_seconds: 60 }, {}]);
 });
 
+test("session token fields may be inherited or not enumerable", async () => {
+  class User {
+    get userId() {
+      return "ann";
+    }
+    get ttl_seconds() {
+      return 60;
+    }
+  }
+  class Private {
+    #user = "ann";
+    toJSON() {
+      return { user_id: this.#user, ttl_seconds: 60 };
+    }
+  }
+  const given: object[] = [
+    new User(),
+    Object.create({ user_id: "ann", ttlSeconds: 60 }),
+    Object.defineProperties({}, { user_id: { value: "ann" }, ttl_seconds: { value: 60 } }),
+    { user_id: "ann", ttl_seconds: 60, toJSON: () => ({}) },
+    { userId: "ann", ttlSeconds: 60, toJSON: () => ({ user_id: "ann" }) },
+    new Private(),
+    { user_id: "ann", userId: "ann", ttl_seconds: 60, ttlSeconds: 60 },
+    { user_id: "ann", ttl_seconds: undefined, ttlSeconds: 60 },
+  ];
+  const { karta, sent } = scripted([json(201, {})]);
+  for (const params of given) await karta.sessionTokens.mint("a", params);
+  assert.deepEqual(sent.map(({ body }) => body), given.map(() => ({ user_id: "ann", ttl_seconds: 60 })));
+});
+
+test("session token fields that get lost or differ are refused", async () => {
+  const { karta, sent } = scripted([json(201, {})]);
+  const refused: [string, unknown][] = [
+    ["userId", { user_id: "ann", userId: "bob" }],
+    ["user_id", { user_id: "ann", toJSON: () => ({ user_id: "bob" }) }],
+    ["ttlSeconds", { ttl_seconds: 60, ttlSeconds: 900 }],
+    ["ttlSeconds", { ttl_seconds: null, ttlSeconds: 900 }],
+    ["user_id", Object.create({ user_id: undefined })],
+    ["userId", new (class { get userId() { return null; } })()],
+    ["userId", new (class { get userId() { return Number.NaN; } })()],
+    ["ttl_seconds", Object.create({ ttl_seconds: Number.NaN })],
+    ["user_id", { toJSON: () => ({ user_id: undefined }) }],
+    ["user_id", { toJSON: () => ({ user_id: null }) }],
+    ["params", new (class { get user() { return "ann"; } })()],
+    ["params", new (class extends Map<string, string> {})([["user_id", "ann"]])],
+  ];
+  for (const [field, params] of refused) {
+    const error = await failure(() => karta.sessionTokens.mint("a", params as never));
+    assert.ok(error instanceof KartaArgumentError && error.field === field, `${field}: ${String(error)}`);
+  }
+  assert.equal(sent.length, 0);
+});
+
 test("usage reads as text and stays plain data", async () => {
   const totals = { input_tokens: 1_000_010, output_tokens: 5, total_tokens: 1_000_015, cost_cents: 251 };
   const body = { period: "2026-11", totals, by_model: [], by_day: [], budget: {} };

@@ -111,6 +111,16 @@ test("verifyWebhook takes headers of every kind and realm", async () => {
   for (const headers of all) assert.equal((await verifyWebhook(PAYLOAD, headers, SECRET, { now: () => NOW * 1000 })).id, "evt_1");
 });
 
+test("a failed import of WebCrypto is tried again", async () => {
+  let here: Crypto | undefined;
+  // A vm context cannot import modules.
+  const { verifyWebhook } = inRuntime({ get crypto() { return here; } });
+  const verify = () => verifyWebhook(PAYLOAD, { "karta-signature": signature }, SECRET, { now: () => NOW * 1000 });
+  assert.match(String(await failure(verify)), /import/);
+  here = crypto;
+  assert.equal((await verify()).id, "evt_1");
+});
+
 test("answers, errors and signals of another realm are understood", async () => {
   const { Karta } = inRuntime();
   const client = (fetch: typeof globalThis.fetch) => new Karta({ apiKey: API_KEY, baseUrl: "https://karta.test", fetch, sleep: async () => {} });

@@ -237,10 +237,10 @@ test("values that JSON holds are sent as JSON.stringify sends them", async () =>
     }
   }
   const values = [
-    { total_tokens: null, cost_cents: undefined, input_tokens: 0, output_tokens: -0, alert_percents: [] },
+    { total_tokens: null, input_tokens: 0, output_tokens: -0, alert_percents: [] },
     { when: new Date(0), there: runInNewContext("new Date(1)"), boxed: [Object("a"), Object(1), Object(false)] },
     { caps: new Caps(), bare: Object.assign(Object.create(null), { c: 3 }), foreign: runInNewContext("({ d: [1, { e: null }] })") },
-    { one: shared, other: [shared, shared], __proto__: { inherited: 1 } },
+    { one: shared, other: [shared, shared], more: undefined, __proto__: { method: () => 1 } },
     JSON.parse(`{"__proto__": {"a": 1}, "constructor": 1, "": "ä\\ud800"}`),
     { decimal: { toJSON: () => "1.5" }, itself: new Itself() },
   ];
@@ -249,6 +249,87 @@ test("values that JSON holds are sent as JSON.stringify sends them", async () =>
     await karta.budget.update(value as BudgetParams);
     assert.equal(sent[0]?.init.body, JSON.stringify(value));
   }
+});
+
+test("an undefined cap is refused", async () => {
+  const { karta, sent } = scripted([json(200, {})]);
+  for (const cap of ["input_tokens", "output_tokens", "total_tokens", "cost_cents", "alert_percents"]) {
+    const budgets = [{ [cap]: undefined }, { toJSON: () => ({ [cap]: undefined }) }, { [cap]: 5, toJSON: () => ({}) }, Object.create({ [cap]: 5, toJSON: () => ({}) })];
+    for (const budget of budgets as never[]) {
+      for (const [field, send] of [
+        [cap, () => karta.budget.update(budget)],
+        [`budget.${cap}`, () => karta.apiKeys.create("a", [], { budget })],
+        [`budget.${cap}`, () => karta.apiKeys.update(1, { budget })],
+      ] as const) {
+        const error = await failure(send);
+        assert.ok(error instanceof KartaArgumentError && error.field === field, `${field}: ${String(error)}`);
+      }
+    }
+  }
+  assert.equal(sent.length, 0);
+  await karta.budget.update({ total_tokens: null });
+  await karta.apiKeys.update(1, { name: undefined, budget: { cost_cents: 5 } });
+  await karta.apiKeys.update(1, { budget: undefined });
+  await karta.apiKeys.update(1, { metadata: { cost_cents: undefined } as never });
+  assert.deepEqual(sent.map(({ body }) => body), [{ total_tokens: null }, { budget: { cost_cents: 5 } }, {}, { metadata: {} }]);
+});
+
+test("objects that hide fields from JSON are refused", async () => {
+  class Caps {
+    #cents = 5;
+    get cost_cents() {
+      return this.#cents;
+    }
+  }
+  class Disguised extends Map {
+    override get [Symbol.toStringTag]() {
+      return "Object";
+    }
+  }
+  const hiding: object[] = [
+    new Caps(),
+    new (class extends Caps {
+      total_tokens = 1;
+    })(),
+    new (class extends Map {})(),
+    new (class extends Set {})(),
+    new Disguised(),
+    Object.defineProperty(Promise.resolve(), Symbol.toStringTag, { value: "Object" }),
+    Object.create({ cost_cents: 5 }),
+    Object.create(Object.assign(Object.create(null), { cost_cents: 5 })),
+    Object.defineProperty({}, "cost_cents", { value: 5 }),
+    runInNewContext("new (class { get cost_cents() { return 5 } })()"),
+  ];
+  const { karta, sent } = scripted([json(200, {})]);
+  for (const [at, value] of hiding.entries()) {
+    for (const [field, send] of [
+      ["params", () => karta.budget.update(value)],
+      ["budget", () => karta.apiKeys.create("a", [], { budget: value })],
+      ["budget", () => karta.apiKeys.update(1, { budget: value })],
+      ["params", () => karta.apiKeys.create("a", [], value)],
+      ["metadata", () => karta.apiKeys.update(1, { metadata: value as never })],
+    ] as const) {
+      const error = await failure(send);
+      assert.ok(error instanceof KartaArgumentError && error.field === field, `${at} ${field}: ${String(error)}`);
+    }
+  }
+  assert.equal(sent.length, 0);
+});
+
+test("bodies nest at most 64 levels", async () => {
+  const nest = (levels: number): object => (levels === 1 ? {} : { a: nest(levels - 1) });
+  const { karta, sent } = scripted([json(200, {})]);
+  await karta.budget.update(nest(64));
+  assert.equal(sent.length, 1);
+  let endless: object = {};
+  for (let level = 0; level < 100_000; level++) endless = level % 2 === 0 ? [endless] : { a: endless };
+  const unfolding = { toJSON: (): object => ({ a: { ...unfolding } }) };
+  for (const body of [nest(65), endless, unfolding]) {
+    const error = await failure(() => karta.budget.update(body));
+    assert.ok(error instanceof KartaArgumentError, String(error));
+    assert.match(error.message, /must not be nested deeper than 64 levels$/);
+  }
+  assert.equal(sent.length, 1);
 });
 
 test("an argument that contains itself is refused", async () => {
@@ -260,9 +341,33 @@ test("an argument that contains itself is refused", async () => {
 
 test("the values of a query are text and numbers", async () => {
   const { karta, sent } = scripted([json(200, { api_keys: [], next_cursor: null })]);
-  for (const status of [{}, ["active", null], ["active", ["revoked"]]]) {
+  for (const status of [{}, [], ["active", null], ["active", ["revoked"]], "\ud800", "a\udc00b", ["active", "\ud83d"]]) {
     const error = await failure(() => karta.apiKeys.list({ status: status as never }));
     assert.ok(error instanceof KartaArgumentError && error.field === "status", String(error));
   }
   assert.equal(sent.length, 0);
+  await karta.apiKeys.list({ status: "\u{1f600}" as never });
+  assert.match(String(sent[0]?.url), /status=%F0%9F%98%80/);
+  const cursor = await failure(() => karta.apiKeys.list({ cursor: "\ud800" }));
+  assert.ok(cursor instanceof KartaArgumentError && cursor.field === "cursor", String(cursor));
+});
+
+test("null options and filters count as absent", async () => {
+  const none = null as never;
+  const lists = { api_keys: [], audit_events: [], deliveries: [], keys: [], releases: [], next_cursor: null };
+  const { karta, sent } = scripted([json(200, lists)]);
+  await karta.apiKeys.get(1, none);
+  await karta.apiKeys.revoke(1, none);
+  await karta.apiKeys.update(1, {}, none);
+  await karta.apiKeys.create("a", [], {}, none);
+  await karta.budget.update({}, none);
+  await karta.sessionTokens.mint("a", {}, none);
+  await karta.apiKeys.list(none, none);
+  await karta.apiKeys.list(none).page();
+  await karta.auditEvents.list(none);
+  await karta.releases.list("a", none);
+  await karta.webhookEndpoints.deliveries(1, none);
+  await karta.usage.keys(none);
+  await karta.usage.summary(none);
+  assert.equal(sent.length, 13);
 });

@@ -1,3 +1,4 @@
+import { NESTED_BUDGET_RULES } from "../budget-rules.js";
 import { fieldsOf } from "../json.js";
 import type { List, ListParams } from "../list.js";
 import type { CreateOptions, RequestOptions } from "../options.js";
@@ -76,14 +77,13 @@ export class ApiKeys extends Resource {
    * @throws {KartaForbiddenError} without the scope; {KartaValidationError} for a filter that cannot be.
    */
   list(params: ApiKeyListParams = {}, options?: RequestOptions): List<ApiKey> {
-    const { status, unused_days, expires_within_days } = params;
-    return this.listOf("api_keys", () => "/v1/api_keys", params, { status, unused_days, expires_within_days }, options);
+    return this.listOf("api_keys", () => "/v1/api_keys", params, ["status", "unused_days", "expires_within_days"], options);
   }
 
   /**
    * A new key. Store `secret` now: it is shown this once. Scope `admin`.
    *
-   * @throws {KartaValidationError} for bad input; {KartaForbiddenError} without the scope.
+   * @throws {KartaValidationError} for bad input; {KartaArgumentError} for a cap that is `undefined`; {KartaForbiddenError} without the scope.
    */
   async create(
     name: string,
@@ -91,7 +91,7 @@ export class ApiKeys extends Resource {
     params: ApiKeyCreateParams = {},
     options?: CreateOptions,
   ): Promise<CreatedApiKey> {
-    return this.transport.create("/v1/api_keys", { ...fieldsOf(params), name, scopes }, options);
+    return this.transport.create("/v1/api_keys", { ...fieldsOf(params, NESTED_BUDGET_RULES), name, scopes }, options);
   }
 
   /**
@@ -107,10 +107,10 @@ export class ApiKeys extends Resource {
    * Changes a key. Scope `admin`.
    *
    * @throws {KartaConflictError} `last_admin_key`, `api_key_revoked`, `api_key_replaced`; {KartaNotFoundError}; {KartaValidationError};
-   * {KartaForbiddenError} without the scope.
+   * {KartaArgumentError} for a cap that is `undefined`; {KartaForbiddenError} without the scope.
    */
   async update(apiKeyId: number, params: ApiKeyUpdateParams, options?: RequestOptions): Promise<{ api_key: ApiKey }> {
-    return this.transport.patch(`/v1/api_keys/${id(apiKeyId)}`, params, options);
+    return this.transport.patch(`/v1/api_keys/${id(apiKeyId)}`, fieldsOf(params, NESTED_BUDGET_RULES), options);
   }
 
   /**

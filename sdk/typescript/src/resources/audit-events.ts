@@ -61,7 +61,6 @@ export class AuditEvents extends Resource {
    * @throws {KartaForbiddenError} without the scope.
    */
   list(params: AuditEventListParams = {}, options?: RequestOptions): List<AuditEvent> {
-    const { actor, action } = params;
-    return this.listOf("audit_events", () => "/v1/audit_events", params, { actor, action }, options);
+    return this.listOf("audit_events", () => "/v1/audit_events", params, ["actor", "action"], options);
   }
 }

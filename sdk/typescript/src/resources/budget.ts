@@ -1,3 +1,5 @@
+import { BUDGET_RULES } from "../budget-rules.js";
+import { fieldsOf } from "../json.js";
 import type { RequestOptions } from "../options.js";
 import { Resource } from "./resource.js";
 
@@ -11,8 +13,8 @@ export interface Budget {
   alert_percents: number[];
 }
 
-/** Caps to set; what is absent or `null` is no cap. */
-export type BudgetParams = { [Field in keyof Budget]?: Budget[Field] | null | undefined };
+/** Caps to set; what is absent or `null` is no cap. `undefined` is refused. */
+export type BudgetParams = { [Field in keyof Budget]?: Budget[Field] | null };
 
 /** The organization's caps. */
 export class Budgets extends Resource {
@@ -28,9 +30,10 @@ export class Budgets extends Resource {
   /**
    * Replaces all caps: one that is not named is gone. Scope `admin`.
    *
-   * @throws {KartaValidationError} for a cap that is no whole number; {KartaForbiddenError} without the scope.
+   * @throws {KartaValidationError} for a cap that is no whole number; {KartaArgumentError} for a cap that is `undefined`;
+   * {KartaForbiddenError} without the scope.
    */
   async update(params: BudgetParams, options?: RequestOptions): Promise<{ budget: Budget }> {
-    return this.transport.put("/v1/budget", params, options);
+    return this.transport.put("/v1/budget", fieldsOf(params, BUDGET_RULES), options);
   }
 }

@@ -25,7 +25,7 @@ export class ModelKeys extends Resource {
    * @throws {KartaForbiddenError} without the scope.
    */
   list(params: ListParams = {}, options?: RequestOptions): List<ModelKey> {
-    return this.listOf("model_keys", () => "/v1/model_keys", params, {}, options);
+    return this.listOf("model_keys", () => "/v1/model_keys", params, [], options);
   }
 
   /**

@@ -33,7 +33,7 @@ export class Projects extends Resource {
    * @throws {KartaForbiddenError} without the scope.
    */
   list(params: ListParams = {}, options?: RequestOptions): List<Project> {
-    return this.listOf("agent_projects", () => "/v1/agent_projects", params, {}, options);
+    return this.listOf("agent_projects", () => "/v1/agent_projects", params, [], options);
   }
 
   /**

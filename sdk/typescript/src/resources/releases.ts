@@ -36,7 +36,7 @@ export class Releases extends Resource {
    * @throws {KartaNotFoundError} when the organization has no such project; {KartaForbiddenError} without the scope.
    */
   list(projectSlug: string, params: ListParams = {}, options?: RequestOptions): List<Release> {
-    return this.listOf("releases", () => `/v1/agent_projects/${slug(projectSlug)}/releases`, params, {}, options);
+    return this.listOf("releases", () => `/v1/agent_projects/${slug(projectSlug)}/releases`, params, [], options);
   }
 
   /**
@@ -46,7 +46,7 @@ export class Releases extends Resource {
    */
   logs(projectSlug: string, version: number, params: ListParams = {}, options?: RequestOptions): List<LogLine> {
     const path = () => `/v1/agent_projects/${slug(projectSlug)}/releases/${id(version, "version")}/logs`;
-    return this.listOf("logs", path, params, {}, options);
+    return this.listOf("logs", path, params, [], options);
   }
 
   /**

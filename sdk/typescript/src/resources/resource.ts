@@ -16,16 +16,19 @@ export abstract class Resource {
     return this.#transport;
   }
 
-  /** The list under `plural` in the answers of `path`, which is judged when the list is fetched. */
-  protected listOf<T>(
+  /** The list under `plural` in the answers of `path`, which is judged when the list is fetched. `filters` names the fields of `params` that are filters. */
+  protected listOf<T, P extends ListParams = ListParams>(
     plural: string,
     path: () => string,
-    params: ListParams,
-    filters: Query,
+    params: P,
+    filters: readonly (keyof P & string)[],
     options: RequestOptions | undefined,
   ): List<T> {
-    return new List(params, async ({ limit, cursor }): Promise<Page<T>> => {
-      const body = await this.transport.get<Record<string, unknown>>(path(), { ...filters, limit, cursor }, options);
+    // Plain JavaScript may pass `null`.
+    const given: Partial<P> = (params as P | null) ?? {};
+    const query = Object.fromEntries(filters.map((name) => [name, given[name]])) as Query;
+    return new List(given, async ({ limit, cursor }): Promise<Page<T>> => {
+      const body = await this.transport.get<Record<string, unknown>>(path(), { ...query, limit, cursor }, options);
       const items = body[plural];
       if (!Array.isArray(items)) throw new KartaResponseError(`the answer has no list "${plural}"`, { status: 200, body });
       return { items: items as T[], next_cursor: (body.next_cursor as string | null | undefined) ?? null };

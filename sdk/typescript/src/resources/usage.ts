@@ -54,7 +54,7 @@ export class UsageReports extends Resource {
    * @throws {KartaValidationError} for a period that is no month; {KartaForbiddenError} without the scope.
    */
   async summary(params: UsageParams = {}, options?: RequestOptions): Promise<Usage> {
-    const usage = await this.transport.get<Usage>("/v1/usage", { period: params.period }, options);
+    const usage = await this.transport.get<Usage>("/v1/usage", { period: (params as UsageParams | null)?.period }, options);
     return printable(usage);
   }
 
@@ -64,7 +64,7 @@ export class UsageReports extends Resource {
    * @throws {KartaValidationError} for a period that is no month; {KartaForbiddenError} without the scope.
    */
   keys(params: UsageParams & ListParams = {}, options?: RequestOptions): List<KeyUsage> {
-    return this.listOf("keys", () => "/v1/usage/keys", params, { period: params.period }, options);
+    return this.listOf("keys", () => "/v1/usage/keys", params, ["period"], options);
   }
 }
 

@@ -77,7 +77,7 @@ export class WebhookEndpoints extends Resource {
    * @throws {KartaForbiddenError} without the scope.
    */
   list(params: ListParams = {}, options?: RequestOptions): List<WebhookEndpoint> {
-    return this.listOf("webhook_endpoints", () => "/v1/webhook_endpoints", params, {}, options);
+    return this.listOf("webhook_endpoints", () => "/v1/webhook_endpoints", params, [], options);
   }
 
   /**
@@ -152,7 +152,7 @@ export class WebhookEndpoints extends Resource {
     params: ListParams & { status?: DeliveryStatus | readonly DeliveryStatus[] | undefined } = {},
     options?: RequestOptions,
   ): List<Delivery> {
-    return this.listOf("deliveries", () => `${this.#path(endpointId)}/deliveries`, params, { status: params.status }, options);
+    return this.listOf("deliveries", () => `${this.#path(endpointId)}/deliveries`, params, ["status"], options);
   }
 
   /**
