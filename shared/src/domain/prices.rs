@@ -1,28 +1,37 @@
 //! Model prices: the built-in list, overridden by the operator's prices.
 //!
 //! A name is priced by its own row, or by its family's: the same name without the spelling of a provider (`us.anthropic.…-v1:0`, `openai/…`,
-//! `…@20250929`) and without a date. There are no patterns, so no family reaches a later version. To add a model, add its row to `prices.json`.
+//! `…@20250929`) and without a date. There are no patterns, so no family reaches a later version. All spellings of a name are looked up in the
+//! operator's prices first, and then in the list. To add a model, add its row to `prices.json`.
 
-use std::{borrow::Cow, collections::HashMap, sync::LazyLock};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    iter,
+    sync::LazyLock,
+};
 
 use serde::Deserialize;
 
-use super::{Quantity, UsageKind};
+use super::{ModelId, Quantity, UsageKind, check_text};
 
 /// The operator's name for every model that has no price.
 const ANY_OTHER: &str = "*";
 /// In front of the names that Amazon Bedrock sells dearer in a region than at its global endpoint.
 const REGIONAL: &str = "bedrock/";
-/// Path segments that name where a model is called and not which one.
-const PLACES: [&str; 15] = [
+/// Prefixes, before `/` or `:`, that name where a model is called and not which one.
+const PLACES: [&str; 18] = [
     "amazon",
     "amazon-bedrock",
     "anthropic",
+    "azure",
+    "azure_ai",
     "bedrock",
     "bedrock_converse",
     "converse",
     "gemini",
     "google",
+    "google-gla",
     "google-vertex",
     "models",
     "openai",
@@ -31,6 +40,9 @@ const PLACES: [&str; 15] = [
     "vertex",
     "vertex_ai",
 ];
+/// The places that are Amazon Bedrock, and the one that holds Amazon's own models.
+const BEDROCK: [&str; 3] = ["amazon-bedrock", "bedrock", "bedrock_converse"];
+const AMAZON: &str = "amazon";
 /// Amazon Bedrock's prefixes for inference across regions.
 const REGIONS: [&str; 12] = ["af", "apac", "au", "ca", "eu", "global", "in", "jp", "me", "sa", "us", "us-gov"];
 const GLOBAL: &str = "global";
@@ -51,8 +63,30 @@ const VENDORS: [&str; 13] = [
     "writer",
     "zai",
 ];
-/// Variants and aliases that cost what the model costs.
-const SAME_PRICE: [&str; 5] = [":beta", ":online", "-latest", "@default", "@latest"];
+/// Endings that choose a route or a context window and cost what the model costs. No listed name has one.
+const ROUTES: [&str; 5] = [":exacto", ":floor", ":nitro", ":online", "[1m]"];
+/// A variant that costs what the model costs.
+const BETA: &str = ":beta";
+/// An alias of the newest version. A name without a version, such as `gemini-pro-latest`, is another model than `gemini-pro`.
+const LATEST: &str = "-latest";
+/// Variants that the list prices separately. The operator's price of the model holds for them.
+const VARIANTS: [&str; 3] = [":batch", ":extended", ":thinking"];
+/// The depth of a key without region and vendor.
+const BARE: usize = 2;
+/// Beginnings that resellers spell differently from the vendor, and the vendor's.
+const RESPELLED: [(&str, &str); 3] =
+    [("gpt-35-", "gpt-3.5-"), ("gemini-flash-1.5", "gemini-1.5-flash"), ("gemini-pro-1.5", "gemini-1.5-pro")];
+/// The ending of variants that cost nothing.
+const FREE: &str = ":free";
+const NO_COST: Price = Price { input: 0, output: 0, cache_read: None, cache_write: None };
+/// Dates without a year, by model. Other numbers name other models: `gpt-4-1106` is a GPT-4 Turbo.
+const SHORT_DATES: [(&str, &[&str]); 5] = [
+    ("gpt-3.5-turbo", &["-0125", "-0301", "-0613", "-1106"]),
+    ("gpt-3.5-turbo-16k", &["-0613"]),
+    ("gpt-3.5-turbo-instruct", &["-0914"]),
+    ("gpt-4", &["-0314", "-0613"]),
+    ("gpt-4-32k", &["-0314", "-0613"]),
+];
 
 /// The prices of the list that comes with Karta, by model in lower case.
 pub type PriceList = HashMap<&'static str, Price>;
@@ -89,104 +123,279 @@ pub enum PricesError {
     Shape,
     #[error("has a name that contains `*`: use `*` only as the whole name; dated names get the price of their family")]
     Pattern,
+    #[error("has a name that no usage event can hold: use 1 to 128 characters without blanks and invisible characters")]
+    Name,
+    #[error("has more than one price for {0}: names that differ only in case or in a provider's spelling are one name")]
+    Duplicate(String),
 }
 
 /// Prices by model: the operator's, then the built-in list, which is parsed at its first use.
 #[derive(Debug, Clone)]
 pub struct PriceTable {
     listed: &'static LazyLock<PriceList>,
-    own: HashMap<String, Price>,
+    /// By [`Spelling::key`].
+    own: BTreeMap<String, Price>,
     any_other: Option<Price>,
 }
 
 impl PriceTable {
     /// Puts the operator's prices over a list. `*` is every model without a price, and usage without a model.
-    pub fn new(listed: &'static LazyLock<PriceList>, prices: HashMap<String, Price>) -> Result<Self, PricesError> {
-        let mut own: HashMap<_, _> =
-            prices.into_iter().map(|(name, price)| (name.to_ascii_lowercase(), price)).collect();
-        let any_other = own.remove(ANY_OTHER);
-        if own.keys().any(|name| name.contains(ANY_OTHER)) {
-            return Err(PricesError::Pattern);
+    pub fn new(
+        listed: &'static LazyLock<PriceList>,
+        prices: impl IntoIterator<Item = (String, Price)>,
+    ) -> Result<Self, PricesError> {
+        let (mut own, mut any_other) = (BTreeMap::new(), None);
+        for (name, price) in prices {
+            let replaced =
+                if name == ANY_OTHER { any_other.replace(price) } else { own.insert(own_key(&name)?, price) };
+            if replaced.is_some() {
+                return Err(PricesError::Duplicate(name));
+            }
         }
         Ok(Self { listed, own, any_other })
     }
 
     /// The price of a model under any of its names; usage may name none.
     pub fn price(&self, model: Option<&str>) -> Option<Price> {
-        model.and_then(|model| self.named(model)).or(self.any_other)
+        model.and_then(|model| self.named(&model.to_ascii_lowercase())).or(self.any_other)
     }
 
-    fn named(&self, model: &str) -> Option<Price> {
-        let model = model.to_ascii_lowercase();
-        let mut name = model.as_str();
-        let spelled = loop {
+    fn named(&self, name: &str) -> Option<Price> {
+        let spelling = Spelling::read(name);
+        self.own(&spelling)
+            .or_else(|| self.listed(name, &spelling))
+            .or_else(|| name.strip_suffix(FREE).is_some_and(|model| !model.is_empty()).then_some(NO_COST))
+    }
+
+    fn own(&self, spelling: &Spelling<'_>) -> Option<Price> {
+        if self.own.is_empty() {
+            return None;
+        }
+        let model = word_first(&spelling.model);
+        let mut family = &*model;
+        let mut key = String::new();
+        loop {
+            for depth in spelling.depth()..=BARE {
+                spelling.write_key(&mut key, depth, family);
+                if let Some(price) = self.own.get(&key) {
+                    return Some(*price);
+                }
+            }
+            family = without_ending(family, &VARIANTS).or_else(|| shorter(family, spelling.vendor.is_some()))?;
+        }
+    }
+
+    fn listed(&self, name: &str, spelling: &Spelling<'_>) -> Option<Price> {
+        let mut name = name;
+        while let Some(rest) = without_ending(name, &ROUTES) {
+            name = rest;
+        }
+        loop {
             if let Some(price) = self.row(name) {
                 return Some(price);
             }
-            let Some((place, rest)) = name.split_once('/') else { break Bedrock::read(name) };
-            if PLACES.contains(&place) {
+            let Some((_, rest)) = without_place(name) else { break };
+            name = rest;
+        }
+        let (family, is_bedrock) = (&*spelling.listed_family(), spelling.vendor.is_some());
+        let families = || iter::successors(Some(family), move |family| shorter(family, is_bedrock));
+        let found = families().find_map(|family| {
+            let regional = spelling.regional(family).and_then(|regional| self.row(&regional));
+            regional.or_else(|| self.row(family)).or_else(|| self.row(&claude_in_the_other_order(family)?))
+        });
+        found.or_else(|| families().find_map(|family| self.row(&under_its_maker(family)?)))
+    }
+
+    fn row(&self, name: &str) -> Option<Price> {
+        self.listed.get(name).copied()
+    }
+}
+
+/// The key of an operator's name.
+fn own_key(name: &str) -> Result<String, PricesError> {
+    if name.contains(ANY_OTHER) {
+        return Err(PricesError::Pattern);
+    }
+    if check_text(name).is_err() || ModelId::try_from(name.to_owned()).is_err() {
+        return Err(PricesError::Name);
+    }
+    let key = Spelling::read(&name.to_ascii_lowercase()).key();
+    if key.is_empty() { Err(PricesError::Name) } else { Ok(key) }
+}
+
+/// A name in lower case, split into what a provider adds and the model.
+struct Spelling<'a> {
+    /// Amazon Bedrock's region, as in `us.anthropic.claude-sonnet-4-5-20250929-v1:0`.
+    region: Option<&'a str>,
+    /// The vendor, if the name is one of Amazon Bedrock.
+    vendor: Option<&'a str>,
+    /// Claude's versions with dashes, and dates after a dash.
+    model: Cow<'a, str>,
+}
+
+impl<'a> Spelling<'a> {
+    fn read(name: &'a str) -> Self {
+        let (mut name, mut is_bedrock, mut is_amazon) = (name, false, false);
+        loop {
+            if let Some((place, rest)) = without_place(name) {
+                is_bedrock |= BEDROCK.contains(&place);
+                is_amazon = place == AMAZON;
                 name = rest;
                 continue;
             }
             // The ARN of a Bedrock profile, or a Vertex resource.
-            if let bedrock @ Some(_) = Bedrock::read(last_segment(name)) {
-                break bedrock;
+            if let Some(bedrock) = Self::at_bedrock(last_segment(name)) {
+                return bedrock;
             }
-            let Some((_, rest)) = name.rsplit_once("/models/") else { break None };
+            let Some((_, rest)) = name.rsplit_once("/models/") else { break };
             name = rest;
-        };
-        let family = spelled.as_ref().map_or(name, |bedrock| bedrock.model);
-        let family = if family.starts_with("claude-") { dashed(family) } else { Cow::Borrowed(family) };
-        let mut family = &*family;
-        loop {
-            let regional = spelled.as_ref().and_then(|bedrock| self.row(&bedrock.regional(family)?));
-            let price = regional.or_else(|| self.row(family)).or_else(|| self.row(&claude_in_the_other_order(family)?));
-            if price.is_some() {
-                return price;
-            }
-            family = shorter(family, spelled.is_some())?;
         }
+        let vendor = if is_amazon {
+            Some(AMAZON)
+        } else if is_bedrock && name.starts_with("claude-") {
+            Some("anthropic")
+        } else if is_bedrock && name.starts_with("gpt-") {
+            Some("openai")
+        } else {
+            None
+        };
+        Self::new(None, vendor, name)
     }
 
-    fn row(&self, name: &str) -> Option<Price> {
-        self.own.get(name).or_else(|| self.listed.get(name)).copied()
-    }
-}
-
-/// A name as Amazon Bedrock spells it: `us.anthropic.claude-sonnet-4-5-20250929-v1:0`.
-struct Bedrock<'a> {
-    region: Option<&'a str>,
-    /// Without the vendor, if the vendor sells it under the same name.
-    model: &'a str,
-    is_sold_elsewhere: bool,
-}
-
-impl<'a> Bedrock<'a> {
-    fn read(name: &'a str) -> Option<Self> {
+    fn at_bedrock(name: &'a str) -> Option<Self> {
         let (head, rest) = name.split_once('.')?;
         let (region, name) = if REGIONS.contains(&head) { (Some(head), rest) } else { (None, name) };
         let (vendor, model) = name.split_once('.')?;
-        let is_sold_elsewhere = SELLERS.contains(&vendor);
-        let model = if is_sold_elsewhere { model } else { name };
-        (is_sold_elsewhere || VENDORS.contains(&vendor)).then_some(Self { region, model, is_sold_elsewhere })
+        let is_vendor = SELLERS.contains(&vendor) || VENDORS.contains(&vendor);
+        is_vendor.then(|| Self::new(region, Some(vendor), model))
+    }
+
+    fn new(region: Option<&'a str>, vendor: Option<&'a str>, model: &'a str) -> Self {
+        let model = match model.rsplit_once(':') {
+            Some((rest, number)) if vendor.is_some() && is_number(number) => rest,
+            _ => model,
+        };
+        let model = match model.rsplit_once('@') {
+            Some((rest, "default" | "latest")) => rest.into(),
+            Some((rest, date)) if is_number(date) => format!("{rest}-{date}").into(),
+            _ => Cow::Borrowed(model),
+        };
+        Self { region, vendor, model: as_its_vendor_writes(model) }
+    }
+
+    /// What an operator's price is kept under: a bare name holds everywhere, one of Amazon Bedrock there, and one of a region in it.
+    fn key(&self) -> String {
+        let mut key = String::new();
+        self.write_key(&mut key, self.depth(), &word_first(&self.model));
+        key
+    }
+
+    /// How many of region and vendor the name lacks from the left.
+    fn depth(&self) -> usize {
+        match (self.region, self.vendor) {
+            (Some(_), _) => 0,
+            (None, Some(_)) => 1,
+            (None, None) => BARE,
+        }
+    }
+
+    /// Writes a key of a family of the model: with region and vendor (depth 0), with the vendor (1), or bare.
+    fn write_key(&self, key: &mut String, depth: usize, family: &str) {
+        key.clear();
+        for qualifier in [self.region, self.vendor].into_iter().skip(depth).flatten() {
+            key.push_str(qualifier);
+            key.push('.');
+        }
+        key.push_str(family);
+    }
+
+    /// Whether the vendor sells the model under the same name itself.
+    fn is_sold_elsewhere(&self) -> bool {
+        self.vendor.is_some_and(|vendor| SELLERS.contains(&vendor))
+    }
+
+    /// The model as the list names it.
+    fn listed_family(&self) -> Cow<'_, str> {
+        match self.vendor {
+            Some(vendor) if !self.is_sold_elsewhere() => format!("{vendor}.{}", self.model).into(),
+            _ => Cow::Borrowed(&*self.model),
+        }
     }
 
     /// The row that a region's price stands in, if it has one of its own.
     fn regional(&self, family: &str) -> Option<String> {
-        if !self.is_sold_elsewhere {
+        self.vendor?;
+        if !self.is_sold_elsewhere() {
             return self.region.map(|region| format!("{region}.{family}"));
         }
         (self.region != Some(GLOBAL)).then(|| format!("{REGIONAL}{family}"))
     }
 }
 
+/// Splits off a prefix that names where the model is called.
+fn without_place(name: &str) -> Option<(&str, &str)> {
+    name.split_once(['/', ':']).filter(|(place, _)| PLACES.contains(place))
+}
+
 fn last_segment(name: &str) -> &str {
     name.rsplit_once('/').map_or(name, |(_, last)| last)
 }
 
-/// Versions as Anthropic writes them: `claude-opus-4.5` is `claude-opus-4-5`.
-fn dashed(name: &str) -> Cow<'_, str> {
-    if name.contains('.') { name.replace('.', "-").into() } else { name.into() }
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// `claude-opus-4-5` for `claude-opus-4.5`, `claude-opus-4` for `claude-opus-4-0`, and `gpt-3.5-turbo` for `gpt-35-turbo`.
+fn as_its_vendor_writes(model: Cow<'_, str>) -> Cow<'_, str> {
+    if model.starts_with("claude-") {
+        let model = if model.contains('.') { model.replace('.', "-").into() } else { model };
+        return match model.strip_suffix("-0") {
+            Some(rest) => rest.to_owned().into(),
+            None => model,
+        };
+    }
+    let respelled = RESPELLED.iter().find_map(|(theirs, own)| Some(format!("{own}{}", model.strip_prefix(theirs)?)));
+    respelled.map_or(model, Cow::Owned)
+}
+
+/// The row with the vendor's prefix for a bare name: `anthropic/claude-2.1` for `claude-2-1`.
+fn under_its_maker(name: &str) -> Option<String> {
+    if name.starts_with("claude-") {
+        return Some(format!("anthropic/{}", dotted(name)));
+    }
+    if name.starts_with("gemini-") {
+        return Some(format!("google/{name}"));
+    }
+    // The weights of gpt-oss are open: its price depends on the host.
+    let is_openai = name.starts_with("gpt-") && !name.starts_with("gpt-oss-");
+    (is_openai || ["o1", "o3", "o4"].iter().any(|series| name.starts_with(series))).then(|| format!("openai/{name}"))
+}
+
+/// Versions as rows with the vendor's prefix have them: `claude-opus-4-6:batch` is `claude-opus-4.6:batch`.
+fn dotted(name: &str) -> String {
+    let is_digit = |part: &str| part.len() == 1 && is_number(part);
+    let (model, variant) = name.split_at(name.find(':').unwrap_or(name.len()));
+    let mut parts = model.split('-').peekable();
+    let mut dotted = String::with_capacity(name.len());
+    while let Some(part) = parts.next() {
+        dotted.push_str(part);
+        if let Some(next) = parts.peek() {
+            dotted.push(if is_digit(part) && is_digit(next) { '.' } else { '-' });
+        }
+    }
+    dotted + variant
+}
+
+/// `claude-opus-4-5` for `claude-4-5-opus`, with whatever follows.
+fn word_first(name: &str) -> Cow<'_, str> {
+    let split = || {
+        let rest = name.strip_prefix("claude-")?;
+        let (version, tail) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit() && c != '-')?);
+        let (word, end) = tail.split_at(tail.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(tail.len()));
+        let version = version.strip_suffix('-').filter(|version| !version.is_empty() && !word.is_empty())?;
+        Some(format!("claude-{word}-{version}{end}"))
+    };
+    split().map_or(Cow::Borrowed(name), Cow::Owned)
 }
 
 /// `claude-4-5-opus` for `claude-opus-4-5`, and the reverse.
@@ -203,8 +412,11 @@ fn claude_in_the_other_order(name: &str) -> Option<String> {
 
 /// The name without one of the endings that leave its price as it is.
 fn shorter(name: &str, is_bedrock: bool) -> Option<&str> {
-    if let Some(rest) = SAME_PRICE.iter().find_map(|end| name.strip_suffix(end)) {
+    if let Some(rest) = without_ending(name, &ROUTES).or_else(|| name.strip_suffix(BETA)) {
         return Some(rest);
+    }
+    if let Some(rest) = name.strip_suffix(LATEST) {
+        return rest.bytes().any(|byte| byte.is_ascii_digit()).then_some(rest);
     }
     // `ft:gpt-4o-mini-2024-07-18:acme::7p4lURel`
     if let Some((base, _)) = name.strip_prefix("ft:").and_then(|tuned| tuned.split_once(':')) {
@@ -216,14 +428,20 @@ fn shorter(name: &str, is_bedrock: bool) -> Option<&str> {
     without_date(name)
 }
 
-/// Without `:0`, `:48k` or `-v1`.
+fn without_ending<'a>(name: &'a str, endings: &[&str]) -> Option<&'a str> {
+    endings.iter().find_map(|end| name.strip_suffix(end))
+}
+
+/// Without `:0`, `:48k` or `-v1`, and without the `-1` of `gpt-oss-120b-1`.
 fn without_bedrock_version(name: &str) -> Option<&str> {
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     if let Some((rest, end)) = name.rsplit_once(':') {
         return is_number(end.strip_suffix('k').unwrap_or(end)).then_some(rest);
     }
+    if let Some(rest) = name.strip_suffix("-1").filter(|rest| rest.starts_with("gpt-oss-")) {
+        return Some(rest);
+    }
     let (rest, version) = name.rsplit_once("-v")?;
-    is_number(version).then_some(rest)
+    (version.len() == 1 && is_number(version)).then_some(rest)
 }
 
 /// Without the date or number that pins a version.
@@ -250,8 +468,8 @@ fn without_date(name: &str) -> Option<&str> {
     if let Some((rest, _)) = ending("-NNN").filter(|(rest, _)| rest.starts_with("gemini-")) {
         return Some(rest);
     }
-    let (rest, date) = ending("-MMDD").filter(|(rest, _)| rest.starts_with("gpt-"))?;
-    is_day(&date[1..3], &date[3..5]).then_some(rest)
+    let (rest, date) = ending("-MMDD")?;
+    SHORT_DATES.iter().any(|(model, dates)| *model == rest && dates.contains(&date)).then_some(rest)
 }
 
 #[cfg(test)]
@@ -313,7 +531,7 @@ mod tests {
             (&["gpt-4o-mini", "gpt-4o-mini-2024-07-18"], (150, 600)),
             (&["ft:gpt-4o-mini", "ft:gpt-4o-mini-2024-07-18:acme::7p4lURel"], (300, 1_200)),
             (&["gpt-4.1", "gpt-4.1-2025-04-14", "openrouter/openai/gpt-4.1"], (2_000, 8_000)),
-            (&["gpt-4", "gpt-4-0613"], (30_000, 60_000)),
+            (&["gpt-4", "gpt-4-0314", "gpt-4-0613"], (30_000, 60_000)),
             (&["gpt-4-1106-preview", "gpt-4-turbo", "gpt-4-turbo-2024-04-09"], (10_000, 30_000)),
             (&["google/gemini-2.5-flash-preview:thinking"], (150, 3_500)),
             (&["gpt-5.1", "gpt-5.1-2025-11-13", "gpt-5.1-codex"], (1_250, 10_000)),
@@ -342,12 +560,13 @@ mod tests {
                 ],
                 (5_000, 25_000),
             ),
-            (&["anthropic/claude-opus-4.6:batch"], (2_500, 12_500)),
+            (&["anthropic/claude-opus-4.6:batch", "claude-opus-4-6:batch"], (2_500, 12_500)),
             (
                 &[
                     "claude-sonnet-4-5",
                     "claude-sonnet-4-5-20250929",
                     "claude-sonnet-4-5@20250929",
+                    "claude-sonnet-4-5[1m]",
                     "anthropic/claude-sonnet-4.5",
                     "vertex_ai/claude-sonnet-4-5@20250929",
                     "publishers/anthropic/models/claude-sonnet-4-5@20250929",
@@ -391,6 +610,33 @@ mod tests {
     }
 
     #[test]
+    fn names_of_routers_and_resellers_have_prices() {
+        for (names, price) in [
+            (
+                &[
+                    "openai:gpt-4o",
+                    "azure/gpt-4o",
+                    "gpt-4o:nitro",
+                    "openai/gpt-4o:floor",
+                    "openrouter/openai/gpt-4o:online",
+                ][..],
+                (2_500, 10_000),
+            ),
+            (&["gpt-4o:batch", "openai/gpt-4o:batch"], (1_250, 5_000)),
+            (&["openai/gpt-oss-120b:nitro"], (100, 500)),
+            (&["google/gemini-pro", "google/gemini-pro:nitro"], (500, 1_500)),
+            (&["gpt-3.5-turbo", "gpt-3.5-turbo-0125", "azure/gpt-35-turbo-0125"], (500, 1_500)),
+            (&["gpt-3.5-turbo-1106", "azure/gpt-35-turbo-1106"], (1_000, 2_000)),
+            (&["gemini-2.5-flash-lite-preview-09-2025"], (100, 400)),
+            (&["claude-2.1", "claude-2.0", "anthropic/claude-2.1", "anthropic.claude-v2:1"], (8_000, 24_000)),
+        ] {
+            for name in names {
+                assert_eq!(dollars(name), Some(price), "{name}");
+            }
+        }
+    }
+
+    #[test]
     fn no_family_reaches_another_version() {
         // Whatever follows a listed name is another model, unless it is a date or a spelling.
         let endings =
@@ -409,6 +655,10 @@ mod tests {
             "claude-opus-6",
             "gpt-4o-2",
             "gpt-4.2",
+            "gpt-4-1106",
+            "gpt-4-0125",
+            "gpt-oss-120b",
+            "gpt-4o[2m]",
             "acme/gpt-4o",
             "us.anthropic.claude-opus-4-9-v1:0",
             "",
@@ -445,6 +695,7 @@ mod tests {
             (Some("acme-1-2026-01-01"), 1),
             (Some("gpt-4o"), 3),
             (Some("openai/gpt-4o-2024-08-06"), 3),
+            (Some("gpt-4o-2024-05-13"), 3),
             (Some("gpt-4o-mini"), 15_000),
             (Some("unheard-of"), 5),
             (None, 5),
@@ -452,6 +703,151 @@ mod tests {
             assert_eq!(table.price(model).map(|price| price.input), Some(input), "{model:?}");
         }
         assert_eq!(own("{}").price(None), None);
+    }
+
+    /// The operator's prices by name, with the input price 1 for the first name, 2 for the next and so on.
+    fn numbered(names: &[&str]) -> Result<PriceTable, PricesError> {
+        let rows = names.iter().zip(1..).map(|(name, input)| format!(r#""{name}": {{"input": {input}, "output": 9}}"#));
+        parse(&format!("{{{}}}", rows.collect::<Vec<_>>().join(",")))
+    }
+
+    #[test]
+    fn own_prices_hold_for_every_spelling() {
+        for (name, used) in [
+            (
+                "claude-sonnet-4-5",
+                &[
+                    "us.anthropic.claude-sonnet-4-5-20250929-v1:0",
+                    "arn:aws:bedrock:us-east-1:1:inference-profile/eu.anthropic.claude-sonnet-4-5-20250929-v1:0",
+                    "anthropic/claude-sonnet-4.5:batch",
+                    "claude-4.5-sonnet-20250929",
+                    "claude-sonnet-4-5@20250929",
+                    "claude-sonnet-4-5[1m]",
+                ][..],
+            ),
+            ("claude-opus-4.6", &["claude-opus-4-6", "anthropic/claude-4.6-opus-20260205", "Claude-Opus-4-6@default"]),
+            (
+                "Anthropic/Claude-3.5-Sonnet",
+                &["claude-3-5-sonnet-20241022", "claude-sonnet-3-5", "claude-3-5-sonnet-latest"],
+            ),
+            ("claude-3-7-sonnet", &["anthropic/claude-3.7-sonnet:thinking"]),
+            ("claude-opus-4-1@20250805", &["claude-opus-4-1-20250805", "us.anthropic.claude-opus-4-1-20250805-v1:0"]),
+            ("openai/gpt-4.1", &["gpt-4.1", "gpt-4.1-2025-04-14", "openai:gpt-4.1", "azure/gpt-4.1", "gpt-4.1:nitro"]),
+            ("gpt-3.5-turbo", &["gpt-3.5-turbo-1106", "openai/gpt-3.5-turbo-0613", "azure/gpt-35-turbo-0125"]),
+            ("claude-opus-4", &["claude-opus-4-0", "anthropic.claude-opus-4-20250514-v1:0"]),
+            ("claude-opus-4-0", &["claude-opus-4", "claude-opus-4-20250514"]),
+            ("gemini-1.5-flash", &["google/gemini-flash-1.5", "gemini-1.5-flash-002"]),
+            (
+                "amazon.nova-2-lite",
+                &["global.amazon.nova-2-lite-v1:0", "amazon/nova-2-lite-v1", "bedrock/us.amazon.nova-2-lite-v1:0"],
+            ),
+            ("amazon/nova-2-lite-v1", &["amazon.nova-2-lite-v1:0", "global.amazon.nova-2-lite-v1:0"]),
+            (
+                "anthropic.claude-opus-4-1-20250805-v1:0",
+                &["us.anthropic.claude-opus-4-1-20250805-v1:0", "anthropic.claude-opus-4-1-20250805-v1:0"],
+            ),
+            ("bedrock/claude-opus-4-5", &["us.anthropic.claude-opus-4-5-20251101-v1:0"]),
+            ("openai.gpt-oss-120b", &["openai.gpt-oss-120b-1:0"]),
+        ] {
+            let table = numbered(&[name]).unwrap();
+            for used in used.iter().chain([&name]) {
+                assert_eq!(table.price(Some(used)).map(|price| price.input), Some(1), "{used} under {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn own_price_of_a_listed_name_wins() {
+        for (name, _) in listed() {
+            assert_eq!(numbered(&[&name]).unwrap().price(Some(&name)).map(|price| price.input), Some(1), "{name}");
+        }
+    }
+
+    #[test]
+    fn own_prices_reach_no_other_model() {
+        for (name, used) in [
+            (
+                "us.anthropic.claude-sonnet-4-5",
+                &["claude-sonnet-4-5", "global.anthropic.claude-sonnet-4-5-20250929-v1:0"][..],
+            ),
+            ("claude-sonnet-4", &["claude-sonnet-4-5", "us.anthropic.claude-sonnet-4-5-20250929-v1:0"]),
+            ("gpt-4o-2024-08-06", &["gpt-4o", "gpt-4o-2024-11-20"]),
+            ("gpt-4o", &["gpt-4o-mini", "ft:gpt-4o:acme::1", "acme/gpt-4o", "gpt-4o:free"]),
+            ("gpt-4", &["gpt-4-1106", "gpt-4-1106-preview", "gpt-4.1"]),
+            ("gemini-pro", &["gemini-pro-latest"]),
+            ("openai/gpt-4.1:batch", &["gpt-4.1", "gpt-4.1-mini"]),
+        ] {
+            let table = numbered(&[name]).unwrap();
+            for used in used {
+                assert_eq!(table.price(Some(used)), own("{}").price(Some(used)), "{used} under {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_closest_own_price_wins() {
+        let table = numbered(&[
+            "claude-sonnet-4-5",
+            "anthropic.claude-sonnet-4-5",
+            "us.anthropic.claude-sonnet-4-5",
+            "claude-sonnet-4-5-20250929",
+            "claude-sonnet-4-5:batch",
+        ])
+        .unwrap();
+        for (used, input) in [
+            ("anthropic/claude-sonnet-4.5", 1),
+            ("eu.anthropic.claude-sonnet-4-5", 2),
+            ("us.anthropic.claude-sonnet-4-5-v1:0", 3),
+            ("claude-sonnet-4-5@20250929", 4),
+            ("anthropic/claude-sonnet-4.5:batch", 5),
+        ] {
+            assert_eq!(table.price(Some(used)).unwrap().input, input, "{used}");
+        }
+    }
+
+    #[test]
+    fn names_with_two_own_prices_are_refused() {
+        for names in [
+            ["acme-1", "acme-1"],
+            ["acme-1", "Acme-1"],
+            ["claude-opus-4-6", "anthropic/claude-opus-4.6"],
+            ["claude-3-5-sonnet", "claude-sonnet-3-5"],
+            ["gpt-4.1", "azure/gpt-4.1"],
+            ["claude-opus-4-1@20250805", "claude-opus-4-1-20250805"],
+            ["amazon.nova-pro-v1:0", "amazon/nova-pro-v1"],
+            ["*", "*"],
+        ] {
+            let refused = numbered(&names).unwrap_err();
+            assert_eq!(refused, PricesError::Duplicate(names[1].to_owned()), "{names:?}");
+        }
+    }
+
+    #[test]
+    fn names_that_no_event_holds_are_refused() {
+        let long = "a".repeat(129);
+        for name in
+            ["", " gpt-4o", "gpt-4o ", "gpt 4o", "gpt-4o\\n", "gpt-4o\\u200b", "\\ufeffgpt-4o", "openai/", &long]
+        {
+            assert_eq!(numbered(&[name]).unwrap_err(), PricesError::Name, "{name}");
+        }
+        let credential = format!("kt_live_{}", "a1".repeat(12));
+        assert_eq!(numbered(&[&credential]).unwrap_err(), PricesError::Name, "shown in no error");
+        assert!(numbered(&[&long[1..]]).is_ok());
+    }
+
+    #[test]
+    fn byte_order_mark_is_ignored() {
+        let table = own("\u{FEFF}{\"gpt-4o\": {\"input\": 1, \"output\": 2}}");
+        assert_eq!(table.price(Some("gpt-4o")).unwrap().input, 1);
+    }
+
+    #[test]
+    fn free_variants_cost_nothing() {
+        let table = own(r#"{"acme/paid:free": {"input": 1, "output": 2}, "*": {"input": 5, "output": 6}}"#);
+        assert_eq!(table.price(Some("acme/new-1:free")), Some(NO_COST));
+        assert_eq!(table.price(Some("google/gemma-3-27b-it:free")).unwrap().input, 0);
+        assert_eq!(table.price(Some("acme/paid:free")).unwrap().input, 1);
+        assert_eq!(table.price(Some(":free")).unwrap().input, 5);
     }
 
     #[test]
