@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use karta_shared::{
     App,
     domain::{Id, UsageEvent},
-    http::{Answer, Call, Each, Error, Internal, NoQuery, ReportUsage, Route, UnpricedUsage},
+    http::{Answer, Bounded, Call, Each, Error, Internal, NoQuery, ReportUsage, Route, UnpricedUsage},
     store::Ingested,
 };
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ const MODELS_NAMED: usize = 10;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
-    events: Vec<Each<Reported>>,
+    events: Bounded<Each<Reported>, EVENTS_AT_MOST>,
 }
 
 #[derive(Debug, Serialize)]
@@ -33,7 +33,7 @@ pub struct Output {
     accepted: usize,
     duplicates: usize,
     rejected: Vec<Rejected>,
-    /// The models of this batch without a price: their tokens are counted and cost nothing.
+    /// The models of this batch without a price, with the tokens that the batch reports of each, duplicates included. Counted tokens cost nothing.
     unpriced: Vec<UnpricedUsage>,
 }
 
@@ -58,7 +58,7 @@ impl Route for InternalUsageEventsCreate {
     type Output = Output;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
-        let events = &call.body.events;
+        let events = &call.body.events.0;
         if events.len() > EVENTS_AT_MOST {
             return Err(Error::invalid("events", "must hold at most 1000 events: send the rest in another batch"));
         }

@@ -1,18 +1,11 @@
 use karta_shared::{
     domain::{EventType, StripeCustomerId, StripeId, Subscription, SubscriptionBefore, SubscriptionStep, Timestamp},
-    http::{Error, read_object},
+    http::{Error, Unjudged},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::object::{InvoiceObject, Previous, Seconds, SubscriptionObject};
-
-/// The type of an event. It is judged first: Stripe's other types have other envelopes.
-#[derive(Debug, Deserialize)]
-struct Typed {
-    #[serde(rename = "type")]
-    event_type: String,
-}
+use crate::object::{InvoiceObject, ObjectCustomer, ObjectStatus, Previous, Seconds, SubscriptionObject};
 
 /// An event of a type that has an effect here. What is not read may be anything.
 #[derive(Debug, Deserialize)]
@@ -27,15 +20,13 @@ pub(crate) struct Event {
 
 #[derive(Debug, Deserialize)]
 struct Data {
-    object: Value,
-    #[serde(default)]
-    previous_attributes: Value,
+    object: Unjudged,
+    previous_attributes: Option<Unjudged>,
 }
 
-/// What an event tells, of whom, and as what it is passed on.
+/// What an event tells, and as what it is passed on.
 #[derive(Debug)]
 pub(crate) struct Told {
-    pub(crate) customer: Option<StripeCustomerId>,
     pub(crate) event_type: EventType,
     pub(crate) news: News,
 }
@@ -54,11 +45,10 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// Returns `None` for a type without an effect here, without reading the rest of the event.
-    pub(crate) fn of(body: &Value) -> Result<Option<Self>, Error> {
-        let typed: Typed = read_object(body)?;
+    /// Returns `None` for a type without an effect here, without reading the rest of the event: Stripe's other types have other envelopes.
+    pub(crate) fn of(body: &Unjudged) -> Option<Self> {
         let updated = Self::Subscription(SubscriptionStep::Updated, EventType::SubscriptionUpdated);
-        Ok(Some(match typed.event_type.as_str() {
+        Some(match body.text("type")? {
             "customer.subscription.created" => {
                 Self::Subscription(SubscriptionStep::Created, EventType::SubscriptionCreated)
             }
@@ -70,14 +60,14 @@ impl Kind {
             }
             "invoice.paid" => Self::Invoice(EventType::InvoicePaid),
             "invoice.payment_failed" => Self::Invoice(EventType::InvoicePaymentFailed),
-            _ => return Ok(None),
-        }))
+            _ => return None,
+        })
     }
 }
 
 impl Event {
-    pub(crate) fn read(body: &Value) -> Result<Self, Error> {
-        read_object(body)
+    pub(crate) fn read(body: &Unjudged) -> Result<Self, Error> {
+        body.read()
     }
 
     /// Refuses a test's event in a live stack, and the reverse.
@@ -89,6 +79,12 @@ impl Event {
         Err(Error::BadRequest { code: "livemode_mismatch", message: format!("This stack takes {takes} only") })
     }
 
+    /// Returns the customer, without reading the rest of the object. `None` if no organization can hold it.
+    pub(crate) fn customer(&self) -> Result<Option<StripeCustomerId>, Error> {
+        let customer: ObjectCustomer = self.data.object.read()?;
+        Ok(customer.id().and_then(|id| id.try_into().ok()))
+    }
+
     pub(crate) fn told(&self, kind: Kind) -> Result<Told, Error> {
         match kind {
             Kind::Subscription(step, event_type) => self.subscription(step, event_type),
@@ -97,25 +93,17 @@ impl Event {
     }
 
     fn subscription(&self, step: SubscriptionStep, event_type: EventType) -> Result<Told, Error> {
-        let object: SubscriptionObject = read_object(&self.data.object)?;
-        let previous: Previous = read_object(&self.data.previous_attributes).unwrap_or_default();
-        let as_of: Timestamp = self.created.into();
-        let customer = object.customer.clone();
-        let before = previous.before(&object);
-        let news = News::Subscription(object.told(step, as_of), before);
-        Ok(Told { customer: customer.and_then(known_shape), event_type, news })
+        let status = ObjectStatus::after(step, &self.data.object)?;
+        let object: SubscriptionObject = self.data.object.read()?;
+        let previous: Option<Previous> = self.data.previous_attributes.as_ref().and_then(|given| given.read().ok());
+        let before = previous.unwrap_or_default().before(&object);
+        let news = News::Subscription(object.told(status, step, self.created.into()), before);
+        Ok(Told { event_type, news })
     }
 
     fn invoice(&self, event_type: EventType) -> Result<Told, Error> {
-        let object: InvoiceObject = read_object(&self.data.object)?;
-        let customer = object.customer.clone();
-        Ok(Told { customer: customer.and_then(known_shape), event_type, news: News::Invoice(object) })
+        Ok(Told { event_type, news: News::Invoice(self.data.object.read()?) })
     }
-}
-
-/// What no organization can hold is nobody's.
-fn known_shape(customer: String) -> Option<StripeCustomerId> {
-    customer.try_into().ok()
 }
 
 impl News {

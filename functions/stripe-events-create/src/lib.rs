@@ -6,11 +6,10 @@ mod object;
 use karta_shared::{
     App,
     domain::{CacheEffect, Organization},
-    http::{Action, Answer, Call, Error, NewAuditEvent, NoQuery, Route, Stripe},
+    http::{Action, Answer, Call, Error, NewAuditEvent, NoQuery, Route, Stripe, Unjudged},
     store::{CommitError, Conflict, Transaction},
 };
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::event::{Event, Kind, News, Told};
 
@@ -29,19 +28,18 @@ impl Route for StripeEventsCreate {
     type Access = Stripe;
     type Path = ();
     type Query = NoQuery;
-    /// Read by the handler, because only the type says what the rest is.
-    type Body = Value;
+    /// Read by the handler, because only the type says what the rest is, and only the customer whether it is read.
+    type Body = Unjudged;
     type Output = Output;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
-        let Some(kind) = Kind::of(&call.body)? else {
+        let Some(kind) = Kind::of(&call.body) else {
             return received();
         };
         let event = Event::read(&call.body)?;
         event.admit(call.caller.livemode())?;
-        let told = event.told(kind)?;
-        let tenant = match &told.customer {
-            Some(customer) => app.store.organization_by_stripe_customer(customer).await?,
+        let tenant = match event.customer()? {
+            Some(customer) => app.store.organization_by_stripe_customer(&customer).await?,
             None => None,
         };
         let Some(tenant) = tenant else {
@@ -49,6 +47,7 @@ impl Route for StripeEventsCreate {
             tracing::info!(request_id, route = Self::NAME, event_type, "an event about a customer that nobody is here");
             return received();
         };
+        let told = event.told(kind)?;
         let mut transaction = app.store.transaction();
         transaction.take_in_stripe_event(tenant.id, &event.id, call.now)?;
         take_effect(app, call, &mut transaction, &tenant, told)?;

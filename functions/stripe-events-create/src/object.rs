@@ -1,10 +1,21 @@
 //! Stripe's objects, as far as they are read. Fields that moved between versions of its API are read in both places.
 
-use karta_shared::domain::{
-    Invalid, Plan, StripeId, Subscription, SubscriptionBefore, SubscriptionStatus, SubscriptionStep, Timestamp,
-    check_text,
+use std::{fmt, marker::PhantomData};
+
+use karta_shared::{
+    domain::{
+        Invalid, Plan, StripeId, Subscription, SubscriptionBefore, SubscriptionStatus, SubscriptionStep, Timestamp,
+        check_text,
+    },
+    http::{Each, Error, Unjudged},
 };
-use serde::{Deserialize, Deserializer};
+use serde::{
+    Deserialize, Deserializer,
+    de::{
+        self, DeserializeOwned, IntoDeserializer, MapAccess, Visitor,
+        value::{MapAccessDeserializer, StrDeserializer},
+    },
+};
 
 /// An instant in Unix seconds.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -26,14 +37,72 @@ impl From<Seconds> for Timestamp {
     }
 }
 
+/// The id of another object of Stripe's: its text, or the object itself with its `id`, where the operator has Stripe expand it.
+#[derive(Debug)]
+struct ObjectId<T>(T);
+
+#[derive(Deserialize)]
+struct Expanded<T> {
+    id: T,
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for ObjectId<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextOrObject<T>(PhantomData<T>);
+        impl<'de, T: DeserializeOwned> Visitor<'de> for TextOrObject<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an id or an object with an id")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+                let id: StrDeserializer<'_, E> = text.into_deserializer();
+                T::deserialize(id)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<T, A::Error> {
+                Expanded::<T>::deserialize(MapAccessDeserializer::new(members)).map(|expanded| expanded.id)
+            }
+        }
+        deserializer.deserialize_any(TextOrObject(PhantomData)).map(Self)
+    }
+}
+
+/// An object's customer.
+#[derive(Debug, Deserialize)]
+pub(crate) struct ObjectCustomer {
+    customer: Option<Each<ObjectId<String>>>,
+}
+
+impl ObjectCustomer {
+    /// Returns the customer's id. `None` if it is missing or unreadable.
+    pub(crate) fn id(self) -> Option<String> {
+        self.customer.and_then(|Each(customer)| customer.ok()).map(|ObjectId(id)| id)
+    }
+}
+
+/// A subscription's status.
+#[derive(Debug, Deserialize)]
+pub(crate) struct ObjectStatus {
+    status: SubscriptionStatus,
+}
+
+impl ObjectStatus {
+    /// Returns the status after a step. A deleted subscription is canceled; its status is not read.
+    pub(crate) fn after(step: SubscriptionStep, subscription: &Unjudged) -> Result<SubscriptionStatus, Error> {
+        if step == SubscriptionStep::Deleted {
+            return Ok(SubscriptionStatus::Canceled);
+        }
+        subscription.read::<Self>().map(|object| object.status)
+    }
+}
+
 #[derive(Debug, Deserialize)]
 pub(crate) struct SubscriptionObject {
     id: StripeId,
-    pub(crate) customer: Option<String>,
-    status: SubscriptionStatus,
     created: Seconds,
-    #[serde(default)]
-    cancel_at_period_end: bool,
+    cancel_at_period_end: Option<bool>,
     cancel_at: Option<Seconds>,
     current_period_start: Option<Seconds>,
     current_period_end: Option<Seconds>,
@@ -48,8 +117,7 @@ struct Items {
 
 #[derive(Debug, Deserialize)]
 struct Item {
-    #[serde(default)]
-    deleted: bool,
+    deleted: Option<bool>,
     price: Option<Price>,
     current_period_start: Option<Seconds>,
     current_period_end: Option<Seconds>,
@@ -87,14 +155,13 @@ fn named<'de, D: Deserializer<'de>>(field: D) -> Result<Option<Option<Seconds>>,
 #[derive(Debug, Deserialize)]
 pub(crate) struct InvoiceObject {
     pub(crate) id: StripeId,
-    pub(crate) customer: Option<String>,
     pub(crate) currency: Option<String>,
     /// In the currency's smallest unit.
     pub(crate) amount_due: Option<i64>,
     pub(crate) amount_paid: Option<i64>,
     pub(crate) attempt_count: Option<u64>,
     pub(crate) next_payment_attempt: Option<Seconds>,
-    subscription: Option<StripeId>,
+    subscription: Option<ObjectId<StripeId>>,
     parent: Option<Parent>,
 }
 
@@ -105,14 +172,14 @@ struct Parent {
 
 #[derive(Debug, Deserialize)]
 struct SubscriptionDetails {
-    subscription: Option<StripeId>,
+    subscription: Option<ObjectId<StripeId>>,
 }
 
 impl Items {
     /// The item that the subscription is about, and the plan that it names: the first one that names a plan, else the first one that is not
     /// deleted, which names none.
     fn main(items: Option<&Self>) -> (Option<&Item>, Option<Plan>) {
-        let live = || items.into_iter().flat_map(|items| &items.data).filter(|item| !item.deleted);
+        let live = || items.into_iter().flat_map(|items| &items.data).filter(|item| item.deleted != Some(true));
         match live().find_map(|item| item.plan().map(|plan| (item, plan))) {
             Some((item, plan)) => (Some(item), Some(plan)),
             None => (live().next(), None),
@@ -143,21 +210,27 @@ fn ends_with_period(flag: bool, cancel_at: Option<Timestamp>, period_end: Option
 }
 
 impl SubscriptionObject {
-    pub(crate) fn told(self, step: SubscriptionStep, as_of: Timestamp) -> Subscription {
+    pub(crate) fn told(self, status: SubscriptionStatus, step: SubscriptionStep, as_of: Timestamp) -> Subscription {
         let (item, plan) = Items::main(self.items.as_ref());
         let start = self.current_period_start.or(item.and_then(|item| item.current_period_start));
         let end = self.period_end();
+        let cancel_at_period_end = ends_with_period(self.flag(), self.cancel_at.map(Into::into), end);
         Subscription {
             plan,
             id: self.id,
             created_at: self.created.into(),
-            status: if step == SubscriptionStep::Deleted { SubscriptionStatus::Canceled } else { self.status },
+            status,
             current_period_start: start.map(Into::into),
             current_period_end: end,
-            cancel_at_period_end: ends_with_period(self.cancel_at_period_end, self.cancel_at.map(Into::into), end),
+            cancel_at_period_end,
             step,
             as_of,
         }
+    }
+
+    /// Stripe's `cancel_at_period_end`.
+    fn flag(&self) -> bool {
+        self.cancel_at_period_end.unwrap_or_default()
     }
 
     fn period_end(&self) -> Option<Timestamp> {
@@ -173,7 +246,7 @@ impl Previous {
         let end = self.current_period_end.or(item.and_then(|item| item.current_period_end)).map(Into::into);
         let names_the_end = self.cancel_at_period_end.is_some() || self.cancel_at.is_some();
         let ended_with_period = || {
-            let flag = self.cancel_at_period_end.unwrap_or(after.cancel_at_period_end);
+            let flag = self.cancel_at_period_end.unwrap_or(after.flag());
             let cancel_at = self.cancel_at.unwrap_or(after.cancel_at);
             ends_with_period(flag, cancel_at.map(Into::into), end.or(after.period_end()))
         };
@@ -189,6 +262,7 @@ impl Previous {
 impl InvoiceObject {
     pub(crate) fn subscription_id(&self) -> Option<&StripeId> {
         let details = self.parent.as_ref().and_then(|parent| parent.subscription_details.as_ref());
-        self.subscription.as_ref().or(details.and_then(|details| details.subscription.as_ref()))
+        let subscription = self.subscription.as_ref().or(details.and_then(|details| details.subscription.as_ref()));
+        subscription.map(|ObjectId(id)| id)
     }
 }

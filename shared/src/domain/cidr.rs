@@ -15,10 +15,8 @@ impl TryFrom<String> for Cidr {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
-        let range = text
-            .parse::<IpNet>()
-            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
-            .map_err(|_| Invalid::new("must be an IPv4 or IPv6 range such as 203.0.113.0/24 or 2001:db8::/32"))?;
+        let range =
+            read(&text).ok_or(Invalid::new("must be an IPv4 or IPv6 range such as 203.0.113.0/24 or 2001:db8::/32"))?;
         if range.trunc() != range {
             return Err(Invalid::new(
                 "must start at its network address: the bits behind the prefix length must be zero",
@@ -29,6 +27,15 @@ impl TryFrom<String> for Cidr {
         }
         Ok(Self(range))
     }
+}
+
+/// Refuses octets and prefix lengths with a leading zero, which other readers take for octal: `ipnet` accepts them.
+fn read(text: &str) -> Option<IpNet> {
+    let Some((address, length)) = text.split_once('/') else {
+        return text.parse().ok().map(|address: IpAddr| address.into());
+    };
+    let plain = length.bytes().all(|byte| byte.is_ascii_digit()) && (length == "0" || !length.starts_with('0'));
+    IpNet::new(address.parse().ok()?, length.parse().ok().filter(|_| plain)?).ok()
 }
 
 impl Cidr {
@@ -106,7 +113,21 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_range() {
-        for text in ["", "10.0.0.1/8", "10.0.0.0/33", "10.0.0/8", "fe80::1%eth0", "::ffff:10.0.0.0/104", "any"] {
+        for text in [
+            "",
+            "10.0.0.1/8",
+            "10.0.0.0/33",
+            "10.0.0/8",
+            "fe80::1%eth0",
+            "::ffff:10.0.0.0/104",
+            "any",
+            "010.0.0.0/8",
+            "192.168.010.0/24",
+            "::127.0.0.01/128",
+            "10.0.0.0/08",
+            "10.0.0.0/+8",
+            "10.0.0.0/",
+        ] {
             assert!(Cidr::try_from(text.to_owned()).is_err(), "{text}");
         }
         assert!(AllowedCidrs::try_from(vec![Cidr::try_from("10.0.0.0/8".to_owned()).unwrap(); 21]).is_err());

@@ -84,10 +84,10 @@ pub use rotation::{Move, RingUse, RotationRefused};
 pub use scope::{Scope, ScopeSet};
 #[cfg(any(test, feature = "testing"))]
 pub use secret_shape::secret_examples;
-pub use secret_shape::{finds_own_secret, finds_secret};
+pub use secret_shape::{finds_own_secret, finds_secret, redact_shapes};
 pub use service::{Power, Service, ServiceTokens, ServiceTokensError};
 pub use stripe::{BadSignature, StripeSecrets, StripeSecretsError};
-pub use subscription::{StripeId, Subscription, SubscriptionBefore, SubscriptionStep};
+pub use subscription::{DroppedSubscriptions, StripeId, Subscription, SubscriptionBefore, SubscriptionStep};
 pub use timestamp::Timestamp;
 pub use token::{ApiKeyToken, PREFIX_LEN, Prefix, TokenRefused};
 pub use usage::{COUNTED_AHEAD, COUNTED_LATE, MonthUsage, Quantity, Reference, Tally, UsageEvent, UsageKind};

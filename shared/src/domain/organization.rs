@@ -2,7 +2,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Change, Changes, EndpointUrl, Id, Invalid, Name, Slug, Subscription, SubscriptionBefore, Timestamp, Value,
+    Change, Changes, DroppedSubscriptions, EndpointUrl, Id, Invalid, Name, Slug, Subscription, SubscriptionBefore,
+    Timestamp, Value,
     name::{is_seen, is_unreadable},
     subscription::learn,
 };
@@ -23,6 +24,9 @@ pub struct Organization {
     /// That customer's at Stripe, the one that counts first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subscriptions: Vec<Subscription>,
+    /// Bounds of that customer's ended subscriptions that are not kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropped_subscriptions: Option<DroppedSubscriptions>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model_id: Option<ModelId>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,6 +59,7 @@ impl Organization {
             transcript_access: false,
             stripe_customer_id: None,
             subscriptions: Vec::new(),
+            dropped_subscriptions: None,
             model_id: None,
             endpoint_url: None,
             created_at: now,
@@ -81,6 +86,7 @@ impl Organization {
         self.endpoint_url = endpoint_url.unwrap_or(self.endpoint_url.take());
         if before.stripe_customer_id != self.stripe_customer_id {
             self.subscriptions.clear();
+            self.dropped_subscriptions = None;
         }
         let changes = before.changes_to(self);
         if !changes.is_empty() {
@@ -93,7 +99,7 @@ impl Organization {
     /// subscription that counts decides about plan and status whenever something is told of it.
     pub fn learn(&mut self, told: Subscription, changed: &SubscriptionBefore) -> Option<Changes> {
         let before = self.clone();
-        if !learn(&mut self.subscriptions, told, changed) {
+        if !learn(&mut self.subscriptions, &mut self.dropped_subscriptions, told, changed) {
             return None;
         }
         if let Some(counting) = self.subscriptions.first().cloned()
@@ -272,6 +278,22 @@ mod tests {
         let changes =
             organization.apply(OrganizationPatch { stripe_customer_id: Some(None), ..OrganizationPatch::default() });
         assert_eq!(changes["stripe_customer_id"], Change { before: "cus_1".into(), after: Value::Null });
+    }
+
+    #[test]
+    fn dropped_subscriptions_are_one_customers() {
+        let mut organization = organization();
+        let stored = serde_json::to_value(&organization).unwrap();
+        assert!(stored.get("dropped_subscriptions").is_none(), "{stored}");
+        assert_eq!(serde_json::from_value::<Organization>(stored).unwrap(), organization);
+
+        let now = organization.created_at;
+        organization.dropped_subscriptions = Some(DroppedSubscriptions { as_of: now, created_at: now });
+        let stored = serde_json::to_value(&organization).unwrap();
+        assert_eq!(serde_json::from_value::<Organization>(stored).unwrap(), organization);
+        let customer = Some(Some(StripeCustomerId::try_from("cus_1".to_owned()).unwrap()));
+        organization.apply(OrganizationPatch { stripe_customer_id: customer, ..OrganizationPatch::default() });
+        assert_eq!(organization.dropped_subscriptions, None);
     }
 
     #[test]

@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Invalid, Plan, SubscriptionStatus, Timestamp};
 
-/// How many ended subscriptions of an organization are kept, the latest ones. The others are kept all, because each may still decide the status;
-/// Stripe allows a customer 500 of them, which is 150 KB of the 400 KB of an item.
-const ENDED_KEPT: usize = 50;
+/// Maximum ended subscriptions of an organization, the latest ones: every validation reads the item that holds them. All others are kept, because
+/// each may still decide the status; Stripe allows a customer 500 of them, which is 150 KB of the 400 KB of an item.
+const ENDED_KEPT: usize = 10;
 
 /// An id of Stripe's: 1 to 255 letters, digits and `_`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -57,6 +57,15 @@ pub struct Subscription {
     pub step: SubscriptionStep,
     /// When the event was made, in Stripe's whole seconds.
     pub as_of: Timestamp,
+}
+
+/// The upper bounds of the ended subscriptions that were dropped: a late event of one of them is within both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DroppedSubscriptions {
+    /// The latest event.
+    pub as_of: Timestamp,
+    /// The latest creation. A subscription that was created later is a new one, even if its event has the same second as the latest event.
+    pub created_at: Timestamp,
 }
 
 /// What an update names as changed, with the values before it.
@@ -111,33 +120,52 @@ impl SubscriptionBefore {
     }
 }
 
+impl DroppedSubscriptions {
+    /// Whether an event of an unknown subscription may be a late one of a dropped subscription.
+    fn may_include(self, told: &Subscription) -> bool {
+        told.as_of <= self.as_of && told.created_at <= self.created_at
+    }
+
+    #[must_use]
+    fn and(self, dropped: &Subscription) -> Self {
+        Self { as_of: self.as_of.max(dropped.as_of), created_at: self.created_at.max(dropped.created_at) }
+    }
+}
+
 /// Puts what was told of a subscription among those that are known, the one that counts first. False, and nothing done, if something newer is
-/// known of it.
-pub(super) fn learn(known: &mut Vec<Subscription>, mut told: Subscription, before: &SubscriptionBefore) -> bool {
+/// known of it, or if it says of a dropped subscription that it has not ended.
+pub(super) fn learn(
+    known: &mut Vec<Subscription>,
+    dropped: &mut Option<DroppedSubscriptions>,
+    mut told: Subscription,
+    before: &SubscriptionBefore,
+) -> bool {
     match known.iter_mut().find(|known| known.id == told.id) {
         Some(same) if !told.follows(same, before) => return false,
         Some(same) => {
             told.plan = told.plan.take().or(same.plan.take());
             *same = told;
         }
+        None if !told.has_ended() && dropped.is_some_and(|dropped| dropped.may_include(&told)) => return false,
         None => known.push(told),
     }
     known.sort_by(|a, b| Reverse(a.standing()).cmp(&Reverse(b.standing())));
-    forget_ended(known);
+    while let Some(at) = surplus(known) {
+        let ended = known.remove(at);
+        let bounds = DroppedSubscriptions { as_of: ended.as_of, created_at: ended.created_at };
+        *dropped = Some(dropped.map_or(bounds, |dropped| dropped.and(&ended)));
+    }
     true
 }
 
-/// Drops the ended subscription whose last event is the oldest, once there are too many. The first in rank stays: it decides when all have
-/// ended.
-fn forget_ended(known: &mut Vec<Subscription>) {
+/// Returns the ended subscription whose last event is the oldest, if there are too many. The first in rank stays: it decides when all have ended.
+fn surplus(known: &[Subscription]) -> Option<usize> {
     let ended = || known.iter().enumerate().filter(|(_, known)| known.has_ended());
     if ended().count() <= ENDED_KEPT {
-        return;
+        return None;
     }
     let oldest = ended().skip(1).min_by(|(_, a), (_, b)| (a.as_of, &a.id).cmp(&(b.as_of, &b.id)));
-    if let Some((at, _)) = oldest {
-        known.remove(at);
-    }
+    oldest.map(|(at, _)| at)
 }
 
 #[cfg(test)]
@@ -199,27 +227,58 @@ mod tests {
             [("sub_1", PastDue, "sub_1"), ("sub_2", Active, "sub_2"), ("sub_3", Canceled, "sub_2")]
         {
             let told = told(id, SubscriptionStep::Updated, 1, status);
-            assert!(learn(&mut known, told, &SubscriptionBefore::default()));
+            assert!(learn(&mut known, &mut None, told, &SubscriptionBefore::default()));
             assert_eq!(known[0].id.as_str(), first);
         }
     }
 
-    fn learn_all(known: &mut Vec<Subscription>, told: impl IntoIterator<Item = Subscription>) {
-        for told in told {
-            learn(known, told, &SubscriptionBefore::default());
+    /// What an organization keeps.
+    #[derive(Debug, Default, PartialEq)]
+    struct Kept {
+        known: Vec<Subscription>,
+        dropped: Option<DroppedSubscriptions>,
+    }
+
+    impl Kept {
+        fn learn(&mut self, told: Subscription) -> bool {
+            learn(&mut self.known, &mut self.dropped, told, &SubscriptionBefore::default())
         }
+
+        fn learn_all(&mut self, told: impl IntoIterator<Item = Subscription>) {
+            for told in told {
+                self.learn(told);
+            }
+        }
+
+        fn first(&self) -> (&str, SubscriptionStatus) {
+            (self.known[0].id.as_str(), self.known[0].status)
+        }
+    }
+
+    fn created(second: i64, told: Subscription) -> Subscription {
+        Subscription { created_at: at(second), ..told }
+    }
+
+    /// Subscriptions 0 to 59, each active when it is created and ended 100 seconds later.
+    fn sixty() -> (Vec<Subscription>, Vec<Subscription>) {
+        let of =
+            |number: i64, step, second, status| created(number, told(&format!("sub_{number}"), step, second, status));
+        let starts = (0..60).map(|number| of(number, SubscriptionStep::Updated, number, SubscriptionStatus::Active));
+        let ends =
+            (0..60).map(|number| of(number, SubscriptionStep::Deleted, 100 + number, SubscriptionStatus::Canceled));
+        (starts.collect(), ends.collect())
     }
 
     #[test]
     fn live_subscriptions_are_never_forgotten() {
         use SubscriptionStatus::{Active, Canceled, Incomplete, PastDue, Paused, Trialing, Unpaid};
         for status in [Trialing, Active, PastDue, Unpaid, Incomplete, Paused] {
-            let mut known = Vec::new();
+            let mut kept = Kept::default();
             let id = |number: i64| format!("sub_{number}");
-            learn_all(&mut known, (0..200).map(|number| told(&id(number), SubscriptionStep::Created, number, status)));
-            assert_eq!(known.len(), 200, "{status:?}");
-            let ends = (1..200).map(|number| told(&id(number), SubscriptionStep::Deleted, 200 + number, Canceled));
-            learn_all(&mut known, ends);
+            kept.learn_all((0..200).map(|number| told(&id(number), SubscriptionStep::Created, number, status)));
+            assert_eq!(kept.known.len(), 200, "{status:?}");
+            kept.learn_all((1..200).map(|number| told(&id(number), SubscriptionStep::Deleted, 200 + number, Canceled)));
+            let known = &kept.known;
             assert!(known.iter().any(|known| known.id.as_str() == "sub_0" && known.status == status), "{status:?}");
             assert_eq!(known.len(), 1 + ENDED_KEPT, "the item stays bounded");
         }
@@ -227,16 +286,63 @@ mod tests {
 
     #[test]
     fn the_deciding_ended_subscription_is_kept() {
-        let mut known = Vec::new();
-        let mut newest = told("sub_newest", SubscriptionStep::Deleted, 0, SubscriptionStatus::Canceled);
-        newest.created_at = at(1);
-        learn_all(&mut known, [newest]);
+        let mut kept = Kept::default();
+        kept.learn(created(1, told("sub_newest", SubscriptionStep::Deleted, 0, SubscriptionStatus::Canceled)));
         let ended =
             |id: i64| told(&format!("sub_{id}"), SubscriptionStep::Deleted, 2 + id, SubscriptionStatus::Canceled);
-        learn_all(&mut known, (0..100).map(ended));
+        kept.learn_all((0..100).map(ended));
+        let known = &kept.known;
         assert_eq!((known.len(), known[0].id.as_str()), (ENDED_KEPT, "sub_newest"));
         assert!(known.iter().any(|known| known.id.as_str() == "sub_99"), "the latest ends are kept");
         assert!(!known.iter().any(|known| known.id.as_str() == "sub_0"));
+    }
+
+    #[test]
+    fn dropped_subscription_stays_ended() {
+        use SubscriptionStatus::{Active, Canceled, IncompleteExpired, PastDue};
+        let mut kept = Kept::default();
+        let (starts, ends) = sixty();
+        kept.learn_all(ends);
+        assert_eq!(kept.first(), ("sub_59", Canceled));
+        assert_eq!(kept.dropped, Some(DroppedSubscriptions { as_of: at(149), created_at: at(49) }));
+        let before = kept.known.clone();
+        for late in starts {
+            assert!(!kept.learn(late));
+        }
+        for (step, second, status) in [
+            (SubscriptionStep::Created, 0, Active),
+            (SubscriptionStep::Updated, 50, PastDue),
+            (SubscriptionStep::Updated, 149, Active),
+        ] {
+            assert!(!kept.learn(created(0, told("sub_0", step, second, status))), "{step:?} {second}");
+        }
+        kept.learn(created(0, told("sub_0", SubscriptionStep::Updated, 50, IncompleteExpired)));
+        assert_eq!(kept.known, before);
+    }
+
+    #[test]
+    fn new_subscription_counts_after_dropped_ones() {
+        use SubscriptionStatus::{Active, Canceled, PastDue};
+        for (id, created_at, second) in
+            [("sub_later", 200, 200), ("sub_same_second", 149, 149), ("sub_first_heard_of_late", 20, 150)]
+        {
+            let mut kept = Kept::default();
+            kept.learn_all(sixty().1);
+            assert!(kept.learn(created(created_at, told(id, SubscriptionStep::Created, second, Active))));
+            assert_eq!(kept.first(), (id, Active));
+            assert!(kept.learn(created(created_at, told(id, SubscriptionStep::Updated, second, PastDue))));
+            assert_eq!(kept.first(), (id, PastDue));
+            assert!(kept.learn(created(created_at, told(id, SubscriptionStep::Deleted, second, Canceled))));
+            assert_eq!((kept.first().1, kept.known.len()), (Canceled, ENDED_KEPT));
+        }
+    }
+
+    #[test]
+    fn long_stored_list_is_shortened_at_once() {
+        let mut kept = Kept { known: sixty().1, dropped: None };
+        assert!(kept.learn(created(60, told("sub_60", SubscriptionStep::Created, 60, SubscriptionStatus::Active))));
+        assert_eq!((kept.known.len(), kept.first().0), (1 + ENDED_KEPT, "sub_60"));
+        assert_eq!(kept.dropped, Some(DroppedSubscriptions { as_of: at(149), created_at: at(49) }));
     }
 
     proptest! {
@@ -251,13 +357,26 @@ mod tests {
                     7 => (SubscriptionStep::Updated, SubscriptionStatus::Trialing),
                     _ => (SubscriptionStep::Updated, SubscriptionStatus::PastDue),
                 };
-                learn(&mut known, told(id, step, second, status), &SubscriptionBefore::default());
+                learn(&mut known, &mut None, told(id, step, second, status), &SubscriptionBefore::default());
             }
             let seen: Vec<_> = known.iter().map(|known| (known.id.as_str(), known.status, known.as_of)).collect();
             prop_assert_eq!(seen, [
                 ("sub_2", SubscriptionStatus::Trialing, at(7)),
                 ("sub_1", SubscriptionStatus::Canceled, at(8)),
             ]);
+        }
+
+        #[test]
+        fn the_order_does_not_matter_after_drops(order in Just((0..121_usize).collect::<Vec<_>>()).prop_shuffle()) {
+            let (starts, ends) = sixty();
+            let live = created(120, told("sub_live", SubscriptionStep::Created, 170, SubscriptionStatus::Active));
+            let events: Vec<_> = starts.into_iter().chain(ends).chain([live]).collect();
+            let (mut in_order, mut shuffled) = (Kept::default(), Kept::default());
+            in_order.learn_all(events.iter().cloned());
+            shuffled.learn_all(order.into_iter().map(|at| events[at].clone()));
+            prop_assert_eq!(in_order.first(), ("sub_live", SubscriptionStatus::Active));
+            prop_assert_eq!(in_order.known.len(), 1 + ENDED_KEPT);
+            prop_assert_eq!(shuffled, in_order);
         }
     }
 

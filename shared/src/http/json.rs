@@ -17,7 +17,7 @@ const DEPTH_MAX: usize = 64;
 pub(super) const TWICE: &str = "must be given once";
 pub(super) const HALF: &str = "must not hold half of a surrogate pair";
 pub(super) const HALF_NAME: &str = "must not have half of a surrogate pair in its name";
-const DEEP: &str = "must not be nested more than 64 levels deep";
+pub(super) const DEEP: &str = "must not be nested more than 64 levels deep";
 
 /// A JSON value. Texts borrow from the body where it holds no escapes.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +40,8 @@ pub(super) enum Number {
     Negative(i64),
     Fraction(f64),
     OutOfRange,
+    /// Out of range and negative.
+    BelowRange,
 }
 
 impl Number {
@@ -65,8 +67,8 @@ impl Number {
         match exponent.parse().map(shifted) {
             Ok(scale) if scale >= 0 => Self::whole(negative, significant, scale),
             // An exponent of 20 digits.
-            Err(_) if !exponent.starts_with('-') => Self::OutOfRange,
-            _ => text.parse().ok().filter(|real: &f64| real.is_finite()).map_or(Self::OutOfRange, Self::Fraction),
+            Err(_) if !exponent.starts_with('-') => Self::beyond(negative),
+            _ => text.parse().ok().filter(|real: &f64| real.is_finite()).map_or(Self::beyond(negative), Self::Fraction),
         }
     }
 
@@ -82,7 +84,11 @@ impl Number {
             }
             (None, _) => None,
         };
-        found.unwrap_or(Self::OutOfRange)
+        found.unwrap_or(Self::beyond(negative))
+    }
+
+    fn beyond(negative: bool) -> Self {
+        if negative { Self::BelowRange } else { Self::OutOfRange }
     }
 }
 
@@ -105,7 +111,9 @@ impl<'a> From<&'a Value> for Json<'a> {
 impl Serialize for Json<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Self::Null | Self::Unusable(_) | Self::Number(Number::OutOfRange) => serializer.serialize_unit(),
+            Self::Null | Self::Unusable(_) | Self::Number(Number::OutOfRange | Number::BelowRange) => {
+                serializer.serialize_unit()
+            }
             Self::Bool(value) => serializer.serialize_bool(*value),
             Self::Number(Number::Natural(number)) => serializer.serialize_u64(*number),
             Self::Number(Number::Negative(number)) => serializer.serialize_i64(*number),

@@ -39,7 +39,7 @@ pub use self::{
     idempotency::Reveals,
     path::decode_unreserved,
     query::{AnyQuery, Commas, Days, IdParameter, Limit, NoQuery},
-    reader::{Each, read_object},
+    reader::{Bounded, Each, Unjudged},
     resources::{
         AgentProjectResource, ApiKeyResource, AuditEventResource, BudgetResource, DeliveryResource, ModelKeyResource,
         OrganizationResource, ReleaseResource, UnpricedUsage, UsageResource, WebhookEndpointResource,

@@ -166,7 +166,10 @@ mod tests {
             ("unused_days=3651", "unused_days must be a number of days from 1 to 3650"),
             ("unused_days=1.5", "unused_days must be a number of days from 1 to 3650"),
             ("unused_days=", "unused_days must be a number of days from 1 to 3650"),
-            ("kt_live_AbC123XyZ&kt_live_AbC123XyZ", "kt_live_AbC123[redacted] must be given once"),
+            (
+                "kt_live_AbC123XyZ&kt_live_AbC123XyZ",
+                "kt_live_AbC123[redacted] is not a parameter here: use one of limit, status, unused_days, project_id",
+            ),
             ("status=active,gone", "status must be one of active, rotating, revoked, expired"),
             ("status=", "status must be one of active, rotating, revoked, expired"),
             ("project_id=0", "project_id must be an integer from 1 to 9007199254740991"),

@@ -6,6 +6,7 @@
 use std::{
     borrow::Cow,
     fmt::{self, Write as _},
+    marker::PhantomData,
 };
 
 use serde::{
@@ -15,18 +16,17 @@ use serde::{
         value::StrDeserializer,
     },
 };
-use serde_json::Value;
 
 use super::{
     Error,
-    json::{Json, Number, TWICE},
+    json::{DEEP, HALF, HALF_NAME, Json, Number, TWICE},
 };
 use crate::{
     domain::{check_text, finds_secret},
     telemetry,
 };
 
-const RANGE: &str = "must be a number between -9223372036854775808 and 18446744073709551615";
+const RANGE: &str = "must be a number closer to zero";
 const NATURAL: &str = "must be a whole number, not negative";
 const INTEGER: &str = "must be a whole number";
 
@@ -51,12 +51,93 @@ impl Texts<'_> {
     }
 }
 
-/// A JSON object as `T`; the first thing that is wrong with it otherwise. For JSON of another service: its texts may hold anything.
-pub fn read_object<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
-    read("field", &value.into(), Texts::Any)
+/// JSON of another service, kept to be read by parts; its texts may hold anything. A value that no field can hold is refused where a type reads
+/// it, so a part that is not read is not judged. For a route of [`ANY_TEXT`](super::Route::ANY_TEXT).
+#[derive(Debug, Clone)]
+pub struct Unjudged(Json<'static>);
+
+impl Unjudged {
+    /// Returns the object as `T`, or the first thing that is wrong with it.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        read("field", &self.0, Texts::Any)
+    }
+
+    /// Returns a member's text. `None` if the member is missing or no text.
+    pub fn text(&self, member: &str) -> Option<&str> {
+        let Json::Object(members) = &self.0 else { return None };
+        match members.iter().find(|(name, _)| name == member) {
+            Some((_, Json::Text(text))) => Some(text),
+            _ => None,
+        }
+    }
 }
 
-/// The same for a request. Calls a member of the object a `member`.
+impl<'de> Deserialize<'de> for Unjudged {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnyJson;
+        impl<'de> Visitor<'de> for AnyJson {
+            type Value = Json<'static>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("JSON")
+            }
+
+            fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+                Ok(Json::Null)
+            }
+
+            fn visit_bool<E: de::Error>(self, value: bool) -> Result<Self::Value, E> {
+                Ok(Json::Bool(value))
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
+                Ok(Json::Number(Number::Natural(number)))
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Self::Value, E> {
+                Ok(Json::Number(Number::Negative(number)))
+            }
+
+            fn visit_f64<E: de::Error>(self, number: f64) -> Result<Self::Value, E> {
+                Ok(Json::Number(Number::Fraction(number)))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Json::Text(Cow::Owned(text.to_owned())))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+                let mut list = Vec::new();
+                while let Some(Unjudged(item)) = items.next_element::<Unjudged>()? {
+                    list.push(item);
+                }
+                Ok(Json::List(list))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+                let mut object = Vec::new();
+                while let Some((name, Unjudged(value))) = members.next_entry::<String, Unjudged>()? {
+                    object.push((Cow::Owned(name), value));
+                }
+                Ok(Json::Object(object))
+            }
+        }
+        match deserializer.deserialize_any(AnyJson) {
+            Ok(json) => Ok(Self(json)),
+            Err(refusal) => unusable(&refusal.to_string()).map(Self).ok_or(refusal),
+        }
+    }
+}
+
+/// The value that was refused with this message, if it is one that no field can hold. serde erases the refusal's type, so only the message says.
+fn unusable(refusal: &str) -> Option<Json<'static>> {
+    if refusal.ends_with(RANGE) {
+        return Some(Json::Number(Number::OutOfRange));
+    }
+    [DEEP, HALF, HALF_NAME, TWICE].into_iter().find(|problem| refusal.ends_with(*problem)).map(Json::Unusable)
+}
+
+/// A request's JSON object as `T`, or the first thing that is wrong with it. Calls a member of the object a `member`.
 pub(super) fn read<T: DeserializeOwned>(member: &str, json: &Json<'_>, texts: Texts<'_>) -> Result<T, Error> {
     if !matches!(json, Json::Object(_)) {
         return Err(Error::Invalid { field: "body".to_owned(), message: "The body must be a JSON object".to_owned() });
@@ -69,7 +150,7 @@ pub(super) fn shown(path: &str) -> String {
     telemetry::scrub(path)
         .chars()
         .take(200)
-        .map(|c| if check_text(c.encode_utf8(&mut [0; 4])).is_ok() { c } else { '\u{FFFD}' })
+        .map(|c| if !c.is_control() && check_text(c.encode_utf8(&mut [0; 4])).is_ok() { c } else { '\u{FFFD}' })
         .collect()
 }
 
@@ -80,6 +161,34 @@ pub struct Each<T>(pub Result<T, String>);
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Each<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(Self(T::deserialize(deserializer).map_err(|refusal| refusal.to_string())))
+    }
+}
+
+/// A list that is decoded up to `MAX` items and one more, by which its reader sees that it holds too many. The rest takes no memory.
+#[derive(Debug, Clone)]
+pub struct Bounded<T, const MAX: usize>(pub Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for Bounded<T, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Start<T, const MAX: usize>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Start<T, MAX> {
+            type Value = Vec<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
+                let mut list = Vec::new();
+                while list.len() <= MAX
+                    && let Some(item) = items.next_element()?
+                {
+                    list.push(item);
+                }
+                Ok(list)
+            }
+        }
+        deserializer.deserialize_seq(Start::<T, MAX>(PhantomData)).map(Self)
     }
 }
 
@@ -121,7 +230,12 @@ impl Refusal {
             match step {
                 Step::Field(name) => {
                     path.push_str(if path.is_empty() { "" } else { "." });
-                    path.push_str(if finds_secret(name) { "[redacted]" } else { name });
+                    path.push_str(match name.as_str() {
+                        // So that it differs from the whole body.
+                        "" => "\"\"",
+                        name if finds_secret(name) => "[redacted]",
+                        name => name,
+                    });
                 }
                 Step::Place(index) => drop(write!(path, "[{index}]")),
             }
@@ -235,6 +349,10 @@ impl<'j> Reader<'j> {
             Json::Number(Number::Natural(_)) => {
                 Err(de::Error::custom(format_args!("must be a whole number from 0 to {max}")))
             }
+            // The field's own rule refuses the largest number as well, and names the right one.
+            Json::Number(Number::OutOfRange) if max == u64::MAX && matches!(self.texts, Texts::Checked { .. }) => {
+                visitor.visit_u64(max)
+            }
             Json::Number(Number::OutOfRange) => Err(Refusal::new(RANGE)),
             _ => Err(self.refused(NATURAL)),
         }
@@ -244,7 +362,7 @@ impl<'j> Reader<'j> {
         let number = match self.json {
             Json::Number(Number::Natural(number)) => i64::try_from(*number).ok(),
             Json::Number(Number::Negative(number)) => Some(*number),
-            Json::Number(Number::OutOfRange) => None,
+            Json::Number(Number::OutOfRange | Number::BelowRange) => None,
             _ => return Err(self.refused(INTEGER)),
         };
         match number.filter(|number| (min..=max).contains(number)) {
@@ -258,7 +376,7 @@ impl<'j> Reader<'j> {
             Json::Number(Number::Natural(number)) => visitor.visit_u64(*number),
             Json::Number(Number::Negative(number)) => visitor.visit_i64(*number),
             Json::Number(Number::Fraction(number)) => visitor.visit_f64(*number),
-            Json::Number(Number::OutOfRange) => Err(Refusal::new(RANGE)),
+            Json::Number(Number::OutOfRange | Number::BelowRange) => Err(Refusal::new(RANGE)),
             _ => Err(self.refused("must be a number")),
         }
     }
@@ -522,14 +640,11 @@ impl<'de> Deserializer<'de> for FieldName<'_> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use std::collections::BTreeMap;
 
-    use super::{
-        super::json::{HALF, HALF_NAME, parse},
-        *,
-    };
+    use super::{super::json::parse, *};
     use crate::{
         domain::{AllowedCidrs, Budget, Metadata, Name, Provider, ScopeSet, Timestamp, UsageKind, secret_examples},
         http::{NoQuery, Received},
@@ -649,10 +764,10 @@ mod tests {
             ("1.8446744073709551615e19", Number::Natural(u64::MAX)),
             ("18446744073709551616", Number::OutOfRange),
             ("-9223372036854775808", Number::Negative(i64::MIN)),
-            ("-9223372036854775809", Number::OutOfRange),
+            ("-9223372036854775809", Number::BelowRange),
             ("-6e1", Number::Negative(-60)),
             ("1e400", Number::OutOfRange),
-            ("-1e400", Number::OutOfRange),
+            ("-1e400", Number::BelowRange),
             ("1e99999999999999999999", Number::OutOfRange),
             ("1.5e400", Number::OutOfRange),
             ("60.5", Number::Fraction(60.5)),
@@ -663,8 +778,9 @@ mod tests {
             assert_eq!(Number::of(text), number, "{text}");
         }
         for (text, problem) in [
-            ("1e400", RANGE),
-            ("99999999999999999999", RANGE),
+            ("1e400", "must be an integer from 0 to 9007199254740991"),
+            ("9223372036854775808", "must be an integer from 0 to 9007199254740991"),
+            ("-1e400", NATURAL),
             ("1e-400", NATURAL),
             ("60.00000000000000000001", NATURAL),
             ("-1", NATURAL),
@@ -855,6 +971,46 @@ mod tests {
     }
 
     #[test]
+    fn unread_parts_are_not_judged() {
+        #[derive(Debug, Deserialize)]
+        struct Whole {
+            part: Unjudged,
+        }
+        #[derive(Debug, Deserialize)]
+        #[expect(dead_code, reason = "only read for its errors")]
+        struct Part {
+            a: u64,
+        }
+        let whole = |part: &str| format!(r#"{{"type":"x","part":{part},"odd":"\ud83d","odd":1e999}}"#);
+        let any = |text: &str| {
+            let json = parse(text.as_bytes()).unwrap();
+            let Unjudged(kept) = read::<Unjudged>("field", &json, Texts::Any).unwrap();
+            assert_eq!(kept, json, "{text}");
+            Unjudged(kept)
+        };
+        let deep = "[".repeat(200) + &"]".repeat(200);
+        for (odd, problem) in [
+            (r#""\ud83d""#, HALF),
+            ("1e999", RANGE),
+            ("123456789012345678901234567890", RANGE),
+            (deep.as_str(), NATURAL),
+            ("{\"b\":1,\"b\":1}", NATURAL),
+            ("{\"\\ud83d\":1}", NATURAL),
+            ("[null,true,-1,0.5,\"\\u0041\"]", NATURAL),
+            ("1,\"a\":2", TWICE),
+        ] {
+            let unread = any(&whole(&format!(r#"{{"a":1,"b":{}}}"#, odd.replace("\"a\"", "\"b\""))));
+            assert_eq!((unread.text("type"), unread.text("odd"), unread.text("none")), (Some("x"), None, None));
+            unread.read::<Whole>().unwrap().part.read::<Part>().unwrap();
+            let read = any(&whole(&format!(r#"{{"a":{odd}}}"#))).read::<Whole>().unwrap().part.read::<Part>();
+            let Err(Error::Invalid { field, message }) = read else { panic!("{odd}: {read:?}") };
+            assert_eq!((field.as_str(), message), ("a", format!("a {problem}")), "{odd}");
+        }
+        let missing = any("{}").read::<Whole>().unwrap_err();
+        assert!(matches!(missing, Error::Invalid { field, .. } if field == "part"));
+    }
+
+    #[test]
     fn invalid_json_is_refused_with_its_position() {
         for text in [
             "",
@@ -919,7 +1075,7 @@ mod tests {
 
     fn holds_unusable(json: &Json<'_>) -> bool {
         match json {
-            Json::Unusable(_) | Json::Number(Number::OutOfRange) => true,
+            Json::Unusable(_) | Json::Number(Number::OutOfRange | Number::BelowRange) => true,
             Json::List(items) => items.iter().any(holds_unusable),
             Json::Object(fields) => fields.iter().any(|(_, value)| holds_unusable(value)),
             _ => false,
@@ -929,6 +1085,25 @@ mod tests {
     impl Json<'_> {
         fn written(&self) -> String {
             serde_json::to_string(self).unwrap()
+        }
+    }
+
+    #[test]
+    fn empty_names_are_shown_in_quotes() {
+        let quoted = |path: &str, message: &str| (path.to_owned(), format!("{path} {message}"));
+        assert_eq!(refused(r#"{"metadata":{"":1}}"#), quoted("metadata.\"\"", "must be a string"));
+        let (field, message) = refused(r#"{"":1}"#);
+        assert!(field == "\"\"" && message.starts_with("\"\" is not a field here"), "{message}");
+        assert_eq!(refused(r#"{"budget":{"":1}}"#).0, "budget.\"\"");
+        assert_eq!(shown("a\nb\tc\u{1b}"), "a\u{FFFD}b\u{FFFD}c\u{FFFD}");
+    }
+
+    #[test]
+    fn bounded_list_stops_after_its_bound() {
+        for (count, kept) in [(0, 0), (3, 3), (4, 4), (100, 4)] {
+            let list = Json::List(vec![Json::Null; count]);
+            let items = Bounded::<Each<u8>, 3>::deserialize(Reader { json: &list, texts: Texts::Any }).unwrap();
+            assert_eq!(items.0.len(), kept);
         }
     }
 

@@ -135,8 +135,10 @@ fn json_body<R: Route>(request: &Request) -> Result<Json<'_>, Error> {
         return Ok(Json::Object(Vec::new()));
     }
     let mut encodings = request.headers().get_all(header::CONTENT_ENCODING).iter();
-    // `identity` means no encoding.
-    if encodings.any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+    // `identity`, however often, means no encoding.
+    let is_none = |coding: &[u8]| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity");
+    if encodings.any(|listed| !listed.as_bytes().split(|byte| *byte == b',').all(|coding| is_none(coding.trim_ascii())))
+    {
         return Err(Error::UnsupportedEncoding);
     }
     if bytes.len() > R::BODY_MAX {

@@ -50,7 +50,7 @@ impl Access for Stripe {
         if signed.body.len() > signed.body_max {
             return Err(Error::BodyTooLarge { limit: signed.body_max });
         }
-        let (header, now) = (signature(signed.headers), app.clock.now());
+        let (header, now) = (signature(signed.headers)?, app.clock.now());
         match secrets.verify(header, signed.body, now) {
             Ok(()) => return Ok(StripeCaller { secrets }),
             // The secret may have been added since they were fetched.
@@ -63,8 +63,14 @@ impl Access for Stripe {
     }
 }
 
-fn signature(headers: &HeaderMap) -> Option<&str> {
-    headers.get(SIGNATURE)?.to_str().ok()
+fn signature(headers: &HeaderMap) -> Result<Option<&str>, Error> {
+    let mut sent = headers.get_all(SIGNATURE).iter();
+    let header = sent.next();
+    if sent.next().is_some() {
+        let message = "Send one Stripe-Signature header".to_owned();
+        return Err(Error::BadRequest { code: "duplicate_header", message });
+    }
+    Ok(header.and_then(|header| header.to_str().ok()))
 }
 
 fn refusal(bad: BadSignature) -> Error {

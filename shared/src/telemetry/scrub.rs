@@ -2,11 +2,13 @@ use std::{borrow::Cow, sync::LazyLock};
 
 use regex::{Captures, Regex};
 
+use crate::domain::redact_shapes;
+
 /// What every secret below begins with, or is named with something behind. Most lines have none of it and are done after one search.
 static HINT: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(concat!(
         "kt_live_|karta_service_|sk-|whsec_|eyJ|gh[opsur]_|glpat-|github_pat_|npm_|AIza|xox[a-z]-|xapp-|[rs]k_(?:live|test)_|AKIA|ASIA|ABSK|bedrock-api-key-|",
-        r":\\?/\\?/[^/]*@|PRIVATE KEY|",
+        r":\\?/\\?/[^/]*@|PRIVATE KEY|Private-Lines: |",
         "(?i-u:bearer|",
         "(?:authorization|x-api-key|secret[ _-]?(?:access[ _-]?)?key|(?:session|security)[ _-]?token)",
         // What `named` may take next: a string that ends there is no name.
@@ -118,8 +120,8 @@ impl Patterns {
         Ok(Self {
             rules: rules()?,
             access_key: Regex::new(access_key)?,
-            begin: Regex::new("-----BEGIN [A-Z0-9 ]{0,32}PRIVATE KEY(?: BLOCK)?-----")?,
-            end: Regex::new("-----END [A-Z0-9 ]{0,32}PRIVATE KEY")?,
+            begin: Regex::new("-----BEGIN [A-Z0-9 ]{0,32}PRIVATE KEY(?: BLOCK)?-----|Private-Lines: [0-9]{1,4}")?,
+            end: Regex::new("-----END [A-Z0-9 ]{0,32}PRIVATE KEY|Private-MAC: ")?,
             piece: Regex::new(r#"\\u[0-9A-Fa-f]{4}|(?s:\\.)|\n|"|[^ \t\r\n"\\]+"#)?,
             base64: Regex::new("[A-Za-z0-9+/=]{16,}")?,
         })
@@ -139,7 +141,7 @@ const HEADERS_MAX: u32 = 4;
 ///
 /// Knows, in plain text and inside JSON strings: API keys, service tokens, provider keys (`sk-…`), webhook secrets (`whsec_…`), JWTs, tokens of GitHub, GitLab, npm,
 /// Google, Slack and Stripe, AWS access keys, Bedrock API keys, session tokens and what follows an access key's id, `Authorization` headers and bearer tokens, passwords in
-/// URLs, and private keys in PEM.
+/// URLs, private keys in PEM and of PuTTY, and every shape that the check of input refuses ([`redact_shapes`]).
 pub fn scrub(text: &str) -> Cow<'_, str> {
     let mut scrubbed = scrub_once(text);
     for _ in 1..PASSES_MAX {
@@ -153,9 +155,11 @@ pub fn scrub(text: &str) -> Cow<'_, str> {
 
 fn scrub_once(text: &str) -> Cow<'_, str> {
     if HINT.as_ref().is_some_and(|hint| !hint.is_match(text)) {
-        return Cow::Borrowed(text);
+        return redact_shapes(text);
     }
-    PATTERNS.as_ref().map_or(Cow::Borrowed("[redacted]"), |patterns| apply_all(patterns, text))
+    let mut scrubbed = PATTERNS.as_ref().map_or(Cow::Borrowed("[redacted]"), |patterns| apply_all(patterns, text));
+    apply(&mut scrubbed, redact_shapes);
+    scrubbed
 }
 
 fn apply_all<'a>(patterns: &Patterns, text: &'a str) -> Cow<'a, str> {
@@ -291,6 +295,19 @@ mod tests {
                 let scrubbed = scrub(&format!("{before}{credential}{after}")).into_owned();
                 assert!(scrubbed.starts_with(&format!("{before}{}", kind.brand())), "{kind:?}: {scrubbed}");
                 assert!(scrubbed.ends_with(after) && !scrubbed.contains(&body[6..]), "{kind:?}: {scrubbed}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_refused_secret_is_redacted() {
+        for secret in crate::domain::secret_examples() {
+            for (before, after) in [("", ""), ("a ", " b"), ("log\\n", "\\n"), ("{\"", "\"}")] {
+                let scrubbed = scrub(&format!("{before}{secret}{after}")).into_owned();
+                assert!(scrubbed.starts_with(before) && scrubbed.ends_with(after), "{secret}: {scrubbed}");
+                for body in ["7QxW9z3R", "7QXW9Z3R", "7a0f9c3e"] {
+                    assert!(!scrubbed.contains(body), "{secret}: {scrubbed}");
+                }
             }
         }
     }

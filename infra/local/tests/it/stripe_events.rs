@@ -290,9 +290,154 @@ async fn ignored_types_may_have_any_envelope() {
             take(&world, &strange).await;
         }
     }
+    for event_type in [Value::Null, json!(1), json!(["ping"]), json!({ "of": "ping" })] {
+        let mut untyped = updated("evt_1", 1, "past_due");
+        untyped["type"] = event_type;
+        take(&world, &untyped).await;
+    }
+    take(&world, &json!({})).await;
     assert_eq!(world.stored().await, before);
-    for wrong in [json!({}), json!({ "type": null }), json!({ "type": ["ping"] })] {
-        assert_eq!(send(&world, &wrong).await.invalid_field(), "type");
+}
+
+/// JSON that no field can hold.
+fn unusable() -> Vec<String> {
+    let nested = |open: &str, close: &str| open.repeat(200) + "1" + &close.repeat(200);
+    let mut unusable = vec![nested("[", "]"), nested(r#"{"a":"#, "}")];
+    let scalars = ["1e999", "-1e999", "123456789012345678901234567890", r#""\ud83d""#];
+    let objects = [r#"{"a":1,"a":1}"#, r#"{"\ud83d":1}"#, r#"[{"b":{"a":"\ude00","a":[]}}]"#];
+    unusable.extend(scalars.into_iter().chain(objects).map(ToOwned::to_owned));
+    unusable
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unread_json_is_not_judged() {
+    let world = world().await;
+    let before = world.stored().await;
+    let received = async |body: &str| {
+        let reply = signed(&world, body).send().await;
+        assert_eq!(reply.expect(200), json!({ "received": true }), "{body}");
+    };
+    for odd in unusable() {
+        received(&format!(r#"{{"type":"customer.created","data":{odd}}}"#)).await;
+        received(&format!(r#"{{"id":{odd},"data":{{"object":{{"a":[{odd}]}}}},"id":{odd},"type":"ping"}}"#)).await;
+        received(&format!(r#"{{"type":{odd}}}"#)).await;
+    }
+    received(r#"{"type":"ping","type":"ping"}"#).await;
+    assert_eq!(world.stored().await, before);
+
+    let metadata = r#"{"organization_id":"1"}"#;
+    for (second, odd) in (1..).zip(unusable()) {
+        let word = if second % 2 == 0 { "active" } else { "past_due" };
+        let body = updated(&format!("evt_{second}"), second, word).to_string();
+        received(&body.replace(metadata, &format!(r#"{odd},"metadata":{odd}"#))).await;
+        assert_eq!(status(&world).await, word, "{odd}");
+    }
+
+    let before = world.stored().await;
+    let event = updated("evt_read", 100, "unpaid").to_string();
+    for (field, read, odd) in [
+        ("status", r#""status":"unpaid""#, r#""status":"unpaid","status":"active""#),
+        ("status", r#""status":"unpaid""#, r#""status":"unpaid\ud83d""#),
+        ("customer", r#""customer":"cus_1""#, r#""customer":"cus_1","customer":"cus_2""#),
+        ("livemode", r#""livemode":false"#, r#""livemode":false,"livemode":true"#),
+        ("type", r#""type":"customer"#, r#""type":"customer.subscription.updated","type":"customer"#),
+    ] {
+        assert!(event.contains(read), "{event}");
+        assert_eq!(signed(&world, &event.replace(read, odd)).send().await.invalid_field(), field);
+    }
+    assert_eq!(world.stored().await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_customers_object_is_not_read() {
+    let world = world().await;
+    let before = world.stored().await;
+    let mut objects = Vec::new();
+    for (pointer, value) in [
+        ("/status", json!("dormant")),
+        ("/status", Value::Null),
+        ("/id", json!(5)),
+        ("/created", json!("now")),
+        ("/cancel_at_period_end", json!("no")),
+        ("/items", json!([])),
+        ("/items/data/0/price/lookup_key", json!(5)),
+        ("/items/data/0/price/id", json!(5)),
+    ] {
+        let mut object = subscription("active");
+        *object.pointer_mut(pointer).unwrap() = value;
+        objects.push(object);
+    }
+    let expanded = |id: Value| json!({ "id": id, "object": "customer", "metadata": {} });
+    for customer in
+        [json!("cus_2"), expanded(json!("cus_2")), expanded(json!(5)), json!({}), json!(5), json!([]), Value::Null]
+    {
+        for object in &mut objects {
+            object["customer"] = customer.clone();
+            for event_type in ["customer.subscription.updated", "customer.subscription.deleted", "invoice.paid"] {
+                take(&world, &event("evt_1", event_type, 1, object)).await;
+            }
+        }
+    }
+    for object in &mut objects {
+        object.as_object_mut().unwrap().remove("customer");
+        take(&world, &event("evt_1", "customer.subscription.updated", 1, object)).await;
+    }
+    assert_eq!(world.stored().await, before);
+    objects[0]["customer"] = json!("cus_1");
+    let known = send(&world, &event("evt_1", "customer.subscription.updated", 1, &objects[0])).await;
+    assert_eq!(known.invalid_field(), "status");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn expanded_objects_are_read_by_their_id() {
+    let clock = noon();
+    let world = world_at(Arc::clone(&clock)).await;
+    let mut object = subscription("past_due");
+    object["customer"] = json!({ "object": "customer", "metadata": { "id": "cus_2" }, "id": "cus_1" });
+    take(&world, &event("evt_1", "customer.subscription.updated", 1, &object)).await;
+    assert_eq!(status(&world).await, "past_due");
+
+    let expanded = json!({ "id": "sub_1", "object": "subscription", "customer": "cus_1" });
+    let invoice = json!({ "id": "in_1", "customer": object["customer"], "subscription": expanded });
+    let details = json!({ "subscription_details": { "subscription": expanded } });
+    let newer = json!({ "id": "in_2", "customer": object["customer"], "parent": details });
+    for (id, invoice) in [("evt_2", &invoice), ("evt_3", &newer)] {
+        clock.advance(Duration::from_secs(1));
+        take(&world, &event(id, "invoice.paid", 2, invoice)).await;
+    }
+    let told = told(&world).await;
+    let subscriptions: Vec<_> = told[1..].iter().map(|(_, data)| &data["invoice"]["subscription_id"]).collect();
+    assert_eq!(subscriptions, [&json!("sub_1"), &json!("sub_1")]);
+    for wrong in [json!({ "object": "subscription" }), json!({ "id": "sub#1" }), json!(5)] {
+        let invoice = json!({ "id": "in_3", "customer": "cus_1", "subscription": wrong });
+        let field = send(&world, &event("evt_4", "invoice.paid", 4, &invoice)).await.invalid_field();
+        assert!(field.starts_with("subscription"), "{field}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn null_flags_are_false() {
+    let world = world().await;
+    let mut object = subscription("active");
+    object["cancel_at_period_end"] = Value::Null;
+    object["items"]["data"][0]["deleted"] = Value::Null;
+    take(&world, &event("evt_1", "customer.subscription.updated", 1, &object)).await;
+    let billing = billing(&world).await;
+    assert_eq!((&billing["cancel_at_period_end"], &billing["plan"]), (&json!(false), &json!("team")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_subscription_is_canceled_whatever_its_status() {
+    let world = world().await;
+    for (number, word) in (1..).zip([json!("dormant"), Value::Null, json!(5), json!("active")]) {
+        let mut object = subscription("active");
+        object["id"] = json!(format!("sub_{number}"));
+        take(&world, &event(&format!("evt_{number}"), "customer.subscription.updated", number, &object)).await;
+        assert_eq!(status(&world).await, "active");
+        object["status"] = word;
+        let id = format!("evt_deleted_{number}");
+        take(&world, &event(&id, "customer.subscription.deleted", number, &object)).await;
+        assert_eq!(status(&world).await, "canceled", "{object}");
     }
 }
 
@@ -366,7 +511,7 @@ async fn a_signed_body_is_judged_like_any_other() {
     live["livemode"] = json!(true);
     assert_eq!(refused_as(send(&world, &live).await), "livemode_mismatch");
     for (field, value) in
-        [("id", json!("evt#1")), ("created", json!("now")), ("type", json!(1)), ("livemode", json!(0))]
+        [("id", json!("evt#1")), ("created", json!("now")), ("data", json!([])), ("livemode", json!(0))]
     {
         let mut wrong = updated("evt_1", 1, "past_due");
         wrong[field] = value;
@@ -490,6 +635,31 @@ async fn a_subscription_older_than_ten_still_counts() {
     assert_eq!(status(&world).await, "active", "the oldest one was never ended");
     take(&world, &event("evt_last", "customer.subscription.updated", 40, &of(0, "past_due"))).await;
     assert_eq!(status(&world).await, "past_due");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropped_subscription_stays_canceled() {
+    let world = world().await;
+    let of = |number: i64, status: &str| {
+        let mut object = subscription(status);
+        (object["id"], object["created"]) = (json!(format!("sub_{number}")), json!(NOON + number));
+        object
+    };
+    for number in 0..60 {
+        let id = format!("evt_deleted_{number}");
+        take(&world, &event(&id, "customer.subscription.deleted", 100 + number, &of(number, "canceled"))).await;
+    }
+    let (before, announced) = (billing(&world).await, told(&world).await.len());
+    take(&world, &event("evt_late", "customer.subscription.updated", 50, &of(0, "active"))).await;
+    assert_eq!((billing(&world).await, told(&world).await.len()), (before, announced));
+    assert_eq!(status(&world).await, "canceled");
+
+    let items = world.items(&format!("ORG#{}", world.organization_id)).await;
+    let organization = items.iter().map(plain).find(|item| item["sk"] == "META").unwrap();
+    assert_eq!(organization["subscriptions"].as_array().unwrap().len(), 10);
+
+    take(&world, &event("evt_new", "customer.subscription.created", 200, &of(200, "active"))).await;
+    assert_eq!(status(&world).await, "active");
 }
 
 #[tokio::test(flavor = "multi_thread")]
