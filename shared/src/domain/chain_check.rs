@@ -19,6 +19,8 @@ pub struct AuditLog {
     pub anchors: BTreeMap<u64, Vec<Anchor>>,
     /// The last link that was there before the events were read: what later ones list may have been read as it was before.
     pub settled: u64,
+    /// Whether one of the events is the organization's creation.
+    pub created: bool,
     /// The sort keys of what is neither event, link, claim nor anchor.
     pub unreadable: BTreeSet<String>,
 }
@@ -37,6 +39,7 @@ pub struct Checked {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
     LogMissing,
+    CreationMissing,
     Unreadable { sk: String },
     LinksMissing { from: u64, to: u64 },
     LinkChanged { n: u64 },
@@ -61,6 +64,7 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::LogMissing => f.write_str("the audit log is missing: no events, links or anchors"),
+            Self::CreationMissing => f.write_str("the audit log does not begin with the organization's creation"),
             Self::Unreadable { sk } => write!(f, "{sk:?} cannot be read"),
             Self::LinksMissing { from, to } if from == to => write!(f, "link {from} is missing"),
             Self::LinksMissing { from, to } => write!(f, "links {from} to {to} are missing"),
@@ -119,6 +123,10 @@ pub fn check(organization: Id, log: &AuditLog, ring: &Keyring, now: Timestamp) -
     }
     let stray = |(sk, n): &(&String, &u64)| listed.get(sk.as_str()).is_none_or(|(listing, _)| listing != *n);
     findings.extend(log.claims.iter().filter(stray).map(|(sk, _)| Finding::ClaimWrong { sk: sk.clone() }));
+    // A log that was deleted whole and went on with new events is sound in itself.
+    if findings.is_empty() && !log.created {
+        findings.push(Finding::CreationMissing);
+    }
     Checked { events: log.events.len(), links: log.links.len(), pending, findings }
 }
 
@@ -220,7 +228,7 @@ mod tests {
 
     /// A whole log: links of these sizes, and one event that waits.
     fn log(sizes: &[usize], ring: &Keyring) -> AuditLog {
-        let mut log = AuditLog { settled: sizes.len() as u64, ..AuditLog::default() };
+        let mut log = AuditLog { settled: sizes.len() as u64, created: true, ..AuditLog::default() };
         for (at, size) in sizes.iter().enumerate() {
             let sks = (0..*size).map(|event| format!("{at}#{event}"));
             let events: Vec<_> = sks.map(|sk| ChainedEvent { digest: digest(&sk), sk }).collect();
@@ -255,6 +263,8 @@ mod tests {
     #[test]
     fn missing_log_is_a_finding() {
         assert_eq!(findings(&AuditLog::default()), [Finding::LogMissing]);
+        let restarted = AuditLog { created: false, ..log(&[2], &ring("a")) };
+        assert_eq!(findings(&restarted), [Finding::CreationMissing]);
         let mut claimed = AuditLog::default();
         claimed.claims.insert("0#0".to_owned(), 1);
         assert!(findings(&claimed).contains(&Finding::LogMissing), "claims are no log");

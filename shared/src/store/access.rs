@@ -33,7 +33,7 @@ impl Store {
         let [of_organization, of_key] = state.clone();
         let mut found = by_key(self.batch_get(Table::Main, &[of_organization, of_key, used.clone()]).await?);
         let mut access = take_access(&mut found, &state)?;
-        join_use(&mut access.api_key, found.remove(&used))?;
+        join_use(&mut access.api_key, found.remove(&used));
         Ok(access)
     }
 
@@ -83,7 +83,7 @@ impl Store {
         let mut found = by_key(found.await?);
         let mut access = take_access(&mut found, &state)?;
         if let Some(last_use) = last_use {
-            join_use(&mut access.api_key, found.remove(&last_use))?;
+            join_use(&mut access.api_key, found.remove(&last_use));
         }
         let kept = found.remove(&budget).map(decode::<OrganizationBudget>).transpose()?;
         let mut tally = |key: &Key| found.remove(key).map_or(Ok(Tally::default()), |item| read_totals(&item));

@@ -17,12 +17,13 @@ struct KeyUse {
 }
 
 /// Sets the key's last use to the later of its item's own and that of its `USED#` item. Items from before `USED#` hold it themselves.
-pub(super) fn join_use(key: &mut ApiKey, used: Option<Item>) -> Result<(), StoreError> {
-    if let Some(used) = used {
-        let KeyUse { last_used_at } = decode(used)?;
-        key.last_used_at = key.last_used_at.max(Some(last_used_at));
+///
+/// An unreadable time counts as none: roles that validate keys may write it, and it must not keep a key from being revoked.
+pub(super) fn join_use(key: &mut ApiKey, used: Option<Item>) {
+    match used.map(decode).transpose() {
+        Ok(used) => key.last_used_at = key.last_used_at.max(used.map(|KeyUse { last_used_at }| last_used_at)),
+        Err(error) => tracing::error!(api_key_id = key.id.get(), %error, "time of last use is unreadable"),
     }
-    Ok(())
 }
 
 fn listing(organization: Id) -> Listing<ApiKey> {
@@ -46,7 +47,7 @@ impl Store {
             *place = Some(item);
         }
         let Some(mut key) = key.map(decode).transpose()? else { return Ok(None) };
-        join_use(&mut key, last_use)?;
+        join_use(&mut key, last_use);
         Ok(Some(key))
     }
 

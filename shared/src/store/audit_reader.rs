@@ -13,7 +13,7 @@ use super::{
     },
     text,
 };
-use crate::domain::{Anchor, AuditEvent, AuditLog, Id, Link};
+use crate::domain::{Action, Anchor, AuditEvent, AuditLog, Id, Link};
 
 /// Reads whole audit logs with their chains and anchors, as the operator alone may: it needs Scan.
 #[derive(Debug, Clone)]
@@ -81,7 +81,9 @@ impl AuditReader {
         log.settled = log.links.keys().next_back().copied().unwrap_or(0);
         self.each(&self.main, &audit_partition(organization), None, |item| {
             let (sk, mut mark) = (text(&item, "sk")?.to_owned(), mark_of(&item)?);
-            mark.sound &= decode::<AuditEvent>(item).is_ok();
+            let event = decode::<AuditEvent>(item);
+            mark.sound &= event.is_ok();
+            log.created |= event.is_ok_and(|event| event.action == Action::OrganizationCreated.as_str());
             log.events.insert(sk, mark);
             Ok(())
         })

@@ -38,7 +38,7 @@ pub(super) struct Listing<T> {
 /// A second partition of the table whose items complete those of the list that have the same sort keys.
 pub(super) struct Joined<T> {
     pub(super) partition: String,
-    pub(super) join: fn(&mut T, Item) -> Result<(), StoreError>,
+    pub(super) join: fn(&mut T, Item),
 }
 
 /// How many more items of a joined partition are read than of the list: the two are read at the same time, and an item may be new in one of them.
@@ -106,7 +106,7 @@ impl Store {
                     read => read?,
                 };
                 if let (Some(Joined { join, .. }), Some(complement)) = (&joined, complements.remove(&upper)) {
-                    join(&mut item, complement)?;
+                    join(&mut item, complement);
                 }
                 let at = (listing.id)(&item);
                 let full = items.len() == limit || examined == EXAMINED_AT_MOST || bytes + size > BYTES_AT_MOST;

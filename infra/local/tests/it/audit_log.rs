@@ -896,6 +896,15 @@ async fn organization_without_its_whole_log_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn log_that_starts_again_is_found() {
+    let (world, _clock) = doomed().await;
+    delete_partitions(&world, &["AUD", "CHN", "ANC"]).await;
+    world.key(&["read"]).await;
+    world.work(CHAIN).await;
+    assert_eq!(findings(&world).await, ["the audit log does not begin with the organization's creation"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn missing_log_is_found_beside_whole_ones() {
     let (world, _clock) = doomed().await;
     world.another_organization("other").await;

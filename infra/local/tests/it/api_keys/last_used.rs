@@ -274,3 +274,21 @@ async fn every_page_shows_and_filters_by_last_use() {
     assert_eq!(unused.len(), 25, "neither the caller nor the five that were used later");
     assert!(!unused.iter().any(|id| used[..5].contains(id)));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unreadable_last_use_keeps_no_key_alive() {
+    let world = World::start().await;
+    let (id, token) = world.key(&["read"]).await;
+    let item = json!({
+        "pk": { "S": format!("USED#{}", world.organization_id) },
+        "sk": { "S": format!("{id:016}") },
+        "last_used_at": { "S": "x" },
+    });
+    world.dynamodb("PutItem", json!({ "TableName": "karta", "Item": item })).await;
+    world.get("/v1/whoami").bearer(&token).send().await.expect(200);
+    assert_eq!(last_used(&world, id).await, Value::Null);
+    world.get("/v1/api_keys").send().await.expect(200);
+    world.patch(&path(id), json!({ "name": "renamed" })).send().await.expect(200);
+    world.delete(&path(id)).send().await.expect(200);
+    assert!(!is_valid(&Validator::new(world.runner.app.clone()), &token).await);
+}
