@@ -69,15 +69,17 @@ enum Refusal {
     AccessDenied,
     AuthorizerFailure,
     RequestTooLarge,
+    BadRequestBody,
 }
 
 impl Refusal {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::MissingAuthenticationToken,
         Self::Unauthorized,
         Self::AccessDenied,
         Self::AuthorizerFailure,
         Self::RequestTooLarge,
+        Self::BadRequestBody,
     ];
 
     const fn name(self) -> &'static str {
@@ -87,6 +89,7 @@ impl Refusal {
             Self::AccessDenied => "ACCESS_DENIED",
             Self::AuthorizerFailure => "AUTHORIZER_FAILURE",
             Self::RequestTooLarge => "REQUEST_TOO_LARGE",
+            Self::BadRequestBody => "BAD_REQUEST_BODY",
         }
     }
 }
@@ -165,7 +168,8 @@ impl Gateway {
         request_id: &str,
     ) -> Result<axum::response::Response, Refusal> {
         let (parts, body) = request.into_parts();
-        let body = read(body).await;
+        // Before the route is looked up: a body that cannot be read must not distinguish a route from an unknown path.
+        let body = read(body).await?;
         let path = decode_unreserved(parts.uri.path());
         let matched = self.routes.at(&path).map_err(|_| Refusal::MissingAuthenticationToken)?;
         let target = matched.value.iter().find(|target| target.method == parts.method);
@@ -175,7 +179,6 @@ impl Gateway {
         } else {
             None
         };
-        let body = body?;
 
         let variables: HashMap<String, String> =
             matched.params.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
@@ -292,7 +295,7 @@ fn bad_host(request_id: &str) -> axum::response::Response {
 async fn read(mut body: axum::body::Body) -> Result<Vec<u8>, Refusal> {
     let (mut bytes, mut size) = (Vec::new(), 0);
     while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-        let data = frame.map_err(|_| Refusal::RequestTooLarge)?.into_data().unwrap_or_default();
+        let data = frame.map_err(|_| Refusal::BadRequestBody)?.into_data().unwrap_or_default();
         size += data.len();
         if size <= BODY_MAX {
             bytes.extend_from_slice(&data);

@@ -136,8 +136,14 @@ impl Employed {
             scheduled.come(&*self.clock).await;
             return PAUSE;
         };
-        sleep(pause).await;
-        let mut stirred = queue.index.written.has_changed().unwrap_or(false);
+        let early = async {
+            sleep(PAUSE).await;
+            changed(Some(&mut queue.index.written)).await;
+        };
+        let mut stirred = tokio::select! {
+            () = sleep(pause) => queue.index.written.has_changed().unwrap_or(false),
+            () = early => true,
+        };
         loop {
             queue.index.written.mark_unchanged();
             let now = self.clock.now();

@@ -200,6 +200,11 @@ async fn a_body_over_the_gateways_ten_mebibytes_is_too_large() {
         let refused = world.request(Method::POST, "/v1/api_keys").raw_body(vec![b' '; bytes]).send().await.refused(413);
         assert_eq!(refused["error"], "body_too_large", "{bytes}");
         assert!(refused["message"].is_string());
+        // An internal route off the allowlist answers like an unknown path, also to such a body.
+        for path in ["/v1/internal/keys/validate", "/v1/nothing"] {
+            let request = world.request(Method::POST, path).header("host", "elsewhere.example");
+            request.raw_body(vec![b' '; bytes]).send().await.refused(if bytes > 10 * 1024 * 1024 { 413 } else { 404 });
+        }
     }
     let request = world.request(Method::POST, "/v1/api_keys").anonymous().raw_body(vec![b' '; 1024 * 1024]);
     request.send().await.refused(401);

@@ -843,6 +843,13 @@ fn firewall_covers_internal_and_key_creating_routes() {
             assert_eq!(counted, makers.contains(&function.binary) && !is_internal, "{rule}: {}", route.path);
         }
     }
+    let encoded = rules.iter().find(|rule| rule["Name"] == "encoded-slashes").unwrap();
+    assert_eq!((&encoded["Action"], rules.len()), (&json!({ "Block": {} }), 4));
+    let encoded = regex::Regex::new(encoded["Statement"]["RegexMatchStatement"]["RegexString"].as_str().unwrap());
+    let encoded = encoded.unwrap();
+    for path in ["/v1/internal/organizations/%2e%2e%2fx/api_keys", "/v1/api_keys/..%5cx/rotate", "/v1/%252f"] {
+        assert!(encoded.is_match(path), "{path}");
+    }
     for resource in acls.values().chain(resources("AWS::WAFv2::IPSet").values()) {
         assert_eq!(resource["Condition"], "HasFirewall");
     }
