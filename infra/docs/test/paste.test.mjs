@@ -37,7 +37,7 @@ for (const [what, page, fault] of [
   ["an answer that is another one", [START, WHOAMI, fence("text", "session")], /^page\.md:8: the text block line 1 is printed as session and was api_key$/],
   ["a command that fails", [START, fence("sh", "true\nls /nowhere\ntrue")], /^page\.md:5: the sh block .*failed with 2: ls \/nowhere/s],
   ["an answer that is not printed", [START, fence("sh", "curl -s $KARTA_BASE_URL/healthz")], /^page\.md:5: .*prints no answer, and this came: .*ok/],
-  ["a refusal that is not printed", [START, fence("sh", "curl -s $KARTA_BASE_URL/v1/whoami"), fence("json", '{"kind":"api_key"}')], /^page\.md:8: .*has the fields detail,request_id/],
+  ["a refusal that is not printed", [START, fence("sh", "curl -s $KARTA_BASE_URL/v1/whoami"), fence("json", '{"kind":"api_key"}')], /^page\.md:8: .*has the fields detail,message,request_id/],
   ["an answer before anything is run", [fence("json", "{}")], /^page\.md:1: .*nothing was run before it/],
   ["a placeholder that nothing explains", [fence("sh", "echo eyJ0eXAi…")], /^page\.md:1: .*in the place of eyJ0eXAi…/],
   ["a language that nothing here runs", [fence("ruby", "puts 1")], /^page\.md:1: .*no way here to run ruby/],
