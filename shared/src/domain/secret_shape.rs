@@ -364,9 +364,8 @@ impl Before {
 fn is_border(before: &[u8]) -> bool {
     let hex = |digits: &[u8]| digits.iter().all(u8::is_ascii_hexdigit);
     match before {
-        [] => true,
+        [] | [.., b'\\', b'b' | b'f' | b'n' | b'r' | b't'] => true,
         [.., last] if !last.is_ascii_alphanumeric() => true,
-        [.., b'\\', b'b' | b'f' | b'n' | b'r' | b't'] => true,
         [.., b'\\', b'u', a, b, c, d] => hex(&[*a, *b, *c, *d]),
         [.., b'\\', b'x' | b'X', a, b] | [.., b'%', a, b] => hex(&[*a, *b]),
         [rest @ .., last] if last.is_ascii_alphabetic() => {
@@ -408,7 +407,7 @@ fn has_run(text: &[u8], least: usize, fits: impl Fn(u8) -> bool) -> bool {
     text.get(..least).is_some_and(|text| text.iter().all(|byte| fits(*byte)))
 }
 
-/// `-----BEGIN … PRIVATE KEY`, or a key file of PuTTY.
+/// `-----BEGIN … PRIVATE KEY`, or a `PuTTY` key file.
 fn is_private_key(rest: &[u8]) -> bool {
     const LABEL_MAX: usize = 64;
     if rest.starts_with(b"PuTTY-User-Key-File-") {

@@ -141,7 +141,7 @@ const HEADERS_MAX: u32 = 4;
 ///
 /// Knows, in plain text and inside JSON strings: API keys, service tokens, provider keys (`sk-…`), webhook secrets (`whsec_…`), JWTs, tokens of GitHub, GitLab, npm,
 /// Google, Slack and Stripe, AWS access keys, Bedrock API keys, session tokens and what follows an access key's id, `Authorization` headers and bearer tokens, passwords in
-/// URLs, private keys in PEM and of PuTTY, and every shape that the check of input refuses ([`redact_shapes`]).
+/// URLs, private keys in PEM and of `PuTTY`, and every shape that the check of input refuses ([`redact_shapes`]).
 pub fn scrub(text: &str) -> Cow<'_, str> {
     let mut scrubbed = scrub_once(text);
     for _ in 1..PASSES_MAX {

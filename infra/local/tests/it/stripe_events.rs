@@ -327,10 +327,10 @@ async fn unread_json_is_not_judged() {
 
     let metadata = r#"{"organization_id":"1"}"#;
     for (second, odd) in (1..).zip(unusable()) {
-        let word = if second % 2 == 0 { "active" } else { "past_due" };
-        let body = updated(&format!("evt_{second}"), second, word).to_string();
+        let expected = if second % 2 == 0 { "active" } else { "past_due" };
+        let body = updated(&format!("evt_{second}"), second, expected).to_string();
         received(&body.replace(metadata, &format!(r#"{odd},"metadata":{odd}"#))).await;
-        assert_eq!(status(&world).await, word, "{odd}");
+        assert_eq!(status(&world).await, expected, "{odd}");
     }
 
     let before = world.stored().await;
