@@ -75,7 +75,7 @@ fn stored(runtime: &Runtime, bcrypt_cost: u32) -> Stored {
     let organization = Organization::new(Id::draw(now, &OsEntropy), slug("acme"), name("Acme"), now);
     let key = key(&token, now);
     let credential =
-        Credential { organization_id: organization.id, api_key_id: key.id, counted_as: key.id, digest: digest.clone() };
+        Credential { organization_id: organization.id, api_key_id: key.id, lineage_id: key.id, digest: digest.clone() };
     let query = json!({ "Count": 1, "Items": [item(&credential, "KP#", "K#")] }).to_string();
     let key_sk = format!("{:016}", key.id.get());
     let batch = json!({ "Responses": { "karta": [item(&organization, "ORG#", "META"), item(&key, "KEY#", &key_sk)] } })

@@ -11,7 +11,7 @@ use crate::{
     config::{self, Config, Deadlines, Secret, SecretSource, Secrets},
     domain::{Entropy, InternalGuard, PriceTable, Reach},
     entropy::OsEntropy,
-    store::{Crossed, Store, StoreError},
+    store::{ConflictRetry, Store, StoreError},
     telemetry::Metrics,
 };
 
@@ -63,7 +63,7 @@ impl App {
         entropy: Arc<dyn Entropy>,
     ) -> Self {
         let mut dynamodb = aws_sdk_dynamodb::config::Builder::from(sdk)
-            .retry_classifier(Crossed)
+            .retry_classifier(ConflictRetry)
             .timeout_config(config::timeouts(config.deadlines));
         if let Some(endpoint) = sdk.endpoint_url() {
             // The SDK's budget of retries is one per process: a store that fails must not use up another one's.
@@ -92,7 +92,7 @@ impl App {
         let Some(witness) = self.witness.clone() else { return self.clone() };
         Self {
             store: self.store.watched(witness.watch(function)),
-            secrets: Arc::new(self.secrets.telling(move |secret| witness.fetched(function, secret))),
+            secrets: Arc::new(self.secrets.observed_by(move |secret| witness.fetched(function, secret))),
             validator: Arc::default(),
             ..self.clone()
         }

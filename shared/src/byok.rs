@@ -18,7 +18,7 @@ const PURPOSE: &[u8] = b"karta byok";
 
 /// Which key, whose, from whom: what a sealed key is bound to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct ModelKeyContext {
     pub organization: Id,
     pub provider: Provider,
     pub id: Id,
@@ -26,15 +26,15 @@ pub struct Place {
 
 /// Why a sealed key does not open.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotOpened {
+pub enum ModelKeyUnsealError {
     /// The ring at hand may be older than the sealed key.
     #[error("a provider key is sealed under {0}, which the ring does not hold")]
-    KidUnknown(Kid),
+    UnknownKid(Kid),
     #[error("a provider key was changed, or carried here from elsewhere")]
-    NotIts,
+    Tampered,
 }
 
-impl Place {
+impl ModelKeyContext {
     /// Numbers and words without a slash: no two places are written alike.
     fn associated_data(self) -> String {
         format!("{}/{}/{}", self.organization, self.provider, self.id)
@@ -54,11 +54,12 @@ impl Place {
     }
 
     /// Opens what was sealed for this place, under whichever key of the ring.
-    pub fn open(self, ring: &Keyring, sealed: &SealedModelKey) -> Result<SecretString, NotOpened> {
-        let secret = ring.get(sealed.kid.as_str()).ok_or_else(|| NotOpened::KidUnknown(sealed.kid.clone()))?;
+    pub fn open(self, ring: &Keyring, sealed: &SealedModelKey) -> Result<SecretString, ModelKeyUnsealError> {
+        let secret =
+            ring.get(sealed.kid.as_str()).ok_or_else(|| ModelKeyUnsealError::UnknownKid(sealed.kid.clone()))?;
         let opened = self.subkey(secret).open(self.associated_data().as_bytes(), sealed.ciphertext.as_bytes());
-        let plaintext = opened.map_err(|_| NotOpened::NotIts)?;
-        str::from_utf8(&plaintext).map(SecretString::from).map_err(|_| NotOpened::NotIts)
+        let plaintext = opened.map_err(|_| ModelKeyUnsealError::Tampered)?;
+        str::from_utf8(&plaintext).map(SecretString::from).map_err(|_| ModelKeyUnsealError::Tampered)
     }
 
     /// Seals anew what is not sealed under the ring's current key.
@@ -67,7 +68,7 @@ impl Place {
         ring: &Keyring,
         entropy: &dyn Entropy,
         sealed: &SealedModelKey,
-    ) -> Result<Option<SealedModelKey>, NotOpened> {
+    ) -> Result<Option<SealedModelKey>, ModelKeyUnsealError> {
         if sealed.kid == *ring.current().0 {
             return Ok(None);
         }
@@ -85,8 +86,8 @@ mod tests {
 
     const KEY: &str = "sk-ant-api03-0123456789";
 
-    fn place(organization: u64, provider: Provider, id: u64) -> Place {
-        Place { organization: Id::new(organization).unwrap(), provider, id: Id::new(id).unwrap() }
+    fn place(organization: u64, provider: Provider, id: u64) -> ModelKeyContext {
+        ModelKeyContext { organization: Id::new(organization).unwrap(), provider, id: Id::new(id).unwrap() }
     }
 
     fn ring(members: &str) -> Keyring {
@@ -94,7 +95,7 @@ mod tests {
         serde_json::from_str(&members.replace("<a>", &a).replace("<b>", &b)).unwrap()
     }
 
-    fn seal(place: Place, ring: &Keyring) -> SealedModelKey {
+    fn seal(place: ModelKeyContext, ring: &Keyring) -> SealedModelKey {
         place.seal(ring, &SeededEntropy::new(1), KEY)
     }
 
@@ -110,7 +111,7 @@ mod tests {
         assert_eq!((anew.kid.as_str(), here.open(&both, &anew).unwrap().expose_secret()), ("k2", KEY));
         assert_eq!(here.reseal(&both, &SeededEntropy::new(2), &anew), Ok(None));
         let new = seal(here, &both);
-        assert_eq!(here.open(&old, &new).unwrap_err(), NotOpened::KidUnknown(new.kid));
+        assert_eq!(here.open(&old, &new).unwrap_err(), ModelKeyUnsealError::UnknownKid(new.kid));
     }
 
     #[test]

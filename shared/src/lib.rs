@@ -11,7 +11,7 @@
 //! | [`webhook_secrets`] | what webhooks are signed with: sealed, opened, rotated | `domain`, `store`, `sealing` |
 //! | [`reseal`] | what is sealed, sealed anew under its ring's current key | `app`, `config`, `domain`, `store`, `worker` |
 //! | [`worker`] | the frame of functions without a route | `app`, `config`, `domain`, `store`, `telemetry` |
-//! | [`together`] | many calls at once, within bounds | nothing here |
+//! | [`join_bounded`] | many calls at once, within bounds | nothing here |
 //! | [`config`] | environment and secrets, read once and refused when wrong | `domain`, `store::table` |
 //! | [`fault`] | what may be said of an AWS call that failed | nothing here |
 //! | [`telemetry`] | JSON logs through the scrubber, metrics | `domain` |
@@ -20,19 +20,19 @@
 
 pub mod app;
 pub mod auth;
+pub mod bootstrap;
 pub mod byok;
 pub mod clock;
 pub mod config;
 pub mod domain;
 pub mod entropy;
 pub mod fault;
-pub mod founding;
 pub mod http;
+pub mod join_bounded;
 pub mod reseal;
 pub mod sealing;
 pub mod store;
 pub mod telemetry;
-pub mod together;
 pub mod webhook_secrets;
 pub mod worker;
 

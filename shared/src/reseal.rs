@@ -7,7 +7,7 @@ use crate::{
     app::App,
     config::Ring,
     domain::{Id, Keyring, Kid},
-    store::{SealedKind, SealedPlace, StoreError},
+    store::{SealedItem, SealedKind, StoreError},
     worker::Fault,
 };
 
@@ -18,7 +18,7 @@ pub trait Sealed {
     /// In the log.
     const WORKER: &'static str;
     type Item: Send;
-    type NotOpened: fmt::Display + Send;
+    type UnsealError: fmt::Display + Send;
 
     fn read(app: &App, organization: Id, id: Id)
     -> impl Future<Output = Result<Option<Self::Item>, StoreError>> + Send;
@@ -33,12 +33,12 @@ pub trait Sealed {
         organization: Id,
         id: Id,
         item: &Self::Item,
-    ) -> impl Future<Output = Result<Result<bool, Self::NotOpened>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Result<bool, Self::UnsealError>, StoreError>> + Send;
 }
 
 /// Of a key that is not current.
 #[derive(Debug, Default)]
-struct Tally {
+struct ResealCount {
     resealed: usize,
     remaining: usize,
 }
@@ -47,8 +47,8 @@ struct Tally {
 pub async fn sweep<S: Sealed>(app: &App) -> Result<(), Fault> {
     let ring = app.secrets.ring_refetched(S::RING).await?;
     let current = ring.current().0;
-    let mut tallies: BTreeMap<_, _> = ring.retiring().map(|kid| (kid.clone(), Tally::default())).collect();
-    for SealedPlace { organization, id, kid } in app.store.not_sealed_under(S::KIND, current).await? {
+    let mut tallies: BTreeMap<_, _> = ring.retiring().map(|kid| (kid.clone(), ResealCount::default())).collect();
+    for SealedItem { organization, id, kid } in app.store.not_sealed_under(S::KIND, current).await? {
         tallies.entry(kid).or_default().resealed += usize::from(reseal::<S>(app, organization, id).await?);
     }
     for found in app.store.not_sealed_under(S::KIND, current).await? {
@@ -57,7 +57,7 @@ pub async fn sweep<S: Sealed>(app: &App) -> Result<(), Fault> {
         }
     }
     let (mut left, mut lost) = (0, 0);
-    for (kid, Tally { resealed, remaining }) in tallies {
+    for (kid, ResealCount { resealed, remaining }) in tallies {
         left += remaining;
         if ring.get(kid.as_str()).is_some() {
             tracing::info!(worker = S::WORKER, %kid, resealed, remaining, "sealed under a key that is not current");
@@ -99,7 +99,7 @@ fn left<S: Sealed>(organization: Id, id: Id, fault: &dyn fmt::Display) -> bool {
 }
 
 /// Under which key it is sealed still: the index finds, the item decides.
-async fn remaining<S: Sealed>(app: &App, found: SealedPlace) -> Result<Option<Kid>, Fault> {
+async fn remaining<S: Sealed>(app: &App, found: SealedItem) -> Result<Option<Kid>, Fault> {
     match S::read(app, found.organization, found.id).await {
         Ok(item) => Ok(item.map(|item| S::kid(&item).clone())),
         Err(StoreError::Fault(_)) => Ok(Some(found.kid)),

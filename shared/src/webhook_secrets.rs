@@ -19,7 +19,7 @@ const LIVE_AT_MOST: usize = 3;
 
 /// Whose endpoint, and which: what its secrets are bound to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct WebhookSecretContext {
     pub organization: Id,
     pub endpoint: Id,
 }
@@ -37,19 +37,19 @@ struct Member {
 
 /// A member as it is sealed.
 #[derive(Serialize, Deserialize)]
-struct Written<'a> {
+struct SealedMember<'a> {
     secret: &'a str,
     ends_at: Option<Timestamp>,
 }
 
 /// Why sealed secrets do not open.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotOpened {
+pub enum WebhookSecretUnsealError {
     /// The ring at hand may be older than the sealed secrets.
     #[error("webhook secrets are sealed under {0}, which the ring does not hold")]
-    KidUnknown(Kid),
+    UnknownKid(Kid),
     #[error("webhook secrets were changed, or carried here from elsewhere")]
-    NotIts,
+    Tampered,
 }
 
 /// As many secrets are live as may be.
@@ -57,7 +57,7 @@ pub enum NotOpened {
 pub struct TooManyLive;
 
 impl WebhookSecrets {
-    pub fn of(secret: WebhookSecret) -> Self {
+    pub fn new(secret: WebhookSecret) -> Self {
         Self(vec![Member { secret, ends_at: None }])
     }
 
@@ -82,7 +82,7 @@ impl WebhookSecrets {
     }
 }
 
-impl Place {
+impl WebhookSecretContext {
     /// Numbers and words without a slash: no two places are written alike.
     fn associated_data(self) -> String {
         format!("{}/webhook_endpoint/{}", self.organization, self.endpoint)
@@ -103,7 +103,7 @@ impl Place {
         let (kid, secret) = ring.current();
         let mut nonce = [0; 12];
         entropy.fill(&mut nonce);
-        let written = |member: &'a Member| Written { secret: member.secret.expose(), ends_at: member.ends_at };
+        let written = |member: &'a Member| SealedMember { secret: member.secret.expose(), ends_at: member.ends_at };
         let members: Vec<_> = secrets.0.iter().map(written).collect();
         let text = serde_json::to_vec(&members).expect("texts and times encode");
         let sealed = self.subkey(secret).seal(nonce, self.associated_data().as_bytes(), &Zeroizing::new(text));
@@ -111,13 +111,19 @@ impl Place {
     }
 
     /// Opens what was sealed for this place, under whichever key of the ring.
-    pub fn open(self, ring: &Keyring, sealed: &SealedWebhookSecrets) -> Result<WebhookSecrets, NotOpened> {
-        let secret = ring.get(sealed.kid.as_str()).ok_or_else(|| NotOpened::KidUnknown(sealed.kid.clone()))?;
+    pub fn open(
+        self,
+        ring: &Keyring,
+        sealed: &SealedWebhookSecrets,
+    ) -> Result<WebhookSecrets, WebhookSecretUnsealError> {
+        let secret =
+            ring.get(sealed.kid.as_str()).ok_or_else(|| WebhookSecretUnsealError::UnknownKid(sealed.kid.clone()))?;
         let opened = self.subkey(secret).open(self.associated_data().as_bytes(), sealed.ciphertext.as_bytes());
-        let text = opened.map_err(|_| NotOpened::NotIts)?;
-        let members: Vec<Written<'_>> = serde_json::from_slice(&text).map_err(|_| NotOpened::NotIts)?;
-        let member = |Written { secret, ends_at }| {
-            let secret = WebhookSecret::parse(secret).map_err(|_| NotOpened::NotIts)?;
+        let text = opened.map_err(|_| WebhookSecretUnsealError::Tampered)?;
+        let members: Vec<SealedMember<'_>> =
+            serde_json::from_slice(&text).map_err(|_| WebhookSecretUnsealError::Tampered)?;
+        let member = |SealedMember { secret, ends_at }| {
+            let secret = WebhookSecret::parse(secret).map_err(|_| WebhookSecretUnsealError::Tampered)?;
             Ok(Member { secret, ends_at })
         };
         members.into_iter().map(member).collect::<Result<_, _>>().map(WebhookSecrets)
@@ -129,7 +135,7 @@ impl Place {
         ring: &Keyring,
         entropy: &dyn Entropy,
         sealed: &SealedWebhookSecrets,
-    ) -> Result<Option<SealedWebhookSecrets>, NotOpened> {
+    ) -> Result<Option<SealedWebhookSecrets>, WebhookSecretUnsealError> {
         if sealed.kid == *ring.current().0 {
             return Ok(None);
         }
@@ -151,8 +157,8 @@ mod tests {
         "2026-11-22T12:00:00Z".parse().unwrap()
     }
 
-    fn place(organization: u64, endpoint: u64) -> Place {
-        Place { organization: Id::new(organization).unwrap(), endpoint: Id::new(endpoint).unwrap() }
+    fn place(organization: u64, endpoint: u64) -> WebhookSecretContext {
+        WebhookSecretContext { organization: Id::new(organization).unwrap(), endpoint: Id::new(endpoint).unwrap() }
     }
 
     fn ring(members: &str) -> Keyring {
@@ -170,7 +176,7 @@ mod tests {
         let new = || WebhookSecret::generate(&entropy);
         let (first, second) = (new(), new());
         let names = [&first, &second].map(|secret| secret.expose().to_owned());
-        let mut secrets = WebhookSecrets::of(first);
+        let mut secrets = WebhookSecrets::new(first);
         let end = noon().plus(Duration::from_hours(1));
         secrets.rotate(second, end, noon()).unwrap();
         assert_eq!(exposed(&secrets, noon()), [names[1].clone(), names[0].clone()]);
@@ -188,7 +194,7 @@ mod tests {
     #[test]
     fn without_a_grace_the_old_secret_ends_at_once() {
         let entropy = SeededEntropy::new(1);
-        let mut secrets = WebhookSecrets::of(WebhookSecret::generate(&entropy));
+        let mut secrets = WebhookSecrets::new(WebhookSecret::generate(&entropy));
         let second = WebhookSecret::generate(&entropy);
         let name = second.expose().to_owned();
         secrets.rotate(second, noon(), noon()).unwrap();
@@ -200,7 +206,7 @@ mod tests {
         fn sealed_secrets_open_in_their_place_alone(here in (1..30_u64, 1..30_u64), there in (1..30_u64, 1..30_u64)) {
             let (old, both) = (ring(r#"{"current":"k1","k1":"<a>"}"#), ring(r#"{"current":"k2","k1":"<a>","k2":"<b>"}"#));
             let entropy = SeededEntropy::new(3);
-            let mut secrets = WebhookSecrets::of(WebhookSecret::generate(&entropy));
+            let mut secrets = WebhookSecrets::new(WebhookSecret::generate(&entropy));
             secrets.rotate(WebhookSecret::generate(&entropy), noon().plus(Duration::from_secs(1)), noon()).unwrap();
             let sealed = place(here.0, here.1).seal(&old, &entropy, &secrets, 1);
             let opened = place(there.0, there.1).open(&both, &sealed);
@@ -209,7 +215,7 @@ mod tests {
                 prop_assert_eq!(exposed(&opened, noon()), exposed(&secrets, noon()));
             }
             let anew = place(here.0, here.1).seal(&both, &entropy, &secrets, 2);
-            prop_assert_eq!(place(here.0, here.1).open(&old, &anew).unwrap_err(), NotOpened::KidUnknown(anew.kid));
+            prop_assert_eq!(place(here.0, here.1).open(&old, &anew).unwrap_err(), WebhookSecretUnsealError::UnknownKid(anew.kid));
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     app::{App, Needs},
     config::Secret,
     domain::Id,
-    store::{Due, DueItems, Queue, StoreError},
+    store::{DueItem, DueItems, Queue, StoreError},
     telemetry,
 };
 
@@ -37,14 +37,14 @@ pub enum Wake {
     /// To look for whatever is due.
     Sweep,
     /// By the outbox's stream, because these were written: the index may not show them yet.
-    Written(BTreeSet<Due>),
+    Written(BTreeSet<DueItem>),
     /// By another worker, because this endpoint has something to be sent.
     Endpoint { organization_id: Id, webhook_endpoint_id: Id },
 }
 
 impl Wake {
     /// Reads a Lambda event: the records of a DynamoDB stream, what [`Wake::endpoint`] wrote, or anything else, which is a schedule's.
-    fn of(event: &Value) -> Self {
+    fn from_event(event: &Value) -> Self {
         let id = |name: &str| event[name].as_u64().and_then(Id::new);
         if let (Some(organization_id), Some(webhook_endpoint_id)) = (id("organization_id"), id("webhook_endpoint_id")) {
             return Self::Endpoint { organization_id, webhook_endpoint_id };
@@ -54,7 +54,7 @@ impl Wake {
         };
         let written = |record: &Value| {
             let key = |name: &str| record["dynamodb"]["Keys"][name]["S"].as_str();
-            Some(Due { organization_id: Id::parse(key("pk")?.rsplit_once('#')?.1)?, sk: key("sk")?.to_owned() })
+            Some(DueItem { organization_id: Id::parse(key("pk")?.rsplit_once('#')?.1)?, sk: key("sk")?.to_owned() })
         };
         Self::Written(records.iter().filter_map(written).collect())
     }
@@ -75,7 +75,9 @@ async fn serve_events<W: Worker>() -> Result<(), lambda_runtime::Error> {
     let needs = Needs { secrets: W::SECRETS.to_vec(), store: true };
     let worker = &W::deployed(App::deployed(W::NAME, needs).await?).await?;
     let handler = move |event: LambdaEvent<Value>| async move {
-        work(worker, &Wake::of(&event.payload)).await.map_err(|_| lambda_runtime::Error::from("not all was done"))
+        work(worker, &Wake::from_event(&event.payload))
+            .await
+            .map_err(|_| lambda_runtime::Error::from("not all was done"))
     };
     lambda_runtime::run(service_fn(handler)).await
 }
@@ -92,7 +94,7 @@ pub async fn work<W: Worker>(worker: &W, wake: &Wake) -> Result<(), Fault> {
 }
 
 /// What is due in a queue. For how long the oldest of it has been is measured: it grows while nobody works.
-pub async fn due(app: &App, queue: Queue) -> Result<Vec<Due>, StoreError> {
+pub async fn due(app: &App, queue: Queue) -> Result<Vec<DueItem>, StoreError> {
     let now = app.clock.now();
     let DueItems { items, oldest } = app.store.due(queue, now).await?;
     app.metrics.outbox_age(now, queue.name(), oldest.map(|at| now.since(at)).unwrap_or_default());
@@ -111,10 +113,10 @@ mod tests {
         };
         let event = json!({ "Records": [record("PSH#7"), record("EVT#8"), record("PSH#7"), record("?"), {}] });
         let [seven, eight] = [7, 8].map(|id| Id::new(id).unwrap());
-        let written = [seven, eight].map(|organization_id| Due { organization_id, sk: "place".to_owned() });
-        assert_eq!(Wake::of(&event), Wake::Written(written.into()));
-        assert_eq!(Wake::of(&json!({ "source": "aws.scheduler" })), Wake::Sweep);
+        let written = [seven, eight].map(|organization_id| DueItem { organization_id, sk: "place".to_owned() });
+        assert_eq!(Wake::from_event(&event), Wake::Written(written.into()));
+        assert_eq!(Wake::from_event(&json!({ "source": "aws.scheduler" })), Wake::Sweep);
         let endpoint = Wake::Endpoint { organization_id: seven, webhook_endpoint_id: eight };
-        assert_eq!(Wake::of(&Wake::endpoint(seven, eight)), endpoint);
+        assert_eq!(Wake::from_event(&Wake::endpoint(seven, eight)), endpoint);
     }
 }

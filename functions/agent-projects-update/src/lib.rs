@@ -39,7 +39,7 @@ impl Route for AgentProjectsUpdate {
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let organization = call.caller.organization_id;
         // Where a project's model calls go outlives the gateway's verdict.
-        let (valid, project) = tokio::join!(call.readmit(app), app.store.project(organization, &call.path));
+        let (valid, project) = tokio::join!(call.reauthorize(app), app.store.project(organization, &call.path));
         valid?;
         let before = project?.ok_or(Error::NotFound)?;
         let mut project = before.clone();

@@ -52,7 +52,7 @@ impl Route for ApiKeysCreate {
             return Err(Error::invalid("expires_at", "must be in the future"));
         }
         // A key outlives the gateway's verdict: what the caller has lost since, it cannot pass on.
-        let caller = call.readmit(app).await?;
+        let caller = call.reauthorize(app).await?;
         let organization = call.caller.organization_id;
         let token = ApiKeyToken::mint(&*app.secrets.ring(Ring::KeyTag).await?, &*app.entropy);
         let digest = app.bcrypt.digest(&token, &*app.entropy).await?;
@@ -63,7 +63,7 @@ impl Route for ApiKeysCreate {
             Some(call.caller.api_key_id),
             call.now,
         );
-        let api_key = ApiKeyResource::of(key.clone(), call.now);
+        let api_key = ApiKeyResource::new(key.clone(), call.now);
         let told = call.event(app, organization, EventType::ApiKeyCreated, &json!({ "api_key": api_key }))?;
         let answer = Answer::created(&Output { api_key, secret: Revealed::new(token.expose()) })?;
 

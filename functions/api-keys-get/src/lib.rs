@@ -26,6 +26,6 @@ impl Route for ApiKeysGet {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let key = app.store.api_key(call.caller.organization_id, call.path).await?.ok_or(Error::NotFound)?;
-        Answer::ok(&Output { api_key: ApiKeyResource::of(key, call.now) })
+        Answer::ok(&Output { api_key: ApiKeyResource::new(key, call.now) })
     }
 }

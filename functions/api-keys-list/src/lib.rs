@@ -66,7 +66,7 @@ impl Route for ApiKeysList {
         let wanted = |key: &ApiKey| query.wants(key, call.now);
         let page = app.store.api_keys_with_uses(organization, below, query.limit.get(), wanted).await?;
         Answer::ok(&Output {
-            api_keys: page.items.into_iter().map(|key| ApiKeyResource::of(key, call.now)).collect(),
+            api_keys: page.items.into_iter().map(|key| ApiKeyResource::new(key, call.now)).collect(),
             next_cursor: cursor::seal(app, organization, &list, page.resume_below).await?,
         })
     }

@@ -29,7 +29,7 @@ impl Route for ApiKeysRevoke {
         let (caller, before) = call.caller_and_target(app, call.path).await?;
         let mut key = before.clone();
         let revoked = key.revoke(call.now);
-        let output = Output { api_key: ApiKeyResource::of(key.clone(), call.now) };
+        let output = Output { api_key: ApiKeyResource::new(key.clone(), call.now) };
         if revoked {
             let mut transaction = app.store.transaction();
             transaction.update_api_key(organization, &caller, &before, &key)?;

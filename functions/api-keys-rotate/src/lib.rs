@@ -59,12 +59,12 @@ impl Route for ApiKeysRotate {
         let (caller, before) = call.caller_and_target(app, call.path).await?;
         let mut old = before.clone();
         let id = Id::draw(call.now, &*app.entropy);
-        old.give_way(id, grace, call.now).map_err(|NotActive| not_active(before.id))?;
+        old.retire(id, grace, call.now).map_err(|NotActive| not_active(before.id))?;
         let token = ApiKeyToken::mint(&*app.secrets.ring(Ring::KeyTag).await?, &*app.entropy);
         let digest = app.bcrypt.digest(&token, &*app.entropy).await?;
         let successor = before.successor(id, token.prefix(), call.caller.api_key_id, call.now);
         let rotation = Rotation {
-            api_key: ApiKeyResource::of(successor.clone(), call.now),
+            api_key: ApiKeyResource::new(successor.clone(), call.now),
             replaces: Replaced { id: old.id, expires_at: old.expires_at },
         };
         let told = call.event(app, organization, EventType::ApiKeyRotated, &rotation)?;

@@ -51,7 +51,7 @@ impl Route for ApiKeysUpdate {
         let (caller, before) = call.caller_and_target(app, call.path).await?;
         let mut key = before.clone();
         let changes = key.apply(patch(call.body.clone())).map_err(|settled| refusal(settled, call.path))?;
-        let output = Output { api_key: ApiKeyResource::of(key.clone(), call.now) };
+        let output = Output { api_key: ApiKeyResource::new(key.clone(), call.now) };
         if !changes.is_empty() {
             let mut transaction = app.store.transaction();
             transaction.update_api_key(organization, &caller, &before, &key)?;

@@ -14,9 +14,9 @@ use aws_lambda_events::{
 };
 use karta_shared::{
     App, Needs,
-    auth::{self, GATEWAY_TOLD_WITHIN, Refused, SessionClaims, Undecided, Use, Validator, Verdict},
+    auth::{self, GATEWAY_NOTIFIED_WITHIN, SessionClaims, SessionTokenError, Undecided, Use, Validator, Verdict},
     config::{DEADLINE, Ring, Secret},
-    http::Caller,
+    http::AuthorizerContext,
     telemetry,
 };
 use lambda_runtime::{LambdaEvent, service_fn};
@@ -64,10 +64,10 @@ impl Authorizer {
     }
 
     /// Who the token stands for, or why nobody, in a word for the log.
-    async fn caller(&self, token: &str) -> Result<Result<Caller, &'static str>, Undecided> {
+    async fn caller(&self, token: &str) -> Result<Result<AuthorizerContext, &'static str>, Undecided> {
         if token.starts_with("kt_live_") {
-            return Ok(match self.validator.validate_to_pass_on(token, Use::Noted, GATEWAY_TOLD_WITHIN).await? {
-                Verdict::Valid(valid) => Ok(Caller::api_key(&valid)),
+            return Ok(match self.validator.validate_to_pass_on(token, Use::Noted, GATEWAY_NOTIFIED_WITHIN).await? {
+                Verdict::Valid(valid) => Ok(AuthorizerContext::api_key(&valid)),
                 Verdict::Invalid(why) => Err(why.as_str()),
             });
         }
@@ -77,7 +77,7 @@ impl Authorizer {
             Ok(Err(why)) => why.as_str(),
             Err(_) => "undecided",
         });
-        Ok(session?.map(Caller::session).map_err(Refused::as_str))
+        Ok(session?.map(AuthorizerContext::session).map_err(SessionTokenError::as_str))
     }
 
     /// Counts what is no API key: those are counted by their validator.
@@ -86,10 +86,10 @@ impl Authorizer {
     }
 
     /// Verifies a session token against the ring at hand; a key id that is not there may have been published since.
-    async fn session(&self, token: &str) -> Result<Result<SessionClaims, Refused>, Undecided> {
+    async fn session(&self, token: &str) -> Result<Result<SessionClaims, SessionTokenError>, Undecided> {
         let (now, secrets) = (self.app.clock.now().as_seconds(), &self.app.secrets);
         let verdict = auth::verify(&*secrets.ring(Ring::SessionSigning).await?, token, now);
-        if verdict != Err(Refused::UnknownKid) {
+        if verdict != Err(SessionTokenError::UnknownKid) {
             return Ok(verdict);
         }
         Ok(auth::verify(&*secrets.ring_refetched(Ring::SessionSigning).await?, token, now))

@@ -2,7 +2,7 @@ use aws_lambda_events::{
     apigw::ApiGatewayCustomAuthorizerResponse as Answer,
     iam::{IamPolicyEffect, IamPolicyStatement},
 };
-use karta_shared::http::Caller;
+use karta_shared::http::AuthorizerContext;
 use serde_json::json;
 
 /// `arn:aws:execute-api:<region>:<account>:<api>/<stage>/<method>/<path…>` → everything of that stage.
@@ -10,7 +10,7 @@ pub(crate) fn stage_arn(method_arn: &str) -> String {
     method_arn.split('/').take(2).collect::<Vec<_>>().join("/") + "/*"
 }
 
-pub(crate) fn policy(effect: IamPolicyEffect, stage: String, caller: Option<&Caller>) -> Answer {
+pub(crate) fn policy(effect: IamPolicyEffect, stage: String, caller: Option<&AuthorizerContext>) -> Answer {
     let mut statement = IamPolicyStatement::default();
     statement.action = vec!["execute-api:Invoke".to_owned()];
     statement.effect = effect;
@@ -20,6 +20,6 @@ pub(crate) fn policy(effect: IamPolicyEffect, stage: String, caller: Option<&Cal
     response.policy_document.statement = vec![statement];
     let principal = caller.map(|caller| caller.principal.api_key_id.to_string());
     response.principal_id = Some(principal.unwrap_or_else(|| "nobody".to_owned()));
-    response.context = json!(caller.map(Caller::to_context).unwrap_or_default());
+    response.context = json!(caller.map(AuthorizerContext::to_context).unwrap_or_default());
     response
 }

@@ -26,7 +26,7 @@ impl Route for BudgetUpdate {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let organization = call.caller.organization_id;
-        let caller = call.readmit(app).await?;
+        let caller = call.reauthorize(app).await?;
         let before = app.store.budget(organization).await?;
         let budget = call.body.clone();
         let known = before.as_ref().map(|kept| kept.budget.clone());

@@ -42,7 +42,7 @@ impl Route for DeploysCreate {
         }
         let organization = call.caller.organization_id;
         // What runs outlives the gateway's verdict.
-        let (valid, project) = tokio::join!(call.readmit(app), app.store.project(organization, &call.path));
+        let (valid, project) = tokio::join!(call.reauthorize(app), app.store.project(organization, &call.path));
         valid?;
         let before = project?.ok_or(Error::NotFound)?;
         let mut project = before.clone();
@@ -50,7 +50,7 @@ impl Route for DeploysCreate {
         let activate = activate.unwrap_or(true);
         let id = Id::draw(call.now, &*app.entropy);
         let release = project.deploy(id, commit_sha, artifact_url, activate, call.now);
-        let output = Output { release: ReleaseResource::of(release.clone(), project.current_version) };
+        let output = Output { release: ReleaseResource::new(release.clone(), project.current_version) };
         let answer = Answer::created(&output)?;
 
         let mut transaction = app.store.transaction();

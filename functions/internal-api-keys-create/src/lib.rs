@@ -48,7 +48,7 @@ impl Route for InternalApiKeysCreate {
         let digest = app.bcrypt.digest(&token, &*app.entropy).await?;
         let id = Id::draw(call.now, &*app.entropy);
         let key = ApiKey::new(id, token.prefix(), settings(call.body.clone()), None, call.now);
-        let api_key = ApiKeyResource::of(key.clone(), call.now);
+        let api_key = ApiKeyResource::new(key.clone(), call.now);
         let told = call.event(app, organization, EventType::ApiKeyCreated, &json!({ "api_key": api_key }))?;
         let answer = Answer::created(&Output { api_key, secret: Revealed::new(token.expose()) })?;
 

@@ -1,7 +1,7 @@
 //! The answer of `keys/validate`.
 
 use karta_shared::{
-    auth::{Finding, Invalidity, ValidKey},
+    auth::{Invalidity, StepResult, ValidKey},
     domain::{Id, Metadata, Name, ScopeSet, Slug, Timestamp},
 };
 use serde::Serialize;
@@ -10,7 +10,7 @@ use serde::Serialize;
 pub struct Output {
     pub(crate) valid: bool,
     #[serde(flatten)]
-    pub(crate) key: Option<Key>,
+    pub(crate) key: Option<KeyDetails>,
     /// Why the key is not valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) code: Option<Code>,
@@ -19,7 +19,7 @@ pub struct Output {
 }
 
 #[derive(Debug, Serialize)]
-pub struct Key {
+pub struct KeyDetails {
     organization_id: Id,
     organization_slug: Slug,
     api_key_id: Id,
@@ -58,8 +58,8 @@ impl From<Invalidity> for Code {
     }
 }
 
-pub(crate) fn found(valid: ValidKey) -> Key {
-    Key {
+pub(crate) fn found(valid: ValidKey) -> KeyDetails {
+    KeyDetails {
         organization_id: valid.organization.id,
         organization_slug: valid.organization.slug,
         api_key_id: valid.api_key.id,
@@ -73,6 +73,6 @@ pub(crate) fn found(valid: ValidKey) -> Key {
     }
 }
 
-pub(crate) fn explained(finding: Finding) -> Explained {
+pub(crate) fn explained(finding: StepResult) -> Explained {
     Explained { step: finding.step.as_str(), passed: finding.passed }
 }

@@ -15,7 +15,7 @@ use karta_shared::{
 use serde::Deserialize;
 
 use self::answer::{Code, explained, found};
-pub use self::answer::{Explained, Key, Output};
+pub use self::answer::{Explained, KeyDetails, Output};
 
 /// How old a verdict may be when it is sent: a data plane keeps it for 5 s from its arrival.
 const SENT_WITHIN: Duration = Duration::from_millis(500);

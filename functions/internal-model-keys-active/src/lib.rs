@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use karta_shared::{
     App,
-    byok::Place,
+    byok::ModelKeyContext,
     config::{Ring, Secret},
     domain::{Id, Provider},
     http::{Answer, Byok, Call, Error, IdParameter, Internal, NoBody, Revealed, Route},
@@ -49,7 +49,7 @@ impl Route for InternalModelKeysActive {
         let Query { organization_id, provider } = &call.query;
         let (organization, provider) = (organization_id.0, *provider);
         let active = app.store.active_model_key(organization, provider).await?.ok_or(Error::NotFound)?;
-        let place = Place { organization, provider, id: active.model_key_id };
+        let place = ModelKeyContext { organization, provider, id: active.model_key_id };
         // If it is gone it was replaced or revoked just now, which the next run finds out.
         let sealed = app.store.sealed_model_key(organization, place.id).await?.ok_or(Error::Raced)?;
         let mut ring = app.secrets.ring(Ring::SealingByok).await?;
@@ -60,7 +60,7 @@ impl Route for InternalModelKeysActive {
         if sealed.kid != *ring.current().0 {
             seal_anew(app, call, place, &sealed).await;
         }
-        let (request_id, service) = (call.origin.request_id.as_str(), call.caller.name());
+        let (request_id, service) = (call.meta.request_id.as_str(), call.caller.name());
         let (organization_id, key_id) = (organization.get(), place.id.get());
         tracing::info!(request_id, service, organization_id, %provider, key_id, "a provider key was opened");
         Answer::ok(&Output { provider, plaintext, key_id: place.id, tail: active.tail })
@@ -69,7 +69,7 @@ impl Route for InternalModelKeysActive {
 
 /// Moves a key that is in use under the ring's current key: that of a ring that was just read, for an older one would move back what is sealed under
 /// the key that was promoted meanwhile. The sweep does it too: no failure here fails the answer.
-async fn seal_anew(app: &App, call: &Call<InternalModelKeysActive>, place: Place, sealed: &SealedModelKey) {
+async fn seal_anew(app: &App, call: &Call<InternalModelKeysActive>, place: ModelKeyContext, sealed: &SealedModelKey) {
     let problem = match app.secrets.ring_refetched(Ring::SealingByok).await {
         Ok(ring) => {
             let Ok(Some(anew)) = place.reseal(&ring, &*app.entropy, sealed) else {
@@ -85,6 +85,6 @@ async fn seal_anew(app: &App, call: &Call<InternalModelKeysActive>, place: Place
         }
         Err(error) => error.to_string(),
     };
-    let (request_id, route) = (call.origin.request_id.as_str(), InternalModelKeysActive::NAME);
+    let (request_id, route) = (call.meta.request_id.as_str(), InternalModelKeysActive::NAME);
     tracing::warn!(request_id, route, problem, "a provider key was not sealed anew");
 }

@@ -2,9 +2,9 @@
 
 use karta_shared::{
     App,
+    bootstrap::OrganizationBootstrap,
     config::{Ring, Secret},
     domain::{Id, Name, Organization, Plan, Slug},
-    founding::Founding,
     http::{
         Answer, ApiKeyResource, Call, Error, Internal, NoQuery, OrganizationResource, Provision, Revealed, Reveals,
         Route,
@@ -49,19 +49,19 @@ impl Route for InternalOrganizationsCreate {
         let Input { slug, name, plan } = call.body.clone();
         let mut organization = Organization::new(Id::draw(call.now, &*app.entropy), slug, name, call.now);
         organization.plan = plan.unwrap_or_default();
-        let founding = Founding::of(app, organization, call.now).await?;
+        let bootstrap = OrganizationBootstrap::new(app, organization, call.now).await?;
         let answer = Answer::created(&Output {
-            organization: founding.organization.clone().into(),
-            api_key: ApiKeyResource::of(founding.api_key.clone(), call.now),
-            secret: Revealed::new(founding.token.expose()),
+            organization: bootstrap.organization.clone().into(),
+            api_key: ApiKeyResource::new(bootstrap.api_key.clone(), call.now),
+            secret: Revealed::new(bootstrap.token.expose()),
         })?;
 
         let mut transaction = app.store.transaction();
-        founding.stage(&mut transaction, |event| call.audit_event(app, event))?;
-        call.remember(app, &mut transaction, &answer, founding.organization.id, Reveals::Secret)?;
+        bootstrap.stage(&mut transaction, |event| call.audit_event(app, event))?;
+        call.remember(app, &mut transaction, &answer, bootstrap.organization.id, Reveals::Secret)?;
         match transaction.commit().await {
             Err(CommitError::Conflict(Conflict::SlugTaken)) => {
-                let owner = app.store.organization_id_by_slug(&founding.organization.slug).await?;
+                let owner = app.store.organization_id_by_slug(&bootstrap.organization.slug).await?;
                 Err(slug_taken(owner))
             }
             committed => Ok(committed.map(|()| answer)?),
@@ -69,7 +69,7 @@ impl Route for InternalOrganizationsCreate {
     }
 }
 
-/// Names the owner, as no other route does: an operator who lost the answer to a founding finds the organization by it.
+/// Names the owner, as no other route does: an operator who lost the answer to a bootstrap finds the organization by it.
 fn slug_taken(owner: Option<Id>) -> Error {
     Error::Conflict {
         code: "slug_taken",

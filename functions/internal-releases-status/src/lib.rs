@@ -6,7 +6,7 @@ mod tidy;
 
 use karta_shared::{
     App,
-    domain::{BuildLog, CacheEffect, Id, ImageRef, LogGeneration, ReleaseStatus, Report, TemplatePath},
+    domain::{BuildLog, CacheEffect, Id, ImageRef, LogGeneration, ReleaseStatus, StatusReport, TemplatePath},
     http::{Action, Answer, Call, Error, Internal, NewAuditEvent, NoQuery, Received, ReleaseResource, Releases, Route},
     telemetry,
 };
@@ -79,15 +79,15 @@ impl Route for InternalReleasesStatus {
             }
             committed?;
         }
-        Answer::ok(&Output { release: ReleaseResource::of(release, current) })
+        Answer::ok(&Output { release: ReleaseResource::new(release, current) })
     }
 }
 
 /// Builds print what they were given: secrets are taken out before anything is kept.
-fn report(input: &Input) -> Report {
-    Report {
+fn report(input: &Input) -> StatusReport {
+    StatusReport {
         status: input.status,
-        log: input.build_log.as_ref().map(|log| BuildLog::of(&telemetry::scrub(log.expose()))),
+        log: input.build_log.as_ref().map(|log| BuildLog::new(&telemetry::scrub(log.expose()))),
         template_path: input.template_path.clone(),
         image_ref: input.image_ref.clone(),
     }

@@ -61,7 +61,6 @@ async fn within_patience(
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("not done within {patience:?}"),
     };
-    let (request_id, route, release_id) =
-        (call.origin.request_id.as_str(), InternalReleasesStatus::NAME, release.get());
+    let (request_id, route, release_id) = (call.meta.request_id.as_str(), InternalReleasesStatus::NAME, release.get());
     tracing::warn!(request_id, route, release_id, problem, "a build log that nobody reads was not deleted");
 }

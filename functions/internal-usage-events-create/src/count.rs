@@ -4,8 +4,8 @@ use karta_shared::{
     App,
     domain::{Id, Timestamp, UsageEvent},
     http::Error,
+    join_bounded::join_bounded,
     store::Ingested,
-    together::together,
 };
 
 /// Counts each organization's events. All have their turn before the fault of one is told: what was counted stays, and the same batch sent again
@@ -21,7 +21,7 @@ pub(crate) async fn count(
     });
     let mut ingested = Ingested::default();
     let mut outcome = Ok(ingested);
-    for counted in together(counting).await {
+    for counted in join_bounded(counting).await {
         match counted {
             Ok(counted) => ingested += counted,
             Err(fault) => outcome = Err(fault.into()),

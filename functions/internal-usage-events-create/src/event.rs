@@ -7,8 +7,8 @@ use karta_shared::{
         UsageKind,
     },
     http::{Each, Error},
+    join_bounded::join_bounded,
     store::KeyOwner,
-    together::together,
 };
 use serde::Deserialize;
 
@@ -50,7 +50,7 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    pub(crate) async fn of(app: &App, events: impl Iterator<Item = &Reported> + Clone) -> Result<Self, Error> {
+    pub(crate) async fn new(app: &App, events: impl Iterator<Item = &Reported> + Clone) -> Result<Self, Error> {
         let ids: BTreeSet<_> = events.clone().filter_map(|event| event.api_key_id).collect();
         let prefixes: HashSet<_> = events.filter_map(|event| event.api_key_prefix.clone()).collect();
         let by_id = app.store.key_owners(&ids).await?;
@@ -58,7 +58,7 @@ impl Directory {
             let store = app.store.clone();
             async move { store.key_owners_by_prefix(&prefix).await.map(|keys| (prefix.as_str().to_owned(), keys)) }
         });
-        let by_prefix = together(looks).await.into_iter().collect::<Result<_, _>>()?;
+        let by_prefix = join_bounded(looks).await.into_iter().collect::<Result<_, _>>()?;
         Ok(Self { by_id, by_prefix })
     }
 
@@ -69,7 +69,7 @@ impl Directory {
         let event = UsageEvent {
             client_event_id: event.client_event_id,
             api_key_id: owner.api_key_id,
-            counted_as: owner.counted_as,
+            lineage_id: owner.lineage_id,
             kind: event.kind,
             quantity: event.quantity,
             cost: price.map(|price| price.cost(event.kind, event.quantity)),

@@ -63,7 +63,7 @@ impl Route for InternalUsageEventsCreate {
             return Err(Error::invalid("events", "must hold at most 1000 events: send the rest in another batch"));
         }
         let reported: Vec<_> = events.iter().map(|event| Reported::judged(event, call.now)).collect();
-        let directory = Directory::of(app, reported.iter().flatten()).await?;
+        let directory = Directory::new(app, reported.iter().flatten()).await?;
 
         let mut by_organization: BTreeMap<Id, Vec<UsageEvent>> = BTreeMap::new();
         let (mut rejected, mut unpriced) = (Vec::new(), BTreeMap::<String, u128>::new());
@@ -75,11 +75,11 @@ impl Route for InternalUsageEventsCreate {
                     }
                     by_organization.entry(organization).or_default().push(event);
                 }
-                Err(message) => rejected.push(Rejected { index, message: call.origin.scrub(&message) }),
+                Err(message) => rejected.push(Rejected { index, message: call.meta.scrub(&message) }),
             }
         }
         if !unpriced.is_empty() {
-            let models = unpriced.iter().take(MODELS_NAMED).map(|(model, tokens)| (call.origin.scrub(model), tokens));
+            let models = unpriced.iter().take(MODELS_NAMED).map(|(model, tokens)| (call.meta.scrub(model), tokens));
             let models: Vec<_> = models.collect();
             tracing::warn!(route = Self::NAME, ?models, of = unpriced.len(), "models without a price");
         }

@@ -2,7 +2,7 @@
 
 use karta_shared::{
     App,
-    byok::Place,
+    byok::ModelKeyContext,
     config::{Ring, Secret},
     domain::{CacheEffect, EventType, Id, ModelKey, Name, Provider, ProviderKey},
     http::{Action, Admin, Answer, Call, Error, ModelKeyResource, NewAuditEvent, NoQuery, Received, Reveals, Route},
@@ -45,7 +45,7 @@ impl Route for ModelKeysCreate {
             return Ok(answer);
         }
         // What is spent with this key outlives the gateway's verdict: who may not administer any more must not choose it.
-        let caller = call.readmit(app).await?;
+        let caller = call.reauthorize(app).await?;
         let organization = call.caller.organization_id;
         let model_key = ModelKey::new(Id::draw(call.now, &*app.entropy), &key, name.clone(), call.now);
         let output = Output { model_key: model_key.clone().into() };
@@ -78,7 +78,7 @@ async fn take_into_use(
     key: &ProviderKey,
 ) -> Result<(), Error> {
     let organization = call.caller.organization_id;
-    let place = Place { organization, provider: model_key.provider, id: model_key.id };
+    let place = ModelKeyContext { organization, provider: model_key.provider, id: model_key.id };
     let sealed = place.seal(&*app.secrets.ring(Ring::SealingByok).await?, &*app.entropy, key.expose());
     let Some(active) = app.store.active_model_key(organization, model_key.provider).await? else {
         return Ok(transaction.create_model_key(organization, model_key, &sealed)?);

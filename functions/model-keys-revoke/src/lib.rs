@@ -26,7 +26,7 @@ impl Route for ModelKeysRevoke {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let organization = call.caller.organization_id;
-        let caller = call.readmit(app).await?;
+        let caller = call.reauthorize(app).await?;
         let before = app.store.model_key(organization, call.path).await?.ok_or(Error::NotFound)?;
         let mut model_key = before.clone();
         let revoked = model_key.revoke(call.now);

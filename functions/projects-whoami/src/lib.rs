@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::{Principal, PrincipalKind},
-    http::{Answer, Call, Error, NoBody, NoQuery, Project, ProjectRef, Route},
+    http::{Answer, Call, Error, NoBody, NoQuery, ProjectAccess, ProjectRef, Route},
 };
 
 #[derive(Debug)]
@@ -12,7 +12,7 @@ pub struct ProjectsWhoami;
 impl Route for ProjectsWhoami {
     const NAME: &'static str = "projects-whoami";
     const CORS: bool = true;
-    type Access = Project;
+    type Access = ProjectAccess;
     type Path = ProjectRef;
     type Query = NoQuery;
     type Body = NoBody;

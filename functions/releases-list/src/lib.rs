@@ -43,7 +43,7 @@ impl Route for ReleasesList {
         let end = project.latest_version.map_or(Version::FIRST, Version::next).place();
         let below = cursor::open(app, organization, &list, call.query.cursor.as_deref()).await?.unwrap_or(end);
         let page = app.store.releases(organization, project.id, below, call.query.limit.get()).await?;
-        let resource = |release| ReleaseResource::of(release, project.current_version);
+        let resource = |release| ReleaseResource::new(release, project.current_version);
         Answer::ok(&Output {
             releases: page.items.into_iter().map(resource).collect(),
             next_cursor: cursor::seal(app, organization, &list, page.resume_below).await?,

@@ -36,7 +36,7 @@ impl Route for ReleasesRollback {
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let organization = call.caller.organization_id;
         // What runs outlives the gateway's verdict.
-        let (valid, project) = tokio::join!(call.readmit(app), app.store.project(organization, &call.path));
+        let (valid, project) = tokio::join!(call.reauthorize(app), app.store.project(organization, &call.path));
         valid?;
         let project_before = project?.ok_or(Error::NotFound)?;
         let release = app.store.release(organization, project_before.id, call.body.version).await?;
@@ -47,7 +47,7 @@ impl Route for ReleasesRollback {
             message: "Only a release that is ready, or was active before, can become the active one",
             resource_id: Some(release_before.id),
         })?;
-        let output = Output { release: ReleaseResource::of(release.clone(), project.current_version) };
+        let output = Output { release: ReleaseResource::new(release.clone(), project.current_version) };
         if let Some(flip) = flip {
             let (action, told) = match flip {
                 Flip::Activation => (Action::ReleaseActivated, EventType::ReleaseActivated),

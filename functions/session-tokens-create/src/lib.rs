@@ -40,12 +40,12 @@ pub struct Output {
     token: Revealed,
     expires_at: Timestamp,
     expires_in: u32,
-    project: ProjectRef,
+    project: TokenProject,
     sub: Option<UserId>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ProjectRef {
+pub struct TokenProject {
     id: Id,
     slug: Slug,
 }
@@ -74,7 +74,7 @@ impl Route for SessionTokensCreate {
             }
         };
         // The gateway's verdict may be seconds old, and a token outlives it by far: what the key has lost since, it cannot pass on.
-        let (valid, project) = tokio::join!(call.readmit_to_spend(app), project);
+        let (valid, project) = tokio::join!(call.reauthorize_to_spend(app), project);
         let valid = valid?;
         if let BudgetVerdict::Exhausted(exhausted) = valid.budget {
             return Err(Error::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(call.now) });
@@ -102,7 +102,7 @@ impl Route for SessionTokensCreate {
             token: Revealed::new(token.expose()),
             expires_at: Timestamp::from_millis(claims.exp * 1_000).unwrap_or(call.now),
             expires_in,
-            project: ProjectRef { id: project.id, slug: project.slug },
+            project: TokenProject { id: project.id, slug: project.slug },
             sub: call.body.user_id.clone(),
         })
     }

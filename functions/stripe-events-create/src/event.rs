@@ -9,7 +9,7 @@ use crate::object::{InvoiceObject, ObjectCustomer, ObjectStatus, Previous, Secon
 
 /// An event of a type that has an effect here. What is not read may be anything.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Event {
+pub(crate) struct StripeEvent {
     pub(crate) id: StripeId,
     #[serde(rename = "type")]
     pub(crate) kind: String,
@@ -39,14 +39,14 @@ pub(crate) enum News {
 
 /// The types that have an effect here.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Kind {
+pub(crate) enum StripeEventKind {
     Subscription(SubscriptionStep, EventType),
     Invoice(EventType),
 }
 
-impl Kind {
+impl StripeEventKind {
     /// Returns `None` for a type without an effect here, without reading the rest of the event: Stripe's other types have other envelopes.
-    pub(crate) fn of(body: &Unjudged) -> Option<Self> {
+    pub(crate) fn new(body: &Unjudged) -> Option<Self> {
         let updated = Self::Subscription(SubscriptionStep::Updated, EventType::SubscriptionUpdated);
         Some(match body.text("type")? {
             "customer.subscription.created" => {
@@ -65,7 +65,7 @@ impl Kind {
     }
 }
 
-impl Event {
+impl StripeEvent {
     pub(crate) fn read(body: &Unjudged) -> Result<Self, Error> {
         body.read()
     }
@@ -85,10 +85,10 @@ impl Event {
         Ok(customer.id().and_then(|id| id.try_into().ok()))
     }
 
-    pub(crate) fn told(&self, kind: Kind) -> Result<Told, Error> {
+    pub(crate) fn told(&self, kind: StripeEventKind) -> Result<Told, Error> {
         match kind {
-            Kind::Subscription(step, event_type) => self.subscription(step, event_type),
-            Kind::Invoice(event_type) => self.invoice(event_type),
+            StripeEventKind::Subscription(step, event_type) => self.subscription(step, event_type),
+            StripeEventKind::Invoice(event_type) => self.invoice(event_type),
         }
     }
 

@@ -11,7 +11,7 @@ use karta_shared::{
 };
 use serde::Serialize;
 
-use crate::event::{Event, Kind, News, Told};
+use crate::event::{News, StripeEvent, StripeEventKind, Told};
 
 #[derive(Debug, Serialize)]
 pub struct Output {
@@ -33,17 +33,17 @@ impl Route for StripeEventsCreate {
     type Output = Output;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
-        let Some(kind) = Kind::of(&call.body) else {
+        let Some(kind) = StripeEventKind::new(&call.body) else {
             return received();
         };
-        let event = Event::read(&call.body)?;
+        let event = StripeEvent::read(&call.body)?;
         event.admit(call.caller.livemode())?;
         let tenant = match event.customer()? {
             Some(customer) => app.store.organization_by_stripe_customer(&customer).await?,
             None => None,
         };
         let Some(tenant) = tenant else {
-            let (request_id, event_type) = (&call.origin.request_id, &event.kind);
+            let (request_id, event_type) = (&call.meta.request_id, &event.kind);
             tracing::info!(request_id, route = Self::NAME, event_type, "an event about a customer that nobody is here");
             return received();
         };

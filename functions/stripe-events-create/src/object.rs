@@ -106,25 +106,25 @@ pub(crate) struct SubscriptionObject {
     cancel_at: Option<Seconds>,
     current_period_start: Option<Seconds>,
     current_period_end: Option<Seconds>,
-    items: Option<Items>,
+    items: Option<SubscriptionItems>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Items {
+struct SubscriptionItems {
     #[serde(default)]
-    data: Vec<Item>,
+    data: Vec<SubscriptionItem>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Item {
+struct SubscriptionItem {
     deleted: Option<bool>,
-    price: Option<Price>,
+    price: Option<ItemPrice>,
     current_period_start: Option<Seconds>,
     current_period_end: Option<Seconds>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Price {
+struct ItemPrice {
     lookup_key: Option<String>,
     nickname: Option<String>,
     recurring: Option<Recurring>,
@@ -144,7 +144,7 @@ pub(crate) struct Previous {
     #[serde(default, deserialize_with = "named")]
     cancel_at: Option<Option<Seconds>>,
     current_period_end: Option<Seconds>,
-    items: Option<Items>,
+    items: Option<SubscriptionItems>,
 }
 
 /// Distinguishes `null` from a missing field.
@@ -175,10 +175,10 @@ struct SubscriptionDetails {
     subscription: Option<ObjectId<StripeId>>,
 }
 
-impl Items {
+impl SubscriptionItems {
     /// The item that the subscription is about, and the plan that it names: the first one that names a plan, else the first one that is not
     /// deleted, which names none.
-    fn main(items: Option<&Self>) -> (Option<&Item>, Option<Plan>) {
+    fn main(items: Option<&Self>) -> (Option<&SubscriptionItem>, Option<Plan>) {
         let live = || items.into_iter().flat_map(|items| &items.data).filter(|item| item.deleted != Some(true));
         match live().find_map(|item| item.plan().map(|plan| (item, plan))) {
             Some((item, plan)) => (Some(item), Some(plan)),
@@ -187,7 +187,7 @@ impl Items {
     }
 }
 
-impl Item {
+impl SubscriptionItem {
     /// The operator's own name for what was bought: the price's lookup key, else its nickname. A metered price is an extra and names no plan,
     /// and a name that holds a credential is skipped.
     fn plan(&self) -> Option<Plan> {
@@ -197,7 +197,7 @@ impl Item {
     }
 }
 
-impl Price {
+impl ItemPrice {
     fn is_metered(&self) -> bool {
         let usage_type = self.recurring.as_ref().and_then(|recurring| recurring.usage_type.as_deref());
         usage_type == Some("metered")
@@ -211,7 +211,7 @@ fn ends_with_period(flag: bool, cancel_at: Option<Timestamp>, period_end: Option
 
 impl SubscriptionObject {
     pub(crate) fn told(self, status: SubscriptionStatus, step: SubscriptionStep, as_of: Timestamp) -> Subscription {
-        let (item, plan) = Items::main(self.items.as_ref());
+        let (item, plan) = SubscriptionItems::main(self.items.as_ref());
         let start = self.current_period_start.or(item.and_then(|item| item.current_period_start));
         let end = self.period_end();
         let cancel_at_period_end = ends_with_period(self.flag(), self.cancel_at.map(Into::into), end);
@@ -234,7 +234,7 @@ impl SubscriptionObject {
     }
 
     fn period_end(&self) -> Option<Timestamp> {
-        let item = || Items::main(self.items.as_ref()).0?.current_period_end;
+        let item = || SubscriptionItems::main(self.items.as_ref()).0?.current_period_end;
         self.current_period_end.or_else(item).map(Into::into)
     }
 }
@@ -242,7 +242,7 @@ impl SubscriptionObject {
 impl Previous {
     /// What was so before an update to `after`.
     pub(crate) fn before(self, after: &SubscriptionObject) -> SubscriptionBefore {
-        let (item, plan) = Items::main(self.items.as_ref());
+        let (item, plan) = SubscriptionItems::main(self.items.as_ref());
         let end = self.current_period_end.or(item.and_then(|item| item.current_period_end)).map(Into::into);
         let names_the_end = self.cancel_at_period_end.is_some() || self.cancel_at.is_some();
         let ended_with_period = || {

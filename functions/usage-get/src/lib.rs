@@ -38,7 +38,7 @@ impl Route for UsageGet {
         let subscription = tenant?.ok_or(Error::NotFound)?.subscription_status;
         let spending =
             Spending { organization_budget: budget.clone(), organization: usage.totals, ..Spending::default() };
-        let verdict = BudgetVerdict::judge(subscription, &spending);
-        Answer::ok(&UsageResource::of(period, &usage, budget, &verdict))
+        let verdict = BudgetVerdict::new(subscription, &spending);
+        Answer::ok(&UsageResource::new(period, &usage, budget, &verdict))
     }
 }

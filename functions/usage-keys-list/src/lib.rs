@@ -55,18 +55,18 @@ impl Route for UsageKeysList {
         let below = cursor::open(app, organization, &list, cursor.as_deref()).await?;
         let newest = |key: &ApiKey| key.replaced_by.is_none();
         let page = app.store.api_keys(organization, below, limit.get(), newest).await?;
-        let lines = page.items.iter().map(|key| key.counted_as).collect();
+        let lines = page.items.iter().map(|key| key.lineage_id).collect();
         let used = app.store.usage_of_keys(organization, period, &lines).await?;
         let keys = page.items.into_iter().map(|key| {
-            let usage = used.get(&key.counted_as).cloned().unwrap_or_default();
+            let usage = used.get(&key.lineage_id).cloned().unwrap_or_default();
             let spending = Spending { key_budget: key.budget.clone(), key: usage.totals, ..Spending::default() };
             // The key's own caps alone: the organization's are told with the organization's usage.
-            let verdict = BudgetVerdict::judge(SubscriptionStatus::Active, &spending);
+            let verdict = BudgetVerdict::new(SubscriptionStatus::Active, &spending);
             KeyUsage {
                 api_key_id: key.id,
                 name: key.name,
                 prefix: key.prefix,
-                usage: UsageResource::of(period, &usage, key.budget, &verdict),
+                usage: UsageResource::new(period, &usage, key.budget, &verdict),
             }
         });
         Answer::ok(&Output {

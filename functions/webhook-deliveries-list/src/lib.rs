@@ -50,7 +50,7 @@ impl Route for WebhookDeliveriesList {
         let page = app.store.deliveries(organization, endpoint, below, limit, call.now, |of| asked(of.status)).await?;
         let scopes = call.caller.principal.scopes;
         Answer::ok(&Output {
-            deliveries: page.items.into_iter().map(|delivery| DeliveryResource::of(delivery, scopes)).collect(),
+            deliveries: page.items.into_iter().map(|delivery| DeliveryResource::new(delivery, scopes)).collect(),
             next_cursor: cursor::seal(app, organization, &list, page.resume_below).await?,
         })
     }

@@ -31,7 +31,7 @@ impl Route for WebhookDeliveriesReplay {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let (organization, DeliveryRef { endpoint, delivery }) = (call.caller.organization_id, &call.path);
-        let caller = call.readmit(app).await?;
+        let caller = call.reauthorize(app).await?;
         let (endpoint, before) = tokio::try_join!(
             app.store.webhook_endpoint(organization, *endpoint),
             app.store.delivery(organization, *endpoint, *delivery),
@@ -51,7 +51,7 @@ impl Route for WebhookDeliveriesReplay {
         };
         transaction.audit(organization, &call.audit_event(app, event))?;
         transaction.commit().await?;
-        let delivery = DeliveryResource::of(before.again(call.now), call.caller.principal.scopes);
+        let delivery = DeliveryResource::new(before.again(call.now), call.caller.principal.scopes);
         Answer::accepted(&Output { delivery })
     }
 }

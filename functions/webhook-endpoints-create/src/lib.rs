@@ -8,7 +8,7 @@ use karta_shared::{
         Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Received, Revealed, Reveals, Route,
         WebhookEndpointResource,
     },
-    webhook_secrets::{Place, WebhookSecrets},
+    webhook_secrets::{WebhookSecretContext, WebhookSecrets},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -49,13 +49,13 @@ impl Route for WebhookEndpointsCreate {
             return Ok(answer);
         }
         // Where events go outlives the gateway's verdict.
-        let caller = call.readmit(app).await?;
+        let caller = call.reauthorize(app).await?;
         let organization = call.caller.organization_id;
         let id = Id::draw(call.now, &*app.entropy);
         let endpoint = WebhookEndpoint::new(id, url, description.clone(), event_types.clone(), call.now);
         let secret = WebhookSecret::generate(&*app.entropy);
         let answer = Answer::created(&Output {
-            webhook_endpoint: WebhookEndpointResource::of(
+            webhook_endpoint: WebhookEndpointResource::new(
                 endpoint.clone(),
                 Failing::default(),
                 call.caller.principal.scopes,
@@ -63,7 +63,12 @@ impl Route for WebhookEndpointsCreate {
             secret: Revealed::new(secret.expose()),
         })?;
         let ring = app.secrets.ring(Ring::SealingWebhooks).await?;
-        let sealed = Place { organization, endpoint: id }.seal(&ring, &*app.entropy, &WebhookSecrets::of(secret), 1);
+        let sealed = WebhookSecretContext { organization, endpoint: id }.seal(
+            &ring,
+            &*app.entropy,
+            &WebhookSecrets::new(secret),
+            1,
+        );
 
         let mut transaction = app.store.transaction();
         transaction.while_unchanged(organization, &caller)?;

@@ -25,7 +25,7 @@ impl Route for WebhookEndpointsDelete {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let organization = call.caller.organization_id;
-        let caller = call.readmit(app).await?;
+        let caller = call.reauthorize(app).await?;
         let endpoint = app.store.webhook_endpoint(organization, call.path).await?.ok_or(Error::NotFound)?;
         let mut transaction = app.store.transaction();
         transaction.while_unchanged(organization, &caller)?;

@@ -32,7 +32,7 @@ impl Route for WebhookEndpointsGet {
         )?;
         let endpoint = endpoint.ok_or(Error::NotFound)?;
         Answer::ok(&Output {
-            webhook_endpoint: WebhookEndpointResource::of(endpoint, failing, call.caller.principal.scopes),
+            webhook_endpoint: WebhookEndpointResource::new(endpoint, failing, call.caller.principal.scopes),
         })
     }
 }

@@ -45,7 +45,7 @@ impl Route for WebhookEndpointsList {
         )?;
         let endpoints = page.items.into_iter().map(|endpoint| {
             let failing = failing.get(&endpoint.id).copied().unwrap_or_default();
-            WebhookEndpointResource::of(endpoint, failing, call.caller.principal.scopes)
+            WebhookEndpointResource::new(endpoint, failing, call.caller.principal.scopes)
         });
         Answer::ok(&Output {
             webhook_endpoints: endpoints.collect(),

@@ -47,7 +47,7 @@ impl Route for WebhookEndpointsRecover {
         }
         // Older events are gone: an earlier `since` asks for everything that is kept, and the answer says from when that is.
         let since = call.body.since.max(until.minus(DELIVERIES_KEPT));
-        let caller = call.readmit(app).await?;
+        let caller = call.reauthorize(app).await?;
         let endpoint = app.store.webhook_endpoint(organization, call.path).await?.ok_or(Error::NotFound)?;
         demand_enabled(&endpoint)?;
         let mut transaction = app.store.transaction();

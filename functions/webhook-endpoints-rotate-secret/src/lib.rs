@@ -8,7 +8,7 @@ use karta_shared::{
         Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route, WebhookEndpointResource,
     },
     store::SealedWebhookSecrets,
-    webhook_secrets::{NotOpened, Place, TooManyLive, WebhookSecrets},
+    webhook_secrets::{TooManyLive, WebhookSecretContext, WebhookSecretUnsealError, WebhookSecrets},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -45,7 +45,7 @@ impl Route for WebhookEndpointsRotateSecret {
             return Ok(answer);
         }
         let (organization, id) = (call.caller.organization_id, call.path);
-        let caller = call.readmit(app).await?;
+        let caller = call.reauthorize(app).await?;
         let (endpoint, failing, before) = tokio::try_join!(
             app.store.webhook_endpoint(organization, id),
             app.store.failing_webhook_endpoint(organization, id),
@@ -53,11 +53,11 @@ impl Route for WebhookEndpointsRotateSecret {
         )?;
         let endpoint = endpoint.ok_or(Error::NotFound)?;
         let before = before.ok_or(Error::Raced)?;
-        let place = Place { organization, endpoint: id };
+        let place = WebhookSecretContext { organization, endpoint: id };
         let mut secrets = open(app, place, &before).await?;
         let secret = WebhookSecret::generate(&*app.entropy);
         let answer = Answer::created(&Output {
-            webhook_endpoint: WebhookEndpointResource::of(endpoint.clone(), failing, call.caller.principal.scopes),
+            webhook_endpoint: WebhookEndpointResource::new(endpoint.clone(), failing, call.caller.principal.scopes),
             secret: Revealed::new(secret.expose()),
         })?;
         let ends_at = call.now.plus(call.body.grace_seconds.unwrap_or_default().get());
@@ -86,9 +86,9 @@ impl Route for WebhookEndpointsRotateSecret {
 }
 
 /// A kid that is not at hand may have joined the ring since it was fetched.
-async fn open(app: &App, place: Place, sealed: &SealedWebhookSecrets) -> Result<WebhookSecrets, Error> {
+async fn open(app: &App, place: WebhookSecretContext, sealed: &SealedWebhookSecrets) -> Result<WebhookSecrets, Error> {
     match place.open(&*app.secrets.ring(Ring::SealingWebhooks).await?, sealed) {
-        Err(NotOpened::KidUnknown(_)) => {
+        Err(WebhookSecretUnsealError::UnknownKid(_)) => {
             Ok(place.open(&*app.secrets.ring_refetched(Ring::SealingWebhooks).await?, sealed)?)
         }
         opened => Ok(opened?),

@@ -32,14 +32,14 @@ impl Route for WebhookEndpointsTest {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let organization = call.caller.organization_id;
-        let caller = call.readmit(app).await?;
+        let caller = call.reauthorize(app).await?;
         let (endpoint, failing) = tokio::try_join!(
             app.store.webhook_endpoint(organization, call.path),
             app.store.failing_webhook_endpoint(organization, call.path),
         )?;
         let endpoint = endpoint.ok_or(Error::NotFound)?;
         demand_enabled(&endpoint)?;
-        let data = json!({ "webhook_endpoint": WebhookEndpointResource::of(endpoint, failing, ScopeSet::NONE) });
+        let data = json!({ "webhook_endpoint": WebhookEndpointResource::new(endpoint, failing, ScopeSet::NONE) });
         let event = call.event(app, organization, EventType::Ping, &data)?;
         let delivery = DeliveryResource::expected(&event, call.caller.principal.scopes);
         let mut transaction = app.store.transaction();

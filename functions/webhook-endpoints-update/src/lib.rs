@@ -47,7 +47,7 @@ impl Route for WebhookEndpointsUpdate {
         let Input { event_types, description, enabled, .. } = &call.body;
         let (event_types, description) = (event_types.clone(), description.clone());
         let organization = call.caller.organization_id;
-        let caller = call.readmit(app).await?;
+        let caller = call.reauthorize(app).await?;
         let (before, failing) = tokio::try_join!(
             app.store.webhook_endpoint(organization, call.path),
             app.store.failing_webhook_endpoint(organization, call.path),
@@ -71,7 +71,7 @@ impl Route for WebhookEndpointsUpdate {
         let revived = endpoint.is_enabled() && !before.is_enabled();
         let failing = if revived { Failing::default() } else { failing };
         Answer::ok(&Output {
-            webhook_endpoint: WebhookEndpointResource::of(endpoint, failing, call.caller.principal.scopes),
+            webhook_endpoint: WebhookEndpointResource::new(endpoint, failing, call.caller.principal.scopes),
         })
     }
 }

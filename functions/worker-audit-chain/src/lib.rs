@@ -45,7 +45,7 @@ impl AuditChain {
     /// Appends one link, if any event waits. Gives how many of the events are done with; none if another run was quicker.
     async fn append(&self, organization: Id, sks: &[String]) -> Result<Option<usize>, Fault> {
         let store = &self.app.store;
-        let waiting = store.waiting_events(organization, sks).await?;
+        let waiting = store.pending_audit_events(organization, sks).await?;
         for sk in &waiting.rewritten {
             tracing::error!(
                 organization_id = organization.get(),
@@ -61,7 +61,7 @@ impl AuditChain {
         }
         let head = store.chain_head(organization).await?;
         let ring = self.app.secrets.ring(Ring::Audit).await?;
-        let link = Link::behind(head.as_ref(), organization, self.app.clock.now(), waiting.events, &ring);
+        let link = Link::after(head.as_ref(), organization, self.app.clock.now(), waiting.events, &ring);
         let mut transaction = store.transaction();
         transaction.append_link(organization, &link)?;
         match transaction.commit().await {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use karta_shared::{
     App,
     domain::Timestamp,
-    store::{BudgetCheck, CommitError, Due, Queue},
-    together::together,
+    join_bounded::join_bounded,
+    store::{BudgetCheck, CommitError, DueItem, Queue},
     worker::{Fault, Wake, Worker, due},
 };
 use tokio::time::timeout;
@@ -30,16 +30,16 @@ impl BudgetChecks {
         Self { app }
     }
 
-    async fn look_at(&self, due: Vec<Due>) -> Result<(), Fault> {
+    async fn look_at(&self, due: Vec<DueItem>) -> Result<(), Fault> {
         let looks = due.into_iter().map(|due| {
             let app = self.app.clone();
             async move { timeout(LOOKED_AT_WITHIN, check(&app, &due)).await? }
         });
-        together(looks).await.into_iter().fold(Ok(()), Result::and)
+        join_bounded(looks).await.into_iter().fold(Ok(()), Result::and)
     }
 }
 
-async fn check(app: &App, due: &Due) -> Result<(), Fault> {
+async fn check(app: &App, due: &DueItem) -> Result<(), Fault> {
     let organization = due.organization_id;
     let Some(check) = app.store.budget_check(organization, &due.sk).await? else {
         return Ok(());

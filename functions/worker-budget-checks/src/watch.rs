@@ -14,39 +14,39 @@ const TELLINGS: usize = 5;
 
 /// One budget and what was spent under it.
 #[derive(Debug)]
-pub(crate) struct Watched {
+pub(crate) struct WatchedBudget {
     subject: BudgetSubject,
-    told_as: Value,
+    subject_json: Value,
     budget: Option<Budget>,
     spent: Tally,
     pub(crate) verdict: BudgetVerdict,
 }
 
 /// The organization's budget, and those of the keys that the check names.
-pub(crate) async fn watched(app: &App, check: &BudgetCheck, month: Month) -> Result<Vec<Watched>, Fault> {
+pub(crate) async fn watched(app: &App, check: &BudgetCheck, month: Month) -> Result<Vec<WatchedBudget>, Fault> {
     let (store, organization) = (&app.store, check.organization_id);
     let tenant = store.organization(organization).await?.ok_or("the organization of a check is not there")?;
     let budget = store.budget(organization).await?.map(|kept| kept.budget);
     let spent = store.usage_totals(organization, month).await?;
     let spending = Spending { organization_budget: budget.clone(), organization: spent, ..Spending::default() };
-    let mut watched = vec![Watched {
+    let mut watched = vec![WatchedBudget {
         subject: BudgetSubject::Organization,
-        told_as: json!({ "kind": "organization", "id": organization }),
-        verdict: BudgetVerdict::judge(tenant.subscription_status, &spending),
+        subject_json: json!({ "kind": "organization", "id": organization }),
+        verdict: BudgetVerdict::new(tenant.subscription_status, &spending),
         budget,
         spent,
     }];
     // A line has the budget of its newest key, whichever of its keys was used.
     let keys = store.newest_api_keys(organization, &check.api_keys).await?;
-    let lines = keys.iter().map(|key| key.counted_as).collect();
+    let lines = keys.iter().map(|key| key.lineage_id).collect();
     let used = store.usage_totals_of_keys(organization, month, &lines).await?;
     watched.extend(keys.into_iter().map(|key| {
-        let spent = used.get(&key.counted_as).copied().unwrap_or_default();
+        let spent = used.get(&key.lineage_id).copied().unwrap_or_default();
         let spending = Spending { key_budget: key.budget.clone(), key: spent, ..Spending::default() };
-        Watched {
-            subject: BudgetSubject::Key(key.counted_as),
-            told_as: json!({ "kind": "api_key", "id": key.id }),
-            verdict: BudgetVerdict::judge(SubscriptionStatus::Active, &spending),
+        WatchedBudget {
+            subject: BudgetSubject::Key(key.lineage_id),
+            subject_json: json!({ "kind": "api_key", "id": key.id }),
+            verdict: BudgetVerdict::new(SubscriptionStatus::Active, &spending),
             budget: key.budget,
             spent,
         }
@@ -54,8 +54,8 @@ pub(crate) async fn watched(app: &App, check: &BudgetCheck, month: Month) -> Res
     Ok(watched)
 }
 
-/// Writes what is new about a budget together with its having been told.
-pub(crate) async fn tell(app: &App, organization: Id, watched: &Watched, month: Month) -> Result<(), Fault> {
+/// Writes what is new about a budget join_bounded with its having been told.
+pub(crate) async fn tell(app: &App, organization: Id, watched: &WatchedBudget, month: Month) -> Result<(), Fault> {
     for _ in 0..TELLINGS {
         let known = app.store.budget_watch(organization, watched.subject).await?;
         let mut watch = known.unwrap_or_else(|| BudgetWatch::new(month));
@@ -93,8 +93,8 @@ fn event(app: &App, organization: Id, (event_type, data): (EventType, Value), no
     }
 }
 
-fn told(news: BudgetNews, watched: &Watched, period: Month) -> (EventType, Value) {
-    let subject = &watched.told_as;
+fn told(news: BudgetNews, watched: &WatchedBudget, period: Month) -> (EventType, Value) {
+    let subject = &watched.subject_json;
     match news {
         BudgetNews::Threshold { kind, cap, percent, spent } => (
             EventType::BudgetThreshold,

@@ -12,7 +12,7 @@ pub enum AuthorizerCache {
     Local(Arc<dyn Fn() + Send + Sync>),
 }
 
-/// How often all workers of a stage flush together at most.
+/// How often all workers of a stage flush join_bounded at most.
 const EVERY: Duration = Duration::from_secs(2);
 /// How long a worker waits before it asks again whether it may.
 const TURN_ASKED_EVERY: Duration = Duration::from_millis(200);

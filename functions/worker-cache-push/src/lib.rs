@@ -23,7 +23,7 @@ use karta_shared::{
 use tokio::task::JoinSet;
 
 pub use self::flush::AuthorizerCache;
-use self::push::Caller;
+use self::push::InvalidationClient;
 
 /// The gateway's name among those that have been told. No data plane's: those have no capitals.
 const GATEWAY: &str = "GATEWAY";
@@ -32,7 +32,7 @@ const GATEWAY: &str = "GATEWAY";
 pub struct CachePush {
     app: App,
     cache: AuthorizerCache,
-    caller: Arc<Caller>,
+    caller: Arc<InvalidationClient>,
 }
 
 /// Which organizations each data plane has confirmed.

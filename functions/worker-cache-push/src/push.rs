@@ -16,7 +16,7 @@ use aws_smithy_runtime_api::client::{http::HttpConnector, orchestrator::HttpRequ
 use aws_smithy_types::body::SdkBody;
 use karta_shared::{
     domain::{DataPlane, Id},
-    together::together,
+    join_bounded::join_bounded,
     worker::Worker,
 };
 use serde_json::json;
@@ -29,12 +29,12 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Calls data planes, with the HTTP client of the SDK, which the function links anyway.
 #[derive(Debug, Default)]
-pub(crate) struct Caller {
+pub(crate) struct InvalidationClient {
     /// Built for the first call: it reads the system's certificates, which a run without data planes may lack.
     client: OnceLock<Connector>,
 }
 
-impl Caller {
+impl InvalidationClient {
     /// Tells a data plane to forget each of the organizations, and returns those that it has confirmed. Once it has not answered it is left
     /// alone, so that it cannot hold up a run.
     pub(crate) async fn tell(self: Arc<Self>, plane: DataPlane, organizations: BTreeSet<Id>) -> BTreeSet<Id> {
@@ -47,7 +47,7 @@ impl Caller {
                 confirmed.then_some(organization)
             }
         });
-        together(calls).await.into_iter().flatten().collect()
+        join_bounded(calls).await.into_iter().flatten().collect()
     }
 }
 

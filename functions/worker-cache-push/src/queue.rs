@@ -3,8 +3,8 @@ use std::{collections::BTreeSet, time::Duration};
 use karta_shared::{
     App,
     domain::{Id, Invalidation, Timestamp},
+    join_bounded::join_bounded,
     store::{PendingInvalidation, Queue, StoreError},
-    together::together,
     worker::{Wake, Worker, due},
 };
 
@@ -27,12 +27,12 @@ pub(crate) async fn take(app: &App, wake: &Wake) -> Result<(Vec<PendingInvalidat
         let store = app.store.clone();
         async move { store.due_invalidations(organization, now).await }
     });
-    let (found, unread) = sorted(together(reads).await);
+    let (found, unread) = sorted(join_bounded(reads).await);
     let leases = found.into_iter().flatten().map(|pending| {
         let store = app.store.clone();
         async move { store.lease_invalidation(pending.invalidation.organization_id, pending, now.plus(LEASE)).await }
     });
-    let (taken, untaken) = sorted(together(leases).await);
+    let (taken, untaken) = sorted(join_bounded(leases).await);
     Ok((taken.into_iter().flatten().collect(), unread.or(untaken)))
 }
 
@@ -54,7 +54,7 @@ pub(crate) async fn settle(
             }
         }
     });
-    sorted(together(writes).await).1
+    sorted(join_bounded(writes).await).1
 }
 
 fn next_try(app: &App, invalidation: &Invalidation, is_settled: bool, now: Timestamp) -> Option<Timestamp> {

@@ -4,7 +4,7 @@ use karta_shared::{
     App,
     domain::{Event, EventType, Id, KeyStatus, Timestamp},
     http::ApiKeyResource,
-    store::{CommitError, Due, Queue},
+    store::{CommitError, DueItem, Queue},
     worker::{Fault, Wake, Worker, due},
 };
 use serde_json::json;
@@ -23,7 +23,7 @@ impl ExpiryNotices {
     }
 
     /// Settles one notice: with an event if the key still ends as the notice says, without one if it does not.
-    async fn settle(&self, due: &Due, now: Timestamp) -> Result<(), Fault> {
+    async fn settle(&self, due: &DueItem, now: Timestamp) -> Result<(), Fault> {
         let store = &self.app.store;
         let organization = due.organization_id;
         let Some(notice) = store.expiry_notice(organization, &due.sk).await? else {
@@ -42,7 +42,7 @@ impl ExpiryNotices {
                 event_type: EventType::ApiKeyExpiring,
                 created_at: now,
                 organization_id: organization,
-                data: json!({ "api_key": ApiKeyResource::of(key, now) }).to_string(),
+                data: json!({ "api_key": ApiKeyResource::new(key, now) }).to_string(),
                 only_endpoint: None,
             })?;
         }

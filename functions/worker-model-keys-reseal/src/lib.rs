@@ -2,7 +2,7 @@
 
 use karta_shared::{
     App,
-    byok::{NotOpened, Place},
+    byok::{ModelKeyContext, ModelKeyUnsealError},
     config::{Ring, Secret},
     domain::{Id, Keyring, Kid},
     reseal::{Sealed, sweep},
@@ -39,7 +39,7 @@ impl Sealed for ModelKeysReseal {
     const RING: Ring = Ring::SealingByok;
     const WORKER: &'static str = Self::NAME;
     type Item = SealedModelKey;
-    type NotOpened = NotOpened;
+    type UnsealError = ModelKeyUnsealError;
 
     async fn read(app: &App, organization: Id, id: Id) -> Result<Option<SealedModelKey>, StoreError> {
         app.store.sealed_model_key(organization, id).await
@@ -55,8 +55,8 @@ impl Sealed for ModelKeysReseal {
         organization: Id,
         id: Id,
         item: &SealedModelKey,
-    ) -> Result<Result<bool, NotOpened>, StoreError> {
-        let place = Place { organization, provider: item.provider, id };
+    ) -> Result<Result<bool, ModelKeyUnsealError>, StoreError> {
+        let place = ModelKeyContext { organization, provider: item.provider, id };
         match place.reseal(ring, &*app.entropy, item) {
             Ok(Some(anew)) => app.store.reseal_model_key(organization, id, item, &anew).await.map(Ok),
             Ok(None) => Ok(Ok(false)),

@@ -19,7 +19,7 @@ use karta_shared::{
 use lambda_runtime::{LambdaEvent, service_fn};
 use serde::Deserialize;
 
-use self::secret::{State, Versions};
+use self::secret::{SecretVersions, State};
 
 /// The folder's name, and the function's in logs.
 pub const NAME: &str = "worker-secrets-rotation";
@@ -28,7 +28,7 @@ pub const NAME: &str = "worker-secrets-rotation";
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Request {
-    pub step: Step,
+    pub step: RotationStep,
     pub secret_id: String,
     /// The id of the version that is to be made.
     pub client_request_token: String,
@@ -36,7 +36,7 @@ pub struct Request {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Step {
+pub enum RotationStep {
     CreateSecret,
     SetSecret,
     TestSecret,
@@ -61,14 +61,14 @@ impl SecretsRotation {
     pub async fn rotate(&self, request: &Request) -> Result<(), Fault> {
         let Request { step, secret_id, client_request_token: version } = request;
         let of = *self.rings.get(secret_id).ok_or("the secret is none that is rotated here")?;
-        let versions = Versions { client: &self.client, secret_id };
+        let versions = SecretVersions { client: &self.client, secret_id };
         let rotated_at = match versions.state(version).await? {
             State::Current => return Ok(()),
             State::Pending { rotated_at } => rotated_at,
         };
         let (current, pending) = (versions.current().await?, versions.pending(version).await?);
         match (step, pending) {
-            (Step::CreateSecret, None) => {
+            (RotationStep::CreateSecret, None) => {
                 let now = self.clock.now();
                 // A version that was put by hand is current from the start, one of a rotation from its end.
                 let since = current.made_at.max(rotated_at);
@@ -79,10 +79,10 @@ impl SecretsRotation {
                 Ok(())
             }
             // Whoever holds a ring fetches it: there is nobody to be told.
-            (Step::CreateSecret, Some(_)) | (Step::SetSecret, _) => Ok(()),
-            (Step::TestSecret | Step::FinishSecret, None) => Err("there is no next ring".into()),
-            (Step::TestSecret, Some(next)) => Ok(current.permits(of, &next)?),
-            (Step::FinishSecret, Some(next)) => {
+            (RotationStep::CreateSecret, Some(_)) | (RotationStep::SetSecret, _) => Ok(()),
+            (RotationStep::TestSecret | RotationStep::FinishSecret, None) => Err("there is no next ring".into()),
+            (RotationStep::TestSecret, Some(next)) => Ok(current.permits(of, &next)?),
+            (RotationStep::FinishSecret, Some(next)) => {
                 current.permits(of, &next)?;
                 versions.make_current(version, &current.id).await?;
                 tracing::info!(worker = NAME, secret_id, current = %next.ring.current().0, "rotated");

@@ -13,18 +13,18 @@ const CURRENT: &str = "AWSCURRENT";
 const PENDING: &str = "AWSPENDING";
 
 /// The versions of a secret.
-pub(crate) struct Versions<'a> {
+pub(crate) struct SecretVersions<'a> {
     pub(crate) client: &'a Client,
     pub(crate) secret_id: &'a str,
 }
 
-pub(crate) struct Version {
+pub(crate) struct SecretVersion {
     pub(crate) id: String,
     pub(crate) ring: Keyring,
     pub(crate) made_at: Option<Timestamp>,
 }
 
-impl Version {
+impl SecretVersion {
     /// Whether `next` may take its place. Not if this one was put while that one waited, be it with the same ring: its age begins anew.
     pub(crate) fn permits(&self, of: RingUse, next: &Self) -> Result<(), RotationRefused> {
         if self.made_at > next.made_at {
@@ -43,7 +43,7 @@ pub(crate) enum State {
     },
 }
 
-impl Versions<'_> {
+impl SecretVersions<'_> {
     /// How a version stands. Fails if it is none that a rotation works on.
     pub(crate) async fn state(&self, version: &str) -> Result<State, Fault> {
         let described = self.client.describe_secret().secret_id(self.secret_id).send().await;
@@ -59,13 +59,13 @@ impl Versions<'_> {
         }
     }
 
-    pub(crate) async fn current(&self) -> Result<Version, Fault> {
+    pub(crate) async fn current(&self) -> Result<SecretVersion, Fault> {
         let current = self.read(self.client.get_secret_value().version_stage(CURRENT)).await?;
         current.ok_or_else(|| "the secret has no current version".into())
     }
 
     /// None while it has no value.
-    pub(crate) async fn pending(&self, version: &str) -> Result<Option<Version>, Fault> {
+    pub(crate) async fn pending(&self, version: &str) -> Result<Option<SecretVersion>, Fault> {
         self.read(self.client.get_secret_value().version_id(version).version_stage(PENDING)).await
     }
 
@@ -82,7 +82,7 @@ impl Versions<'_> {
         moved.map(drop).map_err(|error| fault::describe(&error).into())
     }
 
-    async fn read(&self, get: GetSecretValueFluentBuilder) -> Result<Option<Version>, Fault> {
+    async fn read(&self, get: GetSecretValueFluentBuilder) -> Result<Option<SecretVersion>, Fault> {
         let read = match get.secret_id(self.secret_id).send().await {
             Ok(read) => read,
             Err(error) if error.code() == Some("ResourceNotFoundException") => return Ok(None),
@@ -90,7 +90,7 @@ impl Versions<'_> {
         };
         let made_at = read.created_date.and_then(|at| timestamp(&at));
         let ring = read_ring(&read.secret_string.ok_or("the ring is not a string")?)?;
-        Ok(Some(Version { id: read.version_id.ok_or("a version without an id")?, ring, made_at }))
+        Ok(Some(SecretVersion { id: read.version_id.ok_or("a version without an id")?, ring, made_at }))
     }
 }
 

@@ -7,7 +7,7 @@ use karta_shared::{
         ScopeSet, Signatures, Timestamp, WebhookEndpoint, next_attempt,
     },
     http::WebhookEndpointResource,
-    store::{Lease, Settled, Settlement, StoreError, Transaction, Waiting},
+    store::{Lease, PendingDelivery, Settled, Settlement, StoreError, Transaction},
     telemetry,
     webhook_secrets::WebhookSecrets,
     worker::{Fault, Worker},
@@ -37,11 +37,11 @@ pub(crate) struct Receiver {
 
 /// How an attempt ended, for whoever makes the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Came {
-    Through,
-    Back,
+pub(crate) enum AttemptEnd {
+    Delivered,
+    Failed,
     /// The endpoint takes no more, or is somebody else's to serve.
-    Last,
+    Stop,
 }
 
 impl Receiver {
@@ -53,7 +53,7 @@ impl Receiver {
     }
 
     /// Sends an event and writes down what came of it.
-    pub(crate) async fn attempt(&self, waiting: Waiting, event: &Event) -> Result<Came, Fault> {
+    pub(crate) async fn attempt(&self, waiting: PendingDelivery, event: &Event) -> Result<AttemptEnd, Fault> {
         let (at, body) = (self.app.clock.now(), event.body());
         if waiting.is_first_attempt() {
             self.app.metrics.delivery_lag(at, at.since(waiting.event_at));
@@ -72,13 +72,13 @@ impl Receiver {
             let read = lease.clone();
             drop(lease);
             let settled = self.settle(&read, waiting, &attempt, Settled::Succeeded, None).await?;
-            return Ok(if settled { Came::Through } else { Came::Last });
+            return Ok(if settled { AttemptEnd::Delivered } else { AttemptEnd::Stop });
         }
         let mut lease = lease;
-        let failing = if succeeded { Failing::default() } else { lease.failing.once_more(at) };
+        let failing = if succeeded { Failing::default() } else { lease.failing.with_failure(at) };
         let reason = match () {
             () if is_gone => Some(DisabledReason::Gone),
-            () if failing.is_hopeless(at) => Some(DisabledReason::Failing),
+            () if failing.should_disable(at) => Some(DisabledReason::Failing),
             () => None,
         };
         let settled = match (succeeded, retry) {
@@ -87,17 +87,17 @@ impl Receiver {
             (false, None) => Settled::Failed,
         };
         if !self.settle(&lease, waiting, &attempt, settled, reason).await? {
-            return Ok(Came::Last);
+            return Ok(AttemptEnd::Stop);
         }
         lease.failing = failing;
         Ok(match reason {
-            Some(_) => Came::Last,
-            None if succeeded => Came::Through,
-            None => Came::Back,
+            Some(_) => AttemptEnd::Stop,
+            None if succeeded => AttemptEnd::Delivered,
+            None => AttemptEnd::Failed,
         })
     }
 
-    fn next_attempt(&self, waiting: Waiting, outcome: &Outcome) -> Option<Timestamp> {
+    fn next_attempt(&self, waiting: PendingDelivery, outcome: &Outcome) -> Option<Timestamp> {
         let mut random = [0];
         self.app.entropy.fill(&mut random);
         next_attempt(waiting.tries, outcome.retry_after, self.app.clock.now(), random[0])
@@ -107,7 +107,7 @@ impl Receiver {
     async fn settle(
         &self,
         lease: &Lease,
-        waiting: Waiting,
+        waiting: PendingDelivery,
         attempt: &Attempt,
         settled: Settled,
         reason: Option<DisabledReason>,
@@ -161,7 +161,7 @@ impl Receiver {
                 request_id: WebhookDeliveries::NAME.to_owned(),
             },
         )?;
-        let webhook_endpoint = WebhookEndpointResource::of(after, lease.failing.once_more(now), ScopeSet::NONE);
+        let webhook_endpoint = WebhookEndpointResource::new(after, lease.failing.with_failure(now), ScopeSet::NONE);
         transaction.announce(&Event {
             id: id(),
             event_type: EventType::WebhookEndpointDisabled,

@@ -6,7 +6,7 @@
 //! As it is the one that opens their secrets, its schedule has those sealed anew that are not under their ring's current key.
 
 mod attempt;
-mod line;
+mod endpoint_queue;
 mod reseal;
 pub mod wire;
 
@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use self::{
-    line::{Line, Served},
+    endpoint_queue::{EndpointQueue, Served},
     wire::{SystemLookup, Wire},
 };
 
@@ -72,7 +72,7 @@ impl WebhookDeliveries {
     /// Serves an endpoint until nothing is due there soon, somebody else serves it, or the run's time is over.
     async fn serve(&self, organization: Id, endpoint: Id) -> Result<(), Fault> {
         let (wire, ends) = (self.wire().await?, Instant::now() + WORKS_FOR);
-        while let Some(line) = Line::take(&self.app, wire, organization, endpoint).await? {
+        while let Some(line) = EndpointQueue::take(&self.app, wire, organization, endpoint).await? {
             let Served::Until(next) = line.serve(ends).await? else {
                 return Ok(());
             };

@@ -4,7 +4,7 @@ use karta_shared::{
     domain::{Id, Keyring, Kid},
     reseal::Sealed,
     store::{SealedKind, SealedWebhookSecrets, StoreError},
-    webhook_secrets::{NotOpened, Place},
+    webhook_secrets::{WebhookSecretContext, WebhookSecretUnsealError},
     worker::Worker,
 };
 
@@ -15,7 +15,7 @@ impl Sealed for WebhookDeliveries {
     const RING: Ring = Ring::SealingWebhooks;
     const WORKER: &'static str = Self::NAME;
     type Item = SealedWebhookSecrets;
-    type NotOpened = NotOpened;
+    type UnsealError = WebhookSecretUnsealError;
 
     async fn read(app: &App, organization: Id, id: Id) -> Result<Option<SealedWebhookSecrets>, StoreError> {
         app.store.webhook_secrets(organization, id).await
@@ -31,8 +31,8 @@ impl Sealed for WebhookDeliveries {
         organization: Id,
         id: Id,
         item: &SealedWebhookSecrets,
-    ) -> Result<Result<bool, NotOpened>, StoreError> {
-        let place = Place { organization, endpoint: id };
+    ) -> Result<Result<bool, WebhookSecretUnsealError>, StoreError> {
+        let place = WebhookSecretContext { organization, endpoint: id };
         match place.reseal(ring, &*app.entropy, item) {
             Ok(Some(anew)) => app.store.reseal_webhook_secrets(organization, id, item, &anew).await.map(Ok),
             Ok(None) => Ok(Ok(false)),

@@ -78,7 +78,7 @@ pub struct Outcome {
 
 /// Why nothing was sent.
 #[derive(Debug, PartialEq, Eq)]
-enum Refused {
+enum PostRefusal {
     Url(Invalid),
     OwnHost,
     Address(&'static str),
@@ -130,12 +130,12 @@ impl Wire {
     }
 
     /// The URL as the client reads it. An address is judged here, as the client looks up names alone.
-    fn judged(&self, url: &WebhookUrl) -> Result<Url, Refused> {
-        url.judge(self.reach).map_err(Refused::Url)?;
+    fn judged(&self, url: &WebhookUrl) -> Result<Url, PostRefusal> {
+        url.judge(self.reach).map_err(PostRefusal::Url)?;
         if url.is_on(&self.own_hosts) {
-            return Err(Refused::OwnHost);
+            return Err(PostRefusal::OwnHost);
         }
-        let unlike = Refused::Url(Invalid::new("must have a host that every reader of URLs reads alike"));
+        let unlike = PostRefusal::Url(Invalid::new("must have a host that every reader of URLs reads alike"));
         let Ok(parsed) = Url::parse(url.as_str()) else {
             return Err(unlike);
         };
@@ -181,7 +181,7 @@ impl Wire {
 
     /// In a few words, without the URL.
     fn describe(&self, error: &reqwest::Error) -> String {
-        if let Some(refused) = causes(error).find_map(|cause| cause.downcast_ref::<Refused>()) {
+        if let Some(refused) = causes(error).find_map(|cause| cause.downcast_ref::<PostRefusal>()) {
             return refused.to_string();
         }
         if error.is_timeout() {
@@ -227,9 +227,9 @@ impl Resolve for Judged {
         let on_loopback = host == "localhost";
         let found = self.lookup.lookup(host);
         Box::pin(async move {
-            let addresses = found.await.map_err(|_| Refused::Unresolved)?;
+            let addresses = found.await.map_err(|_| PostRefusal::Unresolved)?;
             if addresses.is_empty() {
-                return Err(Refused::Unresolved.into());
+                return Err(PostRefusal::Unresolved.into());
             }
             // One that is refused is enough: whoever puts it among others means it to be tried.
             addresses.iter().try_for_each(|address| judge(*address, on_loopback, reach))?;
@@ -240,10 +240,10 @@ impl Resolve for Judged {
 }
 
 /// Loopback is reached under its own names alone, and these reach nothing else.
-fn judge(address: IpAddr, on_loopback: bool, reach: Reach) -> Result<(), Refused> {
-    judge_address(address, if on_loopback { reach } else { Reach::Public }).map_err(Refused::Address)?;
+fn judge(address: IpAddr, on_loopback: bool, reach: Reach) -> Result<(), PostRefusal> {
+    judge_address(address, if on_loopback { reach } else { Reach::Public }).map_err(PostRefusal::Address)?;
     if on_loopback && !address.is_loopback() {
-        return Err(Refused::Address("outside loopback, under a name of loopback"));
+        return Err(PostRefusal::Address("outside loopback, under a name of loopback"));
     }
     Ok(())
 }
@@ -254,7 +254,7 @@ impl Outcome {
     }
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for PostRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Url(problem) => write!(f, "not sent: the URL {problem}"),
@@ -265,7 +265,7 @@ impl fmt::Display for Refused {
     }
 }
 
-impl Error for Refused {}
+impl Error for PostRefusal {}
 
 impl fmt::Debug for Wire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -3,7 +3,7 @@ use std::{collections::BTreeSet, time::Duration};
 use karta_shared::{
     App,
     domain::Id,
-    store::{Due, StoreError},
+    store::{DueItem, StoreError},
     worker::Fault,
 };
 
@@ -11,11 +11,11 @@ use karta_shared::{
 const AGAIN_AFTER: Duration = Duration::from_mins(1);
 
 /// Says which endpoints have something new, also where not everything was done.
-pub(crate) async fn fan_out(app: &App, organization: Id, due: &[Due]) -> (BTreeSet<Id>, Result<(), Fault>) {
+pub(crate) async fn fan_out(app: &App, organization: Id, due: &[DueItem]) -> (BTreeSet<Id>, Result<(), Fault>) {
     let mut touched = BTreeSet::new();
     let told = async {
         // In this order: who was there when an event was written is among the endpoints.
-        let (events, unreadable) = app.store.untold_events(due).await?;
+        let (events, unreadable) = app.store.pending_events(due).await?;
         app.store.postpone_events(&unreadable, app.clock.now().plus(AGAIN_AFTER)).await?;
         if events.is_empty() {
             return Ok(());

@@ -11,8 +11,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use karta_shared::{
     App, config,
     domain::Id,
-    store::{Due, Queue},
-    together::together,
+    join_bounded::join_bounded,
+    store::{DueItem, Queue},
     worker::{Fault, Wake, Worker, due},
 };
 use tokio::time::Instant;
@@ -38,8 +38,8 @@ impl WebhookEvents {
     }
 
     /// Fans out what waits, each organization for itself: the fault of one is not another's.
-    async fn tell(&self, due: impl IntoIterator<Item = Due>) -> Result<(), Fault> {
-        let mut of_organizations: BTreeMap<Id, Vec<Due>> = BTreeMap::new();
+    async fn tell(&self, due: impl IntoIterator<Item = DueItem>) -> Result<(), Fault> {
+        let mut of_organizations: BTreeMap<Id, Vec<DueItem>> = BTreeMap::new();
         for due in due {
             of_organizations.entry(due.organization_id).or_default().push(due);
         }
@@ -52,7 +52,7 @@ impl WebhookEvents {
                 told.and(woken)
             }
         });
-        all(together(told).await)
+        all(join_bounded(told).await)
     }
 
     async fn tell_all(&self, ends: Instant) -> Result<(), Fault> {
@@ -76,7 +76,7 @@ impl WebhookEvents {
                 waker.wake_each(endpoint.map(|endpoint| (due.organization_id, endpoint))).await
             }
         });
-        all(together(recovered).await)
+        all(join_bounded(recovered).await)
     }
 
     /// Has every endpoint served that something is due for: what woke for it before may have been lost.
@@ -86,7 +86,7 @@ impl WebhookEvents {
             let waker = Arc::clone(&self.waker);
             async move { waker.wake_each(due.endpoint().map(|endpoint| (due.organization_id, endpoint))).await }
         });
-        all(together(woken).await)
+        all(join_bounded(woken).await)
     }
 }
 

@@ -1,13 +1,13 @@
 use karta_shared::{
     App,
     domain::{Id, WebhookEndpoint},
-    store::{CommitError, Due, Recovered},
+    store::{CommitError, DueItem, Recovered},
     worker::Fault,
 };
 use tokio::time::Instant;
 
 /// Walks what an endpoint missed, until the run ends: the next one goes on; says which it is if something may have been found.
-pub(crate) async fn walk(app: &App, due: &Due, ends: Instant) -> Result<Option<Id>, Fault> {
+pub(crate) async fn walk(app: &App, due: &DueItem, ends: Instant) -> Result<Option<Id>, Fault> {
     let Some(mut recovery) = app.store.recovery(due.organization_id, &due.sk).await? else {
         return Ok(None);
     };

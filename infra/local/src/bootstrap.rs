@@ -3,8 +3,8 @@
 use anyhow::{Context, Result};
 use karta_shared::{
     App,
+    bootstrap::OrganizationBootstrap,
     domain::{Actor, ActorKind, ApiKeyToken, AuditEvent, Id, Name, NewAuditEvent, Organization, ResourceRef, Slug},
-    founding::Founding,
 };
 
 /// The organization that a run works with.
@@ -23,9 +23,9 @@ pub async fn organization(app: &App, slug: &Slug, founder: &str) -> Result<Found
     let now = app.clock.now();
     let name = Name::try_from(slug.as_str().to_owned()).context("--org")?;
     let organization = Organization::new(Id::draw(now, &*app.entropy), slug.clone(), name, now);
-    let founding = Founding::of(app, organization, now).await?;
+    let bootstrap = OrganizationBootstrap::new(app, organization, now).await?;
     let mut transaction = app.store.transaction();
-    founding.stage(&mut transaction, |event: NewAuditEvent| AuditEvent {
+    bootstrap.stage(&mut transaction, |event: NewAuditEvent| AuditEvent {
         id: Id::draw(now, &*app.entropy),
         at: now,
         actor: Actor { kind: ActorKind::System, id: None, name: founder.to_owned() },
@@ -37,5 +37,5 @@ pub async fn organization(app: &App, slug: &Slug, founder: &str) -> Result<Found
         request_id: "bootstrap".to_owned(),
     })?;
     transaction.commit().await?;
-    Ok(Founded { organization: founding.organization, api_key: Some(founding.token) })
+    Ok(Founded { organization: bootstrap.organization, api_key: Some(bootstrap.token) })
 }

@@ -74,8 +74,8 @@ pub struct Emulator {
     database: Database,
     in_process: InProcess,
     tables: Tables,
-    streams: Watched,
-    indexes: Watched,
+    streams: WatchedWrites,
+    indexes: WatchedWrites,
     stop: oneshot::Sender<()>,
     served: JoinHandle<()>,
 }
@@ -113,12 +113,12 @@ impl Emulator {
         let credential = format!("Credential={access_key}/");
         let (stop, stopped) = oneshot::channel();
         let functions = &template.functions;
-        let streams = Watched::new(functions.iter().map(|function| function.reads_outbox.clone()));
+        let streams = WatchedWrites::new(functions.iter().map(|function| function.reads_outbox.clone()));
         let indexes =
-            Watched::new(functions.iter().flat_map(|function| &function.indexes).map(|it| it.prefixes.clone()));
+            WatchedWrites::new(functions.iter().flat_map(|function| &function.indexes).map(|it| it.prefixes.clone()));
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let (in_process, asked) = mpsc::unbounded_channel();
-        let shared = Arc::new(Server {
+        let shared = Arc::new(EmulatorServer {
             database: database.clone(),
             plain_reads,
             credential,
@@ -172,18 +172,18 @@ impl Emulator {
     }
 }
 
-struct Server {
+struct EmulatorServer {
     database: Database,
     plain_reads: PlainReads,
     /// What a signed request's `Authorization` must hold.
     credential: String,
-    streams: Watched,
-    indexes: Watched,
+    streams: WatchedWrites,
+    indexes: WatchedWrites,
 }
 
 /// Notifies readers of writes, each of the prefixes of partition keys that it reads.
 #[derive(Debug, Clone)]
-struct Watched(Arc<[Watcher]>);
+struct WatchedWrites(Arc<[Watcher]>);
 
 #[derive(Debug)]
 struct Watcher {
@@ -193,7 +193,7 @@ struct Watcher {
     sender: watch::Sender<()>,
 }
 
-impl Watched {
+impl WatchedWrites {
     fn new(readers: impl Iterator<Item = Vec<String>>) -> Self {
         let watchers = readers.filter(|prefixes| !prefixes.is_empty()).map(|prefixes| Watcher {
             patterns: prefixes.iter().map(|prefix| format!("\"{}#", prefix.trim_end_matches('#'))).collect(),
@@ -259,7 +259,7 @@ impl WatchedIndex {
 /// Answers over HTTP and from this process, until it is stopped and has answered what was asked before.
 async fn serve(
     listener: TcpListener,
-    server: Arc<Server>,
+    server: Arc<EmulatorServer>,
     mut asked: mpsc::UnboundedReceiver<Asked>,
     stopped: oneshot::Receiver<()>,
 ) -> std::io::Result<()> {
@@ -287,13 +287,13 @@ async fn serve(
     ended
 }
 
-async fn answer(State(server): State<Arc<Server>>, headers: HeaderMap, body: Bytes) -> impl IntoResponse {
+async fn answer(State(server): State<Arc<EmulatorServer>>, headers: HeaderMap, body: Bytes) -> impl IntoResponse {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let (status, body) = server.answer(header("authorization"), header("x-amz-target"), &body);
     (status, [(header::CONTENT_TYPE, "application/x-amz-json-1.0")], body)
 }
 
-impl Server {
+impl EmulatorServer {
     /// Blocks while SQLite works.
     fn answer(&self, authorization: &str, target: &str, body: &[u8]) -> (StatusCode, String) {
         if !authorization.contains(&self.credential) {

@@ -41,7 +41,7 @@ pub struct Gateway {
     routes: Routes,
     authorizer: Authorizer,
     validation: Regex,
-    verdicts: Cache<[u8; 32], Verdict>,
+    verdicts: Cache<[u8; 32], CachedAuthorization>,
     cached_for: Duration,
     responses: HashMap<String, GatewayResponse>,
     clock: Arc<dyn Clock>,
@@ -56,14 +56,14 @@ struct Target {
 
 /// What the authorizer said of an `Authorization` header, and when. `None` is a Deny.
 #[derive(Clone)]
-struct Verdict {
+struct CachedAuthorization {
     at: Timestamp,
     context: Option<Arc<HashMap<String, Value>>>,
 }
 
 /// The gateway's own answers, by the template's names for them.
 #[derive(Debug, Clone, Copy)]
-enum Refusal {
+enum GatewayError {
     MissingAuthenticationToken,
     Unauthorized,
     AccessDenied,
@@ -72,7 +72,7 @@ enum Refusal {
     BadRequestBody,
 }
 
-impl Refusal {
+impl GatewayError {
     const ALL: [Self; 6] = [
         Self::MissingAuthenticationToken,
         Self::Unauthorized,
@@ -129,7 +129,7 @@ impl Gateway {
             routes.insert(&path, targets).with_context(|| format!("the path {path}"))?;
         }
         let responses: HashMap<_, _> = template.gateway_responses.clone().into_iter().collect();
-        for refusal in Refusal::ALL {
+        for refusal in GatewayError::ALL {
             ensure!(responses.contains_key(refusal.name()), "template.yaml has no GatewayResponse {}", refusal.name());
         }
         Ok(Self {
@@ -166,14 +166,14 @@ impl Gateway {
         peer: SocketAddr,
         request: axum::extract::Request,
         request_id: &str,
-    ) -> Result<axum::response::Response, Refusal> {
+    ) -> Result<axum::response::Response, GatewayError> {
         let (parts, body) = request.into_parts();
         // Before the route is looked up: a body that cannot be read must not distinguish a route from an unknown path.
         let body = read(body).await?;
         let path = decode_unreserved(parts.uri.path());
-        let matched = self.routes.at(&path).map_err(|_| Refusal::MissingAuthenticationToken)?;
+        let matched = self.routes.at(&path).map_err(|_| GatewayError::MissingAuthenticationToken)?;
         let target = matched.value.iter().find(|target| target.method == parts.method);
-        let target = target.ok_or(Refusal::MissingAuthenticationToken)?;
+        let target = target.ok_or(GatewayError::MissingAuthenticationToken)?;
         let context = if target.authorized {
             Some(self.authorize(&parts.headers, &parts.method, &parts.uri).await?)
         } else {
@@ -220,12 +220,12 @@ impl Gateway {
         headers: &HeaderMap,
         method: &Method,
         uri: &Uri,
-    ) -> Result<Arc<HashMap<String, Value>>, Refusal> {
+    ) -> Result<Arc<HashMap<String, Value>>, GatewayError> {
         let mut sent = headers.get_all(header::AUTHORIZATION).iter();
         let header = sent.next().filter(|_| sent.next().is_none()).and_then(|value| value.to_str().ok());
-        let header = header.filter(|header| self.validation.is_match(header)).ok_or(Refusal::Unauthorized)?;
+        let header = header.filter(|header| self.validation.is_match(header)).ok_or(GatewayError::Unauthorized)?;
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, header.as_bytes());
-        let cache_key: [u8; 32] = digest.as_ref().try_into().map_err(|_| Refusal::AuthorizerFailure)?;
+        let cache_key: [u8; 32] = digest.as_ref().try_into().map_err(|_| GatewayError::AuthorizerFailure)?;
         let cached =
             self.verdicts.get(&cache_key).filter(|verdict| self.clock.now().since(verdict.at) < self.cached_for);
         let verdict = if let Some(verdict) = cached {
@@ -235,10 +235,10 @@ impl Gateway {
             self.verdicts.insert(cache_key, verdict.clone());
             verdict
         };
-        verdict.context.ok_or(Refusal::AccessDenied)
+        verdict.context.ok_or(GatewayError::AccessDenied)
     }
 
-    async fn ask(&self, header: &str, method: &Method, uri: &Uri) -> Result<Verdict, Refusal> {
+    async fn ask(&self, header: &str, method: &Method, uri: &Uri) -> Result<CachedAuthorization, GatewayError> {
         let mut event = ApiGatewayCustomAuthorizerRequest::default();
         event.type_ = Some("TOKEN".to_owned());
         event.authorization_token = Some(header.to_owned());
@@ -246,7 +246,7 @@ impl Gateway {
         // Boxed like a handler's: the types of futures nest only so deep.
         let answer = Box::pin(self.authorizer.authorize(&event)).await.map_err(|error| {
             tracing::error!(route = authorizer::NAME, %error, "undecided");
-            Refusal::AuthorizerFailure
+            GatewayError::AuthorizerFailure
         })?;
         let allowed =
             answer.policy_document.statement.iter().all(|statement| statement.effect == IamPolicyEffect::Allow);
@@ -254,10 +254,10 @@ impl Gateway {
             Value::Object(context) if allowed => Some(Arc::new(context.into_iter().collect())),
             _ => None,
         };
-        Ok(Verdict { at: self.clock.now(), context })
+        Ok(CachedAuthorization { at: self.clock.now(), context })
     }
 
-    fn refuse(&self, refusal: Refusal, request_id: &str) -> axum::response::Response {
+    fn refuse(&self, refusal: GatewayError, request_id: &str) -> axum::response::Response {
         let template = &self.responses[refusal.name()];
         tracing::info!(request_id, route = "gateway", status = template.status, refusal = refusal.name(), "request");
         let body = template.body.replace("$context.requestId", request_id);
@@ -292,10 +292,10 @@ fn bad_host(request_id: &str) -> axum::response::Response {
 }
 
 /// Reads a body to its end, also one that is too large to keep: a client that is cut off while it sends misses its answer.
-async fn read(mut body: axum::body::Body) -> Result<Vec<u8>, Refusal> {
+async fn read(mut body: axum::body::Body) -> Result<Vec<u8>, GatewayError> {
     let (mut bytes, mut size) = (Vec::new(), 0);
     while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-        let data = frame.map_err(|_| Refusal::BadRequestBody)?.into_data().unwrap_or_default();
+        let data = frame.map_err(|_| GatewayError::BadRequestBody)?.into_data().unwrap_or_default();
         size += data.len();
         if size <= BODY_MAX {
             bytes.extend_from_slice(&data);
@@ -303,7 +303,7 @@ async fn read(mut body: axum::body::Body) -> Result<Vec<u8>, Refusal> {
             bytes = Vec::new();
         }
     }
-    if size <= BODY_MAX { Ok(bytes) } else { Err(Refusal::RequestTooLarge) }
+    if size <= BODY_MAX { Ok(bytes) } else { Err(GatewayError::RequestTooLarge) }
 }
 
 fn query(uri: &Uri) -> HashMap<String, Vec<String>> {

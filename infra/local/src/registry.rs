@@ -95,13 +95,13 @@ pub fn workers(app: &App, gateway: &Arc<Gateway>) -> BTreeMap<&'static str, Tick
     let deliveries = WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new());
     let waker = waker(deliveries.clone());
     BTreeMap::from([
-        employ(app, AuditChain::new),
-        employ(app, BudgetChecks::new),
-        employ(app, |app| CachePush::new(app, cache)),
-        employ(app, ExpiryNotices::new),
-        employ(app, ModelKeysReseal::new),
-        employ(app, |app| WebhookEvents::new(app, waker)),
-        employ(app, |_| deliveries),
+        spawn_worker(app, AuditChain::new),
+        spawn_worker(app, BudgetChecks::new),
+        spawn_worker(app, |app| CachePush::new(app, cache)),
+        spawn_worker(app, ExpiryNotices::new),
+        spawn_worker(app, ModelKeysReseal::new),
+        spawn_worker(app, |app| WebhookEvents::new(app, waker)),
+        spawn_worker(app, |_| deliveries),
     ])
 }
 
@@ -119,7 +119,7 @@ pub fn waker(deliveries: WebhookDeliveries) -> Waker {
 }
 
 /// With an app of its own, made when it is first woken.
-fn employ<W: Worker>(app: &App, new: impl FnOnce(App) -> W + Send + 'static) -> (&'static str, Tick) {
+fn spawn_worker<W: Worker>(app: &App, new: impl FnOnce(App) -> W + Send + 'static) -> (&'static str, Tick) {
     let app = app.clone();
     let worker = LazyLock::new(move || Arc::new(new(app.of_function(W::NAME))));
     let tick = move || -> Work {

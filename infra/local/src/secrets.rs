@@ -18,7 +18,7 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::emulator::STORE_FILE;
 
 /// One name's flat JSON, as Secrets Manager would hold it; under `service-token` a bare token.
-type Stored = BTreeMap<String, String>;
+type StoredSecrets = BTreeMap<String, String>;
 
 const SERVICE_TOKEN: &str = "service-token";
 
@@ -174,19 +174,19 @@ pub(crate) fn random_text(entropy: &dyn Entropy) -> String {
     format!("{high:032x}{low:032x}")
 }
 
-fn read(path: &Path) -> Result<Stored> {
+fn read(path: &Path) -> Result<StoredSecrets> {
     match fs::read(path) {
         // serde_json's message would quote what it stumbled over.
         Ok(bytes) => serde_json::from_slice(&bytes)
             .ok()
             .with_context(|| format!("{} is not an object of strings", path.display())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Stored::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(StoredSecrets::new()),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
 }
 
 /// Whole or not at all: a crash must not leave half a ring, under which nothing would open again.
-fn write(path: &Path, stored: &Stored) -> Result<()> {
+fn write(path: &Path, stored: &StoredSecrets) -> Result<()> {
     let next = path.with_extension("json.next");
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
     file.write_all(&serde_json::to_vec_pretty(stored)?)?;

@@ -55,7 +55,7 @@ pub fn start(
 }
 
 /// The queue of a worker: the index that its policies let it query.
-fn queue(function: &Function, emulator: &Emulator) -> Result<Option<Queue>> {
+fn queue(function: &Function, emulator: &Emulator) -> Result<Option<WakeQueue>> {
     let [index] = &function.indexes[..] else { bail!("a worker must query exactly one index") };
     let (key, by) = match index.name.as_str() {
         "due" => ("due_shard", Some("due_at")),
@@ -65,18 +65,18 @@ fn queue(function: &Function, emulator: &Emulator) -> Result<Option<Queue>> {
         "sealed" => return Ok(None),
         other => bail!("the index {other} is not known here"),
     };
-    Ok(Some(Queue { index: emulator.index(index)?, key, by }))
+    Ok(Some(WakeQueue { index: emulator.index(index)?, key, by }))
 }
 
 /// An index whose items make work.
-struct Queue {
+struct WakeQueue {
     index: WatchedIndex,
     key: &'static str,
     /// The attribute with the time at which an item is due. Without it, an item is due at once.
     by: Option<&'static str>,
 }
 
-impl Queue {
+impl WakeQueue {
     /// The earliest time at which something is due; now if that is unknown, so that the worker reports the fault.
     async fn next(&self, now: Timestamp) -> Option<Timestamp> {
         match self.index.first(self.key, self.by).await {
@@ -94,7 +94,7 @@ struct Employed {
     /// Of the schedule.
     period: Duration,
     stream: Option<watch::Receiver<()>>,
-    queue: Option<Queue>,
+    queue: Option<WakeQueue>,
     clock: Arc<dyn Clock>,
 }
 

@@ -31,7 +31,7 @@ pub struct BcryptPool {
 
 /// A place in the line. It is free again when this is dropped and nothing runs under it any more.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct Slot {
     held: Arc<OwnedSemaphorePermit>,
     workers: Arc<Semaphore>,
 }
@@ -54,9 +54,9 @@ impl BcryptPool {
     }
 
     /// A place at the end of the line, unless it is full.
-    pub(super) fn enter(&self) -> Result<Place, Undecided> {
+    pub(super) fn enter(&self) -> Result<Slot, Undecided> {
         let held = Arc::clone(&self.places).try_acquire_owned().map_err(|_| Undecided::Busy)?;
-        Ok(Place { held: Arc::new(held), workers: Arc::clone(&self.workers) })
+        Ok(Slot { held: Arc::new(held), workers: Arc::clone(&self.workers) })
     }
 
     /// A digest of nothing at the configured cost: comparing with it takes what a real comparison takes.
@@ -65,7 +65,7 @@ impl BcryptPool {
     }
 }
 
-impl Place {
+impl Slot {
     /// Whether the digest is the token's, and what it took. The comparison itself is constant-time.
     pub(super) async fn proves(&self, token: &ApiKeyToken, digest: Digest) -> Result<(bool, Proving), Undecided> {
         let token = token.clone();

@@ -8,8 +8,13 @@ mod validator;
 pub use self::{
     bcrypt_pool::BcryptPool,
     bearer::bearer,
-    session_token::{Refused, SessionClaims, SessionScope, SessionToken, TTL_DEFAULT, TTL_MAX, TTL_MIN, mint, verify},
-    validator::{Finding, GATEWAY_TOLD_WITHIN, Invalidity, Step, Use, ValidKey, Validator, Verdict, judge, trace},
+    session_token::{
+        SessionClaims, SessionScope, SessionToken, SessionTokenError, TTL_DEFAULT, TTL_MAX, TTL_MIN, mint, verify,
+    },
+    validator::{
+        GATEWAY_NOTIFIED_WITHIN, Invalidity, StepResult, Use, ValidKey, ValidationStep, Validator, Verdict, judge,
+        trace,
+    },
 };
 
 use crate::{config::SecretError, store::StoreError};

@@ -138,7 +138,7 @@ impl fmt::Debug for SessionToken {
 
 /// What is read of a header. All that `alg` can do is be refused.
 #[derive(Deserialize)]
-struct Presented<'a> {
+struct PresentedHeader<'a> {
     #[serde(borrow)]
     alg: Cow<'a, str>,
     #[serde(borrow)]
@@ -150,7 +150,7 @@ struct Presented<'a> {
 /// Why a token is not accepted: a word for the log. Callers all get the same 401.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("session token refused: {}", self.as_str())]
-pub enum Refused {
+pub enum SessionTokenError {
     /// Too long, or not three parts with a JSON header.
     Malformed,
     /// Anything but HS256, or with extensions that would have to be understood.
@@ -171,7 +171,7 @@ pub enum Refused {
     NotBefore,
 }
 
-impl Refused {
+impl SessionTokenError {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
@@ -201,53 +201,53 @@ fn sign(kid: &Kid, secret: &[u8], claims: &SessionClaims) -> String {
 }
 
 /// Judges a token at `now_unix` (seconds). Tries the one key that its header names, or none.
-pub fn verify(ring: &Keyring, token: &str, now_unix: i64) -> Result<SessionClaims, Refused> {
+pub fn verify(ring: &Keyring, token: &str, now_unix: i64) -> Result<SessionClaims, SessionTokenError> {
     if token.len() > TOKEN_MAX_BYTES {
-        return Err(Refused::Malformed);
+        return Err(SessionTokenError::Malformed);
     }
-    let (message, signature) = token.rsplit_once('.').ok_or(Refused::Malformed)?;
-    let (header, claims) = message.split_once('.').ok_or(Refused::Malformed)?;
+    let (message, signature) = token.rsplit_once('.').ok_or(SessionTokenError::Malformed)?;
+    let (header, claims) = message.split_once('.').ok_or(SessionTokenError::Malformed)?;
     let secret = named_key(ring, header)?;
     let key = DecodingKey::from_secret(secret);
     match jsonwebtoken::crypto::verify(signature, message.as_bytes(), &key, Algorithm::HS256) {
         Ok(true) => {}
-        Ok(false) | Err(_) => return Err(Refused::Signature),
+        Ok(false) | Err(_) => return Err(SessionTokenError::Signature),
     }
-    let claims = URL_SAFE_NO_PAD.decode(claims).map_err(|_| Refused::Claims)?;
-    read_object::<PresentedClaims>(&claims).ok_or(Refused::Claims)?.judge(now_unix)
+    let claims = URL_SAFE_NO_PAD.decode(claims).map_err(|_| SessionTokenError::Claims)?;
+    read_object::<PresentedClaims>(&claims).ok_or(SessionTokenError::Claims)?.judge(now_unix)
 }
 
-fn named_key<'ring>(ring: &'ring Keyring, header: &str) -> Result<&'ring [u8], Refused> {
-    let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| Refused::Malformed)?;
-    let header: Presented = read_object(&header).ok_or(Refused::Malformed)?;
+fn named_key<'ring>(ring: &'ring Keyring, header: &str) -> Result<&'ring [u8], SessionTokenError> {
+    let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| SessionTokenError::Malformed)?;
+    let header: PresentedHeader = read_object(&header).ok_or(SessionTokenError::Malformed)?;
     if header.alg != "HS256" || header.crit.is_some() {
-        return Err(Refused::Algorithm);
+        return Err(SessionTokenError::Algorithm);
     }
-    let kid = header.kid.ok_or(Refused::NoKid)?;
+    let kid = header.kid.ok_or(SessionTokenError::NoKid)?;
     // Told apart so that junk never makes a caller fetch the ring again.
     ring.get(&kid).ok_or(match Kid::parse(&kid) {
-        Some(_) => Refused::UnknownKid,
-        None => Refused::NoKid,
+        Some(_) => SessionTokenError::UnknownKid,
+        None => SessionTokenError::NoKid,
     })
 }
 
 impl PresentedClaims {
-    fn judge(self, now_unix: i64) -> Result<SessionClaims, Refused> {
+    fn judge(self, now_unix: i64) -> Result<SessionClaims, SessionTokenError> {
         let (NumericDate(iat), NumericDate(exp)) = (self.iat, self.exp);
         if self.sub.as_ref().is_some_and(|sub| sub.is_empty() || sub.len() > 255) {
-            return Err(Refused::Claims);
+            return Err(SessionTokenError::Claims);
         }
         if self.aud.is_some() {
-            return Err(Refused::Audience);
+            return Err(SessionTokenError::Audience);
         }
         if !(1..=i64::from(TTL_MAX)).contains(&(exp - iat)) {
-            return Err(Refused::Lifetime);
+            return Err(SessionTokenError::Lifetime);
         }
         if now_unix.saturating_sub(exp) >= LEEWAY {
-            return Err(Refused::Expired);
+            return Err(SessionTokenError::Expired);
         }
         if self.nbf.is_some_and(|NumericDate(nbf)| nbf.saturating_sub(now_unix) > LEEWAY) {
-            return Err(Refused::NotBefore);
+            return Err(SessionTokenError::NotBefore);
         }
         Ok(SessionClaims {
             org_id: self.org_id,
@@ -304,12 +304,12 @@ mod tests {
         format!("{message}.{signature}")
     }
 
-    fn with_header(header: &Value) -> Result<SessionClaims, Refused> {
+    fn with_header(header: &Value) -> Result<SessionClaims, SessionTokenError> {
         verify(&ring(), &forge(header, &json!(claims()), &"2".repeat(32), Algorithm::HS256), NOW)
     }
 
     /// Verifies the usual claims under a right signature after one of them was replaced, or taken out by `null`.
-    fn with_claim(name: &str, value: Value) -> Result<SessionClaims, Refused> {
+    fn with_claim(name: &str, value: Value) -> Result<SessionClaims, SessionTokenError> {
         let mut claims = json!(claims());
         claims[name] = value;
         claims.as_object_mut().unwrap().retain(|_, value| !value.is_null());
@@ -338,50 +338,53 @@ mod tests {
     #[test]
     fn no_other_algorithm_passes() {
         for alg in ["none", "None", "", "hs256", "HS384", "HS512", "RS256", "ES256", "EdDSA"] {
-            assert_eq!(with_header(&json!({"alg": alg, "kid": "k2"})), Err(Refused::Algorithm), "{alg}");
+            assert_eq!(with_header(&json!({"alg": alg, "kid": "k2"})), Err(SessionTokenError::Algorithm), "{alg}");
         }
         let header = json!({"alg": "HS512", "kid": "k2"});
         let hs512 = forge(&header, &json!(claims()), &"2".repeat(32), Algorithm::HS512);
-        assert_eq!(verify(&ring(), &hs512, NOW), Err(Refused::Algorithm));
+        assert_eq!(verify(&ring(), &hs512, NOW), Err(SessionTokenError::Algorithm));
         let unsigned = format!("{}.", hs512.rsplit_once('.').unwrap().0);
-        assert_eq!(verify(&ring(), &unsigned, NOW), Err(Refused::Algorithm));
+        assert_eq!(verify(&ring(), &unsigned, NOW), Err(SessionTokenError::Algorithm));
         let signed = mint(&ring(), &claims());
         let stripped = format!("{}.", signed.expose().rsplit_once('.').unwrap().0);
-        assert_eq!(verify(&ring(), &stripped, NOW), Err(Refused::Signature));
-        assert_eq!(with_header(&json!({"kid": "k2"})), Err(Refused::Malformed));
-        assert_eq!(with_header(&json!({"alg": "HS256", "kid": "k2", "crit": ["exp"]})), Err(Refused::Algorithm));
+        assert_eq!(verify(&ring(), &stripped, NOW), Err(SessionTokenError::Signature));
+        assert_eq!(with_header(&json!({"kid": "k2"})), Err(SessionTokenError::Malformed));
+        assert_eq!(
+            with_header(&json!({"alg": "HS256", "kid": "k2", "crit": ["exp"]})),
+            Err(SessionTokenError::Algorithm)
+        );
     }
 
     #[test]
     fn a_kid_must_be_there_and_name_a_key() {
         for kid in ["current", "", "k", "K2", "k2 ", "../k2", "2"] {
-            assert_eq!(with_header(&json!({"alg": "HS256", "kid": kid})), Err(Refused::NoKid), "{kid}");
+            assert_eq!(with_header(&json!({"alg": "HS256", "kid": kid})), Err(SessionTokenError::NoKid), "{kid}");
         }
-        assert_eq!(with_header(&json!({"alg": "HS256"})), Err(Refused::NoKid));
-        assert_eq!(with_header(&json!({"alg": "HS256", "kid": null})), Err(Refused::NoKid));
-        assert_eq!(with_header(&json!({"alg": "HS256", "kid": 2})), Err(Refused::Malformed));
-        assert_eq!(with_header(&json!({"alg": "HS256", "kid": "k3"})), Err(Refused::UnknownKid));
+        assert_eq!(with_header(&json!({"alg": "HS256"})), Err(SessionTokenError::NoKid));
+        assert_eq!(with_header(&json!({"alg": "HS256", "kid": null})), Err(SessionTokenError::NoKid));
+        assert_eq!(with_header(&json!({"alg": "HS256", "kid": 2})), Err(SessionTokenError::Malformed));
+        assert_eq!(with_header(&json!({"alg": "HS256", "kid": "k3"})), Err(SessionTokenError::UnknownKid));
     }
 
     #[test]
     fn only_the_key_that_is_named_is_tried() {
-        assert_eq!(with_header(&json!({"alg": "HS256", "kid": "k1"})), Err(Refused::Signature));
+        assert_eq!(with_header(&json!({"alg": "HS256", "kid": "k1"})), Err(SessionTokenError::Signature));
         let other = Keyring::single("k2", "3".repeat(32)).unwrap();
-        assert_eq!(verify(&ring(), mint(&other, &claims()).expose(), NOW), Err(Refused::Signature));
+        assert_eq!(verify(&ring(), mint(&other, &claims()).expose(), NOW), Err(SessionTokenError::Signature));
         // The word `current` as a secret under the kid `current`: the ring of a careless reader.
         let token = forge(&json!({"alg": "HS256", "kid": "current"}), &json!(claims()), "k2", Algorithm::HS256);
-        assert_eq!(verify(&ring(), &token, NOW), Err(Refused::NoKid));
+        assert_eq!(verify(&ring(), &token, NOW), Err(SessionTokenError::NoKid));
     }
 
     #[test]
     fn the_lifetime_is_an_hour_at_most() {
         let exp = |exp: i64| with_claim("exp", json!(exp)).err();
         assert_eq!(exp(NOW + i64::from(TTL_MAX)), None);
-        assert_eq!(exp(NOW + i64::from(TTL_MAX) + 1), Some(Refused::Lifetime));
-        assert_eq!(exp(TIME_MAX), Some(Refused::Lifetime));
-        assert_eq!(exp(NOW), Some(Refused::Lifetime));
-        assert_eq!(exp(0), Some(Refused::Lifetime));
-        assert_eq!(with_claim("iat", json!(0)), Err(Refused::Lifetime));
+        assert_eq!(exp(NOW + i64::from(TTL_MAX) + 1), Some(SessionTokenError::Lifetime));
+        assert_eq!(exp(TIME_MAX), Some(SessionTokenError::Lifetime));
+        assert_eq!(exp(NOW), Some(SessionTokenError::Lifetime));
+        assert_eq!(exp(0), Some(SessionTokenError::Lifetime));
+        assert_eq!(with_claim("iat", json!(0)), Err(SessionTokenError::Lifetime));
     }
 
     #[test]
@@ -389,8 +392,8 @@ mod tests {
         let token = mint(&ring(), &claims());
         let at = |now| verify(&ring(), token.expose(), now).err();
         assert_eq!(at(claims().exp + LEEWAY - 1), None);
-        assert_eq!(at(claims().exp + LEEWAY), Some(Refused::Expired));
-        assert_eq!(at(i64::MAX), Some(Refused::Expired));
+        assert_eq!(at(claims().exp + LEEWAY), Some(SessionTokenError::Expired));
+        assert_eq!(at(i64::MAX), Some(SessionTokenError::Expired));
         assert_eq!(at(NOW - 86_400), None);
         assert_eq!(at(i64::MIN), None);
     }
@@ -399,7 +402,7 @@ mod tests {
     fn claims_must_be_there_and_right() {
         let names = "org_id org_slug project_id project_slug scope budget_ok iat exp jti akid";
         for name in names.split(' ') {
-            assert_eq!(with_claim(name, Value::Null), Err(Refused::Claims), "without {name}");
+            assert_eq!(with_claim(name, Value::Null), Err(SessionTokenError::Claims), "without {name}");
         }
         for (name, value) in [
             ("exp", json!("1795000900")),
@@ -412,7 +415,7 @@ mod tests {
             ("sub", json!("")),
             ("sub", json!("u".repeat(256))),
         ] {
-            assert_eq!(with_claim(name, value.clone()), Err(Refused::Claims), "{name}: {value}");
+            assert_eq!(with_claim(name, value.clone()), Err(SessionTokenError::Claims), "{name}: {value}");
         }
         assert_eq!(with_claim("a_later_claim", json!(1)), Ok(claims()));
     }
@@ -429,7 +432,7 @@ mod tests {
         }
         // The fraction does not stretch the hour.
         assert_eq!(with_claim("exp", json!(1_795_003_600.5)).map(|claims| claims.exp), Ok(NOW + 3_600));
-        assert_eq!(with_claim("exp", json!(1_795_003_601.5)), Err(Refused::Lifetime));
+        assert_eq!(with_claim("exp", json!(1_795_003_601.5)), Err(SessionTokenError::Lifetime));
     }
 
     #[test]
@@ -450,7 +453,7 @@ mod tests {
             json!({ "$serde_json::private::Number": "1795000000" }),
         ] {
             for name in ["iat", "exp", "nbf"] {
-                assert_eq!(with_claim(name, value.clone()), Err(Refused::Claims), "{name}: {value}");
+                assert_eq!(with_claim(name, value.clone()), Err(SessionTokenError::Claims), "{name}: {value}");
             }
         }
         // Both at the end of time: a token that never expires.
@@ -459,7 +462,7 @@ mod tests {
             let mut forged = json!(claims());
             forged.as_object_mut().unwrap().extend(far(iat).as_object().unwrap().clone());
             let token = forge(&json!({"alg": "HS256", "kid": "k2"}), &forged, &"2".repeat(32), Algorithm::HS256);
-            assert_eq!(verify(&ring(), &token, NOW), Err(Refused::Claims), "{iat}");
+            assert_eq!(verify(&ring(), &token, NOW), Err(SessionTokenError::Claims), "{iat}");
         }
     }
 
@@ -469,9 +472,9 @@ mod tests {
             (json!(0), None),
             (json!(NOW), None),
             (json!(NOW + LEEWAY), None),
-            (json!(NOW + LEEWAY + 1), Some(Refused::NotBefore)),
-            (json!(1_795_000_031.5), Some(Refused::NotBefore)),
-            (json!("1795000000"), Some(Refused::Claims)),
+            (json!(NOW + LEEWAY + 1), Some(SessionTokenError::NotBefore)),
+            (json!(1_795_000_031.5), Some(SessionTokenError::NotBefore)),
+            (json!("1795000000"), Some(SessionTokenError::Claims)),
         ] {
             assert_eq!(with_claim("nbf", nbf.clone()).err(), refused, "{nbf}");
         }
@@ -480,7 +483,7 @@ mod tests {
     #[test]
     fn any_audience_is_refused() {
         for aud in [json!("karta"), json!(""), json!(["karta", "other"]), json!([]), json!({}), json!(7)] {
-            assert_eq!(with_claim("aud", aud.clone()), Err(Refused::Audience), "{aud}");
+            assert_eq!(with_claim("aud", aud.clone()), Err(SessionTokenError::Audience), "{aud}");
         }
     }
 
@@ -495,7 +498,7 @@ mod tests {
         let (header, object) = (r#"{"alg":"HS256","kid":"k2"}"#, json!(claims()).to_string());
         assert_eq!(claims_of(&format!(" \n{object}"), header), Ok(claims()));
         for array in [r#"["HS256","k2",null]"#, r#" ["HS256","k2",null]"#, "[]", "null", "\"HS256\"", ""] {
-            assert_eq!(claims_of(&object, array), Err(Refused::Malformed), "{array}");
+            assert_eq!(claims_of(&object, array), Err(SessionTokenError::Malformed), "{array}");
         }
         let in_order = json!([
             1,
@@ -513,9 +516,9 @@ mod tests {
             null
         ]);
         for claims in [in_order.to_string(), "[]".to_owned(), "null".to_owned(), String::new()] {
-            assert_eq!(claims_of(&claims, header), Err(Refused::Claims), "{claims}");
+            assert_eq!(claims_of(&claims, header), Err(SessionTokenError::Claims), "{claims}");
         }
-        assert_eq!(with_claim("scope", json!({ "session": null })), Err(Refused::Claims));
+        assert_eq!(with_claim("scope", json!({ "session": null })), Err(SessionTokenError::Claims));
     }
 
     #[test]
@@ -525,13 +528,13 @@ mod tests {
         let message = format!("{header}.{}", URL_SAFE_NO_PAD.encode(claims));
         let key = EncodingKey::from_secret("2".repeat(32).as_bytes());
         let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
-        assert_eq!(verify(&ring(), &format!("{message}.{signature}"), NOW), Err(Refused::Claims));
+        assert_eq!(verify(&ring(), &format!("{message}.{signature}"), NOW), Err(SessionTokenError::Claims));
     }
 
     #[test]
     fn too_long_a_token_is_not_parsed() {
         let sub = "u".repeat(TOKEN_MAX_BYTES);
-        assert_eq!(with_claim("a_later_claim", json!(sub)), Err(Refused::Malformed));
+        assert_eq!(with_claim("a_later_claim", json!(sub)), Err(SessionTokenError::Malformed));
     }
 
     #[test]

@@ -23,7 +23,7 @@ const REFUSALS_KEPT: usize = 10_000;
 const REFUSAL_KEPT_FOR: Duration = Duration::from_secs(5);
 
 /// How old a verdict may be when API Gateway gets it, which keeps it for 3 s: a revoked key is dead within 5 s.
-pub const GATEWAY_TOLD_WITHIN: Duration = Duration::from_millis(1_500);
+pub const GATEWAY_NOTIFIED_WITHIN: Duration = Duration::from_millis(1_500);
 
 /// How late `last_used_at` may be: a key in use costs one write in this time, not one per request.
 const USE_NOTED_EVERY: Duration = Duration::from_mins(1);
@@ -56,7 +56,7 @@ pub struct Validator {
 struct Proof {
     organization_id: Id,
     api_key_id: Id,
-    counted_as: Id,
+    lineage_id: Id,
 }
 
 /// Whether a validation counts as a use of a key that is valid.
@@ -177,15 +177,15 @@ impl Validator {
             return invalid(Invalidity::Unproven);
         };
         let asked_at = self.clock.now();
-        let Proof { organization_id, api_key_id, counted_as } = proof;
+        let Proof { organization_id, api_key_id, lineage_id } = proof;
         let notes = how != Use::Unnoted && self.note_due.get(&api_key_id).is_none_or(|due| due <= asked_at);
         let (access, spending) = if notes {
-            self.store.access_to_use(organization_id, api_key_id, counted_as, asked_at).await?
+            self.store.access_to_use(organization_id, api_key_id, lineage_id, asked_at).await?
         } else {
-            self.store.access_to_spend(organization_id, api_key_id, counted_as, asked_at).await?
+            self.store.access_to_spend(organization_id, api_key_id, lineage_id, asked_at).await?
         };
         let verdict = match judge(&access, self.clock.now()) {
-            Ok(()) => Verdict::Valid(Box::new(ValidKey::of(access, spending))),
+            Ok(()) => Verdict::Valid(Box::new(ValidKey::new(access, spending))),
             Err(why) => Verdict::Invalid(why),
         };
         if let Verdict::Valid(valid) = &verdict
@@ -272,8 +272,8 @@ impl Validator {
             let (proves, took) = place.proves(token, candidate.digest.clone()).await?;
             *proving = Some(took);
             if proves {
-                let Credential { organization_id, api_key_id, counted_as, .. } = candidate;
-                return Ok(Some(Proof { organization_id, api_key_id, counted_as }));
+                let Credential { organization_id, api_key_id, lineage_id, .. } = candidate;
+                return Ok(Some(Proof { organization_id, api_key_id, lineage_id }));
             }
         }
         Ok(None)
@@ -311,7 +311,7 @@ pub fn judge(access: &Access, now: Timestamp) -> Result<(), Invalidity> {
 
 /// A step of a decision, in the order in which they are taken. State is looked at after the proof alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum ValidationStep {
     Shape,
     Tag,
     /// The keys of the token's prefix, or the decoy where there is none: which of them shows nowhere.
@@ -323,7 +323,7 @@ pub enum Step {
     Budget,
 }
 
-impl Step {
+impl ValidationStep {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Shape => "shape",
@@ -340,37 +340,37 @@ impl Step {
 
 /// What a step found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Finding {
-    pub step: Step,
+pub struct StepResult {
+    pub step: ValidationStep,
     pub passed: bool,
 }
 
 /// How the verdict over a key that is used from `address` came about. It ends where the key failed, so that of a token without a proof it says no
 /// more than that; an exhausted budget fails its own step and does not make the key invalid.
-pub fn trace(verdict: &Verdict, address: Option<IpAddr>) -> Vec<Finding> {
+pub fn trace(verdict: &Verdict, address: Option<IpAddr>) -> Vec<StepResult> {
     let steps = [
-        Step::Shape,
-        Step::Tag,
-        Step::Candidates,
-        Step::Proof,
-        Step::Revocation,
-        Step::Expiry,
-        Step::Cidr,
-        Step::Budget,
+        ValidationStep::Shape,
+        ValidationStep::Tag,
+        ValidationStep::Candidates,
+        ValidationStep::Proof,
+        ValidationStep::Revocation,
+        ValidationStep::Expiry,
+        ValidationStep::Cidr,
+        ValidationStep::Budget,
     ];
     let failed = match verdict {
-        Verdict::Invalid(Invalidity::Shape) => Some(Step::Shape),
-        Verdict::Invalid(Invalidity::Tag) => Some(Step::Tag),
-        Verdict::Invalid(Invalidity::Unproven) => Some(Step::Proof),
-        Verdict::Invalid(Invalidity::Revoked) => Some(Step::Revocation),
-        Verdict::Invalid(Invalidity::Expired) => Some(Step::Expiry),
-        Verdict::Valid(valid) if !valid.is_permitted(address) => Some(Step::Cidr),
-        Verdict::Valid(valid) => (!valid.budget.is_ok()).then_some(Step::Budget),
+        Verdict::Invalid(Invalidity::Shape) => Some(ValidationStep::Shape),
+        Verdict::Invalid(Invalidity::Tag) => Some(ValidationStep::Tag),
+        Verdict::Invalid(Invalidity::Unproven) => Some(ValidationStep::Proof),
+        Verdict::Invalid(Invalidity::Revoked) => Some(ValidationStep::Revocation),
+        Verdict::Invalid(Invalidity::Expired) => Some(ValidationStep::Expiry),
+        Verdict::Valid(valid) if !valid.is_permitted(address) => Some(ValidationStep::Cidr),
+        Verdict::Valid(valid) => (!valid.budget.is_ok()).then_some(ValidationStep::Budget),
     };
     let mut findings = Vec::with_capacity(steps.len());
     for step in steps {
         let passed = Some(step) != failed;
-        findings.push(Finding { step, passed });
+        findings.push(StepResult { step, passed });
         if !passed {
             break;
         }
@@ -380,9 +380,9 @@ pub fn trace(verdict: &Verdict, address: Option<IpAddr>) -> Vec<Finding> {
 
 impl ValidKey {
     /// A key that was judged, and what it may spend.
-    pub fn of(access: Access, spending: Spending) -> Self {
+    pub fn new(access: Access, spending: Spending) -> Self {
         let Access { organization, api_key } = access;
-        let budget = BudgetVerdict::judge(organization.subscription_status, &spending);
+        let budget = BudgetVerdict::new(organization.subscription_status, &spending);
         Self { organization, api_key, spending, budget }
     }
 

@@ -16,13 +16,13 @@ const BOM: char = '\u{FEFF}';
 
 /// The rows of `prices.json`. A test reads it, so it can be read.
 pub(crate) static LISTED: LazyLock<PriceList> = LazyLock::new(|| {
-    let groups: Vec<Group> = serde_json::from_str(include_str!("../../prices.json")).unwrap_or_default();
+    let groups: Vec<PriceGroup> = serde_json::from_str(include_str!("../../prices.json")).unwrap_or_default();
     groups.into_iter().flat_map(|group| group.prices).collect()
 });
 
 /// Prices of one source.
 #[derive(Deserialize)]
-struct Group {
+struct PriceGroup {
     #[serde(borrow)]
     prices: HashMap<&'static str, Price>,
 }

@@ -238,7 +238,7 @@ fn unread(error: &serde_json::Error) -> String {
 }
 
 /// One secret as it was read last.
-struct Slot<T> {
+struct CachedSecret<T> {
     secret: Secret,
     parse: fn(&str) -> Result<T, String>,
     slip: Slip,
@@ -289,28 +289,28 @@ pub struct Secrets {
     source: Arc<SecretSource>,
     clock: Arc<dyn Clock>,
     told: Option<Arc<dyn Fn(Secret) + Send + Sync>>,
-    rings: HashMap<Ring, Slot<Keyring>>,
-    service_tokens: Slot<ServiceTokens>,
-    data_planes: Slot<DataPlanes>,
-    stripe: Slot<StripeSecrets>,
+    rings: HashMap<Ring, CachedSecret<Keyring>>,
+    service_tokens: CachedSecret<ServiceTokens>,
+    data_planes: CachedSecret<DataPlanes>,
+    stripe: CachedSecret<StripeSecrets>,
 }
 
 impl Secrets {
     pub fn new(source: SecretSource, clock: Arc<dyn Clock>) -> Self {
-        Self::of(Arc::new(source), clock)
+        Self::from_source(Arc::new(source), clock)
     }
 
     /// The same secrets for somebody who fetches them anew, and says so each time.
     #[must_use]
-    pub fn telling(&self, told: impl Fn(Secret) + Send + Sync + 'static) -> Self {
-        Self { told: Some(Arc::new(told)), ..Self::of(Arc::clone(&self.source), Arc::clone(&self.clock)) }
+    pub fn observed_by(&self, told: impl Fn(Secret) + Send + Sync + 'static) -> Self {
+        Self { told: Some(Arc::new(told)), ..Self::from_source(Arc::clone(&self.source), Arc::clone(&self.clock)) }
     }
 
-    fn of(source: Arc<SecretSource>, clock: Arc<dyn Clock>) -> Self {
+    fn from_source(source: Arc<SecretSource>, clock: Arc<dyn Clock>) -> Self {
         let ring = |ring: Ring| {
-            (ring, Slot { secret: ring.into(), parse: read_ring, slip: Slip::Forgiven, kept: Mutex::default() })
+            (ring, CachedSecret { secret: ring.into(), parse: read_ring, slip: Slip::Forgiven, kept: Mutex::default() })
         };
-        let service_tokens = Slot {
+        let service_tokens = CachedSecret {
             secret: Secret::ServiceTokens,
             parse: parse_service_tokens,
             slip: Slip::Refused,
@@ -320,8 +320,10 @@ impl Secrets {
             SecretSource::Manager { .. } => parse_data_planes,
             SecretSource::Fixed(_) => parse_local_data_planes,
         };
-        let data_planes = Slot { secret: Secret::DataPlanes, parse, slip: Slip::Forgiven, kept: Mutex::default() };
-        let stripe = Slot { secret: Secret::Stripe, parse: parse_stripe, slip: Slip::Refused, kept: Mutex::default() };
+        let data_planes =
+            CachedSecret { secret: Secret::DataPlanes, parse, slip: Slip::Forgiven, kept: Mutex::default() };
+        let stripe =
+            CachedSecret { secret: Secret::Stripe, parse: parse_stripe, slip: Slip::Refused, kept: Mutex::default() };
         Self { source, clock, told: None, rings: Ring::ALL.map(ring).into(), service_tokens, data_planes, stripe }
     }
 
@@ -385,13 +387,13 @@ impl Secrets {
         self.refetched(&self.stripe).await
     }
 
-    async fn at_hand<T>(&self, slot: &Slot<T>) -> Result<Arc<T>, SecretError> {
+    async fn at_hand<T>(&self, slot: &CachedSecret<T>) -> Result<Arc<T>, SecretError> {
         let mut kept = slot.kept.lock().await;
         let now = self.clock.now();
         self.no_older_than(slot, &mut kept, KEPT_FOR, now).await?.serving(slot.slip, now)
     }
 
-    async fn refetched<T>(&self, slot: &Slot<T>) -> Result<Arc<T>, SecretError> {
+    async fn refetched<T>(&self, slot: &CachedSecret<T>) -> Result<Arc<T>, SecretError> {
         let mut kept = slot.kept.lock().await;
         let now = self.clock.now();
         let fetched = self.no_older_than(slot, &mut kept, REFETCH_EVERY, now).await?;
@@ -402,7 +404,7 @@ impl Secrets {
     /// held meanwhile, so that concurrent callers wait for one fetch.
     async fn no_older_than<'a, T>(
         &self,
-        slot: &Slot<T>,
+        slot: &CachedSecret<T>,
         kept: &'a mut Option<Fetched<T>>,
         age: Duration,
         now: Timestamp,
@@ -429,7 +431,7 @@ impl Secrets {
         Ok(fetched)
     }
 
-    async fn fetch<T>(&self, slot: &Slot<T>) -> Result<T, SecretError> {
+    async fn fetch<T>(&self, slot: &CachedSecret<T>) -> Result<T, SecretError> {
         if let Some(tell) = &self.told {
             tell(slot.secret);
         }
@@ -589,7 +591,7 @@ mod tests {
     fn counting(secrets: &Secrets) -> (Secrets, Arc<AtomicUsize>) {
         let fetched = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&fetched);
-        (secrets.telling(move |_| _ = counter.fetch_add(1, Ordering::SeqCst)), fetched)
+        (secrets.observed_by(move |_| _ = counter.fetch_add(1, Ordering::SeqCst)), fetched)
     }
 
     fn noon() -> Arc<ManualClock> {

@@ -15,7 +15,8 @@ const NOTICE: Duration = Duration::from_hours(7 * 24);
 pub struct ApiKey {
     pub id: Id,
     /// Under whose counters its usage counts: the first key of its line of rotations.
-    pub counted_as: Id,
+    #[serde(rename = "counted_as")]
+    pub lineage_id: Id,
     pub name: Name,
     pub prefix: Prefix,
     pub scopes: ScopeSet,
@@ -91,7 +92,7 @@ impl ApiKey {
     pub fn new(id: Id, prefix: Prefix, settings: ApiKeySettings, created_by: Option<Id>, now: Timestamp) -> Self {
         Self {
             id,
-            counted_as: id,
+            lineage_id: id,
             name: settings.name,
             prefix,
             scopes: settings.scopes,
@@ -193,11 +194,11 @@ impl ApiKey {
             budget: self.budget.clone(),
             metadata: self.metadata.clone(),
         };
-        Self { counted_as: self.counted_as, ..Self::new(id, prefix, settings, Some(created_by), now) }
+        Self { lineage_id: self.lineage_id, ..Self::new(id, prefix, settings, Some(created_by), now) }
     }
 
     /// Gives way to a successor: serves until the grace ends or its own expiry comes, whichever is first.
-    pub fn give_way(&mut self, successor: Id, grace: Duration, now: Timestamp) -> Result<(), NotActive> {
+    pub fn retire(&mut self, successor: Id, grace: Duration, now: Timestamp) -> Result<(), NotActive> {
         if self.status(now) != KeyStatus::Active {
             return Err(NotActive);
         }
@@ -372,12 +373,12 @@ mod tests {
             let mut key = key();
             key.expires_at = own.map(|own| now().plus(own));
             let successor = key.successor(heir, key.prefix.clone(), key.id, now());
-            key.give_way(heir, grace, now()).unwrap();
+            key.retire(heir, grace, now()).unwrap();
             assert_eq!(key.expires_at, Some(now().plus(end)));
             assert_eq!(key.status(now()), KeyStatus::Rotating);
             assert_eq!(key.status(now().plus(end)), KeyStatus::Expired);
             assert_eq!(successor.expires_at, own.map(|own| now().plus(own)), "the successor's end stays its own");
-            assert_eq!(key.give_way(heir, grace, now()), Err(NotActive), "once");
+            assert_eq!(key.retire(heir, grace, now()), Err(NotActive), "once");
             let patch = ApiKeyPatch { expires_at: Some(None), ..ApiKeyPatch::default() };
             assert_eq!(key.apply(patch), Err(KeySettled::Replaced));
         }

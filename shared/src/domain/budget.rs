@@ -210,7 +210,7 @@ pub enum CapOwner {
 }
 
 impl Exhausted {
-    /// For people; programs go by [`Self::cap`] and [`Self::of`].
+    /// For people; programs go by [`Self::cap`] and [`Self::owner`].
     pub fn reason(self) -> String {
         match self {
             Self::Subscription(status) => format!("subscription {}", status.as_str()),
@@ -227,7 +227,7 @@ impl Exhausted {
         }
     }
 
-    pub const fn of(self) -> CapOwner {
+    pub const fn owner(self) -> CapOwner {
         match self {
             Self::Subscription(_) => CapOwner::Organization,
             Self::Cap { of, .. } => of,
@@ -259,7 +259,7 @@ impl Spending {
 
 impl BudgetVerdict {
     /// Cost is judged in the whole cents that usage shows, so that the two cannot disagree.
-    pub fn judge(subscription: SubscriptionStatus, spending: &Spending) -> Self {
+    pub fn new(subscription: SubscriptionStatus, spending: &Spending) -> Self {
         if !subscription.allows_spending() {
             return Self::Exhausted(Exhausted::Subscription(subscription));
         }
@@ -310,8 +310,8 @@ mod tests {
     #[test]
     fn only_a_live_subscription_spends() {
         let spending = Spending::default();
-        assert!(BudgetVerdict::judge(SubscriptionStatus::Trialing, &spending).is_ok());
-        let verdict = BudgetVerdict::judge(SubscriptionStatus::PastDue, &spending);
+        assert!(BudgetVerdict::new(SubscriptionStatus::Trialing, &spending).is_ok());
+        let verdict = BudgetVerdict::new(SubscriptionStatus::PastDue, &spending);
         assert_eq!(verdict.reason().as_deref(), Some("subscription past_due"));
     }
 
@@ -334,7 +334,7 @@ mod tests {
         ] {
             let (organization_budget, key_budget) = (Some(budget(organization_budget)), Some(budget(key_budget)));
             let spending = Spending { organization_budget, organization: spent, key_budget, key: spent };
-            assert_eq!(BudgetVerdict::judge(SubscriptionStatus::Active, &spending).reason().as_deref(), reason);
+            assert_eq!(BudgetVerdict::new(SubscriptionStatus::Active, &spending).reason().as_deref(), reason);
         }
     }
 
@@ -348,16 +348,16 @@ mod tests {
                 [(CapOwner::Organization, capped(), capped()), (CapOwner::ApiKey, None, capped())]
             {
                 let spending = Spending { organization_budget, organization: spent, key_budget, key: spent };
-                let verdict = BudgetVerdict::judge(SubscriptionStatus::Active, &spending);
+                let verdict = BudgetVerdict::new(SubscriptionStatus::Active, &spending);
                 let BudgetVerdict::Exhausted(exhausted) = verdict else { panic!("{kind:?} of {of:?}") };
-                assert_eq!((exhausted.cap(), exhausted.of()), (Some(kind), of));
+                assert_eq!((exhausted.cap(), exhausted.owner()), (Some(kind), of));
                 assert_eq!(exhausted.resets_at(now).unwrap().to_string(), "2027-01-01T00:00:00.000Z");
                 assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
             }
         }
-        let verdict = BudgetVerdict::judge(SubscriptionStatus::Unpaid, &Spending::default());
+        let verdict = BudgetVerdict::new(SubscriptionStatus::Unpaid, &Spending::default());
         let BudgetVerdict::Exhausted(exhausted) = verdict else { panic!("{verdict:?}") };
-        assert_eq!((exhausted.cap(), exhausted.of()), (None, CapOwner::Organization));
+        assert_eq!((exhausted.cap(), exhausted.owner()), (None, CapOwner::Organization));
         assert_eq!(exhausted.resets_at(now), None, "a subscription does not return with the month");
     }
 

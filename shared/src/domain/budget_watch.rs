@@ -90,7 +90,7 @@ mod tests {
         let spent = Tally { input_tokens: spent, ..Tally::default() };
         let spending =
             Spending { organization_budget: Some(budget.clone()), organization: spent, ..Spending::default() };
-        let verdict = BudgetVerdict::judge(SubscriptionStatus::Active, &spending);
+        let verdict = BudgetVerdict::new(SubscriptionStatus::Active, &spending);
         let news = watch.observe(month(of), Some(&budget), &spent, &verdict);
         let told = news.into_iter().map(|news| match news {
             BudgetNews::Threshold { percent, .. } => percent.to_string(),

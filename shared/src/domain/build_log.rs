@@ -69,7 +69,7 @@ pub struct LogLine {
 
 impl BuildLog {
     /// `text` without secrets, of which the first mebibyte is kept.
-    pub fn of(text: &str) -> Self {
+    pub fn new(text: &str) -> Self {
         let kept = &text[..text.floor_char_boundary(TEXT_BYTES)];
         let cut = (kept.len() < text.len()).then_some(CUT);
         let mut chunks: Vec<LogChunk> = Vec::new();
@@ -161,18 +161,18 @@ mod tests {
 
     #[test]
     fn lines_are_numbered_and_their_ends_are_not_shown() {
-        let log = BuildLog::of("one\r\n\ntwo\n");
+        let log = BuildLog::new("one\r\n\ntwo\n");
         let expected = [(1, "one"), (2, ""), (3, "two")].map(|(line, text)| LogLine { line, text: text.to_owned() });
         assert_eq!(lines(&log), expected);
         assert_eq!(log.index(generation()).unwrap().last_line(), 3);
-        assert_eq!(BuildLog::of("").index(generation()), None);
-        assert_eq!(lines(&BuildLog::of("\n")), [LogLine { line: 1, text: String::new() }]);
+        assert_eq!(BuildLog::new("").index(generation()), None);
+        assert_eq!(lines(&BuildLog::new("\n")), [LogLine { line: 1, text: String::new() }]);
     }
 
     #[test]
     fn a_long_line_goes_on_in_the_next_and_no_character_is_torn() {
         let text = "é".repeat(10_000);
-        let lines = lines(&BuildLog::of(&text));
+        let lines = lines(&BuildLog::new(&text));
         assert_eq!(lines.len(), 3);
         assert_eq!(lines.into_iter().map(|line| line.text).collect::<String>(), text);
     }
@@ -180,8 +180,8 @@ mod tests {
     #[test]
     fn a_log_is_cut_after_a_mebibyte_between_two_characters() {
         let whole = format!("{}\n", "x".repeat(63)).repeat(TEXT_BYTES / 64);
-        assert_eq!(lines(&BuildLog::of(&whole)).len(), TEXT_BYTES / 64);
-        let longer = BuildLog::of(&format!("{}é", &whole[1..]));
+        assert_eq!(lines(&BuildLog::new(&whole)).len(), TEXT_BYTES / 64);
+        let longer = BuildLog::new(&format!("{}é", &whole[1..]));
         assert_eq!(lines(&longer).pop().unwrap().text, CUT);
         assert_eq!(lines(&longer).len(), TEXT_BYTES / 64 + 1, "half of the last character is none");
     }
@@ -201,7 +201,7 @@ mod tests {
             parts in vec(prop_oneof![Just("\n".repeat(3_000)), Just("x".repeat(9_000)), "[a-zé\r]{0,2000}", Just("\n".to_owned())], 0..60),
         ) {
             let text = parts.concat();
-            let log = BuildLog::of(&text);
+            let log = BuildLog::new(&text);
             let lines = lines(&log);
             prop_assert!(lines.iter().map(|line| line.line).eq(1..=lines.len() as u64));
             prop_assert!(lines.iter().all(|line| line.text.len() <= LINE_BYTES));

@@ -27,10 +27,10 @@ pub struct Hash32([u8; 32]);
 impl Hash32 {
     /// An event's digest: `encoded` is all that is stored of it, in an encoding that tells any two items apart.
     pub fn of_event(encoded: &[u8]) -> Self {
-        Self::of(EVENT, encoded)
+        Self::digest(EVENT, encoded)
     }
 
-    fn of(kind: &[u8], content: &[u8]) -> Self {
+    fn digest(kind: &[u8], content: &[u8]) -> Self {
         let mut hashing = digest::Context::new(&digest::SHA256);
         hashing.update(kind);
         hashing.update(content);
@@ -101,7 +101,7 @@ impl Link {
     pub const EVENTS_AT_MOST: usize = 45;
 
     /// The link of these events behind `head`, which is none for the first.
-    pub fn behind(
+    pub fn after(
         head: Option<&Self>,
         organization: Id,
         at: Timestamp,
@@ -137,7 +137,7 @@ impl Link {
             push_text(&mut content, &event.sk);
             content.extend(event.digest.0);
         }
-        Hash32::of(LINK, &content)
+        Hash32::digest(LINK, &content)
     }
 
     /// Whether its content has the hash that it bears, and it stands behind `before`: the hash of the link before, or none for the first.
@@ -266,8 +266,8 @@ mod tests {
 
     /// Two links of two events each.
     fn links() -> BTreeMap<u64, Link> {
-        let first = Link::behind(None, organization(), at(), vec![event("a"), event("b")], &ring());
-        let second = Link::behind(Some(&first), organization(), at(), vec![event("c"), event("d")], &ring());
+        let first = Link::after(None, organization(), at(), vec![event("a"), event("b")], &ring());
+        let second = Link::after(Some(&first), organization(), at(), vec![event("c"), event("d")], &ring());
         BTreeMap::from([(1, first), (2, second)])
     }
 
@@ -340,7 +340,7 @@ mod tests {
         assert!(broken(&|links| drop(links.remove(&1))), "the link before is gone");
         assert!(broken(&|links| links.get_mut(&2).unwrap().n = 3), "the link is another one");
         assert!(broken(&|links| {
-            let other = Link::behind(None, organization(), at(), vec![event("x")], &ring());
+            let other = Link::after(None, organization(), at(), vec![event("x")], &ring());
             links.insert(1, other);
         }));
     }

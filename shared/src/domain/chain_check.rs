@@ -240,7 +240,7 @@ mod tests {
 
     fn append(log: &mut AuditLog, events: Vec<ChainedEvent>, ring: &Keyring) {
         let at = "2026-11-22T00:00:00Z".parse().unwrap();
-        let link = Link::behind(log.links.values().next_back(), organization(), at, events, ring);
+        let link = Link::after(log.links.values().next_back(), organization(), at, events, ring);
         for event in &link.events {
             let mark = EventMark { digest: event.digest, link: Some(link.n), waiting: false, sound: true };
             log.events.insert(event.sk.clone(), mark);

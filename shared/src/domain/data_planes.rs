@@ -82,31 +82,31 @@ pub enum DataPlanesError {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Written {
-    Planes(BTreeMap<String, WrittenPlane>),
+enum RawDataPlanes {
+    Planes(BTreeMap<String, RawDataPlane>),
     Other(IgnoredAny),
 }
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum WrittenPlane {
-    Fields(BTreeMap<String, WrittenField>),
+enum RawDataPlane {
+    Fields(BTreeMap<String, RawField>),
     Other(IgnoredAny),
 }
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum WrittenField {
-    Text(Text),
+enum RawField {
+    Text(RawText),
     Other(IgnoredAny),
 }
 
 /// Into a wiping type at once, so that what is refused is wiped too.
 #[derive(Deserialize)]
 #[serde(from = "String")]
-struct Text(SecretString);
+struct RawText(SecretString);
 
-impl From<String> for Text {
+impl From<String> for RawText {
     fn from(text: String) -> Self {
         Self(text.into())
     }
@@ -114,7 +114,7 @@ impl From<String> for Text {
 
 /// Where a data plane may be.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Reach {
+enum Transport {
     Https,
     /// Also `http` on loopback.
     Loopback,
@@ -134,8 +134,8 @@ impl DataPlanes {
         self.iter().find(|plane| plane.overlaps(tokens))
     }
 
-    fn checked(written: Written, reach: Reach) -> Result<Self, DataPlanesError> {
-        let Written::Planes(written) = written else {
+    fn checked(written: RawDataPlanes, reach: Transport) -> Result<Self, DataPlanesError> {
+        let RawDataPlanes::Planes(written) = written else {
             return Err(DataPlanesError::Shape);
         };
         if written.len() > MOST {
@@ -162,14 +162,14 @@ fn checked_name(name: String) -> Result<String, DataPlanesError> {
     }
 }
 
-fn checked_plane(name: String, written: WrittenPlane, reach: Reach) -> Result<DataPlane, DataPlanesError> {
-    let WrittenPlane::Fields(mut fields) = written else {
+fn checked_plane(name: String, written: RawDataPlane, reach: Transport) -> Result<DataPlane, DataPlanesError> {
+    let RawDataPlane::Fields(mut fields) = written else {
         return Err(DataPlanesError::PlaneShape(name));
     };
     let mut field = |field: &'static str, check: &dyn Fn(&str) -> Result<(), Invalid>| {
         let text = match fields.remove(field) {
-            Some(WrittenField::Text(Text(text))) => check(text.expose_secret()).map(|()| text),
-            Some(WrittenField::Other(_)) => Err(Invalid::new("must be a string")),
+            Some(RawField::Text(RawText(text))) => check(text.expose_secret()).map(|()| text),
+            Some(RawField::Other(_)) => Err(Invalid::new("must be a string")),
             None => Err(Invalid::new("is missing")),
         };
         text.map_err(|problem| DataPlanesError::Field { name: name.clone(), field, problem })
@@ -196,9 +196,9 @@ fn check_token(token: &str) -> Result<(), Invalid> {
 }
 
 /// Scheme, host and port in a notation that every reader of URLs understands alike, and nothing after them.
-fn check_url(url: &str, reach: Reach) -> Result<(), Invalid> {
+fn check_url(url: &str, reach: Transport) -> Result<(), Invalid> {
     let (secure, authority) = match split_scheme(url) {
-        Some((secure, rest)) if secure || reach == Reach::Loopback => (secure, rest),
+        Some((secure, rest)) if secure || reach == Transport::Loopback => (secure, rest),
         _ => return Err(Invalid::new("must start with https://")),
     };
     let authority = authority.strip_suffix('/').unwrap_or(authority);
@@ -234,21 +234,21 @@ fn is_host_name(host: &str) -> bool {
     host.len() <= 253 && host.split('.').all(is_label)
 }
 
-fn read<'de, D: Deserializer<'de>>(deserializer: D, reach: Reach) -> Result<DataPlanes, D::Error> {
+fn read<'de, D: Deserializer<'de>>(deserializer: D, reach: Transport) -> Result<DataPlanes, D::Error> {
     // By hand because serde's own messages quote what they met.
-    let written = Written::deserialize(deserializer).map_err(|_| D::Error::custom(DataPlanesError::Shape))?;
+    let written = RawDataPlanes::deserialize(deserializer).map_err(|_| D::Error::custom(DataPlanesError::Shape))?;
     DataPlanes::checked(written, reach).map_err(D::Error::custom)
 }
 
 impl<'de> Deserialize<'de> for DataPlanes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        read(deserializer, Reach::Https)
+        read(deserializer, Transport::Https)
     }
 }
 
 impl<'de> Deserialize<'de> for LocalDataPlanes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        read(deserializer, Reach::Loopback).map(Self)
+        read(deserializer, Transport::Loopback).map(Self)
     }
 }
 

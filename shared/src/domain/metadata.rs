@@ -6,15 +6,15 @@ use super::Invalid;
 
 /// The caller's own notes on a resource: at most 50 pairs, keys of 1 to 40 characters, values of at most 500.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "BTreeMap<String, Text>")]
+#[serde(try_from = "BTreeMap<String, MetadataText>")]
 pub struct Metadata(BTreeMap<String, String>);
 
 /// The value of a pair.
 #[derive(Deserialize)]
 #[serde(try_from = "String")]
-struct Text(String);
+struct MetadataText(String);
 
-impl TryFrom<String> for Text {
+impl TryFrom<String> for MetadataText {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
@@ -35,17 +35,17 @@ impl Metadata {
     }
 }
 
-impl TryFrom<BTreeMap<String, Text>> for Metadata {
+impl TryFrom<BTreeMap<String, MetadataText>> for Metadata {
     type Error = Invalid;
 
-    fn try_from(pairs: BTreeMap<String, Text>) -> Result<Self, Invalid> {
+    fn try_from(pairs: BTreeMap<String, MetadataText>) -> Result<Self, Invalid> {
         if pairs.len() > 50 {
             return Err(Invalid::new("must hold at most 50 pairs"));
         }
         if pairs.keys().any(|key| key.is_empty() || key.chars().count() > 40) {
             return Err(Invalid::new("must have keys of 1 to 40 characters"));
         }
-        Ok(Self(pairs.into_iter().map(|(key, Text(value))| (key, value)).collect()))
+        Ok(Self(pairs.into_iter().map(|(key, MetadataText(value))| (key, value)).collect()))
     }
 }
 

@@ -77,7 +77,7 @@ pub use prices::{Price, PriceList, PriceTable, PricesError};
 pub use principal::{Principal, PrincipalKind};
 pub use project::{Project, ProjectPatch};
 pub use release::{
-    Build, BuildKind, Flip, NoTransition, NotReady, Release, ReleaseStatus, Report, Version, activation,
+    Build, BuildKind, Flip, NoTransition, NotReady, Release, ReleaseStatus, StatusReport, Version, activation,
 };
 pub use retry_after::retry_after;
 pub use rotation::{Move, RingUse, RotationRefused};

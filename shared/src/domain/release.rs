@@ -132,7 +132,7 @@ pub struct NotReady;
 
 /// A builder's report: what is `None` stays.
 #[derive(Debug, Clone)]
-pub struct Report {
+pub struct StatusReport {
     pub status: ReleaseStatus,
     pub log: Option<BuildLog>,
     pub template_path: Option<TemplatePath>,
@@ -209,7 +209,7 @@ impl Release {
     pub fn report(
         &mut self,
         current: Option<Version>,
-        report: Report,
+        report: StatusReport,
         generation: LogGeneration,
     ) -> Result<Changes, NoTransition> {
         let before = self.clone();
@@ -293,8 +293,8 @@ mod tests {
         LogGeneration::draw("2026-11-22T12:00:00Z".parse().unwrap(), &SeededEntropy::new(1))
     }
 
-    fn report(status: ReleaseStatus) -> Report {
-        Report { status, log: None, template_path: None, image_ref: None }
+    fn report(status: ReleaseStatus) -> StatusReport {
+        StatusReport { status, log: None, template_path: None, image_ref: None }
     }
 
     #[test]
@@ -326,17 +326,17 @@ mod tests {
         let (mut release, current) = with(ReleaseStatus::Active);
         assert_eq!(release.build_kind(), None);
         let template = TemplatePath::try_from("agents/app.yaml".to_owned()).unwrap();
-        let first = Report { template_path: Some(template), ..report(ReleaseStatus::Active) };
+        let first = StatusReport { template_path: Some(template), ..report(ReleaseStatus::Active) };
         assert_eq!(release.report(current, first.clone(), generation()).unwrap().len(), 1);
         assert_eq!(release.build_kind(), Some(BuildKind::Template));
         assert!(release.report(current, first, generation()).unwrap().is_empty());
         let image = ImageRef::try_from("registry.example.com/app:1".to_owned()).unwrap();
         release
-            .report(current, Report { image_ref: Some(image), ..report(ReleaseStatus::Active) }, generation())
+            .report(current, StatusReport { image_ref: Some(image), ..report(ReleaseStatus::Active) }, generation())
             .unwrap();
         assert_eq!((release.build_kind(), release.revision), (Some(BuildKind::Image), 3));
         assert!(release.template_path.is_some());
-        let log = |text: &str| Report { log: Some(BuildLog::of(text)), ..report(ReleaseStatus::Active) };
+        let log = |text: &str| StatusReport { log: Some(BuildLog::new(text)), ..report(ReleaseStatus::Active) };
         assert_eq!(
             release.report(current, log("one\ntwo"), generation()).unwrap().into_keys().collect::<Vec<_>>(),
             ["build_log"]

@@ -107,7 +107,7 @@ pub enum ServiceTokensError {
 
 /// The JSON as it is written.
 #[derive(Deserialize)]
-struct Written {
+struct RawServiceTokens {
     powers: BTreeMap<String, Vec<String>>,
     #[serde(flatten)]
     tokens: BTreeMap<String, String>,
@@ -126,8 +126,8 @@ impl ServiceTokens {
         found
     }
 
-    fn checked(written: Written) -> Result<Self, ServiceTokensError> {
-        let Written { mut powers, tokens } = written;
+    fn checked(written: RawServiceTokens) -> Result<Self, ServiceTokensError> {
+        let RawServiceTokens { mut powers, tokens } = written;
         // Into wiping types first, so that refused tokens are wiped too.
         let tokens: BTreeMap<String, SecretString> =
             tokens.into_iter().map(|(name, token)| (name, token.into())).collect();
@@ -185,7 +185,8 @@ fn digest_of(token: &str) -> [u8; 32] {
 impl<'de> Deserialize<'de> for ServiceTokens {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // By hand because serde's own messages quote what they met.
-        let written = Written::deserialize(deserializer).map_err(|_| D::Error::custom(ServiceTokensError::Shape))?;
+        let written =
+            RawServiceTokens::deserialize(deserializer).map_err(|_| D::Error::custom(ServiceTokensError::Shape))?;
         Self::checked(written).map_err(D::Error::custom)
     }
 }

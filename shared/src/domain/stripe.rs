@@ -47,7 +47,7 @@ pub enum BadSignature {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct RawStripeSecrets {
     livemode: Option<bool>,
     signing_secrets: Option<Vec<String>>,
 }
@@ -80,7 +80,7 @@ impl StripeSecrets {
         if now.as_millis().abs_diff(time) > TOLERANCE_MILLIS { Err(BadSignature::OutOfTime) } else { Ok(()) }
     }
 
-    fn checked(written: Written) -> Result<Self, StripeSecretsError> {
+    fn checked(written: RawStripeSecrets) -> Result<Self, StripeSecretsError> {
         let (livemode, secrets) = match (written.livemode, written.signing_secrets) {
             (None, None) => return Ok(Self::default()),
             (Some(livemode), Some(secrets)) => (livemode, secrets),
@@ -130,7 +130,8 @@ pub(super) fn sign(secret: &str, time: &str, body: &[u8]) -> String {
 impl<'de> Deserialize<'de> for StripeSecrets {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // By hand because serde's own messages quote what they met, which may be a secret.
-        let written = Written::deserialize(deserializer).map_err(|_| D::Error::custom(StripeSecretsError::Shape))?;
+        let written =
+            RawStripeSecrets::deserialize(deserializer).map_err(|_| D::Error::custom(StripeSecretsError::Shape))?;
         Self::checked(written).map_err(D::Error::custom)
     }
 }

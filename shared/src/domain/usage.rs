@@ -73,7 +73,8 @@ pub struct UsageEvent {
     pub client_event_id: Reference,
     pub api_key_id: Id,
     /// Under which key's counters it counts: the first of the line of rotations.
-    pub counted_as: Id,
+    #[serde(rename = "counted_as")]
+    pub lineage_id: Id,
     pub kind: UsageKind,
     pub quantity: Quantity,
     #[serde(skip_serializing_if = "Option::is_none")]

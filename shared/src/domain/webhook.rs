@@ -215,12 +215,12 @@ pub struct Failing {
 impl Failing {
     /// With one more failure.
     #[must_use]
-    pub fn once_more(self, now: Timestamp) -> Self {
+    pub fn with_failure(self, now: Timestamp) -> Self {
         Self { count: self.count.saturating_add(1), since: self.since.or(Some(now)) }
     }
 
     /// Whether it has been so for long enough to end it.
-    pub fn is_hopeless(self, now: Timestamp) -> bool {
+    pub fn should_disable(self, now: Timestamp) -> bool {
         self.count >= FAILURES_AT_MOST && self.since.is_some_and(|since| now.since(since) >= FAILING_AT_LEAST)
     }
 }
@@ -359,13 +359,13 @@ mod tests {
     fn only_many_failures_over_a_day_are_hopeless() {
         let mut failing = Failing::default();
         for minute in 0..25 {
-            failing = failing.once_more(noon().plus(Duration::from_mins(minute)));
+            failing = failing.with_failure(noon().plus(Duration::from_mins(minute)));
         }
         let day = Duration::from_hours(24);
-        assert!(!failing.is_hopeless(noon().plus(Duration::from_millis(24 * 3_600_000 - 1))));
-        assert!(failing.is_hopeless(noon().plus(day)));
+        assert!(!failing.should_disable(noon().plus(Duration::from_millis(24 * 3_600_000 - 1))));
+        assert!(failing.should_disable(noon().plus(day)));
         let few = Failing { count: 24, ..failing };
-        assert!(!few.is_hopeless(noon().plus(day * 9)));
+        assert!(!few.should_disable(noon().plus(day * 9)));
     }
 
     #[test]

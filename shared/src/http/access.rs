@@ -3,7 +3,7 @@ use std::{future::Future, marker::PhantomData, net::IpAddr};
 use http::HeaderMap;
 use secrecy::ExposeSecret;
 
-use super::{Call, Caller, Error, Route, call::Origin};
+use super::{AuthorizerContext, Call, Error, Route, call::RequestMeta};
 use crate::{
     app::App,
     config::{Secret, SecretError},
@@ -15,7 +15,7 @@ pub trait Access: Send + Sync + 'static {
     /// What a handler learns of who calls.
     type Caller: Send + Sync;
     /// What the API's document says of who may call.
-    const CREDENTIAL: Credential = Credential::Private;
+    const CREDENTIAL: RequiredCredential = RequiredCredential::Private;
     /// What it judges with.
     const SECRETS: &'static [Secret] = &[];
 
@@ -23,13 +23,13 @@ pub trait Access: Send + Sync + 'static {
     fn admit(presented: Presented<'_>) -> impl Future<Output = Result<Self::Caller, Error>> + Send;
 
     /// The caller as one who may change things; none where nobody may.
-    fn agent(_: &Self::Caller) -> Option<&dyn Agent> {
+    fn identity(_: &Self::Caller) -> Option<&dyn CallerIdentity> {
         None
     }
 
     /// Authorizes the caller by its current state, not by the gateway's cached verdict, before a remembered answer shows a secret
     /// again. Refuses by default.
-    fn readmit<R: Route<Access = Self>>(_: &App, _: &Call<R>) -> impl Future<Output = Result<(), Error>> + Send
+    fn reauthorize<R: Route<Access = Self>>(_: &App, _: &Call<R>) -> impl Future<Output = Result<(), Error>> + Send
     where
         Self: Sized,
     {
@@ -39,7 +39,7 @@ pub trait Access: Send + Sync + 'static {
 
 /// Who may call, as the API's document has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Credential {
+pub enum RequiredCredential {
     None,
     /// An API key that holds the scope, if one is named.
     ApiKey(Option<Scope>),
@@ -53,10 +53,10 @@ pub enum Credential {
 pub struct Presented<'a> {
     pub(super) app: &'a App,
     /// The authorizer's finding, already held against the key's own addresses.
-    pub(super) caller: Option<Caller>,
+    pub(super) caller: Option<AuthorizerContext>,
     /// The path's `{ref}`.
     pub(super) project: Option<&'a str>,
-    pub(super) origin: &'a Origin,
+    pub(super) meta: &'a RequestMeta,
     /// What a sender signs; none where a caller is judged once more.
     pub(super) signed: Option<Signed<'a>>,
 }
@@ -71,7 +71,7 @@ pub(super) struct Signed<'a> {
 }
 
 /// Somebody who may change things: known to the audit log, and to idempotency.
-pub trait Agent: Send + Sync {
+pub trait CallerIdentity: Send + Sync {
     fn actor(&self) -> Actor;
 
     /// Whose resources it works with; none for a service, which works with everybody's.
@@ -82,7 +82,7 @@ pub trait Agent: Send + Sync {
 }
 
 /// Judges what the gateway's cached verdict cannot: where this request comes from.
-pub(super) fn admit_address(caller: Option<Caller>, address: Option<IpAddr>) -> Option<Caller> {
+pub(super) fn admit_address(caller: Option<AuthorizerContext>, address: Option<IpAddr>) -> Option<AuthorizerContext> {
     caller.filter(|caller| caller.allowed_cidrs.permit(address))
 }
 
@@ -92,7 +92,7 @@ pub struct Public;
 
 impl Access for Public {
     type Caller = ();
-    const CREDENTIAL: Credential = Credential::None;
+    const CREDENTIAL: RequiredCredential = RequiredCredential::None;
 
     async fn admit(_: Presented<'_>) -> Result<(), Error> {
         Ok(())
@@ -105,11 +105,11 @@ pub struct ApiKeyCaller {
     pub organization_id: Id,
     pub api_key_id: Id,
     pub api_key_name: String,
-    pub counted_as: Id,
+    pub lineage_id: Id,
     pub principal: Principal,
 }
 
-impl Agent for ApiKeyCaller {
+impl CallerIdentity for ApiKeyCaller {
     fn actor(&self) -> Actor {
         Actor { kind: ActorKind::ApiKey, id: Some(self.api_key_id), name: self.api_key_name.clone() }
     }
@@ -158,14 +158,15 @@ impl RequiredScope for AnyKey {
 
 impl<S: RequiredScope> Access for S {
     type Caller = ApiKeyCaller;
-    const CREDENTIAL: Credential = Credential::ApiKey(S::SCOPE);
+    const CREDENTIAL: RequiredCredential = RequiredCredential::ApiKey(S::SCOPE);
 
-    fn agent(caller: &ApiKeyCaller) -> Option<&dyn Agent> {
+    fn identity(caller: &ApiKeyCaller) -> Option<&dyn CallerIdentity> {
         Some(caller)
     }
 
     async fn admit(presented: Presented<'_>) -> Result<ApiKeyCaller, Error> {
-        let Caller { principal, api_key_name, counted_as, .. } = presented.caller.ok_or(Error::Unauthorized)?;
+        let AuthorizerContext { principal, api_key_name, lineage_id, .. } =
+            presented.caller.ok_or(Error::Unauthorized)?;
         match principal.kind {
             PrincipalKind::Session => {
                 return Err(Error::Forbidden("session tokens are valid only under /v1/projects/{ref}/".into()));
@@ -181,24 +182,24 @@ impl<S: RequiredScope> Access for S {
             organization_id: principal.organization_id,
             api_key_id: principal.api_key_id,
             api_key_name: api_key_name.unwrap_or_default(),
-            counted_as: counted_as.ok_or(Error::Unauthorized)?,
+            lineage_id: lineage_id.ok_or(Error::Unauthorized)?,
             principal,
         })
     }
 
-    async fn readmit<R: Route<Access = Self>>(app: &App, call: &Call<R>) -> Result<(), Error> {
-        call.readmit(app).await.map(drop)
+    async fn reauthorize<R: Route<Access = Self>>(app: &App, call: &Call<R>) -> Result<(), Error> {
+        call.reauthorize(app).await.map(drop)
     }
 }
 
 /// Whoever may enter the project in the path: a session token pinned to it, or an API key. Whether the project exists in the API
 /// key's organization is the handler's to find out.
 #[derive(Debug)]
-pub struct Project;
+pub struct ProjectAccess;
 
-impl Access for Project {
+impl Access for ProjectAccess {
     type Caller = Principal;
-    const CREDENTIAL: Credential = Credential::Project;
+    const CREDENTIAL: RequiredCredential = RequiredCredential::Project;
 
     async fn admit(presented: Presented<'_>) -> Result<Principal, Error> {
         let principal = presented.caller.ok_or(Error::Unauthorized)?.principal;
@@ -268,24 +269,24 @@ impl<P: RequiredPower> Access for Internal<P> {
     type Caller = Service;
     const SECRETS: &'static [Secret] = &[Secret::ServiceTokens];
 
-    fn agent(caller: &Service) -> Option<&dyn Agent> {
+    fn identity(caller: &Service) -> Option<&dyn CallerIdentity> {
         Some(caller)
     }
 
     /// No verdict on a service token is cached: this request has judged it.
-    async fn readmit<R: Route<Access = Self>>(_: &App, _: &Call<R>) -> Result<(), Error> {
+    async fn reauthorize<R: Route<Access = Self>>(_: &App, _: &Call<R>) -> Result<(), Error> {
         Ok(())
     }
 
     async fn admit(presented: Presented<'_>) -> Result<Service, Error> {
-        let Presented { app, origin, .. } = presented;
-        if !app.internal.permits(origin.address(), origin.host.as_deref()) {
+        let Presented { app, meta, .. } = presented;
+        if !app.internal.permits(meta.address(), meta.host.as_deref()) {
             return Err(Error::UnknownRoute);
         }
-        let token = origin.bearer.as_ref().ok_or(Error::Unauthorized)?.expose_secret();
+        let token = meta.bearer.as_ref().ok_or(Error::Unauthorized)?.expose_secret();
         let service = find_service(app, token).await.map_err(|error| Error::Unavailable(error.to_string()))?;
         let service = service.ok_or(Error::Unauthorized)?;
-        origin.service.get_or_init(|| service.name().to_owned());
+        meta.service.get_or_init(|| service.name().to_owned());
         match P::POWER {
             Some(power) if !service.may(power) => {
                 Err(Error::Forbidden(format!("missing power: {}", power.as_str()).into()))
@@ -303,7 +304,7 @@ async fn find_service(app: &App, token: &str) -> Result<Option<Service>, SecretE
     Ok(app.secrets.service_tokens_refetched().await?.find(token).cloned())
 }
 
-impl Agent for Service {
+impl CallerIdentity for Service {
     fn actor(&self) -> Actor {
         Actor { kind: ActorKind::Service, id: None, name: self.name().to_owned() }
     }

@@ -37,8 +37,8 @@ impl Received {
     pub fn provider_key(&self, provider: Provider, name: Option<&Name>) -> Result<ProviderKey, Error> {
         let refused = |rejected| Error::KeyRejected { provider, rejected };
         let members = match serde_json::from_str(self.expose()).ok() {
-            Some(Object { twice: true, .. }) => return Err(refused(KeyRejected::TwiceMember)),
-            Some(Object { members, .. }) => Some(members),
+            Some(JsonObject { twice: true, .. }) => return Err(refused(KeyRejected::TwiceMember)),
+            Some(JsonObject { members, .. }) => Some(members),
             None => None,
         };
         let key = ProviderKey::parse(provider, self.0.clone(), members.as_ref()).map_err(refused)?;
@@ -76,24 +76,24 @@ impl<'de> Deserialize<'de> for Received {
 }
 
 /// A JSON object of strings.
-struct Object {
+struct JsonObject {
     members: Members,
     /// Whether a name stands there twice: which one counts is up to whoever reads it.
     twice: bool,
 }
 
-impl<'de> Deserialize<'de> for Object {
+impl<'de> Deserialize<'de> for JsonObject {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct OfStrings;
         impl<'de> Visitor<'de> for OfStrings {
-            type Value = Object;
+            type Value = JsonObject;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object of strings")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
-                let mut object = Object { members: Members::new(), twice: false };
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<JsonObject, A::Error> {
+                let mut object = JsonObject { members: Members::new(), twice: false };
                 while let Some((name, Received(value))) = map.next_entry::<String, Received>()? {
                     object.twice |= object.members.insert(name, value).is_some();
                 }

@@ -7,7 +7,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
 use super::{
-    Access, Agent, ApiKeyCaller, Caller, Error, Presented, Route, access::admit_address, idempotency::IdempotencyKey,
+    Access, ApiKeyCaller, AuthorizerContext, CallerIdentity, Error, Presented, Route, access::admit_address,
+    idempotency::IdempotencyKey,
 };
 use crate::{
     app::App,
@@ -26,13 +27,13 @@ pub struct Call<R: Route> {
     pub body: R::Body,
     /// When the request was judged: one instant for the whole of it.
     pub now: Timestamp,
-    pub origin: Arc<Origin>,
+    pub meta: Arc<RequestMeta>,
     pub(super) idempotency: Option<IdempotencyKey>,
 }
 
 /// Where a request comes from, for the log, the audit log and idempotency.
 #[derive(Debug)]
-pub struct Origin {
+pub struct RequestMeta {
     pub request_id: String,
     pub ip_address: Option<String>,
     /// The name that the client asked for, as API Gateway saw it.
@@ -43,7 +44,7 @@ pub struct Origin {
     pub(super) service: OnceLock<String>,
 }
 
-impl Origin {
+impl RequestMeta {
     pub(super) fn address(&self) -> Option<IpAddr> {
         self.ip_address.as_deref().and_then(client_address)
     }
@@ -64,32 +65,32 @@ where
 {
     /// Judges the calling key once more, by its state as it is now: for what outlives the gateway's cached verdict, such as a token or another
     /// key. A write that hangs on it is staged with [`Transaction::while_unchanged`](crate::store::Transaction::while_unchanged).
-    pub async fn readmit(&self, app: &App) -> Result<ApiKey, Error> {
+    pub async fn reauthorize(&self, app: &App) -> Result<ApiKey, Error> {
         let access = app.store.access(self.caller.organization_id, self.caller.api_key_id).await?;
-        self.admit_again(app, &access).await?;
+        self.reauthorize_with(app, &access).await?;
         Ok(access.api_key)
     }
 
     /// The same for what costs money, with what the key may spend.
-    pub async fn readmit_to_spend(&self, app: &App) -> Result<ValidKey, Error> {
-        let ApiKeyCaller { organization_id, api_key_id, counted_as, .. } = self.caller;
-        let state = app.store.access_to_spend(organization_id, api_key_id, counted_as, self.now);
+    pub async fn reauthorize_to_spend(&self, app: &App) -> Result<ValidKey, Error> {
+        let ApiKeyCaller { organization_id, api_key_id, lineage_id, .. } = self.caller;
+        let state = app.store.access_to_spend(organization_id, api_key_id, lineage_id, self.now);
         let (access, spending) = state.await?;
-        self.admit_again(app, &access).await?;
-        Ok(ValidKey::of(access, spending))
+        self.reauthorize_with(app, &access).await?;
+        Ok(ValidKey::new(access, spending))
     }
 
-    async fn admit_again(&self, app: &App, access: &store::Access) -> Result<(), Error> {
+    async fn reauthorize_with(&self, app: &App, access: &store::Access) -> Result<(), Error> {
         let api_key = &access.api_key;
         auth::judge(access, self.now).map_err(|_| Error::Unauthorized)?;
-        let caller = Caller {
+        let caller = AuthorizerContext {
             principal: Principal { scopes: api_key.scopes, ..self.caller.principal.clone() },
             api_key_name: Some(api_key.name.as_str().to_owned()),
-            counted_as: Some(api_key.counted_as),
+            lineage_id: Some(api_key.lineage_id),
             allowed_cidrs: api_key.allowed_cidrs.clone(),
         };
-        let caller = admit_address(Some(caller), self.origin.address());
-        let presented = Presented { app, caller, project: None, origin: &self.origin, signed: None };
+        let caller = admit_address(Some(caller), self.meta.address());
+        let presented = Presented { app, caller, project: None, meta: &self.meta, signed: None };
         R::Access::admit(presented).await.map(drop)
     }
 
@@ -99,10 +100,10 @@ where
         let ApiKeyCaller { organization_id, api_key_id, .. } = self.caller;
         if api_key_id == target {
             let access = app.store.access_with_use(organization_id, api_key_id).await?;
-            self.admit_again(app, &access).await?;
+            self.reauthorize_with(app, &access).await?;
             return Ok((access.api_key.clone(), access.api_key));
         }
-        let caller = self.readmit(app).await?;
+        let caller = self.reauthorize(app).await?;
         let target = app.store.api_key(self.caller.organization_id, target).await?.ok_or(Error::NotFound)?;
         Ok((caller, target))
     }
@@ -110,7 +111,7 @@ where
 
 impl<R: Route> Call<R>
 where
-    R::Access: Access<Caller: Agent>,
+    R::Access: Access<Caller: CallerIdentity>,
 {
     /// An event of the audit log: what the handler says of a change, and who makes it, when and from where.
     pub fn audit_event(&self, app: &App, event: NewAuditEvent) -> AuditEvent {
@@ -121,9 +122,9 @@ where
             action: event.action.as_str().to_owned(),
             resource: ResourceRef { kind: event.resource_kind.to_owned(), id: event.resource_id },
             changes: event.changes,
-            ip_address: self.origin.ip_address.clone(),
-            user_agent: self.origin.user_agent.clone(),
-            request_id: self.origin.request_id.clone(),
+            ip_address: self.meta.ip_address.clone(),
+            user_agent: self.meta.user_agent.clone(),
+            request_id: self.meta.request_id.clone(),
         }
     }
 

@@ -3,10 +3,10 @@ use std::{borrow::Cow, time::Duration};
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::call::Origin;
+use super::call::RequestMeta;
 use crate::{
     auth::Undecided,
-    byok::NotOpened,
+    byok::ModelKeyUnsealError,
     config::SecretError,
     domain::{Exhausted, Id, KeyRejected, NoTransition, Provider, Timestamp},
     store::{CommitError, Conflict, StoreError},
@@ -78,10 +78,10 @@ impl Error {
     }
 
     /// Without the request's own credential where a field's name, which the client may choose, is repeated.
-    pub(super) fn scrubbed(self, origin: &Origin) -> Self {
+    pub(super) fn scrubbed(self, meta: &RequestMeta) -> Self {
         match self {
             Self::Invalid { field, message } => {
-                Self::Invalid { field: origin.scrub(&field), message: origin.scrub(&message) }
+                Self::Invalid { field: meta.scrub(&field), message: meta.scrub(&message) }
             }
             other => other,
         }
@@ -150,7 +150,7 @@ impl Error {
                 "error": "budget_exhausted",
                 "reason": exhausted.reason(),
                 "cap": exhausted.cap(),
-                "of": exhausted.of(),
+                "of": exhausted.owner(),
                 "resets_at": resets_at,
             }),
             Self::Raced | Self::Unavailable(_) => json!({"detail": "Service unavailable"}),
@@ -196,20 +196,20 @@ impl From<SecretError> for Error {
     }
 }
 
-impl From<NotOpened> for Error {
-    fn from(error: NotOpened) -> Self {
+impl From<ModelKeyUnsealError> for Error {
+    fn from(error: ModelKeyUnsealError) -> Self {
         match error {
-            NotOpened::KidUnknown(_) => Self::Unavailable(error.to_string()),
-            NotOpened::NotIts => Self::Internal(error.to_string()),
+            ModelKeyUnsealError::UnknownKid(_) => Self::Unavailable(error.to_string()),
+            ModelKeyUnsealError::Tampered => Self::Internal(error.to_string()),
         }
     }
 }
 
-impl From<webhook_secrets::NotOpened> for Error {
-    fn from(error: webhook_secrets::NotOpened) -> Self {
+impl From<webhook_secrets::WebhookSecretUnsealError> for Error {
+    fn from(error: webhook_secrets::WebhookSecretUnsealError) -> Self {
         match error {
-            webhook_secrets::NotOpened::KidUnknown(_) => Self::Unavailable(error.to_string()),
-            webhook_secrets::NotOpened::NotIts => Self::Internal(error.to_string()),
+            webhook_secrets::WebhookSecretUnsealError::UnknownKid(_) => Self::Unavailable(error.to_string()),
+            webhook_secrets::WebhookSecretUnsealError::Tampered => Self::Internal(error.to_string()),
         }
     }
 }

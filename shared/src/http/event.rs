@@ -1,6 +1,6 @@
 //! API Gateway's proxy event as a request, and an answer as API Gateway reads it.
 //!
-//! Nothing that a client sends makes a conversion fail: an invocation that fails would skip the frame and show that a function exists. Text is
+//! Nothing that a client sends makes a conversion fail: an invocation that fails would skip the frame and show that a function exists. EventText is
 //! read byte by byte, and a byte that no header may hold becomes U+FFFD, so that the code that reads the header can refuse it.
 
 use std::{collections::HashMap, fmt};
@@ -24,22 +24,22 @@ use super::path::decode_unreserved;
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct GatewayEvent {
-    http_method: Option<Text>,
-    headers: Option<HashMap<Text, Text>>,
-    multi_value_headers: Option<HashMap<Text, Vec<Text>>>,
-    query_string_parameters: Option<HashMap<Text, Text>>,
-    multi_value_query_string_parameters: Option<HashMap<Text, Vec<Text>>>,
-    path_parameters: Option<HashMap<Text, Text>>,
+    http_method: Option<EventText>,
+    headers: Option<HashMap<EventText, EventText>>,
+    multi_value_headers: Option<HashMap<EventText, Vec<EventText>>>,
+    query_string_parameters: Option<HashMap<EventText, EventText>>,
+    multi_value_query_string_parameters: Option<HashMap<EventText, Vec<EventText>>>,
+    path_parameters: Option<HashMap<EventText, EventText>>,
     request_context: Option<EventContext>,
-    body: Option<Text>,
+    body: Option<EventText>,
     is_base64_encoded: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct EventContext {
-    request_id: Option<Text>,
-    domain_name: Option<Text>,
+    request_id: Option<EventText>,
+    domain_name: Option<EventText>,
     identity: Option<Identity>,
     authorizer: Option<HashMap<String, Value>>,
 }
@@ -47,19 +47,20 @@ struct EventContext {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Identity {
-    source_ip: Option<Text>,
+    source_ip: Option<EventText>,
 }
 
 impl GatewayEvent {
     pub(super) fn into_request(self) -> Request {
         let body =
-            body(self.body.map(|Text(body)| body).unwrap_or_default(), self.is_base64_encoded.unwrap_or_default());
+            body(self.body.map(|EventText(body)| body).unwrap_or_default(), self.is_base64_encoded.unwrap_or_default());
         let mut request = Request::new(body);
-        let method = self.http_method.and_then(|Text(method)| method.parse().ok());
+        let method = self.http_method.and_then(|EventText(method)| method.parse().ok());
         *request.method_mut() = method.unwrap_or(Method::GET);
         *request.headers_mut() = headers(self.multi_value_headers, self.headers);
         let variables = self.path_parameters.into_iter().flatten();
-        let variables = variables.map(|(Text(name), Text(value))| (name, decode_unreserved(&value).into_owned()));
+        let variables =
+            variables.map(|(EventText(name), EventText(value))| (name, decode_unreserved(&value).into_owned()));
         request
             .with_query_string_parameters(query(self.multi_value_query_string_parameters, self.query_string_parameters))
             .with_path_parameters(variables.collect::<HashMap<_, _>>())
@@ -77,7 +78,7 @@ fn body(text: String, is_base64: bool) -> Body {
 }
 
 /// Every value of every header. `headers` holds the last value of each, for senders that leave out `multiValueHeaders`.
-fn headers(all: Option<HashMap<Text, Vec<Text>>>, last: Option<HashMap<Text, Text>>) -> HeaderMap {
+fn headers(all: Option<HashMap<EventText, Vec<EventText>>>, last: Option<HashMap<EventText, EventText>>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, values) in all.into_iter().flatten() {
         if let Ok(name) = HeaderName::try_from(name.0) {
@@ -103,20 +104,23 @@ fn header_value(text: &str) -> HeaderValue {
     })
 }
 
-fn query(all: Option<HashMap<Text, Vec<Text>>>, last: Option<HashMap<Text, Text>>) -> HashMap<String, Vec<String>> {
+fn query(
+    all: Option<HashMap<EventText, Vec<EventText>>>,
+    last: Option<HashMap<EventText, EventText>>,
+) -> HashMap<String, Vec<String>> {
     let all = all
         .into_iter()
         .flatten()
-        .map(|(Text(name), values)| (name, values.into_iter().map(|Text(value)| value).collect()));
+        .map(|(EventText(name), values)| (name, values.into_iter().map(|EventText(value)| value).collect()));
     let mut query: HashMap<String, Vec<String>> = all.collect();
-    for (Text(name), Text(value)) in last.into_iter().flatten() {
+    for (EventText(name), EventText(value)) in last.into_iter().flatten() {
         query.entry(name).or_insert_with(|| vec![value]);
     }
     query
 }
 
 fn context(context: EventContext) -> ApiGatewayProxyRequestContext {
-    let text = |text: Option<Text>| text.map(|Text(text)| text);
+    let text = |text: Option<EventText>| text.map(|EventText(text)| text);
     let mut gateway = ApiGatewayProxyRequestContext::default();
     gateway.request_id = text(context.request_id);
     gateway.domain_name = text(context.domain_name);
@@ -137,9 +141,9 @@ pub(super) fn answer(response: Response<Body>) -> ApiGatewayProxyResponse {
 
 /// A string of an event. Half surrogates, which `serde_json` refuses in a `String`, become U+FFFD.
 #[derive(Debug, PartialEq, Eq, Hash)]
-struct Text(String);
+struct EventText(String);
 
-impl<'de> Deserialize<'de> for Text {
+impl<'de> Deserialize<'de> for EventText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_bytes(TextVisitor)
     }
@@ -148,17 +152,17 @@ impl<'de> Deserialize<'de> for Text {
 struct TextVisitor;
 
 impl Visitor<'_> for TextVisitor {
-    type Value = Text;
+    type Value = EventText;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a string")
     }
 
-    fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Text, E> {
-        Ok(Text(String::from_utf8_lossy(bytes).into_owned()))
+    fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<EventText, E> {
+        Ok(EventText(String::from_utf8_lossy(bytes).into_owned()))
     }
 
-    fn visit_str<E: Error>(self, text: &str) -> Result<Text, E> {
-        Ok(Text(text.to_owned()))
+    fn visit_str<E: Error>(self, text: &str) -> Result<EventText, E> {
+        Ok(EventText(text.to_owned()))
     }
 }

@@ -14,7 +14,7 @@ use base64::{
 use http::{HeaderMap, StatusCode};
 use secrecy::ExposeSecret;
 
-use super::{Access, Agent, Answer, Call, Error, Route, call::Origin, json::Json};
+use super::{Access, Answer, Call, CallerIdentity, Error, Route, call::RequestMeta, json::Json};
 use crate::{
     app::App,
     domain::Id,
@@ -43,10 +43,10 @@ pub(super) struct IdempotencyKey {
 
 impl IdempotencyKey {
     /// The header, if it was sent. `place` is the route with its path's variables, which do not depend on the host name; `body` is hashed in canonical order, so that spacing and the order of fields do not matter.
-    pub(super) fn of(
+    pub(super) fn new(
         headers: &HeaderMap,
-        agent: &dyn Agent,
-        origin: &Origin,
+        identity: &dyn CallerIdentity,
+        meta: &RequestMeta,
         place: &str,
         body: &Json<'_>,
     ) -> Result<Option<Self>, Error> {
@@ -62,9 +62,9 @@ impl IdempotencyKey {
         if !(1..=255).contains(&key.len()) || !key.iter().all(|byte| (b' '..=b'~').contains(byte)) {
             return Err(Error::invalid("Idempotency-Key", "must be 1 to 255 printable ASCII characters"));
         }
-        let bearer = origin.bearer.as_ref().ok_or(Error::Unauthorized)?.expose_secret().as_bytes();
+        let bearer = meta.bearer.as_ref().ok_or(Error::Unauthorized)?.expose_secret().as_bytes();
         let mut hash = digest::Context::new(&digest::SHA256);
-        for part in [&agent.credential()[..], place.as_bytes(), key] {
+        for part in [&identity.credential()[..], place.as_bytes(), key] {
             hash.update(&(part.len() as u64).to_be_bytes());
             hash.update(part);
         }
@@ -84,7 +84,7 @@ impl IdempotencyKey {
 
 impl<R: Route> Call<R>
 where
-    R::Access: Access<Caller: Agent>,
+    R::Access: Access<Caller: CallerIdentity>,
 {
     /// Returns the stored answer of an earlier run of this request, if any. Call it first. An answer that shows a secret is returned only
     /// to a caller that is still authorized: its key may have ended since the gateway's verdict, even by this request's first run.
@@ -97,7 +97,7 @@ where
             return Ok(None);
         };
         if record.revealed_until.is_some() {
-            R::Access::readmit(app, self).await?;
+            R::Access::reauthorize(app, self).await?;
         }
         let (kept, sent) = (record.fingerprint.as_bytes(), key.fingerprint());
         if constant_time::verify_slices_are_equal(kept, sent.as_bytes()).is_err() {

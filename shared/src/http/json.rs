@@ -46,7 +46,7 @@ pub(super) enum Number {
 
 impl Number {
     /// The value of a number's text, exact for whole numbers.
-    pub(super) fn of(text: &str) -> Self {
+    pub(super) fn new(text: &str) -> Self {
         let (negative, magnitude) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
         if magnitude.len() < 20 && magnitude.bytes().all(|byte| byte.is_ascii_digit()) {
             return Self::whole(negative, magnitude, 0);
@@ -97,7 +97,7 @@ impl<'a> From<&'a Value> for Json<'a> {
         match value {
             Value::Null => Self::Null,
             Value::Bool(value) => Self::Bool(*value),
-            Value::Number(number) => Self::Number(Number::of(&number.to_string())),
+            Value::Number(number) => Self::Number(Number::new(&number.to_string())),
             Value::String(text) => Self::Text(text.as_str().into()),
             Value::Array(items) => Self::List(items.iter().map(Self::from).collect()),
             Value::Object(fields) => {
@@ -280,7 +280,7 @@ impl<'a> Parser<'a> {
             self.at += usize::from(matches!(self.bytes.get(self.at), Some(b'+' | b'-')));
             self.digits()?;
         }
-        Ok(Json::Number(Number::of(&self.text[start..self.at])))
+        Ok(Json::Number(Number::new(&self.text[start..self.at])))
     }
 
     /// One digit or more.

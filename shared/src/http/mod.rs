@@ -7,9 +7,9 @@
 
 mod access;
 mod answer;
+mod authorizer_context;
 mod body;
 mod call;
-mod caller;
 pub mod cursor;
 mod error;
 mod event;
@@ -27,13 +27,13 @@ mod webhooks;
 
 pub use self::{
     access::{
-        Access, Admin, Agent, AnyKey, AnyService, ApiKeyCaller, Byok, Credential, Internal, Presented, Project,
-        Provision, Public, Read, Releases, ReportUsage, Validate, Write,
+        Access, Admin, AnyKey, AnyService, ApiKeyCaller, Byok, CallerIdentity, Internal, Presented, ProjectAccess,
+        Provision, Public, Read, Releases, ReportUsage, RequiredCredential, Validate, Write,
     },
     answer::{Answer, Revealed, Verbatim},
+    authorizer_context::{AuthorizerContext, BadContext},
     body::{NoBody, NoFields, Received, present},
     call::Call,
-    caller::{BadContext, Caller},
     error::Error,
     event::GatewayEvent,
     idempotency::Reveals,

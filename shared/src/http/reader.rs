@@ -40,7 +40,7 @@ pub(super) enum Texts<'a> {
 }
 
 impl Texts<'_> {
-    fn check(self, text: &str) -> Result<(), Refusal> {
+    fn check(self, text: &str) -> Result<(), Rejection> {
         let Self::Checked { bearer } = self else { return Ok(()) };
         check_text(text).map_err(de::Error::custom)?;
         // A token of any shape; short ones would be part of ordinary words.
@@ -194,15 +194,15 @@ impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for Bounded<T,
 
 /// Why a value is not of a type, and where in it: the steps from the inside out.
 #[derive(Debug)]
-struct Refusal {
-    steps: Vec<Step>,
+struct Rejection {
+    steps: Vec<PathStep>,
     problem: Problem,
 }
 
 #[derive(Debug)]
-enum Step {
+enum PathStep {
     Field(String),
-    Place(usize),
+    Index(usize),
 }
 
 #[derive(Debug)]
@@ -213,13 +213,13 @@ enum Problem {
     Other(Cow<'static, str>),
 }
 
-impl Refusal {
+impl Rejection {
     fn new(problem: &'static str) -> Self {
         Self { steps: Vec::new(), problem: Problem::Other(problem.into()) }
     }
 
     #[must_use]
-    fn under(mut self, step: Step) -> Self {
+    fn under(mut self, step: PathStep) -> Self {
         self.steps.push(step);
         self
     }
@@ -228,7 +228,7 @@ impl Refusal {
         let mut path = String::new();
         for step in self.steps.iter().rev() {
             match step {
-                Step::Field(name) => {
+                PathStep::Field(name) => {
                     path.push_str(if path.is_empty() { "" } else { "." });
                     path.push_str(match name.as_str() {
                         // So that it differs from the whole body.
@@ -237,7 +237,7 @@ impl Refusal {
                         name => name,
                     });
                 }
-                Step::Place(index) => drop(write!(path, "[{index}]")),
+                PathStep::Index(index) => drop(write!(path, "[{index}]")),
             }
         }
         shown(&path)
@@ -277,15 +277,15 @@ fn one_of(words: &[&str]) -> String {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.told("field", "value").1)
     }
 }
 
-impl std::error::Error for Refusal {}
+impl std::error::Error for Rejection {}
 
-impl de::Error for Refusal {
+impl de::Error for Rejection {
     fn custom<T: fmt::Display>(problem: T) -> Self {
         Self { steps: Vec::new(), problem: Problem::Other(problem.to_string().into()) }
     }
@@ -316,7 +316,7 @@ impl de::Error for Refusal {
     }
 
     fn duplicate_field(field: &'static str) -> Self {
-        Self::new(TWICE).under(Step::Field(field.to_owned()))
+        Self::new(TWICE).under(PathStep::Field(field.to_owned()))
     }
 }
 
@@ -329,21 +329,21 @@ struct Reader<'j> {
 
 impl<'j> Reader<'j> {
     /// The refusal of a value that is of another kind, or of none.
-    fn refused(self, wanted: &'static str) -> Refusal {
+    fn refused(self, wanted: &'static str) -> Rejection {
         match self.json {
-            Json::Unusable(problem) => Refusal::new(problem),
-            _ => Refusal::new(wanted),
+            Json::Unusable(problem) => Rejection::new(problem),
+            _ => Rejection::new(wanted),
         }
     }
 
-    fn text(self) -> Result<&'j str, Refusal> {
+    fn text(self) -> Result<&'j str, Rejection> {
         match self.json {
             Json::Text(text) => self.texts.check(text).map(|()| &**text),
             _ => Err(self.refused("must be a string")),
         }
     }
 
-    fn natural<'de, V: Visitor<'de>>(self, max: u64, visitor: V) -> Result<V::Value, Refusal> {
+    fn natural<'de, V: Visitor<'de>>(self, max: u64, visitor: V) -> Result<V::Value, Rejection> {
         match self.json {
             Json::Number(Number::Natural(number)) if *number <= max => visitor.visit_u64(*number),
             Json::Number(Number::Natural(_)) => {
@@ -353,12 +353,12 @@ impl<'j> Reader<'j> {
             Json::Number(Number::OutOfRange) if max == u64::MAX && matches!(self.texts, Texts::Checked { .. }) => {
                 visitor.visit_u64(max)
             }
-            Json::Number(Number::OutOfRange) => Err(Refusal::new(RANGE)),
+            Json::Number(Number::OutOfRange) => Err(Rejection::new(RANGE)),
             _ => Err(self.refused(NATURAL)),
         }
     }
 
-    fn integer<'de, V: Visitor<'de>>(self, min: i64, max: i64, visitor: V) -> Result<V::Value, Refusal> {
+    fn integer<'de, V: Visitor<'de>>(self, min: i64, max: i64, visitor: V) -> Result<V::Value, Rejection> {
         let number = match self.json {
             Json::Number(Number::Natural(number)) => i64::try_from(*number).ok(),
             Json::Number(Number::Negative(number)) => Some(*number),
@@ -371,24 +371,24 @@ impl<'j> Reader<'j> {
         }
     }
 
-    fn real<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn real<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         match self.json {
             Json::Number(Number::Natural(number)) => visitor.visit_u64(*number),
             Json::Number(Number::Negative(number)) => visitor.visit_i64(*number),
             Json::Number(Number::Fraction(number)) => visitor.visit_f64(*number),
-            Json::Number(Number::OutOfRange | Number::BelowRange) => Err(Refusal::new(RANGE)),
+            Json::Number(Number::OutOfRange | Number::BelowRange) => Err(Rejection::new(RANGE)),
             _ => Err(self.refused("must be a number")),
         }
     }
 
-    fn items<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn items<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         match self.json {
-            Json::List(items) => visitor.visit_seq(Items { rest: items.iter(), at: 0, texts: self.texts }),
+            Json::List(items) => visitor.visit_seq(ArrayItems { rest: items.iter(), at: 0, texts: self.texts }),
             _ => Err(self.refused("must be a list")),
         }
     }
 
-    fn fields<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn fields<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         match self.json {
             Json::Object(fields) => visitor.visit_map(Fields { rest: fields.iter(), value: None, texts: self.texts }),
             _ => Err(self.refused("must be an object")),
@@ -397,9 +397,9 @@ impl<'j> Reader<'j> {
 }
 
 impl<'de> Deserializer<'de> for Reader<'_> {
-    type Error = Refusal;
+    type Error = Rejection;
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         match self.json {
             Json::Null => visitor.visit_unit(),
             Json::Bool(value) => visitor.visit_bool(*value),
@@ -407,113 +407,113 @@ impl<'de> Deserializer<'de> for Reader<'_> {
             Json::Text(_) => visitor.visit_str(self.text()?),
             Json::List(_) => self.items(visitor),
             Json::Object(_) => self.fields(visitor),
-            Json::Unusable(problem) => Err(Refusal::new(problem)),
+            Json::Unusable(problem) => Err(Rejection::new(problem)),
         }
     }
 
-    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         match self.json {
             Json::Bool(value) => visitor.visit_bool(*value),
             _ => Err(self.refused("must be true or false")),
         }
     }
 
-    fn deserialize_u8<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_u8<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         self.natural(u8::MAX.into(), visitor)
     }
 
-    fn deserialize_u16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_u16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         self.natural(u16::MAX.into(), visitor)
     }
 
-    fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         self.natural(u32::MAX.into(), visitor)
     }
 
-    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         self.natural(u64::MAX, visitor)
     }
 
-    fn deserialize_u128<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_u128<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         self.natural(u64::MAX, visitor)
     }
 
-    fn deserialize_i8<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_i8<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         self.integer(i8::MIN.into(), i8::MAX.into(), visitor)
     }
 
-    fn deserialize_i16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_i16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         self.integer(i16::MIN.into(), i16::MAX.into(), visitor)
     }
 
-    fn deserialize_i32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_i32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         self.integer(i32::MIN.into(), i32::MAX.into(), visitor)
     }
 
-    fn deserialize_i64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_i64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         self.integer(i64::MIN, i64::MAX, visitor)
     }
 
-    fn deserialize_i128<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_i128<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         self.integer(i64::MIN, i64::MAX, visitor)
     }
 
-    fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         self.real(visitor)
     }
 
-    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         self.real(visitor)
     }
 
-    fn deserialize_char<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_char<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         visitor.visit_str(self.text()?)
     }
 
-    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         visitor.visit_str(self.text()?)
     }
 
-    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         visitor.visit_str(self.text()?)
     }
 
     /// A text that may be a secret.
-    fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         visitor.visit_str(Reader { texts: Texts::Any, ..self }.text()?)
     }
 
-    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         self.deserialize_bytes(visitor)
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         match self.json {
             Json::Null => visitor.visit_none(),
             _ => visitor.visit_some(self),
         }
     }
 
-    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         match self.json {
             Json::Null => visitor.visit_unit(),
             _ => Err(self.refused("must be null")),
         }
     }
 
-    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Rejection> {
         self.deserialize_unit(visitor)
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Rejection> {
         visitor.visit_newtype_struct(self)
     }
 
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         self.items(visitor)
     }
 
-    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, Rejection> {
         self.items(visitor)
     }
 
@@ -522,11 +522,11 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         _: &'static str,
         _: usize,
         visitor: V,
-    ) -> Result<V::Value, Refusal> {
+    ) -> Result<V::Value, Rejection> {
         self.items(visitor)
     }
 
-    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         self.fields(visitor)
     }
 
@@ -535,7 +535,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         _: &'static str,
         _: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Refusal> {
+    ) -> Result<V::Value, Rejection> {
         self.fields(visitor)
     }
 
@@ -545,38 +545,38 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         _: &'static str,
         variants: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Refusal> {
+    ) -> Result<V::Value, Rejection> {
         match self.json {
             Json::Text(text) => {
-                let word: StrDeserializer<'_, Refusal> = (**text).into_deserializer();
+                let word: StrDeserializer<'_, Rejection> = (**text).into_deserializer();
                 visitor.visit_enum(word)
             }
-            Json::Unusable(problem) => Err(Refusal::new(problem)),
+            Json::Unusable(problem) => Err(Rejection::new(problem)),
             _ => Err(de::Error::unknown_variant("", variants)),
         }
     }
 
-    fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         self.deserialize_str(visitor)
     }
 
-    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         visitor.visit_unit()
     }
 }
 
-struct Items<'j> {
+struct ArrayItems<'j> {
     rest: std::slice::Iter<'j, Json<'j>>,
     at: usize,
     texts: Texts<'j>,
 }
 
-impl<'de> SeqAccess<'de> for Items<'_> {
-    type Error = Refusal;
+impl<'de> SeqAccess<'de> for ArrayItems<'_> {
+    type Error = Rejection;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Refusal> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Rejection> {
         let Some(json) = self.rest.next() else { return Ok(None) };
-        let place = Step::Place(self.at);
+        let place = PathStep::Index(self.at);
         self.at += 1;
         seed.deserialize(Reader { json, texts: self.texts }).map(Some).map_err(|refusal| refusal.under(place))
     }
@@ -594,19 +594,19 @@ struct Fields<'j> {
 }
 
 impl<'de> MapAccess<'de> for Fields<'_> {
-    type Error = Refusal;
+    type Error = Rejection;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Refusal> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Rejection> {
         let Some((name, json)) = self.rest.next() else { return Ok(None) };
         self.value = Some((name, json));
         let key = seed.deserialize(FieldName { name, texts: self.texts });
-        key.map(Some).map_err(|refusal| refusal.under(Step::Field(name.to_string())))
+        key.map(Some).map_err(|refusal| refusal.under(PathStep::Field(name.to_string())))
     }
 
-    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Refusal> {
-        let (name, json) = self.value.take().ok_or_else(|| Refusal::new("must have a value"))?;
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Rejection> {
+        let (name, json) = self.value.take().ok_or_else(|| Rejection::new("must have a value"))?;
         let value = seed.deserialize(Reader { json, texts: self.texts });
-        value.map_err(|refusal| refusal.under(Step::Field(name.to_owned())))
+        value.map_err(|refusal| refusal.under(PathStep::Field(name.to_owned())))
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -621,14 +621,14 @@ struct FieldName<'j> {
 }
 
 impl<'de> Deserializer<'de> for FieldName<'_> {
-    type Error = Refusal;
+    type Error = Rejection;
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         self.texts.check(self.name)?;
         visitor.visit_str(self.name)
     }
 
-    fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Refusal> {
+    fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         visitor.visit_str(self.name)
     }
 
@@ -775,7 +775,7 @@ mod tests {
             ("1e-400", Number::Fraction(0.0)),
             ("1e-99999999999999999999", Number::Fraction(0.0)),
         ] {
-            assert_eq!(Number::of(text), number, "{text}");
+            assert_eq!(Number::new(text), number, "{text}");
         }
         for (text, problem) in [
             ("1e400", "must be an integer from 0 to 9007199254740991"),

@@ -38,7 +38,7 @@ pub struct ApiKeyResource {
 }
 
 impl ApiKeyResource {
-    pub fn of(key: ApiKey, now: Timestamp) -> Self {
+    pub fn new(key: ApiKey, now: Timestamp) -> Self {
         Self {
             status: key.status(now),
             id: key.id,
@@ -105,7 +105,7 @@ pub struct ReleaseResource {
 
 impl ReleaseResource {
     /// `current` is the project's active release.
-    pub fn of(release: Release, current: Option<Version>) -> Self {
+    pub fn new(release: Release, current: Option<Version>) -> Self {
         Self {
             status: release.status(current),
             build_kind: release.build_kind(),
@@ -164,7 +164,7 @@ pub struct WebhookEndpointResource {
 
 impl WebhookEndpointResource {
     /// As a caller with these scopes may see it. Receivers put keys into a URL's query.
-    pub fn of(endpoint: WebhookEndpoint, failing: Failing, scopes: ScopeSet) -> Self {
+    pub fn new(endpoint: WebhookEndpoint, failing: Failing, scopes: ScopeSet) -> Self {
         Self {
             enabled: endpoint.is_enabled(),
             id: endpoint.id,
@@ -193,7 +193,7 @@ pub struct DeliveryResource {
 }
 
 impl DeliveryResource {
-    pub fn of(delivery: Delivery, scopes: ScopeSet) -> Self {
+    pub fn new(delivery: Delivery, scopes: ScopeSet) -> Self {
         let mut attempts = delivery.attempts;
         if !scopes.contains(Scope::Admin) {
             for attempt in &mut attempts {
@@ -354,7 +354,7 @@ pub struct SpentPercent {
 }
 
 impl UsageResource {
-    pub fn of(period: Month, usage: &MonthUsage, budget: Option<Budget>, verdict: &BudgetVerdict) -> Self {
+    pub fn new(period: Month, usage: &MonthUsage, budget: Option<Budget>, verdict: &BudgetVerdict) -> Self {
         let mut by_model: Vec<_> = usage.by_model.iter().collect();
         by_model.sort_by_key(|(_, used)| Reverse((used.cost, used.total_tokens())));
         let model = |(model, tally): (&String, &Tally)| ModelUsage { model: model.clone(), used: tally.into() };
@@ -366,7 +366,7 @@ impl UsageResource {
             by_day: usage.by_day.iter().map(day).collect(),
             unpriced: UnpricedUsage::list(&usage.unpriced),
             budget: BudgetState {
-                spent_percent: SpentPercent::of(budget.as_ref(), &usage.totals),
+                spent_percent: SpentPercent::new(budget.as_ref(), &usage.totals),
                 caps: budget.into(),
                 ok: verdict.is_ok(),
                 reason: verdict.reason(),
@@ -387,7 +387,7 @@ impl From<&Tally> for TallyResource {
 }
 
 impl SpentPercent {
-    fn of(budget: Option<&Budget>, spent: &Tally) -> Self {
+    fn new(budget: Option<&Budget>, spent: &Tally) -> Self {
         let mut percents = Self::default();
         for (kind, cap, spent) in budget.into_iter().flat_map(|budget| budget.caps(spent)) {
             let field = match kind {

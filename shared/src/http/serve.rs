@@ -20,9 +20,9 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{
-    Access, Agent, Answer, Call, Caller, Error, FromPath, GatewayEvent, Presented, Route, access,
+    Access, Answer, AuthorizerContext, Call, CallerIdentity, Error, FromPath, GatewayEvent, Presented, Route, access,
     access::Signed,
-    call::Origin,
+    call::RequestMeta,
     error, event,
     idempotency::IdempotencyKey,
     json::{self, Json},
@@ -66,50 +66,50 @@ pub async fn serve_event<R: Route>(app: &App, event: GatewayEvent) -> ApiGateway
 pub async fn serve<R: Route>(app: &App, request: Request) -> Response<Body> {
     let started = Instant::now();
     let context = gateway_context(&request);
-    let origin = Arc::new(origin(app, &request, context));
+    let meta = Arc::new(meta(app, &request, context));
     // The authorizer sees only one value of a repeated header, so its verdict does not count.
     let judged = context.filter(|_| !is_repeated(request.headers(), &header::AUTHORIZATION));
-    let caller = judged.and_then(|context| Caller::from_context(&context.authorizer.fields).ok());
+    let caller = judged.and_then(|context| AuthorizerContext::from_context(&context.authorizer.fields).ok());
     let who = caller.as_ref().map(|caller| (caller.principal.organization_id, caller.principal.api_key_id));
 
     let outcome = if R::CORS && request.method() == Method::OPTIONS {
         Ok((StatusCode::NO_CONTENT, Vec::new()))
     } else {
-        let caller = access::admit_address(caller, origin.address());
+        let caller = access::admit_address(caller, meta.address());
         let deadline = app.deadlines.scale(R::DEADLINE);
-        match timeout(deadline, judge_and_run::<R>(app, &request, caller, &origin)).await {
+        match timeout(deadline, judge_and_run::<R>(app, &request, caller, &meta)).await {
             Ok(outcome) => outcome
                 .inspect(|answer| debug_assert_eq!(answer.status, R::STATUS, "{}", R::NAME))
                 .map(|answer| (answer.status, answer.body))
-                .map_err(|error| error.scrubbed(&origin)),
+                .map_err(|error| error.scrubbed(&meta)),
             Err(_) => Err(Error::TimedOut(deadline)),
         }
     };
-    log::<R>(&origin, who, &outcome, started);
-    respond::<R>(outcome, &origin.request_id)
+    log::<R>(&meta, who, &outcome, started);
+    respond::<R>(outcome, &meta.request_id)
 }
 
 /// The contract's order: credential, kind and scope, body, and then the handler.
 async fn judge_and_run<R: Route>(
     app: &App,
     request: &Request,
-    caller: Option<Caller>,
-    origin: &Arc<Origin>,
+    caller: Option<AuthorizerContext>,
+    meta: &Arc<RequestMeta>,
 ) -> Result<Answer<R::Output>, Error> {
     let variables = request.path_parameters_ref();
     let project = variables.and_then(|variables| variables.first("ref"));
     let signed = Some(Signed { headers: request.headers(), body: request.body().as_ref(), body_max: R::BODY_MAX });
-    let caller = R::Access::admit(Presented { app, caller, project, origin, signed }).await?;
+    let caller = R::Access::admit(Presented { app, caller, project, meta, signed }).await?;
 
     let query = query::read(request.query_string_parameters_ref())?;
     let json = json_body::<R>(request)?;
-    let bearer = origin.bearer.as_ref().map(ExposeSecret::expose_secret);
+    let bearer = meta.bearer.as_ref().map(ExposeSecret::expose_secret);
     let texts = if R::ANY_TEXT { Texts::Any } else { Texts::Checked { bearer } };
     let body = reader::read("field", &json, texts)?;
-    let idempotency = idempotency_key::<R>(request, R::Access::agent(&caller), origin, &json)?;
+    let idempotency = idempotency_key::<R>(request, R::Access::identity(&caller), meta, &json)?;
     let path = R::Path::from_path(variables.unwrap_or(&QueryMap::default())).ok_or(Error::NotFound)?;
 
-    let call = Call { caller, path, query, body, now: app.clock.now(), origin: Arc::clone(origin), idempotency };
+    let call = Call { caller, path, query, body, now: app.clock.now(), meta: Arc::clone(meta), idempotency };
     let mut longest = FIRST_PAUSE;
     for _ in 1..R::RUNS {
         match R::handle(app, &call).await {
@@ -149,16 +149,16 @@ fn json_body<R: Route>(request: &Request) -> Result<Json<'_>, Error> {
 
 fn idempotency_key<R: Route>(
     request: &Request,
-    agent: Option<&dyn Agent>,
-    origin: &Origin,
+    identity: Option<&dyn CallerIdentity>,
+    meta: &RequestMeta,
     body: &Json<'_>,
 ) -> Result<Option<IdempotencyKey>, Error> {
-    match agent {
-        Some(agent) if R::IDEMPOTENT => {
+    match identity {
+        Some(identity) if R::IDEMPOTENT => {
             let variables: BTreeMap<_, _> =
                 request.path_parameters_ref().into_iter().flat_map(QueryMap::iter).collect();
             let place = format!("{} {variables:?}", R::NAME);
-            IdempotencyKey::of(request.headers(), agent, origin, &place, body)
+            IdempotencyKey::new(request.headers(), identity, meta, &place, body)
         }
         _ => Ok(None),
     }
@@ -171,14 +171,14 @@ fn gateway_context(request: &Request) -> Option<&ApiGatewayProxyRequestContext> 
     }
 }
 
-fn origin(app: &App, request: &Request, context: Option<&ApiGatewayProxyRequestContext>) -> Origin {
+fn meta(app: &App, request: &Request, context: Option<&ApiGatewayProxyRequestContext>) -> RequestMeta {
     let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
     let authorization =
         header(header::AUTHORIZATION).filter(|_| !is_repeated(request.headers(), &header::AUTHORIZATION));
     let bearer = authorization.and_then(auth::bearer).map(SecretString::from);
     let request_id = context.and_then(|context| context.request_id.clone()).filter(|id| is_plain(id));
-    let agent = header(header::USER_AGENT);
-    let mut origin = Origin {
+    let user_agent = header(header::USER_AGENT);
+    let mut meta = RequestMeta {
         request_id: request_id.unwrap_or_else(|| uuid(&*app.entropy)),
         ip_address: context.and_then(|context| context.identity.source_ip.clone()),
         host: context.and_then(|context| context.domain_name.clone()),
@@ -186,8 +186,8 @@ fn origin(app: &App, request: &Request, context: Option<&ApiGatewayProxyRequestC
         bearer,
         service: OnceLock::new(),
     };
-    origin.user_agent = agent.map(|agent| origin.scrub(agent).chars().take(256).collect());
-    origin
+    meta.user_agent = user_agent.map(|text| meta.scrub(text).chars().take(256).collect());
+    meta
 }
 
 fn is_repeated(headers: &HeaderMap, name: &HeaderName) -> bool {
@@ -202,7 +202,7 @@ fn is_plain(request_id: &str) -> bool {
 
 /// One line per request.
 fn log<R: Route>(
-    origin: &Origin,
+    meta: &RequestMeta,
     who: Option<(Id, Id)>,
     outcome: &Result<(StatusCode, Vec<u8>), Error>,
     started: Instant,
@@ -210,8 +210,8 @@ fn log<R: Route>(
     let status = outcome.as_ref().map_or_else(Error::status, |(status, _)| *status).as_u16();
     let latency_ms = started.elapsed().as_secs_f64() * 1_000.0;
     let (organization_id, api_key_id) = who.map(|(org, key)| (org.get(), key.get())).unzip();
-    let request_id = origin.request_id.as_str();
-    let (route, service) = (R::NAME, origin.service.get());
+    let request_id = meta.request_id.as_str();
+    let (route, service) = (R::NAME, meta.service.get());
     let fault = outcome.as_ref().err().and_then(Error::fault);
     if let Some(fault) = fault.as_deref() {
         tracing::error!(request_id, route, status, organization_id, api_key_id, service, latency_ms, fault, "request");

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
-use super::{Access, Agent, Error, Presented};
+use super::{Access, CallerIdentity, Error, Presented};
 use crate::{
     config::{Secret, SecretError},
     domain::{Actor, ActorKind, BadSignature, Id, StripeSecrets},
@@ -32,7 +32,7 @@ impl Access for Stripe {
     type Caller = StripeCaller;
     const SECRETS: &'static [Secret] = &[Secret::Stripe];
 
-    fn agent(caller: &StripeCaller) -> Option<&dyn Agent> {
+    fn identity(caller: &StripeCaller) -> Option<&dyn CallerIdentity> {
         Some(caller)
     }
 
@@ -82,7 +82,7 @@ fn unavailable(error: &SecretError) -> Error {
     Error::Unavailable(error.to_string())
 }
 
-impl Agent for StripeCaller {
+impl CallerIdentity for StripeCaller {
     fn actor(&self) -> Actor {
         Actor { kind: ActorKind::System, id: None, name: "stripe".to_owned() }
     }

@@ -11,7 +11,7 @@ impl<R: Route> Call<R> {
     pub fn webhook_url(&self, app: &App, url: &Received) -> Result<WebhookUrl, Error> {
         let url = WebhookUrl::parse(url.expose(), app.webhooks).map_err(|problem| Error::invalid("url", problem))?;
         // A receiver beside the local runner is on its host, too.
-        let ours = self.origin.host.as_ref().is_some_and(|host| url.is_on(slice::from_ref(host)));
+        let ours = self.meta.host.as_ref().is_some_and(|host| url.is_on(slice::from_ref(host)));
         if ours && !url.is_loopback() {
             return Err(Error::invalid("url", "must not lead to this service itself"));
         }
@@ -22,7 +22,7 @@ impl<R: Route> Call<R> {
 impl DeliveryResource {
     /// As it will be, once the event is fanned out.
     pub fn expected(event: &Event, scopes: ScopeSet) -> Self {
-        Self::of(Delivery::new(event.id, event.event_type, event.created_at, event.created_at), scopes)
+        Self::new(Delivery::new(event.id, event.event_type, event.created_at, event.created_at), scopes)
     }
 }
 

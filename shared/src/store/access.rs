@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use super::{
     Item, OrganizationBudget, Store, StoreError,
     api_keys::join_use,
-    batch::Wanted,
+    batch::BatchKeys,
     counters::{read_totals, totals_projection},
     decode,
     table::{Key, Table},
@@ -38,15 +38,15 @@ impl Store {
     }
 
     /// The same with what decides whether the key may spend: budgets, and this month's counters of the organization and of the line of keys
-    /// that is `counted_as`. One BatchGetItem too.
+    /// that is `lineage_id`. One BatchGetItem too.
     pub async fn access_to_spend(
         &self,
         organization: Id,
         api_key: Id,
-        counted_as: Id,
+        lineage_id: Id,
         now: Timestamp,
     ) -> Result<(Access, Spending), StoreError> {
-        self.spending_access(organization, api_key, counted_as, now, None).await
+        self.spending_access(organization, api_key, lineage_id, now, None).await
     }
 
     /// The same with the time of the key's last use: for a process that may have to write a later one.
@@ -54,18 +54,18 @@ impl Store {
         &self,
         organization: Id,
         api_key: Id,
-        counted_as: Id,
+        lineage_id: Id,
         now: Timestamp,
     ) -> Result<(Access, Spending), StoreError> {
         let used = Key::key_use(organization, api_key);
-        self.spending_access(organization, api_key, counted_as, now, Some(used)).await
+        self.spending_access(organization, api_key, lineage_id, now, Some(used)).await
     }
 
     async fn spending_access(
         &self,
         organization: Id,
         api_key: Id,
-        counted_as: Id,
+        lineage_id: Id,
         now: Timestamp,
         last_use: Option<Key>,
     ) -> Result<(Access, Spending), StoreError> {
@@ -73,12 +73,12 @@ impl Store {
         let state = [Key::organization(organization), Key::api_key(organization, api_key)];
         let budget = Key::budget(organization);
         let totals = Key::usage_totals(organization, month);
-        let used = Key::usage_of_key(organization, counted_as, month);
+        let used = Key::usage_of_key(organization, lineage_id, month);
         let main = state.iter().chain([&budget]).chain(&last_use).cloned().collect();
         let usage = vec![totals.clone(), used.clone()];
         let found = self.batch_get_once([
-            Wanted { table: Table::Main, keys: main, projection: None },
-            Wanted { table: Table::Usage, keys: usage, projection: Some(totals_projection()) },
+            BatchKeys { table: Table::Main, keys: main, projection: None },
+            BatchKeys { table: Table::Usage, keys: usage, projection: Some(totals_projection()) },
         ]);
         let mut found = by_key(found.await?);
         let mut access = take_access(&mut found, &state)?;

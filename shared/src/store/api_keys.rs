@@ -166,9 +166,9 @@ impl Transaction {
     }
 
     fn add_api_key(&mut self, organization: Id, key: &ApiKey, digest: Digest) -> Result<(), StoreError> {
-        let (api_key_id, counted_as) = (key.id, key.counted_as);
-        let credential = Credential { organization_id: organization, api_key_id, counted_as, digest };
-        let owner = KeyOwner { organization_id: organization, api_key_id, counted_as };
+        let (api_key_id, lineage_id) = (key.id, key.lineage_id);
+        let credential = Credential { organization_id: organization, api_key_id, lineage_id, digest };
+        let owner = KeyOwner { organization_id: organization, api_key_id, lineage_id };
         self.insert(Table::Main, &Key::claimed_id(Kind::ApiKey, key.id), &owner, Conflict::IdTaken)?;
         self.insert(Table::Main, &Key::claimed_prefix(&key.prefix, key.id), &owner, Conflict::IdTaken)?;
         self.insert_credential(&key.prefix, &credential)?;

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     Conflict, Item, Page, Store, StoreError, Transaction,
-    chain::{Claim, LINK, UNCHAINED, mark_of},
+    chain::{ChainClaim, LINK, UNCHAINED, mark_of},
     decode,
     page::Listing,
     table::{CLAIMED_EVENT, Key, Table, audit_event_place, audit_partition, unchained_shard},
@@ -104,7 +104,7 @@ impl Store {
         for item in self.batch_get(Table::Main, &keys).await? {
             let sk = text(&item, "sk")?.trim_start_matches(CLAIMED_EVENT).to_owned();
             // What cannot be read was tampered with, and is as good as not there.
-            if let Ok(claim) = decode::<Claim>(item) {
+            if let Ok(claim) = decode::<ChainClaim>(item) {
                 claims.insert(sk, claim.link);
             }
         }

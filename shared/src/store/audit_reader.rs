@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     Item, Store, StoreError,
-    chain::{Claim, mark_of},
+    chain::{ChainClaim, mark_of},
     decode,
     table::{
         ABOVE_IDS, ANCHORS, AUDIT, CHAIN, CLAIMED_EVENT, OWNED, Table, anchors_partition, audit_partition,
@@ -129,7 +129,7 @@ impl AuditReader {
 fn place_chain(log: &mut AuditLog, item: Item) -> Result<(), StoreError> {
     let sk = text(&item, "sk")?.to_owned();
     if let Some(event) = sk.strip_prefix(CLAIMED_EVENT) {
-        if let Some(claim) = readable::<Claim>(&mut log.unreadable, item)? {
+        if let Some(claim) = readable::<ChainClaim>(&mut log.unreadable, item)? {
             log.claims.insert(event.to_owned(), claim.link);
         }
         return Ok(());

@@ -11,7 +11,7 @@ use super::{
 const KEYS_AT_MOST: usize = 100;
 
 /// What is wanted of one table.
-pub(super) struct Wanted {
+pub(super) struct BatchKeys {
     pub(super) table: Table,
     pub(super) keys: Vec<Key>,
     /// The attributes, if not all.
@@ -23,7 +23,7 @@ impl Store {
     pub(super) async fn batch_get(&self, table: Table, keys: &[Key]) -> Result<Vec<Item>, StoreError> {
         let mut found = Vec::with_capacity(keys.len());
         for keys in keys.chunks(KEYS_AT_MOST) {
-            found.extend(self.batch_get_once([Wanted { table, keys: keys.to_vec(), projection: None }]).await?);
+            found.extend(self.batch_get_once([BatchKeys { table, keys: keys.to_vec(), projection: None }]).await?);
         }
         Ok(found)
     }
@@ -31,10 +31,10 @@ impl Store {
     /// The same over several tables, in one call; at most 100 keys.
     pub(super) async fn batch_get_once(
         &self,
-        wanted: impl IntoIterator<Item = Wanted>,
+        wanted: impl IntoIterator<Item = BatchKeys>,
     ) -> Result<Vec<Item>, StoreError> {
         let mut request = HashMap::new();
-        for Wanted { table, keys, projection } in wanted {
+        for BatchKeys { table, keys, projection } in wanted {
             let asked = KeysAndAttributes::builder()
                 .set_keys(Some(keys.iter().map(Key::attributes).collect()))
                 .set_projection_expression(projection)

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Conflict, Queue, Store, StoreError, Transaction, decode,
-    outbox::Waiting,
+    outbox::Scheduled,
     table::{Key, Table},
 };
 use crate::domain::{ApiKey, Budget, BudgetWatch, Id, Timestamp};
@@ -79,7 +79,7 @@ impl Store {
                 match key.replaced_by {
                     Some(successor) if !seen.contains(&successor) => drop(wanted.insert(successor)),
                     Some(_) => {}
-                    None => drop(newest.insert(key.counted_as, key)),
+                    None => drop(newest.insert(key.lineage_id, key)),
                 }
             }
         }
@@ -128,7 +128,9 @@ impl Transaction {
         let item = Wish { organization_id: check.organization_id, api_keys: &check.api_keys, stamp: check.stamp };
         let key = Key::due(Queue::BudgetChecks, check.organization_id, &check.place_aside());
         let due_shard = Queue::BudgetChecks.shard(check.organization_id);
-        self.put(Table::Outbox, &key, &Waiting { item: &item, due_shard, due_at: again }, Conflict::Changed, |put| put)
+        self.put(Table::Outbox, &key, &Scheduled { item: &item, due_shard, due_at: again }, Conflict::Changed, |put| {
+            put
+        })
     }
 
     /// Takes a wish away, unless another one joined it since it was read.

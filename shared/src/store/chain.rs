@@ -23,7 +23,7 @@ pub(super) const LINK: &str = "link";
 
 /// That an event was chained, and where. Who writes events cannot write this.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Claim {
+pub(super) struct ChainClaim {
     pub(super) link: u64,
 }
 
@@ -48,7 +48,7 @@ impl Default for Sweep {
 
 /// Events that wait to be chained, as they are now.
 #[derive(Debug)]
-pub struct WaitingEvents {
+pub struct PendingEvents {
     pub events: Vec<ChainedEvent>,
     /// How many of those asked for were looked at: not all, if one link cannot hold them.
     pub looked_at: usize,
@@ -92,7 +92,7 @@ impl Store {
     }
 
     /// Those of the events that still wait, read consistently, in the order that they were asked for; at most what one link holds.
-    pub async fn waiting_events(&self, organization: Id, sks: &[String]) -> Result<WaitingEvents, StoreError> {
+    pub async fn pending_audit_events(&self, organization: Id, sks: &[String]) -> Result<PendingEvents, StoreError> {
         let sks = &sks[..sks.len().min(Link::EVENTS_AT_MOST)];
         let keys =
             sks.iter().flat_map(|sk| [Key::logged(organization, sk.clone()), Key::claimed_event(organization, sk)]);
@@ -101,7 +101,7 @@ impl Store {
         for item in self.batch_get(Table::Main, &keys).await? {
             items.insert((text(&item, "pk")?.to_owned(), text(&item, "sk")?.to_owned()), item);
         }
-        let mut waiting = WaitingEvents { events: Vec::new(), looked_at: 0, rewritten: Vec::new() };
+        let mut waiting = PendingEvents { events: Vec::new(), looked_at: 0, rewritten: Vec::new() };
         let mut bytes = 0;
         for (sk, keys) in sks.iter().zip(keys.chunks_exact(2)) {
             let [event, claim] = [&keys[0], &keys[1]].map(|key| items.get(&(key.pk.clone(), key.sk.clone())));
@@ -149,7 +149,7 @@ impl Transaction {
         self.insert(Table::Anchors, &Key::anchor(organization, &anchor), &anchor, Conflict::Changed)?;
         for event in &link.events {
             let claim = Key::claimed_event(organization, &event.sk);
-            self.insert(Table::Main, &claim, &Claim { link: link.n }, Conflict::Changed)?;
+            self.insert(Table::Main, &claim, &ChainClaim { link: link.n }, Conflict::Changed)?;
             let key = Key::logged(organization, event.sk.clone());
             self.update(Table::Main, &key, Conflict::Changed, |update| {
                 update

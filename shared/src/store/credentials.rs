@@ -15,7 +15,8 @@ const CANDIDATES_AT_MOST: i32 = 8;
 pub struct Credential {
     pub organization_id: Id,
     pub api_key_id: Id,
-    pub counted_as: Id,
+    #[serde(rename = "counted_as")]
+    pub lineage_id: Id,
     pub digest: Digest,
 }
 

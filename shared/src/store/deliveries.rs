@@ -12,7 +12,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Conflict, Due, Lease, Page, Queue, Store, StoreError, Transaction, decode,
+    Conflict, DueItem, Lease, Page, Queue, Store, StoreError, Transaction, decode,
     outbox::unless_condition_failed,
     page::Listing,
     table::{Key, Table, deliveries_partition, padded, waiting_deliveries_partition},
@@ -28,8 +28,8 @@ const WRITES_AT_MOST: usize = 100;
 /// DynamoDB's own limit on a transaction is 4 MB.
 const BYTES_AT_MOST: usize = 1_000_000;
 /// How often a fan-out that another one crosses is tried.
-const CROSSED_AT_MOST: u32 = 4;
-const CROSSED_PAUSE: Duration = Duration::from_millis(50);
+const CONFLICT_ATTEMPTS: u32 = 4;
+const CONFLICT_PAUSE: Duration = Duration::from_millis(50);
 
 /// An event as it lies in the outbox.
 #[derive(Debug, Deserialize)]
@@ -42,7 +42,7 @@ pub(super) struct KeptEvent {
 
 /// A delivery that waits to be attempted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Waiting {
+pub struct PendingDelivery {
     pub id: Id,
     pub event_at: Timestamp,
     pub at: Timestamp,
@@ -53,7 +53,7 @@ pub struct Waiting {
     pub announced: bool,
 }
 
-impl Waiting {
+impl PendingDelivery {
     /// Whether the next attempt is the first since the event happened.
     pub fn is_first_attempt(&self) -> bool {
         self.announced && self.tries == 0
@@ -63,7 +63,7 @@ impl Waiting {
 /// What an endpoint's queue holds.
 #[derive(Debug, Default)]
 pub struct DueDeliveries {
-    pub due: Vec<Waiting>,
+    pub due: Vec<PendingDelivery>,
     /// When the first of the rest is due.
     pub next: Option<Timestamp>,
 }
@@ -86,7 +86,7 @@ struct Expiring<'a, T> {
 
 impl<'a, T> Expiring<'a, T> {
     /// Of the event with this id.
-    fn of(event: Id, item: &'a T) -> Self {
+    fn new(event: Id, item: &'a T) -> Self {
         Self { item, ttl: event.drawn_at().plus(DELIVERIES_KEPT).as_seconds() }
     }
 }
@@ -103,7 +103,7 @@ pub(super) fn number(number: impl ToString) -> AttributeValue {
 
 impl Store {
     /// Those of an organization's events that nobody has fanned out yet, oldest first, and the places of those that cannot be read.
-    pub async fn untold_events(&self, due: &[Due]) -> Result<(Vec<Event>, Vec<Due>), StoreError> {
+    pub async fn pending_events(&self, due: &[DueItem]) -> Result<(Vec<Event>, Vec<DueItem>), StoreError> {
         let keys: Vec<_> = due.iter().map(|due| Key::due(Queue::Events, due.organization_id, &due.sk)).collect();
         let (mut events, mut unreadable) = (Vec::with_capacity(keys.len()), Vec::new());
         for item in self.batch_get(Table::Outbox, &keys).await? {
@@ -121,8 +121,8 @@ impl Store {
     }
 
     /// Has events looked at again later, where they still wait: what cannot be fanned out must not stand before everybody else's.
-    pub async fn postpone_events(&self, due: &[Due], until: Timestamp) -> Result<(), StoreError> {
-        for Due { organization_id, sk } in due {
+    pub async fn postpone_events(&self, due: &[DueItem], until: Timestamp) -> Result<(), StoreError> {
+        for DueItem { organization_id, sk } in due {
             let sent = self
                 .client
                 .update_item()
@@ -208,10 +208,10 @@ impl Store {
             // Where an event was fanned out already, its deliveries lie there too.
             if failed.iter().all(|member| *member >= batch.len()) {
                 crossed += 1;
-                if crossed == CROSSED_AT_MOST {
+                if crossed == CONFLICT_ATTEMPTS {
                     return Err(StoreError::Fault("a delivery lies there whose event was not fanned out".to_owned()));
                 }
-                tokio::time::sleep(CROSSED_PAUSE * crossed).await;
+                tokio::time::sleep(CONFLICT_PAUSE * crossed).await;
                 continue;
             }
             let mut at = 0;
@@ -243,7 +243,7 @@ impl Store {
             .await?;
         let mut found = DueDeliveries::default();
         for item in output.items.unwrap_or_default() {
-            let waiting: Waiting = decode(item)?;
+            let waiting: PendingDelivery = decode(item)?;
             let never_tried = waiting.tries == 0 && waiting.at <= now.plus(CLOCKS_APART);
             if waiting.at <= now || never_tried {
                 found.due.push(waiting);
@@ -255,7 +255,11 @@ impl Store {
     }
 
     /// The events of deliveries, by their ids; one that is kept no more is not among them.
-    pub async fn events(&self, organization: Id, waiting: &[Waiting]) -> Result<HashMap<Id, Event>, StoreError> {
+    pub async fn events(
+        &self,
+        organization: Id,
+        waiting: &[PendingDelivery],
+    ) -> Result<HashMap<Id, Event>, StoreError> {
         let keys: Vec<_> =
             waiting.iter().map(|waiting| Key::event(organization, waiting.event_at, waiting.id)).collect();
         let items = self.batch_get(Table::Outbox, &keys).await?;
@@ -268,17 +272,17 @@ impl Store {
     pub async fn settle_delivery(
         &self,
         lease: &Lease,
-        waiting: Waiting,
+        waiting: PendingDelivery,
         attempt: &Attempt,
         settled: Settled,
         mut transaction: Transaction,
     ) -> Result<Settlement, StoreError> {
         let others = transaction.len();
         let (organization, endpoint) = (lease.organization_id, lease.webhook_endpoint_id);
-        transaction.stop_waiting(organization, endpoint, waiting)?;
+        transaction.unschedule_delivery(organization, endpoint, waiting)?;
         transaction.note_attempt(organization, endpoint, waiting.id, attempt, settled)?;
         if let Settled::RetryAt(at) = settled {
-            transaction.wait(organization, endpoint, Waiting { at, tries: waiting.tries + 1, ..waiting })?;
+            transaction.wait(organization, endpoint, PendingDelivery { at, tries: waiting.tries + 1, ..waiting })?;
         }
         transaction.note_failing(lease, settled == Settled::Succeeded, attempt.at)?;
         let failed = transaction.attempt().await?;
@@ -290,7 +294,12 @@ impl Store {
     }
 
     /// Takes away what points to a delivery that is kept no more.
-    pub async fn forget_waiting(&self, organization: Id, endpoint: Id, waiting: Waiting) -> Result<(), StoreError> {
+    pub async fn forget_delivery(
+        &self,
+        organization: Id,
+        endpoint: Id,
+        waiting: PendingDelivery,
+    ) -> Result<(), StoreError> {
         let key = Key::waiting_delivery(organization, endpoint, waiting.id, waiting.at);
         let delete = self.client.delete_item().table_name(self.table(Table::Outbox));
         delete.set_key(Some(key.attributes())).send().await?;
@@ -356,7 +365,7 @@ impl Transaction {
         announced: bool,
     ) -> Result<(), StoreError> {
         let key = Key::delivery(organization, endpoint, delivery.id);
-        self.insert(Table::Outbox, &key, &Expiring::of(delivery.id, delivery), Conflict::Changed)?;
+        self.insert(Table::Outbox, &key, &Expiring::new(delivery.id, delivery), Conflict::Changed)?;
         self.await_attempt(organization, endpoint, delivery, announced)
     }
 
@@ -372,13 +381,14 @@ impl Transaction {
         if before.next_attempt_at != after.next_attempt_at {
             if let Some(at) = before.next_attempt_at {
                 // Its number of tries is the pointer's own.
-                let waiting = Waiting { id: before.id, event_at: before.event_at, at, tries: 0, announced: false };
-                self.stop_waiting(organization, endpoint, waiting)?;
+                let waiting =
+                    PendingDelivery { id: before.id, event_at: before.event_at, at, tries: 0, announced: false };
+                self.unschedule_delivery(organization, endpoint, waiting)?;
             }
             self.await_attempt(organization, endpoint, &after, false)?;
         }
         let key = Key::delivery(organization, endpoint, before.id);
-        self.put(Table::Outbox, &key, &Expiring::of(after.id, &after), Conflict::Changed, |put| {
+        self.put(Table::Outbox, &key, &Expiring::new(after.id, &after), Conflict::Changed, |put| {
             put.condition_expression("revision = :read").expression_attribute_values(":read", number(before.revision))
         })
     }
@@ -404,15 +414,20 @@ impl Transaction {
     ) -> Result<(), StoreError> {
         let Delivery { id, event_at, next_attempt_at, .. } = *delivery;
         let Some(at) = next_attempt_at else { return Ok(()) };
-        self.wait(organization, endpoint, Waiting { id, event_at, at, tries: 0, announced })
+        self.wait(organization, endpoint, PendingDelivery { id, event_at, at, tries: 0, announced })
     }
 
-    fn wait(&mut self, organization: Id, endpoint: Id, waiting: Waiting) -> Result<(), StoreError> {
+    fn wait(&mut self, organization: Id, endpoint: Id, waiting: PendingDelivery) -> Result<(), StoreError> {
         let key = Key::waiting_delivery(organization, endpoint, waiting.id, waiting.at);
-        self.put(Table::Outbox, &key, &Expiring::of(waiting.id, &waiting), Conflict::Changed, |put| put)
+        self.put(Table::Outbox, &key, &Expiring::new(waiting.id, &waiting), Conflict::Changed, |put| put)
     }
 
-    fn stop_waiting(&mut self, organization: Id, endpoint: Id, waiting: Waiting) -> Result<(), StoreError> {
+    fn unschedule_delivery(
+        &mut self,
+        organization: Id,
+        endpoint: Id,
+        waiting: PendingDelivery,
+    ) -> Result<(), StoreError> {
         let key = Key::waiting_delivery(organization, endpoint, waiting.id, waiting.at);
         self.delete(Table::Outbox, &key, Conflict::Changed, |delete| {
             delete.condition_expression("attribute_exists(pk)")

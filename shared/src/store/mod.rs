@@ -16,9 +16,9 @@ mod batch;
 mod budgets;
 mod canonical;
 mod chain;
+mod conflict_retry;
 mod counters;
 mod credentials;
-mod crossed;
 mod decode;
 mod deliveries;
 mod error;
@@ -47,19 +47,19 @@ pub use self::{
     audit::LoggedEvent,
     audit_reader::{AuditReader, Audited},
     budgets::{BudgetCheck, BudgetSubject, OrganizationBudget},
-    chain::{Sweep, UnchainedEvents, WaitingEvents},
+    chain::{PendingEvents, Sweep, UnchainedEvents},
+    conflict_retry::ConflictRetry,
     credentials::{Credential, Digest},
-    crossed::Crossed,
-    deliveries::{DELIVERIES_KEPT, DueDeliveries, Settled, Settlement, Waiting},
+    deliveries::{DELIVERIES_KEPT, DueDeliveries, PendingDelivery, Settled, Settlement},
     error::StoreError,
     idempotency::IdempotencyRecord,
     model_keys::{ActiveModelKey, Ciphertext, SealedModelKey},
-    outbox::{Due, DueItems, ExpiryNotice, FlushTurn, Flushes, PendingInvalidation, Queue},
+    outbox::{DueItem, DueItems, ExpiryNotice, FlushTurn, Flushes, PendingInvalidation, Queue},
     page::Page,
     queues::Lease,
     recoveries::{Recovered, Recovery},
     releases::ReleasePlace,
-    sealed::{SealedKind, SealedPlace},
+    sealed::{SealedItem, SealedKind},
     transaction::{CommitError, Conflict, Transaction},
     usage::{Ingested, KeyOwner},
     webhooks::SealedWebhookSecrets,

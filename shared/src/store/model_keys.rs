@@ -74,7 +74,7 @@ pub struct ActiveModelKey {
 
 /// A sealed key with the attribute that puts it into the index.
 #[derive(Serialize)]
-struct Findable<'a> {
+struct IndexedModelKey<'a> {
     #[serde(flatten)]
     item: &'a SealedModelKey,
     sealed_shard: &'static str,
@@ -156,7 +156,7 @@ impl Transaction {
         sealed: &SealedModelKey,
     ) -> Result<(), StoreError> {
         let pointer = Key::active_model_key(organization, key.provider);
-        self.insert(Table::Main, &pointer, &ActiveModelKey::of(key), Conflict::Changed)?;
+        self.insert(Table::Main, &pointer, &ActiveModelKey::new(key), Conflict::Changed)?;
         self.add_model_key(organization, key, sealed)
     }
 
@@ -170,7 +170,7 @@ impl Transaction {
         sealed: &SealedModelKey,
     ) -> Result<(), StoreError> {
         let pointer = Key::active_model_key(organization, key.provider);
-        self.put(Table::Main, &pointer, &ActiveModelKey::of(key), Conflict::Changed, |put| {
+        self.put(Table::Main, &pointer, &ActiveModelKey::new(key), Conflict::Changed, |put| {
             put.condition_expression("model_key_id = :read").expression_attribute_values(":read", number(before.id))
         })?;
         self.shred_model_key(organization, before, after)?;
@@ -193,7 +193,7 @@ impl Transaction {
 
     fn add_model_key(&mut self, organization: Id, key: &ModelKey, sealed: &SealedModelKey) -> Result<(), StoreError> {
         self.claim_id(organization, Kind::ModelKey, key.id)?;
-        let findable = Findable { item: sealed, sealed_shard: SealedKind::ModelKeys.shard() };
+        let findable = IndexedModelKey { item: sealed, sealed_shard: SealedKind::ModelKeys.shard() };
         self.insert(Table::Main, &Key::sealed_model_key(organization, key.id), &findable, Conflict::IdTaken)?;
         self.insert(Table::Main, &Key::model_key(organization, key.id), key, Conflict::IdTaken)
     }
@@ -205,7 +205,7 @@ impl Transaction {
 }
 
 impl ActiveModelKey {
-    fn of(key: &ModelKey) -> Self {
+    fn new(key: &ModelKey) -> Self {
         Self { model_key_id: key.id, tail: key.tail.clone() }
     }
 }

@@ -52,7 +52,7 @@ impl Queue {
 
 /// Something due, as the index knows it: an index only finds, so whoever takes it reads it afresh.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-pub struct Due {
+pub struct DueItem {
     pub organization_id: Id,
     pub sk: String,
 }
@@ -61,12 +61,12 @@ pub struct Due {
 #[derive(Debug, Default)]
 pub struct DueItems {
     /// Oldest first within a shard.
-    pub items: Vec<Due>,
+    pub items: Vec<DueItem>,
     /// Since when the oldest is due, of those that cannot be read too.
     pub oldest: Option<Timestamp>,
 }
 
-impl Due {
+impl DueItem {
     /// The webhook endpoint whose queue this is.
     pub fn endpoint(&self) -> Option<Id> {
         unpadded(&self.sk)
@@ -111,7 +111,7 @@ pub enum FlushTurn {
 
 /// An item with the two attributes that put it into the index, as long as they are there.
 #[derive(Serialize)]
-pub(super) struct Waiting<'a, T> {
+pub(super) struct Scheduled<'a, T> {
     #[serde(flatten)]
     pub(super) item: &'a T,
     pub(super) due_shard: String,
@@ -357,7 +357,7 @@ impl Transaction {
         let item = ExpiryNotice { organization_id: organization, api_key_id: key.id, expires_at };
         let due_shard = Queue::ExpiryNotices.shard(key.id);
         let key = Key::expiry_notice(organization, key.id);
-        self.put(Table::Outbox, &key, &Waiting { item: &item, due_shard, due_at }, Conflict::Changed, |put| put)
+        self.put(Table::Outbox, &key, &Scheduled { item: &item, due_shard, due_at }, Conflict::Changed, |put| put)
     }
 
     /// Has the budgets of an organization, and of these keys of its, held against what was spent. One wish an organization: keys gather in it.
@@ -429,6 +429,6 @@ impl Transaction {
         item: &T,
         due_at: Timestamp,
     ) -> Result<(), StoreError> {
-        self.insert(Table::Outbox, key, &Waiting { item, due_shard: queue.shard(id), due_at }, Conflict::IdTaken)
+        self.insert(Table::Outbox, key, &Scheduled { item, due_shard: queue.shard(id), due_at }, Conflict::IdTaken)
     }
 }

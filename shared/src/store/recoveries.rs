@@ -134,7 +134,7 @@ impl Transaction {
             walked_to: since.to_string(),
         };
         let waiting =
-            super::outbox::Waiting { item: &recovery, due_shard: Queue::Recoveries.shard(endpoint), due_at: now };
+            super::outbox::Scheduled { item: &recovery, due_shard: Queue::Recoveries.shard(endpoint), due_at: now };
         self.insert(Table::Outbox, &Key::recovery(organization, endpoint), &waiting, Conflict::RecoveryUnderWay)
     }
 

@@ -19,7 +19,7 @@ pub enum SealedKind {
 
 /// Where something sealed lies, and under which key of its ring, as the index knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SealedPlace {
+pub struct SealedItem {
     pub organization: Id,
     pub id: Id,
     pub kid: Kid,
@@ -35,13 +35,13 @@ struct Found {
 impl Store {
     /// What is sealed under any other key than this one, of every organization, whether a ring still holds that key or not. The index may be a
     /// moment behind: whoever takes one reads it afresh.
-    pub async fn not_sealed_under(&self, of: SealedKind, kid: &Kid) -> Result<Vec<SealedPlace>, StoreError> {
+    pub async fn not_sealed_under(&self, of: SealedKind, kid: &Kid) -> Result<Vec<SealedItem>, StoreError> {
         let mut found = self.sealed_where(of, "kid < :kid", kid).await?;
         found.append(&mut self.sealed_where(of, "kid > :kid", kid).await?);
         Ok(found)
     }
 
-    async fn sealed_where(&self, of: SealedKind, condition: &str, kid: &Kid) -> Result<Vec<SealedPlace>, StoreError> {
+    async fn sealed_where(&self, of: SealedKind, condition: &str, kid: &Kid) -> Result<Vec<SealedItem>, StoreError> {
         let (mut found, mut start) = (Vec::new(), None);
         loop {
             let output = self
@@ -59,7 +59,7 @@ impl Store {
             for item in output.items.unwrap_or_default() {
                 let Found { key, kid } = decode(item)?;
                 if let Some((organization, id)) = key.of_sealed(of) {
-                    found.push(SealedPlace { organization, id, kid });
+                    found.push(SealedItem { organization, id, kid });
                 } else {
                     tracing::error!(?key, "nothing sealed lies there, whatever the index says");
                 }

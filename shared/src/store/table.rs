@@ -131,56 +131,56 @@ pub(super) const ABOVE_IDS: &str = ":";
 
 impl Key {
     pub fn credential(prefix: &Prefix, key: Id) -> Self {
-        Self::of(credentials_partition(prefix), format!("K#{}", padded(key)))
+        Self::new(credentials_partition(prefix), format!("K#{}", padded(key)))
     }
 
     pub fn organization(organization: Id) -> Self {
-        Self::of(format!("ORG#{organization}"), "META".to_owned())
+        Self::new(format!("ORG#{organization}"), "META".to_owned())
     }
 
     /// A key under which nothing ever lies.
     pub fn organization_absent() -> Self {
-        Self::of("ORG#0".to_owned(), "META".to_owned())
+        Self::new("ORG#0".to_owned(), "META".to_owned())
     }
 
     pub fn admins(organization: Id) -> Self {
-        Self::of(format!("ADM#{organization}"), "COUNT".to_owned())
+        Self::new(format!("ADM#{organization}"), "COUNT".to_owned())
     }
 
     pub fn api_key(organization: Id, key: Id) -> Self {
-        Self::of(api_keys_partition(organization), padded(key))
+        Self::new(api_keys_partition(organization), padded(key))
     }
 
     pub fn key_use(organization: Id, key: Id) -> Self {
-        Self::of(key_uses_partition(organization), padded(key))
+        Self::new(key_uses_partition(organization), padded(key))
     }
 
     pub fn project(organization: Id, project: Id) -> Self {
-        Self::of(projects_partition(organization), padded(project))
+        Self::new(projects_partition(organization), padded(project))
     }
 
     pub fn project_slug(organization: Id, slug: &Slug) -> Self {
-        Self::of(projects_partition(organization), format!("SLUG#{slug}"))
+        Self::new(projects_partition(organization), format!("SLUG#{slug}"))
     }
 
     pub fn release(organization: Id, project: Id, version: Version) -> Self {
-        Self::of(releases_partition(organization, project), padded(version.place()))
+        Self::new(releases_partition(organization, project), padded(version.place()))
     }
 
     pub fn log_chunk(organization: Id, release: Id, generation: &LogGeneration, last_line: u64) -> Self {
-        Self::of(log_partition(organization, release), log_chunk_place(generation, last_line))
+        Self::new(log_partition(organization, release), log_chunk_place(generation, last_line))
     }
 
     pub fn model_key(organization: Id, key: Id) -> Self {
-        Self::of(model_keys_partition(organization), padded(key))
+        Self::new(model_keys_partition(organization), padded(key))
     }
 
     pub fn active_model_key(organization: Id, provider: Provider) -> Self {
-        Self::of(model_keys_partition(organization), format!("ACTIVE#{provider}"))
+        Self::new(model_keys_partition(organization), format!("ACTIVE#{provider}"))
     }
 
     pub fn sealed_model_key(organization: Id, key: Id) -> Self {
-        Self::of(format!("{}{organization}", SealedKind::ModelKeys.prefix()), padded(key))
+        Self::new(format!("{}{organization}", SealedKind::ModelKeys.prefix()), padded(key))
     }
 
     /// Whose this is that lies here sealed, and which.
@@ -191,19 +191,19 @@ impl Key {
     }
 
     pub fn claimed_id(kind: Kind, id: Id) -> Self {
-        Self::of(format!("ID#{}#{id}", kind.as_str()), "CLAIM".to_owned())
+        Self::new(format!("ID#{}#{id}", kind.as_str()), "CLAIM".to_owned())
     }
 
     pub fn claimed_organization_slug(slug: &Slug) -> Self {
-        Self::of(format!("ID#organization_slug#{slug}"), "CLAIM".to_owned())
+        Self::new(format!("ID#organization_slug#{slug}"), "CLAIM".to_owned())
     }
 
     pub fn claimed_stripe_customer(customer: &StripeCustomerId) -> Self {
-        Self::of(format!("ID#stripe_customer#{}", customer.as_str()), "CLAIM".to_owned())
+        Self::new(format!("ID#stripe_customer#{}", customer.as_str()), "CLAIM".to_owned())
     }
 
     pub fn stripe_event(event: &StripeId) -> Self {
-        Self::of(format!("SEV#{}", event.as_str()), "EVENT".to_owned())
+        Self::new(format!("SEV#{}", event.as_str()), "EVENT".to_owned())
     }
 
     pub fn audit_event(organization: Id, at: Timestamp, id: Id) -> Self {
@@ -212,23 +212,23 @@ impl Key {
 
     /// An audit event by its sort key.
     pub(super) fn logged(organization: Id, sk: String) -> Self {
-        Self::of(audit_partition(organization), sk)
+        Self::new(audit_partition(organization), sk)
     }
 
     pub(super) fn link(organization: Id, n: u64) -> Self {
-        Self::of(chain_partition(organization), link_place(n))
+        Self::new(chain_partition(organization), link_place(n))
     }
 
     pub(super) fn claimed_event(organization: Id, sk: &str) -> Self {
-        Self::of(chain_partition(organization), format!("{CLAIMED_EVENT}{sk}"))
+        Self::new(chain_partition(organization), format!("{CLAIMED_EVENT}{sk}"))
     }
 
     pub(super) fn anchor(organization: Id, anchor: &Anchor) -> Self {
-        Self::of(anchors_partition(organization), format!("{}#{}", link_place(anchor.n), anchor.hash))
+        Self::new(anchors_partition(organization), format!("{}#{}", link_place(anchor.n), anchor.hash))
     }
 
     pub fn claimed_prefix(prefix: &Prefix, key: Id) -> Self {
-        Self::of(Self::prefix_partition(prefix), padded(key))
+        Self::new(Self::prefix_partition(prefix), padded(key))
     }
 
     pub(super) fn prefix_partition(prefix: &Prefix) -> String {
@@ -236,32 +236,32 @@ impl Key {
     }
 
     pub fn budget(organization: Id) -> Self {
-        Self::of(format!("BUD#{organization}"), "CAPS".to_owned())
+        Self::new(format!("BUD#{organization}"), "CAPS".to_owned())
     }
 
     pub fn usage_event(organization: Id, hash: &str) -> Self {
-        Self::of(format!("UEV#{organization}#{hash}"), "EVENT".to_owned())
+        Self::new(format!("UEV#{organization}#{hash}"), "EVENT".to_owned())
     }
 
     pub fn usage_totals(organization: Id, month: Month) -> Self {
-        Self::of(format!("UMO#{organization}"), month.to_string())
+        Self::new(format!("UMO#{organization}"), month.to_string())
     }
 
     pub fn usage_models(organization: Id, month: Month) -> Self {
-        Self::of(format!("UMP#{organization}"), month.to_string())
+        Self::new(format!("UMP#{organization}"), month.to_string())
     }
 
     pub fn usage_by_model(organization: Id, month: Month, item: usize) -> Self {
-        Self::of(format!("UMP#{organization}"), format!("{month}#{item}"))
+        Self::new(format!("UMP#{organization}"), format!("{month}#{item}"))
     }
 
-    /// `counted_as` is the first key of the line.
-    pub fn usage_of_key(organization: Id, counted_as: Id, month: Month) -> Self {
-        Self::of(format!("UMK#{organization}#{counted_as}"), month.to_string())
+    /// `lineage_id` is the first key of the line.
+    pub fn usage_of_key(organization: Id, lineage_id: Id, month: Month) -> Self {
+        Self::new(format!("UMK#{organization}#{lineage_id}"), month.to_string())
     }
 
-    pub fn usage_of_key_by_model(organization: Id, counted_as: Id, month: Month, item: usize) -> Self {
-        Self::of(format!("UMK#{organization}#{counted_as}"), format!("{month}#{item}"))
+    pub fn usage_of_key_by_model(organization: Id, lineage_id: Id, month: Month, item: usize) -> Self {
+        Self::new(format!("UMK#{organization}#{lineage_id}"), format!("{month}#{item}"))
     }
 
     pub fn budget_watch(organization: Id, subject: BudgetSubject) -> Self {
@@ -269,7 +269,7 @@ impl Key {
             BudgetSubject::Organization => "ORG".to_owned(),
             BudgetSubject::Key(id) => format!("KEY#{id}"),
         };
-        Self::of(format!("BST#{organization}"), subject)
+        Self::new(format!("BST#{organization}"), subject)
     }
 
     pub fn event(organization: Id, at: Timestamp, id: Id) -> Self {
@@ -285,31 +285,31 @@ impl Key {
     }
 
     pub fn flush(stage: &str) -> Self {
-        Self::of(format!("FLS#{stage}"), "LAST".to_owned())
+        Self::new(format!("FLS#{stage}"), "LAST".to_owned())
     }
 
     pub(super) fn due(queue: Queue, organization: Id, sk: &str) -> Self {
-        Self::of(format!("{}#{organization}", queue.prefix()), sk.to_owned())
+        Self::new(format!("{}#{organization}", queue.prefix()), sk.to_owned())
     }
 
     pub fn webhook_endpoint(organization: Id, endpoint: Id) -> Self {
-        Self::of(webhook_endpoints_partition(organization), padded(endpoint))
+        Self::new(webhook_endpoints_partition(organization), padded(endpoint))
     }
 
     pub fn webhook_endpoint_count(organization: Id) -> Self {
-        Self::of(webhook_endpoints_partition(organization), "COUNT".to_owned())
+        Self::new(webhook_endpoints_partition(organization), "COUNT".to_owned())
     }
 
     pub fn webhook_secrets(organization: Id, endpoint: Id) -> Self {
-        Self::of(format!("{}{organization}", SealedKind::WebhookSecrets.prefix()), padded(endpoint))
+        Self::new(format!("{}{organization}", SealedKind::WebhookSecrets.prefix()), padded(endpoint))
     }
 
     pub fn delivery(organization: Id, endpoint: Id, event: Id) -> Self {
-        Self::of(deliveries_partition(organization, endpoint), padded(event))
+        Self::new(deliveries_partition(organization, endpoint), padded(event))
     }
 
     pub fn waiting_delivery(organization: Id, endpoint: Id, event: Id, at: Timestamp) -> Self {
-        Self::of(waiting_deliveries_partition(organization, endpoint), format!("{at}#{}", padded(event)))
+        Self::new(waiting_deliveries_partition(organization, endpoint), format!("{at}#{}", padded(event)))
     }
 
     pub fn delivery_queue(organization: Id, endpoint: Id) -> Self {
@@ -326,16 +326,16 @@ impl Key {
             Some(organization) => format!("IDEM#{organization}#{hash}"),
             None => format!("IDS#{hash}"),
         };
-        Self::of(partition, "RECORD".to_owned())
+        Self::new(partition, "RECORD".to_owned())
     }
 
     /// The key of an item as it was read.
     pub(super) fn of_item(item: &HashMap<String, AttributeValue>) -> Option<Self> {
         let text = |name: &str| item.get(name)?.as_s().ok().cloned();
-        Some(Self::of(text("pk")?, text("sk")?))
+        Some(Self::new(text("pk")?, text("sk")?))
     }
 
-    fn of(pk: String, sk: String) -> Self {
+    fn new(pk: String, sk: String) -> Self {
         Self { pk, sk }
     }
 

@@ -70,7 +70,7 @@ impl Transaction {
     /// Claims an id for its kind over all organizations.
     pub(super) fn claim_id(&mut self, organization: Id, kind: Kind, id: Id) -> Result<(), StoreError> {
         let key = Key::claimed_id(kind, id);
-        self.insert(Table::Main, &key, &Claim { organization_id: organization, id }, Conflict::IdTaken)
+        self.insert(Table::Main, &key, &IdClaim { organization_id: organization, id }, Conflict::IdTaken)
     }
 
     /// Puts an item where none lies yet.
@@ -230,7 +230,7 @@ impl Transaction {
             };
             match error.as_service_error().map(verdict) {
                 Some(Cancelled::Condition(failed)) => return Ok(failed),
-                Some(Cancelled::Crossed) if attempt < ATTEMPTS => {
+                Some(Cancelled::Contended) if attempt < ATTEMPTS => {
                     tokio::time::sleep(jittered(pause, store)).await;
                     pause *= 2;
                 }
@@ -259,7 +259,7 @@ fn jittered(pause: Duration, store: &Store) -> Duration {
 }
 
 #[derive(Serialize)]
-struct Claim {
+struct IdClaim {
     organization_id: Id,
     id: Id,
 }
@@ -268,7 +268,7 @@ enum Cancelled {
     /// The conditions of these members failed.
     Condition(Vec<usize>),
     /// Another transaction held an item, or a partition was throttled: worth another try.
-    Crossed,
+    Contended,
     /// A member can never be written: an item that would be too large.
     Refused,
     Other,
@@ -277,7 +277,7 @@ enum Cancelled {
 fn verdict(error: &TransactWriteItemsError) -> Cancelled {
     let reasons = match error {
         TransactWriteItemsError::TransactionCanceledException(cancelled) => cancelled.cancellation_reasons(),
-        TransactWriteItemsError::TransactionInProgressException(_) => return Cancelled::Crossed,
+        TransactWriteItemsError::TransactionInProgressException(_) => return Cancelled::Contended,
         _ => return Cancelled::Other,
     };
     let codes = || reasons.iter().map(|reason| reason.code().unwrap_or("None"));
@@ -291,5 +291,5 @@ fn verdict(error: &TransactWriteItemsError) -> Cancelled {
     }
     let passing =
         |code: &str| matches!(code, "TransactionConflict" | "ThrottlingError" | "ProvisionedThroughputExceeded");
-    if codes().any(passing) { Cancelled::Crossed } else { Cancelled::Other }
+    if codes().any(passing) { Cancelled::Contended } else { Cancelled::Other }
 }

@@ -40,7 +40,8 @@ pub struct KeyOwner {
     pub organization_id: Id,
     #[serde(rename = "id")]
     pub api_key_id: Id,
-    pub counted_as: Id,
+    #[serde(rename = "counted_as")]
+    pub lineage_id: Id,
 }
 
 impl Store {
@@ -84,7 +85,7 @@ impl Store {
             events.into_iter().partition(|event| seen.insert(event.client_event_id.clone()));
         ingested.duplicates += repeated.len();
         let months = fresh.iter().map(|event| event.occurred_at.month());
-        let (mut models, lines) = self.known(organization, months, fresh.iter().map(line_of)).await?;
+        let (mut models, lines) = self.known(organization, months, fresh.iter().map(lineage_month)).await?;
         for batch in Batch::pack(place(fresh, &models, lines)) {
             ingested += self.commit_batch(organization, batch, &mut models, now).await?;
         }
@@ -125,8 +126,8 @@ impl Store {
         &self,
         organization: Id,
         months: impl IntoIterator<Item = Month>,
-        lines: impl IntoIterator<Item = Line>,
-    ) -> Result<(BTreeMap<Month, Models>, HashMap<Line, Inline>), StoreError> {
+        lines: impl IntoIterator<Item = LineageMonth>,
+    ) -> Result<(BTreeMap<Month, Models>, HashMap<LineageMonth, Inline>), StoreError> {
         let lists: HashMap<_, _> =
             months.into_iter().map(|month| (Key::usage_models(organization, month), month)).collect();
         let lines: HashMap<_, _> =
@@ -156,10 +157,10 @@ impl Store {
         &self,
         organization: Id,
         month: Month,
-        counted_as: &BTreeSet<Id>,
+        lineage_id: &BTreeSet<Id>,
     ) -> Result<HashMap<Id, Tally>, StoreError> {
         let keys: HashMap<_, _> =
-            counted_as.iter().map(|id| (Key::usage_of_key(organization, *id, month), *id)).collect();
+            lineage_id.iter().map(|id| (Key::usage_of_key(organization, *id, month), *id)).collect();
         let items = self.batch_get(Table::Usage, &keys.keys().cloned().collect::<Vec<_>>()).await?;
         let of_key = |item: &Item| Key::of_item(item).and_then(|key| keys.get(&key).copied());
         items.iter().filter_map(|item| of_key(item).map(|id| Ok((id, read_totals(item)?)))).collect()
@@ -185,14 +186,14 @@ impl Store {
         &self,
         organization: Id,
         month: Month,
-        counted_as: &BTreeSet<Id>,
+        lineage_id: &BTreeSet<Id>,
     ) -> Result<HashMap<Id, MonthUsage>, StoreError> {
-        if counted_as.is_empty() {
+        if lineage_id.is_empty() {
             return Ok(HashMap::new());
         }
         let named = Key::usage_models(organization, month);
         let mut keys: HashMap<_, _> =
-            counted_as.iter().map(|id| (Key::usage_of_key(organization, *id, month), *id)).collect();
+            lineage_id.iter().map(|id| (Key::usage_of_key(organization, *id, month), *id)).collect();
         let wanted: Vec<_> = keys.keys().chain([&named]).cloned().collect();
         let mut items = self.batch_get(Table::Usage, &wanted).await?;
         let mut more = Vec::new();
@@ -206,7 +207,7 @@ impl Store {
         keys.extend(more);
         let models = items.iter().find(|item| Key::of_item(item).as_ref() == Some(&named));
         let models = models.map(Models::read).unwrap_or_default();
-        let mut found = HashMap::with_capacity(counted_as.len());
+        let mut found = HashMap::with_capacity(lineage_id.len());
         for item in items {
             if let Some(id) = Key::of_item(&item).and_then(|key| keys.get(&key)) {
                 read_counters(&item, &models, found.entry(*id).or_default())?;
@@ -224,10 +225,10 @@ impl std::ops::AddAssign for Ingested {
 }
 
 /// A line of keys in a month.
-type Line = (Month, Id);
+type LineageMonth = (Month, Id);
 
-fn line_of(event: &UsageEvent) -> Line {
-    (event.occurred_at.month(), event.counted_as)
+fn lineage_month(event: &UsageEvent) -> LineageMonth {
+    (event.occurred_at.month(), event.lineage_id)
 }
 
 /// An event, and where its line counts its model.
@@ -237,10 +238,14 @@ struct Placed {
 }
 
 /// Finds events their places and sorts them: those that share counters stand together, so that a transaction writes few of them.
-fn place(events: Vec<UsageEvent>, models: &BTreeMap<Month, Models>, mut lines: HashMap<Line, Inline>) -> Vec<Placed> {
+fn place(
+    events: Vec<UsageEvent>,
+    models: &BTreeMap<Month, Models>,
+    mut lines: HashMap<LineageMonth, Inline>,
+) -> Vec<Placed> {
     let mut models = models.clone();
     let mut place = |event: UsageEvent| {
-        let line = line_of(&event);
+        let line = lineage_month(&event);
         let number = models.entry(line.0).or_default().number(&event);
         (line, number, Placed { inline: lines.entry(line).or_default().takes(number), event })
     };
@@ -317,7 +322,7 @@ impl Batch {
             models.is_none_or(|models| models.len() < ITEMS_OF_MODELS && !models.contains(event.model_name()))
         };
         let month = self.months.get(&event.occurred_at.month());
-        let line = month.and_then(|month| month.lines.get(&event.counted_as));
+        let line = month.and_then(|month| month.lines.get(&event.lineage_id));
         let more = [line.is_none(), fresh(month.map(|month| &month.models)), !placed.inline && fresh(line)];
         let more = more.into_iter().map(usize::from).sum::<usize>() + if month.is_none() { 2 } else { 0 };
         self.writes() + 1 + more <= WRITES_AT_MOST
@@ -327,7 +332,7 @@ impl Batch {
         let event = &placed.event;
         let touched = self.months.entry(event.occurred_at.month()).or_default();
         let model = event.model_name();
-        let line = touched.lines.entry(event.counted_as).or_default();
+        let line = touched.lines.entry(event.lineage_id).or_default();
         for models in [Some(&mut touched.models), (!placed.inline).then_some(line)].into_iter().flatten() {
             if !models.contains(model) {
                 models.insert(model.to_owned());
@@ -359,12 +364,12 @@ impl Batch {
         let mut models: BTreeMap<_, _> = self.months.keys().map(|month| (*month, before(*month))).collect();
         let mut totals: BTreeMap<Month, Sums> = BTreeMap::new();
         let mut by_model: BTreeMap<(Month, usize), Sums> = BTreeMap::new();
-        let mut lines: BTreeMap<Line, Sums> = BTreeMap::new();
-        let mut lines_by_model: BTreeMap<(Line, usize), Sums> = BTreeMap::new();
+        let mut lines: BTreeMap<LineageMonth, Sums> = BTreeMap::new();
+        let mut lines_by_model: BTreeMap<(LineageMonth, usize), Sums> = BTreeMap::new();
         let mut used = BTreeSet::new();
         for Placed { event, inline } in &self.events {
             stage_event(transaction, organization, event, now)?;
-            let (line, day) = (line_of(event), Part::Day(event.occurred_at.day()));
+            let (line, day) = (lineage_month(event), Part::Day(event.occurred_at.day()));
             let number = models.entry(line.0).or_default().number(event);
             let (model, item) = (Part::Model(number), item_of_model(number));
             let of_line = lines.entry(line).or_default();
@@ -390,11 +395,11 @@ impl Batch {
         for ((month, item), sums) in by_model {
             sums.stage(transaction, &Key::usage_by_model(organization, month, item))?;
         }
-        for ((month, counted_as), sums) in lines {
-            sums.stage(transaction, &Key::usage_of_key(organization, counted_as, month))?;
+        for ((month, lineage_id), sums) in lines {
+            sums.stage(transaction, &Key::usage_of_key(organization, lineage_id, month))?;
         }
-        for (((month, counted_as), item), sums) in lines_by_model {
-            sums.stage(transaction, &Key::usage_of_key_by_model(organization, counted_as, month, item))?;
+        for (((month, lineage_id), item), sums) in lines_by_model {
+            sums.stage(transaction, &Key::usage_of_key_by_model(organization, lineage_id, month, item))?;
         }
         transaction.check_budgets(organization, used, now)?;
         Ok(models)

@@ -26,14 +26,14 @@ pub struct SealedWebhookSecrets {
 
 /// Sealed secrets with the attribute that puts them into the index.
 #[derive(Serialize)]
-struct Findable<'a> {
+struct IndexedWebhookSecrets<'a> {
     #[serde(flatten)]
     item: &'a SealedWebhookSecrets,
     sealed_shard: &'static str,
 }
 
-impl<'a> Findable<'a> {
-    fn of(item: &'a SealedWebhookSecrets) -> Self {
+impl<'a> IndexedWebhookSecrets<'a> {
+    fn from(item: &'a SealedWebhookSecrets) -> Self {
         Self { item, sealed_shard: SealedKind::WebhookSecrets.shard() }
     }
 }
@@ -159,7 +159,7 @@ impl Transaction {
                 .expression_attribute_values(":most", number(ENDPOINTS_AT_MOST))
         })?;
         let secrets = Key::webhook_secrets(organization, endpoint.id);
-        self.insert(Table::Main, &secrets, &Findable::of(sealed), Conflict::IdTaken)?;
+        self.insert(Table::Main, &secrets, &IndexedWebhookSecrets::from(sealed), Conflict::IdTaken)?;
         self.insert(Table::Main, &Key::webhook_endpoint(organization, endpoint.id), endpoint, Conflict::IdTaken)
     }
 
@@ -206,6 +206,6 @@ impl Transaction {
         let changed = WebhookEndpoint { version: endpoint.version + 1, ..endpoint.clone() };
         self.replace(Table::Main, &Key::webhook_endpoint(organization, endpoint.id), &changed, endpoint.version)?;
         let key = Key::webhook_secrets(organization, endpoint.id);
-        self.replace(Table::Main, &key, &Findable::of(after), before.version)
+        self.replace(Table::Main, &key, &IndexedWebhookSecrets::from(after), before.version)
     }
 }

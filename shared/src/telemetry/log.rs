@@ -99,7 +99,7 @@ impl<S: Subscriber> Layer<S> for MetricLines {
     }
 }
 
-impl Visit for Line<'_> {
+impl Visit for LogEntry<'_> {
     fn record_str(&mut self, _: &Field, line: &str) {
         self.text.extend_from_slice(line.as_bytes());
         self.text.push(b'\n');
@@ -123,20 +123,20 @@ fn log_panic(info: &PanicHookInfo<'_>) {
 struct Scrubbed(Arc<Output>);
 
 /// One event: gathered whole, since a secret may lie across two writes, and scrubbed on its way out.
-struct Line<'a> {
+struct LogEntry<'a> {
     out: &'a Output,
     text: Vec<u8>,
 }
 
 impl<'a> MakeWriter<'a> for Scrubbed {
-    type Writer = Line<'a>;
+    type Writer = LogEntry<'a>;
 
-    fn make_writer(&'a self) -> Line<'a> {
-        Line { out: &self.0, text: Vec::new() }
+    fn make_writer(&'a self) -> LogEntry<'a> {
+        LogEntry { out: &self.0, text: Vec::new() }
     }
 }
 
-impl Write for Line<'_> {
+impl Write for LogEntry<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.text.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -147,7 +147,7 @@ impl Write for Line<'_> {
     }
 }
 
-impl Drop for Line<'_> {
+impl Drop for LogEntry<'_> {
     fn drop(&mut self) {
         let text = String::from_utf8_lossy(&self.text);
         let line = scrub(&text);

@@ -33,7 +33,7 @@ pub enum Proving {
 }
 
 /// Metrics under common dimensions. `Function` is one of all.
-struct Group<'a> {
+struct MetricGroup<'a> {
     by: Option<(&'static str, &'a str)>,
     values: Vec<Measured>,
 }
@@ -60,12 +60,15 @@ impl Metrics {
 
     /// A credential was judged, with this outcome. `proving` is none where it was not held against a digest.
     pub fn validation(&self, at: Timestamp, outcome: &str, proving: Option<Proving>) {
-        let mut groups = vec![Group { by: Some(("Outcome", outcome)), values: vec![count("Validations", 1)] }];
+        let mut groups = vec![MetricGroup { by: Some(("Outcome", outcome)), values: vec![count("Validations", 1)] }];
         match proving {
-            Some(Proving::Known) => groups.push(Group { by: None, values: vec![count("ProofCacheHits", 1)] }),
+            Some(Proving::Known) => groups.push(MetricGroup { by: None, values: vec![count("ProofCacheHits", 1)] }),
             Some(Proving::Compared { waited, ran }) => {
                 let took = [milliseconds("BcryptWait", waited), milliseconds("BcryptTime", ran)];
-                groups.push(Group { by: None, values: [count("ProofCacheHits", 0)].into_iter().chain(took).collect() });
+                groups.push(MetricGroup {
+                    by: None,
+                    values: [count("ProofCacheHits", 0)].into_iter().chain(took).collect(),
+                });
             }
             None => {}
         }
@@ -84,7 +87,7 @@ impl Metrics {
 
     /// For how long the oldest that is due in a queue of the outbox has been; nothing for an empty queue.
     pub fn outbox_age(&self, at: Timestamp, queue: &str, age: Duration) {
-        self.write(at, &[Group { by: Some(("Queue", queue)), values: vec![seconds("OutboxAge", age)] }]);
+        self.write(at, &[MetricGroup { by: Some(("Queue", queue)), values: vec![seconds("OutboxAge", age)] }]);
     }
 
     /// How long ago the oldest audit event was written that is not chained.
@@ -103,10 +106,10 @@ impl Metrics {
     }
 
     fn measure(&self, at: Timestamp, measured: Measured) {
-        self.write(at, &[Group { by: None, values: vec![measured] }]);
+        self.write(at, &[MetricGroup { by: None, values: vec![measured] }]);
     }
 
-    fn write(&self, at: Timestamp, groups: &[Group<'_>]) {
+    fn write(&self, at: Timestamp, groups: &[MetricGroup<'_>]) {
         if let Some(source) = &self.0 {
             (source.write)(line(&source.namespace, source.function, at, groups));
         }
@@ -132,10 +135,10 @@ fn milliseconds(name: &'static str, time: Duration) -> Measured {
     Measured { name, unit: "Milliseconds", value: time.as_secs_f64() * 1_000.0 }
 }
 
-fn line(namespace: &str, function: &str, at: Timestamp, groups: &[Group<'_>]) -> Value {
+fn line(namespace: &str, function: &str, at: Timestamp, groups: &[MetricGroup<'_>]) -> Value {
     let (mut line, mut directives) = (Map::new(), Vec::new());
     line.insert("Function".to_owned(), function.into());
-    for Group { by, values } in groups {
+    for MetricGroup { by, values } in groups {
         let mut dimensions = vec!["Function"];
         if let Some((name, value)) = by {
             dimensions.push(name);

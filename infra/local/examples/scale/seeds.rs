@@ -133,11 +133,11 @@ impl Pattern {
         let number = AttributeValue::N(id.to_string());
         let own_prefix = ("prefix", text(prefix.as_str()));
         let own_digest = digest.map(|digest| ("digest", text(digest.as_str())));
-        let counted_as = ("counted_as", number.clone());
-        let credential = [("api_key_id", number.clone()), counted_as.clone()].into_iter().chain(own_digest);
+        let lineage_id = ("counted_as", number.clone());
+        let credential = [("api_key_id", number.clone()), lineage_id.clone()].into_iter().chain(own_digest);
         Self {
-            claim: copy(&self.claim, &Key::claimed_id(Kind::ApiKey, id), [("id", number.clone()), counted_as.clone()]),
-            key: copy(&self.key, &Key::api_key(organization, id), [("id", number), counted_as, own_prefix]),
+            claim: copy(&self.claim, &Key::claimed_id(Kind::ApiKey, id), [("id", number.clone()), lineage_id.clone()]),
+            key: copy(&self.key, &Key::api_key(organization, id), [("id", number), lineage_id, own_prefix]),
             credential: copy(&self.credential, &Key::credential(prefix, id), credential),
         }
     }

@@ -10,7 +10,7 @@ use aws_smithy_types::body::SdkBody;
 use http::StatusCode;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Server;
+use super::EmulatorServer;
 
 /// A request on its way to the store's thread.
 pub(super) struct Asked {
@@ -20,7 +20,7 @@ pub(super) struct Asked {
 
 impl Asked {
     /// Blocks while SQLite works: for the store's thread only.
-    pub(super) fn answer(self, server: &Server) {
+    pub(super) fn answer(self, server: &EmulatorServer) {
         let header = |name: &'static str| self.request.headers().get(name).unwrap_or_default();
         let body = self.request.body().bytes().unwrap_or_default();
         let answer = server.answer(header("authorization"), header("x-amz-target"), body);
@@ -34,7 +34,7 @@ pub(super) struct InProcess(SharedHttpConnector);
 
 impl InProcess {
     pub(super) fn new(store: mpsc::UnboundedSender<Asked>) -> Self {
-        Self(SharedHttpConnector::new(Store(store)))
+        Self(SharedHttpConnector::new(StoreHandle(store)))
     }
 }
 
@@ -45,9 +45,9 @@ impl HttpClient for InProcess {
 }
 
 #[derive(Debug)]
-struct Store(mpsc::UnboundedSender<Asked>);
+struct StoreHandle(mpsc::UnboundedSender<Asked>);
 
-impl HttpConnector for Store {
+impl HttpConnector for StoreHandle {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let (answer, answered) = oneshot::channel();
         let sent = self.0.send(Asked { request, answer });

@@ -128,7 +128,7 @@ impl PlainReads {
         )))
     }
 
-    fn item(&self, table: &str, key: &Key) -> dynoxide::Result<Option<String>> {
+    fn item(&self, table: &str, key: &PrimaryKey) -> dynoxide::Result<Option<String>> {
         self.storage().get_item(table, &stored(&key.pk.0), &stored(&key.sk.0))
     }
 
@@ -156,7 +156,7 @@ fn read<Q: DeserializeOwned>(
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 struct GetItem {
     table_name: String,
-    key: Key,
+    key: PrimaryKey,
     #[serde(rename = "ConsistentRead")]
     _consistent_read: Option<bool>,
 }
@@ -164,13 +164,13 @@ struct GetItem {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 struct BatchGetItem {
-    request_items: BTreeMap<String, Wanted>,
+    request_items: BTreeMap<String, RequestedTable>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
-struct Wanted {
-    keys: Vec<Key>,
+struct RequestedTable {
+    keys: Vec<PrimaryKey>,
     #[serde(rename = "ConsistentRead")]
     _consistent_read: Option<bool>,
 }
@@ -189,7 +189,7 @@ struct Query {
 
 #[derive(PartialEq, Eq, Hash, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Key {
+struct PrimaryKey {
     pk: Text,
     sk: Text,
 }
@@ -212,7 +212,7 @@ impl From<TextMember> for Text {
     }
 }
 
-impl Key {
+impl PrimaryKey {
     fn is_valid(&self) -> bool {
         self.pk.is_key() && self.sk.is_key()
     }

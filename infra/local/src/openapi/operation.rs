@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use http::{Method, StatusCode};
 use karta_shared::{
     domain::{Id, Slug, Version},
-    http::{self as frame, Access, Credential},
+    http::{self as frame, Access, RequiredCredential},
 };
 use serde_json::{Value, json};
 use utoipa::{PartialSchema, ToSchema};
@@ -26,7 +26,7 @@ pub(super) struct Operation {
     summary: &'static str,
     status: u16,
     content_type: &'static str,
-    credential: Credential,
+    credential: RequiredCredential,
     is_idempotent: bool,
     /// The body's schema, and whether one must be sent; none where none is read.
     body: Option<(Value, bool)>,
@@ -204,12 +204,12 @@ impl Operation {
             "description": access(self.credential),
             "tags": [tag(route)],
         });
-        ensure!(route.authorized == (self.credential != Credential::None), "{}: who may call?", self.name);
+        ensure!(route.authorized == (self.credential != RequiredCredential::None), "{}: who may call?", self.name);
         described["security"] = match self.credential {
-            Credential::ApiKey(scope) => json!([{ "api_key": scope.into_iter().collect::<Vec<_>>() }]),
-            Credential::Project => json!([{ "api_key": [] }, { "session_token": [] }]),
-            Credential::None => json!([]),
-            Credential::Private => anyhow::bail!("{} is not for the document's readers", self.name),
+            RequiredCredential::ApiKey(scope) => json!([{ "api_key": scope.into_iter().collect::<Vec<_>>() }]),
+            RequiredCredential::Project => json!([{ "api_key": [] }, { "session_token": [] }]),
+            RequiredCredential::None => json!([]),
+            RequiredCredential::Private => anyhow::bail!("{} is not for the document's readers", self.name),
         };
         if route.authorized {
             errors.extend([401, 403]);
@@ -268,13 +268,13 @@ impl Operation {
 }
 
 /// Which credential the operation takes, for readers of the page.
-fn access(credential: Credential) -> String {
+fn access(credential: RequiredCredential) -> String {
     match credential {
-        Credential::ApiKey(Some(scope)) => format!("Requires an API key with scope `{}`.", scope.as_str()),
-        Credential::ApiKey(None) => "Takes any API key, also one without scopes.".to_owned(),
-        Credential::Project => "Takes a session token of this project, or any API key.".to_owned(),
-        Credential::None => "Public: needs no credential.".to_owned(),
-        Credential::Private => String::new(),
+        RequiredCredential::ApiKey(Some(scope)) => format!("Requires an API key with scope `{}`.", scope.as_str()),
+        RequiredCredential::ApiKey(None) => "Takes any API key, also one without scopes.".to_owned(),
+        RequiredCredential::Project => "Takes a session token of this project, or any API key.".to_owned(),
+        RequiredCredential::None => "Public: needs no credential.".to_owned(),
+        RequiredCredential::Private => String::new(),
     }
 }
 

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::{
-    harness::{Request, World},
+    harness::{Request, TestServer},
     invariants::Tables,
 };
 
@@ -14,14 +14,14 @@ fn named(slug: &str) -> Value {
     json!({ "slug": slug, "name": "Site" })
 }
 
-async fn read(world: &World, slug: &str) -> Value {
-    world.get(&format!("{ROUTE}/{slug}")).send().await.expect(200)["agent_project"].take()
+async fn read(server: &TestServer, slug: &str) -> Value {
+    server.get(&format!("{ROUTE}/{slug}")).send().await.expect(200)["agent_project"].take()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_project_is_shown_whole_and_read_back_alike() {
-    let (world, _) = World::start_at_noon().await;
-    let created = world.post(ROUTE, json!({ "slug": "my-site-2", "name": "My site" })).send().await.expect(201);
+    let (server, _) = TestServer::start_at_noon().await;
+    let created = server.post(ROUTE, json!({ "slug": "my-site-2", "name": "My site" })).send().await.expect(201);
     insta::assert_json_snapshot!(created, { ".agent_project.id" => "[id]" }, @r#"
     {
       "agent_project": {
@@ -36,38 +36,39 @@ async fn a_new_project_is_shown_whole_and_read_back_alike() {
     }
     "#);
     assert!(created["agent_project"]["id"].as_u64().unwrap() < 1 << 53);
-    assert_eq!(world.get("/v1/agent_projects/my-site-2").send().await.expect(200), created);
+    assert_eq!(server.get("/v1/agent_projects/my-site-2").send().await.expect(200), created);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slug_is_taken_once_in_an_organization() {
-    let world = World::start().await;
-    let id = world.project("site").await;
-    let refusal = world.post(ROUTE, json!({ "slug": "site", "name": "Other" })).send().await.refused(409);
+    let server = TestServer::start().await;
+    let id = server.project("site").await;
+    let refusal = server.post(ROUTE, json!({ "slug": "site", "name": "Other" })).send().await.refused(409);
     assert_eq!(refusal, json!({ "error": "slug_taken", "message": "The slug is taken: choose another one" }));
-    let kept = read(&world, "site").await;
+    let kept = read(&server, "site").await;
     assert_eq!((&kept["id"], &kept["name"]), (&json!(id), &json!("site")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_organization_may_use_the_same_slug() {
-    let world = World::start().await;
-    let ours = world.project("site").await;
-    let (_, token) = world.another_organization("other").await;
-    let theirs = world.post(ROUTE, json!({ "slug": "site", "name": "Theirs" })).bearer(&token).send().await.expect(201);
+    let server = TestServer::start().await;
+    let ours = server.project("site").await;
+    let (_, token) = server.another_organization("other").await;
+    let theirs =
+        server.post(ROUTE, json!({ "slug": "site", "name": "Theirs" })).bearer(&token).send().await.expect(201);
     let theirs = &theirs["agent_project"];
     assert_ne!(theirs["id"], ours);
-    assert_eq!(read(&world, "site").await["id"], ours);
-    let read_by_them = world.get("/v1/agent_projects/site").bearer(&token).send().await.expect(200);
+    assert_eq!(read(&server, "site").await["id"], ours);
+    let read_by_them = server.get("/v1/agent_projects/site").bearer(&token).send().await.expect(200);
     assert_eq!(read_by_them["agent_project"], *theirs);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_creations_at_once_one_gets_the_slug() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let mut requests = JoinSet::new();
     for _ in 0..16 {
-        requests.spawn(world.post(ROUTE, named("site")).send());
+        requests.spawn(server.post(ROUTE, named("site")).send());
     }
     let (made, refused): (Vec<_>, Vec<_>) =
         requests.join_all().await.into_iter().partition(|reply| reply.status == 201);
@@ -75,24 +76,24 @@ async fn of_creations_at_once_one_gets_the_slug() {
     for reply in refused {
         assert_eq!(reply.refused(409)["error"], "slug_taken");
     }
-    assert_eq!(world.audited("agent_project.created").await.len(), 1);
+    assert_eq!(server.audited("agent_project.created").await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slug_is_1_to_63_lower_case_letters_digits_and_dashes() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for slug in ["a", "7", "-", "my-site-2", "--", &"a".repeat(63)] {
-        world.post(ROUTE, named(slug)).send().await.expect(201);
-        assert_eq!(read(&world, slug).await["slug"], slug);
+        server.post(ROUTE, named(slug)).send().await.expect(201);
+        assert_eq!(read(&server, slug).await["slug"], slug);
     }
     for slug in ["", "Site", "my_site", "my site", "my.site", "é", "a/b", "a\n", "a%20b", &"a".repeat(64)] {
-        assert_eq!(world.post(ROUTE, named(slug)).send().await.invalid_field(), "slug", "{slug:?}");
+        assert_eq!(server.post(ROUTE, named(slug)).send().await.invalid_field(), "slug", "{slug:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_field_that_is_wrong_or_missing_is_named() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for (body, field) in [
         (json!({ "name": "Site" }), "slug"),
         (json!({ "slug": null, "name": "Site" }), "slug"),
@@ -107,43 +108,43 @@ async fn a_field_that_is_wrong_or_missing_is_named() {
         (json!(["site", "Site"]), "body"),
         (json!(null), "body"),
     ] {
-        assert_eq!(world.post(ROUTE, body.clone()).send().await.invalid_field(), field, "{body}");
+        assert_eq!(server.post(ROUTE, body.clone()).send().await.invalid_field(), field, "{body}");
     }
-    let strange = world.post("/v1/agent_projects?force=true", named("site"));
+    let strange = server.post("/v1/agent_projects?force=true", named("site"));
     assert_eq!(strange.send().await.invalid_field(), "force");
-    assert_eq!(world.audited("agent_project.created").await, [] as [Value; 0]);
+    assert_eq!(server.audited("agent_project.created").await, [] as [Value; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_json_or_too_large_is_refused() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for body in ["", "{", "slug=site"] {
-        let refusal = world.post(ROUTE, json!({})).raw_body(body).send().await.refused(400);
+        let refusal = server.post(ROUTE, json!({})).raw_body(body).send().await.refused(400);
         assert_eq!(refusal["error"], "malformed_json");
     }
-    let refusal = world.post(ROUTE, json!({})).raw_body(" ".repeat(65_537)).send().await.refused(413);
+    let refusal = server.post(ROUTE, json!({})).raw_body(" ".repeat(65_537)).send().await.refused(413);
     assert_eq!(refusal["error"], "body_too_large");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_or_malformed_slug_is_not_found() {
-    let world = World::start().await;
-    let id = world.project("site").await.to_string();
+    let server = TestServer::start().await;
+    let id = server.project("site").await.to_string();
     for slug in ["nothing", "Site", "SITE", "site.", "my_site", &"a".repeat(64), &id] {
-        let refusal = world.get(&format!("{ROUTE}/{slug}")).send().await.refused(404);
+        let refusal = server.get(&format!("{ROUTE}/{slug}")).send().await.refused(404);
         assert_eq!(refusal, json!({ "detail": "Not found" }), "{slug}");
     }
-    assert_eq!(world.get("/v1/agent_projects/site?expand=all").send().await.invalid_field(), "expand");
+    assert_eq!(server.get("/v1/agent_projects/site?expand=all").send().await.invalid_field(), "expand");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_creation_is_told_in_the_audit_log() {
-    let (world, _) = World::start_at_noon().await;
-    let reply = world.post(ROUTE, named("site")).header("user-agent", "tests/1.0").send().await;
-    world.post(ROUTE, named("site")).send().await.refused(409);
-    let principal = world.get("/v1/whoami").send().await.expect(200);
+    let (server, _) = TestServer::start_at_noon().await;
+    let reply = server.post(ROUTE, named("site")).header("user-agent", "tests/1.0").send().await;
+    server.post(ROUTE, named("site")).send().await.refused(409);
+    let principal = server.get("/v1/whoami").send().await.expect(200);
 
-    let mut events = world.audited("agent_project.created").await;
+    let mut events = server.audited("agent_project.created").await;
     assert_eq!(events.len(), 1, "what was refused is not told");
     let mut event = events.remove(0);
     for place in ["id", "pk", "sk", "unchained"] {
@@ -164,31 +165,31 @@ async fn a_creation_is_told_in_the_audit_log() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn projects_come_newest_first_and_whole() {
-    let (world, clock) = World::start_at_noon().await;
+    let (server, clock) = TestServer::start_at_noon().await;
     let mut newest_first = Vec::new();
     for slug in ["zebra", "ape", "mole"] {
         clock.advance(Duration::from_millis(1));
-        world.project(slug).await;
-        newest_first.insert(0, read(&world, slug).await);
+        server.project(slug).await;
+        newest_first.insert(0, read(&server, slug).await);
     }
-    let list = world.get(ROUTE).send().await.expect(200);
+    let list = server.get(ROUTE).send().await.expect(200);
     assert_eq!(list, json!({ "agent_projects": newest_first, "next_cursor": null }));
-    let (_, token) = world.another_organization("other").await;
-    let theirs = world.get(ROUTE).bearer(&token).send().await.expect(200);
+    let (_, token) = server.another_organization("other").await;
+    let theirs = server.get(ROUTE).bearer(&token).send().await.expect(200);
     assert_eq!(theirs, json!({ "agent_projects": [], "next_cursor": null }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn paging_visits_every_project_once() {
-    let (world, clock) = World::start_at_noon().await;
+    let (server, clock) = TestServer::start_at_noon().await;
     let mut newest_first = Vec::new();
     for project in 0..7 {
         clock.advance(Duration::from_millis(1));
-        newest_first.insert(0, world.project(&format!("site-{project}")).await);
+        newest_first.insert(0, server.project(&format!("site-{project}")).await);
     }
     let (mut visited, mut sizes, mut query) = (Vec::new(), Vec::new(), "limit=3".to_owned());
     loop {
-        let page = world.get(&format!("{ROUTE}?{query}")).send().await.expect(200);
+        let page = server.get(&format!("{ROUTE}?{query}")).send().await.expect(200);
         let ids: Vec<_> =
             page["agent_projects"].as_array().unwrap().iter().map(|project| project["id"].as_u64().unwrap()).collect();
         sizes.push(ids.len());
@@ -202,10 +203,10 @@ async fn paging_visits_every_project_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parameter_of_the_list_that_is_wrong_is_named() {
-    let world = World::start().await;
-    world.project("site").await;
-    world.project("shop").await;
-    let page = world.get("/v1/agent_projects?limit=1").send().await.expect(200);
+    let server = TestServer::start().await;
+    server.project("site").await;
+    server.project("shop").await;
+    let page = server.get("/v1/agent_projects?limit=1").send().await.expect(200);
     let cursor = page["next_cursor"].as_str().unwrap();
     for (query, field) in [
         ("limit=0".to_owned(), "limit"),
@@ -215,39 +216,39 @@ async fn a_parameter_of_the_list_that_is_wrong_is_named() {
         (format!("cursor={}", cursor.to_lowercase()), "cursor"),
         (format!("cursor={cursor}{cursor}"), "cursor"),
     ] {
-        assert_eq!(world.get(&format!("{ROUTE}?{query}")).send().await.invalid_field(), field, "{query}");
+        assert_eq!(server.get(&format!("{ROUTE}?{query}")).send().await.invalid_field(), field, "{query}");
     }
-    let (_, token) = world.another_organization("other").await;
-    let foreign = world.get(&format!("{ROUTE}?cursor={cursor}")).bearer(&token);
+    let (_, token) = server.another_organization("other").await;
+    let foreign = server.get(&format!("{ROUTE}?cursor={cursor}")).bearer(&token);
     assert_eq!(foreign.send().await.invalid_field(), "cursor", "of another organization");
 }
 
-fn patch(world: &World, body: Value) -> Request {
-    world.patch("/v1/agent_projects/site", body)
+fn patch(server: &TestServer, body: Value) -> Request {
+    server.patch("/v1/agent_projects/site", body)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_patch_changes_what_it_names_and_null_clears() {
-    let world = World::start().await;
-    world.project("site").await;
-    let mut expected = read(&world, "site").await;
+    let server = TestServer::start().await;
+    server.project("site").await;
+    let mut expected = read(&server, "site").await;
     let settings =
         json!({ "name": "Shop", "model_id": "claude-sonnet-5", "endpoint_url": "https://llm.example.com/v1" });
     expected.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
-    assert_eq!(patch(&world, settings).send().await.expect(200), json!({ "agent_project": expected }));
-    assert_eq!(read(&world, "site").await, expected);
-    assert_eq!(patch(&world, json!({})).send().await.expect(200)["agent_project"], expected, "absent keeps");
+    assert_eq!(patch(&server, settings).send().await.expect(200), json!({ "agent_project": expected }));
+    assert_eq!(read(&server, "site").await, expected);
+    assert_eq!(patch(&server, json!({})).send().await.expect(200)["agent_project"], expected, "absent keeps");
     let cleared = json!({ "model_id": null, "endpoint_url": null });
     expected.as_object_mut().unwrap().extend(cleared.as_object().unwrap().clone());
-    assert_eq!(patch(&world, cleared).send().await.expect(200)["agent_project"], expected);
-    Tables::of(&world).await.assert_whole();
+    assert_eq!(patch(&server, cleared).send().await.expect(200)["agent_project"], expected);
+    Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_field_of_a_patch_that_is_wrong_is_named() {
-    let world = World::start().await;
-    world.project("site").await;
-    let before = read(&world, "site").await;
+    let server = TestServer::start().await;
+    server.project("site").await;
+    let before = read(&server, "site").await;
     for (field, wrong) in [
         ("name", json!(null)),
         ("name", json!(" ")),
@@ -260,23 +261,23 @@ async fn a_field_of_a_patch_that_is_wrong_is_named() {
         ("current_version", json!(1)),
         ("version", json!(1)),
     ] {
-        assert_eq!(patch(&world, json!({ field: wrong })).send().await.invalid_field(), field, "{wrong}");
+        assert_eq!(patch(&server, json!({ field: wrong })).send().await.invalid_field(), field, "{wrong}");
     }
-    assert_eq!(read(&world, "site").await, before);
+    assert_eq!(read(&server, "site").await, before);
     for slug in ["nothing", "Site", "my_site"] {
-        let refusal = world.patch(&format!("{ROUTE}/{slug}"), json!({ "name": "Shop" })).send().await.refused(404);
+        let refusal = server.patch(&format!("{ROUTE}/{slug}"), json!({ "name": "Shop" })).send().await.refused(404);
         assert_eq!(refusal, json!({ "detail": "Not found" }), "{slug}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_patch_is_told_in_the_audit_log_and_data_planes_forget_what_they_keep() {
-    let world = World::start().await;
-    let id = world.project("site").await;
+    let server = TestServer::start().await;
+    let id = server.project("site").await;
     for body in [json!({ "name": "Shop" }), json!({ "name": "Shop", "model_id": "m" }), json!({ "model_id": "m" })] {
-        patch(&world, body).send().await.expect(200);
+        patch(&server, body).send().await.expect(200);
     }
-    let events = world.audited("agent_project.updated").await;
+    let events = server.audited("agent_project.updated").await;
     let changes: Vec<_> = events.iter().map(|event| event["changes"].clone()).collect();
     let expected = [
         json!({ "name": { "before": "site", "after": "Shop" } }),
@@ -284,26 +285,26 @@ async fn a_patch_is_told_in_the_audit_log_and_data_planes_forget_what_they_keep(
     ];
     assert_eq!(changes, expected);
     assert_eq!(events[0]["resource"], json!({ "kind": "agent_project", "id": id }));
-    let forgotten: Vec<_> = world.outbox("PSH").await.iter().map(|item| item["access_cut"].clone()).collect();
+    let forgotten: Vec<_> = server.outbox("PSH").await.iter().map(|item| item["access_cut"].clone()).collect();
     assert_eq!(forgotten, [false], "a name is nothing that they keep");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn parallel_patches_of_different_fields_all_land() {
-    let world = World::start().await;
-    world.project("site").await;
+    let server = TestServer::start().await;
+    server.project("site").await;
     let patches =
         [json!({ "name": "Shop" }), json!({ "model_id": "m" }), json!({ "endpoint_url": "https://llm.example.com" })];
     let mut requests = JoinSet::new();
     for body in &patches {
-        requests.spawn(patch(&world, body.clone()).send());
+        requests.spawn(patch(&server, body.clone()).send());
     }
     for reply in requests.join_all().await {
         reply.expect(200);
     }
-    let project = read(&world, "site").await;
+    let project = read(&server, "site").await;
     for (field, value) in patches.iter().flat_map(|patch| patch.as_object().unwrap()) {
         assert_eq!(&project[field], value);
     }
-    Tables::of(&world).await.assert_whole();
+    Tables::new(&server).await.assert_whole();
 }

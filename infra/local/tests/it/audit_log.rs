@@ -21,52 +21,52 @@ use serde_json::{Value, json};
 
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy},
-    harness::{World, plain},
+    harness::{TestServer, plain},
 };
 
 const CHAIN: &str = "worker-audit-chain";
 const SECOND: Duration = Duration::from_secs(1);
 
 /// What `karta audit-verify` finds.
-async fn findings(world: &World) -> Vec<String> {
-    let ring = world.runner.app.secrets.ring(Ring::Audit).await.unwrap();
-    let now = world.runner.app.clock.now();
-    let report = audit::verify(&world.runner.app.store.audit_reader(), &ring, now).await.unwrap();
+async fn findings(server: &TestServer) -> Vec<String> {
+    let ring = server.runner.app.secrets.ring(Ring::Audit).await.unwrap();
+    let now = server.runner.app.clock.now();
+    let report = audit::verify(&server.runner.app.store.audit_reader(), &ring, now).await.unwrap();
     let organizations = report.organizations.iter().flat_map(|(_, checked)| &checked.findings);
     organizations.map(ToString::to_string).chain(report.strays.iter().cloned()).collect()
 }
 
 /// Three links: the organization's founding (two events) and a key in the first, two keys in each of the others.
-async fn chained() -> (World, Arc<ManualClock>) {
-    let (world, clock) = World::start_at_noon().await;
-    world.key(&["read"]).await;
-    world.work(CHAIN).await;
+async fn chained() -> (TestServer, Arc<ManualClock>) {
+    let (server, clock) = TestServer::start_at_noon().await;
+    server.key(&["read"]).await;
+    server.work(CHAIN).await;
     for _ in 0..2 {
         for _ in 0..2 {
             clock.advance(SECOND);
-            world.key(&["read"]).await;
+            server.key(&["read"]).await;
         }
-        world.work(CHAIN).await;
+        server.work(CHAIN).await;
     }
-    (world, clock)
+    (server, clock)
 }
 
 /// The same, about to be tampered with.
-async fn doomed() -> (World, Arc<ManualClock>) {
-    let (mut world, clock) = chained().await;
-    world.let_the_audit_log_be();
-    assert_eq!(findings(&world).await, [""; 0]);
-    (world, clock)
+async fn tampered() -> (TestServer, Arc<ManualClock>) {
+    let (mut server, clock) = chained().await;
+    server.skip_audit_check();
+    assert_eq!(findings(&server).await, [""; 0]);
+    (server, clock)
 }
 
 /// A partition of `acme`'s, as DynamoDB writes it.
-async fn partition(world: &World, prefix: &str) -> Vec<Value> {
+async fn partition(server: &TestServer, prefix: &str) -> Vec<Value> {
     let table = if prefix == "ANC" { "karta-anchors" } else { "karta" };
-    world.items_of(table, &format!("{prefix}#{}", world.organization_id)).await
+    server.items_of(table, &format!("{prefix}#{}", server.organization_id)).await
 }
 
-async fn links(world: &World) -> Vec<Value> {
-    let chain = partition(world, "CHN").await;
+async fn links(server: &TestServer) -> Vec<Value> {
+    let chain = partition(server, "CHN").await;
     chain.iter().map(plain).filter(|item| !item["sk"].as_str().unwrap().starts_with("EVENT#")).collect()
 }
 
@@ -75,26 +75,26 @@ fn listed(link: &Value) -> Vec<&str> {
     link["events"].as_array().unwrap().iter().map(|event| event["sk"].as_str().unwrap()).collect()
 }
 
-async fn put(world: &World, table: &str, item: &Value) {
-    world.dynamodb("PutItem", json!({ "TableName": table, "Item": item })).await;
+async fn put(server: &TestServer, table: &str, item: &Value) {
+    server.dynamodb("PutItem", json!({ "TableName": table, "Item": item })).await;
 }
 
-async fn delete(world: &World, table: &str, item: &Value) {
+async fn delete(server: &TestServer, table: &str, item: &Value) {
     let key = json!({ "pk": item["pk"], "sk": item["sk"] });
-    world.dynamodb("DeleteItem", json!({ "TableName": table, "Key": key })).await;
+    server.dynamodb("DeleteItem", json!({ "TableName": table, "Key": key })).await;
 }
 
 /// The `chain` of every event of `acme`'s list, newest first, as `verified 2`.
-async fn states(world: &World) -> Vec<String> {
-    let list = world.get("/v1/audit_events").send().await.expect(200);
+async fn states(server: &TestServer) -> Vec<String> {
+    let list = server.get("/v1/audit_events").send().await.expect(200);
     let events = list["audit_events"].as_array().unwrap().iter().map(|event| &event["chain"]);
     events.map(|chain| format!("{} {}", chain["state"].as_str().unwrap(), chain["link"])).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_are_chained_in_order_and_anchored() {
-    let (world, _clock) = chained().await;
-    let (links, events) = (links(&world).await, world.audit_events().await);
+    let (server, _clock) = chained().await;
+    let (links, events) = (links(&server).await, server.audit_events().await);
     let sks: Vec<_> = links.iter().flat_map(listed).collect();
     assert_eq!(sks, events.iter().map(|event| event["sk"].as_str().unwrap()).collect::<Vec<_>>());
     assert_eq!(links.iter().map(|link| listed(link).len()).collect::<Vec<_>>(), [3, 2, 2]);
@@ -103,7 +103,7 @@ async fn events_are_chained_in_order_and_anchored() {
     }
     let told: Vec<_> = events.iter().map(|event| (event["link"].as_u64(), event.get("unchained"))).collect();
     assert_eq!(told, [1, 1, 1, 2, 2, 3, 3].map(|n| (Some(n), None)));
-    for (link, anchor) in links.iter().zip(partition(&world, "ANC").await.iter().map(plain)) {
+    for (link, anchor) in links.iter().zip(partition(&server, "ANC").await.iter().map(plain)) {
         for field in ["n", "hash", "kid", "mac", "at"] {
             assert_eq!(anchor[field], link[field], "{field}");
         }
@@ -112,69 +112,69 @@ async fn events_are_chained_in_order_and_anchored() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_holds_no_more_than_a_transaction_takes() {
-    let (world, clock) = World::start_at_noon().await;
+    let (server, clock) = TestServer::start_at_noon().await;
     for at in 0..50 {
-        world.project(&format!("p{at}")).await;
+        server.project(&format!("p{at}")).await;
     }
     clock.advance(SECOND);
     // Metadata of 59 KB: a transaction takes 4 MB.
     let metadata: Value = (0..40).map(|at| (format!("{at}"), json!("\u{10348}".repeat(370)))).collect();
     for _ in 0..45 {
-        world.key_with(json!({ "name": "ci", "scopes": ["read"], "metadata": metadata })).await;
+        server.key_with(json!({ "name": "ci", "scopes": ["read"], "metadata": metadata })).await;
     }
-    world.work(CHAIN).await;
-    let sizes: Vec<_> = links(&world).await.iter().map(|link| listed(link).len()).collect();
+    server.work(CHAIN).await;
+    let sizes: Vec<_> = links(&server).await.iter().map(|link| listed(link).len()).collect();
     assert_eq!(sizes, [45, 39, 13]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_arrives_late_gets_a_later_link() {
-    let (world, clock) = World::start_at_noon().await;
+    let (server, clock) = TestServer::start_at_noon().await;
     clock.advance(SECOND);
-    let late = world.key(&["read"]).await.0;
-    let partition = format!("AUD#{}", world.organization_id);
-    let events = world.items(&partition).await;
+    let late = server.key(&["read"]).await.0;
+    let partition = format!("AUD#{}", server.organization_id);
+    let events = server.items(&partition).await;
     let late = json!({ "N": late.to_string() });
     let event = events.iter().find(|event| event["resource"]["M"]["id"] == late).unwrap();
-    delete(&world, "karta", event).await;
+    delete(&server, "karta", event).await;
     clock.advance(SECOND);
-    world.key(&["read"]).await;
-    world.work(CHAIN).await;
-    put(&world, "karta", event).await;
-    world.work(CHAIN).await;
-    let links = links(&world).await;
+    server.key(&["read"]).await;
+    server.work(CHAIN).await;
+    put(&server, "karta", event).await;
+    server.work(CHAIN).await;
+    let links = links(&server).await;
     assert_eq!(listed(&links[1]), [event["sk"]["S"].as_str().unwrap()]);
     assert!(listed(&links[1])[0] < *listed(&links[0]).last().unwrap());
-    assert_eq!(states(&world).await, ["verified 1", "verified 2", "verified 1", "verified 1"]);
+    assert_eq!(states(&server).await, ["verified 1", "verified 2", "verified 1", "verified 1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_workers_at_once_chain_every_event_once() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for _ in 0..5 {
         for _ in 0..20 {
-            world.key(&["read"]).await;
+            server.key(&["read"]).await;
         }
-        let tick = &registry::workers(&world.runner.app, &world.runner.gateway)[CHAIN];
+        let tick = &registry::workers(&server.runner.app, &server.runner.gateway)[CHAIN];
         let (first, second, third) = tokio::join!(tick(), tick(), tick());
         first.and(second).and(third).unwrap();
     }
-    let links = links(&world).await;
+    let links = links(&server).await;
     let sks: Vec<_> = links.iter().flat_map(listed).collect();
     assert_eq!(sks.len(), 102);
     assert_eq!(sks.iter().collect::<BTreeSet<_>>().len(), 102);
-    assert_eq!(partition(&world, "ANC").await.len(), links.len());
+    assert_eq!(partition(&server, "ANC").await.len(), links.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn writers_at_once_are_all_chained_while_the_worker_is_at_work() {
-    let world = Arc::new(World::start().await);
+    let server = Arc::new(TestServer::start().await);
     let mut keys = Vec::new();
     for _ in 0..32 {
-        keys.push(world.key(&["read"]).await.0);
+        keys.push(server.key(&["read"]).await.0);
     }
     let done = Arc::new(AtomicBool::new(false));
-    let tick = Arc::clone(&registry::workers(&world.runner.app, &world.runner.gateway)[CHAIN]);
+    let tick = Arc::clone(&registry::workers(&server.runner.app, &server.runner.gateway)[CHAIN]);
     let worker = tokio::spawn({
         let done = Arc::clone(&done);
         async move {
@@ -184,11 +184,11 @@ async fn writers_at_once_are_all_chained_while_the_worker_is_at_work() {
         }
     });
     let writers = keys.into_iter().map(|key| {
-        let world = Arc::clone(&world);
+        let server = Arc::clone(&server);
         tokio::spawn(async move {
             for round in 0..5 {
                 let change = json!({ "name": format!("round {round}") });
-                world.patch(&format!("/v1/api_keys/{key}"), change).send().await.expect(200);
+                server.patch(&format!("/v1/api_keys/{key}"), change).send().await.expect(200);
             }
         })
     });
@@ -197,26 +197,26 @@ async fn writers_at_once_are_all_chained_while_the_worker_is_at_work() {
     }
     done.store(true, Ordering::Relaxed);
     worker.await.unwrap();
-    world.work(CHAIN).await;
-    let links = links(&world).await;
+    server.work(CHAIN).await;
+    let links = links(&server).await;
     assert_eq!(links.iter().flat_map(listed).count(), 2 + 32 + 32 * 5);
     assert!(links.len() > 5, "the worker was at work meanwhile: {} links", links.len());
-    assert_eq!(findings(&world).await, [""; 0]);
+    assert_eq!(findings(&server).await, [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn verifying_while_the_worker_is_at_work_finds_nothing() {
-    let world = World::start().await;
-    let tick = &registry::workers(&world.runner.app, &world.runner.gateway)[CHAIN];
+    let server = TestServer::start().await;
+    let tick = &registry::workers(&server.runner.app, &server.runner.gateway)[CHAIN];
     let work = async {
         for _ in 0..25 {
-            world.key(&["read"]).await;
+            server.key(&["read"]).await;
             tick().await.unwrap();
         }
     };
     let verify = async {
         for _ in 0..25 {
-            assert_eq!(findings(&world).await, [""; 0]);
+            assert_eq!(findings(&server).await, [""; 0]);
         }
     };
     tokio::join!(work, verify);
@@ -224,55 +224,55 @@ async fn verifying_while_the_worker_is_at_work_finds_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_whose_answer_was_lost_is_one_link() {
-    let (world, proxy) = FaultProxy::start().await;
-    world.key(&["read"]).await;
+    let (server, proxy) = FaultProxy::start().await;
+    server.key(&["read"]).await;
     proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
-    world.work(CHAIN).await;
-    assert_eq!(links(&world).await.len(), 1);
-    world.key(&["read"]).await;
+    server.work(CHAIN).await;
+    assert_eq!(links(&server).await.len(), 1);
+    server.key(&["read"]).await;
     proxy.fail("TransactWriteItems", ALWAYS, Fault::DropAnswer);
-    let tick = &registry::workers(&world.runner.app, &world.runner.gateway)[CHAIN];
+    let tick = &registry::workers(&server.runner.app, &server.runner.gateway)[CHAIN];
     tick().await.unwrap_err();
     proxy.heal();
     tick().await.unwrap();
-    world.key(&["read"]).await;
+    server.key(&["read"]).await;
     tick().await.unwrap();
-    assert_eq!(links(&world).await.iter().map(|link| listed(link).len()).collect::<Vec<_>>(), [3, 1, 1]);
+    assert_eq!(links(&server).await.iter().map(|link| listed(link).len()).collect::<Vec<_>>(), [3, 1, 1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_organization_that_cannot_be_chained_keeps_no_other_waiting() {
-    let (mut world, _clock) = World::start_at_noon().await;
-    world.let_the_audit_log_be();
-    let (other, _) = world.another_organization("other").await;
-    world.work(CHAIN).await;
-    let (broken, whole) = (world.organization_id.min(other), world.organization_id.max(other));
-    let mut head = world.items(&format!("CHN#{broken}")).await.swap_remove(0);
+    let (mut server, _clock) = TestServer::start_at_noon().await;
+    server.skip_audit_check();
+    let (other, _) = server.another_organization("other").await;
+    server.work(CHAIN).await;
+    let (broken, whole) = (server.organization_id.min(other), server.organization_id.max(other));
+    let mut head = server.items(&format!("CHN#{broken}")).await.swap_remove(0);
     head["hash"] = json!({ "S": "?" });
-    put(&world, "karta", &head).await;
+    put(&server, "karta", &head).await;
     for organization in [broken, whole] {
-        let mut event = world.items(&format!("AUD#{organization}")).await.swap_remove(0);
+        let mut event = server.items(&format!("AUD#{organization}")).await.swap_remove(0);
         event["sk"] = json!({ "S": event["sk"]["S"].as_str().unwrap().replace("2026", "2027") });
         event["unchained"] = json!({ "S": "UNC#3" });
         event.as_object_mut().unwrap().remove("link");
-        put(&world, "karta", &event).await;
+        put(&server, "karta", &event).await;
     }
-    registry::workers(&world.runner.app, &world.runner.gateway)[CHAIN]().await.unwrap_err();
-    assert_eq!(world.items(&format!("AUD#{whole}")).await.last().unwrap()["link"]["N"], "2");
-    assert!(world.items(&format!("AUD#{broken}")).await.last().unwrap().get("link").is_none());
+    registry::workers(&server.runner.app, &server.runner.gateway)[CHAIN]().await.unwrap_err();
+    assert_eq!(server.items(&format!("AUD#{whole}")).await.last().unwrap()["link"]["N"], "2");
+    assert!(server.items(&format!("AUD#{broken}")).await.last().unwrap().get("link").is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_is_shown_with_all_that_is_known_of_it() {
-    let (world, clock) = World::start_at_noon().await;
-    world.work(CHAIN).await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    server.work(CHAIN).await;
     clock.advance(SECOND);
-    world
+    server
         .post("/v1/agent_projects", json!({ "slug": "app", "name": "App" }))
         .header("user-agent", "tests/1.0")
         .send()
         .await;
-    let list = world.get("/v1/audit_events?limit=2").send().await.expect(200);
+    let list = server.get("/v1/audit_events?limit=2").send().await.expect(200);
     insta::assert_json_snapshot!(
         list,
         {
@@ -327,16 +327,16 @@ async fn an_event_is_shown_with_all_that_is_known_of_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_list_is_filtered_by_actor_and_action_and_comes_newest_first() {
-    let (world, clock) = World::start_at_noon().await;
+    let (server, clock) = TestServer::start_at_noon().await;
     clock.advance(SECOND);
-    let (id, token) = world.key_with(json!({ "name": "ci runner", "scopes": ["admin"] })).await;
+    let (id, token) = server.key_with(json!({ "name": "ci runner", "scopes": ["admin"] })).await;
     for name in ["one", "two"] {
         clock.advance(SECOND);
         let body = json!({ "name": name, "scopes": ["read"] });
-        world.post("/v1/api_keys", body).bearer(&token).send().await.expect(201);
+        server.post("/v1/api_keys", body).bearer(&token).send().await.expect(201);
     }
     let seen = async |query: &str| {
-        let list = world.get(&format!("/v1/audit_events{query}")).send().await.expect(200);
+        let list = server.get(&format!("/v1/audit_events{query}")).send().await.expect(200);
         assert_eq!(list["next_cursor"], Value::Null);
         let events = list["audit_events"].as_array().unwrap().iter();
         events
@@ -360,19 +360,19 @@ async fn the_list_is_filtered_by_actor_and_action_and_comes_newest_first() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn paging_visits_every_event_once_while_new_ones_are_written() {
-    let (world, clock) = World::start_at_noon().await;
+    let (server, clock) = TestServer::start_at_noon().await;
     for at in 0..10 {
         // Some in the same millisecond.
         clock.advance(Duration::from_millis(at % 3));
-        world.key(&["read"]).await;
+        server.key(&["read"]).await;
     }
-    let before: Vec<_> = world.audit_events().await.iter().map(|event| event["id"].as_u64().unwrap()).collect();
+    let before: Vec<_> = server.audit_events().await.iter().map(|event| event["id"].as_u64().unwrap()).collect();
     clock.advance(SECOND);
     let (mut visited, mut cursor) = (Vec::new(), String::new());
     loop {
-        let page = world.get(&format!("/v1/audit_events?limit=5{cursor}")).send().await.expect(200);
+        let page = server.get(&format!("/v1/audit_events?limit=5{cursor}")).send().await.expect(200);
         visited.extend(page["audit_events"].as_array().unwrap().iter().map(|event| event["id"].as_u64().unwrap()));
-        world.key(&["read"]).await;
+        server.key(&["read"]).await;
         let Some(next) = page["next_cursor"].as_str() else { break };
         cursor = format!("&cursor={next}");
     }
@@ -382,16 +382,16 @@ async fn paging_visits_every_event_once_while_new_ones_are_written() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cursor_is_good_for_its_own_organization_and_filters() {
-    let world = World::start().await;
-    world.key(&["read"]).await;
+    let server = TestServer::start().await;
+    server.key(&["read"]).await;
     let cursor = async |query: &str| {
-        let page = world.get(&format!("/v1/audit_events?limit=1{query}")).send().await.expect(200);
+        let page = server.get(&format!("/v1/audit_events?limit=1{query}")).send().await.expect(200);
         page["next_cursor"].as_str().unwrap().to_owned()
     };
     let (all, created) = (cursor("").await, cursor("&action=api_key.created").await);
-    let (_, theirs) = world.another_organization("other").await;
-    let keys = world.get("/v1/api_keys?limit=1").send().await.expect(200)["next_cursor"].as_str().unwrap().to_owned();
-    let open = |query: String| world.get(&format!("/v1/audit_events?{query}"));
+    let (_, theirs) = server.another_organization("other").await;
+    let keys = server.get("/v1/api_keys?limit=1").send().await.expect(200)["next_cursor"].as_str().unwrap().to_owned();
+    let open = |query: String| server.get(&format!("/v1/audit_events?{query}"));
     open(format!("cursor={all}")).send().await.expect(200);
     open(format!("limit=7&action=api_key.created&cursor={created}")).send().await.expect(200);
     for query in [
@@ -410,7 +410,7 @@ async fn a_cursor_is_good_for_its_own_organization_and_filters() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_filter_is_named() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for (query, field) in [
         ("actor=", "actor"),
         ("actor=%20", "actor"),
@@ -422,31 +422,34 @@ async fn a_bad_filter_is_named() {
         ("limit=0", "limit"),
         ("until=2027-01-01T00:00:00Z", "until"),
     ] {
-        assert_eq!(world.get(&format!("/v1/audit_events?{query}")).send().await.invalid_field(), field, "{query}");
+        assert_eq!(server.get(&format!("/v1/audit_events?{query}")).send().await.invalid_field(), field, "{query}");
     }
-    assert_eq!(world.get(&format!("/v1/audit_events?actor={}", "a".repeat(101))).send().await.invalid_field(), "actor");
+    assert_eq!(
+        server.get(&format!("/v1/audit_events?actor={}", "a".repeat(101))).send().await.invalid_field(),
+        "actor"
+    );
     for scope in ["read", "write"] {
-        let (_, token) = world.key(&[scope]).await;
-        assert_eq!(world.get("/v1/audit_events").bearer(&token).send().await.forbidden(), "missing scope: admin");
+        let (_, token) = server.key(&[scope]).await;
+        assert_eq!(server.get("/v1/audit_events").bearer(&token).send().await.forbidden(), "missing scope: admin");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_is_pending_until_it_is_chained_and_verified_then() {
-    let (world, _clock) = chained().await;
+    let (server, _clock) = chained().await;
     let verified = [3, 3, 2, 2, 1, 1, 1].map(|n| format!("verified {n}"));
-    assert_eq!(states(&world).await, verified);
-    world.key(&["read"]).await;
-    let waiting = states(&world).await;
+    assert_eq!(states(&server).await, verified);
+    server.key(&["read"]).await;
+    let waiting = states(&server).await;
     assert_eq!(waiting.iter().filter(|state| *state == "pending null").count(), 1);
-    world.work(CHAIN).await;
-    assert_eq!(states(&world).await.iter().filter(|state| *state == "verified 4").count(), 1);
+    server.work(CHAIN).await;
+    assert_eq!(states(&server).await.iter().filter(|state| *state == "verified 4").count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_list_shows_what_somebody_who_may_put_events_has_done() {
-    let (world, _clock) = doomed().await;
-    let events = partition(&world, "AUD").await;
+    let (server, _clock) = tampered().await;
+    let events = partition(&server, "AUD").await;
     // Of the newest three events: one changed, one put anew as if it waited still, one put anew as if it were nothing of the chain's.
     let mut changed = events[6].clone();
     changed["actor"]["M"]["name"] = json!({ "S": "somebody else" });
@@ -458,17 +461,17 @@ async fn the_list_shows_what_somebody_who_may_put_events_has_done() {
         event.as_object_mut().unwrap().remove("link");
     }
     for event in [&changed, &anew, &apart] {
-        put(&world, "karta", event).await;
+        put(&server, "karta", event).await;
     }
     let expected = ["broken 3", "broken 3", "broken 2", "verified 2", "verified 1", "verified 1", "verified 1"];
     for _ in 0..2 {
-        assert_eq!(states(&world).await, expected);
-        world.work(CHAIN).await;
+        assert_eq!(states(&server).await, expected);
+        server.work(CHAIN).await;
     }
-    assert_eq!(links(&world).await.len(), 3, "what was put anew is not chained again");
+    assert_eq!(links(&server).await.len(), 3, "what was put anew is not chained again");
     let [changed, anew, apart] = [6, 5, 4].map(|at| events[at]["sk"]["S"].as_str().unwrap());
     assert_eq!(
-        findings(&world).await,
+        findings(&server).await,
         [
             format!("event {apart} is in link 2 and does not say so"),
             format!("event {anew} is not as it was put into link 3"),
@@ -479,81 +482,81 @@ async fn the_list_shows_what_somebody_who_may_put_events_has_done() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_list_shows_a_link_that_was_changed_and_what_stands_behind_one() {
-    let (world, _clock) = doomed().await;
-    let mut link = partition(&world, "CHN").await.swap_remove(1);
+    let (server, _clock) = tampered().await;
+    let mut link = partition(&server, "CHN").await.swap_remove(1);
     link["events"]["L"].as_array_mut().unwrap().pop();
-    put(&world, "karta", &link).await;
+    put(&server, "karta", &link).await;
     let broken = ["broken 3", "broken 3", "broken 2", "broken 2"];
-    assert_eq!(states(&world).await[..4], broken);
+    assert_eq!(states(&server).await[..4], broken);
     link["hash"] = json!({ "S": "?" });
-    put(&world, "karta", &link).await;
-    assert_eq!(states(&world).await[..4], broken);
-    delete(&world, "karta", &link).await;
-    assert_eq!(states(&world).await[..4], broken);
-    assert_eq!(states(&world).await[4..], ["verified 1"; 3]);
+    put(&server, "karta", &link).await;
+    assert_eq!(states(&server).await[..4], broken);
+    delete(&server, "karta", &link).await;
+    assert_eq!(states(&server).await[..4], broken);
+    assert_eq!(states(&server).await[4..], ["verified 1"; 3]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_waits_where_no_worker_looks_is_found() {
-    let (world, _clock) = doomed().await;
-    world.key(&["read"]).await;
-    let waiting = partition(&world, "AUD").await.into_iter().find(|event| event.get("unchained").is_some()).unwrap();
+    let (server, _clock) = tampered().await;
+    server.key(&["read"]).await;
+    let waiting = partition(&server, "AUD").await.into_iter().find(|event| event.get("unchained").is_some()).unwrap();
     let sk = waiting["sk"]["S"].as_str().unwrap();
     let own: u8 = waiting["unchained"]["S"].as_str().unwrap().strip_prefix("UNC#").unwrap().parse().unwrap();
     for shard in ["UNC#99".to_owned(), "x".to_owned(), format!("UNC#{}", (own + 1) % 16)] {
         let mut astray = waiting.clone();
         astray["unchained"] = json!({ "S": shard });
-        put(&world, "karta", &astray).await;
-        assert_eq!(states(&world).await.iter().filter(|state| *state == "broken null").count(), 1, "{shard}");
-        assert_eq!(findings(&world).await, [format!("event {sk} is not as events are written")], "{shard}");
+        put(&server, "karta", &astray).await;
+        assert_eq!(states(&server).await.iter().filter(|state| *state == "broken null").count(), 1, "{shard}");
+        assert_eq!(findings(&server).await, [format!("event {sk} is not as events are written")], "{shard}");
     }
-    put(&world, "karta", &waiting).await;
-    world.work(CHAIN).await;
-    assert_eq!(findings(&world).await, [""; 0]);
+    put(&server, "karta", &waiting).await;
+    server.work(CHAIN).await;
+    assert_eq!(findings(&server).await, [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_with_a_ttl_is_found_before_and_after_it_is_chained() {
-    let (world, _clock) = doomed().await;
-    world.key(&["read"]).await;
-    let waiting = partition(&world, "AUD").await.into_iter().find(|event| event.get("unchained").is_some()).unwrap();
+    let (server, _clock) = tampered().await;
+    server.key(&["read"]).await;
+    let waiting = partition(&server, "AUD").await.into_iter().find(|event| event.get("unchained").is_some()).unwrap();
     let sk = waiting["sk"]["S"].as_str().unwrap();
     for (name, value) in [("ttl", json!({ "N": "1" })), ("version", json!({ "N": "1" }))] {
-        let mut doomed = waiting.clone();
-        doomed[name] = value;
-        put(&world, "karta", &doomed).await;
-        assert_eq!(states(&world).await.iter().filter(|state| *state == "broken null").count(), 1, "{name}");
-        assert_eq!(findings(&world).await, [format!("event {sk} is not as events are written")], "{name}");
+        let mut tampered = waiting.clone();
+        tampered[name] = value;
+        put(&server, "karta", &tampered).await;
+        assert_eq!(states(&server).await.iter().filter(|state| *state == "broken null").count(), 1, "{name}");
+        assert_eq!(findings(&server).await, [format!("event {sk} is not as events are written")], "{name}");
     }
-    world.work(CHAIN).await;
-    assert_eq!(states(&world).await.iter().filter(|state| *state == "broken 4").count(), 1);
-    assert_eq!(findings(&world).await, [format!("event {sk} is not as events are written")]);
-    let chained = partition(&world, "AUD").await.into_iter().find(|event| event["sk"]["S"] == sk).unwrap();
-    delete(&world, "karta", &chained).await;
-    assert_eq!(findings(&world).await, [format!("event {sk} of link 4 is missing")]);
+    server.work(CHAIN).await;
+    assert_eq!(states(&server).await.iter().filter(|state| *state == "broken 4").count(), 1);
+    assert_eq!(findings(&server).await, [format!("event {sk} is not as events are written")]);
+    let chained = partition(&server, "AUD").await.into_iter().find(|event| event["sk"]["S"] == sk).unwrap();
+    delete(&server, "karta", &chained).await;
+    assert_eq!(findings(&server).await, [format!("event {sk} of link 4 is missing")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_waits_for_more_than_ten_minutes_is_found_until_it_is_chained() {
-    let (world, clock) = doomed().await;
-    world.key(&["read"]).await;
+    let (server, clock) = tampered().await;
+    server.key(&["read"]).await;
     clock.advance(Duration::from_mins(10));
-    assert_eq!(findings(&world).await, [""; 0]);
-    assert!(states(&world).await.contains(&"pending null".to_owned()));
+    assert_eq!(findings(&server).await, [""; 0]);
+    assert!(states(&server).await.contains(&"pending null".to_owned()));
     clock.advance(Duration::from_millis(1));
-    let found = findings(&world).await;
+    let found = findings(&server).await;
     assert!(found.len() == 1 && found[0].ends_with("has waited to be chained for more than ten minutes"), "{found:?}");
-    assert!(states(&world).await.contains(&"broken null".to_owned()));
-    world.work(CHAIN).await;
-    assert_eq!(findings(&world).await, [""; 0]);
-    assert!(states(&world).await.contains(&"verified 4".to_owned()));
+    assert!(states(&server).await.contains(&"broken null".to_owned()));
+    server.work(CHAIN).await;
+    assert_eq!(findings(&server).await, [""; 0]);
+    assert!(states(&server).await.contains(&"verified 4".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_worker_goes_on_behind_what_it_cannot_chain() {
-    let (world, _clock) = doomed().await;
-    world.key(&["read"]).await;
-    let mut event = partition(&world, "AUD").await.into_iter().find(|event| event.get("unchained").is_some()).unwrap();
+    let (server, _clock) = tampered().await;
+    server.key(&["read"]).await;
+    let mut event = partition(&server, "AUD").await.into_iter().find(|event| event.get("unchained").is_some()).unwrap();
     let sk = event["sk"].take();
     event["link"] = json!({ "N": "1" });
     let junk: Vec<_> = (0..2_050).map(|n| json!({ "S": format!("0#{n:04}") })).collect();
@@ -565,64 +568,64 @@ async fn the_worker_goes_on_behind_what_it_cannot_chain() {
                 json!({ "PutRequest": { "Item": event } })
             })
             .collect();
-        world.dynamodb("BatchWriteItem", json!({ "RequestItems": { "karta": puts } })).await;
+        server.dynamodb("BatchWriteItem", json!({ "RequestItems": { "karta": puts } })).await;
     }
-    world.work(CHAIN).await;
-    let links = links(&world).await;
+    server.work(CHAIN).await;
+    let links = links(&server).await;
     assert_eq!((links.len(), listed(&links[3])), (4, vec![sk["S"].as_str().unwrap()]));
-    assert_eq!(findings(&world).await.len(), junk.len());
+    assert_eq!(findings(&server).await.len(), junk.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_read_is_left_out_of_the_list_and_found() {
-    let (world, _clock) = doomed().await;
-    let events = partition(&world, "AUD").await;
+    let (server, _clock) = tampered().await;
+    let events = partition(&server, "AUD").await;
     let mut expected = Vec::new();
     for n in 0..60 {
         let mut odd = events[6].clone();
         odd["sk"] = json!({ "S": format!("2026-11-21T12:30:00.000Z#{n:02}") });
         odd.as_object_mut().unwrap().remove("link");
         odd["unchained"] = json!({ "S": "UNC#1" });
-        put(&world, "karta", &odd).await;
+        put(&server, "karta", &odd).await;
         expected.push(format!("event {} is not as events are written", odd["sk"]["S"].as_str().unwrap()));
     }
     let mut unreadable = events[5].clone();
     unreadable["actor"] = json!({ "S": "?" });
-    put(&world, "karta", &unreadable).await;
+    put(&server, "karta", &unreadable).await;
     let (mut visited, mut cursor) = (Vec::new(), String::new());
     loop {
-        let page = world.get(&format!("/v1/audit_events?limit=2{cursor}")).send().await.expect(200);
+        let page = server.get(&format!("/v1/audit_events?limit=2{cursor}")).send().await.expect(200);
         visited.extend(page["audit_events"].as_array().unwrap().iter().map(|event| event["chain"]["link"].clone()));
         let Some(next) = page["next_cursor"].as_str() else { break };
         cursor = format!("&cursor={next}");
     }
     assert_eq!(visited, [3, 2, 2, 1, 1, 1]);
     expected.insert(0, format!("event {} is not as it was put into link 3", unreadable["sk"]["S"].as_str().unwrap()));
-    assert_eq!(findings(&world).await, expected);
+    assert_eq!(findings(&server).await, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_shows_in_one_read_and_not_yet_in_another_is_no_alarm() {
     // On a clock that stands still the authorizer is asked once, and reads no more.
     let clock = ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap());
-    let (world, proxy) = FaultProxy::start_with(Arc::new(clock)).await;
-    world.work(CHAIN).await;
-    assert_eq!(states(&world).await, ["verified 1"; 2]);
+    let (server, proxy) = FaultProxy::start_with(Arc::new(clock)).await;
+    server.work(CHAIN).await;
+    assert_eq!(states(&server).await, ["verified 1"; 2]);
     for reads in 0..2 {
         proxy.forget();
         proxy.fail_after("BatchGetItem", reads, 1, Fault::FindNothing);
-        assert_eq!(states(&world).await, ["verified 1"; 2]);
+        assert_eq!(states(&server).await, ["verified 1"; 2]);
         assert!(proxy.seen_of("BatchGetItem").len() > 2, "it was looked at twice");
         proxy.heal();
     }
     for reads in 0..4 {
         proxy.fail_after("Query", reads, 1, Fault::FindNothing);
-        assert_eq!(findings(&world).await, [""; 0], "{reads}");
+        assert_eq!(findings(&server).await, [""; 0], "{reads}");
         proxy.heal();
     }
     proxy.forget();
     proxy.fail("BatchGetItem", 2, Fault::FindNothing);
-    assert_eq!(states(&world).await, ["broken 1"; 2]);
+    assert_eq!(states(&server).await, ["broken 1"; 2]);
     assert_eq!(proxy.seen_of("BatchGetItem").len(), 2);
 }
 
@@ -657,8 +660,8 @@ fn flipped(value: &Value) -> Option<Value> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_byte_of_an_event_is_under_the_chain() {
-    let (world, _clock) = doomed().await;
-    let event = partition(&world, "AUD").await.swap_remove(3);
+    let (server, _clock) = tampered().await;
+    let event = partition(&server, "AUD").await.swap_remove(3);
     let mut paths = Vec::new();
     leaves(&event, "", &mut paths);
     let mut tried = 0;
@@ -668,42 +671,42 @@ async fn every_byte_of_an_event_is_under_the_chain() {
         // DynamoDB knows no NULL but a true one.
         let Some(other) = flipped(value).filter(|_| !path.ends_with("/NULL")) else { continue };
         *value = other;
-        put(&world, "karta", &changed).await;
-        assert_eq!(findings(&world).await.len(), 1, "{path}");
+        put(&server, "karta", &changed).await;
+        assert_eq!(findings(&server).await.len(), 1, "{path}");
         tried += 1;
     }
     for name in event.as_object().unwrap().keys().filter(|name| !["pk", "sk"].contains(&name.as_str())) {
         let mut cut = event.clone();
         cut.as_object_mut().unwrap().remove(name);
-        put(&world, "karta", &cut).await;
-        assert_eq!(findings(&world).await.len(), 1, "{name} is gone");
+        put(&server, "karta", &cut).await;
+        assert_eq!(findings(&server).await.len(), 1, "{name} is gone");
     }
     assert!(tried > 10, "{tried} values of {event}");
-    put(&world, "karta", &event).await;
-    assert_eq!(findings(&world).await, [""; 0]);
+    put(&server, "karta", &event).await;
+    assert_eq!(findings(&server).await, [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_is_dropped_or_moved_is_found() {
-    let (world, _clock) = doomed().await;
-    let event = partition(&world, "AUD").await.swap_remove(3);
+    let (server, _clock) = tampered().await;
+    let event = partition(&server, "AUD").await.swap_remove(3);
     let sk = event["sk"]["S"].as_str().unwrap();
-    delete(&world, "karta", &event).await;
-    assert_eq!(findings(&world).await, [format!("event {sk} of link 2 is missing")]);
+    delete(&server, "karta", &event).await;
+    assert_eq!(findings(&server).await, [format!("event {sk} of link 2 is missing")]);
     let mut moved = event.clone();
     let other = sk.replace("12:00", "12:01");
     moved["sk"] = json!({ "S": other });
-    put(&world, "karta", &moved).await;
+    put(&server, "karta", &moved).await;
     assert_eq!(
-        findings(&world).await,
+        findings(&server).await,
         [format!("event {sk} of link 2 is missing"), format!("event {other} says that it is in link 2 and is not")]
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_is_inserted_is_found() {
-    let (world, _clock) = doomed().await;
-    let mut event = partition(&world, "AUD").await.swap_remove(3);
+    let (server, _clock) = tampered().await;
+    let mut event = partition(&server, "AUD").await.swap_remove(3);
     let sk = event["sk"]["S"].as_str().unwrap().replace("12:00", "12:01");
     event["sk"] = json!({ "S": sk });
     for (link, finding) in [
@@ -715,100 +718,100 @@ async fn an_event_that_is_inserted_is_found() {
             Some(n) => event["link"] = json!({ "N": n }),
             None => drop(event.as_object_mut().unwrap().remove("link")),
         }
-        put(&world, "karta", &event).await;
-        assert_eq!(findings(&world).await, [finding]);
+        put(&server, "karta", &event).await;
+        assert_eq!(findings(&server).await, [finding]);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_events_link_that_points_elsewhere_is_found() {
-    let (world, _clock) = doomed().await;
-    let mut event = partition(&world, "AUD").await.swap_remove(3);
+    let (server, _clock) = tampered().await;
+    let mut event = partition(&server, "AUD").await.swap_remove(3);
     let sk = event["sk"]["S"].as_str().unwrap().to_owned();
     for link in
         [json!({ "N": "9" }), json!({ "N": "1" }), json!({ "N": "0" }), json!({ "N": "-1.5" }), json!({ "S": "2" })]
     {
         event["link"] = link.clone();
-        put(&world, "karta", &event).await;
-        assert_eq!(findings(&world).await, [format!("event {sk} is in link 2 and does not say so")], "{link}");
+        put(&server, "karta", &event).await;
+        assert_eq!(findings(&server).await, [format!("event {sk} is in link 2 and does not say so")], "{link}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_that_is_dropped_or_changed_is_found() {
-    let (world, _clock) = doomed().await;
-    let link = partition(&world, "CHN").await.swap_remove(1);
+    let (server, _clock) = tampered().await;
+    let link = partition(&server, "CHN").await.swap_remove(1);
     let mut paths = Vec::new();
     leaves(&link, "", &mut paths);
     for path in paths.iter().filter(|path| !path.starts_with("/pk") && !path.starts_with("/sk")) {
         let mut changed = link.clone();
         *changed.pointer_mut(path).unwrap() = flipped(link.pointer(path).unwrap()).unwrap();
-        put(&world, "karta", &changed).await;
-        assert_ne!(findings(&world).await, [""; 0], "{path}");
+        put(&server, "karta", &changed).await;
+        assert_ne!(findings(&server).await, [""; 0], "{path}");
     }
-    delete(&world, "karta", &link).await;
-    let found = findings(&world).await;
+    delete(&server, "karta", &link).await;
+    let found = findings(&server).await;
     assert!(found.contains(&"link 2 is missing".to_owned()), "{found:?}");
 }
 
 /// Takes away what came after the first link: links, claims and events.
-async fn truncate(world: &World) {
-    for item in partition(world, "CHN").await {
+async fn truncate(server: &TestServer) {
+    for item in partition(server, "CHN").await {
         let later = item["n"]["N"].as_str().or(item["link"]["N"].as_str()).unwrap() != "1";
         if later {
-            delete(world, "karta", &item).await;
+            delete(server, "karta", &item).await;
         }
     }
-    for event in partition(world, "AUD").await {
+    for event in partition(server, "AUD").await {
         if event["link"]["N"] != "1" {
-            delete(world, "karta", &event).await;
+            delete(server, "karta", &event).await;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tail_that_is_cut_is_remembered_by_its_anchors() {
-    let (world, _clock) = doomed().await;
-    truncate(&world).await;
-    assert_eq!(findings(&world).await, ["links 2 to 3 are missing"]);
-    assert_eq!(states(&world).await, ["verified 1"; 3], "the list cannot know");
+    let (server, _clock) = tampered().await;
+    truncate(&server).await;
+    assert_eq!(findings(&server).await, ["links 2 to 3 are missing"]);
+    assert_eq!(states(&server).await, ["verified 1"; 3], "the list cannot know");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tail_that_is_cut_and_chained_anew_differs_from_its_anchors() {
-    let (world, clock) = doomed().await;
-    truncate(&world).await;
+    let (server, clock) = tampered().await;
+    truncate(&server).await;
     for _ in 0..2 {
         clock.advance(SECOND);
-        world.key(&["read"]).await;
-        world.work(CHAIN).await;
+        server.key(&["read"]).await;
+        server.work(CHAIN).await;
     }
-    assert_eq!(links(&world).await.len(), 3, "the worker goes on");
+    assert_eq!(links(&server).await.len(), 3, "the worker goes on");
     assert_eq!(
-        findings(&world).await,
+        findings(&server).await,
         ["link 2 is not the one that was anchored", "link 3 is not the one that was anchored"]
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_organization_of_which_nothing_is_left_is_remembered_by_its_anchors() {
-    let (world, _clock) = doomed().await;
-    for item in partition(&world, "CHN").await.into_iter().chain(partition(&world, "AUD").await) {
-        delete(&world, "karta", &item).await;
+    let (server, _clock) = tampered().await;
+    for item in partition(&server, "CHN").await.into_iter().chain(partition(&server, "AUD").await) {
+        delete(&server, "karta", &item).await;
     }
-    assert_eq!(findings(&world).await, ["links 1 to 3 are missing"]);
+    assert_eq!(findings(&server).await, ["links 1 to 3 are missing"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_recomputes_everything_lacks_the_key() {
-    let (world, clock) = doomed().await;
+    let (server, clock) = tampered().await;
     let ring = Keyring::single("k1", "not the ring's secret, and long enough").unwrap();
-    let organization = Id::new(world.organization_id).unwrap();
+    let organization = Id::new(server.organization_id).unwrap();
     let mut head: Option<Link> = None;
-    for link in links(&world).await {
+    for link in links(&server).await {
         let events =
             listed(&link).into_iter().map(|sk| ChainedEvent { sk: sk.to_owned(), digest: digest_of(&link, sk) });
-        let forged = Link::behind(head.as_ref(), organization, clock.now(), events.collect(), &ring);
+        let forged = Link::after(head.as_ref(), organization, clock.now(), events.collect(), &ring);
         let key = json!({ "pk": { "S": format!("CHN#{organization}") }, "sk": { "S": format!("{:016}", forged.n) } });
         let update = json!({
             "TableName": "karta",
@@ -822,23 +825,23 @@ async fn who_recomputes_everything_lacks_the_key() {
                 ":mac": { "S": forged.mac.to_string() },
             },
         });
-        world.dynamodb("UpdateItem", update).await;
+        server.dynamodb("UpdateItem", update).await;
         head = Some(forged);
     }
-    assert_eq!(states(&world).await.len(), 7);
-    assert!(states(&world).await.iter().all(|state| state.starts_with("verified")), "the list has no key");
+    assert_eq!(states(&server).await.len(), 7);
+    assert!(states(&server).await.iter().all(|state| state.starts_with("verified")), "the list has no key");
     let mut expected = Vec::new();
     for n in 1..=3 {
         expected.push(format!("link {n} bears a MAC that its key did not make"));
         expected.push(format!("link {n} is not the one that was anchored"));
     }
-    assert_eq!(findings(&world).await, expected);
+    assert_eq!(findings(&server).await, expected);
 
     // Whoever reaches the anchors too still lacks the key.
-    for anchor in partition(&world, "ANC").await {
-        delete(&world, "karta-anchors", &anchor).await;
+    for anchor in partition(&server, "ANC").await {
+        delete(&server, "karta-anchors", &anchor).await;
     }
-    for link in links(&world).await {
+    for link in links(&server).await {
         let link: Link = serde_json::from_value(link).unwrap();
         let anchor = Anchor::from(&link);
         let item = json!({
@@ -850,9 +853,9 @@ async fn who_recomputes_everything_lacks_the_key() {
             "mac": { "S": anchor.mac.to_string() },
             "at": { "S": anchor.at.to_string() },
         });
-        put(&world, "karta-anchors", &item).await;
+        put(&server, "karta-anchors", &item).await;
     }
-    assert_eq!(findings(&world).await, [1, 2, 3].map(|n| format!("link {n} bears a MAC that its key did not make")));
+    assert_eq!(findings(&server).await, [1, 2, 3].map(|n| format!("link {n} bears a MAC that its key did not make")));
 }
 
 fn digest_of(link: &Value, sk: &str) -> Hash32 {
@@ -863,67 +866,67 @@ fn digest_of(link: &Value, sk: &str) -> Hash32 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_lies_in_an_audit_logs_partition_and_is_none_is_found() {
-    let (world, _clock) = doomed().await;
-    put(&world, "karta", &json!({ "pk": { "S": "AUD#nobody" }, "sk": { "S": "1" }, "unchained": { "S": "UNC#1" } }))
+    let (server, _clock) = tampered().await;
+    put(&server, "karta", &json!({ "pk": { "S": "AUD#nobody" }, "sk": { "S": "1" }, "unchained": { "S": "UNC#1" } }))
         .await;
-    let chain = format!("CHN#{}", world.organization_id);
-    put(&world, "karta", &json!({ "pk": { "S": chain }, "sk": { "S": "7" } })).await;
-    world.work(CHAIN).await;
-    assert_eq!(findings(&world).await, [r#""7" cannot be read"#, "AUD#nobody"]);
+    let chain = format!("CHN#{}", server.organization_id);
+    put(&server, "karta", &json!({ "pk": { "S": chain }, "sk": { "S": "7" } })).await;
+    server.work(CHAIN).await;
+    assert_eq!(findings(&server).await, [r#""7" cannot be read"#, "AUD#nobody"]);
 }
 
 /// Deletes the organization's items under these prefixes, anchors included.
-async fn delete_partitions(world: &World, prefixes: &[&str]) {
+async fn delete_partitions(server: &TestServer, prefixes: &[&str]) {
     for prefix in prefixes {
         let table = if *prefix == "ANC" { "karta-anchors" } else { "karta" };
-        for item in partition(world, prefix).await {
-            delete(world, table, &item).await;
+        for item in partition(server, prefix).await {
+            delete(server, table, &item).await;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn organization_without_its_whole_log_is_found() {
-    let (world, _clock) = doomed().await;
-    delete_partitions(&world, &["AUD", "CHN", "ANC"]).await;
+    let (server, _clock) = tampered().await;
+    delete_partitions(&server, &["AUD", "CHN", "ANC"]).await;
     let missing = ["the audit log is missing: no events, links or anchors"];
-    assert_eq!(findings(&world).await, missing);
+    assert_eq!(findings(&server).await, missing);
     // Each of the organization's other items names it.
     for prefix in ["ORG", "ADM", "KEY"] {
-        delete_partitions(&world, &[prefix]).await;
-        assert_eq!(findings(&world).await, missing, "{prefix} is deleted too");
+        delete_partitions(&server, &[prefix]).await;
+        assert_eq!(findings(&server).await, missing, "{prefix} is deleted too");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn log_that_starts_again_is_found() {
-    let (world, _clock) = doomed().await;
-    delete_partitions(&world, &["AUD", "CHN", "ANC"]).await;
-    world.key(&["read"]).await;
-    world.work(CHAIN).await;
-    assert_eq!(findings(&world).await, ["the audit log does not begin with the organization's creation"]);
+    let (server, _clock) = tampered().await;
+    delete_partitions(&server, &["AUD", "CHN", "ANC"]).await;
+    server.key(&["read"]).await;
+    server.work(CHAIN).await;
+    assert_eq!(findings(&server).await, ["the audit log does not begin with the organization's creation"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_log_is_found_beside_whole_ones() {
-    let (world, _clock) = doomed().await;
-    world.another_organization("other").await;
-    world.work(CHAIN).await;
-    delete_partitions(&world, &["AUD", "CHN", "ANC"]).await;
-    assert_eq!(findings(&world).await, ["the audit log is missing: no events, links or anchors"]);
+    let (server, _clock) = tampered().await;
+    server.another_organization("other").await;
+    server.work(CHAIN).await;
+    delete_partitions(&server, &["AUD", "CHN", "ANC"]).await;
+    assert_eq!(findings(&server).await, ["the audit log is missing: no events, links or anchors"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn empty_store_is_not_clean() {
-    let (world, _clock) = doomed().await;
+    let (server, _clock) = tampered().await;
     for table in ["karta", "karta-anchors"] {
-        let scan = world.dynamodb("Scan", json!({ "TableName": table })).await;
+        let scan = server.dynamodb("Scan", json!({ "TableName": table })).await;
         for item in scan["Items"].as_array().unwrap() {
-            delete(&world, table, item).await;
+            delete(&server, table, item).await;
         }
     }
-    let ring = world.runner.app.secrets.ring(Ring::Audit).await.unwrap();
-    let report = audit::verify(&world.runner.app.store.audit_reader(), &ring, world.runner.app.clock.now()).await;
+    let ring = server.runner.app.secrets.ring(Ring::Audit).await.unwrap();
+    let report = audit::verify(&server.runner.app.store.audit_reader(), &ring, server.runner.app.clock.now()).await;
     let report = report.unwrap();
     assert!(!report.is_clean());
     assert_eq!(report.lines(), ["the store holds no organization: nothing was verified"]);
@@ -931,13 +934,13 @@ async fn empty_store_is_not_clean() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_action_is_refused_with_the_known_ones() {
-    let world = World::start().await;
-    let refusal = world.get("/v1/audit_events?action=api_key.create").send().await.refused(422);
+    let server = TestServer::start().await;
+    let refusal = server.get("/v1/audit_events?action=api_key.create").send().await.refused(422);
     let known: Vec<_> = Action::ALL.iter().map(|action| action.as_str()).collect();
     assert_eq!(refusal["field"], "action");
     assert_eq!(refusal["message"], format!("action must be one of {}", known.join(", ")));
     for action in known {
-        world.get(&format!("/v1/audit_events?action={action}")).send().await.expect(200);
+        server.get(&format!("/v1/audit_events?action={action}")).send().await.expect(200);
     }
 }
 

@@ -3,20 +3,20 @@
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::harness::World;
+use crate::harness::TestServer;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_billing_the_plan_is_the_operators() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let none = json!({
         "plan": "free", "status": "active", "billing_configured": false,
         "current_period_start": null, "current_period_end": null, "cancel_at_period_end": false,
     });
-    let (_, reader) = world.key(&["read"]).await;
-    let read = async || world.get("/v1/billing").bearer(&reader).send().await.expect(200);
+    let (_, reader) = server.key(&["read"]).await;
+    let read = async || server.get("/v1/billing").bearer(&reader).send().await.expect(200);
     assert_eq!(read().await, none);
-    let path = format!("/v1/internal/organizations/{}", world.organization_id);
-    let change = async |body: Value| world.service(Method::PATCH, &path).body(body).send().await.expect(200);
+    let path = format!("/v1/internal/organizations/{}", server.organization_id);
+    let change = async |body: Value| server.service(Method::PATCH, &path).body(body).send().await.expect(200);
     change(json!({ "plan": "team", "subscription_status": "trialing" })).await;
     let billing = read().await;
     assert_eq!((&billing["plan"], &billing["status"]), (&json!("team"), &json!("trialing")));

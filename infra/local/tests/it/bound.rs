@@ -13,7 +13,7 @@ use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     fault_proxy::{Fault, FaultProxy},
-    harness::World,
+    harness::TestServer,
     process::Karta,
 };
 
@@ -120,21 +120,21 @@ async fn a_revoked_key_is_dead_within_the_bound_at_another_process_and_the_measu
     panic!("let in at our own door, at a data plane that kept its verdicts, and at a negligent one for: {measured:?}");
 }
 
-/// A world on a clock that stands still, with a key that this process has proven and whose cached verdict has ended.
-async fn proven_key() -> (World, Arc<FaultProxy>, Arc<ManualClock>, u64, String) {
+/// A server on a clock that stands still, with a key that this process has proven and whose cached verdict has ended.
+async fn proven_key() -> (TestServer, Arc<FaultProxy>, Arc<ManualClock>, u64, String) {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
-    let (world, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
-    let (id, token) = world.key(&["read"]).await;
-    world.get("/v1/whoami").bearer(&token).send().await.expect(200);
-    validate(&world, &token).await.unwrap();
+    let (server, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
+    let (id, token) = server.key(&["read"]).await;
+    server.get("/v1/whoami").bearer(&token).send().await.expect(200);
+    validate(&server, &token).await.unwrap();
     clock.advance(Duration::from_secs(3));
-    world.get("/v1/whoami").send().await.expect(200);
-    (world, proxy, clock, id, token)
+    server.get("/v1/whoami").send().await.expect(200);
+    (server, proxy, clock, id, token)
 }
 
 /// Whether the key is valid, or `None` where there is no verdict.
-async fn validate(world: &World, token: &str) -> Option<bool> {
-    let reply = world.service(Method::POST, "/v1/internal/keys/validate").body(json!({ "key": token })).send().await;
+async fn validate(server: &TestServer, token: &str) -> Option<bool> {
+    let reply = server.service(Method::POST, "/v1/internal/keys/validate").body(json!({ "key": token })).send().await;
     if reply.status == 200 {
         return Some(reply.json["valid"] == true);
     }
@@ -142,18 +142,18 @@ async fn validate(world: &World, token: &str) -> Option<bool> {
     None
 }
 
-async fn revoke(world: &World, id: u64) {
-    world.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
+async fn revoke(server: &TestServer, id: u64) {
+    server.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_validation_that_read_before_the_revocation_and_answers_late_stays_within_the_bound() {
     for (delay, passed_on) in [(0, true), (499, true), (500, true), (501, false), (2_000, false)] {
-        let (world, proxy, clock, id, token) = proven_key().await;
+        let (server, proxy, clock, id, token) = proven_key().await;
         proxy.fail("BatchGetItem", 1, Fault::HoldAnswer);
-        let (verdict, ()) = tokio::join!(validate(&world, &token), async {
+        let (verdict, ()) = tokio::join!(validate(&server, &token), async {
             proxy.held().await;
-            revoke(&world, id).await;
+            revoke(&server, id).await;
             clock.advance(Duration::from_millis(delay));
             proxy.release();
         });
@@ -163,16 +163,16 @@ async fn a_validation_that_read_before_the_revocation_and_answers_late_stays_wit
             assert!(since_revoked + DATA_PLANES_KEEP <= AT_A_DATA_PLANE, "kept until too late after {delay} ms");
             clock.advance(DATA_PLANES_KEEP);
         }
-        assert_eq!(validate(&world, &token).await, Some(false), "asked again after {delay} ms");
+        assert_eq!(validate(&server, &token).await, Some(false), "asked again after {delay} ms");
     }
 }
 
 /// How long after its revocation the key is let in last, of a busy client by the injected clock.
-async fn let_in_for(world: &World, clock: &ManualClock, token: &str, revoked: Duration) -> Duration {
+async fn let_in_for(server: &TestServer, clock: &ManualClock, token: &str, revoked: Duration) -> Duration {
     let step = Duration::from_millis(50);
     let (mut since, mut last) = (revoked, Duration::ZERO);
     while since < Duration::from_secs(9) {
-        if world.get("/v1/whoami").bearer(token).send().await.status == 200 {
+        if server.get("/v1/whoami").bearer(token).send().await.status == 200 {
             last = since;
         }
         clock.advance(step);
@@ -185,22 +185,22 @@ async fn let_in_for(world: &World, clock: &ManualClock, token: &str, revoked: Du
 async fn an_authorizer_that_read_before_the_revocation_and_answers_late_stays_within_the_bound() {
     for flushed_between in [false, true] {
         for (delay, passed_on) in [(0, true), (1_000, true), (1_500, true), (1_501, false), (4_000, false)] {
-            let (world, proxy, clock, id, token) = proven_key().await;
+            let (server, proxy, clock, id, token) = proven_key().await;
             proxy.fail("BatchGetItem", 1, Fault::HoldAnswer);
-            let (reply, ()) = tokio::join!(world.get("/v1/whoami").bearer(&token).send(), async {
+            let (reply, ()) = tokio::join!(server.get("/v1/whoami").bearer(&token).send(), async {
                 proxy.held().await;
-                revoke(&world, id).await;
+                revoke(&server, id).await;
                 clock.advance(Duration::from_millis(delay));
                 if flushed_between {
-                    world.work("worker-cache-push").await;
-                    assert!(world.outbox("PSH").await.is_empty(), "the flush was done");
+                    server.work("worker-cache-push").await;
+                    assert!(server.outbox("PSH").await.is_empty(), "the flush was done");
                 }
                 proxy.release();
             });
             let case = format!("after {delay} ms, flushed between: {flushed_between}");
             // What is too old is read again.
             assert_eq!(reply.status, if passed_on { 200 } else { 401 }, "{case}");
-            let last = let_in_for(&world, &clock, &token, Duration::from_millis(delay)).await;
+            let last = let_in_for(&server, &clock, &token, Duration::from_millis(delay)).await;
             assert!(last <= AT_OUR_DOOR, "{case}: let in for {last:?}");
             assert_eq!(last > Duration::ZERO, passed_on, "{case}: {last:?}");
         }
@@ -209,16 +209,16 @@ async fn an_authorizer_that_read_before_the_revocation_and_answers_late_stays_wi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flush_ends_at_once_what_was_kept_before_it() {
-    let (world, _proxy, clock, id, token) = proven_key().await;
-    let status = async || world.get("/v1/whoami").bearer(&token).send().await.status.as_u16();
+    let (server, _proxy, clock, id, token) = proven_key().await;
+    let status = async || server.get("/v1/whoami").bearer(&token).send().await.status.as_u16();
     assert_eq!(status().await, 200);
-    revoke(&world, id).await;
+    revoke(&server, id).await;
     assert_eq!(status().await, 200, "kept by the gateway");
     let revoked = clock.now();
-    world.work("worker-cache-push").await;
+    server.work("worker-cache-push").await;
     assert_eq!(status().await, 401);
     assert_eq!(clock.now(), revoked, "in the same instant");
-    assert_eq!(validate(&world, &token).await, Some(false));
-    let own: Value = world.get("/v1/whoami").send().await.expect(200);
-    assert_eq!(own["organization_id"], world.organization_id, "others are judged anew");
+    assert_eq!(validate(&server, &token).await, Some(false));
+    let own: Value = server.get("/v1/whoami").send().await.expect(200);
+    assert_eq!(own["organization_id"], server.organization_id, "others are judged anew");
 }

@@ -14,7 +14,7 @@ use karta_shared::{
     clock::{Clock, ManualClock, SystemClock},
     config::{self, Config, GatewayStage, Secret, SecretSource},
     domain::{CacheEffect, Id, Timestamp},
-    store::{Due, table::Tables},
+    store::{DueItem, table::Tables},
     worker::{Wake, Worker},
 };
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ use crate::{
     calls::keep_sent,
     data_plane::{DataPlane, Reaction, configured, token},
     fault_proxy::{ALWAYS, Fault, FaultProxy},
-    harness::{PATIENCE, World, options, plain, until},
+    harness::{PATIENCE, TestServer, options, plain, until},
 };
 
 const CACHE_PUSH: &str = "worker-cache-push";
@@ -41,29 +41,29 @@ fn told_to(planes: &[(&str, &DataPlane)], clock: Arc<dyn Clock>) -> Options {
     Options { data_planes: Some(configured(planes).into()), ..options(clock) }
 }
 
-/// A world at noon with data planes, each of which answers 204.
-async fn world(planes: &[(&str, &DataPlane)]) -> (World, Arc<ManualClock>) {
+/// A server at noon with data planes, each of which answers 204.
+async fn server(planes: &[(&str, &DataPlane)]) -> (TestServer, Arc<ManualClock>) {
     let clock = noon();
-    let world = World::start_as(told_to(planes, Arc::clone(&clock) as Arc<dyn Clock>), None).await;
-    (world, clock)
+    let server = TestServer::start_as(told_to(planes, Arc::clone(&clock) as Arc<dyn Clock>), None).await;
+    (server, clock)
 }
 
-async fn revoke(world: &World) {
-    let (id, _) = world.key(&["read"]).await;
-    world.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
+async fn revoke(server: &TestServer) {
+    let (id, _) = server.key(&["read"]).await;
+    server.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
 }
 
 /// A change that cuts nobody's access.
-async fn raise_a_budget(world: &World) {
-    let (id, _) = world.key(&["read"]).await;
+async fn raise_a_budget(server: &TestServer) {
+    let (id, _) = server.key(&["read"]).await;
     let change = json!({ "budget": { "total_tokens": 5 } });
-    world.patch(&format!("/v1/api_keys/{id}"), change).send().await.expect(200);
+    server.patch(&format!("/v1/api_keys/{id}"), change).send().await.expect(200);
 }
 
 /// Writes what a change of some organization would.
-async fn changed(world: &World, organization: u64, effect: CacheEffect) {
-    let mut transaction = world.runner.app.store.transaction();
-    let (organization, now) = (Id::new(organization).unwrap(), world.runner.app.clock.now());
+async fn changed(server: &TestServer, organization: u64, effect: CacheEffect) {
+    let mut transaction = server.runner.app.store.transaction();
+    let (organization, now) = (Id::new(organization).unwrap(), server.runner.app.clock.now());
     transaction.invalidate(organization, effect, now).unwrap();
     transaction.commit().await.unwrap();
 }
@@ -75,8 +75,8 @@ fn due_at(item: &Value) -> Timestamp {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_change_that_concerns_them_reaches_every_data_plane() {
     let (eu, us) = (DataPlane::start("a").await, DataPlane::start("b").await);
-    let (world, clock) = world(&[("eu", &eu), ("us", &us)]).await;
-    let organization = format!("/v1/internal/organizations/{}", world.organization_id);
+    let (server, clock) = server(&[("eu", &eu), ("us", &us)]).await;
+    let organization = format!("/v1/internal/organizations/{}", server.organization_id);
     for change in [
         json!({ "scopes": ["read"] }),
         json!({ "expires_at": "2027-01-01T00:00:00Z" }),
@@ -89,20 +89,20 @@ async fn every_change_that_concerns_them_reaches_every_data_plane() {
         json!({ "plan": "team" }),
         json!({ "subscription_status": "past_due" }),
     ] {
-        let (id, _) = world.key(&["read", "write"]).await;
+        let (id, _) = server.key(&["read", "write"]).await;
         let path = format!("/v1/api_keys/{id}");
         let (request, status) = match &change {
-            Value::String(verb) if verb == "revoke" => (world.delete(&path), 200),
-            Value::String(_) => (world.post(&format!("{path}/rotate"), json!({})), 201),
+            Value::String(verb) if verb == "revoke" => (server.delete(&path), 200),
+            Value::String(_) => (server.post(&format!("{path}/rotate"), json!({})), 201),
             change if change["plan"].is_null() && change["subscription_status"].is_null() => {
-                (world.patch(&path, change.clone()), 200)
+                (server.patch(&path, change.clone()), 200)
             }
-            change => (world.service(Method::PATCH, &organization).body(change.clone()), 200),
+            change => (server.service(Method::PATCH, &organization).body(change.clone()), 200),
         };
         request.send().await.expect(status);
-        world.work(CACHE_PUSH).await;
-        assert_eq!((eu.told(), us.told()), (vec![world.organization_id], vec![world.organization_id]), "{change}");
-        assert!(world.outbox("PSH").await.is_empty(), "{change}");
+        server.work(CACHE_PUSH).await;
+        assert_eq!((eu.told(), us.told()), (vec![server.organization_id], vec![server.organization_id]), "{change}");
+        assert!(server.outbox("PSH").await.is_empty(), "{change}");
         clock.advance(FLUSHED_EVERY);
     }
 }
@@ -110,9 +110,9 @@ async fn every_change_that_concerns_them_reaches_every_data_plane() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_names_the_organization_and_proves_itself_with_the_data_planes_own_token() {
     let (eu, us) = (DataPlane::start("a").await, DataPlane::start("b").await);
-    let (world, _clock) = world(&[("eu", &eu), ("us", &us)]).await;
-    revoke(&world).await;
-    world.work(CACHE_PUSH).await;
+    let (server, _clock) = server(&[("eu", &eu), ("us", &us)]).await;
+    revoke(&server).await;
+    server.work(CACHE_PUSH).await;
     for plane in [&eu, &us] {
         let received = plane.received();
         assert_eq!(received.len(), 1);
@@ -121,69 +121,69 @@ async fn a_push_names_the_organization_and_proves_itself_with_the_data_planes_ow
         assert_eq!(request.headers["authorization"], format!("Bearer {}", plane.token));
         assert_eq!(request.headers["content-type"], "application/json");
         assert!(!request.headers.contains_key("accept-encoding"), "nothing is to be decompressed");
-        assert_eq!(request.body, json!({ "organization_id": world.organization_id }));
+        assert_eq!(request.body, json!({ "organization_id": server.organization_id }));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_changes_of_an_organization_are_one_call() {
     let plane = DataPlane::start("a").await;
-    let (world, _clock) = world(&[("eu", &plane)]).await;
+    let (server, _clock) = server(&[("eu", &plane)]).await;
     for _ in 0..50 {
-        revoke(&world).await;
+        revoke(&server).await;
     }
-    assert_eq!(world.outbox("PSH").await.len(), 50);
-    world.work(CACHE_PUSH).await;
-    assert_eq!(plane.told(), [world.organization_id]);
-    assert!(world.outbox("PSH").await.is_empty());
+    assert_eq!(server.outbox("PSH").await.len(), 50);
+    server.work(CACHE_PUSH).await;
+    assert_eq!(plane.told(), [server.organization_id]);
+    assert!(server.outbox("PSH").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn where_there_is_no_data_plane_the_gateway_alone_forgets() {
-    let (world, _clock) = World::start_at_noon().await;
-    revoke(&world).await;
-    raise_a_budget(&world).await;
-    world.work(CACHE_PUSH).await;
-    assert!(world.outbox("PSH").await.is_empty());
+    let (server, _clock) = TestServer::start_at_noon().await;
+    revoke(&server).await;
+    raise_a_budget(&server).await;
+    server.work(CACHE_PUSH).await;
+    assert!(server.outbox("PSH").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_data_plane_that_hangs_delays_neither_another_one_nor_the_gateway_nor_the_next_organization() {
     let (dead, alive) = (DataPlane::start("a").await, DataPlane::start("b").await);
     dead.react(Reaction::Hang);
-    let (world, _clock) = world(&[("dead", &dead), ("alive", &alive)]).await;
-    let (id, key) = world.key(&["read"]).await;
-    world.get("/v1/whoami").bearer(&key).send().await.expect(200);
+    let (server, _clock) = server(&[("dead", &dead), ("alive", &alive)]).await;
+    let (id, key) = server.key(&["read"]).await;
+    server.get("/v1/whoami").bearer(&key).send().await.expect(200);
     for organization in 1..=40 {
-        changed(&world, organization, CacheEffect::Stale).await;
+        changed(&server, organization, CacheEffect::Stale).await;
     }
-    world.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
+    server.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
     let started = Instant::now();
     let flushed = async {
         let received = alive.wait_for(41).await;
         assert_eq!(received.len(), 41);
-        let forgotten = async || world.get("/v1/whoami").bearer(&key).send().await.status == 401;
+        let forgotten = async || server.get("/v1/whoami").bearer(&key).send().await.status == 401;
         until("the gateway's flush", forgotten).await;
     };
-    tokio::join!(world.work(CACHE_PUSH), flushed);
+    tokio::join!(server.work(CACHE_PUSH), flushed);
     // One after the other, they would wait two seconds for the dead one each.
     assert!(started.elapsed() < PATIENCE, "took {:?}", started.elapsed());
     assert!(dead.received().len() < 41, "a data plane that hangs is left alone for the rest of the run");
-    assert_eq!(world.outbox("PSH").await[0]["told"], json!(["GATEWAY", "alive"]));
+    assert_eq!(server.outbox("PSH").await[0]["told"], json!(["GATEWAY", "alive"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_data_plane_that_fails_is_told_again_after_growing_pauses_and_given_up_after_ten_minutes() {
     let (failing, healthy) = (DataPlane::start("a").await, DataPlane::start("b").await);
     failing.react(Reaction::Status(500));
-    let (world, clock) = world(&[("failing", &failing), ("healthy", &healthy)]).await;
-    revoke(&world).await;
+    let (server, clock) = server(&[("failing", &failing), ("healthy", &healthy)]).await;
+    revoke(&server).await;
     let written = clock.now();
     let mut pauses = Vec::new();
     loop {
-        world.work(CACHE_PUSH).await;
-        world.work(CACHE_PUSH).await;
-        let waiting = world.outbox("PSH").await;
+        server.work(CACHE_PUSH).await;
+        server.work(CACHE_PUSH).await;
+        let waiting = server.outbox("PSH").await;
         assert_eq!(failing.told().len(), 1, "once, and not before it is due");
         let Some(item) = waiting.first() else { break };
         let pause = due_at(item).since(clock.now());
@@ -196,22 +196,22 @@ async fn a_data_plane_that_fails_is_told_again_after_growing_pauses_and_given_up
     }
     let tried_for = clock.now().since(written);
     assert!((600..670).contains(&tried_for.as_secs()), "given up after {tried_for:?}");
-    assert_eq!(healthy.told(), [world.organization_id], "told once");
+    assert_eq!(healthy.told(), [server.organization_id], "told once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_data_plane_that_comes_back_is_told() {
     let plane = DataPlane::start("a").await;
-    let (world, clock) = world(&[("eu", &plane)]).await;
+    let (server, clock) = server(&[("eu", &plane)]).await;
     for failure in [401, 404, 429, 503] {
         plane.react(Reaction::Status(failure));
-        revoke(&world).await;
-        world.work(CACHE_PUSH).await;
+        revoke(&server).await;
+        server.work(CACHE_PUSH).await;
         plane.react(Reaction::Status(200));
         clock.advance(FLUSHED_EVERY);
-        world.work(CACHE_PUSH).await;
+        server.work(CACHE_PUSH).await;
         assert_eq!(plane.told().len(), 2, "{failure}");
-        assert!(world.outbox("PSH").await.is_empty(), "{failure}");
+        assert!(server.outbox("PSH").await.is_empty(), "{failure}");
     }
 }
 
@@ -219,11 +219,11 @@ async fn a_data_plane_that_comes_back_is_told() {
 async fn a_redirect_is_a_failure_and_not_followed() {
     let (plane, elsewhere) = (DataPlane::start("a").await, DataPlane::start("b").await);
     plane.react(Reaction::Redirect(format!("{}{PATH}", elsewhere.url)));
-    let (world, _clock) = world(&[("eu", &plane)]).await;
-    revoke(&world).await;
-    world.work(CACHE_PUSH).await;
+    let (server, _clock) = server(&[("eu", &plane)]).await;
+    revoke(&server).await;
+    server.work(CACHE_PUSH).await;
     assert!(elsewhere.received().is_empty());
-    assert_eq!(world.outbox("PSH").await[0]["told"], json!(["GATEWAY"]));
+    assert_eq!(server.outbox("PSH").await[0]["told"], json!(["GATEWAY"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -232,18 +232,18 @@ async fn whatever_fails_at_the_store_a_change_is_told_of_in_the_end() {
         for operation in ["UpdateItem", "DeleteItem", "Query"] {
             let (plane, clock) = (DataPlane::start("a").await, noon());
             let options = told_to(&[("eu", &plane)], Arc::clone(&clock) as Arc<dyn Clock>);
-            let (world, proxy) = FaultProxy::start_as(options).await;
+            let (server, proxy) = FaultProxy::start_as(options).await;
             proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
-            revoke(&world).await;
+            revoke(&server).await;
             proxy.fail(operation, ALWAYS, fault);
             let before = plane.received().len();
-            world.try_work(CACHE_PUSH).await.ok();
+            server.try_work(CACHE_PUSH).await.ok();
             proxy.heal();
             let case = format!("{operation}, {fault:?}");
             clock.advance(LEASE);
-            world.work(CACHE_PUSH).await;
+            server.work(CACHE_PUSH).await;
             assert!(plane.received().len() > before, "{case}: told after it was written");
-            assert!(world.outbox("PSH").await.is_empty(), "{case}");
+            assert!(server.outbox("PSH").await.is_empty(), "{case}");
         }
     }
 }
@@ -251,35 +251,35 @@ async fn whatever_fails_at_the_store_a_change_is_told_of_in_the_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_told_and_not_taken_away_is_told_again_when_its_lease_has_ended() {
     let (plane, clock) = (DataPlane::start("a").await, noon());
-    let (world, proxy) = FaultProxy::start_as(told_to(&[("eu", &plane)], Arc::clone(&clock) as Arc<dyn Clock>)).await;
-    revoke(&world).await;
+    let (server, proxy) = FaultProxy::start_as(told_to(&[("eu", &plane)], Arc::clone(&clock) as Arc<dyn Clock>)).await;
+    revoke(&server).await;
     proxy.fail("DeleteItem", ALWAYS, Fault::Close);
-    world.try_work(CACHE_PUSH).await.unwrap_err();
+    server.try_work(CACHE_PUSH).await.unwrap_err();
     proxy.heal();
     assert_eq!(plane.told().len(), 1);
     clock.advance(LEASE.saturating_sub(Duration::from_millis(1)));
-    world.work(CACHE_PUSH).await;
+    server.work(CACHE_PUSH).await;
     assert!(plane.received().is_empty(), "it may still be under way");
     clock.advance(Duration::from_millis(1));
-    world.work(CACHE_PUSH).await;
+    server.work(CACHE_PUSH).await;
     assert_eq!(plane.told().len(), 1);
-    assert!(world.outbox("PSH").await.is_empty());
+    assert!(server.outbox("PSH").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_workers_at_once_take_each_change_once() {
     let plane = DataPlane::start("a").await;
-    let (world, _clock) = world(&[("eu", &plane)]).await;
+    let (server, _clock) = server(&[("eu", &plane)]).await;
     for _ in 0..20 {
-        raise_a_budget(&world).await;
+        raise_a_budget(&server).await;
     }
     plane.react(Reaction::Status(500));
-    let tick = &registry::workers(&world.runner.app, &world.runner.gateway)[CACHE_PUSH];
+    let tick = &registry::workers(&server.runner.app, &server.runner.gateway)[CACHE_PUSH];
     let (first, second) = tokio::join!(tick(), tick());
     first.unwrap();
     second.unwrap();
     assert!((1..=2).contains(&plane.told().len()));
-    let waiting = world.outbox("PSH").await;
+    let waiting = server.outbox("PSH").await;
     assert_eq!(waiting.len(), 20);
     assert!(waiting.iter().all(|item| item["attempts"] == 1), "{waiting:?}");
 }
@@ -287,20 +287,21 @@ async fn two_workers_at_once_take_each_change_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_stream_has_just_the_organizations_told_that_it_names() {
     let plane = DataPlane::start("a").await;
-    let (world, _clock) = world(&[("eu", &plane)]).await;
-    let (other, _) = world.another_organization("globex").await;
-    raise_a_budget(&world).await;
+    let (server, _clock) = server(&[("eu", &plane)]).await;
+    let (other, _) = server.another_organization("globex").await;
+    raise_a_budget(&server).await;
     // As if whoever wrote it had a clock that is ahead.
-    let item = &world.outbox("PSH").await[0];
+    let item = &server.outbox("PSH").await[0];
     let ahead = json!({
         "TableName": "karta-outbox",
         "Key": { "pk": { "S": item["pk"] }, "sk": { "S": item["sk"] } },
         "UpdateExpression": "SET due_at = :ahead",
         "ExpressionAttributeValues": { ":ahead": { "S": "2026-11-21T12:00:05.000Z" } },
     });
-    world.dynamodb("UpdateItem", ahead).await;
-    let worker = CachePush::new(world.runner.app.of_function(CachePush::NAME), AuthorizerCache::Local(Arc::new(|| ())));
-    for (organization, told) in [(other, vec![]), (world.organization_id, vec![world.organization_id])] {
+    server.dynamodb("UpdateItem", ahead).await;
+    let worker =
+        CachePush::new(server.runner.app.of_function(CachePush::NAME), AuthorizerCache::Local(Arc::new(|| ())));
+    for (organization, told) in [(other, vec![]), (server.organization_id, vec![server.organization_id])] {
         worker.work(&stream_of(organization)).await.unwrap();
         assert_eq!(plane.told(), told);
     }
@@ -308,7 +309,7 @@ async fn the_stream_has_just_the_organizations_told_that_it_names() {
 
 /// What the stream tells of an organization.
 fn stream_of(organization: u64) -> Wake {
-    Wake::Written([Due { organization_id: Id::new(organization).unwrap(), sk: "place".to_owned() }].into())
+    Wake::Written([DueItem { organization_id: Id::new(organization).unwrap(), sk: "place".to_owned() }].into())
 }
 
 /// A worker that writes down when it flushed.
@@ -322,31 +323,31 @@ fn flushing(app: &App) -> (CachePush, Arc<Mutex<Vec<Timestamp>>>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_flush_once_in_two_seconds_together_and_wait_for_their_turn() {
     let clock = noon();
-    let (world, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
-    let ((first, flushed), (second, flushed_again)) = (flushing(&world.runner.app), flushing(&world.runner.app));
+    let (server, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
+    let ((first, flushed), (second, flushed_again)) = (flushing(&server.runner.app), flushing(&server.runner.app));
     for _ in 0..10 {
-        revoke(&world).await;
+        revoke(&server).await;
     }
     first.work(&Wake::Sweep).await.unwrap();
     assert_eq!(flushed.lock().unwrap().len(), 1, "one for all ten");
-    raise_a_budget(&world).await;
+    raise_a_budget(&server).await;
     second.work(&Wake::Sweep).await.unwrap();
     assert!(flushed_again.lock().unwrap().is_empty(), "none where nobody lost access");
 
     clock.advance(Duration::from_millis(1));
-    revoke(&world).await;
+    revoke(&server).await;
     let written = clock.now();
-    let (third, flushed_too) = flushing(&world.runner.app);
+    let (third, flushed_too) = flushing(&server.runner.app);
     let asked = || proxy.seen().iter().filter(|seen| seen.partitions()[0].starts_with("FLS#")).count();
     let other = async {
-        until("the lease of the second", async || world.outbox("PSH").await[0]["attempts"] != 0).await;
-        changed(&world, 1, CacheEffect::AccessCut).await;
+        until("the lease of the second", async || server.outbox("PSH").await[0]["attempts"] != 0).await;
+        changed(&server, 1, CacheEffect::AccessCut).await;
         third.work(&stream_of(1)).await
     };
     let time = async {
-        let is_taken = async || !world.items_of("karta-outbox", "PSH#1").await.is_empty();
+        let is_taken = async || !server.items_of("karta-outbox", "PSH#1").await.is_empty();
         until("the change of the third", is_taken).await;
-        let is_leased = async || plain(&world.items_of("karta-outbox", "PSH#1").await[0])["attempts"] != 0;
+        let is_leased = async || plain(&server.items_of("karta-outbox", "PSH#1").await[0])["attempts"] != 0;
         until("the lease of the third", is_leased).await;
         // Each asks every 200 ms: by now both have.
         let before = asked();
@@ -359,26 +360,26 @@ async fn workers_flush_once_in_two_seconds_together_and_wait_for_their_turn() {
     let flushed_since = [flushed_again, flushed_too].map(|flushes| flushes.lock().unwrap().clone()).concat();
     assert_eq!(flushed_since.len(), 1, "whoever waits is content with the flush of the other");
     assert_eq!(flushed_since[0], written.plus(FLUSHED_EVERY), "not before the turn");
-    assert!(world.outbox("PSH").await.is_empty());
+    assert!(server.outbox("PSH").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flush_that_fails_is_tried_again_and_holds_up_no_data_plane() {
     let (plane, gateway) = (DataPlane::start("a").await, DataPlane::start("b").await);
-    let (world, clock) = world(&[("eu", &plane)]).await;
+    let (server, clock) = server(&[("eu", &plane)]).await;
     let sdk = config::local_sdk(&gateway.url, &"a-key-id".into()).await;
     let stage = GatewayStage { rest_api_id: "a1b2c3".to_owned(), stage: "prod".to_owned() };
-    let worker = CachePush::new(world.runner.app.of_function(CachePush::NAME), AuthorizerCache::gateway(&sdk, stage));
+    let worker = CachePush::new(server.runner.app.of_function(CachePush::NAME), AuthorizerCache::gateway(&sdk, stage));
     gateway.react(Reaction::Status(404));
-    revoke(&world).await;
+    revoke(&server).await;
     worker.work(&Wake::Sweep).await.unwrap_err();
-    assert_eq!(plane.told(), [world.organization_id]);
-    assert_eq!(world.outbox("PSH").await[0]["told"], json!(["eu"]));
+    assert_eq!(plane.told(), [server.organization_id]);
+    assert_eq!(server.outbox("PSH").await[0]["told"], json!(["eu"]));
     gateway.react(Reaction::Status(202));
     clock.advance(FLUSHED_EVERY);
     worker.work(&Wake::Sweep).await.unwrap();
     assert!(plane.received().is_empty(), "it knows already");
-    assert!(world.outbox("PSH").await.is_empty());
+    assert!(server.outbox("PSH").await.is_empty());
     for request in gateway.received() {
         let asked = (request.method.as_str(), request.path.as_str());
         assert_eq!(asked, ("DELETE", "/restapis/a1b2c3/stages/prod/cache/authorizers"));
@@ -402,18 +403,18 @@ async fn a_token_that_opens_the_internal_routes_stops_the_start() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_data_plane_whose_token_became_a_service_token_is_not_called() {
     let (eu, us) = (DataPlane::start("a").await, DataPlane::start("b").await);
-    let (world, _clock) = World::start_at_noon().await;
-    revoke(&world).await;
-    let SecretSource::Fixed(mut texts) = world.runner.secrets.source() else { panic!("a local run's secrets") };
+    let (server, _clock) = TestServer::start_at_noon().await;
+    revoke(&server).await;
+    let SecretSource::Fixed(mut texts) = server.runner.secrets.source() else { panic!("a local run's secrets") };
     texts.insert(Secret::DataPlanes, configured(&[("eu", &eu), ("us", &us)]).into());
     let tokens = BTreeMap::from([("eu-too", &eu.token)]);
     let mut tokens = json!(tokens);
     tokens["powers"] = json!({ "eu-too": ["validate"] });
     texts.insert(Secret::ServiceTokens, tokens.to_string().into());
-    let emulator = &world.runner.emulator;
+    let emulator = &server.runner.emulator;
     let sdk = config::local_sdk(&emulator.endpoint(), emulator.access_key()).await;
     let config = Config::local(Tables::local(), Some(4)).unwrap();
-    let App { clock, entropy, witness, .. } = world.runner.app.clone();
+    let App { clock, entropy, witness, .. } = server.runner.app.clone();
     let mut app = App::new(config, &sdk, SecretSource::Fixed(texts), clock, entropy);
     app.witness = witness;
     CachePush::new(app.of_function(CachePush::NAME), AuthorizerCache::Local(Arc::new(|| ())))
@@ -421,8 +422,8 @@ async fn a_data_plane_whose_token_became_a_service_token_is_not_called() {
         .await
         .unwrap();
     assert!(eu.received().is_empty());
-    assert_eq!(us.told(), [world.organization_id]);
-    assert_eq!(world.outbox("PSH").await[0]["told"], json!(["GATEWAY", "us"]));
+    assert_eq!(us.told(), [server.organization_id]);
+    assert_eq!(server.outbox("PSH").await[0]["told"], json!(["GATEWAY", "us"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -430,12 +431,13 @@ async fn nothing_that_is_printed_holds_a_data_planes_token() {
     let secret = token("q");
     let planes = json!({ "eu": { "url": "http://127.0.0.1:9", "token": secret } });
     let options = Options { data_planes: Some(planes.to_string().into()), ..options(Arc::new(SystemClock)) };
-    let world = World::start_as(options, None).await;
-    let worker = CachePush::new(world.runner.app.of_function(CachePush::NAME), AuthorizerCache::Local(Arc::new(|| ())));
-    let planes = world.runner.app.secrets.data_planes().await.unwrap();
-    let printed = format!("{worker:?} {planes:?} {:?}", world.runner.app.secrets);
+    let server = TestServer::start_as(options, None).await;
+    let worker =
+        CachePush::new(server.runner.app.of_function(CachePush::NAME), AuthorizerCache::Local(Arc::new(|| ())));
+    let planes = server.runner.app.secrets.data_planes().await.unwrap();
+    let printed = format!("{worker:?} {planes:?} {:?}", server.runner.app.secrets);
     assert!(!printed.contains("qqqq"), "{printed}");
-    revoke(&world).await;
+    revoke(&server).await;
     worker.work(&Wake::Sweep).await.unwrap();
-    assert_eq!(world.outbox("PSH").await[0]["told"], json!(["GATEWAY"]), "nobody listens there");
+    assert_eq!(server.outbox("PSH").await[0]["told"], json!(["GATEWAY"]), "nobody listens there");
 }

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     data_plane::Received,
-    harness::{World, options, run_file},
+    harness::{TestServer, options, run_file},
 };
 
 /// What one request asks for at once; IAM lets all of it through or nothing.
@@ -218,11 +218,11 @@ fn kind(pk: &str) -> String {
 async fn a_call_is_taken_down_as_iam_judges_it_and_an_operation_that_is_not_known_as_one_that_nobody_may() {
     let calls = Calls::default();
     let options = Options { witness: Some(Arc::new(calls.clone())), ..options(Arc::new(SystemClock)) };
-    let world = World::start_as(options, None).await;
-    let (key, _) = world.key(&["read"]).await;
-    world.get("/v1/api_keys").send().await.expect(200);
-    world.delete(&format!("/v1/api_keys/{key}")).send().await.expect(200);
-    let whoami = world.runner.app.of_function(whoami::Whoami::NAME);
+    let server = TestServer::start_as(options, None).await;
+    let (key, _) = server.key(&["read"]).await;
+    server.get("/v1/api_keys").send().await.expect(200);
+    server.delete(&format!("/v1/api_keys/{key}")).send().await.expect(200);
+    let whoami = server.runner.app.of_function(whoami::Whoami::NAME);
     whoami.store.audit_reader().audited().await.unwrap();
     let told = ["authorizer", "api-keys-list", "api-keys-revoke", "whoami"];
     let seen = calls.seen().into_iter().filter(|call| told.contains(&call.function.as_str()));

@@ -10,7 +10,7 @@ use karta_shared::{
 };
 use serde_json::{Value, json};
 
-use crate::harness::{Request, World, note_secret, run_folder};
+use crate::harness::{Request, TestServer, note_secret, run_folder};
 
 /// A refusal for want of a credential: the one body, and nothing else to tell one reason from another by.
 async fn unauthorized(what: &str, request: Request) -> BTreeSet<String> {
@@ -26,8 +26,8 @@ fn header_names(headers: &HeaderMap) -> BTreeSet<String> {
 }
 
 /// A token of ours by its tag, which no key was ever stored for.
-async fn unstored_token(world: &World) -> String {
-    let ring = world.runner.app.secrets.ring(Ring::KeyTag).await.unwrap();
+async fn unstored_token(server: &TestServer) -> String {
+    let ring = server.runner.app.secrets.ring(Ring::KeyTag).await.unwrap();
     let token = ApiKeyToken::mint(&ring, &OsEntropy).expose().to_owned();
     note_secret(&token);
     token
@@ -43,9 +43,9 @@ fn with_wrong_tag(token: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_malformed_header_gets_the_one_body() {
-    let world = World::start().await;
-    let admin = world.admin.clone();
-    unauthorized("no header", world.get("/v1/whoami").anonymous()).await;
+    let server = TestServer::start().await;
+    let admin = server.admin.clone();
+    unauthorized("no header", server.get("/v1/whoami").anonymous()).await;
     let headers = [
         String::new(),
         "Bearer".to_owned(),
@@ -73,34 +73,34 @@ async fn every_malformed_header_gets_the_one_body() {
         "Bearer a.b.c".to_owned(),
     ];
     for header in headers {
-        let request = world.get("/v1/whoami").authorization(header.as_str());
+        let request = server.get("/v1/whoami").authorization(header.as_str());
         unauthorized(&header, request).await;
-        assert!(!world.authorizes(&header).await, "{header}");
+        assert!(!server.authorizes(&header).await, "{header}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_are_no_text_get_the_one_body() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for bytes in [
-        format!("Bearer {}é", world.admin).into_bytes(),
-        [b"Bearer ", world.admin.as_bytes(), b"\xff"].concat(),
-        [b"Bearer \x80", world.admin.as_bytes()].concat(),
+        format!("Bearer {}é", server.admin).into_bytes(),
+        [b"Bearer ", server.admin.as_bytes(), b"\xff"].concat(),
+        [b"Bearer \x80", server.admin.as_bytes()].concat(),
         b"\xff\xfe".to_vec(),
         "Веагег kt_live_0123456789abcdefghijklmnopqrstuv".as_bytes().to_vec(),
         format!("Bearer kt_live_{}", "0".repeat(31) + "é").into_bytes(),
     ] {
-        unauthorized(&format!("{bytes:?}"), world.get("/v1/whoami").authorization(bytes.clone())).await;
+        unauthorized(&format!("{bytes:?}"), server.get("/v1/whoami").authorization(bytes.clone())).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_entry_point_accepts_the_same_header() {
     use secrecy::ExposeSecret;
-    let world = World::start().await;
-    world.project("my-app").await;
-    let session = world.session_token("my-app", json!({})).await;
-    let service = world.runner.secrets.service_token.expose_secret().to_owned();
+    let server = TestServer::start().await;
+    server.project("my-app").await;
+    let session = server.session_token("my-app", json!({})).await;
+    let service = server.runner.secrets.service_token.expose_secret().to_owned();
     let template = Template::parse(TEMPLATE).unwrap();
     let expression = regex::Regex::new(&template.authorizer.validation_expression).unwrap();
     let blanks = (0..=10).map(|count| " ".repeat(count)).chain(["\t", " \t", "\t ", "\u{b}"].map(str::to_owned));
@@ -111,22 +111,22 @@ async fn every_entry_point_accepts_the_same_header() {
                 && (1..=8).contains(&between.len())
                 && !between.contains(['\t', '\u{b}']);
             for (token, path) in [
-                (&world.admin, "/v1/whoami"),
-                (&world.admin, "/v1/api_keys"),
-                (&world.admin, "/v1/projects/my-app/whoami"),
+                (&server.admin, "/v1/whoami"),
+                (&server.admin, "/v1/api_keys"),
+                (&server.admin, "/v1/projects/my-app/whoami"),
                 (&session, "/v1/projects/my-app/whoami"),
             ] {
                 let header = format!("{start}{token}");
                 assert_eq!(bearer(&header), is_right.then_some(token.as_str()), "{start:?}");
                 assert_eq!(expression.is_match(&header), is_right, "{start:?}");
-                assert_eq!(world.authorizes(&header).await, is_right, "{start:?}");
+                assert_eq!(server.authorizes(&header).await, is_right, "{start:?}");
                 if !between.contains('\u{b}') {
-                    let reply = world.get(path).authorization(header.as_str()).send().await;
+                    let reply = server.get(path).authorization(header.as_str()).send().await;
                     assert_eq!(reply.status.as_u16(), if is_right { 200 } else { 401 }, "{start:?} at {path}");
                 }
             }
             if !between.contains('\u{b}') {
-                let internal = world.get("/v1/internal/whoami").authorization(format!("{start}{service}"));
+                let internal = server.get("/v1/internal/whoami").authorization(format!("{start}{service}"));
                 assert_eq!(internal.send().await.status.as_u16(), if is_right { 200 } else { 401 }, "{start:?}");
             }
         }
@@ -135,8 +135,8 @@ async fn every_entry_point_accepts_the_same_header() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_of_a_wrong_shape_or_tag_gets_the_one_body() {
-    let world = World::start().await;
-    let admin = &world.admin;
+    let server = TestServer::start().await;
+    let admin = &server.admin;
     let tokens = [
         "kt_live_".to_owned(),
         admin[..39].to_owned(),
@@ -152,60 +152,60 @@ async fn a_token_of_a_wrong_shape_or_tag_gets_the_one_body() {
         format!("kt_live_{}", "0".repeat(32)),
     ];
     for token in tokens {
-        unauthorized(&token, world.get("/v1/whoami").bearer(&token)).await;
-        assert!(!world.authorizes(&format!("Bearer {token}")).await, "{token}");
+        unauthorized(&token, server.get("/v1/whoami").bearer(&token)).await;
+        assert!(!server.authorizes(&format!("Bearer {token}")).await, "{token}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_revoked_expired_and_ill_tagged_keys_cannot_be_told_apart() {
-    let (world, clock) = World::start_at_noon().await;
-    let (revoked_id, revoked) = world.key(&["read"]).await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    let (revoked_id, revoked) = server.key(&["read"]).await;
     let body = json!({ "name": "brief", "scopes": ["read"], "expires_at": "2026-11-21T12:01:00Z" });
-    let (_, expired) = world.key_with(body).await;
+    let (_, expired) = server.key_with(body).await;
     for token in [&revoked, &expired] {
-        world.get("/v1/whoami").bearer(token).send().await.expect(200);
+        server.get("/v1/whoami").bearer(token).send().await.expect(200);
     }
-    world.delete(&format!("/v1/api_keys/{revoked_id}")).send().await.expect(200);
+    server.delete(&format!("/v1/api_keys/{revoked_id}")).send().await.expect(200);
     clock.advance(Duration::from_mins(1));
 
-    let unstored = unstored_token(&world).await;
-    let ill_tagged = with_wrong_tag(&world.admin);
-    let anonymous = unauthorized("none", world.get("/v1/whoami").anonymous()).await;
+    let unstored = unstored_token(&server).await;
+    let ill_tagged = with_wrong_tag(&server.admin);
+    let anonymous = unauthorized("none", server.get("/v1/whoami").anonymous()).await;
     for (what, token) in [("revoked", revoked), ("expired", expired), ("unstored", unstored), ("tag", ill_tagged)] {
         for path in ["/v1/whoami", "/v1/api_keys", "/v1/projects/my-app/whoami"] {
-            assert_eq!(unauthorized(what, world.get(path).bearer(&token)).await, anonymous, "{what} at {path}");
+            assert_eq!(unauthorized(what, server.get(path).bearer(&token)).await, anonymous, "{what} at {path}");
         }
-        assert!(!world.authorizes(&format!("Bearer {token}")).await, "{what}");
+        assert!(!server.authorizes(&format!("Bearer {token}")).await, "{what}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_expires_is_refused_from_that_instant() {
-    let (world, clock) = World::start_at_noon().await;
+    let (server, clock) = TestServer::start_at_noon().await;
     let body = json!({ "name": "brief", "scopes": ["read"], "expires_at": "2026-11-21T12:00:10Z" });
-    let (_, token) = world.key_with(body).await;
+    let (_, token) = server.key_with(body).await;
     clock.advance(Duration::from_millis(9_999));
-    assert!(world.authorizes(&format!("Bearer {token}")).await);
+    assert!(server.authorizes(&format!("Bearer {token}")).await);
     clock.advance(Duration::from_millis(1));
-    assert!(!world.authorizes(&format!("Bearer {token}")).await);
-    unauthorized("expired", world.get("/v1/whoami").bearer(&token)).await;
+    assert!(!server.authorizes(&format!("Bearer {token}")).await);
+    unauthorized("expired", server.get("/v1/whoami").bearer(&token)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_opens_only_from_its_own_addresses() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let key = async |cidrs: Value| {
-        world.key_with(json!({ "name": "here", "scopes": ["read"], "allowed_cidrs": cidrs })).await.1
+        server.key_with(json!({ "name": "here", "scopes": ["read"], "allowed_cidrs": cidrs })).await.1
     };
     for cidrs in [json!([]), json!(["127.0.0.1/32"]), json!(["10.0.0.0/8", "127.0.0.0/8"]), json!(["0.0.0.0/0"])] {
         let token = key(cidrs).await;
-        world.get("/v1/whoami").bearer(&token).send().await.expect(200);
+        server.get("/v1/whoami").bearer(&token).send().await.expect(200);
     }
     for cidrs in [json!(["10.0.0.0/8"]), json!(["127.0.0.2/32"]), json!(["::/0"]), json!(["::1/128", "192.0.2.0/24"])] {
         let token = key(cidrs.clone()).await;
         for path in ["/v1/whoami", "/v1/api_keys", "/v1/projects/my-app/whoami"] {
-            unauthorized(&cidrs.to_string(), world.get(path).bearer(&token)).await;
+            unauthorized(&cidrs.to_string(), server.get(path).bearer(&token)).await;
         }
     }
 }
@@ -213,22 +213,22 @@ async fn a_key_opens_only_from_its_own_addresses() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_token_is_unknown_outside_the_internal_routes() {
     use secrecy::ExposeSecret;
-    let world = World::start().await;
-    let token = world.runner.secrets.service_token.expose_secret().to_owned();
-    unauthorized("service token", world.get("/v1/whoami").bearer(&token)).await;
-    assert!(!world.authorizes(&format!("Bearer {token}")).await);
+    let server = TestServer::start().await;
+    let token = server.runner.secrets.service_token.expose_secret().to_owned();
+    unauthorized("service token", server.get("/v1/whoami").bearer(&token)).await;
+    assert!(!server.authorizes(&format!("Bearer {token}")).await);
 }
 
 /// One of every kind of credential that this system issues, as it issues them.
-async fn issued(world: &World) -> Vec<String> {
+async fn issued(server: &TestServer) -> Vec<String> {
     use secrecy::ExposeSecret;
-    world.project("my-app").await;
+    server.project("my-app").await;
     let endpoint = json!({ "url": "https://hooks.example.com/karta", "event_types": ["*"] });
-    let endpoint = world.post("/v1/webhook_endpoints", endpoint).send().await.expect(201);
+    let endpoint = server.post("/v1/webhook_endpoints", endpoint).send().await.expect(201);
     let credentials = vec![
-        world.key(&["read"]).await.1,
-        world.runner.secrets.service_token.expose_secret().to_owned(),
-        world.session_token("my-app", json!({})).await,
+        server.key(&["read"]).await.1,
+        server.runner.secrets.service_token.expose_secret().to_owned(),
+        server.session_token("my-app", json!({})).await,
         endpoint["secret"].as_str().unwrap().to_owned(),
     ];
     for kind in CredentialKind::ALL {
@@ -240,8 +240,8 @@ async fn issued(world: &World) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_route_echoes_or_logs_a_credential() {
-    let world = World::start().await;
-    let credentials = issued(&world).await;
+    let server = TestServer::start().await;
+    let credentials = issued(&server).await;
     let event = json!({
         "api_key_id": 1, "kind": "input_tokens", "quantity": 1, "occurred_at": "2026-11-21T11:00:00Z", "client_event_id": "e",
     });
@@ -269,14 +269,14 @@ async fn no_route_echoes_or_logs_a_credential() {
                 paths.iter().map(|path| (path, &bodies[0])).chain(bodies.iter().map(|body| (&paths[0], body)));
             for (path, body) in requests {
                 let method = route.method.clone();
-                let request = if is_internal { world.service(method, path) } else { world.request(method, path) };
+                let request = if is_internal { server.service(method, path) } else { server.request(method, path) };
                 let reply = request.body(body.clone()).send().await;
                 let secret = &credential[14..];
                 assert!(!reply.text.contains(secret), "{} {path} {body}: {}", route.method, reply.text);
             }
         }
     }
-    assert!(world.service(Method::GET, "/v1/internal/whoami").send().await.status.is_success());
+    assert!(server.service(Method::GET, "/v1/internal/whoami").send().await.status.is_success());
     let log = fs::read_to_string(run_folder("logs").join(format!("it-{}.log", std::process::id()))).unwrap();
     for credential in &credentials {
         assert!(!log.contains(&credential[14..]), "{}", &credential[..14]);

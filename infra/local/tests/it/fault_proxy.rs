@@ -1,7 +1,7 @@
 //! A proxy between the SDK and the embedded store. It writes down every request and answers some of them with a fault:
 //!
 //! ```ignore
-//! let (world, proxy) = FaultProxy::start().await;
+//! let (server, proxy) = FaultProxy::start().await;
 //! proxy.fail("Query", 2, Fault::Throttle); // the next two
 //! proxy.fail("TransactWriteItems", ALWAYS, Fault::DropAnswer); // every one, until
 //! proxy.heal();
@@ -24,7 +24,7 @@ use tokio::{
     sync::watch,
 };
 
-use crate::harness::{World, options};
+use crate::harness::{TestServer, options};
 
 /// As a number of requests: all of them, until [`FaultProxy::heal`].
 pub(crate) const ALWAYS: usize = usize::MAX;
@@ -154,16 +154,16 @@ pub(crate) struct Access {
 }
 
 impl FaultProxy {
-    /// A world on the machine's clock whose SDK talks to the store through a proxy.
-    pub(crate) async fn start() -> (World, Arc<Self>) {
+    /// A server on the machine's clock whose SDK talks to the store through a proxy.
+    pub(crate) async fn start() -> (TestServer, Arc<Self>) {
         Self::start_with(Arc::new(SystemClock)).await
     }
 
-    pub(crate) async fn start_with(clock: Arc<dyn Clock>) -> (World, Arc<Self>) {
+    pub(crate) async fn start_with(clock: Arc<dyn Clock>) -> (TestServer, Arc<Self>) {
         Self::start_as(options(clock)).await
     }
 
-    pub(crate) async fn start_as(options: Options) -> (World, Arc<Self>) {
+    pub(crate) async fn start_as(options: Options) -> (TestServer, Arc<Self>) {
         let listener = Arc::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
         let proxy = Arc::new(Self {
             client: reqwest::Client::new(),
@@ -177,8 +177,8 @@ impl FaultProxy {
             tokio::spawn(Arc::clone(&proxy).serve(Arc::clone(&listener), store.to_owned()));
             url.clone()
         };
-        let world = World::start_as(options, Some(&before_the_store)).await;
-        (world, proxy)
+        let server = TestServer::start_as(options, Some(&before_the_store)).await;
+        (server, proxy)
     }
 
     /// Gives the next `count` requests for `operation` this fault, after those of earlier calls.

@@ -11,15 +11,15 @@ use tokio::time::timeout;
 
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy, REFUSALS, Seen},
-    harness::{PATIENCE, Reply, Request, World, options},
+    harness::{PATIENCE, Reply, Request, TestServer, options},
     invariants::Tables,
     model_keys::{active, provider_key},
 };
 
 const CROSSED: Fault = Fault::Cancel { code: "TransactionConflict", at: 0 };
 
-fn new_key(world: &World) -> Request {
-    world.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["read"] }))
+fn new_key(server: &TestServer) -> Request {
+    server.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["read"] }))
 }
 
 /// A 503 that says when to come back.
@@ -39,54 +39,54 @@ fn id(created: &Value) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_create_whose_answer_was_lost_is_repeated_under_its_token_and_made_once() {
-    let (world, proxy) = FaultProxy::start().await;
+    let (server, proxy) = FaultProxy::start().await;
     proxy.forget();
     proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
-    let created = new_key(&world).send().await.expect(201);
+    let created = new_key(&server).send().await.expect(201);
     let tokens: Vec<_> =
         proxy.seen_of("TransactWriteItems").iter().map(|sent| sent.body["ClientRequestToken"].clone()).collect();
     assert_eq!(tokens.len(), 2);
     assert_eq!(tokens[0], tokens[1]);
-    let tables = Tables::of(&world).await;
+    let tables = Tables::new(&server).await;
     tables.assert_whole();
     assert_eq!(tables.key_ids().len(), 2);
     assert!(tables.key_ids().contains(&id(&created)));
-    world.get("/v1/whoami").bearer(created["secret"].as_str().unwrap()).send().await.expect(200);
+    server.get("/v1/whoami").bearer(created["secret"].as_str().unwrap()).send().await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_create_whose_every_answer_was_lost_is_found_again_by_its_idempotency_key() {
-    let (world, proxy) = FaultProxy::start().await;
-    world.get("/v1/whoami").send().await.expect(200);
+    let (server, proxy) = FaultProxy::start().await;
+    server.get("/v1/whoami").send().await.expect(200);
     proxy.fail("TransactWriteItems", ALWAYS, Fault::DropAnswer);
-    unavailable(in_time(new_key(&world).idempotency_key("once")).await);
+    unavailable(in_time(new_key(&server).idempotency_key("once")).await);
     proxy.heal();
-    let first = new_key(&world).idempotency_key("once").send().await.expect(201);
-    let second = new_key(&world).idempotency_key("once").send().await.expect(201);
+    let first = new_key(&server).idempotency_key("once").send().await.expect(201);
+    let second = new_key(&server).idempotency_key("once").send().await.expect(201);
     assert_eq!(first, second);
-    let tables = Tables::of(&world).await;
+    let tables = Tables::new(&server).await;
     tables.assert_whole();
     assert_eq!(tables.key_ids().len(), 2);
-    world.get("/v1/whoami").bearer(first["secret"].as_str().unwrap()).send().await.expect(200);
+    server.get("/v1/whoami").bearer(first["secret"].as_str().unwrap()).send().await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revocation_whose_answer_was_lost_is_audited_once() {
-    let (world, proxy) = FaultProxy::start().await;
+    let (server, proxy) = FaultProxy::start().await;
     for drops in [1, ALWAYS] {
-        let (key, _) = world.key(&["admin"]).await;
+        let (key, _) = server.key(&["admin"]).await;
         let path = format!("/v1/api_keys/{key}");
         proxy.fail("TransactWriteItems", drops, Fault::DropAnswer);
-        let reply = in_time(world.delete(&path)).await;
+        let reply = in_time(server.delete(&path)).await;
         proxy.heal();
         if drops == ALWAYS {
             unavailable(reply);
         } else {
             reply.expect(200);
         }
-        let repeated = world.delete(&path).send().await.expect(200);
+        let repeated = server.delete(&path).send().await.expect(200);
         assert_eq!(repeated["api_key"]["status"], "revoked");
-        Tables::of(&world).await.assert_whole();
+        Tables::new(&server).await.assert_whole();
     }
 }
 
@@ -94,13 +94,13 @@ async fn a_revocation_whose_answer_was_lost_is_audited_once() {
 async fn a_fault_while_a_credential_is_judged_is_a_503_and_never_a_cached_401() {
     for fault in [Fault::Throttle, Fault::ServerError, Fault::Close].into_iter().chain(REFUSALS) {
         for operation in ["Query", "BatchGetItem"] {
-            let (world, proxy) = FaultProxy::start().await;
+            let (server, proxy) = FaultProxy::start().await;
             proxy.fail(operation, ALWAYS, fault);
             for _ in 0..2 {
-                unavailable(in_time(world.get("/v1/whoami")).await);
+                unavailable(in_time(server.get("/v1/whoami")).await);
             }
             proxy.heal();
-            in_time(world.get("/v1/whoami")).await.expect(200);
+            in_time(server.get("/v1/whoami")).await.expect(200);
         }
     }
 }
@@ -108,35 +108,35 @@ async fn a_fault_while_a_credential_is_judged_is_a_503_and_never_a_cached_401() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_hangs_is_a_503_within_the_deadline() {
     let options = Options { deadlines: Deadlines::DEPLOYED, ..options(Arc::new(SystemClock)) };
-    let (world, proxy) = FaultProxy::start_as(options).await;
-    let project = world.project("app").await;
+    let (server, proxy) = FaultProxy::start_as(options).await;
+    let project = server.project("app").await;
     assert!(project > 0);
     for operation in ["GetItem", "TransactWriteItems", "Query", "BatchGetItem"] {
         proxy.fail(operation, ALWAYS, Fault::Hang);
     }
     let (unproven, read, listed, written) = tokio::join!(
-        in_time(world.get("/v1/whoami").authorization(format!("bearer {}", world.admin))),
-        in_time(world.get("/v1/agent_projects/app")),
-        in_time(world.get("/v1/api_keys")),
-        in_time(new_key(&world)),
+        in_time(server.get("/v1/whoami").authorization(format!("bearer {}", server.admin))),
+        in_time(server.get("/v1/agent_projects/app")),
+        in_time(server.get("/v1/api_keys")),
+        in_time(new_key(&server)),
     );
     for reply in [unproven, read, listed, written] {
         unavailable(reply);
     }
     proxy.heal();
-    Tables::of(&world).await.assert_whole();
+    Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn crossed_transactions_are_sent_again_and_given_up_in_the_end() {
-    let (world, proxy) = FaultProxy::start().await;
-    world.get("/v1/whoami").send().await.expect(200);
+    let (server, proxy) = FaultProxy::start().await;
+    server.get("/v1/whoami").send().await.expect(200);
     proxy.fail("TransactWriteItems", 4, CROSSED);
-    new_key(&world).send().await.expect(201);
+    new_key(&server).send().await.expect(201);
     proxy.fail("TransactWriteItems", ALWAYS, CROSSED);
-    unavailable(in_time(new_key(&world)).await);
-    unavailable(in_time(world.post("/v1/agent_projects", json!({ "slug": "app", "name": "App" }))).await);
-    let tables = Tables::of(&world).await;
+    unavailable(in_time(new_key(&server)).await);
+    unavailable(in_time(server.post("/v1/agent_projects", json!({ "slug": "app", "name": "App" }))).await);
+    let tables = Tables::new(&server).await;
     tables.assert_whole();
     assert_eq!(tables.key_ids().len(), 2);
     assert_eq!(tables.under("PRJ#").count(), 0);
@@ -144,12 +144,12 @@ async fn crossed_transactions_are_sent_again_and_given_up_in_the_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drawn_id_that_is_taken_is_drawn_again() {
-    let (world, proxy) = FaultProxy::start().await;
-    world.get("/v1/whoami").send().await.expect(200);
+    let (server, proxy) = FaultProxy::start().await;
+    server.get("/v1/whoami").send().await.expect(200);
     proxy.forget();
     let taken = Fault::Cancel { code: "ConditionalCheckFailed", at: 0 };
     proxy.fail("TransactWriteItems", 3, taken);
-    let created = new_key(&world).send().await.expect(201);
+    let created = new_key(&server).send().await.expect(201);
     let sent = proxy.seen_of("TransactWriteItems");
     let drawn: Vec<_> = sent.iter().map(|sent| sent.partitions()[0].clone()).collect();
     assert_eq!(drawn.len(), 4);
@@ -159,39 +159,39 @@ async fn a_drawn_id_that_is_taken_is_drawn_again() {
     assert_eq!(tokens.len(), 4, "another transaction under the same token would be refused");
 
     proxy.fail("TransactWriteItems", ALWAYS, taken);
-    unavailable(in_time(new_key(&world)).await);
-    let tables = Tables::of(&world).await;
+    unavailable(in_time(new_key(&server)).await);
+    let tables = Tables::new(&server).await;
     tables.assert_whole();
     assert_eq!(tables.key_ids().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_a_batch_left_unread_are_asked_for_again() {
-    let (world, proxy) = FaultProxy::start().await;
+    let (server, proxy) = FaultProxy::start().await;
     proxy.fail("BatchGetItem", 2, Fault::LeaveUnread);
-    let principal = world.get("/v1/whoami").send().await.expect(200);
-    assert_eq!(principal["organization_id"], world.organization_id);
+    let principal = server.get("/v1/whoami").send().await.expect(200);
+    assert_eq!(principal["organization_id"], server.organization_id);
     assert_eq!(proxy.seen_of("BatchGetItem").len(), 3);
 
-    let (_, token) = world.key(&["read"]).await;
+    let (_, token) = server.key(&["read"]).await;
     proxy.fail("BatchGetItem", ALWAYS, Fault::LeaveUnread);
-    unavailable(in_time(world.get("/v1/whoami").bearer(&token)).await);
+    unavailable(in_time(server.get("/v1/whoami").bearer(&token)).await);
     proxy.heal();
-    world.get("/v1/whoami").bearer(&token).send().await.expect(200);
+    server.get("/v1/whoami").bearer(&token).send().await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn faults_that_pass_after_two_attempts_are_invisible() {
     for fault in [Fault::Throttle, Fault::ServerError, Fault::Close] {
-        let (world, proxy) = FaultProxy::start().await;
+        let (server, proxy) = FaultProxy::start().await;
         for operation in ["Query", "BatchGetItem", "TransactWriteItems", "GetItem"] {
             proxy.fail(operation, 2, fault);
         }
         let created =
-            in_time(world.post("/v1/agent_projects", json!({ "slug": "app", "name": "App" }))).await.expect(201);
-        let read = in_time(world.get("/v1/agent_projects/app")).await.expect(200);
+            in_time(server.post("/v1/agent_projects", json!({ "slug": "app", "name": "App" }))).await.expect(201);
+        let read = in_time(server.get("/v1/agent_projects/app")).await.expect(200);
         assert_eq!(created, read);
-        Tables::of(&world).await.assert_whole();
+        Tables::new(&server).await.assert_whole();
     }
 }
 
@@ -199,16 +199,16 @@ async fn faults_that_pass_after_two_attempts_are_invisible() {
 async fn whatever_fails_what_was_acknowledged_is_there_and_nothing_is_half_there() {
     let taken = Fault::Cancel { code: "ConditionalCheckFailed", at: 1 };
     for fault in [Fault::Throttle, Fault::ServerError, Fault::Close, Fault::DropAnswer, CROSSED, taken] {
-        let (world, proxy) = FaultProxy::start().await;
+        let (server, proxy) = FaultProxy::start().await;
         let mut acknowledged = Vec::new();
         for count in [1, 2, 3, 5, 7] {
             proxy.fail("TransactWriteItems", count, fault);
             let body = json!({ "name": format!("{fault:?}, {count} times"), "scopes": ["admin"] });
-            let created = in_time(world.post("/v1/api_keys", body)).await;
+            let created = in_time(server.post("/v1/api_keys", body)).await;
             if created.status.is_success() {
                 let path = format!("/v1/api_keys/{}", id(&created.json));
-                let changed = in_time(world.patch(&path, json!({ "scopes": ["read"] }))).await;
-                let revoked = in_time(world.delete(&path)).await;
+                let changed = in_time(server.patch(&path, json!({ "scopes": ["read"] }))).await;
+                let revoked = in_time(server.delete(&path)).await;
                 acknowledged.push((id(&created.json), changed.status.is_success(), revoked.status.is_success()));
             } else {
                 unavailable(created);
@@ -216,7 +216,7 @@ async fn whatever_fails_what_was_acknowledged_is_there_and_nothing_is_half_there
             proxy.heal();
         }
         assert!(acknowledged.len() >= 3, "{fault:?}: up to three in a row pass unnoticed");
-        let tables = Tables::of(&world).await;
+        let tables = Tables::new(&server).await;
         tables.assert_whole();
         for (key, changed, revoked) in acknowledged {
             let kept = tables.under("KEY#").find(|kept| kept["id"] == key).unwrap();
@@ -228,24 +228,24 @@ async fn whatever_fails_what_was_acknowledged_is_there_and_nothing_is_half_there
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_read_is_consistent() {
-    let (world, proxy) = FaultProxy::start().await;
-    world.project("app").await;
-    let (key, token) = world.key(&["read"]).await;
-    world.session_token("app", json!({})).await;
+    let (server, proxy) = FaultProxy::start().await;
+    server.project("app").await;
+    let (key, token) = server.key(&["read"]).await;
+    server.session_token("app", json!({})).await;
     let path = format!("/v1/api_keys/{key}");
-    new_key(&world).idempotency_key("once").send().await.expect(201);
-    world.get("/v1/whoami").bearer(&token).send().await.expect(200);
+    new_key(&server).idempotency_key("once").send().await.expect(201);
+    server.get("/v1/whoami").bearer(&token).send().await.expect(200);
     let body = || json!({ "provider": "openai", "key": provider_key("sk-") });
-    world.post("/v1/model_keys", body()).send().await.expect(201);
-    let replacing = world.post("/v1/model_keys", body()).send().await.expect(201);
-    active(&world, "openai").send().await.expect(200);
+    server.post("/v1/model_keys", body()).send().await.expect(201);
+    let replacing = server.post("/v1/model_keys", body()).send().await.expect(201);
+    active(&server, "openai").send().await.expect(200);
     let model_key = format!("/v1/model_keys/{}", replacing["model_key"]["id"]);
-    world.delete(&model_key).send().await.expect(200);
+    server.delete(&model_key).send().await.expect(200);
     let body = json!({ "url": "https://hooks.example.com/", "event_types": ["*"] });
-    let made = world.post("/v1/webhook_endpoints", body).idempotency_key("once").send().await.expect(201);
+    let made = server.post("/v1/webhook_endpoints", body).idempotency_key("once").send().await.expect(201);
     let endpoint = format!("/v1/webhook_endpoints/{}", made["webhook_endpoint"]["id"]);
     for rest in ["rotate_secret", "test"] {
-        assert!(world.request(Method::POST, &format!("{endpoint}/{rest}")).send().await.status.is_success(), "{rest}");
+        assert!(server.request(Method::POST, &format!("{endpoint}/{rest}")).send().await.status.is_success(), "{rest}");
     }
     let deliveries = format!("{endpoint}/deliveries");
     for path in [
@@ -259,14 +259,14 @@ async fn every_read_is_consistent() {
         "/v1/agent_projects/app",
         "/v1/projects/app/whoami",
     ] {
-        world.get(path).send().await.expect(200);
+        server.get(path).send().await.expect(200);
     }
-    world.patch(&endpoint, json!({ "enabled": false })).send().await.expect(200);
-    assert_eq!(world.delete(&endpoint).send().await.status.as_u16(), 204);
-    world.patch(&path, json!({ "name": "other" })).send().await.expect(200);
-    world.delete(&path).send().await.expect(200);
+    server.patch(&endpoint, json!({ "enabled": false })).send().await.expect(200);
+    assert_eq!(server.delete(&endpoint).send().await.status.as_u16(), 204);
+    server.patch(&path, json!({ "name": "other" })).send().await.expect(200);
+    server.delete(&path).send().await.expect(200);
     let unknown = format!("{}00000000{}", &token[..10], &token[18..]);
-    world.get("/v1/whoami").bearer(&unknown).send().await.refused(401);
+    server.get("/v1/whoami").bearer(&unknown).send().await.refused(401);
 
     let seen = proxy.seen();
     for request in &seen {

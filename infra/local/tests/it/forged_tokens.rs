@@ -9,10 +9,10 @@ use karta_shared::clock::ManualClock;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
-use crate::harness::World;
+use crate::harness::TestServer;
 
 struct Door {
-    world: World,
+    server: TestServer,
     clock: std::sync::Arc<ManualClock>,
     secret: String,
     /// A token as it was minted.
@@ -22,13 +22,13 @@ struct Door {
 
 impl Door {
     async fn open() -> Self {
-        let (world, clock) = World::start_at_noon().await;
-        world.project("my-app").await;
-        let genuine = world.session_token("my-app", json!({ "user_id": "u" })).await;
+        let (server, clock) = TestServer::start_at_noon().await;
+        server.project("my-app").await;
+        let genuine = server.session_token("my-app", json!({ "user_id": "u" })).await;
         let claims = BASE64_URL_SAFE_NO_PAD.decode(genuine.split('.').nth(1).unwrap()).unwrap();
         let claims = serde_json::from_slice(&claims).unwrap();
-        let secret = world.runner.secrets.session_token_secret.expose_secret().to_owned();
-        Self { world, clock, secret, genuine, claims }
+        let secret = server.runner.secrets.session_token_secret.expose_secret().to_owned();
+        Self { server, clock, secret, genuine, claims }
     }
 
     /// The usual claims with one replaced, or taken out by `null`, under a right signature.
@@ -47,14 +47,14 @@ impl Door {
     }
 
     async fn accepts(&self, token: &str) {
-        assert!(self.world.authorizes(&format!("Bearer {token}")).await);
-        let principal = self.world.get("/v1/projects/my-app/whoami").bearer(token).send().await.expect(200);
+        assert!(self.server.authorizes(&format!("Bearer {token}")).await);
+        let principal = self.server.get("/v1/projects/my-app/whoami").bearer(token).send().await.expect(200);
         assert_eq!(principal["kind"], "session");
     }
 
     async fn refuses(&self, what: &str, token: &str) {
-        assert!(!self.world.authorizes(&format!("Bearer {token}")).await, "{what}");
-        let refused = self.world.get("/v1/projects/my-app/whoami").bearer(token).send().await;
+        assert!(!self.server.authorizes(&format!("Bearer {token}")).await, "{what}");
+        let refused = self.server.get("/v1/projects/my-app/whoami").bearer(token).send().await;
         assert_eq!(refused.refused(401), crate::harness::unauthorized(), "{what}");
     }
 }

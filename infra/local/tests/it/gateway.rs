@@ -15,13 +15,13 @@ use tokio::{
 
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy},
-    harness::{Reply, World, note_secret, unauthorized, unknown_route},
+    harness::{Reply, TestServer, note_secret, unauthorized, unknown_route},
 };
 
-async fn behind_a_proxy_at_noon() -> (World, Arc<FaultProxy>, Arc<ManualClock>) {
+async fn behind_a_proxy_at_noon() -> (TestServer, Arc<FaultProxy>, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
-    let (world, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
-    (world, proxy, clock)
+    let (server, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
+    (server, proxy, clock)
 }
 
 /// From now on the store answers nothing, until the proxy is healed.
@@ -40,7 +40,7 @@ fn is_unavailable(reply: Reply) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_paths_are_not_found_with_and_without_a_credential() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for path in [
         "/",
         "/v1",
@@ -59,7 +59,7 @@ async fn unknown_paths_are_not_found_with_and_without_a_credential() {
         "/v1%2Fwhoami",
         "/v1/whoami%20",
     ] {
-        for request in [world.get(path), world.get(path).anonymous()] {
+        for request in [server.get(path), server.get(path).anonymous()] {
             let reply = request.send().await;
             assert_eq!((path, reply.status.as_u16()), (path, 404));
             assert_eq!(reply.refused(404), unknown_route());
@@ -69,7 +69,7 @@ async fn unknown_paths_are_not_found_with_and_without_a_credential() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_method_is_unknown_route() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for (method, path) in [
         (Method::POST, "/healthz"),
         (Method::POST, "/v1/whoami"),
@@ -84,16 +84,16 @@ async fn a_wrong_method_is_unknown_route() {
         (Method::TRACE, "/v1/whoami"),
         (Method::from_bytes(b"PURGE").unwrap(), "/v1/whoami"),
     ] {
-        let refused = world.request(method.clone(), path).send().await;
+        let refused = server.request(method.clone(), path).send().await;
         assert_eq!(refused.refused(404), unknown_route(), "{method} {path}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn head_is_a_wrong_method_off_healthz() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for path in ["/v1/whoami", "/v1/api_keys", "/openapi.json", "/docs"] {
-        let refused = world.request(Method::HEAD, path).send().await;
+        let refused = server.request(Method::HEAD, path).send().await;
         assert_eq!((refused.status.as_u16(), refused.text.as_str()), (404, ""), "{path}");
         assert!(refused.headers.contains_key("x-request-id"));
     }
@@ -101,23 +101,23 @@ async fn head_is_a_wrong_method_off_healthz() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn encoded_unreserved_characters_equal_themselves() {
-    let world = World::start().await;
-    let id = world.project("my-app").await;
+    let server = TestServer::start().await;
+    let id = server.project("my-app").await;
     for path in ["/%76%31/whoami", "/v1/%77hoami", "/%68ealthz", "/v1/%61%70i%5Fkeys"] {
-        world.get(path).send().await.expect(200);
+        server.get(path).send().await.expect(200);
     }
     for path in
         ["/v1/agent_projects/%6Dy-app", "/v1/agent_projects/my%2dapp", "/v1/agent%5fprojects/%6d%79%2D%61%70%70"]
     {
-        assert_eq!(world.get(path).send().await.expect(200)["agent_project"]["id"], id, "{path}");
+        assert_eq!(server.get(path).send().await.expect(200)["agent_project"]["id"], id, "{path}");
     }
-    let token = world.session_token("my%2Dapp", json!({})).await;
-    world.get("/v1/projects/%6Dy-app/whoami").bearer(&token).send().await.expect(200);
-    world.get("/v1/agent_projects/%256Dy-app").send().await.refused(404);
+    let token = server.session_token("my%2Dapp", json!({})).await;
+    server.get("/v1/projects/%6Dy-app/whoami").bearer(&token).send().await.expect(200);
+    server.get("/v1/agent_projects/%256Dy-app").send().await.refused(404);
     // Both spellings are one path to an idempotency key.
     let deploy = |slug: &str, sha: &str| {
         let path = format!("/v1/agent_projects/{slug}/deploys");
-        world.post(&path, json!({ "commit_sha": sha })).idempotency_key("once").send()
+        server.post(&path, json!({ "commit_sha": sha })).idempotency_key("once").send()
     };
     let first = deploy("my-app", "abcdef0").await.expect(201);
     assert_eq!(deploy("%6Dy-app", "abcdef0").await.expect(201), first);
@@ -125,8 +125,8 @@ async fn encoded_unreserved_characters_equal_themselves() {
 }
 
 /// The status line and the body of the answer to a request as it stands.
-async fn raw(world: &World, request: &str) -> (String, String) {
-    let mut stream = TcpStream::connect(world.runner.base_url.trim_start_matches("http://")).await.unwrap();
+async fn raw(server: &TestServer, request: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(server.runner.base_url.trim_start_matches("http://")).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -136,49 +136,49 @@ async fn raw(world: &World, request: &str) -> (String, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn http_1_1_requires_one_host() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let healthz =
         |version: &str, hosts: &str| format!("GET /healthz HTTP/{version}\r\n{hosts}connection: close\r\n\r\n");
     for hosts in ["", "host: localhost\r\nhost: localhost\r\n", "host: localhost\r\nHost: other.example\r\n"] {
-        let (status, body) = raw(&world, &healthz("1.1", hosts)).await;
+        let (status, body) = raw(&server, &healthz("1.1", hosts)).await;
         assert_eq!(status, "HTTP/1.1 400 Bad Request", "{hosts:?}");
         assert!(body.contains(r#""error":"invalid_host""#), "{body}");
     }
     for (version, hosts) in [("1.1", "host: localhost\r\n"), ("1.1", "host:\r\n"), ("1.0", "")] {
-        let (status, _) = raw(&world, &healthz(version, hosts)).await;
+        let (status, _) = raw(&server, &healthz(version, hosts)).await;
         assert!(status.ends_with("200 OK"), "{version} {hosts:?}: {status}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_authorization_headers_are_unauthorized() {
-    let world = World::start().await;
-    world.project("my-app").await;
-    let session = world.session_token("my-app", json!({})).await;
-    let admin = format!("Bearer {}", world.admin);
+    let server = TestServer::start().await;
+    server.project("my-app").await;
+    let session = server.session_token("my-app", json!({})).await;
+    let admin = format!("Bearer {}", server.admin);
     for other in [admin.as_str(), &format!("Bearer {session}"), "nonsense", ""] {
         for path in ["/v1/whoami", "/v1/api_keys", "/v1/projects/my-app/whoami"] {
-            let refused = world.get(path).header("authorization", other).send().await.refused(401);
+            let refused = server.get(path).header("authorization", other).send().await.refused(401);
             assert_eq!(refused, unauthorized(), "{path} with {other:?}");
             let refused =
-                world.get(path).header("authorization", &admin).authorization(other).send().await.refused(401);
+                server.get(path).header("authorization", &admin).authorization(other).send().await.refused(401);
             assert_eq!(refused, unauthorized(), "{path} with {other:?} last");
         }
-        let internal = world.service(Method::GET, "/v1/internal/whoami");
+        let internal = server.service(Method::GET, "/v1/internal/whoami");
         assert_eq!(internal.header("authorization", other).send().await.refused(401), unauthorized(), "{other:?}");
         // A route that reads no credential, and a path that no route has.
-        world.get("/healthz").header("authorization", other).send().await.expect(200);
-        assert_eq!(world.get("/v1/nothing").header("authorization", other).send().await.refused(404), unknown_route());
+        server.get("/healthz").header("authorization", other).send().await.expect(200);
+        assert_eq!(server.get("/v1/nothing").header("authorization", other).send().await.refused(404), unknown_route());
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn functions_challenge_under_the_gateways_name() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let body = json!({ "name": "elsewhere", "scopes": ["read"], "allowed_cidrs": ["203.0.113.0/24"] });
-    let (_, elsewhere) = world.key_with(body).await;
-    let by_the_gateway = world.get("/v1/whoami").anonymous().send().await;
-    let by_a_function = world.get("/v1/whoami").bearer(&elsewhere).send().await;
+    let (_, elsewhere) = server.key_with(body).await;
+    let by_the_gateway = server.get("/v1/whoami").anonymous().send().await;
+    let by_a_function = server.get("/v1/whoami").bearer(&elsewhere).send().await;
     assert_eq!(by_the_gateway.headers["www-authenticate"], "Bearer");
     assert_eq!(by_a_function.headers["x-amzn-remapped-www-authenticate"], "Bearer");
     assert!(!by_a_function.headers.contains_key("www-authenticate"), "API Gateway lets none through");
@@ -187,35 +187,36 @@ async fn functions_challenge_under_the_gateways_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trailing_slash_is_another_path() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for path in ["/healthz/", "/v1/whoami/", "/v1/api_keys/", "/v1/api_keys/1/", "/v1/agent_projects/"] {
-        assert_eq!(world.get(path).send().await.refused(404), unknown_route(), "{path}");
+        assert_eq!(server.get(path).send().await.refused(404), unknown_route(), "{path}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_over_the_gateways_ten_mebibytes_is_too_large() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for bytes in [10 * 1024 * 1024, 10 * 1024 * 1024 + 1, 12 * 1024 * 1024] {
-        let refused = world.request(Method::POST, "/v1/api_keys").raw_body(vec![b' '; bytes]).send().await.refused(413);
+        let refused =
+            server.request(Method::POST, "/v1/api_keys").raw_body(vec![b' '; bytes]).send().await.refused(413);
         assert_eq!(refused["error"], "body_too_large", "{bytes}");
         assert!(refused["message"].is_string());
         // An internal route off the allowlist answers like an unknown path, also to such a body.
         for path in ["/v1/internal/keys/validate", "/v1/nothing"] {
-            let request = world.request(Method::POST, path).header("host", "elsewhere.example");
+            let request = server.request(Method::POST, path).header("host", "elsewhere.example");
             request.raw_body(vec![b' '; bytes]).send().await.refused(if bytes > 10 * 1024 * 1024 { 413 } else { 404 });
         }
     }
-    let request = world.request(Method::POST, "/v1/api_keys").anonymous().raw_body(vec![b' '; 1024 * 1024]);
+    let request = server.request(Method::POST, "/v1/api_keys").anonymous().raw_body(vec![b' '; 1024 * 1024]);
     request.send().await.refused(401);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_may_have_64_kibibytes_and_not_a_byte_more() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let body = r#"{"name":"padded","scopes":["read"]}"#;
     let padded = |bytes: usize| body.to_owned() + &" ".repeat(bytes - body.len());
-    let post = |body: String| world.request(Method::POST, "/v1/api_keys").raw_body(body).send();
+    let post = |body: String| server.request(Method::POST, "/v1/api_keys").raw_body(body).send();
     post(padded(64 * 1024)).await.expect(201);
     let refused = post(padded(64 * 1024 + 1)).await.refused(413);
     assert_eq!(refused, json!({ "error": "body_too_large", "message": "The body must be at most 65536 bytes" }));
@@ -223,66 +224,66 @@ async fn a_body_may_have_64_kibibytes_and_not_a_byte_more() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn authentication_without_a_store_is_unavailable_never_unauthorized_and_never_cached() {
-    let (world, proxy, _clock) = behind_a_proxy_at_noon().await;
-    let ring = world.runner.app.secrets.ring(Ring::KeyTag).await.unwrap();
+    let (server, proxy, _clock) = behind_a_proxy_at_noon().await;
+    let ring = server.runner.app.secrets.ring(Ring::KeyTag).await.unwrap();
     let unstored = ApiKeyToken::mint(&ring, &OsEntropy);
     note_secret(unstored.expose());
     take_the_store_away(&proxy);
-    for token in [world.admin.as_str(), unstored.expose()] {
-        is_unavailable(world.get("/v1/whoami").bearer(token).send().await);
+    for token in [server.admin.as_str(), unstored.expose()] {
+        is_unavailable(server.get("/v1/whoami").bearer(token).send().await);
     }
     proxy.heal();
-    world.get("/v1/whoami").send().await.expect(200);
-    world.get("/v1/whoami").bearer(unstored.expose()).send().await.refused(401);
+    server.get("/v1/whoami").send().await.expect(200);
+    server.get("/v1/whoami").bearer(unstored.expose()).send().await.refused(401);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_known_proof_without_its_state_is_unavailable_too() {
-    let (world, proxy, clock) = behind_a_proxy_at_noon().await;
-    world.get("/v1/whoami").send().await.expect(200);
+    let (server, proxy, clock) = behind_a_proxy_at_noon().await;
+    server.get("/v1/whoami").send().await.expect(200);
     clock.advance(Duration::from_secs(3));
     take_the_store_away(&proxy);
-    is_unavailable(world.get("/v1/whoami").send().await);
+    is_unavailable(server.get("/v1/whoami").send().await);
     proxy.heal();
-    world.get("/v1/whoami").send().await.expect(200);
+    server.get("/v1/whoami").send().await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_route_without_a_store_is_unavailable() {
-    let (world, proxy, _clock) = behind_a_proxy_at_noon().await;
-    world.get("/v1/whoami").send().await.expect(200);
+    let (server, proxy, _clock) = behind_a_proxy_at_noon().await;
+    server.get("/v1/whoami").send().await.expect(200);
     take_the_store_away(&proxy);
-    is_unavailable(world.get("/v1/api_keys").send().await);
-    is_unavailable(world.post("/v1/api_keys", json!({ "name": "x", "scopes": ["read"] })).send().await);
+    is_unavailable(server.get("/v1/api_keys").send().await);
+    is_unavailable(server.post("/v1/api_keys", json!({ "name": "x", "scopes": ["read"] })).send().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_needs_no_store_answers_without_one() {
-    let (world, proxy, _clock) = behind_a_proxy_at_noon().await;
-    world.project("my-app").await;
-    let token = world.session_token("my-app", json!({})).await;
+    let (server, proxy, _clock) = behind_a_proxy_at_noon().await;
+    server.project("my-app").await;
+    let token = server.session_token("my-app", json!({})).await;
     take_the_store_away(&proxy);
     proxy.forget();
-    world.get("/healthz").anonymous().send().await.expect(200);
-    world.get("/v1/projects/my-app/whoami").bearer(&token).send().await.expect(200);
-    world.get("/v1/projects/my-app/whoami").bearer(&format!("{}A", &token[1..])).send().await.refused(401);
-    world.get("/v1/whoami").bearer(&format!("kt_live_{}", "0".repeat(32))).send().await.refused(401);
+    server.get("/healthz").anonymous().send().await.expect(200);
+    server.get("/v1/projects/my-app/whoami").bearer(&token).send().await.expect(200);
+    server.get("/v1/projects/my-app/whoami").bearer(&format!("{}A", &token[1..])).send().await.refused(401);
+    server.get("/v1/whoami").bearer(&format!("kt_live_{}", "0".repeat(32))).send().await.refused(401);
     assert!(proxy.seen().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn browsers_may_read_the_gateways_own_refusals() {
-    let (world, proxy, clock) = behind_a_proxy_at_noon().await;
+    let (server, proxy, clock) = behind_a_proxy_at_noon().await;
     let whoami = "/v1/projects/my-app/whoami";
-    let large = world.request(Method::POST, "/v1/api_keys").raw_body(vec![b' '; 10 * 1024 * 1024 + 1]).send().await;
+    let large = server.request(Method::POST, "/v1/api_keys").raw_body(vec![b' '; 10 * 1024 * 1024 + 1]).send().await;
     clock.advance(Duration::from_secs(3));
     take_the_store_away(&proxy);
     let refusals = [
         (413, large),
-        (401, world.get(whoami).anonymous().send().await),
-        (401, world.get(whoami).bearer(&format!("kt_live_{}", "0".repeat(32))).send().await),
-        (404, world.get("/v1/nothing").send().await),
-        (503, world.get(whoami).send().await),
+        (401, server.get(whoami).anonymous().send().await),
+        (401, server.get(whoami).bearer(&format!("kt_live_{}", "0".repeat(32))).send().await),
+        (404, server.get("/v1/nothing").send().await),
+        (503, server.get(whoami).send().await),
     ];
     for (status, refusal) in refusals {
         assert_eq!(refusal.headers["access-control-allow-origin"], "*");
@@ -293,11 +294,11 @@ async fn browsers_may_read_the_gateways_own_refusals() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_answer_has_a_request_id_of_its_own() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let mut seen = HashSet::new();
     for _ in 0..20 {
         for path in ["/healthz", "/v1/whoami", "/v1/nothing", "/v1/api_keys/7"] {
-            let reply = world.get(path).header("x-request-id", "mine").send().await;
+            let reply = server.get(path).header("x-request-id", "mine").send().await;
             let id = reply.headers["x-request-id"].to_str().unwrap().to_owned();
             assert!(is_random_uuid(&id), "{id}");
             assert!(seen.insert(id), "a repeated id");
@@ -318,10 +319,10 @@ fn is_random_uuid(id: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn addresses_are_judged_by_the_connection_and_not_by_what_a_client_claims() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let key = async |cidr: &str| {
         let body = json!({ "name": cidr, "scopes": ["read"], "allowed_cidrs": [cidr] });
-        world.key_with(body).await.1
+        server.key_with(body).await.1
     };
     let (elsewhere, here) = (key("203.0.113.0/24").await, key("127.0.0.1/32").await);
     for (name, value) in [
@@ -332,23 +333,23 @@ async fn addresses_are_judged_by_the_connection_and_not_by_what_a_client_claims(
         ("cf-connecting-ip", "203.0.113.5"),
         ("true-client-ip", "203.0.113.5"),
     ] {
-        world.get("/v1/whoami").bearer(&elsewhere).header(name, value).send().await.refused(401);
-        world.get("/v1/whoami").bearer(&here).header(name, value).send().await.expect(200);
+        server.get("/v1/whoami").bearer(&elsewhere).header(name, value).send().await.refused(401);
+        server.get("/v1/whoami").bearer(&here).header(name, value).send().await.expect(200);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_embedded_store_opens_to_its_access_key_alone() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let scan = json!({ "TableName": "karta-credentials" }).to_string();
     let client = reqwest::Client::new();
     for credential in ["", "AWS4-HMAC-SHA256 Credential=local/20261121/us-east-1/dynamodb/aws4_request, Signature=00"] {
-        let request = client.post(world.runner.emulator.endpoint()).header("x-amz-target", "DynamoDB_20120810.Scan");
+        let request = client.post(server.runner.emulator.endpoint()).header("x-amz-target", "DynamoDB_20120810.Scan");
         let answer = request.header("authorization", credential).header("origin", "https://evil.example");
         let answer = answer.body(scan.clone()).send().await.unwrap();
         assert_eq!(answer.status(), 400);
         assert!(!answer.headers().contains_key("access-control-allow-origin"));
         assert_eq!(answer.text().await.unwrap(), r#"{"__type":"UnrecognizedClientException"}"#);
     }
-    world.dynamodb("Scan", json!({ "TableName": "karta-credentials" })).await;
+    server.dynamodb("Scan", json!({ "TableName": "karta-credentials" })).await;
 }

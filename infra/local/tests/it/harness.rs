@@ -57,7 +57,7 @@ pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
 }
 
 /// A running control plane with one organization, `acme`. When it is dropped, its audit logs must verify.
-pub(crate) struct World {
+pub(crate) struct TestServer {
     audit: AuditCheck,
     pub(crate) runner: Runner,
     /// `acme`'s first key: all scopes.
@@ -66,7 +66,7 @@ pub(crate) struct World {
     client: reqwest::Client,
 }
 
-impl World {
+impl TestServer {
     /// On the machine's clock.
     pub(crate) async fn start() -> Self {
         Self::start_with(Arc::new(SystemClock), None).await
@@ -75,8 +75,8 @@ impl World {
     /// On a clock that the test moves; it starts at 2026-11-21T12:00:00Z.
     pub(crate) async fn start_at_noon() -> (Self, Arc<ManualClock>) {
         let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
-        let world = Self::start_with(Arc::clone(&clock) as Arc<dyn Clock>, None).await;
-        (world, clock)
+        let server = Self::start_with(Arc::clone(&clock) as Arc<dyn Clock>, None).await;
+        (server, clock)
     }
 
     /// With the SDK pointed at what `proxy` makes of the embedded store's URL.
@@ -88,14 +88,14 @@ impl World {
         log_to_file();
         let runner = Runner::start_behind(options, proxy).await.unwrap();
         let admin = runner.founded.api_key.as_ref().unwrap().expose().to_owned();
-        Self::of(runner, admin)
+        Self::new(runner, admin)
     }
 
     /// Over the data that another run left, with the admin key that it showed.
     pub(crate) async fn start_over(data_dir: PathBuf, admin: &str) -> Self {
         log_to_file();
         let options = Options { data_dir: Some(data_dir), ..options(Arc::new(SystemClock)) };
-        Self::of(Runner::start(options).await.unwrap(), admin.to_owned())
+        Self::new(Runner::start(options).await.unwrap(), admin.to_owned())
     }
 
     /// With the internal routes for those that the lists name.
@@ -104,19 +104,19 @@ impl World {
         let options = Options { internal, ..options(Arc::new(SystemClock)) };
         let runner = Runner::start(options).await.unwrap();
         let admin = runner.founded.api_key.as_ref().unwrap().expose().to_owned();
-        Self::of(runner, admin)
+        Self::new(runner, admin)
     }
 
-    fn of(runner: Runner, admin: String) -> Self {
+    fn new(runner: Runner, admin: String) -> Self {
         note_secret(runner.secrets.service_token.expose_secret());
         note_secret(runner.secrets.session_token_secret.expose_secret());
         note_secret(&admin);
         let organization_id = runner.founded.organization.id.get();
-        Self { audit: AuditCheck::of(&runner), runner, admin, organization_id, client: reqwest::Client::new() }
+        Self { audit: AuditCheck::new(&runner), runner, admin, organization_id, client: reqwest::Client::new() }
     }
 
     /// For a test that tampers with the audit log.
-    pub(crate) fn let_the_audit_log_be(&mut self) {
+    pub(crate) fn skip_audit_check(&mut self) {
         self.audit.is_wanted = false;
     }
 
@@ -307,7 +307,7 @@ impl World {
     }
 }
 
-/// Chains what is left of a world's audit logs when the world ends, and verifies them all: on a thread and a runtime of its own, past any
+/// Chains what is left of a server's audit logs when the server ends, and verifies them all: on a thread and a runtime of its own, past any
 /// proxy.
 struct AuditCheck {
     is_wanted: bool,
@@ -317,7 +317,7 @@ struct AuditCheck {
 }
 
 impl AuditCheck {
-    fn of(runner: &Runner) -> Self {
+    fn new(runner: &Runner) -> Self {
         let SecretSource::Fixed(secrets) = runner.secrets.source() else { panic!("a local run's secrets") };
         let emulator = &runner.emulator;
         Self { is_wanted: true, endpoint: emulator.endpoint(), access_key: emulator.access_key().clone(), secrets }
@@ -485,7 +485,7 @@ fn plain_attribute(attribute: &Value) -> Value {
     }
 }
 
-/// Of a world: one organization, nothing on disk, workers at rest.
+/// Of a server: one organization, nothing on disk, workers at rest.
 pub(crate) fn options(clock: Arc<dyn Clock>) -> Options {
     Options {
         host: [127, 0, 0, 1].into(),

@@ -1,16 +1,16 @@
 use http::Method;
 use serde_json::json;
 
-use crate::harness::{World, unknown_route};
+use crate::harness::{TestServer, unknown_route};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_says_ok_to_anybody_and_nothing_else() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for request in [
-        world.get("/healthz").anonymous(),
-        world.get("/healthz"),
-        world.get("/healthz").authorization("nonsense"),
-        world.get("/healthz").bearer("kt_live_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"),
+        server.get("/healthz").anonymous(),
+        server.get("/healthz"),
+        server.get("/healthz").authorization("nonsense"),
+        server.get("/healthz").bearer("kt_live_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"),
     ] {
         assert_eq!(request.send().await.expect(200), json!({ "status": "ok" }));
     }
@@ -18,9 +18,9 @@ async fn it_says_ok_to_anybody_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn head_answers_like_get_without_a_body() {
-    let world = World::start().await;
-    let get = world.get("/healthz").anonymous().send().await;
-    for request in [world.request(Method::HEAD, "/healthz"), world.request(Method::HEAD, "/healthz").anonymous()] {
+    let server = TestServer::start().await;
+    let get = server.get("/healthz").anonymous().send().await;
+    for request in [server.request(Method::HEAD, "/healthz"), server.request(Method::HEAD, "/healthz").anonymous()] {
         let head = request.send().await;
         assert_eq!((head.status.as_u16(), head.text.as_str()), (200, ""));
         for header in ["content-type", "content-length", "cache-control"] {
@@ -32,7 +32,7 @@ async fn head_answers_like_get_without_a_body() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_method_or_path_is_not_found() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for (method, path) in [
         (Method::POST, "/healthz"),
         (Method::DELETE, "/healthz"),
@@ -50,7 +50,7 @@ async fn another_method_or_path_is_not_found() {
         (Method::GET, "/v1/api_keys/"),
         (Method::GET, "/V1/api_keys"),
     ] {
-        for request in [world.request(method.clone(), path), world.request(method.clone(), path).anonymous()] {
+        for request in [server.request(method.clone(), path), server.request(method.clone(), path).anonymous()] {
             assert_eq!(request.send().await.refused(404), unknown_route(), "{method} {path}");
         }
     }

@@ -10,7 +10,7 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::harness::{Reply, Request, World, note_secret};
+use crate::harness::{Reply, Request, TestServer, note_secret};
 
 /// Fields that are meant to hold a secret, or any text: none of them is stored as it came.
 const ANY_TEXT: [(&str, &str); 5] = [
@@ -32,11 +32,11 @@ struct Target {
 }
 
 impl Target {
-    fn request(&self, world: &World, body: String) -> Request {
+    fn request(&self, server: &TestServer, body: String) -> Request {
         let request = if self.path.starts_with("/v1/internal/") {
-            world.service(self.method.clone(), &self.path)
+            server.service(self.method.clone(), &self.path)
         } else {
-            world.request(self.method.clone(), &self.path)
+            server.request(self.method.clone(), &self.path)
         };
         request.raw_body(body)
     }
@@ -65,9 +65,9 @@ fn listed(message: &str) -> Vec<String> {
 }
 
 /// The fields of a target's body, those of its objects with their path.
-async fn fields(world: &World, target: &Target) -> Vec<String> {
+async fn fields(server: &TestServer, target: &Target) -> Vec<String> {
     let message = |body: Value| {
-        let request = target.request(world, body.to_string());
+        let request = target.request(server, body.to_string());
         async move { request.send().await.refused(422)["message"].as_str().unwrap().to_owned() }
     };
     let mut fields = Vec::new();
@@ -135,15 +135,15 @@ fn assert_refused(reply: Reply, field: &str, secrets: &[String], what: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_values_are_refused_in_every_field() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let examples: Vec<String> = secret_examples().into_iter().filter(|secret| !secret.contains('\n')).collect();
     for secret in &examples {
         note_secret(secret);
     }
-    let own = [world.admin.clone(), world.runner.secrets.service_token.expose_secret().to_owned()];
+    let own = [server.admin.clone(), server.runner.secrets.service_token.expose_secret().to_owned()];
     let (mut tasks, mut fields_met) = (JoinSet::new(), BTreeSet::new());
     for target in targets() {
-        for (at, field) in fields(&world, &target).await.into_iter().enumerate() {
+        for (at, field) in fields(&server, &target).await.into_iter().enumerate() {
             fields_met.insert(format!("{} {field}", target.name));
             if target.name == BATCH {
                 continue;
@@ -163,10 +163,11 @@ async fn hostile_values_are_refused_in_every_field() {
                 bodies.extend(with_text);
                 Vec::new()
             };
-            let huge = target.request(&world, body(&field, &json!("a".repeat(1_000_000)).to_string()));
-            let refused: Vec<_> = bodies.into_iter().map(|body| (target.request(&world, body.clone()), body)).collect();
+            let huge = target.request(&server, body(&field, &json!("a".repeat(1_000_000)).to_string()));
+            let refused: Vec<_> =
+                bodies.into_iter().map(|body| (target.request(&server, body.clone()), body)).collect();
             let survived: Vec<_> =
-                any_text.into_iter().map(|body| target.request(&world, body)).chain([huge]).collect();
+                any_text.into_iter().map(|body| target.request(&server, body)).chain([huge]).collect();
             let name = target.name.clone();
             tasks.spawn(async move {
                 for (request, body) in refused {
@@ -186,24 +187,24 @@ async fn hostile_values_are_refused_in_every_field() {
     {
         assert!(fields_met.contains(known), "{known} is not among {fields_met:#?}");
     }
-    let stored = Value::from(world.stored().await).to_string();
+    let stored = Value::from(server.stored().await).to_string();
     assert!(holds_none(&stored, &examples) && holds_none(&stored, &own));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_event_is_rejected_by_itself() {
-    let world = World::start().await;
-    let key = world.get("/v1/whoami").send().await.expect(200)["api_key_id"].clone();
-    let now = world.runner.app.clock.now();
+    let server = TestServer::start().await;
+    let key = server.get("/v1/whoami").send().await.expect(200)["api_key_id"].clone();
+    let now = server.runner.app.clock.now();
     let event = |id: &str| json!({ "api_key_id": key, "kind": "input_tokens", "quantity": 1, "model": "gpt-4o", "occurred_at": now, "client_event_id": id });
     let report = |events: String| {
-        world.service(Method::POST, "/v1/internal/usage/events").raw_body(format!(r#"{{"events":[{events}]}}"#))
+        server.service(Method::POST, "/v1/internal/usage/events").raw_body(format!(r#"{{"events":[{events}]}}"#))
     };
     let unknown = report(r#"{"nonsense":1}"#.to_owned()).send().await.expect(202);
     let fields = listed(unknown["rejected"][0]["message"].as_str().unwrap());
     assert!(fields.contains(&"session_id".to_owned()) && fields.len() >= 10, "{fields:?}");
     let secrets: Vec<String> =
-        secret_examples().into_iter().chain([world.runner.secrets.service_token.expose_secret().to_owned()]).collect();
+        secret_examples().into_iter().chain([server.runner.secrets.service_token.expose_secret().to_owned()]).collect();
     let values: Vec<String> = unusable().into_iter().chain(texts(&secrets)).collect();
     for field in &fields {
         let bad: Vec<String> = values
@@ -231,15 +232,15 @@ async fn a_bad_event_is_rejected_by_itself() {
             }
         }
     }
-    let stored = Value::from(world.stored().await).to_string();
+    let stored = Value::from(server.stored().await).to_string();
     assert!(holds_none(&stored, &secrets));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_credential_as_a_name_is_stored_nowhere() {
-    let world = World::start().await;
-    let (_, token) = world.key(&["read"]).await;
-    let before = world.stored().await.len();
+    let server = TestServer::start().await;
+    let (_, token) = server.key(&["read"]).await;
+    let before = server.stored().await.len();
     for (path, body, field) in [
         ("/v1/api_keys", json!({ "name": token, "scopes": ["read"] }), "name"),
         ("/v1/api_keys", json!({ "name": format!("key {token}!"), "scopes": ["read"] }), "name"),
@@ -266,30 +267,30 @@ async fn a_credential_as_a_name_is_stored_nowhere() {
             "description",
         ),
     ] {
-        let reply = world.post(path, body).send().await;
+        let reply = server.post(path, body).send().await;
         assert!(!reply.text.contains(&token), "{}", reply.text);
         assert_eq!(reply.invalid_field(), field);
     }
-    let stored = world.stored().await;
+    let stored = server.stored().await;
     assert_eq!(stored.len(), before);
     assert!(!Value::from(stored).to_string().contains(&token[14..]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_encoded_body_is_415_on_every_route() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for target in targets() {
         for encoding in ["gzip", "br", "identity, gzip"] {
-            let request = target.request(&world, "\u{1f}\u{8b}".to_owned()).header("content-encoding", encoding);
+            let request = target.request(&server, "\u{1f}\u{8b}".to_owned()).header("content-encoding", encoding);
             let refusal = request.send().await.refused(415);
             assert_eq!(refusal["error"], "unsupported_encoding", "{}", target.path);
         }
         for encoding in ["identity", "identity, Identity", ""] {
-            let plain = target.request(&world, r#"{"nonsense":1}"#.to_owned()).header("content-encoding", encoding);
+            let plain = target.request(&server, r#"{"nonsense":1}"#.to_owned()).header("content-encoding", encoding);
             assert_eq!(plain.send().await.invalid_field(), "nonsense", "{}", target.path);
         }
         let stranger =
-            target.request(&world, "x".to_owned()).header("content-encoding", "gzip").anonymous().send().await;
+            target.request(&server, "x".to_owned()).header("content-encoding", "gzip").anonymous().send().await;
         assert_eq!(stranger.status, 401, "{}", target.path);
     }
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::{
-    harness::{Reply, Request, World, plain},
+    harness::{Reply, Request, TestServer, plain},
     model_keys::provider_key,
 };
 
@@ -25,8 +25,8 @@ fn model_key() -> Value {
     json!({ "provider": "openai", "key": provider_key("sk-") })
 }
 
-fn create_key(world: &World) -> impl Fn() -> Request {
-    || world.post(KEYS, key()).idempotency_key("once")
+fn create_key(server: &TestServer) -> impl Fn() -> Request {
+    || server.post(KEYS, key()).idempotency_key("once")
 }
 
 #[track_caller]
@@ -40,25 +40,25 @@ fn assert_mismatch(reply: Reply) {
 }
 
 /// The remembered answers.
-async fn records(world: &World) -> Vec<Value> {
+async fn records(server: &TestServer) -> Vec<Value> {
     let scan = json!({
         "TableName": "karta",
         "FilterExpression": "begins_with(pk, :pk)",
         "ExpressionAttributeValues": { ":pk": { "S": "IDEM#" } },
     });
-    world.dynamodb("Scan", scan).await["Items"].as_array().unwrap().iter().map(plain).collect()
+    server.dynamodb("Scan", scan).await["Items"].as_array().unwrap().iter().map(plain).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeat_gets_the_same_answer_and_makes_nothing() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for (route, body, action) in [
         (KEYS, key(), "api_key.created"),
         (PROJECTS, project("site"), "agent_project.created"),
         (MODEL_KEYS, model_key(), "model_key.created"),
     ] {
-        let before = world.audited(action).await.len();
-        let create = || world.post(route, body.clone()).idempotency_key("once");
+        let before = server.audited(action).await.len();
+        let create = || server.post(route, body.clone()).idempotency_key("once");
         let first = create().send().await;
         for _ in 0..3 {
             let repeat = create().send().await;
@@ -67,48 +67,48 @@ async fn a_repeat_gets_the_same_answer_and_makes_nothing() {
             assert_ne!(repeat.headers["x-request-id"], first.headers["x-request-id"]);
         }
         first.expect(201);
-        assert_eq!(world.audited(action).await.len(), before + 1);
+        assert_eq!(server.audited(action).await.len(), before + 1);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replayed_secret_is_the_one_that_works() {
-    let world = World::start().await;
-    let create = create_key(&world);
+    let server = TestServer::start().await;
+    let create = create_key(&server);
     create().send().await.expect(201);
     let replayed = create().send().await.expect(201);
-    let principal = world.get("/v1/whoami").bearer(replayed["secret"].as_str().unwrap()).send().await.expect(200);
+    let principal = server.get("/v1/whoami").bearer(replayed["secret"].as_str().unwrap()).send().await.expect(200);
     assert_eq!(principal["api_key_id"], replayed["api_key"]["id"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_key_every_request_makes_one() {
-    let world = World::start().await;
-    let (one, other) = (world.key(&["read"]).await, world.key(&["read"]).await);
+    let server = TestServer::start().await;
+    let (one, other) = (server.key(&["read"]).await, server.key(&["read"]).await);
     assert_ne!(one.0, other.0);
-    assert_eq!(records(&world).await, [] as [Value; 0]);
+    assert_eq!(records(&server).await, [] as [Value; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_body_is_a_mismatch() {
-    let world = World::start().await;
-    let create = create_key(&world);
+    let server = TestServer::start().await;
+    let create = create_key(&server);
     create().send().await.expect(201);
     for body in [
         json!({ "name": "cd", "scopes": ["read"] }),
         json!({ "name": "ci", "scopes": ["read", "write"] }),
         json!({ "name": "ci", "scopes": ["read"], "metadata": {} }),
     ] {
-        assert_mismatch(world.post(KEYS, body).idempotency_key("once").send().await);
+        assert_mismatch(server.post(KEYS, body).idempotency_key("once").send().await);
     }
-    world.post(PROJECTS, project("site")).idempotency_key("once").send().await.expect(201);
-    assert_mismatch(world.post(PROJECTS, project("shop")).idempotency_key("once").send().await);
+    server.post(PROJECTS, project("site")).idempotency_key("once").send().await.expect(201);
+    assert_mismatch(server.post(PROJECTS, project("shop")).idempotency_key("once").send().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_order_of_fields_and_spacing_do_not_matter() {
-    let world = World::start().await;
-    let send = |body: &'static str| world.post(KEYS, json!({})).raw_body(body).idempotency_key("once").send();
+    let server = TestServer::start().await;
+    let send = |body: &'static str| server.post(KEYS, json!({})).raw_body(body).idempotency_key("once").send();
     let first = send(r#"{"name":"ci","scopes":["read"],"metadata":{"a":"1","b":"2"}}"#).await;
     let repeat =
         send("{ \"metadata\": {\"b\":\"2\",\n\"a\":\"1\"}, \"scopes\" : [\"read\"],\t\"name\": \"c\\u0069\" }\n").await;
@@ -118,26 +118,26 @@ async fn the_order_of_fields_and_spacing_do_not_matter() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_credential_path_or_organization_is_independent() {
-    let world = World::start().await;
-    let (_, colleague) = world.key(&["read", "write", "admin"]).await;
-    let (_, stranger) = world.another_organization("other").await;
+    let server = TestServer::start().await;
+    let (_, colleague) = server.key(&["read", "write", "admin"]).await;
+    let (_, stranger) = server.another_organization("other").await;
     let mut ids = BTreeSet::new();
-    for token in [&world.admin, &colleague, &stranger] {
-        let made = world.post(KEYS, key()).bearer(token).idempotency_key("once").send().await.expect(201);
+    for token in [&server.admin, &colleague, &stranger] {
+        let made = server.post(KEYS, key()).bearer(token).idempotency_key("once").send().await.expect(201);
         ids.insert(made["api_key"]["id"].as_u64());
     }
     assert_eq!(ids.len(), 3);
-    world.post(PROJECTS, project("site")).idempotency_key("once").send().await.expect(201);
-    let colleagues = world.post(PROJECTS, project("shop")).bearer(&colleague).idempotency_key("once");
+    server.post(PROJECTS, project("site")).idempotency_key("once").send().await.expect(201);
+    let colleagues = server.post(PROJECTS, project("shop")).bearer(&colleague).idempotency_key("once");
     colleagues.send().await.expect(201);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_are_told_apart_to_the_letter() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let mut ids = BTreeSet::new();
     for idempotency_key in ["a", "A", "aa", "a a", "~!\"'{}"] {
-        let made = world.post(KEYS, key()).idempotency_key(idempotency_key).send().await.expect(201);
+        let made = server.post(KEYS, key()).idempotency_key(idempotency_key).send().await.expect(201);
         ids.insert(made["api_key"]["id"].as_u64());
     }
     assert_eq!(ids.len(), 5);
@@ -145,39 +145,39 @@ async fn keys_are_told_apart_to_the_letter() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_has_1_to_255_printable_ascii_characters() {
-    let world = World::start().await;
-    world.post(KEYS, key()).idempotency_key("~".repeat(255)).send().await.expect(201);
+    let server = TestServer::start().await;
+    server.post(KEYS, key()).idempotency_key("~".repeat(255)).send().await.expect(201);
     let wrong: [&[u8]; 6] = [b"", &[b'a'; 256], "\u{e9}".as_bytes(), b"\xff", b"a\tb", "\u{1f511}".as_bytes()];
     for header in wrong {
-        let keys = world.post(KEYS, key()).idempotency_key(header).send().await;
+        let keys = server.post(KEYS, key()).idempotency_key(header).send().await;
         assert_eq!(keys.invalid_field(), "Idempotency-Key", "{header:?}");
-        let projects = world.post(PROJECTS, project("site")).idempotency_key(header).send().await;
+        let projects = server.post(PROJECTS, project("site")).idempotency_key(header).send().await;
         assert_eq!(projects.invalid_field(), "Idempotency-Key", "{header:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_keys_are_refused_after_the_body() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let message = "Send one Idempotency-Key header";
     for (first, second) in [("a", "b"), ("a", "a"), ("", "a"), ("a", "")] {
         let post =
-            |path: &str, body: Value| world.post(path, body).idempotency_key(first).idempotency_key(second).send();
+            |path: &str, body: Value| server.post(path, body).idempotency_key(first).idempotency_key(second).send();
         for (path, body) in [(KEYS, key()), (PROJECTS, project("site"))] {
             let refused = post(path, body).await.refused(400);
             assert_eq!(refused, json!({ "error": "duplicate_header", "message": message }), "{first:?} {second:?}");
         }
         assert_eq!(post(KEYS, json!({ "name": "ci" })).await.invalid_field(), "scopes");
     }
-    assert_eq!(world.audited("api_key.created").await.len(), 1, "only the first key");
+    assert_eq!(server.audited("api_key.created").await.len(), 1, "only the first key");
 }
 
 /// A key with every scope and the routes that remember a secret for it, each with a body.
-async fn revealing(world: &World) -> (u64, String, Vec<(String, Value)>) {
-    let (id, token) = world.key(&["read", "write", "admin"]).await;
-    let (other, _) = world.key(&["read"]).await;
+async fn revealing(server: &TestServer) -> (u64, String, Vec<(String, Value)>) {
+    let (id, token) = server.key(&["read", "write", "admin"]).await;
+    let (other, _) = server.key(&["read"]).await;
     let endpoint = json!({ "url": "https://hooks.example.com/karta", "event_types": ["*"] });
-    let made = world.post("/v1/webhook_endpoints", endpoint.clone()).send().await.expect(201);
+    let made = server.post("/v1/webhook_endpoints", endpoint.clone()).send().await.expect(201);
     let routes = vec![
         (KEYS.to_owned(), key()),
         (format!("{KEYS}/{other}/rotate"), json!({})),
@@ -189,20 +189,20 @@ async fn revealing(world: &World) -> (u64, String, Vec<(String, Value)>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_key_gets_no_remembered_secret() {
-    let (world, _clock) = World::start_at_noon().await;
-    let (id, token, routes) = revealing(&world).await;
-    let send = |path: &str, body: &Value| world.post(path, body.clone()).bearer(&token).idempotency_key("once").send();
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let (id, token, routes) = revealing(&server).await;
+    let send = |path: &str, body: &Value| server.post(path, body.clone()).bearer(&token).idempotency_key("once").send();
     for (path, body) in &routes {
         let first = send(path, body).await;
         assert_same(&first, &send(path, body).await);
         first.expect(201);
     }
-    world.delete(&format!("{KEYS}/{id}")).send().await.expect(200);
+    server.delete(&format!("{KEYS}/{id}")).send().await.expect(200);
     // The gateway's verdict still lets the key in.
-    world.get("/v1/whoami").bearer(&token).send().await.expect(200);
+    server.get("/v1/whoami").bearer(&token).send().await.expect(200);
     for (path, body) in &routes {
         assert_eq!(send(path, body).await.refused(401), crate::harness::unauthorized(), "{path}");
-        let other = world.post(path, json!({ "name": "x" })).bearer(&token).idempotency_key("once").send().await;
+        let other = server.post(path, json!({ "name": "x" })).bearer(&token).idempotency_key("once").send().await;
         assert_ne!(other.status, 201, "{path}");
     }
 }
@@ -212,14 +212,14 @@ async fn lost_scope_and_address_get_no_remembered_secret() {
     for (change, status) in
         [(json!({ "scopes": ["read"] }), 403), (json!({ "allowed_cidrs": ["203.0.113.0/24"] }), 401)]
     {
-        let (world, _clock) = World::start_at_noon().await;
-        let (id, token, routes) = revealing(&world).await;
+        let (server, _clock) = TestServer::start_at_noon().await;
+        let (id, token, routes) = revealing(&server).await;
         let send =
-            |path: &str, body: &Value| world.post(path, body.clone()).bearer(&token).idempotency_key("once").send();
+            |path: &str, body: &Value| server.post(path, body.clone()).bearer(&token).idempotency_key("once").send();
         for (path, body) in &routes {
             send(path, body).await.expect(201);
         }
-        world.patch(&format!("{KEYS}/{id}"), change.clone()).send().await.expect(200);
+        server.patch(&format!("{KEYS}/{id}"), change.clone()).send().await.expect(200);
         for (path, body) in &routes {
             send(path, body).await.refused(status);
         }
@@ -228,10 +228,10 @@ async fn lost_scope_and_address_get_no_remembered_secret() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn self_rotated_key_cannot_replay_its_rotation() {
-    let (world, _clock) = World::start_at_noon().await;
-    let (id, token) = world.key(&["admin"]).await;
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let (id, token) = server.key(&["admin"]).await;
     let rotate = || {
-        let rotation = world.post(&format!("{KEYS}/{id}/rotate"), json!({ "grace_seconds": 0 }));
+        let rotation = server.post(&format!("{KEYS}/{id}/rotate"), json!({ "grace_seconds": 0 }));
         rotation.bearer(&token).idempotency_key("once").send()
     };
     rotate().await.expect(201);
@@ -240,11 +240,11 @@ async fn self_rotated_key_cannot_replay_its_rotation() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_is_judged_after_the_scope_and_after_the_body() {
-    let world = World::start().await;
-    create_key(&world)().send().await.expect(201);
-    let (_, reader) = world.key(&["read"]).await;
+    let server = TestServer::start().await;
+    create_key(&server)().send().await.expect(201);
+    let (_, reader) = server.key(&["read"]).await;
     for idempotency_key in ["once", ""] {
-        let post = |body: Value| world.post(KEYS, body).idempotency_key(idempotency_key);
+        let post = |body: Value| server.post(KEYS, body).idempotency_key(idempotency_key);
         assert_eq!(post(key()).bearer(&reader).send().await.forbidden(), "missing scope: admin");
         assert_eq!(post(json!({})).raw_body("{").send().await.refused(400)["error"], "malformed_json");
         assert_eq!(post(json!({ "name": "ci" })).send().await.invalid_field(), "scopes");
@@ -253,19 +253,19 @@ async fn it_is_judged_after_the_scope_and_after_the_body() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_whose_scope_is_gone_gets_no_replay() {
-    let (world, clock) = World::start_at_noon().await;
-    let (id, token) = world.key(&["admin"]).await;
-    let create = || world.post(KEYS, key()).bearer(&token).idempotency_key("once");
+    let (server, clock) = TestServer::start_at_noon().await;
+    let (id, token) = server.key(&["admin"]).await;
+    let create = || server.post(KEYS, key()).bearer(&token).idempotency_key("once");
     create().send().await.expect(201);
-    world.patch(&format!("{KEYS}/{id}"), json!({ "scopes": ["read"] })).send().await.expect(200);
+    server.patch(&format!("{KEYS}/{id}"), json!({ "scopes": ["read"] })).send().await.expect(200);
     clock.advance(Duration::from_secs(3));
     assert_eq!(create().send().await.forbidden(), "missing scope: admin");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn thirty_two_racing_creates_make_one_key() {
-    let world = World::start().await;
-    let create = create_key(&world);
+    let server = TestServer::start().await;
+    let create = create_key(&server);
     let mut requests = JoinSet::new();
     for _ in 0..32 {
         requests.spawn(create().send());
@@ -275,34 +275,34 @@ async fn thirty_two_racing_creates_make_one_key() {
         assert_same(&replies[0], reply);
     }
     assert_eq!(replies[0].status, 201);
-    let list = world.get(KEYS).send().await.expect(200);
+    let list = server.get(KEYS).send().await.expect(200);
     assert_eq!(list["api_keys"].as_array().unwrap().len(), 2, "the first key and this one");
-    assert_eq!(world.audited("api_key.created").await.len(), 2);
+    assert_eq!(server.audited("api_key.created").await.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn thirty_two_racing_creates_make_one_project() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let mut requests = JoinSet::new();
     for _ in 0..32 {
-        requests.spawn(world.post(PROJECTS, project("site")).idempotency_key("once").send());
+        requests.spawn(server.post(PROJECTS, project("site")).idempotency_key("once").send());
     }
     let replies = requests.join_all().await;
     for reply in &replies {
         assert_same(&replies[0], reply);
     }
     assert_eq!(replies[0].status, 201, "and none is told that the slug is taken");
-    assert_eq!(world.audited("agent_project.created").await.len(), 1);
+    assert_eq!(server.audited("agent_project.created").await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_racing_creates_with_two_bodies_one_body_wins() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let mut requests = JoinSet::new();
     for at in 0..32 {
         let name = if at % 2 == 0 { "even" } else { "odd" };
         let body = json!({ "name": name, "scopes": ["read"] });
-        requests.spawn(world.post(KEYS, body).idempotency_key("once").send());
+        requests.spawn(server.post(KEYS, body).idempotency_key("once").send());
     }
     let (made, refused): (Vec<_>, Vec<_>) =
         requests.join_all().await.into_iter().partition(|reply| reply.status == 201);
@@ -317,8 +317,8 @@ async fn of_racing_creates_with_two_bodies_one_body_wins() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_is_not_replayed_after_ten_minutes() {
-    let (world, clock) = World::start_at_noon().await;
-    let create = create_key(&world);
+    let (server, clock) = TestServer::start_at_noon().await;
+    let create = create_key(&server);
     let first = create().send().await;
     clock.advance(Duration::from_millis(10 * 60_000 - 1));
     assert_same(&first, &create().send().await);
@@ -333,43 +333,45 @@ async fn a_secret_is_not_replayed_after_ten_minutes() {
         assert_eq!(refusal["id"], first.json["api_key"]["id"]);
         assert!(refusal["message"].is_string());
     }
-    assert_mismatch(world.post(KEYS, json!({ "name": "cd", "scopes": ["read"] })).idempotency_key("once").send().await);
+    assert_mismatch(
+        server.post(KEYS, json!({ "name": "cd", "scopes": ["read"] })).idempotency_key("once").send().await,
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_free_again_after_a_day() {
-    let (world, clock) = World::start_at_noon().await;
-    let site = || world.post(PROJECTS, project("site")).idempotency_key("once");
-    let made = create_key(&world)().send().await.expect(201);
+    let (server, clock) = TestServer::start_at_noon().await;
+    let site = || server.post(PROJECTS, project("site")).idempotency_key("once");
+    let made = create_key(&server)().send().await.expect(201);
     let first = site().send().await;
     clock.advance(Duration::from_millis(24 * 3_600_000 - 1));
     assert_same(&first, &site().send().await);
 
     clock.advance(Duration::from_millis(1));
-    let shop = world.post(PROJECTS, project("shop")).idempotency_key("once");
+    let shop = server.post(PROJECTS, project("shop")).idempotency_key("once");
     shop.send().await.expect(201);
     assert_mismatch(site().send().await);
-    let made_anew = create_key(&world)().send().await.expect(201);
+    let made_anew = create_key(&server)().send().await.expect(201);
     assert_ne!(made_anew["api_key"]["id"], made["api_key"]["id"]);
-    assert_same(&create_key(&world)().send().await, &create_key(&world)().send().await);
+    assert_same(&create_key(&server)().send().await, &create_key(&server)().send().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_shows_the_first_answer_and_not_what_became_of_it() {
-    let world = World::start().await;
-    let create = create_key(&world);
+    let server = TestServer::start().await;
+    let create = create_key(&server);
     let first = create().send().await;
     let id = first.json["api_key"]["id"].as_u64().unwrap();
-    world.delete(&format!("{KEYS}/{id}")).send().await.expect(200);
+    server.delete(&format!("{KEYS}/{id}")).send().await.expect(200);
     assert_same(&first, &create().send().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_stored_holds_neither_the_secret_nor_the_answer() {
-    let (world, _) = World::start_at_noon().await;
-    let reply = create_key(&world)().send().await;
+    let (server, _) = TestServer::start_at_noon().await;
+    let reply = create_key(&server)().send().await;
     let secret = reply.json["secret"].as_str().unwrap();
-    let mut records = records(&world).await;
+    let mut records = records(&server).await;
     assert_eq!(records.len(), 1);
     let record = records.remove(0);
     let fields: Vec<_> = record.as_object().unwrap().keys().collect();
@@ -380,7 +382,7 @@ async fn what_is_stored_holds_neither_the_secret_nor_the_answer() {
     let sealed = BASE64_STANDARD_NO_PAD.decode(record["sealed_body"].as_str().unwrap()).unwrap();
     assert_eq!(sealed.len(), reply.text.len() + 29, "a version, a nonce and a tag around the answer");
     let record = record.to_string();
-    for plaintext in [secret, &secret[14..], "api_key", "once", &world.admin] {
+    for plaintext in [secret, &secret[14..], "api_key", "once", &server.admin] {
         assert!(!record.contains(plaintext), "{record}");
         assert!(!sealed.windows(plaintext.len()).any(|window| window == plaintext.as_bytes()));
     }
@@ -388,12 +390,12 @@ async fn what_is_stored_holds_neither_the_secret_nor_the_answer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_answer_is_sealed_differently_for_each_who_asks() {
-    let world = World::start().await;
-    let (_, colleague) = world.key(&["admin"]).await;
-    for (token, idempotency_key) in [(&world.admin, "a"), (&world.admin, "b"), (&colleague, "a")] {
-        world.post(KEYS, key()).bearer(token).idempotency_key(idempotency_key).send().await.expect(201);
+    let server = TestServer::start().await;
+    let (_, colleague) = server.key(&["admin"]).await;
+    for (token, idempotency_key) in [(&server.admin, "a"), (&server.admin, "b"), (&colleague, "a")] {
+        server.post(KEYS, key()).bearer(token).idempotency_key(idempotency_key).send().await.expect(201);
     }
-    let records = records(&world).await;
+    let records = records(&server).await;
     for field in ["pk", "fingerprint"] {
         let values: BTreeSet<_> = records.iter().map(|record| record[field].as_str().unwrap()).collect();
         assert_eq!(values.len(), 3, "{field}");
@@ -402,9 +404,9 @@ async fn one_answer_is_sealed_differently_for_each_who_asks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_is_not_remembered() {
-    let (world, _) = World::start_at_noon().await;
-    world.project("site").await;
-    let post = |route: &str, body: Value| world.post(route, body).idempotency_key("once").send();
+    let (server, _) = TestServer::start_at_noon().await;
+    server.project("site").await;
+    let post = |route: &str, body: Value| server.post(route, body).idempotency_key("once").send();
     assert_eq!(post(PROJECTS, project("site")).await.refused(409)["error"], "slug_taken");
     assert_eq!(post(PROJECTS, project("Site")).await.invalid_field(), "slug");
     post(PROJECTS, project("shop")).await.expect(201);

@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 use crate::{
     data_plane::{DataPlane, Reaction, configured},
     fault_proxy::FaultProxy,
-    harness::{World, options, until},
+    harness::{TestServer, options, until},
     webhooks::{self, Receiver},
 };
 
@@ -49,14 +49,14 @@ async fn quiet(proxy: &FaultProxy) {
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_runner_asks_the_store_little() {
     let clock = noon();
-    let (world, proxy) = FaultProxy::start_as(working(Arc::clone(&clock) as Arc<dyn Clock>)).await;
+    let (server, proxy) = FaultProxy::start_as(working(Arc::clone(&clock) as Arc<dyn Clock>)).await;
     let receiver = Receiver::start().await;
     for is_fresh in [true, false] {
         if !is_fresh {
-            webhooks::endpoint(&world, &receiver.url, &["*"]).await;
-            let (id, _) = world.key(&["read"]).await;
-            world.key_with(json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-12-21T12:00:00Z" })).await;
-            world.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
+            webhooks::endpoint(&server, &receiver.url, &["*"]).await;
+            let (id, _) = server.key(&["read"]).await;
+            server.key_with(json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-12-21T12:00:00Z" })).await;
+            server.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
             receiver.wait_for(3).await;
         }
         quiet(&proxy).await;
@@ -78,9 +78,9 @@ async fn retry_is_made_when_it_is_due() {
     plane.react(Reaction::Status(500));
     let planes = Some(configured(&[("eu", &plane)]).into());
     let options = Options { data_planes: planes, ..working(Arc::clone(&clock) as Arc<dyn Clock>) };
-    let (world, proxy) = FaultProxy::start_as(options).await;
-    let (id, _) = world.key(&["read"]).await;
-    world.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
+    let (server, proxy) = FaultProxy::start_as(options).await;
+    let (id, _) = server.key(&["read"]).await;
+    server.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
     for tries in 1..4 {
         let wait = plane.wait_for(tries);
         timeout(BEFORE_ANY_SCHEDULE, wait).await.expect("a retry at its due time");
@@ -94,8 +94,8 @@ async fn retry_is_made_when_it_is_due() {
 #[tokio::test(flavor = "multi_thread")]
 async fn any_write_to_an_index_wakes_its_worker() {
     let clock = noon();
-    let world = World::start_as(working(Arc::clone(&clock) as Arc<dyn Clock>), None).await;
-    let (table, organization) = ("karta-outbox", world.organization_id);
+    let server = TestServer::start_as(working(Arc::clone(&clock) as Arc<dyn Clock>), None).await;
+    let (table, organization) = ("karta-outbox", server.organization_id);
     // Of a key that does not exist: the worker deletes the notice.
     let item = |key: u64, due_at: &str| {
         json!({
@@ -113,9 +113,9 @@ async fn any_write_to_an_index_wakes_its_worker() {
     let mut of_table = put(2);
     of_table["TableName"] = json!(table);
     let later = json!({ "TableName": table, "Item": item(4, "2026-11-21T12:05:00.000Z") });
-    world.dynamodb("PutItem", later).await;
+    server.dynamodb("PutItem", later).await;
     sleep(Duration::from_secs(3)).await;
-    assert_eq!(world.outbox("XPR").await.len(), 1, "not before it is due");
+    assert_eq!(server.outbox("XPR").await.len(), 1, "not before it is due");
     for (operation, body) in [
         ("PutItem", json!({ "TableName": table, "Item": item(1, now) })),
         ("TransactWriteItems", json!({ "TransactItems": [{ "Put": of_table }] })),
@@ -130,30 +130,30 @@ async fn any_write_to_an_index_wakes_its_worker() {
             }),
         ),
     ] {
-        let before = world.outbox("XPR").await.len();
-        world.dynamodb(operation, body).await;
+        let before = server.outbox("XPR").await.len();
+        server.dynamodb(operation, body).await;
         let left = if operation == "UpdateItem" { before - 1 } else { before };
-        let settled = until("a settled notice", async || world.outbox("XPR").await.len() == left);
+        let settled = until("a settled notice", async || server.outbox("XPR").await.len() == left);
         timeout(BEFORE_ANY_SCHEDULE, settled).await.unwrap_or_else(|_| panic!("{operation} wakes nobody"));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn first_delivery_follows_its_commit_within_a_second() {
-    let mut world = World::start_as(working(Arc::new(SystemClock)), None).await;
+    let mut server = TestServer::start_as(working(Arc::new(SystemClock)), None).await;
     // Its worker chains it at the same time.
-    world.let_the_audit_log_be();
+    server.skip_audit_check();
     let receiver = Receiver::start().await;
-    webhooks::endpoint(&world, &receiver.url, &["api_key.created"]).await;
+    webhooks::endpoint(&server, &receiver.url, &["api_key.created"]).await;
     // A busy machine holds up some deliveries, and not each of them.
     let mut on_time = 0;
     for count in 1..=40 {
-        world.key(&["read"]).await;
+        server.key(&["read"]).await;
         let committed = Instant::now();
         receiver.wait_for(count).await;
         on_time += usize::from(committed.elapsed() < Duration::from_secs(1));
         if on_time == 3 {
-            webhooks::settled(&world).await;
+            webhooks::settled(&server).await;
             return;
         }
     }

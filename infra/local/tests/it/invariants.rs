@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use crate::harness::{World, plain};
+use crate::harness::{TestServer, plain};
 
 /// Both tables as they are, read past the code under test.
 pub(crate) struct Tables {
@@ -13,8 +13,8 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    pub(crate) async fn of(world: &World) -> Self {
-        Self { main: items(world, "karta").await, credentials: items(world, "karta-credentials").await }
+    pub(crate) async fn new(server: &TestServer) -> Self {
+        Self { main: items(server, "karta").await, credentials: items(server, "karta-credentials").await }
     }
 
     /// The items of the main table whose partition starts like this.
@@ -252,10 +252,10 @@ fn ids<'a>(items: impl Iterator<Item = &'a Value>, field: &str) -> BTreeSet<u64>
     items.map(|item| item[field].as_u64().unwrap()).collect()
 }
 
-async fn items(world: &World, table: &str) -> Vec<Value> {
+async fn items(server: &TestServer, table: &str) -> Vec<Value> {
     let (mut items, mut scan) = (Vec::new(), json!({ "TableName": table }));
     loop {
-        let page = world.dynamodb("Scan", scan.clone()).await;
+        let page = server.dynamodb("Scan", scan.clone()).await;
         items.extend(page["Items"].as_array().unwrap().iter().map(plain));
         if page["LastEvaluatedKey"].is_null() {
             return items;

@@ -20,17 +20,17 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::{
-    harness::{World, unauthorized, unknown_route},
+    harness::{TestServer, unauthorized, unknown_route},
     stripe_events,
 };
 
 const METHOD_ARN: &str = "arn:aws:execute-api:eu-central-1:123456789012:a1b2c3d4e5/prod/GET/v1/whoami";
 
 /// What API Gateway sends a TOKEN authorizer, and what it makes of the answer: the policy's effect and resource, and the context.
-async fn authorize(world: &World, token: &str) -> (Value, Value) {
+async fn authorize(server: &TestServer, token: &str) -> (Value, Value) {
     let event = json!({ "type": "TOKEN", "authorizationToken": format!("Bearer {token}"), "methodArn": METHOD_ARN });
     let event = serde_json::from_value(event).unwrap();
-    let answer = Authorizer::new(world.runner.app.of_function(authorizer::NAME)).authorize(&event).await.unwrap();
+    let answer = Authorizer::new(server.runner.app.of_function(authorizer::NAME)).authorize(&event).await.unwrap();
     let answer = serde_json::to_value(answer).unwrap();
     assert!(answer["principalId"].is_string());
     assert_eq!(answer["policyDocument"]["Version"], "2012-10-17");
@@ -82,8 +82,8 @@ fn event(method: &str, resource: &str, variables: &Value, context: &Value, body:
     .to_string()
 }
 
-async fn served<R: Route>(world: &World, event: &str) -> (u16, Value) {
-    let answer = Box::pin(answered::<R>(world, event)).await;
+async fn served<R: Route>(server: &TestServer, event: &str) -> (u16, Value) {
+    let answer = Box::pin(answered::<R>(server, event)).await;
     assert_eq!(answer["multiValueHeaders"]["x-request-id"], json!(["c6af9ac6-7b61-11e6-9a41-93e8deadbeef"]));
     assert_eq!(answer["isBase64Encoded"], false);
     let status = u16::try_from(answer["statusCode"].as_u64().unwrap()).unwrap();
@@ -91,52 +91,52 @@ async fn served<R: Route>(world: &World, event: &str) -> (u16, Value) {
 }
 
 /// What the Lambda runtime does with an event: reads it, calls the function, and writes the answer.
-async fn answered<R: Route>(world: &World, event: &str) -> Value {
+async fn answered<R: Route>(server: &TestServer, event: &str) -> Value {
     let event: GatewayEvent = serde_json::from_str(event).unwrap();
-    serde_json::to_value(serve_event::<R>(&world.runner.app.of_function(R::NAME), event).await).unwrap()
+    serde_json::to_value(serve_event::<R>(&server.runner.app.of_function(R::NAME), event).await).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_authorizer_answers_what_api_gateway_reads() {
-    let world = World::start().await;
-    let (statement, context) = authorize(&world, &world.admin).await;
+    let server = TestServer::start().await;
+    let (statement, context) = authorize(&server, &server.admin).await;
     let stage = "arn:aws:execute-api:eu-central-1:123456789012:a1b2c3d4e5/prod/*";
     assert_eq!(statement, json!([{ "Action": ["execute-api:Invoke"], "Effect": "Allow", "Resource": [stage] }]));
     assert!(context.as_object().unwrap().values().all(Value::is_string), "API Gateway takes flat values only");
     assert!(context.to_string().len() < 4_096);
 
-    let (statement, context) = authorize(&world, "kt_live_0123456789abcdefghijklmnopqrstuv").await;
+    let (statement, context) = authorize(&server, "kt_live_0123456789abcdefghijklmnopqrstuv").await;
     assert_eq!(statement[0]["Effect"], "Deny");
     assert_eq!(context, json!({}));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn functions_answer_events_of_a_rest_api() {
-    let world = World::start().await;
-    let (_, context) = authorize(&world, &world.admin).await;
+    let server = TestServer::start().await;
+    let (_, context) = authorize(&server, &server.admin).await;
     let (status, principal) =
-        served::<whoami::Whoami>(&world, &event("GET", "/v1/whoami", &Value::Null, &context, &Value::Null)).await;
-    assert_eq!((status, &principal["organization_id"]), (200, &json!(world.organization_id)));
+        served::<whoami::Whoami>(&server, &event("GET", "/v1/whoami", &Value::Null, &context, &Value::Null)).await;
+    assert_eq!((status, &principal["organization_id"]), (200, &json!(server.organization_id)));
 
     let body = json!({ "name": "ci", "scopes": ["read"] });
     let created = event("POST", "/v1/api_keys", &Value::Null, &context, &body);
-    let (status, created) = served::<api_keys_create::ApiKeysCreate>(&world, &created).await;
+    let (status, created) = served::<api_keys_create::ApiKeysCreate>(&server, &created).await;
     assert_eq!(status, 201, "{created}");
     crate::harness::note_secret(created["secret"].as_str().unwrap());
 
     let id = created["api_key"]["id"].to_string();
     let read = event("GET", "/v1/api_keys/{id}", &json!({ "id": id }), &context, &Value::Null);
-    let (status, read) = served::<api_keys_get::ApiKeysGet>(&world, &read).await;
+    let (status, read) = served::<api_keys_get::ApiKeysGet>(&server, &read).await;
     assert_eq!((status, &read["api_key"]), (200, &created["api_key"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_id_that_is_not_plain_is_replaced() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let event = event("GET", "/healthz", &Value::Null, &json!({}), &Value::Null);
     for chosen in ["a\\r\\nset-cookie: x", "\\\"},{", "", &"a".repeat(129)] {
         let event = event.replace("c6af9ac6-7b61-11e6-9a41-93e8deadbeef", chosen);
-        let answer = answered::<healthz::Healthz>(&world, &event).await;
+        let answer = answered::<healthz::Healthz>(&server, &event).await;
         let id = &answer["multiValueHeaders"]["x-request-id"][0];
         assert_eq!(id.as_str().unwrap().len(), 36, "{chosen}");
     }
@@ -144,7 +144,7 @@ async fn a_request_id_that_is_not_plain_is_replaced() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_internal_route_judges_where_api_gateway_says_that_an_event_comes_from() {
-    let mut world = World::start().await;
+    let mut server = TestServer::start().await;
     let bare = event("GET", "/v1/internal/whoami", &Value::Null, &json!({}), &Value::Null);
     let host = "a1b2c3d4e5.execute-api.eu-central-1.amazonaws.com";
     let lists = |addresses: &str, hosts: &str| {
@@ -157,25 +157,25 @@ async fn an_internal_route_judges_where_api_gateway_says_that_an_event_comes_fro
         ("0.0.0.0/0, ::/0", "", 404),
         ("", host, 404),
     ] {
-        world.runner.app.internal = lists(addresses, hosts);
+        server.runner.app.internal = lists(addresses, hosts);
         for event in [bare.clone(), bare.replace("\"203.0.113.9\"", "\"::ffff:203.0.113.9\"")] {
-            let (answered, _) = served::<internal_whoami::InternalWhoami>(&world, &event).await;
+            let (answered, _) = served::<internal_whoami::InternalWhoami>(&server, &event).await;
             assert_eq!(answered, status, "{addresses} at {hosts}");
         }
     }
-    world.runner.app.internal = lists("203.0.113.9", host);
-    let token = format!("Bearer {}", world.runner.secrets.service_token.expose_secret());
+    server.runner.app.internal = lists("203.0.113.9", host);
+    let token = format!("Bearer {}", server.runner.secrets.service_token.expose_secret());
     let (status, _) =
-        served::<internal_whoami::InternalWhoami>(&world, &bare.replace("Bearer passed-through", &token)).await;
+        served::<internal_whoami::InternalWhoami>(&server, &bare.replace("Bearer passed-through", &token)).await;
     assert_eq!(status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stripe_signs_the_bytes_that_it_sent_also_where_they_come_encoded() {
-    let (mut world, clock) = World::start_at_noon().await;
+    let (mut server, clock) = TestServer::start_at_noon().await;
     let live = json!({ "livemode": true, "signing_secrets": [stripe_events::SECRET] }).to_string();
     let source = SecretSource::Fixed([(Secret::Stripe, live.into())].into());
-    world.runner.app.secrets = Arc::new(Secrets::new(source, clock));
+    server.runner.app.secrets = Arc::new(Secrets::new(source, clock));
     for (livemode, status) in [(true, 200), (false, 400)] {
         let mut body = stripe_events::updated("evt_1", 1, "active");
         body["livemode"] = json!(livemode);
@@ -187,7 +187,7 @@ async fn stripe_signs_the_bytes_that_it_sent_also_where_they_come_encoded() {
         encoded["isBase64Encoded"] = json!(true);
         encoded["body"] = json!(STANDARD.encode(body.to_string()));
         for event in [plain, encoded] {
-            let answer = served::<stripe_events_create::StripeEventsCreate>(&world, &event.to_string()).await;
+            let answer = served::<stripe_events_create::StripeEventsCreate>(&server, &event.to_string()).await;
             assert_eq!(answer.0, status, "{}", answer.1);
             assert_eq!(answer.1["error"].as_str(), (!livemode).then_some("livemode_mismatch"));
         }
@@ -196,9 +196,9 @@ async fn stripe_signs_the_bytes_that_it_sent_also_where_they_come_encoded() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_without_a_caller_is_unauthorized() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let anonymous = event("GET", "/v1/whoami", &Value::Null, &json!({}), &Value::Null);
-    let (status, body) = served::<whoami::Whoami>(&world, &anonymous).await;
+    let (status, body) = served::<whoami::Whoami>(&server, &anonymous).await;
     assert_eq!((status, &body["detail"]), (401, &json!("Unauthorized")));
 }
 
@@ -236,7 +236,7 @@ fn header_name() -> impl Strategy<Value = String> {
 }
 
 /// The event of each kind of route with these headers and texts, and what it answers.
-async fn answers(world: &World, headers: &[(String, String)], text: &str) {
+async fn answers(server: &TestServer, headers: &[(String, String)], text: &str) {
     let mut hostile: Value =
         serde_json::from_str(&event("GET", "/healthz", &Value::Null, &json!({}), &Value::Null)).unwrap();
     for (name, value) in headers {
@@ -256,17 +256,17 @@ async fn answers(world: &World, headers: &[(String, String)], text: &str) {
         with_halves(&event)
     };
     for query in [false, true] {
-        let (status, body) = served::<healthz::Healthz>(world, &of(query)).await;
+        let (status, body) = served::<healthz::Healthz>(server, &of(query)).await;
         assert_eq!((status, body), (200, json!({ "status": "ok" })));
         for (status, mut body) in [
-            served::<internal_whoami::InternalWhoami>(world, &of(query)).await,
-            served::<internal_keys_validate::InternalKeysValidate>(world, &of(query)).await,
-            served::<stripe_events_create::StripeEventsCreate>(world, &of(query)).await,
+            served::<internal_whoami::InternalWhoami>(server, &of(query)).await,
+            served::<internal_keys_validate::InternalKeysValidate>(server, &of(query)).await,
+            served::<stripe_events_create::StripeEventsCreate>(server, &of(query)).await,
         ] {
             body.as_object_mut().unwrap().remove("request_id");
             assert_eq!((status, body), (404, unknown_route()), "off the allowlist, or not configured");
         }
-        let (status, mut body) = served::<whoami::Whoami>(world, &of(query)).await;
+        let (status, mut body) = served::<whoami::Whoami>(server, &of(query)).await;
         body.as_object_mut().unwrap().remove("request_id");
         assert_eq!((status, body), (401, unauthorized()));
     }
@@ -275,7 +275,7 @@ async fn answers(world: &World, headers: &[(String, String)], text: &str) {
 #[test]
 fn no_client_text_fails_an_invocation() {
     let runtime = Runtime::new().unwrap();
-    let world = runtime.block_on(World::start());
+    let server = runtime.block_on(TestServer::start());
     let seen = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
     for headers in [
         seen("X-Forwarded-Proto", "://"),
@@ -289,13 +289,13 @@ fn no_client_text_fails_an_invocation() {
         seen("", ""),
         seen("X-Odd", HALF),
     ] {
-        runtime.block_on(answers(&world, &headers, "://\u{7f}"));
+        runtime.block_on(answers(&server, &headers, "://\u{7f}"));
     }
     let inputs = (vec((header_name(), client_text()), 0..5), client_text());
     let mut runner = TestRunner::new(Config { cases: 256, failure_persistence: None, ..Config::default() });
     runner
         .run(&inputs, |(headers, text)| {
-            runtime.block_on(answers(&world, &headers, &text));
+            runtime.block_on(answers(&server, &headers, &text));
             Ok(())
         })
         .unwrap();
@@ -303,22 +303,22 @@ fn no_client_text_fails_an_invocation() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idempotency_key_with_control_character_is_refused() {
-    let world = World::start().await;
-    let (_, context) = authorize(&world, &world.admin).await;
+    let server = TestServer::start().await;
+    let (_, context) = authorize(&server, &server.admin).await;
     let body = json!({ "name": "ci", "scopes": ["read"] });
     let plain = event("POST", "/v1/api_keys", &Value::Null, &context, &body);
     for sent in ["a\u{7f}", "\0", "a\nb"] {
         let mut event: Value = serde_json::from_str(&plain).unwrap();
         event["multiValueHeaders"]["Idempotency-Key"] = json!([sent]);
-        let (status, refused) = served::<api_keys_create::ApiKeysCreate>(&world, &event.to_string()).await;
+        let (status, refused) = served::<api_keys_create::ApiKeysCreate>(&server, &event.to_string()).await;
         assert_eq!((status, &refused["field"]), (422, &json!("Idempotency-Key")), "{sent:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_value_of_a_repeated_header_is_seen() {
-    let world = World::start().await;
-    let (_, context) = authorize(&world, &world.admin).await;
+    let server = TestServer::start().await;
+    let (_, context) = authorize(&server, &server.admin).await;
     let body = json!({ "name": "ci", "scopes": ["read"] });
     let mut event: Value = serde_json::from_str(&event("POST", "/v1/api_keys", &Value::Null, &context, &body)).unwrap();
     let mut refused = Vec::new();
@@ -331,7 +331,7 @@ async fn every_value_of_a_repeated_header_is_seen() {
         let before = event.clone();
         event["multiValueHeaders"][name] = values.clone();
         event["headers"][name] = values.as_array().unwrap().last().unwrap().clone();
-        let (status, body) = served::<api_keys_create::ApiKeysCreate>(&world, &event.to_string()).await;
+        let (status, body) = served::<api_keys_create::ApiKeysCreate>(&server, &event.to_string()).await;
         refused.push((status, body["error"].as_str().unwrap_or_default().to_owned()));
         event = before;
     }
@@ -341,19 +341,19 @@ async fn every_value_of_a_repeated_header_is_seen() {
     // A sender that leaves out `multiValueHeaders`.
     event["headers"]["Idempotency-Key"] = json!("a");
     event.as_object_mut().unwrap().remove("multiValueHeaders");
-    let (status, created) = served::<api_keys_create::ApiKeysCreate>(&world, &event.to_string()).await;
+    let (status, created) = served::<api_keys_create::ApiKeysCreate>(&server, &event.to_string()).await;
     assert_eq!(status, 201, "{created}");
     crate::harness::note_secret(created["secret"].as_str().unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_path_variable_may_be_percent_encoded() {
-    let world = World::start().await;
-    world.project("my-app").await;
-    let (_, context) = authorize(&world, &world.admin).await;
+    let server = TestServer::start().await;
+    server.project("my-app").await;
+    let (_, context) = authorize(&server, &server.admin).await;
     for (slug, status) in [("%6Dy%2Dapp", 200), ("my-app", 200), ("my%2Fapp", 404)] {
         let read = event("GET", "/v1/agent_projects/{slug}", &json!({ "slug": slug }), &context, &Value::Null);
-        let (answered, _) = served::<agent_projects_get::AgentProjectsGet>(&world, &read).await;
+        let (answered, _) = served::<agent_projects_get::AgentProjectsGet>(&server, &read).await;
         assert_eq!(answered, status, "{slug}");
     }
 }

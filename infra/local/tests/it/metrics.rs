@@ -23,7 +23,7 @@ use worker_audit_chain::AuditChain;
 use worker_model_keys_reseal::ModelKeysReseal;
 
 use crate::{
-    harness::World,
+    harness::TestServer,
     internal::{Plane, request},
     model_keys::{provider_key, rotated},
     monitoring::{alarms, metric_of, metrics_of},
@@ -36,7 +36,7 @@ struct Lines(Arc<Mutex<Vec<Value>>>);
 
 impl Lines {
     /// The app as it is, but for where its metrics go.
-    fn of(app: &App) -> (Self, App) {
+    fn new(app: &App) -> (Self, App) {
         let lines = Self::default();
         let app = lines.app(app, "test");
         (lines, app)
@@ -56,12 +56,12 @@ impl Lines {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_judged_credential_is_counted_with_its_outcome() {
-    let world = World::start().await;
-    let (lines, app) = Lines::of(&world.runner.app);
+    let server = TestServer::start().await;
+    let (lines, app) = Lines::new(&server.runner.app);
     let authorizer = Authorizer::new(app);
-    let (key, token) = world.key(&["read"]).await;
-    world.post("/v1/agent_projects", json!({ "slug": "app", "name": "App" })).send().await.expect(201);
-    let minted = world.post("/v1/agent_projects/app/session_tokens", json!({})).send().await.expect(201);
+    let (key, token) = server.key(&["read"]).await;
+    server.post("/v1/agent_projects", json!({ "slug": "app", "name": "App" })).send().await.expect(201);
+    let minted = server.post("/v1/agent_projects/app/session_tokens", json!({})).send().await.expect(201);
     let judge = async |header: String| {
         let mut event = ApiGatewayCustomAuthorizerRequest::default();
         event.authorization_token = Some(header);
@@ -70,7 +70,7 @@ async fn every_judged_credential_is_counted_with_its_outcome() {
         let mut said = std::mem::take(&mut *lines.0.lock().unwrap());
         assert_eq!(said.len(), 1, "one line each: {said:?}");
         let line = said.remove(0);
-        assert!(!line.to_string().contains(&world.organization_id.to_string()), "{line}");
+        assert!(!line.to_string().contains(&server.organization_id.to_string()), "{line}");
         (line["Outcome"].as_str().unwrap().to_owned(), line["ProofCacheHits"].as_f64(), line["BcryptTime"].as_f64())
     };
     let bearer = |token: &str| format!("Bearer {token}");
@@ -79,7 +79,7 @@ async fn every_judged_credential_is_counted_with_its_outcome() {
     assert_eq!((outcome.as_str(), hit), ("valid", Some(0.0)));
     assert!(bcrypt.is_some_and(|milliseconds| milliseconds > 0.0));
     assert_eq!(judge(bearer(&token)).await, ("valid".to_owned(), Some(1.0), None));
-    world.delete(&format!("/v1/api_keys/{key}")).send().await.expect(200);
+    server.delete(&format!("/v1/api_keys/{key}")).send().await.expect(200);
     assert_eq!(judge(bearer(&token)).await, ("revoked".to_owned(), Some(1.0), None));
     assert_eq!(judge(bearer(&format!("kt_live_{}", "a".repeat(32)))).await, ("tag".to_owned(), None, None));
     assert_eq!(judge(bearer(minted["token"].as_str().unwrap())).await, ("valid".to_owned(), None, None));
@@ -89,14 +89,14 @@ async fn every_judged_credential_is_counted_with_its_outcome() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn usage_lags_by_the_oldest_event_of_a_batch() {
-    let (world, clock) = World::start_at_noon().await;
-    let (lines, app) = Lines::of(&world.runner.app);
-    let plane = Plane::of(&app);
-    let (key, _) = world.key(&["read"]).await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    let (lines, app) = Lines::new(&server.runner.app);
+    let plane = Plane::new(&app);
+    let (key, _) = server.key(&["read"]).await;
     clock.advance(Duration::from_mins(1));
     let event = |id: &str, at: &str, key: u64| json!({ "api_key_id": key, "kind": "input_tokens", "quantity": 1, "occurred_at": at, "client_event_id": id });
     let report = async |batch: Value| {
-        let token = world.runner.secrets.service_token.expose_secret();
+        let token = server.runner.secrets.service_token.expose_secret();
         let request = request(&Method::POST, "/v1/internal/usage/events", Some(token));
         let body = json!({ "events": batch }).to_string();
         plane.send("127.0.0.1", "localhost", request, body).await.expect(202);
@@ -111,13 +111,13 @@ async fn usage_lags_by_the_oldest_event_of_a_batch() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delivery_lags_by_its_first_attempt_alone_and_a_queue_by_its_oldest() {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
-    let world = World::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>), None).await;
-    let (lines, app) = Lines::of(&world.runner.app);
+    let server = TestServer::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>), None).await;
+    let (lines, app) = Lines::new(&server.runner.app);
     let (receiver, worker) = (Receiver::start().await, events(&app, Duration::ZERO));
-    let (id, _) = endpoint(&world, &receiver.url, &["*"]).await;
+    let (id, _) = endpoint(&server, &receiver.url, &["*"]).await;
     let work = async || {
         worker.work(&Wake::Sweep).await.unwrap();
-        settled(&world).await;
+        settled(&server).await;
         std::mem::take(&mut *lines.0.lock().unwrap())
     };
     let of = |said: &[Value], metric: &str| said.iter().filter_map(|line| line[metric].as_f64()).collect::<Vec<_>>();
@@ -128,7 +128,7 @@ async fn a_delivery_lags_by_its_first_attempt_alone_and_a_queue_by_its_oldest() 
     work().await;
 
     receiver.react(Reaction::Status(500));
-    world.key(&["read"]).await;
+    server.key(&["read"]).await;
     clock.advance(Duration::from_millis(1_500));
     let said = work().await;
     assert_eq!((of(&said, "DeliveryLag"), oldest(&said, "events")), (vec![1_500.0], 1.5));
@@ -140,9 +140,9 @@ async fn a_delivery_lags_by_its_first_attempt_alone_and_a_queue_by_its_oldest() 
     assert!((15.0..=30.0).contains(&oldest(&said, "deliveries")), "since the retry was due");
     assert!(oldest(&said, "events") < 0.001, "nothing waits there");
 
-    let page = world.get(&format!("/v1/webhook_endpoints/{id}/deliveries")).send().await.expect(200);
+    let page = server.get(&format!("/v1/webhook_endpoints/{id}/deliveries")).send().await.expect(200);
     let replay = format!("/v1/webhook_endpoints/{id}/deliveries/{}/replay", page["deliveries"][0]["id"]);
-    world.request(Method::POST, &replay).send().await.expect(202);
+    server.request(Method::POST, &replay).send().await.expect(202);
     let said = work().await;
     assert_eq!(receiver.received().len(), 3);
     assert!(of(&said, "DeliveryLag").is_empty(), "a replay");
@@ -150,11 +150,11 @@ async fn a_delivery_lags_by_its_first_attempt_alone_and_a_queue_by_its_oldest() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_every_run_of_a_worker_writes_is_watched_for_its_absence() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let lines = Lines::default();
-    let names: Vec<_> = registry::workers(&world.runner.app, &world.runner.gateway).into_keys().collect();
+    let names: Vec<_> = registry::workers(&server.runner.app, &server.runner.gateway).into_keys().collect();
     for name in names {
-        registry::workers(&lines.app(&world.runner.app, name), &world.runner.gateway)[name]().await.unwrap();
+        registry::workers(&lines.app(&server.runner.app, name), &server.runner.gateway)[name]().await.unwrap();
     }
     let written: BTreeSet<_> = lines.0.lock().unwrap().iter().flat_map(metrics_of).collect();
     let alarms = alarms().into_values().filter(|alarm| alarm["TreatMissingData"] == "breaching");
@@ -165,8 +165,8 @@ async fn what_every_run_of_a_worker_writes_is_watched_for_its_absence() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_audit_chain_lags_until_its_worker_has_run_and_tells_of_rewritten_events() {
-    let (mut world, clock) = World::start_at_noon().await;
-    let (lines, app) = Lines::of(&world.runner.app);
+    let (mut server, clock) = TestServer::start_at_noon().await;
+    let (lines, app) = Lines::new(&server.runner.app);
     let worker = AuditChain::new(app);
     clock.advance(Duration::from_secs(90));
     let work = async |metric: &str| {
@@ -177,24 +177,24 @@ async fn the_audit_chain_lags_until_its_worker_has_run_and_tells_of_rewritten_ev
     assert_eq!(work("AuditChainLag").await, [0.0]);
     assert!(work("AuditEventsRewritten").await.is_empty());
 
-    world.let_the_audit_log_be();
-    let mut item = world.items(&format!("AUD#{}", world.organization_id)).await.remove(0);
+    server.skip_audit_check();
+    let mut item = server.items(&format!("AUD#{}", server.organization_id)).await.remove(0);
     item["unchained"] = json!({ "S": "UNC#1" });
     item.as_object_mut().unwrap().remove("link");
-    world.dynamodb("PutItem", json!({ "TableName": "karta", "Item": item })).await;
+    server.dynamodb("PutItem", json!({ "TableName": "karta", "Item": item })).await;
     assert_eq!(work("AuditEventsRewritten").await, [1.0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sweep_tells_how_much_it_left() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let body = json!({ "provider": "openai", "key": provider_key("sk-") });
-    world.post("/v1/model_keys", body).send().await.expect(201);
-    let lost = world.app_with_ring(Ring::SealingByok, |ring| {
+    server.post("/v1/model_keys", body).send().await.expect(201);
+    let lost = server.app_with_ring(Ring::SealingByok, |ring| {
         *ring = json!({ "current": "k2", "k2": "2".repeat(64) });
     });
-    for (app, left) in [(lost, 1.0), (rotated(&world), 0.0)] {
-        let (lines, app) = Lines::of(&app);
+    for (app, left) in [(lost, 1.0), (rotated(&server), 0.0)] {
+        let (lines, app) = Lines::new(&app);
         assert_eq!(ModelKeysReseal::new(app).work(&Wake::Sweep).await.is_err(), left > 0.0);
         assert_eq!(lines.take("SealedRemaining"), [left]);
     }

@@ -4,7 +4,7 @@ use http::{Method, header};
 use serde_json::json;
 
 use crate::{
-    harness::{Reply, World},
+    harness::{Reply, TestServer},
     model_keys::{active, provider_key},
 };
 
@@ -15,27 +15,27 @@ fn assert_not_stored(reply: &Reply) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_hold_secrets_are_not_to_be_stored() {
-    let world = World::start().await;
-    world.project("site").await;
+    let server = TestServer::start().await;
+    server.project("site").await;
     let key = || json!({ "name": "ci", "scopes": ["read"] });
-    let made = world.post("/v1/api_keys", key()).idempotency_key("1").send().await;
+    let made = server.post("/v1/api_keys", key()).idempotency_key("1").send().await;
     let rotate = format!("/v1/api_keys/{}/rotate", made.json["api_key"]["id"]);
     let provider_key = json!({ "provider": "openai", "key": provider_key("sk-") });
-    world.post("/v1/model_keys", provider_key).send().await.expect(201);
+    server.post("/v1/model_keys", provider_key).send().await.expect(201);
     let found = json!({ "slug": "globex", "name": "Globex" });
-    let rescue = format!("/v1/internal/organizations/{}/api_keys", world.organization_id);
+    let rescue = format!("/v1/internal/organizations/{}/api_keys", server.organization_id);
     let mut replies = vec![
         made,
-        world.post("/v1/api_keys", key()).idempotency_key("1").send().await,
-        world.post(&rotate, json!({})).send().await,
-        world.service(Method::POST, "/v1/internal/organizations").body(found).send().await,
-        world.service(Method::POST, &rescue).body(key()).send().await,
+        server.post("/v1/api_keys", key()).idempotency_key("1").send().await,
+        server.post(&rotate, json!({})).send().await,
+        server.service(Method::POST, "/v1/internal/organizations").body(found).send().await,
+        server.service(Method::POST, &rescue).body(key()).send().await,
     ];
     assert!(replies.iter().all(|reply| reply.json["secret"].is_string()));
-    replies.push(world.post("/v1/agent_projects/site/session_tokens", json!({})).send().await);
+    replies.push(server.post("/v1/agent_projects/site/session_tokens", json!({})).send().await);
     assert!(replies[5].json["token"].is_string());
-    replies.push(active(&world, "openai").send().await);
+    replies.push(active(&server, "openai").send().await);
     assert!(replies[6].json["plaintext"].is_string());
-    replies.push(world.get("/v1/api_keys").send().await);
+    replies.push(server.get("/v1/api_keys").send().await);
     replies.iter().for_each(assert_not_stored);
 }

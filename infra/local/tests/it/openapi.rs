@@ -20,7 +20,7 @@ use regex::Regex;
 use serde_json::{Map, Value, json};
 use worker_webhook_events::{Waker, WebhookEvents};
 
-use crate::harness::{Reply, Request, World};
+use crate::harness::{Reply, Request, TestServer};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../openapi.json");
 const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
@@ -114,15 +114,15 @@ fn shown(answer: &str) -> Value {
 
 /// One call of every operation, in an order in which each succeeds.
 struct Tour<'a> {
-    world: &'a World,
+    server: &'a TestServer,
     replies: Vec<(&'static str, Reply)>,
     /// The body of each operation that takes one.
     bodies: BTreeMap<&'static str, Value>,
 }
 
 impl<'a> Tour<'a> {
-    async fn of(world: &'a World) -> Self {
-        let mut tour = Self { world, replies: Vec::new(), bodies: BTreeMap::new() };
+    async fn new(server: &'a TestServer) -> Self {
+        let mut tour = Self { server, replies: Vec::new(), bodies: BTreeMap::new() };
         tour.service().await;
         tour.api_keys().await;
         tour.spending().await;
@@ -142,7 +142,7 @@ impl<'a> Tour<'a> {
     }
 
     async fn get(&mut self, id: &'static str, path: &str) -> Value {
-        self.call(id, self.world.get(path)).await
+        self.call(id, self.server.get(path)).await
     }
 
     async fn post(&mut self, id: &'static str, path: &str, body: Value) -> Value {
@@ -150,14 +150,14 @@ impl<'a> Tour<'a> {
     }
 
     async fn send(&mut self, id: &'static str, method: Method, path: &str, body: Value) -> Value {
-        let request = self.world.request(method, path).body(body.clone());
+        let request = self.server.request(method, path).body(body.clone());
         self.bodies.insert(id, body);
         self.call(id, request).await
     }
 
     async fn service(&mut self) {
         for (id, path) in [("healthz", "/healthz"), ("openapiGet", "/openapi.json"), ("docsGet", "/docs")] {
-            self.call(id, self.world.get(path).anonymous()).await;
+            self.call(id, self.server.get(path).anonymous()).await;
         }
         self.get("whoami", "/v1/whoami").await;
         self.get("billingGet", "/v1/billing").await;
@@ -179,11 +179,11 @@ impl<'a> Tour<'a> {
         self.post("apiKeysRotate", &format!("{path}/rotate"), json!({ "grace_seconds": 3_600 })).await;
         self.get("apiKeysGet", &path).await;
         self.get("apiKeysList", "/v1/api_keys?limit=2&status=active,rotating").await;
-        self.call("apiKeysRevoke", self.world.delete(&path)).await;
+        self.call("apiKeysRevoke", self.server.delete(&path)).await;
     }
 
     async fn report(&self, api_key: &Value) {
-        let now = self.world.runner.app.clock.now();
+        let now = self.server.runner.app.clock.now();
         let event = |kind: &str, quantity: u32| {
             json!({
                 "api_key_id": api_key["id"],
@@ -195,7 +195,7 @@ impl<'a> Tour<'a> {
             })
         };
         let events = json!({ "events": [event("input_tokens", 12_000), event("output_tokens", 3_400)] });
-        self.world.service(Method::POST, "/v1/internal/usage/events").body(events).send().await.expect(202);
+        self.server.service(Method::POST, "/v1/internal/usage/events").body(events).send().await.expect(202);
     }
 
     async fn spending(&mut self) {
@@ -211,7 +211,7 @@ impl<'a> Tour<'a> {
         let created = self.post("modelKeysCreate", "/v1/model_keys", key).await;
         self.get("modelKeysList", "/v1/model_keys").await;
         let path = format!("/v1/model_keys/{}", created["model_key"]["id"]);
-        self.call("modelKeysRevoke", self.world.delete(&path)).await;
+        self.call("modelKeysRevoke", self.server.delete(&path)).await;
     }
 
     async fn agent_projects(&mut self) {
@@ -220,9 +220,9 @@ impl<'a> Tour<'a> {
         self.send("agentProjectsUpdate", Method::PATCH, project, json!({ "model_id": "claude-sonnet-4-5" })).await;
         let deploy = |commit: &str| json!({ "commit_sha": commit, "artifact_url": "https://artifacts.example.com/my-app.tar.gz" });
         self.post("deploysCreate", &format!("{project}/deploys"), deploy("9fceb02")).await;
-        let built = self.world.deploy("my-app", deploy("b1973e0d5c")).await;
-        self.world.set_build(&built, "building").await;
-        let report = self.world.service(Method::POST, &format!("/v1/internal/releases/{}/status", built["id"]));
+        let built = self.server.deploy("my-app", deploy("b1973e0d5c")).await;
+        self.server.set_build(&built, "building").await;
+        let report = self.server.service(Method::POST, &format!("/v1/internal/releases/{}/status", built["id"]));
         report.body(json!({ "status": "ready", "build_log": "step 1\nstep 2\n" })).send().await.expect(200);
         self.get("releaseLogsList", &format!("{project}/releases/2/logs")).await;
         self.post("releasesRollback", &format!("{project}/rollback"), json!({ "version": 1 })).await;
@@ -232,7 +232,7 @@ impl<'a> Tour<'a> {
         let tokens = format!("{project}/session_tokens");
         let minted = self.post("sessionTokensCreate", &tokens, json!({ "user_id": "user-7" })).await;
         self.post("sessionTokensCreateUnversioned", &tokens["/v1".len()..], json!({ "user_id": "user-7" })).await;
-        let whoami = self.world.get("/v1/projects/my-app/whoami").bearer(minted["token"].as_str().unwrap());
+        let whoami = self.server.get("/v1/projects/my-app/whoami").bearer(minted["token"].as_str().unwrap());
         self.call("projectsWhoami", whoami).await;
     }
 
@@ -252,7 +252,7 @@ impl<'a> Tour<'a> {
         let sent = self.post("webhookEndpointsTest", &format!("{path}/test"), json!({})).await;
         // Fanned out, and sent nowhere.
         let fan_out = WebhookEvents::new(
-            self.world.runner.app.of_function(WebhookEvents::NAME),
+            self.server.runner.app.of_function(WebhookEvents::NAME),
             Waker::Local(Arc::new(|_, _| ())),
         );
         fan_out.work(&Wake::Sweep).await.unwrap();
@@ -261,7 +261,7 @@ impl<'a> Tour<'a> {
         self.post("webhookDeliveriesReplay", &replay, json!({})).await;
         let since = json!({ "since": "2026-11-01T00:00:00Z" });
         self.post("webhookEndpointsRecover", &format!("{path}/recover"), since).await;
-        self.call("webhookEndpointsDelete", self.world.delete(&path)).await;
+        self.call("webhookEndpointsDelete", self.server.delete(&path)).await;
     }
 
     async fn audit_events(&mut self) {
@@ -273,8 +273,8 @@ impl<'a> Tour<'a> {
 async fn every_operation_answers_as_the_document_says() {
     let mut document = openapi::document().unwrap();
     assert_resolved(&document, &document);
-    let (world, _) = World::start_at_noon().await;
-    let tour = Tour::of(&world).await;
+    let (server, _) = TestServer::start_at_noon().await;
+    let tour = Tour::new(&server).await;
     let called: BTreeSet<_> = tour.replies.iter().map(|(id, _)| *id).collect();
     let documented: BTreeSet<_> = operations(&document).map(|(.., of)| of["operationId"].as_str().unwrap()).collect();
     assert_eq!(called, documented);
@@ -318,8 +318,8 @@ async fn every_operation_answers_as_the_document_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn request_examples_are_accepted_in_later_years() {
     let clock = Arc::new(ManualClock::at("2034-06-30T12:00:00Z".parse().unwrap()));
-    let world = World::start_with(clock as Arc<dyn Clock>, None).await;
-    let tour = Tour::of(&world).await;
+    let server = TestServer::start_with(clock as Arc<dyn Clock>, None).await;
+    let tour = Tour::new(&server).await;
     assert!(tour.bodies.len() >= 15);
 }
 
@@ -376,8 +376,8 @@ fn the_file_is_what_the_handlers_say_and_every_answer_has_an_example() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_file_is_served_to_anybody_with_leave_to_keep_it() {
-    let world = World::start().await;
-    let reply = world.get("/openapi.json").anonymous().send().await;
+    let server = TestServer::start().await;
+    let reply = server.get("/openapi.json").anonymous().send().await;
     assert_eq!(reply.headers[header::CACHE_CONTROL], "public, max-age=300");
     assert_eq!(reply.text, fs::read_to_string(FILE).unwrap());
     reply.expect(200);
@@ -385,8 +385,8 @@ async fn the_file_is_served_to_anybody_with_leave_to_keep_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_is_whole_and_may_run_its_own_script_alone() {
-    let world = World::start().await;
-    let reply = world.get("/docs?from=elsewhere").anonymous().send().await;
+    let server = TestServer::start().await;
+    let reply = server.get("/docs?from=elsewhere").anonymous().send().await;
     let policy = reply.headers[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
     // As a browser reads it: what opens a script within one is text.
     let (_, script) = reply.text.split_once("<script>").unwrap();
@@ -408,9 +408,9 @@ async fn the_page_is_whole_and_may_run_its_own_script_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn input_is_judged_alike_by_schema_and_handler() {
     let document = openapi::document().unwrap();
-    let (world, _) = World::start_at_noon().await;
-    world.project("site").await;
-    let (key, _) = world.key(&["read"]).await;
+    let (server, _) = TestServer::start_at_noon().await;
+    server.project("site").await;
+    let (key, _) = server.key(&["read"]).await;
     let key = format!("/v1/api_keys/{key}");
     let with = |change: &str, value: Value| {
         let mut body = json!({ "name": "ci", "scopes": ["read"] });
@@ -495,7 +495,7 @@ async fn input_is_judged_alike_by_schema_and_handler() {
         let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
         let is_described = validator(&document, schema, false).is_valid(&body);
         let method = method.to_ascii_uppercase().parse().unwrap();
-        let reply = world.request(method, path).body(body.clone()).send().await;
+        let reply = server.request(method, path).body(body.clone()).send().await;
         let is_taken = reply.status.is_success();
         assert!(is_taken || reply.status == 422, "{id} {body}: {}", reply.text);
         assert_eq!(is_taken, is_described, "{id} {body}: {}", reply.text);
@@ -507,26 +507,26 @@ async fn input_is_judged_alike_by_schema_and_handler() {
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_are_the_documents() {
     let document = openapi::document().unwrap();
-    let world = World::start().await;
-    world.project("site").await;
-    let (_, reader) = world.key(&["read"]).await;
-    let keys = || world.request(Method::POST, "/v1/api_keys");
+    let server = TestServer::start().await;
+    server.project("site").await;
+    let (_, reader) = server.key(&["read"]).await;
+    let keys = || server.request(Method::POST, "/v1/api_keys");
     let mismatch = || keys().idempotency_key("1").body(json!({ "name": "a", "scopes": ["read"] }));
     mismatch().send().await.expect(201);
     let mut calls = vec![
         (400, keys().raw_body("{")),
-        (401, world.get("/v1/whoami").anonymous()),
-        (403, world.post("/v1/api_keys", json!({})).bearer(&reader)),
-        (404, world.get("/v1/api_keys/7")),
-        (409, world.post("/v1/agent_projects", json!({ "slug": "site", "name": "Again" }))),
+        (401, server.get("/v1/whoami").anonymous()),
+        (403, server.post("/v1/api_keys", json!({})).bearer(&reader)),
+        (404, server.get("/v1/api_keys/7")),
+        (409, server.post("/v1/agent_projects", json!({ "slug": "site", "name": "Again" }))),
         (413, keys().raw_body("x".repeat(65 * 1024))),
         (415, keys().raw_body("{}").header("content-encoding", "gzip")),
         (422, keys().body(json!({ "name": "a" }))),
-        (422, world.post("/v1/model_keys", json!({ "provider": "openai", "key": "short" }))),
+        (422, server.post("/v1/model_keys", json!({ "provider": "openai", "key": "short" }))),
         (422, mismatch().body(json!({ "name": "b", "scopes": ["read"] }))),
     ];
-    world.set_subscription("past_due").await;
-    calls.push((402, world.post("/v1/agent_projects/site/session_tokens", json!({}))));
+    server.set_subscription("past_due").await;
+    calls.push((402, server.post("/v1/agent_projects/site/session_tokens", json!({}))));
     let by_status = |status: u16| {
         let operation = operation(&document, "sessionTokensCreate");
         let reference = operation["responses"][status.to_string()]["$ref"].as_str().unwrap();

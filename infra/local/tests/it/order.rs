@@ -2,7 +2,7 @@ use http::Method;
 use karta_local::openapi;
 use serde_json::{Value, json};
 
-use crate::harness::{Request, World};
+use crate::harness::{Request, TestServer};
 
 /// A route that takes a credential: method, path to nothing that exists, and the scope it needs.
 type Route = (Method, &'static str, Option<&'static str>);
@@ -55,24 +55,24 @@ fn too_large() -> String {
     " ".repeat(65_537)
 }
 
-fn wrong_in_every_way(world: &World, (method, path, _): &Route) -> Vec<Request> {
+fn wrong_in_every_way(server: &TestServer, (method, path, _): &Route) -> Vec<Request> {
     let bodies = BAD_BODIES.map(ToOwned::to_owned).into_iter().chain([too_large()]);
     let request =
-        |body| world.request(method.clone(), &format!("{path}{BAD_QUERY}")).raw_body(body).idempotency_key("");
+        |body| server.request(method.clone(), &format!("{path}{BAD_QUERY}")).raw_body(body).idempotency_key("");
     bodies.map(request).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_credential_comes_before_everything() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let well_shaped = "Bearer kt_live_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
     let forged = format!("Bearer eyJhbGciOiJub25lIn0.eyJzY29wZSI6InNlc3Npb24ifQ.{}", "A".repeat(43));
-    let no_bearer = world.admin.clone();
-    let basic = format!("Basic {}", world.admin);
+    let no_bearer = server.admin.clone();
+    let basic = format!("Basic {}", server.admin);
     for route in FLAT.iter().chain([&IN_PROJECT]) {
         for header in [None, Some(""), Some("Bearer"), Some(well_shaped), Some(&forged), Some(&no_bearer), Some(&basic)]
         {
-            for request in wrong_in_every_way(&world, route) {
+            for request in wrong_in_every_way(&server, route) {
                 let request = match header {
                     None => request.anonymous(),
                     Some(header) => request.authorization(header),
@@ -86,7 +86,7 @@ async fn a_bad_credential_comes_before_everything() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_scope_comes_before_the_body_and_is_named() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for (held, lacking) in [
         (&["read", "write"][..], "admin"),
         (&["read", "admin"], "write"),
@@ -95,9 +95,9 @@ async fn a_missing_scope_comes_before_the_body_and_is_named() {
         (&[], "write"),
         (&[], "read"),
     ] {
-        let (_, token) = world.key_with(json!({ "name": "held", "scopes": held })).await;
+        let (_, token) = server.key_with(json!({ "name": "held", "scopes": held })).await;
         for route in FLAT.iter().filter(|route| route.2 == Some(lacking)) {
-            for request in wrong_in_every_way(&world, route) {
+            for request in wrong_in_every_way(&server, route) {
                 let detail = request.bearer(&token).send().await.forbidden();
                 assert_eq!(detail, format!("missing scope: {lacking}"), "{route:?}");
             }
@@ -108,33 +108,33 @@ async fn a_missing_scope_comes_before_the_body_and_is_named() {
 /// The key to hand to a customer.
 #[tokio::test(flavor = "multi_thread")]
 async fn key_without_scopes_opens_only_whoami() {
-    let world = World::start().await;
-    world.project("site").await;
-    let (id, created) = world.key_with(json!({ "name": "globex", "scopes": [] })).await;
-    let (patched_id, patched) = world.key(&["read", "write", "admin"]).await;
-    let answer = world.patch(&format!("/v1/api_keys/{patched_id}"), json!({ "scopes": [] })).send().await.expect(200);
+    let server = TestServer::start().await;
+    server.project("site").await;
+    let (id, created) = server.key_with(json!({ "name": "globex", "scopes": [] })).await;
+    let (patched_id, patched) = server.key(&["read", "write", "admin"]).await;
+    let answer = server.patch(&format!("/v1/api_keys/{patched_id}"), json!({ "scopes": [] })).send().await.expect(200);
     assert_eq!(answer["api_key"]["scopes"], json!([]));
-    let rotation = world.post(&format!("/v1/api_keys/{id}/rotate"), json!({})).send().await.expect(201);
+    let rotation = server.post(&format!("/v1/api_keys/{id}/rotate"), json!({})).send().await.expect(201);
     assert_eq!(rotation["api_key"]["scopes"], json!([]));
     let successor = rotation["secret"].as_str().unwrap().to_owned();
-    let rescue = format!("/v1/internal/organizations/{}/api_keys", world.organization_id);
-    let rescue = world.service(Method::POST, &rescue).body(json!({ "name": "rescue", "scopes": [] })).send().await;
+    let rescue = format!("/v1/internal/organizations/{}/api_keys", server.organization_id);
+    let rescue = server.service(Method::POST, &rescue).body(json!({ "name": "rescue", "scopes": [] })).send().await;
     let internal = rescue.expect(201)["secret"].as_str().unwrap().to_owned();
     for token in [created, patched, successor, internal] {
         for (method, path, needed) in &FLAT {
-            let reply = world.request(method.clone(), path).body(json!({})).bearer(&token).send().await;
+            let reply = server.request(method.clone(), path).body(json!({})).bearer(&token).send().await;
             match needed {
                 Some(scope) => assert_eq!(reply.forbidden(), format!("missing scope: {scope}"), "{method} {path}"),
                 None => assert_eq!(reply.expect(200)["scopes"], json!([]), "{method} {path}"),
             }
         }
-        let whoami = world.get("/v1/projects/site/whoami").bearer(&token).send().await.expect(200);
+        let whoami = server.get("/v1/projects/site/whoami").bearer(&token).send().await.expect(200);
         assert_eq!(whoami["scopes"], json!([]));
-        let verdict = world.service(Method::POST, "/v1/internal/keys/validate").body(json!({ "key": token }));
+        let verdict = server.service(Method::POST, "/v1/internal/keys/validate").body(json!({ "key": token }));
         let verdict = verdict.send().await.expect(200);
         assert_eq!((&verdict["valid"], &verdict["scopes"]), (&json!(true), &json!([])));
     }
-    let list = world.get("/v1/api_keys").send().await.expect(200);
+    let list = server.get("/v1/api_keys").send().await.expect(200);
     let without = list["api_keys"].as_array().unwrap().iter().filter(|key| key["scopes"] == json!([]));
     assert_eq!(without.count(), 4);
 }
@@ -163,16 +163,16 @@ fn table_holds_every_route_with_its_scope() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_token_off_its_project_comes_before_the_body() {
-    let world = World::start().await;
-    world.project("site").await;
-    let token = world.session_token("site", json!({})).await;
+    let server = TestServer::start().await;
+    server.project("site").await;
+    let token = server.session_token("site", json!({})).await;
     for route in &FLAT {
-        for request in wrong_in_every_way(&world, route) {
+        for request in wrong_in_every_way(&server, route) {
             let detail = request.bearer(&token).send().await.forbidden();
             assert_eq!(detail, "session tokens are valid only under /v1/projects/{ref}/", "{route:?}");
         }
     }
-    for request in wrong_in_every_way(&world, &IN_PROJECT) {
+    for request in wrong_in_every_way(&server, &IN_PROJECT) {
         let detail = request.bearer(&token).send().await.forbidden();
         assert_eq!(detail, "wrong project: the session token is for another one");
     }
@@ -180,12 +180,12 @@ async fn a_session_token_off_its_project_comes_before_the_body() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_scope_opens_the_routes_that_need_it_alone() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for held in ["read", "write", "admin"] {
-        let (_, token) = world.key(&[held]).await;
+        let (_, token) = server.key(&[held]).await;
         for route in &FLAT {
             let (method, path, needed) = route;
-            let reply = world.request(method.clone(), path).raw_body("{").bearer(&token).send().await;
+            let reply = server.request(method.clone(), path).raw_body("{").bearer(&token).send().await;
             let let_in = needed.is_none_or(|scope| scope == held);
             assert_eq!(reply.status != 403, let_in, "{route:?} with {held}: {}", reply.text);
         }
@@ -194,7 +194,7 @@ async fn each_scope_opens_the_routes_that_need_it_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_body_comes_before_an_unknown_resource() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for (method, path, right) in [
         (Method::PATCH, "/v1/api_keys/1", "{}"),
         (Method::PATCH, "/v1/api_keys/not-an-id", "{}"),
@@ -210,7 +210,7 @@ async fn a_bad_body_comes_before_an_unknown_resource() {
         (Method::POST, "/v1/agent_projects/nothing/session_tokens", "{}"),
         (Method::POST, "/agent_projects/Not_A_Slug/session_tokens", "{}"),
     ] {
-        let send = |body: String| world.request(method.clone(), path).raw_body(body).send();
+        let send = |body: String| server.request(method.clone(), path).raw_body(body).send();
         assert_eq!(send("{".to_owned()).await.refused(400)["error"], "malformed_json", "{path}");
         assert_eq!(send(too_large()).await.refused(413)["error"], "body_too_large", "{path}");
         assert_eq!(send("[]".to_owned()).await.invalid_field(), "body", "{path}");
@@ -221,23 +221,23 @@ async fn a_bad_body_comes_before_an_unknown_resource() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_query_comes_before_an_unknown_resource() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for (method, path, _) in FLAT.iter().chain([&IN_PROJECT]) {
-        let request = world.request(method.clone(), &format!("{path}{BAD_QUERY}")).raw_body("{}");
+        let request = server.request(method.clone(), &format!("{path}{BAD_QUERY}")).raw_body("{}");
         assert_eq!(request.send().await.invalid_field(), "nonsense", "{method} {path}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idempotency_comes_before_conflicts() {
-    let world = World::start().await;
-    let post = |body: Value| world.post("/v1/agent_projects", body).idempotency_key("once").send();
+    let server = TestServer::start().await;
+    let post = |body: Value| server.post("/v1/agent_projects", body).idempotency_key("once").send();
     post(json!({ "slug": "site", "name": "Site" })).await.expect(201);
     let refusal = post(json!({ "slug": "site", "name": "Other" })).await.refused(422);
     assert_eq!(refusal["error"], "idempotency_mismatch");
     let deploy = |slug: &str, sha: &str| {
         let path = format!("/v1/agent_projects/{slug}/deploys");
-        world.post(&path, json!({ "commit_sha": sha })).idempotency_key("once").send()
+        server.post(&path, json!({ "commit_sha": sha })).idempotency_key("once").send()
     };
     deploy("site", "abcdef0").await.expect(201);
     assert_eq!(deploy("site", "abcdef1").await.refused(422)["error"], "idempotency_mismatch");
@@ -246,9 +246,9 @@ async fn idempotency_comes_before_conflicts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exhausted_budget_comes_after_the_body_and_before_an_unknown_resource() {
-    let world = World::start().await;
-    world.set_subscription("past_due").await;
-    let mint = |body: Value| world.post("/v1/agent_projects/nothing/session_tokens", body).send();
+    let server = TestServer::start().await;
+    server.set_subscription("past_due").await;
+    let mint = |body: Value| server.post("/v1/agent_projects/nothing/session_tokens", body).send();
     assert_eq!(mint(json!({ "ttl_seconds": 1 })).await.invalid_field(), "ttl_seconds");
     let refusal = mint(json!({})).await.refused(402);
     let exhausted = json!({
@@ -256,7 +256,7 @@ async fn an_exhausted_budget_comes_after_the_body_and_before_an_unknown_resource
         "resets_at": null,
     });
     assert_eq!(refusal, exhausted);
-    let (_, reader) = world.key(&["read"]).await;
-    let refusal = world.post("/v1/agent_projects/nothing/session_tokens", json!({})).bearer(&reader).send().await;
+    let (_, reader) = server.key(&["read"]).await;
+    let refusal = server.post("/v1/agent_projects/nothing/session_tokens", json!({})).bearer(&reader).send().await;
     assert_eq!(refusal.forbidden(), "missing scope: write");
 }

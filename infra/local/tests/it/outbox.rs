@@ -7,50 +7,50 @@ use serde_json::{Value, json};
 
 use crate::{
     fault_proxy::{Fault, FaultProxy},
-    harness::World,
+    harness::TestServer,
 };
 
 const DAY: Duration = Duration::from_hours(24);
 const EXPIRY_NOTICES: &str = "worker-expiry-notices";
 
 /// The events of `acme`: type and data.
-async fn events(world: &World) -> Vec<(String, Value)> {
-    let events = world.outbox("EVT").await;
+async fn events(server: &TestServer) -> Vec<(String, Value)> {
+    let events = server.outbox("EVT").await;
     let told = events.iter().map(|event| {
-        assert_eq!(event["organization_id"], world.organization_id);
+        assert_eq!(event["organization_id"], server.organization_id);
         (event["type"].as_str().unwrap().to_owned(), serde_json::from_str(event["data"].as_str().unwrap()).unwrap())
     });
     told.collect()
 }
 
 /// Whether access was cut, for each time that data planes are told.
-async fn invalidations(world: &World) -> Vec<bool> {
-    world.outbox("PSH").await.iter().map(|item| item["access_cut"].as_bool().unwrap()).collect()
+async fn invalidations(server: &TestServer) -> Vec<bool> {
+    server.outbox("PSH").await.iter().map(|item| item["access_cut"].as_bool().unwrap()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_key_is_told_of_without_its_secret() {
-    let (world, _clock) = World::start_at_noon().await;
-    let created = world.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["read"] })).send().await.expect(201);
-    assert_eq!(events(&world).await, [("api_key.created".to_owned(), json!({ "api_key": created["api_key"] }))]);
-    assert!(invalidations(&world).await.is_empty(), "nobody keeps anything about a key that is new");
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let created = server.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["read"] })).send().await.expect(201);
+    assert_eq!(events(&server).await, [("api_key.created".to_owned(), json!({ "api_key": created["api_key"] }))]);
+    assert!(invalidations(&server).await.is_empty(), "nobody keeps anything about a key that is new");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rotation_is_told_of_and_data_planes_forget() {
-    let (world, clock) = World::start_at_noon().await;
-    let (id, _) = world.key(&["read"]).await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    let (id, _) = server.key(&["read"]).await;
     clock.advance(Duration::from_millis(1));
-    let mut rotated = world.post(&format!("/v1/api_keys/{id}/rotate"), json!({})).send().await.expect(201);
+    let mut rotated = server.post(&format!("/v1/api_keys/{id}/rotate"), json!({})).send().await.expect(201);
     rotated.as_object_mut().unwrap().remove("secret");
-    assert_eq!(events(&world).await[1], ("api_key.rotated".to_owned(), rotated));
-    assert_eq!(invalidations(&world).await, [true], "the old key was given an end");
+    assert_eq!(events(&server).await[1], ("api_key.rotated".to_owned(), rotated));
+    assert_eq!(invalidations(&server).await, [true], "the old key was given an end");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn update_is_published_only_if_something_changed() {
-    let (world, clock) = World::start_at_noon().await;
-    let (id, _) = world.key(&["read"]).await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    let (id, _) = server.key(&["read"]).await;
     let path = format!("/v1/api_keys/{id}");
     let mut expected = Vec::new();
     for (patch, changes) in [
@@ -65,34 +65,34 @@ async fn update_is_published_only_if_something_changed() {
         (json!({ "metadata": { "team": "web" } }), true),
     ] {
         clock.advance(Duration::from_millis(1));
-        let updated = world.patch(&path, patch).send().await.expect(200);
+        let updated = server.patch(&path, patch).send().await.expect(200);
         if changes {
             expected.push(("api_key.updated".to_owned(), updated));
         }
     }
-    assert_eq!(events(&world).await[1..], expected);
-    assert_eq!(world.audited("api_key.updated").await.len(), expected.len());
-    world.patch(&path, json!({ "scopes": ["root"] })).send().await.refused(422);
-    world.delete(&path).send().await.expect(200);
-    world.patch(&path, json!({ "name": "late" })).send().await.refused(409);
-    let published = events(&world).await;
+    assert_eq!(events(&server).await[1..], expected);
+    assert_eq!(server.audited("api_key.updated").await.len(), expected.len());
+    server.patch(&path, json!({ "scopes": ["root"] })).send().await.refused(422);
+    server.delete(&path).send().await.expect(200);
+    server.patch(&path, json!({ "name": "late" })).send().await.refused(409);
+    let published = events(&server).await;
     assert_eq!(published.len(), 2 + expected.len(), "a refused update publishes nothing: {published:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revocation_is_told_of_once() {
-    let (world, clock) = World::start_at_noon().await;
-    let (id, _) = world.key(&["read"]).await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    let (id, _) = server.key(&["read"]).await;
     clock.advance(Duration::from_millis(1));
-    let revoked = world.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
-    world.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
-    assert_eq!(events(&world).await[1..], [("api_key.revoked".to_owned(), revoked)]);
-    assert_eq!(invalidations(&world).await, [true]);
+    let revoked = server.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
+    server.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
+    assert_eq!(events(&server).await[1..], [("api_key.revoked".to_owned(), revoked)]);
+    assert_eq!(invalidations(&server).await, [true]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_change_does_to_caches_depends_on_what_it_changes() {
-    let (world, _clock) = World::start_at_noon().await;
+    let (server, _clock) = TestServer::start_at_noon().await;
     for (before, change, told) in [
         (json!({}), json!({ "name": "other" }), Some(false)),
         (json!({}), json!({ "metadata": { "team": "a" } }), Some(false)),
@@ -107,71 +107,71 @@ async fn what_a_change_does_to_caches_depends_on_what_it_changes() {
         (json!({}), json!({ "allowed_cidrs": ["10.0.0.0/8"] }), Some(true)),
         (json!({ "allowed_cidrs": ["10.0.0.0/8"] }), json!({ "allowed_cidrs": [] }), Some(false)),
     ] {
-        let known = count(&world).await;
+        let known = count(&server).await;
         let mut settings = json!({ "name": "ci", "scopes": ["read", "write"] });
         settings.as_object_mut().unwrap().extend(before.as_object().unwrap().clone());
-        let (id, _) = world.key_with(settings).await;
-        world.patch(&format!("/v1/api_keys/{id}"), change.clone()).send().await.expect(200);
-        let (all, cuts) = count(&world).await;
+        let (id, _) = server.key_with(settings).await;
+        server.patch(&format!("/v1/api_keys/{id}"), change.clone()).send().await.expect(200);
+        let (all, cuts) = count(&server).await;
         let expected = (usize::from(told.is_some()), usize::from(told == Some(true)));
         assert_eq!((all - known.0, cuts - known.1), expected, "{change}");
     }
 }
 
 /// How often data planes are told, and how often of a cut.
-async fn count(world: &World) -> (usize, usize) {
-    let all = invalidations(world).await;
+async fn count(server: &TestServer) -> (usize, usize) {
+    let all = invalidations(server).await;
     (all.len(), all.into_iter().filter(|cut| *cut).count())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_organizations_change_makes_data_planes_forget() {
-    let (world, _clock) = World::start_at_noon().await;
-    let path = format!("/v1/internal/organizations/{}", world.organization_id);
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let path = format!("/v1/internal/organizations/{}", server.organization_id);
     for change in [json!({ "subscription_status": "past_due" }), json!({ "subscription_status": "past_due" })] {
-        world.service(http::Method::PATCH, &path).body(change).send().await.expect(200);
+        server.service(http::Method::PATCH, &path).body(change).send().await.expect(200);
     }
-    assert_eq!(invalidations(&world).await, [false], "a change that changes nothing is none");
+    assert_eq!(invalidations(&server).await, [false], "a change that changes nothing is none");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_whose_answer_was_lost_is_told_of_once() {
-    let (world, proxy) = FaultProxy::start().await;
-    let (id, _) = world.key(&["read"]).await;
+    let (server, proxy) = FaultProxy::start().await;
+    let (id, _) = server.key(&["read"]).await;
     proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
-    world.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
-    let types: Vec<_> = events(&world).await.into_iter().map(|(event_type, _)| event_type).collect();
+    server.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
+    let types: Vec<_> = events(&server).await.into_iter().map(|(event_type, _)| event_type).collect();
     assert_eq!(types, ["api_key.created", "api_key.revoked"]);
 }
 
 /// The keys that owners were told of.
-async fn told(world: &World) -> Vec<u64> {
-    let events = events(world).await.into_iter().filter(|(event_type, _)| event_type == "api_key.expiring");
+async fn told(server: &TestServer) -> Vec<u64> {
+    let events = events(server).await.into_iter().filter(|(event_type, _)| event_type == "api_key.expiring");
     events.map(|(_, data)| data["api_key"]["id"].as_u64().unwrap()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_owner_of_a_key_is_told_a_week_before_its_end_and_once() {
-    let (world, clock) = World::start_at_noon().await;
-    let key = |end: &str| world.key_with(json!({ "name": "ci", "scopes": ["read"], "expires_at": end }));
+    let (server, clock) = TestServer::start_at_noon().await;
+    let key = |end: &str| server.key_with(json!({ "name": "ci", "scopes": ["read"], "expires_at": end }));
     let (ending, _) = key("2026-12-01T12:00:00Z").await;
     let (_short, _) = key("2026-11-28T12:00:00Z").await;
     clock.advance(Duration::from_millis(3 * 86_400_000 - 1));
-    world.work(EXPIRY_NOTICES).await;
-    assert!(told(&world).await.is_empty(), "not before, and not for a key that was made for a week");
+    server.work(EXPIRY_NOTICES).await;
+    assert!(told(&server).await.is_empty(), "not before, and not for a key that was made for a week");
     clock.advance(Duration::from_millis(1));
     for _ in 0..2 {
-        world.work(EXPIRY_NOTICES).await;
-        assert_eq!(told(&world).await, [ending]);
+        server.work(EXPIRY_NOTICES).await;
+        assert_eq!(told(&server).await, [ending]);
     }
-    assert!(world.outbox("XPR").await.is_empty());
+    assert!(server.outbox("XPR").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_due_and_cannot_be_read_keeps_nobody_waiting() {
-    let (world, clock) = World::start_at_noon().await;
+    let (server, clock) = TestServer::start_at_noon().await;
     let end = json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-12-01T12:00:00Z" });
-    let (ending, _) = world.key_with(end).await;
+    let (ending, _) = server.key_with(end).await;
     // Before it in every shard, more than one look finds.
     let junk = (0..16).flat_map(|shard| (0..101).map(move |n| (shard, n))).map(|(shard, n)| {
         let item = json!({
@@ -184,50 +184,50 @@ async fn what_is_due_and_cannot_be_read_keeps_nobody_waiting() {
         json!({ "PutRequest": { "Item": item } })
     });
     for puts in junk.collect::<Vec<_>>().chunks(25) {
-        world.dynamodb("BatchWriteItem", json!({ "RequestItems": { "karta-outbox": puts } })).await;
+        server.dynamodb("BatchWriteItem", json!({ "RequestItems": { "karta-outbox": puts } })).await;
     }
     clock.advance(4 * DAY);
-    world.work(EXPIRY_NOTICES).await;
-    assert_eq!(told(&world).await, [ending]);
+    server.work(EXPIRY_NOTICES).await;
+    assert_eq!(told(&server).await, [ending]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_end_that_a_key_really_has_is_told_of() {
-    let (world, clock) = World::start_at_noon().await;
+    let (server, clock) = TestServer::start_at_noon().await;
     let mut paths = Vec::new();
     for _ in 0..5 {
         let end = json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-12-01T12:00:00Z" });
-        paths.push(format!("/v1/api_keys/{}", world.key_with(end).await.0));
+        paths.push(format!("/v1/api_keys/{}", server.key_with(end).await.0));
     }
-    world.patch(&paths[0], json!({ "expires_at": null })).send().await.expect(200);
-    world.patch(&paths[1], json!({ "expires_at": "2026-12-11T12:00:00Z" })).send().await.expect(200);
-    world.delete(&paths[2]).send().await.expect(200);
-    world.post(&format!("{}/rotate", paths[3]), json!({})).send().await.expect(201);
+    server.patch(&paths[0], json!({ "expires_at": null })).send().await.expect(200);
+    server.patch(&paths[1], json!({ "expires_at": "2026-12-11T12:00:00Z" })).send().await.expect(200);
+    server.delete(&paths[2]).send().await.expect(200);
+    server.post(&format!("{}/rotate", paths[3]), json!({})).send().await.expect(201);
     clock.advance(4 * DAY);
-    world.work(EXPIRY_NOTICES).await;
+    server.work(EXPIRY_NOTICES).await;
     let names = |ids: Vec<u64>| ids.iter().map(|id| format!("/v1/api_keys/{id}")).collect::<Vec<_>>();
-    let first = names(told(&world).await);
+    let first = names(told(&server).await);
     assert!(first.contains(&paths[4]), "the one that was left alone");
     assert_eq!(first.len(), 2, "and the successor, which has the same end");
     clock.advance(10 * DAY);
-    world.work(EXPIRY_NOTICES).await;
-    assert!(names(told(&world).await).contains(&paths[1]), "the end that was put off");
-    assert_eq!(told(&world).await.len(), 3);
+    server.work(EXPIRY_NOTICES).await;
+    assert!(names(told(&server).await).contains(&paths[1]), "the end that was put off");
+    assert_eq!(told(&server).await.len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_workers_at_once_tell_once() {
-    let (world, clock) = World::start_at_noon().await;
+    let (server, clock) = TestServer::start_at_noon().await;
     for _ in 0..10 {
-        world.key_with(json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-12-01T12:00:00Z" })).await;
+        server.key_with(json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-12-01T12:00:00Z" })).await;
     }
     clock.advance(4 * DAY);
-    let tick = &registry::workers(&world.runner.app, &world.runner.gateway)[EXPIRY_NOTICES];
+    let tick = &registry::workers(&server.runner.app, &server.runner.gateway)[EXPIRY_NOTICES];
     let (first, second) = tokio::join!(tick(), tick());
     first.unwrap();
     second.unwrap();
-    let mut ids = told(&world).await;
+    let mut ids = told(&server).await;
     ids.sort_unstable();
     ids.dedup();
-    assert_eq!((ids.len(), told(&world).await.len()), (10, 10));
+    assert_eq!((ids.len(), told(&server).await.len()), (10, 10));
 }

@@ -1,7 +1,7 @@
 use http::Method;
 use serde_json::json;
 
-use crate::harness::{Reply, World};
+use crate::harness::{Reply, TestServer};
 
 const SITE: &str = "/v1/projects/site/whoami";
 
@@ -10,21 +10,21 @@ fn assert_readable_by_browsers(reply: &Reply) {
     assert_eq!(reply.headers.get("access-control-allow-credentials"), None);
 }
 
-async fn with_project() -> (World, u64) {
-    let world = World::start().await;
-    let project = world.project("site").await;
-    (world, project)
+async fn with_project() -> (TestServer, u64) {
+    let server = TestServer::start().await;
+    let project = server.project("site").await;
+    (server, project)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_token_sees_its_principal_in_its_own_project() {
-    let (world, project) = with_project().await;
-    let token = world.session_token("site", json!({ "user_id": "user-7" })).await;
-    let own = world.get("/v1/whoami").send().await.expect(200);
-    let principal = world.get(SITE).bearer(&token).send().await.expect(200);
+    let (server, project) = with_project().await;
+    let token = server.session_token("site", json!({ "user_id": "user-7" })).await;
+    let own = server.get("/v1/whoami").send().await.expect(200);
+    let principal = server.get(SITE).bearer(&token).send().await.expect(200);
     let expected = json!({
         "kind": "session",
-        "organization_id": world.organization_id,
+        "organization_id": server.organization_id,
         "organization_slug": "acme",
         "scopes": [],
         "api_key_id": own["api_key_id"],
@@ -40,39 +40,39 @@ async fn a_session_token_sees_its_principal_in_its_own_project() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_token_without_a_user_has_no_sub() {
-    let (world, _) = with_project().await;
-    let token = world.session_token("site", json!({})).await;
-    assert_eq!(world.get(SITE).bearer(&token).send().await.expect(200)["sub"], json!(null));
+    let (server, _) = with_project().await;
+    let token = server.session_token("site", json!({})).await;
+    assert_eq!(server.get(SITE).bearer(&token).send().await.expect(200)["sub"], json!(null));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_api_key_of_any_scope_sees_its_principal_in_each_of_its_projects() {
-    let (world, _) = with_project().await;
-    world.project("shop").await;
+    let (server, _) = with_project().await;
+    server.project("shop").await;
     for scope in ["read", "write", "admin"] {
-        let (_, token) = world.key(&[scope]).await;
-        let flat = world.get("/v1/whoami").bearer(&token).send().await.expect(200);
+        let (_, token) = server.key(&[scope]).await;
+        let flat = server.get("/v1/whoami").bearer(&token).send().await.expect(200);
         for project in ["site", "shop"] {
             let path = format!("/v1/projects/{project}/whoami");
-            assert_eq!(world.get(&path).bearer(&token).send().await.expect(200), flat);
+            assert_eq!(server.get(&path).bearer(&token).send().await.expect(200), flat);
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_token_is_refused_alike_in_any_other_project_that_is_or_is_not() {
-    let (world, project) = with_project().await;
-    world.project("shop").await;
-    let (_, foreign) = world.another_organization("other").await;
-    world
+    let (server, project) = with_project().await;
+    server.project("shop").await;
+    let (_, foreign) = server.another_organization("other").await;
+    server
         .post("/v1/agent_projects", json!({ "slug": "theirs", "name": "x" }))
         .bearer(&foreign)
         .send()
         .await
         .expect(201);
-    let token = world.session_token("site", json!({})).await;
+    let token = server.session_token("site", json!({})).await;
     for other in ["shop", "theirs", "nothing", "SITE", "site2", "sit", &project.to_string()] {
-        let reply = world.get(&format!("/v1/projects/{other}/whoami")).bearer(&token).send().await;
+        let reply = server.get(&format!("/v1/projects/{other}/whoami")).bearer(&token).send().await;
         assert_readable_by_browsers(&reply);
         assert_eq!(reply.forbidden(), "wrong project: the session token is for another one", "{other}");
     }
@@ -80,20 +80,20 @@ async fn a_session_token_is_refused_alike_in_any_other_project_that_is_or_is_not
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_token_does_not_enter_another_organizations_project_of_the_same_slug() {
-    let (world, _) = with_project().await;
-    let (other, foreign) = world.another_organization("other").await;
-    world.post("/v1/agent_projects", json!({ "slug": "site", "name": "x" })).bearer(&foreign).send().await.expect(201);
-    let token = world.session_token("site", json!({})).await;
-    let principal = world.get(SITE).bearer(&token).send().await.expect(200);
-    assert_eq!(principal["organization_id"], world.organization_id);
+    let (server, _) = with_project().await;
+    let (other, foreign) = server.another_organization("other").await;
+    server.post("/v1/agent_projects", json!({ "slug": "site", "name": "x" })).bearer(&foreign).send().await.expect(201);
+    let token = server.session_token("site", json!({})).await;
+    let principal = server.get(SITE).bearer(&token).send().await.expect(200);
+    assert_eq!(principal["organization_id"], server.organization_id);
     assert_ne!(principal["organization_id"], other);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_project_that_is_unknown_is_not_found_for_an_api_key() {
-    let (world, project) = with_project().await;
+    let (server, project) = with_project().await;
     for unknown in ["nothing", "SITE", "my_site", &project.to_string()] {
-        let reply = world.get(&format!("/v1/projects/{unknown}/whoami")).send().await;
+        let reply = server.get(&format!("/v1/projects/{unknown}/whoami")).send().await;
         assert_readable_by_browsers(&reply);
         assert_eq!(reply.refused(404), json!({ "detail": "Not found" }), "{unknown}");
     }
@@ -101,16 +101,16 @@ async fn a_project_that_is_unknown_is_not_found_for_an_api_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_answer_is_readable_by_browsers() {
-    let (world, _) = with_project().await;
-    let token = world.session_token("site", json!({})).await;
+    let (server, _) = with_project().await;
+    let token = server.session_token("site", json!({})).await;
     for (reply, status) in [
-        (world.get(SITE).send().await, 200),
-        (world.get(SITE).bearer(&token).send().await, 200),
-        (world.get(SITE).anonymous().send().await, 401),
-        (world.get(SITE).bearer("kt_live_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA").send().await, 401),
-        (world.get("/v1/projects/shop/whoami").bearer(&token).send().await, 403),
-        (world.get("/v1/projects/shop/whoami").send().await, 404),
-        (world.get("/v1/projects/site/whoami?x=1").send().await, 422),
+        (server.get(SITE).send().await, 200),
+        (server.get(SITE).bearer(&token).send().await, 200),
+        (server.get(SITE).anonymous().send().await, 401),
+        (server.get(SITE).bearer("kt_live_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA").send().await, 401),
+        (server.get("/v1/projects/shop/whoami").bearer(&token).send().await, 403),
+        (server.get("/v1/projects/shop/whoami").send().await, 404),
+        (server.get("/v1/projects/site/whoami?x=1").send().await, 422),
     ] {
         assert_readable_by_browsers(&reply);
         reply.expect(status);
@@ -119,9 +119,9 @@ async fn every_answer_is_readable_by_browsers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preflight_needs_no_credential_and_allows_the_authorization_header() {
-    let (world, _) = with_project().await;
+    let (server, _) = with_project().await;
     for project in ["site", "nothing", "SITE"] {
-        let reply = world
+        let reply = server
             .request(Method::OPTIONS, &format!("/v1/projects/{project}/whoami"))
             .anonymous()
             .header("origin", "https://shop.example")
@@ -139,10 +139,10 @@ async fn a_preflight_needs_no_credential_and_allows_the_authorization_header() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exhausted_budget_is_shown_and_does_not_shut_the_door() {
-    let (world, _) = with_project().await;
-    world.set_subscription("canceled").await;
-    let (_, token) = world.key(&["read"]).await;
-    let principal = world.get(SITE).bearer(&token).send().await.expect(200);
+    let (server, _) = with_project().await;
+    server.set_subscription("canceled").await;
+    let (_, token) = server.key(&["read"]).await;
+    let principal = server.get(SITE).bearer(&token).send().await.expect(200);
     assert_eq!(
         (&principal["budget_ok"], &principal["budget_reason"]),
         (&json!(false), &json!("subscription canceled"))

@@ -10,21 +10,21 @@ use proptest::{
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::harness::{Reply, Request, World, note_secret};
+use crate::harness::{Reply, Request, TestServer, note_secret};
 
 const CASES: u32 = 256;
 /// Stands in fields where it does not belong; no refusal may repeat it.
 const SECRET: &str = "kt_live_0123456789abcdefghijklmnopqrstuv";
 
 /// Sends what `requests` makes of each input and holds every answer against the contract.
-fn hold<S: Strategy>(inputs: S, requests: impl Fn(&World, S::Value) -> Vec<Request>) {
+fn hold<S: Strategy>(inputs: S, requests: impl Fn(&TestServer, S::Value) -> Vec<Request>) {
     let runtime = Runtime::new().unwrap();
-    let world = runtime.block_on(World::start());
-    runtime.block_on(world.project("my-app"));
+    let server = runtime.block_on(TestServer::start());
+    runtime.block_on(server.project("my-app"));
     note_secret(SECRET);
     let mut runner = TestRunner::new(Config { cases: CASES, failure_persistence: None, ..Config::default() });
     let outcome = runner.run(&inputs, |input| {
-        requests(&world, input)
+        requests(&server, input)
             .into_iter()
             .try_for_each(|request| answers_by_the_contract(&runtime.block_on(request.send())))
     });
@@ -130,8 +130,8 @@ fn nearly_right_body() -> impl Strategy<Value = Value> {
 }
 
 /// Every route that takes a body, with this one.
-fn with_body(world: &World, body: &[u8]) -> Vec<Request> {
-    let key = world.runner.founded.organization.id;
+fn with_body(server: &TestServer, body: &[u8]) -> Vec<Request> {
+    let key = server.runner.founded.organization.id;
     [
         (Method::POST, "/v1/api_keys".to_owned()),
         // No key has an organization's id: what the body says is judged all the same.
@@ -143,7 +143,7 @@ fn with_body(world: &World, body: &[u8]) -> Vec<Request> {
         (Method::POST, "/v1/agent_projects/my-app/session_tokens".to_owned()),
         (Method::POST, "/agent_projects/my-app/session_tokens".to_owned()),
     ]
-    .map(|(method, path)| world.request(method, &path).raw_body(body.to_vec()))
+    .map(|(method, path)| server.request(method, &path).raw_body(body.to_vec()))
     .into()
 }
 
@@ -175,27 +175,27 @@ fn any_authorization_header_is_refused_in_one_way() {
         "Bearer [0-9A-Za-z_-]{10,60}\\.[0-9A-Za-z_-]{10,200}\\.[0-9A-Za-z_-]{43}".prop_map(String::into_bytes),
         "Bearer eyJ[0-9A-Za-z_.=-]{0,200}".prop_map(String::into_bytes),
     ];
-    hold(credentials, |world, header| {
+    hold(credentials, |server, header| {
         ["/v1/whoami", "/v1/projects/my-app/whoami", "/v1/api_keys"]
-            .map(|path| world.get(path).authorization(header.clone()))
+            .map(|path| server.get(path).authorization(header.clone()))
             .into()
     });
 }
 
 #[test]
 fn any_idempotency_key_gets_an_answer() {
-    hold(header_value(), |world, key| {
+    hold(header_value(), |server, key| {
         let body = json!({ "name": "x", "scopes": ["read"] });
-        vec![world.post("/v1/api_keys", body).header("idempotency-key", key)]
+        vec![server.post("/v1/api_keys", body).header("idempotency-key", key)]
     });
 }
 
 #[test]
 fn any_cursor_gets_an_answer() {
     let cursors = prop_oneof![url_part(), "[0-9A-Za-z_-]{32}", "[0-9A-Za-z_-]{0,64}"];
-    hold(cursors, |world, cursor| {
+    hold(cursors, |server, cursor| {
         ["api_keys", "agent_projects", "agent_projects/my-app/releases"]
-            .map(|list| world.get(&format!("/v1/{list}?cursor={cursor}")))
+            .map(|list| server.get(&format!("/v1/{list}?cursor={cursor}")))
             .into()
     });
 }
@@ -207,26 +207,26 @@ fn any_query_gets_an_answer() {
     let parameter = prop_oneof![8 => pair, 1 => url_part()];
     let query = vec(parameter, 0..4).prop_map(|parameters| parameters.join("&"));
     let doubled = prop_oneof![3 => query.clone(), 1 => query.prop_map(|query| format!("{query}&{query}"))];
-    hold(doubled, |world, query| {
+    hold(doubled, |server, query| {
         ["/v1/api_keys", "/v1/agent_projects", "/v1/whoami", "/v1/api_keys/1", "/healthz"]
-            .map(|path| world.get(&format!("{path}?{query}")))
+            .map(|path| server.get(&format!("{path}?{query}")))
             .into()
     });
 }
 
 #[test]
 fn any_id_in_a_path_gets_an_answer() {
-    hold(url_part(), |world, part| {
+    hold(url_part(), |server, part| {
         vec![
-            world.get(&format!("/v1/api_keys/{part}")),
-            world.delete(&format!("/v1/api_keys/{part}")),
-            world.patch(&format!("/v1/api_keys/{part}"), json!({ "name": "x" })),
-            world.get(&format!("/v1/agent_projects/{part}")),
-            world.get(&format!("/v1/agent_projects/{part}/releases")),
-            world.get(&format!("/v1/agent_projects/my-app/releases/{part}/logs")),
-            world.get(&format!("/v1/projects/{part}/whoami")),
-            world.post(&format!("/v1/agent_projects/{part}/session_tokens"), json!({})),
-            world.post(&format!("/agent_projects/{part}/session_tokens"), json!({})),
+            server.get(&format!("/v1/api_keys/{part}")),
+            server.delete(&format!("/v1/api_keys/{part}")),
+            server.patch(&format!("/v1/api_keys/{part}"), json!({ "name": "x" })),
+            server.get(&format!("/v1/agent_projects/{part}")),
+            server.get(&format!("/v1/agent_projects/{part}/releases")),
+            server.get(&format!("/v1/agent_projects/my-app/releases/{part}/logs")),
+            server.get(&format!("/v1/projects/{part}/whoami")),
+            server.post(&format!("/v1/agent_projects/{part}/session_tokens"), json!({})),
+            server.post(&format!("/agent_projects/{part}/session_tokens"), json!({})),
         ]
     });
 }
@@ -239,15 +239,15 @@ fn any_bytes_as_a_body_get_an_answer() {
         (1_usize..2_000).prop_map(|depth| "[".repeat(depth).into_bytes()),
         (1_usize..2_000).prop_map(|depth| format!(r#"{{"name":{}"#, r#"{"a":"#.repeat(depth)).into_bytes()),
     ];
-    hold(bytes, |world, body| with_body(world, &body));
+    hold(bytes, |server, body| with_body(server, &body));
 }
 
 #[test]
 fn any_json_as_a_body_gets_an_answer() {
-    hold(json_value(), |world, body| with_body(world, body.to_string().as_bytes()));
+    hold(json_value(), |server, body| with_body(server, body.to_string().as_bytes()));
 }
 
 #[test]
 fn any_value_in_any_field_gets_an_answer() {
-    hold(nearly_right_body(), |world, body| with_body(world, body.to_string().as_bytes()));
+    hold(nearly_right_body(), |server, body| with_body(server, body.to_string().as_bytes()));
 }

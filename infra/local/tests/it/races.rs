@@ -11,7 +11,7 @@ use karta_shared::{
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Reply, Request, World},
+    harness::{Reply, Request, TestServer},
     invariants::Tables,
 };
 
@@ -43,49 +43,50 @@ fn key_path(id: u64) -> String {
 }
 
 /// Lets the gateway know the token: for 3 s it will not ask again, so that a race is decided by the writes alone.
-async fn warm(world: &World, tokens: [&str; 2]) {
+async fn warm(server: &TestServer, tokens: [&str; 2]) {
     for token in tokens {
-        world.get("/v1/whoami").bearer(token).send().await.expect(200);
+        server.get("/v1/whoami").bearer(token).send().await.expect(200);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn parallel_revocations_of_one_key_are_one_change_with_one_answer() {
-    let world = World::start().await;
-    let (key, _) = world.key(&["admin"]).await;
-    let replies = sent((0..16).map(|_| world.delete(&key_path(key)))).await;
+    let server = TestServer::start().await;
+    let (key, _) = server.key(&["admin"]).await;
+    let replies = sent((0..16).map(|_| server.delete(&key_path(key)))).await;
     let answers: BTreeSet<_> = replies.into_iter().map(|reply| reply.expect(200).to_string()).collect();
     assert_eq!(answers.len(), 1, "{answers:?}");
-    let tables = Tables::of(&world).await;
+    let tables = Tables::new(&server).await;
     tables.assert_whole();
     assert_eq!(tables.audited("api_key.revoked", key), 1);
 }
 
 /// The ways in which an admin key stops being a usable one, as a request by another.
-fn downfall(world: &World, way: usize, key: u64) -> Request {
+fn downfall(server: &TestServer, way: usize, key: u64) -> Request {
     let path = key_path(key);
     match way % 4 {
-        0 => world.delete(&path),
-        1 => world.patch(&path, json!({ "scopes": ["read", "write"] })),
-        2 => world.patch(&path, json!({ "expires_at": "2100-01-01T00:00:00Z" })),
-        _ => world.patch(&path, json!({ "allowed_cidrs": ["127.0.0.0/8"] })),
+        0 => server.delete(&path),
+        1 => server.patch(&path, json!({ "scopes": ["read", "write"] })),
+        2 => server.patch(&path, json!({ "expires_at": "2100-01-01T00:00:00Z" })),
+        _ => server.patch(&path, json!({ "allowed_cidrs": ["127.0.0.0/8"] })),
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_admins_that_bring_each_other_down_leave_one() {
-    let world = World::start().await;
-    let first = world.get("/v1/whoami").send().await.expect(200)["api_key_id"].as_u64().unwrap();
-    let (mut id, mut token) = (first, world.admin.clone());
+    let server = TestServer::start().await;
+    let first = server.get("/v1/whoami").send().await.expect(200)["api_key_id"].as_u64().unwrap();
+    let (mut id, mut token) = (first, server.admin.clone());
     for round in 0..20 {
-        let created = world.post("/v1/api_keys", json!({ "name": "rival", "scopes": ["read", "admin"] }));
+        let created = server.post("/v1/api_keys", json!({ "name": "rival", "scopes": ["read", "admin"] }));
         let created = created.bearer(&token).send().await.expect(201);
         let (rival_id, rival) = (created["api_key"]["id"].as_u64().unwrap(), created["secret"].as_str().unwrap());
-        warm(&world, [&token, rival]).await;
+        warm(&server, [&token, rival]).await;
         // Round by round: revoke against revoke, then each other way against each.
         let (way, rival_way) = (round / 4, round);
         let replies =
-            sent([downfall(&world, way, rival_id).bearer(&token), downfall(&world, rival_way, id).bearer(rival)]).await;
+            sent([downfall(&server, way, rival_id).bearer(&token), downfall(&server, rival_way, id).bearer(rival)])
+                .await;
         let survivor_is_rival = replies[1].status.is_success();
         let (winners, losers): (Vec<_>, Vec<_>) = replies.into_iter().partition(|reply| reply.status == 200);
         assert_eq!((winners.len(), losers.len()), (1, 1), "round {round}");
@@ -97,18 +98,18 @@ async fn two_admins_that_bring_each_other_down_leave_one() {
         if survivor_is_rival {
             (id, token) = (rival_id, rival.to_owned());
         }
-        let still = world.get(&key_path(id)).bearer(&token).send().await.expect(200);
+        let still = server.get(&key_path(id)).bearer(&token).send().await.expect(200);
         assert_eq!(still["api_key"]["status"], "active");
-        Tables::of(&world).await.assert_whole();
+        Tables::new(&server).await.assert_whole();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_storm_of_changes_the_count_of_admin_keys_is_their_number() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let mut keys = Vec::new();
     for _ in 0..8 {
-        keys.push(world.key(&["read", "admin"]).await.0);
+        keys.push(server.key(&["read", "admin"]).await.0);
     }
     let entropy = SeededEntropy::new(2);
     let mut draws = [0; 160];
@@ -126,24 +127,24 @@ async fn after_a_storm_of_changes_the_count_of_admin_keys_is_their_number() {
         let replies = sent(wave.iter().map(|draw| {
             let path = key_path(keys[usize::from(draw % 8)]);
             match usize::from(draw / 8 % 10) {
-                7 => world.post("/v1/api_keys", json!({ "name": "new", "scopes": ["admin"] })),
-                8 => world.delete(&path),
-                way => world.patch(&path, changes[way % 7].clone()),
+                7 => server.post("/v1/api_keys", json!({ "name": "new", "scopes": ["admin"] })),
+                8 => server.delete(&path),
+                way => server.patch(&path, changes[way % 7].clone()),
             }
         }))
         .await;
         for reply in replies {
             assert!([200, 201, 409, 503, 504].contains(&reply.status.as_u16()), "{}", reply.text);
         }
-        Tables::of(&world).await.assert_whole();
+        Tables::new(&server).await.assert_whole();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn parallel_patches_of_different_fields_all_land() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for _ in 0..10 {
-        let (key, _) = world.key(&["read", "admin"]).await;
+        let (key, _) = server.key(&["read", "admin"]).await;
         let patches = [
             json!({ "name": "patched" }),
             json!({ "scopes": ["write"] }),
@@ -151,67 +152,67 @@ async fn parallel_patches_of_different_fields_all_land() {
             json!({ "expires_at": "2100-01-01T00:00:00.000Z" }),
             json!({ "metadata": { "team": "core" } }),
         ];
-        let replies = sent(patches.iter().map(|patch| world.patch(&key_path(key), patch.clone()))).await;
+        let replies = sent(patches.iter().map(|patch| server.patch(&key_path(key), patch.clone()))).await;
         for reply in replies {
             reply.expect(200);
         }
-        let key = world.get(&key_path(key)).send().await.expect(200)["api_key"].take();
+        let key = server.get(&key_path(key)).send().await.expect(200)["api_key"].take();
         for (field, value) in patches.iter().flat_map(|patch| patch.as_object().unwrap()) {
             assert_eq!(&key[field], value);
         }
     }
-    Tables::of(&world).await.assert_whole();
+    Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_parallel_projects_with_one_slug_one_is_made() {
-    let world = World::start().await;
-    let create = || world.post("/v1/agent_projects", json!({ "slug": "app", "name": "App" }));
+    let server = TestServer::start().await;
+    let create = || server.post("/v1/agent_projects", json!({ "slug": "app", "name": "App" }));
     let (winners, losers) = winners_and_losers(sent((0..32).map(|_| create())).await, 201, 409);
     assert_eq!((winners.len(), losers.len()), (1, 31));
     assert!(losers.iter().all(|loser| loser["error"] == "slug_taken"));
-    let tables = Tables::of(&world).await;
+    let tables = Tables::new(&server).await;
     tables.assert_whole();
     assert_eq!(tables.under("ID#agent_project#").count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn parallel_creates_under_one_idempotency_key_make_one_key_and_give_one_answer() {
-    let world = World::start().await;
-    let create = || world.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["admin"] })).idempotency_key("once");
+    let server = TestServer::start().await;
+    let create = || server.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["admin"] })).idempotency_key("once");
     let replies = sent((0..32).map(|_| create())).await;
     let answers: BTreeSet<_> = replies.into_iter().map(|reply| reply.expect(201).to_string()).collect();
     assert_eq!(answers.len(), 1);
-    let tables = Tables::of(&world).await;
+    let tables = Tables::new(&server).await;
     tables.assert_whole();
     assert_eq!(tables.key_ids().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_of_one_millisecond_have_ids_of_their_own() {
-    let (world, _clock) = World::start_at_noon().await;
-    let create = || world.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["admin"] }));
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let create = || server.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["admin"] }));
     let replies = sent((0..64).map(|_| create())).await;
     let ids = replies.into_iter().map(|reply| reply.expect(201)["api_key"]["id"].as_u64().unwrap());
     assert_eq!(ids.collect::<BTreeSet<_>>().len(), 64);
-    let tables = Tables::of(&world).await;
+    let tables = Tables::new(&server).await;
     tables.assert_whole();
     assert_eq!(tables.key_ids().len(), 65);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn once_a_revocation_is_acknowledged_no_validation_succeeds() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for _ in 0..20 {
-        let (key, token) = world.key(&["read"]).await;
-        let warm = Arc::new(Validator::new(world.runner.app.clone()));
+        let (key, token) = server.key(&["read"]).await;
+        let warm = Arc::new(Validator::new(server.runner.app.clone()));
         assert!(is_valid(&warm, &token).await);
-        let revocation = tokio::spawn(world.delete(&key_path(key)).send());
+        let revocation = tokio::spawn(server.delete(&key_path(key)).send());
         while !revocation.is_finished() {
             is_valid(&warm, &token).await;
         }
         revocation.await.unwrap().expect(200);
-        let fresh = Validator::new(world.runner.app.clone());
+        let fresh = Validator::new(server.runner.app.clone());
         assert!(!is_valid(&warm, &token).await, "a known proof is no state");
         assert!(!is_valid(&fresh, &token).await);
     }
@@ -226,9 +227,9 @@ async fn is_valid(validator: &Validator, token: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drawn_id_that_is_the_callers_own_is_drawn_again() {
-    let world = World::start().await;
-    let key = world.get("/v1/whoami").send().await.expect(200)["api_key_id"].as_u64().and_then(Id::new).unwrap();
-    let (store, organization) = (&world.runner.app.store, Id::new(world.organization_id).unwrap());
+    let server = TestServer::start().await;
+    let key = server.get("/v1/whoami").send().await.expect(200)["api_key_id"].as_u64().and_then(Id::new).unwrap();
+    let (store, organization) = (&server.runner.app.store, Id::new(server.organization_id).unwrap());
     let caller = store.api_key(organization, key).await.unwrap().unwrap();
     let mut transaction = store.transaction();
     transaction.create_api_key(organization, &caller, Digest::new(String::new())).unwrap();

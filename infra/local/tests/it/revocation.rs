@@ -9,150 +9,150 @@ use karta_shared::{
 };
 use serde_json::{Value, json};
 
-use crate::harness::World;
+use crate::harness::TestServer;
 
 const GATEWAY_KEEPS: Duration = Duration::from_secs(3);
 const PROMISED: Duration = Duration::from_secs(5);
 
 /// A key whose verdict the gateway has just cached.
-async fn used_key(world: &World, scopes: &[&str]) -> (u64, String) {
-    let (id, token) = world.key(scopes).await;
-    assert_eq!(status(world, &token).await, 200);
+async fn used_key(server: &TestServer, scopes: &[&str]) -> (u64, String) {
+    let (id, token) = server.key(scopes).await;
+    assert_eq!(status(server, &token).await, 200);
     (id, token)
 }
 
-async fn status(world: &World, token: &str) -> u16 {
-    world.get("/v1/whoami").bearer(token).send().await.status.as_u16()
+async fn status(server: &TestServer, token: &str) -> u16 {
+    server.get("/v1/whoami").bearer(token).send().await.status.as_u16()
 }
 
-async fn revoke(world: &World, id: u64) {
-    world.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
+async fn revoke(server: &TestServer, id: u64) {
+    server.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
 }
 
-async fn patch(world: &World, id: u64, change: Value) {
-    world.patch(&format!("/v1/api_keys/{id}"), change).send().await.expect(200);
+async fn patch(server: &TestServer, id: u64, change: Value) {
+    server.patch(&format!("/v1/api_keys/{id}"), change).send().await.expect(200);
 }
 
 /// Uses the key until the gateway's verdict has just ended, as a busy client would: a use must not prolong it.
-async fn use_for_the_gateways_three_seconds(world: &World, clock: &Arc<ManualClock>, token: &str) {
+async fn use_for_the_gateways_three_seconds(server: &TestServer, clock: &Arc<ManualClock>, token: &str) {
     assert!(GATEWAY_KEEPS < PROMISED);
     clock.advance(Duration::from_millis(2_900));
-    let late = status(world, token).await;
+    let late = status(server, token).await;
     assert!(late == 200 || late == 401, "a cached verdict may serve or not: {late}");
     clock.advance(Duration::from_millis(100));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_key_is_refused_after_three_seconds_at_the_latest() {
-    let (world, clock) = World::start_at_noon().await;
-    let (id, token) = used_key(&world, &["read"]).await;
-    revoke(&world, id).await;
-    use_for_the_gateways_three_seconds(&world, &clock, &token).await;
-    let refused = world.get("/v1/whoami").bearer(&token).send().await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    let (id, token) = used_key(&server, &["read"]).await;
+    revoke(&server, id).await;
+    use_for_the_gateways_three_seconds(&server, &clock, &token).await;
+    let refused = server.get("/v1/whoami").bearer(&token).send().await;
     assert_eq!(refused.refused(401), crate::harness::unauthorized());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_key_is_refused_at_once_where_no_verdict_is_cached() {
-    let (world, clock) = World::start_at_noon().await;
-    let (unused, unused_token) = world.key(&["read"]).await;
-    let (rested, rested_token) = used_key(&world, &["read"]).await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    let (unused, unused_token) = server.key(&["read"]).await;
+    let (rested, rested_token) = used_key(&server, &["read"]).await;
     clock.advance(GATEWAY_KEEPS);
     for id in [unused, rested] {
-        revoke(&world, id).await;
+        revoke(&server, id).await;
     }
-    assert_eq!(status(&world, &unused_token).await, 401);
-    assert_eq!(status(&world, &rested_token).await, 401);
+    assert_eq!(status(&server, &unused_token).await, 401);
+    assert_eq!(status(&server, &rested_token).await, 401);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cached_proof_keeps_no_revoked_key_alive() {
-    let (world, _clock) = World::start_at_noon().await;
-    let validator = Validator::new(world.runner.app.clone());
-    let (id, token) = world.key(&["read"]).await;
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let validator = Validator::new(server.runner.app.clone());
+    let (id, token) = server.key(&["read"]).await;
     for _ in 0..2 {
         assert!(matches!(validator.validate(&token).await.unwrap(), Verdict::Valid(_)));
     }
-    revoke(&world, id).await;
+    revoke(&server, id).await;
     assert!(matches!(validator.validate(&token).await.unwrap(), Verdict::Invalid(Invalidity::Revoked)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_scope_that_was_taken_away_is_gone_after_three_seconds() {
-    let (world, clock) = World::start_at_noon().await;
-    let (id, token) = used_key(&world, &["read", "write"]).await;
-    let validator = Validator::new(world.runner.app.clone());
+    let (server, clock) = TestServer::start_at_noon().await;
+    let (id, token) = used_key(&server, &["read", "write"]).await;
+    let validator = Validator::new(server.runner.app.clone());
     assert!(matches!(validator.validate(&token).await.unwrap(), Verdict::Valid(_)));
-    patch(&world, id, json!({ "scopes": ["read"] })).await;
+    patch(&server, id, json!({ "scopes": ["read"] })).await;
     let Verdict::Valid(valid) = validator.validate(&token).await.unwrap() else { panic!("still a key") };
     assert_eq!(valid.api_key.scopes.to_string(), "read", "at once without the gateway");
-    use_for_the_gateways_three_seconds(&world, &clock, &token).await;
+    use_for_the_gateways_three_seconds(&server, &clock, &token).await;
     let body = json!({ "slug": "my-app", "name": "My app" });
-    let refused = world.post("/v1/agent_projects", body).bearer(&token).send().await;
+    let refused = server.post("/v1/agent_projects", body).bearer(&token).send().await;
     assert_eq!(refused.forbidden(), "missing scope: write");
-    assert_eq!(world.get("/v1/whoami").bearer(&token).send().await.expect(200)["scopes"], json!(["read"]));
+    assert_eq!(server.get("/v1/whoami").bearer(&token).send().await.expect(200)["scopes"], json!(["read"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expiry_that_was_set_holds_after_three_seconds() {
-    let (world, clock) = World::start_at_noon().await;
-    let (id, token) = used_key(&world, &["read"]).await;
-    patch(&world, id, json!({ "expires_at": "2026-11-21T12:00:01Z" })).await;
-    use_for_the_gateways_three_seconds(&world, &clock, &token).await;
-    assert_eq!(status(&world, &token).await, 401);
+    let (server, clock) = TestServer::start_at_noon().await;
+    let (id, token) = used_key(&server, &["read"]).await;
+    patch(&server, id, json!({ "expires_at": "2026-11-21T12:00:01Z" })).await;
+    use_for_the_gateways_three_seconds(&server, &clock, &token).await;
+    assert_eq!(status(&server, &token).await, 401);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn addresses_that_were_narrowed_hold_after_three_seconds() {
-    let (world, clock) = World::start_at_noon().await;
-    let (id, token) = used_key(&world, &["read"]).await;
-    patch(&world, id, json!({ "allowed_cidrs": ["10.0.0.0/8"] })).await;
-    use_for_the_gateways_three_seconds(&world, &clock, &token).await;
-    assert_eq!(status(&world, &token).await, 401);
-    patch(&world, id, json!({ "allowed_cidrs": null })).await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    let (id, token) = used_key(&server, &["read"]).await;
+    patch(&server, id, json!({ "allowed_cidrs": ["10.0.0.0/8"] })).await;
+    use_for_the_gateways_three_seconds(&server, &clock, &token).await;
+    assert_eq!(status(&server, &token).await, 401);
+    patch(&server, id, json!({ "allowed_cidrs": null })).await;
     clock.advance(GATEWAY_KEEPS);
-    assert_eq!(status(&world, &token).await, 200);
+    assert_eq!(status(&server, &token).await, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_denial_is_not_kept_longer_either() {
-    let (world, clock) = World::start_at_noon().await;
-    let (id, token) = world.key(&["read"]).await;
-    patch(&world, id, json!({ "expires_at": "2026-11-21T12:00:01Z" })).await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    let (id, token) = server.key(&["read"]).await;
+    patch(&server, id, json!({ "expires_at": "2026-11-21T12:00:01Z" })).await;
     clock.advance(Duration::from_secs(1));
-    assert_eq!(status(&world, &token).await, 401);
-    patch(&world, id, json!({ "expires_at": null })).await;
+    assert_eq!(status(&server, &token).await, 401);
+    patch(&server, id, json!({ "expires_at": null })).await;
     clock.advance(GATEWAY_KEEPS);
-    assert_eq!(status(&world, &token).await, 200);
+    assert_eq!(status(&server, &token).await, 200);
 }
 
 /// A key with every scope whose verdict the gateway has just cached, cut down by another one.
-async fn cut_down(world: &World, change: Value) -> (u64, String) {
-    let (id, token) = used_key(world, &["read", "write", "admin"]).await;
-    patch(world, id, change).await;
+async fn cut_down(server: &TestServer, change: Value) -> (u64, String) {
+    let (id, token) = used_key(server, &["read", "write", "admin"]).await;
+    patch(server, id, change).await;
     (id, token)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_was_cut_down_cannot_give_itself_its_rights_back() {
-    let (world, _clock) = World::start_at_noon().await;
+    let (server, _clock) = TestServer::start_at_noon().await;
     let whole = json!({ "scopes": ["read", "write", "admin"], "expires_at": null, "allowed_cidrs": null });
     for (change, status) in [
         (json!({ "scopes": ["read"] }), 403),
         (json!({ "allowed_cidrs": ["10.0.0.0/8"] }), 401),
         (json!({ "scopes": ["read"], "expires_at": "2027-01-01T00:00:00Z" }), 403),
     ] {
-        let (id, token) = cut_down(&world, change.clone()).await;
+        let (id, token) = cut_down(&server, change.clone()).await;
         let path = format!("/v1/api_keys/{id}");
-        world.patch(&path, whole.clone()).bearer(&token).send().await.refused(status);
-        world.post(&format!("{path}/rotate"), json!({})).bearer(&token).send().await.refused(status);
-        world
+        server.patch(&path, whole.clone()).bearer(&token).send().await.refused(status);
+        server.post(&format!("{path}/rotate"), json!({})).bearer(&token).send().await.refused(status);
+        server
             .post("/v1/api_keys", json!({ "name": "x", "scopes": ["admin"] }))
             .bearer(&token)
             .send()
             .await
             .refused(status);
-        let key = world.get(&path).send().await.expect(200)["api_key"].take();
+        let key = server.get(&path).send().await.expect(200)["api_key"].take();
         for (field, value) in change.as_object().unwrap().iter().filter(|(field, _)| *field != "expires_at") {
             assert_eq!(&key[field], value);
         }
@@ -161,11 +161,11 @@ async fn a_key_that_was_cut_down_cannot_give_itself_its_rights_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_key_leaves_no_other_key_behind() {
-    let (world, _clock) = World::start_at_noon().await;
-    let (id, token) = used_key(&world, &["read", "admin"]).await;
-    revoke(&world, id).await;
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let (id, token) = used_key(&server, &["read", "admin"]).await;
+    revoke(&server, id).await;
     let heir = json!({ "name": "heir", "scopes": ["admin"] });
-    let refused = world.post("/v1/api_keys", heir).bearer(&token).send().await;
+    let refused = server.post("/v1/api_keys", heir).bearer(&token).send().await;
     assert_eq!(refused.refused(401), crate::harness::unauthorized());
-    world.delete("/v1/api_keys/1").bearer(&token).send().await.refused(401);
+    server.delete("/v1/api_keys/1").bearer(&token).send().await.refused(401);
 }

@@ -42,7 +42,7 @@ pub(crate) struct Permission {
 }
 
 impl Statement {
-    fn of(function: &str, statement: &Value, secrets: &BTreeMap<String, Value>) -> Self {
+    fn new(function: &str, statement: &Value, secrets: &BTreeMap<String, Value>) -> Self {
         let owned = |words: Vec<&str>| words.into_iter().map(str::to_owned).collect();
         let keys = &statement["Condition"]["ForAllValues:StringLike"][LEADING_KEYS];
         Self {
@@ -79,7 +79,7 @@ impl Statement {
 }
 
 impl Permission {
-    /// Whether it is used where a test has a stand-in for the service, and not in a world.
+    /// Whether it is used where a test has a stand-in for the service, and not in a server.
     pub(crate) fn is_elsewhere(&self) -> bool {
         let actions = ["apigateway:DELETE", "lambda:InvokeFunction"];
         actions.contains(&self.action.as_str()) || self.function == worker_secrets_rotation::NAME
@@ -143,7 +143,7 @@ fn policies() -> Vec<Statement> {
     let secrets = resources("AWS::SecretsManager::Secret");
     let mut policies = Vec::new();
     for (name, function) in functions() {
-        policies.extend(statements(&function).into_iter().map(|statement| Statement::of(&name, statement, &secrets)));
+        policies.extend(statements(&function).into_iter().map(|statement| Statement::new(&name, statement, &secrets)));
     }
     policies
 }

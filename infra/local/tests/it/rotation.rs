@@ -13,10 +13,10 @@ use karta_shared::{
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use worker_model_keys_reseal::ModelKeysReseal;
-use worker_secrets_rotation::{SecretsRotation, Step};
+use worker_secrets_rotation::{RotationStep, SecretsRotation};
 
 use crate::{
-    harness::World,
+    harness::TestServer,
     internal::{Plane, request},
     model_keys::{active_of, provider_key},
     secrets_manager::{SecretsManager, asked},
@@ -26,9 +26,9 @@ const SIGNING: &str = "session-signing";
 const SEALING: &str = "sealing-byok";
 const MINUTE: Duration = Duration::from_mins(1);
 
-/// A world whose secrets lie in Secrets Manager, under their names.
+/// A server whose secrets lie in Secrets Manager, under their names.
 struct Stack {
-    world: World,
+    server: TestServer,
     clock: Arc<ManualClock>,
     manager: SecretsManager,
     rotation: SecretsRotation,
@@ -37,9 +37,9 @@ struct Stack {
 
 impl Stack {
     async fn start() -> Self {
-        let (world, clock) = World::start_at_noon().await;
+        let (server, clock) = TestServer::start_at_noon().await;
         let manager = SecretsManager::start(Arc::clone(&clock) as Arc<dyn Clock>).await;
-        let SecretSource::Fixed(texts) = world.runner.secrets.source() else { panic!("a local run's secrets") };
+        let SecretSource::Fixed(texts) = server.runner.secrets.source() else { panic!("a local run's secrets") };
         let mut ids = HashMap::new();
         for (secret, text) in texts {
             manager.put(secret.name(), "by hand", text.expose_secret());
@@ -47,12 +47,12 @@ impl Stack {
         }
         let (client, at) = (manager.rotating.clone(), Arc::clone(&clock) as Arc<dyn Clock>);
         let rotation = SecretsRotation::new(client, ids.clone(), at, Arc::new(OsEntropy));
-        Self { world, clock, manager, rotation, ids }
+        Self { server, clock, manager, rotation, ids }
     }
 
     /// Another process: it has fetched nothing yet.
     fn process(&self) -> App {
-        let mut app = self.world.runner.app.clone();
+        let mut app = self.server.runner.app.clone();
         let source = SecretSource::Manager { client: self.manager.client.clone(), ids: self.ids.clone() };
         app.secrets = Arc::new(Secrets::new(source, Arc::clone(&app.clock)));
         app
@@ -63,7 +63,7 @@ impl Stack {
     }
 
     async fn mint(&self, plane: &Plane) -> String {
-        let request = request(&Method::POST, "/v1/agent_projects/app/session_tokens", Some(&self.world.admin));
+        let request = request(&Method::POST, "/v1/agent_projects/app/session_tokens", Some(&self.server.admin));
         let body = json!({ "ttl_seconds": 3_600 }).to_string();
         let minted = plane.send("127.0.0.1", "localhost", request, body).await.expect(201);
         minted["token"].as_str().unwrap().to_owned()
@@ -81,9 +81,9 @@ async fn lets_in(plane: &Plane, token: &str) -> bool {
 async fn tokens_live_on_across_rotations_in_processes_of_every_age() {
     let stack = Stack::start().await;
     let project = json!({ "slug": "app", "name": "App" });
-    stack.world.post("/v1/agent_projects", project).send().await.expect(201);
+    stack.server.post("/v1/agent_projects", project).send().await.expect(201);
     let processes = [stack.process(), stack.process()];
-    let [early, late] = [Plane::of(&processes[0]), Plane::of(&processes[1])];
+    let [early, late] = [Plane::new(&processes[0]), Plane::new(&processes[1])];
     let mut tokens = vec![stack.mint(&early).await];
     // Whoever has just fetched the ring goes on with it for five minutes.
     stack.rotate(SIGNING, "1").await.unwrap();
@@ -98,7 +98,7 @@ async fn tokens_live_on_across_rotations_in_processes_of_every_age() {
     stack.rotate(SIGNING, "2").await.unwrap();
     let [promoted, first] = <[String; 2]>::try_from(stack.manager.kids(SIGNING)).unwrap();
     assert_eq!((first.as_str(), promoted.len()), ("k1", 18));
-    let newest = Plane::of(&stack.process());
+    let newest = Plane::new(&stack.process());
     tokens.extend([stack.mint(&early).await, stack.mint(&late).await, stack.mint(&newest).await]);
     for token in &tokens {
         for plane in [&early, &late, &newest] {
@@ -111,7 +111,7 @@ async fn tokens_live_on_across_rotations_in_processes_of_every_age() {
     assert!(lets_in(&newest, &tokens[3]).await);
     stack.rotate(SIGNING, "3").await.unwrap();
     assert_eq!(stack.manager.kids(SIGNING).len(), 3, "too early to drop what gave way");
-    assert!(lets_in(&Plane::of(&stack.process()), &tokens[3]).await);
+    assert!(lets_in(&Plane::new(&stack.process()), &tokens[3]).await);
 
     stack.clock.advance(10 * MINUTE);
     stack.rotate(SIGNING, "4").await.unwrap();
@@ -120,7 +120,7 @@ async fn tokens_live_on_across_rotations_in_processes_of_every_age() {
     let kids = stack.manager.kids(SIGNING);
     assert_eq!(kids.len(), 2, "what gave way has left, another has joined: {kids:?}");
     assert!(!kids.contains(&first) && !kids.contains(&promoted), "{kids:?}");
-    let newest = Plane::of(&stack.process());
+    let newest = Plane::new(&stack.process());
     let token = stack.mint(&newest).await;
     assert!(lets_in(&early, &token).await);
 }
@@ -130,11 +130,11 @@ async fn what_is_sealed_opens_across_rotations_and_moves_to_the_new_key() {
     let stack = Stack::start().await;
     let (before, key) = (stack.process(), provider_key("sk-"));
     let create = |app: &App| {
-        let request = request(&Method::POST, "/v1/model_keys", Some(&stack.world.admin));
-        let (plane, body) = (Plane::of(app), json!({ "provider": "openai", "key": key }).to_string());
+        let request = request(&Method::POST, "/v1/model_keys", Some(&stack.server.admin));
+        let (plane, body) = (Plane::new(app), json!({ "provider": "openai", "key": key }).to_string());
         async move { plane.send("127.0.0.1", "localhost", request, body).await.expect(201) }
     };
-    let opens = async |app: &App| active_of(app, &stack.world, "openai").await.expect(200)["plaintext"] == *key;
+    let opens = async |app: &App| active_of(app, &stack.server, "openai").await.expect(200)["plaintext"] == *key;
     create(&before).await;
     stack.rotate(SEALING, "1").await.unwrap();
     assert!(opens(&before).await && opens(&stack.process()).await);
@@ -143,7 +143,7 @@ async fn what_is_sealed_opens_across_rotations_and_moves_to_the_new_key() {
     stack.rotate(SEALING, "2").await.unwrap();
     let kids = stack.manager.kids(SEALING);
     let sealed = || async {
-        let items = stack.world.items(&format!("MKS#{}", stack.world.organization_id)).await;
+        let items = stack.server.items(&format!("MKS#{}", stack.server.organization_id)).await;
         items[0]["kid"]["S"].as_str().unwrap().to_owned()
     };
     assert_eq!((sealed().await.as_str(), kids[1].as_str()), ("k1", "k1"));
@@ -161,9 +161,9 @@ async fn what_is_sealed_opens_across_rotations_and_moves_to_the_new_key() {
 async fn webhooks_go_on_being_signed_across_rotations() {
     let stack = Stack::start().await;
     let before = stack.process();
-    let plane = Plane::of(&before);
+    let plane = Plane::new(&before);
     let send = async |path: &str, body: Value| {
-        let request = request(&Method::POST, path, Some(&stack.world.admin));
+        let request = request(&Method::POST, path, Some(&stack.server.admin));
         plane.send("127.0.0.1", "localhost", request, body.to_string()).await
     };
     let body = json!({ "url": "https://hooks.example.com/", "event_types": ["*"] });
@@ -182,11 +182,11 @@ async fn a_ring_that_is_put_by_hand_between_two_steps_stays() {
     let stack = Stack::start().await;
     let mut ring = stack.manager.current(SEALING);
     stack.manager.begin(SEALING, "1");
-    stack.rotation.rotate(&asked(Step::CreateSecret, SEALING, "1")).await.unwrap();
+    stack.rotation.rotate(&asked(RotationStep::CreateSecret, SEALING, "1")).await.unwrap();
     stack.manager.note_secrets(SEALING);
     ring["k2"] = json!("2".repeat(64));
     stack.manager.put(SEALING, "2", &ring.to_string());
-    for step in [Step::TestSecret, Step::FinishSecret] {
+    for step in [RotationStep::TestSecret, RotationStep::FinishSecret] {
         let refused = stack.rotation.rotate(&asked(step, SEALING, "1")).await.unwrap_err().to_string();
         assert!(refused.contains("changed meanwhile"), "{refused}");
     }
@@ -201,10 +201,10 @@ async fn a_ring_that_is_put_again_as_it_was_begins_anew() {
     stack.rotate(SIGNING, "1").await.unwrap();
     stack.clock.advance(10 * MINUTE);
     stack.manager.begin(SIGNING, "2");
-    stack.rotation.rotate(&asked(Step::CreateSecret, SIGNING, "2")).await.unwrap();
+    stack.rotation.rotate(&asked(RotationStep::CreateSecret, SIGNING, "2")).await.unwrap();
     stack.clock.advance(MINUTE);
     stack.manager.put(SIGNING, "by hand again", &stack.manager.current(SIGNING).to_string());
-    for step in [Step::TestSecret, Step::FinishSecret] {
+    for step in [RotationStep::TestSecret, RotationStep::FinishSecret] {
         let refused = stack.rotation.rotate(&asked(step, SIGNING, "2")).await.unwrap_err().to_string();
         assert!(refused.contains("changed meanwhile"), "{refused}");
     }
@@ -218,19 +218,19 @@ async fn nothing_is_rotated_that_is_not_asked_for_in_order() {
     let refused = async |step, secret: &str, version: &str| {
         stack.rotation.rotate(&asked(step, secret, version)).await.unwrap_err().to_string()
     };
-    assert!(refused(Step::CreateSecret, "key-tag", "1").await.contains("none that is rotated here"));
-    assert!(refused(Step::CreateSecret, "cursor", "1").await.contains("none that is rotated here"));
-    assert!(refused(Step::CreateSecret, SIGNING, "1").await.contains("no such version"));
+    assert!(refused(RotationStep::CreateSecret, "key-tag", "1").await.contains("none that is rotated here"));
+    assert!(refused(RotationStep::CreateSecret, "cursor", "1").await.contains("none that is rotated here"));
+    assert!(refused(RotationStep::CreateSecret, SIGNING, "1").await.contains("no such version"));
     stack.manager.begin(SIGNING, "1");
-    for step in [Step::TestSecret, Step::FinishSecret] {
+    for step in [RotationStep::TestSecret, RotationStep::FinishSecret] {
         assert!(refused(step, SIGNING, "1").await.contains("no next ring"));
     }
     // A version whose turn is over.
-    stack.rotation.rotate(&asked(Step::CreateSecret, SIGNING, "1")).await.unwrap();
+    stack.rotation.rotate(&asked(RotationStep::CreateSecret, SIGNING, "1")).await.unwrap();
     stack.manager.note_secrets(SIGNING);
     stack.manager.begin(SIGNING, "2");
-    assert!(refused(Step::FinishSecret, SIGNING, "1").await.contains("no such version"));
+    assert!(refused(RotationStep::FinishSecret, SIGNING, "1").await.contains("no such version"));
     assert_eq!([SIGNING, SEALING].map(|secret| stack.manager.current(secret)).to_vec(), before);
     // One that is current is done with, however often it is asked for.
-    stack.rotation.rotate(&asked(Step::FinishSecret, SIGNING, "by hand")).await.unwrap();
+    stack.rotation.rotate(&asked(RotationStep::FinishSecret, SIGNING, "by hand")).await.unwrap();
 }

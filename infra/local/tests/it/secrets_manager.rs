@@ -15,11 +15,12 @@ use karta_shared::{
 };
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
-use worker_secrets_rotation::{NAME, Request, SecretsRotation, Step};
+use worker_secrets_rotation::{NAME, Request, RotationStep, SecretsRotation};
 
 use crate::{calls::keep_asked, harness::note_secret};
 
-pub(crate) const STEPS: [Step; 4] = [Step::CreateSecret, Step::SetSecret, Step::TestSecret, Step::FinishSecret];
+pub(crate) const STEPS: [RotationStep; 4] =
+    [RotationStep::CreateSecret, RotationStep::SetSecret, RotationStep::TestSecret, RotationStep::FinishSecret];
 
 #[derive(Debug, Default)]
 struct Secret {
@@ -117,7 +118,7 @@ impl Secret {
     }
 }
 
-pub(crate) fn asked(step: Step, secret: &str, version: &str) -> Request {
+pub(crate) fn asked(step: RotationStep, secret: &str, version: &str) -> Request {
     Request { step, secret_id: secret.to_owned(), client_request_token: version.to_owned() }
 }
 

@@ -4,29 +4,29 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use std::{collections::HashSet, time::Duration};
 
-use crate::harness::{Request, World};
+use crate::harness::{Request, TestServer};
 
 const MINT: &str = "/v1/agent_projects/my-app/session_tokens";
 /// 2026-11-21T12:00:00Z
 const NOON: u64 = 1_795_262_400;
 
-async fn at_noon_with_a_project() -> (World, u64) {
-    let (world, _clock) = World::start_at_noon().await;
-    let project = world.project("my-app").await;
-    (world, project)
+async fn at_noon_with_a_project() -> (TestServer, u64) {
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let project = server.project("my-app").await;
+    (server, project)
 }
 
-fn mint(world: &World, body: Value) -> Request {
-    world.post(MINT, body)
+fn mint(server: &TestServer, body: Value) -> Request {
+    server.post(MINT, body)
 }
 
-async fn minted(world: &World, body: Value) -> Value {
-    mint(world, body).send().await.expect(201)
+async fn minted(server: &TestServer, body: Value) -> Value {
+    mint(server, body).send().await.expect(201)
 }
 
 /// The claims, by a stock JWT library under the secret that a run tells data planes.
-fn claims(world: &World, minted: &Value) -> Value {
-    let secret = world.runner.secrets.session_token_secret.expose_secret();
+fn claims(server: &TestServer, minted: &Value) -> Value {
+    let secret = server.runner.secrets.session_token_secret.expose_secret();
     let mut validation = Validation::new(Algorithm::HS256);
     // It would read the machine's clock.
     validation.validate_exp = false;
@@ -34,22 +34,22 @@ fn claims(world: &World, minted: &Value) -> Value {
     jsonwebtoken::decode(minted["token"].as_str().unwrap(), &key, &validation).unwrap().claims
 }
 
-async fn set_subscription_status(world: &World, status: &str) {
+async fn set_subscription_status(server: &TestServer, status: &str) {
     let update = json!({
         "TableName": "karta",
-        "Key": { "pk": { "S": format!("ORG#{}", world.organization_id) }, "sk": { "S": "META" } },
+        "Key": { "pk": { "S": format!("ORG#{}", server.organization_id) }, "sk": { "S": "META" } },
         "UpdateExpression": "SET subscription_status = :status",
         "ConditionExpression": "attribute_exists(pk)",
         "ExpressionAttributeValues": { ":status": { "S": status } },
     });
-    world.dynamodb("UpdateItem", update).await;
+    server.dynamodb("UpdateItem", update).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_paths_mint_a_token_for_the_project() {
-    let (world, project) = at_noon_with_a_project().await;
+    let (server, project) = at_noon_with_a_project().await;
     for path in [MINT, "/agent_projects/my-app/session_tokens"] {
-        let mut answer = world.post(path, json!({})).send().await.expect(201);
+        let mut answer = server.post(path, json!({})).send().await.expect(201);
         answer["token"].take();
         assert_eq!(
             answer,
@@ -67,16 +67,16 @@ async fn both_paths_mint_a_token_for_the_project() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_holds_the_contracts_claims_and_no_other() {
-    let (world, project) = at_noon_with_a_project().await;
-    let (key, token) = world.key(&["write"]).await;
-    let answer = mint(&world, json!({ "user_id": "user_42", "ttl_seconds": 120 })).bearer(&token).send().await;
-    let mut claims = claims(&world, &answer.expect(201));
+    let (server, project) = at_noon_with_a_project().await;
+    let (key, token) = server.key(&["write"]).await;
+    let answer = mint(&server, json!({ "user_id": "user_42", "ttl_seconds": 120 })).bearer(&token).send().await;
+    let mut claims = claims(&server, &answer.expect(201));
     let jti = claims["jti"].take();
     assert!(jti.as_str().unwrap().len() >= 22, "{jti} is unguessable");
     assert_eq!(
         claims,
         json!({
-            "org_id": world.organization_id,
+            "org_id": server.organization_id,
             "org_slug": "acme",
             "project_id": project,
             "project_slug": "my-app",
@@ -93,8 +93,8 @@ async fn a_token_holds_the_contracts_claims_and_no_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_names_its_algorithm_and_key() {
-    let (world, _) = at_noon_with_a_project().await;
-    let answer = minted(&world, json!({})).await;
+    let (server, _) = at_noon_with_a_project().await;
+    let answer = minted(&server, json!({})).await;
     let header = answer["token"].as_str().unwrap().split('.').next().unwrap();
     let header: Value = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(header).unwrap()).unwrap();
     assert_eq!(header, json!({ "typ": "JWT", "alg": "HS256", "kid": "k1" }));
@@ -102,11 +102,11 @@ async fn a_token_names_its_algorithm_and_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_body_an_empty_object_and_nulls_mean_the_defaults() {
-    let (world, _) = at_noon_with_a_project().await;
+    let (server, _) = at_noon_with_a_project().await;
     for body in ["", "{}", r#"{"user_id":null,"ttl_seconds":null}"#] {
-        let answer = mint(&world, json!({})).raw_body(body).send().await.expect(201);
+        let answer = mint(&server, json!({})).raw_body(body).send().await.expect(201);
         assert_eq!((&answer["expires_in"], &answer["sub"]), (&json!(900), &Value::Null), "{body:?}");
-        let claims = claims(&world, &answer);
+        let claims = claims(&server, &answer);
         assert_eq!(claims["exp"], NOON + 900);
         assert!(claims.get("sub").is_none(), "a token for nobody has no sub");
     }
@@ -114,99 +114,104 @@ async fn an_empty_body_an_empty_object_and_nulls_mean_the_defaults() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_lives_a_minute_to_an_hour_as_asked() {
-    let (world, _) = at_noon_with_a_project().await;
+    let (server, _) = at_noon_with_a_project().await;
     for (ttl, expires_at) in [(60, "2026-11-21T12:01:00.000Z"), (3600, "2026-11-21T13:00:00.000Z")] {
-        let answer = minted(&world, json!({ "ttl_seconds": ttl })).await;
+        let answer = minted(&server, json!({ "ttl_seconds": ttl })).await;
         assert_eq!((&answer["expires_in"], &answer["expires_at"]), (&json!(ttl), &json!(expires_at)));
-        assert_eq!(claims(&world, &answer)["exp"], NOON + ttl);
+        assert_eq!(claims(&server, &answer)["exp"], NOON + ttl);
     }
     for ttl in [json!(59), json!(3601), json!(0), json!(-1), json!(1.5), json!("900"), json!([900]), json!(u64::MAX)] {
-        let refused = mint(&world, json!({ "ttl_seconds": ttl })).send().await;
+        let refused = mint(&server, json!({ "ttl_seconds": ttl })).send().await;
         assert_eq!(refused.invalid_field(), "ttl_seconds", "{ttl}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_id_is_1_to_255_bytes_and_becomes_sub() {
-    let (world, _) = at_noon_with_a_project().await;
+    let (server, _) = at_noon_with_a_project().await;
     for user in ["u".to_owned(), "é".repeat(127), "u".repeat(255), "name with spaces \"and\" \\ 日本".to_owned()] {
-        let answer = minted(&world, json!({ "user_id": user })).await;
+        let answer = minted(&server, json!({ "user_id": user })).await;
         assert_eq!(answer["sub"], user);
-        assert_eq!(claims(&world, &answer)["sub"], user);
+        assert_eq!(claims(&server, &answer)["sub"], user);
     }
     for user in [json!(""), json!("u".repeat(256)), json!("é".repeat(128)), json!("a\nb"), json!(7), json!(["u"])] {
-        let refused = mint(&world, json!({ "user_id": user })).send().await;
+        let refused = mint(&server, json!({ "user_id": user })).send().await;
         assert_eq!(refused.invalid_field(), "user_id", "{user}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_of_the_longest_user_passes_the_gateway() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let slug = "p".repeat(63);
-    world.project(&slug).await;
+    server.project(&slug).await;
     for user in ["日".repeat(85), "\"".repeat(255)] {
-        let token = world.session_token(&slug, json!({ "user_id": user })).await;
-        let principal = world.get(&format!("/v1/projects/{slug}/whoami")).bearer(&token).send().await.expect(200);
+        let token = server.session_token(&slug, json!({ "user_id": user })).await;
+        let principal = server.get(&format!("/v1/projects/{slug}/whoami")).bearer(&token).send().await.expect(200);
         assert_eq!(principal["sub"], user);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_bodies_are_refused_by_the_field() {
-    let (world, _) = at_noon_with_a_project().await;
-    assert_eq!(mint(&world, json!({ "ttl": 60 })).send().await.invalid_field(), "ttl");
-    assert_eq!(mint(&world, json!([])).send().await.invalid_field(), "body");
-    assert_eq!(world.post(&format!("{MINT}?ttl=60"), json!({})).send().await.invalid_field(), "ttl");
-    let malformed = mint(&world, json!({})).raw_body("{\"user_id\": ").send().await.refused(400);
+    let (server, _) = at_noon_with_a_project().await;
+    assert_eq!(mint(&server, json!({ "ttl": 60 })).send().await.invalid_field(), "ttl");
+    assert_eq!(mint(&server, json!([])).send().await.invalid_field(), "body");
+    assert_eq!(server.post(&format!("{MINT}?ttl=60"), json!({})).send().await.invalid_field(), "ttl");
+    let malformed = mint(&server, json!({})).raw_body("{\"user_id\": ").send().await.refused(400);
     assert_eq!(malformed["error"], "malformed_json");
-    let large = mint(&world, json!({ "user_id": "u".repeat(64 * 1024) })).send().await.refused(413);
+    let large = mint(&server, json!({ "user_id": "u".repeat(64 * 1024) })).send().await.refused(413);
     assert_eq!(large["error"], "body_too_large");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_scope_write_mints() {
-    let (world, _) = at_noon_with_a_project().await;
+    let (server, _) = at_noon_with_a_project().await;
     for scopes in [&["read"][..], &["admin"], &["read", "admin"]] {
-        let (_, token) = world.key(scopes).await;
-        let refused = mint(&world, json!({ "ttl_seconds": 0 })).bearer(&token).send().await;
+        let (_, token) = server.key(scopes).await;
+        let refused = mint(&server, json!({ "ttl_seconds": 0 })).bearer(&token).send().await;
         assert_eq!(refused.forbidden(), "missing scope: write", "{scopes:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_token_mints_no_other() {
-    let (world, _) = at_noon_with_a_project().await;
-    let token = world.session_token("my-app", json!({})).await;
-    let refused = mint(&world, json!({})).bearer(&token).send().await;
+    let (server, _) = at_noon_with_a_project().await;
+    let token = server.session_token("my-app", json!({})).await;
+    let refused = mint(&server, json!({})).bearer(&token).send().await;
     assert_eq!(refused.forbidden(), "session tokens are valid only under /v1/projects/{ref}/");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_organizations_project_answers_like_one_that_does_not_exist() {
-    let (world, _) = at_noon_with_a_project().await;
-    let (_, globex) = world.another_organization("globex").await;
-    world.post("/v1/agent_projects", json!({ "slug": "theirs", "name": "x" })).bearer(&globex).send().await.expect(201);
+    let (server, _) = at_noon_with_a_project().await;
+    let (_, globex) = server.another_organization("globex").await;
+    server
+        .post("/v1/agent_projects", json!({ "slug": "theirs", "name": "x" }))
+        .bearer(&globex)
+        .send()
+        .await
+        .expect(201);
     for slug in ["theirs", "no-such", "My-App", "a%2Fb", &"p".repeat(64)] {
         for base in ["/v1", ""] {
             let path = format!("{base}/agent_projects/{slug}/session_tokens");
             assert_eq!(
-                world.post(&path, json!({})).send().await.refused(404),
+                server.post(&path, json!({})).send().await.refused(404),
                 json!({ "detail": "Not found" }),
                 "{path}"
             );
         }
     }
-    let refused = world.post("/v1/agent_projects/theirs/session_tokens", json!({ "ttl_seconds": 1 })).send().await;
+    let refused = server.post("/v1/agent_projects/theirs/session_tokens", json!({ "ttl_seconds": 1 })).send().await;
     assert_eq!(refused.invalid_field(), "ttl_seconds", "the body is judged before the project");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idempotency_key_means_nothing_here() {
-    let (world, _) = at_noon_with_a_project().await;
+    let (server, _) = at_noon_with_a_project().await;
     let mut tokens = HashSet::new();
     for key in ["once", "once", "", &"k".repeat(256)] {
-        let answer = mint(&world, json!({})).idempotency_key(key).send().await.expect(201);
+        let answer = mint(&server, json!({})).idempotency_key(key).send().await.expect(201);
         tokens.insert(answer["token"].as_str().unwrap().to_owned());
     }
     assert_eq!(tokens.len(), 4);
@@ -214,59 +219,59 @@ async fn an_idempotency_key_means_nothing_here() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exhausted_budget_mints_nothing_and_is_read_afresh() {
-    let (world, _) = at_noon_with_a_project().await;
-    minted(&world, json!({})).await;
-    set_subscription_status(&world, "past_due").await;
+    let (server, _) = at_noon_with_a_project().await;
+    minted(&server, json!({})).await;
+    set_subscription_status(&server, "past_due").await;
     let exhausted = json!({
         "error": "budget_exhausted", "reason": "subscription past_due", "cap": null, "of": "organization",
         "resets_at": null,
     });
-    assert_eq!(mint(&world, json!({})).send().await.refused(402), exhausted);
-    set_subscription_status(&world, "trialing").await;
-    minted(&world, json!({})).await;
+    assert_eq!(mint(&server, json!({})).send().await.refused(402), exhausted);
+    set_subscription_status(&server, "trialing").await;
+    minted(&server, json!({})).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_budget_is_judged_after_scope_and_body_and_before_the_project() {
-    let (world, _) = at_noon_with_a_project().await;
-    let (_, reader) = world.key(&["read"]).await;
-    set_subscription_status(&world, "past_due").await;
-    mint(&world, json!({})).bearer(&reader).send().await.refused(403);
-    assert_eq!(mint(&world, json!({ "ttl_seconds": 1 })).send().await.invalid_field(), "ttl_seconds");
+    let (server, _) = at_noon_with_a_project().await;
+    let (_, reader) = server.key(&["read"]).await;
+    set_subscription_status(&server, "past_due").await;
+    mint(&server, json!({})).bearer(&reader).send().await.refused(403);
+    assert_eq!(mint(&server, json!({ "ttl_seconds": 1 })).send().await.invalid_field(), "ttl_seconds");
     for slug in ["no-such", "NO-SLUG", &"p".repeat(64)] {
-        let refused = world.post(&format!("/v1/agent_projects/{slug}/session_tokens"), json!({})).send().await;
+        let refused = server.post(&format!("/v1/agent_projects/{slug}/session_tokens"), json!({})).send().await;
         assert_eq!(refused.refused(402)["reason"], "subscription past_due", "{slug}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_has_ended_mints_no_more_even_while_the_gateway_still_lets_it_in() {
-    let (world, clock) = World::start_at_noon().await;
-    world.project("my-app").await;
-    let (revoked, revoked_token) = world.key(&["write"]).await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    server.project("my-app").await;
+    let (revoked, revoked_token) = server.key(&["write"]).await;
     let body = json!({ "name": "brief", "scopes": ["write"], "expires_at": "2026-11-21T12:00:01Z" });
-    let (_, expiring_token) = world.key_with(body).await;
+    let (_, expiring_token) = server.key_with(body).await;
     for token in [&revoked_token, &expiring_token] {
-        mint(&world, json!({})).bearer(token).send().await.expect(201);
+        mint(&server, json!({})).bearer(token).send().await.expect(201);
     }
-    world.delete(&format!("/v1/api_keys/{revoked}")).send().await.expect(200);
+    server.delete(&format!("/v1/api_keys/{revoked}")).send().await.expect(200);
     clock.advance(Duration::from_secs(1));
     for token in [&revoked_token, &expiring_token] {
-        world.get("/v1/whoami").bearer(token).send().await.expect(200);
-        let refused = mint(&world, json!({})).bearer(token).send().await;
+        server.get("/v1/whoami").bearer(token).send().await.expect(200);
+        let refused = mint(&server, json!({})).bearer(token).send().await;
         assert_eq!(refused.refused(401), crate::harness::unauthorized());
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_opens_its_own_project_and_nothing_else() {
-    let (world, project) = at_noon_with_a_project().await;
-    world.project("other").await;
-    let token = world.session_token("my-app", json!({ "user_id": "u" })).await;
-    let principal = world.get("/v1/projects/my-app/whoami").bearer(&token).send().await.expect(200);
+    let (server, project) = at_noon_with_a_project().await;
+    server.project("other").await;
+    let token = server.session_token("my-app", json!({ "user_id": "u" })).await;
+    let principal = server.get("/v1/projects/my-app/whoami").bearer(&token).send().await.expect(200);
     assert_eq!((&principal["kind"], &principal["project_id"]), (&json!("session"), &json!(project)));
     assert_eq!(principal["sub"], "u");
     for path in ["/v1/projects/other/whoami", "/v1/projects/no-such/whoami", "/v1/whoami", "/v1/api_keys"] {
-        world.get(path).bearer(&token).send().await.refused(403);
+        server.get(path).bearer(&token).send().await.refused(403);
     }
 }

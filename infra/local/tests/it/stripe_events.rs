@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy},
-    harness::{Reply, Request, World, note_secret, options, plain},
+    harness::{Reply, Request, TestServer, note_secret, options, plain},
 };
 
 const PATH: &str = "/v1/stripe/events";
@@ -30,23 +30,23 @@ fn noon() -> Arc<ManualClock> {
 }
 
 /// At noon, with `acme` as the customer `cus_1`.
-async fn world() -> World {
+async fn server() -> TestServer {
     world_at(noon()).await
 }
 
-async fn world_at(clock: Arc<ManualClock>) -> World {
-    let world = World::start_as(configured(clock), None).await;
-    set_customer(&world, world.organization_id, "cus_1").await;
-    world
+async fn world_at(clock: Arc<ManualClock>) -> TestServer {
+    let server = TestServer::start_as(configured(clock), None).await;
+    set_customer(&server, server.organization_id, "cus_1").await;
+    server
 }
 
-async fn set_customer(world: &World, organization: u64, customer: &str) {
-    patch(world, organization, json!({ "stripe_customer_id": customer })).await;
+async fn set_customer(server: &TestServer, organization: u64, customer: &str) {
+    patch(server, organization, json!({ "stripe_customer_id": customer })).await;
 }
 
-async fn patch(world: &World, organization: u64, body: Value) {
+async fn patch(server: &TestServer, organization: u64, body: Value) {
     let path = format!("/v1/internal/organizations/{organization}");
-    world.service(Method::PATCH, &path).body(body).send().await.expect(200);
+    server.service(Method::PATCH, &path).body(body).send().await.expect(200);
 }
 
 fn mac(secret: &str, time: i64, body: &str) -> String {
@@ -62,21 +62,21 @@ pub(crate) fn signature(secret: &str, time: i64, body: &str) -> String {
     format!("t={time},v1={}", mac(secret, time, body))
 }
 
-fn with_header(world: &World, header: &str, body: &str) -> Request {
-    world.post(PATH, json!({})).anonymous().raw_body(body.to_owned()).header("stripe-signature", header)
+fn with_header(server: &TestServer, header: &str, body: &str) -> Request {
+    server.post(PATH, json!({})).anonymous().raw_body(body.to_owned()).header("stripe-signature", header)
 }
 
 /// At noon.
-pub(crate) fn signed(world: &World, body: &str) -> Request {
-    with_header(world, &signature(SECRET, NOON, body), body)
+pub(crate) fn signed(server: &TestServer, body: &str) -> Request {
+    with_header(server, &signature(SECRET, NOON, body), body)
 }
 
-async fn send(world: &World, event: &Value) -> Reply {
-    signed(world, &event.to_string()).send().await
+async fn send(server: &TestServer, event: &Value) -> Reply {
+    signed(server, &event.to_string()).send().await
 }
 
-async fn take(world: &World, event: &Value) {
-    assert_eq!(send(world, event).await.expect(200), json!({ "received": true }));
+async fn take(server: &TestServer, event: &Value) {
+    assert_eq!(send(server, event).await.expect(200), json!({ "received": true }));
 }
 
 pub(crate) fn event(id: &str, event_type: &str, second: i64, object: &Value) -> Value {
@@ -103,17 +103,17 @@ pub(crate) fn updated(id: &str, second: i64, status: &str) -> Value {
     event(id, "customer.subscription.updated", second, &subscription(status))
 }
 
-async fn billing(world: &World) -> Value {
-    world.get("/v1/billing").send().await.expect(200)
+async fn billing(server: &TestServer) -> Value {
+    server.get("/v1/billing").send().await.expect(200)
 }
 
-async fn status(world: &World) -> Value {
-    billing(world).await["status"].take()
+async fn status(server: &TestServer) -> Value {
+    billing(server).await["status"].take()
 }
 
 /// What the webhook endpoints of `acme` are told.
-async fn told(world: &World) -> Vec<(String, Value)> {
-    let events = world.outbox("EVT").await.into_iter();
+async fn told(server: &TestServer) -> Vec<(String, Value)> {
+    let events = server.outbox("EVT").await.into_iter();
     let told = events.map(|event| {
         (event["type"].as_str().unwrap().to_owned(), serde_json::from_str(event["data"].as_str().unwrap()).unwrap())
     });
@@ -131,15 +131,15 @@ fn refused_as(reply: Reply) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscriptions_life_moves_plan_status_and_period() {
     let clock = noon();
-    let world = world_at(Arc::clone(&clock)).await;
-    assert_eq!((billing(&world).await["plan"].take(), status(&world).await), (json!("free"), json!("active")));
-    take(&world, &event("evt_1", "customer.subscription.created", 1, &subscription("trialing"))).await;
+    let server = world_at(Arc::clone(&clock)).await;
+    assert_eq!((billing(&server).await["plan"].take(), status(&server).await), (json!("free"), json!("active")));
+    take(&server, &event("evt_1", "customer.subscription.created", 1, &subscription("trialing"))).await;
     let mut expected = json!({
         "plan": "team", "status": "trialing", "billing_configured": true,
         "current_period_start": "2026-11-21T11:59:00.000Z", "current_period_end": "2026-12-21T12:00:00.000Z",
         "cancel_at_period_end": false,
     });
-    assert_eq!(billing(&world).await, expected);
+    assert_eq!(billing(&server).await, expected);
 
     // As older versions of Stripe's API write it, without a lookup key.
     clock.advance(Duration::from_secs(1));
@@ -147,21 +147,21 @@ async fn a_subscriptions_life_moves_plan_status_and_period() {
     object["items"]["data"] = json!([{ "id": "si_1", "price": { "lookup_key": null, "nickname": "Pro" } }]);
     (object["current_period_start"], object["current_period_end"]) = (json!(NOON), json!(NOON + 60));
     object["cancel_at_period_end"] = json!(true);
-    take(&world, &event("evt_2", "customer.subscription.updated", 2, &object)).await;
+    take(&server, &event("evt_2", "customer.subscription.updated", 2, &object)).await;
     expected = json!({
         "plan": "Pro", "status": "active", "billing_configured": true,
         "current_period_start": "2026-11-21T12:00:00.000Z", "current_period_end": "2026-11-21T12:01:00.000Z",
         "cancel_at_period_end": true,
     });
-    assert_eq!(billing(&world).await, expected);
+    assert_eq!(billing(&server).await, expected);
 
     clock.advance(Duration::from_secs(1));
     object["items"] = json!({ "data": [{ "price": { "lookup_key": "", "nickname": null } }] });
-    take(&world, &event("evt_3", "customer.subscription.deleted", 3, &object)).await;
+    take(&server, &event("evt_3", "customer.subscription.deleted", 3, &object)).await;
     expected["status"] = json!("canceled");
-    assert_eq!(billing(&world).await, expected, "a price without a name keeps the plan");
+    assert_eq!(billing(&server).await, expected, "a price without a name keeps the plan");
 
-    let told = told(&world).await;
+    let told = told(&server).await;
     let types: Vec<_> = told.iter().map(|(event_type, _)| event_type.as_str()).collect();
     assert_eq!(types, ["subscription.created", "subscription.updated", "subscription.deleted"]);
     let first = json!({ "subscription": {
@@ -170,7 +170,7 @@ async fn a_subscriptions_life_moves_plan_status_and_period() {
     } });
     assert_eq!(told[0].1, first);
 
-    let audited = world.audited("organization.updated").await;
+    let audited = server.audited("organization.updated").await;
     let by_stripe: Vec<_> = audited.iter().filter(|event| event["actor"]["name"] == "stripe").collect();
     assert_eq!(by_stripe[0]["actor"], json!({ "kind": "system", "id": null, "name": "stripe" }));
     assert_eq!(by_stripe[0]["changes"]["plan"], json!({ "before": "free", "after": "team" }));
@@ -180,11 +180,11 @@ async fn a_subscriptions_life_moves_plan_status_and_period() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_status_of_stripes_is_taken_over_and_the_budget_follows() {
-    let world = world().await;
-    let (_, token) = world.key(&["read"]).await;
+    let server = server().await;
+    let (_, token) = server.key(&["read"]).await;
     let verdict = async || {
         let body = json!({ "key": token });
-        let answer = world.service(Method::POST, "/v1/internal/keys/validate").body(body).send().await.expect(200);
+        let answer = server.service(Method::POST, "/v1/internal/keys/validate").body(body).send().await.expect(200);
         (answer["budget_ok"].as_bool().unwrap(), answer["budget_reason"].clone())
     };
     for (second, (word, spends)) in (1..).zip([
@@ -198,78 +198,78 @@ async fn every_status_of_stripes_is_taken_over_and_the_budget_follows() {
         ("canceled", false),
         ("active", true),
     ]) {
-        take(&world, &updated(&format!("evt_{second}"), second, word)).await;
-        assert_eq!(status(&world).await, word);
+        take(&server, &updated(&format!("evt_{second}"), second, word)).await;
+        assert_eq!(status(&server).await, word);
         let reason = if spends { Value::Null } else { json!(format!("subscription {word}")) };
         assert_eq!(verdict().await, (spends, reason));
     }
-    world.work("worker-budget-checks").await;
-    assert!(world.outbox("PSH").await.len() >= 9, "data planes are told of each");
-    let strange = send(&world, &updated("evt_strange", 20, "dormant")).await;
+    server.work("worker-budget-checks").await;
+    assert!(server.outbox("PSH").await.len() >= 9, "data planes are told of each");
+    let strange = send(&server, &updated("evt_strange", 20, "dormant")).await;
     assert_eq!(strange.invalid_field(), "status");
-    assert_eq!(status(&world).await, "active");
+    assert_eq!(status(&server).await, "active");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invoices_are_passed_on_and_move_nothing() {
     let clock = noon();
-    let world = world_at(Arc::clone(&clock)).await;
-    let before = billing(&world).await;
+    let server = world_at(Arc::clone(&clock)).await;
+    let before = billing(&server).await;
     let mut invoice = json!({
         "id": "in_1", "object": "invoice", "customer": "cus_1", "customer_email": "jenny@example.com",
         "customer_name": "Jenny Rosen", "currency": "eur", "amount_due": 1900, "amount_paid": 0, "attempt_count": 1,
         "next_payment_attempt": NOON + 60, "hosted_invoice_url": "https://invoice.stripe.com/i/1",
         "parent": { "type": "subscription_details", "subscription_details": { "subscription": "sub_1" } },
     });
-    take(&world, &event("evt_1", "invoice.payment_failed", 1, &invoice)).await;
+    take(&server, &event("evt_1", "invoice.payment_failed", 1, &invoice)).await;
     clock.advance(Duration::from_secs(1));
     invoice["parent"] = Value::Null;
     invoice["subscription"] = json!("sub_1");
     (invoice["amount_paid"], invoice["next_payment_attempt"]) = (json!(1900), Value::Null);
-    take(&world, &event("evt_2", "invoice.paid", 2, &invoice)).await;
+    take(&server, &event("evt_2", "invoice.paid", 2, &invoice)).await;
     let mut expected = json!({ "invoice": {
         "id": "in_1", "subscription_id": "sub_1", "currency": "eur", "amount_due": 1900, "amount_paid": 0,
         "attempt_count": 1, "next_payment_attempt": "2026-11-21T12:01:00.000Z",
     } });
-    let told = told(&world).await;
+    let told = told(&server).await;
     assert_eq!(told[0], ("invoice.payment_failed".to_owned(), expected.clone()));
     (expected["invoice"]["amount_paid"], expected["invoice"]["next_payment_attempt"]) = (json!(1900), Value::Null);
     assert_eq!(told[1..], [("invoice.paid".to_owned(), expected)]);
-    assert_eq!(billing(&world).await, before);
-    assert!(!format!("{:?}", world.stored().await).contains("Jenny"), "nothing of a person is kept");
+    assert_eq!(billing(&server).await, before);
+    assert!(!format!("{:?}", server.stored().await).contains("Jenny"), "nothing of a person is kept");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_means_nothing_here_is_received() {
-    let world = world().await;
-    let before = world.stored().await;
+    let server = server().await;
+    let before = server.stored().await;
     for event_type in ["customer.created", "customer.subscription.trial_will_end", "invoice.created", "ping", ""] {
-        take(&world, &event("evt_1", event_type, 1, &json!({ "anything": [1] }))).await;
+        take(&server, &event("evt_1", event_type, 1, &json!({ "anything": [1] }))).await;
     }
     let mut nobodys = subscription("past_due");
     for customer in [json!("cus_2"), json!("acme"), json!("cus_#"), Value::Null] {
         nobodys["customer"] = customer;
-        take(&world, &event("evt_2", "customer.subscription.updated", 2, &nobodys)).await;
+        take(&server, &event("evt_2", "customer.subscription.updated", 2, &nobodys)).await;
     }
-    assert_eq!(world.stored().await, before);
+    assert_eq!(server.stored().await, before);
     nobodys["customer"] = json!("cus_1");
-    take(&world, &event("evt_2", "customer.subscription.updated", 2, &nobodys)).await;
-    assert_eq!(status(&world).await, "past_due", "an event that found nobody may be sent again");
+    take(&server, &event("evt_2", "customer.subscription.updated", 2, &nobodys)).await;
+    assert_eq!(status(&server).await, "past_due", "an event that found nobody may be sent again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ignored_types_may_have_any_envelope() {
-    let world = world().await;
-    let before = world.stored().await;
+    let server = server().await;
+    let before = server.stored().await;
     // A thin event of Stripe's API v2: a time in RFC 3339, no `data`, a related object instead.
     let thin = json!({
         "id": "evt_test_65R9Ijk8dKEYZcXeRWn16R9A7j1FSQ3w3TGDPLLGSM4CW0", "object": "v2.core.event",
         "type": "v2.billing.meter.no_meter_found", "livemode": false, "created": "2026-11-21T12:00:00.000Z",
         "related_object": null, "reason": null,
     });
-    take(&world, &thin).await;
+    take(&server, &thin).await;
     let whole = event("evt_1", "v1.customer.subscription.updated", 1, &subscription("past_due"));
-    take(&world, &whole).await;
+    take(&server, &whole).await;
     let odd = [
         Value::Null,
         json!("2026-11-21T12:00:00Z"),
@@ -283,20 +283,20 @@ async fn ignored_types_may_have_any_envelope() {
     for field in ["id", "created", "livemode", "data", "object", "api_version", "account"] {
         let mut without = thin.clone();
         without.as_object_mut().unwrap().remove(field);
-        take(&world, &without).await;
+        take(&server, &without).await;
         for value in &odd {
             let mut strange = thin.clone();
             strange[field] = value.clone();
-            take(&world, &strange).await;
+            take(&server, &strange).await;
         }
     }
     for event_type in [Value::Null, json!(1), json!(["ping"]), json!({ "of": "ping" })] {
         let mut untyped = updated("evt_1", 1, "past_due");
         untyped["type"] = event_type;
-        take(&world, &untyped).await;
+        take(&server, &untyped).await;
     }
-    take(&world, &json!({})).await;
-    assert_eq!(world.stored().await, before);
+    take(&server, &json!({})).await;
+    assert_eq!(server.stored().await, before);
 }
 
 /// JSON that no field can hold.
@@ -311,10 +311,10 @@ fn unusable() -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unread_json_is_not_judged() {
-    let world = world().await;
-    let before = world.stored().await;
+    let server = server().await;
+    let before = server.stored().await;
     let received = async |body: &str| {
-        let reply = signed(&world, body).send().await;
+        let reply = signed(&server, body).send().await;
         assert_eq!(reply.expect(200), json!({ "received": true }), "{body}");
     };
     for odd in unusable() {
@@ -323,17 +323,17 @@ async fn unread_json_is_not_judged() {
         received(&format!(r#"{{"type":{odd}}}"#)).await;
     }
     received(r#"{"type":"ping","type":"ping"}"#).await;
-    assert_eq!(world.stored().await, before);
+    assert_eq!(server.stored().await, before);
 
     let metadata = r#"{"organization_id":"1"}"#;
     for (second, odd) in (1..).zip(unusable()) {
         let expected = if second % 2 == 0 { "active" } else { "past_due" };
         let body = updated(&format!("evt_{second}"), second, expected).to_string();
         received(&body.replace(metadata, &format!(r#"{odd},"metadata":{odd}"#))).await;
-        assert_eq!(status(&world).await, expected, "{odd}");
+        assert_eq!(status(&server).await, expected, "{odd}");
     }
 
-    let before = world.stored().await;
+    let before = server.stored().await;
     let event = updated("evt_read", 100, "unpaid").to_string();
     for (field, read, odd) in [
         ("status", r#""status":"unpaid""#, r#""status":"unpaid","status":"active""#),
@@ -343,15 +343,15 @@ async fn unread_json_is_not_judged() {
         ("type", r#""type":"customer"#, r#""type":"customer.subscription.updated","type":"customer"#),
     ] {
         assert!(event.contains(read), "{event}");
-        assert_eq!(signed(&world, &event.replace(read, odd)).send().await.invalid_field(), field);
+        assert_eq!(signed(&server, &event.replace(read, odd)).send().await.invalid_field(), field);
     }
-    assert_eq!(world.stored().await, before);
+    assert_eq!(server.stored().await, before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_customers_object_is_not_read() {
-    let world = world().await;
-    let before = world.stored().await;
+    let server = server().await;
+    let before = server.stored().await;
     let mut objects = Vec::new();
     for (pointer, value) in [
         ("/status", json!("dormant")),
@@ -374,28 +374,28 @@ async fn unknown_customers_object_is_not_read() {
         for object in &mut objects {
             object["customer"] = customer.clone();
             for event_type in ["customer.subscription.updated", "customer.subscription.deleted", "invoice.paid"] {
-                take(&world, &event("evt_1", event_type, 1, object)).await;
+                take(&server, &event("evt_1", event_type, 1, object)).await;
             }
         }
     }
     for object in &mut objects {
         object.as_object_mut().unwrap().remove("customer");
-        take(&world, &event("evt_1", "customer.subscription.updated", 1, object)).await;
+        take(&server, &event("evt_1", "customer.subscription.updated", 1, object)).await;
     }
-    assert_eq!(world.stored().await, before);
+    assert_eq!(server.stored().await, before);
     objects[0]["customer"] = json!("cus_1");
-    let known = send(&world, &event("evt_1", "customer.subscription.updated", 1, &objects[0])).await;
+    let known = send(&server, &event("evt_1", "customer.subscription.updated", 1, &objects[0])).await;
     assert_eq!(known.invalid_field(), "status");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn expanded_objects_are_read_by_their_id() {
     let clock = noon();
-    let world = world_at(Arc::clone(&clock)).await;
+    let server = world_at(Arc::clone(&clock)).await;
     let mut object = subscription("past_due");
     object["customer"] = json!({ "object": "customer", "metadata": { "id": "cus_2" }, "id": "cus_1" });
-    take(&world, &event("evt_1", "customer.subscription.updated", 1, &object)).await;
-    assert_eq!(status(&world).await, "past_due");
+    take(&server, &event("evt_1", "customer.subscription.updated", 1, &object)).await;
+    assert_eq!(status(&server).await, "past_due");
 
     let expanded = json!({ "id": "sub_1", "object": "subscription", "customer": "cus_1" });
     let invoice = json!({ "id": "in_1", "customer": object["customer"], "subscription": expanded });
@@ -403,50 +403,50 @@ async fn expanded_objects_are_read_by_their_id() {
     let newer = json!({ "id": "in_2", "customer": object["customer"], "parent": details });
     for (id, invoice) in [("evt_2", &invoice), ("evt_3", &newer)] {
         clock.advance(Duration::from_secs(1));
-        take(&world, &event(id, "invoice.paid", 2, invoice)).await;
+        take(&server, &event(id, "invoice.paid", 2, invoice)).await;
     }
-    let told = told(&world).await;
+    let told = told(&server).await;
     let subscriptions: Vec<_> = told[1..].iter().map(|(_, data)| &data["invoice"]["subscription_id"]).collect();
     assert_eq!(subscriptions, [&json!("sub_1"), &json!("sub_1")]);
     for wrong in [json!({ "object": "subscription" }), json!({ "id": "sub#1" }), json!(5)] {
         let invoice = json!({ "id": "in_3", "customer": "cus_1", "subscription": wrong });
-        let field = send(&world, &event("evt_4", "invoice.paid", 4, &invoice)).await.invalid_field();
+        let field = send(&server, &event("evt_4", "invoice.paid", 4, &invoice)).await.invalid_field();
         assert!(field.starts_with("subscription"), "{field}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn null_flags_are_false() {
-    let world = world().await;
+    let server = server().await;
     let mut object = subscription("active");
     object["cancel_at_period_end"] = Value::Null;
     object["items"]["data"][0]["deleted"] = Value::Null;
-    take(&world, &event("evt_1", "customer.subscription.updated", 1, &object)).await;
-    let billing = billing(&world).await;
+    take(&server, &event("evt_1", "customer.subscription.updated", 1, &object)).await;
+    let billing = billing(&server).await;
     assert_eq!((&billing["cancel_at_period_end"], &billing["plan"]), (&json!(false), &json!("team")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deleted_subscription_is_canceled_whatever_its_status() {
-    let world = world().await;
+    let server = server().await;
     for (number, word) in (1..).zip([json!("dormant"), Value::Null, json!(5), json!("active")]) {
         let mut object = subscription("active");
         object["id"] = json!(format!("sub_{number}"));
-        take(&world, &event(&format!("evt_{number}"), "customer.subscription.updated", number, &object)).await;
-        assert_eq!(status(&world).await, "active");
+        take(&server, &event(&format!("evt_{number}"), "customer.subscription.updated", number, &object)).await;
+        assert_eq!(status(&server).await, "active");
         object["status"] = word;
         let id = format!("evt_deleted_{number}");
-        take(&world, &event(&id, "customer.subscription.deleted", number, &object)).await;
-        assert_eq!(status(&world).await, "canceled", "{object}");
+        take(&server, &event(&id, "customer.subscription.deleted", number, &object)).await;
+        assert_eq!(status(&server).await, "canceled", "{object}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_signature_that_is_not_stripes_is_refused() {
-    let world = world().await;
-    let before = world.stored().await;
+    let server = server().await;
+    let before = server.stored().await;
     let body = updated("evt_1", 1, "past_due").to_string();
-    let missing = world.post(PATH, json!({})).anonymous().raw_body(body.clone());
+    let missing = server.post(PATH, json!({})).anonymous().raw_body(body.clone());
     assert_eq!(refused_as(missing.send().await), "invalid_signature");
     let right = mac(SECRET, NOON, &body);
     for header in [
@@ -467,13 +467,13 @@ async fn every_signature_that_is_not_stripes_is_refused() {
         signature(SECRET, NOON - 600, &body),
         signature(SECRET, NOON + 301, &body),
     ] {
-        let reply = with_header(&world, &header, &body).send().await;
+        let reply = with_header(&server, &header, &body).send().await;
         assert_eq!(refused_as(reply), "invalid_signature", "{header}");
     }
     // A credential of ours is none here.
-    let reply = world.post(PATH, json!({})).raw_body(body.clone()).send().await;
+    let reply = server.post(PATH, json!({})).raw_body(body.clone()).send().await;
     assert_eq!(refused_as(reply), "invalid_signature");
-    assert_eq!(world.stored().await, before);
+    assert_eq!(server.stored().await, before);
     for header in [
         signature(SECRET, NOON - 300, &body),
         signature(SECRET, NOON + 300, &body),
@@ -481,57 +481,57 @@ async fn every_signature_that_is_not_stripes_is_refused() {
         format!("t={NOON},v1={},v0=x,v1={right},v2=", "0".repeat(64)),
         format!("v1={right}, t={NOON}"),
     ] {
-        with_header(&world, &header, &body).send().await.expect(200);
+        with_header(&server, &header, &body).send().await.expect(200);
     }
-    assert_eq!(status(&world).await, "past_due");
+    assert_eq!(status(&server).await, "past_due");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn any_byte_that_is_changed_is_noticed() {
-    let world = world().await;
+    let server = server().await;
     let body = updated("evt_1", 1, "past_due").to_string();
     let header = signature(SECRET, NOON, &body);
     for at in (0..body.len()).step_by(37) {
         let mut changed = body.clone().into_bytes();
         changed[at] ^= 1;
-        let request = world.post(PATH, json!({})).anonymous().raw_body(changed).header("stripe-signature", &header);
+        let request = server.post(PATH, json!({})).anonymous().raw_body(changed).header("stripe-signature", &header);
         assert_eq!(refused_as(request.send().await), "invalid_signature", "byte {at}");
     }
-    assert_eq!(status(&world).await, "active");
+    assert_eq!(status(&server).await, "active");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signed_body_is_judged_like_any_other() {
-    let world = world().await;
+    let server = server().await;
     for (body, code) in [("{", "malformed_json"), ("", "malformed_json")] {
-        assert_eq!(refused_as(signed(&world, body).send().await), code);
+        assert_eq!(refused_as(signed(&server, body).send().await), code);
     }
-    assert_eq!(signed(&world, "[]").send().await.invalid_field(), "body");
+    assert_eq!(signed(&server, "[]").send().await.invalid_field(), "body");
     let mut live = updated("evt_1", 1, "past_due");
     live["livemode"] = json!(true);
-    assert_eq!(refused_as(send(&world, &live).await), "livemode_mismatch");
+    assert_eq!(refused_as(send(&server, &live).await), "livemode_mismatch");
     for (field, value) in
         [("id", json!("evt#1")), ("created", json!("now")), ("data", json!([])), ("livemode", json!(0))]
     {
         let mut wrong = updated("evt_1", 1, "past_due");
         wrong[field] = value;
-        assert_eq!(send(&world, &wrong).await.invalid_field(), field);
+        assert_eq!(send(&server, &wrong).await.invalid_field(), field);
     }
     let large = |bytes: usize| updated("evt_1", 1, "past_due").to_string() + &" ".repeat(bytes);
     let fitting = 1_048_576 - large(0).len();
-    assert_eq!(signed(&world, &large(fitting + 1)).send().await.refused(413)["error"], "body_too_large");
+    assert_eq!(signed(&server, &large(fitting + 1)).send().await.refused(413)["error"], "body_too_large");
     for header in ["", "t=1,v1=0", &signature("whsec_somebodyElsesSecret", NOON, &large(fitting + 1))] {
-        let unsigned = with_header(&world, header, &large(fitting + 1)).send().await;
+        let unsigned = with_header(&server, header, &large(fitting + 1)).send().await;
         assert_eq!(unsigned.refused(413)["error"], "body_too_large", "judged before the signature: {header}");
     }
-    assert_eq!(status(&world).await, "active");
-    signed(&world, &large(fitting)).send().await.expect(200);
-    assert_eq!(status(&world).await, "past_due");
+    assert_eq!(status(&server).await, "active");
+    signed(&server, &large(fitting)).send().await.expect(200);
+    assert_eq!(status(&server).await, "past_due");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_signing_secret_the_route_is_an_unknown_path_whatever_is_sent() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let seen = |reply: Reply| {
         let headers = reply.headers.iter().filter(|(name, _)| !["x-request-id", "date"].contains(&name.as_str()));
         let mut headers: Vec<_> = headers.map(|(name, value)| (name.to_string(), value.clone())).collect();
@@ -539,86 +539,87 @@ async fn without_a_signing_secret_the_route_is_an_unknown_path_whatever_is_sent(
         (headers, reply.refused(404))
     };
     for body in ["", "{", "[]", &updated("evt_1", 1, "past_due").to_string(), &" ".repeat(1_048_577)] {
-        let unknown = seen(world.post("/v1/stripe/nothing", json!({})).raw_body(body.to_owned()).send().await);
-        assert_eq!(seen(signed(&world, body).send().await), unknown);
-        assert_eq!(seen(world.post(PATH, json!({})).anonymous().raw_body(body.to_owned()).send().await), unknown);
-        let odd = world.post(&format!("{PATH}?nonsense=1"), json!({})).raw_body(body.to_owned());
+        let unknown = seen(server.post("/v1/stripe/nothing", json!({})).raw_body(body.to_owned()).send().await);
+        assert_eq!(seen(signed(&server, body).send().await), unknown);
+        assert_eq!(seen(server.post(PATH, json!({})).anonymous().raw_body(body.to_owned()).send().await), unknown);
+        let odd = server.post(&format!("{PATH}?nonsense=1"), json!({})).raw_body(body.to_owned());
         assert_eq!(seen(odd.send().await), unknown);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeat_has_no_effect_even_at_once() {
-    let world = world().await;
+    let server = server().await;
     let event = updated("evt_1", 1, "past_due");
-    let replies = tokio::join!(send(&world, &event), send(&world, &event), send(&world, &event), send(&world, &event));
+    let replies =
+        tokio::join!(send(&server, &event), send(&server, &event), send(&server, &event), send(&server, &event));
     for reply in [replies.0, replies.1, replies.2, replies.3] {
         assert_eq!(reply.expect(200), json!({ "received": true }));
     }
-    let after = world.stored().await;
-    patch(&world, world.organization_id, json!({ "subscription_status": "active" })).await;
-    take(&world, &event).await;
-    assert_eq!(status(&world).await, "active", "what the operator decided stands until something new is told");
-    assert_eq!(told(&world).await.len(), 1);
+    let after = server.stored().await;
+    patch(&server, server.organization_id, json!({ "subscription_status": "active" })).await;
+    take(&server, &event).await;
+    assert_eq!(status(&server).await, "active", "what the operator decided stands until something new is told");
+    assert_eq!(told(&server).await.len(), 1);
     assert!(after.iter().filter(|item| item["pk"] == "SEV#evt_1").count() == 1);
-    let kept = world.items("SEV#evt_1").await.iter().map(plain).collect::<Vec<_>>();
+    let kept = server.items("SEV#evt_1").await.iter().map(plain).collect::<Vec<_>>();
     assert_eq!(kept[0]["ttl"], NOON + 35 * 86_400);
-    take(&world, &updated("evt_2", 2, "unpaid")).await;
-    assert_eq!(status(&world).await, "unpaid", "which overrides the operator");
+    take(&server, &updated("evt_2", 2, "unpaid")).await;
+    assert_eq!(status(&server).await, "unpaid", "which overrides the operator");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_older_than_what_is_known_changes_nothing() {
-    let world = world().await;
-    take(&world, &updated("evt_2", 20, "past_due")).await;
-    let before = (billing(&world).await, told(&world).await, world.audit_events().await);
-    take(&world, &updated("evt_1", 10, "active")).await;
-    take(&world, &event("evt_0", "customer.subscription.created", 5, &subscription("incomplete"))).await;
+    let server = server().await;
+    take(&server, &updated("evt_2", 20, "past_due")).await;
+    let before = (billing(&server).await, told(&server).await, server.audit_events().await);
+    take(&server, &updated("evt_1", 10, "active")).await;
+    take(&server, &event("evt_0", "customer.subscription.created", 5, &subscription("incomplete"))).await;
     let mut tied = updated("evt_3", 20, "active");
     tied["data"]["previous_attributes"] = json!({ "status": "incomplete" });
-    take(&world, &tied).await;
-    assert_eq!((billing(&world).await, told(&world).await, world.audit_events().await), before);
-    assert_eq!(world.items("SEV#evt_1").await.len(), 1, "it is remembered all the same");
+    take(&server, &tied).await;
+    assert_eq!((billing(&server).await, told(&server).await, server.audit_events().await), before);
+    assert_eq!(server.items("SEV#evt_1").await.len(), 1, "it is remembered all the same");
 
     tied["id"] = json!("evt_4");
     tied["data"]["previous_attributes"] = json!({ "status": "past_due" });
-    take(&world, &tied).await;
-    assert_eq!(status(&world).await, "active", "of one second, the one that starts from what is known is the newer");
+    take(&server, &tied).await;
+    assert_eq!(status(&server).await, "active", "of one second, the one that starts from what is known is the newer");
 
-    take(&world, &event("evt_9", "customer.subscription.deleted", 30, &subscription("canceled"))).await;
-    take(&world, &updated("evt_8", 29, "active")).await;
-    take(&world, &updated("evt_10", 40, "active")).await;
-    assert_eq!(status(&world).await, "canceled", "an end is final");
+    take(&server, &event("evt_9", "customer.subscription.deleted", 30, &subscription("canceled"))).await;
+    take(&server, &updated("evt_8", 29, "active")).await;
+    take(&server, &updated("evt_10", 40, "active")).await;
+    assert_eq!(status(&server).await, "canceled", "an end is final");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscription_that_does_not_count_moves_nothing() {
-    let world = world().await;
-    take(&world, &updated("evt_1", 1, "active")).await;
+    let server = server().await;
+    take(&server, &updated("evt_1", 1, "active")).await;
     let mut other = subscription("canceled");
     (other["id"], other["items"]["data"][0]["price"]["lookup_key"]) = (json!("sub_2"), json!("other"));
-    take(&world, &event("evt_2", "customer.subscription.deleted", 2, &other)).await;
+    take(&server, &event("evt_2", "customer.subscription.deleted", 2, &other)).await;
     other["id"] = json!("sub_3");
     other["status"] = json!("incomplete");
-    take(&world, &event("evt_3", "customer.subscription.created", 3, &other)).await;
-    assert_eq!((billing(&world).await["plan"].take(), status(&world).await), (json!("team"), json!("active")));
+    take(&server, &event("evt_3", "customer.subscription.created", 3, &other)).await;
+    assert_eq!((billing(&server).await["plan"].take(), status(&server).await), (json!("team"), json!("active")));
 
     other["status"] = json!("active");
     other["created"] = json!(NOON);
-    take(&world, &event("evt_4", "customer.subscription.updated", 4, &other)).await;
-    assert_eq!(billing(&world).await["plan"], "other", "the newest of those that allow spending");
-    take(&world, &event("evt_5", "customer.subscription.deleted", 5, &subscription("canceled"))).await;
-    assert_eq!((billing(&world).await["plan"].take(), status(&world).await), (json!("other"), json!("active")));
+    take(&server, &event("evt_4", "customer.subscription.updated", 4, &other)).await;
+    assert_eq!(billing(&server).await["plan"], "other", "the newest of those that allow spending");
+    take(&server, &event("evt_5", "customer.subscription.deleted", 5, &subscription("canceled"))).await;
+    assert_eq!((billing(&server).await["plan"].take(), status(&server).await), (json!("other"), json!("active")));
 
-    patch(&world, world.organization_id, json!({ "stripe_customer_id": "cus_2" })).await;
-    let fresh = billing(&world).await;
+    patch(&server, server.organization_id, json!({ "stripe_customer_id": "cus_2" })).await;
+    let fresh = billing(&server).await;
     assert_eq!(fresh["current_period_end"], Value::Null, "another customer's subscriptions are others");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscription_older_than_ten_still_counts() {
     let clock = noon();
-    let world = world_at(Arc::clone(&clock)).await;
+    let server = world_at(Arc::clone(&clock)).await;
     let of = |number: i64, status: &str| {
         let mut object = subscription(status);
         (object["id"], object["created"]) = (json!(format!("sub_{number}")), json!(NOON - 60 + number));
@@ -626,20 +627,20 @@ async fn a_subscription_older_than_ten_still_counts() {
     };
     for number in 0..11 {
         let id = format!("evt_created_{number}");
-        take(&world, &event(&id, "customer.subscription.created", number, &of(number, "active"))).await;
+        take(&server, &event(&id, "customer.subscription.created", number, &of(number, "active"))).await;
     }
     for number in 1..11 {
         let id = format!("evt_deleted_{number}");
-        take(&world, &event(&id, "customer.subscription.deleted", 20 + number, &of(number, "canceled"))).await;
+        take(&server, &event(&id, "customer.subscription.deleted", 20 + number, &of(number, "canceled"))).await;
     }
-    assert_eq!(status(&world).await, "active", "the oldest one was never ended");
-    take(&world, &event("evt_last", "customer.subscription.updated", 40, &of(0, "past_due"))).await;
-    assert_eq!(status(&world).await, "past_due");
+    assert_eq!(status(&server).await, "active", "the oldest one was never ended");
+    take(&server, &event("evt_last", "customer.subscription.updated", 40, &of(0, "past_due"))).await;
+    assert_eq!(status(&server).await, "past_due");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dropped_subscription_stays_canceled() {
-    let world = world().await;
+    let server = server().await;
     let of = |number: i64, status: &str| {
         let mut object = subscription(status);
         (object["id"], object["created"]) = (json!(format!("sub_{number}")), json!(NOON + number));
@@ -647,24 +648,24 @@ async fn dropped_subscription_stays_canceled() {
     };
     for number in 0..60 {
         let id = format!("evt_deleted_{number}");
-        take(&world, &event(&id, "customer.subscription.deleted", 100 + number, &of(number, "canceled"))).await;
+        take(&server, &event(&id, "customer.subscription.deleted", 100 + number, &of(number, "canceled"))).await;
     }
-    let (before, announced) = (billing(&world).await, told(&world).await.len());
-    take(&world, &event("evt_late", "customer.subscription.updated", 50, &of(0, "active"))).await;
-    assert_eq!((billing(&world).await, told(&world).await.len()), (before, announced));
-    assert_eq!(status(&world).await, "canceled");
+    let (before, announced) = (billing(&server).await, told(&server).await.len());
+    take(&server, &event("evt_late", "customer.subscription.updated", 50, &of(0, "active"))).await;
+    assert_eq!((billing(&server).await, told(&server).await.len()), (before, announced));
+    assert_eq!(status(&server).await, "canceled");
 
-    let items = world.items(&format!("ORG#{}", world.organization_id)).await;
+    let items = server.items(&format!("ORG#{}", server.organization_id)).await;
     let organization = items.iter().map(plain).find(|item| item["sk"] == "META").unwrap();
     assert_eq!(organization["subscriptions"].as_array().unwrap().len(), 10);
 
-    take(&world, &event("evt_new", "customer.subscription.created", 200, &of(200, "active"))).await;
-    assert_eq!(status(&world).await, "active");
+    take(&server, &event("evt_new", "customer.subscription.created", 200, &of(200, "active"))).await;
+    assert_eq!(status(&server).await, "active");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_end_with_the_period_is_reported() {
-    let world = world().await;
+    let server = server().await;
     let end = NOON + 2_592_000;
     for (second, (flag, cancel_at, reported)) in (1..).zip([
         (json!(false), json!(end), true),
@@ -682,21 +683,21 @@ async fn an_end_with_the_period_is_reported() {
             flag => object["cancel_at_period_end"] = flag,
         }
         let id = format!("evt_{second}");
-        take(&world, &event(&id, "customer.subscription.updated", second, &object)).await;
-        assert_eq!(billing(&world).await["cancel_at_period_end"], reported, "{object}");
+        take(&server, &event(&id, "customer.subscription.updated", second, &object)).await;
+        assert_eq!(billing(&server).await["cancel_at_period_end"], reported, "{object}");
     }
     // Of one second, and known by `cancel_at` alone.
     let mut object = subscription("past_due");
     object["cancel_at"] = Value::Null;
     let mut tied = event("evt_tied", "customer.subscription.updated", 7, &object);
     tied["data"]["previous_attributes"] = json!({ "cancel_at": end });
-    take(&world, &tied).await;
-    assert_eq!(status(&world).await, "past_due");
+    take(&server, &tied).await;
+    assert_eq!(status(&server).await, "past_due");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn plan_comes_from_first_named_item() {
-    let world = world().await;
+    let server = server().await;
     let licensed = |name: &str| json!({ "price": { "lookup_key": name, "recurring": { "usage_type": "licensed" } } });
     let metered = |name: Option<&str>| {
         json!({
@@ -721,67 +722,68 @@ async fn plan_comes_from_first_named_item() {
         let mut object = subscription("active");
         object["items"]["data"] = json!(items);
         let id = format!("evt_{second}");
-        take(&world, &event(&id, "customer.subscription.updated", second, &object)).await;
-        assert_eq!(billing(&world).await["plan"], plan, "{object}");
-        let named = told(&world).await.into_iter().any(|(_, data)| data["subscription"]["plan"] == plan);
+        take(&server, &event(&id, "customer.subscription.updated", second, &object)).await;
+        assert_eq!(billing(&server).await["plan"], plan, "{object}");
+        let named = told(&server).await.into_iter().any(|(_, data)| data["subscription"]["plan"] == plan);
         assert!(named, "no webhook event names the plan {plan}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_tenants_event_touches_no_other() {
-    let world = world().await;
-    let (theirs, their_admin) = world.another_organization("globex").await;
-    set_customer(&world, theirs, "cus_2").await;
+    let server = server().await;
+    let (theirs, their_admin) = server.another_organization("globex").await;
+    set_customer(&server, theirs, "cus_2").await;
     let mut object = subscription("past_due");
     object["customer"] = json!("cus_2");
     // Whatever metadata say.
-    object["metadata"] = json!({ "organization_id": world.organization_id.to_string(), "stripe_customer_id": "cus_1" });
-    let ours = (billing(&world).await, told(&world).await, world.audit_events().await, world.outbox("PSH").await);
-    take(&world, &event("evt_1", "customer.subscription.updated", 1, &object)).await;
-    let after = (billing(&world).await, told(&world).await, world.audit_events().await, world.outbox("PSH").await);
+    object["metadata"] =
+        json!({ "organization_id": server.organization_id.to_string(), "stripe_customer_id": "cus_1" });
+    let ours = (billing(&server).await, told(&server).await, server.audit_events().await, server.outbox("PSH").await);
+    take(&server, &event("evt_1", "customer.subscription.updated", 1, &object)).await;
+    let after = (billing(&server).await, told(&server).await, server.audit_events().await, server.outbox("PSH").await);
     assert_eq!(after, ours);
-    let theirs = world.get("/v1/billing").bearer(&their_admin).send().await.expect(200);
+    let theirs = server.get("/v1/billing").bearer(&their_admin).send().await.expect(200);
     assert_eq!(theirs["status"], "past_due");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_whose_answer_was_lost_happens_once() {
-    let (world, proxy) = FaultProxy::start_as(configured(noon())).await;
-    set_customer(&world, world.organization_id, "cus_1").await;
+    let (server, proxy) = FaultProxy::start_as(configured(noon())).await;
+    set_customer(&server, server.organization_id, "cus_1").await;
     proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
-    take(&world, &updated("evt_1", 1, "past_due")).await;
+    take(&server, &updated("evt_1", 1, "past_due")).await;
     proxy.fail("TransactWriteItems", ALWAYS, Fault::DropAnswer);
-    send(&world, &updated("evt_2", 2, "active")).await.refused(503);
+    send(&server, &updated("evt_2", 2, "active")).await.refused(503);
     proxy.heal();
-    take(&world, &updated("evt_2", 2, "active")).await;
-    assert_eq!((told(&world).await.len(), status(&world).await), (2, json!("active")));
+    take(&server, &updated("evt_2", 2, "active")).await;
+    assert_eq!((told(&server).await.len(), status(&server).await), (2, json!("active")));
     for operation in ["GetItem", "TransactWriteItems"] {
         proxy.fail(operation, ALWAYS, Fault::Close);
-        let refused = send(&world, &updated("evt_3", 3, "unpaid")).await;
+        let refused = send(&server, &updated("evt_3", 3, "unpaid")).await;
         assert_eq!(refused.headers["retry-after"], "1");
         refused.refused(503);
         proxy.heal();
     }
-    assert_eq!(told(&world).await.len(), 2);
-    take(&world, &updated("evt_3", 3, "unpaid")).await;
-    assert_eq!(status(&world).await, "unpaid", "Stripe sends again what was not received");
+    assert_eq!(told(&server).await.len(), 2);
+    take(&server, &updated("evt_3", 3, "unpaid")).await;
+    assert_eq!(status(&server).await, "unpaid", "Stripe sends again what was not received");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn racing_events_and_operators_lose_nothing() {
-    let world = Arc::new(world().await);
+    let server = Arc::new(server().await);
     let mut racing = Vec::new();
     for second in 1..=6 {
         let event = updated(&format!("evt_{second}"), second, if second == 6 { "unpaid" } else { "past_due" });
-        let path = format!("/v1/internal/organizations/{}", world.organization_id);
-        let model = world.service(Method::PATCH, &path).body(json!({ "model_id": format!("model-{second}") }));
-        racing.push(tokio::spawn(signed(&world, &event.to_string()).send()));
+        let path = format!("/v1/internal/organizations/{}", server.organization_id);
+        let model = server.service(Method::PATCH, &path).body(json!({ "model_id": format!("model-{second}") }));
+        racing.push(tokio::spawn(signed(&server, &event.to_string()).send()));
         racing.push(tokio::spawn(model.send()));
     }
     for reply in racing {
         reply.await.unwrap().expect(200);
     }
-    assert_eq!(status(&world).await, "unpaid");
-    assert_eq!(world.items("SEV#evt_1").await.len(), 1);
+    assert_eq!(status(&server).await, "unpaid");
+    assert_eq!(server.items("SEV#evt_1").await.len(), 1);
 }

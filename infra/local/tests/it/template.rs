@@ -27,7 +27,7 @@ use worker_webhook_events::{Waker, WebhookEvents};
 
 use crate::{
     calls::Calls,
-    harness::{Request, World},
+    harness::{Request, TestServer},
     model_keys::{active_of, provider_key, rotated},
     rights,
     stripe_events::{self, configured, signed},
@@ -421,139 +421,139 @@ async fn functions_do_just_what_their_policies_allow() {
         witness: Some(Arc::new(calls.clone())),
         ..configured(Arc::clone(&clock) as Arc<dyn Clock>)
     };
-    let world = World::start_as(options, None).await;
-    let ((key, token), (other, _)) = (world.key(&["admin"]).await, world.key(&["admin"]).await);
-    let (itself, itself_token) = world.key(&["admin"]).await;
-    let (_, unused) = world.key(&["read"]).await;
+    let server = TestServer::start_as(options, None).await;
+    let ((key, token), (other, _)) = (server.key(&["admin"]).await, server.key(&["admin"]).await);
+    let (itself, itself_token) = server.key(&["admin"]).await;
+    let (_, unused) = server.key(&["read"]).await;
     let path = format!("/v1/api_keys/{key}");
     // Their notices of expiry come due when the clock has moved on.
     let (soon, later) = ("2026-12-02T12:00:00Z", "2026-12-03T12:00:00Z");
     let new_key = json!({ "name": "ci", "scopes": ["admin"] });
     let ending_key = json!({ "name": "ci", "scopes": ["read"], "expires_at": soon });
-    let (temporary, _) = world.key_with(ending_key.clone()).await;
+    let (temporary, _) = server.key_with(ending_key.clone()).await;
     let temporary = format!("/v1/api_keys/{temporary}");
     let found = || {
-        world.service(Method::POST, "/v1/internal/organizations").body(json!({ "slug": "globex", "name": "Globex" }))
+        server.service(Method::POST, "/v1/internal/organizations").body(json!({ "slug": "globex", "name": "Globex" }))
     };
-    let prefix = world.get(&path).send().await.expect(200)["api_key"]["prefix"].take();
+    let prefix = server.get(&path).send().await.expect(200)["api_key"]["prefix"].take();
     let usage_event = json!({
         "api_key_id": key, "api_key_prefix": prefix, "kind": "input_tokens", "quantity": 10, "model": "gpt-4o",
         "occurred_at": "2026-11-21T12:00:00Z", "client_event_id": "1",
     });
-    let organization = format!("/v1/internal/organizations/{}", world.organization_id);
-    let customer = |id: &str| world.service(Method::PATCH, &organization).body(json!({ "stripe_customer_id": id }));
-    let validation = world.service(Method::POST, "/v1/internal/keys/validate").body(json!({ "key": unused }));
+    let organization = format!("/v1/internal/organizations/{}", server.organization_id);
+    let customer = |id: &str| server.service(Method::PATCH, &organization).body(json!({ "stripe_customer_id": id }));
+    let validation = server.service(Method::POST, "/v1/internal/keys/validate").body(json!({ "key": unused }));
     let new_project = json!({ "slug": "app", "name": "App" });
-    world.project("shop").await;
-    let session = world.session_token("shop", json!({})).await;
-    let release = world.deploy("shop", json!({ "commit_sha": "abcdef0" })).await;
+    server.project("shop").await;
+    let session = server.session_token("shop", json!({})).await;
+    let release = server.deploy("shop", json!({ "commit_sha": "abcdef0" })).await;
     let report = |log: &str| {
         let path = format!("/v1/internal/releases/{}/status", release["id"]);
-        world.service(Method::POST, &path).body(json!({ "status": "ready", "build_log": log }))
+        server.service(Method::POST, &path).body(json!({ "status": "ready", "build_log": log }))
     };
     report("one\ntwo").send().await.expect(200);
-    let service = |path: &str| world.service(Method::GET, &format!("/v1/internal/{path}"));
-    let shop = format!("organization_id={}&project_id={}", world.organization_id, release["project_id"]);
-    let deploy = world.post("/v1/agent_projects/shop/deploys", json!({ "commit_sha": "abcdef1" }));
+    let service = |path: &str| server.service(Method::GET, &format!("/v1/internal/{path}"));
+    let shop = format!("organization_id={}&project_id={}", server.organization_id, release["project_id"]);
+    let deploy = server.post("/v1/agent_projects/shop/deploys", json!({ "commit_sha": "abcdef1" }));
     let model_key = |provider: &str, start: &str| {
-        world.post("/v1/model_keys", json!({ "provider": provider, "key": provider_key(start) }))
+        server.post("/v1/model_keys", json!({ "provider": provider, "key": provider_key(start) }))
     };
     let revoked_model_key = model_key("openrouter", "sk-or-").send().await.expect(201);
     let revoked_model_key = format!("/v1/model_keys/{}", revoked_model_key["model_key"]["id"]);
     let invoice = stripe_events::event("evt_2", "invoice.paid", 1, &json!({ "id": "in_1", "customer": "cus_1" }));
     for (function, request) in vec![
-        ("authorizer", world.get("/v1/whoami").bearer(&token)),
-        ("authorizer", world.get("/v1/projects/shop/whoami").bearer(&session)),
-        ("whoami", world.get("/v1/whoami")),
-        ("healthz", world.get("/healthz")),
-        ("api-keys-create", world.post("/v1/api_keys", new_key).idempotency_key("1")),
-        ("api-keys-create", world.post("/v1/api_keys", ending_key)),
-        ("api-keys-list", world.get("/v1/api_keys?limit=1")),
-        ("api-keys-get", world.get(&path)),
-        ("api-keys-update", world.patch(&path, json!({ "scopes": ["read"] }))),
-        ("api-keys-update", world.patch(&path, json!({ "scopes": ["admin"] }))),
+        ("authorizer", server.get("/v1/whoami").bearer(&token)),
+        ("authorizer", server.get("/v1/projects/shop/whoami").bearer(&session)),
+        ("whoami", server.get("/v1/whoami")),
+        ("healthz", server.get("/healthz")),
+        ("api-keys-create", server.post("/v1/api_keys", new_key).idempotency_key("1")),
+        ("api-keys-create", server.post("/v1/api_keys", ending_key)),
+        ("api-keys-list", server.get("/v1/api_keys?limit=1")),
+        ("api-keys-get", server.get(&path)),
+        ("api-keys-update", server.patch(&path, json!({ "scopes": ["read"] }))),
+        ("api-keys-update", server.patch(&path, json!({ "scopes": ["admin"] }))),
         // A key that changes itself is read with its organization and its last use.
-        ("api-keys-update", world.patch(&path, json!({ "name": "itself" })).bearer(&token)),
-        ("api-keys-rotate", world.post(&format!("/v1/api_keys/{itself}/rotate"), json!({})).bearer(&itself_token)),
-        ("api-keys-revoke", world.delete(&format!("/v1/api_keys/{itself}")).bearer(&itself_token)),
-        ("api-keys-update", world.patch(&temporary, json!({ "expires_at": later }))),
-        ("api-keys-rotate", world.post(&format!("{temporary}/rotate"), json!({}))),
-        ("api-keys-rotate", world.post(&format!("{path}/rotate"), json!({})).idempotency_key("1")),
-        ("api-keys-revoke", world.delete(&format!("/v1/api_keys/{other}"))),
-        ("agent-projects-create", world.post("/v1/agent_projects", new_project).idempotency_key("1")),
-        ("agent-projects-list", world.get("/v1/agent_projects?limit=1")),
-        ("agent-projects-get", world.get("/v1/agent_projects/app")),
-        ("agent-projects-update", world.patch("/v1/agent_projects/app", json!({ "model_id": "m" }))),
-        ("release-logs-list", world.get("/v1/agent_projects/shop/releases/1/logs?limit=1")),
+        ("api-keys-update", server.patch(&path, json!({ "name": "itself" })).bearer(&token)),
+        ("api-keys-rotate", server.post(&format!("/v1/api_keys/{itself}/rotate"), json!({})).bearer(&itself_token)),
+        ("api-keys-revoke", server.delete(&format!("/v1/api_keys/{itself}")).bearer(&itself_token)),
+        ("api-keys-update", server.patch(&temporary, json!({ "expires_at": later }))),
+        ("api-keys-rotate", server.post(&format!("{temporary}/rotate"), json!({}))),
+        ("api-keys-rotate", server.post(&format!("{path}/rotate"), json!({})).idempotency_key("1")),
+        ("api-keys-revoke", server.delete(&format!("/v1/api_keys/{other}"))),
+        ("agent-projects-create", server.post("/v1/agent_projects", new_project).idempotency_key("1")),
+        ("agent-projects-list", server.get("/v1/agent_projects?limit=1")),
+        ("agent-projects-get", server.get("/v1/agent_projects/app")),
+        ("agent-projects-update", server.patch("/v1/agent_projects/app", json!({ "model_id": "m" }))),
+        ("release-logs-list", server.get("/v1/agent_projects/shop/releases/1/logs?limit=1")),
         ("internal-releases-status", report("one")),
         ("deploys-create", deploy.idempotency_key("1")),
-        ("releases-list", world.get("/v1/agent_projects/shop/releases?limit=1")),
-        ("releases-rollback", world.post("/v1/agent_projects/shop/rollback", json!({ "version": 1 }))),
+        ("releases-list", server.get("/v1/agent_projects/shop/releases?limit=1")),
+        ("releases-rollback", server.post("/v1/agent_projects/shop/rollback", json!({ "version": 1 }))),
         (
             "internal-active-release-get",
-            service(&format!("projects/shop/active_release?organization_id={}", world.organization_id)),
+            service(&format!("projects/shop/active_release?organization_id={}", server.organization_id)),
         ),
         ("internal-model-settings-get", service(&format!("model_settings?{shop}"))),
         ("model-keys-create", model_key("anthropic", "sk-ant-").idempotency_key("1")),
         ("model-keys-create", model_key("anthropic", "sk-ant-").idempotency_key("2")),
         ("model-keys-create", model_key("openai", "sk-")),
-        ("model-keys-list", world.get("/v1/model_keys?limit=1")),
-        ("model-keys-revoke", world.delete(&revoked_model_key)),
-        ("session-tokens-create", world.post("/v1/agent_projects/app/session_tokens", json!({}))),
-        ("projects-whoami", world.get("/v1/projects/app/whoami")),
-        ("usage-get", world.get("/v1/usage")),
-        ("usage-keys-list", world.get("/v1/usage/keys?limit=1")),
-        ("budget-update", world.request(Method::PUT, "/v1/budget").body(json!({ "total_tokens": 10 }))),
-        ("budget-get", world.get("/v1/budget")),
-        ("api-keys-update", world.patch(&temporary, json!({ "budget": { "total_tokens": 10 } }))),
+        ("model-keys-list", server.get("/v1/model_keys?limit=1")),
+        ("model-keys-revoke", server.delete(&revoked_model_key)),
+        ("session-tokens-create", server.post("/v1/agent_projects/app/session_tokens", json!({}))),
+        ("projects-whoami", server.get("/v1/projects/app/whoami")),
+        ("usage-get", server.get("/v1/usage")),
+        ("usage-keys-list", server.get("/v1/usage/keys?limit=1")),
+        ("budget-update", server.request(Method::PUT, "/v1/budget").body(json!({ "total_tokens": 10 }))),
+        ("budget-get", server.get("/v1/budget")),
+        ("api-keys-update", server.patch(&temporary, json!({ "budget": { "total_tokens": 10 } }))),
         (
             "internal-usage-events-create",
-            world.service(Method::POST, "/v1/internal/usage/events").body(json!({ "events": [usage_event] })),
+            server.service(Method::POST, "/v1/internal/usage/events").body(json!({ "events": [usage_event] })),
         ),
         ("internal-organizations-update", customer("cus_0")),
         (
             "internal-organizations-update",
-            world.service(Method::PATCH, &organization).body(json!({ "subscription_status": "trialing" })),
+            server.service(Method::PATCH, &organization).body(json!({ "subscription_status": "trialing" })),
         ),
-        ("internal-whoami", world.service(Method::GET, "/v1/internal/whoami")),
+        ("internal-whoami", server.service(Method::GET, "/v1/internal/whoami")),
         ("internal-keys-validate", validation),
         ("internal-organizations-create", found().idempotency_key("1")),
         // Refused with the id of the slug's owner.
         ("internal-organizations-create", found()),
         (
             "internal-api-keys-create",
-            world
+            server
                 .service(Method::POST, &format!("{organization}/api_keys"))
                 .body(json!({ "name": "rescue", "scopes": ["admin"] }))
                 .idempotency_key("1"),
         ),
-        ("internal-organizations-get", world.service(Method::GET, &organization)),
+        ("internal-organizations-get", server.service(Method::GET, &organization)),
         ("internal-organizations-update", customer("cus_1")),
-        ("stripe-events-create", signed(&world, &stripe_events::updated("evt_1", 1, "past_due").to_string())),
-        ("stripe-events-create", signed(&world, &invoice.to_string())),
-        ("billing-get", world.get("/v1/billing")),
+        ("stripe-events-create", signed(&server, &stripe_events::updated("evt_1", 1, "past_due").to_string())),
+        ("stripe-events-create", signed(&server, &invoice.to_string())),
+        ("billing-get", server.get("/v1/billing")),
         ("internal-organizations-update", customer("cus_2")),
     ] {
         let reply = request.send().await;
         assert!(reply.status.is_success() || reply.json["error"] == "slug_taken", "{function}: {}", reply.text);
     }
-    world.work("worker-audit-chain").await;
-    world.get("/v1/audit_events?limit=1").send().await.expect(200);
-    webhooks(&world, &clock).await;
+    server.work("worker-audit-chain").await;
+    server.get("/v1/audit_events?limit=1").send().await.expect(200);
+    webhooks(&server, &clock).await;
     clock.advance(Duration::from_hours(5 * 24));
     // Once the ring is rotated, a provider key that is asked for is sealed anew, and the sweep does the others.
-    let rotated = rotated(&world);
-    active_of(&rotated, &world, "anthropic").await.expect(200);
-    for tick in registry::workers(&rotated, &world.runner.gateway).into_values() {
+    let rotated = rotated(&server);
+    active_of(&rotated, &server, "anthropic").await.expect(200);
+    for tick in registry::workers(&rotated, &server.runner.gateway).into_values() {
         tick().await.unwrap();
     }
     // The same of what signs webhooks.
     let body = json!({ "url": "https://hooks.example.com", "event_types": ["*"] });
     for _ in 0..2 {
-        world.post("/v1/webhook_endpoints", body.clone()).send().await.expect(201);
+        server.post("/v1/webhook_endpoints", body.clone()).send().await.expect(201);
     }
-    world.get("/v1/webhook_endpoints?limit=1").send().await.expect(200);
-    let rotated = world.app_with_ring(Ring::SealingWebhooks, |ring| {
+    server.get("/v1/webhook_endpoints?limit=1").send().await.expect(200);
+    let rotated = server.app_with_ring(Ring::SealingWebhooks, |ring| {
         ring["k2"] = json!("2".repeat(64));
         ring["current"] = json!("k2");
     });
@@ -568,16 +568,16 @@ async fn functions_do_just_what_their_policies_allow() {
 }
 
 /// What the functions behind webhooks do, on their own and for each other.
-async fn webhooks(world: &World, clock: &ManualClock) {
+async fn webhooks(server: &TestServer, clock: &ManualClock) {
     let (receiver, woken) = (Receiver::start().await, Arc::new(Mutex::new(BTreeSet::new())));
     let noted = Arc::clone(&woken);
     let waker = Waker::Local(Arc::new(move |_, endpoint| {
         noted.lock().unwrap().insert(endpoint);
     }));
-    let events = WebhookEvents::new(world.runner.app.of_function(WebhookEvents::NAME), waker);
-    let deliveries = WebhookDeliveries::new(world.runner.app.of_function(WebhookDeliveries::NAME), Vec::new())
+    let events = WebhookEvents::new(server.runner.app.of_function(WebhookEvents::NAME), waker);
+    let deliveries = WebhookDeliveries::new(server.runner.app.of_function(WebhookDeliveries::NAME), Vec::new())
         .with_patience(Duration::ZERO);
-    let organization_id = Id::new(world.organization_id).unwrap();
+    let organization_id = Id::new(server.organization_id).unwrap();
     let ask = async |function: &str, request: Request| {
         let reply = request.send().await;
         assert!(reply.status.is_success(), "{function}: {}", reply.text);
@@ -593,52 +593,52 @@ async fn webhooks(world: &World, clock: &ManualClock) {
     let route = "/v1/webhook_endpoints";
     // More than a page of a recovery.
     for _ in 0..30 {
-        world.key(&["read"]).await;
+        server.key(&["read"]).await;
     }
     clock.advance(Duration::from_millis(2_500));
     let body = json!({ "url": receiver.url, "event_types": ["*"] });
-    let made = ask("webhook-endpoints-create", world.post(route, body).idempotency_key("1")).await;
+    let made = ask("webhook-endpoints-create", server.post(route, body).idempotency_key("1")).await;
     let endpoint = format!("{route}/{}", made["webhook_endpoint"]["id"]);
     for (function, request) in [
-        ("webhook-endpoints-list", world.get(&format!("{route}?limit=1"))),
-        ("webhook-endpoints-get", world.get(&endpoint)),
+        ("webhook-endpoints-list", server.get(&format!("{route}?limit=1"))),
+        ("webhook-endpoints-get", server.get(&endpoint)),
         (
             "webhook-endpoints-rotate-secret",
-            world.post(&format!("{endpoint}/rotate_secret"), json!({})).idempotency_key("1"),
+            server.post(&format!("{endpoint}/rotate_secret"), json!({})).idempotency_key("1"),
         ),
-        ("webhook-endpoints-test", world.request(Method::POST, &format!("{endpoint}/test"))),
+        ("webhook-endpoints-test", server.request(Method::POST, &format!("{endpoint}/test"))),
     ] {
         ask(function, request).await;
     }
     // What happened before the endpoint was there goes nowhere; the ping fails, and waits.
     receiver.react(Reaction::Status(500));
     work(Wake::Sweep).await;
-    let mut listed = ask("webhook-deliveries-list", world.get(&format!("{endpoint}/deliveries?limit=1"))).await;
+    let mut listed = ask("webhook-deliveries-list", server.get(&format!("{endpoint}/deliveries?limit=1"))).await;
     let ping = listed["deliveries"][0].take();
     assert_eq!((&ping["event_type"], &ping["status"]), (&json!("ping"), &json!("pending")));
     let replay = format!("{endpoint}/deliveries/{}/replay", ping["id"]);
-    ask("webhook-deliveries-replay", world.request(Method::POST, &replay)).await;
+    ask("webhook-deliveries-replay", server.request(Method::POST, &replay)).await;
     work(Wake::Sweep).await;
     // A recovery over several pages, which finds what was never sent and what waits.
     clock.advance(Duration::from_millis(1));
     let since = json!({ "since": "2026-11-21T11:00:00Z" });
-    ask("webhook-endpoints-recover", world.post(&format!("{endpoint}/recover"), since)).await;
+    ask("webhook-endpoints-recover", server.post(&format!("{endpoint}/recover"), since)).await;
     receiver.react(Reaction::Status(200));
     work(Wake::Sweep).await;
     assert!(receiver.received().len() > 30);
-    ask("webhook-deliveries-list", world.get(&format!("{endpoint}/deliveries?limit=1"))).await;
+    ask("webhook-deliveries-list", server.get(&format!("{endpoint}/deliveries?limit=1"))).await;
     receiver.react(Reaction::Status(410));
-    world.key(&["read"]).await;
+    server.key(&["read"]).await;
     work(Wake::Sweep).await;
-    assert_eq!(world.get(&endpoint).send().await.expect(200)["webhook_endpoint"]["disabled_reason"], "gone");
-    ask("webhook-endpoints-update", world.patch(&endpoint, json!({ "enabled": true }))).await;
+    assert_eq!(server.get(&endpoint).send().await.expect(200)["webhook_endpoint"]["disabled_reason"], "gone");
+    ask("webhook-endpoints-update", server.patch(&endpoint, json!({ "enabled": true }))).await;
     // A queue that is joined while its endpoint is deleted.
     let queue = format!("WHQ#{organization_id}");
-    let queue = world.items_of("karta-outbox", &queue).await.remove(0);
-    ask("webhook-endpoints-delete", world.delete(&endpoint)).await;
-    world.dynamodb("PutItem", json!({ "TableName": "karta-outbox", "Item": queue })).await;
+    let queue = server.items_of("karta-outbox", &queue).await.remove(0);
+    ask("webhook-endpoints-delete", server.delete(&endpoint)).await;
+    server.dynamodb("PutItem", json!({ "TableName": "karta-outbox", "Item": queue })).await;
     work(Wake::Sweep).await;
-    assert!(world.outbox("WHQ").await.is_empty());
+    assert!(server.outbox("WHQ").await.is_empty());
 }
 
 #[test]
@@ -1046,11 +1046,11 @@ fn every_route_that_makes_a_key_or_opens_one_is_held_to_a_low_rate() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_template_that_does_not_fit_the_handlers_is_refused() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let refusal = |edit: &dyn Fn(&mut Template)| {
         let mut template = Template::parse(TEMPLATE).unwrap();
         edit(&mut template);
-        Gateway::new(&world.runner.app, &template).unwrap_err().to_string()
+        Gateway::new(&server.runner.app, &template).unwrap_err().to_string()
     };
     let message = refusal(&|template| {
         let routes = vec![Route { method: Method::GET, path: "/burn".to_owned(), authorized: true }];

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use worker_webhook_events::{Waker, WebhookEvents};
 
 use crate::{
-    harness::{Reply, Request, World},
+    harness::{Reply, Request, TestServer},
     model_keys::provider_key,
 };
 
@@ -63,8 +63,8 @@ static BY_SLUG: [Route; 12] = [
 ];
 
 impl Route {
-    fn to(&self, world: &World, resource: &str) -> Request {
-        let request = world.request(self.method.clone(), &self.path.replace("{}", resource));
+    fn to(&self, server: &TestServer, resource: &str) -> Request {
+        let request = server.request(self.method.clone(), &self.path.replace("{}", resource));
         match self.body {
             Some(body) => request.raw_body(body),
             None => request,
@@ -82,7 +82,7 @@ fn seen(reply: Reply) -> (u16, Vec<(String, String)>, Value) {
 
 /// Two organizations: `acme`, and another with a key, a project, a provider key and a webhook endpoint of its own.
 struct Neighbours {
-    world: World,
+    server: TestServer,
     their_admin: String,
     their_key: u64,
     their_model_key: u64,
@@ -92,35 +92,36 @@ struct Neighbours {
 
 impl Neighbours {
     async fn start() -> Self {
-        let world = World::start().await;
-        let (_, their_admin) = world.another_organization("other").await;
-        let made = world.post("/v1/api_keys", json!({ "name": "theirs", "scopes": ["read"] })).bearer(&their_admin);
+        let server = TestServer::start().await;
+        let (_, their_admin) = server.another_organization("other").await;
+        let made = server.post("/v1/api_keys", json!({ "name": "theirs", "scopes": ["read"] })).bearer(&their_admin);
         let their_key = made.send().await.expect(201)["api_key"]["id"].as_u64().unwrap();
-        let made = world.post("/v1/agent_projects", json!({ "slug": "theirs", "name": "Theirs" })).bearer(&their_admin);
+        let made =
+            server.post("/v1/agent_projects", json!({ "slug": "theirs", "name": "Theirs" })).bearer(&their_admin);
         made.send().await.expect(201);
         for sha in ["abcdef0", "abcdef1"] {
-            let deploy = world.post("/v1/agent_projects/theirs/deploys", json!({ "commit_sha": sha }));
+            let deploy = server.post("/v1/agent_projects/theirs/deploys", json!({ "commit_sha": sha }));
             deploy.bearer(&their_admin).send().await.expect(201);
         }
         let body = json!({ "provider": "anthropic", "key": provider_key("sk-ant-") });
-        let made = world.post("/v1/model_keys", body).bearer(&their_admin).send().await.expect(201);
+        let made = server.post("/v1/model_keys", body).bearer(&their_admin).send().await.expect(201);
         let their_model_key = made["model_key"]["id"].as_u64().unwrap();
         let body = json!({ "url": "https://hooks.example.com/", "event_types": ["*"] });
-        let made = world.post("/v1/webhook_endpoints", body).bearer(&their_admin).send().await.expect(201);
+        let made = server.post("/v1/webhook_endpoints", body).bearer(&their_admin).send().await.expect(201);
         let their_endpoint = made["webhook_endpoint"]["id"].as_u64().unwrap();
-        let ping = world.request(Method::POST, &format!("/v1/webhook_endpoints/{their_endpoint}/test"));
+        let ping = server.request(Method::POST, &format!("/v1/webhook_endpoints/{their_endpoint}/test"));
         let sent = ping.bearer(&their_admin).send().await.expect(202);
         let their_delivery = sent["delivery"]["id"].as_u64().unwrap();
         // It waits there: nobody is woken.
         let events =
-            WebhookEvents::new(world.runner.app.of_function(WebhookEvents::NAME), Waker::Local(Arc::new(|_, _| {})));
+            WebhookEvents::new(server.runner.app.of_function(WebhookEvents::NAME), Waker::Local(Arc::new(|_, _| {})));
         events.work(&Wake::Sweep).await.unwrap();
-        Self { world, their_admin, their_key, their_model_key, their_endpoint, their_delivery }
+        Self { server, their_admin, their_key, their_model_key, their_endpoint, their_delivery }
     }
 
     /// What the other organization sees of itself.
     async fn their_view(&self) -> [Value; 6] {
-        let read = async |path: &str| self.world.get(path).bearer(&self.their_admin).send().await.expect(200);
+        let read = async |path: &str| self.server.get(path).bearer(&self.their_admin).send().await.expect(200);
         let releases = read("/v1/agent_projects/theirs/releases").await;
         let endpoint = format!("/v1/webhook_endpoints/{}", self.their_endpoint);
         [
@@ -135,18 +136,18 @@ impl Neighbours {
 
     /// Every route to a resource of theirs, beside the same route to one that nobody has.
     fn pairs(&self) -> Vec<(&'static Route, Request, Request)> {
-        let (world, theirs, nobodys) = (&self.world, self.their_key.to_string(), (self.their_key ^ 1).to_string());
-        let by_id = BY_ID.iter().map(|route| (route, route.to(world, &theirs), route.to(world, &nobodys)));
-        let by_slug = BY_SLUG.iter().map(|route| (route, route.to(world, "theirs"), route.to(world, "nobodys")));
+        let (server, theirs, nobodys) = (&self.server, self.their_key.to_string(), (self.their_key ^ 1).to_string());
+        let by_id = BY_ID.iter().map(|route| (route, route.to(server, &theirs), route.to(server, &nobodys)));
+        let by_slug = BY_SLUG.iter().map(|route| (route, route.to(server, "theirs"), route.to(server, "nobodys")));
         let (model_key, none) = (self.their_model_key.to_string(), (self.their_model_key ^ 1).to_string());
         let by_model_key =
-            BY_MODEL_KEY.iter().map(|route| (route, route.to(world, &model_key), route.to(world, &none)));
+            BY_MODEL_KEY.iter().map(|route| (route, route.to(server, &model_key), route.to(server, &none)));
         let (endpoint, none) = (self.their_endpoint.to_string(), (self.their_endpoint ^ 1).to_string());
         let by_endpoint =
-            BY_WEBHOOK_ENDPOINT.iter().map(|route| (route, route.to(world, &endpoint), route.to(world, &none)));
+            BY_WEBHOOK_ENDPOINT.iter().map(|route| (route, route.to(server, &endpoint), route.to(server, &none)));
         let delivery = format!("{endpoint}/deliveries/{}", self.their_delivery);
         let none = format!("{none}/deliveries/{}", self.their_delivery ^ 1);
-        let by_delivery = BY_DELIVERY.iter().map(|route| (route, route.to(world, &delivery), route.to(world, &none)));
+        let by_delivery = BY_DELIVERY.iter().map(|route| (route, route.to(server, &delivery), route.to(server, &none)));
         by_id.chain(by_slug).chain(by_model_key).chain(by_endpoint).chain(by_delivery).collect()
     }
 }
@@ -154,13 +155,13 @@ impl Neighbours {
 #[tokio::test(flavor = "multi_thread")]
 async fn anothers_resource_answers_as_one_that_does_not_exist() {
     let neighbours = Neighbours::start().await;
-    let world = &neighbours.world;
+    let server = &neighbours.server;
     let before = neighbours.their_view().await;
     let credentials = [
-        ("read", world.key(&["read"]).await.1),
-        ("write", world.key(&["write"]).await.1),
-        ("admin", world.key(&["admin"]).await.1),
-        ("every scope", world.admin.clone()),
+        ("read", server.key(&["read"]).await.1),
+        ("write", server.key(&["write"]).await.1),
+        ("admin", server.key(&["admin"]).await.1),
+        ("every scope", server.admin.clone()),
     ];
     for (held, token) in credentials {
         for (route, to_theirs, to_nobodys) in neighbours.pairs() {
@@ -182,9 +183,9 @@ async fn anothers_resource_answers_as_one_that_does_not_exist() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_token_is_refused_alike_for_anothers_project_and_for_none() {
     let neighbours = Neighbours::start().await;
-    let world = &neighbours.world;
-    world.project("site").await;
-    let token = world.session_token("site", json!({})).await;
+    let server = &neighbours.server;
+    server.project("site").await;
+    let token = server.session_token("site", json!({})).await;
     for (route, to_theirs, to_nobodys) in neighbours.pairs() {
         let theirs = seen(to_theirs.bearer(&token).send().await);
         assert_eq!(theirs.0, 403, "{} {}", route.method, route.path);
@@ -195,9 +196,9 @@ async fn a_session_token_is_refused_alike_for_anothers_project_and_for_none() {
 #[tokio::test(flavor = "multi_thread")]
 async fn lists_hold_nothing_of_another_organization() {
     let neighbours = Neighbours::start().await;
-    let world = &neighbours.world;
-    world.project("site").await;
-    let read = async |path| world.get(path).send().await.expect(200);
+    let server = &neighbours.server;
+    server.project("site").await;
+    let read = async |path| server.get(path).send().await.expect(200);
     let ours = [read("/v1/api_keys").await, read("/v1/agent_projects").await, read("/v1/model_keys").await];
     let counts = |[keys, projects, model_keys]: [&Value; 3]| {
         let lists = [&keys["api_keys"], &projects["agent_projects"], &model_keys["model_keys"]];
@@ -215,18 +216,18 @@ async fn lists_hold_nothing_of_another_organization() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_one_organization_does_is_in_its_own_audit_log_alone() {
     let neighbours = Neighbours::start().await;
-    let world = &neighbours.world;
-    let before = world.audit_events().await;
+    let server = &neighbours.server;
+    let before = server.audit_events().await;
     let path = format!("/v1/api_keys/{}", neighbours.their_key);
-    world.delete(&path).send().await.refused(404);
-    world.delete(&path).bearer(&neighbours.their_admin).send().await.expect(200);
-    assert_eq!(world.audit_events().await, before);
+    server.delete(&path).send().await.refused(404);
+    server.delete(&path).bearer(&neighbours.their_admin).send().await.expect(200);
+    assert_eq!(server.audit_events().await, before);
     let shown = async |token: &str| {
-        let list = world.get("/v1/audit_events").bearer(token).send().await.expect(200);
+        let list = server.get("/v1/audit_events").bearer(token).send().await.expect(200);
         let ids = list["audit_events"].as_array().unwrap().iter().map(|event| event["id"].as_u64().unwrap());
         ids.collect::<BTreeSet<_>>()
     };
-    let (ours, theirs) = (shown(&world.admin).await, shown(&neighbours.their_admin).await);
+    let (ours, theirs) = (shown(&server.admin).await, shown(&neighbours.their_admin).await);
     assert_eq!((ours.len(), theirs.len()), (2, 12));
     assert!(ours.is_disjoint(&theirs));
 }

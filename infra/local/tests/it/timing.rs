@@ -13,7 +13,7 @@ use karta_shared::{
 };
 use serde_json::json;
 
-use crate::harness::{World, note_secret, slug};
+use crate::harness::{TestServer, note_secret, slug};
 
 /// Enough for bcrypt to dwarf the rest of a refusal.
 const COST: u32 = 8;
@@ -46,11 +46,11 @@ async fn organization(app: &App, name: &str) -> String {
     token
 }
 
-async fn revoke_first_key(world: &World, token: &str) {
+async fn revoke_first_key(server: &TestServer, token: &str) {
     let body = json!({ "name": "heir", "scopes": ["admin"] });
-    world.post("/v1/api_keys", body).bearer(token).send().await.expect(201);
-    let id = world.get("/v1/whoami").bearer(token).send().await.expect(200)["api_key_id"].to_string();
-    world.delete(&format!("/v1/api_keys/{id}")).bearer(token).send().await.expect(200);
+    server.post("/v1/api_keys", body).bearer(token).send().await.expect(201);
+    let id = server.get("/v1/whoami").bearer(token).send().await.expect(200)["api_key_id"].to_string();
+    server.delete(&format!("/v1/api_keys/{id}")).bearer(token).send().await.expect(200);
 }
 
 /// The lower quartile of the times of a refusal, per probe. The probes take turns, so that they share the machine's load. Load only adds time, so
@@ -82,13 +82,13 @@ fn within_ten_percent(times: &[Duration]) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn neither_time_nor_body_shows_whether_a_prefix_exists_or_is_revoked() {
-    let world = World::start().await;
-    let mut app = world.runner.app.clone();
+    let server = TestServer::start().await;
+    let mut app = server.runner.app.clone();
     app.bcrypt = BcryptPool::new(COST);
     let ring = app.secrets.ring(Ring::KeyTag).await.unwrap();
     let prefix = |token: &str| ApiKeyToken::parse(token, &ring).unwrap().prefix();
     let (known, revoked) = (organization(&app, "known").await, organization(&app, "revoked").await);
-    revoke_first_key(&world, &revoked).await;
+    revoke_first_key(&server, &revoked).await;
     let probes = [
         Probe { what: "unknown prefix", prefix: None },
         Probe { what: "known prefix, wrong secret", prefix: Some(prefix(&known)) },
@@ -96,7 +96,7 @@ async fn neither_time_nor_body_shows_whether_a_prefix_exists_or_is_revoked() {
     ];
 
     for probe in &probes {
-        let refused = world.get("/v1/whoami").bearer(probe.token(&ring).expose()).send().await;
+        let refused = server.get("/v1/whoami").bearer(probe.token(&ring).expose()).send().await;
         assert_eq!(refused.refused(401), crate::harness::unauthorized(), "{}", probe.what);
     }
 

@@ -17,14 +17,14 @@ use tokio::task::JoinSet;
 
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy, Seen},
-    harness::{Reply, World},
+    harness::{Reply, TestServer},
     process::Karta,
 };
 
 const EVENTS: &str = "/v1/internal/usage/events";
 
-async fn report(world: &World, events: &[Value]) -> Reply {
-    world.service(Method::POST, EVENTS).body(json!({ "events": events })).send().await
+async fn report(server: &TestServer, events: &[Value]) -> Reply {
+    server.service(Method::POST, EVENTS).body(json!({ "events": events })).send().await
 }
 
 fn event(key: u64, id: &str) -> Value {
@@ -40,18 +40,18 @@ fn with(mut event: Value, changes: Value) -> Value {
     event
 }
 
-async fn usage(world: &World, query: &str) -> Value {
-    world.get(&format!("/v1/usage{query}")).send().await.expect(200)
+async fn usage(server: &TestServer, query: &str) -> Value {
+    server.get(&format!("/v1/usage{query}")).send().await.expect(200)
 }
 
-async fn key_of(world: &World) -> u64 {
-    world.get("/v1/whoami").send().await.expect(200)["api_key_id"].as_u64().unwrap()
+async fn key_of(server: &TestServer) -> u64 {
+    server.get("/v1/whoami").send().await.expect(200)["api_key_id"].as_u64().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_reported_is_told_by_model_and_by_day() {
-    let (world, _clock) = World::start_at_noon().await;
-    let key = key_of(&world).await;
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let key = key_of(&server).await;
     let events = [
         with(event(key, "1"), json!({ "quantity": 1_000_000 })),
         with(event(key, "2"), json!({ "kind": "output_tokens", "quantity": 5 })),
@@ -60,10 +60,10 @@ async fn what_is_reported_is_told_by_model_and_by_day() {
     ];
     let unpriced = json!([{ "model": "unspecified", "tokens": 10 }]);
     let answer = json!({ "accepted": 4, "duplicates": 0, "rejected": [], "unpriced": unpriced });
-    assert_eq!(report(&world, &events).await.expect(202), answer);
+    assert_eq!(report(&server, &events).await.expect(202), answer);
     let tally = |input: u64, output: u64, cents: u64| json!({ "input_tokens": input, "output_tokens": output, "total_tokens": input + output, "cost_cents": cents });
     let part = |name: &str, of: &str, tally: Value| with(json!({ name: of }), tally);
-    let november = usage(&world, "").await;
+    let november = usage(&server, "").await;
     assert_eq!((&november["period"], &november["unpriced"]), (&json!("2026-11"), &json!([])));
     assert_eq!(november["totals"], tally(1_000_010, 5, 251), "$2.50 for a million, and a little: rounded up");
     assert_eq!(
@@ -74,19 +74,19 @@ async fn what_is_reported_is_told_by_model_and_by_day() {
         november["by_day"],
         json!([part("date", "2026-11-20", tally(10, 0, 1)), part("date", "2026-11-21", tally(1_000_000, 5, 251))])
     );
-    let october = usage(&world, "?period=2026-10").await;
+    let october = usage(&server, "?period=2026-10").await;
     assert_eq!(october["totals"], tally(10, 0, 0), "an offset may carry an event into another month");
     assert_eq!(october["by_model"], json!([part("model", "unspecified", tally(10, 0, 0))]));
     assert_eq!(october["unpriced"], unpriced);
-    let keys = world.get("/v1/usage/keys").send().await.expect(200);
+    let keys = server.get("/v1/usage/keys").send().await.expect(200);
     assert_eq!((&keys["keys"][0]["api_key_id"], &keys["keys"][0]["by_day"]), (&json!(key), &november["by_day"]));
-    assert_eq!(usage(&world, "?period=2025-01").await["totals"], tally(0, 0, 0));
+    assert_eq!(usage(&server, "?period=2025-01").await["totals"], tally(0, 0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unpriced_models_are_named_with_their_tokens() {
-    let (world, _clock) = World::start_at_noon().await;
-    let key = key_of(&world).await;
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let key = key_of(&server).await;
     let events = [
         with(event(key, "1"), json!({ "model": "acme-1", "quantity": 100_000_000 })),
         with(event(key, "2"), json!({ "model": "acme-1", "kind": "output_tokens", "quantity": 7 })),
@@ -96,20 +96,20 @@ async fn unpriced_models_are_named_with_their_tokens() {
         with(event(key, "6"), json!({ "model": "acme-3", "quantity": 0 })),
     ];
     let unpriced = json!([{ "model": "acme-1", "tokens": 100_000_007 }, { "model": "acme-2", "tokens": 5 }]);
-    assert_eq!(report(&world, &events).await.expect(202)["unpriced"], unpriced);
-    report(&world, &events).await.expect(202);
-    let month = usage(&world, "").await;
+    assert_eq!(report(&server, &events).await.expect(202)["unpriced"], unpriced);
+    report(&server, &events).await.expect(202);
+    let month = usage(&server, "").await;
     assert_eq!((&month["unpriced"], &month["totals"]["cost_cents"]), (&unpriced, &json!(1)), "each event counts once");
-    let keys = world.get("/v1/usage/keys").send().await.expect(200);
+    let keys = server.get("/v1/usage/keys").send().await.expect(200);
     assert_eq!(keys["keys"][0]["unpriced"], unpriced);
-    assert_eq!(usage(&world, "?period=2026-10").await["unpriced"], json!([]));
+    assert_eq!(usage(&server, "?period=2026-10").await["unpriced"], json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_event_is_named_and_sinks_no_other() {
-    let (world, _clock) = World::start_at_noon().await;
-    let key = key_of(&world).await;
-    let prefix = world.get("/v1/whoami").send().await.expect(200)["api_key_prefix"].take();
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let key = key_of(&server).await;
+    let prefix = server.get("/v1/whoami").send().await.expect(200)["api_key_prefix"].take();
     let bad = [
         (json!("text"), "The value must be an object"),
         (with(event(key, "x"), json!({ "quantity": 0 })), "quantity must be a whole number from 1 to 1000000000000"),
@@ -153,7 +153,7 @@ async fn a_bad_event_is_named_and_sinks_no_other() {
         ),
     ];
     let events: Vec<_> = bad.iter().map(|(event, _)| event.clone()).chain(good.clone()).collect();
-    let answer = report(&world, &events).await.expect(202);
+    let answer = report(&server, &events).await.expect(202);
     assert_eq!((&answer["accepted"], &answer["duplicates"]), (&json!(good.len()), &json!(0)));
     let rejected = answer["rejected"].as_array().unwrap();
     assert_eq!(rejected.len(), bad.len());
@@ -165,45 +165,46 @@ async fn a_bad_event_is_named_and_sinks_no_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_is_a_list_of_at_most_a_thousand() {
-    let (world, _clock) = World::start_at_noon().await;
-    let key = key_of(&world).await;
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let key = key_of(&server).await;
     let events: Vec<_> = (0..1_001).map(|id| event(key, &id.to_string())).collect();
-    assert_eq!(report(&world, &events).await.invalid_field(), "events");
-    assert_eq!(report(&world, &events[..1_000]).await.expect(202)["accepted"], 1_000);
-    assert_eq!(report(&world, &[]).await.expect(202)["accepted"], 0);
+    assert_eq!(report(&server, &events).await.invalid_field(), "events");
+    assert_eq!(report(&server, &events[..1_000]).await.expect(202)["accepted"], 1_000);
+    assert_eq!(report(&server, &[]).await.expect(202)["accepted"], 0);
     for body in [json!({}), json!({ "events": {} }), json!({ "events": [], "more": 1 })] {
-        world.service(Method::POST, EVENTS).body(body).send().await.invalid_field();
+        server.service(Method::POST, EVENTS).body(body).send().await.invalid_field();
     }
     let large = json!({ "events": ["x".repeat(1024 * 1024)] });
-    assert_eq!(world.service(Method::POST, EVENTS).body(large).send().await.refused(413)["error"], "body_too_large");
+    assert_eq!(server.service(Method::POST, EVENTS).body(large).send().await.refused(413)["error"], "body_too_large");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_counts_once_within_a_batch_and_across_batches_in_its_organization() {
-    let (world, _clock) = World::start_at_noon().await;
-    let key = key_of(&world).await;
-    let (_, other) = world.another_organization("globex").await;
-    let foreign = world.get("/v1/whoami").bearer(&other).send().await.expect(200)["api_key_id"].as_u64().unwrap();
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let key = key_of(&server).await;
+    let (_, other) = server.another_organization("globex").await;
+    let foreign = server.get("/v1/whoami").bearer(&other).send().await.expect(200)["api_key_id"].as_u64().unwrap();
     let batch = [event(key, "1"), event(key, "1"), event(foreign, "1"), event(key, "2")];
-    let first = report(&world, &batch).await.expect(202);
+    let first = report(&server, &batch).await.expect(202);
     assert_eq!((&first["accepted"], &first["duplicates"]), (&json!(3), &json!(1)), "another organization's is another");
     let changed = with(event(key, "2"), json!({ "quantity": 99 }));
-    let again = report(&world, &[changed, event(key, "1"), event(key, "3")]).await.expect(202);
+    let again = report(&server, &[changed, event(key, "1"), event(key, "3")]).await.expect(202);
     assert_eq!((&again["accepted"], &again["duplicates"]), (&json!(1), &json!(2)), "the first report counts");
-    assert_eq!(usage(&world, "").await["totals"]["input_tokens"], 30);
-    let theirs = world.get("/v1/usage").bearer(&other).send().await.expect(200);
+    assert_eq!(usage(&server, "").await["totals"]["input_tokens"], 30);
+    let theirs = server.get("/v1/usage").bearer(&other).send().await.expect(200);
     assert_eq!(theirs["totals"]["input_tokens"], 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_successor_goes_on_with_the_counters_of_its_key() {
-    let (world, _clock) = World::start_at_noon().await;
-    let (old, _) = world.key_with(json!({ "name": "ci", "scopes": ["read"], "budget": { "total_tokens": 100 } })).await;
-    report(&world, &[event(old, "1")]).await.expect(202);
-    let rotated = world.post(&format!("/v1/api_keys/{old}/rotate"), json!({})).send().await.expect(201);
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let (old, _) =
+        server.key_with(json!({ "name": "ci", "scopes": ["read"], "budget": { "total_tokens": 100 } })).await;
+    report(&server, &[event(old, "1")]).await.expect(202);
+    let rotated = server.post(&format!("/v1/api_keys/{old}/rotate"), json!({})).send().await.expect(201);
     let new = rotated["api_key"]["id"].as_u64().unwrap();
-    report(&world, &[event(new, "2"), event(old, "3")]).await.expect(202);
-    let keys = world.get("/v1/usage/keys").send().await.expect(200);
+    report(&server, &[event(new, "2"), event(old, "3")]).await.expect(202);
+    let keys = server.get("/v1/usage/keys").send().await.expect(200);
     let keys = keys["keys"].as_array().unwrap();
     let told: Vec<_> = keys.iter().filter(|key| key["totals"]["input_tokens"] == 30).collect();
     assert_eq!(told.len(), 1, "the line is told of once");
@@ -215,15 +216,15 @@ async fn a_successor_goes_on_with_the_counters_of_its_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_month_tells_200_models_apart() {
-    let (world, _clock) = World::start_at_noon().await;
-    let key = key_of(&world).await;
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let key = key_of(&server).await;
     let named = |id: usize| with(event(key, &id.to_string()), json!({ "model": format!("model-{id}") }));
     for batch in (0..205).map(named).collect::<Vec<_>>().chunks(41) {
-        report(&world, batch).await.expect(202);
+        report(&server, batch).await.expect(202);
     }
     let again = with(event(key, "again"), json!({ "model": "model-7" }));
-    report(&world, &[again, with(event(key, "new"), json!({ "model": "model-new" }))]).await.expect(202);
-    let by_model = usage(&world, "").await["by_model"].take();
+    report(&server, &[again, with(event(key, "new"), json!({ "model": "model-new" }))]).await.expect(202);
+    let by_model = usage(&server, "").await["by_model"].take();
     let tokens = |name: &str| {
         let found = by_model.as_array().unwrap().iter().find(|part| part["model"] == name);
         found.map(|part| part["input_tokens"].as_u64().unwrap())
@@ -234,34 +235,34 @@ async fn a_month_tells_200_models_apart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_batches_that_introduce_the_last_models_at_once_stay_within_200() {
-    let (world, _clock) = World::start_at_noon().await;
-    let key = key_of(&world).await;
-    let world = &world;
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let key = key_of(&server).await;
+    let server = &server;
     let batch = |from: usize| {
         let events: Vec<_> = (from..from + 60)
             .map(|id| with(event(key, &id.to_string()), json!({ "model": format!("model-{id}") })))
             .collect();
-        async move { report(world, &events).await.expect(202) }
+        async move { report(server, &events).await.expect(202) }
     };
     tokio::join!(batch(0), batch(1_000), batch(2_000), batch(3_000));
-    let told = usage(world, "").await;
+    let told = usage(server, "").await;
     assert_eq!(told["totals"]["input_tokens"], 2_400);
     assert_eq!(told["by_model"].as_array().unwrap().len(), 201);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_who_may_report_usage_does() {
-    let (world, _clock) = World::start_at_noon().await;
-    let key = key_of(&world).await;
-    world.post(EVENTS, json!({ "events": [event(key, "1")] })).send().await.refused(401);
-    assert_eq!(usage(&world, "").await["totals"]["total_tokens"], 0);
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let key = key_of(&server).await;
+    server.post(EVENTS, json!({ "events": [event(key, "1")] })).send().await.refused(401);
+    assert_eq!(usage(&server, "").await["totals"]["total_tokens"], 0);
     for query in ["period=2026-13", "period=", "periods=2026-11"] {
-        world.get(&format!("/v1/usage?{query}")).send().await.invalid_field();
-        world.get(&format!("/v1/usage/keys?{query}")).send().await.invalid_field();
+        server.get(&format!("/v1/usage?{query}")).send().await.invalid_field();
+        server.get(&format!("/v1/usage/keys?{query}")).send().await.invalid_field();
     }
-    let (_, write) = world.key(&["write", "admin"]).await;
+    let (_, write) = server.key(&["write", "admin"]).await;
     for path in ["/v1/usage", "/v1/usage/keys", "/v1/budget"] {
-        assert_eq!(world.get(path).bearer(&write).send().await.forbidden(), "missing scope: read");
+        assert_eq!(server.get(path).bearer(&write).send().await.forbidden(), "missing scope: read");
     }
 }
 
@@ -327,45 +328,45 @@ fn told(all: &Value, keys: &Value) -> Sums {
     sums
 }
 
-async fn assert_told(world: &World, expected: &Sums) {
-    let keys = world.get("/v1/usage/keys?limit=100").send().await.expect(200);
-    assert_eq!(&told(&usage(world, "").await, &keys), expected);
+async fn assert_told(server: &TestServer, expected: &Sums) {
+    let keys = server.get("/v1/usage/keys?limit=100").send().await.expect(200);
+    assert_eq!(&told(&usage(server, "").await, &keys), expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn overlapping_batches_from_eight_writers_end_in_the_exact_sums() {
-    let (world, _clock) = World::start_at_noon().await;
-    let mut keys = vec![key_of(&world).await];
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let mut keys = vec![key_of(&server).await];
     for _ in 0..4 {
-        keys.push(world.key(&["read"]).await.0);
+        keys.push(server.key(&["read"]).await.0);
     }
-    let generated = Arc::new(generate(&keys, 3_000, 1, world.runner.app.clock.now()));
-    let world = Arc::new(world);
+    let generated = Arc::new(generate(&keys, 3_000, 1, server.runner.app.clock.now()));
+    let server = Arc::new(server);
     let mut writers = JoinSet::new();
     for writer in 0..8 {
-        let (world, generated) = (Arc::clone(&world), Arc::clone(&generated));
+        let (server, generated) = (Arc::clone(&server), Arc::clone(&generated));
         writers.spawn(async move {
             // Each sends three eighths of everything, so that each event is sent by three of them.
             for batch in generated.events.chunks(generated.events.len().div_ceil(8)).cycle().skip(writer).take(3) {
                 for batch in batch.chunks(250) {
                     // A busy store may answer late: who was told nothing sends again.
-                    while report(&world, batch).await.status != 202 {}
+                    while report(&server, batch).await.status != 202 {}
                 }
             }
         });
     }
     writers.join_all().await;
-    assert_told(&world, &generated.sums).await;
+    assert_told(&server, &generated.sums).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_over_many_keys_models_and_months_is_counted_where_it_belongs() {
-    let (world, _clock) = World::start_at_noon().await;
+    let (server, _clock) = TestServer::start_at_noon().await;
     let mut keys = Vec::new();
     for _ in 0..25 {
-        keys.push(world.key(&["read"]).await.0);
+        keys.push(server.key(&["read"]).await.0);
     }
-    let now = world.runner.app.clock.now();
+    let now = server.runner.app.clock.now();
     let mut months = BTreeMap::<_, Sums>::new();
     let mut events = Vec::new();
     for id in 0..2_000_u64 {
@@ -383,49 +384,49 @@ async fn a_batch_over_many_keys_models_and_months_is_counted_where_it_belongs() 
     }
     // What is new to a month is introduced by whoever comes first.
     let [first, second] = [0, 1].map(|half| events.iter().skip(half).step_by(2).cloned().collect::<Vec<_>>());
-    let (first, second) = tokio::join!(report(&world, &first), report(&world, &second));
+    let (first, second) = tokio::join!(report(&server, &first), report(&server, &second));
     for answer in [first, second] {
         assert_eq!(answer.expect(202)["accepted"], 1_000);
     }
     for (month, sums) in months {
-        let lines = world.get(&format!("/v1/usage/keys?period={month}&limit=100")).send().await.expect(200);
-        assert_eq!(told(&usage(&world, &format!("?period={month}")).await, &lines), sums, "{month}");
+        let lines = server.get(&format!("/v1/usage/keys?period={month}&limit=100")).send().await.expect(200);
+        assert_eq!(told(&usage(&server, &format!("?period={month}")).await, &lines), sums, "{month}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_eight_writers_replay_through_faults_ends_in_the_exact_sums() {
-    let (world, proxy) = FaultProxy::start().await;
-    let mut keys = vec![key_of(&world).await];
+    let (server, proxy) = FaultProxy::start().await;
+    let mut keys = vec![key_of(&server).await];
     for _ in 0..4 {
-        keys.push(world.key(&["read"]).await.0);
+        keys.push(server.key(&["read"]).await.0);
     }
-    let Generated { events, sums } = generate(&keys, 4_000, 2, world.runner.app.clock.now());
+    let Generated { events, sums } = generate(&keys, 4_000, 2, server.runner.app.clock.now());
     for turn in 0..20 {
         proxy.fail_after("TransactWriteItems", 2, 1, Fault::Cancel { code: "TransactionConflict", at: turn });
         proxy.fail_after("TransactWriteItems", 2, 1, Fault::DropAnswer);
         // More than the SDK tries again.
         proxy.fail_after("TransactWriteItems", 2, if turn % 5 == 0 { 16 } else { 0 }, Fault::DropAnswer);
     }
-    let (world, mut writers) = (Arc::new(world), JoinSet::new());
+    let (server, mut writers) = (Arc::new(server), JoinSet::new());
     for events in events.chunks(events.len().div_ceil(8)) {
-        let (world, events) = (Arc::clone(&world), events.to_vec());
+        let (server, events) = (Arc::clone(&server), events.to_vec());
         writers.spawn(async move {
             for batch in events.chunks(200) {
-                while report(&world, batch).await.status != 202 {}
+                while report(&server, batch).await.status != 202 {}
             }
         });
     }
     writers.join_all().await;
     proxy.heal();
-    assert_told(&world, &sums).await;
+    assert_told(&server, &sums).await;
 }
 
 /// Sends one batch again and again, and each time ends it at the next of its writes, until none is left. Holds what is told against what was sent.
 async fn cut_off_at_every_write(fault: Fault) {
-    let (world, proxy) = FaultProxy::start().await;
-    let now = world.runner.app.clock.now();
-    let keys = [key_of(&world).await, world.key(&["read"]).await.0, world.key(&["read"]).await.0];
+    let (server, proxy) = FaultProxy::start().await;
+    let now = server.runner.app.clock.now();
+    let keys = [key_of(&server).await, server.key(&["read"]).await.0, server.key(&["read"]).await.0];
     let mut months = BTreeMap::<_, u64>::new();
     let mut events = Vec::new();
     for id in 0..500 {
@@ -437,7 +438,7 @@ async fn cut_off_at_every_write(fault: Fault) {
     let mut cuts = 0;
     loop {
         proxy.fail_after("TransactWriteItems", cuts, ALWAYS, fault);
-        let answer = report(&world, &events).await;
+        let answer = report(&server, &events).await;
         proxy.heal();
         if answer.status == 202 {
             break;
@@ -447,8 +448,8 @@ async fn cut_off_at_every_write(fault: Fault) {
     }
     assert!(cuts > 5, "{fault:?}: {cuts}");
     for (month, tokens) in months {
-        let told = usage(&world, &format!("?period={month}")).await;
-        let lines = world.get(&format!("/v1/usage/keys?period={month}")).send().await.expect(200);
+        let told = usage(&server, &format!("?period={month}")).await;
+        let lines = server.get(&format!("/v1/usage/keys?period={month}")).send().await.expect(200);
         let input = |part: &Value| part["input_tokens"].as_u64().unwrap();
         let of_keys = || lines["keys"].as_array().unwrap().iter();
         let parts = |usage: &Value, list: &str| usage[list].as_array().unwrap().iter().map(input).sum::<u64>();
@@ -517,74 +518,74 @@ async fn a_process_that_is_killed_among_batches_counts_each_event_once_when_they
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_organizations_fault_is_not_another_ones() {
-    let (world, proxy) = FaultProxy::start().await;
-    let now = world.runner.app.clock.now().to_string();
-    let (_, other) = world.another_organization("globex").await;
-    let whoami = world.get("/v1/whoami").bearer(&other).send().await.expect(200);
-    let keys = [key_of(&world).await, whoami["api_key_id"].as_u64().unwrap()];
+    let (server, proxy) = FaultProxy::start().await;
+    let now = server.runner.app.clock.now().to_string();
+    let (_, other) = server.another_organization("globex").await;
+    let whoami = server.get("/v1/whoami").bearer(&other).send().await.expect(200);
+    let keys = [key_of(&server).await, whoami["api_key_id"].as_u64().unwrap()];
     let events = keys.map(|key| with(event(key, "1"), json!({ "occurred_at": now })));
     proxy.fail("TransactWriteItems", 1, Fault::Cancel { code: "ValidationError", at: 0 });
-    report(&world, &events).await.refused(500);
+    report(&server, &events).await.refused(500);
     let mut counted = 0;
-    for token in [&world.admin, &other] {
-        let told = world.get("/v1/usage").bearer(token).send().await.expect(200);
+    for token in [&server.admin, &other] {
+        let told = server.get("/v1/usage").bearer(token).send().await.expect(200);
         counted += told["totals"]["input_tokens"].as_u64().unwrap();
     }
     assert_eq!(counted, 10, "the one that was not refused");
-    assert_eq!(report(&world, &events).await.expect(202)["accepted"], 1);
+    assert_eq!(report(&server, &events).await.expect(202)["accepted"], 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_over_many_organizations_and_lines_is_counted_whole() {
-    let (world, _clock) = World::start_at_noon().await;
+    let (server, _clock) = TestServer::start_at_noon().await;
     let mut events = Vec::new();
     for name in 0..20 {
-        let (_, token) = world.another_organization(&format!("tenant-{name}")).await;
-        let key = world.get("/v1/whoami").bearer(&token).send().await.expect(200);
+        let (_, token) = server.another_organization(&format!("tenant-{name}")).await;
+        let key = server.get("/v1/whoami").bearer(&token).send().await.expect(200);
         events.push(event(key["api_key_id"].as_u64().unwrap(), "1"));
     }
     for _ in 0..40 {
-        events.push(event(world.key(&["read"]).await.0, &format!("line-{}", events.len())));
+        events.push(event(server.key(&["read"]).await.0, &format!("line-{}", events.len())));
     }
-    assert_eq!(report(&world, &events).await.expect(202)["accepted"], 60);
-    assert_eq!(report(&world, &events).await.expect(202)["duplicates"], 60);
-    assert_eq!(usage(&world, "").await["totals"]["input_tokens"], 400);
+    assert_eq!(report(&server, &events).await.expect(202)["accepted"], 60);
+    assert_eq!(report(&server, &events).await.expect(202)["duplicates"], 60);
+    assert_eq!(usage(&server, "").await["totals"]["input_tokens"], 400);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_is_too_long_to_tell_apart_is_other() {
-    let (world, _clock) = World::start_at_noon().await;
-    let key = key_of(&world).await;
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let key = key_of(&server).await;
     let model = "é".repeat(128);
-    report(&world, &[with(event(key, "1"), json!({ "model": model }))]).await.expect(202);
-    assert_eq!(usage(&world, "").await["by_model"][0]["model"], "other");
+    report(&server, &[with(event(key, "1"), json!({ "model": model }))]).await.expect(202);
+    assert_eq!(usage(&server, "").await["by_model"][0]["model"], "other");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_passing_conflict_or_a_lost_answer_is_not_even_seen() {
-    let (world, proxy) = FaultProxy::start().await;
-    let now = world.runner.app.clock.now().to_string();
-    let key = key_of(&world).await;
+    let (server, proxy) = FaultProxy::start().await;
+    let now = server.runner.app.clock.now().to_string();
+    let key = key_of(&server).await;
     let events: Vec<_> = (0..300).map(|id| with(event(key, &id.to_string()), json!({ "occurred_at": now }))).collect();
     for fault in [Fault::Cancel { code: "TransactionConflict", at: 0 }, Fault::DropAnswer] {
         proxy.fail("TransactWriteItems", 1, fault);
-        report(&world, &events).await.expect(202);
+        report(&server, &events).await.expect(202);
     }
-    assert_eq!(usage(&world, "").await["totals"]["input_tokens"], 3_000);
+    assert_eq!(usage(&server, "").await["totals"]["input_tokens"], 3_000);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_summary_reads_few_items_whatever_was_counted() {
-    let (world, proxy) = FaultProxy::start().await;
-    let now = world.runner.app.clock.now().to_string();
-    let key = key_of(&world).await;
+    let (server, proxy) = FaultProxy::start().await;
+    let now = server.runner.app.clock.now().to_string();
+    let key = key_of(&server).await;
     let named = |id: usize| {
         with(event(key, &id.to_string()), json!({ "occurred_at": now, "model": format!("model-{}", id % 20) }))
     };
-    report(&world, &(0..500).map(named).collect::<Vec<_>>()).await.expect(202);
-    world.get("/v1/whoami").send().await.expect(200);
+    report(&server, &(0..500).map(named).collect::<Vec<_>>()).await.expect(202);
+    server.get("/v1/whoami").send().await.expect(200);
     proxy.forget();
-    assert_eq!(usage(&world, "").await["by_model"].as_array().unwrap().len(), 20);
+    assert_eq!(usage(&server, "").await["by_model"].as_array().unwrap().len(), 20);
     let read: BTreeSet<_> = proxy.seen().iter().flat_map(Seen::partitions).collect();
     let of_usage = read.iter().filter(|partition| !partition.starts_with("KEY#"));
     assert!(of_usage.count() <= 4, "{read:?}");

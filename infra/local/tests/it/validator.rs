@@ -13,15 +13,15 @@ use karta_shared::{
 
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy, Seen},
-    harness::{World, note_secret},
+    harness::{TestServer, note_secret},
 };
 
-/// A world whose calls to the store are counted from here on.
-async fn at_noon() -> (World, Arc<FaultProxy>, Arc<ManualClock>) {
+/// A server whose calls to the store are counted from here on.
+async fn at_noon() -> (TestServer, Arc<FaultProxy>, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
-    let (world, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
+    let (server, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
     proxy.forget();
-    (world, proxy, clock)
+    (server, proxy, clock)
 }
 
 /// The reads from the store since this was asked last; noting a key's use is another matter.
@@ -36,8 +36,8 @@ fn operations(proxy: &FaultProxy) -> Vec<String> {
 }
 
 /// A token with a right tag: under the prefix of a token that is given, else under one that nobody has.
-async fn unproven_token(world: &World, like: Option<&str>) -> String {
-    let ring = world.runner.app.secrets.ring(Ring::KeyTag).await.unwrap();
+async fn unproven_token(server: &TestServer, like: Option<&str>) -> String {
+    let ring = server.runner.app.secrets.ring(Ring::KeyTag).await.unwrap();
     let token = match like {
         Some(token) => {
             let prefix = ApiKeyToken::parse(token, &ring).unwrap().prefix();
@@ -69,16 +69,16 @@ fn reads_state_afresh(call: &Seen, reads_use: bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_validation_is_two_consistent_calls_and_each_further_one_is_one() {
-    let (world, proxy, _clock) = at_noon().await;
-    let validator = Validator::new(world.runner.app.clone());
-    assert!(is_valid(&validator, &world.admin).await);
+    let (server, proxy, _clock) = at_noon().await;
+    let validator = Validator::new(server.runner.app.clone());
+    assert!(is_valid(&validator, &server.admin).await);
     let [find, state] = &calls(&proxy)[..] else { panic!("two calls") };
     assert_eq!((find.operation.as_str(), find.tables()), ("Query", vec!["karta-credentials".to_owned()]));
     assert!(find.is_consistent(), "{}", find.body);
     assert!(find.body.get("IndexName").is_none(), "an index may lag");
     reads_state_afresh(state, true);
     for _ in 0..3 {
-        assert!(is_valid(&validator, &world.admin).await);
+        assert!(is_valid(&validator, &server.admin).await);
         let [state] = &calls(&proxy)[..] else { panic!("one call") };
         reads_state_afresh(state, false);
     }
@@ -86,11 +86,11 @@ async fn a_first_validation_is_two_consistent_calls_and_each_further_one_is_one(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sixty_four_first_validations_at_once_run_one_bcrypt() {
-    let (world, proxy, _clock) = at_noon().await;
-    let validator = Arc::new(Validator::new(world.runner.app.clone()));
+    let (server, proxy, _clock) = at_noon().await;
+    let validator = Arc::new(Validator::new(server.runner.app.clone()));
     let running: Vec<_> = (0..64)
         .map(|_| {
-            let (validator, token) = (Arc::clone(&validator), world.admin.clone());
+            let (validator, token) = (Arc::clone(&validator), server.admin.clone());
             tokio::spawn(async move { is_valid(&validator, &token).await })
         })
         .collect();
@@ -104,9 +104,9 @@ async fn sixty_four_first_validations_at_once_run_one_bcrypt() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sixty_four_wrong_tokens_at_once_run_one_bcrypt() {
-    let (world, proxy, _clock) = at_noon().await;
-    let validator = Arc::new(Validator::new(world.runner.app.clone()));
-    let wrong = unproven_token(&world, Some(&world.admin)).await;
+    let (server, proxy, _clock) = at_noon().await;
+    let validator = Arc::new(Validator::new(server.runner.app.clone()));
+    let wrong = unproven_token(&server, Some(&server.admin)).await;
     let running: Vec<_> = (0..64)
         .map(|_| {
             let (validator, wrong) = (Arc::clone(&validator), wrong.clone());
@@ -121,10 +121,10 @@ async fn sixty_four_wrong_tokens_at_once_run_one_bcrypt() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_token_is_compared_once_in_five_seconds_whether_its_prefix_exists_or_not() {
-    let (world, proxy, clock) = at_noon().await;
-    let validator = Validator::new(world.runner.app.clone());
-    for like in [Some(world.admin.as_str()), None] {
-        let wrong = unproven_token(&world, like).await;
+    let (server, proxy, clock) = at_noon().await;
+    let validator = Validator::new(server.runner.app.clone());
+    for like in [Some(server.admin.as_str()), None] {
+        let wrong = unproven_token(&server, like).await;
         assert!(is_unproven(&validator, &wrong).await);
         assert_eq!(operations(&proxy), ["Query"]);
         clock.advance(Duration::from_millis(4_999));
@@ -138,19 +138,19 @@ async fn a_wrong_token_is_compared_once_in_five_seconds_whether_its_prefix_exist
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_token_does_not_shut_out_the_right_one_of_its_prefix() {
-    let (world, _proxy, _clock) = at_noon().await;
-    let validator = Validator::new(world.runner.app.clone());
-    let wrong = unproven_token(&world, Some(&world.admin)).await;
+    let (server, _proxy, _clock) = at_noon().await;
+    let validator = Validator::new(server.runner.app.clone());
+    let wrong = unproven_token(&server, Some(&server.admin)).await;
     assert!(is_unproven(&validator, &wrong).await);
-    assert!(is_valid(&validator, &world.admin).await);
+    assert!(is_valid(&validator, &server.admin).await);
     assert!(is_unproven(&validator, &wrong).await, "nor does the right one let in the wrong");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_was_not_minted_here_never_reaches_the_store() {
-    let (world, proxy, _clock) = at_noon().await;
-    let validator = Validator::new(world.runner.app.clone());
-    let admin = &world.admin;
+    let (server, proxy, _clock) = at_noon().await;
+    let validator = Validator::new(server.runner.app.clone());
+    let admin = &server.admin;
     let tag = if admin.ends_with('a') { "b" } else { "a" };
     let wrong_tag = format!("{}{tag}", &admin[..39]);
     for token in [wrong_tag.as_str(), &format!("kt_live_{}", "0".repeat(32)), &admin[..39], "", "kt_live_"] {
@@ -158,30 +158,30 @@ async fn a_token_that_was_not_minted_here_never_reaches_the_store() {
             validator.validate(token).await.unwrap(),
             Verdict::Invalid(Invalidity::Tag | Invalidity::Shape)
         ));
-        world.get("/v1/whoami").bearer(token).send().await.refused(401);
+        server.get("/v1/whoami").bearer(token).send().await.refused(401);
     }
     assert!(operations(&proxy).is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_undecided_proof_is_not_remembered_as_a_refusal() {
-    let (world, proxy, _clock) = at_noon().await;
-    let validator = Validator::new(world.runner.app.clone());
+    let (server, proxy, _clock) = at_noon().await;
+    let validator = Validator::new(server.runner.app.clone());
     proxy.fail("Query", ALWAYS, Fault::Close);
-    assert!(validator.validate(&world.admin).await.is_err());
+    assert!(validator.validate(&server.admin).await.is_err());
     proxy.heal();
-    assert!(is_valid(&validator, &world.admin).await);
+    assert!(is_valid(&validator, &server.admin).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_gateway_asks_once_in_three_seconds() {
-    let (world, proxy, clock) = at_noon().await;
-    world.get("/v1/whoami").send().await.expect(200);
+    let (server, proxy, clock) = at_noon().await;
+    server.get("/v1/whoami").send().await.expect(200);
     assert_eq!(operations(&proxy), ["Query", "BatchGetItem"]);
     clock.advance(Duration::from_millis(2_999));
-    world.get("/v1/whoami").send().await.expect(200);
+    server.get("/v1/whoami").send().await.expect(200);
     assert!(operations(&proxy).is_empty());
     clock.advance(Duration::from_millis(1));
-    world.get("/v1/whoami").send().await.expect(200);
+    server.get("/v1/whoami").send().await.expect(200);
     assert_eq!(operations(&proxy), ["BatchGetItem"]);
 }

@@ -5,15 +5,15 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use super::{own_id, path};
-use crate::harness::{Reply, World};
+use crate::harness::{Reply, TestServer};
 
 const AGENT: &str = "tests/1.0";
 
 /// What an event says, but for its changes.
-async fn head(world: &World, action: &str, at: &str, resource: u64, reply: &Reply) -> Value {
+async fn head(server: &TestServer, action: &str, at: &str, resource: u64, reply: &Reply) -> Value {
     json!({
         "at": at,
-        "actor": { "kind": "api_key", "id": own_id(world).await, "name": "First key" },
+        "actor": { "kind": "api_key", "id": own_id(server).await, "name": "First key" },
         "action": action,
         "resource": { "kind": "api_key", "id": resource },
         "ip_address": "127.0.0.1",
@@ -35,17 +35,17 @@ fn parts(mut event: Value) -> (Value, Value) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_creation_is_told_with_the_settings_and_without_the_secret() {
-    let (world, clock) = World::start_at_noon().await;
+    let (server, clock) = TestServer::start_at_noon().await;
     clock.advance(Duration::from_secs(1));
     let settings = json!({ "name": "ci", "scopes": ["read", "write"], "expires_at": "2027-01-01T00:00:00Z", "metadata": { "team": "web" } });
-    let reply = world.post("/v1/api_keys", settings).header("user-agent", AGENT).send().await;
+    let reply = server.post("/v1/api_keys", settings).header("user-agent", AGENT).send().await;
     let id = reply.json["api_key"]["id"].as_u64().unwrap();
 
-    let event = world.audited("api_key.created").await.pop().unwrap();
+    let event = server.audited("api_key.created").await.pop().unwrap();
     let secret = reply.json["secret"].as_str().unwrap();
     assert!(!event.to_string().contains(&secret[8..]));
     let (event, changes) = parts(event);
-    assert_eq!(event, head(&world, "api_key.created", "2026-11-21T12:00:01.000Z", id, &reply).await);
+    assert_eq!(event, head(&server, "api_key.created", "2026-11-21T12:00:01.000Z", id, &reply).await);
     for (field, after) in [
         ("name", json!("ci")),
         ("scopes", json!(["read", "write"])),
@@ -58,16 +58,16 @@ async fn a_creation_is_told_with_the_settings_and_without_the_secret() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_update_is_told_field_by_field() {
-    let (world, clock) = World::start_at_noon().await;
-    let (id, _) = world.key_with(json!({ "name": "ci", "scopes": ["read"], "metadata": { "team": "web" } })).await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    let (id, _) = server.key_with(json!({ "name": "ci", "scopes": ["read"], "metadata": { "team": "web" } })).await;
     clock.advance(Duration::from_secs(1));
     let patch = json!({ "name": "cd", "scopes": ["read"], "metadata": null });
-    let reply = world.patch(&path(id), patch).header("user-agent", AGENT).send().await;
+    let reply = server.patch(&path(id), patch).header("user-agent", AGENT).send().await;
 
-    let mut events = world.audited("api_key.updated").await;
+    let mut events = server.audited("api_key.updated").await;
     assert_eq!(events.len(), 1);
     let (event, changes) = parts(events.remove(0));
-    assert_eq!(event, head(&world, "api_key.updated", "2026-11-21T12:00:01.000Z", id, &reply).await);
+    assert_eq!(event, head(&server, "api_key.updated", "2026-11-21T12:00:01.000Z", id, &reply).await);
     let expected = json!({
         "name": { "before": "ci", "after": "cd" },
         "metadata": { "before": { "team": "web" }, "after": {} },
@@ -77,74 +77,75 @@ async fn an_update_is_told_field_by_field() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revocation_is_told_once() {
-    let (world, clock) = World::start_at_noon().await;
-    let (id, _) = world.key(&["read"]).await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    let (id, _) = server.key(&["read"]).await;
     clock.advance(Duration::from_secs(1));
-    let reply = world.delete(&path(id)).header("user-agent", AGENT).send().await;
+    let reply = server.delete(&path(id)).header("user-agent", AGENT).send().await;
     clock.advance(Duration::from_secs(1));
-    world.delete(&path(id)).send().await.expect(200);
+    server.delete(&path(id)).send().await.expect(200);
 
-    let mut events = world.audited("api_key.revoked").await;
+    let mut events = server.audited("api_key.revoked").await;
     assert_eq!(events.len(), 1);
     let (event, changes) = parts(events.remove(0));
-    assert_eq!(event, head(&world, "api_key.revoked", "2026-11-21T12:00:01.000Z", id, &reply).await);
+    assert_eq!(event, head(&server, "api_key.revoked", "2026-11-21T12:00:01.000Z", id, &reply).await);
     assert_eq!(changes, json!({ "revoked_at": { "before": null, "after": "2026-11-21T12:00:01.000Z" } }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_actor_is_the_key_that_was_used() {
-    let world = World::start().await;
-    let (admin, token) = world.key_with(json!({ "name": "Ann \"ops\" é", "scopes": ["admin"] })).await;
-    let (id, _) = world.key(&["read"]).await;
-    world.delete(&path(id)).bearer(&token).send().await.expect(200);
-    let event = world.audited("api_key.revoked").await.remove(0);
+    let server = TestServer::start().await;
+    let (admin, token) = server.key_with(json!({ "name": "Ann \"ops\" é", "scopes": ["admin"] })).await;
+    let (id, _) = server.key(&["read"]).await;
+    server.delete(&path(id)).bearer(&token).send().await.expect(200);
+    let event = server.audited("api_key.revoked").await.remove(0);
     assert_eq!(event["actor"], json!({ "kind": "api_key", "id": admin, "name": "Ann \"ops\" é" }));
     assert_eq!(event["user_agent"], json!(null), "the client sent none");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_in_the_user_agent_is_not_kept() {
-    let world = World::start().await;
-    let (id, secret) = world.key(&["read"]).await;
+    let server = TestServer::start().await;
+    let (id, secret) = server.key(&["read"]).await;
     let agent = format!("curl/8 (key {secret})");
-    world.delete(&path(id)).header("user-agent", &agent).send().await.expect(200);
-    let event = world.audited("api_key.revoked").await.remove(0);
+    server.delete(&path(id)).header("user-agent", &agent).send().await.expect(200);
+    let event = server.audited("api_key.revoked").await.remove(0);
     assert!(event["user_agent"].as_str().unwrap().starts_with("curl/8 (key "), "{event}");
     assert!(!event.to_string().contains(&secret[14..]), "{event}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_callers_own_credential_is_not_kept_whatever_its_shape() {
-    let world = World::start().await;
-    let token = world.runner.secrets.service_token.expose_secret();
+    let server = TestServer::start().await;
+    let token = server.runner.secrets.service_token.expose_secret();
     let body = json!({ "name": "rescue", "scopes": ["admin"] });
-    let create = world.service(Method::POST, &format!("/v1/internal/organizations/{}/api_keys", world.organization_id));
+    let create =
+        server.service(Method::POST, &format!("/v1/internal/organizations/{}/api_keys", server.organization_id));
     create.body(body).header("user-agent", format!("plane/1 ({token})")).send().await.expect(201);
-    let event = world.audited("api_key.created").await.pop().unwrap();
+    let event = server.audited("api_key.created").await.pop().unwrap();
     assert_eq!(event["user_agent"], "plane/1 (karta_service_[redacted])");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_changes_nothing_is_not_told() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let settings = json!({ "name": "ci", "scopes": ["read", "write"], "allowed_cidrs": ["10.0.0.0/8"] });
-    let (id, _) = world.key_with(settings.clone()).await;
-    let before = world.audit_events().await.len();
-    world.patch(&path(id), settings).send().await.expect(200);
-    world.patch(&path(id), json!({})).send().await.expect(200);
-    world.patch(&path(id), json!({ "scopes": ["write", "read"], "expires_at": null })).send().await.expect(200);
-    assert_eq!(world.patch(&path(id), json!({ "name": "" })).send().await.invalid_field(), "name");
-    world.patch("/v1/api_keys/1", json!({ "name": "cd" })).send().await.refused(404);
-    world.delete("/v1/api_keys/1").send().await.refused(404);
-    world.get(&path(id)).send().await.expect(200);
-    assert_eq!(world.audit_events().await.len(), before);
+    let (id, _) = server.key_with(settings.clone()).await;
+    let before = server.audit_events().await.len();
+    server.patch(&path(id), settings).send().await.expect(200);
+    server.patch(&path(id), json!({})).send().await.expect(200);
+    server.patch(&path(id), json!({ "scopes": ["write", "read"], "expires_at": null })).send().await.expect(200);
+    assert_eq!(server.patch(&path(id), json!({ "name": "" })).send().await.invalid_field(), "name");
+    server.patch("/v1/api_keys/1", json!({ "name": "cd" })).send().await.refused(404);
+    server.delete("/v1/api_keys/1").send().await.refused(404);
+    server.get(&path(id)).send().await.expect(200);
+    assert_eq!(server.audit_events().await.len(), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_is_not_told_again() {
-    let world = World::start().await;
-    let create = || world.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["read"] })).idempotency_key("once");
+    let server = TestServer::start().await;
+    let create = || server.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["read"] })).idempotency_key("once");
     create().send().await.expect(201);
     create().send().await.expect(201);
-    assert_eq!(world.audited("api_key.created").await.len(), 2, "the first key's and this one's");
+    assert_eq!(server.audited("api_key.created").await.len(), 2, "the first key's and this one's");
 }

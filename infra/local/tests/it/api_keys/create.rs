@@ -4,14 +4,14 @@ use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
 
 use super::{own_id, read};
-use crate::harness::World;
+use crate::harness::TestServer;
 
 const ROUTE: &str = "/v1/api_keys";
 const NOON_SINCE_2025_MILLIS: u64 = 689 * 24 * 3_600_000 + 12 * 3_600_000;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_answer_shows_the_whole_key_and_its_secret() {
-    let (world, _) = World::start_at_noon().await;
+    let (server, _) = TestServer::start_at_noon().await;
     let settings = json!({
         "name": "Deploy bot",
         "scopes": ["admin", "write", "write"],
@@ -20,7 +20,7 @@ async fn the_answer_shows_the_whole_key_and_its_secret() {
         "budget": { "cost_cents": 5000, "alert_percents": [90, 50, 90] },
         "metadata": { "team": "web" },
     });
-    let created = world.post(ROUTE, settings).send().await.expect(201);
+    let created = server.post(ROUTE, settings).send().await.expect(201);
     insta::assert_json_snapshot!(
         created,
         { ".secret" => "[secret]", ".api_key.id" => "[id]", ".api_key.prefix" => "[prefix]", ".api_key.created_by" => "[id]" },
@@ -64,17 +64,17 @@ async fn the_answer_shows_the_whole_key_and_its_secret() {
     }
     "#
     );
-    assert_eq!(created["api_key"]["created_by"], own_id(&world).await);
+    assert_eq!(created["api_key"]["created_by"], own_id(&server).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_left_out_or_null_is_empty() {
-    let (world, _) = World::start_at_noon().await;
+    let (server, _) = TestServer::start_at_noon().await;
     let nulls = json!({
         "name": "ci", "scopes": ["read"], "expires_at": null, "allowed_cidrs": null, "budget": null, "metadata": null,
     });
     for settings in [json!({ "name": "ci", "scopes": ["read"] }), nulls] {
-        let key = world.post(ROUTE, settings).send().await.expect(201)["api_key"].take();
+        let key = server.post(ROUTE, settings).send().await.expect(201)["api_key"].take();
         for (field, empty) in [
             ("expires_at", json!(null)),
             ("allowed_cidrs", json!([])),
@@ -88,30 +88,30 @@ async fn what_is_left_out_or_null_is_empty() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_secret_starts_with_the_prefix_and_opens_the_door() {
-    let world = World::start().await;
-    let created = world.post(ROUTE, json!({ "name": "ci", "scopes": ["read"] })).send().await.expect(201);
+    let server = TestServer::start().await;
+    let created = server.post(ROUTE, json!({ "name": "ci", "scopes": ["read"] })).send().await.expect(201);
     let secret = created["secret"].as_str().unwrap();
     assert_eq!(secret.len(), "kt_live_".len() + 32);
     assert!(secret["kt_live_".len()..].bytes().all(|byte| byte.is_ascii_alphanumeric()));
     assert_eq!(created["api_key"]["prefix"], secret[..14]);
-    let principal = world.get("/v1/whoami").bearer(secret).send().await.expect(200);
+    let principal = server.get("/v1/whoami").bearer(secret).send().await.expect(200);
     assert_eq!(principal["api_key_id"], created["api_key"]["id"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_id_holds_the_milliseconds_since_2025_above_twelve_random_bits() {
-    let (world, _) = World::start_at_noon().await;
-    let (id, _) = world.key(&["read"]).await;
+    let (server, _) = TestServer::start_at_noon().await;
+    let (id, _) = server.key(&["read"]).await;
     assert_eq!(id >> 12, NOON_SINCE_2025_MILLIS);
     assert!(id < 1 << 53);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_made_in_one_millisecond_have_ids_of_their_own() {
-    let (world, _) = World::start_at_noon().await;
+    let (server, _) = TestServer::start_at_noon().await;
     let mut requests = JoinSet::new();
     for _ in 0..100 {
-        requests.spawn(world.post(ROUTE, json!({ "name": "ci", "scopes": ["read"] })).send());
+        requests.spawn(server.post(ROUTE, json!({ "name": "ci", "scopes": ["read"] })).send());
     }
     let replies = requests.join_all().await;
     let ids: BTreeSet<_> = replies.into_iter().map(|reply| reply.expect(201)["api_key"]["id"].as_u64()).collect();
@@ -120,7 +120,7 @@ async fn keys_made_in_one_millisecond_have_ids_of_their_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_largest_settings_that_the_contract_allows_are_kept() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let metadata: Map<_, _> = (0..50).map(|pair| (format!("{pair:0>40}"), json!("v".repeat(500)))).collect();
     let cidrs: Vec<_> = (0..20).map(|range| format!("10.{range}.0.0/16")).collect();
     let settings = json!({
@@ -137,8 +137,8 @@ async fn the_largest_settings_that_the_contract_allows_are_kept() {
         },
         "metadata": metadata,
     });
-    let (id, _) = world.key_with(settings.clone()).await;
-    let key = read(&world, id).await;
+    let (id, _) = server.key_with(settings.clone()).await;
+    let key = read(&server, id).await;
     for (field, value) in settings.as_object().unwrap() {
         assert_eq!(&key[field], value, "{field}");
     }
@@ -146,22 +146,22 @@ async fn the_largest_settings_that_the_contract_allows_are_kept() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_of_64_kib_is_read_and_one_byte_more_is_too_large() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let body = json!({ "name": "ci", "scopes": ["read"] }).to_string();
     let padded = |size: usize| body.clone() + &" ".repeat(size - body.len());
-    world.post(ROUTE, json!({})).raw_body(padded(64 * 1024)).send().await.expect(201);
-    let refusal = world.post(ROUTE, json!({})).raw_body(padded(64 * 1024 + 1)).send().await.refused(413);
+    server.post(ROUTE, json!({})).raw_body(padded(64 * 1024)).send().await.expect(201);
+    let refusal = server.post(ROUTE, json!({})).raw_body(padded(64 * 1024 + 1)).send().await.refused(413);
     assert_eq!(refusal, json!({ "error": "body_too_large", "message": "The body must be at most 65536 bytes" }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_json_is_malformed() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let deep = "[".repeat(50_000);
     let bodies: [&[u8]; 7] =
         [b"", b"{", b"name=ci", b"{'name': 'ci'}", b"{\"name\": \"ci\"} x", b"{\"name\": \"\xff\"}", deep.as_bytes()];
     for body in bodies {
-        let refusal = world.post(ROUTE, json!({})).raw_body(body.to_vec()).send().await.refused(400);
+        let refusal = server.post(ROUTE, json!({})).raw_body(body.to_vec()).send().await.refused(400);
         assert_eq!(refusal["error"], "malformed_json");
         let said =
             if body.is_empty() { "The body is empty: send a JSON object" } else { "The body is not JSON: see line 1" };
@@ -172,7 +172,7 @@ async fn what_is_not_json_is_malformed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_field_that_is_wrong_is_named() {
-    let (world, _) = World::start_at_noon().await;
+    let (server, _) = TestServer::start_at_noon().await;
     for (change, field) in [
         (json!({ "name": "" }), "name"),
         (json!({ "name": "  \t" }), "name"),
@@ -213,21 +213,21 @@ async fn a_field_that_is_wrong_is_named() {
     ] {
         let mut body = json!({ "name": "ci", "scopes": ["read"] });
         body.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
-        assert_eq!(world.post(ROUTE, body).send().await.invalid_field(), field, "{change}");
+        assert_eq!(server.post(ROUTE, body).send().await.invalid_field(), field, "{change}");
     }
-    assert_eq!(world.audited("api_key.created").await.len(), 1, "only the first key was made");
+    assert_eq!(server.audited("api_key.created").await.len(), 1, "only the first key was made");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_field_that_is_missing_is_named() {
-    let world = World::start().await;
-    let refusal = world.post(ROUTE, json!({ "scopes": ["read"] })).send().await.refused(422);
+    let server = TestServer::start().await;
+    let refusal = server.post(ROUTE, json!({ "scopes": ["read"] })).send().await.refused(422);
     assert_eq!(refusal, json!({ "error": "validation_failed", "message": "name is required", "field": "name" }));
-    assert_eq!(world.post(ROUTE, json!({ "name": "ci" })).send().await.invalid_field(), "scopes");
+    assert_eq!(server.post(ROUTE, json!({ "name": "ci" })).send().await.invalid_field(), "scopes");
     for body in [json!([]), json!("ci"), json!(null), json!(7)] {
-        assert_eq!(world.post(ROUTE, body).send().await.invalid_field(), "body");
+        assert_eq!(server.post(ROUTE, body).send().await.invalid_field(), "body");
     }
-    let strange = world.post("/v1/api_keys?dry_run=true", json!({ "name": "ci", "scopes": ["read"] }));
+    let strange = server.post("/v1/api_keys?dry_run=true", json!({ "name": "ci", "scopes": ["read"] }));
     assert_eq!(strange.send().await.invalid_field(), "dry_run");
 }
 

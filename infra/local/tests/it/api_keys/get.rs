@@ -3,46 +3,46 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{path, read};
-use crate::harness::World;
+use crate::harness::TestServer;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_answered_as_it_was_created() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let settings = json!({ "name": "ci", "scopes": ["read"], "metadata": { "team": "web" } });
-    let created = world.post("/v1/api_keys", settings).send().await.expect(201);
+    let created = server.post("/v1/api_keys", settings).send().await.expect(201);
     let id = created["api_key"]["id"].as_u64().unwrap();
-    let answer = world.get(&path(id)).send().await.expect(200);
+    let answer = server.get(&path(id)).send().await.expect(200);
     assert_eq!(answer, json!({ "api_key": created["api_key"] }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_turns_expired_at_its_expiry() {
-    let (world, clock) = World::start_at_noon().await;
+    let (server, clock) = TestServer::start_at_noon().await;
     let settings = json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-11-21T12:00:01Z" });
-    let (id, _) = world.key_with(settings).await;
+    let (id, _) = server.key_with(settings).await;
     clock.advance(Duration::from_millis(999));
-    assert_eq!(read(&world, id).await["status"], "active");
+    assert_eq!(read(&server, id).await["status"], "active");
     clock.advance(Duration::from_millis(1));
-    assert_eq!(read(&world, id).await["status"], "expired");
+    assert_eq!(read(&server, id).await["status"], "expired");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_or_malformed_id_is_not_found() {
-    let world = World::start().await;
-    let project = world.project("site").await;
+    let server = TestServer::start().await;
+    let project = server.project("site").await;
     let beyond = u64::MAX.to_string();
     let project = project.to_string();
     for id in
         ["1", "0", "-1", "01", "+1", "1.0", "1e3", "abc", "9007199254740991", "9007199254740992", &beyond, &project]
     {
-        let refusal = world.get(&format!("/v1/api_keys/{id}")).send().await.refused(404);
+        let refusal = server.get(&format!("/v1/api_keys/{id}")).send().await.refused(404);
         assert_eq!(refusal, json!({ "detail": "Not found" }), "{id}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_query_parameter_is_refused_by_name() {
-    let world = World::start().await;
-    let (id, _) = world.key(&["read"]).await;
-    assert_eq!(world.get(&format!("{}?expand=all", path(id))).send().await.invalid_field(), "expand");
+    let server = TestServer::start().await;
+    let (id, _) = server.key(&["read"]).await;
+    assert_eq!(server.get(&format!("{}?expand=all", path(id))).send().await.invalid_field(), "expand");
 }

@@ -1,34 +1,34 @@
 use serde_json::json;
 
 use super::{own_id, path, read};
-use crate::harness::World;
+use crate::harness::TestServer;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_admin_key_is_not_lost_in_any_way() {
-    let world = World::start().await;
-    let id = own_id(&world).await;
-    let before = read(&world, id).await;
+    let server = TestServer::start().await;
+    let id = own_id(&server).await;
+    let before = read(&server, id).await;
     for request in [
-        world.delete(&path(id)),
-        world.patch(&path(id), json!({ "scopes": ["read", "write"] })),
-        world.patch(&path(id), json!({ "scopes": [] })),
-        world.patch(&path(id), json!({ "expires_at": "2100-01-01T00:00:00Z" })),
-        world.patch(&path(id), json!({ "allowed_cidrs": ["127.0.0.0/8"] })),
+        server.delete(&path(id)),
+        server.patch(&path(id), json!({ "scopes": ["read", "write"] })),
+        server.patch(&path(id), json!({ "scopes": [] })),
+        server.patch(&path(id), json!({ "expires_at": "2100-01-01T00:00:00Z" })),
+        server.patch(&path(id), json!({ "allowed_cidrs": ["127.0.0.0/8"] })),
     ] {
         let refusal = request.send().await.refused(409);
         assert_eq!(refusal["error"], "last_admin_key");
         assert!(refusal["message"].as_str().unwrap().contains("last admin key"), "{refusal}");
     }
-    assert_eq!(read(&world, id).await, before);
-    assert_eq!(world.audit_events().await.len(), 2, "only the organization's creation and its first key's");
+    assert_eq!(read(&server, id).await, before);
+    assert_eq!(server.audit_events().await.len(), 2, "only the organization's creation and its first key's");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_admin_key_may_change_in_every_other_way() {
-    let world = World::start().await;
-    let id = own_id(&world).await;
+    let server = TestServer::start().await;
+    let id = own_id(&server).await;
     let patch = json!({ "name": "root", "scopes": ["admin"], "budget": { "cost_cents": 1 }, "metadata": { "a": "b" } });
-    world.patch(&path(id), patch).send().await.expect(200);
+    server.patch(&path(id), patch).send().await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -39,45 +39,45 @@ async fn a_second_admin_key_frees_the_first() {
         Some(json!({ "expires_at": "2100-01-01T00:00:00Z" })),
         Some(json!({ "allowed_cidrs": ["127.0.0.0/8"] })),
     ] {
-        let world = World::start().await;
-        let first = own_id(&world).await;
-        let (second, token) = world.key(&["admin"]).await;
+        let server = TestServer::start().await;
+        let first = own_id(&server).await;
+        let (second, token) = server.key(&["admin"]).await;
         let request = match change {
-            None => world.delete(&path(first)),
-            Some(patch) => world.patch(&path(first), patch),
+            None => server.delete(&path(first)),
+            Some(patch) => server.patch(&path(first), patch),
         };
         request.send().await.expect(200);
-        let refusal = world.delete(&path(second)).bearer(&token).send().await.refused(409);
+        let refusal = server.delete(&path(second)).bearer(&token).send().await.refused(409);
         assert_eq!(refusal["error"], "last_admin_key", "now the second is the last");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_admin_key_that_may_end_or_is_fenced_in_frees_nothing() {
-    let world = World::start().await;
-    let id = own_id(&world).await;
-    world.key(&["read", "write"]).await;
+    let server = TestServer::start().await;
+    let id = own_id(&server).await;
+    server.key(&["read", "write"]).await;
     let ends = json!({ "name": "ends", "scopes": ["admin"], "expires_at": "2100-01-01T00:00:00Z" });
-    let (ending, _) = world.key_with(ends).await;
-    world.key_with(json!({ "name": "fenced", "scopes": ["admin"], "allowed_cidrs": ["127.0.0.0/8"] })).await;
-    let (revoked, _) = world.key(&["admin"]).await;
-    world.delete(&path(revoked)).send().await.expect(200);
-    world.another_organization("other").await;
-    assert_eq!(world.delete(&path(id)).send().await.refused(409)["error"], "last_admin_key");
+    let (ending, _) = server.key_with(ends).await;
+    server.key_with(json!({ "name": "fenced", "scopes": ["admin"], "allowed_cidrs": ["127.0.0.0/8"] })).await;
+    let (revoked, _) = server.key(&["admin"]).await;
+    server.delete(&path(revoked)).send().await.expect(200);
+    server.another_organization("other").await;
+    assert_eq!(server.delete(&path(id)).send().await.refused(409)["error"], "last_admin_key");
 
-    world.patch(&path(ending), json!({ "expires_at": null })).send().await.expect(200);
-    world.delete(&path(id)).send().await.expect(200);
+    server.patch(&path(ending), json!({ "expires_at": null })).send().await.expect(200);
+    server.delete(&path(id)).send().await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_admin_keys_that_are_lost_at_once_one_remains() {
     for _ in 0..5 {
-        let world = World::start().await;
-        let (first, (second, token)) = (own_id(&world).await, world.key(&["read", "admin"]).await);
-        world.get("/v1/whoami").bearer(&token).send().await.expect(200);
+        let server = TestServer::start().await;
+        let (first, (second, token)) = (own_id(&server).await, server.key(&["read", "admin"]).await);
+        server.get("/v1/whoami").bearer(&token).send().await.expect(200);
         let (one, other) = tokio::join!(
-            world.delete(&path(first)).bearer(&token).send(),
-            world.patch(&path(second), json!({ "scopes": ["read"] })).send(),
+            server.delete(&path(first)).bearer(&token).send(),
+            server.patch(&path(second), json!({ "scopes": ["read"] })).send(),
         );
         let (won, lost) = if one.status.is_success() { (one, other) } else { (other, one) };
         won.expect(200);

@@ -12,21 +12,21 @@ use serde_json::{Value, json};
 use super::{path, read};
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy},
-    harness::World,
+    harness::TestServer,
 };
 
-async fn at_noon() -> (World, Arc<FaultProxy>, Arc<ManualClock>) {
+async fn at_noon() -> (TestServer, Arc<FaultProxy>, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
-    let (world, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<_>).await;
-    (world, proxy, clock)
+    let (server, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<_>).await;
+    (server, proxy, clock)
 }
 
 async fn is_valid(validator: &Validator, token: &str) -> bool {
     matches!(validator.validate(token).await.unwrap(), Verdict::Valid(_))
 }
 
-async fn last_used(world: &World, id: u64) -> Value {
-    read(world, id).await["last_used_at"].take()
+async fn last_used(server: &TestServer, id: u64) -> Value {
+    read(server, id).await["last_used_at"].take()
 }
 
 /// How often the key's use was written.
@@ -37,159 +37,159 @@ fn notes(proxy: &FaultProxy, id: u64) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_key_is_noted_once_a_minute() {
-    let (world, proxy, clock) = at_noon().await;
-    let (id, token) = world.key(&["read"]).await;
-    assert_eq!(last_used(&world, id).await, Value::Null);
-    let validator = Validator::new(world.runner.app.clone());
+    let (server, proxy, clock) = at_noon().await;
+    let (id, token) = server.key(&["read"]).await;
+    assert_eq!(last_used(&server, id).await, Value::Null);
+    let validator = Validator::new(server.runner.app.clone());
     proxy.forget();
     for _ in 0..60 {
         assert!(is_valid(&validator, &token).await);
         clock.advance(Duration::from_secs(1));
     }
     assert_eq!(notes(&proxy, id), 1);
-    assert_eq!(last_used(&world, id).await, "2026-11-21T12:00:00.000Z");
+    assert_eq!(last_used(&server, id).await, "2026-11-21T12:00:00.000Z");
     assert!(is_valid(&validator, &token).await);
     assert_eq!(notes(&proxy, id), 2);
-    assert_eq!(last_used(&world, id).await, "2026-11-21T12:01:00.000Z");
+    assert_eq!(last_used(&server, id).await, "2026-11-21T12:01:00.000Z");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_process_does_not_note_it_again_within_the_minute() {
-    let (world, _proxy, clock) = at_noon().await;
-    let (id, token) = world.key(&["read"]).await;
+    let (server, _proxy, clock) = at_noon().await;
+    let (id, token) = server.key(&["read"]).await;
     for _ in 0..2 {
-        assert!(is_valid(&Validator::new(world.runner.app.clone()), &token).await);
+        assert!(is_valid(&Validator::new(server.runner.app.clone()), &token).await);
         clock.advance(Duration::from_secs(30));
     }
-    assert_eq!(last_used(&world, id).await, "2026-11-21T12:00:00.000Z");
+    assert_eq!(last_used(&server, id).await, "2026-11-21T12:00:00.000Z");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_is_a_minute_late_at_most_whichever_process_is_asked() {
-    let (world, _proxy, clock) = at_noon().await;
-    let (id, token) = world.key(&["read"]).await;
-    let validators = [(); 2].map(|()| Validator::new(world.runner.app.clone()));
+    let (server, _proxy, clock) = at_noon().await;
+    let (id, token) = server.key(&["read"]).await;
+    let validators = [(); 2].map(|()| Validator::new(server.runner.app.clone()));
     assert!(is_valid(&validators[0], &token).await);
     clock.advance(Duration::from_secs(59));
     for _ in 0..60 {
         assert!(is_valid(&validators[1], &token).await);
         clock.advance(Duration::from_secs(1));
     }
-    assert_eq!(last_used(&world, id).await, "2026-11-21T12:01:00.000Z", "the last use was at 12:01:58");
+    assert_eq!(last_used(&server, id).await, "2026-11-21T12:01:00.000Z", "the last use was at 12:01:58");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_use_is_not_noted_as_one() {
-    let (world, _proxy, _clock) = at_noon().await;
+    let (server, _proxy, _clock) = at_noon().await;
     let body = json!({ "name": "here", "scopes": ["read"], "allowed_cidrs": ["203.0.113.0/24"] });
-    let (id, token) = world.key_with(body).await;
+    let (id, token) = server.key_with(body).await;
     let validate = async |body: Value| {
-        let validation = world.service(Method::POST, "/v1/internal/keys/validate").body(body);
+        let validation = server.service(Method::POST, "/v1/internal/keys/validate").body(body);
         validation.send().await.expect(200)["valid"] == true
     };
     assert!(!validate(json!({ "key": token, "ip_address": "198.51.100.1" })).await, "from elsewhere");
     assert!(!validate(json!({ "key": token })).await, "from nobody knows where");
     assert!(validate(json!({ "key": token, "ip_address": "203.0.113.1", "explain": true })).await, "a look");
-    assert_eq!(last_used(&world, id).await, Value::Null);
+    assert_eq!(last_used(&server, id).await, Value::Null);
     assert!(validate(json!({ "key": token, "ip_address": "203.0.113.1" })).await);
-    assert_eq!(last_used(&world, id).await, "2026-11-21T12:00:00.000Z");
+    assert_eq!(last_used(&server, id).await, "2026-11-21T12:00:00.000Z");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_note_that_failed_is_made_up_for_after_five_seconds() {
-    let (world, proxy, clock) = at_noon().await;
-    let (id, token) = world.key(&["read"]).await;
-    let validator = Validator::new(world.runner.app.clone());
+    let (server, proxy, clock) = at_noon().await;
+    let (id, token) = server.key(&["read"]).await;
+    let validator = Validator::new(server.runner.app.clone());
     proxy.forget();
     proxy.fail("UpdateItem", 1, Fault::Hang);
     for _ in 0..6 {
-        assert_eq!(last_used(&world, id).await, Value::Null);
+        assert_eq!(last_used(&server, id).await, Value::Null);
         assert!(is_valid(&validator, &token).await);
         clock.advance(Duration::from_secs(1));
     }
-    assert_eq!(last_used(&world, id).await, "2026-11-21T12:00:05.000Z");
+    assert_eq!(last_used(&server, id).await, "2026-11-21T12:00:05.000Z");
     assert_eq!(notes(&proxy, id), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_has_ended_is_not_noted_as_used() {
-    let (world, _proxy, clock) = at_noon().await;
-    let (revoked, revoked_token) = world.key(&["read"]).await;
-    world.delete(&path(revoked)).send().await.expect(200);
+    let (server, _proxy, clock) = at_noon().await;
+    let (revoked, revoked_token) = server.key(&["read"]).await;
+    server.delete(&path(revoked)).send().await.expect(200);
     let ends = json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-11-21T12:00:01Z" });
-    let (expired, expired_token) = world.key_with(ends).await;
+    let (expired, expired_token) = server.key_with(ends).await;
     clock.advance(Duration::from_secs(1));
-    let validator = Validator::new(world.runner.app.clone());
+    let validator = Validator::new(server.runner.app.clone());
     for (id, token) in [(revoked, revoked_token), (expired, expired_token)] {
         assert!(!is_valid(&validator, &token).await);
-        assert_eq!(last_used(&world, id).await, Value::Null);
+        assert_eq!(last_used(&server, id).await, Value::Null);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_note_that_fails_or_hangs_refuses_nobody() {
-    let (world, proxy, _clock) = at_noon().await;
+    let (server, proxy, _clock) = at_noon().await;
     for fault in [Fault::Throttle, Fault::ServerError, Fault::Hang] {
-        let (id, token) = world.key(&["read"]).await;
+        let (id, token) = server.key(&["read"]).await;
         proxy.fail("UpdateItem", ALWAYS, fault);
         proxy.forget();
-        assert!(is_valid(&Validator::new(world.runner.app.clone()), &token).await, "{fault:?}");
+        assert!(is_valid(&Validator::new(server.runner.app.clone()), &token).await, "{fault:?}");
         if fault == Fault::Hang {
             assert_eq!(notes(&proxy, id), 1, "given up before the store's own deadline repeats it");
         }
         proxy.heal();
-        assert_eq!(last_used(&world, id).await, Value::Null);
+        assert_eq!(last_used(&server, id).await, Value::Null);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_of_the_key_does_not_take_its_last_use_back() {
-    let (world, _proxy, _clock) = at_noon().await;
-    let (id, token) = world.key(&["read"]).await;
-    let validator = Validator::new(world.runner.app.clone());
+    let (server, _proxy, _clock) = at_noon().await;
+    let (id, token) = server.key(&["read"]).await;
+    let validator = Validator::new(server.runner.app.clone());
     for round in 0..10 {
         let key = path(id);
-        let change = world.patch(&key, json!({ "name": format!("round {round}") })).send();
+        let change = server.patch(&key, json!({ "name": format!("round {round}") })).send();
         let (valid, changed) = tokio::join!(is_valid(&validator, &token), change);
         assert!(valid);
         changed.expect(200);
-        assert_eq!(last_used(&world, id).await, "2026-11-21T12:00:00.000Z");
+        assert_eq!(last_used(&server, id).await, "2026-11-21T12:00:00.000Z");
     }
 }
 
 /// The key's item in the partition of its organization's keys, or of their last uses.
-async fn item(world: &World, prefix: &str, id: u64) -> Option<Value> {
-    let items = world.items(&format!("{prefix}#{}", world.organization_id)).await;
+async fn item(server: &TestServer, prefix: &str, id: u64) -> Option<Value> {
+    let items = server.items(&format!("{prefix}#{}", server.organization_id)).await;
     items.into_iter().find(|item| item["sk"]["S"] == format!("{id:016}"))
 }
 
 /// Writes `last_used_at` into the key's own item, where it was before `USED#`.
-async fn set_former_use(world: &World, id: u64, at: &str) {
+async fn set_former_use(server: &TestServer, id: u64, at: &str) {
     let update = json!({
         "TableName": "karta",
-        "Key": { "pk": { "S": format!("KEY#{}", world.organization_id) }, "sk": { "S": format!("{id:016}") } },
+        "Key": { "pk": { "S": format!("KEY#{}", server.organization_id) }, "sk": { "S": format!("{id:016}") } },
         "UpdateExpression": "SET last_used_at = :at",
         "ExpressionAttributeValues": { ":at": { "S": at } },
     });
-    world.dynamodb("UpdateItem", update).await;
+    server.dynamodb("UpdateItem", update).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn use_leaves_the_key_item_untouched() {
-    let (world, _proxy, _clock) = at_noon().await;
-    let (id, token) = world.key(&["read"]).await;
-    let before = item(&world, "KEY", id).await;
-    assert_eq!(item(&world, "USED", id).await, None);
-    assert!(is_valid(&Validator::new(world.runner.app.clone()), &token).await);
-    assert_eq!(item(&world, "KEY", id).await, before);
-    assert_eq!(item(&world, "USED", id).await.unwrap()["last_used_at"]["S"], "2026-11-21T12:00:00.000Z");
+    let (server, _proxy, _clock) = at_noon().await;
+    let (id, token) = server.key(&["read"]).await;
+    let before = item(&server, "KEY", id).await;
+    assert_eq!(item(&server, "USED", id).await, None);
+    assert!(is_valid(&Validator::new(server.runner.app.clone()), &token).await);
+    assert_eq!(item(&server, "KEY", id).await, before);
+    assert_eq!(item(&server, "USED", id).await.unwrap()["last_used_at"]["S"], "2026-11-21T12:00:00.000Z");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn last_use_is_read_once_a_minute() {
-    let (world, proxy, clock) = at_noon().await;
-    let (_, token) = world.key(&["read"]).await;
-    let validator = Validator::new(world.runner.app.clone());
+    let (server, proxy, clock) = at_noon().await;
+    let (_, token) = server.key(&["read"]).await;
+    let validator = Validator::new(server.runner.app.clone());
     proxy.forget();
     for _ in 0..120 {
         assert!(is_valid(&validator, &token).await);
@@ -202,49 +202,49 @@ async fn last_use_is_read_once_a_minute() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn later_of_both_last_uses_is_shown() {
-    let (world, _proxy, clock) = at_noon().await;
-    let (id, token) = world.key(&["read"]).await;
+    let (server, _proxy, clock) = at_noon().await;
+    let (id, token) = server.key(&["read"]).await;
     let former = "2026-11-20T08:00:00.000Z";
-    set_former_use(&world, id, former).await;
+    set_former_use(&server, id, former).await;
     let listed = async || {
-        let list = world.get("/v1/api_keys").send().await.expect(200);
+        let list = server.get("/v1/api_keys").send().await.expect(200);
         let keys = list["api_keys"].as_array().unwrap();
         keys.iter().find(|key| key["id"] == id).unwrap()["last_used_at"].clone()
     };
-    assert_eq!((last_used(&world, id).await, listed().await), (json!(former), json!(former)));
-    let renamed = world.patch(&path(id), json!({ "name": "renamed" })).send().await.expect(200);
-    assert_eq!((&renamed["api_key"]["last_used_at"], last_used(&world, id).await), (&json!(former), json!(former)));
-    assert!(is_valid(&Validator::new(world.runner.app.clone()), &token).await);
+    assert_eq!((last_used(&server, id).await, listed().await), (json!(former), json!(former)));
+    let renamed = server.patch(&path(id), json!({ "name": "renamed" })).send().await.expect(200);
+    assert_eq!((&renamed["api_key"]["last_used_at"], last_used(&server, id).await), (&json!(former), json!(former)));
+    assert!(is_valid(&Validator::new(server.runner.app.clone()), &token).await);
     let noon = "2026-11-21T12:00:00.000Z";
-    assert_eq!((last_used(&world, id).await, listed().await), (json!(noon), json!(noon)));
+    assert_eq!((last_used(&server, id).await, listed().await), (json!(noon), json!(noon)));
     // A use that a function of the release before noted meanwhile.
     clock.advance(Duration::from_secs(1));
-    set_former_use(&world, id, "2026-11-21T12:00:00.500Z").await;
-    assert_eq!(last_used(&world, id).await, "2026-11-21T12:00:00.500Z");
+    set_former_use(&server, id, "2026-11-21T12:00:00.500Z").await;
+    assert_eq!(last_used(&server, id).await, "2026-11-21T12:00:00.500Z");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_to_changes_show_the_last_use() {
-    let (world, _proxy, clock) = at_noon().await;
-    let (id, token) = world.key(&["admin"]).await;
-    world.get("/v1/whoami").bearer(&token).send().await.expect(200);
+    let (server, _proxy, clock) = at_noon().await;
+    let (id, token) = server.key(&["admin"]).await;
+    server.get("/v1/whoami").bearer(&token).send().await.expect(200);
     clock.advance(Duration::from_secs(30));
     let (change, noon) = (json!({ "name": "renamed" }), "2026-11-21T12:00:00.000Z");
-    for bearer in [&world.admin, &token] {
-        let changed = world.patch(&path(id), change.clone()).bearer(bearer).send().await.expect(200);
+    for bearer in [&server.admin, &token] {
+        let changed = server.patch(&path(id), change.clone()).bearer(bearer).send().await.expect(200);
         assert_eq!(changed["api_key"]["last_used_at"], noon);
     }
-    let revoked = world.delete(&path(id)).bearer(&token).send().await.expect(200);
+    let revoked = server.delete(&path(id)).bearer(&token).send().await.expect(200);
     assert_eq!(revoked["api_key"]["last_used_at"], noon);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_page_shows_and_filters_by_last_use() {
-    let (world, _proxy, clock) = at_noon().await;
-    let validator = Validator::new(world.runner.app.clone());
+    let (server, _proxy, clock) = at_noon().await;
+    let validator = Validator::new(server.runner.app.clone());
     let mut used = Vec::new();
     for at in 0..30 {
-        let (id, token) = world.key(&["read"]).await;
+        let (id, token) = server.key(&["read"]).await;
         if at % 3 == 0 {
             assert!(is_valid(&validator, &token).await);
             used.push(id);
@@ -254,7 +254,7 @@ async fn every_page_shows_and_filters_by_last_use() {
     let keys = async |query: &str| {
         let (mut keys, mut cursor) = (Vec::new(), String::new());
         loop {
-            let mut page = world.get(&format!("/v1/api_keys?limit=4{query}{cursor}")).send().await.expect(200);
+            let mut page = server.get(&format!("/v1/api_keys?limit=4{query}{cursor}")).send().await.expect(200);
             keys.append(page["api_keys"].as_array_mut().unwrap());
             let Some(next) = page["next_cursor"].as_str() else { return keys };
             cursor = format!("&cursor={next}");
@@ -266,9 +266,9 @@ async fn every_page_shows_and_filters_by_last_use() {
     assert_eq!(shown.map(|key| key["id"].as_u64().unwrap()).collect::<Vec<_>>(), used);
     clock.advance(Duration::from_hours(24));
     for id in &used[..5] {
-        set_former_use(&world, *id, "2026-11-21T12:00:01.000Z").await;
+        set_former_use(&server, *id, "2026-11-21T12:00:01.000Z").await;
     }
-    world.get("/v1/whoami").send().await.expect(200);
+    server.get("/v1/whoami").send().await.expect(200);
     let unused = keys("&unused_days=1").await;
     let unused: Vec<_> = unused.iter().map(|key| key["id"].as_u64().unwrap()).collect();
     assert_eq!(unused.len(), 25, "neither the caller nor the five that were used later");
@@ -277,18 +277,18 @@ async fn every_page_shows_and_filters_by_last_use() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unreadable_last_use_keeps_no_key_alive() {
-    let world = World::start().await;
-    let (id, token) = world.key(&["read"]).await;
+    let server = TestServer::start().await;
+    let (id, token) = server.key(&["read"]).await;
     let item = json!({
-        "pk": { "S": format!("USED#{}", world.organization_id) },
+        "pk": { "S": format!("USED#{}", server.organization_id) },
         "sk": { "S": format!("{id:016}") },
         "last_used_at": { "S": "x" },
     });
-    world.dynamodb("PutItem", json!({ "TableName": "karta", "Item": item })).await;
-    world.get("/v1/whoami").bearer(&token).send().await.expect(200);
-    assert_eq!(last_used(&world, id).await, Value::Null);
-    world.get("/v1/api_keys").send().await.expect(200);
-    world.patch(&path(id), json!({ "name": "renamed" })).send().await.expect(200);
-    world.delete(&path(id)).send().await.expect(200);
-    assert!(!is_valid(&Validator::new(world.runner.app.clone()), &token).await);
+    server.dynamodb("PutItem", json!({ "TableName": "karta", "Item": item })).await;
+    server.get("/v1/whoami").bearer(&token).send().await.expect(200);
+    assert_eq!(last_used(&server, id).await, Value::Null);
+    server.get("/v1/api_keys").send().await.expect(200);
+    server.patch(&path(id), json!({ "name": "renamed" })).send().await.expect(200);
+    server.delete(&path(id)).send().await.expect(200);
+    assert!(!is_valid(&Validator::new(server.runner.app.clone()), &token).await);
 }

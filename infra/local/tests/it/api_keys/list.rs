@@ -4,12 +4,12 @@ use karta_shared::clock::ManualClock;
 use serde_json::{Value, json};
 
 use super::{own_id, path, read};
-use crate::harness::World;
+use crate::harness::TestServer;
 
 /// Copies of the first key, each a millisecond younger than the one before, with other attributes as `change` gives them.
-async fn seed(world: &World, count: u64, change: Value) {
-    let partition = format!("KEY#{}", world.organization_id);
-    let first = world.items(&partition).await.swap_remove(0);
+async fn seed(server: &TestServer, count: u64, change: Value) {
+    let partition = format!("KEY#{}", server.organization_id);
+    let first = server.items(&partition).await.swap_remove(0);
     let oldest: u64 = first["id"]["N"].as_str().unwrap().parse().unwrap();
     let copies: Vec<_> = (1..=count)
         .map(|age| {
@@ -22,37 +22,37 @@ async fn seed(world: &World, count: u64, change: Value) {
         })
         .collect();
     for batch in copies.chunks(25) {
-        world.dynamodb("BatchWriteItem", json!({ "RequestItems": { "karta": batch } })).await;
+        server.dynamodb("BatchWriteItem", json!({ "RequestItems": { "karta": batch } })).await;
     }
 }
 
-async fn page(world: &World, query: &str) -> (Vec<u64>, Option<String>) {
-    let page = world.get(&format!("/v1/api_keys{query}")).send().await.expect(200);
+async fn page(server: &TestServer, query: &str) -> (Vec<u64>, Option<String>) {
+    let page = server.get(&format!("/v1/api_keys{query}")).send().await.expect(200);
     let ids = page["api_keys"].as_array().unwrap().iter().map(|key| key["id"].as_u64().unwrap()).collect();
     (ids, page["next_cursor"].as_str().map(ToOwned::to_owned))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_come_newest_first_and_whole() {
-    let (world, clock) = World::start_at_noon().await;
-    let first = own_id(&world).await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    let first = own_id(&server).await;
     let mut newest_first = vec![first];
     for _ in 0..3 {
         clock.advance(Duration::from_millis(1));
-        newest_first.insert(0, world.key(&["read"]).await.0);
+        newest_first.insert(0, server.key(&["read"]).await.0);
     }
     let mut resources = Vec::new();
     for id in newest_first {
-        resources.push(read(&world, id).await);
+        resources.push(read(&server, id).await);
     }
-    let list = world.get("/v1/api_keys").send().await.expect(200);
+    let list = server.get("/v1/api_keys").send().await.expect(200);
     assert_eq!(list, json!({ "api_keys": resources, "next_cursor": null }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_key_has_every_scope_and_no_creator() {
-    let (world, _) = World::start_at_noon().await;
-    let list = world.get("/v1/api_keys").send().await.expect(200);
+    let (server, _) = TestServer::start_at_noon().await;
+    let list = server.get("/v1/api_keys").send().await.expect(200);
     insta::assert_json_snapshot!(
         list,
         { ".api_keys[].id" => "[id]", ".api_keys[].prefix" => "[prefix]" },
@@ -88,14 +88,14 @@ async fn the_first_key_has_every_scope_and_no_creator() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn paging_visits_every_key_once_while_new_ones_are_made() {
-    let (world, clock) = World::start_at_noon().await;
-    seed(&world, 124, json!({})).await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    seed(&server, 124, json!({})).await;
     clock.advance(Duration::from_mins(1));
-    let (mut visited, mut cursor) = page(&world, "?limit=50").await;
+    let (mut visited, mut cursor) = page(&server, "?limit=50").await;
     let mut sizes = vec![visited.len()];
     while let Some(at) = cursor {
-        world.key(&["read"]).await;
-        let (ids, next) = page(&world, &format!("?limit=50&cursor={at}")).await;
+        server.key(&["read"]).await;
+        let (ids, next) = page(&server, &format!("?limit=50&cursor={at}")).await;
         sizes.push(ids.len());
         visited.extend(ids);
         cursor = next;
@@ -106,30 +106,30 @@ async fn paging_visits_every_key_once_while_new_ones_are_made() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_that_ends_with_the_list_has_no_cursor() {
-    let world = World::start().await;
-    seed(&world, 99, json!({})).await;
-    let (ids, cursor) = page(&world, "?limit=100").await;
+    let server = TestServer::start().await;
+    seed(&server, 99, json!({})).await;
+    let (ids, cursor) = page(&server, "?limit=100").await;
     assert_eq!((ids.len(), cursor), (100, None));
-    let (ids, cursor) = page(&world, "").await;
+    let (ids, cursor) = page(&server, "").await;
     assert_eq!(ids.len(), 50, "unless asked otherwise");
-    let (ids, cursor) = page(&world, &format!("?cursor={}", cursor.unwrap())).await;
+    let (ids, cursor) = page(&server, &format!("?cursor={}", cursor.unwrap())).await;
     assert_eq!((ids.len(), cursor), (50, None));
-    let (ids, _) = page(&world, "?limit=1").await;
+    let (ids, _) = page(&server, "?limit=1").await;
     assert_eq!(ids.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_status_filter_shows_keys_of_these_states_alone() {
-    let (world, clock) = World::start_at_noon().await;
-    let first = own_id(&world).await;
-    seed(&world, 1, json!({ "replaced_by": { "N": "7" } })).await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    let first = own_id(&server).await;
+    seed(&server, 1, json!({ "replaced_by": { "N": "7" } })).await;
     let rotating = first + (1 << 12);
     clock.advance(Duration::from_mins(1));
-    let (revoked, _) = world.key(&["read"]).await;
-    world.delete(&path(revoked)).send().await.expect(200);
+    let (revoked, _) = server.key(&["read"]).await;
+    server.delete(&path(revoked)).send().await.expect(200);
     clock.advance(Duration::from_mins(1));
     let ends = json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-11-21T12:03:00Z" });
-    let (expired, _) = world.key_with(ends).await;
+    let (expired, _) = server.key_with(ends).await;
     clock.advance(Duration::from_mins(1));
     for (filter, expected) in [
         ("active", vec![first]),
@@ -139,7 +139,7 @@ async fn a_status_filter_shows_keys_of_these_states_alone() {
         ("expired,active", vec![expired, first]),
         ("active,rotating,revoked,expired", vec![expired, revoked, rotating, first]),
     ] {
-        assert_eq!(page(&world, &format!("?status={filter}")).await, (expected, None), "{filter}");
+        assert_eq!(page(&server, &format!("?status={filter}")).await, (expected, None), "{filter}");
     }
 }
 
@@ -147,30 +147,30 @@ const DAY: Duration = Duration::from_hours(24);
 const INSTANT: Duration = Duration::from_millis(1);
 
 /// A key of `acme`, younger than every other.
-async fn younger_key(world: &World, clock: &ManualClock, body: Value) -> (u64, String) {
+async fn younger_key(server: &TestServer, clock: &ManualClock, body: Value) -> (u64, String) {
     clock.advance(INSTANT);
-    world.key_with(body).await
+    server.key_with(body).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_nobody_uses_are_found_by_the_days_since() {
-    let (world, clock) = World::start_at_noon().await;
+    let (server, clock) = TestServer::start_at_noon().await;
     let body = json!({ "name": "ci", "scopes": ["read"] });
-    let (never, _) = younger_key(&world, &clock, body.clone()).await;
-    let (used, token) = younger_key(&world, &clock, body.clone()).await;
-    let (rotating, _) = younger_key(&world, &clock, body.clone()).await;
-    let (revoked, _) = younger_key(&world, &clock, body).await;
+    let (never, _) = younger_key(&server, &clock, body.clone()).await;
+    let (used, token) = younger_key(&server, &clock, body.clone()).await;
+    let (rotating, _) = younger_key(&server, &clock, body.clone()).await;
+    let (revoked, _) = younger_key(&server, &clock, body).await;
     let ends = json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-11-22T12:00:00Z" });
-    younger_key(&world, &clock, ends).await;
-    world.delete(&path(revoked)).send().await.expect(200);
+    younger_key(&server, &clock, ends).await;
+    server.delete(&path(revoked)).send().await.expect(200);
     clock.advance(INSTANT);
     let rotation = json!({ "grace_seconds": 2_592_000 });
-    let rotated = world.post(&format!("{}/rotate", path(rotating)), rotation).send().await.expect(201);
+    let rotated = server.post(&format!("{}/rotate", path(rotating)), rotation).send().await.expect(201);
     let successor = rotated["api_key"]["id"].as_u64().unwrap();
 
     clock.advance((10 * DAY).saturating_sub(INSTANT));
-    world.get("/v1/whoami").bearer(&token).send().await.expect(200);
-    assert_eq!(page(&world, "?unused_days=10").await.0, [rotating, never], "the successor is an instant too young");
+    server.get("/v1/whoami").bearer(&token).send().await.expect(200);
+    assert_eq!(page(&server, "?unused_days=10").await.0, [rotating, never], "the successor is an instant too young");
     clock.advance(INSTANT);
     for (filter, expected) in [
         ("unused_days=1", vec![successor, rotating, never]),
@@ -180,22 +180,22 @@ async fn keys_that_nobody_uses_are_found_by_the_days_since() {
         ("unused_days=10&status=revoked,expired", vec![]),
         ("unused_days=10&expires_within_days=20", vec![rotating]),
     ] {
-        assert_eq!(page(&world, &format!("?{filter}")).await, (expected, None), "{filter}");
+        assert_eq!(page(&server, &format!("?{filter}")).await, (expected, None), "{filter}");
     }
     clock.advance(10 * DAY);
     // The first key asks, and is in use.
-    assert_eq!(page(&world, "?unused_days=10").await.0, [successor, rotating, used, never]);
+    assert_eq!(page(&server, "?unused_days=10").await.0, [successor, rotating, used, never]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_end_soon_are_found_by_the_days_left() {
-    let (world, clock) = World::start_at_noon().await;
+    let (server, clock) = TestServer::start_at_noon().await;
     let ends = |at: &str| json!({ "name": "ci", "scopes": ["read"], "expires_at": at });
-    let (tomorrow, _) = younger_key(&world, &clock, ends("2026-11-22T13:00:00Z")).await;
-    let (later, _) = younger_key(&world, &clock, ends("2026-12-01T13:00:00Z")).await;
-    let (revoked, _) = younger_key(&world, &clock, ends("2026-11-22T13:00:00Z")).await;
-    world.delete(&path(revoked)).send().await.expect(200);
-    younger_key(&world, &clock, ends("2026-11-21T12:30:00Z")).await;
+    let (tomorrow, _) = younger_key(&server, &clock, ends("2026-11-22T13:00:00Z")).await;
+    let (later, _) = younger_key(&server, &clock, ends("2026-12-01T13:00:00Z")).await;
+    let (revoked, _) = younger_key(&server, &clock, ends("2026-11-22T13:00:00Z")).await;
+    server.delete(&path(revoked)).send().await.expect(200);
+    younger_key(&server, &clock, ends("2026-11-21T12:30:00Z")).await;
     clock.advance(Duration::from_hours(1).saturating_sub(4 * INSTANT));
     for (filter, expected) in [
         ("expires_within_days=1", vec![tomorrow]),
@@ -205,18 +205,18 @@ async fn keys_that_end_soon_are_found_by_the_days_left() {
         ("expires_within_days=3650&status=rotating", vec![]),
         ("expires_within_days=3650&unused_days=1", vec![]),
     ] {
-        assert_eq!(page(&world, &format!("?{filter}")).await, (expected, None), "{filter}");
+        assert_eq!(page(&server, &format!("?{filter}")).await, (expected, None), "{filter}");
     }
     clock.advance(DAY);
-    assert_eq!(page(&world, "?expires_within_days=3650").await.0, [later], "what is over does not end any more");
+    assert_eq!(page(&server, "?expires_within_days=3650").await.0, [later], "what is over does not end any more");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cursor_serves_its_own_filters_alone() {
-    let (world, _clock) = World::start_at_noon().await;
+    let (server, _clock) = TestServer::start_at_noon().await;
     let aged =
         json!({ "created_at": { "S": "2026-01-01T12:00:00.000Z" }, "expires_at": { "S": "2027-01-01T12:00:00.000Z" } });
-    seed(&world, 2, aged).await;
+    seed(&server, 2, aged).await;
     let filters = [
         "",
         "&status=active",
@@ -229,11 +229,11 @@ async fn a_cursor_serves_its_own_filters_alone() {
     ];
     let mut cursors = Vec::new();
     for filter in filters {
-        cursors.push(page(&world, &format!("?limit=1{filter}")).await.1.unwrap());
+        cursors.push(page(&server, &format!("?limit=1{filter}")).await.1.unwrap());
     }
     for filter in filters {
         for (theirs, cursor) in filters.iter().zip(&cursors) {
-            let reply = world.get(&format!("/v1/api_keys?limit=1{filter}&cursor={cursor}")).send().await;
+            let reply = server.get(&format!("/v1/api_keys?limit=1{filter}&cursor={cursor}")).send().await;
             if *theirs == filter {
                 assert_eq!(reply.expect(200)["api_keys"].as_array().unwrap().len(), 1, "{filter}");
             } else {
@@ -245,16 +245,16 @@ async fn a_cursor_serves_its_own_filters_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_filtered_page_examines_a_thousand_keys_and_says_where_to_go_on() {
-    let world = World::start().await;
-    seed(&world, 1_100, json!({ "revoked_at": { "S": "2026-11-21T12:00:00.000Z" } })).await;
-    let (ids, cursor) = page(&world, "?status=active").await;
+    let server = TestServer::start().await;
+    seed(&server, 1_100, json!({ "revoked_at": { "S": "2026-11-21T12:00:00.000Z" } })).await;
+    let (ids, cursor) = page(&server, "?status=active").await;
     assert!(ids.is_empty(), "the thousand newest are revoked");
-    let (ids, cursor) = page(&world, &format!("?status=active&cursor={}", cursor.unwrap())).await;
-    assert_eq!((ids, cursor), (vec![own_id(&world).await], None));
-    let (revoked, mut cursor) = page(&world, "?status=revoked&limit=100").await;
+    let (ids, cursor) = page(&server, &format!("?status=active&cursor={}", cursor.unwrap())).await;
+    assert_eq!((ids, cursor), (vec![own_id(&server).await], None));
+    let (revoked, mut cursor) = page(&server, "?status=revoked&limit=100").await;
     let mut visited: BTreeSet<_> = revoked.into_iter().collect();
     while let Some(at) = cursor {
-        let (ids, next) = page(&world, &format!("?status=revoked&limit=100&cursor={at}")).await;
+        let (ids, next) = page(&server, &format!("?status=revoked&limit=100&cursor={at}")).await;
         assert!(ids.iter().all(|id| visited.insert(*id)), "a key came twice");
         cursor = next;
     }
@@ -263,14 +263,14 @@ async fn a_filtered_page_examines_a_thousand_keys_and_says_where_to_go_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_of_a_thousand_fits_one_filtered_page() {
-    let world = World::start().await;
-    seed(&world, 999, json!({ "revoked_at": { "S": "2026-11-21T12:00:00.000Z" } })).await;
-    assert_eq!(page(&world, "?status=active").await, (vec![own_id(&world).await], None));
+    let server = TestServer::start().await;
+    seed(&server, 999, json!({ "revoked_at": { "S": "2026-11-21T12:00:00.000Z" } })).await;
+    assert_eq!(page(&server, "?status=active").await, (vec![own_id(&server).await], None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parameter_that_is_wrong_is_named() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for (query, field) in [
         ("limit=0", "limit"),
         ("limit=101", "limit"),
@@ -298,15 +298,15 @@ async fn a_parameter_that_is_wrong_is_named() {
         ("page=2", "page"),
         ("organization_id=7", "organization_id"),
     ] {
-        assert_eq!(world.get(&format!("/v1/api_keys?{query}")).send().await.invalid_field(), field, "{query}");
+        assert_eq!(server.get(&format!("/v1/api_keys?{query}")).send().await.invalid_field(), field, "{query}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cursor_that_was_tampered_with_is_refused() {
-    let world = World::start().await;
-    seed(&world, 2, json!({})).await;
-    let cursor = page(&world, "?limit=1").await.1.unwrap();
+    let server = TestServer::start().await;
+    seed(&server, 2, json!({})).await;
+    let cursor = page(&server, "?limit=1").await.1.unwrap();
     let mut tampered: Vec<_> = (0..cursor.len())
         .map(|at| {
             let other = if &cursor[at..=at] == "A" { "B" } else { "A" };
@@ -316,24 +316,24 @@ async fn a_cursor_that_was_tampered_with_is_refused() {
     tampered.extend(["", "%00", "1", "null", "%F0%9F%94%91"].map(ToOwned::to_owned));
     tampered.extend([format!("{cursor}A"), format!("{cursor}="), cursor[1..].to_owned(), cursor.to_lowercase()]);
     for cursor in tampered {
-        let reply = world.get(&format!("/v1/api_keys?cursor={cursor}")).send().await;
+        let reply = server.get(&format!("/v1/api_keys?cursor={cursor}")).send().await;
         assert_eq!(reply.invalid_field(), "cursor", "{cursor}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cursor_serves_its_own_list_alone() {
-    let world = World::start().await;
-    seed(&world, 2, json!({})).await;
-    world.project("site").await;
-    world.project("shop").await;
-    let (_, other_token) = world.another_organization("other").await;
-    let cursor = page(&world, "?limit=1").await.1.unwrap();
-    let filtered = page(&world, "?limit=1&status=active").await.1.unwrap();
-    let projects = world.get("/v1/agent_projects?limit=1").send().await.expect(200);
+    let server = TestServer::start().await;
+    seed(&server, 2, json!({})).await;
+    server.project("site").await;
+    server.project("shop").await;
+    let (_, other_token) = server.another_organization("other").await;
+    let cursor = page(&server, "?limit=1").await.1.unwrap();
+    let filtered = page(&server, "?limit=1&status=active").await.1.unwrap();
+    let projects = server.get("/v1/agent_projects?limit=1").send().await.expect(200);
     let projects = projects["next_cursor"].as_str().unwrap();
 
-    let foreign = world.get(&format!("/v1/api_keys?limit=1&cursor={cursor}")).bearer(&other_token);
+    let foreign = server.get(&format!("/v1/api_keys?limit=1&cursor={cursor}")).bearer(&other_token);
     assert_eq!(foreign.send().await.invalid_field(), "cursor", "of another organization");
     for query in [
         format!("/v1/api_keys?status=active&cursor={cursor}"),
@@ -342,21 +342,21 @@ async fn a_cursor_serves_its_own_list_alone() {
         format!("/v1/api_keys?cursor={projects}"),
         format!("/v1/agent_projects?cursor={cursor}"),
     ] {
-        assert_eq!(world.get(&query).send().await.invalid_field(), "cursor", "{query}");
+        assert_eq!(server.get(&query).send().await.invalid_field(), "cursor", "{query}");
     }
-    assert_eq!(page(&world, &format!("?limit=2&cursor={cursor}")).await.0.len(), 2, "another limit is no other list");
+    assert_eq!(page(&server, &format!("?limit=2&cursor={cursor}")).await.0.len(), 2, "another limit is no other list");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_of_large_keys_ends_before_it_outgrows_an_answer() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let notes: serde_json::Map<_, _> = (0..50).map(|pair| (format!("note-{pair}"), json!("\"".repeat(500)))).collect();
     for _ in 0..45 {
-        world.key_with(json!({ "name": "large", "scopes": ["read"], "metadata": notes })).await;
+        server.key_with(json!({ "name": "large", "scopes": ["read"], "metadata": notes })).await;
     }
     let (mut seen, mut query) = (0, "?limit=100".to_owned());
     loop {
-        let page = world.get(&format!("/v1/api_keys{query}")).send().await;
+        let page = server.get(&format!("/v1/api_keys{query}")).send().await;
         // In a Lambda's answer the body is a string once more, and every quote in it four bytes.
         assert!(json!(page.text).to_string().len() < 6_000_000);
         let page = page.expect(200);

@@ -11,18 +11,18 @@ mod update;
 
 use serde_json::Value;
 
-use crate::harness::World;
+use crate::harness::TestServer;
 
 fn path(id: u64) -> String {
     format!("/v1/api_keys/{id}")
 }
 
 /// A key's resource.
-async fn read(world: &World, id: u64) -> Value {
-    world.get(&path(id)).send().await.expect(200)["api_key"].take()
+async fn read(server: &TestServer, id: u64) -> Value {
+    server.get(&path(id)).send().await.expect(200)["api_key"].take()
 }
 
-/// The id of the key that the world's requests are sent with.
-async fn own_id(world: &World) -> u64 {
-    world.get("/v1/whoami").send().await.expect(200)["api_key_id"].as_u64().unwrap()
+/// The id of the key that the server's requests are sent with.
+async fn own_id(server: &TestServer) -> u64 {
+    server.get("/v1/whoami").send().await.expect(200)["api_key_id"].as_u64().unwrap()
 }

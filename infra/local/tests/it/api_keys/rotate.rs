@@ -6,21 +6,21 @@ use tokio::task::JoinSet;
 
 use super::{own_id, path, read};
 use crate::{
-    harness::{Request, World, note_secret},
+    harness::{Request, TestServer, note_secret},
     invariants::Tables,
 };
 
-fn rotate(world: &World, id: u64, body: Value) -> Request {
-    world.post(&format!("{}/rotate", path(id)), body)
+fn rotate(server: &TestServer, id: u64, body: Value) -> Request {
+    server.post(&format!("{}/rotate", path(id)), body)
 }
 
-async fn opens(world: &World, token: &str) -> bool {
-    world.authorizes(&format!("Bearer {token}")).await
+async fn opens(server: &TestServer, token: &str) -> bool {
+    server.authorizes(&format!("Bearer {token}")).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_successor_has_the_same_settings_and_the_old_key_says_what_replaced_it() {
-    let (world, clock) = World::start_at_noon().await;
+    let (server, clock) = TestServer::start_at_noon().await;
     let settings = json!({
         "name": "ci",
         "scopes": ["read", "write"],
@@ -29,9 +29,9 @@ async fn the_successor_has_the_same_settings_and_the_old_key_says_what_replaced_
         "budget": { "input_tokens": null, "output_tokens": null, "total_tokens": 1000, "cost_cents": null, "alert_percents": [50] },
         "metadata": { "team": "web" },
     });
-    let (id, _) = world.key_with(settings.clone()).await;
+    let (id, _) = server.key_with(settings.clone()).await;
     clock.advance(Duration::from_mins(1));
-    let mut answer = rotate(&world, id, json!({})).send().await.expect(201);
+    let mut answer = rotate(&server, id, json!({})).send().await.expect(201);
     assert!(answer["secret"].take().as_str().unwrap().starts_with(answer["api_key"]["prefix"].as_str().unwrap()));
     assert_eq!(answer["replaces"], json!({ "id": id, "expires_at": "2026-11-22T12:01:00.000Z" }));
 
@@ -43,108 +43,108 @@ async fn the_successor_has_the_same_settings_and_the_old_key_says_what_replaced_
         (&successor["status"], &successor["created_at"]),
         (&json!("active"), &json!("2026-11-21T12:01:00.000Z"))
     );
-    assert_eq!(successor["created_by"], own_id(&world).await);
+    assert_eq!(successor["created_by"], own_id(&server).await);
 
-    let old = read(&world, id).await;
+    let old = read(&server, id).await;
     assert_eq!((&old["status"], &old["replaced_by"]), (&json!("rotating"), &successor["id"]));
     assert_eq!(old["expires_at"], answer["replaces"]["expires_at"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_keys_serve_until_the_grace_ends_and_then_the_successor_alone() {
-    let (world, clock) = World::start_at_noon().await;
-    let (id, old) = world.key(&["read"]).await;
-    let answer = rotate(&world, id, json!({ "grace_seconds": 60 })).send().await.expect(201);
+    let (server, clock) = TestServer::start_at_noon().await;
+    let (id, old) = server.key(&["read"]).await;
+    let answer = rotate(&server, id, json!({ "grace_seconds": 60 })).send().await.expect(201);
     let new = answer["secret"].as_str().unwrap();
     assert_ne!(new, old);
     clock.advance(Duration::from_millis(59_999));
-    assert!(opens(&world, &old).await && opens(&world, new).await);
+    assert!(opens(&server, &old).await && opens(&server, new).await);
     clock.advance(Duration::from_millis(1));
-    assert!(!opens(&world, &old).await && opens(&world, new).await);
-    assert_eq!(read(&world, id).await["status"], "expired");
+    assert!(!opens(&server, &old).await && opens(&server, new).await);
+    assert_eq!(read(&server, id).await["status"], "expired");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_grace_neither_prolongs_a_key_nor_outlasts_a_month() {
-    let (world, clock) = World::start_at_noon().await;
+    let (server, clock) = TestServer::start_at_noon().await;
     let (ending, _) =
-        world.key_with(json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-11-21T13:00:00Z" })).await;
-    let answer = rotate(&world, ending, json!({ "grace_seconds": 2_592_000 })).send().await.expect(201);
+        server.key_with(json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-11-21T13:00:00Z" })).await;
+    let answer = rotate(&server, ending, json!({ "grace_seconds": 2_592_000 })).send().await.expect(201);
     assert_eq!(answer["replaces"]["expires_at"], "2026-11-21T13:00:00.000Z");
-    let (at_once, old) = world.key(&["read"]).await;
-    let answer = rotate(&world, at_once, json!({ "grace_seconds": 0 })).send().await.expect(201);
+    let (at_once, old) = server.key(&["read"]).await;
+    let answer = rotate(&server, at_once, json!({ "grace_seconds": 0 })).send().await.expect(201);
     assert_eq!(answer["replaces"]["expires_at"], "2026-11-21T12:00:00.000Z");
-    assert!(!opens(&world, &old).await);
+    assert!(!opens(&server, &old).await);
     clock.advance(Duration::from_secs(1));
     for grace in [json!(2_592_001), json!(-1), json!(1.5), json!("60")] {
-        let refused = rotate(&world, ending, json!({ "grace_seconds": grace })).send().await;
+        let refused = rotate(&server, ending, json!({ "grace_seconds": grace })).send().await;
         assert_eq!(refused.invalid_field(), "grace_seconds", "{grace}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_an_active_key_rotates() {
-    let (world, clock) = World::start_at_noon().await;
-    let (revoked, _) = world.key(&["read"]).await;
-    world.delete(&path(revoked)).send().await.expect(200);
-    let (replaced, _) = world.key(&["read"]).await;
-    rotate(&world, replaced, json!({})).send().await.expect(201);
+    let (server, clock) = TestServer::start_at_noon().await;
+    let (revoked, _) = server.key(&["read"]).await;
+    server.delete(&path(revoked)).send().await.expect(200);
+    let (replaced, _) = server.key(&["read"]).await;
+    rotate(&server, replaced, json!({})).send().await.expect(201);
     let (expired, _) =
-        world.key_with(json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-11-21T12:00:01Z" })).await;
+        server.key_with(json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-11-21T12:00:01Z" })).await;
     clock.advance(Duration::from_secs(1));
     for id in [revoked, replaced, expired] {
-        let refusal = rotate(&world, id, json!({})).send().await.refused(409);
+        let refusal = rotate(&server, id, json!({})).send().await.refused(409);
         assert_eq!((&refusal["error"], &refusal["id"]), (&json!("api_key_not_active"), &json!(id)));
     }
-    rotate(&world, 1, json!({})).send().await.refused(404);
+    rotate(&server, 1, json!({})).send().await.refused(404);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_a_replaced_key_ends_cannot_be_put_off() {
-    let world = World::start().await;
-    let (id, token) = world.key(&["read"]).await;
-    rotate(&world, id, json!({})).send().await.expect(201);
-    let refusal = world.patch(&path(id), json!({ "expires_at": null })).send().await.refused(409);
+    let server = TestServer::start().await;
+    let (id, token) = server.key(&["read"]).await;
+    rotate(&server, id, json!({})).send().await.expect(201);
+    let refusal = server.patch(&path(id), json!({ "expires_at": null })).send().await.refused(409);
     assert_eq!(refusal["error"], "api_key_replaced");
-    assert_eq!(world.patch(&path(id), json!({ "name": "old" })).send().await.expect(200)["api_key"]["name"], "old");
-    world.delete(&path(id)).send().await.expect(200);
-    assert!(!opens(&world, &token).await, "it can be ended now");
+    assert_eq!(server.patch(&path(id), json!({ "name": "old" })).send().await.expect(200)["api_key"]["name"], "old");
+    server.delete(&path(id)).send().await.expect(200);
+    assert!(!opens(&server, &token).await, "it can be ended now");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_admin_key_rotates_and_its_successor_is_then_the_last() {
-    let world = World::start().await;
-    let id = own_id(&world).await;
-    let answer = rotate(&world, id, json!({ "grace_seconds": 60 })).send().await.expect(201);
+    let server = TestServer::start().await;
+    let id = own_id(&server).await;
+    let answer = rotate(&server, id, json!({ "grace_seconds": 60 })).send().await.expect(201);
     let (successor, token) = (answer["api_key"]["id"].as_u64().unwrap(), answer["secret"].as_str().unwrap());
-    world.delete(&path(id)).send().await.expect(200);
-    let refusal = world.delete(&path(successor)).bearer(token).send().await.refused(409);
+    server.delete(&path(id)).send().await.expect(200);
+    let refusal = server.delete(&path(successor)).bearer(token).send().await.refused(409);
     assert_eq!(refusal["error"], "last_admin_key");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_rotations_at_once_one_succeeds() {
-    let world = World::start().await;
-    let (id, _) = world.key(&["read"]).await;
+    let server = TestServer::start().await;
+    let (id, _) = server.key(&["read"]).await;
     let mut racers = JoinSet::new();
     for _ in 0..8 {
-        racers.spawn(rotate(&world, id, json!({})).send());
+        racers.spawn(rotate(&server, id, json!({})).send());
     }
     let replies = racers.join_all().await;
     let made: Vec<_> = replies.iter().filter(|reply| reply.status == StatusCode::CREATED).collect();
     assert_eq!(made.len(), 1);
     assert!(replies.iter().all(|reply| matches!(reply.status.as_u16(), 201 | 409)));
-    assert_eq!(read(&world, id).await["replaced_by"], made[0].json["api_key"]["id"]);
-    Tables::of(&world).await.assert_whole();
-    let keys = world.get("/v1/api_keys").send().await.expect(200);
+    assert_eq!(read(&server, id).await["replaced_by"], made[0].json["api_key"]["id"]);
+    Tables::new(&server).await.assert_whole();
+    let keys = server.get("/v1/api_keys").send().await.expect(200);
     assert_eq!(keys["api_keys"].as_array().unwrap().len(), 3, "the first key, the old one and its successor");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeat_reveals_the_same_successor() {
-    let (world, clock) = World::start_at_noon().await;
-    let (id, _) = world.key(&["read"]).await;
-    let request = || rotate(&world, id, json!({})).idempotency_key("once").send();
+    let (server, clock) = TestServer::start_at_noon().await;
+    let (id, _) = server.key(&["read"]).await;
+    let request = || rotate(&server, id, json!({})).idempotency_key("once").send();
     let first = request().await;
     clock.advance(Duration::from_mins(9));
     let second = request().await;
@@ -156,20 +156,20 @@ async fn a_repeat_reveals_the_same_successor() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rotation_is_audited_with_what_it_changed_and_what_it_made() {
-    let (world, _clock) = World::start_at_noon().await;
-    let (id, _) = world.key_with(json!({ "name": "ci", "scopes": ["read"], "metadata": { "team": "web" } })).await;
-    let answer = rotate(&world, id, json!({ "grace_seconds": 60 })).send().await.expect(201);
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let (id, _) = server.key_with(json!({ "name": "ci", "scopes": ["read"], "metadata": { "team": "web" } })).await;
+    let answer = rotate(&server, id, json!({ "grace_seconds": 60 })).send().await.expect(201);
     note_secret(answer["secret"].as_str().unwrap());
-    let events = world.audited("api_key.rotated").await;
+    let events = server.audited("api_key.rotated").await;
     assert_eq!(events.len(), 1);
     assert_eq!(events[0]["resource"], json!({ "kind": "api_key", "id": id }));
     assert_eq!(events[0]["changes"]["expires_at"]["after"], "2026-11-21T12:01:00.000Z");
     assert_eq!(events[0]["changes"]["replaced_by"]["after"], answer["api_key"]["id"]);
-    let events = world.audited("api_key.created").await;
+    let events = server.audited("api_key.created").await;
     let created = events.iter().find(|event| event["resource"]["id"] == answer["api_key"]["id"]).unwrap();
     for (field, after) in [("name", json!("ci")), ("scopes", json!(["read"])), ("metadata", json!({ "team": "web" }))] {
         assert_eq!(created["changes"][field], json!({ "before": null, "after": after }), "{field}");
     }
-    assert!(!json!(world.audit_events().await).to_string().contains(answer["secret"].as_str().unwrap()));
-    Tables::of(&world).await.assert_whole();
+    assert!(!json!(server.audit_events().await).to_string().contains(answer["secret"].as_str().unwrap()));
+    Tables::new(&server).await.assert_whole();
 }

@@ -1,21 +1,21 @@
 use serde_json::{Value, json};
 
 use super::{path, read};
-use crate::harness::World;
+use crate::harness::TestServer;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_answer_but_the_first_holds_the_secret() {
-    let world = World::start().await;
-    let (id, secret) = world.key(&["read"]).await;
+    let server = TestServer::start().await;
+    let (id, secret) = server.key(&["read"]).await;
     let random = &secret[14..];
     let answers = [
-        world.get("/v1/api_keys").send().await,
-        world.get(&path(id)).send().await,
-        world.get("/v1/whoami").bearer(&secret).send().await,
-        world.patch(&path(id), json!({ "name": "cd" })).send().await,
-        world.delete(&path(id)).send().await,
-        world.delete(&path(id)).send().await,
-        world.get(&path(id)).send().await,
+        server.get("/v1/api_keys").send().await,
+        server.get(&path(id)).send().await,
+        server.get("/v1/whoami").bearer(&secret).send().await,
+        server.patch(&path(id), json!({ "name": "cd" })).send().await,
+        server.delete(&path(id)).send().await,
+        server.delete(&path(id)).send().await,
+        server.get(&path(id)).send().await,
     ];
     for answer in answers {
         assert_eq!(answer.status, 200);
@@ -26,8 +26,8 @@ async fn no_answer_but_the_first_holds_the_secret() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_does_not_repeat_a_secret_in_the_wrong_place() {
-    let world = World::start().await;
-    let (id, secret) = world.key(&["read"]).await;
+    let server = TestServer::start().await;
+    let (id, secret) = server.key(&["read"]).await;
     let random = &secret[14..];
     for body in [
         json!({ "scopes": [secret] }),
@@ -38,12 +38,12 @@ async fn a_refusal_does_not_repeat_a_secret_in_the_wrong_place() {
         json!({ secret.as_str(): 1 }),
         json!(secret),
     ] {
-        let answer = world.patch(&path(id), body).send().await;
+        let answer = server.patch(&path(id), body).send().await;
         assert_eq!(answer.status, 422);
         assert!(!answer.text.contains(random), "{}", answer.text);
     }
     for query in [format!("cursor={secret}"), format!("limit={secret}"), format!("{secret}=1")] {
-        let answer = world.get(&format!("/v1/api_keys?{query}")).send().await;
+        let answer = server.get(&format!("/v1/api_keys?{query}")).send().await;
         assert_eq!(answer.status, 422);
         assert!(!answer.text.contains(random), "{}", answer.text);
     }
@@ -51,13 +51,13 @@ async fn a_refusal_does_not_repeat_a_secret_in_the_wrong_place() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_a_digest_is_stored() {
-    let world = World::start().await;
-    let create = world.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["read"] })).idempotency_key("once");
+    let server = TestServer::start().await;
+    let create = server.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["read"] })).idempotency_key("once");
     let created = create.send().await.expect(201);
     let secret = created["secret"].as_str().unwrap();
-    world.get("/v1/whoami").bearer(secret).send().await.expect(200);
+    server.get("/v1/whoami").bearer(secret).send().await.expect(200);
 
-    let stored = world.stored().await;
+    let stored = server.stored().await;
     let holding_digest: Vec<_> = stored.iter().filter(|item| item.get("digest").is_some()).collect();
     assert_eq!(holding_digest.len(), 2, "one of the first key, one of this");
     let credential = stored.iter().find(|item| item["api_key_id"] == created["api_key"]["id"]).unwrap();
@@ -68,22 +68,22 @@ async fn only_a_digest_is_stored() {
     assert_eq!(fields, ["api_key_id", "counted_as", "digest", "organization_id", "pk", "sk"]);
 
     let text = Value::from(stored).to_string();
-    for secret in [secret, &world.admin] {
+    for secret in [secret, &server.admin] {
         assert!(!text.contains(secret) && !text.contains(&secret[14..]) && !text.contains(&secret[14..34]));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_leave_the_credential_alone() {
-    let world = World::start().await;
-    let (id, secret) = world.key(&["read"]).await;
+    let server = TestServer::start().await;
+    let (id, secret) = server.key(&["read"]).await;
     let credential = async || {
-        let stored = world.stored().await;
+        let stored = server.stored().await;
         stored.into_iter().find(|item| item["pk"] == format!("KP#{}", &secret[..14])).unwrap()
     };
     let before = credential().await;
-    world.patch(&path(id), json!({ "name": "cd", "scopes": ["write"] })).send().await.expect(200);
-    world.delete(&path(id)).send().await.expect(200);
+    server.patch(&path(id), json!({ "name": "cd", "scopes": ["write"] })).send().await.expect(200);
+    server.delete(&path(id)).send().await.expect(200);
     assert_eq!(credential().await, before);
-    assert_eq!(read(&world, id).await["status"], "revoked");
+    assert_eq!(read(&server, id).await["status"], "revoked");
 }

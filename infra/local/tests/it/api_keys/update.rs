@@ -3,7 +3,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{path, read};
-use crate::harness::World;
+use crate::harness::TestServer;
 
 fn settings() -> Value {
     json!({
@@ -18,8 +18,8 @@ fn settings() -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_field_that_is_named_is_replaced_and_the_rest_is_kept() {
-    let world = World::start().await;
-    let (id, _) = world.key_with(settings()).await;
+    let server = TestServer::start().await;
+    let (id, _) = server.key_with(settings()).await;
     let budget = json!({
         "input_tokens": null, "output_tokens": null, "total_tokens": null, "cost_cents": 7, "alert_percents": [50, 80, 100],
     });
@@ -31,79 +31,79 @@ async fn a_field_that_is_named_is_replaced_and_the_rest_is_kept() {
         (json!({ "budget": { "cost_cents": 7 } }), "budget", budget),
         (json!({ "metadata": { "owner": "ann" } }), "metadata", json!({ "owner": "ann" })),
     ] {
-        let mut key = read(&world, id).await;
+        let mut key = read(&server, id).await;
         key[field] = expected;
-        let answer = world.patch(&path(id), patch).send().await.expect(200);
+        let answer = server.patch(&path(id), patch).send().await.expect(200);
         assert_eq!(answer, json!({ "api_key": key }), "{field}");
-        assert_eq!(read(&world, id).await, key, "{field}");
+        assert_eq!(read(&server, id).await, key, "{field}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn null_clears() {
-    let world = World::start().await;
-    let (id, _) = world.key_with(settings()).await;
+    let server = TestServer::start().await;
+    let (id, _) = server.key_with(settings()).await;
     for (field, cleared) in
         [("expires_at", json!(null)), ("allowed_cidrs", json!([])), ("budget", json!(null)), ("metadata", json!({}))]
     {
-        let mut key = read(&world, id).await;
+        let mut key = read(&server, id).await;
         key[field] = cleared;
-        let answer = world.patch(&path(id), json!({ field: null })).send().await.expect(200);
+        let answer = server.patch(&path(id), json!({ field: null })).send().await.expect(200);
         assert_eq!(answer["api_key"], key, "{field}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn several_fields_change_in_one_step_or_not_at_all() {
-    let world = World::start().await;
-    let (id, _) = world.key_with(settings()).await;
-    let before = read(&world, id).await;
+    let server = TestServer::start().await;
+    let (id, _) = server.key_with(settings()).await;
+    let before = read(&server, id).await;
     let half_wrong = json!({ "name": "cd", "metadata": null, "scopes": ["root"] });
-    assert_eq!(world.patch(&path(id), half_wrong).send().await.invalid_field(), "scopes[0]");
-    assert_eq!(read(&world, id).await, before);
+    assert_eq!(server.patch(&path(id), half_wrong).send().await.invalid_field(), "scopes[0]");
+    assert_eq!(read(&server, id).await, before);
 
-    let answer = world.patch(&path(id), json!({ "name": "cd", "metadata": null })).send().await.expect(200);
+    let answer = server.patch(&path(id), json!({ "name": "cd", "metadata": null })).send().await.expect(200);
     assert_eq!((&answer["api_key"]["name"], &answer["api_key"]["metadata"]), (&json!("cd"), &json!({})));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_patch_changes_nothing() {
-    let world = World::start().await;
-    let (id, _) = world.key_with(settings()).await;
-    let before = read(&world, id).await;
-    let answer = world.patch(&path(id), json!({})).send().await.expect(200);
+    let server = TestServer::start().await;
+    let (id, _) = server.key_with(settings()).await;
+    let before = read(&server, id).await;
+    let answer = server.patch(&path(id), json!({})).send().await.expect(200);
     assert_eq!(answer["api_key"], before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_patches_at_once_both_take_effect() {
-    let world = World::start().await;
-    let (id, _) = world.key_with(settings()).await;
+    let server = TestServer::start().await;
+    let (id, _) = server.key_with(settings()).await;
     let (name, metadata) = tokio::join!(
-        world.patch(&path(id), json!({ "name": "cd" })).send(),
-        world.patch(&path(id), json!({ "metadata": { "owner": "ann" } })).send(),
+        server.patch(&path(id), json!({ "name": "cd" })).send(),
+        server.patch(&path(id), json!({ "metadata": { "owner": "ann" } })).send(),
     );
     name.expect(200);
     metadata.expect(200);
-    let key = read(&world, id).await;
+    let key = read(&server, id).await;
     assert_eq!((&key["name"], &key["metadata"]), (&json!("cd"), &json!({ "owner": "ann" })));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn new_scopes_hold_once_the_gateway_asks_again() {
-    let (world, clock) = World::start_at_noon().await;
-    let (id, token) = world.key(&["read"]).await;
-    world.get("/v1/api_keys").bearer(&token).send().await.expect(200);
-    world.patch(&path(id), json!({ "scopes": ["write"] })).send().await.expect(200);
+    let (server, clock) = TestServer::start_at_noon().await;
+    let (id, token) = server.key(&["read"]).await;
+    server.get("/v1/api_keys").bearer(&token).send().await.expect(200);
+    server.patch(&path(id), json!({ "scopes": ["write"] })).send().await.expect(200);
     clock.advance(Duration::from_secs(3));
-    assert_eq!(world.get("/v1/api_keys").bearer(&token).send().await.forbidden(), "missing scope: read");
+    assert_eq!(server.get("/v1/api_keys").bearer(&token).send().await.forbidden(), "missing scope: read");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_field_that_is_wrong_is_named() {
-    let (world, _) = World::start_at_noon().await;
-    let (id, _) = world.key_with(settings()).await;
-    let before = read(&world, id).await;
+    let (server, _) = TestServer::start_at_noon().await;
+    let (id, _) = server.key_with(settings()).await;
+    let before = read(&server, id).await;
     for (patch, field) in [
         (json!({ "name": null }), "name"),
         (json!({ "name": " " }), "name"),
@@ -125,41 +125,41 @@ async fn a_field_that_is_wrong_is_named() {
         (json!([]), "body"),
         (json!(null), "body"),
     ] {
-        assert_eq!(world.patch(&path(id), patch.clone()).send().await.invalid_field(), field, "{patch}");
+        assert_eq!(server.patch(&path(id), patch.clone()).send().await.invalid_field(), field, "{patch}");
     }
-    assert_eq!(read(&world, id).await, before);
+    assert_eq!(read(&server, id).await, before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_json_or_too_large_is_refused() {
-    let world = World::start().await;
-    let (id, _) = world.key(&["read"]).await;
+    let server = TestServer::start().await;
+    let (id, _) = server.key(&["read"]).await;
     for body in ["", "{", "name=ci"] {
-        let refusal = world.patch(&path(id), json!({})).raw_body(body).send().await.refused(400);
+        let refusal = server.patch(&path(id), json!({})).raw_body(body).send().await.refused(400);
         assert_eq!(refusal["error"], "malformed_json");
     }
-    let refusal = world.patch(&path(id), json!({})).raw_body(" ".repeat(65_537)).send().await.refused(413);
+    let refusal = server.patch(&path(id), json!({})).raw_body(" ".repeat(65_537)).send().await.refused(413);
     assert_eq!(refusal["error"], "body_too_large");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_or_malformed_id_is_not_found() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for id in ["1", "0", "01", "abc", "9007199254740992"] {
-        let refusal = world.patch(&format!("/v1/api_keys/{id}"), json!({ "name": "cd" })).send().await.refused(404);
+        let refusal = server.patch(&format!("/v1/api_keys/{id}"), json!({ "name": "cd" })).send().await.refused(404);
         assert_eq!(refusal, json!({ "detail": "Not found" }), "{id}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_key_stays_as_it_is() {
-    let world = World::start().await;
-    let (id, _) = world.key(&["read"]).await;
-    let revoked = world.delete(&path(id)).send().await.expect(200)["api_key"].take();
+    let server = TestServer::start().await;
+    let (id, _) = server.key(&["read"]).await;
+    let revoked = server.delete(&path(id)).send().await.expect(200)["api_key"].take();
     for patch in [json!({ "name": "cd" }), json!({ "expires_at": null }), json!({})] {
-        let refusal = world.patch(&path(id), patch).send().await.refused(409);
+        let refusal = server.patch(&path(id), patch).send().await.refused(409);
         assert_eq!(refusal["error"], "api_key_revoked");
         assert_eq!(refusal["message"], "A revoked key cannot be changed: create another one");
     }
-    assert_eq!(read(&world, id).await, revoked);
+    assert_eq!(read(&server, id).await, revoked);
 }

@@ -1,10 +1,10 @@
 use http::Method;
 use serde_json::json;
 
-use crate::harness::{Request, World};
+use crate::harness::{Request, TestServer};
 
-fn active(world: &World, slug: &str, query: &str) -> Request {
-    world.service(Method::GET, &format!("/v1/internal/projects/{slug}/active_release{query}"))
+fn active(server: &TestServer, slug: &str, query: &str) -> Request {
+    server.service(Method::GET, &format!("/v1/internal/projects/{slug}/active_release{query}"))
 }
 
 fn of(organization: u64) -> String {
@@ -13,10 +13,10 @@ fn of(organization: u64) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_active_answers_exactly_what_data_planes_read() {
-    let world = World::start().await;
-    let id = world.project("site").await;
-    let read = async || active(&world, "site", &of(world.organization_id)).send().await.expect(200);
-    let first = world.deploy("site", json!({ "commit_sha": "ABCDEF0" })).await;
+    let server = TestServer::start().await;
+    let id = server.project("site").await;
+    let read = async || active(&server, "site", &of(server.organization_id)).send().await.expect(200);
+    let first = server.deploy("site", json!({ "commit_sha": "ABCDEF0" })).await;
     let mut expected = json!({
         "project_id": id,
         "version": 1,
@@ -31,7 +31,7 @@ async fn what_is_active_answers_exactly_what_data_planes_read() {
     let told = |field: &str, value: &str| {
         let mut body = json!({ "status": "active" });
         body[field] = json!(value);
-        world.service(Method::POST, &format!("/v1/internal/releases/{}/status", first["id"])).body(body).send()
+        server.service(Method::POST, &format!("/v1/internal/releases/{}/status", first["id"])).body(body).send()
     };
     told("template_path", "agents/site.yaml").await.expect(200);
     expected["template_path"] = json!("agents/site.yaml");
@@ -42,32 +42,32 @@ async fn what_is_active_answers_exactly_what_data_planes_read() {
     expected["build_kind"] = json!("image");
     assert_eq!(read().await, expected);
 
-    world.deploy("site", json!({ "commit_sha": "abcdef1", "activate": false })).await;
+    server.deploy("site", json!({ "commit_sha": "abcdef1", "activate": false })).await;
     assert_eq!(read().await, expected, "what waits is not active");
-    world.deploy("site", json!({ "commit_sha": "abcdef2" })).await;
+    server.deploy("site", json!({ "commit_sha": "abcdef2" })).await;
     assert_eq!(read().await["version"], 3);
-    world.post("/v1/agent_projects/site/rollback", json!({ "version": 1 })).send().await.expect(200);
+    server.post("/v1/agent_projects/site/rollback", json!({ "version": 1 })).send().await.expect(200);
     assert_eq!(read().await, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_an_active_release_nothing_is_found() {
-    let world = World::start().await;
-    let (theirs, _) = world.another_organization("other").await;
-    world.project("site").await;
-    world.deploy("site", json!({ "commit_sha": "abcdef0" })).await;
-    world.project("shop").await;
-    world.deploy("shop", json!({ "commit_sha": "abcdef0", "activate": false })).await;
-    let ours = world.organization_id;
+    let server = TestServer::start().await;
+    let (theirs, _) = server.another_organization("other").await;
+    server.project("site").await;
+    server.deploy("site", json!({ "commit_sha": "abcdef0" })).await;
+    server.project("shop").await;
+    server.deploy("shop", json!({ "commit_sha": "abcdef0", "activate": false })).await;
+    let ours = server.organization_id;
     for (slug, organization) in [("shop", ours), ("nothing", ours), ("Site", ours), ("site", theirs), ("site", 1)] {
-        let refusal = active(&world, slug, &of(organization)).send().await.refused(404);
+        let refusal = active(&server, slug, &of(organization)).send().await.refused(404);
         assert_eq!(refusal, json!({ "detail": "Not found" }), "{slug} of {organization}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parameter_that_is_wrong_or_missing_is_named() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for (query, field) in [
         ("", "organization_id"),
         ("?organization_id=", "organization_id"),
@@ -76,8 +76,8 @@ async fn a_parameter_that_is_wrong_or_missing_is_named() {
         ("?organization_id=1&organization_id=1", "organization_id"),
         ("?organization_id=1&version=1", "version"),
     ] {
-        assert_eq!(active(&world, "nothing", query).send().await.invalid_field(), field, "{query}");
+        assert_eq!(active(&server, "nothing", query).send().await.invalid_field(), field, "{query}");
     }
-    let key = world.get(&format!("/v1/internal/projects/site/active_release{}", of(world.organization_id)));
+    let key = server.get(&format!("/v1/internal/projects/site/active_release{}", of(server.organization_id)));
     assert_eq!(key.send().await.refused(401), crate::harness::unauthorized());
 }

@@ -2,12 +2,12 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Request, World, plain},
+    harness::{Request, TestServer, plain},
     invariants::Tables,
 };
 
-fn create(world: &World, organization: &str, body: Value) -> Request {
-    world.service(Method::POST, &format!("/v1/internal/organizations/{organization}/api_keys")).body(body)
+fn create(server: &TestServer, organization: &str, body: Value) -> Request {
+    server.service(Method::POST, &format!("/v1/internal/organizations/{organization}/api_keys")).body(body)
 }
 
 fn rescue() -> Value {
@@ -16,56 +16,56 @@ fn rescue() -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_made_for_the_organization_that_is_named() {
-    let world = World::start().await;
-    let (theirs, _) = world.another_organization("globex").await;
-    let made = create(&world, &theirs.to_string(), rescue()).send().await.expect(201);
+    let server = TestServer::start().await;
+    let (theirs, _) = server.another_organization("globex").await;
+    let made = create(&server, &theirs.to_string(), rescue()).send().await.expect(201);
     let (secret, api_key) = (made["secret"].as_str().unwrap(), &made["api_key"]);
     assert_eq!((&api_key["scopes"], &api_key["created_by"]), (&json!(["admin"]), &json!(null)));
-    let principal = world.get("/v1/whoami").bearer(secret).send().await.expect(200);
+    let principal = server.get("/v1/whoami").bearer(secret).send().await.expect(200);
     assert_eq!((&principal["organization_id"], &principal["api_key_id"]), (&json!(theirs), &api_key["id"]));
-    let event = world
+    let event = server
         .items(&format!("AUD#{theirs}"))
         .await
         .iter()
         .map(plain)
         .find(|event| event["resource"]["id"] == api_key["id"] && event["action"] == "api_key.created");
     assert_eq!(event.unwrap()["actor"], json!({ "kind": "service", "id": null, "name": "local-1" }));
-    Tables::of(&world).await.assert_whole();
+    Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rescued_organization_may_lose_its_former_last_admin_key() {
-    let world = World::start().await;
-    let own = world.get("/v1/whoami").send().await.expect(200)["api_key_id"].clone();
-    world.delete(&format!("/v1/api_keys/{own}")).send().await.refused(409);
-    create(&world, &world.organization_id.to_string(), rescue()).send().await.expect(201);
-    world.delete(&format!("/v1/api_keys/{own}")).send().await.expect(200);
-    Tables::of(&world).await.assert_whole();
+    let server = TestServer::start().await;
+    let own = server.get("/v1/whoami").send().await.expect(200)["api_key_id"].clone();
+    server.delete(&format!("/v1/api_keys/{own}")).send().await.refused(409);
+    create(&server, &server.organization_id.to_string(), rescue()).send().await.expect(201);
+    server.delete(&format!("/v1/api_keys/{own}")).send().await.expect(200);
+    Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_organization_is_not_found_after_the_body() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for organization in ["1", "0", "acme"] {
-        let refused = create(&world, organization, rescue()).send().await.refused(404);
+        let refused = create(&server, organization, rescue()).send().await.refused(404);
         assert_eq!(refused, json!({ "detail": "Not found" }), "{organization}");
-        assert_eq!(create(&world, organization, json!({ "name": "rescue" })).send().await.invalid_field(), "scopes");
+        assert_eq!(create(&server, organization, json!({ "name": "rescue" })).send().await.invalid_field(), "scopes");
     }
-    let ours = world.organization_id.to_string();
+    let ours = server.organization_id.to_string();
     let extra = json!({ "name": "rescue", "scopes": ["admin"], "metadata": {} });
-    assert_eq!(create(&world, &ours, extra).send().await.invalid_field(), "metadata");
-    assert_eq!(world.audited("api_key.created").await.len(), 1, "only the first key was made");
+    assert_eq!(create(&server, &ours, extra).send().await.invalid_field(), "metadata");
+    assert_eq!(server.audited("api_key.created").await.len(), 1, "only the first key was made");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeat_under_its_idempotency_key_makes_no_other_key() {
-    let world = World::start().await;
-    let ours = world.organization_id.to_string();
-    let first = create(&world, &ours, rescue()).idempotency_key("once").send().await;
-    let second = create(&world, &ours, rescue()).idempotency_key("once").send().await;
+    let server = TestServer::start().await;
+    let ours = server.organization_id.to_string();
+    let first = create(&server, &ours, rescue()).idempotency_key("once").send().await;
+    let second = create(&server, &ours, rescue()).idempotency_key("once").send().await;
     assert_eq!(first.text, second.text);
-    let (theirs, _) = world.another_organization("globex").await;
-    let elsewhere = create(&world, &theirs.to_string(), rescue()).idempotency_key("once").send().await.expect(201);
+    let (theirs, _) = server.another_organization("globex").await;
+    let elsewhere = create(&server, &theirs.to_string(), rescue()).idempotency_key("once").send().await.expect(201);
     assert_ne!(elsewhere["api_key"]["id"], first.json["api_key"]["id"], "another path is another request");
-    Tables::of(&world).await.assert_whole();
+    Tables::new(&server).await.assert_whole();
 }

@@ -5,18 +5,18 @@ use karta_shared::domain::InternalGuard;
 use serde_json::{Value, json};
 
 use super::{Plane, ROUTES, bodies, guard, request, token};
-use crate::harness::{Reply, World};
+use crate::harness::{Reply, TestServer};
 
 const INSIDE: (&str, &str) = ("10.1.2.3", "control.example.com");
 
 /// A plane for clients in 10.0.0.0/8 that ask for control.example.com, with a token for each of these sets of powers.
-async fn plane(world: &World, members: &[(&str, &str, &[&str])]) -> Plane {
+async fn plane(server: &TestServer, members: &[(&str, &str, &[&str])]) -> Plane {
     let mut tokens = json!({ "powers": {} });
     for (name, token, powers) in members {
         tokens["powers"][name] = json!(powers);
         tokens[name] = json!(token);
     }
-    Plane::over(world, guard("10.0.0.0/8, 2001:db8::/32", "control.example.com, [2001:db8::1]"), &tokens).await
+    Plane::over(server, guard("10.0.0.0/8, 2001:db8::/32", "control.example.com, [2001:db8::1]"), &tokens).await
 }
 
 /// Everything that a client sees of an answer, but for what no two answers share.
@@ -33,9 +33,9 @@ fn seen(reply: Reply) -> (Vec<(String, String)>, Value) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn off_either_list_every_internal_route_is_an_unknown_path_whatever_is_sent() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let token = token("a");
-    let plane = plane(&world, &[("ops", &token, &["validate", "provision"])]).await;
+    let plane = plane(&server, &[("ops", &token, &["validate", "provision"])]).await;
     for (address, host) in [
         ("11.0.0.1", "control.example.com"),
         ("127.0.0.1", "control.example.com"),
@@ -49,7 +49,7 @@ async fn off_either_list_every_internal_route_is_an_unknown_path_whatever_is_sen
         let unknown = request(&Method::GET, "/v1/internal/nothing", None);
         let unknown = seen(plane.send(address, host, unknown, "").await);
         for (method, path, _) in &ROUTES {
-            for token in [None, Some("wrong"), Some(token.as_str()), Some(world.admin.as_str())] {
+            for token in [None, Some("wrong"), Some(token.as_str()), Some(server.admin.as_str())] {
                 for body in bodies() {
                     let reply = plane.send(address, host, request(method, path, token), body).await;
                     assert_eq!(seen(reply), unknown, "{method} {path} from {address} at {host}");
@@ -61,9 +61,9 @@ async fn off_either_list_every_internal_route_is_an_unknown_path_whatever_is_sen
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_client_says_of_itself_counts_for_nothing() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let token = token("a");
-    let plane = plane(&world, &[("ops", &token, &["validate"])]).await;
+    let plane = plane(&server, &[("ops", &token, &["validate"])]).await;
     let claiming = |address: &str, host: &str| {
         request(&Method::GET, "/v1/internal/whoami", Some(&token))
             .header("x-forwarded-for", address)
@@ -81,9 +81,9 @@ async fn what_a_client_says_of_itself_counts_for_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn on_the_lists_notations_do_not_matter() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let token = token("a");
-    let plane = plane(&world, &[("ops", &token, &["validate"])]).await;
+    let plane = plane(&server, &[("ops", &token, &["validate"])]).await;
     for (address, host) in [
         INSIDE,
         ("10.255.255.255", "CONTROL.Example.COM"),
@@ -99,11 +99,11 @@ async fn on_the_lists_notations_do_not_matter() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_service_token_every_internal_route_is_unauthorized_before_its_body() {
-    let world = World::start().await;
-    world.project("site").await;
-    let session = world.session_token("site", json!({})).await;
+    let server = TestServer::start().await;
+    server.project("site").await;
+    let session = server.session_token("site", json!({})).await;
     let own = token("a");
-    let plane = plane(&world, &[("ops", &own, &["validate", "provision"])]).await;
+    let plane = plane(&server, &[("ops", &own, &["validate", "provision"])]).await;
     let (address, host) = INSIDE;
     let wrong = [
         None,
@@ -119,7 +119,7 @@ async fn without_a_service_token_every_internal_route_is_unauthorized_before_its
         Some(format!("Bearer {}", &own[..own.len() - 1])),
         Some(format!("Bearer {}", own.to_uppercase())),
         Some("Bearer ops".to_owned()),
-        Some(format!("Bearer {}", world.admin)),
+        Some(format!("Bearer {}", server.admin)),
         Some(format!("Bearer {session}")),
     ];
     for (method, path, _) in &ROUTES {
@@ -139,14 +139,14 @@ async fn without_a_service_token_every_internal_route_is_unauthorized_before_its
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_without_the_power_is_told_so_before_its_body() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let (validate, provision, others) = (token("a"), token("b"), token("c"));
     let members: [(&str, &str, &[&str]); 3] = [
         ("plane", &validate, &["validate"]),
         ("ops", &provision, &["provision"]),
         ("rest", &others, &["usage", "byok", "releases"]),
     ];
-    let plane = plane(&world, &members).await;
+    let plane = plane(&server, &members).await;
     let (address, host) = INSIDE;
     for (_, token, powers) in members {
         for (method, path, needed) in &ROUTES {
@@ -165,9 +165,9 @@ async fn a_token_without_the_power_is_told_so_before_its_body() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_overlap_while_they_are_rotated() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let (old, new) = (token("a"), token("b"));
-    let plane = plane(&world, &[("plane-1", &old, &["validate"]), ("plane-2", &new, &["validate"])]).await;
+    let plane = plane(&server, &[("plane-1", &old, &["validate"]), ("plane-2", &new, &["validate"])]).await;
     for token in [&old, &new] {
         let whoami = request(&Method::GET, "/v1/internal/whoami", Some(token));
         plane.send(INSIDE.0, INSIDE.1, whoami, "").await.expect(200);
@@ -176,10 +176,10 @@ async fn tokens_overlap_while_they_are_rotated() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stack_whose_tokens_are_malformed_is_down_and_does_not_show_them() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let token = token("a");
     let broken = json!({ "powers": { "ops": ["everything"] }, "ops": token });
-    let plane = Plane::over(&world, guard("10.0.0.0/8", "control.example.com"), &broken).await;
+    let plane = Plane::over(&server, guard("10.0.0.0/8", "control.example.com"), &broken).await;
     let whoami = request(&Method::GET, "/v1/internal/whoami", Some(&token));
     let reply = plane.send(INSIDE.0, INSIDE.1, whoami, "").await;
     assert_eq!(reply.headers["retry-after"], "1");
@@ -188,8 +188,8 @@ async fn a_stack_whose_tokens_are_malformed_is_down_and_does_not_show_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_local_run_on_loopback_lets_loopback_in_under_its_own_names_alone() {
-    let world = World::start().await;
-    let whoami = || world.service(Method::GET, "/v1/internal/whoami");
+    let server = TestServer::start().await;
+    let whoami = || server.service(Method::GET, "/v1/internal/whoami");
     assert_eq!(whoami().send().await.expect(200), json!({ "principal_kind": "service" }));
     for host in ["localhost", "LOCALHOST:1", "[::1]:8787", "127.0.0.1."] {
         whoami().header("host", host).send().await.expect(200);
@@ -202,17 +202,17 @@ async fn a_local_run_on_loopback_lets_loopback_in_under_its_own_names_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_that_is_set_takes_the_place_of_loopback() {
     let elsewhere = InternalGuard { addresses: Some("192.0.2.0/24".parse().unwrap()), hosts: None };
-    let world = World::start_guarded(elsewhere).await;
+    let server = TestServer::start_guarded(elsewhere).await;
     for (method, path, _) in &ROUTES {
-        world.service(method.clone(), path).raw_body("{").send().await.refused(404);
+        server.service(method.clone(), path).raw_body("{").send().await.refused(404);
     }
-    world.get("/v1/whoami").send().await.expect(200);
+    server.get("/v1/whoami").send().await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_token_opens_nothing_else() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for path in ["/v1/whoami", "/v1/api_keys", "/v1/projects/app/whoami"] {
-        world.service(Method::GET, path).send().await.refused(401);
+        server.service(Method::GET, path).send().await.refused(401);
     }
 }

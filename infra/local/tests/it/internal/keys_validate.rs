@@ -16,15 +16,15 @@ use tokio::time::timeout;
 
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy, REFUSALS},
-    harness::{PATIENCE, Reply, Request, World, note_secret, options},
+    harness::{PATIENCE, Reply, Request, TestServer, note_secret, options},
 };
 
-pub(crate) fn validation(world: &World, body: Value) -> Request {
-    world.service(Method::POST, "/v1/internal/keys/validate").body(body)
+pub(crate) fn validation(server: &TestServer, body: Value) -> Request {
+    server.service(Method::POST, "/v1/internal/keys/validate").body(body)
 }
 
-pub(crate) async fn validated(world: &World, body: Value) -> Value {
-    validation(world, body).send().await.expect(200)
+pub(crate) async fn validated(server: &TestServer, body: Value) -> Value {
+    validation(server, body).send().await.expect(200)
 }
 
 fn invalid(code: &str) -> Value {
@@ -36,17 +36,17 @@ pub(crate) fn not_found() -> Value {
     invalid("not_found")
 }
 
-/// A world on a clock that stands still, whose calls to the store pass a proxy.
-async fn at_noon() -> (World, Arc<FaultProxy>, Arc<ManualClock>) {
+/// A server on a clock that stands still, whose calls to the store pass a proxy.
+async fn at_noon() -> (TestServer, Arc<FaultProxy>, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
-    let (world, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
+    let (server, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
     proxy.forget();
-    (world, proxy, clock)
+    (server, proxy, clock)
 }
 
 /// A token with a right tag that no key was stored for: under the prefix of a token that is given, else under one that nobody has.
-pub(crate) async fn unproven(world: &World, like: Option<&str>) -> String {
-    let ring = world.runner.app.secrets.ring(Ring::KeyTag).await.unwrap();
+pub(crate) async fn unproven(server: &TestServer, like: Option<&str>) -> String {
+    let ring = server.runner.app.secrets.ring(Ring::KeyTag).await.unwrap();
     let token = match like {
         Some(token) => {
             let prefix = ApiKeyToken::parse(token, &ring).unwrap().prefix();
@@ -70,11 +70,11 @@ fn trace(passed: &[&str], failed: Option<&str>) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_valid_key_answers_exactly_what_data_planes_read() {
-    let (world, _clock) = World::start_at_noon().await;
-    let (id, token) = world.key(&["write", "read"]).await;
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let (id, token) = server.key(&["write", "read"]).await;
     let expected = json!({
         "valid": true,
-        "organization_id": world.organization_id,
+        "organization_id": server.organization_id,
         "organization_slug": "acme",
         "api_key_id": id,
         "scopes": ["read", "write"],
@@ -91,7 +91,7 @@ async fn a_valid_key_answers_exactly_what_data_planes_read() {
         json!({ "key": token, "ip_address": null, "explain": null }),
         json!({ "key": token, "ip_address": "::ffff:203.0.113.9", "explain": false }),
     ] {
-        assert_eq!(validated(&world, body).await, expected);
+        assert_eq!(validated(&server, body).await, expected);
     }
 }
 
@@ -109,13 +109,13 @@ async fn first_versions_fields_stay_as_they_were() {
         budget_reason: Option<String>,
         transcript_access: Option<bool>,
     }
-    let world = World::start().await;
-    let (id, token) = world.key(&["read"]).await;
+    let server = TestServer::start().await;
+    let (id, token) = server.key(&["read"]).await;
     let verdict =
-        async |key: &str| serde_json::from_value::<Verdict>(validated(&world, json!({ "key": key })).await).unwrap();
+        async |key: &str| serde_json::from_value::<Verdict>(validated(&server, json!({ "key": key })).await).unwrap();
     let valid = Verdict {
         valid: true,
-        organization_id: Some(world.organization_id),
+        organization_id: Some(server.organization_id),
         organization_slug: Some("acme".to_owned()),
         api_key_id: Some(id),
         scopes: Some(vec!["read".to_owned()]),
@@ -139,20 +139,20 @@ async fn first_versions_fields_stay_as_they_were() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn name_metadata_and_expiry_follow_the_key() {
-    let (world, _clock) = World::start_at_noon().await;
+    let (server, _clock) = TestServer::start_at_noon().await;
     let told = async |token: &str| {
-        let answer = validated(&world, json!({ "key": token })).await;
+        let answer = validated(&server, json!({ "key": token })).await;
         json!([answer["name"], answer["metadata"], answer["expires_at"]])
     };
     let end = "2027-01-31T12:00:00.000Z";
     let body = json!({ "name": "globex", "scopes": [], "metadata": { "customer": "42" }, "expires_at": end });
-    let (id, token) = world.key_with(body).await;
+    let (id, token) = server.key_with(body).await;
     assert_eq!(told(&token).await, json!(["globex", { "customer": "42" }, end]));
     let path = format!("/v1/api_keys/{id}");
     let change = json!({ "name": "initech", "metadata": { "customer": "43" }, "expires_at": null });
-    world.patch(&path, change).send().await.expect(200);
+    server.patch(&path, change).send().await.expect(200);
     assert_eq!(told(&token).await, json!(["initech", { "customer": "43" }, null]));
-    let rotated = world.post(&format!("{path}/rotate"), json!({ "grace_seconds": 60 })).send().await.expect(201);
+    let rotated = server.post(&format!("{path}/rotate"), json!({ "grace_seconds": 60 })).send().await.expect(201);
     assert_eq!(told(&token).await, json!(["initech", { "customer": "43" }, "2026-11-21T12:01:00.000Z"]));
     let successor = rotated["secret"].as_str().unwrap();
     assert_eq!(told(successor).await, json!(["initech", { "customer": "43" }, null]));
@@ -160,38 +160,38 @@ async fn name_metadata_and_expiry_follow_the_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn budget_and_transcript_access_are_the_organizations_of_this_moment() {
-    let (world, _clock) = World::start_at_noon().await;
+    let (server, _clock) = TestServer::start_at_noon().await;
     let patch = async |body: Value| {
-        let path = format!("/v1/internal/organizations/{}", world.organization_id);
-        world.service(Method::PATCH, &path).body(body).send().await.expect(200);
+        let path = format!("/v1/internal/organizations/{}", server.organization_id);
+        server.service(Method::PATCH, &path).body(body).send().await.expect(200);
     };
     patch(json!({ "subscription_status": "past_due", "transcript_access": true })).await;
-    let answer = validated(&world, json!({ "key": world.admin })).await;
+    let answer = validated(&server, json!({ "key": server.admin })).await;
     assert_eq!(
         [&answer["valid"], &answer["budget_ok"], &answer["budget_reason"], &answer["transcript_access"]],
         [&json!(true), &json!(false), &json!("subscription past_due"), &json!(true)]
     );
     patch(json!({ "subscription_status": "active", "transcript_access": false })).await;
-    let answer = validated(&world, json!({ "key": world.admin })).await;
+    let answer = validated(&server, json!({ "key": server.admin })).await;
     assert_eq!([&answer["budget_ok"], &answer["transcript_access"]], [&json!(true), &json!(false)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn code_of_invalid_key_requires_its_proof() {
-    let (world, clock) = World::start_at_noon().await;
-    world.project("site").await;
-    let session = world.session_token("site", json!({})).await;
-    let (revoked_id, revoked) = world.key(&["read"]).await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    server.project("site").await;
+    let session = server.session_token("site", json!({})).await;
+    let (revoked_id, revoked) = server.key(&["read"]).await;
     let body = json!({ "name": "brief", "scopes": ["read"], "expires_at": "2026-11-21T12:00:10Z" });
-    let (_, expired) = world.key_with(body).await;
+    let (_, expired) = server.key_with(body).await;
     for token in [&revoked, &expired] {
-        assert_eq!(validated(&world, json!({ "key": token })).await["valid"], true);
+        assert_eq!(validated(&server, json!({ "key": token })).await["valid"], true);
     }
-    world.delete(&format!("/v1/api_keys/{revoked_id}")).send().await.expect(200);
-    assert_eq!(validated(&world, json!({ "key": revoked })).await, invalid("revoked"), "at once");
+    server.delete(&format!("/v1/api_keys/{revoked_id}")).send().await.expect(200);
+    assert_eq!(validated(&server, json!({ "key": revoked })).await, invalid("revoked"), "at once");
     clock.advance(Duration::from_secs(10));
 
-    let service = world.runner.secrets.service_token.clone();
+    let service = server.runner.secrets.service_token.clone();
     let junk = [
         String::new(),
         "kt_live_".to_owned(),
@@ -199,49 +199,49 @@ async fn code_of_invalid_key_requires_its_proof() {
         "é".repeat(40),
         "a".repeat(60_000),
         format!("kt_live_{}", "0".repeat(32)),
-        format!(" {}", world.admin),
-        format!("Bearer {}", world.admin),
-        world.admin[..39].to_owned(),
-        with_wrong_tag(&world.admin),
-        unproven(&world, None).await,
-        unproven(&world, Some(&world.admin)).await,
+        format!(" {}", server.admin),
+        format!("Bearer {}", server.admin),
+        server.admin[..39].to_owned(),
+        with_wrong_tag(&server.admin),
+        unproven(&server, None).await,
+        unproven(&server, Some(&server.admin)).await,
         service.expose_secret().to_owned(),
         session,
-        unproven(&world, Some(&expired)).await,
-        unproven(&world, Some(&revoked)).await,
+        unproven(&server, Some(&expired)).await,
+        unproven(&server, Some(&revoked)).await,
         with_wrong_tag(&expired),
         with_wrong_tag(&revoked),
     ];
     for token in junk {
-        assert_eq!(validated(&world, json!({ "key": token })).await, not_found());
+        assert_eq!(validated(&server, json!({ "key": token })).await, not_found());
     }
-    assert_eq!(validated(&world, json!({ "key": expired })).await, invalid("expired"));
-    assert_eq!(validated(&world, json!({ "key": revoked })).await, invalid("revoked"));
+    assert_eq!(validated(&server, json!({ "key": expired })).await, invalid("expired"));
+    assert_eq!(validated(&server, json!({ "key": revoked })).await, invalid("revoked"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_with_ranges_is_valid_from_inside_alone() {
-    let (world, _clock) = World::start_at_noon().await;
+    let (server, _clock) = TestServer::start_at_noon().await;
     let ranges = json!(["203.0.113.0/24", "2001:db8::/32"]);
-    let (_, token) = world.key_with(json!({ "name": "here", "scopes": ["read"], "allowed_cidrs": ranges })).await;
+    let (_, token) = server.key_with(json!({ "name": "here", "scopes": ["read"], "allowed_cidrs": ranges })).await;
     for inside in ["203.0.113.9", "::ffff:203.0.113.9", "2001:db8::1"] {
-        let answer = validated(&world, json!({ "key": token, "ip_address": inside })).await;
+        let answer = validated(&server, json!({ "key": token, "ip_address": inside })).await;
         assert_eq!(answer["valid"], true, "{inside}");
     }
     for outside in [json!("203.0.114.9"), json!("127.0.0.1"), json!("2001:db9::1"), json!(null)] {
-        let answer = validated(&world, json!({ "key": token, "ip_address": outside })).await;
+        let answer = validated(&server, json!({ "key": token, "ip_address": outside })).await;
         assert_eq!(answer, invalid("address_not_allowed"), "{outside}");
     }
-    let answer = validated(&world, json!({ "key": token })).await;
+    let answer = validated(&server, json!({ "key": token })).await;
     assert_eq!(answer, invalid("address_not_allowed"), "without an address");
-    let stranger = json!({ "key": unproven(&world, Some(&token)).await, "ip_address": "203.0.114.9" });
-    assert_eq!(validated(&world, stranger).await, not_found(), "without a proof");
+    let stranger = json!({ "key": unproven(&server, Some(&token)).await, "ip_address": "203.0.114.9" });
+    assert_eq!(validated(&server, stranger).await, not_found(), "without a proof");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_is_wrong_is_told_and_not_repeated() {
-    let world = World::start().await;
-    let secret = &world.admin;
+    let server = TestServer::start().await;
+    let secret = &server.admin;
     for (body, field) in [
         (json!({}), "key"),
         (json!({ "key": null }), "key"),
@@ -255,16 +255,16 @@ async fn a_body_that_is_wrong_is_told_and_not_repeated() {
         (json!({ "key": secret, "token": secret }), "token"),
         (json!([secret]), "body"),
     ] {
-        let reply = validation(&world, body.clone()).send().await;
+        let reply = validation(&server, body.clone()).send().await;
         assert!(!reply.text.contains(secret), "{body}");
         assert_eq!(reply.invalid_field(), field, "{body}");
     }
-    let service = world.runner.secrets.service_token.expose_secret();
-    let refusal = validation(&world, json!({ "key": secret, service: 1 })).send().await;
+    let service = server.runner.secrets.service_token.expose_secret();
+    let refusal = validation(&server, json!({ "key": secret, service: 1 })).send().await;
     assert!(!refusal.text.contains(service), "{}", refusal.text);
     assert_eq!(refusal.invalid_field(), "[redacted]");
-    validation(&world, json!({})).raw_body("{").send().await.refused(400);
-    validation(&world, json!({})).raw_body(" ".repeat(65_537)).send().await.refused(413);
+    validation(&server, json!({})).raw_body("{").send().await.refused(400);
+    validation(&server, json!({})).raw_body(" ".repeat(65_537)).send().await.refused(413);
 }
 
 /// A 503 that says when to come back.
@@ -280,23 +280,23 @@ async fn no_verdict(request: Request, status: u16, detail: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fault_is_a_503_and_never_a_verdict() {
-    let (world, proxy, _clock) = at_noon().await;
+    let (server, proxy, _clock) = at_noon().await;
     let faults = [Fault::Throttle, Fault::ServerError, Fault::Close, Fault::DropAnswer].into_iter().chain(REFUSALS);
     let faults = faults.flat_map(|fault| ["Query", "BatchGetItem"].map(|operation| (operation, fault)));
     for (operation, fault) in faults.chain([("BatchGetItem", Fault::LeaveUnread)]) {
-        let (_, token) = world.key(&["read"]).await;
+        let (_, token) = server.key(&["read"]).await;
         proxy.fail(operation, ALWAYS, fault);
-        unavailable(validation(&world, json!({ "key": token }))).await;
-        unavailable(validation(&world, json!({ "key": token, "explain": true }))).await;
+        unavailable(validation(&server, json!({ "key": token }))).await;
+        unavailable(validation(&server, json!({ "key": token, "explain": true }))).await;
         proxy.heal();
-        assert_eq!(validated(&world, json!({ "key": token })).await["valid"], true, "{fault:?} {operation}");
+        assert_eq!(validated(&server, json!({ "key": token })).await["valid"], true, "{fault:?} {operation}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_item_that_does_not_decode_is_a_503_and_never_a_verdict() {
-    let (world, _clock) = World::start_at_noon().await;
-    let organization = world.organization_id;
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let organization = server.organization_id;
     for (table, attribute, value) in [
         ("karta-credentials", "organization_id", json!({ "S": "acme" })),
         ("karta-credentials", "digest", json!({ "S": "no digest" })),
@@ -304,7 +304,7 @@ async fn an_item_that_does_not_decode_is_a_503_and_never_a_verdict() {
         // The organization's own item comes last: nothing works after it.
         ("karta", "plan", json!({ "N": "7" })),
     ] {
-        let (id, token) = world.key(&["read"]).await;
+        let (id, token) = server.key(&["read"]).await;
         let key = match (table, attribute) {
             ("karta-credentials", _) => (format!("KP#{}", &token[..14]), format!("K#{id:016}")),
             (_, "plan") => (format!("ORG#{organization}"), "META".to_owned()),
@@ -318,25 +318,25 @@ async fn an_item_that_does_not_decode_is_a_503_and_never_a_verdict() {
             "ExpressionAttributeNames": { "#attribute": attribute },
             "ExpressionAttributeValues": { ":value": value },
         });
-        world.dynamodb("UpdateItem", update).await;
-        unavailable(validation(&world, json!({ "key": token }))).await;
-        unavailable(world.get("/v1/whoami").bearer(&token)).await;
+        server.dynamodb("UpdateItem", update).await;
+        unavailable(validation(&server, json!({ "key": token }))).await;
+        unavailable(server.get("/v1/whoami").bearer(&token)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proven_key_without_its_state_is_a_fault_and_no_verdict() {
-    let world = World::start().await;
-    let (id, token) = world.key(&["read"]).await;
-    let organization = world.organization_id;
+    let server = TestServer::start().await;
+    let (id, token) = server.key(&["read"]).await;
+    let organization = server.organization_id;
     for (pk, sk) in
         [(format!("KEY#{organization}"), format!("{id:016}")), (format!("ORG#{organization}"), "META".to_owned())]
     {
         let key = json!({ "pk": { "S": pk }, "sk": { "S": sk } });
-        world.dynamodb("DeleteItem", json!({ "TableName": "karta", "Key": key })).await;
-        unavailable(validation(&world, json!({ "key": token }))).await;
-        unavailable(validation(&world, json!({ "key": token, "explain": true }))).await;
-        unavailable(world.get("/v1/whoami").bearer(&token)).await;
+        server.dynamodb("DeleteItem", json!({ "TableName": "karta", "Key": key })).await;
+        unavailable(validation(&server, json!({ "key": token }))).await;
+        unavailable(validation(&server, json!({ "key": token, "explain": true }))).await;
+        unavailable(server.get("/v1/whoami").bearer(&token)).await;
     }
 }
 
@@ -346,25 +346,25 @@ async fn a_store_that_hangs_is_a_504_before_a_data_plane_gives_up() {
     assert!(InternalKeysValidate::DEADLINE < data_plane_waits);
     let clock = ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap());
     let options = Options { deadlines: Deadlines::DEPLOYED, ..options(Arc::new(clock)) };
-    let (world, proxy) = FaultProxy::start_as(options).await;
-    let known = world.admin.clone();
-    validated(&world, json!({ "key": known })).await;
-    let (_, unknown) = world.key(&["read"]).await;
+    let (server, proxy) = FaultProxy::start_as(options).await;
+    let known = server.admin.clone();
+    validated(&server, json!({ "key": known })).await;
+    let (_, unknown) = server.key(&["read"]).await;
     for operation in ["Query", "BatchGetItem"] {
         proxy.fail(operation, ALWAYS, Fault::Hang);
     }
     tokio::join!(
-        no_verdict(validation(&world, json!({ "key": known })), 504, "Timed out"),
-        no_verdict(validation(&world, json!({ "key": unknown })), 504, "Timed out"),
+        no_verdict(validation(&server, json!({ "key": known })), 504, "Timed out"),
+        no_verdict(validation(&server, json!({ "key": unknown })), 504, "Timed out"),
     );
-    let junk = validated(&world, json!({ "key": with_wrong_tag(&world.admin) })).await;
+    let junk = validated(&server, json!({ "key": with_wrong_tag(&server.admin) })).await;
     assert_eq!(junk, not_found(), "what was not minted here needs no store");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_verdict_older_than_half_a_second_is_not_passed_on() {
-    let (world, proxy, clock) = at_noon().await;
-    validated(&world, json!({ "key": world.admin })).await;
+    let (server, proxy, clock) = at_noon().await;
+    validated(&server, json!({ "key": server.admin })).await;
     for (slow_reads, reads, status) in [
         (&[500][..], 1, 200),
         // Read again, once.
@@ -374,7 +374,7 @@ async fn a_verdict_older_than_half_a_second_is_not_passed_on() {
     ] {
         proxy.forget();
         proxy.fail("BatchGetItem", slow_reads.len(), Fault::HoldAnswer);
-        let asked = tokio::spawn(validation(&world, json!({ "key": world.admin })).send());
+        let asked = tokio::spawn(validation(&server, json!({ "key": server.admin })).send());
         for read in slow_reads {
             proxy.held().await;
             clock.advance(Duration::from_millis(*read));
@@ -385,62 +385,62 @@ async fn a_verdict_older_than_half_a_second_is_not_passed_on() {
         assert_eq!(proxy.seen_of("BatchGetItem").len(), reads, "after {slow_reads:?} ms");
         proxy.heal();
     }
-    assert_eq!(validated(&world, json!({ "key": world.admin })).await["valid"], true);
+    assert_eq!(validated(&server, json!({ "key": server.admin })).await["valid"], true);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_proof_is_made_once_in_a_process_and_the_state_read_every_time() {
-    let (world, proxy, _clock) = at_noon().await;
+    let (server, proxy, _clock) = at_noon().await;
     let first: Vec<_> =
-        (0..32).map(|_| tokio::spawn(validation(&world, json!({ "key": world.admin })).send())).collect();
+        (0..32).map(|_| tokio::spawn(validation(&server, json!({ "key": server.admin })).send())).collect();
     for reply in first {
         assert_eq!(reply.await.unwrap().expect(200)["valid"], true);
     }
-    validated(&world, json!({ "key": world.admin })).await;
+    validated(&server, json!({ "key": server.admin })).await;
     assert_eq!((proxy.seen_of("Query").len(), proxy.seen_of("BatchGetItem").len()), (1, 33));
     assert!(proxy.seen().iter().all(crate::fault_proxy::Seen::is_consistent));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_explanation_names_the_steps_up_to_the_one_that_failed() {
-    let (world, clock) = World::start_at_noon().await;
-    let (revoked_id, revoked) = world.key(&["read"]).await;
-    world.delete(&format!("/v1/api_keys/{revoked_id}")).send().await.expect(200);
+    let (server, clock) = TestServer::start_at_noon().await;
+    let (revoked_id, revoked) = server.key(&["read"]).await;
+    server.delete(&format!("/v1/api_keys/{revoked_id}")).send().await.expect(200);
     let brief = json!({ "name": "brief", "scopes": ["read"], "expires_at": "2026-11-21T12:00:10Z" });
-    let (_, expired) = world.key_with(brief).await;
+    let (_, expired) = server.key_with(brief).await;
     clock.advance(Duration::from_secs(10));
     let fenced = json!({ "name": "here", "scopes": ["read"], "allowed_cidrs": ["203.0.113.0/24"] });
-    let (_, fenced) = world.key_with(fenced).await;
+    let (_, fenced) = server.key_with(fenced).await;
     let steps = ["shape", "tag", "candidates", "proof", "revocation", "expiry", "cidr", "budget"];
     for (token, passed, failed, code) in [
         ("junk".to_owned(), 0, Some("shape"), "not_found"),
-        (with_wrong_tag(&world.admin), 1, Some("tag"), "not_found"),
-        (unproven(&world, None).await, 3, Some("proof"), "not_found"),
-        (unproven(&world, Some(&world.admin)).await, 3, Some("proof"), "not_found"),
+        (with_wrong_tag(&server.admin), 1, Some("tag"), "not_found"),
+        (unproven(&server, None).await, 3, Some("proof"), "not_found"),
+        (unproven(&server, Some(&server.admin)).await, 3, Some("proof"), "not_found"),
         (revoked, 4, Some("revocation"), "revoked"),
         (expired, 5, Some("expiry"), "expired"),
         (fenced, 6, Some("cidr"), "address_not_allowed"),
     ] {
-        let answer = validated(&world, json!({ "key": token, "explain": true })).await;
+        let answer = validated(&server, json!({ "key": token, "explain": true })).await;
         assert_eq!(answer, json!({ "valid": false, "code": code, "trace": trace(&steps[..passed], failed) }));
     }
-    let whole = validated(&world, json!({ "key": world.admin, "explain": true })).await;
+    let whole = validated(&server, json!({ "key": server.admin, "explain": true })).await;
     assert_eq!((&whole["valid"], &whole["trace"]), (&json!(true), &trace(&steps, None)));
-    world.set_subscription("unpaid").await;
-    let broke = validated(&world, json!({ "key": world.admin, "explain": true })).await;
+    server.set_subscription("unpaid").await;
+    let broke = validated(&server, json!({ "key": server.admin, "explain": true })).await;
     assert_eq!((&broke["valid"], &broke["trace"]), (&json!(true), &trace(&steps[..7], Some("budget"))));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn before_a_proof_an_explanation_does_not_tell_a_live_key_from_a_revoked_or_none() {
-    let (world, _clock) = World::start_at_noon().await;
-    let (revoked_id, revoked) = world.key(&["read"]).await;
-    world.delete(&format!("/v1/api_keys/{revoked_id}")).send().await.expect(200);
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let (revoked_id, revoked) = server.key(&["read"]).await;
+    server.delete(&format!("/v1/api_keys/{revoked_id}")).send().await.expect(200);
     let mut answers = Vec::new();
-    for like in [None, Some(world.admin.as_str()), Some(revoked.as_str())] {
-        let token = unproven(&world, like).await;
+    for like in [None, Some(server.admin.as_str()), Some(revoked.as_str())] {
+        let token = unproven(&server, like).await;
         for _ in 0..2 {
-            let reply = validation(&world, json!({ "key": token, "explain": true })).send().await;
+            let reply = validation(&server, json!({ "key": token, "explain": true })).send().await;
             answers.push(reply.text.clone());
             reply.expect(200);
         }

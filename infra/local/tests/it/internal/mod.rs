@@ -26,7 +26,7 @@ use karta_shared::{
 };
 use serde_json::{Value, json};
 
-use crate::harness::{Reply, World, note_secret};
+use crate::harness::{Reply, TestServer, note_secret};
 
 /// Every internal route: method, path to nothing that exists, and the power it takes.
 static ROUTES: [(Method, &str, Option<&str>); 10] = [
@@ -58,22 +58,22 @@ pub(crate) struct Plane {
 }
 
 impl Plane {
-    /// Over the data of `world`; `tokens` is the secret's JSON.
-    async fn over(world: &World, internal: InternalGuard, tokens: &Value) -> Self {
-        let SecretSource::Fixed(mut texts) = world.runner.secrets.source() else { panic!("a local run's secrets") };
+    /// Over the data of `server`; `tokens` is the secret's JSON.
+    async fn over(server: &TestServer, internal: InternalGuard, tokens: &Value) -> Self {
+        let SecretSource::Fixed(mut texts) = server.runner.secrets.source() else { panic!("a local run's secrets") };
         texts.insert(Secret::ServiceTokens, tokens.to_string().into());
         let tables = Tables::local();
         let mut config = Config::local(tables, Some(4)).unwrap();
         config.internal = internal;
-        let emulator = &world.runner.emulator;
+        let emulator = &server.runner.emulator;
         let sdk = config::local_sdk(&emulator.endpoint(), emulator.access_key()).await;
-        let App { clock, entropy, witness, .. } = world.runner.app.clone();
+        let App { clock, entropy, witness, .. } = server.runner.app.clone();
         let mut app = App::new(config, &sdk, SecretSource::Fixed(texts), clock, entropy);
         app.witness = witness;
-        Self::of(&app)
+        Self::new(&app)
     }
 
-    pub(crate) fn of(app: &App) -> Self {
+    pub(crate) fn new(app: &App) -> Self {
         Self { gateway: Gateway::new(app, &Template::parse(TEMPLATE).unwrap()).unwrap() }
     }
 

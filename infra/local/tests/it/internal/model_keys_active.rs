@@ -2,58 +2,58 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Request, World},
+    harness::{Request, TestServer},
     model_keys::{active, provider_key},
 };
 
 const ROUTE: &str = "/v1/internal/model_keys/active";
 
-fn asked(world: &World, query: &str) -> Request {
-    world.service(Method::GET, &format!("{ROUTE}?{query}"))
+fn asked(server: &TestServer, query: &str) -> Request {
+    server.service(Method::GET, &format!("{ROUTE}?{query}"))
 }
 
-async fn create(world: &World, token: &str, provider: &str, key: &str) -> Value {
+async fn create(server: &TestServer, token: &str, provider: &str, key: &str) -> Value {
     let body = json!({ "provider": provider, "key": key });
-    world.post("/v1/model_keys", body).bearer(token).send().await.expect(201)["model_key"].take()
+    server.post("/v1/model_keys", body).bearer(token).send().await.expect(201)["model_key"].take()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_data_plane_gets_the_key_in_use_in_the_clear() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let key = provider_key("sk-ant-api03-");
-    let created = create(&world, &world.admin, "anthropic", &key).await;
+    let created = create(&server, &server.admin, "anthropic", &key).await;
     let expected = json!({
         "provider": "anthropic",
         "plaintext": key,
         "key_id": created["id"],
         "tail": key[key.len() - 4..],
     });
-    assert_eq!(active(&world, "anthropic").send().await.expect(200), expected);
+    assert_eq!(active(&server, "anthropic").send().await.expect(200), expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_organization_has_its_own() {
-    let world = World::start().await;
-    let (other, token) = world.another_organization("other").await;
+    let server = TestServer::start().await;
+    let (other, token) = server.another_organization("other").await;
     let (ours, theirs) = (provider_key("sk-"), provider_key("sk-"));
-    create(&world, &world.admin, "openai", &ours).await;
+    create(&server, &server.admin, "openai", &ours).await;
     let of_them = format!("organization_id={other}&provider=openai");
     let not_found = json!({ "detail": "Not found" });
-    assert_eq!(asked(&world, &of_them).send().await.refused(404), not_found);
-    create(&world, &token, "openai", &theirs).await;
-    assert_eq!(asked(&world, &of_them).send().await.expect(200)["plaintext"], theirs);
-    assert_eq!(active(&world, "openai").send().await.expect(200)["plaintext"], ours);
+    assert_eq!(asked(&server, &of_them).send().await.refused(404), not_found);
+    create(&server, &token, "openai", &theirs).await;
+    assert_eq!(asked(&server, &of_them).send().await.expect(200)["plaintext"], theirs);
+    assert_eq!(active(&server, "openai").send().await.expect(200)["plaintext"], ours);
     for provider in ["anthropic", "bedrock", "vertex", "openrouter"] {
-        assert_eq!(active(&world, provider).send().await.refused(404), not_found);
+        assert_eq!(active(&server, provider).send().await.refused(404), not_found);
     }
-    let nobody = asked(&world, "organization_id=1&provider=openai").send().await;
+    let nobody = asked(&server, "organization_id=1&provider=openai").send().await;
     assert_eq!(nobody.refused(404), not_found);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parameter_that_is_wrong_or_missing_is_named() {
-    let world = World::start().await;
-    let organization = world.organization_id;
+    let server = TestServer::start().await;
+    let organization = server.organization_id;
     for (query, field) in [
         ("provider=openai".to_owned(), "organization_id"),
         ("organization_id=&provider=openai".to_owned(), "organization_id"),
@@ -64,19 +64,19 @@ async fn a_parameter_that_is_wrong_or_missing_is_named() {
         (format!("organization_id={organization}&provider=openai&provider=openai"), "provider"),
         (format!("organization_id={organization}&provider=openai&id=1"), "id"),
     ] {
-        assert_eq!(asked(&world, &query).send().await.invalid_field(), field, "{query}");
+        assert_eq!(asked(&server, &query).send().await.invalid_field(), field, "{query}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_other_credential_opens_a_key() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let key = provider_key("sk-");
-    create(&world, &world.admin, "openai", &key).await;
-    world.project("site").await;
-    let session = world.session_token("site", json!({})).await;
-    for token in [world.admin.as_str(), &session, &key] {
-        let reply = active(&world, "openai").bearer(token).send().await;
+    create(&server, &server.admin, "openai", &key).await;
+    server.project("site").await;
+    let session = server.session_token("site", json!({})).await;
+    for token in [server.admin.as_str(), &session, &key] {
+        let reply = active(&server, "openai").bearer(token).send().await;
         assert_eq!(reply.refused(401), crate::harness::unauthorized());
     }
 }

@@ -1,10 +1,10 @@
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Request, World};
+use crate::harness::{Request, TestServer};
 
-fn settings(world: &World, query: &str) -> Request {
-    world.service(Method::GET, &format!("/v1/internal/model_settings{query}"))
+fn settings(server: &TestServer, query: &str) -> Request {
+    server.service(Method::GET, &format!("/v1/internal/model_settings{query}"))
 }
 
 fn answer(model_id: &Value, endpoint_url: &Value) -> Value {
@@ -13,9 +13,9 @@ fn answer(model_id: &Value, endpoint_url: &Value) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_projects_setting_goes_before_its_organizations_field_by_field() {
-    let world = World::start().await;
-    let (organization, project) = (world.organization_id, world.project("site").await);
-    let read = async |query: String| settings(&world, &query).send().await.expect(200);
+    let server = TestServer::start().await;
+    let (organization, project) = (server.organization_id, server.project("site").await);
+    let read = async |query: String| settings(&server, &query).send().await.expect(200);
     let (ours, its) =
         (format!("?organization_id={organization}"), format!("?organization_id={organization}&project_id={project}"));
     let nothing = answer(&Value::Null, &Value::Null);
@@ -24,10 +24,10 @@ async fn a_projects_setting_goes_before_its_organizations_field_by_field() {
     let (model, url) = (json!("claude-sonnet-5"), json!("https://llm.example.com/v1"));
     let body = json!({ "model_id": model, "endpoint_url": url });
     let path = format!("/v1/internal/organizations/{organization}");
-    world.service(Method::PATCH, &path).body(body).send().await.expect(200);
+    server.service(Method::PATCH, &path).body(body).send().await.expect(200);
     assert_eq!((read(ours.clone()).await, read(its.clone()).await), (answer(&model, &url), answer(&model, &url)));
 
-    let change = |body: Value| world.patch("/v1/agent_projects/site", body).send();
+    let change = |body: Value| server.patch("/v1/agent_projects/site", body).send();
     change(json!({ "model_id": "claude-opus-5" })).await.expect(200);
     assert_eq!(read(its.clone()).await, answer(&json!("claude-opus-5"), &url));
     change(json!({ "model_id": null, "endpoint_url": "https://own.example.com" })).await.expect(200);
@@ -37,22 +37,22 @@ async fn a_projects_setting_goes_before_its_organizations_field_by_field() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_organization_and_anothers_project_are_not_found() {
-    let world = World::start().await;
-    let (ours, (theirs, _)) = (world.organization_id, world.another_organization("other").await);
-    let project = world.project("site").await;
+    let server = TestServer::start().await;
+    let (ours, (theirs, _)) = (server.organization_id, server.another_organization("other").await);
+    let project = server.project("site").await;
     for query in [
         "?organization_id=1".to_owned(),
         format!("?organization_id=1&project_id={project}"),
         format!("?organization_id={theirs}&project_id={project}"),
         format!("?organization_id={ours}&project_id=1"),
     ] {
-        assert_eq!(settings(&world, &query).send().await.refused(404), json!({ "detail": "Not found" }), "{query}");
+        assert_eq!(settings(&server, &query).send().await.refused(404), json!({ "detail": "Not found" }), "{query}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parameter_that_is_wrong_or_missing_is_named() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for (query, field) in [
         ("", "organization_id"),
         ("?project_id=1", "organization_id"),
@@ -61,6 +61,6 @@ async fn a_parameter_that_is_wrong_or_missing_is_named() {
         ("?organization_id=1&project_id=", "project_id"),
         ("?organization_id=1&model_id=m", "model_id"),
     ] {
-        assert_eq!(settings(&world, query).send().await.invalid_field(), field, "{query}");
+        assert_eq!(settings(&server, query).send().await.invalid_field(), field, "{query}");
     }
 }

@@ -6,20 +6,20 @@ use serde_json::{Value, json};
 use super::{Plane, guard, request, token};
 use crate::{
     fault_proxy::{Fault, FaultProxy},
-    harness::{Request, World, plain},
+    harness::{Request, TestServer, plain},
     invariants::Tables,
 };
 
 const ROUTE: &str = "/v1/internal/organizations";
 
-fn create(world: &World, body: Value) -> Request {
-    world.service(Method::POST, ROUTE).body(body)
+fn create(server: &TestServer, body: Value) -> Request {
+    server.service(Method::POST, ROUTE).body(body)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_organization_comes_with_a_first_key_that_holds_every_scope() {
-    let (world, _clock) = World::start_at_noon().await;
-    let made = create(&world, json!({ "slug": "globex", "name": "Globex" })).send().await.expect(201);
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let made = create(&server, json!({ "slug": "globex", "name": "Globex" })).send().await.expect(201);
     let (organization, api_key) = (&made["organization"], &made["api_key"]);
     assert_eq!(
         organization,
@@ -38,38 +38,38 @@ async fn an_organization_comes_with_a_first_key_that_holds_every_scope() {
     );
     assert_eq!((&api_key["scopes"], &api_key["created_by"]), (&json!(["read", "write", "admin"]), &json!(null)));
     let secret = made["secret"].as_str().unwrap();
-    let principal = world.get("/v1/whoami").bearer(secret).send().await.expect(200);
+    let principal = server.get("/v1/whoami").bearer(secret).send().await.expect(200);
     assert_eq!((&principal["organization_id"], &principal["api_key_id"]), (&organization["id"], &api_key["id"]));
     let path = format!("/v1/api_keys/{}", api_key["id"]);
-    let mut kept = world.get(&path).bearer(secret).send().await.expect(200)["api_key"].take();
+    let mut kept = server.get(&path).bearer(secret).send().await.expect(200)["api_key"].take();
     assert_eq!(kept["last_used_at"].take(), "2026-11-21T12:00:00.000Z", "the request above");
     assert_eq!(kept, *api_key);
-    world.get(&path).send().await.refused(404);
-    let planned = create(&world, json!({ "slug": "initech", "name": "Initech", "plan": "team" })).send().await;
+    server.get(&path).send().await.refused(404);
+    let planned = create(&server, json!({ "slug": "initech", "name": "Initech", "plan": "team" })).send().await;
     assert_eq!(planned.expect(201)["organization"]["plan"], "team");
-    Tables::of(&world).await.assert_whole();
-    assert!(!json!(world.stored().await).to_string().contains(&secret[14..]), "the secret is nowhere");
+    Tables::new(&server).await.assert_whole();
+    assert!(!json!(server.stored().await).to_string().contains(&secret[14..]), "the secret is nowhere");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slug_is_one_organizations() {
-    let world = World::start().await;
-    let refusal = create(&world, json!({ "slug": "acme", "name": "Another" })).send().await.refused(409);
-    assert_eq!((&refusal["error"], &refusal["id"]), (&json!("slug_taken"), &json!(world.organization_id)));
+    let server = TestServer::start().await;
+    let refusal = create(&server, json!({ "slug": "acme", "name": "Another" })).send().await.refused(409);
+    assert_eq!((&refusal["error"], &refusal["id"]), (&json!("slug_taken"), &json!(server.organization_id)));
     let racing: Vec<_> =
-        (0..8).map(|_| tokio::spawn(create(&world, json!({ "slug": "globex", "name": "Globex" })).send())).collect();
+        (0..8).map(|_| tokio::spawn(create(&server, json!({ "slug": "globex", "name": "Globex" })).send())).collect();
     let mut statuses = Vec::new();
     for reply in racing {
         statuses.push(reply.await.unwrap().status.as_u16());
     }
     statuses.sort_unstable();
     assert_eq!(statuses, [201, 409, 409, 409, 409, 409, 409, 409]);
-    Tables::of(&world).await.assert_whole();
+    Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_field_that_is_wrong_is_named() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for (body, field) in [
         (json!({}), "slug"),
         (json!({ "slug": "globex" }), "name"),
@@ -81,18 +81,18 @@ async fn a_field_that_is_wrong_is_named() {
         (json!({ "slug": "globex", "name": "Globex", "id": 7 }), "id"),
         (json!([]), "body"),
     ] {
-        assert_eq!(create(&world, body.clone()).send().await.invalid_field(), field, "{body}");
+        assert_eq!(create(&server, body.clone()).send().await.invalid_field(), field, "{body}");
     }
-    create(&world, json!({ "slug": "globex", "name": "Globex", "plan": null })).send().await.expect(201);
+    create(&server, json!({ "slug": "globex", "name": "Globex", "plan": null })).send().await.expect(201);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_creations_are_told_with_the_service_as_actor() {
-    let world = World::start().await;
-    let reply = create(&world, json!({ "slug": "globex", "name": "Globex" })).send().await;
+    let server = TestServer::start().await;
+    let reply = create(&server, json!({ "slug": "globex", "name": "Globex" })).send().await;
     let request_id = reply.headers["x-request-id"].to_str().unwrap().to_owned();
     let made = reply.expect(201);
-    let events = world.items(&format!("AUD#{}", made["organization"]["id"])).await;
+    let events = server.items(&format!("AUD#{}", made["organization"]["id"])).await;
     let mut events: Vec<_> = events.iter().map(plain).collect();
     events.sort_by_key(|event| event["action"].to_string());
     let [api_key, organization] = &events[..] else { panic!("two events: {events:?}") };
@@ -109,23 +109,23 @@ async fn both_creations_are_told_with_the_service_as_actor() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeat_under_its_idempotency_key_founds_nothing_more() {
-    let (world, clock) = World::start_at_noon().await;
-    let post = |name: &str| create(&world, json!({ "slug": "globex", "name": name })).idempotency_key("once").send();
+    let (server, clock) = TestServer::start_at_noon().await;
+    let post = |name: &str| create(&server, json!({ "slug": "globex", "name": name })).idempotency_key("once").send();
     let first = post("Globex").await;
     assert_eq!(first.text, post("Globex").await.text);
     assert_eq!(post("Other").await.refused(422)["error"], "idempotency_mismatch");
     clock.advance(Duration::from_mins(10));
     let late = post("Globex").await.refused(409);
     assert_eq!((&late["error"], &late["id"]), (&json!("secret_already_revealed"), &first.json["organization"]["id"]));
-    Tables::of(&world).await.assert_whole();
+    Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_services_idempotency_keys_are_its_own() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let (one, two) = (token("a"), token("b"));
     let tokens = json!({ "powers": { "a": ["provision"], "b": ["provision"] }, "a": one, "b": two });
-    let plane = Plane::over(&world, guard("10.0.0.0/8", "localhost"), &tokens).await;
+    let plane = Plane::over(&server, guard("10.0.0.0/8", "localhost"), &tokens).await;
     let post = async |token: &str, body: Value| {
         let request = request(&Method::POST, ROUTE, Some(token)).header("idempotency-key", "once");
         plane.send("10.0.0.1", "localhost", request, body.to_string()).await
@@ -138,14 +138,14 @@ async fn another_services_idempotency_keys_are_its_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_founding_whose_answer_was_lost_happens_once() {
-    let (world, proxy) = FaultProxy::start().await;
+    let (server, proxy) = FaultProxy::start().await;
     proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
-    let made = create(&world, json!({ "slug": "globex", "name": "Globex" })).send().await.expect(201);
-    world.get("/v1/whoami").bearer(made["secret"].as_str().unwrap()).send().await.expect(200);
+    let made = create(&server, json!({ "slug": "globex", "name": "Globex" })).send().await.expect(201);
+    server.get("/v1/whoami").bearer(made["secret"].as_str().unwrap()).send().await.expect(200);
     proxy.fail("TransactWriteItems", crate::fault_proxy::ALWAYS, Fault::Close);
-    let refused = create(&world, json!({ "slug": "initech", "name": "Initech" })).send().await;
+    let refused = create(&server, json!({ "slug": "initech", "name": "Initech" })).send().await;
     assert_eq!(refused.headers["retry-after"], "1");
     refused.refused(503);
     proxy.heal();
-    Tables::of(&world).await.assert_whole();
+    Tables::new(&server).await.assert_whole();
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy},
-    harness::{Request, World},
+    harness::{Request, TestServer},
     invariants::Tables,
 };
 
@@ -13,19 +13,19 @@ fn path(id: u64) -> String {
     format!("/v1/internal/organizations/{id}")
 }
 
-fn patch(world: &World, id: u64, body: Value) -> Request {
-    world.service(Method::PATCH, &path(id)).body(body)
+fn patch(server: &TestServer, id: u64, body: Value) -> Request {
+    server.service(Method::PATCH, &path(id)).body(body)
 }
 
-async fn read(world: &World, id: u64) -> Value {
-    world.service(Method::GET, &path(id)).send().await.expect(200)["organization"].take()
+async fn read(server: &TestServer, id: u64) -> Value {
+    server.service(Method::GET, &path(id)).send().await.expect(200)["organization"].take()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_patch_changes_what_it_names_and_null_clears() {
-    let world = World::start().await;
-    let id = world.organization_id;
-    let before = read(&world, id).await;
+    let server = TestServer::start().await;
+    let id = server.organization_id;
+    let before = read(&server, id).await;
     assert_eq!((&before["id"], &before["slug"], &before["plan"]), (&json!(id), &json!("acme"), &json!("free")));
     let settings = json!({
         "plan": "team",
@@ -35,35 +35,35 @@ async fn a_patch_changes_what_it_names_and_null_clears() {
         "model_id": "claude-sonnet-5",
         "endpoint_url": "https://llm.example.com/v1",
     });
-    let changed = patch(&world, id, settings.clone()).send().await.expect(200)["organization"].take();
+    let changed = patch(&server, id, settings.clone()).send().await.expect(200)["organization"].take();
     let mut expected = before.clone();
     expected.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
     assert_eq!(changed, expected);
-    assert_eq!(read(&world, id).await, expected);
-    assert_eq!(patch(&world, id, json!({})).send().await.expect(200)["organization"], expected, "absent keeps");
+    assert_eq!(read(&server, id).await, expected);
+    assert_eq!(patch(&server, id, json!({})).send().await.expect(200)["organization"], expected, "absent keeps");
 
     let cleared = json!({ "stripe_customer_id": null, "model_id": null, "endpoint_url": null });
     expected.as_object_mut().unwrap().extend(cleared.as_object().unwrap().clone());
-    assert_eq!(patch(&world, id, cleared).send().await.expect(200)["organization"], expected);
-    Tables::of(&world).await.assert_whole();
+    assert_eq!(patch(&server, id, cleared).send().await.expect(200)["organization"], expected);
+    Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_organization_is_not_found() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for id in ["1", "0", "acme", "9007199254740992", "-1"] {
         let path = format!("/v1/internal/organizations/{id}");
         let not_found = json!({ "detail": "Not found" });
-        assert_eq!(world.service(Method::GET, &path).send().await.refused(404), not_found, "{id}");
-        let patched = world.service(Method::PATCH, &path).body(json!({ "plan": "team" })).send().await;
+        assert_eq!(server.service(Method::GET, &path).send().await.refused(404), not_found, "{id}");
+        let patched = server.service(Method::PATCH, &path).body(json!({ "plan": "team" })).send().await;
         assert_eq!(patched.refused(404), not_found, "{id}");
     }
-    world.service(Method::PATCH, &path(1)).body(json!({ "plan": 1 })).send().await.refused(422);
+    server.service(Method::PATCH, &path(1)).body(json!({ "plan": 1 })).send().await.refused(422);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_field_that_is_wrong_is_named() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for (field, wrong) in [
         ("plan", json!(null)),
         ("plan", json!("")),
@@ -82,22 +82,22 @@ async fn a_field_that_is_wrong_is_named() {
         ("name", json!("Globex")),
         ("id", json!(7)),
     ] {
-        let refused = patch(&world, world.organization_id, json!({ field: wrong })).send().await;
+        let refused = patch(&server, server.organization_id, json!({ field: wrong })).send().await;
         assert_eq!(refused.invalid_field(), field, "{wrong}");
     }
-    assert!(world.audited("organization.updated").await.is_empty());
+    assert!(server.audited("organization.updated").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_is_told_field_by_field_with_the_service_as_actor() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let body = json!({ "plan": "team", "transcript_access": true, "subscription_status": "active" });
-    patch(&world, world.organization_id, body.clone()).send().await.expect(200);
-    patch(&world, world.organization_id, body).send().await.expect(200);
-    let events = world.audited("organization.updated").await;
+    patch(&server, server.organization_id, body.clone()).send().await.expect(200);
+    patch(&server, server.organization_id, body).send().await.expect(200);
+    let events = server.audited("organization.updated").await;
     let [event] = &events[..] else { panic!("one event: {events:?}") };
     assert_eq!(event["actor"], json!({ "kind": "service", "id": null, "name": "local-1" }));
-    assert_eq!(event["resource"], json!({ "kind": "organization", "id": world.organization_id }));
+    assert_eq!(event["resource"], json!({ "kind": "organization", "id": server.organization_id }));
     let changes = json!({
         "plan": { "before": "free", "after": "team" },
         "transcript_access": { "before": false, "after": true },
@@ -107,31 +107,31 @@ async fn a_change_is_told_field_by_field_with_the_service_as_actor() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stripe_customer_is_one_organizations_at_a_time() {
-    let world = World::start().await;
-    let ours = world.organization_id;
-    let (theirs, _) = world.another_organization("globex").await;
-    let customer = |id, customer: Value| patch(&world, id, json!({ "stripe_customer_id": customer })).send();
+    let server = TestServer::start().await;
+    let ours = server.organization_id;
+    let (theirs, _) = server.another_organization("globex").await;
+    let customer = |id, customer: Value| patch(&server, id, json!({ "stripe_customer_id": customer })).send();
     customer(ours, json!("cus_1")).await.expect(200);
     customer(ours, json!("cus_1")).await.expect(200);
     let refusal = customer(theirs, json!("cus_1")).await.refused(409);
     assert_eq!(refusal["error"], "stripe_customer_taken");
-    assert_eq!(read(&world, theirs).await["stripe_customer_id"], json!(null));
+    assert_eq!(read(&server, theirs).await["stripe_customer_id"], json!(null));
     customer(ours, json!("cus_2")).await.expect(200);
     customer(theirs, json!("cus_1")).await.expect(200);
     customer(ours, json!(null)).await.expect(200);
     customer(theirs, json!("cus_2")).await.expect(200);
-    Tables::of(&world).await.assert_whole();
+    Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn racing_changes_are_all_made_and_a_customer_won_once() {
-    let world = World::start().await;
-    let (theirs, _) = world.another_organization("globex").await;
+    let server = TestServer::start().await;
+    let (theirs, _) = server.another_organization("globex").await;
     let mut racing = Vec::new();
     for at in 0..4 {
-        racing.push((None, patch(&world, theirs, json!({ "model_id": format!("model-{at}") }))));
-        for id in [world.organization_id, theirs] {
-            racing.push((Some(id), patch(&world, id, json!({ "stripe_customer_id": "cus_1" }))));
+        racing.push((None, patch(&server, theirs, json!({ "model_id": format!("model-{at}") }))));
+        for id in [server.organization_id, theirs] {
+            racing.push((Some(id), patch(&server, id, json!({ "stripe_customer_id": "cus_1" }))));
         }
     }
     let racing: Vec<_> = racing.into_iter().map(|(id, request)| (id, tokio::spawn(request.send()))).collect();
@@ -146,19 +146,19 @@ async fn racing_changes_are_all_made_and_a_customer_won_once() {
     }
     winners.dedup();
     assert!(winners.windows(2).all(|pair| pair[0] == pair[1]) && !winners.is_empty(), "{winners:?}");
-    Tables::of(&world).await.assert_whole();
+    Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_down_is_a_503_and_changes_nothing() {
-    let (world, proxy) = FaultProxy::start().await;
+    let (server, proxy) = FaultProxy::start().await;
     for operation in ["GetItem", "TransactWriteItems"] {
         proxy.fail(operation, ALWAYS, Fault::Close);
-        let refused = patch(&world, world.organization_id, json!({ "stripe_customer_id": "cus_1" })).send().await;
+        let refused = patch(&server, server.organization_id, json!({ "stripe_customer_id": "cus_1" })).send().await;
         assert_eq!(refused.headers["retry-after"], "1");
         refused.refused(503);
         proxy.heal();
     }
-    assert_eq!(read(&world, world.organization_id).await["stripe_customer_id"], json!(null));
-    Tables::of(&world).await.assert_whole();
+    assert_eq!(read(&server, server.organization_id).await["stripe_customer_id"], json!(null));
+    Tables::new(&server).await.assert_whole();
 }

@@ -2,27 +2,27 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Request, World, plain},
+    harness::{Request, TestServer, plain},
     invariants::Tables,
 };
 
-fn report(world: &World, id: &Value, body: Value) -> Request {
-    world.service(Method::POST, &format!("/v1/internal/releases/{id}/status")).body(body)
+fn report(server: &TestServer, id: &Value, body: Value) -> Request {
+    server.service(Method::POST, &format!("/v1/internal/releases/{id}/status")).body(body)
 }
 
 /// A release of `site` that waits, with a build that got this far.
-async fn built(world: &World, build: &str) -> Value {
-    let mut release = world.deploy("site", json!({ "commit_sha": "abcdef0", "activate": false })).await;
-    world.set_build(&release, build).await;
+async fn built(server: &TestServer, build: &str) -> Value {
+    let mut release = server.deploy("site", json!({ "commit_sha": "abcdef0", "activate": false })).await;
+    server.set_build(&release, build).await;
     release["status"] = json!(build);
     release
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_goes_forward_and_says_what_came_of_it() {
-    let world = World::start().await;
-    world.project("site").await;
-    let mut expected = built(&world, "pending").await;
+    let server = TestServer::start().await;
+    server.project("site").await;
+    let mut expected = built(&server, "pending").await;
     let id = expected["id"].clone();
     for (body, status) in [
         (json!({ "status": "pending" }), "pending"),
@@ -36,25 +36,25 @@ async fn a_build_goes_forward_and_says_what_came_of_it() {
         }
         expected["status"] = json!(status);
         for _ in 0..2 {
-            let answer = report(&world, &id, body.clone()).send().await.expect(200);
+            let answer = report(&server, &id, body.clone()).send().await.expect(200);
             assert_eq!(answer, json!({ "release": expected }), "and a repeat answers the same");
         }
     }
-    let list = world.get("/v1/agent_projects/site/releases").send().await.expect(200);
+    let list = server.get("/v1/agent_projects/site/releases").send().await.expect(200);
     assert_eq!(list["releases"][0], expected);
-    let logs = world.get("/v1/agent_projects/site/releases/1/logs").send().await.expect(200);
+    let logs = server.get("/v1/agent_projects/site/releases/1/logs").send().await.expect(200);
     assert_eq!(logs["logs"], json!([{ "line": 1, "text": "one" }]), "absent keeps");
-    assert_eq!(world.audited("release.updated").await.len(), 2, "a repeat changes nothing");
-    Tables::of(&world).await.assert_whole();
+    assert_eq!(server.audited("release.updated").await.len(), 2, "a repeat changes nothing");
+    Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_release_becomes_active_by_no_report_and_is_not_unmade_by_one() {
-    let world = World::start().await;
-    world.project("site").await;
-    let superseded = world.deploy("site", json!({ "commit_sha": "abcdef0" })).await;
-    let active = world.deploy("site", json!({ "commit_sha": "abcdef0" })).await;
-    let (ready, failed) = (built(&world, "ready").await, built(&world, "failed").await);
+    let server = TestServer::start().await;
+    server.project("site").await;
+    let superseded = server.deploy("site", json!({ "commit_sha": "abcdef0" })).await;
+    let active = server.deploy("site", json!({ "commit_sha": "abcdef0" })).await;
+    let (ready, failed) = (built(&server, "ready").await, built(&server, "failed").await);
     for (release, from, refused) in [
         (&active, "active", vec!["pending", "building", "failed", "superseded"]),
         (&superseded, "superseded", vec!["pending", "building", "failed", "active"]),
@@ -63,7 +63,7 @@ async fn a_release_becomes_active_by_no_report_and_is_not_unmade_by_one() {
     ] {
         for to in refused {
             let body = json!({ "status": to, "image_ref": "app:1", "build_log": "one" });
-            let refusal = report(&world, &release["id"], body).send().await.refused(409);
+            let refusal = report(&server, &release["id"], body).send().await.refused(409);
             let expected = json!({
                 "error": "release_transition",
                 "message": format!("A release that is {from} cannot be reported as {to}"),
@@ -72,26 +72,26 @@ async fn a_release_becomes_active_by_no_report_and_is_not_unmade_by_one() {
             });
             assert_eq!(refusal, expected);
         }
-        let same = report(&world, &release["id"], json!({ "status": from })).send().await.expect(200);
+        let same = report(&server, &release["id"], json!({ "status": from })).send().await.expect(200);
         assert_eq!((&same["release"]["status"], &same["release"]["image_ref"]), (&json!(from), &json!(null)));
     }
     for release in [&active, &superseded] {
-        let same = report(&world, &release["id"], json!({ "status": "ready" })).send().await.expect(200);
+        let same = report(&server, &release["id"], json!({ "status": "ready" })).send().await.expect(200);
         assert_ne!(same["release"]["status"], "ready", "a builder's repeat, after the activation");
     }
-    assert!(world.audited("release.updated").await.is_empty());
-    Tables::of(&world).await.assert_whole();
+    assert!(server.audited("release.updated").await.is_empty());
+    Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_is_told_in_the_organizations_audit_log_with_the_service_as_actor() {
-    let world = World::start().await;
-    world.project("site").await;
-    let release = world.deploy("site", json!({ "commit_sha": "abcdef0" })).await;
-    let known = world.outbox("PSH").await.len();
+    let server = TestServer::start().await;
+    server.project("site").await;
+    let release = server.deploy("site", json!({ "commit_sha": "abcdef0" })).await;
+    let known = server.outbox("PSH").await.len();
     let body = json!({ "status": "active", "template_path": "agents/site.yaml", "build_log": "secret plans" });
-    report(&world, &release["id"], body).send().await.expect(200);
-    let events = world.audited("release.updated").await;
+    report(&server, &release["id"], body).send().await.expect(200);
+    let events = server.audited("release.updated").await;
     let [event] = &events[..] else { panic!("{events:?}") };
     assert_eq!(event["actor"], json!({ "kind": "service", "id": null, "name": "local-1" }));
     assert_eq!(event["resource"], json!({ "kind": "release", "id": release["id"] }));
@@ -102,45 +102,45 @@ async fn a_change_is_told_in_the_organizations_audit_log_with_the_service_as_act
         "build_log": { "before": null, "after": digest },
     });
     assert_eq!(event["changes"], changes);
-    assert_eq!(world.outbox("PSH").await.len(), known + 1, "data planes keep what is active");
-    let waiting = built(&world, "ready").await;
-    report(&world, &waiting["id"], json!({ "status": "ready", "image_ref": "app:1" })).send().await.expect(200);
-    assert_eq!(world.outbox("PSH").await.len(), known + 1, "and nothing of what waits");
+    assert_eq!(server.outbox("PSH").await.len(), known + 1, "data planes keep what is active");
+    let waiting = built(&server, "ready").await;
+    report(&server, &waiting["id"], json!({ "status": "ready", "image_ref": "app:1" })).send().await.expect(200);
+    assert_eq!(server.outbox("PSH").await.len(), known + 1, "and nothing of what waits");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_release_is_found_whosever_it_is() {
-    let world = World::start().await;
-    let (theirs, token) = world.another_organization("other").await;
-    let project = world.post("/v1/agent_projects", json!({ "slug": "site", "name": "Site" })).bearer(&token);
+    let server = TestServer::start().await;
+    let (theirs, token) = server.another_organization("other").await;
+    let project = server.post("/v1/agent_projects", json!({ "slug": "site", "name": "Site" })).bearer(&token);
     project.send().await.expect(201);
-    let deploy = world.post("/v1/agent_projects/site/deploys", json!({ "commit_sha": "abcdef0" })).bearer(&token);
+    let deploy = server.post("/v1/agent_projects/site/deploys", json!({ "commit_sha": "abcdef0" })).bearer(&token);
     let release = deploy.send().await.expect(201)["release"].take();
-    report(&world, &release["id"], json!({ "status": "active", "image_ref": "app:1" })).send().await.expect(200);
-    let list = world.get("/v1/agent_projects/site/releases").bearer(&token).send().await.expect(200);
+    report(&server, &release["id"], json!({ "status": "active", "image_ref": "app:1" })).send().await.expect(200);
+    let list = server.get("/v1/agent_projects/site/releases").bearer(&token).send().await.expect(200);
     assert_eq!(list["releases"][0]["image_ref"], "app:1");
-    let audited: Vec<_> = world.items(&format!("AUD#{theirs}")).await.iter().map(plain).collect();
+    let audited: Vec<_> = server.items(&format!("AUD#{theirs}")).await.iter().map(plain).collect();
     assert!(audited.iter().any(|event| event["action"] == "release.updated"));
-    assert!(world.audited("release.updated").await.is_empty());
-    Tables::of(&world).await.assert_whole();
+    assert!(server.audited("release.updated").await.is_empty());
+    Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_release_is_not_found_after_the_body() {
-    let world = World::start().await;
-    let project = json!(world.project("site").await);
+    let server = TestServer::start().await;
+    let project = json!(server.project("site").await);
     for id in [json!(1), json!(0), json!("abc"), project] {
-        let refused = report(&world, &id, json!({ "status": "ready" })).send().await.refused(404);
+        let refused = report(&server, &id, json!({ "status": "ready" })).send().await.refused(404);
         assert_eq!(refused, json!({ "detail": "Not found" }), "{id}");
-        assert_eq!(report(&world, &id, json!({})).send().await.invalid_field(), "status", "{id}");
+        assert_eq!(report(&server, &id, json!({})).send().await.invalid_field(), "status", "{id}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_field_that_is_wrong_or_missing_is_named() {
-    let world = World::start().await;
-    world.project("site").await;
-    let release = world.deploy("site", json!({ "commit_sha": "abcdef0" })).await;
+    let server = TestServer::start().await;
+    server.project("site").await;
+    let release = server.deploy("site", json!({ "commit_sha": "abcdef0" })).await;
     for (field, wrong) in [
         ("status", json!(null)),
         ("status", json!("done")),
@@ -157,21 +157,21 @@ async fn a_field_that_is_wrong_or_missing_is_named() {
     ] {
         let mut body = json!({ "status": "active" });
         body[field] = wrong.clone();
-        assert_eq!(report(&world, &release["id"], body).send().await.invalid_field(), field, "{wrong}");
+        assert_eq!(report(&server, &release["id"], body).send().await.invalid_field(), field, "{wrong}");
     }
-    assert!(world.audited("release.updated").await.is_empty());
+    assert!(server.audited("release.updated").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_may_have_a_mebibyte_and_no_more() {
-    let world = World::start().await;
-    world.project("site").await;
-    let release = world.deploy("site", json!({ "commit_sha": "abcdef0" })).await;
+    let server = TestServer::start().await;
+    server.project("site").await;
+    let release = server.deploy("site", json!({ "commit_sha": "abcdef0" })).await;
     let body = |bytes: usize| {
         let around = json!({ "status": "active", "build_log": "" }).to_string().len();
         json!({ "status": "active", "build_log": "x".repeat(bytes - around) })
     };
-    report(&world, &release["id"], body(1024 * 1024)).send().await.expect(200);
-    let refused = report(&world, &release["id"], body(1024 * 1024 + 1)).send().await.refused(413);
+    report(&server, &release["id"], body(1024 * 1024)).send().await.expect(200);
+    let refused = report(&server, &release["id"], body(1024 * 1024 + 1)).send().await.refused(413);
     assert_eq!(refused["error"], "body_too_large");
 }

@@ -7,14 +7,14 @@ use super::{
     PRIVATE_KEY, ROUTE, access_key, active, create, list, one_of_each, path, post, provider_key, sealed,
     service_account, service_account_with,
 };
-use crate::harness::{World, note_secret};
+use crate::harness::{TestServer, note_secret};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_key_is_shown_without_itself() {
-    let (world, _) = World::start_at_noon().await;
+    let (server, _) = TestServer::start_at_noon().await;
     let key = provider_key("sk-ant-api03-");
     let body = json!({ "provider": "anthropic", "key": key, "name": "Production" });
-    let created = world.post(ROUTE, body).send().await.expect(201);
+    let created = server.post(ROUTE, body).send().await.expect(201);
     assert_eq!(created["model_key"]["tail"], key[key.len() - 4..]);
     insta::assert_json_snapshot!(created, { ".model_key.id" => "[id]", ".model_key.tail" => "[tail]" }, @r#"
     {
@@ -33,11 +33,11 @@ async fn a_new_key_is_shown_without_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_providers_credential_is_kept_to_the_letter() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for (provider, key) in one_of_each() {
-        let created = create(&world, provider, &key).await;
+        let created = create(&server, provider, &key).await;
         assert_eq!((&created["name"], &created["provider"]), (&Value::Null, &json!(provider)));
-        let answer = active(&world, provider).send().await.expect(200);
+        let answer = active(&server, provider).send().await.expect(200);
         assert_eq!(answer["plaintext"], key, "{provider}");
         let tail = match provider {
             "bedrock" => "MPLE",
@@ -46,14 +46,14 @@ async fn each_providers_credential_is_kept_to_the_letter() {
         };
         assert_eq!((&created["tail"], &answer["tail"]), (&json!(tail), &json!(tail)), "{provider}");
     }
-    assert_eq!(list(&world).await.len(), 5);
+    assert_eq!(list(&server).await.len(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_of_another_provider_is_recognised_and_not_taken() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let key = provider_key("sk-proj-");
-    let refusal = post(&world, "anthropic", &key).send().await.refused(422);
+    let refusal = post(&server, "anthropic", &key).send().await.refused(422);
     let expected = json!({
         "error": "byok_key_rejected",
         "message": "key looks like an OpenAI key: choose provider openai, or paste a key that starts with sk-ant-",
@@ -63,19 +63,19 @@ async fn a_key_of_another_provider_is_recognised_and_not_taken() {
     assert_eq!(refusal, expected);
     for (provider, key) in one_of_each() {
         for (other, _) in one_of_each().iter().filter(|(other, _)| *other != provider) {
-            let refusal = post(&world, other, &key).send().await.refused(422);
+            let refusal = post(&server, other, &key).send().await.refused(422);
             assert_eq!((&refusal["error"], &refusal["provider"]), (&json!("byok_key_rejected"), &json!(other)));
             let message = refusal["message"].as_str().unwrap();
             assert!(message.contains(&format!("choose provider {provider}")), "{provider} for {other}: {message}");
         }
     }
-    assert_eq!(list(&world).await, [] as [Value; 0]);
-    assert_eq!(world.audited("model_key.created").await, [] as [Value; 0]);
+    assert_eq!(list(&server).await, [] as [Value; 0]);
+    assert_eq!(server.audited("model_key.created").await, [] as [Value; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_key_looks_like_is_refused_with_what_is_wrong() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let key = provider_key("sk-ant-");
     for (key, said) in [
         (String::new(), "20 characters or more"),
@@ -85,69 +85,69 @@ async fn what_no_key_looks_like_is_refused_with_what_is_wrong() {
         (format!("{key}\u{7f}x"), "printable ASCII"),
         (format!("{key}é"), "printable ASCII"),
         (format!("x{key}"), "must be a key that starts with sk-ant-"),
-        (world.admin.clone(), "looks like an API key of this service"),
+        (server.admin.clone(), "looks like an API key of this service"),
     ] {
-        let refusal = post(&world, "anthropic", &key).send().await.refused(422);
+        let refusal = post(&server, "anthropic", &key).send().await.refused(422);
         assert_eq!((&refusal["error"], &refusal["field"]), (&json!("byok_key_rejected"), &json!("key")));
         assert!(refusal["message"].as_str().unwrap().contains(said), "{refusal}");
     }
     let half = json!({ "access_key_id": "AKIAIOSFODNN7EXAMPLE" }).to_string();
-    let refusal = post(&world, "bedrock", &half).send().await.refused(422);
+    let refusal = post(&server, "bedrock", &half).send().await.refused(422);
     assert_eq!(refusal["message"], "key must hold secret_access_key: 20 or more letters, digits, /, + and =");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_vertex_key_keeps_the_working_one() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let working = service_account();
-    create(&world, "vertex", &working).await;
+    create(&server, "vertex", &working).await;
     let escaped = PRIVATE_KEY.replace('\n', "\\n");
     let cut = format!("{}\n-----END PRIVATE KEY-----\n", &PRIVATE_KEY[..PRIVATE_KEY.len() / 2]);
     for (private_key, said) in
         [(escaped, "with line breaks, not with the characters"), (cut, "paste the file unchanged")]
     {
-        let refusal = post(&world, "vertex", &service_account_with(&private_key)).send().await.refused(422);
+        let refusal = post(&server, "vertex", &service_account_with(&private_key)).send().await.refused(422);
         assert_eq!(refusal["error"], "byok_key_rejected");
         assert!(refusal["message"].as_str().unwrap().contains(said), "{refusal}");
-        assert_eq!(active(&world, "vertex").send().await.expect(200)["plaintext"], working);
+        assert_eq!(active(&server, "vertex").send().await.expect(200)["plaintext"], working);
     }
-    assert_eq!(list(&world).await.len(), 1);
-    assert_eq!(world.audited("model_key.revoked").await, [] as [Value; 0]);
+    assert_eq!(list(&server).await.len(), 1);
+    assert_eq!(server.audited("model_key.revoked").await, [] as [Value; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bedrock_takes_api_keys_and_access_keys() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let key = format!("ABSK{}+/=", uuid(&OsEntropy).replace('-', ""));
     note_secret(&key);
-    let created = create(&world, "bedrock", &key).await;
+    let created = create(&server, "bedrock", &key).await;
     assert_eq!(created["tail"], key[key.len() - 4..]);
-    assert_eq!(active(&world, "bedrock").send().await.expect(200)["plaintext"], key);
+    assert_eq!(active(&server, "bedrock").send().await.expect(200)["plaintext"], key);
     let named = json!({ "provider": "bedrock", "key": key, "name": format!("prod {key}") });
-    assert_eq!(world.post(ROUTE, named).send().await.invalid_field(), "name");
-    let refusal = post(&world, "openai", &key).send().await.refused(422);
+    assert_eq!(server.post(ROUTE, named).send().await.invalid_field(), "name");
+    let refusal = post(&server, "openai", &key).send().await.refused(422);
     assert!(refusal["message"].as_str().unwrap().contains("choose provider bedrock"), "{refusal}");
-    create(&world, "bedrock", &access_key()).await;
-    assert_eq!(list(&world).await.iter().filter(|key| key["revoked_at"].is_null()).count(), 1);
+    create(&server, "bedrock", &access_key()).await;
+    assert_eq!(list(&server).await.iter().filter(|key| key["revoked_at"].is_null()).count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn claude_login_tokens_are_refused_by_name() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for start in ["sk-ant-oat", "sk-ant-ort", "sk-ant-sid"] {
         let key = provider_key(&format!("{start}01-"));
         for provider in ["anthropic", "openai"] {
-            let refusal = post(&world, provider, &key).send().await.refused(422);
+            let refusal = post(&server, provider, &key).send().await.refused(422);
             let message = refusal["message"].as_str().unwrap();
             assert!(message.contains(&format!("({start})")) && !message.contains(&key[12..]), "{message}");
         }
     }
-    assert_eq!(list(&world).await, [] as [Value; 0]);
+    assert_eq!(list(&server).await, [] as [Value; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_field_that_is_wrong_or_missing_is_named() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let key = provider_key("sk-");
     for (body, field) in [
         (json!({ "key": key }), "provider"),
@@ -163,17 +163,17 @@ async fn a_field_that_is_wrong_or_missing_is_named() {
         (json!({ "provider": "openai", "key": key, "tail": "1234" }), "tail"),
         (json!([key]), "body"),
     ] {
-        let reply = world.post(ROUTE, body.clone()).send().await;
+        let reply = server.post(ROUTE, body.clone()).send().await;
         assert!(!reply.text.contains(&key[3..]), "{}", reply.text);
         assert_eq!(reply.invalid_field(), field, "{body}");
     }
     let named = json!({ "provider": "openai", "key": key, "name": null });
-    world.post(ROUTE, named).send().await.expect(201);
+    server.post(ROUTE, named).send().await.expect(201);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_refusal_repeats_the_key() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for (provider, key) in one_of_each() {
         let secret = if key.starts_with('{') { &key[key.len() - 60..] } else { &key[3..] };
         for body in [
@@ -184,7 +184,7 @@ async fn no_refusal_repeats_the_key() {
             json!({ "provider": provider, "key": key, "name": format!("{key}{key}{key}\n") }),
             json!({ "provider": provider, "key": key, key.as_str(): 1 }),
         ] {
-            let reply = world.post(ROUTE, body).send().await;
+            let reply = server.post(ROUTE, body).send().await;
             assert!(!reply.text.contains(secret), "{}", reply.text);
             assert_eq!(reply.status, 422, "{}", reply.text);
         }
@@ -193,60 +193,60 @@ async fn no_refusal_repeats_the_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_json_or_too_large_is_refused() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for body in ["", "{", "provider=openai"] {
-        let refusal = world.post(ROUTE, json!({})).raw_body(body).send().await.refused(400);
+        let refusal = server.post(ROUTE, json!({})).raw_body(body).send().await.refused(400);
         assert_eq!(refusal["error"], "malformed_json");
     }
-    let refusal = world.post(ROUTE, json!({})).raw_body(" ".repeat(65_537)).send().await.refused(413);
+    let refusal = server.post(ROUTE, json!({})).raw_body(" ".repeat(65_537)).send().await.refused(413);
     assert_eq!(refusal["error"], "body_too_large");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_key_of_a_provider_takes_the_firsts_place() {
-    let (world, clock) = World::start_at_noon().await;
+    let (server, clock) = TestServer::start_at_noon().await;
     let (first_key, second_key) = (provider_key("sk-"), provider_key("sk-"));
-    let first = create(&world, "openai", &first_key).await;
-    let other = create(&world, "anthropic", &provider_key("sk-ant-")).await;
+    let first = create(&server, "openai", &first_key).await;
+    let other = create(&server, "anthropic", &provider_key("sk-ant-")).await;
     clock.advance(Duration::from_secs(1));
-    let second = create(&world, "openai", &second_key).await;
+    let second = create(&server, "openai", &second_key).await;
 
     let mut replaced = first.clone();
     replaced["revoked_at"] = json!("2026-11-21T12:00:01.000Z");
-    let mut listed = list(&world).await;
+    let mut listed = list(&server).await;
     let mut expected = vec![second.clone(), other.clone(), replaced.clone()];
     for keys in [&mut listed, &mut expected] {
         keys.sort_by_key(|key| key["id"].as_u64());
     }
     assert_eq!(listed, expected);
-    assert_eq!(active(&world, "openai").send().await.expect(200)["plaintext"], second_key);
+    assert_eq!(active(&server, "openai").send().await.expect(200)["plaintext"], second_key);
     let places: Vec<_> =
-        sealed(&world, world.organization_id).await.iter().map(|item| item["sk"]["S"].clone()).collect();
+        sealed(&server, server.organization_id).await.iter().map(|item| item["sk"]["S"].clone()).collect();
     assert_eq!(places.len(), 2, "the replaced one is shredded");
     assert!(!places.contains(&json!(format!("{:016}", first["id"].as_u64().unwrap()))));
-    assert_eq!(world.delete(&path(&first)).send().await.expect(200), json!({ "model_key": replaced }));
+    assert_eq!(server.delete(&path(&first)).send().await.expect(200), json!({ "model_key": replaced }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_creation_did_is_in_the_audit_log_and_told() {
-    let (world, clock) = World::start_at_noon().await;
-    let first = create(&world, "openai", &provider_key("sk-")).await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    let first = create(&server, "openai", &provider_key("sk-")).await;
     clock.advance(Duration::from_millis(1));
-    let second = create(&world, "openai", &provider_key("sk-")).await;
+    let second = create(&server, "openai", &provider_key("sk-")).await;
 
-    let created = world.audited("model_key.created").await;
+    let created = server.audited("model_key.created").await;
     assert_eq!(created.len(), 2);
     let set = |value: &Value| json!({ "before": null, "after": value });
     let changes = |key: &Value| json!({ "provider": set(&key["provider"]), "name": set(&key["name"]), "tail": set(&key["tail"]) });
     assert_eq!(created[0]["changes"], changes(&first));
     assert_eq!(created[1]["resource"], json!({ "kind": "model_key", "id": second["id"] }));
-    let revoked = world.audited("model_key.revoked").await;
+    let revoked = server.audited("model_key.revoked").await;
     assert_eq!(revoked.len(), 1, "the one that was replaced");
     assert_eq!(revoked[0]["resource"], json!({ "kind": "model_key", "id": first["id"] }));
     let expected = json!({ "revoked_at": set(&json!("2026-11-21T12:00:00.001Z")), "replaced_by": set(&second["id"]) });
     assert_eq!(revoked[0]["changes"], expected);
 
-    let told = world.outbox("EVT").await;
+    let told = server.outbox("EVT").await;
     let mut told: Vec<(Value, Value)> = told
         .iter()
         .map(|event| (event["type"].clone(), serde_json::from_str(event["data"].as_str().unwrap()).unwrap()))
@@ -261,60 +261,60 @@ async fn what_a_creation_did_is_in_the_audit_log_and_told() {
         event("model_key.revoked", &replaced),
     ];
     assert_eq!(told, expected);
-    let forget: Vec<_> = world.outbox("PSH").await.iter().map(|item| item["access_cut"].clone()).collect();
+    let forget: Vec<_> = server.outbox("PSH").await.iter().map(|item| item["access_cut"].clone()).collect();
     assert_eq!(forget, [false, false], "data planes keep provider keys");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeat_makes_nothing_and_another_key_is_a_mismatch() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let key = provider_key("sk-");
-    let send = |key: &str| post(&world, "openai", key).idempotency_key("once").send();
+    let send = |key: &str| post(&server, "openai", key).idempotency_key("once").send();
     let first = send(&key).await;
     let again = send(&key).await;
     assert_eq!((again.status, &again.text), (first.status, &first.text));
     let id = first.expect(201)["model_key"]["id"].clone();
     assert_eq!(send(&provider_key("sk-")).await.refused(422)["error"], "idempotency_mismatch");
     assert_eq!(send("sk-short").await.refused(422)["error"], "byok_key_rejected", "the body comes first");
-    assert_eq!(list(&world).await.len(), 1);
-    world.delete(&format!("{ROUTE}/{id}")).send().await.expect(200);
+    assert_eq!(list(&server).await.len(), 1);
+    server.delete(&format!("{ROUTE}/{id}")).send().await.expect(200);
     assert_eq!(send(&key).await.expect(201)["model_key"]["revoked_at"], Value::Null, "what was answered then");
-    active(&world, "openai").send().await.refused(404);
+    active(&server, "openai").send().await.refused(404);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_admin_that_was_cut_down_chooses_no_key_in_the_gateways_three_seconds() {
-    let (world, _clock) = World::start_at_noon().await;
+    let (server, _clock) = TestServer::start_at_noon().await;
     let key = provider_key("sk-");
-    let ours = create(&world, "openai", &key).await;
-    let (id, token) = world.key(&["admin"]).await;
-    world.delete("/v1/model_keys/1").bearer(&token).send().await.refused(404);
-    world.patch(&format!("/v1/api_keys/{id}"), json!({ "scopes": ["read"] })).send().await.expect(200);
-    let theirs = post(&world, "openai", &provider_key("sk-")).bearer(&token).send().await;
+    let ours = create(&server, "openai", &key).await;
+    let (id, token) = server.key(&["admin"]).await;
+    server.delete("/v1/model_keys/1").bearer(&token).send().await.refused(404);
+    server.patch(&format!("/v1/api_keys/{id}"), json!({ "scopes": ["read"] })).send().await.expect(200);
+    let theirs = post(&server, "openai", &provider_key("sk-")).bearer(&token).send().await;
     assert_eq!(theirs.forbidden(), "missing scope: admin");
-    assert_eq!(world.delete(&path(&ours)).bearer(&token).send().await.forbidden(), "missing scope: admin");
-    world.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
-    post(&world, "openai", &provider_key("sk-")).bearer(&token).send().await.refused(401);
-    assert_eq!(active(&world, "openai").send().await.expect(200)["plaintext"], key);
+    assert_eq!(server.delete(&path(&ours)).bearer(&token).send().await.forbidden(), "missing scope: admin");
+    server.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
+    post(&server, "openai", &provider_key("sk-")).bearer(&token).send().await.refused(401);
+    assert_eq!(active(&server, "openai").send().await.expect(200)["plaintext"], key);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_was_pasted_as_a_name_too_is_refused_and_kept_nowhere() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let (openai, bedrock) = (provider_key("sk-proj-"), access_key());
     let secret = bedrock.split('"').find(|part| part.starts_with("wJalr")).unwrap();
     for (provider, key, name) in [
         ("openai", &openai, &*openai),
         ("openai", &openai, &format!("prod {}", provider_key("sk-ant-"))),
         ("openai", &openai, "AKIAIOSFODNN7EXAMPLE"),
-        ("openai", &openai, &world.admin),
+        ("openai", &openai, &server.admin),
         ("bedrock", &bedrock, secret),
     ] {
         let body = json!({ "provider": provider, "key": key, "name": name });
-        let reply = world.post(ROUTE, body).send().await;
+        let reply = server.post(ROUTE, body).send().await;
         assert!(!reply.text.contains(&name[5..]), "{}", reply.text);
         assert_eq!(reply.invalid_field(), "name");
-        assert!(!Value::from(world.stored().await).to_string().contains(name), "{provider}");
+        assert!(!Value::from(server.stored().await).to_string().contains(name), "{provider}");
     }
     for name in [
         "Production (sk-proj)",
@@ -323,21 +323,21 @@ async fn a_key_that_was_pasted_as_a_name_too_is_refused_and_kept_nowhere() {
         "0a1b2c3d4e5f60718293a4b5c6d7e8f901234567",
     ] {
         let body = json!({ "provider": "vertex", "key": service_account(), "name": name });
-        assert_eq!(world.post(ROUTE, body).send().await.expect(201)["model_key"]["name"], name);
+        assert_eq!(server.post(ROUTE, body).send().await.expect(201)["model_key"]["name"], name);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn json_that_says_a_thing_twice_is_refused() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let (bedrock, vertex) = (access_key(), service_account());
     for (provider, key) in [
         ("bedrock", bedrock.replacen('{', r#"{"access_key_id": "AKIAIOSFODNN7EXAMPLF","#, 1)),
         ("bedrock", bedrock.replacen('{', r#"{"secret_access\u005fkey": "AAAAAAAAAAAAAAAAAAAAAAAA","#, 1)),
         ("vertex", vertex.replacen('{', r#"{"token_uri": "https://example.com/token","#, 1)),
     ] {
-        let refusal = post(&world, provider, &key).send().await.refused(422);
+        let refusal = post(&server, provider, &key).send().await.refused(422);
         assert_eq!(refusal["message"], "key must hold each member once", "{provider}");
     }
-    assert!(list(&world).await.is_empty());
+    assert!(list(&server).await.is_empty());
 }

@@ -24,7 +24,7 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Reply, Request, World, note_secret},
+    harness::{Reply, Request, TestServer, note_secret},
     internal::{Plane, request},
 };
 
@@ -84,13 +84,13 @@ fn one_of_each() -> [(&'static str, String); 5] {
     ]
 }
 
-fn post(world: &World, provider: &str, key: &str) -> Request {
-    world.post(ROUTE, json!({ "provider": provider, "key": key }))
+fn post(server: &TestServer, provider: &str, key: &str) -> Request {
+    server.post(ROUTE, json!({ "provider": provider, "key": key }))
 }
 
 /// Takes a key into use for `acme`: the ModelKey.
-async fn create(world: &World, provider: &str, key: &str) -> Value {
-    post(world, provider, key).send().await.expect(201)["model_key"].take()
+async fn create(server: &TestServer, provider: &str, key: &str) -> Value {
+    post(server, provider, key).send().await.expect(201)["model_key"].take()
 }
 
 fn path(model_key: &Value) -> String {
@@ -102,30 +102,30 @@ fn active_path(organization: u64, provider: &str) -> String {
 }
 
 /// Asks for the key that `acme` uses.
-pub(crate) fn active(world: &World, provider: &str) -> Request {
-    world.service(Method::GET, &active_path(world.organization_id, provider))
+pub(crate) fn active(server: &TestServer, provider: &str) -> Request {
+    server.service(Method::GET, &active_path(server.organization_id, provider))
 }
 
 /// The same of another app over the same store.
-pub(crate) async fn active_of(app: &App, world: &World, provider: &str) -> Reply {
-    let token = world.runner.secrets.service_token.expose_secret();
-    let request = request(&Method::GET, &active_path(world.organization_id, provider), Some(token));
-    Plane::of(app).send("127.0.0.1", "localhost", request, "").await
+pub(crate) async fn active_of(app: &App, server: &TestServer, provider: &str) -> Reply {
+    let token = server.runner.secrets.service_token.expose_secret();
+    let request = request(&Method::GET, &active_path(server.organization_id, provider), Some(token));
+    Plane::new(app).send("127.0.0.1", "localhost", request, "").await
 }
 
 /// After a rotation of the ring that seals: `k2` is current, `k1` still in it.
-pub(crate) fn rotated(world: &World) -> App {
-    world.app_with_ring(Ring::SealingByok, |ring| {
+pub(crate) fn rotated(server: &TestServer) -> App {
+    server.app_with_ring(Ring::SealingByok, |ring| {
         ring["k2"] = json!("2".repeat(64));
         ring["current"] = json!("k2");
     })
 }
 
 /// What lies sealed for an organization, read past the code under test.
-async fn sealed(world: &World, organization: u64) -> Vec<Value> {
-    world.items(&format!("MKS#{organization}")).await
+async fn sealed(server: &TestServer, organization: u64) -> Vec<Value> {
+    server.items(&format!("MKS#{organization}")).await
 }
 
-async fn list(world: &World) -> Vec<Value> {
-    world.get(ROUTE).send().await.expect(200)["model_keys"].as_array().unwrap().clone()
+async fn list(server: &TestServer) -> Vec<Value> {
+    server.get(ROUTE).send().await.expect(200)["model_keys"].as_array().unwrap().clone()
 }

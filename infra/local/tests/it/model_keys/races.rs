@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use super::{active, create, list, path, post, provider_key, sealed};
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy},
-    harness::World,
+    harness::TestServer,
     invariants::Tables,
 };
 
@@ -17,68 +17,68 @@ fn in_use(keys: &[Value]) -> Vec<&Value> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_keys_that_come_at_once_one_is_in_use_and_the_others_are_shredded() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for round in 1..=5 {
         let mut requests = JoinSet::new();
         let keys = [provider_key("sk-"), provider_key("sk-"), provider_key("sk-")];
         for key in &keys {
-            requests.spawn(post(&world, "openai", key).send());
+            requests.spawn(post(&server, "openai", key).send());
         }
         for reply in requests.join_all().await {
             reply.expect(201);
         }
-        let listed = list(&world).await;
+        let listed = list(&server).await;
         assert_eq!((listed.len(), in_use(&listed).len()), (3 * round, 1));
-        assert_eq!(sealed(&world, world.organization_id).await.len(), 1);
-        let answer = active(&world, "openai").send().await.expect(200);
+        assert_eq!(sealed(&server, server.organization_id).await.len(), 1);
+        let answer = active(&server, "openai").send().await.expect(200);
         assert_eq!(answer["key_id"], in_use(&listed)[0]["id"]);
         assert!(keys.iter().any(|key| answer["plaintext"] == *key));
-        Tables::of(&world).await.assert_whole();
+        Tables::new(&server).await.assert_whole();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revocation_and_a_successor_at_once_end_the_old_key_once() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for _ in 0..10 {
-        let old = create(&world, "openai", &provider_key("sk-")).await;
+        let old = create(&server, "openai", &provider_key("sk-")).await;
         let plaintext = provider_key("sk-");
         let (made, revoked) = tokio::join!(
-            tokio::spawn(post(&world, "openai", &plaintext).send()),
-            tokio::spawn(world.delete(&path(&old)).send())
+            tokio::spawn(post(&server, "openai", &plaintext).send()),
+            tokio::spawn(server.delete(&path(&old)).send())
         );
         let (made, revoked) = (made.unwrap().expect(201), revoked.unwrap().expect(200));
         assert_eq!((&revoked["model_key"]["id"], revoked["model_key"]["revoked_at"].is_string()), (&old["id"], true));
-        let answer = active(&world, "openai").send().await.expect(200);
+        let answer = active(&server, "openai").send().await.expect(200);
         assert_eq!((&answer["plaintext"], &answer["key_id"]), (&json!(plaintext), &made["model_key"]["id"]));
-        Tables::of(&world).await.assert_whole();
+        Tables::new(&server).await.assert_whole();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn revocations_at_once_are_one_change_with_one_answer() {
-    let world = World::start().await;
-    let key = create(&world, "openai", &provider_key("sk-")).await;
+    let server = TestServer::start().await;
+    let key = create(&server, "openai", &provider_key("sk-")).await;
     let mut requests = JoinSet::new();
     for _ in 0..8 {
-        requests.spawn(world.delete(&path(&key)).send());
+        requests.spawn(server.delete(&path(&key)).send());
     }
     let answers: Vec<_> = requests.join_all().await.into_iter().map(|reply| reply.expect(200)).collect();
     assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
-    Tables::of(&world).await.assert_whole();
+    Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_asks_while_keys_are_replaced_gets_one_of_them() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let keys: Vec<_> = (0..12).map(|_| provider_key("sk-")).collect();
-    create(&world, "openai", &keys[0]).await;
+    create(&server, "openai", &keys[0]).await;
     let mut asking = JoinSet::new();
     for key in &keys[1..] {
         for _ in 0..4 {
-            asking.spawn(active(&world, "openai").send());
+            asking.spawn(active(&server, "openai").send());
         }
-        create(&world, "openai", key).await;
+        create(&server, "openai", key).await;
     }
     for reply in asking.join_all().await {
         let answer = reply.expect(200);
@@ -88,42 +88,42 @@ async fn whoever_asks_while_keys_are_replaced_gets_one_of_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_done_and_not_answered_is_done_once() {
-    let (world, proxy) = FaultProxy::start().await;
+    let (server, proxy) = FaultProxy::start().await;
     let key = provider_key("sk-");
-    create(&world, "openai", &provider_key("sk-")).await;
+    create(&server, "openai", &provider_key("sk-")).await;
     proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
-    let made = create(&world, "openai", &key).await;
-    assert_eq!(active(&world, "openai").send().await.expect(200)["key_id"], made["id"]);
+    let made = create(&server, "openai", &key).await;
+    assert_eq!(active(&server, "openai").send().await.expect(200)["key_id"], made["id"]);
     proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
-    world.delete(&path(&made)).send().await.expect(200);
-    assert_eq!(list(&world).await.len(), 2);
-    Tables::of(&world).await.assert_whole();
+    server.delete(&path(&made)).send().await.expect(200);
+    assert_eq!(list(&server).await.len(), 2);
+    Tables::new(&server).await.assert_whole();
 
     for drops in [3, ALWAYS] {
-        let send = || post(&world, "openai", &key).idempotency_key(format!("{drops}")).send();
+        let send = || post(&server, "openai", &key).idempotency_key(format!("{drops}")).send();
         proxy.fail("TransactWriteItems", drops, Fault::DropAnswer);
         send().await;
         proxy.heal();
         let (first, second) = (send().await.expect(201), send().await.expect(201));
         assert_eq!(first, second);
-        let revoke = || world.delete(&path(&first["model_key"])).send();
+        let revoke = || server.delete(&path(&first["model_key"])).send();
         proxy.fail("TransactWriteItems", drops, Fault::DropAnswer);
         revoke().await;
         proxy.heal();
         assert_eq!(revoke().await.expect(200), revoke().await.expect(200));
-        Tables::of(&world).await.assert_whole();
+        Tables::new(&server).await.assert_whole();
     }
-    assert_eq!(list(&world).await.len(), 4);
+    assert_eq!(list(&server).await.len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_was_shredded_is_not_sealed_anew() {
-    let world = World::start().await;
-    let key = create(&world, "openai", &provider_key("sk-")).await;
-    let [organization, id] = [world.organization_id, key["id"].as_u64().unwrap()].map(|id| Id::new(id).unwrap());
-    let store = &world.runner.app.store;
+    let server = TestServer::start().await;
+    let key = create(&server, "openai", &provider_key("sk-")).await;
+    let [organization, id] = [server.organization_id, key["id"].as_u64().unwrap()].map(|id| Id::new(id).unwrap());
+    let store = &server.runner.app.store;
     let read = store.sealed_model_key(organization, id).await.unwrap().unwrap();
-    world.delete(&path(&key)).send().await.expect(200);
+    server.delete(&path(&key)).send().await.expect(200);
     assert!(!store.reseal_model_key(organization, id, &read, &read).await.unwrap());
-    assert!(sealed(&world, world.organization_id).await.is_empty());
+    assert!(sealed(&server, server.organization_id).await.is_empty());
 }

@@ -22,7 +22,7 @@ use worker_model_keys_reseal::ModelKeysReseal;
 use super::{active, active_of, create, one_of_each, path, post, provider_key, rotated, sealed};
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy},
-    harness::World,
+    harness::TestServer,
     invariants::Tables,
 };
 
@@ -34,8 +34,8 @@ async fn sweep(app: &App) -> Result<(), String> {
 }
 
 /// Under which keys of the ring what an organization keeps is sealed.
-async fn kids(world: &World, organization: u64) -> Vec<String> {
-    let sealed = sealed(world, organization).await;
+async fn kids(server: &TestServer, organization: u64) -> Vec<String> {
+    let sealed = sealed(server, organization).await;
     let kid = |item: &Value| {
         assert_eq!(item["sealed_shard"]["S"], "MKS#0", "the index knows it");
         item["kid"]["S"].as_str().unwrap().to_owned()
@@ -51,135 +51,135 @@ async fn found(app: &App, kid: &str) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_under_the_last_ring_is_opened_and_sealed_anew() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let key = provider_key("sk-");
-    create(&world, "openai", &key).await;
-    create(&world, "anthropic", &provider_key("sk-ant-")).await;
-    let before = active(&world, "openai").send().await.expect(200);
-    let rotated = rotated(&world);
+    create(&server, "openai", &key).await;
+    create(&server, "anthropic", &provider_key("sk-ant-")).await;
+    let before = active(&server, "openai").send().await.expect(200);
+    let rotated = rotated(&server);
     for _ in 0..2 {
-        assert_eq!(active_of(&rotated, &world, "openai").await.expect(200), before);
+        assert_eq!(active_of(&rotated, &server, "openai").await.expect(200), before);
     }
-    let mut kids = kids(&world, world.organization_id).await;
+    let mut kids = kids(&server, server.organization_id).await;
     kids.sort();
     assert_eq!(kids, ["k1", "k2"], "the one that was asked for");
-    let reply = active(&world, "openai").send().await;
+    let reply = active(&server, "openai").send().await;
     assert!(!reply.text.contains(&key[3..]));
     assert_eq!(reply.refused(503), json!({ "detail": "Service unavailable" }), "who has the last ring yet");
-    Tables::of(&world).await.assert_whole();
+    Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sweep_seals_everybodys_keys_anew_until_none_is_left() {
-    let world = World::start().await;
-    let (other, token) = world.another_organization("other").await;
+    let server = TestServer::start().await;
+    let (other, token) = server.another_organization("other").await;
     let keys = one_of_each();
     for (provider, key) in &keys {
-        create(&world, provider, key).await;
-        post(&world, provider, &provider_key("sk-ant-")).bearer(&token).send().await;
+        create(&server, provider, key).await;
+        post(&server, provider, &provider_key("sk-ant-")).bearer(&token).send().await;
     }
-    sweep(&world.runner.app).await.unwrap();
-    assert_eq!((found(&world.runner.app, "k1").await, found(&world.runner.app, "k2").await), (6, 0));
+    sweep(&server.runner.app).await.unwrap();
+    assert_eq!((found(&server.runner.app, "k1").await, found(&server.runner.app, "k2").await), (6, 0));
 
-    let rotated = rotated(&world);
+    let rotated = rotated(&server);
     for _ in 0..2 {
         sweep(&rotated).await.unwrap();
         assert_eq!((found(&rotated, "k1").await, found(&rotated, "k2").await), (0, 6));
     }
-    assert_eq!(kids(&world, world.organization_id).await, ["k2"; 5]);
-    assert_eq!(kids(&world, other).await, ["k2"]);
-    let without_the_old = world.app_with_ring(Ring::SealingByok, |ring| {
+    assert_eq!(kids(&server, server.organization_id).await, ["k2"; 5]);
+    assert_eq!(kids(&server, other).await, ["k2"]);
+    let without_the_old = server.app_with_ring(Ring::SealingByok, |ring| {
         *ring = json!({ "current": "k2", "k2": "2".repeat(64) });
     });
     for (provider, key) in &keys {
-        assert_eq!(active_of(&without_the_old, &world, provider).await.expect(200)["plaintext"], *key);
+        assert_eq!(active_of(&without_the_old, &server, provider).await.expect(200)["plaintext"], *key);
     }
-    Tables::of(&world).await.assert_whole();
+    Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_open_is_left_counted_and_told_of_and_holds_up_no_other() {
     for (field, value) in [("ciphertext", json!({ "B": "AAAA" })), ("provider", json!({ "N": "1" }))] {
-        let world = World::start().await;
-        create(&world, "openai", &provider_key("sk-")).await;
-        let mut broken = sealed(&world, world.organization_id).await.remove(0);
+        let server = TestServer::start().await;
+        create(&server, "openai", &provider_key("sk-")).await;
+        let mut broken = sealed(&server, server.organization_id).await.remove(0);
         let key = provider_key("sk-ant-");
-        create(&world, "anthropic", &key).await;
+        create(&server, "anthropic", &key).await;
         broken[field] = value;
-        world.dynamodb("PutItem", json!({ "TableName": "karta", "Item": broken })).await;
-        let rotated = rotated(&world);
+        server.dynamodb("PutItem", json!({ "TableName": "karta", "Item": broken })).await;
+        let rotated = rotated(&server);
         for _ in 0..2 {
             let told = sweep(&rotated).await.unwrap_err();
             assert_eq!(told, "1 items are not sealed under the current key");
             assert_eq!((found(&rotated, "k1").await, found(&rotated, "k2").await), (1, 1), "{field}");
         }
-        assert!(sealed(&world, world.organization_id).await.contains(&broken), "as it was");
-        assert_eq!(active_of(&rotated, &world, "anthropic").await.expect(200)["plaintext"], key);
+        assert!(sealed(&server, server.organization_id).await.contains(&broken), "as it was");
+        assert_eq!(active_of(&rotated, &server, "anthropic").await.expect(200)["plaintext"], key);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_whose_ring_has_lost_its_secret_is_a_503() {
-    let world = World::start().await;
-    create(&world, "openai", &provider_key("sk-")).await;
-    let dropped = world.app_with_ring(Ring::SealingByok, |ring| {
+    let server = TestServer::start().await;
+    create(&server, "openai", &provider_key("sk-")).await;
+    let dropped = server.app_with_ring(Ring::SealingByok, |ring| {
         *ring = json!({ "current": "k2", "k2": "2".repeat(64) });
     });
-    assert_eq!(active_of(&dropped, &world, "openai").await.refused(503), json!({ "detail": "Service unavailable" }));
+    assert_eq!(active_of(&dropped, &server, "openai").await.refused(503), json!({ "detail": "Service unavailable" }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sweeps_and_questions_at_once_lose_nothing() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let keys = one_of_each();
     for (provider, key) in &keys {
-        create(&world, provider, key).await;
+        create(&server, provider, key).await;
     }
-    let rotated = rotated(&world);
+    let rotated = rotated(&server);
     let ask = async || {
         for (provider, key) in &keys {
-            let reply = Box::pin(active_of(&rotated, &world, provider)).await;
+            let reply = Box::pin(active_of(&rotated, &server, provider)).await;
             assert_eq!(reply.expect(200)["plaintext"], *key);
         }
     };
     let ((), (), one, other) = tokio::join!(ask(), ask(), sweep(&rotated), sweep(&rotated));
     one.unwrap();
     other.unwrap();
-    assert_eq!(kids(&world, world.organization_id).await, ["k2"; 5]);
+    assert_eq!(kids(&server, server.organization_id).await, ["k2"; 5]);
     ask().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_does_not_wait_for_the_key_to_be_sealed_anew() {
-    let (world, proxy) = FaultProxy::start().await;
+    let (server, proxy) = FaultProxy::start().await;
     let key = provider_key("sk-");
-    create(&world, "openai", &key).await;
-    let rotated = rotated(&world);
+    create(&server, "openai", &key).await;
+    let rotated = rotated(&server);
     for fault in [Fault::ServerError, Fault::Close, Fault::Hang] {
         proxy.fail("UpdateItem", ALWAYS, fault);
-        assert_eq!(active_of(&rotated, &world, "openai").await.expect(200)["plaintext"], key, "{fault:?}");
+        assert_eq!(active_of(&rotated, &server, "openai").await.expect(200)["plaintext"], key, "{fault:?}");
         proxy.heal();
     }
-    assert_eq!(kids(&world, world.organization_id).await, ["k1"]);
+    assert_eq!(kids(&server, server.organization_id).await, ["k1"]);
     proxy.fail("UpdateItem", 1, Fault::DropAnswer);
     sweep(&rotated).await.unwrap();
-    assert_eq!(kids(&world, world.organization_id).await, ["k2"]);
-    assert_eq!(active_of(&rotated, &world, "openai").await.expect(200)["plaintext"], key);
+    assert_eq!(kids(&server, server.organization_id).await, ["k2"]);
+    assert_eq!(active_of(&rotated, &server, "openai").await.expect(200)["plaintext"], key);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replaced_or_revoked_key_leaves_the_index() {
-    let world = World::start().await;
-    create(&world, "openai", &provider_key("sk-")).await;
-    let key = create(&world, "openai", &provider_key("sk-")).await;
-    assert_eq!(found(&world.runner.app, "k1").await, 1);
-    world.delete(&path(&key)).send().await.expect(200);
-    assert_eq!(found(&world.runner.app, "k1").await, 0);
+    let server = TestServer::start().await;
+    create(&server, "openai", &provider_key("sk-")).await;
+    let key = create(&server, "openai", &provider_key("sk-")).await;
+    assert_eq!(found(&server.runner.app, "k1").await, 1);
+    server.delete(&path(&key)).send().await.expect(200);
+    assert_eq!(found(&server.runner.app, "k1").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_index_is_read_to_its_end() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for id in 1..=250 {
         let item = json!({
             "pk": { "S": format!("MKS#{}", id % 3 + 1) },
@@ -187,9 +187,9 @@ async fn the_index_is_read_to_its_end() {
             "sealed_shard": { "S": "MKS#0" },
             "kid": { "S": if id <= 200 { "k9" } else { "k1" } },
         });
-        world.dynamodb("PutItem", json!({ "TableName": "karta", "Item": item })).await;
+        server.dynamodb("PutItem", json!({ "TableName": "karta", "Item": item })).await;
     }
-    let app = &world.runner.app;
+    let app = &server.runner.app;
     for (current, others) in [("k5", 1..=250), ("k9", 201..=250), ("k1", 1..=200)] {
         let found = app.store.not_sealed_under(SealedKind::ModelKeys, &Kid::parse(current).unwrap()).await.unwrap();
         let mut ids: Vec<_> = found.iter().map(|found| found.id.get()).collect();
@@ -201,14 +201,14 @@ async fn the_index_is_read_to_its_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_sealed_under_a_key_that_left_the_ring_is_counted_and_told_of() {
-    let world = World::start().await;
-    create(&world, "openai", &provider_key("sk-")).await;
-    create(&world, "openrouter", &provider_key("sk-or-")).await;
+    let server = TestServer::start().await;
+    create(&server, "openai", &provider_key("sk-")).await;
+    create(&server, "openrouter", &provider_key("sk-or-")).await;
     // Sealed by a process that has a later ring yet, or had one that was taken back.
-    let rotated = rotated(&world);
-    active_of(&rotated, &world, "openai").await.expect(200);
+    let rotated = rotated(&server);
+    active_of(&rotated, &server, "openai").await.expect(200);
     for (current, lost) in [("k9", 2), ("k2", 1), ("k1", 1)] {
-        let ring = world.app_with_ring(Ring::SealingByok, |ring| {
+        let ring = server.app_with_ring(Ring::SealingByok, |ring| {
             let secret = if current == "k1" { ring["k1"].clone() } else { json!(current[1..].repeat(64)) };
             *ring = json!({ "current": current, current: secret });
         });
@@ -220,15 +220,15 @@ async fn what_is_sealed_under_a_key_that_left_the_ring_is_counted_and_told_of() 
             assert_eq!(told, expected);
         }
     }
-    let mut kids = kids(&world, world.organization_id).await;
+    let mut kids = kids(&server, server.organization_id).await;
     kids.sort();
     assert_eq!(kids, ["k1", "k2"], "as they were");
     sweep(&rotated).await.unwrap();
 }
 
-/// The world's app with Secrets Manager in the place of its fixed secrets, and what that answers.
-async fn with_secrets_manager(world: &World) -> (App, Arc<Mutex<HashMap<Secret, String>>>) {
-    let SecretSource::Fixed(texts) = world.runner.secrets.source() else { panic!("a local run's secrets") };
+/// The server's app with Secrets Manager in the place of its fixed secrets, and what that answers.
+async fn with_secrets_manager(server: &TestServer) -> (App, Arc<Mutex<HashMap<Secret, String>>>) {
+    let SecretSource::Fixed(texts) = server.runner.secrets.source() else { panic!("a local run's secrets") };
     let texts: HashMap<_, _> =
         texts.into_iter().map(|(secret, text)| (secret, text.expose_secret().to_owned())).collect();
     let ids = texts.keys().map(|secret| (*secret, secret.name().to_owned())).collect();
@@ -243,9 +243,9 @@ async fn with_secrets_manager(world: &World) -> (App, Arc<Mutex<HashMap<Secret, 
         json!({ "SecretString": text }).to_string()
     };
     tokio::spawn(axum::serve(listener, Router::new().fallback(routing::post(answer))).into_future());
-    let sdk = config::local_sdk(&endpoint, world.runner.emulator.access_key()).await;
+    let sdk = config::local_sdk(&endpoint, server.runner.emulator.access_key()).await;
     let source = SecretSource::Manager { client: aws_sdk_secretsmanager::Client::new(&sdk), ids };
-    let mut app = world.runner.app.clone();
+    let mut app = server.runner.app.clone();
     app.secrets = Arc::new(Secrets::new(source, Arc::clone(&app.clock)));
     (app, texts)
 }
@@ -254,10 +254,10 @@ async fn with_secrets_manager(world: &World) -> (App, Arc<Mutex<HashMap<Secret, 
 async fn a_process_with_an_older_ring_moves_nothing_back() {
     for swept in [false, true] {
         let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
-        let world = World::start_with(Arc::clone(&clock) as Arc<dyn Clock>, None).await;
+        let server = TestServer::start_with(Arc::clone(&clock) as Arc<dyn Clock>, None).await;
         let key = provider_key("sk-");
-        create(&world, "openai", &key).await;
-        let (older, texts) = with_secrets_manager(&world).await;
+        create(&server, "openai", &key).await;
+        let (older, texts) = with_secrets_manager(&server).await;
         let publish = |kid: &str, text: &str| {
             let mut texts = texts.lock().unwrap();
             let ring = texts.get_mut(&Ring::SealingByok.into()).unwrap();
@@ -269,16 +269,16 @@ async fn a_process_with_an_older_ring_moves_nothing_back() {
         publish("k2", &"2".repeat(64));
         assert_eq!(at_hand().await, "k1", "it knows the next key");
         publish("current", "k2");
-        active_of(&rotated(&world), &world, "openai").await.expect(200);
-        assert_eq!(kids(&world, world.organization_id).await, ["k2"], "who has heard of it goes ahead");
+        active_of(&rotated(&server), &server, "openai").await.expect(200);
+        assert_eq!(kids(&server, server.organization_id).await, ["k2"], "who has heard of it goes ahead");
         clock.advance(Duration::from_secs(31));
         assert_eq!(at_hand().await, "k1");
         if swept {
             sweep(&older).await.unwrap();
         } else {
-            assert_eq!(active_of(&older, &world, "openai").await.expect(200)["plaintext"], key);
+            assert_eq!(active_of(&older, &server, "openai").await.expect(200)["plaintext"], key);
         }
-        assert_eq!(kids(&world, world.organization_id).await, ["k2"], "{swept}");
-        Tables::of(&world).await.assert_whole();
+        assert_eq!(kids(&server, server.organization_id).await, ["k2"], "{swept}");
+        Tables::new(&server).await.assert_whole();
     }
 }

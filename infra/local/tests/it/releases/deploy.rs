@@ -3,16 +3,16 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{assert_whole, deploy, events, project, releases, statuses};
-use crate::harness::World;
+use crate::harness::TestServer;
 
 const ROUTE: &str = "/v1/agent_projects/site/deploys";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_release_is_shown_whole_and_is_active_at_once() {
-    let (world, _) = World::start_at_noon().await;
-    let id = world.project("site").await;
+    let (server, _) = TestServer::start_at_noon().await;
+    let id = server.project("site").await;
     let body = json!({ "commit_sha": "0A1B2C3", "artifact_url": "https://artifacts.example.com/site/0a1b2c3.zip" });
-    let created = world.post(ROUTE, body).send().await.expect(201);
+    let created = server.post(ROUTE, body).send().await.expect(201);
     assert_eq!(created["release"]["project_id"], id);
     insta::assert_json_snapshot!(created, { ".release.id" => "[id]", ".release.project_id" => "[id]" }, @r#"
     {
@@ -30,55 +30,55 @@ async fn the_first_release_is_shown_whole_and_is_active_at_once() {
       }
     }
     "#);
-    assert_eq!(project(&world).await["current_version"], 1);
-    assert_eq!(releases(&world).await, [created["release"].clone()]);
-    assert_whole(&world).await;
+    assert_eq!(project(&server).await["current_version"], 1);
+    assert_eq!(releases(&server).await, [created["release"].clone()]);
+    assert_whole(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_release_takes_the_place_of_the_active_one() {
-    let world = World::start().await;
-    world.project("site").await;
+    let server = TestServer::start().await;
+    server.project("site").await;
     for (version, expected) in [(1, vec!["active"]), (2, vec!["superseded", "active"])] {
-        let release = deploy(&world, "abcdef0").send().await.expect(201)["release"].take();
+        let release = deploy(&server, "abcdef0").send().await.expect(201)["release"].take();
         assert_eq!((&release["version"], &release["status"]), (&json!(version), &json!("active")));
-        assert_eq!(statuses(&world).await, expected);
-        assert_eq!(project(&world).await["current_version"], version);
+        assert_eq!(statuses(&server).await, expected);
+        assert_eq!(project(&server).await["current_version"], version);
     }
-    assert_whole(&world).await;
+    assert_whole(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_release_that_is_not_to_be_active_waits_ready() {
-    let world = World::start().await;
-    world.project("site").await;
-    let waiting = world.deploy("site", json!({ "commit_sha": "abcdef0", "activate": false })).await;
+    let server = TestServer::start().await;
+    server.project("site").await;
+    let waiting = server.deploy("site", json!({ "commit_sha": "abcdef0", "activate": false })).await;
     assert_eq!((&waiting["status"], &waiting["activated_at"]), (&json!("ready"), &json!(null)));
-    assert_eq!(project(&world).await["current_version"], json!(null));
+    assert_eq!(project(&server).await["current_version"], json!(null));
     for activate in [json!(true), json!(null)] {
-        let release = world.deploy("site", json!({ "commit_sha": "abcdef0", "activate": activate })).await;
+        let release = server.deploy("site", json!({ "commit_sha": "abcdef0", "activate": activate })).await;
         assert_eq!(release["status"], "active");
     }
-    assert_eq!(statuses(&world).await, ["ready", "superseded", "active"]);
-    assert_whole(&world).await;
+    assert_eq!(statuses(&server).await, ["ready", "superseded", "active"]);
+    assert_whole(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn projects_count_on_their_own() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for slug in ["site", "shop"] {
-        world.project(slug).await;
+        server.project(slug).await;
         for version in 1..=2 {
-            assert_eq!(world.deploy(slug, json!({ "commit_sha": "abcdef0" })).await["version"], version);
+            assert_eq!(server.deploy(slug, json!({ "commit_sha": "abcdef0" })).await["version"], version);
         }
     }
-    assert_whole(&world).await;
+    assert_whole(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_field_that_is_wrong_or_missing_is_named() {
-    let world = World::start().await;
-    world.project("site").await;
+    let server = TestServer::start().await;
+    server.project("site").await;
     let with = |field: &str, value: Value| {
         let mut body = json!({ "commit_sha": "abcdef0" });
         body[field] = value;
@@ -99,71 +99,71 @@ async fn a_field_that_is_wrong_or_missing_is_named() {
         with("activate", json!("yes")),
         with("version", json!(7)),
     ] {
-        assert_eq!(world.post(ROUTE, body.clone()).send().await.invalid_field(), field, "{body}");
+        assert_eq!(server.post(ROUTE, body.clone()).send().await.invalid_field(), field, "{body}");
     }
     let signed = with("artifact_url", json!("https://bucket.example.com/app.zip?X-Amz-Signature=f00dface")).1;
-    assert!(!world.post(ROUTE, signed).send().await.text.contains("f00dface"), "a refusal repeats no signature");
-    assert!(releases(&world).await.is_empty());
-    assert_whole(&world).await;
+    assert!(!server.post(ROUTE, signed).send().await.text.contains("f00dface"), "a refusal repeats no signature");
+    assert!(releases(&server).await.is_empty());
+    assert_whole(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_project_is_not_found() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for slug in ["nothing", "Site", "my_site"] {
         let path = format!("/v1/agent_projects/{slug}/deploys");
-        let refusal = world.post(&path, json!({ "commit_sha": "abcdef0" })).send().await.refused(404);
+        let refusal = server.post(&path, json!({ "commit_sha": "abcdef0" })).send().await.refused(404);
         assert_eq!(refusal, json!({ "detail": "Not found" }), "{slug}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeat_under_its_idempotency_key_makes_no_other_release() {
-    let world = World::start().await;
-    world.project("site").await;
-    let first = deploy(&world, "abcdef0").idempotency_key("once").send().await;
-    deploy(&world, "abcdef1").send().await.expect(201);
-    let repeat = deploy(&world, "abcdef0").idempotency_key("once").send().await;
+    let server = TestServer::start().await;
+    server.project("site").await;
+    let first = deploy(&server, "abcdef0").idempotency_key("once").send().await;
+    deploy(&server, "abcdef1").send().await.expect(201);
+    let repeat = deploy(&server, "abcdef0").idempotency_key("once").send().await;
     assert_eq!((repeat.status, &repeat.text), (first.status, &first.text), "as it was then");
-    let mismatch = deploy(&world, "abcdef2").idempotency_key("once").send().await.refused(422);
+    let mismatch = deploy(&server, "abcdef2").idempotency_key("once").send().await.refused(422);
     assert_eq!(mismatch["error"], "idempotency_mismatch");
-    assert_eq!(statuses(&world).await, ["superseded", "active"]);
-    assert_whole(&world).await;
+    assert_eq!(statuses(&server).await, ["superseded", "active"]);
+    assert_whole(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn racing_repeats_make_one_release() {
-    let world = World::start().await;
-    world.project("site").await;
+    let server = TestServer::start().await;
+    server.project("site").await;
     let racing: Vec<_> =
-        (0..16).map(|_| tokio::spawn(deploy(&world, "abcdef0").idempotency_key("once").send())).collect();
+        (0..16).map(|_| tokio::spawn(deploy(&server, "abcdef0").idempotency_key("once").send())).collect();
     let mut answers = std::collections::BTreeSet::new();
     for reply in racing {
         answers.insert(reply.await.unwrap().expect(201).to_string());
     }
-    assert_eq!((answers.len(), releases(&world).await.len()), (1, 1));
-    assert_whole(&world).await;
+    assert_eq!((answers.len(), releases(&server).await.len()), (1, 1));
+    assert_whole(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deploy_is_audited_and_told_and_data_planes_forget() {
-    let (world, clock) = World::start_at_noon().await;
-    world.project("site").await;
-    let first = world.deploy("site", json!({ "commit_sha": "abcdef0" })).await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    server.project("site").await;
+    let first = server.deploy("site", json!({ "commit_sha": "abcdef0" })).await;
     clock.advance(Duration::from_millis(1));
-    let waiting = world.deploy("site", json!({ "commit_sha": "abcdef1", "activate": false })).await;
+    let waiting = server.deploy("site", json!({ "commit_sha": "abcdef1", "activate": false })).await;
     clock.advance(Duration::from_millis(1));
-    let last = world.deploy("site", json!({ "commit_sha": "abcdef2" })).await;
+    let last = server.deploy("site", json!({ "commit_sha": "abcdef2" })).await;
 
-    let mut told = events(&world).await;
+    let mut told = events(&server).await;
     told.sort_by_key(|(kind, release)| (release["version"].as_u64(), kind == "activated"));
     let expected =
         [("created", &first), ("activated", &first), ("created", &waiting), ("created", &last), ("activated", &last)];
     assert_eq!(told, expected.map(|(kind, release)| (kind.to_owned(), release.clone())));
-    let forgotten: Vec<_> = world.outbox("PSH").await.iter().map(|item| item["access_cut"].clone()).collect();
+    let forgotten: Vec<_> = server.outbox("PSH").await.iter().map(|item| item["access_cut"].clone()).collect();
     assert_eq!(forgotten, [false, false], "a release that only waits is nobody's business");
 
-    let created = world.audited("release.created").await;
+    let created = server.audited("release.created").await;
     assert_eq!(created[1]["resource"], json!({ "kind": "release", "id": waiting["id"] }));
     let changes = json!({
         "version": { "before": null, "after": 2 },
@@ -171,7 +171,7 @@ async fn a_deploy_is_audited_and_told_and_data_planes_forget() {
     });
     assert_eq!(created[1]["changes"], changes);
     let activated: Vec<_> =
-        world.audited("release.activated").await.iter().map(|event| event["changes"].clone()).collect();
+        server.audited("release.activated").await.iter().map(|event| event["changes"].clone()).collect();
     let flips = [(json!(null), 1), (json!(1), 3)]
         .map(|(before, after)| json!({ "current_version": { "before": before, "after": after } }));
     assert_eq!(activated, flips);
@@ -179,17 +179,17 @@ async fn a_deploy_is_audited_and_told_and_data_planes_forget() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_has_just_lost_its_scope_deploys_nothing() {
-    let (world, _clock) = World::start_at_noon().await;
-    world.project("site").await;
-    let (id, token) = world.key(&["write", "admin"]).await;
-    deploy(&world, "abcdef0").bearer(&token).send().await.expect(201);
-    world.patch(&format!("/v1/api_keys/{id}"), json!({ "scopes": ["read"] })).send().await.expect(200);
+    let (server, _clock) = TestServer::start_at_noon().await;
+    server.project("site").await;
+    let (id, token) = server.key(&["write", "admin"]).await;
+    deploy(&server, "abcdef0").bearer(&token).send().await.expect(201);
+    server.patch(&format!("/v1/api_keys/{id}"), json!({ "scopes": ["read"] })).send().await.expect(200);
     // The clock stands still, so the gateway goes by its cached verdict.
-    assert_eq!(deploy(&world, "abcdef1").bearer(&token).send().await.forbidden(), "missing scope: write");
-    assert_eq!(super::rollback(&world, 1).bearer(&token).send().await.forbidden(), "missing scope: admin");
-    let patch = world.patch("/v1/agent_projects/site", json!({ "endpoint_url": "https://evil.example.com" }));
+    assert_eq!(deploy(&server, "abcdef1").bearer(&token).send().await.forbidden(), "missing scope: write");
+    assert_eq!(super::rollback(&server, 1).bearer(&token).send().await.forbidden(), "missing scope: admin");
+    let patch = server.patch("/v1/agent_projects/site", json!({ "endpoint_url": "https://evil.example.com" }));
     assert_eq!(patch.bearer(&token).send().await.forbidden(), "missing scope: admin");
-    world.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
-    deploy(&world, "abcdef1").bearer(&token).send().await.refused(401);
-    assert_eq!(releases(&world).await.len(), 1);
+    server.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
+    deploy(&server, "abcdef1").bearer(&token).send().await.refused(401);
+    assert_eq!(releases(&server).await.len(), 1);
 }

@@ -5,78 +5,78 @@ use serde_json::{Value, json};
 use super::{assert_whole, deploy, releases, report, rollback, statuses};
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy},
-    harness::World,
+    harness::TestServer,
 };
 
 const WRITE: &str = "TransactWriteItems";
 
-async fn start() -> (World, std::sync::Arc<FaultProxy>) {
-    let (world, proxy) = FaultProxy::start().await;
-    world.project("site").await;
-    deploy(&world, "abcdef0").send().await.expect(201);
-    (world, proxy)
+async fn start() -> (TestServer, std::sync::Arc<FaultProxy>) {
+    let (server, proxy) = FaultProxy::start().await;
+    server.project("site").await;
+    deploy(&server, "abcdef0").send().await.expect(201);
+    (server, proxy)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_lost_its_answer_happened_once() {
-    let (world, proxy) = start().await;
-    let first = releases(&world).await.remove(0);
+    let (server, proxy) = start().await;
+    let first = releases(&server).await.remove(0);
     proxy.fail(WRITE, 1, Fault::DropAnswer);
-    assert_eq!(deploy(&world, "abcdef1").send().await.expect(201)["release"]["version"], 2);
+    assert_eq!(deploy(&server, "abcdef1").send().await.expect(201)["release"]["version"], 2);
     proxy.fail(WRITE, 1, Fault::DropAnswer);
-    rollback(&world, 1).send().await.expect(200);
+    rollback(&server, 1).send().await.expect(200);
     proxy.fail(WRITE, 1, Fault::DropAnswer);
     let told = json!({ "status": "active", "image_ref": "app:1", "build_log": "one" });
-    assert_eq!(report(&world, &first, told).send().await.expect(200)["release"]["build_kind"], "image");
+    assert_eq!(report(&server, &first, told).send().await.expect(200)["release"]["build_kind"], "image");
     proxy.fail(WRITE, 1, Fault::DropAnswer);
-    world.patch("/v1/agent_projects/site", json!({ "name": "Shop" })).send().await.expect(200);
-    assert_eq!(statuses(&world).await, ["active", "superseded"]);
-    assert_whole(&world).await;
+    server.patch("/v1/agent_projects/site", json!({ "name": "Shop" })).send().await.expect(200);
+    assert_eq!(statuses(&server).await, ["active", "superseded"]);
+    assert_whole(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deploy_whose_every_answer_was_lost_is_found_again_by_its_idempotency_key() {
-    let (world, proxy) = start().await;
+    let (server, proxy) = start().await;
     proxy.fail(WRITE, ALWAYS, Fault::DropAnswer);
-    deploy(&world, "abcdef1").idempotency_key("once").send().await.refused(503);
+    deploy(&server, "abcdef1").idempotency_key("once").send().await.refused(503);
     proxy.heal();
-    let first = deploy(&world, "abcdef1").idempotency_key("once").send().await.expect(201);
-    assert_eq!(deploy(&world, "abcdef1").idempotency_key("once").send().await.expect(201), first);
+    let first = deploy(&server, "abcdef1").idempotency_key("once").send().await.expect(201);
+    assert_eq!(deploy(&server, "abcdef1").idempotency_key("once").send().await.expect(201), first);
     assert_eq!(first["release"]["version"], 2);
-    assert_whole(&world).await;
+    assert_whole(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_transaction_is_run_again_and_happens_once() {
-    let (world, proxy) = start().await;
-    let first: Value = releases(&world).await.remove(0);
+    let (server, proxy) = start().await;
+    let first: Value = releases(&server).await.remove(0);
     // Whichever member it was: the project, the id's claim or the release; and one that another transaction crossed.
     let faults = [0, 1, 2].map(|at| Fault::Cancel { code: "ConditionalCheckFailed", at });
     for (round, fault) in faults.into_iter().chain([Fault::Cancel { code: "TransactionConflict", at: 0 }]).enumerate() {
         proxy.fail(WRITE, 3, fault);
         let version = round + 2;
-        assert_eq!(deploy(&world, "abcdef1").send().await.expect(201)["release"]["version"], version);
+        assert_eq!(deploy(&server, "abcdef1").send().await.expect(201)["release"]["version"], version);
         proxy.fail(WRITE, 3, fault);
-        rollback(&world, 1).send().await.expect(200);
+        rollback(&server, 1).send().await.expect(200);
         proxy.fail(WRITE, 3, fault);
         let told = json!({ "status": "ready", "build_log": format!("round {round}") });
-        report(&world, &first, told).send().await.expect(200);
-        assert_whole(&world).await;
+        report(&server, &first, told).send().await.expect(200);
+        assert_whole(&server).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_down_changes_nothing() {
-    let (world, proxy) = start().await;
-    deploy(&world, "abcdef1").send().await.expect(201);
-    let before = releases(&world).await;
+    let (server, proxy) = start().await;
+    deploy(&server, "abcdef1").send().await.expect(201);
+    let before = releases(&server).await;
     for operation in ["GetItem", WRITE] {
         proxy.fail(operation, ALWAYS, Fault::Close);
         for request in [
-            deploy(&world, "abcdef2"),
-            rollback(&world, 1),
-            world.patch("/v1/agent_projects/site", json!({ "name": "Shop" })),
-            report(&world, &before[0], json!({ "status": "active", "image_ref": "app:2" })),
+            deploy(&server, "abcdef2"),
+            rollback(&server, 1),
+            server.patch("/v1/agent_projects/site", json!({ "name": "Shop" })),
+            report(&server, &before[0], json!({ "status": "active", "image_ref": "app:2" })),
         ] {
             let refused = request.send().await;
             assert_eq!(refused.headers["retry-after"], "1");
@@ -84,23 +84,23 @@ async fn a_store_that_is_down_changes_nothing() {
         }
         proxy.heal();
     }
-    assert_eq!(releases(&world).await, before);
-    assert_whole(&world).await;
+    assert_eq!(releases(&server).await, before);
+    assert_whole(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_read_is_consistent() {
-    let (world, proxy) = start().await;
-    let release = releases(&world).await.remove(0);
-    report(&world, &release, json!({ "status": "ready", "build_log": "one" })).send().await.expect(200);
-    rollback(&world, 1).send().await.expect(200);
-    world.get("/v1/agent_projects/site/releases/1/logs").send().await.expect(200);
-    let organization = world.organization_id;
+    let (server, proxy) = start().await;
+    let release = releases(&server).await.remove(0);
+    report(&server, &release, json!({ "status": "ready", "build_log": "one" })).send().await.expect(200);
+    rollback(&server, 1).send().await.expect(200);
+    server.get("/v1/agent_projects/site/releases/1/logs").send().await.expect(200);
+    let organization = server.organization_id;
     for path in [
         format!("/v1/internal/projects/site/active_release?organization_id={organization}"),
         format!("/v1/internal/model_settings?organization_id={organization}&project_id={}", release["project_id"]),
     ] {
-        world.service(http::Method::GET, &path).send().await.expect(200);
+        server.service(http::Method::GET, &path).send().await.expect(200);
     }
     for request in proxy.seen() {
         assert!(request.is_consistent(), "{} {}", request.operation, request.body);

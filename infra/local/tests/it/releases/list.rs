@@ -1,28 +1,28 @@
 use serde_json::{Value, json};
 
 use super::{deploy, releases};
-use crate::harness::World;
+use crate::harness::TestServer;
 
 const ROUTE: &str = "/v1/agent_projects/site/releases";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_project_without_a_release_has_an_empty_list() {
-    let world = World::start().await;
-    world.project("site").await;
-    assert_eq!(world.get(ROUTE).send().await.expect(200), json!({ "releases": [], "next_cursor": null }));
+    let server = TestServer::start().await;
+    server.project("site").await;
+    assert_eq!(server.get(ROUTE).send().await.expect(200), json!({ "releases": [], "next_cursor": null }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn paging_visits_every_release_once_newest_first() {
-    let world = World::start().await;
-    world.project("site").await;
+    let server = TestServer::start().await;
+    server.project("site").await;
     for _ in 0..12 {
-        deploy(&world, "abcdef0").send().await.expect(201);
+        deploy(&server, "abcdef0").send().await.expect(201);
     }
     let (mut visited, mut query) = (Vec::new(), "limit=5".to_owned());
     let mut sizes = Vec::new();
     loop {
-        let page = world.get(&format!("{ROUTE}?{query}")).send().await.expect(200);
+        let page = server.get(&format!("{ROUTE}?{query}")).send().await.expect(200);
         let items = page["releases"].as_array().unwrap().clone();
         sizes.push(items.len());
         visited.extend(items);
@@ -30,21 +30,21 @@ async fn paging_visits_every_release_once_newest_first() {
         query = format!("limit=5&cursor={cursor}");
     }
     assert_eq!(sizes, [5, 5, 2]);
-    assert_eq!(visited, releases(&world).await);
+    assert_eq!(visited, releases(&server).await);
     let versions: Vec<_> = visited.iter().map(|release| release["version"].as_u64().unwrap()).collect();
     assert_eq!(versions, (1..=12).rev().collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parameter_that_is_wrong_is_named_and_a_cursor_stays_with_its_project() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for slug in ["site", "shop"] {
-        world.project(slug).await;
+        server.project(slug).await;
         for _ in 0..2 {
-            world.deploy(slug, json!({ "commit_sha": "abcdef0" })).await;
+            server.deploy(slug, json!({ "commit_sha": "abcdef0" })).await;
         }
     }
-    let page = world.get("/v1/agent_projects/shop/releases?limit=1").send().await.expect(200);
+    let page = server.get("/v1/agent_projects/shop/releases?limit=1").send().await.expect(200);
     let cursor = page["next_cursor"].as_str().unwrap();
     for (query, field) in [
         ("limit=0".to_owned(), "limit"),
@@ -52,24 +52,24 @@ async fn a_parameter_that_is_wrong_is_named_and_a_cursor_stays_with_its_project(
         ("cursor=".to_owned(), "cursor"),
         (format!("cursor={cursor}"), "cursor"),
     ] {
-        assert_eq!(world.get(&format!("{ROUTE}?{query}")).send().await.invalid_field(), field, "{query}");
+        assert_eq!(server.get(&format!("{ROUTE}?{query}")).send().await.invalid_field(), field, "{query}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn anothers_project_of_the_same_slug_has_its_own_releases() {
-    let world = World::start().await;
-    world.project("site").await;
-    deploy(&world, "abcdef0").send().await.expect(201);
-    let (_, token) = world.another_organization("other").await;
-    let not_found = world.get(ROUTE).bearer(&token).send().await.refused(404);
+    let server = TestServer::start().await;
+    server.project("site").await;
+    deploy(&server, "abcdef0").send().await.expect(201);
+    let (_, token) = server.another_organization("other").await;
+    let not_found = server.get(ROUTE).bearer(&token).send().await.refused(404);
     assert_eq!(not_found, json!({ "detail": "Not found" }));
-    let made = world.post("/v1/agent_projects", json!({ "slug": "site", "name": "Theirs" })).bearer(&token);
+    let made = server.post("/v1/agent_projects", json!({ "slug": "site", "name": "Theirs" })).bearer(&token);
     made.send().await.expect(201);
-    let theirs = deploy(&world, "abcdef1").bearer(&token).send().await.expect(201);
+    let theirs = deploy(&server, "abcdef1").bearer(&token).send().await.expect(201);
     assert_eq!(theirs["release"]["version"], 1, "they count on their own");
-    let list = world.get(ROUTE).bearer(&token).send().await.expect(200);
+    let list = server.get(ROUTE).bearer(&token).send().await.expect(200);
     assert_eq!(list["releases"], Value::from(vec![theirs["release"].clone()]));
-    assert_eq!(releases(&world).await[0]["commit_sha"], "abcdef0");
-    super::assert_whole(&world).await;
+    assert_eq!(releases(&server).await[0]["commit_sha"], "abcdef0");
+    super::assert_whole(&server).await;
 }

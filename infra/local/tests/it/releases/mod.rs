@@ -12,43 +12,43 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Request, World},
+    harness::{Request, TestServer},
     invariants::Tables,
 };
 
 /// A deploy of `site`.
-fn deploy(world: &World, sha: &str) -> Request {
-    world.post("/v1/agent_projects/site/deploys", json!({ "commit_sha": sha }))
+fn deploy(server: &TestServer, sha: &str) -> Request {
+    server.post("/v1/agent_projects/site/deploys", json!({ "commit_sha": sha }))
 }
 
 /// A rollback of `site`.
-fn rollback(world: &World, version: u64) -> Request {
-    world.post("/v1/agent_projects/site/rollback", json!({ "version": version }))
+fn rollback(server: &TestServer, version: u64) -> Request {
+    server.post("/v1/agent_projects/site/rollback", json!({ "version": version }))
 }
 
-fn report(world: &World, release: &Value, body: Value) -> Request {
-    world.service(Method::POST, &format!("/v1/internal/releases/{}/status", release["id"])).body(body)
+fn report(server: &TestServer, release: &Value, body: Value) -> Request {
+    server.service(Method::POST, &format!("/v1/internal/releases/{}/status", release["id"])).body(body)
 }
 
-async fn project(world: &World) -> Value {
-    world.get("/v1/agent_projects/site").send().await.expect(200)["agent_project"].take()
+async fn project(server: &TestServer) -> Value {
+    server.get("/v1/agent_projects/site").send().await.expect(200)["agent_project"].take()
 }
 
 /// The releases of `site`, newest first.
-async fn releases(world: &World) -> Vec<Value> {
-    let page = world.get("/v1/agent_projects/site/releases?limit=100").send().await.expect(200);
+async fn releases(server: &TestServer) -> Vec<Value> {
+    let page = server.get("/v1/agent_projects/site/releases?limit=100").send().await.expect(200);
     assert_eq!(page["next_cursor"], Value::Null);
     page["releases"].as_array().unwrap().clone()
 }
 
 /// The statuses of the releases of `site`, oldest first.
-async fn statuses(world: &World) -> Vec<String> {
-    releases(world).await.iter().rev().map(|release| release["status"].as_str().unwrap().to_owned()).collect()
+async fn statuses(server: &TestServer) -> Vec<String> {
+    releases(server).await.iter().rev().map(|release| release["status"].as_str().unwrap().to_owned()).collect()
 }
 
 /// What endpoints of `acme` are told about releases: type and release, oldest first.
-async fn events(world: &World) -> Vec<(String, Value)> {
-    let told = world.outbox("EVT").await.into_iter().filter_map(|event| {
+async fn events(server: &TestServer) -> Vec<(String, Value)> {
+    let told = server.outbox("EVT").await.into_iter().filter_map(|event| {
         let kind = event["type"].as_str().unwrap().strip_prefix("release.")?.to_owned();
         let mut data: Value = serde_json::from_str(event["data"].as_str().unwrap()).unwrap();
         Some((kind, data["release"].take()))
@@ -57,13 +57,13 @@ async fn events(world: &World) -> Vec<(String, Value)> {
 }
 
 /// That the tables are whole, and that what the audit log tells of releases their events tell as well.
-async fn assert_whole(world: &World) {
-    Tables::of(world).await.assert_whole();
+async fn assert_whole(server: &TestServer) {
+    Tables::new(server).await.assert_whole();
     let count = |kinds: Vec<String>| {
         ["created", "activated", "rolled_back"].map(|kind| kinds.iter().filter(|other| **other == kind).count())
     };
-    let told = events(world).await.into_iter().map(|(kind, _)| kind).collect();
-    let audited = world.audit_events().await.into_iter();
+    let told = events(server).await.into_iter().map(|(kind, _)| kind).collect();
+    let audited = server.audit_events().await.into_iter();
     let audited =
         audited.filter_map(|event| event["action"].as_str().unwrap().strip_prefix("release.").map(str::to_owned));
     assert_eq!(count(told), count(audited.collect()));

@@ -3,82 +3,82 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{assert_whole, deploy, events, project, releases, rollback, statuses};
-use crate::harness::World;
+use crate::harness::TestServer;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollback_flips_the_pointer_back_and_forth() {
-    let (world, clock) = World::start_at_noon().await;
-    world.project("site").await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    server.project("site").await;
     for _ in 0..3 {
-        deploy(&world, "abcdef0").send().await.expect(201);
+        deploy(&server, "abcdef0").send().await.expect(201);
     }
     clock.advance(Duration::from_mins(1));
-    let back = rollback(&world, 1).send().await.expect(200)["release"].take();
+    let back = rollback(&server, 1).send().await.expect(200)["release"].take();
     assert_eq!((&back["version"], &back["status"]), (&json!(1), &json!("active")));
     assert_eq!(back["activated_at"], "2026-11-21T12:01:00.000Z");
     assert_eq!(back["created_at"], "2026-11-21T12:00:00.000Z");
-    assert_eq!(project(&world).await["current_version"], 1);
-    assert_eq!(statuses(&world).await, ["active", "superseded", "superseded"]);
-    rollback(&world, 3).send().await.expect(200);
-    assert_eq!(statuses(&world).await, ["superseded", "superseded", "active"]);
-    assert_eq!(deploy(&world, "abcdef0").send().await.expect(201)["release"]["version"], 4, "numbers go on");
-    assert_whole(&world).await;
+    assert_eq!(project(&server).await["current_version"], 1);
+    assert_eq!(statuses(&server).await, ["active", "superseded", "superseded"]);
+    rollback(&server, 3).send().await.expect(200);
+    assert_eq!(statuses(&server).await, ["superseded", "superseded", "active"]);
+    assert_eq!(deploy(&server, "abcdef0").send().await.expect(201)["release"]["version"], 4, "numbers go on");
+    assert_whole(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_release_that_waits_ready_is_activated_so_too_and_told_as_that() {
-    let (world, clock) = World::start_at_noon().await;
-    world.project("site").await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    server.project("site").await;
     for sha in ["abcdef0", "abcdef1"] {
-        world.deploy("site", json!({ "commit_sha": sha, "activate": false })).await;
+        server.deploy("site", json!({ "commit_sha": sha, "activate": false })).await;
     }
     let told = async |version: u64| {
         clock.advance(Duration::from_millis(1));
-        let release = rollback(&world, version).send().await.expect(200)["release"].take();
-        let (kind, about) = events(&world).await.pop().unwrap();
+        let release = rollback(&server, version).send().await.expect(200)["release"].take();
+        let (kind, about) = events(&server).await.pop().unwrap();
         assert_eq!(about, release);
         kind
     };
     assert_eq!(told(2).await, "activated");
-    assert_eq!(statuses(&world).await, ["ready", "active"]);
+    assert_eq!(statuses(&server).await, ["ready", "active"]);
     assert_eq!(told(1).await, "activated");
-    assert_eq!(statuses(&world).await, ["active", "superseded"]);
+    assert_eq!(statuses(&server).await, ["active", "superseded"]);
     assert_eq!(told(2).await, "rolled_back", "the second time it comes back");
-    let [first, second] = &world.audited("release.activated").await[..] else { panic!("two activations") };
+    let [first, second] = &server.audited("release.activated").await[..] else { panic!("two activations") };
     let change = |before: Value, after: u64| json!({ "current_version": { "before": before, "after": after } });
     assert_eq!((&first["changes"], &second["changes"]), (&change(Value::Null, 2), &change(json!(2), 1)));
-    assert_eq!(world.audited("release.rolled_back").await.len(), 1);
-    assert_whole(&world).await;
+    assert_eq!(server.audited("release.rolled_back").await.len(), 1);
+    assert_whole(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rolling_back_to_the_active_release_changes_nothing() {
-    let (world, clock) = World::start_at_noon().await;
-    world.project("site").await;
-    let active = deploy(&world, "abcdef0").send().await.expect(201);
+    let (server, clock) = TestServer::start_at_noon().await;
+    server.project("site").await;
+    let active = deploy(&server, "abcdef0").send().await.expect(201);
     clock.advance(Duration::from_mins(1));
     for _ in 0..2 {
-        assert_eq!(rollback(&world, 1).send().await.expect(200), active);
+        assert_eq!(rollback(&server, 1).send().await.expect(200), active);
     }
-    assert!(world.audited("release.rolled_back").await.is_empty());
-    assert_eq!(events(&world).await.len(), 2);
-    assert_whole(&world).await;
+    assert!(server.audited("release.rolled_back").await.is_empty());
+    assert_eq!(events(&server).await.len(), 2);
+    assert_whole(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollback_is_audited_and_told_and_data_planes_forget() {
-    let (world, clock) = World::start_at_noon().await;
-    world.project("site").await;
+    let (server, clock) = TestServer::start_at_noon().await;
+    server.project("site").await;
     for _ in 0..2 {
-        deploy(&world, "abcdef0").send().await.expect(201);
+        deploy(&server, "abcdef0").send().await.expect(201);
     }
     clock.advance(Duration::from_millis(1));
-    let before = world.outbox("PSH").await.len();
-    let back = rollback(&world, 1).send().await.expect(200)["release"].take();
-    assert_eq!(events(&world).await.last().unwrap(), &("rolled_back".to_owned(), back.clone()));
-    let forgotten = world.outbox("PSH").await;
+    let before = server.outbox("PSH").await.len();
+    let back = rollback(&server, 1).send().await.expect(200)["release"].take();
+    assert_eq!(events(&server).await.last().unwrap(), &("rolled_back".to_owned(), back.clone()));
+    let forgotten = server.outbox("PSH").await;
     assert_eq!((forgotten.len(), &forgotten[before]["access_cut"]), (before + 1, &json!(false)));
-    let audited = world.audited("release.rolled_back").await;
+    let audited = server.audited("release.rolled_back").await;
     let [event] = &audited[..] else { panic!("{audited:?}") };
     assert_eq!(event["resource"], json!({ "kind": "release", "id": back["id"] }));
     assert_eq!(event["changes"], json!({ "current_version": { "before": 2, "after": 1 } }));
@@ -86,26 +86,26 @@ async fn a_rollback_is_audited_and_told_and_data_planes_forget() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_not_built_cannot_be_active() {
-    let world = World::start().await;
-    world.project("site").await;
-    deploy(&world, "abcdef0").send().await.expect(201);
-    let unbuilt = world.deploy("site", json!({ "commit_sha": "abcdef1", "activate": false })).await;
+    let server = TestServer::start().await;
+    server.project("site").await;
+    deploy(&server, "abcdef0").send().await.expect(201);
+    let unbuilt = server.deploy("site", json!({ "commit_sha": "abcdef1", "activate": false })).await;
     for build in ["pending", "building", "failed"] {
-        world.set_build(&unbuilt, build).await;
-        let refusal = rollback(&world, 2).send().await.refused(409);
+        server.set_build(&unbuilt, build).await;
+        let refusal = rollback(&server, 2).send().await.refused(409);
         assert_eq!((&refusal["error"], &refusal["id"]), (&json!("release_not_ready"), &unbuilt["id"]), "{build}");
-        assert_eq!(statuses(&world).await, ["active", build]);
+        assert_eq!(statuses(&server).await, ["active", build]);
     }
-    assert_whole(&world).await;
+    assert_whole(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_exist_is_not_found_and_what_is_no_version_is_named() {
-    let world = World::start().await;
-    world.project("site").await;
-    deploy(&world, "abcdef0").send().await.expect(201);
+    let server = TestServer::start().await;
+    server.project("site").await;
+    deploy(&server, "abcdef0").send().await.expect(201);
     for version in [2, 9_007_199_254_740_991] {
-        assert_eq!(rollback(&world, version).send().await.refused(404), json!({ "detail": "Not found" }));
+        assert_eq!(rollback(&server, version).send().await.refused(404), json!({ "detail": "Not found" }));
     }
     for body in [
         json!({}),
@@ -116,11 +116,11 @@ async fn what_does_not_exist_is_not_found_and_what_is_no_version_is_named() {
         json!({ "version": "1" }),
         json!({ "version": 9_007_199_254_740_992_u64 }),
     ] {
-        let refused = world.post("/v1/agent_projects/site/rollback", body.clone()).send().await;
+        let refused = server.post("/v1/agent_projects/site/rollback", body.clone()).send().await;
         assert_eq!(refused.invalid_field(), "version", "{body}");
     }
-    assert_eq!(releases(&world).await.len(), 1);
-    let elsewhere = world.post("/v1/agent_projects/shop/rollback", json!({ "version": 1 }));
+    assert_eq!(releases(&server).await.len(), 1);
+    let elsewhere = server.post("/v1/agent_projects/shop/rollback", json!({ "version": 1 }));
     assert_eq!(elsewhere.send().await.refused(404), json!({ "detail": "Not found" }));
-    assert_eq!(project(&world).await["current_version"], 1);
+    assert_eq!(project(&server).await["current_version"], 1);
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use super::{assert_whole, report};
-use crate::harness::World;
+use crate::harness::TestServer;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -96,30 +96,30 @@ impl Model {
 }
 
 /// Does a step to a project; what it answers.
-async fn act(world: &World, slug: &str, made: &mut Vec<Value>, step: &Step) -> u16 {
+async fn act(server: &TestServer, slug: &str, made: &mut Vec<Value>, step: &Step) -> u16 {
     let path = |verb: &str| format!("/v1/agent_projects/{slug}/{verb}");
     match step {
         Step::Deploy { activate } => {
             let body = json!({ "commit_sha": "abcdef0", "activate": activate });
-            let reply = world.post(&path("deploys"), body).send().await;
+            let reply = server.post(&path("deploys"), body).send().await;
             made.push(reply.json["release"].clone());
             reply.status.as_u16()
         }
         Step::Pend => {
-            let release = world.deploy(slug, json!({ "commit_sha": "abcdef0", "activate": false })).await;
-            world.set_build(&release, "pending").await;
+            let release = server.deploy(slug, json!({ "commit_sha": "abcdef0", "activate": false })).await;
+            server.set_build(&release, "pending").await;
             made.push(release);
             201
         }
         Step::Rollback { version } => {
-            world.post(&path("rollback"), json!({ "version": version })).send().await.status.as_u16()
+            server.post(&path("rollback"), json!({ "version": version })).send().await.status.as_u16()
         }
         Step::Report { version, status, image } => {
             let nothing = json!({ "id": 1 });
             let release = made.get(usize::try_from(*version).unwrap() - 1).unwrap_or(&nothing);
             let image_ref = image.map(|tag| format!("app:{tag}"));
             let body = json!({ "status": status, "image_ref": image_ref });
-            report(world, release, body).send().await.status.as_u16()
+            report(server, release, body).send().await.status.as_u16()
         }
     }
 }
@@ -127,20 +127,20 @@ async fn act(world: &World, slug: &str, made: &mut Vec<Value>, step: &Step) -> u
 #[test]
 fn after_any_steps_the_project_names_the_one_active_release() {
     let runtime = Runtime::new().unwrap();
-    let world = runtime.block_on(World::start());
+    let server = runtime.block_on(TestServer::start());
     let mut runner = TestRunner::new(Config { cases: 24, failure_persistence: None, ..Config::default() });
     let project = std::cell::Cell::new(0);
     let outcome = runner.run(&vec(step(), 1..16), |steps| {
         project.set(project.get() + 1);
         let slug = format!("site-{}", project.get());
         runtime.block_on(async {
-            world.project(&slug).await;
+            server.project(&slug).await;
             let (mut model, mut made) = (Model::default(), Vec::new());
             for step in &steps {
-                let answer = act(&world, &slug, &mut made, step).await;
+                let answer = act(&server, &slug, &mut made, step).await;
                 prop_assert_eq!(answer, model.take(step), "{:?}", step);
             }
-            let list = world.get(&format!("/v1/agent_projects/{slug}/releases?limit=100")).send().await.expect(200);
+            let list = server.get(&format!("/v1/agent_projects/{slug}/releases?limit=100")).send().await.expect(200);
             let shown = list["releases"].as_array().unwrap().iter().rev();
             let shown: Vec<_> = shown.map(|release| (release["version"].clone(), release["status"].clone())).collect();
             let expected: Vec<_> =
@@ -148,7 +148,7 @@ fn after_any_steps_the_project_names_the_one_active_release() {
             prop_assert_eq!(shown, expected);
             let active =
                 (1..).zip(&model.statuses).find(|(_, status)| **status == "active").map(|(version, _)| version);
-            let project = world.get(&format!("/v1/agent_projects/{slug}")).send().await.expect(200);
+            let project = server.get(&format!("/v1/agent_projects/{slug}")).send().await.expect(200);
             prop_assert_eq!(&project["agent_project"]["current_version"], &json!(active));
             Ok(())
         })
@@ -156,5 +156,5 @@ fn after_any_steps_the_project_names_the_one_active_release() {
     if let Err(failure) = outcome {
         panic!("{failure}");
     }
-    runtime.block_on(assert_whole(&world));
+    runtime.block_on(assert_whole(&server));
 }

@@ -16,7 +16,7 @@ use worker_webhook_events::{Waker, WebhookEvents};
 use super::{Post, Reaction, Receiver, announce, deliveries, endpoint, on_loopback};
 use crate::{
     fault_proxy::{Fault, FaultProxy},
-    harness::{World, until},
+    harness::{TestServer, until},
 };
 
 fn statuses(deliveries: &[Value]) -> Vec<(&str, usize)> {
@@ -24,19 +24,19 @@ fn statuses(deliveries: &[Value]) -> Vec<(&str, usize)> {
     deliveries.iter().map(|delivery| (delivery["status"].as_str().unwrap(), of(delivery))).collect()
 }
 
-async fn at(world: &World, endpoint: u64) -> Value {
-    world.get(&format!("/v1/webhook_endpoints/{endpoint}")).send().await.expect(200)["webhook_endpoint"].take()
+async fn at(server: &TestServer, endpoint: u64) -> Value {
+    server.get(&format!("/v1/webhook_endpoints/{endpoint}")).send().await.expect(200)["webhook_endpoint"].take()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_happens_reaches_those_that_asked_for_it_signed() {
     let (post, _clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let (wants, all) = (Receiver::start().await, Receiver::start().await);
-    let (id, secret) = endpoint(world, &wants.url, &["api_key.created"]).await;
-    endpoint(world, &all.url, &["*"]).await;
-    let (key, token) = world.key(&["read"]).await;
-    world.delete(&format!("/v1/api_keys/{key}")).send().await.expect(200);
+    let (id, secret) = endpoint(server, &wants.url, &["api_key.created"]).await;
+    endpoint(server, &all.url, &["*"]).await;
+    let (key, token) = server.key(&["read"]).await;
+    server.delete(&format!("/v1/api_keys/{key}")).send().await.expect(200);
     post.deliver().await;
 
     assert_eq!(wants.told(), ["api_key.created"]);
@@ -46,7 +46,7 @@ async fn what_happens_reaches_those_that_asked_for_it_signed() {
 
     let received = &wants.received()[0];
     let body = received.json();
-    assert_eq!(body["organization_id"], world.organization_id);
+    assert_eq!(body["organization_id"], server.organization_id);
     assert_eq!(body["created_at"], "2026-11-21T12:00:00.000Z");
     assert_eq!(body["data"]["api_key"]["id"], key);
     assert_eq!(body["id"], received.header("webhook-id"));
@@ -55,11 +55,12 @@ async fn what_happens_reaches_those_that_asked_for_it_signed() {
     assert_eq!(received.header("content-type"), "application/json");
     assert_eq!(received.header("webhook-timestamp"), "1795262400");
     let secret = WebhookSecret::parse(&secret).unwrap();
-    let signed = Signatures::sign(&[&secret], body["id"].as_str().unwrap(), clock_now(world), received.body.as_bytes());
+    let signed =
+        Signatures::sign(&[&secret], body["id"].as_str().unwrap(), clock_now(server), received.body.as_bytes());
     assert_eq!(received.header("karta-signature"), signed.karta_signature);
     assert_eq!(received.header("webhook-signature"), signed.webhook_signature);
 
-    let listed = deliveries(world, id).await;
+    let listed = deliveries(server, id).await;
     assert_eq!(statuses(&listed), [("succeeded", 1)]);
     let attempt = &listed[0]["attempts"][0];
     assert_eq!((&attempt["response_code"], &attempt["error"]), (&json!(200), &Value::Null));
@@ -70,19 +71,19 @@ async fn what_happens_reaches_those_that_asked_for_it_signed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_are_tried_again_by_the_schedule_and_given_up_after_the_tenth() {
     let (post, clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let receiver = Receiver::start().await;
     receiver.react(Reaction::Says(500, "no: Bearer kt_live_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"));
-    let (id, _) = endpoint(world, &receiver.url, &["api_key.created"]).await;
-    world.key(&["read"]).await;
+    let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
+    server.key(&["read"]).await;
     post.work().await;
     let about = [5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400];
     for (tries, pause) in about.into_iter().enumerate() {
         post.settled().await;
-        let listed = deliveries(world, id).await;
+        let listed = deliveries(server, id).await;
         assert_eq!(statuses(&listed), [("pending", tries + 1)]);
         let next = listed[0]["next_attempt_at"].as_str().unwrap().parse::<Timestamp>().unwrap();
-        let waits = next.since(clock_now(world));
+        let waits = next.since(clock_now(server));
         assert!(
             waits >= Duration::from_secs(pause * 9 / 10) && waits <= Duration::from_secs(pause * 11 / 10 + 1),
             "{waits:?}"
@@ -101,7 +102,7 @@ async fn failures_are_tried_again_by_the_schedule_and_given_up_after_the_tenth()
         receiver.wait_for(before + 1).await;
     }
     post.settled().await;
-    let listed = deliveries(world, id).await;
+    let listed = deliveries(server, id).await;
     assert_eq!(statuses(&listed), [("failed", 10)]);
     assert_eq!(listed[0]["next_attempt_at"], Value::Null);
     let attempt = &listed[0]["attempts"][9];
@@ -111,96 +112,96 @@ async fn failures_are_tried_again_by_the_schedule_and_given_up_after_the_tenth()
     assert!(ids.iter().all(|id| *id == ids[0]) && ids.len() == 10, "{ids:?}");
     let bodies: Vec<_> = receiver.received().iter().map(|received| received.body.clone()).collect();
     assert!(bodies.iter().all(|body| *body == bodies[0]), "every attempt carries the same bytes");
-    assert_eq!(at(world, id).await["consecutive_failures"], 10);
+    assert_eq!(at(server, id).await["consecutive_failures"], 10);
 
-    let reader = world.key(&["read"]).await.1;
+    let reader = server.key(&["read"]).await.1;
     let path = format!("/v1/webhook_endpoints/{id}/deliveries");
-    let seen = world.get(&path).bearer(&reader).send().await.expect(200);
+    let seen = server.get(&path).bearer(&reader).send().await.expect(200);
     assert_eq!(seen["deliveries"][0]["attempts"][9]["response_body"], Value::Null, "for admins only");
 }
 
-fn clock_now(world: &World) -> Timestamp {
-    world.runner.app.clock.now()
+fn clock_now(server: &TestServer) -> Timestamp {
+    server.runner.app.clock.now()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_may_ask_to_be_left_alone_for_a_day_at_most() {
     let (post, clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let receiver = Receiver::start().await;
-    let (id, _) = endpoint(world, &receiver.url, &["*"]).await;
+    let (id, _) = endpoint(server, &receiver.url, &["*"]).await;
     for (asked, waits) in [(600, 600), (1_000_000, 86_400)] {
         clock.advance(Duration::from_millis(1));
         receiver.react(Reaction::Later(asked));
-        world.key(&["read"]).await;
+        server.key(&["read"]).await;
         post.deliver().await;
-        let next = deliveries(world, id).await[0]["next_attempt_at"].as_str().unwrap().to_owned();
+        let next = deliveries(server, id).await[0]["next_attempt_at"].as_str().unwrap().to_owned();
         let next: Timestamp = next.parse().unwrap();
-        assert_eq!(next.since(clock_now(world)).as_secs(), waits);
+        assert_eq!(next.since(clock_now(server)).as_secs(), waits);
         clock.advance(Duration::from_secs(1));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_retry_is_made_by_the_worker_that_saw_the_failure() {
-    let world = World::start_as(on_loopback(Arc::new(SystemClock)), None).await;
-    let post = Post::of(world, Duration::from_secs(8));
-    let world = &post.world;
+    let server = TestServer::start_as(on_loopback(Arc::new(SystemClock)), None).await;
+    let post = Post::new(server, Duration::from_secs(8));
+    let server = &post.server;
     let receiver = Receiver::start().await;
     receiver.react(Reaction::Status(500));
-    let (id, _) = endpoint(world, &receiver.url, &["api_key.created"]).await;
-    world.key(&["read"]).await;
+    let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
+    server.key(&["read"]).await;
     post.work().await;
     receiver.wait_for(1).await;
     receiver.react(Reaction::Status(200));
     // Nobody sweeps.
     receiver.wait_for(2).await;
     post.settled().await;
-    assert_eq!(statuses(&deliveries(world, id).await), [("succeeded", 2)]);
-    assert_eq!(at(world, id).await["consecutive_failures"], 0, "a success forgets failures");
+    assert_eq!(statuses(&deliveries(server, id).await), [("succeeded", 2)]);
+    assert_eq!(at(server, id).await["consecutive_failures"], 0, "a success forgets failures");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gone_disables_at_once_and_what_waits_is_kept() {
     let (post, clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let (gone, other) = (Receiver::start().await, Receiver::start().await);
     gone.react(Reaction::Status(500));
-    let (id, _) = endpoint(world, &gone.url, &["*"]).await;
-    endpoint(world, &other.url, &["webhook_endpoint.disabled"]).await;
-    world.key(&["read"]).await;
+    let (id, _) = endpoint(server, &gone.url, &["*"]).await;
+    endpoint(server, &other.url, &["webhook_endpoint.disabled"]).await;
+    server.key(&["read"]).await;
     post.deliver().await;
     gone.react(Reaction::Status(410));
     clock.advance(Duration::from_secs(10));
     post.deliver().await;
-    let disabled = at(world, id).await;
+    let disabled = at(server, id).await;
     assert_eq!((&disabled["enabled"], &disabled["disabled_reason"]), (&json!(false), &json!("gone")));
     post.deliver().await;
     assert_eq!(other.told(), ["webhook_endpoint.disabled"]);
     assert_eq!(other.received()[0].json()["data"]["webhook_endpoint"]["id"], id);
-    assert_eq!(world.audited("webhook_endpoint.disabled").await[0]["actor"]["name"], "worker-webhook-deliveries");
+    assert_eq!(server.audited("webhook_endpoint.disabled").await[0]["actor"]["name"], "worker-webhook-deliveries");
 
     // Nothing is sent there, and what happens meanwhile is not queued.
-    world.key(&["read"]).await;
+    server.key(&["read"]).await;
     clock.advance(Duration::from_hours(1));
     let sent = gone.received().len();
     post.deliver().await;
     assert_eq!(gone.received().len(), sent);
-    assert_eq!(statuses(&deliveries(world, id).await), [("pending", 2)]);
+    assert_eq!(statuses(&deliveries(server, id).await), [("pending", 2)]);
 
     gone.react(Reaction::Status(200));
     let revived =
-        world.patch(&format!("/v1/webhook_endpoints/{id}"), json!({ "enabled": true })).send().await.expect(200);
+        server.patch(&format!("/v1/webhook_endpoints/{id}"), json!({ "enabled": true })).send().await.expect(200);
     let revived = &revived["webhook_endpoint"];
     assert_eq!((&revived["enabled"], &revived["consecutive_failures"]), (&json!(true), &json!(0)));
     post.deliver().await;
-    assert_eq!(statuses(&deliveries(world, id).await), [("succeeded", 3)]);
+    assert_eq!(statuses(&deliveries(server, id).await), [("succeeded", 3)]);
 
     // What it missed can be had.
     let recover = format!("/v1/webhook_endpoints/{id}/recover");
-    world.post(&recover, json!({ "since": "2026-11-21T12:00:00Z" })).send().await.expect(202);
+    server.post(&recover, json!({ "since": "2026-11-21T12:00:00Z" })).send().await.expect(202);
     post.deliver().await;
-    let mut found = statuses(&deliveries(world, id).await)
+    let mut found = statuses(&deliveries(server, id).await)
         .into_iter()
         .map(|(status, n)| (status.to_owned(), n))
         .collect::<Vec<_>>();
@@ -216,12 +217,12 @@ async fn gone_disables_at_once_and_what_waits_is_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn five_at_once_and_no_more() {
     let (post, _clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let receiver = Receiver::start().await;
     receiver.react(Reaction::Together(5));
-    let (id, _) = endpoint(world, &receiver.url, &["api_key.created"]).await;
+    let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
     for _ in 0..30 {
-        world.key(&["read"]).await;
+        server.key(&["read"]).await;
     }
     post.fan_out().await;
     post.work().await;
@@ -232,7 +233,7 @@ async fn five_at_once_and_no_more() {
     post.settled().await;
     assert_eq!(receiver.received().len(), 30);
     assert_eq!(receiver.at_once(), 5);
-    let listed = deliveries(world, id).await;
+    let listed = deliveries(server, id).await;
     assert!(statuses(&listed).iter().all(|found| *found == ("succeeded", 1)));
     let id = |delivery: &Value| Id::new(delivery["id"].as_u64().unwrap()).unwrap();
     assert!(listed.is_sorted_by_key(|delivery| std::cmp::Reverse(id(delivery))), "newest first");
@@ -241,53 +242,53 @@ async fn five_at_once_and_no_more() {
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_five_failures_in_a_row_over_a_day_disable_and_what_waits_is_kept() {
     let (post, clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let (dead, other) = (Receiver::start().await, Receiver::start().await);
     dead.react(Reaction::Status(503));
-    let (id, _) = endpoint(world, &dead.url, &["release.created"]).await;
-    endpoint(world, &other.url, &["webhook_endpoint.disabled"]).await;
-    announce(world, 3).await;
-    let began = clock_now(world);
+    let (id, _) = endpoint(server, &dead.url, &["release.created"]).await;
+    endpoint(server, &other.url, &["webhook_endpoint.disabled"]).await;
+    announce(server, 3).await;
+    let began = clock_now(server);
     loop {
         post.deliver().await;
-        let endpoint = at(world, id).await;
+        let endpoint = at(server, id).await;
         let failures = endpoint["consecutive_failures"].as_u64().unwrap();
         assert_eq!(failures, dead.received().len() as u64);
         if endpoint["enabled"] == false {
             assert_eq!((failures, &endpoint["disabled_reason"]), (25, &json!("failing")));
-            assert!(clock_now(world).since(began) >= Duration::from_hours(24));
+            assert!(clock_now(server).since(began) >= Duration::from_hours(24));
             break;
         }
-        let listed = deliveries(world, id).await;
+        let listed = deliveries(server, id).await;
         let next = listed.iter().filter_map(|delivery| delivery["next_attempt_at"].as_str()).min().unwrap();
-        clock.advance(next.parse::<Timestamp>().unwrap().since(clock_now(world)));
+        clock.advance(next.parse::<Timestamp>().unwrap().since(clock_now(server)));
     }
     post.deliver().await;
     assert_eq!(other.told(), ["webhook_endpoint.disabled"]);
-    assert_eq!(deliveries(world, id).await.iter().filter(|kept| kept["status"] == "pending").count(), 3);
+    assert_eq!(deliveries(server, id).await.iter().filter(|kept| kept["status"] == "pending").count(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_that_is_down_is_left_alone_after_ten_failures_in_a_row() {
     let (post, clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let dead = Receiver::start().await;
     dead.react(Reaction::Status(500));
-    let (id, _) = endpoint(world, &dead.url, &["*"]).await;
-    announce(world, 60).await;
+    let (id, _) = endpoint(server, &dead.url, &["*"]).await;
+    announce(server, 60).await;
     post.deliver().await;
     let first = dead.received().len();
     // What was under way ends.
     assert!((10..=14).contains(&first), "{first}");
     // Also where something joins.
-    announce(world, 1).await;
+    announce(server, 1).await;
     post.work().await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(dead.received().len(), first);
     dead.react(Reaction::Status(200));
     clock.advance(Duration::from_secs(31));
     post.deliver().await;
-    let listed = deliveries(world, id).await;
+    let listed = deliveries(server, id).await;
     assert!(listed.iter().all(|delivery| delivery["status"] == "succeeded"), "{listed:#?}");
     assert_eq!(dead.received().len(), 61 + first);
 }
@@ -295,37 +296,37 @@ async fn a_receiver_that_is_down_is_left_alone_after_ten_failures_in_a_row() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_that_hangs_holds_up_nobody_else() {
     let (post, _clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let (hangs, quick) = (Receiver::start().await, Receiver::start().await);
     hangs.react(Reaction::Held);
-    let (_, globex) = world.another_organization("globex").await;
-    endpoint(world, &hangs.url, &["*"]).await;
-    let (beside, _) = endpoint(world, &quick.url, &["*"]).await;
+    let (_, globex) = server.another_organization("globex").await;
+    endpoint(server, &hangs.url, &["*"]).await;
+    let (beside, _) = endpoint(server, &quick.url, &["*"]).await;
     let elsewhere = json!({ "url": quick.url, "event_types": ["*"] });
-    world.post("/v1/webhook_endpoints", elsewhere).bearer(&globex).send().await.expect(201);
-    announce(world, 60).await;
-    world.post("/v1/api_keys", json!({ "name": "k", "scopes": ["read"] })).bearer(&globex).send().await.expect(201);
+    server.post("/v1/webhook_endpoints", elsewhere).bearer(&globex).send().await.expect(201);
+    announce(server, 60).await;
+    server.post("/v1/api_keys", json!({ "name": "k", "scopes": ["read"] })).bearer(&globex).send().await.expect(201);
     post.work().await;
     quick.wait_for(61).await;
     assert_eq!(hangs.received().len(), 5, "these wait still");
-    assert_eq!(deliveries(world, beside).await.len(), 60);
+    assert_eq!(deliveries(server, beside).await.len(), 60);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_written_down_is_sent_again() {
     const SDK_ATTEMPTS: usize = 5;
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
-    let (world, proxy) = FaultProxy::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>)).await;
-    let post = Post::of(world, Duration::ZERO);
-    let world = &post.world;
+    let (server, proxy) = FaultProxy::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>)).await;
+    let post = Post::new(server, Duration::ZERO);
+    let server = &post.server;
     let receiver = Receiver::start().await;
-    let (id, _) = endpoint(world, &receiver.url, &["*"]).await;
-    announce(world, 1).await;
+    let (id, _) = endpoint(server, &receiver.url, &["*"]).await;
+    announce(server, 1).await;
     post.work().await;
     post.settled().await;
     assert_eq!(receiver.received().len(), 1);
     // The fan-out goes through; the result's transaction does not, however often it is tried.
-    announce(world, 1).await;
+    announce(server, 1).await;
     proxy.forget();
     proxy.fail_after("TransactWriteItems", 1, SDK_ATTEMPTS, Fault::Throttle);
     post.work().await;
@@ -336,17 +337,17 @@ async fn what_cannot_be_written_down_is_sent_again() {
     let sent = receiver.received();
     assert_eq!(sent.len(), 3, "at least once");
     assert_eq!(sent[1].header("webhook-id"), sent[2].header("webhook-id"));
-    assert_eq!(statuses(&deliveries(world, id).await), [("succeeded", 1), ("succeeded", 1)]);
+    assert_eq!(statuses(&deliveries(server, id).await), [("succeeded", 1), ("succeeded", 1)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_crosses_a_lease_costs_a_repeat_and_no_more() {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
-    let (world, proxy) = FaultProxy::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>)).await;
-    let post = Post::of(world, Duration::ZERO);
+    let (server, proxy) = FaultProxy::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>)).await;
+    let post = Post::new(server, Duration::ZERO);
     let receiver = Receiver::start().await;
-    endpoint(&post.world, &receiver.url, &["*"]).await;
-    announce(&post.world, 1).await;
+    endpoint(&post.server, &receiver.url, &["*"]).await;
+    announce(&post.server, 1).await;
     proxy.fail("UpdateItem", 2, Fault::Exception("TransactionConflictException"));
     post.deliver().await;
     assert_eq!(receiver.received().len(), 1);
@@ -355,33 +356,33 @@ async fn a_transaction_that_crosses_a_lease_costs_a_repeat_and_no_more() {
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_move_to_the_rings_new_key_and_the_old_one_may_leave() {
     let (post, _clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let receiver = Receiver::start().await;
-    let (id, secret) = endpoint(world, &receiver.url, &["*"]).await;
+    let (id, secret) = endpoint(server, &receiver.url, &["*"]).await;
     let both = |ring: &mut Value| {
         ring["k2"] = json!("n".repeat(64));
         ring["current"] = json!("k2");
     };
-    let rotated = world.app_with_ring(Ring::SealingWebhooks, both);
+    let rotated = server.app_with_ring(Ring::SealingWebhooks, both);
     let sweeper = WebhookDeliveries::new(rotated.of_function(WebhookDeliveries::NAME), Vec::new());
     sweeper.work(&Wake::Sweep).await.unwrap();
-    let kept = &world.items(&format!("WHS#{}", world.organization_id)).await[0];
+    let kept = &server.items(&format!("WHS#{}", server.organization_id)).await[0];
     assert_eq!((&kept["kid"]["S"], &kept["sealed_shard"]["S"]), (&json!("k2"), &json!("WHS#0")));
 
     let new_alone = |ring: &mut Value| {
         both(ring);
         ring.as_object_mut().unwrap().remove("k1");
     };
-    let app = world.app_with_ring(Ring::SealingWebhooks, new_alone);
-    announce(world, 1).await;
+    let app = server.app_with_ring(Ring::SealingWebhooks, new_alone);
+    announce(server, 1).await;
     post.fan_out().await;
-    let organization_id = Id::new(world.organization_id).unwrap();
+    let organization_id = Id::new(server.organization_id).unwrap();
     let wake = Wake::Endpoint { organization_id, webhook_endpoint_id: Id::new(id).unwrap() };
     WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new()).work(&wake).await.unwrap();
     receiver.wait_for(1).await;
     let sent = &receiver.received()[0];
     let secret = WebhookSecret::parse(&secret).unwrap();
-    let signed = Signatures::sign(&[&secret], sent.header("webhook-id"), clock_now(world), sent.body.as_bytes());
+    let signed = Signatures::sign(&[&secret], sent.header("webhook-id"), clock_now(server), sent.body.as_bytes());
     assert_eq!(sent.header("karta-signature"), signed.karta_signature);
 
     // Under a ring that lost its key too soon nothing is served, and that is told of.
@@ -391,7 +392,7 @@ async fn secrets_move_to_the_rings_new_key_and_the_old_one_may_leave() {
         ring["current"] = json!("k3");
         ring.as_object_mut().unwrap().remove("k2");
     };
-    let lost = world.app_with_ring(Ring::SealingWebhooks, lost).of_function(WebhookDeliveries::NAME);
+    let lost = server.app_with_ring(Ring::SealingWebhooks, lost).of_function(WebhookDeliveries::NAME);
     let lost = WebhookDeliveries::new(lost, Vec::new());
     let told = lost.work(&Wake::Sweep).await.unwrap_err().to_string();
     assert!(told.starts_with("1 items are not sealed under the current key, 1 of them"), "{told}");
@@ -400,11 +401,11 @@ async fn secrets_move_to_the_rings_new_key_and_the_old_one_may_leave() {
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_that_fan_out_the_same_events_at_once_do_it_once_and_without_a_fault() {
     let (post, _clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let receiver = Receiver::start().await;
-    let (id, _) = endpoint(world, &receiver.url, &["*"]).await;
-    announce(world, 120).await;
-    let app = &world.runner.app;
+    let (id, _) = endpoint(server, &receiver.url, &["*"]).await;
+    announce(server, 120).await;
+    let app = &server.runner.app;
     let worker = || WebhookEvents::new(app.of_function(WebhookEvents::NAME), Waker::Local(Arc::new(|_, _| ())));
     let (first, second, third) = (worker(), worker(), worker());
     let sweep = Wake::Sweep;
@@ -412,55 +413,55 @@ async fn workers_that_fan_out_the_same_events_at_once_do_it_once_and_without_a_f
     first.and(second).and(third).unwrap();
     post.deliver().await;
     assert_eq!(receiver.received().len(), 120);
-    assert_eq!(deliveries(world, id).await.len(), 100);
+    assert_eq!(deliveries(server, id).await.len(), 100);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_holds_for_whatever_is_sent_after_it() {
     let (post, _clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let (old, new) = (Receiver::start().await, Receiver::start().await);
-    let (id, _) = endpoint(world, &old.url, &["*"]).await;
+    let (id, _) = endpoint(server, &old.url, &["*"]).await;
     old.react(Reaction::Held);
-    announce(world, 30).await;
+    announce(server, 30).await;
     post.work().await;
     old.wait_for(5).await;
     // What was under way ends there, and says nothing of the new one.
     old.react(Reaction::Status(410));
-    world.patch(&format!("/v1/webhook_endpoints/{id}"), json!({ "url": new.url })).send().await.expect(200);
+    server.patch(&format!("/v1/webhook_endpoints/{id}"), json!({ "url": new.url })).send().await.expect(200);
     old.release();
     post.settled().await;
     assert!(old.received().len() <= 10, "{}", old.received().len());
     assert!(new.received().len() >= 20, "{}", new.received().len());
-    assert_eq!(at(world, id).await["enabled"], true);
-    let listed = deliveries(world, id).await;
+    assert_eq!(at(server, id).await["enabled"], true);
+    let listed = deliveries(server, id).await;
     assert!(listed.iter().all(|delivery| delivery["status"] != "failed"), "{listed:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recovery_waits_for_what_is_not_fanned_out_yet() {
     let (post, clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let receiver = Receiver::start().await;
-    let (id, _) = endpoint(world, &receiver.url, &["ping"]).await;
-    announce(world, 2).await;
+    let (id, _) = endpoint(server, &receiver.url, &["ping"]).await;
+    announce(server, 2).await;
     let recover = format!("/v1/webhook_endpoints/{id}/recover");
     let asked = json!({ "event_types": ["release.created"] });
     clock.advance(Duration::from_secs(1));
-    world.post(&recover, json!({ "since": "2026-11-21T12:00:00Z" })).send().await.expect(202);
+    server.post(&recover, json!({ "since": "2026-11-21T12:00:00Z" })).send().await.expect(202);
     // The walk meets events that are not fanned out, and somebody else fans them out as the endpoint was before.
-    let organization = Id::new(world.organization_id).unwrap();
-    let app = &world.runner.app;
+    let organization = Id::new(server.organization_id).unwrap();
+    let app = &server.runner.app;
     let before = app.store.all_webhook_endpoints(organization).await.unwrap();
-    world.patch(&format!("/v1/webhook_endpoints/{id}"), asked).send().await.expect(200);
-    let due = app.store.due(Queue::Recoveries, clock_now(world)).await.unwrap().items.remove(0);
+    server.patch(&format!("/v1/webhook_endpoints/{id}"), asked).send().await.expect(200);
+    let due = app.store.due(Queue::Recoveries, clock_now(server)).await.unwrap().items.remove(0);
     let wish = app.store.recovery(organization, &due.sk).await.unwrap().unwrap();
     let now_is = app.store.webhook_endpoint(organization, Id::new(id).unwrap()).await.unwrap().unwrap();
-    assert_eq!(app.store.recover(&wish, &now_is, clock_now(world)).await.unwrap(), Recovered::Waits);
-    let waiting = app.store.due(Queue::Events, clock_now(world)).await.unwrap().items;
-    let (untold, _) = app.store.untold_events(&waiting).await.unwrap();
+    assert_eq!(app.store.recover(&wish, &now_is, clock_now(server)).await.unwrap(), Recovered::Waits);
+    let waiting = app.store.due(Queue::Events, clock_now(server)).await.unwrap().items;
+    let (untold, _) = app.store.pending_events(&waiting).await.unwrap();
     let mut touched = [].into();
-    app.store.fan_out(organization, untold, &before, clock_now(world), &mut touched).await.unwrap();
+    app.store.fan_out(organization, untold, &before, clock_now(server), &mut touched).await.unwrap();
     assert!(touched.is_empty());
     post.deliver().await;
     post.deliver().await;
@@ -470,23 +471,23 @@ async fn a_recovery_waits_for_what_is_not_fanned_out_yet() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_cannot_be_read_is_put_off_and_holds_up_no_other() {
     let (post, _clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let receiver = Receiver::start().await;
-    endpoint(world, &receiver.url, &["*"]).await;
+    endpoint(server, &receiver.url, &["*"]).await;
     let unreadable = json!({
-        "pk": { "S": format!("EVT#{}", world.organization_id) },
+        "pk": { "S": format!("EVT#{}", server.organization_id) },
         "sk": { "S": "2026-11-21T12:00:00.000Z#0000000000000007" },
-        "organization_id": { "N": world.organization_id.to_string() },
+        "organization_id": { "N": server.organization_id.to_string() },
         "type": { "S": "of another version" },
         "due_shard": { "S": "EVT#7" },
         "due_at": { "S": "2026-11-21T12:00:00.000Z" },
     });
-    world.dynamodb("PutItem", json!({ "TableName": "karta-outbox", "Item": unreadable })).await;
-    announce(world, 3).await;
+    server.dynamodb("PutItem", json!({ "TableName": "karta-outbox", "Item": unreadable })).await;
+    announce(server, 3).await;
     post.work().await;
     post.settled().await;
     assert_eq!(receiver.received().len(), 3);
-    let waiting: Vec<_> = world
+    let waiting: Vec<_> = server
         .outbox("EVT")
         .await
         .into_iter()

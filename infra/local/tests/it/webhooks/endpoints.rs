@@ -9,13 +9,13 @@ use tokio::task::JoinSet;
 
 use super::{Post, ROUTE, Reaction, Receiver, URL, counted, deliveries, endpoint, on_loopback};
 use crate::{
-    harness::{Reply, World, note_secret, until},
+    harness::{Reply, TestServer, note_secret, until},
     invariants::Tables,
 };
 
 /// A new endpoint that asks for everything: its resource.
-async fn made(world: &World) -> Value {
-    let created = world.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })).send().await.expect(201);
+async fn made(server: &TestServer) -> Value {
+    let created = server.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })).send().await.expect(201);
     created["webhook_endpoint"].clone()
 }
 
@@ -33,9 +33,9 @@ fn complaint(reply: Reply) -> (String, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_endpoint_is_shown_with_its_secret_once() {
-    let (world, _clock) = World::start_at_noon().await;
+    let (server, _clock) = TestServer::start_at_noon().await;
     let body = json!({ "url": URL, "event_types": ["ping", "api_key.created", "ping"], "description": "Billing" });
-    let created = world.post(ROUTE, body).send().await.expect(201);
+    let created = server.post(ROUTE, body).send().await.expect(201);
     let secret = created["secret"].as_str().unwrap();
     assert!(secret.starts_with("whsec_") && secret.len() == 50, "32 bytes in base64");
     insta::assert_json_snapshot!(created, { ".webhook_endpoint.id" => "[id]", ".secret" => "[secret]" }, @r#"
@@ -60,17 +60,17 @@ async fn a_new_endpoint_is_shown_with_its_secret_once() {
     assert!((1..1 << 53).contains(&id));
     let mut shown = json!({ "webhook_endpoint": created["webhook_endpoint"] });
     let path = format!("{ROUTE}/{id}");
-    assert_eq!(world.get(&path).send().await.expect(200), shown);
-    let reader = world.key(&["read"]).await.1;
+    assert_eq!(server.get(&path).send().await.expect(200), shown);
+    let reader = server.key(&["read"]).await.1;
     shown["webhook_endpoint"]["url"] = json!("https://hooks.example.com/T000?redacted");
-    assert_eq!(world.get(&path).bearer(&reader).send().await.expect(200), shown);
-    let bare = made(&world).await;
+    assert_eq!(server.get(&path).bearer(&reader).send().await.expect(200), shown);
+    let bare = made(&server).await;
     assert_eq!((&bare["description"], &bare["event_types"]), (&Value::Null, &json!(["*"])));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_field_that_is_wrong_or_missing_is_named_with_what_would_be_right() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for (body, field, said) in [
         (json!({}), "url", "is required"),
         (json!({ "event_types": ["*"] }), "url", "is required"),
@@ -99,21 +99,21 @@ async fn a_field_that_is_wrong_or_missing_is_named_with_what_would_be_right() {
         (json!({ "url": URL, "event_types": ["*"], "secret": "whsec_x" }), "secret", "is not a field here"),
         (json!([URL]), "body", "must be a JSON object"),
     ] {
-        let (named, message) = complaint(world.post(ROUTE, body.clone()).send().await);
+        let (named, message) = complaint(server.post(ROUTE, body.clone()).send().await);
         assert_eq!(named, field, "{body}: {message}");
         assert!(message.contains(said), "{body}: {message}");
     }
-    assert_eq!(world.post(ROUTE, json!({})).raw_body("{").send().await.refused(400)["error"], "malformed_json");
-    let large = world.post(ROUTE, json!({})).raw_body(" ".repeat(65_537)).send().await;
+    assert_eq!(server.post(ROUTE, json!({})).raw_body("{").send().await.refused(400)["error"], "malformed_json");
+    let large = server.post(ROUTE, json!({})).raw_body(" ".repeat(65_537)).send().await;
     assert_eq!(large.refused(413)["error"], "body_too_large");
-    assert_eq!(counted(&world).await, (0, 0));
-    assert!(world.audited("webhook_endpoint.created").await.is_empty());
+    assert_eq!(counted(&server).await, (0, 0));
+    assert!(server.audited("webhook_endpoint.created").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_url_that_leads_nowhere_public_is_refused_and_not_repeated() {
-    let world = World::start().await;
-    let kept = path(&made(&world).await);
+    let server = TestServer::start().await;
+    let kept = path(&made(&server).await);
     for (url, said) in [
         ("", "must start with https://"),
         ("http://hooks.example.com/s3cret", "must start with https://"),
@@ -134,38 +134,38 @@ async fn a_url_that_leads_nowhere_public_is_refused_and_not_repeated() {
         (&format!("https://hooks.example.com/s3cret{}", "a".repeat(2_048)), "at most 2048"),
     ] {
         for reply in [
-            world.post(ROUTE, json!({ "url": url, "event_types": ["*"] })).send().await,
-            world.patch(&kept, json!({ "url": url })).send().await,
+            server.post(ROUTE, json!({ "url": url, "event_types": ["*"] })).send().await,
+            server.patch(&kept, json!({ "url": url })).send().await,
         ] {
             let (field, message) = complaint(reply);
             assert_eq!(field, "url", "{url}");
             assert!(message.contains(said) && !message.contains("s3cret"), "{url}: {message}");
         }
     }
-    assert_eq!(counted(&world).await, (1, 1));
+    assert_eq!(counted(&server).await, (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn loopback_is_for_runs_that_allow_it() {
-    let world = World::start_as(on_loopback(Arc::new(SystemClock)), None).await;
+    let server = TestServer::start_as(on_loopback(Arc::new(SystemClock)), None).await;
     for url in ["http://127.0.0.1:9/hooks", "http://localhost:9", "https://[::1]:8443/?x=1", URL] {
-        let created = world.post(ROUTE, json!({ "url": url, "event_types": ["*"] })).send().await.expect(201);
+        let created = server.post(ROUTE, json!({ "url": url, "event_types": ["*"] })).send().await.expect(201);
         assert_eq!(created["webhook_endpoint"]["url"], url);
     }
     for url in ["http://10.0.0.1/", "http://hooks.example.com/", "https://169.254.169.254/", "http://0.0.0.0:9/"] {
-        let refused = world.post(ROUTE, json!({ "url": url, "event_types": ["*"] })).send().await;
+        let refused = server.post(ROUTE, json!({ "url": url, "event_types": ["*"] })).send().await;
         assert_eq!(refused.invalid_field(), "url", "{url}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn this_service_is_no_receiver_of_its_own_events() {
-    let world = World::start().await;
-    let kept = path(&made(&world).await);
+    let server = TestServer::start().await;
+    let kept = path(&made(&server).await);
     let (ours, body) = ("api.karta-test.com", |url: &str| json!({ "url": url, "event_types": ["*"] }));
     for url in ["https://api.karta-test.com/v1/api_keys", "https://API.Karta-Test.com:443?x=1"] {
         for (request, body) in
-            [(world.request(Method::POST, ROUTE), body(url)), (world.patch(&kept, json!({})), json!({ "url": url }))]
+            [(server.request(Method::POST, ROUTE), body(url)), (server.patch(&kept, json!({})), json!({ "url": url }))]
         {
             let (field, message) = complaint(request.header("host", ours).body(body).send().await);
             assert_eq!((&*field, &*message), ("url", "url must not lead to this service itself"));
@@ -174,17 +174,17 @@ async fn this_service_is_no_receiver_of_its_own_events() {
     // Where a request came in is API Gateway's to say.
     for header in ["x-forwarded-host", "forwarded", "x-forwarded-server"] {
         let value = if header == "forwarded" { format!("host={ours}") } else { ours.to_owned() };
-        let made = world.post(ROUTE, body("https://api.karta-test.com/")).header(header, value).send().await;
+        let made = server.post(ROUTE, body("https://api.karta-test.com/")).header(header, value).send().await;
         made.expect(201);
     }
-    world.post(ROUTE, body("https://x.api.karta-test.com/")).header("host", ours).send().await.expect(201);
+    server.post(ROUTE, body("https://x.api.karta-test.com/")).header("host", ours).send().await.expect(201);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_a_patch_absent_keeps_and_null_clears_what_may_be_empty() {
-    let (world, clock) = World::start_at_noon().await;
+    let (server, clock) = TestServer::start_at_noon().await;
     let body = json!({ "url": "https://hooks.example.com/", "event_types": ["ping"], "description": "Billing" });
-    let mut endpoint = world.post(ROUTE, body).send().await.expect(201)["webhook_endpoint"].take();
+    let mut endpoint = server.post(ROUTE, body).send().await.expect(201)["webhook_endpoint"].take();
     let path = path(&endpoint);
     for (patch, changed) in [
         (json!({}), json!({})),
@@ -201,13 +201,13 @@ async fn in_a_patch_absent_keeps_and_null_clears_what_may_be_empty() {
         (json!({ "enabled": true }), json!({})),
     ] {
         clock.advance(Duration::from_millis(1));
-        let audited = world.audited("webhook_endpoint.updated").await.len();
+        let audited = server.audited("webhook_endpoint.updated").await.len();
         let before = endpoint.clone();
         endpoint.as_object_mut().unwrap().extend(changed.as_object().unwrap().clone());
         let shown = json!({ "webhook_endpoint": endpoint });
-        assert_eq!(world.patch(&path, patch.clone()).send().await.expect(200), shown, "{patch}");
-        assert_eq!(world.get(&path).send().await.expect(200), shown, "{patch}");
-        let told = world.audited("webhook_endpoint.updated").await.split_off(audited);
+        assert_eq!(server.patch(&path, patch.clone()).send().await.expect(200), shown, "{patch}");
+        assert_eq!(server.get(&path).send().await.expect(200), shown, "{patch}");
+        let told = server.audited("webhook_endpoint.updated").await.split_off(audited);
         let fields = changed.as_object().unwrap().iter();
         let changes: Value = fields
             .map(|(field, after)| (field.clone(), json!({ "before": before[field], "after": after })))
@@ -227,15 +227,15 @@ async fn in_a_patch_absent_keeps_and_null_clears_what_may_be_empty() {
         (json!({ "consecutive_failures": 0 }), "consecutive_failures"),
         (json!({ "id": 1 }), "id"),
     ] {
-        assert_eq!(world.patch(&path, patch.clone()).send().await.invalid_field(), field, "{patch}");
+        assert_eq!(server.patch(&path, patch.clone()).send().await.invalid_field(), field, "{patch}");
     }
-    assert_eq!(world.get(&path).send().await.expect(200)["webhook_endpoint"], endpoint);
+    assert_eq!(server.get(&path).send().await.expect(200)["webhook_endpoint"], endpoint);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_that_is_not_there_is_a_404_on_every_route() {
-    let (world, _clock) = World::start_at_noon().await;
-    let endpoint = made(&world).await;
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let endpoint = made(&server).await;
     let other = (endpoint["id"].as_u64().unwrap() ^ 1).to_string();
     let since = json!({ "since": "2026-11-21T11:00:00Z" });
     for id in [&*other, "0", "-1", "1.5", "01", "x", "9007199254740992", "%20", "COUNT"] {
@@ -249,7 +249,7 @@ async fn an_endpoint_that_is_not_there_is_a_404_on_every_route() {
             (Method::GET, "/deliveries", None),
             (Method::POST, "/deliveries/1/replay", None),
         ] {
-            let request = world.request(method.clone(), &format!("{ROUTE}/{id}{rest}"));
+            let request = server.request(method.clone(), &format!("{ROUTE}/{id}{rest}"));
             let reply = match body {
                 Some(body) => request.body(body).send().await,
                 None => request.send().await,
@@ -259,26 +259,26 @@ async fn an_endpoint_that_is_not_there_is_a_404_on_every_route() {
     }
     for delivery in ["1", "0", "x", "9007199254740992"] {
         let replay = format!("{}/deliveries/{delivery}/replay", path(&endpoint));
-        world.request(Method::POST, &replay).send().await.refused(404);
+        server.request(Method::POST, &replay).send().await.refused(404);
     }
-    let events = world.audit_events().await;
+    let events = server.audit_events().await;
     assert!(events.iter().all(|event| event["action"] != "webhook_endpoint.updated"), "{events:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn paging_visits_every_endpoint_once_newest_first() {
-    let (world, clock) = World::start_at_noon().await;
-    assert_eq!(world.get(ROUTE).send().await.expect(200), json!({ "webhook_endpoints": [], "next_cursor": null }));
+    let (server, clock) = TestServer::start_at_noon().await;
+    assert_eq!(server.get(ROUTE).send().await.expect(200), json!({ "webhook_endpoints": [], "next_cursor": null }));
     let mut newest_first = Vec::new();
     for _ in 0..7 {
         clock.advance(Duration::from_millis(1));
-        newest_first.insert(0, made(&world).await);
+        newest_first.insert(0, made(&server).await);
     }
-    let page = world.get(ROUTE).send().await.expect(200);
+    let page = server.get(ROUTE).send().await.expect(200);
     assert_eq!(page, json!({ "webhook_endpoints": newest_first, "next_cursor": null }));
     let (mut visited, mut sizes, mut query) = (Vec::new(), Vec::new(), "limit=3".to_owned());
     loop {
-        let page = world.get(&format!("{ROUTE}?{query}")).send().await.expect(200);
+        let page = server.get(&format!("{ROUTE}?{query}")).send().await.expect(200);
         let mut endpoints = page["webhook_endpoints"].as_array().unwrap().clone();
         sizes.push(endpoints.len());
         visited.append(&mut endpoints);
@@ -287,11 +287,11 @@ async fn paging_visits_every_endpoint_once_newest_first() {
     }
     assert_eq!((visited, sizes), (newest_first.clone(), vec![3, 3, 1]));
 
-    let page = world.get(&format!("{ROUTE}?limit=1")).send().await.expect(200);
+    let page = server.get(&format!("{ROUTE}?limit=1")).send().await.expect(200);
     let cursor = page["next_cursor"].as_str().unwrap();
     let keys = {
-        world.key(&["read"]).await;
-        world.get("/v1/api_keys?limit=1").send().await.expect(200)
+        server.key(&["read"]).await;
+        server.get("/v1/api_keys?limit=1").send().await.expect(200)
     };
     let of_keys = keys["next_cursor"].as_str().unwrap();
     for (query, field) in [
@@ -302,53 +302,53 @@ async fn paging_visits_every_endpoint_once_newest_first() {
         (format!("cursor={cursor}x"), "cursor"),
         (format!("cursor={of_keys}"), "cursor"),
     ] {
-        assert_eq!(world.get(&format!("{ROUTE}?{query}")).send().await.invalid_field(), field, "{query}");
+        assert_eq!(server.get(&format!("{ROUTE}?{query}")).send().await.invalid_field(), field, "{query}");
         let deliveries = format!("{}/deliveries?{query}", path(&newest_first[0]));
-        assert_eq!(world.get(&deliveries).send().await.invalid_field(), field, "{deliveries}");
+        assert_eq!(server.get(&deliveries).send().await.invalid_field(), field, "{deliveries}");
     }
     let of_endpoints = format!("{}/deliveries?cursor={cursor}", path(&newest_first[0]));
-    assert_eq!(world.get(&of_endpoints).send().await.invalid_field(), "cursor", "of another list");
-    let (_, token) = world.another_organization("other").await;
-    let foreign = world.get(&format!("{ROUTE}?cursor={cursor}")).bearer(&token);
+    assert_eq!(server.get(&of_endpoints).send().await.invalid_field(), "cursor", "of another list");
+    let (_, token) = server.another_organization("other").await;
+    let foreign = server.get(&format!("{ROUTE}?cursor={cursor}")).bearer(&token);
     assert_eq!(foreign.send().await.invalid_field(), "cursor", "of another organization");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_endpoint_is_gone_with_its_secrets() {
-    let world = World::start().await;
-    let endpoint = made(&world).await;
+    let server = TestServer::start().await;
+    let endpoint = made(&server).await;
     let path = path(&endpoint);
-    let deleted = world.delete(&path).send().await;
+    let deleted = server.delete(&path).send().await;
     assert_eq!((deleted.status.as_u16(), &*deleted.text), (204, ""));
     assert!(!deleted.headers.contains_key("content-type"), "{:?}", deleted.headers);
     assert!(deleted.headers.contains_key("x-request-id"));
-    world.delete(&path).send().await.refused(404);
-    world.get(&path).send().await.refused(404);
-    world.get(&format!("{path}/deliveries")).send().await.refused(404);
-    assert_eq!(counted(&world).await, (0, 0));
-    assert!(world.items(&format!("WHS#{}", world.organization_id)).await.is_empty());
-    let told = world.audited("webhook_endpoint.deleted").await;
+    server.delete(&path).send().await.refused(404);
+    server.get(&path).send().await.refused(404);
+    server.get(&format!("{path}/deliveries")).send().await.refused(404);
+    assert_eq!(counted(&server).await, (0, 0));
+    assert!(server.items(&format!("WHS#{}", server.organization_id)).await.is_empty());
+    let told = server.audited("webhook_endpoint.deleted").await;
     assert_eq!(told.len(), 1);
     assert_eq!(told[0]["resource"], json!({ "kind": "webhook_endpoint", "id": endpoint["id"] }));
     assert_eq!(
         told[0]["changes"]["url"],
         json!({ "before": "https://hooks.example.com/T000?redacted", "after": null })
     );
-    Tables::of(&world).await.assert_whole();
+    Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_admins_see_a_query() {
-    let (world, _clock) = World::start_at_noon().await;
+    let (server, _clock) = TestServer::start_at_noon().await;
     let hidden = json!("https://hooks.example.com/T000?redacted");
-    let endpoint = made(&world).await;
+    let endpoint = made(&server).await;
     let path = path(&endpoint);
     assert_eq!(endpoint["url"], URL);
     for scopes in [&["read"][..], &["read", "write"], &["read", "admin"]] {
-        let (_, token) = world.key(scopes).await;
+        let (_, token) = server.key(scopes).await;
         let shown = if scopes.contains(&"admin") { json!(URL) } else { hidden.clone() };
-        let one = world.get(&path).bearer(&token).send().await.expect(200);
-        let all = world.get(ROUTE).bearer(&token).send().await.expect(200);
+        let one = server.get(&path).bearer(&token).send().await.expect(200);
+        let all = server.get(ROUTE).bearer(&token).send().await.expect(200);
         assert_eq!(
             (&one["webhook_endpoint"]["url"], &all["webhook_endpoints"][0]["url"]),
             (&shown, &shown),
@@ -357,70 +357,70 @@ async fn only_admins_see_a_query() {
     }
     // Another query is another URL, and both look alike where everybody sees them.
     let moved = json!({ "url": "HTTPS://Hooks.Example.com/T000?team=8" });
-    let changed = world.patch(&path, moved.clone()).send().await.expect(200);
+    let changed = server.patch(&path, moved.clone()).send().await.expect(200);
     assert_eq!(changed["webhook_endpoint"]["url"], "https://hooks.example.com/T000?team=8");
-    world.patch(&path, moved).send().await.expect(200);
-    let told = world.audited("webhook_endpoint.updated").await;
+    server.patch(&path, moved).send().await.expect(200);
+    let told = server.audited("webhook_endpoint.updated").await;
     assert_eq!(told.len(), 1, "the same URL again changes nothing");
     assert_eq!(told[0]["changes"], json!({ "url": { "before": hidden, "after": hidden } }));
-    world.post(&format!("{path}/test"), json!({})).send().await.expect(202);
-    world.delete(&path).send().await.expect(204);
-    let told = Value::from([world.audit_events().await, world.outbox("EVT").await].concat()).to_string();
+    server.post(&format!("{path}/test"), json!({})).send().await.expect(202);
+    server.delete(&path).send().await.expect(204);
+    let told = Value::from([server.audit_events().await, server.outbox("EVT").await].concat()).to_string();
     assert!(told.contains("T000?redacted") && !told.contains("team="), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_for_a_deleted_endpoint_is_not_sent() {
     let (post, clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let receiver = Receiver::start().await;
     receiver.react(Reaction::Status(500));
-    let (id, _) = endpoint(world, &receiver.url, &["*"]).await;
-    world.key(&["read"]).await;
+    let (id, _) = endpoint(server, &receiver.url, &["*"]).await;
+    server.key(&["read"]).await;
     post.deliver().await;
     assert_eq!(receiver.received().len(), 1);
     // Of these one waits for its retry, and one to be fanned out.
-    world.key(&["read"]).await;
-    let deleted = world.delete(&format!("{ROUTE}/{id}")).send().await;
+    server.key(&["read"]).await;
+    let deleted = server.delete(&format!("{ROUTE}/{id}")).send().await;
     assert_eq!(deleted.status.as_u16(), 204, "{}", deleted.text);
     for _ in 0..3 {
         clock.advance(Duration::from_hours(1));
         post.deliver().await;
     }
     assert_eq!(receiver.received().len(), 1);
-    assert!(world.outbox("WHQ").await.is_empty());
+    assert!(server.outbox("WHQ").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_that_is_deleted_while_it_is_served_ends_quietly() {
     let (post, _clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let receiver = Receiver::start().await;
     receiver.react(Reaction::Held);
-    let (id, _) = endpoint(world, &receiver.url, &["api_key.created"]).await;
+    let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
     for _ in 0..12 {
-        world.key(&["read"]).await;
+        server.key(&["read"]).await;
     }
     post.work().await;
     receiver.wait_for(1).await;
-    assert_eq!(world.delete(&format!("{ROUTE}/{id}")).send().await.status.as_u16(), 204);
+    assert_eq!(server.delete(&format!("{ROUTE}/{id}")).send().await.status.as_u16(), 204);
     receiver.react(Reaction::Status(200));
     receiver.release();
-    until("the end of the queue", async || world.outbox("WHQ").await.is_empty()).await;
+    until("the end of the queue", async || server.outbox("WHQ").await.is_empty()).await;
     let sent = receiver.received().len();
-    world.key(&["read"]).await;
+    server.key(&["read"]).await;
     post.deliver().await;
     assert_eq!(receiver.received().len(), sent, "what was under way at most");
-    assert!(world.outbox("WHQ").await.is_empty());
+    assert!(server.outbox("WHQ").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_organization_has_twenty_endpoints_at_most_however_many_come_at_once() {
-    let world = World::start().await;
-    let (_, theirs) = world.another_organization("other").await;
+    let server = TestServer::start().await;
+    let (_, theirs) = server.another_organization("other").await;
     let mut requests = JoinSet::new();
     for _ in 0..30 {
-        requests.spawn(world.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })).send());
+        requests.spawn(server.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })).send());
     }
     let mut ids = Vec::new();
     for reply in requests.join_all().await {
@@ -433,68 +433,68 @@ async fn an_organization_has_twenty_endpoints_at_most_however_many_come_at_once(
         assert!(refusal["message"].as_str().unwrap().contains("delete one first"), "{refusal}");
     }
     assert_eq!(ids.len(), 20);
-    assert_eq!(counted(&world).await, (20, 20));
-    let listed = world.get(ROUTE).send().await.expect(200);
+    assert_eq!(counted(&server).await, (20, 20));
+    let listed = server.get(ROUTE).send().await.expect(200);
     assert_eq!(listed["webhook_endpoints"].as_array().unwrap().len(), 20);
 
     // Each of these is deleted by two at once.
     let mut requests = JoinSet::new();
     for id in ids.iter().take(5).chain(ids.iter().take(5)) {
-        requests.spawn(world.delete(&format!("{ROUTE}/{id}")).send());
+        requests.spawn(server.delete(&format!("{ROUTE}/{id}")).send());
     }
     let mut statuses: Vec<_> = requests.join_all().await.iter().map(|reply| reply.status.as_u16()).collect();
     statuses.sort_unstable();
     assert_eq!(statuses, [[204; 5], [404; 5]].concat());
-    assert_eq!(counted(&world).await, (15, 15));
+    assert_eq!(counted(&server).await, (15, 15));
     let mut requests = JoinSet::new();
     for _ in 0..8 {
-        requests.spawn(world.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })).send());
+        requests.spawn(server.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })).send());
     }
     let made = requests.join_all().await.iter().filter(|reply| reply.status == 201).count();
-    assert_eq!((made, counted(&world).await), (5, (20, 20)));
-    let others = world.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })).bearer(&theirs);
+    assert_eq!((made, counted(&server).await), (5, (20, 20)));
+    let others = server.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })).bearer(&theirs);
     others.send().await.expect(201);
-    Tables::of(&world).await.assert_whole();
+    Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_and_the_end_of_an_endpoint_at_once_are_both_kept() {
     for round in 0..6 {
         let (post, _clock) = Post::start().await;
-        let world = &post.world;
+        let server = &post.server;
         let receiver = Receiver::start().await;
         receiver.react(Reaction::Status(410));
-        let (id, _) = endpoint(world, &receiver.url, &["api_key.created"]).await;
-        world.key(&["read"]).await;
+        let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
+        server.key(&["read"]).await;
         let path = format!("{ROUTE}/{id}");
         post.work().await;
         let mut patches = JoinSet::new();
         for at in 0..6 {
             let body = json!({ "description": format!("{round}.{at}") });
-            patches.spawn(world.patch(&path, body).send());
+            patches.spawn(server.patch(&path, body).send());
         }
         for reply in patches.join_all().await {
             reply.expect(200);
         }
         post.settled().await;
-        let shown = world.get(&path).send().await.expect(200)["webhook_endpoint"].take();
+        let shown = server.get(&path).send().await.expect(200)["webhook_endpoint"].take();
         assert_eq!((&shown["enabled"], &shown["disabled_reason"]), (&json!(false), &json!("gone")), "{shown}");
         assert!(shown["description"].as_str().unwrap().starts_with(&format!("{round}.")), "{shown}");
-        assert_eq!(world.audited("webhook_endpoint.disabled").await.len(), 1);
-        assert_eq!(world.audited("webhook_endpoint.updated").await.len(), 6);
-        assert_eq!(deliveries(world, id).await[0]["attempts"].as_array().unwrap().len(), 1);
-        Tables::of(world).await.assert_whole();
+        assert_eq!(server.audited("webhook_endpoint.disabled").await.len(), 1);
+        assert_eq!(server.audited("webhook_endpoint.updated").await.len(), 6);
+        assert_eq!(deliveries(server, id).await[0]["attempts"].as_array().unwrap().len(), 1);
+        Tables::new(server).await.assert_whole();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_done_is_in_the_audit_log_without_secrets() {
     let (post, clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let receiver = Receiver::start().await;
-    let (id, first) = endpoint(world, &receiver.url, &["*"]).await;
+    let (id, first) = endpoint(server, &receiver.url, &["*"]).await;
     let path = format!("{ROUTE}/{id}");
-    let send = async |rest: &str| world.request(Method::POST, &format!("{path}/{rest}")).send().await;
+    let send = async |rest: &str| server.request(Method::POST, &format!("{path}/{rest}")).send().await;
     let second = send("rotate_secret").await.expect(201)["secret"].as_str().unwrap().to_owned();
     note_secret(&second);
     let delivery = send("test").await.expect(202)["delivery"]["id"].clone();
@@ -502,11 +502,11 @@ async fn what_was_done_is_in_the_audit_log_without_secrets() {
     send(&format!("deliveries/{delivery}/replay")).await.expect(202);
     clock.advance(Duration::from_secs(1));
     let since = json!({ "since": "2026-11-21T12:00:00Z" });
-    world.post(&format!("{path}/recover"), since).send().await.expect(202);
-    world.patch(&path, json!({ "enabled": false })).send().await.expect(200);
-    assert_eq!(world.delete(&path).send().await.status.as_u16(), 204);
+    server.post(&format!("{path}/recover"), since).send().await.expect(202);
+    server.patch(&path, json!({ "enabled": false })).send().await.expect(200);
+    assert_eq!(server.delete(&path).send().await.status.as_u16(), 204);
 
-    let events = world.audit_events().await;
+    let events = server.audit_events().await;
     let ours = events.iter().filter(|event| event["action"].as_str().unwrap().starts_with("webhook_"));
     let mut told: Vec<_> = ours
         .map(|event| {
@@ -542,57 +542,57 @@ async fn what_was_done_is_in_the_audit_log_without_secrets() {
             on("webhook_endpoint.updated", disabled),
         ]
     );
-    let text = Value::from(world.stored().await).to_string();
+    let text = Value::from(server.stored().await).to_string();
     for secret in [first, second] {
         assert!(!text.contains(&secret[6..]), "a secret lies in plain text");
     }
-    let listed = world.get("/v1/audit_events?action=webhook_endpoint.created").send().await.expect(200);
+    let listed = server.get("/v1/audit_events?action=webhook_endpoint.created").send().await.expect(200);
     assert_eq!(listed["audit_events"].as_array().unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_admin_that_was_cut_down_changes_nothing_in_the_gateways_three_seconds() {
-    let (world, _clock) = World::start_at_noon().await;
-    let endpoint = made(&world).await;
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let endpoint = made(&server).await;
     let path = path(&endpoint);
-    let (id, token) = world.key(&["admin"]).await;
-    world.delete(&format!("{ROUTE}/1")).bearer(&token).send().await.refused(404);
-    world.patch(&format!("/v1/api_keys/{id}"), json!({ "scopes": ["read"] })).send().await.expect(200);
+    let (id, token) = server.key(&["admin"]).await;
+    server.delete(&format!("{ROUTE}/1")).bearer(&token).send().await.refused(404);
+    server.patch(&format!("/v1/api_keys/{id}"), json!({ "scopes": ["read"] })).send().await.expect(200);
     let since = json!({ "since": "2026-11-21T11:00:00Z" });
     for request in [
-        world.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })),
-        world.patch(&path, json!({ "url": "https://evil.example.com/" })),
-        world.request(Method::POST, &format!("{path}/rotate_secret")),
-        world.request(Method::POST, &format!("{path}/test")),
-        world.post(&format!("{path}/recover"), since),
-        world.request(Method::POST, &format!("{path}/deliveries/1/replay")),
-        world.delete(&path),
+        server.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })),
+        server.patch(&path, json!({ "url": "https://evil.example.com/" })),
+        server.request(Method::POST, &format!("{path}/rotate_secret")),
+        server.request(Method::POST, &format!("{path}/test")),
+        server.post(&format!("{path}/recover"), since),
+        server.request(Method::POST, &format!("{path}/deliveries/1/replay")),
+        server.delete(&path),
     ] {
         assert_eq!(request.bearer(&token).send().await.forbidden(), "missing scope: admin");
     }
-    assert_eq!(world.get(&path).send().await.expect(200)["webhook_endpoint"], endpoint);
+    assert_eq!(server.get(&path).send().await.expect(200)["webhook_endpoint"], endpoint);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn anothers_endpoint_and_deliveries_are_not_there() {
     let (post, _clock): (_, Arc<ManualClock>) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let receiver = Receiver::start().await;
-    let (theirs, _) = endpoint(world, &receiver.url, &["*"]).await;
-    let ping = world.request(Method::POST, &format!("{ROUTE}/{theirs}/test")).send().await.expect(202);
+    let (theirs, _) = endpoint(server, &receiver.url, &["*"]).await;
+    let ping = server.request(Method::POST, &format!("{ROUTE}/{theirs}/test")).send().await.expect(202);
     post.deliver().await;
     let delivery = &ping["delivery"]["id"];
-    let (_, stranger) = world.another_organization("other").await;
+    let (_, stranger) = server.another_organization("other").await;
     let ours =
-        world.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })).bearer(&stranger).send().await.expect(201);
+        server.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })).bearer(&stranger).send().await.expect(201);
     let ours = &ours["webhook_endpoint"]["id"];
     let since = json!({ "since": "2026-11-21T11:00:00Z" });
     for request in [
-        world.get(&format!("{ROUTE}/{theirs}/deliveries")),
-        world.request(Method::POST, &format!("{ROUTE}/{theirs}/deliveries/{delivery}/replay")),
+        server.get(&format!("{ROUTE}/{theirs}/deliveries")),
+        server.request(Method::POST, &format!("{ROUTE}/{theirs}/deliveries/{delivery}/replay")),
         // An endpoint of one's own does not lead to what was sent to another.
-        world.request(Method::POST, &format!("{ROUTE}/{ours}/deliveries/{delivery}/replay")),
-        world.post(&format!("{ROUTE}/{theirs}/recover"), since),
+        server.request(Method::POST, &format!("{ROUTE}/{ours}/deliveries/{delivery}/replay")),
+        server.post(&format!("{ROUTE}/{theirs}/recover"), since),
     ] {
         assert_eq!(request.bearer(&stranger).send().await.refused(404), json!({ "detail": "Not found" }));
     }

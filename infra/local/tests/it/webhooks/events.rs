@@ -13,38 +13,38 @@ use serde_json::{Value, json};
 use super::{Post, ROUTE, Reaction, Receiver, endpoint};
 use crate::{
     budget::spend,
-    harness::World,
+    harness::TestServer,
     model_keys::provider_key,
     stripe_events::{NOON, configured, event, signed, subscription},
 };
 
 /// Does what each type tells of.
-async fn do_everything(world: &World) {
+async fn do_everything(server: &TestServer) {
     let expected = async |method: Method, path: &str, body: Value, status: u16| {
-        world.request(method, path).body(body).send().await.expect(status)
+        server.request(method, path).body(body).send().await.expect(status)
     };
     let ending = json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-12-02T12:00:00Z" });
-    world.key_with(ending).await;
-    let (rotated, _) = world.key(&["read"]).await;
+    server.key_with(ending).await;
+    let (rotated, _) = server.key(&["read"]).await;
     expected(Method::PATCH, &format!("/v1/api_keys/{rotated}"), json!({ "name": "ci 2" }), 200).await;
     expected(Method::POST, &format!("/v1/api_keys/{rotated}/rotate"), json!({}), 201).await;
-    world.delete(&format!("/v1/api_keys/{rotated}")).send().await.expect(200);
+    server.delete(&format!("/v1/api_keys/{rotated}")).send().await.expect(200);
     let body = json!({ "provider": "openai", "key": provider_key("sk-"), "name": "Production" });
     let model_key = expected(Method::POST, "/v1/model_keys", body, 201).await;
-    world.delete(&format!("/v1/model_keys/{}", model_key["model_key"]["id"])).send().await.expect(200);
-    let (spender, _) = world.key(&["read"]).await;
+    server.delete(&format!("/v1/model_keys/{}", model_key["model_key"]["id"])).send().await.expect(200);
+    let (spender, _) = server.key(&["read"]).await;
     expected(Method::PUT, "/v1/budget", json!({ "total_tokens": 10 }), 200).await;
-    spend(world, spender, 10).await;
-    world.work("worker-budget-checks").await;
+    spend(server, spender, 10).await;
+    server.work("worker-budget-checks").await;
     expected(Method::PUT, "/v1/budget", json!({}), 200).await;
-    world.work("worker-budget-checks").await;
-    world.project("my-app").await;
+    server.work("worker-budget-checks").await;
+    server.project("my-app").await;
     for sha in ["abcdef0", "abcdef1"] {
-        world.deploy("my-app", json!({ "commit_sha": sha })).await;
+        server.deploy("my-app", json!({ "commit_sha": sha })).await;
     }
     expected(Method::POST, "/v1/agent_projects/my-app/rollback", json!({ "version": 1 }), 200).await;
-    let path = format!("/v1/internal/organizations/{}", world.organization_id);
-    world.service(Method::PATCH, &path).body(json!({ "stripe_customer_id": "cus_1" })).send().await.expect(200);
+    let path = format!("/v1/internal/organizations/{}", server.organization_id);
+    server.service(Method::PATCH, &path).body(json!({ "stripe_customer_id": "cus_1" })).send().await.expect(200);
     let invoice = json!({
         "id": "in_1", "object": "invoice", "customer": "cus_1", "currency": "eur", "amount_due": 1900,
         "amount_paid": 0, "attempt_count": 1, "next_payment_attempt": NOON + 60,
@@ -57,7 +57,7 @@ async fn do_everything(world: &World) {
         (4, "invoice.paid", invoice),
         (5, "customer.subscription.deleted", subscription("canceled")),
     ] {
-        signed(world, &event(&format!("evt_{second}"), told, second, &object).to_string()).send().await.expect(200);
+        signed(server, &event(&format!("evt_{second}"), told, second, &object).to_string()).send().await.expect(200);
     }
 }
 
@@ -93,17 +93,17 @@ fn alike(one: &Value, other: &Value) -> bool {
 async fn every_type_of_event_arrives_as_the_documentation_shows_it() {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
     let options = Options { webhooks: Reach::Loopback, ..configured(Arc::clone(&clock) as Arc<dyn Clock>) };
-    let post = Post::of(World::start_as(options, None).await, Duration::ZERO);
-    let world = &post.world;
+    let post = Post::new(TestServer::start_as(options, None).await, Duration::ZERO);
+    let server = &post.server;
     let (all, gone) = (Receiver::start().await, Receiver::start().await);
-    let (id, _) = endpoint(world, &all.url, &["*"]).await;
-    world.request(Method::POST, &format!("{ROUTE}/{id}/test")).send().await.expect(202);
-    let (leaving, _) = endpoint(world, &gone.url, &["invoice.paid"]).await;
+    let (id, _) = endpoint(server, &all.url, &["*"]).await;
+    server.request(Method::POST, &format!("{ROUTE}/{id}/test")).send().await.expect(202);
+    let (leaving, _) = endpoint(server, &gone.url, &["invoice.paid"]).await;
     gone.react(Reaction::Status(410));
-    do_everything(world).await;
+    do_everything(server).await;
     post.deliver().await;
     clock.advance(Duration::from_hours(5 * 24));
-    world.work("worker-expiry-notices").await;
+    server.work("worker-expiry-notices").await;
     post.deliver().await;
 
     let shown = documented();

@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 use super::{Post, ROUTE, Receiver, URL, counted, deliveries, endpoint, on_loopback};
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy},
-    harness::{Reply, Request, World},
+    harness::{Reply, Request, TestServer},
     invariants::Tables,
 };
 
 const CROSSED: Fault = Fault::Cancel { code: "TransactionConflict", at: 0 };
 
-fn create(world: &World) -> Request {
-    world.post(ROUTE, json!({ "url": URL, "event_types": ["*"] }))
+fn create(server: &TestServer) -> Request {
+    server.post(ROUTE, json!({ "url": URL, "event_types": ["*"] }))
 }
 
 fn unavailable(reply: Reply) {
@@ -27,47 +27,49 @@ fn unavailable(reply: Reply) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_creation_that_met_a_fault_is_made_once_and_shown_by_its_repeat() {
     for fault in [Fault::Throttle, Fault::DropAnswer, CROSSED] {
-        let (world, proxy) = FaultProxy::start().await;
+        let (server, proxy) = FaultProxy::start().await;
         // Once is not noticed.
         proxy.fail("TransactWriteItems", 1, fault);
-        create(&world).send().await.expect(201);
-        assert_eq!(counted(&world).await, (1, 1), "{fault:?}");
+        create(&server).send().await.expect(201);
+        assert_eq!(counted(&server).await, (1, 1), "{fault:?}");
         proxy.fail("TransactWriteItems", ALWAYS, fault);
-        unavailable(create(&world).idempotency_key("once").send().await);
+        unavailable(create(&server).idempotency_key("once").send().await);
         proxy.heal();
-        let (first, second) =
-            (create(&world).idempotency_key("once").send().await, create(&world).idempotency_key("once").send().await);
+        let (first, second) = (
+            create(&server).idempotency_key("once").send().await,
+            create(&server).idempotency_key("once").send().await,
+        );
         assert_eq!(first.text, second.text, "{fault:?}");
         first.expect(201);
-        assert_eq!(counted(&world).await, (2, 2), "{fault:?}");
-        Tables::of(&world).await.assert_whole();
+        assert_eq!(counted(&server).await, (2, 2), "{fault:?}");
+        Tables::new(&server).await.assert_whole();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drawn_id_that_is_taken_is_drawn_again_with_another_secret() {
-    let (world, proxy) = FaultProxy::start().await;
-    world.get("/v1/whoami").send().await.expect(200);
+    let (server, proxy) = FaultProxy::start().await;
+    server.get("/v1/whoami").send().await.expect(200);
     proxy.forget();
     // The first write is the caller's own check.
     proxy.fail("TransactWriteItems", 2, Fault::Cancel { code: "ConditionalCheckFailed", at: 1 });
-    let made = create(&world).send().await.expect(201);
+    let made = create(&server).send().await.expect(201);
     let sent = proxy.seen_of("TransactWriteItems");
     let drawn: Vec<_> = sent.iter().map(|sent| sent.partitions()[1].clone()).collect();
     assert_eq!(drawn.len(), 3);
     assert_eq!(drawn[2], format!("ID#webhook_endpoint#{}", made["webhook_endpoint"]["id"]));
     assert!(drawn[0] != drawn[1] && drawn[1] != drawn[2] && drawn[0] != drawn[2]);
-    assert_eq!(counted(&world).await, (1, 1));
-    Tables::of(&world).await.assert_whole();
+    assert_eq!(counted(&server).await, (1, 1));
+    Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rotation_that_met_a_fault_is_done_once() {
     for fault in [Fault::Throttle, Fault::DropAnswer, CROSSED, Fault::Cancel { code: "ConditionalCheckFailed", at: 1 }]
     {
-        let (world, proxy) = FaultProxy::start().await;
-        let (id, _) = endpoint(&world, URL, &["*"]).await;
-        let rotate = || world.request(Method::POST, &format!("{ROUTE}/{id}/rotate_secret"));
+        let (server, proxy) = FaultProxy::start().await;
+        let (id, _) = endpoint(&server, URL, &["*"]).await;
+        let rotate = || server.request(Method::POST, &format!("{ROUTE}/{id}/rotate_secret"));
         proxy.fail("TransactWriteItems", 1, fault);
         rotate().send().await.expect(201);
         proxy.fail("TransactWriteItems", ALWAYS, fault);
@@ -77,51 +79,51 @@ async fn a_rotation_that_met_a_fault_is_done_once() {
             (rotate().idempotency_key("once").send().await, rotate().idempotency_key("once").send().await);
         assert_eq!(first.text, second.text, "{fault:?}");
         first.expect(201);
-        assert_eq!(world.audited("webhook_endpoint.secret_rotated").await.len(), 2, "{fault:?}");
-        Tables::of(&world).await.assert_whole();
+        assert_eq!(server.audited("webhook_endpoint.secret_rotated").await.len(), 2, "{fault:?}");
+        Tables::new(&server).await.assert_whole();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deletion_that_met_a_fault_is_done_once() {
     for fault in [Fault::Throttle, CROSSED] {
-        let (world, proxy) = FaultProxy::start().await;
-        let (id, _) = endpoint(&world, URL, &["*"]).await;
-        let delete = || world.delete(&format!("{ROUTE}/{id}")).send();
+        let (server, proxy) = FaultProxy::start().await;
+        let (id, _) = endpoint(&server, URL, &["*"]).await;
+        let delete = || server.delete(&format!("{ROUTE}/{id}")).send();
         proxy.fail("TransactWriteItems", ALWAYS, fault);
         unavailable(delete().await);
         proxy.heal();
-        assert_eq!(counted(&world).await, (1, 1), "{fault:?}");
+        assert_eq!(counted(&server).await, (1, 1), "{fault:?}");
         proxy.fail("TransactWriteItems", 1, fault);
         assert_eq!(delete().await.status.as_u16(), 204, "{fault:?}");
-        assert_eq!(counted(&world).await, (0, 0), "{fault:?}");
-        Tables::of(&world).await.assert_whole();
+        assert_eq!(counted(&server).await, (0, 0), "{fault:?}");
+        Tables::new(&server).await.assert_whole();
     }
-    let (world, proxy) = FaultProxy::start().await;
+    let (server, proxy) = FaultProxy::start().await;
     for (drops, first, repeat) in [(1, 204, 404), (ALWAYS, 503, 404)] {
-        let (id, _) = endpoint(&world, URL, &["*"]).await;
+        let (id, _) = endpoint(&server, URL, &["*"]).await;
         proxy.fail("TransactWriteItems", drops, Fault::DropAnswer);
-        let reply = world.delete(&format!("{ROUTE}/{id}")).send().await;
+        let reply = server.delete(&format!("{ROUTE}/{id}")).send().await;
         proxy.heal();
         assert_eq!(reply.status.as_u16(), first, "{}", reply.text);
-        assert_eq!(world.delete(&format!("{ROUTE}/{id}")).send().await.status.as_u16(), repeat);
-        assert_eq!(counted(&world).await, (0, 0));
-        Tables::of(&world).await.assert_whole();
+        assert_eq!(server.delete(&format!("{ROUTE}/{id}")).send().await.status.as_u16(), repeat);
+        assert_eq!(counted(&server).await, (0, 0));
+        Tables::new(&server).await.assert_whole();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_that_met_a_fault_is_sent_or_not_and_never_half() {
-    let (world, proxy) = FaultProxy::start_as(on_loopback(Arc::new(SystemClock))).await;
-    let post = Post::of(world, std::time::Duration::ZERO);
-    let world = &post.world;
+    let (server, proxy) = FaultProxy::start_as(on_loopback(Arc::new(SystemClock))).await;
+    let post = Post::new(server, std::time::Duration::ZERO);
+    let server = &post.server;
     let receiver = Receiver::start().await;
-    let (id, _) = endpoint(world, &receiver.url, &["api_key.created"]).await;
-    world.key(&["read"]).await;
+    let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
+    server.key(&["read"]).await;
     post.deliver().await;
-    let delivery = deliveries(world, id).await.remove(0);
+    let delivery = deliveries(server, id).await.remove(0);
     let send_again =
-        || world.request(Method::POST, &format!("{ROUTE}/{id}/deliveries/{}/replay", delivery["id"])).send();
+        || server.request(Method::POST, &format!("{ROUTE}/{id}/deliveries/{}/replay", delivery["id"])).send();
     let changed = Fault::Cancel { code: "ConditionalCheckFailed", at: 1 };
     let mut sent = 1;
     for fault in [Fault::Throttle, CROSSED, changed, Fault::DropAnswer] {
@@ -134,11 +136,11 @@ async fn a_replay_that_met_a_fault_is_sent_or_not_and_never_half() {
             // What was done though nobody heard of it is sent, too.
             sent += usize::from(answered == 202 || matches!(fault, Fault::DropAnswer));
             assert_eq!(receiver.received().len(), sent, "{fault:?}, {count} times");
-            let kept = deliveries(world, id).await.remove(0);
+            let kept = deliveries(server, id).await.remove(0);
             assert_eq!((&kept["status"], &kept["next_attempt_at"]), (&json!("succeeded"), &Value::Null), "{fault:?}");
-            let waiting = format!("DLP#{}#{id}", world.organization_id);
-            assert!(world.items_of("karta-outbox", &waiting).await.is_empty(), "{fault:?}");
+            let waiting = format!("DLP#{}#{id}", server.organization_id);
+            assert!(server.items_of("karta-outbox", &waiting).await.is_empty(), "{fault:?}");
         }
     }
-    assert_eq!(world.audited("webhook_delivery.replayed").await.len(), sent - 1, "each that was done is told once");
+    assert_eq!(server.audited("webhook_delivery.replayed").await.len(), sent - 1, "each that was done is told once");
 }

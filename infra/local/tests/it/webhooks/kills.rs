@@ -9,7 +9,7 @@ use std::{
 use karta_shared::{
     clock::{Clock, ManualClock},
     domain::Id,
-    store::Due,
+    store::DueItem,
     worker::{Wake, Worker},
 };
 use tokio::time::{sleep, timeout};
@@ -34,27 +34,28 @@ fn arrivals(receiver: &Receiver) -> BTreeMap<String, usize> {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_after_any_call_to_the_store_a_worker_loses_nothing() {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
-    let (world, proxy) = FaultProxy::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>)).await;
-    let post = Post::of(world, Duration::ZERO);
-    let world = &post.world;
+    let (server, proxy) = FaultProxy::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>)).await;
+    let post = Post::new(server, Duration::ZERO);
+    let server = &post.server;
     let receiver = Receiver::start().await;
-    let (id, _) = endpoint(world, &receiver.url, &["*"]).await;
-    let organization_id = Id::new(world.organization_id).unwrap();
+    let (id, _) = endpoint(server, &receiver.url, &["*"]).await;
+    let organization_id = Id::new(server.organization_id).unwrap();
     let serve = Wake::Endpoint { organization_id, webhook_endpoint_id: Id::new(id).unwrap() };
-    let app = &world.runner.app;
+    let app = &server.runner.app;
     let silent = WebhookEvents::new(app.of_function(WebhookEvents::NAME), Waker::Local(Arc::new(|_, _| ())));
     let mut told = 0;
     for fails in [false, true] {
         for which in ["events", "deliveries"] {
             for calls in 0.. {
                 receiver.react(Reaction::Status(if fails { 500 } else { 200 }));
-                announce(world, 1).await;
+                announce(server, 1).await;
                 told += 1;
                 if which == "deliveries" {
                     silent.work(&Wake::Sweep).await.unwrap();
                 }
-                let waits = world.outbox("EVT").await.into_iter().filter(|event| event["due_at"].is_string());
-                let waits = waits.map(|event| Due { organization_id, sk: event["sk"].as_str().unwrap().to_owned() });
+                let waits = server.outbox("EVT").await.into_iter().filter(|event| event["due_at"].is_string());
+                let waits =
+                    waits.map(|event| DueItem { organization_id, sk: event["sk"].as_str().unwrap().to_owned() });
                 let written = Wake::Written(waits.collect());
                 proxy.fail_after(ANY, calls, ALWAYS, Fault::HoldAnswer);
                 let courier = WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new())
@@ -79,7 +80,7 @@ async fn killed_after_any_call_to_the_store_a_worker_loses_nothing() {
                 post.deliver().await;
                 let arrived = arrivals(&receiver).len();
                 assert_eq!(arrived, told, "{which} after {calls} calls, failing: {fails}");
-                let listed = deliveries(world, id).await;
+                let listed = deliveries(server, id).await;
                 assert!(
                     listed.iter().all(|delivery| delivery["status"] == "succeeded"),
                     "{which} {calls}: {listed:#?}"
@@ -96,12 +97,12 @@ async fn killed_after_any_call_to_the_store_a_worker_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_while_the_receiver_answers_a_worker_sends_again() {
     let (post, clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let receiver = Receiver::start().await;
-    let (id, _) = endpoint(world, &receiver.url, &["*"]).await;
+    let (id, _) = endpoint(server, &receiver.url, &["*"]).await;
     receiver.react(Reaction::Held);
-    announce(world, 1).await;
-    let killed = events(&world.runner.app, Duration::ZERO);
+    announce(server, 1).await;
+    let killed = events(&server.runner.app, Duration::ZERO);
     killed.work(&Wake::Sweep).await.unwrap();
     receiver.wait_for(1).await;
     drop(killed);
@@ -113,23 +114,23 @@ async fn killed_while_the_receiver_answers_a_worker_sends_again() {
     clock.advance(LATER);
     post.deliver().await;
     assert_eq!(receiver.received().len(), 2);
-    assert_eq!(deliveries(world, id).await[0]["status"], "succeeded");
+    assert_eq!(deliveries(server, id).await[0]["status"], "succeeded");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_under_random_kills_all_arrive_at_least_once() {
     const EVENTS: usize = 300;
     let (post, clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let (first, second) = (Receiver::start().await, Receiver::start().await);
-    endpoint(world, &first.url, &["*"]).await;
-    endpoint(world, &second.url, &["release.created"]).await;
-    announce(world, EVENTS).await;
+    endpoint(server, &first.url, &["*"]).await;
+    endpoint(server, &second.url, &["release.created"]).await;
+    announce(server, EVENTS).await;
     let mut killed = 0;
     for round in 0.. {
-        let worker = events(&world.runner.app, Duration::ZERO);
+        let worker = events(&server.runner.app, Duration::ZERO);
         let mut random = [0];
-        world.runner.app.entropy.fill(&mut random);
+        server.runner.app.entropy.fill(&mut random);
         // Its deliveries end with it.
         let alive = Duration::from_millis(20 + u64::from(random[0]) + 5 * round);
         timeout(alive, async {

@@ -23,21 +23,21 @@ use serde_json::{Value, json};
 use worker_webhook_deliveries::WebhookDeliveries;
 use worker_webhook_events::{Waker, WebhookEvents};
 
-use crate::harness::{World, note_secret, options, plain, until};
+use crate::harness::{TestServer, note_secret, options, plain, until};
 pub(crate) use receiver::{Reaction, Receiver};
 
 const ROUTE: &str = "/v1/webhook_endpoints";
 /// Of a receiver that nothing is sent to.
 const URL: &str = "https://hooks.example.com/T000?team=7";
 
-/// Of a world whose webhooks may lead to this machine.
+/// Of a server whose webhooks may lead to this machine.
 pub(crate) fn on_loopback(clock: Arc<dyn Clock>) -> Options {
     Options { webhooks: Reach::Loopback, ..options(clock) }
 }
 
-/// A world whose webhooks may lead to this machine, and its two workers.
+/// A server whose webhooks may lead to this machine, and its two workers.
 struct Post {
-    world: World,
+    server: TestServer,
     events: WebhookEvents,
 }
 
@@ -49,9 +49,9 @@ pub(crate) fn events(app: &App, patience: Duration) -> WebhookEvents {
 }
 
 /// Events of `acme`'s that ask for nothing but to be told.
-async fn announce(world: &World, count: usize) {
-    let app = &world.runner.app;
-    let organization = Id::new(world.organization_id).unwrap();
+async fn announce(server: &TestServer, count: usize) {
+    let app = &server.runner.app;
+    let organization = Id::new(server.organization_id).unwrap();
     let mut ids = BTreeSet::new();
     while ids.len() < count {
         let now = app.clock.now();
@@ -78,12 +78,12 @@ impl Post {
     /// On a clock that the test moves; no worker waits for a retry.
     async fn start() -> (Self, Arc<ManualClock>) {
         let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
-        let world = World::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>), None).await;
-        (Self::of(world, Duration::ZERO), clock)
+        let server = TestServer::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>), None).await;
+        (Self::new(server, Duration::ZERO), clock)
     }
 
-    fn of(world: World, patience: Duration) -> Self {
-        Self { events: events(&world.runner.app, patience), world }
+    fn new(server: TestServer, patience: Duration) -> Self {
+        Self { events: events(&server.runner.app, patience), server }
     }
 
     /// Fans out what waits, and has everybody served whom something is due for.
@@ -94,7 +94,7 @@ impl Post {
     /// Fans out what waits, and has nobody served.
     async fn fan_out(&self) {
         let unheard = Waker::Local(Arc::new(|_, _| {}));
-        WebhookEvents::new(self.world.runner.app.of_function(WebhookEvents::NAME), unheard)
+        WebhookEvents::new(self.server.runner.app.of_function(WebhookEvents::NAME), unheard)
             .work(&Wake::Sweep)
             .await
             .unwrap();
@@ -107,15 +107,15 @@ impl Post {
     }
 
     async fn settled(&self) {
-        settled(&self.world).await;
+        settled(&self.server).await;
     }
 }
 
 /// Waits until nothing is due and nobody is served any more.
-pub(crate) async fn settled(world: &World) {
+pub(crate) async fn settled(server: &TestServer) {
     let is_quiet = async || {
-        let queues = world.outbox("WHQ").await;
-        let now = world.runner.app.clock.now().to_string();
+        let queues = server.outbox("WHQ").await;
+        let now = server.runner.app.clock.now().to_string();
         let is_busy =
             |queue: &Value| queue["lease"].is_string() || queue["due_at"].as_str().is_some_and(|at| at <= now.as_str());
         !queues.iter().any(is_busy)
@@ -124,8 +124,8 @@ pub(crate) async fn settled(world: &World) {
 }
 
 /// A new endpoint of `acme`: its id and its secret.
-pub(crate) async fn endpoint(world: &World, url: &str, event_types: &[&str]) -> (u64, String) {
-    let created = world.post("/v1/webhook_endpoints", json!({ "url": url, "event_types": event_types }));
+pub(crate) async fn endpoint(server: &TestServer, url: &str, event_types: &[&str]) -> (u64, String) {
+    let created = server.post("/v1/webhook_endpoints", json!({ "url": url, "event_types": event_types }));
     let created = created.send().await.expect(201);
     let secret = created["secret"].as_str().unwrap().to_owned();
     note_secret(&secret);
@@ -133,15 +133,15 @@ pub(crate) async fn endpoint(world: &World, url: &str, event_types: &[&str]) -> 
 }
 
 /// What an endpoint was sent, newest first.
-async fn deliveries(world: &World, endpoint: u64) -> Vec<Value> {
+async fn deliveries(server: &TestServer, endpoint: u64) -> Vec<Value> {
     let path = format!("/v1/webhook_endpoints/{endpoint}/deliveries?limit=100");
-    let mut page = world.get(&path).send().await.expect(200);
+    let mut page = server.get(&path).send().await.expect(200);
     page["deliveries"].as_array_mut().unwrap().split_off(0)
 }
 
 /// How many endpoints `acme` has, and how many it is said to have.
-async fn counted(world: &World) -> (usize, usize) {
-    let items = world.items(&format!("WH#{}", world.organization_id)).await;
+async fn counted(server: &TestServer) -> (usize, usize) {
+    let items = server.items(&format!("WH#{}", server.organization_id)).await;
     let (count, endpoints): (Vec<_>, Vec<_>) = items.iter().map(plain).partition(|item| item["sk"] == "COUNT");
     (endpoints.len(), count.first().map_or(0, |count| count["endpoints"].as_u64().unwrap().try_into().unwrap()))
 }

@@ -6,29 +6,29 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::{Post, ROUTE, Reaction, Receiver, URL, deliveries, endpoint};
-use crate::harness::{Reply, World};
+use crate::harness::{Reply, TestServer};
 
-async fn post(world: &World, endpoint: u64, rest: &str) -> Reply {
-    world.request(Method::POST, &format!("{ROUTE}/{endpoint}/{rest}")).send().await
+async fn post(server: &TestServer, endpoint: u64, rest: &str) -> Reply {
+    server.request(Method::POST, &format!("{ROUTE}/{endpoint}/{rest}")).send().await
 }
 
-async fn recover(world: &World, endpoint: u64, since: &str) -> Reply {
-    world.post(&format!("{ROUTE}/{endpoint}/recover"), json!({ "since": since })).send().await
+async fn recover(server: &TestServer, endpoint: u64, since: &str) -> Reply {
+    server.post(&format!("{ROUTE}/{endpoint}/recover"), json!({ "since": since })).send().await
 }
 
 /// What is shown of an endpoint's deliveries.
-async fn list(world: &World, endpoint: u64, query: &str) -> Reply {
-    world.get(&format!("{ROUTE}/{endpoint}/deliveries?{query}")).send().await
+async fn list(server: &TestServer, endpoint: u64, query: &str) -> Reply {
+    server.get(&format!("{ROUTE}/{endpoint}/deliveries?{query}")).send().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_test_sends_a_ping_to_one_endpoint_whatever_it_asked_for() {
     let (post_office, _clock) = Post::start().await;
-    let world = &post_office.world;
+    let server = &post_office.server;
     let (tested, other) = (Receiver::start().await, Receiver::start().await);
-    let (id, _) = endpoint(world, &tested.url, &["invoice.paid"]).await;
-    endpoint(world, &other.url, &["*"]).await;
-    let answer = post(world, id, "test").await.expect(202);
+    let (id, _) = endpoint(server, &tested.url, &["invoice.paid"]).await;
+    endpoint(server, &other.url, &["*"]).await;
+    let answer = post(server, id, "test").await.expect(202);
     let delivery = answer["delivery"].clone();
     assert_eq!(
         answer,
@@ -41,13 +41,13 @@ async fn a_test_sends_a_ping_to_one_endpoint_whatever_it_asked_for() {
     assert_eq!((tested.told(), other.told()), (vec!["ping".to_owned()], Vec::new()));
     let received = tested.received().remove(0);
     assert_eq!(received.header("webhook-id"), delivery["event_id"]);
-    let mut endpoint = world.get(&format!("{ROUTE}/{id}")).send().await.expect(200);
+    let mut endpoint = server.get(&format!("{ROUTE}/{id}")).send().await.expect(200);
     endpoint["webhook_endpoint"]["url"] = json!(tested.url.replace("team=7", "redacted"));
     assert_eq!(received.json()["data"], endpoint);
-    let shown = deliveries(world, id).await;
+    let shown = deliveries(server, id).await;
     assert_eq!((&shown[0]["id"], &shown[0]["status"]), (&delivery["id"], &json!("succeeded")));
     for _ in 0..2 {
-        world.post(&format!("{ROUTE}/{id}/test"), json!({})).send().await.expect(202);
+        server.post(&format!("{ROUTE}/{id}/test"), json!({})).send().await.expect(202);
     }
     post_office.deliver().await;
     let ids: BTreeSet<_> = tested.received().iter().map(|received| received.header("webhook-id").to_owned()).collect();
@@ -56,11 +56,11 @@ async fn a_test_sends_a_ping_to_one_endpoint_whatever_it_asked_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn routes_that_take_no_fields_take_an_empty_body_and_no_other() {
-    let world = World::start().await;
-    let (id, _) = endpoint(&world, URL, &["*"]).await;
+    let server = TestServer::start().await;
+    let (id, _) = endpoint(&server, URL, &["*"]).await;
     for rest in ["test", "deliveries/1/replay"] {
         let path = format!("{ROUTE}/{id}/{rest}");
-        let send = |body: &'static str| world.request(Method::POST, &path).raw_body(body).send();
+        let send = |body: &'static str| server.request(Method::POST, &path).raw_body(body).send();
         assert_eq!(send("{").await.refused(400)["error"], "malformed_json");
         assert_eq!(send("[]").await.invalid_field(), "body");
         assert_eq!(send(r#"{"type":"ping"}"#).await.invalid_field(), "type");
@@ -74,88 +74,88 @@ async fn routes_that_take_no_fields_take_an_empty_body_and_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disabled_endpoint_takes_no_test_replay_or_recovery() {
     let (post_office, clock) = Post::start().await;
-    let world = &post_office.world;
+    let server = &post_office.server;
     let receiver = Receiver::start().await;
-    let (id, _) = endpoint(world, &receiver.url, &["*"]).await;
-    let delivery = post(world, id, "test").await.expect(202)["delivery"]["id"].clone();
+    let (id, _) = endpoint(server, &receiver.url, &["*"]).await;
+    let delivery = post(server, id, "test").await.expect(202)["delivery"]["id"].clone();
     post_office.deliver().await;
-    world.patch(&format!("{ROUTE}/{id}"), json!({ "enabled": false })).send().await.expect(200);
+    server.patch(&format!("{ROUTE}/{id}"), json!({ "enabled": false })).send().await.expect(200);
     clock.advance(Duration::from_secs(1));
     for reply in [
-        post(world, id, "test").await,
-        post(world, id, &format!("deliveries/{delivery}/replay")).await,
-        recover(world, id, "2026-11-21T12:00:00Z").await,
+        post(server, id, "test").await,
+        post(server, id, &format!("deliveries/{delivery}/replay")).await,
+        recover(server, id, "2026-11-21T12:00:00Z").await,
     ] {
         let refusal = reply.refused(409);
         assert_eq!((&refusal["error"], &refusal["id"]), (&json!("webhook_endpoint_disabled"), &json!(id)));
         assert!(refusal["message"].as_str().unwrap().ends_with("set enabled to true first"), "{refusal}");
     }
     // What is not there is a 404 first.
-    post(world, id, "deliveries/1/replay").await.refused(404);
+    post(server, id, "deliveries/1/replay").await.refused(404);
     let sent = receiver.received().len();
     post_office.deliver().await;
     assert_eq!(receiver.received().len(), sent);
-    assert_eq!(deliveries(world, id).await.len(), 1);
+    assert_eq!(deliveries(server, id).await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_sends_the_same_event_again_and_keeps_its_attempts() {
     let (post_office, clock) = Post::start().await;
-    let world = &post_office.world;
+    let server = &post_office.server;
     let receiver = Receiver::start().await;
-    let (id, _) = endpoint(world, &receiver.url, &["api_key.created"]).await;
-    world.key(&["read"]).await;
+    let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
+    server.key(&["read"]).await;
     post_office.deliver().await;
-    let before = deliveries(world, id).await.remove(0);
+    let before = deliveries(server, id).await.remove(0);
     clock.advance(Duration::from_hours(24));
     let replay = format!("deliveries/{}/replay", before["id"]);
-    let answer = post(world, id, &replay).await.expect(202);
+    let answer = post(server, id, &replay).await.expect(202);
     let mut expected = before.clone();
     expected["status"] = json!("pending");
     expected["next_attempt_at"] = json!("2026-11-22T12:00:00.000Z");
     assert_eq!(answer, json!({ "delivery": expected }));
-    assert_eq!(deliveries(world, id).await, [expected]);
+    assert_eq!(deliveries(server, id).await, [expected]);
     // Asked for twice before it is sent, it is sent once.
-    post(world, id, &replay).await.expect(202);
+    post(server, id, &replay).await.expect(202);
     post_office.deliver().await;
     let posts = receiver.received();
     assert_eq!(posts.len(), 2);
     assert_eq!(posts[0].body, posts[1].body);
     assert_eq!(posts[0].header("webhook-id"), posts[1].header("webhook-id"));
     assert_eq!(posts[1].header("webhook-timestamp"), "1795348800", "signed anew");
-    let after = deliveries(world, id).await.remove(0);
+    let after = deliveries(server, id).await.remove(0);
     assert_eq!((&after["status"], after["attempts"].as_array().unwrap().len()), (&json!("succeeded"), 2));
     assert_eq!(after["attempts"][0], before["attempts"][0]);
 
     // A round that was given up starts anew; one that waits is sent at once.
     receiver.react(Reaction::Status(500));
-    post(world, id, &replay).await.expect(202);
+    post(server, id, &replay).await.expect(202);
     post_office.deliver().await;
-    assert_eq!(deliveries(world, id).await[0]["status"], "pending");
+    assert_eq!(deliveries(server, id).await[0]["status"], "pending");
     receiver.react(Reaction::Status(200));
-    post(world, id, &replay).await.expect(202);
+    post(server, id, &replay).await.expect(202);
     post_office.deliver().await;
-    assert_eq!(deliveries(world, id).await[0]["status"], "succeeded");
+    assert_eq!(deliveries(server, id).await[0]["status"], "succeeded");
     assert_eq!(receiver.received().len(), 4);
-    assert_eq!(world.outbox("WHQ").await.len(), 1);
+    assert_eq!(server.outbox("WHQ").await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_older_than_thirty_days_is_neither_listed_nor_replayed() {
     let (post_office, clock) = Post::start().await;
-    let world = &post_office.world;
+    let server = &post_office.server;
     let receiver = Receiver::start().await;
-    let (id, _) = endpoint(world, &receiver.url, &["api_key.created"]).await;
-    world.key(&["read"]).await;
+    let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
+    server.key(&["read"]).await;
     post_office.deliver().await;
-    let delivery = deliveries(world, id).await.remove(0);
+    let delivery = deliveries(server, id).await.remove(0);
     let replay = format!("deliveries/{}/replay", delivery["id"]);
     clock.advance(Duration::from_hours(30 * 24) - Duration::from_millis(1));
-    assert_eq!(deliveries(world, id).await.len(), 1);
-    post(world, id, &replay).await.expect(202);
+    assert_eq!(deliveries(server, id).await.len(), 1);
+    post(server, id, &replay).await.expect(202);
     clock.advance(Duration::from_millis(1));
-    assert_eq!(list(world, id, "").await.expect(200), json!({ "deliveries": [], "next_cursor": null }));
-    post(world, id, &replay).await.refused(404);
+    assert_eq!(list(server, id, "").await.expect(200), json!({ "deliveries": [], "next_cursor": null }));
+    post(server, id, &replay).await.refused(404);
     // What was asked for in the last moment is sent no more either.
     post_office.deliver().await;
     assert_eq!(receiver.received().len(), 1);
@@ -164,36 +164,36 @@ async fn what_is_older_than_thirty_days_is_neither_listed_nor_replayed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recovery_sends_what_was_missed_and_nothing_that_came_through() {
     let (post_office, clock) = Post::start().await;
-    let world = &post_office.world;
+    let server = &post_office.server;
     let receiver = Receiver::start().await;
-    let (id, _) = endpoint(world, &receiver.url, &["api_key.created"]).await;
+    let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
     let path = format!("{ROUTE}/{id}");
     let tick = || clock.advance(Duration::from_secs(1));
-    let key = async || world.key(&["read"]).await.0;
+    let key = async || server.key(&["read"]).await.0;
     let before = key().await;
     tick();
     let through = key().await;
     post_office.deliver().await;
     tick();
-    world.patch(&path, json!({ "enabled": false })).send().await.expect(200);
+    server.patch(&path, json!({ "enabled": false })).send().await.expect(200);
     let mut missed = vec![key().await];
     tick();
     missed.push(key().await);
     // Not asked for.
-    world.delete(&format!("/v1/api_keys/{before}")).send().await.expect(200);
+    server.delete(&format!("/v1/api_keys/{before}")).send().await.expect(200);
     post_office.deliver().await;
-    world.patch(&path, json!({ "enabled": true })).send().await.expect(200);
+    server.patch(&path, json!({ "enabled": true })).send().await.expect(200);
     post_office.deliver().await;
     assert_eq!(receiver.received().len(), 2, "what happened meanwhile is not sent by itself");
     tick();
-    let answer = recover(world, id, "2026-11-21T14:00:01+02:00").await.expect(202);
+    let answer = recover(server, id, "2026-11-21T14:00:01+02:00").await.expect(202);
     assert_eq!(
         answer,
         json!({ "recovery": {
             "webhook_endpoint_id": id, "since": "2026-11-21T12:00:01.000Z", "until": "2026-11-21T12:00:04.000Z",
         } })
     );
-    let refusal = recover(world, id, "2026-11-21T12:00:00Z").await.refused(409);
+    let refusal = recover(server, id, "2026-11-21T12:00:00Z").await.refused(409);
     assert_eq!(refusal["error"], "recovery_under_way");
     assert!(refusal["message"].as_str().unwrap().contains("ask again when that is done"), "{refusal}");
     post_office.deliver().await;
@@ -203,8 +203,8 @@ async fn a_recovery_sends_what_was_missed_and_nothing_that_came_through() {
     };
     assert_eq!(told(2), missed.into_iter().collect());
     assert!(told(0).contains(&through) && receiver.received().len() == 4);
-    assert!(world.outbox("WHR").await.is_empty());
-    recover(world, id, "2026-11-21T12:00:00Z").await.expect(202);
+    assert!(server.outbox("WHR").await.is_empty());
+    recover(server, id, "2026-11-21T12:00:00Z").await.expect(202);
     post_office.deliver().await;
     assert_eq!(receiver.received().len(), 4, "all of it came through");
 }
@@ -212,40 +212,40 @@ async fn a_recovery_sends_what_was_missed_and_nothing_that_came_through() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recovery_walks_many_pages_and_ends_with_its_endpoint() {
     let (post_office, clock) = Post::start().await;
-    let world = &post_office.world;
+    let server = &post_office.server;
     let receiver = Receiver::start().await;
     for _ in 0..70 {
-        world.key(&["read"]).await;
+        server.key(&["read"]).await;
     }
     post_office.deliver().await;
     clock.advance(Duration::from_secs(1));
-    let (id, _) = endpoint(world, &receiver.url, &["*"]).await;
-    let (other, _) = endpoint(world, &receiver.url, &["*"]).await;
+    let (id, _) = endpoint(server, &receiver.url, &["*"]).await;
+    let (other, _) = endpoint(server, &receiver.url, &["*"]).await;
     for id in [id, other] {
-        recover(world, id, "2026-11-21T12:00:00Z").await.expect(202);
+        recover(server, id, "2026-11-21T12:00:00Z").await.expect(202);
     }
-    assert_eq!(world.delete(&format!("{ROUTE}/{other}")).send().await.status.as_u16(), 204);
-    assert_eq!(world.outbox("WHR").await.len(), 1, "a deleted endpoint's recovery goes with it");
+    assert_eq!(server.delete(&format!("{ROUTE}/{other}")).send().await.status.as_u16(), 204);
+    assert_eq!(server.outbox("WHR").await.len(), 1, "a deleted endpoint's recovery goes with it");
     post_office.deliver().await;
     let ids: BTreeSet<_> =
         receiver.received().iter().map(|received| received.header("webhook-id").to_owned()).collect();
     assert_eq!((ids.len(), receiver.received().len()), (70, 70), "what happened before it was there, too");
-    assert!(world.outbox("WHR").await.is_empty());
-    let shown = deliveries(world, id).await;
+    assert!(server.outbox("WHR").await.is_empty());
+    let shown = deliveries(server, id).await;
     assert_eq!(shown.len(), 70);
 
     // One that is disabled meanwhile recovers nothing, and is free for the next.
     clock.advance(Duration::from_secs(1));
-    recover(world, id, "2026-11-21T12:00:00Z").await.expect(202);
-    world.patch(&format!("{ROUTE}/{id}"), json!({ "enabled": false })).send().await.expect(200);
+    recover(server, id, "2026-11-21T12:00:00Z").await.expect(202);
+    server.patch(&format!("{ROUTE}/{id}"), json!({ "enabled": false })).send().await.expect(200);
     post_office.deliver().await;
-    assert!(world.outbox("WHR").await.is_empty());
+    assert!(server.outbox("WHR").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_time_that_nothing_can_be_recovered_from_is_named() {
-    let (world, _clock) = World::start_at_noon().await;
-    let (id, _) = endpoint(&world, URL, &["*"]).await;
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let (id, _) = endpoint(&server, URL, &["*"]).await;
     let said = "since must be in the past";
     for (since, message) in [
         (json!("2026-11-21T12:00:00Z"), said),
@@ -254,52 +254,53 @@ async fn a_time_that_nothing_can_be_recovered_from_is_named() {
         (json!(1_795_262_400), "must be a string"),
         (Value::Null, "must be a string"),
     ] {
-        let refusal = world.post(&format!("{ROUTE}/{id}/recover"), json!({ "since": since })).send().await.refused(422);
+        let refusal =
+            server.post(&format!("{ROUTE}/{id}/recover"), json!({ "since": since })).send().await.refused(422);
         assert_eq!(refusal["field"], "since", "{refusal}");
         assert!(refusal["message"].as_str().unwrap().contains(message), "{since}: {refusal}");
     }
     let path = format!("{ROUTE}/{id}/recover");
-    assert_eq!(world.post(&path, json!({})).send().await.invalid_field(), "since");
-    world.request(Method::POST, &path).send().await.refused(400);
+    assert_eq!(server.post(&path, json!({})).send().await.invalid_field(), "since");
+    server.request(Method::POST, &path).send().await.refused(400);
     let both = json!({ "since": "2026-11-21T11:00:00Z", "until": "2026-11-21T12:00:00Z" });
-    assert_eq!(world.post(&path, both).send().await.invalid_field(), "until");
+    assert_eq!(server.post(&path, both).send().await.invalid_field(), "until");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn recovery_starts_with_what_is_kept() {
-    let (world, _clock) = World::start_at_noon().await;
+    let (server, _clock) = TestServer::start_at_noon().await;
     for (since, from) in [
         ("2026-10-22T12:00:00.001Z", "2026-10-22T12:00:00.001Z"),
         ("2026-10-22T12:00:00Z", "2026-10-22T12:00:00.000Z"),
         ("2026-10-22T11:59:59.999Z", "2026-10-22T12:00:00.000Z"),
         ("2000-01-01T00:00:00Z", "2026-10-22T12:00:00.000Z"),
     ] {
-        let (id, _) = endpoint(&world, URL, &["*"]).await;
-        assert_eq!(recover(&world, id, since).await.expect(202)["recovery"]["since"], from, "{since}");
+        let (id, _) = endpoint(&server, URL, &["*"]).await;
+        assert_eq!(recover(&server, id, since).await.expect(202)["recovery"]["since"], from, "{since}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deliveries_are_paged_newest_first_and_filtered_by_status() {
     let (post_office, clock) = Post::start().await;
-    let world = &post_office.world;
+    let server = &post_office.server;
     let receiver = Receiver::start().await;
-    let (id, _) = endpoint(world, &receiver.url, &["api_key.created"]).await;
-    assert_eq!(list(world, id, "").await.expect(200), json!({ "deliveries": [], "next_cursor": null }));
+    let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
+    assert_eq!(list(server, id, "").await.expect(200), json!({ "deliveries": [], "next_cursor": null }));
     for at in 0..7 {
         clock.advance(Duration::from_millis(1));
         receiver.react(Reaction::Status(if at % 2 == 0 { 500 } else { 204 }));
-        world.key(&["read"]).await;
+        server.key(&["read"]).await;
         post_office.deliver().await;
     }
-    let newest_first = deliveries(world, id).await;
+    let newest_first = deliveries(server, id).await;
     let ids =
         |deliveries: &[Value]| deliveries.iter().map(|delivery| delivery["id"].as_u64().unwrap()).collect::<Vec<_>>();
     assert!(ids(&newest_first).is_sorted_by(|one, next| one > next));
     for (status, count) in [("pending", 4), ("succeeded", 3), ("failed", 0), ("succeeded,pending", 7)] {
         let (mut visited, mut query) = (Vec::new(), format!("status={status}&limit=2"));
         loop {
-            let page = list(world, id, &query).await.expect(200);
+            let page = list(server, id, &query).await.expect(200);
             let page_of = page["deliveries"].as_array().unwrap();
             assert!(page_of.len() <= 2);
             visited.extend(page_of.clone());
@@ -310,7 +311,7 @@ async fn deliveries_are_paged_newest_first_and_filtered_by_status() {
         assert!(visited.iter().all(|delivery| status.contains(delivery["status"].as_str().unwrap())));
         assert!(ids(&visited).is_sorted_by(|one, next| one > next));
     }
-    let page = list(world, id, "status=pending&limit=1").await.expect(200);
+    let page = list(server, id, "status=pending&limit=1").await.expect(200);
     let cursor = page["next_cursor"].as_str().unwrap();
     for (query, field) in [
         ("status=sent".to_owned(), "status"),
@@ -321,25 +322,25 @@ async fn deliveries_are_paged_newest_first_and_filtered_by_status() {
         (format!("status=failed&cursor={cursor}"), "cursor"),
         (format!("cursor={cursor}"), "cursor"),
     ] {
-        assert_eq!(list(world, id, &query).await.invalid_field(), field, "{query}");
+        assert_eq!(list(server, id, &query).await.invalid_field(), field, "{query}");
     }
-    let refusal = list(world, id, "status=sent").await.refused(422);
+    let refusal = list(server, id, "status=sent").await.refused(422);
     assert_eq!(refusal["message"], "status must be one of pending, succeeded, failed");
-    let (other, _) = endpoint(world, &receiver.url, &["*"]).await;
-    let elsewhere = list(world, other, &format!("status=pending&cursor={cursor}")).await;
+    let (other, _) = endpoint(server, &receiver.url, &["*"]).await;
+    let elsewhere = list(server, other, &format!("status=pending&cursor={cursor}")).await;
     assert_eq!(elsewhere.invalid_field(), "cursor", "of another endpoint");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_receiver_answered_is_for_admins() {
     let (post_office, clock) = Post::start().await;
-    let world = &post_office.world;
+    let server = &post_office.server;
     let receiver = Receiver::start().await;
     receiver.react(Reaction::Says(503, "busy: 7 in line"));
-    let (id, _) = endpoint(world, &receiver.url, &["api_key.created"]).await;
-    world.key(&["read"]).await;
+    let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
+    server.key(&["read"]).await;
     post_office.deliver().await;
-    let mut shown = list(world, id, "").await.expect(200);
+    let mut shown = list(server, id, "").await.expect(200);
     let attempt = &mut shown["deliveries"][0]["attempts"][0];
     assert!(attempt["latency_ms"].take().is_u64());
     let expected = json!({
@@ -348,18 +349,18 @@ async fn what_a_receiver_answered_is_for_admins() {
     });
     assert_eq!(*attempt, expected);
     for scopes in [&["read"][..], &["read", "write"]] {
-        let token = world.key(scopes).await.1;
-        let shown = world.get(&format!("{ROUTE}/{id}/deliveries")).bearer(&token).send().await;
+        let token = server.key(scopes).await.1;
+        let shown = server.get(&format!("{ROUTE}/{id}/deliveries")).bearer(&token).send().await;
         assert!(!shown.text.contains("busy"), "{}", shown.text);
         let attempt = shown.expect(200)["deliveries"][0]["attempts"][0].take();
         assert_eq!((&attempt["response_code"], &attempt["response_body"]), (&json!(503), &Value::Null));
     }
     // `admin` alone lists nothing, and sees it where it acts.
-    let (only_admin, delivery) = (world.key(&["admin"]).await.1, &shown["deliveries"][0]["id"]);
-    let unread = world.get(&format!("{ROUTE}/{id}/deliveries")).bearer(&only_admin).send().await;
+    let (only_admin, delivery) = (server.key(&["admin"]).await.1, &shown["deliveries"][0]["id"]);
+    let unread = server.get(&format!("{ROUTE}/{id}/deliveries")).bearer(&only_admin).send().await;
     assert_eq!(unread.forbidden(), "missing scope: read");
     clock.advance(Duration::from_secs(1));
-    let replay = world.request(Method::POST, &format!("{ROUTE}/{id}/deliveries/{delivery}/replay"));
+    let replay = server.request(Method::POST, &format!("{ROUTE}/{id}/deliveries/{delivery}/replay"));
     let replayed = replay.bearer(&only_admin).send().await.expect(202);
     assert_eq!(replayed["delivery"]["attempts"][0]["response_body"], "busy: 7 in line");
 }

@@ -19,13 +19,13 @@ use worker_webhook_deliveries::WebhookDeliveries;
 
 use super::{Post, ROUTE, Receiver, URL, endpoint, receiver::Received};
 use crate::{
-    harness::{Reply, World, note_secret},
+    harness::{Reply, TestServer, note_secret},
     internal::{Plane, request},
     invariants::Tables,
 };
 
-async fn rotate(world: &World, endpoint: u64, body: Value) -> Reply {
-    let reply = world.post(&format!("{ROUTE}/{endpoint}/rotate_secret"), body).send().await;
+async fn rotate(server: &TestServer, endpoint: u64, body: Value) -> Reply {
+    let reply = server.post(&format!("{ROUTE}/{endpoint}/rotate_secret"), body).send().await;
     if let Some(secret) = reply.json["secret"].as_str() {
         note_secret(secret);
     }
@@ -33,15 +33,15 @@ async fn rotate(world: &World, endpoint: u64, body: Value) -> Reply {
 }
 
 /// The secret that a rotation shows.
-async fn rotated(world: &World, endpoint: u64, grace_seconds: u64) -> String {
+async fn rotated(server: &TestServer, endpoint: u64, grace_seconds: u64) -> String {
     let body = json!({ "grace_seconds": grace_seconds });
-    rotate(world, endpoint, body).await.expect(201)["secret"].as_str().unwrap().to_owned()
+    rotate(server, endpoint, body).await.expect(201)["secret"].as_str().unwrap().to_owned()
 }
 
 /// Has an endpoint sent a ping: what its receiver got.
 async fn ping(post: &Post, receiver: &Receiver, endpoint: u64) -> Received {
     let path = format!("{ROUTE}/{endpoint}/test");
-    post.world.request(Method::POST, &path).send().await.expect(202);
+    post.server.request(Method::POST, &path).send().await.expect(202);
     post.deliver().await;
     receiver.received().pop().unwrap()
 }
@@ -58,48 +58,48 @@ fn is_signed(received: &Received, secrets: &[&str]) -> bool {
 }
 
 /// What lies sealed for `acme`.
-async fn sealed(world: &World) -> Vec<Value> {
-    world.items(&format!("WHS#{}", world.organization_id)).await
+async fn sealed(server: &TestServer) -> Vec<Value> {
+    server.items(&format!("WHS#{}", server.organization_id)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_secrets_sign_until_the_graces_end() {
     let (post, clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let receiver = Receiver::start().await;
-    let (id, first) = endpoint(world, &receiver.url, &["api_key.created"]).await;
+    let (id, first) = endpoint(server, &receiver.url, &["api_key.created"]).await;
     assert!(is_signed(&ping(&post, &receiver, id).await, &[&first]));
-    let before = world.get(&format!("{ROUTE}/{id}")).send().await.expect(200)["webhook_endpoint"].take();
+    let before = server.get(&format!("{ROUTE}/{id}")).send().await.expect(200)["webhook_endpoint"].take();
     // The body may be empty: a grace of a day.
-    let reply = world.request(Method::POST, &format!("{ROUTE}/{id}/rotate_secret")).send().await.expect(201);
+    let reply = server.request(Method::POST, &format!("{ROUTE}/{id}/rotate_secret")).send().await.expect(201);
     assert_eq!(reply["webhook_endpoint"], before);
     assert_eq!(reply.as_object().unwrap().len(), 2);
     let second = reply["secret"].as_str().unwrap().to_owned();
     note_secret(&second);
     assert!(second.starts_with("whsec_") && second != first);
     assert!(is_signed(&ping(&post, &receiver, id).await, &[&second, &first]));
-    let third = rotated(world, id, 3_600).await;
+    let third = rotated(server, id, 3_600).await;
     assert!(is_signed(&ping(&post, &receiver, id).await, &[&third, &second, &first]));
 
     // A fourth would have to drop one that may still be in use.
-    let refusal = rotate(world, id, json!({ "grace_seconds": 3_600 })).await.refused(409);
+    let refusal = rotate(server, id, json!({ "grace_seconds": 3_600 })).await.refused(409);
     assert_eq!((&refusal["error"], &refusal["id"]), (&json!("too_many_secrets"), &json!(id)));
     assert!(refusal["message"].as_str().unwrap().contains("once the oldest one's grace has ended"), "{refusal}");
     // One without a grace takes the current one's place at once.
-    let fourth = rotated(world, id, 0).await;
+    let fourth = rotated(server, id, 0).await;
     assert!(is_signed(&ping(&post, &receiver, id).await, &[&fourth, &second, &first]));
 
     clock.advance(Duration::from_hours(1));
     assert!(is_signed(&ping(&post, &receiver, id).await, &[&fourth, &first]));
     clock.advance(Duration::from_hours(23));
     assert!(is_signed(&ping(&post, &receiver, id).await, &[&fourth]));
-    Tables::of(world).await.assert_whole();
+    Tables::new(server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_grace_that_is_wrong_is_named() {
-    let world = World::start().await;
-    let (id, _) = endpoint(&world, URL, &["*"]).await;
+    let server = TestServer::start().await;
+    let (id, _) = endpoint(&server, URL, &["*"]).await;
     for (body, field) in [
         (json!({ "grace_seconds": 2_592_001 }), "grace_seconds"),
         (json!({ "grace_seconds": -1 }), "grace_seconds"),
@@ -108,23 +108,23 @@ async fn a_grace_that_is_wrong_is_named() {
         (json!({ "secret": "whsec_mine" }), "secret"),
         (json!([]), "body"),
     ] {
-        assert_eq!(rotate(&world, id, body.clone()).await.invalid_field(), field, "{body}");
+        assert_eq!(rotate(&server, id, body.clone()).await.invalid_field(), field, "{body}");
     }
-    rotate(&world, id, json!({ "grace_seconds": null })).await.expect(201);
-    rotate(&world, id, json!({ "grace_seconds": 2_592_000 })).await.expect(201);
+    rotate(&server, id, json!({ "grace_seconds": null })).await.expect(201);
+    rotate(&server, id, json!({ "grace_seconds": 2_592_000 })).await.expect(201);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeat_shows_the_secret_for_ten_minutes_and_changes_nothing() {
     let (post, clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let receiver = Receiver::start().await;
     let body = json!({ "url": receiver.url, "event_types": ["*"] });
-    let create = || world.post(ROUTE, body.clone()).idempotency_key("once").send();
+    let create = || server.post(ROUTE, body.clone()).idempotency_key("once").send();
     let created = create().await;
     let id = created.json["webhook_endpoint"]["id"].as_u64().unwrap();
     let path = format!("{ROUTE}/{id}/rotate_secret");
-    let rotate = || world.post(&path, json!({ "grace_seconds": 60 })).idempotency_key("once").send();
+    let rotate = || server.post(&path, json!({ "grace_seconds": 60 })).idempotency_key("once").send();
     let rotated = rotate().await;
     let answers = [created, rotated];
     for wait in [0, 10 * 60_000 - 1] {
@@ -141,13 +141,13 @@ async fn a_repeat_shows_the_secret_for_ten_minutes_and_changes_nothing() {
         assert_eq!((&refusal["error"], &refusal["id"]), (&json!("secret_already_revealed"), &json!(id)));
     }
     for other in [
-        world.post(ROUTE, json!({ "url": receiver.url, "event_types": ["ping"] })),
-        world.post(&path, json!({ "grace_seconds": 61 })),
+        server.post(ROUTE, json!({ "url": receiver.url, "event_types": ["ping"] })),
+        server.post(&path, json!({ "grace_seconds": 61 })),
     ] {
         assert_eq!(other.idempotency_key("once").send().await.refused(422)["error"], "idempotency_mismatch");
     }
-    assert_eq!(world.audited("webhook_endpoint.created").await.len(), 1);
-    assert_eq!(world.audited("webhook_endpoint.secret_rotated").await.len(), 1);
+    assert_eq!(server.audited("webhook_endpoint.created").await.len(), 1);
+    assert_eq!(server.audited("webhook_endpoint.secret_rotated").await.len(), 1);
     // The grace of 60 s has ended: what was shown last is what signs.
     let shown = answers[1].json["secret"].as_str().unwrap();
     assert!(is_signed(&ping(&post, &receiver, id).await, &[shown]));
@@ -156,13 +156,13 @@ async fn a_repeat_shows_the_secret_for_ten_minutes_and_changes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rotations_at_once_each_take_a_secret_into_use() {
     let (post, _clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let receiver = Receiver::start().await;
-    let (id, first) = endpoint(world, &receiver.url, &["api_key.created"]).await;
+    let (id, first) = endpoint(server, &receiver.url, &["api_key.created"]).await;
     let path = format!("{ROUTE}/{id}/rotate_secret");
     let (one, other) = tokio::join!(
-        tokio::spawn(world.post(&path, json!({})).send()),
-        tokio::spawn(world.post(&path, json!({})).send())
+        tokio::spawn(server.post(&path, json!({})).send()),
+        tokio::spawn(server.post(&path, json!({})).send())
     );
     let secret = |reply: Reply| {
         let secret = reply.expect(201)["secret"].as_str().unwrap().to_owned();
@@ -177,7 +177,7 @@ async fn rotations_at_once_each_take_a_secret_into_use() {
     // With two that still sign there is no room: all of these are refused, and change nothing.
     let mut requests = JoinSet::new();
     for _ in 0..5 {
-        requests.spawn(world.post(&path, json!({})).send());
+        requests.spawn(server.post(&path, json!({})).send());
     }
     for reply in requests.join_all().await {
         assert_eq!(reply.refused(409)["error"], "too_many_secrets");
@@ -185,28 +185,28 @@ async fn rotations_at_once_each_take_a_secret_into_use() {
     // And under one idempotency key many are one.
     let mut requests = JoinSet::new();
     for _ in 0..8 {
-        requests.spawn(world.post(&path, json!({ "grace_seconds": 0 })).idempotency_key("once").send());
+        requests.spawn(server.post(&path, json!({ "grace_seconds": 0 })).idempotency_key("once").send());
     }
     let replies: Vec<_> = requests.join_all().await;
     assert!(replies.iter().all(|reply| reply.status == 201 && reply.text == replies[0].text), "{replies:?}");
-    assert_eq!(world.audited("webhook_endpoint.secret_rotated").await.len(), 3);
-    Tables::of(world).await.assert_whole();
+    assert_eq!(server.audited("webhook_endpoint.secret_rotated").await.len(), 3);
+    Tables::new(server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_secret_is_in_no_item_and_in_no_answer_but_its_own() {
-    let world = World::start().await;
-    let (id, first) = endpoint(&world, URL, &["*"]).await;
-    let second = rotated(&world, id, 60).await;
+    let server = TestServer::start().await;
+    let (id, first) = endpoint(&server, URL, &["*"]).await;
+    let second = rotated(&server, id, 60).await;
     let body = json!({ "url": URL, "event_types": ["*"] });
-    let third = world.post(ROUTE, body).idempotency_key("once").send().await.expect(201);
+    let third = server.post(ROUTE, body).idempotency_key("once").send().await.expect(201);
     let third = third["secret"].as_str().unwrap().to_owned();
     note_secret(&third);
-    let mut seen = Value::from(world.stored().await).to_string();
+    let mut seen = Value::from(server.stored().await).to_string();
     for path in [ROUTE, &format!("{ROUTE}/{id}"), &format!("{ROUTE}/{id}/deliveries"), "/v1/audit_events"] {
-        seen.push_str(&world.get(path).send().await.text);
+        seen.push_str(&server.get(path).send().await.text);
     }
-    seen.push_str(&world.patch(&format!("{ROUTE}/{id}"), json!({ "description": "x" })).send().await.text);
+    seen.push_str(&server.patch(&format!("{ROUTE}/{id}"), json!({ "description": "x" })).send().await.text);
     for secret in [first, second, third] {
         let encoded = &secret["whsec_".len()..];
         assert!(!seen.contains(encoded), "as it is shown");
@@ -214,78 +214,78 @@ async fn the_secret_is_in_no_item_and_in_no_answer_but_its_own() {
         assert!(!seen.contains(&BASE64_URL_SAFE_NO_PAD.encode(&bytes)), "in another alphabet");
     }
     assert!(!seen.contains("whsec_"));
-    let item = &sealed(&world).await[0];
+    let item = &sealed(&server).await[0];
     let fields: Vec<_> = item.as_object().unwrap().keys().collect();
     assert_eq!(fields, ["ciphertext", "kid", "pk", "sealed_shard", "sk", "version"]);
 }
 
 /// A rotation by functions that work with another ring.
-async fn rotated_by(app: &App, world: &World, endpoint: u64) -> Reply {
+async fn rotated_by(app: &App, server: &TestServer, endpoint: u64) -> Reply {
     let path = format!("{ROUTE}/{endpoint}/rotate_secret");
-    let request = request(&Method::POST, &path, Some(&world.admin));
-    Plane::of(app).send("127.0.0.1", "localhost", request, r#"{"grace_seconds":60}"#).await
+    let request = request(&Method::POST, &path, Some(&server.admin));
+    Plane::new(app).send("127.0.0.1", "localhost", request, r#"{"grace_seconds":60}"#).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn once_the_ring_is_rotated_old_secrets_go_on_and_are_sealed_anew_with_the_next() {
     let (post, clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let receiver = Receiver::start().await;
-    let (id, first) = endpoint(world, &receiver.url, &["api_key.created"]).await;
-    let rotated = world.app_with_ring(Ring::SealingWebhooks, |ring| {
+    let (id, first) = endpoint(server, &receiver.url, &["api_key.created"]).await;
+    let rotated = server.app_with_ring(Ring::SealingWebhooks, |ring| {
         ring["k2"] = json!("2".repeat(64));
         ring["current"] = json!("k2");
     });
     let serve = async |app: &App, endpoint: u64| {
         let path = format!("{ROUTE}/{endpoint}/test");
-        world.request(Method::POST, &path).send().await.expect(202);
+        server.request(Method::POST, &path).send().await.expect(202);
         post.fan_out().await;
         let worker =
             WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new()).with_patience(Duration::ZERO);
-        let [organization_id, webhook_endpoint_id] = [world.organization_id, endpoint].map(|id| Id::new(id).unwrap());
+        let [organization_id, webhook_endpoint_id] = [server.organization_id, endpoint].map(|id| Id::new(id).unwrap());
         worker.work(&Wake::Endpoint { organization_id, webhook_endpoint_id }).await.map_err(|fault| fault.to_string())
     };
     serve(&rotated, id).await.unwrap();
     assert!(is_signed(&receiver.received().pop().unwrap(), &[&first]), "under the key before");
     let kids = async || {
-        let items = sealed(world).await;
+        let items = sealed(server).await;
         items.iter().map(|item| (item["kid"]["S"].clone(), item["sealed_shard"]["S"].clone())).collect::<Vec<_>>()
     };
     assert_eq!(kids().await, [(json!("k1"), json!("WHS#0"))]);
-    let second = rotated_by(&rotated, world, id).await.expect(201)["secret"].as_str().unwrap().to_owned();
+    let second = rotated_by(&rotated, server, id).await.expect(201)["secret"].as_str().unwrap().to_owned();
     assert_eq!(kids().await, [(json!("k2"), json!("WHS#0"))]);
     serve(&rotated, id).await.unwrap();
     assert!(is_signed(&receiver.received().pop().unwrap(), &[&second, &first]));
 
     // Whoever has the last ring yet sends nothing, writes nothing down, and tells of it.
     let sent = receiver.received().len();
-    let told = serve(&world.runner.app, id).await.unwrap_err();
+    let told = serve(&server.runner.app, id).await.unwrap_err();
     assert_eq!(told, "webhook secrets are sealed under k2, which the ring does not hold");
     assert_eq!(receiver.received().len(), sent);
-    let refused = rotated_by(&world.runner.app, world, id).await;
+    let refused = rotated_by(&server.runner.app, server, id).await;
     assert_eq!(refused.refused(503), json!({ "detail": "Service unavailable" }));
     // Once its lease has ended, somebody with the ring of today sends it.
     clock.advance(Duration::from_mins(2));
     serve(&rotated, id).await.unwrap();
     assert_eq!(receiver.received().len(), sent + 2);
-    Tables::of(world).await.assert_whole();
+    Tables::new(server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_that_were_carried_to_another_endpoint_do_not_open() {
     let (post, _clock) = Post::start().await;
-    let world = &post.world;
+    let server = &post.server;
     let receiver = Receiver::start().await;
-    let (one, _) = endpoint(world, &receiver.url, &["*"]).await;
-    let (other, _) = endpoint(world, &receiver.url, &["invoice.paid"]).await;
-    let items = sealed(world).await;
+    let (one, _) = endpoint(server, &receiver.url, &["*"]).await;
+    let (other, _) = endpoint(server, &receiver.url, &["invoice.paid"]).await;
+    let items = sealed(server).await;
     let mut carried = items[0].clone();
     carried["sk"] = items[1]["sk"].clone();
-    world.dynamodb("PutItem", json!({ "TableName": "karta", "Item": carried })).await;
+    server.dynamodb("PutItem", json!({ "TableName": "karta", "Item": carried })).await;
     let there = items[1]["sk"]["S"].as_str().unwrap().parse::<u64>().unwrap();
     assert!([one, other].contains(&there));
-    assert_eq!(rotate(world, there, json!({})).await.refused(500), json!({ "detail": "Internal error" }));
-    world.request(Method::POST, &format!("{ROUTE}/{there}/test")).send().await.expect(202);
+    assert_eq!(rotate(server, there, json!({})).await.refused(500), json!({ "detail": "Internal error" }));
+    server.request(Method::POST, &format!("{ROUTE}/{there}/test")).send().await.expect(202);
     post.work().await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(receiver.received().is_empty(), "nothing is sent that is not signed with its own secret");

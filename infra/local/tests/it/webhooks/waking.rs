@@ -16,13 +16,13 @@ use crate::{
 #[tokio::test(flavor = "multi_thread")]
 async fn another_function_is_invoked_for_an_endpoint_and_not_waited_for() {
     let (post, _clock) = Post::start().await;
-    let (world, lambda) = (&post.world, DataPlane::start("a").await);
-    let (id, _) = endpoint(world, URL, &["*"]).await;
-    announce(world, 1).await;
+    let (server, lambda) = (&post.server, DataPlane::start("a").await);
+    let (id, _) = endpoint(server, URL, &["*"]).await;
+    announce(server, 1).await;
     let sdk = config::local_sdk(&lambda.url, &"a-key-id".into()).await;
     // By its logical id, as the template has it.
     let waker = Waker::lambda(&sdk, "WorkerWebhookDeliveries".to_owned());
-    let worker = WebhookEvents::new(world.runner.app.of_function(WebhookEvents::NAME), waker);
+    let worker = WebhookEvents::new(server.runner.app.of_function(WebhookEvents::NAME), waker);
     lambda.react(Reaction::Status(404));
     worker.work(&Wake::Sweep).await.unwrap_err();
     lambda.react(Reaction::Status(202));
@@ -33,7 +33,7 @@ async fn another_function_is_invoked_for_an_endpoint_and_not_waited_for() {
         let asked = (request.method.as_str(), request.path.as_str());
         assert_eq!(asked, ("POST", "/2015-03-31/functions/WorkerWebhookDeliveries/invocations"));
         assert_eq!(request.headers["x-amz-invocation-type"], "Event");
-        assert_eq!(request.body, json!({ "organization_id": world.organization_id, "webhook_endpoint_id": id }));
+        assert_eq!(request.body, json!({ "organization_id": server.organization_id, "webhook_endpoint_id": id }));
     }
     keep_sent(WebhookEvents::NAME, &received);
 }

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 const AT_ONCE: usize = 16;
 
 /// Awaits all of them, at most 16 at a time; the answers come in no order. They end with whoever waits for them.
-pub async fn together<T, F>(futures: impl IntoIterator<Item = F>) -> Vec<T>
+pub async fn join_bounded<T, F>(futures: impl IntoIterator<Item = F>) -> Vec<T>
 where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,

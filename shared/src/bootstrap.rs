@@ -13,16 +13,16 @@ use crate::{
 
 /// An organization and its first key, which holds every scope. Nothing is written before it is staged and committed.
 #[derive(Debug)]
-pub struct Founding {
+pub struct OrganizationBootstrap {
     pub organization: Organization,
     pub api_key: ApiKey,
     pub token: ApiKeyToken,
     digest: Digest,
 }
 
-impl Founding {
+impl OrganizationBootstrap {
     /// Makes the first key of `organization`.
-    pub async fn of(app: &App, organization: Organization, now: Timestamp) -> Result<Self, Undecided> {
+    pub async fn new(app: &App, organization: Organization, now: Timestamp) -> Result<Self, Undecided> {
         let token = ApiKeyToken::mint(&*app.secrets.ring(Ring::KeyTag).await?, &*app.entropy);
         let digest = app.bcrypt.digest(&token, &*app.entropy).await?;
         let settings = ApiKeySettings {

@@ -4,15 +4,15 @@ use karta_shared::{
     App,
     config::Ring,
     domain::{Id, Timestamp, WebhookEndpoint},
-    store::{DELIVERIES_KEPT, DueDeliveries, Lease, Waiting},
-    webhook_secrets::{NotOpened, Place, WebhookSecrets},
+    store::{DELIVERIES_KEPT, DueDeliveries, Lease, PendingDelivery},
+    webhook_secrets::{WebhookSecretContext, WebhookSecretUnsealError, WebhookSecrets},
     worker::{Fault, Worker},
 };
 use tokio::{sync::Mutex, task::JoinSet, time::Instant};
 
 use crate::{
     WebhookDeliveries,
-    attempt::{Came, Receiver},
+    attempt::{AttemptEnd, Receiver},
     wire::Wire,
 };
 
@@ -28,7 +28,7 @@ const RESTS_AFTER: u32 = 10;
 const REST: Duration = Duration::from_secs(30);
 
 /// An endpoint's queue, while it is served.
-pub(crate) struct Line {
+pub(crate) struct EndpointQueue {
     app: App,
     wire: Arc<Wire>,
     organization: Id,
@@ -47,7 +47,7 @@ pub(crate) enum Served {
     Done,
 }
 
-impl Line {
+impl EndpointQueue {
     /// Takes the queue, if something is due and nobody else has it.
     pub(crate) async fn take(
         app: &App,
@@ -108,7 +108,12 @@ impl Line {
     }
 
     /// Attempts these, five at a time, until one result says that it is better to look again.
-    async fn deliver(&mut self, endpoint: WebhookEndpoint, due: Vec<Waiting>, ends: Instant) -> Result<(), Fault> {
+    async fn deliver(
+        &mut self,
+        endpoint: WebhookEndpoint,
+        due: Vec<PendingDelivery>,
+        ends: Instant,
+    ) -> Result<(), Fault> {
         let mut events = self.app.store.events(self.organization, &due).await?;
         let receiver = Arc::new(Receiver {
             app: self.app.clone(),
@@ -136,7 +141,7 @@ impl Line {
                         running.spawn(async move { receiver.attempt(waiting, &event).await });
                     }
                 }),
-                None => self.app.store.forget_waiting(self.organization, self.endpoint, waiting).await,
+                None => self.app.store.forget_delivery(self.organization, self.endpoint, waiting).await,
             };
             fault = begun.err().map(Fault::from).or(fault);
         }
@@ -149,13 +154,13 @@ impl Line {
     /// Takes a result in; says whether the queue is to be looked at again.
     fn count(
         &mut self,
-        ended: Option<Result<Result<Came, Fault>, tokio::task::JoinError>>,
+        ended: Option<Result<Result<AttemptEnd, Fault>, tokio::task::JoinError>>,
         fault: &mut Option<Fault>,
     ) -> bool {
         match ended {
-            Some(Ok(Ok(Came::Through))) => self.failed_in_a_row = 0,
-            Some(Ok(Ok(Came::Back))) => self.failed_in_a_row += 1,
-            Some(Ok(Ok(Came::Last))) => return true,
+            Some(Ok(Ok(AttemptEnd::Delivered))) => self.failed_in_a_row = 0,
+            Some(Ok(Ok(AttemptEnd::Failed))) => self.failed_in_a_row += 1,
+            Some(Ok(Ok(AttemptEnd::Stop))) => return true,
             Some(Ok(Err(error))) => *fault = Some(error),
             Some(Err(error)) => *fault = Some(error.into()),
             None => {}
@@ -165,12 +170,12 @@ impl Line {
 
     /// What signs now. A kid that is not at hand may have joined the ring since it was fetched.
     async fn secrets(&self) -> Result<WebhookSecrets, Fault> {
-        let place = Place { organization: self.organization, endpoint: self.endpoint };
+        let place = WebhookSecretContext { organization: self.organization, endpoint: self.endpoint };
         let sealed = self.app.store.webhook_secrets(self.organization, self.endpoint).await?;
         let sealed = sealed.ok_or("an endpoint has no secrets")?;
         let (secrets, organization_id) = (&self.app.secrets, self.organization.get());
         let opened = match place.open(&*secrets.ring(Ring::SealingWebhooks).await?, &sealed) {
-            Err(NotOpened::KidUnknown(_)) => {
+            Err(WebhookSecretUnsealError::UnknownKid(_)) => {
                 place.open(&*secrets.ring_refetched(Ring::SealingWebhooks).await?, &sealed)
             }
             opened => opened,

@@ -10,11 +10,11 @@ use crate::{
 /// The authorizer's finding, as it travels through API Gateway's request context: flat strings, absent where there is nothing to say.
 /// Beside the Principal it carries what depends on the request and is therefore judged at each one, and the key's name for the audit log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Caller {
+pub struct AuthorizerContext {
     pub principal: Principal,
     pub api_key_name: Option<String>,
     /// Under whose counters an API key's usage counts.
-    pub counted_as: Option<Id>,
+    pub lineage_id: Option<Id>,
     pub allowed_cidrs: AllowedCidrs,
 }
 
@@ -22,12 +22,12 @@ pub struct Caller {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadContext;
 
-impl Caller {
+impl AuthorizerContext {
     pub fn api_key(valid: &ValidKey) -> Self {
         Self {
             principal: valid.principal(),
             api_key_name: Some(valid.api_key.name.as_str().to_owned()),
-            counted_as: Some(valid.api_key.counted_as),
+            lineage_id: Some(valid.api_key.lineage_id),
             allowed_cidrs: valid.api_key.allowed_cidrs.clone(),
         }
     }
@@ -48,7 +48,7 @@ impl Caller {
                 budget_reason: None,
             },
             api_key_name: None,
-            counted_as: None,
+            lineage_id: None,
             allowed_cidrs: AllowedCidrs::default(),
         }
     }
@@ -67,7 +67,7 @@ impl Caller {
             ("api_key_id", Some(principal.api_key_id.to_string())),
             ("api_key_prefix", principal.api_key_prefix.clone()),
             ("api_key_name", self.api_key_name.clone()),
-            ("counted_as", self.counted_as.map(|id| id.to_string())),
+            ("counted_as", self.lineage_id.map(|id| id.to_string())),
             ("project_id", principal.project_id.map(|id| id.to_string())),
             ("project_slug", principal.project_slug.clone()),
             ("sub", principal.sub.clone()),
@@ -107,15 +107,15 @@ impl Caller {
             budget_ok: required("budget_ok")?.parse().map_err(|_| BadContext)?,
             budget_reason: owned("budget_reason")?,
         };
-        let counted_as = text("counted_as")?.map(|text| Id::parse(text).ok_or(BadContext)).transpose()?;
-        match (kind, principal.project_id, &principal.project_slug, counted_as) {
+        let lineage_id = text("counted_as")?.map(|text| Id::parse(text).ok_or(BadContext)).transpose()?;
+        match (kind, principal.project_id, &principal.project_slug, lineage_id) {
             (PrincipalKind::ApiKey, None, None, Some(_)) | (PrincipalKind::Session, Some(_), Some(_), None) => {}
             _ => return Err(BadContext),
         }
         Ok(Self {
             principal,
             api_key_name: owned("api_key_name")?,
-            counted_as,
+            lineage_id,
             allowed_cidrs: AllowedCidrs::from_words(words("allowed_cidrs")?).ok_or(BadContext)?,
         })
     }
@@ -133,8 +133,8 @@ mod tests {
     use super::*;
     use crate::domain::Scope;
 
-    fn caller() -> Caller {
-        Caller {
+    fn caller() -> AuthorizerContext {
+        AuthorizerContext {
             principal: Principal {
                 kind: PrincipalKind::ApiKey,
                 organization_id: Id::new(7).unwrap(),
@@ -148,13 +148,13 @@ mod tests {
                 budget_ok: false,
                 budget_reason: Some("subscription past_due".to_owned()),
             },
-            counted_as: Id::new(8),
+            lineage_id: Id::new(8),
             api_key_name: Some("ci \"1\" é".to_owned()),
             allowed_cidrs: AllowedCidrs::from_words("10.0.0.0/8 2001:db8::/32").unwrap(),
         }
     }
 
-    fn context(caller: &Caller) -> HashMap<String, Value> {
+    fn context(caller: &AuthorizerContext) -> HashMap<String, Value> {
         caller.to_context().into_iter().map(|(name, text)| (name.to_owned(), Value::String(text))).collect()
     }
 
@@ -163,7 +163,7 @@ mod tests {
         let mut context = context(&caller());
         context.insert("principalId".to_owned(), "x".into());
         context.insert("integrationLatency".to_owned(), 12.into());
-        assert_eq!(Caller::from_context(&context), Ok(caller()));
+        assert_eq!(AuthorizerContext::from_context(&context), Ok(caller()));
     }
 
     #[test]
@@ -172,7 +172,7 @@ mod tests {
         caller.principal.scopes = ScopeSet::NONE;
         caller.allowed_cidrs = AllowedCidrs::default();
         assert!(caller.to_context().values().all(|value| !value.is_empty()));
-        assert_eq!(Caller::from_context(&context(&caller)), Ok(caller));
+        assert_eq!(AuthorizerContext::from_context(&context(&caller)), Ok(caller));
     }
 
     #[test]
@@ -182,7 +182,7 @@ mod tests {
         {
             let mut lacking = context(&caller());
             lacking.remove(field);
-            assert_eq!(Caller::from_context(&lacking), Err(BadContext), "without {field}");
+            assert_eq!(AuthorizerContext::from_context(&lacking), Err(BadContext), "without {field}");
         }
         for (field, value) in [
             ("kind".to_owned(), Value::from("service")),
@@ -202,7 +202,7 @@ mod tests {
         {
             let mut bent = context(&caller());
             bent.insert(field.clone(), value.clone());
-            assert_eq!(Caller::from_context(&bent), Err(BadContext), "{field} = {value}");
+            assert_eq!(AuthorizerContext::from_context(&bent), Err(BadContext), "{field} = {value}");
         }
     }
 }

@@ -9,9 +9,9 @@ use aws_sdk_dynamodb::{
 
 /// Has a write of one item that a transaction crossed sent again: the SDK by itself gives up.
 #[derive(Debug)]
-pub struct Crossed;
+pub struct ConflictRetry;
 
-impl ClassifyRetry for Crossed {
+impl ClassifyRetry for ConflictRetry {
     fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
         let error = context.output_or_error().and_then(Result::err).and_then(|error| error.as_operation_error());
         let code = error.and_then(|error| {
@@ -27,6 +27,6 @@ impl ClassifyRetry for Crossed {
     }
 
     fn name(&self) -> &'static str {
-        "crossed by a transaction"
+        "transaction conflict"
     }
 }
