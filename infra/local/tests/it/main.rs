@@ -1,8 +1,9 @@
-//! The control plane, driven as a stranger would: the local runner started for real, requests over HTTP.
+//! Integration tests. Each test starts the local runner and sends it HTTP requests.
 //!
-//! One binary, because linking is what costs. A file per family of routes, named like its URL, and a file per promise that crosses them.
+//! All tests are in one binary, because linking is the slow part. A file covers one family of
+//! routes and is named like its URL, or it covers one guarantee of many routes.
 
-#![expect(clippy::unwrap_used, reason = "`allow-unwrap-in-tests` reaches the tests and not what they share")]
+#![expect(clippy::unwrap_used, reason = "`allow-unwrap-in-tests` covers tests but not their helpers")]
 
 mod calls;
 mod data_plane;
@@ -53,7 +54,7 @@ mod tenancy;
 mod timing;
 mod usage;
 mod validator;
-#[expect(unreachable_pub, reason = "printed in docs/webhooks.md, letter for letter")]
+#[expect(unreachable_pub, reason = "docs/webhooks.md contains this file verbatim")]
 mod webhook_receiver;
 mod webhook_wire;
 mod webhooks;

@@ -1,4 +1,4 @@
-//! What functions count and measure, in the lines that CloudWatch reads.
+//! Metrics that functions write, as log lines in CloudWatch's embedded format.
 
 use std::{
     collections::BTreeSet,
@@ -30,12 +30,12 @@ use crate::{
     webhooks::{Reaction, Receiver, endpoint, events, on_loopback, settled},
 };
 
-/// What was measured so far, a line per item.
+/// The metric lines that were captured.
 #[derive(Debug, Clone, Default)]
 struct Lines(Arc<Mutex<Vec<Value>>>);
 
 impl Lines {
-    /// The app as it is, but for where its metrics go.
+    /// Returns an empty capture and a copy of the app that writes its metrics to it.
     fn new(app: &App) -> (Self, App) {
         let lines = Self::default();
         let app = lines.app(app, "test");
@@ -48,47 +48,47 @@ impl Lines {
         app
     }
 
-    /// What each line has of a metric, and then forgets all of them.
+    /// Returns the values of a metric and removes all lines.
     fn take(&self, metric: &str) -> Vec<f64> {
         std::mem::take(&mut *self.0.lock().unwrap()).iter().filter_map(|line| line[metric].as_f64()).collect()
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_judged_credential_is_counted_with_its_outcome() {
+async fn every_credential_check_is_counted_with_outcome() {
     let server = TestServer::start().await;
     let (lines, app) = Lines::new(&server.runner.app);
     let authorizer = Authorizer::new(app);
     let (key, token) = server.key(&["read"]).await;
     server.post("/v1/agent_projects", json!({ "slug": "app", "name": "App" })).send().await.expect(201);
     let minted = server.post("/v1/agent_projects/app/session_tokens", json!({})).send().await.expect(201);
-    let judge = async |header: String| {
+    let authorize = async |header: String| {
         let mut event = ApiGatewayCustomAuthorizerRequest::default();
         event.authorization_token = Some(header);
         event.method_arn = Some("arn:aws:execute-api:local:000000000000:karta/local/GET/v1/whoami".to_owned());
         authorizer.authorize(&event).await.unwrap();
-        let mut said = std::mem::take(&mut *lines.0.lock().unwrap());
-        assert_eq!(said.len(), 1, "one line each: {said:?}");
-        let line = said.remove(0);
+        let mut written = std::mem::take(&mut *lines.0.lock().unwrap());
+        assert_eq!(written.len(), 1, "one line per check: {written:?}");
+        let line = written.remove(0);
         assert!(!line.to_string().contains(&server.organization_id.to_string()), "{line}");
         (line["Outcome"].as_str().unwrap().to_owned(), line["ProofCacheHits"].as_f64(), line["BcryptTime"].as_f64())
     };
     let bearer = |token: &str| format!("Bearer {token}");
 
-    let (outcome, hit, bcrypt) = judge(bearer(&token)).await;
+    let (outcome, hit, bcrypt) = authorize(bearer(&token)).await;
     assert_eq!((outcome.as_str(), hit), ("valid", Some(0.0)));
     assert!(bcrypt.is_some_and(|milliseconds| milliseconds > 0.0));
-    assert_eq!(judge(bearer(&token)).await, ("valid".to_owned(), Some(1.0), None));
+    assert_eq!(authorize(bearer(&token)).await, ("valid".to_owned(), Some(1.0), None));
     server.delete(&format!("/v1/api_keys/{key}")).send().await.expect(200);
-    assert_eq!(judge(bearer(&token)).await, ("revoked".to_owned(), Some(1.0), None));
-    assert_eq!(judge(bearer(&format!("kt_live_{}", "a".repeat(32)))).await, ("tag".to_owned(), None, None));
-    assert_eq!(judge(bearer(minted["token"].as_str().unwrap())).await, ("valid".to_owned(), None, None));
-    assert_eq!(judge(bearer("a.b.c")).await, ("malformed".to_owned(), None, None));
-    assert_eq!(judge("Basic YQ==".to_owned()).await, ("malformed".to_owned(), None, None));
+    assert_eq!(authorize(bearer(&token)).await, ("revoked".to_owned(), Some(1.0), None));
+    assert_eq!(authorize(bearer(&format!("kt_live_{}", "a".repeat(32)))).await, ("tag".to_owned(), None, None));
+    assert_eq!(authorize(bearer(minted["token"].as_str().unwrap())).await, ("valid".to_owned(), None, None));
+    assert_eq!(authorize(bearer("a.b.c")).await, ("malformed".to_owned(), None, None));
+    assert_eq!(authorize("Basic YQ==".to_owned()).await, ("malformed".to_owned(), None, None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn usage_lags_by_the_oldest_event_of_a_batch() {
+async fn usage_lag_is_the_oldest_events_age() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (lines, app) = Lines::new(&server.runner.app);
     let plane = Plane::new(&app);
@@ -104,12 +104,19 @@ async fn usage_lags_by_the_oldest_event_of_a_batch() {
     };
     let batch = json!([event("1", "2026-11-21T12:00:45Z", key), event("2", "2026-11-21T12:00:58.500Z", key)]);
     assert_eq!(report(batch).await, [15_000.0]);
-    assert_eq!(report(json!([event("3", "2026-11-21T12:01:30Z", key)])).await, [0.0], "a clock that is ahead");
-    assert!(report(json!([event("4", "2026-11-21T12:00:45Z", 7)])).await.is_empty(), "of nobody's key");
+    assert_eq!(
+        report(json!([event("3", "2026-11-21T12:01:30Z", key)])).await,
+        [0.0],
+        "an event from the future has no lag"
+    );
+    assert!(
+        report(json!([event("4", "2026-11-21T12:00:45Z", 7)])).await.is_empty(),
+        "an event of an unknown key has no lag"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_delivery_lags_by_its_first_attempt_alone_and_a_queue_by_its_oldest() {
+async fn only_first_attempts_count_as_delivery_lag() {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
     let server = TestServer::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>), None).await;
     let (lines, app) = Lines::new(&server.runner.app);
@@ -120,36 +127,37 @@ async fn a_delivery_lags_by_its_first_attempt_alone_and_a_queue_by_its_oldest() 
         settled(&server).await;
         std::mem::take(&mut *lines.0.lock().unwrap())
     };
-    let of = |said: &[Value], metric: &str| said.iter().filter_map(|line| line[metric].as_f64()).collect::<Vec<_>>();
-    let oldest = |said: &[Value], queue: &str| {
-        let of_queue: Vec<_> = said.iter().filter(|line| line["Queue"] == queue).cloned().collect();
-        of(&of_queue, "OutboxAge").into_iter().fold(f64::NAN, f64::max)
+    let values =
+        |written: &[Value], metric: &str| written.iter().filter_map(|line| line[metric].as_f64()).collect::<Vec<_>>();
+    let oldest = |written: &[Value], queue: &str| {
+        let of_queue: Vec<_> = written.iter().filter(|line| line["Queue"] == queue).cloned().collect();
+        values(&of_queue, "OutboxAge").into_iter().fold(f64::NAN, f64::max)
     };
     work().await;
 
     receiver.react(Reaction::Status(500));
     server.key(&["read"]).await;
     clock.advance(Duration::from_millis(1_500));
-    let said = work().await;
-    assert_eq!((of(&said, "DeliveryLag"), oldest(&said, "events")), (vec![1_500.0], 1.5));
+    let written = work().await;
+    assert_eq!((values(&written, "DeliveryLag"), oldest(&written, "events")), (vec![1_500.0], 1.5));
 
     receiver.react(Reaction::Status(200));
     clock.advance(Duration::from_secs(30));
-    let said = work().await;
-    assert!(of(&said, "DeliveryLag").is_empty(), "a retry");
-    assert!((15.0..=30.0).contains(&oldest(&said, "deliveries")), "since the retry was due");
-    assert!(oldest(&said, "events") < 0.001, "nothing waits there");
+    let written = work().await;
+    assert!(values(&written, "DeliveryLag").is_empty(), "a retry does not count");
+    assert!((15.0..=30.0).contains(&oldest(&written, "deliveries")), "the age counts from the retry's due time");
+    assert!(oldest(&written, "events") < 0.001, "the event queue is empty");
 
     let page = server.get(&format!("/v1/webhook_endpoints/{id}/deliveries")).send().await.expect(200);
     let replay = format!("/v1/webhook_endpoints/{id}/deliveries/{}/replay", page["deliveries"][0]["id"]);
     server.request(Method::POST, &replay).send().await.expect(202);
-    let said = work().await;
+    let written = work().await;
     assert_eq!(receiver.received().len(), 3);
-    assert!(of(&said, "DeliveryLag").is_empty(), "a replay");
+    assert!(values(&written, "DeliveryLag").is_empty(), "a replay does not count");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_every_run_of_a_worker_writes_is_watched_for_its_absence() {
+async fn every_worker_metric_has_a_missing_data_alarm() {
     let server = TestServer::start().await;
     let lines = Lines::default();
     let names: Vec<_> = registry::workers(&server.runner.app, &server.runner.gateway).into_keys().collect();
@@ -164,7 +172,7 @@ async fn what_every_run_of_a_worker_writes_is_watched_for_its_absence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_audit_chain_lags_until_its_worker_has_run_and_tells_of_rewritten_events() {
+async fn audit_chain_reports_lag_and_rewritten_events() {
     let (mut server, clock) = TestServer::start_at_noon().await;
     let (lines, app) = Lines::new(&server.runner.app);
     let worker = AuditChain::new(app);
@@ -186,7 +194,7 @@ async fn the_audit_chain_lags_until_its_worker_has_run_and_tells_of_rewritten_ev
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sweep_tells_how_much_it_left() {
+async fn reseal_sweep_reports_the_remaining_keys() {
     let server = TestServer::start().await;
     let body = json!({ "provider": "openai", "key": provider_key("sk-") });
     server.post("/v1/model_keys", body).send().await.expect(201);

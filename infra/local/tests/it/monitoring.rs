@@ -1,4 +1,5 @@
-//! Alarms, dashboard, logs and traces of `template.yaml`: they name what is there, and what is there is watched.
+//! Alarms, dashboard, logs and traces of `template.yaml`. They refer to existing metrics and
+//! resources, and they cover all of them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,16 +19,16 @@ use serde_json::{Value, json};
 
 use crate::template::{functions, resources};
 
-/// A metric by its name and the dimensions that tell it from others of that name.
+/// A metric's name and its dimensions.
 pub(crate) type Metric = (String, BTreeMap<String, String>);
 
-/// By their logical ids.
+/// Returns the properties of each alarm by logical id.
 pub(crate) fn alarms() -> BTreeMap<String, Value> {
     let alarms = resources("AWS::CloudWatch::Alarm").into_iter();
     alarms.map(|(id, mut alarm)| (id, alarm["Properties"].take())).collect()
 }
 
-/// What an alarm watches.
+/// Returns the metric that an alarm watches.
 pub(crate) fn metric_of(alarm: &Value) -> Metric {
     let dimensions = alarm["Dimensions"].as_array().unwrap().iter();
     let word = |value: &Value| value.as_str().unwrap().to_owned();
@@ -35,7 +36,7 @@ pub(crate) fn metric_of(alarm: &Value) -> Metric {
     (word(&alarm["MetricName"]), dimensions.collect())
 }
 
-/// What CloudWatch makes of a line.
+/// Returns the metrics that CloudWatch extracts from a log line.
 pub(crate) fn metrics_of(line: &Value) -> Vec<Metric> {
     let mut found = Vec::new();
     for directive in line["_aws"]["CloudWatchMetrics"].as_array().unwrap() {
@@ -50,7 +51,7 @@ pub(crate) fn metrics_of(line: &Value) -> Vec<Metric> {
     found
 }
 
-/// Every metric that a function can write, with the names of its dimensions.
+/// Returns every metric that a function can write, with the names of its dimensions.
 fn written() -> BTreeMap<String, BTreeSet<String>> {
     let lines = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&lines);
@@ -72,7 +73,7 @@ fn operations() -> String {
 }
 
 #[test]
-fn every_alarm_has_its_section_in_the_runbook_and_tells_the_topic() {
+fn every_alarm_is_documented_and_notifies_the_topic() {
     let mut names = Vec::new();
     for (id, alarm) in alarms() {
         let name = alarm["AlarmName"].as_str().unwrap().strip_prefix("karta-${Stage}-").unwrap().to_owned();
@@ -98,14 +99,14 @@ fn every_alarm_has_its_section_in_the_runbook_and_tells_the_topic() {
     let (runbook, _) = runbook.split_once("\n## ").unwrap();
     let rows = runbook.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
     let cells: Vec<_> = rows.map(|cell| format!("`{cell}")).collect();
-    let mut told: Vec<_> =
+    let mut documented: Vec<_> =
         cells.iter().flat_map(|cell| name.captures_iter(cell)).map(|found| found[1].to_owned()).collect();
-    told.sort();
-    assert_eq!(told, names);
+    documented.sort();
+    assert_eq!(documented, names);
 }
 
 #[test]
-fn an_alarm_watches_what_is_there() {
+fn alarms_watch_existing_metrics_and_resources() {
     let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
     let (written, binaries) = (written(), functions());
     for (id, alarm) in alarms() {
@@ -162,7 +163,7 @@ fn every_worker_table_and_index_is_watched() {
 }
 
 #[test]
-fn the_dashboard_shows_every_metric_and_none_that_is_not_there() {
+fn dashboard_shows_exactly_the_written_metrics() {
     let dashboard = resources("AWS::CloudWatch::Dashboard")["Dashboard"]["Properties"]["DashboardBody"].clone();
     let body: Value = serde_json::from_str(dashboard.as_str().unwrap()).unwrap();
     let (written, binaries) = (written(), functions());
@@ -188,7 +189,7 @@ fn the_dashboard_shows_every_metric_and_none_that_is_not_there() {
 }
 
 #[test]
-fn every_function_is_traced_and_its_log_ends() {
+fn functions_have_tracing_and_log_retention() {
     let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
     assert_eq!(document["Globals"]["Function"]["Tracing"], "Active");
     assert_eq!(document["Resources"]["Api"]["Properties"]["TracingEnabled"], true);
@@ -197,11 +198,11 @@ fn every_function_is_traced_and_its_log_ends() {
         assert!(function["Tracing"].is_null(), "{binary}");
         let group = &groups[function["LoggingConfig"]["LogGroup"].as_str().unwrap()]["Properties"];
         assert_eq!(group["LogGroupName"], format!("/karta/${{Stage}}/{binary}"));
-        // The audit chain's log is the last witness of a link, so it is kept longer.
+        // The audit chain's log has the last copy of each link, so it is kept longer.
         let retention = if binary == "worker-audit-chain" { "AuditLogRetentionDays" } else { "LogRetentionDays" };
         assert_eq!(group["RetentionInDays"], retention, "{binary}");
     }
-    // Besides the functions' own: the gateway's access log.
+    // The gateway's access log is the only group that belongs to no function.
     assert_eq!(groups["AccessLogGroup"]["Properties"]["RetentionInDays"], "LogRetentionDays");
     assert_eq!(groups.len(), functions().len() + 1);
 }

@@ -1,4 +1,4 @@
-//! No answer that holds a secret stays in a cache on its way.
+//! Responses that contain a secret forbid caching.
 
 use http::{Method, header};
 use serde_json::json;
@@ -14,18 +14,18 @@ fn assert_not_stored(reply: &Reply) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_that_hold_secrets_are_not_to_be_stored() {
+async fn responses_with_secrets_forbid_caching() {
     let server = TestServer::start().await;
     server.project("site").await;
     let key = || json!({ "name": "ci", "scopes": ["read"] });
-    let made = server.post("/v1/api_keys", key()).idempotency_key("1").send().await;
-    let rotate = format!("/v1/api_keys/{}/rotate", made.json["api_key"]["id"]);
+    let created = server.post("/v1/api_keys", key()).idempotency_key("1").send().await;
+    let rotate = format!("/v1/api_keys/{}/rotate", created.json["api_key"]["id"]);
     let provider_key = json!({ "provider": "openai", "key": provider_key("sk-") });
     server.post("/v1/model_keys", provider_key).send().await.expect(201);
     let found = json!({ "slug": "globex", "name": "Globex" });
     let rescue = format!("/v1/internal/organizations/{}/api_keys", server.organization_id);
     let mut replies = vec![
-        made,
+        created,
         server.post("/v1/api_keys", key()).idempotency_key("1").send().await,
         server.post(&rotate, json!({})).send().await,
         server.service(Method::POST, "/v1/internal/organizations").body(found).send().await,

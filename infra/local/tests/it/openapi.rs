@@ -1,5 +1,6 @@
-//! The document against the control plane that it describes: every operation is called, every answer judged by its schema, and the examples of
-//! `openapi.json` are such answers. `KARTA_UPDATE=1` writes the file anew.
+//! The OpenAPI document and the file `openapi.json`. The tests call every operation and validate
+//! each response against its schema. These responses are the examples in the file. `KARTA_UPDATE=1`
+//! rewrites it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,7 +26,7 @@ use crate::harness::{Reply, Request, TestServer};
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../openapi.json");
 const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
 
-/// Every operation: its path, method, and what is said of it.
+/// Iterates over the operations: path, method and operation object.
 fn operations(document: &Value) -> impl Iterator<Item = (&String, &String, &Value)> {
     let paths = document["paths"].as_object().unwrap().iter();
     paths.flat_map(|(path, methods)| methods.as_object().unwrap().iter().map(move |(method, of)| (path, method, of)))
@@ -36,7 +37,7 @@ fn operation<'a>(document: &'a Value, id: &str) -> &'a Value {
     found.unwrap_or_else(|| panic!("no operation {id}")).2
 }
 
-/// The status, media type and schema of an operation's answer.
+/// Returns the status, media type and schema of an operation's success response.
 fn success(operation: &Value) -> (u16, Option<(&String, &Value)>) {
     let responses = operation["responses"].as_object().unwrap();
     let (status, response) = responses.iter().find(|(status, _)| status.starts_with('2')).unwrap();
@@ -44,7 +45,8 @@ fn success(operation: &Value) -> (u16, Option<(&String, &Value)>) {
     (status.parse().unwrap(), content.map(|(media, content)| (media, &content["schema"])))
 }
 
-/// Judges by a schema of the document, formats included. `is_strict`: what is not described is wrong, too.
+/// Returns a validator for a schema of the document. It also checks formats. If `is_strict`, it
+/// rejects properties that are not described.
 fn validator(document: &Value, schema: &Value, is_strict: bool) -> Validator {
     let mut components = document["components"].clone();
     if is_strict {
@@ -69,13 +71,13 @@ fn assert_valid(validator: &Validator, value: &Value, of: &str) {
     assert!(faults.is_empty(), "{of}: {faults:#?}\n{value:#}");
 }
 
-/// Every reference of the document leads somewhere.
+/// Asserts that every reference in `within` resolves in the document.
 fn assert_resolved(document: &Value, within: &Value) {
     match within {
         Value::Object(fields) => {
             if let Some(reference) = fields.get("$ref").and_then(Value::as_str) {
-                let place = reference.strip_prefix('#').unwrap();
-                assert!(document.pointer(place).is_some(), "{reference} leads nowhere");
+                let pointer = reference.strip_prefix('#').unwrap();
+                assert!(document.pointer(pointer).is_some(), "{reference} does not resolve");
             }
             fields.values().for_each(|field| assert_resolved(document, field));
         }
@@ -84,7 +86,7 @@ fn assert_resolved(document: &Value, within: &Value) {
     }
 }
 
-/// The document without its examples of requests and answers.
+/// Returns the document without the examples of requests and responses.
 fn without_examples(mut document: Value) -> Value {
     for methods in document["paths"].as_object_mut().unwrap().values_mut() {
         for operation in methods.as_object_mut().unwrap().values_mut() {
@@ -103,20 +105,20 @@ fn without_examples(mut document: Value) -> Value {
     document
 }
 
-/// An answer as the document may show it: secrets are cut short.
-fn shown(answer: &str) -> Value {
+/// Returns a response as the document may show it, with truncated secrets.
+fn as_example(response: &str) -> Value {
     let secrets = Regex::new(
         r"(kt_live_[0-9A-Za-z]{6})[0-9A-Za-z]{26}|(whsec_)[0-9A-Za-z+/=]+|(eyJ[0-9A-Za-z_-]{6})[0-9A-Za-z_.-]+",
     )
     .unwrap();
-    serde_json::from_str(&secrets.replace_all(answer, "$1$2$3…")).unwrap()
+    serde_json::from_str(&secrets.replace_all(response, "$1$2$3…")).unwrap()
 }
 
-/// One call of every operation, in an order in which each succeeds.
+/// Calls every operation once, in an order in which each call succeeds.
 struct Tour<'a> {
     server: &'a TestServer,
     replies: Vec<(&'static str, Reply)>,
-    /// The body of each operation that takes one.
+    /// The request body of each operation that takes one.
     bodies: BTreeMap<&'static str, Value>,
 }
 
@@ -250,7 +252,7 @@ impl<'a> Tour<'a> {
         let grace = json!({ "grace_seconds": 3_600 });
         self.post("webhookEndpointsRotateSecret", &format!("{path}/rotate_secret"), grace).await;
         let sent = self.post("webhookEndpointsTest", &format!("{path}/test"), json!({})).await;
-        // Fanned out, and sent nowhere.
+        // Create the deliveries without sending them.
         let fan_out = WebhookEvents::new(
             self.server.runner.app.of_function(WebhookEvents::NAME),
             Waker::Local(Arc::new(|_, _| ())),
@@ -270,7 +272,7 @@ impl<'a> Tour<'a> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_operation_answers_as_the_document_says() {
+async fn every_operation_matches_the_openapi_document() {
     let mut document = openapi::document().unwrap();
     assert_resolved(&document, &document);
     let (server, _) = TestServer::start_at_noon().await;
@@ -289,10 +291,10 @@ async fn every_operation_answers_as_the_document_says() {
         let Some((media, schema)) = content else { continue };
         assert_valid(&validator(&described, schema, true), &reply.json, id);
         if media == "application/json" && *id != "openapiGet" {
-            let place = operations(&described).find(|(.., of)| of["operationId"] == *id).unwrap();
-            let example = shown(&reply.text);
+            let (path, method, _) = operations(&described).find(|(.., of)| of["operationId"] == *id).unwrap();
+            let example = as_example(&reply.text);
             assert_valid(&validator(&described, schema, true), &example, id);
-            document["paths"][place.0][place.1]["responses"][status.to_string()]["content"][media]["example"] = example;
+            document["paths"][path][method]["responses"][status.to_string()]["content"][media]["example"] = example;
         }
     }
     for (path, method, of) in operations(&described) {
@@ -310,7 +312,7 @@ async fn every_operation_answers_as_the_document_says() {
     let file: Value = serde_json::from_str(&fs::read_to_string(FILE).unwrap()).unwrap();
     for (path, method, of) in operations(&document) {
         let shown = &file["paths"][path][method]["requestBody"];
-        assert_eq!(shown, &of["requestBody"], "{method} {path}: openapi.json shows another request than was sent");
+        assert_eq!(shown, &of["requestBody"], "{method} {path}: openapi.json shows a different request");
     }
 }
 
@@ -359,7 +361,7 @@ fn every_operation_names_its_task_and_scope() {
 }
 
 #[test]
-fn the_file_is_what_the_handlers_say_and_every_answer_has_an_example() {
+fn openapi_file_is_current_and_has_examples() {
     let file: Value = serde_json::from_str(&fs::read_to_string(FILE).unwrap()).unwrap();
     let document = openapi::document().unwrap();
     let fix = "KARTA_UPDATE=1 cargo test -p karta-local --test it openapi";
@@ -375,7 +377,7 @@ fn the_file_is_what_the_handlers_say_and_every_answer_has_an_example() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_file_is_served_to_anybody_with_leave_to_keep_it() {
+async fn openapi_file_is_public_and_cacheable() {
     let server = TestServer::start().await;
     let reply = server.get("/openapi.json").anonymous().send().await;
     assert_eq!(reply.headers[header::CACHE_CONTROL], "public, max-age=300");
@@ -384,29 +386,29 @@ async fn the_file_is_served_to_anybody_with_leave_to_keep_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_page_is_whole_and_may_run_its_own_script_alone() {
+async fn docs_page_may_run_only_its_own_script() {
     let server = TestServer::start().await;
     let reply = server.get("/docs?from=elsewhere").anonymous().send().await;
     let policy = reply.headers[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
-    // As a browser reads it: what opens a script within one is text.
+    // Like a browser, treat an opening tag inside a script as text.
     let (_, script) = reply.text.split_once("<script>").unwrap();
-    let (script, behind) = script.split_once("</script>").unwrap();
-    assert!(!behind.contains("<script"), "the viewer ends its script itself");
+    let (script, rest) = script.split_once("</script>").unwrap();
+    assert!(!rest.contains("<script"), "the page must have only one script");
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, script.as_bytes());
     let hash = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, digest);
     assert!(policy.contains(&format!("script-src 'sha256-{hash}';")), "the script's hash is {hash}");
     assert!(policy.starts_with("default-src 'none';") && !policy.contains("http") && !policy.contains("unsafe-eval"));
-    // The policy would block it, and the console show an error.
+    // The policy would block an external logo and the console would show an error.
     assert!(!script.contains("cdn.redoc.ly"), "Redoc's logo is loaded from elsewhere");
-    // Beside the page, whatever stage both are under.
+    // The URL is relative to the page, so it works under every stage path.
     assert!(script.contains(r#"Redoc.init("openapi.json""#));
-    // Lambda answers with 6 MB at most, the text escaped in JSON.
+    // Lambda limits a response to 6 MB, including the JSON escapes of the text.
     assert!(json!(reply.text).to_string().len() < 2 << 20);
 }
 
-/// What the handlers refuse, the document refuses; and the reverse.
+/// The schema rejects a body exactly when the handler does.
 #[tokio::test(flavor = "multi_thread")]
-async fn input_is_judged_alike_by_schema_and_handler() {
+async fn schemas_and_handlers_accept_the_same_bodies() {
     let document = openapi::document().unwrap();
     let (server, _) = TestServer::start_at_noon().await;
     server.project("site").await;
@@ -488,24 +490,24 @@ async fn input_is_judged_alike_by_schema_and_handler() {
     ] {
         cases.push(("apiKeysCreate", "/v1/api_keys", with(change, value)));
     }
-    let (mut taken, mut refused) = (0, 0);
+    let (mut accepted, mut refused) = (0, 0);
     for (id, path, body) in cases {
         let (_, method, operation) = operations(&document).find(|(.., of)| of["operationId"] == id).unwrap();
         assert!(METHODS.contains(&method.as_str()));
         let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
-        let is_described = validator(&document, schema, false).is_valid(&body);
+        let is_valid = validator(&document, schema, false).is_valid(&body);
         let method = method.to_ascii_uppercase().parse().unwrap();
         let reply = server.request(method, path).body(body.clone()).send().await;
-        let is_taken = reply.status.is_success();
-        assert!(is_taken || reply.status == 422, "{id} {body}: {}", reply.text);
-        assert_eq!(is_taken, is_described, "{id} {body}: {}", reply.text);
-        *if is_taken { &mut taken } else { &mut refused } += 1;
+        let is_accepted = reply.status.is_success();
+        assert!(is_accepted || reply.status == 422, "{id} {body}: {}", reply.text);
+        assert_eq!(is_accepted, is_valid, "{id} {body}: {}", reply.text);
+        *if is_accepted { &mut accepted } else { &mut refused } += 1;
     }
-    assert!(taken >= 10 && refused >= 25, "{taken} {refused}");
+    assert!(accepted >= 10 && refused >= 25, "{accepted} {refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn errors_are_the_documents() {
+async fn error_responses_match_the_openapi_document() {
     let document = openapi::document().unwrap();
     let server = TestServer::start().await;
     server.project("site").await;

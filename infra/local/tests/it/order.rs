@@ -1,10 +1,13 @@
+//! The order of the checks: credential, scope, query and body, budget, then the resource. An
+//! idempotency key is checked before conflicts.
+
 use http::Method;
 use karta_local::openapi;
 use serde_json::{Value, json};
 
 use crate::harness::{Request, TestServer};
 
-/// A route that takes a credential: method, path to nothing that exists, and the scope it needs.
+/// A route that requires a credential: method, path to a missing resource, and required scope.
 type Route = (Method, &'static str, Option<&'static str>);
 
 static FLAT: [Route; 36] = [
@@ -47,15 +50,17 @@ static FLAT: [Route; 36] = [
 ];
 static IN_PROJECT: Route = (Method::GET, "/v1/projects/nothing/whoami", None);
 
-/// Bodies that are refused, and a query that is.
+/// Invalid bodies.
 const BAD_BODIES: [&str; 3] = ["{", "[]", r#"{"nonsense":1}"#];
+/// An invalid query.
 const BAD_QUERY: &str = "?nonsense=1";
 
 fn too_large() -> String {
     " ".repeat(65_537)
 }
 
-fn wrong_in_every_way(server: &TestServer, (method, path, _): &Route) -> Vec<Request> {
+/// Returns requests whose body, query and idempotency key are all invalid.
+fn invalid_requests(server: &TestServer, (method, path, _): &Route) -> Vec<Request> {
     let bodies = BAD_BODIES.map(ToOwned::to_owned).into_iter().chain([too_large()]);
     let request =
         |body| server.request(method.clone(), &format!("{path}{BAD_QUERY}")).raw_body(body).idempotency_key("");
@@ -63,7 +68,7 @@ fn wrong_in_every_way(server: &TestServer, (method, path, _): &Route) -> Vec<Req
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_credential_comes_before_everything() {
+async fn credential_is_checked_first() {
     let server = TestServer::start().await;
     let well_shaped = "Bearer kt_live_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
     let forged = format!("Bearer eyJhbGciOiJub25lIn0.eyJzY29wZSI6InNlc3Npb24ifQ.{}", "A".repeat(43));
@@ -72,7 +77,7 @@ async fn a_bad_credential_comes_before_everything() {
     for route in FLAT.iter().chain([&IN_PROJECT]) {
         for header in [None, Some(""), Some("Bearer"), Some(well_shaped), Some(&forged), Some(&no_bearer), Some(&basic)]
         {
-            for request in wrong_in_every_way(&server, route) {
+            for request in invalid_requests(&server, route) {
                 let request = match header {
                     None => request.anonymous(),
                     Some(header) => request.authorization(header),
@@ -85,7 +90,7 @@ async fn a_bad_credential_comes_before_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_scope_comes_before_the_body_and_is_named() {
+async fn missing_scope_is_reported_before_invalid_body() {
     let server = TestServer::start().await;
     for (held, lacking) in [
         (&["read", "write"][..], "admin"),
@@ -97,7 +102,7 @@ async fn a_missing_scope_comes_before_the_body_and_is_named() {
     ] {
         let (_, token) = server.key_with(json!({ "name": "held", "scopes": held })).await;
         for route in FLAT.iter().filter(|route| route.2 == Some(lacking)) {
-            for request in wrong_in_every_way(&server, route) {
+            for request in invalid_requests(&server, route) {
                 let detail = request.bearer(&token).send().await.forbidden();
                 assert_eq!(detail, format!("missing scope: {lacking}"), "{route:?}");
             }
@@ -105,7 +110,7 @@ async fn a_missing_scope_comes_before_the_body_and_is_named() {
     }
 }
 
-/// The key to hand to a customer.
+/// Keys without scopes are for customers.
 #[tokio::test(flavor = "multi_thread")]
 async fn key_without_scopes_opens_only_whoami() {
     let server = TestServer::start().await;
@@ -162,40 +167,40 @@ fn table_holds_every_route_with_its_scope() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_token_off_its_project_comes_before_the_body() {
+async fn session_token_project_is_checked_before_body() {
     let server = TestServer::start().await;
     server.project("site").await;
     let token = server.session_token("site", json!({})).await;
     for route in &FLAT {
-        for request in wrong_in_every_way(&server, route) {
+        for request in invalid_requests(&server, route) {
             let detail = request.bearer(&token).send().await.forbidden();
             assert_eq!(detail, "session tokens are valid only under /v1/projects/{ref}/", "{route:?}");
         }
     }
-    for request in wrong_in_every_way(&server, &IN_PROJECT) {
+    for request in invalid_requests(&server, &IN_PROJECT) {
         let detail = request.bearer(&token).send().await.forbidden();
         assert_eq!(detail, "wrong project: the session token is for another one");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_scope_opens_the_routes_that_need_it_alone() {
+async fn scope_opens_only_the_routes_requiring_it() {
     let server = TestServer::start().await;
     for held in ["read", "write", "admin"] {
         let (_, token) = server.key(&[held]).await;
         for route in &FLAT {
             let (method, path, needed) = route;
             let reply = server.request(method.clone(), path).raw_body("{").bearer(&token).send().await;
-            let let_in = needed.is_none_or(|scope| scope == held);
-            assert_eq!(reply.status != 403, let_in, "{route:?} with {held}: {}", reply.text);
+            let is_allowed = needed.is_none_or(|scope| scope == held);
+            assert_eq!(reply.status != 403, is_allowed, "{route:?} with {held}: {}", reply.text);
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_body_comes_before_an_unknown_resource() {
+async fn invalid_body_is_reported_before_unknown_resource() {
     let server = TestServer::start().await;
-    for (method, path, right) in [
+    for (method, path, valid) in [
         (Method::PATCH, "/v1/api_keys/1", "{}"),
         (Method::PATCH, "/v1/api_keys/not-an-id", "{}"),
         (Method::PATCH, "/v1/agent_projects/nothing", "{}"),
@@ -215,12 +220,12 @@ async fn a_bad_body_comes_before_an_unknown_resource() {
         assert_eq!(send(too_large()).await.refused(413)["error"], "body_too_large", "{path}");
         assert_eq!(send("[]".to_owned()).await.invalid_field(), "body", "{path}");
         assert_eq!(send(r#"{"nonsense":1}"#.to_owned()).await.invalid_field(), "nonsense", "{path}");
-        assert_eq!(send(right.to_owned()).await.refused(404), json!({ "detail": "Not found" }), "{path}");
+        assert_eq!(send(valid.to_owned()).await.refused(404), json!({ "detail": "Not found" }), "{path}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_query_comes_before_an_unknown_resource() {
+async fn invalid_query_is_reported_before_unknown_resource() {
     let server = TestServer::start().await;
     for (method, path, _) in FLAT.iter().chain([&IN_PROJECT]) {
         let request = server.request(method.clone(), &format!("{path}{BAD_QUERY}")).raw_body("{}");
@@ -229,7 +234,7 @@ async fn a_bad_query_comes_before_an_unknown_resource() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn idempotency_comes_before_conflicts() {
+async fn idempotency_mismatch_is_reported_before_conflict() {
     let server = TestServer::start().await;
     let post = |body: Value| server.post("/v1/agent_projects", body).idempotency_key("once").send();
     post(json!({ "slug": "site", "name": "Site" })).await.expect(201);
@@ -245,7 +250,7 @@ async fn idempotency_comes_before_conflicts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_exhausted_budget_comes_after_the_body_and_before_an_unknown_resource() {
+async fn budget_is_checked_after_body_before_resource() {
     let server = TestServer::start().await;
     server.set_subscription("past_due").await;
     let mint = |body: Value| server.post("/v1/agent_projects/nothing/session_tokens", body).send();

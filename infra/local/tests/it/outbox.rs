@@ -1,4 +1,5 @@
-//! What is told of a change: written with the change itself, once, without secrets; and the notices of keys that are about to end.
+//! Events in the outbox: each is written in the transaction of its change, once and without
+//! secrets. Also the notices of expiring keys.
 
 use std::time::Duration;
 
@@ -13,38 +14,38 @@ use crate::{
 const DAY: Duration = Duration::from_hours(24);
 const EXPIRY_NOTICES: &str = "worker-expiry-notices";
 
-/// The events of `acme`: type and data.
+/// Returns the events of `acme`: type and data.
 async fn events(server: &TestServer) -> Vec<(String, Value)> {
     let events = server.outbox("EVT").await;
-    let told = events.iter().map(|event| {
+    let parsed = events.iter().map(|event| {
         assert_eq!(event["organization_id"], server.organization_id);
         (event["type"].as_str().unwrap().to_owned(), serde_json::from_str(event["data"].as_str().unwrap()).unwrap())
     });
-    told.collect()
+    parsed.collect()
 }
 
-/// Whether access was cut, for each time that data planes are told.
+/// Returns `access_cut` of each pending cache invalidation.
 async fn invalidations(server: &TestServer) -> Vec<bool> {
     server.outbox("PSH").await.iter().map(|item| item["access_cut"].as_bool().unwrap()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_key_is_told_of_without_its_secret() {
+async fn new_key_is_published_without_its_secret() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let created = server.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["read"] })).send().await.expect(201);
     assert_eq!(events(&server).await, [("api_key.created".to_owned(), json!({ "api_key": created["api_key"] }))]);
-    assert!(invalidations(&server).await.is_empty(), "nobody keeps anything about a key that is new");
+    assert!(invalidations(&server).await.is_empty(), "a new key is in no cache");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rotation_is_told_of_and_data_planes_forget() {
+async fn rotation_is_published_and_invalidates_caches() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (id, _) = server.key(&["read"]).await;
     clock.advance(Duration::from_millis(1));
     let mut rotated = server.post(&format!("/v1/api_keys/{id}/rotate"), json!({})).send().await.expect(201);
     rotated.as_object_mut().unwrap().remove("secret");
     assert_eq!(events(&server).await[1], ("api_key.rotated".to_owned(), rotated));
-    assert_eq!(invalidations(&server).await, [true], "the old key was given an end");
+    assert_eq!(invalidations(&server).await, [true], "the old key now expires");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -80,7 +81,7 @@ async fn update_is_published_only_if_something_changed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revocation_is_told_of_once() {
+async fn revocation_is_published_once() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (id, _) = server.key(&["read"]).await;
     clock.advance(Duration::from_millis(1));
@@ -91,9 +92,9 @@ async fn a_revocation_is_told_of_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_change_does_to_caches_depends_on_what_it_changes() {
+async fn only_relevant_changes_invalidate_caches() {
     let (server, _clock) = TestServer::start_at_noon().await;
-    for (before, change, told) in [
+    for (before, change, access_cut) in [
         (json!({}), json!({ "name": "other" }), Some(false)),
         (json!({}), json!({ "metadata": { "team": "a" } }), Some(false)),
         (json!({}), json!({ "scopes": ["read", "write"] }), None),
@@ -113,29 +114,29 @@ async fn what_a_change_does_to_caches_depends_on_what_it_changes() {
         let (id, _) = server.key_with(settings).await;
         server.patch(&format!("/v1/api_keys/{id}"), change.clone()).send().await.expect(200);
         let (all, cuts) = count(&server).await;
-        let expected = (usize::from(told.is_some()), usize::from(told == Some(true)));
+        let expected = (usize::from(access_cut.is_some()), usize::from(access_cut == Some(true)));
         assert_eq!((all - known.0, cuts - known.1), expected, "{change}");
     }
 }
 
-/// How often data planes are told, and how often of a cut.
+/// Counts the pending cache invalidations, and those among them that cut access.
 async fn count(server: &TestServer) -> (usize, usize) {
     let all = invalidations(server).await;
     (all.len(), all.into_iter().filter(|cut| *cut).count())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_organizations_change_makes_data_planes_forget() {
+async fn organization_change_invalidates_caches() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let path = format!("/v1/internal/organizations/{}", server.organization_id);
     for change in [json!({ "subscription_status": "past_due" }), json!({ "subscription_status": "past_due" })] {
         server.service(http::Method::PATCH, &path).body(change).send().await.expect(200);
     }
-    assert_eq!(invalidations(&server).await, [false], "a change that changes nothing is none");
+    assert_eq!(invalidations(&server).await, [false], "a repeated value invalidates nothing");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_whose_answer_was_lost_is_told_of_once() {
+async fn change_with_lost_response_is_published_once() {
     let (server, proxy) = FaultProxy::start().await;
     let (id, _) = server.key(&["read"]).await;
     proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
@@ -144,35 +145,35 @@ async fn a_change_whose_answer_was_lost_is_told_of_once() {
     assert_eq!(types, ["api_key.created", "api_key.revoked"]);
 }
 
-/// The keys that owners were told of.
-async fn told(server: &TestServer) -> Vec<u64> {
+/// Returns the keys with a published expiry notice.
+async fn noticed(server: &TestServer) -> Vec<u64> {
     let events = events(server).await.into_iter().filter(|(event_type, _)| event_type == "api_key.expiring");
     events.map(|(_, data)| data["api_key"]["id"].as_u64().unwrap()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_owner_of_a_key_is_told_a_week_before_its_end_and_once() {
+async fn expiry_notice_is_published_once_a_week_before() {
     let (server, clock) = TestServer::start_at_noon().await;
     let key = |end: &str| server.key_with(json!({ "name": "ci", "scopes": ["read"], "expires_at": end }));
     let (ending, _) = key("2026-12-01T12:00:00Z").await;
     let (_short, _) = key("2026-11-28T12:00:00Z").await;
     clock.advance(Duration::from_millis(3 * 86_400_000 - 1));
     server.work(EXPIRY_NOTICES).await;
-    assert!(told(&server).await.is_empty(), "not before, and not for a key that was made for a week");
+    assert!(noticed(&server).await.is_empty(), "not earlier, and not for a key that lives for only a week");
     clock.advance(Duration::from_millis(1));
     for _ in 0..2 {
         server.work(EXPIRY_NOTICES).await;
-        assert_eq!(told(&server).await, [ending]);
+        assert_eq!(noticed(&server).await, [ending]);
     }
     assert!(server.outbox("XPR").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_due_and_cannot_be_read_keeps_nobody_waiting() {
+async fn unreadable_notices_do_not_delay_others() {
     let (server, clock) = TestServer::start_at_noon().await;
     let end = json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-12-01T12:00:00Z" });
     let (ending, _) = server.key_with(end).await;
-    // Before it in every shard, more than one look finds.
+    // Every shard has more unreadable notices than one query returns, and all are due earlier.
     let junk = (0..16).flat_map(|shard| (0..101).map(move |n| (shard, n))).map(|(shard, n)| {
         let item = json!({
             "pk": { "S": format!("XPR#{shard}") },
@@ -188,11 +189,11 @@ async fn what_is_due_and_cannot_be_read_keeps_nobody_waiting() {
     }
     clock.advance(4 * DAY);
     server.work(EXPIRY_NOTICES).await;
-    assert_eq!(told(&server).await, [ending]);
+    assert_eq!(noticed(&server).await, [ending]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_end_that_a_key_really_has_is_told_of() {
+async fn notice_follows_the_current_expiry() {
     let (server, clock) = TestServer::start_at_noon().await;
     let mut paths = Vec::new();
     for _ in 0..5 {
@@ -206,17 +207,17 @@ async fn only_the_end_that_a_key_really_has_is_told_of() {
     clock.advance(4 * DAY);
     server.work(EXPIRY_NOTICES).await;
     let names = |ids: Vec<u64>| ids.iter().map(|id| format!("/v1/api_keys/{id}")).collect::<Vec<_>>();
-    let first = names(told(&server).await);
-    assert!(first.contains(&paths[4]), "the one that was left alone");
-    assert_eq!(first.len(), 2, "and the successor, which has the same end");
+    let first = names(noticed(&server).await);
+    assert!(first.contains(&paths[4]), "the unchanged key");
+    assert_eq!(first.len(), 2, "the unchanged key and the successor with the same expiry");
     clock.advance(10 * DAY);
     server.work(EXPIRY_NOTICES).await;
-    assert!(names(told(&server).await).contains(&paths[1]), "the end that was put off");
-    assert_eq!(told(&server).await.len(), 3);
+    assert!(names(noticed(&server).await).contains(&paths[1]), "the postponed expiry");
+    assert_eq!(noticed(&server).await.len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_workers_at_once_tell_once() {
+async fn parallel_workers_publish_each_notice_once() {
     let (server, clock) = TestServer::start_at_noon().await;
     for _ in 0..10 {
         server.key_with(json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-12-01T12:00:00Z" })).await;
@@ -226,8 +227,8 @@ async fn two_workers_at_once_tell_once() {
     let (first, second) = tokio::join!(tick(), tick());
     first.unwrap();
     second.unwrap();
-    let mut ids = told(&server).await;
+    let mut ids = noticed(&server).await;
     ids.sort_unstable();
     ids.dedup();
-    assert_eq!((ids.len(), told(&server).await.len()), (10, 10));
+    assert_eq!((ids.len(), noticed(&server).await.len()), (10, 10));
 }

@@ -1,5 +1,6 @@
-//! The embedded store answers reads in their plain form from the stored text. A member that changes no answer
-//! (`ReturnConsumedCapacity: NONE`) takes a request out of that form, so every read is asked in both.
+//! The embedded store answers the simplest form of a read directly from the stored text. A request
+//! with `ReturnConsumedCapacity: NONE` has the same response but goes to the emulator. These tests
+//! send every read in both forms and compare the responses.
 
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
@@ -8,8 +9,8 @@ use crate::harness::TestServer;
 
 const TABLE: &str = "karta-usage";
 
-/// Status and body, with the items of a batch in one order.
-async fn asked(server: &TestServer, operation: &str, body: &Value) -> (u16, Value) {
+/// Sends an operation and returns status and body. Sorts the items of a batch.
+async fn send(server: &TestServer, operation: &str, body: &Value) -> (u16, Value) {
     let access_key = server.runner.emulator.access_key().expose_secret();
     let answer = reqwest::Client::new()
         .post(server.runner.emulator.endpoint())
@@ -28,12 +29,12 @@ async fn asked(server: &TestServer, operation: &str, body: &Value) -> (u16, Valu
     (status, body)
 }
 
-/// Asks in both forms, and returns the answer that both have.
+/// Sends a read in both forms, asserts equal responses and returns the response.
 async fn same(server: &TestServer, operation: &str, body: Value) -> (u16, Value) {
     let mut other = body.clone();
     other["ReturnConsumedCapacity"] = json!("NONE");
-    let plain = asked(server, operation, &body).await;
-    assert_eq!(plain, asked(server, operation, &other).await, "{operation} {body}");
+    let plain = send(server, operation, &body).await;
+    assert_eq!(plain, send(server, operation, &other).await, "{operation} {body}");
     plain
 }
 
@@ -44,7 +45,7 @@ fn key(pk: &str, sk: &str) -> Value {
 async fn put(server: &TestServer, pk: &str, sk: &str, attributes: Value) {
     let mut item = key(pk, sk);
     item.as_object_mut().unwrap().extend(attributes.as_object().unwrap().clone());
-    assert_eq!(asked(server, "PutItem", &json!({ "TableName": TABLE, "Item": item })).await.0, 200);
+    assert_eq!(send(server, "PutItem", &json!({ "TableName": TABLE, "Item": item })).await.0, 200);
 }
 
 async fn server() -> TestServer {
@@ -145,7 +146,7 @@ async fn plain_queries_answer_like_the_emulator() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_megabyte_ends_a_plain_query() {
+async fn plain_query_ends_at_one_megabyte() {
     let server = TestServer::start().await;
     for sk in ["a", "b", "c", "d"] {
         put(&server, "P#1", sk, json!({ "text": { "S": "x".repeat(300_000) } })).await;

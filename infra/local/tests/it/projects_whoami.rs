@@ -17,7 +17,7 @@ async fn with_project() -> (TestServer, u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_token_sees_its_principal_in_its_own_project() {
+async fn session_token_sees_its_principal() {
     let (server, project) = with_project().await;
     let token = server.session_token("site", json!({ "user_id": "user-7" })).await;
     let own = server.get("/v1/whoami").send().await.expect(200);
@@ -39,14 +39,14 @@ async fn a_session_token_sees_its_principal_in_its_own_project() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_token_without_a_user_has_no_sub() {
+async fn session_token_without_user_has_no_sub() {
     let (server, _) = with_project().await;
     let token = server.session_token("site", json!({})).await;
     assert_eq!(server.get(SITE).bearer(&token).send().await.expect(200)["sub"], json!(null));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_api_key_of_any_scope_sees_its_principal_in_each_of_its_projects() {
+async fn api_key_sees_its_principal_in_every_project() {
     let (server, _) = with_project().await;
     server.project("shop").await;
     for scope in ["read", "write", "admin"] {
@@ -60,7 +60,7 @@ async fn an_api_key_of_any_scope_sees_its_principal_in_each_of_its_projects() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_token_is_refused_alike_in_any_other_project_that_is_or_is_not() {
+async fn session_token_gets_same_refusal_in_other_projects() {
     let (server, project) = with_project().await;
     server.project("shop").await;
     let (_, foreign) = server.another_organization("other").await;
@@ -79,7 +79,7 @@ async fn a_session_token_is_refused_alike_in_any_other_project_that_is_or_is_not
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_token_does_not_enter_another_organizations_project_of_the_same_slug() {
+async fn session_token_stays_in_its_own_organization() {
     let (server, _) = with_project().await;
     let (other, foreign) = server.another_organization("other").await;
     server.post("/v1/agent_projects", json!({ "slug": "site", "name": "x" })).bearer(&foreign).send().await.expect(201);
@@ -90,7 +90,7 @@ async fn a_session_token_does_not_enter_another_organizations_project_of_the_sam
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_project_that_is_unknown_is_not_found_for_an_api_key() {
+async fn unknown_project_returns_404_for_api_key() {
     let (server, project) = with_project().await;
     for unknown in ["nothing", "SITE", "my_site", &project.to_string()] {
         let reply = server.get(&format!("/v1/projects/{unknown}/whoami")).send().await;
@@ -100,7 +100,7 @@ async fn a_project_that_is_unknown_is_not_found_for_an_api_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_answer_is_readable_by_browsers() {
+async fn every_response_is_readable_by_browsers() {
     let (server, _) = with_project().await;
     let token = server.session_token("site", json!({})).await;
     for (reply, status) in [
@@ -118,7 +118,7 @@ async fn every_answer_is_readable_by_browsers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_preflight_needs_no_credential_and_allows_the_authorization_header() {
+async fn preflight_is_anonymous_and_allows_authorization_header() {
     let (server, _) = with_project().await;
     for project in ["site", "nothing", "SITE"] {
         let reply = server
@@ -138,7 +138,7 @@ async fn a_preflight_needs_no_credential_and_allows_the_authorization_header() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_exhausted_budget_is_shown_and_does_not_shut_the_door() {
+async fn exhausted_budget_does_not_block_whoami() {
     let (server, _) = with_project().await;
     server.set_subscription("canceled").await;
     let (_, token) = server.key(&["read"]).await;

@@ -3,7 +3,7 @@ use serde_json::json;
 use crate::harness::TestServer;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_api_key_sees_its_principal() {
+async fn api_key_sees_its_principal() {
     let server = TestServer::start().await;
     let principal = server.get("/v1/whoami").send().await.expect(200);
     let expected = json!({
@@ -23,7 +23,7 @@ async fn an_api_key_sees_its_principal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_of_any_scope_may_ask() {
+async fn key_of_any_scope_is_accepted() {
     let server = TestServer::start().await;
     for scope in ["read", "write", "admin"] {
         let (id, token) = server.key(&[scope]).await;
@@ -33,7 +33,7 @@ async fn a_key_of_any_scope_may_ask() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_token_may_not() {
+async fn session_token_is_refused() {
     let server = TestServer::start().await;
     server.project("site").await;
     let token = server.session_token("site", json!({})).await;
@@ -42,7 +42,7 @@ async fn a_session_token_may_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_exhausted_budget_is_shown_and_does_not_shut_the_door() {
+async fn exhausted_budget_does_not_block_whoami() {
     let server = TestServer::start().await;
     server.set_subscription("past_due").await;
     let principal = server.get("/v1/whoami").send().await.expect(200);
@@ -51,7 +51,7 @@ async fn an_exhausted_budget_is_shown_and_does_not_shut_the_door() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_unauthorized() {
+async fn missing_credential_returns_401() {
     let server = TestServer::start().await;
     let refusal = server.get("/v1/whoami").anonymous().send().await.refused(401);
     assert_eq!(refusal, crate::harness::unauthorized());
