@@ -1,4 +1,4 @@
-//! The binary itself, as a process: flags, signals, files, and what it says.
+//! The `karta` binary as a process: flags, signals, files and output.
 
 use std::{
     fs,
@@ -27,7 +27,8 @@ use crate::{
     webhooks::Receiver,
 };
 
-/// The binary with an environment of its own, so that no variable of the test run reaches it.
+/// Returns the binary's command with a clean environment, so that no variable of the test run
+/// affects it.
 fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_karta"));
     command.args(arguments).env_clear().envs([("KARTA_BCRYPT_COST", "4"), ("KARTA_LOG", "debug")]);
@@ -35,7 +36,7 @@ fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     command
 }
 
-/// A run that printed its line of JSON.
+/// A running process, with the values that it printed at its start.
 pub(crate) struct Karta {
     child: Child,
     described: Value,
@@ -45,7 +46,7 @@ pub(crate) struct Karta {
 }
 
 impl Karta {
-    /// `--port 0 --json` with these flags too.
+    /// Starts with `--port 0 --json` and these flags.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         Self::start_with(&[&["--port", "0", "--json"], arguments].concat(), &[])
     }
@@ -58,15 +59,15 @@ impl Karta {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let described: Value = serde_json::from_str(&line)
-            .unwrap_or_else(|_| panic!("no line of JSON: {line}{}", fs::read_to_string(&log).unwrap()));
+            .unwrap_or_else(|_| panic!("no JSON line: {line}{}", fs::read_to_string(&log).unwrap()));
         for secret in ["api_key", "service_token", "session_token_secret"] {
             described[secret].as_str().into_iter().for_each(note_secret);
         }
         Self { child, described, log, folder, client: reqwest::Client::new() }
     }
 
-    /// A run that printed its greeting; `described` has what the greeting exports, by variable.
-    fn greeted(data: &Path) -> Self {
+    /// Starts without `--json`. `described` has the variables that the greeting exports.
+    fn start_with_greeting(data: &Path) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("stderr");
         let mut command = command(&["--port", "0", "--data-dir", text(data)], &[]);
@@ -81,7 +82,7 @@ impl Karta {
         Self { child, described, log, folder, client: reqwest::Client::new() }
     }
 
-    /// A value of the line that it printed.
+    /// Returns a value that the process printed.
     pub(crate) fn says(&self, field: &str) -> &str {
         self.described[field].as_str().unwrap()
     }
@@ -120,15 +121,15 @@ impl Karta {
         assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
     }
 
-    /// Sends a signal and waits for the end.
+    /// Sends a signal and waits for the process to exit.
     fn end(mut self, signal: &str) -> ExitStatus {
         self.signal(signal);
-        let asked = Instant::now();
+        let signaled_at = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            assert!(asked.elapsed() < PATIENCE, "still running after {PATIENCE:?}");
+            assert!(signaled_at.elapsed() < PATIENCE, "still running after {PATIENCE:?}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -143,8 +144,8 @@ impl Drop for Karta {
     }
 }
 
-/// What a start that fails says on standard error.
-fn refused(arguments: &[&str], environment: &[(&str, &str)]) -> String {
+/// Returns the standard error of a start that fails.
+fn startup_error(arguments: &[&str], environment: &[(&str, &str)]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let mut command = command(arguments, environment);
     let mut child = command.current_dir(&folder).stderr(Stdio::piped()).spawn().unwrap();
@@ -166,7 +167,7 @@ fn text(path: &Path) -> &str {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_line_of_json_has_the_documented_fields_and_shows_the_key_once() {
+async fn json_line_is_documented_and_shows_key_once() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let karta = Karta::start(&["--data-dir", text(&data)]);
@@ -197,15 +198,15 @@ async fn the_line_of_json_has_the_documented_fields_and_shows_the_key_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_greeting_exports_what_calls_need() {
+async fn greeting_exports_url_and_key() {
     let data = tempfile::tempdir().unwrap();
-    let karta = Karta::greeted(data.path());
+    let karta = Karta::start_with_greeting(data.path());
     let whoami = format!("{}/v1/whoami", karta.says("KARTA_BASE_URL"));
     let answer = karta.client.get(&whoami).bearer_auth(karta.says("KARTA_API_KEY")).send().await.unwrap();
     assert_eq!(answer.status(), 200);
     assert!(karta.end("-INT").success());
 
-    let again = Karta::greeted(data.path());
+    let again = Karta::start_with_greeting(data.path());
     let exported: Vec<_> = again.described.as_object().unwrap().keys().collect();
     assert_eq!(exported, ["KARTA_BASE_URL"]);
     let health = format!("{}/healthz", again.says("KARTA_BASE_URL"));
@@ -213,7 +214,7 @@ async fn the_greeting_exports_what_calls_need() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_organization_of_the_same_data_has_a_first_key_of_its_own() {
+async fn second_organization_gets_its_own_first_key() {
     let data = tempfile::tempdir().unwrap();
     let first = Karta::start(&["--data-dir", text(data.path())]).described.clone();
     let other = Karta::start(&["--data-dir", text(data.path()), "--org", "globex"]);
@@ -225,7 +226,7 @@ async fn another_organization_of_the_same_data_has_a_first_key_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kill_loses_nothing_that_was_acknowledged() {
+async fn acknowledged_writes_survive_a_kill() {
     let folder = tempfile::tempdir().unwrap();
     let mut karta = Karta::start(&["--data-dir", text(folder.path())]);
     let admin = karta.says("api_key").to_owned();
@@ -238,38 +239,38 @@ async fn a_kill_loses_nothing_that_was_acknowledged() {
         for token in [&admin, &key] {
             assert_eq!(karta.status("/v1/whoami", token).await, 200);
         }
-        assert_eq!(karta.status("/v1/projects/app/whoami", &session).await, 200, "the rings are the same");
+        assert_eq!(karta.status("/v1/projects/app/whoami", &session).await, 200, "the rings survive a restart");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kill_among_writes_leaves_nothing_half_there() {
+async fn kill_during_writes_leaves_no_partial_write() {
     let folder = tempfile::tempdir().unwrap();
     let karta = Karta::start(&["--data-dir", text(folder.path())]);
     let admin = karta.says("api_key").to_owned();
     let url = format!("{}/v1/api_keys", karta.says("base_url"));
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (sender, mut created_keys) = mpsc::unbounded_channel();
     for _ in 0..64 {
         let body = json!({ "name": "ci", "scopes": ["admin"] }).to_string();
-        let (request, tell) = (karta.client.post(&url).bearer_auth(&admin).body(body), tell.clone());
+        let (request, sender) = (karta.client.post(&url).bearer_auth(&admin).body(body), sender.clone());
         tokio::spawn(async move {
             let created: Value = request.send().await.ok()?.json().await.ok()?;
-            tell.send(created).ok()
+            sender.send(created).ok()
         });
     }
-    drop(tell);
+    drop(sender);
     let mut acknowledged = Vec::new();
     for _ in 0..8 {
-        acknowledged.push(told.recv().await.unwrap());
+        acknowledged.push(created_keys.recv().await.unwrap());
     }
     drop(karta);
-    while let Some(created) = told.recv().await {
+    while let Some(created) = created_keys.recv().await {
         acknowledged.push(created);
     }
     let server = TestServer::start_over(folder.path().to_owned(), &admin).await;
     let tables = Tables::new(&server).await;
     tables.assert_whole();
-    assert!(acknowledged.len() < 64, "the kill came among the writes");
+    assert!(acknowledged.len() < 64, "the kill must interrupt the writes");
     for created in acknowledged {
         note_secret(created["secret"].as_str().unwrap());
         assert!(tables.key_ids().contains(&created["api_key"]["id"].as_u64().unwrap()));
@@ -277,7 +278,7 @@ async fn a_kill_among_writes_leaves_nothing_half_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_signals_end_it_cleanly_and_soon() {
+async fn sigint_and_sigterm_exit_cleanly() {
     for signal in ["-INT", "-TERM"] {
         let karta = Karta::start(&["--ephemeral"]);
         assert_eq!(karta.status("/healthz", "none").await, 200);
@@ -286,11 +287,11 @@ async fn both_signals_end_it_cleanly_and_soon() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_runner_over_the_same_data_is_refused() {
+async fn second_runner_over_same_data_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let data = text(folder.path());
     let karta = Karta::start(&["--data-dir", data]);
-    let message = refused(&["--port", "0", "--data-dir", data], &[]);
+    let message = startup_error(&["--port", "0", "--data-dir", data], &[]);
     assert_eq!(message, format!("karta: another runner works on {data}: stop it, or choose another --data-dir\n"));
     assert_eq!(karta.status("/v1/whoami", karta.says("api_key")).await, 200);
     assert!(karta.end("-TERM").success());
@@ -298,7 +299,7 @@ async fn a_second_runner_over_the_same_data_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_flag_has_an_environment_twin_that_it_wins_over() {
+async fn flags_override_their_environment_variables() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let environment = [
@@ -330,7 +331,7 @@ async fn every_flag_has_an_environment_twin_that_it_wins_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_cost_of_digests_is_the_one_that_was_asked_for() {
+async fn bcrypt_cost_is_configurable() {
     for (flags, variable, cost) in [(&["--bcrypt-cost", "5"][..], "4", "05"), (&[], "6", "06")] {
         let folder = tempfile::tempdir().unwrap();
         let data = text(folder.path());
@@ -346,7 +347,7 @@ async fn the_cost_of_digests_is_the_one_that_was_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn session_tokens_are_signed_with_the_secret_that_was_given() {
+async fn session_tokens_are_signed_with_configured_secret() {
     let secret = "a secret that a data plane on this machine knows";
     note_secret(secret);
     let flags = ["--port", "0", "--json", "--ephemeral"];
@@ -359,13 +360,13 @@ async fn session_tokens_are_signed_with_the_secret_that_was_given() {
     assert_eq!(karta.status("/v1/projects/app/whoami", &token).await, 200);
 
     let short = "0123456789abcdefghijklmnopqrstu";
-    let message = refused(&flags, &[("KARTA_SESSION_TOKEN_SECRET", short)]);
+    let message = startup_error(&flags, &[("KARTA_SESSION_TOKEN_SECRET", short)]);
     assert!(message.contains("KARTA_SESSION_TOKEN_SECRET") && message.contains("at least 32"), "{message}");
     assert!(!message.contains(short), "{message}");
 }
 
 #[test]
-fn a_bad_value_stops_the_start_and_its_flag_is_named() {
+fn invalid_value_stops_start_and_names_flag() {
     let flags = [
         ("--host", "nowhere"),
         ("--host", "203.0.113.1"),
@@ -384,22 +385,22 @@ fn a_bad_value_stops_the_start_and_its_flag_is_named() {
     ];
     for (flag, value) in flags {
         let port: &[_] = if flag == "--port" { &[] } else { &["--port", "0"] };
-        let message = refused(&[port, &[&format!("{flag}={value}")]].concat(), &[]);
+        let message = startup_error(&[port, &[&format!("{flag}={value}")]].concat(), &[]);
         assert!(message.contains(flag), "{flag} {value}: {message}");
         let variable = format!("KARTA_{}", flag[2..].to_ascii_uppercase().replace('-', "_"));
-        let message = refused(port, &[(&variable, value)]);
+        let message = startup_error(port, &[(&variable, value)]);
         assert!(message.contains(flag), "{variable}={value}: {message}");
     }
     for variable in ["KARTA_EPHEMERAL", "KARTA_JSON"] {
-        let message = refused(&["--port", "0"], &[(variable, "perhaps")]);
+        let message = startup_error(&["--port", "0"], &[(variable, "perhaps")]);
         assert!(message.contains(&format!("--{}", variable[6..].to_ascii_lowercase())), "{message}");
     }
-    assert!(refused(&["--colour"], &[]).contains("--colour"));
-    assert!(refused(&["--log=verbose"], &[]).contains("must be one of off, error, warn, info, debug, trace"));
+    assert!(startup_error(&["--colour"], &[]).contains("--colour"));
+    assert!(startup_error(&["--log=verbose"], &[]).contains("must be one of off, error, warn, info, debug, trace"));
 }
 
 #[test]
-fn guessable_and_shared_secrets_stop_the_start() {
+fn guessable_and_shared_secrets_stop_start() {
     let flags = ["--port", "0", "--ephemeral"];
     let (session, service, stripe) = ("KARTA_SESSION_TOKEN_SECRET", "KARTA_SERVICE_TOKENS", "KARTA_STRIPE_SECRETS");
     let good = "0f1e2d3c4b5a69788796a5b4c3d2e1f0";
@@ -419,14 +420,14 @@ fn guessable_and_shared_secrets_stop_the_start() {
         ),
     ] {
         let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let message = refused(&flags, &environment);
+        let message = startup_error(&flags, &environment);
         assert!(message.contains(problem), "{message}");
         assert!(!message.contains(good) && !message.contains(&zeros) && !message.contains("changeme"), "{message}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_internal_routes_are_opened_by_the_tokens_that_were_given() {
+async fn internal_routes_accept_configured_service_tokens() {
     let tokens = ["a-first-token-of-thirty-two-bytes-or-more", "a-second-token-of-thirty-two-bytes-or-more"];
     tokens.into_iter().for_each(note_secret);
     let flags = ["--port", "0", "--json", "--ephemeral"];
@@ -445,14 +446,14 @@ async fn the_internal_routes_are_opened_by_the_tokens_that_were_given() {
         (format!("{0},{0}", tokens[0]), "the tokens local-1 and local-2 are the same"),
         (format!("{}, {}", tokens[0], tokens[1]), "the token local-2 holds a character"),
     ] {
-        let message = refused(&flags, &[("KARTA_SERVICE_TOKENS", &given)]);
+        let message = startup_error(&flags, &[("KARTA_SERVICE_TOKENS", &given)]);
         assert!(message.contains("KARTA_SERVICE_TOKENS") && message.contains(problem), "{message}");
         assert!(tokens.iter().all(|token| !message.contains(token)), "{message}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_a_run_on_loopback_has_internal_routes_without_being_told_for_whom() {
+async fn internal_routes_beyond_loopback_require_allowlists() {
     let flags = ["--port", "0", "--json", "--ephemeral"];
     let lists = [("KARTA_INTERNAL_ALLOWED_IPS", "127.0.0.0/8"), ("KARTA_INTERNAL_HOSTS", "127.0.0.1, localhost")];
     let everywhere = [&flags[..], &["--host", "0.0.0.0"]].concat();
@@ -471,26 +472,26 @@ async fn only_a_run_on_loopback_has_internal_routes_without_being_told_for_whom(
 }
 
 #[test]
-fn a_list_with_a_wrong_entry_stops_the_start_and_the_entry_is_named() {
+fn invalid_list_entry_stops_start_and_is_named() {
     let flags = ["--port", "0", "--ephemeral"];
     for (variable, list, entry) in [
         ("KARTA_INTERNAL_ALLOWED_IPS", "10.0.0.0/8, 10.0.0.1/8", r#"entry 2, "10.0.0.1/8", must start"#),
         ("KARTA_INTERNAL_ALLOWED_IPS", "anywhere", r#"entry 1, "anywhere", must be an IPv4 or IPv6 range"#),
         ("KARTA_INTERNAL_HOSTS", "localhost,*.example", r#"entry 2, "*.example", must be a host name"#),
     ] {
-        let message = refused(&flags, &[(variable, list)]);
+        let message = startup_error(&flags, &[(variable, list)]);
         assert!(message.contains(variable) && message.contains(entry), "{message}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_data_plane_on_this_machine_is_told_within_a_second_of_a_revocation() {
+async fn revocation_reaches_data_plane_within_a_second() {
     let plane = DataPlane::start("p").await;
     let flags = ["--port", "0", "--json", "--ephemeral"];
     let karta = Karta::start_with(&flags, &[("KARTA_DATA_PLANES", &configured(&[("here", &plane)]))]);
     let admin = karta.says("api_key");
     let body = json!({ "name": "ci", "scopes": ["read"] });
-    // A busy machine holds up some pushes, and not each of them.
+    // A busy machine delays some pushes, but not all of them.
     let mut on_time = 0;
     for count in 1..=40 {
         let (_, created) = karta.request(Method::POST, "/v1/api_keys", admin, &body).await;
@@ -510,7 +511,7 @@ async fn a_data_plane_on_this_machine_is_told_within_a_second_of_a_revocation() 
 }
 
 #[test]
-fn a_wrong_data_plane_stops_the_start_and_its_field_is_named() {
+fn invalid_data_plane_stops_start_and_names_field() {
     let flags = ["--port", "0", "--ephemeral"];
     let secret = token("s");
     let url = "https://eu.example.com";
@@ -525,19 +526,19 @@ fn a_wrong_data_plane_stops_the_start_and_its_field_is_named() {
         (json!({ "eu": { "url": url, "token": secret[..31] } }).to_string(), "token of the data plane eu must have"),
         (json!({ secret.clone(): { "url": url, "token": secret } }).to_string(), "a name of 41 bytes is none"),
     ] {
-        let message = refused(&flags, &[("KARTA_DATA_PLANES", &given)]);
+        let message = startup_error(&flags, &[("KARTA_DATA_PLANES", &given)]);
         assert!(message.starts_with("karta: KARTA_DATA_PLANES cannot be read: "), "{message}");
         assert!(message.contains(problem) && !message.contains("ssssssss"), "{message}");
     }
     let shared = "0f1e2d3c4b5a69788796a5b4c3d2e1f0";
     let planes = json!({ "eu": { "url": url, "token": shared } }).to_string();
-    let message = refused(&flags, &[("KARTA_DATA_PLANES", &planes), ("KARTA_SERVICE_TOKENS", shared)]);
+    let message = startup_error(&flags, &[("KARTA_DATA_PLANES", &planes), ("KARTA_SERVICE_TOKENS", shared)]);
     assert!(message.contains("the token of the data plane eu is a service token too"), "{message}");
     assert!(!message.contains(shared), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stripes_signing_secrets_come_from_the_environment() {
+async fn stripe_signing_secrets_come_from_the_environment() {
     let secrets = ["whsec_ofALaptopAndNobodyElse", "whsec_ofTheSameLaptopToo"];
     secrets.into_iter().for_each(note_secret);
     let flags = ["--port", "0", "--json", "--ephemeral"];
@@ -552,14 +553,14 @@ async fn stripes_signing_secrets_come_from_the_environment() {
         (format!("{}, {}", secrets[0], secrets[1]), "signing secret 2 is none"),
         (secrets[0].replace("whsec_", "sk_test_"), "signing secret 1 is none"),
     ] {
-        let message = refused(&flags, &[("KARTA_STRIPE_SECRETS", &given)]);
+        let message = startup_error(&flags, &[("KARTA_STRIPE_SECRETS", &given)]);
         assert!(message.contains("KARTA_STRIPE_SECRETS") && message.contains(problem), "{message}");
         assert!(!message.contains("aptop"), "{message}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn set_prices_close_a_cost_cap() {
+async fn configured_prices_count_toward_the_cost_cap() {
     let flags = ["--port", "0", "--json", "--ephemeral"];
     let prices = r#"{"Acme-1": {"input": 40000, "output": 40000}, "*": {"input": 20000, "output": 20000}}"#;
     let folder = tempfile::tempdir().unwrap();
@@ -582,18 +583,18 @@ async fn set_prices_close_a_cost_cap() {
         let (_, budget) = karta.request(Method::PUT, "/v1/budget", admin, &json!({ "cost_cents": 80 })).await;
         assert_eq!(budget["budget"]["cost_cents"], 80);
         let (_, usage) = karta.request(Method::GET, "/v1/usage", admin, &json!({})).await;
-        assert_eq!(usage["totals"]["cost_cents"], 80, "40 cents for the model, 20 for each other");
+        assert_eq!(usage["totals"]["cost_cents"], 80, "40 cents for the priced model, 20 for each other event");
         assert_eq!((&usage["budget"]["ok"], &usage["unpriced"]), (&json!(false), &json!([])));
     }
     for wrong in ["{", r#"{"gpt-4*": {"input": 1, "output": 1}}"#, r#"{"a": {"input": "1", "output": 1}}"#, "/nowhere"]
     {
-        let message = refused(&flags, &[("KARTA_PRICES", wrong)]);
+        let message = startup_error(&flags, &[("KARTA_PRICES", wrong)]);
         assert!(message.contains("KARTA_PRICES"), "{message}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn webhooks_reach_this_machine_where_a_run_allows_it_and_nowhere_else() {
+async fn loopback_webhooks_require_the_flag() {
     let receiver = Receiver::start().await;
     let ephemeral = ["--port", "0", "--json", "--ephemeral"];
     let (route, body) = ("/v1/webhook_endpoints", json!({ "url": receiver.url, "event_types": ["api_key.created"] }));
@@ -605,27 +606,27 @@ async fn webhooks_reach_this_machine_where_a_run_allows_it_and_nowhere_else() {
         karta.create_key(karta.says("api_key")).await;
         until("a delivery", async || receiver.received().len() > sent).await;
     }
-    assert_eq!(receiver.told(), ["api_key.created"; 2]);
+    assert_eq!(receiver.received_types(), ["api_key.created"; 2]);
     let karta = Karta::start(&["--ephemeral"]);
     let (status, refusal) = karta.request(Method::POST, route, karta.says("api_key"), &body).await;
     assert_eq!((status.as_u16(), &refusal["field"]), (422, &json!("url")), "{refusal}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_ephemeral_run_leaves_nothing_on_disk() {
+async fn ephemeral_run_leaves_no_files() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let karta = Karta::start(&["--ephemeral", "--data-dir", text(&data)]);
     karta.create_key(karta.says("api_key")).await;
     assert!(karta.described["data_dir"].is_null());
-    let left: Vec<_> = fs::read_dir(karta.folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left, ["stderr"], "the working directory holds what this test put there");
+    let files: Vec<_> = fs::read_dir(karta.folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(files, ["stderr"], "the working directory has only this test's own file");
     assert!(!data.exists());
     assert!(karta.end("-TERM").success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn secrets_lie_where_only_their_owner_may_read() {
+async fn secrets_file_is_readable_only_by_owner() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("deep/data");
     let _karta = Karta::start(&["--data-dir", text(&data)]);
@@ -641,9 +642,9 @@ async fn secrets_lie_where_only_their_owner_may_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_secret_is_logged_or_stands_on_the_command_line() {
+async fn log_and_command_line_contain_no_secret() {
     let folder = tempfile::tempdir().unwrap();
-    let given = "a secret that is given in the environment alone";
+    let given = "a secret that only the environment contains";
     let flags = ["--port", "0", "--json", "--data-dir", text(folder.path())];
     let karta = Karta::start_with(&flags, &[("KARTA_SESSION_TOKEN_SECRET", given), ("KARTA_LOG", "trace")]);
     let admin = karta.says("api_key").to_owned();
@@ -660,19 +661,21 @@ async fn no_secret_is_logged_or_stands_on_the_command_line() {
     assert!(shown.contains("--json"));
     karta.signal("-TERM");
     shown.push_str(&fs::read_to_string(&karta.log).unwrap());
-    assert!(shown.contains("/v1") || shown.contains("whoami"), "the log tells of the requests");
+    assert!(shown.contains("/v1") || shown.contains("whoami"), "the log mentions the requests");
     for secret in [&*admin, &key, &session, given, karta.says("service_token")] {
         assert!(!shown.contains(secret));
     }
 }
 
-/// `karta audit-verify` with these flags: its code, what it prints, and what it complains of.
+/// Runs `karta audit-verify` with these flags to its end. Returns exit code, standard output and
+/// standard error.
 async fn audit_verify(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
-    ended(&[&["audit-verify"], arguments].concat(), environment).await
+    run_to_end(&[&["audit-verify"], arguments].concat(), environment).await
 }
 
-/// `karta` with these arguments, to its end: its code, what it prints, and what it complains of.
-async fn ended(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
+/// Runs `karta` with these arguments to its end. Returns exit code, standard output and standard
+/// error.
+async fn run_to_end(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let folder = tempfile::tempdir().unwrap();
     let mut command = command(arguments, environment);
     let run = move || command.current_dir(&folder).stderr(Stdio::piped()).output().unwrap();
@@ -682,19 +685,19 @@ async fn ended(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn audit_verify_tells_a_whole_log_from_one_that_was_tampered_with() {
+async fn audit_verify_detects_a_changed_event() {
     let folder = tempfile::tempdir().unwrap();
     let data = text(folder.path());
     let karta = Karta::start(&["--data-dir", data]);
     let (admin, organization) = (karta.says("api_key").to_owned(), karta.described["organization_id"].clone());
     karta.create_key(&admin).await;
-    let (code, out, complaint) = audit_verify(&["--data-dir", data], &[]).await;
+    let (code, out, error) = audit_verify(&["--data-dir", data], &[]).await;
     assert_eq!((code, out.as_str()), (Some(1), ""));
-    assert!(complaint.contains("another runner works on"), "{complaint}");
+    assert!(error.contains("another runner works on"), "{error}");
     assert!(karta.end("-TERM").success());
 
-    let (code, out, complaint) = audit_verify(&[], &[("KARTA_DATA_DIR", data)]).await;
-    assert!(out.starts_with(&format!("organization {organization}: whole (3 events, ")), "{out}{complaint}");
+    let (code, out, error) = audit_verify(&[], &[("KARTA_DATA_DIR", data)]).await;
+    assert!(out.starts_with(&format!("organization {organization}: whole (3 events, ")), "{out}{error}");
     assert_eq!((code, out.lines().count()), (Some(0), 1));
 
     let mut server = TestServer::start_over(folder.path().to_owned(), &admin).await;
@@ -716,18 +719,19 @@ async fn audit_verify_tells_a_whole_log_from_one_that_was_tampered_with() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn audit_verify_makes_nothing_where_nothing_is() {
+async fn audit_verify_requires_existing_data() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let (code, _, complaint) = audit_verify(&["--data-dir", text(&data)], &[]).await;
+    let (code, _, error) = audit_verify(&["--data-dir", text(&data)], &[]).await;
     assert_eq!(code, Some(1));
-    assert_eq!(complaint, format!("karta: --data-dir: {} holds no data\n", data.display()));
+    assert_eq!(error, format!("karta: --data-dir: {} holds no data\n", data.display()));
     assert!(!data.exists());
-    let (code, _, complaint) = audit_verify(&["--deployed"], &[]).await;
-    assert_eq!((code, complaint.as_str()), (Some(1), "karta: KARTA_TABLE is not set\n"));
+    let (code, _, error) = audit_verify(&["--deployed"], &[]).await;
+    assert_eq!((code, error.as_str()), (Some(1), "karta: KARTA_TABLE is not set\n"));
 }
 
-/// The environment of somebody whose credentials open this server's tables, and a Secrets Manager that knows this one ring.
+/// Returns the environment of a deployed stack: credentials for this server's tables, and a fake
+/// Secrets Manager that has only this ring.
 async fn deployed(server: &TestServer, ring: Ring) -> Vec<(&'static str, String)> {
     let SecretSource::Fixed(secrets) = server.runner.secrets.source() else { panic!("a local run's secrets") };
     let ring = secrets[&Secret::Ring(ring)].expose_secret().to_owned();
@@ -740,7 +744,7 @@ async fn deployed(server: &TestServer, ring: Ring) -> Vec<(&'static str, String)
     vec![
         ("AWS_REGION", "us-east-1".to_owned()),
         ("AWS_ACCESS_KEY_ID", emulator.access_key().expose_secret().to_owned()),
-        ("AWS_SECRET_ACCESS_KEY", "unjudged".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "unchecked".to_owned()),
         ("AWS_ENDPOINT_URL_DYNAMODB", emulator.endpoint()),
         ("AWS_ENDPOINT_URL_SECRETS_MANAGER", secrets_manager),
         ("KARTA_TABLE", "karta".to_owned()),
@@ -752,44 +756,44 @@ async fn deployed(server: &TestServer, ring: Ring) -> Vec<(&'static str, String)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bootstrap_makes_an_organization_with_a_key_once() {
+async fn bootstrap_creates_organization_and_key_only_once() {
     let server = TestServer::start().await;
     let deployed = deployed(&server, Ring::KeyTag).await;
     let mut environment: Vec<_> = deployed.iter().map(|(name, value)| (*name, value.as_str())).collect();
     environment.push(("KARTA_BCRYPT_COST", "10"));
-    let (code, out, complaint) = ended(&["bootstrap", "--org", "first"], &environment).await;
+    let (code, out, error) = run_to_end(&["bootstrap", "--org", "first"], &environment).await;
     let without_ring = "karta: the key-tag ring is not configured for this function: set KARTA_SECRET_KEY_TAG\n";
-    assert_eq!((code, out.as_str(), complaint.as_str()), (Some(1), "", without_ring));
+    assert_eq!((code, out.as_str(), error.as_str()), (Some(1), "", without_ring));
 
     environment.push(("KARTA_SECRET_KEY_TAG", "karta/prod/key-tag"));
-    let (code, out, complaint) = ended(&["bootstrap", "--org", "first"], &environment).await;
-    assert_eq!((code, complaint.as_str()), (Some(0), ""));
-    let founded: Value = serde_json::from_str(&out).unwrap();
-    let key = founded["api_key"].as_str().unwrap();
+    let (code, out, error) = run_to_end(&["bootstrap", "--org", "first"], &environment).await;
+    assert_eq!((code, error.as_str()), (Some(0), ""));
+    let created: Value = serde_json::from_str(&out).unwrap();
+    let key = created["api_key"].as_str().unwrap();
     note_secret(key);
     let own = server.get("/v1/whoami").bearer(key).send().await.expect(200);
-    assert_eq!((&own["organization_id"], &own["organization_slug"]), (&founded["organization_id"], &json!("first")));
+    assert_eq!((&own["organization_id"], &own["organization_slug"]), (&created["organization_id"], &json!("first")));
     let audited = server.get("/v1/audit_events").bearer(key).send().await.expect(200);
     assert_eq!(audited["audit_events"][0]["actor"]["name"], "bootstrap", "{audited}");
 
-    let (code, out, complaint) = ended(&["bootstrap", "--org", "first"], &environment).await;
-    let taken = format!(
+    let (code, out, error) = run_to_end(&["bootstrap", "--org", "first"], &environment).await;
+    let already_exists = format!(
         "karta: the organization first is there, and its first key was shown when it was made: \
          POST /v1/internal/organizations/{}/api_keys makes another one\n",
-        founded["organization_id"]
+        created["organization_id"]
     );
-    assert_eq!((code, out.as_str(), complaint), (Some(1), "", taken));
+    assert_eq!((code, out.as_str(), error), (Some(1), "", already_exists));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn audit_verify_reads_a_deployed_stack_with_the_environments_credentials() {
+async fn audit_verify_reads_a_deployed_stack() {
     let mut server = TestServer::start().await;
     server.work("worker-audit-chain").await;
     let deployed = deployed(&server, Ring::Audit).await;
     let mut environment: Vec<_> = deployed.iter().map(|(name, value)| (*name, value.as_str())).collect();
     environment.push(("KARTA_SECRET_AUDIT", "karta/prod/audit"));
-    let (code, out, complaint) = audit_verify(&["--deployed"], &environment).await;
-    assert!(code == Some(0) && out.contains(": whole (2 events, 0 of them pending, in 1 links)"), "{out}{complaint}");
+    let (code, out, error) = audit_verify(&["--deployed"], &environment).await;
+    assert!(code == Some(0) && out.contains(": whole (2 events, 0 of them pending, in 1 links)"), "{out}{error}");
     server.skip_audit_check();
     for anchor in server.items_of("karta-anchors", &format!("ANC#{}", server.organization_id)).await {
         let key = json!({ "pk": anchor["pk"], "sk": anchor["sk"] });

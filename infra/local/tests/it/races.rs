@@ -1,4 +1,4 @@
-//! Requests at the same time: every race ends as if they had come one after the other.
+//! Concurrent requests: every race ends like some sequential order of them.
 
 use std::{collections::BTreeSet, future::Future, sync::Arc};
 
@@ -15,8 +15,8 @@ use crate::{
     invariants::Tables,
 };
 
-/// Runs them at once; their outcomes in the same order.
-async fn at_once<T: Send + 'static>(
+/// Runs the tasks concurrently and returns their outcomes in the same order.
+async fn run_all<T: Send + 'static>(
     tasks: impl IntoIterator<Item = impl Future<Output = T> + Send + 'static>,
 ) -> Vec<T> {
     let running: Vec<_> = tasks.into_iter().map(tokio::spawn).collect();
@@ -27,11 +27,11 @@ async fn at_once<T: Send + 'static>(
     outcomes
 }
 
-async fn sent(requests: impl IntoIterator<Item = Request>) -> Vec<Reply> {
-    at_once(requests.into_iter().map(Request::send)).await
+async fn send_all(requests: impl IntoIterator<Item = Request>) -> Vec<Reply> {
+    run_all(requests.into_iter().map(Request::send)).await
 }
 
-/// Splits the answers of a race into those that won and the bodies of the others, which all have `status`.
+/// Splits the replies of a race into the bodies with status `won` and those with status `lost`.
 fn winners_and_losers(replies: Vec<Reply>, won: u16, lost: u16) -> (Vec<Value>, Vec<Value>) {
     let (winners, losers): (Vec<_>, Vec<_>) = replies.into_iter().partition(|reply| reply.status == won);
     let winners = winners.into_iter().map(|reply| reply.expect(won)).collect();
@@ -42,7 +42,7 @@ fn key_path(id: u64) -> String {
     format!("/v1/api_keys/{id}")
 }
 
-/// Lets the gateway know the token: for 3 s it will not ask again, so that a race is decided by the writes alone.
+/// Fills the gateway's cache with both verdicts for 3 s, so that only the writes decide the race.
 async fn warm(server: &TestServer, tokens: [&str; 2]) {
     for token in tokens {
         server.get("/v1/whoami").bearer(token).send().await.expect(200);
@@ -50,10 +50,10 @@ async fn warm(server: &TestServer, tokens: [&str; 2]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parallel_revocations_of_one_key_are_one_change_with_one_answer() {
+async fn parallel_revocations_are_one_change() {
     let server = TestServer::start().await;
     let (key, _) = server.key(&["admin"]).await;
-    let replies = sent((0..16).map(|_| server.delete(&key_path(key)))).await;
+    let replies = send_all((0..16).map(|_| server.delete(&key_path(key)))).await;
     let answers: BTreeSet<_> = replies.into_iter().map(|reply| reply.expect(200).to_string()).collect();
     assert_eq!(answers.len(), 1, "{answers:?}");
     let tables = Tables::new(&server).await;
@@ -61,8 +61,9 @@ async fn parallel_revocations_of_one_key_are_one_change_with_one_answer() {
     assert_eq!(tables.audited("api_key.revoked", key), 1);
 }
 
-/// The ways in which an admin key stops being a usable one, as a request by another.
-fn downfall(server: &TestServer, way: usize, key: u64) -> Request {
+/// Returns a request that makes an admin key unusable or takes its admin scope, in one of four
+/// ways.
+fn demotion(server: &TestServer, way: usize, key: u64) -> Request {
     let path = key_path(key);
     match way % 4 {
         0 => server.delete(&path),
@@ -73,7 +74,7 @@ fn downfall(server: &TestServer, way: usize, key: u64) -> Request {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_admins_that_bring_each_other_down_leave_one() {
+async fn admins_that_demote_each_other_leave_one() {
     let server = TestServer::start().await;
     let first = server.get("/v1/whoami").send().await.expect(200)["api_key_id"].as_u64().unwrap();
     let (mut id, mut token) = (first, server.admin.clone());
@@ -82,15 +83,16 @@ async fn two_admins_that_bring_each_other_down_leave_one() {
         let created = created.bearer(&token).send().await.expect(201);
         let (rival_id, rival) = (created["api_key"]["id"].as_u64().unwrap(), created["secret"].as_str().unwrap());
         warm(&server, [&token, rival]).await;
-        // Round by round: revoke against revoke, then each other way against each.
+        // The rounds combine every way with every other.
         let (way, rival_way) = (round / 4, round);
         let replies =
-            sent([downfall(&server, way, rival_id).bearer(&token), downfall(&server, rival_way, id).bearer(rival)])
+            send_all([demotion(&server, way, rival_id).bearer(&token), demotion(&server, rival_way, id).bearer(rival)])
                 .await;
         let survivor_is_rival = replies[1].status.is_success();
         let (winners, losers): (Vec<_>, Vec<_>) = replies.into_iter().partition(|reply| reply.status == 200);
         assert_eq!((winners.len(), losers.len()), (1, 1), "round {round}");
-        // Judged after it was brought down itself, the loser has no rights left; before, it is the last but one.
+        // A loser that is checked after its own demotion has no rights. One that is checked earlier
+        // would demote the last admin.
         match losers[0].status.as_u16() {
             401 | 403 => {}
             status => assert_eq!((status, &losers[0].json["error"]), (409, &json!("last_admin_key"))),
@@ -105,7 +107,7 @@ async fn two_admins_that_bring_each_other_down_leave_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_storm_of_changes_the_count_of_admin_keys_is_their_number() {
+async fn admin_key_count_is_exact_after_random_changes() {
     let server = TestServer::start().await;
     let mut keys = Vec::new();
     for _ in 0..8 {
@@ -124,7 +126,7 @@ async fn after_a_storm_of_changes_the_count_of_admin_keys_is_their_number() {
         json!({ "scopes": ["admin"], "expires_at": null, "allowed_cidrs": null }),
     ];
     for wave in draws.chunks(16) {
-        let replies = sent(wave.iter().map(|draw| {
+        let replies = send_all(wave.iter().map(|draw| {
             let path = key_path(keys[usize::from(draw % 8)]);
             match usize::from(draw / 8 % 10) {
                 7 => server.post("/v1/api_keys", json!({ "name": "new", "scopes": ["admin"] })),
@@ -141,7 +143,7 @@ async fn after_a_storm_of_changes_the_count_of_admin_keys_is_their_number() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parallel_patches_of_different_fields_all_land() {
+async fn parallel_patches_of_different_fields_all_apply() {
     let server = TestServer::start().await;
     for _ in 0..10 {
         let (key, _) = server.key(&["read", "admin"]).await;
@@ -152,7 +154,7 @@ async fn parallel_patches_of_different_fields_all_land() {
             json!({ "expires_at": "2100-01-01T00:00:00.000Z" }),
             json!({ "metadata": { "team": "core" } }),
         ];
-        let replies = sent(patches.iter().map(|patch| server.patch(&key_path(key), patch.clone()))).await;
+        let replies = send_all(patches.iter().map(|patch| server.patch(&key_path(key), patch.clone()))).await;
         for reply in replies {
             reply.expect(200);
         }
@@ -165,10 +167,10 @@ async fn parallel_patches_of_different_fields_all_land() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_parallel_projects_with_one_slug_one_is_made() {
+async fn parallel_projects_with_one_slug_create_one() {
     let server = TestServer::start().await;
     let create = || server.post("/v1/agent_projects", json!({ "slug": "app", "name": "App" }));
-    let (winners, losers) = winners_and_losers(sent((0..32).map(|_| create())).await, 201, 409);
+    let (winners, losers) = winners_and_losers(send_all((0..32).map(|_| create())).await, 201, 409);
     assert_eq!((winners.len(), losers.len()), (1, 31));
     assert!(losers.iter().all(|loser| loser["error"] == "slug_taken"));
     let tables = Tables::new(&server).await;
@@ -177,10 +179,10 @@ async fn of_parallel_projects_with_one_slug_one_is_made() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parallel_creates_under_one_idempotency_key_make_one_key_and_give_one_answer() {
+async fn parallel_creates_with_one_idempotency_key_create_one() {
     let server = TestServer::start().await;
     let create = || server.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["admin"] })).idempotency_key("once");
-    let replies = sent((0..32).map(|_| create())).await;
+    let replies = send_all((0..32).map(|_| create())).await;
     let answers: BTreeSet<_> = replies.into_iter().map(|reply| reply.expect(201).to_string()).collect();
     assert_eq!(answers.len(), 1);
     let tables = Tables::new(&server).await;
@@ -189,10 +191,10 @@ async fn parallel_creates_under_one_idempotency_key_make_one_key_and_give_one_an
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_of_one_millisecond_have_ids_of_their_own() {
+async fn keys_of_one_millisecond_have_different_ids() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let create = || server.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["admin"] }));
-    let replies = sent((0..64).map(|_| create())).await;
+    let replies = send_all((0..64).map(|_| create())).await;
     let ids = replies.into_iter().map(|reply| reply.expect(201)["api_key"]["id"].as_u64().unwrap());
     assert_eq!(ids.collect::<BTreeSet<_>>().len(), 64);
     let tables = Tables::new(&server).await;
@@ -201,7 +203,7 @@ async fn keys_of_one_millisecond_have_ids_of_their_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn once_a_revocation_is_acknowledged_no_validation_succeeds() {
+async fn validation_fails_after_an_acknowledged_revocation() {
     let server = TestServer::start().await;
     for _ in 0..20 {
         let (key, token) = server.key(&["read"]).await;
@@ -213,7 +215,7 @@ async fn once_a_revocation_is_acknowledged_no_validation_succeeds() {
         }
         revocation.await.unwrap().expect(200);
         let fresh = Validator::new(server.runner.app.clone());
-        assert!(!is_valid(&warm, &token).await, "a known proof is no state");
+        assert!(!is_valid(&warm, &token).await, "a cached proof does not replace the state");
         assert!(!is_valid(&fresh, &token).await);
     }
 }
@@ -226,7 +228,7 @@ async fn is_valid(validator: &Validator, token: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drawn_id_that_is_the_callers_own_is_drawn_again() {
+async fn callers_own_id_counts_as_taken() {
     let server = TestServer::start().await;
     let key = server.get("/v1/whoami").send().await.expect(200)["api_key_id"].as_u64().and_then(Id::new).unwrap();
     let (store, organization) = (&server.runner.app.store, Id::new(server.organization_id).unwrap());

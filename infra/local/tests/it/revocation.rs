@@ -1,5 +1,5 @@
-//! How long a key that lost its access is still let in: at most the gateway's three seconds, inside the contract's five; not at all
-//! where nothing is cached in front.
+//! How long a revoked or restricted key still works. The gateway caches verdicts for three seconds,
+//! and the contract promises five. A check without the gateway's cache refuses the key immediately.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 
 use crate::harness::TestServer;
 
-const GATEWAY_KEEPS: Duration = Duration::from_secs(3);
-const PROMISED: Duration = Duration::from_secs(5);
+const GATEWAY_CACHE_TTL: Duration = Duration::from_secs(3);
+const PROMISED_LIMIT: Duration = Duration::from_secs(5);
 
-/// A key whose verdict the gateway has just cached.
+/// Creates a key and fills the gateway's cache with its verdict.
 async fn used_key(server: &TestServer, scopes: &[&str]) -> (u64, String) {
     let (id, token) = server.key(scopes).await;
     assert_eq!(status(server, &token).await, 200);
@@ -33,31 +33,32 @@ async fn patch(server: &TestServer, id: u64, change: Value) {
     server.patch(&format!("/v1/api_keys/{id}"), change).send().await.expect(200);
 }
 
-/// Uses the key until the gateway's verdict has just ended, as a busy client would: a use must not prolong it.
-async fn use_for_the_gateways_three_seconds(server: &TestServer, clock: &Arc<ManualClock>, token: &str) {
-    assert!(GATEWAY_KEEPS < PROMISED);
+/// Advances the clock until the cached verdict expires. Uses the key shortly before, because a use
+/// must not extend the cache.
+async fn outlast_gateway_cache(server: &TestServer, clock: &Arc<ManualClock>, token: &str) {
+    assert!(GATEWAY_CACHE_TTL < PROMISED_LIMIT);
     clock.advance(Duration::from_millis(2_900));
     let late = status(server, token).await;
-    assert!(late == 200 || late == 401, "a cached verdict may serve or not: {late}");
+    assert!(late == 200 || late == 401, "the cached verdict may or may not be used: {late}");
     clock.advance(Duration::from_millis(100));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_key_is_refused_after_three_seconds_at_the_latest() {
+async fn revoked_key_is_refused_within_three_seconds() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (id, token) = used_key(&server, &["read"]).await;
     revoke(&server, id).await;
-    use_for_the_gateways_three_seconds(&server, &clock, &token).await;
+    outlast_gateway_cache(&server, &clock, &token).await;
     let refused = server.get("/v1/whoami").bearer(&token).send().await;
     assert_eq!(refused.refused(401), crate::harness::unauthorized());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_key_is_refused_at_once_where_no_verdict_is_cached() {
+async fn uncached_revoked_key_is_refused_immediately() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (unused, unused_token) = server.key(&["read"]).await;
     let (rested, rested_token) = used_key(&server, &["read"]).await;
-    clock.advance(GATEWAY_KEEPS);
+    clock.advance(GATEWAY_CACHE_TTL);
     for id in [unused, rested] {
         revoke(&server, id).await;
     }
@@ -66,7 +67,7 @@ async fn a_revoked_key_is_refused_at_once_where_no_verdict_is_cached() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cached_proof_keeps_no_revoked_key_alive() {
+async fn cached_proof_does_not_validate_revoked_key() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let validator = Validator::new(server.runner.app.clone());
     let (id, token) = server.key(&["read"]).await;
@@ -78,15 +79,15 @@ async fn a_cached_proof_keeps_no_revoked_key_alive() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_scope_that_was_taken_away_is_gone_after_three_seconds() {
+async fn removed_scope_is_gone_after_three_seconds() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (id, token) = used_key(&server, &["read", "write"]).await;
     let validator = Validator::new(server.runner.app.clone());
     assert!(matches!(validator.validate(&token).await.unwrap(), Verdict::Valid(_)));
     patch(&server, id, json!({ "scopes": ["read"] })).await;
-    let Verdict::Valid(valid) = validator.validate(&token).await.unwrap() else { panic!("still a key") };
-    assert_eq!(valid.api_key.scopes.to_string(), "read", "at once without the gateway");
-    use_for_the_gateways_three_seconds(&server, &clock, &token).await;
+    let Verdict::Valid(valid) = validator.validate(&token).await.unwrap() else { panic!("the key must stay valid") };
+    assert_eq!(valid.api_key.scopes.to_string(), "read", "immediate without the gateway");
+    outlast_gateway_cache(&server, &clock, &token).await;
     let body = json!({ "slug": "my-app", "name": "My app" });
     let refused = server.post("/v1/agent_projects", body).bearer(&token).send().await;
     assert_eq!(refused.forbidden(), "missing scope: write");
@@ -94,57 +95,58 @@ async fn a_scope_that_was_taken_away_is_gone_after_three_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_expiry_that_was_set_holds_after_three_seconds() {
+async fn new_expiry_applies_after_three_seconds() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (id, token) = used_key(&server, &["read"]).await;
     patch(&server, id, json!({ "expires_at": "2026-11-21T12:00:01Z" })).await;
-    use_for_the_gateways_three_seconds(&server, &clock, &token).await;
+    outlast_gateway_cache(&server, &clock, &token).await;
     assert_eq!(status(&server, &token).await, 401);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn addresses_that_were_narrowed_hold_after_three_seconds() {
+async fn narrowed_addresses_apply_after_three_seconds() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (id, token) = used_key(&server, &["read"]).await;
     patch(&server, id, json!({ "allowed_cidrs": ["10.0.0.0/8"] })).await;
-    use_for_the_gateways_three_seconds(&server, &clock, &token).await;
+    outlast_gateway_cache(&server, &clock, &token).await;
     assert_eq!(status(&server, &token).await, 401);
     patch(&server, id, json!({ "allowed_cidrs": null })).await;
-    clock.advance(GATEWAY_KEEPS);
+    clock.advance(GATEWAY_CACHE_TTL);
     assert_eq!(status(&server, &token).await, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_denial_is_not_kept_longer_either() {
+async fn denial_is_cached_for_three_seconds() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (id, token) = server.key(&["read"]).await;
     patch(&server, id, json!({ "expires_at": "2026-11-21T12:00:01Z" })).await;
     clock.advance(Duration::from_secs(1));
     assert_eq!(status(&server, &token).await, 401);
     patch(&server, id, json!({ "expires_at": null })).await;
-    clock.advance(GATEWAY_KEEPS);
+    clock.advance(GATEWAY_CACHE_TTL);
     assert_eq!(status(&server, &token).await, 200);
 }
 
-/// A key with every scope whose verdict the gateway has just cached, cut down by another one.
-async fn cut_down(server: &TestServer, change: Value) -> (u64, String) {
+/// Creates a key with every scope, fills the gateway's cache with its verdict, then restricts it
+/// with another key.
+async fn restricted_key(server: &TestServer, change: Value) -> (u64, String) {
     let (id, token) = used_key(server, &["read", "write", "admin"]).await;
     patch(server, id, change).await;
     (id, token)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_was_cut_down_cannot_give_itself_its_rights_back() {
+async fn restricted_key_cannot_restore_its_own_rights() {
     let (server, _clock) = TestServer::start_at_noon().await;
-    let whole = json!({ "scopes": ["read", "write", "admin"], "expires_at": null, "allowed_cidrs": null });
+    let full_rights = json!({ "scopes": ["read", "write", "admin"], "expires_at": null, "allowed_cidrs": null });
     for (change, status) in [
         (json!({ "scopes": ["read"] }), 403),
         (json!({ "allowed_cidrs": ["10.0.0.0/8"] }), 401),
         (json!({ "scopes": ["read"], "expires_at": "2027-01-01T00:00:00Z" }), 403),
     ] {
-        let (id, token) = cut_down(&server, change.clone()).await;
+        let (id, token) = restricted_key(&server, change.clone()).await;
         let path = format!("/v1/api_keys/{id}");
-        server.patch(&path, whole.clone()).bearer(&token).send().await.refused(status);
+        server.patch(&path, full_rights.clone()).bearer(&token).send().await.refused(status);
         server.post(&format!("{path}/rotate"), json!({})).bearer(&token).send().await.refused(status);
         server
             .post("/v1/api_keys", json!({ "name": "x", "scopes": ["admin"] }))
@@ -160,7 +162,7 @@ async fn a_key_that_was_cut_down_cannot_give_itself_its_rights_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_key_leaves_no_other_key_behind() {
+async fn revoked_key_cannot_create_another_key() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let (id, token) = used_key(&server, &["read", "admin"]).await;
     revoke(&server, id).await;

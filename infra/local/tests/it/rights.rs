@@ -1,7 +1,9 @@
-//! Least privilege: the policies of `template.yaml` held against what the functions did, and shown as a page.
+//! Least privilege: compares the policies of `template.yaml` with the AWS calls of the functions,
+//! and renders the policies as `docs/permissions.md`.
 //!
-//! A walk over every route and worker ends with both questions: was anything done without a permission, and is anything permitted that nobody does?
-//! `just check-rights` asks them again of every call of the whole suite, faults, races and direct runs of workers included.
+//! A test in `template.rs` calls every route and worker. It then checks that every call has a
+//! permission and that every permission has a call. `just check-rights` repeats the check with the
+//! calls of the whole suite, including faults, races and direct runs of workers.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,17 +24,17 @@ use crate::{
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/permissions.md");
 
-/// A statement of a function's policy, its resources named as calls name them.
+/// A statement of a function's policy. Its resources have the names that recorded calls use.
 #[derive(Debug)]
 struct Statement {
     function: String,
     actions: Vec<String>,
     resources: Vec<String>,
-    /// Which partitions; none but for tables.
+    /// Patterns of partition keys. Empty unless the resources are tables.
     keys: Vec<String>,
 }
 
-/// One of the things that a statement allows.
+/// A single permission: one action of one function on one resource and partition pattern.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Permission {
     function: String,
@@ -48,12 +50,16 @@ impl Statement {
         Self {
             function: function.to_owned(),
             actions: owned(words(&statement["Action"])),
-            resources: words(&statement["Resource"]).into_iter().map(|resource| called(resource, secrets)).collect(),
+            resources: words(&statement["Resource"])
+                .into_iter()
+                .map(|resource| recorded_name(resource, secrets))
+                .collect(),
             keys: if keys.is_null() { Vec::new() } else { owned(words(keys)) },
         }
     }
 
-    /// As IAM judges: one statement must bear all of it.
+    /// Returns whether this statement allows the call. As in IAM, one statement must allow all of
+    /// it.
     fn allows(&self, call: &Call) -> bool {
         self.function == call.function
             && self.actions.contains(&call.action)
@@ -79,20 +85,21 @@ impl Statement {
 }
 
 impl Permission {
-    /// Whether it is used where a test has a stand-in for the service, and not in a server.
-    pub(crate) fn is_elsewhere(&self) -> bool {
+    /// Returns whether only tests with a fake service use the permission, and no `TestServer`
+    /// does.
+    pub(crate) fn needs_fake_service(&self) -> bool {
         let actions = ["apigateway:DELETE", "lambda:InvokeFunction"];
         actions.contains(&self.action.as_str()) || self.function == worker_secrets_rotation::NAME
     }
 
     fn is_used_by(&self, call: &Call) -> bool {
-        let is_meant = |key: &String| call.keys.iter().any(|called| is_like(key, called));
+        let matches = |pattern: &String| call.keys.iter().any(|key| is_like(pattern, key));
         (&self.function, &self.action) == (&call.function, &call.action)
             && is_like(&self.resource, &call.resource)
-            && self.key.as_ref().is_none_or(is_meant)
+            && self.key.as_ref().is_none_or(matches)
     }
 
-    /// `R` reads, `W` writes, `C` makes sure of an item without reading it.
+    /// Returns `R` for reads, `W` for writes and `C` for condition checks.
     fn letter(&self) -> char {
         match self.action.as_str() {
             "dynamodb:BatchGetItem"
@@ -111,8 +118,8 @@ impl Permission {
     }
 }
 
-/// The template's word for a resource, as a call has it.
-fn called(resource: &str, secrets: &BTreeMap<String, Value>) -> String {
+/// Translates a resource of the template to the name that recorded calls use.
+fn recorded_name(resource: &str, secrets: &BTreeMap<String, Value>) -> String {
     if let Some((table, _)) = TABLES.iter().find(|(_, word)| *word == resource) {
         return (*table).to_owned();
     }
@@ -120,7 +127,7 @@ fn called(resource: &str, secrets: &BTreeMap<String, Value>) -> String {
         let name = secret["Properties"]["Name"].as_str().unwrap();
         return name.rsplit('/').next().unwrap().to_owned();
     }
-    // Another function, or an ARN with the stack's own names in it.
+    // Another function, or an ARN that contains names of the stack.
     let mut pieces = resource.strip_suffix(".Arn").unwrap_or(resource).split("${");
     let mut pattern = pieces.next().unwrap().to_owned();
     for piece in pieces {
@@ -129,7 +136,7 @@ fn called(resource: &str, secrets: &BTreeMap<String, Value>) -> String {
     pattern
 }
 
-/// IAM's `StringLike`, as far as `*` goes.
+/// Matches like IAM's `StringLike`, but supports only `*`.
 fn is_like(pattern: &str, text: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == text,
@@ -148,34 +155,37 @@ fn policies() -> Vec<Statement> {
     policies
 }
 
-/// What was done without a permission.
-pub(crate) fn excess(calls: &BTreeSet<Call>) -> Vec<&Call> {
-    excess_of(&policies(), calls)
+/// Returns the calls that no policy allows.
+pub(crate) fn unpermitted(calls: &BTreeSet<Call>) -> Vec<&Call> {
+    unpermitted_by(&policies(), calls)
 }
 
-fn excess_of<'a>(policies: &[Statement], calls: &'a BTreeSet<Call>) -> Vec<&'a Call> {
+fn unpermitted_by<'a>(policies: &[Statement], calls: &'a BTreeSet<Call>) -> Vec<&'a Call> {
     calls.iter().filter(|call| !policies.iter().any(|statement| statement.allows(call))).collect()
 }
 
-/// What is permitted and was not done.
-pub(crate) fn idle(calls: &BTreeSet<Call>) -> Vec<Permission> {
-    idle_of(&policies(), calls)
+/// Returns the permissions that no call used.
+pub(crate) fn unused(calls: &BTreeSet<Call>) -> Vec<Permission> {
+    unused_of(&policies(), calls)
 }
 
-fn idle_of(policies: &[Statement], calls: &BTreeSet<Call>) -> Vec<Permission> {
+fn unused_of(policies: &[Statement], calls: &BTreeSet<Call>) -> Vec<Permission> {
     let permissions = policies.iter().flat_map(Statement::permissions);
     permissions.filter(|permission| !calls.iter().any(|call| permission.is_used_by(call))).collect()
 }
 
-/// Who may do what to which partitions, and read which secrets.
+/// Renders `docs/permissions.md`.
 fn page() -> String {
     let permissions: BTreeSet<_> = policies().iter().flat_map(Statement::permissions).collect();
     let mut page = "# Permissions\n\n\
-        What each function's role may do, as `template.yaml` has it: one role for each function, named like it. This page is generated \
-        (`just permissions`) and a test holds it to the template; `just check-rights` holds the template to the calls of the whole test suite, both ways.\n\n\
-        `R` reads, `W` writes, `C` makes a transaction depend on an item. A column is the beginning of a partition key; `shared/src/store/table.rs` \
-        says what lies there. Nobody may Scan. Beside this SAM gives every role its logs and traces, and those that the outbox wakes its stream. What a role that \
-        writes could have returned to it is told in the [threat model](threat-model.md#what-remains).\n"
+        `template.yaml` gives each function a role of the same name. This page lists what each role may do.\n\
+        `just permissions` generates it, and a test compares it with the template. `just check-rights`\n\
+        compares the template with the AWS calls of the whole test suite, in both directions.\n\n\
+        `R` reads, `W` writes, and `C` makes a transaction depend on an item. Each column is a prefix of\n\
+        partition keys; `shared/src/store/table.rs` describes the items. No role may Scan. SAM also gives\n\
+        every role its logs and traces, and it gives the outbox stream to the functions that the stream\n\
+        invokes. The [threat model](threat-model.md#what-remains) describes what a role that may write\n\
+        could read in the responses to its writes.\n"
         .to_owned();
     for (table, _) in TABLES {
         let granted = permissions.iter().filter(|permission| permission.resource == table);
@@ -193,12 +203,12 @@ fn page() -> String {
         }
     }
     let holders: BTreeSet<_> = permissions.iter().map(|permission| &permission.function).collect();
-    let bare: Vec<_> = functions().into_keys().filter(|function| !holders.contains(function)).collect();
-    write!(page, "\n## Nothing at all\n\n{}\n", bare.join(", ")).unwrap();
+    let without: Vec<_> = functions().into_keys().filter(|function| !holders.contains(function)).collect();
+    write!(page, "\n## No permissions\n\n{}\n", without.join(", ")).unwrap();
     page
 }
 
-/// A row for each function, a column for each kind of thing.
+/// Renders a table with a row for each function and a column for each key prefix or secret.
 fn matrix(page: &mut String, title: &str, granted: &[(&Permission, String)]) {
     let columns: BTreeSet<_> = granted.iter().map(|(_, column)| column).collect();
     let mut rows = BTreeMap::<_, BTreeMap<_, BTreeSet<_>>>::new();
@@ -213,7 +223,6 @@ fn matrix(page: &mut String, title: &str, granted: &[(&Permission, String)]) {
     for (function, cells) in rows {
         write!(page, "| {function} |").unwrap();
         for column in &columns {
-            // Reading comes first.
             let letters: String =
                 "RWC".chars().filter(|letter| cells.get(column).is_some_and(|of| of.contains(letter))).collect();
             write!(page, " {letters} |").unwrap();
@@ -223,7 +232,7 @@ fn matrix(page: &mut String, title: &str, granted: &[(&Permission, String)]) {
 }
 
 #[test]
-fn the_page_of_permissions_is_the_templates() {
+fn permissions_page_is_up_to_date() {
     let page = page();
     if env::var_os("KARTA_UPDATE").is_some() {
         fs::write(Path::new(PAGE), &page).unwrap();
@@ -232,7 +241,7 @@ fn the_page_of_permissions_is_the_templates() {
 }
 
 #[test]
-fn what_no_single_statement_allows_is_found_and_so_is_what_nobody_uses() {
+fn check_finds_unpermitted_calls_and_unused_permissions() {
     let strings = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
     let statement = |action: &str, resource: &str, keys: &[&str]| Statement {
         function: "f".to_owned(),
@@ -258,9 +267,9 @@ fn what_no_single_statement_allows_is_found_and_so_is_what_nobody_uses() {
         call("f", "secretsmanager:GetSecretValue", "cursor", &[]),
         call("f", "apigateway:DELETE", "arn:aws::/stages/prod/cache", &[]),
     ]);
-    assert_eq!(excess_of(&policies, &allowed), Vec::<&Call>::new());
-    assert_eq!(idle_of(&policies, &allowed), []);
-    for beyond in [
+    assert_eq!(unpermitted_by(&policies, &allowed), Vec::<&Call>::new());
+    assert_eq!(unused_of(&policies, &allowed), []);
+    for unpermitted in [
         call("g", "dynamodb:Query", "karta", &["KEY#*"]),
         call("f", "dynamodb:GetItem", "karta", &["KEY#*"]),
         call("f", "dynamodb:Query", "karta/index/due", &["KEY#*"]),
@@ -271,17 +280,17 @@ fn what_no_single_statement_allows_is_found_and_so_is_what_nobody_uses() {
         call("f", "secretsmanager:GetSecretValue", "audit", &[]),
         call("f", "apigateway:DELETE", "arn:aws::/stages/prod/cache/data", &[]),
     ] {
-        assert_eq!(excess_of(&policies, &BTreeSet::from([beyond.clone()])), [&beyond]);
+        assert_eq!(unpermitted_by(&policies, &BTreeSet::from([unpermitted.clone()])), [&unpermitted]);
     }
     for used in &allowed {
         let others: BTreeSet<_> = allowed.iter().filter(|call| *call != used).cloned().collect();
-        assert_eq!(idle_of(&policies, &others).len(), used.keys.len().max(1), "{used:?}");
+        assert_eq!(unused_of(&policies, &others).len(), used.keys.len().max(1), "{used:?}");
     }
 }
 
 #[test]
-#[ignore = "judges what a run of the whole suite has left: just check-rights"]
-fn the_whole_suite_did_what_the_policies_allow_and_all_of_it() {
+#[ignore = "needs the recorded calls of a run of the whole suite: just check-rights"]
+fn suite_uses_exactly_the_granted_permissions() {
     let folder = run_folder("calls");
     let files =
         fs::read_dir(&folder).unwrap_or_else(|_| panic!("no files in {}: run the tests first", folder.display()));
@@ -289,15 +298,15 @@ fn the_whole_suite_did_what_the_policies_allow_and_all_of_it() {
     let calls: BTreeSet<Call> = files
         .flat_map(|text| text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<_>>())
         .collect();
-    let (excess, idle) = (excess(&calls), idle(&calls));
-    assert!(excess.is_empty(), "done without a permission: {excess:#?}");
-    assert!(idle.is_empty(), "permitted without a use: {idle:#?}");
+    let (unpermitted, unused) = (unpermitted(&calls), unused(&calls));
+    assert!(unpermitted.is_empty(), "calls without a permission: {unpermitted:#?}");
+    assert!(unused.is_empty(), "unused permissions: {unused:#?}");
     let functions: BTreeSet<_> = calls.iter().map(|call| &call.function).collect();
     let permissions = policies().iter().flat_map(Statement::permissions).count();
     let mut out = io::stdout().lock();
     write!(
         out,
-        "{}\n{permissions} permissions, each used; {} kinds of calls of {} functions, each permitted\n",
+        "{}\n{permissions} permissions, all used; {} kinds of calls of {} functions, all permitted\n",
         page(),
         calls.len(),
         functions.len()

@@ -1,4 +1,4 @@
-//! Rings that Secrets Manager has rotated, under tokens and sealed things that live on.
+//! Key rings that Secrets Manager rotates. Tokens and sealed values stay valid.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -19,14 +19,14 @@ use crate::{
     harness::TestServer,
     internal::{Plane, request},
     model_keys::{active_of, provider_key},
-    secrets_manager::{SecretsManager, asked},
+    secrets_manager::{SecretsManager, step_request},
 };
 
 const SIGNING: &str = "session-signing";
 const SEALING: &str = "sealing-byok";
 const MINUTE: Duration = Duration::from_mins(1);
 
-/// A server whose secrets lie in Secrets Manager, under their names.
+/// A server whose secrets are in a fake Secrets Manager, stored by name.
 struct Stack {
     server: TestServer,
     clock: Arc<ManualClock>,
@@ -50,7 +50,7 @@ impl Stack {
         Self { server, clock, manager, rotation, ids }
     }
 
-    /// Another process: it has fetched nothing yet.
+    /// Returns the app of a new process that has fetched nothing yet.
     fn process(&self) -> App {
         let mut app = self.server.runner.app.clone();
         let source = SecretSource::Manager { client: self.manager.client.clone(), ids: self.ids.clone() };
@@ -70,7 +70,7 @@ impl Stack {
     }
 }
 
-async fn lets_in(plane: &Plane, token: &str) -> bool {
+async fn accepts(plane: &Plane, token: &str) -> bool {
     let request = request(&Method::GET, "/v1/projects/app/whoami", Some(token));
     let answer = plane.send("127.0.0.1", "localhost", request, "").await;
     assert!([200, 401].contains(&answer.status.as_u16()), "{}", answer.text);
@@ -78,14 +78,14 @@ async fn lets_in(plane: &Plane, token: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tokens_live_on_across_rotations_in_processes_of_every_age() {
+async fn tokens_stay_valid_across_rotations_in_every_process() {
     let stack = Stack::start().await;
     let project = json!({ "slug": "app", "name": "App" });
     stack.server.post("/v1/agent_projects", project).send().await.expect(201);
     let processes = [stack.process(), stack.process()];
     let [early, late] = [Plane::new(&processes[0]), Plane::new(&processes[1])];
     let mut tokens = vec![stack.mint(&early).await];
-    // Whoever has just fetched the ring goes on with it for five minutes.
+    // A process caches the ring for five minutes.
     stack.rotate(SIGNING, "1").await.unwrap();
     assert_eq!(stack.manager.kids(SIGNING).len(), 2);
     tokens.extend([stack.mint(&early).await, stack.mint(&late).await]);
@@ -102,31 +102,31 @@ async fn tokens_live_on_across_rotations_in_processes_of_every_age() {
     tokens.extend([stack.mint(&early).await, stack.mint(&late).await, stack.mint(&newest).await]);
     for token in &tokens {
         for plane in [&early, &late, &newest] {
-            assert!(lets_in(plane, token).await);
+            assert!(accepts(plane, token).await);
         }
     }
 
-    // The last one minted before the promotion, a moment before its end.
+    // The last token from before the promotion, a moment before it expires.
     stack.clock.advance(Duration::from_secs(3_599));
-    assert!(lets_in(&newest, &tokens[3]).await);
+    assert!(accepts(&newest, &tokens[3]).await);
     stack.rotate(SIGNING, "3").await.unwrap();
-    assert_eq!(stack.manager.kids(SIGNING).len(), 3, "too early to drop what gave way");
-    assert!(lets_in(&Plane::new(&stack.process()), &tokens[3]).await);
+    assert_eq!(stack.manager.kids(SIGNING).len(), 3, "too early to drop the replaced key");
+    assert!(accepts(&Plane::new(&stack.process()), &tokens[3]).await);
 
     stack.clock.advance(10 * MINUTE);
     stack.rotate(SIGNING, "4").await.unwrap();
     stack.clock.advance(126 * MINUTE);
     stack.rotate(SIGNING, "5").await.unwrap();
     let kids = stack.manager.kids(SIGNING);
-    assert_eq!(kids.len(), 2, "what gave way has left, another has joined: {kids:?}");
+    assert_eq!(kids.len(), 2, "the replaced key was dropped and a new one was added: {kids:?}");
     assert!(!kids.contains(&first) && !kids.contains(&promoted), "{kids:?}");
     let newest = Plane::new(&stack.process());
     let token = stack.mint(&newest).await;
-    assert!(lets_in(&early, &token).await);
+    assert!(accepts(&early, &token).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_sealed_opens_across_rotations_and_moves_to_the_new_key() {
+async fn sealed_keys_survive_rotations_and_are_resealed() {
     let stack = Stack::start().await;
     let (before, key) = (stack.process(), provider_key("sk-"));
     let create = |app: &App| {
@@ -149,16 +149,16 @@ async fn what_is_sealed_opens_across_rotations_and_moves_to_the_new_key() {
     assert_eq!((sealed().await.as_str(), kids[1].as_str()), ("k1", "k1"));
     ModelKeysReseal::new(stack.process()).work(&Wake::Sweep).await.unwrap();
     assert_eq!(sealed().await, kids[0]);
-    // One that has not met the new key fetches it.
+    // A process that does not know the new key fetches it.
     assert!(opens(&before).await && opens(&stack.process()).await);
 
     stack.clock.advance(Duration::from_hours(24 * 30));
     stack.rotate(SEALING, "3").await.unwrap();
-    assert!(stack.manager.kids(SEALING).contains(&"k1".to_owned()), "a rotation drops no key that seals");
+    assert!(stack.manager.kids(SEALING).contains(&"k1".to_owned()), "a rotation drops no sealing key");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn webhooks_go_on_being_signed_across_rotations() {
+async fn webhooks_stay_signed_across_rotations() {
     let stack = Stack::start().await;
     let before = stack.process();
     let plane = Plane::new(&before);
@@ -178,16 +178,16 @@ async fn webhooks_go_on_being_signed_across_rotations() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ring_that_is_put_by_hand_between_two_steps_stays() {
+async fn manual_change_during_a_rotation_is_kept() {
     let stack = Stack::start().await;
     let mut ring = stack.manager.current(SEALING);
     stack.manager.begin(SEALING, "1");
-    stack.rotation.rotate(&asked(RotationStep::CreateSecret, SEALING, "1")).await.unwrap();
+    stack.rotation.rotate(&step_request(RotationStep::CreateSecret, SEALING, "1")).await.unwrap();
     stack.manager.note_secrets(SEALING);
     ring["k2"] = json!("2".repeat(64));
     stack.manager.put(SEALING, "2", &ring.to_string());
     for step in [RotationStep::TestSecret, RotationStep::FinishSecret] {
-        let refused = stack.rotation.rotate(&asked(step, SEALING, "1")).await.unwrap_err().to_string();
+        let refused = stack.rotation.rotate(&step_request(step, SEALING, "1")).await.unwrap_err().to_string();
         assert!(refused.contains("changed meanwhile"), "{refused}");
     }
     assert_eq!(stack.manager.current(SEALING), ring);
@@ -196,27 +196,27 @@ async fn a_ring_that_is_put_by_hand_between_two_steps_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ring_that_is_put_again_as_it_was_begins_anew() {
+async fn rewriting_the_same_ring_discards_pending_rotation() {
     let stack = Stack::start().await;
     stack.rotate(SIGNING, "1").await.unwrap();
     stack.clock.advance(10 * MINUTE);
     stack.manager.begin(SIGNING, "2");
-    stack.rotation.rotate(&asked(RotationStep::CreateSecret, SIGNING, "2")).await.unwrap();
+    stack.rotation.rotate(&step_request(RotationStep::CreateSecret, SIGNING, "2")).await.unwrap();
     stack.clock.advance(MINUTE);
     stack.manager.put(SIGNING, "by hand again", &stack.manager.current(SIGNING).to_string());
     for step in [RotationStep::TestSecret, RotationStep::FinishSecret] {
-        let refused = stack.rotation.rotate(&asked(step, SIGNING, "2")).await.unwrap_err().to_string();
+        let refused = stack.rotation.rotate(&step_request(step, SIGNING, "2")).await.unwrap_err().to_string();
         assert!(refused.contains("changed meanwhile"), "{refused}");
     }
     assert_eq!(stack.manager.kids(SIGNING)[0], "k1");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_rotated_that_is_not_asked_for_in_order() {
+async fn rotation_steps_out_of_order_are_refused() {
     let stack = Stack::start().await;
     let before: Vec<Value> = [SIGNING, SEALING].map(|secret| stack.manager.current(secret)).into();
     let refused = async |step, secret: &str, version: &str| {
-        stack.rotation.rotate(&asked(step, secret, version)).await.unwrap_err().to_string()
+        stack.rotation.rotate(&step_request(step, secret, version)).await.unwrap_err().to_string()
     };
     assert!(refused(RotationStep::CreateSecret, "key-tag", "1").await.contains("none that is rotated here"));
     assert!(refused(RotationStep::CreateSecret, "cursor", "1").await.contains("none that is rotated here"));
@@ -225,12 +225,12 @@ async fn nothing_is_rotated_that_is_not_asked_for_in_order() {
     for step in [RotationStep::TestSecret, RotationStep::FinishSecret] {
         assert!(refused(step, SIGNING, "1").await.contains("no next ring"));
     }
-    // A version whose turn is over.
-    stack.rotation.rotate(&asked(RotationStep::CreateSecret, SIGNING, "1")).await.unwrap();
+    // A newer version is pending instead of this one.
+    stack.rotation.rotate(&step_request(RotationStep::CreateSecret, SIGNING, "1")).await.unwrap();
     stack.manager.note_secrets(SIGNING);
     stack.manager.begin(SIGNING, "2");
     assert!(refused(RotationStep::FinishSecret, SIGNING, "1").await.contains("no such version"));
     assert_eq!([SIGNING, SEALING].map(|secret| stack.manager.current(secret)).to_vec(), before);
-    // One that is current is done with, however often it is asked for.
-    stack.rotation.rotate(&asked(RotationStep::FinishSecret, SIGNING, "by hand")).await.unwrap();
+    // Finishing a version that is already current succeeds.
+    stack.rotation.rotate(&step_request(RotationStep::FinishSecret, SIGNING, "by hand")).await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! Secrets Manager as far as a rotation goes: versions, staging labels, and the four steps that it asks a rotation function for.
+//! A fake Secrets Manager with versions, staging labels and the four steps of a rotation.
 
 use std::{
     collections::BTreeMap,
@@ -24,9 +24,10 @@ pub(crate) const STEPS: [RotationStep; 4] =
 
 #[derive(Debug, Default)]
 struct Secret {
-    /// By id; one that a rotation has begun has no text yet.
+    /// Text and time of creation by version id. A version that a rotation has begun has no text
+    /// yet.
     versions: BTreeMap<String, (Option<String>, Timestamp)>,
-    /// The version that has a label.
+    /// The version that has each label.
     labels: BTreeMap<String, String>,
     rotated_at: Option<Timestamp>,
 }
@@ -37,7 +38,7 @@ pub(crate) struct SecretsManager {
     held: Held,
     clock: Arc<dyn Clock>,
     pub(crate) client: aws_sdk_secretsmanager::Client,
-    /// The rotation's own.
+    /// The client of the rotation function.
     pub(crate) rotating: aws_sdk_secretsmanager::Client,
     served: JoinHandle<()>,
 }
@@ -54,7 +55,7 @@ impl SecretsManager {
         Self { held, clock, client, rotating, served }
     }
 
-    /// Puts a text by hand: it is current at once.
+    /// Writes a version that becomes current immediately, like a manual change.
     pub(crate) fn put(&self, secret: &str, version: &str, text: &str) {
         let mut held = self.held.lock().unwrap();
         let secret = held.entry(secret.to_owned()).or_default();
@@ -62,7 +63,7 @@ impl SecretsManager {
         secret.label("AWSCURRENT", version);
     }
 
-    /// What begins a rotation: a version that waits for its text.
+    /// Begins a rotation: adds a pending version without text.
     pub(crate) fn begin(&self, secret: &str, version: &str) {
         let mut held = self.held.lock().unwrap();
         let secret = held.get_mut(secret).unwrap();
@@ -70,31 +71,31 @@ impl SecretsManager {
         secret.label("AWSPENDING", version);
     }
 
-    /// Rotates as Secrets Manager does, but asks for every step twice.
+    /// Rotates as Secrets Manager does, but requests every step twice.
     pub(crate) async fn rotate(&self, rotation: &SecretsRotation, secret: &str, version: &str) -> Result<(), Fault> {
         self.begin(secret, version);
         for step in STEPS.into_iter().flat_map(|step| [step, step]) {
-            rotation.rotate(&asked(step, secret, version)).await?;
+            rotation.rotate(&step_request(step, secret, version)).await?;
         }
         self.held.lock().unwrap().get_mut(secret).unwrap().rotated_at = Some(self.clock.now());
         self.note_secrets(secret);
         Ok(())
     }
 
-    /// The current ring's text.
+    /// Returns the current ring.
     pub(crate) fn current(&self, secret: &str) -> Value {
         let held = self.held.lock().unwrap();
         let secret = &held[secret];
         serde_json::from_str(secret.versions[&secret.labels["AWSCURRENT"]].0.as_ref().unwrap()).unwrap()
     }
 
-    /// The names of the current ring's keys: the current one, then the others.
+    /// Returns the names of the current ring's keys, the current key first.
     pub(crate) fn kids(&self, secret: &str) -> Vec<String> {
         let ring: Keyring = serde_json::from_value(self.current(secret)).unwrap();
         [ring.current().0].into_iter().chain(ring.retiring()).map(ToString::to_string).collect()
     }
 
-    /// For the check over the run's logs: what waits and what is current.
+    /// Notes the secrets of all versions for the check of the run's logs.
     pub(crate) fn note_secrets(&self, secret: &str) {
         for (text, _) in self.held.lock().unwrap()[secret].versions.values() {
             let members: BTreeMap<String, String> = serde_json::from_str(text.as_deref().unwrap_or("{}")).unwrap();
@@ -118,7 +119,7 @@ impl Secret {
     }
 }
 
-pub(crate) fn asked(step: RotationStep, secret: &str, version: &str) -> Request {
+pub(crate) fn step_request(step: RotationStep, secret: &str, version: &str) -> Request {
     Request { step, secret_id: secret.to_owned(), client_request_token: version.to_owned() }
 }
 

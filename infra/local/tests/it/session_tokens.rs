@@ -24,11 +24,11 @@ async fn minted(server: &TestServer, body: Value) -> Value {
     mint(server, body).send().await.expect(201)
 }
 
-/// The claims, by a stock JWT library under the secret that a run tells data planes.
+/// Decodes the claims with a JWT library and the secret that the runner prints for data planes.
 fn claims(server: &TestServer, minted: &Value) -> Value {
     let secret = server.runner.secrets.session_token_secret.expose_secret();
     let mut validation = Validation::new(Algorithm::HS256);
-    // It would read the machine's clock.
+    // The library uses the machine's clock.
     validation.validate_exp = false;
     let key = DecodingKey::from_secret(secret.as_bytes());
     jsonwebtoken::decode(minted["token"].as_str().unwrap(), &key, &validation).unwrap().claims
@@ -66,13 +66,13 @@ async fn both_paths_mint_a_token_for_the_project() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_holds_the_contracts_claims_and_no_other() {
+async fn token_contains_exactly_the_documented_claims() {
     let (server, project) = at_noon_with_a_project().await;
     let (key, token) = server.key(&["write"]).await;
     let answer = mint(&server, json!({ "user_id": "user_42", "ttl_seconds": 120 })).bearer(&token).send().await;
     let mut claims = claims(&server, &answer.expect(201));
     let jti = claims["jti"].take();
-    assert!(jti.as_str().unwrap().len() >= 22, "{jti} is unguessable");
+    assert!(jti.as_str().unwrap().len() >= 22, "{jti} is too short");
     assert_eq!(
         claims,
         json!({
@@ -92,7 +92,7 @@ async fn a_token_holds_the_contracts_claims_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_names_its_algorithm_and_key() {
+async fn token_header_names_algorithm_and_key() {
     let (server, _) = at_noon_with_a_project().await;
     let answer = minted(&server, json!({})).await;
     let header = answer["token"].as_str().unwrap().split('.').next().unwrap();
@@ -101,19 +101,19 @@ async fn a_token_names_its_algorithm_and_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_empty_body_an_empty_object_and_nulls_mean_the_defaults() {
+async fn empty_body_and_nulls_mean_the_defaults() {
     let (server, _) = at_noon_with_a_project().await;
     for body in ["", "{}", r#"{"user_id":null,"ttl_seconds":null}"#] {
         let answer = mint(&server, json!({})).raw_body(body).send().await.expect(201);
         assert_eq!((&answer["expires_in"], &answer["sub"]), (&json!(900), &Value::Null), "{body:?}");
         let claims = claims(&server, &answer);
         assert_eq!(claims["exp"], NOON + 900);
-        assert!(claims.get("sub").is_none(), "a token for nobody has no sub");
+        assert!(claims.get("sub").is_none(), "a token without a user has no sub");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_lives_a_minute_to_an_hour_as_asked() {
+async fn token_lifetime_is_one_minute_to_one_hour() {
     let (server, _) = at_noon_with_a_project().await;
     for (ttl, expires_at) in [(60, "2026-11-21T12:01:00.000Z"), (3600, "2026-11-21T13:00:00.000Z")] {
         let answer = minted(&server, json!({ "ttl_seconds": ttl })).await;
@@ -127,7 +127,7 @@ async fn a_token_lives_a_minute_to_an_hour_as_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_id_is_1_to_255_bytes_and_becomes_sub() {
+async fn user_id_up_to_255_bytes_becomes_sub() {
     let (server, _) = at_noon_with_a_project().await;
     for user in ["u".to_owned(), "é".repeat(127), "u".repeat(255), "name with spaces \"and\" \\ 日本".to_owned()] {
         let answer = minted(&server, json!({ "user_id": user })).await;
@@ -141,7 +141,7 @@ async fn a_user_id_is_1_to_255_bytes_and_becomes_sub() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_of_the_longest_user_passes_the_gateway() {
+async fn token_of_the_longest_user_passes_gateway() {
     let server = TestServer::start().await;
     let slug = "p".repeat(63);
     server.project(&slug).await;
@@ -153,7 +153,7 @@ async fn a_token_of_the_longest_user_passes_the_gateway() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_bodies_are_refused_by_the_field() {
+async fn invalid_body_is_refused_with_its_field() {
     let (server, _) = at_noon_with_a_project().await;
     assert_eq!(mint(&server, json!({ "ttl": 60 })).send().await.invalid_field(), "ttl");
     assert_eq!(mint(&server, json!([])).send().await.invalid_field(), "body");
@@ -165,7 +165,7 @@ async fn bad_bodies_are_refused_by_the_field() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_scope_write_mints() {
+async fn minting_requires_the_write_scope() {
     let (server, _) = at_noon_with_a_project().await;
     for scopes in [&["read"][..], &["admin"], &["read", "admin"]] {
         let (_, token) = server.key(scopes).await;
@@ -175,7 +175,7 @@ async fn only_the_scope_write_mints() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_token_mints_no_other() {
+async fn session_token_cannot_mint_another() {
     let (server, _) = at_noon_with_a_project().await;
     let token = server.session_token("my-app", json!({})).await;
     let refused = mint(&server, json!({})).bearer(&token).send().await;
@@ -183,7 +183,7 @@ async fn a_session_token_mints_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_organizations_project_answers_like_one_that_does_not_exist() {
+async fn foreign_project_answers_like_a_missing_one() {
     let (server, _) = at_noon_with_a_project().await;
     let (_, globex) = server.another_organization("globex").await;
     server
@@ -203,11 +203,11 @@ async fn another_organizations_project_answers_like_one_that_does_not_exist() {
         }
     }
     let refused = server.post("/v1/agent_projects/theirs/session_tokens", json!({ "ttl_seconds": 1 })).send().await;
-    assert_eq!(refused.invalid_field(), "ttl_seconds", "the body is judged before the project");
+    assert_eq!(refused.invalid_field(), "ttl_seconds", "the body is checked before the project");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idempotency_key_means_nothing_here() {
+async fn idempotency_key_is_ignored() {
     let (server, _) = at_noon_with_a_project().await;
     let mut tokens = HashSet::new();
     for key in ["once", "once", "", &"k".repeat(256)] {
@@ -218,7 +218,7 @@ async fn an_idempotency_key_means_nothing_here() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_exhausted_budget_mints_nothing_and_is_read_afresh() {
+async fn exhausted_budget_blocks_minting_until_restored() {
     let (server, _) = at_noon_with_a_project().await;
     minted(&server, json!({})).await;
     set_subscription_status(&server, "past_due").await;
@@ -232,7 +232,7 @@ async fn an_exhausted_budget_mints_nothing_and_is_read_afresh() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_budget_is_judged_after_scope_and_body_and_before_the_project() {
+async fn budget_is_checked_after_body_before_project() {
     let (server, _) = at_noon_with_a_project().await;
     let (_, reader) = server.key(&["read"]).await;
     set_subscription_status(&server, "past_due").await;
@@ -245,7 +245,7 @@ async fn the_budget_is_judged_after_scope_and_body_and_before_the_project() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_has_ended_mints_no_more_even_while_the_gateway_still_lets_it_in() {
+async fn ended_key_cannot_mint_despite_gateway_cache() {
     let (server, clock) = TestServer::start_at_noon().await;
     server.project("my-app").await;
     let (revoked, revoked_token) = server.key(&["write"]).await;
@@ -264,7 +264,7 @@ async fn a_key_that_has_ended_mints_no_more_even_while_the_gateway_still_lets_it
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_opens_its_own_project_and_nothing_else() {
+async fn token_opens_only_its_own_project() {
     let (server, project) = at_noon_with_a_project().await;
     server.project("other").await;
     let token = server.session_token("my-app", json!({ "user_id": "u" })).await;

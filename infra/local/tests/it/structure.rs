@@ -1,4 +1,5 @@
-//! The arrows that the design draws, held by reading the sources: who may use whom, and what a function's folder looks like.
+//! Rules of the architecture, checked in the sources: which modules and crates may use which, and
+//! what a function's folder contains.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +12,7 @@ use karta_local::template::TEMPLATE;
 use regex::Regex;
 use serde_json::Value;
 
-/// The modules of `shared` and what each may use of the others. A new one gets a line here first.
+/// The modules of `shared`, and the modules that each may use. Add a new module here first.
 const ARROWS: [(&str, &[&str]); 17] = [
     ("app", &["auth", "clock", "config", "domain", "entropy", "store", "telemetry"]),
     ("auth", &["app", "clock", "config", "domain", "store", "telemetry"]),
@@ -46,8 +47,8 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("webhook_secrets", &["domain", "sealing", "store"]),
     ("worker", &["app", "config", "domain", "store", "telemetry"]),
 ];
-/// What only some modules of `shared` may name.
-const FENCED: [(&str, &[&str]); 7] = [
+/// Crates, and the only modules of `shared` that may name them.
+const RESTRICTED: [(&str, &[&str]); 7] = [
     ("aws_sdk_", &["app", "config", "fault", "store"]),
     ("aws_config", &["app", "config"]),
     ("aws_types", &["config"]),
@@ -56,11 +57,11 @@ const FENCED: [(&str, &[&str]); 7] = [
     ("lambda_http", &["http"]),
     ("lambda_runtime", &["http", "worker"]),
 ];
-/// What the domain, which has no I/O, may not name.
-const IMPURE: [&str; 8] =
+/// Names that `domain` may not use, because it has no I/O.
+const DOMAIN_FORBIDDEN: [&str; 8] =
     ["serde_json", "tokio", "tracing", "http", "std::env", "std::fs", "std::process", "std::time::SystemTime"];
-/// All that a function may depend on.
-const OF_FUNCTIONS: [&str; 9] = [
+/// The crates that every function may depend on.
+const FUNCTION_DEPENDENCIES: [&str; 9] = [
     "aws_lambda_events",
     "karta-shared",
     "lambda_http",
@@ -72,10 +73,11 @@ const OF_FUNCTIONS: [&str; 9] = [
     "utoipa",
 ];
 
-/// What single functions may depend on besides, and nobody else.
-const OF_SINGLE_FUNCTIONS: [(&str, &[&str]); 4] = [
-    // No other function leaves for anything but the store and its secrets: one flushes API Gateway's cache and calls data planes, one calls webhook
-    // endpoints, and one has that one called. One writes secrets.
+/// Further crates that only the named function may depend on.
+const EXTRA_DEPENDENCIES: [(&str, &[&str]); 4] = [
+    // All other functions call only the store and Secrets Manager. `worker-cache-push` flushes API
+    // Gateway's cache and calls data planes. `worker-secrets-rotation` writes secrets.
+    // `worker-webhook-deliveries` calls webhook endpoints, and `worker-webhook-events` invokes it.
     (
         "worker-cache-push",
         &["aws-sdk-apigateway", "aws-smithy-http-client", "aws-smithy-runtime-api", "aws-smithy-types"],
@@ -93,7 +95,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Every Rust file under a folder: its path from the root, and its text.
+/// Returns every Rust file under a folder: its path from the root, and its text.
 fn sources(folder: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(root().join(folder)).unwrap() {
@@ -113,7 +115,7 @@ fn folders(of: &str) -> BTreeSet<String> {
     entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
 }
 
-/// Without comments and without modules of tests.
+/// Returns the source without comments and test modules.
 fn production(text: &str) -> String {
     let mut lines = text.lines();
     let mut kept = String::new();
@@ -128,21 +130,21 @@ fn production(text: &str) -> String {
     kept
 }
 
-/// Every path that the text names: what its `use` lines import, one by one, and what it writes out.
+/// Returns every path that the source imports or writes out.
 fn paths(text: &str) -> BTreeSet<String> {
     let text = production(text);
     let mut found = BTreeSet::new();
     let imports = Regex::new(r"(?m)^\s*(?:pub(?:\([a-z]+\))? )?use ([^;]+);").unwrap();
     for import in imports.captures_iter(&text) {
-        spread("", &import[1], &mut found);
+        expand("", &import[1], &mut found);
     }
     let written = Regex::new(r"[A-Za-z_][A-Za-z0-9_]*(?:::[A-Za-z_][A-Za-z0-9_]*)+").unwrap();
     found.extend(written.find_iter(&imports.replace_all(&text, "")).map(|path| path.as_str().to_owned()));
     found
 }
 
-/// `a::{b, c::{d, e}}` → `a::b`, `a::c::d`, `a::c::e`
-fn spread(before: &str, tree: &str, found: &mut BTreeSet<String>) {
+/// Expands `a::{b, c::{d, e}}` to `a::b`, `a::c::d`, `a::c::e`.
+fn expand(before: &str, tree: &str, found: &mut BTreeSet<String>) {
     let tree = tree.trim();
     let Some((head, rest)) = tree.split_once('{') else {
         let name = tree.split(" as ").next().unwrap_or(tree);
@@ -158,35 +160,35 @@ fn spread(before: &str, tree: &str, found: &mut BTreeSet<String>) {
             '{' => depth += 1,
             '}' => depth -= 1,
             ',' if depth == 0 => {
-                spread(&format!("{before}{head}"), &rest[start..at], found);
+                expand(&format!("{before}{head}"), &rest[start..at], found);
                 start = at + 1;
             }
             _ => {}
         }
     }
-    spread(&format!("{before}{head}"), &rest[start..], found);
+    expand(&format!("{before}{head}"), &rest[start..], found);
 }
 
-/// Which module of `shared` a file belongs to.
+/// Returns the module of `shared` that a file belongs to.
 fn module(path: &str) -> &str {
     let inside = path.strip_prefix("shared/src/").unwrap();
     inside.split('/').next().unwrap().trim_end_matches(".rs")
 }
 
-/// The modules of `shared` that a file uses, its own aside.
+/// Returns the other modules of `shared` that a file uses.
 fn uses(path: &str, text: &str) -> BTreeSet<String> {
-    // In a module's first file `super` is the crate, below that it is the module.
+    // In a module's root file `super` is the crate. In its other files it is the module.
     let top = path.matches('/').count() == 2 || path.ends_with("/mod.rs");
     let up = if top { "super::" } else { "super::super::" };
     let from_the_crate = paths(text).into_iter().filter_map(|path| {
         let inside = path.strip_prefix("crate::").or_else(|| path.strip_prefix(up))?;
-        // What the crate re-exports is named like its module, but for the case: `App`.
+        // A re-export has its module's name in another case: `App`.
         Some(inside.split("::").next()?.to_ascii_lowercase())
     });
     from_the_crate.filter(|used| used != module(path)).collect()
 }
 
-/// What a file of `shared` does that its module may not.
+/// Returns the rules that a file of `shared` breaks.
 fn violations(path: &str, text: &str) -> Vec<String> {
     let of = module(path);
     let Some((_, allowed)) = ARROWS.iter().find(|(module, _)| *module == of) else {
@@ -199,16 +201,16 @@ fn violations(path: &str, text: &str) -> Vec<String> {
             let rest = name.strip_prefix(start);
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::") || start.ends_with('_'))
         };
-        let fenced = FENCED.iter().any(|(start, inside)| starts(start) && !inside.contains(&of));
-        let impure = of == "domain" && IMPURE.iter().any(|start| starts(start));
-        if fenced || impure {
+        let restricted = RESTRICTED.iter().any(|(start, inside)| starts(start) && !inside.contains(&of));
+        let forbidden = of == "domain" && DOMAIN_FORBIDDEN.iter().any(|start| starts(start));
+        if restricted || forbidden {
             found.push(format!("{path} names {name}"));
         }
     }
     found
 }
 
-/// The names under a manifest's dependency tables.
+/// Returns the names in a manifest's dependency tables.
 fn dependencies(manifest: &str) -> BTreeSet<&str> {
     let mut inside = false;
     let mut names = BTreeSet::new();
@@ -227,8 +229,8 @@ fn camel_case(folder: &str) -> String {
 }
 
 #[test]
-fn every_broken_arrow_is_seen() {
-    for (path, text, seen) in [
+fn check_finds_every_violation() {
+    for (path, text, expected) in [
         ("shared/src/domain/id.rs", "use crate::store::Store;", "uses store"),
         ("shared/src/domain/id.rs", "fn f() { crate::telemetry::scrub(x) }", "uses telemetry"),
         ("shared/src/domain/mod.rs", "pub use super::http::Error;", "uses http"),
@@ -245,7 +247,7 @@ fn every_broken_arrow_is_seen() {
         ("shared/src/utils.rs", "", "has no line in ARROWS"),
     ] {
         let found = violations(path, text);
-        assert!(found.iter().any(|violation| violation.contains(seen)), "{path}, {text}: {found:?}");
+        assert!(found.iter().any(|violation| violation.contains(expected)), "{path}, {text}: {found:?}");
     }
     for (path, text) in [
         ("shared/src/domain/id.rs", "use super::{Entropy, Invalid};\nuse crate::domain::Id;\nuse std::fmt;"),
@@ -263,7 +265,7 @@ fn every_broken_arrow_is_seen() {
 }
 
 #[test]
-fn the_modules_of_shared_use_what_they_may() {
+fn shared_modules_use_only_allowed_modules() {
     let sources = sources("shared/src");
     let modules = sources.iter().filter(|(path, _)| path != "shared/src/lib.rs");
     let found: Vec<_> = modules.flat_map(|(path, text)| violations(path, text)).collect();
@@ -271,7 +273,7 @@ fn the_modules_of_shared_use_what_they_may() {
 }
 
 #[test]
-fn the_scan_reads_what_is_there() {
+fn scan_finds_actual_modules_and_uses() {
     let text = read("shared/src/auth/validator.rs");
     let used = uses("shared/src/auth/validator.rs", &text);
     assert_eq!(
@@ -284,18 +286,18 @@ fn the_scan_reads_what_is_there() {
 }
 
 #[test]
-fn functions_know_the_common_crate_and_never_each_other() {
+fn functions_have_only_allowed_dependencies() {
     for folder in folders("functions") {
         let manifest = read(&format!("functions/{folder}/Cargo.toml"));
-        let own = OF_SINGLE_FUNCTIONS.iter().find(|(name, _)| *name == folder).map_or(&[][..], |(_, own)| own);
-        let allowed = |name: &&str| OF_FUNCTIONS.contains(name) || own.contains(name);
+        let own = EXTRA_DEPENDENCIES.iter().find(|(name, _)| *name == folder).map_or(&[][..], |(_, own)| own);
+        let allowed = |name: &&str| FUNCTION_DEPENDENCIES.contains(name) || own.contains(name);
         let others: Vec<_> = dependencies(&manifest).into_iter().filter(|name| !allowed(name)).collect();
         assert!(others.is_empty(), "{folder} depends on {others:?}");
     }
 }
 
 #[test]
-fn the_emulator_is_linked_into_the_local_runner_alone() {
+fn only_the_local_runner_links_the_emulator() {
     let emulator = "dynoxide-rs";
     assert!(dependencies(&read("infra/local/Cargo.toml")).contains(emulator));
     let deployed = folders("functions").into_iter().map(|folder| format!("functions/{folder}/Cargo.toml"));
@@ -303,7 +305,7 @@ fn the_emulator_is_linked_into_the_local_runner_alone() {
         let text = read(&manifest);
         assert!(!dependencies(&text).contains(emulator) && !dependencies(&text).contains("karta-local"), "{manifest}");
     }
-    // What is built for Lambda, whichever way it comes in.
+    // Everything that is built for Lambda, including transitive dependencies.
     let tree = ["tree", "--locked", "--offline", "--workspace", "--exclude", "karta-local", "--edges", "normal,build"];
     let tree = Command::new(env!("CARGO")).args(tree).args(["--prefix", "none"]).current_dir(root()).output().unwrap();
     assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
@@ -318,11 +320,15 @@ fn the_emulator_is_linked_into_the_local_runner_alone() {
     let naming = sources("infra/local/src").into_iter().filter(|(_, text)| {
         paths(text).iter().any(|path| path.starts_with("aws_sdk_") || path.starts_with("aws_config"))
     });
-    assert_eq!(naming.map(|(path, _)| path).collect::<Vec<_>>(), Vec::<String>::new(), "the SDK is behind the store");
+    assert_eq!(
+        naming.map(|(path, _)| path).collect::<Vec<_>>(),
+        Vec::<String>::new(),
+        "the local runner uses the SDK only through the store"
+    );
 }
 
 #[test]
-fn a_functions_folder_package_binary_route_and_resource_have_one_name() {
+fn function_has_one_name_everywhere() {
     let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
     let resources = document["Resources"].as_object().unwrap();
     let functions = resources.iter().filter(|(_, resource)| resource["Type"] == "AWS::Serverless::Function");
@@ -348,11 +354,11 @@ fn a_functions_folder_package_binary_route_and_resource_have_one_name() {
 }
 
 #[test]
-fn a_function_is_small() {
+fn function_files_stay_small() {
     for folder in folders("functions") {
-        for (file, most) in [("main.rs", 10), ("lib.rs", 120)] {
+        for (file, limit) in [("main.rs", 10), ("lib.rs", 120)] {
             let lines = read(&format!("functions/{folder}/src/{file}")).lines().count();
-            assert!(lines <= most, "functions/{folder}/src/{file} has {lines} lines, {most} at most");
+            assert!(lines <= limit, "functions/{folder}/src/{file} has {lines} lines, the limit is {limit}");
         }
     }
 }

@@ -1,3 +1,6 @@
+//! Tenant isolation: an organization cannot read or change another's resources, and it cannot learn
+//! whether they exist.
+
 use std::{collections::BTreeSet, sync::Arc};
 
 use http::Method;
@@ -44,7 +47,7 @@ static BY_WEBHOOK_ENDPOINT: [Route; 9] = [
     route(Method::POST, "/v1/webhook_endpoints/{}/recover", Some("admin"), Some(r#"{"since":"2020-01-01T00:00:00Z"}"#)),
 ];
 
-/// Behind an endpoint of theirs.
+/// Routes to a delivery of an endpoint.
 static BY_DELIVERY: [Route; 1] = [route(Method::POST, "/v1/webhook_endpoints/{}/replay", Some("admin"), None)];
 
 static BY_SLUG: [Route; 12] = [
@@ -72,7 +75,7 @@ impl Route {
     }
 }
 
-/// Everything that a client sees of an answer, but for what no two answers share.
+/// Returns what a client sees of a response, except the values that differ in every response.
 fn seen(reply: Reply) -> (u16, Vec<(String, String)>, Value) {
     let headers = reply.headers.iter().filter(|(name, _)| !["x-request-id", "date"].contains(&name.as_str()));
     let headers = headers.map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect();
@@ -80,7 +83,8 @@ fn seen(reply: Reply) -> (u16, Vec<(String, String)>, Value) {
     (status, headers, reply.refused(status))
 }
 
-/// Two organizations: `acme`, and another with a key, a project, a provider key and a webhook endpoint of its own.
+/// Two organizations: `acme`, and another with a key, a project, a provider key and a webhook
+/// endpoint.
 struct Neighbours {
     server: TestServer,
     their_admin: String,
@@ -112,14 +116,14 @@ impl Neighbours {
         let ping = server.request(Method::POST, &format!("/v1/webhook_endpoints/{their_endpoint}/test"));
         let sent = ping.bearer(&their_admin).send().await.expect(202);
         let their_delivery = sent["delivery"]["id"].as_u64().unwrap();
-        // It waits there: nobody is woken.
+        // No worker is woken, so the delivery stays pending.
         let events =
             WebhookEvents::new(server.runner.app.of_function(WebhookEvents::NAME), Waker::Local(Arc::new(|_, _| {})));
         events.work(&Wake::Sweep).await.unwrap();
         Self { server, their_admin, their_key, their_model_key, their_endpoint, their_delivery }
     }
 
-    /// What the other organization sees of itself.
+    /// Returns the other organization's resources, as it sees them.
     async fn their_view(&self) -> [Value; 6] {
         let read = async |path: &str| self.server.get(path).bearer(&self.their_admin).send().await.expect(200);
         let releases = read("/v1/agent_projects/theirs/releases").await;
@@ -134,26 +138,28 @@ impl Neighbours {
         ]
     }
 
-    /// Every route to a resource of theirs, beside the same route to one that nobody has.
+    /// Returns every route with two requests: to a resource of the other organization and to a
+    /// missing resource.
     fn pairs(&self) -> Vec<(&'static Route, Request, Request)> {
-        let (server, theirs, nobodys) = (&self.server, self.their_key.to_string(), (self.their_key ^ 1).to_string());
-        let by_id = BY_ID.iter().map(|route| (route, route.to(server, &theirs), route.to(server, &nobodys)));
-        let by_slug = BY_SLUG.iter().map(|route| (route, route.to(server, "theirs"), route.to(server, "nobodys")));
-        let (model_key, none) = (self.their_model_key.to_string(), (self.their_model_key ^ 1).to_string());
+        let (server, theirs, missing) = (&self.server, self.their_key.to_string(), (self.their_key ^ 1).to_string());
+        let by_id = BY_ID.iter().map(|route| (route, route.to(server, &theirs), route.to(server, &missing)));
+        let by_slug = BY_SLUG.iter().map(|route| (route, route.to(server, "theirs"), route.to(server, "missing")));
+        let (model_key, missing) = (self.their_model_key.to_string(), (self.their_model_key ^ 1).to_string());
         let by_model_key =
-            BY_MODEL_KEY.iter().map(|route| (route, route.to(server, &model_key), route.to(server, &none)));
-        let (endpoint, none) = (self.their_endpoint.to_string(), (self.their_endpoint ^ 1).to_string());
+            BY_MODEL_KEY.iter().map(|route| (route, route.to(server, &model_key), route.to(server, &missing)));
+        let (endpoint, missing) = (self.their_endpoint.to_string(), (self.their_endpoint ^ 1).to_string());
         let by_endpoint =
-            BY_WEBHOOK_ENDPOINT.iter().map(|route| (route, route.to(server, &endpoint), route.to(server, &none)));
+            BY_WEBHOOK_ENDPOINT.iter().map(|route| (route, route.to(server, &endpoint), route.to(server, &missing)));
         let delivery = format!("{endpoint}/deliveries/{}", self.their_delivery);
-        let none = format!("{none}/deliveries/{}", self.their_delivery ^ 1);
-        let by_delivery = BY_DELIVERY.iter().map(|route| (route, route.to(server, &delivery), route.to(server, &none)));
+        let missing = format!("{missing}/deliveries/{}", self.their_delivery ^ 1);
+        let by_delivery =
+            BY_DELIVERY.iter().map(|route| (route, route.to(server, &delivery), route.to(server, &missing)));
         by_id.chain(by_slug).chain(by_model_key).chain(by_endpoint).chain(by_delivery).collect()
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn anothers_resource_answers_as_one_that_does_not_exist() {
+async fn foreign_resource_answers_like_a_missing_one() {
     let neighbours = Neighbours::start().await;
     let server = &neighbours.server;
     let before = neighbours.their_view().await;
@@ -164,10 +170,10 @@ async fn anothers_resource_answers_as_one_that_does_not_exist() {
         ("every scope", server.admin.clone()),
     ];
     for (held, token) in credentials {
-        for (route, to_theirs, to_nobodys) in neighbours.pairs() {
+        for (route, to_theirs, to_missing) in neighbours.pairs() {
             let what = format!("{} {} with {held}", route.method, route.path);
             let theirs = seen(to_theirs.bearer(&token).send().await);
-            assert_eq!(theirs, seen(to_nobodys.bearer(&token).send().await), "{what}");
+            assert_eq!(theirs, seen(to_missing.bearer(&token).send().await), "{what}");
             let suffices = held == "every scope" || route.scope.is_none_or(|scope| scope == held);
             let (status, _, body) = theirs;
             match status {
@@ -177,24 +183,24 @@ async fn anothers_resource_answers_as_one_that_does_not_exist() {
             }
         }
     }
-    assert_eq!(neighbours.their_view().await, before, "and nothing of theirs changed");
+    assert_eq!(neighbours.their_view().await, before, "the other organization's resources are unchanged");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_token_is_refused_alike_for_anothers_project_and_for_none() {
+async fn session_token_gets_same_refusal_for_foreign_resources() {
     let neighbours = Neighbours::start().await;
     let server = &neighbours.server;
     server.project("site").await;
     let token = server.session_token("site", json!({})).await;
-    for (route, to_theirs, to_nobodys) in neighbours.pairs() {
+    for (route, to_theirs, to_missing) in neighbours.pairs() {
         let theirs = seen(to_theirs.bearer(&token).send().await);
         assert_eq!(theirs.0, 403, "{} {}", route.method, route.path);
-        assert_eq!(theirs, seen(to_nobodys.bearer(&token).send().await), "{} {}", route.method, route.path);
+        assert_eq!(theirs, seen(to_missing.bearer(&token).send().await), "{} {}", route.method, route.path);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lists_hold_nothing_of_another_organization() {
+async fn lists_contain_only_own_resources() {
     let neighbours = Neighbours::start().await;
     let server = &neighbours.server;
     server.project("site").await;
@@ -214,7 +220,7 @@ async fn lists_hold_nothing_of_another_organization() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_organization_does_is_in_its_own_audit_log_alone() {
+async fn actions_appear_only_in_own_audit_log() {
     let neighbours = Neighbours::start().await;
     let server = &neighbours.server;
     let before = server.audit_events().await;

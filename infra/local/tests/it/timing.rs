@@ -1,5 +1,5 @@
-//! What the time of a refusal tells. A thief of a database without digests, or of a log, knows prefixes; with them he must learn
-//! neither whether a key exists nor whether it is revoked.
+//! Timing of refusals. An attacker with a stolen log, or with a database without digests, knows
+//! prefixes of keys. Time and body of a refusal must not reveal whether a key exists or is revoked.
 
 use std::time::{Duration, Instant};
 
@@ -15,19 +15,19 @@ use serde_json::json;
 
 use crate::harness::{TestServer, note_secret, slug};
 
-/// Enough for bcrypt to dwarf the rest of a refusal.
+/// A bcrypt cost that dominates the time of a refusal.
 const COST: u32 = 8;
 const SAMPLES: usize = 45;
 const ATTEMPTS: usize = 12;
 
-/// What is probed: the prefix that a wrong token is minted under, `None` for one that nobody has.
+/// A kind of wrong token. `prefix` is the prefix to mint it under; `None` means an unknown one.
 struct Probe {
     what: &'static str,
     prefix: Option<Prefix>,
 }
 
 impl Probe {
-    /// A token that was never tried before, so that no cache knows it.
+    /// Mints a new token, so that no cache knows it.
     fn token(&self, ring: &Keyring) -> ApiKeyToken {
         let token = match &self.prefix {
             Some(prefix) => ApiKeyToken::mint_under(prefix, ring, &OsEntropy),
@@ -38,10 +38,11 @@ impl Probe {
     }
 }
 
-/// An organization whose digests have the cost of this experiment; its first key's token.
+/// Creates an organization whose digests have the cost of `app`. Returns the token of its first
+/// key.
 async fn organization(app: &App, name: &str) -> String {
-    let founded = bootstrap::organization(app, &slug(name), "local runner").await.unwrap();
-    let token = founded.api_key.unwrap().expose().to_owned();
+    let created = bootstrap::organization(app, &slug(name), "local runner").await.unwrap();
+    let token = created.api_key.unwrap().expose().to_owned();
     note_secret(&token);
     token
 }
@@ -53,8 +54,9 @@ async fn revoke_first_key(server: &TestServer, token: &str) {
     server.delete(&format!("/v1/api_keys/{id}")).bearer(token).send().await.expect(200);
 }
 
-/// The lower quartile of the times of a refusal, per probe. The probes take turns, so that they share the machine's load. Load only adds time, so
-/// the lower quartile holds where a median does not.
+/// Returns the lower quartile of the refusal times of each probe. The probes take turns, so that
+/// they share the machine's load. Load only adds time, so the lower quartile is more stable than
+/// the median.
 async fn quartiles(validator: &Validator, ring: &Keyring, probes: &[Probe]) -> Vec<Duration> {
     let mut samples = vec![Vec::with_capacity(SAMPLES); probes.len()];
     for round in 0..SAMPLES {
@@ -81,7 +83,7 @@ fn within_ten_percent(times: &[Duration]) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn neither_time_nor_body_shows_whether_a_prefix_exists_or_is_revoked() {
+async fn refusals_do_not_reveal_a_prefixs_state() {
     let server = TestServer::start().await;
     let mut app = server.runner.app.clone();
     app.bcrypt = BcryptPool::new(COST);
@@ -109,5 +111,5 @@ async fn neither_time_nor_body_shows_whether_a_prefix_exists_or_is_revoked() {
         }
         seen.push(times);
     }
-    panic!("refusals can be told apart by their time: {seen:?}");
+    panic!("the times of refusals differ between probes: {seen:?}");
 }

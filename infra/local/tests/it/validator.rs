@@ -1,5 +1,6 @@
-//! What a validation costs, counted on the wire to the store. A comparison of digests follows each Query on the credentials and
-//! nothing else, so that Queries count the runs of bcrypt.
+//! The cost of a validation, counted as calls to the store. Each Query on the credentials table
+//! leads to one comparison of digests, and nothing else does, so the number of Queries is the
+//! number of bcrypt runs.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,7 +17,7 @@ use crate::{
     harness::{TestServer, note_secret},
 };
 
-/// A server whose calls to the store are counted from here on.
+/// Starts a server and a proxy that records the calls to the store.
 async fn at_noon() -> (TestServer, Arc<FaultProxy>, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
     let (server, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
@@ -24,7 +25,7 @@ async fn at_noon() -> (TestServer, Arc<FaultProxy>, Arc<ManualClock>) {
     (server, proxy, clock)
 }
 
-/// The reads from the store since this was asked last; noting a key's use is another matter.
+/// Returns the calls since the last use of this helper, except writes of a key's last use.
 fn calls(proxy: &FaultProxy) -> Vec<Seen> {
     let seen = proxy.seen().into_iter().filter(|call| call.operation != "UpdateItem").collect();
     proxy.forget();
@@ -35,7 +36,8 @@ fn operations(proxy: &FaultProxy) -> Vec<String> {
     calls(proxy).into_iter().map(|call| call.operation).collect()
 }
 
-/// A token with a right tag: under the prefix of a token that is given, else under one that nobody has.
+/// Mints a token with a valid tag that belongs to no key. Its prefix is that of `like`, or an
+/// unknown one.
 async fn unproven_token(server: &TestServer, like: Option<&str>) -> String {
     let ring = server.runner.app.secrets.ring(Ring::KeyTag).await.unwrap();
     let token = match like {
@@ -57,9 +59,10 @@ async fn is_unproven(validator: &Validator, token: &str) -> bool {
     matches!(validator.validate(token).await.unwrap(), Verdict::Invalid(Invalidity::Unproven))
 }
 
-/// One BatchGetItem of a key, its organization and its budget, and of what both have spent this month; of the key's last use too, unless this
-/// process knows of one within the minute.
-fn reads_state_afresh(call: &Seen, reads_use: bool) {
+/// Asserts that the call reads a key, its organization, its budget and both totals of the month in
+/// one consistent BatchGetItem. `reads_use`: it also reads the key's last use, because the process
+/// knows none of the last minute.
+fn assert_reads_state(call: &Seen, reads_use: bool) {
     assert_eq!(call.operation, "BatchGetItem");
     assert!(call.is_consistent(), "{}", call.body);
     let kinds: Vec<_> = call.partitions().iter().map(|partition| partition[..3].to_owned()).collect();
@@ -68,7 +71,7 @@ fn reads_state_afresh(call: &Seen, reads_use: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_first_validation_is_two_consistent_calls_and_each_further_one_is_one() {
+async fn first_validation_makes_two_calls_later_ones_one() {
     let (server, proxy, _clock) = at_noon().await;
     let validator = Validator::new(server.runner.app.clone());
     assert!(is_valid(&validator, &server.admin).await);
@@ -76,16 +79,16 @@ async fn a_first_validation_is_two_consistent_calls_and_each_further_one_is_one(
     assert_eq!((find.operation.as_str(), find.tables()), ("Query", vec!["karta-credentials".to_owned()]));
     assert!(find.is_consistent(), "{}", find.body);
     assert!(find.body.get("IndexName").is_none(), "an index may lag");
-    reads_state_afresh(state, true);
+    assert_reads_state(state, true);
     for _ in 0..3 {
         assert!(is_valid(&validator, &server.admin).await);
         let [state] = &calls(&proxy)[..] else { panic!("one call") };
-        reads_state_afresh(state, false);
+        assert_reads_state(state, false);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sixty_four_first_validations_at_once_run_one_bcrypt() {
+async fn parallel_first_validations_share_one_bcrypt() {
     let (server, proxy, _clock) = at_noon().await;
     let validator = Arc::new(Validator::new(server.runner.app.clone()));
     let running: Vec<_> = (0..64)
@@ -103,7 +106,7 @@ async fn sixty_four_first_validations_at_once_run_one_bcrypt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sixty_four_wrong_tokens_at_once_run_one_bcrypt() {
+async fn parallel_checks_of_wrong_token_share_one_bcrypt() {
     let (server, proxy, _clock) = at_noon().await;
     let validator = Arc::new(Validator::new(server.runner.app.clone()));
     let wrong = unproven_token(&server, Some(&server.admin)).await;
@@ -120,7 +123,7 @@ async fn sixty_four_wrong_tokens_at_once_run_one_bcrypt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_token_is_compared_once_in_five_seconds_whether_its_prefix_exists_or_not() {
+async fn wrong_token_is_compared_once_per_five_seconds() {
     let (server, proxy, clock) = at_noon().await;
     let validator = Validator::new(server.runner.app.clone());
     for like in [Some(server.admin.as_str()), None] {
@@ -137,17 +140,17 @@ async fn a_wrong_token_is_compared_once_in_five_seconds_whether_its_prefix_exist
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_token_does_not_shut_out_the_right_one_of_its_prefix() {
+async fn wrong_token_does_not_block_the_right_one() {
     let (server, _proxy, _clock) = at_noon().await;
     let validator = Validator::new(server.runner.app.clone());
     let wrong = unproven_token(&server, Some(&server.admin)).await;
     assert!(is_unproven(&validator, &wrong).await);
     assert!(is_valid(&validator, &server.admin).await);
-    assert!(is_unproven(&validator, &wrong).await, "nor does the right one let in the wrong");
+    assert!(is_unproven(&validator, &wrong).await, "the right token does not admit the wrong one");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_was_not_minted_here_never_reaches_the_store() {
+async fn foreign_token_never_reaches_the_store() {
     let (server, proxy, _clock) = at_noon().await;
     let validator = Validator::new(server.runner.app.clone());
     let admin = &server.admin;
@@ -164,7 +167,7 @@ async fn a_token_that_was_not_minted_here_never_reaches_the_store() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_undecided_proof_is_not_remembered_as_a_refusal() {
+async fn failed_check_is_not_cached_as_refusal() {
     let (server, proxy, _clock) = at_noon().await;
     let validator = Validator::new(server.runner.app.clone());
     proxy.fail("Query", ALWAYS, Fault::Close);
@@ -174,7 +177,7 @@ async fn an_undecided_proof_is_not_remembered_as_a_refusal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_gateway_asks_once_in_three_seconds() {
+async fn gateway_caches_a_verdict_for_three_seconds() {
     let (server, proxy, clock) = at_noon().await;
     server.get("/v1/whoami").send().await.expect(200);
     assert_eq!(operations(&proxy), ["Query", "BatchGetItem"]);
