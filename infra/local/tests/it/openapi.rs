@@ -1,6 +1,6 @@
-//! The OpenAPI document and the file `openapi.json`. The tests call every operation and validate
-//! each response against its schema. These responses are the examples in the file. `KARTA_UPDATE=1`
-//! rewrites it.
+//! The API document that handlers generate, and the file `openapi.json`. The tests call every
+//! operation and validate each response against its schema. These responses are the examples in the
+//! file. `KARTA_UPDATE=1` rewrites it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,4 +1,4 @@
-//! What Stripe tells: signatures, each event once, in any order, and what it makes of an organization.
+//! Stripe events: signatures, repeats, order, and the billing state that they give an organization.
 
 use std::{fmt::Write, sync::Arc, time::Duration};
 
@@ -19,7 +19,7 @@ const NEXT_SECRET: &str = "whsec_theOneThatComesAfterIt";
 /// 2026-11-21T12:00:00Z
 pub(crate) const NOON: i64 = 1_795_262_400;
 
-/// With two signing secrets.
+/// Returns options with two signing secrets.
 pub(crate) fn configured(clock: Arc<dyn Clock>) -> Options {
     [SECRET, NEXT_SECRET].into_iter().for_each(note_secret);
     Options { stripe_secrets: Some(format!("{SECRET},{NEXT_SECRET}").into()), ..options(clock) }
@@ -29,12 +29,12 @@ fn noon() -> Arc<ManualClock> {
     Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()))
 }
 
-/// At noon, with `acme` as the customer `cus_1`.
+/// Starts a server at noon. `acme` is the customer `cus_1`.
 async fn server() -> TestServer {
-    world_at(noon()).await
+    server_at(noon()).await
 }
 
-async fn world_at(clock: Arc<ManualClock>) -> TestServer {
+async fn server_at(clock: Arc<ManualClock>) -> TestServer {
     let server = TestServer::start_as(configured(clock), None).await;
     set_customer(&server, server.organization_id, "cus_1").await;
     server
@@ -66,7 +66,7 @@ fn with_header(server: &TestServer, header: &str, body: &str) -> Request {
     server.post(PATH, json!({})).anonymous().raw_body(body.to_owned()).header("stripe-signature", header)
 }
 
-/// At noon.
+/// Returns a request with a valid signature of noon.
 pub(crate) fn signed(server: &TestServer, body: &str) -> Request {
     with_header(server, &signature(SECRET, NOON, body), body)
 }
@@ -75,7 +75,7 @@ async fn send(server: &TestServer, event: &Value) -> Reply {
     signed(server, &event.to_string()).send().await
 }
 
-async fn take(server: &TestServer, event: &Value) {
+async fn deliver(server: &TestServer, event: &Value) {
     assert_eq!(send(server, event).await.expect(200), json!({ "received": true }));
 }
 
@@ -87,7 +87,7 @@ pub(crate) fn event(id: &str, event_type: &str, second: i64, object: &Value) -> 
     })
 }
 
-/// As newer versions of Stripe's API write it.
+/// Returns a subscription in the format of newer versions of Stripe's API.
 pub(crate) fn subscription(status: &str) -> Value {
     json!({
         "id": "sub_1", "object": "subscription", "customer": "cus_1", "status": status, "created": NOON - 60,
@@ -111,16 +111,16 @@ async fn status(server: &TestServer) -> Value {
     billing(server).await["status"].take()
 }
 
-/// What the webhook endpoints of `acme` are told.
-async fn told(server: &TestServer) -> Vec<(String, Value)> {
+/// Returns the events for webhook endpoints of `acme`, except those about API keys.
+async fn published(server: &TestServer) -> Vec<(String, Value)> {
     let events = server.outbox("EVT").await.into_iter();
-    let told = events.map(|event| {
+    let parsed = events.map(|event| {
         (event["type"].as_str().unwrap().to_owned(), serde_json::from_str(event["data"].as_str().unwrap()).unwrap())
     });
-    told.filter(|(event_type, _)| !event_type.starts_with("api_key.")).collect()
+    parsed.filter(|(event_type, _)| !event_type.starts_with("api_key.")).collect()
 }
 
-fn refused_as(reply: Reply) -> String {
+fn error_code(reply: Reply) -> String {
     let body = reply.refused(400);
     assert!(
         body["message"].as_str().is_some_and(|message| !message.is_empty()) && body.as_object().unwrap().len() == 2
@@ -129,11 +129,11 @@ fn refused_as(reply: Reply) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_subscriptions_life_moves_plan_status_and_period() {
+async fn subscription_events_update_plan_status_and_period() {
     let clock = noon();
-    let server = world_at(Arc::clone(&clock)).await;
+    let server = server_at(Arc::clone(&clock)).await;
     assert_eq!((billing(&server).await["plan"].take(), status(&server).await), (json!("free"), json!("active")));
-    take(&server, &event("evt_1", "customer.subscription.created", 1, &subscription("trialing"))).await;
+    deliver(&server, &event("evt_1", "customer.subscription.created", 1, &subscription("trialing"))).await;
     let mut expected = json!({
         "plan": "team", "status": "trialing", "billing_configured": true,
         "current_period_start": "2026-11-21T11:59:00.000Z", "current_period_end": "2026-12-21T12:00:00.000Z",
@@ -141,13 +141,13 @@ async fn a_subscriptions_life_moves_plan_status_and_period() {
     });
     assert_eq!(billing(&server).await, expected);
 
-    // As older versions of Stripe's API write it, without a lookup key.
+    // The format of older versions of Stripe's API, without a lookup key.
     clock.advance(Duration::from_secs(1));
     let mut object = subscription("active");
     object["items"]["data"] = json!([{ "id": "si_1", "price": { "lookup_key": null, "nickname": "Pro" } }]);
     (object["current_period_start"], object["current_period_end"]) = (json!(NOON), json!(NOON + 60));
     object["cancel_at_period_end"] = json!(true);
-    take(&server, &event("evt_2", "customer.subscription.updated", 2, &object)).await;
+    deliver(&server, &event("evt_2", "customer.subscription.updated", 2, &object)).await;
     expected = json!({
         "plan": "Pro", "status": "active", "billing_configured": true,
         "current_period_start": "2026-11-21T12:00:00.000Z", "current_period_end": "2026-11-21T12:01:00.000Z",
@@ -157,18 +157,18 @@ async fn a_subscriptions_life_moves_plan_status_and_period() {
 
     clock.advance(Duration::from_secs(1));
     object["items"] = json!({ "data": [{ "price": { "lookup_key": "", "nickname": null } }] });
-    take(&server, &event("evt_3", "customer.subscription.deleted", 3, &object)).await;
+    deliver(&server, &event("evt_3", "customer.subscription.deleted", 3, &object)).await;
     expected["status"] = json!("canceled");
     assert_eq!(billing(&server).await, expected, "a price without a name keeps the plan");
 
-    let told = told(&server).await;
-    let types: Vec<_> = told.iter().map(|(event_type, _)| event_type.as_str()).collect();
+    let published = published(&server).await;
+    let types: Vec<_> = published.iter().map(|(event_type, _)| event_type.as_str()).collect();
     assert_eq!(types, ["subscription.created", "subscription.updated", "subscription.deleted"]);
     let first = json!({ "subscription": {
         "id": "sub_1", "status": "trialing", "plan": "team", "cancel_at_period_end": false,
         "current_period_start": "2026-11-21T11:59:00.000Z", "current_period_end": "2026-12-21T12:00:00.000Z",
     } });
-    assert_eq!(told[0].1, first);
+    assert_eq!(published[0].1, first);
 
     let audited = server.audited("organization.updated").await;
     let by_stripe: Vec<_> = audited.iter().filter(|event| event["actor"]["name"] == "stripe").collect();
@@ -179,7 +179,7 @@ async fn a_subscriptions_life_moves_plan_status_and_period() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_status_of_stripes_is_taken_over_and_the_budget_follows() {
+async fn every_stripe_status_is_stored_and_limits_spending() {
     let server = server().await;
     let (_, token) = server.key(&["read"]).await;
     let verdict = async || {
@@ -198,22 +198,22 @@ async fn every_status_of_stripes_is_taken_over_and_the_budget_follows() {
         ("canceled", false),
         ("active", true),
     ]) {
-        take(&server, &updated(&format!("evt_{second}"), second, word)).await;
+        deliver(&server, &updated(&format!("evt_{second}"), second, word)).await;
         assert_eq!(status(&server).await, word);
         let reason = if spends { Value::Null } else { json!(format!("subscription {word}")) };
         assert_eq!(verdict().await, (spends, reason));
     }
     server.work("worker-budget-checks").await;
-    assert!(server.outbox("PSH").await.len() >= 9, "data planes are told of each");
+    assert!(server.outbox("PSH").await.len() >= 9, "data planes are notified of each");
     let strange = send(&server, &updated("evt_strange", 20, "dormant")).await;
     assert_eq!(strange.invalid_field(), "status");
     assert_eq!(status(&server).await, "active");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn invoices_are_passed_on_and_move_nothing() {
+async fn invoice_events_are_published_without_billing_changes() {
     let clock = noon();
-    let server = world_at(Arc::clone(&clock)).await;
+    let server = server_at(Arc::clone(&clock)).await;
     let before = billing(&server).await;
     let mut invoice = json!({
         "id": "in_1", "object": "invoice", "customer": "cus_1", "customer_email": "jenny@example.com",
@@ -221,40 +221,40 @@ async fn invoices_are_passed_on_and_move_nothing() {
         "next_payment_attempt": NOON + 60, "hosted_invoice_url": "https://invoice.stripe.com/i/1",
         "parent": { "type": "subscription_details", "subscription_details": { "subscription": "sub_1" } },
     });
-    take(&server, &event("evt_1", "invoice.payment_failed", 1, &invoice)).await;
+    deliver(&server, &event("evt_1", "invoice.payment_failed", 1, &invoice)).await;
     clock.advance(Duration::from_secs(1));
     invoice["parent"] = Value::Null;
     invoice["subscription"] = json!("sub_1");
     (invoice["amount_paid"], invoice["next_payment_attempt"]) = (json!(1900), Value::Null);
-    take(&server, &event("evt_2", "invoice.paid", 2, &invoice)).await;
+    deliver(&server, &event("evt_2", "invoice.paid", 2, &invoice)).await;
     let mut expected = json!({ "invoice": {
         "id": "in_1", "subscription_id": "sub_1", "currency": "eur", "amount_due": 1900, "amount_paid": 0,
         "attempt_count": 1, "next_payment_attempt": "2026-11-21T12:01:00.000Z",
     } });
-    let told = told(&server).await;
-    assert_eq!(told[0], ("invoice.payment_failed".to_owned(), expected.clone()));
+    let published = published(&server).await;
+    assert_eq!(published[0], ("invoice.payment_failed".to_owned(), expected.clone()));
     (expected["invoice"]["amount_paid"], expected["invoice"]["next_payment_attempt"]) = (json!(1900), Value::Null);
-    assert_eq!(told[1..], [("invoice.paid".to_owned(), expected)]);
+    assert_eq!(published[1..], [("invoice.paid".to_owned(), expected)]);
     assert_eq!(billing(&server).await, before);
-    assert!(!format!("{:?}", server.stored().await).contains("Jenny"), "nothing of a person is kept");
+    assert!(!format!("{:?}", server.stored().await).contains("Jenny"), "personal data is not stored");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_means_nothing_here_is_received() {
+async fn irrelevant_events_are_acknowledged() {
     let server = server().await;
     let before = server.stored().await;
     for event_type in ["customer.created", "customer.subscription.trial_will_end", "invoice.created", "ping", ""] {
-        take(&server, &event("evt_1", event_type, 1, &json!({ "anything": [1] }))).await;
+        deliver(&server, &event("evt_1", event_type, 1, &json!({ "anything": [1] }))).await;
     }
-    let mut nobodys = subscription("past_due");
+    let mut unmatched = subscription("past_due");
     for customer in [json!("cus_2"), json!("acme"), json!("cus_#"), Value::Null] {
-        nobodys["customer"] = customer;
-        take(&server, &event("evt_2", "customer.subscription.updated", 2, &nobodys)).await;
+        unmatched["customer"] = customer;
+        deliver(&server, &event("evt_2", "customer.subscription.updated", 2, &unmatched)).await;
     }
     assert_eq!(server.stored().await, before);
-    nobodys["customer"] = json!("cus_1");
-    take(&server, &event("evt_2", "customer.subscription.updated", 2, &nobodys)).await;
-    assert_eq!(status(&server).await, "past_due", "an event that found nobody may be sent again");
+    unmatched["customer"] = json!("cus_1");
+    deliver(&server, &event("evt_2", "customer.subscription.updated", 2, &unmatched)).await;
+    assert_eq!(status(&server).await, "past_due", "an event that matched no customer may be sent again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -267,9 +267,9 @@ async fn ignored_types_may_have_any_envelope() {
         "type": "v2.billing.meter.no_meter_found", "livemode": false, "created": "2026-11-21T12:00:00.000Z",
         "related_object": null, "reason": null,
     });
-    take(&server, &thin).await;
+    deliver(&server, &thin).await;
     let whole = event("evt_1", "v1.customer.subscription.updated", 1, &subscription("past_due"));
-    take(&server, &whole).await;
+    deliver(&server, &whole).await;
     let odd = [
         Value::Null,
         json!("2026-11-21T12:00:00Z"),
@@ -283,19 +283,19 @@ async fn ignored_types_may_have_any_envelope() {
     for field in ["id", "created", "livemode", "data", "object", "api_version", "account"] {
         let mut without = thin.clone();
         without.as_object_mut().unwrap().remove(field);
-        take(&server, &without).await;
+        deliver(&server, &without).await;
         for value in &odd {
             let mut strange = thin.clone();
             strange[field] = value.clone();
-            take(&server, &strange).await;
+            deliver(&server, &strange).await;
         }
     }
     for event_type in [Value::Null, json!(1), json!(["ping"]), json!({ "of": "ping" })] {
         let mut untyped = updated("evt_1", 1, "past_due");
         untyped["type"] = event_type;
-        take(&server, &untyped).await;
+        deliver(&server, &untyped).await;
     }
-    take(&server, &json!({})).await;
+    deliver(&server, &json!({})).await;
     assert_eq!(server.stored().await, before);
 }
 
@@ -310,7 +310,7 @@ fn unusable() -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unread_json_is_not_judged() {
+async fn unread_json_is_not_validated() {
     let server = server().await;
     let before = server.stored().await;
     let received = async |body: &str| {
@@ -374,13 +374,13 @@ async fn unknown_customers_object_is_not_read() {
         for object in &mut objects {
             object["customer"] = customer.clone();
             for event_type in ["customer.subscription.updated", "customer.subscription.deleted", "invoice.paid"] {
-                take(&server, &event("evt_1", event_type, 1, object)).await;
+                deliver(&server, &event("evt_1", event_type, 1, object)).await;
             }
         }
     }
     for object in &mut objects {
         object.as_object_mut().unwrap().remove("customer");
-        take(&server, &event("evt_1", "customer.subscription.updated", 1, object)).await;
+        deliver(&server, &event("evt_1", "customer.subscription.updated", 1, object)).await;
     }
     assert_eq!(server.stored().await, before);
     objects[0]["customer"] = json!("cus_1");
@@ -391,10 +391,10 @@ async fn unknown_customers_object_is_not_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn expanded_objects_are_read_by_their_id() {
     let clock = noon();
-    let server = world_at(Arc::clone(&clock)).await;
+    let server = server_at(Arc::clone(&clock)).await;
     let mut object = subscription("past_due");
     object["customer"] = json!({ "object": "customer", "metadata": { "id": "cus_2" }, "id": "cus_1" });
-    take(&server, &event("evt_1", "customer.subscription.updated", 1, &object)).await;
+    deliver(&server, &event("evt_1", "customer.subscription.updated", 1, &object)).await;
     assert_eq!(status(&server).await, "past_due");
 
     let expanded = json!({ "id": "sub_1", "object": "subscription", "customer": "cus_1" });
@@ -403,10 +403,10 @@ async fn expanded_objects_are_read_by_their_id() {
     let newer = json!({ "id": "in_2", "customer": object["customer"], "parent": details });
     for (id, invoice) in [("evt_2", &invoice), ("evt_3", &newer)] {
         clock.advance(Duration::from_secs(1));
-        take(&server, &event(id, "invoice.paid", 2, invoice)).await;
+        deliver(&server, &event(id, "invoice.paid", 2, invoice)).await;
     }
-    let told = told(&server).await;
-    let subscriptions: Vec<_> = told[1..].iter().map(|(_, data)| &data["invoice"]["subscription_id"]).collect();
+    let published = published(&server).await;
+    let subscriptions: Vec<_> = published[1..].iter().map(|(_, data)| &data["invoice"]["subscription_id"]).collect();
     assert_eq!(subscriptions, [&json!("sub_1"), &json!("sub_1")]);
     for wrong in [json!({ "object": "subscription" }), json!({ "id": "sub#1" }), json!(5)] {
         let invoice = json!({ "id": "in_3", "customer": "cus_1", "subscription": wrong });
@@ -421,33 +421,33 @@ async fn null_flags_are_false() {
     let mut object = subscription("active");
     object["cancel_at_period_end"] = Value::Null;
     object["items"]["data"][0]["deleted"] = Value::Null;
-    take(&server, &event("evt_1", "customer.subscription.updated", 1, &object)).await;
+    deliver(&server, &event("evt_1", "customer.subscription.updated", 1, &object)).await;
     let billing = billing(&server).await;
     assert_eq!((&billing["cancel_at_period_end"], &billing["plan"]), (&json!(false), &json!("team")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn deleted_subscription_is_canceled_whatever_its_status() {
+async fn deleted_subscription_is_canceled_despite_its_status() {
     let server = server().await;
     for (number, word) in (1..).zip([json!("dormant"), Value::Null, json!(5), json!("active")]) {
         let mut object = subscription("active");
         object["id"] = json!(format!("sub_{number}"));
-        take(&server, &event(&format!("evt_{number}"), "customer.subscription.updated", number, &object)).await;
+        deliver(&server, &event(&format!("evt_{number}"), "customer.subscription.updated", number, &object)).await;
         assert_eq!(status(&server).await, "active");
         object["status"] = word;
         let id = format!("evt_deleted_{number}");
-        take(&server, &event(&id, "customer.subscription.deleted", number, &object)).await;
+        deliver(&server, &event(&id, "customer.subscription.deleted", number, &object)).await;
         assert_eq!(status(&server).await, "canceled", "{object}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_signature_that_is_not_stripes_is_refused() {
+async fn invalid_signatures_are_refused() {
     let server = server().await;
     let before = server.stored().await;
     let body = updated("evt_1", 1, "past_due").to_string();
     let missing = server.post(PATH, json!({})).anonymous().raw_body(body.clone());
-    assert_eq!(refused_as(missing.send().await), "invalid_signature");
+    assert_eq!(error_code(missing.send().await), "invalid_signature");
     let right = mac(SECRET, NOON, &body);
     for header in [
         String::new(),
@@ -468,11 +468,11 @@ async fn every_signature_that_is_not_stripes_is_refused() {
         signature(SECRET, NOON + 301, &body),
     ] {
         let reply = with_header(&server, &header, &body).send().await;
-        assert_eq!(refused_as(reply), "invalid_signature", "{header}");
+        assert_eq!(error_code(reply), "invalid_signature", "{header}");
     }
-    // A credential of ours is none here.
+    // This route does not accept an API key.
     let reply = server.post(PATH, json!({})).raw_body(body.clone()).send().await;
-    assert_eq!(refused_as(reply), "invalid_signature");
+    assert_eq!(error_code(reply), "invalid_signature");
     assert_eq!(server.stored().await, before);
     for header in [
         signature(SECRET, NOON - 300, &body),
@@ -487,7 +487,7 @@ async fn every_signature_that_is_not_stripes_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn any_byte_that_is_changed_is_noticed() {
+async fn every_changed_byte_invalidates_the_signature() {
     let server = server().await;
     let body = updated("evt_1", 1, "past_due").to_string();
     let header = signature(SECRET, NOON, &body);
@@ -495,21 +495,21 @@ async fn any_byte_that_is_changed_is_noticed() {
         let mut changed = body.clone().into_bytes();
         changed[at] ^= 1;
         let request = server.post(PATH, json!({})).anonymous().raw_body(changed).header("stripe-signature", &header);
-        assert_eq!(refused_as(request.send().await), "invalid_signature", "byte {at}");
+        assert_eq!(error_code(request.send().await), "invalid_signature", "byte {at}");
     }
     assert_eq!(status(&server).await, "active");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signed_body_is_judged_like_any_other() {
+async fn signed_body_is_validated() {
     let server = server().await;
     for (body, code) in [("{", "malformed_json"), ("", "malformed_json")] {
-        assert_eq!(refused_as(signed(&server, body).send().await), code);
+        assert_eq!(error_code(signed(&server, body).send().await), code);
     }
     assert_eq!(signed(&server, "[]").send().await.invalid_field(), "body");
     let mut live = updated("evt_1", 1, "past_due");
     live["livemode"] = json!(true);
-    assert_eq!(refused_as(send(&server, &live).await), "livemode_mismatch");
+    assert_eq!(error_code(send(&server, &live).await), "livemode_mismatch");
     for (field, value) in
         [("id", json!("evt#1")), ("created", json!("now")), ("data", json!([])), ("livemode", json!(0))]
     {
@@ -522,7 +522,7 @@ async fn a_signed_body_is_judged_like_any_other() {
     assert_eq!(signed(&server, &large(fitting + 1)).send().await.refused(413)["error"], "body_too_large");
     for header in ["", "t=1,v1=0", &signature("whsec_somebodyElsesSecret", NOON, &large(fitting + 1))] {
         let unsigned = with_header(&server, header, &large(fitting + 1)).send().await;
-        assert_eq!(unsigned.refused(413)["error"], "body_too_large", "judged before the signature: {header}");
+        assert_eq!(unsigned.refused(413)["error"], "body_too_large", "checked before the signature: {header}");
     }
     assert_eq!(status(&server).await, "active");
     signed(&server, &large(fitting)).send().await.expect(200);
@@ -530,7 +530,7 @@ async fn a_signed_body_is_judged_like_any_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_signing_secret_the_route_is_an_unknown_path_whatever_is_sent() {
+async fn route_without_signing_secret_is_unknown_path() {
     let server = TestServer::start().await;
     let seen = |reply: Reply| {
         let headers = reply.headers.iter().filter(|(name, _)| !["x-request-id", "date"].contains(&name.as_str()));
@@ -548,7 +548,7 @@ async fn without_a_signing_secret_the_route_is_an_unknown_path_whatever_is_sent(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_has_no_effect_even_at_once() {
+async fn repeated_event_has_no_effect() {
     let server = server().await;
     let event = updated("evt_1", 1, "past_due");
     let replies =
@@ -558,68 +558,72 @@ async fn a_repeat_has_no_effect_even_at_once() {
     }
     let after = server.stored().await;
     patch(&server, server.organization_id, json!({ "subscription_status": "active" })).await;
-    take(&server, &event).await;
-    assert_eq!(status(&server).await, "active", "what the operator decided stands until something new is told");
-    assert_eq!(told(&server).await.len(), 1);
+    deliver(&server, &event).await;
+    assert_eq!(status(&server).await, "active", "the operator's change stays until a new event");
+    assert_eq!(published(&server).await.len(), 1);
     assert!(after.iter().filter(|item| item["pk"] == "SEV#evt_1").count() == 1);
     let kept = server.items("SEV#evt_1").await.iter().map(plain).collect::<Vec<_>>();
     assert_eq!(kept[0]["ttl"], NOON + 35 * 86_400);
-    take(&server, &updated("evt_2", 2, "unpaid")).await;
-    assert_eq!(status(&server).await, "unpaid", "which overrides the operator");
+    deliver(&server, &updated("evt_2", 2, "unpaid")).await;
+    assert_eq!(status(&server).await, "unpaid", "a new event overrides the operator");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_older_than_what_is_known_changes_nothing() {
+async fn stale_stripe_event_is_ignored() {
     let server = server().await;
-    take(&server, &updated("evt_2", 20, "past_due")).await;
-    let before = (billing(&server).await, told(&server).await, server.audit_events().await);
-    take(&server, &updated("evt_1", 10, "active")).await;
-    take(&server, &event("evt_0", "customer.subscription.created", 5, &subscription("incomplete"))).await;
+    deliver(&server, &updated("evt_2", 20, "past_due")).await;
+    let before = (billing(&server).await, published(&server).await, server.audit_events().await);
+    deliver(&server, &updated("evt_1", 10, "active")).await;
+    deliver(&server, &event("evt_0", "customer.subscription.created", 5, &subscription("incomplete"))).await;
     let mut tied = updated("evt_3", 20, "active");
     tied["data"]["previous_attributes"] = json!({ "status": "incomplete" });
-    take(&server, &tied).await;
-    assert_eq!((billing(&server).await, told(&server).await, server.audit_events().await), before);
-    assert_eq!(server.items("SEV#evt_1").await.len(), 1, "it is remembered all the same");
+    deliver(&server, &tied).await;
+    assert_eq!((billing(&server).await, published(&server).await, server.audit_events().await), before);
+    assert_eq!(server.items("SEV#evt_1").await.len(), 1, "the stale event is recorded");
 
     tied["id"] = json!("evt_4");
     tied["data"]["previous_attributes"] = json!({ "status": "past_due" });
-    take(&server, &tied).await;
-    assert_eq!(status(&server).await, "active", "of one second, the one that starts from what is known is the newer");
+    deliver(&server, &tied).await;
+    assert_eq!(
+        status(&server).await,
+        "active",
+        "of two events in a second, the one whose previous state is known is newer"
+    );
 
-    take(&server, &event("evt_9", "customer.subscription.deleted", 30, &subscription("canceled"))).await;
-    take(&server, &updated("evt_8", 29, "active")).await;
-    take(&server, &updated("evt_10", 40, "active")).await;
-    assert_eq!(status(&server).await, "canceled", "an end is final");
+    deliver(&server, &event("evt_9", "customer.subscription.deleted", 30, &subscription("canceled"))).await;
+    deliver(&server, &updated("evt_8", 29, "active")).await;
+    deliver(&server, &updated("evt_10", 40, "active")).await;
+    assert_eq!(status(&server).await, "canceled", "a deletion is final");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_subscription_that_does_not_count_moves_nothing() {
+async fn only_the_counting_subscription_changes_billing() {
     let server = server().await;
-    take(&server, &updated("evt_1", 1, "active")).await;
+    deliver(&server, &updated("evt_1", 1, "active")).await;
     let mut other = subscription("canceled");
     (other["id"], other["items"]["data"][0]["price"]["lookup_key"]) = (json!("sub_2"), json!("other"));
-    take(&server, &event("evt_2", "customer.subscription.deleted", 2, &other)).await;
+    deliver(&server, &event("evt_2", "customer.subscription.deleted", 2, &other)).await;
     other["id"] = json!("sub_3");
     other["status"] = json!("incomplete");
-    take(&server, &event("evt_3", "customer.subscription.created", 3, &other)).await;
+    deliver(&server, &event("evt_3", "customer.subscription.created", 3, &other)).await;
     assert_eq!((billing(&server).await["plan"].take(), status(&server).await), (json!("team"), json!("active")));
 
     other["status"] = json!("active");
     other["created"] = json!(NOON);
-    take(&server, &event("evt_4", "customer.subscription.updated", 4, &other)).await;
-    assert_eq!(billing(&server).await["plan"], "other", "the newest of those that allow spending");
-    take(&server, &event("evt_5", "customer.subscription.deleted", 5, &subscription("canceled"))).await;
+    deliver(&server, &event("evt_4", "customer.subscription.updated", 4, &other)).await;
+    assert_eq!(billing(&server).await["plan"], "other", "the newest subscription that allows spending counts");
+    deliver(&server, &event("evt_5", "customer.subscription.deleted", 5, &subscription("canceled"))).await;
     assert_eq!((billing(&server).await["plan"].take(), status(&server).await), (json!("other"), json!("active")));
 
     patch(&server, server.organization_id, json!({ "stripe_customer_id": "cus_2" })).await;
     let fresh = billing(&server).await;
-    assert_eq!(fresh["current_period_end"], Value::Null, "another customer's subscriptions are others");
+    assert_eq!(fresh["current_period_end"], Value::Null, "the new customer has no subscriptions");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_subscription_older_than_ten_still_counts() {
+async fn subscription_older_than_ten_others_still_counts() {
     let clock = noon();
-    let server = world_at(Arc::clone(&clock)).await;
+    let server = server_at(Arc::clone(&clock)).await;
     let of = |number: i64, status: &str| {
         let mut object = subscription(status);
         (object["id"], object["created"]) = (json!(format!("sub_{number}")), json!(NOON - 60 + number));
@@ -627,14 +631,14 @@ async fn a_subscription_older_than_ten_still_counts() {
     };
     for number in 0..11 {
         let id = format!("evt_created_{number}");
-        take(&server, &event(&id, "customer.subscription.created", number, &of(number, "active"))).await;
+        deliver(&server, &event(&id, "customer.subscription.created", number, &of(number, "active"))).await;
     }
     for number in 1..11 {
         let id = format!("evt_deleted_{number}");
-        take(&server, &event(&id, "customer.subscription.deleted", 20 + number, &of(number, "canceled"))).await;
+        deliver(&server, &event(&id, "customer.subscription.deleted", 20 + number, &of(number, "canceled"))).await;
     }
-    assert_eq!(status(&server).await, "active", "the oldest one was never ended");
-    take(&server, &event("evt_last", "customer.subscription.updated", 40, &of(0, "past_due"))).await;
+    assert_eq!(status(&server).await, "active", "the oldest subscription is still active");
+    deliver(&server, &event("evt_last", "customer.subscription.updated", 40, &of(0, "past_due"))).await;
     assert_eq!(status(&server).await, "past_due");
 }
 
@@ -648,23 +652,23 @@ async fn dropped_subscription_stays_canceled() {
     };
     for number in 0..60 {
         let id = format!("evt_deleted_{number}");
-        take(&server, &event(&id, "customer.subscription.deleted", 100 + number, &of(number, "canceled"))).await;
+        deliver(&server, &event(&id, "customer.subscription.deleted", 100 + number, &of(number, "canceled"))).await;
     }
-    let (before, announced) = (billing(&server).await, told(&server).await.len());
-    take(&server, &event("evt_late", "customer.subscription.updated", 50, &of(0, "active"))).await;
-    assert_eq!((billing(&server).await, told(&server).await.len()), (before, announced));
+    let (before, events_before) = (billing(&server).await, published(&server).await.len());
+    deliver(&server, &event("evt_late", "customer.subscription.updated", 50, &of(0, "active"))).await;
+    assert_eq!((billing(&server).await, published(&server).await.len()), (before, events_before));
     assert_eq!(status(&server).await, "canceled");
 
     let items = server.items(&format!("ORG#{}", server.organization_id)).await;
     let organization = items.iter().map(plain).find(|item| item["sk"] == "META").unwrap();
     assert_eq!(organization["subscriptions"].as_array().unwrap().len(), 10);
 
-    take(&server, &event("evt_new", "customer.subscription.created", 200, &of(200, "active"))).await;
+    deliver(&server, &event("evt_new", "customer.subscription.created", 200, &of(200, "active"))).await;
     assert_eq!(status(&server).await, "active");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_end_with_the_period_is_reported() {
+async fn cancellation_at_period_end_is_reported() {
     let server = server().await;
     let end = NOON + 2_592_000;
     for (second, (flag, cancel_at, reported)) in (1..).zip([
@@ -683,15 +687,15 @@ async fn an_end_with_the_period_is_reported() {
             flag => object["cancel_at_period_end"] = flag,
         }
         let id = format!("evt_{second}");
-        take(&server, &event(&id, "customer.subscription.updated", second, &object)).await;
+        deliver(&server, &event(&id, "customer.subscription.updated", second, &object)).await;
         assert_eq!(billing(&server).await["cancel_at_period_end"], reported, "{object}");
     }
-    // Of one second, and known by `cancel_at` alone.
+    // An event of the same second, whose previous state differs only in `cancel_at`.
     let mut object = subscription("past_due");
     object["cancel_at"] = Value::Null;
     let mut tied = event("evt_tied", "customer.subscription.updated", 7, &object);
     tied["data"]["previous_attributes"] = json!({ "cancel_at": end });
-    take(&server, &tied).await;
+    deliver(&server, &tied).await;
     assert_eq!(status(&server).await, "past_due");
 }
 
@@ -722,42 +726,44 @@ async fn plan_comes_from_first_named_item() {
         let mut object = subscription("active");
         object["items"]["data"] = json!(items);
         let id = format!("evt_{second}");
-        take(&server, &event(&id, "customer.subscription.updated", second, &object)).await;
+        deliver(&server, &event(&id, "customer.subscription.updated", second, &object)).await;
         assert_eq!(billing(&server).await["plan"], plan, "{object}");
-        let named = told(&server).await.into_iter().any(|(_, data)| data["subscription"]["plan"] == plan);
+        let named = published(&server).await.into_iter().any(|(_, data)| data["subscription"]["plan"] == plan);
         assert!(named, "no webhook event names the plan {plan}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_tenants_event_touches_no_other() {
+async fn event_changes_only_its_own_organization() {
     let server = server().await;
     let (theirs, their_admin) = server.another_organization("globex").await;
     set_customer(&server, theirs, "cus_2").await;
     let mut object = subscription("past_due");
     object["customer"] = json!("cus_2");
-    // Whatever metadata say.
+    // Metadata must be ignored.
     object["metadata"] =
         json!({ "organization_id": server.organization_id.to_string(), "stripe_customer_id": "cus_1" });
-    let ours = (billing(&server).await, told(&server).await, server.audit_events().await, server.outbox("PSH").await);
-    take(&server, &event("evt_1", "customer.subscription.updated", 1, &object)).await;
-    let after = (billing(&server).await, told(&server).await, server.audit_events().await, server.outbox("PSH").await);
+    let ours =
+        (billing(&server).await, published(&server).await, server.audit_events().await, server.outbox("PSH").await);
+    deliver(&server, &event("evt_1", "customer.subscription.updated", 1, &object)).await;
+    let after =
+        (billing(&server).await, published(&server).await, server.audit_events().await, server.outbox("PSH").await);
     assert_eq!(after, ours);
     let theirs = server.get("/v1/billing").bearer(&their_admin).send().await.expect(200);
     assert_eq!(theirs["status"], "past_due");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_whose_answer_was_lost_happens_once() {
+async fn event_with_lost_response_applies_once() {
     let (server, proxy) = FaultProxy::start_as(configured(noon())).await;
     set_customer(&server, server.organization_id, "cus_1").await;
     proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
-    take(&server, &updated("evt_1", 1, "past_due")).await;
+    deliver(&server, &updated("evt_1", 1, "past_due")).await;
     proxy.fail("TransactWriteItems", ALWAYS, Fault::DropAnswer);
     send(&server, &updated("evt_2", 2, "active")).await.refused(503);
     proxy.heal();
-    take(&server, &updated("evt_2", 2, "active")).await;
-    assert_eq!((told(&server).await.len(), status(&server).await), (2, json!("active")));
+    deliver(&server, &updated("evt_2", 2, "active")).await;
+    assert_eq!((published(&server).await.len(), status(&server).await), (2, json!("active")));
     for operation in ["GetItem", "TransactWriteItems"] {
         proxy.fail(operation, ALWAYS, Fault::Close);
         let refused = send(&server, &updated("evt_3", 3, "unpaid")).await;
@@ -765,13 +771,13 @@ async fn an_event_whose_answer_was_lost_happens_once() {
         refused.refused(503);
         proxy.heal();
     }
-    assert_eq!(told(&server).await.len(), 2);
-    take(&server, &updated("evt_3", 3, "unpaid")).await;
-    assert_eq!(status(&server).await, "unpaid", "Stripe sends again what was not received");
+    assert_eq!(published(&server).await.len(), 2);
+    deliver(&server, &updated("evt_3", 3, "unpaid")).await;
+    assert_eq!(status(&server).await, "unpaid", "Stripe sends a refused event again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn racing_events_and_operators_lose_nothing() {
+async fn concurrent_events_and_patches_all_apply() {
     let server = Arc::new(server().await);
     let mut racing = Vec::new();
     for second in 1..=6 {

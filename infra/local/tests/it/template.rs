@@ -1,5 +1,5 @@
-//! `template.yaml`: who may do what, what API Gateway answers in its own voice, what is never deleted, and that the runner takes no
-//! template that its handlers do not fit.
+//! `template.yaml`: permissions, API Gateway's own responses, retained resources, firewall and
+//! limits. Also: the runner refuses a template that does not match its handlers.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,7 +34,7 @@ use crate::{
     webhooks::{Reaction, Receiver},
 };
 
-/// The tables and their indexes, as the store names them and as policies do.
+/// The tables and their indexes: the name in the store, and the name in policies.
 pub(crate) const TABLES: [(&str, &str); 8] = [
     ("karta", "KartaTable.Arn"),
     ("karta/index/unchained", "${KartaTable.Arn}/index/unchained"),
@@ -53,7 +53,7 @@ pub(crate) fn resources(kind: &str) -> BTreeMap<String, Value> {
     resources.into_iter().filter(|(_, resource)| resource["Type"] == kind).collect()
 }
 
-/// The functions by their folders.
+/// Returns the properties of each function by folder name.
 pub(crate) fn functions() -> BTreeMap<String, Value> {
     let functions = resources("AWS::Serverless::Function").into_values();
     let named = functions.map(|function| {
@@ -68,7 +68,7 @@ pub(crate) fn statements(function: &Value) -> Vec<&Value> {
     policies.flat_map(|policy| policy["Statement"].as_array().unwrap()).collect()
 }
 
-/// One word or a list of them.
+/// Returns the strings of a value that is one string or a list.
 pub(crate) fn words(value: &Value) -> Vec<&str> {
     match value {
         Value::Array(words) => words.iter().map(|word| word.as_str().unwrap()).collect(),
@@ -76,7 +76,7 @@ pub(crate) fn words(value: &Value) -> Vec<&str> {
     }
 }
 
-/// Which function may do what to which partitions of which table, one by one.
+/// Returns every grant on a table: function, action, table and partition pattern.
 fn granted() -> BTreeSet<[String; 4]> {
     let mut granted = BTreeSet::new();
     for (name, function) in functions() {
@@ -94,7 +94,7 @@ fn granted() -> BTreeSet<[String; 4]> {
 }
 
 #[test]
-fn a_policy_names_exact_actions_and_partitions() {
+fn policies_name_exact_actions_and_partitions() {
     let actions = [
         "apigateway:DELETE",
         "dynamodb:BatchGetItem",
@@ -111,7 +111,7 @@ fn a_policy_names_exact_actions_and_partitions() {
         "secretsmanager:UpdateSecretVersionStage",
     ];
     for (name, function) in functions() {
-        assert!(function["Role"].is_null(), "{name} has a role of its own making");
+        assert!(function["Role"].is_null(), "{name} has a custom role");
         for statement in statements(&function) {
             assert_eq!(statement["Effect"], "Allow", "{name}");
             let resources = words(&statement["Resource"]);
@@ -140,7 +140,7 @@ fn a_policy_names_exact_actions_and_partitions() {
 }
 
 #[test]
-fn one_function_may_flush_the_authorizer_cache_of_its_own_stage_and_change_nothing_else_of_the_gateway() {
+fn only_cache_push_may_flush_authorizer_cache() {
     let mut granted = Vec::new();
     for (name, function) in functions() {
         for statement in statements(&function) {
@@ -154,7 +154,7 @@ fn one_function_may_flush_the_authorizer_cache_of_its_own_stage_and_change_nothi
 }
 
 #[test]
-fn one_function_may_invoke_one_other() {
+fn only_webhook_events_may_invoke_webhook_deliveries() {
     let mut granted = Vec::new();
     for (name, function) in functions() {
         for statement in statements(&function) {
@@ -165,12 +165,12 @@ fn one_function_may_invoke_one_other() {
     }
     let target = json!("WorkerWebhookDeliveries.Arn");
     assert_eq!(granted, [("worker-webhook-events".to_owned(), json!("lambda:InvokeFunction"), target)]);
-    let told = functions()["worker-webhook-events"]["Environment"]["Variables"].clone();
-    assert_eq!(told, json!({ "KARTA_WEBHOOK_DELIVERIES_FUNCTION": "WorkerWebhookDeliveries" }));
+    let variables = functions()["worker-webhook-events"]["Environment"]["Variables"].clone();
+    assert_eq!(variables, json!({ "KARTA_WEBHOOK_DELIVERIES_FUNCTION": "WorkerWebhookDeliveries" }));
 }
 
 #[test]
-fn digests_are_read_by_those_that_judge_keys_alone() {
+fn only_key_validators_read_digests() {
     let touching: Vec<_> = granted().into_iter().filter(|[_, _, table, _]| table == "CredentialsTable.Arn").collect();
     let touching: Vec<_> = touching.iter().map(|[function, action, _, keys]| [&**function, action, keys]).collect();
     assert_eq!(
@@ -190,7 +190,7 @@ fn digests_are_read_by_those_that_judge_keys_alone() {
 const WRITES: [&str; 3] = ["PutItem", "UpdateItem", "DeleteItem"];
 
 #[test]
-fn validating_roles_write_times_of_use_only() {
+fn key_validators_write_only_times_of_use() {
     let written: Vec<_> = granted()
         .into_iter()
         .filter(|[function, action, ..]| {
@@ -208,7 +208,7 @@ fn validating_roles_write_times_of_use_only() {
 }
 
 #[test]
-fn access_is_changed_by_roles_that_audit() {
+fn roles_that_change_access_also_audit() {
     let granted = granted();
     let state = ["KEY#*", "ORG#*", "ADM#*", "BUD#*", "PRJ#*", "MK#*", "WH#*"];
     let writers: BTreeSet<_> = granted
@@ -221,21 +221,21 @@ fn access_is_changed_by_roles_that_audit() {
     assert!(writers.len() > 10, "{writers:?}");
     for writer in writers {
         let audit = [writer.as_str(), "PutItem", "KartaTable.Arn", "AUD#*"].map(str::to_owned);
-        assert!(granted.contains(&audit), "{writer} changes what access depends on and may write no audit event");
+        assert!(granted.contains(&audit), "{writer} may change access but may not write audit events");
     }
 }
 
 #[test]
-fn the_audit_chain_is_written_by_its_worker_alone_and_anchors_are_read_by_nobody() {
+fn only_chain_worker_writes_chain_and_anchors() {
     let mut touching = Vec::new();
     for [function, action, table, keys] in granted() {
         if ["CHN#*", "UNC#*"].contains(&keys.as_str()) || table == "AnchorsTable.Arn" {
             touching.push([function, action, keys].join(" "));
         } else if keys == "AUD#*" && function == "worker-audit-chain" {
-            // Which chains them.
+            // This worker reads and updates events to chain them.
         } else if keys == "AUD#*" && function.starts_with("worker-") {
             let does = [&*function, &action];
-            assert_eq!(does, ["worker-webhook-deliveries", "PutItem"], "it tells of the endpoints that it disables");
+            assert_eq!(does, ["worker-webhook-deliveries", "PutItem"], "it audits the endpoints that it disables");
         } else if keys == "AUD#*" {
             assert!(action == "PutItem" || function == "audit-events-list", "{function} may {action} audit events");
         }
@@ -254,7 +254,7 @@ fn the_audit_chain_is_written_by_its_worker_alone_and_anchors_are_read_by_nobody
 }
 
 #[test]
-fn sealed_provider_keys_are_read_by_the_one_route_that_opens_them_and_the_sweep_alone() {
+fn only_one_route_and_sweep_read_sealed_keys() {
     let touching: Vec<_> = granted().into_iter().filter(|[_, _, _, keys]| keys == "MKS#*").collect();
     let touching: Vec<_> = touching.iter().map(|[function, action, table, _]| [&**function, action, table]).collect();
     assert_eq!(
@@ -273,7 +273,7 @@ fn sealed_provider_keys_are_read_by_the_one_route_that_opens_them_and_the_sweep_
 }
 
 #[test]
-fn webhook_secrets_are_read_by_the_rotation_and_by_whoever_signs_alone() {
+fn only_rotation_and_deliveries_read_webhook_secrets() {
     let touching: Vec<_> = granted().into_iter().filter(|[_, _, _, keys]| keys == "WHS#*").collect();
     let touching: Vec<_> = touching.iter().map(|[function, action, table, _]| [&**function, action, table]).collect();
     assert_eq!(
@@ -291,7 +291,7 @@ fn webhook_secrets_are_read_by_the_rotation_and_by_whoever_signs_alone() {
 }
 
 #[test]
-fn each_secret_is_given_to_those_that_need_it_alone() {
+fn secrets_are_readable_only_where_needed() {
     let mut given = BTreeMap::<_, Vec<_>>::new();
     for (name, function) in functions() {
         let mut readable = BTreeSet::new();
@@ -303,7 +303,7 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
         let variables = function["Environment"]["Variables"].as_object().into_iter().flatten();
         let named = variables.filter(|(variable, _)| variable.starts_with("KARTA_SECRET_"));
         let named: BTreeSet<_> = named.map(|(_, id)| id.as_str().unwrap().to_owned()).collect();
-        assert_eq!(readable, named, "{name} is told of the secrets that it may read");
+        assert_eq!(readable, named, "{name} must have variables for exactly its readable secrets");
         for secret in readable {
             given.entry(secret).or_default().push(name.clone());
         }
@@ -375,7 +375,7 @@ fn each_secret_is_given_to_those_that_need_it_alone() {
 }
 
 #[test]
-fn rings_are_written_by_their_rotation_alone_which_reaches_no_table() {
+fn only_rotation_writes_rings_and_nothing_else() {
     let rotation = "worker-secrets-rotation";
     for (name, function) in functions() {
         for statement in statements(&function) {
@@ -390,19 +390,19 @@ fn rings_are_written_by_their_rotation_alone_which_reaches_no_table() {
         }
     }
     let function = &resources("AWS::Serverless::Function")["WorkerSecretsRotation"];
-    assert_eq!(function["Condition"], "Rotates", "what may replace rings is there only to do it");
+    assert_eq!(function["Condition"], "Rotates", "the function exists only if rotation is enabled");
     let schedules = resources("AWS::SecretsManager::RotationSchedule");
     for (id, schedule) in &schedules {
         assert_eq!(schedule["Properties"]["RotationLambdaARN"], "WorkerSecretsRotation.Arn", "{id}");
         assert_eq!(schedule["Properties"]["RotateImmediatelyOnUpdate"], false, "{id}");
-        assert!(schedule["Condition"].as_str().unwrap().starts_with("Rotates"), "{id} is for whoever asks for it");
+        assert!(schedule["Condition"].as_str().unwrap().starts_with("Rotates"), "{id} must be optional");
     }
     assert_eq!(schedules.len(), 3);
 }
 
 #[test]
-fn a_function_opens_the_store_at_its_start_if_it_may_ask_it() {
-    // The rotation has a client of Secrets Manager and nothing else.
+fn functions_with_store_permissions_connect_at_startup() {
+    // The rotation function has only a client of Secrets Manager.
     for (name, function) in functions().into_iter().filter(|(name, _)| name != worker_secrets_rotation::NAME) {
         let mut actions = statements(&function).into_iter().flat_map(|statement| words(&statement["Action"]));
         let may_ask = actions.any(|action| action.starts_with("dynamodb:"));
@@ -426,13 +426,13 @@ async fn functions_do_just_what_their_policies_allow() {
     let (itself, itself_token) = server.key(&["admin"]).await;
     let (_, unused) = server.key(&["read"]).await;
     let path = format!("/v1/api_keys/{key}");
-    // Their notices of expiry come due when the clock has moved on.
+    // Expiry notices become due when the clock advances.
     let (soon, later) = ("2026-12-02T12:00:00Z", "2026-12-03T12:00:00Z");
     let new_key = json!({ "name": "ci", "scopes": ["admin"] });
     let ending_key = json!({ "name": "ci", "scopes": ["read"], "expires_at": soon });
     let (temporary, _) = server.key_with(ending_key.clone()).await;
     let temporary = format!("/v1/api_keys/{temporary}");
-    let found = || {
+    let create_organization = || {
         server.service(Method::POST, "/v1/internal/organizations").body(json!({ "slug": "globex", "name": "Globex" }))
     };
     let prefix = server.get(&path).send().await.expect(200)["api_key"]["prefix"].take();
@@ -472,7 +472,7 @@ async fn functions_do_just_what_their_policies_allow() {
         ("api-keys-get", server.get(&path)),
         ("api-keys-update", server.patch(&path, json!({ "scopes": ["read"] }))),
         ("api-keys-update", server.patch(&path, json!({ "scopes": ["admin"] }))),
-        // A key that changes itself is read with its organization and its last use.
+        // A key that changes itself is read together with its organization and its last use.
         ("api-keys-update", server.patch(&path, json!({ "name": "itself" })).bearer(&token)),
         ("api-keys-rotate", server.post(&format!("/v1/api_keys/{itself}/rotate"), json!({})).bearer(&itself_token)),
         ("api-keys-revoke", server.delete(&format!("/v1/api_keys/{itself}")).bearer(&itself_token)),
@@ -517,9 +517,9 @@ async fn functions_do_just_what_their_policies_allow() {
         ),
         ("internal-whoami", server.service(Method::GET, "/v1/internal/whoami")),
         ("internal-keys-validate", validation),
-        ("internal-organizations-create", found().idempotency_key("1")),
-        // Refused with the id of the slug's owner.
-        ("internal-organizations-create", found()),
+        ("internal-organizations-create", create_organization().idempotency_key("1")),
+        // The refusal contains the id of the organization that has the slug.
+        ("internal-organizations-create", create_organization()),
         (
             "internal-api-keys-create",
             server
@@ -541,13 +541,14 @@ async fn functions_do_just_what_their_policies_allow() {
     server.get("/v1/audit_events?limit=1").send().await.expect(200);
     webhooks(&server, &clock).await;
     clock.advance(Duration::from_hours(5 * 24));
-    // Once the ring is rotated, a provider key that is asked for is sealed anew, and the sweep does the others.
+    // After a rotation of the ring, a request reseals the provider key that it reads, and the sweep
+    // reseals the others.
     let rotated = rotated(&server);
     active_of(&rotated, &server, "anthropic").await.expect(200);
     for tick in registry::workers(&rotated, &server.runner.gateway).into_values() {
         tick().await.unwrap();
     }
-    // The same of what signs webhooks.
+    // The delivery worker reseals webhook secrets in the same way.
     let body = json!({ "url": "https://hooks.example.com", "event_types": ["*"] });
     for _ in 0..2 {
         server.post("/v1/webhook_endpoints", body.clone()).send().await.expect(201);
@@ -559,15 +560,15 @@ async fn functions_do_just_what_their_policies_allow() {
     });
     let deliveries = WebhookDeliveries::new(rotated.of_function(WebhookDeliveries::NAME), Vec::new());
     deliveries.work(&Wake::Sweep).await.unwrap();
-    let done = calls.seen();
-    let excess = rights::excess(&done);
-    assert!(excess.is_empty(), "done without a permission: {excess:#?}");
-    let mut idle = rights::idle(&done);
-    idle.retain(|permission| !permission.is_elsewhere());
-    assert!(idle.is_empty(), "permitted without a use: {idle:#?}");
+    let recorded = calls.seen();
+    let unpermitted = rights::unpermitted(&recorded);
+    assert!(unpermitted.is_empty(), "calls without a permission: {unpermitted:#?}");
+    let mut unused = rights::unused(&recorded);
+    unused.retain(|permission| !permission.needs_fake_service());
+    assert!(unused.is_empty(), "unused permissions: {unused:#?}");
 }
 
-/// What the functions behind webhooks do, on their own and for each other.
+/// Calls every webhook route and both webhook workers.
 async fn webhooks(server: &TestServer, clock: &ManualClock) {
     let (receiver, woken) = (Receiver::start().await, Arc::new(Mutex::new(BTreeSet::new())));
     let noted = Arc::clone(&woken);
@@ -591,7 +592,7 @@ async fn webhooks(server: &TestServer, clock: &ManualClock) {
         }
     };
     let route = "/v1/webhook_endpoints";
-    // More than a page of a recovery.
+    // More events than one page of a recovery.
     for _ in 0..30 {
         server.key(&["read"]).await;
     }
@@ -610,7 +611,7 @@ async fn webhooks(server: &TestServer, clock: &ManualClock) {
     ] {
         ask(function, request).await;
     }
-    // What happened before the endpoint was there goes nowhere; the ping fails, and waits.
+    // Events from before the endpoint are not sent. The ping fails and waits for its retry.
     receiver.react(Reaction::Status(500));
     work(Wake::Sweep).await;
     let mut listed = ask("webhook-deliveries-list", server.get(&format!("{endpoint}/deliveries?limit=1"))).await;
@@ -619,7 +620,7 @@ async fn webhooks(server: &TestServer, clock: &ManualClock) {
     let replay = format!("{endpoint}/deliveries/{}/replay", ping["id"]);
     ask("webhook-deliveries-replay", server.request(Method::POST, &replay)).await;
     work(Wake::Sweep).await;
-    // A recovery over several pages, which finds what was never sent and what waits.
+    // A recovery over several pages, which finds unsent events and a pending delivery.
     clock.advance(Duration::from_millis(1));
     let since = json!({ "since": "2026-11-21T11:00:00Z" });
     ask("webhook-endpoints-recover", server.post(&format!("{endpoint}/recover"), since)).await;
@@ -632,7 +633,7 @@ async fn webhooks(server: &TestServer, clock: &ManualClock) {
     work(Wake::Sweep).await;
     assert_eq!(server.get(&endpoint).send().await.expect(200)["webhook_endpoint"]["disabled_reason"], "gone");
     ask("webhook-endpoints-update", server.patch(&endpoint, json!({ "enabled": true }))).await;
-    // A queue that is joined while its endpoint is deleted.
+    // The queue gets a delivery while its endpoint is deleted.
     let queue = format!("WHQ#{organization_id}");
     let queue = server.items_of("karta-outbox", &queue).await.remove(0);
     ask("webhook-endpoints-delete", server.delete(&endpoint)).await;
@@ -642,7 +643,7 @@ async fn webhooks(server: &TestServer, clock: &ManualClock) {
 }
 
 #[test]
-fn the_generators_of_secrets_are_frozen() {
+fn secret_generators_are_frozen() {
     let secrets = resources("AWS::SecretsManager::Secret").into_iter();
     let generators: BTreeMap<_, _> = secrets
         .map(|(name, secret)| {
@@ -702,7 +703,7 @@ fn the_generators_of_secrets_are_frozen() {
 }
 
 #[test]
-fn what_aws_generates_is_a_set_of_service_tokens() {
+fn generated_service_tokens_are_valid() {
     let secret = &resources("AWS::SecretsManager::Secret")["ServiceTokensSecret"];
     let generator = &secret["Properties"]["GenerateSecretString"];
     let mut generated: Value = serde_json::from_str(generator["SecretStringTemplate"].as_str().unwrap()).unwrap();
@@ -714,15 +715,15 @@ fn what_aws_generates_is_a_set_of_service_tokens() {
 }
 
 #[test]
-fn nobody_reaches_the_internal_routes_of_a_stack_with_default_parameters() {
+fn internal_routes_are_closed_by_default() {
     let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
     for (parameter, variable) in
         [("InternalAllowedIps", "KARTA_INTERNAL_ALLOWED_IPS"), ("InternalHosts", "KARTA_INTERNAL_HOSTS")]
     {
         assert_eq!(document["Parameters"][parameter]["Default"], "", "{parameter}");
         for (name, function) in functions() {
-            let told = function["Environment"]["Variables"][variable].as_str();
-            assert_eq!(told, name.starts_with("internal-").then_some(parameter), "{name}");
+            let value = function["Environment"]["Variables"][variable].as_str();
+            assert_eq!(value, name.starts_with("internal-").then_some(parameter), "{name}");
         }
     }
 }
@@ -750,7 +751,7 @@ fn tables_and_secrets_outlive_their_stack() {
 }
 
 #[test]
-fn api_gateways_own_answers_are_the_contracts() {
+fn gateway_responses_match_the_contract() {
     let unauthorized = crate::harness::unauthorized();
     let not_found = crate::harness::unknown_route();
     let unavailable = json!({ "detail": "Service unavailable" });
@@ -801,7 +802,7 @@ fn firewall_refusal_equals_unknown_path_answer() {
     assert_eq!(responses["WAF_FILTERED"], responses["MISSING_AUTHENTICATION_TOKEN"]);
 }
 
-/// Everything in a rule's statement that has this name.
+/// Collects the fields of a rule's statement that have this name.
 fn named<'a>(statement: &'a Value, name: &str, found: &mut Vec<&'a Value>) {
     match statement {
         Value::Object(fields) => {
@@ -826,21 +827,21 @@ fn firewall_covers_internal_and_key_creating_routes() {
         let mut matches = Vec::new();
         named(&rule["Statement"], "ByteMatchStatement", &mut matches);
         let paths: Vec<_> = matches.iter().filter(|found| found["FieldToMatch"]["UriPath"].is_object()).collect();
-        let [path] = paths[..] else { panic!("one path of {rule}") };
+        let [path] = paths[..] else { panic!("{rule} must match one path") };
         assert_eq!(path["PositionalConstraint"], "CONTAINS", "the stage may precede the path");
         path["SearchString"].as_str().unwrap().to_owned()
     };
     let template = Template::parse(TEMPLATE).unwrap();
     let routes =
         template.functions.iter().flat_map(|function| function.routes.iter().map(move |route| (function, route)));
-    let makers = key_makers();
+    let creators = key_creators();
     let internal = covered("internal-routes");
     for (function, route) in routes {
         let is_internal = function.binary.starts_with("internal-");
         assert_eq!(route.path.contains(&internal), is_internal, "{}", route.path);
         for rule in ["key-creation-by-credential", "key-creation-by-address"] {
             let counted = route.method == Method::POST && route.path.contains(&covered(rule));
-            assert_eq!(counted, makers.contains(&function.binary) && !is_internal, "{rule}: {}", route.path);
+            assert_eq!(counted, creators.contains(&function.binary) && !is_internal, "{rule}: {}", route.path);
         }
     }
     let encoded = rules.iter().find(|rule| rule["Name"] == "encoded-slashes").unwrap();
@@ -863,7 +864,8 @@ fn access_log_holds_no_credential() {
     let format = setting["Format"].as_str().unwrap();
     let variables: BTreeSet<_> =
         format.split("$context.").skip(1).map(|rest| rest.split(['"', ',']).next().unwrap()).collect();
-    // Neither headers (the user agent is one) nor paths and queries, in which a client may put anything.
+    // The log has no headers (such as the user agent), paths or queries, because clients control
+    // their content.
     let expected = [
         "domainName",
         "error.responseType",
@@ -903,7 +905,10 @@ fn every_log_group_has_a_retention() {
     }
     let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
     let days = document["Parameters"]["AuditLogRetentionDays"]["AllowedValues"].as_array().unwrap();
-    assert!(days.iter().all(|days| days.as_u64().unwrap() >= 365), "the chain's witness is kept for a year at least");
+    assert!(
+        days.iter().all(|days| days.as_u64().unwrap() >= 365),
+        "the audit chain's log must be kept for at least a year"
+    );
 }
 
 #[test]
@@ -928,9 +933,10 @@ fn reserved_concurrency_parameters_may_be_zero() {
 #[test]
 fn stack_stays_below_the_resource_limit() {
     let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
-    // SAM makes a role of a function, a rule and a permission of a schedule, a permission or a mapping of another event, and of the API its
-    // deployment, its stage and the authorizer's permission.
-    let made_of = |resource: &Value| {
+    // SAM adds a role to each function, a rule and a permission to each schedule, and a permission
+    // or a mapping to each other event. To the API it adds a deployment, a stage and the
+    // authorizer's permission.
+    let resource_count = |resource: &Value| {
         let properties = &resource["Properties"];
         match resource["Type"].as_str().unwrap() {
             "AWS::Serverless::Function" => {
@@ -942,7 +948,7 @@ fn stack_stays_below_the_resource_limit() {
             _ => 1,
         }
     };
-    let sum: usize = document["Resources"].as_object().unwrap().values().map(made_of).sum();
+    let sum: usize = document["Resources"].as_object().unwrap().values().map(resource_count).sum();
     assert!(sum <= 480, "{sum} of CloudFormation's 500");
 }
 
@@ -956,7 +962,7 @@ fn functions_are_built_with_the_lock_file() {
 }
 
 #[test]
-fn a_function_out_of_time_says_so_before_lambda_ends_it_and_the_gateway_gives_up() {
+fn function_deadline_precedes_lambda_and_gateway_timeouts() {
     let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
     let usual = &document["Globals"]["Function"]["Timeout"];
     let routes =
@@ -969,17 +975,18 @@ fn a_function_out_of_time_says_so_before_lambda_ends_it_and_the_gateway_gives_up
 
 #[test]
 fn no_function_starts_from_a_snapshot() {
-    // Its copies would draw the same random numbers.
+    // Copies of a snapshot would generate the same random numbers.
     assert!(!TEMPLATE.contains("SnapStart"));
 }
 
 #[test]
-fn every_route_but_the_public_ones_asks_the_authorizer() {
+fn only_listed_routes_bypass_the_authorizer() {
     let template = Template::parse(TEMPLATE).unwrap();
     let routes = template.functions.iter().flat_map(|function| &function.routes);
     let open: BTreeSet<_> =
         routes.filter(|route| !route.authorized).map(|route| format!("{} {}", route.method, route.path)).collect();
-    // The internal ones judge a service token themselves, behind the allowlists; Stripe's judges a signature.
+    // The internal routes check the allowlists and a service token. Stripe's route checks a
+    // signature.
     let expected = [
         "GET /docs",
         "GET /healthz",
@@ -1003,8 +1010,8 @@ fn every_route_but_the_public_ones_asks_the_authorizer() {
     assert_eq!((template.authorizer.binary.as_str(), template.authorizer.cached_seconds), ("authorizer", 3));
 }
 
-/// Functions that may put a credential, and so run bcrypt for it.
-fn key_makers() -> BTreeSet<String> {
+/// Returns the functions that may store a credential and therefore run bcrypt.
+fn key_creators() -> BTreeSet<String> {
     let granted = granted().into_iter();
     granted
         .filter(|[_, action, _, keys]| action == "PutItem" && keys == "KP#*")
@@ -1013,9 +1020,9 @@ fn key_makers() -> BTreeSet<String> {
 }
 
 #[test]
-fn every_route_that_makes_a_key_or_opens_one_is_held_to_a_low_rate() {
+fn routes_that_create_or_open_keys_are_throttled() {
     let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
-    // A number, or the default of the parameter that is named.
+    // Returns a number, or the default of the parameter of that name.
     let number = |value: &Value| {
         let parameter = value.as_str().map(|name| document["Parameters"][name]["Default"].as_u64());
         parameter.unwrap_or_else(|| value.as_u64()).unwrap()
@@ -1028,24 +1035,24 @@ fn every_route_that_makes_a_key_or_opens_one_is_held_to_a_low_rate() {
     });
     let mut settings: BTreeMap<_, _> = settings.collect();
     let ceiling = settings.remove(&("*".to_owned(), "/*".to_owned())).unwrap();
-    let makers = key_makers();
-    // Whoever may read a sealed key opens it.
+    let creators = key_creators();
+    // A function that may read a sealed key can open it.
     let openers = granted().into_iter().filter(|[_, action, _, keys]| action == "GetItem" && keys == "MKS#*");
-    let held: BTreeSet<_> = openers.map(|[function, ..]| function).chain(makers.clone()).collect();
+    let throttled: BTreeSet<_> = openers.map(|[function, ..]| function).chain(creators.clone()).collect();
     let template = Template::parse(TEMPLATE).unwrap();
-    let functions = template.functions.iter().filter(|function| held.contains(&function.binary));
+    let functions = template.functions.iter().filter(|function| throttled.contains(&function.binary));
     let routes = functions.flat_map(|function| function.routes.iter().map(move |route| (function, route)));
     let expected = routes.map(|(function, route)| {
         let path = format!("/{}", route.path.replace('/', "~1"));
-        let limits = if makers.contains(&function.binary) { [50, 100] } else { [200, 400] };
+        let limits = if creators.contains(&function.binary) { [50, 100] } else { [200, 400] };
         ((route.method.to_string(), path), limits)
     });
     assert_eq!(settings, expected.collect());
-    assert!(makers.len() >= 4 && ceiling > [200, 400], "{makers:?} {ceiling:?}");
+    assert!(creators.len() >= 4 && ceiling > [200, 400], "{creators:?} {ceiling:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_template_that_does_not_fit_the_handlers_is_refused() {
+async fn template_that_does_not_match_handlers_is_refused() {
     let server = TestServer::start().await;
     let refusal = |edit: &dyn Fn(&mut Template)| {
         let mut template = Template::parse(TEMPLATE).unwrap();
@@ -1074,7 +1081,7 @@ async fn a_template_that_does_not_fit_the_handlers_is_refused() {
 }
 
 #[test]
-fn a_template_that_cannot_be_read_is_refused_with_its_fault() {
+fn invalid_template_is_refused_with_its_fault() {
     for (before, after, named) in [
         ("Binary: api-keys-list", "Binary: api-keys-lists", "ApiKeysList builds api-keys-lists"),
         ("Method: PATCH", "Method: [PATCH]", "ApiKeysUpdate, event Route"),
@@ -1085,7 +1092,7 @@ fn a_template_that_cannot_be_read_is_refused_with_its_fault() {
         ("AWSTemplateFormatVersion:", "- AWSTemplateFormatVersion:", "not YAML"),
     ] {
         let edited = TEMPLATE.replacen(before, after, 1);
-        assert_ne!(edited, TEMPLATE, "{before} is there");
+        assert_ne!(edited, TEMPLATE, "template.yaml must contain {before}");
         let message = format!("{:#}", Template::parse(&edited).unwrap_err());
         assert!(message.contains(named), "{message}");
     }

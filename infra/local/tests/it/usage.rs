@@ -1,4 +1,5 @@
-//! `/v1/internal/usage/events` and what `/v1/usage` tells of it: every event once, whatever is repeated, raced or cut off, and to the last token.
+//! `/v1/internal/usage/events` and the sums of `/v1/usage`. Each event counts exactly once, despite
+//! repeats, races and interrupted writes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -49,7 +50,7 @@ async fn key_of(server: &TestServer) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_reported_is_told_by_model_and_by_day() {
+async fn usage_is_summed_by_model_and_day() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let key = key_of(&server).await;
     let events = [
@@ -65,7 +66,11 @@ async fn what_is_reported_is_told_by_model_and_by_day() {
     let part = |name: &str, of: &str, tally: Value| with(json!({ name: of }), tally);
     let november = usage(&server, "").await;
     assert_eq!((&november["period"], &november["unpriced"]), (&json!("2026-11"), &json!([])));
-    assert_eq!(november["totals"], tally(1_000_010, 5, 251), "$2.50 for a million, and a little: rounded up");
+    assert_eq!(
+        november["totals"],
+        tally(1_000_010, 5, 251),
+        "$2.50 for a million tokens, plus a fraction of a cent that is rounded up"
+    );
     assert_eq!(
         november["by_model"],
         json!([part("model", "gpt-4o", tally(1_000_000, 5, 251)), part("model", "gpt-4o-mini", tally(10, 0, 1))])
@@ -75,7 +80,7 @@ async fn what_is_reported_is_told_by_model_and_by_day() {
         json!([part("date", "2026-11-20", tally(10, 0, 1)), part("date", "2026-11-21", tally(1_000_000, 5, 251))])
     );
     let october = usage(&server, "?period=2026-10").await;
-    assert_eq!(october["totals"], tally(10, 0, 0), "an offset may carry an event into another month");
+    assert_eq!(october["totals"], tally(10, 0, 0), "a UTC offset may move an event to another month");
     assert_eq!(october["by_model"], json!([part("model", "unspecified", tally(10, 0, 0))]));
     assert_eq!(october["unpriced"], unpriced);
     let keys = server.get("/v1/usage/keys").send().await.expect(200);
@@ -106,7 +111,7 @@ async fn unpriced_models_are_named_with_their_tokens() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_event_is_named_and_sinks_no_other() {
+async fn invalid_event_is_reported_and_others_count() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let key = key_of(&server).await;
     let prefix = server.get("/v1/whoami").send().await.expect(200)["api_key_prefix"].take();
@@ -157,14 +162,14 @@ async fn a_bad_event_is_named_and_sinks_no_other() {
     assert_eq!((&answer["accepted"], &answer["duplicates"]), (&json!(good.len()), &json!(0)));
     let rejected = answer["rejected"].as_array().unwrap();
     assert_eq!(rejected.len(), bad.len());
-    for ((index, (event, message)), told) in bad.iter().enumerate().zip(rejected) {
-        assert_eq!(told["index"], index);
-        assert!(told["message"].as_str().unwrap().starts_with(message), "{event}: {}", told["message"]);
+    for ((index, (event, message)), rejection) in bad.iter().enumerate().zip(rejected) {
+        assert_eq!(rejection["index"], index);
+        assert!(rejection["message"].as_str().unwrap().starts_with(message), "{event}: {}", rejection["message"]);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_is_a_list_of_at_most_a_thousand() {
+async fn batch_is_limited_to_a_thousand_events() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let key = key_of(&server).await;
     let events: Vec<_> = (0..1_001).map(|id| event(key, &id.to_string())).collect();
@@ -179,14 +184,14 @@ async fn a_batch_is_a_list_of_at_most_a_thousand() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_counts_once_within_a_batch_and_across_batches_in_its_organization() {
+async fn event_counts_once_per_organization() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let key = key_of(&server).await;
     let (_, other) = server.another_organization("globex").await;
     let foreign = server.get("/v1/whoami").bearer(&other).send().await.expect(200)["api_key_id"].as_u64().unwrap();
     let batch = [event(key, "1"), event(key, "1"), event(foreign, "1"), event(key, "2")];
     let first = report(&server, &batch).await.expect(202);
-    assert_eq!((&first["accepted"], &first["duplicates"]), (&json!(3), &json!(1)), "another organization's is another");
+    assert_eq!((&first["accepted"], &first["duplicates"]), (&json!(3), &json!(1)), "event ids are per organization");
     let changed = with(event(key, "2"), json!({ "quantity": 99 }));
     let again = report(&server, &[changed, event(key, "1"), event(key, "3")]).await.expect(202);
     assert_eq!((&again["accepted"], &again["duplicates"]), (&json!(1), &json!(2)), "the first report counts");
@@ -196,7 +201,7 @@ async fn an_event_counts_once_within_a_batch_and_across_batches_in_its_organizat
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_successor_goes_on_with_the_counters_of_its_key() {
+async fn successor_keeps_the_counters_of_its_key() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let (old, _) =
         server.key_with(json!({ "name": "ci", "scopes": ["read"], "budget": { "total_tokens": 100 } })).await;
@@ -206,16 +211,16 @@ async fn a_successor_goes_on_with_the_counters_of_its_key() {
     report(&server, &[event(new, "2"), event(old, "3")]).await.expect(202);
     let keys = server.get("/v1/usage/keys").send().await.expect(200);
     let keys = keys["keys"].as_array().unwrap();
-    let told: Vec<_> = keys.iter().filter(|key| key["totals"]["input_tokens"] == 30).collect();
-    assert_eq!(told.len(), 1, "the line is told of once");
+    let listed: Vec<_> = keys.iter().filter(|key| key["totals"]["input_tokens"] == 30).collect();
+    assert_eq!(listed.len(), 1, "the lineage is listed once");
     assert_eq!(
-        (&told[0]["api_key_id"], &told[0]["budget"]["spent_percent"]["total_tokens"]),
+        (&listed[0]["api_key_id"], &listed[0]["budget"]["spent_percent"]["total_tokens"]),
         (&json!(new), &json!(30))
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_month_tells_200_models_apart() {
+async fn month_counts_200_models_separately() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let key = key_of(&server).await;
     let named = |id: usize| with(event(key, &id.to_string()), json!({ "model": format!("model-{id}") }));
@@ -234,7 +239,7 @@ async fn a_month_tells_200_models_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_batches_that_introduce_the_last_models_at_once_stay_within_200() {
+async fn parallel_batches_keep_the_model_limit() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let key = key_of(&server).await;
     let server = &server;
@@ -245,13 +250,13 @@ async fn two_batches_that_introduce_the_last_models_at_once_stay_within_200() {
         async move { report(server, &events).await.expect(202) }
     };
     tokio::join!(batch(0), batch(1_000), batch(2_000), batch(3_000));
-    let told = usage(server, "").await;
-    assert_eq!(told["totals"]["input_tokens"], 2_400);
-    assert_eq!(told["by_model"].as_array().unwrap().len(), 201);
+    let month = usage(server, "").await;
+    assert_eq!(month["totals"]["input_tokens"], 2_400);
+    assert_eq!(month["by_model"].as_array().unwrap().len(), 201);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_who_may_report_usage_does() {
+async fn usage_routes_require_their_credentials() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let key = key_of(&server).await;
     server.post(EVENTS, json!({ "events": [event(key, "1")] })).send().await.refused(401);
@@ -266,10 +271,10 @@ async fn only_who_may_report_usage_does() {
     }
 }
 
-/// Input and output tokens by what they were summed over: all, a model, a date, a key, or a key's model or date.
+/// Input and output tokens by group: all, a model, a date, a key, or a key's model or date.
 type Sums = BTreeMap<String, (u64, u64)>;
 
-/// What a generator made, in the month of its clock.
+/// Generated events of the current month, and their sums.
 #[derive(Default)]
 struct Generated {
     events: Vec<Value>,
@@ -300,7 +305,7 @@ fn generate(keys: &[u64], count: usize, seed: u64, now: Timestamp) -> Generated 
             }
         }
     }
-    // Some come twice, and none in its order.
+    // Repeat 30 % of the events and shuffle all.
     for at in 0..count * 3 / 10 {
         generated.events.push(generated.events[at * 3 % count].clone());
     }
@@ -310,8 +315,8 @@ fn generate(keys: &[u64], count: usize, seed: u64, now: Timestamp) -> Generated 
     generated
 }
 
-/// What `/v1/usage` and `/v1/usage/keys` tell.
-fn told(all: &Value, keys: &Value) -> Sums {
+/// Returns the sums in the responses of `/v1/usage` and `/v1/usage/keys`.
+fn reported_sums(all: &Value, keys: &Value) -> Sums {
     let mut sums = Sums::new();
     let keys = keys["keys"].as_array().unwrap().iter().map(|key| (format!("key {}", key["api_key_id"]), key));
     for (of, usage) in keys.chain([("all".to_owned(), all)]) {
@@ -328,13 +333,13 @@ fn told(all: &Value, keys: &Value) -> Sums {
     sums
 }
 
-async fn assert_told(server: &TestServer, expected: &Sums) {
+async fn assert_sums(server: &TestServer, expected: &Sums) {
     let keys = server.get("/v1/usage/keys?limit=100").send().await.expect(200);
-    assert_eq!(&told(&usage(server, "").await, &keys), expected);
+    assert_eq!(&reported_sums(&usage(server, "").await, &keys), expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn overlapping_batches_from_eight_writers_end_in_the_exact_sums() {
+async fn overlapping_batches_from_eight_writers_sum_exactly() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let mut keys = vec![key_of(&server).await];
     for _ in 0..4 {
@@ -346,21 +351,21 @@ async fn overlapping_batches_from_eight_writers_end_in_the_exact_sums() {
     for writer in 0..8 {
         let (server, generated) = (Arc::clone(&server), Arc::clone(&generated));
         writers.spawn(async move {
-            // Each sends three eighths of everything, so that each event is sent by three of them.
+            // Each writer sends three eighths of the events, so that three writers send each event.
             for batch in generated.events.chunks(generated.events.len().div_ceil(8)).cycle().skip(writer).take(3) {
                 for batch in batch.chunks(250) {
-                    // A busy store may answer late: who was told nothing sends again.
+                    // A busy store may time out. The writer then sends the batch again.
                     while report(&server, batch).await.status != 202 {}
                 }
             }
         });
     }
     writers.join_all().await;
-    assert_told(&server, &generated.sums).await;
+    assert_sums(&server, &generated.sums).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_over_many_keys_models_and_months_is_counted_where_it_belongs() {
+async fn batch_across_keys_models_and_months_sums_exactly() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let mut keys = Vec::new();
     for _ in 0..25 {
@@ -370,7 +375,8 @@ async fn a_batch_over_many_keys_models_and_months_is_counted_where_it_belongs() 
     let mut months = BTreeMap::<_, Sums>::new();
     let mut events = Vec::new();
     for id in 0..2_000_u64 {
-        // Most of it in one month: there the keys have more models than stand inline, and in other items than one.
+        // Most events are in one month. Its keys have more models than fit inline, in more than one
+        // item.
         let days = if id % 4 == 0 { id % 400 } else { id % 20 };
         let (at, model) = (now.minus(Duration::from_hours(24 * days)), format!("model-{}", id * 7 % 150));
         let key = keys[usize::try_from(id / 3 % 25).unwrap()];
@@ -382,20 +388,20 @@ async fn a_batch_over_many_keys_models_and_months_is_counted_where_it_belongs() 
             }
         }
     }
-    // What is new to a month is introduced by whoever comes first.
+    // Both batches introduce the same months and models at the same time.
     let [first, second] = [0, 1].map(|half| events.iter().skip(half).step_by(2).cloned().collect::<Vec<_>>());
     let (first, second) = tokio::join!(report(&server, &first), report(&server, &second));
     for answer in [first, second] {
         assert_eq!(answer.expect(202)["accepted"], 1_000);
     }
     for (month, sums) in months {
-        let lines = server.get(&format!("/v1/usage/keys?period={month}&limit=100")).send().await.expect(200);
-        assert_eq!(told(&usage(&server, &format!("?period={month}")).await, &lines), sums, "{month}");
+        let keys = server.get(&format!("/v1/usage/keys?period={month}&limit=100")).send().await.expect(200);
+        assert_eq!(reported_sums(&usage(&server, &format!("?period={month}")).await, &keys), sums, "{month}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_eight_writers_replay_through_faults_ends_in_the_exact_sums() {
+async fn eight_writers_with_faults_sum_exactly() {
     let (server, proxy) = FaultProxy::start().await;
     let mut keys = vec![key_of(&server).await];
     for _ in 0..4 {
@@ -405,7 +411,7 @@ async fn what_eight_writers_replay_through_faults_ends_in_the_exact_sums() {
     for turn in 0..20 {
         proxy.fail_after("TransactWriteItems", 2, 1, Fault::Cancel { code: "TransactionConflict", at: turn });
         proxy.fail_after("TransactWriteItems", 2, 1, Fault::DropAnswer);
-        // More than the SDK tries again.
+        // More faults than the SDK retries.
         proxy.fail_after("TransactWriteItems", 2, if turn % 5 == 0 { 16 } else { 0 }, Fault::DropAnswer);
     }
     let (server, mut writers) = (Arc::new(server), JoinSet::new());
@@ -419,11 +425,12 @@ async fn what_eight_writers_replay_through_faults_ends_in_the_exact_sums() {
     }
     writers.join_all().await;
     proxy.heal();
-    assert_told(&server, &sums).await;
+    assert_sums(&server, &sums).await;
 }
 
-/// Sends one batch again and again, and each time ends it at the next of its writes, until none is left. Holds what is told against what was sent.
-async fn cut_off_at_every_write(fault: Fault) {
+/// Sends one batch repeatedly and interrupts it one write later each time, until it completes. Then
+/// compares the reported sums with the batch.
+async fn interrupt_at_every_write(fault: Fault) {
     let (server, proxy) = FaultProxy::start().await;
     let now = server.runner.app.clock.now();
     let keys = [key_of(&server).await, server.key(&["read"]).await.0, server.key(&["read"]).await.0];
@@ -448,36 +455,36 @@ async fn cut_off_at_every_write(fault: Fault) {
     }
     assert!(cuts > 5, "{fault:?}: {cuts}");
     for (month, tokens) in months {
-        let told = usage(&server, &format!("?period={month}")).await;
-        let lines = server.get(&format!("/v1/usage/keys?period={month}")).send().await.expect(200);
+        let total = usage(&server, &format!("?period={month}")).await;
+        let keys = server.get(&format!("/v1/usage/keys?period={month}")).send().await.expect(200);
         let input = |part: &Value| part["input_tokens"].as_u64().unwrap();
-        let of_keys = || lines["keys"].as_array().unwrap().iter();
+        let of_keys = || keys["keys"].as_array().unwrap().iter();
         let parts = |usage: &Value, list: &str| usage[list].as_array().unwrap().iter().map(input).sum::<u64>();
         let by_key = of_keys().map(|key| input(&key["totals"])).sum();
         let [by_model, by_day] = ["by_model", "by_day"].map(|list| of_keys().map(|key| parts(key, list)).sum());
-        let sums = [parts(&told, "by_model"), parts(&told, "by_day"), by_key, by_model, by_day];
-        assert_eq!((input(&told["totals"]), sums), (tokens, [tokens; 5]), "{fault:?}");
+        let sums = [parts(&total, "by_model"), parts(&total, "by_day"), by_key, by_model, by_day];
+        assert_eq!((input(&total["totals"]), sums), (tokens, [tokens; 5]), "{fault:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_is_cut_off_before_every_write_counts_once() {
-    cut_off_at_every_write(Fault::Close).await;
+async fn batch_interrupted_before_any_write_counts_once() {
+    interrupt_at_every_write(Fault::Close).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_is_cut_off_after_every_write_counts_once() {
-    cut_off_at_every_write(Fault::DropAnswer).await;
+async fn batch_interrupted_after_any_write_counts_once() {
+    interrupt_at_every_write(Fault::DropAnswer).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_a_throttle_or_a_conflict_cuts_off_at_every_write_counts_once() {
-    cut_off_at_every_write(Fault::Throttle).await;
-    cut_off_at_every_write(Fault::Cancel { code: "TransactionConflict", at: 3 }).await;
+async fn throttled_or_conflicting_batch_counts_once() {
+    interrupt_at_every_write(Fault::Throttle).await;
+    interrupt_at_every_write(Fault::Cancel { code: "TransactionConflict", at: 3 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_is_killed_among_batches_counts_each_event_once_when_they_are_sent_again() {
+async fn killed_process_counts_each_event_once() {
     const KILLS: u64 = 12;
     let folder = tempfile::tempdir().unwrap();
     let start = || Karta::start(&["--data-dir", folder.path().to_str().unwrap()]);
@@ -486,11 +493,11 @@ async fn a_process_that_is_killed_among_batches_counts_each_event_once_when_they
     let (_, caller) = karta.request(Method::GET, "/v1/whoami", &admin, &Value::Null).await;
     let generated = generate(&[caller["api_key_id"].as_u64().unwrap()], 1_200, 3, SystemClock.now());
     let mut unsent = generated.events.chunks(40).map(<[Value]>::to_vec);
-    let (mut waiting, mut cut) = (Vec::new(), 0);
+    let (mut unacknowledged, mut interrupted) = (Vec::new(), 0);
     for kill in 0..KILLS {
-        waiting.extend(unsent.by_ref().take(3));
+        unacknowledged.extend(unsent.by_ref().take(3));
         let mut senders = JoinSet::new();
-        for batch in waiting.drain(..) {
+        for batch in unacknowledged.drain(..) {
             let request = reqwest::Client::new().post(format!("{}{EVENTS}", karta.says("base_url")));
             let request = request.bearer_auth(&service).body(json!({ "events": batch }).to_string());
             senders.spawn(async move {
@@ -498,26 +505,26 @@ async fn a_process_that_is_killed_among_batches_counts_each_event_once_when_they
                 (!taken).then_some(batch)
             });
         }
-        // From before the first write to after the last one.
+        // The delay varies: from before the first write to after the last one.
         tokio::time::sleep(Duration::from_millis(kill * 37 % 12 * 25)).await;
         drop(karta);
-        waiting.extend(senders.join_all().await.into_iter().flatten());
-        cut += usize::from(!waiting.is_empty());
+        unacknowledged.extend(senders.join_all().await.into_iter().flatten());
+        interrupted += usize::from(!unacknowledged.is_empty());
         karta = start();
     }
-    assert!(cut > 2, "the kills came among the batches");
-    for batch in waiting.into_iter().chain(unsent) {
+    assert!(interrupted > 2, "some kills must interrupt batches");
+    for batch in unacknowledged.into_iter().chain(unsent) {
         let body = json!({ "events": batch });
         while karta.request(Method::POST, EVENTS, &service, &body).await.0 != 202 {}
     }
     let month = SystemClock.now().month();
     let read =
         async |path: &str| karta.request(Method::GET, &format!("{path}?period={month}"), &admin, &Value::Null).await.1;
-    assert_eq!(told(&read("/v1/usage").await, &read("/v1/usage/keys").await), generated.sums);
+    assert_eq!(reported_sums(&read("/v1/usage").await, &read("/v1/usage/keys").await), generated.sums);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_organizations_fault_is_not_another_ones() {
+async fn organizations_fault_does_not_affect_others() {
     let (server, proxy) = FaultProxy::start().await;
     let now = server.runner.app.clock.now().to_string();
     let (_, other) = server.another_organization("globex").await;
@@ -528,15 +535,15 @@ async fn one_organizations_fault_is_not_another_ones() {
     report(&server, &events).await.refused(500);
     let mut counted = 0;
     for token in [&server.admin, &other] {
-        let told = server.get("/v1/usage").bearer(token).send().await.expect(200);
-        counted += told["totals"]["input_tokens"].as_u64().unwrap();
+        let month = server.get("/v1/usage").bearer(token).send().await.expect(200);
+        counted += month["totals"]["input_tokens"].as_u64().unwrap();
     }
-    assert_eq!(counted, 10, "the one that was not refused");
+    assert_eq!(counted, 10, "the event of the other organization");
     assert_eq!(report(&server, &events).await.expect(202)["accepted"], 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_over_many_organizations_and_lines_is_counted_whole() {
+async fn batch_over_many_organizations_counts_completely() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let mut events = Vec::new();
     for name in 0..20 {
@@ -553,7 +560,7 @@ async fn a_batch_over_many_organizations_and_lines_is_counted_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_that_is_too_long_to_tell_apart_is_other() {
+async fn overlong_model_name_counts_as_other() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let key = key_of(&server).await;
     let model = "é".repeat(128);
@@ -562,7 +569,7 @@ async fn a_name_that_is_too_long_to_tell_apart_is_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_passing_conflict_or_a_lost_answer_is_not_even_seen() {
+async fn transient_conflicts_and_lost_responses_are_retried() {
     let (server, proxy) = FaultProxy::start().await;
     let now = server.runner.app.clock.now().to_string();
     let key = key_of(&server).await;
@@ -575,7 +582,7 @@ async fn a_passing_conflict_or_a_lost_answer_is_not_even_seen() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_summary_reads_few_items_whatever_was_counted() {
+async fn summary_reads_few_items() {
     let (server, proxy) = FaultProxy::start().await;
     let now = server.runner.app.clock.now().to_string();
     let key = key_of(&server).await;
