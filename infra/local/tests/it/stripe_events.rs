@@ -1,4 +1,4 @@
-//! Stripe events: signatures, repeats, order, and the billing state that they give an organization.
+//! Stripe events: signatures, repeats, order, and the resulting billing state.
 
 use std::{fmt::Write, sync::Arc, time::Duration};
 
@@ -66,7 +66,7 @@ fn with_header(server: &TestServer, header: &str, body: &str) -> Request {
     server.post(PATH, json!({})).anonymous().raw_body(body.to_owned()).header("stripe-signature", header)
 }
 
-/// Returns a request with a valid signature of noon.
+/// Returns a request with a valid signature that was made at noon.
 pub(crate) fn signed(server: &TestServer, body: &str) -> Request {
     with_header(server, &signature(SECRET, NOON, body), body)
 }

@@ -7,15 +7,15 @@ fn active(server: &TestServer, slug: &str, query: &str) -> Request {
     server.service(Method::GET, &format!("/v1/internal/projects/{slug}/active_release{query}"))
 }
 
-fn of(organization: u64) -> String {
+fn organization_query(organization: u64) -> String {
     format!("?organization_id={organization}")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_active_answers_exactly_what_data_planes_read() {
+async fn active_release_has_exactly_the_documented_fields() {
     let server = TestServer::start().await;
     let id = server.project("site").await;
-    let read = async || active(&server, "site", &of(server.organization_id)).send().await.expect(200);
+    let read = async || active(&server, "site", &organization_query(server.organization_id)).send().await.expect(200);
     let first = server.deploy("site", json!({ "commit_sha": "ABCDEF0" })).await;
     let mut expected = json!({
         "project_id": id,
@@ -28,22 +28,22 @@ async fn what_is_active_answers_exactly_what_data_planes_read() {
     });
     assert_eq!(read().await, expected);
 
-    let told = |field: &str, value: &str| {
+    let report = |field: &str, value: &str| {
         let mut body = json!({ "status": "active" });
         body[field] = json!(value);
         server.service(Method::POST, &format!("/v1/internal/releases/{}/status", first["id"])).body(body).send()
     };
-    told("template_path", "agents/site.yaml").await.expect(200);
+    report("template_path", "agents/site.yaml").await.expect(200);
     expected["template_path"] = json!("agents/site.yaml");
     expected["build_kind"] = json!("template");
     assert_eq!(read().await, expected);
-    told("image_ref", "registry.example.com/site:1").await.expect(200);
+    report("image_ref", "registry.example.com/site:1").await.expect(200);
     expected["image_ref"] = json!("registry.example.com/site:1");
     expected["build_kind"] = json!("image");
     assert_eq!(read().await, expected);
 
     server.deploy("site", json!({ "commit_sha": "abcdef1", "activate": false })).await;
-    assert_eq!(read().await, expected, "what waits is not active");
+    assert_eq!(read().await, expected, "an inactive release changes nothing");
     server.deploy("site", json!({ "commit_sha": "abcdef2" })).await;
     assert_eq!(read().await["version"], 3);
     server.post("/v1/agent_projects/site/rollback", json!({ "version": 1 })).send().await.expect(200);
@@ -51,7 +51,7 @@ async fn what_is_active_answers_exactly_what_data_planes_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_an_active_release_nothing_is_found() {
+async fn missing_active_release_returns_404() {
     let server = TestServer::start().await;
     let (theirs, _) = server.another_organization("other").await;
     server.project("site").await;
@@ -60,13 +60,13 @@ async fn without_an_active_release_nothing_is_found() {
     server.deploy("shop", json!({ "commit_sha": "abcdef0", "activate": false })).await;
     let ours = server.organization_id;
     for (slug, organization) in [("shop", ours), ("nothing", ours), ("Site", ours), ("site", theirs), ("site", 1)] {
-        let refusal = active(&server, slug, &of(organization)).send().await.refused(404);
+        let refusal = active(&server, slug, &organization_query(organization)).send().await.refused(404);
         assert_eq!(refusal, json!({ "detail": "Not found" }), "{slug} of {organization}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_parameter_that_is_wrong_or_missing_is_named() {
+async fn invalid_or_missing_parameter_is_named() {
     let server = TestServer::start().await;
     for (query, field) in [
         ("", "organization_id"),
@@ -78,6 +78,7 @@ async fn a_parameter_that_is_wrong_or_missing_is_named() {
     ] {
         assert_eq!(active(&server, "nothing", query).send().await.invalid_field(), field, "{query}");
     }
-    let key = server.get(&format!("/v1/internal/projects/site/active_release{}", of(server.organization_id)));
+    let key =
+        server.get(&format!("/v1/internal/projects/site/active_release{}", organization_query(server.organization_id)));
     assert_eq!(key.send().await.refused(401), crate::harness::unauthorized());
 }

@@ -15,11 +15,11 @@ fn rescue() -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_is_made_for_the_organization_that_is_named() {
+async fn key_is_created_for_the_named_organization() {
     let server = TestServer::start().await;
     let (theirs, _) = server.another_organization("globex").await;
-    let made = create(&server, &theirs.to_string(), rescue()).send().await.expect(201);
-    let (secret, api_key) = (made["secret"].as_str().unwrap(), &made["api_key"]);
+    let created = create(&server, &theirs.to_string(), rescue()).send().await.expect(201);
+    let (secret, api_key) = (created["secret"].as_str().unwrap(), &created["api_key"]);
     assert_eq!((&api_key["scopes"], &api_key["created_by"]), (&json!(["admin"]), &json!(null)));
     let principal = server.get("/v1/whoami").bearer(secret).send().await.expect(200);
     assert_eq!((&principal["organization_id"], &principal["api_key_id"]), (&json!(theirs), &api_key["id"]));
@@ -34,7 +34,7 @@ async fn a_key_is_made_for_the_organization_that_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rescued_organization_may_lose_its_former_last_admin_key() {
+async fn rescued_organization_may_revoke_its_old_key() {
     let server = TestServer::start().await;
     let own = server.get("/v1/whoami").send().await.expect(200)["api_key_id"].clone();
     server.delete(&format!("/v1/api_keys/{own}")).send().await.refused(409);
@@ -44,7 +44,7 @@ async fn a_rescued_organization_may_lose_its_former_last_admin_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_organization_is_not_found_after_the_body() {
+async fn unknown_organization_returns_404_after_body_checks() {
     let server = TestServer::start().await;
     for organization in ["1", "0", "acme"] {
         let refused = create(&server, organization, rescue()).send().await.refused(404);
@@ -54,11 +54,11 @@ async fn what_is_no_organization_is_not_found_after_the_body() {
     let ours = server.organization_id.to_string();
     let extra = json!({ "name": "rescue", "scopes": ["admin"], "metadata": {} });
     assert_eq!(create(&server, &ours, extra).send().await.invalid_field(), "metadata");
-    assert_eq!(server.audited("api_key.created").await.len(), 1, "only the first key was made");
+    assert_eq!(server.audited("api_key.created").await.len(), 1, "only the first key was created");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_under_its_idempotency_key_makes_no_other_key() {
+async fn repeat_with_idempotency_key_creates_no_key() {
     let server = TestServer::start().await;
     let ours = server.organization_id.to_string();
     let first = create(&server, &ours, rescue()).idempotency_key("once").send().await;
@@ -66,6 +66,9 @@ async fn a_repeat_under_its_idempotency_key_makes_no_other_key() {
     assert_eq!(first.text, second.text);
     let (theirs, _) = server.another_organization("globex").await;
     let elsewhere = create(&server, &theirs.to_string(), rescue()).idempotency_key("once").send().await.expect(201);
-    assert_ne!(elsewhere["api_key"]["id"], first.json["api_key"]["id"], "another path is another request");
+    assert_ne!(
+        elsewhere["api_key"]["id"], first.json["api_key"]["id"],
+        "the idempotency key of another path is independent"
+    );
     Tables::new(&server).await.assert_whole();
 }

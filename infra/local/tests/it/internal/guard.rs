@@ -1,4 +1,5 @@
-//! Who gets as far as the internal routes, and with which token.
+//! Access to the internal routes: allowlists of addresses and hosts, and service tokens with
+//! powers.
 
 use http::Method;
 use karta_shared::domain::InternalGuard;
@@ -9,7 +10,8 @@ use crate::harness::{Reply, TestServer};
 
 const INSIDE: (&str, &str) = ("10.1.2.3", "control.example.com");
 
-/// A plane for clients in 10.0.0.0/8 that ask for control.example.com, with a token for each of these sets of powers.
+/// Returns a plane that allows addresses in 10.0.0.0/8 and the host control.example.com, with these
+/// tokens and powers.
 async fn plane(server: &TestServer, members: &[(&str, &str, &[&str])]) -> Plane {
     let mut tokens = json!({ "powers": {} });
     for (name, token, powers) in members {
@@ -19,7 +21,7 @@ async fn plane(server: &TestServer, members: &[(&str, &str, &[&str])]) -> Plane 
     Plane::over(server, guard("10.0.0.0/8, 2001:db8::/32", "control.example.com, [2001:db8::1]"), &tokens).await
 }
 
-/// Everything that a client sees of an answer, but for what no two answers share.
+/// Returns what a client sees of a response, except the request id.
 fn seen(reply: Reply) -> (Vec<(String, String)>, Value) {
     let mut headers: Vec<_> = reply
         .headers
@@ -32,7 +34,7 @@ fn seen(reply: Reply) -> (Vec<(String, String)>, Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn off_either_list_every_internal_route_is_an_unknown_path_whatever_is_sent() {
+async fn clients_outside_allowlists_see_unknown_paths() {
     let server = TestServer::start().await;
     let token = token("a");
     let plane = plane(&server, &[("ops", &token, &["validate", "provision"])]).await;
@@ -60,7 +62,7 @@ async fn off_either_list_every_internal_route_is_an_unknown_path_whatever_is_sen
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_client_says_of_itself_counts_for_nothing() {
+async fn forwarding_headers_are_ignored() {
     let server = TestServer::start().await;
     let token = token("a");
     let plane = plane(&server, &[("ops", &token, &["validate"])]).await;
@@ -80,7 +82,7 @@ async fn what_a_client_says_of_itself_counts_for_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_the_lists_notations_do_not_matter() {
+async fn allowlists_accept_equivalent_notations() {
     let server = TestServer::start().await;
     let token = token("a");
     let plane = plane(&server, &[("ops", &token, &["validate"])]).await;
@@ -98,7 +100,7 @@ async fn on_the_lists_notations_do_not_matter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_service_token_every_internal_route_is_unauthorized_before_its_body() {
+async fn missing_service_token_is_refused_before_the_body() {
     let server = TestServer::start().await;
     server.project("site").await;
     let session = server.session_token("site", json!({})).await;
@@ -138,7 +140,7 @@ async fn without_a_service_token_every_internal_route_is_unauthorized_before_its
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_without_the_power_is_told_so_before_its_body() {
+async fn missing_power_is_reported_before_the_body() {
     let server = TestServer::start().await;
     let (validate, provision, others) = (token("a"), token("b"), token("c"));
     let members: [(&str, &str, &[&str]); 3] = [
@@ -164,7 +166,7 @@ async fn a_token_without_the_power_is_told_so_before_its_body() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tokens_overlap_while_they_are_rotated() {
+async fn old_and_new_tokens_work_during_rotation() {
     let server = TestServer::start().await;
     let (old, new) = (token("a"), token("b"));
     let plane = plane(&server, &[("plane-1", &old, &["validate"]), ("plane-2", &new, &["validate"])]).await;
@@ -175,7 +177,7 @@ async fn tokens_overlap_while_they_are_rotated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stack_whose_tokens_are_malformed_is_down_and_does_not_show_them() {
+async fn malformed_token_secret_returns_503() {
     let server = TestServer::start().await;
     let token = token("a");
     let broken = json!({ "powers": { "ops": ["everything"] }, "ops": token });
@@ -187,7 +189,7 @@ async fn a_stack_whose_tokens_are_malformed_is_down_and_does_not_show_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_local_run_on_loopback_lets_loopback_in_under_its_own_names_alone() {
+async fn local_run_accepts_only_loopback_names() {
     let server = TestServer::start().await;
     let whoami = || server.service(Method::GET, "/v1/internal/whoami");
     assert_eq!(whoami().send().await.expect(200), json!({ "principal_kind": "service" }));
@@ -200,7 +202,7 @@ async fn a_local_run_on_loopback_lets_loopback_in_under_its_own_names_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_that_is_set_takes_the_place_of_loopback() {
+async fn configured_allowlist_replaces_loopback() {
     let elsewhere = InternalGuard { addresses: Some("192.0.2.0/24".parse().unwrap()), hosts: None };
     let server = TestServer::start_guarded(elsewhere).await;
     for (method, path, _) in &ROUTES {
@@ -210,7 +212,7 @@ async fn a_list_that_is_set_takes_the_place_of_loopback() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_token_opens_nothing_else() {
+async fn service_token_opens_only_internal_routes() {
     let server = TestServer::start().await;
     for path in ["/v1/whoami", "/v1/api_keys", "/v1/projects/app/whoami"] {
         server.service(Method::GET, path).send().await.refused(401);

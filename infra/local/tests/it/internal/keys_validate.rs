@@ -31,12 +31,12 @@ fn invalid(code: &str) -> Value {
     json!({ "valid": false, "code": code })
 }
 
-/// The answer to a token without a proof.
+/// Returns the response to a token that no key has.
 pub(crate) fn not_found() -> Value {
     invalid("not_found")
 }
 
-/// A server on a clock that stands still, whose calls to the store pass a proxy.
+/// Starts a server on a stopped clock, with a proxy before its store.
 async fn at_noon() -> (TestServer, Arc<FaultProxy>, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
     let (server, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
@@ -44,7 +44,8 @@ async fn at_noon() -> (TestServer, Arc<FaultProxy>, Arc<ManualClock>) {
     (server, proxy, clock)
 }
 
-/// A token with a right tag that no key was stored for: under the prefix of a token that is given, else under one that nobody has.
+/// Mints a token with a valid tag that belongs to no key. Its prefix is that of `like`, or an
+/// unknown one.
 pub(crate) async fn unproven(server: &TestServer, like: Option<&str>) -> String {
     let ring = server.runner.app.secrets.ring(Ring::KeyTag).await.unwrap();
     let token = match like {
@@ -62,14 +63,14 @@ pub(crate) fn with_wrong_tag(token: &str) -> String {
     format!("{}{}", &token[..token.len() - 1], if token.ends_with('a') { "b" } else { "a" })
 }
 
-/// A trace as it is answered: the steps that passed, and the one that did not.
+/// Returns a trace: the steps that passed, then the failed one.
 fn trace(passed: &[&str], failed: Option<&str>) -> Value {
     let passed = passed.iter().map(|step| json!({ "step": step, "passed": true }));
     passed.chain(failed.map(|step| json!({ "step": step, "passed": false }))).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_valid_key_answers_exactly_what_data_planes_read() {
+async fn valid_key_returns_exactly_the_documented_fields() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let (id, token) = server.key(&["write", "read"]).await;
     let expected = json!({
@@ -95,9 +96,9 @@ async fn a_valid_key_answers_exactly_what_data_planes_read() {
     }
 }
 
-/// The fields of the first version: data planes in operation may take nothing else from an answer.
+/// Deployed data planes may read only the fields of the first version.
 #[tokio::test(flavor = "multi_thread")]
-async fn first_versions_fields_stay_as_they_were() {
+async fn fields_of_first_version_are_unchanged() {
     #[derive(Debug, PartialEq, serde::Deserialize)]
     struct Verdict {
         valid: bool,
@@ -140,26 +141,26 @@ async fn first_versions_fields_stay_as_they_were() {
 #[tokio::test(flavor = "multi_thread")]
 async fn name_metadata_and_expiry_follow_the_key() {
     let (server, _clock) = TestServer::start_at_noon().await;
-    let told = async |token: &str| {
+    let details = async |token: &str| {
         let answer = validated(&server, json!({ "key": token })).await;
         json!([answer["name"], answer["metadata"], answer["expires_at"]])
     };
     let end = "2027-01-31T12:00:00.000Z";
     let body = json!({ "name": "globex", "scopes": [], "metadata": { "customer": "42" }, "expires_at": end });
     let (id, token) = server.key_with(body).await;
-    assert_eq!(told(&token).await, json!(["globex", { "customer": "42" }, end]));
+    assert_eq!(details(&token).await, json!(["globex", { "customer": "42" }, end]));
     let path = format!("/v1/api_keys/{id}");
     let change = json!({ "name": "initech", "metadata": { "customer": "43" }, "expires_at": null });
     server.patch(&path, change).send().await.expect(200);
-    assert_eq!(told(&token).await, json!(["initech", { "customer": "43" }, null]));
+    assert_eq!(details(&token).await, json!(["initech", { "customer": "43" }, null]));
     let rotated = server.post(&format!("{path}/rotate"), json!({ "grace_seconds": 60 })).send().await.expect(201);
-    assert_eq!(told(&token).await, json!(["initech", { "customer": "43" }, "2026-11-21T12:01:00.000Z"]));
+    assert_eq!(details(&token).await, json!(["initech", { "customer": "43" }, "2026-11-21T12:01:00.000Z"]));
     let successor = rotated["secret"].as_str().unwrap();
-    assert_eq!(told(successor).await, json!(["initech", { "customer": "43" }, null]));
+    assert_eq!(details(successor).await, json!(["initech", { "customer": "43" }, null]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn budget_and_transcript_access_are_the_organizations_of_this_moment() {
+async fn budget_and_transcript_access_are_current() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let patch = async |body: Value| {
         let path = format!("/v1/internal/organizations/{}", server.organization_id);
@@ -188,7 +189,7 @@ async fn code_of_invalid_key_requires_its_proof() {
         assert_eq!(validated(&server, json!({ "key": token })).await["valid"], true);
     }
     server.delete(&format!("/v1/api_keys/{revoked_id}")).send().await.expect(200);
-    assert_eq!(validated(&server, json!({ "key": revoked })).await, invalid("revoked"), "at once");
+    assert_eq!(validated(&server, json!({ "key": revoked })).await, invalid("revoked"), "immediately");
     clock.advance(Duration::from_secs(10));
 
     let service = server.runner.secrets.service_token.clone();
@@ -220,7 +221,7 @@ async fn code_of_invalid_key_requires_its_proof() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_with_ranges_is_valid_from_inside_alone() {
+async fn key_with_ranges_is_valid_only_inside() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let ranges = json!(["203.0.113.0/24", "2001:db8::/32"]);
     let (_, token) = server.key_with(json!({ "name": "here", "scopes": ["read"], "allowed_cidrs": ranges })).await;
@@ -239,7 +240,7 @@ async fn a_key_with_ranges_is_valid_from_inside_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_is_wrong_is_told_and_not_repeated() {
+async fn invalid_body_is_reported_and_not_repeated() {
     let server = TestServer::start().await;
     let secret = &server.admin;
     for (body, field) in [
@@ -267,7 +268,7 @@ async fn a_body_that_is_wrong_is_told_and_not_repeated() {
     validation(&server, json!({})).raw_body(" ".repeat(65_537)).send().await.refused(413);
 }
 
-/// A 503 that says when to come back.
+/// Asserts a 503 with `Retry-After`.
 pub(crate) async fn unavailable(request: Request) {
     no_verdict(request, 503, "Service unavailable").await;
 }
@@ -279,7 +280,7 @@ async fn no_verdict(request: Request, status: u16, detail: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fault_is_a_503_and_never_a_verdict() {
+async fn store_fault_returns_503_instead_of_verdict() {
     let (server, proxy, _clock) = at_noon().await;
     let faults = [Fault::Throttle, Fault::ServerError, Fault::Close, Fault::DropAnswer].into_iter().chain(REFUSALS);
     let faults = faults.flat_map(|fault| ["Query", "BatchGetItem"].map(|operation| (operation, fault)));
@@ -294,14 +295,14 @@ async fn a_fault_is_a_503_and_never_a_verdict() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_item_that_does_not_decode_is_a_503_and_never_a_verdict() {
+async fn undecodable_item_returns_503_instead_of_verdict() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let organization = server.organization_id;
     for (table, attribute, value) in [
         ("karta-credentials", "organization_id", json!({ "S": "acme" })),
         ("karta-credentials", "digest", json!({ "S": "no digest" })),
         ("karta", "scopes", json!({ "N": "7" })),
-        // The organization's own item comes last: nothing works after it.
+        // The organization's item comes last, because no request succeeds after it.
         ("karta", "plan", json!({ "N": "7" })),
     ] {
         let (id, token) = server.key(&["read"]).await;
@@ -325,7 +326,7 @@ async fn an_item_that_does_not_decode_is_a_503_and_never_a_verdict() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proven_key_without_its_state_is_a_fault_and_no_verdict() {
+async fn missing_state_returns_503_instead_of_verdict() {
     let server = TestServer::start().await;
     let (id, token) = server.key(&["read"]).await;
     let organization = server.organization_id;
@@ -341,7 +342,7 @@ async fn a_proven_key_without_its_state_is_a_fault_and_no_verdict() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_hangs_is_a_504_before_a_data_plane_gives_up() {
+async fn hanging_store_returns_504_before_client_timeout() {
     let data_plane_waits = Duration::from_secs(5);
     assert!(InternalKeysValidate::DEADLINE < data_plane_waits);
     let clock = ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap());
@@ -358,29 +359,29 @@ async fn a_store_that_hangs_is_a_504_before_a_data_plane_gives_up() {
         no_verdict(validation(&server, json!({ "key": unknown })), 504, "Timed out"),
     );
     let junk = validated(&server, json!({ "key": with_wrong_tag(&server.admin) })).await;
-    assert_eq!(junk, not_found(), "what was not minted here needs no store");
+    assert_eq!(junk, not_found(), "a wrong tag is refused without the store");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_verdict_older_than_half_a_second_is_not_passed_on() {
+async fn stale_verdict_is_not_returned() {
     let (server, proxy, clock) = at_noon().await;
     validated(&server, json!({ "key": server.admin })).await;
     for (slow_reads, reads, status) in [
         (&[500][..], 1, 200),
-        // Read again, once.
+        // The state is read once more.
         (&[501][..], 2, 200),
         (&[501, 500][..], 2, 200),
         (&[501, 501][..], 2, 503),
     ] {
         proxy.forget();
         proxy.fail("BatchGetItem", slow_reads.len(), Fault::HoldAnswer);
-        let asked = tokio::spawn(validation(&server, json!({ "key": server.admin })).send());
+        let response = tokio::spawn(validation(&server, json!({ "key": server.admin })).send());
         for read in slow_reads {
             proxy.held().await;
             clock.advance(Duration::from_millis(*read));
             proxy.release();
         }
-        let reply = asked.await.unwrap();
+        let reply = response.await.unwrap();
         assert_eq!(reply.status.as_u16(), status, "after {slow_reads:?} ms: {}", reply.text);
         assert_eq!(proxy.seen_of("BatchGetItem").len(), reads, "after {slow_reads:?} ms");
         proxy.heal();
@@ -389,7 +390,7 @@ async fn a_verdict_older_than_half_a_second_is_not_passed_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_proof_is_made_once_in_a_process_and_the_state_read_every_time() {
+async fn proof_is_cached_and_state_is_not() {
     let (server, proxy, _clock) = at_noon().await;
     let first: Vec<_> =
         (0..32).map(|_| tokio::spawn(validation(&server, json!({ "key": server.admin })).send())).collect();
@@ -402,7 +403,7 @@ async fn the_proof_is_made_once_in_a_process_and_the_state_read_every_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_explanation_names_the_steps_up_to_the_one_that_failed() {
+async fn explanation_lists_steps_up_to_the_failure() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (revoked_id, revoked) = server.key(&["read"]).await;
     server.delete(&format!("/v1/api_keys/{revoked_id}")).send().await.expect(200);
@@ -424,15 +425,15 @@ async fn an_explanation_names_the_steps_up_to_the_one_that_failed() {
         let answer = validated(&server, json!({ "key": token, "explain": true })).await;
         assert_eq!(answer, json!({ "valid": false, "code": code, "trace": trace(&steps[..passed], failed) }));
     }
-    let whole = validated(&server, json!({ "key": server.admin, "explain": true })).await;
-    assert_eq!((&whole["valid"], &whole["trace"]), (&json!(true), &trace(&steps, None)));
+    let valid = validated(&server, json!({ "key": server.admin, "explain": true })).await;
+    assert_eq!((&valid["valid"], &valid["trace"]), (&json!(true), &trace(&steps, None)));
     server.set_subscription("unpaid").await;
     let broke = validated(&server, json!({ "key": server.admin, "explain": true })).await;
     assert_eq!((&broke["valid"], &broke["trace"]), (&json!(true), &trace(&steps[..7], Some("budget"))));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn before_a_proof_an_explanation_does_not_tell_a_live_key_from_a_revoked_or_none() {
+async fn explanation_without_proof_hides_the_key_state() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let (revoked_id, revoked) = server.key(&["read"]).await;
     server.delete(&format!("/v1/api_keys/{revoked_id}")).send().await.expect(200);

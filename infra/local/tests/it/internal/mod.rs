@@ -1,4 +1,5 @@
-//! The internal plane, over HTTP as a data plane on this machine sees it, and behind a gateway whose clients the test places.
+//! The internal routes, tested over HTTP from this machine and through a gateway with any client
+//! address.
 
 mod active_release;
 mod api_keys_create;
@@ -28,14 +29,15 @@ use serde_json::{Value, json};
 
 use crate::harness::{Reply, TestServer, note_secret};
 
-/// Every internal route: method, path to nothing that exists, and the power it takes.
-static ROUTES: [(Method, &str, Option<&str>); 10] = [
+/// Every internal route: method, path to a missing resource, and required power.
+static ROUTES: [(Method, &str, Option<&str>); 11] = [
     (Method::GET, "/v1/internal/whoami", None),
     (Method::POST, "/v1/internal/organizations", Some("provision")),
     (Method::GET, "/v1/internal/organizations/1", Some("provision")),
     (Method::PATCH, "/v1/internal/organizations/1", Some("provision")),
     (Method::POST, "/v1/internal/organizations/1/api_keys", Some("provision")),
     (Method::POST, "/v1/internal/keys/validate", Some("validate")),
+    (Method::POST, "/v1/internal/usage/events", Some("usage")),
     (Method::POST, "/v1/internal/releases/1/status", Some("releases")),
     (Method::GET, "/v1/internal/projects/nothing/active_release", Some("releases")),
     (Method::GET, "/v1/internal/model_settings", Some("releases")),
@@ -52,13 +54,14 @@ fn token(letter: &str) -> String {
     token
 }
 
-/// The functions as a deployed stack runs them: lists that are set, tokens with powers of their own.
+/// The functions as in a deployed stack, with configured allowlists and tokens.
 pub(crate) struct Plane {
     gateway: Gateway,
 }
 
 impl Plane {
-    /// Over the data of `server`; `tokens` is the secret's JSON.
+    /// Returns a plane over the data of `server`. `tokens` is the JSON of the secret with the
+    /// service tokens.
     async fn over(server: &TestServer, internal: InternalGuard, tokens: &Value) -> Self {
         let SecretSource::Fixed(mut texts) = server.runner.secrets.source() else { panic!("a local run's secrets") };
         texts.insert(Secret::ServiceTokens, tokens.to_string().into());
@@ -77,7 +80,7 @@ impl Plane {
         Self { gateway: Gateway::new(app, &Template::parse(TEMPLATE).unwrap()).unwrap() }
     }
 
-    /// Answers a client at an address that asked for a host.
+    /// Sends a request from a client address to a host.
     pub(crate) async fn send(
         &self,
         address: &str,
@@ -96,7 +99,7 @@ impl Plane {
     }
 }
 
-/// The request of a route, with a token unless there is none.
+/// Returns a request, with a bearer token if there is one.
 pub(crate) fn request(method: &Method, path: &str, token: Option<&str>) -> http::request::Builder {
     let request = http::Request::builder().method(method).uri(path);
     match token {
@@ -105,7 +108,7 @@ pub(crate) fn request(method: &Method, path: &str, token: Option<&str>) -> http:
     }
 }
 
-/// Bodies that are wrong in every way, and one that is right for nothing.
+/// Returns invalid bodies: malformed, of a wrong type, with an unknown field, and large.
 fn bodies() -> [String; 4] {
     ["{".to_owned(), "[]".to_owned(), json!({ "nonsense": 1 }).to_string(), " ".repeat(65_537)]
 }

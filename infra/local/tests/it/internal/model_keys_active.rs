@@ -8,7 +8,7 @@ use crate::{
 
 const ROUTE: &str = "/v1/internal/model_keys/active";
 
-fn asked(server: &TestServer, query: &str) -> Request {
+fn active_with(server: &TestServer, query: &str) -> Request {
     server.service(Method::GET, &format!("{ROUTE}?{query}"))
 }
 
@@ -18,7 +18,7 @@ async fn create(server: &TestServer, token: &str, provider: &str, key: &str) -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_data_plane_gets_the_key_in_use_in_the_clear() {
+async fn data_plane_receives_the_active_key_in_plaintext() {
     let server = TestServer::start().await;
     let key = provider_key("sk-ant-api03-");
     let created = create(&server, &server.admin, "anthropic", &key).await;
@@ -32,26 +32,26 @@ async fn a_data_plane_gets_the_key_in_use_in_the_clear() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_organization_has_its_own() {
+async fn each_organization_has_its_own_key() {
     let server = TestServer::start().await;
     let (other, token) = server.another_organization("other").await;
     let (ours, theirs) = (provider_key("sk-"), provider_key("sk-"));
     create(&server, &server.admin, "openai", &ours).await;
-    let of_them = format!("organization_id={other}&provider=openai");
+    let other_query = format!("organization_id={other}&provider=openai");
     let not_found = json!({ "detail": "Not found" });
-    assert_eq!(asked(&server, &of_them).send().await.refused(404), not_found);
+    assert_eq!(active_with(&server, &other_query).send().await.refused(404), not_found);
     create(&server, &token, "openai", &theirs).await;
-    assert_eq!(asked(&server, &of_them).send().await.expect(200)["plaintext"], theirs);
+    assert_eq!(active_with(&server, &other_query).send().await.expect(200)["plaintext"], theirs);
     assert_eq!(active(&server, "openai").send().await.expect(200)["plaintext"], ours);
     for provider in ["anthropic", "bedrock", "vertex", "openrouter"] {
         assert_eq!(active(&server, provider).send().await.refused(404), not_found);
     }
-    let nobody = asked(&server, "organization_id=1&provider=openai").send().await;
-    assert_eq!(nobody.refused(404), not_found);
+    let unknown = active_with(&server, "organization_id=1&provider=openai").send().await;
+    assert_eq!(unknown.refused(404), not_found);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_parameter_that_is_wrong_or_missing_is_named() {
+async fn invalid_or_missing_parameter_is_named() {
     let server = TestServer::start().await;
     let organization = server.organization_id;
     for (query, field) in [
@@ -64,12 +64,12 @@ async fn a_parameter_that_is_wrong_or_missing_is_named() {
         (format!("organization_id={organization}&provider=openai&provider=openai"), "provider"),
         (format!("organization_id={organization}&provider=openai&id=1"), "id"),
     ] {
-        assert_eq!(asked(&server, &query).send().await.invalid_field(), field, "{query}");
+        assert_eq!(active_with(&server, &query).send().await.invalid_field(), field, "{query}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_other_credential_opens_a_key() {
+async fn only_service_tokens_open_a_key() {
     let server = TestServer::start().await;
     let key = provider_key("sk-");
     create(&server, &server.admin, "openai", &key).await;

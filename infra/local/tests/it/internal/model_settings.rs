@@ -12,7 +12,7 @@ fn answer(model_id: &Value, endpoint_url: &Value) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_projects_setting_goes_before_its_organizations_field_by_field() {
+async fn project_settings_override_organization_settings() {
     let server = TestServer::start().await;
     let (organization, project) = (server.organization_id, server.project("site").await);
     let read = async |query: String| settings(&server, &query).send().await.expect(200);
@@ -32,11 +32,11 @@ async fn a_projects_setting_goes_before_its_organizations_field_by_field() {
     assert_eq!(read(its.clone()).await, answer(&json!("claude-opus-5"), &url));
     change(json!({ "model_id": null, "endpoint_url": "https://own.example.com" })).await.expect(200);
     assert_eq!(read(its).await, answer(&model, &json!("https://own.example.com")));
-    assert_eq!(read(ours).await, answer(&model, &url), "the organization's own stay");
+    assert_eq!(read(ours).await, answer(&model, &url), "the organization's settings are unchanged");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_organization_and_anothers_project_are_not_found() {
+async fn unknown_organization_and_foreign_project_return_404() {
     let server = TestServer::start().await;
     let (ours, (theirs, _)) = (server.organization_id, server.another_organization("other").await);
     let project = server.project("site").await;
@@ -51,7 +51,7 @@ async fn an_unknown_organization_and_anothers_project_are_not_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_parameter_that_is_wrong_or_missing_is_named() {
+async fn invalid_or_missing_parameter_is_named() {
     let server = TestServer::start().await;
     for (query, field) in [
         ("", "organization_id"),

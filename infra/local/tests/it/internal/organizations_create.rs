@@ -17,10 +17,10 @@ fn create(server: &TestServer, body: Value) -> Request {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_organization_comes_with_a_first_key_that_holds_every_scope() {
+async fn new_organization_has_a_key_with_every_scope() {
     let (server, _clock) = TestServer::start_at_noon().await;
-    let made = create(&server, json!({ "slug": "globex", "name": "Globex" })).send().await.expect(201);
-    let (organization, api_key) = (&made["organization"], &made["api_key"]);
+    let created = create(&server, json!({ "slug": "globex", "name": "Globex" })).send().await.expect(201);
+    let (organization, api_key) = (&created["organization"], &created["api_key"]);
     assert_eq!(
         organization,
         &json!({
@@ -37,22 +37,22 @@ async fn an_organization_comes_with_a_first_key_that_holds_every_scope() {
         })
     );
     assert_eq!((&api_key["scopes"], &api_key["created_by"]), (&json!(["read", "write", "admin"]), &json!(null)));
-    let secret = made["secret"].as_str().unwrap();
+    let secret = created["secret"].as_str().unwrap();
     let principal = server.get("/v1/whoami").bearer(secret).send().await.expect(200);
     assert_eq!((&principal["organization_id"], &principal["api_key_id"]), (&organization["id"], &api_key["id"]));
     let path = format!("/v1/api_keys/{}", api_key["id"]);
-    let mut kept = server.get(&path).bearer(secret).send().await.expect(200)["api_key"].take();
-    assert_eq!(kept["last_used_at"].take(), "2026-11-21T12:00:00.000Z", "the request above");
-    assert_eq!(kept, *api_key);
+    let mut stored = server.get(&path).bearer(secret).send().await.expect(200)["api_key"].take();
+    assert_eq!(stored["last_used_at"].take(), "2026-11-21T12:00:00.000Z", "set by the request above");
+    assert_eq!(stored, *api_key);
     server.get(&path).send().await.refused(404);
     let planned = create(&server, json!({ "slug": "initech", "name": "Initech", "plan": "team" })).send().await;
     assert_eq!(planned.expect(201)["organization"]["plan"], "team");
     Tables::new(&server).await.assert_whole();
-    assert!(!json!(server.stored().await).to_string().contains(&secret[14..]), "the secret is nowhere");
+    assert!(!json!(server.stored().await).to_string().contains(&secret[14..]), "the secret is not stored");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slug_is_one_organizations() {
+async fn slug_belongs_to_one_organization() {
     let server = TestServer::start().await;
     let refusal = create(&server, json!({ "slug": "acme", "name": "Another" })).send().await.refused(409);
     assert_eq!((&refusal["error"], &refusal["id"]), (&json!("slug_taken"), &json!(server.organization_id)));
@@ -68,7 +68,7 @@ async fn a_slug_is_one_organizations() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_that_is_wrong_is_named() {
+async fn invalid_field_is_named() {
     let server = TestServer::start().await;
     for (body, field) in [
         (json!({}), "slug"),
@@ -87,18 +87,19 @@ async fn a_field_that_is_wrong_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_creations_are_told_with_the_service_as_actor() {
+async fn both_creations_are_audited_with_service_actor() {
     let server = TestServer::start().await;
     let reply = create(&server, json!({ "slug": "globex", "name": "Globex" })).send().await;
     let request_id = reply.headers["x-request-id"].to_str().unwrap().to_owned();
-    let made = reply.expect(201);
-    let events = server.items(&format!("AUD#{}", made["organization"]["id"])).await;
+    let created = reply.expect(201);
+    let events = server.items(&format!("AUD#{}", created["organization"]["id"])).await;
     let mut events: Vec<_> = events.iter().map(plain).collect();
     events.sort_by_key(|event| event["action"].to_string());
     let [api_key, organization] = &events[..] else { panic!("two events: {events:?}") };
-    for (event, action, resource) in
-        [(api_key, "api_key.created", &made["api_key"]), (organization, "organization.created", &made["organization"])]
-    {
+    for (event, action, resource) in [
+        (api_key, "api_key.created", &created["api_key"]),
+        (organization, "organization.created", &created["organization"]),
+    ] {
         assert_eq!(event["action"], action);
         assert_eq!(event["resource"]["id"], resource["id"]);
         assert_eq!(event["actor"], json!({ "kind": "service", "id": null, "name": "local-1" }));
@@ -108,7 +109,7 @@ async fn both_creations_are_told_with_the_service_as_actor() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_under_its_idempotency_key_founds_nothing_more() {
+async fn repeat_with_idempotency_key_creates_no_organization() {
     let (server, clock) = TestServer::start_at_noon().await;
     let post = |name: &str| create(&server, json!({ "slug": "globex", "name": name })).idempotency_key("once").send();
     let first = post("Globex").await;
@@ -121,7 +122,7 @@ async fn a_repeat_under_its_idempotency_key_founds_nothing_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_services_idempotency_keys_are_its_own() {
+async fn idempotency_keys_are_per_service() {
     let server = TestServer::start().await;
     let (one, two) = (token("a"), token("b"));
     let tokens = json!({ "powers": { "a": ["provision"], "b": ["provision"] }, "a": one, "b": two });
@@ -133,15 +134,19 @@ async fn another_services_idempotency_keys_are_its_own() {
     let body = json!({ "slug": "globex", "name": "Globex" });
     post(&one, body.clone()).await.expect(201);
     post(&one, body.clone()).await.expect(201);
-    assert_eq!(post(&two, body).await.refused(409)["error"], "slug_taken", "the secret is not shown to another");
+    assert_eq!(
+        post(&two, body).await.refused(409)["error"],
+        "slug_taken",
+        "the secret is not shown to another service"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_founding_whose_answer_was_lost_happens_once() {
+async fn creation_with_lost_response_happens_once() {
     let (server, proxy) = FaultProxy::start().await;
     proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
-    let made = create(&server, json!({ "slug": "globex", "name": "Globex" })).send().await.expect(201);
-    server.get("/v1/whoami").bearer(made["secret"].as_str().unwrap()).send().await.expect(200);
+    let created = create(&server, json!({ "slug": "globex", "name": "Globex" })).send().await.expect(201);
+    server.get("/v1/whoami").bearer(created["secret"].as_str().unwrap()).send().await.expect(200);
     proxy.fail("TransactWriteItems", crate::fault_proxy::ALWAYS, Fault::Close);
     let refused = create(&server, json!({ "slug": "initech", "name": "Initech" })).send().await;
     assert_eq!(refused.headers["retry-after"], "1");

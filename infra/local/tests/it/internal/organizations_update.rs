@@ -22,7 +22,7 @@ async fn read(server: &TestServer, id: u64) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_patch_changes_what_it_names_and_null_clears() {
+async fn patch_changes_named_fields_and_null_clears() {
     let server = TestServer::start().await;
     let id = server.organization_id;
     let before = read(&server, id).await;
@@ -40,7 +40,11 @@ async fn a_patch_changes_what_it_names_and_null_clears() {
     expected.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
     assert_eq!(changed, expected);
     assert_eq!(read(&server, id).await, expected);
-    assert_eq!(patch(&server, id, json!({})).send().await.expect(200)["organization"], expected, "absent keeps");
+    assert_eq!(
+        patch(&server, id, json!({})).send().await.expect(200)["organization"],
+        expected,
+        "absent fields are kept"
+    );
 
     let cleared = json!({ "stripe_customer_id": null, "model_id": null, "endpoint_url": null });
     expected.as_object_mut().unwrap().extend(cleared.as_object().unwrap().clone());
@@ -49,7 +53,7 @@ async fn a_patch_changes_what_it_names_and_null_clears() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_organization_is_not_found() {
+async fn unknown_organization_returns_404() {
     let server = TestServer::start().await;
     for id in ["1", "0", "acme", "9007199254740992", "-1"] {
         let path = format!("/v1/internal/organizations/{id}");
@@ -62,7 +66,7 @@ async fn what_is_no_organization_is_not_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_that_is_wrong_is_named() {
+async fn invalid_field_is_named() {
     let server = TestServer::start().await;
     for (field, wrong) in [
         ("plan", json!(null)),
@@ -89,7 +93,7 @@ async fn a_field_that_is_wrong_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_is_told_field_by_field_with_the_service_as_actor() {
+async fn change_is_audited_per_field_with_service_actor() {
     let server = TestServer::start().await;
     let body = json!({ "plan": "team", "transcript_access": true, "subscription_status": "active" });
     patch(&server, server.organization_id, body.clone()).send().await.expect(200);
@@ -102,11 +106,11 @@ async fn a_change_is_told_field_by_field_with_the_service_as_actor() {
         "plan": { "before": "free", "after": "team" },
         "transcript_access": { "before": false, "after": true },
     });
-    assert_eq!(event["changes"], changes, "what stayed the same is not told");
+    assert_eq!(event["changes"], changes, "unchanged fields are not listed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stripe_customer_is_one_organizations_at_a_time() {
+async fn stripe_customer_belongs_to_one_organization() {
     let server = TestServer::start().await;
     let ours = server.organization_id;
     let (theirs, _) = server.another_organization("globex").await;
@@ -124,7 +128,7 @@ async fn a_stripe_customer_is_one_organizations_at_a_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn racing_changes_are_all_made_and_a_customer_won_once() {
+async fn concurrent_changes_apply_and_customer_has_one_winner() {
     let server = TestServer::start().await;
     let (theirs, _) = server.another_organization("globex").await;
     let mut racing = Vec::new();
@@ -150,7 +154,7 @@ async fn racing_changes_are_all_made_and_a_customer_won_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_is_down_is_a_503_and_changes_nothing() {
+async fn store_outage_returns_503_and_changes_nothing() {
     let (server, proxy) = FaultProxy::start().await;
     for operation in ["GetItem", "TransactWriteItems"] {
         proxy.fail(operation, ALWAYS, Fault::Close);

@@ -10,7 +10,7 @@ fn report(server: &TestServer, id: &Value, body: Value) -> Request {
     server.service(Method::POST, &format!("/v1/internal/releases/{id}/status")).body(body)
 }
 
-/// A release of `site` that waits, with a build that got this far.
+/// Creates an inactive release of `site` with this build status.
 async fn built(server: &TestServer, build: &str) -> Value {
     let mut release = server.deploy("site", json!({ "commit_sha": "abcdef0", "activate": false })).await;
     server.set_build(&release, build).await;
@@ -19,7 +19,7 @@ async fn built(server: &TestServer, build: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_build_goes_forward_and_says_what_came_of_it() {
+async fn reports_advance_the_build_and_set_results() {
     let server = TestServer::start().await;
     server.project("site").await;
     let mut expected = built(&server, "pending").await;
@@ -37,19 +37,19 @@ async fn a_build_goes_forward_and_says_what_came_of_it() {
         expected["status"] = json!(status);
         for _ in 0..2 {
             let answer = report(&server, &id, body.clone()).send().await.expect(200);
-            assert_eq!(answer, json!({ "release": expected }), "and a repeat answers the same");
+            assert_eq!(answer, json!({ "release": expected }), "a repeat returns the same response");
         }
     }
     let list = server.get("/v1/agent_projects/site/releases").send().await.expect(200);
     assert_eq!(list["releases"][0], expected);
     let logs = server.get("/v1/agent_projects/site/releases/1/logs").send().await.expect(200);
-    assert_eq!(logs["logs"], json!([{ "line": 1, "text": "one" }]), "absent keeps");
+    assert_eq!(logs["logs"], json!([{ "line": 1, "text": "one" }]), "absent fields are kept");
     assert_eq!(server.audited("release.updated").await.len(), 2, "a repeat changes nothing");
     Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_release_becomes_active_by_no_report_and_is_not_unmade_by_one() {
+async fn reports_neither_activate_nor_deactivate_a_release() {
     let server = TestServer::start().await;
     server.project("site").await;
     let superseded = server.deploy("site", json!({ "commit_sha": "abcdef0" })).await;
@@ -77,14 +77,14 @@ async fn a_release_becomes_active_by_no_report_and_is_not_unmade_by_one() {
     }
     for release in [&active, &superseded] {
         let same = report(&server, &release["id"], json!({ "status": "ready" })).send().await.expect(200);
-        assert_ne!(same["release"]["status"], "ready", "a builder's repeat, after the activation");
+        assert_ne!(same["release"]["status"], "ready", "a builder's repeat does not change an activated release");
     }
     assert!(server.audited("release.updated").await.is_empty());
     Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_is_told_in_the_organizations_audit_log_with_the_service_as_actor() {
+async fn report_is_audited_with_service_actor() {
     let server = TestServer::start().await;
     server.project("site").await;
     let release = server.deploy("site", json!({ "commit_sha": "abcdef0" })).await;
@@ -102,14 +102,14 @@ async fn a_change_is_told_in_the_organizations_audit_log_with_the_service_as_act
         "build_log": { "before": null, "after": digest },
     });
     assert_eq!(event["changes"], changes);
-    assert_eq!(server.outbox("PSH").await.len(), known + 1, "data planes keep what is active");
+    assert_eq!(server.outbox("PSH").await.len(), known + 1, "data planes cache the active release");
     let waiting = built(&server, "ready").await;
     report(&server, &waiting["id"], json!({ "status": "ready", "image_ref": "app:1" })).send().await.expect(200);
-    assert_eq!(server.outbox("PSH").await.len(), known + 1, "and nothing of what waits");
+    assert_eq!(server.outbox("PSH").await.len(), known + 1, "data planes do not cache inactive releases");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_release_is_found_whosever_it_is() {
+async fn report_finds_releases_of_every_organization() {
     let server = TestServer::start().await;
     let (theirs, token) = server.another_organization("other").await;
     let project = server.post("/v1/agent_projects", json!({ "slug": "site", "name": "Site" })).bearer(&token);
@@ -126,7 +126,7 @@ async fn a_release_is_found_whosever_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_release_is_not_found_after_the_body() {
+async fn unknown_release_returns_404_after_body_checks() {
     let server = TestServer::start().await;
     let project = json!(server.project("site").await);
     for id in [json!(1), json!(0), json!("abc"), project] {
@@ -137,7 +137,7 @@ async fn what_is_no_release_is_not_found_after_the_body() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_that_is_wrong_or_missing_is_named() {
+async fn invalid_or_missing_field_is_named() {
     let server = TestServer::start().await;
     server.project("site").await;
     let release = server.deploy("site", json!({ "commit_sha": "abcdef0" })).await;
@@ -163,7 +163,7 @@ async fn a_field_that_is_wrong_or_missing_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_may_have_a_mebibyte_and_no_more() {
+async fn body_is_limited_to_one_mebibyte() {
     let server = TestServer::start().await;
     server.project("site").await;
     let release = server.deploy("site", json!({ "commit_sha": "abcdef0" })).await;
