@@ -1,5 +1,5 @@
 //! The HTTP client of webhook deliveries. It connects only to addresses that it has checked,
-//! whatever a name resolves to. The time and memory that a receiver can cost are limited.
+//! whatever a name resolves to. It limits the time and memory that a receiver can use.
 
 use std::{
     collections::VecDeque,
@@ -138,7 +138,7 @@ async fn post(wire: &Wire, url: &WebhookUrl) -> Outcome {
     wire.post(url, &signatures(), BODY).await
 }
 
-/// Returns a URL without a check, like the store.
+/// Returns an unchecked URL, as the store does.
 fn stored(url: &str) -> WebhookUrl {
     serde_json::from_value(url.into()).unwrap()
 }

@@ -10,7 +10,7 @@ use super::{
 use crate::harness::{TestServer, note_secret};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_key_is_shown_without_itself() {
+async fn new_key_is_shown_without_its_secret() {
     let (server, _) = TestServer::start_at_noon().await;
     let key = provider_key("sk-ant-api03-");
     let body = json!({ "provider": "anthropic", "key": key, "name": "Production" });
@@ -32,7 +32,7 @@ async fn a_new_key_is_shown_without_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_providers_credential_is_kept_to_the_letter() {
+async fn credentials_of_every_provider_are_stored_unchanged() {
     let server = TestServer::start().await;
     for (provider, key) in one_of_each() {
         let created = create(&server, provider, &key).await;
@@ -50,7 +50,7 @@ async fn each_providers_credential_is_kept_to_the_letter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_of_another_provider_is_recognised_and_not_taken() {
+async fn key_of_another_provider_is_refused() {
     let server = TestServer::start().await;
     let key = provider_key("sk-proj-");
     let refusal = post(&server, "anthropic", &key).send().await.refused(422);
@@ -74,10 +74,10 @@ async fn a_key_of_another_provider_is_recognised_and_not_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_no_key_looks_like_is_refused_with_what_is_wrong() {
+async fn malformed_key_is_refused_with_the_reason() {
     let server = TestServer::start().await;
     let key = provider_key("sk-ant-");
-    for (key, said) in [
+    for (key, expected) in [
         (String::new(), "20 characters or more"),
         ("sk-ant-0123456789ab".to_owned(), "20 characters or more"),
         (format!("{key}\n"), "blanks or line breaks around it: paste the key alone"),
@@ -89,7 +89,7 @@ async fn what_no_key_looks_like_is_refused_with_what_is_wrong() {
     ] {
         let refusal = post(&server, "anthropic", &key).send().await.refused(422);
         assert_eq!((&refusal["error"], &refusal["field"]), (&json!("byok_key_rejected"), &json!("key")));
-        assert!(refusal["message"].as_str().unwrap().contains(said), "{refusal}");
+        assert!(refusal["message"].as_str().unwrap().contains(expected), "{refusal}");
     }
     let half = json!({ "access_key_id": "AKIAIOSFODNN7EXAMPLE" }).to_string();
     let refusal = post(&server, "bedrock", &half).send().await.refused(422);
@@ -97,18 +97,18 @@ async fn what_no_key_looks_like_is_refused_with_what_is_wrong() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn damaged_vertex_key_keeps_the_working_one() {
+async fn damaged_vertex_key_does_not_replace_working_one() {
     let server = TestServer::start().await;
     let working = service_account();
     create(&server, "vertex", &working).await;
     let escaped = PRIVATE_KEY.replace('\n', "\\n");
     let cut = format!("{}\n-----END PRIVATE KEY-----\n", &PRIVATE_KEY[..PRIVATE_KEY.len() / 2]);
-    for (private_key, said) in
+    for (private_key, expected) in
         [(escaped, "with line breaks, not with the characters"), (cut, "paste the file unchanged")]
     {
         let refusal = post(&server, "vertex", &service_account_with(&private_key)).send().await.refused(422);
         assert_eq!(refusal["error"], "byok_key_rejected");
-        assert!(refusal["message"].as_str().unwrap().contains(said), "{refusal}");
+        assert!(refusal["message"].as_str().unwrap().contains(expected), "{refusal}");
         assert_eq!(active(&server, "vertex").send().await.expect(200)["plaintext"], working);
     }
     assert_eq!(list(&server).await.len(), 1);
@@ -116,7 +116,7 @@ async fn damaged_vertex_key_keeps_the_working_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bedrock_takes_api_keys_and_access_keys() {
+async fn bedrock_accepts_api_keys_and_access_keys() {
     let server = TestServer::start().await;
     let key = format!("ABSK{}+/=", uuid(&OsEntropy).replace('-', ""));
     note_secret(&key);
@@ -146,7 +146,7 @@ async fn claude_login_tokens_are_refused_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_that_is_wrong_or_missing_is_named() {
+async fn invalid_or_missing_field_is_named() {
     let server = TestServer::start().await;
     let key = provider_key("sk-");
     for (body, field) in [
@@ -172,7 +172,7 @@ async fn a_field_that_is_wrong_or_missing_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_refusal_repeats_the_key() {
+async fn errors_do_not_repeat_the_key() {
     let server = TestServer::start().await;
     for (provider, key) in one_of_each() {
         let secret = if key.starts_with('{') { &key[key.len() - 60..] } else { &key[3..] };
@@ -192,7 +192,7 @@ async fn no_refusal_repeats_the_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_json_or_too_large_is_refused() {
+async fn malformed_or_oversized_body_is_refused() {
     let server = TestServer::start().await;
     for body in ["", "{", "provider=openai"] {
         let refusal = server.post(ROUTE, json!({})).raw_body(body).send().await.refused(400);
@@ -203,7 +203,7 @@ async fn what_is_not_json_or_too_large_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_key_of_a_provider_takes_the_firsts_place() {
+async fn second_key_of_a_provider_replaces_the_first() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (first_key, second_key) = (provider_key("sk-"), provider_key("sk-"));
     let first = create(&server, "openai", &first_key).await;
@@ -220,15 +220,15 @@ async fn a_second_key_of_a_provider_takes_the_firsts_place() {
     }
     assert_eq!(listed, expected);
     assert_eq!(active(&server, "openai").send().await.expect(200)["plaintext"], second_key);
-    let places: Vec<_> =
+    let ids: Vec<_> =
         sealed(&server, server.organization_id).await.iter().map(|item| item["sk"]["S"].clone()).collect();
-    assert_eq!(places.len(), 2, "the replaced one is shredded");
-    assert!(!places.contains(&json!(format!("{:016}", first["id"].as_u64().unwrap()))));
+    assert_eq!(ids.len(), 2, "the replaced sealed key is deleted");
+    assert!(!ids.contains(&json!(format!("{:016}", first["id"].as_u64().unwrap()))));
     assert_eq!(server.delete(&path(&first)).send().await.expect(200), json!({ "model_key": replaced }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_creation_did_is_in_the_audit_log_and_told() {
+async fn creation_is_audited_and_published() {
     let (server, clock) = TestServer::start_at_noon().await;
     let first = create(&server, "openai", &provider_key("sk-")).await;
     clock.advance(Duration::from_millis(1));
@@ -241,17 +241,17 @@ async fn what_a_creation_did_is_in_the_audit_log_and_told() {
     assert_eq!(created[0]["changes"], changes(&first));
     assert_eq!(created[1]["resource"], json!({ "kind": "model_key", "id": second["id"] }));
     let revoked = server.audited("model_key.revoked").await;
-    assert_eq!(revoked.len(), 1, "the one that was replaced");
+    assert_eq!(revoked.len(), 1, "the replaced key");
     assert_eq!(revoked[0]["resource"], json!({ "kind": "model_key", "id": first["id"] }));
     let expected = json!({ "revoked_at": set(&json!("2026-11-21T12:00:00.001Z")), "replaced_by": set(&second["id"]) });
     assert_eq!(revoked[0]["changes"], expected);
 
-    let told = server.outbox("EVT").await;
-    let mut told: Vec<(Value, Value)> = told
+    let published = server.outbox("EVT").await;
+    let mut published: Vec<(Value, Value)> = published
         .iter()
         .map(|event| (event["type"].clone(), serde_json::from_str(event["data"].as_str().unwrap()).unwrap()))
         .collect();
-    told.sort_by_key(|(kind, data)| (kind.to_string(), data["model_key"]["id"].as_u64()));
+    published.sort_by_key(|(kind, data)| (kind.to_string(), data["model_key"]["id"].as_u64()));
     let event = |kind: &str, key: &Value| (json!(kind), json!({ "model_key": key }));
     let mut replaced = first.clone();
     replaced["revoked_at"] = json!("2026-11-21T12:00:00.001Z");
@@ -260,13 +260,13 @@ async fn what_a_creation_did_is_in_the_audit_log_and_told() {
         event("model_key.created", &second),
         event("model_key.revoked", &replaced),
     ];
-    assert_eq!(told, expected);
-    let forget: Vec<_> = server.outbox("PSH").await.iter().map(|item| item["access_cut"].clone()).collect();
-    assert_eq!(forget, [false, false], "data planes keep provider keys");
+    assert_eq!(published, expected);
+    let invalidations: Vec<_> = server.outbox("PSH").await.iter().map(|item| item["access_cut"].clone()).collect();
+    assert_eq!(invalidations, [false, false], "data planes cache provider keys");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_makes_nothing_and_another_key_is_a_mismatch() {
+async fn repeat_creates_nothing_and_other_key_is_mismatch() {
     let server = TestServer::start().await;
     let key = provider_key("sk-");
     let send = |key: &str| post(&server, "openai", key).idempotency_key("once").send();
@@ -275,15 +275,15 @@ async fn a_repeat_makes_nothing_and_another_key_is_a_mismatch() {
     assert_eq!((again.status, &again.text), (first.status, &first.text));
     let id = first.expect(201)["model_key"]["id"].clone();
     assert_eq!(send(&provider_key("sk-")).await.refused(422)["error"], "idempotency_mismatch");
-    assert_eq!(send("sk-short").await.refused(422)["error"], "byok_key_rejected", "the body comes first");
+    assert_eq!(send("sk-short").await.refused(422)["error"], "byok_key_rejected", "the body is checked first");
     assert_eq!(list(&server).await.len(), 1);
     server.delete(&format!("{ROUTE}/{id}")).send().await.expect(200);
-    assert_eq!(send(&key).await.expect(201)["model_key"]["revoked_at"], Value::Null, "what was answered then");
+    assert_eq!(send(&key).await.expect(201)["model_key"]["revoked_at"], Value::Null, "the first response is repeated");
     active(&server, "openai").send().await.refused(404);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_admin_that_was_cut_down_chooses_no_key_in_the_gateways_three_seconds() {
+async fn demoted_admin_is_refused_despite_gateway_cache() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let key = provider_key("sk-");
     let ours = create(&server, "openai", &key).await;
@@ -299,7 +299,7 @@ async fn an_admin_that_was_cut_down_chooses_no_key_in_the_gateways_three_seconds
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_was_pasted_as_a_name_too_is_refused_and_kept_nowhere() {
+async fn key_in_name_is_refused_and_not_stored() {
     let server = TestServer::start().await;
     let (openai, bedrock) = (provider_key("sk-proj-"), access_key());
     let secret = bedrock.split('"').find(|part| part.starts_with("wJalr")).unwrap();
@@ -328,7 +328,7 @@ async fn a_key_that_was_pasted_as_a_name_too_is_refused_and_kept_nowhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn json_that_says_a_thing_twice_is_refused() {
+async fn json_with_duplicate_members_is_refused() {
     let server = TestServer::start().await;
     let (bedrock, vertex) = (access_key(), service_account());
     for (provider, key) in [

@@ -6,7 +6,7 @@ use super::{ROUTE, create, list, path, provider_key};
 use crate::harness::TestServer;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_come_newest_first_and_the_revoked_ones_stay() {
+async fn list_is_newest_first_and_includes_revoked_keys() {
     let (server, clock) = TestServer::start_at_noon().await;
     assert_eq!(server.get(ROUTE).send().await.expect(200), json!({ "model_keys": [], "next_cursor": null }));
     let mut newest_first = Vec::new();
@@ -44,7 +44,7 @@ async fn paging_visits_every_key_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_parameter_that_is_wrong_is_named() {
+async fn invalid_parameter_is_named() {
     let server = TestServer::start().await;
     for _ in 0..2 {
         create(&server, "openai", &provider_key("sk-")).await;
@@ -67,5 +67,5 @@ async fn a_parameter_that_is_wrong_is_named() {
     }
     let (_, token) = server.another_organization("other").await;
     let foreign = server.get(&format!("{ROUTE}?cursor={cursor}")).bearer(&token);
-    assert_eq!(foreign.send().await.invalid_field(), "cursor", "of another organization");
+    assert_eq!(foreign.send().await.invalid_field(), "cursor", "a cursor of another organization");
 }

@@ -1,4 +1,4 @@
-//! Provider keys: taken, listed, revoked, kept sealed.
+//! Provider keys: creation, listing, revocation and sealing.
 
 mod create;
 mod list;
@@ -30,32 +30,32 @@ use crate::{
 
 const ROUTE: &str = "/v1/model_keys";
 
-/// A key that starts like this, and that nobody else has.
+/// Returns a unique key with this start.
 pub(crate) fn provider_key(start: &str) -> String {
     let key = format!("{start}{}", uuid(&OsEntropy));
     note_secret(&key);
     key
 }
 
-/// JSON as AWS's users write it, pretty, with a secret of its own.
+/// Returns an AWS access key as pretty JSON, with a unique secret.
 fn access_key() -> String {
     let secret = format!("wJalrXUtn/{}", uuid(&OsEntropy).replace('-', "+"));
     note_secret(&secret);
     format!("{{\n  \"access_key_id\": \"AKIAIOSFODNN7EXAMPLE\",\n  \"secret_access_key\": \"{secret}\"\n}}")
 }
 
-/// An RSA key in PKCS #8 PEM. Making one takes long, so there is one for all tests.
+/// An RSA key in PKCS #8 PEM. All tests share it, because generating one is slow.
 static PRIVATE_KEY: LazyLock<String> = LazyLock::new(|| {
     let key = KeyPair::generate(KeySize::Rsa2048).unwrap();
     let der: Pkcs8V1Der<'_> = key.as_der().unwrap();
     let base64 = BASE64_STANDARD.encode(der.as_ref());
     let lines: Vec<_> = base64.as_bytes().chunks(64).map(|line| str::from_utf8(line).unwrap()).collect();
-    // The first line holds the algorithm, and of the others each is a secret.
+    // The first line contains the algorithm. Each other line is a secret.
     lines[1..lines.len() - 1].iter().for_each(|line| note_secret(line));
     format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", lines.join("\n"))
 });
 
-/// The file that Google gives out.
+/// Returns a service account file as Google issues it.
 fn service_account() -> String {
     service_account_with(&PRIVATE_KEY)
 }
@@ -73,7 +73,7 @@ fn service_account_with(private_key: &str) -> String {
     serde_json::to_string_pretty(&file).unwrap()
 }
 
-/// A provider and a key of it, for each.
+/// Returns each provider with a valid key.
 fn one_of_each() -> [(&'static str, String); 5] {
     [
         ("anthropic", provider_key("sk-ant-api03-")),
@@ -88,7 +88,7 @@ fn post(server: &TestServer, provider: &str, key: &str) -> Request {
     server.post(ROUTE, json!({ "provider": provider, "key": key }))
 }
 
-/// Takes a key into use for `acme`: the ModelKey.
+/// Creates a provider key for `acme` and returns the ModelKey.
 async fn create(server: &TestServer, provider: &str, key: &str) -> Value {
     post(server, provider, key).send().await.expect(201)["model_key"].take()
 }
@@ -101,19 +101,20 @@ fn active_path(organization: u64, provider: &str) -> String {
     format!("/v1/internal/model_keys/active?organization_id={organization}&provider={provider}")
 }
 
-/// Asks for the key that `acme` uses.
+/// Returns a request for the active key of `acme`.
 pub(crate) fn active(server: &TestServer, provider: &str) -> Request {
     server.service(Method::GET, &active_path(server.organization_id, provider))
 }
 
-/// The same of another app over the same store.
+/// Requests the active key of `acme` from another app over the same store.
 pub(crate) async fn active_of(app: &App, server: &TestServer, provider: &str) -> Reply {
     let token = server.runner.secrets.service_token.expose_secret();
     let request = request(&Method::GET, &active_path(server.organization_id, provider), Some(token));
     Plane::new(app).send("127.0.0.1", "localhost", request, "").await
 }
 
-/// After a rotation of the ring that seals: `k2` is current, `k1` still in it.
+/// Returns an app after a rotation of the sealing ring: `k2` is current, and the ring still
+/// contains `k1`.
 pub(crate) fn rotated(server: &TestServer) -> App {
     server.app_with_ring(Ring::SealingByok, |ring| {
         ring["k2"] = json!("2".repeat(64));
@@ -121,7 +122,7 @@ pub(crate) fn rotated(server: &TestServer) -> App {
     })
 }
 
-/// What lies sealed for an organization, read past the code under test.
+/// Reads the sealed keys of an organization directly from the store.
 async fn sealed(server: &TestServer, organization: u64) -> Vec<Value> {
     server.items(&format!("MKS#{organization}")).await
 }

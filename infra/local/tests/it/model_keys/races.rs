@@ -1,4 +1,4 @@
-//! Requests at once, and answers that were lost: each change happens once.
+//! Concurrent requests and lost responses: each change happens once.
 
 use karta_shared::domain::Id;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ fn in_use(keys: &[Value]) -> Vec<&Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_keys_that_come_at_once_one_is_in_use_and_the_others_are_shredded() {
+async fn parallel_creations_leave_one_key_in_use() {
     let server = TestServer::start().await;
     for round in 1..=5 {
         let mut requests = JoinSet::new();
@@ -38,7 +38,7 @@ async fn of_keys_that_come_at_once_one_is_in_use_and_the_others_are_shredded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revocation_and_a_successor_at_once_end_the_old_key_once() {
+async fn parallel_revocation_and_replacement_revoke_once() {
     let server = TestServer::start().await;
     for _ in 0..10 {
         let old = create(&server, "openai", &provider_key("sk-")).await;
@@ -56,7 +56,7 @@ async fn a_revocation_and_a_successor_at_once_end_the_old_key_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn revocations_at_once_are_one_change_with_one_answer() {
+async fn parallel_revocations_are_one_change() {
     let server = TestServer::start().await;
     let key = create(&server, "openai", &provider_key("sk-")).await;
     let mut requests = JoinSet::new();
@@ -69,25 +69,25 @@ async fn revocations_at_once_are_one_change_with_one_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_asks_while_keys_are_replaced_gets_one_of_them() {
+async fn read_during_replacements_returns_one_of_the_keys() {
     let server = TestServer::start().await;
     let keys: Vec<_> = (0..12).map(|_| provider_key("sk-")).collect();
     create(&server, "openai", &keys[0]).await;
-    let mut asking = JoinSet::new();
+    let mut reads = JoinSet::new();
     for key in &keys[1..] {
         for _ in 0..4 {
-            asking.spawn(active(&server, "openai").send());
+            reads.spawn(active(&server, "openai").send());
         }
         create(&server, "openai", key).await;
     }
-    for reply in asking.join_all().await {
+    for reply in reads.join_all().await {
         let answer = reply.expect(200);
         assert!(keys.iter().any(|key| answer["plaintext"] == *key));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_done_and_not_answered_is_done_once() {
+async fn change_with_lost_response_happens_once() {
     let (server, proxy) = FaultProxy::start().await;
     let key = provider_key("sk-");
     create(&server, "openai", &provider_key("sk-")).await;
@@ -117,7 +117,7 @@ async fn what_was_done_and_not_answered_is_done_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_was_shredded_is_not_sealed_anew() {
+async fn revoked_key_is_not_resealed() {
     let server = TestServer::start().await;
     let key = create(&server, "openai", &provider_key("sk-")).await;
     let [organization, id] = [server.organization_id, key["id"].as_u64().unwrap()].map(|id| Id::new(id).unwrap());

@@ -6,7 +6,7 @@ use super::{ROUTE, active, create, list, path, provider_key, sealed};
 use crate::{harness::TestServer, invariants::Tables};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_key_is_shredded_and_says_when() {
+async fn revocation_deletes_sealed_key_and_records_time() {
     let (server, clock) = TestServer::start_at_noon().await;
     let mut key = create(&server, "openai", &provider_key("sk-")).await;
     let other = create(&server, "anthropic", &provider_key("sk-ant-")).await;
@@ -28,7 +28,7 @@ async fn a_revoked_key_is_shredded_and_says_when() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revocation_is_audited_and_told_once() {
+async fn revocation_is_audited_and_published_once() {
     let (server, clock) = TestServer::start_at_noon().await;
     let key = create(&server, "openai", &provider_key("sk-")).await;
     clock.advance(Duration::from_millis(1));
@@ -39,15 +39,15 @@ async fn a_revocation_is_audited_and_told_once() {
     assert_eq!(audited[0]["resource"], json!({ "kind": "model_key", "id": key["id"] }));
     let revoked_at = json!({ "before": null, "after": "2026-11-21T12:00:00.001Z" });
     assert_eq!(audited[0]["changes"], json!({ "revoked_at": revoked_at }));
-    let told = server.outbox("EVT").await;
-    assert_eq!(told.len(), 2);
-    assert_eq!(told[1]["type"], "model_key.revoked");
-    assert_eq!(serde_json::from_str::<Value>(told[1]["data"].as_str().unwrap()).unwrap(), answer);
+    let published = server.outbox("EVT").await;
+    assert_eq!(published.len(), 2);
+    assert_eq!(published[1]["type"], "model_key.revoked");
+    assert_eq!(serde_json::from_str::<Value>(published[1]["data"].as_str().unwrap()).unwrap(), answer);
     assert_eq!(server.outbox("PSH").await.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_revocation_a_new_key_is_the_one_in_use() {
+async fn new_key_after_a_revocation_is_active() {
     let server = TestServer::start().await;
     let old = create(&server, "openai", &provider_key("sk-")).await;
     server.delete(&path(&old)).send().await.expect(200);
@@ -59,7 +59,7 @@ async fn after_a_revocation_a_new_key_is_the_one_in_use() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_or_malformed_id_is_not_found() {
+async fn unknown_or_malformed_id_returns_404() {
     let server = TestServer::start().await;
     for id in ["1", "0", "01", "abc", "ACTIVE%23openai", "9007199254740992"] {
         let refusal = server.delete(&format!("{ROUTE}/{id}")).send().await.refused(404);

@@ -1,4 +1,4 @@
-//! The ring that seals is rotated: nothing is lost, nothing stays under a key that is to leave.
+//! Rotation of the sealing ring: no provider key is lost, and all are resealed under the new key.
 
 use std::{
     collections::HashMap,
@@ -33,24 +33,24 @@ async fn sweep(app: &App) -> Result<(), String> {
         .map_err(|fault| fault.to_string())
 }
 
-/// Under which keys of the ring what an organization keeps is sealed.
+/// Returns the ring keys under which an organization's provider keys are sealed.
 async fn kids(server: &TestServer, organization: u64) -> Vec<String> {
     let sealed = sealed(server, organization).await;
     let kid = |item: &Value| {
-        assert_eq!(item["sealed_shard"]["S"], "MKS#0", "the index knows it");
+        assert_eq!(item["sealed_shard"]["S"], "MKS#0", "the index contains it");
         item["kid"]["S"].as_str().unwrap().to_owned()
     };
     sealed.iter().map(kid).collect()
 }
 
-/// How many the index finds under a key of the ring.
+/// Counts the items that the index finds under a ring key.
 async fn found(app: &App, kid: &str) -> usize {
     let all = app.store.not_sealed_under(SealedKind::ModelKeys, &Kid::parse("k0").unwrap()).await.unwrap();
     all.iter().filter(|found| found.kid.as_str() == kid).count()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_under_the_last_ring_is_opened_and_sealed_anew() {
+async fn key_under_old_ring_is_opened_and_resealed() {
     let server = TestServer::start().await;
     let key = provider_key("sk-");
     create(&server, "openai", &key).await;
@@ -62,15 +62,15 @@ async fn a_key_under_the_last_ring_is_opened_and_sealed_anew() {
     }
     let mut kids = kids(&server, server.organization_id).await;
     kids.sort();
-    assert_eq!(kids, ["k1", "k2"], "the one that was asked for");
+    assert_eq!(kids, ["k1", "k2"], "only the requested key is resealed");
     let reply = active(&server, "openai").send().await;
     assert!(!reply.text.contains(&key[3..]));
-    assert_eq!(reply.refused(503), json!({ "detail": "Service unavailable" }), "who has the last ring yet");
+    assert_eq!(reply.refused(503), json!({ "detail": "Service unavailable" }), "a process with the old ring");
     Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_sweep_seals_everybodys_keys_anew_until_none_is_left() {
+async fn sweep_reseals_the_keys_of_every_organization() {
     let server = TestServer::start().await;
     let (other, token) = server.another_organization("other").await;
     let keys = one_of_each();
@@ -88,17 +88,17 @@ async fn the_sweep_seals_everybodys_keys_anew_until_none_is_left() {
     }
     assert_eq!(kids(&server, server.organization_id).await, ["k2"; 5]);
     assert_eq!(kids(&server, other).await, ["k2"]);
-    let without_the_old = server.app_with_ring(Ring::SealingByok, |ring| {
+    let without_old = server.app_with_ring(Ring::SealingByok, |ring| {
         *ring = json!({ "current": "k2", "k2": "2".repeat(64) });
     });
     for (provider, key) in &keys {
-        assert_eq!(active_of(&without_the_old, &server, provider).await.expect(200)["plaintext"], *key);
+        assert_eq!(active_of(&without_old, &server, provider).await.expect(200)["plaintext"], *key);
     }
     Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_open_is_left_counted_and_told_of_and_holds_up_no_other() {
+async fn unreadable_key_is_reported_and_blocks_no_other() {
     for (field, value) in [("ciphertext", json!({ "B": "AAAA" })), ("provider", json!({ "N": "1" }))] {
         let server = TestServer::start().await;
         create(&server, "openai", &provider_key("sk-")).await;
@@ -109,17 +109,17 @@ async fn what_does_not_open_is_left_counted_and_told_of_and_holds_up_no_other() 
         server.dynamodb("PutItem", json!({ "TableName": "karta", "Item": broken })).await;
         let rotated = rotated(&server);
         for _ in 0..2 {
-            let told = sweep(&rotated).await.unwrap_err();
-            assert_eq!(told, "1 items are not sealed under the current key");
+            let error = sweep(&rotated).await.unwrap_err();
+            assert_eq!(error, "1 items are not sealed under the current key");
             assert_eq!((found(&rotated, "k1").await, found(&rotated, "k2").await), (1, 1), "{field}");
         }
-        assert!(sealed(&server, server.organization_id).await.contains(&broken), "as it was");
+        assert!(sealed(&server, server.organization_id).await.contains(&broken), "unchanged");
         assert_eq!(active_of(&rotated, &server, "anthropic").await.expect(200)["plaintext"], key);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_whose_ring_has_lost_its_secret_is_a_503() {
+async fn missing_ring_key_returns_503() {
     let server = TestServer::start().await;
     create(&server, "openai", &provider_key("sk-")).await;
     let dropped = server.app_with_ring(Ring::SealingByok, |ring| {
@@ -129,28 +129,28 @@ async fn a_key_whose_ring_has_lost_its_secret_is_a_503() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sweeps_and_questions_at_once_lose_nothing() {
+async fn concurrent_sweeps_and_reads_lose_nothing() {
     let server = TestServer::start().await;
     let keys = one_of_each();
     for (provider, key) in &keys {
         create(&server, provider, key).await;
     }
     let rotated = rotated(&server);
-    let ask = async || {
+    let read_all = async || {
         for (provider, key) in &keys {
             let reply = Box::pin(active_of(&rotated, &server, provider)).await;
             assert_eq!(reply.expect(200)["plaintext"], *key);
         }
     };
-    let ((), (), one, other) = tokio::join!(ask(), ask(), sweep(&rotated), sweep(&rotated));
+    let ((), (), one, other) = tokio::join!(read_all(), read_all(), sweep(&rotated), sweep(&rotated));
     one.unwrap();
     other.unwrap();
     assert_eq!(kids(&server, server.organization_id).await, ["k2"; 5]);
-    ask().await;
+    read_all().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_does_not_wait_for_the_key_to_be_sealed_anew() {
+async fn response_does_not_wait_for_resealing() {
     let (server, proxy) = FaultProxy::start().await;
     let key = provider_key("sk-");
     create(&server, "openai", &key).await;
@@ -168,7 +168,7 @@ async fn an_answer_does_not_wait_for_the_key_to_be_sealed_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replaced_or_revoked_key_leaves_the_index() {
+async fn replaced_or_revoked_key_leaves_the_index() {
     let server = TestServer::start().await;
     create(&server, "openai", &provider_key("sk-")).await;
     let key = create(&server, "openai", &provider_key("sk-")).await;
@@ -178,7 +178,7 @@ async fn a_replaced_or_revoked_key_leaves_the_index() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_index_is_read_to_its_end() {
+async fn index_is_read_completely() {
     let server = TestServer::start().await;
     for id in 1..=250 {
         let item = json!({
@@ -200,11 +200,11 @@ async fn the_index_is_read_to_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_sealed_under_a_key_that_left_the_ring_is_counted_and_told_of() {
+async fn keys_under_removed_ring_keys_are_reported() {
     let server = TestServer::start().await;
     create(&server, "openai", &provider_key("sk-")).await;
     create(&server, "openrouter", &provider_key("sk-or-")).await;
-    // Sealed by a process that has a later ring yet, or had one that was taken back.
+    // A process with a newer ring reseals this key. That ring may later be withdrawn.
     let rotated = rotated(&server);
     active_of(&rotated, &server, "openai").await.expect(200);
     for (current, lost) in [("k9", 2), ("k2", 1), ("k1", 1)] {
@@ -213,20 +213,21 @@ async fn what_is_sealed_under_a_key_that_left_the_ring_is_counted_and_told_of() 
             *ring = json!({ "current": current, current: secret });
         });
         for _ in 0..2 {
-            let told = sweep(&ring).await.unwrap_err();
+            let error = sweep(&ring).await.unwrap_err();
             let expected = format!(
                 "{lost} items are not sealed under the current key, {lost} of them under keys that the ring does not hold"
             );
-            assert_eq!(told, expected);
+            assert_eq!(error, expected);
         }
     }
     let mut kids = kids(&server, server.organization_id).await;
     kids.sort();
-    assert_eq!(kids, ["k1", "k2"], "as they were");
+    assert_eq!(kids, ["k1", "k2"], "unchanged");
     sweep(&rotated).await.unwrap();
 }
 
-/// The server's app with Secrets Manager in the place of its fixed secrets, and what that answers.
+/// Returns the server's app with a fake Secrets Manager instead of fixed secrets, and the texts
+/// that it returns.
 async fn with_secrets_manager(server: &TestServer) -> (App, Arc<Mutex<HashMap<Secret, String>>>) {
     let SecretSource::Fixed(texts) = server.runner.secrets.source() else { panic!("a local run's secrets") };
     let texts: HashMap<_, _> =
@@ -237,9 +238,9 @@ async fn with_secrets_manager(server: &TestServer) -> (App, Arc<Mutex<HashMap<Se
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let held = Arc::clone(&texts);
     let answer = async move |body: String| {
-        let asked: Value = serde_json::from_str(&body).unwrap();
+        let request: Value = serde_json::from_str(&body).unwrap();
         let held = held.lock().unwrap();
-        let (_, text) = held.iter().find(|(secret, _)| asked["SecretId"] == secret.name()).unwrap();
+        let (_, text) = held.iter().find(|(secret, _)| request["SecretId"] == secret.name()).unwrap();
         json!({ "SecretString": text }).to_string()
     };
     tokio::spawn(axum::serve(listener, Router::new().fallback(routing::post(answer))).into_future());
@@ -251,7 +252,7 @@ async fn with_secrets_manager(server: &TestServer) -> (App, Arc<Mutex<HashMap<Se
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_with_an_older_ring_moves_nothing_back() {
+async fn older_ring_does_not_reseal_to_old_key() {
     for swept in [false, true] {
         let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
         let server = TestServer::start_with(Arc::clone(&clock) as Arc<dyn Clock>, None).await;
@@ -265,14 +266,14 @@ async fn a_process_with_an_older_ring_moves_nothing_back() {
             members[kid] = json!(text);
             *ring = members.to_string();
         };
-        let at_hand = async || older.secrets.ring(Ring::SealingByok).await.unwrap().current().0.to_string();
+        let current_kid = async || older.secrets.ring(Ring::SealingByok).await.unwrap().current().0.to_string();
         publish("k2", &"2".repeat(64));
-        assert_eq!(at_hand().await, "k1", "it knows the next key");
+        assert_eq!(current_kid().await, "k1", "the next key is not current yet");
         publish("current", "k2");
         active_of(&rotated(&server), &server, "openai").await.expect(200);
-        assert_eq!(kids(&server, server.organization_id).await, ["k2"], "who has heard of it goes ahead");
+        assert_eq!(kids(&server, server.organization_id).await, ["k2"], "a process with the new ring reseals");
         clock.advance(Duration::from_secs(31));
-        assert_eq!(at_hand().await, "k1");
+        assert_eq!(current_kid().await, "k1");
         if swept {
             sweep(&older).await.unwrap();
         } else {

@@ -1,4 +1,4 @@
-//! What is kept of a key, and where it opens.
+//! Sealed provider keys: what is stored, and in which place it can be opened.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use super::{active, create, list, one_of_each, path, post, provider_key, sealed}
 use crate::harness::TestServer;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_key_itself_is_in_no_item_and_in_no_answer_but_one() {
+async fn plaintext_key_is_neither_stored_nor_returned() {
     let server = TestServer::start().await;
     for (provider, key) in one_of_each() {
         let create = || post(&server, provider, &key).idempotency_key(provider).send();
@@ -16,7 +16,7 @@ async fn the_key_itself_is_in_no_item_and_in_no_answer_but_one() {
         let stored = server.stored().await;
         answers.push(server.delete(&path(&id)).send().await);
         answers.push(server.delete(&path(&id)).send().await);
-        // Of JSON its secret's line, which no escape changes.
+        // For JSON, search for the line of the secret, which escaping does not change.
         let secret = key.lines().find(|line| line.contains("private_key\"") || line.contains("secret_access_key"));
         let secret = secret.map_or(&*key, |line| &line[line.len() - 30..]);
         for answer in answers {
@@ -28,7 +28,7 @@ async fn the_key_itself_is_in_no_item_and_in_no_answer_but_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_key_is_sealed_differently_each_time() {
+async fn same_key_is_sealed_differently_each_time() {
     let server = TestServer::start().await;
     let (other, token) = server.another_organization("other").await;
     let key = provider_key("sk-");
@@ -46,8 +46,8 @@ async fn one_key_is_sealed_differently_each_time() {
     assert_eq!((&item["sealed_shard"], &item["kid"]), (&json!({ "S": "MKS#0" }), &json!({ "S": "k1" })));
 }
 
-/// Writes a sealed key's content to where another one lies, past the code under test.
-async fn carry(server: &TestServer, from: &Value, to: &Value) {
+/// Overwrites the content of a sealed key with that of another one, directly in the store.
+async fn overwrite(server: &TestServer, from: &Value, to: &Value) {
     let mut item = from.clone();
     for part in ["pk", "sk"] {
         item[part] = to[part].clone();
@@ -56,7 +56,7 @@ async fn carry(server: &TestServer, from: &Value, to: &Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sealed_key_that_was_carried_elsewhere_does_not_open() {
+async fn moved_sealed_key_does_not_open() {
     let server = TestServer::start().await;
     let (other, token) = server.another_organization("other").await;
     let (mine, mine_too, theirs) = (provider_key("sk-or-"), provider_key("sk-"), provider_key("sk-"));
@@ -64,41 +64,42 @@ async fn a_sealed_key_that_was_carried_elsewhere_does_not_open() {
     post(&server, "openai", &theirs).bearer(&token).send().await.expect(201);
     let here = sealed(&server, server.organization_id).await;
     let of = |key: &Value| {
-        let place = format!("{:016}", key["id"].as_u64().unwrap());
-        here.iter().find(|item| item["sk"]["S"] == place).unwrap()
+        let sort_key = format!("{:016}", key["id"].as_u64().unwrap());
+        here.iter().find(|item| item["sk"]["S"] == sort_key).unwrap()
     };
     let (openrouter, openai) = (of(&openrouter), of(&openai));
     let there = &sealed(&server, other).await[0];
 
-    // Another organization's, another provider's under its own name or this one's, and one that was changed.
+    // A key of another organization, a key of another provider (also under the name of this
+    // provider), and a changed key.
     let mut renamed = openrouter.clone();
     renamed["provider"] = json!({ "S": "openai" });
     let mut changed = openai.clone();
     changed["ciphertext"] = json!({ "B": "AAAA" });
     for from in [there, openrouter, &renamed, &changed] {
-        carry(&server, from, openai).await;
+        overwrite(&server, from, openai).await;
         let reply = active(&server, "openai").send().await;
         assert!([&mine, &mine_too, &theirs].iter().all(|key| !reply.text.contains(&key[6..])), "{}", reply.text);
         assert_eq!(reply.refused(500), json!({ "detail": "Internal error" }));
     }
-    carry(&server, openai, openai).await;
+    overwrite(&server, openai, openai).await;
     assert_eq!(active(&server, "openai").send().await.expect(200)["plaintext"], mine_too);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_older_key_put_back_into_the_next_ones_place_does_not_open() {
+async fn restored_older_key_does_not_open() {
     let server = TestServer::start().await;
     create(&server, "openai", &provider_key("sk-")).await;
     let old = sealed(&server, server.organization_id).await.remove(0);
     create(&server, "openai", &provider_key("sk-")).await;
     let new = sealed(&server, server.organization_id).await.remove(0);
-    carry(&server, &old, &new).await;
+    overwrite(&server, &old, &new).await;
     active(&server, "openai").send().await.refused(500);
     assert_eq!(list(&server).await.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sealed_key_that_is_missing_is_a_fault_and_no_404() {
+async fn missing_sealed_key_returns_503_instead_of_404() {
     let server = TestServer::start().await;
     create(&server, "openai", &provider_key("sk-")).await;
     let item = sealed(&server, server.organization_id).await.remove(0);

@@ -8,7 +8,7 @@ use crate::harness::TestServer;
 const ROUTE: &str = "/v1/agent_projects/site/deploys";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_release_is_shown_whole_and_is_active_at_once() {
+async fn first_release_is_active_immediately() {
     let (server, _) = TestServer::start_at_noon().await;
     let id = server.project("site").await;
     let body = json!({ "commit_sha": "0A1B2C3", "artifact_url": "https://artifacts.example.com/site/0a1b2c3.zip" });
@@ -36,7 +36,7 @@ async fn the_first_release_is_shown_whole_and_is_active_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_next_release_takes_the_place_of_the_active_one() {
+async fn next_release_replaces_the_active_one() {
     let server = TestServer::start().await;
     server.project("site").await;
     for (version, expected) in [(1, vec!["active"]), (2, vec!["superseded", "active"])] {
@@ -49,7 +49,7 @@ async fn the_next_release_takes_the_place_of_the_active_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_release_that_is_not_to_be_active_waits_ready() {
+async fn release_without_activation_stays_ready() {
     let server = TestServer::start().await;
     server.project("site").await;
     let waiting = server.deploy("site", json!({ "commit_sha": "abcdef0", "activate": false })).await;
@@ -64,7 +64,7 @@ async fn a_release_that_is_not_to_be_active_waits_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn projects_count_on_their_own() {
+async fn versions_are_counted_per_project() {
     let server = TestServer::start().await;
     for slug in ["site", "shop"] {
         server.project(slug).await;
@@ -76,7 +76,7 @@ async fn projects_count_on_their_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_that_is_wrong_or_missing_is_named() {
+async fn invalid_or_missing_field_is_named() {
     let server = TestServer::start().await;
     server.project("site").await;
     let with = |field: &str, value: Value| {
@@ -102,13 +102,13 @@ async fn a_field_that_is_wrong_or_missing_is_named() {
         assert_eq!(server.post(ROUTE, body.clone()).send().await.invalid_field(), field, "{body}");
     }
     let signed = with("artifact_url", json!("https://bucket.example.com/app.zip?X-Amz-Signature=f00dface")).1;
-    assert!(!server.post(ROUTE, signed).send().await.text.contains("f00dface"), "a refusal repeats no signature");
+    assert!(!server.post(ROUTE, signed).send().await.text.contains("f00dface"), "an error does not repeat a signature");
     assert!(releases(&server).await.is_empty());
     assert_whole(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_project_is_not_found() {
+async fn unknown_project_returns_404() {
     let server = TestServer::start().await;
     for slug in ["nothing", "Site", "my_site"] {
         let path = format!("/v1/agent_projects/{slug}/deploys");
@@ -118,13 +118,13 @@ async fn what_is_no_project_is_not_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_under_its_idempotency_key_makes_no_other_release() {
+async fn repeat_with_idempotency_key_creates_no_release() {
     let server = TestServer::start().await;
     server.project("site").await;
     let first = deploy(&server, "abcdef0").idempotency_key("once").send().await;
     deploy(&server, "abcdef1").send().await.expect(201);
     let repeat = deploy(&server, "abcdef0").idempotency_key("once").send().await;
-    assert_eq!((repeat.status, &repeat.text), (first.status, &first.text), "as it was then");
+    assert_eq!((repeat.status, &repeat.text), (first.status, &first.text), "the first response is repeated");
     let mismatch = deploy(&server, "abcdef2").idempotency_key("once").send().await.refused(422);
     assert_eq!(mismatch["error"], "idempotency_mismatch");
     assert_eq!(statuses(&server).await, ["superseded", "active"]);
@@ -132,7 +132,7 @@ async fn a_repeat_under_its_idempotency_key_makes_no_other_release() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn racing_repeats_make_one_release() {
+async fn parallel_repeats_create_one_release() {
     let server = TestServer::start().await;
     server.project("site").await;
     let racing: Vec<_> =
@@ -146,7 +146,7 @@ async fn racing_repeats_make_one_release() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deploy_is_audited_and_told_and_data_planes_forget() {
+async fn deploy_is_audited_and_published_and_invalidates_caches() {
     let (server, clock) = TestServer::start_at_noon().await;
     server.project("site").await;
     let first = server.deploy("site", json!({ "commit_sha": "abcdef0" })).await;
@@ -155,13 +155,13 @@ async fn a_deploy_is_audited_and_told_and_data_planes_forget() {
     clock.advance(Duration::from_millis(1));
     let last = server.deploy("site", json!({ "commit_sha": "abcdef2" })).await;
 
-    let mut told = events(&server).await;
-    told.sort_by_key(|(kind, release)| (release["version"].as_u64(), kind == "activated"));
+    let mut published = events(&server).await;
+    published.sort_by_key(|(kind, release)| (release["version"].as_u64(), kind == "activated"));
     let expected =
         [("created", &first), ("activated", &first), ("created", &waiting), ("created", &last), ("activated", &last)];
-    assert_eq!(told, expected.map(|(kind, release)| (kind.to_owned(), release.clone())));
-    let forgotten: Vec<_> = server.outbox("PSH").await.iter().map(|item| item["access_cut"].clone()).collect();
-    assert_eq!(forgotten, [false, false], "a release that only waits is nobody's business");
+    assert_eq!(published, expected.map(|(kind, release)| (kind.to_owned(), release.clone())));
+    let invalidations: Vec<_> = server.outbox("PSH").await.iter().map(|item| item["access_cut"].clone()).collect();
+    assert_eq!(invalidations, [false, false], "an inactive release invalidates no cache");
 
     let created = server.audited("release.created").await;
     assert_eq!(created[1]["resource"], json!({ "kind": "release", "id": waiting["id"] }));
@@ -178,13 +178,13 @@ async fn a_deploy_is_audited_and_told_and_data_planes_forget() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_has_just_lost_its_scope_deploys_nothing() {
+async fn demoted_key_is_refused_despite_gateway_cache() {
     let (server, _clock) = TestServer::start_at_noon().await;
     server.project("site").await;
     let (id, token) = server.key(&["write", "admin"]).await;
     deploy(&server, "abcdef0").bearer(&token).send().await.expect(201);
     server.patch(&format!("/v1/api_keys/{id}"), json!({ "scopes": ["read"] })).send().await.expect(200);
-    // The clock stands still, so the gateway goes by its cached verdict.
+    // The clock is stopped, so the gateway uses its cached verdict.
     assert_eq!(deploy(&server, "abcdef1").bearer(&token).send().await.forbidden(), "missing scope: write");
     assert_eq!(super::rollback(&server, 1).bearer(&token).send().await.forbidden(), "missing scope: admin");
     let patch = server.patch("/v1/agent_projects/site", json!({ "endpoint_url": "https://evil.example.com" }));

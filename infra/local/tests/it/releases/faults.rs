@@ -1,4 +1,4 @@
-//! Lost answers and cancelled transactions: what was asked for happens once, or not at all.
+//! Lost responses and cancelled transactions: each request takes effect once or not at all.
 
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ async fn start() -> (TestServer, std::sync::Arc<FaultProxy>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_lost_its_answer_happened_once() {
+async fn request_with_lost_response_happens_once() {
     let (server, proxy) = start().await;
     let first = releases(&server).await.remove(0);
     proxy.fail(WRITE, 1, Fault::DropAnswer);
@@ -26,8 +26,8 @@ async fn what_lost_its_answer_happened_once() {
     proxy.fail(WRITE, 1, Fault::DropAnswer);
     rollback(&server, 1).send().await.expect(200);
     proxy.fail(WRITE, 1, Fault::DropAnswer);
-    let told = json!({ "status": "active", "image_ref": "app:1", "build_log": "one" });
-    assert_eq!(report(&server, &first, told).send().await.expect(200)["release"]["build_kind"], "image");
+    let body = json!({ "status": "active", "image_ref": "app:1", "build_log": "one" });
+    assert_eq!(report(&server, &first, body).send().await.expect(200)["release"]["build_kind"], "image");
     proxy.fail(WRITE, 1, Fault::DropAnswer);
     server.patch("/v1/agent_projects/site", json!({ "name": "Shop" })).send().await.expect(200);
     assert_eq!(statuses(&server).await, ["active", "superseded"]);
@@ -35,7 +35,7 @@ async fn what_lost_its_answer_happened_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deploy_whose_every_answer_was_lost_is_found_again_by_its_idempotency_key() {
+async fn idempotency_key_finds_deploy_with_lost_response() {
     let (server, proxy) = start().await;
     proxy.fail(WRITE, ALWAYS, Fault::DropAnswer);
     deploy(&server, "abcdef1").idempotency_key("once").send().await.refused(503);
@@ -47,10 +47,11 @@ async fn a_deploy_whose_every_answer_was_lost_is_found_again_by_its_idempotency_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_transaction_is_run_again_and_happens_once() {
+async fn cancelled_transaction_is_retried_and_applies_once() {
     let (server, proxy) = start().await;
     let first: Value = releases(&server).await.remove(0);
-    // Whichever member it was: the project, the id's claim or the release; and one that another transaction crossed.
+    // Cancel at each member (the project, the claim of the id, the release), then with a
+    // transaction conflict.
     let faults = [0, 1, 2].map(|at| Fault::Cancel { code: "ConditionalCheckFailed", at });
     for (round, fault) in faults.into_iter().chain([Fault::Cancel { code: "TransactionConflict", at: 0 }]).enumerate() {
         proxy.fail(WRITE, 3, fault);
@@ -59,14 +60,14 @@ async fn a_cancelled_transaction_is_run_again_and_happens_once() {
         proxy.fail(WRITE, 3, fault);
         rollback(&server, 1).send().await.expect(200);
         proxy.fail(WRITE, 3, fault);
-        let told = json!({ "status": "ready", "build_log": format!("round {round}") });
-        report(&server, &first, told).send().await.expect(200);
+        let body = json!({ "status": "ready", "build_log": format!("round {round}") });
+        report(&server, &first, body).send().await.expect(200);
         assert_whole(&server).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_is_down_changes_nothing() {
+async fn store_outage_changes_nothing() {
     let (server, proxy) = start().await;
     deploy(&server, "abcdef1").send().await.expect(201);
     let before = releases(&server).await;

@@ -6,7 +6,7 @@ use crate::harness::TestServer;
 const ROUTE: &str = "/v1/agent_projects/site/releases";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_project_without_a_release_has_an_empty_list() {
+async fn project_without_releases_has_an_empty_list() {
     let server = TestServer::start().await;
     server.project("site").await;
     assert_eq!(server.get(ROUTE).send().await.expect(200), json!({ "releases": [], "next_cursor": null }));
@@ -36,7 +36,7 @@ async fn paging_visits_every_release_once_newest_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_parameter_that_is_wrong_is_named_and_a_cursor_stays_with_its_project() {
+async fn invalid_parameter_or_foreign_cursor_is_named() {
     let server = TestServer::start().await;
     for slug in ["site", "shop"] {
         server.project(slug).await;
@@ -57,7 +57,7 @@ async fn a_parameter_that_is_wrong_is_named_and_a_cursor_stays_with_its_project(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn anothers_project_of_the_same_slug_has_its_own_releases() {
+async fn projects_with_same_slug_have_separate_releases() {
     let server = TestServer::start().await;
     server.project("site").await;
     deploy(&server, "abcdef0").send().await.expect(201);
@@ -67,7 +67,7 @@ async fn anothers_project_of_the_same_slug_has_its_own_releases() {
     let made = server.post("/v1/agent_projects", json!({ "slug": "site", "name": "Theirs" })).bearer(&token);
     made.send().await.expect(201);
     let theirs = deploy(&server, "abcdef1").bearer(&token).send().await.expect(201);
-    assert_eq!(theirs["release"]["version"], 1, "they count on their own");
+    assert_eq!(theirs["release"]["version"], 1, "versions are counted separately");
     let list = server.get(ROUTE).bearer(&token).send().await.expect(200);
     assert_eq!(list["releases"], Value::from(vec![theirs["release"].clone()]));
     assert_eq!(releases(&server).await[0]["commit_sha"], "abcdef0");

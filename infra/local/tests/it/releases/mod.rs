@@ -16,12 +16,12 @@ use crate::{
     invariants::Tables,
 };
 
-/// A deploy of `site`.
+/// Returns a request that deploys `site`.
 fn deploy(server: &TestServer, sha: &str) -> Request {
     server.post("/v1/agent_projects/site/deploys", json!({ "commit_sha": sha }))
 }
 
-/// A rollback of `site`.
+/// Returns a request that rolls `site` back.
 fn rollback(server: &TestServer, version: u64) -> Request {
     server.post("/v1/agent_projects/site/rollback", json!({ "version": version }))
 }
@@ -46,25 +46,26 @@ async fn statuses(server: &TestServer) -> Vec<String> {
     releases(server).await.iter().rev().map(|release| release["status"].as_str().unwrap().to_owned()).collect()
 }
 
-/// What endpoints of `acme` are told about releases: type and release, oldest first.
+/// Returns the release events for webhook endpoints of `acme`: type and release, oldest first.
 async fn events(server: &TestServer) -> Vec<(String, Value)> {
-    let told = server.outbox("EVT").await.into_iter().filter_map(|event| {
+    let parsed = server.outbox("EVT").await.into_iter().filter_map(|event| {
         let kind = event["type"].as_str().unwrap().strip_prefix("release.")?.to_owned();
         let mut data: Value = serde_json::from_str(event["data"].as_str().unwrap()).unwrap();
         Some((kind, data["release"].take()))
     });
-    told.collect()
+    parsed.collect()
 }
 
-/// That the tables are whole, and that what the audit log tells of releases their events tell as well.
+/// Asserts that the tables are consistent, and that events and audit log list the same changes of
+/// releases.
 async fn assert_whole(server: &TestServer) {
     Tables::new(server).await.assert_whole();
     let count = |kinds: Vec<String>| {
         ["created", "activated", "rolled_back"].map(|kind| kinds.iter().filter(|other| **other == kind).count())
     };
-    let told = events(server).await.into_iter().map(|(kind, _)| kind).collect();
+    let published = events(server).await.into_iter().map(|(kind, _)| kind).collect();
     let audited = server.audit_events().await.into_iter();
     let audited =
         audited.filter_map(|event| event["action"].as_str().unwrap().strip_prefix("release.").map(str::to_owned));
-    assert_eq!(count(told), count(audited.collect()));
+    assert_eq!(count(published), count(audited.collect()));
 }

@@ -1,4 +1,4 @@
-//! Requests at the same time: every race ends as if they had come one after the other.
+//! Concurrent requests: every race ends like some sequential order of them.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{assert_whole, deploy, project, releases, report, rollback, statuses};
 use crate::harness::{Reply, Request, TestServer};
 
-async fn sent(requests: impl IntoIterator<Item = Request>) -> Vec<Reply> {
+async fn send_all(requests: impl IntoIterator<Item = Request>) -> Vec<Reply> {
     let running: Vec<_> = requests.into_iter().map(|request| tokio::spawn(request.send())).collect();
     let mut replies = Vec::with_capacity(running.len());
     for reply in running {
@@ -16,7 +16,7 @@ async fn sent(requests: impl IntoIterator<Item = Request>) -> Vec<Reply> {
     replies
 }
 
-/// A project with this many releases, the last one active.
+/// Starts a server with this many releases of `site`. The last one is active.
 async fn with_releases(count: usize) -> TestServer {
     let server = TestServer::start().await;
     server.project("site").await;
@@ -26,7 +26,7 @@ async fn with_releases(count: usize) -> TestServer {
     server
 }
 
-/// That the one active release is the project's.
+/// Asserts that one release is active and that the project refers to it. Returns its version.
 async fn assert_one_active(server: &TestServer) -> Value {
     let active: Vec<_> = releases(server).await.into_iter().filter(|release| release["status"] == "active").collect();
     let [active] = &active[..] else { panic!("{active:?}") };
@@ -35,9 +35,9 @@ async fn assert_one_active(server: &TestServer) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parallel_deploys_are_all_made_and_numbered_without_holes_and_twins() {
+async fn parallel_deploys_get_consecutive_versions() {
     let server = with_releases(0).await;
-    let replies = sent((0..20).map(|_| deploy(&server, "abcdef0"))).await;
+    let replies = send_all((0..20).map(|_| deploy(&server, "abcdef0"))).await;
     let versions: BTreeSet<_> =
         replies.into_iter().map(|reply| reply.expect(201)["release"]["version"].as_u64().unwrap()).collect();
     assert_eq!(versions, (1..=20).collect());
@@ -46,11 +46,11 @@ async fn parallel_deploys_are_all_made_and_numbered_without_holes_and_twins() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deploy_against_a_rollback_is_one_after_the_other() {
+async fn parallel_deploy_and_rollback_are_serialized() {
     let server = with_releases(2).await;
     for round in 0..10 {
         let latest = round + 2;
-        let replies = sent([deploy(&server, "abcdef0"), rollback(&server, 1)]).await;
+        let replies = send_all([deploy(&server, "abcdef0"), rollback(&server, 1)]).await;
         let [deployed, back] = &replies[..] else { panic!("{replies:?}") };
         assert_eq!((deployed.status.as_u16(), back.status.as_u16()), (201, 200));
         assert_eq!(deployed.json["release"]["version"], latest + 1);
@@ -61,10 +61,10 @@ async fn a_deploy_against_a_rollback_is_one_after_the_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_rollbacks_at_once_one_is_the_last() {
+async fn parallel_rollbacks_leave_one_active_release() {
     let server = with_releases(4).await;
     for _ in 0..5 {
-        for reply in sent([1, 2, 3, 1, 2, 3].map(|version| rollback(&server, version))).await {
+        for reply in send_all([1, 2, 3, 1, 2, 3].map(|version| rollback(&server, version))).await {
             assert_eq!(reply.expect(200)["release"]["status"], "active");
         }
         let active = assert_one_active(&server).await;
@@ -75,14 +75,14 @@ async fn of_rollbacks_at_once_one_is_the_last() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_report_against_an_activation_loses_neither() {
+async fn parallel_report_and_activation_both_apply() {
     let server = with_releases(1).await;
     for round in 0..10 {
         let waiting = server.deploy("site", json!({ "commit_sha": "abcdef0", "activate": false })).await;
         let version = waiting["version"].as_u64().unwrap();
         let image = format!("registry.example.com/app:{round}");
-        let told = json!({ "status": "ready", "image_ref": image, "build_log": "one\ntwo" });
-        for reply in sent([report(&server, &waiting, told), rollback(&server, version)]).await {
+        let body = json!({ "status": "ready", "image_ref": image, "build_log": "one\ntwo" });
+        for reply in send_all([report(&server, &waiting, body), rollback(&server, version)]).await {
             reply.expect(200);
         }
         assert_eq!(assert_one_active(&server).await, version);
@@ -92,7 +92,7 @@ async fn a_report_against_an_activation_loses_neither() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failure_against_an_activation_lets_one_of_them_win() {
+async fn parallel_failure_and_activation_have_one_winner() {
     let server = with_releases(1).await;
     for _ in 0..10 {
         let waiting = server.deploy("site", json!({ "commit_sha": "abcdef0", "activate": false })).await;
@@ -103,7 +103,7 @@ async fn a_failure_against_an_activation_lets_one_of_them_win() {
             report(&server, &waiting, failed),
             rollback(&server, waiting["version"].as_u64().unwrap()),
         ];
-        let replies = sent(requests).await;
+        let replies = send_all(requests).await;
         let status: Vec<_> = replies.iter().map(|reply| reply.status.as_u16()).collect();
         assert!([[200, 409, 200], [200, 409, 409], [409, 200, 409]].map(Vec::from).contains(&status), "{status:?}");
         let expected = match status[..] {
@@ -118,7 +118,7 @@ async fn a_failure_against_an_activation_lets_one_of_them_win() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn changes_of_settings_and_deploys_do_not_undo_each_other() {
+async fn parallel_settings_and_deploys_all_apply() {
     let server = with_releases(0).await;
     let mut requests: Vec<_> = (0..6).map(|_| deploy(&server, "abcdef0")).collect();
     for change in [
@@ -128,7 +128,7 @@ async fn changes_of_settings_and_deploys_do_not_undo_each_other() {
     ] {
         requests.push(server.patch("/v1/agent_projects/site", change));
     }
-    for reply in sent(requests).await {
+    for reply in send_all(requests).await {
         assert!(reply.status.is_success(), "{}", reply.text);
     }
     let project = project(&server).await;

@@ -6,7 +6,7 @@ use super::{assert_whole, deploy, events, project, releases, rollback, statuses}
 use crate::harness::TestServer;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rollback_flips_the_pointer_back_and_forth() {
+async fn rollback_activates_earlier_and_later_releases() {
     let (server, clock) = TestServer::start_at_noon().await;
     server.project("site").await;
     for _ in 0..3 {
@@ -21,29 +21,33 @@ async fn a_rollback_flips_the_pointer_back_and_forth() {
     assert_eq!(statuses(&server).await, ["active", "superseded", "superseded"]);
     rollback(&server, 3).send().await.expect(200);
     assert_eq!(statuses(&server).await, ["superseded", "superseded", "active"]);
-    assert_eq!(deploy(&server, "abcdef0").send().await.expect(201)["release"]["version"], 4, "numbers go on");
+    assert_eq!(
+        deploy(&server, "abcdef0").send().await.expect(201)["release"]["version"],
+        4,
+        "version numbers continue"
+    );
     assert_whole(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_release_that_waits_ready_is_activated_so_too_and_told_as_that() {
+async fn rollback_to_ready_release_is_an_activation() {
     let (server, clock) = TestServer::start_at_noon().await;
     server.project("site").await;
     for sha in ["abcdef0", "abcdef1"] {
         server.deploy("site", json!({ "commit_sha": sha, "activate": false })).await;
     }
-    let told = async |version: u64| {
+    let event_of_rollback = async |version: u64| {
         clock.advance(Duration::from_millis(1));
         let release = rollback(&server, version).send().await.expect(200)["release"].take();
         let (kind, about) = events(&server).await.pop().unwrap();
         assert_eq!(about, release);
         kind
     };
-    assert_eq!(told(2).await, "activated");
+    assert_eq!(event_of_rollback(2).await, "activated");
     assert_eq!(statuses(&server).await, ["ready", "active"]);
-    assert_eq!(told(1).await, "activated");
+    assert_eq!(event_of_rollback(1).await, "activated");
     assert_eq!(statuses(&server).await, ["active", "superseded"]);
-    assert_eq!(told(2).await, "rolled_back", "the second time it comes back");
+    assert_eq!(event_of_rollback(2).await, "rolled_back", "the release was active before");
     let [first, second] = &server.audited("release.activated").await[..] else { panic!("two activations") };
     let change = |before: Value, after: u64| json!({ "current_version": { "before": before, "after": after } });
     assert_eq!((&first["changes"], &second["changes"]), (&change(Value::Null, 2), &change(json!(2), 1)));
@@ -52,7 +56,7 @@ async fn a_release_that_waits_ready_is_activated_so_too_and_told_as_that() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rolling_back_to_the_active_release_changes_nothing() {
+async fn rollback_to_the_active_release_changes_nothing() {
     let (server, clock) = TestServer::start_at_noon().await;
     server.project("site").await;
     let active = deploy(&server, "abcdef0").send().await.expect(201);
@@ -66,7 +70,7 @@ async fn rolling_back_to_the_active_release_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rollback_is_audited_and_told_and_data_planes_forget() {
+async fn rollback_is_audited_and_published_and_invalidates_caches() {
     let (server, clock) = TestServer::start_at_noon().await;
     server.project("site").await;
     for _ in 0..2 {
@@ -76,8 +80,8 @@ async fn a_rollback_is_audited_and_told_and_data_planes_forget() {
     let before = server.outbox("PSH").await.len();
     let back = rollback(&server, 1).send().await.expect(200)["release"].take();
     assert_eq!(events(&server).await.last().unwrap(), &("rolled_back".to_owned(), back.clone()));
-    let forgotten = server.outbox("PSH").await;
-    assert_eq!((forgotten.len(), &forgotten[before]["access_cut"]), (before + 1, &json!(false)));
+    let invalidations = server.outbox("PSH").await;
+    assert_eq!((invalidations.len(), &invalidations[before]["access_cut"]), (before + 1, &json!(false)));
     let audited = server.audited("release.rolled_back").await;
     let [event] = &audited[..] else { panic!("{audited:?}") };
     assert_eq!(event["resource"], json!({ "kind": "release", "id": back["id"] }));
@@ -85,7 +89,7 @@ async fn a_rollback_is_audited_and_told_and_data_planes_forget() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_not_built_cannot_be_active() {
+async fn unbuilt_release_cannot_be_activated() {
     let server = TestServer::start().await;
     server.project("site").await;
     deploy(&server, "abcdef0").send().await.expect(201);
@@ -100,7 +104,7 @@ async fn what_was_not_built_cannot_be_active() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_exist_is_not_found_and_what_is_no_version_is_named() {
+async fn unknown_and_invalid_versions_are_refused() {
     let server = TestServer::start().await;
     server.project("site").await;
     deploy(&server, "abcdef0").send().await.expect(201);

@@ -1,4 +1,5 @@
-//! Whatever is done in whatever order: versions are 1 to n, and the project names the one active release.
+//! Random sequences of steps: versions are 1 to n, and the project refers to the one active
+//! release.
 
 use proptest::{
     collection::vec,
@@ -16,7 +17,7 @@ enum Step {
     Deploy {
         activate: bool,
     },
-    /// A deploy whose build is not done.
+    /// A deploy whose build is pending.
     Pend,
     Rollback {
         version: u64,
@@ -39,7 +40,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The contract's rules, as simply as they can be written: each release's status, and the number of the active one.
+/// A minimal model of the contract: the status of each release by version.
 #[derive(Default)]
 struct Model {
     statuses: Vec<&'static str>,
@@ -58,8 +59,8 @@ impl Model {
         self.statuses.iter_mut().filter(|status| **status == "active").for_each(|status| *status = "superseded");
     }
 
-    /// What the step answers.
-    fn take(&mut self, step: &Step) -> u16 {
+    /// Applies a step and returns the status of its response.
+    fn apply(&mut self, step: &Step) -> u16 {
         match *step {
             Step::Deploy { activate } => {
                 if activate {
@@ -95,7 +96,7 @@ impl Model {
     }
 }
 
-/// Does a step to a project; what it answers.
+/// Sends a step to the server and returns the status of its response.
 async fn act(server: &TestServer, slug: &str, made: &mut Vec<Value>, step: &Step) -> u16 {
     let path = |verb: &str| format!("/v1/agent_projects/{slug}/{verb}");
     match step {
@@ -125,7 +126,7 @@ async fn act(server: &TestServer, slug: &str, made: &mut Vec<Value>, step: &Step
 }
 
 #[test]
-fn after_any_steps_the_project_names_the_one_active_release() {
+fn random_steps_match_the_model() {
     let runtime = Runtime::new().unwrap();
     let server = runtime.block_on(TestServer::start());
     let mut runner = TestRunner::new(Config { cases: 24, failure_persistence: None, ..Config::default() });
@@ -138,7 +139,7 @@ fn after_any_steps_the_project_names_the_one_active_release() {
             let (mut model, mut made) = (Model::default(), Vec::new());
             for step in &steps {
                 let answer = act(&server, &slug, &mut made, step).await;
-                prop_assert_eq!(answer, model.take(step), "{:?}", step);
+                prop_assert_eq!(answer, model.apply(step), "{:?}", step);
             }
             let list = server.get(&format!("/v1/agent_projects/{slug}/releases?limit=100")).send().await.expect(200);
             let shown = list["releases"].as_array().unwrap().iter().rev();
