@@ -1,4 +1,4 @@
-//! Sealed provider keys: what is stored, and in which place it can be opened.
+//! Sealed provider keys: the stored items, and which of them can be opened.
 
 use serde_json::{Value, json};
 

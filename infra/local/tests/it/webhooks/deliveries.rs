@@ -1,4 +1,4 @@
-//! From a change to its receivers.
+//! Webhook deliveries, from a change to its receivers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use worker_webhook_deliveries::WebhookDeliveries;
 use worker_webhook_events::{Waker, WebhookEvents};
 
-use super::{Post, Reaction, Receiver, announce, deliveries, endpoint, on_loopback};
+use super::{Reaction, Receiver, WebhookServer, deliveries, endpoint, on_loopback, publish_events};
 use crate::{
     fault_proxy::{Fault, FaultProxy},
     harness::{TestServer, until},
@@ -24,27 +24,27 @@ fn statuses(deliveries: &[Value]) -> Vec<(&str, usize)> {
     deliveries.iter().map(|delivery| (delivery["status"].as_str().unwrap(), of(delivery))).collect()
 }
 
-async fn at(server: &TestServer, endpoint: u64) -> Value {
+async fn read_endpoint(server: &TestServer, endpoint: u64) -> Value {
     server.get(&format!("/v1/webhook_endpoints/{endpoint}")).send().await.expect(200)["webhook_endpoint"].take()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_happens_reaches_those_that_asked_for_it_signed() {
-    let (post, _clock) = Post::start().await;
-    let server = &post.server;
-    let (wants, all) = (Receiver::start().await, Receiver::start().await);
-    let (id, secret) = endpoint(server, &wants.url, &["api_key.created"]).await;
+async fn subscribed_endpoints_receive_signed_events() {
+    let (webhooks, _clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
+    let (subscribed, all) = (Receiver::start().await, Receiver::start().await);
+    let (id, secret) = endpoint(server, &subscribed.url, &["api_key.created"]).await;
     endpoint(server, &all.url, &["*"]).await;
     let (key, token) = server.key(&["read"]).await;
     server.delete(&format!("/v1/api_keys/{key}")).send().await.expect(200);
-    post.deliver().await;
+    webhooks.deliver().await;
 
-    assert_eq!(wants.told(), ["api_key.created"]);
-    let mut told = all.told();
-    told.sort();
-    assert_eq!(told, ["api_key.created", "api_key.revoked"]);
+    assert_eq!(subscribed.received_types(), ["api_key.created"]);
+    let mut types = all.received_types();
+    types.sort();
+    assert_eq!(types, ["api_key.created", "api_key.revoked"]);
 
-    let received = &wants.received()[0];
+    let received = &subscribed.received()[0];
     let body = received.json();
     assert_eq!(body["organization_id"], server.organization_id);
     assert_eq!(body["created_at"], "2026-11-21T12:00:00.000Z");
@@ -69,19 +69,19 @@ async fn what_happens_reaches_those_that_asked_for_it_signed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn failures_are_tried_again_by_the_schedule_and_given_up_after_the_tenth() {
-    let (post, clock) = Post::start().await;
-    let server = &post.server;
+async fn failed_delivery_is_attempted_ten_times() {
+    let (webhooks, clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
-    receiver.react(Reaction::Says(500, "no: Bearer kt_live_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"));
+    receiver.react(Reaction::WithBody(500, "no: Bearer kt_live_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"));
     let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
     server.key(&["read"]).await;
-    post.work().await;
-    let about = [5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400];
-    for (tries, pause) in about.into_iter().enumerate() {
-        post.settled().await;
+    webhooks.work().await;
+    let pauses = [5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400];
+    for (retries, pause) in pauses.into_iter().enumerate() {
+        webhooks.settled().await;
         let listed = deliveries(server, id).await;
-        assert_eq!(statuses(&listed), [("pending", tries + 1)]);
+        assert_eq!(statuses(&listed), [("pending", retries + 1)]);
         let next = listed[0]["next_attempt_at"].as_str().unwrap().parse::<Timestamp>().unwrap();
         let waits = next.since(clock_now(server));
         assert!(
@@ -89,19 +89,19 @@ async fn failures_are_tried_again_by_the_schedule_and_given_up_after_the_tenth()
             "{waits:?}"
         );
         let before = receiver.received().len();
-        if tries > 0 {
+        if retries > 0 {
             clock.advance(waits.saturating_sub(Duration::from_millis(1)));
-            post.work().await;
-            post.settled().await;
-            assert_eq!(receiver.received().len(), before, "not before its time");
+            webhooks.work().await;
+            webhooks.settled().await;
+            assert_eq!(receiver.received().len(), before, "no attempt before its time");
             clock.advance(Duration::from_millis(1));
         } else {
             clock.advance(waits);
         }
-        post.work().await;
+        webhooks.work().await;
         receiver.wait_for(before + 1).await;
     }
-    post.settled().await;
+    webhooks.settled().await;
     let listed = deliveries(server, id).await;
     assert_eq!(statuses(&listed), [("failed", 10)]);
     assert_eq!(listed[0]["next_attempt_at"], Value::Null);
@@ -112,12 +112,12 @@ async fn failures_are_tried_again_by_the_schedule_and_given_up_after_the_tenth()
     assert!(ids.iter().all(|id| *id == ids[0]) && ids.len() == 10, "{ids:?}");
     let bodies: Vec<_> = receiver.received().iter().map(|received| received.body.clone()).collect();
     assert!(bodies.iter().all(|body| *body == bodies[0]), "every attempt carries the same bytes");
-    assert_eq!(at(server, id).await["consecutive_failures"], 10);
+    assert_eq!(read_endpoint(server, id).await["consecutive_failures"], 10);
 
     let reader = server.key(&["read"]).await.1;
     let path = format!("/v1/webhook_endpoints/{id}/deliveries");
     let seen = server.get(&path).bearer(&reader).send().await.expect(200);
-    assert_eq!(seen["deliveries"][0]["attempts"][9]["response_body"], Value::Null, "for admins only");
+    assert_eq!(seen["deliveries"][0]["attempts"][9]["response_body"], Value::Null, "only admins see response bodies");
 }
 
 fn clock_now(server: &TestServer) -> Timestamp {
@@ -125,16 +125,16 @@ fn clock_now(server: &TestServer) -> Timestamp {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_receiver_may_ask_to_be_left_alone_for_a_day_at_most() {
-    let (post, clock) = Post::start().await;
-    let server = &post.server;
+async fn retry_after_is_respected_up_to_a_day() {
+    let (webhooks, clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     let (id, _) = endpoint(server, &receiver.url, &["*"]).await;
-    for (asked, waits) in [(600, 600), (1_000_000, 86_400)] {
+    for (seconds, waits) in [(600, 600), (1_000_000, 86_400)] {
         clock.advance(Duration::from_millis(1));
-        receiver.react(Reaction::Later(asked));
+        receiver.react(Reaction::RetryAfter(seconds));
         server.key(&["read"]).await;
-        post.deliver().await;
+        webhooks.deliver().await;
         let next = deliveries(server, id).await[0]["next_attempt_at"].as_str().unwrap().to_owned();
         let next: Timestamp = next.parse().unwrap();
         assert_eq!(next.since(clock_now(server)).as_secs(), waits);
@@ -143,49 +143,49 @@ async fn a_receiver_may_ask_to_be_left_alone_for_a_day_at_most() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_retry_is_made_by_the_worker_that_saw_the_failure() {
+async fn worker_makes_the_first_retry_itself() {
     let server = TestServer::start_as(on_loopback(Arc::new(SystemClock)), None).await;
-    let post = Post::new(server, Duration::from_secs(8));
-    let server = &post.server;
+    let webhooks = WebhookServer::new(server, Duration::from_secs(8));
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     receiver.react(Reaction::Status(500));
     let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
     server.key(&["read"]).await;
-    post.work().await;
+    webhooks.work().await;
     receiver.wait_for(1).await;
     receiver.react(Reaction::Status(200));
-    // Nobody sweeps.
+    // No sweep runs.
     receiver.wait_for(2).await;
-    post.settled().await;
+    webhooks.settled().await;
     assert_eq!(statuses(&deliveries(server, id).await), [("succeeded", 2)]);
-    assert_eq!(at(server, id).await["consecutive_failures"], 0, "a success forgets failures");
+    assert_eq!(read_endpoint(server, id).await["consecutive_failures"], 0, "a success resets the count of failures");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn gone_disables_at_once_and_what_waits_is_kept() {
-    let (post, clock) = Post::start().await;
-    let server = &post.server;
+async fn status_410_disables_and_keeps_pending_deliveries() {
+    let (webhooks, clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let (gone, other) = (Receiver::start().await, Receiver::start().await);
     gone.react(Reaction::Status(500));
     let (id, _) = endpoint(server, &gone.url, &["*"]).await;
     endpoint(server, &other.url, &["webhook_endpoint.disabled"]).await;
     server.key(&["read"]).await;
-    post.deliver().await;
+    webhooks.deliver().await;
     gone.react(Reaction::Status(410));
     clock.advance(Duration::from_secs(10));
-    post.deliver().await;
-    let disabled = at(server, id).await;
+    webhooks.deliver().await;
+    let disabled = read_endpoint(server, id).await;
     assert_eq!((&disabled["enabled"], &disabled["disabled_reason"]), (&json!(false), &json!("gone")));
-    post.deliver().await;
-    assert_eq!(other.told(), ["webhook_endpoint.disabled"]);
+    webhooks.deliver().await;
+    assert_eq!(other.received_types(), ["webhook_endpoint.disabled"]);
     assert_eq!(other.received()[0].json()["data"]["webhook_endpoint"]["id"], id);
     assert_eq!(server.audited("webhook_endpoint.disabled").await[0]["actor"]["name"], "worker-webhook-deliveries");
 
-    // Nothing is sent there, and what happens meanwhile is not queued.
+    // A disabled endpoint receives nothing, and new events are not queued for it.
     server.key(&["read"]).await;
     clock.advance(Duration::from_hours(1));
     let sent = gone.received().len();
-    post.deliver().await;
+    webhooks.deliver().await;
     assert_eq!(gone.received().len(), sent);
     assert_eq!(statuses(&deliveries(server, id).await), [("pending", 2)]);
 
@@ -194,13 +194,13 @@ async fn gone_disables_at_once_and_what_waits_is_kept() {
         server.patch(&format!("/v1/webhook_endpoints/{id}"), json!({ "enabled": true })).send().await.expect(200);
     let revived = &revived["webhook_endpoint"];
     assert_eq!((&revived["enabled"], &revived["consecutive_failures"]), (&json!(true), &json!(0)));
-    post.deliver().await;
+    webhooks.deliver().await;
     assert_eq!(statuses(&deliveries(server, id).await), [("succeeded", 3)]);
 
-    // What it missed can be had.
+    // A recovery sends the missed events.
     let recover = format!("/v1/webhook_endpoints/{id}/recover");
     server.post(&recover, json!({ "since": "2026-11-21T12:00:00Z" })).send().await.expect(202);
-    post.deliver().await;
+    webhooks.deliver().await;
     let mut found = statuses(&deliveries(server, id).await)
         .into_iter()
         .map(|(status, n)| (status.to_owned(), n))
@@ -210,29 +210,29 @@ async fn gone_disables_at_once_and_what_waits_is_kept() {
     assert_eq!(
         found,
         [done(1), done(1), done(3)],
-        "the key that was missed, the endpoint's own end, and what came before"
+        "the missed key, the disabling of the endpoint itself, and the delivery from before"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn five_at_once_and_no_more() {
-    let (post, _clock) = Post::start().await;
-    let server = &post.server;
+async fn endpoint_gets_at_most_five_parallel_attempts() {
+    let (webhooks, _clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     receiver.react(Reaction::Together(5));
     let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
     for _ in 0..30 {
         server.key(&["read"]).await;
     }
-    post.fan_out().await;
-    post.work().await;
-    // Others who are woken for the same endpoint find that it is served.
+    webhooks.fan_out().await;
+    webhooks.work().await;
+    // Further workers find that the endpoint is leased.
     for _ in 0..4 {
-        post.work().await;
+        webhooks.work().await;
     }
-    post.settled().await;
+    webhooks.settled().await;
     assert_eq!(receiver.received().len(), 30);
-    assert_eq!(receiver.at_once(), 5);
+    assert_eq!(receiver.max_parallel(), 5);
     let listed = deliveries(server, id).await;
     assert!(statuses(&listed).iter().all(|found| *found == ("succeeded", 1)));
     let id = |delivery: &Value| Id::new(delivery["id"].as_u64().unwrap()).unwrap();
@@ -240,18 +240,18 @@ async fn five_at_once_and_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn twenty_five_failures_in_a_row_over_a_day_disable_and_what_waits_is_kept() {
-    let (post, clock) = Post::start().await;
-    let server = &post.server;
+async fn endpoint_that_fails_for_a_day_is_disabled() {
+    let (webhooks, clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let (dead, other) = (Receiver::start().await, Receiver::start().await);
     dead.react(Reaction::Status(503));
     let (id, _) = endpoint(server, &dead.url, &["release.created"]).await;
     endpoint(server, &other.url, &["webhook_endpoint.disabled"]).await;
-    announce(server, 3).await;
+    publish_events(server, 3).await;
     let began = clock_now(server);
     loop {
-        post.deliver().await;
-        let endpoint = at(server, id).await;
+        webhooks.deliver().await;
+        let endpoint = read_endpoint(server, id).await;
         let failures = endpoint["consecutive_failures"].as_u64().unwrap();
         assert_eq!(failures, dead.received().len() as u64);
         if endpoint["enabled"] == false {
@@ -263,40 +263,40 @@ async fn twenty_five_failures_in_a_row_over_a_day_disable_and_what_waits_is_kept
         let next = listed.iter().filter_map(|delivery| delivery["next_attempt_at"].as_str()).min().unwrap();
         clock.advance(next.parse::<Timestamp>().unwrap().since(clock_now(server)));
     }
-    post.deliver().await;
-    assert_eq!(other.told(), ["webhook_endpoint.disabled"]);
+    webhooks.deliver().await;
+    assert_eq!(other.received_types(), ["webhook_endpoint.disabled"]);
     assert_eq!(deliveries(server, id).await.iter().filter(|kept| kept["status"] == "pending").count(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_receiver_that_is_down_is_left_alone_after_ten_failures_in_a_row() {
-    let (post, clock) = Post::start().await;
-    let server = &post.server;
+async fn endpoint_pauses_after_ten_consecutive_failures() {
+    let (webhooks, clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let dead = Receiver::start().await;
     dead.react(Reaction::Status(500));
     let (id, _) = endpoint(server, &dead.url, &["*"]).await;
-    announce(server, 60).await;
-    post.deliver().await;
+    publish_events(server, 60).await;
+    webhooks.deliver().await;
     let first = dead.received().len();
-    // What was under way ends.
+    // Attempts in progress may still finish.
     assert!((10..=14).contains(&first), "{first}");
-    // Also where something joins.
-    announce(server, 1).await;
-    post.work().await;
+    // A new delivery does not end the pause.
+    publish_events(server, 1).await;
+    webhooks.work().await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(dead.received().len(), first);
     dead.react(Reaction::Status(200));
     clock.advance(Duration::from_secs(31));
-    post.deliver().await;
+    webhooks.deliver().await;
     let listed = deliveries(server, id).await;
     assert!(listed.iter().all(|delivery| delivery["status"] == "succeeded"), "{listed:#?}");
     assert_eq!(dead.received().len(), 61 + first);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_receiver_that_hangs_holds_up_nobody_else() {
-    let (post, _clock) = Post::start().await;
-    let server = &post.server;
+async fn hanging_receiver_does_not_delay_others() {
+    let (webhooks, _clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let (hangs, quick) = (Receiver::start().await, Receiver::start().await);
     hangs.react(Reaction::Held);
     let (_, globex) = server.another_organization("globex").await;
@@ -304,36 +304,36 @@ async fn a_receiver_that_hangs_holds_up_nobody_else() {
     let (beside, _) = endpoint(server, &quick.url, &["*"]).await;
     let elsewhere = json!({ "url": quick.url, "event_types": ["*"] });
     server.post("/v1/webhook_endpoints", elsewhere).bearer(&globex).send().await.expect(201);
-    announce(server, 60).await;
+    publish_events(server, 60).await;
     server.post("/v1/api_keys", json!({ "name": "k", "scopes": ["read"] })).bearer(&globex).send().await.expect(201);
-    post.work().await;
+    webhooks.work().await;
     quick.wait_for(61).await;
-    assert_eq!(hangs.received().len(), 5, "these wait still");
+    assert_eq!(hangs.received().len(), 5, "these attempts are still in progress");
     assert_eq!(deliveries(server, beside).await.len(), 60);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_written_down_is_sent_again() {
+async fn delivery_without_stored_result_is_repeated() {
     const SDK_ATTEMPTS: usize = 5;
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
     let (server, proxy) = FaultProxy::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>)).await;
-    let post = Post::new(server, Duration::ZERO);
-    let server = &post.server;
+    let webhooks = WebhookServer::new(server, Duration::ZERO);
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     let (id, _) = endpoint(server, &receiver.url, &["*"]).await;
-    announce(server, 1).await;
-    post.work().await;
-    post.settled().await;
+    publish_events(server, 1).await;
+    webhooks.work().await;
+    webhooks.settled().await;
     assert_eq!(receiver.received().len(), 1);
-    // The fan-out goes through; the result's transaction does not, however often it is tried.
-    announce(server, 1).await;
+    // The fan-out succeeds, but every attempt to store the result fails.
+    publish_events(server, 1).await;
     proxy.forget();
     proxy.fail_after("TransactWriteItems", 1, SDK_ATTEMPTS, Fault::Throttle);
-    post.work().await;
+    webhooks.work().await;
     receiver.wait_for(2).await;
     until("the last attempt", async || proxy.seen_of("TransactWriteItems").len() == 1 + SDK_ATTEMPTS).await;
     clock.advance(Duration::from_mins(2));
-    post.deliver().await;
+    webhooks.deliver().await;
     let sent = receiver.received();
     assert_eq!(sent.len(), 3, "at least once");
     assert_eq!(sent[1].header("webhook-id"), sent[2].header("webhook-id"));
@@ -341,22 +341,22 @@ async fn what_cannot_be_written_down_is_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transaction_that_crosses_a_lease_costs_a_repeat_and_no_more() {
+async fn lease_conflict_is_retried() {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
     let (server, proxy) = FaultProxy::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>)).await;
-    let post = Post::new(server, Duration::ZERO);
+    let webhooks = WebhookServer::new(server, Duration::ZERO);
     let receiver = Receiver::start().await;
-    endpoint(&post.server, &receiver.url, &["*"]).await;
-    announce(&post.server, 1).await;
+    endpoint(&webhooks.server, &receiver.url, &["*"]).await;
+    publish_events(&webhooks.server, 1).await;
     proxy.fail("UpdateItem", 2, Fault::Exception("TransactionConflictException"));
-    post.deliver().await;
+    webhooks.deliver().await;
     assert_eq!(receiver.received().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn secrets_move_to_the_rings_new_key_and_the_old_one_may_leave() {
-    let (post, _clock) = Post::start().await;
-    let server = &post.server;
+async fn secrets_are_resealed_under_the_new_key() {
+    let (webhooks, _clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     let (id, secret) = endpoint(server, &receiver.url, &["*"]).await;
     let both = |ring: &mut Value| {
@@ -369,13 +369,13 @@ async fn secrets_move_to_the_rings_new_key_and_the_old_one_may_leave() {
     let kept = &server.items(&format!("WHS#{}", server.organization_id)).await[0];
     assert_eq!((&kept["kid"]["S"], &kept["sealed_shard"]["S"]), (&json!("k2"), &json!("WHS#0")));
 
-    let new_alone = |ring: &mut Value| {
+    let only_new = |ring: &mut Value| {
         both(ring);
         ring.as_object_mut().unwrap().remove("k1");
     };
-    let app = server.app_with_ring(Ring::SealingWebhooks, new_alone);
-    announce(server, 1).await;
-    post.fan_out().await;
+    let app = server.app_with_ring(Ring::SealingWebhooks, only_new);
+    publish_events(server, 1).await;
+    webhooks.fan_out().await;
     let organization_id = Id::new(server.organization_id).unwrap();
     let wake = Wake::Endpoint { organization_id, webhook_endpoint_id: Id::new(id).unwrap() };
     WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new()).work(&wake).await.unwrap();
@@ -385,93 +385,94 @@ async fn secrets_move_to_the_rings_new_key_and_the_old_one_may_leave() {
     let signed = Signatures::sign(&[&secret], sent.header("webhook-id"), clock_now(server), sent.body.as_bytes());
     assert_eq!(sent.header("karta-signature"), signed.karta_signature);
 
-    // Under a ring that lost its key too soon nothing is served, and that is told of.
+    // If a ring loses its key too early, nothing is sent and the sweep reports the fault.
     let lost = |ring: &mut Value| {
-        new_alone(ring);
+        only_new(ring);
         ring["k3"] = json!("m".repeat(64));
         ring["current"] = json!("k3");
         ring.as_object_mut().unwrap().remove("k2");
     };
     let lost = server.app_with_ring(Ring::SealingWebhooks, lost).of_function(WebhookDeliveries::NAME);
     let lost = WebhookDeliveries::new(lost, Vec::new());
-    let told = lost.work(&Wake::Sweep).await.unwrap_err().to_string();
-    assert!(told.starts_with("1 items are not sealed under the current key, 1 of them"), "{told}");
+    let error = lost.work(&Wake::Sweep).await.unwrap_err().to_string();
+    assert!(error.starts_with("1 items are not sealed under the current key, 1 of them"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn workers_that_fan_out_the_same_events_at_once_do_it_once_and_without_a_fault() {
-    let (post, _clock) = Post::start().await;
-    let server = &post.server;
+async fn parallel_fan_outs_create_each_delivery_once() {
+    let (webhooks, _clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     let (id, _) = endpoint(server, &receiver.url, &["*"]).await;
-    announce(server, 120).await;
+    publish_events(server, 120).await;
     let app = &server.runner.app;
     let worker = || WebhookEvents::new(app.of_function(WebhookEvents::NAME), Waker::Local(Arc::new(|_, _| ())));
     let (first, second, third) = (worker(), worker(), worker());
     let sweep = Wake::Sweep;
     let (first, second, third) = tokio::join!(first.work(&sweep), second.work(&sweep), third.work(&sweep));
     first.and(second).and(third).unwrap();
-    post.deliver().await;
+    webhooks.deliver().await;
     assert_eq!(receiver.received().len(), 120);
     assert_eq!(deliveries(server, id).await.len(), 100);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_holds_for_whatever_is_sent_after_it() {
-    let (post, _clock) = Post::start().await;
-    let server = &post.server;
+async fn endpoint_change_applies_to_later_attempts() {
+    let (webhooks, _clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let (old, new) = (Receiver::start().await, Receiver::start().await);
     let (id, _) = endpoint(server, &old.url, &["*"]).await;
     old.react(Reaction::Held);
-    announce(server, 30).await;
-    post.work().await;
+    publish_events(server, 30).await;
+    webhooks.work().await;
     old.wait_for(5).await;
-    // What was under way ends there, and says nothing of the new one.
+    // Attempts in progress end at the old URL and do not affect the new one.
     old.react(Reaction::Status(410));
     server.patch(&format!("/v1/webhook_endpoints/{id}"), json!({ "url": new.url })).send().await.expect(200);
     old.release();
-    post.settled().await;
+    webhooks.settled().await;
     assert!(old.received().len() <= 10, "{}", old.received().len());
     assert!(new.received().len() >= 20, "{}", new.received().len());
-    assert_eq!(at(server, id).await["enabled"], true);
+    assert_eq!(read_endpoint(server, id).await["enabled"], true);
     let listed = deliveries(server, id).await;
     assert!(listed.iter().all(|delivery| delivery["status"] != "failed"), "{listed:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_recovery_waits_for_what_is_not_fanned_out_yet() {
-    let (post, clock) = Post::start().await;
-    let server = &post.server;
+async fn recovery_waits_for_pending_fan_out() {
+    let (webhooks, clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     let (id, _) = endpoint(server, &receiver.url, &["ping"]).await;
-    announce(server, 2).await;
+    publish_events(server, 2).await;
     let recover = format!("/v1/webhook_endpoints/{id}/recover");
-    let asked = json!({ "event_types": ["release.created"] });
+    let change = json!({ "event_types": ["release.created"] });
     clock.advance(Duration::from_secs(1));
     server.post(&recover, json!({ "since": "2026-11-21T12:00:00Z" })).send().await.expect(202);
-    // The walk meets events that are not fanned out, and somebody else fans them out as the endpoint was before.
+    // The recovery meets events that are not fanned out. Another worker fans them out with the
+    // endpoint's old settings.
     let organization = Id::new(server.organization_id).unwrap();
     let app = &server.runner.app;
     let before = app.store.all_webhook_endpoints(organization).await.unwrap();
-    server.patch(&format!("/v1/webhook_endpoints/{id}"), asked).send().await.expect(200);
+    server.patch(&format!("/v1/webhook_endpoints/{id}"), change).send().await.expect(200);
     let due = app.store.due(Queue::Recoveries, clock_now(server)).await.unwrap().items.remove(0);
-    let wish = app.store.recovery(organization, &due.sk).await.unwrap().unwrap();
-    let now_is = app.store.webhook_endpoint(organization, Id::new(id).unwrap()).await.unwrap().unwrap();
-    assert_eq!(app.store.recover(&wish, &now_is, clock_now(server)).await.unwrap(), Recovered::Waits);
+    let recovery = app.store.recovery(organization, &due.sk).await.unwrap().unwrap();
+    let current = app.store.webhook_endpoint(organization, Id::new(id).unwrap()).await.unwrap().unwrap();
+    assert_eq!(app.store.recover(&recovery, &current, clock_now(server)).await.unwrap(), Recovered::Waits);
     let waiting = app.store.due(Queue::Events, clock_now(server)).await.unwrap().items;
-    let (untold, _) = app.store.pending_events(&waiting).await.unwrap();
+    let (pending, _) = app.store.pending_events(&waiting).await.unwrap();
     let mut touched = [].into();
-    app.store.fan_out(organization, untold, &before, clock_now(server), &mut touched).await.unwrap();
+    app.store.fan_out(organization, pending, &before, clock_now(server), &mut touched).await.unwrap();
     assert!(touched.is_empty());
-    post.deliver().await;
-    post.deliver().await;
+    webhooks.deliver().await;
+    webhooks.deliver().await;
     assert_eq!(receiver.received().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_cannot_be_read_is_put_off_and_holds_up_no_other() {
-    let (post, _clock) = Post::start().await;
-    let server = &post.server;
+async fn unreadable_event_is_postponed_and_blocks_no_other() {
+    let (webhooks, _clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     endpoint(server, &receiver.url, &["*"]).await;
     let unreadable = json!({
@@ -483,9 +484,9 @@ async fn an_event_that_cannot_be_read_is_put_off_and_holds_up_no_other() {
         "due_at": { "S": "2026-11-21T12:00:00.000Z" },
     });
     server.dynamodb("PutItem", json!({ "TableName": "karta-outbox", "Item": unreadable })).await;
-    announce(server, 3).await;
-    post.work().await;
-    post.settled().await;
+    publish_events(server, 3).await;
+    webhooks.work().await;
+    webhooks.settled().await;
     assert_eq!(receiver.received().len(), 3);
     let waiting: Vec<_> = server
         .outbox("EVT")
@@ -493,5 +494,5 @@ async fn an_event_that_cannot_be_read_is_put_off_and_holds_up_no_other() {
         .into_iter()
         .filter_map(|event| event["due_at"].as_str().map(ToOwned::to_owned))
         .collect();
-    assert_eq!(waiting, ["2026-11-21T12:01:00.000Z"], "the one that cannot be read, later");
+    assert_eq!(waiting, ["2026-11-21T12:01:00.000Z"], "only the unreadable event is postponed");
 }

@@ -1,4 +1,4 @@
-//! Endpoints: made, read, listed, changed, deleted.
+//! Webhook endpoints: creation, reads, lists, updates and deletion.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,14 +7,14 @@ use karta_shared::clock::{ManualClock, SystemClock};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::{Post, ROUTE, Reaction, Receiver, URL, counted, deliveries, endpoint, on_loopback};
+use super::{ROUTE, Reaction, Receiver, URL, WebhookServer, counted, deliveries, endpoint, on_loopback};
 use crate::{
     harness::{Reply, TestServer, note_secret, until},
     invariants::Tables,
 };
 
-/// A new endpoint that asks for everything: its resource.
-async fn made(server: &TestServer) -> Value {
+/// Creates an endpoint for all event types and returns its resource.
+async fn new_endpoint(server: &TestServer) -> Value {
     let created = server.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })).send().await.expect(201);
     created["webhook_endpoint"].clone()
 }
@@ -23,8 +23,8 @@ fn path(endpoint: &Value) -> String {
     format!("{ROUTE}/{}", endpoint["id"])
 }
 
-/// A refusal's field and message, which must not repeat what was sent.
-fn complaint(reply: Reply) -> (String, String) {
+/// Returns the field and the message of a validation error.
+fn validation_error(reply: Reply) -> (String, String) {
     let body = reply.refused(422);
     assert_eq!(body["error"], "validation_failed", "{body}");
     let text = |field: &str| body[field].as_str().unwrap().to_owned();
@@ -32,7 +32,7 @@ fn complaint(reply: Reply) -> (String, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_endpoint_is_shown_with_its_secret_once() {
+async fn secret_is_shown_only_at_creation() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let body = json!({ "url": URL, "event_types": ["ping", "api_key.created", "ping"], "description": "Billing" });
     let created = server.post(ROUTE, body).send().await.expect(201);
@@ -64,14 +64,14 @@ async fn a_new_endpoint_is_shown_with_its_secret_once() {
     let reader = server.key(&["read"]).await.1;
     shown["webhook_endpoint"]["url"] = json!("https://hooks.example.com/T000?redacted");
     assert_eq!(server.get(&path).bearer(&reader).send().await.expect(200), shown);
-    let bare = made(&server).await;
+    let bare = new_endpoint(&server).await;
     assert_eq!((&bare["description"], &bare["event_types"]), (&Value::Null, &json!(["*"])));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_that_is_wrong_or_missing_is_named_with_what_would_be_right() {
+async fn invalid_or_missing_field_is_named() {
     let server = TestServer::start().await;
-    for (body, field, said) in [
+    for (body, field, expected) in [
         (json!({}), "url", "is required"),
         (json!({ "event_types": ["*"] }), "url", "is required"),
         (json!({ "url": null, "event_types": ["*"] }), "url", "must be a string"),
@@ -99,9 +99,9 @@ async fn a_field_that_is_wrong_or_missing_is_named_with_what_would_be_right() {
         (json!({ "url": URL, "event_types": ["*"], "secret": "whsec_x" }), "secret", "is not a field here"),
         (json!([URL]), "body", "must be a JSON object"),
     ] {
-        let (named, message) = complaint(server.post(ROUTE, body.clone()).send().await);
+        let (named, message) = validation_error(server.post(ROUTE, body.clone()).send().await);
         assert_eq!(named, field, "{body}: {message}");
-        assert!(message.contains(said), "{body}: {message}");
+        assert!(message.contains(expected), "{body}: {message}");
     }
     assert_eq!(server.post(ROUTE, json!({})).raw_body("{").send().await.refused(400)["error"], "malformed_json");
     let large = server.post(ROUTE, json!({})).raw_body(" ".repeat(65_537)).send().await;
@@ -111,10 +111,10 @@ async fn a_field_that_is_wrong_or_missing_is_named_with_what_would_be_right() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_url_that_leads_nowhere_public_is_refused_and_not_repeated() {
+async fn non_public_url_is_refused_and_not_repeated() {
     let server = TestServer::start().await;
-    let kept = path(&made(&server).await);
-    for (url, said) in [
+    let kept = path(&new_endpoint(&server).await);
+    for (url, expected) in [
         ("", "must start with https://"),
         ("http://hooks.example.com/s3cret", "must start with https://"),
         ("ftp://hooks.example.com/s3cret", "must start with https://"),
@@ -137,16 +137,16 @@ async fn a_url_that_leads_nowhere_public_is_refused_and_not_repeated() {
             server.post(ROUTE, json!({ "url": url, "event_types": ["*"] })).send().await,
             server.patch(&kept, json!({ "url": url })).send().await,
         ] {
-            let (field, message) = complaint(reply);
+            let (field, message) = validation_error(reply);
             assert_eq!(field, "url", "{url}");
-            assert!(message.contains(said) && !message.contains("s3cret"), "{url}: {message}");
+            assert!(message.contains(expected) && !message.contains("s3cret"), "{url}: {message}");
         }
     }
     assert_eq!(counted(&server).await, (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn loopback_is_for_runs_that_allow_it() {
+async fn loopback_url_requires_the_option() {
     let server = TestServer::start_as(on_loopback(Arc::new(SystemClock)), None).await;
     for url in ["http://127.0.0.1:9/hooks", "http://localhost:9", "https://[::1]:8443/?x=1", URL] {
         let created = server.post(ROUTE, json!({ "url": url, "event_types": ["*"] })).send().await.expect(201);
@@ -159,19 +159,19 @@ async fn loopback_is_for_runs_that_allow_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn this_service_is_no_receiver_of_its_own_events() {
+async fn own_host_is_refused_as_receiver() {
     let server = TestServer::start().await;
-    let kept = path(&made(&server).await);
+    let kept = path(&new_endpoint(&server).await);
     let (ours, body) = ("api.karta-test.com", |url: &str| json!({ "url": url, "event_types": ["*"] }));
     for url in ["https://api.karta-test.com/v1/api_keys", "https://API.Karta-Test.com:443?x=1"] {
         for (request, body) in
             [(server.request(Method::POST, ROUTE), body(url)), (server.patch(&kept, json!({})), json!({ "url": url }))]
         {
-            let (field, message) = complaint(request.header("host", ours).body(body).send().await);
+            let (field, message) = validation_error(request.header("host", ours).body(body).send().await);
             assert_eq!((&*field, &*message), ("url", "url must not lead to this service itself"));
         }
     }
-    // Where a request came in is API Gateway's to say.
+    // Only API Gateway determines the host of a request.
     for header in ["x-forwarded-host", "forwarded", "x-forwarded-server"] {
         let value = if header == "forwarded" { format!("host={ours}") } else { ours.to_owned() };
         let made = server.post(ROUTE, body("https://api.karta-test.com/")).header(header, value).send().await;
@@ -181,7 +181,7 @@ async fn this_service_is_no_receiver_of_its_own_events() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_a_patch_absent_keeps_and_null_clears_what_may_be_empty() {
+async fn patch_keeps_absent_fields_and_null_clears() {
     let (server, clock) = TestServer::start_at_noon().await;
     let body = json!({ "url": "https://hooks.example.com/", "event_types": ["ping"], "description": "Billing" });
     let mut endpoint = server.post(ROUTE, body).send().await.expect(201)["webhook_endpoint"].take();
@@ -207,14 +207,14 @@ async fn in_a_patch_absent_keeps_and_null_clears_what_may_be_empty() {
         let shown = json!({ "webhook_endpoint": endpoint });
         assert_eq!(server.patch(&path, patch.clone()).send().await.expect(200), shown, "{patch}");
         assert_eq!(server.get(&path).send().await.expect(200), shown, "{patch}");
-        let told = server.audited("webhook_endpoint.updated").await.split_off(audited);
+        let events = server.audited("webhook_endpoint.updated").await.split_off(audited);
         let fields = changed.as_object().unwrap().iter();
         let changes: Value = fields
             .map(|(field, after)| (field.clone(), json!({ "before": before[field], "after": after })))
             .collect::<serde_json::Map<_, _>>()
             .into();
-        assert_eq!(told.len(), usize::from(changes != json!({})), "{patch}: what changes nothing is not told");
-        assert!(told.iter().all(|event| event["changes"] == changes), "{told:?}");
+        assert_eq!(events.len(), usize::from(changes != json!({})), "{patch}: a patch without changes is not audited");
+        assert!(events.iter().all(|event| event["changes"] == changes), "{events:?}");
     }
     for (patch, field) in [
         (json!({ "url": null }), "url"),
@@ -233,9 +233,9 @@ async fn in_a_patch_absent_keeps_and_null_clears_what_may_be_empty() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_endpoint_that_is_not_there_is_a_404_on_every_route() {
+async fn missing_endpoint_returns_404_on_every_route() {
     let (server, _clock) = TestServer::start_at_noon().await;
-    let endpoint = made(&server).await;
+    let endpoint = new_endpoint(&server).await;
     let other = (endpoint["id"].as_u64().unwrap() ^ 1).to_string();
     let since = json!({ "since": "2026-11-21T11:00:00Z" });
     for id in [&*other, "0", "-1", "1.5", "01", "x", "9007199254740992", "%20", "COUNT"] {
@@ -272,7 +272,7 @@ async fn paging_visits_every_endpoint_once_newest_first() {
     let mut newest_first = Vec::new();
     for _ in 0..7 {
         clock.advance(Duration::from_millis(1));
-        newest_first.insert(0, made(&server).await);
+        newest_first.insert(0, new_endpoint(&server).await);
     }
     let page = server.get(ROUTE).send().await.expect(200);
     assert_eq!(page, json!({ "webhook_endpoints": newest_first, "next_cursor": null }));
@@ -307,16 +307,16 @@ async fn paging_visits_every_endpoint_once_newest_first() {
         assert_eq!(server.get(&deliveries).send().await.invalid_field(), field, "{deliveries}");
     }
     let of_endpoints = format!("{}/deliveries?cursor={cursor}", path(&newest_first[0]));
-    assert_eq!(server.get(&of_endpoints).send().await.invalid_field(), "cursor", "of another list");
+    assert_eq!(server.get(&of_endpoints).send().await.invalid_field(), "cursor", "a cursor of another list");
     let (_, token) = server.another_organization("other").await;
     let foreign = server.get(&format!("{ROUTE}?cursor={cursor}")).bearer(&token);
-    assert_eq!(foreign.send().await.invalid_field(), "cursor", "of another organization");
+    assert_eq!(foreign.send().await.invalid_field(), "cursor", "a cursor of another organization");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_endpoint_is_gone_with_its_secrets() {
+async fn deletion_removes_the_endpoint_and_its_secrets() {
     let server = TestServer::start().await;
-    let endpoint = made(&server).await;
+    let endpoint = new_endpoint(&server).await;
     let path = path(&endpoint);
     let deleted = server.delete(&path).send().await;
     assert_eq!((deleted.status.as_u16(), &*deleted.text), (204, ""));
@@ -327,21 +327,21 @@ async fn a_deleted_endpoint_is_gone_with_its_secrets() {
     server.get(&format!("{path}/deliveries")).send().await.refused(404);
     assert_eq!(counted(&server).await, (0, 0));
     assert!(server.items(&format!("WHS#{}", server.organization_id)).await.is_empty());
-    let told = server.audited("webhook_endpoint.deleted").await;
-    assert_eq!(told.len(), 1);
-    assert_eq!(told[0]["resource"], json!({ "kind": "webhook_endpoint", "id": endpoint["id"] }));
+    let audited = server.audited("webhook_endpoint.deleted").await;
+    assert_eq!(audited.len(), 1);
+    assert_eq!(audited[0]["resource"], json!({ "kind": "webhook_endpoint", "id": endpoint["id"] }));
     assert_eq!(
-        told[0]["changes"]["url"],
+        audited[0]["changes"]["url"],
         json!({ "before": "https://hooks.example.com/T000?redacted", "after": null })
     );
     Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_admins_see_a_query() {
+async fn only_admins_see_the_query_of_a_url() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let hidden = json!("https://hooks.example.com/T000?redacted");
-    let endpoint = made(&server).await;
+    let endpoint = new_endpoint(&server).await;
     let path = path(&endpoint);
     assert_eq!(endpoint["url"], URL);
     for scopes in [&["read"][..], &["read", "write"], &["read", "admin"]] {
@@ -355,67 +355,68 @@ async fn only_admins_see_a_query() {
             "{scopes:?}"
         );
     }
-    // Another query is another URL, and both look alike where everybody sees them.
+    // A new query changes the URL, but both URLs look the same when they are redacted.
     let moved = json!({ "url": "HTTPS://Hooks.Example.com/T000?team=8" });
     let changed = server.patch(&path, moved.clone()).send().await.expect(200);
     assert_eq!(changed["webhook_endpoint"]["url"], "https://hooks.example.com/T000?team=8");
     server.patch(&path, moved).send().await.expect(200);
-    let told = server.audited("webhook_endpoint.updated").await;
-    assert_eq!(told.len(), 1, "the same URL again changes nothing");
-    assert_eq!(told[0]["changes"], json!({ "url": { "before": hidden, "after": hidden } }));
+    let audited = server.audited("webhook_endpoint.updated").await;
+    assert_eq!(audited.len(), 1, "the same URL again changes nothing");
+    assert_eq!(audited[0]["changes"], json!({ "url": { "before": hidden, "after": hidden } }));
     server.post(&format!("{path}/test"), json!({})).send().await.expect(202);
     server.delete(&path).send().await.expect(204);
-    let told = Value::from([server.audit_events().await, server.outbox("EVT").await].concat()).to_string();
-    assert!(told.contains("T000?redacted") && !told.contains("team="), "{told}");
+    let records = Value::from([server.audit_events().await, server.outbox("EVT").await].concat()).to_string();
+    assert!(records.contains("T000?redacted") && !records.contains("team="), "{records}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_for_a_deleted_endpoint_is_not_sent() {
-    let (post, clock) = Post::start().await;
-    let server = &post.server;
+async fn deletion_discards_pending_deliveries() {
+    let (webhooks, clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     receiver.react(Reaction::Status(500));
     let (id, _) = endpoint(server, &receiver.url, &["*"]).await;
     server.key(&["read"]).await;
-    post.deliver().await;
+    webhooks.deliver().await;
     assert_eq!(receiver.received().len(), 1);
-    // Of these one waits for its retry, and one to be fanned out.
+    // One delivery waits for its retry, and one event waits for its fan-out.
     server.key(&["read"]).await;
     let deleted = server.delete(&format!("{ROUTE}/{id}")).send().await;
     assert_eq!(deleted.status.as_u16(), 204, "{}", deleted.text);
     for _ in 0..3 {
         clock.advance(Duration::from_hours(1));
-        post.deliver().await;
+        webhooks.deliver().await;
     }
     assert_eq!(receiver.received().len(), 1);
     assert!(server.outbox("WHQ").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn deletion_ends_a_queue_that_is_being_served() {
-    let (post, _clock) = Post::start().await;
-    let server = &post.server;
+async fn deletion_ends_a_leased_queue() {
+    let (webhooks, _clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     receiver.react(Reaction::Held);
     let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
     for _ in 0..12 {
         server.key(&["read"]).await;
     }
-    post.work().await;
-    // An endpoint gets five attempts at once; all of them must have arrived before the count is taken.
+    webhooks.work().await;
+    // An endpoint gets five attempts at once; all of them must have arrived before the count is
+    // taken.
     receiver.wait_for(5).await;
     assert_eq!(server.delete(&format!("{ROUTE}/{id}")).send().await.status.as_u16(), 204);
     receiver.react(Reaction::Status(200));
     receiver.release();
     until("the end of the queue", async || server.outbox("WHQ").await.is_empty()).await;
     server.key(&["read"]).await;
-    post.deliver().await;
-    assert_eq!(receiver.received().len(), 5, "only the attempts that were under way");
+    webhooks.deliver().await;
+    assert_eq!(receiver.received().len(), 5, "only the attempts in progress");
     assert!(server.outbox("WHQ").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_organization_has_twenty_endpoints_at_most_however_many_come_at_once() {
+async fn endpoint_limit_holds_under_parallel_creation() {
     let server = TestServer::start().await;
     let (_, theirs) = server.another_organization("other").await;
     let mut requests = JoinSet::new();
@@ -437,7 +438,7 @@ async fn an_organization_has_twenty_endpoints_at_most_however_many_come_at_once(
     let listed = server.get(ROUTE).send().await.expect(200);
     assert_eq!(listed["webhook_endpoints"].as_array().unwrap().len(), 20);
 
-    // Each of these is deleted by two at once.
+    // Two parallel requests delete each of these.
     let mut requests = JoinSet::new();
     for id in ids.iter().take(5).chain(ids.iter().take(5)) {
         requests.spawn(server.delete(&format!("{ROUTE}/{id}")).send());
@@ -458,16 +459,16 @@ async fn an_organization_has_twenty_endpoints_at_most_however_many_come_at_once(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_and_the_end_of_an_endpoint_at_once_are_both_kept() {
+async fn parallel_update_and_disabling_both_apply() {
     for round in 0..6 {
-        let (post, _clock) = Post::start().await;
-        let server = &post.server;
+        let (webhooks, _clock) = WebhookServer::start().await;
+        let server = &webhooks.server;
         let receiver = Receiver::start().await;
         receiver.react(Reaction::Status(410));
         let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
         server.key(&["read"]).await;
         let path = format!("{ROUTE}/{id}");
-        post.work().await;
+        webhooks.work().await;
         let mut patches = JoinSet::new();
         for at in 0..6 {
             let body = json!({ "description": format!("{round}.{at}") });
@@ -476,7 +477,7 @@ async fn a_change_and_the_end_of_an_endpoint_at_once_are_both_kept() {
         for reply in patches.join_all().await {
             reply.expect(200);
         }
-        post.settled().await;
+        webhooks.settled().await;
         let shown = server.get(&path).send().await.expect(200)["webhook_endpoint"].take();
         assert_eq!((&shown["enabled"], &shown["disabled_reason"]), (&json!(false), &json!("gone")), "{shown}");
         assert!(shown["description"].as_str().unwrap().starts_with(&format!("{round}.")), "{shown}");
@@ -488,9 +489,9 @@ async fn a_change_and_the_end_of_an_endpoint_at_once_are_both_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_done_is_in_the_audit_log_without_secrets() {
-    let (post, clock) = Post::start().await;
-    let server = &post.server;
+async fn every_action_is_audited_without_secrets() {
+    let (webhooks, clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     let (id, first) = endpoint(server, &receiver.url, &["*"]).await;
     let path = format!("{ROUTE}/{id}");
@@ -498,7 +499,7 @@ async fn what_was_done_is_in_the_audit_log_without_secrets() {
     let second = send("rotate_secret").await.expect(201)["secret"].as_str().unwrap().to_owned();
     note_secret(&second);
     let delivery = send("test").await.expect(202)["delivery"]["id"].clone();
-    post.deliver().await;
+    webhooks.deliver().await;
     send(&format!("deliveries/{delivery}/replay")).await.expect(202);
     clock.advance(Duration::from_secs(1));
     let since = json!({ "since": "2026-11-21T12:00:00Z" });
@@ -508,13 +509,13 @@ async fn what_was_done_is_in_the_audit_log_without_secrets() {
 
     let events = server.audit_events().await;
     let ours = events.iter().filter(|event| event["action"].as_str().unwrap().starts_with("webhook_"));
-    let mut told: Vec<_> = ours
+    let mut audited: Vec<_> = ours
         .map(|event| {
             assert_eq!(event["actor"]["kind"], "api_key");
             (event["action"].as_str().unwrap(), event["resource"].clone(), event["changes"].clone())
         })
         .collect();
-    told.sort_by_key(|(action, ..)| *action);
+    audited.sort_by_key(|(action, ..)| *action);
     let on = |action, changes| (action, json!({ "kind": "webhook_endpoint", "id": id }), changes);
     let set = |before: Value, after: Value| json!({ "before": before, "after": after });
     let all = |flip: &dyn Fn(Value, Value) -> Value, enabled: bool, reason: Value| {
@@ -531,7 +532,7 @@ async fn what_was_done_is_in_the_audit_log_without_secrets() {
         "disabled_reason": set(Value::Null, json!("requested")),
     });
     assert_eq!(
-        told,
+        audited,
         [
             ("webhook_delivery.replayed", json!({ "kind": "webhook_delivery", "id": delivery }), json!({})),
             on("webhook_endpoint.created", all(&set, true, Value::Null)),
@@ -544,16 +545,16 @@ async fn what_was_done_is_in_the_audit_log_without_secrets() {
     );
     let text = Value::from(server.stored().await).to_string();
     for secret in [first, second] {
-        assert!(!text.contains(&secret[6..]), "a secret lies in plain text");
+        assert!(!text.contains(&secret[6..]), "a secret is stored in plain text");
     }
     let listed = server.get("/v1/audit_events?action=webhook_endpoint.created").send().await.expect(200);
     assert_eq!(listed["audit_events"].as_array().unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_admin_that_was_cut_down_changes_nothing_in_the_gateways_three_seconds() {
+async fn demoted_admin_is_refused_despite_gateway_cache() {
     let (server, _clock) = TestServer::start_at_noon().await;
-    let endpoint = made(&server).await;
+    let endpoint = new_endpoint(&server).await;
     let path = path(&endpoint);
     let (id, token) = server.key(&["admin"]).await;
     server.delete(&format!("{ROUTE}/1")).bearer(&token).send().await.refused(404);
@@ -574,13 +575,13 @@ async fn an_admin_that_was_cut_down_changes_nothing_in_the_gateways_three_second
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn anothers_endpoint_and_deliveries_are_not_there() {
-    let (post, _clock): (_, Arc<ManualClock>) = Post::start().await;
-    let server = &post.server;
+async fn foreign_endpoint_and_deliveries_return_404() {
+    let (webhooks, _clock): (_, Arc<ManualClock>) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     let (theirs, _) = endpoint(server, &receiver.url, &["*"]).await;
     let ping = server.request(Method::POST, &format!("{ROUTE}/{theirs}/test")).send().await.expect(202);
-    post.deliver().await;
+    webhooks.deliver().await;
     let delivery = &ping["delivery"]["id"];
     let (_, stranger) = server.another_organization("other").await;
     let ours =
@@ -590,13 +591,13 @@ async fn anothers_endpoint_and_deliveries_are_not_there() {
     for request in [
         server.get(&format!("{ROUTE}/{theirs}/deliveries")),
         server.request(Method::POST, &format!("{ROUTE}/{theirs}/deliveries/{delivery}/replay")),
-        // An endpoint of one's own does not lead to what was sent to another.
+        // The stranger's own endpoint gives no access to a delivery of another endpoint.
         server.request(Method::POST, &format!("{ROUTE}/{ours}/deliveries/{delivery}/replay")),
         server.post(&format!("{ROUTE}/{theirs}/recover"), since),
     ] {
         assert_eq!(request.bearer(&stranger).send().await.refused(404), json!({ "detail": "Not found" }));
     }
     let sent = receiver.received().len();
-    post.deliver().await;
+    webhooks.deliver().await;
     assert_eq!(receiver.received().len(), sent);
 }

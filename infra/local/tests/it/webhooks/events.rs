@@ -1,4 +1,4 @@
-//! Every type of event, as a receiver gets it and as `docs/webhooks.md` shows it.
+//! Every event type, compared with its example in `docs/webhooks.md`.
 
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use karta_shared::{
 };
 use serde_json::{Value, json};
 
-use super::{Post, ROUTE, Reaction, Receiver, endpoint};
+use super::{ROUTE, Reaction, Receiver, WebhookServer, endpoint};
 use crate::{
     budget::spend,
     harness::TestServer,
@@ -18,8 +18,8 @@ use crate::{
     stripe_events::{NOON, configured, event, signed, subscription},
 };
 
-/// Does what each type tells of.
-async fn do_everything(server: &TestServer) {
+/// Triggers the events that this server can cause directly.
+async fn trigger_events(server: &TestServer) {
     let expected = async |method: Method, path: &str, body: Value, status: u16| {
         server.request(method, path).body(body).send().await.expect(status)
     };
@@ -50,18 +50,21 @@ async fn do_everything(server: &TestServer) {
         "amount_paid": 0, "attempt_count": 1, "next_payment_attempt": NOON + 60,
         "parent": { "type": "subscription_details", "subscription_details": { "subscription": "sub_1" } },
     });
-    for (second, told, object) in [
+    for (second, event_type, object) in [
         (1, "customer.subscription.created", subscription("active")),
         (2, "customer.subscription.updated", subscription("past_due")),
         (3, "invoice.payment_failed", invoice.clone()),
         (4, "invoice.paid", invoice),
         (5, "customer.subscription.deleted", subscription("canceled")),
     ] {
-        signed(server, &event(&format!("evt_{second}"), told, second, &object).to_string()).send().await.expect(200);
+        signed(server, &event(&format!("evt_{second}"), event_type, second, &object).to_string())
+            .send()
+            .await
+            .expect(200);
     }
 }
 
-/// The examples under the `### type` headings of the section on events.
+/// Returns the documented examples by event type, from the `###` headings of the section on events.
 fn documented() -> BTreeMap<String, Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/webhooks.md");
     let text = fs::read_to_string(path).unwrap();
@@ -76,13 +79,15 @@ fn documented() -> BTreeMap<String, Value> {
     sections.flatten().collect()
 }
 
-/// Whether two have the same fields of the same kinds; `null` is of any kind.
-fn alike(one: &Value, other: &Value) -> bool {
+/// Returns whether two values have the same fields and types. `null` matches every type.
+fn have_same_shape(one: &Value, other: &Value) -> bool {
     match (one, other) {
         (Value::Object(one), Value::Object(other)) => {
-            one.keys().eq(other.keys()) && one.iter().all(|(name, value)| alike(value, &other[name]))
+            one.keys().eq(other.keys()) && one.iter().all(|(name, value)| have_same_shape(value, &other[name]))
         }
-        (Value::Array(one), Value::Array(other)) => one.iter().zip(other).all(|(one, other)| alike(one, other)),
+        (Value::Array(one), Value::Array(other)) => {
+            one.iter().zip(other).all(|(one, other)| have_same_shape(one, other))
+        }
         (one, other) => {
             one.is_null() || other.is_null() || std::mem::discriminant(one) == std::mem::discriminant(other)
         }
@@ -90,21 +95,21 @@ fn alike(one: &Value, other: &Value) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_type_of_event_arrives_as_the_documentation_shows_it() {
+async fn every_event_type_matches_its_documentation() {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
     let options = Options { webhooks: Reach::Loopback, ..configured(Arc::clone(&clock) as Arc<dyn Clock>) };
-    let post = Post::new(TestServer::start_as(options, None).await, Duration::ZERO);
-    let server = &post.server;
+    let webhooks = WebhookServer::new(TestServer::start_as(options, None).await, Duration::ZERO);
+    let server = &webhooks.server;
     let (all, gone) = (Receiver::start().await, Receiver::start().await);
     let (id, _) = endpoint(server, &all.url, &["*"]).await;
     server.request(Method::POST, &format!("{ROUTE}/{id}/test")).send().await.expect(202);
     let (leaving, _) = endpoint(server, &gone.url, &["invoice.paid"]).await;
     gone.react(Reaction::Status(410));
-    do_everything(server).await;
-    post.deliver().await;
+    trigger_events(server).await;
+    webhooks.deliver().await;
     clock.advance(Duration::from_hours(5 * 24));
     server.work("worker-expiry-notices").await;
-    post.deliver().await;
+    webhooks.deliver().await;
 
     let shown = documented();
     let mut sent = BTreeMap::new();
@@ -114,7 +119,11 @@ async fn every_type_of_event_arrives_as_the_documentation_shows_it() {
         let fields: Vec<_> = body.as_object().unwrap().keys().cloned().collect();
         assert_eq!(fields, ["created_at", "data", "id", "organization_id", "type"]);
         let example = shown.get(&named).unwrap_or_else(|| panic!("{named} is not documented: {}", received.body));
-        assert!(alike(example, &body["data"]), "{named} is documented as {example}, and sent as {}", body["data"]);
+        assert!(
+            have_same_shape(example, &body["data"]),
+            "{named} is documented as {example}, and sent as {}",
+            body["data"]
+        );
         sent.insert(named, body["data"].clone());
     }
     let types: Vec<_> = EventType::ALL.iter().map(ToString::to_string).collect();

@@ -1,4 +1,5 @@
-//! A store that throttles, cancels or loses answers under the routes: what was answered is there, and nothing is half there.
+//! Webhook routes with a store that throttles, cancels or loses responses. Acknowledged changes are
+//! stored, and no change is partial.
 
 use std::sync::Arc;
 
@@ -6,14 +7,14 @@ use http::Method;
 use karta_shared::clock::SystemClock;
 use serde_json::{Value, json};
 
-use super::{Post, ROUTE, Receiver, URL, counted, deliveries, endpoint, on_loopback};
+use super::{ROUTE, Receiver, URL, WebhookServer, counted, deliveries, endpoint, on_loopback};
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy},
     harness::{Reply, Request, TestServer},
     invariants::Tables,
 };
 
-const CROSSED: Fault = Fault::Cancel { code: "TransactionConflict", at: 0 };
+const CONFLICT: Fault = Fault::Cancel { code: "TransactionConflict", at: 0 };
 
 fn create(server: &TestServer) -> Request {
     server.post(ROUTE, json!({ "url": URL, "event_types": ["*"] }))
@@ -25,10 +26,10 @@ fn unavailable(reply: Reply) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_creation_that_met_a_fault_is_made_once_and_shown_by_its_repeat() {
-    for fault in [Fault::Throttle, Fault::DropAnswer, CROSSED] {
+async fn creation_with_a_fault_happens_once() {
+    for fault in [Fault::Throttle, Fault::DropAnswer, CONFLICT] {
         let (server, proxy) = FaultProxy::start().await;
-        // Once is not noticed.
+        // The server retries after a single fault.
         proxy.fail("TransactWriteItems", 1, fault);
         create(&server).send().await.expect(201);
         assert_eq!(counted(&server).await, (1, 1), "{fault:?}");
@@ -47,25 +48,25 @@ async fn a_creation_that_met_a_fault_is_made_once_and_shown_by_its_repeat() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drawn_id_that_is_taken_is_drawn_again_with_another_secret() {
+async fn taken_id_is_replaced_by_a_new_one() {
     let (server, proxy) = FaultProxy::start().await;
     server.get("/v1/whoami").send().await.expect(200);
     proxy.forget();
-    // The first write is the caller's own check.
+    // Member 0 is the check of the caller. Member 1 claims the id.
     proxy.fail("TransactWriteItems", 2, Fault::Cancel { code: "ConditionalCheckFailed", at: 1 });
     let made = create(&server).send().await.expect(201);
     let sent = proxy.seen_of("TransactWriteItems");
-    let drawn: Vec<_> = sent.iter().map(|sent| sent.partitions()[1].clone()).collect();
-    assert_eq!(drawn.len(), 3);
-    assert_eq!(drawn[2], format!("ID#webhook_endpoint#{}", made["webhook_endpoint"]["id"]));
-    assert!(drawn[0] != drawn[1] && drawn[1] != drawn[2] && drawn[0] != drawn[2]);
+    let claims: Vec<_> = sent.iter().map(|sent| sent.partitions()[1].clone()).collect();
+    assert_eq!(claims.len(), 3);
+    assert_eq!(claims[2], format!("ID#webhook_endpoint#{}", made["webhook_endpoint"]["id"]));
+    assert!(claims[0] != claims[1] && claims[1] != claims[2] && claims[0] != claims[2]);
     assert_eq!(counted(&server).await, (1, 1));
     Tables::new(&server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rotation_that_met_a_fault_is_done_once() {
-    for fault in [Fault::Throttle, Fault::DropAnswer, CROSSED, Fault::Cancel { code: "ConditionalCheckFailed", at: 1 }]
+async fn rotation_with_a_fault_happens_once() {
+    for fault in [Fault::Throttle, Fault::DropAnswer, CONFLICT, Fault::Cancel { code: "ConditionalCheckFailed", at: 1 }]
     {
         let (server, proxy) = FaultProxy::start().await;
         let (id, _) = endpoint(&server, URL, &["*"]).await;
@@ -85,8 +86,8 @@ async fn a_rotation_that_met_a_fault_is_done_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deletion_that_met_a_fault_is_done_once() {
-    for fault in [Fault::Throttle, CROSSED] {
+async fn deletion_with_a_fault_happens_once() {
+    for fault in [Fault::Throttle, CONFLICT] {
         let (server, proxy) = FaultProxy::start().await;
         let (id, _) = endpoint(&server, URL, &["*"]).await;
         let delete = || server.delete(&format!("{ROUTE}/{id}")).send();
@@ -113,27 +114,27 @@ async fn a_deletion_that_met_a_fault_is_done_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_that_met_a_fault_is_sent_or_not_and_never_half() {
+async fn replay_with_a_fault_is_never_partial() {
     let (server, proxy) = FaultProxy::start_as(on_loopback(Arc::new(SystemClock))).await;
-    let post = Post::new(server, std::time::Duration::ZERO);
-    let server = &post.server;
+    let webhooks = WebhookServer::new(server, std::time::Duration::ZERO);
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
     server.key(&["read"]).await;
-    post.deliver().await;
+    webhooks.deliver().await;
     let delivery = deliveries(server, id).await.remove(0);
     let send_again =
         || server.request(Method::POST, &format!("{ROUTE}/{id}/deliveries/{}/replay", delivery["id"])).send();
     let changed = Fault::Cancel { code: "ConditionalCheckFailed", at: 1 };
     let mut sent = 1;
-    for fault in [Fault::Throttle, CROSSED, changed, Fault::DropAnswer] {
+    for fault in [Fault::Throttle, CONFLICT, changed, Fault::DropAnswer] {
         for (count, answered) in [(1, 202), (ALWAYS, 503)] {
             proxy.fail("TransactWriteItems", count, fault);
             let reply = send_again().await;
             proxy.heal();
             assert_eq!(reply.status.as_u16(), answered, "{fault:?}: {}", reply.text);
-            post.deliver().await;
-            // What was done though nobody heard of it is sent, too.
+            webhooks.deliver().await;
+            // A replay that was stored but not acknowledged is sent too.
             sent += usize::from(answered == 202 || matches!(fault, Fault::DropAnswer));
             assert_eq!(receiver.received().len(), sent, "{fault:?}, {count} times");
             let kept = deliveries(server, id).await.remove(0);
@@ -142,5 +143,5 @@ async fn a_replay_that_met_a_fault_is_sent_or_not_and_never_half() {
             assert!(server.items_of("karta-outbox", &waiting).await.is_empty(), "{fault:?}");
         }
     }
-    assert_eq!(server.audited("webhook_delivery.replayed").await.len(), sent - 1, "each that was done is told once");
+    assert_eq!(server.audited("webhook_delivery.replayed").await.len(), sent - 1, "each stored replay is audited once");
 }

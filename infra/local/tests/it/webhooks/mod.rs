@@ -1,4 +1,4 @@
-//! Webhooks: endpoints, and what reaches them.
+//! Webhooks: endpoints, events and deliveries.
 
 mod deliveries;
 mod endpoints;
@@ -27,29 +27,29 @@ use crate::harness::{TestServer, note_secret, options, plain, until};
 pub(crate) use receiver::{Reaction, Receiver};
 
 const ROUTE: &str = "/v1/webhook_endpoints";
-/// Of a receiver that nothing is sent to.
+/// The URL of a receiver that the tests send nothing to.
 const URL: &str = "https://hooks.example.com/T000?team=7";
 
-/// Of a server whose webhooks may lead to this machine.
+/// Returns options of a server that may send webhooks to this machine.
 pub(crate) fn on_loopback(clock: Arc<dyn Clock>) -> Options {
     Options { webhooks: Reach::Loopback, ..options(clock) }
 }
 
-/// A server whose webhooks may lead to this machine, and its two workers.
-struct Post {
+/// A server that may send webhooks to this machine, and its workers.
+struct WebhookServer {
     server: TestServer,
     events: WebhookEvents,
 }
 
-/// The first of the workers, who has the second one serve.
+/// Returns the worker that fans out events. It wakes a delivery worker with this patience.
 pub(crate) fn events(app: &App, patience: Duration) -> WebhookEvents {
     let deliveries =
         WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new()).with_patience(patience);
     WebhookEvents::new(app.of_function(WebhookEvents::NAME), registry::waker(deliveries))
 }
 
-/// Events of `acme`'s that ask for nothing but to be told.
-async fn announce(server: &TestServer, count: usize) {
+/// Writes events of `acme` without any other change.
+async fn publish_events(server: &TestServer, count: usize) {
     let app = &server.runner.app;
     let organization = Id::new(server.organization_id).unwrap();
     let mut ids = BTreeSet::new();
@@ -74,8 +74,8 @@ async fn announce(server: &TestServer, count: usize) {
     }
 }
 
-impl Post {
-    /// On a clock that the test moves; no worker waits for a retry.
+impl WebhookServer {
+    /// Starts on a manual clock. Workers do not wait for retries.
     async fn start() -> (Self, Arc<ManualClock>) {
         let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
         let server = TestServer::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>), None).await;
@@ -86,21 +86,21 @@ impl Post {
         Self { events: events(&server.runner.app, patience), server }
     }
 
-    /// Fans out what waits, and has everybody served whom something is due for.
+    /// Fans out pending events and serves every endpoint that has due deliveries.
     async fn work(&self) {
         self.events.work(&Wake::Sweep).await.unwrap();
     }
 
-    /// Fans out what waits, and has nobody served.
+    /// Fans out pending events and serves no endpoint.
     async fn fan_out(&self) {
-        let unheard = Waker::Local(Arc::new(|_, _| {}));
-        WebhookEvents::new(self.server.runner.app.of_function(WebhookEvents::NAME), unheard)
+        let silent_waker = Waker::Local(Arc::new(|_, _| {}));
+        WebhookEvents::new(self.server.runner.app.of_function(WebhookEvents::NAME), silent_waker)
             .work(&Wake::Sweep)
             .await
             .unwrap();
     }
 
-    /// The same as `work`, and waits until nothing is due any more.
+    /// Calls `work` and waits until no delivery is due.
     async fn deliver(&self) {
         self.work().await;
         self.settled().await;
@@ -111,7 +111,7 @@ impl Post {
     }
 }
 
-/// Waits until nothing is due and nobody is served any more.
+/// Waits until no delivery is due and no endpoint is leased.
 pub(crate) async fn settled(server: &TestServer) {
     let is_quiet = async || {
         let queues = server.outbox("WHQ").await;
@@ -120,10 +120,10 @@ pub(crate) async fn settled(server: &TestServer) {
             |queue: &Value| queue["lease"].is_string() || queue["due_at"].as_str().is_some_and(|at| at <= now.as_str());
         !queues.iter().any(is_busy)
     };
-    until("no endpoint that is served", is_quiet).await;
+    until("idle webhook queues", is_quiet).await;
 }
 
-/// A new endpoint of `acme`: its id and its secret.
+/// Creates an endpoint of `acme` and returns its id and secret.
 pub(crate) async fn endpoint(server: &TestServer, url: &str, event_types: &[&str]) -> (u64, String) {
     let created = server.post("/v1/webhook_endpoints", json!({ "url": url, "event_types": event_types }));
     let created = created.send().await.expect(201);
@@ -132,14 +132,14 @@ pub(crate) async fn endpoint(server: &TestServer, url: &str, event_types: &[&str
     (created["webhook_endpoint"]["id"].as_u64().unwrap(), secret)
 }
 
-/// What an endpoint was sent, newest first.
+/// Returns the deliveries of an endpoint, newest first.
 async fn deliveries(server: &TestServer, endpoint: u64) -> Vec<Value> {
     let path = format!("/v1/webhook_endpoints/{endpoint}/deliveries?limit=100");
     let mut page = server.get(&path).send().await.expect(200);
     page["deliveries"].as_array_mut().unwrap().split_off(0)
 }
 
-/// How many endpoints `acme` has, and how many it is said to have.
+/// Returns the number of endpoints of `acme`, and the count that the store keeps.
 async fn counted(server: &TestServer) -> (usize, usize) {
     let items = server.items(&format!("WH#{}", server.organization_id)).await;
     let (count, endpoints): (Vec<_>, Vec<_>) = items.iter().map(plain).partition(|item| item["sk"] == "COUNT");

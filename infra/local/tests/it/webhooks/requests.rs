@@ -1,11 +1,11 @@
-//! What is asked for: tests, replays, recoveries, and the list of deliveries.
+//! Requests for deliveries: tests, replays and recoveries. Also the list of deliveries.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use http::Method;
 use serde_json::{Value, json};
 
-use super::{Post, ROUTE, Reaction, Receiver, URL, deliveries, endpoint};
+use super::{ROUTE, Reaction, Receiver, URL, WebhookServer, deliveries, endpoint};
 use crate::harness::{Reply, TestServer};
 
 async fn post(server: &TestServer, endpoint: u64, rest: &str) -> Reply {
@@ -16,15 +16,15 @@ async fn recover(server: &TestServer, endpoint: u64, since: &str) -> Reply {
     server.post(&format!("{ROUTE}/{endpoint}/recover"), json!({ "since": since })).send().await
 }
 
-/// What is shown of an endpoint's deliveries.
+/// Requests the list of an endpoint's deliveries.
 async fn list(server: &TestServer, endpoint: u64, query: &str) -> Reply {
     server.get(&format!("{ROUTE}/{endpoint}/deliveries?{query}")).send().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_test_sends_a_ping_to_one_endpoint_whatever_it_asked_for() {
-    let (post_office, _clock) = Post::start().await;
-    let server = &post_office.server;
+async fn test_request_pings_only_its_endpoint() {
+    let (webhooks, _clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let (tested, other) = (Receiver::start().await, Receiver::start().await);
     let (id, _) = endpoint(server, &tested.url, &["invoice.paid"]).await;
     endpoint(server, &other.url, &["*"]).await;
@@ -37,8 +37,8 @@ async fn a_test_sends_a_ping_to_one_endpoint_whatever_it_asked_for() {
         "attempts": [], "next_attempt_at": "2026-11-21T12:00:00.000Z",
     } })
     );
-    post_office.deliver().await;
-    assert_eq!((tested.told(), other.told()), (vec!["ping".to_owned()], Vec::new()));
+    webhooks.deliver().await;
+    assert_eq!((tested.received_types(), other.received_types()), (vec!["ping".to_owned()], Vec::new()));
     let received = tested.received().remove(0);
     assert_eq!(received.header("webhook-id"), delivery["event_id"]);
     let mut endpoint = server.get(&format!("{ROUTE}/{id}")).send().await.expect(200);
@@ -49,13 +49,13 @@ async fn a_test_sends_a_ping_to_one_endpoint_whatever_it_asked_for() {
     for _ in 0..2 {
         server.post(&format!("{ROUTE}/{id}/test"), json!({})).send().await.expect(202);
     }
-    post_office.deliver().await;
+    webhooks.deliver().await;
     let ids: BTreeSet<_> = tested.received().iter().map(|received| received.header("webhook-id").to_owned()).collect();
-    assert_eq!(ids.len(), 3, "each is an event of its own");
+    assert_eq!(ids.len(), 3, "each test is a separate event");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn routes_that_take_no_fields_take_an_empty_body_and_no_other() {
+async fn routes_without_fields_accept_only_empty_bodies() {
     let server = TestServer::start().await;
     let (id, _) = endpoint(&server, URL, &["*"]).await;
     for rest in ["test", "deliveries/1/replay"] {
@@ -72,13 +72,13 @@ async fn routes_that_take_no_fields_take_an_empty_body_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disabled_endpoint_takes_no_test_replay_or_recovery() {
-    let (post_office, clock) = Post::start().await;
-    let server = &post_office.server;
+async fn disabled_endpoint_refuses_test_replay_and_recovery() {
+    let (webhooks, clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     let (id, _) = endpoint(server, &receiver.url, &["*"]).await;
     let delivery = post(server, id, "test").await.expect(202)["delivery"]["id"].clone();
-    post_office.deliver().await;
+    webhooks.deliver().await;
     server.patch(&format!("{ROUTE}/{id}"), json!({ "enabled": false })).send().await.expect(200);
     clock.advance(Duration::from_secs(1));
     for reply in [
@@ -90,22 +90,22 @@ async fn a_disabled_endpoint_takes_no_test_replay_or_recovery() {
         assert_eq!((&refusal["error"], &refusal["id"]), (&json!("webhook_endpoint_disabled"), &json!(id)));
         assert!(refusal["message"].as_str().unwrap().ends_with("set enabled to true first"), "{refusal}");
     }
-    // What is not there is a 404 first.
+    // A missing delivery returns 404 first.
     post(server, id, "deliveries/1/replay").await.refused(404);
     let sent = receiver.received().len();
-    post_office.deliver().await;
+    webhooks.deliver().await;
     assert_eq!(receiver.received().len(), sent);
     assert_eq!(deliveries(server, id).await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_sends_the_same_event_again_and_keeps_its_attempts() {
-    let (post_office, clock) = Post::start().await;
-    let server = &post_office.server;
+async fn replay_sends_same_event_and_keeps_attempts() {
+    let (webhooks, clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
     server.key(&["read"]).await;
-    post_office.deliver().await;
+    webhooks.deliver().await;
     let before = deliveries(server, id).await.remove(0);
     clock.advance(Duration::from_hours(24));
     let replay = format!("deliveries/{}/replay", before["id"]);
@@ -115,39 +115,40 @@ async fn a_replay_sends_the_same_event_again_and_keeps_its_attempts() {
     expected["next_attempt_at"] = json!("2026-11-22T12:00:00.000Z");
     assert_eq!(answer, json!({ "delivery": expected }));
     assert_eq!(deliveries(server, id).await, [expected]);
-    // Asked for twice before it is sent, it is sent once.
+    // A second replay before the attempt causes no second attempt.
     post(server, id, &replay).await.expect(202);
-    post_office.deliver().await;
+    webhooks.deliver().await;
     let posts = receiver.received();
     assert_eq!(posts.len(), 2);
     assert_eq!(posts[0].body, posts[1].body);
     assert_eq!(posts[0].header("webhook-id"), posts[1].header("webhook-id"));
-    assert_eq!(posts[1].header("webhook-timestamp"), "1795348800", "signed anew");
+    assert_eq!(posts[1].header("webhook-timestamp"), "1795348800", "signed again");
     let after = deliveries(server, id).await.remove(0);
     assert_eq!((&after["status"], after["attempts"].as_array().unwrap().len()), (&json!("succeeded"), 2));
     assert_eq!(after["attempts"][0], before["attempts"][0]);
 
-    // A round that was given up starts anew; one that waits is sent at once.
+    // A replay starts a new round of attempts. A delivery that waits for a retry is sent
+    // immediately.
     receiver.react(Reaction::Status(500));
     post(server, id, &replay).await.expect(202);
-    post_office.deliver().await;
+    webhooks.deliver().await;
     assert_eq!(deliveries(server, id).await[0]["status"], "pending");
     receiver.react(Reaction::Status(200));
     post(server, id, &replay).await.expect(202);
-    post_office.deliver().await;
+    webhooks.deliver().await;
     assert_eq!(deliveries(server, id).await[0]["status"], "succeeded");
     assert_eq!(receiver.received().len(), 4);
     assert_eq!(server.outbox("WHQ").await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_older_than_thirty_days_is_neither_listed_nor_replayed() {
-    let (post_office, clock) = Post::start().await;
-    let server = &post_office.server;
+async fn old_deliveries_are_neither_listed_nor_replayed() {
+    let (webhooks, clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
     server.key(&["read"]).await;
-    post_office.deliver().await;
+    webhooks.deliver().await;
     let delivery = deliveries(server, id).await.remove(0);
     let replay = format!("deliveries/{}/replay", delivery["id"]);
     clock.advance(Duration::from_hours(30 * 24) - Duration::from_millis(1));
@@ -156,15 +157,15 @@ async fn what_is_older_than_thirty_days_is_neither_listed_nor_replayed() {
     clock.advance(Duration::from_millis(1));
     assert_eq!(list(server, id, "").await.expect(200), json!({ "deliveries": [], "next_cursor": null }));
     post(server, id, &replay).await.refused(404);
-    // What was asked for in the last moment is sent no more either.
-    post_office.deliver().await;
+    // The replay from the last moment is not sent either.
+    webhooks.deliver().await;
     assert_eq!(receiver.received().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_recovery_sends_what_was_missed_and_nothing_that_came_through() {
-    let (post_office, clock) = Post::start().await;
-    let server = &post_office.server;
+async fn recovery_sends_only_missed_events() {
+    let (webhooks, clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
     let path = format!("{ROUTE}/{id}");
@@ -172,19 +173,19 @@ async fn a_recovery_sends_what_was_missed_and_nothing_that_came_through() {
     let key = async || server.key(&["read"]).await.0;
     let before = key().await;
     tick();
-    let through = key().await;
-    post_office.deliver().await;
+    let delivered = key().await;
+    webhooks.deliver().await;
     tick();
     server.patch(&path, json!({ "enabled": false })).send().await.expect(200);
     let mut missed = vec![key().await];
     tick();
     missed.push(key().await);
-    // Not asked for.
+    // The endpoint is not subscribed to this type.
     server.delete(&format!("/v1/api_keys/{before}")).send().await.expect(200);
-    post_office.deliver().await;
+    webhooks.deliver().await;
     server.patch(&path, json!({ "enabled": true })).send().await.expect(200);
-    post_office.deliver().await;
-    assert_eq!(receiver.received().len(), 2, "what happened meanwhile is not sent by itself");
+    webhooks.deliver().await;
+    assert_eq!(receiver.received().len(), 2, "missed events are not sent automatically");
     tick();
     let answer = recover(server, id, "2026-11-21T14:00:01+02:00").await.expect(202);
     assert_eq!(
@@ -196,28 +197,28 @@ async fn a_recovery_sends_what_was_missed_and_nothing_that_came_through() {
     let refusal = recover(server, id, "2026-11-21T12:00:00Z").await.refused(409);
     assert_eq!(refusal["error"], "recovery_under_way");
     assert!(refusal["message"].as_str().unwrap().contains("ask again when that is done"), "{refusal}");
-    post_office.deliver().await;
-    let told = |from: usize| -> BTreeSet<u64> {
+    webhooks.deliver().await;
+    let key_ids = |from: usize| -> BTreeSet<u64> {
         let posts = receiver.received().split_off(from);
         posts.iter().map(|received| received.json()["data"]["api_key"]["id"].as_u64().unwrap()).collect()
     };
-    assert_eq!(told(2), missed.into_iter().collect());
-    assert!(told(0).contains(&through) && receiver.received().len() == 4);
+    assert_eq!(key_ids(2), missed.into_iter().collect());
+    assert!(key_ids(0).contains(&delivered) && receiver.received().len() == 4);
     assert!(server.outbox("WHR").await.is_empty());
     recover(server, id, "2026-11-21T12:00:00Z").await.expect(202);
-    post_office.deliver().await;
-    assert_eq!(receiver.received().len(), 4, "all of it came through");
+    webhooks.deliver().await;
+    assert_eq!(receiver.received().len(), 4, "all events were delivered");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_recovery_walks_many_pages_and_ends_with_its_endpoint() {
-    let (post_office, clock) = Post::start().await;
-    let server = &post_office.server;
+async fn recovery_reads_many_pages_and_ends_with_endpoint() {
+    let (webhooks, clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     for _ in 0..70 {
         server.key(&["read"]).await;
     }
-    post_office.deliver().await;
+    webhooks.deliver().await;
     clock.advance(Duration::from_secs(1));
     let (id, _) = endpoint(server, &receiver.url, &["*"]).await;
     let (other, _) = endpoint(server, &receiver.url, &["*"]).await;
@@ -225,31 +226,31 @@ async fn a_recovery_walks_many_pages_and_ends_with_its_endpoint() {
         recover(server, id, "2026-11-21T12:00:00Z").await.expect(202);
     }
     assert_eq!(server.delete(&format!("{ROUTE}/{other}")).send().await.status.as_u16(), 204);
-    assert_eq!(server.outbox("WHR").await.len(), 1, "a deleted endpoint's recovery goes with it");
-    post_office.deliver().await;
+    assert_eq!(server.outbox("WHR").await.len(), 1, "deletion removes the recovery");
+    webhooks.deliver().await;
     let ids: BTreeSet<_> =
         receiver.received().iter().map(|received| received.header("webhook-id").to_owned()).collect();
-    assert_eq!((ids.len(), receiver.received().len()), (70, 70), "what happened before it was there, too");
+    assert_eq!((ids.len(), receiver.received().len()), (70, 70), "including events from before the endpoint");
     assert!(server.outbox("WHR").await.is_empty());
     let shown = deliveries(server, id).await;
     assert_eq!(shown.len(), 70);
 
-    // One that is disabled meanwhile recovers nothing, and is free for the next.
+    // A recovery of an endpoint that is then disabled sends nothing and ends.
     clock.advance(Duration::from_secs(1));
     recover(server, id, "2026-11-21T12:00:00Z").await.expect(202);
     server.patch(&format!("{ROUTE}/{id}"), json!({ "enabled": false })).send().await.expect(200);
-    post_office.deliver().await;
+    webhooks.deliver().await;
     assert!(server.outbox("WHR").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_time_that_nothing_can_be_recovered_from_is_named() {
+async fn invalid_recovery_time_is_named() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let (id, _) = endpoint(&server, URL, &["*"]).await;
-    let said = "since must be in the past";
+    let not_past = "since must be in the past";
     for (since, message) in [
-        (json!("2026-11-21T12:00:00Z"), said),
-        (json!("2026-11-21T12:00:01Z"), said),
+        (json!("2026-11-21T12:00:00Z"), not_past),
+        (json!("2026-11-21T12:00:01Z"), not_past),
         (json!("yesterday"), "RFC 3339"),
         (json!(1_795_262_400), "must be a string"),
         (Value::Null, "must be a string"),
@@ -267,7 +268,7 @@ async fn a_time_that_nothing_can_be_recovered_from_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn recovery_starts_with_what_is_kept() {
+async fn recovery_starts_at_the_retention_limit() {
     let (server, _clock) = TestServer::start_at_noon().await;
     for (since, from) in [
         ("2026-10-22T12:00:00.001Z", "2026-10-22T12:00:00.001Z"),
@@ -282,8 +283,8 @@ async fn recovery_starts_with_what_is_kept() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deliveries_are_paged_newest_first_and_filtered_by_status() {
-    let (post_office, clock) = Post::start().await;
-    let server = &post_office.server;
+    let (webhooks, clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
     assert_eq!(list(server, id, "").await.expect(200), json!({ "deliveries": [], "next_cursor": null }));
@@ -291,7 +292,7 @@ async fn deliveries_are_paged_newest_first_and_filtered_by_status() {
         clock.advance(Duration::from_millis(1));
         receiver.react(Reaction::Status(if at % 2 == 0 { 500 } else { 204 }));
         server.key(&["read"]).await;
-        post_office.deliver().await;
+        webhooks.deliver().await;
     }
     let newest_first = deliveries(server, id).await;
     let ids =
@@ -328,18 +329,18 @@ async fn deliveries_are_paged_newest_first_and_filtered_by_status() {
     assert_eq!(refusal["message"], "status must be one of pending, succeeded, failed");
     let (other, _) = endpoint(server, &receiver.url, &["*"]).await;
     let elsewhere = list(server, other, &format!("status=pending&cursor={cursor}")).await;
-    assert_eq!(elsewhere.invalid_field(), "cursor", "of another endpoint");
+    assert_eq!(elsewhere.invalid_field(), "cursor", "a cursor of another endpoint");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_receiver_answered_is_for_admins() {
-    let (post_office, clock) = Post::start().await;
-    let server = &post_office.server;
+async fn only_admins_see_response_bodies() {
+    let (webhooks, clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
-    receiver.react(Reaction::Says(503, "busy: 7 in line"));
+    receiver.react(Reaction::WithBody(503, "busy: 7 in line"));
     let (id, _) = endpoint(server, &receiver.url, &["api_key.created"]).await;
     server.key(&["read"]).await;
-    post_office.deliver().await;
+    webhooks.deliver().await;
     let mut shown = list(server, id, "").await.expect(200);
     let attempt = &mut shown["deliveries"][0]["attempts"][0];
     assert!(attempt["latency_ms"].take().is_u64());
@@ -355,7 +356,7 @@ async fn what_a_receiver_answered_is_for_admins() {
         let attempt = shown.expect(200)["deliveries"][0]["attempts"][0].take();
         assert_eq!((&attempt["response_code"], &attempt["response_body"]), (&json!(503), &Value::Null));
     }
-    // `admin` alone lists nothing, and sees it where it acts.
+    // A key with only `admin` cannot list deliveries, but a replay shows it the body.
     let (only_admin, delivery) = (server.key(&["admin"]).await.1, &shown["deliveries"][0]["id"]);
     let unread = server.get(&format!("{ROUTE}/{id}/deliveries")).bearer(&only_admin).send().await;
     assert_eq!(unread.forbidden(), "missing scope: read");

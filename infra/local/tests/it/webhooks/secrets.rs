@@ -1,4 +1,4 @@
-//! What deliveries are signed with: shown once, rotated, kept sealed.
+//! Signing secrets of webhooks: shown once, rotated and stored sealed.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use worker_webhook_deliveries::WebhookDeliveries;
 
-use super::{Post, ROUTE, Receiver, URL, endpoint, receiver::Received};
+use super::{ROUTE, Receiver, URL, WebhookServer, endpoint, receiver::Received};
 use crate::{
     harness::{Reply, TestServer, note_secret},
     internal::{Plane, request},
@@ -32,21 +32,21 @@ async fn rotate(server: &TestServer, endpoint: u64, body: Value) -> Reply {
     reply
 }
 
-/// The secret that a rotation shows.
+/// Rotates the secret and returns the new one.
 async fn rotated(server: &TestServer, endpoint: u64, grace_seconds: u64) -> String {
     let body = json!({ "grace_seconds": grace_seconds });
     rotate(server, endpoint, body).await.expect(201)["secret"].as_str().unwrap().to_owned()
 }
 
-/// Has an endpoint sent a ping: what its receiver got.
-async fn ping(post: &Post, receiver: &Receiver, endpoint: u64) -> Received {
+/// Sends a ping to an endpoint and returns what its receiver got.
+async fn ping(webhooks: &WebhookServer, receiver: &Receiver, endpoint: u64) -> Received {
     let path = format!("{ROUTE}/{endpoint}/test");
-    post.server.request(Method::POST, &path).send().await.expect(202);
-    post.deliver().await;
+    webhooks.server.request(Method::POST, &path).send().await.expect(202);
+    webhooks.deliver().await;
     receiver.received().pop().unwrap()
 }
 
-/// Whether a delivery carries these secrets' signatures, the current one's first, and no others.
+/// Returns whether a delivery has exactly the signatures of these secrets, the current one first.
 fn is_signed(received: &Received, secrets: &[&str]) -> bool {
     let at = received.header("webhook-timestamp").parse::<u64>().unwrap();
     let at: Timestamp = "1970-01-01T00:00:00Z".parse::<Timestamp>().unwrap().plus(Duration::from_secs(at));
@@ -57,47 +57,47 @@ fn is_signed(received: &Received, secrets: &[&str]) -> bool {
         && received.header("webhook-signature") == signed.webhook_signature
 }
 
-/// What lies sealed for `acme`.
+/// Reads the sealed secrets of `acme` directly from the store.
 async fn sealed(server: &TestServer) -> Vec<Value> {
     server.items(&format!("WHS#{}", server.organization_id)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_secrets_sign_until_the_graces_end() {
-    let (post, clock) = Post::start().await;
-    let server = &post.server;
+async fn both_secrets_sign_during_the_grace_period() {
+    let (webhooks, clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     let (id, first) = endpoint(server, &receiver.url, &["api_key.created"]).await;
-    assert!(is_signed(&ping(&post, &receiver, id).await, &[&first]));
+    assert!(is_signed(&ping(&webhooks, &receiver, id).await, &[&first]));
     let before = server.get(&format!("{ROUTE}/{id}")).send().await.expect(200)["webhook_endpoint"].take();
-    // The body may be empty: a grace of a day.
+    // An empty body means a grace period of one day.
     let reply = server.request(Method::POST, &format!("{ROUTE}/{id}/rotate_secret")).send().await.expect(201);
     assert_eq!(reply["webhook_endpoint"], before);
     assert_eq!(reply.as_object().unwrap().len(), 2);
     let second = reply["secret"].as_str().unwrap().to_owned();
     note_secret(&second);
     assert!(second.starts_with("whsec_") && second != first);
-    assert!(is_signed(&ping(&post, &receiver, id).await, &[&second, &first]));
+    assert!(is_signed(&ping(&webhooks, &receiver, id).await, &[&second, &first]));
     let third = rotated(server, id, 3_600).await;
-    assert!(is_signed(&ping(&post, &receiver, id).await, &[&third, &second, &first]));
+    assert!(is_signed(&ping(&webhooks, &receiver, id).await, &[&third, &second, &first]));
 
-    // A fourth would have to drop one that may still be in use.
+    // A fourth secret would replace one that may still be in use.
     let refusal = rotate(server, id, json!({ "grace_seconds": 3_600 })).await.refused(409);
     assert_eq!((&refusal["error"], &refusal["id"]), (&json!("too_many_secrets"), &json!(id)));
     assert!(refusal["message"].as_str().unwrap().contains("once the oldest one's grace has ended"), "{refusal}");
-    // One without a grace takes the current one's place at once.
+    // A rotation without a grace period replaces the current secret immediately.
     let fourth = rotated(server, id, 0).await;
-    assert!(is_signed(&ping(&post, &receiver, id).await, &[&fourth, &second, &first]));
+    assert!(is_signed(&ping(&webhooks, &receiver, id).await, &[&fourth, &second, &first]));
 
     clock.advance(Duration::from_hours(1));
-    assert!(is_signed(&ping(&post, &receiver, id).await, &[&fourth, &first]));
+    assert!(is_signed(&ping(&webhooks, &receiver, id).await, &[&fourth, &first]));
     clock.advance(Duration::from_hours(23));
-    assert!(is_signed(&ping(&post, &receiver, id).await, &[&fourth]));
+    assert!(is_signed(&ping(&webhooks, &receiver, id).await, &[&fourth]));
     Tables::new(server).await.assert_whole();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_grace_that_is_wrong_is_named() {
+async fn invalid_grace_period_is_named() {
     let server = TestServer::start().await;
     let (id, _) = endpoint(&server, URL, &["*"]).await;
     for (body, field) in [
@@ -115,9 +115,9 @@ async fn a_grace_that_is_wrong_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_shows_the_secret_for_ten_minutes_and_changes_nothing() {
-    let (post, clock) = Post::start().await;
-    let server = &post.server;
+async fn repeat_shows_the_secret_for_ten_minutes() {
+    let (webhooks, clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     let body = json!({ "url": receiver.url, "event_types": ["*"] });
     let create = || server.post(ROUTE, body.clone()).idempotency_key("once").send();
@@ -148,15 +148,15 @@ async fn a_repeat_shows_the_secret_for_ten_minutes_and_changes_nothing() {
     }
     assert_eq!(server.audited("webhook_endpoint.created").await.len(), 1);
     assert_eq!(server.audited("webhook_endpoint.secret_rotated").await.len(), 1);
-    // The grace of 60 s has ended: what was shown last is what signs.
+    // The grace period of 60 s has ended, so only the last secret signs.
     let shown = answers[1].json["secret"].as_str().unwrap();
-    assert!(is_signed(&ping(&post, &receiver, id).await, &[shown]));
+    assert!(is_signed(&ping(&webhooks, &receiver, id).await, &[shown]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rotations_at_once_each_take_a_secret_into_use() {
-    let (post, _clock) = Post::start().await;
-    let server = &post.server;
+async fn parallel_rotations_each_create_a_secret() {
+    let (webhooks, _clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     let (id, first) = endpoint(server, &receiver.url, &["api_key.created"]).await;
     let path = format!("{ROUTE}/{id}/rotate_secret");
@@ -170,11 +170,11 @@ async fn rotations_at_once_each_take_a_secret_into_use() {
         secret
     };
     let (one, other) = (secret(one.unwrap()), secret(other.unwrap()));
-    let pinged = ping(&post, &receiver, id).await;
+    let pinged = ping(&webhooks, &receiver, id).await;
     let in_either_order = [[&*one, &other, &first], [&*other, &one, &first]];
     assert!(in_either_order.iter().any(|secrets| is_signed(&pinged, secrets)));
 
-    // With two that still sign there is no room: all of these are refused, and change nothing.
+    // Two old secrets still sign, so all of these rotations are refused.
     let mut requests = JoinSet::new();
     for _ in 0..5 {
         requests.spawn(server.post(&path, json!({})).send());
@@ -182,7 +182,7 @@ async fn rotations_at_once_each_take_a_secret_into_use() {
     for reply in requests.join_all().await {
         assert_eq!(reply.refused(409)["error"], "too_many_secrets");
     }
-    // And under one idempotency key many are one.
+    // Parallel requests with one idempotency key are one rotation.
     let mut requests = JoinSet::new();
     for _ in 0..8 {
         requests.spawn(server.post(&path, json!({ "grace_seconds": 0 })).idempotency_key("once").send());
@@ -194,7 +194,7 @@ async fn rotations_at_once_each_take_a_secret_into_use() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_secret_is_in_no_item_and_in_no_answer_but_its_own() {
+async fn secret_is_neither_stored_nor_shown_again() {
     let server = TestServer::start().await;
     let (id, first) = endpoint(&server, URL, &["*"]).await;
     let second = rotated(&server, id, 60).await;
@@ -209,9 +209,9 @@ async fn the_secret_is_in_no_item_and_in_no_answer_but_its_own() {
     seen.push_str(&server.patch(&format!("{ROUTE}/{id}"), json!({ "description": "x" })).send().await.text);
     for secret in [first, second, third] {
         let encoded = &secret["whsec_".len()..];
-        assert!(!seen.contains(encoded), "as it is shown");
+        assert!(!seen.contains(encoded), "in the encoding that is shown");
         let bytes = BASE64_STANDARD.decode(encoded).unwrap();
-        assert!(!seen.contains(&BASE64_URL_SAFE_NO_PAD.encode(&bytes)), "in another alphabet");
+        assert!(!seen.contains(&BASE64_URL_SAFE_NO_PAD.encode(&bytes)), "in the URL-safe alphabet");
     }
     assert!(!seen.contains("whsec_"));
     let item = &sealed(&server).await[0];
@@ -219,7 +219,7 @@ async fn the_secret_is_in_no_item_and_in_no_answer_but_its_own() {
     assert_eq!(fields, ["ciphertext", "kid", "pk", "sealed_shard", "sk", "version"]);
 }
 
-/// A rotation by functions that work with another ring.
+/// Rotates the secret through functions that use the ring of `app`.
 async fn rotated_by(app: &App, server: &TestServer, endpoint: u64) -> Reply {
     let path = format!("{ROUTE}/{endpoint}/rotate_secret");
     let request = request(&Method::POST, &path, Some(&server.admin));
@@ -227,9 +227,9 @@ async fn rotated_by(app: &App, server: &TestServer, endpoint: u64) -> Reply {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn once_the_ring_is_rotated_old_secrets_go_on_and_are_sealed_anew_with_the_next() {
-    let (post, clock) = Post::start().await;
-    let server = &post.server;
+async fn secrets_survive_ring_rotation_and_are_resealed() {
+    let (webhooks, clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     let (id, first) = endpoint(server, &receiver.url, &["api_key.created"]).await;
     let rotated = server.app_with_ring(Ring::SealingWebhooks, |ring| {
@@ -239,14 +239,14 @@ async fn once_the_ring_is_rotated_old_secrets_go_on_and_are_sealed_anew_with_the
     let serve = async |app: &App, endpoint: u64| {
         let path = format!("{ROUTE}/{endpoint}/test");
         server.request(Method::POST, &path).send().await.expect(202);
-        post.fan_out().await;
+        webhooks.fan_out().await;
         let worker =
             WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new()).with_patience(Duration::ZERO);
         let [organization_id, webhook_endpoint_id] = [server.organization_id, endpoint].map(|id| Id::new(id).unwrap());
         worker.work(&Wake::Endpoint { organization_id, webhook_endpoint_id }).await.map_err(|fault| fault.to_string())
     };
     serve(&rotated, id).await.unwrap();
-    assert!(is_signed(&receiver.received().pop().unwrap(), &[&first]), "under the key before");
+    assert!(is_signed(&receiver.received().pop().unwrap(), &[&first]), "sealed under the old ring key");
     let kids = async || {
         let items = sealed(server).await;
         items.iter().map(|item| (item["kid"]["S"].clone(), item["sealed_shard"]["S"].clone())).collect::<Vec<_>>()
@@ -257,14 +257,14 @@ async fn once_the_ring_is_rotated_old_secrets_go_on_and_are_sealed_anew_with_the
     serve(&rotated, id).await.unwrap();
     assert!(is_signed(&receiver.received().pop().unwrap(), &[&second, &first]));
 
-    // Whoever has the last ring yet sends nothing, writes nothing down, and tells of it.
+    // A worker with the old ring sends nothing, stores nothing and reports the fault.
     let sent = receiver.received().len();
-    let told = serve(&server.runner.app, id).await.unwrap_err();
-    assert_eq!(told, "webhook secrets are sealed under k2, which the ring does not hold");
+    let error = serve(&server.runner.app, id).await.unwrap_err();
+    assert_eq!(error, "webhook secrets are sealed under k2, which the ring does not hold");
     assert_eq!(receiver.received().len(), sent);
     let refused = rotated_by(&server.runner.app, server, id).await;
     assert_eq!(refused.refused(503), json!({ "detail": "Service unavailable" }));
-    // Once its lease has ended, somebody with the ring of today sends it.
+    // When the lease has ended, a worker with the current ring sends the delivery.
     clock.advance(Duration::from_mins(2));
     serve(&rotated, id).await.unwrap();
     assert_eq!(receiver.received().len(), sent + 2);
@@ -272,21 +272,21 @@ async fn once_the_ring_is_rotated_old_secrets_go_on_and_are_sealed_anew_with_the
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn secrets_that_were_carried_to_another_endpoint_do_not_open() {
-    let (post, _clock) = Post::start().await;
-    let server = &post.server;
+async fn moved_secrets_do_not_open() {
+    let (webhooks, _clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
     let receiver = Receiver::start().await;
     let (one, _) = endpoint(server, &receiver.url, &["*"]).await;
     let (other, _) = endpoint(server, &receiver.url, &["invoice.paid"]).await;
     let items = sealed(server).await;
-    let mut carried = items[0].clone();
-    carried["sk"] = items[1]["sk"].clone();
-    server.dynamodb("PutItem", json!({ "TableName": "karta", "Item": carried })).await;
+    let mut moved = items[0].clone();
+    moved["sk"] = items[1]["sk"].clone();
+    server.dynamodb("PutItem", json!({ "TableName": "karta", "Item": moved })).await;
     let there = items[1]["sk"]["S"].as_str().unwrap().parse::<u64>().unwrap();
     assert!([one, other].contains(&there));
     assert_eq!(rotate(server, there, json!({})).await.refused(500), json!({ "detail": "Internal error" }));
     server.request(Method::POST, &format!("{ROUTE}/{there}/test")).send().await.expect(202);
-    post.work().await;
+    webhooks.work().await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(receiver.received().is_empty(), "nothing is sent that is not signed with its own secret");
+    assert!(receiver.received().is_empty(), "a delivery without its own secret is not sent");
 }

@@ -1,4 +1,4 @@
-//! How the worker that fans out has the other one serve, as it is deployed.
+//! How the fan-out worker invokes the delivery worker in a deployed stack.
 
 use karta_shared::{
     config,
@@ -7,20 +7,20 @@ use karta_shared::{
 use serde_json::json;
 use worker_webhook_events::{Waker, WebhookEvents};
 
-use super::{Post, URL, announce, endpoint};
+use super::{URL, WebhookServer, endpoint, publish_events};
 use crate::{
     calls::keep_sent,
     data_plane::{DataPlane, Reaction},
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_function_is_invoked_for_an_endpoint_and_not_waited_for() {
-    let (post, _clock) = Post::start().await;
-    let (server, lambda) = (&post.server, DataPlane::start("a").await);
+async fn delivery_function_is_invoked_asynchronously() {
+    let (webhooks, _clock) = WebhookServer::start().await;
+    let (server, lambda) = (&webhooks.server, DataPlane::start("a").await);
     let (id, _) = endpoint(server, URL, &["*"]).await;
-    announce(server, 1).await;
+    publish_events(server, 1).await;
     let sdk = config::local_sdk(&lambda.url, &"a-key-id".into()).await;
-    // By its logical id, as the template has it.
+    // The function's logical id in the template, so that the recorded call matches the policy.
     let waker = Waker::lambda(&sdk, "WorkerWebhookDeliveries".to_owned());
     let worker = WebhookEvents::new(server.runner.app.of_function(WebhookEvents::NAME), waker);
     lambda.react(Reaction::Status(404));
@@ -28,7 +28,7 @@ async fn another_function_is_invoked_for_an_endpoint_and_not_waited_for() {
     lambda.react(Reaction::Status(202));
     worker.work(&Wake::Sweep).await.unwrap();
     let received = lambda.received();
-    assert!(received.len() > 1, "what could not be invoked is invoked with the next sweep");
+    assert!(received.len() > 1, "the next sweep repeats a failed invocation");
     for request in &received {
         let asked = (request.method.as_str(), request.path.as_str());
         assert_eq!(asked, ("POST", "/2015-03-31/functions/WorkerWebhookDeliveries/invocations"));
