@@ -299,7 +299,7 @@ async fn ignored_types_may_have_any_envelope() {
     assert_eq!(server.stored().await, before);
 }
 
-/// JSON that no field can hold.
+/// Returns JSON values that no field can represent.
 fn unusable() -> Vec<String> {
     let nested = |open: &str, close: &str| open.repeat(200) + "1" + &close.repeat(200);
     let mut unusable = vec![nested("[", "]"), nested(r#"{"a":"#, "}")];

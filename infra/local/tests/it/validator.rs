@@ -60,8 +60,8 @@ async fn is_unproven(validator: &Validator, token: &str) -> bool {
 }
 
 /// Asserts that the call reads a key, its organization, its budget and both totals of the month in
-/// one consistent BatchGetItem. `reads_use`: it also reads the key's last use, because the process
-/// knows none of the last minute.
+/// one consistent BatchGetItem. With `reads_use`, the call also reads the key's last use, which a
+/// process caches for a minute.
 fn assert_reads_state(call: &Seen, reads_use: bool) {
     assert_eq!(call.operation, "BatchGetItem");
     assert!(call.is_consistent(), "{}", call.body);

@@ -1,5 +1,5 @@
-//! The HTTP client of webhook deliveries. It connects only to addresses that it has checked,
-//! whatever a name resolves to. It limits the time and memory that a receiver can use.
+//! The HTTP client of webhook deliveries. It resolves a name once for each delivery and connects
+//! only to addresses that it has checked. It limits the time and memory that a receiver can use.
 
 use std::{
     collections::VecDeque,

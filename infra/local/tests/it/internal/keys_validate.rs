@@ -36,7 +36,7 @@ pub(crate) fn not_found() -> Value {
     invalid("not_found")
 }
 
-/// Starts a server on a stopped clock, with a proxy before its store.
+/// Starts a server on a stopped clock, with a proxy in front of its store.
 async fn at_noon() -> (TestServer, Arc<FaultProxy>, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
     let (server, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;

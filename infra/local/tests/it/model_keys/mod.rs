@@ -30,7 +30,7 @@ use crate::{
 
 const ROUTE: &str = "/v1/model_keys";
 
-/// Returns a unique key with this start.
+/// Returns a unique key that begins with `start`.
 pub(crate) fn provider_key(start: &str) -> String {
     let key = format!("{start}{}", uuid(&OsEntropy));
     note_secret(&key);

@@ -34,14 +34,14 @@ async fn project(server: &TestServer) -> Value {
     server.get("/v1/agent_projects/site").send().await.expect(200)["agent_project"].take()
 }
 
-/// The releases of `site`, newest first.
+/// Returns the releases of `site`, newest first.
 async fn releases(server: &TestServer) -> Vec<Value> {
     let page = server.get("/v1/agent_projects/site/releases?limit=100").send().await.expect(200);
     assert_eq!(page["next_cursor"], Value::Null);
     page["releases"].as_array().unwrap().clone()
 }
 
-/// The statuses of the releases of `site`, oldest first.
+/// Returns the statuses of the releases of `site`, oldest first.
 async fn statuses(server: &TestServer) -> Vec<String> {
     releases(server).await.iter().rev().map(|release| release["status"].as_str().unwrap().to_owned()).collect()
 }

@@ -19,7 +19,7 @@ use worker_webhook_events::{Waker, WebhookEvents};
 use super::{Reaction, Receiver, WebhookServer, deliveries, endpoint, events, on_loopback, publish_events};
 use crate::fault_proxy::{ALWAYS, ANY, Fault, FaultProxy};
 
-/// Longer than any lease.
+/// A time longer than any lease.
 const LATER: Duration = Duration::from_mins(2);
 
 /// Counts how often each event was received.

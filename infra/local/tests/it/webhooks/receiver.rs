@@ -54,7 +54,7 @@ struct Shared {
     in_progress: Mutex<(usize, usize)>,
     /// The number of releases of held responses.
     released: watch::Sender<usize>,
-    /// The number of groups that have got their responses.
+    /// The number of groups that have received their responses.
     groups: watch::Sender<usize>,
 }
 

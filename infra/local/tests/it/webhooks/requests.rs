@@ -282,7 +282,7 @@ async fn recovery_starts_at_the_retention_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn deliveries_are_paged_newest_first_and_filtered_by_status() {
+async fn deliveries_are_paged_and_filtered_by_status() {
     let (webhooks, clock) = WebhookServer::start().await;
     let server = &webhooks.server;
     let receiver = Receiver::start().await;
