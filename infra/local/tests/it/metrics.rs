@@ -30,7 +30,6 @@ use crate::{
     webhooks::{Reaction, Receiver, endpoint, events, on_loopback, settled},
 };
 
-/// The metric lines that were captured.
 #[derive(Debug, Clone, Default)]
 struct Lines(Arc<Mutex<Vec<Value>>>);
 

@@ -28,7 +28,6 @@ pub(crate) fn alarms() -> BTreeMap<String, Value> {
     alarms.map(|(id, mut alarm)| (id, alarm["Properties"].take())).collect()
 }
 
-/// Returns the metric that an alarm watches.
 pub(crate) fn metric_of(alarm: &Value) -> Metric {
     let dimensions = alarm["Dimensions"].as_array().unwrap().iter();
     let word = |value: &Value| value.as_str().unwrap().to_owned();

@@ -50,9 +50,7 @@ static FLAT: [Route; 36] = [
 ];
 static IN_PROJECT: Route = (Method::GET, "/v1/projects/nothing/whoami", None);
 
-/// Invalid bodies.
 const BAD_BODIES: [&str; 3] = ["{", "[]", r#"{"nonsense":1}"#];
-/// An invalid query.
 const BAD_QUERY: &str = "?nonsense=1";
 
 fn too_large() -> String {

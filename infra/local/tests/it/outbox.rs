@@ -14,7 +14,6 @@ use crate::{
 const DAY: Duration = Duration::from_hours(24);
 const EXPIRY_NOTICES: &str = "worker-expiry-notices";
 
-/// Returns the events of `acme`: type and data.
 async fn events(server: &TestServer) -> Vec<(String, Value)> {
     let events = server.outbox("EVT").await;
     let parsed = events.iter().map(|event| {

@@ -667,8 +667,6 @@ async fn log_and_command_line_contain_no_secret() {
     }
 }
 
-/// Runs `karta audit-verify` with these flags to its end. Returns exit code, standard output and
-/// standard error.
 async fn audit_verify(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
     run_to_end(&[&["audit-verify"], arguments].concat(), environment).await
 }

@@ -77,7 +77,6 @@ fn text() -> impl Strategy<Value = String> {
         4 => any::<String>(),
         1 => Just(SECRET.to_owned()),
         1 => "[a-z0-9-]{1,63}",
-        // Fragments of serde's messages.
         1 => select(vec!["", ", expected ", "`, expected `", "missing field `", "unknown field `", "unknown field `, there are no fields"])
             .prop_map(|before| format!("{before}{SECRET}")),
         1 => Just(format!("x`, expected {SECRET}, there are no fields")),
@@ -102,7 +101,6 @@ fn json_value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// The field names of all bodies.
 fn field() -> impl Strategy<Value = String> {
     let names =
         ["name", "scopes", "expires_at", "allowed_cidrs", "budget", "metadata", "slug", "user_id", "ttl_seconds"];

@@ -82,7 +82,6 @@ impl SecretsManager {
         Ok(())
     }
 
-    /// Returns the current ring.
     pub(crate) fn current(&self, secret: &str) -> Value {
         let held = self.held.lock().unwrap();
         let secret = &held[secret];

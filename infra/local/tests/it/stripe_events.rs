@@ -19,7 +19,6 @@ const NEXT_SECRET: &str = "whsec_theOneThatComesAfterIt";
 /// 2026-11-21T12:00:00Z
 pub(crate) const NOON: i64 = 1_795_262_400;
 
-/// Returns options with two signing secrets.
 pub(crate) fn configured(clock: Arc<dyn Clock>) -> Options {
     [SECRET, NEXT_SECRET].into_iter().for_each(note_secret);
     Options { stripe_secrets: Some(format!("{SECRET},{NEXT_SECRET}").into()), ..options(clock) }

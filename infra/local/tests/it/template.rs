@@ -186,7 +186,6 @@ fn only_key_validators_read_digests() {
     );
 }
 
-/// Actions that change an item.
 const WRITES: [&str; 3] = ["PutItem", "UpdateItem", "DeleteItem"];
 
 #[test]

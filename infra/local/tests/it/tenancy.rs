@@ -47,7 +47,6 @@ static BY_WEBHOOK_ENDPOINT: [Route; 9] = [
     route(Method::POST, "/v1/webhook_endpoints/{}/recover", Some("admin"), Some(r#"{"since":"2020-01-01T00:00:00Z"}"#)),
 ];
 
-/// Routes to a delivery of an endpoint.
 static BY_DELIVERY: [Route; 1] = [route(Method::POST, "/v1/webhook_endpoints/{}/replay", Some("admin"), None)];
 
 static BY_SLUG: [Route; 12] = [

@@ -244,7 +244,6 @@ async fn incomplete_response_is_a_failure() {
         );
         assert_eq!(receiver.requests().len(), 1, "the client does not retry: {answer}");
     }
-    // No process listens on the port.
     let gone = Receiver::gone().await;
     let outcome = post(&wire(), &gone).await;
     assert!(failed("no connection: Connection refused")(&outcome), "{outcome:?}");

@@ -99,7 +99,6 @@ impl Plane {
     }
 }
 
-/// Returns a request, with a bearer token if there is one.
 pub(crate) fn request(method: &Method, path: &str, token: Option<&str>) -> http::request::Builder {
     let request = http::Request::builder().method(method).uri(path);
     match token {

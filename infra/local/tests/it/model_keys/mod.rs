@@ -55,7 +55,6 @@ static PRIVATE_KEY: LazyLock<String> = LazyLock::new(|| {
     format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", lines.join("\n"))
 });
 
-/// Returns a service account file as Google issues it.
 fn service_account() -> String {
     service_account_with(&PRIVATE_KEY)
 }
@@ -73,7 +72,6 @@ fn service_account_with(private_key: &str) -> String {
     serde_json::to_string_pretty(&file).unwrap()
 }
 
-/// Returns each provider with a valid key.
 fn one_of_each() -> [(&'static str, String); 5] {
     [
         ("anthropic", provider_key("sk-ant-api03-")),
@@ -88,7 +86,6 @@ fn post(server: &TestServer, provider: &str, key: &str) -> Request {
     server.post(ROUTE, json!({ "provider": provider, "key": key }))
 }
 
-/// Creates a provider key for `acme` and returns the ModelKey.
 async fn create(server: &TestServer, provider: &str, key: &str) -> Value {
     post(server, provider, key).send().await.expect(201)["model_key"].take()
 }
@@ -101,7 +98,6 @@ fn active_path(organization: u64, provider: &str) -> String {
     format!("/v1/internal/model_keys/active?organization_id={organization}&provider={provider}")
 }
 
-/// Returns a request for the active key of `acme`.
 pub(crate) fn active(server: &TestServer, provider: &str) -> Request {
     server.service(Method::GET, &active_path(server.organization_id, provider))
 }

@@ -16,12 +16,10 @@ use crate::{
     invariants::Tables,
 };
 
-/// Returns a request that deploys `site`.
 fn deploy(server: &TestServer, sha: &str) -> Request {
     server.post("/v1/agent_projects/site/deploys", json!({ "commit_sha": sha }))
 }
 
-/// Returns a request that rolls `site` back.
 fn rollback(server: &TestServer, version: u64) -> Request {
     server.post("/v1/agent_projects/site/rollback", json!({ "version": version }))
 }

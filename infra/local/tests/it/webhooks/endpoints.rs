@@ -23,7 +23,6 @@ fn path(endpoint: &Value) -> String {
     format!("{ROUTE}/{}", endpoint["id"])
 }
 
-/// Returns the field and the message of a validation error.
 fn validation_error(reply: Reply) -> (String, String) {
     let body = reply.refused(422);
     assert_eq!(body["error"], "validation_failed", "{body}");

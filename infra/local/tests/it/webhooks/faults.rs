@@ -29,7 +29,6 @@ fn unavailable(reply: Reply) {
 async fn creation_with_a_fault_happens_once() {
     for fault in [Fault::Throttle, Fault::DropAnswer, CONFLICT] {
         let (server, proxy) = FaultProxy::start().await;
-        // The server retries after a single fault.
         proxy.fail("TransactWriteItems", 1, fault);
         create(&server).send().await.expect(201);
         assert_eq!(counted(&server).await, (1, 1), "{fault:?}");

@@ -131,7 +131,6 @@ async fn every_event_arrives_despite_random_kills() {
         let worker = events(&server.runner.app, Duration::ZERO);
         let mut random = [0];
         server.runner.app.entropy.fill(&mut random);
-        // The deliveries of the worker end with it.
         let alive = Duration::from_millis(20 + u64::from(random[0]) + 5 * round);
         timeout(alive, async {
             worker.work(&Wake::Sweep).await.unwrap();

@@ -17,11 +17,9 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::sleep};
 
 use crate::harness::until;
 
-/// How the receiver responds.
 #[derive(Debug, Clone)]
 pub(crate) enum Reaction {
     Status(u16),
-    /// This status and this body.
     WithBody(u16, &'static str),
     /// 503 with `Retry-After` in seconds.
     RetryAfter(u64),
@@ -52,9 +50,7 @@ struct Shared {
     received: Mutex<Vec<Received>>,
     /// The number of requests in progress, and its maximum.
     in_progress: Mutex<(usize, usize)>,
-    /// The number of releases of held responses.
     released: watch::Sender<usize>,
-    /// The number of groups that have received their responses.
     groups: watch::Sender<usize>,
 }
 
@@ -88,7 +84,6 @@ impl Receiver {
         self.shared.received.lock().unwrap().clone()
     }
 
-    /// Releases the held responses.
     pub(crate) fn release(&self) {
         self.shared.released.send_modify(|released| *released += 1);
     }
@@ -99,12 +94,10 @@ impl Receiver {
         self.received()
     }
 
-    /// Returns the maximum number of parallel requests.
     pub(crate) fn max_parallel(&self) -> usize {
         self.shared.in_progress.lock().unwrap().1
     }
 
-    /// Returns the types of the received events, in order.
     pub(crate) fn received_types(&self) -> Vec<String> {
         self.received().iter().map(|received| received.json()["type"].as_str().unwrap().to_owned()).collect()
     }

@@ -16,7 +16,6 @@ async fn recover(server: &TestServer, endpoint: u64, since: &str) -> Reply {
     server.post(&format!("{ROUTE}/{endpoint}/recover"), json!({ "since": since })).send().await
 }
 
-/// Requests the list of an endpoint's deliveries.
 async fn list(server: &TestServer, endpoint: u64, query: &str) -> Reply {
     server.get(&format!("{ROUTE}/{endpoint}/deliveries?{query}")).send().await
 }
