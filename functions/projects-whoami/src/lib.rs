@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::{Principal, PrincipalKind},
-    http::{Answer, Call, Error, NoBody, NoQuery, ProjectAccess, ProjectRef, Route},
+    http::{Answer, Call, Error, NoBody, NoQuery, ProjectAccess, ProjectPath, Route},
 };
 
 #[derive(Debug)]
@@ -13,7 +13,7 @@ impl Route for ProjectsWhoami {
     const NAME: &'static str = "projects-whoami";
     const CORS: bool = true;
     type Access = ProjectAccess;
-    type Path = ProjectRef;
+    type Path = ProjectPath;
     type Query = NoQuery;
     type Body = NoBody;
     type Output = Principal;
@@ -24,7 +24,7 @@ impl Route for ProjectsWhoami {
             // Pinned and verified offline: nothing to read.
             PrincipalKind::Session => {}
             PrincipalKind::ApiKey => {
-                let ProjectRef(slug) = &call.path;
+                let ProjectPath(slug) = &call.path;
                 app.store.project(principal.organization_id, slug).await?.ok_or(Error::NotFound)?;
             }
         }

@@ -4,7 +4,7 @@ use karta_shared::{
     App,
     config::{Ring, Secret},
     domain::{Id, LogLine},
-    http::{Answer, Call, Error, Limit, NoBody, Read, ReleaseRef, Route, cursor},
+    http::{Answer, Call, Error, Limit, NoBody, Read, ReleasePath, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -30,7 +30,7 @@ impl Route for ReleaseLogsList {
     const NAME: &'static str = "release-logs-list";
     const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::Cursor)];
     type Access = Read;
-    type Path = ReleaseRef;
+    type Path = ReleasePath;
     type Query = Query;
     type Body = NoBody;
     type Output = Output;

@@ -40,12 +40,12 @@ pub struct Output {
     token: Revealed,
     expires_at: Timestamp,
     expires_in: u32,
-    project: TokenProject,
+    project: ProjectRef,
     sub: Option<UserId>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
-pub struct TokenProject {
+pub struct ProjectRef {
     id: Id,
     slug: Slug,
 }
@@ -102,7 +102,7 @@ impl Route for SessionTokensCreate {
             token: Revealed::new(token.expose()),
             expires_at: Timestamp::from_millis(claims.exp * 1_000).unwrap_or(call.now),
             expires_in,
-            project: TokenProject { id: project.id, slug: project.slug },
+            project: ProjectRef { id: project.id, slug: project.slug },
             sub: call.body.user_id.clone(),
         })
     }

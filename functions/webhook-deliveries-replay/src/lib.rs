@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     http::{
-        Action, Admin, Answer, Call, DeliveryRef, DeliveryResource, Error, NewAuditEvent, NoFields, NoQuery, Route,
+        Action, Admin, Answer, Call, DeliveryPath, DeliveryResource, Error, NewAuditEvent, NoFields, NoQuery, Route,
         demand_enabled,
     },
     store::DELIVERIES_KEPT,
@@ -24,13 +24,13 @@ impl Route for WebhookDeliveriesReplay {
     const STATUS: u16 = 202;
     const BODY_MAY_BE_EMPTY: bool = true;
     type Access = Admin;
-    type Path = DeliveryRef;
+    type Path = DeliveryPath;
     type Query = NoQuery;
     type Body = NoFields;
     type Output = Output;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
-        let (organization, DeliveryRef { endpoint, delivery }) = (call.caller.organization_id, &call.path);
+        let (organization, DeliveryPath { endpoint, delivery }) = (call.caller.organization_id, &call.path);
         let caller = call.reauthorize(app).await?;
         let (endpoint, before) = tokio::try_join!(
             app.store.webhook_endpoint(organization, *endpoint),

@@ -44,7 +44,7 @@ pub use self::{
         AgentProjectResource, ApiKeyResource, AuditEventResource, BudgetResource, DeliveryResource, ModelKeyResource,
         OrganizationResource, ReleaseResource, UnpricedUsage, UsageResource, WebhookEndpointResource,
     },
-    route::{DeliveryRef, FromPath, ProjectRef, ReleaseRef, Route},
+    route::{DeliveryPath, FromPath, ProjectPath, ReleasePath, Route},
     serve::{run, serve, serve_event},
     stripe::{Stripe, StripeCaller},
     webhooks::demand_enabled,

@@ -86,12 +86,12 @@ impl FromPath for Slug {
 
 /// `{slug}` and `{version}`: a project's release.
 #[derive(Debug)]
-pub struct ReleaseRef {
+pub struct ReleasePath {
     pub slug: Slug,
     pub version: Version,
 }
 
-impl FromPath for ReleaseRef {
+impl FromPath for ReleasePath {
     fn from_path(variables: &QueryMap) -> Option<Self> {
         Some(Self { slug: Slug::from_path(variables)?, version: Version::parse(variables.first("version")?)? })
     }
@@ -99,12 +99,12 @@ impl FromPath for ReleaseRef {
 
 /// `{id}` and `{delivery_id}`: a webhook endpoint's delivery.
 #[derive(Debug)]
-pub struct DeliveryRef {
+pub struct DeliveryPath {
     pub endpoint: Id,
     pub delivery: Id,
 }
 
-impl FromPath for DeliveryRef {
+impl FromPath for DeliveryPath {
     fn from_path(variables: &QueryMap) -> Option<Self> {
         Some(Self { endpoint: Id::from_path(variables)?, delivery: Id::parse(variables.first("delivery_id")?)? })
     }
@@ -112,9 +112,9 @@ impl FromPath for DeliveryRef {
 
 /// `{ref}`: a project's slug.
 #[derive(Debug)]
-pub struct ProjectRef(pub Slug);
+pub struct ProjectPath(pub Slug);
 
-impl FromPath for ProjectRef {
+impl FromPath for ProjectPath {
     fn from_path(variables: &QueryMap) -> Option<Self> {
         Slug::try_from(variables.first("ref")?.to_owned()).ok().map(Self)
     }

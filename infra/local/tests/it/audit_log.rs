@@ -962,7 +962,7 @@ fn documents_list_every_action() {
 #[test]
 fn every_action_is_written_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let mut sources = fs::read_to_string(root.join("shared/src/founding.rs")).unwrap();
+    let mut sources = fs::read_to_string(root.join("shared/src/bootstrap.rs")).unwrap();
     for function in fs::read_dir(root.join("functions")).unwrap() {
         for file in fs::read_dir(function.unwrap().path().join("src")).unwrap() {
             sources.push_str(&fs::read_to_string(file.unwrap().path()).unwrap());
