@@ -13,7 +13,7 @@ tools:
     infra/checks/tools.sh
 
 # Everything that CI runs, in its order.
-check: fresh (step "test") (step "check-logs") (step "check-rights") (step "interop") (step "contract") (step "sdk") (step "docs") (step "fmt-check") (step "clippy") (step "deny") (step "validate") (step "check-scripts") (step "deploy-rehearsal") (step "sam-local") (step "starts")
+check: fresh (step "test") (step "check-logs") (step "check-rights") (step "interop") (step "contract") (step "sdk") (step "docs") (step "prose") (step "fmt-check") (step "clippy") (step "deny") (step "validate") (step "check-scripts") (step "deploy-rehearsal") (step "sam-local") (step "starts")
 
 # Every test of every crate.
 test:
@@ -30,7 +30,7 @@ check-rights:
 
 # Write docs/permissions.md anew from template.yaml.
 permissions:
-    KARTA_UPDATE=1 cargo test -p karta-local --test it the_page_of_permissions_is_the_templates
+    KARTA_UPDATE=1 cargo test --workspace --test it the_page_of_permissions_is_the_templates
 
 # Session tokens against jose (Node.js) and PyJWT, Stripe's signatures against the stripe library, our webhooks against what docs/webhooks.md prints.
 interop:
@@ -42,7 +42,7 @@ contract:
 
 # Write openapi.json anew, with the answers of a run as its examples.
 openapi:
-    KARTA_UPDATE=1 cargo test -p karta-local --test it every_operation_answers_as_the_document_says
+    KARTA_UPDATE=1 cargo test --workspace --test it every_operation_answers_as_the_document_says
 
 # The TypeScript client: build, types, their agreement with openapi.json, tests against the runner, size, package.
 sdk:
@@ -51,6 +51,10 @@ sdk:
 # What README.md, the quickstart and the migration guide print, run as printed; docs/errors.md against what is answered.
 docs:
     infra/docs/run.sh
+
+# Check the wording of comments, documents, messages and test names. List findings: just prose -v docs
+prose *args:
+    infra/checks/prose.py {{ args }}
 
 # Format the Rust code.
 fmt:
@@ -86,7 +90,8 @@ sam-local:
 
 # No built function starts with a setting missing or wrong; worker-secrets-rotation, on which no other depends, is left out.
 starts: functions
-    cargo run --quiet --locked -p karta-local --example cold -- --starts 0
+    cargo build --quiet --locked --workspace --example cold
+    "${CARGO_TARGET_DIR:-target}/debug/examples/cold" --starts 0
 
 # The first organization of a deployed stage and its key: just bootstrap prod acme
 bootstrap stage slug:

@@ -50,8 +50,10 @@ export async function verifyWebhook(
       "no signature matches: the secret is another endpoint's, or the payload is not the raw body as it arrived",
     );
   }
-  const late = (options.now ?? Date.now)() / 1000 - Number(at);
-  const tolerance = options.tolerance ?? 300;
+  // Plain JavaScript may pass null.
+  const given = (options as VerifyWebhookOptions | null) ?? {};
+  const late = (given.now ?? Date.now)() / 1000 - Number(at);
+  const tolerance = given.tolerance ?? 300;
   if (!(Math.abs(late) <= tolerance && tolerance < Infinity)) {
     const side = late > 0 ? "ago" : "ahead";
     const message = `signed ${Math.abs(Math.round(late))} s ${side}, ${tolerance} s are allowed: it was sent again by somebody, or this machine's clock is off`;

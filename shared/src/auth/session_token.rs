@@ -143,8 +143,13 @@ struct PresentedHeader<'a> {
     alg: Cow<'a, str>,
     #[serde(borrow)]
     kid: Option<Cow<'a, str>>,
-    /// Extensions that must be understood; none are.
-    crit: Option<IgnoredAny>,
+    /// Names extensions that a verifier must understand. We understand none, so its presence alone refuses the token, `null` included.
+    #[serde(default, deserialize_with = "is_present")]
+    crit: bool,
+}
+
+fn is_present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(deserializer).map(|_| true)
 }
 
 /// Why a token is not accepted: a word for the log. Callers all get the same 401.
@@ -220,7 +225,7 @@ pub fn verify(ring: &Keyring, token: &str, now_unix: i64) -> Result<SessionClaim
 fn named_key<'ring>(ring: &'ring Keyring, header: &str) -> Result<&'ring [u8], SessionTokenError> {
     let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| SessionTokenError::Malformed)?;
     let header: PresentedHeader = read_object(&header).ok_or(SessionTokenError::Malformed)?;
-    if header.alg != "HS256" || header.crit.is_some() {
+    if header.alg != "HS256" || header.crit {
         return Err(SessionTokenError::Algorithm);
     }
     let kid = header.kid.ok_or(SessionTokenError::NoKid)?;
@@ -349,10 +354,10 @@ mod tests {
         let stripped = format!("{}.", signed.expose().rsplit_once('.').unwrap().0);
         assert_eq!(verify(&ring(), &stripped, NOW), Err(SessionTokenError::Signature));
         assert_eq!(with_header(&json!({"kid": "k2"})), Err(SessionTokenError::Malformed));
-        assert_eq!(
-            with_header(&json!({"alg": "HS256", "kid": "k2", "crit": ["exp"]})),
-            Err(SessionTokenError::Algorithm)
-        );
+        for crit in [json!(["exp"]), json!([]), json!(null)] {
+            let header = json!({"alg": "HS256", "kid": "k2", "crit": crit});
+            assert_eq!(with_header(&header), Err(SessionTokenError::Algorithm), "{header}");
+        }
     }
 
     #[test]

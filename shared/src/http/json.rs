@@ -7,6 +7,7 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Serialize, Serializer};
+#[cfg(test)]
 use serde_json::Value;
 
 use super::Error;
@@ -92,6 +93,7 @@ impl Number {
     }
 }
 
+#[cfg(test)]
 impl<'a> From<&'a Value> for Json<'a> {
     fn from(value: &'a Value) -> Self {
         match value {

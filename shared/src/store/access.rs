@@ -21,19 +21,27 @@ impl Store {
     /// The state behind a proven key, in one consistent BatchGetItem. A key is never deleted: where it or its organization is not there,
     /// something is broken, and nothing is known of the key.
     pub async fn access(&self, organization: Id, api_key: Id) -> Result<Access, StoreError> {
-        let state = [Key::organization(organization), Key::api_key(organization, api_key)];
-        let mut found = by_key(self.batch_get(Table::Main, &state).await?);
-        take_access(&mut found, &state)
+        self.key_access(organization, api_key, None).await
     }
 
     /// The same with the time of the key's last use.
     pub async fn access_with_use(&self, organization: Id, api_key: Id) -> Result<Access, StoreError> {
+        self.key_access(organization, api_key, Some(Key::key_use(organization, api_key))).await
+    }
+
+    async fn key_access(
+        &self,
+        organization: Id,
+        api_key: Id,
+        last_use: Option<Key>,
+    ) -> Result<Access, StoreError> {
         let state = [Key::organization(organization), Key::api_key(organization, api_key)];
-        let used = Key::key_use(organization, api_key);
-        let [of_organization, of_key] = state.clone();
-        let mut found = by_key(self.batch_get(Table::Main, &[of_organization, of_key, used.clone()]).await?);
+        let keys: Vec<_> = state.iter().chain(&last_use).cloned().collect();
+        let mut found = by_key(self.batch_get(Table::Main, &keys).await?);
         let mut access = take_access(&mut found, &state)?;
-        join_use(&mut access.api_key, found.remove(&used));
+        if let Some(last_use) = last_use {
+            join_use(&mut access.api_key, found.remove(&last_use));
+        }
         Ok(access)
     }
 
