@@ -83,7 +83,7 @@ walk() {
 
 step "install" install_tools sam ministack
 step "build the functions" infra/e2e/functions.sh
-step "sam build" sam build
+is_built_by_sam || step "sam build" sam build
 step "build the operator's binary" cargo build --quiet --locked -p karta-local
 step "start Docker" start_docker
 step "start MiniStack" start_ministack "$host" "$run"

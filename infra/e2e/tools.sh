@@ -31,6 +31,16 @@ install_tools() {
   done
 }
 
+digests() {
+  sha256sum "$1"/*/bootstrap | cut -d ' ' -f 1 | sort
+}
+
+# Succeeds if .aws-sam/build holds the binaries that functions.sh built, and the present template.
+is_built_by_sam() {
+  [[ .aws-sam/build/template.yaml -nt template.yaml ]] &&
+    [[ -z $(comm -13 <(digests "${CARGO_TARGET_DIR:-target}/lambda") <(digests .aws-sam/build)) ]]
+}
+
 free_port() {
   "$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
