@@ -36,8 +36,8 @@ async fn findings(server: &TestServer) -> Vec<String> {
     organizations.map(ToString::to_string).chain(report.strays.iter().cloned()).collect()
 }
 
-/// A server with a chain of three links. The first link holds three events (two of the organization's
-/// creation, one of a key). Each other link holds the events of two keys.
+/// A server with a chain of three links. The first holds three events: two of the organization's
+/// creation and one of a key. Each other link holds the events of two keys.
 async fn chained() -> (TestServer, Arc<ManualClock>) {
     let (server, clock) = TestServer::start_at_noon().await;
     server.key(&["read"]).await;
