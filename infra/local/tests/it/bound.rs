@@ -77,8 +77,8 @@ impl EnforcementPoint {
     }
 }
 
-/// Creates a key, uses it at an enforcement point and revokes it after `lead`. Returns how long after
-/// the revocation it was last accepted.
+/// Creates a key, uses it at an enforcement point and revokes it after `lead`. Returns how long
+/// after the revocation it was last accepted.
 async fn measure_revocation(karta: Arc<Karta>, ttl: Option<Duration>, lead: Duration) -> Option<Duration> {
     let admin = karta.says("api_key").to_owned();
     let body = json!({ "name": "ci", "scopes": ["read"] });
@@ -122,7 +122,7 @@ async fn revoked_key_is_refused_within_the_bound() {
     panic!("accepted by the gateway, a data plane and a negligent data plane for: {measured:?}");
 }
 
-/// A server on a fixed clock, with a key whose proof is cached and whose cached verdict has expired.
+/// A server on a fixed clock, with a key whose proof is cached and whose verdict has expired.
 async fn proven_key() -> (TestServer, Arc<FaultProxy>, Arc<ManualClock>, u64, String) {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
     let (server, proxy) = FaultProxy::start_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
