@@ -451,8 +451,8 @@ async fn event_is_pending_until_chained_then_verified() {
 async fn list_shows_tampered_events_as_broken() {
     let (server, _clock) = tampered().await;
     let events = partition(&server, "AUD").await;
-    // The newest event is changed, the second is stored again as pending, and the third is stored
-    // again without its link.
+    // Of the three newest events, the first is changed, the second is stored again as pending, and
+    // the third is stored again without its link.
     let mut changed = events[6].clone();
     changed["actor"]["M"]["name"] = json!({ "S": "another actor" });
     let mut pending = events[5].clone();
@@ -971,6 +971,6 @@ fn every_action_is_used_in_the_code() {
         }
     }
     for action in Action::ALL {
-        assert!(sources.contains(&format!("Action::{action:?}")), "nothing writes {}", action.as_str());
+        assert!(sources.contains(&format!("Action::{action:?}")), "no code uses {}", action.as_str());
     }
 }

@@ -346,15 +346,15 @@ async fn workers_share_one_flush_per_two_seconds() {
     let (third, flushed_too) = flushing(&server.runner.app);
     let asked = || proxy.seen().iter().filter(|seen| seen.partitions()[0].starts_with("FLS#")).count();
     let other = async {
-        until("the lease of the second", async || server.outbox("PSH").await[0]["attempts"] != 0).await;
+        until("the second worker's lease", async || server.outbox("PSH").await[0]["attempts"] != 0).await;
         changed(&server, 1, CacheEffect::AccessCut).await;
         third.work(&stream_of(1)).await
     };
     let time = async {
         let is_taken = async || !server.items_of("karta-outbox", "PSH#1").await.is_empty();
-        until("the change of the third", is_taken).await;
+        until("the third worker's change", is_taken).await;
         let is_leased = async || plain(&server.items_of("karta-outbox", "PSH#1").await[0])["attempts"] != 0;
-        until("the lease of the third", is_leased).await;
+        until("the third worker's lease", is_leased).await;
         // Both workers ask every 200 ms. After six requests, both have asked.
         let before = asked();
         until("requests for a flush", async || asked() >= before + 6).await;

@@ -28,8 +28,8 @@ fn unavailable(reply: Reply) {
     assert_eq!(reply.refused(503), json!({ "detail": "Service unavailable" }));
 }
 
-/// Returns the response and fails if there is none. The deadline of a store call ends before the
-/// route's, which would return 504.
+/// Returns the response. The test fails if none arrives. The deadline of a store call ends before
+/// the route's, which would return 504.
 async fn in_time(request: Request) -> Reply {
     timeout(PATIENCE, request.send()).await.expect("a response")
 }

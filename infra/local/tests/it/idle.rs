@@ -63,7 +63,7 @@ async fn idle_runner_sends_few_store_queries() {
         wait_until_idle(&proxy).await;
         proxy.forget();
         sleep(Duration::from_secs(3)).await;
-        assert_eq!(proxy.seen().len(), 0, "while no time passes");
+        assert_eq!(proxy.seen().len(), 0, "the clock has not moved");
         clock.advance(Duration::from_mins(1));
         until("the sweeps of the schedules", async || proxy.seen().len() >= CALLS_PER_MINUTE).await;
         sleep(Duration::from_secs(3)).await;

@@ -204,7 +204,7 @@ async fn event_without_a_caller_returns_401() {
     assert_eq!((status, &body["detail"]), (401, &json!("Unauthorized")));
 }
 
-/// Stands for half a surrogate pair, which a Rust string cannot hold. [`to_json_text`] replaces it.
+/// Placeholder for half a surrogate pair, which a Rust string cannot hold. See [`to_json_text`].
 const HALF: &str = "\u{e000}";
 
 fn to_json_text(event: &Value) -> String {
