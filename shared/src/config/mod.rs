@@ -1,8 +1,8 @@
 //! Configuration: the environment and the secrets.
 //!
-//! Each setting is read once and checked: a missing or invalid one stops the start with a
-//! [`ConfigError`] or a [`SecretError`] that names it. Only `optional` in this module reads the
-//! environment.
+//! Settings are read and checked at startup. A missing or invalid one fails with a [`ConfigError`]
+//! or a [`SecretError`] that names it. [`Secrets`] are fetched again while the process runs. Only
+//! `optional` in this module reads the environment.
 
 pub(crate) mod prices;
 mod secrets;
