@@ -156,7 +156,6 @@ pub enum SecretError {
     Overlap { data_plane: String },
 }
 
-/// The source of the secrets.
 pub enum SecretSource {
     /// Secrets Manager, with the ids of the secrets that this function may read.
     Manager { client: aws_sdk_secretsmanager::Client, ids: HashMap<Secret, String> },

@@ -39,7 +39,6 @@ impl Store {
 }
 
 impl AuditReader {
-    /// Creates a reader of the tables with these names.
     pub fn new(client: Client, main: String, anchors: String) -> Self {
         Self { client, main, anchors }
     }

@@ -10,7 +10,6 @@ use super::{
 };
 use crate::domain::{ApiKey, Budget, BudgetWatch, Id, Timestamp};
 
-/// An organization's budget as stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OrganizationBudget {
     pub budget: Budget,

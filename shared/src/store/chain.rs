@@ -40,7 +40,6 @@ pub struct Sweep {
 type ShardPage = (String, Vec<Item>, Option<Item>);
 
 impl Default for Sweep {
-    /// A sweep from the start.
     fn default() -> Self {
         Self { shards: unchained_shards().map(|shard| (shard, None)).collect() }
     }
@@ -127,7 +126,6 @@ impl Store {
         Ok(pending)
     }
 
-    /// Returns the last link of the organization's chain.
     pub async fn chain_head(&self, organization: Id) -> Result<Option<Link>, StoreError> {
         let output = self
             .client

@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | `i`, `o`, `c` | totals: input tokens, output tokens, cost in nano-cents |
 //! | `I5`, `O5`, `C5` | the same for the fifth day of the month |
-//! | `i17`, `o17`, `c17`, `u17` | the same, and tokens without a price, for model number 17 of the organization's month |
+//! | `i17`, `o17`, `c17`, `u17` | the same, and tokens without a price, for the model with this number in the organization's month |
 //!
 //! Days and numbers are in base 36. If a model is counted in several items, its usage is their sum.
 
@@ -64,7 +64,7 @@ impl Models {
     }
 
     /// Returns the number of an event's model. A new model gets the next number, or the number of
-    /// [`OTHER`] if the list is full.
+    /// [`OTHER`] if the list is full or the name is too long.
     pub(super) fn number(&mut self, event: &UsageEvent) -> usize {
         let name = event.model_name();
         if let Some(number) =

@@ -208,7 +208,8 @@ impl Store {
             if failed.is_empty() {
                 return Ok(queues);
             }
-            // An event that was fanned out already has deliveries, whose inserts fail too.
+            // If an event was fanned out already, its own write fails too. If only deliveries fail,
+            // a concurrent fan-out is partly visible.
             if failed.iter().all(|index| *index >= batch.len()) {
                 conflicts += 1;
                 if conflicts == CONFLICT_ATTEMPTS {

@@ -99,7 +99,6 @@ impl Store {
         Self { client: Client::from_conf(config.build()), ..self.clone() }
     }
 
-    /// Creates an empty transaction.
     pub fn transaction(&self) -> Transaction {
         Transaction::new(self.clone())
     }

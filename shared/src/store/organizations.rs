@@ -23,7 +23,6 @@ impl Store {
         Ok(owner.map(|owner| owner.organization_id))
     }
 
-    /// Returns the organization with this slug.
     pub async fn organization_by_slug(&self, slug: &Slug) -> Result<Option<Organization>, StoreError> {
         match self.organization_id_by_slug(slug).await? {
             Some(organization) => self.organization(organization).await,
@@ -31,7 +30,6 @@ impl Store {
         }
     }
 
-    /// Returns the organization with this Stripe customer.
     pub async fn organization_by_stripe_customer(
         &self,
         customer: &StripeCustomerId,

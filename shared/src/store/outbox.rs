@@ -78,8 +78,8 @@ impl DueItem {
 pub struct ExpiryNotice {
     pub organization_id: Id,
     pub api_key_id: Id,
-    /// The expiry that the notice announces. If the key's expiry changes, another notice replaces
-    /// this one, or none.
+    /// The expiry that the notice announces. A key whose expiry changed since then has another
+    /// notice or none.
     pub expires_at: Timestamp,
 }
 
@@ -376,7 +376,7 @@ impl Transaction {
         self.schedule_budget_check(organization, BudgetCheck::GATHERED, keys, now)
     }
 
-    /// Schedules a check at a later time. At most one check is pending per organization and time.
+    /// Schedules a check for a later time. At most one check is pending per organization and time.
     pub fn check_budgets_at(
         &mut self,
         organization: Id,

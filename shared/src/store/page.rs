@@ -47,7 +47,8 @@ pub(super) struct Joined<T> {
 const JOINED_MARGIN: usize = 16;
 
 impl Store {
-    /// Returns the newest `limit` items with smaller ids than `below` that match `keep`.
+    /// Returns up to `limit` of the newest items that match `keep` and have smaller ids than
+    /// `below`.
     pub(super) async fn page<T>(
         &self,
         listing: Listing<T>,

@@ -7,7 +7,6 @@ use super::{
 };
 use crate::domain::{Id, Kind, Project, Slug};
 
-/// The claim of a slug.
 #[derive(Serialize, Deserialize)]
 struct SlugClaim {
     project_id: Id,

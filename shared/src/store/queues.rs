@@ -113,7 +113,8 @@ impl Store {
     }
 
     /// Releases the lease and schedules the queue for `next`, or unschedules it if `next` is
-    /// `None`. Returns false, and changes nothing, if deliveries were added since it was read.
+    /// `None`. Returns false, and changes nothing, if deliveries were added since it was read or
+    /// the lease was lost.
     pub async fn release_queue(&self, lease: &Lease, next: Option<Timestamp>) -> Result<bool, StoreError> {
         let update = self.release_update(lease).condition_expression("lease = :lease AND version = :read");
         let update = update.expression_attribute_values(":read", number(lease.version));

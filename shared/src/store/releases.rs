@@ -92,8 +92,8 @@ impl Store {
 
     /// Writes the chunks of a log. They become visible when the release names their generation.
     ///
-    /// The writes are outside the release's transaction, which would double their cost and bundle
-    /// them: a partition accepts 1,000 write units a second, and 1 MiB takes 1,024.
+    /// The writes are outside the release's transaction, which would double their cost and send
+    /// them all at once: a partition accepts 1,000 write units a second, and 1 MiB takes 1,024.
     pub async fn write_build_log(
         &self,
         organization: Id,

@@ -81,7 +81,6 @@ const SHARDS: u64 = 16;
 /// Index of the sealed items by ring key, including keys that have left the ring.
 pub(super) const SEALED_INDEX: &str = "sealed";
 
-/// The names of the tables in this stack.
 #[derive(Debug, Clone)]
 pub struct Tables {
     pub main: String,
@@ -124,7 +123,6 @@ impl Tables {
     }
 }
 
-/// A primary key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
 pub struct Key {
     pub pk: String,
@@ -215,7 +213,6 @@ impl Key {
         Self::audit_event_at(organization, audit_event_sort_key(at, id))
     }
 
-    /// Returns the key of an audit event from its sort key.
     pub(super) fn audit_event_at(organization: Id, sk: String) -> Self {
         Self::new(audit_partition(organization), sk)
     }
@@ -334,7 +331,6 @@ impl Key {
         Self::new(partition, "RECORD".to_owned())
     }
 
-    /// Returns the key of an item that was read.
     pub(super) fn of_item(item: &HashMap<String, AttributeValue>) -> Option<Self> {
         let text = |name: &str| item.get(name)?.as_s().ok().cloned();
         Some(Self::new(text("pk")?, text("sk")?))
@@ -487,7 +483,6 @@ pub(super) fn unchained_shards() -> impl Iterator<Item = String> {
     shards("UNC")
 }
 
-/// Returns the sort key of an audit event.
 pub(super) fn audit_event_sort_key(at: Timestamp, id: Id) -> String {
     format!("{at}#{}", padded(id))
 }

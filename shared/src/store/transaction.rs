@@ -196,7 +196,6 @@ impl Transaction {
         Ok(())
     }
 
-    /// Returns the number of staged writes.
     pub(super) fn len(&self) -> usize {
         self.writes.len()
     }

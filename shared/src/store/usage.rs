@@ -33,7 +33,6 @@ const MAX_WRITES: usize = 100;
 /// event.
 const EVENT_RETENTION: std::time::Duration = std::time::Duration::from_hours(402 * 24);
 
-/// The result of ingesting a batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ingested {
     pub accepted: usize,

@@ -12,7 +12,6 @@ use super::{
 };
 use crate::domain::{Failing, Id, Kid, Kind, Timestamp, WebhookEndpoint};
 
-/// Maximum number of endpoints of an organization.
 const MAX_ENDPOINTS: u32 = 20;
 
 /// An endpoint's live secrets, sealed as one text and bound to its organization and its id.
@@ -80,7 +79,6 @@ impl Store {
         items.into_iter().map(failing).collect()
     }
 
-    /// Returns the recent failures of one endpoint.
     pub async fn failing_webhook_endpoint(&self, organization: Id, endpoint: Id) -> Result<Failing, StoreError> {
         let failing = self.get(Table::Outbox, Key::delivery_queue(organization, endpoint)).await?;
         Ok(failing.unwrap_or_default())
