@@ -297,9 +297,8 @@ fn parsed<T: FromStr<Err: Display>>(variable: &str) -> Result<Option<T>, ConfigE
         .transpose()
 }
 
-/// Reads a variable. An empty one counts as unset, because CloudFormation templates cannot omit a
-/// variable.
-#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+/// Reads a variable. An empty one counts as unset, because stack templates cannot omit a variable.
+#[expect(clippy::disallowed_methods, reason = "the only place that reads the environment")]
 fn optional(variable: &str) -> Result<Option<String>, ConfigError> {
     match env::var(variable) {
         Ok(text) if text.is_empty() => Ok(None),
