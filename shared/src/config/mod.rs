@@ -47,7 +47,6 @@ impl Deadlines {
     /// below API Gateway's 29 s.
     pub const LAPTOP: Self = Self::times(3);
 
-    /// The deployed deadlines, multiplied.
     pub const fn times(factor: u32) -> Self {
         Self { factor }
     }
@@ -142,7 +141,6 @@ fn retries() -> RetryConfig {
     RetryConfig::standard().with_max_attempts(5).with_initial_backoff(Duration::from_millis(25))
 }
 
-/// Returns the timeouts of an AWS client's calls.
 pub(crate) fn timeouts(deadlines: Deadlines) -> TimeoutConfig {
     TimeoutConfig::builder()
         .operation_timeout(deadlines.scale(STORE_DEADLINE))

@@ -20,7 +20,6 @@ pub(crate) static LISTED: LazyLock<PriceList> = LazyLock::new(|| {
     groups.into_iter().flat_map(|group| group.prices).collect()
 });
 
-/// The prices of one source.
 #[derive(Deserialize)]
 struct PriceGroup {
     #[serde(borrow)]

@@ -89,8 +89,6 @@ pub enum Secret {
 }
 
 impl Secret {
-    /// Returns the secret's name in Secrets Manager (after the stack's prefix) and in the local
-    /// store.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ring(ring) => ring.name(),
@@ -100,7 +98,6 @@ impl Secret {
         }
     }
 
-    /// Returns the environment variable that holds the secret's id.
     const fn variable(self) -> &'static str {
         match self {
             Self::Ring(ring) => ring.variable(),

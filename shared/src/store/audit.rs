@@ -33,7 +33,6 @@ const ATTRIBUTES: [&str; 12] = [
 /// How long a transaction that is being committed may be visible in one read and not in another.
 const COMMIT_DELAY: Duration = Duration::from_millis(50);
 
-/// An event as stored in the log.
 #[derive(Debug, Clone)]
 pub struct LoggedEvent {
     pub event: AuditEvent,

@@ -107,7 +107,6 @@ impl AuditReader {
         Ok(log)
     }
 
-    /// Calls `visit` for every item of a partition, or of a range of its sort keys, in order.
     async fn for_each_item(
         &self,
         table: &str,
@@ -132,7 +131,6 @@ impl AuditReader {
     }
 }
 
-/// Adds an item of the chain to the log: a link or a claim.
 fn add_chain_item(log: &mut AuditLog, item: Item) -> Result<(), StoreError> {
     let sk = required_text(&item, "sk")?.to_owned();
     if let Some(event) = sk.strip_prefix(CLAIMED_EVENT) {

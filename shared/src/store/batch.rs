@@ -10,7 +10,6 @@ use super::{
 /// Maximum number of keys in a `BatchGetItem` call, set by DynamoDB.
 const MAX_KEYS: usize = 100;
 
-/// The keys to read from one table.
 pub(super) struct BatchKeys {
     pub(super) table: Table,
     pub(super) keys: Vec<Key>,

@@ -17,7 +17,6 @@ pub struct OrganizationBudget {
     pub version: u64,
 }
 
-/// The owner of a watched budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BudgetSubject {
     Organization,
@@ -54,7 +53,6 @@ impl BudgetCheck {
 }
 
 impl Store {
-    /// Returns the organization's budget, or `None` if it was never set.
     pub async fn budget(&self, organization: Id) -> Result<Option<OrganizationBudget>, StoreError> {
         self.get(Table::Main, Key::budget(organization)).await
     }

@@ -12,7 +12,6 @@ use super::{
 };
 use crate::domain::{Anchor, ChainedEvent, EventMark, Hash32, Id, Link};
 
-/// Number of items in a page of a shard.
 const PAGE_SIZE: i32 = 1_000;
 /// Maximum bytes of events in a link. A transaction may use 4 MB.
 const MAX_LINK_BYTES: usize = 2_000_000;

@@ -34,12 +34,10 @@ const OTHER_NUMBER: usize = 1;
 /// Number of models in an item. Three counters of 10^10 tokens and 10^16 nano-cents take 33 bytes,
 /// which leaves room for growth within a kilobyte.
 const MODELS_PER_ITEM: usize = 27;
-/// Number of items for the models of a month.
 pub(super) const MODEL_ITEMS: usize = (MAX_MODELS + BUILT_IN.len()).div_ceil(MODELS_PER_ITEM);
 /// Maximum number of models in the first item of a lineage's month. With 31 days of 10^9 tokens the
 /// item takes a kilobyte.
 const MAX_INLINE_MODELS: usize = 2;
-/// The attribute with the list of a month's models.
 const MODELS: &str = "models";
 /// The attribute with the numbers of a lineage's further items.
 const MORE: &str = "more";
@@ -106,12 +104,10 @@ impl Models {
     }
 }
 
-/// Returns the number of the item with a model's counters.
 pub(super) const fn item_of_model(number: usize) -> usize {
     number / MODELS_PER_ITEM
 }
 
-/// A part of the usage that has counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Part {
     Whole,
@@ -228,7 +224,6 @@ impl Sums {
     }
 }
 
-/// Returns the numbers of the further items of a lineage's month.
 pub(super) fn further_items(item: &Item) -> Vec<usize> {
     let more = item.get(MORE).and_then(|more| more.as_ns().ok()).into_iter().flatten();
     more.filter_map(|number| number.parse().ok()).collect()
@@ -262,7 +257,6 @@ pub(super) fn read_counters(item: &Item, models: &Models, usage: &mut MonthUsage
     Ok(())
 }
 
-/// Reads only the totals of an item.
 pub(super) fn read_totals(item: &Item) -> Result<Tally, StoreError> {
     let mut usage = MonthUsage::default();
     read_counters(item, &Models::default(), &mut usage)?;

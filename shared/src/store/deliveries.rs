@@ -19,7 +19,6 @@ use super::{
 };
 use crate::domain::{Attempt, CLOCKS_APART, Delivery, DeliveryStatus, Event, Id, Timestamp, WebhookEndpoint};
 
-/// How long a delivery is kept.
 pub const DELIVERIES_KEPT: Duration = Duration::from_hours(30 * 24);
 /// How long an event is kept: longer than its deliveries, which send its bytes.
 const EVENT_RETENTION: Duration = Duration::from_hours(33 * 24);
@@ -31,7 +30,6 @@ const MAX_BYTES: usize = 1_000_000;
 const CONFLICT_ATTEMPTS: u32 = 4;
 const CONFLICT_PAUSE: Duration = Duration::from_millis(50);
 
-/// An event as stored in the outbox.
 #[derive(Debug, Deserialize)]
 pub(super) struct StoredEvent {
     #[serde(flatten)]
@@ -60,7 +58,6 @@ impl PendingDelivery {
     }
 }
 
-/// The due deliveries of an endpoint.
 #[derive(Debug, Default)]
 pub struct DueDeliveries {
     pub due: Vec<PendingDelivery>,

@@ -65,14 +65,12 @@ impl<'de> Deserialize<'de> for Ciphertext {
     }
 }
 
-/// The provider key in use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActiveModelKey {
     pub model_key_id: Id,
     pub tail: String,
 }
 
-/// A sealed key with the attribute that puts it into the index.
 #[derive(Serialize)]
 struct IndexedModelKey<'a> {
     #[serde(flatten)]

@@ -14,7 +14,6 @@ use super::{
 };
 use crate::domain::{ApiKey, CacheEffect, Event, Id, Invalidation, Timestamp};
 
-/// Number of items in a page of a shard.
 const PAGE_SIZE: i32 = 100;
 /// A query that met unreadable items ends once it has this many readable ones.
 const ENOUGH_ITEMS: usize = 100;
@@ -57,7 +56,6 @@ pub struct DueItem {
     pub sk: String,
 }
 
-/// The due items of a queue.
 #[derive(Debug, Default)]
 pub struct DueItems {
     /// Oldest first within a shard.

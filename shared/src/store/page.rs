@@ -28,7 +28,6 @@ pub struct Page<T> {
 pub(super) struct Listing<T> {
     pub(super) table: Table,
     pub(super) partition: String,
-    /// Returns the sort key of an id.
     pub(super) sort_key: fn(Id) -> String,
     pub(super) read: fn(Item) -> Result<T, StoreError>,
     /// Whether unreadable items are omitted. Otherwise they are errors.

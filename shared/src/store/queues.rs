@@ -28,7 +28,6 @@ pub struct Lease {
     pub failing: Failing,
 }
 
-/// The attributes of a queue that are read.
 #[derive(Deserialize)]
 struct QueueState {
     version: u64,

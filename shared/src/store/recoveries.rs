@@ -18,7 +18,6 @@ const FAN_OUT_TIMEOUT: Duration = Duration::from_mins(10);
 /// Number of events in a page of a recovery. Each may need three writes.
 const PAGE_SIZE: i32 = 30;
 
-/// A running recovery of an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recovery {
     pub organization_id: Id,

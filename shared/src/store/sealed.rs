@@ -7,7 +7,6 @@ use super::{
 };
 use crate::domain::{Id, Kid};
 
-/// Number of items in a page of the index.
 const PAGE_SIZE: i32 = 100;
 
 /// The kinds of sealed items. Each kind has its own ring.

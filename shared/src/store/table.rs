@@ -71,9 +71,7 @@ use crate::domain::{
     Anchor, Id, Kind, LogGeneration, Month, Prefix, Provider, Slug, StripeCustomerId, StripeId, Timestamp, Version,
 };
 
-/// Index of the scheduled items in the outbox.
 pub(super) const DUE_INDEX: &str = "due";
-/// Index of the audit events that are not chained yet.
 pub(super) const UNCHAINED_INDEX: &str = "unchained";
 /// Number of index partitions over which scheduled items are spread.
 const SHARDS: u64 = 16;
@@ -100,7 +98,6 @@ pub enum Table {
 }
 
 impl Tables {
-    /// Returns the table names of a local run.
     pub fn local() -> Self {
         let name = |kind: &str| format!("karta{kind}");
         Self {
@@ -382,7 +379,6 @@ impl Queue {
         }
     }
 
-    /// Returns the index partition of a scheduled item.
     pub(super) fn shard(self, id: Id) -> String {
         format!("{}#{}", self.prefix(), id.get() % SHARDS)
     }
@@ -474,7 +470,6 @@ pub(super) fn anchors_partition(organization: Id) -> String {
     format!("{ANCHORS}{organization}")
 }
 
-/// Returns the index partition of an unchained event.
 pub(super) fn unchained_shard(id: Id) -> String {
     format!("UNC#{}", id.get() % SHARDS)
 }

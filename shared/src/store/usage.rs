@@ -155,7 +155,6 @@ impl Store {
         Ok((models, inline))
     }
 
-    /// Returns an organization's usage totals of a month.
     pub async fn usage_totals(&self, organization: Id, month: Month) -> Result<Tally, StoreError> {
         let found = self.batch_get(Table::Usage, &[Key::usage_totals(organization, month)]).await?;
         found.first().map_or(Ok(Tally::default()), read_totals)
@@ -235,7 +234,6 @@ impl std::ops::AddAssign for Ingested {
     }
 }
 
-/// A key lineage in a month.
 type LineageMonth = (Month, Id);
 
 fn lineage_month(event: &UsageEvent) -> LineageMonth {
@@ -266,7 +264,6 @@ fn assign_counters(
     assigned.into_iter().map(|(.., assigned)| assigned).collect()
 }
 
-/// The events of one transaction.
 #[derive(Default)]
 struct Batch {
     events: Vec<AssignedEvent>,
@@ -289,7 +286,6 @@ impl Touched {
     }
 }
 
-/// Returns the maximum number of items that hold these models.
 fn items_of(models: &HashSet<String>) -> usize {
     models.len().min(MODEL_ITEMS)
 }

@@ -23,7 +23,6 @@ pub struct SealedWebhookSecrets {
     pub version: u64,
 }
 
-/// Sealed secrets with the attribute that puts them into the index.
 #[derive(Serialize)]
 struct IndexedWebhookSecrets<'a> {
     #[serde(flatten)]

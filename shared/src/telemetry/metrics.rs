@@ -45,7 +45,6 @@ struct Measured {
 }
 
 impl Metrics {
-    /// Creates metrics that go to the function's log.
     pub fn logged(namespace: String, function: &'static str) -> Self {
         Self::written(namespace, function, |line| {
             let line = line.to_string();

@@ -141,7 +141,6 @@ impl Patterns {
     }
 }
 
-/// Maximum length of a private key, in bytes.
 const MAX_PRIVATE_KEY_BYTES: usize = 32 * 1024;
 /// Maximum number of passes. A replacement may reveal a secret that an earlier rule looks for:
 /// `AKIA…sk-…` is one word until its first half is replaced. No text is known that needs more than
