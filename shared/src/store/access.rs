@@ -29,12 +29,7 @@ impl Store {
         self.key_access(organization, api_key, Some(Key::key_use(organization, api_key))).await
     }
 
-    async fn key_access(
-        &self,
-        organization: Id,
-        api_key: Id,
-        last_use: Option<Key>,
-    ) -> Result<Access, StoreError> {
+    async fn key_access(&self, organization: Id, api_key: Id, last_use: Option<Key>) -> Result<Access, StoreError> {
         let state = [Key::organization(organization), Key::api_key(organization, api_key)];
         let keys: Vec<_> = state.iter().chain(&last_use).cloned().collect();
         let mut found = by_key(self.batch_get(Table::Main, &keys).await?);
