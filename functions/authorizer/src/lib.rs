@@ -14,7 +14,9 @@ use aws_lambda_events::{
 };
 use karta_shared::{
     App, Needs,
-    auth::{self, GATEWAY_NOTIFIED_WITHIN, SessionClaims, SessionTokenError, Undecided, Use, Validator, Verdict},
+    auth::{
+        self, GATEWAY_VERDICT_MAX_AGE, RecordUse, SessionClaims, SessionTokenError, Undecided, Validator, Verdict,
+    },
     config::{DEADLINE, Ring, Secret},
     http::AuthorizerContext,
     telemetry,
@@ -66,7 +68,7 @@ impl Authorizer {
     /// Who the token stands for, or why nobody, in a word for the log.
     async fn caller(&self, token: &str) -> Result<Result<AuthorizerContext, &'static str>, Undecided> {
         if token.starts_with("kt_live_") {
-            return Ok(match self.validator.validate_to_pass_on(token, Use::Noted, GATEWAY_NOTIFIED_WITHIN).await? {
+            return Ok(match self.validator.validate_for_cache(token, RecordUse::Always, GATEWAY_VERDICT_MAX_AGE).await? {
                 Verdict::Valid(valid) => Ok(AuthorizerContext::api_key(&valid)),
                 Verdict::Invalid(why) => Err(why.as_str()),
             });

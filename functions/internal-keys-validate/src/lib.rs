@@ -7,7 +7,7 @@ use std::{net::IpAddr, time::Duration};
 
 use karta_shared::{
     App,
-    auth::{Use, Verdict, trace},
+    auth::{RecordUse, Verdict, trace},
     config::{Ring, Secret},
     domain::{Invalid, client_address},
     http::{Answer, Call, Error, Internal, NoQuery, Received, Route, Validate},
@@ -59,8 +59,8 @@ impl Route for InternalKeysValidate {
         let Input { key, ip_address, explain } = &call.body;
         let address = ip_address.map(|address| address.0);
         let explain = explain.unwrap_or(false);
-        let how = if explain { Use::Unnoted } else { Use::NotedFrom(address) };
-        let verdict = app.validator().validate_to_pass_on(key.expose(), how, SENT_WITHIN).await;
+        let record_use = if explain { RecordUse::Never } else { RecordUse::IfPermitted(address) };
+        let verdict = app.validator().validate_for_cache(key.expose(), record_use, SENT_WITHIN).await;
         let verdict = verdict.map_err(|fault| Error::Unavailable(fault.to_string()))?;
         let trace = explain.then(|| trace(&verdict, address).into_iter().map(explained).collect());
         let judged = match verdict {

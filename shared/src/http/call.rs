@@ -82,7 +82,7 @@ where
 
     async fn reauthorize_with(&self, app: &App, access: &store::Access) -> Result<(), Error> {
         let api_key = &access.api_key;
-        auth::judge(access, self.now).map_err(|_| Error::Unauthorized)?;
+        auth::check_status(access, self.now).map_err(|_| Error::Unauthorized)?;
         let caller = AuthorizerContext {
             principal: Principal { scopes: api_key.scopes, ..self.caller.principal.clone() },
             api_key_name: Some(api_key.name.as_str().to_owned()),
