@@ -6,7 +6,7 @@ use karta_shared::{
     App,
     config::{Ring, Secret},
     domain::{ApiKey, KeyStatus, Timestamp},
-    http::{Answer, ApiKeyResource, Call, Commas, Days, Error, Limit, NoBody, Read, Route, cursor},
+    http::{Answer, ApiKeyResource, Call, CommaSeparated, Days, Error, Limit, NoBody, Read, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -19,7 +19,7 @@ pub struct Query {
     cursor: Option<String>,
     #[serde(default)]
     #[schema(value_type = Vec<KeyStatus>, min_items = 1)]
-    status: Commas<KeyStatus>,
+    status: CommaSeparated<KeyStatus>,
     unused_days: Option<Days>,
     expires_within_days: Option<Days>,
 }
@@ -27,7 +27,7 @@ pub struct Query {
 impl Query {
     /// Whether the key passes every filter that is given.
     fn wants(&self, key: &ApiKey, now: Timestamp) -> bool {
-        let Commas(status) = &self.status;
+        let CommaSeparated(status) = &self.status;
         (status.is_empty() || status.contains(&key.status(now)))
             && self.unused_days.is_none_or(|days| key.is_unused_for(days.as_duration(), now))
             && self.expires_within_days.is_none_or(|days| key.expires_within(days.as_duration(), now))

@@ -29,7 +29,7 @@ impl Route for DeploysCreate {
     const STATUS: u16 = 201;
     const IDEMPOTENT: bool = true;
     /// Deploys of one project queue for its next number: of many at once the last one loses as often as there are others.
-    const RUNS: u32 = 50;
+    const MAX_ATTEMPTS: u32 = 50;
     type Access = Write;
     type Path = Slug;
     type Query = NoQuery;

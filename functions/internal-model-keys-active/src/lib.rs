@@ -51,7 +51,7 @@ impl Route for InternalModelKeysActive {
         let active = app.store.active_model_key(organization, provider).await?.ok_or(Error::NotFound)?;
         let place = ModelKeyContext { organization, provider, id: active.model_key_id };
         // If it is gone it was replaced or revoked just now, which the next run finds out.
-        let sealed = app.store.sealed_model_key(organization, place.id).await?.ok_or(Error::Raced)?;
+        let sealed = app.store.sealed_model_key(organization, place.id).await?.ok_or(Error::WriteConflict)?;
         let mut ring = app.secrets.ring(Ring::SealingByok).await?;
         if ring.get(sealed.kid.as_str()).is_none() {
             ring = app.secrets.ring_refetched(Ring::SealingByok).await?;

@@ -87,7 +87,7 @@ async fn take_into_use(
     let before = before.ok_or_else(|| Error::Internal("the model key in use is not there".to_owned()))?;
     let mut after = before.clone();
     if !after.revoke(call.now) {
-        return Err(Error::Raced);
+        return Err(Error::WriteConflict);
     }
     transaction.replace_model_key(organization, &before, &after, model_key, &sealed)?;
     let event = NewAuditEvent {

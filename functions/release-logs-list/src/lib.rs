@@ -44,7 +44,7 @@ impl Route for ReleaseLogsList {
         let (logs, end) = match &release.log {
             Some(log) => {
                 let lines = app.store.build_log(organization, release.id, log, after, call.query.limit.get()).await?;
-                (lines.ok_or(Error::Raced)?, log.last_line())
+                (lines.ok_or(Error::WriteConflict)?, log.last_line())
             }
             None => (Vec::new(), 0),
         };

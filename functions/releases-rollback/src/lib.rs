@@ -26,7 +26,7 @@ pub struct ReleasesRollback;
 impl Route for ReleasesRollback {
     const NAME: &'static str = "releases-rollback";
     /// As often as a deploy: the way back must not starve behind the way forward.
-    const RUNS: u32 = 50;
+    const MAX_ATTEMPTS: u32 = 50;
     type Access = Admin;
     type Path = Slug;
     type Query = NoQuery;

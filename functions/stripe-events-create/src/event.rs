@@ -1,6 +1,6 @@
 use karta_shared::{
     domain::{EventType, StripeCustomerId, StripeId, Subscription, SubscriptionBefore, SubscriptionStep, Timestamp},
-    http::{Error, Unjudged},
+    http::{Error, RawJson},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -20,8 +20,8 @@ pub(crate) struct StripeEvent {
 
 #[derive(Debug, Deserialize)]
 struct Data {
-    object: Unjudged,
-    previous_attributes: Option<Unjudged>,
+    object: RawJson,
+    previous_attributes: Option<RawJson>,
 }
 
 /// What an event tells, and as what it is passed on.
@@ -46,7 +46,7 @@ pub(crate) enum StripeEventKind {
 
 impl StripeEventKind {
     /// Returns `None` for a type without an effect here, without reading the rest of the event: Stripe's other types have other envelopes.
-    pub(crate) fn new(body: &Unjudged) -> Option<Self> {
+    pub(crate) fn new(body: &RawJson) -> Option<Self> {
         let updated = Self::Subscription(SubscriptionStep::Updated, EventType::SubscriptionUpdated);
         Some(match body.text("type")? {
             "customer.subscription.created" => {
@@ -66,7 +66,7 @@ impl StripeEventKind {
 }
 
 impl StripeEvent {
-    pub(crate) fn read(body: &Unjudged) -> Result<Self, Error> {
+    pub(crate) fn read(body: &RawJson) -> Result<Self, Error> {
         body.read()
     }
 

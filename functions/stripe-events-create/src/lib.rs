@@ -6,7 +6,7 @@ mod object;
 use karta_shared::{
     App,
     domain::{CacheEffect, Organization},
-    http::{Action, Answer, Call, Error, NewAuditEvent, NoQuery, Route, Stripe, Unjudged},
+    http::{Action, Answer, Call, Error, NewAuditEvent, NoQuery, Route, Stripe, RawJson},
     store::{CommitError, Conflict, Transaction},
 };
 use serde::Serialize;
@@ -29,7 +29,7 @@ impl Route for StripeEventsCreate {
     type Path = ();
     type Query = NoQuery;
     /// Read by the handler, because only the type says what the rest is, and only the customer whether it is read.
-    type Body = Unjudged;
+    type Body = RawJson;
     type Output = Output;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {

@@ -7,7 +7,7 @@ use karta_shared::{
         Invalid, Plan, StripeId, Subscription, SubscriptionBefore, SubscriptionStatus, SubscriptionStep, Timestamp,
         check_text,
     },
-    http::{Each, Error, Unjudged},
+    http::{Each, Error, RawJson},
 };
 use serde::{
     Deserialize, Deserializer,
@@ -90,7 +90,7 @@ pub(crate) struct ObjectStatus {
 
 impl ObjectStatus {
     /// Returns the status after a step. A deleted subscription is canceled; its status is not read.
-    pub(crate) fn after(step: SubscriptionStep, subscription: &Unjudged) -> Result<SubscriptionStatus, Error> {
+    pub(crate) fn after(step: SubscriptionStep, subscription: &RawJson) -> Result<SubscriptionStatus, Error> {
         if step == SubscriptionStep::Deleted {
             return Ok(SubscriptionStatus::Canceled);
         }

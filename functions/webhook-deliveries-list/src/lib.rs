@@ -6,7 +6,7 @@ use karta_shared::{
     App,
     config::{Ring, Secret},
     domain::{DeliveryStatus, Id},
-    http::{Answer, Call, Commas, DeliveryResource, Error, Limit, NoBody, Read, Route, cursor},
+    http::{Answer, Call, CommaSeparated, DeliveryResource, Error, Limit, NoBody, Read, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 #[serde(deny_unknown_fields)]
 pub struct Query {
     #[schema(value_type = Option<Vec<DeliveryStatus>>, min_items = 1)]
-    status: Option<Commas<DeliveryStatus>>,
+    status: Option<CommaSeparated<DeliveryStatus>>,
     #[serde(default)]
     limit: Limit,
     cursor: Option<String>,

@@ -4,7 +4,7 @@ use karta_shared::{
     App,
     http::{
         Action, Admin, Answer, Call, DeliveryRef, DeliveryResource, Error, NewAuditEvent, NoFields, NoQuery, Route,
-        demand_enabled,
+        require_enabled,
     },
     store::DELIVERIES_KEPT,
 };
@@ -39,7 +39,7 @@ impl Route for WebhookDeliveriesReplay {
         let endpoint = endpoint.ok_or(Error::NotFound)?;
         let before = before.filter(|kept| call.now.since(kept.id.drawn_at()) < DELIVERIES_KEPT);
         let before = before.ok_or(Error::NotFound)?;
-        demand_enabled(&endpoint)?;
+        require_enabled(&endpoint)?;
         let mut transaction = app.store.transaction();
         transaction.while_unchanged(organization, &caller)?;
         transaction.replay_delivery(organization, endpoint.id, &before, call.now)?;

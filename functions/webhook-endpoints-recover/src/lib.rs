@@ -3,7 +3,7 @@
 use karta_shared::{
     App,
     domain::{Change, Id, Timestamp, Value},
-    http::{Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Route, demand_enabled},
+    http::{Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Route, require_enabled},
     store::DELIVERIES_KEPT,
 };
 use serde::{Deserialize, Serialize};
@@ -49,7 +49,7 @@ impl Route for WebhookEndpointsRecover {
         let since = call.body.since.max(until.minus(DELIVERIES_KEPT));
         let caller = call.reauthorize(app).await?;
         let endpoint = app.store.webhook_endpoint(organization, call.path).await?.ok_or(Error::NotFound)?;
-        demand_enabled(&endpoint)?;
+        require_enabled(&endpoint)?;
         let mut transaction = app.store.transaction();
         transaction.while_unchanged(organization, &caller)?;
         transaction.recover_deliveries(organization, endpoint.id, since, until)?;

@@ -52,7 +52,7 @@ impl Route for WebhookEndpointsRotateSecret {
             app.store.webhook_secrets(organization, id),
         )?;
         let endpoint = endpoint.ok_or(Error::NotFound)?;
-        let before = before.ok_or(Error::Raced)?;
+        let before = before.ok_or(Error::WriteConflict)?;
         let place = WebhookSecretContext { organization, endpoint: id };
         let mut secrets = open(app, place, &before).await?;
         let secret = WebhookSecret::generate(&*app.entropy);
