@@ -1,4 +1,5 @@
-//! `GET /v1/agent_projects/{slug}/releases/{version}/logs`: what a release's build printed, from its first line on.
+//! `GET /v1/agent_projects/{slug}/releases/{version}/logs`: the build log of a release, oldest line
+//! first.
 
 use karta_shared::{
     App,
