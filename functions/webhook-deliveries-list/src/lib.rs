@@ -1,4 +1,5 @@
-//! `GET /v1/webhook_endpoints/{id}/deliveries`: what an endpoint was sent in the last 30 days, newest first, with every attempt.
+//! `GET /v1/webhook_endpoints/{id}/deliveries`: the deliveries of an endpoint in the last 30 days,
+//! newest first, with every attempt.
 
 use std::collections::BTreeSet;
 

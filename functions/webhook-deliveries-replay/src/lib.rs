@@ -1,4 +1,5 @@
-//! `POST /v1/webhook_endpoints/{id}/deliveries/{delivery_id}/replay`: has a delivery sent anew, whatever came of it before.
+//! `POST /v1/webhook_endpoints/{id}/deliveries/{delivery_id}/replay`: sends a delivery again,
+//! regardless of its status.
 
 use karta_shared::{
     App,
@@ -37,7 +38,7 @@ impl Route for WebhookDeliveriesReplay {
             app.store.delivery(organization, *endpoint, *delivery),
         )?;
         let endpoint = endpoint.ok_or(Error::NotFound)?;
-        let before = before.filter(|kept| call.now.since(kept.id.drawn_at()) < DELIVERIES_KEPT);
+        let before = before.filter(|delivery| call.now.since(delivery.id.drawn_at()) < DELIVERIES_KEPT);
         let before = before.ok_or(Error::NotFound)?;
         require_enabled(&endpoint)?;
         let mut transaction = app.store.transaction();

@@ -1,4 +1,5 @@
-//! `POST /v1/webhook_endpoints/{id}/test`: sends a `ping` to this endpoint, whatever it asked for.
+//! `POST /v1/webhook_endpoints/{id}/test`: sends a `ping` to this endpoint, regardless of its event
+//! types.
 
 use karta_shared::{
     App,
