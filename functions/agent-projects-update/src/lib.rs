@@ -39,7 +39,8 @@ impl Route for AgentProjectsUpdate {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let organization = call.caller.organization_id;
-        // The target of model calls outlives the gateway's verdict.
+        // The target of model calls outlives the gateway's verdict, so the caller must still be
+        // authorized.
         let (valid, project) = tokio::join!(call.reauthorize(app), app.store.project(organization, &call.path));
         valid?;
         let before = project?.ok_or(Error::NotFound)?;

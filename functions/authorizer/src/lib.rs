@@ -16,9 +16,7 @@ use aws_lambda_events::{
 };
 use karta_shared::{
     App, Needs,
-    auth::{
-        self, GATEWAY_VERDICT_MAX_AGE, RecordUse, SessionClaims, SessionTokenError, Undecided, Validator, Verdict,
-    },
+    auth::{self, GATEWAY_VERDICT_MAX_AGE, RecordUse, SessionClaims, SessionTokenError, Undecided, Validator, Verdict},
     config::{DEADLINE, Ring, Secret},
     http::AuthorizerContext,
     telemetry,
@@ -70,8 +68,7 @@ impl Authorizer {
     /// Returns the token's caller, or a word for the log that says why it is refused.
     async fn caller(&self, token: &str) -> Result<Result<AuthorizerContext, &'static str>, Undecided> {
         if token.starts_with("kt_live_") {
-            let verdict =
-                self.validator.validate_for_cache(token, RecordUse::Always, GATEWAY_VERDICT_MAX_AGE).await?;
+            let verdict = self.validator.validate_for_cache(token, RecordUse::Always, GATEWAY_VERDICT_MAX_AGE).await?;
             return Ok(match verdict {
                 Verdict::Valid(valid) => Ok(AuthorizerContext::api_key(&valid)),
                 Verdict::Invalid(why) => Err(why.as_str()),

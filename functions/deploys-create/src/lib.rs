@@ -43,7 +43,7 @@ impl Route for DeploysCreate {
             return Ok(answer);
         }
         let organization = call.caller.organization_id;
-        // A release outlives the gateway's verdict.
+        // A release outlives the gateway's verdict, so the caller must still be authorized.
         let (valid, project) = tokio::join!(call.reauthorize(app), app.store.project(organization, &call.path));
         valid?;
         let before = project?.ok_or(Error::NotFound)?;

@@ -1,6 +1,6 @@
 //! `POST /v1/internal/keys/validate`: validates an API key for a data plane.
 //!
-//! If there is no verdict, the response is a 503 or 504 for every fault, never an invalid key.
+//! Every fault that prevents a verdict results in a 503 or 504, never in an invalid key.
 
 mod answer;
 

@@ -42,7 +42,6 @@ impl Reported {
     }
 }
 
-/// The owners of the keys in a batch.
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
     by_id: HashMap<Id, KeyOwner>,

@@ -35,7 +35,8 @@ impl Route for ReleasesRollback {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let organization = call.caller.organization_id;
-        // The active release outlives the gateway's verdict.
+        // The active release outlives the gateway's verdict, so the caller must still be
+        // authorized.
         let (valid, project) = tokio::join!(call.reauthorize(app), app.store.project(organization, &call.path));
         valid?;
         let project_before = project?.ok_or(Error::NotFound)?;

@@ -1,5 +1,5 @@
-//! `POST /v1/agent_projects/{slug}/session_tokens`, also without `/v1`: mints a token for one
-//! project that is safe in a browser.
+//! `POST /v1/agent_projects/{slug}/session_tokens`, also without `/v1`: mints a browser-safe token
+//! for one project.
 
 use karta_shared::{
     App,

@@ -71,7 +71,6 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for ObjectId<T> {
     }
 }
 
-/// An object's customer.
 #[derive(Debug, Deserialize)]
 pub(crate) struct ObjectCustomer {
     customer: Option<Each<ObjectId<String>>>,
@@ -84,7 +83,6 @@ impl ObjectCustomer {
     }
 }
 
-/// A subscription's status.
 #[derive(Debug, Deserialize)]
 pub(crate) struct ObjectStatus {
     status: SubscriptionStatus,

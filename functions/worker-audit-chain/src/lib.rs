@@ -50,11 +50,7 @@ impl AuditChain {
         let store = &self.app.store;
         let pending = store.pending_audit_events(organization, sks).await?;
         for sk in &pending.rewritten {
-            tracing::error!(
-                organization_id = organization.get(),
-                event = sk,
-                "audit event rewritten after chaining"
-            );
+            tracing::error!(organization_id = organization.get(), event = sk, "audit event rewritten after chaining");
         }
         if !pending.rewritten.is_empty() {
             self.app.metrics.audit_events_rewritten(self.app.clock.now(), pending.rewritten.len());

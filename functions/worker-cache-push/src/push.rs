@@ -82,7 +82,8 @@ async fn call(client: &Connector, plane: &DataPlane, organization: Id, unrespons
         }
     };
     let organization_id = organization.get();
-    tracing::warn!(worker = CachePush::NAME, data_plane = plane.name(), organization_id, %problem, "data plane call failed");
+    let data_plane = plane.name();
+    tracing::warn!(worker = CachePush::NAME, data_plane, organization_id, %problem, "data plane call failed");
     false
 }
 
@@ -96,7 +97,6 @@ fn request(plane: &DataPlane, organization: Id) -> Result<HttpRequest, Box<dyn E
     Ok(request)
 }
 
-/// Returns an error with its causes.
 fn describe(error: &(dyn Error + 'static)) -> String {
     let causes = std::iter::successors(error.source(), |error| (**error).source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))

@@ -35,7 +35,6 @@ pub(crate) struct Receiver {
     pub(crate) lease: Arc<Mutex<Lease>>,
 }
 
-/// The end of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AttemptEnd {
     Delivered,

@@ -188,7 +188,8 @@ impl EndpointQueue {
         };
         opened.map_err(|problem| {
             let webhook_endpoint_id = self.endpoint.get();
-            tracing::error!(worker = WebhookDeliveries::NAME, organization_id, webhook_endpoint_id, %problem, "webhook secrets not opened");
+            let worker = WebhookDeliveries::NAME;
+            tracing::error!(worker, organization_id, webhook_endpoint_id, %problem, "webhook secrets not opened");
             problem.into()
         })
     }

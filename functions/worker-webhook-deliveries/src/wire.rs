@@ -29,7 +29,6 @@ use reqwest::{
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Maximum bytes read of a response. The connection of a receiver that sends more is dropped.
 const MAX_READ_BYTES: usize = 64 << 10;
-/// Maximum bytes kept of a response.
 const MAX_KEPT_BYTES: usize = 1 << 10;
 const MAX_ERROR_CHARS: usize = 200;
 

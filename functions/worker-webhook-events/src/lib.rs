@@ -94,7 +94,6 @@ impl WebhookEvents {
     }
 }
 
-/// Returns the first fault, if any.
 fn first_fault(outcomes: Vec<Result<(), Fault>>) -> Result<(), Fault> {
     outcomes.into_iter().fold(Ok(()), Result::and)
 }

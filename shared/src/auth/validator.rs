@@ -361,7 +361,6 @@ impl ValidationStep {
     }
 }
 
-/// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepResult {
     pub step: ValidationStep,

@@ -131,28 +131,24 @@ pub trait RequiredScope: Send + Sync + 'static {
     const SCOPE: Option<Scope>;
 }
 
-/// An API key with scope `read`.
 #[derive(Debug)]
 pub struct Read;
 impl RequiredScope for Read {
     const SCOPE: Option<Scope> = Some(Scope::Read);
 }
 
-/// An API key with scope `write`.
 #[derive(Debug)]
 pub struct Write;
 impl RequiredScope for Write {
     const SCOPE: Option<Scope> = Some(Scope::Write);
 }
 
-/// An API key with scope `admin`.
 #[derive(Debug)]
 pub struct Admin;
 impl RequiredScope for Admin {
     const SCOPE: Option<Scope> = Some(Scope::Admin);
 }
 
-/// Any API key.
 #[derive(Debug)]
 pub struct AnyKey;
 impl RequiredScope for AnyKey {
@@ -226,42 +222,36 @@ pub trait RequiredPower: 'static {
     const POWER: Option<Power>;
 }
 
-/// A service token with power `validate`.
 #[derive(Debug)]
 pub struct Validate;
 impl RequiredPower for Validate {
     const POWER: Option<Power> = Some(Power::Validate);
 }
 
-/// A service token with power `provision`.
 #[derive(Debug)]
 pub struct Provision;
 impl RequiredPower for Provision {
     const POWER: Option<Power> = Some(Power::Provision);
 }
 
-/// A service token with power `usage`.
 #[derive(Debug)]
 pub struct ReportUsage;
 impl RequiredPower for ReportUsage {
     const POWER: Option<Power> = Some(Power::Usage);
 }
 
-/// A service token with power `releases`.
 #[derive(Debug)]
 pub struct Releases;
 impl RequiredPower for Releases {
     const POWER: Option<Power> = Some(Power::Releases);
 }
 
-/// A service token with power `byok`.
 #[derive(Debug)]
 pub struct Byok;
 impl RequiredPower for Byok {
     const POWER: Option<Power> = Some(Power::Byok);
 }
 
-/// Any service token.
 #[derive(Debug)]
 pub struct AnyService;
 impl RequiredPower for AnyService {

@@ -133,7 +133,6 @@ impl Serialize for Json<'_> {
     }
 }
 
-/// Parses a body.
 pub(super) fn parse(bytes: &[u8]) -> Result<Json<'_>, Error> {
     if bytes.trim_ascii().is_empty() {
         return Err(Error::MalformedJson("The body is empty: send a JSON object".to_owned()));

@@ -6,7 +6,7 @@
 //! encodes the response.
 //!
 //! To add a route, add a package under `functions/`, a function in `template.yaml` and a line in
-//! the local runner's registry and OpenAPI list. A new resource also needs a type in `resources`.
+//! the local runner's registry and `OpenAPI` list. A new resource also needs a type in `resources`.
 
 mod access;
 mod answer;

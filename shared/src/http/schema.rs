@@ -1,6 +1,6 @@
-//! OpenAPI schemas of the API's value types, as their parsers accept them and responses show them.
-//! Rules that a schema cannot express (a name must not be all blank, a URL must lead to a public
-//! host) are in the description.
+//! `OpenAPI` schemas of the API's value types, as their parsers accept them and responses show
+//! them. Rules that a schema cannot express (a name must not be all blank, a URL must lead to a
+//! public host) are in the description.
 
 use std::borrow::Cow;
 

@@ -203,7 +203,6 @@ fn is_plain(request_id: &str) -> bool {
     !request_id.is_empty() && request_id.len() <= 128 && request_id.bytes().all(plain)
 }
 
-/// Logs one line per request.
 fn log<R: Route>(
     meta: &RequestMeta,
     key_ids: Option<(Id, Id)>,
