@@ -172,9 +172,9 @@ impl Wire {
             Err(error) => return Outcome::failed(self.describe(&error)),
         };
         let status = response.status();
-        let asked = response.headers().get(RETRY_AFTER).filter(|_| !status.is_success());
-        let asked = asked.and_then(|text| text.to_str().ok());
-        let retry_after = asked.and_then(|text| retry_after(text, self.clock.now()));
+        let requested = response.headers().get(RETRY_AFTER).filter(|_| !status.is_success());
+        let requested = requested.and_then(|text| text.to_str().ok());
+        let retry_after = requested.and_then(|text| retry_after(text, self.clock.now()));
         let (response_body, broken) = read(&mut response).await;
         let error = match broken {
             _ if status.is_redirection() => {
