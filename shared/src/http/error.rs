@@ -259,7 +259,7 @@ impl From<Conflict> for Error {
             ),
             Conflict::LastAdminKey => (
                 "last_admin_key",
-                "This is the organization's last active admin key without an expiry or CIDRs. Create another one first.",
+                "This is the organization's last admin key that is active and has no expiry or CIDRs. Create another one first.",
             ),
         };
         Self::Conflict { code, message, resource_id: None }
