@@ -1,4 +1,4 @@
-//! `GET /healthz`: whether requests arrive. Says nothing of what lies behind.
+//! `GET /healthz`: confirms that the API is reachable. It does not check dependencies.
 
 use karta_shared::{
     App,

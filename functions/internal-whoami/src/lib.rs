@@ -1,4 +1,5 @@
-//! `GET /v1/internal/whoami`: that the token is a service's, for data planes that check their set-up.
+//! `GET /v1/internal/whoami`: confirms a service token, for data planes that check their
+//! configuration.
 
 use karta_shared::{
     App,

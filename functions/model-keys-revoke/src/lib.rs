@@ -1,4 +1,5 @@
-//! `DELETE /v1/model_keys/{id}`: takes a provider key out of use and shreds it. A repeat answers the same.
+//! `DELETE /v1/model_keys/{id}`: revokes a provider key and deletes its sealed text. A repeat
+//! returns the same response.
 
 use karta_shared::{
     App,

@@ -1,4 +1,4 @@
-//! `GET /openapi.json`: the API's document.
+//! `GET /openapi.json`: the `OpenAPI` document.
 
 use karta_shared::{
     App,

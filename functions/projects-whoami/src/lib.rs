@@ -1,4 +1,5 @@
-//! `GET /v1/projects/{ref}/whoami`: the Principal at a project's door, for a widget with a session token or a server with an API key.
+//! `GET /v1/projects/{ref}/whoami`: the caller's Principal in a project, for a widget with a
+//! session token or a server with an API key.
 
 use karta_shared::{
     App,
@@ -21,7 +22,7 @@ impl Route for ProjectsWhoami {
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Principal>, Error> {
         let principal = &call.caller;
         match principal.kind {
-            // Pinned and verified offline: nothing to read.
+            // The token names the project and was verified offline, so nothing is read.
             PrincipalKind::Session => {}
             PrincipalKind::ApiKey => {
                 let ProjectPath(slug) = &call.path;

@@ -1,4 +1,5 @@
-//! `GET /v1/agent_projects/{slug}/releases/{version}/logs`: what a release's build printed, from its first line on.
+//! `GET /v1/agent_projects/{slug}/releases/{version}/logs`: the build log of a release, oldest line
+//! first.
 
 use karta_shared::{
     App,
@@ -44,7 +45,7 @@ impl Route for ReleaseLogsList {
         let (logs, end) = match &release.log {
             Some(log) => {
                 let lines = app.store.build_log(organization, release.id, log, after, call.query.limit.get()).await?;
-                (lines.ok_or(Error::Raced)?, log.last_line())
+                (lines.ok_or(Error::WriteConflict)?, log.last_line())
             }
             None => (Vec::new(), 0),
         };

@@ -1,10 +1,11 @@
-//! `POST /v1/webhook_endpoints/{id}/deliveries/{delivery_id}/replay`: has a delivery sent anew, whatever came of it before.
+//! `POST /v1/webhook_endpoints/{id}/deliveries/{delivery_id}/replay`: sends a delivery again,
+//! regardless of its status.
 
 use karta_shared::{
     App,
     http::{
         Action, Admin, Answer, Call, DeliveryPath, DeliveryResource, Error, NewAuditEvent, NoFields, NoQuery, Route,
-        demand_enabled,
+        require_enabled,
     },
     store::DELIVERIES_KEPT,
 };
@@ -37,9 +38,9 @@ impl Route for WebhookDeliveriesReplay {
             app.store.delivery(organization, *endpoint, *delivery),
         )?;
         let endpoint = endpoint.ok_or(Error::NotFound)?;
-        let before = before.filter(|kept| call.now.since(kept.id.drawn_at()) < DELIVERIES_KEPT);
+        let before = before.filter(|delivery| call.now.since(delivery.id.drawn_at()) < DELIVERIES_KEPT);
         let before = before.ok_or(Error::NotFound)?;
-        demand_enabled(&endpoint)?;
+        require_enabled(&endpoint)?;
         let mut transaction = app.store.transaction();
         transaction.while_unchanged(organization, &caller)?;
         transaction.replay_delivery(organization, endpoint.id, &before, call.now)?;

@@ -1,4 +1,5 @@
-//! `DELETE /v1/webhook_endpoints/{id}`: ends an endpoint, with its secrets and with what waits for it.
+//! `DELETE /v1/webhook_endpoints/{id}`: deletes an endpoint with its secrets and pending
+//! deliveries.
 
 use karta_shared::{
     App,

@@ -1,4 +1,4 @@
-//! `GET /v1/whoami`: the Principal behind an API key.
+//! `GET /v1/whoami`: the Principal of an API key.
 
 use karta_shared::{
     App,
