@@ -1,10 +1,11 @@
-//! Measures how much the audit chain slows writers down:
-//! `cargo run --release -p karta-local --example audit_writers`, with the seconds per turn as an optional
-//! argument.
+//! Measures how much the audit chain slows writers down.
+//!
+//! Run `cargo run --release -p karta-local --example audit_writers`, with the seconds per turn as an
+//! optional argument (default: 5).
 //!
 //! 32 writers of one organization rename keys, in turns without the chain worker and with the chain
-//! worker always running. Prints both rates and their ratio. The store is in memory, so that the figures
-//! show contention and not the disk.
+//! worker always running. Prints both rates and their ratio. The store is in memory, so that the
+//! figures show contention and not the disk.
 
 use std::{
     env,
@@ -52,7 +53,8 @@ fn median(mut rates: Vec<f64>) -> f64 {
     rates[rates.len() / 2]
 }
 
-/// Returns changes per second. With `chaining`, also verifies that the audit log is intact at the end.
+/// Returns changes per second. With `chaining`, also verifies that the audit log is intact at the
+/// end.
 async fn rate(turn: Duration, chaining: bool) -> Result<f64> {
     let runner = Runner::start(options()?).await?;
     let token = runner.founded.api_key.as_ref().context("no first key")?.expose().to_owned();

@@ -1,5 +1,5 @@
-//! `karta audit-verify`: verifies every organization's audit log with the `audit` key ring, the hash
-//! chain and the anchors.
+//! `karta audit-verify`: verifies every organization's audit log with the `audit` key ring, the
+//! hash chain and the anchors.
 
 use std::{path::Path, sync::Arc};
 
@@ -55,8 +55,8 @@ impl Report {
     }
 }
 
-/// Verifies every audit log that the reader can read with the ring `audit`. `now` determines how long
-/// events have been pending.
+/// Verifies every audit log that the reader can read with the ring `audit`. `now` determines how
+/// long events have been pending.
 pub async fn verify(reader: &AuditReader, ring: &Keyring, now: Timestamp) -> Result<Report> {
     let audited = reader.audited().await?;
     let mut organizations = Vec::new();

@@ -11,12 +11,13 @@ use karta_shared::{
 #[derive(Debug)]
 pub struct BootstrapResult {
     pub organization: Organization,
-    /// The token of its first key. `None` if the organization already existed: a token is shown once.
+    /// The token of its first key. `None` if the organization already existed: a token is shown
+    /// once.
     pub api_key: Option<ApiKeyToken>,
 }
 
-/// Finds the organization with this slug, or creates it with a first key that has all scopes. The audit
-/// log names `actor_name` as the creator.
+/// Finds the organization with this slug, or creates it with a first key that has all scopes. The
+/// audit log names `actor_name` as the creator.
 pub async fn organization(app: &App, slug: &Slug, actor_name: &str) -> Result<BootstrapResult> {
     if let Some(organization) = app.store.organization_by_slug(slug).await? {
         return Ok(BootstrapResult { organization, api_key: None });

@@ -43,10 +43,11 @@ pub struct Arguments {
 enum Command {
     /// Verify every organization's audit log; fails on any finding, or if there is no organization.
     AuditVerify(VerifyArguments),
-    /// Create an organization and its first API key in a deployed stack, and print the key once; fails
-    /// if the organization exists.
+    /// Create an organization and its first API key in a deployed stack, and print the key once;
+    /// fails if the organization exists.
     Bootstrap(BootstrapArguments),
-    /// Print the OpenAPI document built from the handlers' types: `openapi.json` without its examples.
+    /// Print the OpenAPI document built from the handlers' types: `openapi.json` without its
+    /// examples.
     Openapi,
 }
 
@@ -96,8 +97,8 @@ struct RunArguments {
     /// bcrypt cost of new digests (default 12); 4 is fast, for tests only.
     #[arg(long, env = "KARTA_BCRYPT_COST", value_parser = clap::value_parser!(u32).range(4..=31))]
     bcrypt_cost: Option<u32>,
-    /// Level of the log on standard error: off, error, warn, info, debug, trace, or tracing directives
-    /// such as `karta_shared=debug,warn`.
+    /// Level of the log on standard error: off, error, warn, info, debug, trace, or tracing
+    /// directives such as `karta_shared=debug,warn`.
     #[arg(long, env = "KARTA_LOG", default_value = "info", value_parser = log_filter)]
     log: String,
 }
@@ -106,8 +107,8 @@ fn slug(text: &str) -> Result<Slug, String> {
     Slug::try_from(text.to_owned()).map_err(|error| error.to_string())
 }
 
-/// Rejects a word that is not a level: `tracing` would read it as the name of a target and log almost
-/// nothing.
+/// Rejects a word that is not a level: `tracing` would read it as the name of a target and log
+/// almost nothing.
 fn log_filter(text: &str) -> Result<String, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));

@@ -1,11 +1,12 @@
-//! DynamoDB in this process: an emulator over SQLite that is called through the AWS SDK, so that the same
-//! code runs here and in AWS.
+//! DynamoDB in this process: an emulator over SQLite that is called through the AWS SDK, so that
+//! the same code runs here and in AWS.
 //!
-//! The emulator's own server answers every caller, web pages included. This server listens on loopback,
-//! serves only the operations that are used here, and requires the access key generated at the start.
+//! The emulator's own server answers every caller, web pages included. This server listens on
+//! loopback, serves only the operations that are used here, and requires the access key generated
+//! at the start.
 //!
-//! The SDK of the same process calls the server without a socket ([`in_process`]). Reads that need no
-//! decoded items are answered with the stored text ([`plain_reads`]).
+//! The SDK of the same process calls the server without a socket ([`in_process`]). Reads that need
+//! no decoded items are answered with the stored text ([`plain_reads`]).
 
 mod in_process;
 mod plain_reads;
@@ -83,11 +84,11 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// Opens the store in `folder`, or one in memory, creates the template's tables under these names, and
-    /// serves the store on its own thread.
+    /// Opens the store in `folder`, or one in memory, creates the template's tables under these
+    /// names, and serves the store on its own thread.
     ///
-    /// SQLite runs one operation at a time and blocks its caller, so it must not be called on the threads
-    /// that handle HTTP requests.
+    /// SQLite runs one operation at a time and blocks its caller, so it must not be called on the
+    /// threads that handle HTTP requests.
     pub fn start(folder: Option<&Path>, template: &Template, tables: &Tables, entropy: &dyn Entropy) -> Result<Self> {
         let path = if let Some(folder) = folder {
             let path = folder.join(STORE_FILE);
@@ -147,8 +148,8 @@ impl Emulator {
         format!("http://{}", self.address)
     }
 
-    /// Returns a receiver that changes with every transaction on a partition with one of these prefixes.
-    /// `None` without prefixes.
+    /// Returns a receiver that changes with every transaction on a partition with one of these
+    /// prefixes. `None` without prefixes.
     pub fn outbox_writes(&self, prefixes: &[String]) -> Option<watch::Receiver<()>> {
         self.streams.receiver(prefixes)
     }
@@ -226,13 +227,14 @@ pub struct WatchedIndex {
     database: Database,
     table: String,
     index: Index,
-    /// Changes with every write to these partitions, and to an item of the table that is or was in them.
+    /// Changes with every write to these partitions, and to an item of the table that is or was in
+    /// them.
     pub writes: watch::Receiver<()>,
 }
 
 impl WatchedIndex {
-    /// Returns the lowest value of `attribute` in these partitions, or an empty text if `attribute` is
-    /// `None`. Returns `None` if the partitions are empty. `key` is the index's partition key.
+    /// Returns the lowest value of `attribute` in these partitions, or an empty text if `attribute`
+    /// is `None`. Returns `None` if the partitions are empty. `key` is the index's partition key.
     pub async fn first(&self, key: &'static str, attribute: Option<&'static str>) -> Result<Option<String>> {
         let Self { database, table, index, .. } = self.clone();
         // SQLite blocks its thread.

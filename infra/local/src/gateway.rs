@@ -1,7 +1,7 @@
 //! Emulates what API Gateway does with a request.
 //!
-//! The gateway matches the route, calls the authorizer, caches its result for the template's number of
-//! seconds and passes its context to the function. It answers its own errors with the template's
+//! The gateway matches the route, calls the authorizer, caches its result for the template's number
+//! of seconds and passes its context to the function. It answers its own errors with the template's
 //! `GatewayResponses`.
 
 use std::{collections::HashMap, future::poll_fn, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
@@ -98,7 +98,8 @@ impl GatewayError {
 }
 
 impl Gateway {
-    /// Mounts the template's routes. Fails if the template and the registry name different functions.
+    /// Mounts the template's routes. Fails if the template and the registry name different
+    /// functions.
     pub fn new(app: &App, template: &Template) -> Result<Self> {
         let settings = &template.authorizer;
         let mut handlers = registry::handlers(app);
@@ -149,8 +150,8 @@ impl Gateway {
         })
     }
 
-    /// Empties the authorizer cache, as a flush of the stage's authorizer cache does in API Gateway. A
-    /// verdict that is being computed is still cached.
+    /// Empties the authorizer cache, as a flush of the stage's authorizer cache does in API
+    /// Gateway. A verdict that is being computed is still cached.
     pub fn flush_authorizer_cache(&self) {
         self.verdicts.clear();
     }
@@ -173,7 +174,8 @@ impl Gateway {
         request_id: &str,
     ) -> Result<axum::response::Response, GatewayError> {
         let (parts, body) = request.into_parts();
-        // Before the route lookup: the error for an unreadable body must not reveal whether a route exists.
+        // Before the route lookup: the error for an unreadable body must not reveal whether a route
+        // exists.
         let body = read_body(body).await?;
         let path = decode_unreserved(parts.uri.path());
         let matched = self.routes.at(&path).map_err(|_| GatewayError::MissingAuthenticationToken)?;
@@ -219,8 +221,8 @@ impl Gateway {
         Ok(axum::response::Response::from_parts(parts, body))
     }
 
-    /// Returns the authorizer's context for the header, from the cache if the verdict is fresh. Faults are
-    /// not cached.
+    /// Returns the authorizer's context for the header, from the cache if the verdict is fresh.
+    /// Faults are not cached.
     async fn authorize(
         &self,
         headers: &HeaderMap,
@@ -290,8 +292,8 @@ impl std::fmt::Debug for Gateway {
     }
 }
 
-/// Returns the response to an HTTP/1.1 request without exactly one `Host` header (RFC 9112 §3.2). API
-/// Gateway rejects it before it applies any of its settings.
+/// Returns the response to an HTTP/1.1 request without exactly one `Host` header (RFC 9112 §3.2).
+/// API Gateway rejects it before it applies any of its settings.
 fn bad_host(request_id: &str) -> axum::response::Response {
     let body = json!({ "error": "invalid_host", "message": "Send exactly one Host header", "request_id": request_id });
     let mut response = axum::response::Response::new(axum::body::Body::from(body.to_string()));
@@ -303,8 +305,8 @@ fn bad_host(request_id: &str) -> axum::response::Response {
     response
 }
 
-/// Reads a body to its end, even if it is too large: a client that is cut off while it sends may miss the
-/// response.
+/// Reads a body to its end, even if it is too large: a client that is cut off while it sends may
+/// miss the response.
 async fn read_body(mut body: axum::body::Body) -> Result<Vec<u8>, GatewayError> {
     let (mut bytes, mut size) = (Vec::new(), 0);
     while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {

@@ -1,9 +1,10 @@
 //! Runs the whole control plane in one process.
 //!
-//! [`Runner::start`] reads `template.yaml` ([`template`]), opens an embedded DynamoDB ([`emulator`]),
-//! mounts the functions of the template ([`registry`]) behind an emulation of API Gateway
-//! ([`gateway`]), starts the workers ([`workers`]) and creates the first organization ([`bootstrap`]).
-//! The handlers, the authorizer, the workers and the DynamoDB calls are the same code as in AWS.
+//! [`Runner::start`] reads `template.yaml` ([`template`]), opens an embedded DynamoDB
+//! ([`emulator`]), mounts the functions of the template ([`registry`]) behind an emulation of API
+//! Gateway ([`gateway`]), starts the workers ([`workers`]) and creates the first organization
+//! ([`bootstrap`]). The handlers, the authorizer, the workers and the DynamoDB calls are the same
+//! code as in AWS.
 //!
 //! [`audit`] verifies audit logs, and [`openapi`] builds the API document.
 

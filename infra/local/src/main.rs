@@ -3,8 +3,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use karta_local::cli;
 
-/// SQLite, the SDK and JSON make many small allocations in this process. With mimalloc, listing 50 keys
-/// is 25 % faster.
+/// SQLite, the SDK and JSON make many small allocations in this process. With mimalloc, listing 50
+/// keys is 25 % faster.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,7 +1,7 @@
 //! Lists the handlers and workers by name.
 //!
-//! To add a function, add a line to [`handlers`] or [`workers`]. The runner does not start if a function
-//! is missing here or in `template.yaml`.
+//! To add a function, add a line to [`handlers`] or [`workers`]. The runner does not start if a
+//! function is missing here or in `template.yaml`.
 
 use std::{
     collections::BTreeMap,
@@ -108,8 +108,8 @@ pub fn workers(app: &App, gateway: &Arc<Gateway>) -> BTreeMap<&'static str, Tick
     ])
 }
 
-/// Returns a waker that delivers to endpoints concurrently in this process. Dropping its last clone aborts
-/// the running deliveries.
+/// Returns a waker that delivers to endpoints concurrently in this process. Dropping its last clone
+/// aborts the running deliveries.
 pub fn waker(deliveries: WebhookDeliveries) -> Waker {
     let running = Mutex::new(JoinSet::new());
     Waker::Local(Arc::new(move |organization_id, webhook_endpoint_id| {

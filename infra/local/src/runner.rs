@@ -60,14 +60,14 @@ pub struct Options {
     pub session_token_secret: Option<SecretString>,
     /// Service tokens for the internal routes, separated by commas. `None` generates a token.
     pub service_tokens: Option<SecretString>,
-    /// Data planes to notify of stale caches, in the format of the secret `data-planes`. Their URLs on
-    /// loopback may use `http`.
+    /// Data planes to notify of stale caches, in the format of the secret `data-planes`. Their URLs
+    /// on loopback may use `http`.
     pub data_planes: Option<SecretString>,
     /// Signing secrets of Stripe's test events, separated by commas. Without them, billing is not
     /// configured.
     pub stripe_secrets: Option<SecretString>,
-    /// Addresses and host names for which the internal routes exist. A list that is not set contains
-    /// loopback if the runner listens on loopback, and is otherwise empty.
+    /// Addresses and host names for which the internal routes exist. A list that is not set
+    /// contains loopback if the runner listens on loopback, and is otherwise empty.
     pub internal: InternalGuard,
     /// Addresses that webhooks may be sent to.
     pub webhooks: Reach,
@@ -102,8 +102,8 @@ impl Runner {
         Self::start_behind(options, None).await
     }
 
-    /// Like [`start`](Self::start), but the SDK calls the URL that `proxy` returns for the store's URL.
-    /// Tests inject faults there.
+    /// Like [`start`](Self::start), but the SDK calls the URL that `proxy` returns for the store's
+    /// URL. Tests inject faults there.
     pub async fn start_behind(options: Options, proxy: Option<&dyn Fn(&str) -> String>) -> Result<Self> {
         let lock = options.data_dir.as_deref().map(lock).transpose()?;
         let folder = options.data_dir.as_deref();
@@ -180,8 +180,8 @@ async fn answer(
     gateway.answer(peer, request).await
 }
 
-/// Creates the directory with access for its owner only, and locks it. Two runners over one store would
-/// each rely on their own cache.
+/// Creates the directory with access for its owner only, and locks it. Two runners over one store
+/// would each rely on their own cache.
 pub(crate) fn lock(folder: &Path) -> Result<File> {
     DirBuilder::new()
         .recursive(true)

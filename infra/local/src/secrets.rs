@@ -1,5 +1,5 @@
-//! Secrets of a local run: generated once and stored beside the data in a file that only its owner can
-//! read.
+//! Secrets of a local run: generated once and stored beside the data in a file that only its owner
+//! can read.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -38,9 +38,9 @@ pub struct ProvidedSecrets {
 }
 
 impl ProvidedSecrets {
-    /// Rejects a guessable secret, and a secret with two purposes, because its holder for one purpose
-    /// would also hold it for the other. A data plane's token that is also a service token is rejected
-    /// later, when both secrets are read.
+    /// Rejects a guessable secret, and a secret with two purposes, because its holder for one
+    /// purpose would also hold it for the other. A data plane's token that is also a service token
+    /// is rejected later, when both secrets are read.
     pub fn check(&self) -> Result<()> {
         let secrets: Vec<(&str, usize, &str)> = [
             ("KARTA_SESSION_TOKEN_SECRET", self.session_token_secret.as_ref(), false),
@@ -86,14 +86,14 @@ pub struct LocalSecrets {
     texts: HashMap<Secret, SecretString>,
     /// The first service token for the internal routes.
     pub service_token: SecretString,
-    /// The secret of the signing ring's current key. A data plane on this machine verifies session tokens
-    /// with it.
+    /// The secret of the signing ring's current key. A data plane on this machine verifies session
+    /// tokens with it.
     pub session_token_secret: SecretString,
 }
 
 impl LocalSecrets {
-    /// Reads the secrets in `folder` and generates missing ones; without a folder, generates all of them.
-    /// Secrets in `given` are used but not stored.
+    /// Reads the secrets in `folder` and generates missing ones; without a folder, generates all of
+    /// them. Secrets in `given` are used but not stored.
     pub fn open(folder: Option<&Path>, given: ProvidedSecrets, entropy: &dyn Entropy) -> Result<Self> {
         let path = folder.map(|folder| folder.join("secrets.json"));
         let mut stored = path.as_deref().map(read).transpose()?.unwrap_or_default();
@@ -192,8 +192,8 @@ fn read(path: &Path) -> Result<StoredSecrets> {
     }
 }
 
-/// Replaces the file atomically: a crash must not lose part of a key ring, because the data sealed with
-/// it would be lost.
+/// Replaces the file atomically: a crash must not lose part of a key ring, because the data sealed
+/// with it would be lost.
 fn write(path: &Path, stored: &StoredSecrets) -> Result<()> {
     let next = path.with_extension("json.next");
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;

@@ -137,7 +137,8 @@ fn rate(value: &Value) -> Result<Duration> {
     Ok(unit * count.parse::<u32>().context("Schedule")?)
 }
 
-/// Returns the indexes in policy statements with `dynamodb:Query`, and the partitions that these allow.
+/// Returns the indexes in policy statements with `dynamodb:Query`, and the partitions that these
+/// allow.
 fn indexes(policies: &Value) -> Result<Vec<Index>> {
     let policies = policies.as_array().into_iter().flatten();
     let statements = policies.flat_map(|policy| policy["Statement"].as_array().into_iter().flatten());

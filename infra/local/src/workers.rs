@@ -1,7 +1,8 @@
-//! Runs the workers after writes to their queues, when queued items are due, and on their schedules.
+//! Runs the workers after writes to their queues, when queued items are due, and on their
+//! schedules.
 //!
-//! A worker's queue is the index that its policies in `template.yaml` allow it to query. Waiting workers
-//! watch for writes instead of polling, so an idle runner sends few queries to the store.
+//! A worker's queue is the index that its policies in `template.yaml` allow it to query. Waiting
+//! workers watch for writes instead of polling, so an idle runner sends few queries to the store.
 
 use std::{
     collections::BTreeMap,
@@ -24,15 +25,15 @@ use crate::{
     template::{Function, Template},
 };
 
-/// Maximum concurrent runs of a worker that reads a stream. As with Lambda, a slow run does not delay
-/// the next one.
+/// Maximum concurrent runs of a worker that reads a stream. As with Lambda, a slow run does not
+/// delay the next one.
 const MAX_CONCURRENT_RUNS: usize = 8;
 /// Pause after the start of a run. The next run covers all writes of this window.
 const BATCH_WINDOW: Duration = Duration::from_millis(20);
 /// Pause between a write and the index lookup, so that one lookup covers a burst of writes.
 const SETTLE_TIME: Duration = Duration::from_millis(100);
-/// Pause between two runs of a worker whose last run left due items. It doubles up to `MAX_PAUSE` while
-/// nothing is written.
+/// Pause between two runs of a worker whose last run left due items. It doubles up to `MAX_PAUSE`
+/// while nothing is written.
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(10);
 /// How often a waiting worker reads the clock, which a test or a sleeping machine can move.
@@ -68,8 +69,8 @@ fn queue(function: &Function, emulator: &Emulator) -> Result<Option<WakeQueue>> 
         "due" => ("due_shard", Some("due_at")),
         // Every item is due at once.
         "unchained" => ("unchained", None),
-        // Only a rotation of the key ring makes work, and a local ring changes only at a restart, where
-        // every worker runs once.
+        // Only a rotation of the key ring makes work, and a local ring changes only at a restart,
+        // where every worker runs once.
         "sealed" => return Ok(None),
         other => bail!("unknown index {other}"),
     };
@@ -85,8 +86,8 @@ struct WakeQueue {
 }
 
 impl WakeQueue {
-    /// Returns the time at which the first item is due, or `now` if the lookup fails, so that the worker
-    /// runs and reports the fault.
+    /// Returns the time at which the first item is due, or `now` if the lookup fails, so that the
+    /// worker runs and reports the fault.
     async fn next(&self, now: Timestamp) -> Option<Timestamp> {
         match self.index.first(self.key, self.due_attribute).await {
             Ok(first) => first.map(|at| at.parse().unwrap_or(now)),
@@ -127,7 +128,8 @@ impl WorkerLoop {
         }
     }
 
-    /// Runs the worker, which logs its failures. Without a queue, repeats a failed run until it succeeds.
+    /// Runs the worker, which logs its failures. Without a queue, repeats a failed run until it
+    /// succeeds.
     fn run_once(&self) -> impl Future<Output = ()> + use<> {
         let (tick, has_queue) = (Arc::clone(&self.tick), self.queue.is_some());
         async move {
@@ -139,8 +141,8 @@ impl WorkerLoop {
         }
     }
 
-    /// Waits until an item in the queue is due, or until the scheduled time. First waits for `pause`,
-    /// which a write to the queue cuts short after `MIN_PAUSE`. Returns the next pause.
+    /// Waits until an item in the queue is due, or until the scheduled time. First waits for
+    /// `pause`, which a write to the queue cuts short after `MIN_PAUSE`. Returns the next pause.
     async fn until_due(&mut self, scheduled: Deadline, pause: Duration) -> Duration {
         let Some(queue) = &mut self.queue else {
             scheduled.wait(&*self.clock).await;

@@ -17,8 +17,8 @@ pub(crate) const VERSION: &str = "1";
 /// Secret values by secret id.
 type Texts = HashMap<String, SecretString>;
 
-/// Emulates the AWS services that functions call besides the store: Secrets Manager, and API Gateway and
-/// Lambda, which accept every request.
+/// Emulates the AWS services that functions call besides the store: Secrets Manager, and API
+/// Gateway and Lambda, which accept every request.
 pub(crate) struct Aws {
     pub(crate) url: String,
     served: JoinHandle<()>,

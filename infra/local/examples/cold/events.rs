@@ -148,8 +148,8 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Returns the `number`th event of a case and creates the resources that it needs. `case` is the name of
-/// a function, with the kind of event after a colon if the function has several.
+/// Returns the `number`th event of a case and creates the resources that it needs. `case` is the
+/// name of a function, with the kind of event after a colon if the function has several.
 pub(crate) async fn event(fixture: &Fixture, case: &str, number: usize) -> Result<Event> {
     if let Some(event) = worker_event(fixture, case, number).await? {
         return Ok(event);

@@ -23,8 +23,8 @@ const INVALID: [(&str, &str); 9] = [
 const WITH_SECRET: (&str, &str) = ("KARTA_PRICES", "/kt_live_AbC123SECRETsecret0123456789ABCD");
 const SCRUBBED: &str = "/kt_live_AbC123[redacted]";
 
-/// Starts a function without each of its settings in turn, and with an invalid value for each. Every start
-/// must fail with a log that names the setting. Returns the number of starts.
+/// Starts a function without each of its settings in turn, and with an invalid value for each.
+/// Every start must fail with a log that names the setting. Returns the number of starts.
 pub(crate) async fn check_settings(binary: &Path, environment: &BTreeMap<String, String>) -> Result<usize> {
     let settings: Vec<_> = environment.keys().filter(|name| name.starts_with("KARTA_")).cloned().collect();
     let mut starts = 0;
@@ -51,7 +51,8 @@ pub(crate) async fn check_settings(binary: &Path, environment: &BTreeMap<String,
             starts += 1;
         }
     }
-    // The binary compiles its redaction patterns at the first log line that needs them: this line does.
+    // The binary compiles its redaction patterns at the first log line that needs them: this line
+    // does.
     let mut environment = environment.clone();
     environment.insert(WITH_SECRET.0.to_owned(), WITH_SECRET.1.to_owned());
     let (succeeded, log) = Lambda::start(binary, &environment).await?.exit().await.context(WITH_SECRET.0)?;

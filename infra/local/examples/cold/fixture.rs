@@ -26,8 +26,8 @@ pub(crate) const METHOD_ARN: &str = "arn:aws:execute-api:us-east-1:123456789012:
 /// The lowest bcrypt cost of a deployed function.
 pub(crate) const BCRYPT_COST: u32 = 10;
 
-/// A runner in memory with an organization that has one or two resources of each kind, and emulated AWS
-/// services.
+/// A runner in memory with an organization that has one or two resources of each kind, and emulated
+/// AWS services.
 pub(crate) struct Fixture {
     pub(crate) runner: Runner,
     pub(crate) organization: u64,

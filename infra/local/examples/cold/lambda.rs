@@ -89,7 +89,10 @@ impl Lambda {
             if let Some(status) = self.process.try_wait()? {
                 return Ok((status.success(), self.log()?));
             }
-            ensure!(!matches!(self.calls.try_recv(), Ok(RuntimeCall::Next(..))), "the function started with an invalid setting");
+            ensure!(
+                !matches!(self.calls.try_recv(), Ok(RuntimeCall::Next(..))),
+                "the function started with an invalid setting"
+            );
             sleep(Duration::from_millis(1)).await;
         }
         bail!("the function did not exit")

@@ -1,17 +1,18 @@
 //! Measures cold starts: `just cold`.
 //!
-//! Runs the release binary of every function with a Runtime API on loopback, a runner's embedded store and
-//! an emulated Secrets Manager. Prints these medians for each function:
+//! Runs the release binary of every function with a Runtime API on loopback, a runner's embedded
+//! store and an emulated Secrets Manager. Prints these medians for each function:
 //!
 //! - the time from the start of the process until it asks for its first event
 //! - the time of the first answer, and of a warm answer
 //! - the peak resident memory
 //! - the size of the zipped binary
 //!
-//! Fails on an unexpected answer. A run over all functions replaces the table in `docs/performance.md`.
+//! Fails on an unexpected answer. A run over all functions replaces the table in
+//! `docs/performance.md`.
 //!
-//! Then starts each function without each of its settings, and with an invalid value for each. Every such
-//! start must fail with a log that names the setting.
+//! Then starts each function without each of its settings, and with an invalid value for each.
+//! Every such start must fail with a log that names the setting.
 
 mod aws;
 mod events;
@@ -215,7 +216,8 @@ fn median<T: Ord + Copy>(mut values: Vec<T>) -> T {
     values[values.len() / 2]
 }
 
-/// Returns the size of the zipped binary in bytes, without the few hundred bytes of the archive format.
+/// Returns the size of the zipped binary in bytes, without the few hundred bytes of the archive
+/// format.
 fn zipped(binary: &Path) -> Result<u64> {
     let zipped = Command::new("gzip").arg("-c").arg(binary).output()?;
     ensure!(zipped.status.success(), "{} cannot be zipped: build the functions first", binary.display());

@@ -52,7 +52,8 @@ impl Connection {
     }
 }
 
-/// Returns the status, the head and the start of the body of a response, or `None` if it is incomplete.
+/// Returns the status, the head and the start of the body of a response, or `None` if it is
+/// incomplete.
 fn parse_complete(answer: &[u8]) -> Result<Option<(u16, String, usize)>> {
     let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else {
         return Ok(None);

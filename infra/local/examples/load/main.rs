@@ -1,5 +1,7 @@
-//! Measures the local runner under load: `cargo run --release -p karta-local --example load`, with the
-//! number of requests as an optional argument.
+//! Measures the local runner under load.
+//!
+//! Run `cargo run --release -p karta-local --example load`, with the number of requests as an
+//! optional argument (default: 200,000).
 //!
 //! Starts a runner and prints each figure with its goal:
 //!

@@ -1,5 +1,5 @@
-//! Measures `POST /v1/internal/keys/validate` at bcrypt cost 12: known keys, simultaneous first validations
-//! of one key, and a known key during floods of invalid ones.
+//! Measures `POST /v1/internal/keys/validate` at bcrypt cost 12: known keys, simultaneous first
+//! validations of one key, and a known key during floods of invalid ones.
 
 use std::{
     path::Path,
@@ -85,7 +85,8 @@ impl ValidationClient {
         Ok(())
     }
 
-    /// Compares simultaneous first validations of one key with a single one. Prints medians of five.
+    /// Compares simultaneous first validations of one key with a single one. Prints medians of
+    /// five.
     async fn storm(&self) -> Result<()> {
         let (mut single, mut together) = (Vec::new(), Vec::new());
         for _ in 0..5 {
@@ -120,8 +121,8 @@ impl ValidationClient {
         Ok(started.elapsed())
     }
 
-    /// Measures validations of a known key while other connections send new tokens as fast as they get
-    /// responses.
+    /// Measures validations of a known key while other connections send new tokens as fast as they
+    /// get responses.
     async fn flood(
         self: &Arc<Self>,
         tokens: &str,
@@ -163,7 +164,8 @@ impl ValidationClient {
         report(&format!("  {tokens}, {FLOOD_CONNECTIONS} connections"), &answers, "")
     }
 
-    /// Sends new tokens until `stop`. Each response must be `not_found`, or a 503 or 504 with `Retry-After`.
+    /// Sends new tokens until `stop`. Each response must be `not_found`, or a 503 or 504 with
+    /// `Retry-After`.
     async fn flood_with(&self, token: impl Fn(&Self) -> String, stop: &AtomicBool) -> Result<Answers> {
         let mut connection = Connection::open(&self.address).await?;
         let mut answers = Answers::default();

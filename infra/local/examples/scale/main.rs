@@ -1,9 +1,10 @@
-//! Compares validations over many keys with validations over few:
-//! `cargo run --release -p karta-local --example scale`, with the number of keys as an optional argument
-//! (default: one million).
+//! Compares validations over many keys with validations over few.
 //!
-//! Seeds two stores on disk, one of them with a thousand keys, and validates in both in turns. bcrypt does
-//! not depend on the store, so only the reads of a first validation are measured.
+//! Run `cargo run --release -p karta-local --example scale`, with the number of keys as an optional
+//! argument (default: 1,000,000).
+//!
+//! Seeds two stores on disk, one of them with a thousand keys, and validates in both in turns.
+//! bcrypt does not depend on the store, so only the reads of a first validation are measured.
 
 mod proxy;
 mod seeds;

@@ -20,7 +20,8 @@ use serde_json::json;
 
 use crate::{options, print_line};
 
-/// Keys with a digest for their own token, so that they can be validated. The other keys share a digest.
+/// Keys with a digest for their own token, so that they can be validated. The other keys share a
+/// digest.
 const PROVEN: usize = 500;
 /// Keys whose reads are measured: many, so that few of their pages are in the store's cache.
 const VISITED: usize = 20_000;
@@ -34,7 +35,8 @@ pub(crate) struct Seeds {
 }
 
 impl Seeds {
-    /// Fills a new store with `count` keys of one organization, as copies of the items of the first key.
+    /// Fills a new store with `count` keys of one organization, as copies of the items of the first
+    /// key.
     pub(crate) async fn create(data: &Path, count: usize) -> Result<Self> {
         let started = Instant::now();
         let runner = Runner::start(options(data)?).await?;

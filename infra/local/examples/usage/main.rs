@@ -1,12 +1,14 @@
-//! Measures the cost of counting usage: `cargo run --release -p karta-local --example usage`, with the
-//! number of events as an optional argument.
+//! Measures the cost of counting usage.
+//!
+//! Run `cargo run --release -p karta-local --example usage`, with the number of events as an optional
+//! argument (default: 100,000).
 //!
 //! Prints these figures with their goals:
 //!
-//! - write units per event. The embedded store computes `ReturnConsumedCapacity` by DynamoDB's rules
+//! - write units per event, which the embedded store computes by DynamoDB's rules
 //! - items read
 //! - events per second over HTTP into a runner in memory
-//! - whether 100,000 events, replayed through store faults, add up to exactly the right sums
+//! - whether all events, replayed through store faults, add up to exactly the right sums
 
 mod plane;
 mod proxy;

@@ -89,7 +89,8 @@ impl Plane {
         anyhow::bail!("a batch was never accepted")
     }
 
-    /// Returns this month and the months before it, newest first, each with its number of days until now.
+    /// Returns this month and the months before it, newest first, each with its number of days
+    /// until now.
     pub(crate) fn months(&self, count: usize) -> Vec<(Month, u8)> {
         let before = |month: Month| month.start().minus(DAY).month();
         let months = iter::successors(Some(self.now.month()), |month| Some(before(*month))).take(count);
@@ -99,7 +100,7 @@ impl Plane {
 
 const DAY: Duration = Duration::from_hours(24);
 
-/// What an event reports, by number.
+/// A use of tokens that an event reports.
 #[derive(Clone, Copy)]
 pub(crate) struct Used {
     pub(crate) key: u64,

@@ -14,8 +14,8 @@ use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-/// A proxy between the SDK and the embedded store. It sums the write units of transactions, counts the items
-/// that are read and, if enabled, makes transactions fail.
+/// A proxy between the SDK and the embedded store. It sums the write units of transactions, counts
+/// the items that are read and, if enabled, makes transactions fail.
 #[derive(Default)]
 pub(crate) struct FaultProxy {
     listener: Mutex<Option<TcpListener>>,
@@ -55,8 +55,8 @@ impl FaultProxy {
         self.counts.lock().map(|mut counts| std::mem::take(&mut *counts)).unwrap_or_default()
     }
 
-    /// Turns faults on or off. Of every 100 transactions, 10 conflict, 10 are throttled, 10 lose their
-    /// responses, and 16 in a row lose their responses until the caller gives up.
+    /// Turns faults on or off. Of every 100 transactions, 10 conflict, 10 are throttled, 10 lose
+    /// their responses, and 16 in a row lose their responses until the caller gives up.
     pub(crate) fn set_faults(&self, faulty: bool) {
         self.faulty.store(faulty, Ordering::Relaxed);
     }

@@ -19,8 +19,9 @@ const BATCH: usize = 500;
 /// Sums of usage by group: all, a model, a date, a key, or a model or date of a key.
 type Sums = BTreeMap<String, Tally>;
 
-/// Sends shuffled events, 30 % of them twice, from eight writers through a store proxy with faults. Fails
-/// unless the usage of the month equals the events to the token. Returns the number of retried batches.
+/// Sends shuffled events, 30 % of them twice, from eight writers through a store proxy with faults.
+/// Fails unless the usage of the month equals the events to the token. Returns the number of
+/// retried batches.
 pub(crate) async fn replay(count: usize) -> Result<usize> {
     let (proxy, url) = FaultProxy::bind().await?;
     let before = |store: &str| {

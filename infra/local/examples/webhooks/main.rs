@@ -1,10 +1,13 @@
-//! Measures webhook deliveries: `cargo run --release -p karta-local --example webhooks`, with the number of
-//! events as an optional argument (default: 10,000).
+//! Measures webhook deliveries.
+//!
+//! Run `cargo run --release -p karta-local --example webhooks`, with the number of events as an
+//! optional argument (default: 10,000). It prints:
 //!
 //! - the time from the commit of a change to the first attempt, with the runner's workers
 //! - deliveries per second to one receiver and to five, on this machine
 //! - the time to the first attempt while all events are due for another, dead endpoint
-//! - all events with workers that are killed repeatedly: fails unless every event arrives with its id
+//! - all events with workers that are killed repeatedly: fails unless every event arrives with its
+//!   id
 //!
 //! The store is in memory, and the receivers run in the same process.
 
@@ -168,8 +171,8 @@ async fn rate(events: usize, receivers: usize) -> Result<f64> {
     Ok((sent * receivers) as f64 / elapsed.as_secs_f64())
 }
 
-/// Returns the median time of 100 changes to their first attempt, with `due` deliveries due for a dead
-/// endpoint.
+/// Returns the median time of 100 changes to their first attempt, with `due` deliveries due for a
+/// dead endpoint.
 async fn first_attempt_with_backlog(due: usize) -> Result<Duration> {
     let sender = WebhookRunner::start(true, Arc::new(SystemClock)).await?;
     let receiver = Receiver::start().await?;
@@ -194,8 +197,8 @@ async fn first_attempt_with_backlog(due: usize) -> Result<Duration> {
     Ok(waits[waits.len() / 2])
 }
 
-/// Returns how often workers were killed until every event had arrived, and how many events arrived more
-/// than once.
+/// Returns how often workers were killed until every event had arrived, and how many events arrived
+/// more than once.
 async fn with_kills(events: usize) -> Result<(usize, usize)> {
     let clock = Arc::new(ManualClock::at(SystemClock.now()));
     let sender = WebhookRunner::start(false, Arc::clone(&clock) as Arc<dyn Clock>).await?;

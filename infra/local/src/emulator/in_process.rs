@@ -1,5 +1,5 @@
-//! Connects the SDK to the store of the same process without a socket, with the requests and responses
-//! of the HTTP server.
+//! Connects the SDK to the store of the same process without a socket, with the requests and
+//! responses of the HTTP server.
 
 use aws_smithy_runtime_api::client::{
     http::{HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector},

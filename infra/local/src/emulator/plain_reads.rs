@@ -1,10 +1,10 @@
 //! Answers simple reads with the stored text of the items.
 //!
-//! The emulator stores every item as the JSON that DynamoDB returns. To read an item, it decodes that
-//! text, copies the item and encodes it again, which filters, projections and capacity units need. This
-//! module answers a GetItem, BatchGetItem or Query without any of these with the stored text itself.
-//! [`PlainReads::answer`] returns `None` for every other request, invalid ones included. The emulator
-//! answers those.
+//! The emulator stores every item as the JSON that DynamoDB returns. To read an item, it decodes
+//! that text, copies the item and encodes it again, which filters, projections and capacity units
+//! need. This module answers a GetItem, BatchGetItem or Query without any of these with the stored
+//! text itself. [`PlainReads::answer`] returns `None` for every other request, invalid ones
+//! included. The emulator answers those.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -15,8 +15,8 @@ use dynoxide::storage::{QueryParams, Storage};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-/// DynamoDB's limit on the items of a Query response, in bytes. An item's text is never shorter than its
-/// size in DynamoDB.
+/// DynamoDB's limit on the items of a Query response, in bytes. An item's text is never shorter
+/// than its size in DynamoDB.
 const MAX_RESPONSE_BYTES: usize = 1 << 20;
 /// DynamoDB's limit on the keys of a BatchGetItem.
 const MAX_BATCH_KEYS: usize = 100;
@@ -24,7 +24,8 @@ const MAX_BATCH_KEYS: usize = 100;
 const MAX_KEY_BYTES: usize = 1_024;
 
 pub(super) struct PlainReads {
-    /// A second connection to the emulator's database, because the emulator does not expose its own.
+    /// A second connection to the emulator's database, because the emulator does not expose its
+    /// own.
     storage: Mutex<Storage>,
     tables: HashSet<String>,
 }

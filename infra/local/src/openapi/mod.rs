@@ -1,8 +1,8 @@
-//! Builds the API's `OpenAPI` 3.1 document from the routes in `template.yaml` and the types that their
-//! handlers read and return, so that the three agree.
+//! Builds the API's `OpenAPI` 3.1 document from the routes in `template.yaml` and the types that
+//! their handlers read and return, so that the three agree.
 //!
-//! `karta openapi` prints the document. `openapi.json` is the document with real responses as examples.
-//! To document a new route, add a line to `operation::all`.
+//! `karta openapi` prints the document. `openapi.json` is the document with real responses as
+//! examples. To document a new route, add a line to `operation::all`.
 
 mod errors;
 mod operation;
@@ -85,7 +85,8 @@ fn is_documented(function: &Function) -> bool {
     !function.routes.is_empty() && !UNDOCUMENTED.iter().any(|start| function.binary.starts_with(start))
 }
 
-/// Returns a route's tag: the first word of its path after the version, or `service` for public routes.
+/// Returns a route's tag: the first word of its path after the version, or `service` for public
+/// routes.
 fn tag(route: &Route) -> &str {
     let mut words = route.path.split('/').filter(|word| !word.is_empty() && *word != "v1");
     match words.next() {
@@ -117,8 +118,8 @@ fn tags(paths: &BTreeMap<String, Map<String, Value>>) -> Result<Value> {
     Ok(TAGS.into_iter().map(tag).collect())
 }
 
-/// Formats the document, with paths and methods in the order of [`operation::all`], which is the order
-/// that viewers show.
+/// Formats the document, with paths and methods in the order of [`operation::all`], which is the
+/// order that viewers show.
 pub fn print(document: &Value) -> Result<String> {
     let ids = operation::all().into_iter().map(|operation| operation.first_id());
     let ranks = ids.enumerate().map(|(rank, id)| (id, rank)).collect();
@@ -170,8 +171,8 @@ impl Serialize for Ordered<'_> {
 }
 
 impl Ordered<'_> {
-    /// Returns an operation's position. A route's second path follows its first, and unknown operations
-    /// come last.
+    /// Returns an operation's position. A route's second path follows its first, and unknown
+    /// operations come last.
     fn rank(&self, operation: &Value) -> (usize, bool) {
         let id = operation["operationId"].as_str().unwrap_or_default();
         let first = id.strip_suffix(operation::SECOND_PATH_SUFFIX);

@@ -38,8 +38,8 @@ pub(super) struct Operation {
     pub(super) components: BTreeMap<String, Value>,
 }
 
-/// Returns every documented route in the order of the document, which is by use. Summaries contain the
-/// words that people search for.
+/// Returns every documented route in the order of the document, which is by use. Summaries contain
+/// the words that people search for.
 pub(super) fn all() -> Vec<Operation> {
     vec![
         read::<api_keys_create::ApiKeysCreate>("Create an API key"),
@@ -124,8 +124,8 @@ where
     }
 }
 
-/// Adds a type's schema to the components, with the schemas it refers to, and returns a reference to it.
-/// Types named `Input` or `Output` get the route's name as a prefix.
+/// Adds a type's schema to the components, with the schemas it refers to, and returns a reference
+/// to it. Types named `Input` or `Output` get the route's name as a prefix.
 fn schema_reference<R: frame::Route, T: ToSchema>(kind: &str, components: &mut BTreeMap<String, Value>) -> Value {
     let schema = json!(T::schema());
     let mut references = Vec::new();
@@ -173,7 +173,8 @@ fn parameters(query: &Value) -> Vec<Value> {
     query["properties"].as_object().into_iter().flatten().map(parameter).collect()
 }
 
-/// Removes `null` from a parameter's schema, because a parameter is present or absent, never `null`.
+/// Removes `null` from a parameter's schema, because a parameter is present or absent, never
+/// `null`.
 fn without_null(schema: &Value) -> Value {
     let mut schema = schema.clone();
     if let Some(kinds) = schema["type"].as_array() {

@@ -26,8 +26,8 @@ pub(super) struct Key {
 }
 
 impl Karta {
-    /// Seeds keys with the lowest bcrypt cost, which affects only their first validations, and serves with
-    /// the real cost.
+    /// Seeds keys with the lowest bcrypt cost, which affects only their first validations, and
+    /// serves with the real cost.
     pub(super) async fn seed(binary: &Path, data: &Path) -> Result<Self> {
         let cheap = Server::karta(binary, data, 4)?;
         let admin = cheap.secret("api_key")?;

@@ -13,7 +13,8 @@ use crate::{
 
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(1);
-/// Uncounted time before a round, in which caches fill that expired during the other subjects' rounds.
+/// Uncounted time before a round, in which caches fill that expired during the other subjects'
+/// rounds.
 const WARM_UP: Duration = Duration::from_millis(200);
 const STARTS: usize = 11;
 
@@ -82,7 +83,8 @@ impl Subject {
     }
 }
 
-/// Returns responses per second of one connection. Counting starts after `WARM_UP` and lasts at least `ROUND`.
+/// Returns responses per second of one connection. Counting starts after `WARM_UP` and lasts at
+/// least `ROUND`.
 async fn rate(mut connection: Connection, probes: Arc<[Probe]>, first: usize) -> Result<f64> {
     let started = Instant::now();
     let mut counted: Option<(Instant, u32)> = None;
@@ -125,8 +127,8 @@ pub(super) fn fixed(server: &Server) -> Subject {
 
 type Start<'a> = &'a dyn Fn() -> Result<(Server, Probe)>;
 
-/// Starts the servers in turns. Returns the median milliseconds from each start to the first correct
-/// response.
+/// Starts the servers in turns. Returns the median milliseconds from each start to the first
+/// correct response.
 pub(super) async fn starts<const N: usize>(kinds: [Start<'_>; N]) -> Result<[f64; N]> {
     let mut times = [(); N].map(|()| Vec::with_capacity(STARTS));
     for _ in 0..STARTS {
