@@ -60,7 +60,6 @@ use crate::{
     template::{Index, Table, Template},
 };
 
-/// Name of the store's file in a data directory.
 pub(crate) const STORE_FILE: &str = "store.db";
 /// DynamoDB's limit on a request, in bytes.
 const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
@@ -68,7 +67,6 @@ const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
 /// effect here.
 const TABLE_PROPERTIES: [&str; 4] = ["AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode"];
 
-/// Operations that write.
 const WRITES: [&str; 5] = ["BatchWriteItem", "DeleteItem", "PutItem", "TransactWriteItems", "UpdateItem"];
 
 pub struct Emulator {
@@ -143,7 +141,6 @@ impl Emulator {
         SharedHttpClient::new(self.in_process.clone())
     }
 
-    /// Returns the endpoint URL for the SDK.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
@@ -154,7 +151,6 @@ impl Emulator {
         self.streams.receiver(prefixes)
     }
 
-    /// Returns an index for a worker that waits for its items.
     pub fn index(&self, index: &Index) -> Result<WatchedIndex> {
         Ok(WatchedIndex {
             database: self.database.clone(),
@@ -300,7 +296,7 @@ async fn answer(State(server): State<Arc<EmulatorServer>>, headers: HeaderMap, b
 }
 
 impl EmulatorServer {
-    /// Answers a request. Blocks while SQLite works.
+    /// Blocks while SQLite works.
     fn answer(&self, authorization: &str, target: &str, body: &[u8]) -> (StatusCode, String) {
         if !authorization.contains(&self.credential) {
             return (StatusCode::BAD_REQUEST, json!({ "__type": "UnrecognizedClientException" }).to_string());
@@ -328,7 +324,6 @@ impl EmulatorServer {
     }
 }
 
-/// Runs an operation, one of those that the store or its tests use.
 fn run(database: &Database, operation: &str, body: &[u8]) -> Result<String, DynoxideError> {
     match operation {
         "BatchGetItem" => typed(body, |request| database.batch_get_item(request)),
@@ -354,7 +349,6 @@ fn typed<Q: DeserializeOwned, A: Serialize>(
     serde_json::to_string(&answer).map_err(|error| DynoxideError::InternalServerError(error.to_string()))
 }
 
-/// Returns the name of a table by its logical id in the template.
 fn table_name<'a>(logical_id: &str, tables: &'a Tables) -> Result<&'a str> {
     Ok(match logical_id {
         "KartaTable" => &tables.main,

@@ -27,7 +27,6 @@ const SERVICE_TOKEN: &str = "service-token";
 /// Secrets from the environment, used instead of generated ones.
 #[derive(Default)]
 pub struct ProvidedSecrets {
-    /// Signs session tokens.
     pub session_token_secret: Option<SecretString>,
     /// Tokens, separated by commas.
     pub service_tokens: Option<SecretString>,

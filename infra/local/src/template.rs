@@ -26,13 +26,10 @@ pub struct Function {
     pub routes: Vec<Route>,
     /// Prefixes of the partition keys whose writes wake it through the outbox's stream.
     pub reads_outbox: Vec<String>,
-    /// Interval of its schedule, if it has one.
     pub schedule: Option<Duration>,
-    /// The indexes that its policies allow it to query.
     pub indexes: Vec<Index>,
 }
 
-/// Partitions of an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Index {
     /// Logical id of the table.
@@ -52,7 +49,6 @@ pub struct Route {
 
 #[derive(Debug)]
 pub struct AuthorizerSettings {
-    /// The authorizer function's binary.
     pub binary: String,
     pub cached_seconds: u64,
     /// The regular expression that the whole `Authorization` header must match.

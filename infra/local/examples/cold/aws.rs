@@ -11,7 +11,6 @@ use tokio::{net::TcpListener, task::JoinHandle};
 /// Id of a secret whose value is malformed.
 pub(crate) const MALFORMED: &str = "karta/malformed";
 
-/// Version id of every secret.
 pub(crate) const VERSION: &str = "1";
 
 /// Secret values by secret id.

@@ -24,18 +24,15 @@ pub(crate) struct Event {
 }
 
 enum Expected {
-    /// A response with this status.
     Status(u16),
     /// A response with this status and this field in its body.
     Field(u16, &'static str, Value),
-    /// A policy that allows the request.
     Allow,
     /// An empty result of a worker.
     Done,
 }
 
 impl Event {
-    /// Fails if the answer is not the expected one.
     pub(crate) fn check(&self, answer: &Value) -> Result<()> {
         let is_right = match &self.expected {
             Expected::Status(status) => answer["statusCode"] == *status,
@@ -87,7 +84,6 @@ impl<'a> Request<'a> {
         Self { query, ..self }
     }
 
-    /// Returns the event with a bearer token, the authorizer's context and more headers.
     fn event(&self, bearer: &str, context: &Value, headers: &[(&str, String)]) -> Value {
         let mut path = self.resource.to_owned();
         for (name, value) in &self.variables {
@@ -434,7 +430,6 @@ async fn worker_event(fixture: &Fixture, case: &str, number: usize) -> Result<Op
     }))
 }
 
-/// Returns the keys of the due items of a queue.
 async fn due(fixture: &Fixture, partitions: &str, queue: Queue) -> Result<Vec<(String, String)>> {
     let due = fixture.runner.app.store.due(queue, SystemClock.now()).await?;
     ensure!(!due.items.is_empty(), "nothing is due in {partitions}");

@@ -17,7 +17,6 @@ use worker_webhook_events::{Waker, WebhookEvents};
 
 use crate::aws::{self, Aws};
 
-/// Signs Stripe's events.
 pub(crate) const STRIPE_SECRET: &str = "whsec_nV3rT0beUsedInAnyStack0";
 /// Client address and host of every request in API Gateway's events.
 pub(crate) const ADDRESS: &str = "203.0.113.9";
@@ -111,7 +110,6 @@ impl Fixture {
         Ok(())
     }
 
-    /// Returns the authorizer's context for a token.
     async fn context(&self, token: &str) -> Result<Value> {
         let event = json!({ "authorizationToken": format!("Bearer {token}"), "methodArn": METHOD_ARN });
         let response = Authorizer::new(self.runner.app.clone()).authorize(&serde_json::from_value(event)?).await?;
@@ -148,7 +146,6 @@ impl Fixture {
         if status == StatusCode::NO_CONTENT { Ok(Value::Null) } else { Ok(serde_json::from_str(&text)?) }
     }
 
-    /// Returns a function's environment: Lambda's variables and the template's.
     pub(crate) fn environment(&self, function: &Value) -> Result<BTreeMap<String, String>> {
         let emulator = &self.runner.emulator;
         let mut environment = BTreeMap::from(
@@ -176,7 +173,6 @@ impl Fixture {
     }
 }
 
-/// Returns the value of a variable of the template.
 fn value(variable: &str) -> Result<String> {
     if let Some(secret) = variable.strip_prefix("KARTA_SECRET_") {
         return Ok(aws::id(&secret.to_ascii_lowercase().replace('_', "-")));

@@ -73,7 +73,6 @@ impl Lambda {
         Ok(Self { process, log, started, calls, served })
     }
 
-    /// Waits until the function is ready for an event.
     pub(crate) async fn ready(&mut self) -> Result<Ready<'_>> {
         match timeout(TIMEOUT, self.calls.recv()).await {
             Ok(Some(RuntimeCall::Next(at, event))) => Ok(Ready { init_time: at - self.started, event, lambda: self }),
@@ -122,7 +121,6 @@ impl Drop for Lambda {
     }
 }
 
-/// A function that is ready for an event.
 pub(crate) struct Ready<'a> {
     lambda: &'a mut Lambda,
     event: oneshot::Sender<Vec<u8>>,

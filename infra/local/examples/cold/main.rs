@@ -41,7 +41,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Default starts per function, and the minimum for saving the table.
 const STARTS: usize = 20;
-/// Warm answers per start.
 const WARM_ANSWERS: usize = 10;
 const REPORT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/performance.md");
 const BEGIN: &str = "<!-- just cold -->\n";
@@ -224,7 +223,6 @@ fn zipped(binary: &Path) -> Result<u64> {
     Ok(zipped.stdout.len().try_into()?)
 }
 
-/// Replaces the table in the report.
 fn save(rows: &[Row]) -> Result<()> {
     let text = fs::read_to_string(REPORT)?;
     let (before, rest) = text.split_once(BEGIN).context("docs/performance.md has no marker for the table")?;

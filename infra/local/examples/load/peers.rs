@@ -25,7 +25,6 @@ const KEYS: usize = 1_000;
 const REVOKED: usize = 100;
 /// Keys that are verified through the gateway's cache.
 const CACHED: usize = 100;
-/// Keys on a page.
 const PAGE: usize = 100;
 /// Pages before the later page that is measured.
 const PAGES_BEFORE: usize = 5;

@@ -49,7 +49,6 @@ impl Server {
         self.line["base_url"].as_str().unwrap_or_default().trim_start_matches("http://").to_owned()
     }
 
-    /// Returns a secret of the run by its name in the line.
     pub(crate) fn secret(&self, name: &str) -> Result<String> {
         Ok(self.line[name].as_str().with_context(|| format!("no {name}"))?.to_owned())
     }

@@ -25,7 +25,6 @@ use crate::{options, print_line};
 const PROVEN: usize = 500;
 /// Keys whose reads are measured: many, so that few of their pages are in the store's cache.
 const VISITED: usize = 20_000;
-/// Keys per write.
 const BATCH: usize = 10_000;
 
 /// Keys of a seeded store that are read, spread evenly over the store.
@@ -105,7 +104,6 @@ async fn create_key(app: &App, ring: &Keyring, organization: Id, now: Timestamp)
     Ok(key)
 }
 
-/// The items of one key.
 struct KeyItems {
     claim: Item,
     key: Item,

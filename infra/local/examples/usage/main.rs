@@ -39,7 +39,6 @@ async fn main() -> Result<()> {
     report(&format!("{count} events replayed through faults"), &format!("exact; {retries} batches retried"), "exact")
 }
 
-/// Prints write units, then reads.
 async fn costs() -> Result<()> {
     let (proxy, url) = FaultProxy::bind().await?;
     let before = |store: &str| {

@@ -111,7 +111,6 @@ pub(crate) struct Used {
 }
 
 impl Used {
-    /// Returns the event.
     pub(crate) fn event(self, kind: &str, quantity: u64, id: &str) -> Value {
         let (month, days) = self.month;
         json!({

@@ -29,7 +29,6 @@ pub(crate) struct FaultProxy {
 pub(crate) struct Counts {
     pub(crate) units: f64,
     pub(crate) transactions: usize,
-    /// Read calls.
     pub(crate) reads: usize,
     /// Items requested by key or found by the read calls.
     pub(crate) items: usize,

@@ -150,7 +150,6 @@ async fn first_attempts(changes: usize) -> Result<(Duration, Duration)> {
     Ok((waits[waits.len() / 2], waits[waits.len() * 99 / 100]))
 }
 
-/// Returns deliveries per second.
 async fn rate(events: usize, receivers: usize) -> Result<f64> {
     let sender = WebhookRunner::start(true, Arc::new(SystemClock)).await?;
     let mut all = Vec::new();

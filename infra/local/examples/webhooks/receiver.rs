@@ -37,7 +37,6 @@ impl Receiver {
         Ok(Self { url, inbox, served })
     }
 
-    /// Waits until `count` events have arrived.
     pub(crate) async fn wait_for(&self, count: usize) {
         self.inbox.count.subscribe().wait_for(|arrived| *arrived >= count).await.ok();
     }
@@ -54,7 +53,6 @@ impl Receiver {
         self.arrived(|arrived| arrived.keys().copied().collect())
     }
 
-    /// Returns how many events arrived more than once.
     pub(crate) fn repeated(&self) -> usize {
         self.arrived(|arrived| arrived.values().filter(|(_, times)| *times > 1).count())
     }

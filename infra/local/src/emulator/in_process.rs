@@ -29,7 +29,6 @@ impl StoreRequest {
     }
 }
 
-/// An HTTP client for the SDK.
 #[derive(Debug, Clone)]
 pub(super) struct InProcessClient(SharedHttpConnector);
 

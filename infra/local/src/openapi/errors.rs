@@ -80,7 +80,6 @@ fn errors() -> [(&'static str, u16, &'static str, Value); 13] {
     ]
 }
 
-/// Returns a reference to the response with a status.
 pub(super) fn reference(status: u16) -> Value {
     let (name, ..) = errors().into_iter().find(|(_, known, ..)| *known == status).expect("a known status");
     json!({ "$ref": format!("#/components/responses/{name}") })

@@ -84,7 +84,6 @@ pub(super) fn all() -> Vec<Operation> {
     ]
 }
 
-/// Returns the optional header of requests that create something.
 pub(super) fn idempotency_key() -> Value {
     json!({
         "name": "Idempotency-Key",
@@ -151,7 +150,6 @@ fn require_every_field(schema: &mut Value) {
     }
 }
 
-/// Returns a query's fields as parameters.
 fn parameters(query: &Value) -> Vec<Value> {
     let required = |name: &str| query["required"].as_array().is_some_and(|all| all.iter().any(|one| one == name));
     let parameter = |(name, schema): (&String, &Value)| {
@@ -250,7 +248,6 @@ impl Operation {
         Ok(described)
     }
 
-    /// Returns the operation id of the first path.
     pub(super) fn first_id(&self) -> String {
         camel_case(self.name, false)
     }
@@ -273,7 +270,6 @@ impl Operation {
     }
 }
 
-/// Describes the credential that an operation requires.
 fn describe_access(credential: RequiredCredential) -> String {
     match credential {
         RequiredCredential::ApiKey(Some(scope)) => format!("Requires an API key with scope `{}`.", scope.as_str()),
@@ -284,7 +280,6 @@ fn describe_access(credential: RequiredCredential) -> String {
     }
 }
 
-/// Returns a path's variables as parameters.
 fn variables(path: &str) -> Result<Vec<Value>> {
     let names = path.split('/').filter_map(|word| word.strip_prefix('{')?.strip_suffix('}'));
     let parameter = |name: &str| {

@@ -16,7 +16,6 @@ use crate::{client::request_with, server::Server};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../peers");
 
-/// A seeded database of better-auth.
 pub(super) struct BetterAuth {
     database: PathBuf,
     secret: String,
@@ -118,12 +117,10 @@ impl BetterAuth {
     }
 }
 
-/// Starts a bare `node:http` server with a fixed response.
 pub(super) fn fixed() -> Result<Server> {
     Server::start(node("fixed.mjs", ""))
 }
 
-/// Returns the versions of the measured packages and of Node.js.
 pub(super) fn versions() -> Result<String> {
     let package: Value = serde_json::from_str(&std::fs::read_to_string(format!("{FOLDER}/package.json"))?)?;
     let version = |name: &str| package["dependencies"][name].as_str().map(str::to_owned).context("no version");

@@ -58,7 +58,6 @@ impl Karta {
         )
     }
 
-    /// Well-formed tokens with an invalid tag.
     pub(super) fn rejects_junk(&self) -> Subject {
         self.subject(self.usable.iter().map(|key| self.rejection(&altered(&key.secret))))
     }
@@ -104,7 +103,6 @@ impl Karta {
 }
 
 impl Key {
-    /// Returns the key's id as a response contains it.
     fn id_field(&self) -> String {
         format!(r#""api_key_id":{},"#, self.id)
     }

@@ -55,7 +55,6 @@ impl Subject {
         Self { address: server.address(), probes: probes.into_iter().collect() }
     }
 
-    /// Sends every probe once.
     async fn warm_up(&self) -> Result<()> {
         let mut connection = Connection::open(&self.address).await?;
         for probe in self.probes.iter() {
@@ -120,7 +119,6 @@ pub(super) async fn rates<const N: usize>(subjects: [&Subject; N], connections: 
     Ok(rates.map(median))
 }
 
-/// Returns the subject for the server of `fixed.mjs`.
 pub(super) fn fixed(server: &Server) -> Subject {
     Subject::new(server, [Probe::new(request("GET", "/", "none", ""), r#"{"valid":true}"#)])
 }

@@ -21,12 +21,10 @@ impl Goal {
     }
 }
 
-/// Prints the head of a Markdown table. The rows follow as they are measured.
 pub(super) fn head() -> Result<()> {
     print_line("| what | ours | better-auth | ratio | goal |\n| --- | --- | --- | --- | --- |")
 }
 
-/// Prints a row of responses per second.
 pub(super) fn rates(what: &str, [ours, theirs]: [f64; 2], goal: Goal) -> Result<()> {
     row(what, [rate(ours), rate(theirs)], ours / theirs, goal)
 }
@@ -39,7 +37,6 @@ pub(super) fn megabytes(what: &str, [ours, theirs]: [f64; 2], goal: Goal) -> Res
     row(what, [ours, theirs].map(|size| format!("{size:.0} MB")), ours / theirs, goal)
 }
 
-/// Prints a row of the bare server.
 pub(super) fn floor(what: &str, per_second: f64) -> Result<()> {
     print_line(&format!("| {what} | | {} | | |", rate(per_second)))
 }
