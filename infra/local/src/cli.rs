@@ -46,7 +46,7 @@ enum Command {
     /// Create an organization and its first API key in a deployed stack, and print the key once;
     /// fails if the organization exists.
     Bootstrap(BootstrapArguments),
-    /// Print the OpenAPI document built from the handlers' types: `openapi.json` without its
+    /// Print the API document built from the handlers' types: `openapi.json` without its
     /// examples.
     Openapi,
 }
