@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use karta_local::secrets::{Given, LocalSecrets};
+use karta_local::secrets::{LocalSecrets, ProvidedSecrets};
 use karta_shared::{
     clock::SystemClock,
     config::{Ring, Secrets},
@@ -32,7 +32,7 @@ const FLOOD_CONNECTIONS: usize = 32;
 
 pub(crate) async fn measure(karta: &Path, data: &Path, total: usize) -> Result<()> {
     let runner = Server::karta(karta, data, 12)?;
-    let secrets = LocalSecrets::open(Some(data), Given::default(), &OsEntropy)?;
+    let secrets = LocalSecrets::open(Some(data), ProvidedSecrets::default(), &OsEntropy)?;
     let secrets = Secrets::new(secrets.source(), Arc::new(SystemClock));
     let client = ValidationClient {
         address: runner.address(),
