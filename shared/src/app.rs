@@ -90,7 +90,7 @@ impl App {
     /// Returns the app for one function of a process that runs several. With a [`Witness`], the
     /// function gets its own client and its own secrets.
     #[must_use]
-    pub fn of_function(&self, function: &'static str) -> Self {
+    pub fn for_function(&self, function: &'static str) -> Self {
         let Some(witness) = self.witness.clone() else { return self.clone() };
         Self {
             store: self.store.with_interceptor(witness.watch(function)),
@@ -126,7 +126,7 @@ impl App {
 
     /// Creates the app of an operator's command against a deployed stack, with the default AWS
     /// credential chain.
-    pub async fn of_operator() -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    pub async fn for_operator() -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         Self::from_env(&config::operator_sdk().await)
     }
 

@@ -46,7 +46,7 @@ impl OrganizationBootstrap {
         let organization = self.organization.id;
         transaction.create_organization(&self.organization)?;
         transaction.create_api_key(organization, &self.api_key, self.digest.clone())?;
-        let founded = NewAuditEvent {
+        let bootstrapped = NewAuditEvent {
             action: Action::OrganizationCreated,
             resource_kind: "organization",
             resource_id: organization,
@@ -58,7 +58,7 @@ impl OrganizationBootstrap {
             resource_id: self.api_key.id,
             changes: self.api_key.creation(),
         };
-        for event in &AuditEvent::pair(tell, founded, &first_key) {
+        for event in &AuditEvent::pair(tell, bootstrapped, &first_key) {
             transaction.audit(organization, event)?;
         }
         Ok(())

@@ -69,7 +69,7 @@ impl Route for ApiKeysCreate {
 
         let mut transaction = app.store.transaction();
         transaction.create_api_key(organization, &key, digest)?;
-        transaction.while_unchanged(organization, &caller)?;
+        transaction.require_caller_unchanged(organization, &caller)?;
         let event = NewAuditEvent {
             action: Action::ApiKeyCreated,
             resource_kind: "api_key",

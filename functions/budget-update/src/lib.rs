@@ -34,7 +34,7 @@ impl Route for BudgetUpdate {
         if known.clone().unwrap_or_default() != budget {
             let mut transaction = app.store.transaction();
             transaction.put_budget(organization, before.as_ref(), &budget)?;
-            transaction.while_unchanged(organization, &caller)?;
+            transaction.require_caller_unchanged(organization, &caller)?;
             let change = Change { before: known.as_ref().map(Budget::audited).into(), after: budget.audited() };
             let event = NewAuditEvent {
                 action: Action::BudgetUpdated,

@@ -25,7 +25,7 @@ pub struct DocsGet;
 
 impl Route for DocsGet {
     const NAME: &'static str = "docs-get";
-    const ASKS_STORE: bool = false;
+    const USES_STORE: bool = false;
     const CONTENT_TYPE: &'static str = "text/html; charset=utf-8";
     const HEADERS: &'static [(&'static str, &'static str)] = &[
         ("cache-control", "public, max-age=300"),

@@ -17,7 +17,7 @@ pub struct Healthz;
 
 impl Route for Healthz {
     const NAME: &'static str = "healthz";
-    const ASKS_STORE: bool = false;
+    const USES_STORE: bool = false;
     type Access = Public;
     type Path = ();
     type Query = AnyQuery;

@@ -42,7 +42,7 @@ impl Route for InternalReleasesStatus {
     type Output = Output;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
-        let location = app.store.release_place(call.path).await?.ok_or(Error::NotFound)?;
+        let location = app.store.release_location(call.path).await?.ok_or(Error::NotFound)?;
         let organization = location.organization_id;
         let (project, release) = tokio::join!(
             app.store.project_by_id(organization, location.project_id),

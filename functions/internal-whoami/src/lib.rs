@@ -17,7 +17,7 @@ pub struct InternalWhoami;
 
 impl Route for InternalWhoami {
     const NAME: &'static str = "internal-whoami";
-    const ASKS_STORE: bool = false;
+    const USES_STORE: bool = false;
     type Access = Internal<AnyService>;
     type Path = ();
     type Query = NoQuery;

@@ -53,7 +53,7 @@ impl Route for ModelKeysCreate {
         let answer = Answer::created(&output)?;
 
         let mut transaction = app.store.transaction();
-        transaction.while_unchanged(organization, &caller)?;
+        transaction.require_caller_unchanged(organization, &caller)?;
         stage_key(app, call, &mut transaction, &model_key, &key).await?;
         let event = NewAuditEvent {
             action: Action::ModelKeyCreated,

@@ -34,7 +34,7 @@ impl Route for ModelKeysRevoke {
         let output = Output { model_key: model_key.clone().into() };
         if revoked {
             let mut transaction = app.store.transaction();
-            transaction.while_unchanged(organization, &caller)?;
+            transaction.require_caller_unchanged(organization, &caller)?;
             transaction.revoke_model_key(organization, &before, &model_key)?;
             let event = NewAuditEvent {
                 action: Action::ModelKeyRevoked,

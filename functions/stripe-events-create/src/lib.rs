@@ -51,7 +51,7 @@ impl Route for StripeEventsCreate {
         };
         let parsed = event.parse(kind)?;
         let mut transaction = app.store.transaction();
-        transaction.take_in_stripe_event(tenant.id, &event.id, call.now)?;
+        transaction.record_stripe_event(tenant.id, &event.id, call.now)?;
         stage_effect(app, call, &mut transaction, &tenant, parsed)?;
         match transaction.commit().await {
             Ok(()) | Err(CommitError::Conflict(Conflict::EventSeen)) => received(),
@@ -74,7 +74,7 @@ fn stage_effect(
 ) -> Result<(), Error> {
     let event = call.event(app, tenant.id, parsed.event_type, &parsed.content.webhook_data())?;
     match parsed.content {
-        EventContent::Invoice(_) => transaction.while_organization_unchanged(tenant)?,
+        EventContent::Invoice(_) => transaction.require_organization_unchanged(tenant)?,
         EventContent::Subscription(subscription, before) => {
             let mut organization = tenant.clone();
             let Some(changes) = organization.learn(subscription, &before) else {

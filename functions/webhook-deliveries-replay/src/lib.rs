@@ -7,7 +7,7 @@ use karta_shared::{
         Action, Admin, Answer, Call, DeliveryPath, DeliveryResource, Error, NewAuditEvent, NoFields, NoQuery, Route,
         require_enabled,
     },
-    store::DELIVERIES_KEPT,
+    store::DELIVERY_RETENTION,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -38,11 +38,11 @@ impl Route for WebhookDeliveriesReplay {
             app.store.delivery(organization, *endpoint, *delivery),
         )?;
         let endpoint = endpoint.ok_or(Error::NotFound)?;
-        let before = before.filter(|delivery| call.now.since(delivery.id.drawn_at()) < DELIVERIES_KEPT);
+        let before = before.filter(|delivery| call.now.since(delivery.id.drawn_at()) < DELIVERY_RETENTION);
         let before = before.ok_or(Error::NotFound)?;
         require_enabled(&endpoint)?;
         let mut transaction = app.store.transaction();
-        transaction.while_unchanged(organization, &caller)?;
+        transaction.require_caller_unchanged(organization, &caller)?;
         transaction.replay_delivery(organization, endpoint.id, &before, call.now)?;
         let event = NewAuditEvent {
             action: Action::WebhookDeliveryReplayed,

@@ -72,7 +72,7 @@ impl Route for WebhookEndpointsCreate {
         );
 
         let mut transaction = app.store.transaction();
-        transaction.while_unchanged(organization, &caller)?;
+        transaction.require_caller_unchanged(organization, &caller)?;
         transaction.create_webhook_endpoint(organization, &endpoint, &sealed)?;
         let event = NewAuditEvent {
             action: Action::WebhookEndpointCreated,

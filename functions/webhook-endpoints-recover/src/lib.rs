@@ -5,7 +5,7 @@ use karta_shared::{
     App,
     domain::{Change, Id, Timestamp, Value},
     http::{Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Route, require_enabled},
-    store::DELIVERIES_KEPT,
+    store::DELIVERY_RETENTION,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -48,12 +48,12 @@ impl Route for WebhookEndpointsRecover {
         }
         // Older events are deleted. An earlier `since` selects all stored events, and the response
         // contains the effective time.
-        let since = call.body.since.max(until.minus(DELIVERIES_KEPT));
+        let since = call.body.since.max(until.minus(DELIVERY_RETENTION));
         let caller = call.reauthorize(app).await?;
         let endpoint = app.store.webhook_endpoint(organization, call.path).await?.ok_or(Error::NotFound)?;
         require_enabled(&endpoint)?;
         let mut transaction = app.store.transaction();
-        transaction.while_unchanged(organization, &caller)?;
+        transaction.require_caller_unchanged(organization, &caller)?;
         transaction.recover_deliveries(organization, endpoint.id, since, until)?;
         let since_change = Change { before: Value::Null, after: since.into() };
         let event = NewAuditEvent {

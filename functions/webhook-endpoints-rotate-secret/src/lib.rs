@@ -71,7 +71,7 @@ impl Route for WebhookEndpointsRotateSecret {
         let after = context.seal(&ring, &*app.entropy, &secrets, before.version + 1);
 
         let mut transaction = app.store.transaction();
-        transaction.while_unchanged(organization, &caller)?;
+        transaction.require_caller_unchanged(organization, &caller)?;
         transaction.replace_webhook_secrets(organization, &endpoint, &before, &after)?;
         let event = NewAuditEvent {
             action: Action::WebhookEndpointSecretRotated,

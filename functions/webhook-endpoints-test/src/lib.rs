@@ -44,7 +44,7 @@ impl Route for WebhookEndpointsTest {
         let event = call.event(app, organization, EventType::Ping, &data)?;
         let delivery = DeliveryResource::expected(&event, call.caller.principal.scopes);
         let mut transaction = app.store.transaction();
-        transaction.while_unchanged(organization, &caller)?;
+        transaction.require_caller_unchanged(organization, &caller)?;
         transaction.announce(&Event { only_endpoint: Some(call.path), ..event })?;
         let event = NewAuditEvent {
             action: Action::WebhookEndpointTested,

@@ -58,7 +58,7 @@ impl Route for WebhookEndpointsUpdate {
         let changes = endpoint.apply(WebhookEndpointPatch { url, description, event_types, enabled: *enabled });
         if !changes.is_empty() {
             let mut transaction = app.store.transaction();
-            transaction.while_unchanged(organization, &caller)?;
+            transaction.require_caller_unchanged(organization, &caller)?;
             transaction.update_webhook_endpoint(organization, &before, &endpoint, call.now)?;
             let event = NewAuditEvent {
                 action: Action::WebhookEndpointUpdated,

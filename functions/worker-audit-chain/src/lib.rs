@@ -56,7 +56,7 @@ impl AuditChain {
             self.app.metrics.audit_events_rewritten(self.app.clock.now(), pending.rewritten.len());
         }
         if pending.events.is_empty() {
-            return Ok(Some(pending.looked_at));
+            return Ok(Some(pending.examined));
         }
         let head = store.chain_head(organization).await?;
         let ring = self.app.secrets.ring(Ring::Audit).await?;
@@ -67,7 +67,7 @@ impl AuditChain {
             Ok(()) => {
                 // Evidence outside the tables: writers of tables cannot change logs.
                 tracing::info!(organization_id = organization.get(), link = link.n, hash = %link.hash, "audit chain");
-                Ok(Some(pending.looked_at))
+                Ok(Some(pending.examined))
             }
             Err(CommitError::Conflict(_)) => Ok(None),
             Err(error) => Err(error.into()),

@@ -47,11 +47,11 @@ async fn check(app: &App, due: &DueItem) -> Result<(), Fault> {
     };
     let now = app.clock.now();
     let mut sk = due.sk.clone();
-    if sk == BudgetCheck::GATHERED {
+    if sk == BudgetCheck::PENDING_SORT_KEY {
         let mut transaction = app.store.transaction();
-        transaction.put_budget_check_aside(&check, now.plus(RETRY_DELAY))?;
+        transaction.claim_budget_check(&check, now.plus(RETRY_DELAY))?;
         match transaction.commit().await {
-            Ok(()) => sk = check.place_aside(),
+            Ok(()) => sk = check.claimed_sort_key(),
             // Another check was added, or another worker was faster. A later round finds the rest.
             Err(CommitError::Conflict(_)) => return Ok(()),
             Err(error) => return Err(error.into()),

@@ -122,8 +122,8 @@ impl Receiver {
             let settlement = self.app.store.settle_delivery(lease, pending, attempt, settled, transaction).await?;
             match settlement {
                 Settlement::Written => return Ok(true),
-                Settlement::NotOurs => return Ok(false),
-                Settlement::OthersChanged => {}
+                Settlement::AlreadySettled => return Ok(false),
+                Settlement::CallersWriteFailed => {}
             }
         }
         Err("endpoint update kept conflicting".into())

@@ -4,7 +4,7 @@ use karta_shared::{
     App,
     config::Ring,
     domain::{Id, Timestamp, WebhookEndpoint},
-    store::{DELIVERIES_KEPT, DueDeliveries, Lease, PendingDelivery},
+    store::{DELIVERY_RETENTION, DueDeliveries, Lease, PendingDelivery},
     webhook_secrets::{WebhookSecretContext, WebhookSecretUnsealError, WebhookSecrets},
     worker::{Fault, Worker},
 };
@@ -81,12 +81,12 @@ impl EndpointQueue {
             }
             is_first = false;
             let Some(endpoint) = store.webhook_endpoint(self.organization, self.endpoint).await? else {
-                store.drop_queue(&*self.lease.lock().await).await?;
+                store.delete_queue(&*self.lease.lock().await).await?;
                 return Ok(Served::Done);
             };
             let now = self.app.clock.now();
             if self.consecutive_failures >= MAX_CONSECUTIVE_FAILURES {
-                store.rest_queue(&*self.lease.lock().await, now.plus(FAILURE_PAUSE)).await?;
+                store.pause_queue(&*self.lease.lock().await, now.plus(FAILURE_PAUSE)).await?;
                 return Ok(Served::Done);
             }
             let is_over = Instant::now() >= deadline;
@@ -136,7 +136,7 @@ impl EndpointQueue {
             if is_over || fault.is_some() || self.renewed_at.elapsed() >= RENEW_AFTER {
                 break;
             }
-            let is_current = self.app.clock.now().since(pending.id.drawn_at()) < DELIVERIES_KEPT;
+            let is_current = self.app.clock.now().since(pending.id.drawn_at()) < DELIVERY_RETENTION;
             let started = match events.remove(&pending.id).filter(|_| is_current) {
                 // Changes of the endpoint or its secrets apply to every later attempt.
                 Some(event) => receiver.is_unchanged().await.map(|is_unchanged| {
@@ -146,7 +146,7 @@ impl EndpointQueue {
                         running.spawn(async move { receiver.attempt(pending, &event).await });
                     }
                 }),
-                None => self.app.store.forget_delivery(self.organization, self.endpoint, pending).await,
+                None => self.app.store.delete_pending_delivery(self.organization, self.endpoint, pending).await,
             };
             fault = started.err().map(Fault::from).or(fault);
         }

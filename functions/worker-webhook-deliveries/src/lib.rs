@@ -60,7 +60,7 @@ impl WebhookDeliveries {
 
     /// Sets the maximum time that a run waits for the next attempt; 8 s by default.
     #[must_use]
-    pub fn with_patience(self, max_wait: Duration) -> Self {
+    pub fn with_max_wait(self, max_wait: Duration) -> Self {
         Self { max_wait, ..self }
     }
 

@@ -3,7 +3,7 @@ import { test } from "node:test";
 import { checkBodies, checkClient, checkComplete, gatewayAnswers } from "../error-page.mjs";
 
 const row = (body) => `| \`${body}\` | when | what |\n`;
-const TAKEN = '{"error":"slug_taken","message":"The slug is taken: choose another one"}';
+const TAKEN = '{"error":"slug_taken","message":"The slug is taken. Choose another one."}';
 const PAGE = `
 | [404](#404) | nothing | no | \`KartaNotFoundError\` |
 | [409](#409) | taken | no | \`KartaConflictError\` |
@@ -15,7 +15,7 @@ ${row(TAKEN)}
 `;
 const RUST = `
 json!({"detail": "Not found"})
-Conflict::SlugTaken => ("slug_taken", "The slug is taken: choose another one"),
+Conflict::SlugTaken => ("slug_taken", "The slug is taken. Choose another one."),
 "monthly token cap reached" "monthly input token cap reached" "monthly output token cap reached" "monthly cost cap reached"
 `;
 const TRUTH = { rust: RUST, gateway: [], openapi: { paths: { "/v1/x": { get: { responses: { 200: {}, 404: {}, 409: {} } } } } } };

@@ -135,7 +135,7 @@ fn print_document() -> Result<()> {
 
 /// Creates the organization in a deployed stack and prints its first key.
 async fn create_organization(arguments: BootstrapArguments) -> Result<()> {
-    let app = App::of_operator().await.map_err(anyhow::Error::from_boxed)?;
+    let app = App::for_operator().await.map_err(anyhow::Error::from_boxed)?;
     let BootstrapResult { organization, api_key } = bootstrap::organization(&app, &arguments.org, "bootstrap").await?;
     let Some(token) = api_key else {
         bail!(
@@ -216,12 +216,12 @@ pub fn print_error(error: &anyhow::Error) {
 }
 
 fn json_description(runner: &Runner, data_dir: Option<&Path>) -> String {
-    let organization = &runner.founded.organization;
+    let organization = &runner.bootstrapped.organization;
     json!({
         "base_url": runner.base_url,
         "organization_id": organization.id,
         "organization_slug": organization.slug,
-        "api_key": runner.founded.api_key.as_ref().map(ApiKeyToken::expose),
+        "api_key": runner.bootstrapped.api_key.as_ref().map(ApiKeyToken::expose),
         "service_token": runner.secrets.service_token.expose_secret(),
         "session_token_secret": runner.secrets.session_token_secret.expose_secret(),
         "data_dir": data_dir,
@@ -230,12 +230,12 @@ fn json_description(runner: &Runner, data_dir: Option<&Path>) -> String {
 }
 
 fn banner(runner: &Runner, data_dir: Option<&Path>) -> String {
-    let (url, organization) = (&runner.base_url, &runner.founded.organization.slug);
+    let (url, organization) = (&runner.base_url, &runner.bootstrapped.organization.slug);
     let storage = data_dir.map_or_else(
         || "Data and secrets are in memory only.".to_owned(),
         |folder| format!("Data and secrets are in {}.", folder.display()),
     );
-    let Some(token) = &runner.founded.api_key else {
+    let Some(token) = &runner.bootstrapped.api_key else {
         return format!(
             "Karta is running on {url} for the organization {organization}. {storage}
 

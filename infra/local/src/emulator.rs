@@ -114,7 +114,7 @@ impl Emulator {
         let credential = format!("Credential={access_key}/");
         let (stop, stopped) = oneshot::channel();
         let functions = &template.functions;
-        let streams = WatchedWrites::new(functions.iter().map(|function| function.reads_outbox.clone()));
+        let streams = WatchedWrites::new(functions.iter().map(|function| function.outbox_prefixes.clone()));
         let indexes =
             WatchedWrites::new(functions.iter().flat_map(|function| &function.indexes).map(|it| it.prefixes.clone()));
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;

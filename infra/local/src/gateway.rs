@@ -139,7 +139,7 @@ impl Gateway {
         }
         Ok(Self {
             routes,
-            authorizer: Authorizer::new(app.of_function(authorizer::NAME)),
+            authorizer: Authorizer::new(app.for_function(authorizer::NAME)),
             validation: Regex::new(&format!("^(?:{})$", settings.validation_expression))
                 .context("ValidationExpression")?,
             verdicts: Cache::new(MAX_CACHED_VERDICTS),

@@ -95,7 +95,7 @@ pub type Tick = Arc<dyn Fn() -> Work + Send + Sync>;
 pub fn workers(app: &App, gateway: &Arc<Gateway>) -> BTreeMap<&'static str, Tick> {
     let gateway = Arc::clone(gateway);
     let cache = AuthorizerCache::Local(Arc::new(move || gateway.flush_authorizer_cache()));
-    let deliveries = WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new());
+    let deliveries = WebhookDeliveries::new(app.for_function(WebhookDeliveries::NAME), Vec::new());
     let waker = waker(deliveries.clone());
     BTreeMap::from([
         mount_worker(app, AuditChain::new),
@@ -125,7 +125,7 @@ pub fn waker(deliveries: WebhookDeliveries) -> Waker {
 /// Creates the worker with its own app at the first run.
 fn mount_worker<W: Worker>(app: &App, new: impl FnOnce(App) -> W + Send + 'static) -> (&'static str, Tick) {
     let app = app.clone();
-    let worker = LazyLock::new(move || Arc::new(new(app.of_function(W::NAME))));
+    let worker = LazyLock::new(move || Arc::new(new(app.for_function(W::NAME))));
     let tick = move || -> Work {
         let worker = Arc::clone(&worker);
         Box::pin(async move { work(&*worker, &Wake::Sweep).await })
@@ -136,7 +136,7 @@ fn mount_worker<W: Worker>(app: &App, new: impl FnOnce(App) -> W + Send + 'stati
 /// Creates the handler's own app at the first request.
 fn mount<R: Route>(app: &App) -> (&'static str, Handler) {
     let app = app.clone();
-    let app = LazyLock::new(move || app.of_function(R::NAME));
+    let app = LazyLock::new(move || app.for_function(R::NAME));
     let handler = move |request| -> Answer {
         let app = App::clone(&app);
         Box::pin(async move { serve::<R>(&app, request).await })

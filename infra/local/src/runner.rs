@@ -83,7 +83,7 @@ pub struct Options {
 /// A running control plane.
 pub struct Runner {
     pub base_url: String,
-    pub founded: BootstrapResult,
+    pub bootstrapped: BootstrapResult,
     pub secrets: LocalSecrets,
     /// The app of the handlers, for tests that look behind the HTTP API.
     pub app: App,
@@ -99,12 +99,12 @@ pub struct Runner {
 
 impl Runner {
     pub async fn start(options: Options) -> Result<Self> {
-        Self::start_behind(options, None).await
+        Self::start_with_proxy(options, None).await
     }
 
     /// Like [`start`](Self::start), but the SDK calls the URL that `proxy` returns for the store's
     /// URL. Tests inject faults there.
-    pub async fn start_behind(options: Options, proxy: Option<&dyn Fn(&str) -> String>) -> Result<Self> {
+    pub async fn start_with_proxy(options: Options, proxy: Option<&dyn Fn(&str) -> String>) -> Result<Self> {
         let lock = options.data_dir.as_deref().map(lock).transpose()?;
         let folder = options.data_dir.as_deref();
         let tables = Tables::local();
@@ -136,7 +136,7 @@ impl Runner {
         } else {
             JoinSet::new()
         };
-        let founded = bootstrap::organization(&app, &options.organization, "local runner").await?;
+        let bootstrapped = bootstrap::organization(&app, &options.organization, "local runner").await?;
 
         let address = SocketAddr::new(options.host, options.port);
         let listener =
@@ -157,7 +157,7 @@ impl Runner {
                 })
                 .await
         });
-        Ok(Self { base_url, founded, secrets, app, gateway, emulator, stop, served, workers, _lock: lock })
+        Ok(Self { base_url, bootstrapped, secrets, app, gateway, emulator, stop, served, workers, _lock: lock })
     }
 
     /// Waits for running requests, then stops.

@@ -25,7 +25,7 @@ pub struct Function {
     /// Empty for the authorizer and for workers.
     pub routes: Vec<Route>,
     /// Prefixes of the partition keys whose writes wake it through the outbox's stream.
-    pub reads_outbox: Vec<String>,
+    pub outbox_prefixes: Vec<String>,
     pub schedule: Option<Duration>,
     pub indexes: Vec<Index>,
 }
@@ -103,7 +103,7 @@ fn function(name: &str, resource: &Value) -> Result<Function> {
         .filter(|(_, value)| value["Type"] == "Api")
         .map(|(event, value)| route(&value["Properties"]).with_context(|| format!("{name}, event {event}")));
     let streams = events().filter(|(_, value)| value["Type"] == "DynamoDB");
-    let reads_outbox = streams.map(|(event, value)| {
+    let outbox_prefixes = streams.map(|(event, value)| {
         prefixes(&value["Properties"]["FilterCriteria"]).with_context(|| format!("{name}, event {event}"))
     });
     let mut schedules = events().filter(|(_, value)| value["Type"] == "Schedule");
@@ -114,7 +114,7 @@ fn function(name: &str, resource: &Value) -> Result<Function> {
     Ok(Function {
         binary: binary.to_owned(),
         routes: routes.collect::<Result<_>>()?,
-        reads_outbox: reads_outbox.collect::<Result<Vec<_>>>()?.concat(),
+        outbox_prefixes: outbox_prefixes.collect::<Result<Vec<_>>>()?.concat(),
         schedule: schedule.transpose()?,
         indexes: indexes(&resource["Properties"]["Policies"]).with_context(|| format!("{name}, Policies"))?,
     })

@@ -55,7 +55,7 @@ pub fn start(
         let tick = worker
             .with_context(|| format!("template.yaml lists {}, which has no worker in registry.rs", function.binary))?;
         let queue = queue(function, emulator).with_context(|| function.binary.clone())?;
-        let (stream, clock) = (emulator.outbox_writes(&function.reads_outbox), Arc::clone(clock));
+        let (stream, clock) = (emulator.outbox_writes(&function.outbox_prefixes), Arc::clone(clock));
         running.spawn(WorkerLoop { tick, period, stream, queue, clock }.run());
     }
     ensure!(workers.is_empty(), "workers missing in template.yaml: {:?}", workers.keys());

@@ -9,7 +9,7 @@ use super::Undecided;
 use crate::{
     domain::{ApiKeyToken, Entropy},
     store::Digest,
-    telemetry::Proving,
+    telemetry::ProofSource,
 };
 
 /// Maximum waiting jobs per worker at cost 12: about two seconds of work, half of the time limit of
@@ -70,7 +70,7 @@ impl BcryptPool {
 impl Slot {
     /// Compares the token with the digest in constant time. Returns whether they match, and the
     /// time taken.
-    pub(super) async fn verify(&self, token: &ApiKeyToken, digest: Digest) -> Result<(bool, Proving), Undecided> {
+    pub(super) async fn verify(&self, token: &ApiKeyToken, digest: Digest) -> Result<(bool, ProofSource), Undecided> {
         let token = token.clone();
         self.run(move || bcrypt::verify(token.expose(), digest.as_str())).await
     }
@@ -78,7 +78,7 @@ impl Slot {
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> bcrypt::BcryptResult<T> + Send + 'static,
-    ) -> Result<(T, Proving), Undecided> {
+    ) -> Result<(T, ProofSource), Undecided> {
         let queued_at = Instant::now();
         let worker =
             Arc::clone(&self.workers).acquire_owned().await.map_err(|error| Undecided::Bcrypt(error.to_string()))?;
@@ -89,7 +89,7 @@ impl Slot {
             let _permits = (worker, slot);
             let waited = queued_at.elapsed();
             let done = work()?;
-            Ok((done, Proving::Compared { waited, ran: queued_at.elapsed().saturating_sub(waited) }))
+            Ok((done, ProofSource::Compared { waited, ran: queued_at.elapsed().saturating_sub(waited) }))
         });
         done.await
             .map_err(|error| Undecided::Bcrypt(error.to_string()))?
@@ -124,7 +124,7 @@ impl BcryptPool {
     }
 
     /// Returns the number of running and waiting jobs.
-    pub fn in_line(&self) -> usize {
+    pub fn occupied_slots(&self) -> usize {
         slots(self.cost) - self.slots.available_permits()
     }
 }
@@ -168,7 +168,7 @@ mod tests {
         assert!(matches!(pool.digest(&token(1), &entropy).await, Err(Undecided::Busy)));
         drop(full);
         pool.digest(&token(1), &entropy).await.unwrap();
-        assert_eq!(pool.in_line(), 0);
+        assert_eq!(pool.occupied_slots(), 0);
     }
 
     #[tokio::test]
@@ -178,9 +178,9 @@ mod tests {
         {
             let mut cancelled = pin!(pool.digest(&one, &entropy));
             poll_once(cancelled.as_mut());
-            assert_eq!(pool.in_line(), 1);
+            assert_eq!(pool.occupied_slots(), 1);
         }
-        assert_eq!(pool.in_line(), 0);
+        assert_eq!(pool.occupied_slots(), 0);
         drop(paused);
         pool.digest(&one, &entropy).await.unwrap();
     }
@@ -197,10 +197,10 @@ mod tests {
             }));
             poll_once(cancelled.as_mut());
         }
-        assert_eq!((pool.in_line(), pool.workers.available_permits()), (1, workers() - 1));
+        assert_eq!((pool.occupied_slots(), pool.workers.available_permits()), (1, workers() - 1));
         drop(finish);
         drop(pool.pause().await);
-        while pool.in_line() > 0 {
+        while pool.occupied_slots() > 0 {
             task::yield_now().await;
         }
     }

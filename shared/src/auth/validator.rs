@@ -13,7 +13,7 @@ use crate::{
         TokenRefused,
     },
     store::{Access, Credential, Store},
-    telemetry::{Metrics, Proving},
+    telemetry::{Metrics, ProofSource},
 };
 
 /// Maximum cached proofs in a process, 48 bytes each.
@@ -165,7 +165,7 @@ impl Validator {
         text: &str,
         record_use: RecordUse,
         max_age: Duration,
-        proving: &mut Option<Proving>,
+        proving: &mut Option<ProofSource>,
     ) -> Result<Verdict, Undecided> {
         let is_stale = |read_at: Option<Timestamp>| read_at.is_some_and(|at| self.clock.now().since(at) > max_age);
         let (verdict, read_at) = self.decide(text, record_use, proving).await?;
@@ -182,7 +182,7 @@ impl Validator {
         &self,
         text: &str,
         record_use: RecordUse,
-        proving: &mut Option<Proving>,
+        proving: &mut Option<ProofSource>,
     ) -> Result<(Verdict, Option<Timestamp>), Undecided> {
         let invalid = |why| Ok((Verdict::Invalid(why), None));
         let token = match self.parse(text).await? {
@@ -195,8 +195,8 @@ impl Validator {
         };
         let read_at = self.clock.now();
         let Proof { organization_id, api_key_id, lineage_id } = proof;
-        let records_use = record_use != RecordUse::Never
-            && self.use_write_due.get(&api_key_id).is_none_or(|due| due <= read_at);
+        let records_use =
+            record_use != RecordUse::Never && self.use_write_due.get(&api_key_id).is_none_or(|due| due <= read_at);
         let (access, spending) = if records_use {
             self.store.access_to_use(organization_id, api_key_id, lineage_id, read_at).await?
         } else {
@@ -251,9 +251,13 @@ impl Validator {
 
     /// Returns the key that the token matches, and stores in `proving` how it was found.
     /// Concurrent first validations of one token share one bcrypt comparison.
-    async fn find_proof(&self, token: &ApiKeyToken, proving: &mut Option<Proving>) -> Result<Option<Proof>, Undecided> {
+    async fn find_proof(
+        &self,
+        token: &ApiKeyToken,
+        proving: &mut Option<ProofSource>,
+    ) -> Result<Option<Proof>, Undecided> {
         let fingerprint = token.fingerprint();
-        *proving = Some(Proving::Known);
+        *proving = Some(ProofSource::Known);
         let proof = self.proofs.get_or_insert_async(&fingerprint, async {
             if self.was_refused(&fingerprint) {
                 return Err(None);
@@ -283,7 +287,11 @@ impl Validator {
     /// Compares the token with every key of its prefix, or with the decoy if the prefix has no key.
     /// The bcrypt slot is reserved first, so that a flood that finds the queue full does not reach
     /// the store.
-    async fn compare(&self, token: &ApiKeyToken, proving: &mut Option<Proving>) -> Result<Option<Proof>, Undecided> {
+    async fn compare(
+        &self,
+        token: &ApiKeyToken,
+        proving: &mut Option<ProofSource>,
+    ) -> Result<Option<Proof>, Undecided> {
         let slot = self.bcrypt.reserve()?;
         let candidates = self.store.credentials(&token.prefix()).await?;
         if candidates.is_empty() {

@@ -6,7 +6,7 @@ use super::{
     Timestamp, Value,
 };
 
-/// A release's number in its project: 1, 2, …, without holes. Within the bounds of ids, so that releases are listed like everything else.
+/// Number of a release in its project: 1, 2, …, without gaps. Within the bounds of ids, so that releases are listed like everything else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "u64", into = "u64")]
 pub struct Version(Id);

@@ -46,7 +46,10 @@ impl Received {
         let shows_a_key =
             |name: &str| matches!(telemetry::scrub(name), Cow::Owned(_)) || key.is_in(name, members.as_ref());
         if name.is_some_and(|name| shows_a_key(name.as_str())) {
-            return Err(Error::invalid("name", "must not contain a key or token: every key with scope read can see it"));
+            return Err(Error::invalid(
+                "name",
+                "must not contain a key or token: every key with scope read can see it",
+            ));
         }
         Ok(key)
     }

@@ -65,7 +65,7 @@ where
 {
     /// Authorizes the calling key again by its current state. Needed for everything that outlives
     /// the gateway's cached verdict, such as a token or another key. Stage writes that depend on it
-    /// with [`Transaction::while_unchanged`](crate::store::Transaction::while_unchanged).
+    /// with [`Transaction::require_caller_unchanged`](crate::store::Transaction::require_caller_unchanged).
     pub async fn reauthorize(&self, app: &App) -> Result<ApiKey, Error> {
         let access = app.store.access(self.caller.organization_id, self.caller.api_key_id).await?;
         self.reauthorize_with(app, &access).await?;

@@ -249,14 +249,12 @@ impl From<Conflict> for Error {
                 ("stripe_customer_taken", "Another organization has this Stripe customer: remove it there first")
             }
             Conflict::SlugTaken => ("slug_taken", "The slug is taken. Choose another one."),
-            Conflict::WebhookEndpointsFull => (
-                "webhook_endpoint_limit",
-                "Webhook endpoint limit reached (20). Delete one first.",
-            ),
-            Conflict::RecoveryUnderWay => (
-                "recovery_under_way",
-                "A recovery is already running for this endpoint. Try again when it finishes.",
-            ),
+            Conflict::WebhookEndpointsFull => {
+                ("webhook_endpoint_limit", "Webhook endpoint limit reached (20). Delete one first.")
+            }
+            Conflict::RecoveryUnderWay => {
+                ("recovery_under_way", "A recovery is already running for this endpoint. Try again when it finishes.")
+            }
             Conflict::LastAdminKey => (
                 "last_admin_key",
                 "This is the organization's last admin key that is active and has no expiry or CIDRs. Create another one first.",

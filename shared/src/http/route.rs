@@ -25,7 +25,7 @@ pub trait Route: Sized + Send + Sync + 'static {
     /// Secrets that the handler needs, in addition to those of [`Route::Access`].
     const SECRETS: &'static [Secret] = &[];
     /// Whether the handler uses the store.
-    const ASKS_STORE: bool = true;
+    const USES_STORE: bool = true;
     /// Whether the route supports `Idempotency-Key`.
     const IDEMPOTENT: bool = false;
     /// Whether an empty body is read as `{}`.

@@ -50,7 +50,7 @@ pub async fn run<R: Route>() -> ExitCode {
 async fn serve_events<R: Route>() -> Result<(), lambda_runtime::Error> {
     telemetry::init(telemetry::Output::Stdout, "info")?;
     let secrets = [R::Access::SECRETS, R::SECRETS].concat();
-    let app = &App::deployed(R::NAME, Needs { secrets, store: R::ASKS_STORE }).await?;
+    let app = &App::deployed(R::NAME, Needs { secrets, store: R::USES_STORE }).await?;
     lambda_runtime::run(service_fn(move |event: LambdaEvent<GatewayEvent>| async move {
         // Boxed: the runtime moves its service's future several times.
         Ok::<_, lambda_runtime::Error>(Box::pin(serve_event::<R>(app, event.payload)).await)

@@ -136,7 +136,7 @@ impl Transaction {
 
     /// Requires that the calling key is unchanged since it was read. For transactions that do not
     /// write that key.
-    pub fn while_unchanged(&mut self, organization: Id, caller: &ApiKey) -> Result<(), StoreError> {
+    pub fn require_caller_unchanged(&mut self, organization: Id, caller: &ApiKey) -> Result<(), StoreError> {
         let key = Key::api_key(organization, caller.id);
         self.check_version(Table::Main, &key, caller.version, Conflict::CallerChanged)
     }
@@ -166,7 +166,7 @@ impl Transaction {
         after: &ApiKey,
     ) -> Result<(), StoreError> {
         if caller.id != after.id {
-            self.while_unchanged(organization, caller)?;
+            self.require_caller_unchanged(organization, caller)?;
         }
         if before.expires_at != after.expires_at {
             self.schedule_expiry_notice(organization, after)?;

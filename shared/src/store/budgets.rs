@@ -44,10 +44,10 @@ struct BudgetCheckItem<'a> {
 
 impl BudgetCheck {
     /// The sort key of the pending check, in which keys accumulate.
-    pub const GATHERED: &str = "CHECK";
+    pub const PENDING_SORT_KEY: &str = "CHECK";
 
     /// Returns the sort key of the check while a worker processes it.
-    pub fn place_aside(&self) -> String {
+    pub fn claimed_sort_key(&self) -> String {
         format!("LOOK#{}", self.stamp)
     }
 }
@@ -123,11 +123,11 @@ impl Transaction {
 
     /// Moves a check aside while a worker processes it, so that new keys accumulate in another one.
     /// If the worker is interrupted, the check is due again at `again`.
-    pub fn put_budget_check_aside(&mut self, check: &BudgetCheck, again: Timestamp) -> Result<(), StoreError> {
-        self.settle_budget_check(check, BudgetCheck::GATHERED)?;
+    pub fn claim_budget_check(&mut self, check: &BudgetCheck, again: Timestamp) -> Result<(), StoreError> {
+        self.settle_budget_check(check, BudgetCheck::PENDING_SORT_KEY)?;
         let item =
             BudgetCheckItem { organization_id: check.organization_id, api_keys: &check.api_keys, stamp: check.stamp };
-        let key = Key::due(Queue::BudgetChecks, check.organization_id, &check.place_aside());
+        let key = Key::due(Queue::BudgetChecks, check.organization_id, &check.claimed_sort_key());
         let due_shard = Queue::BudgetChecks.shard(check.organization_id);
         self.put(Table::Outbox, &key, &Scheduled { item: &item, due_shard, due_at: again }, Conflict::Changed, |put| {
             put

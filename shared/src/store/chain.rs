@@ -50,7 +50,7 @@ pub struct PendingEvents {
     pub events: Vec<ChainedEvent>,
     /// Number of requested events that were examined. It is smaller than the request if one link
     /// cannot hold them all.
-    pub looked_at: usize,
+    pub examined: usize,
     /// Sort keys of events that were rewritten after they were chained.
     pub rewritten: Vec<String>,
 }
@@ -103,13 +103,13 @@ impl Store {
         for item in self.batch_get(Table::Main, &keys).await? {
             items.insert((required_text(&item, "pk")?.to_owned(), required_text(&item, "sk")?.to_owned()), item);
         }
-        let mut pending = PendingEvents { events: Vec::new(), looked_at: 0, rewritten: Vec::new() };
+        let mut pending = PendingEvents { events: Vec::new(), examined: 0, rewritten: Vec::new() };
         let mut bytes = 0;
         for (sk, keys) in sks.iter().zip(keys.chunks_exact(2)) {
             let [event, claim] = [&keys[0], &keys[1]].map(|key| items.get(&(key.pk.clone(), key.sk.clone())));
             let event = event.map(|item| Ok::<_, StoreError>((encoded(item)?, event_mark(item)?))).transpose()?;
             let Some((encoded, mark)) = event.filter(|(_, mark)| mark.waiting && mark.link.is_none()) else {
-                pending.looked_at += 1;
+                pending.examined += 1;
                 continue;
             };
             if claim.is_some() {
@@ -120,7 +120,7 @@ impl Store {
                 bytes += encoded.len();
                 pending.events.push(ChainedEvent { sk: sk.clone(), digest: mark.digest });
             }
-            pending.looked_at += 1;
+            pending.examined += 1;
         }
         Ok(pending)
     }

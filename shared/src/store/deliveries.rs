@@ -19,7 +19,7 @@ use super::{
 };
 use crate::domain::{Attempt, CLOCKS_APART, Delivery, DeliveryStatus, Event, Id, Timestamp, WebhookEndpoint};
 
-pub const DELIVERIES_KEPT: Duration = Duration::from_hours(30 * 24);
+pub const DELIVERY_RETENTION: Duration = Duration::from_hours(30 * 24);
 /// How long an event is kept: longer than its deliveries, which send its bytes.
 const EVENT_RETENTION: Duration = Duration::from_hours(33 * 24);
 /// Maximum number of writes in a transaction, set by DynamoDB.
@@ -83,7 +83,7 @@ struct Expiring<'a, T> {
 impl<'a, T> Expiring<'a, T> {
     /// `event` is the id of the event, which determines the expiry.
     fn new(event: Id, item: &'a T) -> Self {
-        Self { item, ttl: event.drawn_at().plus(DELIVERIES_KEPT).as_seconds() }
+        Self { item, ttl: event.drawn_at().plus(DELIVERY_RETENTION).as_seconds() }
     }
 }
 
@@ -292,13 +292,13 @@ impl Store {
         let failed = transaction.attempt().await?;
         Ok(match failed.iter().min() {
             None => Settlement::Written,
-            Some(index) if *index < callers_writes => Settlement::OthersChanged,
-            Some(_) => Settlement::NotOurs,
+            Some(index) if *index < callers_writes => Settlement::CallersWriteFailed,
+            Some(_) => Settlement::AlreadySettled,
         })
     }
 
     /// Deletes the scheduled attempt of a delivery that is no longer kept.
-    pub async fn forget_delivery(
+    pub async fn delete_pending_delivery(
         &self,
         organization: Id,
         endpoint: Id,
@@ -333,7 +333,7 @@ impl Store {
             id: |delivery: &Delivery| delivery.id,
         };
         // DynamoDB deletes expired items late.
-        let kept = |delivery: &Delivery| now.since(delivery.id.drawn_at()) < DELIVERIES_KEPT;
+        let kept = |delivery: &Delivery| now.since(delivery.id.drawn_at()) < DELIVERY_RETENTION;
         self.page(listing, below, limit, |delivery| kept(delivery) && keep(delivery)).await
     }
 }
@@ -344,9 +344,9 @@ pub enum Settlement {
     Written,
     /// Another worker has recorded a result, a replay has rescheduled the delivery, or another
     /// worker holds the lease.
-    NotOurs,
+    AlreadySettled,
     /// A condition of the caller's own writes failed.
-    OthersChanged,
+    CallersWriteFailed,
 }
 
 impl Transaction {

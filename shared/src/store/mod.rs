@@ -54,7 +54,7 @@ pub use self::{
     chain::{PendingEvents, Sweep, UnchainedEvents},
     conflict_retry::ConflictRetry,
     credentials::{Credential, Digest},
-    deliveries::{DELIVERIES_KEPT, DueDeliveries, PendingDelivery, Settled, Settlement},
+    deliveries::{DELIVERY_RETENTION, DueDeliveries, PendingDelivery, Settled, Settlement},
     error::StoreError,
     idempotency::IdempotencyRecord,
     model_keys::{ActiveModelKey, Ciphertext, SealedModelKey},

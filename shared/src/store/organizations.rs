@@ -75,12 +75,12 @@ impl Transaction {
     }
 
     /// Requires that an organization is unchanged since it was read.
-    pub fn while_organization_unchanged(&mut self, read: &Organization) -> Result<(), StoreError> {
+    pub fn require_organization_unchanged(&mut self, read: &Organization) -> Result<(), StoreError> {
         self.check_version(Table::Main, &Key::organization(read.id), read.version, Conflict::Changed)
     }
 
     /// Records a Stripe event in the transaction of its effects, so that it takes effect once.
-    pub fn take_in_stripe_event(
+    pub fn record_stripe_event(
         &mut self,
         organization: Id,
         event: &StripeId,

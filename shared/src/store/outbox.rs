@@ -371,7 +371,7 @@ impl Transaction {
         keys: impl IntoIterator<Item = Id>,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        self.schedule_budget_check(organization, BudgetCheck::GATHERED, keys, now)
+        self.schedule_budget_check(organization, BudgetCheck::PENDING_SORT_KEY, keys, now)
     }
 
     /// Schedules a check for a later time. At most one check is pending per organization and time.

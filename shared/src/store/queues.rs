@@ -127,7 +127,7 @@ impl Store {
     }
 
     /// Releases the lease and blocks the queue until `until`, even if deliveries are added.
-    pub async fn rest_queue(&self, lease: &Lease, until: Timestamp) -> Result<(), StoreError> {
+    pub async fn pause_queue(&self, lease: &Lease, until: Timestamp) -> Result<(), StoreError> {
         let update = self.release_update(lease).condition_expression("lease = :lease");
         let update = update
             .update_expression("SET due_at = :until, rests_until = :until REMOVE leased_until, lease")
@@ -141,7 +141,7 @@ impl Store {
     }
 
     /// Deletes the queue of an endpoint that no longer exists.
-    pub async fn drop_queue(&self, lease: &Lease) -> Result<(), StoreError> {
+    pub async fn delete_queue(&self, lease: &Lease) -> Result<(), StoreError> {
         let sent = self
             .client
             .delete_item()

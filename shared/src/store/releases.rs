@@ -50,7 +50,7 @@ impl Store {
     }
 
     /// Returns the location of a release. For internal routes.
-    pub async fn release_place(&self, release: Id) -> Result<Option<ReleaseLocation>, StoreError> {
+    pub async fn release_location(&self, release: Id) -> Result<Option<ReleaseLocation>, StoreError> {
         self.get(Table::Main, Key::claimed_id(Kind::Release, release)).await
     }
 

@@ -25,7 +25,7 @@ struct Source {
 
 /// How the proof of a key was obtained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Proving {
+pub enum ProofSource {
     /// The cache had the proof.
     Known,
     /// bcrypt ran for `ran`, after waiting for `waited` in the queue.
@@ -59,11 +59,11 @@ impl Metrics {
 
     /// Records the validation of a credential and its outcome. `proving` is `None` if no digest was
     /// needed.
-    pub fn validation(&self, at: Timestamp, outcome: &str, proving: Option<Proving>) {
+    pub fn validation(&self, at: Timestamp, outcome: &str, proving: Option<ProofSource>) {
         let mut groups = vec![MetricGroup { by: Some(("Outcome", outcome)), values: vec![count("Validations", 1)] }];
         match proving {
-            Some(Proving::Known) => groups.push(MetricGroup { by: None, values: vec![count("ProofCacheHits", 1)] }),
-            Some(Proving::Compared { waited, ran }) => {
+            Some(ProofSource::Known) => groups.push(MetricGroup { by: None, values: vec![count("ProofCacheHits", 1)] }),
+            Some(ProofSource::Compared { waited, ran }) => {
                 let took = [milliseconds("BcryptWait", waited), milliseconds("BcryptTime", ran)];
                 groups.push(MetricGroup {
                     by: None,
@@ -178,8 +178,8 @@ mod tests {
     fn validation_is_one_line_with_outcome_and_times() {
         let (waited, ran) = (Duration::from_millis(3), Duration::from_micros(224_500));
         let lines = written(|metrics| {
-            metrics.validation(noon(), "valid", Some(Proving::Compared { waited, ran }));
-            metrics.validation(noon(), "revoked", Some(Proving::Known));
+            metrics.validation(noon(), "valid", Some(ProofSource::Compared { waited, ran }));
+            metrics.validation(noon(), "revoked", Some(ProofSource::Known));
             metrics.validation(noon(), "tag", None);
         });
         let validations = json!({
@@ -231,7 +231,7 @@ mod tests {
     fn every_line_follows_the_embedded_metric_format() {
         let lines = written(|metrics| {
             let lag = Duration::from_millis(1_250);
-            metrics.validation(noon(), "valid", Some(Proving::Compared { waited: lag, ran: lag }));
+            metrics.validation(noon(), "valid", Some(ProofSource::Compared { waited: lag, ran: lag }));
             metrics.usage_lag(noon(), lag);
             metrics.delivery_lag(noon(), lag);
             metrics.outbox_age(noon(), "events", lag);

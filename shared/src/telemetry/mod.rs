@@ -26,5 +26,5 @@ mod metrics;
 mod scrub;
 
 pub use log::{InitError, Output, exit_code, init};
-pub use metrics::{Metrics, Proving};
+pub use metrics::{Metrics, ProofSource};
 pub use scrub::scrub;

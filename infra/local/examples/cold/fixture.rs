@@ -64,8 +64,8 @@ impl Fixture {
         .await?;
         let SecretSource::Fixed(secrets) = runner.secrets.source() else { anyhow::bail!("the secrets are not fixed") };
         let mut fixture = Self {
-            organization: runner.founded.organization.id.get(),
-            admin: runner.founded.api_key.as_ref().context("no first key")?.expose().to_owned(),
+            organization: runner.bootstrapped.organization.id.get(),
+            admin: runner.bootstrapped.api_key.as_ref().context("no first key")?.expose().to_owned(),
             session: String::new(),
             admin_context: Value::Null,
             session_context: Value::Null,

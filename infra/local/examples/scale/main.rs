@@ -73,7 +73,7 @@ async fn compare(folder: &Path, many: usize) -> Result<()> {
 /// Prints how often validations of the proven keys call the store, as counted by a proxy.
 async fn print_calls(data: &Path, seeds: &Seeds) -> Result<()> {
     let proxy = CountingProxy::bind().await?;
-    let runner = Runner::start_behind(options(data)?, Some(&|store: &str| proxy.serve(store))).await?;
+    let runner = Runner::start_with_proxy(options(data)?, Some(&|store: &str| proxy.serve(store))).await?;
     let validator = Validator::new(runner.app.clone());
     for what in ["first validations", "later validations"] {
         proxy.reset();
@@ -113,7 +113,7 @@ impl Subject {
     /// Measures the reads of a first validation, before and after its bcrypt.
     async fn first_reads(&self, round: usize) -> Result<Duration> {
         let (prefix, id) = &self.seeds.visited[round % self.seeds.visited.len()];
-        let (store, organization) = (&self.runner.app.store, self.runner.founded.organization.id);
+        let (store, organization) = (&self.runner.app.store, self.runner.bootstrapped.organization.id);
         let started = Instant::now();
         let candidates = store.credentials(prefix).await?;
         store.access_to_spend(organization, *id, *id, self.runner.app.clock.now()).await?;

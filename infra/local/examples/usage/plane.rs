@@ -40,8 +40,8 @@ impl Plane {
             clock: Arc::new(SystemClock),
             entropy: Arc::new(OsEntropy),
         };
-        let runner = Runner::start_behind(options, proxy).await?;
-        let admin = runner.founded.api_key.as_ref().context("no first key")?.expose().to_owned();
+        let runner = Runner::start_with_proxy(options, proxy).await?;
+        let admin = runner.bootstrapped.api_key.as_ref().context("no first key")?.expose().to_owned();
         Ok(Self { runner, client: reqwest::Client::new(), admin, now: SystemClock.now() })
     }
 

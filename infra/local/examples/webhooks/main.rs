@@ -88,8 +88,8 @@ impl WebhookRunner {
             entropy: Arc::new(OsEntropy),
         });
         let runner = runner.await?;
-        let token = runner.founded.api_key.as_ref().context("no first key")?.expose().to_owned();
-        Ok(Self { organization: runner.founded.organization.id, token, runner })
+        let token = runner.bootstrapped.api_key.as_ref().context("no first key")?.expose().to_owned();
+        Ok(Self { organization: runner.bootstrapped.organization.id, token, runner })
     }
 
     async fn endpoint(&self, url: &str, event_type: EventType) -> Result<()> {

@@ -44,7 +44,7 @@ async fn slug_is_unique_within_an_organization() {
     let server = TestServer::start().await;
     let id = server.project("site").await;
     let refusal = server.post(ROUTE, json!({ "slug": "site", "name": "Other" })).send().await.refused(409);
-    assert_eq!(refusal, json!({ "error": "slug_taken", "message": "The slug is taken: choose another one" }));
+    assert_eq!(refusal, json!({ "error": "slug_taken", "message": "The slug is taken. Choose another one." }));
     let kept = read(&server, "site").await;
     assert_eq!((&kept["id"], &kept["name"]), (&json!(id), &json!("site")));
 }
@@ -245,7 +245,7 @@ async fn patch_changes_named_fields_and_null_clears() {
     let cleared = json!({ "model_id": null, "endpoint_url": null });
     expected.as_object_mut().unwrap().extend(cleared.as_object().unwrap().clone());
     assert_eq!(patch(&server, cleared).send().await.expect(200)["agent_project"], expected);
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -310,5 +310,5 @@ async fn concurrent_patches_of_different_fields_all_apply() {
     for (field, value) in patches.iter().flat_map(|patch| patch.as_object().unwrap()) {
         assert_eq!(&project[field], value);
     }
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }

@@ -53,7 +53,7 @@ async fn full_queue_returns_503_and_changes_nothing() {
     for (request, status) in requests() {
         request.send().await.expect(status);
     }
-    assert_eq!(server.runner.app.bcrypt.in_line(), 0);
+    assert_eq!(server.runner.app.bcrypt.occupied_slots(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -67,14 +67,14 @@ async fn concurrent_validations_of_one_key_share_one_slot() {
     for _ in 0..200 {
         storm.spawn(validation(&server, json!({ "key": token })).send());
     }
-    until("one queued validation", async || pool.in_line() == 1).await;
+    until("one queued validation", async || pool.occupied_slots() == 1).await;
     // A second slot for this key would now be refused with 503.
     let full = pool.fill();
     drop(paused);
     storm.join_all().await.into_iter().for_each(valid_key);
     assert_eq!((proxy.seen_of("Query").len(), proxy.seen_of("BatchGetItem").len()), (1, 200));
     drop(full);
-    assert_eq!(pool.in_line(), 0);
+    assert_eq!(pool.occupied_slots(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,7 +122,7 @@ async fn flood_of_unknown_keys_leaves_known_keys_working() {
     }
     let (_, token) = server.key(&["read"]).await;
     valid_key(validation(&server, json!({ "key": token })).send().await);
-    assert_eq!(pool.in_line(), 0);
+    assert_eq!(pool.occupied_slots(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -132,9 +132,9 @@ async fn disconnected_client_leaves_the_queue() {
     let pool = &server.runner.app.bcrypt;
     let paused = pool.pause().await;
     let client = tokio::spawn(validation(&server, json!({ "key": token })).send());
-    until("one queued validation", async || pool.in_line() == 1).await;
+    until("one queued validation", async || pool.occupied_slots() == 1).await;
     client.abort();
-    until("an empty queue", async || pool.in_line() == 0).await;
+    until("an empty queue", async || pool.occupied_slots() == 0).await;
     drop(paused);
     valid_key(validation(&server, json!({ "key": token })).send().await);
 }

@@ -250,7 +250,7 @@ async fn stream_record_checks_only_its_organization() {
     let (key, _) = server.key(&["read"]).await;
     put(&server, json!({ "total_tokens": 100 })).await;
     spend(&server, key, 100).await;
-    let worker = BudgetChecks::new(server.runner.app.of_function(BudgetChecks::NAME));
+    let worker = BudgetChecks::new(server.runner.app.for_function(BudgetChecks::NAME));
     let due = |id: u64| DueItem { organization_id: Id::new(id).unwrap(), sk: "CHECK".to_owned() };
     let written = |id: u64| Wake::Written([due(id)].into());
     worker.work(&written(server.organization_id + 1)).await.unwrap();

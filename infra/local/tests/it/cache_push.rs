@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use worker_cache_push::{AuthorizerCache, CachePush};
 
 use crate::{
-    calls::keep_sent,
+    calls::record_sent_requests,
     data_plane::{DataPlane, Reaction, configured, token},
     fault_proxy::{ALWAYS, Fault, FaultProxy},
     harness::{PATIENCE, TestServer, options, plain, until},
@@ -306,7 +306,7 @@ async fn stream_record_pushes_only_its_organization() {
     });
     server.dynamodb("UpdateItem", ahead).await;
     let worker =
-        CachePush::new(server.runner.app.of_function(CachePush::NAME), AuthorizerCache::Local(Arc::new(|| ())));
+        CachePush::new(server.runner.app.for_function(CachePush::NAME), AuthorizerCache::Local(Arc::new(|| ())));
     for (organization, expected) in [(other, vec![]), (server.organization_id, vec![server.organization_id])] {
         worker.work(&stream_of(organization)).await.unwrap();
         assert_eq!(plane.take_organizations(), expected);
@@ -323,7 +323,7 @@ fn flushing(app: &App) -> (CachePush, Arc<Mutex<Vec<Timestamp>>>) {
     let flushes = Arc::new(Mutex::new(Vec::new()));
     let (noted, clock) = (Arc::clone(&flushes), Arc::clone(&app.clock));
     let cache = AuthorizerCache::Local(Arc::new(move || noted.lock().unwrap().push(clock.now())));
-    (CachePush::new(app.of_function(CachePush::NAME), cache), flushes)
+    (CachePush::new(app.for_function(CachePush::NAME), cache), flushes)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -375,7 +375,7 @@ async fn failed_flush_is_retried_and_delays_no_push() {
     let (server, clock) = server(&[("eu", &plane)]).await;
     let sdk = config::local_sdk(&gateway.url, &"a-key-id".into()).await;
     let stage = GatewayStage { rest_api_id: "a1b2c3".to_owned(), stage: "prod".to_owned() };
-    let worker = CachePush::new(server.runner.app.of_function(CachePush::NAME), AuthorizerCache::gateway(&sdk, stage));
+    let worker = CachePush::new(server.runner.app.for_function(CachePush::NAME), AuthorizerCache::gateway(&sdk, stage));
     gateway.react(Reaction::Status(404));
     revoke(&server).await;
     worker.work(&Wake::Sweep).await.unwrap_err();
@@ -393,7 +393,7 @@ async fn failed_flush_is_retried_and_delays_no_push() {
         assert!(signature.contains("/us-east-1/apigateway/aws4_request"), "{signature}");
     }
     assert_eq!(gateway.received().len(), 2);
-    keep_sent(CachePush::NAME, &gateway.received());
+    record_sent_requests(CachePush::NAME, &gateway.received());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -402,7 +402,7 @@ async fn data_plane_token_must_not_be_service_token() {
     let tokens = Some(plane.token.clone().into());
     let options = Options { service_tokens: tokens, ..options_for(&[("eu", &plane)], Arc::new(SystemClock)) };
     let refusal = Runner::start(options).await.err().unwrap().to_string();
-    let expected = "the token of the data plane eu is a service token too: give the data plane one of its own";
+    let expected = "the token of the data plane eu is also a service token: give the data plane its own token";
     assert_eq!(refusal, expected);
 }
 
@@ -423,7 +423,7 @@ async fn data_plane_with_a_service_token_is_skipped() {
     let App { clock, entropy, witness, .. } = server.runner.app.clone();
     let mut app = App::new(config, &sdk, SecretSource::Fixed(texts), clock, entropy);
     app.witness = witness;
-    CachePush::new(app.of_function(CachePush::NAME), AuthorizerCache::Local(Arc::new(|| ())))
+    CachePush::new(app.for_function(CachePush::NAME), AuthorizerCache::Local(Arc::new(|| ())))
         .work(&Wake::Sweep)
         .await
         .unwrap();
@@ -439,7 +439,7 @@ async fn debug_output_hides_data_plane_tokens() {
     let options = Options { data_planes: Some(planes.to_string().into()), ..options(Arc::new(SystemClock)) };
     let server = TestServer::start_as(options, None).await;
     let worker =
-        CachePush::new(server.runner.app.of_function(CachePush::NAME), AuthorizerCache::Local(Arc::new(|| ())));
+        CachePush::new(server.runner.app.for_function(CachePush::NAME), AuthorizerCache::Local(Arc::new(|| ())));
     let planes = server.runner.app.secrets.data_planes().await.unwrap();
     let printed = format!("{worker:?} {planes:?} {:?}", server.runner.app.secrets);
     assert!(!printed.contains("qqqq"), "{printed}");

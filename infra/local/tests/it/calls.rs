@@ -84,7 +84,7 @@ impl Witness for Calls {
 }
 
 /// Records the requests of a function to a fake API Gateway or Lambda.
-pub(crate) fn keep_sent(function: &str, requests: &[Received]) {
+pub(crate) fn record_sent_requests(function: &str, requests: &[Received]) {
     for request in requests {
         let signed = request.headers["authorization"].to_str().unwrap();
         let service = signed.split("/us-east-1/").nth(1).and_then(|scope| scope.split('/').next()).unwrap();
@@ -104,7 +104,7 @@ pub(crate) fn keep_sent(function: &str, requests: &[Received]) {
 }
 
 /// Records a request of a function to the fake Secrets Manager. The access key names the function.
-pub(crate) fn keep_asked(function: &str, operation: &str, secret: &str) {
+pub(crate) fn record_secret_call(function: &str, operation: &str, secret: &str) {
     record(&Call {
         function: function.to_owned(),
         action: format!("secretsmanager:{operation}"),
@@ -224,7 +224,7 @@ async fn calls_are_recorded_by_iam_action_and_resource() {
     let (key, _) = server.key(&["read"]).await;
     server.get("/v1/api_keys").send().await.expect(200);
     server.delete(&format!("/v1/api_keys/{key}")).send().await.expect(200);
-    let whoami = server.runner.app.of_function(whoami::Whoami::NAME);
+    let whoami = server.runner.app.for_function(whoami::Whoami::NAME);
     whoami.store.audit_reader().audited().await.unwrap();
     let functions = ["authorizer", "api-keys-list", "api-keys-revoke", "whoami"];
     let seen = calls.seen().into_iter().filter(|call| functions.contains(&call.function.as_str()));

@@ -49,7 +49,7 @@ async fn create_is_retried_under_its_request_token() {
     assert_eq!(tokens.len(), 2);
     assert_eq!(tokens[0], tokens[1]);
     let tables = Tables::new(&server).await;
-    tables.assert_whole();
+    tables.assert_consistent();
     assert_eq!(tables.key_ids().len(), 2);
     assert!(tables.key_ids().contains(&id(&created)));
     server.get("/v1/whoami").bearer(created["secret"].as_str().unwrap()).send().await.expect(200);
@@ -66,7 +66,7 @@ async fn idempotency_key_recovers_a_lost_create() {
     let second = new_key(&server).idempotency_key("once").send().await.expect(201);
     assert_eq!(first, second);
     let tables = Tables::new(&server).await;
-    tables.assert_whole();
+    tables.assert_consistent();
     assert_eq!(tables.key_ids().len(), 2);
     server.get("/v1/whoami").bearer(first["secret"].as_str().unwrap()).send().await.expect(200);
 }
@@ -87,7 +87,7 @@ async fn revocation_with_lost_response_is_audited_once() {
         }
         let repeated = server.delete(&path).send().await.expect(200);
         assert_eq!(repeated["api_key"]["status"], "revoked");
-        Tables::new(&server).await.assert_whole();
+        Tables::new(&server).await.assert_consistent();
     }
 }
 
@@ -125,7 +125,7 @@ async fn hanging_store_returns_503_within_the_deadline() {
         unavailable(reply);
     }
     proxy.heal();
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,7 +138,7 @@ async fn transaction_conflicts_are_retried_up_to_a_limit() {
     unavailable(in_time(new_key(&server)).await);
     unavailable(in_time(server.post("/v1/agent_projects", json!({ "slug": "app", "name": "App" }))).await);
     let tables = Tables::new(&server).await;
-    tables.assert_whole();
+    tables.assert_consistent();
     assert_eq!(tables.key_ids().len(), 2);
     assert_eq!(tables.under("PRJ#").count(), 0);
 }
@@ -162,7 +162,7 @@ async fn taken_random_id_is_replaced() {
     proxy.fail("TransactWriteItems", ALWAYS, taken);
     unavailable(in_time(new_key(&server)).await);
     let tables = Tables::new(&server).await;
-    tables.assert_whole();
+    tables.assert_consistent();
     assert_eq!(tables.key_ids().len(), 2);
 }
 
@@ -192,7 +192,7 @@ async fn two_transient_faults_are_invisible() {
             in_time(server.post("/v1/agent_projects", json!({ "slug": "app", "name": "App" }))).await.expect(201);
         let read = in_time(server.get("/v1/agent_projects/app")).await.expect(200);
         assert_eq!(created, read);
-        Tables::new(&server).await.assert_whole();
+        Tables::new(&server).await.assert_consistent();
     }
 }
 
@@ -218,7 +218,7 @@ async fn acknowledged_writes_survive_faults_and_are_complete() {
         }
         assert!(acknowledged.len() >= 3, "{fault:?}: up to three faults in a row are retried");
         let tables = Tables::new(&server).await;
-        tables.assert_whole();
+        tables.assert_consistent();
         for (key, changed, revoked) in acknowledged {
             let kept = tables.under("KEY#").find(|kept| kept["id"] == key).unwrap();
             assert!(!changed || kept["scopes"] == json!(["read"]), "{kept}");

@@ -87,8 +87,8 @@ impl TestServer {
 
     pub(crate) async fn start_as(options: Options, proxy: Option<&dyn Fn(&str) -> String>) -> Self {
         log_to_file();
-        let runner = Runner::start_behind(options, proxy).await.unwrap();
-        let admin = runner.founded.api_key.as_ref().unwrap().expose().to_owned();
+        let runner = Runner::start_with_proxy(options, proxy).await.unwrap();
+        let admin = runner.bootstrapped.api_key.as_ref().unwrap().expose().to_owned();
         Self::new(runner, admin)
     }
 
@@ -104,7 +104,7 @@ impl TestServer {
         log_to_file();
         let options = Options { internal, ..options(Arc::new(SystemClock)) };
         let runner = Runner::start(options).await.unwrap();
-        let admin = runner.founded.api_key.as_ref().unwrap().expose().to_owned();
+        let admin = runner.bootstrapped.api_key.as_ref().unwrap().expose().to_owned();
         Self::new(runner, admin)
     }
 
@@ -112,7 +112,7 @@ impl TestServer {
         note_secret(runner.secrets.service_token.expose_secret());
         note_secret(runner.secrets.session_token_secret.expose_secret());
         note_secret(&admin);
-        let organization_id = runner.founded.organization.id.get();
+        let organization_id = runner.bootstrapped.organization.id.get();
         Self { audit: AuditCheck::new(&runner), runner, admin, organization_id, client: reqwest::Client::new() }
     }
 
@@ -123,10 +123,10 @@ impl TestServer {
 
     /// Creates an organization. Returns its id and the token of its first key.
     pub(crate) async fn another_organization(&self, name: &str) -> (u64, String) {
-        let founded = bootstrap::organization(&self.runner.app, &slug(name), "local runner").await.unwrap();
-        let token = founded.api_key.unwrap().expose().to_owned();
+        let bootstrapped = bootstrap::organization(&self.runner.app, &slug(name), "local runner").await.unwrap();
+        let token = bootstrapped.api_key.unwrap().expose().to_owned();
         note_secret(&token);
-        (founded.organization.id.get(), token)
+        (bootstrapped.organization.id.get(), token)
     }
 
     pub(crate) fn get(&self, path: &str) -> Request {
@@ -302,7 +302,7 @@ impl TestServer {
         let mut event = ApiGatewayCustomAuthorizerRequest::default();
         event.authorization_token = Some(header.to_owned());
         event.method_arn = Some("arn:aws:execute-api:local:000000000000:karta/local/GET/v1/whoami".to_owned());
-        let answer = Authorizer::new(self.runner.app.of_function(authorizer::NAME)).authorize(&event).await.unwrap();
+        let answer = Authorizer::new(self.runner.app.for_function(authorizer::NAME)).authorize(&event).await.unwrap();
         let allowed =
             answer.policy_document.statement.iter().all(|statement| statement.effect == IamPolicyEffect::Allow);
         assert_eq!(allowed, answer.context != json!({}), "a Deny has no context");

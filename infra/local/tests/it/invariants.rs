@@ -88,7 +88,7 @@ impl Tables {
 
     /// Asserts that every resource has its related items, and that no related item is left without
     /// its resource.
-    pub(crate) fn assert_whole(&self) {
+    pub(crate) fn assert_consistent(&self) {
         let keys = self.key_ids();
         assert_eq!(ids(self.under("ID#api_key#"), "id"), keys, "every key has its id claim");
         assert_eq!(ids(self.credentials.iter(), "api_key_id"), keys, "every key has its credential");

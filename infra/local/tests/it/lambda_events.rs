@@ -30,7 +30,7 @@ const METHOD_ARN: &str = "arn:aws:execute-api:eu-central-1:123456789012:a1b2c3d4
 async fn authorize(server: &TestServer, token: &str) -> (Value, Value) {
     let event = json!({ "type": "TOKEN", "authorizationToken": format!("Bearer {token}"), "methodArn": METHOD_ARN });
     let event = serde_json::from_value(event).unwrap();
-    let answer = Authorizer::new(server.runner.app.of_function(authorizer::NAME)).authorize(&event).await.unwrap();
+    let answer = Authorizer::new(server.runner.app.for_function(authorizer::NAME)).authorize(&event).await.unwrap();
     let answer = serde_json::to_value(answer).unwrap();
     assert!(answer["principalId"].is_string());
     assert_eq!(answer["policyDocument"]["Version"], "2012-10-17");
@@ -95,7 +95,7 @@ async fn response<R: Route>(server: &TestServer, event: &str) -> (u16, Value) {
 /// response.
 async fn handle<R: Route>(server: &TestServer, event: &str) -> Value {
     let event: GatewayEvent = serde_json::from_str(event).unwrap();
-    serde_json::to_value(serve_event::<R>(&server.runner.app.of_function(R::NAME), event).await).unwrap()
+    serde_json::to_value(serve_event::<R>(&server.runner.app.for_function(R::NAME), event).await).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -252,7 +252,7 @@ impl<'a> Tour<'a> {
         let sent = self.post("webhookEndpointsTest", &format!("{path}/test"), json!({})).await;
         // Fanned out, and sent nowhere.
         let fan_out = WebhookEvents::new(
-            self.server.runner.app.of_function(WebhookEvents::NAME),
+            self.server.runner.app.for_function(WebhookEvents::NAME),
             Waker::Local(Arc::new(|_, _| ())),
         );
         fan_out.work(&Wake::Sweep).await.unwrap();

@@ -72,7 +72,7 @@ impl Karta {
         let mut command = command(&["--port", "0", "--data-dir", text(data)], &[]);
         let mut child = command.stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-        let exports = lines.take_while(|line| !line.ends_with("Ctrl-C stops the run.")).filter_map(|line| {
+        let exports = lines.take_while(|line| !line.ends_with("Press Ctrl-C to stop.")).filter_map(|line| {
             let (name, value) = line.strip_prefix("  export ")?.split_once('=')?;
             Some((name.to_owned(), Value::from(value)))
         });
@@ -268,7 +268,7 @@ async fn a_kill_among_writes_leaves_nothing_half_there() {
     }
     let server = TestServer::start_over(folder.path().to_owned(), &admin).await;
     let tables = Tables::new(&server).await;
-    tables.assert_whole();
+    tables.assert_consistent();
     assert!(acknowledged.len() < 64, "the kill came among the writes");
     for created in acknowledged {
         note_secret(created["secret"].as_str().unwrap());
@@ -291,7 +291,7 @@ async fn a_second_runner_over_the_same_data_is_refused() {
     let data = text(folder.path());
     let karta = Karta::start(&["--data-dir", data]);
     let message = refused(&["--port", "0", "--data-dir", data], &[]);
-    assert_eq!(message, format!("karta: another runner works on {data}: stop it, or choose another --data-dir\n"));
+    assert_eq!(message, format!("karta: {data} is in use by another runner: stop it, or choose another --data-dir\n"));
     assert_eq!(karta.status("/v1/whoami", karta.says("api_key")).await, 200);
     assert!(karta.end("-TERM").success());
     Karta::start(&["--data-dir", data]);
@@ -532,7 +532,7 @@ fn a_wrong_data_plane_stops_the_start_and_its_field_is_named() {
     let shared = "0f1e2d3c4b5a69788796a5b4c3d2e1f0";
     let planes = json!({ "eu": { "url": url, "token": shared } }).to_string();
     let message = refused(&flags, &[("KARTA_DATA_PLANES", &planes), ("KARTA_SERVICE_TOKENS", shared)]);
-    assert!(message.contains("the token of the data plane eu is a service token too"), "{message}");
+    assert!(message.contains("the token of the data plane eu is also a service token"), "{message}");
     assert!(!message.contains(shared), "{message}");
 }
 
@@ -690,11 +690,11 @@ async fn audit_verify_tells_a_whole_log_from_one_that_was_tampered_with() {
     karta.create_key(&admin).await;
     let (code, out, complaint) = audit_verify(&["--data-dir", data], &[]).await;
     assert_eq!((code, out.as_str()), (Some(1), ""));
-    assert!(complaint.contains("another runner works on"), "{complaint}");
+    assert!(complaint.contains("is in use by another runner"), "{complaint}");
     assert!(karta.end("-TERM").success());
 
     let (code, out, complaint) = audit_verify(&[], &[("KARTA_DATA_DIR", data)]).await;
-    assert!(out.starts_with(&format!("organization {organization}: whole (3 events, ")), "{out}{complaint}");
+    assert!(out.starts_with(&format!("organization {organization}: intact (3 events, ")), "{out}{complaint}");
     assert_eq!((code, out.lines().count()), (Some(0), 1));
 
     let mut server = TestServer::start_over(folder.path().to_owned(), &admin).await;
@@ -706,10 +706,7 @@ async fn audit_verify_tells_a_whole_log_from_one_that_was_tampered_with() {
     server.runner.stop().await;
     let (code, out, _) = audit_verify(&["--data-dir", data], &[]).await;
     let lines: Vec<_> = out.lines().collect();
-    assert!(
-        lines[0].starts_with(&format!("organization {organization}: 1 findings (3 events, 0 of them pending")),
-        "{out}"
-    );
+    assert!(lines[0].starts_with(&format!("organization {organization}: 1 findings (3 events, 0 pending")), "{out}");
     let sk = event["sk"]["S"].as_str().unwrap();
     assert!(lines[1].starts_with(&format!("  event {sk} is not as it was put into link ")), "{out}");
     assert_eq!((code, lines.len()), (Some(1), 2));
@@ -764,19 +761,22 @@ async fn bootstrap_makes_an_organization_with_a_key_once() {
     environment.push(("KARTA_SECRET_KEY_TAG", "karta/prod/key-tag"));
     let (code, out, complaint) = ended(&["bootstrap", "--org", "first"], &environment).await;
     assert_eq!((code, complaint.as_str()), (Some(0), ""));
-    let founded: Value = serde_json::from_str(&out).unwrap();
-    let key = founded["api_key"].as_str().unwrap();
+    let bootstrapped: Value = serde_json::from_str(&out).unwrap();
+    let key = bootstrapped["api_key"].as_str().unwrap();
     note_secret(key);
     let own = server.get("/v1/whoami").bearer(key).send().await.expect(200);
-    assert_eq!((&own["organization_id"], &own["organization_slug"]), (&founded["organization_id"], &json!("first")));
+    assert_eq!(
+        (&own["organization_id"], &own["organization_slug"]),
+        (&bootstrapped["organization_id"], &json!("first"))
+    );
     let audited = server.get("/v1/audit_events").bearer(key).send().await.expect(200);
     assert_eq!(audited["audit_events"][0]["actor"]["name"], "bootstrap", "{audited}");
 
     let (code, out, complaint) = ended(&["bootstrap", "--org", "first"], &environment).await;
     let taken = format!(
-        "karta: the organization first is there, and its first key was shown when it was made: \
-         POST /v1/internal/organizations/{}/api_keys makes another one\n",
-        founded["organization_id"]
+        "karta: the organization first already exists, and its first key is shown only once: \
+         create another key with POST /v1/internal/organizations/{}/api_keys\n",
+        bootstrapped["organization_id"]
     );
     assert_eq!((code, out.as_str(), complaint), (Some(1), "", taken));
 }
@@ -789,7 +789,7 @@ async fn audit_verify_reads_a_deployed_stack_with_the_environments_credentials()
     let mut environment: Vec<_> = deployed.iter().map(|(name, value)| (*name, value.as_str())).collect();
     environment.push(("KARTA_SECRET_AUDIT", "karta/prod/audit"));
     let (code, out, complaint) = audit_verify(&["--deployed"], &environment).await;
-    assert!(code == Some(0) && out.contains(": whole (2 events, 0 of them pending, in 1 links)"), "{out}{complaint}");
+    assert!(code == Some(0) && out.contains(": intact (2 events, 0 pending, 1 links)"), "{out}{complaint}");
     server.skip_audit_check();
     for anchor in server.items_of("karta-anchors", &format!("ANC#{}", server.organization_id)).await {
         let key = json!({ "pk": anchor["pk"], "sk": anchor["sk"] });

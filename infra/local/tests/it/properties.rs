@@ -131,7 +131,7 @@ fn nearly_right_body() -> impl Strategy<Value = Value> {
 
 /// Every route that takes a body, with this one.
 fn with_body(server: &TestServer, body: &[u8]) -> Vec<Request> {
-    let key = server.runner.founded.organization.id;
+    let key = server.runner.bootstrapped.organization.id;
     [
         (Method::POST, "/v1/api_keys".to_owned()),
         // No key has an organization's id: what the body says is judged all the same.

@@ -57,7 +57,7 @@ async fn parallel_revocations_of_one_key_are_one_change_with_one_answer() {
     let answers: BTreeSet<_> = replies.into_iter().map(|reply| reply.expect(200).to_string()).collect();
     assert_eq!(answers.len(), 1, "{answers:?}");
     let tables = Tables::new(&server).await;
-    tables.assert_whole();
+    tables.assert_consistent();
     assert_eq!(tables.audited("api_key.revoked", key), 1);
 }
 
@@ -100,7 +100,7 @@ async fn two_admins_that_bring_each_other_down_leave_one() {
         }
         let still = server.get(&key_path(id)).bearer(&token).send().await.expect(200);
         assert_eq!(still["api_key"]["status"], "active");
-        Tables::new(&server).await.assert_whole();
+        Tables::new(&server).await.assert_consistent();
     }
 }
 
@@ -136,7 +136,7 @@ async fn after_a_storm_of_changes_the_count_of_admin_keys_is_their_number() {
         for reply in replies {
             assert!([200, 201, 409, 503, 504].contains(&reply.status.as_u16()), "{}", reply.text);
         }
-        Tables::new(&server).await.assert_whole();
+        Tables::new(&server).await.assert_consistent();
     }
 }
 
@@ -161,7 +161,7 @@ async fn parallel_patches_of_different_fields_all_land() {
             assert_eq!(&key[field], value);
         }
     }
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -172,7 +172,7 @@ async fn of_parallel_projects_with_one_slug_one_is_made() {
     assert_eq!((winners.len(), losers.len()), (1, 31));
     assert!(losers.iter().all(|loser| loser["error"] == "slug_taken"));
     let tables = Tables::new(&server).await;
-    tables.assert_whole();
+    tables.assert_consistent();
     assert_eq!(tables.under("ID#agent_project#").count(), 1);
 }
 
@@ -184,7 +184,7 @@ async fn parallel_creates_under_one_idempotency_key_make_one_key_and_give_one_an
     let answers: BTreeSet<_> = replies.into_iter().map(|reply| reply.expect(201).to_string()).collect();
     assert_eq!(answers.len(), 1);
     let tables = Tables::new(&server).await;
-    tables.assert_whole();
+    tables.assert_consistent();
     assert_eq!(tables.key_ids().len(), 2);
 }
 
@@ -196,7 +196,7 @@ async fn keys_of_one_millisecond_have_ids_of_their_own() {
     let ids = replies.into_iter().map(|reply| reply.expect(201)["api_key"]["id"].as_u64().unwrap());
     assert_eq!(ids.collect::<BTreeSet<_>>().len(), 64);
     let tables = Tables::new(&server).await;
-    tables.assert_whole();
+    tables.assert_consistent();
     assert_eq!(tables.key_ids().len(), 65);
 }
 
@@ -233,6 +233,6 @@ async fn a_drawn_id_that_is_the_callers_own_is_drawn_again() {
     let caller = store.api_key(organization, key).await.unwrap().unwrap();
     let mut transaction = store.transaction();
     transaction.create_api_key(organization, &caller, Digest::new(String::new())).unwrap();
-    transaction.while_unchanged(organization, &caller).unwrap();
+    transaction.require_caller_unchanged(organization, &caller).unwrap();
     assert!(matches!(transaction.commit().await, Err(CommitError::Conflict(Conflict::IdTaken))));
 }

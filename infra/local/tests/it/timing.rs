@@ -40,8 +40,8 @@ impl Probe {
 
 /// An organization whose digests have the cost of this experiment; its first key's token.
 async fn organization(app: &App, name: &str) -> String {
-    let founded = bootstrap::organization(app, &slug(name), "local runner").await.unwrap();
-    let token = founded.api_key.unwrap().expose().to_owned();
+    let bootstrapped = bootstrap::organization(app, &slug(name), "local runner").await.unwrap();
+    let token = bootstrapped.api_key.unwrap().expose().to_owned();
     note_secret(&token);
     token
 }

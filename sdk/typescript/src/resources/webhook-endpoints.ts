@@ -12,7 +12,7 @@ export interface WebhookEndpoint {
   /** `*` is all. */
   event_types: (KartaEventType | "*")[];
   enabled: boolean;
-  /** Why it is not. `requested`: by an admin; `gone`: it answered 410; `failing`: for too long. */
+  /** Why it is not. `requested`: by an admin; `gone`: receiver returned 410; `failing`: for too long. */
   disabled_reason: "requested" | "gone" | "failing" | null;
   consecutive_failures: number;
   created_at: string;

@@ -159,7 +159,7 @@ async fn revoked_key_cannot_be_changed() {
     for patch in [json!({ "name": "cd" }), json!({ "expires_at": null }), json!({})] {
         let refusal = server.patch(&path(id), patch).send().await.refused(409);
         assert_eq!(refusal["error"], "api_key_revoked");
-        assert_eq!(refusal["message"], "A revoked key cannot be changed: create another one");
+        assert_eq!(refusal["message"], "A revoked key cannot be changed. Create a new key.");
     }
     assert_eq!(read(&server, id).await, revoked);
 }

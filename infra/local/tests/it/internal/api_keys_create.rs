@@ -30,7 +30,7 @@ async fn a_key_is_made_for_the_organization_that_is_named() {
         .map(plain)
         .find(|event| event["resource"]["id"] == api_key["id"] && event["action"] == "api_key.created");
     assert_eq!(event.unwrap()["actor"], json!({ "kind": "service", "id": null, "name": "local-1" }));
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -40,7 +40,7 @@ async fn a_rescued_organization_may_lose_its_former_last_admin_key() {
     server.delete(&format!("/v1/api_keys/{own}")).send().await.refused(409);
     create(&server, &server.organization_id.to_string(), rescue()).send().await.expect(201);
     server.delete(&format!("/v1/api_keys/{own}")).send().await.expect(200);
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -67,5 +67,5 @@ async fn a_repeat_under_its_idempotency_key_makes_no_other_key() {
     let (theirs, _) = server.another_organization("globex").await;
     let elsewhere = create(&server, &theirs.to_string(), rescue()).idempotency_key("once").send().await.expect(201);
     assert_ne!(elsewhere["api_key"]["id"], first.json["api_key"]["id"], "another path is another request");
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }

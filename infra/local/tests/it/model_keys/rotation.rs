@@ -27,7 +27,7 @@ use crate::{
 };
 
 async fn sweep(app: &App) -> Result<(), String> {
-    ModelKeysReseal::new(app.of_function(ModelKeysReseal::NAME))
+    ModelKeysReseal::new(app.for_function(ModelKeysReseal::NAME))
         .work(&Wake::Sweep)
         .await
         .map_err(|fault| fault.to_string())
@@ -66,7 +66,7 @@ async fn a_key_under_the_last_ring_is_opened_and_sealed_anew() {
     let reply = active(&server, "openai").send().await;
     assert!(!reply.text.contains(&key[3..]));
     assert_eq!(reply.refused(503), json!({ "detail": "Service unavailable" }), "who has the last ring yet");
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,7 +94,7 @@ async fn the_sweep_seals_everybodys_keys_anew_until_none_is_left() {
     for (provider, key) in &keys {
         assert_eq!(active_of(&without_the_old, &server, provider).await.expect(200)["plaintext"], *key);
     }
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -279,6 +279,6 @@ async fn a_process_with_an_older_ring_moves_nothing_back() {
             assert_eq!(active_of(&older, &server, "openai").await.expect(200)["plaintext"], key);
         }
         assert_eq!(kids(&server, server.organization_id).await, ["k2"], "{swept}");
-        Tables::new(&server).await.assert_whole();
+        Tables::new(&server).await.assert_consistent();
     }
 }

@@ -57,8 +57,8 @@ async fn events(server: &TestServer) -> Vec<(String, Value)> {
 }
 
 /// That the tables are whole, and that what the audit log tells of releases their events tell as well.
-async fn assert_whole(server: &TestServer) {
-    Tables::new(server).await.assert_whole();
+async fn assert_consistent(server: &TestServer) {
+    Tables::new(server).await.assert_consistent();
     let count = |kinds: Vec<String>| {
         ["created", "activated", "rolled_back"].map(|kind| kinds.iter().filter(|other| **other == kind).count())
     };

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::{assert_whole, deploy, project, releases, report, rollback, statuses};
+use super::{assert_consistent, deploy, project, releases, report, rollback, statuses};
 use crate::harness::{Reply, Request, TestServer};
 
 async fn sent(requests: impl IntoIterator<Item = Request>) -> Vec<Reply> {
@@ -42,7 +42,7 @@ async fn parallel_deploys_are_all_made_and_numbered_without_holes_and_twins() {
         replies.into_iter().map(|reply| reply.expect(201)["release"]["version"].as_u64().unwrap()).collect();
     assert_eq!(versions, (1..=20).collect());
     assert_eq!(assert_one_active(&server).await, 20);
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -56,7 +56,7 @@ async fn a_deploy_against_a_rollback_is_one_after_the_other() {
         assert_eq!(deployed.json["release"]["version"], latest + 1);
         let active = assert_one_active(&server).await;
         assert!(active == 1 || active == latest + 1, "{active}");
-        assert_whole(&server).await;
+        assert_consistent(&server).await;
     }
 }
 
@@ -69,7 +69,7 @@ async fn of_rollbacks_at_once_one_is_the_last() {
         }
         let active = assert_one_active(&server).await;
         assert_ne!(active, 4);
-        assert_whole(&server).await;
+        assert_consistent(&server).await;
         rollback(&server, 4).send().await.expect(200);
     }
 }
@@ -87,7 +87,7 @@ async fn a_report_against_an_activation_loses_neither() {
         }
         assert_eq!(assert_one_active(&server).await, version);
         assert_eq!(releases(&server).await[0]["image_ref"], image);
-        assert_whole(&server).await;
+        assert_consistent(&server).await;
     }
 }
 
@@ -113,7 +113,7 @@ async fn a_failure_against_an_activation_lets_one_of_them_win() {
         };
         assert_eq!(statuses(&server).await.last().unwrap(), expected);
         assert_one_active(&server).await;
-        assert_whole(&server).await;
+        assert_consistent(&server).await;
     }
 }
 
@@ -137,5 +137,5 @@ async fn changes_of_settings_and_deploys_do_not_undo_each_other() {
         (&json!("Shop"), &json!("claude-sonnet-5"), &json!("https://llm.example.com"))
     );
     assert_eq!(assert_one_active(&server).await, 6);
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }

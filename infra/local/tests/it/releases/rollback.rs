@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{assert_whole, deploy, events, project, releases, rollback, statuses};
+use super::{assert_consistent, deploy, events, project, releases, rollback, statuses};
 use crate::harness::TestServer;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -22,7 +22,7 @@ async fn a_rollback_flips_the_pointer_back_and_forth() {
     rollback(&server, 3).send().await.expect(200);
     assert_eq!(statuses(&server).await, ["superseded", "superseded", "active"]);
     assert_eq!(deploy(&server, "abcdef0").send().await.expect(201)["release"]["version"], 4, "numbers go on");
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -48,7 +48,7 @@ async fn a_release_that_waits_ready_is_activated_so_too_and_told_as_that() {
     let change = |before: Value, after: u64| json!({ "current_version": { "before": before, "after": after } });
     assert_eq!((&first["changes"], &second["changes"]), (&change(Value::Null, 2), &change(json!(2), 1)));
     assert_eq!(server.audited("release.rolled_back").await.len(), 1);
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,7 +62,7 @@ async fn rolling_back_to_the_active_release_changes_nothing() {
     }
     assert!(server.audited("release.rolled_back").await.is_empty());
     assert_eq!(events(&server).await.len(), 2);
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,7 +96,7 @@ async fn what_was_not_built_cannot_be_active() {
         assert_eq!((&refusal["error"], &refusal["id"]), (&json!("release_not_ready"), &unbuilt["id"]), "{build}");
         assert_eq!(statuses(&server).await, ["active", build]);
     }
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

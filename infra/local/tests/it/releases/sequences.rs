@@ -8,7 +8,7 @@ use proptest::{
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use super::{assert_whole, report};
+use super::{assert_consistent, report};
 use crate::harness::TestServer;
 
 #[derive(Debug, Clone)]
@@ -156,5 +156,5 @@ fn after_any_steps_the_project_names_the_one_active_release() {
     if let Err(failure) = outcome {
         panic!("{failure}");
     }
-    runtime.block_on(assert_whole(&server));
+    runtime.block_on(assert_consistent(&server));
 }

@@ -168,7 +168,7 @@ async fn this_service_is_no_receiver_of_its_own_events() {
             [(server.request(Method::POST, ROUTE), body(url)), (server.patch(&kept, json!({})), json!({ "url": url }))]
         {
             let (field, message) = complaint(request.header("host", ours).body(body).send().await);
-            assert_eq!((&*field, &*message), ("url", "url must not lead to this service itself"));
+            assert_eq!((&*field, &*message), ("url", "url must not point to this service"));
         }
     }
     // Where a request came in is API Gateway's to say.
@@ -334,7 +334,7 @@ async fn a_deleted_endpoint_is_gone_with_its_secrets() {
         told[0]["changes"]["url"],
         json!({ "before": "https://hooks.example.com/T000?redacted", "after": null })
     );
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -430,7 +430,7 @@ async fn an_organization_has_twenty_endpoints_at_most_however_many_come_at_once(
         }
         let refusal = reply.refused(409);
         assert_eq!(refusal["error"], "webhook_endpoint_limit");
-        assert!(refusal["message"].as_str().unwrap().contains("delete one first"), "{refusal}");
+        assert!(refusal["message"].as_str().unwrap().contains("Delete one first"), "{refusal}");
     }
     assert_eq!(ids.len(), 20);
     assert_eq!(counted(&server).await, (20, 20));
@@ -454,7 +454,7 @@ async fn an_organization_has_twenty_endpoints_at_most_however_many_come_at_once(
     assert_eq!((made, counted(&server).await), (5, (20, 20)));
     let others = server.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })).bearer(&theirs);
     others.send().await.expect(201);
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -483,7 +483,7 @@ async fn a_change_and_the_end_of_an_endpoint_at_once_are_both_kept() {
         assert_eq!(server.audited("webhook_endpoint.disabled").await.len(), 1);
         assert_eq!(server.audited("webhook_endpoint.updated").await.len(), 6);
         assert_eq!(deliveries(server, id).await[0]["attempts"].as_array().unwrap().len(), 1);
-        Tables::new(server).await.assert_whole();
+        Tables::new(server).await.assert_consistent();
     }
 }
 

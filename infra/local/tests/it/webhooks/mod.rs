@@ -44,8 +44,8 @@ struct Post {
 /// The first of the workers, who has the second one serve.
 pub(crate) fn events(app: &App, patience: Duration) -> WebhookEvents {
     let deliveries =
-        WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new()).with_patience(patience);
-    WebhookEvents::new(app.of_function(WebhookEvents::NAME), registry::waker(deliveries))
+        WebhookDeliveries::new(app.for_function(WebhookDeliveries::NAME), Vec::new()).with_max_wait(patience);
+    WebhookEvents::new(app.for_function(WebhookEvents::NAME), registry::waker(deliveries))
 }
 
 /// Events of `acme`'s that ask for nothing but to be told.
@@ -94,7 +94,7 @@ impl Post {
     /// Fans out what waits, and has nobody served.
     async fn fan_out(&self) {
         let unheard = Waker::Local(Arc::new(|_, _| {}));
-        WebhookEvents::new(self.server.runner.app.of_function(WebhookEvents::NAME), unheard)
+        WebhookEvents::new(self.server.runner.app.for_function(WebhookEvents::NAME), unheard)
             .work(&Wake::Sweep)
             .await
             .unwrap();

@@ -9,7 +9,7 @@ use worker_webhook_events::{Waker, WebhookEvents};
 
 use super::{Post, URL, announce, endpoint};
 use crate::{
-    calls::keep_sent,
+    calls::record_sent_requests,
     data_plane::{DataPlane, Reaction},
 };
 
@@ -22,7 +22,7 @@ async fn another_function_is_invoked_for_an_endpoint_and_not_waited_for() {
     let sdk = config::local_sdk(&lambda.url, &"a-key-id".into()).await;
     // By its logical id, as the template has it.
     let waker = Waker::lambda(&sdk, "WorkerWebhookDeliveries".to_owned());
-    let worker = WebhookEvents::new(server.runner.app.of_function(WebhookEvents::NAME), waker);
+    let worker = WebhookEvents::new(server.runner.app.for_function(WebhookEvents::NAME), waker);
     lambda.react(Reaction::Status(404));
     worker.work(&Wake::Sweep).await.unwrap_err();
     lambda.react(Reaction::Status(202));
@@ -35,5 +35,5 @@ async fn another_function_is_invoked_for_an_endpoint_and_not_waited_for() {
         assert_eq!(request.headers["x-amz-invocation-type"], "Event");
         assert_eq!(request.body, json!({ "organization_id": server.organization_id, "webhook_endpoint_id": id }));
     }
-    keep_sent(WebhookEvents::NAME, &received);
+    record_sent_requests(WebhookEvents::NAME, &received);
 }
