@@ -1,4 +1,5 @@
-/// The credentials that this system issues. The log's scrubber and the checks of free text know them by their first characters.
+/// The kinds of credentials that Karta issues. The log scrubber and the checks of free text
+/// recognise them by their first characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CredentialKind {
     ApiKey,
@@ -11,7 +12,8 @@ pub enum CredentialKind {
 impl CredentialKind {
     pub const ALL: [Self; 4] = [Self::ApiKey, Self::ServiceToken, Self::SessionToken, Self::WebhookSecret];
 
-    /// NEVER CHANGE: secret scanners, verification libraries and our own scrubber know credentials by it.
+    /// Returns the fixed start of the credential. NEVER CHANGE: secret scanners, verification
+    /// libraries and the log scrubber match it.
     pub const fn brand(self) -> &'static str {
         match self {
             Self::ApiKey => "kt_live_",

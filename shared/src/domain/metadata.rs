@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Invalid;
 
-/// The caller's own notes on a resource: at most 50 pairs, keys of 1 to 40 characters, values of at most 500.
+/// Free-form notes of the caller on a resource: at most 50 pairs, keys of 1 to 40 characters,
+/// values of at most 500 characters.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "BTreeMap<String, MetadataText>")]
 pub struct Metadata(BTreeMap<String, String>);
@@ -54,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holds_fifty_pairs_of_forty_and_five_hundred() {
+    fn metadata_limits_are_enforced() {
         let pairs = |count: usize, key: usize, value: usize| {
             let pair = |index: usize| (format!("{index:0>key$}"), "é".repeat(value));
             let pairs: BTreeMap<_, _> = (0..count).map(pair).collect();

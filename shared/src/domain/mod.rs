@@ -1,8 +1,13 @@
-//! The rules, and nothing but the rules.
+//! Business rules: keys, scopes, budgets, releases, webhooks, billing and the audit chain.
 //!
-//! No I/O, no JSON, no AWS; time and randomness are arguments. Values that come from outside are parsed into types that cannot
-//! hold anything wrong ([`Name`], [`Slug`], [`ScopeSet`], [`AllowedCidrs`], …): the sentence a parser refuses with completes
-//! "`<field>` …" and never repeats the value, which may be a secret in the wrong place.
+//! The domain does no I/O and calls no AWS service; time and randomness are arguments. Input is
+//! parsed into types that cannot hold an invalid value ([`Name`], [`Slug`], [`ScopeSet`],
+//! [`AllowedCidrs`], …). A parser's error completes the sentence "`<field>` …". It never repeats
+//! the value, because the value may be a secret in the wrong field.
+//!
+//! Many types are also stored items and API schemas. Their serde attributes fix the stored names,
+//! optional attributes are omitted when they are not set, and types with `ToSchema` are published
+//! in `openapi.json`.
 
 mod address;
 mod allowlist;
@@ -98,13 +103,13 @@ pub use webhook::{
 pub use webhook_signature::{Signatures, WebhookSecret};
 pub use webhook_url::WebhookUrl;
 
-/// A value that a field cannot take. Displays as what would be right: "must be 1 to 100 characters".
+/// A value that a field cannot hold. Displays the rule: "must be 1 to 100 characters".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(&'static str);
 
 impl Invalid {
-    pub const fn new(right: &'static str) -> Self {
-        Self(right)
+    pub const fn new(rule: &'static str) -> Self {
+        Self(rule)
     }
 }
