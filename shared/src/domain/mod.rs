@@ -53,7 +53,7 @@ mod webhook;
 mod webhook_signature;
 mod webhook_url;
 
-pub use address::{Reach, judge as judge_address};
+pub use address::{Reach, check as judge_address};
 pub use allowlist::{AddressList, BadEntry, HostList, InternalGuard};
 pub use api_key::{ApiKey, ApiKeyPatch, ApiKeySettings, KeySettled, KeyStatus, NotActive};
 pub use artifact::{ArtifactUrl, CommitSha, ImageRef, TemplatePath};
