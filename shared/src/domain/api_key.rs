@@ -200,8 +200,8 @@ impl ApiKey {
         Self { lineage_id: self.lineage_id, ..Self::new(id, prefix, settings, Some(created_by), now) }
     }
 
-    /// Marks the key as replaced. It expires when the grace period ends or at its own expiry,
-    /// whichever is first.
+    /// Marks the key as replaced. It expires at the end of the grace period or at its own expiry if
+    /// that is earlier.
     pub fn retire(&mut self, successor: Id, grace: Duration, now: Timestamp) -> Result<(), NotActive> {
         if self.status(now) != KeyStatus::Active {
             return Err(NotActive);

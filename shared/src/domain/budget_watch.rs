@@ -8,7 +8,7 @@ use super::{Budget, BudgetVerdict, Cap, CapKind, Month, Tally};
 /// changing caps may get a threshold reported twice.
 const MAX_REPORTED: usize = 1_000;
 
-/// What was already reported about a budget.
+/// The thresholds and the state that were already reported about a budget.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BudgetWatch {
     pub month: Month,

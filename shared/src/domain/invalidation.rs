@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_a_minute_for_ten_minutes() {
+    fn retry_pauses_double_up_to_a_minute() {
         let at: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
         let id = Id::new(1).unwrap();
         let mut item =

@@ -6,7 +6,7 @@ use super::{Id, Invalid, ModelId, Timestamp};
 
 /// How old usage may be to be counted.
 pub const COUNTED_LATE: std::time::Duration = std::time::Duration::from_hours(400 * 24);
-/// How far the clock of a data plane may be ahead of ours.
+/// How far the clock of a data plane may be ahead of this service's clock.
 pub const COUNTED_AHEAD: std::time::Duration = std::time::Duration::from_hours(1);
 
 /// Nano-cents in a cent.
