@@ -1,8 +1,8 @@
 //! Measures the validation of credentials without the network. The SDK is real, but its HTTP client
 //! answers from memory.
 //!
-//! `validate/known proof` minus `validate/bare SDK read` is Karta's own work. `first proof/validation`
-//! divided by `first proof/bare bcrypt` is the overhead of a first validation.
+//! `validate/known proof` minus `validate/bare SDK read` is Karta's own work. `first
+//! proof/validation` divided by `first proof/bare bcrypt` is the overhead of a first validation.
 
 #![expect(clippy::unwrap_used, reason = "a bench without its setup measures nothing")]
 

@@ -12,8 +12,8 @@ use crate::{
     store::{Digest, StoreError, Transaction},
 };
 
-/// An organization and its first key, which has every scope. Nothing is written until they are staged
-/// and the transaction is committed.
+/// The key has every scope. Nothing is written until both are staged and the transaction is
+/// committed.
 #[derive(Debug)]
 pub struct OrganizationBootstrap {
     pub organization: Organization,
@@ -23,7 +23,6 @@ pub struct OrganizationBootstrap {
 }
 
 impl OrganizationBootstrap {
-    /// Creates the first key of `organization`.
     pub async fn new(app: &App, organization: Organization, now: Timestamp) -> Result<Self, Undecided> {
         let token = ApiKeyToken::mint(&*app.secrets.ring(Ring::KeyTag).await?, &*app.entropy);
         let digest = app.bcrypt.digest(&token, &*app.entropy).await?;
@@ -39,8 +38,7 @@ impl OrganizationBootstrap {
         Ok(Self { organization, api_key, token, digest })
     }
 
-    /// Stages both and their audit events. `audit_event` adds actor, time and request metadata to an
-    /// event.
+    /// Stages both. `audit_event` adds actor, time and request metadata to an event.
     pub fn stage(
         &self,
         transaction: &mut Transaction,

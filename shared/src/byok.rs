@@ -1,8 +1,8 @@
 //! Seals and opens customers' provider keys ("bring your own key").
 //!
 //! Each organization has its own subkey, derived from the ring's key. A sealed key is bound to its
-//! organization, provider and id, so that it does not open if it is moved to another item. The kid of
-//! the ring's key is stored with it.
+//! organization, provider and id, so that it does not open if it is moved to another item. The kid
+//! is stored with it.
 
 use std::str;
 
@@ -14,10 +14,10 @@ use crate::{
     store::{Ciphertext, SealedModelKey},
 };
 
-/// The purpose of the subkeys. NEVER CHANGE: stored keys are sealed under it.
+/// NEVER CHANGE: stored keys are sealed for this purpose.
 const PURPOSE: &[u8] = b"karta byok";
 
-/// The organization, provider and id that a sealed key is bound to.
+/// A sealed key is bound to these values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelKeyContext {
     pub organization: Id,
@@ -25,7 +25,6 @@ pub struct ModelKeyContext {
     pub id: Id,
 }
 
-/// Why a sealed key cannot be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ModelKeyUnsealError {
     /// The cached ring may be older than the sealed key.
@@ -36,7 +35,7 @@ pub enum ModelKeyUnsealError {
 }
 
 impl ModelKeyContext {
-    /// Returns a text that is unique to this context. Its parts are numbers and words without slashes.
+    /// Returns a text that is unique to this context, because its parts contain no slashes.
     fn associated_data(self) -> String {
         format!("{}/{}/{}", self.organization, self.provider, self.id)
     }
@@ -45,7 +44,6 @@ impl ModelKeyContext {
         sealing::derive_key(secret, self.organization.to_string().as_bytes(), PURPOSE)
     }
 
-    /// Seals under the ring's current key.
     pub fn seal(self, ring: &Keyring, entropy: &dyn Entropy, plaintext: &str) -> SealedModelKey {
         let (kid, secret) = ring.current();
         let mut nonce = [0; 12];
@@ -54,7 +52,7 @@ impl ModelKeyContext {
         SealedModelKey { provider: self.provider, kid: kid.clone(), ciphertext: Ciphertext::new(sealed) }
     }
 
-    /// Opens a key that was sealed for this context, under any key of the ring.
+    /// Opens under any key of the ring.
     pub fn open(self, ring: &Keyring, sealed: &SealedModelKey) -> Result<SecretString, ModelKeyUnsealError> {
         let secret =
             ring.get(sealed.kid.as_str()).ok_or_else(|| ModelKeyUnsealError::UnknownKid(sealed.kid.clone()))?;
@@ -63,7 +61,7 @@ impl ModelKeyContext {
         str::from_utf8(&plaintext).map(SecretString::from).map_err(|_| ModelKeyUnsealError::Tampered)
     }
 
-    /// Reseals under the ring's current key. Returns `None` if the key is already sealed under it.
+    /// Returns `None` if the key is already sealed under the ring's current key.
     pub fn reseal(
         self,
         ring: &Keyring,
@@ -124,7 +122,8 @@ mod tests {
 
     #[test]
     fn stored_key_still_opens() {
-        // From Python: HKDF-SHA256("a" * 32, "7", "seal:karta byok"), AES-256-GCM with the nonce 0..11 and "7/anthropic/9".
+        // From Python: HKDF-SHA256("a" * 32, "7", "seal:karta byok"), AES-256-GCM with the nonce
+        // 0..11 and "7/anthropic/9".
         let stored =
             "01000102030405060708090a0be5f46bcf8ec6c888a7cd46423375d96b0b5531609add8557ab20c76d9e67a892492a0c73d37723";
         let bytes =

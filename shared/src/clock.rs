@@ -1,8 +1,7 @@
-//! The clock, which is injected wherever the time matters.
+//! The clock, injected wherever the time matters.
 
 use crate::domain::Timestamp;
 
-/// A source of the current time.
 pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> Timestamp;
 }

@@ -13,7 +13,7 @@ impl Entropy for OsEntropy {
     }
 }
 
-/// Returns a random UUID (version 4).
+/// Returns a version 4 UUID.
 pub fn uuid(entropy: &dyn Entropy) -> String {
     let mut random = [0; 16];
     entropy.fill(&mut random);
@@ -22,7 +22,7 @@ pub fn uuid(entropy: &dyn Entropy) -> String {
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
-/// A stream of bytes that depends only on a seed, for repeatable tests. Never use it for real tokens.
+/// Depends only on a seed, for repeatable tests. Never use it for real tokens.
 #[cfg(any(test, feature = "testing"))]
 #[derive(Debug)]
 pub struct SeededEntropy {

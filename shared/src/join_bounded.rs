@@ -4,11 +4,10 @@ use std::future::Future;
 
 use tokio::task::JoinSet;
 
-/// Maximum number of futures that run at once.
 const MAX_CONCURRENT: usize = 16;
 
-/// Awaits all futures, at most 16 at a time, and returns their results in no particular order. Dropping
-/// the returned future cancels them.
+/// Runs at most 16 futures at a time and returns their results in no particular order. Dropping the
+/// returned future cancels them.
 pub async fn join_bounded<T, F>(futures: impl IntoIterator<Item = F>) -> Vec<T>
 where
     T: Send + 'static,

@@ -1,6 +1,6 @@
-//! Reseals every item that is not sealed under its ring's current key, and logs how many items remain
-//! under each other key. A key may be removed from the ring only when none remain. Items under a key
-//! that the ring does not hold are logged as errors, because they cannot be opened.
+//! Reseals every item that is not sealed under its ring's current key, and logs how many remain
+//! under each other key. A key may be removed from the ring only when none remain. Items under a
+//! key that the ring does not hold cannot be opened and are logged as errors.
 
 use std::{collections::BTreeMap, fmt, future::Future};
 
@@ -16,7 +16,7 @@ use crate::{
 pub trait Sealed {
     const KIND: SealedKind;
     const RING: Ring;
-    /// The name of the worker in the log.
+    /// The worker's name in the log.
     const WORKER: &'static str;
     type Item: Send;
     type UnsealError: fmt::Display + Send;
@@ -26,9 +26,8 @@ pub trait Sealed {
 
     fn kid(item: &Self::Item) -> &Kid;
 
-    /// Reseals an item that is not sealed under the ring's current key, if the stored item has not
-    /// changed since it was read. Returns whether it did. `Ok(Err)` is the reason why the item does
-    /// not open.
+    /// Reseals an item under the ring's current key, if the stored item has not changed since it
+    /// was read. Returns whether it did. `Ok(Err)` is the reason why the item does not open.
     fn reseal(
         app: &App,
         ring: &Keyring,
@@ -38,14 +37,14 @@ pub trait Sealed {
     ) -> impl Future<Output = Result<Result<bool, Self::UnsealError>, StoreError>> + Send;
 }
 
-/// Counts of the items under a key that is not current.
+/// Counts for a key that is not current.
 #[derive(Debug, Default)]
 struct ResealCount {
     resealed: usize,
     remaining: usize,
 }
 
-/// Runs one sweep over all items. Fails while any item remains.
+/// Fails while any item remains.
 pub async fn sweep<S: Sealed>(app: &App) -> Result<(), Fault> {
     let ring = app.secrets.ring_refetched(S::RING).await?;
     let current = ring.current().0;
@@ -80,8 +79,8 @@ pub async fn sweep<S: Sealed>(app: &App) -> Result<(), Fault> {
 }
 
 /// Returns whether this run resealed an item. An item that cannot be read or opened is logged and
-/// counts as remaining, so that it does not block the others. The ring is refetched, because an older
-/// one would move the item back from a key that was promoted since.
+/// does not block the others. The ring is refetched, because an older one would move the item back
+/// from a key that was promoted since.
 async fn reseal<S: Sealed>(app: &App, organization: Id, id: Id) -> Result<bool, Fault> {
     let item = match S::read(app, organization, id).await {
         Ok(Some(item)) => item,
@@ -101,7 +100,7 @@ fn log_failure<S: Sealed>(organization: Id, id: Id, fault: &dyn fmt::Display) ->
     false
 }
 
-/// Returns the key under which an item is sealed. The index may be behind, so the item itself is read.
+/// Reads the item itself, because the index may be behind.
 async fn remaining<S: Sealed>(app: &App, found: SealedItem) -> Result<Option<Kid>, Fault> {
     match S::read(app, found.organization, found.id).await {
         Ok(item) => Ok(item.map(|item| S::kid(&item).clone())),

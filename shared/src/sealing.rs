@@ -1,8 +1,8 @@
 //! Sealing (AES-256-GCM) and MACs (HMAC-SHA256) with keys that HKDF-SHA256 derives.
 //!
-//! A ring's secret is never used directly. Each use derives its own key from (secret, salt, info), so
-//! that no other use can open what it sealed. Nonces are arguments, because randomness is injected.
-//! With nonces of 96 random bits, a key may seal 2^32 times.
+//! Each use derives its own key from (secret, salt, info), so that no other use can open what it
+//! sealed. Nonces are arguments, because randomness is injected. With nonces of 96 random bits, a
+//! key may seal 2^32 times.
 
 use std::fmt;
 
@@ -12,17 +12,16 @@ use aws_lc_rs::{
 };
 use zeroize::Zeroizing;
 
-/// The first byte of every sealed value, so that a later format can be added.
+/// The first byte of a sealed value. Later formats get other numbers.
 const VERSION: u8 = 1;
 const KEY_LEN: usize = 32;
 
-/// Derives the sealing key for one use. `salt` identifies the owner and `info` the purpose; neither is
-/// secret.
+/// Derives a sealing key. `salt` identifies the owner and `info` the purpose; neither is secret.
 pub fn derive_key(secret: &[u8], salt: &[u8], info: &[u8]) -> SealingKey {
     SealingKey::new(&derive(secret, salt, [b"seal:", info]))
 }
 
-/// Derives the MAC key for one use. It never equals the [`SealingKey`] of the same arguments.
+/// Derives a MAC key, which never equals the [`SealingKey`] of the same arguments.
 pub fn derive_mac_key(secret: &[u8], salt: &[u8], info: &[u8]) -> Mac {
     let key = derive(secret, salt, [b"mac:", info]);
     Mac(hmac::Key::new(hmac::HMAC_SHA256, &*key))
@@ -38,7 +37,7 @@ fn derive(secret: &[u8], salt: &[u8], info: [&[u8]; 2]) -> Zeroizing<[u8; KEY_LE
     key
 }
 
-/// A sealing key for one use. AWS-LC wipes it when it is dropped.
+/// AWS-LC wipes the key when it is dropped.
 pub struct SealingKey(LessSafeKey);
 
 /// The value was truncated or changed, has another version, or was sealed under another key or with
@@ -53,9 +52,8 @@ impl SealingKey {
     }
 
     /// Returns version byte, nonce, ciphertext and tag: 29 bytes more than the plaintext.
-    /// `associated_data` is not stored, but opening requires the same bytes. Pass the identity of
-    /// the item that holds the value, so that the value cannot be moved to another item. Never use a
-    /// nonce twice.
+    /// `associated_data` is not stored, but opening requires it: pass the identity of the item, so
+    /// that the value cannot be moved to another item. Never use a nonce twice.
     pub fn seal(&self, nonce: [u8; NONCE_LEN], associated_data: &[u8], plaintext: &[u8]) -> Vec<u8> {
         let head = 1 + NONCE_LEN;
         let mut sealed = Vec::with_capacity(head + plaintext.len() + AES_256_GCM.tag_len());
@@ -95,7 +93,7 @@ impl fmt::Debug for SealingKey {
     }
 }
 
-/// A MAC key for one use. AWS-LC wipes it when it is dropped.
+/// AWS-LC wipes the key when it is dropped.
 pub struct Mac(hmac::Key);
 
 impl Mac {

@@ -12,19 +12,19 @@ use crate::{
     store::{Ciphertext, SealedWebhookSecrets},
 };
 
-/// The purpose of the subkeys. NEVER CHANGE: stored secrets are sealed under it.
+/// NEVER CHANGE: stored secrets are sealed for this purpose.
 const PURPOSE: &[u8] = b"karta webhooks";
-/// Maximum number of live secrets: the current one and two that were replaced recently.
+/// The current secret and two that were replaced recently.
 const MAX_LIVE: usize = 3;
 
-/// The organization and endpoint that the secrets are bound to.
+/// The secrets are bound to these values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WebhookSecretContext {
     pub organization: Id,
     pub endpoint: Id,
 }
 
-/// The secrets of an endpoint, the current one first.
+/// The current secret comes first.
 #[derive(Debug)]
 pub struct WebhookSecrets(Vec<Member>);
 
@@ -35,14 +35,12 @@ struct Member {
     ends_at: Option<Timestamp>,
 }
 
-/// A member in its sealed form.
 #[derive(Serialize, Deserialize)]
 struct SealedMember<'a> {
     secret: &'a str,
     ends_at: Option<Timestamp>,
 }
 
-/// Why sealed secrets cannot be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WebhookSecretUnsealError {
     /// The cached ring may be older than the sealed secrets.
@@ -67,7 +65,7 @@ impl WebhookSecrets {
         live.map(|member| &member.secret)
     }
 
-    /// Makes a secret the current one. The previous one also signs until `ends_at`.
+    /// Replaces the current secret, which also signs until `ends_at`.
     pub fn rotate(&mut self, secret: WebhookSecret, ends_at: Timestamp, now: Timestamp) -> Result<(), TooManyLive> {
         let stays_live = |member: &Member| now < member.ends_at.unwrap_or(ends_at);
         if self.0.iter().filter(|member| stays_live(member)).count() >= MAX_LIVE {
@@ -83,7 +81,7 @@ impl WebhookSecrets {
 }
 
 impl WebhookSecretContext {
-    /// Returns a text that is unique to this context. Its parts are numbers and words without slashes.
+    /// Returns a text that is unique to this context, because its parts contain no slashes.
     fn associated_data(self) -> String {
         format!("{}/webhook_endpoint/{}", self.organization, self.endpoint)
     }
@@ -110,7 +108,7 @@ impl WebhookSecretContext {
         SealedWebhookSecrets { kid: kid.clone(), ciphertext: Ciphertext::new(sealed), version }
     }
 
-    /// Opens secrets that were sealed for this context, under any key of the ring.
+    /// Opens under any key of the ring.
     pub fn open(
         self,
         ring: &Keyring,
@@ -129,8 +127,7 @@ impl WebhookSecretContext {
         members.into_iter().map(member).collect::<Result<_, _>>().map(WebhookSecrets)
     }
 
-    /// Reseals under the ring's current key. Returns `None` if the secrets are already sealed under
-    /// it.
+    /// Returns `None` if the secrets are already sealed under the ring's current key.
     pub fn reseal(
         self,
         ring: &Keyring,

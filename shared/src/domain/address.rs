@@ -5,9 +5,8 @@ use ipnet::IpNet;
 /// The networks that a request to a customer's URL may reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// The public internet.
     Public,
-    /// The public internet and loopback, for a local run that allows it.
+    /// Also loopback, for a local run that allows it.
     Loopback,
 }
 
@@ -19,11 +18,10 @@ const fn v6(segments: [u16; 8], prefix_len: u8) -> IpNet {
     IpNet::new_assert(IpAddr::V6(Ipv6Addr::from_segments(segments)), prefix_len)
 }
 
-/// The IPv6 block in public use.
 const GLOBAL_UNICAST_V6: IpNet = v6([0x2000, 0, 0, 0, 0, 0, 0, 0], 3);
 
 /// Blocks that are not on the public internet: every row of IANA's IPv4 Special-Purpose Address
-/// Registry (RFC 6890, as of 2025-10), globally reachable or not, then blocks that other registries
+/// Registry (RFC 6890, as of 2025-10), globally reachable or not, and blocks that other registries
 /// and a cloud reserve. A block comes after the blocks inside it, so the first match is the most
 /// specific.
 const SPECIAL: [(IpNet, &str); 57] = [
@@ -90,7 +88,7 @@ const SPECIAL: [(IpNet, &str); 57] = [
     (v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8), "multicast (RFC 4291)"),
 ];
 
-/// Checks whether a request to a customer's URL may be sent to an address. The error completes the
+/// Checks whether a request to a customer's URL may go to an address. The error completes the
 /// sentence "the address is …" and does not repeat the address.
 pub fn check(address: IpAddr, reach: Reach) -> Result<(), &'static str> {
     if reach == Reach::Loopback && address.is_loopback() {
@@ -270,7 +268,6 @@ mod tests {
     }
 
     proptest! {
-        /// Every address that the standard library knows as special is rejected.
         #[test]
         fn rules_are_at_least_as_strict_as_std(v4: u32, v6: u128) {
             let v4 = Ipv4Addr::from(v4);

@@ -5,7 +5,6 @@ use std::{
 
 use super::{Cidr, Invalid};
 
-/// The hosts of a process that listens only on loopback.
 const LOOPBACK_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
 /// The client addresses and host names that may use the internal routes. All others are refused.
@@ -18,8 +17,7 @@ pub struct InternalGuard {
 }
 
 impl InternalGuard {
-    /// Allows loopback where a list is not set. Use it only for a process that other machines
-    /// cannot reach.
+    /// Allows loopback where a list is not set, for a process that other machines cannot reach.
     #[must_use]
     pub fn or_loopback(self) -> Self {
         let loopback = ["127.0.0.0/8", "::1"].map(|range| Cidr::try_from(range.to_owned()).expect("a range"));
@@ -30,8 +28,7 @@ impl InternalGuard {
         }
     }
 
-    /// Returns whether a client at `address` that requested `host` may see the internal routes.
-    /// `address` must be canonical: an IPv4-mapped IPv6 address is given as IPv4.
+    /// Expects a canonical `address`: an IPv4-mapped IPv6 address is given as IPv4.
     pub fn permits(&self, address: Option<IpAddr>, host: Option<&str>) -> bool {
         let listed = |list: &AddressList| address.is_some_and(|at| list.0.iter().any(|range| range.contains(at)));
         let host = host.and_then(canonical_host);
@@ -52,7 +49,6 @@ pub struct HostList(Vec<String>);
 /// and one might be in the list by mistake.
 const MAX_SHOWN: usize = 31;
 
-/// An invalid entry of a list.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("entry {position}{}, {problem}", shown.as_ref().map(|entry| format!(", {entry:?}")).unwrap_or_default())]
 pub struct BadEntry {
@@ -79,7 +75,7 @@ impl FromStr for HostList {
     }
 }
 
-/// Parses the entries between commas. Returns the first invalid one as the error.
+/// Parses the entries between commas. Fails with the first invalid one.
 fn entries<T>(text: &str, read: impl Fn(&str) -> Result<T, Invalid>) -> Result<Vec<T>, BadEntry> {
     let bad = |at: usize, entry: &str, problem| {
         let may_be_token = entry.split(['.', ':']).any(|run| run.chars().count() > MAX_SHOWN);
@@ -90,8 +86,7 @@ fn entries<T>(text: &str, read: impl Fn(&str) -> Result<T, Invalid>) -> Result<V
     entries.map(|(at, entry)| read(entry).map_err(|problem| bad(at, entry, problem))).collect()
 }
 
-/// Returns a host in canonical form: lower case, without port and trailing dot. Returns `None` if
-/// the text is not a host.
+/// Returns a host in lower case, without port and trailing dot; `None` if it is invalid.
 fn canonical_host(text: &str) -> Option<String> {
     if let Some(rest) = text.strip_prefix('[') {
         let (address, port) = rest.split_once(']')?;

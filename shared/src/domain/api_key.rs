@@ -14,17 +14,18 @@ const EXPIRY_NOTICE: Duration = Duration::from_hours(7 * 24);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiKey {
     pub id: Id,
-    /// The key lineage whose counters include this key's usage: the id of the lineage's first key.
+    /// The id of the lineage's first key. Usage counts for the lineage.
     #[serde(rename = "counted_as")]
     pub lineage_id: Id,
     pub name: Name,
     pub prefix: Prefix,
     pub scopes: ScopeSet,
     pub created_at: Timestamp,
-    /// The API key that created this one; `None` if an operator created it or it is the organization's first.
+    /// The API key that created this one; `None` if an operator created it or it is the
+    /// organization's first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created_by: Option<Id>,
-    /// The last use. Functions that only validate the key do not read it.
+    /// Functions that only validate the key do not read it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_used_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,7 +44,6 @@ pub struct ApiKey {
     pub version: u64,
 }
 
-/// The settings of a key.
 #[derive(Debug, Clone)]
 pub struct ApiKeySettings {
     pub name: Name,
@@ -54,7 +54,7 @@ pub struct ApiKeySettings {
     pub metadata: Metadata,
 }
 
-/// A change of settings. `None` keeps the current value.
+/// `None` keeps the current value.
 #[derive(Debug, Clone, Default)]
 pub struct ApiKeyPatch {
     pub name: Option<Name>,
@@ -75,16 +75,14 @@ pub enum KeyStatus {
     Expired,
 }
 
-/// Why a key cannot be changed as requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeySettled {
-    /// The key is revoked.
     Revoked,
-    /// The key was replaced, and its rotation fixed its expiry.
+    /// The rotation fixed the expiry.
     Replaced,
 }
 
-/// The key is not active, so it cannot be rotated.
+/// Only an active key can be rotated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotActive;
 
@@ -122,7 +120,6 @@ impl ApiKey {
         }
     }
 
-    /// Returns whether the key is valid: active or rotating.
     pub fn is_live(&self, now: Timestamp) -> bool {
         match self.status(now) {
             KeyStatus::Active | KeyStatus::Rotating => true,
@@ -130,19 +127,18 @@ impl ApiKey {
         }
     }
 
-    /// Returns whether the key is valid but was not used for `time`, counted from its last use or,
-    /// if it was never used, from its creation.
+    /// Returns whether the key is valid but was not used for `time`, counted from its last use or
+    /// from its creation.
     pub fn is_unused_for(&self, time: Duration, now: Timestamp) -> bool {
         self.is_live(now) && now.since(self.last_used_at.unwrap_or(self.created_at)) >= time
     }
 
-    /// Returns whether the key is valid now and expires within `time`.
     pub fn expires_within(&self, time: Duration, now: Timestamp) -> bool {
         self.is_live(now) && self.expires_at.is_some_and(|end| end <= now.plus(time))
     }
 
     /// Returns whether this key protects its organization from a lockout: it has the admin scope,
-    /// works from any address and has no expiry. The result does not depend on the time, so the
+    /// works from any address and has no expiry. This does not depend on the time, so the
     /// organization's count of such keys changes only when a key is written.
     pub fn is_usable_admin(&self) -> bool {
         self.scopes.contains(Scope::Admin)
@@ -152,7 +148,7 @@ impl ApiKey {
             && self.allowed_cidrs.is_empty()
     }
 
-    /// Applies a patch. Returns the changes by field.
+    /// Returns the changes by field.
     pub fn apply(&mut self, patch: ApiKeyPatch) -> Result<Changes, KeySettled> {
         if self.revoked_at.is_some() {
             return Err(KeySettled::Revoked);
@@ -175,7 +171,7 @@ impl ApiKey {
         Ok(changes)
     }
 
-    /// Revokes the key. Returns `false` and changes nothing if the key was already revoked.
+    /// Returns `false` and changes nothing if the key is already revoked.
     pub fn revoke(&mut self, now: Timestamp) -> bool {
         if self.revoked_at.is_some() {
             return false;
@@ -185,8 +181,7 @@ impl ApiKey {
         true
     }
 
-    /// Returns the key that replaces this one. It has the same settings, including an absolute
-    /// expiry, and the same lineage.
+    /// Creates the replacement of this key, with the same settings, expiry and lineage.
     #[must_use]
     pub fn successor(&self, id: Id, prefix: Prefix, created_by: Id, now: Timestamp) -> Self {
         let settings = ApiKeySettings {
@@ -200,8 +195,7 @@ impl ApiKey {
         Self { lineage_id: self.lineage_id, ..Self::new(id, prefix, settings, Some(created_by), now) }
     }
 
-    /// Marks the key as replaced. It expires at the end of the grace period or at its own expiry if
-    /// that is earlier.
+    /// Marks the key as replaced. It expires with the grace period, or earlier at its own expiry.
     pub fn retire(&mut self, successor: Id, grace: Duration, now: Timestamp) -> Result<(), NotActive> {
         if self.status(now) != KeyStatus::Active {
             return Err(NotActive);
@@ -213,7 +207,7 @@ impl ApiKey {
         Ok(())
     }
 
-    /// Returns the effect of the change from this key to `after` on cached verdicts.
+    /// Returns how the change to `after` affects cached verdicts.
     pub fn effect_of(&self, after: &Self) -> CacheEffect {
         let ends = |key: &Self| key.revoked_at.into_iter().chain(key.expires_at).min();
         let sooner = match (ends(self), ends(after)) {
@@ -228,7 +222,6 @@ impl ApiKey {
         if sooner || fewer_scopes || other_addresses {
             return CacheEffect::AccessCut;
         }
-        // Everything that a validation checks or returns.
         let validated = |key: &Self| {
             let Self { name, scopes, expires_at, allowed_cidrs, budget, metadata, .. } = key.clone();
             (name, scopes, expires_at, allowed_cidrs, budget, metadata)
@@ -236,19 +229,18 @@ impl ApiKey {
         if validated(self) == validated(after) { CacheEffect::None } else { CacheEffect::Stale }
     }
 
-    /// Returns when the owner is notified of the expiry, a week before. `None` for a key that was
+    /// Returns when the owner is notified, a week before the expiry. `None` for a key that was
     /// created to live no longer than a week, and for a revoked or replaced key.
     pub fn expiry_notice_at(&self) -> Option<Timestamp> {
         let end = self.expires_at.filter(|_| self.revoked_at.is_none() && self.replaced_by.is_none())?;
         (end.since(self.created_at) > EXPIRY_NOTICE).then(|| end.minus(EXPIRY_NOTICE))
     }
 
-    /// Returns the settings of a new key as its audit event shows them.
+    /// Returns the settings as the audit event of the creation shows them.
     pub fn creation(&self) -> Changes {
         self.audited().map(|(field, after)| (field.to_owned(), Change { before: Value::Null, after })).collect()
     }
 
-    /// Returns the changes from this key to `after`.
     pub fn changes_to(&self, after: &Self) -> Changes {
         self.audited()
             .zip(after.audited())

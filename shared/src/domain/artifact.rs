@@ -25,8 +25,8 @@ impl TryFrom<String> for CommitSha {
     }
 }
 
-/// The location of a release's code: an [`EndpointUrl`] without a query. A signed URL has its
-/// signature in the query, and every reader of the release would see it.
+/// The location of a release's code: an [`EndpointUrl`] without a query. A query may hold a
+/// signature, which every reader of the release would see.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct ArtifactUrl(EndpointUrl);
@@ -81,9 +81,8 @@ impl TryFrom<String> for ImageRef {
     }
 }
 
-/// The path of a release's template, from the root of its code: at most 1,024 characters, without
-/// blanks. A path has only one form: no `.`, `..` or empty segments, no backslashes and no drive
-/// letter.
+/// The path of a release's template, from the root of its code: at most 1,024 characters. It has
+/// only one form: no blanks, no `.`, `..` or empty segments, no backslashes, no drive letter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct TemplatePath(String);

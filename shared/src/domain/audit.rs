@@ -5,8 +5,8 @@ use utoipa::ToSchema;
 
 use super::{Id, Timestamp};
 
-/// An entry of the audit log: who changed which resource, and how. It is written in the transaction
-/// of the change, so neither exists without the other.
+/// An entry of the audit log. It is written in the transaction of the change, so neither exists
+/// without the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = RecordedEvent)]
 pub struct AuditEvent {
@@ -34,8 +34,8 @@ pub struct NewAuditEvent {
 }
 
 impl AuditEvent {
-    /// Completes two events of one transaction. The random parts of their ids may be equal, and a
-    /// transaction cannot write one item twice, so the second id is drawn until it differs.
+    /// Completes two events of one transaction. Their ids must differ, because a transaction cannot
+    /// write one item twice.
     pub fn pair(complete: impl Fn(NewAuditEvent) -> Self, first: NewAuditEvent, second: &NewAuditEvent) -> [Self; 2] {
         let first = complete(first);
         loop {
@@ -55,7 +55,7 @@ pub struct Actor {
 }
 
 impl Actor {
-    /// Returns whether `text` is the actor's name or the id of its API key.
+    /// Compares with the name and with the id of the API key.
     pub fn is_called(&self, text: &str) -> bool {
         self.name == text || (self.id.is_some() && self.id == Id::parse(text))
     }
@@ -81,8 +81,8 @@ macro_rules! actions {
     };
 }
 
-// The only list of actions. Handlers write these actions, `GET /v1/audit_events` filters by them,
-// and a test compares docs/api.md with them.
+// The only list of actions. Handlers write them, `GET /v1/audit_events` filters by them, and a test
+// compares docs/api.md with them.
 actions! {
     AgentProjectCreated => "agent_project.created",
     AgentProjectUpdated => "agent_project.updated",
@@ -126,7 +126,6 @@ pub struct ResourceRef {
     pub id: Id,
 }
 
-/// Changes by field.
 pub type Changes = BTreeMap<String, Change>;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -135,7 +134,7 @@ pub struct Change {
     pub after: Value,
 }
 
-/// The value of a field, in the form that the resource itself shows.
+/// The value of a field, as the resource itself shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Value {

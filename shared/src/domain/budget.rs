@@ -7,7 +7,7 @@ use serde::{
 
 use super::{Invalid, SubscriptionStatus, Tally, Timestamp, Value};
 
-/// The largest cap: the largest integer that every JSON parser represents exactly.
+/// The largest integer that every JSON parser represents exactly.
 const MAX_CAP: u64 = (1 << 53) - 1;
 
 /// Caps per UTC month, of an organization or of a key. `null` means no cap. Tokens are counted;
@@ -36,8 +36,7 @@ struct BudgetFields {
     alert_percents: AlertPercents,
 }
 
-/// Accepts only an object. The derived implementation would also accept a list of the fields'
-/// values.
+/// Accepts only an object. The derived implementation would also accept a list of the values.
 impl<'de> Deserialize<'de> for Budget {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
@@ -57,7 +56,7 @@ impl<'de> Deserialize<'de> for Budget {
 }
 
 impl Budget {
-    /// Returns the caps that are set, each with its kind and the amount spent.
+    /// Returns the caps that are set, each with the amount spent.
     pub fn caps(&self, spent: &Tally) -> impl Iterator<Item = (CapKind, Cap, u128)> {
         let caps = [
             (CapKind::TotalTokens, self.total_tokens, spent.total_tokens()),
@@ -74,12 +73,10 @@ impl Budget {
         self.caps(spent).map(|(_, cap, spent)| cap.percent(spent)).max().unwrap_or(0)
     }
 
-    /// Returns the first cap that is reached.
     fn reached(&self, spent: &Tally) -> Option<CapKind> {
         self.caps(spent).find(|(_, cap, spent)| *spent >= cap.0.into()).map(|(kind, _, _)| kind)
     }
 
-    /// Returns the budget as the audit log shows it.
     pub fn audited(&self) -> Value {
         let cap = |cap: Option<Cap>| Value::from(cap.map(|cap| cap.0));
         Value::map([
@@ -92,7 +89,6 @@ impl Budget {
     }
 }
 
-/// The quantity that a cap limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CapKind {
@@ -144,8 +140,7 @@ impl Cap {
         self.0
     }
 
-    /// Returns how much of the cap is spent, in whole percents, rounded down. A cap of 0 is always
-    /// at 100.
+    /// Returns whole percents, rounded down. A cap of 0 is always at 100.
     pub fn percent(self, spent: u128) -> u128 {
         (spent.saturating_mul(100)).checked_div(self.0.into()).unwrap_or(100)
     }
@@ -193,18 +188,12 @@ pub enum BudgetVerdict {
     Exhausted(Exhausted),
 }
 
-/// The reason why nothing may be spent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exhausted {
-    /// The organization's subscription does not allow spending.
     Subscription(SubscriptionStatus),
-    Cap {
-        kind: CapKind,
-        of: CapOwner,
-    },
+    Cap { kind: CapKind, of: CapOwner },
 }
 
-/// The owner of a cap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CapOwner {
@@ -213,7 +202,7 @@ pub enum CapOwner {
 }
 
 impl Exhausted {
-    /// Returns the reason as text for people. Programs use [`Self::cap`] and [`Self::owner`].
+    /// Returns a text for people. Programs use [`Self::cap`] and [`Self::owner`].
     pub fn reason(self) -> String {
         match self {
             Self::Subscription(status) => format!("subscription {}", status.as_str()),
@@ -222,7 +211,7 @@ impl Exhausted {
         }
     }
 
-    /// Returns the cap that is reached; `None` if the subscription is the reason.
+    /// Returns `None` if the subscription is the reason.
     pub const fn cap(self) -> Option<CapKind> {
         match self {
             Self::Subscription(_) => None,
@@ -237,14 +226,13 @@ impl Exhausted {
         }
     }
 
-    /// Returns when the caps reset, at the end of the UTC month; `None` if the subscription is the
-    /// reason.
+    /// Returns the end of the UTC month, or `None` if the subscription is the reason.
     pub fn resets_at(self, now: Timestamp) -> Option<Timestamp> {
         self.cap().map(|_| now.month().next().start())
     }
 }
 
-/// The caps that apply to a key and the amounts spent this month. A verdict is derived from them.
+/// The caps that apply to a key and the amounts spent this month.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Spending {
     pub organization_budget: Option<Budget>,
@@ -254,7 +242,7 @@ pub struct Spending {
 }
 
 impl Spending {
-    /// Returns how much is spent of the cap that is closest to its limit, in whole percents.
+    /// Returns the maximum of both [`Budget::spent_percent`].
     pub fn percent(&self) -> u128 {
         let of = |budget: &Option<Budget>, spent| budget.as_ref().map_or(0, |budget| budget.spent_percent(spent));
         of(&self.organization_budget, &self.organization).max(of(&self.key_budget, &self.key))
@@ -262,8 +250,7 @@ impl Spending {
 }
 
 impl BudgetVerdict {
-    /// Derives the verdict. Cost is compared in whole cents, as usage shows it, so that the two
-    /// always agree.
+    /// Compares the cost in whole cents, as usage shows it, so that the two always agree.
     pub fn new(subscription: SubscriptionStatus, spending: &Spending) -> Self {
         if !subscription.allows_spending() {
             return Self::Exhausted(Exhausted::Subscription(subscription));

@@ -5,14 +5,14 @@ use serde::{Deserialize, Serialize};
 use super::{Budget, BudgetVerdict, Cap, CapKind, Month, Tally};
 
 /// Maximum number of remembered thresholds. Beyond it all are forgotten, so a caller who keeps
-/// changing caps may get a threshold reported twice.
+/// changing caps may get one reported twice.
 const MAX_REPORTED: usize = 1_000;
 
-/// The thresholds and the state that were already reported about a budget.
+/// The last reported state of a budget.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BudgetWatch {
     pub month: Month,
-    /// The thresholds reported this month, each with its cap: `total_tokens:1000:80`.
+    /// Thresholds of this month, each with its cap: `total_tokens:1000:80`.
     #[serde(default, rename = "told", skip_serializing_if = "BTreeSet::is_empty")]
     pub reported: BTreeSet<String>,
     pub exhausted: bool,
@@ -20,7 +20,6 @@ pub struct BudgetWatch {
     pub version: u64,
 }
 
-/// A change to report to the owner of a budget.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BudgetNews {
     Threshold { kind: CapKind, cap: Cap, percent: u8, spent: u128 },
@@ -29,7 +28,6 @@ pub enum BudgetNews {
 }
 
 impl BudgetWatch {
-    /// A watch before anything was reported.
     pub fn new(month: Month) -> Self {
         Self { month, reported: BTreeSet::new(), exhausted: false, version: 0 }
     }

@@ -6,16 +6,16 @@ use utoipa::ToSchema;
 
 use super::{Entropy, Timestamp, hex::hex};
 
-/// Maximum stored size of a log. A report is not larger, but a redaction marker may be longer than
-/// the secret that it replaces.
+/// Maximum stored size. A report is not larger, but a redaction marker may be longer than the
+/// secret that it replaces.
 const MAX_TEXT_BYTES: usize = 1024 * 1024;
-/// The last line of a log that was truncated.
+/// The last line of a truncated log.
 const CUT: &str = "[the rest of this log was cut off]";
 
 /// A longer line continues on the next one, so that a page of lines fits into a response.
 const MAX_LINE_BYTES: usize = 8 * 1024;
-/// Well below the size limit of an item, and large enough that a log has few chunks, which are
-/// written one after the other.
+/// Well below the size limit of an item. A log has few chunks, which are written one after the
+/// other.
 const MAX_CHUNK_BYTES: usize = 128 * 1024;
 
 /// The output of a build, split into chunks of whole lines.
@@ -25,16 +25,15 @@ pub struct BuildLog {
     chunks: Vec<LogChunk>,
 }
 
-/// Consecutive lines of a log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogChunk {
     first_line: u64,
-    /// The lines, separated by line feeds.
+    /// Separated by line feeds.
     text: String,
 }
 
-/// Distinguishes the chunks of one report's log from those of all other reports: the time just
-/// before they are written, and 32 random hexadecimal digits. Sorts by time.
+/// Identifies the chunks of one report's log: the time just before they are written and 32 random
+/// hexadecimal digits. Sorts by time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogGeneration(String);
 
@@ -52,25 +51,24 @@ impl fmt::Display for LogGeneration {
     }
 }
 
-/// Metadata of a stored log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogIndex {
     generation: LogGeneration,
     /// SHA-256 of the text.
     digest: String,
-    /// The number of the last line of each chunk.
+    /// The last line of each chunk.
     ends: Vec<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct LogLine {
-    /// Line number, counted from 1.
+    /// Counted from 1.
     pub line: u64,
     pub text: String,
 }
 
 impl BuildLog {
-    /// Splits a text that contains no secrets. Keeps the first mebibyte.
+    /// Keeps the first mebibyte of `text`, which must not contain secrets.
     pub fn new(text: &str) -> Self {
         let kept = &text[..text.floor_char_boundary(MAX_TEXT_BYTES)];
         let cut = (kept.len() < text.len()).then_some(CUT);
@@ -91,13 +89,11 @@ impl BuildLog {
         &self.chunks
     }
 
-    /// Returns the SHA-256 of the whole text.
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
-    /// Returns the index of chunks that are stored under `generation`; `None` for a log without
-    /// lines.
+    /// Returns `None` for a log without lines.
     pub fn index(&self, generation: LogGeneration) -> Option<LogIndex> {
         let ends: Vec<_> = self.chunks.iter().map(LogChunk::last_line).collect();
         (!ends.is_empty()).then(|| LogIndex { generation, digest: self.digest.clone(), ends })
@@ -137,7 +133,7 @@ fn sha256(text: &str) -> String {
     format!("sha256:{}", hex(digest::digest(&digest::SHA256, text.as_bytes()).as_ref()))
 }
 
-/// Splits a line into pieces of at most the maximum length. An empty line is one piece.
+/// Splits a line. An empty line is one piece.
 fn pieces(line: &str) -> impl Iterator<Item = &str> {
     let mut rest = Some(line);
     std::iter::from_fn(move || {

@@ -19,7 +19,7 @@ const EVENT: &[u8] = b"karta audit event 1\0";
 const LINK: &[u8] = b"karta audit link 1\0";
 /// The `previous` hash of an organization's first link.
 const GENESIS: Hash32 = Hash32([0; 32]);
-/// How long an event may be pending. The worker runs every minute.
+/// How long an event may wait. The worker runs every minute.
 const MAX_WAIT: Duration = Duration::from_mins(10);
 
 /// SHA-256 or HMAC-SHA256, written as 64 hexadecimal digits.
@@ -28,8 +28,8 @@ const MAX_WAIT: Duration = Duration::from_mins(10);
 pub struct Hash32([u8; 32]);
 
 impl Hash32 {
-    /// Returns the digest of an event. `encoded` is everything that is stored of it, in an encoding
-    /// that differs between any two items.
+    /// Hashes everything that is stored of an event, in an encoding that differs between any two
+    /// items.
     pub fn of_event(encoded: &[u8]) -> Self {
         Self::digest(EVENT, encoded)
     }
@@ -76,21 +76,19 @@ impl From<Hash32> for String {
     }
 }
 
-/// An event in a link.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChainedEvent {
-    /// The event's sort key: its time and its id.
+    /// The time and the id of the event.
     pub sk: String,
     pub digest: Hash32,
 }
 
-/// A link of an organization's chain. The first link has the number 1.
+/// The first link has the number 1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
     pub n: u64,
     pub at: Timestamp,
     pub events: Vec<ChainedEvent>,
-    /// The hash of the previous link.
     pub previous: Hash32,
     /// Covers the organization, all fields above, and `kid`.
     pub hash: Hash32,
@@ -101,12 +99,10 @@ pub struct Link {
 }
 
 impl Link {
-    /// A link is written in a transaction of at most 100 items: the link, its anchor, and two items
-    /// for each event.
+    /// A transaction has at most 100 items: the link, its anchor, and two items for each event.
     pub const EVENTS_AT_MOST: usize = 45;
 
-    /// Creates the link that holds these events and follows `head`, which is `None` for the first
-    /// link.
+    /// Creates the link after `head`, which is `None` for the first link.
     pub fn after(
         head: Option<&Self>,
         organization: Id,
@@ -130,7 +126,7 @@ impl Link {
         link
     }
 
-    /// Returns the hash that the content should have.
+    /// Computes the hash of the content.
     pub fn recomputed(&self, organization: Id) -> Hash32 {
         let mut content = Vec::with_capacity(128 + self.events.len() * 96);
         content.extend(organization.get().to_be_bytes());
@@ -146,13 +142,13 @@ impl Link {
         Hash32::digest(LINK, &content)
     }
 
-    /// Returns whether the content matches the hash and the link follows `before`, the hash of the
-    /// previous link (`None` for the first link).
+    /// Returns whether the hash matches the content and the link follows `before`, the hash of the
+    /// previous link (`None` for the first).
     pub(super) fn follows(&self, organization: Id, before: Option<Hash32>) -> bool {
         self.previous == before.unwrap_or(GENESIS) && self.recomputed(organization) == self.hash
     }
 
-    /// Returns whether the MAC is genuine; `None` if the ring does not hold its key.
+    /// Returns `None` if the ring does not hold the key.
     pub(super) fn is_genuine(&self, ring: &Keyring) -> Option<bool> {
         let key = hmac::Key::new(hmac::HMAC_SHA256, ring.get(&self.kid)?);
         Some(hmac::verify(&key, &self.hash.0, &self.mac.0).is_ok())
@@ -164,7 +160,7 @@ fn push_text(content: &mut Vec<u8>, text: &str) {
     content.extend(text.as_bytes());
 }
 
-/// A copy of a link's hash and MAC. It is stored in an append-only table.
+/// A copy of a link's hash and MAC in an append-only table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Anchor {
     pub n: u64,
@@ -184,12 +180,11 @@ impl From<&Link> for Anchor {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventMark {
     pub digest: Hash32,
-    /// The link that the item names.
     pub link: Option<u64>,
     /// Whether the event is waiting for the worker.
     pub waiting: bool,
-    /// Whether the item is well-formed: it has the key and the attributes of an event and, while it
-    /// waits, the index key that the worker reads.
+    /// Whether the item has the key and the attributes of an event and, while it waits, the index
+    /// key that the worker reads.
     pub sound: bool,
 }
 
@@ -214,7 +209,7 @@ pub enum ChainState {
 
 impl Chain {
     /// Derives the chain state of an event. `claimed` is the link into which the worker put the
-    /// event, and `links` hold that link and the previous one. A function that writes events can
+    /// event, and `links` hold that link and the previous one. Functions that write events can
     /// write neither, so an event that is rewritten as a new one still belongs to its link.
     pub fn at(
         organization: Id,
@@ -244,7 +239,7 @@ impl Chain {
     }
 }
 
-/// Returns whether a waiting event should have been chained by now, by the time in its sort key.
+/// Compares with the time in the sort key.
 pub(super) fn is_overdue(sk: &str, now: Timestamp) -> bool {
     let at = sk.split_once('#').and_then(|(at, _)| at.parse::<Timestamp>().ok());
     at.is_none_or(|at| at.plus(MAX_WAIT) < now)
@@ -274,7 +269,6 @@ mod tests {
         "2026-11-22T00:00:00Z".parse().unwrap()
     }
 
-    /// Two links of two events each.
     fn links() -> BTreeMap<u64, Link> {
         let first = Link::after(None, organization(), at(), vec![event("a"), event("b")], &ring());
         let second = Link::after(Some(&first), organization(), at(), vec![event("c"), event("d")], &ring());
@@ -291,8 +285,7 @@ mod tests {
 
     #[test]
     fn hashes_never_change() {
-        // Stored chains depend on these values. They come from Python's hashlib and hmac, applied
-        // to the format that this module describes.
+        // Stored chains depend on these values, which were computed with Python's hashlib and hmac.
         let link = &links()[&2];
         assert_eq!(event("c").digest.to_string(), "a3d329b2b537abee51586ed645920fa66b8bf3aef4b5da44c97f9ed9c9efc597");
         assert_eq!(link.hash.to_string(), "eaf142165c2c5211baa7af435aa3f2e017de44d5e0ddd096e3bee8fea74f24b3");
@@ -371,7 +364,6 @@ mod tests {
         }
     }
 
-    /// The content that a link's hash covers.
     #[derive(Debug, PartialEq, Eq)]
     struct Content {
         organization: u64,

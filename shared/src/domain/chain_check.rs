@@ -7,38 +7,32 @@ use std::{
 
 use super::{Anchor, EventMark, Hash32, Id, Keyring, Link, Timestamp, chain::is_overdue};
 
-/// An organization's audit log and its chain. They are read in this order: links, events, anchors,
-/// then the links that were added during the read.
+/// An organization's audit log, read in this order: links, events, anchors, then links again.
 #[derive(Debug, Clone, Default)]
 pub struct AuditLog {
-    /// By sort key.
     pub events: BTreeMap<String, EventMark>,
     pub links: BTreeMap<u64, Link>,
-    /// The link that the worker put each event into, by the event's sort key.
+    /// The link into which the worker put each event.
     pub claims: BTreeMap<String, u64>,
-    /// Anchors by the number of their link. Each link has one anchor, unless the chain was set
-    /// back.
+    /// Each link has one anchor, unless the chain was set back.
     pub anchors: BTreeMap<u64, Vec<Anchor>>,
-    /// The last link that existed before the events were read. The events of later links may have
-    /// been read before they were chained.
+    /// The last link before the events were read. The events of later links may have been read
+    /// before they were chained.
     pub settled: u64,
-    /// Whether one of the events is the organization's creation.
     pub created: bool,
-    /// The sort keys of items that are neither event, link, claim nor anchor.
+    /// Sort keys of items that are neither event, link, claim nor anchor.
     pub unreadable: BTreeSet<String>,
 }
 
-/// The result of [`check`] and the number of items that it covered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checked {
     pub events: usize,
     pub links: usize,
-    /// Events that are not chained yet.
     pub pending: usize,
     pub findings: Vec<Finding>,
 }
 
-/// Evidence of tampering. Events are identified by their sort keys.
+/// Evidence of tampering, with the sort keys of events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
     LogMissing,
@@ -91,12 +85,11 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Compares events, links and anchors with each other and verifies the links' MACs. A waiting event
-/// is a finding only if it was overdue at `now`, when the read began.
+/// Compares events, links and anchors and verifies the MACs. A waiting event is a finding only if
+/// it was overdue at `now`, when the read began.
 pub fn check(organization: Id, log: &AuditLog, ring: &Keyring, now: Timestamp) -> Checked {
     let mut findings: Vec<_> = log.unreadable.iter().map(|sk| Finding::Unreadable { sk: sk.clone() }).collect();
-    // The creation of an organization is an event in the transaction that creates it, so a log is
-    // never empty.
+    // The creation of an organization is itself an event, so a log is never empty.
     if log.events.is_empty() && log.links.is_empty() && log.anchors.is_empty() {
         findings.push(Finding::LogMissing);
     }
@@ -127,14 +120,14 @@ pub fn check(organization: Id, log: &AuditLog, ring: &Keyring, now: Timestamp) -
     }
     let stray = |(sk, n): &(&String, &u64)| listed.get(sk.as_str()).is_none_or(|(listing, _)| listing != *n);
     findings.extend(log.claims.iter().filter(stray).map(|(sk, _)| Finding::ClaimWrong { sk: sk.clone() }));
-    // A log that was deleted completely and then continued is consistent in itself.
+    // A log that was deleted and then continued is consistent in itself.
     if findings.is_empty() && !log.created {
         findings.push(Finding::CreationMissing);
     }
     Checked { events: log.events.len(), links: log.links.len(), pending, findings }
 }
 
-/// Reports the link numbers without a link, up to the last link or anchor.
+/// Checks up to the last link or anchor.
 fn missing_links(log: &AuditLog, findings: &mut Vec<Finding>) {
     let mut next = 1;
     let anchored = log.anchors.keys().next_back().copied().unwrap_or(0);
@@ -165,7 +158,6 @@ fn check_link(organization: Id, n: u64, link: &Link, log: &AuditLog, ring: &Keyr
     }
 }
 
-/// Returns the link that lists each event, and the digest in it.
 fn listed_events<'a>(log: &'a AuditLog, findings: &mut Vec<Finding>) -> BTreeMap<&'a str, (u64, Hash32)> {
     let mut listed = BTreeMap::new();
     for (n, link) in &log.links {
@@ -230,7 +222,7 @@ mod tests {
         EventMark { digest: digest(text), link: Some(1), waiting: false, sound: true }
     }
 
-    /// Returns a valid log: links of these sizes, and one waiting event.
+    /// Links of these sizes, and one waiting event.
     fn log(sizes: &[usize], ring: &Keyring) -> AuditLog {
         let mut log = AuditLog { settled: sizes.len() as u64, created: true, ..AuditLog::default() };
         for (at, size) in sizes.iter().enumerate() {
@@ -287,7 +279,7 @@ mod tests {
         let whole = log(&[2, 1, 3], &ring("a"));
         let mut read = whole.clone();
         read.settled = 2;
-        // One event of the third link was read before it was chained, and two were not written yet.
+        // Of the third link, one event was read before it was chained and two were not written yet.
         read.events.insert("2#0".to_owned(), EventMark { link: None, waiting: true, ..whole.events["2#0"] });
         read.events.retain(|sk, _| !["2#1", "2#2"].contains(&sk.as_str()));
         read.claims.retain(|_, n| *n < 3);
@@ -325,7 +317,6 @@ mod tests {
         assert_eq!(findings(&cut), [Finding::LinksMissing { from: 4, to: 4 }, Finding::AnchorDiffers { n: 3 }]);
     }
 
-    /// Tampers with one item of a log, in one of 30 ways.
     fn tamper(log: &mut AuditLog, way: usize, pick: prop::sample::Index) {
         let sks: Vec<_> = log.claims.keys().cloned().collect();
         let sk = pick.get(&sks).clone();

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Invalid;
 
-/// A range of client addresses, IPv4 or IPv6. Parses `203.0.113.0/24`, `2001:db8::/32` and a single
-/// address, which becomes a range of one. Prints the canonical form.
+/// A range of client addresses, IPv4 or IPv6. A single address is parsed as a range of one. Prints
+/// the canonical form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Cidr(IpNet);
@@ -29,8 +29,7 @@ impl TryFrom<String> for Cidr {
     }
 }
 
-/// Parses a range. Rejects leading zeros in octets and prefix lengths: `ipnet` accepts them, but
-/// other parsers read them as octal.
+/// Rejects leading zeros, which `ipnet` accepts and other parsers read as octal.
 fn read(text: &str) -> Option<IpNet> {
     let Some((address, length)) = text.split_once('/') else {
         return text.parse().ok().map(|address: IpAddr| address.into());
@@ -45,7 +44,7 @@ impl Cidr {
     }
 }
 
-/// The client addresses that may use a key. An empty list allows every address.
+/// The client addresses that may use a key. An empty list allows all.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<Cidr>")]
 pub struct AllowedCidrs(Vec<Cidr>);
@@ -55,20 +54,19 @@ impl AllowedCidrs {
         self.0.is_empty()
     }
 
-    /// Returns whether a client at `address` may use the key. An unknown address is allowed only if
-    /// the list is empty.
+    /// Permits an unknown address only if the list is empty.
     pub fn permit(&self, address: Option<IpAddr>) -> bool {
         self.0.is_empty() || address.is_some_and(|address| self.0.iter().any(|range| range.contains(address)))
     }
 
-    /// Parses the form that [`to_words`](Self::to_words) prints. Returns `None` for any other text.
+    /// Parses the output of [`to_words`](Self::to_words). Returns `None` for any other text.
     pub fn from_words(text: &str) -> Option<Self> {
         let ranges = text.split(' ').filter(|_| !text.is_empty());
         let ranges: Result<Vec<_>, _> = ranges.map(|word| Cidr::try_from(word.to_owned())).collect();
         Self::try_from(ranges.ok()?).ok()
     }
 
-    /// Returns the ranges, separated by spaces.
+    /// Separates the ranges by spaces.
     pub fn to_words(&self) -> String {
         let ranges: Vec<_> = self.0.iter().map(|range| range.0.to_string()).collect();
         ranges.join(" ")
@@ -86,7 +84,7 @@ impl TryFrom<Vec<Cidr>> for AllowedCidrs {
     }
 }
 
-/// Parses a client address. An IPv4-mapped IPv6 address becomes its IPv4 address.
+/// Turns an IPv4-mapped IPv6 address into its IPv4 address.
 pub fn client_address(text: &str) -> Option<IpAddr> {
     text.parse::<IpAddr>().ok().map(|address| address.to_canonical())
 }

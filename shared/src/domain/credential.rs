@@ -1,5 +1,4 @@
-/// The kinds of credentials that Karta issues. The log scrubber and the checks of free text
-/// recognise them by their first characters.
+/// The credentials that Karta issues, recognised by their first characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CredentialKind {
     ApiKey,
@@ -12,8 +11,8 @@ pub enum CredentialKind {
 impl CredentialKind {
     pub const ALL: [Self; 4] = [Self::ApiKey, Self::ServiceToken, Self::SessionToken, Self::WebhookSecret];
 
-    /// Returns the fixed start of the credential. NEVER CHANGE: secret scanners, verification
-    /// libraries and the log scrubber match it.
+    /// Returns the first characters. NEVER CHANGE: secret scanners, verification libraries and the
+    /// log scrubber match them.
     pub const fn brand(self) -> &'static str {
         match self {
             Self::ApiKey => "kt_live_",

@@ -18,7 +18,7 @@ const MIN_TOKEN_BYTES: usize = 32;
 const MAX_NAME: usize = MIN_TOKEN_BYTES - 1;
 const MAX_URL: usize = 300;
 
-/// A service that caches verdicts about keys, and the token that authenticates us to it.
+/// A service that caches verdicts, and the token that authenticates us to it.
 #[derive(Clone)]
 pub struct DataPlane {
     name: String,
@@ -32,7 +32,6 @@ impl DataPlane {
         &self.name
     }
 
-    /// Returns the base URL, without a trailing slash.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -41,8 +40,8 @@ impl DataPlane {
         self.token.expose_secret()
     }
 
-    /// Returns whether the token is also a service token. Its receiver could then call the internal
-    /// routes.
+    /// Returns whether the token is also a service token, with which its receiver could call the
+    /// internal routes.
     pub fn overlaps(&self, tokens: &ServiceTokens) -> bool {
         tokens.find(self.expose_token()).is_some()
     }
@@ -54,17 +53,16 @@ impl fmt::Debug for DataPlane {
     }
 }
 
-/// The data planes to notify when caches are out of date:
-/// `{"eu":{"url":"https://plane.example.com","token":"<token>"}}`.
+/// The receivers of invalidations: `{"eu":{"url":"https://plane.example.com","token":"<token>"}}`.
 #[derive(Debug)]
 pub struct DataPlanes(Vec<DataPlane>);
 
-/// The same for a local run, which also allows `http` on loopback.
+/// Also allows `http` on loopback.
 #[derive(Debug)]
 pub struct LocalDataPlanes(pub DataPlanes);
 
-/// Why a text is not a valid set of data planes. Shows a name only if it is valid, because the text
-/// in its place may be a token.
+/// Why a set of data planes is invalid. Shows a name only if it is valid, because it may be a
+/// token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DataPlanesError {
     #[error("it must be a JSON object of data planes by name")]
@@ -104,7 +102,7 @@ enum RawField {
     Other(IgnoredAny),
 }
 
-/// Parses into a zeroizing type, so that rejected values are wiped too.
+/// Zeroizing, so that rejected values are wiped too.
 #[derive(Deserialize)]
 #[serde(from = "String")]
 struct RawText(SecretString);
@@ -115,7 +113,6 @@ impl From<String> for RawText {
     }
 }
 
-/// The transports that a data plane may use.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Transport {
     Https,
@@ -132,7 +129,6 @@ impl DataPlanes {
         self.0.is_empty()
     }
 
-    /// Returns the first data plane whose token is also a service token.
     pub fn overlapping(&self, tokens: &ServiceTokens) -> Option<&DataPlane> {
         self.iter().find(|plane| plane.overlaps(tokens))
     }
@@ -183,7 +179,7 @@ fn checked_plane(name: String, written: RawDataPlane, reach: Transport) -> Resul
         return Err(DataPlanesError::FieldUnknown(name));
     }
     let url = url.expose_secret();
-    // The URL holds only scheme, host and port, which are case-insensitive.
+    // Scheme, host and port are case-insensitive.
     Ok(DataPlane { url: url.strip_suffix('/').unwrap_or(url).to_ascii_lowercase(), name, token })
 }
 
@@ -238,7 +234,7 @@ fn is_host_name(host: &str) -> bool {
 }
 
 fn read<'de, D: Deserializer<'de>>(deserializer: D, reach: Transport) -> Result<DataPlanes, D::Error> {
-    // Replaces serde's message, which would quote the input.
+    // serde's own message would quote the input.
     let written = RawDataPlanes::deserialize(deserializer).map_err(|_| D::Error::custom(DataPlanesError::Shape))?;
     DataPlanes::checked(written, reach).map_err(D::Error::custom)
 }

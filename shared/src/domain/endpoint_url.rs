@@ -38,8 +38,7 @@ const PRIVATE: [&str; 27] = [
 ];
 
 /// A base URL for requests: `https`, a public DNS name, the default port, no credentials, no query.
-/// Only the text is checked here. The address that the name resolves to is checked when the URL is
-/// called.
+/// The address that the name resolves to is checked when the URL is called.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct EndpointUrl(String);
@@ -56,7 +55,7 @@ impl TryFrom<String> for EndpointUrl {
     fn try_from(text: String) -> Result<Self, Invalid> {
         let outline = Outline::checked(&text, Reach::Public)?;
         if outline.path_and_query.contains('?') {
-            // Callers append paths to the URL, and a query may hold a key, which would be shown and
+            // Callers append paths to the URL. A query may hold a key, which would be shown and
             // audited.
             return Err(Invalid::new("must not have a query"));
         }
@@ -64,21 +63,20 @@ impl TryFrom<String> for EndpointUrl {
     }
 }
 
-/// The parts of a URL that determine its destination.
+/// The parts of a URL that decide its destination.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Outline<'a> {
     secure: bool,
     /// As written: in any case, and an IPv6 address in brackets.
     pub(super) host: &'a str,
     port: Option<&'a str>,
-    /// Path and query.
     pub(super) path_and_query: &'a str,
 }
 
 impl<'a> Outline<'a> {
-    /// Checks a customer's URL. All URL parsers must read it alike, so only one notation is
-    /// allowed: `https`, a public DNS name, port 443, no credentials, no fragment. With
-    /// [`Reach::Loopback`], loopback may also use `http`, any port and an IP address.
+    /// Checks a customer's URL, which all URL parsers must read alike: `https`, a public DNS name,
+    /// port 443, no credentials, no fragment. With [`Reach::Loopback`], loopback may also use
+    /// `http`, any port and an IP address.
     pub(super) fn checked(text: &'a str, reach: Reach) -> Result<Self, Invalid> {
         // Some parsers treat a backslash as a slash and ignore tabs and line breaks.
         if text.len() > 2_048 || !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\') {
@@ -103,8 +101,7 @@ impl<'a> Outline<'a> {
         }
     }
 
-    /// Returns the URL with scheme and host in lower case (RFC 3986 §6.2.2.1). `text` must be the
-    /// text of this outline.
+    /// Puts scheme and host into lower case (RFC 3986 §6.2.2.1).
     pub(super) fn normalised(&self, text: &str) -> String {
         let (start, path_and_query) = text.split_at(text.len() - self.path_and_query.len());
         start.to_ascii_lowercase() + path_and_query
@@ -122,7 +119,7 @@ impl<'a> Outline<'a> {
         if authority.contains('@') {
             return Err(Invalid::new("must not contain a user name or password"));
         }
-        // An address in brackets contains colons.
+        // An IPv6 address contains colons.
         let address_end = authority.rfind(']').map_or(0, |at| at + 1);
         let port_at = authority[address_end..].find(':').map(|at| address_end + at);
         let (host, port) = authority.split_at(port_at.unwrap_or(authority.len()));
@@ -130,25 +127,22 @@ impl<'a> Outline<'a> {
     }
 }
 
-/// Splits `https://` or `http://`, in any case (RFC 3986 §3.1), from the rest of a URL. Returns
-/// true for `https`.
+/// Splits off `https://` (true) or `http://`, in any case (RFC 3986 §3.1).
 pub(super) fn split_scheme(text: &str) -> Option<(bool, &str)> {
     let (scheme, rest) = text.split_once("://")?;
     let is = |name: &str| scheme.eq_ignore_ascii_case(name);
     (is("https") || is("http")).then(|| (is("https"), rest))
 }
 
-/// Returns whether the text of a host is loopback: an address in its usual notation, or
-/// `localhost`.
+/// Accepts an address in its usual notation, and `localhost`.
 pub(super) fn is_loopback(host: &str) -> bool {
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let address = address.map_or_else(|| host.parse().ok(), |host| host.parse::<Ipv6Addr>().ok().map(IpAddr::V6));
     host.eq_ignore_ascii_case("localhost") || address.is_some_and(|address: IpAddr| address.is_loopback())
 }
 
-/// Checks that a lower-case name has at least two labels and ends in a public top-level name.
-/// Public top-level names never start with a digit, but every notation of an IPv4 address ends in a
-/// label that does.
+/// Checks that a lower-case name has at least two labels and ends in a public top-level name, which
+/// never starts with a digit. Every notation of an IPv4 address ends in a label that does.
 fn check_public_name(host: &str) -> Result<(), Invalid> {
     let top = host.rsplit('.').next().unwrap_or_default();
     if host.starts_with('[') || top.starts_with(|first: char| first.is_ascii_digit()) {
@@ -206,7 +200,6 @@ mod tests {
         }
     }
 
-    /// Parts of the expected messages.
     const ADDRESS: &str = "not an IP address in any notation";
     const NO_NAME: &str = "labels of 1 to 63 letters, digits and inner hyphens";
     const SINGLE: &str = "with a dot in it";
@@ -268,7 +261,7 @@ mod tests {
         ("https://api.example.com%40127.0.0.1/", ADDRESS),
         ("https://api.example.com#@127.0.0.1", FRAGMENT),
         ("https://api.example.com/v1#", FRAGMENT),
-        // Characters that some parsers drop, turn into a slash, or treat as the end of a line.
+        // Characters that some parsers drop, turn into a slash, or treat as a line end.
         ("https://api.example.com\\@127.0.0.1", ASCII),
         ("https:\\\\127.0.0.1\\", ASCII),
         ("https://api.exa\tmple.com/", ASCII),

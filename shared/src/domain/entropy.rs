@@ -1,4 +1,4 @@
-/// A source of unpredictable bytes. Implementations live outside the domain.
+/// A source of unpredictable bytes.
 pub trait Entropy: Send + Sync + 'static {
     fn fill(&self, bytes: &mut [u8]);
 }

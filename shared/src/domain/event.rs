@@ -4,8 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Id, Invalid, Timestamp};
 
-/// A change that is sent to an organization's webhook endpoints. It is written in the transaction
-/// of the change.
+/// A change that is sent to webhook endpoints. It is written in the transaction of the change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     pub id: Id,
@@ -15,14 +14,14 @@ pub struct Event {
     pub organization_id: Id,
     /// A JSON object, encoded once, so that every delivery carries the same bytes; never a secret.
     pub data: String,
-    /// The only endpoint that receives the event, even if it did not subscribe to the type. `None`
-    /// sends the event to every endpoint that subscribed.
+    /// The only endpoint that receives the event, regardless of its types. `None` means every
+    /// endpoint that subscribed to the type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub only_endpoint: Option<Id>,
 }
 
 impl Event {
-    /// Returns the public id: `evt_<number>`.
+    /// Returns `evt_<number>`.
     pub fn public_id(&self) -> String {
         public_event_id(self.id)
     }
@@ -38,7 +37,6 @@ impl Event {
     }
 }
 
-/// Formats the public id of an event.
 pub fn public_event_id(id: Id) -> String {
     format!("evt_{id}")
 }

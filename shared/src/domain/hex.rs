@@ -1,6 +1,6 @@
 use std::fmt::Write;
 
-/// Formats bytes as lower-case hexadecimal digits.
+/// Formats bytes in lower case.
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut digits, byte| {
         write!(digits, "{byte:02x}").expect("a String accepts every write");

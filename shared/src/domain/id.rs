@@ -10,15 +10,14 @@ const RANDOM_BITS: u32 = 12;
 /// The largest integer that every JSON parser represents exactly.
 const MAX: u64 = (1 << 53) - 1;
 
-/// An identifier: an integer from 1 to 2^53−1. The upper 41 bits are milliseconds since 2025 and
-/// the lower 12 bits are random, so newer ids are larger. Twelve random bits do not make an id
-/// unique: the transaction that creates a resource also claims its id.
+/// An integer from 1 to 2^53−1: 41 bits of milliseconds since 2025 above 12 random bits, so newer
+/// ids are larger. The random bits do not make an id unique: the transaction that creates a
+/// resource also claims its id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u64")]
 pub struct Id(u64);
 
 impl Id {
-    /// Draws an id for something created at `now`.
     pub fn draw(now: Timestamp, entropy: &dyn Entropy) -> Self {
         let mut random = [0; 2];
         entropy.fill(&mut random);
@@ -27,7 +26,6 @@ impl Id {
         Self(((millis << RANDOM_BITS | low) & MAX).max(1))
     }
 
-    /// Returns when the id was drawn.
     pub fn drawn_at(self) -> Timestamp {
         let millis = i64::try_from(self.0 >> RANDOM_BITS).expect("41 bits");
         Timestamp::from_millis(EPOCH_MILLIS + millis).expect("before 2095")
@@ -64,7 +62,6 @@ impl fmt::Display for Id {
     }
 }
 
-/// The kinds of resources that have ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Organization,

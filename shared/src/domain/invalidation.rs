@@ -4,13 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Id, Timestamp};
 
-/// How long an invalidation is retried. Verdicts that were cached when it was written expire long
-/// before.
+/// How long an invalidation is retried. Verdicts cached when it was written expire long before.
 const RETRY_TIMEOUT: Duration = Duration::from_mins(10);
 const MAX_PAUSE: Duration = Duration::from_mins(1);
 
-/// The effect of a change on cached verdicts about an organization's keys. A larger value includes
-/// the smaller ones.
+/// The effect of a change on cached verdicts. A larger value includes the smaller ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CacheEffect {
     /// No cache holds what changed.
@@ -38,8 +36,8 @@ pub struct Invalidation {
 }
 
 impl Invalidation {
-    /// Returns when to retry after a failure at `now`; `None` once the retry timeout has passed.
-    /// The pauses are 1, 2, 4, … 60 s, each shortened by up to a quarter depending on `random`.
+    /// Returns when to retry after a failure at `now`, or `None` after the timeout. The pauses are
+    /// 1, 2, 4, … 60 s, each shortened by up to a quarter depending on `random`.
     pub fn next_try(&self, now: Timestamp, random: u8) -> Option<Timestamp> {
         let doublings = self.attempts.saturating_sub(1).min(6);
         let pause = MAX_PAUSE.min(Duration::from_secs(1 << doublings));

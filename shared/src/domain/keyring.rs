@@ -5,12 +5,12 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use super::Invalid;
 
-/// The member that names the current key. It is never a kid: see [`Kid`].
+/// Never a kid: see [`Kid`].
 const CURRENT: &str = "current";
 const MIN_SECRET_BYTES: usize = 32;
 
-/// The name of a key in a ring: `k` and 1 to 31 characters from `0-9a-z`. It is public: the header
-/// of every token contains it.
+/// The name of a key: `k` and 1 to 31 characters from `0-9a-z`. It is public, because the header of
+/// every token contains it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Kid(String);
@@ -41,20 +41,18 @@ impl fmt::Display for Kid {
     }
 }
 
-/// Secrets for one purpose, by kid. One of them is current. A ring has at least one key, and a
-/// secret has at least 32 bytes.
+/// Secrets of at least 32 bytes by kid, one of them current.
 ///
-/// Parsed from flat JSON, a shape that AWS's `GenerateSecretString` can write:
-/// `{"current":"k2","k1":"…","k2":"…"}`. The key is the UTF-8 text of the secret, so that a data
-/// plane that knows one plain secret can share it.
+/// Parsed from flat JSON, which AWS's `GenerateSecretString` can write:
+/// `{"current":"k2","k1":"…","k2":"…"}`. A key is the UTF-8 text of its secret, so that a data
+/// plane can share a plain secret.
 pub struct Keyring {
     current: (Kid, SecretString),
-    /// Sorted by kid, descending. A ring holds two or three keys, so a map would be slower.
+    /// Sorted by kid, descending. A map would be slower for two or three keys.
     others: Vec<(Kid, SecretString)>,
 }
 
-/// Why a text is not a valid ring. Shows a kid only if it is valid, because the text in its place
-/// may be a secret.
+/// Why a ring is invalid. Shows a kid only if it is valid, because it may be a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyringError {
     #[error("the ring has no member \"current\"")]
@@ -69,13 +67,12 @@ pub enum KeyringError {
     SecretShort { kid: Kid, bytes: usize },
     #[error("the secret of {0} is the name of a key")]
     SecretIsKid(Kid),
-    /// A rotation between these keys would not replace the secret.
+    /// A rotation between them would not replace the secret.
     #[error("{0} and {1} have the same secret")]
     SecretTwice(Kid, Kid),
 }
 
 impl Keyring {
-    /// Creates a ring of one key.
     pub fn single(kid: &str, secret: impl Into<SecretString>) -> Result<Self, KeyringError> {
         let secret = secret.into();
         let kid = Kid::parse(kid).ok_or(KeyringError::KidShape(kid.len()))?;
@@ -109,30 +106,28 @@ impl Keyring {
         (kid, secret.expose_secret().as_bytes())
     }
 
-    /// Returns the key with this kid, or `None` if the ring does not hold it. The word `current` is
-    /// not a kid.
+    /// Returns `None` for an unknown kid and for the word `current`.
     pub fn get(&self, kid: &str) -> Option<&[u8]> {
         self.keys().find(|(held, _)| held.as_str() == kid).map(|(_, secret)| secret.expose_secret().as_bytes())
     }
 
-    /// Returns every secret, the current one first.
+    /// Returns all secrets, the current one first.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         self.keys().map(|(_, secret)| secret.expose_secret().as_bytes())
     }
 
-    /// Returns the kids of the keys that are not current.
+    /// Returns the kids that are not current.
     pub fn retiring(&self) -> impl Iterator<Item = &Kid> {
         self.others.iter().map(|(kid, _)| kid)
     }
 
-    /// Returns the ring's members as they are stored, including `current`. Exposes every secret.
+    /// Exposes every secret: the members as stored, including `current`.
     pub fn expose_members(&self) -> impl Iterator<Item = (&str, &str)> {
         let keys = self.keys().map(|(kid, secret)| (kid.as_str(), secret.expose_secret()));
         std::iter::once((CURRENT, self.current.0.as_str())).chain(keys)
     }
 
-    /// Returns the ring with this key as the current one, or unchanged if the ring does not hold
-    /// it.
+    /// Returns the ring unchanged if it does not hold the key.
     #[must_use]
     pub(super) fn with_current(&self, kid: &Kid) -> Self {
         let (mut keys, mut current) = (self.others.clone(), self.current.clone());
@@ -143,8 +138,8 @@ impl Keyring {
         Self { current, others: keys }
     }
 
-    /// Returns the ring with one more key, which is not current, and only those other keys that
-    /// `keeps` accepts. The new kid and the new secret must not be in the ring yet.
+    /// Adds a key that is not current and drops the other keys that `keeps` rejects. The kid and
+    /// the secret must be new.
     #[must_use]
     pub(super) fn with_another(&self, kid: Kid, secret: SecretString, keeps: impl Fn(&Kid) -> bool) -> Self {
         let mut others: Vec<_> = self.others.iter().filter(|(held, _)| keeps(held)).cloned().collect();
@@ -162,7 +157,7 @@ impl TryFrom<BTreeMap<String, String>> for Keyring {
     type Error = KeyringError;
 
     fn try_from(members: BTreeMap<String, String>) -> Result<Self, KeyringError> {
-        // Uses zeroizing types first, so that a rejected ring is wiped too.
+        // Zeroizing, so that a rejected ring is wiped too.
         let mut members: BTreeMap<String, SecretString> =
             members.into_iter().map(|(name, value)| (name, value.into())).collect();
         let current = members.remove(CURRENT).ok_or(KeyringError::NoCurrent)?;
@@ -177,8 +172,7 @@ impl TryFrom<BTreeMap<String, String>> for Keyring {
 
 impl<'de> Deserialize<'de> for Keyring {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Replaces serde's message, which would quote the input: for `"<secret>"` in place of a
-        // ring, the secret.
+        // serde's own message would quote the input, which may be a secret.
         let members = BTreeMap::<String, String>::deserialize(deserializer)
             .map_err(|_| D::Error::custom("a ring must be a flat JSON object of strings"))?;
         Self::try_from(members).map_err(D::Error::custom)

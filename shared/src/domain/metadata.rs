@@ -4,13 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use super::Invalid;
 
-/// Free-form notes of the caller on a resource: at most 50 pairs, keys of 1 to 40 characters,
-/// values of at most 500 characters.
+/// The caller's notes on a resource: at most 50 pairs, keys of 1 to 40 characters, values of at
+/// most 500 characters.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "BTreeMap<String, MetadataText>")]
 pub struct Metadata(BTreeMap<String, String>);
 
-/// The value of a pair.
 #[derive(Deserialize)]
 #[serde(try_from = "String")]
 struct MetadataText(String);

@@ -1,13 +1,11 @@
 //! Business rules: keys, scopes, budgets, releases, webhooks, billing and the audit chain.
 //!
-//! The domain does no I/O and calls no AWS service; time and randomness are arguments. Input is
-//! parsed into types that cannot hold an invalid value ([`Name`], [`Slug`], [`ScopeSet`],
-//! [`AllowedCidrs`], …). A parser's error completes the sentence "`<field>` …". It never repeats
-//! the value, because the value may be a secret in the wrong field.
+//! The domain does no I/O; time and randomness are arguments. Parsers turn input into types that
+//! cannot hold an invalid value ([`Name`], [`ScopeSet`], …). Their errors complete the sentence
+//! "`<field>` …" and never repeat the value, which may be a secret in the wrong field.
 //!
-//! Many types are also stored items and API schemas. Their serde attributes fix the stored names,
-//! optional attributes are omitted when they are not set, and types with `ToSchema` are published
-//! in `openapi.json`.
+//! Many types are also stored items and API schemas: serde attributes fix the stored names, and
+//! types with `ToSchema` are published in `openapi.json`.
 
 mod address;
 mod allowlist;

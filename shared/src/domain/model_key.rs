@@ -36,7 +36,6 @@ impl Provider {
         }
     }
 
-    /// Returns what a key of the provider is called.
     const fn key_name(self) -> &'static str {
         match self {
             Self::Anthropic => "an Anthropic key",
@@ -47,7 +46,6 @@ impl Provider {
         }
     }
 
-    /// Returns what the caller must paste.
     const fn expected(self) -> &'static str {
         match self {
             Self::Anthropic => "a key that starts with sk-ant-",
@@ -60,7 +58,6 @@ impl Provider {
         }
     }
 
-    /// Returns whether a credential of the provider may be JSON instead of one word.
     const fn takes_json(self) -> bool {
         matches!(self, Self::Bedrock | Self::Vertex)
     }
@@ -83,7 +80,7 @@ pub struct ProviderKey {
 /// The members of a JSON object of strings.
 pub type Members = BTreeMap<String, SecretString>;
 
-/// Credentials that providers issue for other purposes, by their first characters.
+/// Credentials for other purposes, by their first characters.
 const OTHER_PURPOSES: [(&str, &str); 6] = [
     ("sk-ant-admin", "a key that administers the account at its provider"),
     ("sk-admin-", "a key that administers the account at its provider"),
@@ -93,15 +90,13 @@ const OTHER_PURPOSES: [(&str, &str); 6] = [
     ("bedrock-api-key-", "a short-term Bedrock API key, which ends within 12 hours"),
 ];
 const BEDROCK_API_KEY: &str = "ABSK";
-/// The secret members of a JSON credential.
 const SECRET_MEMBERS: [&str; 3] = ["secret_access_key", "session_token", "private_key"];
-/// Minimum length of a part of a key that counts as the key.
+/// Minimum length of a part that counts as the key.
 const MIN_PART: usize = 16;
-/// Maximum characters in a line of PEM: 64 by RFC 7468, 76 by MIME.
+/// 64 by RFC 7468, 76 by MIME.
 const MAX_PEM_LINE: usize = 76;
 
-/// Why a text is not a key of its provider. Completes the sentence "key …" and contains nothing of
-/// the text.
+/// Completes the sentence "key …" and contains nothing of the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyRejected {
     #[error("has blanks or line breaks around it: paste only the key")]
@@ -129,7 +124,7 @@ pub enum KeyRejected {
 }
 
 impl ProviderKey {
-    /// Checks a key. `members` are the members of `text` if it is a JSON object of strings.
+    /// Checks a key. `members` are those of `text` if it is a JSON object of strings.
     pub fn parse(provider: Provider, text: SecretString, members: Option<&Members>) -> Result<Self, KeyRejected> {
         let tail = check(provider, text.expose_secret(), members)?;
         let start = tail.len().saturating_sub(TAIL_CHARACTERS);
@@ -145,9 +140,8 @@ impl ProviderKey {
         self.plaintext.expose_secret()
     }
 
-    /// Returns whether a text that will be shown contains this key or is a part of it. `members` as
-    /// for [`parse`](Self::parse). Only the secret members count, because people use the others as
-    /// names.
+    /// Returns whether a text that will be shown contains this key or is a part of it. Of
+    /// `members`, only the secret ones count, because people use the others as names.
     pub fn is_in(&self, shown: &str, members: Option<&Members>) -> bool {
         let shown = shown.trim();
         let holds = |secret: &str| shown.contains(secret) || (shown.len() >= MIN_PART && secret.contains(shown));
@@ -160,8 +154,7 @@ impl ProviderKey {
     }
 }
 
-/// Returns the first fault, or the part whose tail may be shown: the key itself or, for JSON, its
-/// id.
+/// Returns the part whose tail may be shown: the key itself or, for JSON, its id.
 fn check<'a>(provider: Provider, text: &'a str, members: Option<&'a Members>) -> Result<&'a str, KeyRejected> {
     // Blanks around JSON have no meaning, and a file ends in a line break.
     let padded = text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace);
@@ -197,7 +190,6 @@ fn check<'a>(provider: Provider, text: &'a str, members: Option<&'a Members>) ->
     }
 }
 
-/// Returns the provider that the key seems to belong to.
 fn looks_like(text: &str, members: Option<&Members>) -> Option<Provider> {
     if let Some(members) = members {
         let service_account = members.get("type").is_some_and(|kind| kind.expose_secret() == "service_account");
@@ -221,7 +213,7 @@ fn word<'a>(provider: Provider, text: &'a str, start: &str) -> Result<&'a str, K
     if rest.bytes().all(allowed) { Ok(text) } else { Err(KeyRejected::Word("letters, digits, - and _")) }
 }
 
-/// Checks for `ABSK` and base64 with its padding.
+/// Accepts `ABSK` and base64 with its padding.
 fn bedrock_api_key(text: &str) -> Result<&str, KeyRejected> {
     let word = text.strip_suffix("==").or(text.strip_suffix('=')).unwrap_or(text);
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/';
@@ -232,8 +224,8 @@ fn bedrock_api_key(text: &str) -> Result<&str, KeyRejected> {
     }
 }
 
-/// Checks `{"access_key_id", "secret_access_key", "session_token"?, "region"?}`. Other members are
-/// rejected, because a misspelled name would be missed where the key is used.
+/// Accepts `{"access_key_id", "secret_access_key", "session_token"?, "region"?}`. Rejects other
+/// members, because a misspelled name would be missed where the key is used.
 fn access_key(members: &Members) -> Result<&str, KeyRejected> {
     let known = ["access_key_id", "secret_access_key", "session_token", "region"];
     if !members.keys().all(|name| known.contains(&name.as_str())) {
@@ -262,11 +254,11 @@ fn access_key(members: &Members) -> Result<&str, KeyRejected> {
     Ok(id)
 }
 
-/// Google's token endpoints. Google's libraries call the URL that the file names, so any other URL
-/// would lead a data plane there.
+/// Google's token endpoints. Google's libraries call the URL in the file, so any other URL would
+/// lead a data plane there.
 const TOKEN_URIS: [&str; 2] = ["https://oauth2.googleapis.com/token", "https://accounts.google.com/o/oauth2/token"];
 
-/// Checks the file that Google issues. Other members are allowed.
+/// Accepts the file that Google issues, with any other members.
 fn service_account(members: &Members) -> Result<&str, KeyRejected> {
     member(members, "type", "service_account", |kind| kind == "service_account")?;
     // The project id becomes part of a URL's path.
@@ -300,9 +292,8 @@ fn service_account(members: &Members) -> Result<&str, KeyRejected> {
     Ok(id)
 }
 
-/// Returns whether a text is one RSA key of at least 2,048 bits, as Google writes it: PKCS #8 in
-/// PEM. The key is decoded and checked, because a damaged key would replace a working one and fail
-/// at the data plane.
+/// Requires at least 2,048 bits, as PKCS #8 in PEM. The key is decoded, because a damaged key would
+/// replace a working one and fail at the data plane.
 fn is_rsa_private_key(pem: &str) -> bool {
     let body = pem.trim_end().strip_prefix("-----BEGIN PRIVATE KEY-----");
     let body = body.and_then(|body| body.strip_suffix("-----END PRIVATE KEY-----"));
@@ -320,7 +311,7 @@ fn is_rsa_private_key(pem: &str) -> bool {
     BASE64_STANDARD.decode(&*base64).map(Zeroizing::new).is_ok_and(|der| KeyPair::from_pkcs8(&der).is_ok())
 }
 
-/// Returns whether a text is like `us-east-1` or `us-gov-west-1`: words and a number.
+/// Words and a number: `us-east-1`, `us-gov-west-1`.
 fn is_region(text: &str) -> bool {
     let words: Vec<_> = text.split('-').collect();
     let [words @ .., number] = words.as_slice() else { return false };
@@ -346,7 +337,7 @@ fn member<'a>(
     value.filter(|value| fits(value)).ok_or(KeyRejected::Member { member, rule })
 }
 
-/// A provider key without the key itself, which is stored sealed until this is revoked.
+/// A provider key without the key itself, which is stored sealed until it is revoked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelKey {
     pub id: Id,
@@ -368,7 +359,7 @@ impl ModelKey {
         Self { id, provider: key.provider, name, tail: key.tail.clone(), created_at: now, revoked_at: None, version: 1 }
     }
 
-    /// Revokes the key. Returns false if it was already revoked.
+    /// Returns false if the key is already revoked.
     pub fn revoke(&mut self, now: Timestamp) -> bool {
         let active = self.revoked_at.is_none();
         if active {
@@ -378,7 +369,7 @@ impl ModelKey {
         active
     }
 
-    /// Returns the settings of a new key as its audit event shows them.
+    /// Returns the settings as the audit event of the creation shows them.
     pub fn creation(&self) -> Changes {
         let chosen = [
             ("provider", self.provider.as_str().into()),
@@ -388,8 +379,7 @@ impl ModelKey {
         chosen.map(|(field, after)| (field.to_owned(), Change { before: Value::Null, after })).into()
     }
 
-    /// Returns the changes of a revocation as its audit event shows them. `successor` is the key
-    /// that replaced this one, if there is one.
+    /// Returns the changes. `successor` is the key that replaced this one, if there is one.
     pub fn revocation(&self, successor: Option<Id>) -> Changes {
         let became = [
             ("revoked_at", self.revoked_at.map(Value::from)),
@@ -437,14 +427,12 @@ mod tests {
         ]
     });
 
-    /// Returns the tail or the error.
     fn parsed(provider: Provider, text: &str) -> Result<String, String> {
         let key = ProviderKey::parse(provider, text.into(), None);
         key.map(|key| key.tail).map_err(|rejected| rejected.to_string())
     }
 
-    /// The same for JSON of these members after these changes. A change to an empty text removes
-    /// the member.
+    /// Removes a member that is changed to an empty text.
     fn parsed_json(provider: Provider, members: &[(&str, &str)], changes: &[(&str, &str)]) -> Result<String, String> {
         let members = members.iter().chain(changes).map(|(name, value)| ((*name).to_owned(), *value));
         let members: BTreeMap<_, _> = members.collect();

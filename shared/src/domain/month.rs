@@ -6,7 +6,7 @@ use super::{Invalid, Timestamp};
 
 const NOT_A_MONTH: Invalid = Invalid::new("must be a month from 1970 to 9998 such as 2026-11");
 
-/// A calendar month in UTC. Budgets and usage are counted per month.
+/// A calendar month in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Month {
@@ -25,7 +25,6 @@ impl Month {
         if self.month == 12 { Self::new(self.year + 1, 1) } else { Self::new(self.year, self.month + 1) }
     }
 
-    /// Returns the first instant of the month.
     pub fn start(self) -> Timestamp {
         format!("{self}-01T00:00:00Z").parse().expect("every month has a first day")
     }

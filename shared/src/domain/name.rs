@@ -21,7 +21,7 @@ impl TryFrom<String> for Name {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
-        if !text.chars().any(is_seen) {
+        if !text.chars().any(is_visible) {
             return Err(Invalid::new("is required: 1 to 100 characters that are not all blank"));
         }
         if text.chars().count() > 100 {
@@ -34,10 +34,9 @@ impl TryFrom<String> for Name {
     }
 }
 
-/// Returns whether a character is forbidden in names: control characters, line separators and
-/// characters that Unicode calls default-ignorable. The last take no space or reverse the text
-/// direction, so two names could look alike. Variation selectors are allowed, because emoji need
-/// them.
+/// Returns true for control characters, line separators and characters that Unicode calls
+/// default-ignorable. These take no space or reverse the text direction, so two names could look
+/// alike. Emoji need variation selectors, which are allowed.
 pub(super) fn is_unreadable(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -61,10 +60,9 @@ pub(super) fn is_unreadable(character: char) -> bool {
         )
 }
 
-/// Checks a text of a request before its field's own rule. The text must not contain a credential,
-/// invisible characters, or control characters other than tabs and line ends. Fields that hold a
-/// credential skip this check. Stored texts skip it too, so that they stay readable when the rules
-/// change.
+/// Checks a text of a request before its field's own rule: no credentials, no invisible characters,
+/// and no control characters but tabs and line ends. Fields that hold a credential skip this check,
+/// and so do stored texts, which stay readable when the rules change.
 pub fn check_text(text: &str) -> Result<(), Invalid> {
     let is_control = |character: char| character.is_control() && !matches!(character, '\t' | '\n' | '\r');
     // Most texts are ASCII, which has no invisible characters.
@@ -79,14 +77,12 @@ pub fn check_text(text: &str) -> Result<(), Invalid> {
     if finds_secret(text) { Err(HOLDS_SECRET) } else { Ok(()) }
 }
 
-/// The error for a text that contains a credential.
 pub(super) const HOLDS_SECRET: Invalid = Invalid::new(
     "must not contain a key, token or password, because it is stored and shown: revoke the credential that you sent",
 );
 
 /// Returns whether a text contains an invisible character that neither its script nor an emoji
-/// needs. Joiners are allowed inside a word of a joining script and inside an emoji. Between other
-/// letters a joiner shows nothing, so two names could look alike.
+/// needs. Between letters that do not join, a joiner shows nothing, so two names could look alike.
 fn holds_invisible(text: &str) -> bool {
     let mut before = None;
     let mut characters = text.chars().peekable();
@@ -94,7 +90,7 @@ fn holds_invisible(text: &str) -> bool {
         let joins = |neighbour: Option<&char>| neighbour.is_some_and(|neighbour| is_joined(*neighbour));
         let hidden = match character {
             '\u{200C}' | '\u{200D}' => !joins(before.as_ref()) || !joins(characters.peek()),
-            // Control characters have their own rule, which differs between fields.
+            // Each field has its own rule for control characters.
             control if control.is_control() => false,
             other => is_unreadable(other),
         };
@@ -108,8 +104,8 @@ fn holds_invisible(text: &str) -> bool {
     false
 }
 
-/// Returns whether a joiner next to this character is visible. That holds for letters and marks of
-/// the scripts of Western, South and Southeast Asia and of Mongolia, and for emoji.
+/// Returns whether a joiner next to this character is visible: letters and marks of the scripts of
+/// Western, South and Southeast Asia and of Mongolia, and emoji.
 fn is_joined(character: char) -> bool {
     let script = matches!(
         character,
@@ -120,9 +116,9 @@ fn is_joined(character: char) -> bool {
         || matches!(character, '\u{2190}'..='\u{2BFF}' | '\u{1F000}'..='\u{1FAFF}')
 }
 
-/// Returns whether a character is visible by itself. A name needs at least one. Blanks, the empty
-/// Braille pattern and variation selectors are not visible.
-pub(super) fn is_seen(character: char) -> bool {
+/// Returns false for blanks, the empty Braille pattern and variation selectors. A name needs at
+/// least one visible character.
+pub(super) fn is_visible(character: char) -> bool {
     !character.is_whitespace()
         && !matches!(character, '\u{2800}' | '\u{FE00}'..='\u{FE0F}')
         && !is_unreadable(character)

@@ -4,7 +4,7 @@ use utoipa::ToSchema;
 use super::{
     Change, Changes, DroppedSubscriptions, EndpointUrl, Id, Invalid, Name, Slug, Subscription, SubscriptionBefore,
     Timestamp, Value,
-    name::{is_seen, is_unreadable},
+    name::{is_unreadable, is_visible},
     subscription::record,
 };
 
@@ -21,10 +21,10 @@ pub struct Organization {
     /// Unique among tenants: an event from Stripe finds its tenant by this id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stripe_customer_id: Option<StripeCustomerId>,
-    /// The customer's subscriptions at Stripe, sorted by precedence.
+    /// The customer's subscriptions, by precedence.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subscriptions: Vec<Subscription>,
-    /// Bounds of the customer's ended subscriptions that were dropped.
+    /// Bounds of the ended subscriptions that were dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropped_subscriptions: Option<DroppedSubscriptions>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,7 +36,7 @@ pub struct Organization {
     pub version: u64,
 }
 
-/// A change of settings. `None` keeps the current value.
+/// `None` keeps the current value.
 #[derive(Debug, Clone, Default)]
 pub struct OrganizationPatch {
     pub plan: Option<Plan>,
@@ -48,7 +48,7 @@ pub struct OrganizationPatch {
 }
 
 impl Organization {
-    /// Creates a tenant as it is without billing: plan `free`, status `active`.
+    /// Creates a tenant without billing: plan `free`, status `active`.
     pub fn new(id: Id, slug: Slug, name: Name, now: Timestamp) -> Self {
         Self {
             id,
@@ -67,7 +67,7 @@ impl Organization {
         }
     }
 
-    /// Applies a patch. Returns the changes by field.
+    /// Returns the changes by field.
     pub fn apply(&mut self, patch: OrganizationPatch) -> Changes {
         let before = self.clone();
         let OrganizationPatch {
@@ -95,9 +95,8 @@ impl Organization {
         changes
     }
 
-    /// Applies an event about a subscription. Returns the changes, or does nothing and returns
-    /// `None` if a newer event is known. Plan and status follow the first subscription whenever an
-    /// event changes it.
+    /// Applies an event about a subscription. Does nothing and returns `None` if a newer event is
+    /// known. Plan and status follow the first subscription whenever an event changes it.
     pub fn learn(&mut self, reported: Subscription, changed: &SubscriptionBefore) -> Option<Changes> {
         let before = self.clone();
         if !record(&mut self.subscriptions, &mut self.dropped_subscriptions, reported, changed) {
@@ -119,7 +118,7 @@ impl Organization {
         changed.map(|((field, before), (_, after))| (field.to_owned(), Change { before, after })).collect()
     }
 
-    /// Returns the settings of a new tenant as its audit event shows them.
+    /// Returns the settings as the audit event of the creation shows them.
     pub fn creation(&self) -> Changes {
         let chosen = [
             ("slug", self.slug.as_str()),
@@ -146,7 +145,7 @@ impl Organization {
     }
 }
 
-/// The tenant's plan, under the operator's name for it.
+/// The operator's name for the tenant's plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan(Name);
 
@@ -170,7 +169,7 @@ impl Default for Plan {
     }
 }
 
-/// The id of a customer at Stripe: `cus_` and letters and digits.
+/// A customer's id at Stripe: `cus_` and letters and digits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct StripeCustomerId(String);
@@ -210,7 +209,7 @@ impl TryFrom<String> for ModelId {
 
     fn try_from(text: String) -> Result<Self, Invalid> {
         let odd = |c: char| c.is_whitespace() || is_unreadable(c);
-        if text.chars().count() <= 128 && text.chars().any(is_seen) && !text.chars().any(odd) {
+        if text.chars().count() <= 128 && text.chars().any(is_visible) && !text.chars().any(odd) {
             Ok(Self(text))
         } else {
             Err(Invalid::new("must be 1 to 128 characters without blanks, control or invisible characters"))

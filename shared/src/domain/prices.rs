@@ -1,10 +1,9 @@
 //! Model prices: the built-in list, overridden by the operator's prices.
 //!
-//! A model has the price of its own row or of its family's row. The family is the same name without
-//! a provider's spelling (`us.anthropic.…-v1:0`, `openai/…`, `…@20250929`) and without a date.
-//! There are no patterns, so a family never includes a later version. Every spelling of a name is
-//! looked up in the operator's prices first, and then in the list. To add a model, add its row to
-//! `prices.json`.
+//! A model has the price of its own row or of its family's row: the same name without a provider's
+//! spelling (`us.anthropic.…-v1:0`, `openai/…`, `…@20250929`) and without a date. There are no
+//! patterns, so a family never includes a later version. Every spelling of a name is looked up in
+//! the operator's prices first, and then in the list. To add a model, add its row to `prices.json`.
 
 use std::{
     borrow::Cow,
@@ -19,8 +18,7 @@ use super::{ModelId, Quantity, UsageKind, check_text};
 
 /// The operator's name for all models without a price.
 const ANY_OTHER: &str = "*";
-/// Prefix of the names whose price at Amazon Bedrock is higher in a region than at the global
-/// endpoint.
+/// Prefix of models that cost more in a region than at Amazon Bedrock's global endpoint.
 const REGIONAL: &str = "bedrock/";
 /// Prefixes, before `/` or `:`, that name where a model is called and not which model.
 const HOSTS: [&str; 18] = [
@@ -43,14 +41,13 @@ const HOSTS: [&str; 18] = [
     "vertex",
     "vertex_ai",
 ];
-/// The hosts that are Amazon Bedrock, and the host of Amazon's own models.
+/// The hosts of Amazon Bedrock and of Amazon's own models.
 const BEDROCK: [&str; 3] = ["amazon-bedrock", "bedrock", "bedrock_converse"];
 const AMAZON: &str = "amazon";
 /// Amazon Bedrock's prefixes for inference across regions.
 const REGIONS: [&str; 12] = ["af", "apac", "au", "ca", "eu", "global", "in", "jp", "me", "sa", "us", "us-gov"];
 const GLOBAL: &str = "global";
-/// Amazon Bedrock's names for vendors that also sell the same models under the same names, and for
-/// all other vendors.
+/// Vendors that also sell their models under the same names themselves, and all others.
 const SELLERS: [&str; 2] = ["anthropic", "openai"];
 const VENDORS: [&str; 13] = [
     "ai21",
@@ -67,25 +64,22 @@ const VENDORS: [&str; 13] = [
     "writer",
     "zai",
 ];
-/// Suffixes that choose a route or a context window and do not change the price. No listed name has
-/// one.
+/// Suffixes that do not change the price. No listed name has one.
 const ROUTES: [&str; 5] = [":exacto", ":floor", ":nitro", ":online", "[1m]"];
-/// The suffix of a variant that has the price of the model.
 const BETA: &str = ":beta";
-/// The suffix of an alias of the newest version. On a name without a version it names another
-/// model: `gemini-pro-latest` is not `gemini-pro`.
+/// An alias of the newest version. On a name without a version it names another model: `gemini-pro-latest` is
+/// not `gemini-pro`.
 const LATEST: &str = "-latest";
-/// Variants that the list prices separately. The operator's price of the model applies to them.
+/// Priced separately in the list. The operator's price of the model includes them.
 const VARIANTS: [&str; 3] = [":batch", ":extended", ":thinking"];
 /// The depth of a key without region and vendor.
 const BARE: usize = 2;
-/// Beginnings that resellers spell differently, each with the vendor's spelling.
+/// Spellings of resellers, each with the vendor's spelling.
 const RESPELLED: [(&str, &str); 3] =
     [("gpt-35-", "gpt-3.5-"), ("gemini-flash-1.5", "gemini-1.5-flash"), ("gemini-pro-1.5", "gemini-1.5-pro")];
-/// The suffix of variants that cost nothing.
 const FREE: &str = ":free";
 const NO_COST: Price = Price { input: 0, output: 0, cache_read: None, cache_write: None };
-/// Dates without a year, by model. Other numbers name other models: `gpt-4-1106` is a GPT-4 Turbo.
+/// Dates without a year. Other numbers name other models: `gpt-4-1106` is a GPT-4 Turbo.
 const SHORT_DATES: [(&str, &[&str]); 5] = [
     ("gpt-3.5-turbo", &["-0125", "-0301", "-0613", "-1106"]),
     ("gpt-3.5-turbo-16k", &["-0613"]),
@@ -94,25 +88,25 @@ const SHORT_DATES: [(&str, &[&str]); 5] = [
     ("gpt-4-32k", &["-0314", "-0613"]),
 ];
 
-/// The built-in prices, by model in lower case.
+/// By model in lower case.
 pub type PriceList = HashMap<&'static str, Price>;
 
-/// The price of a token in nano-cents. $0.075 for a million tokens is 7,500.
+/// Nano-cents per token: $0.075 for a million tokens is 7,500.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Price {
     pub input: u32,
     pub output: u32,
-    /// Price of a token read from the provider's prompt cache.
+    /// For tokens read from the provider's prompt cache.
     #[serde(default)]
     pub cache_read: Option<u32>,
-    /// Price of a token written to the prompt cache.
+    /// For tokens written to it.
     #[serde(default)]
     pub cache_write: Option<u32>,
 }
 
 impl Price {
-    /// Returns the cost of a number of tokens, in nano-cents.
+    /// Returns nano-cents.
     pub fn cost(self, kind: UsageKind, quantity: Quantity) -> u128 {
         let each = match kind {
             UsageKind::InputTokens => self.input,
@@ -122,7 +116,6 @@ impl Price {
     }
 }
 
-/// Why the operator's prices cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PricesError {
     #[error("is not a JSON object of prices by model, such as {{\"acme-1\": {{\"input\": 7500, \"output\": 30000}}}}")]
@@ -135,7 +128,7 @@ pub enum PricesError {
     Duplicate(String),
 }
 
-/// Prices by model: the operator's, then the built-in list, which is parsed at its first use.
+/// The operator's prices, then the built-in list, which is parsed at its first use.
 #[derive(Debug, Clone)]
 pub struct PriceTable {
     listed: &'static LazyLock<PriceList>,
@@ -145,8 +138,8 @@ pub struct PriceTable {
 }
 
 impl PriceTable {
-    /// Combines a list with the operator's prices, which override it. `*` is the price of models
-    /// that have none, and of usage without a model.
+    /// Combines the list with the operator's prices. `*` is the price of models that have none, and
+    /// of usage without a model.
     pub fn new(
         listed: &'static LazyLock<PriceList>,
         prices: impl IntoIterator<Item = (String, Price)>,
@@ -162,7 +155,6 @@ impl PriceTable {
         Ok(Self { listed, own, any_other })
     }
 
-    /// Returns the price of a model under any of its names, or of usage without a model.
     pub fn price(&self, model: Option<&str>) -> Option<Price> {
         model.and_then(|model| self.named(&model.to_ascii_lowercase())).or(self.any_other)
     }
@@ -219,7 +211,6 @@ impl PriceTable {
     }
 }
 
-/// Returns the key of an operator's name.
 fn own_key(name: &str) -> Result<String, PricesError> {
     if name.contains(ANY_OTHER) {
         return Err(PricesError::Pattern);
@@ -237,7 +228,7 @@ struct Spelling<'a> {
     region: Option<&'a str>,
     /// The vendor, if this is one of Amazon Bedrock's names.
     vendor: Option<&'a str>,
-    /// The model, with dashes in Claude's versions and before dates.
+    /// Has dashes in Claude's versions and before dates.
     model: Cow<'a, str>,
 }
 
@@ -291,15 +282,15 @@ impl<'a> Spelling<'a> {
         Self { region, vendor, model: in_vendor_spelling(model) }
     }
 
-    /// Returns the key of an operator's price. A bare name applies everywhere, one of Amazon
-    /// Bedrock's names at Bedrock, and a regional name in its region.
+    /// Returns the key of a price. A bare name applies everywhere, one of Amazon Bedrock's names
+    /// there, and a regional name in its region.
     fn key(&self) -> String {
         let mut key = String::new();
         self.write_key(&mut key, self.depth(), &word_first(&self.model));
         key
     }
 
-    /// Returns how many of region and vendor are missing, from the left.
+    /// Counts the missing ones of region and vendor.
     fn depth(&self) -> usize {
         match (self.region, self.vendor) {
             (Some(_), _) => 0,
@@ -308,8 +299,7 @@ impl<'a> Spelling<'a> {
         }
     }
 
-    /// Writes the key of a family of the model: with region and vendor (depth 0), with the vendor
-    /// (1), or bare (2).
+    /// Writes the key with region and vendor (depth 0), with the vendor (1), or bare (2).
     fn write_key(&self, key: &mut String, depth: usize, family: &str) {
         key.clear();
         for qualifier in [self.region, self.vendor].into_iter().skip(depth).flatten() {
@@ -324,7 +314,6 @@ impl<'a> Spelling<'a> {
         self.vendor.is_some_and(|vendor| SELLERS.contains(&vendor))
     }
 
-    /// Returns the model as the list names it.
     fn listed_family(&self) -> Cow<'_, str> {
         match self.vendor {
             Some(vendor) if !self.is_sold_by_vendor() => format!("{vendor}.{}", self.model).into(),
@@ -332,7 +321,7 @@ impl<'a> Spelling<'a> {
         }
     }
 
-    /// Returns the name of the row for the price in the region, if such a row can exist.
+    /// Returns the row of the region's price, if there can be one.
     fn regional(&self, family: &str) -> Option<String> {
         self.vendor?;
         if !self.is_sold_by_vendor() {
@@ -342,7 +331,6 @@ impl<'a> Spelling<'a> {
     }
 }
 
-/// Splits off a prefix that names where the model is called.
 fn without_host(name: &str) -> Option<(&str, &str)> {
     name.split_once(['/', ':']).filter(|(host, _)| HOSTS.contains(host))
 }
@@ -369,7 +357,7 @@ fn in_vendor_spelling(model: Cow<'_, str>) -> Cow<'_, str> {
     respelled.map_or(model, Cow::Owned)
 }
 
-/// Returns the row name with the vendor's prefix: `anthropic/claude-2.1` for `claude-2-1`.
+/// Returns `anthropic/claude-2.1` for `claude-2-1`.
 fn with_vendor_prefix(name: &str) -> Option<String> {
     if name.starts_with("claude-") {
         return Some(format!("anthropic/{}", dotted(name)));
@@ -382,8 +370,7 @@ fn with_vendor_prefix(name: &str) -> Option<String> {
     (is_openai || ["o1", "o3", "o4"].iter().any(|series| name.starts_with(series))).then(|| format!("openai/{name}"))
 }
 
-/// Writes versions as rows with the vendor's prefix do: `claude-opus-4.6:batch` for
-/// `claude-opus-4-6:batch`.
+/// Returns `claude-opus-4.6:batch` for `claude-opus-4-6:batch`.
 fn dotted(name: &str) -> String {
     let is_digit = |part: &str| part.len() == 1 && is_number(part);
     let (model, variant) = name.split_at(name.find(':').unwrap_or(name.len()));
@@ -422,7 +409,7 @@ fn claude_in_other_order(name: &str) -> Option<String> {
     is_word(word).then(|| format!("claude-{word}-{version}"))
 }
 
-/// Returns the name without one suffix that does not change the price.
+/// Removes one suffix that does not change the price.
 fn without_neutral_suffix(name: &str, is_bedrock: bool) -> Option<&str> {
     if let Some(rest) = without_ending(name, &ROUTES).or_else(|| name.strip_suffix(BETA)) {
         return Some(rest);
@@ -495,7 +482,7 @@ mod tests {
         parse(json).unwrap()
     }
 
-    /// Returns the prices of input and output for a million tokens, in thousandths of a dollar.
+    /// Returns input and output for a million tokens, in thousandths of a dollar.
     fn dollars(model: &str) -> Option<(u32, u32)> {
         let price = own("{}").price(Some(model))?;
         Some((price.input / 100, price.output / 100))
@@ -717,8 +704,7 @@ mod tests {
         assert_eq!(own("{}").price(None), None);
     }
 
-    /// Returns the operator's prices by name: the input price is 1 for the first name, 2 for the
-    /// next, and so on.
+    /// Prices input at 1 for the first name, 2 for the next, and so on.
     fn numbered(names: &[&str]) -> Result<PriceTable, PricesError> {
         let rows = names.iter().zip(1..).map(|(name, input)| format!(r#""{name}": {{"input": {input}, "output": 9}}"#));
         parse(&format!("{{{}}}", rows.collect::<Vec<_>>().join(",")))

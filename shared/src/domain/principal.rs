@@ -11,8 +11,7 @@ pub enum PrincipalKind {
     Session,
 }
 
-/// The authenticated caller. Every data-plane credential resolves to a principal. All fields are
-/// always present.
+/// The authenticated caller, for every data-plane credential. All fields are always present.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Principal {
     pub kind: PrincipalKind,
@@ -25,8 +24,7 @@ pub struct Principal {
     pub api_key_id: Id,
     /// The key's first 14 characters; `null` for a session token.
     pub api_key_prefix: Option<String>,
-    /// The only project that a session token can use; `null` for an API key, which can use every
-    /// project of its organization.
+    /// The only project of a session token; `null` for an API key, which can use all projects.
     pub project_id: Option<Id>,
     pub project_slug: Option<String>,
     /// The end user that the session token was minted for.

@@ -5,17 +5,15 @@ use super::{
     ReleaseStatus, Slug, Timestamp, Value, Version,
 };
 
-/// An agent project. Releases are deployed to a project, and a session token is limited to one
-/// project.
+/// An agent project. Releases are deployed to it, and a session token is limited to one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Project {
     pub id: Id,
     pub slug: Slug,
     pub name: Name,
-    /// The active release; `None` before the first. No other item stores which release is active.
+    /// The active release; `None` before the first. It is stored only here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub current_version: Option<Version>,
-    /// The release with the highest number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latest_version: Option<Version>,
     /// Overrides the organization's value, as `endpoint_url` does.
@@ -28,7 +26,7 @@ pub struct Project {
     pub version: u64,
 }
 
-/// A change of settings. `None` keeps the current value.
+/// `None` keeps the current value.
 #[derive(Debug, Clone, Default)]
 pub struct ProjectPatch {
     pub name: Option<Name>,
@@ -51,14 +49,14 @@ impl Project {
         }
     }
 
-    /// Returns the settings of a new project as its audit event shows them.
+    /// Returns the settings as the audit event of the creation shows them.
     pub fn creation(&self) -> Changes {
         [("slug", self.slug.as_str()), ("name", self.name.as_str())]
             .map(|(field, after)| (field.to_owned(), Change { before: Value::Null, after: after.into() }))
             .into()
     }
 
-    /// Applies a patch. Returns the changes by field.
+    /// Returns the changes by field.
     pub fn apply(&mut self, patch: ProjectPatch) -> Changes {
         let before = self.clone();
         let ProjectPatch { name, model_id, endpoint_url } = patch;
@@ -78,8 +76,8 @@ impl Project {
         changes
     }
 
-    /// Creates the next release and, if `activate` is set, makes it the active one. It is ready at
-    /// once, because there is nothing to build.
+    /// Creates the next release and makes it active if `activate` is set. It is ready at once,
+    /// because there is nothing to build.
     pub fn deploy(
         &mut self,
         id: Id,
@@ -97,7 +95,7 @@ impl Project {
         Release::ready(id, self.id, version, commit_sha, artifact_url, now, activate.then_some(now))
     }
 
-    /// Makes a release the active one. Returns `None` if it already is.
+    /// Returns `None` if the release is already active.
     pub fn activate(&mut self, release: &mut Release, now: Timestamp) -> Result<Option<Flip>, NotReady> {
         let status = release.status(self.current_version);
         match status {
@@ -114,8 +112,7 @@ impl Project {
         }
     }
 
-    /// Returns the effect of a change on the caches of data planes. They hold the active release
-    /// and the model settings.
+    /// Compares the active release and the model settings, which data planes cache.
     pub fn effect_of(&self, after: &Self) -> CacheEffect {
         let kept = |project: &Self| (project.current_version, project.model_id.clone(), project.endpoint_url.clone());
         if kept(self) == kept(after) { CacheEffect::None } else { CacheEffect::Stale }

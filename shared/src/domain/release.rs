@@ -6,8 +6,8 @@ use super::{
     Timestamp, Value,
 };
 
-/// The number of a release in its project: 1, 2, …, without gaps. It is within the range of ids, so
-/// that releases are listed like other resources.
+/// The number of a release in its project, without gaps. It is within the range of ids, so that
+/// releases are listed like other resources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "u64", into = "u64")]
 pub struct Version(Id);
@@ -20,7 +20,6 @@ impl Version {
         Self(Id::new(self.get() + 1).unwrap_or(self.0))
     }
 
-    /// Parses a version from a path.
     pub fn parse(text: &str) -> Option<Self> {
         Id::parse(text).map(Self)
     }
@@ -29,7 +28,7 @@ impl Version {
         self.0.get()
     }
 
-    /// Returns the position of the release in the list of its project.
+    /// Returns the position in the list of the project's releases.
     pub const fn place(self) -> Id {
         self.0
     }
@@ -74,7 +73,6 @@ pub struct Release {
     pub revision: u64,
 }
 
-/// The progress of a release's build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Build {
@@ -119,20 +117,19 @@ pub enum BuildKind {
     Template,
 }
 
-/// The kind of a change of the active release.
+/// How the active release changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flip {
-    /// To a release that was never active.
+    /// The new one was never active before.
     Activation,
-    /// To a release that was active before.
+    /// The new one was active before.
     Rollback,
 }
 
-/// The release is not built, so it cannot be active.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotReady;
 
-/// A builder's report. `None` keeps the stored value.
+/// `None` keeps the stored value.
 #[derive(Debug, Clone)]
 pub struct StatusReport {
     pub status: ReleaseStatus,
@@ -141,7 +138,6 @@ pub struct StatusReport {
     pub image_ref: Option<ImageRef>,
 }
 
-/// The release cannot change from one status to the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoTransition {
     pub from: ReleaseStatus,
@@ -174,7 +170,7 @@ impl Release {
         }
     }
 
-    /// Returns the status. `current` is the project's active version.
+    /// Derives the status. `current` is the project's active version.
     pub fn status(&self, current: Option<Version>) -> ReleaseStatus {
         match self.build {
             Build::Pending => ReleaseStatus::Pending,
@@ -186,7 +182,7 @@ impl Release {
         }
     }
 
-    /// Returns the kind; `None` until a builder reports one.
+    /// Returns `None` until a builder reports a kind.
     pub fn build_kind(&self) -> Option<BuildKind> {
         match (&self.image_ref, &self.template_path) {
             (Some(_), _) => Some(BuildKind::Image),
@@ -195,7 +191,7 @@ impl Release {
         }
     }
 
-    /// Returns the settings of a new release as its audit event shows them.
+    /// Returns the settings as the audit event of the creation shows them.
     pub fn creation(&self) -> Changes {
         let chosen = [
             ("version", self.version.get().into()),
@@ -206,9 +202,9 @@ impl Release {
         chosen.map(|(field, after)| (field.to_owned(), Change { before: Value::Null, after })).collect()
     }
 
-    /// Applies a builder's report. Returns the changes by field. A build only moves forward. A
+    /// Applies a builder's report and returns the changes by field. A build only moves forward. A
     /// builder may repeat a report, but it cannot activate a release. `generation` identifies the
-    /// chunks of the reported log if that differs from the stored one.
+    /// chunks of a log that differs from the stored one.
     pub fn report(
         &mut self,
         current: Option<Version>,
@@ -242,7 +238,7 @@ impl Release {
         Ok(changes)
     }
 
-    /// The audit log does not show the build log, only its digest.
+    /// Returns only the digest of the build log.
     fn audited(&self, current: Option<Version>) -> [(&'static str, Value); 4] {
         [
             ("status", self.status(current).as_str().into()),
@@ -253,7 +249,6 @@ impl Release {
     }
 }
 
-/// Returns the change of the active release, by field.
 pub fn activation(before: Option<Version>, after: Version) -> Changes {
     let change = Change { before: before.map(Version::get).into(), after: after.get().into() };
     Changes::from([("current_version".to_owned(), change)])
@@ -273,7 +268,7 @@ mod tests {
         ReleaseStatus::Failed,
     ];
 
-    /// Returns a release with this status and the project's active version.
+    /// Returns a release and the project's active version.
     fn release_with(status: ReleaseStatus) -> (Release, Option<Version>) {
         let now: Timestamp = "2026-11-22T12:00:00Z".parse().unwrap();
         let id = Id::draw(now, &SeededEntropy::new(1));

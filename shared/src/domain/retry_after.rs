@@ -14,8 +14,7 @@ pub fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
         // A number that does not fit is more than a day.
         return Some(text.parse().map_or(MAX_WAIT, Duration::from_secs).min(MAX_WAIT));
     }
-    // HTTP dates in use end in GMT. The parser also accepts other mail dates, none of which is
-    // ambiguous.
+    // The parser also accepts other mail dates, none of which is ambiguous.
     let until = rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
     Some(Timestamp::from(until).since(now).min(MAX_WAIT))
 }

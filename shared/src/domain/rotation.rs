@@ -4,26 +4,25 @@ use secrecy::SecretString;
 
 use super::{Keyring, Kid, Timestamp};
 
-/// The time after which every process has fetched a new ring. A ring is cached for five minutes.
+/// After this time every process has fetched a new ring. Rings are cached for five minutes.
 const PROPAGATION_TIME: Duration = Duration::from_mins(10);
-/// The time after which every token that a retired key signed has expired. A process that cannot
-/// fetch the ring goes on signing with its old one for an hour, a token is valid for an hour, and
-/// clocks differ.
+/// After this time every token that a retired key signed has expired. A process that cannot fetch
+/// the ring goes on signing with its old one for an hour, a token is valid for an hour, and clocks
+/// differ.
 const RETIREMENT_TIME: Duration = Duration::from_mins(2 * 60 + 5);
 
-/// The first key of a ring that the stack creates.
+/// The first key of a ring, which the stack creates.
 const FIRST: &str = "k1";
 
-/// The use of a ring's keys. It determines when a key is removed.
+/// Determines when a rotation removes a retired key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RingUse {
-    /// A rotation removes a retired key once every token that it signed has expired.
+    /// Once every token that it signed has expired.
     Signs,
-    /// A rotation keeps a retired key. The operator removes it when nothing is sealed under it.
+    /// Never: the operator removes it when nothing is sealed under it.
     Seals,
 }
 
-/// The change that a rotation made to a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Move {
     /// A key was added. It is not used yet.
@@ -32,7 +31,6 @@ pub enum Move {
     Promoted,
 }
 
-/// Why a ring is not rotated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RotationRefused {
     #[error("the next key is not known to every process yet: rotate again in ten minutes")]
@@ -45,8 +43,8 @@ pub enum RotationRefused {
 
 impl Keyring {
     /// Returns the ring after one more step. `age` is the time since this ring became current. A
-    /// pending key is promoted. Otherwise a key with this secret is added, under a kid made from
-    /// `now`, and in a ring that signs, keys that were retired long enough ago are removed.
+    /// pending key is promoted. Otherwise `secret` is added under a kid made from `now`, and in a
+    /// ring that signs, keys that were retired long enough ago are removed.
     pub fn rotated(
         &self,
         of: RingUse,
@@ -67,8 +65,8 @@ impl Keyring {
         Ok((self.with_another(kid, secret, |held| age < RETIREMENT_TIME || !self.may_leave(of, held)), Move::Added))
     }
 
-    /// Checks that `next` may replace this ring: it must be the same ring or one step further. A
-    /// manual change after `next` was created wins, so `next` is then rejected.
+    /// Checks that `next` is the same ring or one step further. A manual change after `next` was
+    /// created wins, so `next` is then rejected.
     pub fn permits(&self, of: RingUse, next: &Self) -> Result<(), RotationRefused> {
         let held = |kid: &Kid| next.get(kid.as_str()) == self.get(kid.as_str());
         let (kept, gone): (Vec<_>, Vec<_>) = self.kids().partition(|kid| next.get(kid.as_str()).is_some());
@@ -85,14 +83,14 @@ impl Keyring {
         if follows && kept.into_iter().all(held) { Ok(()) } else { Err(RotationRefused::NotNext) }
     }
 
-    /// Returns the key to promote: the newest one that a rotation added after the current key.
+    /// Returns the newest key that a rotation added after the current one.
     fn pending_key(&self) -> Option<&Kid> {
         let current = self.current().0;
         self.retiring().filter(|kid| made_at(kid) > made_at(current)).max_by_key(|kid| made_at(kid))
     }
 
-    /// Returns whether a rotation may remove a key: only if a newer key of a rotation is current. A
-    /// key that an operator added may be pending, so only an operator removes it.
+    /// Returns true only if a newer key of a rotation is current. Keys that an operator added may
+    /// be pending, so only an operator removes them.
     fn may_leave(&self, of: RingUse, kid: &Kid) -> bool {
         let is_managed = kid.as_str() == FIRST || made_at(kid).is_some();
         of == RingUse::Signs && is_managed && made_at(kid) < made_at(self.current().0)
@@ -103,14 +101,14 @@ impl Keyring {
     }
 }
 
-/// Returns the time to the millisecond as a kid, such as `k20261122104500123`, so that no two keys
-/// of a ring have the same name.
+/// Names a key by the time to the millisecond, such as `k20261122104500123`, so that a ring never
+/// reuses a name.
 fn kid_from(now: Timestamp) -> Kid {
     let digits = now.to_string().chars().filter(char::is_ascii_digit).collect::<String>();
     Kid::parse(&format!("k{digits}")).expect("k and 17 digits")
 }
 
-/// Returns the time in a kid that a rotation made. Other kids return `None`, which sorts first.
+/// Returns the time in a kid that a rotation made. Other kids sort first.
 fn made_at(kid: &Kid) -> Option<&str> {
     let digits = &kid.as_str()[1..];
     (digits.len() == 17 && digits.bytes().all(|byte| byte.is_ascii_digit())).then_some(digits)
@@ -128,18 +126,17 @@ mod tests {
     /// with the leeway.
     const MAX_STALE: i64 = 60 * 60_000;
     const TOKEN_LIFE: i64 = 60 * 60_000 + 30_000;
-    /// The maximum age of a cached ring that can be refetched.
     const CACHE_LIFE: i64 = 5 * 60_000;
 
     fn at(millis: i64) -> Timestamp {
         Timestamp::from_millis(1_795_000_000_000 + millis).unwrap()
     }
 
-    /// The versions of a secret, as Secrets Manager keeps them.
+    /// As Secrets Manager keeps them.
     struct Versions {
         of: RingUse,
         made: BTreeMap<u8, Keyring>,
-        /// The versions that became current, with their times.
+        /// With the times at which they became current.
         current: Vec<(i64, u8)>,
         pending: Option<u8>,
         secrets: u64,
@@ -151,7 +148,6 @@ mod tests {
             Self { of, made: BTreeMap::from([(0, ring)]), current: vec![(0, 0)], pending: None, secrets: 0 }
         }
 
-        /// Returns the ring that a process gets if it fetches the ring at this time.
         fn ring_at(&self, millis: i64) -> &Keyring {
             let (_, version) =
                 self.current.iter().rev().find(|(since, _)| *since <= millis).unwrap_or(&self.current[0]);
@@ -180,8 +176,8 @@ mod tests {
         }
     }
 
-    /// Runs steps in any order, each after a pause in minutes. Returns the times of the steps.
-    /// Version 0 means the one that is due: a new one to create, or the pending one to finish.
+    /// Runs steps in any order, each after a pause in minutes, and returns their times. Version 0
+    /// means the one that is due: a new one to create, or the pending one to finish.
     fn run(of: RingUse, steps: &[(i64, bool, u8)]) -> (Versions, Vec<i64>) {
         let (mut versions, mut now, mut times) = (Versions::new(of), 0, vec![0]);
         for (pause, creates, version) in steps {

@@ -35,14 +35,13 @@ impl Scope {
     }
 }
 
-/// A set of scopes. JSON lists the scopes in the order read, write, admin; input may use any order.
-/// An API key without scopes is valid at data planes, but here it can only call the whoami routes.
+/// A set of scopes, listed in JSON as read, write, admin. An API key without scopes is valid at
+/// data planes, but here it can only call the whoami routes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ScopeSet(u8);
 
 impl ScopeSet {
-    /// The empty set. Session tokens carry it, because their rights come from their kind and not
-    /// from scopes.
+    /// Session tokens carry the empty set, because their rights come from their kind.
     pub const NONE: Self = Self(0);
     pub const ALL: Self = Self(7);
 
@@ -54,7 +53,7 @@ impl ScopeSet {
         Scope::ALL.into_iter().filter(move |scope| self.contains(*scope))
     }
 
-    /// Parses the form that [`Display`](fmt::Display) prints. Returns `None` for any other text.
+    /// Parses the output of [`Display`](fmt::Display). Returns `None` for any other text.
     pub fn from_words(text: &str) -> Option<Self> {
         let mut set = Self::NONE;
         for word in text.split(' ').filter(|_| !text.is_empty()) {

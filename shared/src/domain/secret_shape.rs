@@ -1,21 +1,19 @@
 //! Recognises credentials by their shape, in texts that are stored, shown or sent on.
 //!
-//! A shape is a brand and a minimum number of characters after it. Most brands are too long to be
-//! in ordinary text by chance; short ones (`sk-`) also require characters that look random. Karta's
-//! own shapes come first. To add a shape, add a row to [`SHAPES`]: the check of input then rejects
-//! it, and `telemetry::scrub` redacts it.
+//! A shape is a brand and a minimum number of characters after it. Short brands (`sk-`) also
+//! require characters that look random. Karta's own shapes come first. To add a shape, add a row to
+//! [`SHAPES`]: the check of input then rejects it, and `telemetry::scrub` redacts it.
 
 use std::{borrow::Cow, ops::Range};
 
-/// The characters after a brand.
 #[derive(Debug, Clone, Copy)]
 enum Body {
     Alphanumeric,
     /// Letters, digits, `_` and `-`.
     Word,
-    /// Word characters, `+`, `/` and `=`.
+    /// Also `+`, `/` and `=`.
     Base64,
-    /// Word characters and `/`.
+    /// Also `/`.
     Path,
     /// Upper-case letters and digits.
     Upper,
@@ -23,11 +21,10 @@ enum Body {
     Hex,
     /// Word characters that look random: a digit, and 16 letters and digits in a row.
     Random,
-    /// Two parts of word characters, separated by a dot, each of the minimum length.
+    /// Two parts with a dot between, each of the minimum length.
     Parts,
 }
 
-/// The text that must precede a brand.
 #[derive(Debug, Clone, Copy)]
 enum Before {
     Anything,
@@ -41,7 +38,6 @@ enum Before {
 struct Shape {
     brand: &'static str,
     body: Body,
-    /// Minimum number of characters after the brand.
     min_len: usize,
     before: Before,
 }
@@ -154,11 +150,10 @@ static SHAPES: [Shape; 92] = [
     foreign("sq0atp-", Body::Word, 20),
     foreign("AGE-SECRET-KEY-", Body::Upper, 40),
 ];
-/// Number of shapes that are Karta's own, which come first. Session tokens are found as JWTs.
+/// Karta's own shapes. Session tokens are found as JWTs.
 const OWN: usize = 3;
 
-/// Returns whether a text contains a credential: one of Karta's own, or one with a well-known shape
-/// of another service. Also finds credentials that are percent-encoded.
+/// Finds Karta's own credentials and well-known shapes of other services, also percent-encoded.
 pub fn finds_secret(text: &str) -> bool {
     starts_anywhere(text, |scan, at| {
         let rest = &scan.text[at..];
@@ -171,14 +166,13 @@ pub fn finds_secret(text: &str) -> bool {
     })
 }
 
-/// Returns whether a text contains one of Karta's own credentials. Use it for texts that may
-/// contain credentials of other services, such as the query of a URL.
+/// Finds only Karta's own credentials, for texts that may contain those of other services, such as
+/// the query of a URL.
 pub fn finds_own_secret(text: &str) -> bool {
     starts_anywhere(text, |scan, at| scan.shape(at, OWN).is_some() || scan.is_jwt(at))
 }
 
-/// Replaces the characters after the brand of every shape by `[redacted]`. Borrows the text if
-/// nothing is replaced.
+/// Redacts the characters after each brand. Borrows if nothing is redacted.
 pub fn redact_shapes(text: &str) -> Cow<'_, str> {
     let mut scan = Scan::new(text.as_bytes());
     let (mut redacted, mut done) = (String::new(), 0);
@@ -200,10 +194,8 @@ pub fn redact_shapes(text: &str) -> Cow<'_, str> {
     Cow::Owned(redacted)
 }
 
-/// Maximum number of times that a text is percent-decoded.
 const MAX_DECODES: usize = 3;
 
-/// Returns whether a credential starts anywhere in a text.
 fn starts_anywhere(text: &str, starts: impl Fn(&mut Scan<'_>, usize) -> bool) -> bool {
     let starts_anywhere = |text: &[u8]| {
         let mut scan = Scan::new(text);
@@ -223,7 +215,7 @@ fn starts_anywhere(text: &str, starts: impl Fn(&mut Scan<'_>, usize) -> bool) ->
     plain.is_some_and(|text| starts_anywhere(&text))
 }
 
-/// The first two bytes of each credential, as one bit for each pair. One lookup skips almost every
+/// The first two bytes of each credential, one bit for each pair. One lookup skips almost every
 /// position of a text.
 static STARTS: [u64; 1024] = {
     const OTHERS: [&[u8]; 18] = [
@@ -252,21 +244,20 @@ static CHAINS: ([usize; 256], [usize; SHAPES.len()]) = {
     (first, next)
 };
 
-/// A text that is searched from start to end. It remembers the last run of word characters, so that
-/// the search takes linear time even if every other character starts a brand.
+/// Remembers the last run of word characters, so that a search takes linear time even if every
+/// other character starts a brand.
 struct Scan<'t> {
     text: &'t [u8],
     word: WordRun,
 }
 
-/// A run of word characters.
 #[derive(Debug, Clone, Copy, Default)]
 struct WordRun {
     start: usize,
     end: usize,
-    /// The position after the last digit.
+    /// After the last digit.
     digit: usize,
-    /// The position after the last start of 16 letters and digits in a row.
+    /// After the last start of 16 letters and digits in a row.
     long: usize,
 }
 
@@ -298,7 +289,7 @@ impl<'t> Scan<'t> {
         None
     }
 
-    /// Returns the length of a shape's body that starts here.
+    /// Returns the length of the body that starts here.
     fn body(&mut self, shape: &Shape, start: usize) -> Option<usize> {
         let rest = &self.text[start..];
         let fits = match shape.body {
@@ -318,7 +309,6 @@ impl<'t> Scan<'t> {
         }
     }
 
-    /// Returns the run of word characters that includes a position.
     fn word_run(&mut self, at: usize) -> WordRun {
         if (self.word.start..self.word.end).contains(&at) {
             return self.word;
@@ -343,9 +333,8 @@ impl<'t> Scan<'t> {
         run.end >= at + min_len && run.digit > at && run.long > at
     }
 
-    /// Finds `eyJ….…`: one of Karta's session tokens, or any other JSON Web Token. The second part
-    /// may be empty, as in a JWE without an encrypted key. A first part of `SURE_HEADER` bytes is
-    /// enough.
+    /// Finds `eyJ….…`. The second part may be empty, as in a JWE without an encrypted key. A first
+    /// part of `SURE_HEADER` bytes is enough.
     fn is_jwt(&mut self, at: usize) -> bool {
         const SURE_HEADER: usize = 192;
         if !self.text[at..].starts_with(b"eyJ") {
@@ -368,8 +357,8 @@ impl Before {
     }
 }
 
-/// Returns whether a word may start after this text: the text does not end in a letter or digit, or
-/// it ends in an escape sequence (`\n`, `\u001b`, `%3D`) or a terminal colour.
+/// Returns whether a word may start after this text: it does not end in a letter or digit, or it
+/// ends in an escape sequence (`\n`, `\u001b`, `%3D`) or a terminal colour.
 fn is_border(before: &[u8]) -> bool {
     let hex = |digits: &[u8]| digits.iter().all(u8::is_ascii_hexdigit);
     match before {
@@ -411,13 +400,12 @@ fn run(text: &[u8], fits: impl Fn(u8) -> bool) -> &[u8] {
     &text[..end]
 }
 
-/// Returns whether at least `min_len` bytes fit. Reads no more than that, so that a text with many
-/// brands does not take quadratic time.
+/// Reads only `min_len` bytes, so that a text with many brands does not take quadratic time.
 fn has_run(text: &[u8], min_len: usize, fits: impl Fn(u8) -> bool) -> bool {
     text.get(..min_len).is_some_and(|text| text.iter().all(|byte| fits(*byte)))
 }
 
-/// Finds `-----BEGIN … PRIVATE KEY` or the file of a PuTTY key.
+/// Finds `-----BEGIN … PRIVATE KEY`, or a `PuTTY` key file.
 fn is_private_key(rest: &[u8]) -> bool {
     const MAX_LABEL: usize = 64;
     if rest.starts_with(b"PuTTY-User-Key-File-") {
@@ -430,7 +418,7 @@ fn is_private_key(rest: &[u8]) -> bool {
     label.windows(11).any(|part| part == b"PRIVATE KEY")
 }
 
-/// Skips the blanks at the start of a text, plain or escaped.
+/// Skips blanks, plain or escaped.
 fn skip_blanks(mut rest: &[u8]) -> &[u8] {
     loop {
         rest = match rest {
@@ -471,8 +459,8 @@ fn has_password(rest: &[u8]) -> bool {
     password > 0 || user.len() >= 16
 }
 
-/// Names of secrets that have no brand, as words that a blank, `_` or `-` may join. The flag is
-/// true for header names, where a scheme may precede the value.
+/// Names of secrets without a brand, as words that a blank, `_` or `-` may join. True if a scheme
+/// may precede the value.
 const NAMES: [(&[&str], bool); 6] = [
     (&["authorization"], true),
     (&["x-api-key"], true),
@@ -482,12 +470,11 @@ const NAMES: [(&[&str], bool); 6] = [
     (&["security", "token"], false),
 ];
 
-/// Maximum number of bytes of a named value that are checked.
 const MAX_VALUE: usize = 192;
 
 /// Finds `AWS_SECRET_ACCESS_KEY=…`, `"x-api-key": "…"` or `Authorization: Basic …`: a name, then
-/// `:`, `=` or `>`, then a value that looks encoded. Stricter than the rules of `telemetry::scrub`,
-/// which redact any word in that position.
+/// `:`, `=` or `>`, then a value that looks encoded. Stricter than `telemetry::scrub`, which
+/// redacts any word in that position.
 fn is_named(rest: &[u8]) -> bool {
     NAMES.iter().any(|(words, takes_scheme)| {
         let mut rest = rest;
@@ -509,7 +496,7 @@ fn is_named(rest: &[u8]) -> bool {
     })
 }
 
-/// Returns the text after a separator, quotes and blanks. These may have at most 16 characters.
+/// Skips a separator, quotes and blanks, at most 16 characters.
 fn value_of(rest: &[u8]) -> Option<&[u8]> {
     // `AWS Secret Access Key [None]: `
     let blanks = skip_blanks(rest);
@@ -532,7 +519,7 @@ fn value_of(rest: &[u8]) -> Option<&[u8]> {
     separated.then_some(rest)
 }
 
-/// Returns whether a value starts with the name of a scheme, and the text after that name.
+/// Splits off the name of a scheme.
 fn scheme(value: &[u8]) -> (bool, &[u8]) {
     let name = run(&value[..value.len().min(17)], |byte| byte.is_ascii_alphanumeric() || byte == b'-');
     match value[name.len()..].strip_prefix(b" ") {
@@ -541,13 +528,13 @@ fn scheme(value: &[u8]) -> (bool, &[u8]) {
     }
 }
 
-/// Returns whether a word has a digit, padding, or an upper-case letter after a lower-case one.
+/// Requires a digit, padding, or an upper-case letter after a lower-case one.
 fn looks_encoded(word: &[u8]) -> bool {
     word.iter().any(|byte| byte.is_ascii_digit() || *byte == b'=')
         || word.windows(2).any(|pair| pair[0].is_ascii_lowercase() && pair[1].is_ascii_uppercase())
 }
 
-/// Returns the percent-decoded text, or `None` if nothing in it is percent-encoded.
+/// Returns `None` if nothing is percent-encoded.
 fn decoded(bytes: &[u8]) -> Option<Vec<u8>> {
     if !bytes.contains(&b'%') {
         return None;
@@ -563,7 +550,7 @@ fn decoded(bytes: &[u8]) -> Option<Vec<u8>> {
     (plain.len() < bytes.len()).then_some(plain)
 }
 
-/// Returns one example of every shape, made from its row. For tests.
+/// Returns one example of every shape, for tests.
 #[cfg(any(test, feature = "testing"))]
 pub fn secret_examples() -> Vec<String> {
     const LETTERS: &[u8] = b"7QxW9z3RkT5mVb2NpL8c";

@@ -4,13 +4,13 @@ use aws_lc_rs::{constant_time, digest};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-/// The member that lists the powers of each token. It is never the name of a token.
+/// Never the name of a token.
 const POWERS: &str = "powers";
 const MIN_TOKEN_BYTES: usize = 32;
 /// Shorter than any token, so that a token in the place of a name is rejected and not shown.
 const MAX_NAME: usize = MIN_TOKEN_BYTES - 1;
 
-/// A right of a service. No power implies another one.
+/// Like a scope, a power implies no other one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Power {
     /// Validates API keys.
@@ -43,17 +43,16 @@ impl Power {
     }
 }
 
-/// A service that was authenticated by its token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Service {
     name: String,
     powers: Vec<Power>,
-    /// SHA-256 of the token. The token itself is not kept.
+    /// SHA-256 of the token, which itself is not kept.
     digest: [u8; 32],
 }
 
 impl Service {
-    /// Returns the operator's name for the token. The audit log shows it.
+    /// Returns the operator's name for the token, which the audit log shows.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -62,7 +61,7 @@ impl Service {
         self.powers.contains(&power)
     }
 
-    /// Returns a value that identifies the token but does not authenticate.
+    /// Identifies the token but does not authenticate.
     pub fn fingerprint(&self) -> &[u8; 32] {
         &self.digest
     }
@@ -78,12 +77,12 @@ impl fmt::Debug for Service {
 ///
 /// Parsed from JSON, in a shape that AWS's `GenerateSecretString` can write:
 /// `{"powers":{"billing":["provision"]},"billing":"<token>"}`. To rotate a token, add a new one
-/// under another name, move its user to the new one, then remove the old one.
+/// under another name, move its user, then remove the old one.
 #[derive(Debug)]
 pub struct ServiceTokens(Vec<Service>);
 
-/// Why a text is not a valid set of service tokens. Shows a name only if it is valid, because the
-/// text in its place may be a token.
+/// Why a set of service tokens is invalid. Shows a name only if it is valid, because it may be a
+/// token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ServiceTokensError {
     #[error("it must be a JSON object of tokens by name and their \"powers\"")]
@@ -106,7 +105,6 @@ pub enum ServiceTokensError {
     NoToken(String),
 }
 
-/// The JSON as it is stored.
 #[derive(Deserialize)]
 struct RawServiceTokens {
     powers: BTreeMap<String, Vec<String>>,
@@ -115,8 +113,7 @@ struct RawServiceTokens {
 }
 
 impl ServiceTokens {
-    /// Returns the service of a token. Compares the digest with that of every token, each in
-    /// constant time.
+    /// Compares the digests of all tokens, each in constant time.
     pub fn find(&self, token: &str) -> Option<&Service> {
         let presented = digest_of(token);
         let mut found = None;
@@ -130,7 +127,7 @@ impl ServiceTokens {
 
     fn checked(written: RawServiceTokens) -> Result<Self, ServiceTokensError> {
         let RawServiceTokens { mut powers, tokens } = written;
-        // Uses zeroizing types first, so that rejected tokens are wiped too.
+        // Zeroizing, so that rejected tokens are wiped too.
         let tokens: BTreeMap<String, SecretString> =
             tokens.into_iter().map(|(name, token)| (name, token.into())).collect();
         let mut services: Vec<Service> = Vec::with_capacity(tokens.len());
@@ -186,7 +183,7 @@ fn digest_of(token: &str) -> [u8; 32] {
 
 impl<'de> Deserialize<'de> for ServiceTokens {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Replaces serde's message, which would quote the input.
+        // serde's own message would quote the input.
         let written =
             RawServiceTokens::deserialize(deserializer).map_err(|_| D::Error::custom(ServiceTokensError::Shape))?;
         Self::checked(written).map_err(D::Error::custom)

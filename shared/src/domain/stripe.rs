@@ -6,14 +6,13 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::{Timestamp, hex::hex};
 
-/// Maximum difference between the time of a signature and the clock, in either direction, in
-/// milliseconds.
+/// Maximum difference between a signature's time and the clock, in either direction.
 const TOLERANCE_MILLIS: u64 = 300_000;
 const MAX_SECRETS: usize = 10;
 const PREFIX: &str = "whsec_";
 const MIN_SECRET_BYTES: usize = 16;
 
-/// The secrets with which Stripe signs its events, and whether these are live events.
+/// The secrets with which Stripe signs its events.
 ///
 /// Parsed from `{"livemode":true,"signing_secrets":["whsec_…"]}`. `{}` means that Stripe is not
 /// configured. To rotate a secret, list the old one and the new one.
@@ -23,7 +22,7 @@ pub struct StripeSecrets {
     secrets: Vec<SecretString>,
 }
 
-/// Why a text is not a valid set of signing secrets. Never shows a secret.
+/// Why signing secrets are invalid. Never shows a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StripeSecretsError {
     #[error(r#"it must be {{}} or a JSON object of "livemode" and a list of "signing_secrets", and nothing else"#)]
@@ -36,7 +35,6 @@ pub enum StripeSecretsError {
     SecretShape(usize),
 }
 
-/// Why a signature is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadSignature {
     #[error("The request has no Stripe-Signature header")]
@@ -66,9 +64,8 @@ impl StripeSecrets {
         self.secrets.is_empty()
     }
 
-    /// Verifies the header `Stripe-Signature` over the raw body. It must have exactly one time, and
-    /// at least one of its `v1` signatures must match under one of the secrets. Other schemes are
-    /// ignored.
+    /// Verifies the header `Stripe-Signature` over the raw body: exactly one time, and at least one
+    /// `v1` signature that matches under one of the secrets. Other schemes are ignored.
     pub fn verify(&self, header: Option<&str>, body: &[u8], now: Timestamp) -> Result<(), BadSignature> {
         let (time, signatures) = parse(header.ok_or(BadSignature::Missing)?).ok_or(BadSignature::Malformed)?;
         let mut matches = false;
@@ -91,7 +88,7 @@ impl StripeSecrets {
             (Some(livemode), Some(secrets)) => (livemode, secrets),
             _ => return Err(StripeSecretsError::Shape),
         };
-        // Uses zeroizing types first, so that rejected secrets are wiped too.
+        // Zeroizing, so that rejected secrets are wiped too.
         let secrets: Vec<SecretString> = secrets.into_iter().map(Into::into).collect();
         if !(1..=MAX_SECRETS).contains(&secrets.len()) {
             return Err(StripeSecretsError::Count(secrets.len()));
@@ -108,7 +105,7 @@ fn is_signing_secret(text: &str) -> bool {
     rest.len() >= MIN_SECRET_BYTES && rest.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',')
 }
 
-/// Returns the time as written and the signatures of scheme `v1`.
+/// Returns the time as written, and the signatures of scheme `v1`.
 fn parse(header: &str) -> Option<(&str, Vec<&str>)> {
     let (mut time, mut signatures) = (None, Vec::new());
     for item in header.split(',') {
@@ -123,7 +120,7 @@ fn parse(header: &str) -> Option<(&str, Vec<&str>)> {
     Some((time, signatures))
 }
 
-/// Computes a signature with Stripe's formula. The key is the whole text of the secret.
+/// Computes Stripe's formula. The key is the whole text of the secret.
 pub(super) fn sign(secret: &str, time: &str, body: &[u8]) -> String {
     let mut mac = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()));
     for part in [time.as_bytes(), b".", body] {
@@ -134,7 +131,7 @@ pub(super) fn sign(secret: &str, time: &str, body: &[u8]) -> String {
 
 impl<'de> Deserialize<'de> for StripeSecrets {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Replaces serde's message, which would quote the input, and that may be a secret.
+        // serde's own message would quote the input, which may be a secret.
         let written =
             RawStripeSecrets::deserialize(deserializer).map_err(|_| D::Error::custom(StripeSecretsError::Shape))?;
         Self::checked(written).map_err(D::Error::custom)
@@ -152,7 +149,8 @@ mod tests {
     use super::*;
 
     const BODY: &[u8] = br#"{"id":"evt_1"}"#;
-    // Python: hmac.new(b"whsec_0123456789abcdef", b'1795000000.{"id":"evt_1"}', "sha256").hexdigest()
+    // Python: hmac.new(b"whsec_0123456789abcdef", b'1795000000.{"id":"evt_1"}',
+    // "sha256").hexdigest()
     const SIGNATURE: &str = "f3693a385085b03ae61b6bf5c46ed145c247ea855e3d4f8b3f1a987b63ef27ce";
 
     fn secrets(list: &[&str]) -> StripeSecrets {

@@ -4,10 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Invalid, Plan, SubscriptionStatus, Timestamp};
 
-/// Maximum number of ended subscriptions that an organization keeps: the latest ones. The limit
-/// exists because every validation reads the item that holds them. All others are kept, because
-/// each may still decide the status. Stripe allows a customer 500 of them, which is 150 KB of the
-/// 400 KB of an item.
+/// Maximum number of ended subscriptions that are kept, the latest ones: every validation reads the
+/// item that holds them. All others are kept, because each may still decide the status. Stripe
+/// allows a customer 500 of them, which is 150 KB of the 400 KB of an item.
 const MAX_ENDED: usize = 10;
 
 /// An id at Stripe: 1 to 255 letters, digits and `_`.
@@ -33,7 +32,7 @@ impl TryFrom<String> for StripeId {
     }
 }
 
-/// A step in the life of a subscription, in chronological order.
+/// In chronological order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SubscriptionStep {
@@ -55,24 +54,22 @@ pub struct Subscription {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub current_period_end: Option<Timestamp>,
     pub cancel_at_period_end: bool,
-    /// The step that the event reported.
     pub step: SubscriptionStep,
     /// When Stripe created the event, in whole seconds.
     pub as_of: Timestamp,
 }
 
-/// The upper bounds of the ended subscriptions that were dropped. A late event about one of them is
-/// within both bounds.
+/// Upper bounds of the dropped subscriptions. A late event about one of them is within both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DroppedSubscriptions {
     /// The time of the latest event.
     pub as_of: Timestamp,
-    /// The time of the latest creation. A subscription that was created later is a new one, even if
-    /// its event has the same second as the latest event.
+    /// The time of the latest creation. A subscription that was created later is new, even if its event has the
+    /// same second as the latest event.
     pub created_at: Timestamp,
 }
 
-/// The previous values of the fields that an update event names as changed.
+/// The previous values of the fields that an update changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SubscriptionBefore {
     pub status: Option<SubscriptionStatus>,
@@ -82,9 +79,9 @@ pub struct SubscriptionBefore {
 }
 
 impl Subscription {
-    /// Returns whether this event is newer than `known`, an event about the same subscription. A
-    /// deletion is final. Of two events in one second, the later step is newer. Of two updates in
-    /// one second, the newer one starts from the values of the other.
+    /// Returns whether this is newer than `known`, an event about the same subscription. A deletion
+    /// is final. Of two events in one second, the later step is newer. Of two updates in one
+    /// second, the newer one starts from the values of the other.
     pub fn follows(&self, known: &Self, before: &SubscriptionBefore) -> bool {
         if known.step == SubscriptionStep::Deleted || self.step == SubscriptionStep::Deleted {
             return known.step != SubscriptionStep::Deleted;
@@ -101,8 +98,8 @@ impl Subscription {
         matches!(self.status, SubscriptionStatus::Canceled | SubscriptionStatus::IncompleteExpired)
     }
 
-    /// Returns the precedence among several subscriptions. One that allows spending precedes one
-    /// that may allow it again, and the newest of equals comes first.
+    /// Ranks a subscription that allows spending above one that may allow it again, and the newest
+    /// first among equals.
     fn precedence(&self) -> impl Ord + '_ {
         let precedence = match self.status {
             SubscriptionStatus::Trialing | SubscriptionStatus::Active => 2,
@@ -114,7 +111,7 @@ impl Subscription {
 }
 
 impl SubscriptionBefore {
-    /// Returns whether it names at least one field and `known` has all of its values.
+    /// Requires at least one field, and `known` must have all the values.
     fn matches(&self, known: &Subscription) -> bool {
         let names = [
             self.status.map(|status| status == known.status),
@@ -127,7 +124,7 @@ impl SubscriptionBefore {
 }
 
 impl DroppedSubscriptions {
-    /// Returns whether an event about an unknown subscription may be a late event about a dropped
+    /// Returns whether an event about an unknown subscription may be a late one about a dropped
     /// one.
     fn may_include(self, reported: &Subscription) -> bool {
         reported.as_of <= self.as_of && reported.created_at <= self.created_at
@@ -139,9 +136,8 @@ impl DroppedSubscriptions {
     }
 }
 
-/// Adds or updates a subscription. `known` stays sorted by precedence. Returns false and does
-/// nothing if a newer event is known, or if the event says that a dropped subscription has not
-/// ended.
+/// Adds or updates a subscription and sorts by precedence. Returns false and does nothing if a
+/// newer event is known, or if the event says that a dropped subscription has not ended.
 pub(super) fn record(
     known: &mut Vec<Subscription>,
     dropped: &mut Option<DroppedSubscriptions>,
@@ -166,8 +162,8 @@ pub(super) fn record(
     true
 }
 
-/// Returns the index of the ended subscription whose last event is the oldest, if there are too
-/// many. The first in the list is kept, because it decides when all have ended.
+/// Returns the ended subscription whose last event is the oldest, if there are too many. The first
+/// in the list is kept, because it decides when all have ended.
 fn surplus(known: &[Subscription]) -> Option<usize> {
     let ended = || known.iter().enumerate().filter(|(_, known)| known.has_ended());
     if ended().count() <= MAX_ENDED {
@@ -241,7 +237,6 @@ mod tests {
         }
     }
 
-    /// The subscriptions that an organization keeps.
     #[derive(Debug, Default, PartialEq)]
     struct Kept {
         known: Vec<Subscription>,
@@ -268,7 +263,7 @@ mod tests {
         Subscription { created_at: at(second), ..reported }
     }
 
-    /// Subscriptions 0 to 59, each active when it is created and ended 100 seconds later.
+    /// Returns their starts and ends. Each ends 100 seconds after it is created.
     fn sixty() -> (Vec<Subscription>, Vec<Subscription>) {
         let of = |number: i64, step, second, status| {
             created(number, reported(&format!("sub_{number}"), step, second, status))

@@ -27,7 +27,7 @@ impl Timestamp {
         self.0.as_millisecond()
     }
 
-    /// Whole seconds since 1970, rounded down.
+    /// Returns whole seconds since 1970, rounded down.
     pub fn as_seconds(self) -> i64 {
         self.as_millis().div_euclid(1000)
     }
@@ -43,19 +43,19 @@ impl Timestamp {
         jiff::tz::Offset::UTC.to_datetime(self.0).day().unsigned_abs()
     }
 
-    /// Returns the instant `by` later, or the latest one.
+    /// Saturates.
     #[must_use]
     pub fn plus(self, by: Duration) -> Self {
         Self(self.0.saturating_add(by).unwrap_or(jiff::Timestamp::MAX))
     }
 
-    /// Returns the instant `by` earlier, or the earliest one.
+    /// Saturates.
     #[must_use]
     pub fn minus(self, by: Duration) -> Self {
         Self(self.0.saturating_sub(by).unwrap_or(jiff::Timestamp::MIN))
     }
 
-    /// Returns the time since `earlier`; zero if `earlier` is in the future.
+    /// Returns zero if `earlier` is in the future.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::try_from(self.0.duration_since(earlier.0)).unwrap_or(Duration::ZERO)
     }
@@ -86,8 +86,8 @@ impl FromStr for Timestamp {
     }
 }
 
-/// Returns whether a leap second may follow. The parser reads `:60` as `:59` of any minute, but RFC
-/// 3339 §5.7 allows it only at the end of a month.
+/// Allows a leap second only at the end of a month (RFC 3339 §5.7). The parser reads `:60` as `:59`
+/// of any minute.
 fn is_last_second_of_a_month(instant: jiff::Timestamp) -> bool {
     let time = jiff::tz::Offset::UTC.to_datetime(instant);
     (time.hour(), time.minute(), time.second()) == (23, 59, 59) && time.day() == time.days_in_month()
@@ -119,8 +119,7 @@ fn is_rfc_3339(text: &[u8]) -> bool {
     matches(head, b"0000-00-00T00:00:00") && (matches!(tail, b"Z" | b"z") || offset)
 }
 
-/// Truncates the fraction to the nine digits that the parser accepts. The text already has the RFC
-/// 3339 shape.
+/// Truncates an RFC 3339 fraction to the nine digits that the parser accepts.
 fn truncate_to_nanoseconds(text: &str) -> Cow<'_, str> {
     let digits = text.bytes().skip(20).take_while(u8::is_ascii_digit).count();
     if digits > 9 { Cow::Owned(format!("{}{}", &text[..29], &text[20 + digits..])) } else { Cow::Borrowed(text) }
@@ -163,8 +162,7 @@ const DAY: i64 = 86_400 * SECOND;
 /// Days from 0000-03-01 to 1970-01-01. A year that starts in March ends with the leap day.
 const EPOCH: i64 = 719_468;
 
-/// Prints an instant of the years 0 to 9999. Items and responses hold many timestamps, and this is
-/// faster than the general printer.
+/// Prints an instant of the years 0 to 9999, faster than the general printer.
 fn printed(millis: i64) -> Option<[u8; 24]> {
     let (year, month, day) = date(millis.div_euclid(DAY));
     if !(0..=9_999).contains(&year) {
@@ -191,8 +189,7 @@ fn printed(millis: i64) -> Option<[u8; 24]> {
     Some(text)
 }
 
-/// Parses a text in the printed form. Returns `None` for any other text, which the general parser
-/// reads.
+/// Parses the printed form; any other text is left to the general parser.
 fn printed_millis(text: &[u8]) -> Option<i64> {
     let is_printed = text.len() == 24 && text[19] == b'.' && text[23] == b'Z' && text[10] == b'T';
     if !is_printed || [text[4], text[7], text[13], text[16]] != *b"--::" {
@@ -211,8 +208,7 @@ fn printed_millis(text: &[u8]) -> Option<i64> {
     Some(days * DAY + ((hour * 60 + minute) * 60 + second) * SECOND + number(20..23)?)
 }
 
-/// Returns the days from 1970-01-01 to a date. A date that does not exist is counted as if its
-/// month were longer.
+/// Days since 1970-01-01. A date that does not exist is counted as if its month were longer.
 fn days(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let (era, year) = (year.div_euclid(400), year.rem_euclid(400));
@@ -304,7 +300,6 @@ mod tests {
         assert_eq!("2027-06-30T23:59:61Z".parse::<Timestamp>(), Err(NOT_RFC_3339));
     }
 
-    /// Prints and parses with the general implementation, which supports every year.
     fn general_form(millis: i64) -> (String, i64) {
         let instant = jiff::Timestamp::from_millisecond(millis).unwrap();
         let text = format!("{instant:.3}");

@@ -10,17 +10,16 @@ const BRAND: &str = CredentialKind::ApiKey.brand();
 const RANDOM_LEN: usize = 26;
 const TAG_LEN: usize = 6;
 const TOKEN_LEN: usize = BRAND.len() + RANDOM_LEN + TAG_LEN;
-/// Number of leading characters that are public: the brand and six random ones.
+/// The brand and six random characters are public.
 pub const PREFIX_LEN: usize = BRAND.len() + 6;
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// The plaintext of an API key: `kt_live_`, 26 random base62 characters (154 bits) and a
-/// 6-character tag, the truncated HMAC-SHA256 of the characters before it. A value of this type has
-/// a valid tag, so it was minted here. Its key may still be revoked or expired.
+/// The plaintext of an API key: `kt_live_`, 26 random base62 characters (154 bits) and a tag, the
+/// truncated HMAC-SHA256 of the characters before it. The tag of a value is valid, but its key may
+/// be revoked or expired.
 #[derive(Debug, Clone)]
 pub struct ApiKeyToken(SecretString);
 
-/// Why a text is not an API key of this service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenRefused {
     #[error("not shaped like an API key")]
@@ -34,7 +33,7 @@ impl ApiKeyToken {
         Self::starting_with(BRAND, ring, entropy)
     }
 
-    /// Mints a genuine token with the prefix of another one, for tests of what a prefix may reveal.
+    /// Mints a genuine token with the prefix of another one, to test what a prefix may reveal.
     #[cfg(any(test, feature = "testing"))]
     pub fn mint_under(prefix: &Prefix, ring: &Keyring, entropy: &dyn Entropy) -> Self {
         Self::starting_with(prefix.as_str(), ring, entropy)
@@ -51,7 +50,7 @@ impl ApiKeyToken {
     }
 
     /// Checks shape and tag in microseconds, without I/O. A tag under any key of the ring is valid,
-    /// so that tokens survive the rotation of the ring.
+    /// so that tokens survive the ring's rotation.
     pub fn parse(text: &str, ring: &Keyring) -> Result<Self, TokenRefused> {
         let body = text.strip_prefix(BRAND).ok_or(TokenRefused::Shape)?;
         if text.len() != TOKEN_LEN || !body.bytes().all(|b| b.is_ascii_alphanumeric()) {
@@ -72,8 +71,7 @@ impl ApiKeyToken {
         Prefix(self.expose()[..PREFIX_LEN].to_owned())
     }
 
-    /// Returns the SHA-256 of the token. In-memory caches use it as their key, because they hold no
-    /// plaintext.
+    /// Returns the SHA-256 of the token, the key of in-memory caches, which hold no plaintext.
     pub fn fingerprint(&self) -> [u8; 32] {
         let digest = digest::digest(&digest::SHA256, self.expose().as_bytes());
         digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
@@ -91,8 +89,7 @@ fn tag(secret: &[u8], signed: &[u8]) -> [u8; TAG_LEN] {
     })
 }
 
-/// Appends `count` base62 characters, each equally likely. Bytes above the largest multiple of 62
-/// are drawn again.
+/// Draws bytes above the largest multiple of 62 again, so that each character is equally likely.
 fn push_random(text: &mut String, count: usize, entropy: &dyn Entropy) {
     let wanted = text.len() + count;
     let mut bytes = [0; 32];
@@ -104,8 +101,8 @@ fn push_random(text: &mut String, count: usize, entropy: &dyn Entropy) {
     zeroize::Zeroize::zeroize(&mut bytes);
 }
 
-/// The first 14 characters of a token. The key is found by them and shown with them. They are
-/// neither secret nor unique.
+/// The first 14 characters of a token, neither secret nor unique. The key is found by them and
+/// shown with them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Prefix(String);

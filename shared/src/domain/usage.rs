@@ -4,15 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{Id, Invalid, ModelId, Timestamp};
 
-/// How old usage may be to be counted.
+/// Maximum age of usage that is counted.
 pub const COUNTED_LATE: std::time::Duration = std::time::Duration::from_hours(400 * 24);
-/// How far the clock of a data plane may be ahead of this service's clock.
+/// How far a data plane's clock may be ahead of this service's clock.
 pub const COUNTED_AHEAD: std::time::Duration = std::time::Duration::from_hours(1);
 
 /// Nano-cents in a cent.
 const NANO: u128 = 1_000_000_000;
 
-/// The unit that a usage event counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UsageKind {
@@ -20,7 +19,7 @@ pub enum UsageKind {
     OutputTokens,
 }
 
-/// The quantity of a usage event: 1 to 10^12.
+/// A number from 1 to 10^12.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u64")]
 pub struct Quantity(u64);
@@ -66,13 +65,12 @@ impl TryFrom<String> for Reference {
     }
 }
 
-/// Reported usage of a model and its cost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageEvent {
-    /// Idempotency key: the event counts once in its organization, however often it is reported.
+    /// The event counts once in its organization, however often it is reported.
     pub client_event_id: Reference,
     pub api_key_id: Id,
-    /// The key lineage whose counters include this event: the id of its first key.
+    /// The key lineage whose counters include this event.
     #[serde(rename = "counted_as")]
     pub lineage_id: Id,
     pub kind: UsageKind,
@@ -95,13 +93,12 @@ impl UsageEvent {
     /// The model name of events without a model.
     pub const UNSPECIFIED: &str = "unspecified";
 
-    /// Returns the name under which usage shows the model.
     pub fn model_name(&self) -> &str {
         self.model.as_ref().map_or(Self::UNSPECIFIED, ModelId::as_str)
     }
 }
 
-/// Usage totals over some period. Sums saturate.
+/// Usage totals. Sums saturate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
     pub input_tokens: u128,
@@ -115,7 +112,7 @@ impl Tally {
         self.input_tokens.saturating_add(self.output_tokens)
     }
 
-    /// Returns the cost in whole cents, rounded up. Money is rounded only here.
+    /// Rounds up. Money is rounded only here.
     pub const fn cost_cents(&self) -> u128 {
         self.cost.div_ceil(NANO)
     }
@@ -130,13 +127,12 @@ impl Tally {
     }
 }
 
-/// The usage of a month: in total, by model and by day of the month.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MonthUsage {
     pub totals: Tally,
     pub by_model: BTreeMap<String, Tally>,
     pub by_day: BTreeMap<u8, Tally>,
-    /// The tokens of each model that were counted without a price.
+    /// Tokens of each model without a price.
     pub unpriced: BTreeMap<String, u128>,
 }
 

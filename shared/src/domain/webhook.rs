@@ -9,12 +9,11 @@ use super::{Change, Changes, EventType, Id, Invalid, Name, Timestamp, Value, Web
 pub const CLOCKS_APART: Duration = Duration::from_secs(2);
 const MAX_TYPES: usize = 50;
 const ALL: &str = "*";
-/// An endpoint is disabled after this number of failed attempts in a row, but not before this time
-/// has passed since the first of them.
+/// An endpoint is disabled after this number of failures in a row, but not before this time has
+/// passed since the first one.
 const MAX_FAILURES: u32 = 25;
 const MIN_FAILING_TIME: Duration = Duration::from_hours(24);
 
-/// A webhook endpoint of an organization.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WebhookEndpoint {
     pub id: Id,
@@ -22,7 +21,7 @@ pub struct WebhookEndpoint {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<Name>,
     pub event_types: EventTypes,
-    /// Why deliveries are disabled; `None` if they are enabled.
+    /// `None` if deliveries are enabled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disabled_reason: Option<DisabledReason>,
     pub created_at: Timestamp,
@@ -51,7 +50,7 @@ impl DisabledReason {
     }
 }
 
-/// A change of settings. `None` keeps the current value.
+/// `None` keeps the current value.
 #[derive(Debug, Clone, Default)]
 pub struct WebhookEndpointPatch {
     pub url: Option<WebhookUrl>,
@@ -69,24 +68,24 @@ impl WebhookEndpoint {
         self.disabled_reason.is_none()
     }
 
-    /// Returns whether the endpoint receives an event of this type that occurred at `at`.
+    /// Returns whether the endpoint receives an event that occurred at `at`.
     pub fn wants(&self, event_type: EventType, at: Timestamp) -> bool {
         self.is_enabled() && at.plus(CLOCKS_APART) >= self.created_at && self.event_types.contain(event_type)
     }
 
-    /// Returns the settings of a new endpoint as its audit event shows them.
+    /// Returns the settings as the audit event of the creation shows them.
     pub fn creation(&self) -> Changes {
         let audited = self.audited().into_iter();
         audited.map(|(field, after)| (field, Change { before: Value::Null, after })).collect()
     }
 
-    /// Returns the settings of a deleted endpoint as its audit event shows them.
+    /// Returns the settings as the audit event of the deletion shows them.
     pub fn deletion(&self) -> Changes {
         let audited = self.audited().into_iter();
         audited.map(|(field, before)| (field, Change { before, after: Value::Null })).collect()
     }
 
-    /// Applies a patch. Returns the changes by field.
+    /// Returns the changes by field.
     pub fn apply(&mut self, patch: WebhookEndpointPatch) -> Changes {
         let before = self.clone();
         let WebhookEndpointPatch { url, description, event_types, enabled } = patch;
@@ -102,7 +101,6 @@ impl WebhookEndpoint {
         self.changed_since(&before)
     }
 
-    /// Disables deliveries to the endpoint.
     pub fn disable(&mut self, reason: DisabledReason) -> Changes {
         let before = self.clone();
         self.disabled_reason = Some(reason);
@@ -135,7 +133,7 @@ impl WebhookEndpoint {
     }
 }
 
-/// The event types that an endpoint receives: 1 to 50 types, or `*` for all.
+/// 1 to 50 event types, or `*` for all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<Selected>", into = "Vec<String>")]
 pub struct EventTypes {
@@ -148,7 +146,6 @@ impl EventTypes {
         self.all || self.named.contains(&event_type)
     }
 
-    /// Returns the types as they are written in JSON.
     pub fn iter(&self) -> impl Iterator<Item = &'static str> {
         self.all.then_some(ALL).into_iter().chain(self.named.iter().map(|named| named.as_str()))
     }
@@ -202,10 +199,9 @@ impl From<EventTypes> for Vec<String> {
     }
 }
 
-/// The latest failures of an endpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failing {
-    /// Number of failed attempts in a row.
+    /// Failed attempts in a row.
     #[serde(rename = "failures", default)]
     pub count: u32,
     /// When the first of them failed.
@@ -214,24 +210,21 @@ pub struct Failing {
 }
 
 impl Failing {
-    /// Counts one more failure.
     #[must_use]
     pub fn with_failure(self, now: Timestamp) -> Self {
         Self { count: self.count.saturating_add(1), since: self.since.or(Some(now)) }
     }
 
-    /// Returns whether the failures are enough to disable the endpoint.
     pub fn should_disable(self, now: Timestamp) -> bool {
         self.count >= MAX_FAILURES && self.since.is_some_and(|since| now.since(since) >= MIN_FAILING_TIME)
     }
 }
 
-/// An event for an endpoint. A delivery has the id of its event, so that there is only one of it.
+/// An event for an endpoint. It has the id of the event, so that there is only one of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivery {
     pub id: Id,
     pub event_type: EventType,
-    /// When the event occurred.
     pub event_at: Timestamp,
     pub status: DeliveryStatus,
     /// Oldest first.
@@ -290,7 +283,7 @@ impl Delivery {
         Self { id, event_type, event_at, status, attempts: Vec::new(), next_attempt_at: Some(now), revision: 1 }
     }
 
-    /// Returns the delivery as due at once, regardless of its last result.
+    /// Makes the delivery due at once, regardless of the last result.
     #[must_use]
     pub fn again(&self, now: Timestamp) -> Self {
         let old = self.attempts.len().saturating_sub(MAX_OLD_ATTEMPTS);
@@ -304,7 +297,7 @@ impl Delivery {
     }
 }
 
-/// The pause after each failed attempt. The attempt after the last pause is the last one.
+/// After each failed attempt. The attempt after the last pause is the last one.
 const PAUSES: [Duration; 9] = [
     Duration::from_secs(5),
     Duration::from_mins(5),
@@ -316,12 +309,11 @@ const PAUSES: [Duration; 9] = [
     Duration::from_hours(20),
     Duration::from_hours(24),
 ];
-/// The longest pause that a receiver may request.
 const MAX_REQUESTED_PAUSE: Duration = Duration::from_hours(24);
 
-/// Returns the time of the next attempt after a failure at `now`; `None` after the last attempt.
-/// `tries` counts the attempts before this one in this round. `random` changes the pause by up to a
-/// tenth. A receiver may request a longer pause, up to a day.
+/// Returns when to try again after a failure at `now`; `None` after the last attempt. `tries`
+/// counts the attempts before this one in this round. `random` changes the pause by up to a tenth.
+/// The receiver may request a longer pause, up to a day.
 pub fn next_attempt(tries: u32, requested: Option<Duration>, now: Timestamp, random: u8) -> Option<Timestamp> {
     let pause = PAUSES.get(usize::try_from(tries).ok()?)?;
     let pause = pause.mul_f64(0.9 + f64::from(random) / 255.0 / 5.0);

@@ -10,7 +10,7 @@ use super::{CredentialKind, Entropy, Invalid, Timestamp, stripe};
 const BRAND: &str = CredentialKind::WebhookSecret.brand();
 const KEY_LEN: usize = 32;
 
-/// A secret that signs the deliveries of one endpoint: `whsec_` and the base64 of 32 random bytes.
+/// `whsec_` and the base64 of 32 random bytes.
 #[derive(Clone)]
 pub struct WebhookSecret(SecretString);
 
@@ -24,7 +24,7 @@ impl WebhookSecret {
         secret
     }
 
-    /// Parses a secret that [`generate`](Self::generate) made. Rejects any other text.
+    /// Accepts only the form that [`generate`](Self::generate) makes.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         match decode(text) {
             Some(_) => Ok(Self(text.into())),
@@ -53,8 +53,7 @@ fn decode(text: &str) -> Option<Zeroizing<[u8; KEY_LEN]>> {
     (length == KEY_LEN).then_some(key)
 }
 
-/// The signature headers of a delivery: Stripe's format and that of Standard Webhooks, over the
-/// same bytes.
+/// The signature headers of a delivery, in the formats of Stripe and of Standard Webhooks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signatures {
     /// `t=<unix seconds>,v1=<hex>`, with one `v1` for each secret.
@@ -67,8 +66,8 @@ pub struct Signatures {
 }
 
 impl Signatures {
-    /// Signs a delivery with each of the endpoint's live secrets. `id` is the id of the event,
-    /// which is the same at every attempt, and `at` is the time of this attempt.
+    /// Signs a delivery. `id` is the id of the event, the same at every attempt, and `at` is the
+    /// time of this attempt.
     pub fn sign(secrets: &[&WebhookSecret], id: &str, at: Timestamp, body: &[u8]) -> Self {
         let time = at.as_seconds().to_string();
         let mut karta_signature = format!("t={time}");
@@ -83,7 +82,7 @@ impl Signatures {
     }
 }
 
-/// Computes a signature with the formula of Standard Webhooks. The key is the decoded secret.
+/// Computes the formula of Standard Webhooks. The key is the decoded secret.
 fn sign(secret: &WebhookSecret, id: &str, time: &str, body: &[u8]) -> String {
     let key = decode(secret.expose()).expect("a secret is parsed or generated");
     let mut mac = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &*key));
@@ -116,8 +115,8 @@ mod tests {
         let (first, second) = (WebhookSecret::parse(FIRST).unwrap(), WebhookSecret::parse(SECOND).unwrap());
         let signed = |secrets: &[&WebhookSecret]| Signatures::sign(secrets, "evt_1", at(1_795_000_000), BODY);
         // Python: hmac.new(FIRST.encode(), b"1795000000." + BODY, "sha256").hexdigest(), and
-        // base64.b64encode(hmac.new(bytes(range(32)), b"evt_1.1795000000." + BODY, "sha256").digest());
-        // SECOND encodes bytes(range(32, 64)).
+        // base64.b64encode(hmac.new(bytes(range(32)), b"evt_1.1795000000." + BODY,
+        // "sha256").digest()); SECOND encodes bytes(range(32, 64)).
         let one = Signatures {
             karta_signature: "t=1795000000,v1=1437c5653ff294ed8351ddaec792448fa677d0d48270fd8a36db0c003814e289"
                 .to_owned(),
@@ -168,7 +167,6 @@ mod tests {
     }
 
     proptest! {
-        /// The verifier for Stripe's signatures accepts the signatures that Karta makes.
         #[test]
         fn stripe_verifier_accepts_our_signatures(seed: u64, second in 0_i64..10_000_000_000, body: Vec<u8>, changed: u8) {
             let secret = WebhookSecret::generate(&SeededEntropy::new(seed));

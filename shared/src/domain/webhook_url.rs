@@ -13,9 +13,8 @@ use super::{
 /// fragment. A query is allowed, because receivers put ids into it. The address that the name
 /// resolves to is checked at each delivery.
 ///
-/// Deserialization accepts any text, because it reads stored URLs. They were checked when they were
-/// written and are checked again before they are called, so that a stricter rule leaves stored
-/// endpoints readable. Parse input with [`parse`](Self::parse).
+/// Deserialization accepts any text, so that a stricter rule leaves stored endpoints readable:
+/// stored URLs are checked again before they are called. Parse input with [`parse`](Self::parse).
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct WebhookUrl(String);
@@ -25,8 +24,8 @@ impl WebhookUrl {
     /// `localhost`) may also use `http` and any port.
     pub fn parse(text: &str, reach: Reach) -> Result<Self, Invalid> {
         let outline = Outline::checked(text, reach)?;
-        // Receivers put their own keys into the query, and only the organization's admins see the
-        // query. Karta's own credentials are not allowed anywhere in the URL.
+        // Receivers put their own keys into the query, which only the organization's admins see.
+        // Karta's own credentials are not allowed anywhere.
         let path = outline.path_and_query.split('?').next().unwrap_or_default();
         if finds_secret(outline.host) || finds_secret(path) || finds_own_secret(text) {
             return Err(HOLDS_SECRET);
@@ -34,8 +33,7 @@ impl WebhookUrl {
         Ok(Self(outline.normalised(text)))
     }
 
-    /// Returns the URL as everyone except the organization's admins may see it: a query becomes
-    /// `?redacted`.
+    /// Returns the URL for everyone except the organization's admins: a query becomes `?redacted`.
     #[must_use]
     pub fn without_query(&self) -> Self {
         let (start, query) = self.0.split_once('?').map_or((&*self.0, false), |(start, _)| (start, true));
@@ -58,13 +56,11 @@ impl WebhookUrl {
             .map_or_else(|_| String::new(), |outline| outline.host.to_ascii_lowercase())
     }
 
-    /// Returns whether the text of the URL leads to this machine.
     pub fn is_loopback(&self) -> bool {
         is_loopback(&self.host())
     }
 
-    /// Returns whether the host is one of these names, in any case and with or without a trailing
-    /// dot.
+    /// Compares in any case, with or without a trailing dot.
     pub fn is_on(&self, hosts: &[String]) -> bool {
         let own = self.host();
         hosts.iter().any(|host| host.strip_suffix('.').unwrap_or(host).eq_ignore_ascii_case(&own))
@@ -72,7 +68,7 @@ impl WebhookUrl {
 }
 
 impl fmt::Debug for WebhookUrl {
-    /// Omits path and query, because some receivers grant access to everyone who knows them.
+    /// Omits path and query, which grant access at some receivers.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("WebhookUrl").field(&self.host()).finish()
     }
@@ -91,8 +87,7 @@ mod tests {
             assert_eq!(format!("{url:?}"), r#"WebhookUrl("hooks.example.com")"#);
             assert!(!url.is_loopback());
         }
-        // A name that contains an address is a name. The address that it resolves to is checked at
-        // delivery.
+        // A name that contains an address is a name. It is resolved and checked at delivery.
         assert!(WebhookUrl::parse("https://127.0.0.1.nip.io/", Reach::Public).is_ok());
     }
 
