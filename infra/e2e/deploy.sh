@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The deploy rehearsal: lints and builds the template as a user does, deploys it to an emulated AWS (MiniStack) and walks the stack; docs/deploy.md says what that covers.
+# The deploy rehearsal: validates and builds the template as a user does, deploys it to an emulated
+# AWS (MiniStack) and tests the stack. docs/deploy.md describes the coverage.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=infra/e2e/tools.sh
@@ -17,7 +18,7 @@ digests() {
   sha256sum "$1"/*/bootstrap | cut -d ' ' -f 1 | sort
 }
 
-# What was built two at a time is what a user's sam build makes.
+# Checks that a user's `sam build` produces the same binaries as infra/e2e/functions.sh.
 build_as_a_user() {
   local others
   digests "${CARGO_TARGET_DIR:-target}/lambda" >"$run/functions"
@@ -25,7 +26,7 @@ build_as_a_user() {
   digests .aws-sam/build >"$run/sam-build"
   others=$(comm -13 "$run/functions" "$run/sam-build" | wc -l)
   if ((others > 0)); then
-    echo "sam build makes $others other binaries than infra/e2e/functions.sh: does its list lack a function that knows further crates?" >&2
+    echo "sam build produced $others different binaries: a function with additional crates is missing in built_separately of infra/e2e/functions.sh" >&2
     return 1
   fi
 }
