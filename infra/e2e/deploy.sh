@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The deploy rehearsal: lints and builds the template as a user does, deploys it to an emulated AWS (MiniStack) and walks the stack; docs/deploy.md says what that covers.
+# The deploy rehearsal: validates and builds the template as a user does, deploys it to an emulated
+# AWS (MiniStack) and tests the stack. docs/deploy.md describes the coverage.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=infra/e2e/tools.sh

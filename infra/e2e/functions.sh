@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds every function as `sam build` does, which then finds all of them built: it builds one after the other, each of which ends in one link
-# on one core, and here two link at a time.
+# Builds every function with the options of `sam build`, which then reuses the result. `sam build`
+# builds one function at a time, and each link step uses one core; this script links two at a time.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=infra/e2e/tools.sh
