@@ -1,6 +1,6 @@
 set shell := ["bash", "-euo", "pipefail", "-c"]
 
-# What `just tools` installs comes before the same tool elsewhere.
+# Prefer the tools that `just tools` installs.
 export PATH := justfile_directory() / "target/tools/bin" + ":" + justfile_directory() / "target/tools/venv/bin" + ":" + env("PATH")
 export SAM_CLI_TELEMETRY := "0"
 
@@ -12,116 +12,121 @@ default:
 tools:
     infra/checks/tools.sh
 
-# Everything that CI runs, in its order.
-check: fresh (step "test") (step "check-logs") (step "check-rights") (step "interop") (step "contract") (step "sdk") (step "docs") (step "fmt-check") (step "clippy") (step "deny") (step "validate") (step "check-scripts") (step "deploy-rehearsal") (step "sam-local") (step "starts")
+# Run everything that CI runs, in CI's order.
+check: fresh (step "test") (step "check-logs") (step "check-rights") (step "interop") (step "contract") (step "sdk") (step "docs") (step "prose") (step "fmt-check") (step "clippy") (step "deny") (step "validate") (step "check-scripts") (step "deploy-rehearsal") (step "sam-local") (step "starts")
 
-# Every test of every crate.
+# Run all Rust tests.
 test:
     cargo test --workspace
 
-# No secret that the tests made is in a log that they wrote.
+# Search the logs of the last test run for its secrets.
 check-logs:
     infra/checks/log-secrets.sh
 
-# What the functions did in the whole test run is what their policies allow, and all of it.
+# Check that the AWS calls of the last test run match the IAM policies exactly.
 check-rights:
     cargo test --workspace --test it -- --ignored rights:: | tee target/run/rights.txt
     grep -q '^test result: ok. 1 passed' target/run/rights.txt
 
-# Write docs/permissions.md anew from template.yaml.
+# Regenerate docs/permissions.md from template.yaml.
 permissions:
-    KARTA_UPDATE=1 cargo test -p karta-local --test it the_page_of_permissions_is_the_templates
+    KARTA_UPDATE=1 cargo test --workspace --test it the_page_of_permissions_is_the_templates
 
-# Session tokens against jose (Node.js) and PyJWT, Stripe's signatures against the stripe library, our webhooks against what docs/webhooks.md prints.
+# Check tokens, Stripe events, webhooks and the samples of docs/webhooks.md with other libraries.
 interop:
     infra/interop/run.sh
 
-# What the API's document allows and what it does not, sent to every operation by Schemathesis.
+# Send valid and invalid requests to every operation of openapi.json, with Schemathesis.
 contract:
     infra/contract/run.sh
 
-# Write openapi.json anew, with the answers of a run as its examples.
+# Regenerate openapi.json, with responses of a test run as examples.
 openapi:
-    KARTA_UPDATE=1 cargo test -p karta-local --test it every_operation_answers_as_the_document_says
+    KARTA_UPDATE=1 cargo test --workspace --test it every_operation_answers_as_the_document_says
 
-# The TypeScript client: build, types, their agreement with openapi.json, tests against the runner, size, package.
+# Build, type-check, test and pack the TypeScript client, and compare it with openapi.json.
 sdk:
     infra/checks/sdk.sh
 
-# What README.md, the quickstart and the migration guide print, run as printed; docs/errors.md against what is answered.
+# Run the commands that the documentation prints; check docs/errors.md and all links.
 docs:
     infra/docs/run.sh
+
+# Check the wording of comments, documents, messages and test names. List findings: just prose -v docs
+prose *args:
+    infra/checks/prose.py {{ args }}
 
 # Format the Rust code.
 fmt:
     cargo fmt --all
 
-# The Rust code is formatted.
+# Check the format of the Rust code.
 fmt-check:
     cargo fmt --all --check
 
-# Lints, warnings denied.
+# Lint the Rust code, with warnings denied.
 clippy:
     cargo clippy --workspace --all-targets --locked -- -D warnings
 
-# Banned crates, licences, sources.
+# Check the crates' licences and sources, and for banned crates.
 deny:
     cargo deny --locked check bans licenses sources
 
-# template.yaml, through SAM and cfn-lint.
+# Validate template.yaml with SAM and cfn-lint.
 validate:
     AWS_DEFAULT_REGION=us-east-1 sam validate --lint
 
-# Shell scripts.
+# Lint the shell scripts.
 check-scripts:
     shellcheck .ci/run infra/*/*.sh
 
-# Build, deploy to an emulated AWS, walk, deploy again, roll back, tear down.
+# Build, deploy to an emulated AWS, test the stack, upgrade it, roll it back and delete it.
 deploy-rehearsal:
     infra/e2e/deploy.sh
 
-# The built functions in Docker, behind sam local start-api.
+# Test the built functions in Docker behind sam local start-api.
 sam-local:
     infra/e2e/sam-local.sh
 
-# No built function starts with a setting missing or wrong; worker-secrets-rotation, on which no other depends, is left out.
+# Check that no built function (except worker-secrets-rotation) starts with a missing or invalid setting.
 starts: functions
-    cargo run --quiet --locked -p karta-local --example cold -- --starts 0
+    cargo build --quiet --locked --workspace --example cold
+    "${CARGO_TARGET_DIR:-target}/debug/examples/cold" --starts 0
 
-# The first organization of a deployed stage and its key: just bootstrap prod acme
+# Create the first organization of a deployed stage and print its key: just bootstrap prod acme
 bootstrap stage slug:
     @infra/bootstrap/run.sh {{ quote(stage) }} {{ quote(slug) }}
 
-# Criterion benches, then the load script.
+# Run the criterion benches and the load test.
 bench:
     cargo bench -p karta-shared
     cargo build --release --locked -p karta-local --bin karta --example load
     target/release/examples/load
 
-# Validation over a million keys against validation over a thousand: just scale 100000 for a quicker look.
+# Compare validation with a million keys and with a thousand. For a quick run: just scale 100000
 scale keys="1000000":
     cargo run --release -p karta-local --example scale -- {{ quote(keys) }}
 
-# What counting usage costs, and a day of 100,000 events replayed through faults: just usage 10000 for a quicker look.
+# Measure usage counting, and replay 100,000 events with faults. For a quick run: just usage 10000
 usage events="100000":
     cargo run --release -p karta-local --example usage -- {{ quote(events) }}
 
-# Webhooks: how soon, how many, beside a dead endpoint, under kills.
+# Measure webhook latency and throughput, with a dead endpoint and with killed workers.
 webhooks events="10000":
     cargo run --release -p karta-local --example webhooks -- {{ quote(events) }}
 
-# better-auth's API keys beside ours, as ratios: verify, refuse, list, create, start, memory. Under five minutes once built.
+# Compare Karta with better-auth's API keys, on Linux only.
 bench-peers:
     cd infra/peers && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
     cargo build --release --locked -p karta-local --bin karta --example load
     target/release/examples/load peers
 
-# How functions start, what they answer and weigh: just cold --starts 3 whoami for a quick look. A whole run is kept in docs/performance.md.
+# Measure each function's start, responses, memory and size. For a quick run: just cold --starts 3 whoami
 cold *args: functions
     cargo build --release --locked -p karta-local --example cold
     target/release/examples/cold {{ args }}
 
-# Every function as it is deployed, under target/lambda.
+# Build every function for deployment, under target/lambda.
 functions:
     infra/e2e/functions.sh
 
@@ -129,11 +134,11 @@ functions:
 audit-verify *args:
     cargo run --quiet -p karta-local -- audit-verify {{ args }}
 
-# Lay out functions/<resource>-<verb>/, for example: just new-route api-keys rotate
+# Create the folder of a route and print the remaining steps: just new-route api-keys rotate
 new-route resource verb:
     @infra/scaffold/new-route.sh {{ quote(resource) }} {{ quote(verb) }}
 
-# The checks over a whole run must not read what an earlier one left.
+# Delete the files of earlier test runs, which the checks must not read.
 [private]
 fresh:
     rm -rf target/run

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Makes the first organization of a deployed stage and prints its key, once, as one line of JSON: infra/bootstrap/run.sh <stage> <slug>
-# Works with the environment's AWS credentials on the stage's tables and its key-tag ring; the internal routes may be closed.
+# Usage: infra/bootstrap/run.sh <stage> <slug>
+# Creates the first organization of a deployed stage and prints its key, only once, as one line of
+# JSON. Uses the AWS credentials of the environment to access the stage's tables and its key-tag
+# ring. Does not call the internal routes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Proves that no secret made by the test suite is in a log that the suite wrote. Runs after the suite, on what it left:
-#   target/run/secrets/*  one plaintext secret a line
-#   target/run/logs/*     every log
+# Checks that no log of the test suite contains a secret that the suite created. Run it after the
+# suite, which writes:
+#   target/run/secrets/*  one plaintext secret per line
+#   target/run/logs/*     all logs
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export LC_ALL=C
@@ -14,7 +15,8 @@ die() {
   exit 1
 }
 
-# leaks SECRETS LOG...: prints `log:line: first ten characters…` for each secret that is found; succeeds if there is one.
+# leaks SECRETS LOG...: prints `log:line: first ten characters…` for each secret that it finds;
+# succeeds if it finds one.
 leaks() {
   local secrets=$1 log found=1
   shift
@@ -29,15 +31,15 @@ leaks() {
   return "$found"
 }
 
-# A check that finds nothing must be one that could have found something.
+# Verifies that the search finds a secret in a log and reports nothing for a log without one.
 control() {
   local secret="control_0123456789abcdef"
   echo "$secret" >"$scratch/control.secrets"
   printf '{"message":"started"}\n{"message":"token %s refused"}\n' "$secret" >"$scratch/leaky.log"
   printf '{"message":"started"}\n{"message":"token control_01… refused"}\n' >"$scratch/clean.log"
   [[ $(leaks "$scratch/control.secrets" "$scratch/leaky.log") == "$scratch/leaky.log:2: control_01…" ]] ||
-    die "the control secret was not found where it is"
-  ! leaks "$scratch/control.secrets" "$scratch/clean.log" || die "the control secret was found where it is not"
+    die "the search missed the control secret"
+  ! leaks "$scratch/control.secrets" "$scratch/clean.log" || die "the search found the control secret in a clean log"
 }
 
 control
@@ -48,10 +50,10 @@ logs=(target/run/logs/*)
 ((${#secret_files[@]})) || die "no files in target/run/secrets: run the tests first"
 ((${#logs[@]})) || die "no files in target/run/logs: run the tests first"
 
-# A blank pattern would match every line, and a short one lines that hold no secret.
+# An empty pattern would match every line, and a short one lines without a secret.
 sort --unique -- "${secret_files[@]}" | sed '/^$/d' >"$scratch/secrets"
 [[ -s $scratch/secrets ]] || die "the files in target/run/secrets are empty"
-! grep --quiet --line-regexp '.\{1,15\}' "$scratch/secrets" || die "target/run/secrets holds a line under 16 characters"
+! grep --quiet --line-regexp '.\{1,15\}' "$scratch/secrets" || die "target/run/secrets has a line under 16 characters"
 lines=$(cat -- "${logs[@]}" | wc -l)
 ((lines)) || die "the files in target/run/logs are empty"
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The TypeScript client: built, type-checked, held to openapi.json, tested against a runner of its own, weighed, installed from its package, timed.
+# Builds and type-checks the TypeScript client, compares it with openapi.json, tests it against a
+# local runner, checks its size and its package, and benchmarks it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

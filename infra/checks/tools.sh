@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the pinned tools of the checks under target/tools; does nothing for those that are there already.
+# Installs the pinned tools of the checks under target/tools, unless they are already installed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -11,5 +11,6 @@ if [[ $("$tools/bin/cargo-deny" --version 2>/dev/null || true) != "cargo-deny $c
 fi
 
 [[ -x $tools/venv/bin/pip ]] || python3 -m venv "$tools/venv"
-# The file is complete. Without --no-deps, pip takes boto3[crt] for a package that is not in it.
+# The file lists every package. Without --no-deps, pip treats boto3[crt] as a package that is
+# missing in it.
 "$tools/venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement infra/checks/requirements.txt

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Schemathesis against a runner of its own: what openapi.json allows and what it does not, sent to every operation.
+# Sends requests that openapi.json allows and requests that it forbids to every operation of a local
+# runner, with Schemathesis.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -18,7 +19,7 @@ stop() {
 }
 trap stop EXIT
 
-# The one JSON line holds secrets, so it goes through a pipe and never into a file.
+# The runner's JSON line contains secrets, so it goes through a pipe and never into a file.
 exec {stdout}< <(KARTA_BCRYPT_COST=4 exec "$karta" --ephemeral --json --port 0 --log warn 2>"$here/karta.log")
 runner=$!
 if ! IFS= read -r -t 60 -u "$stdout" start; then
@@ -30,7 +31,7 @@ url=$(sed -E 's/.*"base_url":"([^"]+)".*/\1/' <<<"$start")
 KARTA_API_KEY=$(sed -E 's/.*"api_key":"([^"]+)".*/\1/' <<<"$start")
 export KARTA_API_KEY
 
-# Where it may leave what it remembers.
+# Schemathesis writes its cache to the working directory.
 config=$PWD/infra/contract/schemathesis.toml
 cd "$here"
 venv/bin/schemathesis --config-file "$config" run "$url/openapi.json" --url "$url"

@@ -1,8 +1,9 @@
-// What docs/errors.md says, held against code, template, document, client, and what a runner answered.
+// Compares docs/errors.md with the code, the template, openapi.json, the client and a runner's
+// responses.
 import { isDeepStrictEqual } from "node:util";
 import { Printed, show } from "./printed.mjs";
 
-/** What no request from outside leads to, and why. Its text must stand in the code. */
+/** Errors that provoke.mjs cannot cause, with the reason. Their text must be in the code. */
 const NOT_PROVOKED = {
   "403 missing power: validate": "a local run's service token has every power",
   "409 release_not_ready": "there is no builder yet, so a release is ready at once",
@@ -15,17 +16,17 @@ function check(holds, what) {
 }
 
 function checkSame(what, onPage, real) {
-  const lacking = [...real].filter((item) => !onPage.has(item));
-  const left = [...onPage].filter((item) => !real.has(item));
-  check(lacking.length === 0, `it lacks the ${what} ${lacking.join(", ")}`);
-  check(left.length === 0, `it has the ${what} ${left.join(", ")}, which nothing answers`);
+  const missing = [...real].filter((item) => !onPage.has(item));
+  const unknown = [...onPage].filter((item) => !real.has(item));
+  check(missing.length === 0, `missing ${what}: ${missing.join(", ")}`);
+  check(unknown.length === 0, `${what} that nothing returns: ${unknown.join(", ")}`);
 }
 
-/** The first group of every match. */
+/** Returns the first group of every match. */
 const found = (text, pattern) => new Set([...text.matchAll(pattern)].map(([, word]) => word));
 const present = (values) => new Set(values.filter((value) => value !== undefined));
 
-/** The page's bodies: each with the status of its row or section. */
+/** Returns the page's bodies, each with the status of its row or section. */
 export function printedBodies(page) {
   let section;
   return page.split("\n").flatMap((line) => {
@@ -38,25 +39,25 @@ export function printedBodies(page) {
   });
 }
 
-/** What API Gateway answers by itself. */
+/** Returns the responses that the template defines for API Gateway. */
 export function gatewayAnswers(template) {
   const responses = template.matchAll(/StatusCode: ([0-9]+)\n.*\n.*\n.*\n +application\/json: '(\{.*\})'/g);
   return [...responses].map(([, status, text]) => {
     const { request_id, ...value } = JSON.parse(text);
-    check(request_id === "$context.requestId", `the template has an answer without its request id: ${text}`);
+    check(request_id === "$context.requestId", `the template has a response without its request id: ${text}`);
     return { status: Number(status), value };
   });
 }
 
-/** Codes, details, statuses and reasons are those of the code, all of them. */
+/** Checks that the page lists exactly the codes, details, statuses and reasons of the code. */
 export function checkComplete(page, { rust, gateway, openapi }) {
   const bodies = printedBodies(page);
   const [unclear] = found(rust, /\bcode: ([A-Z][A-Z_]+|[a-z_]+[(:.])/g);
-  check(unclear === undefined, `this check cannot tell the code ${unclear}: write it where it is answered`);
+  check(unclear === undefined, `cannot resolve the code ${unclear}: write it as a literal where it is returned`);
   const codes = present([
     ...found(rust, /"error": "([a-z_]+)"/g),
     ...found(rust, /code: "([a-z_]+)"/g),
-    // A code beside its sentence.
+    // A code followed by its message.
     ...found(rust, /\(\s*"([a-z]+(?:_[a-z]+)+)",\s*"[A-Z][^"]* [^"]*",?\s*\)/g),
     ...gateway.map(({ value }) => value.error),
   ]);
@@ -76,13 +77,13 @@ export function checkComplete(page, { rust, gateway, openapi }) {
 
   const reasons = found(rust, /"(monthly [a-z ]+ cap reached)"/g);
   check(reasons.size === 4, `the search for caps found ${[...reasons]}`);
-  for (const reason of reasons) check(page.includes(`\`${reason}\``), `it lacks the reason ${reason}`);
+  for (const reason of reasons) check(page.includes(`\`${reason}\``), `missing reason: ${reason}`);
 }
 
-/** Status, code or detail, and the fields. */
+/** Returns the status, the code or detail, and the field names. */
 const kind = ({ status, value }) => [status, value.error ?? value.detail, ...Object.keys(value).sort()].join(" ");
 
-/** Every body is what a runner answered, or what the code or the template says. */
+/** Checks that each body is a runner's response, or is in the code or the template. */
 export function checkBodies(page, answered, { rust, gateway }) {
   const bodies = printedBodies(page);
   const answers = [...answered];
@@ -100,30 +101,33 @@ export function checkBodies(page, answered, { rust, gateway }) {
     check((retryAfter !== null) === (body.status >= 503), `${name} came with Retry-After: ${retryAfter}`);
     return false;
   });
-  check(answers.length === 0, `it lacks what was answered: ${answers.map(({ name, value }) => `${name} ${show(value)}`)}`);
+  check(answers.length === 0, `missing responses: ${answers.map(({ name, value }) => `${name} ${show(value)}`)}`);
 
   const left = new Set(Object.keys(NOT_PROVOKED));
   for (const { name, value, status } of rest) {
     if (left.delete(name)) {
-      const said = value.message ?? value.detail.replace(/^(missing power: ).*$/, "$1");
-      check(rust.includes(`"${said}`), `${name}: nothing in the code says ${show(said)}`);
+      const text = value.message ?? value.detail.replace(/^(missing power: ).*$/, "$1");
+      check(rust.includes(`"${text}`), `${name}: the code does not contain ${show(text)}`);
     } else {
       const isGateways = gateway.some((answer) => answer.status === status && isDeepStrictEqual(answer.value, value));
-      check(isGateways, `${name} is neither provoked nor API Gateway's`);
+      check(isGateways, `${name} is neither provoked nor returned by API Gateway`);
     }
   }
-  check(left.size === 0, `it lacks what is not provoked: ${[...left]}`);
+  check(left.size === 0, `missing bodies that are not provoked: ${[...left]}`);
   for (const { status, value } of gateway) {
     const isPrinted = bodies.some((body) => body.status === status && isDeepStrictEqual(body.value, value));
-    check(isPrinted, `it lacks API Gateway's ${status} ${show(value)}`);
+    check(isPrinted, `missing response of API Gateway: ${status} ${show(value)}`);
   }
 }
 
-/** The packed client throws what the page says for a status, and the page has every class and reason of it. */
+/**
+ * Checks that the client throws the page's class for each status, and that the page lists every
+ * class and reason of the client.
+ */
 export async function checkClient(page, Karta, source) {
   checkSame("class", found(page, /`(Karta[A-Za-z]*Error)`/g), new Set([...found(source, /class (Karta[A-Za-z]*Error) /g)]));
   const [, failures] = source.match(/type SignatureFailure =([^;]+);/);
-  for (const reason of found(failures, /"([a-z_]+)"/g)) check(page.includes(`\`${reason}\``), `it lacks the reason ${reason}`);
+  for (const reason of found(failures, /"([a-z_]+)"/g)) check(page.includes(`\`${reason}\``), `missing reason: ${reason}`);
 
   const thrown = new Map([...page.matchAll(/^\| \[([0-9]{3})\].*`(Karta[A-Za-z]*Error)` \|$/gm)].map(([, status, name]) => [Number(status), name]));
   for (const { name, status, text } of printedBodies(page)) {

@@ -1,5 +1,6 @@
-// docs/errors.md against the truth: its codes are those of the code base, its bodies what a runner answers or, where none can be made to, what the code
-// or the template says, and the client throws what the page says.
+// Checks docs/errors.md: its codes must be those of the code, and its bodies must be responses of a
+// runner. Bodies that no request can provoke must be in the code or the template. The client must
+// throw the page's classes.
 import { readFileSync, readdirSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { join } from "node:path";
@@ -9,7 +10,7 @@ import { provoke } from "./provoke.mjs";
 const root = fileURLToPath(new URL("../..", import.meta.url));
 const read = (path) => readFileSync(join(root, path), "utf8");
 
-/** The code that answers requests, without its tests. */
+/** Returns the code that serves requests, without its tests. */
 function rustSource() {
   const folders = ["shared/src", ...readdirSync(join(root, "functions")).map((name) => `functions/${name}/src`)];
   const files = folders.flatMap((folder) => readdirSync(join(root, folder), { recursive: true }).map((name) => join(folder, name)));
@@ -27,4 +28,4 @@ await checkClient(page, Karta, read("sdk/typescript/src/errors.ts"));
 
 const answered = await provoke(join(root, "target/docs/errors.log"));
 checkBodies(page, answered, truth);
-console.log(`docs: docs/errors.md: ${printedBodies(page).length} bodies, ${answered.length} of them answered, the others found in code and template`);
+console.log(`docs: docs/errors.md: ${printedBodies(page).length} bodies, ${answered.length} returned by a runner, the others found in code and template`);

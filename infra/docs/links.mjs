@@ -1,4 +1,4 @@
-// Links between our own pages lead to a file that is there, and to a heading that it has.
+// Checks that links between the repository's pages lead to an existing file and heading.
 import { existsSync, readFileSync, readdirSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { dirname, join, resolve } from "node:path";
@@ -16,7 +16,7 @@ for (const page of pages) {
     const [path, anchor] = target.split("#");
     const file = path === "" ? join(root, page) : resolve(dirname(join(root, page)), path);
     count += 1;
-    if (!existsSync(file)) broken.push(`${page}:${line}: there is no ${path}`);
+    if (!existsSync(file)) broken.push(`${page}:${line}: missing file ${path}`);
     else if (anchor && !anchors(read(file)).has(anchor)) broken.push(`${page}:${line}: ${path || page} has no heading #${anchor}`);
   }
 }

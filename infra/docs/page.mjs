@@ -1,6 +1,6 @@
 /**
- * The fenced blocks of a Markdown page, in order: `language` and `file` from the fence (```js verify.mjs), `text`, the `line` of the fence, and the
- * `prose` since the block before.
+ * Returns the fenced blocks of a Markdown page in order: `language` and `file` from the fence
+ * (```js verify.mjs), `text`, the `line` of the fence, and the `prose` since the previous block.
  */
 export function blocks(markdown) {
   const found = [];
@@ -21,7 +21,7 @@ export function blocks(markdown) {
   return found;
 }
 
-/** A page's text outside of its blocks, line by line, and empty lines in their place. */
+/** Returns a page's lines, with empty lines instead of its blocks. */
 function proseLines(markdown) {
   let isCode = false;
   return markdown.split("\n").map((line) => {
@@ -31,14 +31,14 @@ function proseLines(markdown) {
   });
 }
 
-/** The links that lead to pages and files of our own: `target` as it is written, and the `line`. */
+/** Returns the links to files of the repository: their `target` and `line`. */
 export function links(markdown) {
   return proseLines(markdown).flatMap((line, at) =>
     [...line.matchAll(/\]\(([^)\s]+)\)/g)].map(([, target]) => ({ target, line: at + 1 })).filter(({ target }) => !/^[a-z]+:/.test(target)),
   );
 }
 
-/** What GitHub calls a page's headings in links. */
+/** Returns the anchors that GitHub gives a page's headings. */
 export function anchors(markdown) {
   const seen = new Map();
   return new Set(

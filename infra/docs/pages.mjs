@@ -1,5 +1,5 @@
-// Runs what the pages print, block by block. A block that is not run, and not in the list here with the reason, is a failure; so is one that prints
-// another thing than the page says.
+// Runs the blocks of the pages in order and compares their output with the page. Fails if the
+// output differs, or if a block is neither run nor listed in REPLACED_BLOCKS.
 import { readFileSync, rmSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { join } from "node:path";
@@ -10,16 +10,16 @@ import { startRunner } from "./runner.mjs";
 const root = fileURLToPath(new URL("../..", import.meta.url));
 const PAGES = ["README.md", "docs/quickstart.md", "docs/migration.md"];
 
-/** Blocks that are not pasted, why, and what is done instead. */
-const OTHERWISE = {
-  "cargo run\n": { why: "the check starts the same runner, built already, on a free port: `karta --json --port 0`, its data in a folder of its own" },
-  "cargo test --workspace\n": { why: "a step of its own: `just test`" },
+/** Blocks that are not run: the reason, and the commands that are run instead, if any. */
+const REPLACED_BLOCKS = {
+  "cargo run\n": { why: "the check starts the same runner on a free port: `karta --json --port 0`, with its data in a temporary folder" },
+  "cargo test --workspace\n": { why: "a separate step: `just test`" },
   "sam build && sam deploy --config-env prod\njust bootstrap prod acme                   # the first organization, and its key, once\n": {
-    why: "deploys to AWS; `just deploy-rehearsal` does it against an emulated one",
+    why: "deploys to AWS; `just deploy-rehearsal` deploys to an emulated AWS",
   },
-  "python3 -m http.server 4000 --bind 127.0.0.1\n": { why: "serves until Ctrl-C; the page's script is run in Node.js, and its preflight is pasted" },
+  "python3 -m http.server 4000 --bind 127.0.0.1\n": { why: "serves until Ctrl-C; the page's script runs in Node.js, and its preflight is run as a command" },
   "npm install jose\npython3 -m venv venv && venv/bin/pip install PyJWT\n": {
-    why: "the same two are installed, locked as `just interop` has them",
+    why: "installs the same two libraries with the lock files of `just interop`",
     instead: `
       cp "${root}"/infra/interop/{package,package-lock}.json . && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
       python3 -m venv venv
@@ -29,34 +29,34 @@ const OTHERWISE = {
 
 const pages = PAGES.map((page) => ({ page, markdown: readFileSync(join(root, page), "utf8") }));
 const printed = new Set(pages.flatMap(({ markdown }) => blocks(markdown)).map(({ text }) => text));
-for (const text of Object.keys(OTHERWISE)) {
-  if (!printed.has(text)) throw new Error(`no page prints what is in the list of blocks that are not pasted: ${text}`);
+for (const text of Object.keys(REPLACED_BLOCKS)) {
+  if (!printed.has(text)) throw new Error(`no page prints this block of REPLACED_BLOCKS: ${text}`);
 }
 const log = join(root, "target/docs/karta.log");
 
-async function pasteAfresh(page, markdown) {
+async function pasteInNewFolder(page, markdown) {
   const folder = clone();
   try {
     const runner = await startRunner(["--data-dir", join(folder, ".karta")], log);
-    const pasted = paste(page, markdown, { start: runner.start, folder, otherwise: OTHERWISE });
+    const pasted = paste(page, markdown, { start: runner.start, folder, replacements: REPLACED_BLOCKS });
     return await pasted.finally(() => runner.stop());
   } finally {
     rmSync(folder, { recursive: true });
   }
 }
 
-/** On a machine that is too busy a verdict comes too late, and is a 503 or 504: then the page is pasted once more, up to three times in all. */
-async function pasteUntilQuiet(page, markdown, attempts = 3) {
+/** Runs a page up to three times in total while a busy machine causes a 503 or 504. */
+async function pasteWithRetries(page, markdown, attempts = 3) {
   try {
-    return await pasteAfresh(page, markdown);
+    return await pasteInNewFolder(page, markdown);
   } catch (error) {
     if (attempts === 1 || !/"status":50[34]|undecided/.test(readFileSync(log, "utf8"))) throw error;
-    console.log(`docs: ${page}: once more, for there was no verdict in time: ${error.message}`);
-    return pasteUntilQuiet(page, markdown, attempts - 1);
+    console.log(`docs: ${page}: retrying, because the runner was too slow: ${error.message}`);
+    return pasteWithRetries(page, markdown, attempts - 1);
   }
 }
 
 for (const { page, markdown } of pages) {
-  const { run, compared, otherwise } = await pasteUntilQuiet(page, markdown);
-  console.log(`docs: ${page}: ${run} blocks run, ${compared} answers compared, ${otherwise} done otherwise`);
+  const { run, compared, replaced } = await pasteWithRetries(page, markdown);
+  console.log(`docs: ${page}: ${run} blocks run, ${compared} answers compared, ${replaced} blocks replaced`);
 }

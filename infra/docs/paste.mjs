@@ -1,4 +1,4 @@
-// Pastes one page's blocks into a shell, against a runner of its own.
+// Runs the blocks of one page in a shell, as a reader who pastes them.
 import { mkdtempSync, readFileSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { execFileSync } from "node:child_process";
@@ -13,7 +13,7 @@ const root = fileURLToPath(new URL("../..", import.meta.url));
 const PROGRAMS = ["ts", "js", "python", "html"];
 const CHECKS = { json: "checkJson", text: "checkText", http: "checkHttp" };
 
-/** A new folder that looks like the clone, so that nothing is written into the real one but what building leaves there. */
+/** Creates a folder that looks like the clone. Only builds write to the real clone. */
 export function clone() {
   const folder = mkdtempSync(join(tmpdir(), "karta-docs-"));
   for (const name of readdirSync(root)) {
@@ -24,12 +24,12 @@ export function clone() {
 
 function environment() {
   const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("KARTA")));
-  // jose takes WebCrypto from where Node.js has it from 20 on.
+  // jose needs WebCrypto as a global, which Node.js has from version 20.
   if (Number(process.versions.node.split(".")[0]) < 20) env.NODE_OPTIONS = "--experimental-global-webcrypto";
   return env;
 }
 
-/** Runs a page's script as a browser would, and gives what it shows in its `<pre>`. */
+/** Runs a page's script as a browser does, and returns the text of its `<pre>`. */
 async function browse(html) {
   const [, script] = html.match(/<script type="module">\n(.*?)<\/script>/s);
   const pre = { textContent: "" };
@@ -38,7 +38,7 @@ async function browse(html) {
   return pre.textContent;
 }
 
-/** A TypeScript program has to please the compiler, at its strictest, with the packed client's types. */
+/** Type-checks a TypeScript program in strict mode with the installed client's types. */
 function typeCheck(file, cwd) {
   const sdk = join(root, "sdk/typescript");
   writeFileSync(join(cwd, "checked.mts"), readFileSync(join(cwd, file)));
@@ -51,16 +51,17 @@ function typeCheck(file, cwd) {
 }
 
 /**
- * Pastes a page in `folder`, against a runner that said `start` when it started. `otherwise` has the blocks that are not pasted, by their text, and what is
- * pasted instead, if anything. Gives how many blocks were run, how many answers compared and how many blocks done otherwise; throws with the page's line
- * at the first that is not as the page says.
+ * Runs a page's blocks in `folder` with a runner that printed `start`. `replacements` lists the
+ * blocks that are not run by their text, and the commands that are run instead, if any. Returns the
+ * number of blocks run, answers compared and blocks replaced. Throws with the page's line at the
+ * first difference.
  */
-export async function paste(page, markdown, { start, folder, otherwise = {} }) {
+export async function paste(page, markdown, { start, folder, replacements = {} }) {
   const shown = blocks(markdown);
   const printed = new Printed(start.base_url);
   printed.set("kt_live_…", start.api_key);
   const shell = new Shell(folder, environment());
-  const count = { run: 0, compared: 0, otherwise: 0 };
+  const count = { run: 0, compared: 0, replaced: 0 };
   const written = new Map();
   let cwd = folder;
   let answer;
@@ -72,18 +73,18 @@ export async function paste(page, markdown, { start, folder, otherwise = {} }) {
       const expected = CHECKS[shown[n + 1]?.language];
       if (language === "sh") {
         for (const [name, program] of written) if (text.includes(name)) program.started = true;
-        if (text in otherwise) {
-          count.otherwise += 1;
-          if (otherwise[text].instead) await shell.run(otherwise[text].instead);
+        if (text in replacements) {
+          count.replaced += 1;
+          if (replacements[text].instead) await shell.run(replacements[text].instead);
           continue;
         }
         for (const [name, program] of written) if (text.includes(name) && program.language === "ts") typeCheck(name, cwd);
         answer = await shell.run(printed.fill(text));
         cwd = (await shell.run("pwd")).trim();
         count.run += 1;
-        if (!expected && text.includes("curl") && answer !== "") throw new Error(`prints no answer, and this came: ${show(answer)}`);
+        if (!expected && text.includes("curl") && answer !== "") throw new Error(`has no printed answer, but the answer was ${show(answer)}`);
       } else if (PROGRAMS.includes(language)) {
-        if (!file) throw new Error(`a ${language} block needs a file name behind its language`);
+        if (!file) throw new Error(`needs a file name after its language`);
         if (!prose.includes(`\`${file}\``)) throw new Error(`the prose before it does not say to save it as ${file}`);
         const program = printed.fill(text);
         writeFileSync(join(cwd, file), program, { mode: 0o600 });
@@ -91,15 +92,15 @@ export async function paste(page, markdown, { start, folder, otherwise = {} }) {
         if (language === "html") answer = await browse(program);
         count.run += 1;
       } else if (language in CHECKS) {
-        if (answer === undefined) throw new Error("prints an answer, and nothing was run before it");
+        if (answer === undefined) throw new Error("prints an answer, but nothing was run before it");
         printed[CHECKS[language]](text, answer.replaceAll(start.base_url, "http://127.0.0.1:8787"));
         answer = undefined;
         count.compared += 1;
-      } else throw new Error(`is not run: there is no way here to run ${language || "a block without a language"}`);
+      } else throw new Error(`cannot be run: unsupported language ${language || "(none)"}`);
     }
     for (const [file, { started, line }] of written) {
       block = { line, language: file };
-      if (!started) throw new Error("is saved and never started");
+      if (!started) throw new Error("is saved but never started");
     }
   } catch (error) {
     throw new Error(`${page}:${block.line}: the ${block.language} block ${show(error.message)}`);

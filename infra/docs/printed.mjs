@@ -1,10 +1,14 @@
-// What a page prints, held against what a run answers. Ids, tokens and times differ from run to run: they must have the printed one's form, and what is
-// printed twice must be the same thing in the run, too. Everything else must be equal.
+// Compares the answers that a page prints with those of a run. Ids, tokens and times differ between
+// runs: they must have the printed form, and a value that is printed twice must be the same in the
+// run. Everything else must be equal.
 
 const BASE_URL = "http://127.0.0.1:8787";
 const CUT = "…";
 
-/** What differs from run to run, told by its form. `unique`: no two printed ones are the same thing. */
+/**
+ * Forms of values that differ between runs. `unique`: two different printed values must differ in
+ * the run.
+ */
 const RANDOM = [
   { form: /^kt_live_[0-9A-Za-z]{6}$/, unique: true },
   { form: /^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$/, unique: false },
@@ -16,7 +20,7 @@ const RANDOM = [
   { form: /^1[0-9]{9}$/, unique: false },
 ];
 
-/** One page's texts as they are in one run. */
+/** Maps a page's printed values to the values of one run. */
 export class Printed {
   #known = new Map();
 
@@ -24,37 +28,37 @@ export class Printed {
     this.#known.set(BASE_URL, baseUrl);
   }
 
-  /** The run's own value for a printed one, as a page tells its reader to put it there. */
+  /** Sets the run's value for a placeholder that the page asks its reader to replace. */
   set(printed, real) {
     this.#known.set(printed, real);
   }
 
-  /** A block as its reader would paste it: with the run's values in the place of the printed ones. */
+  /** Returns a block with the run's values instead of the printed ones. */
   fill(block) {
     const filled = block
       .replaceAll(BASE_URL, this.#known.get(BASE_URL))
       .replaceAll(/[0-9A-Za-z_]+…|(?<![0-9A-Za-z_])[0-9]{15}(?![0-9A-Za-z_])/g, (printed) => this.#known.get(printed) ?? printed);
     const left = filled.match(/\S*…\S*/);
-    if (left) throw new Error(`nothing said what to put in the place of ${left[0]}`);
+    if (left) throw new Error(`has a placeholder that no answer explains: ${left[0]}`);
     return filled;
   }
 
-  /** Throws at the first JSON value that is not as it is printed. Both texts may hold several. */
+  /** Throws at the first JSON value that differs. Both texts may contain several values. */
   checkJson(printed, real) {
-    const [expected, got] = [values(printed, "what is printed"), values(real, "what was answered")];
-    if (expected.length !== got.length) throw new Error(`prints ${expected.length} JSON values, and ${got.length} came`);
+    const [expected, got] = [values(printed, "the printed text"), values(real, "the answer")];
+    if (expected.length !== got.length) throw new Error(`prints ${expected.length} JSON values, but the answer has ${got.length}`);
     expected.forEach((value, n) => this.#compare(value, got[n], expected.length > 1 ? `value ${n + 1}: ` : ""));
   }
 
-  /** Throws at the first line that is not as it is printed. */
+  /** Throws at the first line that differs. */
   checkText(printed, real) {
     const [expected, got] = [printed.trimEnd().split("\n"), real.trimEnd().split("\n")];
     for (let n = 0; n < Math.max(expected.length, got.length); n++) {
-      if (got[n] !== expected[n]) throw new Error(`line ${n + 1} is printed as ${show(expected[n])} and was ${show(got[n])}`);
+      if (got[n] !== expected[n]) throw new Error(`line ${n + 1} is printed as ${show(expected[n])} but was ${show(got[n])}`);
     }
   }
 
-  /** The same for status and headers as `curl -i` shows them. */
+  /** Compares status and headers as `curl -i` prints them. */
   checkHttp(printed, real) {
     const plain = (text) => text.trim().replace(/^(x-request-id|date): .*$/gim, "$1: …").replaceAll("\r", "");
     this.checkText(plain(printed), plain(real));
@@ -62,15 +66,15 @@ export class Printed {
 
   #compare(printed, real, at) {
     const kind = (value) => (Array.isArray(value) ? "a list" : value === null ? "null" : typeof value);
-    if (kind(printed) !== kind(real)) throw new Error(`${at}is printed as ${show(printed)} and was ${show(real)}`);
+    if (kind(printed) !== kind(real)) throw new Error(`${at}is printed as ${show(printed)} but was ${show(real)}`);
     if (typeof printed !== "object" || printed === null) return this.#compareScalar(printed, real, at);
     const [expected, got] = [Object.keys(printed).sort(), Object.keys(real).sort()];
-    if (expected.join() !== got.join()) throw new Error(`${at}has the fields ${got}, and ${expected} are printed`);
+    if (expected.join() !== got.join()) throw new Error(`${at}has the fields ${got}, but ${expected} are printed`);
     for (const name of expected) this.#compare(printed[name], real[name], `${at}${name} `);
   }
 
   #compareScalar(printed, real, at) {
-    const fault = () => new Error(`${at}is printed as ${show(printed)} and was ${show(real)}`);
+    const fault = () => new Error(`${at}is printed as ${show(printed)} but was ${show(real)}`);
     const text = String(printed);
     if (text.endsWith(CUT)) {
       const start = text.slice(0, -CUT.length);
@@ -84,15 +88,15 @@ export class Printed {
     }
     if (!random.form.test(String(real))) throw fault();
     const known = this.#known.get(text);
-    if (known !== undefined && known !== String(real)) throw new Error(`${at}is printed as ${text} again, and is another one`);
+    if (known !== undefined && known !== String(real)) throw new Error(`${at}is printed as ${text} again, but is a different value`);
     if (known === undefined && random.unique && [...this.#known.values()].includes(String(real))) {
-      throw new Error(`${at}is printed as ${text}, and stands elsewhere under another name`);
+      throw new Error(`${at}is printed as ${text}, but the same value is printed differently elsewhere`);
     }
     this.#known.set(text, String(real));
   }
 }
 
-/** The JSON values that a text holds one after another. */
+/** Returns the JSON values that a text contains one after another. */
 export function values(text, what) {
   const found = [];
   let [start, depth, inString] = [0, 0, false];
@@ -115,7 +119,7 @@ export function values(text, what) {
   }
 }
 
-/** A value without the secrets in it, cut short. */
+/** Returns a value as text without secrets, cut to 600 characters. */
 export function show(value) {
   const text = typeof value === "string" ? value : JSON.stringify(value) ?? "nothing";
   const scrubbed = text

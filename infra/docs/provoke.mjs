@@ -1,4 +1,5 @@
-// Requests that end in errors, each under the error that it is to end in: `status code`, or `status detail` where the body has no code.
+// Requests that provoke errors. Each is named after its expected error: `status code`, or
+// `status detail` if the body has no code.
 import { createHmac, randomBytes } from "node:crypto";
 import { request } from "node:http";
 import { cpus } from "node:os";
@@ -6,15 +7,18 @@ import { startRunner } from "./runner.mjs";
 
 const STRIPE_SECRET = `whsec_${randomBytes(24).toString("hex")}`;
 
-/** What cases have in common. */
+/** A runner and helpers to send requests to it. */
 class Scene {
-  /** A 503 or 504 is taken for an answer after `attempts`: a machine that is busy with other things gives some. */
+  /** A 503 or 504 is retried up to `attempts` requests, because a busy machine causes some. */
   constructor(start, attempts) {
     this.start = start;
     this.attempts = attempts;
   }
 
-  /** Sends a request under the first key, or another credential; gives status, headers, and the body's text. */
+  /**
+   * Sends a request with the first key or another credential. Returns status, headers and body
+   * text.
+   */
   async call(method, path, { bearer = this.start.api_key, body, raw, headers = {} } = {}) {
     if (bearer) headers = { ...headers, authorization: `Bearer ${bearer}` };
     for (let attempt = 1; ; attempt++) {
@@ -24,7 +28,7 @@ class Scene {
     }
   }
 
-  /** Sends a header in two lines, which `fetch` would join. */
+  /** Sends a header twice. `fetch` would join the two lines. */
   twice(method, path, header, body) {
     const headers = { authorization: `Bearer ${this.start.api_key}`, [header]: ["a", "b"] };
     return new Promise((resolve, reject) => {
@@ -37,7 +41,7 @@ class Scene {
     });
   }
 
-  /** The body of a request that is to succeed. */
+  /** Sends a request that must succeed. Returns its body. */
   async make(method, path, options) {
     const { status, text } = await this.call(method, path, options);
     if (status >= 300) throw new Error(`${method} ${path}: ${status} ${text}`);
@@ -169,7 +173,10 @@ const CASES = {
     scene.call("POST", "/v1/model_keys", { body: { provider: "anthropic", key: `sk-${"0".repeat(40)}` } }),
 };
 
-/** The same for a runner at bcrypt's usual cost, at which few may wait: more new keys at once than that. */
+/**
+ * Cases for a runner with the default bcrypt cost: it gets more new keys at once than may wait for
+ * bcrypt.
+ */
 const BUSY_CASES = {
   async "503 Service unavailable"(scene) {
     const newKey = () => scene.call("POST", "/v1/api_keys", { body: { name: "ci", scopes: ["read"] } });
@@ -186,8 +193,8 @@ async function answersOf(cases, attempts, log, env) {
     for (const [name, send] of Object.entries(cases)) {
       const { status, headers, text } = await send(scene);
       const { request_id, ...value } = JSON.parse(text);
-      const ended = `${status} ${value.error ?? value.detail}`;
-      if (!name.startsWith(ended)) throw new Error(`the case ${name} ended in ${ended}`);
+      const actual = `${status} ${value.error ?? value.detail}`;
+      if (!name.startsWith(actual)) throw new Error(`the case ${name} returned ${actual}`);
       answers.push({ name, status, headers, request_id, value });
     }
     return answers;
@@ -196,7 +203,10 @@ async function answersOf(cases, attempts, log, env) {
   }
 }
 
-/** Sends every case's requests, one case after the other, to runners of its own that log to `log`; gives the answers. */
+/**
+ * Starts runners that log to `log`, sends the requests of each case in order, and returns the
+ * answers.
+ */
 export async function provoke(log) {
   const answers = await answersOf(CASES, 5, log, { KARTA_STRIPE_SECRETS: STRIPE_SECRET });
   return [...answers, ...(await answersOf(BUSY_CASES, 1, log, { KARTA_BCRYPT_COST: "12" }))];

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What README.md, docs/quickstart.md and docs/migration.md print is run as it is printed, docs/errors.md is held against what is
-# answered, and links between pages against what is there. Each page has a runner of its own. KARTA_BIN names one that is built already.
+# Runs the blocks of README.md, docs/quickstart.md and docs/migration.md and compares their output.
+# Compares docs/errors.md with the responses of a runner, and checks links between pages. Each page
+# gets a new runner. Set KARTA_BIN to use a built runner.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

@@ -2,7 +2,10 @@ import { spawn } from "node:child_process";
 import { createWriteStream } from "node:fs";
 import { createInterface } from "node:readline";
 
-/** A runner of its own: what its first line says, and `stop`. Secrets come through a pipe and never lie in a file of this check. */
+/**
+ * Starts a runner. Returns its first line as `start`, and `stop`. Its secrets come through a pipe;
+ * this check never writes them to a file.
+ */
 export async function startRunner(args, log, env = {}) {
   const karta = process.env.KARTA_BIN;
   if (!karta) throw new Error("KARTA_BIN must name the runner");

@@ -1,7 +1,7 @@
 import { spawn } from "node:child_process";
 import { randomUUID } from "node:crypto";
 
-/** Blocks come through a pipe, one after another; what they export and where they go stays. */
+/** Reads blocks from a pipe and runs them in order. Exports and the working directory are kept. */
 const LOOP = `
 set -o pipefail
 while IFS= read -r -d '' karta_docs_block <&3; do
@@ -9,14 +9,14 @@ while IFS= read -r -d '' karta_docs_block <&3; do
   trap 'echo "failed with $?: $BASH_COMMAND" >&2; karta_docs_failed=1' ERR
   eval "$karta_docs_block
   karta_docs_status=\\$?; trap - ERR" </dev/null
-  # The trap passes over what fails before an &&.
+  # The trap ignores a failure before an &&.
   if ((karta_docs_status && !karta_docs_failed)); then echo "ended with $karta_docs_status" >&2; karta_docs_failed=1; fi
   echo "$KARTA_DOCS_MARK $karta_docs_failed"
   echo "$KARTA_DOCS_MARK $karta_docs_failed" >&2
 done
 `;
 
-/** A terminal in which the blocks of one page are pasted one after another. */
+/** A bash process that runs the blocks of one page in order. */
 export class Shell {
   #child;
   #mark = randomUUID();
@@ -26,7 +26,7 @@ export class Shell {
   constructor(cwd, env) {
     this.#child = spawn("bash", ["-c", LOOP], {
       cwd,
-      // A group of its own, to be ended with all that it started.
+      // A new process group, so that close() also ends its child processes.
       detached: true,
       env: { ...env, KARTA_DOCS_MARK: this.#mark },
       stdio: ["ignore", "pipe", "pipe", "pipe"],
@@ -35,7 +35,10 @@ export class Shell {
     this.#streams = [this.#child.stdout, this.#child.stderr].map((stream) => new Answers(stream.setEncoding("utf8"), this.#mark));
   }
 
-  /** Runs a block. Resolves to what it printed; rejects when one of its commands fails, or it takes more than `seconds`. */
+  /**
+   * Runs a block. Resolves to its output; rejects if a command fails or the block exceeds
+   * `seconds`.
+   */
   async run(block, seconds = 300) {
     this.#child.stdio[3].write(`${block}\0`);
     let timer;
@@ -63,7 +66,7 @@ export class Shell {
   }
 }
 
-/** What comes through a stream, cut at the mark's lines. */
+/** The text of a stream, split at lines with the mark. */
 class Answers {
   #text = "";
   #wake = () => {};

@@ -1,5 +1,9 @@
-"""For sam local: `local.py store <file>` makes the template's tables and secrets and writes what functions must know of them; `local.py template <file>`
-writes the built template as SAM CLI can serve it; `local.py walk <url>` walks the API there, with the first key that it reads from stdin."""
+"""Prepares and tests `sam local`.
+
+local.py store <file>     creates the template's tables and secrets, and writes the functions' variables
+local.py template <file>  writes the built template in a form that SAM CLI can serve
+local.py walk <url>       tests the API there, with the first key from stdin
+"""
 
 import json
 import sys
@@ -16,7 +20,7 @@ kept = ("AWS::DynamoDB::Table", "AWS::SecretsManager::Secret")
 
 
 class Template(yaml.SafeLoader):
-    """Reads CloudFormation's short forms as the long ones."""
+    """Reads CloudFormation's short forms as long forms."""
 
 
 def long_form(loader, tag, node):
@@ -38,7 +42,7 @@ def make_store(file):
     stacks.create_stack(StackName="store", TemplateBody=json.dumps(store), Parameters=[{"ParameterKey": "Stage", "ParameterValue": stage}])
     stacks.get_waiter("stack_create_complete").wait(StackName="store", WaiterConfig={"Delay": 1})
     made = {name: stacks.describe_stack_resource(StackName="store", LogicalResourceId=name) for name in resources}
-    # What the template says with !Ref to these, which sam local leaves as their logical ids.
+    # Variables that refer to these resources with !Ref. `sam local` leaves them as logical ids.
     variables = {}
     for function in [template["Globals"]["Function"], *(resource["Properties"] for resource in template["Resources"].values())]:
         for variable, value in function.get("Environment", {}).get("Variables", {}).items():
@@ -48,11 +52,12 @@ def make_store(file):
 
 
 def make_template(file):
-    """Without CORS preflights: of the methods that a function has on one path, SAM CLI gives all the authorizer of any one."""
+    """Removes CORS preflights: SAM CLI gives all methods of a function on one path the same
+    authorizer."""
     template = yaml.load(Path(".aws-sam/build/template.yaml").read_text(), Template)
     every = [resource["Properties"].get("Events", {}) for resource in template["Resources"].values()]
     preflights = [(events, name) for events in every for name, event in events.items() if event["Properties"].get("Method") == "OPTIONS"]
-    stack.check("there are preflights to leave out", preflights)
+    stack.check("the template has preflights to remove", preflights)
     for events, name in preflights:
         del events[name]
     Path(file).write_text(json.dumps(template))
@@ -65,8 +70,8 @@ def walk_api(url):
         status, _, answer = stack.send(stack.request(url + path, method, bearer, body))
         return status, answer
 
-    stack.check("no key, no entry", walk.is_refused(call("GET", "/v1/api_keys")))
-    stack.check("nor with one that is not ours", walk.is_refused(call("GET", "/v1/api_keys", "kt_live_" + "0" * 32)))
+    stack.check("a request without a key is rejected", walk.is_rejected(call("GET", "/v1/api_keys")))
+    stack.check("a request with an unknown key is rejected", walk.is_rejected(call("GET", "/v1/api_keys", "kt_live_" + "0" * 32)))
     api_key, token = walk.keys(call, admin)
     session = walk.mint(call, token, "my-app")
     walk.session(call, session, "my-app")

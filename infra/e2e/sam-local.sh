@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# The built functions in Docker, behind `sam local start-api`, over a store in MiniStack: create, list, mint, revoke.
-# Runs a Docker daemon of its own, over a base image made of Debian's packages, and leaves nothing of either.
+# Runs the built functions in Docker behind `sam local start-api`, with a store in MiniStack, and
+# creates, lists, mints and revokes. Starts a separate Docker daemon with a base image of Debian
+# packages, and removes both at the end.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=infra/e2e/tools.sh
 source infra/e2e/tools.sh
 
 ministack='' dockerd='' api='' run=$(mktemp -d)
-# A bridge of their own, and the machine as its containers see it.
+# The network bridge of the containers, and this machine's address on it.
 bridge=karta0
 host=10.213.213.1
 export DOCKER_HOST=unix://$run/docker.sock
@@ -41,8 +42,9 @@ start_docker() {
   wait_for dockerd "$dockerd" "$run/dockerd.log" docker version
 }
 
-# What a binary of ours needs of Amazon Linux 2023: a C library and certificates. SAM CLI adds its emulator of Lambda, with a shell's help. Its containers reach the
-# store because the image says where it is: SAM CLI hands on no variable that the template does not declare.
+# Creates the base image with what a function needs of Amazon Linux 2023, a C library and
+# certificates, and with the shell that SAM CLI needs to add its Lambda emulator. The image sets the
+# store's address, because SAM CLI passes only variables that the template declares.
 make_image() {
   local package command
   mkdir -p "$run/packages" "$run/root"
@@ -63,7 +65,7 @@ start_api() {
   local port
   port=$(free_port)
   url=http://127.0.0.1:$port
-  # Beside the one that sam build wrote, whose paths are relative.
+  # In the folder of sam build's template, because its paths are relative.
   "$python" infra/e2e/local.py template .aws-sam/build/local.json
   sam local start-api --template .aws-sam/build/local.json --port "$port" --invoke-image karta-lambda --skip-pull-image --env-vars "$run/environment.json" >"$run/api.log" 2>&1 &
   api=$!
@@ -83,12 +85,12 @@ walk() {
 
 step "install" install_tools sam ministack
 step "build the functions" infra/e2e/functions.sh
-step "sam build" sam build
+is_built_by_sam || step "sam build" sam build
 step "build the operator's binary" cargo build --quiet --locked -p karta-local
 step "start Docker" start_docker
 step "start MiniStack" start_ministack "$host" "$run"
-step "make the base image" make_image
-step "make tables and secrets" "$python" infra/e2e/local.py store "$run/environment.json"
+step "create the base image" make_image
+step "create tables and secrets" "$python" infra/e2e/local.py store "$run/environment.json"
 step "bootstrap" bootstrap
 step "start the API" start_api
-step "walk" walk
+step "call the API" walk

@@ -1,4 +1,7 @@
-"""A deployed stack, as its operator and its callers see it. No secret is an argument of a process or part of what is printed."""
+"""A deployed stack, for its operator and its callers.
+
+Secrets are never process arguments and are never printed.
+"""
 
 import base64
 import json
@@ -22,7 +25,7 @@ def check(what, holds, seen=None):
 
 
 def wait_for(what, seconds, look):
-    """What `look` finds, once it finds something; how long that took is printed."""
+    """Waits until `look` returns something, and returns it. Prints the time that this took."""
     start = time.monotonic()
     while (found := look()) is None:
         if time.monotonic() - start > seconds:
@@ -33,7 +36,7 @@ def wait_for(what, seconds, look):
 
 
 def send(request):
-    """The answer's status, headers and JSON."""
+    """Sends a request. Returns the response's status, headers and JSON."""
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             status, headers, text = answer.status, answer.headers, answer.read()
@@ -56,7 +59,7 @@ def request(url, method, bearer=None, body=None, headers=()):
 
 
 class Stack:
-    """A stack of this stage, on the AWS that the environment names."""
+    """A stack of one stage, in the AWS account that the environment names."""
 
     inside = {"domainName": "internal.example.com", "sourceIp": "10.1.2.3"}
 
@@ -70,12 +73,13 @@ class Stack:
         self.tables = boto3.client("dynamodb")
         self.stacks = boto3.client("cloudformation")
 
-    # The operator.
+    # For the operator.
 
     def deploy(self, parameters, template=None):
-        """`sam deploy` of what was built, or of another template: whether it went through, and all that it said."""
+        """Runs `sam deploy` with the built template or another one. Returns whether it succeeded,
+        and its output."""
         overrides = [f"{name}={value}" for name, value in {"Stage": self.stage, **parameters}.items()]
-        # Otherwise it looks for samconfig.toml beside the template.
+        # By default, SAM CLI looks for samconfig.toml next to the template.
         config = ["--config-file", str(Path("samconfig.toml").resolve()), "--config-env", "dev"]
         command = ["sam", "deploy", *config, "--stack-name", self.name, "--no-confirm-changeset", "--no-progressbar"]
         command += ["--template", template] if template else []
@@ -85,7 +89,8 @@ class Stack:
         return ran.returncode == 0, ran.stdout + ran.stderr
 
     def refusal(self, template, parameters):
-        """What CloudFormation says to the change set that `sam deploy` would make of these parameters, if it refuses it."""
+        """Creates a change set with these parameters as `sam deploy` does. Returns CloudFormation's
+        error, or None."""
         bucket = boto3.client("s3")
         bucket.create_bucket(Bucket="rehearsal")
         bucket.upload_file(str(template), "rehearsal", "template.yaml")
@@ -103,7 +108,8 @@ class Stack:
         return None
 
     def template(self):
-        """The template as it was deployed last, which names its code by where it lies in the bucket."""
+        """Returns the template of the last deploy, which refers to the code by its location in the
+        bucket."""
         return self.stacks.get_template(StackName=self.name, TemplateStage="Original")["TemplateBody"]
 
     def status(self):
@@ -128,7 +134,7 @@ class Stack:
         self.secrets.put_secret_value(SecretId=f"karta/{self.stage}/{name}", SecretString=value)
 
     def configure(self, logical, **changes):
-        """Changes a function behind the stack's back, which also has its next invocation start afresh."""
+        """Changes a function without CloudFormation. Its next invocation is a cold start."""
         self.functions.update_function_configuration(FunctionName=self.physical(logical), **changes)
 
     def environment(self, logical):
@@ -136,24 +142,25 @@ class Stack:
         return described["Environment"]["Variables"]
 
     def invoke(self, logical, event):
-        """What the function answers, and the error that ended it or what it logged last."""
+        """Invokes a function. Returns its answer, its error and the end of its log."""
         answer = self.functions.invoke(FunctionName=self.physical(logical), Payload=json.dumps(event), LogType="Tail")
         logged = base64.b64decode(answer.get("LogResult", "")).decode()
         return json.loads(answer["Payload"].read() or b"null"), answer.get("FunctionError"), logged
 
-    # Callers.
+    # For callers.
 
     def url(self, path):
         api = self.physical("Api")
         return f"{self.endpoint}/_aws/execute-api/{api}/{self.stage}{path}"
 
     def call(self, method, path, bearer=None, body=None, headers=()):
-        """A request through API Gateway: the status and the JSON."""
+        """Sends a request through API Gateway. Returns the status and the JSON."""
         status, _, answer = send(request(self.url(path), method, bearer, body, headers))
         return status, answer
 
     def internal(self, logical, method, path, token, body=None, query=None, inside=None):
-        """A request to an internal route as API Gateway would hand it on, for the emulator leaves out the host that was asked for."""
+        """Invokes an internal route with API Gateway's event, because the emulator omits the
+        requested host."""
         inside = inside or self.inside
         headers = {"Host": inside["domainName"], "Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         event = {
@@ -188,7 +195,8 @@ class Stack:
         return answer["statusCode"], json.loads(answer["body"] or "null")
 
     def routes(self):
-        """Every route of the deployed API: its method, its path and whether it asks the authorizer."""
+        """Returns every route of the deployed API: its method, its path and whether it has the
+        authorizer."""
         pages = self.gateway.get_paginator("get_resources").paginate(restApiId=self.physical("Api"), embed=["methods"])
         return [
             (method, resource["path"], integration["authorizationType"] == "CUSTOM")

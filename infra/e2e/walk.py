@@ -1,4 +1,4 @@
-"""The lifecycle that the local tests walk, over whatever answers `call(method, path, bearer, body)`."""
+"""The lifecycle of keys and tokens, tested with any function `call(method, path, bearer, body)`."""
 
 import base64
 import hashlib
@@ -9,28 +9,29 @@ import time
 from stack import check, wait_for
 
 
-def is_refused(answer):
-    """A 401 of the contract, or the 403 that stands for it where the template's gateway responses are not applied."""
+def is_rejected(answer):
+    """Returns whether the status is 401, or 403 from an emulator that ignores the template's
+    gateway responses."""
     return answer[0] in (401, 403)
 
 
 def keys(call, admin):
-    """Creates a key, lists it, and tries what it may not do. The key's id and token."""
+    """Creates a key, lists it, and checks its limits. Returns the key's id and token."""
     status, created = call("POST", "/v1/api_keys", admin, {"name": "ci-runner", "scopes": ["read", "write"]})
     check("a key is created", status == 201, (status, created.get("error")))
     api_key, token = created["api_key"], created["secret"]
     status, listed = call("GET", "/v1/api_keys", admin)
-    check("it is listed", status == 200 and api_key["id"] in [key["id"] for key in listed["api_keys"]], (status, listed))
-    check("a list shows no secret", token not in json.dumps(listed))
+    check("the key is listed", status == 200 and api_key["id"] in [key["id"] for key in listed["api_keys"]], (status, listed))
+    check("the list does not contain the secret", token not in json.dumps(listed))
     status, own = call("GET", "/v1/whoami", token)
-    check("it opens the API", (status, own["api_key_id"], own["scopes"]) == (200, api_key["id"], ["read", "write"]), own)
+    check("the key is valid", (status, own["api_key_id"], own["scopes"]) == (200, api_key["id"], ["read", "write"]), own)
     status, refused = call("POST", "/v1/api_keys", token, {"name": "more", "scopes": ["admin"]})
-    check("it may not make keys", (status, refused["detail"]) == (403, "missing scope: admin"), (status, refused))
+    check("the key cannot create keys", (status, refused["detail"]) == (403, "missing scope: admin"), (status, refused))
     return api_key["id"], token
 
 
 def mint(call, token, slug):
-    """Makes a project and mints a session token for one of its users."""
+    """Creates a project and mints a session token for one of its users."""
     status, project = call("POST", "/v1/agent_projects", token, {"slug": slug, "name": "Rehearsal"})
     check("a project is created", status == 201, (status, project))
     status, minted = call("POST", f"/v1/agent_projects/{slug}/session_tokens", token, {"user_id": "user_1"})
@@ -40,13 +41,13 @@ def mint(call, token, slug):
 
 def session(call, token, slug):
     status, own = call("GET", f"/v1/projects/{slug}/whoami", token)
-    check("the session token opens its project", (status, own.get("kind"), own.get("sub")) == (200, "session", "user_1"), (status, own))
+    check("the session token is valid for its project", (status, own.get("kind"), own.get("sub")) == (200, "session", "user_1"), (status, own))
     status, refused = call("GET", "/v1/api_keys", token)
-    check("and nothing else", status == 403, (status, refused))
+    check("the session token is rejected elsewhere", status == 403, (status, refused))
 
 
 def verifies(token, ring):
-    """Whether the ring signed the token, judged without us."""
+    """Returns whether the ring signed the token. Uses no code of Karta."""
     signed, _, signature = token.rpartition(".")
     header = signed.partition(".")[0]
     kid = json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))["kid"]
@@ -55,10 +56,10 @@ def verifies(token, ring):
 
 
 def revoke(call, admin, api_key, token):
-    """Revokes the key and waits until the door is shut to it."""
-    check("the key serves until it is revoked", call("GET", "/v1/whoami", token)[0] == 200)
+    """Revokes the key and waits until it is rejected."""
+    check("the key is valid until it is revoked", call("GET", "/v1/whoami", token)[0] == 200)
     status, revoked = call("DELETE", f"/v1/api_keys/{api_key}", admin)
     check("a key is revoked", status == 200 and revoked["api_key"]["revoked_at"], (status, revoked))
     start = time.monotonic()
-    wait_for("the revoked key is refused", 5, lambda: True if is_refused(call("GET", "/v1/whoami", token)) else None)
-    check("within 5 s", time.monotonic() - start < 5)
+    wait_for("the revoked key is rejected", 5, lambda: True if is_rejected(call("GET", "/v1/whoami", token)) else None)
+    check("the revoked key is rejected within 5 s", time.monotonic() - start < 5)

@@ -1,5 +1,6 @@
-// A delivery as it comes from the runner, judged by the libraries of Stripe and Standard Webhooks: as it came, with one byte changed, ten minutes
-// later, and while its secret is rotated. Reads the runner's own JSON line from stdin; throws at the first check that does not hold.
+// Verifies deliveries of the runner with the libraries of Stripe and Standard Webhooks: unchanged,
+// with one byte changed, ten minutes late, and during a rotation of the secret. Reads the runner's
+// JSON line from stdin; throws at the first failed check.
 import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { Webhook } from "standardwebhooks";
@@ -57,7 +58,7 @@ const byStripe = ({ headers, body }, secret, seconds) =>
   accepts(() => webhooks.constructEvent(body, headers["karta-signature"], secret, 300, undefined, seconds && seconds * 1000));
 const byStandardWebhooks = ({ headers, body }, secret) => accepts(() => new Webhook(secret).verify(body, headers));
 
-function judged(delivery, secrets, what) {
+function checkDelivery(delivery, secrets, what) {
   for (const secret of secrets) {
     check(byStripe(delivery, secret), `stripe refuses ${what}`);
     check(byStandardWebhooks(delivery, secret), `standardwebhooks refuses ${what}`);
@@ -72,7 +73,7 @@ function judged(delivery, secrets, what) {
   check(!byStripe(delivery, secrets[0], sent + 600), `stripe accepts ${what} ten minutes late`);
   const now = Date.now;
   Date.now = () => (sent + 600) * 1000;
-  // It reads the time from a Date without arguments.
+  // standardwebhooks reads the time from a Date without arguments.
   const RealDate = Date;
   globalThis.Date = class extends RealDate {
     constructor(...given) {
@@ -82,7 +83,7 @@ function judged(delivery, secrets, what) {
   check(!byStandardWebhooks(delivery, secrets[0]), `standardwebhooks accepts ${what} ten minutes late`);
   globalThis.Date = RealDate;
   Date.now = now;
-  check(byStandardWebhooks(delivery, secrets[0]), `standardwebhooks refuses ${what} once the clock is back`);
+  check(byStandardWebhooks(delivery, secrets[0]), `standardwebhooks refuses ${what} after the clock is reset`);
 }
 
 const url = `http://127.0.0.1:${server.address().port}/hooks`;
@@ -90,16 +91,16 @@ const made = await api("POST", "/v1/webhook_endpoints", { url, event_types: ["ap
 const path = `/v1/webhook_endpoints/${made.webhook_endpoint.id}`;
 const newKey = (name) => api("POST", "/v1/api_keys", { name, scopes: ["read"] });
 const first = await delivered(() => newKey("Grüße, 鍵 \"quoted\" \\"));
-judged(first, [made.secret], "a delivery");
-check(JSON.parse(first.body).type === "api_key.created", "the body is not the event");
+checkDelivery(first, [made.secret], "a delivery");
+check(JSON.parse(first.body).type === "api_key.created", "the body is not the api_key.created event");
 
 const { secret } = await api("POST", `${path}/rotate_secret`, {});
-judged(await delivered(() => newKey("second")), [secret, made.secret], "a delivery during a rotation");
+checkDelivery(await delivered(() => newKey("second")), [secret, made.secret], "a delivery during a rotation");
 const { deliveries } = await api("GET", `${path}/deliveries`);
-check(deliveries.length === 2, "two events are not two deliveries");
+check(deliveries.length === 2, "two events did not create two deliveries");
 const again = await delivered(() => api("POST", `${path}/deliveries/${deliveries[1].id}/replay`, {}));
-check(again.headers["webhook-id"] === first.headers["webhook-id"], "a replay has another id");
-check(again.body.equals(first.body), "a replay has other bytes");
+check(again.headers["webhook-id"] === first.headers["webhook-id"], "a replay has a different webhook-id");
+check(again.body.equals(first.body), "a replay has a different body");
 
 server.close();
 console.log(`deliveries of the runner: stripe and standardwebhooks on Node.js ${process.versions.node}: ${checks} checks`);

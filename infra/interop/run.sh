@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
-# Foreign clients: jose and PyJWT verify the session tokens that we mint, and we accept and refuse what they sign; the stripe library signs events; the
-# stripe and standardwebhooks libraries judge deliveries that the runner sends; what docs/webhooks.md prints for TypeScript, Python and Go, the stripe and standardwebhooks libraries with it, judges deliveries that we signed.
-# Starts a runner of its own that keeps nothing. Secrets go to the clients through stdin, never through arguments.
+# Tests Karta with other libraries:
+# - jose and PyJWT verify session tokens, and sign tokens for the runner.
+# - The stripe library signs events for the runner.
+# - The stripe and standardwebhooks libraries verify deliveries of the runner.
+# - The samples of docs/webhooks.md (TypeScript, Python, Go) verify deliveries that Karta signed.
+# Starts a runner without persistent data. Secrets go to the clients through stdin, never through
+# arguments.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -23,7 +27,7 @@ trap stop EXIT
 
 stripe_secret=whsec_$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 
-# The one JSON line holds secrets, so it goes through a pipe and never into a file.
+# The runner's JSON line contains secrets, so it goes through a pipe and never into a file.
 exec {stdout}< <(KARTA_BCRYPT_COST=4 KARTA_STRIPE_SECRETS=$stripe_secret KARTA_ALLOW_LOOPBACK_WEBHOOKS=true exec "$karta" --ephemeral --json --port 0 2>"$log")
 runner=$!
 if ! IFS= read -r -t 60 -u "$stdout" start; then
@@ -46,7 +50,7 @@ kill "$runner"
 wait "$runner" || { echo "interop: the runner did not stop cleanly" >&2; exit 1; }
 runner=
 
-# The Go that the page prints becomes a package beside the one that calls it.
+# The page's Go sample becomes a package next to the one that calls it.
 go=target/interop/go
 rm -rf "$go"
 mkdir -p "$go/webhooks"

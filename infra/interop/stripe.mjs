@@ -1,5 +1,5 @@
-// The stripe library signs events, and we take them. Reads the runner's one JSON line and the signing secret from stdin; throws at the
-// first check that does not hold.
+// Sends the runner events that the stripe library signs. Reads the runner's JSON line and the
+// signing secret from stdin; throws at the first failed check.
 import { readFileSync } from "node:fs";
 import Stripe from "stripe";
 
@@ -55,36 +55,36 @@ const organization = await call(
   { authorization: `Bearer ${start.service_token}` },
   JSON.stringify({ stripe_customer_id: "cus_interop" }),
 );
-check("the organization becomes a customer", organization.status === 200, organization);
+check("the organization gets its Stripe customer", organization.status === 200, organization);
 
 const payload = event("evt_interop_1", "past_due");
 const header = sign(payload);
-check("the library takes its own header", webhooks.constructEvent(payload, header, secret).id === "evt_interop_1");
+check("the library verifies its own header", webhooks.constructEvent(payload, header, secret).id === "evt_interop_1");
 
 const at = payload.indexOf("past_due") + 1;
 await isRefused("a body with one byte changed", `${payload.slice(0, at)}b${payload.slice(at + 1)}`, header);
-await isRefused("a body that lacks its last byte", payload.slice(0, -1), header);
+await isRefused("a body without its last byte", payload.slice(0, -1), header);
 await isRefused("a signature with one digit changed", payload, header.slice(0, -1) + (header.at(-1) === "0" ? "1" : "0"));
-await isRefused("a header of ten minutes ago", payload, sign(payload, { timestamp: now - 600 }));
-await isRefused("a header of ten minutes ahead", payload, sign(payload, { timestamp: now + 600 }));
+await isRefused("a signature from ten minutes ago", payload, sign(payload, { timestamp: now - 600 }));
+await isRefused("a signature ten minutes in the future", payload, sign(payload, { timestamp: now + 600 }));
 await isRefused("another secret", payload, sign(payload, { secret: `${secret}x` }));
 await isRefused("another scheme", payload, sign(payload, { scheme: "v0" }));
-check("and nothing came of them", (await billing()).status === "active");
+check("rejected events change nothing", (await billing()).status === "active");
 
 for (const time of ["first", "second"]) {
   const { status, body } = await post(payload, sign(payload));
-  check(`the ${time} time it is received`, status === 200 && body.received === true, { status, body });
+  check(`the ${time} delivery of an event is received`, status === 200 && body.received === true, { status, body });
 }
 const after = await billing();
-check("the status is Stripe's", after.status === "past_due" && after.plan === "team", after);
-check("the period ends when Stripe says", Date.parse(after.current_period_end) === (now + 3600) * 1000, after);
+check("the status is that of the event", after.status === "past_due" && after.plan === "team", after);
+check("the period ends at the event's time", Date.parse(after.current_period_end) === (now + 3600) * 1000, after);
 const older = event("evt_interop_0", "unpaid", now - 60);
 check("an older event is received", (await post(older, sign(older))).status === 200);
-check("and changes nothing", (await billing()).status === "past_due");
+check("an older event changes nothing", (await billing()).status === "past_due");
 const newer = event("evt_interop_2", "active", now + 60);
 const rotated = `${sign(newer, { secret: "whsec_retired" })},${sign(newer).split(",")[1]}`;
-check("an event under two secrets is received", (await post(newer, rotated)).status === 200);
-check("and restores the status", (await billing()).status === "active");
+check("an event signed with two secrets is received", (await post(newer, rotated)).status === 200);
+check("a newer event restores the status", (await billing()).status === "active");
 
 const { version } = JSON.parse(readFileSync(new URL("node_modules/stripe/package.json", import.meta.url), "utf8"));
 console.log(`stripe ${version}, Node.js ${process.versions.node}: ${checks} checks`);

@@ -1,8 +1,9 @@
-// jose on our session tokens. Reads the runner's one JSON line from stdin; throws at the first check that does not hold.
+// Verifies Karta's session tokens with jose, and sends the runner tokens that jose signs. Reads the
+// runner's JSON line from stdin; throws at the first failed check.
 import { readFileSync } from "node:fs";
 import { webcrypto } from "node:crypto";
 
-globalThis.crypto ??= webcrypto; // Node.js 18 has it under this name alone
+globalThis.crypto ??= webcrypto; // Node.js 18 has it only as webcrypto
 const { SignJWT, UnsecuredJWT, decodeProtectedHeader, generateKeyPair, jwtVerify } = await import("jose");
 
 const start = JSON.parse(readFileSync(0, "utf8"));
@@ -37,7 +38,7 @@ async function isRefused(what, token) {
   check(`${what} is refused`, status === 401 && body.detail === "Unauthorized", { status, detail: body.detail });
 }
 
-/** The same token with one character in the middle of one part changed. */
+/** Returns the token with one character in the middle of one part changed. */
 function tampered(token, part) {
   const parts = token.split(".");
   const at = parts[part].length >> 1;
@@ -46,7 +47,7 @@ function tampered(token, part) {
   return parts.join(".");
 }
 
-// What we mint.
+// Tokens that Karta mints.
 
 const project = await call("POST", "/v1/agent_projects", start.api_key, { slug, name: "Interop" });
 check("a project is created", project.status === 201, project);
@@ -74,7 +75,7 @@ check("expires_at is exp", Math.floor(Date.parse(minted.body.expires_at) / 1000)
 check("there is no aud", !("aud" in claims), claims);
 
 const own = await whoami(token);
-check("the token opens its project", own.status === 200 && own.body.kind === "session", own);
+check("the token is valid for its project", own.status === 200 && own.body.kind === "session", own);
 
 for (const [part, name] of ["header", "payload", "signature"].entries()) {
   const forged = tampered(token, part);
@@ -82,9 +83,9 @@ for (const [part, name] of ["header", "payload", "signature"].entries()) {
   await isRefused(`a changed ${name}`, forged);
 }
 const otherSecret = new TextEncoder().encode("x".repeat(64));
-check("jose refuses the token under another secret", (await verifies(token, otherSecret)) === null);
+check("jose refuses the token with another secret", (await verifies(token, otherSecret)) === null);
 
-// What jose signs.
+// Tokens that jose signs.
 
 const now = Math.floor(Date.now() / 1000);
 const fresh = { ...claims, jti: "interop", iat: now, exp: now + 900 };
@@ -94,7 +95,7 @@ const without = (claim) => Object.fromEntries(Object.entries(fresh).filter(([nam
 
 const accepted = await whoami(await sign(fresh));
 check("jose's token is accepted", accepted.status === 200, accepted);
-check("and is the same session", JSON.stringify(accepted.body) === JSON.stringify(own.body), accepted.body);
+check("jose's token has the same session", JSON.stringify(accepted.body) === JSON.stringify(own.body), accepted.body);
 check("exp − iat of 3600 is accepted", (await whoami(await sign({ ...fresh, exp: now + 3600 }))).status === 200);
 
 const unsecured = new UnsecuredJWT(fresh).encode();
@@ -104,7 +105,7 @@ const [, payload, signature] = (await sign(fresh)).split(".");
 await isRefused("alg none with a kid and a signature", `${none}.${payload}.${signature}`);
 const { privateKey } = await generateKeyPair("RS256");
 await isRefused("RS256", await sign(fresh, { key: privateKey, alg: "RS256" }));
-await isRefused("HS512 under our secret", await sign(fresh, { alg: "HS512" }));
+await isRefused("HS512 with Karta's secret", await sign(fresh, { alg: "HS512" }));
 await isRefused("another secret", await sign(fresh, { key: otherSecret }));
 await isRefused("an unknown kid", await sign(fresh, { kid: "kunknown" }));
 await isRefused("the kid `current`", await sign(fresh, { kid: "current" }));

@@ -1,4 +1,7 @@
-"""PyJWT on our session tokens. Reads the runner's one JSON line from stdin; raises at the first check that does not hold."""
+"""Verifies Karta's session tokens with PyJWT, and sends the runner tokens that PyJWT signs.
+
+Reads the runner's JSON line from stdin; exits at the first failed check.
+"""
 
 import base64
 import datetime
@@ -56,7 +59,7 @@ def is_refused(what, token):
 
 
 def tampered(token, part):
-    """The same token with one character in the middle of one part changed."""
+    """Returns the token with one character in the middle of one part changed."""
     parts = token.split(".")
     at = len(parts[part]) // 2
     other = "B" if parts[part][at] == "A" else "A"
@@ -68,7 +71,7 @@ def base64url(value):
     return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
 
 
-# What we mint.
+# Tokens that Karta mints.
 
 status, body = call("POST", "/v1/agent_projects", start["api_key"], {"slug": slug, "name": "Interop"})
 check("a project is created", status == 201, (status, body))
@@ -97,16 +100,16 @@ check("expires_at is exp", int(expires_at.timestamp()) == claims["exp"], minted[
 check("there is no aud", "aud" not in claims, claims)
 
 status, own = whoami(token)
-check("the token opens its project", (status, own.get("kind")) == (200, "session"), (status, own))
+check("the token is valid for its project", (status, own.get("kind")) == (200, "session"), (status, own))
 
 for part, name in enumerate(["header", "payload", "signature"]):
     forged = tampered(token, part)
     check(f"PyJWT refuses a changed {name}", verifies(forged) is None)
     is_refused(f"a changed {name}", forged)
 other_secret = b"x" * 64
-check("PyJWT refuses the token under another secret", verifies(token, other_secret) is None)
+check("PyJWT refuses the token with another secret", verifies(token, other_secret) is None)
 
-# What PyJWT signs.
+# Tokens that PyJWT signs.
 
 now = int(time.time())
 fresh = {**claims, "jti": "interop", "iat": now, "exp": now + 900}
@@ -118,14 +121,14 @@ def sign(payload, key=secret, algorithm="HS256", kid=header["kid"]):
 
 status, accepted = whoami(sign(fresh))
 check("PyJWT's token is accepted", status == 200, (status, accepted))
-check("and is the same session", accepted == own, accepted)
+check("PyJWT's token has the same session", accepted == own, accepted)
 check("exp − iat of 3600 is accepted", whoami(sign({**fresh, "exp": now + 3600}))[0] == 200)
 
 is_refused("alg none", sign(fresh, None, "none"))
 _, payload, signature = sign(fresh).split(".")
 none = base64url({"alg": "none", "kid": header["kid"]})
 is_refused("alg none with a kid and a signature", f"{none}.{payload}.{signature}")
-is_refused("HS512 under our secret", sign(fresh, algorithm="HS512"))
+is_refused("HS512 with Karta's secret", sign(fresh, algorithm="HS512"))
 is_refused("another secret", sign(fresh, other_secret))
 is_refused("an unknown kid", sign(fresh, kid="kunknown"))
 is_refused("the kid `current`", sign(fresh, kid="current"))

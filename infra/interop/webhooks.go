@@ -1,5 +1,5 @@
-// The Go of docs/webhooks.md, as it is printed there, on deliveries that we signed. Reads them from stdin; exits with 1 at the first check that does
-// not hold.
+// Runs the Go sample of docs/webhooks.md on deliveries that Karta signed. Reads the deliveries from
+// stdin; exits with 1 at the first failed check.
 package main
 
 import (

@@ -1,11 +1,12 @@
-// The TypeScript of docs/webhooks.md, as it is printed there, on deliveries that we signed: on node:crypto alone, with the stripe library and with the
-// standardwebhooks library. Reads the deliveries from stdin; throws at the first check that does not hold.
+// Runs the TypeScript samples of docs/webhooks.md on deliveries that Karta signed: with node:crypto
+// only, with the stripe library and with the standardwebhooks library. Reads the deliveries from
+// stdin; throws at the first failed check.
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import ts from "typescript";
 
 const cases = JSON.parse(readFileSync(0, "utf8"));
 const page = readFileSync(new URL("../../docs/webhooks.md", import.meta.url), "utf8");
-// Here so that the libraries are found.
+// Inside node_modules, so that the samples find the libraries.
 const folder = new URL("node_modules/.printed/", import.meta.url);
 mkdirSync(folder, { recursive: true });
 
@@ -32,7 +33,7 @@ const version = (of) => JSON.parse(readFileSync(new URL(`node_modules/${of}/pack
 let checks = 0;
 for (const [title, input, beyond] of [
   ["TypeScript", karta, []],
-  // Stripe's library judges age alone.
+  // The stripe library rejects old deliveries, but not those from the future.
   ["TypeScript with the stripe library", karta, ["a delivery in ten minutes"]],
   ["TypeScript with the standardwebhooks library", all, []],
 ]) {

@@ -1,4 +1,7 @@
-"""The Python of docs/webhooks.md, as it is printed there, on deliveries that we signed. Reads them from stdin; raises at the first check that does not hold."""
+"""Runs the Python sample of docs/webhooks.md on deliveries that Karta signed.
+
+Reads the deliveries from stdin; raises at the first failed check.
+"""
 
 import json
 import platform

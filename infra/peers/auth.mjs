@@ -1,5 +1,5 @@
-// better-auth's API keys over SQLite. Beyond what its documentation starts from: WAL, rate limits off, clean-up and the like after the answer, sessions
-// read from their signed cookie, no log.
+// better-auth's API keys with SQLite. Changes to the setup in its documentation: WAL, no rate
+// limits, background work after the response, sessions read from their signed cookie, no log.
 import { apiKey } from "@better-auth/api-key";
 import { betterAuth } from "better-auth";
 import Database from "better-sqlite3";
@@ -19,7 +19,7 @@ export const auth = betterAuth({
   logger: { disabled: true },
   advanced: {
     backgroundTasks: { handler: (task) => void task.catch(() => {}) },
-    // How many keys a list can reach at all: 100, unless told.
+    // Maximum number of keys that a list can reach. Default: 100.
     database: reach === undefined ? {} : { defaultFindManyLimit: Number(reach) },
   },
   plugins: [apiKey({ rateLimit: { enabled: false }, deferUpdates: true })],

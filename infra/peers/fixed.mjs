@@ -1,4 +1,5 @@
-// How fast a server in Node.js could be that does nothing. Prints {"base_url"}.
+// A Node.js server that returns a fixed body: the upper bound for a server in Node.js. Prints
+// {"base_url"}.
 import { createServer } from "node:http";
 
 import { listen } from "./listen.mjs";

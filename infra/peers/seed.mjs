@@ -1,5 +1,5 @@
-// node seed.mjs <database> <keys> <disabled>: makes the tables, a user with a session, and keys, the first of which are disabled.
-// Prints {"cookie", "keys": [{"id", "key"}]}.
+// node seed.mjs <database> <keys> <disabled>: creates the tables, a user with a session, and keys,
+// and disables the first of them. Prints {"cookie", "keys": [{"id", "key"}]}.
 import { getMigrations } from "better-auth/db/migration";
 
 import { auth } from "./auth.mjs";

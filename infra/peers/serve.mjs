@@ -1,5 +1,6 @@
-// node serve.mjs <database> [<keys that a list can reach>]: better-auth behind node:http, by direct calls of its API, which cost less than its own
-// handler. Verification asks for no credential of the caller's; listing and creating ask for a session. Prints {"base_url"}.
+// node serve.mjs <database> [<keys that a list can reach>]: serves better-auth with node:http.
+// Calls its API directly, which is faster than its handler. Verifying needs no credential; listing
+// and creating need a session. Prints {"base_url"}.
 import { createServer } from "node:http";
 
 import { fromNodeHeaders } from "better-auth/node";

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lays out functions/<resource>-<verb>/ and says what is left to do by hand.
+# Creates functions/<resource>-<verb>/ and prints the remaining steps.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -10,7 +10,7 @@ die() {
 
 (($# == 2)) || die "usage: new-route <resource> <verb>, for example: new-route api-keys rotate"
 for word in "$1" "$2"; do
-  [[ $word =~ ^[a-z][a-z0-9]*(-[a-z0-9]+)*$ ]] || die "\`$word\` is not lower-case words with hyphens between"
+  [[ $word =~ ^[a-z][a-z0-9]*(-[a-z0-9]+)*$ ]] || die "\`$word\` must be lower-case words separated by hyphens"
 done
 name=$1-$2
 folder=functions/$name
@@ -48,7 +48,7 @@ workspace = true
 TOML
 
 cat >"$folder/src/lib.rs" <<RUST
-//! What this route does, in one sentence.
+//! One sentence about this route.
 
 use karta_shared::{
     App,
@@ -88,6 +88,6 @@ async fn main() -> ExitCode {
 }
 RUST
 
-echo "$folder is laid out; the function in the template is $camel. Left to do, from step 2 on:"
+echo "Created $folder. The function in the template is $camel. Continue with step 2:"
 echo
 sed -n '/^## Adding a route$/,/^## Tests$/{/^ *[0-9]*\. /p;/^   [^ ]/p}' CONTRIBUTING.md

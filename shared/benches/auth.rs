@@ -1,9 +1,10 @@
-//! What judging a credential costs, apart from the network: the SDK is real, its HTTP client answers from memory.
+//! Measures the validation of credentials without the network. The SDK is real, but its HTTP client
+//! answers from memory.
 //!
-//! Rows to hold against each other: `validate/known proof` less `validate/bare SDK read` is our own work; `first proof/validation` over
-//! `first proof/bare bcrypt` is what a first validation adds.
+//! `validate/known proof` minus `validate/bare SDK read` is Karta's own work. `first
+//! proof/validation` divided by `first proof/bare bcrypt` is the overhead of a first validation.
 
-#![expect(clippy::unwrap_used, reason = "a bench that cannot set itself up has nothing to measure")]
+#![expect(clippy::unwrap_used, reason = "a bench without its setup measures nothing")]
 
 use std::{collections::HashMap, hint::black_box, sync::Arc, time::Duration};
 
@@ -60,7 +61,7 @@ impl HttpClient for Canned {
     }
 }
 
-/// A stored key: its token, and the app that finds it.
+/// A stored key, and the app and SDK whose HTTP client returns it.
 struct Stored {
     token: ApiKeyToken,
     digest: Digest,
@@ -162,7 +163,7 @@ fn known_proof(bench: &mut Criterion) {
     let stored = stored(&runtime, 4);
     let validator = Validator::new(stored.app.clone());
     let client = Client::new(&stored.sdk);
-    let wanted = |pk: &str| {
+    let item_key = |pk: &str| {
         let attribute = |text: &str| AttributeValue::S(text.to_owned());
         HashMap::from([("pk".to_owned(), attribute(pk)), ("sk".to_owned(), attribute("META"))])
     };
@@ -175,7 +176,7 @@ fn known_proof(bench: &mut Criterion) {
     });
     group.bench_function("bare SDK read", |bench| {
         bench.to_async(&runtime).iter(|| async {
-            let keys = KeysAndAttributes::builder().keys(wanted("ORG#")).keys(wanted("KEY#")).consistent_read(true);
+            let keys = KeysAndAttributes::builder().keys(item_key("ORG#")).keys(item_key("KEY#")).consistent_read(true);
             client.batch_get_item().request_items("karta", keys.build().unwrap()).send().await.unwrap()
         });
     });

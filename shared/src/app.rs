@@ -1,4 +1,4 @@
-//! What every handler is given.
+//! The application state that every handler receives.
 
 use std::sync::{Arc, OnceLock};
 
@@ -15,41 +15,41 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// Learns what each function asks of AWS: for tests that hold it against the function's policy. A deployed function has none.
+/// Observes the AWS calls and secret fetches of each function, so that tests can compare them with
+/// the function's policy. Deployed functions have none.
 pub trait Witness: Send + Sync {
-    /// What sees a function's calls to the store.
+    /// Returns an interceptor that sees the function's calls to the store.
     fn watch(&self, function: &'static str) -> SharedInterceptor;
 
-    /// A function fetches a secret.
+    /// Called each time a function fetches a secret.
     fn fetched(&self, function: &'static str, secret: Secret);
 }
 
-/// What a function cannot do without.
+/// The secrets and the store access that a function requires.
 #[derive(Debug)]
 pub struct Needs {
     pub secrets: Vec<Secret>,
     pub store: bool,
 }
 
-/// The parts that handlers work with; cheap to clone. In a Lambda there is one for the life of the process.
+/// The shared dependencies of handlers; cheap to clone. A Lambda process has one.
 #[derive(Clone)]
 pub struct App {
     pub store: Store,
     pub secrets: Arc<Secrets>,
     pub clock: Arc<dyn Clock>,
     pub entropy: Arc<dyn Entropy>,
-    /// Shared, so that all bcrypt of the process stands in one line.
+    /// Shared, so that all bcrypt work of the process uses one queue.
     pub bcrypt: BcryptPool,
-    /// What models cost.
     pub prices: Arc<PriceTable>,
-    /// Where webhooks may lead.
+    /// Which addresses webhooks may be sent to.
     pub webhooks: Reach,
     pub deadlines: Deadlines,
-    /// For whom the internal routes exist.
+    /// Restricts who can reach the internal routes.
     pub internal: Arc<InternalGuard>,
-    /// Who learns what each function of this process asks of AWS; nobody, but in tests.
+    /// Observer of AWS calls; set in tests only.
     pub witness: Option<Arc<dyn Witness>>,
-    /// What is counted and measured: nowhere, but in a deployed function.
+    /// Writes metrics in a deployed function, and nowhere else.
     pub metrics: Metrics,
     validator: Arc<OnceLock<Validator>>,
 }
@@ -66,7 +66,8 @@ impl App {
             .retry_classifier(ConflictRetry)
             .timeout_config(config::timeouts(config.deadlines));
         if let Some(endpoint) = sdk.endpoint_url() {
-            // The SDK's budget of retries is one per process: a store that fails must not use up another one's.
+            // The SDK has one retry budget per process. A partition per endpoint keeps one failing
+            // store from using up the budget of another.
             dynamodb = dynamodb.retry_partition(RetryPartition::new(endpoint.to_owned()));
         }
         let client = aws_sdk_dynamodb::Client::from_conf(dynamodb.build());
@@ -86,40 +87,46 @@ impl App {
         }
     }
 
-    /// The app as one function of several in a process has it. Before a witness its calls and its secrets are its own.
+    /// Returns the app for one function of a process that runs several. With a [`Witness`], the
+    /// function gets its own client and its own secrets.
     #[must_use]
-    pub fn of_function(&self, function: &'static str) -> Self {
+    pub fn for_function(&self, function: &'static str) -> Self {
         let Some(witness) = self.witness.clone() else { return self.clone() };
         Self {
-            store: self.store.watched(witness.watch(function)),
-            secrets: Arc::new(self.secrets.observed_by(move |secret| witness.fetched(function, secret))),
+            store: self.store.with_interceptor(witness.watch(function)),
+            secrets: Arc::new(self.secrets.with_fetch_observer(move |secret| witness.fetched(function, secret))),
             validator: Arc::default(),
             ..self.clone()
         }
     }
 
-    /// The one validator of the process, so that a proof is made once; it comes with its first user.
+    /// Returns the validator of the process, created on first use. Sharing it means that each proof
+    /// is computed once.
     pub fn validator(&self) -> &Validator {
-        // What it holds of the app is not the app: it would hold itself.
+        // The validator keeps parts of the app only: keeping the whole app would be a reference
+        // cycle.
         self.validator.get_or_init(|| Validator::new(self.clone()))
     }
 
-    /// The app of a deployed function, which has its folder's name: configuration from the environment, every ring fetched and the store's connection
-    /// open before the first request. Fails with a sentence that names what is missing or wrong.
+    /// Creates the app of a deployed function; `function` is the function's folder name. Reads the
+    /// configuration from the environment, fetches every configured secret and opens the store's
+    /// connection before the first request. Fails with a message that names the missing or invalid
+    /// setting.
     pub async fn deployed(
         function: &'static str,
         needs: Needs,
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let mut app = Self::from_env(&config::deployed_sdk()?)?;
         app.metrics = Metrics::logged(config::metrics_namespace()?, function);
-        app.secrets.demand(&needs.secrets)?;
-        // A handshake each, with two services: neither waits for the other.
+        app.secrets.require(&needs.secrets)?;
+        // Two TLS handshakes with two services: run them concurrently.
         let (secrets, store) = tokio::join!(app.secrets.warm_up(), app.warm_up_store(needs.store));
         secrets.map_err(Box::from).and(store).map(|()| app)
     }
 
-    /// The app of an operator's command over a deployed stack, with whatever AWS credentials the environment leads to.
-    pub async fn of_operator() -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    /// Creates the app of an operator's command against a deployed stack, with the default AWS
+    /// credential chain.
+    pub async fn for_operator() -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         Self::from_env(&config::operator_sdk().await)
     }
 
@@ -136,11 +143,11 @@ impl App {
         match self.store.warm_up().await {
             Ok(()) => Ok(()),
             Err(error @ StoreError::Fault(_)) => {
-                Err(format!("KARTA_TABLE names no table to work with: {error}").into())
+                Err(format!("KARTA_TABLE does not name a usable table: {error}").into())
             }
-            // The requests will tell, each for itself.
+            // A later request will surface the error.
             Err(error @ StoreError::Unavailable(_)) => {
-                tracing::warn!(%error, "the store could not be asked at the start");
+                tracing::warn!(%error, "store warm-up failed");
                 Ok(())
             }
         }

@@ -1,4 +1,5 @@
-//! The founding of an organization: with a first key in the same transaction, for nobody else could make one.
+//! Creates an organization and its first API key in one transaction, so that an organization never
+//! exists without a key.
 
 use crate::{
     App,
@@ -11,7 +12,8 @@ use crate::{
     store::{Digest, StoreError, Transaction},
 };
 
-/// An organization and its first key, which holds every scope. Nothing is written before it is staged and committed.
+/// The key has every scope. Nothing is written until both are staged and the transaction is
+/// committed.
 #[derive(Debug)]
 pub struct OrganizationBootstrap {
     pub organization: Organization,
@@ -21,7 +23,6 @@ pub struct OrganizationBootstrap {
 }
 
 impl OrganizationBootstrap {
-    /// Makes the first key of `organization`.
     pub async fn new(app: &App, organization: Organization, now: Timestamp) -> Result<Self, Undecided> {
         let token = ApiKeyToken::mint(&*app.secrets.ring(Ring::KeyTag).await?, &*app.entropy);
         let digest = app.bcrypt.digest(&token, &*app.entropy).await?;
@@ -37,28 +38,28 @@ impl OrganizationBootstrap {
         Ok(Self { organization, api_key, token, digest })
     }
 
-    /// Stages both and what the audit log says of them, in the words of whoever founds.
+    /// Stages both. `audit_event` adds actor, time and request metadata to an event.
     pub fn stage(
         &self,
         transaction: &mut Transaction,
-        tell: impl Fn(NewAuditEvent) -> AuditEvent,
+        audit_event: impl Fn(NewAuditEvent) -> AuditEvent,
     ) -> Result<(), StoreError> {
         let organization = self.organization.id;
         transaction.create_organization(&self.organization)?;
         transaction.create_api_key(organization, &self.api_key, self.digest.clone())?;
-        let founded = NewAuditEvent {
+        let organization_created = NewAuditEvent {
             action: Action::OrganizationCreated,
             resource_kind: "organization",
             resource_id: organization,
             changes: self.organization.creation(),
         };
-        let first_key = NewAuditEvent {
+        let key_created = NewAuditEvent {
             action: Action::ApiKeyCreated,
             resource_kind: "api_key",
             resource_id: self.api_key.id,
             changes: self.api_key.creation(),
         };
-        for event in &AuditEvent::pair(tell, founded, &first_key) {
+        for event in &AuditEvent::pair(audit_event, organization_created, &key_created) {
             transaction.audit(organization, event)?;
         }
         Ok(())

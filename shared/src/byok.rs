@@ -1,7 +1,8 @@
-//! Customers' provider keys ("bring your own key"): what seals and opens them.
+//! Seals and opens customers' provider keys ("bring your own key").
 //!
-//! Each organization has a subkey of its own, derived from the ring's, and each sealed key is bound to its organization, its provider and
-//! its id: carried to another place in the store, it does not open. The ring's key that sealed it is named beside it.
+//! Each organization has its own subkey, derived from the ring's key. A sealed key is bound to its
+//! organization, provider and id, so that it does not open if it is moved to another item. The kid
+//! is stored with it.
 
 use std::str;
 
@@ -13,10 +14,10 @@ use crate::{
     store::{Ciphertext, SealedModelKey},
 };
 
-/// What the subkeys are for. Never changes: whatever is stored was sealed under it.
+/// NEVER CHANGE: stored keys are sealed for this purpose.
 const PURPOSE: &[u8] = b"karta byok";
 
-/// Which key, whose, from whom: what a sealed key is bound to.
+/// A sealed key is bound to these values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelKeyContext {
     pub organization: Id,
@@ -24,18 +25,17 @@ pub struct ModelKeyContext {
     pub id: Id,
 }
 
-/// Why a sealed key does not open.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ModelKeyUnsealError {
-    /// The ring at hand may be older than the sealed key.
+    /// The cached ring may be older than the sealed key.
     #[error("a provider key is sealed under {0}, which the ring does not hold")]
     UnknownKid(Kid),
-    #[error("a provider key was changed, or carried here from elsewhere")]
+    #[error("a provider key was changed or moved from another item")]
     Tampered,
 }
 
 impl ModelKeyContext {
-    /// Numbers and words without a slash: no two places are written alike.
+    /// Returns a text that is unique to this context, because its parts contain no slashes.
     fn associated_data(self) -> String {
         format!("{}/{}/{}", self.organization, self.provider, self.id)
     }
@@ -44,7 +44,6 @@ impl ModelKeyContext {
         sealing::derive_key(secret, self.organization.to_string().as_bytes(), PURPOSE)
     }
 
-    /// Seals under the ring's current key.
     pub fn seal(self, ring: &Keyring, entropy: &dyn Entropy, plaintext: &str) -> SealedModelKey {
         let (kid, secret) = ring.current();
         let mut nonce = [0; 12];
@@ -53,7 +52,7 @@ impl ModelKeyContext {
         SealedModelKey { provider: self.provider, kid: kid.clone(), ciphertext: Ciphertext::new(sealed) }
     }
 
-    /// Opens what was sealed for this place, under whichever key of the ring.
+    /// Opens under any key of the ring.
     pub fn open(self, ring: &Keyring, sealed: &SealedModelKey) -> Result<SecretString, ModelKeyUnsealError> {
         let secret =
             ring.get(sealed.kid.as_str()).ok_or_else(|| ModelKeyUnsealError::UnknownKid(sealed.kid.clone()))?;
@@ -62,7 +61,7 @@ impl ModelKeyContext {
         str::from_utf8(&plaintext).map(SecretString::from).map_err(|_| ModelKeyUnsealError::Tampered)
     }
 
-    /// Seals anew what is not sealed under the ring's current key.
+    /// Returns `None` if the key is already sealed under the ring's current key.
     pub fn reseal(
         self,
         ring: &Keyring,
@@ -86,7 +85,7 @@ mod tests {
 
     const KEY: &str = "sk-ant-api03-0123456789";
 
-    fn place(organization: u64, provider: Provider, id: u64) -> ModelKeyContext {
+    fn context(organization: u64, provider: Provider, id: u64) -> ModelKeyContext {
         ModelKeyContext { organization: Id::new(organization).unwrap(), provider, id: Id::new(id).unwrap() }
     }
 
@@ -95,35 +94,36 @@ mod tests {
         serde_json::from_str(&members.replace("<a>", &a).replace("<b>", &b)).unwrap()
     }
 
-    fn seal(place: ModelKeyContext, ring: &Keyring) -> SealedModelKey {
-        place.seal(ring, &SeededEntropy::new(1), KEY)
+    fn seal(context: ModelKeyContext, ring: &Keyring) -> SealedModelKey {
+        context.seal(ring, &SeededEntropy::new(1), KEY)
     }
 
     #[test]
-    fn the_sealed_key_opens_in_its_place_under_any_key_of_the_ring() {
+    fn sealed_key_opens_under_any_ring_key() {
         let (old, both) = (ring(r#"{"current":"k1","k1":"<a>"}"#), ring(r#"{"current":"k2","k1":"<a>","k2":"<b>"}"#));
-        let here = place(7, Provider::Anthropic, 9);
+        let here = context(7, Provider::Anthropic, 9);
         for (sealed, kid) in [(seal(here, &old), "k1"), (seal(here, &both), "k2")] {
             assert_eq!(sealed.kid.as_str(), kid);
             assert_eq!(here.open(&both, &sealed).unwrap().expose_secret(), KEY);
         }
-        let anew = here.reseal(&both, &SeededEntropy::new(2), &seal(here, &old)).unwrap().unwrap();
-        assert_eq!((anew.kid.as_str(), here.open(&both, &anew).unwrap().expose_secret()), ("k2", KEY));
-        assert_eq!(here.reseal(&both, &SeededEntropy::new(2), &anew), Ok(None));
+        let resealed = here.reseal(&both, &SeededEntropy::new(2), &seal(here, &old)).unwrap().unwrap();
+        assert_eq!((resealed.kid.as_str(), here.open(&both, &resealed).unwrap().expose_secret()), ("k2", KEY));
+        assert_eq!(here.reseal(&both, &SeededEntropy::new(2), &resealed), Ok(None));
         let new = seal(here, &both);
         assert_eq!(here.open(&old, &new).unwrap_err(), ModelKeyUnsealError::UnknownKid(new.kid));
     }
 
     #[test]
-    fn one_key_sealed_twice_does_not_look_alike() {
+    fn sealing_twice_gives_different_values() {
         let (ring, entropy) = (ring(r#"{"current":"k1","k1":"<a>"}"#), SeededEntropy::new(1));
-        let here = place(7, Provider::Anthropic, 9);
+        let here = context(7, Provider::Anthropic, 9);
         assert_ne!(here.seal(&ring, &entropy, KEY), here.seal(&ring, &entropy, KEY));
     }
 
     #[test]
-    fn what_was_sealed_once_opens_for_ever() {
-        // From Python: HKDF-SHA256("a" * 32, "7", "seal:karta byok"), AES-256-GCM with the nonce 0..11 and "7/anthropic/9".
+    fn stored_key_still_opens() {
+        // From Python: HKDF-SHA256("a" * 32, "7", "seal:karta byok"), AES-256-GCM with the nonce
+        // 0..11 and "7/anthropic/9".
         let stored =
             "01000102030405060708090a0be5f46bcf8ec6c888a7cd46423375d96b0b5531609add8557ab20c76d9e67a892492a0c73d37723";
         let bytes =
@@ -134,18 +134,18 @@ mod tests {
             ciphertext: Ciphertext::new(bytes.collect()),
         };
         let ring = ring(r#"{"current":"k1","k1":"<a>"}"#);
-        assert_eq!(place(7, Provider::Anthropic, 9).open(&ring, &sealed).unwrap().expose_secret(), KEY);
+        assert_eq!(context(7, Provider::Anthropic, 9).open(&ring, &sealed).unwrap().expose_secret(), KEY);
     }
 
     proptest! {
         #[test]
-        fn a_sealed_key_opens_nowhere_else(
+        fn sealed_key_opens_only_in_its_context(
             organization in 1..40_u64, id in 1..40_u64, provider in 0..5_usize,
             other in (1..40_u64, 1..40_u64, 0..5_usize),
         ) {
             let ring = ring(r#"{"current":"k1","k1":"<a>"}"#);
-            let here = place(organization, Provider::ALL[provider], id);
-            let there = place(other.0, Provider::ALL[other.2], other.1);
+            let here = context(organization, Provider::ALL[provider], id);
+            let there = context(other.0, Provider::ALL[other.2], other.1);
             let opened = there.open(&ring, &seal(here, &ring));
             prop_assert_eq!(opened.is_ok(), here == there);
         }

@@ -1,8 +1,7 @@
-//! The clock, injected wherever time is judged.
+//! The clock, injected wherever the time matters.
 
 use crate::domain::Timestamp;
 
-/// Tells the time.
 pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> Timestamp;
 }
@@ -12,13 +11,13 @@ pub trait Clock: Send + Sync + 'static {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the machine's clock")]
+    #[expect(clippy::disallowed_methods, reason = "the only place that reads the machine's clock")]
     fn now(&self) -> Timestamp {
         jiff::Timestamp::now().into()
     }
 }
 
-/// A clock that stands still until it is told to move.
+/// A clock that moves only when a test advances it.
 #[cfg(any(test, feature = "testing"))]
 #[derive(Debug)]
 pub struct ManualClock(std::sync::atomic::AtomicI64);

@@ -1,4 +1,4 @@
-//! Where randomness comes from: the operating system, or a seed in tests.
+//! Random bytes: from the operating system or, in tests, from a seed.
 
 use crate::domain::Entropy;
 
@@ -7,13 +7,13 @@ use crate::domain::Entropy;
 pub struct OsEntropy;
 
 impl Entropy for OsEntropy {
-    #[expect(clippy::disallowed_methods, reason = "the one place that draws from the system's generator")]
+    #[expect(clippy::disallowed_methods, reason = "the only place that draws from the system's generator")]
     fn fill(&self, bytes: &mut [u8]) {
-        aws_lc_rs::rand::fill(bytes).expect("the system's random generator answers");
+        aws_lc_rs::rand::fill(bytes).expect("the system's random generator works");
     }
 }
 
-/// A version 4 UUID.
+/// Returns a version 4 UUID.
 pub fn uuid(entropy: &dyn Entropy) -> String {
     let mut random = [0; 16];
     entropy.fill(&mut random);
@@ -22,7 +22,7 @@ pub fn uuid(entropy: &dyn Entropy) -> String {
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
-/// A stream that a seed fixes, so that tests can repeat themselves. Never for real tokens.
+/// Depends only on a seed, for repeatable tests. Never use it for real tokens.
 #[cfg(any(test, feature = "testing"))]
 #[derive(Debug)]
 pub struct SeededEntropy {

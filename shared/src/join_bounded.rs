@@ -1,26 +1,26 @@
-//! Many calls at once, within bounds.
+//! Runs many futures with bounded concurrency.
 
 use std::future::Future;
 
 use tokio::task::JoinSet;
 
-/// How many calls of a kind are under way at once.
-const AT_ONCE: usize = 16;
+const MAX_CONCURRENT: usize = 16;
 
-/// Awaits all of them, at most 16 at a time; the answers come in no order. They end with whoever waits for them.
+/// Runs at most 16 futures at a time and returns their results in no particular order. Dropping the
+/// returned future cancels them.
 pub async fn join_bounded<T, F>(futures: impl IntoIterator<Item = F>) -> Vec<T>
 where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
 {
     let mut running = JoinSet::new();
-    let mut answers = Vec::new();
+    let mut results = Vec::new();
     for future in futures {
         running.spawn(future);
-        if running.len() == AT_ONCE {
-            answers.extend(running.join_next().await.map(|answer| answer.expect("a task does not panic")));
+        if running.len() == MAX_CONCURRENT {
+            results.extend(running.join_next().await.map(|result| result.expect("a task does not panic")));
         }
     }
-    answers.extend(running.join_all().await);
-    answers
+    results.extend(running.join_all().await);
+    results
 }

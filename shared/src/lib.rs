@@ -1,22 +1,27 @@
-//! What every Karta function shares.
+//! The code that all Karta functions share.
 //!
-//! | module | duty | may use |
-//! | --- | --- | --- |
-//! | [`domain`] | the rules: key format, scopes, principals, budgets; pure, no I/O and no clock of its own | nothing here |
-//! | [`store`] | DynamoDB: one file per aggregate, every key string in `store::table` | `domain` |
-//! | [`auth`] | proofs of credentials: API keys, session tokens | `domain`, `store`, `config`, `telemetry` |
-//! | [`byok`] | provider keys: what seals and opens them | `domain`, `store`, `sealing` |
-//! | [`founding`] | an organization with its first key | `domain`, `store`, `auth`, `config` |
-//! | [`http`] | the [`http::Route`] frame: judge, parse, call, answer | all of the above |
-//! | [`webhook_secrets`] | what webhooks are signed with: sealed, opened, rotated | `domain`, `store`, `sealing` |
-//! | [`reseal`] | what is sealed, sealed anew under its ring's current key | `app`, `config`, `domain`, `store`, `worker` |
-//! | [`worker`] | the frame of functions without a route | `app`, `config`, `domain`, `store`, `telemetry` |
-//! | [`join_bounded`] | many calls at once, within bounds | nothing here |
-//! | [`config`] | environment and secrets, read once and refused when wrong | `domain`, `store::table` |
-//! | [`fault`] | what may be said of an AWS call that failed | nothing here |
-//! | [`telemetry`] | JSON logs through the scrubber, metrics | `domain` |
+//! | module | purpose |
+//! | --- | --- |
+//! | [`app`] | [`App`]: the dependencies of every handler |
+//! | [`auth`] | verification of API keys and session tokens |
+//! | [`bootstrap`] | creation of an organization with its first API key |
+//! | [`byok`] | sealing and opening of customers' provider keys |
+//! | [`clock`] | the current time |
+//! | [`config`] | environment variables and secrets |
+//! | [`domain`] | business rules, without I/O |
+//! | [`entropy`] | random bytes |
+//! | [`fault`] | descriptions of failed AWS calls that are safe to log |
+//! | [`http`] | the frame in which every [`http::Route`] runs |
+//! | [`join_bounded`] | bounded concurrency |
+//! | [`reseal`] | resealing of items under their ring's current key |
+//! | [`sealing`] | encryption and MACs with derived keys |
+//! | [`store`] | DynamoDB: one file per aggregate, all keys in [`store::table`] |
+//! | [`telemetry`] | logs and metrics |
+//! | [`webhook_secrets`] | the secrets that sign webhooks |
+//! | [`worker`] | the frame of functions without a route |
 //!
-//! A test of the local runner reads the `use` lines and holds these arrows.
+//! `docs/architecture.md` describes the modules. `infra/local/tests/it/structure.rs` lists which
+//! module may use which, and checks it.
 
 pub mod app;
 pub mod auth;

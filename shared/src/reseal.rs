@@ -1,5 +1,6 @@
-//! Seals everything anew that is not sealed under its ring's current key, and says how much remains under each of the others: a key leaves
-//! the ring only at zero. What is under a key that has left it already is told of too: nobody can open it.
+//! Reseals every item that is not sealed under its ring's current key, and logs how many remain
+//! under each other key. A key may be removed from the ring only when none remain. Items under a
+//! key that the ring does not hold cannot be opened and are logged as errors.
 
 use std::{collections::BTreeMap, fmt, future::Future};
 
@@ -11,11 +12,11 @@ use crate::{
     worker::Fault,
 };
 
-/// A kind of thing that is kept sealed.
+/// A kind of sealed item.
 pub trait Sealed {
     const KIND: SealedKind;
     const RING: Ring;
-    /// In the log.
+    /// The worker's name in the log.
     const WORKER: &'static str;
     type Item: Send;
     type UnsealError: fmt::Display + Send;
@@ -25,8 +26,8 @@ pub trait Sealed {
 
     fn kid(item: &Self::Item) -> &Kid;
 
-    /// Seals anew what is not sealed under the ring's current key, if it still lies there as it was read. Says whether it did; `Ok(Err)` is
-    /// why it does not open.
+    /// Reseals an item under the ring's current key, if the stored item has not changed since it
+    /// was read. Returns whether it did. `Ok(Err)` is the reason why the item does not open.
     fn reseal(
         app: &App,
         ring: &Keyring,
@@ -36,28 +37,28 @@ pub trait Sealed {
     ) -> impl Future<Output = Result<Result<bool, Self::UnsealError>, StoreError>> + Send;
 }
 
-/// Of a key that is not current.
+/// Counts for a key that is not current.
 #[derive(Debug, Default)]
 struct ResealCount {
     resealed: usize,
     remaining: usize,
 }
 
-/// Does it once; fails while something remains.
+/// Fails while any item remains.
 pub async fn sweep<S: Sealed>(app: &App) -> Result<(), Fault> {
     let ring = app.secrets.ring_refetched(S::RING).await?;
     let current = ring.current().0;
-    let mut tallies: BTreeMap<_, _> = ring.retiring().map(|kid| (kid.clone(), ResealCount::default())).collect();
+    let mut counts: BTreeMap<_, _> = ring.retiring().map(|kid| (kid.clone(), ResealCount::default())).collect();
     for SealedItem { organization, id, kid } in app.store.not_sealed_under(S::KIND, current).await? {
-        tallies.entry(kid).or_default().resealed += usize::from(reseal::<S>(app, organization, id).await?);
+        counts.entry(kid).or_default().resealed += usize::from(reseal::<S>(app, organization, id).await?);
     }
     for found in app.store.not_sealed_under(S::KIND, current).await? {
         if let Some(kid) = remaining::<S>(app, found).await?.filter(|kid| kid != current) {
-            tallies.entry(kid).or_default().remaining += 1;
+            counts.entry(kid).or_default().remaining += 1;
         }
     }
     let (mut left, mut lost) = (0, 0);
-    for (kid, ResealCount { resealed, remaining }) in tallies {
+    for (kid, ResealCount { resealed, remaining }) in counts {
         left += remaining;
         if ring.get(kid.as_str()).is_some() {
             tracing::info!(worker = S::WORKER, %kid, resealed, remaining, "sealed under a key that is not current");
@@ -77,28 +78,29 @@ pub async fn sweep<S: Sealed>(app: &App) -> Result<(), Fault> {
     }
 }
 
-/// Says whether this run sealed it anew. One that cannot be read or does not open stays as it is, and must not keep the others waiting: it counts
-/// as remaining. Under a ring that was just read: an older one would take it back from the key that was promoted meanwhile.
+/// Returns whether this run resealed an item. An item that cannot be read or opened is logged and
+/// does not block the others. The ring is refetched, because an older one would move the item back
+/// from a key that was promoted since.
 async fn reseal<S: Sealed>(app: &App, organization: Id, id: Id) -> Result<bool, Fault> {
     let item = match S::read(app, organization, id).await {
         Ok(Some(item)) => item,
         Ok(None) => return Ok(false),
-        Err(StoreError::Fault(fault)) => return Ok(left::<S>(organization, id, &fault)),
+        Err(StoreError::Fault(fault)) => return Ok(log_failure::<S>(organization, id, &fault)),
         Err(error) => return Err(error.into()),
     };
     let ring = app.secrets.ring_refetched(S::RING).await?;
     Ok(S::reseal(app, &ring, organization, id, &item)
         .await?
-        .unwrap_or_else(|fault| left::<S>(organization, id, &fault)))
+        .unwrap_or_else(|fault| log_failure::<S>(organization, id, &fault)))
 }
 
-fn left<S: Sealed>(organization: Id, id: Id, fault: &dyn fmt::Display) -> bool {
+fn log_failure<S: Sealed>(organization: Id, id: Id, fault: &dyn fmt::Display) -> bool {
     let (organization_id, id) = (organization.get(), id.get());
-    tracing::error!(worker = S::WORKER, organization_id, id, %fault, "not sealed anew");
+    tracing::error!(worker = S::WORKER, organization_id, id, %fault, "resealing failed");
     false
 }
 
-/// Under which key it is sealed still: the index finds, the item decides.
+/// Reads the item itself, because the index may be behind.
 async fn remaining<S: Sealed>(app: &App, found: SealedItem) -> Result<Option<Kid>, Fault> {
     match S::read(app, found.organization, found.id).await {
         Ok(item) => Ok(item.map(|item| S::kid(&item).clone())),

@@ -1,7 +1,8 @@
-//! Sealing (AES-256-GCM) and fingerprints (HMAC-SHA256) under keys that HKDF-SHA256 derives.
+//! Sealing (AES-256-GCM) and MACs (HMAC-SHA256) with keys that HKDF-SHA256 derives.
 //!
-//! Nothing is sealed under a ring's secret itself: every use derives a key of its own from (secret, salt, info), so that what one
-//! use seals no other can open. Nonces are arguments (randomness is injected); at 96 random bits, one key may seal 2^32 times.
+//! Each use derives its own key from (secret, salt, info), so that no other use can open what it
+//! sealed. Nonces are arguments, because randomness is injected. With nonces of 96 random bits, a
+//! key may seal 2^32 times.
 
 use std::fmt;
 
@@ -11,16 +12,16 @@ use aws_lc_rs::{
 };
 use zeroize::Zeroizing;
 
-/// The first byte of whatever is sealed here, so that a later format can stand beside this one.
+/// The first byte of a sealed value. Later formats get other numbers.
 const VERSION: u8 = 1;
 const KEY_LEN: usize = 32;
 
-/// Derives the key that seals for one use. `salt` and `info` are not secret: `salt` says whose, `info` what for.
+/// Derives a sealing key. `salt` identifies the owner and `info` the purpose; neither is secret.
 pub fn derive_key(secret: &[u8], salt: &[u8], info: &[u8]) -> SealingKey {
     SealingKey::new(&derive(secret, salt, [b"seal:", info]))
 }
 
-/// Derives the key that fingerprints for one use. Never equal to the [`SealingKey`] of the same arguments.
+/// Derives a MAC key, which never equals the [`SealingKey`] of the same arguments.
 pub fn derive_mac_key(secret: &[u8], salt: &[u8], info: &[u8]) -> Mac {
     let key = derive(secret, salt, [b"mac:", info]);
     Mac(hmac::Key::new(hmac::HMAC_SHA256, &*key))
@@ -32,14 +33,15 @@ fn derive(secret: &[u8], salt: &[u8], info: [&[u8]; 2]) -> Zeroizing<[u8; KEY_LE
         .extract(secret)
         .expand(&info, hkdf::HKDF_SHA256)
         .and_then(|okm| okm.fill(&mut *key))
-        .expect("HKDF-SHA256 gives 32 bytes");
+        .expect("HKDF-SHA256 yields 32 bytes");
     key
 }
 
-/// A key of one use. AWS-LC wipes it when it is dropped.
+/// AWS-LC wipes the key when it is dropped.
 pub struct SealingKey(LessSafeKey);
 
-/// What was to be opened is cut, changed, of another version, or sealed under another key or other associated data.
+/// The value was truncated or changed, has another version, or was sealed under another key or with
+/// other associated data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the sealed value cannot be opened")]
 pub struct Unsealable;
@@ -49,8 +51,9 @@ impl SealingKey {
         Self(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).expect("AES-256 takes 32 bytes")))
     }
 
-    /// Gives version byte, nonce, ciphertext and tag: 29 bytes more than the plaintext. `associated_data` is not kept, but must
-    /// be the same to open: put there where the value lies, so that it cannot be carried elsewhere. Never use a nonce twice.
+    /// Returns version byte, nonce, ciphertext and tag: 29 bytes more than the plaintext.
+    /// `associated_data` is not stored, but opening requires it: pass the identity of the item, so
+    /// that the value cannot be moved to another item. Never use a nonce twice.
     pub fn seal(&self, nonce: [u8; NONCE_LEN], associated_data: &[u8], plaintext: &[u8]) -> Vec<u8> {
         let head = 1 + NONCE_LEN;
         let mut sealed = Vec::with_capacity(head + plaintext.len() + AES_256_GCM.tag_len());
@@ -90,11 +93,12 @@ impl fmt::Debug for SealingKey {
     }
 }
 
-/// A key of one use. AWS-LC wipes it when it is dropped.
+/// AWS-LC wipes the key when it is dropped.
 pub struct Mac(hmac::Key);
 
 impl Mac {
-    /// The whole HMAC-SHA256. Who joins several values into one message must make their borders plain.
+    /// Returns the whole HMAC-SHA256. If a message joins several values, their boundaries must be
+    /// unambiguous.
     pub fn tag(&self, message: &[u8]) -> [u8; 32] {
         let mut tag = [0; 32];
         tag.copy_from_slice(hmac::sign(&self.0, message).as_ref());
@@ -131,20 +135,21 @@ mod tests {
 
     #[test]
     fn derived_keys_never_change() {
-        // Whatever is stored was sealed under these bytes. They are from Python's hmac module: HKDF-SHA256("secret", "salt", "seal:info").
+        // Stored values were sealed under these bytes. They come from Python's hmac module:
+        // HKDF-SHA256("secret", "salt", "seal:info").
         let key = derive(b"secret", b"salt", [b"seal:", b"info"]);
         assert_eq!(URL_SAFE_NO_PAD.encode(*key), "Ey4mzpMAb2uOM2EBzbUGkSjZjOmMX7gzk4r1kBWC7ho");
     }
 
     #[test]
-    fn keys_do_not_print() {
+    fn keys_are_not_printed() {
         let (sealing, mac) = (derive_key(b"secret", b"", b""), derive_mac_key(b"secret", b"", b""));
         assert_eq!(format!("{sealing:?} {mac:?}"), "SealingKey([redacted]) Mac([redacted])");
     }
 
     proptest! {
         #[test]
-        fn opens_what_it_sealed(nonce: [u8; 12], aad in bytes(), plaintext in bytes()) {
+        fn sealed_value_opens(nonce: [u8; 12], aad in bytes(), plaintext in bytes()) {
             let key = derive_key(b"secret", b"salt", b"info");
             let sealed = key.seal(nonce, &aad, &plaintext);
             prop_assert_eq!(sealed.len(), plaintext.len() + 29);
@@ -152,7 +157,7 @@ mod tests {
         }
 
         #[test]
-        fn opens_nothing_else(nonce: [u8; 12], aad in bytes(), other in bytes(), plaintext in bytes(), bit in 0..8_u8) {
+        fn changed_value_does_not_open(nonce: [u8; 12], aad in bytes(), other in bytes(), plaintext in bytes(), bit in 0..8_u8) {
             let key = derive_key(b"secret", b"salt", b"info");
             let sealed = key.seal(nonce, &aad, &plaintext);
             prop_assert!(derive_key(b"secret", b"salt", b"other").open(&aad, &sealed).is_err());
@@ -167,7 +172,7 @@ mod tests {
         }
 
         #[test]
-        fn a_tag_holds_for_its_message_and_key_alone(message in bytes(), other in bytes()) {
+        fn tag_is_bound_to_message_and_key(message in bytes(), other in bytes()) {
             let key = derive_mac_key(b"secret", b"salt", b"info");
             let tag = key.tag(&message);
             prop_assert_eq!(key.tag(&message), tag);

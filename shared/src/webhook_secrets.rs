@@ -1,7 +1,7 @@
-//! What webhooks are signed with: all live secrets of an endpoint, sealed as one text.
+//! The secrets that sign webhooks. All live secrets of an endpoint are sealed as one text.
 //!
-//! Each organization has a subkey of its own, derived from the ring's, and the text is bound to its organization and its endpoint: carried to
-//! another place in the store, it does not open.
+//! Each organization has its own subkey, derived from the ring's key. The text is bound to its
+//! organization and endpoint, so that it does not open if it is moved to another item.
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -12,47 +12,45 @@ use crate::{
     store::{Ciphertext, SealedWebhookSecrets},
 };
 
-/// What the subkeys are for. Never changes: whatever is stored was sealed under it.
+/// NEVER CHANGE: stored secrets are sealed for this purpose.
 const PURPOSE: &[u8] = b"karta webhooks";
-/// How many secrets sign at once: the current one, and two that gave way to it lately.
-const LIVE_AT_MOST: usize = 3;
+/// The current secret and two that were replaced recently.
+const MAX_LIVE: usize = 3;
 
-/// Whose endpoint, and which: what its secrets are bound to.
+/// The secrets are bound to these values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WebhookSecretContext {
     pub organization: Id,
     pub endpoint: Id,
 }
 
-/// The secrets of an endpoint, the current one first.
+/// The current secret comes first.
 #[derive(Debug)]
 pub struct WebhookSecrets(Vec<Member>);
 
 #[derive(Debug)]
 struct Member {
     secret: WebhookSecret,
-    /// The current one has no end.
+    /// `None` for the current secret.
     ends_at: Option<Timestamp>,
 }
 
-/// A member as it is sealed.
 #[derive(Serialize, Deserialize)]
 struct SealedMember<'a> {
     secret: &'a str,
     ends_at: Option<Timestamp>,
 }
 
-/// Why sealed secrets do not open.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WebhookSecretUnsealError {
-    /// The ring at hand may be older than the sealed secrets.
+    /// The cached ring may be older than the sealed secrets.
     #[error("webhook secrets are sealed under {0}, which the ring does not hold")]
     UnknownKid(Kid),
-    #[error("webhook secrets were changed, or carried here from elsewhere")]
+    #[error("webhook secrets were changed or moved from another item")]
     Tampered,
 }
 
-/// As many secrets are live as may be.
+/// The maximum number of secrets is already live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooManyLive;
 
@@ -61,19 +59,19 @@ impl WebhookSecrets {
         Self(vec![Member { secret, ends_at: None }])
     }
 
-    /// Those that sign at a time, the current one first.
+    /// Returns the secrets that sign at `now`, the current one first.
     pub fn live(&self, now: Timestamp) -> impl Iterator<Item = &WebhookSecret> {
         let live = self.0.iter().filter(move |member| member.ends_at.is_none_or(|end| now < end));
         live.map(|member| &member.secret)
     }
 
-    /// Takes a secret into use; the one before it goes on signing until `ends_at`.
+    /// Replaces the current secret, which also signs until `ends_at`.
     pub fn rotate(&mut self, secret: WebhookSecret, ends_at: Timestamp, now: Timestamp) -> Result<(), TooManyLive> {
-        let goes_on = |member: &Member| now < member.ends_at.unwrap_or(ends_at);
-        if self.0.iter().filter(|member| goes_on(member)).count() >= LIVE_AT_MOST {
+        let stays_live = |member: &Member| now < member.ends_at.unwrap_or(ends_at);
+        if self.0.iter().filter(|member| stays_live(member)).count() >= MAX_LIVE {
             return Err(TooManyLive);
         }
-        self.0.retain(goes_on);
+        self.0.retain(stays_live);
         for member in &mut self.0 {
             member.ends_at.get_or_insert(ends_at);
         }
@@ -83,7 +81,7 @@ impl WebhookSecrets {
 }
 
 impl WebhookSecretContext {
-    /// Numbers and words without a slash: no two places are written alike.
+    /// Returns a text that is unique to this context, because its parts contain no slashes.
     fn associated_data(self) -> String {
         format!("{}/webhook_endpoint/{}", self.organization, self.endpoint)
     }
@@ -92,7 +90,7 @@ impl WebhookSecretContext {
         sealing::derive_key(secret, self.organization.to_string().as_bytes(), PURPOSE)
     }
 
-    /// Seals under the ring's current key. `version` is that of the item that is written.
+    /// Seals under the ring's current key. `version` is the version of the item to write.
     pub fn seal<'a>(
         self,
         ring: &Keyring,
@@ -105,12 +103,12 @@ impl WebhookSecretContext {
         entropy.fill(&mut nonce);
         let written = |member: &'a Member| SealedMember { secret: member.secret.expose(), ends_at: member.ends_at };
         let members: Vec<_> = secrets.0.iter().map(written).collect();
-        let text = serde_json::to_vec(&members).expect("texts and times encode");
+        let text = serde_json::to_vec(&members).expect("texts and times always encode");
         let sealed = self.subkey(secret).seal(nonce, self.associated_data().as_bytes(), &Zeroizing::new(text));
         SealedWebhookSecrets { kid: kid.clone(), ciphertext: Ciphertext::new(sealed), version }
     }
 
-    /// Opens what was sealed for this place, under whichever key of the ring.
+    /// Opens under any key of the ring.
     pub fn open(
         self,
         ring: &Keyring,
@@ -129,7 +127,7 @@ impl WebhookSecretContext {
         members.into_iter().map(member).collect::<Result<_, _>>().map(WebhookSecrets)
     }
 
-    /// Seals anew what is not sealed under the ring's current key.
+    /// Returns `None` if the secrets are already sealed under the ring's current key.
     pub fn reseal(
         self,
         ring: &Keyring,
@@ -157,7 +155,7 @@ mod tests {
         "2026-11-22T12:00:00Z".parse().unwrap()
     }
 
-    fn place(organization: u64, endpoint: u64) -> WebhookSecretContext {
+    fn context(organization: u64, endpoint: u64) -> WebhookSecretContext {
         WebhookSecretContext { organization: Id::new(organization).unwrap(), endpoint: Id::new(endpoint).unwrap() }
     }
 
@@ -171,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_gave_way_signs_until_its_grace_ends() {
+    fn replaced_secret_signs_until_its_grace_ends() {
         let entropy = SeededEntropy::new(1);
         let new = || WebhookSecret::generate(&entropy);
         let (first, second) = (new(), new());
@@ -187,12 +185,12 @@ mod tests {
         secrets.rotate(third, end, noon()).unwrap();
         assert_eq!(exposed(&secrets, noon()), [name.clone(), names[1].clone(), names[0].clone()]);
         assert_eq!(secrets.rotate(new(), end, noon()), Err(TooManyLive));
-        assert_eq!(exposed(&secrets, noon()).len(), 3, "a refused rotation changes nothing");
-        assert_eq!(exposed(&secrets, end.plus(Duration::from_hours(9))), [name], "the current one has no end");
+        assert_eq!(exposed(&secrets, noon()).len(), 3, "a rejected rotation changes nothing");
+        assert_eq!(exposed(&secrets, end.plus(Duration::from_hours(9))), [name], "the current secret does not end");
     }
 
     #[test]
-    fn without_a_grace_the_old_secret_ends_at_once() {
+    fn old_secret_ends_at_once_without_grace() {
         let entropy = SeededEntropy::new(1);
         let mut secrets = WebhookSecrets::new(WebhookSecret::generate(&entropy));
         let second = WebhookSecret::generate(&entropy);
@@ -203,19 +201,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sealed_secrets_open_in_their_place_alone(here in (1..30_u64, 1..30_u64), there in (1..30_u64, 1..30_u64)) {
+        fn sealed_secrets_open_only_in_their_context(here in (1..30_u64, 1..30_u64), there in (1..30_u64, 1..30_u64)) {
             let (old, both) = (ring(r#"{"current":"k1","k1":"<a>"}"#), ring(r#"{"current":"k2","k1":"<a>","k2":"<b>"}"#));
             let entropy = SeededEntropy::new(3);
             let mut secrets = WebhookSecrets::new(WebhookSecret::generate(&entropy));
             secrets.rotate(WebhookSecret::generate(&entropy), noon().plus(Duration::from_secs(1)), noon()).unwrap();
-            let sealed = place(here.0, here.1).seal(&old, &entropy, &secrets, 1);
-            let opened = place(there.0, there.1).open(&both, &sealed);
+            let sealed = context(here.0, here.1).seal(&old, &entropy, &secrets, 1);
+            let opened = context(there.0, there.1).open(&both, &sealed);
             prop_assert_eq!(opened.is_ok(), here == there);
             if let Ok(opened) = opened {
                 prop_assert_eq!(exposed(&opened, noon()), exposed(&secrets, noon()));
             }
-            let anew = place(here.0, here.1).seal(&both, &entropy, &secrets, 2);
-            prop_assert_eq!(place(here.0, here.1).open(&old, &anew).unwrap_err(), WebhookSecretUnsealError::UnknownKid(anew.kid));
+            let resealed = context(here.0, here.1).seal(&both, &entropy, &secrets, 2);
+            prop_assert_eq!(context(here.0, here.1).open(&old, &resealed).unwrap_err(), WebhookSecretUnsealError::UnknownKid(resealed.kid));
         }
     }
 }

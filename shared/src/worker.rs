@@ -1,4 +1,7 @@
-//! The frame of functions without a route: a schedule or the outbox's stream wakes them, and they do what is due.
+//! Framework for functions without a route. A schedule, the outbox's stream or another worker
+//! invokes them, and they process what is due.
+//!
+//! A new worker implements [`Worker`] and calls [`run`] from `main`.
 
 use std::{collections::BTreeSet, future::Future, process::ExitCode, time::Instant};
 
@@ -13,37 +16,39 @@ use crate::{
     telemetry,
 };
 
-/// Why a worker could not do all that was due; it is asked again. The text is for the log.
+/// Why a worker's run failed. The text is for the log. The worker is invoked again.
 pub type Fault = Box<dyn std::error::Error + Send + Sync>;
 
-/// A function without a route. Whatever it does may be done twice: it is asked again after a fault, and two may run at once.
+/// A function without a route. Its work must be idempotent: it is invoked again after a fault, and
+/// two instances may run at once.
 pub trait Worker: Sized + Send + Sync + 'static {
-    /// The folder's name, and the worker's in logs.
+    /// The folder's name, which also identifies the worker in logs.
     const NAME: &'static str;
 
-    /// What it cannot do without.
+    /// The secrets that the worker requires.
     const SECRETS: &'static [Secret] = &[];
 
-    /// The worker as it is deployed; fails with a sentence that names what is missing or wrong.
+    /// Creates the deployed worker. Fails with a message that names the missing or invalid setting.
     fn deployed(app: App) -> impl Future<Output = Result<Self, Fault>> + Send;
 
-    /// Does what is due.
+    /// Processes what is due.
     fn work(&self, wake: &Wake) -> impl Future<Output = Result<(), Fault>> + Send;
 }
 
-/// Why a worker was woken.
+/// Why a worker was invoked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wake {
-    /// To look for whatever is due.
+    /// A schedule: look for everything that is due.
     Sweep,
-    /// By the outbox's stream, because these were written: the index may not show them yet.
+    /// The outbox's stream: these items were written. The index may not show them yet.
     Written(BTreeSet<DueItem>),
-    /// By another worker, because this endpoint has something to be sent.
+    /// Another worker: this endpoint has deliveries to send.
     Endpoint { organization_id: Id, webhook_endpoint_id: Id },
 }
 
 impl Wake {
-    /// Reads a Lambda event: the records of a DynamoDB stream, what [`Wake::endpoint`] wrote, or anything else, which is a schedule's.
+    /// Reads a Lambda event: records of a DynamoDB stream, or the event that [`Wake::endpoint`]
+    /// builds. Any other event is a schedule's.
     fn from_event(event: &Value) -> Self {
         let id = |name: &str| event[name].as_u64().and_then(Id::new);
         if let (Some(organization_id), Some(webhook_endpoint_id)) = (id("organization_id"), id("webhook_endpoint_id")) {
@@ -59,7 +64,7 @@ impl Wake {
         Self::Written(records.iter().filter_map(written).collect())
     }
 
-    /// The Lambda event that wakes a worker for an endpoint.
+    /// Builds the Lambda event that invokes a worker for an endpoint.
     pub fn endpoint(organization_id: Id, webhook_endpoint_id: Id) -> Value {
         json!({ "organization_id": organization_id, "webhook_endpoint_id": webhook_endpoint_id })
     }
@@ -77,23 +82,24 @@ async fn serve_events<W: Worker>() -> Result<(), lambda_runtime::Error> {
     let handler = move |event: LambdaEvent<Value>| async move {
         work(worker, &Wake::from_event(&event.payload))
             .await
-            .map_err(|_| lambda_runtime::Error::from("not all was done"))
+            .map_err(|_| lambda_runtime::Error::from("worker run failed"))
     };
     lambda_runtime::run(service_fn(handler)).await
 }
 
-/// Does what is due, and says in the log if it could not.
+/// Runs a worker once and logs a failure.
 pub async fn work<W: Worker>(worker: &W, wake: &Wake) -> Result<(), Fault> {
     let started = Instant::now();
     let outcome = worker.work(wake).await;
     if let Err(error) = &outcome {
         let latency_ms = started.elapsed().as_secs_f64() * 1_000.0;
-        tracing::error!(worker = W::NAME, latency_ms, fault = %error, "not all was done");
+        tracing::error!(worker = W::NAME, latency_ms, fault = %error, "worker run failed");
     }
     outcome
 }
 
-/// What is due in a queue. For how long the oldest of it has been is measured: it grows while nobody works.
+/// Returns what is due in a queue, and publishes the age of its oldest item: it grows while no
+/// worker runs.
 pub async fn due(app: &App, queue: Queue) -> Result<Vec<DueItem>, StoreError> {
     let now = app.clock.now();
     let DueItems { items, oldest } = app.store.due(queue, now).await?;
@@ -106,14 +112,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_says_what_to_look_at() {
+    fn lambda_event_selects_the_wake_reason() {
         let record = |pk: &str| {
-            let keys = json!({ "pk": { "S": pk }, "sk": { "S": "place" } });
+            let keys = json!({ "pk": { "S": pk }, "sk": { "S": "key" } });
             json!({ "eventName": "INSERT", "dynamodb": { "Keys": keys } })
         };
         let event = json!({ "Records": [record("PSH#7"), record("EVT#8"), record("PSH#7"), record("?"), {}] });
         let [seven, eight] = [7, 8].map(|id| Id::new(id).unwrap());
-        let written = [seven, eight].map(|organization_id| DueItem { organization_id, sk: "place".to_owned() });
+        let written = [seven, eight].map(|organization_id| DueItem { organization_id, sk: "key".to_owned() });
         assert_eq!(Wake::from_event(&event), Wake::Written(written.into()));
         assert_eq!(Wake::from_event(&json!({ "source": "aws.scheduler" })), Wake::Sweep);
         let endpoint = Wake::Endpoint { organization_id: seven, webhook_endpoint_id: eight };

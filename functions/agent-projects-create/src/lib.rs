@@ -1,4 +1,4 @@
-//! `POST /v1/agent_projects`: makes a project under a slug of its own.
+//! `POST /v1/agent_projects`: creates a project with a unique slug.
 
 use karta_shared::{
     App,

@@ -1,4 +1,5 @@
-//! `PATCH /v1/agent_projects/{slug}`: changes a project's settings. Absent keeps, `null` clears.
+//! `PATCH /v1/agent_projects/{slug}`: changes a project's settings. An absent field is kept, `null`
+//! clears it.
 
 use karta_shared::{
     App,
@@ -38,7 +39,8 @@ impl Route for AgentProjectsUpdate {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let organization = call.caller.organization_id;
-        // Where a project's model calls go outlives the gateway's verdict.
+        // The target of model calls outlives the gateway's verdict, so the caller must still be
+        // authorized.
         let (valid, project) = tokio::join!(call.reauthorize(app), app.store.project(organization, &call.path));
         valid?;
         let before = project?.ok_or(Error::NotFound)?;

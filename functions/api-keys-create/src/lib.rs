@@ -1,4 +1,4 @@
-//! `POST /v1/api_keys`: makes an API key and reveals its token, once.
+//! `POST /v1/api_keys`: creates an API key and returns its token once.
 
 use karta_shared::{
     App,
@@ -44,14 +44,14 @@ impl Route for ApiKeysCreate {
     type Output = Output;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
-        // Before what depends on the time: a repeat is answered like the first request, however late it comes.
+        // First, so that the time checks below do not affect a replay.
         if let Some(answer) = call.replay(app).await? {
             return Ok(answer);
         }
         if call.body.expires_at.is_some_and(|end| end <= call.now) {
             return Err(Error::invalid("expires_at", "must be in the future"));
         }
-        // A key outlives the gateway's verdict: what the caller has lost since, it cannot pass on.
+        // The new key outlives the gateway's verdict, so the caller must still be authorized.
         let caller = call.reauthorize(app).await?;
         let organization = call.caller.organization_id;
         let token = ApiKeyToken::mint(&*app.secrets.ring(Ring::KeyTag).await?, &*app.entropy);
@@ -64,12 +64,12 @@ impl Route for ApiKeysCreate {
             call.now,
         );
         let api_key = ApiKeyResource::new(key.clone(), call.now);
-        let told = call.event(app, organization, EventType::ApiKeyCreated, &json!({ "api_key": api_key }))?;
+        let webhook_event = call.event(app, organization, EventType::ApiKeyCreated, &json!({ "api_key": api_key }))?;
         let answer = Answer::created(&Output { api_key, secret: Revealed::new(token.expose()) })?;
 
         let mut transaction = app.store.transaction();
         transaction.create_api_key(organization, &key, digest)?;
-        transaction.while_unchanged(organization, &caller)?;
+        transaction.require_caller_unchanged(organization, &caller)?;
         let event = NewAuditEvent {
             action: Action::ApiKeyCreated,
             resource_kind: "api_key",
@@ -77,7 +77,7 @@ impl Route for ApiKeysCreate {
             changes: key.creation(),
         };
         transaction.audit(organization, &call.audit_event(app, event))?;
-        transaction.announce(&told)?;
+        transaction.announce(&webhook_event)?;
         call.remember(app, &mut transaction, &answer, key.id, Reveals::Secret)?;
         transaction.commit().await?;
         Ok(answer)

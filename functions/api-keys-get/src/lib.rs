@@ -1,4 +1,4 @@
-//! `GET /v1/api_keys/{id}`: one key; revoked and expired ones too.
+//! `GET /v1/api_keys/{id}`: one key, including revoked and expired keys.
 
 use karta_shared::{
     App,

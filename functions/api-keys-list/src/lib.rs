@@ -1,4 +1,5 @@
-//! `GET /v1/api_keys`: the organization's keys, newest first; those of some states, those that nobody uses, those that end soon, if asked.
+//! `GET /v1/api_keys`: the organization's keys, newest first. Filters select keys by status, unused
+//! keys, and keys that expire soon.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +7,7 @@ use karta_shared::{
     App,
     config::{Ring, Secret},
     domain::{ApiKey, KeyStatus, Timestamp},
-    http::{Answer, ApiKeyResource, Call, Commas, Days, Error, Limit, NoBody, Read, Route, cursor},
+    http::{Answer, ApiKeyResource, Call, CommaSeparated, Days, Error, Limit, NoBody, Read, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -19,21 +20,21 @@ pub struct Query {
     cursor: Option<String>,
     #[serde(default)]
     #[schema(value_type = Vec<KeyStatus>, min_items = 1)]
-    status: Commas<KeyStatus>,
+    status: CommaSeparated<KeyStatus>,
     unused_days: Option<Days>,
     expires_within_days: Option<Days>,
 }
 
 impl Query {
-    /// Whether the key passes every filter that is given.
-    fn wants(&self, key: &ApiKey, now: Timestamp) -> bool {
-        let Commas(status) = &self.status;
+    /// Returns whether the key passes all given filters.
+    fn matches(&self, key: &ApiKey, now: Timestamp) -> bool {
+        let CommaSeparated(status) = &self.status;
         (status.is_empty() || status.contains(&key.status(now)))
             && self.unused_days.is_none_or(|days| key.is_unused_for(days.as_duration(), now))
             && self.expires_within_days.is_none_or(|days| key.expires_within(days.as_duration(), now))
     }
 
-    /// The list that is paged through: a cursor is good for the same filters alone.
+    /// Returns the list's name for cursors, which includes the filters.
     fn list(&self) -> String {
         let status: BTreeSet<_> = self.status.0.iter().collect();
         let Self { unused_days, expires_within_days, .. } = self;
@@ -63,8 +64,8 @@ impl Route for ApiKeysList {
         let (organization, query) = (call.caller.organization_id, &call.query);
         let list = query.list();
         let below = cursor::open(app, organization, &list, query.cursor.as_deref()).await?;
-        let wanted = |key: &ApiKey| query.wants(key, call.now);
-        let page = app.store.api_keys_with_uses(organization, below, query.limit.get(), wanted).await?;
+        let filter = |key: &ApiKey| query.matches(key, call.now);
+        let page = app.store.api_keys_with_uses(organization, below, query.limit.get(), filter).await?;
         Answer::ok(&Output {
             api_keys: page.items.into_iter().map(|key| ApiKeyResource::new(key, call.now)).collect(),
             next_cursor: cursor::seal(app, organization, &list, page.resume_below).await?,

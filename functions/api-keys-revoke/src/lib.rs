@@ -1,4 +1,5 @@
-//! `DELETE /v1/api_keys/{id}`: revokes a key for good. A repeat answers the same; the key stays readable.
+//! `DELETE /v1/api_keys/{id}`: revokes a key permanently. A repeat returns the same response; the
+//! key stays readable.
 
 use karta_shared::{
     App,

@@ -1,4 +1,5 @@
-//! `POST /v1/api_keys/{id}/rotate`: makes a successor with the same settings. The old key serves until its grace ends.
+//! `POST /v1/api_keys/{id}/rotate`: creates a successor with the same settings. The old key stays
+//! valid until its grace period ends.
 
 use karta_shared::{
     App,
@@ -22,14 +23,14 @@ pub struct Output {
     secret: Revealed,
 }
 
-/// What everybody may know of it.
+/// The result without the secret, as the webhook event shows it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Rotation {
     api_key: ApiKeyResource,
     replaces: Replaced,
 }
 
-/// The old key, and when it ends.
+/// The old key and its end.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Replaced {
     id: Id,
@@ -67,7 +68,7 @@ impl Route for ApiKeysRotate {
             api_key: ApiKeyResource::new(successor.clone(), call.now),
             replaces: Replaced { id: old.id, expires_at: old.expires_at },
         };
-        let told = call.event(app, organization, EventType::ApiKeyRotated, &rotation)?;
+        let webhook_event = call.event(app, organization, EventType::ApiKeyRotated, &rotation)?;
         let answer = Answer::created(&Output { rotation, secret: Revealed::new(token.expose()) })?;
 
         let mut transaction = app.store.transaction();
@@ -79,7 +80,7 @@ impl Route for ApiKeysRotate {
         for event in &AuditEvent::pair(|event| call.audit_event(app, event), rotated, &created) {
             transaction.audit(organization, event)?;
         }
-        transaction.announce(&told)?;
+        transaction.announce(&webhook_event)?;
         transaction.invalidate(organization, before.effect_of(&old), call.now)?;
         call.remember(app, &mut transaction, &answer, successor.id, Reveals::Secret)?;
         transaction.commit().await?;
@@ -90,7 +91,7 @@ impl Route for ApiKeysRotate {
 fn not_active(id: Id) -> Error {
     Error::Conflict {
         code: "api_key_not_active",
-        message: "Only an active key rotates: this one is revoked, expired or replaced already",
+        message: "Only an active key can be rotated. This key is revoked, expired or already replaced.",
         resource_id: Some(id),
     }
 }

@@ -1,4 +1,5 @@
-//! `PATCH /v1/api_keys/{id}`: changes a key's settings. Absent keeps, `null` clears, lists and `metadata` replace.
+//! `PATCH /v1/api_keys/{id}`: changes a key's settings. An absent field is kept, `null` clears it,
+//! lists and `metadata` are replaced.
 
 use karta_shared::{
     App,
@@ -84,9 +85,9 @@ fn refusal(settled: KeySettled, id: Id) -> Error {
     let (code, message) = match settled {
         KeySettled::Replaced => (
             "api_key_replaced",
-            "When a replaced key ends was settled by its rotation: change its successor, or revoke it to end it now",
+            "The expiry of a rotated key cannot be changed. Update its successor, or revoke this key.",
         ),
-        KeySettled::Revoked => ("api_key_revoked", "A revoked key cannot be changed: create another one"),
+        KeySettled::Revoked => ("api_key_revoked", "A revoked key cannot be changed. Create a new key."),
     };
     Error::Conflict { code, message, resource_id: Some(id) }
 }

@@ -1,4 +1,5 @@
-//! `GET /v1/audit_events`: who did what to which resource, newest first, and whether the chain bears it out.
+//! `GET /v1/audit_events`: the organization's audit events, newest first, each with the state of
+//! its chain.
 
 use karta_shared::{
     App,

@@ -1,8 +1,10 @@
-//! API Gateway's TOKEN authorizer: a credential in, the Principal out as flat context, under a policy for the whole stage.
+//! API Gateway's TOKEN authorizer. It returns the Principal as a flat context, with a policy for
+//! the whole stage.
 //!
-//! A bad credential is a Deny, which API Gateway caches like an Allow, so that a flood of one bad token costs one bcrypt.
-//! A fault is an error, which is never cached and becomes a 503. Scopes, projects and addresses are judged in the Route frame,
-//! at every request: the cached policy covers every route that the token opens.
+//! An invalid credential results in a Deny, which API Gateway caches like an Allow, so a flood of
+//! one invalid token costs one bcrypt comparison. A fault is an error, which is never cached and
+//! becomes a 503. The route frame checks scopes, projects and addresses on every request, because
+//! the cached policy covers every route of the token.
 
 mod policy;
 
@@ -14,7 +16,7 @@ use aws_lambda_events::{
 };
 use karta_shared::{
     App, Needs,
-    auth::{self, GATEWAY_NOTIFIED_WITHIN, SessionClaims, SessionTokenError, Undecided, Use, Validator, Verdict},
+    auth::{self, GATEWAY_VERDICT_MAX_AGE, RecordUse, SessionClaims, SessionTokenError, Undecided, Validator, Verdict},
     config::{DEADLINE, Ring, Secret},
     http::AuthorizerContext,
     telemetry,
@@ -24,7 +26,7 @@ use tokio::time::timeout;
 
 use self::policy::{policy, stage_arn};
 
-/// The folder's name, and the function's in logs.
+/// The name of the function's folder, also used in logs.
 pub const NAME: &str = "authorizer";
 
 #[derive(Debug)]
@@ -38,7 +40,7 @@ impl Authorizer {
         Self { validator: Validator::new(app.clone()), app }
     }
 
-    /// Judges the `Authorization` header of a request to `method_arn`.
+    /// Checks the `Authorization` header of a request to `method_arn`.
     pub async fn authorize(&self, event: &Event) -> Result<Answer, Undecided> {
         let caller = if let Some(token) = event.authorization_token.as_deref().and_then(auth::bearer) {
             timeout(self.app.deadlines.scale(DEADLINE), self.caller(token))
@@ -63,10 +65,11 @@ impl Authorizer {
         })
     }
 
-    /// Who the token stands for, or why nobody, in a word for the log.
+    /// Returns the token's caller, or a word for the log that says why it is refused.
     async fn caller(&self, token: &str) -> Result<Result<AuthorizerContext, &'static str>, Undecided> {
         if token.starts_with("kt_live_") {
-            return Ok(match self.validator.validate_to_pass_on(token, Use::Noted, GATEWAY_NOTIFIED_WITHIN).await? {
+            let verdict = self.validator.validate_for_cache(token, RecordUse::Always, GATEWAY_VERDICT_MAX_AGE).await?;
+            return Ok(match verdict {
                 Verdict::Valid(valid) => Ok(AuthorizerContext::api_key(&valid)),
                 Verdict::Invalid(why) => Err(why.as_str()),
             });
@@ -80,12 +83,13 @@ impl Authorizer {
         Ok(session?.map(AuthorizerContext::session).map_err(SessionTokenError::as_str))
     }
 
-    /// Counts what is no API key: those are counted by their validator.
+    /// Counts outcomes for everything except API keys, which the validator counts.
     fn count(&self, outcome: &str) {
         self.app.metrics.validation(self.app.clock.now(), outcome, None);
     }
 
-    /// Verifies a session token against the ring at hand; a key id that is not there may have been published since.
+    /// Verifies a session token. An unknown key id triggers a refetch of the ring, because the key
+    /// may be new.
     async fn session(&self, token: &str) -> Result<Result<SessionClaims, SessionTokenError>, Undecided> {
         let (now, secrets) = (self.app.clock.now().as_seconds(), &self.app.secrets);
         let verdict = auth::verify(&*secrets.ring(Ring::SessionSigning).await?, token, now);
@@ -105,7 +109,7 @@ pub async fn run() -> ExitCode {
         let handler = move |event: LambdaEvent<Event>| async move {
             authorizer.authorize(&event.payload).await.map_err(|error| {
                 tracing::error!(route = NAME, %error, "undecided");
-                lambda_runtime::Error::from("the credential could not be judged")
+                lambda_runtime::Error::from("the credential could not be checked")
             })
         };
         lambda_runtime::run(service_fn(handler)).await

@@ -5,7 +5,8 @@ use aws_lambda_events::{
 use karta_shared::http::AuthorizerContext;
 use serde_json::json;
 
-/// `arn:aws:execute-api:<region>:<account>:<api>/<stage>/<method>/<path…>` → everything of that stage.
+/// Returns the ARN of the whole stage for
+/// `arn:aws:execute-api:<region>:<account>:<api>/<stage>/<method>/<path…>`.
 pub(crate) fn stage_arn(method_arn: &str) -> String {
     method_arn.split('/').take(2).collect::<Vec<_>>().join("/") + "/*"
 }

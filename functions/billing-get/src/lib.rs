@@ -1,4 +1,5 @@
-//! `GET /v1/billing`: the organization's plan and subscription, as the operator or Stripe said last.
+//! `GET /v1/billing`: the organization's plan and subscription, as last set by the operator or
+//! Stripe.
 
 use karta_shared::{
     App,
@@ -12,7 +13,7 @@ use utoipa::ToSchema;
 pub struct Output {
     plan: Plan,
     status: SubscriptionStatus,
-    /// Whether the organization is a customer at Stripe.
+    /// Whether the organization has a Stripe customer.
     billing_configured: bool,
     current_period_start: Option<Timestamp>,
     current_period_end: Option<Timestamp>,

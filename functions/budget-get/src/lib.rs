@@ -24,7 +24,7 @@ impl Route for BudgetGet {
     type Output = Output;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
-        let kept = app.store.budget(call.caller.organization_id).await?;
-        Answer::ok(&Output { budget: kept.map(|kept| kept.budget).into() })
+        let stored = app.store.budget(call.caller.organization_id).await?;
+        Answer::ok(&Output { budget: stored.map(|stored| stored.budget).into() })
     }
 }

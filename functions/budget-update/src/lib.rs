@@ -1,4 +1,5 @@
-//! `PUT /v1/budget`: replaces the organization's caps per UTC month. Absent and `null` are no cap.
+//! `PUT /v1/budget`: replaces the organization's caps per UTC month. An absent or `null` cap means
+//! no cap.
 
 use karta_shared::{
     App,
@@ -29,11 +30,11 @@ impl Route for BudgetUpdate {
         let caller = call.reauthorize(app).await?;
         let before = app.store.budget(organization).await?;
         let budget = call.body.clone();
-        let known = before.as_ref().map(|kept| kept.budget.clone());
+        let known = before.as_ref().map(|stored| stored.budget.clone());
         if known.clone().unwrap_or_default() != budget {
             let mut transaction = app.store.transaction();
             transaction.put_budget(organization, before.as_ref(), &budget)?;
-            transaction.while_unchanged(organization, &caller)?;
+            transaction.require_caller_unchanged(organization, &caller)?;
             let change = Change { before: known.as_ref().map(Budget::audited).into(), after: budget.audited() };
             let event = NewAuditEvent {
                 action: Action::BudgetUpdated,

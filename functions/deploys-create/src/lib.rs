@@ -1,4 +1,5 @@
-//! `POST /v1/agent_projects/{slug}/deploys`: makes the project's next release and, unless asked not to, activates it.
+//! `POST /v1/agent_projects/{slug}/deploys`: creates the project's next release and activates it
+//! unless the request opts out.
 
 use karta_shared::{
     App,
@@ -28,8 +29,9 @@ impl Route for DeploysCreate {
     const NAME: &'static str = "deploys-create";
     const STATUS: u16 = 201;
     const IDEMPOTENT: bool = true;
-    /// Deploys of one project queue for its next number: of many at once the last one loses as often as there are others.
-    const RUNS: u32 = 50;
+    /// Deploys of one project compete for the next number. With n concurrent deploys, the last one
+    /// needs n attempts.
+    const MAX_ATTEMPTS: u32 = 50;
     type Access = Write;
     type Path = Slug;
     type Query = NoQuery;
@@ -41,7 +43,7 @@ impl Route for DeploysCreate {
             return Ok(answer);
         }
         let organization = call.caller.organization_id;
-        // What runs outlives the gateway's verdict.
+        // A release outlives the gateway's verdict, so the caller must still be authorized.
         let (valid, project) = tokio::join!(call.reauthorize(app), app.store.project(organization, &call.path));
         valid?;
         let before = project?.ok_or(Error::NotFound)?;

@@ -1,19 +1,22 @@
-//! `GET /docs`: a page that shows `openapi.json`, whole in itself: nothing of it comes from elsewhere, and it runs nothing else.
+//! `GET /docs`: a self-contained page that shows `openapi.json`. It loads nothing from other
+//! origins.
 
 use karta_shared::{
     App,
     http::{Answer, AnyQuery, Call, Error, NoBody, Public, Route, Verbatim},
 };
 
-/// The page embeds the viewer, so that one route serves both. It is Redoc's own file with one change: the component that loads Redocly's logo
-/// from elsewhere renders nothing, because the policy below would block it and the browser report it.
+/// The page embeds the viewer, so that one route serves both. The viewer is Redoc's own file with
+/// one change: the component that loads Redocly's logo renders nothing, because the policy below
+/// would block it and the browser would report that.
 const PAGE: &str = concat!(
     include_str!("../page/head.html"),
     include_str!("../page/redoc.standalone.js"),
     include_str!("../page/tail.html")
 );
 
-/// The hash is that of the page's one script. The viewer writes its styles into the page, and searches in a worker that it makes.
+/// The hash is that of the page's only script. The viewer writes its styles into the page and
+/// creates a worker for its search.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'sha256-KTd5gIzRN51PsPUFQ3h5rKeKVAqZ2GPF7k+nEapjSlc='; style-src 'unsafe-inline'; \
      img-src 'self' data:; connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -22,7 +25,7 @@ pub struct DocsGet;
 
 impl Route for DocsGet {
     const NAME: &'static str = "docs-get";
-    const ASKS_STORE: bool = false;
+    const USES_STORE: bool = false;
     const CONTENT_TYPE: &'static str = "text/html; charset=utf-8";
     const HEADERS: &'static [(&'static str, &'static str)] = &[
         ("cache-control", "public, max-age=300"),

@@ -1,4 +1,4 @@
-//! `GET /healthz`: whether requests arrive. Says nothing of what lies behind.
+//! `GET /healthz`: confirms that the API is reachable. It does not check dependencies.
 
 use karta_shared::{
     App,
@@ -17,7 +17,7 @@ pub struct Healthz;
 
 impl Route for Healthz {
     const NAME: &'static str = "healthz";
-    const ASKS_STORE: bool = false;
+    const USES_STORE: bool = false;
     type Access = Public;
     type Path = ();
     type Query = AnyQuery;

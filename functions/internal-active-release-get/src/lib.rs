@@ -1,4 +1,5 @@
-//! `GET /v1/internal/projects/{slug}/active_release`: what a data plane is to run for a project.
+//! `GET /v1/internal/projects/{slug}/active_release`: the release that a data plane runs for a
+//! project.
 
 use karta_shared::{
     App,

@@ -1,4 +1,5 @@
-//! `POST /v1/internal/organizations/{id}/api_keys`: makes an API key for an organization that has lost its last one.
+//! `POST /v1/internal/organizations/{id}/api_keys`: creates an API key for an organization that has
+//! lost its last one.
 
 use karta_shared::{
     App,
@@ -49,7 +50,7 @@ impl Route for InternalApiKeysCreate {
         let id = Id::draw(call.now, &*app.entropy);
         let key = ApiKey::new(id, token.prefix(), settings(call.body.clone()), None, call.now);
         let api_key = ApiKeyResource::new(key.clone(), call.now);
-        let told = call.event(app, organization, EventType::ApiKeyCreated, &json!({ "api_key": api_key }))?;
+        let webhook_event = call.event(app, organization, EventType::ApiKeyCreated, &json!({ "api_key": api_key }))?;
         let answer = Answer::created(&Output { api_key, secret: Revealed::new(token.expose()) })?;
 
         let mut transaction = app.store.transaction();
@@ -61,7 +62,7 @@ impl Route for InternalApiKeysCreate {
             changes: key.creation(),
         };
         transaction.audit(organization, &call.audit_event(app, event))?;
-        transaction.announce(&told)?;
+        transaction.announce(&webhook_event)?;
         call.remember(app, &mut transaction, &answer, key.id, Reveals::Secret)?;
         transaction.commit().await?;
         Ok(answer)

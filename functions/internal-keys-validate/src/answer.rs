@@ -1,4 +1,4 @@
-//! The answer of `keys/validate`.
+//! The response of `keys/validate`.
 
 use karta_shared::{
     auth::{Invalidity, StepResult, ValidKey},
@@ -32,7 +32,7 @@ pub struct KeyDetails {
     expires_at: Option<Timestamp>,
 }
 
-/// A code other than `not_found` is answered only to the holder of the key's plaintext.
+/// Codes other than `not_found` are returned only to the holder of the key's plaintext.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Code {
@@ -58,7 +58,7 @@ impl From<Invalidity> for Code {
     }
 }
 
-pub(crate) fn found(valid: ValidKey) -> KeyDetails {
+pub(crate) fn details(valid: ValidKey) -> KeyDetails {
     KeyDetails {
         organization_id: valid.organization.id,
         organization_slug: valid.organization.slug,
@@ -73,6 +73,6 @@ pub(crate) fn found(valid: ValidKey) -> KeyDetails {
     }
 }
 
-pub(crate) fn explained(finding: StepResult) -> Explained {
-    Explained { step: finding.step.as_str(), passed: finding.passed }
+pub(crate) fn explain_step(result: StepResult) -> Explained {
+    Explained { step: result.step.as_str(), passed: result.passed }
 }

@@ -1,5 +1,6 @@
-//! `POST /v1/internal/keys/validate`: judges an API key for a data plane, which takes anything but a 200 for an invalid key: a verdict that
-//! cannot be had is a 503 or a 504, whatever the fault, and never `valid: false`.
+//! `POST /v1/internal/keys/validate`: validates an API key for a data plane.
+//!
+//! Every fault that prevents a verdict results in a 503 or 504, never in an invalid key.
 
 mod answer;
 
@@ -7,18 +8,18 @@ use std::{net::IpAddr, time::Duration};
 
 use karta_shared::{
     App,
-    auth::{Use, Verdict, trace},
+    auth::{RecordUse, Verdict, trace},
     config::{Ring, Secret},
     domain::{Invalid, client_address},
     http::{Answer, Call, Error, Internal, NoQuery, Received, Route, Validate},
 };
 use serde::Deserialize;
 
-use self::answer::{Code, explained, found};
+use self::answer::{Code, details, explain_step};
 pub use self::answer::{Explained, KeyDetails, Output};
 
-/// How old a verdict may be when it is sent: a data plane keeps it for 5 s from its arrival.
-const SENT_WITHIN: Duration = Duration::from_millis(500);
+/// Maximum age of a verdict when it is sent. A data plane caches it for 5 s from its arrival.
+const VERDICT_MAX_AGE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,7 +29,7 @@ pub struct Input {
     explain: Option<bool>,
 }
 
-/// Where the key is used from.
+/// The address that the key is used from.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Address(IpAddr);
@@ -47,7 +48,7 @@ pub struct InternalKeysValidate;
 impl Route for InternalKeysValidate {
     const NAME: &'static str = "internal-keys-validate";
     const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::KeyTag)];
-    /// A data plane waits 5 s.
+    /// A data plane waits 5 s for the response.
     const DEADLINE: Duration = Duration::from_secs(4);
     type Access = Internal<Validate>;
     type Path = ();
@@ -59,16 +60,16 @@ impl Route for InternalKeysValidate {
         let Input { key, ip_address, explain } = &call.body;
         let address = ip_address.map(|address| address.0);
         let explain = explain.unwrap_or(false);
-        let how = if explain { Use::Unnoted } else { Use::NotedFrom(address) };
-        let verdict = app.validator().validate_to_pass_on(key.expose(), how, SENT_WITHIN).await;
+        let record_use = if explain { RecordUse::Never } else { RecordUse::IfPermitted(address) };
+        let verdict = app.validator().validate_for_cache(key.expose(), record_use, VERDICT_MAX_AGE).await;
         let verdict = verdict.map_err(|fault| Error::Unavailable(fault.to_string()))?;
-        let trace = explain.then(|| trace(&verdict, address).into_iter().map(explained).collect());
-        let judged = match verdict {
-            Verdict::Valid(valid) if valid.is_permitted(address) => Ok(found(*valid)),
+        let trace = explain.then(|| trace(&verdict, address).into_iter().map(explain_step).collect());
+        let result = match verdict {
+            Verdict::Valid(valid) if valid.is_permitted(address) => Ok(details(*valid)),
             Verdict::Valid(_) => Err(Code::AddressNotAllowed),
             Verdict::Invalid(why) => Err(why.into()),
         };
-        let (key, code) = match judged {
+        let (key, code) = match result {
             Ok(key) => (Some(key), None),
             Err(code) => (None, Some(code)),
         };

@@ -1,4 +1,5 @@
-//! `GET /v1/internal/model_settings`: which model an organization's sessions use, or a project's.
+//! `GET /v1/internal/model_settings`: the model that the sessions of an organization or a project
+//! use.
 
 use karta_shared::{
     App,
@@ -21,7 +22,7 @@ pub struct Output {
     endpoint_kind: EndpointKind,
 }
 
-/// Which API is spoken at the endpoint.
+/// The API of the endpoint.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndpointKind {

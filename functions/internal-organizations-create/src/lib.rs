@@ -1,4 +1,5 @@
-//! `POST /v1/internal/organizations`: founds an organization and reveals its first key, once.
+//! `POST /v1/internal/organizations`: creates an organization with its first API key, and returns
+//! the key's token once.
 
 use karta_shared::{
     App,
@@ -69,11 +70,12 @@ impl Route for InternalOrganizationsCreate {
     }
 }
 
-/// Names the owner, as no other route does: an operator who lost the answer to a bootstrap finds the organization by it.
+/// Names the owner of the slug, unlike other routes: an operator who lost the response to a
+/// creation finds the organization by its id.
 fn slug_taken(owner: Option<Id>) -> Error {
     Error::Conflict {
         code: "slug_taken",
-        message: "The slug is another organization's: choose another one",
+        message: "The slug is taken by another organization. Choose another one.",
         resource_id: owner,
     }
 }

@@ -1,4 +1,5 @@
-//! `PATCH /v1/internal/organizations/{id}`: changes what the operator decides about an organization. Absent keeps, `null` clears.
+//! `PATCH /v1/internal/organizations/{id}`: changes the operator's settings of an organization. An
+//! absent field is kept, `null` clears it.
 
 use karta_shared::{
     App,

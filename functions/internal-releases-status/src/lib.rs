@@ -1,6 +1,7 @@
-//! `POST /v1/internal/releases/{id}/status`: takes a builder's report.
+//! `POST /v1/internal/releases/{id}/status`: accepts a builder's report.
 //!
-//! A log is written before the release names it and deleted after the release names another one: whoever reads sees the one or the other.
+//! A new log is written before the release refers to it, and an old log is deleted after the
+//! release refers to another one. A reader therefore sees either the old or the new log.
 
 mod tidy;
 
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct Input {
     status: ReleaseStatus,
-    /// As it came: builds print what they were given.
+    /// The log as received. Builds print what they were given, secrets included.
     build_log: Option<Received>,
     template_path: Option<TemplatePath>,
     image_ref: Option<ImageRef>,
@@ -32,7 +33,7 @@ pub struct InternalReleasesStatus;
 
 impl Route for InternalReleasesStatus {
     const NAME: &'static str = "internal-releases-status";
-    /// For the build's log.
+    /// Large enough for the build log.
     const BODY_MAX: usize = 1024 * 1024;
     type Access = Internal<Releases>;
     type Path = Id;
@@ -41,11 +42,11 @@ impl Route for InternalReleasesStatus {
     type Output = Output;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
-        let place = app.store.release_place(call.path).await?.ok_or(Error::NotFound)?;
-        let organization = place.organization_id;
+        let location = app.store.release_location(call.path).await?.ok_or(Error::NotFound)?;
+        let organization = location.organization_id;
         let (project, release) = tokio::join!(
-            app.store.project_by_id(organization, place.project_id),
-            app.store.release(organization, place.project_id, place.version),
+            app.store.project_by_id(organization, location.project_id),
+            app.store.release(organization, location.project_id, location.version),
         );
         let current = project?.ok_or(Error::NotFound)?.current_version;
         let before = release?.ok_or(Error::NotFound)?;
@@ -55,11 +56,11 @@ impl Route for InternalReleasesStatus {
         let changes = release.report(current, report.clone(), generation)?;
         if !changes.is_empty() {
             if let Some((index, log)) = release.log.as_ref().zip(report.log).filter(|_| release.log != before.log) {
-                let written = app.store.write_build_log(organization, release.id, index.generation(), &log).await;
-                if written.is_err() {
-                    tidy::forget(app, call, organization, &release).await;
+                let write = app.store.write_build_log(organization, release.id, index.generation(), &log).await;
+                if write.is_err() {
+                    tidy::discard(app, call, organization, &release).await;
                 }
-                written?;
+                write?;
             }
             let mut transaction = app.store.transaction();
             transaction.update_release(organization, &before, &release)?;
@@ -83,7 +84,7 @@ impl Route for InternalReleasesStatus {
     }
 }
 
-/// Builds print what they were given: secrets are taken out before anything is kept.
+/// Converts the request to a report. Secrets are redacted before anything is stored.
 fn report(input: &Input) -> StatusReport {
     StatusReport {
         status: input.status,

@@ -10,13 +10,14 @@ use tokio::time::timeout;
 
 use super::InternalReleasesStatus;
 
-/// How long an answer waits for what nobody reads to be deleted.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// For how long what a report left half done is let be: longer than any report is at work.
-const LEFT_ALONE: Duration = Duration::from_hours(1);
+/// Maximum time that a response waits for the deletion of unused logs.
+const CLEANUP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Minimum age of an unused log before it is deleted, longer than any report takes.
+const MIN_UNUSED_AGE: Duration = Duration::from_hours(1);
 
-/// Deletes what nobody reads any more: the log before, or, if the release did not take it, the new one; besides, what crashes have left. No
-/// failure here fails the answer: what stays is not seen, and deleted after a later report.
+/// Deletes unused logs: the old log, or the new one if the transaction failed, and leftovers of
+/// crashes. A failure here does not fail the response. A later report deletes the remaining logs,
+/// which no reader sees.
 pub(super) async fn tidy(
     app: &App,
     call: &Call<InternalReleasesStatus>,
@@ -32,35 +33,35 @@ pub(super) async fn tidy(
         match failed {
             None => {
                 delete(before).await?;
-                app.store.sweep_build_logs(organization, after.id, call.now.minus(LEFT_ALONE)).await
+                app.store.sweep_build_logs(organization, after.id, call.now.minus(MIN_UNUSED_AGE)).await
             }
             Some(CommitError::Conflict(_)) => delete(after).await,
-            // It may have been taken.
+            // The transaction may have been committed.
             Some(CommitError::Store(_)) => Ok(()),
         }
     };
-    within_patience(app, call, after.id, work).await;
+    with_timeout(app, call, after.id, work).await;
 }
 
-/// Deletes what was written of a log that no release will name.
-pub(super) async fn forget(app: &App, call: &Call<InternalReleasesStatus>, organization: Id, release: &Release) {
+/// Deletes the parts of a log that no release will refer to.
+pub(super) async fn discard(app: &App, call: &Call<InternalReleasesStatus>, organization: Id, release: &Release) {
     if let Some(log) = &release.log {
-        within_patience(app, call, release.id, app.store.delete_build_log(organization, release.id, log)).await;
+        with_timeout(app, call, release.id, app.store.delete_build_log(organization, release.id, log)).await;
     }
 }
 
-async fn within_patience(
+async fn with_timeout(
     app: &App,
     call: &Call<InternalReleasesStatus>,
     release: Id,
     work: impl Future<Output = Result<(), StoreError>>,
 ) {
-    let patience = app.deadlines.scale(PATIENCE);
-    let problem = match timeout(patience, work).await {
+    let limit = app.deadlines.scale(CLEANUP_TIMEOUT);
+    let problem = match timeout(limit, work).await {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("not done within {patience:?}"),
+        Err(_) => format!("timed out after {limit:?}"),
     };
     let (request_id, route, release_id) = (call.meta.request_id.as_str(), InternalReleasesStatus::NAME, release.get());
-    tracing::warn!(request_id, route, release_id, problem, "a build log that nobody reads was not deleted");
+    tracing::warn!(request_id, route, release_id, problem, "build log deletion failed");
 }

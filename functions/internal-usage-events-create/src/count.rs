@@ -8,8 +8,8 @@ use karta_shared::{
     store::Ingested,
 };
 
-/// Counts each organization's events. All have their turn before the fault of one is told: what was counted stays, and the same batch sent again
-/// counts the rest.
+/// Counts the events of every organization. If one organization fails, the others are still
+/// counted. The sender repeats the batch, and only the remaining events are counted.
 pub(crate) async fn count(
     app: &App,
     by_organization: BTreeMap<Id, Vec<UsageEvent>>,

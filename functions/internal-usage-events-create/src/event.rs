@@ -29,8 +29,8 @@ pub(crate) struct Reported {
 }
 
 impl Reported {
-    /// The event, or what is wrong with it.
-    pub(crate) fn judged(Each(event): &Each<Self>, now: Timestamp) -> Result<Self, String> {
+    /// Returns the event, or its problem.
+    pub(crate) fn checked(Each(event): &Each<Self>, now: Timestamp) -> Result<Self, String> {
         let event = event.clone()?;
         if event.api_key_id.is_none() && event.api_key_prefix.is_none() {
             return Err("api_key_id or api_key_prefix is required".to_owned());
@@ -42,7 +42,6 @@ impl Reported {
     }
 }
 
-/// Whose the keys of a batch are.
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
     by_id: HashMap<Id, KeyOwner>,
@@ -54,11 +53,11 @@ impl Directory {
         let ids: BTreeSet<_> = events.clone().filter_map(|event| event.api_key_id).collect();
         let prefixes: HashSet<_> = events.filter_map(|event| event.api_key_prefix.clone()).collect();
         let by_id = app.store.key_owners(&ids).await?;
-        let looks = prefixes.into_iter().map(|prefix| {
+        let lookups = prefixes.into_iter().map(|prefix| {
             let store = app.store.clone();
             async move { store.key_owners_by_prefix(&prefix).await.map(|keys| (prefix.as_str().to_owned(), keys)) }
         });
-        let by_prefix = join_bounded(looks).await.into_iter().collect::<Result<_, _>>()?;
+        let by_prefix = join_bounded(lookups).await.into_iter().collect::<Result<_, _>>()?;
         Ok(Self { by_id, by_prefix })
     }
 
@@ -83,21 +82,21 @@ impl Directory {
     }
 
     fn owner(&self, event: &Reported) -> Result<KeyOwner, String> {
-        let of_prefix = event
+        let prefix_owners = event
             .api_key_prefix
             .as_ref()
             .map(|prefix| self.by_prefix.get(prefix.as_str()).map(Vec::as_slice).unwrap_or_default());
-        match (event.api_key_id, of_prefix) {
-            (Some(id), of_prefix) => {
-                let owner = self.by_id.get(&id).ok_or("api_key_id is of no key here")?;
-                match of_prefix {
-                    Some(keys) if !keys.contains(owner) => Err("api_key_prefix is not that of api_key_id".to_owned()),
+        match (event.api_key_id, prefix_owners) {
+            (Some(id), prefix_owners) => {
+                let owner = self.by_id.get(&id).ok_or("api_key_id does not exist")?;
+                match prefix_owners {
+                    Some(keys) if !keys.contains(owner) => Err("api_key_prefix does not match api_key_id".to_owned()),
                     _ => Ok(*owner),
                 }
             }
             (None, Some([owner])) => Ok(*owner),
-            (None, Some([])) => Err("api_key_prefix is of no key here".to_owned()),
-            (None, _) => Err("api_key_prefix is that of several keys: send api_key_id".to_owned()),
+            (None, Some([])) => Err("api_key_prefix does not exist".to_owned()),
+            (None, _) => Err("api_key_prefix is not unique: send api_key_id".to_owned()),
         }
     }
 }

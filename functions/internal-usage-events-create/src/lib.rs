@@ -1,4 +1,5 @@
-//! `POST /v1/internal/usage/events`: counts what data planes report, each event once. One bad event never sinks the batch.
+//! `POST /v1/internal/usage/events`: counts the usage that data planes report, each event once. An
+//! invalid event does not affect the others of its batch.
 
 mod count;
 mod event;
@@ -18,14 +19,14 @@ use crate::{
     event::{Directory, Reported},
 };
 
-const EVENTS_AT_MOST: usize = 1_000;
-/// How many models without a price the log names, with the tokens of each.
-const MODELS_NAMED: usize = 10;
+const MAX_EVENTS: usize = 1_000;
+/// Maximum models without a price that one log line names.
+const MAX_LOGGED_MODELS: usize = 10;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
-    events: Bounded<Each<Reported>, EVENTS_AT_MOST>,
+    events: Bounded<Each<Reported>, MAX_EVENTS>,
 }
 
 #[derive(Debug, Serialize)]
@@ -33,11 +34,12 @@ pub struct Output {
     accepted: usize,
     duplicates: usize,
     rejected: Vec<Rejected>,
-    /// The models of this batch without a price, with the tokens that the batch reports of each, duplicates included. Counted tokens cost nothing.
+    /// Models of this batch without a price, with their reported tokens, duplicates included. These
+    /// tokens add no cost.
     unpriced: Vec<UnpricedUsage>,
 }
 
-/// An event that is not counted: its place in the batch, and what would be right.
+/// An event that is not counted, with its index in the batch and the reason.
 #[derive(Debug, Serialize)]
 pub struct Rejected {
     index: usize,
@@ -59,10 +61,10 @@ impl Route for InternalUsageEventsCreate {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let events = &call.body.events.0;
-        if events.len() > EVENTS_AT_MOST {
-            return Err(Error::invalid("events", "must hold at most 1000 events: send the rest in another batch"));
+        if events.len() > MAX_EVENTS {
+            return Err(Error::invalid("events", "must contain at most 1000 events: send the rest in another batch"));
         }
-        let reported: Vec<_> = events.iter().map(|event| Reported::judged(event, call.now)).collect();
+        let reported: Vec<_> = events.iter().map(|event| Reported::checked(event, call.now)).collect();
         let directory = Directory::new(app, reported.iter().flatten()).await?;
 
         let mut by_organization: BTreeMap<Id, Vec<UsageEvent>> = BTreeMap::new();
@@ -79,8 +81,8 @@ impl Route for InternalUsageEventsCreate {
             }
         }
         if !unpriced.is_empty() {
-            let models = unpriced.iter().take(MODELS_NAMED).map(|(model, tokens)| (call.meta.scrub(model), tokens));
-            let models: Vec<_> = models.collect();
+            let named = unpriced.iter().take(MAX_LOGGED_MODELS);
+            let models: Vec<_> = named.map(|(model, tokens)| (call.meta.scrub(model), tokens)).collect();
             tracing::warn!(route = Self::NAME, ?models, of = unpriced.len(), "models without a price");
         }
         if let Some(oldest) = by_organization.values().flatten().map(|event| event.occurred_at).min() {

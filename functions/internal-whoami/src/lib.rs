@@ -1,4 +1,5 @@
-//! `GET /v1/internal/whoami`: that the token is a service's, for data planes that check their set-up.
+//! `GET /v1/internal/whoami`: confirms a service token, for data planes that check their
+//! configuration.
 
 use karta_shared::{
     App,
@@ -16,7 +17,7 @@ pub struct InternalWhoami;
 
 impl Route for InternalWhoami {
     const NAME: &'static str = "internal-whoami";
-    const ASKS_STORE: bool = false;
+    const USES_STORE: bool = false;
     type Access = Internal<AnyService>;
     type Path = ();
     type Query = NoQuery;

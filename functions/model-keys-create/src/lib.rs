@@ -1,4 +1,5 @@
-//! `POST /v1/model_keys`: takes a provider's key into use, in the place of the one that was. It is kept sealed and not shown again.
+//! `POST /v1/model_keys`: activates a provider key, which replaces the previous one. The key is
+//! stored sealed and never returned.
 
 use karta_shared::{
     App,
@@ -44,7 +45,7 @@ impl Route for ModelKeysCreate {
         if let Some(answer) = call.replay(app).await? {
             return Ok(answer);
         }
-        // What is spent with this key outlives the gateway's verdict: who may not administer any more must not choose it.
+        // The provider key outlives the gateway's verdict, so the caller must still be authorized.
         let caller = call.reauthorize(app).await?;
         let organization = call.caller.organization_id;
         let model_key = ModelKey::new(Id::draw(call.now, &*app.entropy), &key, name.clone(), call.now);
@@ -52,8 +53,8 @@ impl Route for ModelKeysCreate {
         let answer = Answer::created(&output)?;
 
         let mut transaction = app.store.transaction();
-        transaction.while_unchanged(organization, &caller)?;
-        take_into_use(app, call, &mut transaction, &model_key, &key).await?;
+        transaction.require_caller_unchanged(organization, &caller)?;
+        stage_key(app, call, &mut transaction, &model_key, &key).await?;
         let event = NewAuditEvent {
             action: Action::ModelKeyCreated,
             resource_kind: "model_key",
@@ -69,8 +70,8 @@ impl Route for ModelKeysCreate {
     }
 }
 
-/// Stages the key, sealed, and the end of the one in whose place it comes.
-async fn take_into_use(
+/// Stages the sealed key and the revocation of the key that it replaces.
+async fn stage_key(
     app: &App,
     call: &Call<ModelKeysCreate>,
     transaction: &mut Transaction,
@@ -78,16 +79,16 @@ async fn take_into_use(
     key: &ProviderKey,
 ) -> Result<(), Error> {
     let organization = call.caller.organization_id;
-    let place = ModelKeyContext { organization, provider: model_key.provider, id: model_key.id };
-    let sealed = place.seal(&*app.secrets.ring(Ring::SealingByok).await?, &*app.entropy, key.expose());
+    let context = ModelKeyContext { organization, provider: model_key.provider, id: model_key.id };
+    let sealed = context.seal(&*app.secrets.ring(Ring::SealingByok).await?, &*app.entropy, key.expose());
     let Some(active) = app.store.active_model_key(organization, model_key.provider).await? else {
         return Ok(transaction.create_model_key(organization, model_key, &sealed)?);
     };
     let before = app.store.model_key(organization, active.model_key_id).await?;
-    let before = before.ok_or_else(|| Error::Internal("the model key in use is not there".to_owned()))?;
+    let before = before.ok_or_else(|| Error::Internal("active model key is missing".to_owned()))?;
     let mut after = before.clone();
     if !after.revoke(call.now) {
-        return Err(Error::Raced);
+        return Err(Error::WriteConflict);
     }
     transaction.replace_model_key(organization, &before, &after, model_key, &sealed)?;
     let event = NewAuditEvent {

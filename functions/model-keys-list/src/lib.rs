@@ -1,4 +1,5 @@
-//! `GET /v1/model_keys`: the organization's provider keys, newest first, the revoked ones among them. Shows none of the keys themselves.
+//! `GET /v1/model_keys`: the organization's provider keys, newest first, including revoked keys.
+//! The response does not contain the keys themselves.
 
 use karta_shared::{
     App,

@@ -1,4 +1,5 @@
-//! `DELETE /v1/model_keys/{id}`: takes a provider key out of use and shreds it. A repeat answers the same.
+//! `DELETE /v1/model_keys/{id}`: revokes a provider key and deletes its sealed text. A repeat
+//! returns the same response.
 
 use karta_shared::{
     App,
@@ -33,7 +34,7 @@ impl Route for ModelKeysRevoke {
         let output = Output { model_key: model_key.clone().into() };
         if revoked {
             let mut transaction = app.store.transaction();
-            transaction.while_unchanged(organization, &caller)?;
+            transaction.require_caller_unchanged(organization, &caller)?;
             transaction.revoke_model_key(organization, &before, &model_key)?;
             let event = NewAuditEvent {
                 action: Action::ModelKeyRevoked,

@@ -1,4 +1,4 @@
-//! `GET /openapi.json`: the API's document.
+//! `GET /openapi.json`: the `OpenAPI` document.
 
 use karta_shared::{
     App,
@@ -10,7 +10,7 @@ pub struct OpenapiGet;
 
 impl Route for OpenapiGet {
     const NAME: &'static str = "openapi-get";
-    const ASKS_STORE: bool = false;
+    const USES_STORE: bool = false;
     const HEADERS: &'static [(&'static str, &'static str)] =
         &[("cache-control", "public, max-age=300"), ("access-control-allow-origin", "*")];
     type Access = Public;

@@ -1,9 +1,10 @@
-//! `GET /v1/projects/{ref}/whoami`: the Principal at a project's door, for a widget with a session token or a server with an API key.
+//! `GET /v1/projects/{ref}/whoami`: the caller's Principal in a project, for a widget with a
+//! session token or a server with an API key.
 
 use karta_shared::{
     App,
     domain::{Principal, PrincipalKind},
-    http::{Answer, Call, Error, NoBody, NoQuery, ProjectAccess, ProjectRef, Route},
+    http::{Answer, Call, Error, NoBody, NoQuery, ProjectAccess, ProjectPath, Route},
 };
 
 #[derive(Debug)]
@@ -13,7 +14,7 @@ impl Route for ProjectsWhoami {
     const NAME: &'static str = "projects-whoami";
     const CORS: bool = true;
     type Access = ProjectAccess;
-    type Path = ProjectRef;
+    type Path = ProjectPath;
     type Query = NoQuery;
     type Body = NoBody;
     type Output = Principal;
@@ -21,10 +22,10 @@ impl Route for ProjectsWhoami {
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Principal>, Error> {
         let principal = &call.caller;
         match principal.kind {
-            // Pinned and verified offline: nothing to read.
+            // The token names the project and was verified offline, so nothing is read.
             PrincipalKind::Session => {}
             PrincipalKind::ApiKey => {
-                let ProjectRef(slug) = &call.path;
+                let ProjectPath(slug) = &call.path;
                 app.store.project(principal.organization_id, slug).await?.ok_or(Error::NotFound)?;
             }
         }

@@ -1,10 +1,11 @@
-//! `GET /v1/agent_projects/{slug}/releases/{version}/logs`: what a release's build printed, from its first line on.
+//! `GET /v1/agent_projects/{slug}/releases/{version}/logs`: the build log of a release, oldest line
+//! first.
 
 use karta_shared::{
     App,
     config::{Ring, Secret},
     domain::{Id, LogLine},
-    http::{Answer, Call, Error, Limit, NoBody, Read, ReleaseRef, Route, cursor},
+    http::{Answer, Call, Error, Limit, NoBody, Read, ReleasePath, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -30,7 +31,7 @@ impl Route for ReleaseLogsList {
     const NAME: &'static str = "release-logs-list";
     const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::Cursor)];
     type Access = Read;
-    type Path = ReleaseRef;
+    type Path = ReleasePath;
     type Query = Query;
     type Body = NoBody;
     type Output = Output;
@@ -44,7 +45,7 @@ impl Route for ReleaseLogsList {
         let (logs, end) = match &release.log {
             Some(log) => {
                 let lines = app.store.build_log(organization, release.id, log, after, call.query.limit.get()).await?;
-                (lines.ok_or(Error::Raced)?, log.last_line())
+                (lines.ok_or(Error::WriteConflict)?, log.last_line())
             }
             None => (Vec::new(), 0),
         };

@@ -37,7 +37,8 @@ impl Route for ReleasesList {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let organization = call.caller.organization_id;
-        // The pointer is read first, and nothing newer than its project is shown: one release of the list is active, whatever happens meanwhile.
+        // The project is read first, and newer releases are omitted. The list therefore shows one
+        // active release even during concurrent changes.
         let project = app.store.project(organization, &call.path).await?.ok_or(Error::NotFound)?;
         let list = format!("releases of {}", project.id);
         let end = project.latest_version.map_or(Version::FIRST, Version::next).place();

@@ -1,5 +1,5 @@
-//! `POST /v1/agent_projects/{slug}/rollback`: makes another release that is ready, or was active before, the active one. The first time that a
-//! release becomes active is told as its activation.
+//! `POST /v1/agent_projects/{slug}/rollback`: activates another release that is ready or was active
+//! before. The first activation of a release is reported as an activation, not as a rollback.
 
 use karta_shared::{
     App,
@@ -25,8 +25,8 @@ pub struct ReleasesRollback;
 
 impl Route for ReleasesRollback {
     const NAME: &'static str = "releases-rollback";
-    /// As often as a deploy: the way back must not starve behind the way forward.
-    const RUNS: u32 = 50;
+    /// Same limit as deploys, so that deploys do not starve a rollback.
+    const MAX_ATTEMPTS: u32 = 50;
     type Access = Admin;
     type Path = Slug;
     type Query = NoQuery;
@@ -35,7 +35,8 @@ impl Route for ReleasesRollback {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let organization = call.caller.organization_id;
-        // What runs outlives the gateway's verdict.
+        // The active release outlives the gateway's verdict, so the caller must still be
+        // authorized.
         let (valid, project) = tokio::join!(call.reauthorize(app), app.store.project(organization, &call.path));
         valid?;
         let project_before = project?.ok_or(Error::NotFound)?;
@@ -49,7 +50,7 @@ impl Route for ReleasesRollback {
         })?;
         let output = Output { release: ReleaseResource::new(release.clone(), project.current_version) };
         if let Some(flip) = flip {
-            let (action, told) = match flip {
+            let (action, event_type) = match flip {
                 Flip::Activation => (Action::ReleaseActivated, EventType::ReleaseActivated),
                 Flip::Rollback => (Action::ReleaseRolledBack, EventType::ReleaseRolledBack),
             };
@@ -63,7 +64,7 @@ impl Route for ReleasesRollback {
                 changes: activation(project_before.current_version, release.version),
             };
             transaction.audit(organization, &call.audit_event(app, event))?;
-            transaction.announce(&call.event(app, organization, told, &output)?)?;
+            transaction.announce(&call.event(app, organization, event_type, &output)?)?;
             transaction.invalidate(organization, project_before.effect_of(&project), call.now)?;
             transaction.commit().await?;
         }

@@ -1,4 +1,5 @@
-//! `POST /v1/agent_projects/{slug}/session_tokens`, also without `/v1`: mints a browser-safe token for one project.
+//! `POST /v1/agent_projects/{slug}/session_tokens`, also without `/v1`: mints a browser-safe token
+//! for one project.
 
 use karta_shared::{
     App,
@@ -10,7 +11,8 @@ use karta_shared::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// From this percentage of a budget on, tokens live no longer than they must: whoever holds one spends what is left.
+/// From this percentage of a budget on, tokens get the minimum lifetime, because their holders can
+/// spend the rest of the budget.
 const NEARLY_SPENT: u128 = 95;
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -21,7 +23,7 @@ pub struct Input {
     ttl_seconds: Option<Ttl>,
 }
 
-/// 60 to 3600 seconds.
+/// A lifetime of 60 to 3600 seconds.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(try_from = "u64")]
 pub struct Ttl(u32);
@@ -40,12 +42,12 @@ pub struct Output {
     token: Revealed,
     expires_at: Timestamp,
     expires_in: u32,
-    project: TokenProject,
+    project: ProjectRef,
     sub: Option<UserId>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
-pub struct TokenProject {
+pub struct ProjectRef {
     id: Id,
     slug: Slug,
 }
@@ -59,7 +61,7 @@ impl Route for SessionTokensCreate {
     const STATUS: u16 = 201;
     const BODY_MAY_BE_EMPTY: bool = true;
     type Access = Write;
-    /// Optional, because the budget is judged before a slug that no project can have.
+    /// Optional, because the budget check precedes the check of the slug.
     type Path = Option<Slug>;
     type Query = NoQuery;
     type Body = Input;
@@ -73,7 +75,8 @@ impl Route for SessionTokensCreate {
                 None => Ok(None),
             }
         };
-        // The gateway's verdict may be seconds old, and a token outlives it by far: what the key has lost since, it cannot pass on.
+        // The gateway's verdict may be seconds old and the token lives much longer, so the caller
+        // must still be authorized.
         let (valid, project) = tokio::join!(call.reauthorize_to_spend(app), project);
         let valid = valid?;
         if let BudgetVerdict::Exhausted(exhausted) = valid.budget {
@@ -81,8 +84,8 @@ impl Route for SessionTokensCreate {
         }
         let project = project?.ok_or(Error::NotFound)?;
 
-        let most = if valid.spending.percent() < NEARLY_SPENT { TTL_MAX } else { TTL_MIN };
-        let expires_in = call.body.ttl_seconds.map_or(TTL_DEFAULT, |ttl| ttl.0).min(most);
+        let max_ttl = if valid.spending.percent() < NEARLY_SPENT { TTL_MAX } else { TTL_MIN };
+        let expires_in = call.body.ttl_seconds.map_or(TTL_DEFAULT, |ttl| ttl.0).min(max_ttl);
         let iat = call.now.as_seconds();
         let claims = SessionClaims {
             org_id: caller.organization_id,
@@ -102,13 +105,13 @@ impl Route for SessionTokensCreate {
             token: Revealed::new(token.expose()),
             expires_at: Timestamp::from_millis(claims.exp * 1_000).unwrap_or(call.now),
             expires_in,
-            project: TokenProject { id: project.id, slug: project.slug },
+            project: ProjectRef { id: project.id, slug: project.slug },
             sub: call.body.user_id.clone(),
         })
     }
 }
 
-/// 32 hexadecimal digits.
+/// Returns 32 random hexadecimal digits.
 fn token_id(app: &App) -> String {
     let mut random = [0; 16];
     app.entropy.fill(&mut random);

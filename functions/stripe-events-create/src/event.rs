@@ -1,13 +1,13 @@
 use karta_shared::{
     domain::{EventType, StripeCustomerId, StripeId, Subscription, SubscriptionBefore, SubscriptionStep, Timestamp},
-    http::{Error, Unjudged},
+    http::{Error, RawJson},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::object::{InvoiceObject, ObjectCustomer, ObjectStatus, Previous, Seconds, SubscriptionObject};
 
-/// An event of a type that has an effect here. What is not read may be anything.
+/// An event of a supported type. Fields that are not read may have any value.
 #[derive(Debug, Deserialize)]
 pub(crate) struct StripeEvent {
     pub(crate) id: StripeId,
@@ -20,24 +20,24 @@ pub(crate) struct StripeEvent {
 
 #[derive(Debug, Deserialize)]
 struct Data {
-    object: Unjudged,
-    previous_attributes: Option<Unjudged>,
+    object: RawJson,
+    previous_attributes: Option<RawJson>,
 }
 
-/// What an event tells, and as what it is passed on.
+/// The content of an event, and the type of the webhook event that reports it.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct ParsedEvent {
     pub(crate) event_type: EventType,
-    pub(crate) news: News,
+    pub(crate) content: EventContent,
 }
 
 #[derive(Debug)]
-pub(crate) enum News {
+pub(crate) enum EventContent {
     Subscription(Subscription, SubscriptionBefore),
     Invoice(InvoiceObject),
 }
 
-/// The types that have an effect here.
+/// The supported types of events.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum StripeEventKind {
     Subscription(SubscriptionStep, EventType),
@@ -45,8 +45,9 @@ pub(crate) enum StripeEventKind {
 }
 
 impl StripeEventKind {
-    /// Returns `None` for a type without an effect here, without reading the rest of the event: Stripe's other types have other envelopes.
-    pub(crate) fn new(body: &Unjudged) -> Option<Self> {
+    /// Returns `None` for an unsupported type, without reading the rest of the event: other types
+    /// may have other envelopes.
+    pub(crate) fn new(body: &RawJson) -> Option<Self> {
         let updated = Self::Subscription(SubscriptionStep::Updated, EventType::SubscriptionUpdated);
         Some(match body.text("type")? {
             "customer.subscription.created" => {
@@ -66,49 +67,50 @@ impl StripeEventKind {
 }
 
 impl StripeEvent {
-    pub(crate) fn read(body: &Unjudged) -> Result<Self, Error> {
+    pub(crate) fn read(body: &RawJson) -> Result<Self, Error> {
         body.read()
     }
 
-    /// Refuses a test's event in a live stack, and the reverse.
-    pub(crate) fn admit(&self, livemode: bool) -> Result<(), Error> {
+    /// Refuses a test event in a live stack, and a live event in a test stack.
+    pub(crate) fn check_mode(&self, livemode: bool) -> Result<(), Error> {
         if self.livemode == livemode {
             return Ok(());
         }
-        let takes = if livemode { "live events" } else { "events of test mode" };
-        Err(Error::BadRequest { code: "livemode_mismatch", message: format!("This stack takes {takes} only") })
+        let accepted = if livemode { "live events" } else { "test events" };
+        Err(Error::BadRequest { code: "livemode_mismatch", message: format!("This stack accepts {accepted} only") })
     }
 
-    /// Returns the customer, without reading the rest of the object. `None` if no organization can hold it.
+    /// Returns the customer without reading the rest of the object; `None` if no organization can
+    /// have this customer.
     pub(crate) fn customer(&self) -> Result<Option<StripeCustomerId>, Error> {
         let customer: ObjectCustomer = self.data.object.read()?;
         Ok(customer.id().and_then(|id| id.try_into().ok()))
     }
 
-    pub(crate) fn told(&self, kind: StripeEventKind) -> Result<Told, Error> {
+    pub(crate) fn parse(&self, kind: StripeEventKind) -> Result<ParsedEvent, Error> {
         match kind {
             StripeEventKind::Subscription(step, event_type) => self.subscription(step, event_type),
             StripeEventKind::Invoice(event_type) => self.invoice(event_type),
         }
     }
 
-    fn subscription(&self, step: SubscriptionStep, event_type: EventType) -> Result<Told, Error> {
+    fn subscription(&self, step: SubscriptionStep, event_type: EventType) -> Result<ParsedEvent, Error> {
         let status = ObjectStatus::after(step, &self.data.object)?;
         let object: SubscriptionObject = self.data.object.read()?;
         let previous: Option<Previous> = self.data.previous_attributes.as_ref().and_then(|given| given.read().ok());
         let before = previous.unwrap_or_default().before(&object);
-        let news = News::Subscription(object.told(status, step, self.created.into()), before);
-        Ok(Told { event_type, news })
+        let content = EventContent::Subscription(object.into_subscription(status, step, self.created.into()), before);
+        Ok(ParsedEvent { event_type, content })
     }
 
-    fn invoice(&self, event_type: EventType) -> Result<Told, Error> {
-        Ok(Told { event_type, news: News::Invoice(self.data.object.read()?) })
+    fn invoice(&self, event_type: EventType) -> Result<ParsedEvent, Error> {
+        Ok(ParsedEvent { event_type, content: EventContent::Invoice(self.data.object.read()?) })
     }
 }
 
-impl News {
-    /// As webhook endpoints are told: ids, states and amounts, and nothing of a person.
-    pub(crate) fn shown(&self) -> Value {
+impl EventContent {
+    /// Returns the data of the webhook event: ids, states and amounts, without personal data.
+    pub(crate) fn webhook_data(&self) -> Value {
         match self {
             Self::Subscription(subscription, _) => json!({ "subscription": {
                 "id": subscription.id,

@@ -1,4 +1,5 @@
-//! `POST /v1/stripe/events`: takes in what Stripe tells of subscriptions and invoices, each event once, in any order.
+//! `POST /v1/stripe/events`: applies Stripe's events about subscriptions and invoices, each event
+//! once, in any order.
 
 mod event;
 mod object;
@@ -6,12 +7,12 @@ mod object;
 use karta_shared::{
     App,
     domain::{CacheEffect, Organization},
-    http::{Action, Answer, Call, Error, NewAuditEvent, NoQuery, Route, Stripe, Unjudged},
+    http::{Action, Answer, Call, Error, NewAuditEvent, NoQuery, RawJson, Route, Stripe},
     store::{CommitError, Conflict, Transaction},
 };
 use serde::Serialize;
 
-use crate::event::{News, StripeEvent, StripeEventKind, Told};
+use crate::event::{EventContent, ParsedEvent, StripeEvent, StripeEventKind};
 
 #[derive(Debug, Serialize)]
 pub struct Output {
@@ -28,8 +29,9 @@ impl Route for StripeEventsCreate {
     type Access = Stripe;
     type Path = ();
     type Query = NoQuery;
-    /// Read by the handler, because only the type says what the rest is, and only the customer whether it is read.
-    type Body = Unjudged;
+    /// Parsed by the handler: the type determines the other fields, and only events of known
+    /// customers are parsed in full.
+    type Body = RawJson;
     type Output = Output;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
@@ -37,20 +39,20 @@ impl Route for StripeEventsCreate {
             return received();
         };
         let event = StripeEvent::read(&call.body)?;
-        event.admit(call.caller.livemode())?;
+        event.check_mode(call.caller.livemode())?;
         let tenant = match event.customer()? {
             Some(customer) => app.store.organization_by_stripe_customer(&customer).await?,
             None => None,
         };
         let Some(tenant) = tenant else {
             let (request_id, event_type) = (&call.meta.request_id, &event.kind);
-            tracing::info!(request_id, route = Self::NAME, event_type, "an event about a customer that nobody is here");
+            tracing::info!(request_id, route = Self::NAME, event_type, "event for an unknown Stripe customer");
             return received();
         };
-        let told = event.told(kind)?;
+        let parsed = event.parse(kind)?;
         let mut transaction = app.store.transaction();
-        transaction.take_in_stripe_event(tenant.id, &event.id, call.now)?;
-        take_effect(app, call, &mut transaction, &tenant, told)?;
+        transaction.record_stripe_event(tenant.id, &event.id, call.now)?;
+        stage_effect(app, call, &mut transaction, &tenant, parsed)?;
         match transaction.commit().await {
             Ok(()) | Err(CommitError::Conflict(Conflict::EventSeen)) => received(),
             Err(error) => Err(error.into()),
@@ -62,18 +64,18 @@ fn received() -> Result<Answer<Output>, Error> {
     Answer::ok(&Output { received: true })
 }
 
-/// Stages what an event brings about; nothing for one that is older than what is known.
-fn take_effect(
+/// Stages the effect of an event. An event that is older than the known state has no effect.
+fn stage_effect(
     app: &App,
     call: &Call<StripeEventsCreate>,
     transaction: &mut Transaction,
     tenant: &Organization,
-    told: Told,
+    parsed: ParsedEvent,
 ) -> Result<(), Error> {
-    let event = call.event(app, tenant.id, told.event_type, &told.news.shown())?;
-    match told.news {
-        News::Invoice(_) => transaction.while_organization_unchanged(tenant)?,
-        News::Subscription(subscription, before) => {
+    let event = call.event(app, tenant.id, parsed.event_type, &parsed.content.webhook_data())?;
+    match parsed.content {
+        EventContent::Invoice(_) => transaction.require_organization_unchanged(tenant)?,
+        EventContent::Subscription(subscription, before) => {
             let mut organization = tenant.clone();
             let Some(changes) = organization.learn(subscription, &before) else {
                 return Ok(());

@@ -1,4 +1,5 @@
-//! Stripe's objects, as far as they are read. Fields that moved between versions of its API are read in both places.
+//! The fields of Stripe's objects that this package reads. Fields that moved between versions of
+//! Stripe's API are read in both places.
 
 use std::{fmt, marker::PhantomData};
 
@@ -7,7 +8,7 @@ use karta_shared::{
         Invalid, Plan, StripeId, Subscription, SubscriptionBefore, SubscriptionStatus, SubscriptionStep, Timestamp,
         check_text,
     },
-    http::{Each, Error, Unjudged},
+    http::{Each, Error, RawJson},
 };
 use serde::{
     Deserialize, Deserializer,
@@ -17,7 +18,7 @@ use serde::{
     },
 };
 
-/// An instant in Unix seconds.
+/// A time in Unix seconds.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(try_from = "i64")]
 pub(crate) struct Seconds(Timestamp);
@@ -37,7 +38,8 @@ impl From<Seconds> for Timestamp {
     }
 }
 
-/// The id of another object of Stripe's: its text, or the object itself with its `id`, where the operator has Stripe expand it.
+/// A reference to another object: its id, or the object with its `id` if the operator lets Stripe
+/// expand it.
 #[derive(Debug)]
 struct ObjectId<T>(T);
 
@@ -69,7 +71,6 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for ObjectId<T> {
     }
 }
 
-/// An object's customer.
 #[derive(Debug, Deserialize)]
 pub(crate) struct ObjectCustomer {
     customer: Option<Each<ObjectId<String>>>,
@@ -82,7 +83,6 @@ impl ObjectCustomer {
     }
 }
 
-/// A subscription's status.
 #[derive(Debug, Deserialize)]
 pub(crate) struct ObjectStatus {
     status: SubscriptionStatus,
@@ -90,7 +90,7 @@ pub(crate) struct ObjectStatus {
 
 impl ObjectStatus {
     /// Returns the status after a step. A deleted subscription is canceled; its status is not read.
-    pub(crate) fn after(step: SubscriptionStep, subscription: &Unjudged) -> Result<SubscriptionStatus, Error> {
+    pub(crate) fn after(step: SubscriptionStep, subscription: &RawJson) -> Result<SubscriptionStatus, Error> {
         if step == SubscriptionStep::Deleted {
             return Ok(SubscriptionStatus::Canceled);
         }
@@ -135,20 +135,20 @@ struct Recurring {
     usage_type: Option<String>,
 }
 
-/// What an update names as changed, with the values before it.
+/// The previous values of the fields that an update changed.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct Previous {
     status: Option<SubscriptionStatus>,
     cancel_at_period_end: Option<bool>,
-    /// `Some(None)` where it was not set before.
-    #[serde(default, deserialize_with = "named")]
+    /// `Some(None)` if it was not set before.
+    #[serde(default, deserialize_with = "present_or_null")]
     cancel_at: Option<Option<Seconds>>,
     current_period_end: Option<Seconds>,
     items: Option<SubscriptionItems>,
 }
 
 /// Distinguishes `null` from a missing field.
-fn named<'de, D: Deserializer<'de>>(field: D) -> Result<Option<Option<Seconds>>, D::Error> {
+fn present_or_null<'de, D: Deserializer<'de>>(field: D) -> Result<Option<Option<Seconds>>, D::Error> {
     Option::deserialize(field).map(Some)
 }
 
@@ -176,8 +176,8 @@ struct SubscriptionDetails {
 }
 
 impl SubscriptionItems {
-    /// The item that the subscription is about, and the plan that it names: the first one that names a plan, else the first one that is not
-    /// deleted, which names none.
+    /// Returns the main item and its plan: the first item that names a plan, or else the first item
+    /// that is not deleted, without a plan.
     fn main(items: Option<&Self>) -> (Option<&SubscriptionItem>, Option<Plan>) {
         let live = || items.into_iter().flat_map(|items| &items.data).filter(|item| item.deleted != Some(true));
         match live().find_map(|item| item.plan().map(|plan| (item, plan))) {
@@ -188,8 +188,9 @@ impl SubscriptionItems {
 }
 
 impl SubscriptionItem {
-    /// The operator's own name for what was bought: the price's lookup key, else its nickname. A metered price is an extra and names no plan,
-    /// and a name that holds a credential is skipped.
+    /// Returns the operator's name of the plan: the price's lookup key or, without one, its
+    /// nickname. Metered prices are extras and name no plan. A name that holds a credential is
+    /// skipped.
     fn plan(&self) -> Option<Plan> {
         let price = self.price.as_ref().filter(|price| !price.is_metered())?;
         let names = [&price.lookup_key, &price.nickname].into_iter().flatten();
@@ -204,13 +205,19 @@ impl ItemPrice {
     }
 }
 
-/// Whether a subscription ends with its period. Stripe says so by the flag, or by a `cancel_at` that is the period's end.
+/// Returns whether a subscription ends with its period. Stripe reports this with the flag, or with
+/// a `cancel_at` at the end of the period.
 fn ends_with_period(flag: bool, cancel_at: Option<Timestamp>, period_end: Option<Timestamp>) -> bool {
     flag || (cancel_at.is_some() && cancel_at == period_end)
 }
 
 impl SubscriptionObject {
-    pub(crate) fn told(self, status: SubscriptionStatus, step: SubscriptionStep, as_of: Timestamp) -> Subscription {
+    pub(crate) fn into_subscription(
+        self,
+        status: SubscriptionStatus,
+        step: SubscriptionStep,
+        as_of: Timestamp,
+    ) -> Subscription {
         let (item, plan) = SubscriptionItems::main(self.items.as_ref());
         let start = self.current_period_start.or(item.and_then(|item| item.current_period_start));
         let end = self.period_end();
@@ -240,7 +247,7 @@ impl SubscriptionObject {
 }
 
 impl Previous {
-    /// What was so before an update to `after`.
+    /// Returns the state before an update to `after`.
     pub(crate) fn before(self, after: &SubscriptionObject) -> SubscriptionBefore {
         let (item, plan) = SubscriptionItems::main(self.items.as_ref());
         let end = self.current_period_end.or(item.and_then(|item| item.current_period_end)).map(Into::into);

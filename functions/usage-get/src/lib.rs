@@ -1,4 +1,4 @@
-//! `GET /v1/usage`: what the organization used in a month, by model and by day, and its budget.
+//! `GET /v1/usage`: the organization's usage in a month, by model and by day, and its budget.
 
 use karta_shared::{
     App,
@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
-    /// This month unless given.
+    /// The current month by default.
     period: Option<Month>,
 }
 
@@ -34,7 +34,7 @@ impl Route for UsageGet {
             app.store.budget(organization),
             app.store.organization(organization),
         );
-        let (usage, budget) = (usage?, budget?.map(|kept| kept.budget));
+        let (usage, budget) = (usage?, budget?.map(|stored| stored.budget));
         let subscription = tenant?.ok_or(Error::NotFound)?.subscription_status;
         let spending =
             Spending { organization_budget: budget.clone(), organization: usage.totals, ..Spending::default() };

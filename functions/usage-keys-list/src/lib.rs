@@ -1,4 +1,5 @@
-//! `GET /v1/usage/keys`: what each API key used in a month. A key and its successors count as one: the newest stands for them.
+//! `GET /v1/usage/keys`: the usage of every API key in a month. A lineage counts as one key and is
+//! listed under its newest key.
 
 use karta_shared::{
     App,
@@ -15,7 +16,7 @@ pub struct Query {
     #[serde(default)]
     limit: Limit,
     cursor: Option<String>,
-    /// This month unless given.
+    /// The current month by default.
     period: Option<Month>,
 }
 
@@ -55,12 +56,12 @@ impl Route for UsageKeysList {
         let below = cursor::open(app, organization, &list, cursor.as_deref()).await?;
         let newest = |key: &ApiKey| key.replaced_by.is_none();
         let page = app.store.api_keys(organization, below, limit.get(), newest).await?;
-        let lines = page.items.iter().map(|key| key.lineage_id).collect();
-        let used = app.store.usage_of_keys(organization, period, &lines).await?;
+        let lineages = page.items.iter().map(|key| key.lineage_id).collect();
+        let used = app.store.usage_of_keys(organization, period, &lineages).await?;
         let keys = page.items.into_iter().map(|key| {
             let usage = used.get(&key.lineage_id).cloned().unwrap_or_default();
             let spending = Spending { key_budget: key.budget.clone(), key: usage.totals, ..Spending::default() };
-            // The key's own caps alone: the organization's are told with the organization's usage.
+            // Only the key's caps count here. `GET /v1/usage` shows the organization's caps.
             let verdict = BudgetVerdict::new(SubscriptionStatus::Active, &spending);
             KeyUsage {
                 api_key_id: key.id,

@@ -1,4 +1,5 @@
-//! `GET /v1/webhook_endpoints/{id}/deliveries`: what an endpoint was sent in the last 30 days, newest first, with every attempt.
+//! `GET /v1/webhook_endpoints/{id}/deliveries`: the deliveries of an endpoint in the last 30 days,
+//! newest first, with every attempt.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +7,7 @@ use karta_shared::{
     App,
     config::{Ring, Secret},
     domain::{DeliveryStatus, Id},
-    http::{Answer, Call, Commas, DeliveryResource, Error, Limit, NoBody, Read, Route, cursor},
+    http::{Answer, Call, CommaSeparated, DeliveryResource, Error, Limit, NoBody, Read, Route, cursor},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -15,7 +16,7 @@ use utoipa::ToSchema;
 #[serde(deny_unknown_fields)]
 pub struct Query {
     #[schema(value_type = Option<Vec<DeliveryStatus>>, min_items = 1)]
-    status: Option<Commas<DeliveryStatus>>,
+    status: Option<CommaSeparated<DeliveryStatus>>,
     #[serde(default)]
     limit: Limit,
     cursor: Option<String>,
@@ -41,13 +42,16 @@ impl Route for WebhookDeliveriesList {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let (organization, endpoint) = (call.caller.organization_id, call.path);
-        let statuses: Option<BTreeSet<_>> = call.query.status.as_ref().map(|asked| asked.0.iter().copied().collect());
+        let statuses: Option<BTreeSet<_>> = call.query.status.as_ref().map(|status| status.0.iter().copied().collect());
         let list = format!("deliveries of {endpoint} {statuses:?}");
         let below = cursor::open(app, organization, &list, call.query.cursor.as_deref()).await?;
         app.store.webhook_endpoint(organization, endpoint).await?.ok_or(Error::NotFound)?;
-        let asked = |status| statuses.as_ref().is_none_or(|asked| asked.contains(&status));
+        let filter = |status| statuses.as_ref().is_none_or(|statuses| statuses.contains(&status));
         let limit = call.query.limit.get();
-        let page = app.store.deliveries(organization, endpoint, below, limit, call.now, |of| asked(of.status)).await?;
+        let page = app
+            .store
+            .deliveries(organization, endpoint, below, limit, call.now, |delivery| filter(delivery.status))
+            .await?;
         let scopes = call.caller.principal.scopes;
         Answer::ok(&Output {
             deliveries: page.items.into_iter().map(|delivery| DeliveryResource::new(delivery, scopes)).collect(),

@@ -1,12 +1,13 @@
-//! `POST /v1/webhook_endpoints/{id}/deliveries/{delivery_id}/replay`: has a delivery sent anew, whatever came of it before.
+//! `POST /v1/webhook_endpoints/{id}/deliveries/{delivery_id}/replay`: sends a delivery again,
+//! regardless of its status.
 
 use karta_shared::{
     App,
     http::{
-        Action, Admin, Answer, Call, DeliveryRef, DeliveryResource, Error, NewAuditEvent, NoFields, NoQuery, Route,
-        demand_enabled,
+        Action, Admin, Answer, Call, DeliveryPath, DeliveryResource, Error, NewAuditEvent, NoFields, NoQuery, Route,
+        require_enabled,
     },
-    store::DELIVERIES_KEPT,
+    store::DELIVERY_RETENTION,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -24,24 +25,24 @@ impl Route for WebhookDeliveriesReplay {
     const STATUS: u16 = 202;
     const BODY_MAY_BE_EMPTY: bool = true;
     type Access = Admin;
-    type Path = DeliveryRef;
+    type Path = DeliveryPath;
     type Query = NoQuery;
     type Body = NoFields;
     type Output = Output;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
-        let (organization, DeliveryRef { endpoint, delivery }) = (call.caller.organization_id, &call.path);
+        let (organization, DeliveryPath { endpoint, delivery }) = (call.caller.organization_id, &call.path);
         let caller = call.reauthorize(app).await?;
         let (endpoint, before) = tokio::try_join!(
             app.store.webhook_endpoint(organization, *endpoint),
             app.store.delivery(organization, *endpoint, *delivery),
         )?;
         let endpoint = endpoint.ok_or(Error::NotFound)?;
-        let before = before.filter(|kept| call.now.since(kept.id.drawn_at()) < DELIVERIES_KEPT);
+        let before = before.filter(|delivery| call.now.since(delivery.id.drawn_at()) < DELIVERY_RETENTION);
         let before = before.ok_or(Error::NotFound)?;
-        demand_enabled(&endpoint)?;
+        require_enabled(&endpoint)?;
         let mut transaction = app.store.transaction();
-        transaction.while_unchanged(organization, &caller)?;
+        transaction.require_caller_unchanged(organization, &caller)?;
         transaction.replay_delivery(organization, endpoint.id, &before, call.now)?;
         let event = NewAuditEvent {
             action: Action::WebhookDeliveryReplayed,

@@ -1,4 +1,5 @@
-//! `POST /v1/webhook_endpoints`: tells an organization's receiver of events from now on. Shows the secret that deliveries are signed with, once.
+//! `POST /v1/webhook_endpoints`: creates an endpoint that receives the organization's events from
+//! now on. Returns the signing secret once.
 
 use karta_shared::{
     App,
@@ -48,7 +49,7 @@ impl Route for WebhookEndpointsCreate {
         if let Some(answer) = call.replay(app).await? {
             return Ok(answer);
         }
-        // Where events go outlives the gateway's verdict.
+        // The endpoint outlives the gateway's verdict, so the caller must still be authorized.
         let caller = call.reauthorize(app).await?;
         let organization = call.caller.organization_id;
         let id = Id::draw(call.now, &*app.entropy);
@@ -71,7 +72,7 @@ impl Route for WebhookEndpointsCreate {
         );
 
         let mut transaction = app.store.transaction();
-        transaction.while_unchanged(organization, &caller)?;
+        transaction.require_caller_unchanged(organization, &caller)?;
         transaction.create_webhook_endpoint(organization, &endpoint, &sealed)?;
         let event = NewAuditEvent {
             action: Action::WebhookEndpointCreated,

@@ -1,4 +1,5 @@
-//! `DELETE /v1/webhook_endpoints/{id}`: ends an endpoint, with its secrets and with what waits for it.
+//! `DELETE /v1/webhook_endpoints/{id}`: deletes an endpoint with its secrets and pending
+//! deliveries.
 
 use karta_shared::{
     App,
@@ -28,7 +29,7 @@ impl Route for WebhookEndpointsDelete {
         let caller = call.reauthorize(app).await?;
         let endpoint = app.store.webhook_endpoint(organization, call.path).await?.ok_or(Error::NotFound)?;
         let mut transaction = app.store.transaction();
-        transaction.while_unchanged(organization, &caller)?;
+        transaction.require_caller_unchanged(organization, &caller)?;
         transaction.delete_webhook_endpoint(organization, &endpoint)?;
         let event = NewAuditEvent {
             action: Action::WebhookEndpointDeleted,

@@ -1,10 +1,11 @@
-//! `POST /v1/webhook_endpoints/{id}/recover`: has an endpoint sent what it missed since a time.
+//! `POST /v1/webhook_endpoints/{id}/recover`: sends an endpoint the events that it missed since a
+//! given time.
 
 use karta_shared::{
     App,
     domain::{Change, Id, Timestamp, Value},
-    http::{Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Route, demand_enabled},
-    store::DELIVERIES_KEPT,
+    http::{Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Route, require_enabled},
+    store::DELIVERY_RETENTION,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -20,7 +21,7 @@ pub struct Output {
     recovery: RecoveryResource,
 }
 
-/// What is looked through.
+/// The endpoint and the time range of a recovery.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct RecoveryResource {
     webhook_endpoint_id: Id,
@@ -45,20 +46,21 @@ impl Route for WebhookEndpointsRecover {
         if call.body.since >= until {
             return Err(Error::invalid("since", "must be in the past"));
         }
-        // Older events are gone: an earlier `since` asks for everything that is kept, and the answer says from when that is.
-        let since = call.body.since.max(until.minus(DELIVERIES_KEPT));
+        // Older events are deleted. An earlier `since` selects all stored events, and the response
+        // contains the effective time.
+        let since = call.body.since.max(until.minus(DELIVERY_RETENTION));
         let caller = call.reauthorize(app).await?;
         let endpoint = app.store.webhook_endpoint(organization, call.path).await?.ok_or(Error::NotFound)?;
-        demand_enabled(&endpoint)?;
+        require_enabled(&endpoint)?;
         let mut transaction = app.store.transaction();
-        transaction.while_unchanged(organization, &caller)?;
+        transaction.require_caller_unchanged(organization, &caller)?;
         transaction.recover_deliveries(organization, endpoint.id, since, until)?;
-        let since_when = Change { before: Value::Null, after: since.into() };
+        let since_change = Change { before: Value::Null, after: since.into() };
         let event = NewAuditEvent {
             action: Action::WebhookEndpointRecovered,
             resource_kind: "webhook_endpoint",
             resource_id: endpoint.id,
-            changes: [("since".to_owned(), since_when)].into(),
+            changes: [("since".to_owned(), since_change)].into(),
         };
         transaction.audit(organization, &call.audit_event(app, event))?;
         transaction.commit().await?;

@@ -1,4 +1,5 @@
-//! `POST /v1/webhook_endpoints/{id}/rotate_secret`: takes a new secret into use. The one before it signs beside it until its grace ends.
+//! `POST /v1/webhook_endpoints/{id}/rotate_secret`: creates a new signing secret. The previous
+//! secret also signs until its grace period ends.
 
 use karta_shared::{
     App,
@@ -52,9 +53,9 @@ impl Route for WebhookEndpointsRotateSecret {
             app.store.webhook_secrets(organization, id),
         )?;
         let endpoint = endpoint.ok_or(Error::NotFound)?;
-        let before = before.ok_or(Error::Raced)?;
-        let place = WebhookSecretContext { organization, endpoint: id };
-        let mut secrets = open(app, place, &before).await?;
+        let before = before.ok_or(Error::WriteConflict)?;
+        let context = WebhookSecretContext { organization, endpoint: id };
+        let mut secrets = open(app, context, &before).await?;
         let secret = WebhookSecret::generate(&*app.entropy);
         let answer = Answer::created(&Output {
             webhook_endpoint: WebhookEndpointResource::new(endpoint.clone(), failing, call.caller.principal.scopes),
@@ -63,14 +64,14 @@ impl Route for WebhookEndpointsRotateSecret {
         let ends_at = call.now.plus(call.body.grace_seconds.unwrap_or_default().get());
         secrets.rotate(secret, ends_at, call.now).map_err(|TooManyLive| Error::Conflict {
             code: "too_many_secrets",
-            message: "Three secrets sign for this endpoint already: rotate again once the oldest one's grace has ended",
+            message: "This endpoint already has three active secrets. Rotate again after the oldest grace period ends.",
             resource_id: Some(id),
         })?;
         let ring = app.secrets.ring(Ring::SealingWebhooks).await?;
-        let after = place.seal(&ring, &*app.entropy, &secrets, before.version + 1);
+        let after = context.seal(&ring, &*app.entropy, &secrets, before.version + 1);
 
         let mut transaction = app.store.transaction();
-        transaction.while_unchanged(organization, &caller)?;
+        transaction.require_caller_unchanged(organization, &caller)?;
         transaction.replace_webhook_secrets(organization, &endpoint, &before, &after)?;
         let event = NewAuditEvent {
             action: Action::WebhookEndpointSecretRotated,
@@ -85,11 +86,15 @@ impl Route for WebhookEndpointsRotateSecret {
     }
 }
 
-/// A kid that is not at hand may have joined the ring since it was fetched.
-async fn open(app: &App, place: WebhookSecretContext, sealed: &SealedWebhookSecrets) -> Result<WebhookSecrets, Error> {
-    match place.open(&*app.secrets.ring(Ring::SealingWebhooks).await?, sealed) {
+/// Opens the secrets. An unknown kid triggers a refetch of the ring, because the key may be new.
+async fn open(
+    app: &App,
+    context: WebhookSecretContext,
+    sealed: &SealedWebhookSecrets,
+) -> Result<WebhookSecrets, Error> {
+    match context.open(&*app.secrets.ring(Ring::SealingWebhooks).await?, sealed) {
         Err(WebhookSecretUnsealError::UnknownKid(_)) => {
-            Ok(place.open(&*app.secrets.ring_refetched(Ring::SealingWebhooks).await?, sealed)?)
+            Ok(context.open(&*app.secrets.ring_refetched(Ring::SealingWebhooks).await?, sealed)?)
         }
         opened => Ok(opened?),
     }

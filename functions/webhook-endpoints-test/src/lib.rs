@@ -1,11 +1,12 @@
-//! `POST /v1/webhook_endpoints/{id}/test`: sends a `ping` to this endpoint, whatever it asked for.
+//! `POST /v1/webhook_endpoints/{id}/test`: sends a `ping` to this endpoint, regardless of its event
+//! types.
 
 use karta_shared::{
     App,
     domain::{Event, EventType, Id, ScopeSet},
     http::{
         Action, Admin, Answer, Call, DeliveryResource, Error, NewAuditEvent, NoFields, NoQuery, Route,
-        WebhookEndpointResource, demand_enabled,
+        WebhookEndpointResource, require_enabled,
     },
 };
 use serde::Serialize;
@@ -38,12 +39,12 @@ impl Route for WebhookEndpointsTest {
             app.store.failing_webhook_endpoint(organization, call.path),
         )?;
         let endpoint = endpoint.ok_or(Error::NotFound)?;
-        demand_enabled(&endpoint)?;
+        require_enabled(&endpoint)?;
         let data = json!({ "webhook_endpoint": WebhookEndpointResource::new(endpoint, failing, ScopeSet::NONE) });
         let event = call.event(app, organization, EventType::Ping, &data)?;
         let delivery = DeliveryResource::expected(&event, call.caller.principal.scopes);
         let mut transaction = app.store.transaction();
-        transaction.while_unchanged(organization, &caller)?;
+        transaction.require_caller_unchanged(organization, &caller)?;
         transaction.announce(&Event { only_endpoint: Some(call.path), ..event })?;
         let event = NewAuditEvent {
             action: Action::WebhookEndpointTested,

@@ -1,4 +1,5 @@
-//! `PATCH /v1/webhook_endpoints/{id}`: changes an endpoint. Absent keeps, `null` clears. One that is enabled again is sent what waits.
+//! `PATCH /v1/webhook_endpoints/{id}`: changes an endpoint. An absent field is kept, `null` clears
+//! it. Pending deliveries are sent when an endpoint is enabled again.
 
 use karta_shared::{
     App,
@@ -57,7 +58,7 @@ impl Route for WebhookEndpointsUpdate {
         let changes = endpoint.apply(WebhookEndpointPatch { url, description, event_types, enabled: *enabled });
         if !changes.is_empty() {
             let mut transaction = app.store.transaction();
-            transaction.while_unchanged(organization, &caller)?;
+            transaction.require_caller_unchanged(organization, &caller)?;
             transaction.update_webhook_endpoint(organization, &before, &endpoint, call.now)?;
             let event = NewAuditEvent {
                 action: Action::WebhookEndpointUpdated,
@@ -68,8 +69,8 @@ impl Route for WebhookEndpointsUpdate {
             transaction.audit(organization, &call.audit_event(app, event))?;
             transaction.commit().await?;
         }
-        let revived = endpoint.is_enabled() && !before.is_enabled();
-        let failing = if revived { Failing::default() } else { failing };
+        let is_reenabled = endpoint.is_enabled() && !before.is_enabled();
+        let failing = if is_reenabled { Failing::default() } else { failing };
         Answer::ok(&Output {
             webhook_endpoint: WebhookEndpointResource::new(endpoint, failing, call.caller.principal.scopes),
         })

@@ -1,4 +1,4 @@
-//! `GET /v1/whoami`: the Principal behind an API key.
+//! `GET /v1/whoami`: the Principal of an API key.
 
 use karta_shared::{
     App,
@@ -11,7 +11,7 @@ pub struct Whoami;
 
 impl Route for Whoami {
     const NAME: &'static str = "whoami";
-    const ASKS_STORE: bool = false;
+    const USES_STORE: bool = false;
     type Access = AnyKey;
     type Path = ();
     type Query = NoQuery;

@@ -1,4 +1,5 @@
-//! Chains audit events: appends links to each organization's chain until nothing waits, and logs the head that each now has.
+//! Chains audit events: appends links to each organization's chain until no event is pending, and
+//! logs the new head of the chain.
 
 use std::time::Duration;
 
@@ -11,10 +12,11 @@ use karta_shared::{
 };
 use tokio::time::Instant;
 
-/// How often a link is tried again that another run was quicker with.
-const ATTEMPTS: usize = 20;
-/// How long a run goes on looking: it has a minute, and what it has found is to be chained in it.
-const LOOKS_FOR: Duration = Duration::from_secs(40);
+/// Maximum attempts to append a link while other runs append links too.
+const MAX_ATTEMPTS: usize = 20;
+/// Time limit for starting new searches. The rest of a run's minute is for chaining the events that
+/// were found last.
+const SEARCH_TIME_LIMIT: Duration = Duration::from_secs(40);
 
 #[derive(Debug)]
 pub struct AuditChain {
@@ -26,49 +28,46 @@ impl AuditChain {
         Self { app }
     }
 
-    /// Chains those of the events that still wait.
+    /// Chains those events that are still pending.
     async fn chain(&self, organization: Id, sks: &[String]) -> Result<(), Fault> {
-        let mut left = sks;
+        let mut remaining = sks;
         let mut attempts = 0;
-        while !left.is_empty() {
-            match self.append(organization, left).await? {
-                Some(done) => (left, attempts) = (&left[done..], 0),
+        while !remaining.is_empty() {
+            match self.append(organization, remaining).await? {
+                Some(done) => (remaining, attempts) = (&remaining[done..], 0),
                 None => attempts += 1,
             }
-            if attempts == ATTEMPTS {
-                return Err("links keep losing races".into());
+            if attempts == MAX_ATTEMPTS {
+                return Err("audit chain append kept conflicting".into());
             }
         }
         Ok(())
     }
 
-    /// Appends one link, if any event waits. Gives how many of the events are done with; none if another run was quicker.
+    /// Appends one link if any event is pending. Returns the number of completed events, or `None`
+    /// if another run appended a link first.
     async fn append(&self, organization: Id, sks: &[String]) -> Result<Option<usize>, Fault> {
         let store = &self.app.store;
-        let waiting = store.pending_audit_events(organization, sks).await?;
-        for sk in &waiting.rewritten {
-            tracing::error!(
-                organization_id = organization.get(),
-                event = sk,
-                "an audit event was rewritten after it was chained"
-            );
+        let pending = store.pending_audit_events(organization, sks).await?;
+        for sk in &pending.rewritten {
+            tracing::error!(organization_id = organization.get(), event = sk, "audit event rewritten after chaining");
         }
-        if !waiting.rewritten.is_empty() {
-            self.app.metrics.audit_events_rewritten(self.app.clock.now(), waiting.rewritten.len());
+        if !pending.rewritten.is_empty() {
+            self.app.metrics.audit_events_rewritten(self.app.clock.now(), pending.rewritten.len());
         }
-        if waiting.events.is_empty() {
-            return Ok(Some(waiting.looked_at));
+        if pending.events.is_empty() {
+            return Ok(Some(pending.examined));
         }
         let head = store.chain_head(organization).await?;
         let ring = self.app.secrets.ring(Ring::Audit).await?;
-        let link = Link::after(head.as_ref(), organization, self.app.clock.now(), waiting.events, &ring);
+        let link = Link::after(head.as_ref(), organization, self.app.clock.now(), pending.events, &ring);
         let mut transaction = store.transaction();
         transaction.append_link(organization, &link)?;
         match transaction.commit().await {
             Ok(()) => {
-                // Where logs are kept, nobody who writes tables can change this.
+                // Evidence outside the tables: writers of tables cannot change logs.
                 tracing::info!(organization_id = organization.get(), link = link.n, hash = %link.hash, "audit chain");
-                Ok(Some(waiting.looked_at))
+                Ok(Some(pending.examined))
             }
             Err(CommitError::Conflict(_)) => Ok(None),
             Err(error) => Err(error.into()),
@@ -76,7 +75,7 @@ impl AuditChain {
     }
 }
 
-/// When the oldest of these was written: a sort key begins with it.
+/// Returns the time of the oldest event. A sort key starts with the time.
 fn oldest(found: &UnchainedEvents) -> Option<Timestamp> {
     found.values().flatten().filter_map(|sk| sk.split('#').next()?.parse().ok()).min()
 }
@@ -91,18 +90,18 @@ impl Worker for AuditChain {
 
     async fn work(&self, _: &Wake) -> Result<(), Fault> {
         let (started, mut sweep, mut fault) = (Instant::now(), Sweep::default(), None);
-        // Behind what cannot be chained there may be what can, so it goes on.
+        // Continues after faults, because later events may belong to other chains.
         while let Some(found) = self.app.store.unchained_events(&mut sweep).await? {
             let now = self.app.clock.now();
             self.app.metrics.audit_chain_lag(now, oldest(&found).map(|at| now.since(at)).unwrap_or_default());
             for (organization, sks) in found {
-                // One that cannot be chained must not keep the others waiting.
+                // The fault of one organization must not delay the others.
                 if let Err(error) = self.chain(organization, &sks).await {
                     fault = Some(format!("the chain of organization {organization}: {error}"));
                 }
             }
-            if started.elapsed() > LOOKS_FOR {
-                tracing::error!("so much waits to be chained that a run does not get through");
+            if started.elapsed() > SEARCH_TIME_LIMIT {
+                tracing::error!("audit chain backlog too large for one run");
                 break;
             }
         }

@@ -1,4 +1,5 @@
-//! Holds budgets against what was spent, and tells owners and data planes what is new: thresholds, the end of a budget, and its return.
+//! Compares budgets with usage, and notifies owners and data planes of changes: reached thresholds,
+//! exhausted budgets and restored budgets.
 
 mod watch;
 
@@ -13,12 +14,12 @@ use karta_shared::{
 };
 use tokio::time::timeout;
 
-/// How often a sweep looks again while it finds something.
-const LOOKS: usize = 20;
-/// How long one organization is looked at: its fault or size is not another one's.
-const LOOKED_AT_WITHIN: Duration = Duration::from_secs(20);
-/// When a look that was cut off is made again.
-const AGAIN_AFTER: Duration = Duration::from_mins(1);
+/// Maximum rounds of a sweep, which ends when nothing is due.
+const MAX_ROUNDS: usize = 20;
+/// Time limit for one organization, so that it does not delay the others.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
+/// Delay before an interrupted check is repeated.
+const RETRY_DELAY: Duration = Duration::from_mins(1);
 
 #[derive(Debug)]
 pub struct BudgetChecks {
@@ -30,12 +31,12 @@ impl BudgetChecks {
         Self { app }
     }
 
-    async fn look_at(&self, due: Vec<DueItem>) -> Result<(), Fault> {
-        let looks = due.into_iter().map(|due| {
+    async fn check_all(&self, due: Vec<DueItem>) -> Result<(), Fault> {
+        let checks = due.into_iter().map(|due| {
             let app = self.app.clone();
-            async move { timeout(LOOKED_AT_WITHIN, check(&app, &due)).await? }
+            async move { timeout(CHECK_TIMEOUT, check(&app, &due)).await? }
         });
-        join_bounded(looks).await.into_iter().fold(Ok(()), Result::and)
+        join_bounded(checks).await.into_iter().fold(Ok(()), Result::and)
     }
 }
 
@@ -45,13 +46,13 @@ async fn check(app: &App, due: &DueItem) -> Result<(), Fault> {
         return Ok(());
     };
     let now = app.clock.now();
-    let mut place = due.sk.clone();
-    if place == BudgetCheck::GATHERED {
+    let mut sk = due.sk.clone();
+    if sk == BudgetCheck::PENDING_SORT_KEY {
         let mut transaction = app.store.transaction();
-        transaction.put_budget_check_aside(&check, now.plus(AGAIN_AFTER))?;
+        transaction.claim_budget_check(&check, now.plus(RETRY_DELAY))?;
         match transaction.commit().await {
-            Ok(()) => place = check.place_aside(),
-            // Another wish joined, or another worker was quicker: what is left is found again.
+            Ok(()) => sk = check.claimed_sort_key(),
+            // Another check was added, or another worker was faster. A later round finds the rest.
             Err(CommitError::Conflict(_)) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
@@ -60,17 +61,18 @@ async fn check(app: &App, due: &DueItem) -> Result<(), Fault> {
     let mut any_exhausted = false;
     for watched in watch::watched(app, &check, month).await? {
         any_exhausted |= !watched.verdict.is_ok();
-        watch::tell(app, organization, &watched, month).await?;
+        watch::publish(app, organization, &watched, month).await?;
     }
-    settle(app, &check, &place, any_exhausted.then(|| month.next().start())).await
+    settle(app, &check, &sk, any_exhausted.then(|| month.next().start())).await
 }
 
-/// Takes a wish away. Nothing else would tell that the next month restores what is exhausted, so that is looked at again when it starts.
-async fn settle(app: &App, check: &BudgetCheck, place: &str, again: Option<Timestamp>) -> Result<(), Fault> {
+/// Removes a finished check. An exhausted budget is checked again at the start of the next month,
+/// because no other event reports that it is restored.
+async fn settle(app: &App, check: &BudgetCheck, sk: &str, recheck_at: Option<Timestamp>) -> Result<(), Fault> {
     let mut transaction = app.store.transaction();
-    transaction.settle_budget_check(check, place)?;
-    if let Some(again) = again {
-        transaction.check_budgets_at(check.organization_id, check.api_keys.iter().copied(), again)?;
+    transaction.settle_budget_check(check, sk)?;
+    if let Some(recheck_at) = recheck_at {
+        transaction.check_budgets_at(check.organization_id, check.api_keys.iter().copied(), recheck_at)?;
     }
     match transaction.commit().await {
         Ok(()) | Err(CommitError::Conflict(_)) => Ok(()),
@@ -87,15 +89,15 @@ impl Worker for BudgetChecks {
 
     async fn work(&self, wake: &Wake) -> Result<(), Fault> {
         if let Wake::Written(written) = wake {
-            // The index may not show yet what the stream tells of.
-            return self.look_at(written.iter().cloned().collect()).await;
+            // The index may not show the items of the stream yet.
+            return self.check_all(written.iter().cloned().collect()).await;
         }
-        for _ in 0..LOOKS {
+        for _ in 0..MAX_ROUNDS {
             let due = due(&self.app, Queue::BudgetChecks).await?;
             if due.is_empty() {
                 break;
             }
-            self.look_at(due).await?;
+            self.check_all(due).await?;
         }
         Ok(())
     }

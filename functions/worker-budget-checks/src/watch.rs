@@ -9,10 +9,10 @@ use karta_shared::{
 };
 use serde_json::{Value, json};
 
-/// How often news are told anew when another worker was quicker.
-const TELLINGS: usize = 5;
+/// Maximum attempts while other workers publish changes of the same budget.
+const MAX_ATTEMPTS: usize = 5;
 
-/// One budget and what was spent under it.
+/// A budget and the usage that counts against it.
 #[derive(Debug)]
 pub(crate) struct WatchedBudget {
     subject: BudgetSubject,
@@ -22,11 +22,11 @@ pub(crate) struct WatchedBudget {
     pub(crate) verdict: BudgetVerdict,
 }
 
-/// The organization's budget, and those of the keys that the check names.
+/// Returns the organization's budget and the budgets of the keys that the check names.
 pub(crate) async fn watched(app: &App, check: &BudgetCheck, month: Month) -> Result<Vec<WatchedBudget>, Fault> {
     let (store, organization) = (&app.store, check.organization_id);
-    let tenant = store.organization(organization).await?.ok_or("the organization of a check is not there")?;
-    let budget = store.budget(organization).await?.map(|kept| kept.budget);
+    let tenant = store.organization(organization).await?.ok_or("organization of a budget check is missing")?;
+    let budget = store.budget(organization).await?.map(|stored| stored.budget);
     let spent = store.usage_totals(organization, month).await?;
     let spending = Spending { organization_budget: budget.clone(), organization: spent, ..Spending::default() };
     let mut watched = vec![WatchedBudget {
@@ -36,10 +36,10 @@ pub(crate) async fn watched(app: &App, check: &BudgetCheck, month: Month) -> Res
         budget,
         spent,
     }];
-    // A line has the budget of its newest key, whichever of its keys was used.
+    // A lineage has the budget of its newest key, even if an older key was used.
     let keys = store.newest_api_keys(organization, &check.api_keys).await?;
-    let lines = keys.iter().map(|key| key.lineage_id).collect();
-    let used = store.usage_totals_of_keys(organization, month, &lines).await?;
+    let lineages = keys.iter().map(|key| key.lineage_id).collect();
+    let used = store.usage_totals_of_keys(organization, month, &lineages).await?;
     watched.extend(keys.into_iter().map(|key| {
         let spent = used.get(&key.lineage_id).copied().unwrap_or_default();
         let spending = Spending { key_budget: key.budget.clone(), key: spent, ..Spending::default() };
@@ -54,9 +54,9 @@ pub(crate) async fn watched(app: &App, check: &BudgetCheck, month: Month) -> Res
     Ok(watched)
 }
 
-/// Writes what is new about a budget join_bounded with its having been told.
-pub(crate) async fn tell(app: &App, organization: Id, watched: &WatchedBudget, month: Month) -> Result<(), Fault> {
-    for _ in 0..TELLINGS {
+/// Stores the budget's watch and the events about its changes in one transaction.
+pub(crate) async fn publish(app: &App, organization: Id, watched: &WatchedBudget, month: Month) -> Result<(), Fault> {
+    for _ in 0..MAX_ATTEMPTS {
         let known = app.store.budget_watch(organization, watched.subject).await?;
         let mut watch = known.unwrap_or_else(|| BudgetWatch::new(month));
         let news = watch.observe(month, watched.budget.as_ref(), &watched.spent, &watched.verdict);
@@ -70,15 +70,15 @@ pub(crate) async fn tell(app: &App, organization: Id, watched: &WatchedBudget, m
             if !matches!(news, BudgetNews::Threshold { .. }) {
                 transaction.invalidate(organization, CacheEffect::Stale, now)?;
             }
-            transaction.announce(&event(app, organization, told(news, watched, month), now))?;
+            transaction.announce(&event(app, organization, payload(news, watched, month), now))?;
         }
         match transaction.commit().await {
-            // Another worker told something, or two events drew one id.
+            // Another worker published a change, or two events got the same id.
             Err(CommitError::Conflict(_)) => {}
             outcome => return Ok(outcome?),
         }
     }
-    Err("others keep telling of a budget".into())
+    Err("budget watch update kept conflicting".into())
 }
 
 fn event(app: &App, organization: Id, (event_type, data): (EventType, Value), now: Timestamp) -> Event {
@@ -93,14 +93,14 @@ fn event(app: &App, organization: Id, (event_type, data): (EventType, Value), no
     }
 }
 
-fn told(news: BudgetNews, watched: &WatchedBudget, period: Month) -> (EventType, Value) {
+fn payload(news: BudgetNews, watched: &WatchedBudget, period: Month) -> (EventType, Value) {
     let subject = &watched.subject_json;
     match news {
         BudgetNews::Threshold { kind, cap, percent, spent } => (
             EventType::BudgetThreshold,
             json!({
                 "period": period, "subject": subject, "cap": kind, "limit": cap, "percent": percent,
-                // JSON's numbers end there, and nobody's month comes near.
+                // `u64` covers every realistic month.
                 "spent": u64::try_from(spent).unwrap_or(u64::MAX),
             }),
         ),

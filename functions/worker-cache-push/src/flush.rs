@@ -4,26 +4,26 @@ use aws_sdk_apigateway::{Client, Config};
 use karta_shared::{App, config::GatewayStage, fault, store::FlushTurn, worker::Fault};
 use tokio::time::sleep;
 
-/// The verdicts that the gateway keeps.
+/// The cached verdicts of the gateway.
 pub enum AuthorizerCache {
-    /// Of a stage in API Gateway.
+    /// The cache of a stage in API Gateway.
     Gateway { client: Client, stage: GatewayStage },
-    /// Of the local runner, in this process.
+    /// The cache of the local runner, in this process.
     Local(Arc<dyn Fn() + Send + Sync>),
 }
 
-/// How often all workers of a stage flush join_bounded at most.
-const EVERY: Duration = Duration::from_secs(2);
-/// How long a worker waits before it asks again whether it may.
-const TURN_ASKED_EVERY: Duration = Duration::from_millis(200);
-const TURN_ASKED_AT_MOST: u32 = 16;
+/// Minimum interval between flushes, across all workers of a stage.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(2);
+/// Interval at which a worker polls for its turn.
+const TURN_POLL_INTERVAL: Duration = Duration::from_millis(200);
+const MAX_TURN_POLLS: u32 = 16;
 
 impl AuthorizerCache {
     pub fn gateway(config: impl Into<Config>, stage: GatewayStage) -> Self {
         Self::Gateway { client: Client::from_conf(config.into()), stage }
     }
 
-    /// Has every verdict forgotten.
+    /// Deletes every cached verdict.
     pub async fn flush(&self) -> Result<(), Fault> {
         match self {
             Self::Gateway { client, stage } => {
@@ -31,19 +31,20 @@ impl AuthorizerCache {
                 let sent = client.flush_stage_authorizers_cache().rest_api_id(rest_api_id).stage_name(stage).send();
                 sent.await.map(drop).map_err(|error| fault::describe(&error).into())
             }
-            Self::Local(forget) => {
-                forget();
+            Self::Local(clear) => {
+                clear();
                 Ok(())
             }
         }
     }
 
-    /// Flushes when it is this worker's turn, or waits for one that another worker begins meanwhile. One that was begun before does not
-    /// count: what this worker knows of may have been written later.
+    /// Flushes when it is this worker's turn, or waits for a flush that another worker starts
+    /// later. A flush that has already started does not count: the changes of this worker may be
+    /// newer.
     pub(crate) async fn flush_in_turn(&self, app: &App) -> Result<(), Fault> {
         let mut begun_before = None;
-        for _ in 0..TURN_ASKED_AT_MOST {
-            match app.store.begin_flush(self.stage(), app.clock.now(), EVERY).await? {
+        for _ in 0..MAX_TURN_POLLS {
+            match app.store.begin_flush(self.stage(), app.clock.now(), FLUSH_INTERVAL).await? {
                 FlushTurn::Ours(number) => {
                     self.flush().await?;
                     return Ok(app.store.end_flush(self.stage(), number).await?);
@@ -51,10 +52,10 @@ impl AuthorizerCache {
                 FlushTurn::Theirs(flushes) if flushes.done > *begun_before.get_or_insert(flushes.begun) => {
                     return Ok(());
                 }
-                FlushTurn::Theirs(_) => sleep(TURN_ASKED_EVERY).await,
+                FlushTurn::Theirs(_) => sleep(TURN_POLL_INTERVAL).await,
             }
         }
-        Err("other workers have begun to flush and not ended".into())
+        Err("timed out waiting for the flush of another worker".into())
     }
 
     fn stage(&self) -> &str {

@@ -1,8 +1,8 @@
-//! Has those who keep verdicts about keys forget them: data planes, and the gateway where access was cut.
+//! Invalidates cached verdicts about keys: at data planes, and at the gateway if access was cut.
 //!
-//! Best effort on top of a bound that holds without it: every verdict that is kept ends by itself within seconds. What is due is taken with
-//! a lease, told in one call per data plane and organization, and taken away only then; if the worker ends in between, another one tells it
-//! again.
+//! Invalidation is best effort, because every cached verdict expires within seconds. A worker
+//! leases the due invalidations, calls each data plane once per organization, and deletes an
+//! invalidation only after that. If the worker ends early, another worker repeats its calls.
 
 mod flush;
 mod push;
@@ -25,7 +25,8 @@ use tokio::task::JoinSet;
 pub use self::flush::AuthorizerCache;
 use self::push::InvalidationClient;
 
-/// The gateway's name among those that have been told. No data plane's: those have no capitals.
+/// The gateway's name among the confirmations. Names of data planes have no capitals, so it is
+/// unique.
 const GATEWAY: &str = "GATEWAY";
 
 #[derive(Debug)]
@@ -35,7 +36,7 @@ pub struct CachePush {
     caller: Arc<InvalidationClient>,
 }
 
-/// Which organizations each data plane has confirmed.
+/// The organizations that each data plane has confirmed.
 type Confirmed = BTreeMap<String, BTreeSet<Id>>;
 
 impl CachePush {
@@ -51,23 +52,23 @@ impl CachePush {
         }
     }
 
-    /// Tells every data plane what it has not confirmed yet, all at once.
+    /// Calls all data planes concurrently, for the organizations that they have not confirmed.
     async fn push(&self, taken: &[PendingInvalidation]) -> Result<Confirmed, Fault> {
         let secrets = &self.app.secrets;
         let (planes, tokens) = (secrets.data_planes().await?, secrets.service_tokens().await?);
         let mut calls = JoinSet::new();
         for plane in planes.iter() {
             let invalidations = taken.iter().map(|taken| &taken.invalidation);
-            let untold = invalidations.filter(|invalidation| !invalidation.told.contains(plane.name()));
-            let untold: BTreeSet<_> = untold.map(|invalidation| invalidation.organization_id).collect();
+            let unconfirmed = invalidations.filter(|invalidation| !invalidation.told.contains(plane.name()));
+            let unconfirmed: BTreeSet<_> = unconfirmed.map(|invalidation| invalidation.organization_id).collect();
             let (caller, plane, overlaps) = (Arc::clone(&self.caller), plane.clone(), plane.overlaps(&tokens));
             calls.spawn(async move {
                 let confirmed = if overlaps {
                     let data_plane = plane.name();
-                    tracing::error!(worker = Self::NAME, data_plane, "not called: its token is a service token too");
+                    tracing::error!(worker = Self::NAME, data_plane, "skipped: its token is also a service token");
                     BTreeSet::new()
                 } else {
-                    caller.tell(plane.clone(), untold).await
+                    caller.invalidate(plane.clone(), unconfirmed).await
                 };
                 (plane.name().to_owned(), confirmed)
             });
@@ -90,12 +91,12 @@ impl Worker for CachePush {
     }
 
     async fn work(&self, wake: &Wake) -> Result<(), Fault> {
-        let (mut taken, untaken) = queue::take(&self.app, wake).await?;
+        let (mut taken, take_fault) = queue::take(&self.app, wake).await?;
         if taken.is_empty() {
-            return untaken.map_or(Ok(()), |fault| Err(fault.into()));
+            return take_fault.map_or(Ok(()), |fault| Err(fault.into()));
         }
         let (flushed, pushed) = tokio::join!(self.flush(&taken), self.push(&taken));
-        let (confirmed, mut fault) = match pushed {
+        let (confirmed, push_fault) = match pushed {
             Ok(confirmed) => (Some(confirmed), None),
             Err(fault) => (None, Some(fault)),
         };
@@ -107,11 +108,12 @@ impl Worker for CachePush {
                 invalidation.told.insert(name.clone());
             }
         }
-        let unsettled = queue::settle(&self.app, taken, |invalidation| {
-            let all_told = |of: &Confirmed| of.keys().all(|name| invalidation.told.contains(name));
-            !awaits_flush(invalidation) && confirmed.as_ref().is_some_and(all_told)
+        let settling = queue::settle(&self.app, taken, |invalidation| {
+            let all_confirmed = |of: &Confirmed| of.keys().all(|name| invalidation.told.contains(name));
+            !awaits_flush(invalidation) && confirmed.as_ref().is_some_and(all_confirmed)
         });
-        fault = fault.or(flushed.err()).or(unsettled.await.map(Into::into));
-        fault.or(untaken.map(Into::into)).map_or(Ok(()), Err)
+        let settle_fault = settling.await.map(Into::into);
+        let fault = push_fault.or(flushed.err()).or(settle_fault).or(take_fault.map(Into::into));
+        fault.map_or(Ok(()), Err)
     }
 }

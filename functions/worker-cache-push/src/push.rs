@@ -25,25 +25,28 @@ use tokio::time::timeout;
 use crate::CachePush;
 
 const PATH: &str = "/v1/internal/cache/invalidate";
-const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Calls data planes, with the HTTP client of the SDK, which the function links anyway.
+/// Calls data planes with the HTTP client of the AWS SDK, which the function links anyway.
 #[derive(Debug, Default)]
 pub(crate) struct InvalidationClient {
-    /// Built for the first call: it reads the system's certificates, which a run without data planes may lack.
+    /// Built for the first call, because it reads the system's certificates, which may be missing
+    /// in a run without data planes.
     client: OnceLock<Connector>,
 }
 
 impl InvalidationClient {
-    /// Tells a data plane to forget each of the organizations, and returns those that it has confirmed. Once it has not answered it is left
-    /// alone, so that it cannot hold up a run.
-    pub(crate) async fn tell(self: Arc<Self>, plane: DataPlane, organizations: BTreeSet<Id>) -> BTreeSet<Id> {
-        let silent = Arc::new(AtomicBool::new(false));
+    /// Asks a data plane to invalidate each of the organizations, and returns those that it
+    /// confirmed. After a call without a response no further calls are made, so that the data plane
+    /// cannot delay the run.
+    pub(crate) async fn invalidate(self: Arc<Self>, plane: DataPlane, organizations: BTreeSet<Id>) -> BTreeSet<Id> {
+        let unresponsive = Arc::new(AtomicBool::new(false));
         let calls = organizations.into_iter().map(|organization| {
-            let (caller, plane, silent) = (Arc::clone(&self), plane.clone(), Arc::clone(&silent));
+            let (caller, plane, unresponsive) = (Arc::clone(&self), plane.clone(), Arc::clone(&unresponsive));
             async move {
                 let client = caller.client.get_or_init(client);
-                let confirmed = !silent.load(Ordering::Relaxed) && call(client, &plane, organization, &silent).await;
+                let confirmed =
+                    !unresponsive.load(Ordering::Relaxed) && call(client, &plane, organization, &unresponsive).await;
                 confirmed.then_some(organization)
             }
         });
@@ -51,35 +54,36 @@ impl InvalidationClient {
     }
 }
 
-/// Follows no redirect, and uses no proxy and no compression.
+/// Creates a client without redirects, proxy and compression.
 fn client() -> Connector {
     Connector::builder()
-        // A function is frozen between two runs: a connection that was kept may be dead by then.
+        // A function is frozen between two runs, so a kept connection may be dead.
         .pool_max_idle_per_host(0)
         .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
         .build()
 }
 
-/// Whether the data plane confirmed. Of its answer only the status is read.
-async fn call(client: &Connector, plane: &DataPlane, organization: Id, silent: &AtomicBool) -> bool {
-    let sent = timeout(ANSWERED_WITHIN, async {
-        let answer = client.call(request(plane, organization)?).await?;
-        Ok::<_, Box<dyn Error + Send + Sync>>(answer.status())
+/// Returns whether the data plane confirmed. Only the status of its response is read.
+async fn call(client: &Connector, plane: &DataPlane, organization: Id, unresponsive: &AtomicBool) -> bool {
+    let sent = timeout(RESPONSE_TIMEOUT, async {
+        let response = client.call(request(plane, organization)?).await?;
+        Ok::<_, Box<dyn Error + Send + Sync>>(response.status())
     });
     let problem = match sent.await {
         Ok(Ok(status)) if status.is_success() => return true,
-        Ok(Ok(status)) => format!("it answered {}", status.as_u16()),
+        Ok(Ok(status)) => format!("data plane returned {}", status.as_u16()),
         Ok(Err(error)) => {
-            silent.store(true, Ordering::Relaxed);
+            unresponsive.store(true, Ordering::Relaxed);
             describe(&*error)
         }
         Err(_) => {
-            silent.store(true, Ordering::Relaxed);
-            format!("no answer within {} s", ANSWERED_WITHIN.as_secs())
+            unresponsive.store(true, Ordering::Relaxed);
+            format!("no response within {} s", RESPONSE_TIMEOUT.as_secs())
         }
     };
     let organization_id = organization.get();
-    tracing::warn!(worker = CachePush::NAME, data_plane = plane.name(), organization_id, %problem, "not told");
+    let data_plane = plane.name();
+    tracing::warn!(worker = CachePush::NAME, data_plane, organization_id, %problem, "data plane call failed");
     false
 }
 
@@ -93,7 +97,6 @@ fn request(plane: &DataPlane, organization: Id) -> Result<HttpRequest, Box<dyn E
     Ok(request)
 }
 
-/// An error with its causes.
 fn describe(error: &(dyn Error + 'static)) -> String {
     let causes = std::iter::successors(error.source(), |error| (**error).source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))

@@ -10,10 +10,11 @@ use karta_shared::{
 
 use crate::CachePush;
 
-/// How long a worker keeps what it took. If it ends before it has settled it, another one does it again after that.
+/// Duration of a lease. If the worker ends before it settles an invalidation, another worker
+/// repeats it after this time.
 const LEASE: Duration = Duration::from_secs(30);
 
-/// Takes what is due, and with it the first fault that was met on the way.
+/// Leases the due invalidations. Returns them with the first fault, if any.
 pub(crate) async fn take(app: &App, wake: &Wake) -> Result<(Vec<PendingInvalidation>, Option<StoreError>), StoreError> {
     let now = app.clock.now();
     let organizations: BTreeSet<Id> = match wake {
@@ -27,16 +28,17 @@ pub(crate) async fn take(app: &App, wake: &Wake) -> Result<(Vec<PendingInvalidat
         let store = app.store.clone();
         async move { store.due_invalidations(organization, now).await }
     });
-    let (found, unread) = sorted(join_bounded(reads).await);
+    let (found, read_fault) = split_results(join_bounded(reads).await);
     let leases = found.into_iter().flatten().map(|pending| {
         let store = app.store.clone();
         async move { store.lease_invalidation(pending.invalidation.organization_id, pending, now.plus(LEASE)).await }
     });
-    let (taken, untaken) = sorted(join_bounded(leases).await);
-    Ok((taken.into_iter().flatten().collect(), unread.or(untaken)))
+    let (taken, lease_fault) = split_results(join_bounded(leases).await);
+    Ok((taken.into_iter().flatten().collect(), read_fault.or(lease_fault)))
 }
 
-/// Takes away what `is_settled`, puts off the rest, and gives up what was tried for long enough.
+/// Deletes the settled invalidations, postpones the others, and gives up those that have been tried
+/// for long enough.
 pub(crate) async fn settle(
     app: &App,
     taken: Vec<PendingInvalidation>,
@@ -54,7 +56,7 @@ pub(crate) async fn settle(
             }
         }
     });
-    sorted(join_bounded(writes).await).1
+    split_results(join_bounded(writes).await).1
 }
 
 fn next_try(app: &App, invalidation: &Invalidation, is_settled: bool, now: Timestamp) -> Option<Timestamp> {
@@ -66,13 +68,13 @@ fn next_try(app: &App, invalidation: &Invalidation, is_settled: bool, now: Times
     let next_try = invalidation.next_try(now, random[0]);
     if next_try.is_none() {
         let (organization_id, told) = (invalidation.organization_id.get(), &invalidation.told);
-        tracing::error!(worker = CachePush::NAME, organization_id, ?told, "gave up: the others were not told in time");
+        tracing::error!(worker = CachePush::NAME, organization_id, ?told, "invalidation given up");
     }
     next_try
 }
 
-/// What went well, and the first fault.
-fn sorted<T>(outcomes: Vec<Result<T, StoreError>>) -> (Vec<T>, Option<StoreError>) {
+/// Returns the successful values and the first fault.
+fn split_results<T>(outcomes: Vec<Result<T, StoreError>>) -> (Vec<T>, Option<StoreError>) {
     let (mut done, mut fault) = (Vec::new(), None);
     for outcome in outcomes {
         match outcome {

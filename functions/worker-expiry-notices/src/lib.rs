@@ -1,4 +1,5 @@
-//! Tells owners of keys that are about to end: an `api_key.expiring` event in the outbox, once for each end that a key is given.
+//! Publishes an `api_key.expiring` event for keys that expire soon, once for each expiry that a key
+//! is given.
 
 use karta_shared::{
     App,
@@ -9,8 +10,9 @@ use karta_shared::{
 };
 use serde_json::json;
 
-/// How often a sweep looks again while it finds something. The index shows for a moment what is settled already.
-const LOOKS: usize = 20;
+/// Maximum rounds of a sweep, which ends when nothing is due. The index may briefly show settled
+/// notices.
+const MAX_ROUNDS: usize = 20;
 
 #[derive(Debug)]
 pub struct ExpiryNotices {
@@ -22,7 +24,7 @@ impl ExpiryNotices {
         Self { app }
     }
 
-    /// Settles one notice: with an event if the key still ends as the notice says, without one if it does not.
+    /// Settles a notice. It publishes an event if the key still expires at the time of the notice.
     async fn settle(&self, due: &DueItem, now: Timestamp) -> Result<(), Fault> {
         let store = &self.app.store;
         let organization = due.organization_id;
@@ -47,7 +49,7 @@ impl ExpiryNotices {
             })?;
         }
         match transaction.commit().await {
-            // Another run settled it, or the key was given another end just now.
+            // Another run settled the notice, or the key's expiry was just changed.
             Ok(()) | Err(CommitError::Conflict(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -62,13 +64,13 @@ impl Worker for ExpiryNotices {
     }
 
     async fn work(&self, _: &Wake) -> Result<(), Fault> {
-        for _ in 0..LOOKS {
+        for _ in 0..MAX_ROUNDS {
             let now = self.app.clock.now();
             let due = due(&self.app, Queue::ExpiryNotices).await?;
             if due.is_empty() {
                 break;
             }
-            // One organization's fault is not another one's.
+            // The fault of one organization must not affect the others.
             let mut outcome = Ok(());
             for due in due {
                 outcome = self.settle(&due, now).await.and(outcome);

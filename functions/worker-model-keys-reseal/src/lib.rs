@@ -1,4 +1,5 @@
-//! Seals provider keys anew that are not sealed under their ring's current key, and says how many remain under each of the others.
+//! Reseals provider keys that are not sealed with their ring's current key, and reports how many
+//! remain under each other key.
 
 use karta_shared::{
     App,
@@ -56,9 +57,9 @@ impl Sealed for ModelKeysReseal {
         id: Id,
         item: &SealedModelKey,
     ) -> Result<Result<bool, ModelKeyUnsealError>, StoreError> {
-        let place = ModelKeyContext { organization, provider: item.provider, id };
-        match place.reseal(ring, &*app.entropy, item) {
-            Ok(Some(anew)) => app.store.reseal_model_key(organization, id, item, &anew).await.map(Ok),
+        let context = ModelKeyContext { organization, provider: item.provider, id };
+        match context.reseal(ring, &*app.entropy, item) {
+            Ok(Some(resealed)) => app.store.reseal_model_key(organization, id, item, &resealed).await.map(Ok),
             Ok(None) => Ok(Ok(false)),
             Err(refused) => Ok(Err(refused)),
         }

@@ -1,7 +1,8 @@
-//! Rotates rings for Secrets Manager: every rotation takes a ring one move further, so that a key is known everywhere before anything is
-//! made with it, and leaves only after everything made with it has ended.
+//! Rotates rings for Secrets Manager. Every rotation moves a ring one step, so that every process
+//! knows a key before it is used, and a key leaves the ring only after everything made with it has
+//! ended.
 //!
-//! Secrets Manager asks in four steps, and may ask for any of them again.
+//! Secrets Manager requests a rotation in four steps, and may repeat any of them.
 
 mod secret;
 
@@ -21,16 +22,16 @@ use serde::Deserialize;
 
 use self::secret::{SecretVersions, State};
 
-/// The folder's name, and the function's in logs.
+/// The name of the function's folder, also used in logs.
 pub const NAME: &str = "worker-secrets-rotation";
 
-/// A step, as Secrets Manager asks for it.
+/// A request of Secrets Manager for one step.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Request {
     pub step: RotationStep,
     pub secret_id: String,
-    /// The id of the version that is to be made.
+    /// The id of the new version.
     pub client_request_token: String,
 }
 
@@ -45,7 +46,7 @@ pub enum RotationStep {
 
 pub struct SecretsRotation {
     client: Client,
-    /// What the rings are for that are rotated here, by the ids of their secrets.
+    /// The use of each rotated ring, by the id of its secret.
     rings: HashMap<String, RingUse>,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
@@ -57,10 +58,10 @@ impl SecretsRotation {
         Self { client, rings, clock, entropy }
     }
 
-    /// Does one step. Done once, it is done: asked for again it changes nothing.
+    /// Performs one step. A repeated step changes nothing.
     pub async fn rotate(&self, request: &Request) -> Result<(), Fault> {
         let Request { step, secret_id, client_request_token: version } = request;
-        let of = *self.rings.get(secret_id).ok_or("the secret is none that is rotated here")?;
+        let ring_use = *self.rings.get(secret_id).ok_or("this worker does not rotate the secret")?;
         let versions = SecretVersions { client: &self.client, secret_id };
         let rotated_at = match versions.state(version).await? {
             State::Current => return Ok(()),
@@ -70,28 +71,29 @@ impl SecretsRotation {
         match (step, pending) {
             (RotationStep::CreateSecret, None) => {
                 let now = self.clock.now();
-                // A version that was put by hand is current from the start, one of a rotation from its end.
-                let since = current.made_at.max(rotated_at);
-                let age = current.made_at.and(since).map_or(Duration::ZERO, |at| now.since(at));
-                let (next, moved) = current.ring.rotated(of, age, now, self.random_text().into())?;
+                // A version that was set manually is current from its creation, and a rotated one
+                // from the end of its rotation.
+                let since = current.created_at.max(rotated_at);
+                let age = current.created_at.and(since).map_or(Duration::ZERO, |at| now.since(at));
+                let (next, moved) = current.ring.rotated(ring_use, age, now, self.random_text().into())?;
                 versions.put(version, &next).await?;
-                tracing::info!(worker = NAME, secret_id, ?moved, "the next ring waits");
+                tracing::info!(worker = NAME, secret_id, ?moved, "next ring pending");
                 Ok(())
             }
-            // Whoever holds a ring fetches it: there is nobody to be told.
+            // Processes fetch their rings, so no one has to be notified.
             (RotationStep::CreateSecret, Some(_)) | (RotationStep::SetSecret, _) => Ok(()),
-            (RotationStep::TestSecret | RotationStep::FinishSecret, None) => Err("there is no next ring".into()),
-            (RotationStep::TestSecret, Some(next)) => Ok(current.permits(of, &next)?),
+            (RotationStep::TestSecret | RotationStep::FinishSecret, None) => Err("the next ring is missing".into()),
+            (RotationStep::TestSecret, Some(next)) => Ok(current.permits(ring_use, &next)?),
             (RotationStep::FinishSecret, Some(next)) => {
-                current.permits(of, &next)?;
+                current.permits(ring_use, &next)?;
                 versions.make_current(version, &current.id).await?;
-                tracing::info!(worker = NAME, secret_id, current = %next.ring.current().0, "rotated");
+                tracing::info!(worker = NAME, secret_id, current = %next.ring.current().0, "ring rotated");
                 Ok(())
             }
         }
     }
 
-    /// 64 hexadecimal digits: 256 bits.
+    /// Returns 64 random hexadecimal digits (256 bits).
     fn random_text(&self) -> String {
         let mut halves = [[0; 16]; 2];
         for half in &mut halves {
@@ -110,8 +112,8 @@ pub async fn run() -> ExitCode {
         let rotation = &SecretsRotation::new(client, ids, Arc::new(SystemClock), Arc::new(OsEntropy));
         let handler = move |event: LambdaEvent<Request>| async move {
             rotation.rotate(&event.payload).await.map_err(|fault| {
-                tracing::error!(worker = NAME, secret_id = event.payload.secret_id, %fault, "not rotated");
-                lambda_runtime::Error::from("not rotated")
+                tracing::error!(worker = NAME, secret_id = event.payload.secret_id, %fault, "ring rotation failed");
+                lambda_runtime::Error::from("ring rotation failed")
             })
         };
         lambda_runtime::run(service_fn(handler)).await

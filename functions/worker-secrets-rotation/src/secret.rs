@@ -21,30 +21,31 @@ pub(crate) struct SecretVersions<'a> {
 pub(crate) struct SecretVersion {
     pub(crate) id: String,
     pub(crate) ring: Keyring,
-    pub(crate) made_at: Option<Timestamp>,
+    pub(crate) created_at: Option<Timestamp>,
 }
 
 impl SecretVersion {
-    /// Whether `next` may take its place. Not if this one was put while that one waited, be it with the same ring: its age begins anew.
-    pub(crate) fn permits(&self, of: RingUse, next: &Self) -> Result<(), RotationRefused> {
-        if self.made_at > next.made_at {
+    /// Checks whether `next` may replace this version. Refuses if this version was set after `next`
+    /// was created, even with the same ring, because its age starts again.
+    pub(crate) fn permits(&self, ring_use: RingUse, next: &Self) -> Result<(), RotationRefused> {
+        if self.created_at > next.created_at {
             return Err(RotationRefused::NotNext);
         }
-        self.ring.permits(of, &next.ring)
+        self.ring.permits(ring_use, &next.ring)
     }
 }
 
-/// How a version stands in its rotation.
+/// The state of a version in its rotation.
 pub(crate) enum State {
     Current,
     Pending {
-        /// When the rotation before this one ended.
+        /// When the previous rotation ended.
         rotated_at: Option<Timestamp>,
     },
 }
 
 impl SecretVersions<'_> {
-    /// How a version stands. Fails if it is none that a rotation works on.
+    /// Returns the state of a version. Fails if the version does not belong to a rotation.
     pub(crate) async fn state(&self, version: &str) -> Result<State, Fault> {
         let described = self.client.describe_secret().secret_id(self.secret_id).send().await;
         let described = described.map_err(|error| fault::describe(&error))?;
@@ -55,7 +56,7 @@ impl SecretVersions<'_> {
         match (has(CURRENT), has(PENDING)) {
             (true, _) => Ok(State::Current),
             (false, true) => Ok(State::Pending { rotated_at }),
-            (false, false) => Err("the version waits for nothing".into()),
+            (false, false) => Err("the version is not pending".into()),
         }
     }
 
@@ -64,7 +65,7 @@ impl SecretVersions<'_> {
         current.ok_or_else(|| "the secret has no current version".into())
     }
 
-    /// None while it has no value.
+    /// Returns the pending version, or `None` while it has no value.
     pub(crate) async fn pending(&self, version: &str) -> Result<Option<SecretVersion>, Fault> {
         self.read(self.client.get_secret_value().version_id(version).version_stage(PENDING)).await
     }
@@ -75,7 +76,7 @@ impl SecretVersions<'_> {
         put.map(drop).map_err(|error| fault::describe(&error).into())
     }
 
-    /// Fails if another one has become current since `before` was read.
+    /// Makes a version current. Fails if the current version has changed since `before` was read.
     pub(crate) async fn make_current(&self, version: &str, before: &str) -> Result<(), Fault> {
         let update = self.client.update_secret_version_stage().secret_id(self.secret_id).version_stage(CURRENT);
         let moved = update.move_to_version_id(version).remove_from_version_id(before).send().await;
@@ -88,9 +89,9 @@ impl SecretVersions<'_> {
             Err(error) if error.code() == Some("ResourceNotFoundException") => return Ok(None),
             Err(error) => return Err(fault::describe(&error).into()),
         };
-        let made_at = read.created_date.and_then(|at| timestamp(&at));
+        let created_at = read.created_date.and_then(|at| timestamp(&at));
         let ring = read_ring(&read.secret_string.ok_or("the ring is not a string")?)?;
-        Ok(Some(SecretVersion { id: read.version_id.ok_or("a version without an id")?, ring, made_at }))
+        Ok(Some(SecretVersion { id: read.version_id.ok_or("a version without an id")?, ring, created_at }))
     }
 }
 

@@ -20,13 +20,13 @@ use crate::{
     wire::{Outcome, Wire},
 };
 
-/// How much of an answer is kept, in bytes.
+/// Maximum stored bytes of a response body.
 const BODY_MAX: usize = 1024;
-/// How often a result is written anew when the endpoint was changed meanwhile.
-const WRITTEN_AT_MOST: usize = 5;
+/// Maximum attempts to store a result while the endpoint is being changed.
+const MAX_SETTLE_ATTEMPTS: usize = 5;
 const GONE: u16 = 410;
 
-/// An endpoint as it was read, and what it is served with.
+/// An endpoint as it was read, with the parts needed to send to it.
 pub(crate) struct Receiver {
     pub(crate) app: App,
     pub(crate) wire: Arc<Wire>,
@@ -35,58 +35,59 @@ pub(crate) struct Receiver {
     pub(crate) lease: Arc<Mutex<Lease>>,
 }
 
-/// How an attempt ended, for whoever makes the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AttemptEnd {
     Delivered,
     Failed,
-    /// The endpoint takes no more, or is somebody else's to serve.
+    /// The endpoint is disabled, or another worker holds its lease.
     Stop,
 }
 
 impl Receiver {
-    /// Whether the endpoint and its secrets are still what they were.
-    pub(crate) async fn is_as_read(&self) -> Result<bool, StoreError> {
+    /// Returns whether the endpoint and its secrets are unchanged since they were read.
+    pub(crate) async fn is_unchanged(&self) -> Result<bool, StoreError> {
         let organization = self.lease.lock().await.organization_id;
         let latest = self.app.store.webhook_endpoint(organization, self.endpoint.id).await?;
         Ok(latest.is_some_and(|latest| latest.version == self.endpoint.version))
     }
 
-    /// Sends an event and writes down what came of it.
-    pub(crate) async fn attempt(&self, waiting: PendingDelivery, event: &Event) -> Result<AttemptEnd, Fault> {
+    /// Sends an event and stores the result.
+    pub(crate) async fn attempt(&self, pending: PendingDelivery, event: &Event) -> Result<AttemptEnd, Fault> {
         let (at, body) = (self.app.clock.now(), event.body());
-        if waiting.is_first_attempt() {
-            self.app.metrics.delivery_lag(at, at.since(waiting.event_at));
+        if pending.is_first_attempt() {
+            self.app.metrics.delivery_lag(at, at.since(pending.event_at));
         }
         let secrets: Vec<_> = self.secrets.live(at).collect();
         let signatures = Signatures::sign(&secrets, &event.public_id(), at, body.as_bytes());
         let outcome = self.wire.post(&self.endpoint.url, &signatures, body).await;
         let succeeded = outcome.error.is_none();
-        let retry = self.next_attempt(waiting, &outcome);
+        let retry = self.next_attempt(pending, &outcome);
         let is_gone = outcome.response_code == Some(GONE);
-        let attempt = written_down(at, outcome);
+        let attempt = to_attempt(at, outcome);
 
         let lease = self.lease.lock().await;
         if succeeded && lease.failing == Failing::default() {
-            // There is nothing to count, so others need not wait for this.
+            // No failure counter changes, so other attempts need not wait for this result.
             let read = lease.clone();
             drop(lease);
-            let settled = self.settle(&read, waiting, &attempt, Settled::Succeeded, None).await?;
+            let settled = self.settle(&read, pending, &attempt, Settled::Succeeded, None).await?;
             return Ok(if settled { AttemptEnd::Delivered } else { AttemptEnd::Stop });
         }
         let mut lease = lease;
         let failing = if succeeded { Failing::default() } else { lease.failing.with_failure(at) };
-        let reason = match () {
-            () if is_gone => Some(DisabledReason::Gone),
-            () if failing.should_disable(at) => Some(DisabledReason::Failing),
-            () => None,
+        let reason = if is_gone {
+            Some(DisabledReason::Gone)
+        } else if failing.should_disable(at) {
+            Some(DisabledReason::Failing)
+        } else {
+            None
         };
         let settled = match (succeeded, retry) {
             (true, _) => Settled::Succeeded,
             (false, Some(at)) => Settled::RetryAt(at),
             (false, None) => Settled::Failed,
         };
-        if !self.settle(&lease, waiting, &attempt, settled, reason).await? {
+        if !self.settle(&lease, pending, &attempt, settled, reason).await? {
             return Ok(AttemptEnd::Stop);
         }
         lease.failing = failing;
@@ -97,37 +98,39 @@ impl Receiver {
         })
     }
 
-    fn next_attempt(&self, waiting: PendingDelivery, outcome: &Outcome) -> Option<Timestamp> {
+    fn next_attempt(&self, pending: PendingDelivery, outcome: &Outcome) -> Option<Timestamp> {
         let mut random = [0];
         self.app.entropy.fill(&mut random);
-        next_attempt(waiting.tries, outcome.retry_after, self.app.clock.now(), random[0])
+        next_attempt(pending.tries, outcome.retry_after, self.app.clock.now(), random[0])
     }
 
-    /// Writes a result down, and the endpoint's end with it if there is a reason for one. Whether it was still ours to write.
+    /// Stores a result, and disables the endpoint if there is a reason. Returns false if the lease
+    /// was lost.
     async fn settle(
         &self,
         lease: &Lease,
-        waiting: PendingDelivery,
+        pending: PendingDelivery,
         attempt: &Attempt,
         settled: Settled,
         reason: Option<DisabledReason>,
     ) -> Result<bool, Fault> {
-        for _ in 0..WRITTEN_AT_MOST {
+        for _ in 0..MAX_SETTLE_ATTEMPTS {
             let mut transaction = self.app.store.transaction();
             if let Some(reason) = reason {
                 self.disable(&mut transaction, lease, reason).await?;
             }
-            let written = self.app.store.settle_delivery(lease, waiting, attempt, settled, transaction).await?;
-            match written {
+            let settlement = self.app.store.settle_delivery(lease, pending, attempt, settled, transaction).await?;
+            match settlement {
                 Settlement::Written => return Ok(true),
-                Settlement::NotOurs => return Ok(false),
-                Settlement::OthersChanged => {}
+                Settlement::AlreadySettled => return Ok(false),
+                Settlement::CallersWriteFailed => {}
             }
         }
-        Err("an endpoint keeps changing while it is disabled".into())
+        Err("endpoint update kept conflicting".into())
     }
 
-    /// Stages the endpoint's end, unless it is another one by now: what came of the one that was sent to says nothing of it.
+    /// Stages the disabling of the endpoint, unless it was changed since it was read: the result
+    /// may not apply to its new settings. A 410 still applies if the URL is the same.
     async fn disable(
         &self,
         transaction: &mut Transaction,
@@ -138,9 +141,9 @@ impl Receiver {
         let Some(before) = self.app.store.webhook_endpoint(organization, self.endpoint.id).await? else {
             return Ok(());
         };
-        let is_as_read = before.version == self.endpoint.version;
-        let answered = reason == DisabledReason::Gone && before.url == self.endpoint.url;
-        if !before.is_enabled() || !(is_as_read || answered) {
+        let is_unchanged = before.version == self.endpoint.version;
+        let is_url_gone = reason == DisabledReason::Gone && before.url == self.endpoint.url;
+        if !before.is_enabled() || !(is_unchanged || is_url_gone) {
             return Ok(());
         }
         let mut after = before.clone();
@@ -173,8 +176,9 @@ impl Receiver {
     }
 }
 
-/// As the delivery keeps it. A receiver may answer with what it was sent, or with secrets of its own.
-fn written_down(at: Timestamp, outcome: Outcome) -> Attempt {
+/// Converts an outcome to the stored attempt. The body is redacted, because a receiver may return
+/// the event or its own secrets.
+fn to_attempt(at: Timestamp, outcome: Outcome) -> Attempt {
     let body = String::from_utf8_lossy(&outcome.response_body);
     let mut body = telemetry::scrub(&body).into_owned();
     body.truncate(body.floor_char_boundary(BODY_MAX));

@@ -1,9 +1,11 @@
 //! Delivers events to webhook endpoints, one endpoint at a time.
 //!
-//! Whoever holds the lease of an endpoint's queue serves it: at most five attempts at once, each written down when it has ended. If the worker
-//! dies, the lease ends and what was not written down is sent again.
+//! The worker that holds the lease of an endpoint's queue serves it. It makes at most five attempts
+//! at once and stores the result of each. If the worker dies, the lease expires, and deliveries
+//! without a stored result are sent again.
 //!
-//! As it is the one that opens their secrets, its schedule has those sealed anew that are not under their ring's current key.
+//! The schedule of this worker also reseals the endpoints' secrets with their ring's current key,
+//! because no other worker opens them.
 
 mod attempt;
 mod endpoint_queue;
@@ -29,56 +31,58 @@ use self::{
     wire::{SystemLookup, Wire},
 };
 
-/// How long a run goes on: less than its function's time limit by more than an attempt takes.
-const WORKS_FOR: Duration = Duration::from_mins(4);
-/// For how long a run waits for the next attempt that is due: longer than the pause before a first retry.
-const PATIENCE: Duration = Duration::from_secs(8);
+/// Time limit for starting attempts. It leaves enough of the function's time limit for one attempt.
+const RUN_TIME_LIMIT: Duration = Duration::from_mins(4);
+/// Maximum time that a run waits for the next attempt, longer than the pause before a first retry.
+const MAX_WAIT: Duration = Duration::from_secs(8);
 
 #[derive(Debug, Clone)]
 pub struct WebhookDeliveries {
     app: App,
     own_hosts: Vec<String>,
-    /// Made with the first delivery: the system's certificates are read for it, which a run without endpoints may lack.
+    /// Created for the first delivery, because it reads the system's certificates, which may be
+    /// missing in a run without endpoints.
     wire: Arc<OnceCell<Arc<Wire>>>,
-    patience: Duration,
+    max_wait: Duration,
 }
 
 impl WebhookDeliveries {
-    /// `own_hosts` are the names under which this stack is called.
+    /// `own_hosts` are the host names of this stack.
     pub fn new(app: App, own_hosts: Vec<String>) -> Self {
-        Self { app, own_hosts, wire: Arc::default(), patience: PATIENCE }
+        Self { app, own_hosts, wire: Arc::default(), max_wait: MAX_WAIT }
     }
 
-    /// Sends over another wire than the system's.
+    /// Replaces the default wire.
     #[must_use]
-    pub fn over(self, wire: Wire) -> Self {
+    pub fn with_wire(self, wire: Wire) -> Self {
         Self { wire: Arc::new(OnceCell::new_with(Some(Arc::new(wire)))), ..self }
     }
 
-    /// For how long a run waits for the next attempt that is due, instead of 8 s.
+    /// Sets the maximum time that a run waits for the next attempt; 8 s by default.
     #[must_use]
-    pub fn with_patience(self, patience: Duration) -> Self {
-        Self { patience, ..self }
+    pub fn with_max_wait(self, max_wait: Duration) -> Self {
+        Self { max_wait, ..self }
     }
 
     async fn wire(&self) -> Result<&Arc<Wire>, Fault> {
-        let made = self.wire.get_or_try_init(async || {
+        let wire = self.wire.get_or_try_init(async || {
             let (own_hosts, clock) = (self.own_hosts.clone(), Arc::clone(&self.app.clock));
             Wire::new(self.app.webhooks, own_hosts, Arc::new(SystemLookup), clock).map(Arc::new)
         });
-        Ok(made.await?)
+        Ok(wire.await?)
     }
 
-    /// Serves an endpoint until nothing is due there soon, somebody else serves it, or the run's time is over.
+    /// Serves an endpoint until no delivery is due soon, another worker holds its lease, or the
+    /// time limit is reached.
     async fn serve(&self, organization: Id, endpoint: Id) -> Result<(), Fault> {
-        let (wire, ends) = (self.wire().await?, Instant::now() + WORKS_FOR);
-        while let Some(line) = EndpointQueue::take(&self.app, wire, organization, endpoint).await? {
-            let Served::Until(next) = line.serve(ends).await? else {
+        let (wire, deadline) = (self.wire().await?, Instant::now() + RUN_TIME_LIMIT);
+        while let Some(queue) = EndpointQueue::take(&self.app, wire, organization, endpoint).await? {
+            let Served::Until(next) = queue.serve(deadline).await? else {
                 return Ok(());
             };
-            // The queue is free meanwhile: what joins does not wait for this.
+            // The lease is released during the pause, so that new deliveries do not wait.
             let pause = next.since(self.app.clock.now());
-            if pause > self.patience || Instant::now() + pause >= ends {
+            if pause > self.max_wait || Instant::now() + pause >= deadline {
                 return Ok(());
             }
             sleep(pause).await;
@@ -102,7 +106,7 @@ impl Worker for WebhookDeliveries {
             Wake::Endpoint { organization_id, webhook_endpoint_id } => {
                 self.serve(*organization_id, *webhook_endpoint_id).await
             }
-            // What is due is found by the worker that wakes this one, for one endpoint at a time.
+            // `worker-webhook-events` finds due deliveries and wakes this worker once per endpoint.
             Wake::Sweep | Wake::Written(_) => sweep::<Self>(&self.app).await,
         }
     }

@@ -32,9 +32,9 @@ impl Sealed for WebhookDeliveries {
         id: Id,
         item: &SealedWebhookSecrets,
     ) -> Result<Result<bool, WebhookSecretUnsealError>, StoreError> {
-        let place = WebhookSecretContext { organization, endpoint: id };
-        match place.reseal(ring, &*app.entropy, item) {
-            Ok(Some(anew)) => app.store.reseal_webhook_secrets(organization, id, item, &anew).await.map(Ok),
+        let context = WebhookSecretContext { organization, endpoint: id };
+        match context.reseal(ring, &*app.entropy, item) {
+            Ok(Some(resealed)) => app.store.reseal_webhook_secrets(organization, id, item, &resealed).await.map(Ok),
             Ok(None) => Ok(Ok(false)),
             Err(refused) => Ok(Err(refused)),
         }

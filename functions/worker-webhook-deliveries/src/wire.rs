@@ -1,7 +1,9 @@
-//! How a delivery leaves: judged, pinned to the addresses that were judged, bounded in time and size.
+//! The HTTP client for deliveries. It only connects to addresses that passed the check, and limits
+//! the time and size of an attempt.
 //!
-//! The URL's text is judged again, then every address that its name resolves to, and the connection goes to one of these and no other.
-//! There is no second look-up in between, no redirect, no proxy and no connection left over from before.
+//! The URL's text is checked again, then every address that its name resolves to, and the
+//! connection goes to one of those addresses. There is no second look-up, no redirect, no proxy and
+//! no reused connection.
 
 use std::{
     error::Error,
@@ -23,15 +25,14 @@ use reqwest::{
     redirect, retry, tls,
 };
 
-/// For a whole attempt: look-up, connection, TLS, headers and body.
-const WITHIN: Duration = Duration::from_secs(15);
-/// How much of an answer is read. A receiver that sends more has its connection dropped.
-const READ_MAX: usize = 64 << 10;
-/// How much of it is kept.
-const KEPT_MAX: usize = 1 << 10;
-const ERROR_MAX: usize = 200;
+/// Time limit of an attempt: look-up, connection, TLS, headers and body.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Maximum bytes read of a response. The connection of a receiver that sends more is dropped.
+const MAX_READ_BYTES: usize = 64 << 10;
+const MAX_KEPT_BYTES: usize = 1 << 10;
+const MAX_ERROR_CHARS: usize = 200;
 
-/// Finds a name's addresses.
+/// Resolves a host name.
 pub trait Lookup: Send + Sync + 'static {
     fn lookup(&self, host: String) -> LookupFuture;
 }
@@ -45,7 +46,8 @@ pub struct SystemLookup;
 impl Lookup for SystemLookup {
     fn lookup(&self, host: String) -> LookupFuture {
         Box::pin(async move {
-            // With a dot at its end a name is looked up as it is, and never below the machine's own search domains.
+            // A name with a trailing dot is resolved as it is, without the machine's search
+            // domains.
             let host = if host == "localhost" { host } else { format!("{host}.") };
             let addresses = tokio::net::lookup_host((host, 0)).await?;
             Ok(addresses.map(|address| address.ip()).collect())
@@ -62,21 +64,22 @@ pub struct Wire {
     within: Duration,
 }
 
-/// What came of an attempt.
+/// The outcome of an attempt.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outcome {
     pub response_code: Option<u16>,
-    /// From the start of the look-up to the end of the answer.
+    /// From the start of the look-up to the end of the response.
     pub latency_ms: u64,
-    /// The answer's first 1024 bytes, as they came.
+    /// The first 1024 bytes of the response, unchanged.
     pub response_body: Vec<u8>,
-    /// Why the delivery failed, without the URL; `None` if it succeeded, which takes a 2xx and the whole answer or its first 64 KiB.
+    /// Why the delivery failed, without the URL; `None` if it succeeded. Success requires a 2xx and
+    /// the complete response or its first 64 KiB.
     pub error: Option<String>,
-    /// What a receiver that refused asked for, at most a day.
+    /// The delay that the `Retry-After` header of an unsuccessful response requests, at most a day.
     pub retry_after: Option<Duration>,
 }
 
-/// Why nothing was sent.
+/// The reason why nothing was sent.
 #[derive(Debug, PartialEq, Eq)]
 enum PostRefusal {
     Url(Invalid),
@@ -86,7 +89,8 @@ enum PostRefusal {
 }
 
 impl Wire {
-    /// `own_hosts` are the names under which this stack is called. Fails where the system's certificates cannot be read.
+    /// `own_hosts` are the host names of this stack. Fails if the system's certificates cannot be
+    /// read.
     pub fn new(
         reach: Reach,
         own_hosts: Vec<String>,
@@ -95,7 +99,7 @@ impl Wire {
     ) -> reqwest::Result<Self> {
         let client = Client::builder()
             .user_agent("Karta-Webhooks/1")
-            .dns_resolver(Judged { reach, lookup })
+            .dns_resolver(CheckedResolver { reach, lookup })
             .redirect(redirect::Policy::none())
             .retry(retry::never())
             .no_proxy()
@@ -106,22 +110,24 @@ impl Wire {
             .referer(false)
             .http1_only()
             .tls_version_min(tls::Version::TLS_1_2)
-            // What was judged for one delivery is not used for another; and a function is frozen between two runs.
+            // A connection is not reused, because its address was checked for one delivery only,
+            // and because a function is frozen between runs.
             .pool_max_idle_per_host(0)
             .build()?;
-        Ok(Self { client, clock, reach, own_hosts, within: WITHIN })
+        Ok(Self { client, clock, reach, own_hosts, within: ATTEMPT_TIMEOUT })
     }
 
-    /// With another limit for a whole attempt than 15 s.
+    /// Sets the time limit of an attempt; 15 s by default.
     #[must_use]
     pub fn within(self, within: Duration) -> Self {
         Self { within, ..self }
     }
 
-    /// Sends one attempt and waits for its end, 15 s at most. Never fails: whatever happens is an outcome.
+    /// Makes one attempt and waits at most 15 s for its end. Never fails: every fault is an
+    /// outcome.
     pub async fn post(&self, url: &WebhookUrl, signatures: &Signatures, body: impl Into<Body>) -> Outcome {
         let started = Instant::now();
-        let mut outcome = match self.judged(url) {
+        let mut outcome = match self.check_url(url) {
             Ok(url) => self.exchange(url, signatures, body.into()).await,
             Err(refused) => Outcome::failed(refused.to_string()),
         };
@@ -129,21 +135,22 @@ impl Wire {
         outcome
     }
 
-    /// The URL as the client reads it. An address is judged here, as the client looks up names alone.
-    fn judged(&self, url: &WebhookUrl) -> Result<Url, PostRefusal> {
+    /// Parses the URL for the client. An address in the URL is checked here, because the client's
+    /// resolver sees only names.
+    fn check_url(&self, url: &WebhookUrl) -> Result<Url, PostRefusal> {
         url.judge(self.reach).map_err(PostRefusal::Url)?;
         if url.is_on(&self.own_hosts) {
             return Err(PostRefusal::OwnHost);
         }
-        let unlike = PostRefusal::Url(Invalid::new("must have a host that every reader of URLs reads alike"));
+        let ambiguous = PostRefusal::Url(Invalid::new("must have an unambiguous host"));
         let Ok(parsed) = Url::parse(url.as_str()) else {
-            return Err(unlike);
+            return Err(ambiguous);
         };
         let host = parsed.host_str().unwrap_or_default();
         match host.trim_matches(['[', ']']).parse() {
-            Ok(address) => judge(address, url.is_loopback(), self.reach).map(|()| parsed),
+            Ok(address) => check_address(address, url.is_loopback(), self.reach).map(|()| parsed),
             Err(_) if host == url.host() => Ok(parsed),
-            Err(_) => Err(unlike),
+            Err(_) => Err(ambiguous),
         }
     }
 
@@ -160,53 +167,53 @@ impl Wire {
             .body(body)
             .send()
             .await;
-        let mut answer = match sent {
-            Ok(answer) => answer,
+        let mut response = match sent {
+            Ok(response) => response,
             Err(error) => return Outcome::failed(self.describe(&error)),
         };
-        let status = answer.status();
-        let asked = answer.headers().get(RETRY_AFTER).filter(|_| !status.is_success());
-        let asked = asked.and_then(|text| text.to_str().ok());
-        let retry_after = asked.and_then(|text| retry_after(text, self.clock.now()));
-        let (response_body, broken) = read(&mut answer).await;
+        let status = response.status();
+        let requested = response.headers().get(RETRY_AFTER).filter(|_| !status.is_success());
+        let requested = requested.and_then(|text| text.to_str().ok());
+        let retry_after = requested.and_then(|text| retry_after(text, self.clock.now()));
+        let (response_body, broken) = read(&mut response).await;
         let error = match broken {
             _ if status.is_redirection() => {
-                Some(format!("it answered {}, and redirects are not followed", status.as_u16()))
+                Some(format!("receiver returned {}, and redirects are not followed", status.as_u16()))
             }
-            _ if !status.is_success() => Some(format!("it answered {}", status.as_u16())),
+            _ if !status.is_success() => Some(format!("receiver returned {}", status.as_u16())),
             broken => broken.map(|error| self.describe(&error)),
         };
         Outcome { response_code: Some(status.as_u16()), response_body, error, retry_after, ..Outcome::default() }
     }
 
-    /// In a few words, without the URL.
+    /// Describes an error briefly, without the URL.
     fn describe(&self, error: &reqwest::Error) -> String {
         if let Some(refused) = causes(error).find_map(|cause| cause.downcast_ref::<PostRefusal>()) {
             return refused.to_string();
         }
         if error.is_timeout() {
-            return format!("no complete answer within {} s", self.within.as_secs_f32());
+            return format!("no complete response within {} s", self.within.as_secs_f32());
         }
-        let kind = if error.is_connect() { "no connection" } else { "no proper answer" };
+        let kind = if error.is_connect() { "no connection" } else { "invalid response" };
         let cause = causes(error).last().map(ToString::to_string).unwrap_or_default();
         let cause = cause.chars().map(|letter| if letter.is_control() { ' ' } else { letter });
-        format!("{kind}: {}", cause.take(ERROR_MAX).collect::<String>())
+        format!("{kind}: {}", cause.take(MAX_ERROR_CHARS).collect::<String>())
     }
 }
 
-/// What an error came from, without itself: it shows the URL.
+/// Returns the causes of an error. The error itself is omitted, because it shows the URL.
 fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
     iter::successors(error.source(), |error| (**error).source())
 }
 
-/// Reads the start of an answer, and the error that cut it short.
-async fn read(answer: &mut Response) -> (Vec<u8>, Option<reqwest::Error>) {
+/// Reads the start of a response. Also returns the error that interrupted it, if any.
+async fn read(response: &mut Response) -> (Vec<u8>, Option<reqwest::Error>) {
     let (mut kept, mut length) = (Vec::new(), 0);
-    while length < READ_MAX {
-        match answer.chunk().await {
+    while length < MAX_READ_BYTES {
+        match response.chunk().await {
             Ok(Some(chunk)) => {
                 length += chunk.len();
-                kept.extend_from_slice(&chunk[..chunk.len().min(KEPT_MAX - kept.len())]);
+                kept.extend_from_slice(&chunk[..chunk.len().min(MAX_KEPT_BYTES - kept.len())]);
             }
             Ok(None) => break,
             Err(error) => return (kept, Some(error)),
@@ -215,13 +222,13 @@ async fn read(answer: &mut Response) -> (Vec<u8>, Option<reqwest::Error>) {
     (kept, None)
 }
 
-/// What the client's names are resolved by.
-struct Judged {
+/// The client's resolver, which checks every address.
+struct CheckedResolver {
     reach: Reach,
     lookup: Arc<dyn Lookup>,
 }
 
-impl Resolve for Judged {
+impl Resolve for CheckedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let (host, reach) = (name.as_str().to_owned(), self.reach);
         let on_loopback = host == "localhost";
@@ -231,19 +238,21 @@ impl Resolve for Judged {
             if addresses.is_empty() {
                 return Err(PostRefusal::Unresolved.into());
             }
-            // One that is refused is enough: whoever puts it among others means it to be tried.
-            addresses.iter().try_for_each(|address| judge(*address, on_loopback, reach))?;
+            // One refused address is enough: the name's owner intends every listed address to be
+            // used.
+            addresses.iter().try_for_each(|address| check_address(*address, on_loopback, reach))?;
             let addresses: Vec<_> = addresses.into_iter().map(|address| SocketAddr::new(address, 0)).collect();
             Ok(Box::new(addresses.into_iter()) as _)
         })
     }
 }
 
-/// Loopback is reached under its own names alone, and these reach nothing else.
-fn judge(address: IpAddr, on_loopback: bool, reach: Reach) -> Result<(), PostRefusal> {
+/// Checks an address. Loopback is reachable only under its own names, and these names reach only
+/// loopback.
+fn check_address(address: IpAddr, on_loopback: bool, reach: Reach) -> Result<(), PostRefusal> {
     judge_address(address, if on_loopback { reach } else { Reach::Public }).map_err(PostRefusal::Address)?;
     if on_loopback && !address.is_loopback() {
-        return Err(PostRefusal::Address("outside loopback, under a name of loopback"));
+        return Err(PostRefusal::Address("outside loopback, although the name is for loopback"));
     }
     Ok(())
 }
@@ -258,7 +267,7 @@ impl fmt::Display for PostRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Url(problem) => write!(f, "not sent: the URL {problem}"),
-            Self::OwnHost => f.write_str("not sent: the URL leads to this service itself"),
+            Self::OwnHost => f.write_str("not sent: the URL points to this service"),
             Self::Address(what) => write!(f, "not sent: the host has an address that is not public: {what}"),
             Self::Unresolved => f.write_str("not sent: the host name cannot be resolved"),
         }

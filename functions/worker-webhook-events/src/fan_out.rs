@@ -7,30 +7,32 @@ use karta_shared::{
     worker::Fault,
 };
 
-/// When events are looked at again that could not be fanned out.
-const AGAIN_AFTER: Duration = Duration::from_mins(1);
+/// Delay before events are tried again after a failed fan-out.
+const RETRY_DELAY: Duration = Duration::from_mins(1);
 
-/// Says which endpoints have something new, also where not everything was done.
+/// Fans out events of an organization. Returns the endpoints with new deliveries, even after a
+/// fault.
 pub(crate) async fn fan_out(app: &App, organization: Id, due: &[DueItem]) -> (BTreeSet<Id>, Result<(), Fault>) {
     let mut touched = BTreeSet::new();
-    let told = async {
-        // In this order: who was there when an event was written is among the endpoints.
+    let work = async {
+        // Events are read first, so that the list contains every endpoint that existed when an
+        // event was written.
         let (events, unreadable) = app.store.pending_events(due).await?;
-        app.store.postpone_events(&unreadable, app.clock.now().plus(AGAIN_AFTER)).await?;
+        app.store.postpone_events(&unreadable, app.clock.now().plus(RETRY_DELAY)).await?;
         if events.is_empty() {
             return Ok(());
         }
         let endpoints = app.store.all_webhook_endpoints(organization).await?;
         app.store.fan_out(organization, events, &endpoints, app.clock.now(), &mut touched).await
     };
-    let told: Result<(), StoreError> = told.await;
-    let told = match told {
-        // They must not stand before everybody else's in the next look.
+    let outcome: Result<(), StoreError> = work.await;
+    let outcome = match outcome {
+        // Postponed, so that they do not delay the events of other organizations.
         Err(fault) => {
-            let postponed = app.store.postpone_events(due, app.clock.now().plus(AGAIN_AFTER)).await;
+            let postponed = app.store.postpone_events(due, app.clock.now().plus(RETRY_DELAY)).await;
             Err(postponed.err().unwrap_or(fault).into())
         }
         Ok(()) => Ok(()),
     };
-    (touched, told)
+    (touched, outcome)
 }

@@ -1,6 +1,8 @@
-//! Finds out which webhook endpoints want what happened, and has each of them served.
+//! Fans out events to the webhook endpoints that subscribe to them, and wakes the worker that
+//! serves each endpoint.
 //!
-//! It waits for no receiver: sending is another worker's, so that one that hangs holds up nobody else's events.
+//! It does not wait for receivers: another worker sends, so that a receiver that hangs delays no
+//! other endpoint.
 
 mod fan_out;
 mod recovery;
@@ -19,12 +21,13 @@ use tokio::time::Instant;
 
 pub use self::waker::Waker;
 
-/// How often a sweep looks again while it finds something.
-const LOOKS: usize = 20;
-/// How many events of an organization one look fans out: those whom the look found beside do not wait for a flood.
-const OF_ONE_AT_MOST: usize = 200;
-/// How long a sweep begins new things: less than its function's time limit by more than the longest of them takes.
-const WORKS_FOR: Duration = Duration::from_secs(40);
+/// Maximum rounds of a sweep, which ends when nothing is due.
+const MAX_ROUNDS: usize = 20;
+/// Maximum events of one organization per round, so that one organization cannot delay the others.
+const MAX_EVENTS_PER_ORGANIZATION: usize = 200;
+/// Time limit for starting new work. It leaves enough of the function's time limit for the longest
+/// work.
+const START_TIME_LIMIT: Duration = Duration::from_secs(40);
 
 #[derive(Debug)]
 pub struct WebhookEvents {
@@ -37,61 +40,61 @@ impl WebhookEvents {
         Self { app, waker: Arc::new(waker) }
     }
 
-    /// Fans out what waits, each organization for itself: the fault of one is not another's.
-    async fn tell(&self, due: impl IntoIterator<Item = DueItem>) -> Result<(), Fault> {
-        let mut of_organizations: BTreeMap<Id, Vec<DueItem>> = BTreeMap::new();
+    /// Fans out the due events of each organization. The fault of one does not affect the others.
+    async fn fan_out_due(&self, due: impl IntoIterator<Item = DueItem>) -> Result<(), Fault> {
+        let mut by_organization: BTreeMap<Id, Vec<DueItem>> = BTreeMap::new();
         for due in due {
-            of_organizations.entry(due.organization_id).or_default().push(due);
+            by_organization.entry(due.organization_id).or_default().push(due);
         }
-        let told = of_organizations.into_iter().map(|(organization, mut due)| {
+        let fanned_out = by_organization.into_iter().map(|(organization, mut due)| {
             let (app, waker) = (self.app.clone(), Arc::clone(&self.waker));
-            due.truncate(OF_ONE_AT_MOST);
+            due.truncate(MAX_EVENTS_PER_ORGANIZATION);
             async move {
-                let (touched, told) = fan_out::fan_out(&app, organization, &due).await;
+                let (touched, outcome) = fan_out::fan_out(&app, organization, &due).await;
                 let woken = waker.wake_each(touched.into_iter().map(|endpoint| (organization, endpoint))).await;
-                told.and(woken)
+                outcome.and(woken)
             }
         });
-        all(join_bounded(told).await)
+        first_fault(join_bounded(fanned_out).await)
     }
 
-    async fn tell_all(&self, ends: Instant) -> Result<(), Fault> {
+    async fn fan_out_all(&self, deadline: Instant) -> Result<(), Fault> {
         let mut outcome = Ok(());
-        for _ in 0..LOOKS {
+        for _ in 0..MAX_ROUNDS {
             let due = due(&self.app, Queue::Events).await?;
-            if due.is_empty() || Instant::now() >= ends {
+            if due.is_empty() || Instant::now() >= deadline {
                 break;
             }
-            outcome = outcome.and(self.tell(due).await);
+            outcome = outcome.and(self.fan_out_due(due).await);
         }
         outcome
     }
 
-    async fn recover(&self, ends: Instant) -> Result<(), Fault> {
+    async fn recover(&self, deadline: Instant) -> Result<(), Fault> {
         let due = due(&self.app, Queue::Recoveries).await?;
         let recovered = due.into_iter().map(|due| {
             let (app, waker) = (self.app.clone(), Arc::clone(&self.waker));
             async move {
-                let endpoint = recovery::walk(&app, &due, ends).await?;
+                let endpoint = recovery::run(&app, &due, deadline).await?;
                 waker.wake_each(endpoint.map(|endpoint| (due.organization_id, endpoint))).await
             }
         });
-        all(join_bounded(recovered).await)
+        first_fault(join_bounded(recovered).await)
     }
 
-    /// Has every endpoint served that something is due for: what woke for it before may have been lost.
+    /// Wakes the worker for every endpoint with due deliveries, because earlier wake-ups may have
+    /// been lost.
     async fn wake_all(&self) -> Result<(), Fault> {
         let due = due(&self.app, Queue::Deliveries).await?;
         let woken = due.into_iter().map(|due| {
             let waker = Arc::clone(&self.waker);
             async move { waker.wake_each(due.endpoint().map(|endpoint| (due.organization_id, endpoint))).await }
         });
-        all(join_bounded(woken).await)
+        first_fault(join_bounded(woken).await)
     }
 }
 
-/// Everything was done; the first fault is told of otherwise.
-fn all(outcomes: Vec<Result<(), Fault>>) -> Result<(), Fault> {
+fn first_fault(outcomes: Vec<Result<(), Fault>>) -> Result<(), Fault> {
     outcomes.into_iter().fold(Ok(()), Result::and)
 }
 
@@ -105,13 +108,16 @@ impl Worker for WebhookEvents {
 
     async fn work(&self, wake: &Wake) -> Result<(), Fault> {
         if let Wake::Written(written) = wake {
-            // The index may not show yet what the stream tells of.
-            return Box::pin(self.tell(written.iter().cloned())).await;
+            // The index may not show the items of the stream yet.
+            return Box::pin(self.fan_out_due(written.iter().cloned())).await;
         }
-        // None of these waits for another, nor for its faults.
-        let ends = Instant::now() + WORKS_FOR;
-        let (told, recovered, woken) =
-            tokio::join!(Box::pin(self.tell_all(ends)), Box::pin(self.recover(ends)), Box::pin(self.wake_all()));
-        told.and(recovered).and(woken)
+        // These run concurrently and do not stop at each other's faults.
+        let deadline = Instant::now() + START_TIME_LIMIT;
+        let (fanned_out, recovered, woken) = tokio::join!(
+            Box::pin(self.fan_out_all(deadline)),
+            Box::pin(self.recover(deadline)),
+            Box::pin(self.wake_all()),
+        );
+        fanned_out.and(recovered).and(woken)
     }
 }

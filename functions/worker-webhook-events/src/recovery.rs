@@ -6,20 +6,22 @@ use karta_shared::{
 };
 use tokio::time::Instant;
 
-/// Walks what an endpoint missed, until the run ends: the next one goes on; says which it is if something may have been found.
-pub(crate) async fn walk(app: &App, due: &DueItem, ends: Instant) -> Result<Option<Id>, Fault> {
+/// Recovers an endpoint's missed events until the deadline; the next run continues. Returns the
+/// endpoint if new deliveries are possible.
+pub(crate) async fn run(app: &App, due: &DueItem, deadline: Instant) -> Result<Option<Id>, Fault> {
     let Some(mut recovery) = app.store.recovery(due.organization_id, &due.sk).await? else {
         return Ok(None);
     };
-    while Instant::now() < ends {
+    while Instant::now() < deadline {
         let endpoint = app.store.webhook_endpoint(recovery.organization_id, recovery.webhook_endpoint_id).await?;
-        let walked = match endpoint.filter(WebhookEndpoint::is_enabled) {
+        let outcome = match endpoint.filter(WebhookEndpoint::is_enabled) {
             Some(endpoint) => app.store.recover(&recovery, &endpoint, app.clock.now()).await,
             None => app.store.drop_recovery(&recovery).await.map(|()| Recovered::All),
         };
-        match walked {
+        match outcome {
             Ok(Recovered::Page(rest)) => recovery = rest,
-            // Another worker walks it, or a delivery was attempted meanwhile: the next look sees.
+            // Another worker runs this recovery, or a delivery was attempted at the same time. A
+            // later round continues.
             Ok(Recovered::All | Recovered::Waits) | Err(CommitError::Conflict(_)) => break,
             Err(error) => return Err(error.into()),
         }

@@ -7,9 +7,9 @@ use karta_shared::{
     worker::{Fault, Wake},
 };
 
-/// What has an endpoint served.
+/// Wakes the worker that serves an endpoint.
 pub enum Waker {
-    /// Another function, which is not waited for.
+    /// Another function, invoked asynchronously.
     Lambda { client: Client, function: String },
     /// A worker in this process.
     Local(Arc<dyn Fn(Id, Id) + Send + Sync>),
@@ -20,7 +20,7 @@ impl Waker {
         Self::Lambda { client: Client::from_conf(config.into()), function }
     }
 
-    /// Has organizations' endpoints served soon, each whatever becomes of the others.
+    /// Wakes the worker for each endpoint, even if one of the calls fails.
     pub(crate) async fn wake_each(&self, endpoints: impl IntoIterator<Item = (Id, Id)>) -> Result<(), Fault> {
         let mut outcome = Ok(());
         for (organization, endpoint) in endpoints {
@@ -29,7 +29,8 @@ impl Waker {
         outcome
     }
 
-    /// Has an organization's endpoint served soon. If this is lost, the next sweep finds what is due.
+    /// Wakes the worker for one endpoint. If the call is lost, the next sweep finds the due
+    /// deliveries.
     async fn wake(&self, organization: Id, endpoint: Id) -> Result<(), Fault> {
         match self {
             Self::Lambda { client, function } => {

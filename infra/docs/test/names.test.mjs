@@ -1,4 +1,5 @@
-// One name for one fact: what pages tell their readers to export is what the client reads and what a run prints.
+// Checks that pages, the client and the runner's output use the same names of environment
+// variables.
 import assert from "node:assert/strict";
 import { readFileSync, readdirSync } from "node:fs";
 import { test } from "node:test";
@@ -10,22 +11,22 @@ const root = fileURLToPath(new URL("../../..", import.meta.url));
 const read = (path) => readFileSync(join(root, path), "utf8");
 const PAGES = ["README.md", "CONTRIBUTING.md", "sdk/typescript/README.md", ...readdirSync(join(root, "docs")).filter((name) => name.endsWith(".md")).map((name) => `docs/${name}`)];
 
-/** Each fact of a caller, and how a shell block uses it. */
-const FACTS = [
+/** The caller's variables, and patterns of their use in shell blocks. */
+const VARIABLES = [
   { name: "KARTA_BASE_URL", uses: [/export (\w+)=http/g, /curl[^\n$]*[\s"]\$\{?(\w+)\}?\//g] },
   { name: "KARTA_API_KEY", uses: [/export (\w+)=kt_live_/g] },
 ];
 
 const shell = PAGES.map((page) => ({ page, text: blocks(read(page)).filter(({ language }) => language === "sh").map(({ text }) => text).join("\n") }));
 
-for (const { name, uses } of FACTS) {
-  test(`every page calls it ${name}`, () => {
+for (const { name, uses } of VARIABLES) {
+  test(`every page uses the name ${name}`, () => {
     const found = shell.flatMap(({ page, text }) => uses.flatMap((use) => [...text.matchAll(use)].map(([, given]) => ({ page, given }))));
     assert.ok(found.length > 2, "the search finds nothing");
     assert.deepEqual(found.filter(({ given }) => given !== name), []);
   });
 
-  test(`a run prints ${name}, and the client's pages name it`, () => {
+  test(`the runner and the client's README name ${name}`, () => {
     assert.match(read("infra/local/src/cli.rs"), new RegExp(`export ${name}=`));
     assert.match(read("sdk/typescript/README.md"), new RegExp(`\\b${name}\\b`));
   });

@@ -8,7 +8,7 @@ before(() => {
 });
 after(() => shell.close());
 
-test("what a block exports and where it goes stays", async () => {
+test("exports and working directory are kept", async () => {
   assert.equal(await shell.run("export A=1\ncd /usr\necho done >&2\n"), "");
   assert.equal(await shell.run("echo $A; pwd"), "1\n/usr\n");
 });

@@ -1,4 +1,5 @@
-//! `karta audit-verify`: whether every organization's audit log is whole, by the key, the chain and the anchors.
+//! `karta audit-verify`: verifies every organization's audit log with the `audit` key ring, the
+//! hash chain and the anchors.
 
 use std::{path::Path, sync::Arc};
 
@@ -15,51 +16,53 @@ use karta_shared::{
 use crate::{
     emulator::{Emulator, STORE_FILE},
     runner::lock,
-    secrets::{Given, LocalSecrets},
+    secrets::{LocalSecrets, ProvidedSecrets},
     template::{TEMPLATE, Template},
 };
 
-/// What was found of every audit log.
+/// Results of verifying every audit log.
 #[derive(Debug)]
 pub struct Report {
     pub organizations: Vec<(Id, Checked)>,
-    /// Partitions that are named like those of audit logs and belong to nobody.
+    /// Partitions with the name of an audit log that belong to no organization.
     pub strays: Vec<String>,
 }
 
 impl Report {
-    /// Whether something was verified, and all of it is whole.
+    /// Returns true if at least one log was verified and all logs are intact.
     pub fn is_clean(&self) -> bool {
         !self.organizations.is_empty()
             && self.strays.is_empty()
             && self.organizations.iter().all(|(_, checked)| checked.findings.is_empty())
     }
 
-    /// One line for each organization, and below it one for each finding.
+    /// Returns one line per organization, each followed by a line per finding.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
         if self.organizations.is_empty() {
             lines.push("the store holds no organization: nothing was verified".to_owned());
         }
         for (organization, Checked { events, links, pending, findings }) in &self.organizations {
-            let verdict = if findings.is_empty() { "whole".to_owned() } else { format!("{} findings", findings.len()) };
+            let verdict =
+                if findings.is_empty() { "intact".to_owned() } else { format!("{} findings", findings.len()) };
             lines.push(format!(
-                "organization {organization}: {verdict} ({events} events, {pending} of them pending, in {links} links)"
+                "organization {organization}: {verdict} ({events} events, {pending} pending, {links} links)"
             ));
             lines.extend(findings.iter().map(|finding| format!("  {finding}")));
         }
-        lines.extend(self.strays.iter().map(|partition| format!("partition {partition:?} belongs to nobody")));
+        lines.extend(self.strays.iter().map(|partition| format!("partition {partition:?} belongs to no organization")));
         lines
     }
 }
 
-/// Verifies what the reader reaches under the ring `audit`. `now` says how long events have waited.
+/// Verifies every audit log that the reader can read with the ring `audit`. `now` determines how
+/// long events have been pending.
 pub async fn verify(reader: &AuditReader, ring: &Keyring, now: Timestamp) -> Result<Report> {
     let audited = reader.audited().await?;
     let mut organizations = Vec::new();
     for organization in audited.organizations {
         let mut checked = check(organization, &reader.audit_log(organization).await?, ring, now);
-        // A link that was being written shows in one read and not yet in another: what is a finding is one twice.
+        // A concurrent write can be half visible: verify again before reporting a finding.
         if !checked.findings.is_empty() {
             checked = check(organization, &reader.audit_log(organization).await?, ring, now);
         }
@@ -68,11 +71,11 @@ pub async fn verify(reader: &AuditReader, ring: &Keyring, now: Timestamp) -> Res
     Ok(Report { organizations, strays: audited.strays.into_iter().collect() })
 }
 
-/// Verifies a data directory, which no runner may be working on.
+/// Verifies the audit logs of a data directory. Fails if a runner is using it.
 pub async fn verify_local(folder: &Path) -> Result<Report> {
     ensure!(folder.join(STORE_FILE).exists(), "--data-dir: {} holds no data", folder.display());
     let _lock = lock(folder)?;
-    let secrets = LocalSecrets::open(Some(folder), Given::default(), &OsEntropy)?;
+    let secrets = LocalSecrets::open(Some(folder), ProvidedSecrets::default(), &OsEntropy)?;
     let tables = Tables::local();
     let emulator = Emulator::start(Some(folder), &Template::parse(TEMPLATE)?, &tables, &OsEntropy)?;
     let sdk = config::local_sdk(&emulator.endpoint(), emulator.access_key()).await;
@@ -85,7 +88,7 @@ pub async fn verify_local(folder: &Path) -> Result<Report> {
     report
 }
 
-/// Verifies the deployed stack that the environment names.
+/// Verifies the audit logs of the deployed stack named by the environment.
 pub async fn verify_deployed() -> Result<Report> {
     let (reader, secrets) = config::deployed_audit().await?;
     let ring = secrets.ring(Ring::Audit).await.context("--deployed")?;

@@ -1,4 +1,4 @@
-//! The first organization and its first key.
+//! Creates the first organization and its first API key.
 
 use anyhow::{Context, Result};
 use karta_shared::{
@@ -7,18 +7,20 @@ use karta_shared::{
     domain::{Actor, ActorKind, ApiKeyToken, AuditEvent, Id, Name, NewAuditEvent, Organization, ResourceRef, Slug},
 };
 
-/// The organization that a run works with.
+/// The organization that a run uses.
 #[derive(Debug)]
-pub struct Founded {
+pub struct BootstrapResult {
     pub organization: Organization,
-    /// Its first key's token; none over existing data, for it is shown once.
+    /// The token of its first key. `None` if the organization already existed: a token is shown
+    /// once.
     pub api_key: Option<ApiKeyToken>,
 }
 
-/// Finds the organization with this slug, or makes it with a first key that holds all scopes. The audit log names `founder` as its maker.
-pub async fn organization(app: &App, slug: &Slug, founder: &str) -> Result<Founded> {
+/// Finds the organization with this slug, or creates it with a first key that has all scopes. The
+/// audit log names `actor_name` as the creator.
+pub async fn organization(app: &App, slug: &Slug, actor_name: &str) -> Result<BootstrapResult> {
     if let Some(organization) = app.store.organization_by_slug(slug).await? {
-        return Ok(Founded { organization, api_key: None });
+        return Ok(BootstrapResult { organization, api_key: None });
     }
     let now = app.clock.now();
     let name = Name::try_from(slug.as_str().to_owned()).context("--org")?;
@@ -28,7 +30,7 @@ pub async fn organization(app: &App, slug: &Slug, founder: &str) -> Result<Found
     bootstrap.stage(&mut transaction, |event: NewAuditEvent| AuditEvent {
         id: Id::draw(now, &*app.entropy),
         at: now,
-        actor: Actor { kind: ActorKind::System, id: None, name: founder.to_owned() },
+        actor: Actor { kind: ActorKind::System, id: None, name: actor_name.to_owned() },
         action: event.action.as_str().to_owned(),
         resource: ResourceRef { kind: event.resource_kind.to_owned(), id: event.resource_id },
         changes: event.changes,
@@ -37,5 +39,5 @@ pub async fn organization(app: &App, slug: &Slug, founder: &str) -> Result<Found
         request_id: "bootstrap".to_owned(),
     })?;
     transaction.commit().await?;
-    Ok(Founded { organization: bootstrap.organization, api_key: Some(bootstrap.token) })
+    Ok(BootstrapResult { organization: bootstrap.organization, api_key: Some(bootstrap.token) })
 }

@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line of `karta`.
 
 use std::{
     io::{self, Write},
@@ -24,12 +24,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     Options, Runner, audit,
-    bootstrap::{self, Founded},
+    bootstrap::{self, BootstrapResult},
     openapi,
-    secrets::Given,
+    secrets::ProvidedSecrets,
 };
 
-/// Runs the whole control plane on this machine, over an embedded store.
+/// Run the whole control plane on this machine with an embedded store.
 #[derive(Debug, Parser)]
 #[command(name = "karta", version, args_conflicts_with_subcommands = true)]
 pub struct Arguments {
@@ -41,26 +41,29 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Verify every organization's audit log; fails if anything in one was tampered with.
+    /// Verify every organization's audit log; fails on any finding, or if there is no organization.
     AuditVerify(VerifyArguments),
-    /// Make an organization with a first key in a deployed stack, and print the key once; fails if the organization is there.
+    /// Create an organization and its first API key in a deployed stack, and print the key once;
+    /// fails if the organization exists.
     Bootstrap(BootstrapArguments),
-    /// Print the API's document, as its handlers' types have it: `openapi.json` without its examples.
+    /// Print the API document built from the handlers' types: `openapi.json` without its
+    /// examples.
     Openapi,
 }
 
 #[derive(Debug, Args)]
 struct VerifyArguments {
-    /// Where the data and its secrets are kept; no runner may be working on them.
+    /// Directory of the data and its secrets; no runner may be using it.
     #[arg(long, env = "KARTA_DATA_DIR", default_value = ".karta")]
     data_dir: PathBuf,
-    /// Verify a deployed stack instead, with the environment's AWS credentials: `KARTA_TABLE`, `KARTA_ANCHORS_TABLE` and `KARTA_SECRET_AUDIT` name
-    /// its tables and its key ring.
+    /// Verify a deployed stack instead, with the environment's AWS credentials: `KARTA_TABLE`,
+    /// `KARTA_ANCHORS_TABLE` and `KARTA_SECRET_AUDIT` name its tables and its key ring.
     #[arg(long)]
     deployed: bool,
 }
 
-/// The environment names the stack, as that of its functions does (`KARTA_TABLE` and the others), and holds AWS credentials.
+/// The environment must contain AWS credentials and the variables of the stack's functions
+/// (`KARTA_TABLE` and the others).
 #[derive(Debug, Args)]
 struct BootstrapArguments {
     /// The organization's slug.
@@ -70,31 +73,32 @@ struct BootstrapArguments {
 
 #[derive(Debug, Args)]
 struct RunArguments {
-    /// The address to listen on; 0.0.0.0 lets containers in.
+    /// Address to listen on; 0.0.0.0 also accepts connections from containers.
     #[arg(long, env = "KARTA_HOST", default_value = "127.0.0.1")]
     host: IpAddr,
-    /// The port to listen on; 0 picks a free one.
+    /// Port to listen on; 0 picks a free one.
     #[arg(long, env = "KARTA_PORT", default_value_t = 8787)]
     port: u16,
-    /// Where data and generated secrets are kept.
+    /// Directory of the data and the generated secrets.
     #[arg(long, env = "KARTA_DATA_DIR", default_value = ".karta")]
     data_dir: PathBuf,
-    /// Keep nothing: data and secrets live in memory.
+    /// Keep data and secrets in memory only.
     #[arg(long, env = "KARTA_EPHEMERAL", value_parser = BoolishValueParser::new())]
     ephemeral: bool,
-    /// The slug of the organization to work with; it is made, with a first key, if it is not there.
+    /// Slug of the organization to use; if it does not exist, it is created with a first API key.
     #[arg(long, env = "KARTA_ORG", default_value = "acme", value_parser = slug)]
     org: Slug,
-    /// Print one line of JSON about this run instead of a greeting.
+    /// Print one line of JSON about this run instead of the banner.
     #[arg(long, env = "KARTA_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
-    /// Let webhooks lead to this machine: then also `http`, any port and addresses, on loopback only.
+    /// Allow webhook URLs on loopback, which may use `http`, any port and IP addresses.
     #[arg(long, env = "KARTA_ALLOW_LOOPBACK_WEBHOOKS", value_parser = BoolishValueParser::new())]
     allow_loopback_webhooks: bool,
-    /// bcrypt's cost for new digests (12 if not given); 4 is quick, for tests only.
+    /// bcrypt cost of new digests (default 12); 4 is fast, for tests only.
     #[arg(long, env = "KARTA_BCRYPT_COST", value_parser = clap::value_parser!(u32).range(4..=31))]
     bcrypt_cost: Option<u32>,
-    /// What to log, to standard error: off, error, warn, info, debug, trace, or tracing directives such as `karta_shared=debug,warn`.
+    /// Level of the log on standard error: off, error, warn, info, debug, trace, or tracing
+    /// directives such as `karta_shared=debug,warn`.
     #[arg(long, env = "KARTA_LOG", default_value = "info", value_parser = log_filter)]
     log: String,
 }
@@ -103,7 +107,8 @@ fn slug(text: &str) -> Result<Slug, String> {
     Slug::try_from(text.to_owned()).map_err(|error| error.to_string())
 }
 
-/// `tracing` would take a word that is no level for the name of a target, and log almost nothing.
+/// Rejects a word that is not a level: `tracing` would read it as the name of a target and log
+/// almost nothing.
 fn log_filter(text: &str) -> Result<String, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
@@ -113,44 +118,43 @@ fn log_filter(text: &str) -> Result<String, String> {
     Err(format!("must be one of {}, or tracing directives such as karta_shared=debug,warn", LEVELS.join(", ")))
 }
 
-/// Does what the command line asks for.
+/// Executes a command line and returns the exit code.
 pub async fn execute(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
         None => run(arguments.run).await.map(|()| ExitCode::SUCCESS),
         Some(Command::AuditVerify(arguments)) => audit_verify(arguments).await,
-        Some(Command::Bootstrap(arguments)) => found(arguments).await.map(|()| ExitCode::SUCCESS),
+        Some(Command::Bootstrap(arguments)) => create_organization(arguments).await.map(|()| ExitCode::SUCCESS),
         Some(Command::Openapi) => print_document().map(|()| ExitCode::SUCCESS),
     }
 }
 
-/// Prints the document, indented.
 fn print_document() -> Result<()> {
     write!(io::stdout(), "{}", openapi::print(&openapi::document()?)?)?;
     Ok(())
 }
 
-/// Makes the organization, over the store and the rings of a deployed stack.
-async fn found(arguments: BootstrapArguments) -> Result<()> {
-    let app = App::of_operator().await.map_err(anyhow::Error::from_boxed)?;
-    let Founded { organization, api_key } = bootstrap::organization(&app, &arguments.org, "bootstrap").await?;
+/// Creates the organization in a deployed stack and prints its first key.
+async fn create_organization(arguments: BootstrapArguments) -> Result<()> {
+    let app = App::for_operator().await.map_err(anyhow::Error::from_boxed)?;
+    let BootstrapResult { organization, api_key } = bootstrap::organization(&app, &arguments.org, "bootstrap").await?;
     let Some(token) = api_key else {
         bail!(
-            "the organization {} is there, and its first key was shown when it was made: \
-             POST /v1/internal/organizations/{}/api_keys makes another one",
+            "the organization {} already exists, and its first key is shown only once: \
+             create another key with POST /v1/internal/organizations/{}/api_keys",
             organization.slug,
             organization.id
         );
     };
-    let founded = json!({
+    let created = json!({
         "organization_id": organization.id,
         "organization_slug": organization.slug,
         "api_key": token.expose(),
     });
-    writeln!(io::stdout(), "{founded}")?;
+    writeln!(io::stdout(), "{created}")?;
     Ok(())
 }
 
-/// Prints what is found. The code is a failure's unless all is whole.
+/// Prints the report. Returns failure unless all logs are intact.
 async fn audit_verify(arguments: VerifyArguments) -> Result<ExitCode> {
     let report = if arguments.deployed {
         audit::verify_deployed().await?
@@ -168,13 +172,13 @@ async fn audit_verify(arguments: VerifyArguments) -> Result<ExitCode> {
 async fn run(arguments: RunArguments) -> Result<()> {
     telemetry::init(telemetry::Output::Stderr, &arguments.log).context("--log")?;
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let given = Given {
+    let given = ProvidedSecrets {
         session_token_secret: config::session_token_secret()?,
         service_tokens: config::service_tokens()?,
         data_planes: config::data_planes()?,
         stripe_secrets: config::stripe_secrets()?,
     };
-    given.judge()?;
+    given.check()?;
     let runner = Runner::start(Options {
         host: arguments.host,
         port: arguments.port,
@@ -195,8 +199,8 @@ async fn run(arguments: RunArguments) -> Result<()> {
     })
     .await?;
     let data_dir = (!arguments.ephemeral).then_some(arguments.data_dir.as_path());
-    let text = if arguments.json { description(&runner, data_dir) } else { greeting(&runner, data_dir) };
-    // Nobody reading is no reason not to run.
+    let text = if arguments.json { json_description(&runner, data_dir) } else { banner(&runner, data_dir) };
+    // The runner works with standard output closed, too.
     writeln!(io::stdout(), "{text}").ok();
     tokio::select! {
         _ = interrupt.recv() => {}
@@ -206,18 +210,18 @@ async fn run(arguments: RunArguments) -> Result<()> {
     Ok(())
 }
 
-/// Says on standard error why there is no run.
-pub fn complain(error: &anyhow::Error) {
+/// Prints an error to standard error with secrets redacted.
+pub fn print_error(error: &anyhow::Error) {
     writeln!(io::stderr(), "karta: {}", telemetry::scrub(&format!("{error:#}"))).ok();
 }
 
-fn description(runner: &Runner, data_dir: Option<&Path>) -> String {
-    let organization = &runner.founded.organization;
+fn json_description(runner: &Runner, data_dir: Option<&Path>) -> String {
+    let organization = &runner.bootstrapped.organization;
     json!({
         "base_url": runner.base_url,
         "organization_id": organization.id,
         "organization_slug": organization.slug,
-        "api_key": runner.founded.api_key.as_ref().map(ApiKeyToken::expose),
+        "api_key": runner.bootstrapped.api_key.as_ref().map(ApiKeyToken::expose),
         "service_token": runner.secrets.service_token.expose_secret(),
         "session_token_secret": runner.secrets.session_token_secret.expose_secret(),
         "data_dir": data_dir,
@@ -225,28 +229,29 @@ fn description(runner: &Runner, data_dir: Option<&Path>) -> String {
     .to_string()
 }
 
-fn greeting(runner: &Runner, data_dir: Option<&Path>) -> String {
-    let (url, organization) = (&runner.base_url, &runner.founded.organization.slug);
-    let kept = data_dir.map_or_else(
-        || "Nothing is kept.".to_owned(),
-        |folder| format!("Data and secrets are kept in {}.", folder.display()),
+fn banner(runner: &Runner, data_dir: Option<&Path>) -> String {
+    let (url, organization) = (&runner.base_url, &runner.bootstrapped.organization.slug);
+    let storage = data_dir.map_or_else(
+        || "Data and secrets are in memory only.".to_owned(),
+        |folder| format!("Data and secrets are in {}.", folder.display()),
     );
-    let Some(token) = &runner.founded.api_key else {
+    let Some(token) = &runner.bootstrapped.api_key else {
         return format!(
-            "Karta runs on {url} for the organization {organization}. {kept}
+            "Karta is running on {url} for the organization {organization}. {storage}
 
   export KARTA_BASE_URL={url}
 
-The organization's first key was shown at its first start. If it is lost: --org makes another organization, and shows its key.
+The organization's first key was shown when the organization was created. If you lost the key, start
+with another --org to create another organization and its first key.
 
-Every route is documented at {url}/docs. Ctrl-C stops the run."
+API documentation: {url}/docs. Press Ctrl-C to stop."
         );
     };
     let token = token.expose();
     format!(
-        r#"Karta runs on {url} for the organization {organization}. {kept}
+        r#"Karta is running on {url} for the organization {organization}. {storage}
 
-Its first key has all scopes and is shown only now. In a second terminal:
+The organization's first key has all scopes and is shown only once. In a second terminal:
 
   export KARTA_BASE_URL={url}
   export KARTA_API_KEY={token}
@@ -259,6 +264,6 @@ Its first key has all scopes and is shown only now. In a second terminal:
   curl $KARTA_BASE_URL/v1/agent_projects -H "Authorization: Bearer $KARTA_API_KEY" \
     -d '{{"slug": "my-app", "name": "My app"}}'
 
-Every route is documented at {url}/docs. Ctrl-C stops the run."#
+API documentation: {url}/docs. Press Ctrl-C to stop."#
     )
 }

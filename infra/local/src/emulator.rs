@@ -1,10 +1,12 @@
-//! DynamoDB in this process: an emulator over SQLite, served on loopback and reached through the AWS SDK, so that the code that runs
-//! here is the code that runs in AWS.
+//! DynamoDB in this process: an emulator over SQLite that is called through the AWS SDK, so that
+//! the same code runs here and in AWS.
 //!
-//! The emulator's own server answers anybody, web pages included. This one serves the operations that are used here, to whoever
-//! knows the access key that was drawn at the start.
+//! The emulator's own server answers every caller, web pages included. This server listens on
+//! loopback, serves only the operations that are used here, and requires the access key generated
+//! at the start.
 //!
-//! The SDK of the same process needs no socket ([`in_process`]), and plain reads need no decoded items ([`plain_reads`]).
+//! The SDK of the same process calls the server without a socket ([`in_process`]). Reads that need
+//! no decoded items are answered with the stored text ([`plain_reads`]).
 
 mod in_process;
 mod plain_reads;
@@ -50,29 +52,28 @@ use tokio::{
 };
 
 use self::{
-    in_process::{Asked, InProcess},
+    in_process::{InProcessClient, StoreRequest},
     plain_reads::PlainReads,
 };
 use crate::{
-    secrets::random_text,
+    secrets::random_hex,
     template::{Index, Table, Template},
 };
 
-/// The store's file in a data directory.
 pub(crate) const STORE_FILE: &str = "store.db";
-/// DynamoDB's own limit on a request, in bytes.
-const REQUEST_MAX: usize = 16 * 1024 * 1024;
-/// The properties of a table that the emulator takes over; the rest (backups, encryption, retention) means nothing here.
+/// DynamoDB's limit on a request, in bytes.
+const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
+/// Table properties that the emulator supports. The others (backups, encryption, retention) have no
+/// effect here.
 const TABLE_PROPERTIES: [&str; 4] = ["AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode"];
 
-/// The operations that write.
 const WRITES: [&str; 5] = ["BatchWriteItem", "DeleteItem", "PutItem", "TransactWriteItems", "UpdateItem"];
 
 pub struct Emulator {
     address: SocketAddr,
     access_key: SecretString,
     database: Database,
-    in_process: InProcess,
+    in_process: InProcessClient,
     tables: Tables,
     streams: WatchedWrites,
     indexes: WatchedWrites,
@@ -81,20 +82,20 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// Opens the store in `folder`, or one in memory, with the template's tables under these names. Writes to the outbox are made known, as
-    /// its stream would.
+    /// Opens the store in `folder`, or one in memory, creates the template's tables under these
+    /// names, and serves the store on its own thread.
     ///
-    /// It is served on a thread of its own: SQLite does one thing at a time and blocks whoever waits for it, which must not be the
-    /// threads that answer requests.
+    /// SQLite runs one operation at a time and blocks its caller, so it must not be called on the
+    /// threads that handle HTTP requests.
     pub fn start(folder: Option<&Path>, template: &Template, tables: &Tables, entropy: &dyn Entropy) -> Result<Self> {
         let path = if let Some(folder) = folder {
             let path = folder.join(STORE_FILE);
             // SQLite gives its other files the mode of this one.
-            let made = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
-            made.with_context(|| format!("cannot make {}", path.display()))?;
+            let opened = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+            opened.with_context(|| format!("cannot create {}", path.display()))?;
             path.to_string_lossy().into_owned()
         } else {
-            // A database in memory has a name, and ends with its last connection.
+            // A named database in memory exists until its last connection closes.
             static OPENED: AtomicU64 = AtomicU64::new(0);
             format!("file:karta-{}?mode=memory&cache=shared", OPENED.fetch_add(1, Ordering::Relaxed))
         };
@@ -102,22 +103,22 @@ impl Emulator {
         let reader = Storage::new(&path).map_err(|error| anyhow!("cannot open {path}: {error}"))?;
         let mut plain_reads = PlainReads::new(reader);
         for (logical_id, table) in &template.tables {
-            let name = named(logical_id, tables)?;
+            let name = table_name(logical_id, tables)?;
             create_table(&database, name, table)?;
             plain_reads.include(name, &table.0);
         }
         let listener = TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let access_key = random_text(entropy);
+        let access_key = random_hex(entropy);
         let credential = format!("Credential={access_key}/");
         let (stop, stopped) = oneshot::channel();
         let functions = &template.functions;
-        let streams = WatchedWrites::new(functions.iter().map(|function| function.reads_outbox.clone()));
+        let streams = WatchedWrites::new(functions.iter().map(|function| function.outbox_prefixes.clone()));
         let indexes =
             WatchedWrites::new(functions.iter().flat_map(|function| &function.indexes).map(|it| it.prefixes.clone()));
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let (in_process, asked) = mpsc::unbounded_channel();
+        let (in_process, requests) = mpsc::unbounded_channel();
         let shared = Arc::new(EmulatorServer {
             database: database.clone(),
             plain_reads,
@@ -126,46 +127,46 @@ impl Emulator {
             indexes: indexes.clone(),
         });
         let served = thread::Builder::new().name("store".to_owned()).spawn(move || {
-            if let Err(error) = runtime.block_on(serve(listener, shared, asked, stopped)) {
-                tracing::error!(%error, "the embedded store ended");
+            if let Err(error) = runtime.block_on(serve(listener, shared, requests, stopped)) {
+                tracing::error!(%error, "embedded store failed");
             }
         })?;
         let (access_key, tables) = (access_key.into(), tables.clone());
-        let in_process = InProcess::new(in_process);
+        let in_process = InProcessClient::new(in_process);
         Ok(Self { address, access_key, database, in_process, tables, streams, indexes, stop, served })
     }
 
-    /// An HTTP client for an SDK of this process, whatever endpoint the SDK is pointed at.
+    /// Returns an HTTP client for an SDK of this process. The client ignores the SDK's endpoint.
     pub fn http_client(&self) -> SharedHttpClient {
         SharedHttpClient::new(self.in_process.clone())
     }
 
-    /// The URL that the SDK is pointed at.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Changes with every transaction on a partition with one of these prefixes. `None` without prefixes.
-    pub fn outbox_written(&self, prefixes: &[String]) -> Option<watch::Receiver<()>> {
+    /// Returns a receiver that changes with every transaction on a partition with one of these
+    /// prefixes. `None` without prefixes.
+    pub fn outbox_writes(&self, prefixes: &[String]) -> Option<watch::Receiver<()>> {
         self.streams.receiver(prefixes)
     }
 
-    /// The index, for a worker that waits for its items.
     pub fn index(&self, index: &Index) -> Result<WatchedIndex> {
         Ok(WatchedIndex {
             database: self.database.clone(),
-            table: named(&index.table, &self.tables)?.to_owned(),
+            table: table_name(&index.table, &self.tables)?.to_owned(),
             index: index.clone(),
-            written: self.indexes.receiver(&index.prefixes).context("an index without prefixes")?,
+            writes: self.indexes.receiver(&index.prefixes).context("an index without prefixes")?,
         })
     }
 
-    /// The access key id that opens it. There is no secret key: signatures are not judged.
+    /// Returns the access key id that requests must use. There is no secret key: signatures are not
+    /// verified.
     pub fn access_key(&self) -> &SecretString {
         &self.access_key
     }
 
-    /// Ends the server after the requests that it is answering.
+    /// Stops the server after its running requests.
     pub async fn stop(self) {
         drop(self.stop);
         task::spawn_blocking(|| self.served.join()).await.ok();
@@ -175,20 +176,20 @@ impl Emulator {
 struct EmulatorServer {
     database: Database,
     plain_reads: PlainReads,
-    /// What a signed request's `Authorization` must hold.
+    /// Must be part of a request's `Authorization` header.
     credential: String,
     streams: WatchedWrites,
     indexes: WatchedWrites,
 }
 
-/// Notifies readers of writes, each of the prefixes of partition keys that it reads.
+/// Notifies each reader of writes to partitions whose keys have one of the reader's prefixes.
 #[derive(Debug, Clone)]
 struct WatchedWrites(Arc<[Watcher]>);
 
 #[derive(Debug)]
 struct Watcher {
     prefixes: Vec<String>,
-    /// The prefixes as requests contain them.
+    /// The prefixes as they appear in a request.
     patterns: Vec<String>,
     sender: watch::Sender<()>,
 }
@@ -216,22 +217,23 @@ impl WatchedWrites {
     }
 }
 
-/// A worker's partitions of an index.
+/// The partitions of an index that a worker queries.
 #[derive(Clone)]
 pub struct WatchedIndex {
     database: Database,
     table: String,
     index: Index,
-    /// Changes with every write to these partitions, or to an item of the table that is or was in them.
-    pub written: watch::Receiver<()>,
+    /// Changes with every write to these partitions, and to an item of the table that is or was in
+    /// them.
+    pub writes: watch::Receiver<()>,
 }
 
 impl WatchedIndex {
-    /// The lowest value of the attribute `by` in these partitions, whose key is the attribute `key`. Without `by`, whether they have any item:
-    /// the value is then empty.
-    pub async fn first(&self, key: &'static str, by: Option<&'static str>) -> Result<Option<String>> {
+    /// Returns the lowest value of `attribute` in these partitions, or an empty text if `attribute`
+    /// is `None`. Returns `None` if the partitions are empty. `key` is the index's partition key.
+    pub async fn first(&self, key: &'static str, attribute: Option<&'static str>) -> Result<Option<String>> {
         let Self { database, table, index, .. } = self.clone();
-        // SQLite blocks whoever waits for it.
+        // SQLite blocks its thread.
         task::spawn_blocking(move || {
             let mut lowest: Option<String> = None;
             for partition in index.prefixes.iter().flat_map(|prefix| shards(prefix)) {
@@ -246,7 +248,7 @@ impl WatchedIndex {
                     run(&database, "Query", query.to_string().as_bytes()).map_err(|error| anyhow!("{error}"))?;
                 let answer: Value = serde_json::from_str(&answer)?;
                 for item in answer["Items"].as_array().into_iter().flatten() {
-                    let value = by.and_then(|by| item[by]["S"].as_str()).unwrap_or_default();
+                    let value = attribute.and_then(|name| item[name]["S"].as_str()).unwrap_or_default();
                     lowest = Some(lowest.map_or_else(|| value.to_owned(), |lowest| lowest.min(value.to_owned())));
                 }
             }
@@ -256,11 +258,11 @@ impl WatchedIndex {
     }
 }
 
-/// Answers over HTTP and from this process, until it is stopped and has answered what was asked before.
+/// Answers requests over HTTP and from this process until `stopped`, then the pending ones.
 async fn serve(
     listener: TcpListener,
     server: Arc<EmulatorServer>,
-    mut asked: mpsc::UnboundedReceiver<Asked>,
+    mut requests: mpsc::UnboundedReceiver<StoreRequest>,
     stopped: oneshot::Receiver<()>,
 ) -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -268,11 +270,11 @@ async fn serve(
         stopped.await.ok();
     };
     let router =
-        Router::new().fallback(answer).layer(DefaultBodyLimit::max(REQUEST_MAX)).with_state(Arc::clone(&server));
+        Router::new().fallback(answer).layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES)).with_state(Arc::clone(&server));
     let over_http = axum::serve(listener, router).with_graceful_shutdown(stopped).into_future();
     let in_process = async {
-        while let Some(one) = asked.recv().await {
-            one.answer(&server);
+        while let Some(request) = requests.recv().await {
+            request.answer(&server);
         }
         future::pending().await
     };
@@ -280,9 +282,9 @@ async fn serve(
         ended = over_http => ended,
         ended = in_process => ended,
     };
-    asked.close();
-    while let Ok(one) = asked.try_recv() {
-        one.answer(&server);
+    requests.close();
+    while let Ok(request) = requests.try_recv() {
+        request.answer(&server);
     }
     ended
 }
@@ -322,7 +324,6 @@ impl EmulatorServer {
     }
 }
 
-/// The operations that the store makes, and those that tests look behind it with.
 fn run(database: &Database, operation: &str, body: &[u8]) -> Result<String, DynoxideError> {
     match operation {
         "BatchGetItem" => typed(body, |request| database.batch_get_item(request)),
@@ -334,7 +335,7 @@ fn run(database: &Database, operation: &str, body: &[u8]) -> Result<String, Dyno
         "Scan" => typed(body, |request| database.scan(request)),
         "TransactWriteItems" => typed(body, |request| database.transact_write_items(request)),
         "UpdateItem" => typed(body, |request| database.update_item(request)),
-        other => Err(DynoxideError::ValidationException(format!("{other} is not served here"))),
+        other => Err(DynoxideError::ValidationException(format!("{other} is not supported by the local store"))),
     }
 }
 
@@ -348,15 +349,14 @@ fn typed<Q: DeserializeOwned, A: Serialize>(
     serde_json::to_string(&answer).map_err(|error| DynoxideError::InternalServerError(error.to_string()))
 }
 
-/// The name of a table by its logical id in the template.
-fn named<'a>(logical_id: &str, tables: &'a Tables) -> Result<&'a str> {
+fn table_name<'a>(logical_id: &str, tables: &'a Tables) -> Result<&'a str> {
     Ok(match logical_id {
         "KartaTable" => &tables.main,
         "CredentialsTable" => &tables.credentials,
         "OutboxTable" => &tables.outbox,
         "UsageTable" => &tables.usage,
         "AnchorsTable" => &tables.anchors,
-        _ => bail!("template.yaml lists the table {logical_id}, which this runner has no name for"),
+        _ => bail!("template.yaml lists the unknown table {logical_id}"),
     })
 }
 

@@ -1,5 +1,8 @@
-//! What API Gateway does with a request, and no more: match the route, ask the authorizer and keep its verdict for the template's
-//! seconds, hand the function its context, and answer in its own voice from the template's `GatewayResponses`.
+//! Emulates what API Gateway does with a request.
+//!
+//! The gateway matches the route, calls the authorizer, caches its result for the template's number
+//! of seconds and passes its context to the function. It answers its own errors with the template's
+//! `GatewayResponses`.
 
 use std::{collections::HashMap, future::poll_fn, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
@@ -28,11 +31,11 @@ use crate::{
     template::{GatewayResponse, Template},
 };
 
-/// API Gateway's own limit on a body.
-const BODY_MAX: usize = 10 * 1024 * 1024;
-const VERDICTS_KEPT: usize = 10_000;
+/// API Gateway's limit on a request body.
+const MAX_BODY_BYTES: usize = 10 * 1024 * 1024;
+const MAX_CACHED_VERDICTS: usize = 10_000;
 const STAGE: &str = "local";
-/// The name under which API Gateway passes on a function's `WWW-Authenticate`.
+/// The header in which API Gateway returns a function's `WWW-Authenticate`.
 const REMAPPED_CHALLENGE: &str = "x-amzn-remapped-www-authenticate";
 
 type Routes = matchit::Router<Vec<Target>>;
@@ -54,14 +57,14 @@ struct Target {
     authorized: bool,
 }
 
-/// What the authorizer said of an `Authorization` header, and when. `None` is a Deny.
+/// The authorizer's result for an `Authorization` header, and its time. `None` is a Deny.
 #[derive(Clone)]
 struct CachedAuthorization {
     at: Timestamp,
     context: Option<Arc<HashMap<String, Value>>>,
 }
 
-/// The gateway's own answers, by the template's names for them.
+/// The gateway's own errors, with their names in the template.
 #[derive(Debug, Clone, Copy)]
 enum GatewayError {
     MissingAuthenticationToken,
@@ -95,7 +98,8 @@ impl GatewayError {
 }
 
 impl Gateway {
-    /// Mounts the template's routes. Fails where template and handlers do not name the same functions.
+    /// Mounts the template's routes. Fails if the template and the registry name different
+    /// functions.
     pub fn new(app: &App, template: &Template) -> Result<Self> {
         let settings = &template.authorizer;
         let mut handlers = registry::handlers(app);
@@ -113,8 +117,9 @@ impl Gateway {
                 continue;
             }
             let handler = handlers.remove(function.binary.as_str());
-            let handler = handler
-                .with_context(|| format!("template.yaml lists {}, which has no handler here", function.binary))?;
+            let handler = handler.with_context(|| {
+                format!("template.yaml lists {}, which has no handler in registry.rs", function.binary)
+            })?;
             for route in &function.routes {
                 let (method, handler) = (route.method.clone(), Arc::clone(&handler));
                 let target = Target { method, handler, authorized: route.authorized };
@@ -134,10 +139,10 @@ impl Gateway {
         }
         Ok(Self {
             routes,
-            authorizer: Authorizer::new(app.of_function(authorizer::NAME)),
+            authorizer: Authorizer::new(app.for_function(authorizer::NAME)),
             validation: Regex::new(&format!("^(?:{})$", settings.validation_expression))
                 .context("ValidationExpression")?,
-            verdicts: Cache::new(VERDICTS_KEPT),
+            verdicts: Cache::new(MAX_CACHED_VERDICTS),
             cached_for: Duration::from_secs(settings.cached_seconds),
             responses,
             clock: Arc::clone(&app.clock),
@@ -145,8 +150,9 @@ impl Gateway {
         })
     }
 
-    /// Forgets what the authorizer said, as API Gateway does when the stage's authorizer cache is flushed: a verdict that is being made is kept.
-    pub fn forget_verdicts(&self) {
+    /// Empties the authorizer cache, as a flush of the stage's authorizer cache does in API
+    /// Gateway. A verdict that is being computed is still cached.
+    pub fn flush_authorizer_cache(&self) {
         self.verdicts.clear();
     }
 
@@ -157,7 +163,7 @@ impl Gateway {
         }
         match self.route(peer, request, &request_id).await {
             Ok(response) => response,
-            Err(refusal) => self.refuse(refusal, &request_id),
+            Err(refusal) => self.error_response(refusal, &request_id),
         }
     }
 
@@ -168,8 +174,9 @@ impl Gateway {
         request_id: &str,
     ) -> Result<axum::response::Response, GatewayError> {
         let (parts, body) = request.into_parts();
-        // Before the route is looked up: a body that cannot be read must not distinguish a route from an unknown path.
-        let body = read(body).await?;
+        // Before the route lookup: the error for an unreadable body must not reveal whether a route
+        // exists.
+        let body = read_body(body).await?;
         let path = decode_unreserved(parts.uri.path());
         let matched = self.routes.at(&path).map_err(|_| GatewayError::MissingAuthenticationToken)?;
         let target = matched.value.iter().find(|target| target.method == parts.method);
@@ -214,7 +221,8 @@ impl Gateway {
         Ok(axum::response::Response::from_parts(parts, body))
     }
 
-    /// The authorizer's context for the header, from the cache where the verdict is fresh. A fault is not cached.
+    /// Returns the authorizer's context for the header, from the cache if the verdict is fresh.
+    /// Faults are not cached.
     async fn authorize(
         &self,
         headers: &HeaderMap,
@@ -231,19 +239,24 @@ impl Gateway {
         let verdict = if let Some(verdict) = cached {
             verdict
         } else {
-            let verdict = self.ask(header, method, uri).await?;
+            let verdict = self.call_authorizer(header, method, uri).await?;
             self.verdicts.insert(cache_key, verdict.clone());
             verdict
         };
         verdict.context.ok_or(GatewayError::AccessDenied)
     }
 
-    async fn ask(&self, header: &str, method: &Method, uri: &Uri) -> Result<CachedAuthorization, GatewayError> {
+    async fn call_authorizer(
+        &self,
+        header: &str,
+        method: &Method,
+        uri: &Uri,
+    ) -> Result<CachedAuthorization, GatewayError> {
         let mut event = ApiGatewayCustomAuthorizerRequest::default();
         event.type_ = Some("TOKEN".to_owned());
         event.authorization_token = Some(header.to_owned());
         event.method_arn = Some(format!("arn:aws:execute-api:local:000000000000:karta/{STAGE}/{method}{}", uri.path()));
-        // Boxed like a handler's: the types of futures nest only so deep.
+        // Boxed, as a handler's future is: the compiler limits how deep the types of futures nest.
         let answer = Box::pin(self.authorizer.authorize(&event)).await.map_err(|error| {
             tracing::error!(route = authorizer::NAME, %error, "undecided");
             GatewayError::AuthorizerFailure
@@ -257,7 +270,7 @@ impl Gateway {
         Ok(CachedAuthorization { at: self.clock.now(), context })
     }
 
-    fn refuse(&self, refusal: GatewayError, request_id: &str) -> axum::response::Response {
+    fn error_response(&self, refusal: GatewayError, request_id: &str) -> axum::response::Response {
         let template = &self.responses[refusal.name()];
         tracing::info!(request_id, route = "gateway", status = template.status, refusal = refusal.name(), "request");
         let body = template.body.replace("$context.requestId", request_id);
@@ -279,9 +292,10 @@ impl std::fmt::Debug for Gateway {
     }
 }
 
-/// The answer to an HTTP/1.1 request with no `Host` or more than one (RFC 9112 §3.2), which API Gateway refuses before any of its settings applies.
+/// Returns the response to an HTTP/1.1 request without exactly one `Host` header (RFC 9112 §3.2).
+/// API Gateway rejects it before it applies any of its settings.
 fn bad_host(request_id: &str) -> axum::response::Response {
-    let body = json!({ "error": "invalid_host", "message": "Send one Host header", "request_id": request_id });
+    let body = json!({ "error": "invalid_host", "message": "Send exactly one Host header", "request_id": request_id });
     let mut response = axum::response::Response::new(axum::body::Body::from(body.to_string()));
     *response.status_mut() = StatusCode::BAD_REQUEST;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -291,19 +305,20 @@ fn bad_host(request_id: &str) -> axum::response::Response {
     response
 }
 
-/// Reads a body to its end, also one that is too large to keep: a client that is cut off while it sends misses its answer.
-async fn read(mut body: axum::body::Body) -> Result<Vec<u8>, GatewayError> {
+/// Reads a body to its end, even if it is too large: a client that is cut off while it sends may
+/// miss the response.
+async fn read_body(mut body: axum::body::Body) -> Result<Vec<u8>, GatewayError> {
     let (mut bytes, mut size) = (Vec::new(), 0);
     while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
         let data = frame.map_err(|_| GatewayError::BadRequestBody)?.into_data().unwrap_or_default();
         size += data.len();
-        if size <= BODY_MAX {
+        if size <= MAX_BODY_BYTES {
             bytes.extend_from_slice(&data);
         } else {
             bytes = Vec::new();
         }
     }
-    if size <= BODY_MAX { Ok(bytes) } else { Err(GatewayError::RequestTooLarge) }
+    if size <= MAX_BODY_BYTES { Ok(bytes) } else { Err(GatewayError::RequestTooLarge) }
 }
 
 fn query(uri: &Uri) -> HashMap<String, Vec<String>> {

@@ -1,8 +1,12 @@
-//! The whole control plane in one process.
+//! Runs the whole control plane in one process.
 //!
-//! [`Runner::start`] opens an embedded DynamoDB ([`emulator`]), reads `template.yaml` ([`template`]), mounts the functions that
-//! it lists ([`registry`]) behind what API Gateway would do ([`gateway`]), starts the workers ([`workers`]), and makes the first
-//! organization ([`bootstrap`]). [`audit`] verifies the audit logs of what was run. Handlers, authorizer, workers and DynamoDB calls are those that run in AWS.
+//! [`Runner::start`] reads `template.yaml` ([`template`]), opens an embedded DynamoDB
+//! ([`emulator`]), mounts the functions of the template ([`registry`]) behind an emulation of API
+//! Gateway ([`gateway`]), starts the workers ([`workers`]) and creates the first organization
+//! ([`bootstrap`]). The handlers, the authorizer, the workers and the DynamoDB calls are the same
+//! code as in AWS.
+//!
+//! [`audit`] verifies audit logs, and [`openapi`] builds the API document.
 
 pub mod audit;
 pub mod bootstrap;

@@ -3,7 +3,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use karta_local::cli;
 
-/// SQLite, the SDK and JSON in one process allocate a lot of small pieces: a page of fifty keys comes a quarter faster with it.
+/// SQLite, the SDK and JSON make many small allocations in this process. With mimalloc, listing 50
+/// keys is 25 % faster.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -12,7 +13,7 @@ async fn main() -> ExitCode {
     match cli::execute(cli::Arguments::parse()).await {
         Ok(code) => code,
         Err(error) => {
-            cli::complain(&error);
+            cli::print_error(&error);
             ExitCode::FAILURE
         }
     }

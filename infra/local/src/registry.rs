@@ -1,4 +1,7 @@
-//! The handlers and workers by name. A function that stands in `template.yaml` and not here stops the start, and so does the reverse.
+//! Lists the handlers and workers by name.
+//!
+//! To add a function, add a line to [`handlers`] or [`workers`]. The runner does not start if a
+//! function is missing here or in `template.yaml`.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +30,7 @@ use crate::gateway::Gateway;
 type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 pub type Handler = Arc<dyn Fn(Request) -> Answer + Send + Sync>;
 
-/// Every function that answers requests, under its folder's name.
+/// Returns every function that handles requests, by the name of its folder.
 pub fn handlers(app: &App) -> BTreeMap<&'static str, Handler> {
     BTreeMap::from([
         mount::<agent_projects_create::AgentProjectsCreate>(app),
@@ -85,43 +88,44 @@ pub fn handlers(app: &App) -> BTreeMap<&'static str, Handler> {
 }
 
 type Work = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send>>;
-/// Does once what is due.
+/// Runs a worker once.
 pub type Tick = Arc<dyn Fn() -> Work + Send + Sync>;
 
-/// Every function without a route, under its folder's name.
+/// Returns every worker with a schedule, by the name of its folder.
 pub fn workers(app: &App, gateway: &Arc<Gateway>) -> BTreeMap<&'static str, Tick> {
     let gateway = Arc::clone(gateway);
-    let cache = AuthorizerCache::Local(Arc::new(move || gateway.forget_verdicts()));
-    let deliveries = WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new());
+    let cache = AuthorizerCache::Local(Arc::new(move || gateway.flush_authorizer_cache()));
+    let deliveries = WebhookDeliveries::new(app.for_function(WebhookDeliveries::NAME), Vec::new());
     let waker = waker(deliveries.clone());
     BTreeMap::from([
-        spawn_worker(app, AuditChain::new),
-        spawn_worker(app, BudgetChecks::new),
-        spawn_worker(app, |app| CachePush::new(app, cache)),
-        spawn_worker(app, ExpiryNotices::new),
-        spawn_worker(app, ModelKeysReseal::new),
-        spawn_worker(app, |app| WebhookEvents::new(app, waker)),
-        spawn_worker(app, |_| deliveries),
+        mount_worker(app, AuditChain::new),
+        mount_worker(app, BudgetChecks::new),
+        mount_worker(app, |app| CachePush::new(app, cache)),
+        mount_worker(app, ExpiryNotices::new),
+        mount_worker(app, ModelKeysReseal::new),
+        mount_worker(app, |app| WebhookEvents::new(app, waker)),
+        mount_worker(app, |_| deliveries),
     ])
 }
 
-/// Has endpoints served in this process, beside each other. What is under way ends with the last who could have more served.
+/// Returns a waker that delivers to endpoints concurrently in this process. Dropping its last clone
+/// aborts the running deliveries.
 pub fn waker(deliveries: WebhookDeliveries) -> Waker {
     let running = Mutex::new(JoinSet::new());
     Waker::Local(Arc::new(move |organization_id, webhook_endpoint_id| {
         let (deliveries, mut running) = (deliveries.clone(), running.lock().unwrap_or_else(PoisonError::into_inner));
         while running.try_join_next().is_some() {}
         running.spawn(async move {
-            // A fault is in the log, and the next sweep tries again.
+            // `work` logs a fault, and the next sweep retries.
             work(&deliveries, &Wake::Endpoint { organization_id, webhook_endpoint_id }).await.ok();
         });
     }))
 }
 
-/// With an app of its own, made when it is first woken.
-fn spawn_worker<W: Worker>(app: &App, new: impl FnOnce(App) -> W + Send + 'static) -> (&'static str, Tick) {
+/// Creates the worker with its own app at the first run.
+fn mount_worker<W: Worker>(app: &App, new: impl FnOnce(App) -> W + Send + 'static) -> (&'static str, Tick) {
     let app = app.clone();
-    let worker = LazyLock::new(move || Arc::new(new(app.of_function(W::NAME))));
+    let worker = LazyLock::new(move || Arc::new(new(app.for_function(W::NAME))));
     let tick = move || -> Work {
         let worker = Arc::clone(&worker);
         Box::pin(async move { work(&*worker, &Wake::Sweep).await })
@@ -129,10 +133,10 @@ fn spawn_worker<W: Worker>(app: &App, new: impl FnOnce(App) -> W + Send + 'stati
     (W::NAME, Arc::new(tick))
 }
 
-/// With an app of its own, made when it is first asked.
+/// Creates the handler's own app at the first request.
 fn mount<R: Route>(app: &App) -> (&'static str, Handler) {
     let app = app.clone();
-    let app = LazyLock::new(move || app.of_function(R::NAME));
+    let app = LazyLock::new(move || app.for_function(R::NAME));
     let handler = move |request| -> Answer {
         let app = App::clone(&app);
         Box::pin(async move { serve::<R>(&app, request).await })

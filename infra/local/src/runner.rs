@@ -1,4 +1,4 @@
-//! Starts and stops everything.
+//! Starts and stops the local control plane.
 
 use std::{
     fs::{self, DirBuilder, File, TryLockError},
@@ -33,62 +33,65 @@ use tokio::{
 };
 
 use crate::{
-    bootstrap::{self, Founded},
+    bootstrap::{self, BootstrapResult},
     emulator::Emulator,
     gateway::Gateway,
     registry,
-    secrets::{Given, LocalSecrets},
+    secrets::{LocalSecrets, ProvidedSecrets},
     template::{TEMPLATE, Template},
     workers,
 };
 
-/// How long a stop waits for requests under way.
-const STOPPED_WITHIN: Duration = Duration::from_secs(5);
+/// How long a stop waits for running requests.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How to run.
+/// Settings of a run.
 pub struct Options {
     pub host: IpAddr,
-    /// 0 picks a free one.
+    /// 0 picks a free port.
     pub port: u16,
-    /// Where data and secrets are kept; `None` keeps nothing.
+    /// Directory of data and secrets. `None` keeps them in memory.
     pub data_dir: Option<PathBuf>,
-    /// The organization to work with; made if it is not there.
+    /// The organization to use. It is created if it does not exist.
     pub organization: Slug,
-    /// bcrypt's cost; 12 if not given.
+    /// bcrypt cost; `None` is 12.
     pub bcrypt_cost: Option<u32>,
-    /// Signs session tokens instead of a generated secret.
+    /// Signs session tokens. `None` generates a secret.
     pub session_token_secret: Option<SecretString>,
-    /// Open the internal routes, with commas between, instead of a generated token.
+    /// Service tokens for the internal routes, separated by commas. `None` generates a token.
     pub service_tokens: Option<SecretString>,
-    /// Whom to tell that caches are out of date, in the shape of the secret `data-planes`, or on loopback by `http`.
+    /// Data planes to notify of stale caches, in the format of the secret `data-planes`. Their URLs
+    /// on loopback may use `http`.
     pub data_planes: Option<SecretString>,
-    /// Sign Stripe's test events, with commas between; without any, billing is not configured.
+    /// Signing secrets of Stripe's test events, separated by commas. Without them, billing is not
+    /// configured.
     pub stripe_secrets: Option<SecretString>,
-    /// For whom the internal routes exist. Where a list is not set: loopback, if that is where the runner listens, else nobody.
+    /// Addresses and host names for which the internal routes exist. A list that is not set
+    /// contains loopback if the runner listens on loopback, and is otherwise empty.
     pub internal: InternalGuard,
-    /// Where webhooks may lead.
+    /// Addresses that webhooks may be sent to.
     pub webhooks: Reach,
     pub deadlines: Deadlines,
-    /// Whether the workers run; tests that watch the store or the clock let them rest.
+    /// Whether the workers run. Tests that control the store or the clock turn them off.
     pub workers: bool,
-    /// Who learns what each function asks of AWS: tests that hold it against the template's policies.
+    /// Records the AWS calls of each function. Tests compare them with the template's policies.
     pub witness: Option<Arc<dyn Witness>>,
     pub clock: Arc<dyn Clock>,
     pub entropy: Arc<dyn Entropy>,
 }
 
-/// The running control plane.
+/// A running control plane.
 pub struct Runner {
     pub base_url: String,
-    pub founded: Founded,
+    pub bootstrapped: BootstrapResult,
     pub secrets: LocalSecrets,
-    /// What the handlers work with, for tests that look behind the HTTP API.
+    /// The app of the handlers, for tests that look behind the HTTP API.
     pub app: App,
     pub gateway: Arc<Gateway>,
     pub emulator: Emulator,
     stop: oneshot::Sender<()>,
     served: JoinHandle<std::io::Result<()>>,
-    /// End with the runner.
+    /// Aborted when the runner is dropped.
     workers: JoinSet<()>,
     /// Held while the data directory is in use.
     _lock: Option<File>,
@@ -96,11 +99,12 @@ pub struct Runner {
 
 impl Runner {
     pub async fn start(options: Options) -> Result<Self> {
-        Self::start_behind(options, None).await
+        Self::start_with_proxy(options, None).await
     }
 
-    /// Like [`start`](Self::start), with the SDK pointed at what `proxy` makes of the store's URL: tests put faults in between.
-    pub async fn start_behind(options: Options, proxy: Option<&dyn Fn(&str) -> String>) -> Result<Self> {
+    /// Like [`start`](Self::start), but the SDK calls the URL that `proxy` returns for the store's
+    /// URL. Tests inject faults there.
+    pub async fn start_with_proxy(options: Options, proxy: Option<&dyn Fn(&str) -> String>) -> Result<Self> {
         let lock = options.data_dir.as_deref().map(lock).transpose()?;
         let folder = options.data_dir.as_deref();
         let tables = Tables::local();
@@ -108,7 +112,7 @@ impl Runner {
         config.internal = if options.host.is_loopback() { options.internal.or_loopback() } else { options.internal };
         config.webhooks = options.webhooks;
         config.deadlines = options.deadlines;
-        let given = Given {
+        let given = ProvidedSecrets {
             session_token_secret: options.session_token_secret,
             service_tokens: options.service_tokens,
             data_planes: options.data_planes,
@@ -132,7 +136,7 @@ impl Runner {
         } else {
             JoinSet::new()
         };
-        let founded = bootstrap::organization(&app, &options.organization, "local runner").await?;
+        let bootstrapped = bootstrap::organization(&app, &options.organization, "local runner").await?;
 
         let address = SocketAddr::new(options.host, options.port);
         let listener =
@@ -153,18 +157,18 @@ impl Runner {
                 })
                 .await
         });
-        Ok(Self { base_url, founded, secrets, app, gateway, emulator, stop, served, workers, _lock: lock })
+        Ok(Self { base_url, bootstrapped, secrets, app, gateway, emulator, stop, served, workers, _lock: lock })
     }
 
-    /// Answers what is under way, then ends.
+    /// Waits for running requests, then stops.
     pub async fn stop(mut self) {
         drop(self.stop);
-        if timeout(STOPPED_WITHIN, self.served).await.is_err() {
-            tracing::warn!("requests were still under way after {STOPPED_WITHIN:?}");
+        if timeout(STOP_TIMEOUT, self.served).await.is_err() {
+            tracing::warn!("requests still running after {STOP_TIMEOUT:?}");
         }
         self.workers.shutdown().await;
         drop((self.app, self.gateway));
-        timeout(STOPPED_WITHIN, self.emulator.stop()).await.ok();
+        timeout(STOP_TIMEOUT, self.emulator.stop()).await.ok();
     }
 }
 
@@ -176,20 +180,21 @@ async fn answer(
     gateway.answer(peer, request).await
 }
 
-/// Makes the directory, for its owner alone, and takes it: two runners over one store would each trust a cache of their own.
+/// Creates the directory with access for its owner only, and locks it. Two runners over one store
+/// would each rely on their own cache.
 pub(crate) fn lock(folder: &Path) -> Result<File> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(folder)
-        .with_context(|| format!("--data-dir: cannot make {}", folder.display()))?;
+        .with_context(|| format!("--data-dir: cannot create {}", folder.display()))?;
     let path = folder.join("lock");
     let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
-            bail!("another runner works on {}: stop it, or choose another --data-dir", folder.display())
+            bail!("{} is in use by another runner: stop it, or choose another --data-dir", folder.display())
         }
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
     }

@@ -1,4 +1,5 @@
-//! The rings of a local run: generated once, kept beside the data in a file that only its owner may read.
+//! Secrets of a local run: generated once and stored beside the data in a file that only its owner
+//! can read.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -17,28 +18,29 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::emulator::STORE_FILE;
 
-/// One name's flat JSON, as Secrets Manager would hold it; under `service-token` a bare token.
+/// Secrets by name, each in the JSON that Secrets Manager would hold. `service-token` holds
+/// tokens separated by commas.
 type StoredSecrets = BTreeMap<String, String>;
 
 const SERVICE_TOKEN: &str = "service-token";
 
-/// Secrets from the environment, which take the place of generated ones.
+/// Secrets from the environment, used instead of generated ones.
 #[derive(Default)]
-pub struct Given {
-    /// Signs session tokens.
+pub struct ProvidedSecrets {
     pub session_token_secret: Option<SecretString>,
-    /// Tokens with commas between.
+    /// Tokens, separated by commas.
     pub service_tokens: Option<SecretString>,
-    /// JSON, as Secrets Manager would hold it.
+    /// The JSON that Secrets Manager would hold.
     pub data_planes: Option<SecretString>,
-    /// Sign Stripe's events, with commas between.
+    /// Signing secrets of Stripe's events, separated by commas.
     pub stripe_secrets: Option<SecretString>,
 }
 
-impl Given {
-    /// Refuses a secret that can be guessed, and one that serves two purposes: its holder for the one would hold it for the other. A service
-    /// token that is also a data plane's is refused where both are read.
-    pub fn judge(&self) -> Result<()> {
+impl ProvidedSecrets {
+    /// Rejects a guessable secret, and a secret with two purposes, because its holder for one
+    /// purpose would also hold it for the other. A data plane's token that is also a service token
+    /// is rejected later, when both secrets are read.
+    pub fn check(&self) -> Result<()> {
         let secrets: Vec<(&str, usize, &str)> = [
             ("KARTA_SESSION_TOKEN_SECRET", self.session_token_secret.as_ref(), false),
             ("KARTA_SERVICE_TOKENS", self.service_tokens.as_ref(), true),
@@ -51,15 +53,17 @@ impl Given {
             entries.into_iter().enumerate().map(move |(at, entry)| (variable, at + 1, entry))
         })
         .collect();
-        for (variable, place, secret) in &secrets {
+        for (variable, position, secret) in &secrets {
             if is_guessable(secret) {
                 bail!(
-                    "{variable}: entry {place} has fewer than {DISTINCT_MIN} different characters: use the output of `openssl rand -hex 32`"
+                    "{variable}: entry {position} has fewer than {MIN_DISTINCT_CHARACTERS} different characters: use the output of `openssl rand -hex 32`"
                 );
             }
-            if let Some((other, at, _)) = secrets.iter().find(|(other, _, twin)| other != variable && twin == secret) {
+            if let Some((other, other_position, _)) =
+                secrets.iter().find(|(other, _, twin)| other != variable && twin == secret)
+            {
                 bail!(
-                    "{variable} and {other}: entry {place} of the first equals entry {at} of the second: use a separate secret for each"
+                    "{variable} and {other}: entry {position} of the first equals entry {other_position} of the second: use a separate secret for each"
                 );
             }
         }
@@ -67,27 +71,29 @@ impl Given {
     }
 }
 
-/// Random text of 32 characters has more, also in hexadecimal.
-const DISTINCT_MIN: usize = 8;
-/// Shorter text is refused by the rules of its kind, whose message is more to the point.
-const JUDGED_FROM: usize = 16;
+/// Random text of 32 characters has more different characters, even in hexadecimal.
+const MIN_DISTINCT_CHARACTERS: usize = 8;
+/// Shorter secrets fail the length rule of their kind, whose message is more precise.
+const MIN_CHECKED_LENGTH: usize = 16;
 
 fn is_guessable(secret: &str) -> bool {
     let random = CredentialKind::ALL.iter().find_map(|kind| secret.strip_prefix(kind.brand())).unwrap_or(secret);
-    random.len() >= JUDGED_FROM && random.bytes().collect::<BTreeSet<_>>().len() < DISTINCT_MIN
+    random.len() >= MIN_CHECKED_LENGTH && random.bytes().collect::<BTreeSet<_>>().len() < MIN_DISTINCT_CHARACTERS
 }
 
 pub struct LocalSecrets {
     texts: HashMap<Secret, SecretString>,
-    /// The first that opens the internal routes.
+    /// The first service token for the internal routes.
     pub service_token: SecretString,
-    /// The secret under the signing ring's current key: what a data plane on this machine verifies session tokens with.
+    /// The secret of the signing ring's current key. A data plane on this machine verifies session
+    /// tokens with it.
     pub session_token_secret: SecretString,
 }
 
 impl LocalSecrets {
-    /// Reads the rings of `folder` and makes what is missing; all anew where there is no folder. What is given is used and not kept.
-    pub fn open(folder: Option<&Path>, given: Given, entropy: &dyn Entropy) -> Result<Self> {
+    /// Reads the secrets in `folder` and generates missing ones; without a folder, generates all of
+    /// them. Secrets in `given` are used but not stored.
+    pub fn open(folder: Option<&Path>, given: ProvidedSecrets, entropy: &dyn Entropy) -> Result<Self> {
         let path = folder.map(|folder| folder.join("secrets.json"));
         let mut stored = path.as_deref().map(read).transpose()?.unwrap_or_default();
         let known = stored.len();
@@ -95,16 +101,16 @@ impl LocalSecrets {
             let orphaned = known == 0 && folder.join(STORE_FILE).exists();
             ensure!(
                 !orphaned,
-                "{0} holds data whose secrets.json is gone: without it no key there opens anything. Restore it, or remove {0} to start over",
+                "{0} contains data but no secrets.json, without which its keys cannot be used. Restore secrets.json, or remove {0} to start over",
                 folder.display()
             );
         }
         for ring in Ring::ALL {
-            stored.entry(ring.name().to_owned()).or_insert_with(|| ring_json(&random_text(entropy)));
+            stored.entry(ring.name().to_owned()).or_insert_with(|| ring_json(&random_hex(entropy)));
         }
         stored
             .entry(SERVICE_TOKEN.to_owned())
-            .or_insert_with(|| format!("{}{}", CredentialKind::ServiceToken.brand(), random_text(entropy)));
+            .or_insert_with(|| format!("{}{}", CredentialKind::ServiceToken.brand(), random_hex(entropy)));
         if let Some(path) = &path
             && stored.len() > known
         {
@@ -148,7 +154,7 @@ fn ring_json(secret: &str) -> String {
     serde_json::json!({ "current": "k1", "k1": secret }).to_string()
 }
 
-/// The tokens of a list, each with every power, as Secrets Manager would hold them.
+/// Returns the secret with these comma-separated service tokens. Each token has every power.
 fn service_tokens_json(list: &str) -> String {
     let named = || list.split(',').enumerate().map(|(at, token)| (format!("local-{}", at + 1), token));
     let powers: BTreeMap<_, _> = named().map(|(name, _)| (name, Power::ALL.map(Power::as_str))).collect();
@@ -159,13 +165,13 @@ fn service_tokens_json(list: &str) -> String {
     tokens.to_string()
 }
 
-/// The signing secrets of a list, of test events, as Secrets Manager would hold them.
+/// Returns the secret with these comma-separated signing secrets of Stripe's test events.
 fn stripe_json(list: &str) -> String {
     serde_json::json!({ "livemode": false, "signing_secrets": list.split(',').collect::<Vec<_>>() }).to_string()
 }
 
-/// 64 hexadecimal digits: 256 bits.
-pub(crate) fn random_text(entropy: &dyn Entropy) -> String {
+/// Returns 64 hexadecimal digits: 256 bits.
+pub(crate) fn random_hex(entropy: &dyn Entropy) -> String {
     let mut halves = [[0; 16]; 2];
     for half in &mut halves {
         entropy.fill(half);
@@ -176,7 +182,7 @@ pub(crate) fn random_text(entropy: &dyn Entropy) -> String {
 
 fn read(path: &Path) -> Result<StoredSecrets> {
     match fs::read(path) {
-        // serde_json's message would quote what it stumbled over.
+        // serde_json's message could quote a secret.
         Ok(bytes) => serde_json::from_slice(&bytes)
             .ok()
             .with_context(|| format!("{} is not an object of strings", path.display())),
@@ -185,7 +191,8 @@ fn read(path: &Path) -> Result<StoredSecrets> {
     }
 }
 
-/// Whole or not at all: a crash must not leave half a ring, under which nothing would open again.
+/// Replaces the file atomically: a crash must not lose part of a key ring, because the data sealed
+/// with it would be lost.
 fn write(path: &Path, stored: &StoredSecrets) -> Result<()> {
     let next = path.with_extension("json.next");
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;

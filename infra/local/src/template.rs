@@ -1,4 +1,5 @@
-//! What the runner takes from `template.yaml`: functions and their routes, the authorizer's settings, gateway responses, tables.
+//! Reads from `template.yaml` what the runner needs: the functions with their routes, schedules and
+//! indexes, the authorizer's settings, the gateway responses and the tables.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -19,25 +20,22 @@ pub struct Template {
 
 #[derive(Debug)]
 pub struct Function {
-    /// The binary, which has the folder's name.
+    /// The name of the binary and of the function's folder.
     pub binary: String,
-    /// None for the authorizer and for workers.
+    /// Empty for the authorizer and for workers.
     pub routes: Vec<Route>,
-    /// With which of its items the outbox's stream wakes it, by what their partitions' keys start with.
-    pub reads_outbox: Vec<String>,
-    /// How often its schedule wakes it. `None` if it has no schedule.
+    /// Prefixes of the partition keys whose writes wake it through the outbox's stream.
+    pub outbox_prefixes: Vec<String>,
     pub schedule: Option<Duration>,
-    /// The indexes that its policies let it query.
     pub indexes: Vec<Index>,
 }
 
-/// Partitions of a table's index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Index {
-    /// The table's logical id.
+    /// Logical id of the table.
     pub table: String,
     pub name: String,
-    /// The start of the partition keys, without `#` and shard: `EVT`.
+    /// Prefixes of the partition keys without `#` and shard, such as `EVT`.
     pub prefixes: Vec<String>,
 }
 
@@ -51,23 +49,22 @@ pub struct Route {
 
 #[derive(Debug)]
 pub struct AuthorizerSettings {
-    /// The authorizer function's binary.
     pub binary: String,
     pub cached_seconds: u64,
-    /// What the whole `Authorization` header must match.
+    /// The regular expression that the whole `Authorization` header must match.
     pub validation_expression: String,
 }
 
 #[derive(Debug, Clone)]
 pub struct GatewayResponse {
     pub status: u16,
-    /// Header name to value: quoted text, or `context.requestId`.
+    /// Header values by name: quoted text or `context.requestId`.
     pub headers: BTreeMap<String, String>,
-    /// JSON with `$context.requestId` in it.
+    /// JSON with the placeholder `$context.requestId`.
     pub body: String,
 }
 
-/// The properties that the embedded store needs of a table.
+/// The properties of a table in the template.
 #[derive(Debug)]
 pub struct Table(pub Value);
 
@@ -99,14 +96,14 @@ impl Template {
 
 fn function(name: &str, resource: &Value) -> Result<Function> {
     let binary =
-        text(&resource["Metadata"]["BuildProperties"]["Binary"]).with_context(|| format!("{name} names no Binary"))?;
+        text(&resource["Metadata"]["BuildProperties"]["Binary"]).with_context(|| format!("{name} has no Binary"))?;
     ensure!(name == camel_case(binary), "{name} builds {binary}: its logical id must be {}", camel_case(binary));
     let events = || resource["Properties"]["Events"].as_object().into_iter().flatten();
     let routes = events()
         .filter(|(_, value)| value["Type"] == "Api")
         .map(|(event, value)| route(&value["Properties"]).with_context(|| format!("{name}, event {event}")));
     let streams = events().filter(|(_, value)| value["Type"] == "DynamoDB");
-    let reads_outbox = streams.map(|(event, value)| {
+    let outbox_prefixes = streams.map(|(event, value)| {
         prefixes(&value["Properties"]["FilterCriteria"]).with_context(|| format!("{name}, event {event}"))
     });
     let mut schedules = events().filter(|(_, value)| value["Type"] == "Schedule");
@@ -117,13 +114,13 @@ fn function(name: &str, resource: &Value) -> Result<Function> {
     Ok(Function {
         binary: binary.to_owned(),
         routes: routes.collect::<Result<_>>()?,
-        reads_outbox: reads_outbox.collect::<Result<Vec<_>>>()?.concat(),
+        outbox_prefixes: outbox_prefixes.collect::<Result<Vec<_>>>()?.concat(),
         schedule: schedule.transpose()?,
         indexes: indexes(&resource["Properties"]["Policies"]).with_context(|| format!("{name}, Policies"))?,
     })
 }
 
-/// `rate(15 minutes)` → 15 minutes
+/// Parses a schedule such as `rate(15 minutes)`.
 fn rate(value: &Value) -> Result<Duration> {
     let schedule = text(value)?;
     let rate = schedule.strip_prefix("rate(").and_then(|rate| rate.strip_suffix(')')?.split_once(' '));
@@ -136,7 +133,8 @@ fn rate(value: &Value) -> Result<Duration> {
     Ok(unit * count.parse::<u32>().context("Schedule")?)
 }
 
-/// The indexes that policy statements with `dynamodb:Query` name, and the partitions that they allow.
+/// Returns the indexes in policy statements with `dynamodb:Query`, and the partitions that these
+/// allow.
 fn indexes(policies: &Value) -> Result<Vec<Index>> {
     let policies = policies.as_array().into_iter().flatten();
     let statements = policies.flat_map(|policy| policy["Statement"].as_array().into_iter().flatten());
@@ -162,9 +160,11 @@ fn one_or_more(value: &Value) -> impl Iterator<Item = &Value> {
     many.unwrap_or(std::slice::from_ref(value)).iter()
 }
 
-/// What the partition keys start with that a stream's filters let through.
+/// Returns the partition key prefixes that a stream's filters accept.
 fn prefixes(criteria: &Value) -> Result<Vec<String>> {
-    let filters = criteria["Filters"].as_array().context("a stream without FilterCriteria wakes for everything")?;
+    let filters = criteria["Filters"]
+        .as_array()
+        .context("a stream without FilterCriteria would invoke the function for every write")?;
     let mut prefixes = Vec::new();
     for filter in filters {
         let pattern: Value = serde_json::from_str(text(&filter["Pattern"])?).context("Pattern")?;
@@ -195,7 +195,8 @@ fn authorizer(auth: &Value, functions: &BTreeMap<&str, Function>) -> Result<Auth
     let settings = &auth["Authorizers"][name];
     let target = text(&settings["FunctionArn"]).context("FunctionArn")?;
     let target = target.split('.').next().unwrap_or(target);
-    let function = functions.get(target).with_context(|| format!("the authorizer {target} is no function"))?;
+    let function =
+        functions.get(target).with_context(|| format!("the authorizer {target} is not a function of template.yaml"))?;
     let identity = &settings["Identity"];
     Ok(AuthorizerSettings {
         binary: function.binary.clone(),

@@ -1,4 +1,8 @@
-//! Runs the workers after writes to their queues, at due times and on their schedules. An idle runner sends few queries to the store.
+//! Runs the workers after writes to their queues, when queued items are due, and on their
+//! schedules.
+//!
+//! A worker's queue is the index that its policies in `template.yaml` allow it to query. Waiting
+//! workers watch for writes instead of polling, so an idle runner sends few queries to the store.
 
 use std::{
     collections::BTreeMap,
@@ -21,19 +25,22 @@ use crate::{
     template::{Function, Template},
 };
 
-/// Maximum runs of a worker with a stream at once, as Lambda reads it: a run that waits does not hold up the next one.
-const AT_ONCE: usize = 8;
-/// The pause before the next run of a worker with a stream: one run takes all that is written meanwhile.
-const REST: Duration = Duration::from_millis(20);
-/// The time from a write to the look at the index: one look covers a burst of writes.
-const SETTLES: Duration = Duration::from_millis(100);
-/// The pause between two runs of a worker that finds what it left. It doubles up to the longest while nothing changes.
-const PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// The clock may be moved, by a test or after the machine has slept, so the time is read this often. Nothing else is done then.
-const CLOCK_READ_EVERY: Duration = Duration::from_secs(1);
+/// Maximum concurrent runs of a worker that reads a stream. As with Lambda, a slow run does not
+/// delay the next one.
+const MAX_CONCURRENT_RUNS: usize = 8;
+/// Pause after the start of a run. The next run covers all writes of this window.
+const BATCH_WINDOW: Duration = Duration::from_millis(20);
+/// Pause between a write and the index lookup, so that one lookup covers a burst of writes.
+const SETTLE_TIME: Duration = Duration::from_millis(100);
+/// Pause between two runs of a worker whose last run left due items. It doubles up to `MAX_PAUSE`
+/// while nothing is written.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// How often a waiting worker reads the clock, which a test or a sleeping machine can move.
+const CLOCK_READ_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Starts the template's workers; they end with the set. Fails where template and workers do not name the same functions.
+/// Starts the template's workers. Dropping the returned set aborts them. Fails if the template and
+/// `workers` name different functions.
 pub fn start(
     mut workers: BTreeMap<&'static str, Tick>,
     template: &Template,
@@ -41,45 +48,48 @@ pub fn start(
     clock: &Arc<dyn Clock>,
 ) -> Result<JoinSet<()>> {
     let mut running = JoinSet::new();
-    // The authorizer is woken by the gateway, and the rotation of secrets by Secrets Manager, which is not here.
+    // Functions without a schedule are not started here: the gateway calls the authorizer, and only
+    // Secrets Manager in AWS starts the secrets rotation.
     for (function, period) in template.functions.iter().filter_map(|function| Some((function, function.schedule?))) {
         let worker = workers.remove(function.binary.as_str());
-        let tick =
-            worker.with_context(|| format!("template.yaml lists {}, which has no worker here", function.binary))?;
+        let tick = worker
+            .with_context(|| format!("template.yaml lists {}, which has no worker in registry.rs", function.binary))?;
         let queue = queue(function, emulator).with_context(|| function.binary.clone())?;
-        let (stream, clock) = (emulator.outbox_written(&function.reads_outbox), Arc::clone(clock));
-        running.spawn(Employed { tick, period, stream, queue, clock }.keep_working());
+        let (stream, clock) = (emulator.outbox_writes(&function.outbox_prefixes), Arc::clone(clock));
+        running.spawn(WorkerLoop { tick, period, stream, queue, clock }.run());
     }
-    ensure!(workers.is_empty(), "not in template.yaml: {:?}", workers.keys());
+    ensure!(workers.is_empty(), "workers missing in template.yaml: {:?}", workers.keys());
     Ok(running)
 }
 
-/// The queue of a worker: the index that its policies let it query.
+/// Returns a worker's queue: the index that its policies allow it to query.
 fn queue(function: &Function, emulator: &Emulator) -> Result<Option<WakeQueue>> {
     let [index] = &function.indexes[..] else { bail!("a worker must query exactly one index") };
-    let (key, by) = match index.name.as_str() {
+    let (key, due_attribute) = match index.name.as_str() {
         "due" => ("due_shard", Some("due_at")),
-        // All of it is due.
+        // Every item is due at once.
         "unchained" => ("unchained", None),
-        // Also lists items sealed under the current key. Only a new ring needs work, and a local ring changes only with a restart.
+        // Only a rotation of the key ring makes work, and a local ring changes only at a restart,
+        // where every worker runs once.
         "sealed" => return Ok(None),
-        other => bail!("the index {other} is not known here"),
+        other => bail!("unknown index {other}"),
     };
-    Ok(Some(WakeQueue { index: emulator.index(index)?, key, by }))
+    Ok(Some(WakeQueue { index: emulator.index(index)?, key, due_attribute }))
 }
 
-/// An index whose items make work.
+/// An index whose items wake a worker.
 struct WakeQueue {
     index: WatchedIndex,
     key: &'static str,
-    /// The attribute with the time at which an item is due. Without it, an item is due at once.
-    by: Option<&'static str>,
+    /// The attribute with the time at which an item is due. Without it, items are due at once.
+    due_attribute: Option<&'static str>,
 }
 
 impl WakeQueue {
-    /// The earliest time at which something is due; now if that is unknown, so that the worker reports the fault.
+    /// Returns the time at which the first item is due, or `now` if the lookup fails, so that the
+    /// worker runs and reports the fault.
     async fn next(&self, now: Timestamp) -> Option<Timestamp> {
-        match self.index.first(self.key, self.by).await {
+        match self.index.first(self.key, self.due_attribute).await {
             Ok(first) => first.map(|at| at.parse().unwrap_or(now)),
             Err(error) => {
                 tracing::error!(%error, "index lookup failed");
@@ -89,97 +99,99 @@ impl WakeQueue {
     }
 }
 
-struct Employed {
+struct WorkerLoop {
     tick: Tick,
-    /// Of the schedule.
+    /// Interval of the schedule.
     period: Duration,
     stream: Option<watch::Receiver<()>>,
     queue: Option<WakeQueue>,
     clock: Arc<dyn Clock>,
 }
 
-impl Employed {
-    async fn keep_working(mut self) {
-        let at_once = if self.stream.is_some() { AT_ONCE } else { 1 };
-        let (mut running, mut pause) = (JoinSet::new(), PAUSE);
+impl WorkerLoop {
+    async fn run(mut self) {
+        let max_running = if self.stream.is_some() { MAX_CONCURRENT_RUNS } else { 1 };
+        let (mut running, mut pause) = (JoinSet::new(), MIN_PAUSE);
         let mut stream = self.stream.take();
         loop {
-            running.spawn(self.run());
-            if running.len() >= at_once {
+            running.spawn(self.run_once());
+            if running.len() >= max_running {
                 running.join_next().await;
             }
             while running.try_join_next().is_some() {}
-            let until = Until { at: self.clock.now().plus(self.period), latest: Instant::now() + self.period };
-            sleep(REST).await;
+            let until = Deadline { at: self.clock.now().plus(self.period), latest: Instant::now() + self.period };
+            sleep(BATCH_WINDOW).await;
             pause = tokio::select! {
-                () = changed(stream.as_mut()) => PAUSE,
+                () = changed(stream.as_mut()) => MIN_PAUSE,
                 pause = self.until_due(until, pause) => pause,
             };
         }
     }
 
-    /// Runs the worker once; the worker logs a failure. Without a queue, a failed run is repeated until it succeeds.
-    fn run(&self) -> impl Future<Output = ()> + use<> {
+    /// Runs the worker, which logs its failures. Without a queue, repeats a failed run until it
+    /// succeeds.
+    fn run_once(&self) -> impl Future<Output = ()> + use<> {
         let (tick, has_queue) = (Arc::clone(&self.tick), self.queue.is_some());
         async move {
-            let mut pause = PAUSE;
+            let mut pause = MIN_PAUSE;
             while tick().await.is_err() && !has_queue {
                 sleep(pause).await;
-                pause = LONGEST_PAUSE.min(pause * 2);
+                pause = MAX_PAUSE.min(pause * 2);
             }
         }
     }
 
-    /// Waits for the time of the schedule, or until something in the queue is due; at least for `pause`. Returns the next pause.
-    async fn until_due(&mut self, scheduled: Until, pause: Duration) -> Duration {
+    /// Waits until an item in the queue is due, or until the scheduled time. First waits for
+    /// `pause`, which a write to the queue cuts short after `MIN_PAUSE`. Returns the next pause.
+    async fn until_due(&mut self, scheduled: Deadline, pause: Duration) -> Duration {
         let Some(queue) = &mut self.queue else {
-            scheduled.come(&*self.clock).await;
-            return PAUSE;
+            scheduled.wait(&*self.clock).await;
+            return MIN_PAUSE;
         };
-        let early = async {
-            sleep(PAUSE).await;
-            changed(Some(&mut queue.index.written)).await;
+        let next_write = async {
+            sleep(MIN_PAUSE).await;
+            changed(Some(&mut queue.index.writes)).await;
         };
-        let mut stirred = tokio::select! {
-            () = sleep(pause) => queue.index.written.has_changed().unwrap_or(false),
-            () = early => true,
+        let mut was_written = tokio::select! {
+            () = sleep(pause) => queue.index.writes.has_changed().unwrap_or(false),
+            () = next_write => true,
         };
         loop {
-            queue.index.written.mark_unchanged();
+            queue.index.writes.mark_unchanged();
             let now = self.clock.now();
             let next = queue.next(now).await.map_or(scheduled.at, |next| next.min(scheduled.at));
             if next <= now {
-                return if stirred { PAUSE } else { LONGEST_PAUSE.min(pause * 2) };
+                return if was_written { MIN_PAUSE } else { MAX_PAUSE.min(pause * 2) };
             }
             tokio::select! {
-                () = Until { at: next, ..scheduled }.come(&*self.clock) => return PAUSE,
-                () = changed(Some(&mut queue.index.written)) => sleep(SETTLES).await,
+                () = Deadline { at: next, ..scheduled }.wait(&*self.clock) => return MIN_PAUSE,
+                () = changed(Some(&mut queue.index.writes)) => sleep(SETTLE_TIME).await,
             }
-            stirred = true;
+            was_written = true;
         }
     }
 }
 
-/// A time by the clock, or by the machine if the clock goes back or stands still.
+/// A time by the injected clock, or by the machine's if the injected one goes back or stops.
 #[derive(Clone, Copy)]
-struct Until {
+struct Deadline {
     at: Timestamp,
     latest: Instant,
 }
 
-impl Until {
-    async fn come(self, clock: &dyn Clock) {
+impl Deadline {
+    async fn wait(self, clock: &dyn Clock) {
         loop {
             let left = self.at.since(clock.now());
             if left.is_zero() || Instant::now() >= self.latest {
                 return;
             }
-            sleep(left.min(CLOCK_READ_EVERY)).await;
+            sleep(left.min(CLOCK_READ_INTERVAL)).await;
         }
     }
 }
 
-/// Returns at the next change; never without a receiver.
+/// Waits for the next change; without a receiver, forever.
 async fn changed(receiver: Option<&mut watch::Receiver<()>>) {
     let Some(receiver) = receiver else { return pending().await };
     if receiver.changed().await.is_err() {

@@ -1,9 +1,10 @@
-// The document's operations and the client's methods take and answer the same. Where they do not on purpose, it is said here and in compare.ts.
+// Compares the parameters and results of the client's methods with the operations of openapi.json.
+// This file and compare.ts list the intended differences.
 import type { operations } from "../build/openapi.js";
 import type { Karta, SessionTokenParams, Usage } from "../dist/esm/index.js";
 import type { Client, ClientList, Differences, Documented, Json } from "./compare.js";
 
-/** By operation id, the method and where its arguments go. */
+/** The method of each operation id and the targets of its arguments. */
 interface Calls {
   agentProjectsCreate: Client<Karta["projects"]["create"], ["body"]>;
   agentProjectsGet: Client<Karta["projects"]["get"], ["path.slug"]>;
@@ -43,10 +44,15 @@ interface Calls {
   whoami: Client<Karta["whoami"], []>;
 }
 
-/** For load balancers and readers, and the second path of one route. */
+/**
+ * Operations that the client does not call: for load balancers and readers, and a route's second
+ * path.
+ */
 type Others = "docsGet" | "healthz" | "openapiGet" | "sessionTokensCreateUnversioned";
 
-/** The API's names alone. That there is no user is said by leaving it out, not by `null`. */
+/**
+ * `mint` without its aliases. The client omits `user_id` for no user; the API also accepts `null`.
+ */
 type Mint = (
   slug: string,
   params: Omit<SessionTokenParams, "userId" | "ttlSeconds" | "user_id"> & OrNull<Pick<SessionTokenParams, "user_id">>,
@@ -55,7 +61,9 @@ type Mint = (
 
 type OrNull<T> = { [Field in keyof T]: null extends T[Field] ? never : T[Field] | null };
 
-/** The month is in each item, too. */
+/**
+ * The response has `period` in each item and beside the items. The client returns only the items.
+ */
 interface UsageKeys extends Omit<ClientList<Karta["usage"]["keys"], ["query"], "keys">, "answer"> {
   answer: ClientList<Karta["usage"]["keys"], ["query"], "keys">["answer"] & Pick<Usage, "period">;
 }
@@ -63,7 +71,10 @@ interface UsageKeys extends Omit<ClientList<Karta["usage"]["keys"], ["query"], "
 export type ClientSide = { [Id in keyof Calls]: Json<Calls[Id]> };
 type DocumentSide = { [Id in keyof operations]: Json<Documented<operations[Id]>> };
 
-/** Operations that have no line, lines that have no operation, and where a line and its operation differ. */
+/**
+ * Operations without a line, lines without an operation, and differences between a line and its
+ * operation.
+ */
 export type Disagreements =
   | Exclude<keyof operations, keyof Calls | Others>
   | Exclude<keyof Calls | Others, keyof operations>

@@ -1,13 +1,14 @@
-// The client's types agree with openapi.json: agreement.ts compiles. And would not, whatever field, value or operation either side changed: each of those
-// changes is tried, and must show in its place.
+// Checks that the client's types agree with openapi.json: agreement.ts must compile. Then changes
+// each field, value and operation of either side, and checks that each change is detected at its
+// place.
 import assert from "node:assert/strict";
 import { mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import openapiTS, { astToString } from "openapi-typescript";
 import ts from "typescript";
 
-/** Other spellings of the document's names. */
-const CLIENTS_OWN = ["ttlSeconds", "userId"];
+/** Fields of the client that are aliases of the document's names. */
+const ALIASES = ["ttlSeconds", "userId"];
 
 process.chdir(fileURLToPath(new URL(".", import.meta.url)));
 const AGREEMENT = "agreement.ts";
@@ -23,7 +24,9 @@ const host = ts.createCompilerHost(options, true);
 const { getSourceFile } = host;
 const sources = new Map();
 
-/** Compiles agreement.ts with `edits` made to what it imports, quicker after an `earlier` program. */
+/**
+ * Compiles agreement.ts with `edits` to its imports. Passing an `earlier` program makes it faster.
+ */
 function compile(edits, earlier) {
   const texts = new Map();
   for (const { file, from, to, by } of [...edits].sort((a, b) => b.from - a.from)) {
@@ -43,7 +46,7 @@ function typeNamed(program, file, name) {
   return program.getTypeChecker().getTypeAtLocation(declaration.name);
 }
 
-/** The places where the sides disagree. */
+/** Returns the places where the sides disagree. */
 function disagreements(program) {
   const type = typeNamed(program, AGREEMENT, "Disagreements");
   const places = type.isUnion() ? type.types : type.flags & ts.TypeFlags.Never ? [] : [type];
@@ -55,16 +58,19 @@ const faults = whole.getSemanticDiagnostics(whole.getSourceFile(AGREEMENT)).map(
 const disagreeing = [...faults, ...[...disagreements(whole)].sort()];
 if (disagreeing.length > 0) throw new Error(`the client's types and openapi.json disagree:\n${disagreeing.join("\n")}`);
 
-// They agree. Would a change show?
+// The sides agree. The rest checks that a change is detected.
 
 const checker = whole.getTypeChecker();
 const clientSide = typeNamed(whole, AGREEMENT, "ClientSide");
 const operations = new Set(clientSide.getProperties().map(({ name }) => name));
 
-/** The type of an array's items. */
+/** Returns the type of an array's items. */
 const itemOf = (type) => (checker.isArrayLikeType(type) ? checker.getTypeArguments(type)[0] : undefined);
 
-/** Calls `visit` with every property in `type`, its place, its type and how deep that goes; returns how deep `type` goes. */
+/**
+ * Calls `visit` with every property in `type`, its place, its type and that type's depth. Returns
+ * the depth of `type`.
+ */
 function walk(type, place, visit) {
   const own = checker.getNonNullableType(type);
   if (!(own.flags & (ts.TypeFlags.Object | ts.TypeFlags.Intersection))) return 0;
@@ -83,7 +89,10 @@ function walk(type, place, visit) {
   return 1 + Math.max(...depths);
 }
 
-/** The fields of `side` that `files` declare: all places of each, those of its values where they are texts to choose from, and how deep it goes. */
+/**
+ * The fields of `side` that `files` declare: all places of each, those of its values where they are
+ * texts to choose from, and how deep it goes.
+ */
 function fieldsOf(side, files, placeOf) {
   const fields = new Map();
   for (const operation of side.getProperties().filter(({ name }) => operations.has(name))) {
@@ -102,7 +111,10 @@ function fieldsOf(side, files, placeOf) {
   return [...fields.values()];
 }
 
-/** `apiKeysGet.responses.200.content.application/json.api_key` is `apiKeysGet.answer.api_key`; `undefined` for what is not compared by its fields. */
+/**
+ * Converts a place such as `apiKeysGet.responses.200.content.application/json.api_key` to
+ * `apiKeysGet.answer.api_key`. Returns `undefined` for places whose fields are not compared.
+ */
 function placeInDocument(raw) {
   const place = raw
     .replace(/\.parameters\.(path|query)\./, ".$1.")
@@ -126,41 +138,44 @@ const isNull = (type) => ts.isLiteralTypeNode(type) && type.literal.kind === ts.
 const isText = (type) => ts.isLiteralTypeNode(type) && ts.isStringLiteral(type.literal);
 const without = (union, left) => union.types.filter((type) => type !== left).map((type) => type.getText()).join(" | ");
 
-/** What may become of a field; of what is unknown, null is a part. */
+/** Changes to a field. `unknown` includes null, so it has no change of nullability. */
 const rename = ({ name }) => edit(name, `"renamed ${name.text}"`);
 const changesOfFields = {
   renamed: rename,
   dropped: (field) => edit(field, ""),
-  "null or no more": ({ type }) => {
+  "with nullability changed": ({ type }) => {
     if (type.kind === ts.SyntaxKind.UnknownKeyword) return undefined;
-    const there = ts.isUnionTypeNode(type) && type.types.find(isNull);
-    return edit(type, there ? without(type, there) : `(${type.getText()}) | null`);
+    const nullMember = ts.isUnionTypeNode(type) && type.types.find(isNull);
+    return edit(type, nullMember ? without(type, nullMember) : `(${type.getText()}) | null`);
   },
-  "optional or no more": ({ name, questionToken }) => (questionToken ? edit(questionToken, "") : edit(name, `${name.getText()}?`)),
+  "with optionality changed": ({ name, questionToken }) => (questionToken ? edit(questionToken, "") : edit(name, `${name.getText()}?`)),
 };
 
-/** What may become of a union of texts, and of an object whose keys are such a union. */
+/** Changes to a union of strings, and to an object whose keys are such a union. */
 const changesOfValues = {
-  "with a value more": {
+  "with a value added": {
     ofUnion: (union) => edit(union, `${union.getText()} | "added"`),
     ofKeys: ([first]) => edit(first, `added: never; ${first.getText()}`),
   },
-  "with a value less": {
+  "with a value removed": {
     ofUnion: (union) => edit(union, without(union, union.types.find(isText))),
     ofKeys: ([first]) => edit(first, ""),
   },
 };
 
 let tried = 0;
-const unseen = [];
+const undetected = [];
 
-/** Makes `edits` at once, none of them within what another changes. Each of `expected`, a text and its places, must show: in all places, or in one of them. */
+/**
+ * Applies `edits` together; none may overlap another. Each of `expected`, a text and its places,
+ * must be detected: in all its places, or in one of them.
+ */
 function attempt(change, edits, expected, inAll = true) {
   assert.ok(expected.length > 0, change);
   const shown = disagreements(compile(edits, whole));
   for (const [text, places] of expected) {
     const missing = places.filter((place) => !shown.has(place));
-    if (missing.length > 0 && (inAll || missing.length === places.length)) unseen.push(`${text} ${change}: ${missing.join(", ")}`);
+    if (missing.length > 0 && (inAll || missing.length === places.length)) undetected.push(`${text} ${change}: ${missing.join(", ")}`);
   }
   tried += expected.length;
 }
@@ -171,13 +186,13 @@ const documented = typeNamed(whole, DOCUMENT, "operations");
 const eventTypes = whole.getSourceFile(EVENTS).statements.find((each) => each.name?.text === "KartaEventData").members;
 const sides = [
   { name: "document", files: documentFiles, fields: fieldsOf(documented, documentFiles, placeInDocument), keyed: [], inAll: true },
-  // A type of the client may derive from another and have of its own what changed there.
+  // A type of the client may derive from another and override the changed field.
   { name: "client", files: clientFiles, fields: fieldsOf(clientSide, clientFiles, (place) => place), keyed: [eventTypes], inAll: false },
 ];
 
 for (const { name, files, fields, keyed, inAll } of sides) {
   for (const [change, editOf] of Object.entries(changesOfFields)) {
-    // What goes equally deep is not within another.
+    // Fields of the same depth do not contain each other.
     for (const depth of new Set(fields.map((field) => field.depth))) {
       const edited = fields.filter((field) => field.depth === depth).map((field) => ({ ...field, edit: editOf(field.declaration) }));
       const alike = edited.filter((field) => field.edit !== undefined);
@@ -193,7 +208,7 @@ for (const { name, files, fields, keyed, inAll } of sides) {
 
 const compared = new Set(sides.flatMap(({ fields }) => fields.map(({ declaration }) => declaration)));
 const left = nodesIn(clientFiles, (node) => ts.isPropertySignature(node) && !compared.has(node)).map(({ name }) => name.text);
-assert.deepEqual(left.sort(), CLIENTS_OWN, "fields of the client that are not compared");
+assert.deepEqual(left.sort(), ALIASES, "fields of the client that are not compared");
 
 const lines = documented.getProperties().map(({ valueDeclaration }) => valueDeclaration);
 attempt("renamed", lines.map(rename), lines.map(({ name }) => [name.text, [name.text, `renamed ${name.text}`]]));
@@ -201,5 +216,5 @@ const isKey = (node) => ts.isPropertySignature(node) && node.name.text === "Idem
 const idempotent = lines.filter((line) => nodesIn([line], isKey).length > 0);
 attempt("without Idempotency-Key", nodesIn(idempotent, isKey).map(rename), idempotent.map(({ name }) => [name.text, [`${name.text}.idempotent`]]));
 
-if (unseen.length > 0) throw new Error(`changes that nobody would see:\n${unseen.join("\n")}`);
-console.log(`contract: ${operations.size} operations take and answer in the client what openapi.json says; each of ${tried} changes shows`);
+if (undetected.length > 0) throw new Error(`undetected changes:\n${undetected.join("\n")}`);
+console.log(`contract: ${operations.size} operations agree with openapi.json; all ${tried} changes are detected`);

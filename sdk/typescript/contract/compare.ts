@@ -1,9 +1,9 @@
-// What of the client's methods and of the document's operations is compared, and how.
+// Converts the client's methods and the document's operations to types that can be compared.
 import type { CreateOptions, List, ListParams, Page, RequestOptions } from "../dist/esm/index.js";
 
 type Method = (...args: never) => unknown;
 
-// The document's side.
+// The document.
 
 interface Operation {
   parameters: { path?: object; query?: object; header?: object };
@@ -11,7 +11,7 @@ interface Operation {
   responses: object;
 }
 
-/** What an operation takes and answers. */
+/** The parameters and result of an operation. */
 export interface Documented<O extends Operation> {
   path: Fields<O["parameters"]["path"]>;
   query: Fields<O["parameters"]["query"]>;
@@ -22,12 +22,15 @@ export interface Documented<O extends Operation> {
 
 type Content<T> = T extends { content: { "application/json": infer Body } } ? Body : null;
 
-/** No fields where there is nothing, and where nothing is allowed. */
+/** The fields of `T`; none if `T` is absent or allows no fields. */
 type Fields<T> = [Exclude<T, undefined | null>] extends [Record<string, never>] ? {} : Exclude<T, undefined | null>;
 
-// The client's side.
+// The client.
 
-/** What a method takes and answers. `Places` says where its arguments go, but for the options at the end: `body.name` is one field, `body` is fields. */
+/**
+ * The parameters and result of a method. `Places` lists the targets of its arguments without the
+ * options at the end: `body.name` is one field, `body` is an object of fields.
+ */
 export interface Client<M extends Method, Places extends readonly string[]> {
   path: Placed<Parameters<M>, Places, "path">;
   query: Filters<Placed<Parameters<M>, Places, "query">>;
@@ -36,7 +39,10 @@ export interface Client<M extends Method, Places extends readonly string[]> {
   answer: ReturnType<M> extends Promise<infer Answer> ? (Answer extends void ? null : Answer) : never;
 }
 
-/** A list fetches its pages by itself: it reads `next_cursor` and the items under `Plural`; its own `limit` and `cursor` are not a page's. */
+/**
+ * `Client` for a method that returns a list. A list reads `next_cursor` and the items under
+ * `Plural`; its `limit` and `cursor` differ from those of a page.
+ */
 export interface ClientList<M extends (...args: never) => List<unknown>, Places extends readonly string[], Plural extends string>
   extends Omit<Client<M, Places>, "query" | "answer"> {
   query: Omit<Client<M, Places>["query"], keyof ListParams> & { limit?: number; cursor?: string };
@@ -62,7 +68,9 @@ type Idempotent<Options> = Same<Options, CreateOptions | undefined> extends true
     ? false
     : never;
 
-/** In a query, one value will do where several may be given, and a number where text may. */
+/**
+ * In a query, the client also accepts one value instead of a list, and a number instead of text.
+ */
 type Filters<T> = { [Field in keyof T]: Filter<Exclude<T[Field], undefined>> };
 type Filter<T> = Extract<T, readonly unknown[]> extends never
   ? string extends T
@@ -70,9 +78,11 @@ type Filter<T> = Extract<T, readonly unknown[]> extends never
     : T
   : Exclude<T, readonly unknown[] | null>[] | Extract<T, null>;
 
-// Both sides.
+// The comparison.
 
-/** `T` as JSON has it: without methods, `undefined` and `readonly`, and what was put together as one object. */
+/**
+ * `T` as JSON: without methods, `undefined` and `readonly`, and with intersections as one object.
+ */
 export type Json<T> = T extends readonly (infer Item)[]
   ? Json<Item>[]
   : T extends object
@@ -81,7 +91,10 @@ export type Json<T> = T extends readonly (infer Item)[]
 
 type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false;
 
-/** Where `A` and `B` differ, as paths such as `apiKeysGet.answer.api_key.status`; `never` where they do not. */
+/**
+ * The differences of `A` and `B` as paths such as `apiKeysGet.answer.api_key.status`; `never` if
+ * they are equal.
+ */
 export type Differences<A, B, Path extends string> =
   Same<A, B> extends true
     ? never
@@ -100,5 +113,5 @@ type FieldOf<A, B> = (keyof A | keyof B) & string;
 type InField<A, B, Field extends keyof A & keyof B, Path extends string> =
   Same<Pick<A, Field>, Pick<B, Field>> extends true ? never : OrItself<Differences<Exclude<A[Field], undefined>, Exclude<B[Field], undefined>, Path>, Path>;
 
-/** Of two fields of one type, one may be optional. */
+/** `Path` if nothing was found: fields of the same type can differ in being optional. */
 type OrItself<Found extends string, Path> = [Found] extends [never] ? Path : Found;

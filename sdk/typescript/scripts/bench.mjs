@@ -1,4 +1,5 @@
-// What a call through the client costs over a bare fetch: to a server on loopback, and with a fetch that answers at once.
+// Measures the overhead of the client over a bare fetch: with a server on loopback, and with a
+// fetch that returns immediately.
 import { fork } from "node:child_process";
 import { createServer } from "node:http";
 import { fileURLToPath } from "node:url";

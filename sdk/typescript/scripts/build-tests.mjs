@@ -1,4 +1,5 @@
-// build/: the compiled tests, the seeds' printed code and the README's code as programs of their own. Everything is type-checked on the way.
+// Builds the tests, the documentation's samples (test/seeds) and the README's code blocks into
+// build/, and type-checks them. Each sample and each block becomes a separate program.
 import { execFileSync } from "node:child_process";
 import { mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
@@ -8,14 +9,14 @@ rmSync("build", { recursive: true, force: true });
 
 const MAKE_CLIENT = `import { Karta } from "@karta/sdk";\nconst karta = new Karta({ apiKey: process.env.KARTA_API_KEY! });\n`;
 
-/** What a block takes for granted, and the block as it is printed. */
+/** Returns a block with the statements that it needs before it. */
 function program(block) {
   const before = [];
   if (!block.includes("new Karta(")) before.push(MAKE_CLIENT);
   if (block.includes("modelKeys.revoke(id)")) {
     before.push(`const { id } = (await karta.modelKeys.create("openai", process.env.OPENAI_API_KEY!)).model_key;\n`);
   }
-  // The one thing that is printed and is no code: three dots where the reader's own list goes.
+  // One sample has `[...]` as a placeholder for the reader's list.
   return `${before.join("")}${block.replace("[...]", `["*"]`)}\nexport {};\n`;
 }
 

@@ -1,4 +1,5 @@
-// dist/esm and dist/cjs: JavaScript, types and source maps, each with the package.json that tells Node.js and TypeScript what its files are.
+// Builds dist/esm and dist/cjs: JavaScript, types and source maps. The package.json in each
+// declares the module type of its files for Node.js and TypeScript.
 import { execFileSync } from "node:child_process";
 import { rmSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";

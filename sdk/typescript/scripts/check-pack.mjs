@@ -1,5 +1,6 @@
-// Installs the output of `npm pack`, offline, into a fresh project, type-checks it and runs it as ESM and as CommonJS, with today's TypeScript and with
-// the lowest that the README promises.
+// Installs the output of `npm pack` offline into a new project, type-checks it and runs it as ESM
+// and as CommonJS, with the current TypeScript and with the lowest version that the README
+// promises.
 import { execFileSync } from "node:child_process";
 import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -35,7 +36,7 @@ if (karta.baseUrl !== "https://karta.test") throw new Error(karta.baseUrl);
 const IMPORT = `import { Karta, KartaRateLimitError, verifyWebhook } from "@karta/sdk";`;
 const REQUIRE = `import sdk = require("@karta/sdk");\nimport Karta = sdk.Karta;\nimport KartaRateLimitError = sdk.KartaRateLimitError;\nimport verifyWebhook = sdk.verifyWebhook;`;
 
-/** Every source map in `folder` leads to a source that is in the package. */
+/** Throws if a source map in `folder` names a source that is not in the package. */
 function checkMaps(folder) {
   for (const entry of readdirSync(folder, { withFileTypes: true })) {
     const path = join(folder, entry.name);
@@ -53,7 +54,7 @@ try {
   writeFileSync(join(project, "package.json"), JSON.stringify({ name: "fresh", private: true }));
   run("npm", ["install", "--offline", "--ignore-scripts", "--no-audit", "--no-fund", join(project, tarball.filename)]);
   const installed = readdirSync(join(project, "node_modules")).filter((name) => !name.startsWith("."));
-  if (installed.join() !== "@karta") throw new Error(`it brings ${installed} with it`);
+  if (installed.join() !== "@karta") throw new Error(`the package installs ${installed}, expected only @karta`);
   checkMaps(join(project, "node_modules/@karta/sdk/dist"));
 
   writeFileSync(join(project, "esm.mts"), IMPORT + SAMPLE);
@@ -71,7 +72,7 @@ try {
     run(process.execPath, [tsc, ...strict, "--noEmit", "--module", "esnext", "--moduleResolution", "bundler", "bundled.ts"]);
   }
   const promised = readFileSync(join(root, "README.md"), "utf8").match(/TypeScript (\d+\.\d+) or later/)?.[1];
-  if (!versions[1].startsWith(`${promised}.`)) throw new Error(`the README promises TypeScript ${promised}, and ${versions[1]} was tried`);
+  if (!versions[1].startsWith(`${promised}.`)) throw new Error(`the README promises TypeScript ${promised}, but ${versions[1]} was tested`);
   console.log(`check-pack: ${tarball.filename}, ${tarball.entryCount} files, ${tarball.size} bytes: installs, type-checks and runs as ESM and CommonJS with TypeScript ${versions.join(" and ")}`);
 } finally {
   rmSync(project, { recursive: true });

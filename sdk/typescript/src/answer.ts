@@ -16,13 +16,16 @@ import {
 } from "./errors.js";
 import { retryAfter } from "./retry.js";
 
-/** Longer texts of others than the API are cut, so that an error stays readable. */
+/** Maximum characters of a body that is not JSON, such as a proxy's page. Longer bodies are cut. */
 const TEXT_LIMIT = 2000;
 
-/** What looks like a secret. Whatever stands between client and API may echo a request, headers and body. */
+/** Matches text that looks like a secret. A proxy may echo a request with its headers and body. */
 const SECRETS = /kt_live_\w{7,}|whsec_[\w+/=-]{7,}|karta_service_\w{7,}|\bsk-[\w-]{12,}|\bBearer\s+[\w.~+/=-]{8,}|\beyJ[\w-]+\.[\w-]+\.[\w-]+/g;
 
-/** The body of a success, or the typed error for everything else. `text` is the whole body. */
+/**
+ * Returns the parsed body of a success; throws the typed error for any other response. `text` is
+ * the whole body.
+ */
 export function read(response: Response, text: string, now: () => number): unknown {
   if (response.ok) {
     if (text === "" && (response.status === 202 || response.status === 204)) return undefined;
@@ -59,17 +62,17 @@ function errorOf(response: Response, raw: string, now: () => number): KartaError
     requestId: typeof requestId === "string" ? requestId : undefined,
     retryAfter: retryAfter(headers, fields.retry_after_seconds, now),
   };
-  // A browser hides the status of a redirect that it was told not to follow.
+  // A browser hides the status of a redirect that it does not follow.
   if (response.type === "opaqueredirect" || (status >= 300 && status < 400)) {
-    return new KartaResponseError(`${status}: the answer is a redirect, which is not followed: baseUrl should be where it leads`, details);
+    return new KartaResponseError(`${status}: the response is a redirect, which is not followed: set baseUrl to its target`, details);
   }
   if (!isObject(parsed)) {
-    const what = `${status}: the answer is no JSON object (content-type: ${headers.get("content-type") ?? "none"})`;
-    const message = `${what}: a proxy may have answered, or baseUrl is not the API's`;
+    const fault = `${status}: the response is not a JSON object (content-type: ${headers.get("content-type") ?? "none"})`;
+    const message = `${fault}: a proxy may have answered, or baseUrl may be wrong`;
     return response.ok ? new KartaResponseError(message, details) : typed(message, details);
   }
-  const said = fields.message ?? fields.detail ?? fields.reason ?? fields.error;
-  return typed(`${status}: ${typeof said === "string" ? said : "no reason given"}`, details);
+  const reason = fields.message ?? fields.detail ?? fields.reason ?? fields.error;
+  return typed(`${status}: ${typeof reason === "string" ? reason : "no reason given"}`, details);
 }
 
 function typed(message: string, details: ErrorDetails & { status: number }): KartaError {

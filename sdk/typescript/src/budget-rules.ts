@@ -3,8 +3,11 @@ import type { Budget } from "./resources/budget.js";
 
 const FIELDS = ["input_tokens", "output_tokens", "total_tokens", "cost_cents", "alert_percents"] as const satisfies readonly (keyof Budget)[];
 
-/** Refuses `undefined` in a budget: a missing cap is no cap, so a failed calculation would remove a limit. */
+/**
+ * Rejects `undefined` in a budget. A missing cap means no cap, so a failed calculation would remove
+ * a limit.
+ */
 export const BUDGET_RULES: FieldRules = { kept: FIELDS };
 
-/** The same for arguments that have the budget in a field. */
+/** `BUDGET_RULES` for arguments with a field `budget`. */
 export const NESTED_BUDGET_RULES: FieldRules = { kept: FIELDS.map((field) => `budget.${field}`) };

@@ -13,7 +13,7 @@ import { WebhookEndpoints } from "./resources/webhook-endpoints.js";
 import { whoami, type Principal } from "./resources/whoami.js";
 import { Transport } from "./transport.js";
 
-/** A client of one organization's control plane. */
+/** A client of the control plane, for the organization of its API key. */
 export class Karta {
   readonly apiKeys: ApiKeys;
   readonly modelKeys: ModelKeys;
@@ -29,9 +29,9 @@ export class Karta {
   readonly #transport: Transport;
 
   /**
-   * Sends nothing yet.
+   * Creates a client. Sends nothing.
    *
-   * @throws {KartaArgumentError} for an option that cannot be right.
+   * @throws {KartaArgumentError} for an invalid option.
    */
   constructor(options: KartaOptions) {
     const transport = new Transport(settingsOf(options));
@@ -49,15 +49,15 @@ export class Karta {
     this.auditEvents = new AuditEvents(transport);
   }
 
-  /** Where the control plane is, without `/v1`. */
+  /** Base URL of the control plane, without `/v1`. */
   get baseUrl(): string {
     return this.#transport.baseUrl;
   }
 
   /**
-   * Whose key this is: organization, scopes, budget. Any API key.
+   * Returns the principal of the client's key: organization, scopes, budget. Any API key.
    *
-   * @throws {KartaAuthError} when the key is not valid; {KartaForbiddenError} for a session token.
+   * @throws {KartaAuthError} for an invalid key; {KartaForbiddenError} for a session token.
    */
   async whoami(options?: RequestOptions): Promise<Principal> {
     return whoami(this.#transport, options);
@@ -71,7 +71,7 @@ export class Karta {
     return { baseUrl: this.baseUrl };
   }
 
-  /** What `console.log` shows in Node.js. */
+  /** The text that `console.log` prints in Node.js. */
   [Symbol.for("nodejs.util.inspect.custom")](): string {
     return this.toString();
   }

@@ -1,6 +1,6 @@
 import type { BudgetParams } from "./resources/budget.js";
 
-/** What an error knows besides its message. */
+/** Fields of an error besides its message. */
 export interface ErrorDetails {
   readonly status?: number | undefined;
   readonly body?: unknown;
@@ -11,20 +11,24 @@ export interface ErrorDetails {
 }
 
 /**
- * Key under which each class has its name, written out because minifiers rename classes. It is the same key in every copy of this package, so that
- * `instanceof` holds between the ESM and the CommonJS copy.
+ * Key of the property that holds each class's name as text, because minifiers rename classes. The
+ * key is the same in every copy of this package, so `instanceof` works between the ESM and the
+ * CommonJS copy.
  */
 const NAME = /* @__PURE__ */ Symbol.for("@karta/sdk/error");
 
-/** What every error of this package is. */
+/** Base class of every error of this package. */
 export class KartaError extends Error {
   static readonly [NAME]: string = "KartaError";
   override readonly name: string;
-  /** The HTTP status; absent when there was no answer. */
+  /** HTTP status; absent if there was no response. */
   readonly status: number | undefined;
-  /** The parsed body; its text if it is no JSON; absent when there was no answer. Secrets are taken out. */
+  /**
+   * Parsed body, or its text if it is not JSON; absent if there was no response. Secrets are
+   * removed.
+   */
   readonly body: unknown;
-  /** The request's id, to be quoted when asking for help. */
+  /** Id of the request. Quote it when you ask for help. */
   readonly requestId: string | undefined;
 
   constructor(message: string, details: ErrorDetails = {}) {
@@ -35,7 +39,10 @@ export class KartaError extends Error {
     this.requestId = details.requestId;
   }
 
-  /** Also true for errors of another copy of this package. A subclass of yours has the ordinary `instanceof`. */
+  /**
+   * Also true for errors of another copy of this package. Subclasses in your code use the ordinary
+   * `instanceof`.
+   */
   static override [Symbol.hasInstance](value: unknown): boolean {
     if (super[Symbol.hasInstance](value)) return true;
     let type: unknown = Object.hasOwn(this, NAME) ? (value as object | null | undefined)?.constructor : undefined;
@@ -45,16 +52,16 @@ export class KartaError extends Error {
     return false;
   }
 
-  /** The API's word for the error, as `slug_taken`; absent where it has none. */
+  /** The API's error code, such as `slug_taken`; absent if the body has none. */
   get code(): string | undefined {
     return text(this.body, "error");
   }
 }
 
-/** An argument or option that cannot be right. Nothing was sent. */
+/** An invalid argument or option. Nothing was sent. */
 export class KartaArgumentError extends KartaError {
   static override readonly [NAME]: string = "KartaArgumentError";
-  /** Which one: `apiKey`, `id`, `budget.cost_cents`. */
+  /** Path of the argument or option: `apiKey`, `id`, `budget.cost_cents`. */
   readonly field: string;
 
   constructor(field: string, message: string, details?: ErrorDetails) {
@@ -63,20 +70,25 @@ export class KartaArgumentError extends KartaError {
   }
 }
 
-/** 400: the body was no JSON to the server. */
+/** 400: the request is malformed, for example its body is not JSON. */
 export class KartaBadRequestError extends KartaError {
   static override readonly [NAME]: string = "KartaBadRequestError";
 }
 
-/** 401: the key is unknown, revoked, expired, or used from outside its address ranges. */
+/** 401: the key is unknown, revoked, expired, or used from an address outside its ranges. */
 export class KartaAuthError extends KartaError {
   static override readonly [NAME]: string = "KartaAuthError";
 }
 
-/** 402: the organization's or the key's budget is exhausted. */
+/**
+ * 402: a budget of the organization or the key is exhausted, or the subscription does not allow
+ * spending.
+ */
 export class KartaBudgetError extends KartaError {
   static override readonly [NAME]: string = "KartaBudgetError";
-  /** The cap or subscription that is in the way, for people; programs use `cap` and `of`. */
+  /**
+   * Text for people that names the cap or the subscription's status. Programs use `cap` and `of`.
+   */
   get reason(): string | undefined {
     return text(this.body, "reason");
   }
@@ -86,28 +98,34 @@ export class KartaBudgetError extends KartaError {
     return textOrNull(this.body, "cap");
   }
 
-  /** Whose budget it is. */
+  /** Owner of the budget. */
   get of(): "organization" | "api_key" | undefined {
     return text(this.body, "of");
   }
 
-  /** When the cap resets, RFC 3339; `null` if the subscription is the reason. */
+  /** Time when the cap resets (RFC 3339); `null` if the subscription is the reason. */
   get resetsAt(): string | null | undefined {
     return textOrNull(this.body, "resets_at");
   }
 }
 
-/** 403: the key lacks the scope that the message names. */
+/**
+ * 403: the key lacks the scope that the message names, or a session token is used outside its
+ * project's routes.
+ */
 export class KartaForbiddenError extends KartaError {
   static override readonly [NAME]: string = "KartaForbiddenError";
 }
 
-/** 404: there is no such resource in the key's organization. `code` is `unknown_route` if no route has the path: another server may be at baseUrl. */
+/**
+ * 404: the key's organization has no such resource. `code` is `unknown_route` if no route has the
+ * path: `baseUrl` may point to another server.
+ */
 export class KartaNotFoundError extends KartaError {
   static override readonly [NAME]: string = "KartaNotFoundError";
 }
 
-/** 409: the state of things forbids it; `code` says why. */
+/** 409: the current state does not allow the request; `code` gives the reason. */
 export class KartaConflictError extends KartaError {
   static override readonly [NAME]: string = "KartaConflictError";
 }
@@ -117,10 +135,10 @@ export class KartaPayloadTooLargeError extends KartaError {
   static override readonly [NAME]: string = "KartaPayloadTooLargeError";
 }
 
-/** 422: bad input. */
+/** 422: invalid input. */
 export class KartaValidationError extends KartaError {
   static override readonly [NAME]: string = "KartaValidationError";
-  /** The path of the field that is at fault: `scopes[0]`. */
+  /** Path of the invalid field: `scopes[0]`. */
   get field(): string | undefined {
     return text(this.body, "field");
   }
@@ -129,7 +147,7 @@ export class KartaValidationError extends KartaError {
 /** 429: too many requests. */
 export class KartaRateLimitError extends KartaError {
   static override readonly [NAME]: string = "KartaRateLimitError";
-  /** Seconds to wait, where the server said so. */
+  /** Seconds to wait; absent if the server gave no time. */
   readonly retryAfter: number | undefined;
 
   constructor(message: string, details: ErrorDetails = {}) {
@@ -138,15 +156,15 @@ export class KartaRateLimitError extends KartaError {
   }
 }
 
-/** 500 and other faults of the server. */
+/** 500 and other server errors. */
 export class KartaServerError extends KartaError {
   static override readonly [NAME]: string = "KartaServerError";
 }
 
-/** 503, 504: something that the server needs is down, or out of time. */
+/** 503, 504: a dependency of the server is down, or the request timed out. */
 export class KartaUnavailableError extends KartaServerError {
   static override readonly [NAME]: string = "KartaUnavailableError";
-  /** Seconds to wait, where the server said so. */
+  /** Seconds to wait; absent if the server gave no time. */
   readonly retryAfter: number | undefined;
 
   constructor(message: string, details: ErrorDetails = {}) {
@@ -155,17 +173,20 @@ export class KartaUnavailableError extends KartaServerError {
   }
 }
 
-/** An answer that the API does not give: a redirect, or a success that is no JSON. Something else answered. */
+/**
+ * A response that the API never sends: a redirect, or a success in another format. Another server
+ * answered.
+ */
 export class KartaResponseError extends KartaError {
   static override readonly [NAME]: string = "KartaResponseError";
 }
 
-/** No answer: no connection, or one that broke before the answer was whole. */
+/** No response: the connection failed, or broke before the response was complete. */
 export class KartaConnectionError extends KartaError {
   static override readonly [NAME]: string = "KartaConnectionError";
 }
 
-/** No answer within `timeout`. */
+/** No response within `timeout`. */
 export class KartaTimeoutError extends KartaConnectionError {
   static override readonly [NAME]: string = "KartaTimeoutError";
 }
@@ -175,11 +196,11 @@ export class KartaAbortError extends KartaError {
   static override readonly [NAME]: string = "KartaAbortError";
 }
 
-/** Why a webhook is not to be trusted. */
+/** Reason why `verifyWebhook` rejects a webhook. */
 export type SignatureFailure =
   "missing_header" | "malformed_header" | "malformed_secret" | "malformed_payload" | "no_match" | "outside_tolerance";
 
-/** A webhook that cannot be shown to come from Karta, just now and unchanged. */
+/** A webhook that does not verify: it may be forged, changed or replayed. */
 export class KartaSignatureError extends KartaError {
   static override readonly [NAME]: string = "KartaSignatureError";
   readonly reason: SignatureFailure;
@@ -190,12 +211,12 @@ export class KartaSignatureError extends KartaError {
   }
 }
 
-/** A field of an error's body, if it is text. */
+/** Returns a field of an error's body if it is text. */
 function text<T extends string>(body: unknown, field: string): T | undefined {
   return textOrNull<T>(body, field) ?? undefined;
 }
 
-/** A field of an error's body, if it is text or `null`. */
+/** Returns a field of an error's body if it is text or `null`. */
 function textOrNull<T extends string>(body: unknown, field: string): T | null | undefined {
   const value = typeof body === "object" && body !== null ? (body as Record<string, unknown>)[field] : undefined;
   return typeof value === "string" || value === null ? (value as T | null) : undefined;

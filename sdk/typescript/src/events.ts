@@ -4,7 +4,7 @@ import type { Release } from "./resources/releases.js";
 
 type Data = Record<string, unknown>;
 
-/** What each type of event carries. */
+/** The `data` of each event type. */
 export interface KartaEventData {
   "api_key.created": { api_key: ApiKey };
   "api_key.updated": { api_key: ApiKey };
@@ -30,10 +30,13 @@ export interface KartaEventData {
 
 export type KartaEventType = keyof KartaEventData;
 
-/** An event as endpoints receive it; `type` tells what `data` holds. Types may be added: ignore those that you do not know. */
+/**
+ * An event as endpoints receive it. `type` determines the fields of `data`. Ignore unknown types:
+ * more may be added.
+ */
 export type KartaEvent = {
   [Type in KartaEventType]: {
-    /** The same for every attempt: keep it, to take each event in once. */
+    /** The same for every attempt. Store it to process each event once. */
     id: string;
     type: Type;
     created_at: string;

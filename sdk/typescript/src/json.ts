@@ -1,56 +1,68 @@
 import { KartaArgumentError } from "./errors.js";
 
-/** Fields of an argument that need more care than others. */
+/** Fields of an argument that need extra checks. */
 export interface FieldRules {
-  /** Paths at which `undefined` is refused, and which a `toJSON` method must not drop: without the field, the call would do something else. */
+  /**
+   * Paths at which `undefined` is rejected, and which a `toJSON` method must not drop: without the
+   * field, the call would do something else.
+   */
   readonly kept?: readonly string[];
-  /** Fields of the argument itself that the caller reads directly, so they may be inherited or not enumerable. */
+  /**
+   * Fields of the argument itself that the caller reads directly, so they may be inherited or not
+   * enumerable.
+   */
   readonly readDirectly?: readonly string[];
 }
 
-/** Deeper values would exhaust the stack. No body of the API comes near this depth. */
+/**
+ * Maximum nesting of a body. Deeper values would exhaust the stack; no body of the API is nearly as
+ * deep.
+ */
 const MAX_DEPTH = 64;
 
 /**
- * A copy of `value` that holds only what JSON can express; a Date becomes its text. Throws KartaArgumentError, with the path of the value as its field, for
- * anything that JSON would drop or turn into `null`: to the API `null` means "none", so that a failed calculation would remove a limit.
+ * Returns a copy of `value` that contains only what JSON can express; a Date becomes its text.
+ * Throws KartaArgumentError, with the value's path as its field, for anything that JSON would drop
+ * or turn into `null`. The API reads `null` as "none", so a failed calculation would remove a
+ * limit.
  */
 export function plain(value: unknown, path: string, rules: FieldRules = {}, ancestors: readonly unknown[] = []): unknown {
   if (typeof value === "string" || typeof value === "boolean" || value === null) return value;
   if (typeof value === "number") {
     if (Number.isFinite(value)) return value;
-    throw refused(path, `must be a finite number, not ${value}`);
+    throw argumentError(path, `must be a finite number, not ${value}`);
   }
-  if (typeof value !== "object") throw refused(path, `must not be ${article(typeof value)}`);
-  if (ancestors.includes(value)) throw refused(path, "must not contain itself");
-  if (ancestors.length >= MAX_DEPTH) throw refused(path, `must not be nested deeper than ${MAX_DEPTH} levels`);
-  const data = withoutMethods(value, path);
+  if (typeof value !== "object") throw argumentError(path, `must not be ${article(typeof value)}`);
+  if (ancestors.includes(value)) throw argumentError(path, "must not contain itself");
+  if (ancestors.length >= MAX_DEPTH) throw argumentError(path, `must not be nested deeper than ${MAX_DEPTH} levels`);
+  const data = applyToJSON(value, path);
   const within = [...ancestors, value];
   if (typeof data !== "object" || data === null) return plain(data, path, rules, within);
   if (Array.isArray(data)) return Array.from(data, (item, at) => plain(item, `${path}[${at}]`, rules, within));
-  const kind = tag(data);
+  const kind = builtInType(data);
   if (kind === "Number" || kind === "String" || kind === "Boolean") return plain(data.valueOf(), path, rules, within);
-  // A Map, a Set or a Promise would be sent as {}, also if its class has another name for itself.
-  if (kind !== "Object" || Symbol.toStringTag in data) throw refused(path, `must be plain data, not ${article(kind)}`);
+  // A Map, a Set or a Promise would be sent as {}, even if its class sets another
+  // Symbol.toStringTag.
+  if (kind !== "Object" || Symbol.toStringTag in data) throw argumentError(path, `must be plain data, not ${article(kind)}`);
   const pathOf = (name: string) => (path === "" ? name : `${path}.${name}`);
   const readDirectly = ancestors.length === 0 ? (rules.readDirectly ?? []) : [];
   const hidden = hiddenFields(data).find((name) => !readDirectly.includes(name));
   if (hidden !== undefined) {
-    throw refused(path, `must be plain data: JSON leaves out its field ${hidden}, which is inherited or not enumerable. Pass an object literal`);
+    throw argumentError(path, `must be plain data: JSON omits its field ${hidden}, which is inherited or not enumerable. Pass an object literal`);
   }
   const entries = Object.entries(data);
   for (const [name, field] of entries) {
-    if (field === undefined && rules.kept?.includes(pathOf(name))) throw refused(pathOf(name), "must not be undefined: give a value, or leave the field out");
+    if (field === undefined && rules.kept?.includes(pathOf(name))) throw argumentError(pathOf(name), "must not be undefined: pass a value or omit the field");
   }
   const dropped = [...Object.keys(value), ...hiddenFields(value)].find((name) => rules.kept?.includes(pathOf(name)) && !readDirectly.includes(name) && !(name in data));
-  if (dropped !== undefined) throw refused(pathOf(dropped), "must not be dropped by a toJSON method");
+  if (dropped !== undefined) throw argumentError(pathOf(dropped), "must not be dropped by a toJSON method");
   const fields = entries.filter(([, field]) => field !== undefined);
   return Object.fromEntries(fields.map(([name, field]) => [name, plain(field, pathOf(name), rules, within)]));
 }
 
 /**
- * The names of what reads as a field of `data` but is not sent: inherited or not enumerable. Methods do not count, nor does the `Object.prototype` of any
- * realm.
+ * Returns the names of fields of `data` that can be read but are not sent, because they are
+ * inherited or not enumerable. Methods and the `Object.prototype` of any realm do not count.
  */
 function hiddenFields(data: object): string[] {
   const names: string[] = [];
@@ -67,29 +79,35 @@ function isObjectPrototype(value: object): boolean {
   return Object.getPrototypeOf(value) === null && Object.hasOwn(value, "isPrototypeOf");
 }
 
-/** A plain copy of an argument that is an object, as a body or a part of one. Throws KartaArgumentError. */
+/**
+ * Returns a plain copy of an object argument, to be sent as a body or part of one. Throws
+ * KartaArgumentError.
+ */
 export function fieldsOf<T extends object>(params: T, rules?: FieldRules): T {
   const fields = plain(params, "", rules);
-  if (typeof fields !== "object" || fields === null || Array.isArray(fields)) throw refused("", "must be an object");
+  if (typeof fields !== "object" || fields === null || Array.isArray(fields)) throw argumentError("", "must be an object");
   return fields as T;
 }
 
-/** What `toJSON` makes of `value`, or `value` itself. */
-function withoutMethods(value: object, path: string): unknown {
+/** Returns the result of `value.toJSON()`, or `value` if it has no such method. */
+function applyToJSON(value: object, path: string): unknown {
   const { toJSON } = value as { toJSON?: unknown };
   if (typeof toJSON !== "function") return value;
   let data: unknown;
   try {
     data = toJSON.call(value, path) as unknown;
   } catch (cause) {
-    throw refused(path, "has a toJSON method that fails", cause);
+    throw argumentError(path, "has a toJSON method that throws", cause);
   }
   if (data !== null && data !== undefined) return data;
-  throw refused(path, tag(value) === "Date" ? "must be a valid date" : `must be plain data, not ${article(tag(value))} whose toJSON returns ${data}`);
+  throw argumentError(path, builtInType(value) === "Date" ? "must be a valid date" : `must be plain data, not ${article(builtInType(value))} whose toJSON returns ${data}`);
 }
 
-/** The built-in type of `value`, also if it was made in another realm, where `instanceof` fails. */
-function tag(value: object): string {
+/**
+ * Returns the built-in type of `value`, also for a value of another realm, where `instanceof`
+ * fails.
+ */
+function builtInType(value: object): string {
   return Object.prototype.toString.call(value).slice("[object ".length, -1);
 }
 
@@ -98,6 +116,6 @@ function article(kind: string): string {
   return `${/^[aeiou]/i.test(kind) ? "an" : "a"} ${kind}`;
 }
 
-function refused(path: string, message: string, cause?: unknown): KartaArgumentError {
+function argumentError(path: string, message: string, cause?: unknown): KartaArgumentError {
   return new KartaArgumentError(path || "params", message, cause === undefined ? undefined : { cause });
 }

@@ -1,28 +1,29 @@
 import { KartaArgumentError, KartaResponseError } from "./errors.js";
 
-/** What every list takes. */
+/** Parameters of every list. */
 export interface ListParams {
-  /** At most so many items altogether; all of them unless given. */
+  /** Maximum items over all pages. Default: all items. */
   limit?: number | undefined;
-  /** Where to go on: an earlier page's `next_cursor`, with the same filters. */
+  /** Start of the list: the `next_cursor` of an earlier page with the same filters. */
   cursor?: string | null | undefined;
 }
 
-/** One page, as the API answered it. */
+/** One page of a list. */
 export interface Page<T> {
   items: T[];
-  /** Where the next page starts; `null` after the last. */
+  /** Start of the next page; `null` after the last. */
   next_cursor: string | null;
 }
 
-const LONGEST_PAGE = 100;
+const MAX_PAGE_SIZE = 100;
 
 /**
- * A list that is fetched page by page. Nothing is sent before it is awaited or iterated.
+ * A list that is fetched page by page. It sends nothing until it is awaited or iterated.
  *
- * - `await list`: an array of all its items.
- * - `for await (const item of list)`: item after item; a page is fetched when it is reached.
- * - `await list.page()`: one page and the cursor of the next.
+ * - `await list` returns an array of all items.
+ * - `for await (const item of list)` returns one item after another and fetches a page when it is
+ *   reached.
+ * - `await list.page()` returns one page and the cursor of the next.
  */
 export class List<T> implements Promise<T[]>, AsyncIterable<T> {
   readonly [Symbol.toStringTag] = "List";
@@ -35,21 +36,24 @@ export class List<T> implements Promise<T[]>, AsyncIterable<T> {
     this.#fetch = fetch;
   }
 
-  /** One page of at most `limit` items (100 unless given, and at most). It may be short, or empty, and still have a next. */
+  /**
+   * Fetches one page of up to `limit` items, at most 100. A page may be short or empty and still
+   * have a next one.
+   */
   async page(): Promise<Page<T>> {
-    return this.#fetch({ limit: Math.min(this.#limit(), LONGEST_PAGE), cursor: this.#params.cursor ?? undefined });
+    return this.#fetch({ limit: Math.min(this.#limit(), MAX_PAGE_SIZE), cursor: this.#params.cursor ?? undefined });
   }
 
   async *[Symbol.asyncIterator](): AsyncGenerator<T, void, undefined> {
     let left = this.#limit();
     let cursor = this.#params.cursor ?? undefined;
     while (left > 0) {
-      const page = await this.#fetch({ limit: Math.min(left, LONGEST_PAGE), cursor });
+      const page = await this.#fetch({ limit: Math.min(left, MAX_PAGE_SIZE), cursor });
       for (const item of page.items.slice(0, left)) yield item;
       left -= page.items.length;
       if (page.next_cursor === null) return;
-      // It would go round for ever.
-      if (page.next_cursor === cursor) throw new KartaResponseError("the server gave the same cursor twice");
+      // The loop would not end.
+      if (page.next_cursor === cursor) throw new KartaResponseError("the server returned the same cursor twice");
       cursor = page.next_cursor;
     }
   }
@@ -69,7 +73,7 @@ export class List<T> implements Promise<T[]>, AsyncIterable<T> {
     return this.#collect().finally(settled);
   }
 
-  /** Fetched once, however often it is awaited. */
+  /** Fetches all items once, even if the list is awaited several times. */
   #collect(): Promise<T[]> {
     return (this.#all ??= (async () => {
       const items: T[] = [];
@@ -82,6 +86,6 @@ export class List<T> implements Promise<T[]>, AsyncIterable<T> {
     const { limit } = this.#params;
     if (limit === undefined) return Infinity;
     if (Number.isSafeInteger(limit) && limit > 0) return limit;
-    throw new KartaArgumentError("limit", "must be a whole number above 0");
+    throw new KartaArgumentError("limit", "must be a positive integer");
   }
 }

@@ -2,45 +2,54 @@ import { KartaArgumentError } from "./errors.js";
 import { environment, isOnClient } from "./platform.js";
 import { sleep } from "./retry.js";
 
-/** How a client is made. */
+/** Options of a client. */
 export interface KartaOptions {
-  /** An API key, `kt_live_…`; for `projects.whoami` alone a session token will do. */
+  /** An API key, `kt_live_…`. A session token works for `projects.whoami` only. */
   apiKey: string;
-  /** Where the control plane is. Unless given, the environment variable `KARTA_BASE_URL`, else `https://api.karta.sh`. */
+  /**
+   * Base URL of the control plane. Default: the environment variable `KARTA_BASE_URL`, or
+   * `https://api.karta.sh` if it is unset.
+   */
   baseUrl?: string | undefined;
-  /** How often a call that may be repeated is tried again: 2 unless given. */
+  /** Maximum retries of a call that may be retried. Default: 2. */
   maxRetries?: number | undefined;
-  /** Milliseconds that each attempt may take: 30,000 unless given. */
+  /** Timeout of each attempt in milliseconds. Default: 30,000. */
   timeout?: number | undefined;
-  /** Allows an API key in a browser. Whoever can open the page can then take the key, and with it the organization. */
+  /**
+   * Allows an API key in a browser. Anyone who can open the page can then read the key and control
+   * the organization.
+   */
   dangerouslyAllowBrowser?: boolean | undefined;
-  /** In the place of the global `fetch`, which is looked up at each call. */
+  /** Replaces the global `fetch`, which is looked up at each call. */
   fetch?: typeof fetch | undefined;
-  /** A number from 0 up to 1, for the jitter of retries; for tests. */
+  /** Returns a number from 0 up to 1, excluding 1, for the jitter of retries; for tests. */
   random?: (() => number) | undefined;
-  /** Milliseconds since 1970; for tests. */
+  /** Returns milliseconds since 1970; for tests. */
   now?: (() => number) | undefined;
   /** Waits before a retry; for tests. */
   sleep?: ((ms: number, signal?: AbortSignal) => Promise<void>) | undefined;
 }
 
-/** What every method takes last. */
+/** Options of a call, the last parameter of every method. */
 export interface RequestOptions {
-  /** Ends the call with KartaAbortError. */
+  /** Aborts the call, which then throws KartaAbortError. */
   signal?: AbortSignal | undefined;
-  /** Milliseconds that each attempt may take. */
+  /** Timeout of each attempt in milliseconds. */
   timeout?: number | undefined;
-  /** How often to try again; without effect where a repeat could have an effect of its own. */
+  /** Maximum retries. Ignored by calls that are never retried. */
   maxRetries?: number | undefined;
 }
 
-/** What every method that creates takes last. */
+/** Options of a call that creates something. */
 export interface CreateOptions extends RequestOptions {
-  /** 1 to 255 printable ASCII characters without blanks around them; generated unless given. Give your own to repeat a create across restarts. */
+  /**
+   * 1 to 255 printable ASCII characters without leading or trailing spaces. Default: a generated
+   * key. Pass a key to repeat a create after a restart.
+   */
   idempotencyKey?: string | undefined;
 }
 
-/** Options with every default filled in. */
+/** Validated options with defaults. */
 export interface Settings {
   apiKey: string;
   baseUrl: string;
@@ -53,12 +62,12 @@ export interface Settings {
 }
 
 const DEFAULT_BASE_URL = "https://api.karta.sh";
-/** What a timer can count; beyond it, it would go off at once. */
-const LONGEST_TIMEOUT_MS = 2 ** 31 - 1;
+/** Maximum delay of a timer. A longer delay would fire immediately. */
+const MAX_TIMEOUT_MS = 2 ** 31 - 1;
 
-/** Judges `options` and fills in what is absent. Throws KartaArgumentError. */
+/** Validates `options` and adds defaults. Throws KartaArgumentError. */
 export function settingsOf(options: KartaOptions): Settings {
-  // Whoever writes plain JavaScript may leave everything out.
+  // Plain JavaScript may pass nothing.
   const given: Partial<KartaOptions> = (options as KartaOptions | undefined) ?? {};
   const { fetch: send, now, random } = given;
   if (typeof (send ?? globalFetch) !== "function") throw new KartaArgumentError("fetch", "must be a function like the global fetch");
@@ -78,59 +87,60 @@ export function settingsOf(options: KartaOptions): Settings {
 function globalFetch(): typeof fetch {
   const send = globalThis.fetch as typeof fetch | undefined;
   if (typeof send === "function") return send;
-  throw new KartaArgumentError("fetch", "is missing in this runtime: use Node.js 18.17 or later, or pass one");
+  throw new KartaArgumentError("fetch", "is missing in this runtime: use Node.js 18.17 or later, or pass a fetch function");
 }
 
-/** Messages never repeat the value: it may be another secret. */
+/** Returns a valid key. Messages never repeat the value, because it may be another secret. */
 function apiKeyOf(value: unknown, browserAllowed: boolean): string {
   if (value === undefined || value === null || value === "") {
     throw new KartaArgumentError("apiKey", "is required: new Karta({ apiKey: process.env.KARTA_API_KEY })");
   }
   if (typeof value !== "string") throw new KartaArgumentError("apiKey", "must be a string that starts with kt_live_");
-  if (value !== value.trim()) throw new KartaArgumentError("apiKey", "must not have blanks or line breaks around it");
+  if (value !== value.trim()) throw new KartaArgumentError("apiKey", "must not start or end with whitespace");
   if (/^[\w-]+\.[\w-]+\.[\w-]+$/.test(value)) return value;
   if (!/^kt_live_[0-9A-Za-z]+$/.test(value)) {
-    throw new KartaArgumentError("apiKey", "must be kt_live_ and letters and digits, as it was shown when it was created");
+    throw new KartaArgumentError("apiKey", "must be kt_live_ followed by letters and digits");
   }
   if (isOnClient() && !browserAllowed) {
     throw new KartaArgumentError(
       "apiKey",
-      "must not be in a browser or an app: it opens the whole organization to whoever finds it. Call Karta from your backend, and give the " +
-        "browser a session token (sessionTokens.mint). If nobody else can open this page, pass dangerouslyAllowBrowser: true",
+      "must not be used in a browser or an app, because anyone who finds it controls the organization. Call Karta from your backend, and give " +
+        "the browser a session token (sessionTokens.mint). If only you can open this page, pass dangerouslyAllowBrowser: true",
     );
   }
   return value;
 }
 
-/** Without `/v1` and without a slash at its end. */
+/** Returns the base URL without `/v1` and without a trailing slash. */
 function baseUrlOf(value: unknown): string {
   const like = "must be like https://api.karta.sh";
-  if (typeof value !== "string") throw new KartaArgumentError("baseUrl", `${like}: a string`);
+  if (typeof value !== "string") throw new KartaArgumentError("baseUrl", `${like}: it is not a string`);
   if (!/^https?:\/\//i.test(value)) throw new KartaArgumentError("baseUrl", `${like}: it must start with https:// or http://`);
   let url: URL;
   try {
     url = new URL(value);
   } catch {
-    // Without the cause, which shows the whole text: a password may be in it.
-    throw new KartaArgumentError("baseUrl", `${like}: it is no URL`);
+    // Without the cause, because it shows the whole text, which may contain a password.
+    throw new KartaArgumentError("baseUrl", `${like}: it is not a valid URL`);
   }
-  if (url.username !== "" || url.password !== "") throw new KartaArgumentError("baseUrl", `${like}: without a user or a password`);
-  if (url.search !== "" || url.hash !== "") throw new KartaArgumentError("baseUrl", `${like}: without ? and #`);
+  if (url.username !== "" || url.password !== "") throw new KartaArgumentError("baseUrl", `${like}: it must not contain a user or password`);
+  if (url.search !== "" || url.hash !== "") throw new KartaArgumentError("baseUrl", `${like}: it must not contain ? or #`);
   return url.origin + url.pathname.replace(/\/+$/, "").replace(/\/v1$/, "").replace(/\/+$/, "");
 }
 
 export function maxRetriesOf(value: number): number {
   if (Number.isInteger(value) && value >= 0 && value <= 10) return value;
-  throw new KartaArgumentError("maxRetries", "must be a whole number from 0 to 10");
+  throw new KartaArgumentError("maxRetries", "must be an integer from 0 to 10");
 }
 
 export function timeoutOf(value: number): number {
-  if (typeof value === "number" && value > 0 && value <= LONGEST_TIMEOUT_MS) return value;
-  throw new KartaArgumentError("timeout", `must be milliseconds, more than 0 and at most ${LONGEST_TIMEOUT_MS}`);
+  if (typeof value === "number" && value > 0 && value <= MAX_TIMEOUT_MS) return value;
+  throw new KartaArgumentError("timeout", `must be a number of milliseconds above 0, at most ${MAX_TIMEOUT_MS}`);
 }
 
 export function idempotencyKeyOf(value: string): string {
-  // HTTP drops blanks around a header's value: two keys that differ in them would be one key to the server.
+  // HTTP strips spaces around a header's value, so keys that differ only in them would be one key
+  // to the server.
   if (typeof value === "string" && /^[\x20-\x7e]{1,255}$/.test(value) && value === value.trim()) return value;
-  throw new KartaArgumentError("idempotencyKey", "must be 1 to 255 printable ASCII characters without blanks around them");
+  throw new KartaArgumentError("idempotencyKey", "must be 1 to 255 printable ASCII characters without leading or trailing spaces");
 }

@@ -1,27 +1,36 @@
-interface Surroundings {
+interface Globals {
   process?: { env?: Record<string, string | undefined> };
   window?: { document?: unknown };
   navigator?: { userAgent?: string; product?: string };
 }
 
-const surroundings = globalThis as Surroundings;
+const globals = globalThis as Globals;
 
-/** Whether the code runs on an end user's device: in a browser's page or worker, or in React Native. */
+/**
+ * Returns whether the code runs on an end user's device: in a browser's page or worker, or in React
+ * Native.
+ */
 export function isOnClient(): boolean {
   return (
-    permitted(() => surroundings.window?.document) !== undefined ||
-    permitted(() => surroundings.navigator?.product) === "ReactNative" ||
-    permitted(() => surroundings.navigator?.userAgent?.startsWith("Mozilla/")) === true
+    readIfAllowed(() => globals.window?.document) !== undefined ||
+    readIfAllowed(() => globals.navigator?.product) === "ReactNative" ||
+    readIfAllowed(() => globals.navigator?.userAgent?.startsWith("Mozilla/")) === true
   );
 }
 
-/** An environment variable; absent if it is empty, or if the runtime has no environment or does not let this code read it. */
+/**
+ * Returns an environment variable; `undefined` if it is empty, or if the runtime has no environment
+ * or denies access.
+ */
 export function environment(name: string): string | undefined {
-  return permitted(() => surroundings.process?.env?.[name]) || undefined;
+  return readIfAllowed(() => globals.process?.env?.[name]) || undefined;
 }
 
-/** What `read` returns; `undefined` if the runtime forbids reading it, as Deno does with `process.env` unless `--allow-env` is given. */
-function permitted<T>(read: () => T): T | undefined {
+/**
+ * Returns the result of `read`, or `undefined` if the runtime denies access, as Deno does for
+ * `process.env` without `--allow-env`.
+ */
+function readIfAllowed<T>(read: () => T): T | undefined {
   try {
     return read();
   } catch {
@@ -29,21 +38,21 @@ function permitted<T>(read: () => T): T | undefined {
   }
 }
 
-let fetched: Promise<Crypto> | undefined;
+let imported: Promise<Crypto> | undefined;
 
-/** WebCrypto. Node.js 18 has it in a module alone, not as a global. */
+/** Returns WebCrypto. Node.js 18 has it only in a module, not as a global. */
 export function webCrypto(): Promise<Crypto> {
-  const here = globalThis.crypto as Crypto | undefined;
-  // The name is put together so that bundlers for browsers do not look for the module.
-  fetched ??= here
-    ? Promise.resolve(here)
+  const builtIn = globalThis.crypto as Crypto | undefined;
+  // The name is joined at run time so that bundlers for browsers do not resolve the module.
+  imported ??= builtIn
+    ? Promise.resolve(builtIn)
     : import(/* webpackIgnore: true */ /* @vite-ignore */ ["node", "crypto"].join(":")).then(
         (module) => module.webcrypto,
         (error: unknown) => {
-          // The next call tries again.
-          fetched = undefined;
+          // The next call imports it again.
+          imported = undefined;
           throw error;
         },
       );
-  return fetched;
+  return imported;
 }

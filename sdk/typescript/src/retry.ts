@@ -1,11 +1,11 @@
 import { KartaAbortError, KartaConnectionError, KartaRateLimitError, KartaUnavailableError } from "./errors.js";
 
 const FIRST_BACKOFF_MS = 500;
-const LONGEST_BACKOFF_MS = 8_000;
-/** A server that asks for more than this is not waited for any longer. */
-const LONGEST_RETRY_AFTER_MS = 30_000;
+const MAX_BACKOFF_MS = 8_000;
+/** Maximum wait for a server's `Retry-After`. */
+const MAX_RETRY_AFTER_MS = 30_000;
 
-/** Whether the same request may go well in a moment. */
+/** Returns whether the same request may succeed shortly. */
 export function isTransient(error: unknown): error is KartaRateLimitError | KartaUnavailableError | KartaConnectionError {
   return (
     error instanceof KartaRateLimitError ||
@@ -15,20 +15,21 @@ export function isTransient(error: unknown): error is KartaRateLimitError | Kart
 }
 
 /**
- * Milliseconds before retry number `attempt` (from 0): exponential backoff with full jitter, on top of what the server asked for, so that those who
- * were turned away together do not come back together.
+ * Returns the milliseconds to wait before retry number `attempt` (from 0): the server's
+ * `Retry-After` plus exponential backoff with full jitter, so that clients that were rejected
+ * together do not return together.
  */
 export function delayBefore(attempt: number, error: unknown, random: () => number): number {
-  const asked = error instanceof KartaRateLimitError || error instanceof KartaUnavailableError ? error.retryAfter : 0;
-  const backoff = Math.min(LONGEST_BACKOFF_MS, FIRST_BACKOFF_MS * 2 ** attempt);
-  return Math.min(LONGEST_RETRY_AFTER_MS, (asked ?? 0) * 1000) + random() * backoff;
+  const seconds = error instanceof KartaRateLimitError || error instanceof KartaUnavailableError ? error.retryAfter : 0;
+  const backoff = Math.min(MAX_BACKOFF_MS, FIRST_BACKOFF_MS * 2 ** attempt);
+  return Math.min(MAX_RETRY_AFTER_MS, (seconds ?? 0) * 1000) + random() * backoff;
 }
 
-/** Seconds of a `Retry-After` header, or of the body's `retry_after_seconds`. */
+/** Returns the seconds of a `Retry-After` header, or of the body's `retry_after_seconds`. */
 export function retryAfter(headers: Headers, inBody: unknown, now: () => number): number | undefined {
   const header = headers.get("retry-after");
   if (header !== null && /^\d+(\.\d+)?$/.test(header)) return Number(header);
-  // A date counts from the server's own, as this machine's clock may be off.
+  // A date is compared with the response's Date, because the local clock may be wrong.
   const from = Date.parse(headers.get("date") ?? "");
   const seconds = (Date.parse(header ?? "") - (Number.isNaN(from) ? now() : from)) / 1000;
   if (!Number.isNaN(seconds)) return Math.max(0, seconds);
@@ -51,7 +52,7 @@ export function sleep(ms: number, signal?: AbortSignal): Promise<void> {
   });
 }
 
-/** The error for a call whose `signal` was aborted. */
+/** Returns the error of a call whose `signal` was aborted. */
 export function aborted(signal: AbortSignal | undefined): KartaAbortError {
   return new KartaAbortError("the call was aborted by its signal", { cause: signal?.reason });
 }

@@ -9,7 +9,10 @@ import { VERSION } from "./version.js";
 
 type Method = "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
 
-/** Sends requests: credentials, time limits, retries, errors. The one place that knows the key. */
+/**
+ * Sends requests with credentials, timeouts, retries and typed errors. No other class holds the
+ * key.
+ */
 export class Transport {
   readonly #settings: Settings;
   readonly #headers: Readonly<Record<string, string>>;
@@ -19,7 +22,7 @@ export class Transport {
     this.#headers = {
       accept: "application/json",
       authorization: `Bearer ${settings.apiKey}`,
-      // A browser has its own, and asks the server's leave for another.
+      // A browser sends its own; another one would need CORS permission.
       ...(isOnClient() ? {} : { "user-agent": `karta-sdk-typescript/${VERSION}` }),
     };
   }
@@ -40,17 +43,23 @@ export class Transport {
     return this.#send("DELETE", path, undefined, {}, options, true);
   }
 
-  /** Never repeated: between two attempts somebody else may have changed the same. */
+  /**
+   * Sends a PATCH. It is never retried: another caller may change the resource between two
+   * attempts.
+   */
   patch<T>(path: string, body: object, options?: RequestOptions): Promise<T> {
     return this.#send("PATCH", path, body, {}, options, false);
   }
 
-  /** A POST that the server does not recognise when it comes again, and that is therefore never repeated. */
+  /**
+   * Sends a POST without an idempotency key. It is never retried, because the server would run it
+   * again.
+   */
   post<T>(path: string, body?: object, options?: RequestOptions): Promise<T> {
     return this.#send("POST", path, body, {}, options, false);
   }
 
-  /** A POST under an idempotency key, the same for all its attempts. */
+  /** Sends a POST with one idempotency key for all its attempts. */
   async create<T>(path: string, body: object, options?: CreateOptions): Promise<T> {
     const key = idempotencyKeyOf(options?.idempotencyKey ?? (await newIdempotencyKey()));
     return this.#send("POST", path, body, { "idempotency-key": key }, options, true);
@@ -84,7 +93,7 @@ export class Transport {
     }
   }
 
-  /** One request and its whole answer, within `timeout` milliseconds. */
+  /** Sends one request and reads its whole response, within `timeout` milliseconds. */
   async #attempt(path: string, init: RequestInit, timeout: number, signal: AbortSignal | undefined): Promise<unknown> {
     const { baseUrl, fetch, now } = this.#settings;
     const controller = new AbortController();
@@ -101,8 +110,8 @@ export class Transport {
     } catch (cause) {
       if (cause instanceof KartaError) throw cause;
       if (signal?.aborted) throw aborted(signal);
-      if (timedOut) throw new KartaTimeoutError(`no answer from ${baseUrl} within ${timeout} ms`, { cause });
-      throw new KartaConnectionError(`no answer from ${baseUrl}: is it the right baseUrl, and can it be reached?`, { cause });
+      if (timedOut) throw new KartaTimeoutError(`no response from ${baseUrl} within ${timeout} ms`, { cause });
+      throw new KartaConnectionError(`no response from ${baseUrl}: check that baseUrl is correct and reachable`, { cause });
     } finally {
       clearTimeout(timer);
       signal?.removeEventListener("abort", stop);

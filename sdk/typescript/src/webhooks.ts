@@ -2,35 +2,39 @@ import { KartaSignatureError } from "./errors.js";
 import type { KartaEvent } from "./events.js";
 import { webCrypto } from "./platform.js";
 
-/** How to judge a webhook. */
+/** Options of `verifyWebhook`. */
 export interface VerifyWebhookOptions {
-  /** Seconds that the signature may be old, or ahead: 300 unless given. Infinity accepts none, as NaN does: there is no way to turn the check off. */
+  /**
+   * Maximum difference in seconds between the signature's time and now. Default: 300. Infinity and
+   * NaN reject every signature, so the check cannot be turned off.
+   */
   tolerance?: number | undefined;
-  /** Milliseconds since 1970; for tests. */
+  /** Returns milliseconds since 1970; for tests. */
   now?: (() => number) | undefined;
 }
 
-/** A request's headers: of fetch, or of Node.js. */
+/** Headers of a request, as `fetch` or Node.js provides them. */
 export type WebhookHeaders = Headers | Readonly<Record<string, string | readonly string[] | undefined>>;
 
-/** What a delivery claims: when it was signed, over what, and by which MACs. */
+/** The signature part of a delivery, not verified yet. */
 interface Claim {
-  /** Seconds since 1970. */
+  /** Time of signing, in seconds since 1970. */
   at: string;
-  /** What stands before the payload in the signed text. */
+  /** Part of the signed text before the payload. */
   signedPrefix: string;
   key: Uint8Array<ArrayBuffer>;
-  /** One for each secret that is live; an unreadable one is empty. */
+  /** One MAC for each live secret; an unreadable one is empty. */
   signatures: Uint8Array[];
 }
 
 /**
- * The event of a webhook that comes from Karta, just now and unchanged. Takes the signature from `Karta-Signature` (Stripe's format), or from the headers
- * of Standard Webhooks where that one is missing.
+ * Returns the event of a webhook after verifying that it comes from Karta, is recent and is
+ * unchanged. Reads the signature from `Karta-Signature` (Stripe's format), or from the headers of
+ * Standard Webhooks if it is missing.
  *
- * @param payload The raw body as it arrived: text or bytes, never parsed.
+ * @param payload The raw body as text or bytes, not parsed.
  * @param secret The endpoint's `whsec_…`.
- * @throws {KartaSignatureError} whose `reason` says why the webhook is not to be trusted.
+ * @throws {KartaSignatureError} if verification fails; `reason` names the cause.
  */
 export async function verifyWebhook(
   payload: string | ArrayBuffer | ArrayBufferView,
@@ -47,50 +51,55 @@ export async function verifyWebhook(
   if (!signatures.map((signature) => equal(signature, expected)).includes(true)) {
     throw new KartaSignatureError(
       "no_match",
-      "no signature matches: the secret is another endpoint's, or the payload is not the raw body as it arrived",
+      "no signature matches: the secret belongs to another endpoint, or the payload is not the raw body",
     );
   }
-  const late = (options.now ?? Date.now)() / 1000 - Number(at);
-  const tolerance = options.tolerance ?? 300;
+  // Plain JavaScript may pass null.
+  const given = (options as VerifyWebhookOptions | null) ?? {};
+  const late = (given.now ?? Date.now)() / 1000 - Number(at);
+  const tolerance = given.tolerance ?? 300;
   if (!(Math.abs(late) <= tolerance && tolerance < Infinity)) {
     const side = late > 0 ? "ago" : "ahead";
-    const message = `signed ${Math.abs(Math.round(late))} s ${side}, ${tolerance} s are allowed: it was sent again by somebody, or this machine's clock is off`;
+    const message = `signed ${Math.abs(Math.round(late))} s ${side}, outside the tolerance of ${tolerance} s: the request was replayed, or this machine's clock is off`;
     throw new KartaSignatureError("outside_tolerance", message);
   }
   try {
     return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes)) as KartaEvent;
   } catch (cause) {
-    throw new KartaSignatureError("malformed_payload", "the payload is signed and is no JSON", { cause });
+    throw new KartaSignatureError("malformed_payload", "the payload is signed but is not JSON", { cause });
   }
 }
 
 function bytesOf(payload: unknown): Uint8Array<ArrayBuffer> {
   if (typeof payload === "string") return new TextEncoder().encode(payload);
-  // Bytes may come from another realm (a test runner's, an iframe's), where `instanceof` fails.
+  // Bytes may come from another realm, such as an iframe, where `instanceof` fails.
   if (ArrayBuffer.isView(payload)) return new Uint8Array(payload.buffer, payload.byteOffset, payload.byteLength).slice();
   if (/^\[object (Shared)?ArrayBuffer]$/.test(Object.prototype.toString.call(payload))) return new Uint8Array(payload as ArrayBuffer).slice();
   throw new KartaSignatureError(
     "malformed_payload",
-    "payload must be the raw body, text or bytes, not what a parser made of it: in Express use express.raw({ type: \"application/json\" })",
+    "payload must be the raw body as text or bytes, not parsed: in Express use express.raw({ type: \"application/json\" })",
   );
 }
 
 function claim(headers: WebhookHeaders, secret: unknown): Claim {
   if (typeof secret !== "string" || !/^whsec_[\w+/=-]+$/.test(secret)) {
-    throw new KartaSignatureError("malformed_secret", "secret must be the endpoint's whsec_…, as it was shown when it was created, without blanks");
+    throw new KartaSignatureError("malformed_secret", "secret must be the endpoint's whsec_… without whitespace");
   }
-  const ours = header(headers, "karta-signature");
-  if (ours !== undefined) return stripe(ours, secret);
+  const stripeFormat = header(headers, "karta-signature");
+  if (stripeFormat !== undefined) return stripe(stripeFormat, secret);
   const signature = header(headers, "webhook-signature");
   const messageId = header(headers, "webhook-id");
   const at = header(headers, "webhook-timestamp");
   if (signature === undefined || messageId === undefined || at === undefined) {
-    throw new KartaSignatureError("missing_header", "neither Karta-Signature nor webhook-id, webhook-timestamp and webhook-signature are there");
+    throw new KartaSignatureError("missing_header", "the headers have neither Karta-Signature nor all of webhook-id, webhook-timestamp and webhook-signature");
   }
   return standard(signature, messageId, at, secret);
 }
 
-/** `t=<unix>,v1=<hex>[,v1=<hex>]` over `<t>.<payload>`, under the secret's own text. */
+/**
+ * Parses `t=<unix>,v1=<hex>[,v1=<hex>]`, which signs `<t>.<payload>` with the secret's text as the
+ * key.
+ */
 function stripe(text: string, secret: string): Claim {
   const pairs = text.split(",").map((pair) => pair.trim().split("=", 2));
   const times = pairs.filter(([name]) => name === "t").map(([, value]) => value ?? "");
@@ -102,19 +111,22 @@ function stripe(text: string, secret: string): Claim {
   return { at, signedPrefix: `${at}.`, key: new TextEncoder().encode(secret), signatures };
 }
 
-/** `v1,<base64>[ v1,<base64>]` over `<id>.<timestamp>.<payload>`, under the bytes that the secret stands for. */
+/**
+ * Parses `v1,<base64>[ v1,<base64>]`, which signs `<id>.<timestamp>.<payload>` with the secret's
+ * decoded bytes as the key.
+ */
 function standard(text: string, messageId: string, at: string, secret: string): Claim {
   const signatures = text.split(" ").filter((part) => part.startsWith("v1,")).map((part) => bytesOfBase64(part.slice(3)));
   if (!/^\d{1,12}$/.test(at) || signatures.length === 0) {
     throw new KartaSignatureError("malformed_header", "webhook-timestamp must be unix seconds, and webhook-signature v1,<base64>");
   }
   const key = bytesOfBase64(secret.slice("whsec_".length));
-  if (key.length === 0) throw new KartaSignatureError("malformed_secret", "secret must be whsec_ and base64");
+  if (key.length === 0) throw new KartaSignatureError("malformed_secret", "secret must be whsec_ followed by base64");
   return { at, signedPrefix: `${messageId}.${at}.`, key, signatures };
 }
 
 function header(headers: WebhookHeaders, name: string): string | undefined {
-  // Not every fetch has the global Headers.
+  // Some fetch implementations do not use the global Headers.
   if (isFetchHeaders(headers)) return headers.get(name) ?? undefined;
   for (const [key, value] of Object.entries(headers ?? {})) {
     if (key.toLowerCase() === name && value !== undefined && value !== null) return String(value);
@@ -146,7 +158,7 @@ function joined(before: Uint8Array, after: Uint8Array): Uint8Array<ArrayBuffer> 
   return whole;
 }
 
-/** Takes the same time wherever the two differ. */
+/** Compares in constant time. */
 function equal(one: Uint8Array, other: Uint8Array): boolean {
   if (one.length !== other.length) return false;
   let difference = 0;

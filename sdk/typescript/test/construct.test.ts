@@ -17,13 +17,13 @@ function refusal(options: unknown): KartaArgumentError {
     assert.ok(error instanceof KartaArgumentError && error instanceof KartaError, String(error));
     return error;
   }
-  throw new Error("it was taken");
+  throw new Error("the options were accepted");
 }
 
-/** Runs `body` as if on an end user's device. */
-function on(surroundings: Record<string, unknown>, body: () => void): void {
-  const kept = Object.keys(surroundings).map((name) => [name, Object.getOwnPropertyDescriptor(globalThis, name)] as const);
-  for (const [name, value] of Object.entries(surroundings)) Object.defineProperty(globalThis, name, { value, configurable: true });
+/** Runs `body` with these globals, such as those of an end user's device. */
+function withGlobals(globals: Record<string, unknown>, body: () => void): void {
+  const kept = Object.keys(globals).map((name) => [name, Object.getOwnPropertyDescriptor(globalThis, name)] as const);
+  for (const [name, value] of Object.entries(globals)) Object.defineProperty(globalThis, name, { value, configurable: true });
   try {
     body();
   } finally {
@@ -34,12 +34,12 @@ function on(surroundings: Record<string, unknown>, body: () => void): void {
   }
 }
 
-test("the version is the package's", () => {
+test("VERSION equals the version in package.json", () => {
   const { version } = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8")) as { version: string };
   assert.equal(VERSION, version);
 });
 
-test("a client without a key is refused with what would be right", () => {
+test("a missing key is rejected with an example", () => {
   for (const options of [undefined, {}, { apiKey: "" }, { apiKey: undefined }, { apiKey: null }]) {
     const error = refusal(options);
     assert.equal(error.field, "apiKey");
@@ -47,17 +47,17 @@ test("a client without a key is refused with what would be right", () => {
   }
 });
 
-test("what is no key is refused and never repeated", () => {
+test("an invalid key is rejected and never repeated", () => {
   const secrets = ["sk-ant-0123456789abcdef", `${API_KEY}\n`, ` ${API_KEY}`, `Bearer ${API_KEY}`, "whsec_c2VjcmV0", "kt_live_ä", "kt_live_a\u0000b"];
   for (const apiKey of secrets) {
     const error = refusal({ apiKey });
     assert.equal(error.field, "apiKey");
-    assert.ok(!inspect(error).includes(apiKey.trim()), "the message shows it");
+    assert.ok(!inspect(error).includes(apiKey.trim()), "the error contains the key");
   }
   assert.equal(refusal({ apiKey: 7 }).field, "apiKey");
 });
 
-test("baseUrl is taken with slashes and /v1 at its end, and keeps a stage", async () => {
+test("baseUrl is normalized and keeps its stage", async () => {
   const cases = [
     ["https://karta.test", "https://karta.test/v1/whoami"],
     ["https://karta.test/", "https://karta.test/v1/whoami"],
@@ -73,7 +73,7 @@ test("baseUrl is taken with slashes and /v1 at its end, and keeps a stage", asyn
   }
 });
 
-test("a baseUrl that cannot be right is refused, a password in it never repeated", () => {
+test("an invalid baseUrl is rejected without its password", () => {
   for (const baseUrl of ["karta.test", "localhost:8787", "ftp://karta.test", "//karta.test", "https://", "https://karta.test?a=1", "https://karta.test/#a", 7]) {
     const error = refusal({ apiKey: API_KEY, baseUrl });
     assert.equal(error.field, "baseUrl", String(baseUrl));
@@ -84,7 +84,7 @@ test("a baseUrl that cannot be right is refused, a password in it never repeated
   }
 });
 
-test("baseUrl is the option's, then the environment's, then the documented one", () => {
+test("baseUrl defaults to KARTA_BASE_URL, then api.karta.sh", () => {
   delete process.env.KARTA_BASE_URL;
   assert.equal(new Karta({ apiKey: API_KEY }).baseUrl, "https://api.karta.sh");
   process.env.KARTA_BASE_URL = "";
@@ -94,7 +94,7 @@ test("baseUrl is the option's, then the environment's, then the documented one",
   assert.equal(new Karta({ apiKey: API_KEY, baseUrl: "https://karta.test" }).baseUrl, "https://karta.test");
 });
 
-test("timeouts and retries that cannot be are refused", async () => {
+test("invalid timeouts and retries are rejected", async () => {
   for (const timeout of [0, -1, Number.NaN, Infinity, 2 ** 31, "30" as never]) assert.equal(refusal({ apiKey: API_KEY, timeout }).field, "timeout");
   for (const maxRetries of [-1, 1.5, 11, Number.NaN]) assert.equal(refusal({ apiKey: API_KEY, maxRetries }).field, "maxRetries");
   const { karta, sent } = scripted([json(200, {})]);
@@ -103,25 +103,25 @@ test("timeouts and retries that cannot be are refused", async () => {
   assert.equal(sent.length, 0);
 });
 
-test("an API key is refused on an end user's device unless that is asked for", () => {
+test("API keys on user devices need an opt-in", () => {
   const devices = [
     { window: { document: {} } },
     { navigator: { userAgent: "Mozilla/5.0 (X11; Linux x86_64)" } },
     { navigator: { product: "ReactNative" } },
   ];
   for (const device of devices) {
-    on(device, () => {
+    withGlobals(device, () => {
       assert.match(refusal({ apiKey: API_KEY }).message, /session token.*dangerouslyAllowBrowser/);
       new Karta({ apiKey: API_KEY, dangerouslyAllowBrowser: true });
       new Karta({ apiKey: "eyJ0.eyJz.c2ln" });
     });
   }
   for (const server of [{ navigator: { userAgent: "Node.js/22" } }, { navigator: { userAgent: "Cloudflare-Workers" } }, { window: {} }]) {
-    on(server, () => void new Karta({ apiKey: API_KEY }));
+    withGlobals(server, () => void new Karta({ apiKey: API_KEY }));
   }
 });
 
-test("the key shows nowhere", async () => {
+test("the key is never printed", async () => {
   const { karta } = scripted([json(401, { detail: "Unauthorized" }), new TypeError("fetch failed")], { maxRetries: 0 });
   const errors = [await failure(() => karta.whoami()), await failure(() => karta.whoami())];
   const things = [karta, karta.apiKeys, karta.projects, karta.apiKeys.list(), ...errors];

@@ -3,7 +3,7 @@ import { test } from "node:test";
 import { KartaArgumentError, KartaResponseError, type ApiKey } from "@karta/sdk";
 import { failure, json, scripted, type Sent } from "./support.js";
 
-/** A server with `count` keys, newest first, that pages as the API does. */
+/** A scripted server with `count` keys, newest first, that returns pages as the API does. */
 function keys(count: number) {
   return scripted([
     ({ url }: Sent) => {
@@ -16,7 +16,7 @@ function keys(count: number) {
   ]);
 }
 
-test("awaited, a list is an array of everything", async () => {
+test("an awaited list returns all items", async () => {
   for (const [count, requests] of [[0, 1], [1, 1], [100, 1], [101, 2], [250, 3]] as const) {
     const { karta, sent } = keys(count);
     const all = await karta.apiKeys.list();
@@ -26,7 +26,7 @@ test("awaited, a list is an array of everything", async () => {
   }
 });
 
-test("iterated, a list fetches a page when it gets there", async () => {
+test("an iterated list fetches pages on demand", async () => {
   const { karta, sent } = keys(250);
   const seen: ApiKey[] = [];
   for await (const key of karta.apiKeys.list()) {
@@ -37,7 +37,7 @@ test("iterated, a list fetches a page when it gets there", async () => {
   assert.equal(sent.length, 2);
 });
 
-test("a limit counts all items, whatever the pages", async () => {
+test("a limit counts the items of all pages", async () => {
   for (const [limit, pages] of [[1, ["1"]], [100, ["100"]], [130, ["100", "30"]], [300, ["100", "100", "100"]]] as const) {
     const { karta, sent } = keys(250);
     assert.equal((await karta.apiKeys.list({ limit })).length, Math.min(limit, 250));
@@ -50,7 +50,7 @@ test("a limit counts all items, whatever the pages", async () => {
   }
 });
 
-test("one page has the cursor of the next", async () => {
+test("a page has the cursor of the next", async () => {
   const { karta } = keys(5);
   const first = await karta.apiKeys.list({ limit: 3 }).page();
   assert.deepEqual([first.items.length, first.next_cursor], [3, "3"]);
@@ -58,7 +58,7 @@ test("one page has the cursor of the next", async () => {
   assert.deepEqual([second.items.length, second.next_cursor], [2, null]);
 });
 
-test("short and empty pages do not end a list", async () => {
+test("short or empty pages do not end lists", async () => {
   const { karta } = scripted([
     json(200, { api_keys: [], next_cursor: "a" }),
     json(200, { api_keys: [{ id: 2 }], next_cursor: "b" }),
@@ -67,14 +67,14 @@ test("short and empty pages do not end a list", async () => {
   assert.deepEqual((await karta.apiKeys.list({ status: "revoked" })).map(({ id }) => id), [2, 1]);
 });
 
-test("filters go into every page's query", async () => {
+test("every page is requested with the filters", async () => {
   const { karta, sent } = keys(150);
   await karta.apiKeys.list({ status: ["active", "rotating"], unused_days: 90, expires_within_days: undefined });
   for (const { url } of sent) assert.match(url, /\?status=active%2Crotating&unused_days=90&limit=100/);
   assert.equal(sent.length, 2);
 });
 
-test("nothing is sent before a list is used, and once however often it is awaited", async () => {
+test("a list is fetched on first use only", async () => {
   const { karta, sent } = keys(3);
   const list = karta.apiKeys.list();
   await new Promise((resolve) => setTimeout(resolve, 1));
@@ -84,7 +84,7 @@ test("nothing is sent before a list is used, and once however often it is awaite
   assert.equal(sent.length, 1);
 });
 
-test("a list is a promise in every way", async () => {
+test("a list implements then, catch and finally", async () => {
   const { karta } = scripted([json(403, { detail: "missing scope: read" })]);
   let settled = false;
   const caught = await karta.apiKeys.list().finally(() => (settled = true)).catch((error: Error) => error.name);
@@ -93,11 +93,11 @@ test("a list is a promise in every way", async () => {
   assert.equal(String(karta.apiKeys.list()), "[object List]");
 });
 
-test("a server that goes round in circles, or gives no list, is found out", async () => {
+test("repeated cursors and missing lists are response errors", async () => {
   const circle = scripted([json(200, { api_keys: [{ id: 1 }], next_cursor: "a" })]);
   let seen = 0;
   const error = await failure(async () => {
-    for await (const { id } of circle.karta.apiKeys.list()) if ((seen += id) > 5) throw new Error("it goes on");
+    for await (const { id } of circle.karta.apiKeys.list()) if ((seen += id) > 5) throw new Error("the list does not end");
   });
   assert.ok(error instanceof KartaResponseError, String(error));
   const none = scripted([json(200, { ok: true })]);

@@ -27,13 +27,13 @@ import {
 import { API_KEY, failure, json, scripted } from "./support.js";
 
 
-/** Never answers, and fails as fetch does when its signal is aborted. */
+/** A server that never responds. The request fails as with fetch when its signal is aborted. */
 const hanging = ({ init }: { init: RequestInit }) =>
   new Promise<Response>((_, reject) => {
     init.signal?.addEventListener("abort", () => reject(new DOMException("This operation was aborted", "AbortError")));
   });
 
-test("a request carries the key, the client's name and a body in JSON", async () => {
+test("requests have key, user agent and JSON body", async () => {
   const { karta, sent } = scripted([json(201, { api_key: { id: 1 }, secret: "kt_live_x" })]);
   await karta.apiKeys.create("ci-runner", ["write"], { metadata: { team: "a" } });
   const [{ method, url, headers, body, init } = {} as never] = sent;
@@ -46,7 +46,7 @@ test("a request carries the key, the client's name and a body in JSON", async ()
   assert.equal(init.redirect, "manual");
 });
 
-test("each status has its error, with body, code and request id", async () => {
+test("each status throws its error class and details", async () => {
   const cases = [
     [400, KartaBadRequestError, { error: "malformed_json", message: "no JSON" }, "400: no JSON"],
     [401, KartaAuthError, { detail: "Unauthorized" }, "401: Unauthorized"],
@@ -93,7 +93,7 @@ test("each status has its error, with body, code and request id", async () => {
   }
 });
 
-test("errors carry what their bodies say", async () => {
+test("errors expose the fields of their bodies", async () => {
   const of = (status: number, body: unknown, headers = {}) => failure(() => scripted([json(status, body, headers)], { maxRetries: 0 }).karta.whoami());
   assert.equal(((await of(422, { field: "scopes[0]" })) as KartaValidationError).field, "scopes[0]");
   assert.equal(((await of(402, { reason: "subscription past_due" })) as KartaBudgetError).reason, "subscription past_due");
@@ -108,14 +108,14 @@ test("errors carry what their bodies say", async () => {
   assert.equal(((await of(404, { request_id: "req_2" })) as KartaError).requestId, "req_2");
 });
 
-test("a date to retry after counts from the server's clock", async () => {
+test("a Retry-After date counts from the server's clock", async () => {
   const headers = { "retry-after": "Sun, 22 Nov 2026 07:00:10 GMT", date: "Sun, 22 Nov 2026 07:00:00 GMT" };
   const { karta, waits } = scripted([json(503, {}, headers), json(200, {})], { now: () => 0 });
   await karta.whoami();
   assert.deepEqual(waits, [10_250]);
 });
 
-test("what may be repeated is tried again with jitter, and no further than asked", async () => {
+test("retries use jitter and stop at maxRetries", async () => {
   for (const trouble of [json(429, {}), json(503, {}), json(504, {}), new TypeError("fetch failed")]) {
     const { karta, sent, waits } = scripted([trouble, trouble, json(200, { kind: "api_key" })]);
     assert.equal((await karta.whoami()).kind, "api_key");
@@ -131,13 +131,13 @@ test("what may be repeated is tried again with jitter, and no further than asked
   assert.equal(impatient.sent.length, 1);
 });
 
-test("Retry-After is honoured up to half a minute", async () => {
+test("Retry-After is followed for at most 30 seconds", async () => {
   const { karta, waits } = scripted([json(429, {}, { "retry-after": "7" }), json(429, {}, { "retry-after": "86400" }), json(200, {})]);
   await karta.whoami();
   assert.deepEqual(waits, [7_250, 30_500]);
 });
 
-test("what the caller did wrong is not tried again", async () => {
+test("other error statuses are not retried", async () => {
   for (const status of [400, 401, 402, 403, 404, 409, 413, 422, 500, 502]) {
     const { karta, sent } = scripted([json(status, {})]);
     await failure(() => karta.apiKeys.revoke(1));
@@ -145,7 +145,7 @@ test("what the caller did wrong is not tried again", async () => {
   }
 });
 
-test("a create keeps one idempotency key over its retries, and the next has another", async () => {
+test("each create has one key over its retries", async () => {
   const { karta, sent } = scripted([new TypeError("fetch failed"), json(503, {}), json(201, {}), json(201, {})]);
   await karta.apiKeys.create("a", ["read"]);
   await karta.apiKeys.create("a", ["read"]);
@@ -155,7 +155,7 @@ test("a create keeps one idempotency key over its retries, and the next has anot
   assert.notEqual(keys[3], keys[0]);
 });
 
-test("a create takes the caller's idempotency key, if it can be one", async () => {
+test("a create sends the caller's valid idempotency key", async () => {
   const { karta, sent } = scripted([json(201, {})]);
   for (const idempotencyKey of ["order 1", "~", "a".repeat(255)]) {
     await karta.projects.create({ slug: "a", name: "A" }, { idempotencyKey });
@@ -179,7 +179,7 @@ test("a create takes the caller's idempotency key, if it can be one", async () =
   assert.equal(sent.length, 3);
 });
 
-test("every create has an idempotency key, and nothing else", async () => {
+test("only creates have an idempotency key", async () => {
   const { karta, sent } = scripted([json(200, { agent_projects: [], next_cursor: null })]);
   await karta.apiKeys.create("a", ["read"]);
   await karta.apiKeys.rotate(1);
@@ -200,7 +200,7 @@ test("every create has an idempotency key, and nothing else", async () => {
   assert.deepEqual(sent.map(({ headers }) => headers.has("idempotency-key")), Array(7).fill(false));
 });
 
-test("what could have an effect of its own is never repeated", async () => {
+test("calls that are not idempotent are never retried", async () => {
   const calls: ((karta: Karta) => Promise<unknown>)[] = [
     (karta) => karta.sessionTokens.mint("a"),
     (karta) => karta.apiKeys.update(1, { name: "b" }),
@@ -217,7 +217,7 @@ test("what could have an effect of its own is never repeated", async () => {
   }
 });
 
-test("a connection that fails is told with its cause", async () => {
+test("a connection error has the failure as cause", async () => {
   const cause = new TypeError("fetch failed");
   const error = await failure(() => scripted([cause], { maxRetries: 0 }).karta.whoami());
   assert.ok(error instanceof KartaConnectionError);
@@ -226,7 +226,7 @@ test("a connection that fails is told with its cause", async () => {
   assert.match(error.message, /https:\/\/karta\.test/);
 });
 
-test("a call that takes too long is a timeout, and tried again", async () => {
+test("a timeout is retried, then thrown", async () => {
   const { karta, sent } = scripted([hanging, json(200, {})], { timeout: 10 });
   await karta.whoami();
   assert.equal(sent.length, 2);
@@ -235,7 +235,7 @@ test("a call that takes too long is a timeout, and tried again", async () => {
   assert.match(error.message, /within 10 ms/);
 });
 
-test("a signal ends a call before it, during it and while it waits to try again", async () => {
+test("a signal aborts a call at any time", async () => {
   const reason = new Error("the user left");
   const early = scripted([json(200, {})]);
   const before = await failure(() => early.karta.whoami({ signal: AbortSignal.abort(reason) }));
@@ -251,12 +251,12 @@ test("a signal ends a call before it, during it and while it waits to try again"
   assert.equal(busy.sent.length, 1);
 
   const started = Date.now();
-  const meanwhile = new AbortController();
-  const answering = () => {
-    meanwhile.abort(reason);
+  const responding = new AbortController();
+  const abortAndRespond = () => {
+    responding.abort(reason);
     return json(503, {}, { "retry-after": "20" });
   };
-  assert.ok((await failure(() => scripted([answering], { sleep: undefined }).karta.whoami({ signal: meanwhile.signal }))) instanceof KartaAbortError);
+  assert.ok((await failure(() => scripted([abortAndRespond], { sleep: undefined }).karta.whoami({ signal: responding.signal }))) instanceof KartaAbortError);
 
   const waiting = new AbortController();
   const answer = () => {
@@ -268,7 +268,7 @@ test("a signal ends a call before it, during it and while it waits to try again"
   assert.ok(Date.now() - started < 5_000);
 });
 
-test("an answer that breaks off is a lost connection", async () => {
+test("an incomplete response is a connection error", async () => {
   let asked = 0;
   const server = createServer((_, response) => {
     asked += 1;
@@ -285,12 +285,12 @@ test("an answer that breaks off is a lost connection", async () => {
   assert.equal(asked, 3);
 });
 
-test("an answer that is no JSON is told apart from the API's", async () => {
+test("a response that is not JSON is reported", async () => {
   const page = (status: number) => new Response("<html>Bad gateway</html>", { status, headers: { "content-type": "text/html" } });
   const of = (response: Response) => failure(() => scripted([response], { maxRetries: 0 }).karta.whoami());
   const success = await of(page(200));
   assert.ok(success instanceof KartaResponseError);
-  assert.match(success.message, /no JSON object \(content-type: text\/html\).*baseUrl/);
+  assert.match(success.message, /not a JSON object \(content-type: text\/html\).*baseUrl/);
   assert.equal(success.body, "<html>Bad gateway</html>");
   assert.ok((await of(page(502))) instanceof KartaServerError);
   assert.ok((await of(page(503))) instanceof KartaUnavailableError);
@@ -308,7 +308,7 @@ test("a redirect is not followed", async () => {
   }
 });
 
-test("secrets that an answer repeats are taken out of the error", async () => {
+test("secrets in a response are removed from errors", async () => {
   const secrets = [API_KEY, `Bearer ${API_KEY}`, "whsec_c2VjcmV0LXNlY3JldA==", "sk-ant-0123456789abcdef", "eyJhbGciOi.eyJvcmci.c2lnbmF0dXJl"];
   for (const secret of secrets) {
     for (const response of [json(422, { message: `got ${secret}`, nested: [secret] }), new Response(`echo: ${secret}`, { status: 502 })]) {
@@ -318,7 +318,7 @@ test("secrets that an answer repeats are taken out of the error", async () => {
   }
 });
 
-test("ids and slugs that would lead elsewhere are refused before anything is sent", async () => {
+test("invalid ids and slugs are rejected before sending", async () => {
   const { karta, sent } = scripted([json(200, {})]);
   const ids = [0, -1, 1.5, 2 ** 53, Number.NaN, Infinity, "7", "../budget", undefined, null, {}] as number[];
   for (const id of ids) {
@@ -345,7 +345,7 @@ test("ids and slugs that would lead elsewhere are refused before anything is sen
   assert.equal(sent.length, 0);
 });
 
-test("a user that is undefined does not become a token for nobody", async () => {
+test("a missing user never creates an unbound token", async () => {
   const { karta, sent } = scripted([json(201, {})]);
   for (const field of ["userId", "user_id"]) {
     for (const user of [undefined, null]) {
@@ -359,7 +359,7 @@ test("a user that is undefined does not become a token for nobody", async () => 
   assert.deepEqual(sent.map(({ body }) => body), [{ user_id: "u", ttl_seconds: 60 }, { user_id: "u", ttl_seconds: 60 }, {}]);
 });
 
-test("session token fields may be inherited or not enumerable", async () => {
+test("session tokens accept inherited and non-enumerable fields", async () => {
   class User {
     get userId() {
       return "ann";
@@ -389,7 +389,7 @@ test("session token fields may be inherited or not enumerable", async () => {
   assert.deepEqual(sent.map(({ body }) => body), given.map(() => ({ user_id: "ann", ttl_seconds: 60 })));
 });
 
-test("session token fields that get lost or differ are refused", async () => {
+test("lost or contradictory session token fields are rejected", async () => {
   const { karta, sent } = scripted([json(201, {})]);
   const refused: [string, unknown][] = [
     ["userId", { user_id: "ann", userId: "bob" }],
@@ -412,7 +412,7 @@ test("session token fields that get lost or differ are refused", async () => {
   assert.equal(sent.length, 0);
 });
 
-test("usage reads as text and stays plain data", async () => {
+test("usage prints as text and stays plain data", async () => {
   const totals = { input_tokens: 1_000_010, output_tokens: 5, total_tokens: 1_000_015, cost_cents: 251 };
   const body = { period: "2026-11", totals, by_model: [], by_day: [], budget: {} };
   const usage = await scripted([json(200, body)]).karta.usage.summary();
@@ -421,12 +421,12 @@ test("usage reads as text and stays plain data", async () => {
   assert.equal(JSON.stringify(usage), JSON.stringify(body));
 });
 
-test("removing an endpoint answers nothing", async () => {
+test("deleting an endpoint returns undefined", async () => {
   const { karta } = scripted([new Response(null, { status: 204 })]);
   assert.equal(await karta.webhookEndpoints.delete(1), undefined);
 });
 
-test("a call holds no timer and no listener once it is over", async () => {
+test("a finished call leaves no timer or listener", async () => {
   const timers = () => process.getActiveResourcesInfo().filter((name) => name === "Timeout").length;
   const before = timers();
   const signal = new AbortController().signal;

@@ -1,4 +1,4 @@
-// Every public route of template.yaml through the client, against the real runner.
+// Calls every public route of template.yaml with the client, against the real runner.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
@@ -24,22 +24,25 @@ const runner = await startRunner({ KARTA_ALLOW_LOOPBACK_WEBHOOKS: "true" });
 after(runner.stop);
 
 const template = readFileSync(new URL("../../../../template.yaml", import.meta.url), "utf8");
-/** Of others than this client's users: data planes, operators, Stripe, load balancers, readers, and the second path of one route. */
-const OTHERS = /^OPTIONS | \/v1\/internal\/| \/v1\/stripe\/|^POST \/agent_projects\/| \/healthz$| \/openapi\.json$| \/docs$/;
+/**
+ * Routes that the client does not call: for data planes, operators, Stripe, load balancers and
+ * readers, and a route's second path.
+ */
+const NOT_CALLED = /^OPTIONS | \/v1\/internal\/| \/v1\/stripe\/|^POST \/agent_projects\/| \/healthz$| \/openapi\.json$| \/docs$/;
 const routes = [...template.matchAll(/^ +Method: ([A-Z]+)\n +Path: (\S+)$/gm)]
   .map(([, method, path]) => `${method} ${path}`)
-  .filter((route) => !OTHERS.test(route));
+  .filter((route) => !NOT_CALLED.test(route));
 const called = new Set<string>();
 
-/** A client of the runner that notes which routes it calls. */
+/** Returns a client of the runner that records the routes that it calls. */
 function client(options: Partial<KartaOptions> = {}): Karta {
-  const noting: typeof fetch = (url, init) => {
+  const recording: typeof fetch = (url, init) => {
     const request = `${init?.method} ${new URL(String(url)).pathname}`;
     const route = routes.find((each) => new RegExp(`^${each.replace(/\{\w+\}/g, "[^/]+")}$`).test(request));
     if (route !== undefined) called.add(route);
     return fetch(url, init);
   };
-  return new Karta({ apiKey: runner.api_key, baseUrl: runner.base_url, fetch: noting, ...options });
+  return new Karta({ apiKey: runner.api_key, baseUrl: runner.base_url, fetch: recording, ...options });
 }
 
 const karta = client();
@@ -56,7 +59,7 @@ async function fails<T>(call: () => unknown, type: new (...args: never[]) => T):
   return error;
 }
 
-test("a key is created, read, listed, changed, rotated and revoked", async () => {
+test("a key passes its whole lifecycle", async () => {
   const { api_key, secret } = await karta.apiKeys.create("ci-runner", ["write"], { metadata: { team: "a" } });
   assert.match(secret, /^kt_live_[0-9A-Za-z]{32}$/);
   assert.deepEqual([api_key.name, api_key.scopes, api_key.metadata], ["ci-runner", ["write"], { team: "a" }]);
@@ -75,7 +78,7 @@ test("a key is created, read, listed, changed, rotated and revoked", async () =>
   assert.deepEqual((await karta.apiKeys.revoke(rotated.api_key.id)).api_key, revoked);
 });
 
-test("a create that is repeated under its idempotency key gives the same key and secret", async () => {
+test("repeated creates with one idempotency key are equal", async () => {
   const idempotencyKey = "order-1";
   const first = await karta.apiKeys.create("once", ["read"], {}, { idempotencyKey });
   assert.deepEqual(await karta.apiKeys.create("once", ["read"], {}, { idempotencyKey }), first);
@@ -83,7 +86,7 @@ test("a create that is repeated under its idempotency key gives the same key and
   assert.equal(other.code, "idempotency_mismatch");
 });
 
-test("an answer that is lost makes no second key", async () => {
+test("a lost response creates no second key", async () => {
   let lost = 0;
   const lossy: typeof fetch = async (url, init) => {
     const answer = await fetch(url, init);
@@ -96,7 +99,7 @@ test("an answer that is lost makes no second key", async () => {
   assert.deepEqual(named, [api_key]);
 });
 
-test("the errors are the API's", async () => {
+test("errors have the API's messages and codes", async () => {
   const unknown = await fails(() => client({ apiKey: `kt_live_${"0".repeat(32)}` }).whoami(), KartaAuthError);
   assert.equal(unknown.status, 401);
   assert.match(unknown.message, /^401: Send Authorization: Bearer <key>\. /);
@@ -113,7 +116,7 @@ test("the errors are the API's", async () => {
   await fails(() => client({ baseUrl: "http://127.0.0.1:1", maxRetries: 0 }).whoami(), KartaConnectionError);
 });
 
-test("a provider's key is created, listed and revoked", async () => {
+test("a provider key is created, listed and revoked", async () => {
   const { model_key } = await karta.modelKeys.create("anthropic", "sk-ant-0123456789abcdefghij", "primary");
   assert.deepEqual([model_key.provider, model_key.name, model_key.tail], ["anthropic", "primary", "ghij"]);
   assert.deepEqual(await karta.modelKeys.list(), [model_key]);
@@ -131,7 +134,7 @@ test("a project is created, read, listed and changed", async () => {
   assert.equal((await fails(() => karta.projects.create({ slug: "my-app", name: "x" }), KartaConflictError)).code, "slug_taken");
 });
 
-test("releases are deployed, listed, rolled back, and their logs read", async () => {
+test("releases are deployed, listed and rolled back", async () => {
   const { release } = await karta.deploys.create("my-app", { commit_sha: "abcdef0" });
   assert.deepEqual([release.version, release.status], [1, "active"]);
   await karta.deploys.create("my-app", { commit_sha: "abcdef1" });
@@ -141,7 +144,7 @@ test("releases are deployed, listed, rolled back, and their logs read", async ()
   assert.deepEqual(await karta.releases.logs("my-app", 1), [{ line: 1, text: "Fetching" }, { line: 2, text: "Building" }]);
 });
 
-test("lists go over their pages", async () => {
+test("lists continue over pages", async () => {
   await karta.projects.create({ slug: "paged", name: "Paged" });
   const { release } = await karta.deploys.create("paged", { commit_sha: "abcdef0" });
   const lines = Array.from({ length: 250 }, (_, at) => ({ line: at + 1, text: `line ${at + 1}` }));
@@ -157,7 +160,7 @@ test("lists go over their pages", async () => {
   assert.equal(foreign.field, "cursor");
 });
 
-test("a session token opens its project and nothing else", async () => {
+test("a session token is limited to its project", async () => {
   await karta.projects.create({ slug: "other", name: "Other" });
   const minted = await karta.sessionTokens.mint("my-app", { userId: "user_1", ttlSeconds: 60 });
   assert.deepEqual([minted.expires_in, minted.project.slug, minted.sub], [60, "my-app", "user_1"]);
@@ -169,7 +172,7 @@ test("a session token opens its project and nothing else", async () => {
   assert.equal((await karta.sessionTokens.mint("my-app")).sub, null);
 });
 
-test("usage, budget and billing are read, and a spent budget is told", async () => {
+test("usage, budget and billing are read and enforced", async () => {
   const { organization_slug, api_key_id, scopes } = await karta.whoami();
   assert.deepEqual([organization_slug, scopes.length], ["acme", 3]);
   const before = await karta.budget.get();
@@ -193,13 +196,13 @@ test("usage, budget and billing are read, and a spent budget is told", async () 
   assert.deepEqual([billing.plan, billing.status, billing.billing_configured], ["free", "active", false]);
 });
 
-test("the audit log names what was done, with this client's name", async () => {
+test("audit events have the client's user agent", async () => {
   const events = await karta.auditEvents.list({ action: "agent_project.created", limit: 1 });
   assert.equal(events.length, 1);
   assert.equal(events[0]?.user_agent, `karta-sdk-typescript/${VERSION}`);
 });
 
-test("the types name exactly the fields that the answers have", async () => {
+test("types have exactly the fields of responses", async () => {
   const fields = (of: object) => Object.keys(of).sort();
   const has = <T extends object>(answer: T | undefined, typed: Record<Exclude<keyof T, "toString">, true>) => {
     assert.deepEqual(fields(answer ?? {}), fields(typed));
@@ -233,7 +236,7 @@ test("the types name exactly the fields that the answers have", async () => {
   });
 });
 
-/** A server on loopback that keeps what it is sent. */
+/** Starts a server on loopback that stores the requests that it receives. */
 async function receiver() {
   const arrived: { headers: Record<string, string | string[] | undefined>; body: Buffer }[] = [];
   let wake = () => {};
@@ -248,7 +251,7 @@ async function receiver() {
   });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   const { port } = server.address() as AddressInfo;
-  /** The delivery number `at`, once it is there. */
+  /** Waits for delivery number `at` and returns it. */
   const delivery = async (at: number) => {
     while (arrived.length <= at) await new Promise<void>((resolve) => (wake = resolve));
     return arrived[at] as (typeof arrived)[number];
@@ -256,13 +259,13 @@ async function receiver() {
   return { url: `http://127.0.0.1:${port}/hook`, delivery, close: () => server.close() };
 }
 
-const webhooksAreThere = (await fetch(`${runner.base_url}/v1/webhook_endpoints`, { headers: { authorization: `Bearer ${runner.api_key}` } })).status !== 404;
+const hasWebhooks = (await fetch(`${runner.base_url}/v1/webhook_endpoints`, { headers: { authorization: `Bearer ${runner.api_key}` } })).status !== 404;
 
-if (!webhooksAreThere) {
+if (!hasWebhooks) {
   console.log("this runner has no webhook endpoints: GET /v1/webhook_endpoints is 404");
-  test.todo("webhook endpoints: this runner has none");
+  test.todo("webhook endpoints: missing in this runner");
 } else {
-  test("a webhook endpoint is created, read, listed, changed, given another secret and removed", async () => {
+  test("a webhook endpoint is created, changed and deleted", async () => {
     const url = "https://example.com/karta-webhook";
     const { webhook_endpoint, secret } = await karta.webhookEndpoints.create({ url, event_types: ["invoice.paid"] });
     assert.match(secret, /^whsec_/);
@@ -304,7 +307,7 @@ if (!webhooksAreThere) {
   });
 }
 
-test("no public route of the template is without a method", () => {
-  assert.ok(routes.length > 20, "the template is not read");
+test("every public route of the template is called", () => {
+  assert.ok(routes.length > 20, "no routes were found in the template");
   assert.deepEqual(routes.filter((route) => !called.has(route)), []);
 });

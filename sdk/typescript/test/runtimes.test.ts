@@ -1,4 +1,5 @@
-// Runtimes without an environment, values of other realms, two copies of the package, and globals that are replaced later.
+// Tests runtimes without an environment, values of other realms, two copies of the package, and
+// globals that are replaced later.
 import assert from "node:assert/strict";
 import { createHmac } from "node:crypto";
 import { readFileSync, readdirSync } from "node:fs";
@@ -22,7 +23,10 @@ const bundle = buildSync({
   logLevel: "error",
 }).outputFiles[0]?.text;
 
-/** Another copy of the package, in a realm of its own with `globals` besides those of the web that the package uses. */
+/**
+ * Returns another copy of the package in a new realm with `globals` and the web globals that the
+ * package uses.
+ */
 function inRuntime(globals: object = {}): Sdk {
   const web = { URL, URLSearchParams, TextEncoder, TextDecoder, AbortController, atob, crypto, setTimeout, clearTimeout };
   const context = Object.defineProperties({}, { ...Object.getOwnPropertyDescriptors(web), ...Object.getOwnPropertyDescriptors(globals) });
@@ -40,7 +44,7 @@ afterEach(() => {
   Object.defineProperty(Math, "random", globals.random);
 });
 
-test("a runtime without an environment has the default base URL", () => {
+test("runtimes without an environment use the default URL", () => {
   const runtimes: Record<string, object> = {
     "no process": {},
     "an undefined process": { process: undefined },
@@ -60,7 +64,7 @@ test("a runtime without an environment has the default base URL", () => {
   assert.equal(new Karta({ apiKey: API_KEY }).baseUrl, "http://127.0.0.1:8787");
 });
 
-test("the package has no import.meta and tests no class but its errors", () => {
+test("the package avoids import.meta and foreign instanceof", () => {
   const files = readdirSync(dist, { recursive: true, encoding: "utf8" }).filter((name) => name.endsWith(".js"));
   assert.ok(files.length > 10);
   for (const name of files) {
@@ -75,7 +79,7 @@ const PAYLOAD = JSON.stringify({ id: "evt_1", type: "ping", data: { text: "5 €
 const NOW = 1_795_330_800;
 const signature = `t=${NOW},v1=${createHmac("sha256", SECRET).update(`${NOW}.${PAYLOAD}`).digest("hex")}`;
 
-test("verifyWebhook takes bytes of every kind and realm", async () => {
+test("verifyWebhook accepts bytes of every kind and realm", async () => {
   const kinds = `({
     Uint8Array: Uint8Array.from(bytes),
     "Uint8Array within a longer buffer": Uint8Array.from([1, 2, ...bytes, 3]).subarray(2, 2 + bytes.length),
@@ -100,7 +104,7 @@ test("verifyWebhook takes bytes of every kind and realm", async () => {
   }
 });
 
-test("verifyWebhook takes headers of every kind and realm", async () => {
+test("verifyWebhook accepts headers of every kind and realm", async () => {
   const { verifyWebhook } = inRuntime();
   const all = [
     new Headers({ "karta-signature": signature }),
@@ -111,7 +115,7 @@ test("verifyWebhook takes headers of every kind and realm", async () => {
   for (const headers of all) assert.equal((await verifyWebhook(PAYLOAD, headers, SECRET, { now: () => NOW * 1000 })).id, "evt_1");
 });
 
-test("a failed import of WebCrypto is tried again", async () => {
+test("a failed import of WebCrypto is retried", async () => {
   let here: Crypto | undefined;
   // A vm context cannot import modules.
   const { verifyWebhook } = inRuntime({ get crypto() { return here; } });
@@ -121,7 +125,7 @@ test("a failed import of WebCrypto is tried again", async () => {
   assert.equal((await verify()).id, "evt_1");
 });
 
-test("answers, errors and signals of another realm are understood", async () => {
+test("responses, errors and signals of another realm work", async () => {
   const { Karta } = inRuntime();
   const client = (fetch: typeof globalThis.fetch) => new Karta({ apiKey: API_KEY, baseUrl: "https://karta.test", fetch, sleep: async () => {} });
   assert.deepEqual({ ...(await client(async () => json(200, { kind: "api_key" })).whoami()) }, { kind: "api_key" });
@@ -141,7 +145,7 @@ test("answers, errors and signals of another realm are understood", async () => 
   assert.equal(sent, `{"expires_at":"1970-01-01T00:00:00.000Z"}`);
 });
 
-test("instanceof holds across copies, for every error class", () => {
+test("instanceof works across copies for every error class", () => {
   const copies = [sdk, createRequire(import.meta.url)("@karta/sdk") as Sdk, inRuntime()];
   const classesOf = (copy: Sdk) => Object.entries(copy).filter(([name]) => /^Karta\w*Error$/.test(name)) as [string, ErrorClass][];
   assert.ok(classesOf(sdk).length >= 17);
@@ -174,7 +178,7 @@ test("instanceof is false for everything else", () => {
   }
 });
 
-test("the global fetch is looked up at each call", async () => {
+test("each call looks up the global fetch", async () => {
   Reflect.deleteProperty(globalThis, "fetch");
   const karta = new sdk.Karta({ apiKey: API_KEY, baseUrl: "https://karta.test", sleep: async () => {} });
   const missing = await failure(() => karta.whoami());
@@ -188,7 +192,7 @@ test("the global fetch is looked up at each call", async () => {
   }
 });
 
-test("the clock and chance of retries are looked up at each call", async () => {
+test("each call looks up clock and randomness", async () => {
   const waits: number[] = [];
   const answers = [json(503, {}), json(200, {})];
   const fetch = async () => answers.shift() as Response;

@@ -1,4 +1,4 @@
-// The code that the documentation prints, run as it is printed against the real runner.
+// Runs the code samples of the documentation unchanged against the real runner.
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { readdirSync } from "node:fs";
@@ -23,7 +23,7 @@ const run = async (name: string) => (await promisify(execFile)(process.execPath,
 const programs = readdirSync(seeds).filter((name) => name.endsWith(".js"));
 const webhooks = await fetch(`${runner.base_url}/v1/webhook_endpoints`, { headers: { authorization: `Bearer ${runner.api_key}` } });
 
-test("all printed programs are there", () => {
+test("all seven samples are built", () => {
   assert.equal(programs.length, 7);
 });
 

@@ -5,7 +5,7 @@ import { Karta, type KartaOptions } from "@karta/sdk";
 
 export const API_KEY = "kt_live_0123456789abcdefghijABCDEFGHIJ01";
 
-/** A request as a scripted server saw it. */
+/** A request that a scripted server received. */
 export interface Sent {
   method: string;
   url: string;
@@ -16,7 +16,10 @@ export interface Sent {
 
 type Scripted = Response | Error | ((sent: Sent) => Response | Promise<Response>);
 
-/** A client whose requests are answered from `script`, one after another; the last answer stays. Waits are noted, not waited. */
+/**
+ * Returns a client whose requests get the responses of `script` in order; the last response
+ * repeats. Waits are recorded and skipped.
+ */
 export function scripted(script: Scripted[], options: Partial<KartaOptions> = {}) {
   const sent: Sent[] = [];
   const waits: number[] = [];
@@ -44,24 +47,27 @@ export function json(status: number, body: unknown, headers: Record<string, stri
   return new Response(JSON.stringify(body), { status, headers: { "content-type": "application/json", ...headers } });
 }
 
-/** The error that `call` fails with. */
+/** Returns the error that `call` throws. */
 export async function failure(call: () => unknown): Promise<unknown> {
   try {
     await call();
   } catch (error) {
     return error;
   }
-  throw new Error("it did not fail");
+  throw new Error("the call did not fail");
 }
 
-/** What a runner says of itself when it starts. */
+/** The first line of a runner, as JSON. */
 export interface Started {
   base_url: string;
   api_key: string;
   service_token: string;
 }
 
-/** A runner that keeps nothing, the binary that `KARTA_BIN` names or the debug build. Its secrets stay in this process. */
+/**
+ * Starts a runner without persistent data: the binary in `KARTA_BIN`, or the debug build. Its
+ * secrets stay in this process.
+ */
 export async function startRunner(env: Record<string, string> = {}): Promise<Started & { stop: () => Promise<void> }> {
   const binary = process.env.KARTA_BIN ?? fileURLToPath(new URL("../../../../target/debug/karta", import.meta.url));
   const runner = spawn(binary, ["--ephemeral", "--json", "--port", "0"], {

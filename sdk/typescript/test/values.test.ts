@@ -1,5 +1,6 @@
-// Values that JSON would drop or turn into `null`, at every field of every method: contract/agreement.ts names the methods and where their arguments go,
-// openapi.json the fields.
+// Passes values that JSON would drop or turn into `null` at every field of every method.
+// contract/agreement.ts lists the methods and the targets of their arguments, openapi.json the
+// fields.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
@@ -36,9 +37,9 @@ interface Document {
 const read = (path: string) => readFileSync(new URL(`../../${path}`, import.meta.url), "utf8");
 const document = JSON.parse(read("../../openapi.json")) as Document;
 
-/** The keys that lead to a value in an argument. */
+/** Path of keys and indexes to a value in an argument. */
 type Steps = readonly (string | number)[];
-/** A place for one text, number or boolean: where it goes in the request, and its path there. */
+/** A string, number or boolean of a request: the part of the request and the path in it. */
 interface Place {
   part: string;
   steps: Steps;
@@ -59,7 +60,7 @@ function placesIn(schema: Schema | undefined, part: string, steps: Steps = []): 
   return places;
 }
 
-/** By operation id. */
+/** The scalar values of each operation, by operation id. */
 const operations = new Map<string, Place[]>();
 for (const { parameters: shared = [], ...methods } of Object.values(document.paths)) {
   for (const { operationId, parameters = [], requestBody } of Object.values(methods as Record<string, Operation>)) {
@@ -70,10 +71,10 @@ for (const { parameters: shared = [], ...methods } of Object.values(document.pat
   }
 }
 
-/** Lines of agreement.ts that do not name the method: of an alias. */
+/** Methods of the lines in agreement.ts that name an alias instead of the method. */
 const ALIASES: Record<string, string> = { Mint: "sessionTokens.mint", UsageKeys: "usage.keys" };
 
-/** Each method with its operation, and where its arguments go. */
+/** Each method with its operation and the targets of its arguments. */
 const methods = [...read("contract/agreement.ts").matchAll(/^  (\w+): (?:Client(?:List)?<)?(Karta[\w"[\]]+|\w+)(?:, \[([^\]]*)\].*)?;$/gm)]
   .filter(([, operation]) => operations.has(operation as string))
   .map(([, operation, name, goTo]) => ({
@@ -82,7 +83,7 @@ const methods = [...read("contract/agreement.ts").matchAll(/^  (\w+): (?:Client(
     goTo: goTo === undefined ? ["query"] : [...goTo.matchAll(/"([\w.]+)"/g)].map(([, place]) => place as string),
   }));
 
-/** The method `name` of `karta`, which gives everything that it lists. */
+/** Calls the method `name` of `karta`. */
 function call(karta: Karta, name: string, args: unknown[]): unknown {
   const [method = "", resource] = name.split(".").reverse();
   const owner = (resource === undefined ? karta : karta[resource as keyof Karta]) as unknown as Record<string, (...args: unknown[]) => unknown>;
@@ -91,7 +92,7 @@ function call(karta: Karta, name: string, args: unknown[]): unknown {
 
 const GOOD: Record<string, unknown> = { string: "a", integer: 1, number: 1, boolean: true };
 
-/** Arguments for a method: `value` where `place` is, and nothing else but what paths need. */
+/** Returns arguments for a method with `value` at `place`, and otherwise only what paths need. */
 function argumentsFor(goTo: string[], place: Place, value: unknown): unknown[] {
   const path = [place.part, ...place.steps];
   return goTo.map((goal) => {
@@ -107,7 +108,7 @@ function nested([step, ...steps]: Steps, value: unknown): unknown {
   return typeof step === "number" ? [nested(steps, value)] : { [step]: nested(steps, value) };
 }
 
-/** The client's own names of what goes into a path. */
+/** The client's names of path parameters. */
 const IN_PATHS: Record<string, string> = { delivery_id: "deliveryId", ref: "slug" };
 
 function fieldOf({ part, steps }: Place): string {
@@ -115,8 +116,8 @@ function fieldOf({ part, steps }: Place): string {
   return steps.map((step) => (typeof step === "number" ? `[${step}]` : `.${step}`)).join("").slice(1);
 }
 
-/** By what they are: JSON drops them, turns them into `null` or {}, or fails with an error of its own. */
-const NO_VALUES: Record<string, unknown> = {
+/** Values that JSON drops, turns into `null` or {}, or cannot serialize. */
+const NOT_JSON: Record<string, unknown> = {
   NaN: Number("1,000"),
   Infinity: 5 / 0,
   "-Infinity": -5 / 0,
@@ -146,24 +147,24 @@ function methodsOf(karta: Karta): string[] {
   return [...named(karta), ...resources].sort();
 }
 
-test("the table has every method", () => {
+test("agreement.ts lists every method", () => {
   assert.deepEqual(methods.map(({ name }) => name).sort(), methodsOf(new Karta({ apiKey: API_KEY })));
 });
 
-test("no field of any method takes a value that JSON cannot hold", async () => {
+test("every field rejects values that JSON cannot hold", async () => {
   let tried = 0;
   for (const { operation, name, goTo } of methods) {
     for (const place of operations.get(operation) ?? []) {
       const field = fieldOf(place);
       const { karta, sent } = scripted([({ url }) => json(200, new Proxy({ url }, { get: () => undefined }))]);
-      // The same call with a good value is sent.
+      // The same call with a valid value is sent.
       await failure(async () => {
         await call(karta, name, argumentsFor(goTo, place, GOOD[place.type]));
         throw new Error("sent");
       });
       assert.equal(sent.length, 1, `${name} ${field}`);
       const inArray = place.steps.at(-1) === 0 ? { "undefined in an array": undefined } : {};
-      for (const [what, value] of Object.entries({ ...NO_VALUES, ...inArray })) {
+      for (const [what, value] of Object.entries({ ...NOT_JSON, ...inArray })) {
         const error = await failure(() => call(karta, name, argumentsFor(goTo, place, value)));
         assert.ok(error instanceof KartaArgumentError, `${name} ${field} with ${what}: ${String(error)}`);
         assert.equal(error.field, field, `${name} with ${what}`);
@@ -190,7 +191,7 @@ test("a failed calculation does not remove a cap", async () => {
   assert.equal(sent.length, 0);
 });
 
-test("spellings of the client are named as given", async () => {
+test("errors name the spelling that was used", async () => {
   const { karta, sent } = scripted([json(201, {})]);
   for (const field of ["ttlSeconds", "userId", "actor", "period"]) {
     const error = await failure(() =>
@@ -205,7 +206,7 @@ test("spellings of the client are named as given", async () => {
   assert.equal(sent.length, 0);
 });
 
-test("arguments that are no plain object are refused", async () => {
+test("arguments that are not plain objects are rejected", async () => {
   const { karta, sent } = scripted([json(200, {})]);
   for (const params of [new Map(), Promise.resolve({}), [1], 7, Number.NaN, () => ({}), null] as never[]) {
     for (const send of [
@@ -221,7 +222,7 @@ test("arguments that are no plain object are refused", async () => {
   assert.equal(sent.length, 0);
 });
 
-test("values that JSON holds are sent as JSON.stringify sends them", async () => {
+test("other values are sent as JSON.stringify writes them", async () => {
   class Caps {
     cost_cents = 5;
     #hidden = 1;
@@ -251,7 +252,7 @@ test("values that JSON holds are sent as JSON.stringify sends them", async () =>
   }
 });
 
-test("an undefined cap is refused", async () => {
+test("an undefined cap is rejected", async () => {
   const { karta, sent } = scripted([json(200, {})]);
   for (const cap of ["input_tokens", "output_tokens", "total_tokens", "cost_cents", "alert_percents"]) {
     const budgets = [{ [cap]: undefined }, { toJSON: () => ({ [cap]: undefined }) }, { [cap]: 5, toJSON: () => ({}) }, Object.create({ [cap]: 5, toJSON: () => ({}) })];
@@ -274,7 +275,7 @@ test("an undefined cap is refused", async () => {
   assert.deepEqual(sent.map(({ body }) => body), [{ total_tokens: null }, { budget: { cost_cents: 5 } }, {}, { metadata: {} }]);
 });
 
-test("objects that hide fields from JSON are refused", async () => {
+test("objects that hide fields from JSON are rejected", async () => {
   class Caps {
     #cents = 5;
     get cost_cents() {
@@ -332,14 +333,14 @@ test("bodies nest at most 64 levels", async () => {
   assert.equal(sent.length, 1);
 });
 
-test("an argument that contains itself is refused", async () => {
+test("an argument that contains itself is rejected", async () => {
   const circle: Record<string, unknown> = {};
   circle.inner = [circle];
   const error = await failure(() => scripted([json(200, {})]).karta.budget.update(circle));
   assert.ok(error instanceof KartaArgumentError && error.field === "inner[0]", String(error));
 });
 
-test("the values of a query are text and numbers", async () => {
+test("queries accept only strings and numbers", async () => {
   const { karta, sent } = scripted([json(200, { api_keys: [], next_cursor: null })]);
   for (const status of [{}, [], ["active", null], ["active", ["revoked"]], "\ud800", "a\udc00b", ["active", "\ud83d"]]) {
     const error = await failure(() => karta.apiKeys.list({ status: status as never }));

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { json, scripted } from "./support.js";
 
-test("each method of webhook endpoints calls its route", async () => {
+test("each webhook endpoint method calls its route", async () => {
   const { karta, sent } = scripted([json(200, { webhook_endpoints: [], deliveries: [], next_cursor: null })]);
   const endpoints = karta.webhookEndpoints;
   const created = { url: "https://example.com/hook", event_types: ["*"] as const };
@@ -27,7 +27,7 @@ test("each method of webhook endpoints calls its route", async () => {
   }
 });
 
-test("a 202 without a body is an answer", async () => {
+test("a 202 without a body succeeds", async () => {
   const { karta } = scripted([new Response(null, { status: 202 })]);
   assert.equal(await karta.webhookEndpoints.test(1), undefined);
 });

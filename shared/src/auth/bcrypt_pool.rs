@@ -9,39 +9,40 @@ use super::Undecided;
 use crate::{
     domain::{ApiKeyToken, Entropy},
     store::Digest,
-    telemetry::Proving,
+    telemetry::ProofSource,
 };
 
-/// How many wait at most for each that runs, at cost 12: two seconds' worth, half of what a validation may take. Each step of the cost doubles the
-/// time of one, and halves the line.
-const WAITING_AT_COST_12: usize = 9;
+/// Maximum waiting jobs per worker at cost 12: about two seconds of work, half of the time limit of
+/// a validation. Each cost step doubles the time of a job and halves the queue.
+const QUEUE_LENGTH_AT_COST_12: usize = 9;
 
-/// Runs bcrypt off the async threads, on fewer than all processors, so that the rest of the process goes on beside a flood of first proofs.
+/// Runs bcrypt outside the async threads, on all processors but one, so that a flood of first
+/// validations does not stall the rest of the process.
 ///
-/// Who comes while they are busy waits in a line, oldest first. The line is bounded: where it is full there is no verdict
-/// ([`Undecided::Busy`]), at once, rather than one that nobody waits for any more.
+/// Jobs wait in a bounded queue, first in, first out. A full queue returns [`Undecided::Busy`] at
+/// once.
 #[derive(Debug, Clone)]
 pub struct BcryptPool {
-    /// A permit for each that runs or waits.
-    places: Arc<Semaphore>,
-    /// A permit for each that runs.
+    /// One permit per running or waiting job.
+    slots: Arc<Semaphore>,
+    /// One permit per running job.
     workers: Arc<Semaphore>,
     cost: u32,
 }
 
-/// A place in the line. It is free again when this is dropped and nothing runs under it any more.
+/// A reservation in the queue. It ends when it is dropped and its job has finished.
 #[derive(Debug)]
 pub(super) struct Slot {
-    held: Arc<OwnedSemaphorePermit>,
+    permit: Arc<OwnedSemaphorePermit>,
     workers: Arc<Semaphore>,
 }
 
 impl BcryptPool {
     pub fn new(cost: u32) -> Self {
-        Self { places: Arc::new(Semaphore::new(places(cost))), workers: Arc::new(Semaphore::new(workers())), cost }
+        Self { slots: Arc::new(Semaphore::new(slots(cost))), workers: Arc::new(Semaphore::new(workers())), cost }
     }
 
-    /// A digest of the token under a fresh salt.
+    /// Returns a bcrypt digest of the token with a new salt.
     pub async fn digest(&self, token: &ApiKeyToken, entropy: &dyn Entropy) -> Result<Digest, Undecided> {
         let mut salt = [0; 16];
         entropy.fill(&mut salt);
@@ -50,24 +51,26 @@ impl BcryptPool {
             let parts = bcrypt::hash_with_salt(token.expose(), cost, salt)?;
             Ok(Digest::new(parts.to_string()))
         };
-        self.enter()?.run(hash).await.map(|(digest, _)| digest)
+        self.reserve()?.run(hash).await.map(|(digest, _)| digest)
     }
 
-    /// A place at the end of the line, unless it is full.
-    pub(super) fn enter(&self) -> Result<Slot, Undecided> {
-        let held = Arc::clone(&self.places).try_acquire_owned().map_err(|_| Undecided::Busy)?;
-        Ok(Slot { held: Arc::new(held), workers: Arc::clone(&self.workers) })
+    /// Reserves a slot at the end of the queue. Returns [`Undecided::Busy`] if the queue is full.
+    pub(super) fn reserve(&self) -> Result<Slot, Undecided> {
+        let permit = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| Undecided::Busy)?;
+        Ok(Slot { permit: Arc::new(permit), workers: Arc::clone(&self.workers) })
     }
 
-    /// A digest of nothing at the configured cost: comparing with it takes what a real comparison takes.
+    /// Returns a placeholder digest at the configured cost. A comparison with it takes as long as a
+    /// real one.
     pub(super) fn decoy(&self) -> Digest {
         Digest::new(format!("$2b${:02}${}{}", self.cost, ".".repeat(22), ".".repeat(31)))
     }
 }
 
 impl Slot {
-    /// Whether the digest is the token's, and what it took. The comparison itself is constant-time.
-    pub(super) async fn proves(&self, token: &ApiKeyToken, digest: Digest) -> Result<(bool, Proving), Undecided> {
+    /// Compares the token with the digest in constant time. Returns whether they match, and the
+    /// time taken.
+    pub(super) async fn verify(&self, token: &ApiKeyToken, digest: Digest) -> Result<(bool, ProofSource), Undecided> {
         let token = token.clone();
         self.run(move || bcrypt::verify(token.expose(), digest.as_str())).await
     }
@@ -75,17 +78,18 @@ impl Slot {
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> bcrypt::BcryptResult<T> + Send + 'static,
-    ) -> Result<(T, Proving), Undecided> {
-        let came = Instant::now();
+    ) -> Result<(T, ProofSource), Undecided> {
+        let queued_at = Instant::now();
         let worker =
             Arc::clone(&self.workers).acquire_owned().await.map_err(|error| Undecided::Bcrypt(error.to_string()))?;
-        // What has begun runs to its end, also when its request is given up: until then it keeps both.
-        let place = Arc::clone(&self.held);
+        // A job that has started runs to its end even if its request is dropped, so it keeps both
+        // permits.
+        let slot = Arc::clone(&self.permit);
         let done = task::spawn_blocking(move || {
-            let _held = (worker, place);
-            let waited = came.elapsed();
+            let _permits = (worker, slot);
+            let waited = queued_at.elapsed();
             let done = work()?;
-            Ok((done, Proving::Compared { waited, ran: came.elapsed().saturating_sub(waited) }))
+            Ok((done, ProofSource::Compared { waited, ran: queued_at.elapsed().saturating_sub(waited) }))
         });
         done.await
             .map_err(|error| Undecided::Bcrypt(error.to_string()))?
@@ -93,35 +97,35 @@ impl Slot {
     }
 }
 
-/// How many run at once: one processor is left to the rest of the process, where there is more than one.
+/// Maximum running jobs. One processor is left to the rest of the process if there are several.
 fn workers() -> usize {
     thread::available_parallelism().map_or(1, |processors| processors.get().saturating_sub(1).max(1))
 }
 
-/// How many run or wait at once.
-fn places(cost: u32) -> usize {
-    let waiting = ((WAITING_AT_COST_12 << 12) >> cost).max(1);
+/// Maximum running and waiting jobs.
+fn slots(cost: u32) -> usize {
+    let waiting = ((QUEUE_LENGTH_AT_COST_12 << 12) >> cost).max(1);
     workers() * (1 + waiting)
 }
 
-/// The line in the hands of a test.
+/// Control over the queue, for tests.
 #[cfg(any(test, feature = "testing"))]
 impl BcryptPool {
-    /// Lets nothing begin until the answer is dropped: who comes waits.
+    /// Keeps every job waiting until the returned permit is dropped.
     pub async fn pause(&self) -> OwnedSemaphorePermit {
-        let all = u32::try_from(workers()).expect("a number of processors");
+        let all = u32::try_from(workers()).expect("processor count fits in u32");
         Arc::clone(&self.workers).acquire_many_owned(all).await.expect("never closed")
     }
 
-    /// Takes every place that is left until the answer is dropped.
+    /// Takes every free slot until the returned permit is dropped.
     pub fn fill(&self) -> OwnedSemaphorePermit {
-        let left = u32::try_from(self.places.available_permits()).expect("a length");
-        Arc::clone(&self.places).try_acquire_many_owned(left).expect("nobody came in between")
+        let left = u32::try_from(self.slots.available_permits()).expect("queue length fits in u32");
+        Arc::clone(&self.slots).try_acquire_many_owned(left).expect("no concurrent reservation")
     }
 
-    /// How many run or wait.
-    pub fn in_line(&self) -> usize {
-        places(self.cost) - self.places.available_permits()
+    /// Returns the number of running and waiting jobs.
+    pub fn occupied_slots(&self) -> usize {
+        slots(self.cost) - self.slots.available_permits()
     }
 }
 
@@ -140,72 +144,73 @@ mod tests {
         ApiKeyToken::mint(&Keyring::single("k1", "s".repeat(32)).unwrap(), &SeededEntropy::new(seed))
     }
 
-    /// Has a future go as far as it gets at once.
-    fn begin(future: std::pin::Pin<&mut impl Future>) {
+    /// Polls a future once and expects it to be pending.
+    fn poll_once(future: std::pin::Pin<&mut impl Future>) {
         assert!(future.poll(&mut Context::from_waker(Waker::noop())).is_pending());
     }
 
     #[tokio::test]
-    async fn a_digest_proves_its_token_and_no_other_and_the_decoy_proves_none() {
+    async fn digest_matches_only_its_token() {
         let pool = BcryptPool::new(4);
         let digest = pool.digest(&token(1), &SeededEntropy::new(3)).await.unwrap();
         assert!(digest.as_str().starts_with("$2b$04$"));
-        let place = pool.enter().unwrap();
-        assert!(place.proves(&token(1), digest.clone()).await.unwrap().0);
-        assert!(!place.proves(&token(2), digest).await.unwrap().0);
-        assert!(!place.proves(&token(1), pool.decoy()).await.unwrap().0);
+        let slot = pool.reserve().unwrap();
+        assert!(slot.verify(&token(1), digest.clone()).await.unwrap().0);
+        assert!(!slot.verify(&token(2), digest).await.unwrap().0);
+        assert!(!slot.verify(&token(1), pool.decoy()).await.unwrap().0);
     }
 
     #[tokio::test]
-    async fn whoever_comes_to_a_full_line_is_sent_away_and_served_later() {
+    async fn full_queue_refuses_jobs_until_slots_free() {
         let (pool, entropy) = (BcryptPool::new(4), SeededEntropy::new(3));
         let full = pool.fill();
-        assert!(matches!(pool.enter(), Err(Undecided::Busy)));
+        assert!(matches!(pool.reserve(), Err(Undecided::Busy)));
         assert!(matches!(pool.digest(&token(1), &entropy).await, Err(Undecided::Busy)));
         drop(full);
         pool.digest(&token(1), &entropy).await.unwrap();
-        assert_eq!(pool.in_line(), 0);
+        assert_eq!(pool.occupied_slots(), 0);
     }
 
     #[tokio::test]
-    async fn who_gives_up_waiting_frees_the_place() {
+    async fn cancelled_waiting_job_frees_its_slot() {
         let (pool, entropy, one) = (BcryptPool::new(4), SeededEntropy::new(3), token(1));
         let paused = pool.pause().await;
         {
-            let mut given_up = pin!(pool.digest(&one, &entropy));
-            begin(given_up.as_mut());
-            assert_eq!(pool.in_line(), 1);
+            let mut cancelled = pin!(pool.digest(&one, &entropy));
+            poll_once(cancelled.as_mut());
+            assert_eq!(pool.occupied_slots(), 1);
         }
-        assert_eq!(pool.in_line(), 0);
+        assert_eq!(pool.occupied_slots(), 0);
         drop(paused);
         pool.digest(&one, &entropy).await.unwrap();
     }
 
     #[tokio::test]
-    async fn what_runs_keeps_its_place_though_its_request_was_given_up() {
+    async fn running_job_keeps_slot_after_cancellation() {
         let pool = BcryptPool::new(4);
         let (finish, finished) = std::sync::mpsc::channel::<()>();
         {
-            let place = pool.enter().unwrap();
-            let mut given_up = pin!(place.run(move || {
+            let slot = pool.reserve().unwrap();
+            let mut cancelled = pin!(slot.run(move || {
                 finished.recv().ok();
                 Ok(())
             }));
-            begin(given_up.as_mut());
+            poll_once(cancelled.as_mut());
         }
-        assert_eq!((pool.in_line(), pool.workers.available_permits()), (1, workers() - 1));
+        assert_eq!((pool.occupied_slots(), pool.workers.available_permits()), (1, workers() - 1));
         drop(finish);
         drop(pool.pause().await);
-        while pool.in_line() > 0 {
+        while pool.occupied_slots() > 0 {
             task::yield_now().await;
         }
     }
 
     #[test]
-    fn a_full_line_is_through_in_half_the_time_that_a_validation_may_take() {
-        // Some 0.22 s each at cost 12.
+    fn queue_length_halves_per_cost_step() {
+        // A job takes about 0.22 s at cost 12, so a full queue takes half of a validation's time
+        // limit.
         for (cost, waiting) in [(4, 2_304), (10, 36), (12, 9), (13, 4), (14, 2), (15, 1), (31, 1)] {
-            assert_eq!(places(cost), workers() * (1 + waiting), "{cost}");
+            assert_eq!(slots(cost), workers() * (1 + waiting), "{cost}");
         }
     }
 }

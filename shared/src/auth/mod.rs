@@ -1,4 +1,8 @@
-//! Proofs of credentials: is this token genuine, and may what it stands for be let in now?
+//! Authentication: checks of API keys, session tokens and the `Authorization` header.
+//!
+//! [`Validator`] checks API keys: shape, tag and bcrypt proof, and then the key's current state.
+//! [`verify`] checks session tokens offline, with the signing ring only. [`bearer`] parses the
+//! header. To add a check of a key's state, extend [`Invalidity`], [`check_status`] and [`trace`].
 
 mod bcrypt_pool;
 mod bearer;
@@ -12,14 +16,15 @@ pub use self::{
         SessionClaims, SessionScope, SessionToken, SessionTokenError, TTL_DEFAULT, TTL_MAX, TTL_MIN, mint, verify,
     },
     validator::{
-        GATEWAY_NOTIFIED_WITHIN, Invalidity, StepResult, Use, ValidKey, ValidationStep, Validator, Verdict, judge,
-        trace,
+        GATEWAY_VERDICT_MAX_AGE, Invalidity, RecordUse, StepResult, ValidKey, ValidationStep, Validator, Verdict,
+        check_status, trace,
     },
 };
 
 use crate::{config::SecretError, store::StoreError};
 
-/// Why no verdict could be given. Authentication fails closed: this is a 503, never a refusal that might be cached.
+/// Reasons why a credential could not be checked. Authentication fails closed: the response is a
+/// 503, never a refusal, because a refusal might be cached.
 #[derive(Debug, thiserror::Error)]
 pub enum Undecided {
     #[error(transparent)]
@@ -28,11 +33,12 @@ pub enum Undecided {
     Secret(#[from] SecretError),
     #[error("bcrypt failed: {0}")]
     Bcrypt(String),
-    #[error("too many wait for bcrypt")]
+    #[error("bcrypt queue is full")]
     Busy,
-    #[error("no verdict in time")]
+    #[error("validation timed out")]
     OutOfTime,
-    /// Whoever is told keeps the verdict for seconds: one that is old already would outlive a revocation by too much.
-    #[error("the verdict is older than it may be passed on")]
+    /// The caller caches the verdict for seconds, so an old verdict would keep a revoked key alive
+    /// too long.
+    #[error("verdict is too old to return")]
     Stale,
 }

@@ -1,9 +1,10 @@
-//! Session tokens: HS256 JWTs that a browser carries, minted under a ring's current key and verified offline.
+//! Session tokens: HS256 JWTs for browsers, minted with a ring's current key and verified offline.
 //!
-//! Verifying needs the ring and the time, nothing else: no store, no control plane. Whoever holds the ring can mint.
+//! Verification needs only the ring and the time. Every holder of the ring can mint tokens.
 //!
-//! The parts are taken apart here rather than by `jsonwebtoken::decode`, which reads the machine's clock, parses the header three
-//! times and lets it choose the algorithm out of a list. Here the header chooses a key by name and nothing else.
+//! The parts are decoded here rather than by `jsonwebtoken::decode`, which reads the system clock,
+//! parses the header three times and lets it choose the algorithm from a list. Here the header only
+//! names the key.
 
 use std::{borrow::Cow, fmt};
 
@@ -17,19 +18,20 @@ use serde::{
 
 use crate::domain::{Id, Keyring, Kid};
 
-/// How long a token lives unless its minter asks otherwise, and the bounds of what can be asked; seconds.
+/// Default lifetime of a token and the bounds of a requested lifetime, in seconds.
 pub const TTL_DEFAULT: u32 = 900;
 pub const TTL_MIN: u32 = 60;
 pub const TTL_MAX: u32 = 3600;
-/// For how many seconds after its `exp` a token still passes, for clocks that disagree.
+/// Tolerance for clock skew around `exp` and `nbf`, in seconds.
 const LEEWAY: i64 = 30;
-/// Bounds the work on junk: a minted token has under 2 KiB.
+/// Maximum length of a token, which bounds the work on junk. Minted tokens are below 2 KiB.
 const TOKEN_MAX_BYTES: usize = 4096;
 
-/// The latest instant that a claim may name, in Unix seconds: the end of the year 9999.
+/// Latest time that a claim may hold, in Unix seconds: the end of the year 9999.
 const TIME_MAX: i64 = 253_402_300_799;
 
-/// The contract's claims; times in Unix seconds. Of other claims `nbf` and `aud` are judged, the rest is skipped.
+/// Claims of a session token. Times are in Unix seconds. Verification also checks `nbf` and `aud`
+/// and ignores other claims.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SessionClaims {
     pub org_id: Id,
@@ -41,14 +43,14 @@ pub struct SessionClaims {
     pub iat: i64,
     pub exp: i64,
     pub jti: String,
-    /// The API key that minted it.
+    /// The API key that minted the token.
     pub akid: Id,
-    /// The end user it was minted for, 1 to 255 bytes.
+    /// The end user of the token, 1 to 255 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sub: Option<String>,
 }
 
-/// The claim `scope`, which has one value: a type, so that claims of another scope cannot be read at all.
+/// The claim `scope`. A type with one value, so that claims with another scope do not parse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionScope {
@@ -56,7 +58,7 @@ pub enum SessionScope {
     Session,
 }
 
-/// The claims as a token holds them.
+/// The claims of a received token.
 #[derive(Deserialize)]
 struct PresentedClaims {
     org_id: Id,
@@ -75,7 +77,7 @@ struct PresentedClaims {
     aud: Option<IgnoredAny>,
 }
 
-/// A time of a token in whole Unix seconds; a fraction is cut off (RFC 7519 §2).
+/// A time of a token in whole Unix seconds. Fractions are truncated (RFC 7519 §2).
 #[derive(Clone, Copy)]
 struct NumericDate(i64);
 
@@ -99,7 +101,7 @@ impl Visitor<'_> for NumericDateVisitor {
         seconds.map(NumericDate).ok_or_else(|| E::custom("not a time"))
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "the range is checked, and the fraction is to be cut off")]
+    #[expect(clippy::cast_possible_truncation, reason = "the range is checked, and truncation is intended")]
     #[expect(clippy::cast_precision_loss, reason = "the bound is below 2^53")]
     fn visit_f64<E: de::Error>(self, seconds: f64) -> Result<NumericDate, E> {
         let is_time = (0.0..=TIME_MAX as f64).contains(&seconds);
@@ -107,15 +109,15 @@ impl Visitor<'_> for NumericDateVisitor {
     }
 }
 
-/// A derived enumeration would also take `{"session": null}`.
+/// A derived implementation would also accept `{"session": null}`.
 impl<'de> Deserialize<'de> for SessionScope {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let word = Cow::<str>::deserialize(deserializer)?;
-        if word == "session" { Ok(Self::Session) } else { Err(de::Error::custom("another scope")) }
+        if word == "session" { Ok(Self::Session) } else { Err(de::Error::custom("unknown scope")) }
     }
 }
 
-/// Reads a JSON object. `serde_json` alone would also read a struct from an array of its fields.
+/// Reads a JSON object. `serde_json` would also accept an array of the struct's fields.
 fn read_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
     if json.trim_ascii_start().starts_with(b"{") { serde_json::from_slice(json).ok() } else { None }
 }
@@ -136,35 +138,41 @@ impl fmt::Debug for SessionToken {
     }
 }
 
-/// What is read of a header. All that `alg` can do is be refused.
+/// The header fields that verification reads. `alg` can only cause a refusal.
 #[derive(Deserialize)]
 struct PresentedHeader<'a> {
     #[serde(borrow)]
     alg: Cow<'a, str>,
     #[serde(borrow)]
     kid: Option<Cow<'a, str>>,
-    /// Extensions that must be understood; none are.
-    crit: Option<IgnoredAny>,
+    /// Extensions that a verifier must understand. This one supports none, so that any value refuses
+    /// the token, `null` included.
+    #[serde(default, deserialize_with = "is_present")]
+    crit: bool,
 }
 
-/// Why a token is not accepted: a word for the log. Callers all get the same 401.
+fn is_present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(deserializer).map(|_| true)
+}
+
+/// Reasons for refusing a token, as words for the log. Callers get the same 401 for all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("session token refused: {}", self.as_str())]
 pub enum SessionTokenError {
     /// Too long, or not three parts with a JSON header.
     Malformed,
-    /// Anything but HS256, or with extensions that would have to be understood.
+    /// Not HS256, or with critical extensions.
     Algorithm,
-    /// No kid in the header, or one that can name no key.
+    /// The kid is missing or malformed.
     NoKid,
-    /// A kid that the ring at hand does not hold: the only refusal that another fetch of the ring can change.
+    /// The ring does not hold the kid. Only this refusal can change after a refetch of the ring.
     UnknownKid,
     Signature,
     /// A claim is missing, or of a wrong type or value.
     Claims,
-    /// Made for another audience.
+    /// The token names an audience.
     Audience,
-    /// Lives for more than an hour, or not at all.
+    /// The lifetime is above an hour, zero or negative.
     Lifetime,
     Expired,
     /// Its `nbf` is in the future.
@@ -188,7 +196,8 @@ impl SessionTokenError {
     }
 }
 
-/// Signs `claims` as they are under the ring's current key. Who mints sees to `exp`: beyond [`TTL_MAX`] nobody takes the token.
+/// Signs `claims` with the ring's current key. The caller chooses `exp`; [`verify`] refuses
+/// lifetimes above [`TTL_MAX`].
 pub fn mint(ring: &Keyring, claims: &SessionClaims) -> SessionToken {
     let (kid, secret) = ring.current();
     SessionToken(sign(kid, secret, claims).into())
@@ -200,7 +209,7 @@ fn sign(kid: &Kid, secret: &[u8], claims: &SessionClaims) -> String {
         .expect("claims are JSON, and HMAC takes any key")
 }
 
-/// Judges a token at `now_unix` (seconds). Tries the one key that its header names, or none.
+/// Verifies a token at `now_unix` (seconds) with the key that its header names.
 pub fn verify(ring: &Keyring, token: &str, now_unix: i64) -> Result<SessionClaims, SessionTokenError> {
     if token.len() > TOKEN_MAX_BYTES {
         return Err(SessionTokenError::Malformed);
@@ -214,17 +223,17 @@ pub fn verify(ring: &Keyring, token: &str, now_unix: i64) -> Result<SessionClaim
         Ok(false) | Err(_) => return Err(SessionTokenError::Signature),
     }
     let claims = URL_SAFE_NO_PAD.decode(claims).map_err(|_| SessionTokenError::Claims)?;
-    read_object::<PresentedClaims>(&claims).ok_or(SessionTokenError::Claims)?.judge(now_unix)
+    read_object::<PresentedClaims>(&claims).ok_or(SessionTokenError::Claims)?.check(now_unix)
 }
 
 fn named_key<'ring>(ring: &'ring Keyring, header: &str) -> Result<&'ring [u8], SessionTokenError> {
     let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| SessionTokenError::Malformed)?;
     let header: PresentedHeader = read_object(&header).ok_or(SessionTokenError::Malformed)?;
-    if header.alg != "HS256" || header.crit.is_some() {
+    if header.alg != "HS256" || header.crit {
         return Err(SessionTokenError::Algorithm);
     }
     let kid = header.kid.ok_or(SessionTokenError::NoKid)?;
-    // Told apart so that junk never makes a caller fetch the ring again.
+    // Distinct errors, so that a malformed kid does not trigger a refetch of the ring.
     ring.get(&kid).ok_or(match Kid::parse(&kid) {
         Some(_) => SessionTokenError::UnknownKid,
         None => SessionTokenError::NoKid,
@@ -232,7 +241,7 @@ fn named_key<'ring>(ring: &'ring Keyring, header: &str) -> Result<&'ring [u8], S
 }
 
 impl PresentedClaims {
-    fn judge(self, now_unix: i64) -> Result<SessionClaims, SessionTokenError> {
+    fn check(self, now_unix: i64) -> Result<SessionClaims, SessionTokenError> {
         let (NumericDate(iat), NumericDate(exp)) = (self.iat, self.exp);
         if self.sub.as_ref().is_some_and(|sub| sub.is_empty() || sub.len() > 255) {
             return Err(SessionTokenError::Claims);
@@ -295,7 +304,7 @@ mod tests {
         }
     }
 
-    /// Signs whatever it is given, as a holder of the ring could.
+    /// Signs any header and claims, as a holder of the ring could.
     fn forge(header: &Value, claims: &Value, secret: &str, algorithm: Algorithm) -> String {
         let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let message = format!("{}.{}", part(header), part(claims));
@@ -308,7 +317,8 @@ mod tests {
         verify(&ring(), &forge(header, &json!(claims()), &"2".repeat(32), Algorithm::HS256), NOW)
     }
 
-    /// Verifies the usual claims under a right signature after one of them was replaced, or taken out by `null`.
+    /// Verifies the usual claims under a valid signature after one claim was replaced, or removed
+    /// by `null`.
     fn with_claim(name: &str, value: Value) -> Result<SessionClaims, SessionTokenError> {
         let mut claims = json!(claims());
         claims[name] = value;
@@ -318,8 +328,8 @@ mod tests {
     }
 
     #[test]
-    fn accepts_what_another_library_signed() {
-        // Python: base64url, json and hmac over these claims.
+    fn token_of_another_library_is_accepted() {
+        // Made in Python with base64, json and hmac.
         let token = concat!(
             "eyJ0eXAiOiAiSldUIiwgImFsZyI6ICJIUzI1NiIsICJraWQiOiAiazIifQ.eyJvcmdfaWQiOiAxLCAib3JnX3NsdWciOiAiY",
             "WNtZSIsICJwcm9qZWN0X2lkIjogOTAwNzE5OTI1NDc0MDk5MSwgInByb2plY3Rfc2x1ZyI6ICJzdXBwb3J0IiwgInNjb3BlI",
@@ -330,13 +340,13 @@ mod tests {
     }
 
     #[test]
-    fn tokens_of_the_key_before_still_pass() {
+    fn token_of_previous_key_is_accepted() {
         let token = forge(&json!({"alg": "HS256", "kid": "k1"}), &json!(claims()), &"1".repeat(32), Algorithm::HS256);
         assert_eq!(verify(&ring(), &token, NOW), Ok(claims()));
     }
 
     #[test]
-    fn no_other_algorithm_passes() {
+    fn other_algorithms_are_refused() {
         for alg in ["none", "None", "", "hs256", "HS384", "HS512", "RS256", "ES256", "EdDSA"] {
             assert_eq!(with_header(&json!({"alg": alg, "kid": "k2"})), Err(SessionTokenError::Algorithm), "{alg}");
         }
@@ -349,14 +359,14 @@ mod tests {
         let stripped = format!("{}.", signed.expose().rsplit_once('.').unwrap().0);
         assert_eq!(verify(&ring(), &stripped, NOW), Err(SessionTokenError::Signature));
         assert_eq!(with_header(&json!({"kid": "k2"})), Err(SessionTokenError::Malformed));
-        assert_eq!(
-            with_header(&json!({"alg": "HS256", "kid": "k2", "crit": ["exp"]})),
-            Err(SessionTokenError::Algorithm)
-        );
+        for crit in [json!(["exp"]), json!([]), json!(null)] {
+            let header = json!({"alg": "HS256", "kid": "k2", "crit": crit});
+            assert_eq!(with_header(&header), Err(SessionTokenError::Algorithm), "{header}");
+        }
     }
 
     #[test]
-    fn a_kid_must_be_there_and_name_a_key() {
+    fn kid_must_name_a_key() {
         for kid in ["current", "", "k", "K2", "k2 ", "../k2", "2"] {
             assert_eq!(with_header(&json!({"alg": "HS256", "kid": kid})), Err(SessionTokenError::NoKid), "{kid}");
         }
@@ -367,17 +377,17 @@ mod tests {
     }
 
     #[test]
-    fn only_the_key_that_is_named_is_tried() {
+    fn only_the_named_key_is_tried() {
         assert_eq!(with_header(&json!({"alg": "HS256", "kid": "k1"})), Err(SessionTokenError::Signature));
         let other = Keyring::single("k2", "3".repeat(32)).unwrap();
         assert_eq!(verify(&ring(), mint(&other, &claims()).expose(), NOW), Err(SessionTokenError::Signature));
-        // The word `current` as a secret under the kid `current`: the ring of a careless reader.
+        // A careless parser of the ring would accept the kid `current` with the secret `k2`.
         let token = forge(&json!({"alg": "HS256", "kid": "current"}), &json!(claims()), "k2", Algorithm::HS256);
         assert_eq!(verify(&ring(), &token, NOW), Err(SessionTokenError::NoKid));
     }
 
     #[test]
-    fn the_lifetime_is_an_hour_at_most() {
+    fn lifetime_is_at_most_an_hour() {
         let exp = |exp: i64| with_claim("exp", json!(exp)).err();
         assert_eq!(exp(NOW + i64::from(TTL_MAX)), None);
         assert_eq!(exp(NOW + i64::from(TTL_MAX) + 1), Some(SessionTokenError::Lifetime));
@@ -388,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn expires_after_the_leeway_and_iat_is_not_judged() {
+    fn leeway_applies_and_iat_is_ignored() {
         let token = mint(&ring(), &claims());
         let at = |now| verify(&ring(), token.expose(), now).err();
         assert_eq!(at(claims().exp + LEEWAY - 1), None);
@@ -399,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_must_be_there_and_right() {
+    fn missing_or_invalid_claim_is_refused() {
         let names = "org_id org_slug project_id project_slug scope budget_ok iat exp jti akid";
         for name in names.split(' ') {
             assert_eq!(with_claim(name, Value::Null), Err(SessionTokenError::Claims), "without {name}");
@@ -430,13 +440,13 @@ mod tests {
         ] {
             assert_eq!(with_claim(name, value.clone()), Ok(read), "{name}: {value}");
         }
-        // The fraction does not stretch the hour.
+        // A fraction does not extend the hour.
         assert_eq!(with_claim("exp", json!(1_795_003_600.5)).map(|claims| claims.exp), Ok(NOW + 3_600));
         assert_eq!(with_claim("exp", json!(1_795_003_601.5)), Err(SessionTokenError::Lifetime));
     }
 
     #[test]
-    fn numbers_that_are_no_time_are_refused() {
+    fn invalid_time_is_refused() {
         let two_to_the_63rd = 1_u64 << 63;
         for value in [
             json!(two_to_the_63rd),
@@ -456,7 +466,7 @@ mod tests {
                 assert_eq!(with_claim(name, value.clone()), Err(SessionTokenError::Claims), "{name}: {value}");
             }
         }
-        // Both at the end of time: a token that never expires.
+        // Both times are out of range: the token would never expire.
         let far = |iat: i64| json!({ "iat": iat, "exp": iat + 900 });
         for iat in [i64::MAX - 900, TIME_MAX - 899] {
             let mut forged = json!(claims());
@@ -488,17 +498,17 @@ mod tests {
     }
 
     #[test]
-    fn header_and_claims_are_objects() {
-        let claims_of = |claims: &str, header: &str| {
+    fn header_and_claims_must_be_objects() {
+        let verify_parts = |claims: &str, header: &str| {
             let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
             let key = EncodingKey::from_secret("2".repeat(32).as_bytes());
             let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
             verify(&ring(), &format!("{message}.{signature}"), NOW)
         };
         let (header, object) = (r#"{"alg":"HS256","kid":"k2"}"#, json!(claims()).to_string());
-        assert_eq!(claims_of(&format!(" \n{object}"), header), Ok(claims()));
+        assert_eq!(verify_parts(&format!(" \n{object}"), header), Ok(claims()));
         for array in [r#"["HS256","k2",null]"#, r#" ["HS256","k2",null]"#, "[]", "null", "\"HS256\"", ""] {
-            assert_eq!(claims_of(&object, array), Err(SessionTokenError::Malformed), "{array}");
+            assert_eq!(verify_parts(&object, array), Err(SessionTokenError::Malformed), "{array}");
         }
         let in_order = json!([
             1,
@@ -516,13 +526,13 @@ mod tests {
             null
         ]);
         for claims in [in_order.to_string(), "[]".to_owned(), "null".to_owned(), String::new()] {
-            assert_eq!(claims_of(&claims, header), Err(SessionTokenError::Claims), "{claims}");
+            assert_eq!(verify_parts(&claims, header), Err(SessionTokenError::Claims), "{claims}");
         }
         assert_eq!(with_claim("scope", json!({ "session": null })), Err(SessionTokenError::Claims));
     }
 
     #[test]
-    fn a_claim_that_stands_twice_is_refused() {
+    fn repeated_claim_is_refused() {
         let claims = json!(claims()).to_string().replacen('{', r#"{"exp":1795000001,"#, 1);
         let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","kid":"k2"}"#);
         let message = format!("{header}.{}", URL_SAFE_NO_PAD.encode(claims));
@@ -532,19 +542,19 @@ mod tests {
     }
 
     #[test]
-    fn too_long_a_token_is_not_parsed() {
+    fn oversized_token_is_not_parsed() {
         let sub = "u".repeat(TOKEN_MAX_BYTES);
         assert_eq!(with_claim("a_later_claim", json!(sub)), Err(SessionTokenError::Malformed));
     }
 
     #[test]
-    fn a_token_does_not_print() {
+    fn token_debug_output_is_redacted() {
         assert_eq!(format!("{:?}", mint(&ring(), &claims())), "SessionToken([redacted])");
     }
 
     proptest! {
         #[test]
-        fn verifies_what_it_minted(
+        fn minted_token_verifies(
             ids in [1_u64..1 << 53, 1..1 << 53, 1..1 << 53],
             ttl in TTL_MIN..=TTL_MAX,
             sub in prop::option::of("\\PC{1,60}"),
@@ -556,7 +566,7 @@ mod tests {
         }
 
         #[test]
-        fn no_changed_byte_survives(at: prop::sample::Index, to in "[0-9A-Za-z_.=-]") {
+        fn changed_byte_is_refused(at: prop::sample::Index, to in "[0-9A-Za-z_.=-]") {
             let minted = mint(&ring(), &claims());
             let at = at.index(minted.expose().len());
             let mut forged = minted.expose().to_owned();
@@ -565,7 +575,7 @@ mod tests {
         }
 
         #[test]
-        fn junk_never_passes_or_panics(text in ".*", parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 0..5)) {
+        fn junk_is_refused_without_panic(text in ".*", parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 0..5)) {
             prop_assert!(verify(&ring(), &text, NOW).is_err());
             let parts: Vec<_> = parts.iter().map(|part| URL_SAFE_NO_PAD.encode(part)).collect();
             prop_assert!(verify(&ring(), &parts.join("."), NOW).is_err());

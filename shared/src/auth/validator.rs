@@ -13,31 +13,36 @@ use crate::{
         TokenRefused,
     },
     store::{Access, Credential, Store},
-    telemetry::{Metrics, Proving},
+    telemetry::{Metrics, ProofSource},
 };
 
-/// How many proofs a process remembers: 48 bytes each.
-const PROOFS_KEPT: usize = 100_000;
-const REFUSALS_KEPT: usize = 10_000;
-/// How long a wrong token is refused without another bcrypt.
-const REFUSAL_KEPT_FOR: Duration = Duration::from_secs(5);
+/// Maximum cached proofs in a process, 48 bytes each.
+const MAX_PROOFS: usize = 100_000;
+const MAX_REFUSALS: usize = 10_000;
+/// How long a wrong token is refused without another bcrypt comparison.
+const REFUSAL_TTL: Duration = Duration::from_secs(5);
 
-/// How old a verdict may be when API Gateway gets it, which keeps it for 3 s: a revoked key is dead within 5 s.
-pub const GATEWAY_NOTIFIED_WITHIN: Duration = Duration::from_millis(1_500);
+/// Maximum age of a verdict when API Gateway receives it. The gateway caches it for 3 s, so a
+/// revoked key stops working within 5 s.
+pub const GATEWAY_VERDICT_MAX_AGE: Duration = Duration::from_millis(1_500);
 
-/// How late `last_used_at` may be: a key in use costs one write in this time, not one per request.
-const USE_NOTED_EVERY: Duration = Duration::from_mins(1);
-/// How long a validation waits for that write at most.
-const USE_NOTED_WITHIN: Duration = Duration::from_millis(250);
-/// How soon a process tries again to note a key's use.
-const USE_TRIED_EVERY: Duration = Duration::from_secs(5);
+/// Interval between writes of `last_used_at`: a key in use costs one write per interval, not one
+/// per request.
+const USE_WRITE_INTERVAL: Duration = Duration::from_mins(1);
+/// Maximum time that a validation waits for this write.
+const USE_WRITE_TIMEOUT: Duration = Duration::from_millis(250);
+/// Interval after which a process tries this write again.
+const USE_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Judges API keys.
+/// Validates API keys.
 ///
-/// Shape and tag → candidates by prefix → bcrypt → only then revocation, expiry and the rest. The proof, an immutable fact, is
-/// cached for the process's life; state never is: it is read afresh, in one BatchGetItem, at every validation. A prefix that
-/// is not there costs a bcrypt against a decoy, and a failed proof answers without any further read, so that neither a prefix's existence nor
-/// its key's state shows.
+/// The order is: shape and tag, candidates by prefix, bcrypt, and only then revocation, expiry and
+/// the other state. A proof never changes, so it is cached for the life of the process. State is
+/// never cached: every validation reads it in one BatchGetItem.
+///
+/// An unknown prefix costs a bcrypt comparison with a decoy, and a failed proof is answered without
+/// further reads. Responses and their timing therefore reveal neither whether a prefix exists nor
+/// the state of its key.
 pub struct Validator {
     store: Store,
     secrets: Arc<Secrets>,
@@ -45,13 +50,13 @@ pub struct Validator {
     bcrypt: BcryptPool,
     proofs: Cache<[u8; 32], Proof>,
     refusals: Cache<[u8; 32], Timestamp>,
-    /// When this process looks again whether a key's use is to be noted.
-    note_due: Cache<Id, Timestamp>,
+    /// When this process next checks whether a key's use must be recorded.
+    use_write_due: Cache<Id, Timestamp>,
     metrics: Metrics,
     deadlines: Deadlines,
 }
 
-/// "This token is the plaintext of that key."
+/// Proof that a token is the plaintext of this key.
 #[derive(Debug, Clone, Copy)]
 struct Proof {
     organization_id: Id,
@@ -59,15 +64,15 @@ struct Proof {
     lineage_id: Id,
 }
 
-/// Whether a validation counts as a use of a key that is valid.
+/// Whether the validation of a valid key updates its `last_used_at`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Use {
-    /// From an address that is judged elsewhere.
-    Noted,
-    /// From here, if the key may be used from here.
-    NotedFrom(Option<IpAddr>),
-    /// For whoever only looks.
-    Unnoted,
+pub enum RecordUse {
+    /// The caller checks the client's address itself.
+    Always,
+    /// Only if the key may be used from this address.
+    IfPermitted(Option<IpAddr>),
+    /// For callers that only inspect the key.
+    Never,
 }
 
 #[derive(Debug, Clone)]
@@ -76,7 +81,7 @@ pub enum Verdict {
     Invalid(Invalidity),
 }
 
-/// A key that may be let in, but for the client's address, which is judged where it is known.
+/// A key that is valid, apart from the client's address, which the caller checks.
 #[derive(Debug, Clone)]
 pub struct ValidKey {
     pub organization: Organization,
@@ -85,12 +90,12 @@ pub struct ValidKey {
     pub budget: BudgetVerdict,
 }
 
-/// Why a key is not let in: for the log and for metrics. Clients see one 401 for all.
+/// Reasons for refusing a key, for the log and metrics. Clients get the same 401 for all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Invalidity {
     Shape,
     Tag,
-    /// No key is proven by the token; whether its prefix exists is nobody's business.
+    /// No key matches the token. The reason does not reveal whether the prefix exists.
     Unproven,
     Revoked,
     Expired,
@@ -116,56 +121,68 @@ impl Validator {
             secrets,
             clock,
             bcrypt,
-            proofs: Cache::new(PROOFS_KEPT),
-            refusals: Cache::new(REFUSALS_KEPT),
-            note_due: Cache::new(PROOFS_KEPT),
+            proofs: Cache::new(MAX_PROOFS),
+            refusals: Cache::new(MAX_REFUSALS),
+            use_write_due: Cache::new(MAX_PROOFS),
             metrics,
             deadlines,
         }
     }
 
+    /// Returns a verdict on the token and records the use of a valid key.
     pub async fn validate(&self, text: &str) -> Result<Verdict, Undecided> {
-        self.counted(text, Use::Noted, Duration::MAX).await
+        self.validate_counted(text, RecordUse::Always, Duration::MAX).await
     }
 
-    /// A verdict for a caller that caches it. Its state was requested at most `within` ago: state that took longer is read once more, and the
-    /// second time it is [`Undecided::Stale`].
-    pub async fn validate_to_pass_on(&self, text: &str, how: Use, within: Duration) -> Result<Verdict, Undecided> {
-        self.counted(text, how, within).await
+    /// Returns a verdict for a caller that caches it. Its state was read at most `max_age` ago:
+    /// older state is read a second time, and [`Undecided::Stale`] is returned if that is too old
+    /// as well.
+    pub async fn validate_for_cache(
+        &self,
+        text: &str,
+        record_use: RecordUse,
+        max_age: Duration,
+    ) -> Result<Verdict, Undecided> {
+        self.validate_counted(text, record_use, max_age).await
     }
 
-    /// The verdict, counted in the metrics.
-    async fn counted(&self, text: &str, how: Use, within: Duration) -> Result<Verdict, Undecided> {
+    /// Validates the token and counts the outcome in the metrics.
+    async fn validate_counted(
+        &self,
+        text: &str,
+        record_use: RecordUse,
+        max_age: Duration,
+    ) -> Result<Verdict, Undecided> {
         let mut proving = None;
-        let outcome = self.decide_within(text, how, within, &mut proving).await;
-        let word = outcome.as_ref().map_or("undecided", Verdict::as_str);
-        self.metrics.validation(self.clock.now(), word, proving);
+        let outcome = self.decide_fresh(text, record_use, max_age, &mut proving).await;
+        let outcome_name = outcome.as_ref().map_or("undecided", Verdict::as_str);
+        self.metrics.validation(self.clock.now(), outcome_name, proving);
         outcome
     }
 
-    async fn decide_within(
+    async fn decide_fresh(
         &self,
         text: &str,
-        how: Use,
-        within: Duration,
-        proving: &mut Option<Proving>,
+        record_use: RecordUse,
+        max_age: Duration,
+        proving: &mut Option<ProofSource>,
     ) -> Result<Verdict, Undecided> {
-        let is_stale = |asked_at: Option<Timestamp>| asked_at.is_some_and(|at| self.clock.now().since(at) > within);
-        let (verdict, asked_at) = self.decide(text, how, proving).await?;
-        if !is_stale(asked_at) {
+        let is_stale = |read_at: Option<Timestamp>| read_at.is_some_and(|at| self.clock.now().since(at) > max_age);
+        let (verdict, read_at) = self.decide(text, record_use, proving).await?;
+        if !is_stale(read_at) {
             return Ok(verdict);
         }
         // The proof is cached by now, so only the state is read again.
-        let (verdict, asked_at) = self.decide(text, how, &mut None).await?;
-        if is_stale(asked_at) { Err(Undecided::Stale) } else { Ok(verdict) }
+        let (verdict, read_at) = self.decide(text, record_use, &mut None).await?;
+        if is_stale(read_at) { Err(Undecided::Stale) } else { Ok(verdict) }
     }
 
-    /// The verdict, and the time at which its state was requested; none without a proof.
+    /// Returns the verdict and the time at which its state was read; no time if there is no proof.
     async fn decide(
         &self,
         text: &str,
-        how: Use,
-        proving: &mut Option<Proving>,
+        record_use: RecordUse,
+        proving: &mut Option<ProofSource>,
     ) -> Result<(Verdict, Option<Timestamp>), Undecided> {
         let invalid = |why| Ok((Verdict::Invalid(why), None));
         let token = match self.parse(text).await? {
@@ -173,31 +190,33 @@ impl Validator {
             Err(TokenRefused::Shape) => return invalid(Invalidity::Shape),
             Err(TokenRefused::Tag) => return invalid(Invalidity::Tag),
         };
-        let Some(proof) = self.prove(&token, proving).await? else {
+        let Some(proof) = self.find_proof(&token, proving).await? else {
             return invalid(Invalidity::Unproven);
         };
-        let asked_at = self.clock.now();
+        let read_at = self.clock.now();
         let Proof { organization_id, api_key_id, lineage_id } = proof;
-        let notes = how != Use::Unnoted && self.note_due.get(&api_key_id).is_none_or(|due| due <= asked_at);
-        let (access, spending) = if notes {
-            self.store.access_to_use(organization_id, api_key_id, lineage_id, asked_at).await?
+        let records_use =
+            record_use != RecordUse::Never && self.use_write_due.get(&api_key_id).is_none_or(|due| due <= read_at);
+        let (access, spending) = if records_use {
+            self.store.access_to_use(organization_id, api_key_id, lineage_id, read_at).await?
         } else {
-            self.store.access_to_spend(organization_id, api_key_id, lineage_id, asked_at).await?
+            self.store.access_to_spend(organization_id, api_key_id, lineage_id, read_at).await?
         };
-        let verdict = match judge(&access, self.clock.now()) {
+        let verdict = match check_status(&access, self.clock.now()) {
             Ok(()) => Verdict::Valid(Box::new(ValidKey::new(access, spending))),
             Err(why) => Verdict::Invalid(why),
         };
         if let Verdict::Valid(valid) = &verdict
-            && notes
-            && how.counts(valid)
+            && records_use
+            && record_use.counts(valid)
         {
-            self.note_use(valid).await;
+            self.write_use(valid).await;
         }
-        Ok((verdict, Some(asked_at)))
+        Ok((verdict, Some(read_at)))
     }
 
-    /// Shape and tag. What no key at hand has tagged may be tagged by one that was published since.
+    /// Checks shape and tag. The ring is refetched if no known key made the tag, because a newer
+    /// key may have made it.
     async fn parse(&self, text: &str) -> Result<Result<ApiKeyToken, TokenRefused>, Undecided> {
         let parsed = ApiKeyToken::parse(text, &*self.secrets.ring(Ring::KeyTag).await?);
         if !matches!(parsed, Err(TokenRefused::Tag)) {
@@ -206,33 +225,39 @@ impl Validator {
         Ok(ApiKeyToken::parse(text, &*self.secrets.ring_refetched(Ring::KeyTag).await?))
     }
 
-    /// Notes a key's use, if the last one that was noted, by any process, is a minute ago. Best effort: no validation fails because of it.
-    async fn note_use(&self, valid: &ValidKey) {
+    /// Writes the key's `last_used_at`, unless any process wrote it within the last minute. Best
+    /// effort: a failed write does not fail the validation.
+    async fn write_use(&self, valid: &ValidKey) {
         let (now, organization, key) = (self.clock.now(), valid.organization.id, valid.api_key.id);
-        if self.note_due.get(&key).is_some_and(|due| now < due) {
+        if self.use_write_due.get(&key).is_some_and(|due| now < due) {
             return;
         }
-        if let Some(last) = valid.api_key.last_used_at.filter(|at| now.since(*at) < USE_NOTED_EVERY) {
-            self.note_due.insert(key, last.plus(USE_NOTED_EVERY));
+        if let Some(last) = valid.api_key.last_used_at.filter(|at| now.since(*at) < USE_WRITE_INTERVAL) {
+            self.use_write_due.insert(key, last.plus(USE_WRITE_INTERVAL));
             return;
         }
-        // Before the write: concurrent validations of the key do not write too.
-        self.note_due.insert(key, now.plus(USE_TRIED_EVERY));
-        let noted = self.store.note_use(organization, key, now, USE_NOTED_EVERY);
-        let within = self.deadlines.scale(USE_NOTED_WITHIN);
-        match timeout(within, noted).await {
-            Ok(Ok(true)) => self.note_due.insert(key, now.plus(USE_NOTED_EVERY)),
-            // Another process was faster: the next look learns when.
+        // Set before the write, so that concurrent validations of the key do not write as well.
+        self.use_write_due.insert(key, now.plus(USE_RETRY_INTERVAL));
+        let write = self.store.note_use(organization, key, now, USE_WRITE_INTERVAL);
+        let within = self.deadlines.scale(USE_WRITE_TIMEOUT);
+        match timeout(within, write).await {
+            Ok(Ok(true)) => self.use_write_due.insert(key, now.plus(USE_WRITE_INTERVAL)),
+            // Another process wrote first. The next validation reads the time of that write.
             Ok(Ok(false)) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the use of a key was not noted"),
-            Err(_) => tracing::warn!(error = "timeout", ?within, "the use of a key was not noted"),
+            Ok(Err(error)) => tracing::warn!(%error, "last_used_at update failed"),
+            Err(_) => tracing::warn!(error = "timeout", ?within, "last_used_at update failed"),
         }
     }
 
-    /// Whose plaintext the token is, and in `proving` what it took to know. Concurrent first proofs of one token run one bcrypt.
-    async fn prove(&self, token: &ApiKeyToken, proving: &mut Option<Proving>) -> Result<Option<Proof>, Undecided> {
+    /// Returns the key that the token matches, and stores in `proving` how it was found.
+    /// Concurrent first validations of one token share one bcrypt comparison.
+    async fn find_proof(
+        &self,
+        token: &ApiKeyToken,
+        proving: &mut Option<ProofSource>,
+    ) -> Result<Option<Proof>, Undecided> {
         let fingerprint = token.fingerprint();
-        *proving = Some(Proving::Known);
+        *proving = Some(ProofSource::Known);
         let proof = self.proofs.get_or_insert_async(&fingerprint, async {
             if self.was_refused(&fingerprint) {
                 return Err(None);
@@ -256,22 +281,27 @@ impl Validator {
 
     fn was_refused(&self, fingerprint: &[u8; 32]) -> bool {
         let refused_at = self.refusals.get(fingerprint);
-        refused_at.is_some_and(|at| self.clock.now().since(at) < REFUSAL_KEPT_FOR)
+        refused_at.is_some_and(|at| self.clock.now().since(at) < REFUSAL_TTL)
     }
 
-    /// Compares with every key of the prefix, or with the decoy where there is none. The place in bcrypt's line comes first: a flood that
-    /// finds none does not reach the store either.
-    async fn compare(&self, token: &ApiKeyToken, proving: &mut Option<Proving>) -> Result<Option<Proof>, Undecided> {
-        let place = self.bcrypt.enter()?;
+    /// Compares the token with every key of its prefix, or with the decoy if the prefix has no key.
+    /// The bcrypt slot is reserved first, so that a flood that finds the queue full does not reach
+    /// the store.
+    async fn compare(
+        &self,
+        token: &ApiKeyToken,
+        proving: &mut Option<ProofSource>,
+    ) -> Result<Option<Proof>, Undecided> {
+        let slot = self.bcrypt.reserve()?;
         let candidates = self.store.credentials(&token.prefix()).await?;
         if candidates.is_empty() {
-            *proving = Some(place.proves(token, self.bcrypt.decoy()).await?.1);
+            *proving = Some(slot.verify(token, self.bcrypt.decoy()).await?.1);
             return Ok(None);
         }
         for candidate in candidates {
-            let (proves, took) = place.proves(token, candidate.digest.clone()).await?;
+            let (matches, took) = slot.verify(token, candidate.digest.clone()).await?;
             *proving = Some(took);
-            if proves {
+            if matches {
                 let Credential { organization_id, api_key_id, lineage_id, .. } = candidate;
                 return Ok(Some(Proof { organization_id, api_key_id, lineage_id }));
             }
@@ -281,7 +311,7 @@ impl Validator {
 }
 
 impl Verdict {
-    /// In a word, for the log and for metrics.
+    /// The name of the outcome in the log and in metrics.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Valid(_) => "valid",
@@ -290,18 +320,18 @@ impl Verdict {
     }
 }
 
-impl Use {
+impl RecordUse {
     fn counts(self, valid: &ValidKey) -> bool {
         match self {
-            Self::Noted => true,
-            Self::NotedFrom(address) => valid.is_permitted(address),
-            Self::Unnoted => false,
+            Self::Always => true,
+            Self::IfPermitted(address) => valid.is_permitted(address),
+            Self::Never => false,
         }
     }
 }
 
-/// Judges a proven key by its state, but for the client's address.
-pub fn judge(access: &Access, now: Timestamp) -> Result<(), Invalidity> {
+/// Checks the state of a proven key, apart from the client's address.
+pub fn check_status(access: &Access, now: Timestamp) -> Result<(), Invalidity> {
     match access.api_key.status(now) {
         KeyStatus::Revoked => Err(Invalidity::Revoked),
         KeyStatus::Expired => Err(Invalidity::Expired),
@@ -309,12 +339,13 @@ pub fn judge(access: &Access, now: Timestamp) -> Result<(), Invalidity> {
     }
 }
 
-/// A step of a decision, in the order in which they are taken. State is looked at after the proof alone.
+/// A step of a validation, in the order of execution. State is checked only after the proof.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValidationStep {
     Shape,
     Tag,
-    /// The keys of the token's prefix, or the decoy where there is none: which of them shows nowhere.
+    /// The lookup of the token's prefix. It always passes, so the trace does not reveal whether the
+    /// prefix exists.
     Candidates,
     Proof,
     Revocation,
@@ -338,15 +369,15 @@ impl ValidationStep {
     }
 }
 
-/// What a step found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepResult {
     pub step: ValidationStep,
     pub passed: bool,
 }
 
-/// How the verdict over a key that is used from `address` came about. It ends where the key failed, so that of a token without a proof it says no
-/// more than that; an exhausted budget fails its own step and does not make the key invalid.
+/// Returns the steps that led to the verdict on a key that is used from `address`. The list ends at
+/// the step that failed, so that it reveals no more than the failure. An exhausted budget fails its
+/// own step and does not make the key invalid.
 pub fn trace(verdict: &Verdict, address: Option<IpAddr>) -> Vec<StepResult> {
     let steps = [
         ValidationStep::Shape,
@@ -367,26 +398,26 @@ pub fn trace(verdict: &Verdict, address: Option<IpAddr>) -> Vec<StepResult> {
         Verdict::Valid(valid) if !valid.is_permitted(address) => Some(ValidationStep::Cidr),
         Verdict::Valid(valid) => (!valid.budget.is_ok()).then_some(ValidationStep::Budget),
     };
-    let mut findings = Vec::with_capacity(steps.len());
+    let mut results = Vec::with_capacity(steps.len());
     for step in steps {
         let passed = Some(step) != failed;
-        findings.push(StepResult { step, passed });
+        results.push(StepResult { step, passed });
         if !passed {
             break;
         }
     }
-    findings
+    results
 }
 
 impl ValidKey {
-    /// A key that was judged, and what it may spend.
+    /// Combines a key that passed [`check_status`] with its spending.
     pub fn new(access: Access, spending: Spending) -> Self {
         let Access { organization, api_key } = access;
         let budget = BudgetVerdict::new(organization.subscription_status, &spending);
         Self { organization, api_key, spending, budget }
     }
 
-    /// Whether the key may be used from there.
+    /// Returns whether the key may be used from this address.
     pub fn is_permitted(&self, address: Option<IpAddr>) -> bool {
         self.api_key.allowed_cidrs.permit(address)
     }
@@ -437,16 +468,16 @@ mod tests {
         store::table::Tables,
     };
 
-    /// AWS: a store that holds nothing, and a key-tag ring that cannot be fetched while it is null.
+    /// A fake AWS with an empty store. Fetching the key-tag ring fails while it is null.
     #[derive(Debug, Clone)]
     struct Aws(Arc<Mutex<Value>>);
 
     impl HttpConnector for Aws {
         fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-            let asks_for_secret =
+            let is_secret_request =
                 request.headers().get("x-amz-target").is_some_and(|to| to.starts_with("secretsmanager"));
             let ring = self.0.lock().unwrap();
-            let (status, body) = match (asks_for_secret, &*ring) {
+            let (status, body) = match (is_secret_request, &*ring) {
                 (true, Value::Null) => (400, json!({ "__type": "AccessDeniedException" })),
                 (true, ring) => (200, json!({ "SecretString": ring.to_string() })),
                 (false, _) => (200, json!({ "Count": 0, "Items": [] })),
@@ -475,7 +506,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_tag_is_wrong_only_under_a_ring_that_is_known_to_be_the_newest() {
+    async fn unknown_tag_is_final_only_after_refetch() {
         let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
         let (old, new) = (
             json!({ "current": "k1", "k1": "a".repeat(32) }),
@@ -495,7 +526,7 @@ mod tests {
         }
         *aws.0.lock().unwrap() = new;
         clock.advance(Duration::from_secs(30));
-        // Past the tag: the store knows of no such key.
+        // The tag passes now, but the store has no such key.
         assert!(matches!(verdict().await, Ok(Verdict::Invalid(Invalidity::Unproven))));
         let foreign = ApiKeyToken::mint(&Keyring::single("k1", "c".repeat(32)).unwrap(), &OsEntropy);
         let verdict = app.validator().validate(foreign.expose()).await;

@@ -1,4 +1,8 @@
-//! Configuration: the environment and the secrets, read once and refused when wrong.
+//! Configuration: the environment and the secrets.
+//!
+//! Settings are read and checked at startup. A missing or invalid one fails with a [`ConfigError`]
+//! or a [`SecretError`] that names it. [`Secrets`] are fetched again while the process runs. Only
+//! `optional` in this module reads the environment.
 
 pub(crate) mod prices;
 mod secrets;
@@ -20,16 +24,18 @@ use crate::{
     store::{AuditReader, table::Tables},
 };
 
-/// A deployed stack hashes with at least this cost; tests and laptops may go down to bcrypt's own minimum.
+/// Minimum bcrypt cost in a deployed stack. Tests and local runs may use bcrypt's own minimum.
 const DEPLOYED_BCRYPT_COST_MIN: u32 = 10;
 const BCRYPT_COST_DEFAULT: u32 = 12;
-/// Within what time a function answers, whatever it waits for: less than its own time limit (10 s), so that the answer is our 504.
+/// Time limit for a function's response. It is below the function's own timeout (10 s), so that
+/// Karta answers with its own 504.
 pub const DEADLINE: Duration = Duration::from_secs(8);
-/// Within what time one call to a dependency answers, repeats included.
+/// Time limit for one call to a dependency, retries included.
 const STORE_DEADLINE: Duration = Duration::from_secs(5);
 const STORE_ATTEMPT_DEADLINE: Duration = Duration::from_millis(1_500);
 
-/// Scales the deadlines of requests and of store calls. The age at which a verdict is stale is not one of them.
+/// Scales the deadlines of requests and store calls. It does not scale the age at which a verdict
+/// is stale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadlines {
     factor: u32,
@@ -37,10 +43,10 @@ pub struct Deadlines {
 
 impl Deadlines {
     pub const DEPLOYED: Self = Self::times(1);
-    /// For a machine that also compiles, and for a debug build. The longest deadline stays below API Gateway's 29 s.
+    /// For debug builds and for machines that compile at the same time. The longest deadline stays
+    /// below API Gateway's 29 s.
     pub const LAPTOP: Self = Self::times(3);
 
-    /// The deployed deadlines, multiplied.
     pub const fn times(factor: u32) -> Self {
         Self { factor }
     }
@@ -50,7 +56,7 @@ impl Deadlines {
     }
 }
 
-/// A setting that is missing or wrong. Names the variable and what would be right.
+/// A missing or invalid setting. The message names the variable and what a valid value is.
 #[derive(Debug, thiserror::Error)]
 #[error("{variable} {problem}")]
 pub struct ConfigError {
@@ -64,18 +70,21 @@ impl ConfigError {
     }
 }
 
-/// What a function reads from its environment.
+/// The settings that a function reads from its environment.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `KARTA_TABLE`, `KARTA_CREDENTIALS_TABLE`, `KARTA_OUTBOX_TABLE`, `KARTA_USAGE_TABLE` and `KARTA_ANCHORS_TABLE`.
+    /// `KARTA_TABLE`, `KARTA_CREDENTIALS_TABLE`, `KARTA_OUTBOX_TABLE`, `KARTA_USAGE_TABLE` and
+    /// `KARTA_ANCHORS_TABLE`.
     pub tables: Tables,
     /// `KARTA_BCRYPT_COST`: 12 unless set; 10 to 15 in a deployed stack.
     pub bcrypt_cost: u32,
-    /// `KARTA_INTERNAL_ALLOWED_IPS` and `KARTA_INTERNAL_HOSTS`: for whom the internal routes exist. Nobody while either is unset.
+    /// `KARTA_INTERNAL_ALLOWED_IPS` and `KARTA_INTERNAL_HOSTS`: which clients can reach the
+    /// internal routes. None can while either variable is unset.
     pub internal: InternalGuard,
     /// Model prices: `KARTA_PRICES` (JSON, or the path of a JSON file) overrides the built-in list.
     pub prices: PriceTable,
-    /// Where webhooks may lead: off this machine only, unless a local run says otherwise.
+    /// Which addresses webhooks may be sent to: public ones only, unless a local run allows
+    /// loopback.
     pub webhooks: Reach,
     pub deadlines: Deadlines,
 }
@@ -98,7 +107,8 @@ impl Config {
         })
     }
 
-    /// The same for a laptop: any table, and any cost that bcrypt itself takes (4 to 31). The internal routes are nobody's.
+    /// Returns the configuration of a local run: any table names, and any cost that bcrypt itself
+    /// accepts (4 to 31). No client can reach the internal routes.
     pub fn local(tables: Tables, bcrypt_cost: Option<u32>) -> Result<Self, ConfigError> {
         let bcrypt_cost = bcrypt_cost.unwrap_or(BCRYPT_COST_DEFAULT);
         if !(4..=31).contains(&bcrypt_cost) {
@@ -118,8 +128,9 @@ fn deployed_bcrypt_cost(cost: u32) -> Result<u32, ConfigError> {
     }
 }
 
-/// How every AWS client of this system behaves: standard retries inside a deadline. Adaptive ones would let a single throttled partition
-/// slow every tenant's requests of the process, and at a function's low rates one throttle costs the whole deadline.
+/// Settings of every AWS client: standard retries within a deadline. Adaptive retries would let one
+/// throttled partition slow down every tenant's requests in the process; at a function's low
+/// request rates, a single throttle would use up the whole deadline.
 fn sdk() -> aws_config::ConfigLoader {
     aws_config::defaults(BehaviorVersion::latest())
         .retry_config(retries())
@@ -130,7 +141,6 @@ fn retries() -> RetryConfig {
     RetryConfig::standard().with_max_attempts(5).with_initial_backoff(Duration::from_millis(25))
 }
 
-/// The time limits of an AWS client's calls.
 pub(crate) fn timeouts(deadlines: Deadlines) -> TimeoutConfig {
     TimeoutConfig::builder()
         .operation_timeout(deadlines.scale(STORE_DEADLINE))
@@ -139,8 +149,9 @@ pub(crate) fn timeouts(deadlines: Deadlines) -> TimeoutConfig {
         .build()
 }
 
-/// The SDK as a deployed function uses it: region, credentials and endpoints from Lambda's environment. Nothing else is looked at: profiles, roles
-/// and metadata services are code that a function would carry and never run.
+/// Returns the SDK settings of a deployed function: region, credentials and endpoints come from
+/// Lambda's environment. Profiles, roles and metadata services are not supported, which keeps their
+/// code out of the functions.
 pub fn deployed_sdk() -> Result<SdkConfig, ConfigError> {
     let mut builder = SdkConfig::builder();
     builder.set_endpoint_url(optional("AWS_ENDPOINT_URL")?);
@@ -154,7 +165,7 @@ pub fn deployed_sdk() -> Result<SdkConfig, ConfigError> {
         .build())
 }
 
-/// A service's own variables: `AWS_ENDPOINT_URL_DYNAMODB`.
+/// Reads the variables of one service, such as `AWS_ENDPOINT_URL_DYNAMODB`.
 #[derive(Debug)]
 struct ServiceVariables;
 
@@ -165,8 +176,9 @@ impl LoadServiceConfig for ServiceVariables {
     }
 }
 
-/// What the operator verifies a deployed stack's audit logs with: `KARTA_TABLE`, `KARTA_ANCHORS_TABLE`, `KARTA_SECRET_AUDIT`, and the
-/// environment's AWS credentials.
+/// Returns the reader and the secrets to verify the audit logs of a deployed stack. Reads
+/// `KARTA_TABLE`, `KARTA_ANCHORS_TABLE`, `KARTA_SECRET_AUDIT` and the environment's AWS
+/// credentials.
 pub async fn deployed_audit() -> Result<(AuditReader, Secrets), ConfigError> {
     let (main, anchors) = (table("KARTA_TABLE")?, table("KARTA_ANCHORS_TABLE")?);
     let sdk = operator_sdk().await;
@@ -175,12 +187,14 @@ pub async fn deployed_audit() -> Result<(AuditReader, Secrets), ConfigError> {
     Ok((reader, Secrets::new(source, Arc::new(SystemClock))))
 }
 
-/// The SDK as an operator uses it: profiles, roles and whatever else the environment leads to.
+/// Returns the SDK settings of an operator's command, with the default credential chain (profiles,
+/// roles and so on).
 pub async fn operator_sdk() -> SdkConfig {
     sdk().load().await
 }
 
-/// The SDK over a store on this machine: `endpoint` is its URL, `access_key` the id that opens it.
+/// Returns the SDK settings for a store on this machine. `endpoint` is its URL, `access_key` the
+/// access key id that it requires.
 pub async fn local_sdk(endpoint: &str, access_key: &SecretString) -> SdkConfig {
     sdk()
         .endpoint_url(endpoint)
@@ -190,38 +204,43 @@ pub async fn local_sdk(endpoint: &str, access_key: &SecretString) -> SdkConfig {
         .await
 }
 
-/// `KARTA_SESSION_TOKEN_SECRET`: the one secret that a local run signs session tokens with, to share it with a data plane.
+/// Reads `KARTA_SESSION_TOKEN_SECRET`: the secret that signs the session tokens of a local run, so
+/// that a data plane can share it.
 pub fn session_token_secret() -> Result<Option<SecretString>, ConfigError> {
     Ok(optional("KARTA_SESSION_TOKEN_SECRET")?.map(SecretString::from))
 }
 
-/// `KARTA_SERVICE_TOKENS`: the tokens, with commas between, that open the internal routes of a local run instead of the generated one.
+/// Reads `KARTA_SERVICE_TOKENS`: comma-separated tokens that a local run accepts on the internal
+/// routes instead of the generated one.
 pub fn service_tokens() -> Result<Option<SecretString>, ConfigError> {
     Ok(optional("KARTA_SERVICE_TOKENS")?.map(SecretString::from))
 }
 
-/// `KARTA_STRIPE_SECRETS`: what Stripe signs a local run's test events with, commas between.
+/// Reads `KARTA_STRIPE_SECRETS`: comma-separated signing secrets of the Stripe test events that a
+/// local run receives.
 pub fn stripe_secrets() -> Result<Option<SecretString>, ConfigError> {
     Ok(optional("KARTA_STRIPE_SECRETS")?.map(SecretString::from))
 }
 
-/// Where metrics go: `Karta/<stage>`, with the stage out of `KARTA_STAGE`.
+/// Returns the namespace of the metrics, `Karta/<stage>`. Reads `KARTA_STAGE`.
 pub fn metrics_namespace() -> Result<String, ConfigError> {
     required("KARTA_STAGE").map(|stage| format!("Karta/{stage}"))
 }
 
-/// `KARTA_OWN_HOSTS`: this stack's own names, commas between, which no webhook may lead to.
+/// Reads `KARTA_OWN_HOSTS`: this stack's host names, separated by commas. No webhook may be sent to
+/// them.
 pub fn own_hosts() -> Result<Vec<String>, ConfigError> {
     let hosts = required("KARTA_OWN_HOSTS")?;
     Ok(hosts.split(',').map(str::trim).filter(|host| !host.is_empty()).map(ToOwned::to_owned).collect())
 }
 
-/// `KARTA_WEBHOOK_DELIVERIES_FUNCTION`: the function that serves an endpoint.
+/// Reads `KARTA_WEBHOOK_DELIVERIES_FUNCTION`: the function that serves an endpoint's queue.
 pub fn webhook_deliveries_function() -> Result<String, ConfigError> {
     required("KARTA_WEBHOOK_DELIVERIES_FUNCTION")
 }
 
-/// `KARTA_DATA_PLANES`: whom a local run tells that caches are out of date, in the shape of the secret `data-planes`.
+/// Reads `KARTA_DATA_PLANES`: the data planes whose caches a local run invalidates, in the format
+/// of the secret `data-planes`.
 pub fn data_planes() -> Result<Option<SecretString>, ConfigError> {
     let variable = "KARTA_DATA_PLANES";
     let Some(text) = optional(variable)?.map(SecretString::from) else {
@@ -245,7 +264,8 @@ impl GatewayStage {
     }
 }
 
-/// `KARTA_INTERNAL_ALLOWED_IPS` (addresses and ranges) and `KARTA_INTERNAL_HOSTS`, each with commas between.
+/// Reads `KARTA_INTERNAL_ALLOWED_IPS` (addresses and ranges) and `KARTA_INTERNAL_HOSTS`, both
+/// separated by commas.
 pub fn internal_guard() -> Result<InternalGuard, ConfigError> {
     Ok(InternalGuard { addresses: parsed("KARTA_INTERNAL_ALLOWED_IPS")?, hosts: parsed("KARTA_INTERNAL_HOSTS")? })
 }
@@ -254,13 +274,13 @@ fn required(variable: &str) -> Result<String, ConfigError> {
     optional(variable)?.ok_or_else(|| ConfigError::new(variable, "is not set"))
 }
 
-/// As DynamoDB lets tables be named.
+/// Reads a table name and checks it against DynamoDB's rules.
 fn table(variable: &str) -> Result<String, ConfigError> {
     let name = required(variable)?;
     if is_table_name(&name) {
         Ok(name)
     } else {
-        Err(ConfigError::new(variable, "must be the name of a table: 3 to 255 letters, digits, `_`, `-` and `.`"))
+        Err(ConfigError::new(variable, "must be a table name: 3 to 255 letters, digits, `_`, `-` or `.`"))
     }
 }
 
@@ -275,8 +295,8 @@ fn parsed<T: FromStr<Err: Display>>(variable: &str) -> Result<Option<T>, ConfigE
         .transpose()
 }
 
-/// An unset and an empty variable are the same: templates cannot leave one out.
-#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+/// Reads a variable. An empty one counts as unset, because stack templates cannot omit a variable.
+#[expect(clippy::disallowed_methods, reason = "the only place that reads the environment")]
 fn optional(variable: &str) -> Result<Option<String>, ConfigError> {
     match env::var(variable) {
         Ok(text) if text.is_empty() => Ok(None),
@@ -291,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_has_a_name_that_dynamodb_takes() {
+    fn table_name_follows_dynamodb_rules() {
         for name in ["karta", "karta-prod", "Karta.prod_2", &"a".repeat(255)] {
             assert!(is_table_name(name), "{name}");
         }
@@ -301,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deployed_stack_refuses_a_cheap_digest() {
+    fn deployed_stack_rejects_low_bcrypt_cost() {
         assert!(deployed_bcrypt_cost(9).is_err());
         assert!(deployed_bcrypt_cost(10).is_ok());
         let error = deployed_bcrypt_cost(4).unwrap_err().to_string();

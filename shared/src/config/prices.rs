@@ -11,23 +11,23 @@ use super::{ConfigError, optional};
 use crate::domain::{Price, PriceList, PriceTable, PricesError};
 
 const VARIABLE: &str = "KARTA_PRICES";
-/// A byte order mark, which some editors write in front of a file.
+/// A byte order mark, which some editors write at the start of a file.
 const BOM: char = '\u{FEFF}';
 
-/// The rows of `prices.json`. A test reads it, so it can be read.
+/// The rows of `prices.json`. A test parses the file, so parsing cannot fail here.
 pub(crate) static LISTED: LazyLock<PriceList> = LazyLock::new(|| {
     let groups: Vec<PriceGroup> = serde_json::from_str(include_str!("../../prices.json")).unwrap_or_default();
     groups.into_iter().flat_map(|group| group.prices).collect()
 });
 
-/// Prices of one source.
 #[derive(Deserialize)]
 struct PriceGroup {
     #[serde(borrow)]
     prices: HashMap<&'static str, Price>,
 }
 
-/// The operator's prices over the list: JSON in the variable itself, which is all that a deployed function has, or in the file that it names.
+/// Returns the built-in prices with the operator's overrides. The variable holds either the JSON
+/// itself, the only form that a deployed function can use, or the path of a JSON file.
 pub(super) fn from_env() -> Result<PriceTable, ConfigError> {
     let Some(text) = optional(VARIABLE)? else {
         return PriceTable::new(&LISTED, iter::empty()).map_err(|error| ConfigError::new(VARIABLE, error));
@@ -40,13 +40,14 @@ pub(super) fn from_env() -> Result<PriceTable, ConfigError> {
     parse(&json).map_err(|error| ConfigError::new(VARIABLE, format!("names {text}, which {error}")))
 }
 
-/// Reads the operator's prices: a JSON object of prices by model.
+/// Parses the operator's prices: a JSON object that maps models to prices.
 pub(crate) fn parse(json: &str) -> Result<PriceTable, PricesError> {
     let Rows(rows) = serde_json::from_str(json.trim_start_matches(BOM)).map_err(|_| PricesError::Shape)?;
     PriceTable::new(&LISTED, rows)
 }
 
-/// The members of a JSON object. A map would keep only the last of two with the same name.
+/// The members of a JSON object, duplicates included. A map would keep only the last member of each
+/// name.
 struct Rows(Vec<(String, Price)>);
 
 impl<'de> Deserialize<'de> for Rows {

@@ -15,24 +15,26 @@ use crate::{
     fault,
 };
 
-/// How long a fetched ring serves before it is fetched again.
-const KEPT_FOR: Duration = Duration::from_mins(5);
-/// How often what is not at hand may cause a fetch: a flood of forged tokens must not become one of requests.
-const REFETCH_EVERY: Duration = Duration::from_secs(30);
-/// How long a request waits for a fetch while there is something at hand: two in a row stay well below the shortest route's deadline. With
-/// nothing at hand the SDK's own deadlines hold.
-const REFETCH_WITHIN: Duration = Duration::from_secs(1);
+/// How long a fetched secret is used before it is fetched again.
+const CACHE_TTL: Duration = Duration::from_mins(5);
+/// Minimum time between refetches for a key or token that the cache lacks: a flood of forged tokens
+/// must not become a flood of fetches.
+const REFETCH_INTERVAL: Duration = Duration::from_secs(30);
+/// How long a request waits for a refetch while a cached secret exists. Two refetches in a row stay
+/// well below the shortest deadline of a route. Without a cached secret the SDK's own timeouts
+/// apply.
+const REFETCH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a secret serves while it cannot be fetched again. After that whoever needs it fails: a key that was dropped must not
-/// live on because its successor was published wrongly.
-const SERVES_AT_MOST: Duration = Duration::from_hours(1);
+/// How long a cached secret is used while it cannot be refetched. After that, requests that need it
+/// fail: a removed key must not stay valid because its successor was published incorrectly.
+const MAX_STALE_AGE: Duration = Duration::from_hours(1);
 
-/// What the rings are for. One secret each, so that every function can be given just those it needs.
+/// The key rings. Each is a separate secret, so that a function gets only those that it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Ring {
     /// Signs session tokens.
     SessionSigning,
-    /// Tags API keys as minted here.
+    /// Computes the tag in API keys.
     KeyTag,
     /// Signs paging cursors.
     Cursor,
@@ -40,7 +42,7 @@ pub enum Ring {
     Audit,
     /// Seals provider keys.
     SealingByok,
-    /// Seals what webhooks are signed with.
+    /// Seals webhook secrets.
     SealingWebhooks,
 }
 
@@ -48,7 +50,8 @@ impl Ring {
     pub const ALL: [Self; 6] =
         [Self::SessionSigning, Self::KeyTag, Self::Cursor, Self::Audit, Self::SealingByok, Self::SealingWebhooks];
 
-    /// The secret's name in Secrets Manager (behind the stack's own prefix) and in the local store.
+    /// Returns the secret's name in Secrets Manager (after the stack's prefix) and in the local
+    /// store.
     pub const fn name(self) -> &'static str {
         match self {
             Self::SessionSigning => "session-signing",
@@ -60,7 +63,7 @@ impl Ring {
         }
     }
 
-    /// The variable that names the secret's id.
+    /// Returns the environment variable that holds the secret's id.
     const fn variable(self) -> &'static str {
         match self {
             Self::SessionSigning => "KARTA_SECRET_SESSION_SIGNING",
@@ -73,20 +76,19 @@ impl Ring {
     }
 }
 
-/// Everything that is kept as a secret of its own.
+/// The secrets of a stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Secret {
     Ring(Ring),
-    /// Opens the internal routes.
+    /// The tokens that internal routes accept.
     ServiceTokens,
-    /// Whom to tell that caches are out of date, and with which tokens.
+    /// The data planes whose caches Karta invalidates, with their tokens.
     DataPlanes,
-    /// What Stripe signs its events with.
+    /// The signing secrets of Stripe's events.
     Stripe,
 }
 
 impl Secret {
-    /// The secret's name in Secrets Manager (behind the stack's own prefix) and in the local store.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ring(ring) => ring.name(),
@@ -96,7 +98,6 @@ impl Secret {
         }
     }
 
-    /// The variable that names the secret's id.
     const fn variable(self) -> &'static str {
         match self {
             Self::Ring(ring) => ring.variable(),
@@ -106,7 +107,8 @@ impl Secret {
         }
     }
 
-    /// What its keys do, if it is a ring that Secrets Manager may have rotated. What others were made with has no end that is known.
+    /// Returns what the keys of a ring do, if Secrets Manager may rotate the ring. Other rings
+    /// cannot be rotated automatically: the lifetime of what their keys made has no known limit.
     pub const fn rotates_as(self) -> Option<RingUse> {
         match self {
             Self::Ring(Ring::SessionSigning) => Some(RingUse::Signs),
@@ -138,7 +140,7 @@ impl fmt::Display for Secret {
     }
 }
 
-/// Why a secret is not to be had. Names it, never its content.
+/// Why a secret is unavailable. The message names the secret and never includes its content.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SecretError {
     #[error("the {secret} is not configured for this function: set {}", secret.variable())]
@@ -147,25 +149,24 @@ pub enum SecretError {
     Unavailable { secret: Secret, problem: String },
     #[error("the {secret} is malformed: {problem}")]
     Malformed { secret: Secret, problem: String },
-    #[error("the token of the data plane {data_plane} is a service token too: give the data plane one of its own")]
+    #[error("the token of the data plane {data_plane} is also a service token: give the data plane its own token")]
     Overlap { data_plane: String },
 }
 
-/// Where secrets come from.
 pub enum SecretSource {
-    /// Secrets Manager: the ids of the secrets that this function may read.
+    /// Secrets Manager, with the ids of the secrets that this function may read.
     Manager { client: aws_sdk_secretsmanager::Client, ids: HashMap<Secret, String> },
-    /// Secrets at hand, as a local run holds them: each the JSON that Secrets Manager would answer.
+    /// Secrets in memory, for local runs. Each text is the JSON that Secrets Manager would return.
     Fixed(HashMap<Secret, SecretString>),
 }
 
 impl SecretSource {
-    /// The secrets that the environment names.
+    /// Creates a source for the secrets whose ids are in the environment.
     pub fn manager_from_env(client: aws_sdk_secretsmanager::Client) -> Result<Self, ConfigError> {
         Ok(Self::Manager { client, ids: Self::ids_from_env()? })
     }
 
-    /// Their ids.
+    /// Reads the ids of the secrets from the environment.
     pub fn ids_from_env() -> Result<HashMap<Secret, String>, ConfigError> {
         let mut ids = HashMap::new();
         for secret in Secret::all() {
@@ -203,92 +204,96 @@ impl SecretSource {
     }
 }
 
-/// Reads a ring as its secret holds it; says what is wrong without showing it.
+/// Parses the text of a ring's secret. The error describes the fault without including the text.
 pub fn read_ring(text: &str) -> Result<Keyring, String> {
-    // serde_json's own message would repeat the value that it did not expect.
+    // The message of `serde_json` would include the unexpected value.
     let entries: BTreeMap<String, String> =
         serde_json::from_str(text).map_err(|_| "it must be a JSON object of strings".to_owned())?;
     Keyring::try_from(entries).map_err(|error| error.to_string())
 }
 
-/// The text of a ring's secret.
+/// Serializes a ring as the text of its secret.
 pub fn write_ring(ring: &Keyring) -> String {
     serde_json::to_string(&ring.expose_members().collect::<BTreeMap<_, _>>()).expect("texts encode")
 }
 
 fn parse_service_tokens(text: &str) -> Result<ServiceTokens, String> {
-    serde_json::from_str(text).map_err(|error| unread(&error))
+    serde_json::from_str(text).map_err(|error| describe_parse_error(&error))
 }
 
 fn parse_data_planes(text: &str) -> Result<DataPlanes, String> {
-    serde_json::from_str(text).map_err(|error| unread(&error))
+    serde_json::from_str(text).map_err(|error| describe_parse_error(&error))
 }
 
 pub(super) fn parse_local_data_planes(text: &str) -> Result<DataPlanes, String> {
-    serde_json::from_str(text).map(|LocalDataPlanes(planes)| planes).map_err(|error| unread(&error))
+    serde_json::from_str(text).map(|LocalDataPlanes(planes)| planes).map_err(|error| describe_parse_error(&error))
 }
 
 fn parse_stripe(text: &str) -> Result<StripeSecrets, String> {
-    serde_json::from_str(text).map_err(|error| unread(&error))
+    serde_json::from_str(text).map_err(|error| describe_parse_error(&error))
 }
 
-/// A data error is our own sentence, which never shows a token; a syntax error is the parser's.
-fn unread(error: &serde_json::Error) -> String {
+/// Describes a parse error. Messages of data errors are Karta's own and never include a token;
+/// those of syntax errors are the parser's and are replaced.
+fn describe_parse_error(error: &serde_json::Error) -> String {
     if error.is_data() { error.to_string() } else { "it is not JSON".to_owned() }
 }
 
-/// One secret as it was read last.
+/// The cache of one secret.
 struct CachedSecret<T> {
     secret: Secret,
     parse: fn(&str) -> Result<T, String>,
-    slip: Slip,
-    kept: Mutex<Option<Fetched<T>>>,
+    on_malformed: OnMalformed,
+    last: Mutex<Option<Fetched<T>>>,
 }
 
-/// What becomes of the last good one where the next one is malformed.
+/// Handling of the cached value when the next one is malformed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Slip {
-    /// It goes on serving, as while a fetch fails.
-    Forgiven,
-    /// It is dropped: what was to be taken out must not live on because of a slip of the pen.
-    Refused,
+enum OnMalformed {
+    /// It stays in use, as if the fetch had failed.
+    KeepServing,
+    /// Requests fail: a removed token must not stay valid because of a typing error.
+    Fail,
 }
 
 struct Fetched<T> {
     value: Arc<T>,
     at: Timestamp,
     tried_at: Timestamp,
-    /// Why the last attempt brought nothing newer.
-    missed: Option<SecretError>,
+    /// Why the last attempt fetched nothing.
+    last_error: Option<SecretError>,
 }
 
 impl<T> Fetched<T> {
     fn new(value: T, at: Timestamp) -> Self {
-        Self { value: Arc::new(value), at, tried_at: at, missed: None }
+        Self { value: Arc::new(value), at, tried_at: at, last_error: None }
     }
 
-    /// Takes note of an attempt that failed. That a secret is malformed stays known until a good one is read.
-    fn miss(&mut self, error: SecretError) {
-        if !matches!(self.missed, Some(SecretError::Malformed { .. })) {
-            self.missed = Some(error);
+    /// Records a failed attempt. `Malformed` is kept until a well-formed secret is read.
+    fn record_failure(&mut self, error: SecretError) {
+        if !matches!(self.last_error, Some(SecretError::Malformed { .. })) {
+            self.last_error = Some(error);
         }
     }
 
-    fn serving(&self, slip: Slip, now: Timestamp) -> Result<Arc<T>, SecretError> {
-        match &self.missed {
-            Some(error @ SecretError::Malformed { .. }) if slip == Slip::Refused => Err(error.clone()),
-            Some(error) if now.since(self.at) >= SERVES_AT_MOST => Err(error.clone()),
+    fn serving(&self, on_malformed: OnMalformed, now: Timestamp) -> Result<Arc<T>, SecretError> {
+        match &self.last_error {
+            Some(error @ SecretError::Malformed { .. }) if on_malformed == OnMalformed::Fail => Err(error.clone()),
+            Some(error) if now.since(self.at) >= MAX_STALE_AGE => Err(error.clone()),
             Some(_) | None => Ok(Arc::clone(&self.value)),
         }
     }
 }
 
-/// The secrets, fetched once and kept five minutes. While a fetch fails, what is at hand goes on serving for an hour; service tokens only
-/// and Stripe's signing secrets while Secrets Manager cannot be asked, not past a malformed set.
+/// The secrets of a function, cached for five minutes.
+///
+/// While a refetch fails, the cached value is used for up to an hour. Service tokens and Stripe's
+/// signing secrets are used only while Secrets Manager is unavailable; a malformed new version of
+/// them disables the cached one.
 pub struct Secrets {
     source: Arc<SecretSource>,
     clock: Arc<dyn Clock>,
-    told: Option<Arc<dyn Fn(Secret) + Send + Sync>>,
+    on_fetch: Option<Arc<dyn Fn(Secret) + Send + Sync>>,
     rings: HashMap<Ring, CachedSecret<Keyring>>,
     service_tokens: CachedSecret<ServiceTokens>,
     data_planes: CachedSecret<DataPlanes>,
@@ -300,43 +305,62 @@ impl Secrets {
         Self::from_source(Arc::new(source), clock)
     }
 
-    /// The same secrets for somebody who fetches them anew, and says so each time.
+    /// Returns the same secrets with an empty cache. Each fetch calls `on_fetch`.
     #[must_use]
-    pub fn observed_by(&self, told: impl Fn(Secret) + Send + Sync + 'static) -> Self {
-        Self { told: Some(Arc::new(told)), ..Self::from_source(Arc::clone(&self.source), Arc::clone(&self.clock)) }
+    pub fn with_fetch_observer(&self, on_fetch: impl Fn(Secret) + Send + Sync + 'static) -> Self {
+        Self {
+            on_fetch: Some(Arc::new(on_fetch)),
+            ..Self::from_source(Arc::clone(&self.source), Arc::clone(&self.clock))
+        }
     }
 
     fn from_source(source: Arc<SecretSource>, clock: Arc<dyn Clock>) -> Self {
         let ring = |ring: Ring| {
-            (ring, CachedSecret { secret: ring.into(), parse: read_ring, slip: Slip::Forgiven, kept: Mutex::default() })
+            (
+                ring,
+                CachedSecret {
+                    secret: ring.into(),
+                    parse: read_ring,
+                    on_malformed: OnMalformed::KeepServing,
+                    last: Mutex::default(),
+                },
+            )
         };
         let service_tokens = CachedSecret {
             secret: Secret::ServiceTokens,
             parse: parse_service_tokens,
-            slip: Slip::Refused,
-            kept: Mutex::default(),
+            on_malformed: OnMalformed::Fail,
+            last: Mutex::default(),
         };
         let parse = match *source {
             SecretSource::Manager { .. } => parse_data_planes,
             SecretSource::Fixed(_) => parse_local_data_planes,
         };
-        let data_planes =
-            CachedSecret { secret: Secret::DataPlanes, parse, slip: Slip::Forgiven, kept: Mutex::default() };
-        let stripe =
-            CachedSecret { secret: Secret::Stripe, parse: parse_stripe, slip: Slip::Refused, kept: Mutex::default() };
-        Self { source, clock, told: None, rings: Ring::ALL.map(ring).into(), service_tokens, data_planes, stripe }
+        let data_planes = CachedSecret {
+            secret: Secret::DataPlanes,
+            parse,
+            on_malformed: OnMalformed::KeepServing,
+            last: Mutex::default(),
+        };
+        let stripe = CachedSecret {
+            secret: Secret::Stripe,
+            parse: parse_stripe,
+            on_malformed: OnMalformed::Fail,
+            last: Mutex::default(),
+        };
+        Self { source, clock, on_fetch: None, rings: Ring::ALL.map(ring).into(), service_tokens, data_planes, stripe }
     }
 
-    /// Fails where the environment names none of these.
-    pub fn demand(&self, needed: &[Secret]) -> Result<(), SecretError> {
+    /// Fails if one of these secrets is not configured.
+    pub fn require(&self, needed: &[Secret]) -> Result<(), SecretError> {
         match needed.iter().find(|secret| !self.source.holds(**secret)) {
             Some(secret) => Err(SecretError::NotConfigured { secret: *secret }),
             None => Ok(()),
         }
     }
 
-    /// Fetches every configured secret, so that a missing or malformed one stops the start and not the first request; so does a token that
-    /// we send and take.
+    /// Fetches every configured secret, so that a missing or malformed one fails at startup and not
+    /// on the first request. Also fails if a data plane's token is a service token.
     pub async fn warm_up(&self) -> Result<(), SecretError> {
         for secret in Secret::all().filter(|secret| self.source.holds(*secret)) {
             match secret {
@@ -356,75 +380,80 @@ impl Secrets {
     }
 
     pub async fn ring(&self, ring: Ring) -> Result<Arc<Keyring>, SecretError> {
-        self.at_hand(&self.rings[&ring]).await
+        self.cached(&self.rings[&ring]).await
     }
 
-    /// The ring for a key that the one at hand does not hold: fetched again, at most once in 30 s. Fails while it cannot be: what is at hand
-    /// is known to be out of date, and what it lacks proves nothing.
+    /// Returns the ring for a key that the cached ring lacks, refetched at most once in 30 s. Fails
+    /// while the refetch fails: the cached ring may be out of date, so a missing key proves
+    /// nothing.
     pub async fn ring_refetched(&self, ring: Ring) -> Result<Arc<Keyring>, SecretError> {
         self.refetched(&self.rings[&ring]).await
     }
 
     pub async fn service_tokens(&self) -> Result<Arc<ServiceTokens>, SecretError> {
-        self.at_hand(&self.service_tokens).await
+        self.cached(&self.service_tokens).await
     }
 
-    /// The tokens for one that those at hand do not hold: like [`ring_refetched`](Self::ring_refetched).
+    /// Returns the tokens for one that the cached tokens lack; see
+    /// [`ring_refetched`](Self::ring_refetched).
     pub async fn service_tokens_refetched(&self) -> Result<Arc<ServiceTokens>, SecretError> {
         self.refetched(&self.service_tokens).await
     }
 
     pub async fn data_planes(&self) -> Result<Arc<DataPlanes>, SecretError> {
-        self.at_hand(&self.data_planes).await
+        self.cached(&self.data_planes).await
     }
 
     pub async fn stripe(&self) -> Result<Arc<StripeSecrets>, SecretError> {
-        self.at_hand(&self.stripe).await
+        self.cached(&self.stripe).await
     }
 
-    /// The signing secrets for a signature that those at hand do not bear out: like [`ring_refetched`](Self::ring_refetched).
+    /// Returns the signing secrets for a signature that the cached ones do not verify; see
+    /// [`ring_refetched`](Self::ring_refetched).
     pub async fn stripe_refetched(&self) -> Result<Arc<StripeSecrets>, SecretError> {
         self.refetched(&self.stripe).await
     }
 
-    async fn at_hand<T>(&self, slot: &CachedSecret<T>) -> Result<Arc<T>, SecretError> {
-        let mut kept = slot.kept.lock().await;
+    async fn cached<T>(&self, slot: &CachedSecret<T>) -> Result<Arc<T>, SecretError> {
+        let mut last = slot.last.lock().await;
         let now = self.clock.now();
-        self.no_older_than(slot, &mut kept, KEPT_FOR, now).await?.serving(slot.slip, now)
+        self.refresh(slot, &mut last, CACHE_TTL, now).await?.serving(slot.on_malformed, now)
     }
 
     async fn refetched<T>(&self, slot: &CachedSecret<T>) -> Result<Arc<T>, SecretError> {
-        let mut kept = slot.kept.lock().await;
+        let mut last = slot.last.lock().await;
         let now = self.clock.now();
-        let fetched = self.no_older_than(slot, &mut kept, REFETCH_EVERY, now).await?;
-        fetched.missed.clone().map_or_else(|| Ok(Arc::clone(&fetched.value)), Err)
+        let fetched = self.refresh(slot, &mut last, REFETCH_INTERVAL, now).await?;
+        fetched.last_error.clone().map_or_else(|| Ok(Arc::clone(&fetched.value)), Err)
     }
 
-    /// What was fetched last, after another attempt if the last one is older than `age`, or than 30 s while nothing serves. The slot is
-    /// held meanwhile, so that concurrent callers wait for one fetch.
-    async fn no_older_than<'a, T>(
+    /// Returns the value that was fetched last. Refetches first if the last attempt is older than
+    /// `age`, or older than 30 s if no value is usable. The caller holds the slot's lock, so that
+    /// concurrent callers share one fetch.
+    async fn refresh<'a, T>(
         &self,
         slot: &CachedSecret<T>,
-        kept: &'a mut Option<Fetched<T>>,
+        last: &'a mut Option<Fetched<T>>,
         age: Duration,
         now: Timestamp,
     ) -> Result<&'a Fetched<T>, SecretError> {
-        let Some(fetched) = kept else {
-            return Ok(kept.insert(Fetched::new(self.fetch(slot).await?, now)));
+        let Some(fetched) = last else {
+            return Ok(last.insert(Fetched::new(self.fetch(slot).await?, now)));
         };
-        let age = if fetched.serving(slot.slip, now).is_ok() { age } else { REFETCH_EVERY };
+        let age = if fetched.serving(slot.on_malformed, now).is_ok() { age } else { REFETCH_INTERVAL };
         if now.since(fetched.tried_at) >= age {
             let secret = slot.secret;
-            let given_up =
-                || SecretError::Unavailable { secret, problem: format!("no answer within {REFETCH_WITHIN:?}") };
-            // Before the fetch: one that is dropped with its request was an attempt too.
+            let timed_out =
+                || SecretError::Unavailable { secret, problem: format!("no response within {REFETCH_TIMEOUT:?}") };
+            // Recorded before the fetch: a fetch that is dropped with its request counts as an
+            // attempt too.
             fetched.tried_at = now;
-            fetched.miss(given_up());
-            match timeout(REFETCH_WITHIN, self.fetch(slot)).await.unwrap_or_else(|_| Err(given_up())) {
+            fetched.record_failure(timed_out());
+            match timeout(REFETCH_TIMEOUT, self.fetch(slot)).await.unwrap_or_else(|_| Err(timed_out())) {
                 Ok(value) => *fetched = Fetched::new(value, now),
                 Err(error) => {
-                    tracing::error!(%error, "a secret could not be fetched again");
-                    fetched.miss(error);
+                    tracing::error!(%error, "secret refetch failed");
+                    fetched.record_failure(error);
                 }
             }
         }
@@ -432,8 +461,8 @@ impl Secrets {
     }
 
     async fn fetch<T>(&self, slot: &CachedSecret<T>) -> Result<T, SecretError> {
-        if let Some(tell) = &self.told {
-            tell(slot.secret);
+        if let Some(on_fetch) = &self.on_fetch {
+            on_fetch(slot.secret);
         }
         let text = self.source.fetch(slot.secret).await?;
         (slot.parse)(text.expose_secret()).map_err(|problem| SecretError::Malformed { secret: slot.secret, problem })
@@ -470,7 +499,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_malformed_ring_is_named_and_not_shown() {
+    async fn malformed_ring_is_named_but_not_shown() {
         let secret = "s3cret".repeat(6);
         for text in [
             format!(r#"{{"current":"k2","k1":"{secret}"}}"#),
@@ -486,22 +515,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_ring_that_was_not_given_is_refused_by_name() {
+    async fn missing_ring_is_named_in_the_error() {
         let error = secrets(Ring::Cursor.into(), "{}").ring(Ring::KeyTag).await.unwrap_err().to_string();
         assert_eq!(error, "the key-tag ring is not configured for this function: set KARTA_SECRET_KEY_TAG");
     }
 
     #[test]
-    fn a_secret_that_is_needed_must_be_configured() {
+    fn required_secret_must_be_configured() {
         let held = secrets(Ring::Cursor.into(), "{}");
-        held.demand(&[]).unwrap();
-        held.demand(&[Ring::Cursor.into()]).unwrap();
-        let error = held.demand(&[Ring::Cursor.into(), Secret::Stripe]).unwrap_err().to_string();
+        held.require(&[]).unwrap();
+        held.require(&[Ring::Cursor.into()]).unwrap();
+        let error = held.require(&[Ring::Cursor.into(), Secret::Stripe]).unwrap_err().to_string();
         assert_eq!(error, "the stripe secret is not configured for this function: set KARTA_SECRET_STRIPE");
     }
 
     #[tokio::test]
-    async fn malformed_service_tokens_are_named_and_not_shown() {
+    async fn malformed_service_tokens_are_named_but_not_shown() {
         let secret = "s3cret".repeat(6);
         for text in [
             secret.clone(),
@@ -517,7 +546,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn malformed_data_planes_are_named_and_not_shown() {
+    async fn malformed_data_planes_are_named_but_not_shown() {
         for text in [
             "s3cret".repeat(6),
             r#"{"eu":{"url":"https://eu.example.com","token":"s3cret"}}"#.to_owned(),
@@ -530,25 +559,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_that_is_sent_and_taken_stops_the_start() {
+    async fn data_plane_token_must_not_be_service_token() {
         let token = "s3cret".repeat(6);
         let planes = format!(r#"{{"eu":{{"url":"https://eu.example.com","token":"{token}"}}}}"#);
         let tokens = format!(r#"{{"powers":{{"ops":["usage"]}},"ops":"{token}"}}"#);
         let texts = HashMap::from([(Secret::DataPlanes, planes.into()), (Secret::ServiceTokens, tokens.into())]);
         let secrets = Secrets::new(SecretSource::Fixed(texts), Arc::new(crate::clock::SystemClock));
         let error = secrets.warm_up().await.unwrap_err().to_string();
-        let told = "the token of the data plane eu is a service token too: give the data plane one of its own";
-        assert_eq!(error, told);
+        let expected = "the token of the data plane eu is also a service token: give the data plane its own token";
+        assert_eq!(error, expected);
     }
 
     #[test]
-    fn plain_http_is_for_local_runs() {
+    fn plain_http_is_for_local_runs_only() {
         let text = format!(r#"{{"eu":{{"url":"http://127.0.0.1:1","token":"{}"}}}}"#, "s3cret".repeat(6));
         assert!(parse_local_data_planes(&text).is_ok());
         assert!(parse_data_planes(&text).unwrap_err().starts_with("url of the data plane eu must start with https://"));
     }
 
-    /// Secrets Manager: answers these bodies, one after the other, and then never again.
+    /// A fake Secrets Manager. It answers with these bodies, one after the other, and then never
+    /// again.
     #[derive(Debug, Clone)]
     struct Canned(Arc<StdMutex<Vec<String>>>);
 
@@ -570,7 +600,7 @@ mod tests {
         }
     }
 
-    /// Secrets that Secrets Manager answers for in this order.
+    /// Secrets from a fake Secrets Manager that answers in this order.
     fn managed(bodies: &[&str], secrets: &[Secret], clock: Arc<dyn Clock>) -> Secrets {
         let bodies = bodies.iter().rev().map(ToString::to_string).collect();
         let config = aws_sdk_secretsmanager::Config::builder()
@@ -584,14 +614,14 @@ mod tests {
         Secrets::new(SecretSource::Manager { client, ids }, clock)
     }
 
-    /// Ceiling on a wait: it only turns a hang into a failure.
+    /// Upper bound of a wait, which turns a hang into a failure.
     const PATIENCE: Duration = Duration::from_mins(1);
 
-    /// The same secrets, nothing fetched, and the number of fetches.
+    /// Returns the same secrets with an empty cache, and a counter of fetches.
     fn counting(secrets: &Secrets) -> (Secrets, Arc<AtomicUsize>) {
         let fetched = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&fetched);
-        (secrets.observed_by(move |_| _ = counter.fetch_add(1, Ordering::SeqCst)), fetched)
+        (secrets.with_fetch_observer(move |_| _ = counter.fetch_add(1, Ordering::SeqCst)), fetched)
     }
 
     fn noon() -> Arc<ManualClock> {
@@ -606,7 +636,7 @@ mod tests {
         serde_json::json!({ "current": kid, kid: kid.repeat(32) }).to_string()
     }
 
-    /// A set of tokens that all may provision, each 32 times its name.
+    /// A set of tokens that may all provision. Each token is its name repeated 32 times.
     fn tokens_json(names: &[&str]) -> serde_json::Value {
         let mut tokens = serde_json::json!({ "powers": {} });
         for name in names {
@@ -621,16 +651,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_cannot_be_read_is_not_shown() {
+    async fn unreadable_response_is_not_shown() {
         let ring = r#"{"SecretString":"{\"current\":\"k1\",\"k1\":\"s3cret\"}","CreatedDate":"not a number"}"#;
         let secrets = managed(&[ring], &[Ring::Cursor.into()], noon());
         let error = secrets.warm_up().await.unwrap_err();
-        assert_eq!(error.to_string(), "the cursor ring cannot be fetched: an answer that cannot be read");
+        assert_eq!(error.to_string(), "the cursor ring cannot be fetched: unreadable response");
         assert!(!format!("{error:?}").contains("s3cret"));
     }
 
     #[tokio::test]
-    async fn a_ring_that_cannot_be_fetched_again_serves_for_an_hour() {
+    async fn stale_ring_serves_for_an_hour() {
         let clock = noon();
         let mut secrets =
             Secrets::new(fixed(Ring::Cursor.into(), &ring_json("k1")), Arc::clone(&clock) as Arc<dyn Clock>);
@@ -643,12 +673,12 @@ mod tests {
         clock.advance(Duration::from_secs(1));
         assert!(secrets.ring(Ring::Cursor).await.is_err());
         secrets.source = fixed(Ring::Cursor.into(), &ring_json("k2")).into();
-        clock.advance(REFETCH_EVERY);
-        assert!(secrets.ring(Ring::Cursor).await.is_ok(), "while nothing serves it is tried every 30 s");
+        clock.advance(REFETCH_INTERVAL);
+        assert!(secrets.ring(Ring::Cursor).await.is_ok(), "without a usable ring, a fetch is tried every 30 s");
     }
 
     #[tokio::test]
-    async fn while_secrets_manager_hangs_what_is_at_hand_serves_within_a_routes_deadline() {
+    async fn cached_secrets_serve_while_secrets_manager_hangs() {
         let (ring, tokens) = (answer(&ring_json("k1")), answer(&tokens_json(&["a"]).to_string()));
         let clock = noon();
         let held = [Ring::KeyTag.into(), Secret::ServiceTokens];
@@ -656,31 +686,31 @@ mod tests {
         let (secrets, fetched) = counting(&secrets);
         secrets.warm_up().await.unwrap();
         let at_start = fetched.load(Ordering::SeqCst);
-        clock.advance(KEPT_FOR);
+        clock.advance(CACHE_TTL);
         let both = async { (secrets.service_tokens().await, secrets.ring(Ring::KeyTag).await) };
         let (tokens, ring) = timeout(PATIENCE, both).await.unwrap();
         assert!(tokens.is_ok() && ring.is_ok());
-        assert!(REFETCH_WITHIN * 2 < super::super::DEADLINE, "two fetches that hang leave time for an answer");
+        assert!(REFETCH_TIMEOUT * 2 < super::super::DEADLINE, "two hanging fetches leave time for a response");
         assert_eq!(fetched.load(Ordering::SeqCst), at_start + 2);
         clock.advance(Duration::from_secs(299));
         assert!(secrets.service_tokens().await.is_ok());
-        assert_eq!(fetched.load(Ordering::SeqCst), at_start + 2, "the attempt that failed counts for five minutes");
+        assert_eq!(fetched.load(Ordering::SeqCst), at_start + 2, "the failed attempt counts for five minutes");
     }
 
     #[tokio::test]
-    async fn a_fetch_that_was_dropped_with_its_request_was_an_attempt() {
+    async fn dropped_fetch_counts_as_an_attempt() {
         let clock = noon();
         let ring = answer(&ring_json("k1"));
         let secrets = managed(&[&ring], &[Ring::KeyTag.into()], Arc::clone(&clock) as Arc<dyn Clock>);
         let (secrets, fetched) = counting(&secrets);
         secrets.warm_up().await.unwrap();
         let at_start = fetched.load(Ordering::SeqCst);
-        clock.advance(KEPT_FOR);
+        clock.advance(CACHE_TTL);
         let dropped = secrets.ring(Ring::KeyTag);
         tokio::select! {
             biased;
             () = async { while fetched.load(Ordering::SeqCst) == at_start { tokio::task::yield_now().await } } => {}
-            _ = dropped => panic!("nothing answers"),
+            _ = dropped => panic!("the fetch completed"),
         }
         assert!(secrets.ring(Ring::KeyTag).await.is_ok());
         assert!(secrets.ring_refetched(Ring::KeyTag).await.is_err());
@@ -688,29 +718,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_that_is_taken_out_by_a_malformed_set_is_dead_within_five_minutes() {
+    async fn malformed_token_set_disables_cached_tokens() {
         let clock = noon();
         let source = |text: &serde_json::Value| fixed(Secret::ServiceTokens, &text.to_string());
-        let mut slip = tokens_json(&["a", "b"]);
-        slip.as_object_mut().unwrap().remove("a");
+        let mut malformed = tokens_json(&["a", "b"]);
+        malformed.as_object_mut().unwrap().remove("a");
         let mut secrets = Secrets::new(source(&tokens_json(&["a", "b"])), Arc::clone(&clock) as Arc<dyn Clock>);
         secrets.warm_up().await.unwrap();
-        secrets.source = source(&slip).into();
-        clock.advance(KEPT_FOR);
+        secrets.source = source(&malformed).into();
+        clock.advance(CACHE_TTL);
         assert!(matches!(secrets.service_tokens().await, Err(SecretError::Malformed { .. })));
-        // Nor does it come to life again because Secrets Manager goes away.
+        // It stays invalid while Secrets Manager is unavailable.
         secrets.source = SecretSource::Fixed(HashMap::new()).into();
-        clock.advance(KEPT_FOR);
+        clock.advance(CACHE_TTL);
         assert!(secrets.service_tokens().await.is_err());
         secrets.source = source(&tokens_json(&["b"])).into();
-        assert!(secrets.service_tokens().await.is_err(), "no more than one fetch in 30 s");
-        clock.advance(REFETCH_EVERY);
-        let mended = secrets.service_tokens().await.unwrap();
-        assert!(mended.find(&"a".repeat(32)).is_none() && mended.find(&"b".repeat(32)).is_some());
+        assert!(secrets.service_tokens().await.is_err(), "at most one fetch in 30 s");
+        clock.advance(REFETCH_INTERVAL);
+        let repaired = secrets.service_tokens().await.unwrap();
+        assert!(repaired.find(&"a".repeat(32)).is_none() && repaired.find(&"b".repeat(32)).is_some());
     }
 
     #[tokio::test]
-    async fn tokens_serve_while_secrets_manager_cannot_be_asked() {
+    async fn tokens_serve_while_secrets_manager_is_unavailable() {
         let clock = noon();
         let source = fixed(Secret::ServiceTokens, &tokens_json(&["a"]).to_string());
         let mut secrets = Secrets::new(source, Arc::clone(&clock) as Arc<dyn Clock>);
@@ -718,13 +748,16 @@ mod tests {
         secrets.source = SecretSource::Fixed(HashMap::new()).into();
         clock.advance(Duration::from_mins(59));
         assert!(secrets.service_tokens().await.is_ok());
-        assert!(secrets.service_tokens_refetched().await.is_err(), "and prove nothing of a token that they lack");
+        assert!(
+            secrets.service_tokens_refetched().await.is_err(),
+            "the cached set proves nothing about a token that it lacks"
+        );
         clock.advance(Duration::from_mins(1));
         assert!(secrets.service_tokens().await.is_err());
     }
 
     #[tokio::test]
-    async fn a_slip_in_stripes_signing_secrets_closes_the_route() {
+    async fn malformed_stripe_secrets_are_not_served() {
         let clock = noon();
         let source = |text: &str| fixed(Secret::Stripe, text);
         let good = r#"{"livemode":true,"signing_secrets":["whsec_0123456789abcdef"]}"#;
@@ -732,16 +765,16 @@ mod tests {
         secrets.warm_up().await.unwrap();
         assert!(secrets.stripe().await.unwrap().is_empty());
         secrets.source = source(good).into();
-        clock.advance(REFETCH_EVERY);
+        clock.advance(REFETCH_INTERVAL);
         assert!(!secrets.stripe_refetched().await.unwrap().is_empty());
         secrets.source = source(&good.replace("true", "\"whsec_0123456789abcdef\"")).into();
-        clock.advance(KEPT_FOR);
+        clock.advance(CACHE_TTL);
         let error = secrets.stripe().await.unwrap_err().to_string();
         assert!(error.starts_with("the stripe secret is malformed: it must be") && !error.contains("0123"), "{error}");
     }
 
     #[tokio::test]
-    async fn what_the_ring_at_hand_lacks_is_asked_for_once_in_thirty_seconds() {
+    async fn ring_is_refetched_once_in_thirty_seconds() {
         let clock = noon();
         let mut secrets =
             Secrets::new(fixed(Ring::KeyTag.into(), &ring_json("k1")), Arc::clone(&clock) as Arc<dyn Clock>);

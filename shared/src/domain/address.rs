@@ -2,12 +2,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-/// How far a request that somebody else asked for may go.
+/// The networks that a request to a customer's URL may reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// The public internet.
     Public,
-    /// Loopback besides: for a local run that was told so.
+    /// Also loopback, for a local run that allows it.
     Loopback,
 }
 
@@ -19,12 +18,12 @@ const fn v6(segments: [u16; 8], prefix_len: u8) -> IpNet {
     IpNet::new_assert(IpAddr::V6(Ipv6Addr::from_segments(segments)), prefix_len)
 }
 
-/// All of IPv6 that is in public use.
 const GLOBAL_UNICAST_V6: IpNet = v6([0x2000, 0, 0, 0, 0, 0, 0, 0], 3);
 
-/// Where no webhook's receiver is: every row of IANA's IPv4 Special-Purpose Address Registry (RFC 6890, as of 2025-10), reachable from
-/// everywhere or not, then what other registries and a cloud set aside. A block stands behind those inside it, so that the first match is the
-/// closest.
+/// Blocks that are not on the public internet: every row of IANA's IPv4 Special-Purpose Address
+/// Registry (RFC 6890, as of 2025-10), globally reachable or not, and blocks that other registries
+/// and a cloud reserve. A block comes after the blocks inside it, so the first match is the most
+/// specific.
 const SPECIAL: [(IpNet, &str); 57] = [
     (v4([0, 0, 0, 0], 32), "\"this host\" (RFC 1122)"),
     (v4([0, 0, 0, 0], 8), "\"this network\" (RFC 791)"),
@@ -54,15 +53,16 @@ const SPECIAL: [(IpNet, &str); 57] = [
     // IPv4 Multicast Address Space Registry
     (v4([233, 252, 0, 0], 24), "multicast for documentation (RFC 6676)"),
     (v4([224, 0, 0, 0], 4), "multicast (RFC 5771)"),
-    // In no registry: it looks public, and inside Azure it is what 169.254.169.254 is elsewhere.
-    (v4([168, 63, 129, 16], 32), "a cloud's own service (Azure's WireServer)"),
-    // IANA's IPv6 Special-Purpose Address Registry in the same way, and what RFC 4291 and its successors set aside.
+    // Not in a registry. It looks public, but inside Azure it is what 169.254.169.254 is elsewhere.
+    (v4([168, 63, 129, 16], 32), "a cloud's internal service (Azure's WireServer)"),
+    // IANA's IPv6 Special-Purpose Address Registry, and blocks that RFC 4291 and its successors
+    // reserve.
     (v6([0, 0, 0, 0, 0, 0, 0, 1], 128), "loopback (RFC 4291)"),
     (v6([0, 0, 0, 0, 0, 0, 0, 0], 128), "the unspecified address (RFC 4291)"),
     (v6([0, 0, 0, 0, 0, 0xffff, 0, 0], 96), "an IPv4-mapped address (RFC 4291)"),
     (v6([0, 0, 0, 0, 0, 0, 0, 0], 96), "an IPv4-compatible address (RFC 4291)"),
     (v6([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96), "NAT64 (RFC 6052)"),
-    (v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48), "a network's own NAT64 (RFC 8215)"),
+    (v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48), "local-use NAT64 (RFC 8215)"),
     (v6([0x100, 0, 0, 0, 0, 0, 0, 0], 64), "discard-only (RFC 6666)"),
     (v6([0x100, 0, 0, 1, 0, 0, 0, 0], 64), "the IPv6 dummy prefix (RFC 9780)"),
     (v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 32), "Teredo (RFC 4380)"),
@@ -88,8 +88,9 @@ const SPECIAL: [(IpNet, &str); 57] = [
     (v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8), "multicast (RFC 4291)"),
 ];
 
-/// Whether a request that somebody else asked for may be sent to an address. The refusal completes "the address is …" and does not name it.
-pub fn judge(address: IpAddr, reach: Reach) -> Result<(), &'static str> {
+/// Checks whether a request to a customer's URL may go to an address. The error completes the
+/// sentence "the address is …" and does not repeat the address.
+pub fn check(address: IpAddr, reach: Reach) -> Result<(), &'static str> {
     if reach == Reach::Loopback && address.is_loopback() {
         return Ok(());
     }
@@ -99,7 +100,7 @@ pub fn judge(address: IpAddr, reach: Reach) -> Result<(), &'static str> {
     if address.is_ipv4() || GLOBAL_UNICAST_V6.contains(&address) {
         Ok(())
     } else {
-        Err("outside 2000::/3, which alone is in public use (RFC 4291)")
+        Err("outside 2000::/3, the only block in public use (RFC 4291)")
     }
 }
 
@@ -109,12 +110,12 @@ mod tests {
 
     use super::*;
 
-    fn judged(address: &str, reach: Reach) -> Result<(), &'static str> {
-        judge(address.parse().unwrap(), reach)
+    fn checked(address: &str, reach: Reach) -> Result<(), &'static str> {
+        check(address.parse().unwrap(), reach)
     }
 
     #[test]
-    fn an_address_that_is_not_public_is_refused_with_its_reason() {
+    fn non_public_address_is_rejected_with_its_reason() {
         for (address, reason) in [
             ("0.0.0.0", "this host"),
             ("0.0.0.1", "this network"),
@@ -122,13 +123,14 @@ mod tests {
             ("10.0.0.0", "private use"),
             ("10.255.255.255", "private use"),
             ("100.64.0.0", "shared address space"),
-            // Alibaba Cloud's metadata.
+            // Metadata service of Alibaba Cloud.
             ("100.100.100.200", "shared address space"),
             ("100.127.255.255", "shared address space"),
             ("127.0.0.1", "loopback"),
             ("127.0.0.53", "loopback"),
             ("127.255.255.255", "loopback"),
-            // Metadata of AWS, Google Cloud, Azure and others; of AWS's containers; AWS's DNS and time.
+            // Metadata services of AWS, Google Cloud, Azure and others; credentials of AWS
+            // containers; DNS of AWS.
             ("169.254.169.254", "link-local"),
             ("169.254.170.2", "link-local"),
             ("169.254.169.253", "link-local"),
@@ -141,7 +143,7 @@ mod tests {
             ("192.0.0.9", "Port Control Protocol"),
             ("192.0.0.170", "NAT64 and DNS64"),
             ("192.0.0.171", "NAT64 and DNS64"),
-            // Oracle Cloud's metadata.
+            // Metadata service of Oracle Cloud.
             ("192.0.0.192", "IETF protocol assignments"),
             ("192.0.2.1", "documentation"),
             ("192.31.196.1", "AS112"),
@@ -170,7 +172,7 @@ mod tests {
             ("::ffff:0:127.0.0.1", "outside 2000::/3"),
             ("64:ff9b::a9fe:a9fe", "NAT64"),
             ("64:ff9b::8.8.8.8", "NAT64"),
-            ("64:ff9b:1::a9fe:a9fe", "own NAT64"),
+            ("64:ff9b:1::a9fe:a9fe", "local-use NAT64"),
             ("100::1", "discard-only"),
             ("100:0:0:1::1", "dummy prefix"),
             ("200::1", "outside 2000::/3"),
@@ -195,7 +197,7 @@ mod tests {
             ("4000::1", "outside 2000::/3"),
             ("5f00::1", "segment routing"),
             ("fc00::1", "unique-local"),
-            // AWS's metadata and Google Cloud's.
+            // Metadata services of AWS and Google Cloud.
             ("fd00:ec2::254", "unique-local"),
             ("fd20:ce::254", "unique-local"),
             ("fe80::1", "link-local"),
@@ -205,15 +207,15 @@ mod tests {
             ("ff0e::1", "multicast"),
             ("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "multicast"),
         ] {
-            let refusal = judged(address, Reach::Public).expect_err(address);
+            let refusal = checked(address, Reach::Public).expect_err(address);
             assert!(refusal.contains(reason), "{address}: {refusal}");
             let loopback = refusal.starts_with("loopback");
-            assert_eq!(judged(address, Reach::Loopback).is_ok(), loopback, "{address}");
+            assert_eq!(checked(address, Reach::Loopback).is_ok(), loopback, "{address}");
         }
     }
 
     #[test]
-    fn an_ordinary_public_address_passes() {
+    fn public_address_is_accepted() {
         for address in [
             "1.1.1.1",
             "8.8.8.8",
@@ -249,33 +251,32 @@ mod tests {
             "3ffd::1",
             "3fff:1000::1",
         ] {
-            assert_eq!(judged(address, Reach::Public), Ok(()), "{address}");
-            assert_eq!(judged(address, Reach::Loopback), Ok(()), "{address}");
+            assert_eq!(checked(address, Reach::Public), Ok(()), "{address}");
+            assert_eq!(checked(address, Reach::Loopback), Ok(()), "{address}");
         }
     }
 
     #[test]
-    fn every_block_is_reached_and_refused_to_its_ends() {
+    fn every_block_is_rejected_at_both_ends() {
         for (at, (block, what)) in SPECIAL.iter().enumerate() {
             assert_eq!(block.trunc(), *block, "{what}");
-            assert!(!SPECIAL[..at].iter().any(|(before, _)| before.contains(block)), "{block} is never the closest");
+            assert!(!SPECIAL[..at].iter().any(|(before, _)| before.contains(block)), "{block} is never matched");
             for end in [block.network(), block.broadcast()] {
-                assert!(judge(end, Reach::Public).is_err(), "{end}");
+                assert!(check(end, Reach::Public).is_err(), "{end}");
             }
         }
     }
 
     proptest! {
-        /// What the standard library knows of these, we know too.
         #[test]
-        fn no_verdict_is_laxer_than_the_standard_librarys(v4: u32, v6: u128) {
+        fn rules_are_at_least_as_strict_as_std(v4: u32, v6: u128) {
             let v4 = Ipv4Addr::from(v4);
             let special = v4.is_private() || v4.is_loopback() || v4.is_link_local() || v4.is_multicast() || v4.is_documentation();
-            prop_assert!(!special || judge(v4.into(), Reach::Public).is_err());
-            prop_assert!(judge(v4.to_ipv6_mapped().into(), Reach::Public).is_err());
-            prop_assert!(judge(v4.to_ipv6_compatible().into(), Reach::Public).is_err());
+            prop_assert!(!special || check(v4.into(), Reach::Public).is_err());
+            prop_assert!(check(v4.to_ipv6_mapped().into(), Reach::Public).is_err());
+            prop_assert!(check(v4.to_ipv6_compatible().into(), Reach::Public).is_err());
             let v6 = Ipv6Addr::from(v6);
-            prop_assert!(v6.segments()[0] >> 13 == 1 || judge(v6.into(), Reach::Public).is_err());
+            prop_assert!(v6.segments()[0] >> 13 == 1 || check(v6.into(), Reach::Public).is_err());
         }
     }
 }

@@ -5,20 +5,19 @@ use std::{
 
 use super::{Cidr, Invalid};
 
-/// The hosts of a process that listens on loopback alone.
 const LOOPBACK_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
-/// Where the internal routes exist: for these client addresses, under these host names. What is not listed is nobody.
+/// The client addresses and host names that may use the internal routes. All others are refused.
 #[derive(Debug, Clone, Default)]
 pub struct InternalGuard {
-    /// `None` where the list is not set.
+    /// `None` if the list is not set.
     pub addresses: Option<AddressList>,
-    /// `None` where the list is not set.
+    /// `None` if the list is not set.
     pub hosts: Option<HostList>,
 }
 
 impl InternalGuard {
-    /// Puts loopback where a list is not set: for a process that nobody else can reach.
+    /// Allows loopback where a list is not set, for a process that other machines cannot reach.
     #[must_use]
     pub fn or_loopback(self) -> Self {
         let loopback = ["127.0.0.0/8", "::1"].map(|range| Cidr::try_from(range.to_owned()).expect("a range"));
@@ -29,8 +28,7 @@ impl InternalGuard {
         }
     }
 
-    /// Whether a client at `address` that asked for `host` may know of the internal routes. `address` is canonical: an IPv4-mapped one is the
-    /// IPv4 address that it maps.
+    /// Expects a canonical `address`: an IPv4-mapped IPv6 address is given as IPv4.
     pub fn permits(&self, address: Option<IpAddr>, host: Option<&str>) -> bool {
         let listed = |list: &AddressList| address.is_some_and(|at| list.0.iter().any(|range| range.contains(at)));
         let host = host.and_then(canonical_host);
@@ -43,18 +41,18 @@ impl InternalGuard {
 #[derive(Debug, Clone)]
 pub struct AddressList(Vec<Cidr>);
 
-/// Host names, without regard to case, port or a trailing dot: `control.example.com, [2001:db8::1]`.
+/// Host names: `control.example.com, [2001:db8::1]`. Case, port and a trailing dot do not matter.
 #[derive(Debug, Clone)]
 pub struct HostList(Vec<String>);
 
-/// What is longer than this without a dot or a colon is not shown: a service token has at least as much, and might stand here by mistake.
-const SHOWN_MAX: usize = 31;
+/// Maximum length of a part without dots and colons that an error shows. A service token is longer,
+/// and one might be in the list by mistake.
+const MAX_SHOWN: usize = 31;
 
-/// An entry that a list cannot hold.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("entry {place}{}, {problem}", shown.as_ref().map(|entry| format!(", {entry:?}")).unwrap_or_default())]
+#[error("entry {position}{}, {problem}", shown.as_ref().map(|entry| format!(", {entry:?}")).unwrap_or_default())]
 pub struct BadEntry {
-    place: usize,
+    position: usize,
     /// The entry, unless it may be a token.
     shown: Option<String>,
     problem: Invalid,
@@ -77,18 +75,18 @@ impl FromStr for HostList {
     }
 }
 
-/// The entries between commas, or the first that is wrong.
+/// Parses the entries between commas. Fails with the first invalid one.
 fn entries<T>(text: &str, read: impl Fn(&str) -> Result<T, Invalid>) -> Result<Vec<T>, BadEntry> {
     let bad = |at: usize, entry: &str, problem| {
-        let may_be_token = entry.split(['.', ':']).any(|run| run.chars().count() > SHOWN_MAX);
+        let may_be_token = entry.split(['.', ':']).any(|run| run.chars().count() > MAX_SHOWN);
         let shown = (!may_be_token).then(|| entry.chars().take(100).collect());
-        BadEntry { place: at + 1, shown, problem }
+        BadEntry { position: at + 1, shown, problem }
     };
     let entries = text.split(',').map(str::trim).enumerate();
     entries.map(|(at, entry)| read(entry).map_err(|problem| bad(at, entry, problem))).collect()
 }
 
-/// A host as it is compared: lower-case, without port and trailing dot. `None` for what is no host.
+/// Returns a host in lower case, without port and trailing dot; `None` if it is invalid.
 fn canonical_host(text: &str) -> Option<String> {
     if let Some(rest) = text.strip_prefix('[') {
         let (address, port) = rest.split_once(']')?;
@@ -119,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn both_lists_must_let_in() {
+    fn address_and_host_must_both_be_listed() {
         let guard = guard("10.0.0.0/8, 2001:db8::7", "Control.example.com");
         let permits = |address, host| guard.permits(client_address(address), host);
         let host = Some("control.example.com");
@@ -151,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_is_not_set_is_nobody_unless_loopback_takes_its_place() {
+    fn unset_list_rejects_all_unless_loopback_is_default() {
         let here = client_address("127.0.0.1");
         assert!(!InternalGuard::default().permits(here, Some("localhost")));
         let loopback = InternalGuard::default().or_loopback();
@@ -161,12 +159,12 @@ mod tests {
         assert!(!loopback.permits(client_address("192.0.2.1"), Some("localhost")));
         assert!(!loopback.permits(here, Some("rebound.example")));
         let set = InternalGuard { addresses: Some("10.0.0.0/8".parse().unwrap()), hosts: None }.or_loopback();
-        assert!(!set.permits(here, Some("localhost")), "what is set stays as it is");
+        assert!(!set.permits(here, Some("localhost")), "a list that is set is kept");
     }
 
     #[test]
-    fn a_wrong_entry_is_named() {
-        for (text, place, entry) in [
+    fn invalid_entry_is_named() {
+        for (text, position, entry) in [
             ("10.0.0.0/8,10.0.0.1/8", 2, "10.0.0.1/8"),
             ("10.0.0.0/8,", 2, ""),
             ("everywhere", 1, "everywhere"),
@@ -174,20 +172,20 @@ mod tests {
             ("10.0.0.0/8 192.0.2.1", 1, "10.0.0.0/8 192.0.2.1"),
         ] {
             let error = text.parse::<AddressList>().unwrap_err();
-            assert_eq!((error.place, error.shown.as_deref()), (place, Some(entry)));
+            assert_eq!((error.position, error.shown.as_deref()), (position, Some(entry)));
         }
         for entry in
             ["", "*", "https://a.example", "a.example/v1", "a b", "::1", "[::1", "a.example:x", "a..b", ".a", "é"]
         {
             let error = format!("ok.example, {entry}").parse::<HostList>().unwrap_err();
-            assert_eq!((error.place, error.shown.as_deref()), (2, Some(entry)));
+            assert_eq!((error.position, error.shown.as_deref()), (2, Some(entry)));
         }
         let error = "a.example,*.b".parse::<HostList>().unwrap_err().to_string();
         assert!(error.starts_with(r#"entry 2, "*.b", must be a host name"#), "{error}");
     }
 
     #[test]
-    fn an_entry_that_may_be_a_token_is_named_by_its_place_alone() {
+    fn possible_token_is_named_by_position_only() {
         let token = "zq9x".repeat(8);
         for entry in
             [token.clone(), format!("Bearer {token}"), format!("user:{token}@a.example"), format!("eyJ.{token}.a")]
@@ -202,7 +200,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_canonical_host_stays_as_it_is(text in "[a-zA-Z0-9.:\\[\\]-]{0,20}") {
+        fn canonical_host_is_unchanged(text in "[a-zA-Z0-9.:\\[\\]-]{0,20}") {
             if let Some(host) = canonical_host(&text) {
                 prop_assert_eq!(canonical_host(&host), Some(host.clone()));
                 prop_assert_eq!(host.to_ascii_lowercase(), host);

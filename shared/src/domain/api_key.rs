@@ -7,24 +7,25 @@ use super::{
     AllowedCidrs, Budget, CacheEffect, Change, Changes, Id, Metadata, Name, Prefix, Scope, ScopeSet, Timestamp, Value,
 };
 
-/// How long before its end the owner of a key is told.
-const NOTICE: Duration = Duration::from_hours(7 * 24);
+/// How long before its expiry the owner of a key is notified.
+const EXPIRY_NOTICE: Duration = Duration::from_hours(7 * 24);
 
-/// An API key as it is kept and judged, without its digest: that lies with the credential. What is not set is not kept.
+/// An API key without its digest, which is stored with the credential.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiKey {
     pub id: Id,
-    /// Under whose counters its usage counts: the first key of its line of rotations.
+    /// The id of the lineage's first key. Usage counts for the lineage.
     #[serde(rename = "counted_as")]
     pub lineage_id: Id,
     pub name: Name,
     pub prefix: Prefix,
     pub scopes: ScopeSet,
     pub created_at: Timestamp,
-    /// The API key that made this one; none for an organization's first.
+    /// The API key that created this one; `None` if an operator created it or it is the
+    /// organization's first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created_by: Option<Id>,
-    /// As far as it was read: a function that only judges the key does not read it.
+    /// Functions that only validate the key do not read it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_used_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,7 +44,6 @@ pub struct ApiKey {
     pub version: u64,
 }
 
-/// What a caller chooses about a key.
 #[derive(Debug, Clone)]
 pub struct ApiKeySettings {
     pub name: Name,
@@ -54,7 +54,7 @@ pub struct ApiKeySettings {
     pub metadata: Metadata,
 }
 
-/// A change of settings: `None` keeps.
+/// `None` keeps the current value.
 #[derive(Debug, Clone, Default)]
 pub struct ApiKeyPatch {
     pub name: Option<Name>,
@@ -69,22 +69,20 @@ pub struct ApiKeyPatch {
 #[serde(rename_all = "snake_case")]
 pub enum KeyStatus {
     Active,
-    /// Replaced, and serving until its grace ends.
+    /// Replaced, and valid until its grace period ends.
     Rotating,
     Revoked,
     Expired,
 }
 
-/// Why a key cannot be changed as asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeySettled {
-    /// Revoked for good.
     Revoked,
-    /// Replaced: when it ends was settled by the rotation.
+    /// The rotation fixed the expiry.
     Replaced,
 }
 
-/// Only an active key rotates.
+/// Only an active key can be rotated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotActive;
 
@@ -109,7 +107,7 @@ impl ApiKey {
         }
     }
 
-    /// Revocation wins over expiry, expiry over rotation.
+    /// Returns the status. Revocation takes precedence over expiry, and expiry over rotation.
     pub fn status(&self, now: Timestamp) -> KeyStatus {
         if self.revoked_at.is_some() {
             KeyStatus::Revoked
@@ -122,7 +120,6 @@ impl ApiKey {
         }
     }
 
-    /// Whether it opens anything still.
     pub fn is_live(&self, now: Timestamp) -> bool {
         match self.status(now) {
             KeyStatus::Active | KeyStatus::Rotating => true,
@@ -130,18 +127,19 @@ impl ApiKey {
         }
     }
 
-    /// Whether it opens something that nobody has asked for in this time: since its last use or, if it was never used, since it was made.
+    /// Returns whether the key is valid but was not used for `time`, counted from its last use or
+    /// from its creation.
     pub fn is_unused_for(&self, time: Duration, now: Timestamp) -> bool {
         self.is_live(now) && now.since(self.last_used_at.unwrap_or(self.created_at)) >= time
     }
 
-    /// Whether it opens something now and will not after this time.
     pub fn expires_within(&self, time: Duration, now: Timestamp) -> bool {
         self.is_live(now) && self.expires_at.is_some_and(|end| end <= now.plus(time))
     }
 
-    /// Whether this key keeps its organization from being locked out: it may administer, from anywhere, without an end in sight.
-    /// Independent of the time, so that the organization's count of such keys changes only when a key is written.
+    /// Returns whether this key protects its organization from a lockout: it has the admin scope,
+    /// works from any address and has no expiry. This does not depend on the time, so the
+    /// organization's count of such keys changes only when a key is written.
     pub fn is_usable_admin(&self) -> bool {
         self.scopes.contains(Scope::Admin)
             && self.revoked_at.is_none()
@@ -150,7 +148,7 @@ impl ApiKey {
             && self.allowed_cidrs.is_empty()
     }
 
-    /// Applies a patch; says what changed, field by field.
+    /// Returns the changes by field.
     pub fn apply(&mut self, patch: ApiKeyPatch) -> Result<Changes, KeySettled> {
         if self.revoked_at.is_some() {
             return Err(KeySettled::Revoked);
@@ -173,7 +171,7 @@ impl ApiKey {
         Ok(changes)
     }
 
-    /// Revokes the key; `false` if it was already, in which case nothing changes.
+    /// Returns `false` and changes nothing if the key is already revoked.
     pub fn revoke(&mut self, now: Timestamp) -> bool {
         if self.revoked_at.is_some() {
             return false;
@@ -183,7 +181,7 @@ impl ApiKey {
         true
     }
 
-    /// The key that takes this one's place: the same settings, an absolute expiry included, and the same counters.
+    /// Creates the replacement of this key, with the same settings, expiry and lineage.
     #[must_use]
     pub fn successor(&self, id: Id, prefix: Prefix, created_by: Id, now: Timestamp) -> Self {
         let settings = ApiKeySettings {
@@ -197,7 +195,7 @@ impl ApiKey {
         Self { lineage_id: self.lineage_id, ..Self::new(id, prefix, settings, Some(created_by), now) }
     }
 
-    /// Gives way to a successor: serves until the grace ends or its own expiry comes, whichever is first.
+    /// Marks the key as replaced. It expires with the grace period, or earlier at its own expiry.
     pub fn retire(&mut self, successor: Id, grace: Duration, now: Timestamp) -> Result<(), NotActive> {
         if self.status(now) != KeyStatus::Active {
             return Err(NotActive);
@@ -209,7 +207,7 @@ impl ApiKey {
         Ok(())
     }
 
-    /// What the change from this key to `after` does to verdicts that are kept elsewhere.
+    /// Returns how the change to `after` affects cached verdicts.
     pub fn effect_of(&self, after: &Self) -> CacheEffect {
         let ends = |key: &Self| key.revoked_at.into_iter().chain(key.expires_at).min();
         let sooner = match (ends(self), ends(after)) {
@@ -218,12 +216,12 @@ impl ApiKey {
             (_, None) => false,
         };
         let fewer_scopes = self.scopes.iter().any(|scope| !after.scopes.contains(scope));
-        // Whether one list lets everybody in that the other does is not worth the question: lists change rarely.
+        // Any new list counts as a cut. Lists change too rarely to compare which addresses they
+        // cover.
         let other_addresses = self.allowed_cidrs != after.allowed_cidrs && !after.allowed_cidrs.is_empty();
         if sooner || fewer_scopes || other_addresses {
             return CacheEffect::AccessCut;
         }
-        // Everything that a validation judges by or answers with.
         let validated = |key: &Self| {
             let Self { name, scopes, expires_at, allowed_cidrs, budget, metadata, .. } = key.clone();
             (name, scopes, expires_at, allowed_cidrs, budget, metadata)
@@ -231,19 +229,18 @@ impl ApiKey {
         if validated(self) == validated(after) { CacheEffect::None } else { CacheEffect::Stale }
     }
 
-    /// When its owner is told that the key is about to end: a week before. Never for one that was made to live no longer than that, and not for one
-    /// whose successor is there.
+    /// Returns when the owner is notified, a week before the expiry. `None` for a key that was
+    /// created to live no longer than a week, and for a revoked or replaced key.
     pub fn expiry_notice_at(&self) -> Option<Timestamp> {
         let end = self.expires_at.filter(|_| self.revoked_at.is_none() && self.replaced_by.is_none())?;
-        (end.since(self.created_at) > NOTICE).then(|| end.minus(NOTICE))
+        (end.since(self.created_at) > EXPIRY_NOTICE).then(|| end.minus(EXPIRY_NOTICE))
     }
 
-    /// The settings of a new key, as its audit event shows them.
+    /// Returns the settings as the audit event of the creation shows them.
     pub fn creation(&self) -> Changes {
         self.audited().map(|(field, after)| (field.to_owned(), Change { before: Value::Null, after })).collect()
     }
 
-    /// What it takes to get from this key to `after`.
     pub fn changes_to(&self, after: &Self) -> Changes {
         self.audited()
             .zip(after.audited())
@@ -296,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_ends_at_its_expiry_to_the_millisecond() {
+    fn key_expires_at_the_exact_millisecond() {
         let mut key = key();
         key.expires_at = Some(now().plus(Duration::from_millis(1)));
         assert_eq!(key.status(now()), KeyStatus::Active);
@@ -309,7 +306,7 @@ mod tests {
     const INSTANT: Duration = Duration::from_millis(1);
 
     #[test]
-    fn a_key_is_unused_since_its_last_use_or_since_it_was_made() {
+    fn unused_time_counts_from_last_use_or_creation() {
         let (mut key, later) = (key(), now().plus(DAY));
         assert!(key.is_unused_for(DAY, later));
         assert!(!key.is_unused_for(DAY, later.minus(INSTANT)));
@@ -319,32 +316,32 @@ mod tests {
     }
 
     #[test]
-    fn a_key_expires_within_a_time_that_reaches_its_end() {
+    fn expires_within_includes_the_end_of_the_window() {
         let mut key = key();
-        assert!(!key.expires_within(DAY, now()), "it has no end");
+        assert!(!key.expires_within(DAY, now()), "it does not expire");
         key.expires_at = Some(now().plus(DAY));
         assert!(key.expires_within(DAY, now()));
         assert!(!key.expires_within(DAY, now().minus(INSTANT)));
-        assert!(!key.expires_within(DAY, now().plus(DAY)), "it is over");
+        assert!(!key.expires_within(DAY, now().plus(DAY)), "it has expired");
     }
 
     #[test]
-    fn a_key_that_opens_nothing_is_neither_unused_nor_about_to_end() {
-        let told = |change: fn(&mut ApiKey)| {
+    fn ended_key_is_neither_unused_nor_expiring() {
+        let flags = |change: fn(&mut ApiKey)| {
             let mut key = key();
             key.expires_at = Some(now().plus(2 * DAY));
             change(&mut key);
             let later = now().plus(DAY);
             (key.is_unused_for(DAY, later), key.expires_within(DAY, later))
         };
-        assert_eq!(told(|_| {}), (true, true));
-        assert_eq!(told(|key| key.replaced_by = Some(key.id)), (true, true), "it serves until its grace ends");
-        assert_eq!(told(|key| key.revoked_at = Some(now())), (false, false));
-        assert_eq!(told(|key| key.expires_at = Some(now())), (false, false));
+        assert_eq!(flags(|_| {}), (true, true));
+        assert_eq!(flags(|key| key.replaced_by = Some(key.id)), (true, true), "it is valid until its grace ends");
+        assert_eq!(flags(|key| key.revoked_at = Some(now())), (false, false));
+        assert_eq!(flags(|key| key.expires_at = Some(now())), (false, false));
     }
 
     #[test]
-    fn revoking_twice_keeps_the_first_time() {
+    fn second_revocation_keeps_the_first_time() {
         let mut key = key();
         assert!(key.revoke(now()));
         let first = key.clone();
@@ -353,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_changes_what_it_names_and_says_so() {
+    fn patch_changes_and_reports_only_named_fields() {
         let mut key = key();
         let patch = ApiKeyPatch { scopes: Some([Scope::Read].into_iter().collect()), ..ApiKeyPatch::default() };
         let changes = key.apply(patch.clone()).unwrap();
@@ -366,26 +363,26 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_key_serves_until_its_grace_or_its_own_end() {
+    fn replaced_key_ends_with_grace_or_own_expiry() {
         let (hour, day) = (Duration::from_hours(1), Duration::from_hours(24));
-        let heir = Id::new(9).unwrap();
+        let successor_id = Id::new(9).unwrap();
         for (own, grace, end) in [(None, day, day), (Some(hour), day, hour), (Some(day), hour, hour)] {
             let mut key = key();
             key.expires_at = own.map(|own| now().plus(own));
-            let successor = key.successor(heir, key.prefix.clone(), key.id, now());
-            key.retire(heir, grace, now()).unwrap();
+            let successor = key.successor(successor_id, key.prefix.clone(), key.id, now());
+            key.retire(successor_id, grace, now()).unwrap();
             assert_eq!(key.expires_at, Some(now().plus(end)));
             assert_eq!(key.status(now()), KeyStatus::Rotating);
             assert_eq!(key.status(now().plus(end)), KeyStatus::Expired);
-            assert_eq!(successor.expires_at, own.map(|own| now().plus(own)), "the successor's end stays its own");
-            assert_eq!(key.retire(heir, grace, now()), Err(NotActive), "once");
+            assert_eq!(successor.expires_at, own.map(|own| now().plus(own)), "the successor keeps its own expiry");
+            assert_eq!(key.retire(successor_id, grace, now()), Err(NotActive), "a key is replaced only once");
             let patch = ApiKeyPatch { expires_at: Some(None), ..ApiKeyPatch::default() };
             assert_eq!(key.apply(patch), Err(KeySettled::Replaced));
         }
     }
 
     #[test]
-    fn an_admin_that_may_end_or_is_fenced_in_does_not_count() {
+    fn restricted_or_ending_admin_key_does_not_count() {
         assert!(key().is_usable_admin());
         let with = |change: fn(&mut ApiKey)| {
             let mut key = key();

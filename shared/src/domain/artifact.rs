@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{EndpointUrl, Invalid};
 
-/// A git commit: 7 to 64 hexadecimal digits, kept in lower case.
+/// A git commit: 7 to 64 hexadecimal digits, stored in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct CommitSha(String);
@@ -25,8 +25,8 @@ impl TryFrom<String> for CommitSha {
     }
 }
 
-/// Where a release's code lies: an [`EndpointUrl`] without a query. What signs a URL stands there, and whoever may read a release would
-/// read it too.
+/// The location of a release's code: an [`EndpointUrl`] without a query. A query may hold a
+/// signature, which every reader of the release would see.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct ArtifactUrl(EndpointUrl);
@@ -65,8 +65,8 @@ impl TryFrom<String> for ImageRef {
     fn try_from(text: String) -> Result<Self, Invalid> {
         let (name, digest) = text.split_once('@').map_or((&*text, None), |(name, digest)| (name, Some(digest)));
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/:".contains(&byte);
-        let step = |step: &str| step.starts_with(|first: char| first.is_ascii_alphanumeric());
-        let is_name = name.split('/').all(step) && name.bytes().all(plain);
+        let segment = |segment: &str| segment.starts_with(|first: char| first.is_ascii_alphanumeric());
+        let is_name = name.split('/').all(segment) && name.bytes().all(plain);
         let is_digest = |digest: &str| {
             let hex = digest.strip_prefix("sha256:").unwrap_or_default();
             hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
@@ -74,13 +74,15 @@ impl TryFrom<String> for ImageRef {
         if text.len() <= 512 && is_name && digest.is_none_or(is_digest) {
             Ok(Self(text))
         } else {
-            Err(Invalid::new("must be an image such as registry.example.com/app:1.4, a sha256 digest behind it or not"))
+            Err(Invalid::new(
+                "must be an image reference such as registry.example.com/app:1.4, optionally with a sha256 digest",
+            ))
         }
     }
 }
 
-/// Where in a release's code its template lies: a path from the code's root of at most 1,024 characters, without blanks, and written in the one
-/// way that it can be: no `.`, `..` or empty steps, no backslashes, no drive.
+/// The path of a release's template, from the root of its code: at most 1,024 characters. It has
+/// only one form: no blanks, no `.`, `..` or empty segments, no backslashes, no drive letter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct TemplatePath(String);
@@ -96,13 +98,13 @@ impl TryFrom<String> for TemplatePath {
 
     fn try_from(text: String) -> Result<Self, Invalid> {
         let odd = |c: char| c.is_whitespace() || c.is_control();
-        let plain = text.split('/').all(|step| !matches!(step, "" | "." | ".."));
+        let plain = text.split('/').all(|segment| !matches!(segment, "" | "." | ".."));
         let drive = text.as_bytes().get(1) == Some(&b':');
         if text.chars().count() <= 1_024 && plain && !drive && !text.contains('\\') && !text.chars().any(odd) {
             Ok(Self(text))
         } else {
             Err(Invalid::new(
-                "must be a path from the code's root such as agents/app.yaml: 1 to 1024 characters, no / before or behind it, no . or .. between, no blanks, backslashes or control characters",
+                "must be a relative path such as agents/app.yaml: 1 to 1024 characters, no leading, trailing or double slash, no . or .. segment, no blanks, backslashes or control characters",
             ))
         }
     }
@@ -113,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_commit_is_hexadecimal_and_kept_in_lower_case() {
+    fn commit_sha_is_hexadecimal_and_stored_lower_case() {
         assert_eq!(CommitSha::try_from("ABCDEF0".to_owned()).unwrap().as_str(), "abcdef0");
         assert!(CommitSha::try_from("0".repeat(64)).is_ok());
         for text in ["", "abcdef", "abcdefg", "0x12345", " abcdef0", "abcdef0\n", "é234567", &"0".repeat(65)] {
@@ -122,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn an_artifact_is_public_and_unsigned() {
+    fn artifact_url_is_public_and_unsigned() {
         let path = "https://artifacts.example.com/app/abc@2/app.tar.gz";
         assert_eq!(ArtifactUrl::try_from(path.to_owned()).unwrap().as_str(), path);
         for text in [
@@ -142,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_has_a_name_and_no_password() {
+    fn image_ref_has_a_name_and_no_credentials() {
         let digest = format!("app@sha256:{}", "a1".repeat(32));
         for text in ["app", "app:1.4", "localhost:5000/team/app", "ghcr.io/acme/app:sha-1", &digest] {
             assert!(ImageRef::try_from(text.to_owned()).is_ok(), "{text}");
@@ -167,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_stays_where_the_code_is() {
+    fn template_path_stays_inside_the_code() {
         for text in ["template.yaml", "a/b.yaml", "a..b/.c", "...", "é", &"a".repeat(1_024)] {
             assert!(TemplatePath::try_from(text.to_owned()).is_ok(), "{text}");
         }

@@ -5,17 +5,18 @@ use utoipa::ToSchema;
 
 use super::{Id, Timestamp};
 
-/// Who did what to which resource. Written in the transaction of the change itself, so that neither exists without the other.
+/// An entry of the audit log. It is written in the transaction of the change, so neither exists
+/// without the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = RecordedEvent)]
 pub struct AuditEvent {
     pub id: Id,
     pub at: Timestamp,
     pub actor: Actor,
-    /// `<resource>.<what happened>`, like a webhook's event type: `api_key.created`.
+    /// `<resource>.<what happened>`, like the type of a webhook event: `api_key.created`.
     pub action: String,
     pub resource: ResourceRef,
-    /// What the change made of each field that it touched; never a secret.
+    /// The changes by field; never a secret.
     #[schema(value_type = BTreeMap<String, Change>)]
     pub changes: Changes,
     pub ip_address: Option<String>,
@@ -23,7 +24,7 @@ pub struct AuditEvent {
     pub request_id: String,
 }
 
-/// What is told of a change by whoever makes it; who that is, from where and when, is known around it.
+/// The handler's part of an audit event. `Call::audit_event` adds actor, time and request metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewAuditEvent {
     pub action: Action,
@@ -33,12 +34,12 @@ pub struct NewAuditEvent {
 }
 
 impl AuditEvent {
-    /// Two events of one transaction, as `tell` completes them. Twelve random bits of their ids may agree, and one transaction cannot write
-    /// one item twice.
-    pub fn pair(tell: impl Fn(NewAuditEvent) -> Self, first: NewAuditEvent, second: &NewAuditEvent) -> [Self; 2] {
-        let first = tell(first);
+    /// Completes two events of one transaction. Their ids must differ, because a transaction cannot
+    /// write one item twice.
+    pub fn pair(complete: impl Fn(NewAuditEvent) -> Self, first: NewAuditEvent, second: &NewAuditEvent) -> [Self; 2] {
+        let first = complete(first);
         loop {
-            let second = tell(second.clone());
+            let second = complete(second.clone());
             if second.id != first.id {
                 return [first, second];
             }
@@ -54,7 +55,7 @@ pub struct Actor {
 }
 
 impl Actor {
-    /// Whether this is its name, or the id of the API key that it is.
+    /// Compares with the name and with the id of the API key.
     pub fn is_called(&self, text: &str) -> bool {
         self.name == text || (self.id.is_some() && self.id == Id::parse(text))
     }
@@ -80,7 +81,8 @@ macro_rules! actions {
     };
 }
 
-// The only list of actions: handlers write its members, `GET /v1/audit_events` filters by them, and docs/api.md is compared with it.
+// The only list of actions. Handlers write them, `GET /v1/audit_events` filters by them, and a test
+// compares docs/api.md with them.
 actions! {
     AgentProjectCreated => "agent_project.created",
     AgentProjectUpdated => "agent_project.updated",
@@ -113,7 +115,8 @@ pub enum ActorKind {
     ApiKey,
     /// The holder of a service token.
     Service,
-    /// The operator, by the runner or a script that holds the stack's own rights; or Stripe, by a signed event.
+    /// The operator, through the local runner or a script with the rights of the stack; or Stripe,
+    /// through a signed event.
     System,
 }
 
@@ -123,7 +126,6 @@ pub struct ResourceRef {
     pub id: Id,
 }
 
-/// Field by field: what it was, what it became.
 pub type Changes = BTreeMap<String, Change>;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -132,7 +134,7 @@ pub struct Change {
     pub after: Value,
 }
 
-/// A field's value as the audit log shows it: as the resource itself does.
+/// The value of a field, as the resource itself shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Value {
@@ -191,9 +193,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_events_of_a_pair_never_share_an_id() {
+    fn events_of_a_pair_have_different_ids() {
         let drawn = RefCell::new([7, 7, 7, 8].into_iter());
-        let tell = |event: NewAuditEvent| {
+        let complete = |event: NewAuditEvent| {
             let id = drawn.borrow_mut().next().unwrap();
             AuditEvent {
                 id: Id::new(id).unwrap(),
@@ -213,13 +215,13 @@ mod tests {
             resource_id: Id::new(1).unwrap(),
             changes: Changes::new(),
         };
-        let pair = AuditEvent::pair(tell, event(Action::ApiKeyRotated), &event(Action::ApiKeyCreated));
-        let told = pair.map(|event| (event.id.get(), event.action));
-        assert_eq!(told, [(7, "api_key.rotated".to_owned()), (8, "api_key.created".to_owned())]);
+        let pair = AuditEvent::pair(complete, event(Action::ApiKeyRotated), &event(Action::ApiKeyCreated));
+        let completed = pair.map(|event| (event.id.get(), event.action));
+        assert_eq!(completed, [(7, "api_key.rotated".to_owned()), (8, "api_key.created".to_owned())]);
     }
 
     #[test]
-    fn every_action_is_read_by_its_name() {
+    fn every_action_parses_from_its_name() {
         for action in Action::ALL {
             let (resource, happened) = action.as_str().split_once('.').unwrap();
             assert!([resource, happened].iter().all(|word| word.bytes().all(|b| b == b'_' || b.is_ascii_lowercase())));
@@ -229,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn an_actor_is_called_by_its_name_or_its_keys_id() {
+    fn actor_matches_its_name_or_key_id() {
         let key = Actor { kind: ActorKind::ApiKey, id: Id::new(7), name: "ci".to_owned() };
         assert!(key.is_called("ci") && key.is_called("7"));
         assert!(!key.is_called("c") && !key.is_called("8") && !key.is_called("07"));

@@ -7,11 +7,11 @@ use serde::{
 
 use super::{Invalid, SubscriptionStatus, Tally, Timestamp, Value};
 
-/// The largest cap: what every JSON reader keeps exact.
+/// The largest integer that every JSON parser represents exactly.
 const MAX_CAP: u64 = (1 << 53) - 1;
 
-/// Caps per UTC month, of an organization or of one key; `null` is no cap. Tokens are counted, cost is in whole cents.
-/// `alert_percents` are the shares of a cap at which the owner is told.
+/// Caps per UTC month, of an organization or of a key. `null` means no cap. Tokens are counted;
+/// cost is in whole cents. `alert_percents` are the shares of a cap at which the owner is notified.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Budget {
     pub input_tokens: Option<Cap>,
@@ -36,7 +36,7 @@ struct BudgetFields {
     alert_percents: AlertPercents,
 }
 
-/// Only an object will do: what serde derives would take a list of the fields' values too.
+/// Accepts only an object. The derived implementation would also accept a list of the values.
 impl<'de> Deserialize<'de> for Budget {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
@@ -56,7 +56,7 @@ impl<'de> Deserialize<'de> for Budget {
 }
 
 impl Budget {
-    /// The caps that are set, with the field's name, the cap and what was spent of it.
+    /// Returns the caps that are set, each with the amount spent.
     pub fn caps(&self, spent: &Tally) -> impl Iterator<Item = (CapKind, Cap, u128)> {
         let caps = [
             (CapKind::TotalTokens, self.total_tokens, spent.total_tokens()),
@@ -67,17 +67,16 @@ impl Budget {
         caps.into_iter().filter_map(|(kind, cap, spent)| Some((kind, cap?, spent)))
     }
 
-    /// How much of the cap that is nearest to its end is spent, in whole percents, rounded down; 0 without a cap.
+    /// Returns how much is spent of the cap that is closest to its limit, in whole percents,
+    /// rounded down; 0 without a cap.
     pub fn spent_percent(&self, spent: &Tally) -> u128 {
         self.caps(spent).map(|(_, cap, spent)| cap.percent(spent)).max().unwrap_or(0)
     }
 
-    /// The first cap that is reached.
     fn reached(&self, spent: &Tally) -> Option<CapKind> {
         self.caps(spent).find(|(_, cap, spent)| *spent >= cap.0.into()).map(|(kind, _, _)| kind)
     }
 
-    /// As the audit log shows it.
     pub fn audited(&self) -> Value {
         let cap = |cap: Option<Cap>| Value::from(cap.map(|cap| cap.0));
         Value::map([
@@ -90,7 +89,6 @@ impl Budget {
     }
 }
 
-/// What a cap is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CapKind {
@@ -101,7 +99,7 @@ pub enum CapKind {
 }
 
 impl CapKind {
-    /// As a budget's field.
+    /// Returns the name of the budget's field.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::TotalTokens => "total_tokens",
@@ -121,7 +119,7 @@ impl CapKind {
     }
 }
 
-/// One cap: 0 (nothing may be spent) to 2^53−1.
+/// A cap: 0 (nothing may be spent) to 2^53−1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u64")]
 pub struct Cap(u64);
@@ -142,7 +140,7 @@ impl Cap {
         self.0
     }
 
-    /// How much of it is spent, in whole percents, rounded down. Nothing may be spent of 0, so it always is.
+    /// Returns whole percents, rounded down. A cap of 0 is always at 100.
     pub fn percent(self, spent: u128) -> u128 {
         (spent.saturating_mul(100)).checked_div(self.0.into()).unwrap_or(100)
     }
@@ -183,25 +181,19 @@ impl TryFrom<Option<Vec<u64>>> for AlertPercents {
     }
 }
 
-/// Whether money may be spent, and if not, why. Derived at every validation, never stored.
+/// Whether a key may spend and, if not, why. Derived at every validation and never stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BudgetVerdict {
     Ok,
     Exhausted(Exhausted),
 }
 
-/// Why nothing may be spent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exhausted {
-    /// Always the organization's.
     Subscription(SubscriptionStatus),
-    Cap {
-        kind: CapKind,
-        of: CapOwner,
-    },
+    Cap { kind: CapKind, of: CapOwner },
 }
 
-/// Whose cap it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CapOwner {
@@ -210,7 +202,7 @@ pub enum CapOwner {
 }
 
 impl Exhausted {
-    /// For people; programs go by [`Self::cap`] and [`Self::owner`].
+    /// Returns a text for people. Programs use [`Self::cap`] and [`Self::owner`].
     pub fn reason(self) -> String {
         match self {
             Self::Subscription(status) => format!("subscription {}", status.as_str()),
@@ -219,7 +211,7 @@ impl Exhausted {
         }
     }
 
-    /// Returns the cap that is reached; `None` where the subscription is the reason.
+    /// Returns `None` if the subscription is the reason.
     pub const fn cap(self) -> Option<CapKind> {
         match self {
             Self::Subscription(_) => None,
@@ -234,13 +226,13 @@ impl Exhausted {
         }
     }
 
-    /// Returns when the caps reset: the end of the UTC month. `None` if the subscription is the reason.
+    /// Returns the end of the UTC month, or `None` if the subscription is the reason.
     pub fn resets_at(self, now: Timestamp) -> Option<Timestamp> {
         self.cap().map(|_| now.month().next().start())
     }
 }
 
-/// The caps over a key and what was spent under them this month: what a verdict is derived from.
+/// The caps that apply to a key and the amounts spent this month.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Spending {
     pub organization_budget: Option<Budget>,
@@ -250,7 +242,7 @@ pub struct Spending {
 }
 
 impl Spending {
-    /// How much of the cap that is nearest to its end is spent, in whole percents.
+    /// Returns the maximum of both [`Budget::spent_percent`].
     pub fn percent(&self) -> u128 {
         let of = |budget: &Option<Budget>, spent| budget.as_ref().map_or(0, |budget| budget.spent_percent(spent));
         of(&self.organization_budget, &self.organization).max(of(&self.key_budget, &self.key))
@@ -258,7 +250,7 @@ impl Spending {
 }
 
 impl BudgetVerdict {
-    /// Cost is judged in the whole cents that usage shows, so that the two cannot disagree.
+    /// Compares the cost in whole cents, as usage shows it, so that the two always agree.
     pub fn new(subscription: SubscriptionStatus, spending: &Spending) -> Self {
         if !subscription.allows_spending() {
             return Self::Exhausted(Exhausted::Subscription(subscription));
@@ -288,7 +280,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_budget_is_read_strictly() {
+    fn budget_parsing_is_strict() {
         let budget: Budget = serde_json::from_str(r#"{"total_tokens": 1000, "alert_percents": [80, 50, 80]}"#).unwrap();
         assert_eq!(
             serde_json::to_string(&budget).unwrap(),
@@ -308,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_live_subscription_spends() {
+    fn only_a_live_subscription_allows_spending() {
         let spending = Spending::default();
         assert!(BudgetVerdict::new(SubscriptionStatus::Trialing, &spending).is_ok());
         let verdict = BudgetVerdict::new(SubscriptionStatus::PastDue, &spending);
@@ -320,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_names_the_cap_that_is_reached() {
+    fn reason_names_the_reached_cap() {
         let spent = Tally { input_tokens: 60, output_tokens: 40, cost: 1_000_000_001 };
         for (organization_budget, key_budget, reason) in [
             (r#"{"total_tokens":101,"cost_cents":3}"#, r#"{"input_tokens":61}"#, None),
@@ -339,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn every_cap_names_itself_and_its_owner() {
+    fn verdict_names_the_cap_and_its_owner() {
         let spent = Tally { input_tokens: 60, output_tokens: 40, cost: 1_000_000_001 };
         let now: Timestamp = "2026-12-31T23:59:59Z".parse().unwrap();
         for kind in [CapKind::TotalTokens, CapKind::InputTokens, CapKind::OutputTokens, CapKind::CostCents] {
@@ -358,11 +350,11 @@ mod tests {
         let verdict = BudgetVerdict::new(SubscriptionStatus::Unpaid, &Spending::default());
         let BudgetVerdict::Exhausted(exhausted) = verdict else { panic!("{verdict:?}") };
         assert_eq!((exhausted.cap(), exhausted.owner()), (None, CapOwner::Organization));
-        assert_eq!(exhausted.resets_at(now), None, "a subscription does not return with the month");
+        assert_eq!(exhausted.resets_at(now), None, "a subscription does not reset with the month");
     }
 
     #[test]
-    fn the_share_that_is_spent_is_rounded_down() {
+    fn spent_percent_is_rounded_down() {
         let spent = Tally { input_tokens: 949, output_tokens: 0, cost: 0 };
         let percent = |json| budget(json).spent_percent(&spent);
         assert_eq!(percent(r#"{"input_tokens":1000,"output_tokens":5}"#), 94);

@@ -6,33 +6,34 @@ use utoipa::ToSchema;
 
 use super::{Entropy, Timestamp, hex::hex};
 
-/// The most that is kept of a log. A report is no longer, but what takes a secret's place may be longer than the secret.
-const TEXT_BYTES: usize = 1024 * 1024;
-/// The last line of a log that was longer.
+/// Maximum stored size. A report is not larger, but a redaction marker may be longer than the
+/// secret that it replaces.
+const MAX_TEXT_BYTES: usize = 1024 * 1024;
+/// The last line of a truncated log.
 const CUT: &str = "[the rest of this log was cut off]";
 
-/// A line that is longer is continued on the next one, so that a page of lines stays an answer.
-const LINE_BYTES: usize = 8 * 1024;
-/// Well below what an item may hold, and few enough of them to be written one after the other.
-const CHUNK_BYTES: usize = 128 * 1024;
+/// A longer line continues on the next one, so that a page of lines fits into a response.
+const MAX_LINE_BYTES: usize = 8 * 1024;
+/// Well below the size limit of an item. A log has few chunks, which are written one after the
+/// other.
+const MAX_CHUNK_BYTES: usize = 128 * 1024;
 
-/// What a build printed, cut into chunks of whole lines.
+/// The output of a build, split into chunks of whole lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildLog {
     digest: String,
     chunks: Vec<LogChunk>,
 }
 
-/// Some lines that follow each other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogChunk {
     first_line: u64,
-    /// The lines, with a line feed between two.
+    /// Separated by line feeds.
     text: String,
 }
 
-/// Tells the chunks of one report's log from those of every other: the time at which they were about to be written, and 32 random hexadecimal
-/// digits. In the order of time.
+/// Identifies the chunks of one report's log: the time just before they are written and 32 random
+/// hexadecimal digits. Sorts by time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogGeneration(String);
 
@@ -50,7 +51,6 @@ impl fmt::Display for LogGeneration {
     }
 }
 
-/// What is known of a log without reading it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogIndex {
     generation: LogGeneration,
@@ -62,20 +62,20 @@ pub struct LogIndex {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct LogLine {
-    /// Counts from 1.
+    /// Counted from 1.
     pub line: u64,
     pub text: String,
 }
 
 impl BuildLog {
-    /// `text` without secrets, of which the first mebibyte is kept.
+    /// Keeps the first mebibyte of `text`, which must not contain secrets.
     pub fn new(text: &str) -> Self {
-        let kept = &text[..text.floor_char_boundary(TEXT_BYTES)];
+        let kept = &text[..text.floor_char_boundary(MAX_TEXT_BYTES)];
         let cut = (kept.len() < text.len()).then_some(CUT);
         let mut chunks: Vec<LogChunk> = Vec::new();
         for (line, piece) in (1..).zip(kept.lines().flat_map(pieces).chain(cut)) {
             match chunks.last_mut() {
-                Some(chunk) if chunk.text.len() + 1 + piece.len() <= CHUNK_BYTES => {
+                Some(chunk) if chunk.text.len() + 1 + piece.len() <= MAX_CHUNK_BYTES => {
                     chunk.text.push('\n');
                     chunk.text.push_str(piece);
                 }
@@ -89,12 +89,11 @@ impl BuildLog {
         &self.chunks
     }
 
-    /// SHA-256 of the text.
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
-    /// Of chunks that are kept under this generation. None without a line.
+    /// Returns `None` for a log without lines.
     pub fn index(&self, generation: LogGeneration) -> Option<LogIndex> {
         let ends: Vec<_> = self.chunks.iter().map(LogChunk::last_line).collect();
         (!ends.is_empty()).then(|| LogIndex { generation, digest: self.digest.clone(), ends })
@@ -129,16 +128,16 @@ impl LogIndex {
     }
 }
 
-/// `sha256:` and 64 hexadecimal digits.
+/// Returns `sha256:` and 64 hexadecimal digits.
 fn sha256(text: &str) -> String {
     format!("sha256:{}", hex(digest::digest(&digest::SHA256, text.as_bytes()).as_ref()))
 }
 
-/// A line in pieces that are short enough; an empty line is one piece.
+/// Splits a line. An empty line is one piece.
 fn pieces(line: &str) -> impl Iterator<Item = &str> {
     let mut rest = Some(line);
     std::iter::from_fn(move || {
-        let (piece, after) = rest?.split_at(rest?.floor_char_boundary(LINE_BYTES));
+        let (piece, after) = rest?.split_at(rest?.floor_char_boundary(MAX_LINE_BYTES));
         rest = (!after.is_empty()).then_some(after);
         Some(piece)
     })
@@ -160,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_numbered_and_their_ends_are_not_shown() {
+    fn lines_are_numbered_without_line_ends() {
         let log = BuildLog::new("one\r\n\ntwo\n");
         let expected = [(1, "one"), (2, ""), (3, "two")].map(|(line, text)| LogLine { line, text: text.to_owned() });
         assert_eq!(lines(&log), expected);
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_goes_on_in_the_next_and_no_character_is_torn() {
+    fn long_line_is_split_between_characters() {
         let text = "é".repeat(10_000);
         let lines = lines(&BuildLog::new(&text));
         assert_eq!(lines.len(), 3);
@@ -178,12 +177,12 @@ mod tests {
     }
 
     #[test]
-    fn a_log_is_cut_after_a_mebibyte_between_two_characters() {
-        let whole = format!("{}\n", "x".repeat(63)).repeat(TEXT_BYTES / 64);
-        assert_eq!(lines(&BuildLog::new(&whole)).len(), TEXT_BYTES / 64);
+    fn log_is_truncated_at_a_character_boundary() {
+        let whole = format!("{}\n", "x".repeat(63)).repeat(MAX_TEXT_BYTES / 64);
+        assert_eq!(lines(&BuildLog::new(&whole)).len(), MAX_TEXT_BYTES / 64);
         let longer = BuildLog::new(&format!("{}é", &whole[1..]));
         assert_eq!(lines(&longer).pop().unwrap().text, CUT);
-        assert_eq!(lines(&longer).len(), TEXT_BYTES / 64 + 1, "half of the last character is none");
+        assert_eq!(lines(&longer).len(), MAX_TEXT_BYTES / 64 + 1, "half a character is not stored");
     }
 
     #[test]
@@ -192,20 +191,20 @@ mod tests {
         let later = now.plus(std::time::Duration::from_millis(1));
         let drawn = [now, now, later].map(|at| LogGeneration::draw(at, &entropy).to_string());
         assert!(drawn[0] != drawn[1] && drawn[1] < drawn[2] && drawn[0] < drawn[2], "{drawn:?}");
-        assert!(later.to_string() <= drawn[2] && drawn[1] < later.to_string(), "a time stands before its generations");
+        assert!(later.to_string() <= drawn[2] && drawn[1] < later.to_string(), "a time sorts before its generations");
     }
 
     proptest! {
         #[test]
-        fn whatever_is_cut_comes_back_in_order_and_in_small_chunks(
+        fn chunks_are_small_and_restore_the_log(
             parts in vec(prop_oneof![Just("\n".repeat(3_000)), Just("x".repeat(9_000)), "[a-zé\r]{0,2000}", Just("\n".to_owned())], 0..60),
         ) {
             let text = parts.concat();
             let log = BuildLog::new(&text);
             let lines = lines(&log);
             prop_assert!(lines.iter().map(|line| line.line).eq(1..=lines.len() as u64));
-            prop_assert!(lines.iter().all(|line| line.text.len() <= LINE_BYTES));
-            prop_assert!(log.chunks().iter().all(|chunk| chunk.text.len() <= CHUNK_BYTES));
+            prop_assert!(lines.iter().all(|line| line.text.len() <= MAX_LINE_BYTES));
+            prop_assert!(log.chunks().iter().all(|chunk| chunk.text.len() <= MAX_CHUNK_BYTES));
             prop_assert_eq!(log.index(generation()).map_or(0, |index| index.last_line()), lines.len() as u64);
             let whole: String = lines.into_iter().map(|line| line.text).collect();
             prop_assert_eq!(whole, text.lines().collect::<String>());

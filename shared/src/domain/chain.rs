@@ -1,8 +1,11 @@
-//! The audit log's chain. A worker that alone holds the ring `audit` appends links to it, one after the other: each holds the digests of some
-//! events and the hash of the link before, and bears a MAC. So whoever flips, drops, inserts or reorders anything is found
-//! ([`check`](super::check)), and whoever recomputes everything lacks the key.
+//! The audit log's chain.
 //!
-//! What is hashed is written so that no two different things read the same: numbers in eight bytes, texts behind their lengths.
+//! A worker, the only function that holds the ring `audit`, appends links to the chain. Each
+//! link holds the digests of some events and the hash of the previous link, and has a MAC.
+//! [`check`](super::check) therefore finds every item that was changed, dropped, inserted or
+//! reordered. An attacker who recomputes the hashes lacks the key for the MACs.
+//!
+//! Hashed content has a unique encoding: numbers take eight bytes, and texts follow their lengths.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -14,10 +17,10 @@ use super::{Id, Invalid, Keyring, Timestamp, hex::hex};
 
 const EVENT: &[u8] = b"karta audit event 1\0";
 const LINK: &[u8] = b"karta audit link 1\0";
-/// What the first link of an organization follows.
+/// The `previous` hash of an organization's first link.
 const GENESIS: Hash32 = Hash32([0; 32]);
-/// How long after its own time an event may wait: the worker comes every minute.
-const WAITS_AT_MOST: Duration = Duration::from_mins(10);
+/// How long an event may wait. The worker runs every minute.
+const MAX_WAIT: Duration = Duration::from_mins(10);
 
 /// SHA-256 or HMAC-SHA256, written as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -25,7 +28,8 @@ const WAITS_AT_MOST: Duration = Duration::from_mins(10);
 pub struct Hash32([u8; 32]);
 
 impl Hash32 {
-    /// An event's digest: `encoded` is all that is stored of it, in an encoding that tells any two items apart.
+    /// Hashes everything that is stored of an event, in an encoding that differs between any two
+    /// items.
     pub fn of_event(encoded: &[u8]) -> Self {
         Self::digest(EVENT, encoded)
     }
@@ -72,23 +76,21 @@ impl From<Hash32> for String {
     }
 }
 
-/// An event as a link knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChainedEvent {
-    /// Its sort key: when it happened, and its id.
+    /// The time and the id of the event.
     pub sk: String,
     pub digest: Hash32,
 }
 
-/// One link of an organization's chain; the first has the number 1.
+/// The first link has the number 1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
     pub n: u64,
     pub at: Timestamp,
     pub events: Vec<ChainedEvent>,
-    /// The hash of the link before.
     pub previous: Hash32,
-    /// Over the organization and all of the above, `kid` included.
+    /// Covers the organization, all fields above, and `kid`.
     pub hash: Hash32,
     /// The key of the ring `audit` that made `mac`.
     pub kid: String,
@@ -97,10 +99,10 @@ pub struct Link {
 }
 
 impl Link {
-    /// A link is written in one transaction of at most 100 items: itself, its anchor, and two for every event.
+    /// A transaction has at most 100 items: the link, its anchor, and two items for each event.
     pub const EVENTS_AT_MOST: usize = 45;
 
-    /// The link of these events behind `head`, which is none for the first.
+    /// Creates the link after `head`, which is `None` for the first link.
     pub fn after(
         head: Option<&Self>,
         organization: Id,
@@ -124,7 +126,7 @@ impl Link {
         link
     }
 
-    /// The hash that its content has.
+    /// Computes the hash of the content.
     pub fn recomputed(&self, organization: Id) -> Hash32 {
         let mut content = Vec::with_capacity(128 + self.events.len() * 96);
         content.extend(organization.get().to_be_bytes());
@@ -140,12 +142,13 @@ impl Link {
         Hash32::digest(LINK, &content)
     }
 
-    /// Whether its content has the hash that it bears, and it stands behind `before`: the hash of the link before, or none for the first.
+    /// Returns whether the hash matches the content and the link follows `before`, the hash of the
+    /// previous link (`None` for the first).
     pub(super) fn follows(&self, organization: Id, before: Option<Hash32>) -> bool {
         self.previous == before.unwrap_or(GENESIS) && self.recomputed(organization) == self.hash
     }
 
-    /// Whether its MAC is genuine; `None` if the ring no longer holds its key.
+    /// Returns `None` if the ring does not hold the key.
     pub(super) fn is_genuine(&self, ring: &Keyring) -> Option<bool> {
         let key = hmac::Key::new(hmac::HMAC_SHA256, ring.get(&self.kid)?);
         Some(hmac::verify(&key, &self.hash.0, &self.mac.0).is_ok())
@@ -157,7 +160,7 @@ fn push_text(content: &mut Vec<u8>, text: &str) {
     content.extend(text.as_bytes());
 }
 
-/// What is put down elsewhere of a link, where nobody may change or delete it.
+/// A copy of a link's hash and MAC in an append-only table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Anchor {
     pub n: u64,
@@ -173,19 +176,19 @@ impl From<&Link> for Anchor {
     }
 }
 
-/// What an event's item shows of its place in the chain.
+/// The chain state that an event's item records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventMark {
     pub digest: Hash32,
-    /// The link that it says it stands in.
     pub link: Option<u64>,
-    /// Whether it waits for the worker.
+    /// Whether the event is waiting for the worker.
     pub waiting: bool,
-    /// Whether it is as events are written: at its place, with their attributes alone, and waiting, if it does, where the worker looks.
+    /// Whether the item has the key and the attributes of an event and, while it waits, the index
+    /// key that the worker reads.
     pub sound: bool,
 }
 
-/// Whether an event is chained, as far as that can be told without the key.
+/// The chain state of an event, as far as it can be verified without the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Chain {
     pub state: ChainState,
@@ -195,17 +198,19 @@ pub struct Chain {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ChainState {
-    /// Written within the last minute or so, and not yet chained.
+    /// Written in the last minutes and not chained yet.
     Pending,
-    /// As it was when it was chained.
+    /// Unchanged since it was chained.
     Verified,
-    /// It, or the chain around it, was tampered with, or it is kept from being chained.
+    /// The event or the chain around it was tampered with, or the event was kept from being
+    /// chained.
     Broken,
 }
 
 impl Chain {
-    /// The chain's state at one event. `claimed` is the link that the worker put it into, and `links` hold that one and the one before. Who
-    /// writes events can write neither: an event that was put anew as if it waited still is in the link that it was in.
+    /// Derives the chain state of an event. `claimed` is the link into which the worker put the
+    /// event, and `links` hold that link and the previous one. Functions that write events can
+    /// write neither, so an event that is rewritten as a new one still belongs to its link.
     pub fn at(
         organization: Id,
         sk: &str,
@@ -217,9 +222,9 @@ impl Chain {
         let state = match (claimed, mark.link) {
             _ if !mark.sound => ChainState::Broken,
             (None, None) if mark.waiting && !is_overdue(sk, now) => ChainState::Pending,
-            (Some(n), told) => {
-                // What the event said was read before the claim: it may have been chained between.
-                let agrees = told.map_or(mark.waiting, |told| told == n && !mark.waiting);
+            (Some(n), named) => {
+                // The event was read before the claim and may have been chained in between.
+                let agrees = named.map_or(mark.waiting, |named| named == n && !mark.waiting);
                 let listed = links.get(&n).filter(|link| link.n == n).is_some_and(|link| {
                     let before = n.checked_sub(1).and_then(|n| links.get(&n));
                     (n == 1 || before.is_some())
@@ -234,10 +239,10 @@ impl Chain {
     }
 }
 
-/// Whether an event that waits ought to have been chained, by the time in its sort key.
+/// Compares with the time in the sort key.
 pub(super) fn is_overdue(sk: &str, now: Timestamp) -> bool {
     let at = sk.split_once('#').and_then(|(at, _)| at.parse::<Timestamp>().ok());
-    at.is_none_or(|at| at.plus(WAITS_AT_MOST) < now)
+    at.is_none_or(|at| at.plus(MAX_WAIT) < now)
 }
 
 #[cfg(test)]
@@ -264,7 +269,6 @@ mod tests {
         "2026-11-22T00:00:00Z".parse().unwrap()
     }
 
-    /// Two links of two events each.
     fn links() -> BTreeMap<u64, Link> {
         let first = Link::after(None, organization(), at(), vec![event("a"), event("b")], &ring());
         let second = Link::after(Some(&first), organization(), at(), vec![event("c"), event("d")], &ring());
@@ -281,7 +285,7 @@ mod tests {
 
     #[test]
     fn hashes_never_change() {
-        // Whatever is stored was chained under these. They are from Python's hashlib and hmac over the bytes that this module describes.
+        // Stored chains depend on these values, which were computed with Python's hashlib and hmac.
         let link = &links()[&2];
         assert_eq!(event("c").digest.to_string(), "a3d329b2b537abee51586ed645920fa66b8bf3aef4b5da44c97f9ed9c9efc597");
         assert_eq!(link.hash.to_string(), "eaf142165c2c5211baa7af435aa3f2e017de44d5e0ddd096e3bee8fea74f24b3");
@@ -289,28 +293,28 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_verified_where_it_was_chained_and_nowhere_else() {
+    fn event_is_verified_only_in_its_own_link() {
         let links = links();
         for (sk, n) in [("a", 1), ("b", 1), ("c", 2), ("d", 2)] {
             assert_eq!(state(sk, mark(sk, Some(n)), Some(n), &links), ChainState::Verified);
             assert_eq!(state(sk, mark(sk, None), Some(n), &links), ChainState::Verified, "chained since it was read");
             assert_eq!(state(sk, mark("x", Some(n)), Some(n), &links), ChainState::Broken, "changed");
-            assert_eq!(state(sk, mark("x", None), Some(n), &links), ChainState::Broken, "put anew");
-            assert_eq!(state(sk, mark(sk, Some(3 - n)), Some(n), &links), ChainState::Broken, "told elsewhere");
+            assert_eq!(state(sk, mark("x", None), Some(n), &links), ChainState::Broken, "rewritten");
+            assert_eq!(state(sk, mark(sk, Some(3 - n)), Some(n), &links), ChainState::Broken, "names another link");
             assert_eq!(state(sk, mark(sk, Some(3 - n)), Some(3 - n), &links), ChainState::Broken, "not listed");
             assert_eq!(state(sk, mark(sk, Some(n)), None, &links), ChainState::Broken, "no claim");
-            let waiting_too = EventMark { waiting: true, ..mark(sk, Some(n)) };
-            assert_eq!(state(sk, waiting_too, Some(n), &links), ChainState::Broken, "chained and waiting");
+            let still_waiting = EventMark { waiting: true, ..mark(sk, Some(n)) };
+            assert_eq!(state(sk, still_waiting, Some(n), &links), ChainState::Broken, "chained and waiting");
         }
         let lost = EventMark { waiting: false, ..mark("e", None) };
         assert_eq!(state("e", lost, None, &links), ChainState::Broken, "neither chained nor waiting");
-        for nowhere in [0, 3, u64::MAX] {
-            assert_eq!(state("e", mark("e", Some(nowhere)), Some(nowhere), &links), ChainState::Broken);
+        for missing in [0, 3, u64::MAX] {
+            assert_eq!(state("e", mark("e", Some(missing)), Some(missing), &links), ChainState::Broken);
         }
     }
 
     #[test]
-    fn an_event_waits_for_ten_minutes_at_most() {
+    fn event_waits_for_at_most_ten_minutes() {
         for (sk, expected) in [
             ("2026-11-21T23:50:00.000Z#1", ChainState::Pending),
             ("2026-11-21T23:49:59.999Z#1", ChainState::Broken),
@@ -327,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_broken_with_the_links_that_hold_it() {
+    fn damaged_link_breaks_its_events() {
         let whole = links();
         let broken = |edit: &dyn Fn(&mut BTreeMap<u64, Link>)| {
             let mut links = whole.clone();
@@ -338,7 +342,7 @@ mod tests {
         assert!(broken(&|links| links.get_mut(&2).unwrap().events.truncate(1)), "an event of the same link is gone");
         assert!(broken(&|links| links.get_mut(&1).unwrap().events.truncate(1)), "one of the link before is gone");
         assert!(broken(&|links| drop(links.remove(&1))), "the link before is gone");
-        assert!(broken(&|links| links.get_mut(&2).unwrap().n = 3), "the link is another one");
+        assert!(broken(&|links| links.get_mut(&2).unwrap().n = 3), "the link has another number");
         assert!(broken(&|links| {
             let other = Link::after(None, organization(), at(), vec![event("x")], &ring());
             links.insert(1, other);
@@ -347,7 +351,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_hash_reads_as_it_prints(bytes: [u8; 32], other in "[0-9a-fA-F]{0,65}") {
+        fn hash_round_trips(bytes: [u8; 32], other in "[0-9a-fA-F]{0,65}") {
             prop_assert_eq!(Hash32::try_from(Hash32(bytes).to_string()).unwrap().0, bytes);
             if let Ok(hash) = Hash32::try_from(other.clone()) {
                 prop_assert_eq!(hash.to_string(), other);
@@ -360,7 +364,6 @@ mod tests {
         }
     }
 
-    /// What a link's hash is over.
     #[derive(Debug, PartialEq, Eq)]
     struct Content {
         organization: u64,

@@ -1,4 +1,4 @@
-//! Whether an audit log is whole, for who holds the ring.
+//! Checks an organization's audit log for tampering, with the ring `audit`.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -7,35 +7,32 @@ use std::{
 
 use super::{Anchor, EventMark, Hash32, Id, Keyring, Link, Timestamp, chain::is_overdue};
 
-/// An organization's audit log and its chain as they were read: links, then events, then anchors, then the links that came meanwhile.
+/// An organization's audit log, read in this order: links, events, anchors, then links again.
 #[derive(Debug, Clone, Default)]
 pub struct AuditLog {
-    /// By sort key.
     pub events: BTreeMap<String, EventMark>,
     pub links: BTreeMap<u64, Link>,
-    /// The link that the worker put each event into, by the event's sort key.
+    /// The link into which the worker put each event.
     pub claims: BTreeMap<String, u64>,
-    /// By the number of the link; one, unless somebody set the chain back.
+    /// Each link has one anchor, unless the chain was set back.
     pub anchors: BTreeMap<u64, Vec<Anchor>>,
-    /// The last link that was there before the events were read: what later ones list may have been read as it was before.
+    /// The last link before the events were read. The events of later links may have been read
+    /// before they were chained.
     pub settled: u64,
-    /// Whether one of the events is the organization's creation.
     pub created: bool,
-    /// The sort keys of what is neither event, link, claim nor anchor.
+    /// Sort keys of items that are neither event, link, claim nor anchor.
     pub unreadable: BTreeSet<String>,
 }
 
-/// What [`check`] has found, and how much it went over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checked {
     pub events: usize,
     pub links: usize,
-    /// Events that are not chained yet.
     pub pending: usize,
     pub findings: Vec<Finding>,
 }
 
-/// That something was tampered with. Events are named by their sort keys.
+/// Evidence of tampering, with the sort keys of events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
     LogMissing,
@@ -68,31 +65,31 @@ impl fmt::Display for Finding {
             Self::Unreadable { sk } => write!(f, "{sk:?} cannot be read"),
             Self::LinksMissing { from, to } if from == to => write!(f, "link {from} is missing"),
             Self::LinksMissing { from, to } => write!(f, "links {from} to {to} are missing"),
-            Self::LinkChanged { n } => write!(f, "link {n} does not have the hash that it bears"),
+            Self::LinkChanged { n } => write!(f, "link {n} does not match its hash"),
             Self::LinkDetached { n } => write!(f, "link {n} does not follow the one before it"),
-            Self::KeyUnknown { n } => write!(f, "link {n} bears a MAC of a key that the ring does not hold"),
-            Self::MacWrong { n } => write!(f, "link {n} bears a MAC that its key did not make"),
+            Self::KeyUnknown { n } => write!(f, "link {n} has a MAC by a key that the ring does not hold"),
+            Self::MacWrong { n } => write!(f, "link {n} has an invalid MAC"),
             Self::AnchorMissing { n } => write!(f, "link {n} has no anchor"),
-            Self::AnchorDiffers { n } => write!(f, "link {n} is not the one that was anchored"),
+            Self::AnchorDiffers { n } => write!(f, "link {n} differs from its anchor"),
             Self::EventMissing { sk, n } => write!(f, "event {sk} of link {n} is missing"),
-            Self::EventChanged { sk, n } => write!(f, "event {sk} is not as it was put into link {n}"),
-            Self::EventMisplaced { sk, n } => write!(f, "event {sk} is in link {n} and does not say so"),
-            Self::EventListedTwice { sk, n } => write!(f, "event {sk} is in link {n} and in one before it"),
-            Self::EventNotListed { sk, n } => write!(f, "event {sk} says that it is in link {n} and is not"),
-            Self::EventNowhere { sk, n } => write!(f, "event {sk} says that it is in link {n}, which is not there"),
-            Self::EventUnaccounted { sk } => write!(f, "event {sk} is neither chained nor waiting for it"),
-            Self::EventOverdue { sk } => write!(f, "event {sk} has waited to be chained for more than ten minutes"),
-            Self::EventUnsound { sk } => write!(f, "event {sk} is not as events are written"),
-            Self::ClaimWrong { sk } => write!(f, "event {sk} is claimed for another link than lists it"),
+            Self::EventChanged { sk, n } => write!(f, "event {sk} differs from its digest in link {n}"),
+            Self::EventMisplaced { sk, n } => write!(f, "event {sk} is in link {n} but does not name it"),
+            Self::EventListedTwice { sk, n } => write!(f, "event {sk} is in link {n} and in an earlier one"),
+            Self::EventNotListed { sk, n } => write!(f, "event {sk} names link {n}, which does not list it"),
+            Self::EventNowhere { sk, n } => write!(f, "event {sk} names link {n}, which is missing"),
+            Self::EventUnaccounted { sk } => write!(f, "event {sk} is neither chained nor waiting"),
+            Self::EventOverdue { sk } => write!(f, "event {sk} has been waiting for more than ten minutes"),
+            Self::EventUnsound { sk } => write!(f, "event {sk} is malformed"),
+            Self::ClaimWrong { sk } => write!(f, "the claim of event {sk} does not match the link that lists it"),
         }
     }
 }
 
-/// Holds events, links and anchors against each other and the links against their keys. What waits to be chained is no finding, unless it has waited
-/// for too long by `now`, when the reading began.
+/// Compares events, links and anchors and verifies the MACs. A waiting event is a finding only if
+/// it was overdue at `now`, when the read began.
 pub fn check(organization: Id, log: &AuditLog, ring: &Keyring, now: Timestamp) -> Checked {
     let mut findings: Vec<_> = log.unreadable.iter().map(|sk| Finding::Unreadable { sk: sk.clone() }).collect();
-    // An organization's creation is an event, written in the transaction that creates it.
+    // The creation of an organization is itself an event, so a log is never empty.
     if log.events.is_empty() && log.links.is_empty() && log.anchors.is_empty() {
         findings.push(Finding::LogMissing);
     }
@@ -123,14 +120,14 @@ pub fn check(organization: Id, log: &AuditLog, ring: &Keyring, now: Timestamp) -
     }
     let stray = |(sk, n): &(&String, &u64)| listed.get(sk.as_str()).is_none_or(|(listing, _)| listing != *n);
     findings.extend(log.claims.iter().filter(stray).map(|(sk, _)| Finding::ClaimWrong { sk: sk.clone() }));
-    // A log that was deleted whole and went on with new events is sound in itself.
+    // A log that was deleted and then continued is consistent in itself.
     if findings.is_empty() && !log.created {
         findings.push(Finding::CreationMissing);
     }
     Checked { events: log.events.len(), links: log.links.len(), pending, findings }
 }
 
-/// The numbers up to the last link or anchor that no link has.
+/// Checks up to the last link or anchor.
 fn missing_links(log: &AuditLog, findings: &mut Vec<Finding>) {
     let mut next = 1;
     let anchored = log.anchors.keys().next_back().copied().unwrap_or(0);
@@ -161,13 +158,12 @@ fn check_link(organization: Id, n: u64, link: &Link, log: &AuditLog, ring: &Keyr
     }
 }
 
-/// The link that lists each event, and the digest there.
 fn listed_events<'a>(log: &'a AuditLog, findings: &mut Vec<Finding>) -> BTreeMap<&'a str, (u64, Hash32)> {
     let mut listed = BTreeMap::new();
     for (n, link) in &log.links {
         for event in &link.events {
             match listed.entry(event.sk.as_str()) {
-                Entry::Vacant(place) => drop(place.insert((*n, event.digest))),
+                Entry::Vacant(entry) => drop(entry.insert((*n, event.digest))),
                 Entry::Occupied(_) => findings.push(Finding::EventListedTwice { sk: event.sk.clone(), n: *n }),
             }
         }
@@ -187,10 +183,10 @@ fn check_listed(log: &AuditLog, sk: &str, n: u64, digest: Hash32, findings: &mut
     if !late && !log.claims.contains_key(&sk) {
         findings.push(Finding::ClaimWrong { sk: sk.clone() });
     }
-    let waited = late && mark.link.is_none() && mark.waiting;
+    let was_waiting = late && mark.link.is_none() && mark.waiting;
     if mark.digest != digest {
         findings.push(Finding::EventChanged { sk, n });
-    } else if !waited && (mark.link != Some(n) || mark.waiting) {
+    } else if !was_waiting && (mark.link != Some(n) || mark.waiting) {
         findings.push(Finding::EventMisplaced { sk, n });
     } else if !mark.sound {
         findings.push(Finding::EventUnsound { sk });
@@ -226,7 +222,7 @@ mod tests {
         EventMark { digest: digest(text), link: Some(1), waiting: false, sound: true }
     }
 
-    /// A whole log: links of these sizes, and one event that waits.
+    /// Links of these sizes, and one waiting event.
     fn log(sizes: &[usize], ring: &Keyring) -> AuditLog {
         let mut log = AuditLog { settled: sizes.len() as u64, created: true, ..AuditLog::default() };
         for (at, size) in sizes.iter().enumerate() {
@@ -255,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_log_has_no_findings_and_counts_what_waits() {
+    fn valid_log_has_no_findings() {
         let checked = check(organization(), &log(&[2, 1, 3], &ring("a")), &ring("a"), now());
         assert_eq!(checked, Checked { events: 7, links: 3, pending: 1, findings: Vec::new() });
     }
@@ -267,11 +263,11 @@ mod tests {
         assert_eq!(findings(&restarted), [Finding::CreationMissing]);
         let mut claimed = AuditLog::default();
         claimed.claims.insert("0#0".to_owned(), 1);
-        assert!(findings(&claimed).contains(&Finding::LogMissing), "claims are no log");
+        assert!(findings(&claimed).contains(&Finding::LogMissing), "claims are not a log");
     }
 
     #[test]
-    fn what_waits_for_too_long_is_found() {
+    fn overdue_event_is_a_finding() {
         let log = log(&[1], &ring("a"));
         let later = now().plus(std::time::Duration::from_millis(1));
         let checked = check(organization(), &log, &ring("a"), later);
@@ -279,11 +275,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_chained_while_it_is_read_is_no_finding() {
+    fn chaining_during_the_read_is_not_a_finding() {
         let whole = log(&[2, 1, 3], &ring("a"));
         let mut read = whole.clone();
         read.settled = 2;
-        // Of the third link's events one was read before it was chained, and two were not written yet.
+        // Of the third link, one event was read before it was chained and two were not written yet.
         read.events.insert("2#0".to_owned(), EventMark { link: None, waiting: true, ..whole.events["2#0"] });
         read.events.retain(|sk, _| !["2#1", "2#2"].contains(&sk.as_str()));
         read.claims.retain(|_, n| *n < 3);
@@ -302,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn who_recomputes_everything_lacks_the_key() {
+    fn recomputed_chain_has_invalid_macs() {
         let forged = log(&[2, 1], &ring("b"));
         assert_eq!(findings(&forged), [Finding::MacWrong { n: 1 }, Finding::MacWrong { n: 2 }]);
         let unknown = Keyring::single("k2", "a".repeat(32)).unwrap();
@@ -310,18 +306,17 @@ mod tests {
     }
 
     #[test]
-    fn anchors_remember_a_tail_that_was_cut_and_one_that_was_chained_anew() {
+    fn anchors_reveal_a_cut_or_rechained_tail() {
         let mut cut = log(&[2, 1, 3, 1], &ring("a"));
         cut.links.retain(|n, _| *n < 3);
         cut.claims.retain(|_, n| *n < 3);
         cut.events.retain(|_, mark| mark.link.is_none_or(|n| n < 3));
         assert_eq!(findings(&cut), [Finding::LinksMissing { from: 3, to: 4 }]);
-        let sk = "anew".to_owned();
+        let sk = "rechained".to_owned();
         append(&mut cut, vec![ChainedEvent { digest: digest(&sk), sk }], &ring("a"));
         assert_eq!(findings(&cut), [Finding::LinksMissing { from: 4, to: 4 }, Finding::AnchorDiffers { n: 3 }]);
     }
 
-    /// Everything that can be done to one item of a log, by number.
     fn tamper(log: &mut AuditLog, way: usize, pick: prop::sample::Index) {
         let sks: Vec<_> = log.claims.keys().cloned().collect();
         let sk = pick.get(&sks).clone();
@@ -379,18 +374,18 @@ mod tests {
         }
 
         #[test]
-        fn whatever_is_read_is_checked_without_a_panic(
+        fn arbitrary_log_never_panics(
             sizes in prop::collection::vec(0..4_usize, 0..5),
             numbers in prop::collection::vec((any::<u64>(), any::<u64>(), any::<u64>()), 0..4),
         ) {
             let mut log = log(&sizes, &ring("a"));
             let mut other = self::log(&[1], &ring("b")).links[&1].clone();
-            for (n, anchored, told) in numbers {
-                other.n = told;
+            for (n, anchored, stored) in numbers {
+                other.n = stored;
                 log.links.insert(n, other.clone());
                 log.anchors.insert(anchored, vec![Anchor::from(&other)]);
-                log.claims.insert("0#0".to_owned(), told);
-                log.settled = told;
+                log.claims.insert("0#0".to_owned(), stored);
+                log.settled = stored;
             }
             check(organization(), &log, &ring("a"), now());
         }

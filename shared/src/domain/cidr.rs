@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Invalid;
 
-/// A range of client addresses, IPv4 or IPv6. Reads `203.0.113.0/24`, `2001:db8::/32` and a bare address (as the range of that one);
-/// prints the canonical form.
+/// A range of client addresses, IPv4 or IPv6. A single address is parsed as a range of one. Prints
+/// the canonical form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Cidr(IpNet);
@@ -19,7 +19,7 @@ impl TryFrom<String> for Cidr {
             read(&text).ok_or(Invalid::new("must be an IPv4 or IPv6 range such as 203.0.113.0/24 or 2001:db8::/32"))?;
         if range.trunc() != range {
             return Err(Invalid::new(
-                "must start at its network address: the bits behind the prefix length must be zero",
+                "must start at its network address: the bits after the prefix length must be zero",
             ));
         }
         if matches!(range.addr(), IpAddr::V6(addr) if addr.to_ipv4_mapped().is_some()) {
@@ -29,7 +29,7 @@ impl TryFrom<String> for Cidr {
     }
 }
 
-/// Refuses octets and prefix lengths with a leading zero, which other readers take for octal: `ipnet` accepts them.
+/// Rejects leading zeros, which `ipnet` accepts and other parsers read as octal.
 fn read(text: &str) -> Option<IpNet> {
     let Some((address, length)) = text.split_once('/') else {
         return text.parse().ok().map(|address: IpAddr| address.into());
@@ -44,7 +44,7 @@ impl Cidr {
     }
 }
 
-/// Where a key may be used from. Empty: from anywhere.
+/// The client addresses that may use a key. An empty list allows all.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<Cidr>")]
 pub struct AllowedCidrs(Vec<Cidr>);
@@ -54,19 +54,19 @@ impl AllowedCidrs {
         self.0.is_empty()
     }
 
-    /// Whether a client at `address` may use the key. An unknown address passes only where nothing is restricted.
+    /// Permits an unknown address only if the list is empty.
     pub fn permit(&self, address: Option<IpAddr>) -> bool {
         self.0.is_empty() || address.is_some_and(|address| self.0.iter().any(|range| range.contains(address)))
     }
 
-    /// Reads the form that [`to_words`](Self::to_words) prints; `None` for anything else.
+    /// Parses the output of [`to_words`](Self::to_words). Returns `None` for any other text.
     pub fn from_words(text: &str) -> Option<Self> {
         let ranges = text.split(' ').filter(|_| !text.is_empty());
         let ranges: Result<Vec<_>, _> = ranges.map(|word| Cidr::try_from(word.to_owned())).collect();
         Self::try_from(ranges.ok()?).ok()
     }
 
-    /// The ranges with a space between.
+    /// Separates the ranges by spaces.
     pub fn to_words(&self) -> String {
         let ranges: Vec<_> = self.0.iter().map(|range| range.0.to_string()).collect();
         ranges.join(" ")
@@ -84,7 +84,7 @@ impl TryFrom<Vec<Cidr>> for AllowedCidrs {
     }
 }
 
-/// Reads a client address, taking an IPv4-mapped IPv6 address for the IPv4 address that it is.
+/// Turns an IPv4-mapped IPv6 address into its IPv4 address.
 pub fn client_address(text: &str) -> Option<IpAddr> {
     text.parse::<IpAddr>().ok().map(|address| address.to_canonical())
 }
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_inside_a_range_passes_in_any_notation() {
+    fn client_in_range_passes_in_any_notation() {
         let cidrs = allowed(&["203.0.113.0/24", "2001:db8::/32", "192.0.2.7"]);
         for address in ["203.0.113.9", "::ffff:203.0.113.9", "2001:db8:1::1", "192.0.2.7"] {
             assert!(cidrs.permit(client_address(address)), "{address}");
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_range() {
+    fn invalid_ranges_are_rejected() {
         for text in [
             "",
             "10.0.0.1/8",

@@ -1,4 +1,4 @@
-/// The credentials that this system issues. The log's scrubber and the checks of free text know them by their first characters.
+/// The credentials that Karta issues, recognised by their first characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CredentialKind {
     ApiKey,
@@ -11,7 +11,8 @@ pub enum CredentialKind {
 impl CredentialKind {
     pub const ALL: [Self; 4] = [Self::ApiKey, Self::ServiceToken, Self::SessionToken, Self::WebhookSecret];
 
-    /// NEVER CHANGE: secret scanners, verification libraries and our own scrubber know credentials by it.
+    /// Returns the first characters. NEVER CHANGE: secret scanners, verification libraries and the
+    /// log scrubber match them.
     pub const fn brand(self) -> &'static str {
         match self {
             Self::ApiKey => "kt_live_",

@@ -12,17 +12,17 @@ use serde::{
 
 use super::{Invalid, ServiceTokens, endpoint_url::split_scheme};
 
-const MOST: usize = 20;
-const TOKEN_MIN_BYTES: usize = 32;
-/// Shorter than any token, so that a token in the place of a name is refused and not shown.
-const NAME_MAX: usize = TOKEN_MIN_BYTES - 1;
-const URL_MAX: usize = 300;
+const MAX_PLANES: usize = 20;
+const MIN_TOKEN_BYTES: usize = 32;
+/// Shorter than any token, so that a token in the place of a name is rejected and not shown.
+const MAX_NAME: usize = MIN_TOKEN_BYTES - 1;
+const MAX_URL: usize = 300;
 
-/// Somebody who keeps verdicts about keys, and the token that proves us to them.
+/// A service that caches verdicts, and the token that authenticates us to it.
 #[derive(Clone)]
 pub struct DataPlane {
     name: String,
-    /// `https://<host>`, without a slash at its end.
+    /// `https://<host>`, without a trailing slash.
     url: String,
     token: SecretString,
 }
@@ -32,7 +32,6 @@ impl DataPlane {
         &self.name
     }
 
-    /// The base URL, without a slash at its end.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -41,7 +40,8 @@ impl DataPlane {
         self.token.expose_secret()
     }
 
-    /// Whether the token opens our own internal routes too: whoever it is sent to could then call them.
+    /// Returns whether the token is also a service token, with which its receiver could call the
+    /// internal routes.
     pub fn overlaps(&self, tokens: &ServiceTokens) -> bool {
         tokens.find(self.expose_token()).is_some()
     }
@@ -53,26 +53,27 @@ impl fmt::Debug for DataPlane {
     }
 }
 
-/// Whom to tell that caches are out of date: `{"eu":{"url":"https://plane.example.com","token":"<token>"}}`.
+/// The receivers of invalidations: `{"eu":{"url":"https://plane.example.com","token":"<token>"}}`.
 #[derive(Debug)]
 pub struct DataPlanes(Vec<DataPlane>);
 
-/// The same in a local run, where a data plane may also be `http` on loopback.
+/// Also allows `http` on loopback.
 #[derive(Debug)]
 pub struct LocalDataPlanes(pub DataPlanes);
 
-/// Why a text is no set of data planes. Names a data plane only once its name is known to be one: what stands in its place may be a token.
+/// Why a set of data planes is invalid. Shows a name only if it is valid, because it may be a
+/// token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DataPlanesError {
     #[error("it must be a JSON object of data planes by name")]
     Shape,
-    #[error("it holds {0} data planes; 20 at most")]
+    #[error("it has {0} data planes; the limit is 20")]
     TooMany(usize),
-    #[error("a name of {0} bytes is none: 1 to 31 characters out of a-z, 0-9 and -")]
+    #[error("invalid name ({0} bytes): must be 1 to 31 characters from a-z, 0-9 and -")]
     NameShape(usize),
-    #[error("the data plane {0} must be an object of url and token")]
+    #[error("the data plane {0} must be an object with url and token")]
     PlaneShape(String),
-    #[error("the data plane {0} has a field beside url and token")]
+    #[error("the data plane {0} has a field other than url and token")]
     FieldUnknown(String),
     #[error("{field} of the data plane {name} {problem}")]
     Field { name: String, field: &'static str, problem: Invalid },
@@ -101,7 +102,7 @@ enum RawField {
     Other(IgnoredAny),
 }
 
-/// Into a wiping type at once, so that what is refused is wiped too.
+/// Zeroizing, so that rejected values are wiped too.
 #[derive(Deserialize)]
 #[serde(from = "String")]
 struct RawText(SecretString);
@@ -112,7 +113,6 @@ impl From<String> for RawText {
     }
 }
 
-/// Where a data plane may be.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Transport {
     Https,
@@ -129,7 +129,6 @@ impl DataPlanes {
         self.0.is_empty()
     }
 
-    /// The first whose token opens our own internal routes.
     pub fn overlapping(&self, tokens: &ServiceTokens) -> Option<&DataPlane> {
         self.iter().find(|plane| plane.overlaps(tokens))
     }
@@ -138,7 +137,7 @@ impl DataPlanes {
         let RawDataPlanes::Planes(written) = written else {
             return Err(DataPlanesError::Shape);
         };
-        if written.len() > MOST {
+        if written.len() > MAX_PLANES {
             return Err(DataPlanesError::TooMany(written.len()));
         }
         let mut planes: Vec<DataPlane> = Vec::with_capacity(written.len());
@@ -155,7 +154,7 @@ impl DataPlanes {
 
 fn checked_name(name: String) -> Result<String, DataPlanesError> {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    if (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(allowed) {
+    if (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(allowed) {
         Ok(name)
     } else {
         Err(DataPlanesError::NameShape(name.len()))
@@ -180,12 +179,12 @@ fn checked_plane(name: String, written: RawDataPlane, reach: Transport) -> Resul
         return Err(DataPlanesError::FieldUnknown(name));
     }
     let url = url.expose_secret();
-    // The URL holds only scheme, host and port, which are case-insensitive.
+    // Scheme, host and port are case-insensitive.
     Ok(DataPlane { url: url.strip_suffix('/').unwrap_or(url).to_ascii_lowercase(), name, token })
 }
 
 fn check_token(token: &str) -> Result<(), Invalid> {
-    if token.len() < TOKEN_MIN_BYTES {
+    if token.len() < MIN_TOKEN_BYTES {
         return Err(Invalid::new("must have at least 32 bytes"));
     }
     if token.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -195,15 +194,15 @@ fn check_token(token: &str) -> Result<(), Invalid> {
     }
 }
 
-/// Scheme, host and port in a notation that every reader of URLs understands alike, and nothing after them.
+/// Accepts only scheme, host and port, in a notation that all URL parsers read alike.
 fn check_url(url: &str, reach: Transport) -> Result<(), Invalid> {
     let (secure, authority) = match split_scheme(url) {
         Some((secure, rest)) if secure || reach == Transport::Loopback => (secure, rest),
         _ => return Err(Invalid::new("must start with https://")),
     };
     let authority = authority.strip_suffix('/').unwrap_or(authority);
-    if url.len() > URL_MAX || authority.contains(['/', '?', '#', '@', '\\']) {
-        return Err(Invalid::new("must be a host and no more: no path, query or credentials"));
+    if url.len() > MAX_URL || authority.contains(['/', '?', '#', '@', '\\']) {
+        return Err(Invalid::new("must be only a host: no path, query or credentials"));
     }
     let (host, port) = match authority.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
@@ -216,7 +215,7 @@ fn check_url(url: &str, reach: Transport) -> Result<(), Invalid> {
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let address = address.map(|address| address.parse::<Ipv6Addr>().ok());
     if address.map_or_else(|| !is_host_name(host), |address| address.is_none()) {
-        return Err(Invalid::new("must have a host name or an address as its host"));
+        return Err(Invalid::new("must have a host name or an IP address as its host"));
     }
     let address = address.flatten().map(IpAddr::V6).or_else(|| host.parse().ok());
     if secure || host.eq_ignore_ascii_case("localhost") || address.is_some_and(|address| address.is_loopback()) {
@@ -235,7 +234,7 @@ fn is_host_name(host: &str) -> bool {
 }
 
 fn read<'de, D: Deserializer<'de>>(deserializer: D, reach: Transport) -> Result<DataPlanes, D::Error> {
-    // By hand because serde's own messages quote what they met.
+    // serde's own message would quote the input.
     let written = RawDataPlanes::deserialize(deserializer).map_err(|_| D::Error::custom(DataPlanesError::Shape))?;
     DataPlanes::checked(written, reach).map_err(D::Error::custom)
 }
@@ -263,7 +262,7 @@ mod tests {
     }
 
     fn token(letter: &str) -> String {
-        letter.repeat(TOKEN_MIN_BYTES)
+        letter.repeat(MIN_TOKEN_BYTES)
     }
 
     fn at(url: &str) -> Value {
@@ -271,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn every_data_plane_has_its_url_and_its_own_token() {
+    fn data_planes_keep_their_url_and_token() {
         let us = json!({ "url": "HTTPS://US.Example.com:8443/", "token": token("b") });
         let planes = parsed(&json!({ "us": us, "eu": at("https://eu.example.com")["eu"] })).unwrap();
         let planes: Vec<_> = planes.iter().map(|plane| (plane.name(), plane.url(), plane.expose_token())).collect();
@@ -281,18 +280,18 @@ mod tests {
     }
 
     #[test]
-    fn refusals_name_the_data_plane_and_the_field_and_show_nothing() {
+    fn errors_name_plane_and_field_without_values() {
         let secret = "zq9x".repeat(8);
         let url = "https://eu.example.com";
         let many: Value = (0..21).map(|n| (format!("p{n}"), json!({}))).collect::<serde_json::Map<_, _>>().into();
         for (value, problem) in [
             (json!(secret), "it must be a JSON object of data planes by name"),
             (json!([secret]), "it must be a JSON object of data planes by name"),
-            (many, "it holds 21 data planes; 20 at most"),
-            (json!({ secret.clone(): { "url": url, "token": secret } }), "a name of 32 bytes is none"),
-            (json!({ "EU": { "url": url, "token": secret } }), "a name of 2 bytes is none"),
-            (json!({ "": {} }), "a name of 0 bytes is none"),
-            (json!({ "eu": secret }), "the data plane eu must be an object of url and token"),
+            (many, "it has 21 data planes; the limit is 20"),
+            (json!({ secret.clone(): { "url": url, "token": secret } }), "invalid name (32 bytes)"),
+            (json!({ "EU": { "url": url, "token": secret } }), "invalid name (2 bytes)"),
+            (json!({ "": {} }), "invalid name (0 bytes)"),
+            (json!({ "eu": secret }), "the data plane eu must be an object with url and token"),
             (json!({ "eu": { "token": secret } }), "url of the data plane eu is missing"),
             (json!({ "eu": { "url": [secret], "token": secret } }), "url of the data plane eu must be a string"),
             (json!({ "eu": { "url": secret, "token": secret } }), "url of the data plane eu must start with https://"),
@@ -308,7 +307,7 @@ mod tests {
             ),
             (
                 json!({ "eu": { "url": url, "token": secret, secret.clone(): 1 } }),
-                "the data plane eu has a field beside url and token",
+                "the data plane eu has a field other than url and token",
             ),
             (
                 json!({ "a": { "url": url, "token": secret }, "b": { "url": url, "token": secret } }),
@@ -325,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_is_a_secure_host_and_no_more() {
+    fn url_is_only_a_secure_host() {
         let longest = format!("https://{}.example.com", "a".repeat(63));
         for url in ["https://10.0.0.7", "https://[2001:db8::1]:8443/", "https://plane.internal:1/", &*longest] {
             assert!(parsed(&at(url)).is_ok(), "{url}");
@@ -362,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_local_run_takes_plain_http_on_loopback_alone() {
+    fn local_run_accepts_http_only_on_loopback() {
         let local = |url: &str| serde_json::from_value::<LocalDataPlanes>(at(url)).is_ok();
         for url in ["http://127.0.0.1:8080/", "http://127.9.9.9", "http://localhost:1", "http://[::1]:8080"] {
             assert!(local(url), "{url}");
@@ -375,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_opens_the_internal_routes_is_found() {
+    fn overlap_with_service_tokens_is_found() {
         let both = token("b");
         let tokens = format!(r#"{{"powers":{{"ops":["usage"]}},"ops":"{both}"}}"#);
         let tokens: ServiceTokens = serde_json::from_str(&tokens).unwrap();

@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Invalid, Reach};
 
-/// Top-level names that never lead to the public internet: the special-use names of RFC 6761, 6762, 7686, 8375 and 9476, those that ICANN
-/// keeps from delegation, and what private networks and clouds call their own.
+/// Top-level names that are never on the public internet: the special-use names of RFC 6761, 6762,
+/// 7686, 8375 and 9476, names that ICANN does not delegate, and names that private networks and
+/// clouds use.
 const PRIVATE: [&str; 27] = [
     "alt",
     "arpa",
@@ -36,8 +37,8 @@ const PRIVATE: [&str; 27] = [
     "zeroconf",
 ];
 
-/// A URL that requests will be sent below: `https`, a public DNS name, the default port, no credentials, no query. Judged by its text alone; what the
-/// name resolves to is judged when it is called.
+/// A base URL for requests: `https`, a public DNS name, the default port, no credentials, no query.
+/// The address that the name resolves to is checked when the URL is called.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct EndpointUrl(String);
@@ -52,31 +53,32 @@ impl TryFrom<String> for EndpointUrl {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
-        let outline = Outline::judged(&text, Reach::Public)?;
-        if outline.behind.contains('?') {
-            // Paths are put behind it; and a query is where keys are put, which would be shown and audited.
+        let outline = Outline::checked(&text, Reach::Public)?;
+        if outline.path_and_query.contains('?') {
+            // Callers append paths to the URL. A query may hold a key, which would be shown and
+            // audited.
             return Err(Invalid::new("must not have a query"));
         }
         Ok(Self(outline.normalised(&text)))
     }
 }
 
-/// What a URL's text says of where it leads.
+/// The parts of a URL that decide its destination.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Outline<'a> {
     secure: bool,
-    /// As it is written: in any case, an IPv6 address in its brackets.
+    /// As written: in any case, and an IPv6 address in brackets.
     pub(super) host: &'a str,
     port: Option<&'a str>,
-    /// Path and query.
-    pub(super) behind: &'a str,
+    pub(super) path_and_query: &'a str,
 }
 
 impl<'a> Outline<'a> {
-    /// Judges a URL that somebody else wrote. It must be in a notation that every reader of URLs understands alike: `https`, a public DNS name, port
-    /// 443, no credentials, no fragment. Where the reach is loopback, loopback may also be `http`, on any port and an address.
-    pub(super) fn judged(text: &'a str, reach: Reach) -> Result<Self, Invalid> {
-        // To some readers a backslash is a slash, and tabs and line breaks are nothing at all.
+    /// Checks a customer's URL, which all URL parsers must read alike: `https`, a public DNS name,
+    /// port 443, no credentials, no fragment. With [`Reach::Loopback`], loopback may also use
+    /// `http`, any port and an IP address.
+    pub(super) fn checked(text: &'a str, reach: Reach) -> Result<Self, Invalid> {
+        // Some parsers treat a backslash as a slash and ignore tabs and line breaks.
         if text.len() > 2_048 || !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\') {
             return Err(Invalid::new(
                 "must be at most 2048 printable ASCII characters without spaces and backslashes, an international name in its xn-- form",
@@ -99,10 +101,10 @@ impl<'a> Outline<'a> {
         }
     }
 
-    /// The URL that this is the outline of, with scheme and host in lower case (RFC 3986 §6.2.2.1).
+    /// Puts scheme and host into lower case (RFC 3986 §6.2.2.1).
     pub(super) fn normalised(&self, text: &str) -> String {
-        let (start, behind) = text.split_at(text.len() - self.behind.len());
-        start.to_ascii_lowercase() + behind
+        let (start, path_and_query) = text.split_at(text.len() - self.path_and_query.len());
+        start.to_ascii_lowercase() + path_and_query
     }
 
     fn read(text: &'a str, reach: Reach) -> Result<Self, Invalid> {
@@ -111,43 +113,43 @@ impl<'a> Outline<'a> {
             _ => return Err(Invalid::new("must start with https://")),
         };
         if rest.contains('#') {
-            return Err(Invalid::new("must not have a fragment, the part from # on"));
+            return Err(Invalid::new("must not have a fragment (the part from #)"));
         }
-        let (authority, behind) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        let (authority, path_and_query) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         if authority.contains('@') {
-            return Err(Invalid::new("must not hold a user name or password"));
+            return Err(Invalid::new("must not contain a user name or password"));
         }
-        // What stands in brackets has colons of its own.
+        // An IPv6 address contains colons.
         let address_end = authority.rfind(']').map_or(0, |at| at + 1);
         let port_at = authority[address_end..].find(':').map(|at| address_end + at);
         let (host, port) = authority.split_at(port_at.unwrap_or(authority.len()));
-        Ok(Self { secure, host, port: port.strip_prefix(':'), behind })
+        Ok(Self { secure, host, port: port.strip_prefix(':'), path_and_query })
     }
 }
 
-/// Splits `https://` or `http://`, in any case (RFC 3986 §3.1), from the rest of a URL. True is `https`.
+/// Splits off `https://` (true) or `http://`, in any case (RFC 3986 §3.1).
 pub(super) fn split_scheme(text: &str) -> Option<(bool, &str)> {
     let (scheme, rest) = text.split_once("://")?;
     let is = |name: &str| scheme.eq_ignore_ascii_case(name);
     (is("https") || is("http")).then(|| (is("https"), rest))
 }
 
-/// Whether a host is loopback by its text alone: an address in its one usual notation, or the one name.
+/// Accepts an address in its usual notation, and `localhost`.
 pub(super) fn is_loopback(host: &str) -> bool {
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let address = address.map_or_else(|| host.parse().ok(), |host| host.parse::<Ipv6Addr>().ok().map(IpAddr::V6));
     host.eq_ignore_ascii_case("localhost") || address.is_some_and(|address: IpAddr| address.is_loopback())
 }
 
-/// Whether a lower-case name has two labels or more and ends in a public top-level name. Those never start with a digit, as every
-/// notation of an IPv4 address ends in one.
+/// Checks that a lower-case name has at least two labels and ends in a public top-level name, which
+/// never starts with a digit. Every notation of an IPv4 address ends in a label that does.
 fn check_public_name(host: &str) -> Result<(), Invalid> {
     let top = host.rsplit('.').next().unwrap_or_default();
     if host.starts_with('[') || top.starts_with(|first: char| first.is_ascii_digit()) {
         return Err(Invalid::new("must have a DNS name as its host, not an IP address in any notation"));
     }
     if host.ends_with('.') {
-        return Err(Invalid::new("must have a host name without a dot at its end"));
+        return Err(Invalid::new("must have a host name without a trailing dot"));
     }
     let is_label = |label: &str| {
         let inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
@@ -165,7 +167,7 @@ fn check_public_name(host: &str) -> Result<(), Invalid> {
     }
     if PRIVATE.contains(&top) {
         return Err(Invalid::new(
-            "must have a public DNS name as its host, not one that is set aside for private or special use",
+            "must have a public DNS name as its host, not one that is reserved for private or special use",
         ));
     }
     Ok(())
@@ -176,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scheme_and_host_are_kept_in_lower_case() {
+    fn scheme_and_host_are_stored_lower_case() {
         for (text, kept) in [
             ("https://api.example.com", "https://api.example.com"),
             ("https://api.example.com/v1/messages", "https://api.example.com/v1/messages"),
@@ -192,21 +194,20 @@ mod tests {
     }
 
     #[test]
-    fn a_query_is_refused() {
+    fn query_is_rejected() {
         for text in ["https://api.example.com?x=1", "https://api.example.com/v1?", "https://api.example.com/?a=b/c"] {
             assert_eq!(EndpointUrl::try_from(text.to_owned()), Err(Invalid::new("must not have a query")));
         }
     }
 
-    /// The message that a host is refused with, in short.
     const ADDRESS: &str = "not an IP address in any notation";
     const NO_NAME: &str = "labels of 1 to 63 letters, digits and inner hyphens";
     const SINGLE: &str = "with a dot in it";
-    const SPECIAL: &str = "set aside for private or special use";
+    const SPECIAL: &str = "reserved for private or special use";
     const SCHEME: &str = "must start with https://";
     const ASCII: &str = "printable ASCII characters without spaces and backslashes";
-    const DOT: &str = "without a dot at its end";
-    const USER: &str = "must not hold a user name or password";
+    const DOT: &str = "without a trailing dot";
+    const USER: &str = "must not contain a user name or password";
     const PORT: &str = "must use the default port 443";
     const FRAGMENT: &str = "must not have a fragment";
 
@@ -229,7 +230,7 @@ mod tests {
         ("wss://api.example.com", SCHEME),
         ("dict://api.example.com:11211/", SCHEME),
         ("unix:///var/run/docker.sock", SCHEME),
-        // Addresses, in every notation that some reader takes for one.
+        // Addresses, in every notation that some parser accepts.
         ("https://127.0.0.1", ADDRESS),
         ("https://127.1", ADDRESS),
         ("https://127.0.1/", ADDRESS),
@@ -251,7 +252,7 @@ mod tests {
         ("https://[fe80::1%25eth0]/", ADDRESS),
         ("https://[::1]:443@api.example.com/", USER),
         ("https://::1/", NO_NAME),
-        // Credentials, and what is taken for a host behind or before them.
+        // Credentials, and text that some parsers take for a host.
         ("https://user@api.example.com", USER),
         ("https://user:secret@api.example.com", USER),
         ("https://:@api.example.com", USER),
@@ -260,7 +261,7 @@ mod tests {
         ("https://api.example.com%40127.0.0.1/", ADDRESS),
         ("https://api.example.com#@127.0.0.1", FRAGMENT),
         ("https://api.example.com/v1#", FRAGMENT),
-        // What some readers drop, turn into a slash, or end a line with.
+        // Characters that some parsers drop, turn into a slash, or treat as a line end.
         ("https://api.example.com\\@127.0.0.1", ASCII),
         ("https:\\\\127.0.0.1\\", ASCII),
         ("https://api.exa\tmple.com/", ASCII),
@@ -269,7 +270,7 @@ mod tests {
         (" https://api.example.com/", ASCII),
         ("https://api.example.com/\n", ASCII),
         ("https://api.example.com\0.internal/", ASCII),
-        // Names that are written otherwise than they are read.
+        // Names whose written form differs from the name that is resolved.
         ("https://%61pi.example.com", NO_NAME),
         ("https://127%2e0%2e0%2e1/", ADDRESS),
         ("https://api%00.example.com/", NO_NAME),
@@ -293,7 +294,7 @@ mod tests {
         ("https://api..example.com", NO_NAME),
         ("https://-api.example.com", NO_NAME),
         ("https://api-.example.com", NO_NAME),
-        // Names of this machine, of private networks and of special use.
+        // Names of this machine, of private networks and for special use.
         ("https://localhost", SINGLE),
         ("https://LOCALHOST/", SINGLE),
         ("https://ip6-localhost/", SINGLE),
@@ -334,7 +335,7 @@ mod tests {
     ];
 
     #[test]
-    fn what_may_lead_elsewhere_is_refused_with_its_reason() {
+    fn hostile_urls_are_rejected_with_their_reason() {
         let long = [
             (format!("https://{}.example.com/", "a".repeat(64)), NO_NAME),
             (format!("https://{}example.com/", "a.".repeat(122)), NO_NAME),

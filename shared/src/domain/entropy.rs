@@ -1,4 +1,4 @@
-/// Fills a buffer with unpredictable bytes. Implementations live outside the domain.
+/// A source of unpredictable bytes.
 pub trait Entropy: Send + Sync + 'static {
     fn fill(&self, bytes: &mut [u8]);
 }

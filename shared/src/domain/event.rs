@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Id, Invalid, Timestamp};
 
-/// What happened to an organization's resources, as its webhook endpoints are told. Written in the transaction of the change itself.
+/// A change that is sent to webhook endpoints. It is written in the transaction of the change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     pub id: Id,
@@ -12,23 +12,24 @@ pub struct Event {
     pub event_type: EventType,
     pub created_at: Timestamp,
     pub organization_id: Id,
-    /// A JSON object, written out once, so that every delivery carries the same bytes; never a secret.
+    /// A JSON object, encoded once, so that every delivery carries the same bytes; never a secret.
     pub data: String,
-    /// The one endpoint that is told, whatever it asked for; everyone that asked for the type if none.
+    /// The only endpoint that receives the event, regardless of its types. `None` means every
+    /// endpoint that subscribed to the type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub only_endpoint: Option<Id>,
 }
 
 impl Event {
-    /// `evt_<number>`, as receivers know it.
+    /// Returns `evt_<number>`.
     pub fn public_id(&self) -> String {
         public_event_id(self.id)
     }
 
-    /// What is sent to an endpoint: the same bytes at every attempt.
+    /// Returns the request body, which is the same at every attempt.
     pub fn body(&self) -> String {
         let Self { event_type, created_at, organization_id, data, .. } = self;
-        // None of these holds a character that JSON escapes, and the data is JSON already.
+        // These fields hold no characters that JSON escapes, and `data` is already JSON.
         format!(
             r#"{{"id":"{}","type":"{event_type}","created_at":"{created_at}","organization_id":{organization_id},"data":{data}}}"#,
             self.public_id()
@@ -36,7 +37,6 @@ impl Event {
     }
 }
 
-/// An event's id as receivers know it.
 pub fn public_event_id(id: Id) -> String {
     format!("evt_{id}")
 }
@@ -136,7 +136,7 @@ impl TryFrom<String> for EventType {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
-        Self::parse(&text).ok_or(Invalid::new("must be a type of event, such as api_key.created"))
+        Self::parse(&text).ok_or(Invalid::new("must be an event type such as api_key.created"))
     }
 }
 
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_is_the_json_that_receivers_are_promised() {
+    fn body_is_the_documented_json() {
         let event = Event {
             id: Id::new(7).unwrap(),
             event_type: EventType::ApiKeyCreated,
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn every_type_is_read_by_its_name() {
+    fn every_event_type_parses_from_its_name() {
         for event_type in EventType::ALL {
             assert_eq!(serde_json::from_value::<EventType>(json!(event_type)).unwrap(), event_type);
         }

@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::Invalid;
 
-/// For how long what was rotated goes on serving: 0 to 2,592,000 seconds (30 days), a day unless asked for.
+/// How long a rotated credential stays valid: 0 to 2,592,000 seconds (30 days), one day by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "u64")]
 pub struct Grace(Duration);

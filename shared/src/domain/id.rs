@@ -4,20 +4,20 @@ use serde::{Deserialize, Serialize};
 
 use super::{Entropy, Invalid, Timestamp};
 
-/// 2025-01-01T00:00:00Z in Unix milliseconds: where ids start counting.
+/// 2025-01-01T00:00:00Z in Unix milliseconds, the epoch of ids.
 const EPOCH_MILLIS: i64 = 1_735_689_600_000;
 const RANDOM_BITS: u32 = 12;
-/// The largest integer that every JSON reader keeps exact.
+/// The largest integer that every JSON parser represents exactly.
 const MAX: u64 = (1 << 53) - 1;
 
-/// An identifier: an integer in 1 … 2^53−1, milliseconds since 2025 in the upper 41 bits and 12 random bits below, so that
-/// newer is larger. Twelve bits do not make it unique: the creating transaction claims it.
+/// An integer from 1 to 2^53−1: 41 bits of milliseconds since 2025 above 12 random bits, so newer
+/// ids are larger. The random bits do not make an id unique: the transaction that creates a
+/// resource also claims its id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u64")]
 pub struct Id(u64);
 
 impl Id {
-    /// Draws an id for something created at `now`.
     pub fn draw(now: Timestamp, entropy: &dyn Entropy) -> Self {
         let mut random = [0; 2];
         entropy.fill(&mut random);
@@ -26,7 +26,6 @@ impl Id {
         Self(((millis << RANDOM_BITS | low) & MAX).max(1))
     }
 
-    /// When it was drawn.
     pub fn drawn_at(self) -> Timestamp {
         let millis = i64::try_from(self.0 >> RANDOM_BITS).expect("41 bits");
         Timestamp::from_millis(EPOCH_MILLIS + millis).expect("before 2095")
@@ -36,7 +35,7 @@ impl Id {
         if 1 <= value && value <= MAX { Some(Self(value)) } else { None }
     }
 
-    /// Reads an id as it stands in a path or a claim: decimal digits, no sign, no leading zero.
+    /// Parses an id from a path or a claim: decimal digits, no sign, no leading zero.
     pub fn parse(text: &str) -> Option<Self> {
         if text.len() > 16 || text.starts_with('0') || !text.bytes().all(|b| b.is_ascii_digit()) {
             return None;
@@ -63,7 +62,6 @@ impl fmt::Display for Id {
     }
 }
 
-/// The kinds of things that have ids of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Organization,
@@ -95,7 +93,7 @@ mod tests {
     use crate::entropy::SeededEntropy;
 
     #[test]
-    fn later_ids_are_larger_and_stay_exact_in_javascript_until_2094() {
+    fn ids_sort_by_time_and_fit_53_bits() {
         let entropy = SeededEntropy::new(1);
         let at = |text: &str| Id::draw(text.parse().unwrap(), &entropy);
         let ids = [
@@ -110,13 +108,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_id_knows_when_it_was_drawn(millis in EPOCH_MILLIS..EPOCH_MILLIS + (1 << 41), seed: u64) {
+        fn id_contains_its_creation_time(millis in EPOCH_MILLIS..EPOCH_MILLIS + (1 << 41), seed: u64) {
             let now = Timestamp::from_millis(millis).unwrap();
             prop_assert_eq!(Id::draw(now, &SeededEntropy::new(seed)).drawn_at(), now);
         }
 
         #[test]
-        fn parses_exactly_what_it_prints(value in 1..=MAX, other in ".*") {
+        fn parse_accepts_only_the_printed_form(value in 1..=MAX, other in ".*") {
             prop_assert_eq!(Id::parse(&value.to_string()).map(Id::get), Some(value));
             if let Some(id) = Id::parse(&other) {
                 prop_assert_eq!(id.to_string(), other);
@@ -125,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_id() {
+    fn invalid_ids_are_rejected() {
         for text in ["", "0", "01", "+1", "-1", " 1", "1 ", "1.0", "9007199254740992", "99999999999999999999", "１"] {
             assert_eq!(Id::parse(text), None, "{text}");
         }

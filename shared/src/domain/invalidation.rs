@@ -4,45 +4,45 @@ use serde::{Deserialize, Serialize};
 
 use super::{Id, Timestamp};
 
-/// How long whoever has not been told is tried. What they kept when it was written ended long before.
-const TRIED_FOR: Duration = Duration::from_mins(10);
-const PAUSE_MAX: Duration = Duration::from_mins(1);
+/// How long an invalidation is retried. Verdicts cached when it was written expire long before.
+const RETRY_TIMEOUT: Duration = Duration::from_mins(10);
+const MAX_PAUSE: Duration = Duration::from_mins(1);
 
-/// What a change does to the verdicts that others keep about an organization's keys. The larger includes the smaller.
+/// The effect of a change on cached verdicts. A larger value includes the smaller ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CacheEffect {
-    /// Nothing that anybody keeps.
+    /// No cache holds what changed.
     None,
-    /// What data planes keep is out of date.
+    /// The caches of data planes are out of date.
     Stale,
-    /// Somebody has less access than before: the gateway's verdicts must go too.
+    /// Access was reduced: the gateway's cache must be flushed too.
     AccessCut,
 }
 
-/// That data planes must forget what they keep about an organization.
+/// A request to data planes to drop what they cache about an organization.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Invalidation {
     pub id: Id,
     pub organization_id: Id,
     pub at: Timestamp,
-    /// Whether the gateway must forget as well.
+    /// Whether the gateway must flush its cache too.
     pub access_cut: bool,
-    /// Who has been told, by name.
-    #[serde(default)]
+    /// The names of the receivers that confirmed.
+    #[serde(default, rename = "told")]
     pub told: BTreeSet<String>,
-    /// How often somebody set out to tell.
+    /// Number of attempts started.
     #[serde(default)]
     pub attempts: u32,
 }
 
 impl Invalidation {
-    /// When to try again after a failure at `now`, or `None` if that is over: after 1, 2, 4, … 60 s, of which `random` takes away up to a
-    /// quarter.
+    /// Returns when to retry after a failure at `now`, or `None` after the timeout. The pauses are
+    /// 1, 2, 4, … 60 s, each shortened by up to a quarter depending on `random`.
     pub fn next_try(&self, now: Timestamp, random: u8) -> Option<Timestamp> {
         let doublings = self.attempts.saturating_sub(1).min(6);
-        let pause = PAUSE_MAX.min(Duration::from_secs(1 << doublings));
+        let pause = MAX_PAUSE.min(Duration::from_secs(1 << doublings));
         let pause = pause.mul_f64(1.0 - f64::from(random) / 1024.0);
-        (now.since(self.at) < TRIED_FOR).then(|| now.plus(pause))
+        (now.since(self.at) < RETRY_TIMEOUT).then(|| now.plus(pause))
     }
 }
 
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_a_minute_for_ten_minutes() {
+    fn retry_pauses_double_up_to_a_minute() {
         let at: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
         let id = Id::new(1).unwrap();
         let mut item =
@@ -71,7 +71,7 @@ mod tests {
             [60_000, 45_058],
         ];
         assert_eq!(pauses, expected);
-        let end = at.plus(TRIED_FOR);
+        let end = at.plus(RETRY_TIMEOUT);
         assert!(item.next_try(end.minus(Duration::from_millis(1)), 0).is_some());
         assert_eq!(item.next_try(end, 0), None);
     }

@@ -5,11 +5,12 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use super::Invalid;
 
-/// The member that names the key to mint with. Never a kid: see [`Kid`].
+/// Never a kid: see [`Kid`].
 const CURRENT: &str = "current";
-const SECRET_MIN_BYTES: usize = 32;
+const MIN_SECRET_BYTES: usize = 32;
 
-/// The name of a key in a ring: `k` and 1 to 31 characters out of `0-9a-z`. Public: it stands in the header of every token.
+/// The name of a key: `k` and 1 to 31 characters from `0-9a-z`. It is public, because the header of
+/// every token contains it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Kid(String);
@@ -30,7 +31,7 @@ impl TryFrom<String> for Kid {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
-        Self::parse(&text).ok_or(Invalid::new("must be k and 1 to 31 characters out of 0-9 and a-z"))
+        Self::parse(&text).ok_or(Invalid::new("must be k and 1 to 31 characters from 0-9 and a-z"))
     }
 }
 
@@ -40,38 +41,38 @@ impl fmt::Display for Kid {
     }
 }
 
-/// Secrets of one purpose under their kids, one of them current. At least one key, each secret at least 32 bytes long.
+/// Secrets of at least 32 bytes by kid, one of them current.
 ///
-/// Read from flat JSON, the shape that AWS's `GenerateSecretString` can write: `{"current":"k2","k1":"…","k2":"…"}`.
-/// A key is a secret's own UTF-8 bytes, so that a data plane that knows one plain secret can share it.
+/// Parsed from flat JSON, which AWS's `GenerateSecretString` can write:
+/// `{"current":"k2","k1":"…","k2":"…"}`. A key is the UTF-8 text of its secret, so that a data
+/// plane can share a plain secret.
 pub struct Keyring {
     current: (Kid, SecretString),
-    /// By descending kid. A ring holds two or three keys: a map would only be slower.
+    /// Sorted by kid, descending. A map would be slower for two or three keys.
     others: Vec<(Kid, SecretString)>,
 }
 
-/// Why a text is no ring. Names a kid only once it is known to be one: what stands in its place may be a secret.
+/// Why a ring is invalid. Shows a kid only if it is valid, because it may be a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyringError {
     #[error("the ring has no member \"current\"")]
     NoCurrent,
-    #[error("\"current\" must be a kid: k and 1 to 31 characters out of 0-9 and a-z")]
+    #[error("\"current\" must be a kid: k and 1 to 31 characters from 0-9 and a-z")]
     CurrentShape,
     #[error("\"current\" names {0}, which the ring does not hold")]
     CurrentUnknown(Kid),
-    #[error("a member's name of {0} bytes is no kid: k and 1 to 31 characters out of 0-9 and a-z")]
+    #[error("invalid kid ({0} bytes): must be k and 1 to 31 characters from 0-9 and a-z")]
     KidShape(usize),
     #[error("the secret of {kid} has {bytes} bytes; it needs at least 32")]
     SecretShort { kid: Kid, bytes: usize },
     #[error("the secret of {0} is the name of a key")]
     SecretIsKid(Kid),
-    /// Whoever rotates would believe to be rid of it.
+    /// A rotation between them would not replace the secret.
     #[error("{0} and {1} have the same secret")]
     SecretTwice(Kid, Kid),
 }
 
 impl Keyring {
-    /// A ring of one key.
     pub fn single(kid: &str, secret: impl Into<SecretString>) -> Result<Self, KeyringError> {
         let secret = secret.into();
         let kid = Kid::parse(kid).ok_or(KeyringError::KidShape(kid.len()))?;
@@ -81,7 +82,7 @@ impl Keyring {
     fn checked(current: Kid, mut keys: Vec<(Kid, SecretString)>) -> Result<Self, KeyringError> {
         for (kid, secret) in &keys {
             let secret = secret.expose_secret();
-            if secret.len() < SECRET_MIN_BYTES {
+            if secret.len() < MIN_SECRET_BYTES {
                 return Err(KeyringError::SecretShort { kid: kid.clone(), bytes: secret.len() });
             }
             if keys.iter().any(|(other, _)| other.as_str() == secret) {
@@ -99,34 +100,34 @@ impl Keyring {
         Ok(Self { current, others: keys })
     }
 
-    /// The key to mint, seal and sign with.
+    /// Returns the key to mint, seal and sign with.
     pub fn current(&self) -> (&Kid, &[u8]) {
         let (kid, secret) = &self.current;
         (kid, secret.expose_secret().as_bytes())
     }
 
-    /// The key of that name; `None` for whatever is no kid of this ring, the word `current` included.
+    /// Returns `None` for an unknown kid and for the word `current`.
     pub fn get(&self, kid: &str) -> Option<&[u8]> {
         self.keys().find(|(held, _)| held.as_str() == kid).map(|(_, secret)| secret.expose_secret().as_bytes())
     }
 
-    /// Every secret, the current one first.
+    /// Returns all secrets, the current one first.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         self.keys().map(|(_, secret)| secret.expose_secret().as_bytes())
     }
 
-    /// The names of the keys that nothing more is made with.
+    /// Returns the kids that are not current.
     pub fn retiring(&self) -> impl Iterator<Item = &Kid> {
         self.others.iter().map(|(kid, _)| kid)
     }
 
-    /// The ring's members as they are written down, `current` among them: every secret in the clear.
+    /// Exposes every secret: the members as stored, including `current`.
     pub fn expose_members(&self) -> impl Iterator<Item = (&str, &str)> {
         let keys = self.keys().map(|(kid, secret)| (kid.as_str(), secret.expose_secret()));
         std::iter::once((CURRENT, self.current.0.as_str())).chain(keys)
     }
 
-    /// The same keys, of which this one is current if it is one of them.
+    /// Returns the ring unchanged if it does not hold the key.
     #[must_use]
     pub(super) fn with_current(&self, kid: &Kid) -> Self {
         let (mut keys, mut current) = (self.others.clone(), self.current.clone());
@@ -137,7 +138,8 @@ impl Keyring {
         Self { current, others: keys }
     }
 
-    /// With one more key that is not current, and of the others those that `keeps` names. No name and no secret may stand in it twice.
+    /// Adds a key that is not current and drops the other keys that `keeps` rejects. The kid and
+    /// the secret must be new.
     #[must_use]
     pub(super) fn with_another(&self, kid: Kid, secret: SecretString, keeps: impl Fn(&Kid) -> bool) -> Self {
         let mut others: Vec<_> = self.others.iter().filter(|(held, _)| keeps(held)).cloned().collect();
@@ -155,7 +157,7 @@ impl TryFrom<BTreeMap<String, String>> for Keyring {
     type Error = KeyringError;
 
     fn try_from(members: BTreeMap<String, String>) -> Result<Self, KeyringError> {
-        // Into wiping types first, so that a refused ring is wiped too.
+        // Zeroizing, so that a rejected ring is wiped too.
         let mut members: BTreeMap<String, SecretString> =
             members.into_iter().map(|(name, value)| (name, value.into())).collect();
         let current = members.remove(CURRENT).ok_or(KeyringError::NoCurrent)?;
@@ -170,9 +172,9 @@ impl TryFrom<BTreeMap<String, String>> for Keyring {
 
 impl<'de> Deserialize<'de> for Keyring {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // By hand because serde's own messages quote what they met: of `"<secret>"` in place of a ring, the secret.
+        // serde's own message would quote the input, which may be a secret.
         let members = BTreeMap::<String, String>::deserialize(deserializer)
-            .map_err(|_| D::Error::custom("a ring is a flat JSON object of strings"))?;
+            .map_err(|_| D::Error::custom("a ring must be a flat JSON object of strings"))?;
         Self::try_from(members).map_err(D::Error::custom)
     }
 }
@@ -195,11 +197,11 @@ mod tests {
     }
 
     fn secret(letter: &str) -> String {
-        letter.repeat(SECRET_MIN_BYTES)
+        letter.repeat(MIN_SECRET_BYTES)
     }
 
     #[test]
-    fn the_current_key_comes_first_and_every_key_is_found() {
+    fn current_key_is_first_and_keys_are_found() {
         let (a, b, c) = (secret("a"), secret("b"), secret("c"));
         let ring = ring(&[("current", "k2"), ("k1", &a), ("k2", &b), ("k3", &c)]).unwrap();
         assert_eq!(ring.current(), (&Kid("k2".to_owned()), b.as_bytes()));
@@ -209,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn the_word_current_and_unknown_names_find_nothing() {
+    fn unknown_names_find_no_key() {
         let ring = Keyring::single("k1", secret("a")).unwrap();
         for name in ["current", "", "k", "k2", "K1", "k1 ", " k1", "k1\0"] {
             assert_eq!(ring.get(name), None, "{name:?}");
@@ -217,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_name_what_is_wrong() {
+    fn errors_name_the_fault() {
         let (a, kid_of_32) = (secret("a"), format!("k{}", "a".repeat(31)));
         for (members, refusal) in [
             (vec![("k1", a.as_str())], KeyringError::NoCurrent),
@@ -245,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_is_printed_holds_a_secret() {
+    fn printed_rings_and_errors_hold_no_secret() {
         let secret = "Zq9!".repeat(8);
         let whole = Keyring::single("k1", secret.as_str()).unwrap();
         assert_eq!(format!("{whole:?}"), r#"{"k1": [redacted]}"#);
@@ -265,7 +267,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_kid_is_what_the_contract_says(text in "[k0-9a-zA-Z_-]{0,34}", other in ".*") {
+        fn kid_matches_the_documented_format(text in "[k0-9a-zA-Z_-]{0,34}", other in ".*") {
             for text in [text, other] {
                 let bytes = text.as_bytes();
                 let wanted = (2..=32).contains(&bytes.len())
@@ -278,7 +280,7 @@ mod tests {
         #[test]
         fn random_rings_never_panic(members in prop::collection::btree_map("current|k[0-9a-z]|.{0,4}", ".{0,40}|k[0-9]", 0..5)) {
             if let Ok(ring) = Keyring::try_from(members) {
-                prop_assert!(ring.iter().all(|secret| secret.len() >= SECRET_MIN_BYTES));
+                prop_assert!(ring.iter().all(|secret| secret.len() >= MIN_SECRET_BYTES));
                 prop_assert!(ring.get(ring.current().0.as_str()).is_some());
             }
         }

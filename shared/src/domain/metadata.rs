@@ -4,12 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use super::Invalid;
 
-/// The caller's own notes on a resource: at most 50 pairs, keys of 1 to 40 characters, values of at most 500.
+/// The caller's notes on a resource: at most 50 pairs, keys of 1 to 40 characters, values of at
+/// most 500 characters.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "BTreeMap<String, MetadataText>")]
 pub struct Metadata(BTreeMap<String, String>);
 
-/// The value of a pair.
 #[derive(Deserialize)]
 #[serde(try_from = "String")]
 struct MetadataText(String);
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holds_fifty_pairs_of_forty_and_five_hundred() {
+    fn metadata_limits_are_enforced() {
         let pairs = |count: usize, key: usize, value: usize| {
             let pair = |index: usize| (format!("{index:0>key$}"), "é".repeat(value));
             let pairs: BTreeMap<_, _> = (0..count).map(pair).collect();

@@ -1,8 +1,11 @@
-//! The rules, and nothing but the rules.
+//! Business rules: keys, scopes, budgets, releases, webhooks, billing and the audit chain.
 //!
-//! No I/O, no JSON, no AWS; time and randomness are arguments. Values that come from outside are parsed into types that cannot
-//! hold anything wrong ([`Name`], [`Slug`], [`ScopeSet`], [`AllowedCidrs`], …): the sentence a parser refuses with completes
-//! "`<field>` …" and never repeats the value, which may be a secret in the wrong place.
+//! The domain does no I/O; time and randomness are arguments. Parsers turn input into types that
+//! cannot hold an invalid value ([`Name`], [`ScopeSet`], …). Their errors complete the sentence
+//! "`<field>` …" and never repeat the value, which may be a secret in the wrong field.
+//!
+//! Many types are also stored items and API schemas: serde attributes fix the stored names, and
+//! types with `ToSchema` are published in `openapi.json`.
 
 mod address;
 mod allowlist;
@@ -48,7 +51,7 @@ mod webhook;
 mod webhook_signature;
 mod webhook_url;
 
-pub use address::{Reach, judge as judge_address};
+pub use address::{Reach, check as judge_address};
 pub use allowlist::{AddressList, BadEntry, HostList, InternalGuard};
 pub use api_key::{ApiKey, ApiKeyPatch, ApiKeySettings, KeySettled, KeyStatus, NotActive};
 pub use artifact::{ArtifactUrl, CommitSha, ImageRef, TemplatePath};
@@ -98,13 +101,13 @@ pub use webhook::{
 pub use webhook_signature::{Signatures, WebhookSecret};
 pub use webhook_url::WebhookUrl;
 
-/// A value that a field cannot take. Displays as what would be right: "must be 1 to 100 characters".
+/// A value that a field cannot hold. Displays the rule: "must be 1 to 100 characters".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(&'static str);
 
 impl Invalid {
-    pub const fn new(right: &'static str) -> Self {
-        Self(right)
+    pub const fn new(rule: &'static str) -> Self {
+        Self(rule)
     }
 }

@@ -12,7 +12,7 @@ use super::{Change, Changes, Id, Name, Timestamp, Value};
 const MIN_CHARACTERS: usize = 20;
 const TAIL_CHARACTERS: usize = 4;
 
-/// Who a provider key is from and for.
+/// The provider of a model key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Provider {
@@ -36,8 +36,7 @@ impl Provider {
         }
     }
 
-    /// What a key of it is called.
-    const fn thing(self) -> &'static str {
+    const fn key_name(self) -> &'static str {
         match self {
             Self::Anthropic => "an Anthropic key",
             Self::OpenAi => "an OpenAI key",
@@ -47,8 +46,7 @@ impl Provider {
         }
     }
 
-    /// What has to be pasted for it.
-    const fn wanted(self) -> &'static str {
+    const fn expected(self) -> &'static str {
         match self {
             Self::Anthropic => "a key that starts with sk-ant-",
             Self::OpenAi => "a key that starts with sk-",
@@ -60,7 +58,6 @@ impl Provider {
         }
     }
 
-    /// Whether a credential of its own may be JSON instead of one word.
     const fn takes_json(self) -> bool {
         matches!(self, Self::Bedrock | Self::Vertex)
     }
@@ -72,7 +69,7 @@ impl fmt::Display for Provider {
     }
 }
 
-/// A key that its provider may have given out, by its looks: nobody has asked the provider.
+/// A key that looks as if its provider issued it. The provider is not asked.
 #[derive(Debug, Clone)]
 pub struct ProviderKey {
     provider: Provider,
@@ -83,7 +80,7 @@ pub struct ProviderKey {
 /// The members of a JSON object of strings.
 pub type Members = BTreeMap<String, SecretString>;
 
-/// Credentials that providers give out for something else, by their first characters.
+/// Credentials for other purposes, by their first characters.
 const OTHER_PURPOSES: [(&str, &str); 6] = [
     ("sk-ant-admin", "a key that administers the account at its provider"),
     ("sk-admin-", "a key that administers the account at its provider"),
@@ -93,44 +90,43 @@ const OTHER_PURPOSES: [(&str, &str); 6] = [
     ("bedrock-api-key-", "a short-term Bedrock API key, which ends within 12 hours"),
 ];
 const BEDROCK_API_KEY: &str = "ABSK";
-/// What of a JSON credential is secret.
 const SECRET_MEMBERS: [&str; 3] = ["secret_access_key", "session_token", "private_key"];
-/// From this length on, a part of a key counts as the key.
-const PART_MIN: usize = 16;
-/// Characters in a line of PEM: 64 by RFC 7468, 76 by MIME.
-const PEM_LINE_MAX: usize = 76;
+/// Minimum length of a part that counts as the key.
+const MIN_PART: usize = 16;
+/// 64 by RFC 7468, 76 by MIME.
+const MAX_PEM_LINE: usize = 76;
 
-/// Why a text is no key of its provider. Displays as what completes "key …", and holds nothing of the text.
+/// Completes the sentence "key …" and contains nothing of the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyRejected {
-    #[error("has blanks or line breaks around it: paste the key alone")]
+    #[error("has blanks or line breaks around it: paste only the key")]
     BlankAround,
-    #[error("holds a character that no key has: paste printable ASCII")]
+    #[error("contains a character that keys do not have: paste printable ASCII")]
     Characters,
     #[error("must have 20 characters or more")]
     Short,
-    #[error("looks like {}: choose provider {looks_like}, or paste {}", looks_like.thing(), wanted.wanted())]
-    Foreign { looks_like: Provider, wanted: Provider },
-    #[error("looks like an API key of this service: paste {}", .0.wanted())]
+    #[error("looks like {}: choose provider {looks_like}, or paste {}", looks_like.key_name(), expected.expected())]
+    Foreign { looks_like: Provider, expected: Provider },
+    #[error("looks like an API key of this service: paste {}", .0.expected())]
     Ours(Provider),
-    #[error("must be {}", .0.wanted())]
+    #[error("must be {}", .0.expected())]
     Unlike(Provider),
-    #[error("must have nothing but {0} after its start")]
+    #[error("may only contain {0} after its start")]
     Word(&'static str),
-    #[error("must hold {member}: {right}")]
-    Member { member: &'static str, right: &'static str },
-    #[error("must hold access_key_id, secret_access_key, session_token and region at most")]
+    #[error("must contain {member}: {rule}")]
+    Member { member: &'static str, rule: &'static str },
+    #[error("may only contain access_key_id, secret_access_key, session_token and region")]
     UnknownMember,
-    #[error("must hold each member once")]
+    #[error("must contain each member once")]
     TwiceMember,
-    #[error("is {what}: make an API key for servers, and paste {}", wanted.wanted())]
-    OtherPurpose { what: &'static str, wanted: Provider },
+    #[error("is {what}: create an API key for servers and paste {}", expected.expected())]
+    OtherPurpose { what: &'static str, expected: Provider },
 }
 
 impl ProviderKey {
-    /// `members` are those of the JSON object that `text` is, if it is one of strings.
+    /// Checks a key. `members` are those of `text` if it is a JSON object of strings.
     pub fn parse(provider: Provider, text: SecretString, members: Option<&Members>) -> Result<Self, KeyRejected> {
-        let tail = judge(provider, text.expose_secret(), members)?;
+        let tail = check(provider, text.expose_secret(), members)?;
         let start = tail.len().saturating_sub(TAIL_CHARACTERS);
         let tail = tail[start..].to_owned();
         Ok(Self { provider, plaintext: text, tail })
@@ -144,11 +140,11 @@ impl ProviderKey {
         self.plaintext.expose_secret()
     }
 
-    /// Whether a text that will be shown holds this key, or is a part of it. `members` as for [`parse`](Self::parse): of those that are no secret
-    /// people make names.
+    /// Returns whether a text that will be shown contains this key or is a part of it. Of
+    /// `members`, only the secret ones count, because people use the others as names.
     pub fn is_in(&self, shown: &str, members: Option<&Members>) -> bool {
         let shown = shown.trim();
-        let holds = |secret: &str| shown.contains(secret) || (shown.len() >= PART_MIN && secret.contains(shown));
+        let holds = |secret: &str| shown.contains(secret) || (shown.len() >= MIN_PART && secret.contains(shown));
         match members {
             Some(members) => {
                 SECRET_MEMBERS.iter().filter_map(|name| members.get(*name)).any(|secret| holds(secret.expose_secret()))
@@ -158,14 +154,14 @@ impl ProviderKey {
     }
 }
 
-/// Finds the first thing that is wrong, or that of which the tail may be shown: the key itself or, of JSON, its id.
-fn judge<'a>(provider: Provider, text: &'a str, members: Option<&'a Members>) -> Result<&'a str, KeyRejected> {
-    // Around JSON they mean nothing, and a file ends in a line break.
+/// Returns the part whose tail may be shown: the key itself or, for JSON, its id.
+fn check<'a>(provider: Provider, text: &'a str, members: Option<&'a Members>) -> Result<&'a str, KeyRejected> {
+    // Blanks around JSON have no meaning, and a file ends in a line break.
     let padded = text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace);
     if padded && members.is_none() {
         return Err(KeyRejected::BlankAround);
     }
-    // A JSON file keeps its lines; inside its strings line breaks are escaped.
+    // A JSON file keeps its line breaks. Inside its strings they are escaped.
     let json = (provider.takes_json() && !text.starts_with(BEDROCK_API_KEY)) || members.is_some();
     let layout = |c: char| json && matches!(c, ' ' | '\n' | '\r' | '\t');
     if !text.chars().all(|c| c.is_ascii_graphic() || layout(c)) {
@@ -175,10 +171,10 @@ fn judge<'a>(provider: Provider, text: &'a str, members: Option<&'a Members>) ->
         return Err(KeyRejected::Ours(provider));
     }
     if let Some(&(_, what)) = OTHER_PURPOSES.iter().find(|(start, _)| text.starts_with(start)) {
-        return Err(KeyRejected::OtherPurpose { what, wanted: provider });
+        return Err(KeyRejected::OtherPurpose { what, expected: provider });
     }
     if let Some(looks_like) = looks_like(text, members).filter(|looks_like| *looks_like != provider) {
-        return Err(KeyRejected::Foreign { looks_like, wanted: provider });
+        return Err(KeyRejected::Foreign { looks_like, expected: provider });
     }
     if text.len() < MIN_CHARACTERS {
         return Err(KeyRejected::Short);
@@ -194,7 +190,6 @@ fn judge<'a>(provider: Provider, text: &'a str, members: Option<&'a Members>) ->
     }
 }
 
-/// Whose key it seems to be, whatever is said of it.
 fn looks_like(text: &str, members: Option<&Members>) -> Option<Provider> {
     if let Some(members) = members {
         let service_account = members.get("type").is_some_and(|kind| kind.expose_secret() == "service_account");
@@ -218,7 +213,7 @@ fn word<'a>(provider: Provider, text: &'a str, start: &str) -> Result<&'a str, K
     if rest.bytes().all(allowed) { Ok(text) } else { Err(KeyRejected::Word("letters, digits, - and _")) }
 }
 
-/// `ABSK` and base64, its padding included.
+/// Accepts `ABSK` and base64 with its padding.
 fn bedrock_api_key(text: &str) -> Result<&str, KeyRejected> {
     let word = text.strip_suffix("==").or(text.strip_suffix('=')).unwrap_or(text);
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/';
@@ -229,8 +224,8 @@ fn bedrock_api_key(text: &str) -> Result<&str, KeyRejected> {
     }
 }
 
-/// `{"access_key_id", "secret_access_key", "session_token"?, "region"?}`: nothing else, for a name that is written otherwise would
-/// be missed where the key is used.
+/// Accepts `{"access_key_id", "secret_access_key", "session_token"?, "region"?}`. Rejects other
+/// members, because a misspelled name would be missed where the key is used.
 fn access_key(members: &Members) -> Result<&str, KeyRejected> {
     let known = ["access_key_id", "secret_access_key", "session_token", "region"];
     if !members.keys().all(|name| known.contains(&name.as_str())) {
@@ -246,12 +241,12 @@ fn access_key(members: &Members) -> Result<&str, KeyRejected> {
         secret.len() >= MIN_CHARACTERS && secret.bytes().all(allowed)
     })?;
     if members.contains_key("session_token") && id.starts_with("AKIA") {
-        let right = "one that starts with ASIA, since session_token belongs to a temporary access key";
-        return Err(KeyRejected::Member { member: "access_key_id", right });
+        let rule = "one that starts with ASIA, because session_token belongs to a temporary access key";
+        return Err(KeyRejected::Member { member: "access_key_id", rule });
     }
     if id.starts_with("ASIA") {
-        let right = "printable ASCII without blanks; an access key that starts with ASIA is temporary and opens nothing without";
-        member(members, "session_token", right, is_word)?;
+        let rule = "printable ASCII without blanks; an access key that starts with ASIA is temporary and requires it";
+        member(members, "session_token", rule, is_word)?;
     }
     if members.contains_key("region") {
         member(members, "region", "the name of an AWS region such as us-east-1", is_region)?;
@@ -259,13 +254,14 @@ fn access_key(members: &Members) -> Result<&str, KeyRejected> {
     Ok(id)
 }
 
-/// Where Google's libraries fetch a token for a service account, at the file's own word: anywhere else, the file would lead a data plane there.
+/// Google's token endpoints. Google's libraries call the URL in the file, so any other URL would
+/// lead a data plane there.
 const TOKEN_URIS: [&str; 2] = ["https://oauth2.googleapis.com/token", "https://accounts.google.com/o/oauth2/token"];
 
-/// The file that Google gives out, with whatever else it holds.
+/// Accepts the file that Google issues, with any other members.
 fn service_account(members: &Members) -> Result<&str, KeyRejected> {
     member(members, "type", "service_account", |kind| kind == "service_account")?;
-    // It becomes part of a URL's path.
+    // The project id becomes part of a URL's path.
     member(members, "project_id", "the id of a Google Cloud project", |project| {
         let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.:".contains(&byte);
         project.len() >= 4 && project.bytes().all(allowed)
@@ -274,19 +270,19 @@ fn service_account(members: &Members) -> Result<&str, KeyRejected> {
         id.len() >= 8 && id.bytes().all(|byte| byte.is_ascii_alphanumeric())
     })?;
     let has_escapes = |pem: &SecretString| pem.expose_secret().contains("\\n");
-    let right = if members.get("private_key").is_some_and(has_escapes) {
+    let rule = if members.get("private_key").is_some_and(has_escapes) {
         r"a PKCS #8 PEM with line breaks, not with the characters \ and n in their place: paste the file unchanged"
     } else {
         "the service account's RSA private key as PKCS #8 PEM (BEGIN PRIVATE KEY): paste the file unchanged"
     };
-    member(members, "private_key", right, is_rsa_private_key)?;
+    member(members, "private_key", rule, is_rsa_private_key)?;
     member(members, "client_email", "the service account's e-mail address", |email| {
         let halves = email.split_once('@');
         is_word(email)
             && halves.is_some_and(|(name, host)| !name.is_empty() && host.contains('.') && !host.contains('@'))
     })?;
     if members.contains_key("token_uri") {
-        member(members, "token_uri", "Google's own, https://oauth2.googleapis.com/token", |uri| {
+        member(members, "token_uri", "Google's token endpoint, https://oauth2.googleapis.com/token", |uri| {
             TOKEN_URIS.contains(&uri)
         })?;
     }
@@ -296,8 +292,8 @@ fn service_account(members: &Members) -> Result<&str, KeyRejected> {
     Ok(id)
 }
 
-/// Whether a text is one RSA key of 2,048 bits or more, as Google writes it: PKCS #8 in PEM. The key is decoded and checked, because a damaged
-/// one would replace a working one and fail at the data plane.
+/// Requires at least 2,048 bits, as PKCS #8 in PEM. The key is decoded, because a damaged key would
+/// replace a working one and fail at the data plane.
 fn is_rsa_private_key(pem: &str) -> bool {
     let body = pem.trim_end().strip_prefix("-----BEGIN PRIVATE KEY-----");
     let body = body.and_then(|body| body.strip_suffix("-----END PRIVATE KEY-----"));
@@ -307,7 +303,7 @@ fn is_rsa_private_key(pem: &str) -> bool {
     };
     let mut base64 = Zeroizing::new(String::with_capacity(body.len()));
     for line in body.lines() {
-        if !(1..=PEM_LINE_MAX).contains(&line.len()) {
+        if !(1..=MAX_PEM_LINE).contains(&line.len()) {
             return false;
         }
         base64.push_str(line);
@@ -315,7 +311,7 @@ fn is_rsa_private_key(pem: &str) -> bool {
     BASE64_STANDARD.decode(&*base64).map(Zeroizing::new).is_ok_and(|der| KeyPair::from_pkcs8(&der).is_ok())
 }
 
-/// `us-east-1`, `us-gov-west-1`: words and a number.
+/// Words and a number: `us-east-1`, `us-gov-west-1`.
 fn is_region(text: &str) -> bool {
     let words: Vec<_> = text.split('-').collect();
     let [words @ .., number] = words.as_slice() else { return false };
@@ -334,25 +330,24 @@ fn is_word(text: &str) -> bool {
 fn member<'a>(
     members: &'a Members,
     member: &'static str,
-    right: &'static str,
+    rule: &'static str,
     fits: impl FnOnce(&str) -> bool,
 ) -> Result<&'a str, KeyRejected> {
     let value = members.get(member).map(SecretString::expose_secret);
-    value.filter(|value| fits(value)).ok_or(KeyRejected::Member { member, right })
+    value.filter(|value| fits(value)).ok_or(KeyRejected::Member { member, rule })
 }
 
-/// A provider key as it is kept and shown, without the key itself: that lies sealed elsewhere, as long as this is not revoked. What is
-/// not set is not kept.
+/// A provider key without the key itself, which is stored sealed until it is revoked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelKey {
     pub id: Id,
     pub provider: Provider,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
-    /// The last four characters of the key or, of a JSON credential, of its key's id.
+    /// The last four characters of the key or, for a JSON credential, of its id.
     pub tail: String,
     pub created_at: Timestamp,
-    /// Revoked for good: by name, or by a successor.
+    /// When the key was revoked or replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Timestamp>,
     /// Counts changes: a write that depends on a read is conditional on it.
@@ -364,7 +359,7 @@ impl ModelKey {
         Self { id, provider: key.provider, name, tail: key.tail.clone(), created_at: now, revoked_at: None, version: 1 }
     }
 
-    /// Says whether that is new.
+    /// Returns false if the key is already revoked.
     pub fn revoke(&mut self, now: Timestamp) -> bool {
         let active = self.revoked_at.is_none();
         if active {
@@ -374,7 +369,7 @@ impl ModelKey {
         active
     }
 
-    /// The choices behind a new key, as its audit event shows them.
+    /// Returns the settings as the audit event of the creation shows them.
     pub fn creation(&self) -> Changes {
         let chosen = [
             ("provider", self.provider.as_str().into()),
@@ -384,7 +379,7 @@ impl ModelKey {
         chosen.map(|(field, after)| (field.to_owned(), Change { before: Value::Null, after })).into()
     }
 
-    /// What its revocation changed, as its audit event shows it; `successor` is the key that took its place, if that is why.
+    /// Returns the changes. `successor` is the key that replaced this one, if there is one.
     pub fn revocation(&self, successor: Option<Id>) -> Changes {
         let became = [
             ("revoked_at", self.revoked_at.map(Value::from)),
@@ -432,13 +427,12 @@ mod tests {
         ]
     });
 
-    /// The tail, or what is said of the key.
     fn parsed(provider: Provider, text: &str) -> Result<String, String> {
         let key = ProviderKey::parse(provider, text.into(), None);
         key.map(|key| key.tail).map_err(|rejected| rejected.to_string())
     }
 
-    /// The same for JSON of these members, some of them changed; without those that are changed to nothing.
+    /// Removes a member that is changed to an empty text.
     fn parsed_json(provider: Provider, members: &[(&str, &str)], changes: &[(&str, &str)]) -> Result<String, String> {
         let members = members.iter().chain(changes).map(|(name, value)| ((*name).to_owned(), *value));
         let members: BTreeMap<_, _> = members.collect();
@@ -452,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_each_provider_are_taken_and_show_their_last_four() {
+    fn valid_keys_show_their_last_four_characters() {
         for (provider, text, tail) in [
             (Provider::Anthropic, "sk-ant-api03-a_B-cdefghi9876", "9876"),
             (Provider::OpenAi, "sk-abcdefghijklmnop1234", "1234"),
@@ -472,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_in_the_wrong_place_is_recognised() {
+    fn key_of_another_provider_is_recognised() {
         let foreign = |provider, text| parsed(provider, text).unwrap_err();
         assert_eq!(
             foreign(Provider::Anthropic, "sk-proj-abcdefghijklmnop"),
@@ -501,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_for_other_purposes_are_refused_by_name() {
+    fn credentials_for_other_purposes_are_rejected() {
         for provider in Provider::ALL {
             for (text, named) in [
                 ("sk-ant-admin01-abcdefghijklmnop", "a key that administers the account"),
@@ -512,14 +506,14 @@ mod tests {
                 ("bedrock-api-key-YmVkcm9jay5hbWF6b25h", "a short-term Bedrock API key"),
             ] {
                 let refusal = parsed(provider, text).unwrap_err();
-                assert!(refusal.contains(named) && refusal.contains(provider.wanted()), "{refusal}");
+                assert!(refusal.contains(named) && refusal.contains(provider.expected()), "{refusal}");
             }
         }
         assert!(parsed(Provider::Anthropic, "sk-ant-api03-admin-abcdefghijkl").is_ok());
     }
 
     #[test]
-    fn a_name_that_holds_the_key_or_a_part_of_it_is_known() {
+    fn name_that_contains_the_key_is_recognised() {
         let text = r#"{"access_key_id":"AKIAIOSFODNN7EXAMPLE","secret_access_key":"wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"}"#;
         let members: Members = ACCESS_KEY.map(|(name, value)| (name.to_owned(), value.into())).into();
         let key = ProviderKey::parse(Provider::Bedrock, text.into(), Some(&members)).unwrap();
@@ -534,16 +528,16 @@ mod tests {
     }
 
     #[test]
-    fn a_file_may_end_in_a_line_break() {
+    fn file_may_end_in_a_line_break() {
         let members: Members =
             SERVICE_ACCOUNT.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
         let key = ProviderKey::parse(Provider::Vertex, "{ as the caller read it }\n".into(), Some(&members)).unwrap();
-        assert!(key.expose().ends_with('\n'), "it is kept to the letter");
+        assert!(key.expose().ends_with('\n'), "it is stored unchanged");
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
-        for (provider, text, said) in [
+    fn errors_name_the_fault() {
+        for (provider, text, message) in [
             (Provider::Anthropic, "", "20 characters or more"),
             (Provider::Anthropic, "sk-ant-012345678901", "20 characters or more"),
             (Provider::Anthropic, "ant-0123456789012345", "must be a key that starts with sk-ant-"),
@@ -556,10 +550,10 @@ mod tests {
             (Provider::Anthropic, "sk-ant-012345\u{0}6789012", "printable ASCII"),
             (Provider::Anthropic, "sk-ant-012345é6789012", "printable ASCII"),
             (Provider::Anthropic, "sk-ant-012345\u{200b}6789012", "printable ASCII"),
-            (Provider::Anthropic, "sk-ant-0123456=6789012", "nothing but letters, digits, - and _"),
+            (Provider::Anthropic, "sk-ant-0123456=6789012", "only contain letters, digits, - and _"),
             (Provider::Bedrock, "AKIAIOSFODNN7EXAMPLE", r#"starts with ABSK, or JSON of strings: {"access_key_id""#),
             (Provider::Bedrock, "ABSKQmVkcm9ja0FQSU", "20 characters or more"),
-            (Provider::Bedrock, "ABSKQmVkcm9ja0FQSUtleS1h-bc", "nothing but letters, digits, + and /"),
+            (Provider::Bedrock, "ABSKQmVkcm9ja0FQSUtleS1h-bc", "only contain letters, digits, + and /"),
             (Provider::Bedrock, "ABSKQmVkcm9ja0FQ=UtleS1hYmNk", "and = only at its end"),
             (Provider::Bedrock, "ABSKQmVkcm9ja0FQSUtleS1hYmNk===", "and = only at its end"),
             (Provider::Bedrock, "ABSKQmVkcm9ja0FQSUtl S1hYmNk", "printable ASCII"),
@@ -567,51 +561,51 @@ mod tests {
             (Provider::Vertex, "not JSON at all, I fear", "must be the JSON file"),
         ] {
             let refusal = parsed(provider, text).unwrap_err();
-            assert!(refusal.contains(said), "{text:?}: {refusal}");
+            assert!(refusal.contains(message), "{text:?}: {refusal}");
         }
     }
 
     #[test]
-    fn each_member_of_a_json_credential_is_judged() {
-        for (change, said) in [
-            (("access_key_id", "AKIAIOSFODNN7EXAMPLe"), "must hold access_key_id"),
-            (("access_key_id", "AROAIOSFODNN7EXAMPLE"), "must hold access_key_id"),
-            (("secret_access_key", ""), "must hold secret_access_key"),
-            (("secret_access_key", "wJalrXUtnFEMI K7MDENG"), "must hold secret_access_key"),
-            (("session_token", "IQoJ"), "must hold access_key_id: one that starts with ASIA, since session_token"),
+    fn each_member_of_a_json_credential_is_checked() {
+        for (change, message) in [
+            (("access_key_id", "AKIAIOSFODNN7EXAMPLe"), "must contain access_key_id"),
+            (("access_key_id", "AROAIOSFODNN7EXAMPLE"), "must contain access_key_id"),
+            (("secret_access_key", ""), "must contain secret_access_key"),
+            (("secret_access_key", "wJalrXUtnFEMI K7MDENG"), "must contain secret_access_key"),
+            (("session_token", "IQoJ"), "must contain access_key_id: one that starts with ASIA, because session_token"),
             (
                 ("access_key_id", "ASIAIOSFODNN7EXAMPLE"),
-                "must hold session_token: printable ASCII without blanks; an access key that starts with ASIA is temporary",
+                "must contain session_token: printable ASCII without blanks; an access key that starts with ASIA is temporary",
             ),
-            (("region", "US East"), "must hold region"),
-            (("region", "us-east"), "must hold region"),
-            (("region", "useast1"), "must hold region"),
-            (("region", "us-east-1a"), "must hold region"),
-            (("region", "us--east-1"), "must hold region"),
-            (("region", "us-east-1.example.com"), "must hold region"),
-            (("SessionToken", "a"), "at most"),
+            (("region", "US East"), "must contain region"),
+            (("region", "us-east"), "must contain region"),
+            (("region", "useast1"), "must contain region"),
+            (("region", "us-east-1a"), "must contain region"),
+            (("region", "us--east-1"), "must contain region"),
+            (("region", "us-east-1.example.com"), "must contain region"),
+            (("SessionToken", "a"), "may only contain"),
         ] {
             let refusal = parsed_json(Provider::Bedrock, &ACCESS_KEY, &[change]).unwrap_err();
-            assert!(refusal.contains(said), "{change:?}: {refusal}");
+            assert!(refusal.contains(message), "{change:?}: {refusal}");
         }
         let capitalised = [("AccessKeyId", "AKIAIOSFODNN7EXAMPLE"), ("SecretAccessKey", ACCESS_KEY[1].1)];
         assert!(parsed_json(Provider::Bedrock, &capitalised, &[]).unwrap_err().contains("access_key_id"));
-        for (change, said) in [
-            (("type", "authorized_user"), "must hold type: service_account"),
-            (("project_id", ""), "must hold project_id"),
-            (("project_id", "acme/../other"), "must hold project_id"),
-            (("project_id", "acme%2f1"), "must hold project_id"),
-            (("private_key_id", "a"), "must hold private_key_id"),
-            (("private_key_id", "0123 4567"), "must hold private_key_id"),
-            (("private_key", "MIIE"), "must hold private_key: "),
-            (("client_email", "nobody"), "must hold client_email"),
-            (("client_email", "@acme-1.iam.gserviceaccount.com"), "must hold client_email"),
-            (("client_email", "a@b@acme-1.iam.gserviceaccount.com"), "must hold client_email"),
-            (("token_uri", "http://169.254.169.254/token"), "must hold token_uri: Google's own"),
-            (("universe_domain", "example.com"), "must hold universe_domain"),
+        for (change, message) in [
+            (("type", "authorized_user"), "must contain type: service_account"),
+            (("project_id", ""), "must contain project_id"),
+            (("project_id", "acme/../other"), "must contain project_id"),
+            (("project_id", "acme%2f1"), "must contain project_id"),
+            (("private_key_id", "a"), "must contain private_key_id"),
+            (("private_key_id", "0123 4567"), "must contain private_key_id"),
+            (("private_key", "MIIE"), "must contain private_key: "),
+            (("client_email", "nobody"), "must contain client_email"),
+            (("client_email", "@acme-1.iam.gserviceaccount.com"), "must contain client_email"),
+            (("client_email", "a@b@acme-1.iam.gserviceaccount.com"), "must contain client_email"),
+            (("token_uri", "http://169.254.169.254/token"), "must contain token_uri: Google's token endpoint"),
+            (("universe_domain", "example.com"), "must contain universe_domain"),
         ] {
             let refusal = parsed_json(Provider::Vertex, &SERVICE_ACCOUNT[..], &[change]).unwrap_err();
-            assert!(refusal.contains(said), "{change:?}: {refusal}");
+            assert!(refusal.contains(message), "{change:?}: {refusal}");
         }
     }
 
@@ -628,7 +622,7 @@ mod tests {
             PRIVATE_KEY.replacen(&lines[12][..4], if lines[12].starts_with("AAAA") { "BBBB" } else { "AAAA" }, 1);
         let elliptic = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap();
         for (what, damaged) in [
-            ("the first line alone", lines[0].to_owned()),
+            ("only the first line", lines[0].to_owned()),
             ("no key in it", "-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n".to_owned()),
             ("blanks for line breaks", PRIVATE_KEY.replace('\n', " ")),
             ("no line breaks", PRIVATE_KEY.replace('\n', "")),
@@ -641,20 +635,23 @@ mod tests {
             ("encrypted", PRIVATE_KEY.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY")),
             ("another algorithm", pem(elliptic.to_pkcs8v1().unwrap().as_ref())),
             ("text before it", format!("key:\n{}", *PRIVATE_KEY)),
-            ("text behind it", format!("{}x", *PRIVATE_KEY)),
+            ("text after it", format!("{}x", *PRIVATE_KEY)),
         ] {
-            let said = refusal(&damaged);
-            assert!(said.starts_with("must hold private_key: the service account's RSA private key"), "{what}: {said}");
+            let message = refusal(&damaged);
+            assert!(
+                message.starts_with("must contain private_key: the service account's RSA private key"),
+                "{what}: {message}"
+            );
         }
         let windows = PRIVATE_KEY.replace('\n', "\r\n");
         let unended = PRIVATE_KEY.trim_end();
-        for right in [windows.as_str(), unended] {
-            assert!(parsed_json(Provider::Vertex, &SERVICE_ACCOUNT[..], &[("private_key", right)]).is_ok());
+        for rule in [windows.as_str(), unended] {
+            assert!(parsed_json(Provider::Vertex, &SERVICE_ACCOUNT[..], &[("private_key", rule)]).is_ok());
         }
     }
 
     #[test]
-    fn a_key_is_revoked_once() {
+    fn key_is_revoked_once() {
         let now: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
         let later: Timestamp = "2026-11-21T13:00:00Z".parse().unwrap();
         let key = ProviderKey::parse(Provider::Anthropic, "sk-ant-01234567890123456789".into(), None).unwrap();
@@ -668,7 +665,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_does_not_print() {
+    fn key_is_not_printed() {
         let text = "sk-ant-01234567890123456789";
         let key = ProviderKey::parse(Provider::Anthropic, text.into(), None).unwrap();
         assert!(!format!("{key:?}").contains(&text[..12]));
@@ -676,26 +673,26 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_refusal_holds_anything_of_the_text(text in "(sk-|sk-ant-|AKIA|kt_live_)?\\PC{0,40}", secret in "[0-9A-Z]{24}") {
+        fn errors_contain_nothing_of_the_text(text in "(sk-|sk-ant-|AKIA|kt_live_)?\\PC{0,40}", secret in "[0-9A-Z]{24}") {
             for provider in Provider::ALL {
                 for text in [format!("{text}{secret}"), format!("{secret}{text}")] {
                     if let Err(rejected) = ProviderKey::parse(provider, text.as_str().into(), None) {
-                        let said = format!("{rejected} {rejected:?}");
-                        prop_assert!(!said.contains(&secret));
+                        let message = format!("{rejected} {rejected:?}");
+                        prop_assert!(!message.contains(&secret));
                     }
                 }
             }
         }
 
         #[test]
-        fn what_is_taken_belongs_to_one_provider(text in "(sk-|sk-ant-|sk-or-|sk-proj-)[0-9A-Za-z_-]{20,60}") {
-            let taking: Vec<_> = Provider::ALL.into_iter().filter(|provider| parsed(*provider, &text).is_ok()).collect();
-            prop_assert_eq!(taking.len(), 1);
-            prop_assert_eq!(parsed(taking[0], &text), Ok(text[text.len() - 4..].to_owned()));
+        fn accepted_key_belongs_to_one_provider(text in "(sk-|sk-ant-|sk-or-|sk-proj-)[0-9A-Za-z_-]{20,60}") {
+            let accepting: Vec<_> = Provider::ALL.into_iter().filter(|provider| parsed(*provider, &text).is_ok()).collect();
+            prop_assert_eq!(accepting.len(), 1);
+            prop_assert_eq!(parsed(accepting[0], &text), Ok(text[text.len() - 4..].to_owned()));
         }
 
         #[test]
-        fn any_text_and_members_are_judged_without_a_panic(
+        fn arbitrary_text_never_panics(
             text in ".{0,60}",
             members in prop::collection::btree_map("type|access_key_id|private_key_id|.{0,4}", ".{0,30}|service_account", 0..6),
         ) {

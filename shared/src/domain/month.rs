@@ -6,12 +6,12 @@ use super::{Invalid, Timestamp};
 
 const NOT_A_MONTH: Invalid = Invalid::new("must be a month from 1970 to 9998 such as 2026-11");
 
-/// A calendar month in UTC: what budgets are spent in and usage is told of.
+/// A calendar month in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Month {
     year: u16,
-    /// 1 to 12
+    /// 1 to 12.
     month: u8,
 }
 
@@ -25,7 +25,6 @@ impl Month {
         if self.month == 12 { Self::new(self.year + 1, 1) } else { Self::new(self.year, self.month + 1) }
     }
 
-    /// Its first instant.
     pub fn start(self) -> Timestamp {
         format!("{self}-01T00:00:00Z").parse().expect("every month has a first day")
     }
@@ -69,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_month_is_read_strictly_and_printed_alike() {
+    fn month_round_trips_and_other_forms_are_rejected() {
         for text in ["2026-11", "1970-01", "9998-12"] {
             assert_eq!(month(text).unwrap().to_string(), text);
         }
@@ -80,9 +79,9 @@ mod tests {
     }
 
     #[test]
-    fn an_instant_lies_in_the_month_that_starts_before_it() {
-        for (instant, of) in [("2026-11-30T23:59:59.999Z", "2026-11"), ("2026-12-01T00:00:00Z", "2026-12")] {
-            assert_eq!(instant.parse::<Timestamp>().unwrap().month().to_string(), of);
+    fn instant_belongs_to_its_utc_month() {
+        for (instant, expected) in [("2026-11-30T23:59:59.999Z", "2026-11"), ("2026-12-01T00:00:00Z", "2026-12")] {
+            assert_eq!(instant.parse::<Timestamp>().unwrap().month().to_string(), expected);
         }
         let december = month("2026-12").unwrap();
         assert_eq!(december.next(), month("2027-01").unwrap());

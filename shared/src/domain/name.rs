@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Invalid, secret_shape::finds_secret};
 
-const UNREADABLE: Invalid = Invalid::new("must not contain control characters or invisible ones");
+const UNREADABLE: Invalid = Invalid::new("must not contain control or invisible characters");
 
-/// A human's name for something: 1 to 100 characters, not blank, no control characters.
+/// A display name: 1 to 100 characters, not all blank, no control or invisible characters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Name(String);
@@ -21,7 +21,7 @@ impl TryFrom<String> for Name {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
-        if !text.chars().any(is_seen) {
+        if !text.chars().any(is_visible) {
             return Err(Invalid::new("is required: 1 to 100 characters that are not all blank"));
         }
         if text.chars().count() > 100 {
@@ -34,9 +34,9 @@ impl TryFrom<String> for Name {
     }
 }
 
-/// Whether a character must not stand in a text that people tell things apart by. Control characters, line separators and what Unicode
-/// calls default-ignorable: it takes no space or turns the text around, so that two names could look alike. Variation selectors may
-/// stand there, since emoji need them.
+/// Returns true for control characters, line separators and characters that Unicode calls
+/// default-ignorable. These take no space or reverse the text direction, so two names could look
+/// alike. Emoji need variation selectors, which are allowed.
 pub(super) fn is_unreadable(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -60,11 +60,12 @@ pub(super) fn is_unreadable(character: char) -> bool {
         )
 }
 
-/// Checks a text of a request before its field's own rule: it must not hold a credential, invisible characters, or control characters other than
-/// blanks and line ends. Fields that are meant to hold a credential are not checked, nor are stored texts, so that a new rule leaves them readable.
+/// Checks a text of a request before its field's own rule: no credentials, no invisible characters,
+/// and no control characters but tabs and line ends. Fields that hold a credential skip this check,
+/// and so do stored texts, which stay readable when the rules change.
 pub fn check_text(text: &str) -> Result<(), Invalid> {
     let is_control = |character: char| character.is_control() && !matches!(character, '\t' | '\n' | '\r');
-    // Almost every text is ASCII, where nothing is invisible.
+    // Most texts are ASCII, which has no invisible characters.
     let is_unreadable = if text.is_ascii() {
         text.bytes().any(|byte| is_control(byte.into()))
     } else {
@@ -76,13 +77,12 @@ pub fn check_text(text: &str) -> Result<(), Invalid> {
     if finds_secret(text) { Err(HOLDS_SECRET) } else { Ok(()) }
 }
 
-/// Refuses a text that holds a credential.
 pub(super) const HOLDS_SECRET: Invalid = Invalid::new(
-    "must not hold a key, token or password, because it is stored and shown: revoke the credential that you sent",
+    "must not contain a key, token or password, because it is stored and shown: revoke the credential that you sent",
 );
 
-/// Whether a text holds an invisible character where no script or emoji needs it. Joiners may stand inside a word of a script that joins its letters and
-/// inside an emoji; between other letters they show nothing, so two names could look alike.
+/// Returns whether a text contains an invisible character that neither its script nor an emoji
+/// needs. Between letters that do not join, a joiner shows nothing, so two names could look alike.
 fn holds_invisible(text: &str) -> bool {
     let mut before = None;
     let mut characters = text.chars().peekable();
@@ -90,7 +90,7 @@ fn holds_invisible(text: &str) -> bool {
         let joins = |neighbour: Option<&char>| neighbour.is_some_and(|neighbour| is_joined(*neighbour));
         let hidden = match character {
             '\u{200C}' | '\u{200D}' => !joins(before.as_ref()) || !joins(characters.peek()),
-            // Judged by their own rule, which differs from field to field.
+            // Each field has its own rule for control characters.
             control if control.is_control() => false,
             other => is_unreadable(other),
         };
@@ -104,7 +104,8 @@ fn holds_invisible(text: &str) -> bool {
     false
 }
 
-/// Whether a joiner beside this character can be seen: letters and marks of the scripts of Western, South and Southeast Asia and of Mongolia, and emoji.
+/// Returns whether a joiner next to this character is visible: letters and marks of the scripts of
+/// Western, South and Southeast Asia and of Mongolia, and emoji.
 fn is_joined(character: char) -> bool {
     let script = matches!(
         character,
@@ -115,14 +116,15 @@ fn is_joined(character: char) -> bool {
         || matches!(character, '\u{2190}'..='\u{2BFF}' | '\u{1F000}'..='\u{1FAFF}')
 }
 
-/// Whether a character can be seen by itself: a text needs one at least. Not so blanks, the empty Braille pattern and variation selectors.
-pub(super) fn is_seen(character: char) -> bool {
+/// Returns false for blanks, the empty Braille pattern and variation selectors. A name needs at
+/// least one visible character.
+pub(super) fn is_visible(character: char) -> bool {
     !character.is_whitespace()
         && !matches!(character, '\u{2800}' | '\u{FE00}'..='\u{FE0F}')
         && !is_unreadable(character)
 }
 
-/// A name for URLs: `[a-z0-9-]{1,63}`.
+/// A name for use in URLs: `[a-z0-9-]{1,63}`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Slug(String);
@@ -139,7 +141,7 @@ impl TryFrom<String> for Slug {
     fn try_from(text: String) -> Result<Self, Invalid> {
         let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
         if text.is_empty() || text.len() > 63 || !text.bytes().all(allowed) {
-            return Err(Invalid::new("must be 1 to 63 characters out of a-z, 0-9 and -"));
+            return Err(Invalid::new("must be 1 to 63 characters from a-z, 0-9 and -"));
         }
         Ok(Self(text))
     }
@@ -151,7 +153,8 @@ impl fmt::Display for Slug {
     }
 }
 
-/// The end user a session token is minted for, in the caller's own terms: 1 to 255 bytes, no control characters.
+/// The end user that a session token is minted for, as the caller identifies them: 1 to 255 bytes,
+/// no control characters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct UserId(String);
@@ -189,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_can_be_seen_and_looks_like_no_other() {
+    fn invisible_names_are_rejected() {
         for text in ["Ann \u{2764}\u{FE0F}", "\u{1F511}", "Łódź 東京", "\u{2800}a"] {
             assert!(Name::try_from(text.to_owned()).is_ok(), "{text:?}");
         }

@@ -4,11 +4,11 @@ use utoipa::ToSchema;
 use super::{
     Change, Changes, DroppedSubscriptions, EndpointUrl, Id, Invalid, Name, Slug, Subscription, SubscriptionBefore,
     Timestamp, Value,
-    name::{is_seen, is_unreadable},
-    subscription::learn,
+    name::{is_unreadable, is_visible},
+    subscription::record,
 };
 
-/// A tenant, as it is kept. What is not set is not kept.
+/// A tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Organization {
     pub id: Id,
@@ -16,15 +16,15 @@ pub struct Organization {
     pub name: Name,
     pub plan: Plan,
     pub subscription_status: SubscriptionStatus,
-    /// Whether the operator may read what the tenant's end users say.
+    /// Whether the operator may read the conversations of the tenant's end users.
     pub transcript_access: bool,
-    /// No other tenant has the same: Stripe's events find theirs by it.
+    /// Unique among tenants: an event from Stripe finds its tenant by this id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stripe_customer_id: Option<StripeCustomerId>,
-    /// That customer's at Stripe, the one that counts first.
+    /// The customer's subscriptions, by precedence.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subscriptions: Vec<Subscription>,
-    /// Bounds of that customer's ended subscriptions that are not kept.
+    /// Bounds of the ended subscriptions that were dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropped_subscriptions: Option<DroppedSubscriptions>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,7 +36,7 @@ pub struct Organization {
     pub version: u64,
 }
 
-/// A change of settings: `None` keeps.
+/// `None` keeps the current value.
 #[derive(Debug, Clone, Default)]
 pub struct OrganizationPatch {
     pub plan: Option<Plan>,
@@ -48,7 +48,7 @@ pub struct OrganizationPatch {
 }
 
 impl Organization {
-    /// A new tenant where no billing is configured: plan `free`, status `active`.
+    /// Creates a tenant without billing: plan `free`, status `active`.
     pub fn new(id: Id, slug: Slug, name: Name, now: Timestamp) -> Self {
         Self {
             id,
@@ -67,7 +67,7 @@ impl Organization {
         }
     }
 
-    /// Applies a patch; says what changed, field by field.
+    /// Returns the changes by field.
     pub fn apply(&mut self, patch: OrganizationPatch) -> Changes {
         let before = self.clone();
         let OrganizationPatch {
@@ -95,18 +95,18 @@ impl Organization {
         changes
     }
 
-    /// Takes in what Stripe tells of a subscription; says what changed. `None`, and nothing done, if something newer is known of it. The
-    /// subscription that counts decides about plan and status whenever something is told of it.
-    pub fn learn(&mut self, told: Subscription, changed: &SubscriptionBefore) -> Option<Changes> {
+    /// Applies an event about a subscription. Does nothing and returns `None` if a newer event is
+    /// known. Plan and status follow the first subscription whenever an event changes it.
+    pub fn learn(&mut self, reported: Subscription, changed: &SubscriptionBefore) -> Option<Changes> {
         let before = self.clone();
-        if !learn(&mut self.subscriptions, &mut self.dropped_subscriptions, told, changed) {
+        if !record(&mut self.subscriptions, &mut self.dropped_subscriptions, reported, changed) {
             return None;
         }
-        if let Some(counting) = self.subscriptions.first().cloned()
-            && before.subscriptions.first() != Some(&counting)
+        if let Some(first) = self.subscriptions.first().cloned()
+            && before.subscriptions.first() != Some(&first)
         {
-            self.subscription_status = counting.status;
-            self.plan = counting.plan.unwrap_or(self.plan.clone());
+            self.subscription_status = first.status;
+            self.plan = first.plan.unwrap_or(self.plan.clone());
         }
         self.version += 1;
         Some(before.changes_to(self))
@@ -118,7 +118,7 @@ impl Organization {
         changed.map(|((field, before), (_, after))| (field.to_owned(), Change { before, after })).collect()
     }
 
-    /// The choices behind a new tenant, as its audit event shows them.
+    /// Returns the settings as the audit event of the creation shows them.
     pub fn creation(&self) -> Changes {
         let chosen = [
             ("slug", self.slug.as_str()),
@@ -145,7 +145,7 @@ impl Organization {
     }
 }
 
-/// What the tenant bought, by the operator's own name for it.
+/// The operator's name for the tenant's plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan(Name);
 
@@ -188,12 +188,12 @@ impl TryFrom<String> for StripeCustomerId {
         if (1..=251).contains(&rest.len()) && rest.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
             Ok(Self(text))
         } else {
-            Err(Invalid::new("must be a Stripe customer's id such as cus_NffrFeUfNV2Hib"))
+            Err(Invalid::new("must be a Stripe customer id such as cus_NffrFeUfNV2Hib"))
         }
     }
 }
 
-/// The name of a model at its provider: 1 to 128 characters that can be seen.
+/// The provider's name of a model: 1 to 128 visible characters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct ModelId(String);
@@ -209,15 +209,15 @@ impl TryFrom<String> for ModelId {
 
     fn try_from(text: String) -> Result<Self, Invalid> {
         let odd = |c: char| c.is_whitespace() || is_unreadable(c);
-        if text.chars().count() <= 128 && text.chars().any(is_seen) && !text.chars().any(odd) {
+        if text.chars().count() <= 128 && text.chars().any(is_visible) && !text.chars().any(odd) {
             Ok(Self(text))
         } else {
-            Err(Invalid::new("must be 1 to 128 characters without blanks, control characters and invisible ones"))
+            Err(Invalid::new("must be 1 to 128 characters without blanks, control or invisible characters"))
         }
     }
 }
 
-/// Stripe's states of a subscription.
+/// The statuses of a subscription at Stripe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SubscriptionStatus {
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_changes_what_it_names_and_says_so() {
+    fn patch_changes_and_reports_only_named_fields() {
         let mut organization = organization();
         let customer = StripeCustomerId::try_from("cus_1".to_owned()).unwrap();
         let patch = OrganizationPatch {
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn dropped_subscriptions_are_one_customers() {
+    fn new_customer_clears_dropped_subscriptions() {
         let mut organization = organization();
         let stored = serde_json::to_value(&organization).unwrap();
         assert!(stored.get("dropped_subscriptions").is_none(), "{stored}");
@@ -297,13 +297,13 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_can_be_seen_like_any_name() {
+    fn plan_follows_the_rules_of_names() {
         assert!(serde_json::from_str::<Plan>("\"team\"").is_ok());
         assert!(serde_json::from_str::<Plan>("\"te\u{200B}am\"").is_err());
     }
 
     #[test]
-    fn ids_of_others_are_read_strictly() {
+    fn external_ids_are_parsed_strictly() {
         for text in ["", "cus_", "cus_a b", "cus_é", "cus-1", "sub_1", &format!("cus_{}", "a".repeat(252))] {
             assert!(StripeCustomerId::try_from(text.to_owned()).is_err(), "{text}");
         }

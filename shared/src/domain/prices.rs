@@ -1,8 +1,9 @@
 //! Model prices: the built-in list, overridden by the operator's prices.
 //!
-//! A name is priced by its own row, or by its family's: the same name without the spelling of a provider (`us.anthropic.…-v1:0`, `openai/…`,
-//! `…@20250929`) and without a date. There are no patterns, so no family reaches a later version. All spellings of a name are looked up in the
-//! operator's prices first, and then in the list. To add a model, add its row to `prices.json`.
+//! A model has the price of its own row or of its family's row: the same name without a provider's
+//! spelling (`us.anthropic.…-v1:0`, `openai/…`, `…@20250929`) and without a date. There are no
+//! patterns, so a family never includes a later version. Every spelling of a name is looked up in
+//! the operator's prices first, and then in the list. To add a model, add its row to `prices.json`.
 
 use std::{
     borrow::Cow,
@@ -15,12 +16,12 @@ use serde::Deserialize;
 
 use super::{ModelId, Quantity, UsageKind, check_text};
 
-/// The operator's name for every model that has no price.
+/// The operator's name for all models without a price.
 const ANY_OTHER: &str = "*";
-/// In front of the names that Amazon Bedrock sells dearer in a region than at its global endpoint.
+/// Prefix of models that cost more in a region than at Amazon Bedrock's global endpoint.
 const REGIONAL: &str = "bedrock/";
-/// Prefixes, before `/` or `:`, that name where a model is called and not which one.
-const PLACES: [&str; 18] = [
+/// Prefixes, before `/` or `:`, that name where a model is called and not which model.
+const HOSTS: [&str; 18] = [
     "amazon",
     "amazon-bedrock",
     "anthropic",
@@ -40,13 +41,13 @@ const PLACES: [&str; 18] = [
     "vertex",
     "vertex_ai",
 ];
-/// The places that are Amazon Bedrock, and the one that holds Amazon's own models.
+/// The hosts of Amazon Bedrock and of Amazon's own models.
 const BEDROCK: [&str; 3] = ["amazon-bedrock", "bedrock", "bedrock_converse"];
 const AMAZON: &str = "amazon";
 /// Amazon Bedrock's prefixes for inference across regions.
 const REGIONS: [&str; 12] = ["af", "apac", "au", "ca", "eu", "global", "in", "jp", "me", "sa", "us", "us-gov"];
 const GLOBAL: &str = "global";
-/// Amazon Bedrock's names for vendors that sell the same models under the same names themselves, and for the other vendors.
+/// Vendors that also sell their models under the same names themselves, and all others.
 const SELLERS: [&str; 2] = ["anthropic", "openai"];
 const VENDORS: [&str; 13] = [
     "ai21",
@@ -63,23 +64,22 @@ const VENDORS: [&str; 13] = [
     "writer",
     "zai",
 ];
-/// Endings that choose a route or a context window and cost what the model costs. No listed name has one.
+/// Suffixes that do not change the price. No listed name has one.
 const ROUTES: [&str; 5] = [":exacto", ":floor", ":nitro", ":online", "[1m]"];
-/// A variant that costs what the model costs.
 const BETA: &str = ":beta";
-/// An alias of the newest version. A name without a version, such as `gemini-pro-latest`, is another model than `gemini-pro`.
+/// An alias of the newest version. On a name without a version it names another model: `gemini-pro-latest` is
+/// not `gemini-pro`.
 const LATEST: &str = "-latest";
-/// Variants that the list prices separately. The operator's price of the model holds for them.
+/// Priced separately in the list. The operator's price of the model includes them.
 const VARIANTS: [&str; 3] = [":batch", ":extended", ":thinking"];
 /// The depth of a key without region and vendor.
 const BARE: usize = 2;
-/// Beginnings that resellers spell differently from the vendor, and the vendor's.
+/// Spellings of resellers, each with the vendor's spelling.
 const RESPELLED: [(&str, &str); 3] =
     [("gpt-35-", "gpt-3.5-"), ("gemini-flash-1.5", "gemini-1.5-flash"), ("gemini-pro-1.5", "gemini-1.5-pro")];
-/// The ending of variants that cost nothing.
 const FREE: &str = ":free";
 const NO_COST: Price = Price { input: 0, output: 0, cache_read: None, cache_write: None };
-/// Dates without a year, by model. Other numbers name other models: `gpt-4-1106` is a GPT-4 Turbo.
+/// Dates without a year. Other numbers name other models: `gpt-4-1106` is a GPT-4 Turbo.
 const SHORT_DATES: [(&str, &[&str]); 5] = [
     ("gpt-3.5-turbo", &["-0125", "-0301", "-0613", "-1106"]),
     ("gpt-3.5-turbo-16k", &["-0613"]),
@@ -88,25 +88,25 @@ const SHORT_DATES: [(&str, &[&str]); 5] = [
     ("gpt-4-32k", &["-0314", "-0613"]),
 ];
 
-/// The prices of the list that comes with Karta, by model in lower case.
+/// By model in lower case.
 pub type PriceList = HashMap<&'static str, Price>;
 
-/// What a token costs, in nano-cents: $0.075 for a million is 7,500.
+/// Nano-cents per token: $0.075 for a million tokens is 7,500.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Price {
     pub input: u32,
     pub output: u32,
-    /// Of a token read from the provider's prompt cache.
+    /// For tokens read from the provider's prompt cache.
     #[serde(default)]
     pub cache_read: Option<u32>,
-    /// Of a token written to it.
+    /// For tokens written to it.
     #[serde(default)]
     pub cache_write: Option<u32>,
 }
 
 impl Price {
-    /// The cost of so many tokens, in nano-cents.
+    /// Returns nano-cents.
     pub fn cost(self, kind: UsageKind, quantity: Quantity) -> u128 {
         let each = match kind {
             UsageKind::InputTokens => self.input,
@@ -116,7 +116,6 @@ impl Price {
     }
 }
 
-/// A set of the operator's prices that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PricesError {
     #[error("is not a JSON object of prices by model, such as {{\"acme-1\": {{\"input\": 7500, \"output\": 30000}}}}")]
@@ -129,7 +128,7 @@ pub enum PricesError {
     Duplicate(String),
 }
 
-/// Prices by model: the operator's, then the built-in list, which is parsed at its first use.
+/// The operator's prices, then the built-in list, which is parsed at its first use.
 #[derive(Debug, Clone)]
 pub struct PriceTable {
     listed: &'static LazyLock<PriceList>,
@@ -139,7 +138,8 @@ pub struct PriceTable {
 }
 
 impl PriceTable {
-    /// Puts the operator's prices over a list. `*` is every model without a price, and usage without a model.
+    /// Combines the list with the operator's prices. `*` is the price of models that have none, and
+    /// of usage without a model.
     pub fn new(
         listed: &'static LazyLock<PriceList>,
         prices: impl IntoIterator<Item = (String, Price)>,
@@ -155,7 +155,6 @@ impl PriceTable {
         Ok(Self { listed, own, any_other })
     }
 
-    /// The price of a model under any of its names; usage may name none.
     pub fn price(&self, model: Option<&str>) -> Option<Price> {
         model.and_then(|model| self.named(&model.to_ascii_lowercase())).or(self.any_other)
     }
@@ -181,7 +180,8 @@ impl PriceTable {
                     return Some(*price);
                 }
             }
-            family = without_ending(family, &VARIANTS).or_else(|| shorter(family, spelling.vendor.is_some()))?;
+            family = without_ending(family, &VARIANTS)
+                .or_else(|| without_neutral_suffix(family, spelling.vendor.is_some()))?;
         }
     }
 
@@ -194,16 +194,16 @@ impl PriceTable {
             if let Some(price) = self.row(name) {
                 return Some(price);
             }
-            let Some((_, rest)) = without_place(name) else { break };
+            let Some((_, rest)) = without_host(name) else { break };
             name = rest;
         }
         let (family, is_bedrock) = (&*spelling.listed_family(), spelling.vendor.is_some());
-        let families = || iter::successors(Some(family), move |family| shorter(family, is_bedrock));
+        let families = || iter::successors(Some(family), move |family| without_neutral_suffix(family, is_bedrock));
         let found = families().find_map(|family| {
             let regional = spelling.regional(family).and_then(|regional| self.row(&regional));
-            regional.or_else(|| self.row(family)).or_else(|| self.row(&claude_in_the_other_order(family)?))
+            regional.or_else(|| self.row(family)).or_else(|| self.row(&claude_in_other_order(family)?))
         });
-        found.or_else(|| families().find_map(|family| self.row(&under_its_maker(family)?)))
+        found.or_else(|| families().find_map(|family| self.row(&with_vendor_prefix(family)?)))
     }
 
     fn row(&self, name: &str) -> Option<Price> {
@@ -211,7 +211,6 @@ impl PriceTable {
     }
 }
 
-/// The key of an operator's name.
 fn own_key(name: &str) -> Result<String, PricesError> {
     if name.contains(ANY_OTHER) {
         return Err(PricesError::Pattern);
@@ -223,13 +222,13 @@ fn own_key(name: &str) -> Result<String, PricesError> {
     if key.is_empty() { Err(PricesError::Name) } else { Ok(key) }
 }
 
-/// A name in lower case, split into what a provider adds and the model.
+/// A name in lower case, split into the parts that a provider adds and the model.
 struct Spelling<'a> {
     /// Amazon Bedrock's region, as in `us.anthropic.claude-sonnet-4-5-20250929-v1:0`.
     region: Option<&'a str>,
-    /// The vendor, if the name is one of Amazon Bedrock.
+    /// The vendor, if this is one of Amazon Bedrock's names.
     vendor: Option<&'a str>,
-    /// Claude's versions with dashes, and dates after a dash.
+    /// Has dashes in Claude's versions and before dates.
     model: Cow<'a, str>,
 }
 
@@ -237,9 +236,9 @@ impl<'a> Spelling<'a> {
     fn read(name: &'a str) -> Self {
         let (mut name, mut is_bedrock, mut is_amazon) = (name, false, false);
         loop {
-            if let Some((place, rest)) = without_place(name) {
-                is_bedrock |= BEDROCK.contains(&place);
-                is_amazon = place == AMAZON;
+            if let Some((host, rest)) = without_host(name) {
+                is_bedrock |= BEDROCK.contains(&host);
+                is_amazon = host == AMAZON;
                 name = rest;
                 continue;
             }
@@ -280,17 +279,18 @@ impl<'a> Spelling<'a> {
             Some((rest, date)) if is_number(date) => format!("{rest}-{date}").into(),
             _ => Cow::Borrowed(model),
         };
-        Self { region, vendor, model: as_its_vendor_writes(model) }
+        Self { region, vendor, model: in_vendor_spelling(model) }
     }
 
-    /// What an operator's price is kept under: a bare name holds everywhere, one of Amazon Bedrock there, and one of a region in it.
+    /// Returns the key of a price. A bare name applies everywhere, one of Amazon Bedrock's names
+    /// there, and a regional name in its region.
     fn key(&self) -> String {
         let mut key = String::new();
         self.write_key(&mut key, self.depth(), &word_first(&self.model));
         key
     }
 
-    /// How many of region and vendor the name lacks from the left.
+    /// Counts the missing ones of region and vendor.
     fn depth(&self) -> usize {
         match (self.region, self.vendor) {
             (Some(_), _) => 0,
@@ -299,7 +299,7 @@ impl<'a> Spelling<'a> {
         }
     }
 
-    /// Writes a key of a family of the model: with region and vendor (depth 0), with the vendor (1), or bare.
+    /// Writes the key with region and vendor (depth 0), with the vendor (1), or bare (2).
     fn write_key(&self, key: &mut String, depth: usize, family: &str) {
         key.clear();
         for qualifier in [self.region, self.vendor].into_iter().skip(depth).flatten() {
@@ -309,32 +309,30 @@ impl<'a> Spelling<'a> {
         key.push_str(family);
     }
 
-    /// Whether the vendor sells the model under the same name itself.
-    fn is_sold_elsewhere(&self) -> bool {
+    /// Returns whether the vendor also sells the model under the same name.
+    fn is_sold_by_vendor(&self) -> bool {
         self.vendor.is_some_and(|vendor| SELLERS.contains(&vendor))
     }
 
-    /// The model as the list names it.
     fn listed_family(&self) -> Cow<'_, str> {
         match self.vendor {
-            Some(vendor) if !self.is_sold_elsewhere() => format!("{vendor}.{}", self.model).into(),
+            Some(vendor) if !self.is_sold_by_vendor() => format!("{vendor}.{}", self.model).into(),
             _ => Cow::Borrowed(&*self.model),
         }
     }
 
-    /// The row that a region's price stands in, if it has one of its own.
+    /// Returns the row of the region's price, if there can be one.
     fn regional(&self, family: &str) -> Option<String> {
         self.vendor?;
-        if !self.is_sold_elsewhere() {
+        if !self.is_sold_by_vendor() {
             return self.region.map(|region| format!("{region}.{family}"));
         }
         (self.region != Some(GLOBAL)).then(|| format!("{REGIONAL}{family}"))
     }
 }
 
-/// Splits off a prefix that names where the model is called.
-fn without_place(name: &str) -> Option<(&str, &str)> {
-    name.split_once(['/', ':']).filter(|(place, _)| PLACES.contains(place))
+fn without_host(name: &str) -> Option<(&str, &str)> {
+    name.split_once(['/', ':']).filter(|(host, _)| HOSTS.contains(host))
 }
 
 fn last_segment(name: &str) -> &str {
@@ -345,8 +343,9 @@ fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// `claude-opus-4-5` for `claude-opus-4.5`, `claude-opus-4` for `claude-opus-4-0`, and `gpt-3.5-turbo` for `gpt-35-turbo`.
-fn as_its_vendor_writes(model: Cow<'_, str>) -> Cow<'_, str> {
+/// Returns `claude-opus-4-5` for `claude-opus-4.5`, `claude-opus-4` for `claude-opus-4-0`, and
+/// `gpt-3.5-turbo` for `gpt-35-turbo`.
+fn in_vendor_spelling(model: Cow<'_, str>) -> Cow<'_, str> {
     if model.starts_with("claude-") {
         let model = if model.contains('.') { model.replace('.', "-").into() } else { model };
         return match model.strip_suffix("-0") {
@@ -358,20 +357,20 @@ fn as_its_vendor_writes(model: Cow<'_, str>) -> Cow<'_, str> {
     respelled.map_or(model, Cow::Owned)
 }
 
-/// The row with the vendor's prefix for a bare name: `anthropic/claude-2.1` for `claude-2-1`.
-fn under_its_maker(name: &str) -> Option<String> {
+/// Returns `anthropic/claude-2.1` for `claude-2-1`.
+fn with_vendor_prefix(name: &str) -> Option<String> {
     if name.starts_with("claude-") {
         return Some(format!("anthropic/{}", dotted(name)));
     }
     if name.starts_with("gemini-") {
         return Some(format!("google/{name}"));
     }
-    // The weights of gpt-oss are open: its price depends on the host.
+    // The weights of gpt-oss are open, so its price depends on the host.
     let is_openai = name.starts_with("gpt-") && !name.starts_with("gpt-oss-");
     (is_openai || ["o1", "o3", "o4"].iter().any(|series| name.starts_with(series))).then(|| format!("openai/{name}"))
 }
 
-/// Versions as rows with the vendor's prefix have them: `claude-opus-4-6:batch` is `claude-opus-4.6:batch`.
+/// Returns `claude-opus-4.6:batch` for `claude-opus-4-6:batch`.
 fn dotted(name: &str) -> String {
     let is_digit = |part: &str| part.len() == 1 && is_number(part);
     let (model, variant) = name.split_at(name.find(':').unwrap_or(name.len()));
@@ -386,7 +385,7 @@ fn dotted(name: &str) -> String {
     dotted + variant
 }
 
-/// `claude-opus-4-5` for `claude-4-5-opus`, with whatever follows.
+/// Returns `claude-opus-4-5` for `claude-4-5-opus`. The rest of the name stays as it is.
 fn word_first(name: &str) -> Cow<'_, str> {
     let split = || {
         let rest = name.strip_prefix("claude-")?;
@@ -398,8 +397,8 @@ fn word_first(name: &str) -> Cow<'_, str> {
     split().map_or(Cow::Borrowed(name), Cow::Owned)
 }
 
-/// `claude-4-5-opus` for `claude-opus-4-5`, and the reverse.
-fn claude_in_the_other_order(name: &str) -> Option<String> {
+/// Returns `claude-4-5-opus` for `claude-opus-4-5`, and the reverse.
+fn claude_in_other_order(name: &str) -> Option<String> {
     let rest = name.strip_prefix("claude-")?;
     let is_word = |part: &str| part.bytes().all(|byte| byte.is_ascii_alphabetic());
     let (head, tail) = rest.split_once('-')?;
@@ -410,8 +409,8 @@ fn claude_in_the_other_order(name: &str) -> Option<String> {
     is_word(word).then(|| format!("claude-{word}-{version}"))
 }
 
-/// The name without one of the endings that leave its price as it is.
-fn shorter(name: &str, is_bedrock: bool) -> Option<&str> {
+/// Removes one suffix that does not change the price.
+fn without_neutral_suffix(name: &str, is_bedrock: bool) -> Option<&str> {
     if let Some(rest) = without_ending(name, &ROUTES).or_else(|| name.strip_suffix(BETA)) {
         return Some(rest);
     }
@@ -432,7 +431,7 @@ fn without_ending<'a>(name: &'a str, endings: &[&str]) -> Option<&'a str> {
     endings.iter().find_map(|end| name.strip_suffix(end))
 }
 
-/// Without `:0`, `:48k` or `-v1`, and without the `-1` of `gpt-oss-120b-1`.
+/// Removes `:0`, `:48k` or `-v1`, and the `-1` of `gpt-oss-120b-1`.
 fn without_bedrock_version(name: &str) -> Option<&str> {
     if let Some((rest, end)) = name.rsplit_once(':') {
         return is_number(end.strip_suffix('k').unwrap_or(end)).then_some(rest);
@@ -444,7 +443,7 @@ fn without_bedrock_version(name: &str) -> Option<&str> {
     (version.len() == 1 && is_number(version)).then_some(rest)
 }
 
-/// Without the date or number that pins a version.
+/// Removes the date or number that pins a version.
 fn without_date(name: &str) -> Option<&str> {
     let ending = |shape: &str| {
         let (rest, end) = name.split_at_checked(name.len().checked_sub(shape.len())?)?;
@@ -483,7 +482,7 @@ mod tests {
         parse(json).unwrap()
     }
 
-    /// Input and output for a million tokens, in thousandths of a dollar.
+    /// Returns input and output for a million tokens, in thousandths of a dollar.
     fn dollars(model: &str) -> Option<(u32, u32)> {
         let price = own("{}").price(Some(model))?;
         Some((price.input / 100, price.output / 100))
@@ -504,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn every_listed_price_is_read_with_its_source() {
+    fn every_listed_price_has_a_source() {
         let listed = listed();
         assert_eq!(LISTED.len(), listed.len(), "each name once");
         for (name, source) in &listed {
@@ -514,7 +513,7 @@ mod tests {
             assert!(!name.contains('*'), "{name}");
         }
         let caches = LISTED.values().filter(|price| price.cache_read.is_some_and(|read| read < price.input));
-        assert!(caches.count() > 300, "cache prices are columns of their own");
+        assert!(caches.count() > 300, "cache prices have their own columns");
         let first = LISTED["claude-opus-5-5"];
         let row = Price { input: 400_000, output: 2_000_000, cache_read: Some(20_000), cache_write: Some(500_000) };
         assert_eq!(first, row);
@@ -637,12 +636,12 @@ mod tests {
     }
 
     #[test]
-    fn no_family_reaches_another_version() {
-        // Whatever follows a listed name is another model, unless it is a date or a spelling.
+    fn family_never_includes_another_version() {
+        // A listed name with a suffix is another model, unless the suffix is a date or a spelling.
         let endings =
             ["-9", ".9", "9", "-99", "-9-9", "-mini9", "-turbo9", "x", "-v9x", "-20991399", "-2099-13-01", ":free9"];
         for (name, _) in listed() {
-            // What follows a fine-tuned model's colon names the tuning.
+            // The text after a fine-tuned model's colon names the tuning.
             let endings = endings.iter().filter(|ending| !(name.starts_with("ft:") && ending.starts_with(':')));
             for ending in endings {
                 let other = format!("{name}{ending}");
@@ -675,7 +674,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listed_date_keeps_its_own_price() {
+    fn listed_date_keeps_its_own_price() {
         let mut own_dates = 0;
         for (name, _) in listed() {
             let family = without_date(&name).and_then(|family| LISTED.get(family));
@@ -686,7 +685,7 @@ mod tests {
     }
 
     #[test]
-    fn the_operators_prices_come_first() {
+    fn operator_prices_come_first() {
         let table = own(
             r#"{"Acme-1": {"input": 1, "output": 2}, "gpt-4o": {"input": 3, "output": 4}, "*": {"input": 5, "output": 6}}"#,
         );
@@ -705,14 +704,14 @@ mod tests {
         assert_eq!(own("{}").price(None), None);
     }
 
-    /// The operator's prices by name, with the input price 1 for the first name, 2 for the next and so on.
+    /// Prices input at 1 for the first name, 2 for the next, and so on.
     fn numbered(names: &[&str]) -> Result<PriceTable, PricesError> {
         let rows = names.iter().zip(1..).map(|(name, input)| format!(r#""{name}": {{"input": {input}, "output": 9}}"#));
         parse(&format!("{{{}}}", rows.collect::<Vec<_>>().join(",")))
     }
 
     #[test]
-    fn own_prices_hold_for_every_spelling() {
+    fn own_prices_apply_to_every_spelling() {
         for (name, used) in [
             (
                 "claude-sonnet-4-5",
@@ -764,7 +763,7 @@ mod tests {
     }
 
     #[test]
-    fn own_prices_reach_no_other_model() {
+    fn own_prices_apply_to_no_other_model() {
         for (name, used) in [
             (
                 "us.anthropic.claude-sonnet-4-5",
@@ -806,7 +805,7 @@ mod tests {
     }
 
     #[test]
-    fn names_with_two_own_prices_are_refused() {
+    fn names_with_two_own_prices_are_rejected() {
         for names in [
             ["acme-1", "acme-1"],
             ["acme-1", "Acme-1"],
@@ -823,7 +822,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_no_event_holds_are_refused() {
+    fn names_that_no_event_can_have_are_rejected() {
         let long = "a".repeat(129);
         for name in
             ["", " gpt-4o", "gpt-4o ", "gpt 4o", "gpt-4o\\n", "gpt-4o\\u200b", "\\ufeffgpt-4o", "openai/", &long]
@@ -831,7 +830,7 @@ mod tests {
             assert_eq!(numbered(&[name]).unwrap_err(), PricesError::Name, "{name}");
         }
         let credential = format!("kt_live_{}", "a1".repeat(12));
-        assert_eq!(numbered(&[&credential]).unwrap_err(), PricesError::Name, "shown in no error");
+        assert_eq!(numbered(&[&credential]).unwrap_err(), PricesError::Name, "not shown in the error");
         assert!(numbered(&[&long[1..]]).is_ok());
     }
 
@@ -851,7 +850,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_prices_are_refused() {
+    fn malformed_prices_are_rejected() {
         for json in [
             "",
             "[]",

@@ -3,7 +3,7 @@ use utoipa::ToSchema;
 
 use super::{Id, Scope, ScopeSet};
 
-/// What kind of credential was presented.
+/// The kind of credential that was presented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PrincipalKind {
@@ -11,23 +11,23 @@ pub enum PrincipalKind {
     Session,
 }
 
-/// Who is calling: what every data-plane credential resolves to. Every field is always there.
+/// The authenticated caller, for every data-plane credential. All fields are always present.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Principal {
     pub kind: PrincipalKind,
     pub organization_id: Id,
     pub organization_slug: String,
-    /// None for a session token.
+    /// Empty for a session token.
     #[schema(value_type = Vec<Scope>)]
     pub scopes: ScopeSet,
     /// The key itself, or the key that minted the session token.
     pub api_key_id: Id,
     /// The key's first 14 characters; `null` for a session token.
     pub api_key_prefix: Option<String>,
-    /// Where a session token is pinned; `null` for an API key, which reaches every project of its organization.
+    /// The only project of a session token; `null` for an API key, which can use all projects.
     pub project_id: Option<Id>,
     pub project_slug: Option<String>,
-    /// The end user a session token was minted for.
+    /// The end user that the session token was minted for.
     pub sub: Option<String>,
     pub budget_ok: bool,
     pub budget_reason: Option<String>,

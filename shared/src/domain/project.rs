@@ -5,19 +5,18 @@ use super::{
     ReleaseStatus, Slug, Timestamp, Value, Version,
 };
 
-/// An agent project, as it is kept: what session tokens are pinned to and releases are deployed to. What is not set is not kept.
+/// An agent project. Releases are deployed to it, and a session token is limited to one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Project {
     pub id: Id,
     pub slug: Slug,
     pub name: Name,
-    /// The active release: the one place that says which it is. None before the first.
+    /// The active release; `None` before the first. It is stored only here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub current_version: Option<Version>,
-    /// The release with the highest number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latest_version: Option<Version>,
-    /// Goes before the organization's own.
+    /// Overrides the organization's value, as `endpoint_url` does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model_id: Option<ModelId>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -27,7 +26,7 @@ pub struct Project {
     pub version: u64,
 }
 
-/// A change of settings: `None` keeps.
+/// `None` keeps the current value.
 #[derive(Debug, Clone, Default)]
 pub struct ProjectPatch {
     pub name: Option<Name>,
@@ -50,14 +49,14 @@ impl Project {
         }
     }
 
-    /// The choices behind a new project, as its audit event shows them.
+    /// Returns the settings as the audit event of the creation shows them.
     pub fn creation(&self) -> Changes {
         [("slug", self.slug.as_str()), ("name", self.name.as_str())]
             .map(|(field, after)| (field.to_owned(), Change { before: Value::Null, after: after.into() }))
             .into()
     }
 
-    /// Applies a patch; says what changed, field by field.
+    /// Returns the changes by field.
     pub fn apply(&mut self, patch: ProjectPatch) -> Changes {
         let before = self.clone();
         let ProjectPatch { name, model_id, endpoint_url } = patch;
@@ -77,7 +76,8 @@ impl Project {
         changes
     }
 
-    /// The next release, ready at once, since there is nothing to build it; the active one if it is to be.
+    /// Creates the next release and makes it active if `activate` is set. It is ready at once,
+    /// because there is nothing to build.
     pub fn deploy(
         &mut self,
         id: Id,
@@ -95,7 +95,7 @@ impl Project {
         Release::ready(id, self.id, version, commit_sha, artifact_url, now, activate.then_some(now))
     }
 
-    /// Makes a release the active one; none if it is already.
+    /// Returns `None` if the release is already active.
     pub fn activate(&mut self, release: &mut Release, now: Timestamp) -> Result<Option<Flip>, NotReady> {
         let status = release.status(self.current_version);
         match status {
@@ -112,7 +112,7 @@ impl Project {
         }
     }
 
-    /// What a change does to what data planes keep: the active release and the model's settings.
+    /// Compares the active release and the model settings, which data planes cache.
     pub fn effect_of(&self, after: &Self) -> CacheEffect {
         let kept = |project: &Self| (project.current_version, project.model_id.clone(), project.endpoint_url.clone());
         if kept(self) == kept(after) { CacheEffect::None } else { CacheEffect::Stale }
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn releases_are_numbered_from_one_and_the_pointer_says_which_is_active() {
+    fn project_numbers_releases_and_records_the_active_one() {
         let mut project = project();
         let releases = [true, false, true].map(|activate| deploy(&mut project, activate));
         assert_eq!(releases.each_ref().map(|release| release.version.get()), [1, 2, 3]);
@@ -158,17 +158,17 @@ mod tests {
         assert_eq!(
             statuses(&project),
             [ReleaseStatus::Superseded, ReleaseStatus::Ready, ReleaseStatus::Active],
-            "one that never was active is not superseded"
+            "a release that was never active is not superseded"
         );
         let mut first = releases[0].clone();
         assert_eq!(project.activate(&mut first, now()), Ok(Some(Flip::Rollback)));
-        assert_eq!(project.activate(&mut first, now()), Ok(None), "it is active already");
+        assert_eq!(project.activate(&mut first, now()), Ok(None), "it is already active");
         assert_eq!(statuses(&project), [ReleaseStatus::Active, ReleaseStatus::Ready, ReleaseStatus::Superseded]);
         assert_eq!((project.version, first.revision), (5, 2), "each change counts once");
     }
 
     #[test]
-    fn data_planes_forget_what_they_keep_and_nothing_else() {
+    fn only_cached_settings_affect_data_planes() {
         let before = project();
         for (patch, effect) in [
             (ProjectPatch::default(), CacheEffect::None),

@@ -6,7 +6,8 @@ use super::{
     Timestamp, Value,
 };
 
-/// A release's number in its project: 1, 2, …, without holes. Within the bounds of ids, so that releases are listed like everything else.
+/// The number of a release in its project, without gaps. It is within the range of ids, so that
+/// releases are listed like other resources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "u64", into = "u64")]
 pub struct Version(Id);
@@ -19,7 +20,6 @@ impl Version {
         Self(Id::new(self.get() + 1).unwrap_or(self.0))
     }
 
-    /// Reads a version as it stands in a path.
     pub fn parse(text: &str) -> Option<Self> {
         Id::parse(text).map(Self)
     }
@@ -28,7 +28,7 @@ impl Version {
         self.0.get()
     }
 
-    /// Where the release stands in the list of its project's.
+    /// Returns the position in the list of the project's releases.
     pub const fn place(self) -> Id {
         self.0
     }
@@ -48,7 +48,7 @@ impl From<Version> for u64 {
     }
 }
 
-/// One version of a project's code, as it is kept. Which one is active is the project's to say.
+/// A version of a project's code. The project records which release is active.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Release {
     pub id: Id,
@@ -62,18 +62,17 @@ pub struct Release {
     pub template_path: Option<TemplatePath>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_ref: Option<ImageRef>,
-    /// Where the lines of the build's log are; none without a line.
+    /// The index of the build log; `None` without a line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<LogIndex>,
     pub created_at: Timestamp,
-    /// When it last became the active one.
+    /// When it last became the active release.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activated_at: Option<Timestamp>,
     /// Counts changes: a write that depends on a read is conditional on it.
     pub revision: u64,
 }
 
-/// How far a release's build has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Build {
@@ -83,7 +82,8 @@ pub enum Build {
     Failed,
 }
 
-/// What a release's build and its project's pointer come to. Never kept, so that no two releases can be active.
+/// The status of a release, derived from its build and the project's active version. It is never
+/// stored, so two releases cannot be active.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ReleaseStatus {
@@ -109,7 +109,7 @@ impl ReleaseStatus {
     }
 }
 
-/// What a release runs as.
+/// The form in which a release runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BuildKind {
@@ -117,20 +117,19 @@ pub enum BuildKind {
     Template,
 }
 
-/// What a change of the active release is, for whoever is told of it.
+/// How the active release changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flip {
-    /// To one that never was active: nothing is taken back.
+    /// The new one was never active before.
     Activation,
-    /// To one that was active before.
+    /// The new one was active before.
     Rollback,
 }
 
-/// The release was not built, so it cannot be active.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotReady;
 
-/// A builder's report: what is `None` stays.
+/// `None` keeps the stored value.
 #[derive(Debug, Clone)]
 pub struct StatusReport {
     pub status: ReleaseStatus,
@@ -139,7 +138,6 @@ pub struct StatusReport {
     pub image_ref: Option<ImageRef>,
 }
 
-/// A release does not go from the one status to the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoTransition {
     pub from: ReleaseStatus,
@@ -172,7 +170,7 @@ impl Release {
         }
     }
 
-    /// `current` is the project's active release.
+    /// Derives the status. `current` is the project's active version.
     pub fn status(&self, current: Option<Version>) -> ReleaseStatus {
         match self.build {
             Build::Pending => ReleaseStatus::Pending,
@@ -184,7 +182,7 @@ impl Release {
         }
     }
 
-    /// None as long as no builder has told.
+    /// Returns `None` until a builder reports a kind.
     pub fn build_kind(&self) -> Option<BuildKind> {
         match (&self.image_ref, &self.template_path) {
             (Some(_), _) => Some(BuildKind::Image),
@@ -193,7 +191,7 @@ impl Release {
         }
     }
 
-    /// The choices behind a new release, as its audit event shows them.
+    /// Returns the settings as the audit event of the creation shows them.
     pub fn creation(&self) -> Changes {
         let chosen = [
             ("version", self.version.get().into()),
@@ -204,8 +202,9 @@ impl Release {
         chosen.map(|(field, after)| (field.to_owned(), Change { before: Value::Null, after })).collect()
     }
 
-    /// Takes a builder's report; says what changed, field by field. A build goes forward only, and is reported, repeats included, by its
-    /// own status; what is active is not a builder's to say. `generation` names the chunks of its log, if that is another one than before.
+    /// Applies a builder's report and returns the changes by field. A build only moves forward. A
+    /// builder may repeat a report, but it cannot activate a release. `generation` identifies the
+    /// chunks of a log that differs from the stored one.
     pub fn report(
         &mut self,
         current: Option<Version>,
@@ -239,7 +238,7 @@ impl Release {
         Ok(changes)
     }
 
-    /// The log itself is not for the audit log: its digest tells one from another.
+    /// Returns only the digest of the build log.
     fn audited(&self, current: Option<Version>) -> [(&'static str, Value); 4] {
         [
             ("status", self.status(current).as_str().into()),
@@ -250,7 +249,6 @@ impl Release {
     }
 }
 
-/// Field by field: which release is the active one.
 pub fn activation(before: Option<Version>, after: Version) -> Changes {
     let change = Change { before: before.map(Version::get).into(), after: after.get().into() };
     Changes::from([("current_version".to_owned(), change)])
@@ -261,7 +259,7 @@ mod tests {
     use super::*;
     use crate::entropy::SeededEntropy;
 
-    const EVERY: [ReleaseStatus; 6] = [
+    const ALL: [ReleaseStatus; 6] = [
         ReleaseStatus::Pending,
         ReleaseStatus::Building,
         ReleaseStatus::Ready,
@@ -270,8 +268,8 @@ mod tests {
         ReleaseStatus::Failed,
     ];
 
-    /// A release with this status beside the pointer that gives it.
-    fn with(status: ReleaseStatus) -> (Release, Option<Version>) {
+    /// Returns a release and the project's active version.
+    fn release_with(status: ReleaseStatus) -> (Release, Option<Version>) {
         let now: Timestamp = "2026-11-22T12:00:00Z".parse().unwrap();
         let id = Id::draw(now, &SeededEntropy::new(1));
         let sha = CommitSha::try_from("abcdef0".to_owned()).unwrap();
@@ -298,14 +296,14 @@ mod tests {
     }
 
     #[test]
-    fn a_build_goes_forward_only() {
+    fn build_only_moves_forward() {
         use ReleaseStatus::{Active, Building, Failed, Pending, Ready, Superseded};
         let allowed = [(Pending, Building), (Pending, Ready), (Pending, Failed), (Building, Ready), (Building, Failed)];
-        // A builder's repeat, after its release was activated.
+        // A builder repeats its report after the release was activated.
         let repeats = [(Active, Ready), (Superseded, Ready)];
-        for from in EVERY {
-            for to in EVERY {
-                let (mut release, current) = with(from);
+        for from in ALL {
+            for to in ALL {
+                let (mut release, current) = release_with(from);
                 let outcome = release.report(current, report(to), generation());
                 if allowed.contains(&(from, to)) {
                     assert_eq!(outcome.unwrap().into_keys().collect::<Vec<_>>(), ["status"], "{from:?} to {to:?}");
@@ -322,8 +320,8 @@ mod tests {
     }
 
     #[test]
-    fn a_report_keeps_what_it_does_not_name() {
-        let (mut release, current) = with(ReleaseStatus::Active);
+    fn report_keeps_fields_that_it_omits() {
+        let (mut release, current) = release_with(ReleaseStatus::Active);
         assert_eq!(release.build_kind(), None);
         let template = TemplatePath::try_from("agents/app.yaml".to_owned()).unwrap();
         let first = StatusReport { template_path: Some(template), ..report(ReleaseStatus::Active) };

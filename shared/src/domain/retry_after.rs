@@ -4,19 +4,19 @@ use jiff::fmt::rfc2822;
 
 use super::Timestamp;
 
-const MOST: Duration = Duration::from_hours(24);
+const MAX_WAIT: Duration = Duration::from_hours(24);
 
-/// How long the header `Retry-After` asks to wait: seconds, or an HTTP date (RFC 9110), at most a day. A date that has passed asks for no wait;
-/// `None` for anything else.
+/// Parses the header `Retry-After`: seconds or an HTTP date (RFC 9110). Returns the time to wait,
+/// at most 24 hours; zero for a date in the past; `None` for any other text.
 pub fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let text = text.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // What does not fit is more than a day.
-        return Some(text.parse().map_or(MOST, Duration::from_secs).min(MOST));
+        // A number that does not fit is more than a day.
+        return Some(text.parse().map_or(MAX_WAIT, Duration::from_secs).min(MAX_WAIT));
     }
-    // The one form that is still sent ends in GMT; the parser takes other mail dates besides, none of which is ambiguous.
+    // The parser also accepts other mail dates, none of which is ambiguous.
     let until = rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
-    Some(Timestamp::from(until).since(now).min(MOST))
+    Some(Timestamp::from(until).since(now).min(MAX_WAIT))
 }
 
 #[cfg(test)]
@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_and_dates_are_read_and_bounded() {
+    fn seconds_and_dates_are_parsed_and_capped() {
         let now: Timestamp = "1994-11-06T08:49:07Z".parse().unwrap();
         for (text, seconds) in [
             ("0", Some(0)),

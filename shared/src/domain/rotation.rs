@@ -4,47 +4,47 @@ use secrecy::SecretString;
 
 use super::{Keyring, Kid, Timestamp};
 
-/// After how long every process has fetched a ring: it is kept for five minutes.
-const KNOWN_AFTER: Duration = Duration::from_mins(10);
-/// After how long nothing is presented any more that was signed with a key before it gave way: a process that cannot fetch the ring goes on
-/// signing with it for an hour, what it signs lives for an hour, and clocks differ.
-const ENDED_AFTER: Duration = Duration::from_mins(2 * 60 + 5);
+/// After this time every process has fetched a new ring. Rings are cached for five minutes.
+const PROPAGATION_TIME: Duration = Duration::from_mins(10);
+/// After this time every token that a retired key signed has expired. A process that cannot fetch
+/// the ring goes on signing with its old one for an hour, a token is valid for an hour, and clocks
+/// differ.
+const RETIREMENT_TIME: Duration = Duration::from_mins(2 * 60 + 5);
 
-/// The name of the key that a stack makes its rings with.
+/// The first key of a ring, which the stack creates.
 const FIRST: &str = "k1";
 
-/// What a ring's keys do, which says when one may leave it.
+/// Determines when a rotation removes a retired key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RingUse {
-    /// A key that gave way leaves once everything that it signed has ended.
+    /// Once every token that it signed has expired.
     Signs,
-    /// A key that gave way stays: whoever counts what is sealed under it drops it.
+    /// Never: the operator removes it when nothing is sealed under it.
     Seals,
 }
 
-/// What a rotation does to a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Move {
-    /// A key has joined, and nothing is made with it yet.
+    /// A key was added. It is not used yet.
     Added,
-    /// The key that joined last is current.
+    /// The key that was added last became current.
     Promoted,
 }
 
-/// Why a ring is not rotated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RotationRefused {
-    #[error("the next key is not known everywhere yet: rotate again in ten minutes")]
+    #[error("the next key is not known to every process yet: rotate again in ten minutes")]
     TooSoon,
     #[error("the clock is behind the ring's newest key")]
     ClockBehind,
-    #[error("the next ring does not follow from the current one, which was changed meanwhile")]
+    #[error("the next ring does not follow from the current one, which has changed since")]
     NotNext,
 }
 
 impl Keyring {
-    /// The ring after one more move, `age` after this one became current: the key that waits is promoted, or else one with this secret is added,
-    /// under a name made of the time. Where keys sign, those that gave way long enough ago leave when one is added.
+    /// Returns the ring after one more step. `age` is the time since this ring became current. A
+    /// pending key is promoted. Otherwise `secret` is added under a kid made from `now`, and in a
+    /// ring that signs, keys that were retired long enough ago are removed.
     pub fn rotated(
         &self,
         of: RingUse,
@@ -52,27 +52,28 @@ impl Keyring {
         now: Timestamp,
         secret: SecretString,
     ) -> Result<(Self, Move), RotationRefused> {
-        if let Some(waits) = self.waiting() {
-            if age < KNOWN_AFTER {
+        if let Some(pending) = self.pending_key() {
+            if age < PROPAGATION_TIME {
                 return Err(RotationRefused::TooSoon);
             }
-            return Ok((self.with_current(waits), Move::Promoted));
+            return Ok((self.with_current(pending), Move::Promoted));
         }
-        let kid = named_after(now);
+        let kid = kid_from(now);
         if self.kids().any(|held| made_at(held) >= made_at(&kid)) {
             return Err(RotationRefused::ClockBehind);
         }
-        Ok((self.with_another(kid, secret, |held| age < ENDED_AFTER || !self.may_leave(of, held)), Move::Added))
+        Ok((self.with_another(kid, secret, |held| age < RETIREMENT_TIME || !self.may_leave(of, held)), Move::Added))
     }
 
-    /// Whether `next` may take this ring's place: it is one move further, or the same. What was put by hand since `next` was made stands.
+    /// Checks that `next` is the same ring or one step further. A manual change after `next` was
+    /// created wins, so `next` is then rejected.
     pub fn permits(&self, of: RingUse, next: &Self) -> Result<(), RotationRefused> {
         let held = |kid: &Kid| next.get(kid.as_str()) == self.get(kid.as_str());
         let (kept, gone): (Vec<_>, Vec<_>) = self.kids().partition(|kid| next.get(kid.as_str()).is_some());
         let joined: Vec<_> = next.kids().filter(|kid| self.get(kid.as_str()).is_none()).collect();
         let (current, next_current) = (self.current().0, next.current().0);
         let follows = match *joined {
-            [] => gone.is_empty() && (next_current == current || Some(next_current) == self.waiting()),
+            [] => gone.is_empty() && (next_current == current || Some(next_current) == self.pending_key()),
             [joined] => {
                 let is_newest = self.kids().all(|kid| made_at(kid) < made_at(joined));
                 is_newest && next_current == current && gone.iter().all(|kid| self.may_leave(of, kid))
@@ -82,16 +83,17 @@ impl Keyring {
         if follows && kept.into_iter().all(held) { Ok(()) } else { Err(RotationRefused::NotNext) }
     }
 
-    /// The key that is to be promoted: one that a rotation made after the current one.
-    fn waiting(&self) -> Option<&Kid> {
+    /// Returns the newest key that a rotation added after the current one.
+    fn pending_key(&self) -> Option<&Kid> {
         let current = self.current().0;
         self.retiring().filter(|kid| made_at(kid) > made_at(current)).max_by_key(|kid| made_at(kid))
     }
 
-    /// Whether a key has given way to one that a rotation made. What an operator added may be waiting, and is the operator's to drop.
+    /// Returns true only if a newer key of a rotation is current. Keys that an operator added may
+    /// be pending, so only an operator removes them.
     fn may_leave(&self, of: RingUse, kid: &Kid) -> bool {
-        let is_ours = kid.as_str() == FIRST || made_at(kid).is_some();
-        of == RingUse::Signs && is_ours && made_at(kid) < made_at(self.current().0)
+        let is_managed = kid.as_str() == FIRST || made_at(kid).is_some();
+        of == RingUse::Signs && is_managed && made_at(kid) < made_at(self.current().0)
     }
 
     fn kids(&self) -> impl Iterator<Item = &Kid> {
@@ -99,13 +101,14 @@ impl Keyring {
     }
 }
 
-/// `k20261122104500123`: the time to the millisecond, so that no two keys of a ring ever share a name.
-fn named_after(now: Timestamp) -> Kid {
+/// Names a key by the time to the millisecond, such as `k20261122104500123`, so that a ring never
+/// reuses a name.
+fn kid_from(now: Timestamp) -> Kid {
     let digits = now.to_string().chars().filter(char::is_ascii_digit).collect::<String>();
     Kid::parse(&format!("k{digits}")).expect("k and 17 digits")
 }
 
-/// The time in a name that a rotation gave; names of other makers come before all of those.
+/// Returns the time in a kid that a rotation made. Other kids sort first.
 fn made_at(kid: &Kid) -> Option<&str> {
     let digits = &kid.as_str()[1..];
     (digits.len() == 17 && digits.bytes().all(|byte| byte.is_ascii_digit())).then_some(digits)
@@ -119,21 +122,21 @@ mod tests {
 
     use super::*;
 
-    /// How long a process may go on with a ring that it cannot fetch again, and what is signed may live, with the leeway.
-    const SERVES: i64 = 60 * 60_000;
-    const LIVES: i64 = 60 * 60_000 + 30_000;
-    /// How old a ring is at most that could be fetched.
-    const KEPT: i64 = 5 * 60_000;
+    /// How long a process may use a ring that it cannot refetch, and how long a token may live,
+    /// with the leeway.
+    const MAX_STALE: i64 = 60 * 60_000;
+    const TOKEN_LIFE: i64 = 60 * 60_000 + 30_000;
+    const CACHE_LIFE: i64 = 5 * 60_000;
 
     fn at(millis: i64) -> Timestamp {
         Timestamp::from_millis(1_795_000_000_000 + millis).unwrap()
     }
 
-    /// A secret's versions, as Secrets Manager keeps them.
+    /// As Secrets Manager keeps them.
     struct Versions {
         of: RingUse,
         made: BTreeMap<u8, Keyring>,
-        /// Which was current since when.
+        /// With the times at which they became current.
         current: Vec<(i64, u8)>,
         pending: Option<u8>,
         secrets: u64,
@@ -145,7 +148,6 @@ mod tests {
             Self { of, made: BTreeMap::from([(0, ring)]), current: vec![(0, 0)], pending: None, secrets: 0 }
         }
 
-        /// The ring that whoever fetches it at this time gets.
         fn ring_at(&self, millis: i64) -> &Keyring {
             let (_, version) =
                 self.current.iter().rev().find(|(since, _)| *since <= millis).unwrap_or(&self.current[0]);
@@ -174,8 +176,8 @@ mod tests {
         }
     }
 
-    /// Runs steps in any order, each after a pause in minutes, and gives the times at which something happened. The version 0 is the one whose turn
-    /// it is: a new one to create, or the one that waits.
+    /// Runs steps in any order, each after a pause in minutes, and returns their times. Version 0
+    /// means the one that is due: a new one to create, or the pending one to finish.
     fn run(of: RingUse, steps: &[(i64, bool, u8)]) -> (Versions, Vec<i64>) {
         let (mut versions, mut now, mut times) = (Versions::new(of), 0, vec![0]);
         for (pause, creates, version) in steps {
@@ -194,34 +196,34 @@ mod tests {
 
     fn steps() -> impl Strategy<Value = Vec<(i64, bool, u8)>> {
         let pause = prop_oneof![0..4_i64, 0..12_i64, 0..200_i64];
-        // A few versions by name, so that steps of one come again after those of others.
+        // A few fixed versions, so that a step of one version is repeated after steps of others.
         let version = prop_oneof![3 => Just(0), 1 => 1..9_u8];
         prop::collection::vec((pause, any::<bool>(), version), 0..40)
     }
 
     proptest! {
         #[test]
-        fn a_token_verifies_until_it_ends_whatever_the_order_of_the_steps(steps in steps()) {
+        fn tokens_verify_until_expiry_in_any_step_order(steps in steps()) {
             let (versions, times) = run(RingUse::Signs, &steps);
             for minted in &times {
-                for stale in [0, KEPT, SERVES] {
+                for stale in [0, CACHE_LIFE, MAX_STALE] {
                     let (kid, secret) = versions.ring_at(minted - stale).current();
-                    let ends = minted + LIVES;
+                    let ends = minted + TOKEN_LIFE;
                     for presented in times.iter().copied().filter(|time| (*minted..ends).contains(time)).chain([ends]) {
                         prop_assert_eq!(versions.ring_at(presented).get(kid.as_str()), Some(secret));
                     }
                 }
-                // Nobody meets a token whose key it cannot have.
+                // No process gets a token whose key it cannot have.
                 let (kid, _) = versions.ring_at(*minted).current();
-                prop_assert!(versions.ring_at(minted - KEPT).get(kid.as_str()).is_some());
+                prop_assert!(versions.ring_at(minted - CACHE_LIFE).get(kid.as_str()).is_some());
             }
         }
 
         #[test]
-        fn what_was_sealed_opens_for_ever_whatever_the_order_of_the_steps(steps in steps()) {
+        fn sealed_values_open_in_any_step_order(steps in steps()) {
             let (versions, times) = run(RingUse::Seals, &steps);
             for sealed in &times {
-                for stale in [0, KEPT, SERVES] {
+                for stale in [0, CACHE_LIFE, MAX_STALE] {
                     let (kid, secret) = versions.ring_at(sealed - stale).current();
                     for opened in times.iter().filter(|time| *time >= sealed) {
                         prop_assert_eq!(versions.ring_at(*opened).get(kid.as_str()), Some(secret));
@@ -231,7 +233,7 @@ mod tests {
         }
 
         #[test]
-        fn no_name_ever_stands_for_two_keys(steps in steps(), signs: bool) {
+        fn kid_never_names_two_keys(steps in steps(), signs: bool) {
             let (versions, _) = run(if signs { RingUse::Signs } else { RingUse::Seals }, &steps);
             let mut known = BTreeMap::new();
             for (_, version) in &versions.current {
@@ -245,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_is_added_to_promoted_and_cleared_by_turns() {
+    fn rotation_adds_promotes_and_removes_in_turn() {
         let kids = |ring: &Keyring| {
             let others: Vec<_> = ring.retiring().map(Kid::to_string).collect();
             (ring.current().0.to_string(), others)
@@ -260,7 +262,7 @@ mod tests {
             seen.push((moved, kids(&next)));
             ring = next;
         }
-        let (first, third) = (named_after(at(0)).to_string(), named_after(at(0).plus(day * 2)).to_string());
+        let (first, third) = (kid_from(at(0)).to_string(), kid_from(at(0).plus(day * 2)).to_string());
         let expected = [
             (Move::Added, ("k1".to_owned(), vec![first.clone()])),
             (Move::Promoted, (first.clone(), vec!["k1".to_owned()])),
@@ -271,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_that_was_changed_by_hand_meanwhile_is_not_overwritten() {
+    fn manually_changed_ring_is_not_overwritten() {
         let ring = |members: &[(&str, &str)]| {
             let members = members.iter().map(|(name, text)| ((*name).to_owned(), text.repeat(32)));
             let mut members: BTreeMap<_, _> = members.collect();
@@ -284,16 +286,16 @@ mod tests {
         for changed in [ring(&[("k1", "a"), ("k2", "b")]), ring(&[("k1", "c")])] {
             assert_eq!(changed.permits(RingUse::Seals, &next), Err(RotationRefused::NotNext));
         }
-        let (promoted, _) = next.rotated(RingUse::Seals, KNOWN_AFTER, at(1), "m".repeat(64).into()).unwrap();
+        let (promoted, _) = next.rotated(RingUse::Seals, PROPAGATION_TIME, at(1), "m".repeat(64).into()).unwrap();
         assert_eq!(
             ring(&[("k1", "a")]).permits(RingUse::Seals, &promoted),
             Err(RotationRefused::NotNext),
-            "unheard of"
+            "the promoted key is unknown"
         );
     }
 
     #[test]
-    fn what_an_operator_put_while_a_ring_waited_stands() {
+    fn manual_change_wins_over_a_pending_ring() {
         let ring = |current: &str, members: &[&str]| {
             let members = members.iter().map(|name| ((*name).to_owned(), format!("{name:0>64}")));
             let mut members: BTreeMap<_, _> = members.collect();
@@ -305,11 +307,11 @@ mod tests {
             let next = ring(a, &["k1", a, b]);
             assert_eq!(ring(a, &["k1", a]).permits(of, &next), Ok(()));
             for (by_hand, why) in [
-                (ring(a, &[a]), "a key that has leaked and was dropped would be back"),
+                (ring(a, &[a]), "a key that was removed would return"),
                 (ring(a, &["k1", a, "k2"]), "a key that was added would be lost"),
-                (ring("k2", &["k1", a, "k2"]), "another one was promoted"),
-                (ring("k1", &["k1", a]), "an older one was made current again"),
-                (ring(b, &["k1", a, b]), "it is further already"),
+                (ring("k2", &["k1", a, "k2"]), "another key was promoted"),
+                (ring("k1", &["k1", a]), "an older key was made current again"),
+                (ring(b, &["k1", a, b]), "the ring is one step further"),
             ] {
                 assert_eq!(by_hand.permits(of, &next), Err(RotationRefused::NotNext), "{why}");
             }
@@ -317,32 +319,32 @@ mod tests {
             assert_eq!(ring(a, &["k1", a, b]).permits(of, &promoted), Ok(()));
             assert_eq!(ring(a, &[a, b]).permits(of, &promoted), Err(RotationRefused::NotNext));
             assert_eq!(ring(a, &["k1", a]).permits(of, &promoted), Err(RotationRefused::NotNext));
-            // Secrets Manager's own test of a function that is not to rotate at once.
+            // Secrets Manager tests the function with the current ring.
             assert_eq!(promoted.permits(of, &promoted), Ok(()));
         }
     }
 
     #[test]
-    fn a_key_that_an_operator_added_never_leaves_by_itself() {
+    fn manually_added_key_is_never_removed() {
         let members = [("k1", "1"), ("k2", "2"), ("k20261022104500001", "3")];
         let members = members.map(|(name, text)| (name.to_owned(), text.repeat(64)));
         let mut members = BTreeMap::from(members);
         members.insert("current".to_owned(), "k20261022104500001".to_owned());
         let ring = Keyring::try_from(members).unwrap();
-        let (next, _) = ring.rotated(RingUse::Signs, ENDED_AFTER, at(0), "n".repeat(64).into()).unwrap();
+        let (next, _) = ring.rotated(RingUse::Signs, RETIREMENT_TIME, at(0), "n".repeat(64).into()).unwrap();
         assert!(next.get("k2").is_some() && next.get("k1").is_none());
         assert_eq!(ring.permits(RingUse::Signs, &next), Ok(()));
     }
 
     #[test]
-    fn it_is_not_promoted_before_it_is_known_nor_named_before_those_it_follows() {
+    fn early_promotion_and_clock_skew_are_rejected() {
         let ring = Keyring::single("k1", "s".repeat(64)).unwrap();
         let another = |ring: &Keyring, age, now| ring.rotated(RingUse::Signs, age, now, "n".repeat(64).into());
         let (added, _) = another(&ring, Duration::ZERO, at(0)).unwrap();
-        let almost = KNOWN_AFTER.saturating_sub(Duration::from_millis(1));
+        let almost = PROPAGATION_TIME.saturating_sub(Duration::from_millis(1));
         assert_eq!(another(&added, almost, at(0)).unwrap_err(), RotationRefused::TooSoon);
-        let (promoted, moved) = another(&added, KNOWN_AFTER, at(0)).unwrap();
+        let (promoted, moved) = another(&added, PROPAGATION_TIME, at(0)).unwrap();
         assert_eq!(moved, Move::Promoted);
-        assert_eq!(another(&promoted, KNOWN_AFTER, at(0)).unwrap_err(), RotationRefused::ClockBehind);
+        assert_eq!(another(&promoted, PROPAGATION_TIME, at(0)).unwrap_err(), RotationRefused::ClockBehind);
     }
 }

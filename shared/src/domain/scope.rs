@@ -3,7 +3,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
-/// One right of an API key. A set, not a ladder: none implies another.
+/// A right of an API key. No scope implies another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
@@ -35,13 +35,13 @@ impl Scope {
     }
 }
 
-/// A set of scopes. In JSON a list in the order read, write, admin; reads any order. An API key without a scope validates at data planes and opens
-/// only the whoami routes here.
+/// A set of scopes, listed in JSON as read, write, admin. An API key without scopes is valid at
+/// data planes, but here it can only call the whoami routes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ScopeSet(u8);
 
 impl ScopeSet {
-    /// The empty set. A session token holds it too: its rights come from its kind, not from scopes.
+    /// Session tokens carry the empty set, because their rights come from their kind.
     pub const NONE: Self = Self(0);
     pub const ALL: Self = Self(7);
 
@@ -53,7 +53,7 @@ impl ScopeSet {
         Scope::ALL.into_iter().filter(move |scope| self.contains(*scope))
     }
 
-    /// Reads the form that [`Display`](fmt::Display) prints; `None` for anything else.
+    /// Parses the output of [`Display`](fmt::Display). Returns `None` for any other text.
     pub fn from_words(text: &str) -> Option<Self> {
         let mut set = Self::NONE;
         for word in text.split(' ').filter(|_| !text.is_empty()) {
@@ -69,7 +69,7 @@ impl FromIterator<Scope> for ScopeSet {
     }
 }
 
-/// Words with a space between, as OAuth writes scopes: `read write`.
+/// Prints space-separated words, as OAuth writes scopes: `read write`.
 impl fmt::Display for ScopeSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, scope) in self.iter().enumerate() {
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_set_is_read_in_any_order_and_printed_in_one() {
+    fn scope_set_prints_in_canonical_order() {
         let set: ScopeSet = serde_json::from_str(r#"["admin","read","admin"]"#).unwrap();
         assert_eq!(serde_json::to_string(&set).unwrap(), r#"["read","admin"]"#);
         assert_eq!(set.to_string(), "read admin");
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn every_set_survives_words_and_json() {
+    fn every_scope_set_round_trips() {
         for set in (0..8).map(ScopeSet) {
             assert_eq!(ScopeSet::from_words(&set.to_string()), Some(set));
             assert_eq!(serde_json::from_value::<ScopeSet>(serde_json::json!(set)).unwrap(), set);
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_scope_and_other_types_are_refused() {
+    fn unknown_scopes_and_other_types_are_rejected() {
         for text in [r#"["root"]"#, r#""read""#, "null", "[1]"] {
             assert!(serde_json::from_str::<ScopeSet>(text).is_err(), "{text}");
         }

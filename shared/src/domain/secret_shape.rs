@@ -1,20 +1,19 @@
 //! Recognises credentials by their shape, in texts that are stored, shown or sent on.
 //!
-//! A shape is a brand and the least that follows it. Brands are long enough that ordinary text does not hold them by chance; the short ones
-//! (`sk-`) also need characters that look random. Our own shapes come first. To add a shape, add a row to [`SHAPES`]: the check of input refuses
-//! it, and `telemetry::scrub` redacts it.
+//! A shape is a brand and a minimum number of characters after it. Short brands (`sk-`) also
+//! require characters that look random. Karta's own shapes come first. To add a shape, add a row to
+//! [`SHAPES`]: the check of input then rejects it, and `telemetry::scrub` redacts it.
 
 use std::{borrow::Cow, ops::Range};
 
-/// Which characters follow a brand.
 #[derive(Debug, Clone, Copy)]
 enum Body {
     Alphanumeric,
     /// Letters, digits, `_` and `-`.
     Word,
-    /// Word characters, `+`, `/` and `=`.
+    /// Also `+`, `/` and `=`.
     Base64,
-    /// Word characters and `/`.
+    /// Also `/`.
     Path,
     /// Upper-case letters and digits.
     Upper,
@@ -22,15 +21,14 @@ enum Body {
     Hex,
     /// Word characters that look random: a digit, and 16 letters and digits in a row.
     Random,
-    /// Two parts of word characters with a dot between, each of the least length.
+    /// Two parts with a dot between, each of the minimum length.
     Parts,
 }
 
-/// What must stand before a brand.
 #[derive(Debug, Clone, Copy)]
 enum Before {
     Anything,
-    /// No letter or digit, unless it ends an escape or a colour.
+    /// No letter or digit, unless it ends an escape sequence or a terminal colour.
     Border,
     /// Eight digits or more.
     Digits,
@@ -40,24 +38,23 @@ enum Before {
 struct Shape {
     brand: &'static str,
     body: Body,
-    /// The fewest characters behind the brand.
-    least: usize,
+    min_len: usize,
     before: Before,
 }
 
-const fn ours(brand: &'static str, body: Body, least: usize) -> Shape {
-    Shape { brand, body, least, before: Before::Anything }
+const fn own(brand: &'static str, body: Body, min_len: usize) -> Shape {
+    Shape { brand, body, min_len, before: Before::Anything }
 }
 
-const fn foreign(brand: &'static str, body: Body, least: usize) -> Shape {
-    Shape { brand, body, least, before: Before::Border }
+const fn foreign(brand: &'static str, body: Body, min_len: usize) -> Shape {
+    Shape { brand, body, min_len, before: Before::Border }
 }
 
 static SHAPES: [Shape; 92] = [
     // The first 14 characters of an API key are public.
-    ours("kt_live_", Body::Alphanumeric, 20),
-    ours("whsec_", Body::Base64, 16),
-    ours("karta_service_", Body::Base64, 16),
+    own("kt_live_", Body::Alphanumeric, 20),
+    own("whsec_", Body::Base64, 16),
+    own("karta_service_", Body::Base64, 16),
     // Model providers.
     foreign("sk-ant-", Body::Word, 16),
     foreign("sk-or-", Body::Word, 16),
@@ -137,8 +134,8 @@ static SHAPES: [Shape; 92] = [
     foreign("xoxs-", Body::Word, 8),
     foreign("xapp-", Body::Word, 8),
     foreign("hooks.slack.com/services/", Body::Path, 20),
-    // Telegram: the bot's id stands before.
-    Shape { brand: ":AA", body: Body::Word, least: 30, before: Before::Digits },
+    // Telegram: the id of the bot comes first.
+    Shape { brand: ":AA", body: Body::Word, min_len: 30, before: Before::Digits },
     foreign("SG.", Body::Parts, 16),
     foreign("SK", Body::Hex, 32),
     foreign("sk_live_", Body::Alphanumeric, 8),
@@ -153,12 +150,12 @@ static SHAPES: [Shape; 92] = [
     foreign("sq0atp-", Body::Word, 20),
     foreign("AGE-SECRET-KEY-", Body::Upper, 40),
 ];
-/// The shapes above that are this system's own; session tokens are the JWTs among the others.
-const OURS: usize = 3;
+/// Karta's own shapes. Session tokens are found as JWTs.
+const OWN: usize = 3;
 
-/// Whether a text holds a credential: one of ours, or one of a well-known shape of another service. Also where it is percent-encoded.
+/// Finds Karta's own credentials and well-known shapes of other services, also percent-encoded.
 pub fn finds_secret(text: &str) -> bool {
-    is_in(text, |scan, at| {
+    starts_anywhere(text, |scan, at| {
         let rest = &scan.text[at..];
         scan.shape(at, SHAPES.len()).is_some()
             || scan.is_jwt(at)
@@ -169,12 +166,13 @@ pub fn finds_secret(text: &str) -> bool {
     })
 }
 
-/// The same for our own credentials alone: for texts that other services' may be part of, such as the query of a URL.
+/// Finds only Karta's own credentials, for texts that may contain those of other services, such as
+/// the query of a URL.
 pub fn finds_own_secret(text: &str) -> bool {
-    is_in(text, |scan, at| scan.shape(at, OURS).is_some() || scan.is_jwt(at))
+    starts_anywhere(text, |scan, at| scan.shape(at, OWN).is_some() || scan.is_jwt(at))
 }
 
-/// Replaces what follows the brand of every shape by `[redacted]`. Borrows when there is nothing to replace.
+/// Redacts the characters after each brand. Borrows if nothing is redacted.
 pub fn redact_shapes(text: &str) -> Cow<'_, str> {
     let mut scan = Scan::new(text.as_bytes());
     let (mut redacted, mut done) = (String::new(), 0);
@@ -182,7 +180,7 @@ pub fn redact_shapes(text: &str) -> Cow<'_, str> {
         if at < done || !scan.may_start(at) {
             continue;
         }
-        // Brands and bodies are ASCII, so both ends are borders of characters.
+        // Brands and bodies are ASCII, so both ends are character boundaries.
         if let Some(Range { start, end }) = scan.shape(at, SHAPES.len()) {
             redacted.push_str(&text[done..start]);
             redacted.push_str("[redacted]");
@@ -196,30 +194,29 @@ pub fn redact_shapes(text: &str) -> Cow<'_, str> {
     Cow::Owned(redacted)
 }
 
-/// Maximum times that a text is percent-decoded.
-const DECODES_MAX: usize = 3;
+const MAX_DECODES: usize = 3;
 
-/// Whether a credential starts anywhere in a text.
-fn is_in(text: &str, starts: impl Fn(&mut Scan<'_>, usize) -> bool) -> bool {
-    let is_in = |text: &[u8]| {
+fn starts_anywhere(text: &str, starts: impl Fn(&mut Scan<'_>, usize) -> bool) -> bool {
+    let starts_anywhere = |text: &[u8]| {
         let mut scan = Scan::new(text);
         (0..text.len().saturating_sub(1)).any(|at| scan.may_start(at) && starts(&mut scan, at))
     };
-    if is_in(text.as_bytes()) {
+    if starts_anywhere(text.as_bytes()) {
         return true;
     }
     let mut plain = decoded(text.as_bytes());
-    for _ in 1..DECODES_MAX {
+    for _ in 1..MAX_DECODES {
         match plain.as_deref() {
-            Some(text) if is_in(text) => return true,
+            Some(text) if starts_anywhere(text) => return true,
             Some(text) => plain = decoded(text),
             None => return false,
         }
     }
-    plain.is_some_and(|text| is_in(&text))
+    plain.is_some_and(|text| starts_anywhere(&text))
 }
 
-/// The first two bytes of each credential, one bit for each pair: one lookup skips almost every position of a text.
+/// The first two bytes of each credential, one bit for each pair. One lookup skips almost every
+/// position of a text.
 static STARTS: [u64; 1024] = {
     const OTHERS: [&[u8]; 18] = [
         b"ey", b"--", b"Pu", b"be", b"bE", b"Be", b"BE", b":/", b"au", b"aU", b"Au", b"AU", b"x-", b"X-", b"se", b"sE",
@@ -234,7 +231,8 @@ static STARTS: [u64; 1024] = {
     starts
 };
 
-/// The first shape of each first byte, and behind each shape the next one of the same byte. `SHAPES.len()` ends a chain.
+/// The first shape for each first byte, and for each shape the next one with the same byte.
+/// `SHAPES.len()` ends a chain.
 static CHAINS: ([usize; 256], [usize; SHAPES.len()]) = {
     let (mut first, mut next, mut at) = ([SHAPES.len(); 256], [SHAPES.len(); SHAPES.len()], SHAPES.len());
     while at > 0 {
@@ -246,21 +244,20 @@ static CHAINS: ([usize; 256], [usize; SHAPES.len()]) = {
     (first, next)
 };
 
-/// A text that is searched from its start to its end. It keeps what it learned of the last run of word characters, so that a text with a brand at
-/// every other character takes no longer than its length.
+/// Remembers the last run of word characters, so that a search takes linear time even if every
+/// other character starts a brand.
 struct Scan<'t> {
     text: &'t [u8],
     word: WordRun,
 }
 
-/// A run of word characters.
 #[derive(Debug, Clone, Copy, Default)]
 struct WordRun {
     start: usize,
     end: usize,
-    /// Behind the last digit.
+    /// After the last digit.
     digit: usize,
-    /// Behind the last place where 16 letters and digits in a row start.
+    /// After the last start of 16 letters and digits in a row.
     long: usize,
 }
 
@@ -274,7 +271,8 @@ impl<'t> Scan<'t> {
         STARTS[4 * high + low / 64] >> (low % 64) & 1 == 1
     }
 
-    /// What follows the brand of a shape that starts here, among the first `count` shapes.
+    /// Returns the range after the brand of a shape that starts here, among the first `count`
+    /// shapes.
     fn shape(&mut self, at: usize, count: usize) -> Option<Range<usize>> {
         let mut next = CHAINS.0[usize::from(self.text[at])];
         while next < count {
@@ -291,12 +289,12 @@ impl<'t> Scan<'t> {
         None
     }
 
-    /// The length of a shape's body that starts here.
+    /// Returns the length of the body that starts here.
     fn body(&mut self, shape: &Shape, start: usize) -> Option<usize> {
         let rest = &self.text[start..];
         let fits = match shape.body {
-            Body::Random => self.looks_random(start, shape.least),
-            _ => has_run(rest, shape.least, |byte| shape.body.takes(byte)),
+            Body::Random => self.looks_random(start, shape.min_len),
+            _ => has_run(rest, shape.min_len, |byte| shape.body.takes(byte)),
         };
         if !fits {
             return None;
@@ -305,13 +303,12 @@ impl<'t> Scan<'t> {
         match shape.body {
             Body::Parts => {
                 let second = rest[first..].strip_prefix(b".")?;
-                has_run(second, shape.least, is_word).then(|| first + 1 + run(second, is_word).len())
+                has_run(second, shape.min_len, is_word).then(|| first + 1 + run(second, is_word).len())
             }
             _ => Some(first),
         }
     }
 
-    /// The run of word characters that a position is in.
     fn word_run(&mut self, at: usize) -> WordRun {
         if (self.word.start..self.word.end).contains(&at) {
             return self.word;
@@ -331,22 +328,22 @@ impl<'t> Scan<'t> {
         found
     }
 
-    fn looks_random(&mut self, at: usize, least: usize) -> bool {
+    fn looks_random(&mut self, at: usize, min_len: usize) -> bool {
         let run = self.word_run(at);
-        run.end >= at + least && run.digit > at && run.long > at
+        run.end >= at + min_len && run.digit > at && run.long > at
     }
 
-    /// `eyJ….…`: a session token of ours, or any other JSON Web Token. The second part may be empty, as in a JWE without an encrypted key. A first part
-    /// of this length is one by itself.
+    /// Finds `eyJ….…`. The second part may be empty, as in a JWE without an encrypted key. A first
+    /// part of `SURE_HEADER` bytes is enough.
     fn is_jwt(&mut self, at: usize) -> bool {
-        const HEADER_SURE: usize = 192;
+        const SURE_HEADER: usize = 192;
         if !self.text[at..].starts_with(b"eyJ") {
             return false;
         }
         let end = self.word_run(at).end;
-        let Some(claims) = self.text[end..].strip_prefix(b".") else { return end - at >= HEADER_SURE };
+        let Some(claims) = self.text[end..].strip_prefix(b".") else { return end - at >= SURE_HEADER };
         let claims = claims.strip_prefix(b".").unwrap_or(claims);
-        end - at >= HEADER_SURE || (end - at >= 12 && has_run(claims, 16, is_word))
+        end - at >= SURE_HEADER || (end - at >= 12 && has_run(claims, 16, is_word))
     }
 }
 
@@ -360,7 +357,8 @@ impl Before {
     }
 }
 
-/// Whether a word may start behind this: no letter or digit stands there, or it ends an escape (`\n`, `\u001b`, `%3D`) or a colour.
+/// Returns whether a word may start after this text: it does not end in a letter or digit, or it
+/// ends in an escape sequence (`\n`, `\u001b`, `%3D`) or a terminal colour.
 fn is_border(before: &[u8]) -> bool {
     let hex = |digits: &[u8]| digits.iter().all(u8::is_ascii_hexdigit);
     match before {
@@ -402,26 +400,26 @@ fn run(text: &[u8], fits: impl Fn(u8) -> bool) -> &[u8] {
     &text[..end]
 }
 
-/// Whether so many bytes fit. Looks at no more, so that a text with many brands takes no quadratic time.
-fn has_run(text: &[u8], least: usize, fits: impl Fn(u8) -> bool) -> bool {
-    text.get(..least).is_some_and(|text| text.iter().all(|byte| fits(*byte)))
+/// Reads only `min_len` bytes, so that a text with many brands does not take quadratic time.
+fn has_run(text: &[u8], min_len: usize, fits: impl Fn(u8) -> bool) -> bool {
+    text.get(..min_len).is_some_and(|text| text.iter().all(|byte| fits(*byte)))
 }
 
-/// `-----BEGIN … PRIVATE KEY`, or a `PuTTY` key file.
+/// Finds `-----BEGIN … PRIVATE KEY`, or a `PuTTY` key file.
 fn is_private_key(rest: &[u8]) -> bool {
-    const LABEL_MAX: usize = 64;
+    const MAX_LABEL: usize = 64;
     if rest.starts_with(b"PuTTY-User-Key-File-") {
         return true;
     }
     let Some(rest) = rest.strip_prefix(b"-----BEGIN ") else { return false };
-    let label = run(&rest[..rest.len().min(LABEL_MAX)], |byte| {
+    let label = run(&rest[..rest.len().min(MAX_LABEL)], |byte| {
         byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b' '
     });
     label.windows(11).any(|part| part == b"PRIVATE KEY")
 }
 
-/// What is behind the blanks that a text starts with, as they are or escaped.
-fn behind_blanks(mut rest: &[u8]) -> &[u8] {
+/// Skips blanks, plain or escaped.
+fn skip_blanks(mut rest: &[u8]) -> &[u8] {
     loop {
         rest = match rest {
             [b' ' | b'\t' | b'\r' | b'\n', rest @ ..] | [b'\\', b'n' | b'r' | b't', rest @ ..] => rest,
@@ -435,21 +433,21 @@ fn without_prefix<'t>(rest: &'t [u8], word: &[u8]) -> Option<&'t [u8]> {
     start.eq_ignore_ascii_case(word).then_some(rest)
 }
 
-/// `Bearer …`, with a token of 20 characters or more that holds a digit.
+/// Finds `Bearer …` with a token of at least 20 characters, one of them a digit.
 fn is_bearer(rest: &[u8]) -> bool {
     let Some(rest) = without_prefix(rest, b"bearer") else { return false };
-    let token = behind_blanks(rest);
+    let token = skip_blanks(rest);
     let token_run = run(token, |byte| is_word(byte) || b".~+/=".contains(&byte));
     token.len() < rest.len() && token_run.len() >= 20 && token_run.iter().any(u8::is_ascii_digit)
 }
 
-/// `://user:password@`, or a token in the place of a user's name.
+/// Finds `://user:password@`, or a token in place of the user name.
 fn has_password(rest: &[u8]) -> bool {
     let Some(rest) = rest.strip_prefix(b"://") else { return false };
-    // No two of these runs overlap, since a slash ends them.
+    // These runs never overlap, because a slash ends them.
     let graphic = run(rest, |byte| byte > b' ' && byte != 0x7f && !b"/\"'\\".contains(&byte));
     let authority = run(graphic, |byte| !b"?#".contains(&byte));
-    // Where no port stands behind the host, a `?` or `#` is part of the password.
+    // If no port follows the host, a `?` or `#` is part of the password.
     let has_port = || {
         let colon = authority.iter().position(|byte| *byte == b':');
         colon.is_none_or(|colon| authority.starts_with(b"[") || authority[colon + 1..].iter().all(u8::is_ascii_digit))
@@ -461,7 +459,8 @@ fn has_password(rest: &[u8]) -> bool {
     password > 0 || user.len() >= 16
 }
 
-/// What names a secret that has no brand, in words that a blank, `_` or `-` may join. The header names take a scheme before the value.
+/// Names of secrets without a brand, as words that a blank, `_` or `-` may join. True if a scheme
+/// may precede the value.
 const NAMES: [(&[&str], bool); 6] = [
     (&["authorization"], true),
     (&["x-api-key"], true),
@@ -471,11 +470,11 @@ const NAMES: [(&[&str], bool); 6] = [
     (&["security", "token"], false),
 ];
 
-/// Maximum bytes of a named value that are checked.
-const VALUE_MAX: usize = 192;
+const MAX_VALUE: usize = 192;
 
-/// `AWS_SECRET_ACCESS_KEY=…`, `"x-api-key": "…"`, `Authorization: Basic …`: a name, `:`, `=` or `>`, and a value that looks encoded. Stricter than the
-/// rules of `telemetry::scrub`, which redact any word there.
+/// Finds `AWS_SECRET_ACCESS_KEY=…`, `"x-api-key": "…"` or `Authorization: Basic …`: a name, then
+/// `:`, `=` or `>`, then a value that looks encoded. Stricter than `telemetry::scrub`, which
+/// redacts any word in that position.
 fn is_named(rest: &[u8]) -> bool {
     NAMES.iter().any(|(words, takes_scheme)| {
         let mut rest = rest;
@@ -484,23 +483,23 @@ fn is_named(rest: &[u8]) -> bool {
                 [b' ' | b'_' | b'-', joined @ ..] if at > 0 => joined,
                 _ => rest,
             };
-            let Some(behind) = without_prefix(joined, word.as_bytes()) else { return false };
-            rest = behind;
+            let Some(after) = without_prefix(joined, word.as_bytes()) else { return false };
+            rest = after;
         }
         value_of(rest).is_some_and(|value| {
             let (scheme, credentials) = if *takes_scheme { scheme(value) } else { (false, value) };
-            // A value may hold names itself, so its length is bounded.
-            let credentials = &credentials[..credentials.len().min(VALUE_MAX)];
+            // A value may contain names itself, so its length is bounded.
+            let credentials = &credentials[..credentials.len().min(MAX_VALUE)];
             let value = run(credentials, |byte| is_word(byte) || b"+/=%.~:".contains(&byte));
             value.len() >= if scheme { 8 } else { 16 } && looks_encoded(value)
         })
     })
 }
 
-/// What is behind a name, its separator, and the quotes and blanks around: 16 characters at most of those.
+/// Skips a separator, quotes and blanks, at most 16 characters.
 fn value_of(rest: &[u8]) -> Option<&[u8]> {
     // `AWS Secret Access Key [None]: `
-    let blanks = behind_blanks(rest);
+    let blanks = skip_blanks(rest);
     let default = blanks.strip_prefix(b"[").and_then(|rest| {
         let end = rest.iter().take(16).position(|byte| *byte == b']')?;
         Some(&rest[end + 1..])
@@ -520,22 +519,22 @@ fn value_of(rest: &[u8]) -> Option<&[u8]> {
     separated.then_some(rest)
 }
 
-/// Whether a value starts with the name of a scheme, and what is behind.
+/// Splits off the name of a scheme.
 fn scheme(value: &[u8]) -> (bool, &[u8]) {
     let name = run(&value[..value.len().min(17)], |byte| byte.is_ascii_alphanumeric() || byte == b'-');
     match value[name.len()..].strip_prefix(b" ") {
-        Some(rest) if !name.is_empty() => (true, behind_blanks(rest)),
+        Some(rest) if !name.is_empty() => (true, skip_blanks(rest)),
         _ => (false, value),
     }
 }
 
-/// Whether a word has a digit, padding, or an upper-case letter behind a lower-case one.
+/// Requires a digit, padding, or an upper-case letter after a lower-case one.
 fn looks_encoded(word: &[u8]) -> bool {
     word.iter().any(|byte| byte.is_ascii_digit() || *byte == b'=')
         || word.windows(2).any(|pair| pair[0].is_ascii_lowercase() && pair[1].is_ascii_uppercase())
 }
 
-/// A text with what is percent-encoded in it decoded, if anything is.
+/// Returns `None` if nothing is percent-encoded.
 fn decoded(bytes: &[u8]) -> Option<Vec<u8>> {
     if !bytes.contains(&b'%') {
         return None;
@@ -551,7 +550,7 @@ fn decoded(bytes: &[u8]) -> Option<Vec<u8>> {
     (plain.len() < bytes.len()).then_some(plain)
 }
 
-/// One example of every shape, made of its own row: for tests.
+/// Returns one example of every shape, for tests.
 #[cfg(any(test, feature = "testing"))]
 pub fn secret_examples() -> Vec<String> {
     const LETTERS: &[u8] = b"7QxW9z3RkT5mVb2NpL8c";
@@ -563,7 +562,7 @@ pub fn secret_examples() -> Vec<String> {
             Body::Hex => HEX,
             _ => LETTERS,
         };
-        let length = shape.least.max(32);
+        let length = shape.min_len.max(32);
         let body = letters.iter().cycle().take(length).map(|byte| char::from(*byte)).collect::<String>();
         let before = if matches!(shape.before, Before::Digits) { "123456789" } else { "" };
         let second = if matches!(shape.body, Body::Parts) { format!(".{body}") } else { String::new() };
@@ -592,7 +591,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_shape_is_found_wherever_it_is() {
+    fn every_shape_is_found_in_any_context() {
         for secret in secret_examples() {
             let encoded = |text: &str| text.bytes().fold(String::new(), |text, byte| format!("{text}%{byte:02x}"));
             for text in [
@@ -616,9 +615,9 @@ mod tests {
     #[test]
     fn own_and_foreign_credentials_are_distinguished() {
         let examples = secret_examples();
-        assert!(examples[..OURS].iter().all(|secret| finds_own_secret(&format!("https://example.com/?k={secret}"))));
+        assert!(examples[..OWN].iter().all(|secret| finds_own_secret(&format!("https://example.com/?k={secret}"))));
         assert!(finds_own_secret(&examples[SHAPES.len()]), "a session token");
-        assert!(!examples[OURS..SHAPES.len()].iter().any(|secret| finds_own_secret(secret)));
+        assert!(!examples[OWN..SHAPES.len()].iter().any(|secret| finds_own_secret(secret)));
     }
 
     #[test]
@@ -656,7 +655,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_are_redacted_behind_their_brand() {
+    fn shapes_are_redacted_after_their_brand() {
         for (text, redacted) in [
             ("a hf_7QxW9z3RkT5mVb2NpL8c7QxW9z3RkT5mVb2N, b", "a hf_[redacted], b"),
             (r"x\nxai-7QxW9z3RkT5mVb2NpL8c7QxW9z3RkT\n", r"x\nxai-[redacted]\n"),
@@ -749,7 +748,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_makes_it_panic(text in ".*", at in 0_usize..200) {
+        fn arbitrary_text_never_panics(text in ".*", at in 0_usize..200) {
             let examples = secret_examples();
             let secret = &examples[at % examples.len()];
             finds_secret(&text);

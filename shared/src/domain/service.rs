@@ -4,24 +4,24 @@ use aws_lc_rs::{constant_time, digest};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-/// The member that says what each token may do. Never a token's name.
+/// Never the name of a token.
 const POWERS: &str = "powers";
-const TOKEN_MIN_BYTES: usize = 32;
-/// Shorter than any token, so that a token in the place of a name is refused and not shown.
-const NAME_MAX: usize = TOKEN_MIN_BYTES - 1;
+const MIN_TOKEN_BYTES: usize = 32;
+/// Shorter than any token, so that a token in the place of a name is rejected and not shown.
+const MAX_NAME: usize = MIN_TOKEN_BYTES - 1;
 
-/// What a service may do. A set, like scopes: none implies another.
+/// Like a scope, a power implies no other one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Power {
-    /// Judges API keys.
+    /// Validates API keys.
     Validate,
     /// Reports usage.
     Usage,
-    /// Reads provider keys in the clear.
+    /// Reads provider keys in plaintext.
     Byok,
-    /// Reads and moves releases.
+    /// Reads and changes releases.
     Releases,
-    /// Creates organizations, reads and changes them.
+    /// Creates, reads and changes organizations.
     Provision,
 }
 
@@ -43,7 +43,6 @@ impl Power {
     }
 }
 
-/// A service as its token proves it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Service {
     name: String,
@@ -53,7 +52,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// The operator's name for the token: for the audit log.
+    /// Returns the operator's name for the token, which the audit log shows.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -62,7 +61,7 @@ impl Service {
         self.powers.contains(&power)
     }
 
-    /// What tells this token from every other one, in a form that does not open anything.
+    /// Identifies the token but does not authenticate.
     pub fn fingerprint(&self) -> &[u8; 32] {
         &self.digest
     }
@@ -74,38 +73,38 @@ impl fmt::Debug for Service {
     }
 }
 
-/// The tokens that open the internal routes, by their names.
+/// The tokens for the internal routes, by name.
 ///
-/// Read from JSON of a shape that AWS's `GenerateSecretString` can write:
-/// `{"powers":{"billing":["provision"]},"billing":"<token>"}`. A token is rotated by overlap: the next one is added under a name of its own, its
-/// user moves, the old one is taken out.
+/// Parsed from JSON, in a shape that AWS's `GenerateSecretString` can write:
+/// `{"powers":{"billing":["provision"]},"billing":"<token>"}`. To rotate a token, add a new one
+/// under another name, move its user, then remove the old one.
 #[derive(Debug)]
 pub struct ServiceTokens(Vec<Service>);
 
-/// Why a text is no set of service tokens. Names a member only once it is known to be a name: what stands in its place may be a token.
+/// Why a set of service tokens is invalid. Shows a name only if it is valid, because it may be a
+/// token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ServiceTokensError {
-    #[error("it must be a JSON object of tokens by name and of their \"powers\"")]
+    #[error("it must be a JSON object of tokens by name and their \"powers\"")]
     Shape,
-    #[error("it holds no token")]
+    #[error("it has no tokens")]
     Empty,
-    #[error("a name of {0} bytes is none: 1 to 31 characters out of a-z, 0-9 and -, and not \"powers\"")]
+    #[error("invalid name ({0} bytes): must be 1 to 31 characters from a-z, 0-9 and -, and not \"powers\"")]
     NameShape(usize),
     #[error("the token {name} has {bytes} bytes; it needs at least 32")]
     TokenShort { name: String, bytes: usize },
-    #[error("the token {0} holds a character that is not printable ASCII, or a space")]
+    #[error("the token {0} contains a space or a character that is not printable ASCII")]
     TokenCharacters(String),
     #[error("the tokens {0} and {1} are the same")]
     TokenTwice(String, String),
     #[error("the token {0} has no powers: name them under \"powers\"")]
     Powerless(String),
-    #[error("power {place} of {name} is none of validate, usage, byok, releases, provision")]
-    PowerUnknown { name: String, place: usize },
-    #[error("\"powers\" names {0}, for which there is no token")]
+    #[error("power {position} of {name} must be one of validate, usage, byok, releases, provision")]
+    PowerUnknown { name: String, position: usize },
+    #[error("\"powers\" names {0}, which has no token")]
     NoToken(String),
 }
 
-/// The JSON as it is written.
 #[derive(Deserialize)]
 struct RawServiceTokens {
     powers: BTreeMap<String, Vec<String>>,
@@ -114,7 +113,7 @@ struct RawServiceTokens {
 }
 
 impl ServiceTokens {
-    /// Whose token it is. Compares digests of one size, each in constant time, and every one of them.
+    /// Compares the digests of all tokens, each in constant time.
     pub fn find(&self, token: &str) -> Option<&Service> {
         let presented = digest_of(token);
         let mut found = None;
@@ -128,7 +127,7 @@ impl ServiceTokens {
 
     fn checked(written: RawServiceTokens) -> Result<Self, ServiceTokensError> {
         let RawServiceTokens { mut powers, tokens } = written;
-        // Into wiping types first, so that refused tokens are wiped too.
+        // Zeroizing, so that rejected tokens are wiped too.
         let tokens: BTreeMap<String, SecretString> =
             tokens.into_iter().map(|(name, token)| (name, token.into())).collect();
         let mut services: Vec<Service> = Vec::with_capacity(tokens.len());
@@ -150,7 +149,7 @@ impl ServiceTokens {
 
 fn checked_name(name: String) -> Result<String, ServiceTokensError> {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    if (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(allowed) && name != POWERS {
+    if (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(allowed) && name != POWERS {
         Ok(name)
     } else {
         Err(ServiceTokensError::NameShape(name.len()))
@@ -159,7 +158,7 @@ fn checked_name(name: String) -> Result<String, ServiceTokensError> {
 
 fn checked_token(name: &str, token: &SecretString) -> Result<[u8; 32], ServiceTokensError> {
     let token = token.expose_secret();
-    if token.len() < TOKEN_MIN_BYTES {
+    if token.len() < MIN_TOKEN_BYTES {
         return Err(ServiceTokensError::TokenShort { name: name.to_owned(), bytes: token.len() });
     }
     if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -172,8 +171,8 @@ fn checked_powers(name: &str, words: &[String]) -> Result<Vec<Power>, ServiceTok
     if words.is_empty() {
         return Err(ServiceTokensError::Powerless(name.to_owned()));
     }
-    let unknown = |place: usize| ServiceTokensError::PowerUnknown { name: name.to_owned(), place: place + 1 };
-    let powers = words.iter().enumerate().map(|(place, word)| Power::parse(word).ok_or_else(|| unknown(place)));
+    let unknown = |position: usize| ServiceTokensError::PowerUnknown { name: name.to_owned(), position: position + 1 };
+    let powers = words.iter().enumerate().map(|(position, word)| Power::parse(word).ok_or_else(|| unknown(position)));
     powers.collect()
 }
 
@@ -184,7 +183,7 @@ fn digest_of(token: &str) -> [u8; 32] {
 
 impl<'de> Deserialize<'de> for ServiceTokens {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // By hand because serde's own messages quote what they met.
+        // serde's own message would quote the input.
         let written =
             RawServiceTokens::deserialize(deserializer).map_err(|_| D::Error::custom(ServiceTokensError::Shape))?;
         Self::checked(written).map_err(D::Error::custom)
@@ -202,11 +201,11 @@ mod tests {
     }
 
     fn token(letter: &str) -> String {
-        letter.repeat(TOKEN_MIN_BYTES)
+        letter.repeat(MIN_TOKEN_BYTES)
     }
 
     #[test]
-    fn every_member_is_found_by_its_token_with_its_own_powers() {
+    fn service_is_found_by_its_token() {
         let (a, b) = (token("a"), token("b"));
         let text = format!(
             r#"{{"powers":{{"plane-1":["validate","usage"],"ops":["provision"]}},"plane-1":"{a}","ops":"{b}"}}"#
@@ -223,30 +222,36 @@ mod tests {
     }
 
     #[test]
-    fn refusals_name_what_is_wrong() {
+    fn errors_name_the_fault() {
         let (a, b) = (token("a"), token("b"));
         for (text, problem) in [
             ("{}".to_owned(), "it must be a JSON object"),
-            (r#"{"powers":{}}"#.to_owned(), "it holds no token"),
+            (r#"{"powers":{}}"#.to_owned(), "it has no tokens"),
             (format!(r#"{{"ops":"{a}"}}"#), "it must be a JSON object"),
             (format!(r#"{{"powers":{{}},"ops":"{a}"}}"#), "the token ops has no powers"),
             (format!(r#"{{"powers":{{"ops":[]}},"ops":"{a}"}}"#), "the token ops has no powers"),
             (
                 format!(r#"{{"powers":{{"ops":["validate","{b}"]}},"ops":"{a}"}}"#),
-                "power 2 of ops is none of validate, usage, byok, releases, provision",
+                "power 2 of ops must be one of validate, usage, byok, releases, provision",
             ),
             (format!(r#"{{"powers":{{"ops":["usage"]}},"ops":"{}"}}"#, &a[1..]), "the token ops has 31 bytes"),
-            (format!(r#"{{"powers":{{"ops":["usage"]}},"ops":"{a} "}}"#), "the token ops holds a character"),
-            (format!(r#"{{"powers":{{"ops":["usage"]}},"ops":"{a}é"}}"#), "the token ops holds a character"),
-            (format!(r#"{{"powers":{{"ops":["usage"]}},"Ops":"{a}"}}"#), "a name of 3 bytes is none"),
-            (format!(r#"{{"powers":{{"{a}":["usage"]}},"{a}":"ops"}}"#), "a name of 32 bytes is none"),
+            (
+                format!(r#"{{"powers":{{"ops":["usage"]}},"ops":"{a} "}}"#),
+                "the token ops contains a space or a character",
+            ),
+            (
+                format!(r#"{{"powers":{{"ops":["usage"]}},"ops":"{a}é"}}"#),
+                "the token ops contains a space or a character",
+            ),
+            (format!(r#"{{"powers":{{"ops":["usage"]}},"Ops":"{a}"}}"#), "invalid name (3 bytes)"),
+            (format!(r#"{{"powers":{{"{a}":["usage"]}},"{a}":"ops"}}"#), "invalid name (32 bytes)"),
             (
                 format!(r#"{{"powers":{{"a":["usage"],"b":["byok"]}},"a":"{a}","b":"{a}"}}"#),
                 "the tokens a and b are the same",
             ),
             (
                 format!(r#"{{"powers":{{"ops":["usage"],"gone":["usage"]}},"ops":"{a}"}}"#),
-                "\"powers\" names gone, for which there is no token",
+                "\"powers\" names gone, which has no token",
             ),
         ] {
             let refusal = read(&text).unwrap_err();
@@ -255,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_is_printed_holds_a_token() {
+    fn printed_tokens_and_errors_hold_no_secret() {
         let secret = "zq9x".repeat(8);
         let whole = read(&format!(r#"{{"powers":{{"ops":["usage"]}},"ops":"{secret}"}}"#)).unwrap();
         assert_eq!(format!("{whole:?}"), r#"ServiceTokens([Service { name: "ops", powers: [Usage], .. }])"#);
@@ -274,7 +279,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn only_the_whole_token_is_found(other in "[!-~]{0,40}") {
+        fn only_the_exact_token_is_found(other in "[!-~]{0,40}") {
             let own = token("k");
             let tokens = read(&format!(r#"{{"powers":{{"ops":["usage"]}},"ops":"{own}"}}"#)).unwrap();
             prop_assert_eq!(tokens.find(&other).is_some(), other == own);

@@ -6,42 +6,44 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::{Timestamp, hex::hex};
 
-/// How far a signature's time may lie from ours, either way, in milliseconds.
+/// Maximum difference between a signature's time and the clock, in either direction.
 const TOLERANCE_MILLIS: u64 = 300_000;
-const SECRETS_MAX: usize = 10;
+const MAX_SECRETS: usize = 10;
 const PREFIX: &str = "whsec_";
-const SECRET_MIN_BYTES: usize = 16;
+const MIN_SECRET_BYTES: usize = 16;
 
-/// What Stripe signs its events with, and whether they are live ones.
+/// The secrets with which Stripe signs its events.
 ///
-/// Read from `{"livemode":true,"signing_secrets":["whsec_…"]}`; `{}` is: not configured. A secret is rotated by overlap.
+/// Parsed from `{"livemode":true,"signing_secrets":["whsec_…"]}`. `{}` means that Stripe is not
+/// configured. To rotate a secret, list the old one and the new one.
 #[derive(Default)]
 pub struct StripeSecrets {
     livemode: bool,
     secrets: Vec<SecretString>,
 }
 
-/// Why a text is no set of signing secrets. Never shows one.
+/// Why signing secrets are invalid. Never shows a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StripeSecretsError {
     #[error(r#"it must be {{}} or a JSON object of "livemode" and a list of "signing_secrets", and nothing else"#)]
     Shape,
     #[error(r#""signing_secrets" must hold 1 to 10 secrets, not {0}"#)]
     Count(usize),
-    #[error("signing secret {0} is none: whsec_ and 16 or more printable ASCII characters without commas and blanks")]
+    #[error(
+        "signing secret {0} is invalid: must be whsec_ and 16 or more printable ASCII characters without commas and blanks"
+    )]
     SecretShape(usize),
 }
 
-/// Why a signature does not count. Displays as what is wrong with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadSignature {
     #[error("The request has no Stripe-Signature header")]
     Missing,
     #[error("The Stripe-Signature header must be t=<unix seconds>,v1=<signature>")]
     Malformed,
-    #[error("No v1 signature of the Stripe-Signature header is that of the body")]
+    #[error("No v1 signature in the Stripe-Signature header matches the body")]
     Mismatch,
-    #[error("The time of the Stripe-Signature header is more than 300 seconds off")]
+    #[error("The time in the Stripe-Signature header is more than 300 seconds off")]
     OutOfTime,
 }
 
@@ -57,13 +59,13 @@ impl StripeSecrets {
         self.livemode
     }
 
-    /// Whether billing through Stripe is not configured.
+    /// Returns whether billing through Stripe is not configured.
     pub fn is_empty(&self) -> bool {
         self.secrets.is_empty()
     }
 
-    /// Judges the header `Stripe-Signature` over the body as it was sent: one time, and any number of signatures, of which one of scheme `v1`
-    /// must be right under one of the secrets. Other schemes count for nothing.
+    /// Verifies the header `Stripe-Signature` over the raw body: exactly one time, and at least one
+    /// `v1` signature that matches under one of the secrets. Other schemes are ignored.
     pub fn verify(&self, header: Option<&str>, body: &[u8], now: Timestamp) -> Result<(), BadSignature> {
         let (time, signatures) = parse(header.ok_or(BadSignature::Missing)?).ok_or(BadSignature::Malformed)?;
         let mut matches = false;
@@ -86,9 +88,9 @@ impl StripeSecrets {
             (Some(livemode), Some(secrets)) => (livemode, secrets),
             _ => return Err(StripeSecretsError::Shape),
         };
-        // Into wiping types first, so that refused secrets are wiped too.
+        // Zeroizing, so that rejected secrets are wiped too.
         let secrets: Vec<SecretString> = secrets.into_iter().map(Into::into).collect();
-        if !(1..=SECRETS_MAX).contains(&secrets.len()) {
+        if !(1..=MAX_SECRETS).contains(&secrets.len()) {
             return Err(StripeSecretsError::Count(secrets.len()));
         }
         match secrets.iter().position(|secret| !is_signing_secret(secret.expose_secret())) {
@@ -100,10 +102,10 @@ impl StripeSecrets {
 
 fn is_signing_secret(text: &str) -> bool {
     let rest = text.strip_prefix(PREFIX).unwrap_or_default();
-    rest.len() >= SECRET_MIN_BYTES && rest.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',')
+    rest.len() >= MIN_SECRET_BYTES && rest.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',')
 }
 
-/// The one time, as it was written, and the signatures of scheme `v1`.
+/// Returns the time as written, and the signatures of scheme `v1`.
 fn parse(header: &str) -> Option<(&str, Vec<&str>)> {
     let (mut time, mut signatures) = (None, Vec::new());
     for item in header.split(',') {
@@ -118,7 +120,7 @@ fn parse(header: &str) -> Option<(&str, Vec<&str>)> {
     Some((time, signatures))
 }
 
-/// Stripe's own formula: the key is the whole text of the secret.
+/// Computes Stripe's formula. The key is the whole text of the secret.
 pub(super) fn sign(secret: &str, time: &str, body: &[u8]) -> String {
     let mut mac = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()));
     for part in [time.as_bytes(), b".", body] {
@@ -129,7 +131,7 @@ pub(super) fn sign(secret: &str, time: &str, body: &[u8]) -> String {
 
 impl<'de> Deserialize<'de> for StripeSecrets {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // By hand because serde's own messages quote what they met, which may be a secret.
+        // serde's own message would quote the input, which may be a secret.
         let written =
             RawStripeSecrets::deserialize(deserializer).map_err(|_| D::Error::custom(StripeSecretsError::Shape))?;
         Self::checked(written).map_err(D::Error::custom)
@@ -147,7 +149,8 @@ mod tests {
     use super::*;
 
     const BODY: &[u8] = br#"{"id":"evt_1"}"#;
-    // Python: hmac.new(b"whsec_0123456789abcdef", b'1795000000.{"id":"evt_1"}', "sha256").hexdigest()
+    // Python: hmac.new(b"whsec_0123456789abcdef", b'1795000000.{"id":"evt_1"}',
+    // "sha256").hexdigest()
     const SIGNATURE: &str = "f3693a385085b03ae61b6bf5c46ed145c247ea855e3d4f8b3f1a987b63ef27ce";
 
     fn secrets(list: &[&str]) -> StripeSecrets {
@@ -159,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn one_right_signature_under_one_of_the_secrets_is_enough() {
+    fn one_valid_signature_is_enough() {
         let wrong = "0".repeat(64);
         let (one, two) =
             (secrets(&["whsec_0123456789abcdef"]), secrets(&["whsec_fedcba9876543210", "whsec_0123456789abcdef"]));
@@ -175,11 +178,11 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_refused_with_its_reason() {
+    fn invalid_signature_is_rejected_with_its_reason() {
         use BadSignature::{Malformed, Mismatch, Missing, OutOfTime};
         let right = format!("t=1795000000,v1={SIGNATURE}");
         let now = at(1_795_000_000);
-        let judge = |header: &str| secrets(&["whsec_0123456789abcdef"]).verify(Some(header), BODY, now);
+        let verify = |header: &str| secrets(&["whsec_0123456789abcdef"]).verify(Some(header), BODY, now);
         assert_eq!(secrets(&["whsec_0123456789abcdef"]).verify(None, BODY, now), Err(Missing));
         for (header, reason) in [
             ("", Malformed),
@@ -194,7 +197,7 @@ mod tests {
             (&right.replace("t=1795000000", "t=1795000001"), Mismatch),
             (&right.to_uppercase().replace("T=", "t=").replace("V1=", "v1="), Mismatch),
         ] {
-            assert_eq!(judge(header), Err(reason), "{header}");
+            assert_eq!(verify(header), Err(reason), "{header}");
         }
         let other = secrets(&["whsec_fedcba9876543210"]);
         assert_eq!(other.verify(Some(&right), BODY, now), Err(Mismatch));
@@ -207,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_set_of_secrets_is_refused_and_not_shown() {
+    fn invalid_secrets_are_rejected_and_not_shown() {
         let read = |text: &str| serde_json::from_str::<StripeSecrets>(text);
         assert!(read("{}").unwrap().is_empty());
         let secrets = read(r#"{"livemode":true,"signing_secrets":["whsec_0123456789abcdef"]}"#).unwrap();

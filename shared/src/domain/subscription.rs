@@ -4,11 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{Invalid, Plan, SubscriptionStatus, Timestamp};
 
-/// Maximum ended subscriptions of an organization, the latest ones: every validation reads the item that holds them. All others are kept, because
-/// each may still decide the status; Stripe allows a customer 500 of them, which is 150 KB of the 400 KB of an item.
-const ENDED_KEPT: usize = 10;
+/// Maximum number of ended subscriptions that are kept, the latest ones: every validation reads the
+/// item that holds them. All others are kept, because each may still decide the status. Stripe
+/// allows a customer 500 of them, which is 150 KB of the 400 KB of an item.
+const MAX_ENDED: usize = 10;
 
-/// An id of Stripe's: 1 to 255 letters, digits and `_`.
+/// An id at Stripe: 1 to 255 letters, digits and `_`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct StripeId(String);
@@ -26,12 +27,12 @@ impl TryFrom<String> for StripeId {
         if (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
             Ok(Self(text))
         } else {
-            Err(Invalid::new("must be one of Stripe's ids: 1 to 255 letters, digits and _"))
+            Err(Invalid::new("must be a Stripe id: 1 to 255 letters, digits and _"))
         }
     }
 }
 
-/// A step of a subscription's life, in their order.
+/// In chronological order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SubscriptionStep {
@@ -40,7 +41,7 @@ pub enum SubscriptionStep {
     Deleted,
 }
 
-/// A subscription at Stripe, as the newest event about it says.
+/// A subscription at Stripe, as of the newest event about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subscription {
     pub id: StripeId,
@@ -53,22 +54,22 @@ pub struct Subscription {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub current_period_end: Option<Timestamp>,
     pub cancel_at_period_end: bool,
-    /// What the event told of.
     pub step: SubscriptionStep,
-    /// When the event was made, in Stripe's whole seconds.
+    /// When Stripe created the event, in whole seconds.
     pub as_of: Timestamp,
 }
 
-/// The upper bounds of the ended subscriptions that were dropped: a late event of one of them is within both.
+/// Upper bounds of the dropped subscriptions. A late event about one of them is within both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DroppedSubscriptions {
-    /// The latest event.
+    /// The time of the latest event.
     pub as_of: Timestamp,
-    /// The latest creation. A subscription that was created later is a new one, even if its event has the same second as the latest event.
+    /// The time of the latest creation. A subscription that was created later is new, even if its event has the
+    /// same second as the latest event.
     pub created_at: Timestamp,
 }
 
-/// What an update names as changed, with the values before it.
+/// The previous values of the fields that an update changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SubscriptionBefore {
     pub status: Option<SubscriptionStatus>,
@@ -78,38 +79,40 @@ pub struct SubscriptionBefore {
 }
 
 impl Subscription {
-    /// Whether this tells something newer than `known`, of the same subscription. An end is final. Of two events of one second the later step
-    /// is the newer one, and of two updates the one that starts from what is known.
+    /// Returns whether this is newer than `known`, an event about the same subscription. A deletion
+    /// is final. Of two events in one second, the later step is newer. Of two updates in one
+    /// second, the newer one starts from the values of the other.
     pub fn follows(&self, known: &Self, before: &SubscriptionBefore) -> bool {
         if known.step == SubscriptionStep::Deleted || self.step == SubscriptionStep::Deleted {
             return known.step != SubscriptionStep::Deleted;
         }
         match (self.as_of, self.step).cmp(&(known.as_of, known.step)) {
             Ordering::Less => false,
-            Ordering::Equal => before.is(known),
+            Ordering::Equal => before.matches(known),
             Ordering::Greater => true,
         }
     }
 
-    /// Whether Stripe never changes its status again.
+    /// Returns whether Stripe never changes the status again.
     fn has_ended(&self) -> bool {
         matches!(self.status, SubscriptionStatus::Canceled | SubscriptionStatus::IncompleteExpired)
     }
 
-    /// Which one counts of several: one that allows spending before one that may again, the newest of equals.
-    fn standing(&self) -> impl Ord + '_ {
-        let standing = match self.status {
+    /// Ranks a subscription that allows spending above one that may allow it again, and the newest
+    /// first among equals.
+    fn precedence(&self) -> impl Ord + '_ {
+        let precedence = match self.status {
             SubscriptionStatus::Trialing | SubscriptionStatus::Active => 2,
             SubscriptionStatus::PastDue | SubscriptionStatus::Unpaid | SubscriptionStatus::Paused => 1,
             SubscriptionStatus::Canceled | SubscriptionStatus::Incomplete | SubscriptionStatus::IncompleteExpired => 0,
         };
-        (standing, self.created_at, &self.id)
+        (precedence, self.created_at, &self.id)
     }
 }
 
 impl SubscriptionBefore {
-    /// Whether it names something, and all that it names is so in `known`.
-    fn is(&self, known: &Subscription) -> bool {
+    /// Requires at least one field, and `known` must have all the values.
+    fn matches(&self, known: &Subscription) -> bool {
         let names = [
             self.status.map(|status| status == known.status),
             self.plan.as_ref().map(|plan| Some(plan) == known.plan.as_ref()),
@@ -121,9 +124,10 @@ impl SubscriptionBefore {
 }
 
 impl DroppedSubscriptions {
-    /// Whether an event of an unknown subscription may be a late one of a dropped subscription.
-    fn may_include(self, told: &Subscription) -> bool {
-        told.as_of <= self.as_of && told.created_at <= self.created_at
+    /// Returns whether an event about an unknown subscription may be a late one about a dropped
+    /// one.
+    fn may_include(self, reported: &Subscription) -> bool {
+        reported.as_of <= self.as_of && reported.created_at <= self.created_at
     }
 
     #[must_use]
@@ -132,24 +136,24 @@ impl DroppedSubscriptions {
     }
 }
 
-/// Puts what was told of a subscription among those that are known, the one that counts first. False, and nothing done, if something newer is
-/// known of it, or if it says of a dropped subscription that it has not ended.
-pub(super) fn learn(
+/// Adds or updates a subscription and sorts by precedence. Returns false and does nothing if a
+/// newer event is known, or if the event says that a dropped subscription has not ended.
+pub(super) fn record(
     known: &mut Vec<Subscription>,
     dropped: &mut Option<DroppedSubscriptions>,
-    mut told: Subscription,
+    mut reported: Subscription,
     before: &SubscriptionBefore,
 ) -> bool {
-    match known.iter_mut().find(|known| known.id == told.id) {
-        Some(same) if !told.follows(same, before) => return false,
+    match known.iter_mut().find(|known| known.id == reported.id) {
+        Some(same) if !reported.follows(same, before) => return false,
         Some(same) => {
-            told.plan = told.plan.take().or(same.plan.take());
-            *same = told;
+            reported.plan = reported.plan.take().or(same.plan.take());
+            *same = reported;
         }
-        None if !told.has_ended() && dropped.is_some_and(|dropped| dropped.may_include(&told)) => return false,
-        None => known.push(told),
+        None if !reported.has_ended() && dropped.is_some_and(|dropped| dropped.may_include(&reported)) => return false,
+        None => known.push(reported),
     }
-    known.sort_by(|a, b| Reverse(a.standing()).cmp(&Reverse(b.standing())));
+    known.sort_by(|a, b| Reverse(a.precedence()).cmp(&Reverse(b.precedence())));
     while let Some(at) = surplus(known) {
         let ended = known.remove(at);
         let bounds = DroppedSubscriptions { as_of: ended.as_of, created_at: ended.created_at };
@@ -158,10 +162,11 @@ pub(super) fn learn(
     true
 }
 
-/// Returns the ended subscription whose last event is the oldest, if there are too many. The first in rank stays: it decides when all have ended.
+/// Returns the ended subscription whose last event is the oldest, if there are too many. The first
+/// in the list is kept, because it decides when all have ended.
 fn surplus(known: &[Subscription]) -> Option<usize> {
     let ended = || known.iter().enumerate().filter(|(_, known)| known.has_ended());
-    if ended().count() <= ENDED_KEPT {
+    if ended().count() <= MAX_ENDED {
         return None;
     }
     let oldest = ended().skip(1).min_by(|(_, a), (_, b)| (a.as_of, &a.id).cmp(&(b.as_of, &b.id)));
@@ -178,7 +183,7 @@ mod tests {
         Timestamp::from_millis(1_795_000_000_000 + second * 1000).unwrap()
     }
 
-    fn told(id: &str, step: SubscriptionStep, second: i64, status: SubscriptionStatus) -> Subscription {
+    fn reported(id: &str, step: SubscriptionStep, second: i64, status: SubscriptionStatus) -> Subscription {
         Subscription {
             id: StripeId::try_from(id.to_owned()).unwrap(),
             created_at: at(0),
@@ -197,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newer_event_counts_and_an_end_is_final() {
+    fn newer_event_wins_and_deletion_is_final() {
         use SubscriptionStatus::{Active, Canceled, Incomplete, PastDue};
         use SubscriptionStep::{Created, Deleted, Updated};
         let none = SubscriptionBefore::default();
@@ -214,25 +219,24 @@ mod tests {
             ((Deleted, 5, Canceled), (Updated, 9, Active), &before(Canceled), false),
             ((Deleted, 5, Canceled), (Deleted, 9, Canceled), &none, false),
         ] {
-            let of = |(step, second, status)| told("sub_1", step, second, status);
+            let of = |(step, second, status)| reported("sub_1", step, second, status);
             assert_eq!(of(next).follows(&of(known), before), follows, "{next:?} after {known:?}");
         }
     }
 
     #[test]
-    fn of_several_the_one_that_allows_spending_counts() {
+    fn subscription_that_allows_spending_comes_first() {
         use SubscriptionStatus::{Active, Canceled, PastDue};
         let mut known = Vec::new();
         for (id, status, first) in
             [("sub_1", PastDue, "sub_1"), ("sub_2", Active, "sub_2"), ("sub_3", Canceled, "sub_2")]
         {
-            let told = told(id, SubscriptionStep::Updated, 1, status);
-            assert!(learn(&mut known, &mut None, told, &SubscriptionBefore::default()));
+            let reported = reported(id, SubscriptionStep::Updated, 1, status);
+            assert!(record(&mut known, &mut None, reported, &SubscriptionBefore::default()));
             assert_eq!(known[0].id.as_str(), first);
         }
     }
 
-    /// What an organization keeps.
     #[derive(Debug, Default, PartialEq)]
     struct Kept {
         known: Vec<Subscription>,
@@ -240,13 +244,13 @@ mod tests {
     }
 
     impl Kept {
-        fn learn(&mut self, told: Subscription) -> bool {
-            learn(&mut self.known, &mut self.dropped, told, &SubscriptionBefore::default())
+        fn record(&mut self, reported: Subscription) -> bool {
+            record(&mut self.known, &mut self.dropped, reported, &SubscriptionBefore::default())
         }
 
-        fn learn_all(&mut self, told: impl IntoIterator<Item = Subscription>) {
-            for told in told {
-                self.learn(told);
+        fn record_all(&mut self, reported: impl IntoIterator<Item = Subscription>) {
+            for reported in reported {
+                self.record(reported);
             }
         }
 
@@ -255,14 +259,15 @@ mod tests {
         }
     }
 
-    fn created(second: i64, told: Subscription) -> Subscription {
-        Subscription { created_at: at(second), ..told }
+    fn created(second: i64, reported: Subscription) -> Subscription {
+        Subscription { created_at: at(second), ..reported }
     }
 
-    /// Subscriptions 0 to 59, each active when it is created and ended 100 seconds later.
+    /// Returns their starts and ends. Each ends 100 seconds after it is created.
     fn sixty() -> (Vec<Subscription>, Vec<Subscription>) {
-        let of =
-            |number: i64, step, second, status| created(number, told(&format!("sub_{number}"), step, second, status));
+        let of = |number: i64, step, second, status| {
+            created(number, reported(&format!("sub_{number}"), step, second, status))
+        };
         let starts = (0..60).map(|number| of(number, SubscriptionStep::Updated, number, SubscriptionStatus::Active));
         let ends =
             (0..60).map(|number| of(number, SubscriptionStep::Deleted, 100 + number, SubscriptionStatus::Canceled));
@@ -270,29 +275,31 @@ mod tests {
     }
 
     #[test]
-    fn live_subscriptions_are_never_forgotten() {
+    fn live_subscriptions_are_never_dropped() {
         use SubscriptionStatus::{Active, Canceled, Incomplete, PastDue, Paused, Trialing, Unpaid};
         for status in [Trialing, Active, PastDue, Unpaid, Incomplete, Paused] {
             let mut kept = Kept::default();
             let id = |number: i64| format!("sub_{number}");
-            kept.learn_all((0..200).map(|number| told(&id(number), SubscriptionStep::Created, number, status)));
+            kept.record_all((0..200).map(|number| reported(&id(number), SubscriptionStep::Created, number, status)));
             assert_eq!(kept.known.len(), 200, "{status:?}");
-            kept.learn_all((1..200).map(|number| told(&id(number), SubscriptionStep::Deleted, 200 + number, Canceled)));
+            kept.record_all(
+                (1..200).map(|number| reported(&id(number), SubscriptionStep::Deleted, 200 + number, Canceled)),
+            );
             let known = &kept.known;
             assert!(known.iter().any(|known| known.id.as_str() == "sub_0" && known.status == status), "{status:?}");
-            assert_eq!(known.len(), 1 + ENDED_KEPT, "the item stays bounded");
+            assert_eq!(known.len(), 1 + MAX_ENDED, "the item stays bounded");
         }
     }
 
     #[test]
     fn the_deciding_ended_subscription_is_kept() {
         let mut kept = Kept::default();
-        kept.learn(created(1, told("sub_newest", SubscriptionStep::Deleted, 0, SubscriptionStatus::Canceled)));
+        kept.record(created(1, reported("sub_newest", SubscriptionStep::Deleted, 0, SubscriptionStatus::Canceled)));
         let ended =
-            |id: i64| told(&format!("sub_{id}"), SubscriptionStep::Deleted, 2 + id, SubscriptionStatus::Canceled);
-        kept.learn_all((0..100).map(ended));
+            |id: i64| reported(&format!("sub_{id}"), SubscriptionStep::Deleted, 2 + id, SubscriptionStatus::Canceled);
+        kept.record_all((0..100).map(ended));
         let known = &kept.known;
-        assert_eq!((known.len(), known[0].id.as_str()), (ENDED_KEPT, "sub_newest"));
+        assert_eq!((known.len(), known[0].id.as_str()), (MAX_ENDED, "sub_newest"));
         assert!(known.iter().any(|known| known.id.as_str() == "sub_99"), "the latest ends are kept");
         assert!(!known.iter().any(|known| known.id.as_str() == "sub_0"));
     }
@@ -302,21 +309,21 @@ mod tests {
         use SubscriptionStatus::{Active, Canceled, IncompleteExpired, PastDue};
         let mut kept = Kept::default();
         let (starts, ends) = sixty();
-        kept.learn_all(ends);
+        kept.record_all(ends);
         assert_eq!(kept.first(), ("sub_59", Canceled));
         assert_eq!(kept.dropped, Some(DroppedSubscriptions { as_of: at(149), created_at: at(49) }));
         let before = kept.known.clone();
         for late in starts {
-            assert!(!kept.learn(late));
+            assert!(!kept.record(late));
         }
         for (step, second, status) in [
             (SubscriptionStep::Created, 0, Active),
             (SubscriptionStep::Updated, 50, PastDue),
             (SubscriptionStep::Updated, 149, Active),
         ] {
-            assert!(!kept.learn(created(0, told("sub_0", step, second, status))), "{step:?} {second}");
+            assert!(!kept.record(created(0, reported("sub_0", step, second, status))), "{step:?} {second}");
         }
-        kept.learn(created(0, told("sub_0", SubscriptionStep::Updated, 50, IncompleteExpired)));
+        kept.record(created(0, reported("sub_0", SubscriptionStep::Updated, 50, IncompleteExpired)));
         assert_eq!(kept.known, before);
     }
 
@@ -324,24 +331,26 @@ mod tests {
     fn new_subscription_counts_after_dropped_ones() {
         use SubscriptionStatus::{Active, Canceled, PastDue};
         for (id, created_at, second) in
-            [("sub_later", 200, 200), ("sub_same_second", 149, 149), ("sub_first_heard_of_late", 20, 150)]
+            [("sub_later", 200, 200), ("sub_same_second", 149, 149), ("sub_reported_late", 20, 150)]
         {
             let mut kept = Kept::default();
-            kept.learn_all(sixty().1);
-            assert!(kept.learn(created(created_at, told(id, SubscriptionStep::Created, second, Active))));
+            kept.record_all(sixty().1);
+            assert!(kept.record(created(created_at, reported(id, SubscriptionStep::Created, second, Active))));
             assert_eq!(kept.first(), (id, Active));
-            assert!(kept.learn(created(created_at, told(id, SubscriptionStep::Updated, second, PastDue))));
+            assert!(kept.record(created(created_at, reported(id, SubscriptionStep::Updated, second, PastDue))));
             assert_eq!(kept.first(), (id, PastDue));
-            assert!(kept.learn(created(created_at, told(id, SubscriptionStep::Deleted, second, Canceled))));
-            assert_eq!((kept.first().1, kept.known.len()), (Canceled, ENDED_KEPT));
+            assert!(kept.record(created(created_at, reported(id, SubscriptionStep::Deleted, second, Canceled))));
+            assert_eq!((kept.first().1, kept.known.len()), (Canceled, MAX_ENDED));
         }
     }
 
     #[test]
     fn long_stored_list_is_shortened_at_once() {
         let mut kept = Kept { known: sixty().1, dropped: None };
-        assert!(kept.learn(created(60, told("sub_60", SubscriptionStep::Created, 60, SubscriptionStatus::Active))));
-        assert_eq!((kept.known.len(), kept.first().0), (1 + ENDED_KEPT, "sub_60"));
+        assert!(
+            kept.record(created(60, reported("sub_60", SubscriptionStep::Created, 60, SubscriptionStatus::Active)))
+        );
+        assert_eq!((kept.known.len(), kept.first().0), (1 + MAX_ENDED, "sub_60"));
         assert_eq!(kept.dropped, Some(DroppedSubscriptions { as_of: at(149), created_at: at(49) }));
     }
 
@@ -350,14 +359,14 @@ mod tests {
         fn the_order_of_arrival_does_not_matter(order in Just((0..9_i64).collect::<Vec<_>>()).prop_shuffle()) {
             let mut known = Vec::new();
             for second in order {
-                // Two subscriptions in turn; the first one ends with its last event.
+                // Two subscriptions alternate. The first one ends with its last event.
                 let id = if second % 2 == 0 { "sub_1" } else { "sub_2" };
                 let (step, status) = match second {
                     8 => (SubscriptionStep::Deleted, SubscriptionStatus::Canceled),
                     7 => (SubscriptionStep::Updated, SubscriptionStatus::Trialing),
                     _ => (SubscriptionStep::Updated, SubscriptionStatus::PastDue),
                 };
-                learn(&mut known, &mut None, told(id, step, second, status), &SubscriptionBefore::default());
+                record(&mut known, &mut None, reported(id, step, second, status), &SubscriptionBefore::default());
             }
             let seen: Vec<_> = known.iter().map(|known| (known.id.as_str(), known.status, known.as_of)).collect();
             prop_assert_eq!(seen, [
@@ -369,19 +378,19 @@ mod tests {
         #[test]
         fn the_order_does_not_matter_after_drops(order in Just((0..121_usize).collect::<Vec<_>>()).prop_shuffle()) {
             let (starts, ends) = sixty();
-            let live = created(120, told("sub_live", SubscriptionStep::Created, 170, SubscriptionStatus::Active));
+            let live = created(120, reported("sub_live", SubscriptionStep::Created, 170, SubscriptionStatus::Active));
             let events: Vec<_> = starts.into_iter().chain(ends).chain([live]).collect();
             let (mut in_order, mut shuffled) = (Kept::default(), Kept::default());
-            in_order.learn_all(events.iter().cloned());
-            shuffled.learn_all(order.into_iter().map(|at| events[at].clone()));
+            in_order.record_all(events.iter().cloned());
+            shuffled.record_all(order.into_iter().map(|at| events[at].clone()));
             prop_assert_eq!(in_order.first(), ("sub_live", SubscriptionStatus::Active));
-            prop_assert_eq!(in_order.known.len(), 1 + ENDED_KEPT);
+            prop_assert_eq!(in_order.known.len(), 1 + MAX_ENDED);
             prop_assert_eq!(shuffled, in_order);
         }
     }
 
     #[test]
-    fn stripes_ids_hold_nothing_that_a_key_is_made_of() {
+    fn stripe_ids_contain_no_key_separators() {
         for text in ["", "sub#1", "sub 1", "sub-1", "é", &"a".repeat(256)] {
             assert!(StripeId::try_from(text.to_owned()).is_err(), "{text}");
         }

@@ -10,13 +10,14 @@ const NOT_RFC_3339: Invalid =
 const NO_LEAP_SECOND: Invalid =
     Invalid::new("must have seconds from 00 to 59: a leap second is 23:59:60 UTC on the last day of a month");
 
-/// An instant in UTC to the millisecond. Reads any RFC 3339 precision and offset (finer digits are cut), prints `2026-11-21T23:07:56.123Z`.
+/// An instant in UTC to the millisecond. Parses any RFC 3339 precision and offset and truncates
+/// finer digits. Prints `2026-11-21T23:07:56.123Z`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Timestamp(jiff::Timestamp);
 
 impl Timestamp {
-    /// `None` outside the years −9999 … 9999.
+    /// Returns `None` outside the years −9999 to 9999.
     pub fn from_millis(millis: i64) -> Option<Self> {
         jiff::Timestamp::from_millisecond(millis).ok().map(Self)
     }
@@ -26,35 +27,35 @@ impl Timestamp {
         self.0.as_millisecond()
     }
 
-    /// Whole seconds since 1970, rounded down.
+    /// Returns whole seconds since 1970, rounded down.
     pub fn as_seconds(self) -> i64 {
         self.as_millis().div_euclid(1000)
     }
 
-    /// The month in UTC that it lies in.
+    /// Returns the UTC month.
     pub fn month(self) -> Month {
         let date = jiff::tz::Offset::UTC.to_datetime(self.0);
         Month::new(date.year().unsigned_abs(), date.month().unsigned_abs())
     }
 
-    /// The day of that month, 1 to 31.
+    /// Returns the day of the UTC month, 1 to 31.
     pub fn day(self) -> u8 {
         jiff::tz::Offset::UTC.to_datetime(self.0).day().unsigned_abs()
     }
 
-    /// The instant `by` later, or the end of time.
+    /// Saturates.
     #[must_use]
     pub fn plus(self, by: Duration) -> Self {
         Self(self.0.saturating_add(by).unwrap_or(jiff::Timestamp::MAX))
     }
 
-    /// The instant `by` earlier, or the beginning of time.
+    /// Saturates.
     #[must_use]
     pub fn minus(self, by: Duration) -> Self {
         Self(self.0.saturating_sub(by).unwrap_or(jiff::Timestamp::MIN))
     }
 
-    /// How long ago `earlier` was; zero if it is still to come.
+    /// Returns zero if `earlier` is in the future.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::try_from(self.0.duration_since(earlier.0)).unwrap_or(Duration::ZERO)
     }
@@ -76,7 +77,7 @@ impl FromStr for Timestamp {
         if !is_rfc_3339(text.as_bytes()) {
             return Err(NOT_RFC_3339);
         }
-        let instant: jiff::Timestamp = at_most_nanoseconds(text).parse().map_err(|_| NOT_RFC_3339)?;
+        let instant: jiff::Timestamp = truncate_to_nanoseconds(text).parse().map_err(|_| NOT_RFC_3339)?;
         if &text.as_bytes()[17..19] == b"60" && !is_last_second_of_a_month(instant) {
             return Err(NO_LEAP_SECOND);
         }
@@ -85,13 +86,15 @@ impl FromStr for Timestamp {
     }
 }
 
-/// Whether a leap second may follow: the parser reads `:60` as `:59` of any minute (RFC 3339 §5.7 allows it at a month's end alone).
+/// Allows a leap second only at the end of a month (RFC 3339 §5.7). The parser reads `:60` as `:59`
+/// of any minute.
 fn is_last_second_of_a_month(instant: jiff::Timestamp) -> bool {
     let time = jiff::tz::Offset::UTC.to_datetime(instant);
     (time.hour(), time.minute(), time.second()) == (23, 59, 59) && time.day() == time.days_in_month()
 }
 
-/// The shape `YYYY-MM-DDThh:mm:ss[.f…](Z|±hh:mm)`; the parser behind it takes more than RFC 3339 does.
+/// Checks the shape `YYYY-MM-DDThh:mm:ss[.f…](Z|±hh:mm)`, because the parser accepts more than RFC
+/// 3339.
 fn is_rfc_3339(text: &[u8]) -> bool {
     let matches = |text: &[u8], shape: &[u8]| {
         text.len() == shape.len()
@@ -116,8 +119,8 @@ fn is_rfc_3339(text: &[u8]) -> bool {
     matches(head, b"0000-00-00T00:00:00") && (matches!(tail, b"Z" | b"z") || offset)
 }
 
-/// Cuts the digits of a fraction that the parser would refuse. The text has the shape already.
-fn at_most_nanoseconds(text: &str) -> Cow<'_, str> {
+/// Truncates an RFC 3339 fraction to the nine digits that the parser accepts.
+fn truncate_to_nanoseconds(text: &str) -> Cow<'_, str> {
     let digits = text.bytes().skip(20).take_while(u8::is_ascii_digit).count();
     if digits > 9 { Cow::Owned(format!("{}{}", &text[..29], &text[20 + digits..])) } else { Cow::Borrowed(text) }
 }
@@ -156,10 +159,10 @@ impl fmt::Display for Timestamp {
 
 const SECOND: i64 = 1_000;
 const DAY: i64 = 86_400 * SECOND;
-/// Days from 0000-03-01 to 1970-01-01: years that start in March end with the leap day.
+/// Days from 0000-03-01 to 1970-01-01. A year that starts in March ends with the leap day.
 const EPOCH: i64 = 719_468;
 
-/// The printed form of an instant of the years 0 to 9999, without the general printer: items and answers hold many.
+/// Prints an instant of the years 0 to 9999, faster than the general printer.
 fn printed(millis: i64) -> Option<[u8; 24]> {
     let (year, month, day) = date(millis.div_euclid(DAY));
     if !(0..=9_999).contains(&year) {
@@ -186,7 +189,7 @@ fn printed(millis: i64) -> Option<[u8; 24]> {
     Some(text)
 }
 
-/// The instant of a text in the printed form; `None` for every other text, which the general parser reads.
+/// Parses the printed form; any other text is left to the general parser.
 fn printed_millis(text: &[u8]) -> Option<i64> {
     let is_printed = text.len() == 24 && text[19] == b'.' && text[23] == b'Z' && text[10] == b'T';
     if !is_printed || [text[4], text[7], text[13], text[16]] != *b"--::" {
@@ -205,7 +208,7 @@ fn printed_millis(text: &[u8]) -> Option<i64> {
     Some(days * DAY + ((hour * 60 + minute) * 60 + second) * SECOND + number(20..23)?)
 }
 
-/// Days from 1970-01-01 to a date. One that does not exist is counted as if months were longer.
+/// Days since 1970-01-01. A date that does not exist is counted as if its month were longer.
 fn days(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let (era, year) = (year.div_euclid(400), year.rem_euclid(400));
@@ -213,7 +216,7 @@ fn days(year: i64, month: i64, day: i64) -> i64 {
     era * 146_097 + year * 365 + year / 4 - year / 100 + day_of_year - EPOCH
 }
 
-/// Year, month and day so many days after 1970-01-01.
+/// Returns the year, month and day that is `days` after 1970-01-01.
 fn date(days: i64) -> (i64, i64, i64) {
     let days = days + EPOCH;
     let (era, days) = (days.div_euclid(146_097), days.rem_euclid(146_097));
@@ -238,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_any_precision_and_offset_and_prints_utc_milliseconds() {
+    fn any_precision_and_offset_prints_utc_milliseconds() {
         for (text, printed) in [
             ("2026-11-21T23:07:56Z", "2026-11-21T23:07:56.000Z"),
             ("2026-11-21T23:07:56.1239Z", "2026-11-21T23:07:56.123Z"),
@@ -251,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_not_rfc_3339() {
+    fn other_formats_are_rejected() {
         for text in [
             "",
             "tomorrow",
@@ -274,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn leap_seconds_end_a_month_in_utc() {
+    fn leap_seconds_only_end_a_utc_month() {
         for (text, printed) in [
             ("2016-12-31T23:59:60Z", "2016-12-31T23:59:59.000Z"),
             ("2027-06-30T23:59:60.5Z", "2027-06-30T23:59:59.500Z"),
@@ -297,8 +300,7 @@ mod tests {
         assert_eq!("2027-06-30T23:59:61Z".parse::<Timestamp>(), Err(NOT_RFC_3339));
     }
 
-    /// The general printer and parser, which know every year.
-    fn generally(millis: i64) -> (String, i64) {
+    fn general_form(millis: i64) -> (String, i64) {
         let instant = jiff::Timestamp::from_millisecond(millis).unwrap();
         let text = format!("{instant:.3}");
         let read = text.parse::<jiff::Timestamp>().unwrap().as_millisecond();
@@ -306,17 +308,17 @@ mod tests {
     }
 
     #[test]
-    fn short_ways_know_every_day() {
+    fn fast_path_supports_every_day() {
         for day in (-4_400..3_000).map(|month| month * 30).chain(days(1_999, 12, 1)..days(2_004, 3, 2)) {
             let millis = day * DAY + 86_399_999;
-            let (text, read) = generally(millis);
+            let (text, read) = general_form(millis);
             assert_eq!(text.parse::<Timestamp>().map(Timestamp::as_millis), Ok(read), "{text}");
             assert_eq!(Timestamp::from_millis(millis).unwrap().to_string(), text);
         }
     }
 
     #[test]
-    fn short_way_refuses_dates_that_do_not_exist() {
+    fn fast_path_rejects_nonexistent_dates() {
         for text in ["2026-02-29", "1900-02-29", "2026-04-31", "2026-00-10", "2026-13-10", "2026-10-00", "2026-10-32"] {
             assert_eq!(printed_millis(format!("{text}T12:00:00.000Z").as_bytes()), None, "{text}");
         }
@@ -328,8 +330,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn short_ways_agree_with_the_general_ones(millis in -377_705_023_201_000_i64..253_402_207_200_000) {
-            let (text, read) = generally(millis);
+        fn fast_path_agrees_with_general_path(millis in -377_705_023_201_000_i64..253_402_207_200_000) {
+            let (text, read) = general_form(millis);
             let instant = Timestamp::from_millis(millis).unwrap();
             prop_assert_eq!(instant.to_string(), text.clone());
             prop_assert_eq!(serde_json::to_value(instant).unwrap(), text.clone());
@@ -339,7 +341,7 @@ mod tests {
         }
 
         #[test]
-        fn printing_and_reading_agree(millis in 0_i64..4_102_444_800_000) {
+        fn timestamps_round_trip(millis in 0_i64..4_102_444_800_000) {
             let instant = Timestamp::from_millis(millis).unwrap();
             prop_assert_eq!(instant.to_string().parse::<Timestamp>(), Ok(instant));
         }

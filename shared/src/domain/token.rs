@@ -10,16 +10,16 @@ const BRAND: &str = CredentialKind::ApiKey.brand();
 const RANDOM_LEN: usize = 26;
 const TAG_LEN: usize = 6;
 const TOKEN_LEN: usize = BRAND.len() + RANDOM_LEN + TAG_LEN;
-/// How many leading characters are public: the brand and six random ones.
+/// The brand and six random characters are public.
 pub const PREFIX_LEN: usize = BRAND.len() + 6;
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// An API key's plaintext: `kt_live_`, 26 random base62 characters (154 bits) and a 6-character tag, the truncated HMAC-SHA256 of
-/// what stands before it. Holding one means that the tag was right: it was minted here, and whether its key still lives is another question.
+/// The plaintext of an API key: `kt_live_`, 26 random base62 characters (154 bits) and a tag, the
+/// truncated HMAC-SHA256 of the characters before it. The tag of a value is valid, but its key may
+/// be revoked or expired.
 #[derive(Debug, Clone)]
 pub struct ApiKeyToken(SecretString);
 
-/// Why a text is no token of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenRefused {
     #[error("not shaped like an API key")]
@@ -33,7 +33,7 @@ impl ApiKeyToken {
         Self::starting_with(BRAND, ring, entropy)
     }
 
-    /// A genuine token that is found under another's prefix: for tests of what a prefix alone may show.
+    /// Mints a genuine token with the prefix of another one, to test what a prefix may reveal.
     #[cfg(any(test, feature = "testing"))]
     pub fn mint_under(prefix: &Prefix, ring: &Keyring, entropy: &dyn Entropy) -> Self {
         Self::starting_with(prefix.as_str(), ring, entropy)
@@ -49,7 +49,8 @@ impl ApiKeyToken {
         Self(token.into())
     }
 
-    /// Checks shape and tag; microseconds, no I/O. A tag under any key of the ring is right, so that tokens survive its rotation.
+    /// Checks shape and tag in microseconds, without I/O. A tag under any key of the ring is valid,
+    /// so that tokens survive the ring's rotation.
     pub fn parse(text: &str, ring: &Keyring) -> Result<Self, TokenRefused> {
         let body = text.strip_prefix(BRAND).ok_or(TokenRefused::Shape)?;
         if text.len() != TOKEN_LEN || !body.bytes().all(|b| b.is_ascii_alphanumeric()) {
@@ -70,7 +71,7 @@ impl ApiKeyToken {
         Prefix(self.expose()[..PREFIX_LEN].to_owned())
     }
 
-    /// SHA-256 of the token: the key of in-memory caches, which hold no plaintext.
+    /// Returns the SHA-256 of the token, the key of in-memory caches, which hold no plaintext.
     pub fn fingerprint(&self) -> [u8; 32] {
         let digest = digest::digest(&digest::SHA256, self.expose().as_bytes());
         digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
@@ -88,7 +89,7 @@ fn tag(secret: &[u8], signed: &[u8]) -> [u8; TAG_LEN] {
     })
 }
 
-/// Appends `count` base62 characters, each equally likely: bytes past the last whole multiple of 62 are drawn again.
+/// Draws bytes above the largest multiple of 62 again, so that each character is equally likely.
 fn push_random(text: &mut String, count: usize, entropy: &dyn Entropy) {
     let wanted = text.len() + count;
     let mut bytes = [0; 32];
@@ -100,7 +101,8 @@ fn push_random(text: &mut String, count: usize, entropy: &dyn Entropy) {
     zeroize::Zeroize::zeroize(&mut bytes);
 }
 
-/// A token's first 14 characters: what the key is found by and shown as. Not secret, and not unique.
+/// The first 14 characters of a token, neither secret nor unique. The key is found by them and
+/// shown with them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Prefix(String);
@@ -142,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minted_token_has_the_documented_shape() {
+    fn minted_token_has_the_documented_shape() {
         let token = ApiKeyToken::mint(&ring("a"), &SeededEntropy::new(7));
         assert_eq!(token.expose().len(), 40);
         assert_eq!(token.prefix().as_str(), &token.expose()[..14]);
@@ -150,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_minted_under_a_prefix_is_genuine_and_another() {
+    fn token_minted_under_a_prefix_is_genuine() {
         let (ring, entropy) = (ring("a"), SeededEntropy::new(7));
         let token = ApiKeyToken::mint(&ring, &entropy);
         let twin = ApiKeyToken::mint_under(&token.prefix(), &ring, &entropy);
@@ -159,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_holds_across_rotation_and_not_across_rings() {
+    fn tag_survives_rotation_but_not_another_ring() {
         let token = ApiKeyToken::mint(&ring("a"), &SeededEntropy::new(7));
         let rotated: Keyring =
             serde_json::from_str(&format!(r#"{{"current":"k2","k1":"{}","k2":"{}"}}"#, "a".repeat(32), "b".repeat(32)))
@@ -177,7 +179,8 @@ mod tests {
                 counts[usize::from(byte)] += 1;
             }
         }
-        // 52,000 draws over 62 characters: 839 each, standard deviation 29; six of them would be one in a billion.
+        // 52,000 draws over 62 characters: 839 expected for each, with a standard deviation of 29.
+        // The bounds are six of those, a chance of one in a billion.
         for byte in BASE62 {
             assert!((665..1013).contains(&counts[usize::from(*byte)]), "{}", char::from(*byte));
         }
@@ -185,7 +188,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_changed_character_survives(seed: u64, at in 0_usize..40, to in "[0-9A-Za-z_ ]") {
+        fn changed_character_is_rejected(seed: u64, at in 0_usize..40, to in "[0-9A-Za-z_ ]") {
             let ring = ring("a");
             let token = ApiKeyToken::mint(&ring, &SeededEntropy::new(seed));
             let mut forged = token.expose().to_owned();

@@ -4,15 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{Id, Invalid, ModelId, Timestamp};
 
-/// How long after it happened usage is still counted.
+/// Maximum age of usage that is counted.
 pub const COUNTED_LATE: std::time::Duration = std::time::Duration::from_hours(400 * 24);
-/// How far ahead of ours a data plane's clock may be.
+/// How far a data plane's clock may be ahead of this service's clock.
 pub const COUNTED_AHEAD: std::time::Duration = std::time::Duration::from_hours(1);
 
 /// Nano-cents in a cent.
 const NANO: u128 = 1_000_000_000;
 
-/// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UsageKind {
@@ -20,7 +19,7 @@ pub enum UsageKind {
     OutputTokens,
 }
 
-/// How much of it at once: 1 to 10^12.
+/// A number from 1 to 10^12.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u64")]
 pub struct Quantity(u64);
@@ -43,7 +42,7 @@ impl TryFrom<u64> for Quantity {
     }
 }
 
-/// A name that somebody else gave to something: 1 to 255 characters, no control characters.
+/// A name or id from another system: 1 to 255 characters, no control characters.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Reference(String);
@@ -61,25 +60,24 @@ impl TryFrom<String> for Reference {
         if (1..=255).contains(&text.chars().count()) && !text.chars().any(char::is_control) {
             Ok(Self(text))
         } else {
-            Err(Invalid::new("must be 1 to 255 characters, none of them a control character"))
+            Err(Invalid::new("must be 1 to 255 characters without control characters"))
         }
     }
 }
 
-/// Something that was used, and what it cost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageEvent {
-    /// Counts once in its organization, however often it is reported.
+    /// The event counts once in its organization, however often it is reported.
     pub client_event_id: Reference,
     pub api_key_id: Id,
-    /// Under which key's counters it counts: the first of the line of rotations.
+    /// The key lineage whose counters include this event.
     #[serde(rename = "counted_as")]
     pub lineage_id: Id,
     pub kind: UsageKind,
     pub quantity: Quantity,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelId>,
-    /// In nano-cents; `None` without a price. The store's own to keep: its number is wider than what serde knows there.
+    /// In nano-cents; `None` without a price. The store writes this attribute itself.
     #[serde(skip)]
     pub cost: Option<u128>,
     pub occurred_at: Timestamp,
@@ -92,16 +90,15 @@ pub struct UsageEvent {
 }
 
 impl UsageEvent {
-    /// Where an event names no model.
+    /// The model name of events without a model.
     pub const UNSPECIFIED: &str = "unspecified";
 
-    /// The model under which usage shows it.
     pub fn model_name(&self) -> &str {
         self.model.as_ref().map_or(Self::UNSPECIFIED, ModelId::as_str)
     }
 }
 
-/// What was used of something in some time. Sums stop at their type's end instead of starting over.
+/// Usage totals. Sums saturate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
     pub input_tokens: u128,
@@ -115,7 +112,7 @@ impl Tally {
         self.input_tokens.saturating_add(self.output_tokens)
     }
 
-    /// Whole cents, rounded up: the one place where money is rounded.
+    /// Rounds up. Money is rounded only here.
     pub const fn cost_cents(&self) -> u128 {
         self.cost.div_ceil(NANO)
     }
@@ -130,13 +127,12 @@ impl Tally {
     }
 }
 
-/// A month's usage: whole, by model and by day of the month.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MonthUsage {
     pub totals: Tally,
     pub by_model: BTreeMap<String, Tally>,
     pub by_day: BTreeMap<u8, Tally>,
-    /// The tokens of each model that were counted without a price.
+    /// Tokens of each model without a price.
     pub unpriced: BTreeMap<String, u128>,
 }
 
@@ -156,9 +152,9 @@ mod tests {
 
     #[test]
     fn nothing_overflows() {
-        let most = Quantity::try_from(1_000_000_000_000).unwrap();
+        let max = Quantity::try_from(1_000_000_000_000).unwrap();
         let price = Price { input: u32::MAX, output: u32::MAX, cache_read: None, cache_write: None };
-        assert_eq!(price.cost(UsageKind::OutputTokens, most), u128::from(u32::MAX) * 1_000_000_000_000);
+        assert_eq!(price.cost(UsageKind::OutputTokens, max), u128::from(u32::MAX) * 1_000_000_000_000);
         assert!(Quantity::try_from(0).is_err() && Quantity::try_from(1_000_000_000_001).is_err());
     }
 }

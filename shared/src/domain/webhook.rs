@@ -5,15 +5,15 @@ use utoipa::ToSchema;
 
 use super::{Change, Changes, EventType, Id, Invalid, Name, Timestamp, Value, WebhookUrl};
 
-/// How far the clocks of two writers may be apart.
+/// Maximum difference between the clocks of two writers.
 pub const CLOCKS_APART: Duration = Duration::from_secs(2);
-const TYPES_AT_MOST: usize = 50;
+const MAX_TYPES: usize = 50;
 const ALL: &str = "*";
-/// After which number of failed attempts in a row, and not before which time since the first of them, an endpoint is disabled.
-const FAILURES_AT_MOST: u32 = 25;
-const FAILING_AT_LEAST: Duration = Duration::from_hours(24);
+/// An endpoint is disabled after this number of failures in a row, but not before this time has
+/// passed since the first one.
+const MAX_FAILURES: u32 = 25;
+const MIN_FAILING_TIME: Duration = Duration::from_hours(24);
 
-/// Where an organization wants to be told of events. What is not set is not kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WebhookEndpoint {
     pub id: Id,
@@ -21,7 +21,7 @@ pub struct WebhookEndpoint {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<Name>,
     pub event_types: EventTypes,
-    /// Why nothing is sent there at present; it is sent if there is no reason.
+    /// `None` if deliveries are enabled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disabled_reason: Option<DisabledReason>,
     pub created_at: Timestamp,
@@ -32,7 +32,7 @@ pub struct WebhookEndpoint {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DisabledReason {
-    /// By the organization itself.
+    /// The organization disabled it.
     Requested,
     /// The receiver answered 410.
     Gone,
@@ -50,7 +50,7 @@ impl DisabledReason {
     }
 }
 
-/// A change of settings: `None` keeps.
+/// `None` keeps the current value.
 #[derive(Debug, Clone, Default)]
 pub struct WebhookEndpointPatch {
     pub url: Option<WebhookUrl>,
@@ -68,24 +68,24 @@ impl WebhookEndpoint {
         self.disabled_reason.is_none()
     }
 
-    /// Whether it is to be told of something that happened at a time.
+    /// Returns whether the endpoint receives an event that occurred at `at`.
     pub fn wants(&self, event_type: EventType, at: Timestamp) -> bool {
         self.is_enabled() && at.plus(CLOCKS_APART) >= self.created_at && self.event_types.contain(event_type)
     }
 
-    /// The choices behind a new endpoint, as its audit event shows them.
+    /// Returns the settings as the audit event of the creation shows them.
     pub fn creation(&self) -> Changes {
         let audited = self.audited().into_iter();
         audited.map(|(field, after)| (field, Change { before: Value::Null, after })).collect()
     }
 
-    /// What its end takes away, as the audit log shows it.
+    /// Returns the settings as the audit event of the deletion shows them.
     pub fn deletion(&self) -> Changes {
         let audited = self.audited().into_iter();
         audited.map(|(field, before)| (field, Change { before, after: Value::Null })).collect()
     }
 
-    /// Applies a patch; says what changed, field by field.
+    /// Returns the changes by field.
     pub fn apply(&mut self, patch: WebhookEndpointPatch) -> Changes {
         let before = self.clone();
         let WebhookEndpointPatch { url, description, event_types, enabled } = patch;
@@ -95,13 +95,12 @@ impl WebhookEndpoint {
         self.disabled_reason = match enabled {
             None => self.disabled_reason,
             Some(true) => None,
-            // One that was disabled already was so for the reason that it had.
+            // An endpoint that is already disabled keeps its reason.
             Some(false) => self.disabled_reason.or(Some(DisabledReason::Requested)),
         };
         self.changed_since(&before)
     }
 
-    /// Sends nothing there from now on.
     pub fn disable(&mut self, reason: DisabledReason) -> Changes {
         let before = self.clone();
         self.disabled_reason = Some(reason);
@@ -109,7 +108,7 @@ impl WebhookEndpoint {
     }
 
     fn changed_since(&mut self, before: &Self) -> Changes {
-        // Another query is another URL, though both look alike in the audit log.
+        // Another query is another URL, although both look alike in the audit log.
         let moved = before.url != self.url;
         let pairs = before.audited().into_iter().zip(self.audited());
         let changes: Changes = pairs
@@ -134,7 +133,7 @@ impl WebhookEndpoint {
     }
 }
 
-/// Of which types an endpoint is told: 1 to 50 of them, or `*`, which is all.
+/// 1 to 50 event types, or `*` for all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<Selected>", into = "Vec<String>")]
 pub struct EventTypes {
@@ -147,7 +146,6 @@ impl EventTypes {
         self.all || self.named.contains(&event_type)
     }
 
-    /// As they are written.
     pub fn iter(&self) -> impl Iterator<Item = &'static str> {
         self.all.then_some(ALL).into_iter().chain(self.named.iter().map(|named| named.as_str()))
     }
@@ -157,8 +155,8 @@ impl TryFrom<Vec<Selected>> for EventTypes {
     type Error = Invalid;
 
     fn try_from(types: Vec<Selected>) -> Result<Self, Invalid> {
-        if types.is_empty() || types.len() > TYPES_AT_MOST {
-            return Err(Invalid::new("must hold 1 to 50 types of events, or *"));
+        if types.is_empty() || types.len() > MAX_TYPES {
+            return Err(Invalid::new("must contain 1 to 50 event types, or *"));
         }
         let (mut all, mut named) = (false, BTreeSet::new());
         for selected in types {
@@ -201,41 +199,37 @@ impl From<EventTypes> for Vec<String> {
     }
 }
 
-/// How an endpoint's attempts went lately.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failing {
-    /// How many failed in a row.
+    /// Failed attempts in a row.
     #[serde(rename = "failures", default)]
     pub count: u32,
-    /// When the first of them did.
+    /// When the first of them failed.
     #[serde(rename = "failing_since", default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
 }
 
 impl Failing {
-    /// With one more failure.
     #[must_use]
     pub fn with_failure(self, now: Timestamp) -> Self {
         Self { count: self.count.saturating_add(1), since: self.since.or(Some(now)) }
     }
 
-    /// Whether it has been so for long enough to end it.
     pub fn should_disable(self, now: Timestamp) -> bool {
-        self.count >= FAILURES_AT_MOST && self.since.is_some_and(|since| now.since(since) >= FAILING_AT_LEAST)
+        self.count >= MAX_FAILURES && self.since.is_some_and(|since| now.since(since) >= MIN_FAILING_TIME)
     }
 }
 
-/// One event for one endpoint. It has its event's number, so that there is one however often it is asked for.
+/// An event for an endpoint. It has the id of the event, so that there is only one of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivery {
     pub id: Id,
     pub event_type: EventType,
-    /// When the event happened.
     pub event_at: Timestamp,
     pub status: DeliveryStatus,
-    /// The oldest first.
+    /// Oldest first.
     pub attempts: Vec<Attempt>,
-    /// Of one that waits.
+    /// Set while the delivery is pending.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_attempt_at: Option<Timestamp>,
     /// Counts changes: a write that depends on a read is conditional on it.
@@ -247,7 +241,7 @@ pub struct Delivery {
 pub enum DeliveryStatus {
     Pending,
     Succeeded,
-    /// Given up after its last attempt.
+    /// Failed after the last attempt.
     Failed,
 }
 
@@ -267,32 +261,32 @@ impl fmt::Display for DeliveryStatus {
     }
 }
 
-/// What came of sending once.
+/// The result of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Attempt {
     pub at: Timestamp,
     pub response_code: Option<u16>,
     pub latency_ms: u64,
-    /// The first KiB of it, without what looks like a secret.
+    /// The first KiB of the response body, without text that looks like a secret.
     pub response_body: Option<String>,
-    /// Why it did not succeed; `null` if it did.
+    /// Why the attempt failed; `null` if it succeeded.
     pub error: Option<String>,
 }
 
-/// How many attempts of earlier rounds a delivery keeps when it is sent anew.
-const ATTEMPTS_KEPT: usize = 10;
+/// Maximum number of earlier attempts that a replayed delivery keeps.
+const MAX_OLD_ATTEMPTS: usize = 10;
 
 impl Delivery {
-    /// To be sent at once.
+    /// Creates a delivery that is due at once.
     pub fn new(id: Id, event_type: EventType, event_at: Timestamp, now: Timestamp) -> Self {
         let status = DeliveryStatus::Pending;
         Self { id, event_type, event_at, status, attempts: Vec::new(), next_attempt_at: Some(now), revision: 1 }
     }
 
-    /// To be sent at once, whatever came of it before.
+    /// Makes the delivery due at once, regardless of the last result.
     #[must_use]
     pub fn again(&self, now: Timestamp) -> Self {
-        let old = self.attempts.len().saturating_sub(ATTEMPTS_KEPT);
+        let old = self.attempts.len().saturating_sub(MAX_OLD_ATTEMPTS);
         Self {
             status: DeliveryStatus::Pending,
             attempts: self.attempts[old..].to_vec(),
@@ -303,7 +297,7 @@ impl Delivery {
     }
 }
 
-/// How long after each failed attempt the next one is made; there is none after the last.
+/// After each failed attempt. The attempt after the last pause is the last one.
 const PAUSES: [Duration; 9] = [
     Duration::from_secs(5),
     Duration::from_mins(5),
@@ -315,15 +309,15 @@ const PAUSES: [Duration; 9] = [
     Duration::from_hours(20),
     Duration::from_hours(24),
 ];
-/// The longest that a receiver may ask to be left alone.
-const ASKED_AT_MOST: Duration = Duration::from_hours(24);
+const MAX_REQUESTED_PAUSE: Duration = Duration::from_hours(24);
 
-/// When to try again after a failure at `now`, or `None` if that was the last attempt. `tries` counts those made before it in this round; `random`
-/// takes away or adds up to a tenth; a receiver may ask for more time, up to a day.
-pub fn next_attempt(tries: u32, asked: Option<Duration>, now: Timestamp, random: u8) -> Option<Timestamp> {
+/// Returns when to try again after a failure at `now`; `None` after the last attempt. `tries`
+/// counts the attempts before this one in this round. `random` changes the pause by up to a tenth.
+/// The receiver may request a longer pause, up to a day.
+pub fn next_attempt(tries: u32, requested: Option<Duration>, now: Timestamp, random: u8) -> Option<Timestamp> {
     let pause = PAUSES.get(usize::try_from(tries).ok()?)?;
     let pause = pause.mul_f64(0.9 + f64::from(random) / 255.0 / 5.0);
-    Some(now.plus(pause.max(asked.unwrap_or_default().min(ASKED_AT_MOST))))
+    Some(now.plus(pause.max(requested.unwrap_or_default().min(MAX_REQUESTED_PAUSE))))
 }
 
 #[cfg(test)]
@@ -338,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_from_seconds_to_a_day_and_end() {
+    fn pauses_grow_up_to_a_day_and_end() {
         let seconds = |tries, random| next_attempt(tries, None, noon(), random).map(|at| at.since(noon()).as_millis());
         assert_eq!([0, 255].map(|random| seconds(0, random)), [Some(4_500), Some(5_500)]);
         assert_eq!([0, 255].map(|random| seconds(8, random)), [Some(77_760_000), Some(95_040_000)]);
@@ -347,8 +341,8 @@ mod tests {
     }
 
     #[test]
-    fn a_receiver_may_ask_for_more_time_up_to_a_day() {
-        let pause = |tries, asked| next_attempt(tries, Some(asked), noon(), 128).unwrap().since(noon());
+    fn receiver_may_request_up_to_a_day() {
+        let pause = |tries, requested| next_attempt(tries, Some(requested), noon(), 128).unwrap().since(noon());
         assert_eq!(pause(0, Duration::from_mins(2)), Duration::from_mins(2));
         assert_eq!(pause(0, Duration::from_hours(48)), Duration::from_hours(24));
         assert!(pause(3, Duration::from_secs(1)) > Duration::from_hours(1));
@@ -356,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn only_many_failures_over_a_day_are_hopeless() {
+    fn endpoint_is_disabled_after_a_day_of_failures() {
         let mut failing = Failing::default();
         for minute in 0..25 {
             failing = failing.with_failure(noon().plus(Duration::from_mins(minute)));
@@ -369,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn types_are_known_ones_or_a_star() {
+    fn event_types_are_known_or_star() {
         let read = |types: serde_json::Value| serde_json::from_value::<EventTypes>(types);
         let some = read(json!(["ping", "api_key.created", "ping"])).unwrap();
         assert!(some.contain(EventType::Ping) && !some.contain(EventType::InvoicePaid));
@@ -385,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn sending_again_keeps_the_latest_attempts() {
+    fn replay_keeps_the_latest_attempts() {
         let attempt = |at| Attempt { at, response_code: Some(500), latency_ms: 1, response_body: None, error: None };
         let mut delivery = Delivery::new(Id::new(1).unwrap(), EventType::Ping, noon(), noon());
         delivery.attempts = (0..13).map(|minute| attempt(noon().plus(Duration::from_mins(minute)))).collect();
@@ -397,16 +391,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_endpoint_is_told_of_what_it_asked_for_while_it_was_there(
-            chosen in proptest::collection::btree_set(0..19_usize, 1..19), asked in 0..19_usize, before: bool, enabled: bool,
+        fn endpoint_receives_only_subscribed_events_while_enabled(
+            chosen in proptest::collection::btree_set(0..19_usize, 1..19), requested in 0..19_usize, before: bool, enabled: bool,
         ) {
             let types: Vec<_> = chosen.iter().map(|at| EventType::ALL[*at]).map(Selected::Type).collect();
             let url = WebhookUrl::parse("https://hooks.example.com/", crate::domain::Reach::Public).unwrap();
             let mut endpoint = WebhookEndpoint::new(Id::new(1).unwrap(), url, None, types.try_into().unwrap(), noon());
             endpoint.apply(WebhookEndpointPatch { enabled: Some(enabled), ..WebhookEndpointPatch::default() });
             let at = if before { noon().minus(Duration::from_millis(2_001)) } else { noon() };
-            let told = endpoint.wants(EventType::ALL[asked], at);
-            prop_assert_eq!(told, chosen.contains(&asked) && enabled && !before);
+            let receives = endpoint.wants(EventType::ALL[requested], at);
+            prop_assert_eq!(receives, chosen.contains(&requested) && enabled && !before);
         }
     }
 }

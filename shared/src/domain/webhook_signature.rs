@@ -10,7 +10,7 @@ use super::{CredentialKind, Entropy, Invalid, Timestamp, stripe};
 const BRAND: &str = CredentialKind::WebhookSecret.brand();
 const KEY_LEN: usize = 32;
 
-/// What one endpoint's deliveries are signed with: `whsec_` and the base64 of 32 random bytes.
+/// `whsec_` and the base64 of 32 random bytes.
 #[derive(Clone)]
 pub struct WebhookSecret(SecretString);
 
@@ -24,7 +24,7 @@ impl WebhookSecret {
         secret
     }
 
-    /// Reads what [`generate`](Self::generate) made, and nothing else.
+    /// Accepts only the form that [`generate`](Self::generate) makes.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         match decode(text) {
             Some(_) => Ok(Self(text.into())),
@@ -45,7 +45,7 @@ impl fmt::Debug for WebhookSecret {
 
 fn decode(text: &str) -> Option<Zeroizing<[u8; KEY_LEN]>> {
     let encoded = text.strip_prefix(BRAND)?;
-    // One byte more than there is: the decoder asks for whole groups of three.
+    // One byte larger than the key, because the decoder requires whole groups of three.
     let mut bytes = Zeroizing::new([0; KEY_LEN + 1]);
     let length = STANDARD.decode_slice(encoded, &mut *bytes).ok()?;
     let mut key = Zeroizing::new([0; KEY_LEN]);
@@ -53,8 +53,7 @@ fn decode(text: &str) -> Option<Zeroizing<[u8; KEY_LEN]>> {
     (length == KEY_LEN).then_some(key)
 }
 
-/// What a delivery proves itself with, as the values of the headers of the same names: Stripe's format and that of Standard Webhooks, over the same
-/// bytes.
+/// The signature headers of a delivery, in the formats of Stripe and of Standard Webhooks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signatures {
     /// `t=<unix seconds>,v1=<hex>`, with one `v1` for each secret.
@@ -62,12 +61,13 @@ pub struct Signatures {
     pub webhook_id: String,
     /// Unix seconds.
     pub webhook_timestamp: String,
-    /// `v1,<base64>`, one for each secret with spaces between.
+    /// `v1,<base64>` for each secret, separated by spaces.
     pub webhook_signature: String,
 }
 
 impl Signatures {
-    /// Signs a delivery under each of the endpoint's live secrets. `id` is the event's, the same in every attempt, and `at` this attempt's.
+    /// Signs a delivery. `id` is the id of the event, the same at every attempt, and `at` is the
+    /// time of this attempt.
     pub fn sign(secrets: &[&WebhookSecret], id: &str, at: Timestamp, body: &[u8]) -> Self {
         let time = at.as_seconds().to_string();
         let mut karta_signature = format!("t={time}");
@@ -82,7 +82,7 @@ impl Signatures {
     }
 }
 
-/// Standard Webhooks' formula: the key is what the secret encodes.
+/// Computes the formula of Standard Webhooks. The key is the decoded secret.
 fn sign(secret: &WebhookSecret, id: &str, time: &str, body: &[u8]) -> String {
     let key = decode(secret.expose()).expect("a secret is parsed or generated");
     let mut mac = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &*key));
@@ -111,11 +111,12 @@ mod tests {
     }
 
     #[test]
-    fn a_delivery_is_signed_in_both_formats_under_every_secret() {
+    fn delivery_is_signed_in_both_formats() {
         let (first, second) = (WebhookSecret::parse(FIRST).unwrap(), WebhookSecret::parse(SECOND).unwrap());
         let signed = |secrets: &[&WebhookSecret]| Signatures::sign(secrets, "evt_1", at(1_795_000_000), BODY);
         // Python: hmac.new(FIRST.encode(), b"1795000000." + BODY, "sha256").hexdigest(), and
-        // base64.b64encode(hmac.new(bytes(range(32)), b"evt_1.1795000000." + BODY, "sha256").digest()); SECOND is of range(32, 64).
+        // base64.b64encode(hmac.new(bytes(range(32)), b"evt_1.1795000000." + BODY,
+        // "sha256").digest()); SECOND encodes bytes(range(32, 64)).
         let one = Signatures {
             karta_signature: "t=1795000000,v1=1437c5653ff294ed8351ddaec792448fa677d0d48270fd8a36db0c003814e289"
                 .to_owned(),
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_generated_secret_is_read_again_and_never_shown() {
+    fn generated_secret_round_trips_and_is_redacted() {
         let entropy = SeededEntropy::new(7);
         let (secret, other) = (WebhookSecret::generate(&entropy), WebhookSecret::generate(&entropy));
         assert_eq!(secret.expose().len(), 50);
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_secret_of_ours_is_refused() {
+    fn invalid_secrets_are_rejected() {
         for text in [
             "",
             "whsec_",
@@ -154,7 +155,7 @@ mod tests {
             &format!("{FIRST}="),
             &format!(" {FIRST}"),
             &format!("{FIRST}\n"),
-            // 31 and 33 bytes, the alphabet of URLs, and bits that stand for nothing.
+            // 31 and 33 bytes, the alphabet for URLs, and unused bits that are set.
             "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHg==",
             "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g",
             &FIRST.replace("AwQF", "-_QF"),
@@ -166,9 +167,8 @@ mod tests {
     }
 
     proptest! {
-        /// What we take from Stripe by its rules, we sign ourselves by the same.
         #[test]
-        fn our_own_verifier_of_stripes_format_takes_it(seed: u64, second in 0_i64..10_000_000_000, body: Vec<u8>, changed: u8) {
+        fn stripe_verifier_accepts_our_signatures(seed: u64, second in 0_i64..10_000_000_000, body: Vec<u8>, changed: u8) {
             let secret = WebhookSecret::generate(&SeededEntropy::new(seed));
             let header = Signatures::sign(&[&secret], "evt_1", at(second), &body).karta_signature;
             let secrets: StripeSecrets = serde_json::from_value(

@@ -9,55 +9,58 @@ use super::{
     secret_shape::{finds_own_secret, finds_secret},
 };
 
-/// Where a webhook endpoint's deliveries go: `https`, a public DNS name, port 443, no credentials, no fragment. A query may stand, as receivers put
-/// ids there. What the name resolves to is judged at each delivery.
+/// The URL of a webhook endpoint: `https`, a public DNS name, port 443, no credentials, no
+/// fragment. A query is allowed, because receivers put ids into it. The address that the name
+/// resolves to is checked at each delivery.
 ///
-/// Deserializing is for what the store kept, which was judged when it was written and is judged again before it is called: it takes any text, so
-/// that a stricter rule leaves stored endpoints readable. Input is read by [`parse`](Self::parse).
+/// Deserialization accepts any text, so that a stricter rule leaves stored endpoints readable:
+/// stored URLs are checked again before they are called. Parse input with [`parse`](Self::parse).
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct WebhookUrl(String);
 
 impl WebhookUrl {
-    /// Judges by text alone. Under [`Reach::Loopback`] loopback (`127.0.0.0/8`, `[::1]`, `localhost`) may also be `http` and on any port.
+    /// Checks only the text. With [`Reach::Loopback`], loopback (`127.0.0.0/8`, `[::1]`,
+    /// `localhost`) may also use `http` and any port.
     pub fn parse(text: &str, reach: Reach) -> Result<Self, Invalid> {
-        let outline = Outline::judged(text, reach)?;
-        // Receivers put keys of their own into the query, which is shown to nobody else; ours belong nowhere.
-        let path = outline.behind.split('?').next().unwrap_or_default();
+        let outline = Outline::checked(text, reach)?;
+        // Receivers put their own keys into the query, which only the organization's admins see.
+        // Karta's own credentials are not allowed anywhere.
+        let path = outline.path_and_query.split('?').next().unwrap_or_default();
         if finds_secret(outline.host) || finds_secret(path) || finds_own_secret(text) {
             return Err(HOLDS_SECRET);
         }
         Ok(Self(outline.normalised(text)))
     }
 
-    /// The URL as everybody but an organization's admins may see it: a query becomes `?redacted`.
+    /// Returns the URL for everyone except the organization's admins: a query becomes `?redacted`.
     #[must_use]
     pub fn without_query(&self) -> Self {
         let (start, query) = self.0.split_once('?').map_or((&*self.0, false), |(start, _)| (start, true));
         Self(format!("{start}{}", if query { "?redacted" } else { "" }))
     }
 
-    /// Judges what the store kept as [`parse`](Self::parse) would today.
+    /// Checks the notation of a stored URL as [`parse`](Self::parse) does, but not for credentials.
     pub fn judge(&self, reach: Reach) -> Result<(), Invalid> {
-        Outline::judged(&self.0, reach).map(drop)
+        Outline::checked(&self.0, reach).map(drop)
     }
 
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// In lower case, without port, an IPv6 address in its brackets; empty where a URL from the store has none.
+    /// Returns the host in lower case, without port, and an IPv6 address in brackets. Empty if a
+    /// stored URL has no valid host.
     pub fn host(&self) -> String {
-        Outline::judged(&self.0, Reach::Loopback)
+        Outline::checked(&self.0, Reach::Loopback)
             .map_or_else(|_| String::new(), |outline| outline.host.to_ascii_lowercase())
     }
 
-    /// Whether it leads to this machine by its text.
     pub fn is_loopback(&self) -> bool {
         is_loopback(&self.host())
     }
 
-    /// Whether its host is one of these names, in any case and with or without a dot at the end.
+    /// Compares in any case, with or without a trailing dot.
     pub fn is_on(&self, hosts: &[String]) -> bool {
         let own = self.host();
         hosts.iter().any(|host| host.strip_suffix('.').unwrap_or(host).eq_ignore_ascii_case(&own))
@@ -65,7 +68,7 @@ impl WebhookUrl {
 }
 
 impl fmt::Debug for WebhookUrl {
-    /// Without path and query, which let in whoever knows them at some receivers.
+    /// Omits path and query, which grant access at some receivers.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("WebhookUrl").field(&self.host()).finish()
     }
@@ -76,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_stands_and_debug_shows_the_host_alone() {
+    fn query_is_kept_and_debug_shows_host_only() {
         for reach in [Reach::Public, Reach::Loopback] {
             let url = WebhookUrl::parse("https://Hooks.example.com/T000/s3cret?id=s3cret/1", reach).unwrap();
             assert_eq!(url.as_str(), "https://hooks.example.com/T000/s3cret?id=s3cret/1");
@@ -84,12 +87,12 @@ mod tests {
             assert_eq!(format!("{url:?}"), r#"WebhookUrl("hooks.example.com")"#);
             assert!(!url.is_loopback());
         }
-        // A name that carries an address is a name: what it resolves to is judged at delivery.
+        // A name that contains an address is a name. It is resolved and checked at delivery.
         assert!(WebhookUrl::parse("https://127.0.0.1.nip.io/", Reach::Public).is_ok());
     }
 
     #[test]
-    fn only_the_query_holds_a_foreign_key() {
+    fn only_the_query_may_hold_a_foreign_key() {
         let parse = |text: &str| WebhookUrl::parse(text, Reach::Public);
         let google = format!("AIza{}", "7QxW9z3RkT5mVb2NpL8c".repeat(2));
         assert!(parse(&format!("https://chat.example.com/v1/spaces/A?key={google}")).is_ok());
@@ -103,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_may_be_http_on_any_port_where_it_is_allowed_and_nowhere_else() {
+    fn loopback_reach_allows_http_and_any_port() {
         for text in [
             "http://127.0.0.1",
             "http://127.0.0.1:8080/hooks?x=1",
@@ -123,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn beside_loopback_nothing_more_is_allowed() {
+    fn loopback_reach_allows_nothing_else() {
         for text in [
             "http://api.example.com/",
             "https://api.example.com:8443/",
@@ -164,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_store_kept_is_read_and_judged_again() {
+    fn stored_url_is_read_and_checked_again() {
         let read = |text: &str| serde_json::from_value::<WebhookUrl>(text.into()).unwrap();
         let kept = WebhookUrl::parse("http://localhost:8080/hooks", Reach::Loopback).unwrap();
         assert_eq!(read(kept.as_str()), kept);
@@ -175,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn own_hosts_are_known_in_any_notation() {
+    fn own_hosts_match_in_any_notation() {
         let own = ["api.example.com.".to_owned(), "Control.example.com".to_owned()];
         for (text, is_own) in [
             ("https://api.example.com/v1", true),

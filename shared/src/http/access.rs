@@ -10,25 +10,27 @@ use crate::{
     domain::{Actor, ActorKind, Id, Power, Principal, PrincipalKind, Scope, Service},
 };
 
-/// Who may call a route: a marker type that a route names, so that none can forget to say.
+/// The access rule of a route. A route names a marker type that implements it, so that no route
+/// lacks a rule.
 pub trait Access: Send + Sync + 'static {
-    /// What a handler learns of who calls.
+    /// The caller as the handler sees it.
     type Caller: Send + Sync;
-    /// What the API's document says of who may call.
+    /// The required credential in the API document.
     const CREDENTIAL: RequiredCredential = RequiredCredential::Private;
-    /// What it judges with.
+    /// Secrets that [`Access::admit`] needs.
     const SECRETS: &'static [Secret] = &[];
 
-    /// Judges kind, scope and project, in that order: 401 where there is no credential, 403 where it does not suffice.
+    /// Checks the credential, its kind, scope and project, in that order. Returns 401 without a
+    /// credential, and 403 if it is not sufficient.
     fn admit(presented: Presented<'_>) -> impl Future<Output = Result<Self::Caller, Error>> + Send;
 
-    /// The caller as one who may change things; none where nobody may.
+    /// The caller as the author of changes; `None` if its kind cannot change anything.
     fn identity(_: &Self::Caller) -> Option<&dyn CallerIdentity> {
         None
     }
 
-    /// Authorizes the caller by its current state, not by the gateway's cached verdict, before a remembered answer shows a secret
-    /// again. Refuses by default.
+    /// Authorizes the caller by its current state instead of the gateway's cached verdict. Called
+    /// before a stored response shows a secret again. Refuses by default.
     fn reauthorize<R: Route<Access = Self>>(_: &App, _: &Call<R>) -> impl Future<Output = Result<(), Error>> + Send
     where
         Self: Sized,
@@ -37,56 +39,57 @@ pub trait Access: Send + Sync + 'static {
     }
 }
 
-/// Who may call, as the API's document has it.
+/// The credential that a route requires, for the API document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequiredCredential {
     None,
-    /// An API key that holds the scope, if one is named.
+    /// An API key with this scope; any API key for `None`.
     ApiKey(Option<Scope>),
     /// A session token for the project in the path, or any API key.
     Project,
-    /// Nobody whom the document speaks to.
+    /// A credential that the document does not describe.
     Private,
 }
 
-/// What a request is judged by.
+/// The parts of a request that [`Access::admit`] checks.
 pub struct Presented<'a> {
     pub(super) app: &'a App,
-    /// The authorizer's finding, already held against the key's own addresses.
+    /// The authorizer's result, already checked against the key's allowed addresses.
     pub(super) caller: Option<AuthorizerContext>,
     /// The path's `{ref}`.
     pub(super) project: Option<&'a str>,
     pub(super) meta: &'a RequestMeta,
-    /// What a sender signs; none where a caller is judged once more.
+    /// The parts that a sender signs; `None` when a caller is authorized again.
     pub(super) signed: Option<Signed<'a>>,
 }
 
-/// A request as its sender signs it.
+/// The parts of a request that its sender signs.
 pub(super) struct Signed<'a> {
     pub(super) headers: &'a HeaderMap,
-    /// As it was sent, before anything is parsed.
+    /// The body as received, before parsing.
     pub(super) body: &'a [u8],
-    /// The largest body that the route takes, in bytes.
+    /// The route's body limit in bytes.
     pub(super) body_max: usize,
 }
 
-/// Somebody who may change things: known to the audit log, and to idempotency.
+/// A caller that may change things, as the audit log and idempotency identify it.
 pub trait CallerIdentity: Send + Sync {
     fn actor(&self) -> Actor;
 
-    /// Whose resources it works with; none for a service, which works with everybody's.
+    /// The organization whose resources it works with; `None` for a service, which works with all
+    /// of them.
     fn organization(&self) -> Option<Id>;
 
-    /// What tells its credential from every other one, without opening anything.
+    /// Bytes that identify the credential uniquely and cannot be used as the credential.
     fn credential(&self) -> Vec<u8>;
 }
 
-/// Judges what the gateway's cached verdict cannot: where this request comes from.
+/// Checks the client's address, which the gateway's cached verdict does not cover.
 pub(super) fn admit_address(caller: Option<AuthorizerContext>, address: Option<IpAddr>) -> Option<AuthorizerContext> {
     caller.filter(|caller| caller.allowed_cidrs.permit(address))
 }
 
-/// Anybody, without a credential.
+/// Any client, without a credential.
 #[derive(Debug)]
 pub struct Public;
 
@@ -99,7 +102,7 @@ impl Access for Public {
     }
 }
 
-/// An API key, as a handler of an organization's own resources sees it.
+/// An API key as the handlers of an organization's resources see it.
 #[derive(Debug, Clone)]
 pub struct ApiKeyCaller {
     pub organization_id: Id,
@@ -123,33 +126,29 @@ impl CallerIdentity for ApiKeyCaller {
     }
 }
 
-/// An API key that holds a scope, or any API key.
+/// A scope that an API key must hold, or any API key.
 pub trait RequiredScope: Send + Sync + 'static {
     const SCOPE: Option<Scope>;
 }
 
-/// An API key with scope `read`.
 #[derive(Debug)]
 pub struct Read;
 impl RequiredScope for Read {
     const SCOPE: Option<Scope> = Some(Scope::Read);
 }
 
-/// An API key with scope `write`.
 #[derive(Debug)]
 pub struct Write;
 impl RequiredScope for Write {
     const SCOPE: Option<Scope> = Some(Scope::Write);
 }
 
-/// An API key with scope `admin`.
 #[derive(Debug)]
 pub struct Admin;
 impl RequiredScope for Admin {
     const SCOPE: Option<Scope> = Some(Scope::Admin);
 }
 
-/// Any API key.
 #[derive(Debug)]
 pub struct AnyKey;
 impl RequiredScope for AnyKey {
@@ -192,8 +191,8 @@ impl<S: RequiredScope> Access for S {
     }
 }
 
-/// Whoever may enter the project in the path: a session token pinned to it, or an API key. Whether the project exists in the API
-/// key's organization is the handler's to find out.
+/// A session token of the project in the path, or an API key. The handler checks whether the
+/// project exists in the API key's organization.
 #[derive(Debug)]
 pub struct ProjectAccess;
 
@@ -213,52 +212,46 @@ impl Access for ProjectAccess {
     }
 }
 
-/// The holder of a service token that grants a power, on an internal route. Such a route exists on the allowlists alone: off either, every
-/// request is the 404 of an unknown path, before the token is looked at.
+/// A service token with a power, on an internal route. A request from outside the allowlists gets
+/// the 404 of an unknown path, before the token is checked.
 #[derive(Debug)]
 pub struct Internal<P>(PhantomData<fn() -> P>);
 
-/// A power that an internal route takes, or any service token.
+/// A power that a service token must grant, or any service token.
 pub trait RequiredPower: 'static {
     const POWER: Option<Power>;
 }
 
-/// A service token with power `validate`.
 #[derive(Debug)]
 pub struct Validate;
 impl RequiredPower for Validate {
     const POWER: Option<Power> = Some(Power::Validate);
 }
 
-/// A service token with power `provision`.
 #[derive(Debug)]
 pub struct Provision;
 impl RequiredPower for Provision {
     const POWER: Option<Power> = Some(Power::Provision);
 }
 
-/// A service token with power `usage`.
 #[derive(Debug)]
 pub struct ReportUsage;
 impl RequiredPower for ReportUsage {
     const POWER: Option<Power> = Some(Power::Usage);
 }
 
-/// A service token with power `releases`.
 #[derive(Debug)]
 pub struct Releases;
 impl RequiredPower for Releases {
     const POWER: Option<Power> = Some(Power::Releases);
 }
 
-/// A service token with power `byok`.
 #[derive(Debug)]
 pub struct Byok;
 impl RequiredPower for Byok {
     const POWER: Option<Power> = Some(Power::Byok);
 }
 
-/// Any service token.
 #[derive(Debug)]
 pub struct AnyService;
 impl RequiredPower for AnyService {
@@ -273,7 +266,7 @@ impl<P: RequiredPower> Access for Internal<P> {
         Some(caller)
     }
 
-    /// No verdict on a service token is cached: this request has judged it.
+    /// Verdicts on service tokens are not cached: this request has already checked the token.
     async fn reauthorize<R: Route<Access = Self>>(_: &App, _: &Call<R>) -> Result<(), Error> {
         Ok(())
     }
@@ -296,7 +289,8 @@ impl<P: RequiredPower> Access for Internal<P> {
     }
 }
 
-/// Whose token it is; one that is not known may have been added since the tokens were fetched.
+/// Returns the service that holds the token. An unknown token triggers a refetch, because it may be
+/// new.
 async fn find_service(app: &App, token: &str) -> Result<Option<Service>, SecretError> {
     if let Some(service) = app.secrets.service_tokens().await?.find(token) {
         return Ok(Some(service.clone()));

@@ -6,7 +6,8 @@ use serde::{Serialize, Serializer};
 
 use super::Error;
 
-/// A handler's answer: a status and a JSON body of type `T`, written out, so that it can be remembered and given again byte for byte.
+/// A handler's response: a status and the encoded JSON of a `T`. The body is kept as bytes so that
+/// a replay is identical.
 pub struct Answer<T> {
     pub(super) status: StatusCode,
     pub(super) body: Vec<u8>,
@@ -31,34 +32,34 @@ impl<T: Serialize> Answer<T> {
 
     fn new(status: StatusCode, output: &T) -> Result<Self, Error> {
         let body = serde_json::to_vec(output)
-            .map_err(|error| Error::Internal(format!("an answer does not encode: {error}")))?;
-        Ok(Self::written(status, body))
+            .map_err(|error| Error::Internal(format!("response encoding failed: {error}")))?;
+        Ok(Self::from_bytes(status, body))
     }
 }
 
-/// A text that is the whole answer, as it is.
+/// A body that is sent as it is, without JSON encoding.
 #[derive(Debug, Serialize)]
 pub enum Verbatim {}
 
 impl Answer<Verbatim> {
     /// 200
     pub fn verbatim(text: &'static str) -> Self {
-        Self::written(StatusCode::OK, text.as_bytes().to_vec())
+        Self::from_bytes(StatusCode::OK, text.as_bytes().to_vec())
     }
 }
 
 impl<T> Answer<T> {
-    /// 204: nothing to show.
+    /// 204 without a body
     pub fn no_content() -> Self {
-        Self::written(StatusCode::NO_CONTENT, Vec::new())
+        Self::from_bytes(StatusCode::NO_CONTENT, Vec::new())
     }
 
-    pub(super) fn written(status: StatusCode, body: Vec<u8>) -> Self {
+    pub(super) fn from_bytes(status: StatusCode, body: Vec<u8>) -> Self {
         Self { status, body, of: PhantomData }
     }
 }
 
-/// A secret in the one answer that shows it.
+/// A secret, serialized in the only response that shows it.
 #[derive(Debug, Clone)]
 pub struct Revealed(SecretString);
 

@@ -7,18 +7,19 @@ use crate::{
     domain::{AllowedCidrs, Id, Principal, PrincipalKind, ScopeSet},
 };
 
-/// The authorizer's finding, as it travels through API Gateway's request context: flat strings, absent where there is nothing to say.
-/// Beside the Principal it carries what depends on the request and is therefore judged at each one, and the key's name for the audit log.
+/// The authorizer's result, as API Gateway passes it to functions in the request context: flat
+/// strings, without entries for missing values. Besides the Principal it carries the allowed
+/// addresses, which every request is checked against, and the key's name for the audit log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthorizerContext {
     pub principal: Principal,
     pub api_key_name: Option<String>,
-    /// Under whose counters an API key's usage counts.
+    /// The lineage that an API key's usage is counted under.
     pub lineage_id: Option<Id>,
     pub allowed_cidrs: AllowedCidrs,
 }
 
-/// A context that this code did not write. The request is refused as if it had no credential.
+/// A context that this code did not write. The request is refused like one without a credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadContext;
 
@@ -78,7 +79,8 @@ impl AuthorizerContext {
         entries.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
 
-    /// Reads the context back, strictly; fields that API Gateway adds are skipped. An empty value is refused: `allowed_cidrs` would read as no fence.
+    /// Parses the context strictly and skips fields that API Gateway adds. An empty value is
+    /// refused, because empty `allowed_cidrs` would mean no restriction.
     pub fn from_context(context: &HashMap<String, Value>) -> Result<Self, BadContext> {
         let text = |name: &str| match context.get(name) {
             None => Ok(None),
@@ -121,7 +123,7 @@ impl AuthorizerContext {
     }
 }
 
-/// Stands for an empty list: nothing says that every gateway keeps an empty string.
+/// Represents an empty list, because a gateway may drop empty strings.
 const NONE: &str = "none";
 
 fn or_none(words: String) -> String {
@@ -159,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_survives_the_gateway() {
+    fn context_round_trips() {
         let mut context = context(&caller());
         context.insert("principalId".to_owned(), "x".into());
         context.insert("integrationLatency".to_owned(), 12.into());
@@ -167,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn no_value_is_an_empty_string() {
+    fn context_has_no_empty_values() {
         let mut caller = caller();
         caller.principal.scopes = ScopeSet::NONE;
         caller.allowed_cidrs = AllowedCidrs::default();
@@ -176,13 +178,13 @@ mod tests {
     }
 
     #[test]
-    fn a_context_that_lacks_or_bends_a_field_is_no_context() {
+    fn missing_or_invalid_field_is_bad_context() {
         for field in
             ["kind", "organization_id", "organization_slug", "scopes", "api_key_id", "budget_ok", "allowed_cidrs"]
         {
-            let mut lacking = context(&caller());
-            lacking.remove(field);
-            assert_eq!(AuthorizerContext::from_context(&lacking), Err(BadContext), "without {field}");
+            let mut incomplete = context(&caller());
+            incomplete.remove(field);
+            assert_eq!(AuthorizerContext::from_context(&incomplete), Err(BadContext), "without {field}");
         }
         for (field, value) in [
             ("kind".to_owned(), Value::from("service")),
@@ -200,9 +202,9 @@ mod tests {
         .chain(["", " ", "\t", " none", "none none"].map(|blank| ("allowed_cidrs".to_owned(), Value::from(blank))))
         .chain(["", " ", "none none"].map(|blank| ("scopes".to_owned(), Value::from(blank))))
         {
-            let mut bent = context(&caller());
-            bent.insert(field.clone(), value.clone());
-            assert_eq!(AuthorizerContext::from_context(&bent), Err(BadContext), "{field} = {value}");
+            let mut changed = context(&caller());
+            changed.insert(field.clone(), value.clone());
+            assert_eq!(AuthorizerContext::from_context(&changed), Err(BadContext), "{field} = {value}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Types that bodies of several routes share.
+//! Types that the bodies of several routes share.
 
 use std::{borrow::Cow, fmt};
 
@@ -15,7 +15,7 @@ use crate::{
     telemetry,
 };
 
-/// The body of a route that reads none; whatever is sent is passed over.
+/// The body of a route that ignores its body.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct NoBody {}
 
@@ -24,7 +24,7 @@ pub struct NoBody {}
 #[serde(deny_unknown_fields)]
 pub struct NoFields {}
 
-/// A text that may be a secret: any string, which is neither checked nor printed.
+/// A string that may be a secret. Its content is neither checked nor printed.
 #[derive(Debug, Clone)]
 pub struct Received(SecretString);
 
@@ -33,11 +33,12 @@ impl Received {
         self.0.expose_secret()
     }
 
-    /// A provider key, judged by its looks; 422 with what is wrong with it, or with the name that it is to have: people paste the key there too.
+    /// Parses a provider key. Returns 422 if the key is malformed, or if `name` contains a key:
+    /// people paste keys there too.
     pub fn provider_key(&self, provider: Provider, name: Option<&Name>) -> Result<ProviderKey, Error> {
         let refused = |rejected| Error::KeyRejected { provider, rejected };
         let members = match serde_json::from_str(self.expose()).ok() {
-            Some(JsonObject { twice: true, .. }) => return Err(refused(KeyRejected::TwiceMember)),
+            Some(JsonObject { has_duplicates: true, .. }) => return Err(refused(KeyRejected::TwiceMember)),
             Some(JsonObject { members, .. }) => Some(members),
             None => None,
         };
@@ -45,17 +46,20 @@ impl Received {
         let shows_a_key =
             |name: &str| matches!(telemetry::scrub(name), Cow::Owned(_)) || key.is_in(name, members.as_ref());
         if name.is_some_and(|name| shows_a_key(name.as_str())) {
-            return Err(Error::invalid("name", "must hold no key or token: everybody who may read sees it"));
+            return Err(Error::invalid(
+                "name",
+                "must not contain a key or token: every key with scope read can see it",
+            ));
         }
         Ok(key)
     }
 }
 
-/// Asks for bytes, as which the frame gives a text without checking what it holds.
+/// Requests bytes, because the reader returns those without checking the text.
 impl<'de> Deserialize<'de> for Received {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct AnyText;
-        impl Visitor<'_> for AnyText {
+        struct ReceivedVisitor;
+        impl Visitor<'_> for ReceivedVisitor {
             type Value = Received;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -71,21 +75,21 @@ impl<'de> Deserialize<'de> for Received {
                 text.map(|text| Received(text.into())).map_err(|_| E::custom("must be a string"))
             }
         }
-        deserializer.deserialize_bytes(AnyText)
+        deserializer.deserialize_bytes(ReceivedVisitor)
     }
 }
 
 /// A JSON object of strings.
 struct JsonObject {
     members: Members,
-    /// Whether a name stands there twice: which one counts is up to whoever reads it.
-    twice: bool,
+    /// Whether a name occurs twice. JSON parsers differ in which value they use.
+    has_duplicates: bool,
 }
 
 impl<'de> Deserialize<'de> for JsonObject {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct OfStrings;
-        impl<'de> Visitor<'de> for OfStrings {
+        struct ObjectVisitor;
+        impl<'de> Visitor<'de> for ObjectVisitor {
             type Value = JsonObject;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -93,19 +97,19 @@ impl<'de> Deserialize<'de> for JsonObject {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<JsonObject, A::Error> {
-                let mut object = JsonObject { members: Members::new(), twice: false };
+                let mut object = JsonObject { members: Members::new(), has_duplicates: false };
                 while let Some((name, Received(value))) = map.next_entry::<String, Received>()? {
-                    object.twice |= object.members.insert(name, value).is_some();
+                    object.has_duplicates |= object.members.insert(name, value).is_some();
                 }
                 Ok(object)
             }
         }
-        deserializer.deserialize_map(OfStrings)
+        deserializer.deserialize_map(ObjectVisitor)
     }
 }
 
-/// For a field of a PATCH: absent keeps (`None`), anything else is read as it is, `null` included.
-/// Use as `#[serde(default, deserialize_with = "present")]`.
+/// Deserializes a field of a PATCH: an absent field is `None`, and any other value is read,
+/// including `null`. Use as `#[serde(default, deserialize_with = "present")]`.
 pub fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }

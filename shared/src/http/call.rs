@@ -19,28 +19,28 @@ use crate::{
     store, telemetry,
 };
 
-/// One request to a route, judged and parsed.
+/// One request to a route, authorized and parsed.
 pub struct Call<R: Route> {
     pub caller: <R::Access as Access>::Caller,
     pub path: R::Path,
     pub query: R::Query,
     pub body: R::Body,
-    /// When the request was judged: one instant for the whole of it.
+    /// The time of the request, the same for all of its steps.
     pub now: Timestamp,
     pub meta: Arc<RequestMeta>,
     pub(super) idempotency: Option<IdempotencyKey>,
 }
 
-/// Where a request comes from, for the log, the audit log and idempotency.
+/// Request metadata for the log, the audit log and idempotency.
 #[derive(Debug)]
 pub struct RequestMeta {
     pub request_id: String,
     pub ip_address: Option<String>,
-    /// The name that the client asked for, as API Gateway saw it.
+    /// The host name of the request, as API Gateway received it.
     pub host: Option<String>,
     pub user_agent: Option<String>,
     pub(super) bearer: Option<SecretString>,
-    /// The name of the service that calls, once its token is proven.
+    /// The name of the calling service, once its token is verified.
     pub(super) service: OnceLock<String>,
 }
 
@@ -49,7 +49,7 @@ impl RequestMeta {
         self.ip_address.as_deref().and_then(client_address)
     }
 
-    /// Takes out what is shaped like a secret, and the request's own credential, which need not be.
+    /// Redacts everything in the shape of a secret, and the request's own credential in any shape.
     pub fn scrub(&self, text: &str) -> String {
         let scrubbed = telemetry::scrub(text);
         match self.bearer.as_ref().map(ExposeSecret::expose_secret) {
@@ -63,15 +63,16 @@ impl<R: Route> Call<R>
 where
     R::Access: Access<Caller = ApiKeyCaller>,
 {
-    /// Judges the calling key once more, by its state as it is now: for what outlives the gateway's cached verdict, such as a token or another
-    /// key. A write that hangs on it is staged with [`Transaction::while_unchanged`](crate::store::Transaction::while_unchanged).
+    /// Authorizes the calling key again by its current state. Needed for everything that outlives
+    /// the gateway's cached verdict, such as a token or another key. Stage writes that depend on it
+    /// with [`Transaction::require_caller_unchanged`](crate::store::Transaction::require_caller_unchanged).
     pub async fn reauthorize(&self, app: &App) -> Result<ApiKey, Error> {
         let access = app.store.access(self.caller.organization_id, self.caller.api_key_id).await?;
         self.reauthorize_with(app, &access).await?;
         Ok(access.api_key)
     }
 
-    /// The same for what costs money, with what the key may spend.
+    /// Does the same for requests that cost money, and returns what the key may spend.
     pub async fn reauthorize_to_spend(&self, app: &App) -> Result<ValidKey, Error> {
         let ApiKeyCaller { organization_id, api_key_id, lineage_id, .. } = self.caller;
         let state = app.store.access_to_spend(organization_id, api_key_id, lineage_id, self.now);
@@ -82,7 +83,7 @@ where
 
     async fn reauthorize_with(&self, app: &App, access: &store::Access) -> Result<(), Error> {
         let api_key = &access.api_key;
-        auth::judge(access, self.now).map_err(|_| Error::Unauthorized)?;
+        auth::check_status(access, self.now).map_err(|_| Error::Unauthorized)?;
         let caller = AuthorizerContext {
             principal: Principal { scopes: api_key.scopes, ..self.caller.principal.clone() },
             api_key_name: Some(api_key.name.as_str().to_owned()),
@@ -94,8 +95,9 @@ where
         R::Access::admit(presented).await.map(drop)
     }
 
-    /// The calling key, judged once more, and the key that it means to change, with its last use: one read for both if they are the same, so
-    /// that the condition on the one is a condition on the other.
+    /// Returns the calling key, authorized again, and the key to be changed, with its last use. If
+    /// both are the same key it is read once, so that a condition on one is a condition on the
+    /// other.
     pub async fn caller_and_target(&self, app: &App, target: Id) -> Result<(ApiKey, ApiKey), Error> {
         let ApiKeyCaller { organization_id, api_key_id, .. } = self.caller;
         if api_key_id == target {
@@ -113,7 +115,7 @@ impl<R: Route> Call<R>
 where
     R::Access: Access<Caller: CallerIdentity>,
 {
-    /// An event of the audit log: what the handler says of a change, and who makes it, when and from where.
+    /// Creates an audit event: adds actor, time and request metadata to the handler's part.
     pub fn audit_event(&self, app: &App, event: NewAuditEvent) -> AuditEvent {
         AuditEvent {
             id: Id::draw(self.now, &*app.entropy),
@@ -128,7 +130,8 @@ where
         }
     }
 
-    /// What the organization's webhook endpoints are told of a change: `data` is an object, of resources as answers show them.
+    /// Creates an event for the organization's webhook endpoints. `data` is an object of resources
+    /// in the form that responses show.
     pub fn event(
         &self,
         app: &App,
@@ -142,7 +145,7 @@ where
             created_at: self.now,
             organization_id: organization,
             data: serde_json::to_string(data)
-                .map_err(|error| Error::Internal(format!("an event does not encode: {error}")))?,
+                .map_err(|error| Error::Internal(format!("event encoding failed: {error}")))?,
             only_endpoint: None,
         })
     }

@@ -1,5 +1,5 @@
-//! Paging cursors: the id that the next page starts below, under a MAC over organization, list and filters, so that a cursor can
-//! neither be forged nor carried to another tenant or another question.
+//! Paging cursors. A cursor holds the id that the next page starts below, and a MAC over
+//! organization, list and filters. It cannot be forged or used with another tenant, list or filter.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
@@ -14,7 +14,8 @@ use crate::{
 const ID_LEN: usize = 8;
 const MAC_LEN: usize = 16;
 
-/// `next_cursor` for the items of `list` below an id; `None` where no page follows. `list` names the list and its filters.
+/// Returns the `next_cursor` for items of `list` below an id; `None` if there is no next page.
+/// `list` names the list and its filters.
 pub async fn seal(app: &App, organization: Id, list: &str, below: Option<Id>) -> Result<Option<String>, Error> {
     let Some(id) = below else {
         return Ok(None);
@@ -26,7 +27,8 @@ pub async fn seal(app: &App, organization: Id, list: &str, below: Option<Id>) ->
     Ok(Some(BASE64_URL_SAFE_NO_PAD.encode([&id[..], &mac[..MAC_LEN]].concat())))
 }
 
-/// Where a page of the same organization and list starts; `None` is the first.
+/// Returns the id that the page starts below; `None` for the first page. Returns 422 if the cursor
+/// belongs to another organization or list.
 pub async fn open(app: &App, organization: Id, list: &str, cursor: Option<&str>) -> Result<Option<Id>, Error> {
     let Some(cursor) = cursor else {
         return Ok(None);

@@ -13,23 +13,24 @@ use crate::{
     webhook_secrets,
 };
 
-/// How long a client is asked to wait before it tries again, in seconds.
+/// Seconds in the `Retry-After` header.
 pub(super) const RETRY_AFTER_SECONDS: u32 = 1;
 
-/// One text for every 401, which lists all causes: a caller learns how to send a key, and nothing about the one it sent.
+/// The message of every 401. It lists all causes, so that it explains how to send a key and reveals
+/// nothing about the received one.
 const UNAUTHORIZED: &str = "Send Authorization: Bearer <key>. The header may be missing, repeated, without Bearer or under another name such as \
                             X-API-Key, or the key or token may be unknown, revoked, expired or not allowed from this address.";
 
-/// Why a route did not do what it was asked. This is the one place that knows statuses and error bodies.
+/// An error response of a route. Only this type knows statuses and error bodies.
 #[derive(Debug)]
 pub enum Error {
     Unauthorized,
     Forbidden(Cow<'static, str>),
     NotFound,
-    /// A route that does not exist for this caller: the gateway's answer to a path that no route has.
+    /// The route does not exist for this caller: the gateway's response to an unknown path.
     UnknownRoute,
     MalformedJson(String),
-    /// The request is none that the route could take: 400 with a code of its own.
+    /// A malformed request: 400 with this code.
     BadRequest {
         code: &'static str,
         message: String,
@@ -39,12 +40,12 @@ pub enum Error {
     },
     /// The body is compressed or otherwise encoded.
     UnsupportedEncoding,
-    /// `message` is a whole sentence that names the field and what would be right. Never the value.
+    /// `message` is a sentence with the field, the fault and the fix. It never holds the value.
     Invalid {
         field: String,
         message: String,
     },
-    /// A provider key that cannot be one of its provider's.
+    /// The value is not a valid key of the provider.
     KeyRejected {
         provider: Provider,
         rejected: KeyRejected,
@@ -55,29 +56,29 @@ pub enum Error {
         message: &'static str,
         resource_id: Option<Id>,
     },
-    /// What a builder reports does not follow from what its release is.
+    /// A builder reported a status that cannot follow the release's current one.
     NoTransition(NoTransition),
     BudgetExhausted {
         exhausted: Exhausted,
         resets_at: Option<Timestamp>,
     },
-    /// A write lost a race that a second run of the handler settles.
-    Raced,
+    /// A write conflicted with another one. Running the handler again resolves it.
+    WriteConflict,
     /// A dependency is down. The text is for the log.
     Unavailable(String),
-    /// There was no answer within this time. What was begun may still take effect.
+    /// The handler exceeded this time limit. Its writes may still take effect.
     TimedOut(Duration),
-    /// A fault of ours. The text is for the log.
+    /// A bug or a corrupt record. The text is for the log.
     Internal(String),
 }
 
 impl Error {
-    /// A field that cannot be what it is: `problem` completes "`<field>` …".
+    /// A field is invalid. `problem` completes "`<field>` …".
     pub fn invalid(field: &str, problem: impl std::fmt::Display) -> Self {
         Self::Invalid { field: field.to_owned(), message: format!("{field} {problem}") }
     }
 
-    /// Without the request's own credential where a field's name, which the client may choose, is repeated.
+    /// Redacts credentials from field names, which the client may choose.
     pub(super) fn scrubbed(self, meta: &RequestMeta) -> Self {
         match self {
             Self::Invalid { field, message } => {
@@ -100,13 +101,13 @@ impl Error {
             }
             Self::Conflict { .. } | Self::NoTransition(_) => StatusCode::CONFLICT,
             Self::BudgetExhausted { .. } => StatusCode::PAYMENT_REQUIRED,
-            Self::Raced | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::WriteConflict | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
-    /// The contract's body, but for `request_id`.
+    /// Returns the body without `request_id`.
     pub(super) fn body(&self) -> Value {
         match self {
             Self::Unauthorized => json!({"detail": "Unauthorized", "message": UNAUTHORIZED}),
@@ -120,7 +121,7 @@ impl Error {
             }
             Self::UnsupportedEncoding => json!({
                 "error": "unsupported_encoding",
-                "message": "The body must be sent as it is: leave out Content-Encoding",
+                "message": "The body must not be encoded: leave out Content-Encoding",
             }),
             Self::Invalid { field, message } => {
                 json!({"error": "validation_failed", "message": message, "field": field})
@@ -133,7 +134,7 @@ impl Error {
             }),
             Self::IdempotencyMismatch => json!({
                 "error": "idempotency_mismatch",
-                "message": "This Idempotency-Key was used with another body: repeat the first request unchanged, or take a new key",
+                "message": "This Idempotency-Key was used with a different body: repeat the first request unchanged, or use a new key",
                 "field": "Idempotency-Key",
             }),
             Self::Conflict { code, message, resource_id: None } => json!({"error": code, "message": message}),
@@ -153,18 +154,18 @@ impl Error {
                 "of": exhausted.owner(),
                 "resets_at": resets_at,
             }),
-            Self::Raced | Self::Unavailable(_) => json!({"detail": "Service unavailable"}),
+            Self::WriteConflict | Self::Unavailable(_) => json!({"detail": "Service unavailable"}),
             Self::TimedOut(_) => json!({"detail": "Timed out"}),
             Self::Internal(_) => json!({"detail": "Internal error"}),
         }
     }
 
-    /// What the log says beyond the status; nothing for the client's own mistakes.
+    /// Returns the fault for the log; `None` for client errors.
     pub(super) fn fault(&self) -> Option<Cow<'_, str>> {
         match self {
             Self::Unavailable(fault) | Self::Internal(fault) => Some(fault.into()),
-            Self::TimedOut(deadline) => Some(format!("no answer within {deadline:?}").into()),
-            Self::Raced => Some("writes kept losing races".into()),
+            Self::TimedOut(deadline) => Some(format!("handler exceeded {deadline:?}").into()),
+            Self::WriteConflict => Some("write conflicts persisted".into()),
             _ => None,
         }
     }
@@ -242,23 +243,21 @@ impl From<Conflict> for Error {
             | Conflict::IdTaken
             | Conflict::Changed
             | Conflict::CallerChanged => {
-                return Self::Raced;
+                return Self::WriteConflict;
             }
             Conflict::StripeCustomerTaken => {
-                ("stripe_customer_taken", "Another organization is this Stripe customer: clear it there first")
+                ("stripe_customer_taken", "Another organization has this Stripe customer: remove it there first")
             }
-            Conflict::SlugTaken => ("slug_taken", "The slug is taken: choose another one"),
-            Conflict::WebhookEndpointsFull => (
-                "webhook_endpoint_limit",
-                "The organization has 20 webhook endpoints, which is as many as there may be: delete one first",
-            ),
-            Conflict::RecoveryUnderWay => (
-                "recovery_under_way",
-                "What this endpoint missed is being recovered already: ask again when that is done",
-            ),
+            Conflict::SlugTaken => ("slug_taken", "The slug is taken. Choose another one."),
+            Conflict::WebhookEndpointsFull => {
+                ("webhook_endpoint_limit", "Webhook endpoint limit reached (20). Delete one first.")
+            }
+            Conflict::RecoveryUnderWay => {
+                ("recovery_under_way", "A recovery is already running for this endpoint. Try again when it finishes.")
+            }
             Conflict::LastAdminKey => (
                 "last_admin_key",
-                "This is the organization's last admin key that is active, without an expiry and without CIDRs: create another one first",
+                "This is the organization's last admin key that is active and has no expiry or CIDRs. Create another one first.",
             ),
         };
         Self::Conflict { code, message, resource_id: None }

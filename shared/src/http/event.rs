@@ -1,7 +1,8 @@
-//! API Gateway's proxy event as a request, and an answer as API Gateway reads it.
+//! Conversion of API Gateway's proxy event to a request, and of a response to API Gateway's format.
 //!
-//! Nothing that a client sends makes a conversion fail: an invocation that fails would skip the frame and show that a function exists. EventText is
-//! read byte by byte, and a byte that no header may hold becomes U+FFFD, so that the code that reads the header can refuse it.
+//! No client input makes a conversion fail: a failed invocation would skip the frame and reveal
+//! that a function exists. Text is read as bytes, and a byte that no header may contain becomes
+//! U+FFFD, so that the code that reads the header can refuse it.
 
 use std::{collections::HashMap, fmt};
 
@@ -20,7 +21,7 @@ use serde_json::Value;
 
 use super::path::decode_unreserved;
 
-/// A proxy event of a REST API, as far as the frame reads it.
+/// The fields of a REST API's proxy event that the frame reads.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct GatewayEvent {
@@ -68,7 +69,7 @@ impl GatewayEvent {
     }
 }
 
-/// The body's bytes; text that claims to be base64 and is not stays as it is.
+/// Returns the body's bytes. Text that is marked as base64 but cannot be decoded stays unchanged.
 fn body(text: String, is_base64: bool) -> Body {
     match is_base64.then(|| BASE64_STANDARD.decode(&text)) {
         Some(Ok(bytes)) => Body::Binary(bytes),
@@ -77,7 +78,8 @@ fn body(text: String, is_base64: bool) -> Body {
     }
 }
 
-/// Every value of every header. `headers` holds the last value of each, for senders that leave out `multiValueHeaders`.
+/// Collects every value of every header. `last` holds the last value of each header, for senders
+/// that omit `multiValueHeaders`.
 fn headers(all: Option<HashMap<EventText, Vec<EventText>>>, last: Option<HashMap<EventText, EventText>>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, values) in all.into_iter().flatten() {
@@ -139,7 +141,8 @@ pub(super) fn answer(response: Response<Body>) -> ApiGatewayProxyResponse {
     answer
 }
 
-/// A string of an event. Half surrogates, which `serde_json` refuses in a `String`, become U+FFFD.
+/// A string of an event. Unpaired surrogates, which `serde_json` refuses in a `String`, become
+/// U+FFFD.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct EventText(String);
 

@@ -1,8 +1,10 @@
-//! Repeats of creating requests.
+//! Idempotency of requests that create something.
 //!
-//! The record of an answer is written in the transaction that creates, so that two requests at once have one effect: the loser's
-//! transaction fails on the record, its handler runs again, and finds the answer to give. The keys that seal the answer and mark the
-//! request come from the caller's bearer token and idempotency key, which are not kept: a stolen table opens nothing.
+//! A record of the response is written in the transaction of the creation. If two equal requests
+//! run at once, one transaction fails on the record; its handler runs again and returns the stored
+//! response. The keys that seal the response and authenticate the request are derived from the
+//! caller's bearer token and idempotency key, which are not stored, so a stolen table reveals
+//! nothing.
 
 use std::time::Duration;
 
@@ -23,31 +25,33 @@ use crate::{
 };
 
 const HEADER: &str = "idempotency-key";
-const REMEMBERED_FOR: Duration = Duration::from_hours(24);
-const SECRET_REMEMBERED_FOR: Duration = Duration::from_mins(10);
+const RECORD_TTL: Duration = Duration::from_hours(24);
+const SECRET_REVEAL_PERIOD: Duration = Duration::from_mins(10);
 
-/// Whether an answer shows a secret: if so it is given again for ten minutes only.
+/// Whether a response shows a secret. If so, it can be replayed for ten minutes only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reveals {
     Nothing,
     Secret,
 }
 
-/// A request's idempotency key, bound to who sent it, where to and what.
+/// A request's idempotency key, bound to the caller, the target and the body.
 pub(super) struct IdempotencyKey {
-    /// SHA-256 over credential, place and key, in URL-safe base64: where the record lies.
+    /// SHA-256 over credential, target and key, in URL-safe base64. It is the key of the record.
     hash: String,
     seal: SealingKey,
     fingerprint: [u8; 32],
 }
 
 impl IdempotencyKey {
-    /// The header, if it was sent. `place` is the route with its path's variables, which do not depend on the host name; `body` is hashed in canonical order, so that spacing and the order of fields do not matter.
+    /// Reads the header, if present. `target` is the route with its path variables, independent of
+    /// the host name. `body` is hashed in canonical order, so that spacing and field order do not
+    /// matter.
     pub(super) fn new(
         headers: &HeaderMap,
         identity: &dyn CallerIdentity,
         meta: &RequestMeta,
-        place: &str,
+        target: &str,
         body: &Json<'_>,
     ) -> Result<Option<Self>, Error> {
         let mut sent = headers.get_all(HEADER).iter();
@@ -64,7 +68,7 @@ impl IdempotencyKey {
         }
         let bearer = meta.bearer.as_ref().ok_or(Error::Unauthorized)?.expose_secret().as_bytes();
         let mut hash = digest::Context::new(&digest::SHA256);
-        for part in [&identity.credential()[..], place.as_bytes(), key] {
+        for part in [&identity.credential()[..], target.as_bytes(), key] {
             hash.update(&(part.len() as u64).to_be_bytes());
             hash.update(part);
         }
@@ -86,8 +90,10 @@ impl<R: Route> Call<R>
 where
     R::Access: Access<Caller: CallerIdentity>,
 {
-    /// Returns the stored answer of an earlier run of this request, if any. Call it first. An answer that shows a secret is returned only
-    /// to a caller that is still authorized: its key may have ended since the gateway's verdict, even by this request's first run.
+    /// Returns the stored response of an earlier run of this request, if any. Call it first in a
+    /// handler. A response that shows a secret is returned only to a caller that is still
+    /// authorized: its key may have ended since the gateway's verdict, even through the first run
+    /// of this request.
     pub async fn replay(&self, app: &App) -> Result<Option<Answer<R::Output>>, Error> {
         let Some(key) = &self.idempotency else {
             return Ok(None);
@@ -99,25 +105,25 @@ where
         if record.revealed_until.is_some() {
             R::Access::reauthorize(app, self).await?;
         }
-        let (kept, sent) = (record.fingerprint.as_bytes(), key.fingerprint());
-        if constant_time::verify_slices_are_equal(kept, sent.as_bytes()).is_err() {
+        let (stored, sent) = (record.fingerprint.as_bytes(), key.fingerprint());
+        if constant_time::verify_slices_are_equal(stored, sent.as_bytes()).is_err() {
             return Err(Error::IdempotencyMismatch);
         }
         if record.revealed_until.is_some_and(|end| end <= self.now.as_seconds()) {
             return Err(Error::Conflict {
                 code: "secret_already_revealed",
-                message: "The first answer to this Idempotency-Key showed a secret, which is not shown again after 10 minutes",
+                message: "The first response to this Idempotency-Key contained a secret, which is not shown again after 10 minutes",
                 resource_id: Some(record.resource_id),
             });
         }
-        let broken = |what: &str| Error::Internal(format!("an idempotency record does not {what}"));
-        let status = StatusCode::from_u16(record.status).map_err(|_| broken("hold a status"))?;
-        let sealed = BASE64_STANDARD_NO_PAD.decode(&record.sealed_body).map_err(|_| broken("decode"))?;
-        let body = key.seal.open(key.hash.as_bytes(), &sealed).map_err(|_| broken("open"))?;
-        Ok(Some(Answer::written(status, body.to_vec())))
+        let corrupt = |part: &str| Error::Internal(format!("corrupt idempotency record: {part}"));
+        let status = StatusCode::from_u16(record.status).map_err(|_| corrupt("status"))?;
+        let sealed = BASE64_STANDARD_NO_PAD.decode(&record.sealed_body).map_err(|_| corrupt("body encoding"))?;
+        let body = key.seal.open(key.hash.as_bytes(), &sealed).map_err(|_| corrupt("sealed body"))?;
+        Ok(Some(Answer::from_bytes(status, body.to_vec())))
     }
 
-    /// Stages the record of `answer` beside the writes that made `resource`.
+    /// Stages the record of `answer` in the transaction that creates `resource`.
     pub fn remember(
         &self,
         app: &App,
@@ -137,10 +143,10 @@ where
             sealed_body: BASE64_STANDARD_NO_PAD.encode(key.seal.seal(nonce, key.hash.as_bytes(), &answer.body)),
             revealed_until: match reveals {
                 Reveals::Nothing => None,
-                Reveals::Secret => Some(self.now.plus(SECRET_REMEMBERED_FOR).as_seconds()),
+                Reveals::Secret => Some(self.now.plus(SECRET_REVEAL_PERIOD).as_seconds()),
             },
             resource_id: resource,
-            ttl: self.now.plus(REMEMBERED_FOR).as_seconds(),
+            ttl: self.now.plus(RECORD_TTL).as_seconds(),
         };
         Ok(transaction.remember(self.caller.organization(), &key.hash, &record, self.now.as_seconds())?)
     }

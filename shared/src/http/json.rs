@@ -1,25 +1,27 @@
-//! JSON of requests as a tree, in one pass over the bytes.
+//! Parser of request JSON into a tree, in one pass over the bytes.
 //!
-//! [`parse`] refuses what is not JSON. A value that is JSON and that no field can hold (a name given twice, half of a surrogate pair, a number out
-//! of range, deep nesting) stays in the tree as [`Json::Unusable`]. It is refused where a type reads it, so that the refusal has a path and one
-//! bad event of a batch leaves the others alone.
+//! [`parse`] refuses text that is not JSON. A JSON value that no field can hold (a repeated name,
+//! an unpaired surrogate, a number out of range, deep nesting) becomes [`Json::Unusable`] in the
+//! tree. It is refused when a type reads it. The error can then name the path, and one invalid
+//! event of a batch does not affect the other events.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Serialize, Serializer};
+#[cfg(test)]
 use serde_json::Value;
 
 use super::Error;
 
-/// How deep lists and objects may be nested. No body needs more than a few levels.
+/// Maximum nesting of lists and objects. Bodies need only a few levels.
 const DEPTH_MAX: usize = 64;
 
-pub(super) const TWICE: &str = "must be given once";
-pub(super) const HALF: &str = "must not hold half of a surrogate pair";
-pub(super) const HALF_NAME: &str = "must not have half of a surrogate pair in its name";
-pub(super) const DEEP: &str = "must not be nested more than 64 levels deep";
+pub(super) const REPEATED: &str = "must be given once";
+pub(super) const UNPAIRED: &str = "must not contain an unpaired surrogate";
+pub(super) const UNPAIRED_IN_NAME: &str = "must not have an unpaired surrogate in its name";
+pub(super) const TOO_DEEP: &str = "must not be nested more than 64 levels deep";
 
-/// A JSON value. Texts borrow from the body where it holds no escapes.
+/// A JSON value. Texts without escapes borrow from the body.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Json<'a> {
     Null,
@@ -27,13 +29,13 @@ pub(super) enum Json<'a> {
     Number(Number),
     Text(Cow<'a, str>),
     List(Vec<Json<'a>>),
-    /// In the order that they were sent in.
+    /// In the order of the body.
     Object(Vec<(Cow<'a, str>, Json<'a>)>),
-    /// A value that no field can hold, and what completes "`<field>` …".
+    /// A value that no field can hold, with a problem that completes "`<field>` …".
     Unusable(&'static str),
 }
 
-/// JSON has one kind of number: 60.0 and 6e1 are 60, and an integer.
+/// A JSON number. `60.0` and `6e1` are the integer 60.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Number {
     Natural(u64),
@@ -45,7 +47,7 @@ pub(super) enum Number {
 }
 
 impl Number {
-    /// The value of a number's text, exact for whole numbers.
+    /// Parses the text of a number. Whole numbers are exact.
     pub(super) fn new(text: &str) -> Self {
         let (negative, magnitude) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
         if magnitude.len() < 20 && magnitude.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -67,12 +69,16 @@ impl Number {
         match exponent.parse().map(shifted) {
             Ok(scale) if scale >= 0 => Self::whole(negative, significant, scale),
             // An exponent of 20 digits.
-            Err(_) if !exponent.starts_with('-') => Self::beyond(negative),
-            _ => text.parse().ok().filter(|real: &f64| real.is_finite()).map_or(Self::beyond(negative), Self::Fraction),
+            Err(_) if !exponent.starts_with('-') => Self::out_of_range(negative),
+            _ => text
+                .parse()
+                .ok()
+                .filter(|real: &f64| real.is_finite())
+                .map_or(Self::out_of_range(negative), Self::Fraction),
         }
     }
 
-    /// `digits` with so many zeros behind it.
+    /// Returns the number `digits` followed by this many zeros.
     fn whole(negative: bool, digits: &str, zeros: i64) -> Self {
         let power = u32::try_from(zeros).ok().and_then(|zeros| 10_u128.checked_pow(zeros));
         let value = digits.parse::<u128>().ok().zip(power).and_then(|(digits, power)| digits.checked_mul(power));
@@ -84,14 +90,15 @@ impl Number {
             }
             (None, _) => None,
         };
-        found.unwrap_or(Self::beyond(negative))
+        found.unwrap_or(Self::out_of_range(negative))
     }
 
-    fn beyond(negative: bool) -> Self {
+    fn out_of_range(negative: bool) -> Self {
         if negative { Self::BelowRange } else { Self::OutOfRange }
     }
 }
 
+#[cfg(test)]
 impl<'a> From<&'a Value> for Json<'a> {
     fn from(value: &'a Value) -> Self {
         match value {
@@ -107,7 +114,7 @@ impl<'a> From<&'a Value> for Json<'a> {
     }
 }
 
-/// With the fields of every object in order, so that two bodies that say the same are written alike.
+/// Sorts the fields of every object, so that equivalent bodies are serialized equally.
 impl Serialize for Json<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -128,7 +135,6 @@ impl Serialize for Json<'_> {
     }
 }
 
-/// A body as JSON.
 pub(super) fn parse(bytes: &[u8]) -> Result<Json<'_>, Error> {
     if bytes.trim_ascii().is_empty() {
         return Err(Error::MalformedJson("The body is empty: send a JSON object".to_owned()));
@@ -147,7 +153,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Json<'_>, Error> {
     })
 }
 
-/// Where a text stops being JSON.
+/// The position at which a text stops being JSON.
 struct Malformed(usize);
 
 struct Parser<'a> {
@@ -169,7 +175,7 @@ impl<'a> Parser<'a> {
         Malformed(self.at)
     }
 
-    /// The next byte that is not blank; it is not taken.
+    /// Skips blanks and returns the next byte without consuming it.
     fn peek(&mut self) -> Option<u8> {
         let rest = &self.bytes[self.at..];
         let blank = rest.iter().position(|byte| !matches!(byte, b' ' | b'\n' | b'\r' | b'\t')).unwrap_or(rest.len());
@@ -177,22 +183,22 @@ impl<'a> Parser<'a> {
         self.bytes.get(self.at).copied()
     }
 
-    /// Takes the next byte that is not blank if it is this one.
+    /// Consumes the next byte that is not blank if it is `wanted`.
     fn take(&mut self, wanted: u8) -> bool {
         let found = self.peek() == Some(wanted);
         self.at += usize::from(found);
         found
     }
 
-    fn demand(&mut self, wanted: u8) -> Result<(), Malformed> {
+    fn expect(&mut self, wanted: u8) -> Result<(), Malformed> {
         if self.take(wanted) { Ok(()) } else { Err(self.malformed()) }
     }
 
     fn value(&mut self, depth: usize) -> Result<Json<'a>, Malformed> {
         match self.peek() {
             Some(b'{' | b'[') if depth == DEPTH_MAX => {
-                self.pass_over()?;
-                Ok(Json::Unusable(DEEP))
+                self.skip()?;
+                Ok(Json::Unusable(TOO_DEEP))
             }
             Some(b'{') => self.object(depth),
             Some(b'[') => self.list(depth),
@@ -209,7 +215,7 @@ impl<'a> Parser<'a> {
         loop {
             items.push(self.value(depth + 1)?);
             if !self.take(b',') {
-                self.demand(b']')?;
+                self.expect(b']')?;
                 return Ok(Json::List(items));
             }
         }
@@ -222,11 +228,11 @@ impl<'a> Parser<'a> {
             return Ok(Json::Object(fields));
         }
         loop {
-            let (name, whole) = self.name()?;
+            let (name, is_paired) = self.name()?;
             let value = self.value(depth + 1)?;
-            fields.push((name, if whole { value } else { Json::Unusable(HALF_NAME) }));
+            fields.push((name, if is_paired { value } else { Json::Unusable(UNPAIRED_IN_NAME) }));
             if !self.take(b',') {
-                self.demand(b'}')?;
+                self.expect(b'}')?;
                 mark_repeated(&mut fields);
                 return Ok(Json::Object(fields));
             }
@@ -238,7 +244,7 @@ impl<'a> Parser<'a> {
             return Err(self.malformed());
         }
         let name = self.string()?;
-        self.demand(b':')?;
+        self.expect(b':')?;
         Ok(name)
     }
 
@@ -246,7 +252,7 @@ impl<'a> Parser<'a> {
         match self.peek() {
             Some(b'"') => Ok(match self.string()? {
                 (text, true) => Json::Text(text),
-                (_, false) => Json::Unusable(HALF),
+                (_, false) => Json::Unusable(UNPAIRED),
             }),
             Some(b'-' | b'0'..=b'9') => self.number(),
             Some(b't') => self.word("true", Json::Bool(true)),
@@ -267,8 +273,8 @@ impl<'a> Parser<'a> {
     fn number(&mut self) -> Result<Json<'a>, Malformed> {
         let start = self.at;
         self.at += usize::from(self.bytes[self.at] == b'-');
-        let leads_with_zero = self.bytes.get(self.at) == Some(&b'0');
-        if self.digits()? > 1 && leads_with_zero {
+        let has_leading_zero = self.bytes.get(self.at) == Some(&b'0');
+        if self.digits()? > 1 && has_leading_zero {
             return Err(self.malformed());
         }
         if self.bytes.get(self.at) == Some(&b'.') {
@@ -283,14 +289,14 @@ impl<'a> Parser<'a> {
         Ok(Json::Number(Number::new(&self.text[start..self.at])))
     }
 
-    /// One digit or more.
+    /// Consumes one or more digits and returns their number.
     fn digits(&mut self) -> Result<usize, Malformed> {
         let count = self.bytes[self.at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
         self.at += count;
         if count == 0 { Err(self.malformed()) } else { Ok(count) }
     }
 
-    /// A string, and whether every surrogate of it has its other half.
+    /// Consumes a string. The flag is false if it contains an unpaired surrogate.
     fn string(&mut self) -> Result<(Cow<'a, str>, bool), Malformed> {
         self.at += 1;
         let start = self.at;
@@ -301,26 +307,26 @@ impl<'a> Parser<'a> {
         }
         let mut text = String::with_capacity(2 * (self.at - start));
         text.push_str(plain);
-        let mut whole = true;
+        let mut is_paired = true;
         loop {
             match self.bytes.get(self.at) {
                 Some(b'"') => {
                     self.at += 1;
-                    return Ok((Cow::Owned(text), whole));
+                    return Ok((Cow::Owned(text), is_paired));
                 }
                 Some(b'\\') => {
                     let character = self.escape()?;
-                    whole &= character.is_some();
+                    is_paired &= character.is_some();
                     text.push(character.unwrap_or(char::REPLACEMENT_CHARACTER));
                 }
-                // The end, or a control character.
+                // The end of the text, or a control character.
                 _ => return Err(self.malformed()),
             }
             text.push_str(self.plain());
         }
     }
 
-    /// The characters up to a quote, an escape or a control character.
+    /// Consumes the characters up to a quote, an escape or a control character.
     fn plain(&mut self) -> &'a str {
         let rest = &self.bytes[self.at..];
         let end = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f)).unwrap_or(rest.len());
@@ -329,7 +335,7 @@ impl<'a> Parser<'a> {
         plain
     }
 
-    /// The character that an escape stands for, `None` for half of a surrogate pair.
+    /// Consumes an escape. Returns its character, or `None` for an unpaired surrogate.
     fn escape(&mut self) -> Result<Option<char>, Malformed> {
         let kind = self.bytes.get(self.at + 1).copied();
         let character = match kind {
@@ -361,14 +367,14 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// The UTF-16 unit of `\uXXXX`, if that is what is there.
+    /// Returns the UTF-16 unit of a `\uXXXX` escape at this position, if there is one.
     fn unit(&self, at: usize) -> Option<u32> {
         let digits = self.bytes.get(at..at + 6)?.strip_prefix(br"\u")?;
         digits.iter().try_fold(0, |unit, digit| Some(16 * unit + char::from(*digit).to_digit(16)?))
     }
 
-    /// Passes over a list or an object of any depth.
-    fn pass_over(&mut self) -> Result<(), Malformed> {
+    /// Skips a list or an object of any depth.
+    fn skip(&mut self) -> Result<(), Malformed> {
         let mut open = Vec::new();
         loop {
             let is_open = match self.peek() {
@@ -401,7 +407,7 @@ impl<'a> Parser<'a> {
                     }
                     break;
                 }
-                self.demand(end)?;
+                self.expect(end)?;
                 open.pop();
             }
             if open.is_empty() {
@@ -411,14 +417,14 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// Makes every field unusable whose name was given before.
+/// Marks every field whose name occurred before as unusable.
 fn mark_repeated(fields: &mut [(Cow<'_, str>, Json<'_>)]) {
-    // Objects are small, and comparing a few names takes less than sorting them.
+    // Most objects are small, and comparing a few names is cheaper than sorting them.
     if fields.len() <= 16 {
         for at in 1..fields.len() {
             let (before, rest) = fields.split_at_mut(at);
             if before.iter().any(|(name, _)| *name == rest[0].0) {
-                rest[0].1 = Json::Unusable(TWICE);
+                rest[0].1 = Json::Unusable(REPEATED);
             }
         }
         return;
@@ -427,7 +433,7 @@ fn mark_repeated(fields: &mut [(Cow<'_, str>, Json<'_>)]) {
     order.sort_by(|one, other| fields[*one].0.cmp(&fields[*other].0));
     for pair in order.windows(2) {
         if fields[pair[0]].0 == fields[pair[1]].0 {
-            fields[pair[1]].1 = Json::Unusable(TWICE);
+            fields[pair[1]].1 = Json::Unusable(REPEATED);
         }
     }
 }

@@ -1,9 +1,12 @@
 //! The frame that every route runs in.
 //!
-//! A route is a type that implements [`Route`]: what it is called, who may call it ([`Access`]), the types of its path, query and
-//! body, and [`Route::handle`]. [`serve`] runs it in the contract's order (credential, kind and scope, body, then the handler's own
-//! idempotency and resources) and turns the outcome into the contract's answer. A new route needs a folder under `functions/`, a
-//! resource in `template.yaml` and a line in the local runner's registry; nothing here.
+//! A route is a type that implements [`Route`]: its name, who may call it ([`Access`]), the types
+//! of its path, query and body, and [`Route::handle`]. [`serve`] checks the request in a fixed
+//! order (credential, kind and scope, query, body, idempotency key, path), runs the handler and
+//! encodes the response.
+//!
+//! To add a route, add a package under `functions/`, a function in `template.yaml` and a line in
+//! the local runner's registry and `OpenAPI` list. A new resource also needs a type in `resources`.
 
 mod access;
 mod answer;
@@ -38,15 +41,15 @@ pub use self::{
     event::GatewayEvent,
     idempotency::Reveals,
     path::decode_unreserved,
-    query::{AnyQuery, Commas, Days, IdParameter, Limit, NoQuery},
-    reader::{Bounded, Each, Unjudged},
+    query::{AnyQuery, CommaSeparated, Days, IdParameter, Limit, NoQuery},
+    reader::{Bounded, Each, RawJson},
     resources::{
         AgentProjectResource, ApiKeyResource, AuditEventResource, BudgetResource, DeliveryResource, ModelKeyResource,
         OrganizationResource, ReleaseResource, UnpricedUsage, UsageResource, WebhookEndpointResource,
     },
-    route::{DeliveryRef, FromPath, ProjectRef, ReleaseRef, Route},
+    route::{DeliveryPath, FromPath, ProjectPath, ReleasePath, Route},
     serve::{run, serve, serve_event},
     stripe::{Stripe, StripeCaller},
-    webhooks::demand_enabled,
+    webhooks::require_enabled,
 };
 pub use crate::domain::{Action, NewAuditEvent};

@@ -1,7 +1,8 @@
 use std::borrow::Cow;
 
-/// Decodes the percent-encoded unreserved characters of a path, which equal the characters themselves (RFC 3986 §6.2.2.2). Other
-/// escapes stay, so a decoded path has the same segments. A path with a malformed escape stays as it is.
+/// Decodes the percent-encoded unreserved characters of a path, which are equivalent to the
+/// characters themselves (RFC 3986 §6.2.2.2). Other escapes stay, so the decoded path has the same
+/// segments. A path with a malformed escape stays unchanged.
 pub fn decode_unreserved(path: &str) -> Cow<'_, str> {
     if path.contains('%') { decoded(path).map_or(Cow::Borrowed(path), Cow::Owned) } else { Cow::Borrowed(path) }
 }

@@ -1,4 +1,4 @@
-//! Query parameters, read by the same rules as bodies: strictly, with a sentence about what is wrong.
+//! Query parameters. They are parsed as strictly as bodies, with the same error messages.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -16,16 +16,16 @@ use super::{
 };
 use crate::domain::{Id, Invalid};
 
-/// The query of a route that takes none.
+/// The query of a route without parameters.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NoQuery {}
 
-/// The query of a route that passes over whatever is sent: probes add things against caches.
+/// The query of a route that ignores parameters: probes add some to bypass caches.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct AnyQuery {}
 
-/// `?limit=`: 1 to 100 items a page, 50 unless asked for.
+/// `?limit=`: 1 to 100 items a page, 50 by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Limit(usize);
@@ -51,7 +51,7 @@ impl TryFrom<String> for Limit {
     }
 }
 
-/// `?organization_id=`: an id, in digits.
+/// `?organization_id=`: an id in decimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct IdParameter(pub Id);
@@ -64,7 +64,7 @@ impl TryFrom<String> for IdParameter {
     }
 }
 
-/// A time in whole days, up to ten years: `?unused_days=90`.
+/// `?unused_days=`: a number of days, up to ten years.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Days(usize);
@@ -84,23 +84,23 @@ impl TryFrom<String> for Days {
     }
 }
 
-/// A number of up to four digits, and nothing else.
+/// Parses a number of one to four digits.
 fn digits(text: &str) -> Option<usize> {
     let plain = (1..=4).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
     plain.then(|| text.parse().ok()).flatten()
 }
 
-/// A list written with commas: `?status=active,rotating`.
+/// A comma-separated list: `?status=active,rotating`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Commas<T>(pub Vec<T>);
+pub struct CommaSeparated<T>(pub Vec<T>);
 
-impl<T> Default for Commas<T> {
+impl<T> Default for CommaSeparated<T> {
     fn default() -> Self {
         Self(Vec::new())
     }
 }
 
-impl<'de, T: DeserializeOwned> Deserialize<'de> for Commas<T> {
+impl<'de, T: DeserializeOwned> Deserialize<'de> for CommaSeparated<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let item = |word: &str| T::deserialize(IntoDeserializer::<D::Error>::into_deserializer(word));
@@ -108,16 +108,16 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Commas<T> {
     }
 }
 
-/// Reads the parameters; each may be given once.
+/// Parses the parameters. Each may occur once.
 pub(super) fn read<T: DeserializeOwned>(parameters: Option<&QueryMap>) -> Result<T, Error> {
     let mut object: Vec<(Cow<'_, str>, Json<'_>)> = Vec::new();
     for (name, value) in parameters.into_iter().flat_map(QueryMap::iter) {
         match object.iter_mut().find(|(given, _)| given == name) {
-            Some((_, given)) => *given = Json::Unusable(json::TWICE),
+            Some((_, given)) => *given = Json::Unusable(json::REPEATED),
             None => object.push((name.into(), Json::Text(value.into()))),
         }
     }
-    // Parameters are looked for and not stored.
+    // Parameters are not stored, so their texts are not checked for credentials.
     reader::read("parameter", &Json::Object(object), Texts::Any)
 }
 
@@ -132,7 +132,7 @@ mod tests {
         #[serde(default)]
         limit: Limit,
         #[serde(default)]
-        status: Commas<KeyStatus>,
+        status: CommaSeparated<KeyStatus>,
         unused_days: Option<Days>,
         project_id: Option<IdParameter>,
     }

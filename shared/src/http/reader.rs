@@ -1,7 +1,8 @@
-//! A serde deserializer over the JSON tree, with error messages of our own.
+//! A serde deserializer over the JSON tree, with the API's error messages.
 //!
-//! It chooses a refusal by the type that a field asks for, reads enumerations from strings only, and checks every text before its type sees it. To read a text that
-//! may hold a secret, deserialize a [`Received`](super::Received).
+//! It chooses the message by the type of the field, reads enumerations from strings only, and
+//! checks every text before its type sees it. Use [`Received`](super::Received) for a text that may
+//! be a secret.
 
 use std::{
     borrow::Cow,
@@ -19,23 +20,23 @@ use serde::{
 
 use super::{
     Error,
-    json::{DEEP, HALF, HALF_NAME, Json, Number, TWICE},
+    json::{Json, Number, REPEATED, TOO_DEEP, UNPAIRED, UNPAIRED_IN_NAME},
 };
 use crate::{
     domain::{check_text, finds_secret},
     telemetry,
 };
 
-const RANGE: &str = "must be a number closer to zero";
+const RANGE: &str = "is out of range: use a number closer to zero";
 const NATURAL: &str = "must be a whole number, not negative";
 const INTEGER: &str = "must be a whole number";
 
-/// Which texts a field takes.
+/// The texts that a field accepts.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Texts<'a> {
-    /// Those that hold no credential, neither a known one nor the request's own, and nothing invisible.
+    /// Texts without credentials, including the request's own, and without invisible characters.
     Checked { bearer: Option<&'a str> },
-    /// Any, since they are another service's, or looked for and not stored.
+    /// Any text: it comes from another service, or is not stored.
     Any,
 }
 
@@ -43,26 +44,27 @@ impl Texts<'_> {
     fn check(self, text: &str) -> Result<(), Rejection> {
         let Self::Checked { bearer } = self else { return Ok(()) };
         check_text(text).map_err(de::Error::custom)?;
-        // A token of any shape; short ones would be part of ordinary words.
+        // Finds tokens of any shape. Short ones could be part of ordinary words.
         match bearer.filter(|bearer| bearer.len() >= 16 && text.contains(bearer)) {
-            Some(_) => Err(de::Error::custom("must not hold the credential of the request")),
+            Some(_) => Err(de::Error::custom("must not contain the credential of the request")),
             None => Ok(()),
         }
     }
 }
 
-/// JSON of another service, kept to be read by parts; its texts may hold anything. A value that no field can hold is refused where a type reads
-/// it, so a part that is not read is not judged. For a route of [`ANY_TEXT`](super::Route::ANY_TEXT).
+/// JSON of another service, kept to be parsed in parts. Its texts may contain anything. A value
+/// that no field can hold is refused when a type reads it, so unread parts are not validated. For
+/// routes with [`ANY_TEXT`](super::Route::ANY_TEXT).
 #[derive(Debug, Clone)]
-pub struct Unjudged(Json<'static>);
+pub struct RawJson(Json<'static>);
 
-impl Unjudged {
-    /// Returns the object as `T`, or the first thing that is wrong with it.
+impl RawJson {
+    /// Parses the object as a `T`, or returns its first problem.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Error> {
         read("field", &self.0, Texts::Any)
     }
 
-    /// Returns a member's text. `None` if the member is missing or no text.
+    /// Returns a member's text; `None` if the member is missing or not a text.
     pub fn text(&self, member: &str) -> Option<&str> {
         let Json::Object(members) = &self.0 else { return None };
         match members.iter().find(|(name, _)| name == member) {
@@ -72,10 +74,10 @@ impl Unjudged {
     }
 }
 
-impl<'de> Deserialize<'de> for Unjudged {
+impl<'de> Deserialize<'de> for RawJson {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct AnyJson;
-        impl<'de> Visitor<'de> for AnyJson {
+        struct JsonVisitor;
+        impl<'de> Visitor<'de> for JsonVisitor {
             type Value = Json<'static>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -108,7 +110,7 @@ impl<'de> Deserialize<'de> for Unjudged {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
                 let mut list = Vec::new();
-                while let Some(Unjudged(item)) = items.next_element::<Unjudged>()? {
+                while let Some(RawJson(item)) = items.next_element::<RawJson>()? {
                     list.push(item);
                 }
                 Ok(Json::List(list))
@@ -116,28 +118,33 @@ impl<'de> Deserialize<'de> for Unjudged {
 
             fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
                 let mut object = Vec::new();
-                while let Some((name, Unjudged(value))) = members.next_entry::<String, Unjudged>()? {
+                while let Some((name, RawJson(value))) = members.next_entry::<String, RawJson>()? {
                     object.push((Cow::Owned(name), value));
                 }
                 Ok(Json::Object(object))
             }
         }
-        match deserializer.deserialize_any(AnyJson) {
+        match deserializer.deserialize_any(JsonVisitor) {
             Ok(json) => Ok(Self(json)),
             Err(refusal) => unusable(&refusal.to_string()).map(Self).ok_or(refusal),
         }
     }
 }
 
-/// The value that was refused with this message, if it is one that no field can hold. serde erases the refusal's type, so only the message says.
+/// Returns the unusable value that caused this refusal, if any. serde erases the type of the
+/// refusal, so only its message identifies the value.
 fn unusable(refusal: &str) -> Option<Json<'static>> {
     if refusal.ends_with(RANGE) {
         return Some(Json::Number(Number::OutOfRange));
     }
-    [DEEP, HALF, HALF_NAME, TWICE].into_iter().find(|problem| refusal.ends_with(*problem)).map(Json::Unusable)
+    [TOO_DEEP, UNPAIRED, UNPAIRED_IN_NAME, REPEATED]
+        .into_iter()
+        .find(|problem| refusal.ends_with(*problem))
+        .map(Json::Unusable)
 }
 
-/// A request's JSON object as `T`, or the first thing that is wrong with it. Calls a member of the object a `member`.
+/// Parses a request's JSON object as a `T`, or returns its first problem. Messages call a field of
+/// the object a `member`.
 pub(super) fn read<T: DeserializeOwned>(member: &str, json: &Json<'_>, texts: Texts<'_>) -> Result<T, Error> {
     if !matches!(json, Json::Object(_)) {
         return Err(Error::Invalid { field: "body".to_owned(), message: "The body must be a JSON object".to_owned() });
@@ -145,8 +152,8 @@ pub(super) fn read<T: DeserializeOwned>(member: &str, json: &Json<'_>, texts: Te
     T::deserialize(Reader { json, texts }).map_err(|refusal| refusal.error(member))
 }
 
-/// The path in a form that is safe to show: the name of an unknown field comes from the client and may hold anything.
-pub(super) fn shown(path: &str) -> String {
+/// Returns the path in a form that is safe to show: the client chooses the names of unknown fields.
+pub(super) fn printable(path: &str) -> String {
     telemetry::scrub(path)
         .chars()
         .take(200)
@@ -154,7 +161,7 @@ pub(super) fn shown(path: &str) -> String {
         .collect()
 }
 
-/// A list value that is checked separately: a fault in one value does not affect the others.
+/// A list item that is parsed separately: an invalid item does not affect the others.
 #[derive(Debug, Clone)]
 pub struct Each<T>(pub Result<T, String>);
 
@@ -164,7 +171,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Each<T> {
     }
 }
 
-/// A list that is decoded up to `MAX` items and one more, by which its reader sees that it holds too many. The rest takes no memory.
+/// A list of which at most `MAX` + 1 items are decoded. The extra item shows the caller that the
+/// list is too long; the rest takes no memory.
 #[derive(Debug, Clone)]
 pub struct Bounded<T, const MAX: usize>(pub Vec<T>);
 
@@ -192,7 +200,7 @@ impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for Bounded<T,
     }
 }
 
-/// Why a value is not of a type, and where in it: the steps from the inside out.
+/// The problem of a value and its path, as steps from the inside out.
 #[derive(Debug)]
 struct Rejection {
     steps: Vec<PathStep>,
@@ -231,7 +239,7 @@ impl Rejection {
                 PathStep::Field(name) => {
                     path.push_str(if path.is_empty() { "" } else { "." });
                     path.push_str(match name.as_str() {
-                        // So that it differs from the whole body.
+                        // Distinguishes the field from the whole body.
                         "" => "\"\"",
                         name if finds_secret(name) => "[redacted]",
                         name => name,
@@ -240,11 +248,11 @@ impl Rejection {
                 PathStep::Index(index) => drop(write!(path, "[{index}]")),
             }
         }
-        shown(&path)
+        printable(&path)
     }
 
-    /// The field and the sentence about it.
-    fn told(&self, member: &str, whole: &str) -> (String, String) {
+    /// Returns the field and a sentence about its problem.
+    fn describe(&self, member: &str, whole: &str) -> (String, String) {
         let path = self.path();
         let (field, problem) = match &self.problem {
             Problem::Missing(field) if path.is_empty() => ((*field).to_owned(), "is required".into()),
@@ -262,7 +270,7 @@ impl Rejection {
     }
 
     fn error(&self, member: &str) -> Error {
-        let (field, message) = self.told(member, "body");
+        let (field, message) = self.describe(member, "body");
         Error::Invalid { field, message }
     }
 }
@@ -279,7 +287,7 @@ fn one_of(words: &[&str]) -> String {
 
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.told("field", "value").1)
+        f.write_str(&self.describe("field", "value").1)
     }
 }
 
@@ -290,7 +298,7 @@ impl de::Error for Rejection {
         Self { steps: Vec::new(), problem: Problem::Other(problem.to_string().into()) }
     }
 
-    /// Does not repeat the value, which may be a secret in the wrong field.
+    /// Omits the value, which may be a secret in the wrong field.
     fn invalid_type(_: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
         Self::custom(format_args!("must be {expected}"))
     }
@@ -316,11 +324,11 @@ impl de::Error for Rejection {
     }
 
     fn duplicate_field(field: &'static str) -> Self {
-        Self::new(TWICE).under(PathStep::Field(field.to_owned()))
+        Self::new(REPEATED).under(PathStep::Field(field.to_owned()))
     }
 }
 
-/// A value of a request as serde reads it.
+/// A value of a request, as a serde deserializer.
 #[derive(Clone, Copy)]
 struct Reader<'j> {
     json: &'j Json<'j>,
@@ -328,7 +336,7 @@ struct Reader<'j> {
 }
 
 impl<'j> Reader<'j> {
-    /// The refusal of a value that is of another kind, or of none.
+    /// Returns the refusal of an unusable value or of a value of another kind.
     fn refused(self, wanted: &'static str) -> Rejection {
         match self.json {
             Json::Unusable(problem) => Rejection::new(problem),
@@ -349,7 +357,7 @@ impl<'j> Reader<'j> {
             Json::Number(Number::Natural(_)) => {
                 Err(de::Error::custom(format_args!("must be a whole number from 0 to {max}")))
             }
-            // The field's own rule refuses the largest number as well, and names the right one.
+            // The field's own rule refuses the largest number too, and names the valid range.
             Json::Number(Number::OutOfRange) if max == u64::MAX && matches!(self.texts, Texts::Checked { .. }) => {
                 visitor.visit_u64(max)
             }
@@ -478,7 +486,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         visitor.visit_str(self.text()?)
     }
 
-    /// A text that may be a secret.
+    /// Reads a text that may be a secret, without checks.
     fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         visitor.visit_str(Reader { texts: Texts::Any, ..self }.text()?)
     }
@@ -539,7 +547,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         self.fields(visitor)
     }
 
-    /// From a string only: serde's other form, an object of one field, is in no document.
+    /// Reads strings only. The API does not document serde's other form, an object with one field.
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         _: &'static str,
@@ -576,9 +584,9 @@ impl<'de> SeqAccess<'de> for ArrayItems<'_> {
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Rejection> {
         let Some(json) = self.rest.next() else { return Ok(None) };
-        let place = PathStep::Index(self.at);
+        let step = PathStep::Index(self.at);
         self.at += 1;
-        seed.deserialize(Reader { json, texts: self.texts }).map(Some).map_err(|refusal| refusal.under(place))
+        seed.deserialize(Reader { json, texts: self.texts }).map(Some).map_err(|refusal| refusal.under(step))
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -588,7 +596,7 @@ impl<'de> SeqAccess<'de> for ArrayItems<'_> {
 
 struct Fields<'j> {
     rest: std::slice::Iter<'j, (Cow<'j, str>, Json<'j>)>,
-    /// What is read next, and its name.
+    /// The name and value that are read next.
     value: Option<(&'j str, &'j Json<'j>)>,
     texts: Texts<'j>,
 }
@@ -614,7 +622,8 @@ impl<'de> MapAccess<'de> for Fields<'_> {
     }
 }
 
-/// The name of a field. Where any name may stand it is stored, and so checked like a value.
+/// The name of a field. If a type accepts any name, it stores the name, so the name is checked like
+/// a value.
 struct FieldName<'j> {
     name: &'j str,
     texts: Texts<'j>,
@@ -726,7 +735,7 @@ mod tests {
     #[test]
     fn no_refusal_repeats_a_value() {
         let secret = "kt_live_0123456789abcdefghijklmnopqrstuv";
-        // Among them what serde's own messages are made of.
+        // Two of them imitate serde's own messages.
         for text in [secret, &format!("a, expected {secret}"), &format!("`, expected {secret}, there are no fields")] {
             let mut bodies = vec![json!({"metadata": { text: 1 }}), json!({ text: 1 })];
             for field in ["name", "scopes", "expires_at", "allowed_cidrs", "budget", "metadata", "owner"] {
@@ -748,7 +757,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_numbers_are_exact_however_written() {
+    fn whole_numbers_are_exact_in_any_notation() {
         for (text, number) in [
             ("0", Number::Natural(0)),
             ("-0", Number::Natural(0)),
@@ -807,15 +816,15 @@ mod tests {
     fn unusable_values_are_refused_with_their_path() {
         let deep = "[".repeat(200) + &"]".repeat(200);
         for (body, field, problem) in [
-            (r#"{"name":"a","name":"a"}"#.to_owned(), "name", TWICE),
-            (r#"{"name":"a","n\u0061me":"b"}"#.to_owned(), "name", TWICE),
-            (r#"{"budget":{"cost_cents":1,"cost_cents":1}}"#.to_owned(), "budget.cost_cents", TWICE),
-            (r#"{"metadata":{"team":"a","team":"a"}}"#.to_owned(), "metadata.team", TWICE),
-            (r#"{"name":"chat \ud83d"}"#.to_owned(), "name", HALF),
-            (r#"{"name":"\ude00\ud83d chat"}"#.to_owned(), "name", HALF),
-            (r#"{"name":"\ud83d\n"}"#.to_owned(), "name", HALF),
-            (r#"{"scopes":["\ud83d"]}"#.to_owned(), "scopes[0]", HALF),
-            (r#"{"metadata":{"a\ud83d":"b"}}"#.to_owned(), "metadata.a\u{FFFD}", HALF_NAME),
+            (r#"{"name":"a","name":"a"}"#.to_owned(), "name", REPEATED),
+            (r#"{"name":"a","n\u0061me":"b"}"#.to_owned(), "name", REPEATED),
+            (r#"{"budget":{"cost_cents":1,"cost_cents":1}}"#.to_owned(), "budget.cost_cents", REPEATED),
+            (r#"{"metadata":{"team":"a","team":"a"}}"#.to_owned(), "metadata.team", REPEATED),
+            (r#"{"name":"chat \ud83d"}"#.to_owned(), "name", UNPAIRED),
+            (r#"{"name":"\ude00\ud83d chat"}"#.to_owned(), "name", UNPAIRED),
+            (r#"{"name":"\ud83d\n"}"#.to_owned(), "name", UNPAIRED),
+            (r#"{"scopes":["\ud83d"]}"#.to_owned(), "scopes[0]", UNPAIRED),
+            (r#"{"metadata":{"a\ud83d":"b"}}"#.to_owned(), "metadata.a\u{FFFD}", UNPAIRED_IN_NAME),
             (format!(r#"{{"scopes":{deep}}}"#), "scopes[0]", "must be one of read, write, admin"),
             (format!(r#"{{"metadata":{{"a":{deep}}}}}"#), "metadata.a", "must be a string"),
         ] {
@@ -835,13 +844,13 @@ mod tests {
         for twice in [0, 500, 999] {
             let text = fields(twice);
             let Json::Object(fields) = parse(text.as_bytes()).unwrap() else { panic!() };
-            let unusable: Vec<_> = (0..fields.len()).filter(|at| fields[*at].1 == Json::Unusable(TWICE)).collect();
+            let unusable: Vec<_> = (0..fields.len()).filter(|at| fields[*at].1 == Json::Unusable(REPEATED)).collect();
             assert_eq!(unusable, [1_000]);
         }
     }
 
     #[test]
-    fn deep_nesting_is_passed_over() {
+    fn deep_nesting_is_skipped() {
         for (open, close) in [("[", "]"), (r#"{"a":"#, "}"), (r#"[{"a":[1,{"b":"\u0041"},"#, "]}]")] {
             for levels in [10, 63, 64, 200, 5_000] {
                 let text = format!("{}1{}", open.repeat(levels), close.repeat(levels));
@@ -869,7 +878,7 @@ mod tests {
     }
 
     #[test]
-    fn every_type_is_refused_in_our_words() {
+    fn refusals_do_not_use_serde_terms() {
         #[derive(Debug, Deserialize)]
         #[serde(deny_unknown_fields)]
         #[expect(dead_code, reason = "only read for its errors")]
@@ -889,7 +898,7 @@ mod tests {
             m: Option<u128>,
             n: Option<NoQuery>,
         }
-        let serdes = [
+        let serde_terms = [
             "map", "sequence", "variant", "struct", "borrowed", "tuple", "invalid", "u8", "i8", "f64", "unit", "bytes",
         ];
         for field in 'a'..='n' {
@@ -910,7 +919,7 @@ mod tests {
                 body[field.to_string()] = value;
                 if let Err(Error::Invalid { message, .. }) = checked::<Every>(&body) {
                     assert!(
-                        !serdes.iter().any(|word| message.split(' ').any(|said| said == *word)),
+                        !serde_terms.iter().any(|word| message.split(' ').any(|said| said == *word)),
                         "{body}: {message}"
                     );
                 }
@@ -919,7 +928,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_that_are_stored_hold_no_credential() {
+    fn stored_text_must_not_contain_credentials() {
         for secret in secret_examples() {
             for (body, field) in [
                 (json!({ "name": secret }), "name"),
@@ -935,7 +944,7 @@ mod tests {
             }
         }
         let own = refused(r#"{"name":"it is a token of any shape."}"#);
-        assert_eq!(own, ("name".to_owned(), "name must not hold the credential of the request".to_owned()));
+        assert_eq!(own, ("name".to_owned(), "name must not contain the credential of the request".to_owned()));
         let secrets: BTreeMap<String, Received> =
             checked(&json!({ "key": secret_examples()[0], "log": "a\0b\u{202e}" })).unwrap();
         assert_eq!(secrets["key"].expose(), secret_examples()[0]);
@@ -951,15 +960,15 @@ mod tests {
         let text = r#"[{"a":1},{"a":-1},{"a":1,"a":1},{"a":"\ud83d"},{"b":1},5,{"\ud83d":1},{"a":1e400},{},{"a":3}]"#;
         let json = parse(text.as_bytes()).unwrap();
         let items = Vec::<Each<Item>>::deserialize(Reader { json: &json, texts: Texts::Any }).unwrap();
-        let told: Vec<_> =
+        let messages: Vec<_> =
             items.iter().map(|Each(item)| item.as_ref().map(|item| item.a).map_err(String::as_str)).collect();
         assert_eq!(
-            told,
+            messages,
             [
                 Ok(1),
                 Err("a must be a whole number, not negative"),
                 Err("a must be given once"),
-                Err("a must not hold half of a surrogate pair"),
+                Err("a must not contain an unpaired surrogate"),
                 Err("b is not a field here: use a"),
                 Err("The value must be an object"),
                 Err("\u{FFFD} is not a field here: use a"),
@@ -971,10 +980,10 @@ mod tests {
     }
 
     #[test]
-    fn unread_parts_are_not_judged() {
+    fn unread_parts_are_not_validated() {
         #[derive(Debug, Deserialize)]
         struct Whole {
-            part: Unjudged,
+            part: RawJson,
         }
         #[derive(Debug, Deserialize)]
         #[expect(dead_code, reason = "only read for its errors")]
@@ -984,20 +993,20 @@ mod tests {
         let whole = |part: &str| format!(r#"{{"type":"x","part":{part},"odd":"\ud83d","odd":1e999}}"#);
         let any = |text: &str| {
             let json = parse(text.as_bytes()).unwrap();
-            let Unjudged(kept) = read::<Unjudged>("field", &json, Texts::Any).unwrap();
+            let RawJson(kept) = read::<RawJson>("field", &json, Texts::Any).unwrap();
             assert_eq!(kept, json, "{text}");
-            Unjudged(kept)
+            RawJson(kept)
         };
         let deep = "[".repeat(200) + &"]".repeat(200);
         for (odd, problem) in [
-            (r#""\ud83d""#, HALF),
+            (r#""\ud83d""#, UNPAIRED),
             ("1e999", RANGE),
             ("123456789012345678901234567890", RANGE),
             (deep.as_str(), NATURAL),
             ("{\"b\":1,\"b\":1}", NATURAL),
             ("{\"\\ud83d\":1}", NATURAL),
             ("[null,true,-1,0.5,\"\\u0041\"]", NATURAL),
-            ("1,\"a\":2", TWICE),
+            ("1,\"a\":2", REPEATED),
         ] {
             let unread = any(&whole(&format!(r#"{{"a":1,"b":{}}}"#, odd.replace("\"a\"", "\"b\""))));
             assert_eq!((unread.text("type"), unread.text("odd"), unread.text("none")), (Some("x"), None, None));
@@ -1053,23 +1062,23 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn the_parser_agrees_with_another(text in r#"[\[\]{}:,"a\\u0-9dDeE.+ \-ntrufals\n]{0,40}"#) {
+        fn parser_agrees_with_serde_json(text in r#"[\[\]{}:,"a\\u0-9dDeE.+ \-ntrufals\n]{0,40}"#) {
             let known: Result<Value, _> = serde_json::from_str(&text);
             match parse(text.as_bytes()) {
                 Ok(json) if holds_unusable(&json) => {}
-                Ok(json) => assert_eq!(Json::from(&known.unwrap()).written(), json.written()),
+                Ok(json) => assert_eq!(Json::from(&known.unwrap()).serialized(), json.serialized()),
                 Err(_) => assert!(known.is_err(), "{text}"),
             }
         }
 
         #[test]
-        fn every_value_is_read_as_it_was_written(text in ".*", number: i64, real in -1e9..1e9) {
+        fn values_round_trip(text in ".*", number: i64, real in -1e9..1e9) {
             let value = json!({ "text": text, "list": [number, real, null, true, { "a": [] }], text.clone(): {} });
-            let written = value.to_string();
-            let json = parse(written.as_bytes()).unwrap();
-            assert_eq!(json.written(), Json::from(&value).written());
+            let serialized = value.to_string();
+            let json = parse(serialized.as_bytes()).unwrap();
+            assert_eq!(json.serialized(), Json::from(&value).serialized());
             let back = Value::deserialize(Reader { json: &json, texts: Texts::Any }).unwrap();
-            assert_eq!(Json::from(&back).written(), json.written());
+            assert_eq!(Json::from(&back).serialized(), json.serialized());
         }
     }
 
@@ -1083,7 +1092,7 @@ mod tests {
     }
 
     impl Json<'_> {
-        fn written(&self) -> String {
+        fn serialized(&self) -> String {
             serde_json::to_string(self).unwrap()
         }
     }
@@ -1095,7 +1104,7 @@ mod tests {
         let (field, message) = refused(r#"{"":1}"#);
         assert!(field == "\"\"" && message.starts_with("\"\" is not a field here"), "{message}");
         assert_eq!(refused(r#"{"budget":{"":1}}"#).0, "budget.\"\"");
-        assert_eq!(shown("a\nb\tc\u{1b}"), "a\u{FFFD}b\u{FFFD}c\u{FFFD}");
+        assert_eq!(printable("a\nb\tc\u{1b}"), "a\u{FFFD}b\u{FFFD}c\u{FFFD}");
     }
 
     #[test]
@@ -1108,7 +1117,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_object_is_a_body() {
+    fn body_must_be_an_object() {
         for value in [json!([]), json!("x"), json!(null), json!(1)] {
             assert!(matches!(checked::<Input>(&value), Err(Error::Invalid { field, .. }) if field == "body"));
         }

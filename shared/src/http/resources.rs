@@ -1,4 +1,5 @@
-//! How resources look in answers, where that is not how they are kept.
+//! Forms of resources in responses, where they differ from the stored form. To add a resource, add
+//! its type here with a constructor from the stored one.
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
@@ -13,7 +14,7 @@ use crate::domain::{
     Version, WebhookEndpoint, WebhookUrl, public_event_id,
 };
 
-/// An API key: every field always there.
+/// An API key. Every field is present.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = ApiKey)]
 pub struct ApiKeyResource {
@@ -21,15 +22,15 @@ pub struct ApiKeyResource {
     pub name: Name,
     pub prefix: Prefix,
     pub scopes: ScopeSet,
-    /// Derived from the clock, so it is not kept.
+    /// Derived from the current time, not stored.
     pub status: KeyStatus,
     pub created_at: Timestamp,
-    /// The id of the API key that created this one; `null` for an organization's first.
+    /// Id of the API key that created this one; `null` for an organization's first key.
     pub created_by: Option<Id>,
     pub last_used_at: Option<Timestamp>,
     pub expires_at: Option<Timestamp>,
     pub revoked_at: Option<Timestamp>,
-    /// The id of the successor after a rotation.
+    /// Id of the successor after a rotation.
     pub replaced_by: Option<Id>,
     pub allowed_cidrs: AllowedCidrs,
     #[schema(value_type = Option<BudgetResource>)]
@@ -58,7 +59,7 @@ impl ApiKeyResource {
     }
 }
 
-/// A project: every field always there.
+/// A project. Every field is present.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = Project)]
 pub struct AgentProjectResource {
@@ -85,7 +86,7 @@ impl From<Project> for AgentProjectResource {
     }
 }
 
-/// A release: every field always there.
+/// A release. Every field is present.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = Release)]
 pub struct ReleaseResource {
@@ -94,17 +95,17 @@ pub struct ReleaseResource {
     pub version: Version,
     pub commit_sha: CommitSha,
     pub artifact_url: Option<ArtifactUrl>,
-    /// Derived from the project's pointer, so it is not kept.
+    /// Derived from the project's active release, not stored.
     pub status: ReleaseStatus,
     pub build_kind: Option<BuildKind>,
     pub image_ref: Option<ImageRef>,
     pub created_at: Timestamp,
-    /// When it last became active.
+    /// Time of the last activation.
     pub activated_at: Option<Timestamp>,
 }
 
 impl ReleaseResource {
-    /// `current` is the project's active release.
+    /// `current` is the version of the project's active release.
     pub fn new(release: Release, current: Option<Version>) -> Self {
         Self {
             status: release.status(current),
@@ -121,7 +122,7 @@ impl ReleaseResource {
     }
 }
 
-/// A provider key: every field always there.
+/// A provider key. Every field is present.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = ModelKey)]
 pub struct ModelKeyResource {
@@ -146,7 +147,7 @@ impl From<ModelKey> for ModelKeyResource {
     }
 }
 
-/// A webhook endpoint: every field always there.
+/// A webhook endpoint. Every field is present.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = WebhookEndpoint)]
 pub struct WebhookEndpointResource {
@@ -155,15 +156,16 @@ pub struct WebhookEndpointResource {
     pub description: Option<Name>,
     pub event_types: EventTypes,
     pub enabled: bool,
-    /// Why it is not.
+    /// Why the endpoint is disabled.
     pub disabled_reason: Option<DisabledReason>,
-    /// Attempts that failed since the last one that did not.
+    /// Failed attempts since the last success.
     pub consecutive_failures: u32,
     pub created_at: Timestamp,
 }
 
 impl WebhookEndpointResource {
-    /// As a caller with these scopes may see it. Receivers put keys into a URL's query.
+    /// Creates the view for a caller with these scopes. The URL's query needs scope `admin`,
+    /// because receivers put keys there.
     pub fn new(endpoint: WebhookEndpoint, failing: Failing, scopes: ScopeSet) -> Self {
         Self {
             enabled: endpoint.is_enabled(),
@@ -178,7 +180,7 @@ impl WebhookEndpointResource {
     }
 }
 
-/// One event for one endpoint: every field always there.
+/// One event for one endpoint. Every field is present.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = Delivery)]
 pub struct DeliveryResource {
@@ -187,7 +189,7 @@ pub struct DeliveryResource {
     pub event_id: String,
     pub event_type: EventType,
     pub status: DeliveryStatus,
-    /// The oldest first. What receivers answered is shown to whoever may administer.
+    /// Oldest first. Response bodies are shown only to keys with scope `admin`.
     pub attempts: Vec<Attempt>,
     pub next_attempt_at: Option<Timestamp>,
 }
@@ -211,7 +213,7 @@ impl DeliveryResource {
     }
 }
 
-/// The contract's Organization: every field always there.
+/// An organization. Every field is present.
 #[derive(Debug, Clone, Serialize)]
 pub struct OrganizationResource {
     pub id: Id,
@@ -243,17 +245,17 @@ impl From<Organization> for OrganizationResource {
     }
 }
 
-/// An event of the audit log: every field always there.
+/// An event of the audit log. Every field is present.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = AuditEvent)]
 pub struct AuditEventResource {
     #[serde(flatten)]
     pub event: AuditEvent,
-    /// Whether it is chained yet, and verifies.
+    /// Whether the event is in the audit chain and verifies.
     pub chain: Chain,
 }
 
-/// Caps per UTC month; `null` is none.
+/// Caps per UTC month; `null` means no cap.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = Budget)]
 pub struct BudgetResource {
@@ -277,31 +279,31 @@ impl From<Option<Budget>> for BudgetResource {
     }
 }
 
-/// A month's totals, their parts, and the budget that they are held against.
+/// The usage of a month: totals, parts, and the budget that applies.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = Usage)]
 pub struct UsageResource {
     pub period: Month,
     pub totals: TallyResource,
-    /// The dearest first.
+    /// Highest cost first.
     pub by_model: Vec<ModelUsage>,
-    /// The days on which something was used, in their order.
+    /// Days with usage, in ascending order.
     pub by_day: Vec<DayUsage>,
-    /// The models without a price, whose tokens cost nothing here and so reach no cost cap. The most tokens first.
+    /// Models without a price, most tokens first. No cost cap counts their tokens.
     pub unpriced: Vec<UnpricedUsage>,
     pub budget: BudgetState,
 }
 
-/// Tokens that were counted without a price.
+/// Tokens of a model without a price.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct UnpricedUsage {
-    /// `unspecified` where events named no model.
+    /// `unspecified` if the usage events named no model.
     pub model: String,
     pub tokens: u128,
 }
 
 impl UnpricedUsage {
-    /// Lists tokens by model, the most first.
+    /// Lists the tokens of each model, most tokens first.
     pub fn list(tokens_of: &BTreeMap<String, u128>) -> Vec<Self> {
         let mut list: Vec<_> =
             tokens_of.iter().map(|(model, tokens)| Self { model: model.clone(), tokens: *tokens }).collect();
@@ -316,7 +318,7 @@ pub struct TallyResource {
     pub input_tokens: u128,
     pub output_tokens: u128,
     pub total_tokens: u128,
-    /// Rounded up, in each place by itself: parts may add up to more than their whole.
+    /// Rounded up separately in every tally, so parts may add up to more than the total.
     pub cost_cents: u128,
 }
 
@@ -335,7 +337,7 @@ pub struct DayUsage {
     pub used: TallyResource,
 }
 
-/// Caps, how much of each is spent in whole percents, rounded down, and whether more may be.
+/// Caps, the spent share of each in whole percents (rounded down), and whether more may be spent.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct BudgetState {
     #[serde(flatten)]

@@ -10,49 +10,52 @@ use crate::{
     domain::{Id, Slug, Version},
 };
 
-/// One route: a folder, a package, a binary, a function of the template.
+/// A route of the API. Each route is a package under `functions/` and a function in
+/// `template.yaml`.
 pub trait Route: Sized + Send + Sync + 'static {
-    /// The folder's name, and the route's in logs.
+    /// The name of the route's folder, also used in logs.
     const NAME: &'static str;
-    /// Who may call it.
+    /// The rule that decides who may call the route.
     type Access: Access;
     type Path: FromPath;
     type Query: DeserializeOwned + Send + Sync;
     type Body: DeserializeOwned + Send + Sync;
     type Output: Serialize;
 
-    /// What it cannot do without, beside what its access is judged with.
+    /// Secrets that the handler needs, in addition to those of [`Route::Access`].
     const SECRETS: &'static [Secret] = &[];
-    /// Whether it asks the store anything.
-    const ASKS_STORE: bool = true;
-    /// Whether `Idempotency-Key` is taken.
+    /// Whether the handler uses the store.
+    const USES_STORE: bool = true;
+    /// Whether the route supports `Idempotency-Key`.
     const IDEMPOTENT: bool = false;
-    /// Whether an empty body stands for `{}`.
+    /// Whether an empty body is read as `{}`.
     const BODY_MAY_BE_EMPTY: bool = false;
-    /// Whether the body's texts may hold anything, credentials too: it is another service's, and what is stored of it is checked on its own.
+    /// Whether the body's texts may contain anything, including credentials. For a body of another
+    /// service: the handler checks the texts that it stores.
     const ANY_TEXT: bool = false;
-    /// The status of an answer that is no error.
+    /// Status of a successful response.
     const STATUS: u16 = 200;
-    /// What such an answer is: JSON, unless the handler says so.
+    /// Content type of a successful response.
     const CONTENT_TYPE: &'static str = "application/json";
-    /// Further headers of such an answer, in lower case.
+    /// Further headers of a successful response, in lower case.
     const HEADERS: &'static [(&'static str, &'static str)] = &[];
-    /// Whether browsers may call it from anywhere.
+    /// Whether browsers may call the route from any origin.
     const CORS: bool = false;
-    /// The largest body, in bytes.
+    /// Maximum body size in bytes.
     const BODY_MAX: usize = 64 * 1024;
 
-    /// Within what time it answers, whatever it waits for.
+    /// Time limit of the whole request, including calls to dependencies.
     const DEADLINE: Duration = config::DEADLINE;
 
-    /// How often it is run when its writes keep losing races.
-    const RUNS: u32 = 10;
+    /// Maximum attempts when writes conflict.
+    const MAX_ATTEMPTS: u32 = 10;
 
-    /// Acts. May be run again when a write of it lost a race ([`Error::Raced`]), so it keeps nothing between runs.
+    /// Handles the request. It runs again after a write conflict ([`Error::WriteConflict`]), so it
+    /// keeps no state between attempts.
     fn handle(app: &App, call: &Call<Self>) -> impl Future<Output = Result<Answer<Self::Output>, Error>> + Send;
 }
 
-/// What the path's variables parse to; `None` is a 404.
+/// A type that is parsed from the path's variables. `None` results in a 404.
 pub trait FromPath: Send + Sync + Sized {
     fn from_path(variables: &QueryMap) -> Option<Self>;
 }
@@ -63,7 +66,8 @@ impl FromPath for () {
     }
 }
 
-/// For a route that judges something between the body and the resource: what does not parse is `None`, and its 404 the handler's.
+/// For a route that checks something between the body and the resource: an invalid variable is
+/// `None`, and the handler returns the 404.
 impl<T: FromPath> FromPath for Option<T> {
     fn from_path(variables: &QueryMap) -> Option<Self> {
         Some(T::from_path(variables))
@@ -84,27 +88,27 @@ impl FromPath for Slug {
     }
 }
 
-/// `{slug}` and `{version}`: a project's release.
+/// `{slug}` and `{version}`: a release of a project.
 #[derive(Debug)]
-pub struct ReleaseRef {
+pub struct ReleasePath {
     pub slug: Slug,
     pub version: Version,
 }
 
-impl FromPath for ReleaseRef {
+impl FromPath for ReleasePath {
     fn from_path(variables: &QueryMap) -> Option<Self> {
         Some(Self { slug: Slug::from_path(variables)?, version: Version::parse(variables.first("version")?)? })
     }
 }
 
-/// `{id}` and `{delivery_id}`: a webhook endpoint's delivery.
+/// `{id}` and `{delivery_id}`: a delivery of a webhook endpoint.
 #[derive(Debug)]
-pub struct DeliveryRef {
+pub struct DeliveryPath {
     pub endpoint: Id,
     pub delivery: Id,
 }
 
-impl FromPath for DeliveryRef {
+impl FromPath for DeliveryPath {
     fn from_path(variables: &QueryMap) -> Option<Self> {
         Some(Self { endpoint: Id::from_path(variables)?, delivery: Id::parse(variables.first("delivery_id")?)? })
     }
@@ -112,9 +116,9 @@ impl FromPath for DeliveryRef {
 
 /// `{ref}`: a project's slug.
 #[derive(Debug)]
-pub struct ProjectRef(pub Slug);
+pub struct ProjectPath(pub Slug);
 
-impl FromPath for ProjectRef {
+impl FromPath for ProjectPath {
     fn from_path(variables: &QueryMap) -> Option<Self> {
         Slug::try_from(variables.first("ref")?.to_owned()).ok().map(Self)
     }

@@ -1,5 +1,6 @@
-//! What the API's own kinds of values look like in the API document: each as its parser takes it and as answers show it. What a schema cannot
-//! say (a name must not be all blank, a URL must lead to a public host) stands in its description.
+//! `OpenAPI` schemas of the API's value types, as their parsers accept them and responses show
+//! them. Rules that a schema cannot express (a name must not be all blank, a URL must lead to a
+//! public host) are in the description.
 
 use std::borrow::Cow;
 
@@ -15,7 +16,7 @@ use crate::domain::{
     WebhookUrl,
 };
 
-/// Two to the 53rd, less one: the largest integer that JavaScript reads exactly.
+/// 2^53 - 1, the largest integer that JavaScript represents exactly.
 const SAFE: u64 = 9_007_199_254_740_991;
 
 fn text(description: &str) -> ObjectBuilder {
@@ -59,32 +60,32 @@ macro_rules! schemas {
 }
 
 schemas! {
-    Id => integer(1, SAFE, "An id: unique per kind over all organizations.");
-    Version => integer(1, SAFE, "A release's number in its project: 1, 2, …, without holes.");
-    Cap => integer(0, SAFE, "One cap per UTC month; of 0 nothing may be spent.");
-    Grace => integer(0, 2_592_000, "For how many seconds what was rotated goes on serving; a day unless given.");
-    Limit => integer(1, 100, "How many items a page holds at most; 50 unless given.");
+    Id => integer(1, SAFE, "An id, unique per kind across all organizations.");
+    Version => integer(1, SAFE, "Number of a release in its project: 1, 2, …, without gaps.");
+    Cap => integer(0, SAFE, "A cap per UTC month; 0 allows no spending.");
+    Grace => integer(0, 2_592_000, "Seconds that the old key or secret stays valid; one day by default.");
+    Limit => integer(1, 100, "Maximum items per page; 50 by default.");
     Days => integer(1, 3_650, "A number of days.");
-    Timestamp => text("An instant. Input takes any RFC 3339 precision and offset; answers are in UTC with milliseconds.")
+    Timestamp => text("A time. Requests may use any RFC 3339 precision and offset; responses are in UTC with milliseconds.")
         .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)));
     Month => text("A calendar month in UTC.").pattern(Some("^(19[7-9][0-9]|[2-8][0-9]{3}|9[0-8][0-9]{2}|99[0-8][0-9]|999[0-8])-(0[1-9]|1[0-2])$"));
-    Name => sized_text(1, 100, "1 to 100 characters that are not all blank, none of them a control character or invisible.");
-    Plan => sized_text(1, 100, "What the organization bought, by the operator's own name for it.");
-    Slug => text("A name for paths.").pattern(Some("^[a-z0-9-]{1,63}$"));
-    UserId => sized_text(1, 255, "Who the token is for, by the caller's own name for them: 1 to 255 bytes without control characters.");
-    ModelId => sized_text(1, 128, "The name of a model at its provider, without blanks, control characters and invisible ones.");
+    Name => sized_text(1, 100, "1 to 100 characters, not all blank, without control or invisible characters.");
+    Plan => sized_text(1, 100, "The organization's plan, as the operator names it.");
+    Slug => text("A name for use in paths.").pattern(Some("^[a-z0-9-]{1,63}$"));
+    UserId => sized_text(1, 255, "The end user of the token, as the caller names them: 1 to 255 bytes without control characters.");
+    ModelId => sized_text(1, 128, "The provider's name for a model, without blanks, control or invisible characters.");
     Prefix => text("The first 14 characters of an API key. Not secret, and not unique.").pattern(Some("^kt_live_[0-9A-Za-z]{6}$"));
-    CommitSha => text("A commit, in hexadecimal digits; answers show them in lower case.").pattern(Some("^[0-9a-fA-F]{7,64}$"));
+    CommitSha => text("A commit in hexadecimal digits; responses show them in lower case.").pattern(Some("^[0-9a-fA-F]{7,64}$"));
     ImageRef => sized_text(1, 512, "A container image, such as `registry.example.com/app:1.4`.");
     EndpointUrl => url("`https`, a public DNS name, the default port; no credentials, query or fragment.");
-    ArtifactUrl => url("Where a release's code lies: `https`, a public DNS name, the default port; no credentials, query or fragment.");
-    WebhookUrl => url("URL that receives deliveries. Keys without `admin`, and events, show `?redacted` instead of the query.");
-    Revealed => text("A secret, shown in this answer alone.");
+    ArtifactUrl => url("Location of a release's code: `https`, a public DNS name, the default port; no credentials, query or fragment.");
+    WebhookUrl => url("URL that receives deliveries. Events, and responses to keys without `admin`, show `?redacted` instead of the query.");
+    Revealed => text("A secret, shown only in this response.");
     Verbatim => ObjectBuilder::new().schema_type(SchemaType::AnyValue);
-    Received => text("Never shown again.").write_only(true);
+    Received => text("Write-only: never returned.").write_only(true);
     Metadata => ObjectBuilder::new()
         .schema_type(Type::Object)
-        .description(Some("The caller's own notes: at most 50 pairs, keys of 1 to 40 characters, values of at most 500."))
+        .description(Some("The caller's metadata: at most 50 pairs, keys of 1 to 40 characters, values of at most 500."))
         .property_names(Some(sized_text(1, 40, "A key.").build()))
         .additional_properties(Some(Schema::from(sized_text(0, 500, "A value.").build())))
         .max_properties(Some(50));
@@ -92,28 +93,29 @@ schemas! {
         text("An IPv4 or IPv6 range such as `203.0.113.0/24` or `2001:db8::/32`, or one address."),
         0,
         20,
-        "From where the key may be used; from anywhere if there are none.",
+        "Addresses that may use the key. An empty list allows every address.",
     );
     AlertPercents => list(
         integer(1, 100, "A whole percent of a cap.").format(None),
         0,
         10,
-        "At which percents of each cap `budget.threshold` is told; answers show them ascending and each once.",
+        "Percents of each cap at which `budget.threshold` is sent; responses show them ascending and without duplicates.",
     );
-    EventType => text("What happened.").enum_values(Some(EventType::ALL.map(EventType::as_str)));
+    EventType => text("The type of the event.").enum_values(Some(EventType::ALL.map(EventType::as_str)));
     EventTypes => list(
         text("A type of event, or `*` for all of them.")
             .enum_values(Some(EventType::ALL.map(EventType::as_str).into_iter().chain(["*"]))),
         1,
         50,
-        "Of what the endpoint is told.",
+        "Event types that the endpoint receives.",
     );
     Value => ObjectBuilder::new()
         .schema_type(SchemaType::AnyValue)
-        .description(Some("A field's value as the resource itself shows it."));
+        .description(Some("A field's value in the form that the resource shows."));
 }
 
-/// As input: what is left out is no cap. Answers show a [`BudgetResource`](super::BudgetResource).
+/// The input form, where absent caps mean no cap. Responses show a
+/// [`BudgetResource`](super::BudgetResource).
 impl PartialSchema for Budget {
     fn schema() -> RefOr<Schema> {
         let or_null = |schema: RefOr<Schema>| {
@@ -121,7 +123,7 @@ impl PartialSchema for Budget {
         };
         let mut budget = ObjectBuilder::new()
             .schema_type(Type::Object)
-            .description(Some("Caps per UTC month. Absent and `null` are no cap."))
+            .description(Some("Caps per UTC month. An absent or `null` cap means no cap."))
             .additional_properties(Some(utoipa::openapi::schema::AdditionalProperties::<Schema>::FreeForm(false)));
         for cap in ["input_tokens", "output_tokens", "total_tokens", "cost_cents"] {
             budget = budget.property(cap, or_null(reference::<Cap>()));
@@ -144,7 +146,7 @@ impl ToSchema for Budget {
 impl PartialSchema for ScopeSet {
     fn schema() -> RefOr<Schema> {
         let description = "Rights of the key. Scopes are independent: no scope implies another. A key without scopes validates at data planes and \
-             opens only the whoami routes here: hand such keys to customers.";
+             can call only the whoami routes here: give such keys to customers.";
         ArrayBuilder::new().items(reference::<Scope>()).description(Some(description)).build().into()
     }
 }

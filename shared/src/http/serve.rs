@@ -37,11 +37,12 @@ use crate::{
     telemetry,
 };
 
-/// The longest pause before a handler's second run, and before any.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_millis(320);
+/// Maximum pause before the second attempt. It doubles before every later attempt.
+const FIRST_MAX_PAUSE: Duration = Duration::from_millis(10);
+/// Upper bound of the doubled pauses.
+const MAX_PAUSE: Duration = Duration::from_millis(320);
 
-/// Runs a route as a Lambda function: what a function's `main` does.
+/// Runs a route as a Lambda function. Called by the function's `main`.
 pub async fn run<R: Route>() -> ExitCode {
     telemetry::exit_code(R::NAME, serve_events::<R>().await)
 }
@@ -49,7 +50,7 @@ pub async fn run<R: Route>() -> ExitCode {
 async fn serve_events<R: Route>() -> Result<(), lambda_runtime::Error> {
     telemetry::init(telemetry::Output::Stdout, "info")?;
     let secrets = [R::Access::SECRETS, R::SECRETS].concat();
-    let app = &App::deployed(R::NAME, Needs { secrets, store: R::ASKS_STORE }).await?;
+    let app = &App::deployed(R::NAME, Needs { secrets, store: R::USES_STORE }).await?;
     lambda_runtime::run(service_fn(move |event: LambdaEvent<GatewayEvent>| async move {
         // Boxed: the runtime moves its service's future several times.
         Ok::<_, lambda_runtime::Error>(Box::pin(serve_event::<R>(app, event.payload)).await)
@@ -62,22 +63,22 @@ pub async fn serve_event<R: Route>(app: &App, event: GatewayEvent) -> ApiGateway
     event::answer(serve::<R>(app, event.into_request()).await)
 }
 
-/// Answers one request. Never fails: every fault has an answer of its own.
+/// Answers one request. Never fails: every error has a response.
 pub async fn serve<R: Route>(app: &App, request: Request) -> Response<Body> {
     let started = Instant::now();
     let context = gateway_context(&request);
     let meta = Arc::new(meta(app, &request, context));
     // The authorizer sees only one value of a repeated header, so its verdict does not count.
-    let judged = context.filter(|_| !is_repeated(request.headers(), &header::AUTHORIZATION));
-    let caller = judged.and_then(|context| AuthorizerContext::from_context(&context.authorizer.fields).ok());
-    let who = caller.as_ref().map(|caller| (caller.principal.organization_id, caller.principal.api_key_id));
+    let trusted = context.filter(|_| !is_repeated(request.headers(), &header::AUTHORIZATION));
+    let caller = trusted.and_then(|context| AuthorizerContext::from_context(&context.authorizer.fields).ok());
+    let key_ids = caller.as_ref().map(|caller| (caller.principal.organization_id, caller.principal.api_key_id));
 
     let outcome = if R::CORS && request.method() == Method::OPTIONS {
         Ok((StatusCode::NO_CONTENT, Vec::new()))
     } else {
         let caller = access::admit_address(caller, meta.address());
         let deadline = app.deadlines.scale(R::DEADLINE);
-        match timeout(deadline, judge_and_run::<R>(app, &request, caller, &meta)).await {
+        match timeout(deadline, authorize_and_run::<R>(app, &request, caller, &meta)).await {
             Ok(outcome) => outcome
                 .inspect(|answer| debug_assert_eq!(answer.status, R::STATUS, "{}", R::NAME))
                 .map(|answer| (answer.status, answer.body))
@@ -85,12 +86,13 @@ pub async fn serve<R: Route>(app: &App, request: Request) -> Response<Body> {
             Err(_) => Err(Error::TimedOut(deadline)),
         }
     };
-    log::<R>(&meta, who, &outcome, started);
+    log::<R>(&meta, key_ids, &outcome, started);
     respond::<R>(outcome, &meta.request_id)
 }
 
-/// The contract's order: credential, kind and scope, body, and then the handler.
-async fn judge_and_run<R: Route>(
+/// Checks credential, kind and scope, then query, body, idempotency key and path, and runs the
+/// handler.
+async fn authorize_and_run<R: Route>(
     app: &App,
     request: &Request,
     caller: Option<AuthorizerContext>,
@@ -110,22 +112,22 @@ async fn judge_and_run<R: Route>(
     let path = R::Path::from_path(variables.unwrap_or(&QueryMap::default())).ok_or(Error::NotFound)?;
 
     let call = Call { caller, path, query, body, now: app.clock.now(), meta: Arc::clone(meta), idempotency };
-    let mut longest = FIRST_PAUSE;
-    for _ in 1..R::RUNS {
+    let mut max_pause = FIRST_MAX_PAUSE;
+    for _ in 1..R::MAX_ATTEMPTS {
         match R::handle(app, &call).await {
-            Err(Error::Raced) => tokio::time::sleep(up_to(longest, app)).await,
+            Err(Error::WriteConflict) => tokio::time::sleep(random_pause(max_pause, app)).await,
             outcome => return outcome,
         }
-        longest = LONGEST_PAUSE.min(longest * 2);
+        max_pause = MAX_PAUSE.min(max_pause * 2);
     }
     R::handle(app, &call).await
 }
 
-/// Any time up to the longest, so that those that raced do not meet again.
-fn up_to(longest: Duration, app: &App) -> Duration {
+/// Returns a random pause up to `max_pause`, so that conflicting requests do not meet again.
+fn random_pause(max_pause: Duration, app: &App) -> Duration {
     let mut random = [0];
     app.entropy.fill(&mut random);
-    longest * u32::from(random[0]) / u32::from(u8::MAX)
+    max_pause * u32::from(random[0]) / u32::from(u8::MAX)
 }
 
 fn json_body<R: Route>(request: &Request) -> Result<Json<'_>, Error> {
@@ -135,7 +137,7 @@ fn json_body<R: Route>(request: &Request) -> Result<Json<'_>, Error> {
         return Ok(Json::Object(Vec::new()));
     }
     let mut encodings = request.headers().get_all(header::CONTENT_ENCODING).iter();
-    // `identity`, however often, means no encoding.
+    // `identity`, even repeated, means no encoding.
     let is_none = |coding: &[u8]| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity");
     if encodings.any(|listed| !listed.as_bytes().split(|byte| *byte == b',').all(|coding| is_none(coding.trim_ascii())))
     {
@@ -157,8 +159,8 @@ fn idempotency_key<R: Route>(
         Some(identity) if R::IDEMPOTENT => {
             let variables: BTreeMap<_, _> =
                 request.path_parameters_ref().into_iter().flat_map(QueryMap::iter).collect();
-            let place = format!("{} {variables:?}", R::NAME);
-            IdempotencyKey::new(request.headers(), identity, meta, &place, body)
+            let target = format!("{} {variables:?}", R::NAME);
+            IdempotencyKey::new(request.headers(), identity, meta, &target, body)
         }
         _ => Ok(None),
     }
@@ -194,22 +196,22 @@ fn is_repeated(headers: &HeaderMap, name: &HeaderName) -> bool {
     headers.get_all(name).iter().nth(1).is_some()
 }
 
-/// API Gateway lets clients choose the request id; what is not plain goes into no header, log or audit event.
+/// Returns whether the request id is safe for headers, logs and audit events: API Gateway lets
+/// clients choose it.
 fn is_plain(request_id: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_' || byte == b'=';
     !request_id.is_empty() && request_id.len() <= 128 && request_id.bytes().all(plain)
 }
 
-/// One line per request.
 fn log<R: Route>(
     meta: &RequestMeta,
-    who: Option<(Id, Id)>,
+    key_ids: Option<(Id, Id)>,
     outcome: &Result<(StatusCode, Vec<u8>), Error>,
     started: Instant,
 ) {
     let status = outcome.as_ref().map_or_else(Error::status, |(status, _)| *status).as_u16();
     let latency_ms = started.elapsed().as_secs_f64() * 1_000.0;
-    let (organization_id, api_key_id) = who.map(|(org, key)| (org.get(), key.get())).unzip();
+    let (organization_id, api_key_id) = key_ids.map(|(org, key)| (org.get(), key.get())).unzip();
     let request_id = meta.request_id.as_str();
     let (route, service) = (R::NAME, meta.service.get());
     let fault = outcome.as_ref().err().and_then(Error::fault);
@@ -236,7 +238,7 @@ fn respond<R: Route>(outcome: Result<(StatusCode, Vec<u8>), Error>, request_id: 
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     }
     if status.is_success() {
-        // Secrets among them, and nothing that holds longer than the moment, unless the route says otherwise.
+        // Responses may hold secrets or short-lived state. A route may override this header.
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
     for (name, value) in further {
@@ -259,14 +261,14 @@ fn respond<R: Route>(outcome: Result<(StatusCode, Vec<u8>), Error>, request_id: 
         headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("x-request-id"));
         headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("3600"));
     } else if [StatusCode::UNAUTHORIZED, StatusCode::NOT_FOUND].contains(&status) {
-        // Like the gateway's own, whose headers must not differ: they would tell a key that is only used from elsewhere, and an
-        // internal route from a path that is not there.
+        // The gateway's own 401 and 404 have this header. A difference would reveal that a key is
+        // valid from another address, or that an internal route exists.
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     }
     response
 }
 
-/// As text: API Gateway would take bytes for something to encode in base64.
+/// Returns the body as text, because API Gateway would base64-encode bytes.
 fn text_body(body: Vec<u8>) -> Body {
     match String::from_utf8(body) {
         Ok(text) if text.is_empty() => Body::Empty,

@@ -10,19 +10,19 @@ use crate::{
 
 const SIGNATURE: &str = "stripe-signature";
 
-/// Stripe, by its signature over the body. Where no signing secret is configured the route does not exist: every request is the 404 of an
-/// unknown path, before the body is looked at.
+/// Stripe, authenticated by its signature over the body. Without a configured signing secret the
+/// route does not exist: every request gets the 404 of an unknown path, before the body is read.
 #[derive(Debug)]
 pub struct Stripe;
 
-/// Stripe, proven.
+/// Stripe, with a verified signature.
 #[derive(Debug)]
 pub struct StripeCaller {
     secrets: Arc<StripeSecrets>,
 }
 
 impl StripeCaller {
-    /// Whether this stack takes live events, or those of tests.
+    /// Returns whether this stack accepts live events or test events.
     pub fn livemode(&self) -> bool {
         self.secrets.livemode()
     }
@@ -46,14 +46,14 @@ impl Access for Stripe {
             return Err(Error::UnknownRoute);
         }
         let signed = presented.signed.ok_or(Error::UnknownRoute)?;
-        // Anybody may send this, so a large body must not cost an HMAC for each secret.
+        // Any client may send requests here, so a large body must not cost one HMAC per secret.
         if signed.body.len() > signed.body_max {
             return Err(Error::BodyTooLarge { limit: signed.body_max });
         }
         let (header, now) = (signature(signed.headers)?, app.clock.now());
         match secrets.verify(header, signed.body, now) {
             Ok(()) => return Ok(StripeCaller { secrets }),
-            // The secret may have been added since they were fetched.
+            // The secret may be newer than the cached ones.
             Err(BadSignature::Mismatch) => {}
             Err(bad) => return Err(refusal(bad)),
         }
@@ -77,7 +77,7 @@ fn refusal(bad: BadSignature) -> Error {
     Error::BadRequest { code: "invalid_signature", message: bad.to_string() }
 }
 
-/// Also where it is our own mistake: Stripe sends again what was answered so.
+/// Also used for invalid configuration, because Stripe retries after a 503.
 fn unavailable(error: &SecretError) -> Error {
     Error::Unavailable(error.to_string())
 }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::domain::{ApiKey, Id, Organization, Spending, Tally, Timestamp};
 
-/// What decides whether a proven key is let in: read together, afresh, whenever it is judged.
+/// The state that decides whether a proven key has access. It is read again for every decision.
 #[derive(Debug, Clone)]
 pub struct Access {
     pub organization: Organization,
@@ -18,27 +18,31 @@ pub struct Access {
 }
 
 impl Store {
-    /// The state behind a proven key, in one consistent BatchGetItem. A key is never deleted: where it or its organization is not there,
-    /// something is broken, and nothing is known of the key.
+    /// Reads the state of a proven key in one consistent `BatchGetItem`. Keys are never deleted: a
+    /// missing key or organization is a fault.
     pub async fn access(&self, organization: Id, api_key: Id) -> Result<Access, StoreError> {
-        let state = [Key::organization(organization), Key::api_key(organization, api_key)];
-        let mut found = by_key(self.batch_get(Table::Main, &state).await?);
-        take_access(&mut found, &state)
+        self.key_access(organization, api_key, None).await
     }
 
-    /// The same with the time of the key's last use.
+    /// Like [`access`](Self::access), with the time of the key's last use.
     pub async fn access_with_use(&self, organization: Id, api_key: Id) -> Result<Access, StoreError> {
+        self.key_access(organization, api_key, Some(Key::key_use(organization, api_key))).await
+    }
+
+    async fn key_access(&self, organization: Id, api_key: Id, last_use: Option<Key>) -> Result<Access, StoreError> {
         let state = [Key::organization(organization), Key::api_key(organization, api_key)];
-        let used = Key::key_use(organization, api_key);
-        let [of_organization, of_key] = state.clone();
-        let mut found = by_key(self.batch_get(Table::Main, &[of_organization, of_key, used.clone()]).await?);
+        let keys: Vec<_> = state.iter().chain(&last_use).cloned().collect();
+        let mut found = by_key(self.batch_get(Table::Main, &keys).await?);
         let mut access = take_access(&mut found, &state)?;
-        join_use(&mut access.api_key, found.remove(&used));
+        if let Some(last_use) = last_use {
+            join_use(&mut access.api_key, found.remove(&last_use));
+        }
         Ok(access)
     }
 
-    /// The same with what decides whether the key may spend: budgets, and this month's counters of the organization and of the line of keys
-    /// that is `lineage_id`. One BatchGetItem too.
+    /// Like [`access`](Self::access), with the spending that decides whether the key may spend: the
+    /// budgets and this month's counters of the organization and of the key lineage `lineage_id`.
+    /// Also one `BatchGetItem`.
     pub async fn access_to_spend(
         &self,
         organization: Id,
@@ -49,7 +53,8 @@ impl Store {
         self.spending_access(organization, api_key, lineage_id, now, None).await
     }
 
-    /// The same with the time of the key's last use: for a process that may have to write a later one.
+    /// Like [`access_to_spend`](Self::access_to_spend), with the time of the key's last use, for a
+    /// process that may have to update it.
     pub async fn access_to_use(
         &self,
         organization: Id,
@@ -103,7 +108,7 @@ fn by_key(items: Vec<Item>) -> HashMap<Key, Item> {
 
 fn take_access(found: &mut HashMap<Key, Item>, [organization, api_key]: &[Key; 2]) -> Result<Access, StoreError> {
     let (Some(organization), Some(api_key)) = (found.remove(organization), found.remove(api_key)) else {
-        return Err(StoreError::Fault("a proven key has no state".to_owned()));
+        return Err(StoreError::Fault("state of a proven key is missing".to_owned()));
     };
     Ok(Access { organization: decode(organization)?, api_key: decode(api_key)? })
 }

@@ -10,15 +10,18 @@ use super::{
 };
 use crate::domain::{ApiKey, Id, Kind, Timestamp};
 
-/// The last use of a key, apart from its state: the functions that note a use can write nothing that access depends on.
+/// The last use of a key. It is a separate item, so that functions that record uses cannot write
+/// anything that access depends on.
 #[derive(Deserialize)]
 struct KeyUse {
     last_used_at: Timestamp,
 }
 
-/// Sets the key's last use to the later of its item's own and that of its `USED#` item. Items from before `USED#` hold it themselves.
+/// Sets the key's last use to the later of two times: the one in its `USED#` item and the one in
+/// its own item, which keys from before `USED#` have.
 ///
-/// An unreadable time counts as none: roles that validate keys may write it, and it must not keep a key from being revoked.
+/// An unreadable time counts as missing: roles that validate keys may write it, and it must not
+/// prevent a revocation.
 pub(super) fn join_use(key: &mut ApiKey, used: Option<Item>) {
     match used.map(decode).transpose() {
         Ok(used) => key.last_used_at = key.last_used_at.max(used.map(|KeyUse { last_used_at }| last_used_at)),
@@ -30,7 +33,7 @@ fn listing(organization: Id) -> Listing<ApiKey> {
     Listing {
         table: Table::Main,
         partition: api_keys_partition(organization),
-        place: padded,
+        sort_key: padded,
         read: decode,
         skips_unreadable: false,
         id: |key: &ApiKey| key.id,
@@ -38,20 +41,21 @@ fn listing(organization: Id) -> Listing<ApiKey> {
 }
 
 impl Store {
-    /// A key with the time of its last use. One consistent BatchGetItem.
+    /// Returns a key with the time of its last use. One consistent `BatchGetItem`.
     pub async fn api_key(&self, organization: Id, id: Id) -> Result<Option<ApiKey>, StoreError> {
         let (state, used) = (Key::api_key(organization, id), Key::key_use(organization, id));
         let (mut key, mut last_use) = (None, None);
         for item in self.batch_get(Table::Main, &[state, used.clone()]).await? {
-            let place = if Key::of_item(&item).as_ref() == Some(&used) { &mut last_use } else { &mut key };
-            *place = Some(item);
+            let target = if Key::of_item(&item).as_ref() == Some(&used) { &mut last_use } else { &mut key };
+            *target = Some(item);
         }
         let Some(mut key) = key.map(decode).transpose()? else { return Ok(None) };
         join_use(&mut key, last_use);
         Ok(Some(key))
     }
 
-    /// The organization's keys, newest first, of those that `keep` lets through. Their last uses are not read.
+    /// Returns the organization's keys that match `keep`, newest first, without the times of their
+    /// last use.
     pub async fn api_keys(
         &self,
         organization: Id,
@@ -62,7 +66,7 @@ impl Store {
         self.page(listing(organization), below, limit, keep).await
     }
 
-    /// The same with the times of their last uses.
+    /// Like [`api_keys`](Self::api_keys), with the times of their last use.
     pub async fn api_keys_with_uses(
         &self,
         organization: Id,
@@ -77,7 +81,8 @@ impl Store {
         self.page_joined(listing(organization), Some(uses), below, limit, keep).await
     }
 
-    /// Writes that the key was used at `now`, unless a use less than `every` ago is noted. Returns whether it did.
+    /// Records a use of the key at `now`, unless one less than `every` ago is recorded. Returns
+    /// whether it wrote.
     pub async fn note_use(
         &self,
         organization: Id,
@@ -106,13 +111,14 @@ impl Store {
 }
 
 impl Transaction {
-    /// A new key: its id claimed, its credential beside it, counted if it may administer.
+    /// Creates a key with its credential, claims its id and counts it if it is a usable admin key.
     pub fn create_api_key(&mut self, organization: Id, key: &ApiKey, digest: Digest) -> Result<(), StoreError> {
         self.add_api_key(organization, key, digest)?;
         if key.is_usable_admin() { self.count_admin(organization) } else { Ok(()) }
     }
 
-    /// A key that `caller` changed, and with it the organization's count of usable admin keys, which never falls to zero.
+    /// Updates a key on behalf of `caller`, and the organization's count of usable admin keys,
+    /// which never becomes zero.
     pub fn update_api_key(
         &mut self,
         organization: Id,
@@ -128,13 +134,15 @@ impl Transaction {
         self.replace_api_key(organization, caller, before, after)
     }
 
-    /// Makes the transaction hang on the calling key's state as it was read, for a key that it does not write itself.
-    pub fn while_unchanged(&mut self, organization: Id, caller: &ApiKey) -> Result<(), StoreError> {
+    /// Requires that the calling key is unchanged since it was read. For transactions that do not
+    /// write that key.
+    pub fn require_caller_unchanged(&mut self, organization: Id, caller: &ApiKey) -> Result<(), StoreError> {
         let key = Key::api_key(organization, caller.id);
         self.check_version(Table::Main, &key, caller.version, Conflict::CallerChanged)
     }
 
-    /// A key that gave way to a successor at `caller`'s wish, and its successor. The count of usable admin keys stays: the successor may what the key could.
+    /// Replaces a key with a successor on behalf of `caller`. The count of usable admin keys stays
+    /// the same, because the successor has the key's permissions.
     pub fn rotate_api_key(
         &mut self,
         organization: Id,
@@ -148,7 +156,8 @@ impl Transaction {
         self.replace_api_key(organization, caller, before, after)
     }
 
-    /// A key that changes itself is held by the condition of its own write: one transaction takes one operation per item.
+    /// Replaces a key's item. If the caller changes itself, the condition of this write covers it:
+    /// DynamoDB accepts one operation per item.
     fn replace_api_key(
         &mut self,
         organization: Id,
@@ -157,10 +166,10 @@ impl Transaction {
         after: &ApiKey,
     ) -> Result<(), StoreError> {
         if caller.id != after.id {
-            self.while_unchanged(organization, caller)?;
+            self.require_caller_unchanged(organization, caller)?;
         }
         if before.expires_at != after.expires_at {
-            self.notice_expiry(organization, after)?;
+            self.schedule_expiry_notice(organization, after)?;
         }
         self.replace(Table::Main, &Key::api_key(organization, after.id), after, before.version)
     }
@@ -172,7 +181,7 @@ impl Transaction {
         self.insert(Table::Main, &Key::claimed_id(Kind::ApiKey, key.id), &owner, Conflict::IdTaken)?;
         self.insert(Table::Main, &Key::claimed_prefix(&key.prefix, key.id), &owner, Conflict::IdTaken)?;
         self.insert_credential(&key.prefix, &credential)?;
-        self.notice_expiry(organization, key)?;
+        self.schedule_expiry_notice(organization, key)?;
         self.insert(Table::Main, &Key::api_key(organization, key.id), key, Conflict::IdTaken)
     }
 

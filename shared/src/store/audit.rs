@@ -7,15 +7,15 @@ use serde::Serialize;
 
 use super::{
     Conflict, Item, Page, Store, StoreError, Transaction,
-    chain::{ChainClaim, LINK, UNCHAINED, mark_of},
+    chain::{ChainClaim, LINK, UNCHAINED, event_mark},
     decode,
     page::Listing,
-    table::{CLAIMED_EVENT, Key, Table, audit_event_place, audit_partition, unchained_shard},
-    text,
+    required_text,
+    table::{CLAIMED_EVENT, Key, Table, audit_event_sort_key, audit_partition, unchained_shard},
 };
 use crate::domain::{AuditEvent, Chain, ChainState, EventMark, Id, Link, Timestamp};
 
-/// What an event is written with. Older events are judged by it too: it may only grow.
+/// The attributes of an event. Older events are checked against this list too: it may only grow.
 const ATTRIBUTES: [&str; 12] = [
     "action",
     "actor",
@@ -30,10 +30,9 @@ const ATTRIBUTES: [&str; 12] = [
     UNCHAINED,
     "user_agent",
 ];
-/// A transaction that is being committed shows in one read and not yet in another. How long until it shows in all.
-const COMMITTING: Duration = Duration::from_millis(50);
+/// How long a transaction that is being committed may be visible in one read and not in another.
+const COMMIT_DELAY: Duration = Duration::from_millis(50);
 
-/// An event as it lies in the log.
 #[derive(Debug, Clone)]
 pub struct LoggedEvent {
     pub event: AuditEvent,
@@ -50,7 +49,8 @@ struct Unchained<'a> {
 }
 
 impl Transaction {
-    /// Adds the event to the organization's log, together with the change it tells of. It is chained later.
+    /// Adds the event to the organization's log, in the transaction of its change. It is chained
+    /// later.
     pub fn audit(&mut self, organization: Id, event: &AuditEvent) -> Result<(), StoreError> {
         let key = Key::audit_event(organization, event.at, event.id);
         self.insert(Table::Main, &key, &Unchained { event, unchained: unchained_shard(event.id) }, Conflict::IdTaken)
@@ -58,7 +58,7 @@ impl Transaction {
 }
 
 impl Store {
-    /// The organization's audit events, newest first, of those that `keep` lets through.
+    /// Returns the organization's audit events that match `keep`, newest first.
     pub async fn audit_events(
         &self,
         organization: Id,
@@ -69,31 +69,32 @@ impl Store {
         let listing = Listing {
             table: Table::Main,
             partition: audit_partition(organization),
-            place: |id| audit_event_place(id.drawn_at(), id),
-            read: logged,
+            sort_key: |id| audit_event_sort_key(id.drawn_at(), id),
+            read: read_logged,
             skips_unreadable: true,
             id: |logged: &LoggedEvent| logged.event.id,
         };
         self.page(listing, below, limit, |logged| keep(&logged.event)).await
     }
 
-    /// How the chain stands at each of these events. What looks broken is looked at twice.
+    /// Returns the chain state of each of these events. If one appears broken, all are read a
+    /// second time.
     pub async fn chains(
         &self,
         organization: Id,
         events: &[LoggedEvent],
         now: Timestamp,
     ) -> Result<Vec<Chain>, StoreError> {
-        let chains = self.chains_now(organization, events, now).await?;
+        let chains = self.read_chains(organization, events, now).await?;
         if chains.iter().all(|chain| chain.state != ChainState::Broken) {
             return Ok(chains);
         }
-        tokio::time::sleep(COMMITTING).await;
-        self.chains_now(organization, events, now).await
+        tokio::time::sleep(COMMIT_DELAY).await;
+        self.read_chains(organization, events, now).await
     }
 
-    /// Two reads, of what a page of events needs.
-    async fn chains_now(
+    /// Reads the claims and then the links of these events.
+    async fn read_chains(
         &self,
         organization: Id,
         events: &[LoggedEvent],
@@ -102,8 +103,8 @@ impl Store {
         let keys: Vec<_> = events.iter().map(|logged| Key::claimed_event(organization, &logged.sk)).collect();
         let mut claims = BTreeMap::new();
         for item in self.batch_get(Table::Main, &keys).await? {
-            let sk = text(&item, "sk")?.trim_start_matches(CLAIMED_EVENT).to_owned();
-            // What cannot be read was tampered with, and is as good as not there.
+            let sk = required_text(&item, "sk")?.trim_start_matches(CLAIMED_EVENT).to_owned();
+            // An unreadable claim was tampered with and counts as missing.
             if let Ok(claim) = decode::<ChainClaim>(item) {
                 claims.insert(sk, claim.link);
             }
@@ -119,25 +120,27 @@ impl Store {
     }
 }
 
-fn logged(item: Item) -> Result<LoggedEvent, StoreError> {
-    let sk = text(&item, "sk")?.to_owned();
-    // Pages resume by id, so what stands elsewhere than its id says would make them skip events or come round.
-    let id = id_at(&sk).ok_or_else(|| StoreError::Fault(format!("an audit event stands at {sk:?}, where none can")))?;
-    let mark = mark_of(&item)?;
+fn read_logged(item: Item) -> Result<LoggedEvent, StoreError> {
+    let sk = required_text(&item, "sk")?.to_owned();
+    // Pages resume by id. An event whose sort key differs from its id would make them skip or
+    // repeat events.
+    let id = event_id(&sk).ok_or_else(|| StoreError::Fault(format!("audit event has an invalid sort key: {sk:?}")))?;
+    let mark = event_mark(&item)?;
     let event: AuditEvent = decode(item)?;
     Ok(LoggedEvent { event: AuditEvent { id, ..event }, sk, mark })
 }
 
-/// The id of the event that stands here, if one can.
-fn id_at(sk: &str) -> Option<Id> {
+/// Returns the id of the event with this sort key, or `None` if no event can have it.
+fn event_id(sk: &str) -> Option<Id> {
     let id = sk.rsplit_once('#').and_then(|(_, id)| Id::parse(id.trim_start_matches('0')));
-    id.filter(|id| audit_event_place(id.drawn_at(), *id) == sk)
+    id.filter(|id| audit_event_sort_key(id.drawn_at(), *id) == sk)
 }
 
-/// Whether the item stands where an event can, has an event's attributes and the worker's alone, and waits, if it does, in its own shard.
-pub(super) fn is_sound(item: &Item) -> bool {
-    let Some(id) = text(item, "sk").ok().and_then(id_at) else { return false };
-    let in_place =
+/// Returns whether the item has a valid sort key, only the attributes that Karta writes, and the
+/// right shard if it is unchained.
+pub(super) fn is_well_formed(item: &Item) -> bool {
+    let Some(id) = required_text(item, "sk").ok().and_then(event_id) else { return false };
+    let in_own_shard =
         item.get(UNCHAINED).is_none_or(|shard| shard.as_s().is_ok_and(|shard| *shard == unchained_shard(id)));
-    in_place && item.keys().all(|name| name == LINK || ATTRIBUTES.contains(&name.as_str()))
+    in_own_shard && item.keys().all(|name| name == LINK || ATTRIBUTES.contains(&name.as_str()))
 }

@@ -5,17 +5,17 @@ use serde::de::DeserializeOwned;
 
 use super::{
     Item, Store, StoreError,
-    chain::{ChainClaim, mark_of},
-    decode,
+    chain::{ChainClaim, event_mark},
+    decode, required_text,
     table::{
-        ABOVE_IDS, ANCHORS, AUDIT, CHAIN, CLAIMED_EVENT, OWNED, Table, anchors_partition, audit_partition,
-        chain_partition, link_place,
+        ABOVE_IDS, ANCHORS, AUDIT, CHAIN, CLAIMED_EVENT, OWNED_PREFIXES, Table, anchors_partition, audit_partition,
+        chain_partition, link_sort_key,
     },
-    text,
 };
 use crate::domain::{Action, Anchor, AuditEvent, AuditLog, Id, Link};
 
-/// Reads whole audit logs with their chains and anchors, as the operator alone may: it needs Scan.
+/// Reads complete audit logs with their chains and anchors. It needs Scan, which only the operator
+/// may use.
 #[derive(Debug, Clone)]
 pub struct AuditReader {
     client: Client,
@@ -23,11 +23,11 @@ pub struct AuditReader {
     anchors: String,
 }
 
-/// Organizations that must have an audit log.
+/// The organizations that must have an audit log.
 #[derive(Debug, Default)]
 pub struct Audited {
     pub organizations: BTreeSet<Id>,
-    /// Partitions that are named like those of audit logs and belong to nobody.
+    /// Partitions that are named like those of audit logs but belong to no organization.
     pub strays: BTreeSet<String>,
 }
 
@@ -39,15 +39,17 @@ impl Store {
 }
 
 impl AuditReader {
-    /// Over the tables of these names.
     pub fn new(client: Client, main: String, anchors: String) -> Self {
         Self { client, main, anchors }
     }
 
-    /// Every organization that has an item of its own, an event, a link or an anchor: deleting a log does not hide its organization.
+    /// Returns every organization with an item, an event, a link or an anchor, so that deleting a
+    /// log does not hide its organization.
     pub async fn audited(&self) -> Result<Audited, StoreError> {
         let mut audited = Audited::default();
-        for (table, logs, owned) in [(&self.main, &[AUDIT, CHAIN][..], &OWNED[..]), (&self.anchors, &[ANCHORS], &[])] {
+        for (table, logs, owned) in
+            [(&self.main, &[AUDIT, CHAIN][..], &OWNED_PREFIXES[..]), (&self.anchors, &[ANCHORS], &[])]
+        {
             let mut items = self
                 .client
                 .scan()
@@ -59,7 +61,7 @@ impl AuditReader {
                 .send();
             while let Some(item) = items.next().await {
                 let item = item?;
-                let pk = text(&item, "pk")?;
+                let pk = required_text(&item, "pk")?;
                 let owner = |prefixes: &[&str]| prefixes.iter().find_map(|prefix| pk.strip_prefix(prefix));
                 if let Some(owner) = owner(logs) {
                     match Id::parse(owner) {
@@ -74,13 +76,15 @@ impl AuditReader {
         Ok(audited)
     }
 
-    /// An organization's log. It may grow while it is read: what the order of the reads leaves open, [`AuditLog::settled`] tells.
+    /// Reads an organization's log, which may grow at the same time. [`AuditLog::settled`] is the
+    /// last link that was read before the events.
     pub async fn audit_log(&self, organization: Id) -> Result<AuditLog, StoreError> {
         let mut log = AuditLog::default();
-        self.each(&self.main, &chain_partition(organization), None, |item| place_chain(&mut log, item)).await?;
+        self.for_each_item(&self.main, &chain_partition(organization), None, |item| add_chain_item(&mut log, item))
+            .await?;
         log.settled = log.links.keys().next_back().copied().unwrap_or(0);
-        self.each(&self.main, &audit_partition(organization), None, |item| {
-            let (sk, mut mark) = (text(&item, "sk")?.to_owned(), mark_of(&item)?);
+        self.for_each_item(&self.main, &audit_partition(organization), None, |item| {
+            let (sk, mut mark) = (required_text(&item, "sk")?.to_owned(), event_mark(&item)?);
             let event = decode::<AuditEvent>(item);
             mark.sound &= event.is_ok();
             log.created |= event.is_ok_and(|event| event.action == Action::OrganizationCreated.as_str());
@@ -88,25 +92,27 @@ impl AuditReader {
             Ok(())
         })
         .await?;
-        self.each(&self.anchors, &anchors_partition(organization), None, |item| {
-            if let Some(anchor) = readable::<Anchor>(&mut log.unreadable, item)? {
+        self.for_each_item(&self.anchors, &anchors_partition(organization), None, |item| {
+            if let Some(anchor) = decode_or_record::<Anchor>(&mut log.unreadable, item)? {
                 log.anchors.entry(anchor.n).or_default().push(anchor);
             }
             Ok(())
         })
         .await?;
-        let later = [link_place(log.settled.saturating_add(1)), ABOVE_IDS.to_owned()];
-        self.each(&self.main, &chain_partition(organization), Some(later), |item| place_chain(&mut log, item)).await?;
+        let later = [link_sort_key(log.settled.saturating_add(1)), ABOVE_IDS.to_owned()];
+        self.for_each_item(&self.main, &chain_partition(organization), Some(later), |item| {
+            add_chain_item(&mut log, item)
+        })
+        .await?;
         Ok(log)
     }
 
-    /// Every item of a partition, or of a range of its sort keys, in order.
-    async fn each(
+    async fn for_each_item(
         &self,
         table: &str,
         partition: &str,
         range: Option<[String; 2]>,
-        mut place: impl FnMut(Item) -> Result<(), StoreError>,
+        mut visit: impl FnMut(Item) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let query = self.client.query().table_name(table).consistent_read(true);
         let query = query.expression_attribute_values(":pk", AttributeValue::S(partition.to_owned()));
@@ -119,23 +125,22 @@ impl AuditReader {
         };
         let mut items = query.into_paginator().items().send();
         while let Some(item) = items.next().await {
-            place(item?)?;
+            visit(item?)?;
         }
         Ok(())
     }
 }
 
-/// A link or a claim.
-fn place_chain(log: &mut AuditLog, item: Item) -> Result<(), StoreError> {
-    let sk = text(&item, "sk")?.to_owned();
+fn add_chain_item(log: &mut AuditLog, item: Item) -> Result<(), StoreError> {
+    let sk = required_text(&item, "sk")?.to_owned();
     if let Some(event) = sk.strip_prefix(CLAIMED_EVENT) {
-        if let Some(claim) = readable::<ChainClaim>(&mut log.unreadable, item)? {
+        if let Some(claim) = decode_or_record::<ChainClaim>(&mut log.unreadable, item)? {
             log.claims.insert(event.to_owned(), claim.link);
         }
         return Ok(());
     }
-    let n = sk.parse().ok().filter(|n| link_place(*n) == sk);
-    match (n, readable::<Link>(&mut log.unreadable, item)?) {
+    let n = sk.parse().ok().filter(|n| link_sort_key(*n) == sk);
+    match (n, decode_or_record::<Link>(&mut log.unreadable, item)?) {
         (Some(n), Some(link)) => drop(log.links.insert(n, link)),
         (None, Some(_)) => drop(log.unreadable.insert(sk)),
         (_, None) => {}
@@ -143,9 +148,12 @@ fn place_chain(log: &mut AuditLog, item: Item) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// What the item says. One that cannot be read is a finding and no reason to stop.
-fn readable<T: DeserializeOwned>(unreadable: &mut BTreeSet<String>, item: Item) -> Result<Option<T>, StoreError> {
-    let sk = text(&item, "sk")?.to_owned();
+/// Decodes an item. An unreadable item is a finding and does not end the check.
+fn decode_or_record<T: DeserializeOwned>(
+    unreadable: &mut BTreeSet<String>,
+    item: Item,
+) -> Result<Option<T>, StoreError> {
+    let sk = required_text(&item, "sk")?.to_owned();
     let read = decode(item);
     if read.is_err() {
         unreadable.insert(sk);

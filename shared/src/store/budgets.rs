@@ -10,34 +10,32 @@ use super::{
 };
 use crate::domain::{ApiKey, Budget, BudgetWatch, Id, Timestamp};
 
-/// An organization's budget as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OrganizationBudget {
     pub budget: Budget,
-    /// Counts changes: a write that depends on a read is conditional on it.
+    /// Number of changes. A write that depends on a read is conditional on it.
     pub version: u64,
 }
 
-/// Whose budget is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BudgetSubject {
     Organization,
-    /// A line of keys, by its first.
+    /// A key lineage, by the id of its first key.
     Key(Id),
 }
 
-/// The wish to have budgets held against what was spent.
+/// A scheduled check of budgets against the spending.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct BudgetCheck {
     pub organization_id: Id,
     #[serde(default)]
     pub api_keys: BTreeSet<Id>,
-    /// Changes with every further wish.
+    /// Changes each time that keys are added to the check.
     pub stamp: u64,
 }
 
 #[derive(Serialize)]
-struct Wish<'a> {
+struct BudgetCheckItem<'a> {
     organization_id: Id,
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     api_keys: &'a BTreeSet<Id>,
@@ -45,17 +43,16 @@ struct Wish<'a> {
 }
 
 impl BudgetCheck {
-    /// Where new wishes gather.
-    pub const GATHERED: &str = "CHECK";
+    /// The sort key of the pending check, in which keys accumulate.
+    pub const PENDING_SORT_KEY: &str = "CHECK";
 
-    /// Where it lies while it is looked at.
-    pub fn place_aside(&self) -> String {
+    /// Returns the sort key of the check while a worker processes it.
+    pub fn claimed_sort_key(&self) -> String {
         format!("LOOK#{}", self.stamp)
     }
 }
 
 impl Store {
-    /// `None` where none was ever set.
     pub async fn budget(&self, organization: Id) -> Result<Option<OrganizationBudget>, StoreError> {
         self.get(Table::Main, Key::budget(organization)).await
     }
@@ -68,13 +65,14 @@ impl Store {
         self.get(Table::Outbox, Key::budget_watch(organization, subject)).await
     }
 
-    /// The newest keys of the lines that these belong to: whose budgets count.
+    /// Returns the newest key of each lineage that `keys` belong to. Its budget applies to the
+    /// lineage.
     pub async fn newest_api_keys(&self, organization: Id, keys: &BTreeSet<Id>) -> Result<Vec<ApiKey>, StoreError> {
         let (mut newest, mut wanted, mut seen) = (BTreeMap::new(), keys.clone(), BTreeSet::new());
         while !wanted.is_empty() {
-            let places: Vec<_> = wanted.iter().map(|id| Key::api_key(organization, *id)).collect();
+            let state_keys: Vec<_> = wanted.iter().map(|id| Key::api_key(organization, *id)).collect();
             seen.append(&mut wanted);
-            for item in self.batch_get(Table::Main, &places).await? {
+            for item in self.batch_get(Table::Main, &state_keys).await? {
                 let key: ApiKey = decode(item)?;
                 match key.replaced_by {
                     Some(successor) if !seen.contains(&successor) => drop(wanted.insert(successor)),
@@ -92,7 +90,7 @@ impl Store {
 }
 
 impl Transaction {
-    /// An organization's budget in the place of the one that was read, or of none.
+    /// Stores an organization's budget. `before` is the budget that was read, if any.
     pub fn put_budget(
         &mut self,
         organization: Id,
@@ -107,7 +105,8 @@ impl Transaction {
         }
     }
 
-    /// What was told of a budget by now. `watch.version` is that of the one that was read, 0 if there was none.
+    /// Stores which events were published about a budget. `watch.version` is the version that was
+    /// read, or 0 if there was none.
     pub fn put_budget_watch(
         &mut self,
         organization: Id,
@@ -122,18 +121,20 @@ impl Transaction {
         }
     }
 
-    /// Puts a wish aside while it is looked at, so that new ones gather apart; if the look is cut off, it is found again at `again`.
-    pub fn put_budget_check_aside(&mut self, check: &BudgetCheck, again: Timestamp) -> Result<(), StoreError> {
-        self.settle_budget_check(check, BudgetCheck::GATHERED)?;
-        let item = Wish { organization_id: check.organization_id, api_keys: &check.api_keys, stamp: check.stamp };
-        let key = Key::due(Queue::BudgetChecks, check.organization_id, &check.place_aside());
+    /// Moves a check aside while a worker processes it, so that new keys accumulate in another one.
+    /// If the worker is interrupted, the check is due again at `again`.
+    pub fn claim_budget_check(&mut self, check: &BudgetCheck, again: Timestamp) -> Result<(), StoreError> {
+        self.settle_budget_check(check, BudgetCheck::PENDING_SORT_KEY)?;
+        let item =
+            BudgetCheckItem { organization_id: check.organization_id, api_keys: &check.api_keys, stamp: check.stamp };
+        let key = Key::due(Queue::BudgetChecks, check.organization_id, &check.claimed_sort_key());
         let due_shard = Queue::BudgetChecks.shard(check.organization_id);
         self.put(Table::Outbox, &key, &Scheduled { item: &item, due_shard, due_at: again }, Conflict::Changed, |put| {
             put
         })
     }
 
-    /// Takes a wish away, unless another one joined it since it was read.
+    /// Deletes a check, unless keys were added since it was read.
     pub fn settle_budget_check(&mut self, check: &BudgetCheck, sk: &str) -> Result<(), StoreError> {
         let key = Key::due(Queue::BudgetChecks, check.organization_id, sk);
         self.delete(Table::Outbox, &key, Conflict::Changed, |delete| {

@@ -1,4 +1,5 @@
-//! An item as bytes: the same for the same item, and different for any two that differ.
+//! Canonical encoding of items: equal items have equal bytes, and different items have different
+//! bytes.
 
 use std::collections::HashMap;
 
@@ -6,10 +7,11 @@ use aws_sdk_dynamodb::types::AttributeValue;
 
 use super::{Item, StoreError};
 
-/// The item's attributes but for those `left_out`, by name: a letter for the kind of each value, lengths and counts in eight bytes.
-pub(super) fn encoded(item: &Item, left_out: &[&str]) -> Result<Vec<u8>, StoreError> {
+/// Encodes the item's attributes without those in `omitted`, sorted by name. Each value has a type
+/// letter; lengths and counts take eight bytes.
+pub(super) fn encoded(item: &Item, omitted: &[&str]) -> Result<Vec<u8>, StoreError> {
     let mut bytes = Vec::with_capacity(1_024);
-    let kept: HashMap<_, _> = item.iter().filter(|(name, _)| !left_out.contains(&name.as_str())).collect();
+    let kept: HashMap<_, _> = item.iter().filter(|(name, _)| !omitted.contains(&name.as_str())).collect();
     push_fields(&mut bytes, kept)?;
     Ok(bytes)
 }
@@ -47,12 +49,12 @@ fn push_value(bytes: &mut Vec<u8>, value: &AttributeValue) -> Result<(), StoreEr
         AttributeValue::Ss(texts) => push_set(bytes, b's', texts.iter().map(String::as_bytes)),
         AttributeValue::Ns(numbers) => push_set(bytes, b'n', numbers.iter().map(String::as_bytes)),
         AttributeValue::Bs(blobs) => push_set(bytes, b'b', blobs.iter().map(AsRef::as_ref)),
-        other => return Err(StoreError::Fault(format!("an attribute of a kind that is not known here: {other:?}"))),
+        other => return Err(StoreError::Fault(format!("unknown attribute type: {other:?}"))),
     }
     Ok(())
 }
 
-/// A set has no order.
+/// Encodes the members of a set in sorted order, because a set has none.
 fn push_set<'a>(bytes: &mut Vec<u8>, tag: u8, members: impl Iterator<Item = &'a [u8]>) {
     let mut members: Vec<_> = members.collect();
     members.sort_unstable();
@@ -115,27 +117,27 @@ mod tests {
 
     proptest! {
         #[test]
-        fn items_that_differ_read_differently(one in item(), other in item()) {
+        fn different_items_encode_differently(one in item(), other in item()) {
             prop_assert_eq!(encoded(&one, &[]).unwrap() == encoded(&other, &[]).unwrap(), one == other);
         }
 
         #[test]
-        fn the_order_of_a_set_and_what_is_left_out_do_not_show(
+        fn set_order_and_omitted_attributes_do_not_matter(
             item in item(),
             set in btree_set("[ab]{0,2}", 1..4),
-            left_out in value(),
+            omitted in value(),
         ) {
             let mut ordered = item.clone();
             ordered.insert("set".to_owned(), AttributeValue::Ss(set.iter().cloned().collect()));
-            let mut turned = item;
-            turned.insert("set".to_owned(), AttributeValue::Ss(set.into_iter().rev().collect()));
-            turned.insert("link".to_owned(), left_out);
-            prop_assert_eq!(encoded(&ordered, &["link"]).unwrap(), encoded(&turned, &["link"]).unwrap());
+            let mut reversed = item;
+            reversed.insert("set".to_owned(), AttributeValue::Ss(set.into_iter().rev().collect()));
+            reversed.insert("link".to_owned(), omitted);
+            prop_assert_eq!(encoded(&ordered, &["link"]).unwrap(), encoded(&reversed, &["link"]).unwrap());
         }
     }
 
     #[test]
-    fn a_kind_of_value_shows() {
+    fn value_type_changes_the_encoding() {
         let text = || "1".to_owned();
         let kinds = [
             AttributeValue::S(text()),

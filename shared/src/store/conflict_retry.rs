@@ -7,7 +7,8 @@ use aws_sdk_dynamodb::{
     operation::{delete_item::DeleteItemError, put_item::PutItemError, update_item::UpdateItemError},
 };
 
-/// Has a write of one item that a transaction crossed sent again: the SDK by itself gives up.
+/// Retries single-item writes that failed because of a concurrent transaction. The SDK does not
+/// retry these by itself.
 #[derive(Debug)]
 pub struct ConflictRetry;
 

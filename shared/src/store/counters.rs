@@ -1,8 +1,15 @@
-//! Counters of usage as attributes of few, small items: a write is paid by the whole kilobytes of its item, however little of it changes.
+//! Usage counters as attributes of few, small items. A write costs by the whole kilobytes of its
+//! item, however small the change is.
 //!
-//! `i` (input tokens), `o` (output tokens) and `c` (cost, in nano-cents) are of the whole; `I5`, `O5` and `C5` of the month's fifth day; `i17`,
-//! `o17`, `c17` and `u17` (tokens without a price) of the model with that number in the month of the organization. Days and numbers are written to base 36. Where a model is
-//! counted in several items, it used their sum.
+//! Attribute names:
+//!
+//! | name | counter |
+//! | --- | --- |
+//! | `i`, `o`, `c` | totals: input tokens, output tokens, cost in nano-cents |
+//! | `I5`, `O5`, `C5` | the same for the fifth day of the month |
+//! | `i17`, `o17`, `c17`, `u17` | the same, and tokens without a price, for the model with this number in the organization's month |
+//!
+//! Days and numbers are in base 36. If a model is counted in several items, its usage is their sum.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,34 +21,37 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use super::{Conflict, Item, StoreError, Transaction, table::Key, table::Table};
 use crate::domain::{MonthUsage, Tally, UsageEvent, UsageKind};
 
-/// The models of an organization that a month tells apart; the rest is counted as [`OTHER`].
-const MODELS_AT_MOST: usize = 200;
+/// Maximum number of models that a month of an organization distinguishes. All others are counted
+/// as [`OTHER`].
+const MAX_MODELS: usize = 200;
 const OTHER: &str = "other";
-/// The longest name that is told apart, in bytes: a month's list of 200 stays below 26 KB.
-const MODEL_BYTES_AT_MOST: usize = 128;
-/// Have the first numbers in every month, and no place in its list.
-const ALWAYS: [&str; 2] = [UsageEvent::UNSPECIFIED, OTHER];
-const NUMBER_OF_OTHER: usize = 1;
-/// How many models share an item: three counters of 10^10 tokens and 10^16 nano-cents are 33 bytes, which leaves a kilobyte room to grow.
+/// Maximum length of a distinguished model name, in bytes: a month's list of 200 names stays below
+/// 26 KB.
+const MAX_MODEL_NAME_BYTES: usize = 128;
+/// Models that have the first numbers in every month and are not in its list.
+const BUILT_IN: [&str; 2] = [UsageEvent::UNSPECIFIED, OTHER];
+const OTHER_NUMBER: usize = 1;
+/// Number of models in an item. Three counters of 10^10 tokens and 10^16 nano-cents take 33 bytes,
+/// which leaves room for growth within a kilobyte.
 const MODELS_PER_ITEM: usize = 27;
-/// Into how many items the models of a month fit.
-pub(super) const ITEMS_OF_MODELS: usize = (MODELS_AT_MOST + ALWAYS.len()).div_ceil(MODELS_PER_ITEM);
-/// How many models a line of keys counts in the item of its totals and days: beside 31 days of 10^9 tokens that is a kilobyte.
-const MODELS_INLINE: usize = 2;
-/// The attribute that lists a month's models.
+pub(super) const MODEL_ITEMS: usize = (MAX_MODELS + BUILT_IN.len()).div_ceil(MODELS_PER_ITEM);
+/// Maximum number of models in the first item of a lineage's month. With 31 days of 10^9 tokens the
+/// item takes a kilobyte.
+const MAX_INLINE_MODELS: usize = 2;
 const MODELS: &str = "models";
-/// The attribute of a line's month that names its further items.
+/// The attribute with the numbers of a lineage's further items.
 const MORE: &str = "more";
-/// Input tokens, output tokens, nano-cents.
+/// Totals: input tokens, output tokens, nano-cents.
 const SUMS: [&str; 3] = ["i", "o", "c"];
 const SUMS_OF_DAY: [&str; 3] = ["I", "O", "C"];
-/// The same of a model, and tokens without a price.
+/// A model's sums, with tokens without a price.
 const SUMS_OF_MODEL: [&str; 4] = ["i", "o", "c", "u"];
 const COST: usize = 2;
 const UNPRICED: usize = 3;
 const BASE: u32 = 36;
 
-/// The models that a month of an organization tells apart, in the order in which they came: their places are their numbers, for good.
+/// The distinguished models of an organization's month, in the order of their first use. Their
+/// indexes are their permanent numbers.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Models(Vec<String>);
 
@@ -51,25 +61,28 @@ impl Models {
         Self(names.filter_map(|name| name.as_s().ok().cloned()).collect())
     }
 
-    /// The number that an event's model has, takes, or shares with all others.
+    /// Returns the number of an event's model. A new model gets the next number, or the number of
+    /// [`OTHER`] if the list is full or the name is too long.
     pub(super) fn number(&mut self, event: &UsageEvent) -> usize {
         let name = event.model_name();
-        if let Some(number) = ALWAYS.iter().copied().chain(self.0.iter().map(String::as_str)).position(|of| of == name)
+        if let Some(number) =
+            BUILT_IN.iter().copied().chain(self.0.iter().map(String::as_str)).position(|of| of == name)
         {
             return number;
         }
-        if self.0.len() == MODELS_AT_MOST || name.len() > MODEL_BYTES_AT_MOST {
-            return NUMBER_OF_OTHER;
+        if self.0.len() == MAX_MODELS || name.len() > MAX_MODEL_NAME_BYTES {
+            return OTHER_NUMBER;
         }
         self.0.push(name.to_owned());
-        ALWAYS.len() + self.0.len() - 1
+        BUILT_IN.len() + self.0.len() - 1
     }
 
-    fn called(&self, number: usize) -> Option<&str> {
-        ALWAYS.get(number).copied().or_else(|| self.0.get(number - ALWAYS.len()).map(String::as_str))
+    fn name(&self, number: usize) -> Option<&str> {
+        BUILT_IN.get(number).copied().or_else(|| self.0.get(number - BUILT_IN.len()).map(String::as_str))
     }
 
-    /// Adds to the month's list what it has more than `before`, on condition that the list still is that long.
+    /// Stages the models that are not in `before`, on condition that the stored list still has that
+    /// length.
     pub(super) fn stage(&self, transaction: &mut Transaction, key: &Key, before: &Self) -> Result<(), StoreError> {
         let (read, new) = (before.0.len(), self.0.iter().skip(before.0.len()));
         let new: Vec<_> = new.cloned().map(AttributeValue::S).collect();
@@ -91,12 +104,10 @@ impl Models {
     }
 }
 
-/// The item of a month that holds a model's counters.
 pub(super) const fn item_of_model(number: usize) -> usize {
     number / MODELS_PER_ITEM
 }
 
-/// What is summed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Part {
     Whole,
@@ -104,7 +115,7 @@ pub(super) enum Part {
     Model(usize),
 }
 
-/// One attribute: which of the sums of a part.
+/// One attribute: a part, and the index of one of its sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Counter(Part, usize);
 
@@ -119,29 +130,30 @@ impl fmt::Display for Counter {
 }
 
 impl Counter {
-    /// `None` for an attribute that is no counter.
+    /// Parses an attribute name. `None` if the attribute is not a counter.
     fn parse(name: &str) -> Option<Self> {
-        let (sum, place) = name.split_at_checked(1)?;
+        let (sum, suffix) = name.split_at_checked(1)?;
         let of = |sums: &[&str]| sums.iter().position(|of| *of == sum);
         if let Some(sum) = of(&SUMS_OF_DAY) {
-            return Some(Self(Part::Day(u8::from_str_radix(place, BASE).ok()?), sum));
+            return Some(Self(Part::Day(u8::from_str_radix(suffix, BASE).ok()?), sum));
         }
-        if place.is_empty() {
+        if suffix.is_empty() {
             return Some(Self(Part::Whole, of(&SUMS)?));
         }
         let sum = of(&SUMS_OF_MODEL)?;
-        Some(Self(Part::Model(usize::from_str_radix(place, BASE).ok()?), sum))
+        Some(Self(Part::Model(usize::from_str_radix(suffix, BASE).ok()?), sum))
     }
 }
 
-/// Digits to base 36, two at most: no model or day has a number that needs more.
+/// Formats a number in base 36. Models and days need at most two digits.
 fn to_base(number: usize) -> String {
     let digit = |of: usize| u32::try_from(of % BASE as usize).ok().and_then(|of| char::from_digit(of, BASE));
     let high = (number >= BASE as usize).then(|| digit(number / BASE as usize)).flatten();
     high.into_iter().chain(digit(number)).collect()
 }
 
-/// Which models a line of keys counts in the item of its totals and days. That is a matter of cost alone: a reader sums all its items.
+/// The models that a lineage counts in its first item. The choice affects the cost only: readers
+/// sum all items.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Inline(BTreeSet<usize>);
 
@@ -154,17 +166,17 @@ impl Inline {
         Self(models.collect())
     }
 
-    /// Whether a model is counted there, or now comes to be.
-    pub(super) fn takes(&mut self, number: usize) -> bool {
-        self.0.contains(&number) || (self.0.len() < MODELS_INLINE && self.0.insert(number))
+    /// Returns whether a model is counted in the first item. Adds it if there is room.
+    pub(super) fn admits(&mut self, number: usize) -> bool {
+        self.0.contains(&number) || (self.0.len() < MAX_INLINE_MODELS && self.0.insert(number))
     }
 }
 
-/// What a transaction adds to one item.
+/// The amounts that a transaction adds to one item.
 #[derive(Default)]
 pub(super) struct Sums {
     counters: BTreeMap<Counter, u128>,
-    /// Further items of the line that it also adds to.
+    /// Numbers of the lineage's further items in the same transaction.
     more: BTreeSet<usize>,
 }
 
@@ -188,8 +200,8 @@ impl Sums {
         }
     }
 
-    /// Names an item of models in the line's first one, so that a reader finds it.
-    pub(super) fn name(&mut self, item: usize) {
+    /// Records a further item in the lineage's first one, so that readers find it.
+    pub(super) fn reference_item(&mut self, item: usize) {
         self.more.insert(item);
     }
 
@@ -212,21 +224,20 @@ impl Sums {
     }
 }
 
-/// The further items of a line's month.
-pub(super) fn more_items(item: &Item) -> Vec<usize> {
+pub(super) fn further_items(item: &Item) -> Vec<usize> {
     let more = item.get(MORE).and_then(|more| more.as_ns().ok()).into_iter().flatten();
     more.filter_map(|number| number.parse().ok()).collect()
 }
 
-/// Adds an item's counters to `usage`. A model that came after `models` was read is not told of yet.
+/// Adds an item's counters to `usage`. Models that were added after `models` was read are omitted.
 pub(super) fn read_counters(item: &Item, models: &Models, usage: &mut MonthUsage) -> Result<(), StoreError> {
     for (name, value) in item {
         let (Ok(number), Some(Counter(part, sum))) = (value.as_n(), Counter::parse(name)) else { continue };
-        let amount: u128 = number.parse().map_err(|_| StoreError::Fault(format!("the counter {name} is no number")))?;
+        let amount: u128 = number.parse().map_err(|_| StoreError::Fault(format!("counter {name} is not a number")))?;
         let tally = match part {
             Part::Whole => &mut usage.totals,
             Part::Day(day) => usage.by_day.entry(day).or_default(),
-            Part::Model(number) => match models.called(number) {
+            Part::Model(number) => match models.name(number) {
                 Some(model) if sum == UNPRICED => {
                     let tokens = usage.unpriced.entry(model.to_owned()).or_default();
                     *tokens = tokens.saturating_add(amount);
@@ -246,14 +257,13 @@ pub(super) fn read_counters(item: &Item, models: &Models, usage: &mut MonthUsage
     Ok(())
 }
 
-/// The totals of an item alone.
 pub(super) fn read_totals(item: &Item) -> Result<Tally, StoreError> {
     let mut usage = MonthUsage::default();
     read_counters(item, &Models::default(), &mut usage)?;
     Ok(usage.totals)
 }
 
-/// The attributes that hold an item's totals, for a projection.
+/// Returns a projection of the attributes with an item's totals.
 pub(super) fn totals_projection() -> String {
     format!("pk, sk, {}", SUMS.join(", "))
 }
@@ -263,9 +273,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_counter_is_read_by_the_name_that_it_was_written_under_and_no_two_share_one() {
+    fn counter_names_are_unique_and_round_trip() {
         let days = (1..=31).map(Part::Day);
-        let models = (0..MODELS_AT_MOST + ALWAYS.len()).map(Part::Model);
+        let models = (0..MAX_MODELS + BUILT_IN.len()).map(Part::Model);
         let mut names = BTreeSet::new();
         for part in days.chain(models).chain([Part::Whole]) {
             let sums = if matches!(part, Part::Model(_)) { SUMS_OF_MODEL.len() } else { SUMS.len() };
@@ -282,16 +292,16 @@ mod tests {
     }
 
     #[test]
-    fn a_line_counts_its_first_models_inline_and_keeps_them_there() {
+    fn lineage_counts_first_models_inline() {
         let item = Item::from(
             ["i1", "c1", "i", "I3", "pk", "sk"].map(|name| (name.to_owned(), AttributeValue::N("1".to_owned()))),
         );
         let mut inline = Inline::read(&item);
-        assert_eq!([7, 8, 1, 7].map(|number| inline.takes(number)), [true, false, true, true]);
+        assert_eq!([7, 8, 1, 7].map(|number| inline.admits(number)), [true, false, true, true]);
     }
 
     #[test]
-    fn parts_of_a_sum_are_added_and_stop_at_the_end_of_their_type() {
+    fn counters_are_summed_and_saturate() {
         let item = |amount: u128| Item::from([("i".to_owned(), AttributeValue::N(amount.to_string()))]);
         let mut usage = MonthUsage::default();
         for amount in [3, 4] {

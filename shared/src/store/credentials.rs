@@ -7,10 +7,12 @@ use super::{
 };
 use crate::domain::{Id, Prefix};
 
-/// How many keys of one prefix are compared: a bound on bcrypt, not on luck (two of a million keys share a prefix about nine times).
-const CANDIDATES_AT_MOST: i32 = 8;
+/// Maximum number of keys of one prefix that are compared. It bounds the bcrypt work: among a
+/// million keys, about nine pairs share a prefix.
+const MAX_CANDIDATES: i32 = 8;
 
-/// What proves a token: whose key it is, and the digest to compare with. Written once, never changed.
+/// The credential of an API key: its owner and the digest that a token is compared with. It is
+/// immutable.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Credential {
     pub organization_id: Id,
@@ -20,7 +22,7 @@ pub struct Credential {
     pub digest: Digest,
 }
 
-/// A bcrypt digest in its modular crypt form. Not a secret that opens anything, and still nobody's business.
+/// A bcrypt digest in modular crypt format. It grants no access, but is kept out of logs.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Digest(String);
@@ -42,7 +44,8 @@ impl std::fmt::Debug for Digest {
 }
 
 impl Store {
-    /// The keys that a token with this prefix may be, over all organizations. One consistent Query.
+    /// Returns the credentials of the keys with this prefix, in all organizations. One consistent
+    /// Query.
     pub async fn credentials(&self, prefix: &Prefix) -> Result<Vec<Credential>, StoreError> {
         let output = self
             .client
@@ -51,7 +54,7 @@ impl Store {
             .key_condition_expression("pk = :pk")
             .expression_attribute_values(":pk", AttributeValue::S(credentials_partition(prefix)))
             .consistent_read(true)
-            .limit(CANDIDATES_AT_MOST)
+            .limit(MAX_CANDIDATES)
             .send()
             .await?;
         output.items.unwrap_or_default().into_iter().map(decode).collect()

@@ -6,16 +6,17 @@ use serde_dynamo::{Deserializer, Error};
 
 use super::{Item, StoreError};
 
-/// Reads an item attribute by attribute. `serde_dynamo::from_item` would first build a second map of all of them.
+/// Decodes an item attribute by attribute. `serde_dynamo::from_item` would first copy all
+/// attributes into a second map.
 pub(super) fn decode<T: DeserializeOwned>(item: Item) -> Result<T, StoreError> {
     let attributes = Attributes { rest: item.into_iter(), value: None };
     T::deserialize(MapAccessDeserializer::new(attributes))
-        .map_err(|error| StoreError::Fault(format!("an item does not decode: {error}")))
+        .map_err(|error| StoreError::Fault(format!("item cannot be decoded: {error}")))
 }
 
 struct Attributes {
     rest: hash_map::IntoIter<String, AttributeValue>,
-    /// The value of the name that was read last.
+    /// The value of the attribute whose name was read last.
     value: Option<AttributeValue>,
 }
 

@@ -1,7 +1,7 @@
-//! Webhook deliveries: from events that wait to what came of sending them.
+//! Webhook deliveries, from the pending event to the result of each attempt.
 //!
-//! Whoever holds the lease of an endpoint's queue serves it. A result is written on condition that the
-//! attempt still waits, so that whatever is done twice is written once.
+//! The worker that holds the lease of an endpoint's queue serves it. A result is written on
+//! condition that its attempt is still pending, so that repeated work is recorded once.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -13,66 +13,62 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Conflict, DueItem, Lease, Page, Queue, Store, StoreError, Transaction, decode,
-    outbox::unless_condition_failed,
+    outbox::condition_held,
     page::Listing,
-    table::{Key, Table, deliveries_partition, padded, waiting_deliveries_partition},
+    table::{Key, Table, deliveries_partition, padded, pending_deliveries_partition},
 };
 use crate::domain::{Attempt, CLOCKS_APART, Delivery, DeliveryStatus, Event, Id, Timestamp, WebhookEndpoint};
 
-/// How long a delivery is kept.
-pub const DELIVERIES_KEPT: Duration = Duration::from_hours(30 * 24);
-/// Longer than deliveries, whose bytes come from them.
-const EVENTS_KEPT: Duration = Duration::from_hours(33 * 24);
-/// DynamoDB's own limit.
-const WRITES_AT_MOST: usize = 100;
-/// DynamoDB's own limit on a transaction is 4 MB.
-const BYTES_AT_MOST: usize = 1_000_000;
-/// How often a fan-out that another one crosses is tried.
+pub const DELIVERY_RETENTION: Duration = Duration::from_hours(30 * 24);
+/// How long an event is kept: longer than its deliveries, which send its bytes.
+const EVENT_RETENTION: Duration = Duration::from_hours(33 * 24);
+/// Maximum number of writes in a transaction, set by DynamoDB.
+const MAX_WRITES: usize = 100;
+/// Maximum bytes of events in a transaction. DynamoDB allows 4 MB.
+const MAX_BYTES: usize = 1_000_000;
+/// Maximum attempts of a fan-out that conflicts with another.
 const CONFLICT_ATTEMPTS: u32 = 4;
 const CONFLICT_PAUSE: Duration = Duration::from_millis(50);
 
-/// An event as it lies in the outbox.
 #[derive(Debug, Deserialize)]
-pub(super) struct KeptEvent {
+pub(super) struct StoredEvent {
     #[serde(flatten)]
     pub(super) event: Event,
-    /// Only until it is fanned out.
+    /// Present until the event is fanned out.
     pub(super) due_shard: Option<String>,
 }
 
-/// A delivery that waits to be attempted.
+/// A scheduled attempt of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingDelivery {
     pub id: Id,
     pub event_at: Timestamp,
     pub at: Timestamp,
-    /// How many attempts of this round were made.
+    /// Number of attempts in this round.
     pub tries: u32,
-    /// Sent because the event has happened, and not because somebody asks for it again.
+    /// True if the event itself caused the delivery; false for replays and recoveries.
     #[serde(default)]
     pub announced: bool,
 }
 
 impl PendingDelivery {
-    /// Whether the next attempt is the first since the event happened.
+    /// Returns whether the next attempt is the first since the event happened.
     pub fn is_first_attempt(&self) -> bool {
         self.announced && self.tries == 0
     }
 }
 
-/// What an endpoint's queue holds.
 #[derive(Debug, Default)]
 pub struct DueDeliveries {
     pub due: Vec<PendingDelivery>,
-    /// When the first of the rest is due.
+    /// The time at which the first of the remaining deliveries is due.
     pub next: Option<Timestamp>,
 }
 
-/// What becomes of a delivery after an attempt.
+/// The state of a delivery after an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
     Succeeded,
-    /// The first failure of a round has the number 0.
     RetryAt(Timestamp),
     Failed,
 }
@@ -85,9 +81,9 @@ struct Expiring<'a, T> {
 }
 
 impl<'a, T> Expiring<'a, T> {
-    /// Of the event with this id.
+    /// `event` is the id of the event, which determines the expiry.
     fn new(event: Id, item: &'a T) -> Self {
-        Self { item, ttl: event.drawn_at().plus(DELIVERIES_KEPT).as_seconds() }
+        Self { item, ttl: event.drawn_at().plus(DELIVERY_RETENTION).as_seconds() }
     }
 }
 
@@ -102,16 +98,17 @@ pub(super) fn number(number: impl ToString) -> AttributeValue {
 }
 
 impl Store {
-    /// Those of an organization's events that nobody has fanned out yet, oldest first, and the places of those that cannot be read.
+    /// Returns the events that are not fanned out yet, oldest first, and the items of unreadable
+    /// events.
     pub async fn pending_events(&self, due: &[DueItem]) -> Result<(Vec<Event>, Vec<DueItem>), StoreError> {
         let keys: Vec<_> = due.iter().map(|due| Key::due(Queue::Events, due.organization_id, &due.sk)).collect();
         let (mut events, mut unreadable) = (Vec::with_capacity(keys.len()), Vec::new());
         for item in self.batch_get(Table::Outbox, &keys).await? {
-            let sk = super::text(&item, "sk")?.to_owned();
-            match decode::<KeptEvent>(item) {
+            let sk = super::required_text(&item, "sk")?.to_owned();
+            match decode::<StoredEvent>(item) {
                 Ok(kept) => events.extend(kept.due_shard.is_some().then_some(kept.event)),
                 Err(error) => {
-                    tracing::error!(sk, %error, "an event waits that cannot be read");
+                    tracing::error!(sk, %error, "pending event is unreadable");
                     unreadable.extend(due.iter().find(|due| due.sk == sk).cloned());
                 }
             }
@@ -120,7 +117,8 @@ impl Store {
         Ok((events, unreadable))
     }
 
-    /// Has events looked at again later, where they still wait: what cannot be fanned out must not stand before everybody else's.
+    /// Postpones events that are still pending, so that events whose fan-out fails do not block
+    /// others.
     pub async fn postpone_events(&self, due: &[DueItem], until: Timestamp) -> Result<(), StoreError> {
         for DueItem { organization_id, sk } in due {
             let sent = self
@@ -133,13 +131,13 @@ impl Store {
                 .expression_attribute_values(":until", text(until))
                 .send()
                 .await;
-            unless_condition_failed(sent.map(drop))?;
+            condition_held(sent.map(drop))?;
         }
         Ok(())
     }
 
-    /// Takes events of an organization out of the queue and has each delivered to the endpoints that want it. Adds the endpoints that have
-    /// something new to `touched`, also before a fault.
+    /// Fans out events: removes them from the queue and creates a delivery for each subscribed
+    /// endpoint. Adds the endpoints with new deliveries to `touched`, also before an error.
     pub async fn fan_out(
         &self,
         organization: Id,
@@ -161,7 +159,7 @@ impl Store {
             while let Some(event) = events.next_if(|event| {
                 let wanted_by = wanted_by(event);
                 let joined = wanted_by.iter().filter(|id| !queues.contains(*id)).count();
-                writes + 1 + 2 * wanted_by.len() + joined <= WRITES_AT_MOST && bytes < BYTES_AT_MOST
+                writes + 1 + 2 * wanted_by.len() + joined <= MAX_WRITES && bytes < MAX_BYTES
             }) {
                 bytes += event.data.len();
                 let wanted_by = wanted_by(&event);
@@ -175,20 +173,22 @@ impl Store {
         Ok(())
     }
 
-    /// One transaction, again without the events that somebody else has fanned out meanwhile.
+    /// Commits one transaction. If another worker has fanned out some of the events, retries
+    /// without them.
     ///
-    /// While another one is being written, its deliveries may lie there and its events be held: it is asked again, then.
+    /// A concurrent fan-out may be partly visible: its deliveries exist while its events still
+    /// appear to be pending. Such a conflict is retried.
     async fn fan_out_batch(
         &self,
         organization: Id,
         mut batch: Vec<(Event, Vec<Id>)>,
         now: Timestamp,
     ) -> Result<BTreeSet<Id>, StoreError> {
-        let mut crossed = 0;
+        let mut conflicts = 0;
         while !batch.is_empty() {
             let mut transaction = self.transaction();
             for (event, _) in &batch {
-                transaction.keep_event(event)?;
+                transaction.dequeue_event(event)?;
             }
             let mut queues = BTreeSet::new();
             for (event, wanted_by) in &batch {
@@ -199,19 +199,20 @@ impl Store {
                 }
             }
             for endpoint in &queues {
-                transaction.join_queue(organization, *endpoint, now)?;
+                transaction.schedule_queue(organization, *endpoint, now)?;
             }
             let failed: HashSet<_> = transaction.attempt().await?.into_iter().collect();
             if failed.is_empty() {
                 return Ok(queues);
             }
-            // Where an event was fanned out already, its deliveries lie there too.
-            if failed.iter().all(|member| *member >= batch.len()) {
-                crossed += 1;
-                if crossed == CONFLICT_ATTEMPTS {
-                    return Err(StoreError::Fault("a delivery lies there whose event was not fanned out".to_owned()));
+            // If an event was fanned out already, its own write fails too. If only deliveries fail,
+            // a concurrent fan-out is partly visible.
+            if failed.iter().all(|index| *index >= batch.len()) {
+                conflicts += 1;
+                if conflicts == CONFLICT_ATTEMPTS {
+                    return Err(StoreError::Fault("a delivery exists whose event was not fanned out".to_owned()));
                 }
-                tokio::time::sleep(CONFLICT_PAUSE * crossed).await;
+                tokio::time::sleep(CONFLICT_PAUSE * conflicts).await;
                 continue;
             }
             let mut at = 0;
@@ -223,7 +224,7 @@ impl Store {
         Ok(BTreeSet::new())
     }
 
-    /// What an endpoint is to be sent, what waits longest first; at most `limit`.
+    /// Returns at most `limit` due deliveries of an endpoint, those due longest first.
     pub async fn due_deliveries(
         &self,
         organization: Id,
@@ -236,71 +237,74 @@ impl Store {
             .query()
             .table_name(self.table(Table::Outbox))
             .key_condition_expression("pk = :pk")
-            .expression_attribute_values(":pk", text(waiting_deliveries_partition(organization, endpoint)))
+            .expression_attribute_values(":pk", text(pending_deliveries_partition(organization, endpoint)))
             .consistent_read(true)
             .limit(limit)
             .send()
             .await?;
         let mut found = DueDeliveries::default();
         for item in output.items.unwrap_or_default() {
-            let waiting: PendingDelivery = decode(item)?;
-            let never_tried = waiting.tries == 0 && waiting.at <= now.plus(CLOCKS_APART);
-            if waiting.at <= now || never_tried {
-                found.due.push(waiting);
+            let pending: PendingDelivery = decode(item)?;
+            let never_tried = pending.tries == 0 && pending.at <= now.plus(CLOCKS_APART);
+            if pending.at <= now || never_tried {
+                found.due.push(pending);
             } else {
-                found.next = found.next.or(Some(waiting.at));
+                found.next = found.next.or(Some(pending.at));
             }
         }
         Ok(found)
     }
 
-    /// The events of deliveries, by their ids; one that is kept no more is not among them.
+    /// Returns the events of deliveries by id, without those that are no longer kept.
     pub async fn events(
         &self,
         organization: Id,
-        waiting: &[PendingDelivery],
+        pending: &[PendingDelivery],
     ) -> Result<HashMap<Id, Event>, StoreError> {
         let keys: Vec<_> =
-            waiting.iter().map(|waiting| Key::event(organization, waiting.event_at, waiting.id)).collect();
+            pending.iter().map(|pending| Key::event(organization, pending.event_at, pending.id)).collect();
         let items = self.batch_get(Table::Outbox, &keys).await?;
         let event = |item| decode::<Event>(item).map(|event| (event.id, event));
         items.into_iter().map(event).collect()
     }
 
-    /// Writes down what came of an attempt, with whatever `transaction` changes besides. Says whether it did: not if somebody else has
-    /// settled it, or sent it anew, meanwhile.
+    /// Records the result of an attempt together with the writes in `transaction`.
     pub async fn settle_delivery(
         &self,
         lease: &Lease,
-        waiting: PendingDelivery,
+        pending: PendingDelivery,
         attempt: &Attempt,
         settled: Settled,
         mut transaction: Transaction,
     ) -> Result<Settlement, StoreError> {
-        let others = transaction.len();
+        let callers_writes = transaction.len();
         let (organization, endpoint) = (lease.organization_id, lease.webhook_endpoint_id);
-        transaction.unschedule_delivery(organization, endpoint, waiting)?;
-        transaction.note_attempt(organization, endpoint, waiting.id, attempt, settled)?;
+        transaction.unschedule_delivery(organization, endpoint, pending)?;
+        transaction.record_attempt(organization, endpoint, pending.id, attempt, settled)?;
         if let Settled::RetryAt(at) = settled {
-            transaction.wait(organization, endpoint, PendingDelivery { at, tries: waiting.tries + 1, ..waiting })?;
+            transaction.schedule_delivery(
+                organization,
+                endpoint,
+                PendingDelivery { at, tries: pending.tries + 1, ..pending },
+            )?;
         }
-        transaction.note_failing(lease, settled == Settled::Succeeded, attempt.at)?;
+        transaction.record_outcome(lease, settled == Settled::Succeeded, attempt.at)?;
         let failed = transaction.attempt().await?;
         Ok(match failed.iter().min() {
             None => Settlement::Written,
-            Some(member) if *member < others => Settlement::OthersChanged,
-            Some(_) => Settlement::NotOurs,
+            Some(index) if *index < callers_writes => Settlement::CallersWriteFailed,
+            Some(_) => Settlement::AlreadySettled,
         })
     }
 
-    /// Takes away what points to a delivery that is kept no more.
-    pub async fn forget_delivery(
+    /// Deletes the scheduled attempt of a delivery that is no longer kept.
+    pub async fn delete_pending_delivery(
         &self,
         organization: Id,
         endpoint: Id,
-        waiting: PendingDelivery,
+        pending: PendingDelivery,
     ) -> Result<(), StoreError> {
-        let key = Key::waiting_delivery(organization, endpoint, waiting.id, waiting.at);
+        let key = Key::pending_delivery(organization, endpoint, pending.id, pending.at);
         let delete = self.client.delete_item().table_name(self.table(Table::Outbox));
         delete.set_key(Some(key.attributes())).send().await?;
         Ok(())
@@ -310,7 +314,7 @@ impl Store {
         self.get(Table::Outbox, Key::delivery(organization, endpoint, delivery)).await
     }
 
-    /// An endpoint's deliveries, newest first, of those that `keep` lets through.
+    /// Returns the endpoint's deliveries that match `keep`, newest first.
     pub async fn deliveries(
         &self,
         organization: Id,
@@ -323,37 +327,38 @@ impl Store {
         let listing = Listing {
             table: Table::Outbox,
             partition: deliveries_partition(organization, endpoint),
-            place: padded,
+            sort_key: padded,
             read: decode,
             skips_unreadable: false,
             id: |delivery: &Delivery| delivery.id,
         };
-        // DynamoDB deletes late.
-        let kept = |delivery: &Delivery| now.since(delivery.id.drawn_at()) < DELIVERIES_KEPT;
+        // DynamoDB deletes expired items late.
+        let kept = |delivery: &Delivery| now.since(delivery.id.drawn_at()) < DELIVERY_RETENTION;
         self.page(listing, below, limit, |delivery| kept(delivery) && keep(delivery)).await
     }
 }
 
-/// What became of writing a result down.
+/// Whether the result of an attempt was recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settlement {
     Written,
-    /// Somebody else has settled the delivery or sent it anew, or holds the lease.
-    NotOurs,
-    /// What else the transaction was to change has changed meanwhile.
-    OthersChanged,
+    /// Another worker has recorded a result, a replay has rescheduled the delivery, or another
+    /// worker holds the lease.
+    AlreadySettled,
+    /// A condition of the caller's own writes failed.
+    CallersWriteFailed,
 }
 
 impl Transaction {
-    /// Takes an event out of the queue, if it still waits there; it stays for replays.
-    fn keep_event(&mut self, event: &Event) -> Result<(), StoreError> {
+    /// Removes an event from the queue, if it is still pending. The event is kept for replays.
+    fn dequeue_event(&mut self, event: &Event) -> Result<(), StoreError> {
         let key = Key::event(event.organization_id, event.created_at, event.id);
         self.update(Table::Outbox, &key, Conflict::Changed, |update| {
             update
                 .update_expression("SET #ttl = :ttl REMOVE due_shard, due_at")
                 .condition_expression("attribute_exists(due_shard)")
                 .expression_attribute_names("#ttl", "ttl")
-                .expression_attribute_values(":ttl", number(event.created_at.plus(EVENTS_KEPT).as_seconds()))
+                .expression_attribute_values(":ttl", number(event.created_at.plus(EVENT_RETENTION).as_seconds()))
         })
     }
 
@@ -366,11 +371,11 @@ impl Transaction {
     ) -> Result<(), StoreError> {
         let key = Key::delivery(organization, endpoint, delivery.id);
         self.insert(Table::Outbox, &key, &Expiring::new(delivery.id, delivery), Conflict::Changed)?;
-        self.await_attempt(organization, endpoint, delivery, announced)
+        self.schedule_first_attempt(organization, endpoint, delivery, announced)
     }
 
-    /// Has a delivery sent at once, whatever came of it before. The endpoint's queue is not told yet.
-    pub(super) fn send_again(
+    /// Schedules a delivery for now, in any status. Does not schedule the endpoint's queue.
+    pub(super) fn resend_delivery(
         &mut self,
         organization: Id,
         endpoint: Id,
@@ -380,12 +385,13 @@ impl Transaction {
         let after = before.again(now);
         if before.next_attempt_at != after.next_attempt_at {
             if let Some(at) = before.next_attempt_at {
-                // Its number of tries is the pointer's own.
-                let waiting =
+                // Only the key of the scheduled attempt is needed to delete it; `tries` is not part
+                // of it.
+                let pending =
                     PendingDelivery { id: before.id, event_at: before.event_at, at, tries: 0, announced: false };
-                self.unschedule_delivery(organization, endpoint, waiting)?;
+                self.unschedule_delivery(organization, endpoint, pending)?;
             }
-            self.await_attempt(organization, endpoint, &after, false)?;
+            self.schedule_first_attempt(organization, endpoint, &after, false)?;
         }
         let key = Key::delivery(organization, endpoint, before.id);
         self.put(Table::Outbox, &key, &Expiring::new(after.id, &after), Conflict::Changed, |put| {
@@ -393,7 +399,7 @@ impl Transaction {
         })
     }
 
-    /// Sends a delivery anew at an organization's wish.
+    /// Sends a delivery again at the organization's request.
     pub fn replay_delivery(
         &mut self,
         organization: Id,
@@ -401,11 +407,11 @@ impl Transaction {
         before: &Delivery,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        self.send_again(organization, endpoint, before, now)?;
-        self.join_queue(organization, endpoint, now)
+        self.resend_delivery(organization, endpoint, before, now)?;
+        self.schedule_queue(organization, endpoint, now)
     }
 
-    fn await_attempt(
+    fn schedule_first_attempt(
         &mut self,
         organization: Id,
         endpoint: Id,
@@ -414,27 +420,32 @@ impl Transaction {
     ) -> Result<(), StoreError> {
         let Delivery { id, event_at, next_attempt_at, .. } = *delivery;
         let Some(at) = next_attempt_at else { return Ok(()) };
-        self.wait(organization, endpoint, PendingDelivery { id, event_at, at, tries: 0, announced })
+        self.schedule_delivery(organization, endpoint, PendingDelivery { id, event_at, at, tries: 0, announced })
     }
 
-    fn wait(&mut self, organization: Id, endpoint: Id, waiting: PendingDelivery) -> Result<(), StoreError> {
-        let key = Key::waiting_delivery(organization, endpoint, waiting.id, waiting.at);
-        self.put(Table::Outbox, &key, &Expiring::new(waiting.id, &waiting), Conflict::Changed, |put| put)
+    fn schedule_delivery(
+        &mut self,
+        organization: Id,
+        endpoint: Id,
+        pending: PendingDelivery,
+    ) -> Result<(), StoreError> {
+        let key = Key::pending_delivery(organization, endpoint, pending.id, pending.at);
+        self.put(Table::Outbox, &key, &Expiring::new(pending.id, &pending), Conflict::Changed, |put| put)
     }
 
     fn unschedule_delivery(
         &mut self,
         organization: Id,
         endpoint: Id,
-        waiting: PendingDelivery,
+        pending: PendingDelivery,
     ) -> Result<(), StoreError> {
-        let key = Key::waiting_delivery(organization, endpoint, waiting.id, waiting.at);
+        let key = Key::pending_delivery(organization, endpoint, pending.id, pending.at);
         self.delete(Table::Outbox, &key, Conflict::Changed, |delete| {
             delete.condition_expression("attribute_exists(pk)")
         })
     }
 
-    fn note_attempt(
+    fn record_attempt(
         &mut self,
         organization: Id,
         endpoint: Id,
@@ -443,7 +454,7 @@ impl Transaction {
         settled: Settled,
     ) -> Result<(), StoreError> {
         let attempt: AttributeValue = serde_dynamo::to_attribute_value(attempt)
-            .map_err(|error| StoreError::Fault(format!("an attempt does not encode: {error}")))?;
+            .map_err(|error| StoreError::Fault(format!("attempt cannot be encoded: {error}")))?;
         let (status, next) = match settled {
             Settled::Succeeded => (DeliveryStatus::Succeeded, None),
             Settled::RetryAt(at) => (DeliveryStatus::Pending, Some(at)),

@@ -2,14 +2,15 @@ use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 
 use crate::fault;
 
-/// Why the store did not answer. The text is for the log, never for a client.
+/// Why a store call failed. The text is for the log and must not reach a client.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Throttled, timed out or away: the same call may succeed later.
-    #[error("the store is unavailable: {0}")]
+    /// Throttled, timed out or unreachable: the same call may succeed later.
+    #[error("store unavailable: {0}")]
     Unavailable(String),
-    /// Refused for a reason that a repeat cannot mend: a missing table or permission, an item that does not decode.
-    #[error("the store refused: {0}")]
+    /// Rejected for a reason that a retry cannot fix: a missing table or permission, or an item
+    /// that cannot be decoded.
+    #[error("store call failed: {0}")]
     Fault(String),
 }
 
@@ -18,7 +19,7 @@ where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
     fn from(error: SdkError<E>) -> Self {
-        let ours = matches!(
+        let is_fault = matches!(
             error.code(),
             Some(
                 "ValidationException"
@@ -29,6 +30,6 @@ where
             )
         );
         let text = fault::describe(&error);
-        if ours { Self::Fault(text) } else { Self::Unavailable(text) }
+        if is_fault { Self::Fault(text) } else { Self::Unavailable(text) }
     }
 }

@@ -7,24 +7,26 @@ use super::{
 };
 use crate::domain::Id;
 
-/// An answer that is given again to a repeated request. Its body is sealed under a key that the server does not keep.
+/// A stored response, which is returned again for a repeated request. Its body is sealed under a
+/// key that the server does not store.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct IdempotencyRecord {
-    /// HMAC of the request's body, in base64: a repeat must bring the same.
+    /// HMAC of the request's body, in base64. A repeated request must have the same.
     pub fingerprint: String,
     pub status: u16,
     /// In base64.
     pub sealed_body: String,
-    /// Unix seconds after which the answer is not given again because it reveals a secret.
+    /// Unix seconds after which the response is not returned again, because it reveals a secret.
     pub revealed_until: Option<i64>,
-    /// The resource that the request made.
+    /// The resource that the request created.
     pub resource_id: Id,
-    /// Unix seconds after which the record counts as gone; DynamoDB deletes it some time later.
+    /// Unix seconds after which the record counts as deleted. DynamoDB deletes it some time later.
     pub ttl: i64,
 }
 
 impl Store {
-    /// The record under `hash`, dead or alive: DynamoDB deletes late, so the caller judges `ttl`. A service's is of no organization.
+    /// Returns the record under `hash`. DynamoDB deletes expired records late, so the caller must
+    /// check `ttl`. A service's record has no organization.
     pub async fn idempotency_record(
         &self,
         organization: Option<Id>,
@@ -35,7 +37,7 @@ impl Store {
 }
 
 impl Transaction {
-    /// Remembers an answer, unless a live record is there.
+    /// Stores a response, unless an unexpired record exists.
     pub fn remember(
         &mut self,
         organization: Option<Id>,

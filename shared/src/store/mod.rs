@@ -1,12 +1,16 @@
-//! DynamoDB, through its own SDK. No traits in front: one store, one implementation, tested against an emulator.
+//! Access to DynamoDB through its SDK. There is no trait in front: the store has one
+//! implementation, which is tested against an emulator.
 //!
-//! - The tenant is the first argument of every call. What has none finds out who the tenant is (credentials, the directory), or is a worker's: it
-//!   looks for what is due of everybody's.
-//! - Reads that decide access are strongly consistent and on the base table.
-//! - A change is one [`Transaction`]: every staged write says which [`Conflict`] its failed condition means.
-//! - Faults of the service come out as [`StoreError::Unavailable`]; what can only be our own mistake as [`StoreError::Fault`].
+//! - The organization is the first argument of every call. Exceptions are calls that find out the
+//!   organization (credentials, the directory) and calls of workers, which process items of every
+//!   organization.
+//! - Reads that decide access are strongly consistent and use the base table.
+//! - A change is one [`Transaction`]. Each staged write names the [`Conflict`] that its failed
+//!   condition means.
+//! - Faults of the service become [`StoreError::Unavailable`], errors in Karta's own code or setup
+//!   [`StoreError::Fault`].
 //!
-//! A new aggregate gets a file of its own here, and its keys a line in [`table`].
+//! A new aggregate gets its own file here and a row in the key table of [`table`].
 
 mod access;
 mod api_keys;
@@ -50,7 +54,7 @@ pub use self::{
     chain::{PendingEvents, Sweep, UnchainedEvents},
     conflict_retry::ConflictRetry,
     credentials::{Credential, Digest},
-    deliveries::{DELIVERIES_KEPT, DueDeliveries, PendingDelivery, Settled, Settlement},
+    deliveries::{DELIVERY_RETENTION, DueDeliveries, PendingDelivery, Settled, Settlement},
     error::StoreError,
     idempotency::IdempotencyRecord,
     model_keys::{ActiveModelKey, Ciphertext, SealedModelKey},
@@ -58,7 +62,7 @@ pub use self::{
     page::Page,
     queues::Lease,
     recoveries::{Recovered, Recovery},
-    releases::ReleasePlace,
+    releases::ReleaseLocation,
     sealed::{SealedItem, SealedKind},
     transaction::{CommitError, Conflict, Transaction},
     usage::{Ingested, KeyOwner},
@@ -81,30 +85,31 @@ pub struct Store {
 }
 
 impl Store {
-    /// `entropy` makes the request tokens of transactions.
+    /// Creates a store. `entropy` generates ids, lease tokens and the request tokens of
+    /// transactions.
     pub fn new(client: Client, tables: Tables, entropy: Arc<dyn Entropy>) -> Self {
         Self { client, tables: Arc::new(tables), entropy }
     }
 
-    /// The same tables through a client whose calls `watch` sees too.
+    /// Returns the same store with a client whose calls also go through `watch`.
     #[must_use]
-    pub fn watched(&self, watch: SharedInterceptor) -> Self {
+    pub fn with_interceptor(&self, watch: SharedInterceptor) -> Self {
         let mut config = self.client.config().to_builder();
         config.push_interceptor(watch);
         Self { client: Client::from_conf(config.build()), ..self.clone() }
     }
 
-    /// An empty transaction.
     pub fn transaction(&self) -> Transaction {
         Transaction::new(self.clone())
     }
 
-    /// Opens the connection that the first request will use: TLS costs more than any read. A function that may not read what is asked for, or whose
-    /// credentials are too fresh to be known yet, has opened it all the same.
+    /// Opens the connection that the first request will use: the TLS handshake takes longer than a
+    /// read. It also succeeds if the function may not read the item or its credentials are not
+    /// active yet, because the connection is then open.
     pub async fn warm_up(&self) -> Result<(), StoreError> {
         let key = Key::organization_absent();
-        let asked = self.client.get_item().table_name(self.table(Table::Main)).set_key(Some(key.attributes()));
-        match asked.send().await {
+        let read = self.client.get_item().table_name(self.table(Table::Main)).set_key(Some(key.attributes()));
+        match read.send().await {
             Err(error) => match error.code() {
                 Some("AccessDeniedException" | "UnrecognizedClientException") => Ok(()),
                 _ => Err(error.into()),
@@ -117,7 +122,7 @@ impl Store {
         self.tables.name(table)
     }
 
-    /// One item, read consistently.
+    /// Reads one item consistently.
     async fn get<T: DeserializeOwned>(&self, table: Table, key: Key) -> Result<Option<T>, StoreError> {
         let output = self
             .client
@@ -137,14 +142,14 @@ impl std::fmt::Debug for Store {
     }
 }
 
-/// An attribute that every item of its kind has.
-fn text<'a>(item: &'a Item, name: &str) -> Result<&'a str, StoreError> {
+/// Returns a string attribute that every item of this kind has.
+fn required_text<'a>(item: &'a Item, name: &str) -> Result<&'a str, StoreError> {
     let value = item.get(name).and_then(|value| value.as_s().ok());
-    value.map(String::as_str).ok_or_else(|| StoreError::Fault(format!("an item has no {name}")))
+    value.map(String::as_str).ok_or_else(|| StoreError::Fault(format!("item has no attribute {name}")))
 }
 
 fn encode<T: Serialize>(key: &Key, value: &T) -> Result<Item, StoreError> {
     let item: Item =
-        serde_dynamo::to_item(value).map_err(|error| StoreError::Fault(format!("an item does not encode: {error}")))?;
+        serde_dynamo::to_item(value).map_err(|error| StoreError::Fault(format!("item cannot be encoded: {error}")))?;
     Ok(item.into_iter().chain(key.attributes()).collect())
 }

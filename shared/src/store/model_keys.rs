@@ -13,7 +13,7 @@ use super::{
 };
 use crate::domain::{Id, Kid, Kind, ModelKey, Provider};
 
-/// A provider key, sealed: to its organization, its provider and its id, under a ring's key.
+/// A sealed provider key, bound to its organization, provider and id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedModelKey {
     pub provider: Provider,
@@ -21,7 +21,7 @@ pub struct SealedModelKey {
     pub ciphertext: Ciphertext,
 }
 
-/// Bytes that are kept as they are.
+/// Ciphertext, stored as binary.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ciphertext(Vec<u8>);
 
@@ -65,14 +65,12 @@ impl<'de> Deserialize<'de> for Ciphertext {
     }
 }
 
-/// Which key of a provider's is in use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActiveModelKey {
     pub model_key_id: Id,
     pub tail: String,
 }
 
-/// A sealed key with the attribute that puts it into the index.
 #[derive(Serialize)]
 struct IndexedModelKey<'a> {
     #[serde(flatten)]
@@ -85,7 +83,7 @@ impl Store {
         self.get(Table::Main, Key::model_key(organization, id)).await
     }
 
-    /// The organization's provider keys, newest first.
+    /// Returns the organization's provider keys, newest first.
     pub async fn model_keys(
         &self,
         organization: Id,
@@ -96,7 +94,7 @@ impl Store {
         let listing = Listing {
             table: Table::Main,
             partition,
-            place: padded,
+            sort_key: padded,
             read: decode,
             skips_unreadable: false,
             id: |key: &ModelKey| key.id,
@@ -116,7 +114,7 @@ impl Store {
         self.get(Table::Main, Key::sealed_model_key(organization, id)).await
     }
 
-    /// Seals a key anew, if it still lies there as it was read. Says whether it did.
+    /// Replaces a sealed key, if it is unchanged since it was read. Returns whether it wrote.
     pub async fn reseal_model_key(
         &self,
         organization: Id,
@@ -148,7 +146,7 @@ impl Store {
 }
 
 impl Transaction {
-    /// A new key of its provider's, in use from now on.
+    /// Creates a provider key and puts it into use.
     pub fn create_model_key(
         &mut self,
         organization: Id,
@@ -160,7 +158,8 @@ impl Transaction {
         self.add_model_key(organization, key, sealed)
     }
 
-    /// A new key in the place of the one in use, which is shredded. `before` is that one as it was read, `after` revoked.
+    /// Creates a provider key in place of the one in use, whose sealed key is deleted. `before` is
+    /// the old key as read, `after` the same key revoked.
     pub fn replace_model_key(
         &mut self,
         organization: Id,
@@ -177,7 +176,7 @@ impl Transaction {
         self.add_model_key(organization, key, sealed)
     }
 
-    /// A key that is in use no more, and shredded: of the key itself nothing stays.
+    /// Revokes the provider key in use and deletes its sealed key.
     pub fn revoke_model_key(
         &mut self,
         organization: Id,
@@ -193,8 +192,8 @@ impl Transaction {
 
     fn add_model_key(&mut self, organization: Id, key: &ModelKey, sealed: &SealedModelKey) -> Result<(), StoreError> {
         self.claim_id(organization, Kind::ModelKey, key.id)?;
-        let findable = IndexedModelKey { item: sealed, sealed_shard: SealedKind::ModelKeys.shard() };
-        self.insert(Table::Main, &Key::sealed_model_key(organization, key.id), &findable, Conflict::IdTaken)?;
+        let indexed = IndexedModelKey { item: sealed, sealed_shard: SealedKind::ModelKeys.shard() };
+        self.insert(Table::Main, &Key::sealed_model_key(organization, key.id), &indexed, Conflict::IdTaken)?;
         self.insert(Table::Main, &Key::model_key(organization, key.id), key, Conflict::IdTaken)
     }
 

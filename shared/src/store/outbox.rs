@@ -10,34 +10,33 @@ use tokio::task::JoinSet;
 
 use super::{
     BudgetCheck, Conflict, Store, StoreError, Transaction, decode,
-    table::{DUE_INDEX, Key, Table, due_shards, invalidations_partition, unpadded},
+    table::{DUE_INDEX, Key, Table, due_shards, invalidations_partition, parse_padded},
 };
 use crate::domain::{ApiKey, CacheEffect, Event, Id, Invalidation, Timestamp};
 
-/// How many items of a shard one look finds.
-const FOUND_AT_MOST: i32 = 100;
-/// With this many, a look that came upon what cannot be read ends.
-const ENOUGH: usize = 100;
+const PAGE_SIZE: i32 = 100;
+/// A query that met unreadable items ends once it has this many readable ones.
+const ENOUGH_ITEMS: usize = 100;
 
-/// What workers wait for.
+/// The queues of the workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {
-    /// Events that no endpoint has been looked up for yet.
+    /// Events that are not fanned out to webhook endpoints yet.
     Events,
-    /// Data planes and the gateway to tell that their caches are out of date.
+    /// Invalidations for the caches of data planes and the gateway.
     Invalidations,
-    /// Owners to tell that a key is about to end.
+    /// Notices to owners that a key is about to expire.
     ExpiryNotices,
-    /// Budgets to hold against what was spent.
+    /// Budgets to check against the spending.
     BudgetChecks,
-    /// Webhook endpoints to send to.
+    /// Webhook endpoints with due deliveries.
     Deliveries,
-    /// Webhook endpoints that ask for what they missed.
+    /// Webhook endpoints with a running recovery.
     Recoveries,
 }
 
 impl Queue {
-    /// In metrics.
+    /// Returns the queue's name in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Events => "events",
@@ -50,39 +49,39 @@ impl Queue {
     }
 }
 
-/// Something due, as the index knows it: an index only finds, so whoever takes it reads it afresh.
+/// A due item according to the index. The index may be behind: a worker reads the item again.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub struct DueItem {
     pub organization_id: Id,
     pub sk: String,
 }
 
-/// What a look into a queue found.
 #[derive(Debug, Default)]
 pub struct DueItems {
     /// Oldest first within a shard.
     pub items: Vec<DueItem>,
-    /// Since when the oldest is due, of those that cannot be read too.
+    /// The time since which the oldest item is due, unreadable items included.
     pub oldest: Option<Timestamp>,
 }
 
 impl DueItem {
-    /// The webhook endpoint whose queue this is.
+    /// Returns the webhook endpoint whose queue this is.
     pub fn endpoint(&self) -> Option<Id> {
-        unpadded(&self.sk)
+        parse_padded(&self.sk)
     }
 }
 
-/// That a key's owner is to be told of its end.
+/// A scheduled notice of a key's expiry to its owner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExpiryNotice {
     pub organization_id: Id,
     pub api_key_id: Id,
-    /// The end that the owner is told of; a key that ends otherwise by then has another notice, or none.
+    /// The expiry that the notice announces. A key whose expiry changed since then has another
+    /// notice or none.
     pub expires_at: Timestamp,
 }
 
-/// An invalidation that waits, as it was read or taken last; every write to it demands that it still is so.
+/// A pending invalidation as last read or leased. Each write to it requires that it is unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct PendingInvalidation {
     #[serde(flatten)]
@@ -90,26 +89,26 @@ pub struct PendingInvalidation {
     due_at: Timestamp,
 }
 
-/// The flushes of a stage's cache, numbered in their order.
+/// The numbered flushes of a stage's cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct Flushes {
-    /// The last that was begun.
+    /// The number of the last flush that was started.
     pub begun: u64,
-    /// The last that is known to have been done.
+    /// The number of the last flush that is known to be complete.
     #[serde(default)]
     pub done: u64,
 }
 
-/// Whose turn it is to flush.
+/// Which worker flushes the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FlushTurn {
-    /// This flush was begun now.
+    /// This worker started this flush.
     Ours(u64),
-    /// Somebody has begun one just before.
+    /// Another worker started a flush recently.
     Theirs(Flushes),
 }
 
-/// An item with the two attributes that put it into the index, as long as they are there.
+/// An item with the two attributes that put it into the index.
 #[derive(Serialize)]
 pub(super) struct Scheduled<'a, T> {
     #[serde(flatten)]
@@ -119,27 +118,28 @@ pub(super) struct Scheduled<'a, T> {
 }
 
 impl Store {
-    /// What is due in a queue; of each of the 16 shards at most 100. What cannot be read is left out: it must not keep the others waiting.
+    /// Returns the due items of a queue, at most 100 of each of the 16 shards. Unreadable items are
+    /// omitted, so that they do not block the others.
     pub async fn due(&self, queue: Queue, now: Timestamp) -> Result<DueItems, StoreError> {
-        let mut looks = JoinSet::new();
+        let mut queries = JoinSet::new();
         for shard in due_shards(queue) {
             let store = self.clone();
-            looks.spawn(async move { store.due_in_shard(shard, now).await });
+            queries.spawn(async move { store.due_in_shard(shard, now).await });
         }
         let (mut found, mut unreadable) = (DueItems::default(), 0_usize);
-        for shard in looks.join_all().await {
-            let (due, left_out) = shard?;
+        for shard in queries.join_all().await {
+            let (due, shard_unreadable) = shard?;
             found.items.extend(due.items);
             found.oldest = found.oldest.into_iter().chain(due.oldest).min();
-            unreadable += left_out;
+            unreadable += shard_unreadable;
         }
         if unreadable > 0 {
-            tracing::error!(?queue, unreadable, "what is due and cannot be read is left out");
+            tracing::error!(?queue, unreadable, "unreadable due items skipped");
         }
         Ok(found)
     }
 
-    /// What is due in a shard, and how much more of it cannot be read.
+    /// Returns the due items of a shard and the number of unreadable ones.
     async fn due_in_shard(&self, shard: String, now: Timestamp) -> Result<(DueItems, usize), StoreError> {
         let mut pages = self
             .client
@@ -149,7 +149,7 @@ impl Store {
             .key_condition_expression("due_shard = :pk AND due_at <= :now")
             .expression_attribute_values(":pk", AttributeValue::S(shard))
             .expression_attribute_values(":now", AttributeValue::S(now.to_string()))
-            .limit(FOUND_AT_MOST)
+            .limit(PAGE_SIZE)
             .into_paginator()
             .send();
         let (mut found, mut unreadable) = (DueItems::default(), 0);
@@ -162,16 +162,16 @@ impl Store {
                     Err(_) => unreadable += 1,
                 }
             }
-            // What cannot be read takes nobody's place.
-            if unreadable == 0 || found.items.len() >= ENOUGH {
+            // Unreadable items do not count towards the limit.
+            if unreadable == 0 || found.items.len() >= ENOUGH_ITEMS {
                 break;
             }
         }
         Ok((found, unreadable))
     }
 
-    /// The organization's invalidations that are due, oldest first; read from the table itself. One that nobody has taken yet is due by any
-    /// clock: the one that wrote it may be ahead.
+    /// Reads the due invalidations of the organization from the base table, oldest first. An
+    /// invalidation without an attempt is always due, because its writer's clock may be ahead.
     pub async fn due_invalidations(
         &self,
         organization: Id,
@@ -197,7 +197,8 @@ impl Store {
         Ok(found)
     }
 
-    /// Takes an invalidation until `until`, unless somebody else has taken it since it was read.
+    /// Leases an invalidation until `until`. Returns `None` if another worker leased it since it
+    /// was read.
     pub async fn lease_invalidation(
         &self,
         organization: Id,
@@ -206,33 +207,33 @@ impl Store {
     ) -> Result<Option<PendingInvalidation>, StoreError> {
         pending.invalidation.attempts += 1;
         let attempts = AttributeValue::N(pending.invalidation.attempts.to_string());
-        let taken = self.update_pending(organization, &pending, until, |update| {
+        let was_leased = self.update_pending(organization, &pending, until, |update| {
             update
                 .update_expression("SET due_at = :due_at, attempts = :attempts")
                 .expression_attribute_values(":attempts", attempts)
         });
-        let taken = taken.await?;
+        let was_leased = was_leased.await?;
         pending.due_at = until;
-        Ok(taken.then_some(pending))
+        Ok(was_leased.then_some(pending))
     }
 
-    /// Remembers who has been told, and when to try the others again.
+    /// Stores which data planes were notified, and schedules the retry for the others.
     pub async fn postpone_invalidation(
         &self,
         organization: Id,
         leased: &PendingInvalidation,
         due_at: Timestamp,
     ) -> Result<(), StoreError> {
-        let told = leased.invalidation.told.iter().cloned().map(AttributeValue::S).collect();
+        let notified = leased.invalidation.told.iter().cloned().map(AttributeValue::S).collect();
         let sent = self.update_pending(organization, leased, due_at, |update| {
             update
                 .update_expression("SET due_at = :due_at, told = :told")
-                .expression_attribute_values(":told", AttributeValue::L(told))
+                .expression_attribute_values(":told", AttributeValue::L(notified))
         });
         sent.await.map(drop)
     }
 
-    /// Whether it was still as it is here.
+    /// Updates a pending invalidation. Returns whether it was unchanged.
     async fn update_pending(
         &self,
         organization: Id,
@@ -248,10 +249,10 @@ impl Store {
             .condition_expression("due_at = :read")
             .expression_attribute_values(":read", AttributeValue::S(pending.due_at.to_string()))
             .expression_attribute_values(":due_at", AttributeValue::S(due_at.to_string()));
-        unless_condition_failed(change(update).send().await.map(drop))
+        condition_held(change(update).send().await.map(drop))
     }
 
-    /// Takes an invalidation away that was leased, unless somebody else has taken it since.
+    /// Deletes a leased invalidation, unless another worker has leased it since.
     pub async fn settle_invalidation(&self, organization: Id, leased: &PendingInvalidation) -> Result<(), StoreError> {
         let sent = self
             .client
@@ -262,10 +263,10 @@ impl Store {
             .expression_attribute_values(":read", AttributeValue::S(leased.due_at.to_string()))
             .send()
             .await;
-        unless_condition_failed(sent.map(drop)).map(drop)
+        condition_held(sent.map(drop)).map(drop)
     }
 
-    /// Begins a flush of the stage's cache, unless one was begun less than `every` ago.
+    /// Starts a flush of the stage's cache, unless another was started less than `every` ago.
     pub async fn begin_flush(&self, stage: &str, now: Timestamp, every: Duration) -> Result<FlushTurn, StoreError> {
         let sent = self
             .client
@@ -292,7 +293,7 @@ impl Store {
         }
     }
 
-    /// Notes that a flush was done, by its number.
+    /// Records that the flush with this number is complete.
     pub async fn end_flush(&self, stage: &str, number: u64) -> Result<(), StoreError> {
         let sent = self
             .client
@@ -304,7 +305,7 @@ impl Store {
             .expression_attribute_values(":number", AttributeValue::N(number.to_string()))
             .send()
             .await;
-        unless_condition_failed(sent.map(drop)).map(drop)
+        condition_held(sent.map(drop)).map(drop)
     }
 
     pub async fn expiry_notice(&self, organization: Id, sk: &str) -> Result<Option<ExpiryNotice>, StoreError> {
@@ -318,8 +319,8 @@ impl PendingInvalidation {
     }
 }
 
-/// Whether a conditional write was done.
-pub(super) fn unless_condition_failed<E>(sent: Result<(), SdkError<E>>) -> Result<bool, StoreError>
+/// Returns whether the condition of a write held.
+pub(super) fn condition_held<E>(sent: Result<(), SdkError<E>>) -> Result<bool, StoreError>
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
@@ -331,13 +332,15 @@ where
 }
 
 impl Transaction {
-    /// Adds what the organization's webhook endpoints are told, together with the change that it tells of.
+    /// Publishes an event to the organization's webhook endpoints, in the transaction of its
+    /// change.
     pub fn announce(&mut self, event: &Event) -> Result<(), StoreError> {
         let key = Key::event(event.organization_id, event.created_at, event.id);
         self.enqueue(Queue::Events, &key, event.id, event, event.created_at)
     }
 
-    /// Tells data planes to forget what they keep of the organization, if the change concerns it.
+    /// Schedules the invalidation of what data planes cache about the organization, if the change
+    /// affects it.
     pub fn invalidate(&mut self, organization: Id, effect: CacheEffect, at: Timestamp) -> Result<(), StoreError> {
         if effect == CacheEffect::None {
             return Ok(());
@@ -349,8 +352,8 @@ impl Transaction {
         self.enqueue(Queue::Invalidations, &Key::invalidation(organization, at, id), id, &item, at)
     }
 
-    /// Sees to it that the owner of a key is told of its end. One notice a key: another end takes the first one's place.
-    pub(super) fn notice_expiry(&mut self, organization: Id, key: &ApiKey) -> Result<(), StoreError> {
+    /// Schedules a notice of a key's expiry. A key has at most one notice: a new one replaces it.
+    pub(super) fn schedule_expiry_notice(&mut self, organization: Id, key: &ApiKey) -> Result<(), StoreError> {
         let (Some(expires_at), Some(due_at)) = (key.expires_at, key.expiry_notice_at()) else {
             return Ok(());
         };
@@ -360,27 +363,28 @@ impl Transaction {
         self.put(Table::Outbox, &key, &Scheduled { item: &item, due_shard, due_at }, Conflict::Changed, |put| put)
     }
 
-    /// Has the budgets of an organization, and of these keys of its, held against what was spent. One wish an organization: keys gather in it.
+    /// Schedules a check of the organization's budget and of the budgets of these keys. At most one
+    /// check is pending per organization, and keys accumulate in it.
     pub fn check_budgets(
         &mut self,
         organization: Id,
         keys: impl IntoIterator<Item = Id>,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        self.wish_for_budget_check(organization, BudgetCheck::GATHERED, keys, now)
+        self.schedule_budget_check(organization, BudgetCheck::PENDING_SORT_KEY, keys, now)
     }
 
-    /// The same at a later time: one wish for each organization and time.
+    /// Schedules a check for a later time. At most one check is pending per organization and time.
     pub fn check_budgets_at(
         &mut self,
         organization: Id,
         keys: impl IntoIterator<Item = Id>,
         at: Timestamp,
     ) -> Result<(), StoreError> {
-        self.wish_for_budget_check(organization, &format!("AT#{at}"), keys, at)
+        self.schedule_budget_check(organization, &format!("AT#{at}"), keys, at)
     }
 
-    fn wish_for_budget_check(
+    fn schedule_budget_check(
         &mut self,
         organization: Id,
         sk: &str,
@@ -392,13 +396,13 @@ impl Transaction {
         let mut stamp = [0; 8];
         self.entropy().fill(&mut stamp);
         let number = |number: u64| AttributeValue::N(number.to_string());
-        let added = if keys.is_empty() { "" } else { " ADD api_keys :keys" };
+        let add_keys = if keys.is_empty() { "" } else { " ADD api_keys :keys" };
         let key = Key::due(Queue::BudgetChecks, organization, sk);
         self.update(Table::Outbox, &key, Conflict::Changed, |update| {
             let update = update
                 .update_expression(format!(
                     "SET organization_id = :organization, due_shard = :shard, stamp = :stamp, \
-                     due_at = if_not_exists(due_at, :due){added}"
+                     due_at = if_not_exists(due_at, :due){add_keys}"
                 ))
                 .expression_attribute_values(":organization", number(organization.get()))
                 .expression_attribute_values(":shard", AttributeValue::S(shard))
@@ -411,7 +415,7 @@ impl Transaction {
         })
     }
 
-    /// Takes a notice away, if it still is the one that was read.
+    /// Deletes a notice, if it is still the one that was read.
     pub fn settle_expiry_notice(&mut self, notice: &ExpiryNotice) -> Result<(), StoreError> {
         let key = Key::expiry_notice(notice.organization_id, notice.api_key_id);
         self.delete(Table::Outbox, &key, Conflict::Changed, |delete| {

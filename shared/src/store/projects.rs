@@ -7,7 +7,6 @@ use super::{
 };
 use crate::domain::{Id, Kind, Project, Slug};
 
-/// What a slug's claim holds.
 #[derive(Serialize, Deserialize)]
 struct SlugClaim {
     project_id: Id,
@@ -26,7 +25,7 @@ impl Store {
         self.get(Table::Main, Key::project(organization, project)).await
     }
 
-    /// The organization's projects, newest first.
+    /// Returns the organization's projects, newest first.
     pub async fn projects(
         &self,
         organization: Id,
@@ -37,7 +36,7 @@ impl Store {
         let listing = Listing {
             table: Table::Main,
             partition,
-            place: padded,
+            sort_key: padded,
             read: decode,
             skips_unreadable: false,
             id: |project: &Project| project.id,
@@ -47,7 +46,7 @@ impl Store {
 }
 
 impl Transaction {
-    /// A new project under a slug of its own.
+    /// Creates a project and claims its slug.
     pub fn create_project(&mut self, organization: Id, project: &Project) -> Result<(), StoreError> {
         let claim = SlugClaim { project_id: project.id };
         self.insert(Table::Main, &Key::project_slug(organization, &project.slug), &claim, Conflict::SlugTaken)?;

@@ -1,4 +1,5 @@
-//! The queues of webhook endpoints: one item each, which says when something is due and who serves it.
+//! The queues of webhook endpoints. Each is one item with the time at which something is due and
+//! the lease of the worker that serves it.
 
 use aws_sdk_dynamodb::{
     error::{ProvideErrorMetadata, SdkError},
@@ -10,25 +11,25 @@ use serde::Deserialize;
 use super::{
     Conflict, Queue, Store, StoreError, Transaction, decode,
     deliveries::{number, text},
-    outbox::unless_condition_failed,
+    outbox::condition_held,
     table::{Key, Table},
 };
 use crate::domain::{CLOCKS_APART, Failing, Id, Timestamp};
 
-/// The right to serve an endpoint until some time.
+/// The right to serve an endpoint's queue until a point in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
     pub organization_id: Id,
     pub webhook_endpoint_id: Id,
     token: String,
-    /// Of the queue, as it was read last: whatever joined before that is seen by the next look.
+    /// The version of the queue that was read last. The next query for deliveries returns
+    /// everything that was added before.
     version: u64,
     pub failing: Failing,
 }
 
-/// A queue as it is read.
 #[derive(Deserialize)]
-struct ReadQueue {
+struct QueueState {
     version: u64,
     #[serde(flatten)]
     failing: Failing,
@@ -40,8 +41,8 @@ impl Lease {
     }
 }
 
-/// The queue as it is after an update, if the update's condition held.
-fn if_ours(sent: Result<UpdateItemOutput, SdkError<UpdateItemError>>) -> Result<Option<ReadQueue>, StoreError> {
+/// Returns the queue after an update, or `None` if the update's condition failed.
+fn updated_queue(sent: Result<UpdateItemOutput, SdkError<UpdateItemError>>) -> Result<Option<QueueState>, StoreError> {
     match sent {
         Ok(output) => decode(output.attributes.unwrap_or_default()).map(Some),
         Err(error) if error.code() == Some("ConditionalCheckFailedException") => Ok(None),
@@ -50,7 +51,8 @@ fn if_ours(sent: Result<UpdateItemOutput, SdkError<UpdateItemError>>) -> Result<
 }
 
 impl Store {
-    /// Takes the right to serve an endpoint until `until`, if something is due there and nobody else has it.
+    /// Leases an endpoint's queue until `until`, if something is due and no other worker holds the
+    /// lease.
     pub async fn lease_queue(
         &self,
         organization: Id,
@@ -67,7 +69,7 @@ impl Store {
             .table_name(self.table(Table::Outbox))
             .set_key(Some(Key::delivery_queue(organization, endpoint).attributes()))
             .update_expression("SET leased_until = :until, lease = :lease REMOVE rests_until")
-            // The last is a repeat of this very request, whose answer was lost.
+            // The last condition accepts a retry of this request whose response was lost.
             .condition_expression(
                 "due_at <= :soon AND (attribute_not_exists(rests_until) OR rests_until <= :now) \
                  AND (attribute_not_exists(leased_until) OR leased_until <= :now OR lease = :lease)",
@@ -80,7 +82,7 @@ impl Store {
             .send()
             .await;
         let (organization_id, webhook_endpoint_id) = (organization, endpoint);
-        Ok(if_ours(sent)?.map(|ReadQueue { version, failing }| Lease {
+        Ok(updated_queue(sent)?.map(|QueueState { version, failing }| Lease {
             organization_id,
             webhook_endpoint_id,
             token,
@@ -89,7 +91,8 @@ impl Store {
         }))
     }
 
-    /// Keeps the lease until `until`, and learns what has joined; whether it still was ours.
+    /// Renews the lease until `until` and reads the queue's version. Returns whether this worker
+    /// still held the lease.
     pub async fn renew_lease(&self, lease: &mut Lease, until: Timestamp) -> Result<bool, StoreError> {
         let sent = self
             .client
@@ -103,15 +106,16 @@ impl Store {
             .return_values(ReturnValue::AllNew)
             .send()
             .await;
-        let Some(ReadQueue { version, failing }) = if_ours(sent)? else { return Ok(false) };
+        let Some(QueueState { version, failing }) = updated_queue(sent)? else { return Ok(false) };
         (lease.version, lease.failing) = (version, failing);
         Ok(true)
     }
 
-    /// Lets go of a queue, until `next` or, if nothing waits, until something joins. Not if something has joined since it was read: then
-    /// there is more to do. Says whether it did.
+    /// Releases the lease and schedules the queue for `next`, or unschedules it if `next` is
+    /// `None`. Returns false, and changes nothing, if deliveries were added since it was read or
+    /// the lease was lost.
     pub async fn release_queue(&self, lease: &Lease, next: Option<Timestamp>) -> Result<bool, StoreError> {
-        let update = self.let_go(lease).condition_expression("lease = :lease AND version = :read");
+        let update = self.release_update(lease).condition_expression("lease = :lease AND version = :read");
         let update = update.expression_attribute_values(":read", number(lease.version));
         let update = match next {
             Some(next) => update
@@ -119,25 +123,25 @@ impl Store {
                 .expression_attribute_values(":next", text(next)),
             None => update.update_expression("REMOVE due_shard, due_at, leased_until, lease"),
         };
-        unless_condition_failed(update.send().await.map(drop))
+        condition_held(update.send().await.map(drop))
     }
 
-    /// Lets go of a queue that nobody is to serve before `until`, whatever joins.
-    pub async fn rest_queue(&self, lease: &Lease, until: Timestamp) -> Result<(), StoreError> {
-        let update = self.let_go(lease).condition_expression("lease = :lease");
+    /// Releases the lease and blocks the queue until `until`, even if deliveries are added.
+    pub async fn pause_queue(&self, lease: &Lease, until: Timestamp) -> Result<(), StoreError> {
+        let update = self.release_update(lease).condition_expression("lease = :lease");
         let update = update
             .update_expression("SET due_at = :until, rests_until = :until REMOVE leased_until, lease")
             .expression_attribute_values(":until", text(until));
-        unless_condition_failed(update.send().await.map(drop)).map(drop)
+        condition_held(update.send().await.map(drop)).map(drop)
     }
 
-    fn let_go(&self, lease: &Lease) -> UpdateItemFluentBuilder {
+    fn release_update(&self, lease: &Lease) -> UpdateItemFluentBuilder {
         let update = self.client.update_item().table_name(self.table(Table::Outbox));
         update.set_key(Some(lease.queue().attributes())).expression_attribute_values(":lease", text(&lease.token))
     }
 
-    /// Takes the queue of an endpoint away that is not there any more.
-    pub async fn drop_queue(&self, lease: &Lease) -> Result<(), StoreError> {
+    /// Deletes the queue of an endpoint that no longer exists.
+    pub async fn delete_queue(&self, lease: &Lease) -> Result<(), StoreError> {
         let sent = self
             .client
             .delete_item()
@@ -147,32 +151,32 @@ impl Store {
             .expression_attribute_values(":lease", text(&lease.token))
             .send()
             .await;
-        unless_condition_failed(sent.map(drop)).map(drop)
+        condition_held(sent.map(drop)).map(drop)
     }
 }
 
 impl Transaction {
-    /// Says that an endpoint has something new to be sent.
-    pub(super) fn join_queue(&mut self, organization: Id, endpoint: Id, now: Timestamp) -> Result<(), StoreError> {
-        self.awaken_queue(organization, endpoint, now, "")
+    /// Schedules an endpoint's queue because deliveries are added to it.
+    pub(super) fn schedule_queue(&mut self, organization: Id, endpoint: Id, now: Timestamp) -> Result<(), StoreError> {
+        self.schedule_queue_with(organization, endpoint, now, "")
     }
 
-    /// The same, and that its failures are forgotten.
-    pub(super) fn revive_queue(&mut self, organization: Id, endpoint: Id, now: Timestamp) -> Result<(), StoreError> {
-        self.awaken_queue(organization, endpoint, now, " REMOVE failures, failing_since, rests_until")
+    /// Schedules an endpoint's queue and clears its failures.
+    pub(super) fn reset_queue(&mut self, organization: Id, endpoint: Id, now: Timestamp) -> Result<(), StoreError> {
+        self.schedule_queue_with(organization, endpoint, now, " REMOVE failures, failing_since, rests_until")
     }
 
-    fn awaken_queue(
+    fn schedule_queue_with(
         &mut self,
         organization: Id,
         endpoint: Id,
         now: Timestamp,
-        besides: &str,
+        extra: &str,
     ) -> Result<(), StoreError> {
         self.update(Table::Outbox, &Key::delivery_queue(organization, endpoint), Conflict::Changed, |update| {
             update
                 .update_expression(format!(
-                    "SET organization_id = :organization, due_shard = :shard, due_at = :now ADD version :one{besides}"
+                    "SET organization_id = :organization, due_shard = :shard, due_at = :now ADD version :one{extra}"
                 ))
                 .expression_attribute_values(":organization", number(organization))
                 .expression_attribute_values(":shard", text(Queue::Deliveries.shard(endpoint)))
@@ -181,8 +185,9 @@ impl Transaction {
         })
     }
 
-    /// Counts a failure, or forgets those before a success; writes nothing if there is nothing to forget.
-    pub(super) fn note_failing(&mut self, lease: &Lease, succeeded: bool, at: Timestamp) -> Result<(), StoreError> {
+    /// Counts a failure, or clears the failures after a success. Stages no write if there is
+    /// nothing to clear.
+    pub(super) fn record_outcome(&mut self, lease: &Lease, succeeded: bool, at: Timestamp) -> Result<(), StoreError> {
         if succeeded && lease.failing == Failing::default() {
             return Ok(());
         }

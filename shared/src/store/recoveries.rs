@@ -1,4 +1,5 @@
-//! Recoveries: walks over an organization's events that have an endpoint sent what it missed.
+//! Recoveries: they read an organization's events in order and send an endpoint those that it
+//! missed.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -6,33 +7,33 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     CommitError, Conflict, Queue, Store, StoreError, Transaction, decode,
-    deliveries::{KeptEvent, text},
+    deliveries::{StoredEvent, text},
+    outbox::Scheduled,
     table::{Key, Table, events_partition},
 };
 use crate::domain::{Delivery, DeliveryStatus, Id, Timestamp, WebhookEndpoint};
 
-/// For how long a recovery waits for an event that is not fanned out yet.
-const AWAITED: Duration = Duration::from_mins(10);
-/// How many events a page of a recovery looks at: each may take three writes.
-const RECOVERED_AT_ONCE: i32 = 30;
+/// How long a recovery waits for an event that is not fanned out yet.
+const FAN_OUT_TIMEOUT: Duration = Duration::from_mins(10);
+/// Number of events in a page of a recovery. Each may need three writes.
+const PAGE_SIZE: i32 = 30;
 
-/// An endpoint's wish for what it missed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recovery {
     pub organization_id: Id,
     pub webhook_endpoint_id: Id,
     pub until: Timestamp,
-    /// After which event, by its sort key, the walk goes on; a time before the first.
+    /// The sort key up to which events were processed; initially the start time.
     walked_to: String,
 }
 
-/// How far a recovery has come.
+/// The progress of a recovery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recovered {
     All,
-    /// This is left.
+    /// This part of the recovery remains.
     Page(Recovery),
-    /// The next event is not fanned out yet: another look is to go on.
+    /// The next event is not fanned out yet. A later run continues.
     Waits,
 }
 
@@ -41,7 +42,8 @@ impl Store {
         self.get(Table::Outbox, Key::due(Queue::Recoveries, organization, sk)).await
     }
 
-    /// Has a page of what an endpoint missed sent; an error if another worker was quicker.
+    /// Schedules the missed deliveries of one page of events. Fails with [`Conflict::Changed`] if
+    /// another worker processed the page.
     pub async fn recover(
         &self,
         recovery: &Recovery,
@@ -58,27 +60,28 @@ impl Store {
             .expression_attribute_values(":walked_to", text(&recovery.walked_to))
             .expression_attribute_values(":until", text(recovery.until))
             .consistent_read(true)
-            .limit(RECOVERED_AT_ONCE)
+            .limit(PAGE_SIZE)
             .send()
             .await
             .map_err(StoreError::from)?;
         let is_last = output.last_evaluated_key.is_none();
-        let (mut missed, mut waits, mut walked_to) = (Vec::new(), false, recovery.walked_to.clone());
+        let (mut missed, mut is_blocked, mut walked_to) = (Vec::new(), false, recovery.walked_to.clone());
         for item in output.items.unwrap_or_default() {
-            let place = format!("{}#", super::text(&item, "sk")?);
-            let Ok(KeptEvent { event, due_shard }) = decode(item) else {
-                tracing::error!(place, "an event that cannot be read is not recovered");
-                walked_to = place;
+            let position = format!("{}#", super::required_text(&item, "sk")?);
+            let Ok(StoredEvent { event, due_shard }) = decode(item) else {
+                tracing::error!(place = position, "unreadable event skipped by recovery");
+                walked_to = position;
                 continue;
             };
-            // Whether the endpoint gets it is not known before it is fanned out: the walk goes on after that.
-            if due_shard.is_some() && now.since(event.created_at) < AWAITED {
-                waits = true;
+            // The fan-out decides whether the endpoint gets this event, so the recovery continues
+            // after it.
+            if due_shard.is_some() && now.since(event.created_at) < FAN_OUT_TIMEOUT {
+                is_blocked = true;
                 break;
             }
-            walked_to = place;
-            let wanted = due_shard.is_none() && event.only_endpoint.is_none_or(|only| only == endpoint.id);
-            missed.extend((wanted && endpoint.event_types.contain(event.event_type)).then_some(event));
+            walked_to = position;
+            let is_for_endpoint = due_shard.is_none() && event.only_endpoint.is_none_or(|only| only == endpoint.id);
+            missed.extend((is_for_endpoint && endpoint.event_types.contain(event.event_type)).then_some(event));
         }
         let keys: Vec<_> = missed.iter().map(|event| Key::delivery(organization, endpoint.id, event.id)).collect();
         let mut known = HashMap::with_capacity(keys.len());
@@ -94,32 +97,32 @@ impl Store {
                     transaction.create_delivery(organization, endpoint.id, &delivery, false)?;
                 }
                 Some(delivery) if delivery.status == DeliveryStatus::Succeeded => {}
-                Some(delivery) => transaction.send_again(organization, endpoint.id, delivery, now)?,
+                Some(delivery) => transaction.resend_delivery(organization, endpoint.id, delivery, now)?,
             }
         }
         if transaction.len() > 0 {
-            transaction.join_queue(organization, endpoint.id, now)?;
+            transaction.schedule_queue(organization, endpoint.id, now)?;
         }
-        let rest = (waits || !is_last).then(|| Recovery { walked_to, ..recovery.clone() });
-        transaction.proceed(recovery, rest.as_ref())?;
+        let rest = (is_blocked || !is_last).then(|| Recovery { walked_to, ..recovery.clone() });
+        transaction.advance_recovery(recovery, rest.as_ref())?;
         transaction.commit().await?;
         Ok(match rest {
             None => Recovered::All,
-            Some(_) if waits => Recovered::Waits,
+            Some(_) if is_blocked => Recovered::Waits,
             Some(rest) => Recovered::Page(rest),
         })
     }
 
-    /// Gives up a recovery whose endpoint is gone or takes nothing.
+    /// Ends a recovery whose endpoint is deleted or disabled.
     pub async fn drop_recovery(&self, recovery: &Recovery) -> Result<(), CommitError> {
         let mut transaction = self.transaction();
-        transaction.proceed(recovery, None)?;
+        transaction.advance_recovery(recovery, None)?;
         transaction.commit().await
     }
 }
 
 impl Transaction {
-    /// Has the endpoint sent what it missed since a time.
+    /// Starts a recovery of the events that the endpoint missed since a time.
     pub fn recover_deliveries(
         &mut self,
         organization: Id,
@@ -133,13 +136,12 @@ impl Transaction {
             until: now,
             walked_to: since.to_string(),
         };
-        let waiting =
-            super::outbox::Scheduled { item: &recovery, due_shard: Queue::Recoveries.shard(endpoint), due_at: now };
-        self.insert(Table::Outbox, &Key::recovery(organization, endpoint), &waiting, Conflict::RecoveryUnderWay)
+        let scheduled = Scheduled { item: &recovery, due_shard: Queue::Recoveries.shard(endpoint), due_at: now };
+        self.insert(Table::Outbox, &Key::recovery(organization, endpoint), &scheduled, Conflict::RecoveryUnderWay)
     }
 
-    /// Remembers how far a recovery is, or ends it.
-    fn proceed(&mut self, before: &Recovery, rest: Option<&Recovery>) -> Result<(), StoreError> {
+    /// Stores the progress of a recovery, or ends it.
+    fn advance_recovery(&mut self, before: &Recovery, rest: Option<&Recovery>) -> Result<(), StoreError> {
         let key = Key::recovery(before.organization_id, before.webhook_endpoint_id);
         let (condition, read) = ("walked_to = :read", text(&before.walked_to));
         match rest {

@@ -4,15 +4,15 @@ use serde::{Deserialize, Serialize};
 use super::{
     Conflict, Page, Store, StoreError, Transaction, decode, encode,
     page::Listing,
-    table::{Key, Table, log_chunk_place, log_partition, padded, releases_partition},
+    table::{Key, Table, log_chunk_sort_key, log_partition, padded, releases_partition},
 };
 use crate::domain::{
     BuildLog, Id, Kind, LogChunk, LogGeneration, LogIndex, LogLine, Project, Release, Timestamp, Version,
 };
 
-/// Whose a release is: what the directory holds of it.
+/// The location of a release according to the directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReleasePlace {
+pub struct ReleaseLocation {
     pub organization_id: Id,
     pub project_id: Id,
     pub version: Version,
@@ -29,7 +29,7 @@ impl Store {
         self.get(Table::Main, Key::release(organization, project, version)).await
     }
 
-    /// A project's releases below a version, newest first.
+    /// Returns a project's releases with smaller versions than `below`, newest first.
     pub async fn releases(
         &self,
         organization: Id,
@@ -41,7 +41,7 @@ impl Store {
         let listing = Listing {
             table: Table::Main,
             partition,
-            place: padded,
+            sort_key: padded,
             read: decode,
             skips_unreadable: false,
             id: |release: &Release| release.version.place(),
@@ -49,12 +49,13 @@ impl Store {
         self.page(listing, Some(below), limit, |_| true).await
     }
 
-    /// Whose a release is: the directory's look-up, for internal routes.
-    pub async fn release_place(&self, release: Id) -> Result<Option<ReleasePlace>, StoreError> {
+    /// Returns the location of a release. For internal routes.
+    pub async fn release_location(&self, release: Id) -> Result<Option<ReleaseLocation>, StoreError> {
         self.get(Table::Main, Key::claimed_id(Kind::Release, release)).await
     }
 
-    /// The first `limit` lines of a release's log after one. None if the log is not there any more: another one has taken its place.
+    /// Returns up to `limit` lines of a release's log after line `after`. `None` if the log was
+    /// replaced by another.
     pub async fn build_log(
         &self,
         organization: Id,
@@ -73,8 +74,8 @@ impl Store {
                 .table_name(self.table(Table::Main))
                 .key_condition_expression("pk = :pk AND sk BETWEEN :first AND :last")
                 .expression_attribute_values(":pk", AttributeValue::S(log_partition(organization, release)))
-                .expression_attribute_values(":first", place(log, read_up_to + 1))
-                .expression_attribute_values(":last", place(log, log.last_line()))
+                .expression_attribute_values(":first", chunk_sort_key(log, read_up_to + 1))
+                .expression_attribute_values(":last", chunk_sort_key(log, log.last_line()))
                 .consistent_read(true)
                 .limit(1)
                 .send()
@@ -89,8 +90,10 @@ impl Store {
         Ok(Some(lines))
     }
 
-    /// Writes a log's chunks, which nobody sees before the release names their generation. Outside its transaction, which would make them cost
-    /// twice and all at once: a partition takes 1,000 write units a second, and they are 1,024 of a mebibyte.
+    /// Writes the chunks of a log. They become visible when the release names their generation.
+    ///
+    /// The writes are outside the release's transaction, which would double their cost and send
+    /// them all at once: a partition accepts 1,000 write units a second, and 1 MiB takes 1,024.
     pub async fn write_build_log(
         &self,
         organization: Id,
@@ -106,8 +109,8 @@ impl Store {
         Ok(())
     }
 
-    /// Deletes a log that the release does not name, or no more. From its end: whoever still reads it finds each chunk up to where there is
-    /// nothing more, and never one behind a gap.
+    /// Deletes a log that the release does not name. It starts at the end, so that a concurrent
+    /// reader sees a log that ends early, and never one with a gap.
     pub async fn delete_build_log(&self, organization: Id, release: Id, log: &LogIndex) -> Result<(), StoreError> {
         for end in log.ends().iter().rev() {
             self.delete_chunk(&Key::log_chunk(organization, release, log.generation(), *end)).await?;
@@ -115,8 +118,9 @@ impl Store {
         Ok(())
     }
 
-    /// Deletes some of what is left of generations that were drawn before an instant. Only for whoever has just had the release name a newer one,
-    /// with an instant before that: whoever wrote an older one for it has then lost the race.
+    /// Deletes some of the remaining chunks of generations that were created before `until`. Call
+    /// it only after a commit that names a newer generation, with `until` earlier than that
+    /// generation: a writer of an older generation can then no longer commit.
     pub async fn sweep_build_logs(&self, organization: Id, release: Id, until: Timestamp) -> Result<(), StoreError> {
         let output = self
             .client
@@ -141,13 +145,13 @@ impl Store {
     }
 }
 
-/// Where in its partition the chunk is that holds a line, or a later one.
-fn place(log: &LogIndex, line: u64) -> AttributeValue {
-    AttributeValue::S(log_chunk_place(log.generation(), line))
+/// Returns the first possible sort key of the chunk with this line.
+fn chunk_sort_key(log: &LogIndex, line: u64) -> AttributeValue {
+    AttributeValue::S(log_chunk_sort_key(log.generation(), line))
 }
 
 impl Transaction {
-    /// A new release, and its project as it is with it: one number, one release.
+    /// Creates a release and updates its project, which makes the version unique.
     pub fn create_release(
         &mut self,
         organization: Id,
@@ -156,9 +160,9 @@ impl Transaction {
         release: &Release,
     ) -> Result<(), StoreError> {
         let (id, project_id, version) = (release.id, release.project_id, release.version);
-        let place = ReleasePlace { organization_id: organization, project_id, version, id };
+        let location = ReleaseLocation { organization_id: organization, project_id, version, id };
         self.update_project(organization, before, after)?;
-        self.insert(Table::Main, &Key::claimed_id(Kind::Release, id), &place, Conflict::IdTaken)?;
+        self.insert(Table::Main, &Key::claimed_id(Kind::Release, id), &location, Conflict::IdTaken)?;
         self.insert(Table::Main, &Key::release(organization, project_id, version), release, Conflict::Changed)
     }
 

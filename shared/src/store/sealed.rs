@@ -7,17 +7,16 @@ use super::{
 };
 use crate::domain::{Id, Kid};
 
-/// How many items one look into the index finds.
-const FOUND_AT_ONCE: i32 = 100;
+const PAGE_SIZE: i32 = 100;
 
-/// What is kept sealed, each under a ring of its own.
+/// The kinds of sealed items. Each kind has its own ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SealedKind {
     ModelKeys,
     WebhookSecrets,
 }
 
-/// Where something sealed lies, and under which key of its ring, as the index knows it.
+/// A sealed item and the ring key that seals it, according to the index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealedItem {
     pub organization: Id,
@@ -26,22 +25,23 @@ pub struct SealedItem {
 }
 
 #[derive(Deserialize)]
-struct Found {
+struct IndexEntry {
     #[serde(flatten)]
     key: Key,
     kid: Kid,
 }
 
 impl Store {
-    /// What is sealed under any other key than this one, of every organization, whether a ring still holds that key or not. The index may be a
-    /// moment behind: whoever takes one reads it afresh.
-    pub async fn not_sealed_under(&self, of: SealedKind, kid: &Kid) -> Result<Vec<SealedItem>, StoreError> {
-        let mut found = self.sealed_where(of, "kid < :kid", kid).await?;
-        found.append(&mut self.sealed_where(of, "kid > :kid", kid).await?);
+    /// Returns the items of all organizations that are sealed under another key than `kid`,
+    /// including keys that have left the ring. The index may be slightly behind: callers read each
+    /// item again.
+    pub async fn not_sealed_under(&self, kind: SealedKind, kid: &Kid) -> Result<Vec<SealedItem>, StoreError> {
+        let mut found = self.sealed_where(kind, "kid < :kid", kid).await?;
+        found.append(&mut self.sealed_where(kind, "kid > :kid", kid).await?);
         Ok(found)
     }
 
-    async fn sealed_where(&self, of: SealedKind, condition: &str, kid: &Kid) -> Result<Vec<SealedItem>, StoreError> {
+    async fn sealed_where(&self, kind: SealedKind, condition: &str, kid: &Kid) -> Result<Vec<SealedItem>, StoreError> {
         let (mut found, mut start) = (Vec::new(), None);
         loop {
             let output = self
@@ -50,18 +50,18 @@ impl Store {
                 .table_name(self.table(Table::Main))
                 .index_name(SEALED_INDEX)
                 .key_condition_expression(format!("sealed_shard = :pk AND {condition}"))
-                .expression_attribute_values(":pk", AttributeValue::S(of.shard().to_owned()))
+                .expression_attribute_values(":pk", AttributeValue::S(kind.shard().to_owned()))
                 .expression_attribute_values(":kid", AttributeValue::S(kid.to_string()))
                 .set_exclusive_start_key(start)
-                .limit(FOUND_AT_ONCE)
+                .limit(PAGE_SIZE)
                 .send()
                 .await?;
             for item in output.items.unwrap_or_default() {
-                let Found { key, kid } = decode(item)?;
-                if let Some((organization, id)) = key.of_sealed(of) {
+                let IndexEntry { key, kid } = decode(item)?;
+                if let Some((organization, id)) = key.parse_sealed(kind) {
                     found.push(SealedItem { organization, id, kid });
                 } else {
-                    tracing::error!(?key, "nothing sealed lies there, whatever the index says");
+                    tracing::error!(?key, "sealed index entry has an invalid key");
                 }
             }
             start = output.last_evaluated_key;

@@ -1,60 +1,65 @@
 //! Every table and every key string.
 //!
-//! One partition prefix per kind of thing, so that IAM's `dynamodb:LeadingKeys` can tell them apart:
+//! Each kind of item has its own partition prefix, so that IAM can separate them with
+//! `dynamodb:LeadingKeys`:
 //!
 //! | table | pk | sk | item |
 //! | --- | --- | --- | --- |
-//! | credentials | `KP#<prefix>` | `K#<key id>` | digest, organization and id of an API key; never changes |
+//! | credentials | `KP#<prefix>` | `K#<key id>` | digest, organization and id of an API key; immutable |
 //! | main | `ORG#<org>` | `META` | the organization |
-//! | main | `ADM#<org>` | `COUNT` | how many usable admin keys it has |
+//! | main | `ADM#<org>` | `COUNT` | number of its usable admin keys |
 //! | main | `KEY#<org>` | key id | an API key without its digest |
-//! | main | `USED#<org>` | key id | when an API key was last used; the one partition that validating keys writes |
+//! | main | `USED#<org>` | key id | time of an API key's last use; the only partition that validating keys writes |
 //! | main | `PRJ#<org>` | project id | an agent project |
-//! | main | `PRJ#<org>` | `SLUG#<slug>` | claims a project's slug, holds its id |
-//! | main | `MK#<org>` | model key id | a provider key without the key itself; stays when it is revoked |
-//! | main | `MK#<org>` | `ACTIVE#<provider>` | which of them is in use |
-//! | main | `MKS#<org>` | model key id | the sealed key; gone when it is revoked |
-//! | main | `ID#<kind>#<id>` | `CLAIM` | claims an id over all organizations, holds its organization |
-//! | main | `ID#organization_slug#<slug>` | `CLAIM` | claims an organization's slug |
-//! | main | `ID#stripe_customer#<customer>` | `CLAIM` | claims a Stripe customer, holds its organization |
-//! | main | `ID#release#<id>` | `CLAIM` | claims a release's id, holds its organization, project and version |
+//! | main | `PRJ#<org>` | `SLUG#<slug>` | claim of a project's slug, with its id |
+//! | main | `MK#<org>` | model key id | a provider key without its secret; kept after revocation |
+//! | main | `MK#<org>` | `ACTIVE#<provider>` | the provider key in use |
+//! | main | `MKS#<org>` | model key id | the sealed provider key; deleted on revocation |
+//! | main | `ID#<kind>#<id>` | `CLAIM` | claim of an id over all organizations, with its organization |
+//! | main | `ID#organization_slug#<slug>` | `CLAIM` | claim of an organization's slug |
+//! | main | `ID#stripe_customer#<customer>` | `CLAIM` | claim of a Stripe customer, with its organization |
+//! | main | `ID#release#<id>` | `CLAIM` | claim of a release's id, with its organization, project and version |
 //! | main | `REL#<org>#<project id>` | version | a release |
-//! | main | `RLG#<org>#<release id>` | `<generation>#<last line>` | some lines of a release's build log, if the release names the generation |
+//! | main | `RLG#<org>#<release id>` | `<generation>#<last line>` | lines of a release's build log, valid if the release names the generation |
 //! | main | `AUD#<org>` | `<time>#<id>` | an audit event; `unchained` until it has a `link` |
 //! | main | `CHN#<org>` | `<n>` | a link of the audit log's chain |
-//! | main | `CHN#<org>` | `EVENT#<time>#<id>` | claims an audit event for a link, holds its number |
-//! | main | `SEV#<event>` | `EVENT` | an event of Stripe's that was taken in; `ttl` |
-//! | main | `IDEM#<org>#<hash>` | `RECORD` | an answer that an organization's key was given; `ttl` |
-//! | main | `IDS#<hash>` | `RECORD` | an answer that a service was given; `ttl` |
-//! | outbox | `EVT#<org>` | `<time>#<id>` | an event for webhook endpoints; `ttl` once it is fanned out |
-//! | outbox | `PSH#<org>` | `<time>#<id>` | that data planes are to forget what they keep of the organization |
-//! | outbox | `FLS#<stage>` | `LAST` | when the gateway's cache was flushed last, and how often |
-//! | outbox | `XPR#<org>` | key id | that a key's owner is to be told of its end |
-//! | outbox | `BDG#<org>` | `CHECK`, `AT#<time>`, `LOOK#…` | that budgets are to be held against what was spent |
-//! | outbox | `BST#<org>` | `ORG`, `KEY#<key>` | what was told of a budget already |
+//! | main | `CHN#<org>` | `EVENT#<time>#<id>` | claim of an audit event for a link, with the link's number |
+//! | main | `SEV#<event>` | `EVENT` | a processed Stripe event; `ttl` |
+//! | main | `IDEM#<org>#<hash>` | `RECORD` | a stored response to an organization's key; `ttl` |
+//! | main | `IDS#<hash>` | `RECORD` | a stored response to a service; `ttl` |
+//! | outbox | `EVT#<org>` | `<time>#<id>` | an event for webhook endpoints; `ttl` after its fan-out |
+//! | outbox | `PSH#<org>` | `<time>#<id>` | an invalidation of what data planes cache about the organization |
+//! | outbox | `FLS#<stage>` | `LAST` | time and number of the last flush of the gateway's cache |
+//! | outbox | `XPR#<org>` | key id | a scheduled notice of a key's expiry |
+//! | outbox | `BDG#<org>` | `CHECK`, `AT#<time>`, `LOOK#…` | a scheduled budget check |
+//! | outbox | `BST#<org>` | `ORG`, `KEY#<key>` | the events that were published about a budget |
 //! | outbox | `DLV#<org>#<endpoint>` | event id | an event's delivery to a webhook endpoint, with its attempts; `ttl` |
-//! | outbox | `DLP#<org>#<endpoint>` | `<time>#<event id>` | that this delivery is to be attempted then; `ttl` |
-//! | outbox | `WHQ#<org>` | endpoint id | an endpoint's queue: when something is due, who serves it, how it went lately |
-//! | outbox | `WHR#<org>` | endpoint id | a recovery under way: since when, and how far it is |
+//! | outbox | `DLP#<org>#<endpoint>` | `<time>#<event id>` | a scheduled attempt of this delivery; `ttl` |
+//! | outbox | `WHQ#<org>` | endpoint id | an endpoint's queue: when something is due, its lease, its recent failures |
+//! | outbox | `WHR#<org>` | endpoint id | a running recovery and its progress |
 //! | main | `WH#<org>` | endpoint id | a webhook endpoint |
-//! | main | `WH#<org>` | `COUNT` | how many there are |
-//! | main | `WHS#<org>` | endpoint id | its secrets, sealed |
-//! | main | `PX#<prefix>` | key id | whose key has this prefix |
+//! | main | `WH#<org>` | `COUNT` | number of webhook endpoints |
+//! | main | `WHS#<org>` | endpoint id | its sealed secrets |
+//! | main | `PX#<prefix>` | key id | the owner of a key with this prefix |
 //! | main | `BUD#<org>` | `CAPS` | the organization's budget |
-//! | usage | `UEV#<org>#<hash>` | `EVENT` | a usage event that was counted; `ttl` |
-//! | usage | `UMO#<org>` | month | what an organization used in a month, whole and by day |
-//! | usage | `UMP#<org>` | month | the month's models, which numbers them |
-//! | usage | `UMP#<org>` | `<month>#<n>` | what it used by model, some models an item |
-//! | usage | `UMK#<org>#<key>` | month | what a line of keys used in a month: whole, by day and by its first models |
-//! | usage | `UMK#<org>#<key>` | `<month>#<n>` | the same by other models |
-//! | anchors | `ANC#<org>` | `<n>#<hash>` | what a link was when it was chained; written once and read by the operator alone |
+//! | usage | `UEV#<org>#<hash>` | `EVENT` | a counted usage event; `ttl` |
+//! | usage | `UMO#<org>` | month | an organization's usage in a month: totals and days |
+//! | usage | `UMP#<org>` | month | the list of the month's models, which numbers them |
+//! | usage | `UMP#<org>` | `<month>#<n>` | usage by model, several models in an item |
+//! | usage | `UMK#<org>#<key>` | month | usage of a key lineage in a month: totals, days and first models |
+//! | usage | `UMK#<org>#<key>` | `<month>#<n>` | usage of the lineage by other models |
+//! | anchors | `ANC#<org>` | `<n>#<hash>` | copy of a link's hash; written once, read by the operator only |
 //!
-//! What waits in the audit log for its worker carries `unchained` (`UNC#0` … `UNC#15`), the key of the index `unchained`.
-//! What waits in the outbox for a worker carries `due_shard` (`EVT#0` … `EVT#15` and so on) and `due_at`, the keys of the index `due`.
+//! Attributes of indexes:
 //!
-//! What is sealed carries `sealed_shard` (`MKS#0`, `WHS#0`) and `kid`, the keys of the index `sealed`.
+//! - Unchained audit events have `unchained` (`UNC#0` … `UNC#15`), the key of the index
+//!   `unchained`.
+//! - Scheduled items of the outbox have `due_shard` (`EVT#0` … `EVT#15` and so on) and `due_at`,
+//!   the keys of the index `due`.
+//! - Sealed items have `sealed_shard` (`MKS#0`, `WHS#0`) and `kid`, the keys of the index `sealed`.
 //!
-//! Ids, versions, links' and lines' numbers in sort keys are padded to 16 digits, so that their order is the order of time.
+//! Ids, versions and the numbers of links and lines in sort keys are padded to 16 digits, so that
+//! they sort by time.
 
 use std::collections::HashMap;
 
@@ -66,17 +71,14 @@ use crate::domain::{
     Anchor, Id, Kind, LogGeneration, Month, Prefix, Provider, Slug, StripeCustomerId, StripeId, Timestamp, Version,
 };
 
-/// Finds what is due in the outbox.
 pub(super) const DUE_INDEX: &str = "due";
-/// Finds audit events that are not chained yet.
 pub(super) const UNCHAINED_INDEX: &str = "unchained";
-/// Spreads what waits over an index's partitions.
+/// Number of index partitions over which scheduled items are spread.
 const SHARDS: u64 = 16;
 
-/// Finds what keys of a ring have sealed, also those that it does not hold any more.
+/// Index of the sealed items by ring key, including keys that have left the ring.
 pub(super) const SEALED_INDEX: &str = "sealed";
 
-/// The tables' names in this stack.
 #[derive(Debug, Clone)]
 pub struct Tables {
     pub main: String,
@@ -96,7 +98,6 @@ pub enum Table {
 }
 
 impl Tables {
-    /// As a local run names them.
     pub fn local() -> Self {
         let name = |kind: &str| format!("karta{kind}");
         Self {
@@ -119,14 +120,13 @@ impl Tables {
     }
 }
 
-/// A primary key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
 pub struct Key {
     pub pk: String,
     pub sk: String,
 }
 
-/// Sorts after every id; what else lies in a partition that is listed by id sorts after this.
+/// Sorts after every id. Other items in a partition that is listed by id sort after this.
 pub(super) const ABOVE_IDS: &str = ":";
 
 impl Key {
@@ -138,7 +138,7 @@ impl Key {
         Self::new(format!("ORG#{organization}"), "META".to_owned())
     }
 
-    /// A key under which nothing ever lies.
+    /// Returns a key that no item has.
     pub fn organization_absent() -> Self {
         Self::new("ORG#0".to_owned(), "META".to_owned())
     }
@@ -168,7 +168,7 @@ impl Key {
     }
 
     pub fn log_chunk(organization: Id, release: Id, generation: &LogGeneration, last_line: u64) -> Self {
-        Self::new(log_partition(organization, release), log_chunk_place(generation, last_line))
+        Self::new(log_partition(organization, release), log_chunk_sort_key(generation, last_line))
     }
 
     pub fn model_key(organization: Id, key: Id) -> Self {
@@ -183,10 +183,10 @@ impl Key {
         Self::new(format!("{}{organization}", SealedKind::ModelKeys.prefix()), padded(key))
     }
 
-    /// Whose this is that lies here sealed, and which.
-    pub(super) fn of_sealed(&self, kind: SealedKind) -> Option<(Id, Id)> {
+    /// Returns the organization and the id of a sealed item, if this is the key of one.
+    pub(super) fn parse_sealed(&self, kind: SealedKind) -> Option<(Id, Id)> {
         let organization = Id::parse(self.pk.strip_prefix(kind.prefix())?)?;
-        let id = unpadded(&self.sk)?;
+        let id = parse_padded(&self.sk)?;
         (self.sk == padded(id)).then_some((organization, id))
     }
 
@@ -207,16 +207,15 @@ impl Key {
     }
 
     pub fn audit_event(organization: Id, at: Timestamp, id: Id) -> Self {
-        Self::logged(organization, audit_event_place(at, id))
+        Self::audit_event_at(organization, audit_event_sort_key(at, id))
     }
 
-    /// An audit event by its sort key.
-    pub(super) fn logged(organization: Id, sk: String) -> Self {
+    pub(super) fn audit_event_at(organization: Id, sk: String) -> Self {
         Self::new(audit_partition(organization), sk)
     }
 
     pub(super) fn link(organization: Id, n: u64) -> Self {
-        Self::new(chain_partition(organization), link_place(n))
+        Self::new(chain_partition(organization), link_sort_key(n))
     }
 
     pub(super) fn claimed_event(organization: Id, sk: &str) -> Self {
@@ -224,7 +223,7 @@ impl Key {
     }
 
     pub(super) fn anchor(organization: Id, anchor: &Anchor) -> Self {
-        Self::new(anchors_partition(organization), format!("{}#{}", link_place(anchor.n), anchor.hash))
+        Self::new(anchors_partition(organization), format!("{}#{}", link_sort_key(anchor.n), anchor.hash))
     }
 
     pub fn claimed_prefix(prefix: &Prefix, key: Id) -> Self {
@@ -255,7 +254,7 @@ impl Key {
         Self::new(format!("UMP#{organization}"), format!("{month}#{item}"))
     }
 
-    /// `lineage_id` is the first key of the line.
+    /// `lineage_id` is the id of the lineage's first key.
     pub fn usage_of_key(organization: Id, lineage_id: Id, month: Month) -> Self {
         Self::new(format!("UMK#{organization}#{lineage_id}"), month.to_string())
     }
@@ -308,8 +307,8 @@ impl Key {
         Self::new(deliveries_partition(organization, endpoint), padded(event))
     }
 
-    pub fn waiting_delivery(organization: Id, endpoint: Id, event: Id, at: Timestamp) -> Self {
-        Self::new(waiting_deliveries_partition(organization, endpoint), format!("{at}#{}", padded(event)))
+    pub fn pending_delivery(organization: Id, endpoint: Id, event: Id, at: Timestamp) -> Self {
+        Self::new(pending_deliveries_partition(organization, endpoint), format!("{at}#{}", padded(event)))
     }
 
     pub fn delivery_queue(organization: Id, endpoint: Id) -> Self {
@@ -320,7 +319,7 @@ impl Key {
         Self::due(Queue::Recoveries, organization, &padded(endpoint))
     }
 
-    /// `organization` is none for what a service was answered.
+    /// `organization` is `None` for a service's response.
     pub fn idempotency(organization: Option<Id>, hash: &str) -> Self {
         let partition = match organization {
             Some(organization) => format!("IDEM#{organization}#{hash}"),
@@ -329,7 +328,6 @@ impl Key {
         Self::new(partition, "RECORD".to_owned())
     }
 
-    /// The key of an item as it was read.
     pub(super) fn of_item(item: &HashMap<String, AttributeValue>) -> Option<Self> {
         let text = |name: &str| item.get(name)?.as_s().ok().cloned();
         Some(Self::new(text("pk")?, text("sk")?))
@@ -355,7 +353,7 @@ impl SealedKind {
         }
     }
 
-    /// Where in the index all of it stands: there are few.
+    /// Returns the index partition of this kind. One is enough, because there are few items.
     pub(super) const fn shard(self) -> &'static str {
         match self {
             Self::ModelKeys => "MKS#0",
@@ -364,8 +362,8 @@ impl SealedKind {
     }
 }
 
-/// The id that a padded sort key is.
-pub(super) fn unpadded(sk: &str) -> Option<Id> {
+/// Parses a padded sort key.
+pub(super) fn parse_padded(sk: &str) -> Option<Id> {
     Id::parse(sk.trim_start_matches('0'))
 }
 
@@ -381,7 +379,6 @@ impl Queue {
         }
     }
 
-    /// Where in the index something waits.
     pub(super) fn shard(self, id: Id) -> String {
         format!("{}#{}", self.prefix(), id.get() % SHARDS)
     }
@@ -391,7 +388,7 @@ pub(super) fn due_shards(queue: Queue) -> impl Iterator<Item = String> {
     shards(queue.prefix())
 }
 
-/// The partitions of an index over which items are spread.
+/// Returns the partitions of an index over which items are spread.
 pub fn shards(prefix: &str) -> impl Iterator<Item = String> {
     (0..SHARDS).map(move |shard| format!("{prefix}#{shard}"))
 }
@@ -424,7 +421,7 @@ pub(super) fn log_partition(organization: Id, release: Id) -> String {
     format!("RLG#{organization}#{release}")
 }
 
-pub(super) fn log_chunk_place(generation: &LogGeneration, last_line: u64) -> String {
+pub(super) fn log_chunk_sort_key(generation: &LogGeneration, last_line: u64) -> String {
     format!("{generation}#{last_line:016}")
 }
 
@@ -448,16 +445,17 @@ pub(super) fn deliveries_partition(organization: Id, endpoint: Id) -> String {
     format!("DLV#{organization}#{endpoint}")
 }
 
-pub(super) fn waiting_deliveries_partition(organization: Id, endpoint: Id) -> String {
+pub(super) fn pending_deliveries_partition(organization: Id, endpoint: Id) -> String {
     format!("DLP#{organization}#{endpoint}")
 }
 
 pub(super) const AUDIT: &str = "AUD#";
 pub(super) const CHAIN: &str = "CHN#";
 pub(super) const ANCHORS: &str = "ANC#";
-/// Partitions that every organization has from its creation on, even if its audit log was deleted.
-pub(super) const OWNED: [&str; 4] = ["ORG#", "ADM#", "KEY#", "ID#organization#"];
-/// Starts the sort keys of claimed events. Sorts after every link.
+/// Partitions that every organization has from its creation on, even after its audit log was
+/// deleted.
+pub(super) const OWNED_PREFIXES: [&str; 4] = ["ORG#", "ADM#", "KEY#", "ID#organization#"];
+/// Prefix of the sort keys of claimed events. It sorts after every link.
 pub(super) const CLAIMED_EVENT: &str = "EVENT#";
 
 pub(super) fn audit_partition(organization: Id) -> String {
@@ -472,7 +470,6 @@ pub(super) fn anchors_partition(organization: Id) -> String {
     format!("{ANCHORS}{organization}")
 }
 
-/// Where in the index an event waits to be chained.
 pub(super) fn unchained_shard(id: Id) -> String {
     format!("UNC#{}", id.get() % SHARDS)
 }
@@ -481,12 +478,11 @@ pub(super) fn unchained_shards() -> impl Iterator<Item = String> {
     shards("UNC")
 }
 
-/// The sort key of an audit event.
-pub(super) fn audit_event_place(at: Timestamp, id: Id) -> String {
+pub(super) fn audit_event_sort_key(at: Timestamp, id: Id) -> String {
     format!("{at}#{}", padded(id))
 }
 
-pub(super) fn link_place(n: u64) -> String {
+pub(super) fn link_sort_key(n: u64) -> String {
     format!("{n:016}")
 }
 

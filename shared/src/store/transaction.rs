@@ -2,7 +2,10 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use aws_sdk_dynamodb::{
     operation::transact_write_items::TransactWriteItemsError,
-    types::{AttributeValue, ConditionCheck, Delete, Put, TransactWriteItem, Update},
+    types::{
+        AttributeValue, ConditionCheck, Delete, Put, TransactWriteItem, Update,
+        builders::{DeleteBuilder, PutBuilder, UpdateBuilder},
+    },
 };
 use serde::Serialize;
 
@@ -12,68 +15,70 @@ use super::{
 };
 use crate::domain::{Entropy, Id, Kind};
 
-/// How often a transaction that another one crossed is sent again before the caller is told to come back.
-const ATTEMPTS: u32 = 6;
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
+/// Maximum attempts of a transaction that conflicts with others.
+const MAX_ATTEMPTS: u32 = 6;
+const INITIAL_PAUSE: Duration = Duration::from_millis(10);
 
-/// What a failed condition means. Where several failed, the first in this order is reported: what makes the rest meaningless comes first.
+/// The meaning of a failed condition. The variants are ordered: if several conditions failed, the
+/// first is reported, because it makes the others irrelevant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Conflict {
-    /// Another answer is remembered under this idempotency key.
+    /// Another response is stored under this idempotency key.
     Remembered,
-    /// This event of Stripe's was taken in before.
+    /// This Stripe event was already processed.
     EventSeen,
-    /// The drawn id is taken: draw again.
+    /// The generated id is taken: generate another.
     IdTaken,
-    /// Somebody else changed what was read: read again.
+    /// Another writer changed an item that was read: read it again.
     Changed,
     SlugTaken,
-    /// The organization has as many webhook endpoints as it may.
+    /// The organization has the maximum number of webhook endpoints.
     WebhookEndpointsFull,
-    /// What the endpoint missed is being recovered already.
+    /// A recovery is already running for this endpoint.
     RecoveryUnderWay,
-    /// Another organization is this Stripe customer.
+    /// Another organization has this Stripe customer.
     StripeCustomerTaken,
     /// The change would leave the organization without a usable admin key.
     LastAdminKey,
-    /// The calling key was changed: judge it again.
+    /// The calling key was changed: authorize it again.
     CallerChanged,
 }
 
-/// Why a transaction did not commit. Nothing of it was written, except after [`StoreError::Unavailable`], where that is unknown.
+/// Why a transaction did not commit. Nothing was written, except that this is unknown after
+/// [`StoreError::Unavailable`].
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
-    #[error("a condition failed: {0:?}")]
+    #[error("condition failed: {0:?}")]
     Conflict(Conflict),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// Writes that happen together or not at all.
+/// A list of writes that are committed atomically.
 #[derive(Debug)]
 pub struct Transaction {
     store: Store,
     writes: Vec<(TransactWriteItem, Conflict)>,
     touched: HashSet<(Table, Key)>,
-    clash: bool,
+    has_duplicate_key: bool,
 }
 
 impl Transaction {
     pub(super) fn new(store: Store) -> Self {
-        Self { store, writes: Vec::new(), touched: HashSet::new(), clash: false }
+        Self { store, writes: Vec::new(), touched: HashSet::new(), has_duplicate_key: false }
     }
 
     pub(super) fn entropy(&self) -> Arc<dyn Entropy> {
         Arc::clone(&self.store.entropy)
     }
 
-    /// Claims an id for its kind over all organizations.
+    /// Claims an id for its kind, over all organizations.
     pub(super) fn claim_id(&mut self, organization: Id, kind: Kind, id: Id) -> Result<(), StoreError> {
         let key = Key::claimed_id(kind, id);
         self.insert(Table::Main, &key, &IdClaim { organization_id: organization, id }, Conflict::IdTaken)
     }
 
-    /// Puts an item where none lies yet.
+    /// Inserts an item; `taken` reports that its key exists.
     pub(super) fn insert<T: Serialize>(
         &mut self,
         table: Table,
@@ -84,7 +89,7 @@ impl Transaction {
         self.put(table, key, value, taken, |put| put.condition_expression("attribute_not_exists(pk)"))
     }
 
-    /// Replaces an item of which `version` was read.
+    /// Replaces an item whose `version` was read.
     pub(super) fn replace<T: Serialize>(
         &mut self,
         table: Table,
@@ -98,7 +103,7 @@ impl Transaction {
         })
     }
 
-    /// Demands of an item that it still has the `version` that was read.
+    /// Requires that an item still has the `version` that was read.
     pub(super) fn check_version(
         &mut self,
         table: Table,
@@ -123,9 +128,7 @@ impl Transaction {
         key: &Key,
         value: &T,
         conflict: Conflict,
-        condition: impl FnOnce(
-            aws_sdk_dynamodb::types::builders::PutBuilder,
-        ) -> aws_sdk_dynamodb::types::builders::PutBuilder,
+        condition: impl FnOnce(PutBuilder) -> PutBuilder,
     ) -> Result<(), StoreError> {
         let put = Put::builder().table_name(self.store.table(table)).set_item(Some(encode(key, value)?));
         let put = condition(put).build().map_err(|error| StoreError::Fault(error.to_string()))?;
@@ -138,9 +141,7 @@ impl Transaction {
         table: Table,
         key: &Key,
         conflict: Conflict,
-        change: impl FnOnce(
-            aws_sdk_dynamodb::types::builders::UpdateBuilder,
-        ) -> aws_sdk_dynamodb::types::builders::UpdateBuilder,
+        change: impl FnOnce(UpdateBuilder) -> UpdateBuilder,
     ) -> Result<(), StoreError> {
         let update = Update::builder().table_name(self.store.table(table)).set_key(Some(key.attributes()));
         let update = change(update).build().map_err(|error| StoreError::Fault(error.to_string()))?;
@@ -148,13 +149,14 @@ impl Transaction {
         Ok(())
     }
 
-    /// DynamoDB takes one operation per item. Two can only meet where a drawn id is that of something the transaction touches anyway.
+    /// DynamoDB accepts one operation per item. Two writes to one item mean that a generated id
+    /// collided.
     fn stage(&mut self, table: Table, key: &Key, write: TransactWriteItem, conflict: Conflict) {
-        self.clash |= !self.touched.insert((table, key.clone()));
+        self.has_duplicate_key |= !self.touched.insert((table, key.clone()));
         self.writes.push((write, conflict));
     }
 
-    /// Takes back an item of an organization's, if it still is.
+    /// Deletes an item if it still belongs to the organization.
     pub(super) fn delete_owned(&mut self, table: Table, key: &Key, organization: Id) -> Result<(), StoreError> {
         self.delete(table, key, Conflict::Changed, |delete| {
             delete
@@ -168,9 +170,7 @@ impl Transaction {
         table: Table,
         key: &Key,
         conflict: Conflict,
-        condition: impl FnOnce(
-            aws_sdk_dynamodb::types::builders::DeleteBuilder,
-        ) -> aws_sdk_dynamodb::types::builders::DeleteBuilder,
+        condition: impl FnOnce(DeleteBuilder) -> DeleteBuilder,
     ) -> Result<(), StoreError> {
         let delete = Delete::builder().table_name(self.store.table(table)).set_key(Some(key.attributes()));
         let delete = condition(delete).build().map_err(|error| StoreError::Fault(error.to_string()))?;
@@ -178,7 +178,7 @@ impl Transaction {
         Ok(())
     }
 
-    /// Like [`insert`](Self::insert), with an attribute that serde cannot write.
+    /// Like [`insert`](Self::insert), with an additional attribute that serde cannot encode.
     pub(super) fn put_with<T: Serialize>(
         &mut self,
         table: Table,
@@ -196,28 +196,30 @@ impl Transaction {
         Ok(())
     }
 
-    /// How many writes it has by now.
     pub(super) fn len(&self) -> usize {
         self.writes.len()
     }
 
-    /// Writes everything, or nothing.
+    /// Commits all writes or none.
     pub async fn commit(self) -> Result<(), CommitError> {
-        if self.clash {
+        if self.has_duplicate_key {
             return Err(CommitError::Conflict(Conflict::IdTaken));
         }
         let failed = self.attempt().await?;
-        let conflict = failed.into_iter().map(|member| self.writes[member].1).min();
+        let conflict = failed.into_iter().map(|index| self.writes[index].1).min();
         conflict.map_or(Ok(()), |conflict| Err(CommitError::Conflict(conflict)))
     }
 
-    /// Writes everything, or nothing: then says which members' conditions failed. One request token serves every repeat, the SDK's and ours, so
-    /// that a write whose answer was lost is not taken for somebody else's.
+    /// Commits all writes, or none and returns the indexes of the writes whose conditions failed.
+    /// All retries, the SDK's included, use one request token, so that a write whose response was
+    /// lost is not mistaken for another writer's.
     pub(super) async fn attempt(&self) -> Result<Vec<usize>, StoreError> {
         let store = &self.store;
         let token = request_token(store);
-        let mut pause = FIRST_PAUSE;
-        for attempt in 1.. {
+        let mut pause = INITIAL_PAUSE;
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
             let sent = store
                 .client
                 .transact_write_items()
@@ -228,30 +230,30 @@ impl Transaction {
             let Err(error) = sent else {
                 return Ok(Vec::new());
             };
-            match error.as_service_error().map(verdict) {
+            match error.as_service_error().map(classify) {
                 Some(Cancelled::Condition(failed)) => return Ok(failed),
-                Some(Cancelled::Contended) if attempt < ATTEMPTS => {
+                Some(Cancelled::Contended) if attempt < MAX_ATTEMPTS => {
                     tokio::time::sleep(jittered(pause, store)).await;
                     pause *= 2;
                 }
-                Some(Cancelled::Refused) => {
-                    return Err(StoreError::Fault("a member of a transaction was refused".to_owned()));
+                Some(Cancelled::Invalid) => {
+                    return Err(StoreError::Fault("a transaction write is invalid".to_owned()));
                 }
                 _ => return Err(error.into()),
             }
         }
-        unreachable!("the loop returns on its last attempt")
     }
 }
 
-/// 32 hexadecimal digits; DynamoDB takes 36 characters.
+/// Returns a token of 32 hexadecimal digits. DynamoDB allows up to 36 characters.
 fn request_token(store: &Store) -> String {
     let mut random = [0; 16];
     store.entropy.fill(&mut random);
     format!("{:032x}", u128::from_be_bytes(random))
 }
 
-/// Between one and two times `pause`, so that two crossed writers do not meet again.
+/// Returns between one and two times `pause`, so that conflicting writers do not retry at the same
+/// moment.
 fn jittered(pause: Duration, store: &Store) -> Duration {
     let mut random = [0; 1];
     store.entropy.fill(&mut random);
@@ -265,16 +267,16 @@ struct IdClaim {
 }
 
 enum Cancelled {
-    /// The conditions of these members failed.
+    /// The conditions of the writes at these indexes failed.
     Condition(Vec<usize>),
-    /// Another transaction held an item, or a partition was throttled: worth another try.
+    /// Another transaction used an item, or a partition was throttled: worth a retry.
     Contended,
-    /// A member can never be written: an item that would be too large.
-    Refused,
+    /// A write can never succeed, for example because the item would be too large.
+    Invalid,
     Other,
 }
 
-fn verdict(error: &TransactWriteItemsError) -> Cancelled {
+fn classify(error: &TransactWriteItemsError) -> Cancelled {
     let reasons = match error {
         TransactWriteItemsError::TransactionCanceledException(cancelled) => cancelled.cancellation_reasons(),
         TransactWriteItemsError::TransactionInProgressException(_) => return Cancelled::Contended,
@@ -282,14 +284,14 @@ fn verdict(error: &TransactWriteItemsError) -> Cancelled {
     };
     let codes = || reasons.iter().map(|reason| reason.code().unwrap_or("None"));
     let failed: Vec<_> =
-        codes().enumerate().filter(|(_, code)| *code == "ConditionalCheckFailed").map(|(member, _)| member).collect();
+        codes().enumerate().filter(|(_, code)| *code == "ConditionalCheckFailed").map(|(index, _)| index).collect();
     if !failed.is_empty() {
         return Cancelled::Condition(failed);
     }
     if codes().any(|code| code == "ValidationError") {
-        return Cancelled::Refused;
+        return Cancelled::Invalid;
     }
-    let passing =
+    let is_transient =
         |code: &str| matches!(code, "TransactionConflict" | "ThrottlingError" | "ProvisionedThroughputExceeded");
-    if codes().any(passing) { Cancelled::Contended } else { Cancelled::Other }
+    if codes().any(is_transient) { Cancelled::Contended } else { Cancelled::Other }
 }

@@ -1,8 +1,14 @@
-//! Usage: events that count once, and the counters that they are summed in, in one transaction.
+//! Usage events, which count once, and the counters that sum them. Both are written in one
+//! transaction.
 //!
-//! A month of an organization is its totals and days, in one item, which every validation reads and which therefore stays small; the list of
-//! its models, which numbers them; and their counters, some models an item. A month of a line of keys is its totals, its days and its first
-//! models in one item, and its other models like the organization's.
+//! The month of an organization has three kinds of items:
+//!
+//! 1. Its totals and days. Every validation reads this item, so it stays small.
+//! 2. The list of its models, which numbers them.
+//! 3. The counters of its models, several models in an item.
+//!
+//! The month of a key lineage has its totals, its days and its first models in one item, and its
+//! other models in items like the organization's.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -15,26 +21,26 @@ use serde::Serialize;
 
 use super::{
     Conflict, Item, Store, StoreError, Transaction,
-    counters::{ITEMS_OF_MODELS, Inline, Models, Part, Sums, item_of_model, more_items, read_counters, read_totals},
+    counters::{Inline, MODEL_ITEMS, Models, Part, Sums, further_items, item_of_model, read_counters, read_totals},
     decode,
     table::{Key, Table},
 };
 use crate::domain::{Id, Month, MonthUsage, Prefix, Tally, Timestamp, UsageEvent};
 
-/// DynamoDB's own limit.
-const WRITES_AT_MOST: usize = 100;
-/// How long an event is remembered: longer than the oldest that is accepted.
-const REMEMBERED: std::time::Duration = std::time::Duration::from_hours(402 * 24);
+/// Maximum number of writes in a transaction, set by DynamoDB.
+const MAX_WRITES: usize = 100;
+/// How long an event is kept to detect duplicates: longer than the age of the oldest accepted
+/// event.
+const EVENT_RETENTION: std::time::Duration = std::time::Duration::from_hours(402 * 24);
 
-/// What became of a batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ingested {
     pub accepted: usize,
-    /// Of this batch or of history.
+    /// Duplicates within this batch or of events that were counted before.
     pub duplicates: usize,
 }
 
-/// Whose key it is, as the directory says: that never changes.
+/// The owner of a key according to the directory. It is immutable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub struct KeyOwner {
     pub organization_id: Id,
@@ -45,7 +51,7 @@ pub struct KeyOwner {
 }
 
 impl Store {
-    /// Whose keys these are; one that does not exist is not among them.
+    /// Returns the owners of these keys. Keys that do not exist are omitted.
     pub async fn key_owners(&self, keys: &BTreeSet<Id>) -> Result<HashMap<Id, KeyOwner>, StoreError> {
         let mut owners = HashMap::with_capacity(keys.len());
         let wanted: Vec<_> = keys.iter().map(|id| Key::claimed_id(crate::domain::Kind::ApiKey, *id)).collect();
@@ -56,7 +62,7 @@ impl Store {
         Ok(owners)
     }
 
-    /// Whose keys have this prefix.
+    /// Returns the owners of up to two keys with this prefix.
     pub async fn key_owners_by_prefix(&self, prefix: &Prefix) -> Result<Vec<KeyOwner>, StoreError> {
         let output = self
             .client
@@ -71,8 +77,8 @@ impl Store {
         output.items.unwrap_or_default().into_iter().map(decode).collect()
     }
 
-    /// Counts events of an organization, each once. What was counted before a fault stays counted: the same batch sent again
-    /// counts the rest.
+    /// Counts events of an organization, each once. Events that were counted before an error stay
+    /// counted: sending the same batch again counts the rest.
     pub async fn ingest(
         &self,
         organization: Id,
@@ -85,14 +91,14 @@ impl Store {
             events.into_iter().partition(|event| seen.insert(event.client_event_id.clone()));
         ingested.duplicates += repeated.len();
         let months = fresh.iter().map(|event| event.occurred_at.month());
-        let (mut models, lines) = self.known(organization, months, fresh.iter().map(lineage_month)).await?;
-        for batch in Batch::pack(place(fresh, &models, lines)) {
+        let (mut models, lineages) = self.load_models(organization, months, fresh.iter().map(lineage_month)).await?;
+        for batch in Batch::pack(assign_counters(fresh, &models, lineages)) {
             ingested += self.commit_batch(organization, batch, &mut models, now).await?;
         }
         Ok(ingested)
     }
 
-    /// Writes one transaction, again without the events that turn out to be counted already.
+    /// Commits one transaction. Retries without the events that turn out to be counted already.
     async fn commit_batch(
         &self,
         organization: Id,
@@ -112,8 +118,8 @@ impl Store {
             }
             let counted: HashSet<_> = failed.iter().copied().filter(|member| *member < batch.events.len()).collect();
             if counted.len() < failed.len() {
-                // Somebody else introduced a model meanwhile.
-                models.extend(self.known(organization, batch.months.keys().copied(), []).await?.0);
+                // Another writer added a model: read the lists again.
+                models.extend(self.load_models(organization, batch.months.keys().copied(), []).await?.0);
             }
             ingested.duplicates += counted.len();
             batch = batch.without(&counted);
@@ -121,38 +127,41 @@ impl Store {
         Ok(ingested)
     }
 
-    /// The models of months, of one that has none none, and what these lines count in their first items, of those that are there.
-    async fn known(
+    /// Returns the model list of each month, empty if it has none, and the inline models of each
+    /// key lineage that has an item.
+    async fn load_models(
         &self,
         organization: Id,
         months: impl IntoIterator<Item = Month>,
-        lines: impl IntoIterator<Item = LineageMonth>,
+        lineages: impl IntoIterator<Item = LineageMonth>,
     ) -> Result<(BTreeMap<Month, Models>, HashMap<LineageMonth, Inline>), StoreError> {
         let lists: HashMap<_, _> =
             months.into_iter().map(|month| (Key::usage_models(organization, month), month)).collect();
-        let lines: HashMap<_, _> =
-            lines.into_iter().map(|line| (Key::usage_of_key(organization, line.1, line.0), line)).collect();
-        let wanted: Vec<_> = lists.keys().chain(lines.keys()).cloned().collect();
+        let lineages: HashMap<_, _> = lineages
+            .into_iter()
+            .map(|lineage| (Key::usage_of_key(organization, lineage.1, lineage.0), lineage))
+            .collect();
+        let wanted: Vec<_> = lists.keys().chain(lineages.keys()).cloned().collect();
         let mut models: BTreeMap<_, _> = lists.values().map(|month| (*month, Models::default())).collect();
-        let mut inline = HashMap::with_capacity(lines.len());
+        let mut inline = HashMap::with_capacity(lineages.len());
         for item in self.batch_get(Table::Usage, &wanted).await? {
             let Some(key) = Key::of_item(&item) else { continue };
             if let Some(month) = lists.get(&key) {
                 models.insert(*month, Models::read(&item));
-            } else if let Some(line) = lines.get(&key) {
-                inline.insert(*line, Inline::read(&item));
+            } else if let Some(lineage) = lineages.get(&key) {
+                inline.insert(*lineage, Inline::read(&item));
             }
         }
         Ok((models, inline))
     }
 
-    /// What an organization used in a month, as a whole.
     pub async fn usage_totals(&self, organization: Id, month: Month) -> Result<Tally, StoreError> {
         let found = self.batch_get(Table::Usage, &[Key::usage_totals(organization, month)]).await?;
         found.first().map_or(Ok(Tally::default()), read_totals)
     }
 
-    /// The same of each of these lines of keys; one that used nothing is not among them.
+    /// Returns the usage totals of these key lineages in a month. Lineages without usage are
+    /// omitted.
     pub async fn usage_totals_of_keys(
         &self,
         organization: Id,
@@ -166,11 +175,11 @@ impl Store {
         items.iter().filter_map(|item| of_key(item).map(|id| Ok((id, read_totals(item)?)))).collect()
     }
 
-    /// What an organization used in a month, with its parts.
+    /// Returns an organization's usage of a month, with days and models.
     pub async fn usage(&self, organization: Id, month: Month) -> Result<MonthUsage, StoreError> {
         let named = Key::usage_models(organization, month);
         let mut wanted = vec![Key::usage_totals(organization, month), named.clone()];
-        wanted.extend((0..ITEMS_OF_MODELS).map(|number| Key::usage_by_model(organization, month, number)));
+        wanted.extend((0..MODEL_ITEMS).map(|number| Key::usage_by_model(organization, month, number)));
         let items = self.batch_get(Table::Usage, &wanted).await?;
         let models = items.iter().find(|item| Key::of_item(item).as_ref() == Some(&named));
         let models = models.map(Models::read).unwrap_or_default();
@@ -181,7 +190,8 @@ impl Store {
         Ok(usage)
     }
 
-    /// What each of these lines of keys used in a month; one that used nothing is not among them.
+    /// Returns the usage of these key lineages in a month, with days and models. Lineages without
+    /// usage are omitted.
     pub async fn usage_of_keys(
         &self,
         organization: Id,
@@ -199,7 +209,7 @@ impl Store {
         let mut more = Vec::new();
         for item in &items {
             if let Some(id) = Key::of_item(item).and_then(|key| keys.get(&key).copied()) {
-                let further = more_items(item).into_iter();
+                let further = further_items(item).into_iter();
                 more.extend(further.map(|number| (Key::usage_of_key_by_model(organization, id, month, number), id)));
             }
         }
@@ -224,85 +234,85 @@ impl std::ops::AddAssign for Ingested {
     }
 }
 
-/// A line of keys in a month.
 type LineageMonth = (Month, Id);
 
 fn lineage_month(event: &UsageEvent) -> LineageMonth {
     (event.occurred_at.month(), event.lineage_id)
 }
 
-/// An event, and where its line counts its model.
-struct Placed {
+/// An event, and whether its lineage counts the model in its first item.
+struct AssignedEvent {
     event: UsageEvent,
     inline: bool,
 }
 
-/// Finds events their places and sorts them: those that share counters stand together, so that a transaction writes few of them.
-fn place(
+/// Assigns events to counters and sorts them, so that events with the same counters are adjacent
+/// and a transaction writes few counters.
+fn assign_counters(
     events: Vec<UsageEvent>,
     models: &BTreeMap<Month, Models>,
-    mut lines: HashMap<LineageMonth, Inline>,
-) -> Vec<Placed> {
+    mut lineages: HashMap<LineageMonth, Inline>,
+) -> Vec<AssignedEvent> {
     let mut models = models.clone();
-    let mut place = |event: UsageEvent| {
-        let line = lineage_month(&event);
-        let number = models.entry(line.0).or_default().number(&event);
-        (line, number, Placed { inline: lines.entry(line).or_default().takes(number), event })
+    let mut assign = |event: UsageEvent| {
+        let lineage = lineage_month(&event);
+        let number = models.entry(lineage.0).or_default().number(&event);
+        (lineage, number, AssignedEvent { inline: lineages.entry(lineage).or_default().admits(number), event })
     };
-    let mut placed: Vec<_> = events.into_iter().map(&mut place).collect();
-    placed.sort_by_key(|(line, number, _)| (*line, *number));
-    placed.into_iter().map(|(.., placed)| placed).collect()
+    let mut assigned: Vec<_> = events.into_iter().map(&mut assign).collect();
+    assigned.sort_by_key(|(lineage, number, _)| (*lineage, *number));
+    assigned.into_iter().map(|(.., assigned)| assigned).collect()
 }
 
-/// The events of one transaction.
 #[derive(Default)]
 struct Batch {
-    events: Vec<Placed>,
+    events: Vec<AssignedEvent>,
     months: BTreeMap<Month, Touched>,
 }
 
-/// What a transaction touches of a month.
+/// The counters of a month that a transaction writes.
 #[derive(Default)]
 struct Touched {
     models: HashSet<String>,
-    /// With the models that are not counted in the line's first item.
-    lines: HashMap<Id, HashSet<String>>,
+    /// The models of each lineage that are not counted in its first item.
+    lineages: HashMap<Id, HashSet<String>>,
 }
 
 impl Touched {
-    /// How many writes that is at most: the totals, the list of models, and counters. Which model is in which item is not known for sure.
+    /// Returns the maximum number of writes: totals, model list and counters. The items of the
+    /// models are not known yet.
     fn writes(&self) -> usize {
-        2 + items_of(&self.models) + self.lines.values().map(|apart| 1 + items_of(apart)).sum::<usize>()
+        2 + items_of(&self.models) + self.lineages.values().map(|apart| 1 + items_of(apart)).sum::<usize>()
     }
 }
 
-/// In how many items so many models are counted at most.
 fn items_of(models: &HashSet<String>) -> usize {
-    models.len().min(ITEMS_OF_MODELS)
+    models.len().min(MODEL_ITEMS)
 }
 
 impl Batch {
-    /// Spreads sorted events over transactions. A month that fits into one stands in one, so that its counters are written once.
-    fn pack(events: Vec<Placed>) -> Vec<Self> {
+    /// Distributes sorted events over transactions. A month that fits into one transaction gets
+    /// one, so that its counters are written once.
+    fn pack(events: Vec<AssignedEvent>) -> Vec<Self> {
         let mut packed = Vec::new();
         let mut batch = Self::default();
         let mut events = events.into_iter().peekable();
-        while let Some(month) = events.peek().map(|placed| placed.event.occurred_at.month()) {
+        while let Some(month) = events.peek().map(|assigned| assigned.event.occurred_at.month()) {
             let mut group = Self::default();
-            while let Some(placed) = events.next_if(|placed| placed.event.occurred_at.month() == month) {
-                group.push(placed);
+            while let Some(assigned) = events.next_if(|assigned| assigned.event.occurred_at.month() == month) {
+                group.push(assigned);
             }
-            if batch.writes() + group.writes() - 1 <= WRITES_AT_MOST {
+            if batch.writes() + group.writes() - 1 <= MAX_WRITES {
                 batch.events.append(&mut group.events);
                 batch.months.append(&mut group.months);
-            } else if group.writes() <= WRITES_AT_MOST {
+            } else if group.writes() <= MAX_WRITES {
                 packed.push(mem::replace(&mut batch, group));
             } else {
-                for placed in group.events {
-                    if !batch.takes(&placed) {
+                for assigned in group.events {
+                    if !batch.fits(&assigned) {
                         packed.push(mem::take(&mut batch));
                     }
-                    batch.push(placed);
+                    batch.push(assigned);
                 }
             }
         }
@@ -310,38 +320,39 @@ impl Batch {
         packed
     }
 
-    /// How many writes the transaction is at most: the events, their counters and the one wish to have budgets checked.
+    /// Returns the maximum number of writes in the transaction: the events, their counters and one
+    /// scheduled budget check.
     fn writes(&self) -> usize {
         self.events.len() + self.months.values().map(Touched::writes).sum::<usize>() + 1
     }
 
-    /// Whether it has room for an event with all that it may touch.
-    fn takes(&self, placed: &Placed) -> bool {
-        let event = &placed.event;
+    /// Returns whether an event and its counters fit into the transaction.
+    fn fits(&self, assigned: &AssignedEvent) -> bool {
+        let event = &assigned.event;
         let fresh = |models: Option<&HashSet<String>>| {
-            models.is_none_or(|models| models.len() < ITEMS_OF_MODELS && !models.contains(event.model_name()))
+            models.is_none_or(|models| models.len() < MODEL_ITEMS && !models.contains(event.model_name()))
         };
         let month = self.months.get(&event.occurred_at.month());
-        let line = month.and_then(|month| month.lines.get(&event.lineage_id));
-        let more = [line.is_none(), fresh(month.map(|month| &month.models)), !placed.inline && fresh(line)];
+        let lineage = month.and_then(|month| month.lineages.get(&event.lineage_id));
+        let more = [lineage.is_none(), fresh(month.map(|month| &month.models)), !assigned.inline && fresh(lineage)];
         let more = more.into_iter().map(usize::from).sum::<usize>() + if month.is_none() { 2 } else { 0 };
-        self.writes() + 1 + more <= WRITES_AT_MOST
+        self.writes() + 1 + more <= MAX_WRITES
     }
 
-    fn push(&mut self, placed: Placed) {
-        let event = &placed.event;
+    fn push(&mut self, assigned: AssignedEvent) {
+        let event = &assigned.event;
         let touched = self.months.entry(event.occurred_at.month()).or_default();
         let model = event.model_name();
-        let line = touched.lines.entry(event.lineage_id).or_default();
-        for models in [Some(&mut touched.models), (!placed.inline).then_some(line)].into_iter().flatten() {
+        let lineage = touched.lineages.entry(event.lineage_id).or_default();
+        for models in [Some(&mut touched.models), (!assigned.inline).then_some(lineage)].into_iter().flatten() {
             if !models.contains(model) {
                 models.insert(model.to_owned());
             }
         }
-        self.events.push(placed);
+        self.events.push(assigned);
     }
 
-    /// Without the events at these places.
+    /// Removes the events at these indexes.
     fn without(self, counted: &HashSet<usize>) -> Self {
         let mut rest = Self::default();
         for (at, event) in self.events.into_iter().enumerate() {
@@ -352,7 +363,8 @@ impl Batch {
         rest
     }
 
-    /// Stages the events, at their places in the batch, then their counters. Says which models its months have then.
+    /// Stages the events at their indexes in the batch, then their counters. Returns the model
+    /// lists of the months after the transaction.
     fn stage(
         &self,
         transaction: &mut Transaction,
@@ -364,25 +376,25 @@ impl Batch {
         let mut models: BTreeMap<_, _> = self.months.keys().map(|month| (*month, before(*month))).collect();
         let mut totals: BTreeMap<Month, Sums> = BTreeMap::new();
         let mut by_model: BTreeMap<(Month, usize), Sums> = BTreeMap::new();
-        let mut lines: BTreeMap<LineageMonth, Sums> = BTreeMap::new();
-        let mut lines_by_model: BTreeMap<(LineageMonth, usize), Sums> = BTreeMap::new();
+        let mut lineages: BTreeMap<LineageMonth, Sums> = BTreeMap::new();
+        let mut lineages_by_model: BTreeMap<(LineageMonth, usize), Sums> = BTreeMap::new();
         let mut used = BTreeSet::new();
-        for Placed { event, inline } in &self.events {
+        for AssignedEvent { event, inline } in &self.events {
             stage_event(transaction, organization, event, now)?;
-            let (line, day) = (lineage_month(event), Part::Day(event.occurred_at.day()));
-            let number = models.entry(line.0).or_default().number(event);
+            let (lineage, day) = (lineage_month(event), Part::Day(event.occurred_at.day()));
+            let number = models.entry(lineage.0).or_default().number(event);
             let (model, item) = (Part::Model(number), item_of_model(number));
-            let of_line = lines.entry(line).or_default();
-            for sums in [totals.entry(line.0).or_default(), &mut *of_line] {
+            let lineage_sums = lineages.entry(lineage).or_default();
+            for sums in [totals.entry(lineage.0).or_default(), &mut *lineage_sums] {
                 sums.add(event, Part::Whole);
                 sums.add(event, day);
             }
-            by_model.entry((line.0, item)).or_default().add(event, model);
+            by_model.entry((lineage.0, item)).or_default().add(event, model);
             if *inline {
-                of_line.add(event, model);
+                lineage_sums.add(event, model);
             } else {
-                of_line.name(item);
-                lines_by_model.entry((line, item)).or_default().add(event, model);
+                lineage_sums.reference_item(item);
+                lineages_by_model.entry((lineage, item)).or_default().add(event, model);
             }
             used.insert(event.api_key_id);
         }
@@ -395,10 +407,10 @@ impl Batch {
         for ((month, item), sums) in by_model {
             sums.stage(transaction, &Key::usage_by_model(organization, month, item))?;
         }
-        for ((month, lineage_id), sums) in lines {
+        for ((month, lineage_id), sums) in lineages {
             sums.stage(transaction, &Key::usage_of_key(organization, lineage_id, month))?;
         }
-        for (((month, lineage_id), item), sums) in lines_by_model {
+        for (((month, lineage_id), item), sums) in lineages_by_model {
             sums.stage(transaction, &Key::usage_of_key_by_model(organization, lineage_id, month, item))?;
         }
         transaction.check_budgets(organization, used, now)?;
@@ -413,16 +425,16 @@ fn stage_event(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     #[derive(Serialize)]
-    struct Remembered<'a> {
+    struct StoredEvent<'a> {
         #[serde(flatten)]
         event: &'a UsageEvent,
         ttl: i64,
     }
     let hash = digest(&SHA256, event.client_event_id.as_str().as_bytes());
-    // Half of it, which is enough to tell any number of events apart.
+    // Half of the digest is enough to distinguish events.
     let hash = hash.as_ref().first_chunk().map_or(0, |half| u128::from_be_bytes(*half));
     let hash = format!("{hash:032x}");
-    let item = Remembered { event, ttl: now.plus(REMEMBERED).as_seconds() };
+    let item = StoredEvent { event, ttl: now.plus(EVENT_RETENTION).as_seconds() };
     let cost = AttributeValue::N(event.cost.unwrap_or(0).to_string());
     let key = Key::usage_event(organization, &hash);
     transaction.put_with(Table::Usage, &key, &item, Conflict::Remembered, ("cost", cost))

@@ -5,26 +5,24 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Ciphertext, Conflict, Item, Page, SealedKind, Store, StoreError, Transaction, decode,
-    outbox::unless_condition_failed,
+    outbox::condition_held,
     page::Listing,
-    table::{ABOVE_IDS, Key, Table, delivery_queues_partition, padded, unpadded, webhook_endpoints_partition},
-    text,
+    required_text,
+    table::{ABOVE_IDS, Key, Table, delivery_queues_partition, padded, parse_padded, webhook_endpoints_partition},
 };
 use crate::domain::{Failing, Id, Kid, Kind, Timestamp, WebhookEndpoint};
 
-/// How many endpoints an organization may have.
-const ENDPOINTS_AT_MOST: u32 = 20;
+const MAX_ENDPOINTS: u32 = 20;
 
-/// An endpoint's live secrets, sealed as one text: to its organization and its id, under a ring's key.
+/// An endpoint's live secrets, sealed as one text and bound to its organization and its id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedWebhookSecrets {
     pub kid: Kid,
     pub ciphertext: Ciphertext,
-    /// Counts changes: a write that depends on a read is conditional on it.
+    /// Number of changes. A write that depends on a read is conditional on it.
     pub version: u64,
 }
 
-/// Sealed secrets with the attribute that puts them into the index.
 #[derive(Serialize)]
 struct IndexedWebhookSecrets<'a> {
     #[serde(flatten)]
@@ -43,7 +41,7 @@ impl Store {
         self.get(Table::Main, Key::webhook_endpoint(organization, id)).await
     }
 
-    /// The organization's endpoints, newest first.
+    /// Returns the organization's endpoints, newest first.
     pub async fn webhook_endpoints(
         &self,
         organization: Id,
@@ -53,7 +51,7 @@ impl Store {
         let listing = Listing {
             table: Table::Main,
             partition: webhook_endpoints_partition(organization),
-            place: padded,
+            sort_key: padded,
             read: decode,
             skips_unreadable: false,
             id: |endpoint: &WebhookEndpoint| endpoint.id,
@@ -61,31 +59,32 @@ impl Store {
         self.page(listing, below, limit, |_| true).await
     }
 
-    /// All of the organization's endpoints: there are few.
+    /// Returns all endpoints of the organization. There are few.
     pub async fn all_webhook_endpoints(&self, organization: Id) -> Result<Vec<WebhookEndpoint>, StoreError> {
-        let items = self.partition(Table::Main, webhook_endpoints_partition(organization)).await?;
+        let items = self.items_by_id(Table::Main, webhook_endpoints_partition(organization)).await?;
         items.into_iter().map(decode).collect()
     }
 
-    /// How the attempts of the organization's endpoints went lately; one without any is not among them.
+    /// Returns the recent failures of the organization's endpoints. Endpoints without a queue are
+    /// omitted.
     pub async fn failing_webhook_endpoints(&self, organization: Id) -> Result<HashMap<Id, Failing>, StoreError> {
-        let items = self.partition(Table::Outbox, delivery_queues_partition(organization)).await?;
+        let items = self.items_by_id(Table::Outbox, delivery_queues_partition(organization)).await?;
         let failing = |item: Item| {
-            let endpoint = unpadded(text(&item, "sk")?);
-            let endpoint = endpoint.ok_or_else(|| StoreError::Fault("a queue is no endpoint's".to_owned()))?;
+            let endpoint = parse_padded(required_text(&item, "sk")?);
+            let endpoint =
+                endpoint.ok_or_else(|| StoreError::Fault("delivery queue has an invalid endpoint id".to_owned()))?;
             Ok((endpoint, decode(item)?))
         };
         items.into_iter().map(failing).collect()
     }
 
-    /// The same of one endpoint.
     pub async fn failing_webhook_endpoint(&self, organization: Id, endpoint: Id) -> Result<Failing, StoreError> {
         let failing = self.get(Table::Outbox, Key::delivery_queue(organization, endpoint)).await?;
         Ok(failing.unwrap_or_default())
     }
 
-    /// A partition's items that stand under ids.
-    async fn partition(&self, table: Table, partition: String) -> Result<Vec<Item>, StoreError> {
+    /// Reads the items of a partition whose sort keys are ids.
+    async fn items_by_id(&self, table: Table, partition: String) -> Result<Vec<Item>, StoreError> {
         let mut pages = self
             .client
             .query()
@@ -114,7 +113,8 @@ impl Store {
 }
 
 impl Store {
-    /// Seals secrets anew, if they still lie there as they were read. Says whether it did.
+    /// Replaces sealed secrets, if they are unchanged since they were read. Returns whether it
+    /// wrote.
     pub async fn reseal_webhook_secrets(
         &self,
         organization: Id,
@@ -136,12 +136,13 @@ impl Store {
             .expression_attribute_values(":read", number(before.version))
             .send()
             .await;
-        unless_condition_failed(sent.map(drop))
+        condition_held(sent.map(drop))
     }
 }
 
 impl Transaction {
-    /// A new endpoint with its first secret, if the organization has room for it.
+    /// Creates an endpoint with its first secret, if the organization has fewer endpoints than the
+    /// maximum.
     pub fn create_webhook_endpoint(
         &mut self,
         organization: Id,
@@ -156,14 +157,14 @@ impl Transaction {
                 .update_expression("ADD endpoints :one")
                 .condition_expression("attribute_not_exists(endpoints) OR endpoints < :most")
                 .expression_attribute_values(":one", number(1))
-                .expression_attribute_values(":most", number(ENDPOINTS_AT_MOST))
+                .expression_attribute_values(":most", number(MAX_ENDPOINTS))
         })?;
         let secrets = Key::webhook_secrets(organization, endpoint.id);
         self.insert(Table::Main, &secrets, &IndexedWebhookSecrets::from(sealed), Conflict::IdTaken)?;
         self.insert(Table::Main, &Key::webhook_endpoint(organization, endpoint.id), endpoint, Conflict::IdTaken)
     }
 
-    /// A changed endpoint. One that is enabled again starts without failures, and is sent what waits.
+    /// Updates an endpoint. Enabling it clears its failures and schedules its pending deliveries.
     pub fn update_webhook_endpoint(
         &mut self,
         organization: Id,
@@ -172,12 +173,12 @@ impl Transaction {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         if after.is_enabled() && !before.is_enabled() {
-            self.revive_queue(organization, after.id, now)?;
+            self.reset_queue(organization, after.id, now)?;
         }
         self.replace(Table::Main, &Key::webhook_endpoint(organization, after.id), after, before.version)
     }
 
-    /// Ends an endpoint. What waits for it ends by its `ttl`.
+    /// Deletes an endpoint. Its deliveries expire by their `ttl`.
     pub fn delete_webhook_endpoint(&mut self, organization: Id, before: &WebhookEndpoint) -> Result<(), StoreError> {
         self.update(Table::Main, &Key::webhook_endpoint_count(organization), Conflict::Changed, |update| {
             update
@@ -195,7 +196,8 @@ impl Transaction {
         })
     }
 
-    /// Other secrets in the place of those that were read. It counts as a change of the endpoint, so that whoever serves it reads them anew.
+    /// Replaces an endpoint's secrets. This counts as a change of the endpoint, so that a worker
+    /// that serves it reads the secrets again.
     pub fn replace_webhook_secrets(
         &mut self,
         organization: Id,

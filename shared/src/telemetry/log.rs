@@ -21,11 +21,12 @@ use tracing_subscriber::{
 
 use super::{metrics, scrub};
 
-/// Logged unless the directives say otherwise.
+/// The level that is logged unless the directives set another.
 const DEFAULT_LEVEL: &str = "info";
 
-/// Prefixes of targets that print bodies or headers further down, and the level that they are held to. A filter of its own: as
-/// directives after the caller's, a longer target such as `aws_smithy_runtime::client=trace` would win against them.
+/// Maximum levels of targets that print bodies or headers below them, by target prefix. This is a
+/// separate filter: as directives after the caller's, they would lose to a longer target such as
+/// `aws_smithy_runtime::client=trace`.
 const CAPS: [(&str, LevelFilter); 6] = [
     ("aws_", LevelFilter::WARN),
     ("dynoxide", LevelFilter::OFF),
@@ -35,46 +36,49 @@ const CAPS: [(&str, LevelFilter); 6] = [
     ("rustls", LevelFilter::WARN),
 ];
 
-/// Where lines go.
+/// The destination of log lines.
 #[derive(Debug)]
 pub enum Output {
     Stdout,
     Stderr,
-    /// Appended where the file stands; one write per line.
+    /// Appended at the file's position, with one write per line.
     File(File),
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
-    #[error("the log filter cannot be read")]
+    #[error("invalid log filter")]
     Directives(#[from] ParseError),
-    #[error("a log is set up already")]
+    #[error("a log subscriber is already set")]
     AlreadySet(#[from] tracing::subscriber::SetGlobalDefaultError),
 }
 
-/// Sends every event of this process to `out`, scrubbed, and turns panics into events. `directives` are those of `RUST_LOG`
-/// (`warn,karta_shared=debug`); without a level for all, that is `info`.
+/// Sends every event of this process to `out`, scrubbed, and turns panics into events. `directives`
+/// are those of `RUST_LOG` (`warn,karta_shared=debug`); without a global level, the level is
+/// `info`.
 ///
-/// Once per process. It takes the place of the panic hook, so that a failed assertion is in the log and nowhere else.
+/// Call it once per process. It replaces the panic hook, so that a failed assertion appears in the
+/// log only.
 pub fn init(out: Output, directives: &str) -> Result<(), InitError> {
     tracing::subscriber::set_global_default(subscriber(out, directives)?)?;
     std::panic::set_hook(Box::new(log_panic));
     Ok(())
 }
 
-/// How a function's process ends. A failure is told in the log: returned from `main`, it would be printed past the scrubber.
+/// Returns the exit code of a function's process and logs a failure. An error that `main` returned
+/// would be printed without scrubbing.
 pub fn exit_code(route: &str, outcome: Result<(), impl std::fmt::Display>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(route, %error, "the function ends");
+            tracing::error!(route, %error, "startup failed");
             ExitCode::FAILURE
         }
     }
 }
 
 fn subscriber(out: Output, directives: &str) -> Result<impl Subscriber + Send + Sync, InitError> {
-    let asked = EnvFilter::builder().parse(format!("{DEFAULT_LEVEL},{directives}"))?;
+    let requested = EnvFilter::builder().parse(format!("{DEFAULT_LEVEL},{directives}"))?;
     let caps = Targets::new().with_default(LevelFilter::TRACE).with_targets(CAPS);
     let out = Scrubbed(Arc::new(out));
     let lines = tracing_subscriber::fmt::layer()
@@ -85,10 +89,11 @@ fn subscriber(out: Output, directives: &str) -> Result<impl Subscriber + Send + 
         .with_ansi(false)
         .with_writer(out.clone())
         .with_filter(filter_fn(|metadata| metadata.target() != metrics::TARGET));
-    Ok(tracing_subscriber::registry().with(asked).with(caps).with(lines).with(MetricLines(out)))
+    Ok(tracing_subscriber::registry().with(requested).with(caps).with(lines).with(MetricLines(out)))
 }
 
-/// Writes metrics as they are: CloudWatch takes the line itself for the object that it reads.
+/// Writes metrics without the log's JSON envelope: CloudWatch expects the metric object as the
+/// whole line.
 struct MetricLines(Scrubbed);
 
 impl<S: Subscriber> Layer<S> for MetricLines {
@@ -112,7 +117,7 @@ fn log_panic(info: &PanicHookInfo<'_>) {
     tracing::event!(
         target: "panic",
         Level::ERROR,
-        panic = info.payload_as_str().unwrap_or("a payload that is no text"),
+        panic = info.payload_as_str().unwrap_or("payload is not text"),
         location = info.location().map(tracing::field::display),
         thread = std::thread::current().name(),
         "panicked"
@@ -122,7 +127,7 @@ fn log_panic(info: &PanicHookInfo<'_>) {
 #[derive(Clone)]
 struct Scrubbed(Arc<Output>);
 
-/// One event: gathered whole, since a secret may lie across two writes, and scrubbed on its way out.
+/// One event. It is collected before it is scrubbed, because a secret may span two writes.
 struct LogEntry<'a> {
     out: &'a Output,
     text: Vec<u8>,
@@ -156,7 +161,7 @@ impl Drop for LogEntry<'_> {
             Output::Stderr => io::stderr().lock().write_all(line.as_bytes()),
             Output::File(file) => (&mut &*file).write_all(line.as_bytes()),
         };
-        // A log that cannot be written must not stop what it tells of, and there is no other place to say so.
+        // A failed log write must not stop the work, and there is no other place to report it.
         drop(written);
     }
 }
@@ -178,7 +183,7 @@ mod tests {
         "eyJhbGciOiJub25lIn0.eyJTRUNSRVQ.SECRETsecret",
     ];
 
-    /// Runs `work` under a log of its own and gives what was written, a line per item.
+    /// Runs `work` with its own log and returns the lines that it wrote.
     fn logged(directives: &str, work: impl FnOnce()) -> Vec<Value> {
         let (mut reader, writer) = io::pipe().unwrap();
         let output = Output::File(OwnedFd::from(writer).into());
@@ -194,7 +199,7 @@ mod tests {
     struct ProviderError(String);
 
     #[test]
-    fn a_line_is_flat_json_with_its_span() {
+    fn log_line_is_flat_json_with_span() {
         let lines = logged("", || {
             let _span = tracing::info_span!("whoami", request_id = "r-1").entered();
             tracing::info!(status = 200, "answered");
@@ -208,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn no_secret_leaves_wherever_it_stands() {
+    fn secrets_are_redacted_in_every_position() {
         for secret in SECRETS {
             let lines = logged("", || {
                 let error = ProviderError(format!("line one\n{secret}"));
@@ -226,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_metric_is_a_line_of_its_own_and_scrubbed_like_any_other() {
+    fn metric_is_a_separate_scrubbed_line() {
         let lines = logged("", || {
             let _span = tracing::info_span!("whoami", request_id = "r-1").entered();
             tracing::info!(target: metrics::TARGET, line = r#"{"_aws":{},"Note":"sk-SECRETsecret0123"}"#);
@@ -235,9 +240,9 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_one_scrubbed_line() {
+    fn panic_is_one_scrubbed_line() {
         let (this, previous) = (std::thread::current().id(), std::panic::take_hook());
-        // The hook is the process's: other tests keep the one they had.
+        // The hook is process-wide: other tests keep theirs.
         std::panic::set_hook(Box::new(move |info| {
             if std::thread::current().id() == this {
                 log_panic(info);
@@ -257,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies_stay_out_whatever_the_filter_asks() {
+    fn bodies_are_never_logged_at_any_level() {
         let everything =
             "trace,dynoxide=trace,aws_smithy_runtime=trace,aws_smithy_runtime::client=trace,hyper::proto=trace";
         let lines = logged(everything, || {

@@ -4,15 +4,15 @@ use serde_json::{Map, Value, json};
 
 use crate::domain::Timestamp;
 
-/// The log target of metrics, whose events hold a whole line.
+/// The log target of metrics. Each of its events holds a complete line.
 pub(super) const TARGET: &str = "metrics";
 
-/// What a function counts and measures: lines of CloudWatch's Embedded Metric Format in the function's log, from which CloudWatch makes
-/// metrics. One line a request or look, and no I/O besides.
+/// The metrics of a function: lines in CloudWatch's Embedded Metric Format in the function's log. A
+/// request or a run writes one line, and no other I/O.
 ///
-/// All that a line can say is numbers and words of ours: no tenant, no key and no text of a caller's fits in.
+/// A line holds only numbers and constant words: no tenant, no key and no text from a caller.
 ///
-/// The default goes nowhere, as in a local run.
+/// The default discards metrics, as in a local run.
 #[derive(Clone, Default)]
 pub struct Metrics(Option<Arc<Source>>);
 
@@ -23,16 +23,16 @@ struct Source {
     write: Box<dyn Fn(Value) + Send + Sync>,
 }
 
-/// What it took to know whether a key is proven.
+/// How the proof of a key was obtained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Proving {
-    /// It was known.
+pub enum ProofSource {
+    /// The cache had the proof.
     Known,
-    /// bcrypt ran for `ran`, after a wait for its turn.
+    /// bcrypt ran for `ran`, after waiting for `waited` in the queue.
     Compared { waited: Duration, ran: Duration },
 }
 
-/// Metrics under common dimensions. `Function` is one of all.
+/// Metrics that share dimensions. `Function` is a dimension of every group.
 struct MetricGroup<'a> {
     by: Option<(&'static str, &'a str)>,
     values: Vec<Measured>,
@@ -45,7 +45,6 @@ struct Measured {
 }
 
 impl Metrics {
-    /// Into the function's log.
     pub fn logged(namespace: String, function: &'static str) -> Self {
         Self::written(namespace, function, |line| {
             let line = line.to_string();
@@ -53,17 +52,18 @@ impl Metrics {
         })
     }
 
-    /// To wherever `write` takes a line.
+    /// Creates metrics that call `write` with each line.
     pub fn written(namespace: String, function: &'static str, write: impl Fn(Value) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(Source { namespace, function, write: Box::new(write) })))
     }
 
-    /// A credential was judged, with this outcome. `proving` is none where it was not held against a digest.
-    pub fn validation(&self, at: Timestamp, outcome: &str, proving: Option<Proving>) {
+    /// Records the validation of a credential and its outcome. `proving` is `None` if no digest was
+    /// needed.
+    pub fn validation(&self, at: Timestamp, outcome: &str, proving: Option<ProofSource>) {
         let mut groups = vec![MetricGroup { by: Some(("Outcome", outcome)), values: vec![count("Validations", 1)] }];
         match proving {
-            Some(Proving::Known) => groups.push(MetricGroup { by: None, values: vec![count("ProofCacheHits", 1)] }),
-            Some(Proving::Compared { waited, ran }) => {
+            Some(ProofSource::Known) => groups.push(MetricGroup { by: None, values: vec![count("ProofCacheHits", 1)] }),
+            Some(ProofSource::Compared { waited, ran }) => {
                 let took = [milliseconds("BcryptWait", waited), milliseconds("BcryptTime", ran)];
                 groups.push(MetricGroup {
                     by: None,
@@ -75,32 +75,33 @@ impl Metrics {
         self.write(at, &groups);
     }
 
-    /// How long ago the oldest event of a batch of usage happened.
+    /// Records the age of the oldest event in a batch of usage.
     pub fn usage_lag(&self, at: Timestamp, lag: Duration) {
         self.measure(at, milliseconds("UsageLag", lag));
     }
 
-    /// How long after its commit an event was first sent to an endpoint.
+    /// Records the time between an event's commit and its first attempt at an endpoint.
     pub fn delivery_lag(&self, at: Timestamp, lag: Duration) {
         self.measure(at, milliseconds("DeliveryLag", lag));
     }
 
-    /// For how long the oldest that is due in a queue of the outbox has been; nothing for an empty queue.
+    /// Records how long the oldest due item of an outbox queue has been due; zero for an empty
+    /// queue.
     pub fn outbox_age(&self, at: Timestamp, queue: &str, age: Duration) {
         self.write(at, &[MetricGroup { by: Some(("Queue", queue)), values: vec![seconds("OutboxAge", age)] }]);
     }
 
-    /// How long ago the oldest audit event was written that is not chained.
+    /// Records the age of the oldest audit event that is not chained.
     pub fn audit_chain_lag(&self, at: Timestamp, lag: Duration) {
         self.measure(at, seconds("AuditChainLag", lag));
     }
 
-    /// Audit events were found that had been put anew after they were chained.
+    /// Records audit events that were rewritten after they were chained.
     pub fn audit_events_rewritten(&self, at: Timestamp, number: usize) {
         self.measure(at, count("AuditEventsRewritten", number));
     }
 
-    /// How much a sweep left that is not sealed under the ring's current key.
+    /// Records the number of items that a sweep left sealed under an old key of the ring.
     pub fn sealed_remaining(&self, at: Timestamp, number: usize) {
         self.measure(at, count("SealedRemaining", number));
     }
@@ -122,7 +123,7 @@ impl fmt::Debug for Metrics {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "no count here comes near 2^53")]
+#[expect(clippy::cast_precision_loss, reason = "every count is far below 2^53")]
 fn count(name: &'static str, number: usize) -> Measured {
     Measured { name, unit: "Count", value: number as f64 }
 }
@@ -165,7 +166,7 @@ mod tests {
         "2026-11-22T12:00:00Z".parse().unwrap()
     }
 
-    /// What `measure` writes, a line per item.
+    /// Returns the lines that `measure` writes.
     fn written(measure: impl FnOnce(&Metrics)) -> Vec<Value> {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&lines);
@@ -174,11 +175,11 @@ mod tests {
     }
 
     #[test]
-    fn a_validation_is_one_line_with_its_outcome_and_what_its_proof_took() {
+    fn validation_is_one_line_with_outcome_and_times() {
         let (waited, ran) = (Duration::from_millis(3), Duration::from_micros(224_500));
         let lines = written(|metrics| {
-            metrics.validation(noon(), "valid", Some(Proving::Compared { waited, ran }));
-            metrics.validation(noon(), "revoked", Some(Proving::Known));
+            metrics.validation(noon(), "valid", Some(ProofSource::Compared { waited, ran }));
+            metrics.validation(noon(), "revoked", Some(ProofSource::Known));
             metrics.validation(noon(), "tag", None);
         });
         let validations = json!({
@@ -227,10 +228,10 @@ mod tests {
     }
 
     #[test]
-    fn every_line_is_what_the_format_asks_for() {
+    fn every_line_follows_the_embedded_metric_format() {
         let lines = written(|metrics| {
             let lag = Duration::from_millis(1_250);
-            metrics.validation(noon(), "valid", Some(Proving::Compared { waited: lag, ran: lag }));
+            metrics.validation(noon(), "valid", Some(ProofSource::Compared { waited: lag, ran: lag }));
             metrics.usage_lag(noon(), lag);
             metrics.delivery_lag(noon(), lag);
             metrics.outbox_age(noon(), "events", lag);
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_place_to_go_nothing_is_written() {
+    fn default_metrics_write_nothing() {
         Metrics::default().usage_lag(noon(), Duration::ZERO);
         assert_eq!(format!("{:?}", Metrics::default()), "Metrics(None)");
     }

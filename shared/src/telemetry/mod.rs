@@ -1,20 +1,23 @@
-//! The log: JSON lines, every one of them scrubbed.
+//! The log: scrubbed JSON lines, and metrics.
 //!
-//! What it promises:
+//! Guarantees:
 //!
-//! - One event is one line is one JSON object: `timestamp` (UTC), `level`, `target`, `message`, the event's fields beside them, and
-//!   under `span` the name and the fields of the innermost span.
-//! - A line goes through [`scrub()`] as a whole, after formatting, so that no message, field, span field, error text or panic
-//!   payload goes round it. What it keeps of an API key is the public prefix.
-//! - A panic is one ERROR line with its location and nothing on stderr.
-//! - A metric is a line of its own, which CloudWatch reads: [`Metrics`].
-//! - The SDK, the HTTP stack, the Lambda runtime and the embedded store never log bodies or headers, whatever the filter asks for.
+//! - Each event is one line with one JSON object: `timestamp` (UTC), `level`, `target`, `message`,
+//!   the event's fields, and under `span` the name and the fields of the innermost span.
+//! - [`scrub()`] processes each line as a whole, after formatting. No message, field, span field,
+//!   error text or panic payload bypasses it. Of an API key it keeps the public prefix.
+//! - A panic is one ERROR line with its location. Nothing goes to stderr.
+//! - A metric is a separate line that CloudWatch reads: [`Metrics`].
+//! - The SDK, the HTTP stack, the Lambda runtime and the embedded store never log bodies or
+//!   headers, at any filter level.
 //!
-//! The scrubber knows shapes, so it is the net and not the rule. Never log, in any form:
+//! The scrubber recognizes shapes of secrets. It is a safety net and does not replace these rules.
+//! Never log:
 //!
-//! - API keys, session tokens, service tokens, ring secrets, webhook secrets, provider keys; nor their bytes or digests;
-//! - `Authorization` headers, request and response bodies, idempotency keys, cursors;
-//! - what a caller wrote in the place of a value that was refused: it may be a secret in the wrong place.
+//! - API keys, session tokens, service tokens, ring secrets, webhook secrets or provider keys, nor
+//!   their bytes or digests;
+//! - `Authorization` headers, request and response bodies, idempotency keys or cursors;
+//! - a caller's input in place of a rejected value: it may be a secret in the wrong field.
 //!
 //! Log ids, prefixes, statuses, field names and durations instead.
 
@@ -23,5 +26,5 @@ mod metrics;
 mod scrub;
 
 pub use log::{InitError, Output, exit_code, init};
-pub use metrics::{Metrics, Proving};
+pub use metrics::{Metrics, ProofSource};
 pub use scrub::scrub;

@@ -4,35 +4,44 @@ use regex::{Captures, Regex};
 
 use crate::domain::redact_shapes;
 
-/// What every secret below begins with, or is named with something behind. Most lines have none of it and are done after one search.
+/// The starts of the secrets that the rules below redact, or of the names before them. Most log
+/// lines match none of these and need no other search.
 static HINT: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(concat!(
         "kt_live_|karta_service_|sk-|whsec_|eyJ|gh[opsur]_|glpat-|github_pat_|npm_|AIza|xox[a-z]-|xapp-|[rs]k_(?:live|test)_|AKIA|ASIA|ABSK|bedrock-api-key-|",
         r":\\?/\\?/[^/]*@|PRIVATE KEY|Private-Lines: |",
         "(?i-u:bearer|",
         "(?:authorization|x-api-key|secret[ _-]?(?:access[ _-]?)?key|(?:session|security)[ _-]?token)",
-        // What `named` may take next: a string that ends there is no name.
+        // The characters that `named` may match next. A string that ends after the name does not
+        // count as a name.
         r#"(?:\\{0,3}["'][ \t\r\n\\\x1b:=]|[ \t\r\n\\\x1b\[:=>]))"#,
     ))
     .ok()
 });
 
-/// ESC `[31m`, as it is or escaped.
+/// An ANSI colour sequence such as ESC `[31m`, raw or escaped.
 macro_rules! colour {
     () => {
         r"(?:\x1b|\\u001[bB]|\\x1[bB])\[[0-9;]{0,16}[A-Za-z]"
     };
 }
 
-/// What may stand before a token without being part of its word: no letter (`task-…`), unless that letter ends an escape (`\n`, `\u001b`, `%3D`) or
-/// a colour.
+/// The text that may precede a token without being part of its word. A letter may not (`task-…`),
+/// unless it ends an escape (`\n`, `\u001b`, `%3D`) or a colour sequence.
 const BORDER: &str = concat!(r"(^|[^A-Za-z]|\\[bfnrt]|\\u[0-9A-Fa-f]{4}|%[0-9A-Fa-f]{2}|", colour!(), ")");
 
-/// Applied in this order. Each pattern fails or succeeds within the run of characters that it starts in, which keeps scrubbing
-/// linear, and none changes its own replacement. No match takes a quote or splits a backslash from what it escapes, so JSON stays JSON. Where one secret may by chance hold the start of another, the one of more characters goes first.
+/// The redaction rules, applied in this order.
+///
+/// - Each pattern matches or fails within the run of characters that it starts in, so scrubbing
+///   takes linear time.
+/// - A rule does not change its own replacement.
+/// - No match takes a quote or separates a backslash from the character that it escapes, so JSON
+///   stays valid.
+/// - If one secret may contain the start of another by chance, the rule with the longer secret
+///   comes first.
 fn rules() -> Result<Vec<(Regex, &'static str)>, regex::Error> {
     let rules = [
-        // First, since any other secret may run up to the word and take it.
+        // First, because any other secret may extend up to this word and include it.
         (
             format!(
                 r#"((?:(?i-u:bearer)(?:[ \t\r\n]|\\[nrt])+|{}){{1,}})(?:(kt_live_[0-9A-Za-z]{{6}})[^ \t\r\n"',\\]*|[^ \t\r\n"',\\]+)"#,
@@ -41,7 +50,7 @@ fn rules() -> Result<Vec<(Regex, &'static str)>, regex::Error> {
             ),
             "${1}${2}[redacted]",
         ),
-        // An empty signature counts.
+        // An empty signature matches too.
         (r"eyJ[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){2,}".to_owned(), "eyJ[redacted]"),
         // The first 14 characters are public.
         ("(kt_live_[0-9A-Za-z]{6})[0-9A-Za-z]+".to_owned(), "${1}[redacted]"),
@@ -65,7 +74,8 @@ fn rules() -> Result<Vec<(Regex, &'static str)>, regex::Error> {
             ),
             "${1}[redacted]",
         ),
-        // Under any other scheme, or without one, what is longer than any scheme's name.
+        // Under any other scheme or without one: a value that is longer than the name of any
+        // scheme.
         (
             named(
                 "authorization|x-api-key",
@@ -74,15 +84,16 @@ fn rules() -> Result<Vec<(Regex, &'static str)>, regex::Error> {
             ),
             "${1}${2}[redacted]",
         ),
-        // A password, or in the place of a user's name what is as long as a token.
+        // A password, or a user name that is as long as a token.
         (r#"(:\\?/\\?/[^ \t\r\n/:@"'\\]*:)[^ \t\r\n/"'\\]+@"#.to_owned(), "${1}[redacted]@"),
         (r#"(:\\?/\\?/)[^ \t\r\n/:@"'\\]{16,}@"#.to_owned(), "${1}[redacted]@"),
     ];
     rules.into_iter().map(|(pattern, replacement)| Ok((Regex::new(&pattern)?, replacement))).collect()
 }
 
-/// What stands behind its name: `name=value`, `"name": "value"`, `"name": ["value"`, `<name>value`. Behind a name in quotes only what is in quotes itself: in JSON
-/// a number may stand there.
+/// Builds a pattern for a value after its name: `name=value`, `<name>value`, `"name": "value"` or
+/// `"name": ["value"`. After a quoted name it matches quoted values only, because JSON allows a
+/// bare number there.
 fn named(names: &str, separator: &str, value: &str) -> String {
     let blanks = concat!(r"(?:[ \t\r\n]|\\[nrt]|", colour!(), "){0,16}");
     let quote = r#"\\{0,3}["']"#;
@@ -93,21 +104,23 @@ fn named(names: &str, separator: &str, value: &str) -> String {
     )
 }
 
-/// Takes no Unicode classes (`\\s`, `\\w`, `(?i)` without `-u`): their tables are not built in, but where another crate of a build asks for them.
+/// Compiled patterns. They must not use Unicode classes (`\\s`, `\\w`, `(?i)` without `-u`): the
+/// Unicode tables are compiled in only if another crate of the build needs them.
 struct Patterns {
     rules: Vec<(Regex, &'static str)>,
-    /// The id of an AWS access key, and its secret where that is what follows.
+    /// The id of an AWS access key, and the secret key if it follows.
     access_key: Regex,
     begin: Regex,
     end: Regex,
-    /// An escape, a line's end, a quote, or what stands between them.
+    /// An escape, a line end, a quote, or the text between them.
     piece: Regex,
-    /// What a line of a key consists of.
+    /// The characters of a line of a key.
     base64: Regex,
 }
 
-/// Made for the first text with a hint: they take longer than the rest of a function's start. None if one is wrong: then nothing with a hint
-/// passes, which may be met in the middle of a panic.
+/// Compiled for the first text with a hint, because compiling takes longer than the rest of a
+/// function's startup. `None` if a pattern is invalid: every text with a hint is then redacted
+/// completely. An invalid pattern must not panic, because scrubbing may run during a panic.
 static PATTERNS: LazyLock<Option<Patterns>> = LazyLock::new(|| Patterns::new().ok());
 
 impl Patterns {
@@ -128,23 +141,26 @@ impl Patterns {
     }
 }
 
-/// How long a private key is at most, in bytes.
-const PRIVATE_KEY_MAX: usize = 32 * 1024;
-/// A replacement may lay bare what an earlier rule looks for: `AKIA…sk-…` is one word until its first half is gone. No text was found that changes
-/// more than twice.
-const PASSES_MAX: u32 = 4;
-/// How many lines without a line of the key may stand in one whose end is missing: its headers.
-const HEADERS_MAX: u32 = 4;
+const MAX_PRIVATE_KEY_BYTES: usize = 32 * 1024;
+/// Maximum number of passes. A replacement may reveal a secret that an earlier rule looks for:
+/// `AKIA…sk-…` is one word until its first half is replaced. No text is known that needs more than
+/// two.
+const MAX_PASSES: u32 = 4;
+/// Maximum number of other lines, such as headers, within a private key whose end is missing.
+const MAX_OTHER_LINES: u32 = 4;
 
-/// Replaces what is shaped like a secret by `[redacted]`, behind a hint of its kind: `kt_live_AbC123[redacted]`,
-/// `Bearer [redacted]`. Borrows when there is nothing to replace.
+/// Replaces text that has the shape of a secret with `[redacted]`, after a hint of its kind:
+/// `kt_live_AbC123[redacted]`, `Bearer [redacted]`. Borrows the text if there is nothing to
+/// replace.
 ///
-/// Knows, in plain text and inside JSON strings: API keys, service tokens, provider keys (`sk-…`), webhook secrets (`whsec_…`), JWTs, tokens of GitHub, GitLab, npm,
-/// Google, Slack and Stripe, AWS access keys, Bedrock API keys, session tokens and what follows an access key's id, `Authorization` headers and bearer tokens, passwords in
-/// URLs, private keys in PEM and of `PuTTY`, and every shape that the check of input refuses ([`redact_shapes`]).
+/// Recognizes in plain text and inside JSON strings: API keys, service tokens, provider keys
+/// (`sk-…`), webhook secrets (`whsec_…`), JWTs; tokens of GitHub, GitLab, npm, Google, Slack and
+/// Stripe; AWS access keys with the secret that follows, Bedrock API keys, session tokens;
+/// `Authorization` headers and bearer tokens, passwords in URLs, private keys in PEM and `PuTTY`
+/// formats, and every shape that the input check rejects ([`redact_shapes`]).
 pub fn scrub(text: &str) -> Cow<'_, str> {
     let mut scrubbed = scrub_once(text);
-    for _ in 1..PASSES_MAX {
+    for _ in 1..MAX_PASSES {
         match scrub_once(&scrubbed) {
             Cow::Owned(again) if again != *scrubbed => scrubbed = Cow::Owned(again),
             _ => break,
@@ -183,7 +199,7 @@ fn access_key(found: &Captures<'_>) -> String {
     let between = found.get(2).map_or("", |between| between.as_str());
     match secret {
         "" => format!("{brand}[redacted]"),
-        // A commit's hash.
+        // A commit hash.
         hash if is_hexadecimal(hash) => format!("{brand}[redacted]{between}{hash}"),
         _ => format!("{brand}[redacted]{between}[redacted]"),
     }
@@ -193,7 +209,8 @@ fn is_hexadecimal(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Without what stands between the first line of a private key and its last one. Their markers stay, and so do line ends, so that lines keep their numbers.
+/// Redacts the lines between the first and the last line of a private key. Keeps both markers and
+/// the line ends, so that line numbers stay the same.
 fn private_keys<'a>(patterns: &Patterns, text: &'a str) -> Cow<'a, str> {
     let (mut begins, mut ends) = (patterns.begin.find_iter(text).peekable(), patterns.end.find_iter(text).peekable());
     if begins.peek().is_none() {
@@ -206,7 +223,7 @@ fn private_keys<'a>(patterns: &Patterns, text: &'a str) -> Cow<'a, str> {
         }
         scrubbed.push_str(&text[done..begin.end()]);
         while ends.next_if(|end| end.start() < begin.end()).is_some() {}
-        let limit = text.floor_char_boundary(begin.end() + PRIVATE_KEY_MAX);
+        let limit = text.floor_char_boundary(begin.end() + MAX_PRIVATE_KEY_BYTES);
         let end = ends.peek().map(regex::Match::start).filter(|end| *end <= limit);
         let next = begins.peek().map_or(limit, |next| limit.min(next.start()));
         done = end.unwrap_or(next);
@@ -216,32 +233,33 @@ fn private_keys<'a>(patterns: &Patterns, text: &'a str) -> Cow<'a, str> {
     Cow::Owned(scrubbed)
 }
 
-/// Of a key that is whole everything goes. Where its end is missing, or behind the end of the JSON string that it starts in, what looks like its lines.
-fn scrub_private_key(patterns: &Patterns, body: &str, whole: bool, scrubbed: &mut String) {
-    let (mut whole, mut others, mut found, mut done) = (whole, 0, false, 0);
+/// Redacts a complete key entirely. If its end is missing, or after the end of the JSON string that
+/// it starts in, redacts only words that look like lines of a key.
+fn scrub_private_key(patterns: &Patterns, body: &str, complete: bool, scrubbed: &mut String) {
+    let (mut complete, mut other_lines, mut found, mut done) = (complete, 0, false, 0);
     for piece in patterns.piece.find_iter(body) {
         scrubbed.push_str(&body[done..piece.start()]);
         let word = piece.as_str();
         done = piece.end();
         match word {
-            "\"" => whole = false,
+            "\"" => complete = false,
             "\n" | "\\n" => {
-                others = if found { 0 } else { others + 1 };
+                other_lines = if found { 0 } else { other_lines + 1 };
                 found = false;
             }
             _ => {}
         }
-        if !whole && others > HEADERS_MAX {
+        if !complete && other_lines > MAX_OTHER_LINES {
             done = piece.start();
             break;
         }
         if word.starts_with(['\\', '"', '\n']) {
             scrubbed.push_str(word);
-        } else if whole {
+        } else if complete {
             scrubbed.push_str("[redacted]");
         } else {
             let line = patterns.base64.replace_all(word, |line: &Captures<'_>| {
-                // No hash, no path, and no number, which in JSON may stand outside strings.
+                // Mixed case excludes hashes, paths and numbers, which JSON allows outside strings.
                 let mixed = line[0].contains(|c: char| c.is_ascii_uppercase())
                     && line[0].contains(|c: char| c.is_ascii_lowercase());
                 if mixed && !is_hexadecimal(&line[0]) { "[redacted]".to_owned() } else { line[0].to_owned() }
@@ -261,7 +279,7 @@ mod tests {
     use crate::domain::CredentialKind;
 
     #[test]
-    fn each_kind_leaves_its_hint() {
+    fn redacted_secret_keeps_its_hint() {
         for (text, scrubbed) in [
             ("kt_live_AbC123XyZ", "kt_live_AbC123[redacted]"),
             ("a=kt_live_AbC123XyZ&b", "a=kt_live_AbC123[redacted]&b"),
@@ -282,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn every_credential_of_ours_is_taken_out() {
+    fn every_karta_credential_is_redacted() {
         let body = "0123456789abcdefABCDEF0123456789abcdefABCDEF0123456789abcdefABCDEF";
         for kind in CredentialKind::ALL {
             let credential = match kind {
@@ -300,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn every_refused_secret_is_redacted() {
+    fn every_rejected_shape_is_redacted() {
         for secret in crate::domain::secret_examples() {
             for (before, after) in [("", ""), ("a ", " b"), ("log\\n", "\\n"), ("{\"", "\"}")] {
                 let scrubbed = scrub(&format!("{before}{secret}{after}")).into_owned();
@@ -313,13 +331,13 @@ mod tests {
     }
 
     #[test]
-    fn every_pattern_can_be_made() {
+    fn every_pattern_compiles() {
         assert!(HINT.is_some());
         Patterns::new().unwrap();
     }
 
     #[test]
-    fn what_functions_log_every_day_holds_no_hint() {
+    fn usual_log_lines_have_no_hint() {
         let hint = HINT.as_ref().unwrap();
         for line in [
             r#"{"level":"INFO","message":"authorization","route":"authorizer","outcome":"valid"}"#,
@@ -331,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn an_escape_before_a_key_does_not_hide_it() {
+    fn escape_before_a_key_does_not_hide_it() {
         for before in [r"\n", r"\\n", r"\t", r"\u001b", "%3D", "%20", "_", "é", "9", "\n"] {
             assert_eq!(scrub(&format!("x{before}sk-12345678")), format!("x{before}sk-[redacted]"));
         }
@@ -341,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_secret_stays_and_is_borrowed() {
+    fn harmless_text_is_borrowed_unchanged() {
         for text in [
             "",
             "{\"message\":\"key created\",\"prefix\":\"kt_live_AbC123\"}",
@@ -360,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn what_other_services_give_out_is_known() {
+    fn tokens_of_other_services_are_redacted() {
         let body = "AbC123XyZ0123456789abcdefghijklmnopq";
         for brand in [
             "ghp_",
@@ -405,9 +423,9 @@ mod tests {
         }
     }
 
-    /// Tests are built with Unicode tables, and functions are not.
+    /// Test builds include the Unicode tables; functions do not.
     #[test]
-    fn the_patterns_need_no_unicode_tables() {
+    fn patterns_need_no_unicode_tables() {
         let (code, _) = include_str!("scrub.rs").split_once("#[cfg(test)]").unwrap();
         for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
             for class in [r"\s", r"\S", r"\w", r"\W", r"\d", r"\D", r"\b", r"\B", r"\p", "(?i)", "(?i:"] {
@@ -417,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_behind_its_name_is_known() {
+    fn value_after_its_name_is_redacted() {
         let secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
         for before in [
             "AWS_SECRET_ACCESS_KEY=",
@@ -455,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn passwords_leave_urls() {
+    fn passwords_in_urls_are_redacted() {
         for (url, scrubbed) in [
             ("https://user:p@ss:w0rd@example.com/a@b", "https://user:[redacted]@example.com/a@b"),
             ("postgres://app:hunter2@db:5432/app", "postgres://app:[redacted]@db:5432/app"),
@@ -468,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_private_key_its_markers_and_lines_stay() {
+    fn private_key_keeps_markers_and_line_numbers() {
         let key =
             "-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA0123456789\nQ==\n-----END RSA PRIVATE KEY-----\nnext";
         let kept = "-----BEGIN RSA PRIVATE KEY-----\n[redacted]\n[redacted]\n-----END RSA PRIVATE KEY-----\nnext";
@@ -489,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn no_text_takes_much_longer_than_a_log_of_its_length() {
+    fn scrubbing_time_is_linear_in_text_length() {
         let long = |unit: &str| unit.repeat(128 * 1024 / unit.len());
         let time = |text: &str| {
             let started = std::time::Instant::now();
@@ -518,13 +536,13 @@ mod tests {
             "[redacted]",
             "x@",
         ] {
-            // A busy machine interrupts some runs, and not each of them.
+            // A busy machine interrupts some runs, but not all of them.
             let quickest = (0..10).map(|_| time(&long(unit))).find(|taken| *taken < usual * 20);
             assert!(quickest.is_some(), "{unit:?} takes longer than 20 times {usual:?}");
         }
     }
 
-    /// Text out of the pieces that patterns are made of, so that they meet in every way.
+    /// Text composed of fragments of the patterns, so that they meet in every order.
     fn pieces() -> impl Strategy<Value = String> {
         let piece = prop_oneof![
             prop::sample::select(vec![
@@ -591,13 +609,13 @@ mod tests {
         }
 
         #[test]
-        fn json_stays_json(text in pieces(), key in pieces()) {
+        fn scrubbed_json_stays_valid(text in pieces(), key in pieces()) {
             let line = serde_json::json!({ key: text }).to_string();
             prop_assert!(serde_json::from_str::<serde_json::Value>(&scrub(&line)).is_ok());
         }
 
         #[test]
-        fn no_secret_survives_whatever_stands_around_it(
+        fn secret_is_redacted_in_any_context(
             before in pieces(),
             border in prop::sample::select(vec![" ", "\\n", "\"", ","]),
             secret in "[0-9A-Za-z]{26}",

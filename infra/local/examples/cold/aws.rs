@@ -8,23 +8,23 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 
-/// The id of a secret that is none of ours.
+/// Id of a secret whose value is malformed.
 pub(crate) const MALFORMED: &str = "karta/malformed";
 
-/// The version of every secret.
 pub(crate) const VERSION: &str = "1";
 
-/// Secrets by their ids.
+/// Secret values by secret id.
 type Texts = HashMap<String, SecretString>;
 
-/// What a function may call beside the store: Secrets Manager; and API Gateway and Lambda, which take what is asked of them.
+/// Emulates the AWS services that functions call besides the store: Secrets Manager, and API
+/// Gateway and Lambda, which accept every request.
 pub(crate) struct Aws {
     pub(crate) url: String,
     served: JoinHandle<()>,
 }
 
 impl Aws {
-    /// Serves these secrets under what [`id`] makes of their names.
+    /// Serves these secrets under the ids that [`id`] returns for their names.
     pub(crate) async fn start(secrets: &HashMap<Secret, SecretString>) -> Result<Self> {
         let mut texts: Texts = secrets.iter().map(|(secret, text)| (id(secret.name()), text.clone())).collect();
         texts.insert(MALFORMED.to_owned(), "[]".into());
@@ -57,8 +57,8 @@ async fn answer(State(texts): State<Arc<Texts>>, headers: HeaderMap, body: Bytes
         }
         _ => return (StatusCode::ACCEPTED, String::new()),
     }
-    let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let id = asked["SecretId"].as_str().unwrap_or_default();
+    let request: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let id = request["SecretId"].as_str().unwrap_or_default();
     match texts.get(id) {
         Some(text) => (StatusCode::OK, json!({ "Name": id, "SecretString": text.expose_secret() }).to_string()),
         None => (StatusCode::BAD_REQUEST, json!({ "__type": "ResourceNotFoundException" }).to_string()),

@@ -14,29 +14,26 @@ use serde_json::{Value, json};
 
 use crate::{
     aws,
-    world::{ADDRESS, HOST, METHOD_ARN, STRIPE_SECRET, World, id, log},
+    fixture::{ADDRESS, Fixture, HOST, METHOD_ARN, STRIPE_SECRET, id, log},
 };
 
-/// Something to give a function, and what is to come of it.
+/// An event for a function, and the expected result.
 pub(crate) struct Event {
     pub(crate) event: Value,
     expected: Expected,
 }
 
 enum Expected {
-    /// An answer to a request, with this status.
     Status(u16),
-    /// An answer to a request that has this field.
+    /// A response with this status and this field in its body.
     Field(u16, &'static str, Value),
-    /// A policy that lets the caller in.
     Allow,
-    /// A worker's, which says nothing.
+    /// An empty result of a worker.
     Done,
 }
 
 impl Event {
-    /// Fails with the answer if it is another one than expected.
-    pub(crate) fn judge(&self, answer: &Value) -> Result<()> {
+    pub(crate) fn check(&self, answer: &Value) -> Result<()> {
         let is_right = match &self.expected {
             Expected::Status(status) => answer["statusCode"] == *status,
             Expected::Field(status, field, value) => {
@@ -55,7 +52,7 @@ impl Event {
     }
 }
 
-/// A request as API Gateway hands it on.
+/// A request from which API Gateway's event is built.
 struct Request<'a> {
     method: Method,
     resource: &'a str,
@@ -78,16 +75,15 @@ impl<'a> Request<'a> {
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "callers pass ids and borrowed texts alike")]
-    fn of(mut self, variable: &'static str, value: impl ToString) -> Self {
-        self.variables.insert(variable, value.to_string());
+    fn variable(mut self, name: &'static str, value: impl ToString) -> Self {
+        self.variables.insert(name, value.to_string());
         self
     }
 
-    fn asking(self, query: &'a [(&'static str, String)]) -> Self {
+    fn query(self, query: &'a [(&'static str, String)]) -> Self {
         Self { query, ..self }
     }
 
-    /// With a bearer token, what the authorizer said of it, and further headers.
     fn event(&self, bearer: &str, context: &Value, headers: &[(&str, String)]) -> Value {
         let mut path = self.resource.to_owned();
         for (name, value) in &self.variables {
@@ -148,38 +144,38 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The `number`th event for a function, with what it needs to be there. `case` names what is measured: a function, and behind a colon which
-/// kind of event where it has several.
-pub(crate) async fn event(world: &World, case: &str, number: usize) -> Result<Event> {
-    if let Some(event) = of_workers(world, case, number).await? {
+/// Returns the `number`th event of a case and creates the resources that it needs. `case` is the
+/// name of a function, with the kind of event after a colon if the function has several.
+pub(crate) async fn event(fixture: &Fixture, case: &str, number: usize) -> Result<Event> {
+    if let Some(event) = worker_event(fixture, case, number).await? {
         return Ok(event);
     }
-    if let Some((request, status)) = of_anybody(case) {
+    if let Some((request, status)) = public_request(case) {
         return Ok(Event { event: request.event("", &Value::Null, &[]), expected: Expected::Status(status) });
     }
     if case == "stripe-events-create" {
         return Ok(stripe(number));
     }
     if case == "projects-whoami" {
-        let request = Request::get("/v1/projects/{ref}/whoami").of("ref", "site");
-        let event = request.event(&world.session, &world.session_context, &[]);
+        let request = Request::get("/v1/projects/{ref}/whoami").variable("ref", "site");
+        let event = request.event(&fixture.session, &fixture.session_context, &[]);
         return Ok(Event { event, expected: Expected::Field(200, "kind", json!("session")) });
     }
     if case.starts_with("internal-") {
-        return of_services(world, case, number).await;
+        return service_event(fixture, case, number).await;
     }
     let (request, status) = if case.starts_with("webhook-") {
-        of_webhooks(world, case).await?
-    } else if let Some(found) = of_keys(world, case).await? {
+        webhook_request(fixture, case).await?
+    } else if let Some(found) = key_request(fixture, case).await? {
         found
     } else {
-        of_projects(case, number)?
+        project_request(case, number)?
     };
-    let event = request.event(&world.admin, &world.admin_context, &[]);
+    let event = request.event(&fixture.admin, &fixture.admin_context, &[]);
     Ok(Event { event, expected: Expected::Status(status) })
 }
 
-fn of_anybody(function: &str) -> Option<(Request<'static>, u16)> {
+fn public_request(function: &str) -> Option<(Request<'static>, u16)> {
     let resource = match function {
         "docs-get" => "/docs",
         "healthz" => "/healthz",
@@ -189,12 +185,12 @@ fn of_anybody(function: &str) -> Option<(Request<'static>, u16)> {
     Some((Request::get(resource), 200))
 }
 
-async fn of_keys(world: &World, function: &str) -> Result<Option<(Request<'static>, u16)>> {
+async fn key_request(fixture: &Fixture, function: &str) -> Result<Option<(Request<'static>, u16)>> {
     const KEY: &str = "/v1/api_keys/{id}";
     let settings = || json!({ "name": "ci-runner", "scopes": ["read", "write"] });
-    let fresh = async || id(&world.post("/v1/api_keys", settings()).await?["api_key"]);
+    let fresh = async || id(&fixture.post("/v1/api_keys", settings()).await?["api_key"]);
     let provider = |provider: &str| json!({ "provider": provider, "key": "sk-ant-api03-0123456789abcdefghij" });
-    let key = world.ids["key"];
+    let key = fixture.ids["key"];
     Ok(Some(match function {
         "whoami" => (Request::get("/v1/whoami"), 200),
         "billing-get" => (Request::get("/v1/billing"), 200),
@@ -204,23 +200,25 @@ async fn of_keys(world: &World, function: &str) -> Result<Option<(Request<'stati
         "budget-update" => (Request::new(Method::PUT, "/v1/budget", json!({ "total_tokens": 50_000_000 })), 200),
         "audit-events-list" => (Request::get("/v1/audit_events"), 200),
         "api-keys-list" => (Request::get("/v1/api_keys"), 200),
-        "api-keys-get" => (Request::get(KEY).of("id", key), 200),
+        "api-keys-get" => (Request::get(KEY).variable("id", key), 200),
         "api-keys-create" => (Request::post("/v1/api_keys", settings()), 201),
-        "api-keys-update" => (Request::new(Method::PATCH, KEY, json!({ "name": "ci-runner" })).of("id", key), 200),
-        "api-keys-revoke" => (Request::new(Method::DELETE, KEY, Value::Null).of("id", fresh().await?), 200),
-        "api-keys-rotate" => (Request::post("/v1/api_keys/{id}/rotate", json!({})).of("id", fresh().await?), 201),
+        "api-keys-update" => {
+            (Request::new(Method::PATCH, KEY, json!({ "name": "ci-runner" })).variable("id", key), 200)
+        }
+        "api-keys-revoke" => (Request::new(Method::DELETE, KEY, Value::Null).variable("id", fresh().await?), 200),
+        "api-keys-rotate" => (Request::post("/v1/api_keys/{id}/rotate", json!({})).variable("id", fresh().await?), 201),
         "model-keys-list" => (Request::get("/v1/model_keys"), 200),
         "model-keys-create" => (Request::post("/v1/model_keys", provider("anthropic")), 201),
         "model-keys-revoke" => {
-            let made = world.post("/v1/model_keys", provider("anthropic")).await?;
+            let made = fixture.post("/v1/model_keys", provider("anthropic")).await?;
             let request = Request::new(Method::DELETE, "/v1/model_keys/{id}", Value::Null);
-            (request.of("id", id(&made["model_key"])?), 200)
+            (request.variable("id", id(&made["model_key"])?), 200)
         }
         _ => return Ok(None),
     }))
 }
 
-fn of_projects(function: &str, number: usize) -> Result<(Request<'static>, u16)> {
+fn project_request(function: &str, number: usize) -> Result<(Request<'static>, u16)> {
     const PROJECT: &str = "/v1/agent_projects/{slug}";
     let (request, status) = match function {
         "agent-projects-list" => (Request::get("/v1/agent_projects"), 200),
@@ -238,35 +236,37 @@ fn of_projects(function: &str, number: usize) -> Result<(Request<'static>, u16)>
             (Request::post("/v1/agent_projects/{slug}/rollback", json!({ "version": 1 + number % 2 })), 200)
         }
         "release-logs-list" => {
-            (Request::get("/v1/agent_projects/{slug}/releases/{version}/logs").of("version", 1), 200)
+            (Request::get("/v1/agent_projects/{slug}/releases/{version}/logs").variable("version", 1), 200)
         }
         "session-tokens-create" => (Request::post("/v1/agent_projects/{slug}/session_tokens", json!({})), 201),
-        _ => bail!("there is no event for {function}"),
+        _ => bail!("no event for {function}"),
     };
-    Ok((request.of("slug", "site"), status))
+    Ok((request.variable("slug", "site"), status))
 }
 
-async fn of_webhooks(world: &World, function: &str) -> Result<(Request<'static>, u16)> {
+async fn webhook_request(fixture: &Fixture, function: &str) -> Result<(Request<'static>, u16)> {
     const ENDPOINTS: &str = "/v1/webhook_endpoints";
     const ENDPOINT: &str = "/v1/webhook_endpoints/{id}";
     let settings = || json!({ "url": "https://hooks.example.com/new", "event_types": ["webhook_endpoint.disabled"] });
-    let kept = world.ids["endpoint"];
+    let endpoint_id = fixture.ids["endpoint"];
     let (request, status) = match function {
         "webhook-endpoints-list" => (Request::get(ENDPOINTS), 200),
         "webhook-endpoints-create" => {
-            // An organization has twenty at most.
-            let found = world.ask(Method::GET, ENDPOINTS, &world.admin, Value::Null).await?;
+            // An organization can have 20 endpoints: delete those of earlier events.
+            let found = fixture.request(Method::GET, ENDPOINTS, &fixture.admin, Value::Null).await?;
             for endpoint in found["webhook_endpoints"].as_array().context("no list")? {
                 let endpoint = id(endpoint)?;
-                if ![kept, world.ids["idle endpoint"]].contains(&endpoint) {
-                    world.ask(Method::DELETE, &format!("{ENDPOINTS}/{endpoint}"), &world.admin, Value::Null).await?;
+                if ![endpoint_id, fixture.ids["idle endpoint"]].contains(&endpoint) {
+                    fixture
+                        .request(Method::DELETE, &format!("{ENDPOINTS}/{endpoint}"), &fixture.admin, Value::Null)
+                        .await?;
                 }
             }
             (Request::post(ENDPOINTS, settings()), 201)
         }
         "webhook-endpoints-delete" => {
-            let made = id(&world.post(ENDPOINTS, settings()).await?["webhook_endpoint"])?;
-            return Ok((Request::new(Method::DELETE, ENDPOINT, Value::Null).of("id", made), 204));
+            let made = id(&fixture.post(ENDPOINTS, settings()).await?["webhook_endpoint"])?;
+            return Ok((Request::new(Method::DELETE, ENDPOINT, Value::Null).variable("id", made), 204));
         }
         "webhook-endpoints-get" => (Request::get(ENDPOINT), 200),
         "webhook-endpoints-update" => (Request::new(Method::PATCH, ENDPOINT, json!({ "description": "On call" })), 200),
@@ -275,76 +275,79 @@ async fn of_webhooks(world: &World, function: &str) -> Result<(Request<'static>,
         }
         "webhook-endpoints-test" => (Request::post("/v1/webhook_endpoints/{id}/test", Value::Null), 202),
         "webhook-endpoints-recover" => {
-            // One at a time: the last one has to be done.
-            world.fan_out().await?;
+            // Only one recovery can run: finish the last one first.
+            fixture.fan_out().await?;
             let since = json!({ "since": SystemClock.now().minus(Duration::from_hours(1)) });
             (Request::post("/v1/webhook_endpoints/{id}/recover", since), 202)
         }
         "webhook-deliveries-list" => (Request::get("/v1/webhook_endpoints/{id}/deliveries"), 200),
         "webhook-deliveries-replay" => {
             let resource = "/v1/webhook_endpoints/{id}/deliveries/{delivery_id}/replay";
-            (Request::post(resource, Value::Null).of("delivery_id", world.ids["delivery"]), 202)
+            (Request::post(resource, Value::Null).variable("delivery_id", fixture.ids["delivery"]), 202)
         }
-        _ => bail!("there is no event for {function}"),
+        _ => bail!("no event for {function}"),
     };
-    Ok((request.of("id", kept), status))
+    Ok((request.variable("id", endpoint_id), status))
 }
 
-async fn of_services(world: &World, function: &str, number: usize) -> Result<Event> {
+async fn service_event(fixture: &Fixture, function: &str, number: usize) -> Result<Event> {
     const ORGANIZATION: &str = "/v1/internal/organizations/{id}";
-    let organization = world.organization;
-    let asked = [
+    let organization = fixture.organization;
+    let parameters = [
         ("organization_id", organization.to_string()),
-        ("project_id", world.ids["project"].to_string()),
+        ("project_id", fixture.ids["project"].to_string()),
         ("provider", "openai".to_owned()),
     ];
     let mut field = None;
     let (request, status) = match function {
         "internal-whoami" => (Request::get("/v1/internal/whoami"), 200),
-        "internal-active-release-get" => {
-            (Request::get("/v1/internal/projects/{slug}/active_release").of("slug", "site").asking(&asked[..1]), 200)
-        }
-        "internal-model-settings-get" => (Request::get("/v1/internal/model_settings").asking(&asked[..2]), 200),
+        "internal-active-release-get" => (
+            Request::get("/v1/internal/projects/{slug}/active_release")
+                .variable("slug", "site")
+                .query(&parameters[..1]),
+            200,
+        ),
+        "internal-model-settings-get" => (Request::get("/v1/internal/model_settings").query(&parameters[..2]), 200),
         "internal-model-keys-active" => {
-            let asked = &[asked[0].clone(), asked[2].clone()];
-            let event = Request::get("/v1/internal/model_keys/active").asking(asked);
+            let parameters = &[parameters[0].clone(), parameters[2].clone()];
+            let event = Request::get("/v1/internal/model_keys/active").query(parameters);
             return Ok(Event {
-                event: event.event(world.service_token(), &Value::Null, &[]),
+                event: event.event(fixture.service_token(), &Value::Null, &[]),
                 expected: Expected::Status(200),
             });
         }
         "internal-keys-validate" => {
             field = Some(("valid", json!(true)));
-            (Request::post("/v1/internal/keys/validate", json!({ "key": world.admin })), 200)
+            (Request::post("/v1/internal/keys/validate", json!({ "key": fixture.admin })), 200)
         }
         "internal-organizations-create" => {
             let body = json!({ "slug": format!("globex-{number}"), "name": "Globex" });
             (Request::post("/v1/internal/organizations", body), 201)
         }
-        "internal-organizations-get" => (Request::get(ORGANIZATION).of("id", organization), 200),
+        "internal-organizations-get" => (Request::get(ORGANIZATION).variable("id", organization), 200),
         "internal-organizations-update" => {
             let body = json!({ "model_id": format!("claude-{number}") });
-            (Request::new(Method::PATCH, ORGANIZATION, body).of("id", organization), 200)
+            (Request::new(Method::PATCH, ORGANIZATION, body).variable("id", organization), 200)
         }
         "internal-api-keys-create" => {
             let body = json!({ "name": "rescue", "scopes": ["admin"] });
-            (Request::post("/v1/internal/organizations/{id}/api_keys", body).of("id", organization), 201)
+            (Request::post("/v1/internal/organizations/{id}/api_keys", body).variable("id", organization), 201)
         }
         "internal-releases-status" => {
-            let release = world.deploy("0a1b2c3d").await?;
-            (Request::post("/v1/internal/releases/{id}/status", log("3")).of("id", release), 200)
+            let release = fixture.deploy("0a1b2c3d").await?;
+            (Request::post("/v1/internal/releases/{id}/status", log("3")).variable("id", release), 200)
         }
         "internal-usage-events-create" => {
             field = Some(("accepted", json!(1)));
             let event = json!({
-                "api_key_id": world.ids["key"], "kind": "input_tokens", "quantity": 1_200, "model": "gpt-4o",
+                "api_key_id": fixture.ids["key"], "kind": "input_tokens", "quantity": 1_200, "model": "gpt-4o",
                 "occurred_at": SystemClock.now(), "client_event_id": format!("event-{number}"),
             });
             (Request::post("/v1/internal/usage/events", json!({ "events": [event] })), 202)
         }
-        _ => bail!("there is no event for {function}"),
+        _ => bail!("no event for {function}"),
     };
-    let event = request.event(world.service_token(), &Value::Null, &[]);
+    let event = request.event(fixture.service_token(), &Value::Null, &[]);
     let expected = match field {
         Some((field, value)) => Expected::Field(status, field, value),
         None => Expected::Status(status),
@@ -352,7 +355,7 @@ async fn of_services(world: &World, function: &str, number: usize) -> Result<Eve
     Ok(Event { event, expected })
 }
 
-/// A subscription that goes on, signed.
+/// Returns a signed event that renews a subscription.
 fn stripe(number: usize) -> Event {
     let now = SystemClock.now().as_seconds();
     let body = json!({
@@ -375,27 +378,27 @@ fn stripe(number: usize) -> Event {
     Event { event: request.event("", &Value::Null, &[("Stripe-Signature", header)]), expected: Expected::Status(200) }
 }
 
-async fn of_workers(world: &World, case: &str, number: usize) -> Result<Option<Event>> {
-    let app = &world.runner.app;
+async fn worker_event(fixture: &Fixture, case: &str, number: usize) -> Result<Option<Event>> {
+    let app = &fixture.runner.app;
     let token = |token: &str| Event {
         event: json!({ "type": "TOKEN", "authorizationToken": format!("Bearer {token}"), "methodArn": METHOD_ARN }),
         expected: Expected::Allow,
     };
     let schedule = || Event::done(json!({ "version": "0", "source": "aws.scheduler", "detail": {} }));
     if number == 0 && case.starts_with("worker-") {
-        world.fan_out().await?;
+        fixture.fan_out().await?;
         for name in ["worker-audit-chain", "worker-budget-checks", "worker-cache-push"] {
-            let workers = registry::workers(app, &world.runner.gateway);
+            let workers = registry::workers(app, &fixture.runner.gateway);
             workers[name]().await.map_err(anyhow::Error::from_boxed)?;
         }
     }
     let change = async |cents: usize| {
         let body = json!({ "cost_cents": 20_000 + cents });
-        world.ask(Method::PUT, "/v1/budget", &world.admin, body).await
+        fixture.request(Method::PUT, "/v1/budget", &fixture.admin, body).await
     };
     Ok(Some(match case {
-        "authorizer: API key" => token(&world.admin),
-        "authorizer: session token" => token(&world.session),
+        "authorizer: API key" => token(&fixture.admin),
+        "authorizer: session token" => token(&fixture.session),
         "worker-audit-chain" => {
             change(number).await?;
             schedule()
@@ -403,23 +406,23 @@ async fn of_workers(world: &World, case: &str, number: usize) -> Result<Option<E
         "worker-expiry-notices" | "worker-model-keys-reseal" => schedule(),
         "worker-budget-checks" => {
             change(number).await?;
-            written([(format!("BDG#{}", world.organization), "CHECK".to_owned())])
+            stream_event([(format!("BDG#{}", fixture.organization), "CHECK".to_owned())])
         }
         "worker-cache-push" => {
             change(number).await?;
-            written(due(world, "PSH", Queue::Invalidations).await?)
+            stream_event(due(fixture, "PSH", Queue::Invalidations).await?)
         }
         "worker-webhook-events" => {
             let key = json!({ "name": "ci-runner", "scopes": ["read"] });
-            world.post("/v1/api_keys", key).await?;
-            written(due(world, "EVT", Queue::Events).await?)
+            fixture.post("/v1/api_keys", key).await?;
+            stream_event(due(fixture, "EVT", Queue::Events).await?)
         }
         "worker-webhook-deliveries" => {
             let known = |id: u64| Id::new(id).context("an id");
-            // Nothing is due there, so that nothing leaves for anywhere.
-            Event::done(Wake::endpoint(known(world.organization)?, known(world.ids["idle endpoint"])?))
+            // The idle endpoint has no due deliveries, so nothing is sent.
+            Event::done(Wake::endpoint(known(fixture.organization)?, known(fixture.ids["idle endpoint"])?))
         }
-        // Asked for again, when all is done.
+        // Repeats the last step of a rotation that has finished.
         "worker-secrets-rotation" => Event::done(json!({
             "Step": "finishSecret", "SecretId": aws::id("session-signing"), "ClientRequestToken": aws::VERSION,
         })),
@@ -427,15 +430,14 @@ async fn of_workers(world: &World, case: &str, number: usize) -> Result<Option<E
     }))
 }
 
-/// The keys of what is due.
-async fn due(world: &World, partitions: &str, queue: Queue) -> Result<Vec<(String, String)>> {
-    let due = world.runner.app.store.due(queue, SystemClock.now()).await?;
+async fn due(fixture: &Fixture, partitions: &str, queue: Queue) -> Result<Vec<(String, String)>> {
+    let due = fixture.runner.app.store.due(queue, SystemClock.now()).await?;
     ensure!(!due.items.is_empty(), "nothing is due in {partitions}");
     Ok(due.items.into_iter().map(|due| (format!("{partitions}#{}", due.organization_id), due.sk)).collect())
 }
 
-/// What the outbox's stream tells of items with these keys.
-fn written(keys: impl IntoIterator<Item = (String, String)>) -> Event {
+/// Returns the event of the outbox's stream for inserted items with these keys.
+fn stream_event(keys: impl IntoIterator<Item = (String, String)>) -> Event {
     let record = |(pk, sk): (String, String)| {
         let keys = json!({ "pk": { "S": pk }, "sk": { "S": sk } });
         json!({

@@ -1,17 +1,24 @@
-//! How functions start: `just cold`.
+//! Measures cold starts: `just cold`.
 //!
-//! Runs every function's own release binary under a Runtime API on loopback, over a runner's embedded store and a stand-in for Secrets Manager.
-//! Prints, as medians, the time from the start of the process until it asks for its first event; its first answer; a warm answer; the most memory that
-//! was resident; and the size of the zipped binary. Fails on any answer but the one that is due. A run over all functions is kept in
+//! Runs the release binary of every function with a Runtime API on loopback, a runner's embedded
+//! store and an emulated Secrets Manager. Prints these medians for each function:
+//!
+//! - the time from the start of the process until it asks for its first event
+//! - the time of the first answer, and of a warm answer
+//! - the peak resident memory
+//! - the size of the zipped binary
+//!
+//! Fails on an unexpected answer. A run over all functions replaces the table in
 //! `docs/performance.md`.
 //!
-//! Then takes away each setting that the template gives a function, and makes it wrong: every such start must fail with a log that names the setting.
+//! Then starts each function without each of its settings, and with an invalid value for each.
+//! Every such start must fail with a log that names the setting.
 
 mod aws;
 mod events;
 mod faults;
+mod fixture;
 mod lambda;
-mod world;
 
 use std::{
     collections::BTreeMap,
@@ -27,71 +34,72 @@ use clap::Parser;
 use karta_local::template::TEMPLATE;
 use serde_json::Value;
 
-use crate::{events::event, lambda::Lambda, world::World};
+use crate::{events::event, fixture::Fixture, lambda::Lambda};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Starts of a run that is kept.
+/// Default starts per function, and the minimum for saving the table.
 const STARTS: usize = 20;
-/// How many warm answers one start is asked for.
-const WARM: usize = 10;
-const KEPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/performance.md");
+const WARM_ANSWERS: usize = 10;
+const REPORT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/performance.md");
 const BEGIN: &str = "<!-- just cold -->\n";
 const END: &str = "<!-- /just cold -->\n";
 
 #[derive(Parser)]
 struct Arguments {
-    /// How often each function is started and measured. With 0 each is started once, and nothing is measured.
+    /// Measured starts per function; 0 starts each function once without measuring.
     #[arg(long, default_value_t = STARTS)]
     starts: usize,
-    /// These functions only, and nothing is kept.
+    /// Functions to start (default: all). The table is saved only if all functions are measured.
     functions: Vec<String>,
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    // The example lies in target/<profile>/examples, what cargo-lambda builds in target/lambda.
+    // This example is in target/<profile>/examples, and cargo-lambda builds to target/lambda.
     let binaries = env::current_exe()?.ancestors().nth(3).context("no target folder")?.join("lambda");
-    let world = Box::pin(World::start()).await?;
+    let fixture = Box::pin(Fixture::start()).await?;
     let mut rows = Vec::new();
-    let mut refused = 0;
-    say(HEAD)?;
+    let mut failed_starts = 0;
+    print_line(HEAD)?;
     let functions = functions()?;
     for name in &arguments.functions {
-        ensure!(functions.contains_key(name), "there is no function {name}");
+        ensure!(functions.contains_key(name), "unknown function {name}");
     }
     for (name, function) in functions {
         if !arguments.functions.is_empty() && !arguments.functions.contains(&name) {
             continue;
         }
-        let (binary, environment) = (binaries.join(&name).join("bootstrap"), world.environment(&function)?);
+        let (binary, environment) = (binaries.join(&name).join("bootstrap"), fixture.environment(&function)?);
         let zipped = if arguments.starts > 0 { zipped(&binary)? } else { 0 };
         let cases = match name.as_str() {
             "authorizer" => vec!["authorizer: API key".to_owned(), "authorizer: session token".to_owned()],
             _ => vec![name.clone()],
         };
         for case in cases {
-            let row = measure(&world, &case, &binary, &environment, arguments.starts, zipped).await;
+            let row = measure(&fixture, &case, &binary, &environment, arguments.starts, zipped).await;
             if let Some(row) = row.with_context(|| case.clone())? {
-                say(&row.line())?;
+                print_line(&row.line())?;
                 rows.push(row);
             }
         }
-        // A rotation that misses a setting fails by itself, and nothing else depends on it.
+        // A rotation without a setting fails when it runs, and no other function depends on it.
         if name != "worker-secrets-rotation" {
-            refused += faults::refused(&binary, &environment).await.with_context(|| name.clone())?;
+            failed_starts += faults::check_settings(&binary, &environment).await.with_context(|| name.clone())?;
         }
     }
-    say(&format!("\n{refused} starts with a setting that was missing or wrong: each failed, and named it."))?;
+    print_line(&format!(
+        "\n{failed_starts} starts with a missing or invalid setting: each failed and named the setting"
+    ))?;
     if arguments.functions.is_empty() && arguments.starts >= STARTS {
-        keep(&rows)?;
+        save(&rows)?;
     }
     Ok(())
 }
 
-/// The template's functions by their binaries' names. Among the variables of each are those that all get.
+/// Returns the template's functions by the names of their binaries, each with the global variables.
 fn functions() -> Result<BTreeMap<String, Value>> {
     let document: Value = serde_saphyr::from_str(TEMPLATE)?;
     let shared = document["Globals"]["Function"]["Environment"]["Variables"].as_object().context("no Globals")?;
@@ -107,24 +115,24 @@ fn functions() -> Result<BTreeMap<String, Value>> {
     functions.collect()
 }
 
-/// What was measured of a function; medians.
+/// The medians of a function.
 struct Row {
     case: String,
     init: Duration,
     first: Duration,
-    /// From the start of the process until the first answer.
+    /// Time from the start of the process until the first answer.
     both: Duration,
     warm: Duration,
-    /// Bytes.
+    /// In bytes.
     memory: u64,
-    /// Bytes.
+    /// In bytes.
     zipped: u64,
 }
 
 const HEAD: &str = "| function | init ms | first ms | both ms | warm ms | memory MB | zipped MB |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |";
 
 impl Row {
-    /// Of the table; what misses its goal is bold.
+    /// Returns the table's line. Values that miss their goal are bold.
     fn line(&self) -> String {
         let warm_goal = if self.case == "authorizer: session token" { 0.3 } else { f64::INFINITY };
         let zipped_goal = if self.case == "worker-webhook-deliveries" { 7.0 } else { 5.0 };
@@ -154,7 +162,7 @@ fn megabytes(bytes: u64) -> f64 {
 }
 
 async fn measure(
-    world: &World,
+    fixture: &Fixture,
     case: &str,
     binary: &Path,
     environment: &BTreeMap<String, String>,
@@ -163,23 +171,23 @@ async fn measure(
 ) -> Result<Option<Row>> {
     let (mut inits, mut firsts, mut boths, mut warms, mut memories) = (vec![], vec![], vec![], vec![], vec![]);
     let mut number = 0;
-    // The first start brings the binary into the page cache, and is not counted.
+    // The first start loads the binary into the page cache and is not counted.
     for start in 0..=starts {
-        // Nothing else runs while the process starts.
-        let mut due = event(world, case, number).await?;
+        // Created before the start, so that nothing else runs while the process starts.
+        let mut invocation = event(fixture, case, number).await?;
         let mut lambda = Lambda::start(binary, environment).await?;
-        let (mut init, mut answers) = (None, Vec::with_capacity(1 + WARM));
+        let (mut init, mut answers) = (None, Vec::with_capacity(1 + WARM_ANSWERS));
         loop {
             let ready = lambda.ready().await?;
-            init.get_or_insert(ready.after);
-            let (answer, took) = ready.invoke(&due.event).await?;
-            due.judge(&answer)?;
+            init.get_or_insert(ready.init_time);
+            let (answer, took) = ready.invoke(&invocation.event).await?;
+            invocation.check(&answer)?;
             answers.push(took);
             number += 1;
-            if answers.len() > WARM {
+            if answers.len() > WARM_ANSWERS {
                 break;
             }
-            due = event(world, case, number).await?;
+            invocation = event(fixture, case, number).await?;
         }
         let memory = lambda.memory()?;
         if start > 0 {
@@ -207,22 +215,22 @@ fn median<T: Ord + Copy>(mut values: Vec<T>) -> T {
     values[values.len() / 2]
 }
 
-/// What Lambda is given, in bytes but for the archive's own few hundred.
+/// Returns the size of the zipped binary in bytes, without the few hundred bytes of the archive
+/// format.
 fn zipped(binary: &Path) -> Result<u64> {
     let zipped = Command::new("gzip").arg("-c").arg(binary).output()?;
-    ensure!(zipped.status.success(), "{} cannot be zipped: build it first", binary.display());
+    ensure!(zipped.status.success(), "{} cannot be zipped: build the functions first", binary.display());
     Ok(zipped.stdout.len().try_into()?)
 }
 
-/// Puts the table where the last one stands.
-fn keep(rows: &[Row]) -> Result<()> {
-    let text = fs::read_to_string(KEPT)?;
-    let (before, rest) = text.split_once(BEGIN).context("docs/performance.md has no place for the table")?;
-    let (_, after) = rest.split_once(END).context("the table's end is missing")?;
+fn save(rows: &[Row]) -> Result<()> {
+    let text = fs::read_to_string(REPORT)?;
+    let (before, rest) = text.split_once(BEGIN).context("docs/performance.md has no marker for the table")?;
+    let (_, after) = rest.split_once(END).context("docs/performance.md has no marker for the end of the table")?;
     let table: String = rows.iter().map(|row| row.line() + "\n").collect();
-    Ok(fs::write(KEPT, format!("{before}{BEGIN}\n{HEAD}\n{table}\n{END}{after}"))?)
+    Ok(fs::write(REPORT, format!("{before}{BEGIN}\n{HEAD}\n{table}\n{END}{after}"))?)
 }
 
-fn say(line: &str) -> Result<()> {
+fn print_line(line: &str) -> Result<()> {
     Ok(writeln!(io::stdout(), "{line}")?)
 }

@@ -8,7 +8,7 @@ use tokio::{
     task::JoinSet,
 };
 
-/// An open connection; one request at a time.
+/// An open connection for one request at a time.
 pub(crate) struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
@@ -35,25 +35,26 @@ impl Connection {
         Ok(Self { stream, buffer: vec![0; 64 * 1024] })
     }
 
-    pub(crate) async fn ask(&mut self, request: &str) -> Result<Answer<'_>> {
+    pub(crate) async fn send(&mut self, request: &str) -> Result<Answer<'_>> {
         self.stream.write_all(request.as_bytes()).await?;
         let mut filled = 0;
         let (status, head, body) = loop {
             let read = self.stream.read(&mut self.buffer[filled..]).await?;
             if read == 0 {
-                bail!("the server hung up");
+                bail!("the server closed the connection");
             }
             filled += read;
-            if let Some(whole) = whole(&self.buffer[..filled])? {
-                break whole;
+            if let Some(complete) = parse_complete(&self.buffer[..filled])? {
+                break complete;
             }
         };
         Ok(Answer { status, head, body: &self.buffer[body..filled] })
     }
 }
 
-/// Status, head and where the body begins, of an answer that is all there.
-fn whole(answer: &[u8]) -> Result<Option<(u16, String, usize)>> {
+/// Returns the status, the head and the start of the body of a response, or `None` if it is
+/// incomplete.
+fn parse_complete(answer: &[u8]) -> Result<Option<(u16, String, usize)>> {
     let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else {
         return Ok(None);
     };
@@ -73,28 +74,29 @@ pub(crate) fn request_with(method: &str, path: &str, header: &str, body: &str) -
     format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{header}\r\nContent-Length: {length}\r\n\r\n{body}")
 }
 
-/// One request over a connection of its own: the answer's body.
+/// Sends one request over a new connection and returns the body of the response.
 pub(crate) async fn once(address: &str, request: &str) -> Result<Value> {
     let mut connection = Connection::open(address).await?;
-    let answer = connection.ask(request).await?;
+    let answer = connection.send(request).await?;
     answer.succeeded()?;
     Ok(serde_json::from_slice(answer.body)?)
 }
 
-/// Requests per second: the median of three rounds after a short one.
+/// Returns requests per second: the median of three rounds after a warm-up.
 pub(crate) async fn rate(address: &str, request: &str, total: usize, connections: usize) -> Result<f64> {
-    send(address, request, total / 10 + connections, connections).await?;
+    send_all(address, request, total / 10 + connections, connections).await?;
     let mut rates = Vec::new();
     for _ in 0..3 {
-        let took = send(address, request, total / 3, connections).await?;
+        let took = send_all(address, request, total / 3, connections).await?;
         rates.push(f64::from(u32::try_from(total / 3)?) / took.as_secs_f64());
     }
     rates.sort_by(f64::total_cmp);
     Ok(rates[1])
 }
 
-/// Sends `total` requests over `connections`, one at a time on each; every answer must be a success.
-async fn send(address: &str, request: &str, total: usize, connections: usize) -> Result<Duration> {
+/// Sends `total` requests over `connections` connections, one at a time on each. Fails unless every
+/// response is a success.
+async fn send_all(address: &str, request: &str, total: usize, connections: usize) -> Result<Duration> {
     let started = Instant::now();
     let mut clients = JoinSet::new();
     for _ in 0..connections {
@@ -102,7 +104,7 @@ async fn send(address: &str, request: &str, total: usize, connections: usize) ->
         clients.spawn(async move {
             let mut connection = Connection::open(&address).await?;
             for _ in 0..total / connections {
-                connection.ask(&request).await?.succeeded()?;
+                connection.send(&request).await?.succeeded()?;
             }
             Ok::<_, anyhow::Error>(())
         });

@@ -1,8 +1,16 @@
-//! Load on the local runner, from this process to a runner of its own: `cargo run --release -p karta-local --example load`.
+//! Measures the local runner under load.
 //!
-//! Prints every figure beside its goal: requests per second beside those of a bare server with a fixed answer in the same minute, memory after
-//! the load, the time from start to first answer over existing data, and validations, alone and beside floods. Traffic stays on loopback; counts
-//! are fixed. With the argument `peers`: see [`peers`].
+//! Run `cargo run --release -p karta-local --example load`, with the number of requests as an
+//! optional argument (default: 200,000).
+//!
+//! Starts a runner and prints each figure with its goal:
+//!
+//! - requests per second, compared with a bare server that returns a fixed response
+//! - memory after the load
+//! - the time from start to first response over existing data
+//! - validations, with and without floods of invalid keys
+//!
+//! Traffic stays on loopback. The argument `peers` runs [`peers`] instead.
 
 mod client;
 mod peers;
@@ -24,7 +32,7 @@ async fn main() -> Result<()> {
     if env::args().any(|argument| argument == FIXED) {
         return serve_fixed().await;
     }
-    // Under cargo run the example lies in target/<profile>/examples.
+    // This example is in target/<profile>/examples, and the runner in target/<profile>.
     let karta = env::current_exe()?.parent().and_then(Path::parent).context("no target folder")?.join("karta");
     if env::args().nth(1).as_deref() == Some("peers") {
         let folder = env::temp_dir().join(format!("karta-peers-{}", std::process::id()));
@@ -60,7 +68,7 @@ async fn requests(karta: &Path, data: &Path, total: usize) -> Result<()> {
     let list = get("/v1/api_keys?limit=50");
 
     let bare = rate(&fixed.address(), &get("/"), total, 32).await?;
-    report("bare server, fixed answer, 32 connections", &format!("{bare:.0}/s"), "")?;
+    report("bare server, fixed response, 32 connections", &format!("{bare:.0}/s"), "")?;
     for (name, request, count, connections, goal) in [
         ("whoami, gateway cache hit, 1 connection", get("/v1/whoami"), total / 8, 1, ""),
         ("whoami, gateway cache hit, 32 connections", get("/v1/whoami"), total, 32, "10,000/s"),
@@ -70,7 +78,7 @@ async fn requests(karta: &Path, data: &Path, total: usize) -> Result<()> {
         let rate = rate(&runner.address(), &request, count, connections).await?;
         report(name, &format!("{rate:.0}/s, {:.2} of the bare server", rate / bare), goal)?;
     }
-    report("resident after the load", &format!("{:.1} MB", runner.resident_megabytes()?), "60 MB")?;
+    report("resident memory after the load", &format!("{:.1} MB", runner.resident_megabytes()?), "60 MB")?;
     runner.stop()?;
     fixed.stop()
 }
@@ -86,10 +94,10 @@ async fn starts(karta: &Path, data: &Path) -> Result<()> {
     }
     starts.sort_unstable();
     let median = format!("{:.1} ms", starts[5].as_secs_f64() * 1_000.0);
-    report("start to first answer, existing data", &median, "170 ms")
+    report("start to first response, existing data", &median, "170 ms")
 }
 
-/// A line of the report; `goal` is empty where there is none.
+/// Prints a line of the report. `goal` is empty if the figure has none.
 fn report(name: &str, figure: &str, goal: &str) -> Result<()> {
     let goal = if goal.is_empty() { String::new() } else { format!("  goal {goal}") };
     Ok(writeln!(std::io::stdout(), "{name:<44} {figure:<36}{goal}")?)

@@ -1,5 +1,7 @@
-//! better-auth's API keys beside ours (`just bench-peers`): one generator, by turns, medians, every answer judged. What serves better-auth, and under
-//! which settings, is in `infra/peers`.
+//! Compares the API keys of Karta with those of better-auth: `just bench-peers`.
+//!
+//! Loads both servers in turns with the same generator, checks every response and prints medians.
+//! `infra/peers` contains the server for better-auth and its settings.
 
 mod better_auth;
 mod karta;
@@ -18,23 +20,23 @@ use self::{
 };
 use crate::server::Server;
 
-/// Keys on either side; of them `REVOKED` are revoked here and disabled there.
+/// Keys on either side. `REVOKED` of them are revoked in Karta and disabled in better-auth.
 const KEYS: usize = 1_000;
 const REVOKED: usize = 100;
-/// Keys that are asked for through the gateway's cache.
+/// Keys that are verified through the gateway's cache.
 const CACHED: usize = 100;
-/// Keys on a page, and how many pages lie before the one further on.
 const PAGE: usize = 100;
+/// Pages before the later page that is measured.
 const PAGES_BEFORE: usize = 5;
 
 const OURS: &str = "\
-Ours: the token's tag by HMAC-SHA256; SHA-256 of the token finds its proof (bcrypt ran when the process first saw it); one BatchGetItem of five items \
-reads the key's state and budget at every validation, so nothing is stale; last use is written at most once a minute. The gateway's cache keeps a verdict for 3 s. A made-up key is refused by its \
-tag, nothing is read. A list is a Query of the page's own items, under the gateway's cached verdict. A new key costs a bcrypt of cost 12 by design.";
+Ours: HMAC-SHA256 checks the token's tag, and SHA-256 of the token finds its proof (bcrypt ran when the process first saw the token). Every validation \
+reads the key's state and budget with one BatchGetItem of five items, so nothing is stale. Last use is written at most once a minute. The gateway caches a verdict for 3 s. A made-up key is \
+rejected by its tag without a read. A list is a Query of the page's items, under the gateway's cached verdict. A new key costs a bcrypt of cost 12 by design.";
 const THEIRS: &str = "\
-better-auth: SHA-256 of the key; one SELECT by its index and two UPDATEs (last request, last change) at every verification, so nothing is stale; a \
-made-up key costs the SELECT. Nobody is asked for a credential to verify. A list is under a session read from its signed cookie; it reads the first 100 \
-keys and can reach no others, unless `defaultFindManyLimit` says more: then every page reads all keys (the sixth page is measured so, 1,000). A new key \
+better-auth: every verification computes SHA-256 of the key and runs one SELECT by index and two UPDATEs (last request, last change), so nothing is stale. A \
+made-up key costs the SELECT. Verification requires no credential. A list uses a session read from its signed cookie. It reads only the first 100 \
+keys unless `defaultFindManyLimit` is higher; then every page reads all keys, 1,000 for the sixth page here. A new key \
 costs a SHA-256.";
 
 pub(crate) async fn compare(binary: &Path, folder: &Path) -> Result<()> {
@@ -56,19 +58,19 @@ pub(crate) async fn compare(binary: &Path, folder: &Path) -> Result<()> {
     ours.runner.stop()?;
     server.stop()?;
 
-    let [read, verified, beside] =
+    let [read, verified, peer_verified] =
         starts([&|| karta::start_and_read(binary, &data), &|| karta::start_and_verify(binary, &data, &key), &|| {
             theirs.start_and_verify()
         }])
         .await?;
-    table::millis("start to first answer out of the store", [read, beside], Goal::AtMost(0.25))?;
-    table::millis("start to first verification (ours: and a bcrypt 12)", [verified, beside], Goal::None)?;
+    table::millis("start to first response from the store", [read, peer_verified], Goal::AtMost(0.25))?;
+    table::millis("start to first verification (ours with a bcrypt 12)", [verified, peer_verified], Goal::None)?;
     table::note(OURS)?;
     table::note(THEIRS)?;
     table::note(&format!("{}.", better_auth::versions()?))
 }
 
-/// `goal` is that of a valid key, nothing cached.
+/// `goal` is the goal for valid keys without the cache.
 async fn verifications(
     ours: &Karta,
     theirs: &BetterAuth,
@@ -76,37 +78,41 @@ async fn verifications(
     connections: usize,
     goal: Goal,
 ) -> Result<()> {
-    let over = |what: &str| over(what, connections);
+    let with_connections = |what: &str| with_connections(what, connections);
     let fixed = better_auth::fixed()?;
     let subjects = [&ours.verifies(), &ours.whoami(), &theirs.verifies(server), &measure::fixed(&fixed)];
-    let [fresh, cached, beside, floor] = rates(subjects, connections).await?;
+    let [fresh, cached, peer, floor] = rates(subjects, connections).await?;
     fixed.stop()?;
-    table::floor(&over("bare node:http, fixed answer"), floor)?;
-    table::rates(&over("verify a valid key, nothing stale"), [fresh, beside], goal)?;
-    table::rates(&over("the same through the gateway's cache, 100 keys"), [cached, beside], Goal::AtLeast(8.0))?;
-    let junk = rates([&ours.refuses_junk(), &theirs.refuses_junk(server)], connections).await?;
-    table::rates(&over("refuse a made-up key"), junk, Goal::None)?;
-    let revoked = rates([&ours.refuses_revoked(), &theirs.refuses_disabled(server)], connections).await?;
-    table::rates(&over("refuse a revoked key"), revoked, Goal::None)
+    table::floor(&with_connections("bare node:http, fixed response"), floor)?;
+    table::rates(&with_connections("verify a valid key, nothing stale"), [fresh, peer], goal)?;
+    table::rates(
+        &with_connections("the same through the gateway's cache, 100 keys"),
+        [cached, peer],
+        Goal::AtLeast(8.0),
+    )?;
+    let junk = rates([&ours.rejects_junk(), &theirs.rejects_junk(server)], connections).await?;
+    table::rates(&with_connections("reject a made-up key"), junk, Goal::None)?;
+    let revoked = rates([&ours.rejects_revoked(), &theirs.rejects_disabled(server)], connections).await?;
+    table::rates(&with_connections("reject a revoked key"), revoked, Goal::None)
 }
 
 async fn lists(ours: &Karta, theirs: &BetterAuth, server: &Server) -> Result<()> {
-    let reaching_all = theirs.serve_reaching_all()?;
-    let further_on = ours.page_further_on().await?;
+    let with_all_keys = theirs.serve_with_all_keys()?;
+    let later_page = ours.later_page().await?;
     for connections in [1, 32] {
         let first = rates([&ours.first_page(), &theirs.first_page(server)], connections).await?;
-        table::rates(&over("list, first 100 keys of 1,000", connections), first, Goal::None)?;
-        let sixth = rates([&further_on, &theirs.page_further_on(&reaching_all)], connections).await?;
-        table::rates(&over("list, sixth 100 keys of 1,000", connections), sixth, Goal::AtLeast(10.0))?;
+        table::rates(&with_connections("list, first 100 keys of 1,000", connections), first, Goal::None)?;
+        let sixth = rates([&later_page, &theirs.later_page(&with_all_keys)], connections).await?;
+        table::rates(&with_connections("list, sixth 100 keys of 1,000", connections), sixth, Goal::AtLeast(10.0))?;
     }
-    reaching_all.stop()
+    with_all_keys.stop()
 }
 
-fn over(what: &str, connections: usize) -> String {
+fn with_connections(what: &str, connections: usize) -> String {
     format!("{what}, {connections} connection{}", if connections == 1 { "" } else { "s" })
 }
 
-/// `key` with another last character.
+/// Returns `key` with another last character.
 fn altered(key: &str) -> String {
     let last = if key.ends_with('a') { "b" } else { "a" };
     format!("{}{last}", &key[..key.len() - 1])

@@ -8,11 +8,11 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-/// The argument that makes this program the bare server.
+/// The argument with which this program is the bare server.
 pub(crate) const FIXED: &str = "--serve-fixed";
 const ANSWER: &str = r#"{"kind":"api_key"}"#;
 
-/// A server process that says where it listens in a line of JSON.
+/// A server process that prints a line of JSON with its address.
 pub(crate) struct Server {
     child: Child,
     line: Value,
@@ -38,7 +38,7 @@ impl Server {
 
     pub(crate) fn start(mut command: Command) -> Result<Self> {
         let mut child =
-            command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().context("cargo build --release first")?;
+            command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().context("run cargo build --release first")?;
         let mut stdout = BufReader::new(child.stdout.take().context("no stdout")?);
         let mut line = String::new();
         stdout.read_line(&mut line)?;
@@ -49,7 +49,6 @@ impl Server {
         self.line["base_url"].as_str().unwrap_or_default().trim_start_matches("http://").to_owned()
     }
 
-    /// A secret of the run, by its name in the line.
     pub(crate) fn secret(&self, name: &str) -> Result<String> {
         Ok(self.line[name].as_str().with_context(|| format!("no {name}"))?.to_owned())
     }
@@ -71,7 +70,7 @@ impl Server {
     }
 }
 
-/// A run that fails leaves no server behind.
+/// Kills the server if the benchmark fails.
 impl Drop for Server {
     fn drop(&mut self) {
         self.child.kill().ok();
@@ -79,7 +78,7 @@ impl Drop for Server {
     }
 }
 
-/// Answers everything alike: how fast a server on this machine could be that does nothing.
+/// Serves a fixed response to every request, as the baseline for this machine.
 pub(crate) async fn serve_fixed() -> Result<()> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let line = json!({ "base_url": format!("http://{}", listener.local_addr()?) });

@@ -1,4 +1,5 @@
-//! `POST /v1/internal/keys/validate` at bcrypt's real cost: known keys, a storm on one new key, and floods beside a known key.
+//! Measures `POST /v1/internal/keys/validate` at bcrypt cost 12: known keys, simultaneous first
+//! validations of one key, and a known key during floods of invalid ones.
 
 use std::{
     path::Path,
@@ -10,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use karta_local::secrets::{Given, LocalSecrets};
+use karta_local::secrets::{LocalSecrets, ProvidedSecrets};
 use karta_shared::{
     clock::SystemClock,
     config::{Ring, Secrets},
@@ -31,39 +32,39 @@ const FLOOD_CONNECTIONS: usize = 32;
 
 pub(crate) async fn measure(karta: &Path, data: &Path, total: usize) -> Result<()> {
     let runner = Server::karta(karta, data, 12)?;
-    let secrets = LocalSecrets::open(Some(data), Given::default(), &OsEntropy)?;
+    let secrets = LocalSecrets::open(Some(data), ProvidedSecrets::default(), &OsEntropy)?;
     let secrets = Secrets::new(secrets.source(), Arc::new(SystemClock));
-    let plane = Plane {
+    let client = ValidationClient {
         address: runner.address(),
         admin: runner.secret("api_key")?,
         service: runner.secret("service_token")?,
         ring: secrets.ring(Ring::KeyTag).await?,
     };
-    plane.known(total).await?;
-    plane.storm().await?;
-    let plane = Arc::new(plane);
-    let junk = |plane: &Plane| {
-        let genuine = plane.unknown_token();
+    client.known(total).await?;
+    client.storm().await?;
+    let client = Arc::new(client);
+    let junk = |client: &ValidationClient| {
+        let genuine = client.unknown_token();
         format!("{}{}", &genuine[..39], if genuine.ends_with('a') { "b" } else { "a" })
     };
-    plane.flood("junk of the right shape", junk, "p99 < 50 ms", total / 40).await?;
-    plane.flood("deleted keys", Plane::unknown_token, "p99 < 100 ms", total / 40).await?;
+    client.flood("well-formed junk", junk, "p99 < 50 ms", total / 40).await?;
+    client.flood("deleted keys", ValidationClient::unknown_token, "p99 < 100 ms", total / 40).await?;
     runner.stop()
 }
 
-struct Plane {
+struct ValidationClient {
     address: String,
     admin: String,
     service: String,
     ring: Arc<Keyring>,
 }
 
-impl Plane {
+impl ValidationClient {
     fn validation(&self, token: &str) -> String {
         request("POST", "/v1/internal/keys/validate", &self.service, &json!({ "key": token }).to_string())
     }
 
-    /// A token with a right tag that no key is stored for, as of a key that is deleted.
+    /// Returns a token with a valid tag and no stored key, like that of a deleted key.
     fn unknown_token(&self) -> String {
         ApiKeyToken::mint(&self.ring, &OsEntropy).expose().to_owned()
     }
@@ -84,21 +85,22 @@ impl Plane {
         Ok(())
     }
 
-    /// First validations of one key, all at once, against one alone; medians of five.
+    /// Compares simultaneous first validations of one key with a single one. Prints medians of
+    /// five.
     async fn storm(&self) -> Result<()> {
-        let (mut alone, mut together) = (Vec::new(), Vec::new());
+        let (mut single, mut together) = (Vec::new(), Vec::new());
         for _ in 0..5 {
-            alone.push(self.first_validations(1).await?);
+            single.push(self.first_validations(1).await?);
             together.push(self.first_validations(STORM).await?);
         }
-        let (alone, together) = (median(alone), median(together));
-        report("first validation of a key", &millis(alone), "")?;
-        let ratio = together.as_secs_f64() / alone.as_secs_f64();
+        let (single, together) = (median(single), median(together));
+        report("first validation of a key", &millis(single), "")?;
+        let ratio = together.as_secs_f64() / single.as_secs_f64();
         let figure = format!("{}, {ratio:.2} of one", millis(together));
         report(&format!("{STORM} first validations of one key at once"), &figure, "one bcrypt")
     }
 
-    /// From the moment that all connections are open to the last answer.
+    /// Returns the time from all connections being open to the last response.
     async fn first_validations(&self, count: usize) -> Result<Duration> {
         let validation: Arc<str> = self.validation(&self.new_key().await?).into();
         let start = Arc::new(Barrier::new(count + 1));
@@ -119,10 +121,11 @@ impl Plane {
         Ok(started.elapsed())
     }
 
-    /// What a known key's validations take while others send tokens, each of them new, as fast as they are answered.
+    /// Measures validations of a known key while other connections send new tokens as fast as they
+    /// get responses.
     async fn flood(
         self: &Arc<Self>,
-        of: &str,
+        tokens: &str,
         token: impl Fn(&Self) -> String + Copy + Send + 'static,
         goal: &str,
         count: usize,
@@ -130,43 +133,44 @@ impl Plane {
         let stop = Arc::new(AtomicBool::new(false));
         let mut flood = JoinSet::new();
         for _ in 0..FLOOD_CONNECTIONS {
-            let (plane, stop) = (Arc::clone(self), Arc::clone(&stop));
-            flood.spawn(async move { plane.pour(token, &stop).await });
+            let (client, stop) = (Arc::clone(self), Arc::clone(&stop));
+            flood.spawn(async move { client.flood_with(token, &stop).await });
         }
         let known = self.validation(&self.admin);
         let mut connection = Connection::open(&self.address).await?;
         let started = Instant::now();
-        // Until the flood has filled what there is to fill.
+        // Wait until the flood has filled the queues.
         while started.elapsed() < Duration::from_secs(1) {
             is_valid(&mut connection, &known).await?;
         }
         let mut times = Vec::with_capacity(count);
         for _ in 0..count {
-            let asked = Instant::now();
+            let sent = Instant::now();
             is_valid(&mut connection, &known).await?;
-            times.push(asked.elapsed());
+            times.push(sent.elapsed());
         }
         stop.store(true, Ordering::Relaxed);
         let took = started.elapsed().as_secs_f64();
-        let (mut judged, mut busy) = (0, 0);
+        let (mut rejected, mut busy) = (0, 0);
         while let Some(answers) = flood.join_next().await {
             let answers = answers??;
-            (judged, busy) = (judged + answers.judged, busy + answers.busy);
+            (rejected, busy) = (rejected + answers.rejected, busy + answers.busy);
         }
         times.sort_unstable();
         let (p50, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
-        report(&format!("known key beside {of}"), &format!("p50 {}, p99 {}", millis(p50), millis(p99)), goal)?;
+        report(&format!("known key during {tokens}"), &format!("p50 {}, p99 {}", millis(p50), millis(p99)), goal)?;
         let per_second = |count: u32| f64::from(count) / took;
-        let answers = format!("{:.1}/s judged, {:.0}/s 503", per_second(judged), per_second(busy));
-        report(&format!("  {of}, {FLOOD_CONNECTIONS} connections"), &answers, "")
+        let answers = format!("{:.1}/s rejected, {:.0}/s 503", per_second(rejected), per_second(busy));
+        report(&format!("  {tokens}, {FLOOD_CONNECTIONS} connections"), &answers, "")
     }
 
-    /// Sends one new token after the other. Each must be judged invalid or, by a 503 or 504 that says when to come back, not judged.
-    async fn pour(&self, token: impl Fn(&Self) -> String, stop: &AtomicBool) -> Result<Answers> {
+    /// Sends new tokens until `stop`. Each response must be `not_found`, or a 503 or 504 with
+    /// `Retry-After`.
+    async fn flood_with(&self, token: impl Fn(&Self) -> String, stop: &AtomicBool) -> Result<Answers> {
         let mut connection = Connection::open(&self.address).await?;
         let mut answers = Answers::default();
         while !stop.load(Ordering::Relaxed) {
-            let answer = connection.ask(&self.validation(&token(self))).await?;
+            let answer = connection.send(&self.validation(&token(self))).await?;
             if [503, 504].contains(&answer.status) {
                 ensure!(answer.head.contains("\r\nretry-after: "), "{}", answer.head);
                 answers.busy += 1;
@@ -177,7 +181,7 @@ impl Plane {
                     "{}",
                     String::from_utf8_lossy(answer.body)
                 );
-                answers.judged += 1;
+                answers.rejected += 1;
             }
         }
         Ok(answers)
@@ -186,12 +190,12 @@ impl Plane {
 
 #[derive(Default)]
 struct Answers {
-    judged: u32,
+    rejected: u32,
     busy: u32,
 }
 
 async fn is_valid(connection: &mut Connection, validation: &str) -> Result<()> {
-    let answer = connection.ask(validation).await?;
+    let answer = connection.send(validation).await?;
     answer.succeeded()?;
     ensure!(answer.body.starts_with(br#"{"valid":true,"#), "{}", String::from_utf8_lossy(answer.body));
     Ok(())

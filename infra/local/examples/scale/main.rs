@@ -1,11 +1,13 @@
-//! Validation over many keys against validation over few: `cargo run --release -p karta-local --example scale`, with another number of keys
-//! than a million as its argument if need be.
+//! Compares validations over many keys with validations over few.
 //!
-//! Seeds two stores on disk, one of a thousand keys, and validates in both by turns. bcrypt does not depend on the store, so a first
-//! validation is measured by its reads alone.
+//! Run `cargo run --release -p karta-local --example scale`, with the number of keys as an optional
+//! argument (default: 1,000,000).
+//!
+//! Seeds two stores on disk, one of them with a thousand keys, and validates in both in turns.
+//! bcrypt does not depend on the store, so only the reads of a first validation are measured.
 
+mod proxy;
 mod seeds;
-mod wire;
 
 use std::{
     env,
@@ -25,7 +27,7 @@ use karta_shared::{
     entropy::OsEntropy,
 };
 
-use crate::{seeds::Seeds, wire::Wire};
+use crate::{proxy::CountingProxy, seeds::Seeds};
 
 const FEW: usize = 1_000;
 const MANY: usize = 1_000_000;
@@ -46,7 +48,7 @@ async fn compare(folder: &Path, many: usize) -> Result<()> {
     let mut subjects = Vec::new();
     for (name, count) in [("few", FEW), ("many", many)] {
         let data = folder.join(name);
-        let seeds = Seeds::sow(&data, count).await?;
+        let seeds = Seeds::create(&data, count).await?;
         print_calls(&data, &seeds).await?;
         subjects.push(Subject::open(&data, seeds).await?);
     }
@@ -58,9 +60,9 @@ async fn compare(folder: &Path, many: usize) -> Result<()> {
             first[at].push(subjects[at].first_reads(round).await?);
         }
     }
-    for (what, times) in [("known proof", known), ("first validation, reads alone", first)] {
+    for (what, times) in [("known proof", known), ("first validation, reads only", first)] {
         let [few, many] = [0, 1].map(|at| median(times[at].clone()).as_secs_f64() * 1_000_000.0);
-        say(&format!("{what:<30} {few:>7.1} µs, {many:>7.1} µs: {:.3}  goal <= {GOAL}", many / few))?;
+        print_line(&format!("{what:<30} {few:>7.1} µs, {many:>7.1} µs: {:.3}  goal <= {GOAL}", many / few))?;
     }
     for subject in subjects {
         subject.runner.stop().await;
@@ -68,23 +70,23 @@ async fn compare(folder: &Path, many: usize) -> Result<()> {
     Ok(())
 }
 
-/// How often validations of the proven keys call the store, counted on the wire.
+/// Prints how often validations of the proven keys call the store, as counted by a proxy.
 async fn print_calls(data: &Path, seeds: &Seeds) -> Result<()> {
-    let wire = Wire::tap().await?;
-    let runner = Runner::start_behind(options(data)?, Some(&|store: &str| wire.before(store))).await?;
+    let proxy = CountingProxy::bind().await?;
+    let runner = Runner::start_with_proxy(options(data)?, Some(&|store: &str| proxy.serve(store))).await?;
     let validator = Validator::new(runner.app.clone());
-    for what in ["first validations", "further ones"] {
-        wire.forget();
+    for what in ["first validations", "later validations"] {
+        proxy.reset();
         for token in &seeds.proven {
             validate(&validator, token).await?;
         }
-        say(&format!("  {} {what}: {}", seeds.proven.len(), wire.counts()))?;
+        print_line(&format!("  {} {what}: {}", seeds.proven.len(), proxy.counts()))?;
     }
     runner.stop().await;
     Ok(())
 }
 
-/// A seeded store, open, its keys proven.
+/// An open store with seeded keys that have been validated once.
 struct Subject {
     runner: Runner,
     validator: Validator,
@@ -108,15 +110,15 @@ impl Subject {
         Ok(started.elapsed())
     }
 
-    /// What a first validation asks of the store, before and after its bcrypt.
+    /// Measures the reads of a first validation, before and after its bcrypt.
     async fn first_reads(&self, round: usize) -> Result<Duration> {
         let (prefix, id) = &self.seeds.visited[round % self.seeds.visited.len()];
-        let (store, organization) = (&self.runner.app.store, self.runner.founded.organization.id);
+        let (store, organization) = (&self.runner.app.store, self.runner.bootstrapped.organization.id);
         let started = Instant::now();
         let candidates = store.credentials(prefix).await?;
         store.access_to_spend(organization, *id, *id, self.runner.app.clock.now()).await?;
         let took = started.elapsed();
-        ensure!(candidates.iter().any(|candidate| candidate.api_key_id == *id), "a credential is not there");
+        ensure!(candidates.iter().any(|candidate| candidate.api_key_id == *id), "a credential is missing");
         Ok(took)
     }
 }
@@ -153,6 +155,6 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-fn say(line: &str) -> Result<()> {
+fn print_line(line: &str) -> Result<()> {
     Ok(writeln!(std::io::stdout(), "{line}")?)
 }

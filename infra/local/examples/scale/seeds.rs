@@ -18,43 +18,44 @@ use karta_shared::{
 };
 use serde_json::json;
 
-use crate::{options, say};
+use crate::{options, print_line};
 
-/// How many keys have a digest of their own, so that they can be proven; the others share one.
+/// Keys with a digest for their own token, so that they can be validated. The other keys share a
+/// digest.
 const PROVEN: usize = 500;
-/// In how many keys' places first validations look, so that few of them find their pages in the store's cache.
+/// Keys whose reads are measured: many, so that few of their pages are in the store's cache.
 const VISITED: usize = 20_000;
-/// How many keys are written at once.
 const BATCH: usize = 10_000;
 
-/// What a seeded store is asked for: keys from everywhere in it.
+/// Keys of a seeded store that are read, spread evenly over the store.
 pub(crate) struct Seeds {
     pub(crate) proven: Vec<ApiKeyToken>,
     pub(crate) visited: Vec<(Prefix, Id)>,
 }
 
 impl Seeds {
-    /// Fills a new store with this many keys of one organization: copies of the items that one of them was written as.
-    pub(crate) async fn sow(data: &Path, count: usize) -> Result<Self> {
+    /// Fills a new store with `count` keys of one organization, as copies of the items of the first
+    /// key.
+    pub(crate) async fn create(data: &Path, count: usize) -> Result<Self> {
         let started = Instant::now();
         let runner = Runner::start(options(data)?).await?;
-        let (organization, now) = (runner.founded.organization.id, runner.app.clock.now());
+        let (organization, now) = (runner.bootstrapped.organization.id, runner.app.clock.now());
         let ring = runner.app.secrets.ring(Ring::KeyTag).await?;
         let first = create_key(&runner.app, &ring, organization, now).await?;
         runner.stop().await;
 
-        let database = Database::new(&data.join("store.db").to_string_lossy()).map_err(said)?;
-        let pattern = Pattern::read(&database, organization, &first)?;
+        let database = Database::new(&data.join("store.db").to_string_lossy()).map_err(to_anyhow)?;
+        let first_items = KeyItems::read(&database, organization, &first)?;
         let pool = BcryptPool::new(4);
         let mut seeds = Self { proven: Vec::new(), visited: Vec::new() };
         let (mut main, mut credentials) = (Vec::new(), Vec::new());
-        database.enable_bulk_loading().map_err(said)?;
+        database.enable_bulk_loading().map_err(to_anyhow)?;
         for index in 1..count {
             let token = ApiKeyToken::mint(&ring, &OsEntropy);
             let (prefix, id) = (token.prefix(), later(first.id, index)?);
             let is_proven = is_one_of(index, PROVEN, count);
             let digest = if is_proven { Some(pool.digest(&token, &OsEntropy).await?) } else { None };
-            let copies = pattern.copies(organization, id, &prefix, digest.as_ref());
+            let copies = first_items.copies(organization, id, &prefix, digest.as_ref());
             main.extend([copies.claim, copies.key]);
             credentials.push(copies.credential);
             if is_proven {
@@ -68,19 +69,19 @@ impl Seeds {
                 write(&database, Table::Credentials, mem::take(&mut credentials))?;
             }
         }
-        database.disable_bulk_loading().map_err(said)?;
-        let megabytes = database.db_size_bytes().map_err(said)? / 1_000_000;
-        say(&format!("{count} keys, {megabytes} MB on disk, seeded in {:.0?}", started.elapsed()))?;
+        database.disable_bulk_loading().map_err(to_anyhow)?;
+        let megabytes = database.db_size_bytes().map_err(to_anyhow)? / 1_000_000;
+        print_line(&format!("{count} keys, {megabytes} MB on disk, seeded in {:.0?}", started.elapsed()))?;
         Ok(seeds)
     }
 }
 
-/// Whether an index is one of some `wanted`, evenly spread below `count`.
+/// Returns whether `index` is one of `wanted` indexes spread evenly below `count`.
 fn is_one_of(index: usize, wanted: usize, count: usize) -> bool {
     index.is_multiple_of((count / wanted).max(1))
 }
 
-/// The id of a key that was made so many milliseconds after another.
+/// Returns the id of a key created `millis` milliseconds after `first`.
 fn later(first: Id, millis: usize) -> Result<Id> {
     Id::new(first.get() + (u64::try_from(millis)? << 12)).context("an id")
 }
@@ -88,7 +89,7 @@ fn later(first: Id, millis: usize) -> Result<Id> {
 async fn create_key(app: &App, ring: &Keyring, organization: Id, now: Timestamp) -> Result<ApiKey> {
     let token = ApiKeyToken::mint(ring, &OsEntropy);
     let settings = ApiKeySettings {
-        name: Name::try_from("ci-runner".to_owned()).map_err(said)?,
+        name: Name::try_from("ci-runner".to_owned()).map_err(to_anyhow)?,
         scopes: [Scope::Read].into_iter().collect(),
         expires_at: None,
         allowed_cidrs: AllowedCidrs::default(),
@@ -103,22 +104,21 @@ async fn create_key(app: &App, ring: &Keyring, organization: Id, now: Timestamp)
     Ok(key)
 }
 
-/// The items of one key, as the code wrote them or with another key's values.
-struct Pattern {
+struct KeyItems {
     claim: Item,
     key: Item,
     credential: Item,
 }
 
-impl Pattern {
+impl KeyItems {
     fn read(database: &Database, organization: Id, key: &ApiKey) -> Result<Self> {
         let read = |table, at: Key| -> Result<Item> {
             let request = json!({
                 "TableName": Tables::local().name(table),
                 "Key": { "pk": { "S": at.pk }, "sk": { "S": at.sk } },
             });
-            let answer = database.get_item(serde_json::from_value(request)?).map_err(said)?;
-            answer.item.context("the first key is not there")
+            let answer = database.get_item(serde_json::from_value(request)?).map_err(to_anyhow)?;
+            answer.item.context("the first key is missing")
         };
         Ok(Self {
             claim: read(Table::Main, Key::claimed_id(Kind::ApiKey, key.id))?,
@@ -127,7 +127,7 @@ impl Pattern {
         })
     }
 
-    /// The same for another key, under the digest that is given or else the same one.
+    /// Returns a copy for another key. Without `digest`, the copy keeps its digest.
     fn copies(&self, organization: Id, id: Id, prefix: &Prefix, digest: Option<&Digest>) -> Self {
         let text = |text: &str| AttributeValue::S(text.to_owned());
         let number = AttributeValue::N(id.to_string());
@@ -144,17 +144,17 @@ impl Pattern {
 }
 
 fn copy(item: &Item, at: &Key, changes: impl IntoIterator<Item = (&'static str, AttributeValue)>) -> Item {
-    let place = [("pk", AttributeValue::S(at.pk.clone())), ("sk", AttributeValue::S(at.sk.clone()))];
+    let primary_key = [("pk", AttributeValue::S(at.pk.clone())), ("sk", AttributeValue::S(at.sk.clone()))];
     let mut copy = item.clone();
-    copy.extend(place.into_iter().chain(changes).map(|(name, value)| (name.to_owned(), value)));
+    copy.extend(primary_key.into_iter().chain(changes).map(|(name, value)| (name.to_owned(), value)));
     copy
 }
 
 fn write(database: &Database, table: Table, items: Vec<Item>) -> Result<()> {
-    database.import_items(Tables::local().name(table), items, ImportOptions::default()).map_err(said)?;
+    database.import_items(Tables::local().name(table), items, ImportOptions::default()).map_err(to_anyhow)?;
     Ok(())
 }
 
-fn said(error: impl std::fmt::Display) -> anyhow::Error {
+fn to_anyhow(error: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("{error}")
 }

@@ -1,12 +1,18 @@
-//! What counting usage costs: `cargo run --release -p karta-local --example usage`.
+//! Measures the cost of counting usage.
 //!
-//! Prints write units an event beside their goals, as the embedded store answers `ReturnConsumedCapacity` by DynamoDB's rules, for the real
-//! code's own transactions; what is read; events a second over HTTP into a runner in memory; and whether a day of 100,000 events, replayed
-//! through faults, ends in exactly its sums.
+//! Run `cargo run --release -p karta-local --example usage`, with the number of events as an optional
+//! argument (default: 100,000).
+//!
+//! Prints these figures with their goals:
+//!
+//! - write units per event, which the embedded store computes by DynamoDB's rules
+//! - items read
+//! - events per second over HTTP into a runner in memory
+//! - whether all events, replayed through store faults, add up to exactly the right sums
 
 mod plane;
+mod proxy;
 mod replay;
-mod wire;
 
 use std::{env, io::Write, sync::Arc, time::Instant};
 
@@ -15,7 +21,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     plane::{Plane, Used, batch},
-    wire::{Counted, Wire},
+    proxy::{Counts, FaultProxy},
 };
 
 #[global_allocator]
@@ -27,17 +33,16 @@ async fn main() -> Result<()> {
     costs().await?;
     for writers in [1, 8] {
         let rate = rate(count, writers).await?;
-        report(&format!("events a second, {writers} at once"), &format!("{rate:.0}"), "10,000")?;
+        report(&format!("events per second, {writers} writers"), &format!("{rate:.0}"), "10,000")?;
     }
-    let again = replay::replay(count).await?;
-    report(&format!("{count} events replayed through faults"), &format!("exact; {again} batches sent again"), "exact")
+    let retries = replay::replay(count).await?;
+    report(&format!("{count} events replayed through faults"), &format!("exact; {retries} batches retried"), "exact")
 }
 
-/// Counts write units, then reads.
 async fn costs() -> Result<()> {
-    let (wire, url) = Wire::tap().await?;
+    let (proxy, url) = FaultProxy::bind().await?;
     let before = |store: &str| {
-        wire.serve(store);
+        proxy.serve(store);
         url.clone()
     };
     let plane = Plane::start(false, Some(&before)).await?;
@@ -48,13 +53,13 @@ async fn costs() -> Result<()> {
     let cost = async |name: &str, goal: f64, count: usize, of: &dyn Fn(usize) -> Used| {
         let kinds = ["input_tokens", "output_tokens"];
         let event = |at| of(at).event(kinds[at % 2], 12_345, &format!("{name} {at}"));
-        wire.take();
+        proxy.take_counts();
         plane.report(batch(&(0..count).map(event).collect::<Vec<_>>())).await?;
-        let Counted { units, transactions, .. } = wire.take();
+        let Counts { units, transactions, .. } = proxy.take_counts();
         #[expect(clippy::cast_precision_loss, reason = "a count of events")]
         let units = units / count as f64;
         let goal = if goal > 0.0 { format!("{goal}") } else { String::new() };
-        report(&format!("units an event: {name}"), &format!("{units:.2} in {transactions} transactions"), &goal)
+        report(&format!("units per event: {name}"), &format!("{units:.2} in {transactions} transactions"), &goal)
     };
     let fill = async |name: &str, quantity: u64, count: usize, of: &dyn Fn(usize) -> Used| {
         for kind in ["input_tokens", "output_tokens"] {
@@ -67,14 +72,14 @@ async fn costs() -> Result<()> {
     };
     let model = |at: usize| at * 37 % 200;
 
-    cost("1 alone", 0.0, 1, &|_| used(key, 0, 0, 0)).await?;
+    cost("a single event", 0.0, 1, &|_| used(key, 0, 0, 0)).await?;
     cost("1,000 of a key, a day, 3 models", 2.5, 1_000, &|at| used(key, at % 3, 0, 0)).await?;
     cost("100 of a key, a day, 3 models", 2.5, 100, &|at| used(key, at % 3, 0, 0)).await?;
     cost("1,000 of a key, a month, 20 models", 6.0, 1_000, &|at| used(key, at % 20, 1, at)).await?;
     cost("100 of 10 keys, 20 days, 20 models", 6.0, 100, &|at| used(keys[at * 7 % 10], at * 11 % 20, 0, at)).await?;
     cost("100 of 100 keys, 100 days, 100 models", 6.0, 100, &|at| used(keys[at], model(at), at, at / 13)).await?;
     fill("months", 12_345_678_901, 2_600, &|at| used(key, at / 13, at, at / 13)).await?;
-    report("from here on, 13 months full of 200 models and all days", "", "")?;
+    report("below: 13 months with 200 models on all days", "", "")?;
     cost("1,000 of a key, a day, 3 models in the full month", 2.5, 1_000, &|at| used(keys[99], at % 3, 0, 0)).await?;
     cost("1,000 of a key, a day, 200 models", 6.0, 1_000, &|at| used(key, model(at), 0, 0)).await?;
     cost("100 of a key, 100 days, 100 models", 6.0, 100, &|at| used(key, model(at), at, at / 13)).await?;
@@ -87,7 +92,7 @@ async fn costs() -> Result<()> {
     cost("100 of 100 keys that used 2 models on all days", 6.0, 100, &|at| used(keys[600 + at], at % 2, 1, at)).await?;
     cost("100 of the same keys, another model", 6.0, 100, &|at| used(keys[600 + at], model(at) | 2, 1, at)).await?;
     fill("keys", 1_234_567_891, 20_000, &|at| used(keys[400 + at % 100], at / 100, 1, at / 100)).await?;
-    report("from here on, keys that used 200 models each on all days of the month", "", "")?;
+    report("below: keys that used 200 models each on all days of the month", "", "")?;
     cost("1,000 of 100 keys, a month, 200 models", 6.0, 1_000, &|at| used(keys[400 + at % 100], model(at / 2), 1, at))
         .await?;
     cost("100 of 100 keys, a month, 100 models", 6.0, 100, &|at| used(keys[400 + at], model(at), 1, at)).await?;
@@ -97,17 +102,17 @@ async fn costs() -> Result<()> {
 
     plane.get("/v1/whoami").await?;
     plane.validate().await?;
-    wire.take();
+    proxy.take_counts();
     plane.get(&format!("/v1/usage?period={}", months[1].0)).await?;
-    report("items read for a month's summary, 200 models", &wire.take().items.to_string(), "70")?;
+    report("items read for a month's summary, 200 models", &proxy.take_counts().items.to_string(), "70")?;
     plane.get(&format!("/v1/usage/keys?period={}", months[1].0)).await?;
-    report("items read for a page of 50 keys", &wire.take().items.to_string(), "")?;
+    report("items read for a page of 50 keys", &proxy.take_counts().items.to_string(), "")?;
     plane.validate().await?;
-    let validated = wire.take();
-    report("calls that a validation reads with", &format!("{} ({} items)", validated.reads, validated.items), "2")
+    let validated = proxy.take_counts();
+    report("read calls of a validation", &format!("{} ({} items)", validated.reads, validated.items), "2")
 }
 
-/// Events a second in batches of a thousand, of ten keys, three days and twenty models.
+/// Returns events per second, in batches of 1,000 over 10 keys, 3 days and 20 models.
 async fn rate(count: usize, writers: usize) -> Result<f64> {
     let plane = Arc::new(Plane::start(true, None).await?);
     let keys = plane.keys(10).await?;
@@ -115,7 +120,7 @@ async fn rate(count: usize, writers: usize) -> Result<f64> {
     let of = |at: usize| Used { key: keys[at % 10], model: at % 20, month, day: at % 3 };
     let events: Vec<_> = (0..count).map(|at| of(at).event("input_tokens", 12_345, &format!("event-{at}"))).collect();
     let batches: Vec<_> = events.chunks(1_000).map(batch).collect();
-    ensure!(batches.len() >= writers, "at least a batch for each writer");
+    ensure!(batches.len() >= writers, "at least one batch for each writer");
     let started = Instant::now();
     let mut tasks = JoinSet::new();
     for batches in batches.chunks(batches.len().div_ceil(writers)) {
@@ -134,7 +139,7 @@ async fn rate(count: usize, writers: usize) -> Result<f64> {
     Ok(count as f64 / started.elapsed().as_secs_f64())
 }
 
-/// A line of the report; `goal` is empty where there is none.
+/// Prints a line of the report. `goal` is empty if the figure has none.
 fn report(name: &str, figure: &str, goal: &str) -> Result<()> {
     let goal = if goal.is_empty() { String::new() } else { format!("  goal {goal}") };
     Ok(writeln!(std::io::stdout(), "{name:<68} {figure:<32}{goal}")?)

@@ -12,7 +12,7 @@ use karta_shared::{
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
-/// A data plane beside a runner of its own, in memory.
+/// A data plane with its own runner in memory.
 pub(crate) struct Plane {
     pub(crate) runner: Runner,
     client: reqwest::Client,
@@ -40,8 +40,8 @@ impl Plane {
             clock: Arc::new(SystemClock),
             entropy: Arc::new(OsEntropy),
         };
-        let runner = Runner::start_behind(options, proxy).await?;
-        let admin = runner.founded.api_key.as_ref().context("no first key")?.expose().to_owned();
+        let runner = Runner::start_with_proxy(options, proxy).await?;
+        let admin = runner.bootstrapped.api_key.as_ref().context("no first key")?.expose().to_owned();
         Ok(Self { runner, client: reqwest::Client::new(), admin, now: SystemClock.now() })
     }
 
@@ -71,25 +71,26 @@ impl Plane {
 
     pub(crate) async fn validate(&self) -> Result<()> {
         let answer = self.post("/v1/internal/keys/validate", json!({ "key": self.admin }).to_string()).await?;
-        ensure!(answer.json::<Value>().await?["valid"] == true, "the key is valid");
+        ensure!(answer.json::<Value>().await?["valid"] == true, "the key is not valid");
         Ok(())
     }
 
-    /// Reports a batch until it is taken. Says how many times it was sent.
+    /// Sends a batch until it is accepted. Returns the number of attempts.
     pub(crate) async fn report(&self, body: String) -> Result<usize> {
         for sent in 1..50 {
             let answer = self.post("/v1/internal/usage/events", body.clone()).await?;
             if answer.status() == StatusCode::ACCEPTED {
-                let told: Value = answer.json().await?;
-                ensure!(told["rejected"] == json!([]), "{told}");
+                let result: Value = answer.json().await?;
+                ensure!(result["rejected"] == json!([]), "{result}");
                 return Ok(sent);
             }
             ensure!(answer.status() == StatusCode::SERVICE_UNAVAILABLE, "{}", answer.text().await?);
         }
-        anyhow::bail!("a batch was never taken")
+        anyhow::bail!("a batch was never accepted")
     }
 
-    /// This month and those before it, the newest first, each with the number of its days until now.
+    /// Returns this month and the months before it, newest first, each with its number of days
+    /// until now.
     pub(crate) fn months(&self, count: usize) -> Vec<(Month, u8)> {
         let before = |month: Month| month.start().minus(DAY).month();
         let months = iter::successors(Some(self.now.month()), |month| Some(before(*month))).take(count);
@@ -99,18 +100,17 @@ impl Plane {
 
 const DAY: Duration = Duration::from_hours(24);
 
-/// Something that was used, by numbers.
+/// A use of tokens that an event reports.
 #[derive(Clone, Copy)]
 pub(crate) struct Used {
     pub(crate) key: u64,
     pub(crate) model: usize,
     pub(crate) month: (Month, u8),
-    /// Of the month; one that it does not have starts over.
+    /// Day of the month, modulo the days of the month.
     pub(crate) day: usize,
 }
 
 impl Used {
-    /// The event that reports it.
     pub(crate) fn event(self, kind: &str, quantity: u64, id: &str) -> Value {
         let (month, days) = self.month;
         json!({

@@ -10,27 +10,28 @@ use tokio::task::JoinSet;
 
 use crate::{
     plane::{Plane, batch},
-    wire::Wire,
+    proxy::FaultProxy,
 };
 
 const WRITERS: usize = 8;
 const BATCH: usize = 500;
 
-/// What was used by what it was summed over: all, a model, a date, a key, or a key's model or date.
+/// Sums of usage by group: all, a model, a date, a key, or a model or date of a key.
 type Sums = BTreeMap<String, Tally>;
 
-/// Sends generated events, 30 % of them twice, shuffled, from eight writers through a troubled wire. What the month then tells must be what was
-/// generated, to the token. Says how many times a batch had to be sent again.
+/// Sends shuffled events, 30 % of them twice, from eight writers through a store proxy with faults.
+/// Fails unless the usage of the month equals the events to the token. Returns the number of
+/// retried batches.
 pub(crate) async fn replay(count: usize) -> Result<usize> {
-    let (wire, url) = Wire::tap().await?;
+    let (proxy, url) = FaultProxy::bind().await?;
     let before = |store: &str| {
-        wire.serve(store);
+        proxy.serve(store);
         url.clone()
     };
     let plane = Arc::new(Plane::start(true, Some(&before)).await?);
     let keys = plane.keys(10).await?;
     let (events, generated) = generate(&plane, &keys, count)?;
-    wire.trouble(true);
+    proxy.set_faults(true);
     let batches: Vec<_> = events.chunks(BATCH).map(batch).collect();
     let sent = batches.len();
     let mut writers = JoinSet::new();
@@ -48,7 +49,7 @@ pub(crate) async fn replay(count: usize) -> Result<usize> {
     while let Some(writer) = writers.join_next().await {
         times += writer??;
     }
-    wire.trouble(false);
+    proxy.set_faults(false);
     compare(&plane, &generated).await?;
     Ok(times - sent)
 }
@@ -87,11 +88,11 @@ fn generate(plane: &Plane, keys: &[u64], count: usize) -> Result<(Vec<Value>, Su
     Ok((events, sums))
 }
 
-/// What is told must be what was generated: tokens, and cost in cents, which are rounded up.
+/// Fails unless the reported tokens, and the cost in cents rounded up, equal those of the events.
 async fn compare(plane: &Plane, generated: &Sums) -> Result<()> {
     let (all, keys) = (plane.get("/v1/usage").await?, plane.get("/v1/usage/keys?limit=100").await?);
     let keys = keys["keys"].as_array().into_iter().flatten().map(|key| (format!("key {}", key["api_key_id"]), key));
-    let mut told = BTreeMap::new();
+    let mut reported = BTreeMap::new();
     for (of, usage) in keys.chain([("all".to_owned(), &all)]) {
         let parts = [("model", "by_model"), ("date", "by_day")].into_iter().flat_map(|(name, list)| {
             let parts = usage[list].as_array().into_iter().flatten();
@@ -100,13 +101,13 @@ async fn compare(plane: &Plane, generated: &Sums) -> Result<()> {
         for (part, tally) in parts.chain([(String::new(), &usage["totals"])]) {
             let [input, output, cents] = ["input_tokens", "output_tokens", "cost_cents"].map(|sum| tally[sum].as_u64());
             if (input, output) != (Some(0), Some(0)) {
-                told.insert(format!("{of}{part}"), [input, output, cents].map(|sum| sum.map(u128::from)));
+                reported.insert(format!("{of}{part}"), [input, output, cents].map(|sum| sum.map(u128::from)));
             }
         }
     }
     let expected = generated
         .iter()
         .map(|(part, tally)| (part.clone(), [tally.input_tokens, tally.output_tokens, tally.cost_cents()].map(Some)));
-    ensure!(told == expected.collect(), "what is told is not what was generated");
+    ensure!(reported == expected.collect(), "the reported usage differs from the events");
     Ok(())
 }

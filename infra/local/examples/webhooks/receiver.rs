@@ -10,18 +10,18 @@ use http::HeaderMap;
 use karta_shared::domain::Id;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
-/// When an event arrived first, and how often it did.
+/// Time of the first arrival and number of arrivals by event.
 type Arrivals = BTreeMap<Id, (Instant, usize)>;
 
-struct Desk {
+struct Inbox {
     arrived: Mutex<Arrivals>,
     count: watch::Sender<usize>,
 }
 
-/// Takes everything and answers 200.
+/// A receiver that answers every request with 200.
 pub(crate) struct Receiver {
     pub(crate) url: String,
-    desk: Arc<Desk>,
+    inbox: Arc<Inbox>,
     served: JoinHandle<()>,
 }
 
@@ -29,17 +29,16 @@ impl Receiver {
     pub(crate) async fn start() -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}/", listener.local_addr()?);
-        let desk = Arc::new(Desk { arrived: Mutex::default(), count: watch::Sender::new(0) });
-        let router = Router::new().fallback(receive).with_state(Arc::clone(&desk));
+        let inbox = Arc::new(Inbox { arrived: Mutex::default(), count: watch::Sender::new(0) });
+        let router = Router::new().fallback(receive).with_state(Arc::clone(&inbox));
         let served = tokio::spawn(async move {
             axum::serve(listener, router).await.ok();
         });
-        Ok(Self { url, desk, served })
+        Ok(Self { url, inbox, served })
     }
 
-    /// Until so many events have arrived.
     pub(crate) async fn wait_for(&self, count: usize) {
-        self.desk.count.subscribe().wait_for(|arrived| *arrived >= count).await.ok();
+        self.inbox.count.subscribe().wait_for(|arrived| *arrived >= count).await.ok();
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -54,13 +53,12 @@ impl Receiver {
         self.arrived(|arrived| arrived.keys().copied().collect())
     }
 
-    /// How many events arrived more than once.
     pub(crate) fn repeated(&self) -> usize {
         self.arrived(|arrived| arrived.values().filter(|(_, times)| *times > 1).count())
     }
 
     fn arrived<T>(&self, read: impl FnOnce(&Arrivals) -> T) -> T {
-        read(&self.desk.arrived.lock().unwrap_or_else(PoisonError::into_inner))
+        read(&self.inbox.arrived.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -70,13 +68,13 @@ impl Drop for Receiver {
     }
 }
 
-async fn receive(State(desk): State<Arc<Desk>>, headers: HeaderMap) {
+async fn receive(State(inbox): State<Arc<Inbox>>, headers: HeaderMap) {
     let id = headers.get("webhook-id").and_then(|id| id.to_str().ok()?.strip_prefix("evt_").and_then(Id::parse));
     let Some(id) = id else { return };
     let count = {
-        let mut arrived = desk.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut arrived = inbox.arrived.lock().unwrap_or_else(PoisonError::into_inner);
         arrived.entry(id).or_insert((Instant::now(), 0)).1 += 1;
         arrived.len()
     };
-    desk.count.send_replace(count);
+    inbox.count.send_replace(count);
 }

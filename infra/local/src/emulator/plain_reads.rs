@@ -1,9 +1,10 @@
-//! Reads that need no more of an item than its stored text.
+//! Answers simple reads with the stored text of the items.
 //!
-//! The emulator stores every item as the JSON that DynamoDB answers with. To read one it decodes that text, copies the item and encodes
-//! it again, which filters, projections and capacity units need. A GetItem, BatchGetItem or Query without any of these is answered here
-//! with the stored text as it is. [`PlainReads::answer`] returns `None` for every other request, also for an invalid one: those go
-//! through the emulator.
+//! The emulator stores every item as the JSON that DynamoDB returns. To read an item, it decodes
+//! that text, copies the item and encodes it again, which filters, projections and capacity units
+//! need. This module answers a GetItem, BatchGetItem or Query without any of these with the stored
+//! text itself. [`PlainReads::answer`] returns `None` for every other request, invalid ones
+//! included. The emulator answers those.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -14,15 +15,17 @@ use dynoxide::storage::{QueryParams, Storage};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-/// DynamoDB's limit on the items of a Query's answer, in bytes. An item's text is never shorter than its size in DynamoDB.
-const ANSWER_MAX: usize = 1 << 20;
+/// DynamoDB's limit on the items of a Query response, in bytes. An item's text is never shorter
+/// than its size in DynamoDB.
+const MAX_RESPONSE_BYTES: usize = 1 << 20;
 /// DynamoDB's limit on the keys of a BatchGetItem.
-const KEYS_MAX: usize = 100;
-/// DynamoDB's limit on a sort key, in bytes; a partition key may be longer.
-const KEY_MAX: usize = 1_024;
+const MAX_BATCH_KEYS: usize = 100;
+/// DynamoDB's limit on a sort key, in bytes. A partition key may be longer.
+const MAX_KEY_BYTES: usize = 1_024;
 
 pub(super) struct PlainReads {
-    /// A connection of its own to the emulator's database: the emulator lends nobody its own.
+    /// A second connection to the emulator's database, because the emulator does not expose its
+    /// own.
     storage: Mutex<Storage>,
     tables: HashSet<String>,
 }
@@ -32,7 +35,7 @@ impl PlainReads {
         Self { storage: Mutex::new(storage), tables: HashSet::new() }
     }
 
-    /// Includes a table, if its keys are the texts `pk` and `sk`.
+    /// Adds a table if its keys are the strings `pk` and `sk`.
     pub(super) fn include(&mut self, table: &str, properties: &Value) {
         let key = |name: &str, kind: &str| json!({ "AttributeName": name, "KeyType": kind });
         let texts = properties["AttributeDefinitions"].as_array().into_iter().flatten();
@@ -71,13 +74,13 @@ impl PlainReads {
                 return Ok(None);
             }
         }
-        if seen.is_empty() || seen.len() > KEYS_MAX {
+        if seen.is_empty() || seen.len() > MAX_BATCH_KEYS {
             return Ok(None);
         }
         let mut answer = String::from(r#"{"Responses":{"#);
         for (index, (table, wanted)) in request.request_items.iter().enumerate() {
             answer.push_str(if index == 0 { "\"" } else { ",\"" });
-            // The name of a table that is known needs no escapes.
+            // The names of the known tables need no escapes.
             answer.push_str(table);
             answer.push_str("\":[");
             let mut is_first = true;
@@ -91,7 +94,7 @@ impl PlainReads {
             answer.push(']');
         }
         answer.push_str(r#"},"UnprocessedKeys":{}}"#);
-        Ok((answer.len() <= ANSWER_MAX).then_some(answer))
+        Ok((answer.len() <= MAX_RESPONSE_BYTES).then_some(answer))
     }
 
     fn query(&self, request: &Query) -> dynoxide::Result<Option<String>> {
@@ -111,7 +114,7 @@ impl PlainReads {
         };
         let rows = self.storage().query_items(&request.table_name, &stored(partition), &params)?;
         let length: usize = rows.iter().map(|(_, _, item)| item.len() + 1).sum();
-        if length > ANSWER_MAX {
+        if length > MAX_RESPONSE_BYTES {
             return Ok(None);
         }
         let items: Vec<&str> = rows.iter().map(|(_, _, item)| item.as_str()).collect();
@@ -137,10 +140,10 @@ impl PlainReads {
     }
 }
 
-/// The kind of a key in the emulator's tables, before its value.
+/// Prefix of a string key in the emulator's tables.
 const TEXT: &str = "S:";
 
-/// A key as the emulator's tables hold it.
+/// Returns a key as the emulator's tables store it.
 fn stored(key: &str) -> String {
     format!("{TEXT}{key}")
 }
@@ -220,13 +223,13 @@ impl PrimaryKey {
 
 impl Text {
     fn is_key(&self) -> bool {
-        (1..=KEY_MAX).contains(&self.0.len())
+        (1..=MAX_KEY_BYTES).contains(&self.0.len())
     }
 }
 
 impl Query {
-    /// The partition, and the bound on the sort key with its operator. `None` unless the condition is `pk = :a` or
-    /// `pk = :a AND sk < :b` (any comparison) and uses all values that are given.
+    /// Returns the partition, and the operator and value that bound the sort key. `None` unless the
+    /// condition is `pk = :a` or `pk = :a AND sk < :b` (any comparison) and uses all given values.
     fn condition(&self) -> Option<(&str, Option<(&str, &str)>)> {
         let values = &self.expression_attribute_values;
         let value = |name: &str| values.get(name).filter(|value| value.is_key()).map(|value| value.0.as_str());

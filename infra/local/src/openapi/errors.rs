@@ -1,23 +1,25 @@
-//! The contract's errors, as every operation refers to them.
+//! The error responses of the document, which the operations refer to.
 
 use serde_json::{Value, json};
 
-/// How an error is called in the document, its status, when it is answered, and its body but for `request_id`.
-fn table() -> [(&'static str, u16, &'static str, Value); 13] {
+/// Returns each error's name in the document, its status, its description, and its body without
+/// `request_id`.
+fn errors() -> [(&'static str, u16, &'static str, Value); 13] {
     let text = || json!({ "type": "string" });
     let word = |word: &str| json!({ "type": "string", "const": word });
-    let told = |error: Value| json!({ "error": error, "message": text() });
-    let mut invalid = told(json!({
+    let body = |error: Value| json!({ "error": error, "message": text() });
+    let mut invalid = body(json!({
         "type": "string",
         "enum": ["validation_failed", "byok_key_rejected", "idempotency_mismatch"],
     }));
-    invalid["field"] = json!({ "type": "string", "description": "The parameter, header or field of the body." });
+    invalid["field"] =
+        json!({ "type": "string", "description": "The name of the body's field, the query parameter or the header." });
     [
-        ("MalformedJson", 400, "The body is not JSON.", told(word("malformed_json"))),
+        ("MalformedJson", 400, "The body is not JSON.", body(word("malformed_json"))),
         (
             "Unauthorized",
             401,
-            "The credential is missing, malformed, unknown, revoked, expired, or used from outside its CIDRs: one answer for all. `message` says how to send one.",
+            "The credential is missing, malformed, unknown, revoked, expired, or used from outside its CIDRs. The response is the same in each case. `message` says how to send a credential.",
             json!({ "detail": word("Unauthorized"), "message": text() }),
         ),
         (
@@ -30,7 +32,7 @@ fn table() -> [(&'static str, u16, &'static str, Value); 13] {
                 "cap": {
                     "type": ["string", "null"],
                     "enum": ["total_tokens", "input_tokens", "output_tokens", "cost_cents", null],
-                    "description": "The cap that is reached; null where the subscription is the reason.",
+                    "description": "The cap that was reached; null if the subscription is the reason.",
                 },
                 "of": { "type": "string", "enum": ["organization", "api_key"], "description": "Owner of the exhausted budget." },
                 "resets_at": {
@@ -43,7 +45,7 @@ fn table() -> [(&'static str, u16, &'static str, Value); 13] {
         (
             "Forbidden",
             403,
-            "The credential is valid, and does not suffice: a scope is missing, or the project is another one.",
+            "The credential is valid but not sufficient: it lacks a scope or belongs to another project.",
             json!({ "detail": text() }),
         ),
         (
@@ -55,32 +57,31 @@ fn table() -> [(&'static str, u16, &'static str, Value); 13] {
         (
             "Conflict",
             409,
-            "What is there does not allow it; `error` says why. `id` is the resource that it is about, where there is one.",
-            told(json!({ "type": "string", "examples": ["slug_taken", "last_admin_key", "secret_already_revealed"] })),
+            "The request conflicts with the current state; `error` says why. `id` is the resource in question, if there is one.",
+            body(json!({ "type": "string", "examples": ["slug_taken", "last_admin_key", "secret_already_revealed"] })),
         ),
-        ("BodyTooLarge", 413, "The body is larger than 64 KiB.", told(word("body_too_large"))),
+        ("BodyTooLarge", 413, "The body is larger than 64 KiB.", body(word("body_too_large"))),
         (
             "UnsupportedEncoding",
             415,
-            "The body has a `Content-Encoding`: send it as it is.",
-            told(word("unsupported_encoding")),
+            "The body has a `Content-Encoding`: send it without an encoding.",
+            body(word("unsupported_encoding")),
         ),
-        ("Invalid", 422, "Something in the request cannot be what it is: `message` says what would be right.", invalid),
+        ("Invalid", 422, "A field, query parameter or header is invalid: `message` says what is valid.", invalid),
         (
             "RateLimited",
             429,
             "Too many requests.",
             json!({ "error": word("rate_limited"), "retry_after_seconds": { "type": "integer", "minimum": 1 } }),
         ),
-        ("Internal", 500, "A fault of ours.", json!({ "detail": word("Internal error") })),
-        ("Unavailable", 503, "A dependency is down: try again.", json!({ "detail": text() })),
-        ("TimedOut", 504, "No answer in time: try again.", json!({ "detail": text() })),
+        ("Internal", 500, "A fault in the server.", json!({ "detail": word("Internal error") })),
+        ("Unavailable", 503, "A dependency is unavailable: retry.", json!({ "detail": text() })),
+        ("TimedOut", 504, "The request timed out: retry.", json!({ "detail": text() })),
     ]
 }
 
-/// The response object's name for a status.
 pub(super) fn reference(status: u16) -> Value {
-    let (name, ..) = table().into_iter().find(|(_, of, ..)| *of == status).expect("a status of the table");
+    let (name, ..) = errors().into_iter().find(|(_, known, ..)| *known == status).expect("a known status");
     json!({ "$ref": format!("#/components/responses/{name}") })
 }
 
@@ -112,10 +113,10 @@ pub(super) fn responses() -> Value {
         });
         (name.to_owned(), described)
     };
-    Value::Object(table().into_iter().map(response).collect())
+    Value::Object(errors().into_iter().map(response).collect())
 }
 
-/// The headers of every answer.
+/// Returns the headers of every response.
 pub(super) fn request_id() -> Value {
     json!({ "x-request-id": { "$ref": "#/components/headers/RequestId" } })
 }
@@ -123,16 +124,16 @@ pub(super) fn request_id() -> Value {
 pub(super) fn headers() -> Value {
     json!({
         "RequestId": {
-            "description": "What to quote when something went wrong; every log line about the request carries it.",
+            "description": "Identifies the request. Quote it in a report of a problem: every log line about the request contains it.",
             "required": true,
             "schema": { "type": "string", "minLength": 1 },
         },
         "Challenge": {
-            "description": "The scheme of the credential. A 401 that a route answers itself, past the gateway, has it as `x-amzn-remapped-www-authenticate`.",
+            "description": "The scheme of the credential. A 401 from a route instead of the gateway has this header as `x-amzn-remapped-www-authenticate`.",
             "schema": { "type": "string", "const": "Bearer" },
         },
         "RetryAfter": {
-            "description": "After how many seconds to try again.",
+            "description": "Seconds to wait before a retry.",
             "required": true,
             "schema": { "type": "integer", "minimum": 1 },
         },

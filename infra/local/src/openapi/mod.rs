@@ -1,6 +1,8 @@
-//! The API's document in the form of `OpenAPI` 3.1, assembled from `template.yaml`'s routes and the types that their handlers read and answer
-//! with, so that the three cannot name different routes or shapes. `karta openapi` prints it; `openapi.json` holds it with real answers as its
-//! examples.
+//! Builds the API's `OpenAPI` 3.1 document from the routes in `template.yaml` and the types that
+//! their handlers read and return, so that the three agree.
+//!
+//! `karta openapi` prints the document. `openapi.json` is the document with real responses as
+//! examples. To document a new route, add a line to `operation::all`.
 
 mod errors;
 mod operation;
@@ -14,29 +16,32 @@ use serde_json::{Map, Value, json};
 
 use crate::template::{Function, Route, TEMPLATE, Template};
 
-/// What is answered, and not documented: data planes and operators have a page of their own, and Stripe calls its route as it likes.
+/// Prefixes of the functions that the document omits: `docs/internal-api.md` describes the internal
+/// routes, and Stripe defines the requests to the other one.
 const UNDOCUMENTED: [&str; 2] = ["internal-", "stripe-events-create"];
 
-/// The document. Fails where a function of the template is neither described nor left out by name.
+/// Builds the document. Fails if a function of the template is neither described nor in
+/// `UNDOCUMENTED`.
 pub fn document() -> Result<Value> {
     let template = Template::parse(TEMPLATE)?;
-    let mut operations: BTreeMap<_, _> = operation::all().into_iter().map(|of| (of.name, of)).collect();
+    let mut operations: BTreeMap<_, _> =
+        operation::all().into_iter().map(|operation| (operation.name, operation)).collect();
     let mut components = BTreeMap::new();
     let mut paths: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
     for function in template.functions.iter().filter(|function| is_documented(function)) {
         let operation = operations.remove(function.binary.as_str());
-        let operation = operation.with_context(|| format!("{} has no line in the document", function.binary))?;
+        let operation = operation.with_context(|| format!("{} is missing in openapi/operation.rs", function.binary))?;
         for route in function.routes.iter().filter(|route| ![Method::OPTIONS, Method::HEAD].contains(&route.method)) {
             let described = operation.describe(function, route)?;
             paths.entry(route.path.clone()).or_default().insert(route.method.as_str().to_ascii_lowercase(), described);
         }
         for (name, schema) in operation.components {
             let before = components.insert(name.clone(), schema.clone());
-            ensure!(before.is_none_or(|before| before == schema), "two different schemas are called {name}");
+            ensure!(before.is_none_or(|before| before == schema), "two different schemas have the name {name}");
         }
     }
     let unrouted: Vec<_> = operations.into_keys().collect();
-    ensure!(unrouted.is_empty(), "described, and not in template.yaml: {unrouted:?}");
+    ensure!(unrouted.is_empty(), "operations missing in template.yaml: {unrouted:?}");
     Ok(json!({
         "openapi": "3.1.0",
         "info": {
@@ -47,7 +52,7 @@ pub fn document() -> Result<Value> {
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         // Relative to where the document was fetched from, stage included.
-        "servers": [{"url": ".", "description": "Where this document lies."}],
+        "servers": [{"url": ".", "description": "The location of this document."}],
         "tags": tags(&paths)?,
         "paths": paths,
         "components": {
@@ -59,28 +64,29 @@ pub fn document() -> Result<Value> {
                 "api_key": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "An API key, `kt_live_…`. An operation names the scope that the key must hold; no scope implies another.",
+                    "description": "An API key, `kt_live_…`. Each operation names the scope that the key must have. No scope implies another.",
                 },
                 "session_token": {
                     "type": "http",
                     "scheme": "bearer",
                     "bearerFormat": "JWT",
-                    "description": "A session token, minted for one project and good under `/v1/projects/{ref}/` of that project alone.",
+                    "description": "A session token of one project, valid only under `/v1/projects/{ref}/` of that project.",
                 },
             },
         },
     }))
 }
 
-const INTRODUCTION: &str = "Every answer carries `x-request-id`, and every error's body the same as `request_id`. Bodies are JSON; a field that an operation \
-     does not know is refused by name. Lists are paged: pass an answer's `next_cursor` as `cursor` until it is `null`. What another organization owns answers \
-     exactly as what does not exist.";
+const INTRODUCTION: &str = "Every response has the header `x-request-id`, and every error body repeats it as `request_id`. Bodies are JSON. An unknown field \
+     is an error that names the field. Lists are paged: pass a response's `next_cursor` as `cursor` until it is `null`. Resources of other organizations \
+     get the same response as resources that do not exist.";
 
 fn is_documented(function: &Function) -> bool {
     !function.routes.is_empty() && !UNDOCUMENTED.iter().any(|start| function.binary.starts_with(start))
 }
 
-/// What a path is filed under: its first word behind the version.
+/// Returns a route's tag: the first word of its path after the version, or `service` for public
+/// routes.
 fn tag(route: &Route) -> &str {
     let mut words = route.path.split('/').filter(|word| !word.is_empty() && *word != "v1");
     match words.next() {
@@ -89,10 +95,10 @@ fn tag(route: &Route) -> &str {
     }
 }
 
-/// The groups of operations in the order in which the document shows them, each with its heading.
+/// The tags in the order of the document, each with its heading and description.
 const TAGS: [(&str, &str, &str); 11] = [
     ("api_keys", "API keys", "Keys for your customers' backends and for your own."),
-    ("whoami", "Who am I", "The caller, as this service sees it."),
+    ("whoami", "Caller identity", "The caller's organization and credential."),
     ("usage", "Usage", "Tokens and their cost, by month, model, day and API key."),
     ("budget", "Budget", "Caps per UTC month for the organization."),
     ("billing", "Billing", "Plan and subscription."),
@@ -100,21 +106,22 @@ const TAGS: [(&str, &str, &str); 11] = [
     ("webhook_endpoints", "Webhooks", "Signed notifications of changes, their deliveries, and retries."),
     ("agent_projects", "Agent projects", "Projects, releases, deploys, rollbacks, and session tokens for browsers."),
     ("projects", "In a project", "Routes that a session token may call."),
-    ("audit_events", "Audit log", "Who changed what, when and from where."),
+    ("audit_events", "Audit log", "Changes with their actor, time and source."),
     ("service", "Service", "Health and documentation."),
 ];
 
 fn tags(paths: &BTreeMap<String, Map<String, Value>>) -> Result<Value> {
     let operations = paths.values().flat_map(Map::values);
     let used: BTreeSet<_> = operations.filter_map(|operation| operation["tags"][0].as_str()).collect();
-    ensure!(used == BTreeSet::from(TAGS.map(|(name, ..)| name)), "TAGS differs from what the paths need: {used:?}");
+    ensure!(used == BTreeSet::from(TAGS.map(|(name, ..)| name)), "TAGS differs from the tags of the paths: {used:?}");
     let tag = |(name, heading, description): (&str, &str, &str)| json!({ "name": name, "x-displayName": heading, "description": description });
     Ok(TAGS.into_iter().map(tag).collect())
 }
 
-/// The document as text, its paths and methods in the order of [`operation::all`]: viewers show operations in the order of the text.
+/// Formats the document, with paths and methods in the order of [`operation::all`], which is the
+/// order that viewers show.
 pub fn print(document: &Value) -> Result<String> {
-    let ids = operation::all().into_iter().map(|of| of.first_id());
+    let ids = operation::all().into_iter().map(|operation| operation.first_id());
     let ranks = ids.enumerate().map(|(rank, id)| (id, rank)).collect();
     Ok(format!(
         "{}\n",
@@ -129,7 +136,7 @@ enum Level {
     Methods,
 }
 
-/// A part of the document whose members are printed by rank.
+/// A part of the document whose members are serialized by rank.
 struct Ordered<'a> {
     node: &'a Value,
     level: Level,
@@ -143,9 +150,9 @@ impl Serialize for Ordered<'_> {
         match self.level {
             Level::Document => {}
             Level::Paths => members.sort_by_key(|(_, methods)| {
-                methods.as_object().into_iter().flat_map(Map::values).map(|of| self.rank(of)).min()
+                methods.as_object().into_iter().flat_map(Map::values).map(|operation| self.rank(operation)).min()
             }),
-            Level::Methods => members.sort_by_key(|(_, of)| self.rank(of)),
+            Level::Methods => members.sort_by_key(|(_, operation)| self.rank(operation)),
         }
         let mut map = serializer.serialize_map(Some(members.len()))?;
         for (name, node) in members {
@@ -164,10 +171,11 @@ impl Serialize for Ordered<'_> {
 }
 
 impl Ordered<'_> {
-    /// A route's second path comes after its first, and unknown operations come last.
+    /// Returns an operation's position. A route's second path follows its first, and unknown
+    /// operations come last.
     fn rank(&self, operation: &Value) -> (usize, bool) {
         let id = operation["operationId"].as_str().unwrap_or_default();
-        let first = id.strip_suffix(operation::SECOND);
+        let first = id.strip_suffix(operation::SECOND_PATH_SUFFIX);
         (self.ranks.get(first.unwrap_or(id)).copied().unwrap_or(usize::MAX), first.is_some())
     }
 }

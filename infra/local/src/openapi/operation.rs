@@ -1,4 +1,4 @@
-//! What a handler's type says of its route.
+//! Reads an operation of the document from the types of its handler.
 
 use std::collections::BTreeMap;
 
@@ -14,13 +14,13 @@ use utoipa::{PartialSchema, ToSchema};
 use super::{errors, tag};
 use crate::template::{Function, Route};
 
-/// Which functions answer 402: they spend, or make what spends.
-const SPENDING: [&str; 1] = ["session-tokens-create"];
+/// Functions that return 402 when a budget is exhausted.
+const RETURNS_402: [&str; 1] = ["session-tokens-create"];
 
-/// Ends the id of a route's second path.
-pub(super) const SECOND: &str = "Unversioned";
+/// Suffix of the operation id of a route's second path.
+pub(super) const SECOND_PATH_SUFFIX: &str = "Unversioned";
 
-/// A route's types, read.
+/// A documented route, as the types of its handler define it.
 pub(super) struct Operation {
     pub(super) name: &'static str,
     summary: &'static str,
@@ -28,17 +28,18 @@ pub(super) struct Operation {
     content_type: &'static str,
     credential: RequiredCredential,
     is_idempotent: bool,
-    /// The body's schema, and whether one must be sent; none where none is read.
+    /// The body's schema, and whether a body is required. `None` if the route reads no body.
     body: Option<(Value, bool)>,
-    /// The answer's schema; none where it is empty.
+    /// The response's schema. `None` if the response is empty.
     output: Option<Value>,
-    /// Query parameters; none where any are passed over.
+    /// Query parameters. `None` if the route ignores the query.
     query: Option<Vec<Value>>,
-    /// Every schema that those refer to, by name.
+    /// The schemas that the others refer to, by name.
     pub(super) components: BTreeMap<String, Value>,
 }
 
-/// Every documented route, in the order in which the document shows them: by use. A summary is the words that people search for.
+/// Returns every documented route in the order of the document, which is by use. Summaries contain
+/// the words that people search for.
 pub(super) fn all() -> Vec<Operation> {
     vec![
         read::<api_keys_create::ApiKeysCreate>("Create an API key"),
@@ -83,13 +84,12 @@ pub(super) fn all() -> Vec<Operation> {
     ]
 }
 
-/// The header that creating requests may carry.
 pub(super) fn idempotency_key() -> Value {
     json!({
         "name": "Idempotency-Key",
         "in": "header",
-        "description": "Makes a repeat safe: within 24 hours the same key with the same body gets the first answer again, with another body 422. An answer \
-             that shows a secret is repeated for ten minutes, then 409 `secret_already_revealed`.",
+        "description": "Makes retries safe. For 24 hours, a request with the same key and the same body gets the first response again, and one with another \
+             body gets 422. A response with a secret is repeated for ten minutes; after that, the request gets 409 `secret_already_revealed`.",
         "schema": { "type": "string", "pattern": "^[ -~]{1,255}$" },
     })
 }
@@ -99,16 +99,16 @@ where
     R: frame::Route<Query: ToSchema, Body: ToSchema, Output: ToSchema>,
 {
     let mut components = BTreeMap::new();
-    let body = named::<R, R::Body>("Input", &mut components);
-    let mut answered = BTreeMap::new();
-    let output = named::<R, R::Output>("Output", &mut answered);
-    for schema in answered.values_mut() {
+    let body = schema_reference::<R, R::Body>("Input", &mut components);
+    let mut output_components = BTreeMap::new();
+    let output = schema_reference::<R, R::Output>("Output", &mut output_components);
+    for schema in output_components.values_mut() {
         require_every_field(schema);
     }
-    components.append(&mut answered);
-    let mut asked = Vec::new();
-    R::Query::schemas(&mut asked);
-    components.extend(asked.into_iter().map(|(name, schema)| (name, json!(schema))));
+    components.append(&mut output_components);
+    let mut query_components = Vec::new();
+    R::Query::schemas(&mut query_components);
+    components.extend(query_components.into_iter().map(|(name, schema)| (name, json!(schema))));
     Operation {
         name: R::NAME,
         summary,
@@ -123,13 +123,13 @@ where
     }
 }
 
-/// A reference to a type, which is put among the components with all that it refers to. What every handler calls `Input` or `Output` is called after
-/// its route.
-fn named<R: frame::Route, T: ToSchema>(kind: &str, components: &mut BTreeMap<String, Value>) -> Value {
+/// Adds a type's schema to the components, with the schemas it refers to, and returns a reference
+/// to it. Types named `Input` or `Output` get the route's name as a prefix.
+fn schema_reference<R: frame::Route, T: ToSchema>(kind: &str, components: &mut BTreeMap<String, Value>) -> Value {
     let schema = json!(T::schema());
-    let mut referred = Vec::new();
-    T::schemas(&mut referred);
-    components.extend(referred.into_iter().map(|(name, schema)| (name, json!(schema))));
+    let mut references = Vec::new();
+    T::schemas(&mut references);
+    components.extend(references.into_iter().map(|(name, schema)| (name, json!(schema))));
     let name = match &*T::name() {
         "NoBody" => return Value::Null,
         "Verbatim" => return schema,
@@ -140,7 +140,7 @@ fn named<R: frame::Route, T: ToSchema>(kind: &str, components: &mut BTreeMap<Str
     json!({ "$ref": format!("#/components/schemas/{name}") })
 }
 
-/// An answer's fields are always there, `null` where there is nothing to say.
+/// Marks every field of a response as required: fields without a value are `null`.
 fn require_every_field(schema: &mut Value) {
     if let Some(properties) = schema["properties"].as_object() {
         schema["required"] = properties.keys().cloned().collect();
@@ -150,7 +150,6 @@ fn require_every_field(schema: &mut Value) {
     }
 }
 
-/// A query's fields as parameters.
 fn parameters(query: &Value) -> Vec<Value> {
     let required = |name: &str| query["required"].as_array().is_some_and(|all| all.iter().any(|one| one == name));
     let parameter = |(name, schema): (&String, &Value)| {
@@ -158,7 +157,7 @@ fn parameters(query: &Value) -> Vec<Value> {
         let description = schema.as_object_mut().and_then(|schema| schema.remove("description"));
         let mut parameter = json!({ "name": name, "in": "query", "required": required(name) });
         if name == "cursor" {
-            parameter["description"] = "An answer's `next_cursor`, with the same filters.".into();
+            parameter["description"] = "The `next_cursor` of a response to the same filters.".into();
         } else if let Some(description) = description {
             parameter["description"] = description;
         }
@@ -172,7 +171,8 @@ fn parameters(query: &Value) -> Vec<Value> {
     query["properties"].as_object().into_iter().flatten().map(parameter).collect()
 }
 
-/// A parameter is there or not: none is `null`.
+/// Removes `null` from a parameter's schema, because a parameter is present or absent, never
+/// `null`.
 fn without_null(schema: &Value) -> Value {
     let mut schema = schema.clone();
     if let Some(kinds) = schema["type"].as_array() {
@@ -187,7 +187,7 @@ fn without_null(schema: &Value) -> Value {
         }
         return only;
     }
-    // Its absence is the only thing that stands for the default.
+    // An absent parameter means the default, so the schema needs none.
     if let Some(schema) = schema.as_object_mut() {
         schema.remove("default");
     }
@@ -201,15 +201,19 @@ impl Operation {
         let mut described = json!({
             "operationId": self.id(function, route),
             "summary": self.summary,
-            "description": access(self.credential),
+            "description": describe_access(self.credential),
             "tags": [tag(route)],
         });
-        ensure!(route.authorized == (self.credential != RequiredCredential::None), "{}: who may call?", self.name);
+        ensure!(
+            route.authorized == (self.credential != RequiredCredential::None),
+            "{}: template.yaml and the handler disagree on the credential",
+            self.name
+        );
         described["security"] = match self.credential {
             RequiredCredential::ApiKey(scope) => json!([{ "api_key": scope.into_iter().collect::<Vec<_>>() }]),
             RequiredCredential::Project => json!([{ "api_key": [] }, { "session_token": [] }]),
             RequiredCredential::None => json!([]),
-            RequiredCredential::Private => anyhow::bail!("{} is not for the document's readers", self.name),
+            RequiredCredential::Private => anyhow::bail!("{} is private: add it to UNDOCUMENTED", self.name),
         };
         if route.authorized {
             errors.extend([401, 403]);
@@ -217,7 +221,7 @@ impl Operation {
         if !variables.is_empty() {
             errors.push(404);
         }
-        if SPENDING.contains(&self.name) {
+        if RETURNS_402.contains(&self.name) {
             errors.push(402);
         }
         if route.authorized && route.method != Method::GET {
@@ -244,7 +248,6 @@ impl Operation {
         Ok(described)
     }
 
-    /// The id that the document gives to the operation under its first path.
     pub(super) fn first_id(&self) -> String {
         camel_case(self.name, false)
     }
@@ -258,27 +261,25 @@ impl Operation {
         success
     }
 
-    /// A route that is served at a second path, too, is the same operation by another name there.
+    /// Returns the operation id of a path. A route's second path has an id with a suffix.
     fn id(&self, function: &Function, route: &Route) -> String {
         let id = self.first_id();
         let versioned = |route: &Route| route.path.starts_with("/v1/");
         let is_second = !versioned(route) && function.routes.iter().any(versioned);
-        if is_second { format!("{id}{SECOND}") } else { id }
+        if is_second { format!("{id}{SECOND_PATH_SUFFIX}") } else { id }
     }
 }
 
-/// Which credential the operation takes, for readers of the page.
-fn access(credential: RequiredCredential) -> String {
+fn describe_access(credential: RequiredCredential) -> String {
     match credential {
         RequiredCredential::ApiKey(Some(scope)) => format!("Requires an API key with scope `{}`.", scope.as_str()),
-        RequiredCredential::ApiKey(None) => "Takes any API key, also one without scopes.".to_owned(),
-        RequiredCredential::Project => "Takes a session token of this project, or any API key.".to_owned(),
-        RequiredCredential::None => "Public: needs no credential.".to_owned(),
+        RequiredCredential::ApiKey(None) => "Accepts any API key, including one without scopes.".to_owned(),
+        RequiredCredential::Project => "Accepts a session token of this project or any API key.".to_owned(),
+        RequiredCredential::None => "Public: requires no credential.".to_owned(),
         RequiredCredential::Private => String::new(),
     }
 }
 
-/// A path's variables as parameters.
 fn variables(path: &str) -> Result<Vec<Value>> {
     let names = path.split('/').filter_map(|word| word.strip_prefix('{')?.strip_suffix('}'));
     let parameter = |name: &str| {
@@ -290,13 +291,13 @@ fn variables(path: &str) -> Result<Vec<Value>> {
         };
         Some(json!({ "name": name, "in": "path", "required": true, "schema": schema }))
     };
-    names.map(|name| parameter(name).with_context(|| format!("{path}: what is {name}?"))).collect()
+    names.map(|name| parameter(name).with_context(|| format!("{path}: unknown variable {name}"))).collect()
 }
 
 /// `api-keys-create` → `apiKeysCreate`
-fn camel_case(name: &str, from_the_first: bool) -> String {
+fn camel_case(name: &str, capitalise_first: bool) -> String {
     let mut camel = String::new();
-    let mut capital = from_the_first;
+    let mut capital = capitalise_first;
     for character in name.chars() {
         match character {
             '-' => capital = true,

@@ -19,7 +19,7 @@ async fn read(server: &TestServer, slug: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_project_is_shown_whole_and_read_back_alike() {
+async fn created_project_equals_the_read_project() {
     let (server, _) = TestServer::start_at_noon().await;
     let created = server.post(ROUTE, json!({ "slug": "my-site-2", "name": "My site" })).send().await.expect(201);
     insta::assert_json_snapshot!(created, { ".agent_project.id" => "[id]" }, @r#"
@@ -40,31 +40,31 @@ async fn a_new_project_is_shown_whole_and_read_back_alike() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slug_is_taken_once_in_an_organization() {
+async fn slug_is_unique_within_an_organization() {
     let server = TestServer::start().await;
     let id = server.project("site").await;
     let refusal = server.post(ROUTE, json!({ "slug": "site", "name": "Other" })).send().await.refused(409);
-    assert_eq!(refusal, json!({ "error": "slug_taken", "message": "The slug is taken: choose another one" }));
+    assert_eq!(refusal, json!({ "error": "slug_taken", "message": "The slug is taken. Choose another one." }));
     let kept = read(&server, "site").await;
     assert_eq!((&kept["id"], &kept["name"]), (&json!(id), &json!("site")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_organization_may_use_the_same_slug() {
+async fn another_organization_can_use_the_same_slug() {
     let server = TestServer::start().await;
-    let ours = server.project("site").await;
+    let id = server.project("site").await;
     let (_, token) = server.another_organization("other").await;
     let theirs =
         server.post(ROUTE, json!({ "slug": "site", "name": "Theirs" })).bearer(&token).send().await.expect(201);
     let theirs = &theirs["agent_project"];
-    assert_ne!(theirs["id"], ours);
-    assert_eq!(read(&server, "site").await["id"], ours);
+    assert_ne!(theirs["id"], id);
+    assert_eq!(read(&server, "site").await["id"], id);
     let read_by_them = server.get("/v1/agent_projects/site").bearer(&token).send().await.expect(200);
     assert_eq!(read_by_them["agent_project"], *theirs);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_creations_at_once_one_gets_the_slug() {
+async fn concurrent_creates_of_one_slug_succeed_once() {
     let server = TestServer::start().await;
     let mut requests = JoinSet::new();
     for _ in 0..16 {
@@ -80,7 +80,7 @@ async fn of_creations_at_once_one_gets_the_slug() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slug_is_1_to_63_lower_case_letters_digits_and_dashes() {
+async fn slug_format_is_enforced() {
     let server = TestServer::start().await;
     for slug in ["a", "7", "-", "my-site-2", "--", &"a".repeat(63)] {
         server.post(ROUTE, named(slug)).send().await.expect(201);
@@ -92,7 +92,7 @@ async fn a_slug_is_1_to_63_lower_case_letters_digits_and_dashes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_that_is_wrong_or_missing_is_named() {
+async fn invalid_or_missing_field_is_named() {
     let server = TestServer::start().await;
     for (body, field) in [
         (json!({ "name": "Site" }), "slug"),
@@ -110,13 +110,13 @@ async fn a_field_that_is_wrong_or_missing_is_named() {
     ] {
         assert_eq!(server.post(ROUTE, body.clone()).send().await.invalid_field(), field, "{body}");
     }
-    let strange = server.post("/v1/agent_projects?force=true", named("site"));
-    assert_eq!(strange.send().await.invalid_field(), "force");
+    let unknown_parameter = server.post("/v1/agent_projects?force=true", named("site"));
+    assert_eq!(unknown_parameter.send().await.invalid_field(), "force");
     assert_eq!(server.audited("agent_project.created").await, [] as [Value; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_json_or_too_large_is_refused() {
+async fn malformed_or_oversized_body_is_refused() {
     let server = TestServer::start().await;
     for body in ["", "{", "slug=site"] {
         let refusal = server.post(ROUTE, json!({})).raw_body(body).send().await.refused(400);
@@ -127,7 +127,7 @@ async fn what_is_not_json_or_too_large_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_or_malformed_slug_is_not_found() {
+async fn unknown_or_malformed_slug_returns_404() {
     let server = TestServer::start().await;
     let id = server.project("site").await.to_string();
     for slug in ["nothing", "Site", "SITE", "site.", "my_site", &"a".repeat(64), &id] {
@@ -138,17 +138,17 @@ async fn an_unknown_or_malformed_slug_is_not_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_creation_is_told_in_the_audit_log() {
+async fn creation_is_audited() {
     let (server, _) = TestServer::start_at_noon().await;
     let reply = server.post(ROUTE, named("site")).header("user-agent", "tests/1.0").send().await;
     server.post(ROUTE, named("site")).send().await.refused(409);
     let principal = server.get("/v1/whoami").send().await.expect(200);
 
     let mut events = server.audited("agent_project.created").await;
-    assert_eq!(events.len(), 1, "what was refused is not told");
+    assert_eq!(events.len(), 1, "a refused create is not audited");
     let mut event = events.remove(0);
-    for place in ["id", "pk", "sk", "unchained"] {
-        event.as_object_mut().unwrap().remove(place);
+    for field in ["id", "pk", "sk", "unchained"] {
+        event.as_object_mut().unwrap().remove(field);
     }
     let expected = json!({
         "at": "2026-11-21T12:00:00.000Z",
@@ -164,7 +164,7 @@ async fn a_creation_is_told_in_the_audit_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn projects_come_newest_first_and_whole() {
+async fn projects_are_listed_newest_first() {
     let (server, clock) = TestServer::start_at_noon().await;
     let mut newest_first = Vec::new();
     for slug in ["zebra", "ape", "mole"] {
@@ -202,7 +202,7 @@ async fn paging_visits_every_project_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_parameter_of_the_list_that_is_wrong_is_named() {
+async fn invalid_list_parameter_is_named() {
     let server = TestServer::start().await;
     server.project("site").await;
     server.project("shop").await;
@@ -220,7 +220,7 @@ async fn a_parameter_of_the_list_that_is_wrong_is_named() {
     }
     let (_, token) = server.another_organization("other").await;
     let foreign = server.get(&format!("{ROUTE}?cursor={cursor}")).bearer(&token);
-    assert_eq!(foreign.send().await.invalid_field(), "cursor", "of another organization");
+    assert_eq!(foreign.send().await.invalid_field(), "cursor", "a cursor of another organization");
 }
 
 fn patch(server: &TestServer, body: Value) -> Request {
@@ -228,7 +228,7 @@ fn patch(server: &TestServer, body: Value) -> Request {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_patch_changes_what_it_names_and_null_clears() {
+async fn patch_changes_named_fields_and_null_clears() {
     let server = TestServer::start().await;
     server.project("site").await;
     let mut expected = read(&server, "site").await;
@@ -237,15 +237,19 @@ async fn a_patch_changes_what_it_names_and_null_clears() {
     expected.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
     assert_eq!(patch(&server, settings).send().await.expect(200), json!({ "agent_project": expected }));
     assert_eq!(read(&server, "site").await, expected);
-    assert_eq!(patch(&server, json!({})).send().await.expect(200)["agent_project"], expected, "absent keeps");
+    assert_eq!(
+        patch(&server, json!({})).send().await.expect(200)["agent_project"],
+        expected,
+        "an absent field is kept"
+    );
     let cleared = json!({ "model_id": null, "endpoint_url": null });
     expected.as_object_mut().unwrap().extend(cleared.as_object().unwrap().clone());
     assert_eq!(patch(&server, cleared).send().await.expect(200)["agent_project"], expected);
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_of_a_patch_that_is_wrong_is_named() {
+async fn invalid_patch_field_is_named() {
     let server = TestServer::start().await;
     server.project("site").await;
     let before = read(&server, "site").await;
@@ -271,7 +275,7 @@ async fn a_field_of_a_patch_that_is_wrong_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_patch_is_told_in_the_audit_log_and_data_planes_forget_what_they_keep() {
+async fn patch_is_audited_and_invalidates_data_planes() {
     let server = TestServer::start().await;
     let id = server.project("site").await;
     for body in [json!({ "name": "Shop" }), json!({ "name": "Shop", "model_id": "m" }), json!({ "model_id": "m" })] {
@@ -285,12 +289,12 @@ async fn a_patch_is_told_in_the_audit_log_and_data_planes_forget_what_they_keep(
     ];
     assert_eq!(changes, expected);
     assert_eq!(events[0]["resource"], json!({ "kind": "agent_project", "id": id }));
-    let forgotten: Vec<_> = server.outbox("PSH").await.iter().map(|item| item["access_cut"].clone()).collect();
-    assert_eq!(forgotten, [false], "a name is nothing that they keep");
+    let invalidations: Vec<_> = server.outbox("PSH").await.iter().map(|item| item["access_cut"].clone()).collect();
+    assert_eq!(invalidations, [false], "data planes do not cache the name");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parallel_patches_of_different_fields_all_land() {
+async fn concurrent_patches_of_different_fields_all_apply() {
     let server = TestServer::start().await;
     server.project("site").await;
     let patches =
@@ -306,5 +310,5 @@ async fn parallel_patches_of_different_fields_all_land() {
     for (field, value) in patches.iter().flat_map(|patch| patch.as_object().unwrap()) {
         assert_eq!(&project[field], value);
     }
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }

@@ -1,4 +1,4 @@
-//! The audit log: its chain, the list that shows it, and that whatever is done to either is found.
+//! Tests of the audit log: the chain, the list of events, and the detection of tampering.
 
 use std::{
     collections::BTreeSet,
@@ -27,7 +27,7 @@ use crate::{
 const CHAIN: &str = "worker-audit-chain";
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What `karta audit-verify` finds.
+/// Returns the findings of `karta audit-verify`.
 async fn findings(server: &TestServer) -> Vec<String> {
     let ring = server.runner.app.secrets.ring(Ring::Audit).await.unwrap();
     let now = server.runner.app.clock.now();
@@ -36,7 +36,8 @@ async fn findings(server: &TestServer) -> Vec<String> {
     organizations.map(ToString::to_string).chain(report.strays.iter().cloned()).collect()
 }
 
-/// Three links: the organization's founding (two events) and a key in the first, two keys in each of the others.
+/// A server with a chain of three links. The first holds three events: two of the organization's
+/// creation and one of a key. Each other link holds the events of two keys.
 async fn chained() -> (TestServer, Arc<ManualClock>) {
     let (server, clock) = TestServer::start_at_noon().await;
     server.key(&["read"]).await;
@@ -51,7 +52,7 @@ async fn chained() -> (TestServer, Arc<ManualClock>) {
     (server, clock)
 }
 
-/// The same, about to be tampered with.
+/// The same server for tests that tamper with the log: no audit check follows.
 async fn tampered() -> (TestServer, Arc<ManualClock>) {
     let (mut server, clock) = chained().await;
     server.skip_audit_check();
@@ -59,7 +60,7 @@ async fn tampered() -> (TestServer, Arc<ManualClock>) {
     (server, clock)
 }
 
-/// A partition of `acme`'s, as DynamoDB writes it.
+/// The items of a partition of `acme`, as DynamoDB returns them.
 async fn partition(server: &TestServer, prefix: &str) -> Vec<Value> {
     let table = if prefix == "ANC" { "karta-anchors" } else { "karta" };
     server.items_of(table, &format!("{prefix}#{}", server.organization_id)).await
@@ -70,8 +71,8 @@ async fn links(server: &TestServer) -> Vec<Value> {
     chain.iter().map(plain).filter(|item| !item["sk"].as_str().unwrap().starts_with("EVENT#")).collect()
 }
 
-/// The sort keys of a link's events.
-fn listed(link: &Value) -> Vec<&str> {
+/// The sort keys of the events of a link.
+fn event_keys(link: &Value) -> Vec<&str> {
     link["events"].as_array().unwrap().iter().map(|event| event["sk"].as_str().unwrap()).collect()
 }
 
@@ -84,7 +85,7 @@ async fn delete(server: &TestServer, table: &str, item: &Value) {
     server.dynamodb("DeleteItem", json!({ "TableName": table, "Key": key })).await;
 }
 
-/// The `chain` of every event of `acme`'s list, newest first, as `verified 2`.
+/// The `chain` field of every listed event of `acme`, newest first: `verified 2`.
 async fn states(server: &TestServer) -> Vec<String> {
     let list = server.get("/v1/audit_events").send().await.expect(200);
     let events = list["audit_events"].as_array().unwrap().iter().map(|event| &event["chain"]);
@@ -95,14 +96,14 @@ async fn states(server: &TestServer) -> Vec<String> {
 async fn events_are_chained_in_order_and_anchored() {
     let (server, _clock) = chained().await;
     let (links, events) = (links(&server).await, server.audit_events().await);
-    let sks: Vec<_> = links.iter().flat_map(listed).collect();
+    let sks: Vec<_> = links.iter().flat_map(event_keys).collect();
     assert_eq!(sks, events.iter().map(|event| event["sk"].as_str().unwrap()).collect::<Vec<_>>());
-    assert_eq!(links.iter().map(|link| listed(link).len()).collect::<Vec<_>>(), [3, 2, 2]);
+    assert_eq!(links.iter().map(|link| event_keys(link).len()).collect::<Vec<_>>(), [3, 2, 2]);
     for pair in links.windows(2) {
         assert_eq!(pair[1]["previous"], pair[0]["hash"]);
     }
-    let told: Vec<_> = events.iter().map(|event| (event["link"].as_u64(), event.get("unchained"))).collect();
-    assert_eq!(told, [1, 1, 1, 2, 2, 3, 3].map(|n| (Some(n), None)));
+    let links_of_events: Vec<_> = events.iter().map(|event| (event["link"].as_u64(), event.get("unchained"))).collect();
+    assert_eq!(links_of_events, [1, 1, 1, 2, 2, 3, 3].map(|n| (Some(n), None)));
     for (link, anchor) in links.iter().zip(partition(&server, "ANC").await.iter().map(plain)) {
         for field in ["n", "hash", "kid", "mac", "at"] {
             assert_eq!(anchor[field], link[field], "{field}");
@@ -111,24 +112,24 @@ async fn events_are_chained_in_order_and_anchored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_holds_no_more_than_a_transaction_takes() {
+async fn link_fits_one_transaction() {
     let (server, clock) = TestServer::start_at_noon().await;
     for at in 0..50 {
         server.project(&format!("p{at}")).await;
     }
     clock.advance(SECOND);
-    // Metadata of 59 KB: a transaction takes 4 MB.
+    // Each key has 59 KB of metadata, and a transaction takes 4 MB.
     let metadata: Value = (0..40).map(|at| (format!("{at}"), json!("\u{10348}".repeat(370)))).collect();
     for _ in 0..45 {
         server.key_with(json!({ "name": "ci", "scopes": ["read"], "metadata": metadata })).await;
     }
     server.work(CHAIN).await;
-    let sizes: Vec<_> = links(&server).await.iter().map(|link| listed(link).len()).collect();
+    let sizes: Vec<_> = links(&server).await.iter().map(|link| event_keys(link).len()).collect();
     assert_eq!(sizes, [45, 39, 13]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_arrives_late_gets_a_later_link() {
+async fn late_event_gets_a_later_link() {
     let (server, clock) = TestServer::start_at_noon().await;
     clock.advance(SECOND);
     let late = server.key(&["read"]).await.0;
@@ -143,13 +144,13 @@ async fn what_arrives_late_gets_a_later_link() {
     put(&server, "karta", event).await;
     server.work(CHAIN).await;
     let links = links(&server).await;
-    assert_eq!(listed(&links[1]), [event["sk"]["S"].as_str().unwrap()]);
-    assert!(listed(&links[1])[0] < *listed(&links[0]).last().unwrap());
+    assert_eq!(event_keys(&links[1]), [event["sk"]["S"].as_str().unwrap()]);
+    assert!(event_keys(&links[1])[0] < *event_keys(&links[0]).last().unwrap());
     assert_eq!(states(&server).await, ["verified 1", "verified 2", "verified 1", "verified 1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_workers_at_once_chain_every_event_once() {
+async fn concurrent_workers_chain_every_event_once() {
     let server = TestServer::start().await;
     for _ in 0..5 {
         for _ in 0..20 {
@@ -160,14 +161,14 @@ async fn two_workers_at_once_chain_every_event_once() {
         first.and(second).and(third).unwrap();
     }
     let links = links(&server).await;
-    let sks: Vec<_> = links.iter().flat_map(listed).collect();
+    let sks: Vec<_> = links.iter().flat_map(event_keys).collect();
     assert_eq!(sks.len(), 102);
     assert_eq!(sks.iter().collect::<BTreeSet<_>>().len(), 102);
     assert_eq!(partition(&server, "ANC").await.len(), links.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn writers_at_once_are_all_chained_while_the_worker_is_at_work() {
+async fn concurrent_writes_are_all_chained() {
     let server = Arc::new(TestServer::start().await);
     let mut keys = Vec::new();
     for _ in 0..32 {
@@ -199,13 +200,13 @@ async fn writers_at_once_are_all_chained_while_the_worker_is_at_work() {
     worker.await.unwrap();
     server.work(CHAIN).await;
     let links = links(&server).await;
-    assert_eq!(links.iter().flat_map(listed).count(), 2 + 32 + 32 * 5);
-    assert!(links.len() > 5, "the worker was at work meanwhile: {} links", links.len());
+    assert_eq!(links.iter().flat_map(event_keys).count(), 2 + 32 + 32 * 5);
+    assert!(links.len() > 5, "the worker ran during the writes: {} links", links.len());
     assert_eq!(findings(&server).await, [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn verifying_while_the_worker_is_at_work_finds_nothing() {
+async fn verification_during_chaining_finds_nothing() {
     let server = TestServer::start().await;
     let tick = &registry::workers(&server.runner.app, &server.runner.gateway)[CHAIN];
     let work = async {
@@ -223,7 +224,7 @@ async fn verifying_while_the_worker_is_at_work_finds_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_whose_answer_was_lost_is_one_link() {
+async fn link_with_lost_response_is_written_once() {
     let (server, proxy) = FaultProxy::start().await;
     server.key(&["read"]).await;
     proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
@@ -237,11 +238,11 @@ async fn a_link_whose_answer_was_lost_is_one_link() {
     tick().await.unwrap();
     server.key(&["read"]).await;
     tick().await.unwrap();
-    assert_eq!(links(&server).await.iter().map(|link| listed(link).len()).collect::<Vec<_>>(), [3, 1, 1]);
+    assert_eq!(links(&server).await.iter().map(|link| event_keys(link).len()).collect::<Vec<_>>(), [3, 1, 1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_organization_that_cannot_be_chained_keeps_no_other_waiting() {
+async fn broken_chain_does_not_block_other_organizations() {
     let (mut server, _clock) = TestServer::start_at_noon().await;
     server.skip_audit_check();
     let (other, _) = server.another_organization("other").await;
@@ -263,7 +264,7 @@ async fn an_organization_that_cannot_be_chained_keeps_no_other_waiting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_is_shown_with_all_that_is_known_of_it() {
+async fn listed_event_has_every_field() {
     let (server, clock) = TestServer::start_at_noon().await;
     server.work(CHAIN).await;
     clock.advance(SECOND);
@@ -280,7 +281,7 @@ async fn an_event_is_shown_with_all_that_is_known_of_it() {
             ".audit_events[].actor.id" => "[id]",
             ".audit_events[].resource.id" => "[id]",
             ".audit_events[].request_id" => "[request_id]",
-            ".audit_events[1]" => "[the founding's]",
+            ".audit_events[1]" => "[second event]",
             ".next_cursor" => "[cursor]",
         },
         @r#"
@@ -317,7 +318,7 @@ async fn an_event_is_shown_with_all_that_is_known_of_it() {
           },
           "user_agent": "tests/1.0"
         },
-        "[the founding's]"
+        "[second event]"
       ],
       "next_cursor": "[cursor]"
     }
@@ -326,7 +327,7 @@ async fn an_event_is_shown_with_all_that_is_known_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_list_is_filtered_by_actor_and_action_and_comes_newest_first() {
+async fn list_filters_by_actor_and_action() {
     let (server, clock) = TestServer::start_at_noon().await;
     clock.advance(SECOND);
     let (id, token) = server.key_with(json!({ "name": "ci runner", "scopes": ["admin"] })).await;
@@ -359,10 +360,10 @@ async fn the_list_is_filtered_by_actor_and_action_and_comes_newest_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn paging_visits_every_event_once_while_new_ones_are_written() {
+async fn paging_visits_every_event_once_despite_writes() {
     let (server, clock) = TestServer::start_at_noon().await;
     for at in 0..10 {
-        // Some in the same millisecond.
+        // Some events share a millisecond.
         clock.advance(Duration::from_millis(at % 3));
         server.key(&["read"]).await;
     }
@@ -381,7 +382,7 @@ async fn paging_visits_every_event_once_while_new_ones_are_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cursor_is_good_for_its_own_organization_and_filters() {
+async fn cursor_is_bound_to_organization_and_filters() {
     let server = TestServer::start().await;
     server.key(&["read"]).await;
     let cursor = async |query: &str| {
@@ -409,7 +410,7 @@ async fn a_cursor_is_good_for_its_own_organization_and_filters() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_filter_is_named() {
+async fn invalid_filter_is_named() {
     let server = TestServer::start().await;
     for (query, field) in [
         ("actor=", "actor"),
@@ -435,32 +436,33 @@ async fn a_bad_filter_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_is_pending_until_it_is_chained_and_verified_then() {
+async fn event_is_pending_until_chained_then_verified() {
     let (server, _clock) = chained().await;
     let verified = [3, 3, 2, 2, 1, 1, 1].map(|n| format!("verified {n}"));
     assert_eq!(states(&server).await, verified);
     server.key(&["read"]).await;
-    let waiting = states(&server).await;
-    assert_eq!(waiting.iter().filter(|state| *state == "pending null").count(), 1);
+    let with_new_event = states(&server).await;
+    assert_eq!(with_new_event.iter().filter(|state| *state == "pending null").count(), 1);
     server.work(CHAIN).await;
     assert_eq!(states(&server).await.iter().filter(|state| *state == "verified 4").count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_list_shows_what_somebody_who_may_put_events_has_done() {
+async fn list_shows_tampered_events_as_broken() {
     let (server, _clock) = tampered().await;
     let events = partition(&server, "AUD").await;
-    // Of the newest three events: one changed, one put anew as if it waited still, one put anew as if it were nothing of the chain's.
+    // Of the three newest events, the first is changed, the second is stored again as pending, and
+    // the third is stored again without its link.
     let mut changed = events[6].clone();
-    changed["actor"]["M"]["name"] = json!({ "S": "somebody else" });
-    let mut anew = events[5].clone();
-    anew["ip_address"] = json!({ "S": "192.0.2.1" });
-    anew["unchained"] = json!({ "S": "UNC#1" });
-    let mut apart = events[4].clone();
-    for event in [&mut anew, &mut apart] {
+    changed["actor"]["M"]["name"] = json!({ "S": "another actor" });
+    let mut pending = events[5].clone();
+    pending["ip_address"] = json!({ "S": "192.0.2.1" });
+    pending["unchained"] = json!({ "S": "UNC#1" });
+    let mut unlinked = events[4].clone();
+    for event in [&mut pending, &mut unlinked] {
         event.as_object_mut().unwrap().remove("link");
     }
-    for event in [&changed, &anew, &apart] {
+    for event in [&changed, &pending, &unlinked] {
         put(&server, "karta", event).await;
     }
     let expected = ["broken 3", "broken 3", "broken 2", "verified 2", "verified 1", "verified 1", "verified 1"];
@@ -468,20 +470,20 @@ async fn the_list_shows_what_somebody_who_may_put_events_has_done() {
         assert_eq!(states(&server).await, expected);
         server.work(CHAIN).await;
     }
-    assert_eq!(links(&server).await.len(), 3, "what was put anew is not chained again");
-    let [changed, anew, apart] = [6, 5, 4].map(|at| events[at]["sk"]["S"].as_str().unwrap());
+    assert_eq!(links(&server).await.len(), 3, "an event that a link holds is not chained again");
+    let [changed, pending, unlinked] = [6, 5, 4].map(|at| events[at]["sk"]["S"].as_str().unwrap());
     assert_eq!(
         findings(&server).await,
         [
-            format!("event {apart} is in link 2 and does not say so"),
-            format!("event {anew} is not as it was put into link 3"),
+            format!("event {unlinked} is in link 2 and does not say so"),
+            format!("event {pending} is not as it was put into link 3"),
             format!("event {changed} is not as it was put into link 3"),
         ]
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_list_shows_a_link_that_was_changed_and_what_stands_behind_one() {
+async fn list_shows_events_after_tampered_link_as_broken() {
     let (server, _clock) = tampered().await;
     let mut link = partition(&server, "CHN").await.swap_remove(1);
     link["events"]["L"].as_array_mut().unwrap().pop();
@@ -497,32 +499,32 @@ async fn the_list_shows_a_link_that_was_changed_and_what_stands_behind_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_waits_where_no_worker_looks_is_found() {
+async fn pending_event_in_the_wrong_shard_is_found() {
     let (server, _clock) = tampered().await;
     server.key(&["read"]).await;
-    let waiting = partition(&server, "AUD").await.into_iter().find(|event| event.get("unchained").is_some()).unwrap();
-    let sk = waiting["sk"]["S"].as_str().unwrap();
-    let own: u8 = waiting["unchained"]["S"].as_str().unwrap().strip_prefix("UNC#").unwrap().parse().unwrap();
+    let pending = partition(&server, "AUD").await.into_iter().find(|event| event.get("unchained").is_some()).unwrap();
+    let sk = pending["sk"]["S"].as_str().unwrap();
+    let own: u8 = pending["unchained"]["S"].as_str().unwrap().strip_prefix("UNC#").unwrap().parse().unwrap();
     for shard in ["UNC#99".to_owned(), "x".to_owned(), format!("UNC#{}", (own + 1) % 16)] {
-        let mut astray = waiting.clone();
-        astray["unchained"] = json!({ "S": shard });
-        put(&server, "karta", &astray).await;
+        let mut misplaced = pending.clone();
+        misplaced["unchained"] = json!({ "S": shard });
+        put(&server, "karta", &misplaced).await;
         assert_eq!(states(&server).await.iter().filter(|state| *state == "broken null").count(), 1, "{shard}");
         assert_eq!(findings(&server).await, [format!("event {sk} is not as events are written")], "{shard}");
     }
-    put(&server, "karta", &waiting).await;
+    put(&server, "karta", &pending).await;
     server.work(CHAIN).await;
     assert_eq!(findings(&server).await, [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_with_a_ttl_is_found_before_and_after_it_is_chained() {
+async fn event_with_an_extra_attribute_is_found() {
     let (server, _clock) = tampered().await;
     server.key(&["read"]).await;
-    let waiting = partition(&server, "AUD").await.into_iter().find(|event| event.get("unchained").is_some()).unwrap();
-    let sk = waiting["sk"]["S"].as_str().unwrap();
+    let pending = partition(&server, "AUD").await.into_iter().find(|event| event.get("unchained").is_some()).unwrap();
+    let sk = pending["sk"]["S"].as_str().unwrap();
     for (name, value) in [("ttl", json!({ "N": "1" })), ("version", json!({ "N": "1" }))] {
-        let mut tampered = waiting.clone();
+        let mut tampered = pending.clone();
         tampered[name] = value;
         put(&server, "karta", &tampered).await;
         assert_eq!(states(&server).await.iter().filter(|state| *state == "broken null").count(), 1, "{name}");
@@ -537,7 +539,7 @@ async fn an_event_with_a_ttl_is_found_before_and_after_it_is_chained() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_waits_for_more_than_ten_minutes_is_found_until_it_is_chained() {
+async fn event_pending_over_ten_minutes_is_found() {
     let (server, clock) = tampered().await;
     server.key(&["read"]).await;
     clock.advance(Duration::from_mins(10));
@@ -553,7 +555,7 @@ async fn an_event_that_waits_for_more_than_ten_minutes_is_found_until_it_is_chai
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_worker_goes_on_behind_what_it_cannot_chain() {
+async fn worker_skips_events_it_cannot_chain() {
     let (server, _clock) = tampered().await;
     server.key(&["read"]).await;
     let mut event = partition(&server, "AUD").await.into_iter().find(|event| event.get("unchained").is_some()).unwrap();
@@ -572,12 +574,12 @@ async fn the_worker_goes_on_behind_what_it_cannot_chain() {
     }
     server.work(CHAIN).await;
     let links = links(&server).await;
-    assert_eq!((links.len(), listed(&links[3])), (4, vec![sk["S"].as_str().unwrap()]));
+    assert_eq!((links.len(), event_keys(&links[3])), (4, vec![sk["S"].as_str().unwrap()]));
     assert_eq!(findings(&server).await.len(), junk.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_read_is_left_out_of_the_list_and_found() {
+async fn unreadable_event_is_unlisted_and_found() {
     let (server, _clock) = tampered().await;
     let events = partition(&server, "AUD").await;
     let mut expected = Vec::new();
@@ -605,8 +607,8 @@ async fn what_cannot_be_read_is_left_out_of_the_list_and_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_shows_in_one_read_and_not_yet_in_another_is_no_alarm() {
-    // On a clock that stands still the authorizer is asked once, and reads no more.
+async fn single_stale_read_is_not_reported() {
+    // The clock stays fixed, so that the authorizer's verdict is cached and causes no more reads.
     let clock = ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap());
     let (server, proxy) = FaultProxy::start_with(Arc::new(clock)).await;
     server.work(CHAIN).await;
@@ -615,7 +617,7 @@ async fn what_shows_in_one_read_and_not_yet_in_another_is_no_alarm() {
         proxy.forget();
         proxy.fail_after("BatchGetItem", reads, 1, Fault::FindNothing);
         assert_eq!(states(&server).await, ["verified 1"; 2]);
-        assert!(proxy.seen_of("BatchGetItem").len() > 2, "it was looked at twice");
+        assert!(proxy.seen_of("BatchGetItem").len() > 2, "the events are read twice");
         proxy.heal();
     }
     for reads in 0..4 {
@@ -629,7 +631,7 @@ async fn what_shows_in_one_read_and_not_yet_in_another_is_no_alarm() {
     assert_eq!(proxy.seen_of("BatchGetItem").len(), 2);
 }
 
-/// The paths to every value of an item.
+/// Collects the paths of all values of an item.
 fn leaves(value: &Value, at: &str, found: &mut Vec<String>) {
     match value {
         Value::Object(fields) => {
@@ -646,7 +648,7 @@ fn leaves(value: &Value, at: &str, found: &mut Vec<String>) {
     }
 }
 
-/// Another value of the same kind.
+/// Returns another value of the same type.
 fn flipped(value: &Value) -> Option<Value> {
     match value {
         Value::String(text) => {
@@ -659,7 +661,7 @@ fn flipped(value: &Value) -> Option<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_byte_of_an_event_is_under_the_chain() {
+async fn every_changed_value_of_an_event_is_found() {
     let (server, _clock) = tampered().await;
     let event = partition(&server, "AUD").await.swap_remove(3);
     let mut paths = Vec::new();
@@ -668,7 +670,7 @@ async fn every_byte_of_an_event_is_under_the_chain() {
     for path in paths.iter().filter(|path| !path.starts_with("/pk") && !path.starts_with("/sk")) {
         let mut changed = event.clone();
         let value = changed.pointer_mut(path).unwrap();
-        // DynamoDB knows no NULL but a true one.
+        // DynamoDB accepts only `true` for NULL.
         let Some(other) = flipped(value).filter(|_| !path.ends_with("/NULL")) else { continue };
         *value = other;
         put(&server, "karta", &changed).await;
@@ -679,7 +681,7 @@ async fn every_byte_of_an_event_is_under_the_chain() {
         let mut cut = event.clone();
         cut.as_object_mut().unwrap().remove(name);
         put(&server, "karta", &cut).await;
-        assert_eq!(findings(&server).await.len(), 1, "{name} is gone");
+        assert_eq!(findings(&server).await.len(), 1, "{name} is removed");
     }
     assert!(tried > 10, "{tried} values of {event}");
     put(&server, "karta", &event).await;
@@ -687,7 +689,7 @@ async fn every_byte_of_an_event_is_under_the_chain() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_is_dropped_or_moved_is_found() {
+async fn deleted_or_moved_event_is_found() {
     let (server, _clock) = tampered().await;
     let event = partition(&server, "AUD").await.swap_remove(3);
     let sk = event["sk"]["S"].as_str().unwrap();
@@ -704,7 +706,7 @@ async fn an_event_that_is_dropped_or_moved_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_is_inserted_is_found() {
+async fn inserted_event_is_found() {
     let (server, _clock) = tampered().await;
     let mut event = partition(&server, "AUD").await.swap_remove(3);
     let sk = event["sk"]["S"].as_str().unwrap().replace("12:00", "12:01");
@@ -724,7 +726,7 @@ async fn an_event_that_is_inserted_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_events_link_that_points_elsewhere_is_found() {
+async fn wrong_link_of_an_event_is_found() {
     let (server, _clock) = tampered().await;
     let mut event = partition(&server, "AUD").await.swap_remove(3);
     let sk = event["sk"]["S"].as_str().unwrap().to_owned();
@@ -738,7 +740,7 @@ async fn an_events_link_that_points_elsewhere_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_link_that_is_dropped_or_changed_is_found() {
+async fn deleted_or_changed_link_is_found() {
     let (server, _clock) = tampered().await;
     let link = partition(&server, "CHN").await.swap_remove(1);
     let mut paths = Vec::new();
@@ -754,7 +756,7 @@ async fn a_link_that_is_dropped_or_changed_is_found() {
     assert!(found.contains(&"link 2 is missing".to_owned()), "{found:?}");
 }
 
-/// Takes away what came after the first link: links, claims and events.
+/// Deletes all links, claims and events after the first link.
 async fn truncate(server: &TestServer) {
     for item in partition(server, "CHN").await {
         let later = item["n"]["N"].as_str().or(item["link"]["N"].as_str()).unwrap() != "1";
@@ -770,15 +772,15 @@ async fn truncate(server: &TestServer) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tail_that_is_cut_is_remembered_by_its_anchors() {
+async fn anchors_reveal_a_truncated_chain() {
     let (server, _clock) = tampered().await;
     truncate(&server).await;
     assert_eq!(findings(&server).await, ["links 2 to 3 are missing"]);
-    assert_eq!(states(&server).await, ["verified 1"; 3], "the list cannot know");
+    assert_eq!(states(&server).await, ["verified 1"; 3], "the list does not read anchors");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tail_that_is_cut_and_chained_anew_differs_from_its_anchors() {
+async fn anchors_reveal_a_rewritten_tail() {
     let (server, clock) = tampered().await;
     truncate(&server).await;
     for _ in 0..2 {
@@ -786,7 +788,7 @@ async fn a_tail_that_is_cut_and_chained_anew_differs_from_its_anchors() {
         server.key(&["read"]).await;
         server.work(CHAIN).await;
     }
-    assert_eq!(links(&server).await.len(), 3, "the worker goes on");
+    assert_eq!(links(&server).await.len(), 3, "the worker continues the chain");
     assert_eq!(
         findings(&server).await,
         ["link 2 is not the one that was anchored", "link 3 is not the one that was anchored"]
@@ -794,7 +796,7 @@ async fn a_tail_that_is_cut_and_chained_anew_differs_from_its_anchors() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_organization_of_which_nothing_is_left_is_remembered_by_its_anchors() {
+async fn anchors_reveal_a_deleted_log() {
     let (server, _clock) = tampered().await;
     for item in partition(&server, "CHN").await.into_iter().chain(partition(&server, "AUD").await) {
         delete(&server, "karta", &item).await;
@@ -803,14 +805,14 @@ async fn an_organization_of_which_nothing_is_left_is_remembered_by_its_anchors()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_recomputes_everything_lacks_the_key() {
+async fn recomputed_chain_fails_without_the_signing_key() {
     let (server, clock) = tampered().await;
     let ring = Keyring::single("k1", "not the ring's secret, and long enough").unwrap();
     let organization = Id::new(server.organization_id).unwrap();
     let mut head: Option<Link> = None;
     for link in links(&server).await {
         let events =
-            listed(&link).into_iter().map(|sk| ChainedEvent { sk: sk.to_owned(), digest: digest_of(&link, sk) });
+            event_keys(&link).into_iter().map(|sk| ChainedEvent { sk: sk.to_owned(), digest: digest_of(&link, sk) });
         let forged = Link::after(head.as_ref(), organization, clock.now(), events.collect(), &ring);
         let key = json!({ "pk": { "S": format!("CHN#{organization}") }, "sk": { "S": format!("{:016}", forged.n) } });
         let update = json!({
@@ -829,7 +831,7 @@ async fn who_recomputes_everything_lacks_the_key() {
         head = Some(forged);
     }
     assert_eq!(states(&server).await.len(), 7);
-    assert!(states(&server).await.iter().all(|state| state.starts_with("verified")), "the list has no key");
+    assert!(states(&server).await.iter().all(|state| state.starts_with("verified")), "the list does not check MACs");
     let mut expected = Vec::new();
     for n in 1..=3 {
         expected.push(format!("link {n} bears a MAC that its key did not make"));
@@ -837,7 +839,7 @@ async fn who_recomputes_everything_lacks_the_key() {
     }
     assert_eq!(findings(&server).await, expected);
 
-    // Whoever reaches the anchors too still lacks the key.
+    // Forging the anchors too does not help without the signing key.
     for anchor in partition(&server, "ANC").await {
         delete(&server, "karta-anchors", &anchor).await;
     }
@@ -865,14 +867,14 @@ fn digest_of(link: &Value, sk: &str) -> Hash32 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_lies_in_an_audit_logs_partition_and_is_none_is_found() {
+async fn foreign_item_in_a_log_partition_is_found() {
     let (server, _clock) = tampered().await;
-    put(&server, "karta", &json!({ "pk": { "S": "AUD#nobody" }, "sk": { "S": "1" }, "unchained": { "S": "UNC#1" } }))
+    put(&server, "karta", &json!({ "pk": { "S": "AUD#unknown" }, "sk": { "S": "1" }, "unchained": { "S": "UNC#1" } }))
         .await;
     let chain = format!("CHN#{}", server.organization_id);
     put(&server, "karta", &json!({ "pk": { "S": chain }, "sk": { "S": "7" } })).await;
     server.work(CHAIN).await;
-    assert_eq!(findings(&server).await, [r#""7" cannot be read"#, "AUD#nobody"]);
+    assert_eq!(findings(&server).await, [r#""7" cannot be read"#, "AUD#unknown"]);
 }
 
 /// Deletes the organization's items under these prefixes, anchors included.
@@ -886,12 +888,12 @@ async fn delete_partitions(server: &TestServer, prefixes: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn organization_without_its_whole_log_is_found() {
+async fn deleted_log_and_anchors_are_found() {
     let (server, _clock) = tampered().await;
     delete_partitions(&server, &["AUD", "CHN", "ANC"]).await;
     let missing = ["the audit log is missing: no events, links or anchors"];
     assert_eq!(findings(&server).await, missing);
-    // Each of the organization's other items names it.
+    // Each of these items proves that the organization exists.
     for prefix in ["ORG", "ADM", "KEY"] {
         delete_partitions(&server, &[prefix]).await;
         assert_eq!(findings(&server).await, missing, "{prefix} is deleted too");
@@ -899,7 +901,7 @@ async fn organization_without_its_whole_log_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn log_that_starts_again_is_found() {
+async fn restarted_log_is_found() {
     let (server, _clock) = tampered().await;
     delete_partitions(&server, &["AUD", "CHN", "ANC"]).await;
     server.key(&["read"]).await;
@@ -908,7 +910,7 @@ async fn log_that_starts_again_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn missing_log_is_found_beside_whole_ones() {
+async fn missing_log_is_found_among_intact_logs() {
     let (server, _clock) = tampered().await;
     server.another_organization("other").await;
     server.work(CHAIN).await;
@@ -933,7 +935,7 @@ async fn empty_store_is_not_clean() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unknown_action_is_refused_with_the_known_ones() {
+async fn unknown_action_error_lists_known_actions() {
     let server = TestServer::start().await;
     let refusal = server.get("/v1/audit_events?action=api_key.create").send().await.refused(422);
     let known: Vec<_> = Action::ALL.iter().map(|action| action.as_str()).collect();
@@ -960,15 +962,15 @@ fn documents_list_every_action() {
 }
 
 #[test]
-fn every_action_is_written_somewhere() {
+fn every_action_is_used_in_the_code() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let mut sources = fs::read_to_string(root.join("shared/src/founding.rs")).unwrap();
+    let mut sources = fs::read_to_string(root.join("shared/src/bootstrap.rs")).unwrap();
     for function in fs::read_dir(root.join("functions")).unwrap() {
         for file in fs::read_dir(function.unwrap().path().join("src")).unwrap() {
             sources.push_str(&fs::read_to_string(file.unwrap().path()).unwrap());
         }
     }
     for action in Action::ALL {
-        assert!(sources.contains(&format!("Action::{action:?}")), "nothing writes {}", action.as_str());
+        assert!(sources.contains(&format!("Action::{action:?}")), "no code uses {}", action.as_str());
     }
 }

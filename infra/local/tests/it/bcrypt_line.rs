@@ -1,4 +1,4 @@
-//! The line that bcrypt stands in, in the hands of a test: held up, full, and let go again.
+//! Tests of the bcrypt queue: paused, full and released.
 
 use std::sync::Arc;
 
@@ -13,7 +13,8 @@ use crate::{
     internal::keys_validate::{not_found, unavailable, unproven, validated, validation, with_wrong_tag},
 };
 
-/// A server whose calls to the store are counted, on a clock that stands still: no verdict ages while a busy machine is slow.
+/// A server with a proxy that counts the store calls. Its clock is fixed, so that no cached verdict
+/// expires on a slow machine.
 async fn at_noon() -> (TestServer, Arc<FaultProxy>) {
     FaultProxy::start_with(Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()))).await
 }
@@ -23,12 +24,12 @@ fn valid_key(reply: Reply) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_line_is_a_503_at_every_door_and_changes_nothing() {
+async fn full_queue_returns_503_and_changes_nothing() {
     let (server, proxy) = at_noon().await;
     let (id, token) = server.key(&["admin"]).await;
     let organization = format!("/v1/internal/organizations/{}", server.organization_id);
     let new_key = json!({ "name": "ci", "scopes": ["read"] });
-    let doors = || -> [(Request, u16); 6] {
+    let requests = || -> [(Request, u16); 6] {
         let service = |path: &str| server.service(Method::POST, path);
         [
             (validation(&server, json!({ "key": token })), 200),
@@ -42,21 +43,21 @@ async fn a_full_line_is_a_503_at_every_door_and_changes_nothing() {
     let full = server.runner.app.bcrypt.fill();
     let stored = server.stored().await;
     proxy.forget();
-    for (request, _) in doors() {
+    for (request, _) in requests() {
         unavailable(request).await;
     }
-    assert!(proxy.seen_of("Query").is_empty(), "who finds no place does not ask the store either");
+    assert!(proxy.seen_of("Query").is_empty(), "a request without a slot does not read the store");
     assert_eq!(server.stored().await, stored);
     server.get("/v1/whoami").send().await.expect(200);
     drop(full);
-    for (request, status) in doors() {
+    for (request, status) in requests() {
         request.send().await.expect(status);
     }
-    assert_eq!(server.runner.app.bcrypt.in_line(), 0);
+    assert_eq!(server.runner.app.bcrypt.occupied_slots(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_hundred_first_validations_of_one_key_take_one_place_and_run_one_bcrypt() {
+async fn concurrent_validations_of_one_key_share_one_slot() {
     let (server, proxy) = at_noon().await;
     let (_, token) = server.key(&["read"]).await;
     proxy.forget();
@@ -66,74 +67,74 @@ async fn two_hundred_first_validations_of_one_key_take_one_place_and_run_one_bcr
     for _ in 0..200 {
         storm.spawn(validation(&server, json!({ "key": token })).send());
     }
-    until("one in line", async || pool.in_line() == 1).await;
-    // Whoever of the others took a place of its own would be a 503.
+    until("one queued validation", async || pool.occupied_slots() == 1).await;
+    // A second slot for this key would now be refused with 503.
     let full = pool.fill();
     drop(paused);
     storm.join_all().await.into_iter().for_each(valid_key);
     assert_eq!((proxy.seen_of("Query").len(), proxy.seen_of("BatchGetItem").len()), (1, 200));
     drop(full);
-    assert_eq!(pool.in_line(), 0);
+    assert_eq!(pool.occupied_slots(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn junk_of_the_right_shape_needs_neither_bcrypt_nor_the_store() {
+async fn wrongly_tagged_key_needs_no_bcrypt_or_store() {
     let (server, proxy) = at_noon().await;
     validated(&server, json!({ "key": server.admin })).await;
     let _full = server.runner.app.bcrypt.fill();
     proxy.forget();
     for _ in 0..100 {
-        let junk = with_wrong_tag(&unproven(&server, None).await);
-        assert_eq!(validated(&server, json!({ "key": junk })).await, not_found());
-        server.get("/v1/whoami").bearer(&junk).send().await.refused(401);
+        let wrongly_tagged = with_wrong_tag(&unproven(&server, None).await);
+        assert_eq!(validated(&server, json!({ "key": wrongly_tagged })).await, not_found());
+        server.get("/v1/whoami").bearer(&wrongly_tagged).send().await.refused(401);
     }
     assert!(proxy.seen().is_empty());
     valid_key(validation(&server, json!({ "key": server.admin })).send().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_deleted_keys_is_bounded_and_holds_up_no_known_key() {
+async fn flood_of_unknown_keys_leaves_known_keys_working() {
     let (server, _clock) = TestServer::start_at_noon().await;
     validated(&server, json!({ "key": server.admin })).await;
     let pool = &server.runner.app.bcrypt;
     let paused = pool.pause().await;
     let mut others = pool.fill();
     drop(others.split(3));
-    let (mut flood, mut deleted) = (JoinSet::new(), Vec::new());
+    let (mut flood, mut unknown) = (JoinSet::new(), Vec::new());
     for _ in 0..50 {
-        deleted.push(unproven(&server, None).await);
-        flood.spawn(validation(&server, json!({ "key": deleted.last() })).send());
+        unknown.push(unproven(&server, None).await);
+        flood.spawn(validation(&server, json!({ "key": unknown.last() })).send());
     }
     for _ in 0..47 {
         let reply = flood.join_next().await.unwrap().unwrap();
         assert_eq!(reply.headers["retry-after"], "1");
         reply.refused(503);
     }
-    assert_eq!(flood.len(), 3, "as many as found a place");
+    assert_eq!(flood.len(), 3, "one validation for each free slot");
     valid_key(validation(&server, json!({ "key": server.admin })).send().await);
     drop(paused);
-    for judged in flood.join_all().await {
-        assert_eq!(judged.expect(200), not_found());
+    for reply in flood.join_all().await {
+        assert_eq!(reply.expect(200), not_found());
     }
     drop(others);
-    for token in deleted {
+    for token in unknown {
         assert_eq!(validated(&server, json!({ "key": token })).await, not_found());
     }
     let (_, token) = server.key(&["read"]).await;
     valid_key(validation(&server, json!({ "key": token })).send().await);
-    assert_eq!(pool.in_line(), 0);
+    assert_eq!(pool.occupied_slots(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_hangs_up_leaves_the_line() {
+async fn disconnected_client_leaves_the_queue() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let (_, token) = server.key(&["read"]).await;
     let pool = &server.runner.app.bcrypt;
     let paused = pool.pause().await;
-    let impatient = tokio::spawn(validation(&server, json!({ "key": token })).send());
-    until("one in line", async || pool.in_line() == 1).await;
-    impatient.abort();
-    until("nobody in line", async || pool.in_line() == 0).await;
+    let client = tokio::spawn(validation(&server, json!({ "key": token })).send());
+    until("one queued validation", async || pool.occupied_slots() == 1).await;
+    client.abort();
+    until("an empty queue", async || pool.occupied_slots() == 0).await;
     drop(paused);
     valid_key(validation(&server, json!({ "key": token })).send().await);
 }

@@ -1,4 +1,4 @@
-//! Reading plan and subscription; what Stripe makes of them is told in `stripe_events`.
+//! Tests of `GET /v1/billing`. `stripe_events` tests the changes that Stripe makes.
 
 use http::Method;
 use serde_json::{Value, json};
@@ -6,15 +6,15 @@ use serde_json::{Value, json};
 use crate::harness::TestServer;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_billing_the_plan_is_the_operators() {
+async fn plan_without_billing_is_set_by_the_operator() {
     let server = TestServer::start().await;
-    let none = json!({
+    let unconfigured = json!({
         "plan": "free", "status": "active", "billing_configured": false,
         "current_period_start": null, "current_period_end": null, "cancel_at_period_end": false,
     });
     let (_, reader) = server.key(&["read"]).await;
     let read = async || server.get("/v1/billing").bearer(&reader).send().await.expect(200);
-    assert_eq!(read().await, none);
+    assert_eq!(read().await, unconfigured);
     let path = format!("/v1/internal/organizations/{}", server.organization_id);
     let change = async |body: Value| server.service(Method::PATCH, &path).body(body).send().await.expect(200);
     change(json!({ "plan": "team", "subscription_status": "trialing" })).await;

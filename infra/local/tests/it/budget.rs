@@ -1,4 +1,4 @@
-//! Budgets: caps over what was really counted, judged at every validation, and told of once.
+//! Tests of budgets: caps on the counted usage, their check at every validation, and their events.
 
 use http::Method;
 use karta_shared::{
@@ -21,7 +21,7 @@ async fn put(server: &TestServer, budget: Value) -> Value {
     server.request(Method::PUT, "/v1/budget").body(budget).send().await.expect(200)["budget"].take()
 }
 
-/// Reports this many input tokens of a key.
+/// Reports `tokens` input tokens of a key.
 pub(crate) async fn spend(server: &TestServer, key: u64, tokens: u64) {
     let now = server.runner.app.clock.now().to_string();
     let id = format!("{:?}", std::time::Instant::now());
@@ -34,7 +34,7 @@ pub(crate) async fn spend(server: &TestServer, key: u64, tokens: u64) {
     assert_eq!(answer["accepted"], 1);
 }
 
-/// Whether a data plane may spend for the key, and if not, why.
+/// Validates a key. Returns `budget_ok` and `budget_reason`.
 async fn verdict(server: &TestServer, token: &str) -> (bool, Value) {
     let body = json!({ "key": token });
     let mut answer = server.service(Method::POST, "/v1/internal/keys/validate").body(body).send().await.expect(200);
@@ -42,25 +42,26 @@ async fn verdict(server: &TestServer, token: &str) -> (bool, Value) {
     (answer["budget_ok"].as_bool().unwrap(), answer["budget_reason"].take())
 }
 
-async fn told(server: &TestServer) -> Vec<(String, Value)> {
+/// Runs the worker and returns the type and data of all budget events.
+async fn budget_events(server: &TestServer) -> Vec<(String, Value)> {
     server.work(CHECKS).await;
     let events =
         server.outbox("EVT").await.into_iter().filter(|event| event["type"].as_str().unwrap().starts_with("budget."));
-    let told = events.map(|event| {
+    let parsed = events.map(|event| {
         (event["type"].as_str().unwrap().to_owned(), serde_json::from_str(event["data"].as_str().unwrap()).unwrap())
     });
-    told.collect()
+    parsed.collect()
 }
 
-/// How often each kind of news was told.
+/// Returns the number of threshold, exhausted and restored events.
 async fn counts(server: &TestServer) -> [usize; 3] {
-    let told = told(server).await;
+    let events = budget_events(server).await;
     ["budget.threshold", "budget.exhausted", "budget.restored"]
-        .map(|kind| told.iter().filter(|(event_type, _)| event_type == kind).count())
+        .map(|kind| events.iter().filter(|(event_type, _)| event_type == kind).count())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_budget_is_replaced_whole() {
+async fn put_replaces_the_whole_budget() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let none = json!({
         "input_tokens": null, "output_tokens": null, "total_tokens": null, "cost_cents": null,
@@ -88,7 +89,7 @@ async fn a_budget_is_replaced_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cap_that_is_reached_stops_spending_and_a_raised_one_restores_it() {
+async fn reached_cap_blocks_spending_until_it_is_raised() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let (key, token) = server.key(&["read", "write"]).await;
     server.project("app").await;
@@ -132,7 +133,7 @@ async fn every_budget_refusal_names_cap_and_owner() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_keys_own_caps_stop_that_key_and_its_successor_alone() {
+async fn key_cap_blocks_the_key_and_its_successor() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let (key, token) =
         server.key_with(json!({ "name": "a", "scopes": ["read"], "budget": { "input_tokens": 10 } })).await;
@@ -146,7 +147,7 @@ async fn a_keys_own_caps_stop_that_key_and_its_successor_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_month_starts_with_nothing_spent() {
+async fn new_month_resets_the_spending() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (key, token) = server.key(&["read"]).await;
     put(&server, json!({ "total_tokens": 5, "alert_percents": [100] })).await;
@@ -156,13 +157,13 @@ async fn a_new_month_starts_with_nothing_spent() {
         "2026-12-01T00:00:00Z".parse::<karta_shared::domain::Timestamp>().unwrap().since(server.runner.app.clock.now()),
     );
     assert_eq!(verdict(&server, &token).await, (true, Value::Null));
-    assert_eq!(counts(&server).await, [1, 1, 1], "and is told of");
+    assert_eq!(counts(&server).await, [1, 1, 1], "the return is published");
     spend(&server, key, 5).await;
     assert_eq!(counts(&server).await, [2, 2, 1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_token_lives_a_minute_once_little_is_left() {
+async fn session_token_lives_60_seconds_near_the_cap() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let (key, _) = server.key(&["read"]).await;
     server.project("app").await;
@@ -178,41 +179,41 @@ async fn a_session_token_lives_a_minute_once_little_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_threshold_is_told_once_and_with_what_was_spent() {
+async fn each_threshold_is_published_once() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let (key, _) = server.key(&["read"]).await;
     put(&server, json!({ "total_tokens": 100 })).await;
     spend(&server, key, 49).await;
     assert_eq!(counts(&server).await, [0, 0, 0]);
     spend(&server, key, 36).await;
-    let news = told(&server).await;
+    let events = budget_events(&server).await;
     let (percents, spent): (Vec<_>, Vec<_>) =
-        news.iter().map(|(_, data)| (data["percent"].as_u64().unwrap(), data["spent"].as_u64().unwrap())).unzip();
-    assert_eq!((news.len(), percents.iter().sum::<u64>(), spent), (2, 130, vec![85, 85]));
-    assert_eq!(news[0].1["subject"], json!({ "kind": "organization", "id": server.organization_id }));
+        events.iter().map(|(_, data)| (data["percent"].as_u64().unwrap(), data["spent"].as_u64().unwrap())).unzip();
+    assert_eq!((events.len(), percents.iter().sum::<u64>(), spent), (2, 130, vec![85, 85]));
+    assert_eq!(events[0].1["subject"], json!({ "kind": "organization", "id": server.organization_id }));
     spend(&server, key, 15).await;
     assert_eq!(counts(&server).await, [3, 1, 0]);
     spend(&server, key, 15).await;
     assert_eq!(counts(&server).await, [3, 1, 0]);
     put(&server, json!({ "total_tokens": 1000 })).await;
     assert_eq!(counts(&server).await, [3, 1, 1]);
-    assert!(server.outbox("PSH").await.len() >= 4, "data planes are told of either turn");
+    assert!(server.outbox("PSH").await.len() >= 4, "data planes are notified of the end and the return");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_workers_at_once_tell_a_threshold_once() {
+async fn concurrent_workers_publish_a_threshold_once() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let (key, _) = server.key(&["read"]).await;
     put(&server, json!({ "total_tokens": 100 })).await;
     spend(&server, key, 100).await;
     let tick = &karta_local::registry::workers(&server.runner.app, &server.runner.gateway)[CHECKS];
-    // The loser of the race is asked again.
+    // A worker that loses the race may fail. `counts` runs it again.
     let _outcomes = tokio::join!(tick(), tick(), tick());
     assert_eq!(counts(&server).await, [3, 1, 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_line_of_keys_has_the_budget_of_its_newest_key() {
+async fn lineage_has_the_budget_of_its_newest_key() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let (old, _) =
         server.key_with(json!({ "name": "ci", "scopes": ["read"], "budget": { "total_tokens": 100 } })).await;
@@ -222,15 +223,15 @@ async fn a_line_of_keys_has_the_budget_of_its_newest_key() {
     server.patch(&format!("/v1/api_keys/{new}"), budget(1_000)).send().await.expect(200);
     for key in [old, new, old] {
         spend(&server, key, 60).await;
-        assert_eq!(counts(&server).await, [0, 0, 0], "the old key's cap is not the line's");
+        assert_eq!(counts(&server).await, [0, 0, 0], "the old key's cap does not apply");
     }
     server.patch(&format!("/v1/api_keys/{new}"), budget(150)).send().await.expect(200);
     spend(&server, old, 1).await;
-    assert_eq!(counts(&server).await, [1, 1, 0], "and the new one's is, whichever key is used");
+    assert_eq!(counts(&server).await, [1, 1, 0], "the new key's cap applies to both keys");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_exhausted_budget_leaves_one_wish_for_the_next_month_however_often_it_is_looked_at() {
+async fn exhausted_budget_schedules_one_check_next_month() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let (key, _) = server.key(&["read"]).await;
     put(&server, json!({ "total_tokens": 1 })).await;
@@ -238,47 +239,47 @@ async fn an_exhausted_budget_leaves_one_wish_for_the_next_month_however_often_it
         spend(&server, key, 1).await;
         server.work(CHECKS).await;
     }
-    let waiting = server.outbox("BDG").await;
-    assert_eq!(waiting.len(), 1, "{waiting:?}");
-    assert_eq!(waiting[0]["sk"], "AT#2026-12-01T00:00:00.000Z");
+    let scheduled = server.outbox("BDG").await;
+    assert_eq!(scheduled.len(), 1, "{scheduled:?}");
+    assert_eq!(scheduled[0]["sk"], "AT#2026-12-01T00:00:00.000Z");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_stream_has_those_looked_at_that_it_names() {
+async fn stream_record_checks_only_its_organization() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let (key, _) = server.key(&["read"]).await;
     put(&server, json!({ "total_tokens": 100 })).await;
     spend(&server, key, 100).await;
-    let worker = BudgetChecks::new(server.runner.app.of_function(BudgetChecks::NAME));
+    let worker = BudgetChecks::new(server.runner.app.for_function(BudgetChecks::NAME));
     let due = |id: u64| DueItem { organization_id: Id::new(id).unwrap(), sk: "CHECK".to_owned() };
     let written = |id: u64| Wake::Written([due(id)].into());
     worker.work(&written(server.organization_id + 1)).await.unwrap();
-    assert!(server.outbox("BST").await.is_empty(), "nobody else is looked at");
+    assert!(server.outbox("BST").await.is_empty(), "no other organization is checked");
     worker.work(&written(server.organization_id)).await.unwrap();
-    assert_eq!(server.outbox("BST").await.len(), 1, "the organization; the key has no budget");
+    assert_eq!(server.outbox("BST").await.len(), 1, "only the organization has a budget");
     assert_eq!(counts(&server).await, [3, 1, 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_look_that_was_cut_off_is_made_again() {
+async fn interrupted_check_is_repeated() {
     let (server, proxy) = FaultProxy::start().await;
     let (key, _) = server.key(&["read"]).await;
     put(&server, json!({ "total_tokens": 100 })).await;
     spend(&server, key, 100).await;
     let tick = karta_local::registry::workers(&server.runner.app, &server.runner.gateway)[CHECKS].clone();
-    // The wish is put aside, and then nothing can be written.
+    // The first transaction postpones the check. Every later one fails.
     proxy.fail_after("TransactWriteItems", 1, ALWAYS, Fault::Close);
     tick().await.unwrap_err();
     proxy.heal();
-    let aside = server.outbox("BDG").await;
-    assert_eq!(aside.len(), 1);
-    let due: karta_shared::domain::Timestamp = aside[0]["due_at"].as_str().unwrap().parse().unwrap();
+    let postponed = server.outbox("BDG").await;
+    assert_eq!(postponed.len(), 1);
+    let due: karta_shared::domain::Timestamp = postponed[0]["due_at"].as_str().unwrap().parse().unwrap();
     let wait = due.since(server.runner.app.clock.now());
-    assert!(wait > std::time::Duration::from_secs(30), "not at once, while the other worker may be at it");
+    assert!(wait > std::time::Duration::from_secs(30), "the retry waits until the first check must have ended");
     assert_eq!(counts(&server).await, [0, 0, 0]);
     let update = json!({
         "TableName": "karta-outbox",
-        "Key": { "pk": { "S": format!("BDG#{}", server.organization_id) }, "sk": { "S": aside[0]["sk"] } },
+        "Key": { "pk": { "S": format!("BDG#{}", server.organization_id) }, "sk": { "S": postponed[0]["sk"] } },
         "UpdateExpression": "SET due_at = :past",
         "ExpressionAttributeValues": { ":past": { "S": "2026-01-01T00:00:00.000Z" } },
     });
@@ -287,7 +288,7 @@ async fn a_look_that_was_cut_off_is_made_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn repeated_batches_and_workers_at_once_tell_each_threshold_once() {
+async fn repeated_batches_publish_each_threshold_once() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let (key, _) =
         server.key_with(json!({ "name": "ci", "scopes": ["read"], "budget": { "total_tokens": 1_000 } })).await;
@@ -303,15 +304,15 @@ async fn repeated_batches_and_workers_at_once_tell_each_threshold_once() {
     for from in (0..100).step_by(10) {
         let body = json!({ "events": (from..from + 10).map(event).collect::<Vec<_>>() });
         let send = || server.service(Method::POST, "/v1/internal/usage/events").body(body.clone()).send();
-        // Whoever loses a race is asked again.
+        // A request that loses the race may fail. It is sent again below.
         let _outcomes = tokio::join!(send(), send(), tick(), tick(), tick());
         send().await.expect(202);
     }
-    assert_eq!(counts(&server).await, [6, 2, 0], "the organization's and the key's");
+    assert_eq!(counts(&server).await, [6, 2, 0], "for the organization and for the key");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_subscription_that_ends_and_returns_is_told_of() {
+async fn subscription_end_and_return_are_published() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let path = format!("/v1/internal/organizations/{}", server.organization_id);
     for (status, expected) in [("past_due", [0, 1, 0]), ("unpaid", [0, 1, 0]), ("active", [0, 1, 1])] {
@@ -324,21 +325,22 @@ async fn a_subscription_that_ends_and_returns_is_told_of() {
 const CAPS: [&str; 4] = ["input_tokens", "output_tokens", "total_tokens", "cost_cents"];
 const MODELS: [&str; 5] = ["gpt-4o", "gpt-4o-mini", "claude-haiku-4-5", "claude-sonnet-4", "no-price"];
 
-/// A budget of one cap, or of none.
+/// The index of a cap in `CAPS`, and its value. `None` sets no cap.
 type Capped = (usize, Option<u64>);
 
 fn budget((kind, cap): Capped) -> Value {
-    // A cent or so is spent for a thousand tokens.
+    // A thousand tokens cost about one cent.
     json!({ CAPS[kind]: cap.map(|cap| if CAPS[kind] == "cost_cents" { cap / 1_000 } else { cap }) })
 }
 
-/// One step of an organization's life.
+/// A step of the property test.
 #[derive(Debug, Clone)]
 enum Step {
-    /// Events by a key, old or new, that use this many tokens, input or output, of a model. They are sent twice.
+    /// Events of a key, number of tokens, whether they are input tokens, and index of a model. The
+    /// batch is sent twice.
     Batch(Vec<(prop::sample::Index, u64, bool, usize)>),
     OrganizationCap(Capped),
-    /// Of the newest key of a line.
+    /// Sets the budget of the newest key of a lineage.
     KeyCap(usize, Capped),
     Rotate(usize),
 }
@@ -349,46 +351,46 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => proptest::collection::vec(event, 1..5).prop_map(Step::Batch),
         2 => cap().prop_map(Step::OrganizationCap),
-        2 => (0..2_usize, cap()).prop_map(|(line, cap)| Step::KeyCap(line, cap)),
+        2 => (0..2_usize, cap()).prop_map(|(lineage, cap)| Step::KeyCap(lineage, cap)),
         1 => (0..2_usize).prop_map(Step::Rotate),
     ]
 }
 
-/// An organization with two lines of keys, and what was really reported of it.
-struct Life {
+/// An organization with two lineages of keys, and the usage reported for each.
+struct Scenario {
     server: TestServer,
-    /// Id, token, line.
+    /// Id, token and lineage of each key.
     keys: Vec<(u64, String, usize)>,
     newest: [u64; 2],
     used: [Tally; 2],
     sent: usize,
 }
 
-impl Life {
+impl Scenario {
     async fn start() -> Self {
         let (server, _clock) = TestServer::start_at_noon().await;
         let (mut keys, mut newest) = (Vec::new(), [0; 2]);
-        for (line, newest) in newest.iter_mut().enumerate() {
+        for (lineage, newest) in newest.iter_mut().enumerate() {
             let (key, token) = server.key(&["read"]).await;
             *newest = key;
-            keys.push((key, token, line));
+            keys.push((key, token, lineage));
         }
         Self { server, keys, newest, used: Default::default(), sent: 0 }
     }
 
-    async fn take(&mut self, step: Step) {
+    async fn apply(&mut self, step: Step) {
         match step {
             Step::Batch(events) => self.report(events).await,
             Step::OrganizationCap(cap) => drop(put(&self.server, budget(cap)).await),
-            Step::KeyCap(line, cap) => {
-                let path = format!("/v1/api_keys/{}", self.newest[line]);
+            Step::KeyCap(lineage, cap) => {
+                let path = format!("/v1/api_keys/{}", self.newest[lineage]);
                 self.server.patch(&path, json!({ "budget": budget(cap) })).send().await.expect(200);
             }
-            Step::Rotate(line) => {
-                let path = format!("/v1/api_keys/{}/rotate", self.newest[line]);
+            Step::Rotate(lineage) => {
+                let path = format!("/v1/api_keys/{}/rotate", self.newest[lineage]);
                 let rotated = self.server.post(&path, json!({})).send().await.expect(201);
-                self.newest[line] = rotated["api_key"]["id"].as_u64().unwrap();
-                self.keys.push((self.newest[line], rotated["secret"].as_str().unwrap().to_owned(), line));
+                self.newest[lineage] = rotated["api_key"]["id"].as_u64().unwrap();
+                self.keys.push((self.newest[lineage], rotated["secret"].as_str().unwrap().to_owned(), lineage));
             }
         }
     }
@@ -397,9 +399,9 @@ impl Life {
         let now = self.server.runner.app.clock.now().to_string();
         let mut reported = Vec::new();
         for (key, quantity, is_input, model) in events {
-            let (key, _, line) = *key.get(&self.keys);
+            let (key, _, lineage) = *key.get(&self.keys);
             let kind = if is_input { UsageKind::InputTokens } else { UsageKind::OutputTokens };
-            let tally = &mut self.used[line];
+            let tally = &mut self.used[lineage];
             *(if is_input { &mut tally.input_tokens } else { &mut tally.output_tokens }) += u128::from(quantity);
             let price = self.server.runner.app.prices.price(Some(MODELS[model]));
             tally.cost += price.map_or(0, |price| price.cost(kind, quantity.try_into().unwrap()));
@@ -416,7 +418,8 @@ impl Life {
         }
     }
 
-    /// What is told is what was reported, and every key's verdict follows from what is told and from the caps that are shown.
+    /// Asserts that the returned totals equal the reported usage, and that every key's verdict
+    /// follows from the returned totals and caps.
     async fn check(&self) {
         let read = async |path: &str| self.server.get(path).send().await.expect(200);
         let organization = read("/v1/usage").await;
@@ -426,23 +429,23 @@ impl Life {
             output_tokens: first.output_tokens + second.output_tokens,
             cost: first.cost + second.cost,
         };
-        assert_eq!(organization["totals"], shown(&both));
+        assert_eq!(organization["totals"], totals_json(&both));
         let may_spend = is_within(&read("/v1/budget").await["budget"], &organization["totals"]);
         assert_eq!(organization["budget"]["ok"], may_spend);
-        let lines = read("/v1/usage/keys").await;
-        for (key, token, line) in &self.keys {
-            let newest = |usage: &&Value| usage["api_key_id"] == self.newest[*line];
-            let usage = lines["keys"].as_array().unwrap().iter().find(newest).unwrap();
-            assert_eq!(usage["totals"], shown(&self.used[*line]));
+        let lineages = read("/v1/usage/keys").await;
+        for (key, token, lineage) in &self.keys {
+            let newest = |usage: &&Value| usage["api_key_id"] == self.newest[*lineage];
+            let usage = lineages["keys"].as_array().unwrap().iter().find(newest).unwrap();
+            assert_eq!(usage["totals"], totals_json(&self.used[*lineage]));
             let own = read(&format!("/v1/api_keys/{key}")).await["api_key"]["budget"].take();
             let ok = may_spend && is_within(&own, &usage["totals"]);
-            let (told, reason) = verdict(&self.server, token).await;
-            assert_eq!((told, reason.is_null()), (ok, ok), "{own} {usage} {organization}");
+            let (budget_ok, reason) = verdict(&self.server, token).await;
+            assert_eq!((budget_ok, reason.is_null()), (ok, ok), "{own} {usage} {organization}");
         }
     }
 }
 
-fn shown(tally: &Tally) -> Value {
+fn totals_json(tally: &Tally) -> Value {
     let number = |number: u128| u64::try_from(number).unwrap();
     json!({
         "input_tokens": number(tally.input_tokens), "output_tokens": number(tally.output_tokens),
@@ -457,12 +460,12 @@ fn is_within(budget: &Value, totals: &Value) -> bool {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
     #[test]
-    fn the_verdict_never_disagrees_with_what_was_reported(steps in proptest::collection::vec(step(), 1..16)) {
+    fn verdict_follows_from_the_reported_usage(steps in proptest::collection::vec(step(), 1..16)) {
         tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
-            let mut life = Life::start().await;
+            let mut scenario = Scenario::start().await;
             for step in steps {
-                life.take(step).await;
-                life.check().await;
+                scenario.apply(step).await;
+                scenario.check().await;
             }
         });
     }

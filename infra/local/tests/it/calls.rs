@@ -1,5 +1,6 @@
-//! What functions ask of AWS, by the words that IAM judges it by: seen by an interceptor in each function's SDK and left under `target/run/calls/`,
-//! each kind of call once. `rights.rs` holds it against the template.
+//! Records the AWS calls of functions by IAM action, resource and partition. An interceptor in each
+//! function's SDK writes each kind of call once to `target/run/calls/`. `rights.rs` compares the
+//! calls with the policies in the template.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -27,7 +28,7 @@ use crate::{
     harness::{TestServer, options, run_file},
 };
 
-/// What one request asks for at once; IAM lets all of it through or nothing.
+/// An access by one request. IAM allows it for all `keys` or refuses it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Call {
     pub(crate) function: String,
@@ -35,11 +36,11 @@ pub(crate) struct Call {
     pub(crate) action: String,
     /// A table, `karta-outbox/index/due`, a secret's name, or an ARN.
     pub(crate) resource: String,
-    /// Of a table, the kinds of its partitions: `KEY#*`.
+    /// The kinds of partitions of a table: `KEY#*`.
     pub(crate) keys: BTreeSet<String>,
 }
 
-/// Takes down what functions do.
+/// Records the calls of functions.
 #[derive(Clone, Default)]
 pub(crate) struct Calls {
     seen: Arc<Mutex<BTreeSet<Call>>>,
@@ -47,7 +48,7 @@ pub(crate) struct Calls {
 }
 
 impl Calls {
-    /// Which are left for the check over the whole run.
+    /// Also writes the calls to `target/run/calls/`, for the check after the whole run.
     pub(crate) fn kept() -> Self {
         Self { are_kept: true, ..Self::default() }
     }
@@ -60,7 +61,7 @@ impl Calls {
         let mut seen = self.seen.lock().unwrap();
         if !seen.contains(&call) {
             if self.are_kept {
-                keep(&call);
+                record(&call);
             }
             seen.insert(call);
         }
@@ -82,13 +83,13 @@ impl Witness for Calls {
     }
 }
 
-/// Takes down what a function sent to a stand-in for API Gateway or Lambda.
-pub(crate) fn keep_sent(function: &str, requests: &[Received]) {
+/// Records the requests of a function to a fake API Gateway or Lambda.
+pub(crate) fn record_sent_requests(function: &str, requests: &[Received]) {
     for request in requests {
         let signed = request.headers["authorization"].to_str().unwrap();
         let service = signed.split("/us-east-1/").nth(1).and_then(|scope| scope.split('/').next()).unwrap();
         let (action, resource) = match service {
-            // Its actions are HTTP's methods.
+            // The actions of API Gateway are the HTTP methods.
             "apigateway" => {
                 (format!("apigateway:{}", request.method), format!("arn:aws:apigateway:us-east-1::{}", request.path))
             }
@@ -96,15 +97,15 @@ pub(crate) fn keep_sent(function: &str, requests: &[Received]) {
                 let invoked = request.path.strip_prefix("/2015-03-31/functions/").unwrap();
                 ("lambda:InvokeFunction".to_owned(), invoked.strip_suffix("/invocations").unwrap().to_owned())
             }
-            other => panic!("{function} asked {other}"),
+            other => panic!("{function} called {other}"),
         };
-        keep(&Call { function: function.to_owned(), action, resource, keys: BTreeSet::new() });
+        record(&Call { function: function.to_owned(), action, resource, keys: BTreeSet::new() });
     }
 }
 
-/// Takes down what a function asked of a stand-in for Secrets Manager. Its access key is its name.
-pub(crate) fn keep_asked(function: &str, operation: &str, secret: &str) {
-    keep(&Call {
+/// Records a request of a function to the fake Secrets Manager. The access key names the function.
+pub(crate) fn record_secret_call(function: &str, operation: &str, secret: &str) {
+    record(&Call {
         function: function.to_owned(),
         action: format!("secretsmanager:{operation}"),
         resource: secret.to_owned(),
@@ -112,8 +113,8 @@ pub(crate) fn keep_asked(function: &str, operation: &str, secret: &str) {
     });
 }
 
-/// Writes a call down unless it is there already.
-fn keep(call: &Call) {
+/// Writes a call to the file unless the file holds it already.
+fn record(call: &Call) {
     static KEPT: OnceLock<Mutex<(BTreeSet<Call>, File)>> = OnceLock::new();
     let kept = KEPT.get_or_init(|| Mutex::new((BTreeSet::new(), run_file("calls", "jsonl"))));
     let (known, file) = &mut *kept.lock().unwrap();
@@ -122,7 +123,7 @@ fn keep(call: &Call) {
     }
 }
 
-/// In a function's SDK.
+/// The interceptor in a function's SDK.
 struct Watch {
     function: &'static str,
     calls: Calls,
@@ -152,7 +153,8 @@ impl Intercept for Watch {
     }
 }
 
-/// The kinds of partitions that are asked for, by action and table. Of an operation that is not listed here: `?`, which no policy allows.
+/// Returns the kinds of accessed partitions by action and table. For an unlisted operation, the
+/// action is `?`, which no policy allows.
 fn accesses(
     context: &BeforeSerializationInterceptorContextRef<'_>,
 ) -> BTreeMap<(&'static str, String), BTreeSet<String>> {
@@ -174,7 +176,7 @@ fn accesses(
     } else if let Some(query) = input.downcast_ref::<QueryInput>() {
         let index = query.index_name().map(|index| format!("/index/{index}")).unwrap_or_default();
         let table = query.table_name().map(|table| format!("{table}{index}"));
-        // The store writes every key condition with this name.
+        // Every key condition of the store uses this name.
         let pk = query.expression_attribute_values().and_then(|values| values.get(":pk"));
         add("Query", table.as_deref(), pk);
     } else if let Some(batch) = input.downcast_ref::<BatchGetItemInput>() {
@@ -182,9 +184,9 @@ fn accesses(
             asked.keys().iter().for_each(|key| add("BatchGetItem", Some(table), pk(key)));
         }
     } else if let Some(transaction) = input.downcast_ref::<TransactWriteItemsInput>() {
-        // Authorised by the actions of its members.
+        // IAM authorises a transaction by the actions of its members.
         for member in transaction.transact_items() {
-            let (action, table, key) = of_member(member);
+            let (action, table, key) = member_access(member);
             add(action, Some(table), pk(key));
         }
     } else {
@@ -193,7 +195,7 @@ fn accesses(
     accesses
 }
 
-fn of_member(member: &TransactWriteItem) -> (&'static str, &str, &HashMap<String, AttributeValue>) {
+fn member_access(member: &TransactWriteItem) -> (&'static str, &str, &HashMap<String, AttributeValue>) {
     let put = member.put().map(|put| ("PutItem", put.table_name(), put.item()));
     let update = || member.update().map(|update| ("UpdateItem", update.table_name(), update.key()));
     let delete = || member.delete().map(|delete| ("DeleteItem", delete.table_name(), delete.key()));
@@ -205,7 +207,7 @@ fn pk(item: &HashMap<String, AttributeValue>) -> Option<&AttributeValue> {
     item.get("pk")
 }
 
-/// What a policy can tell of a partition: `KEY#7` → `KEY#*`, `ID#api_key#7` → `ID#api_key#*`.
+/// Returns the partition as policies name it: `KEY#7` → `KEY#*`, `ID#api_key#7` → `ID#api_key#*`.
 fn kind(pk: &str) -> String {
     let mut parts = pk.split('#');
     match (parts.next(), parts.next()) {
@@ -215,17 +217,17 @@ fn kind(pk: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_is_taken_down_as_iam_judges_it_and_an_operation_that_is_not_known_as_one_that_nobody_may() {
+async fn calls_are_recorded_by_iam_action_and_resource() {
     let calls = Calls::default();
     let options = Options { witness: Some(Arc::new(calls.clone())), ..options(Arc::new(SystemClock)) };
     let server = TestServer::start_as(options, None).await;
     let (key, _) = server.key(&["read"]).await;
     server.get("/v1/api_keys").send().await.expect(200);
     server.delete(&format!("/v1/api_keys/{key}")).send().await.expect(200);
-    let whoami = server.runner.app.of_function(whoami::Whoami::NAME);
+    let whoami = server.runner.app.for_function(whoami::Whoami::NAME);
     whoami.store.audit_reader().audited().await.unwrap();
-    let told = ["authorizer", "api-keys-list", "api-keys-revoke", "whoami"];
-    let seen = calls.seen().into_iter().filter(|call| told.contains(&call.function.as_str()));
+    let functions = ["authorizer", "api-keys-list", "api-keys-revoke", "whoami"];
+    let seen = calls.seen().into_iter().filter(|call| functions.contains(&call.function.as_str()));
     let seen = seen.map(|call| format!("{} {} {} {:?}", call.function, call.action, call.resource, call.keys));
     insta::assert_snapshot!(seen.collect::<Vec<_>>().join("\n"), @r#"
     api-keys-list dynamodb:Query karta {"KEY#*"}

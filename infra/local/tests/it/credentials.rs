@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use crate::harness::{Request, TestServer, note_secret, run_folder};
 
-/// A refusal for want of a credential: the one body, and nothing else to tell one reason from another by.
+/// Sends a request that must be refused with the common 401 body. Returns the names of the response
+/// headers, which must not depend on the reason either.
 async fn unauthorized(what: &str, request: Request) -> BTreeSet<String> {
     let reply = request.send().await;
     let headers = header_names(&reply.headers);
@@ -25,7 +26,7 @@ fn header_names(headers: &HeaderMap) -> BTreeSet<String> {
     headers.keys().map(ToString::to_string).collect()
 }
 
-/// A token of ours by its tag, which no key was ever stored for.
+/// A token with a valid tag that belongs to no stored key.
 async fn unstored_token(server: &TestServer) -> String {
     let ring = server.runner.app.secrets.ring(Ring::KeyTag).await.unwrap();
     let token = ApiKeyToken::mint(&ring, &OsEntropy).expose().to_owned();
@@ -42,7 +43,7 @@ fn with_wrong_tag(token: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_malformed_header_gets_the_one_body() {
+async fn malformed_headers_get_the_common_401() {
     let server = TestServer::start().await;
     let admin = server.admin.clone();
     unauthorized("no header", server.get("/v1/whoami").anonymous()).await;
@@ -80,7 +81,7 @@ async fn every_malformed_header_gets_the_one_body() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bytes_that_are_no_text_get_the_one_body() {
+async fn non_ascii_headers_get_the_common_401() {
     let server = TestServer::start().await;
     for bytes in [
         format!("Bearer {}é", server.admin).into_bytes(),
@@ -104,12 +105,12 @@ async fn every_entry_point_accepts_the_same_header() {
     let template = Template::parse(TEMPLATE).unwrap();
     let expression = regex::Regex::new(&template.authorizer.validation_expression).unwrap();
     let blanks = (0..=10).map(|count| " ".repeat(count)).chain(["\t", " \t", "\t ", "\u{b}"].map(str::to_owned));
-    for between in blanks {
+    for separator in blanks {
         for scheme in ["Bearer", "bearer", "BEARER", "bEARER", "Basic", "Token"] {
-            let start = format!("{scheme}{between}");
-            let is_right = scheme.eq_ignore_ascii_case("bearer")
-                && (1..=8).contains(&between.len())
-                && !between.contains(['\t', '\u{b}']);
+            let start = format!("{scheme}{separator}");
+            let is_valid = scheme.eq_ignore_ascii_case("bearer")
+                && (1..=8).contains(&separator.len())
+                && !separator.contains(['\t', '\u{b}']);
             for (token, path) in [
                 (&server.admin, "/v1/whoami"),
                 (&server.admin, "/v1/api_keys"),
@@ -117,24 +118,24 @@ async fn every_entry_point_accepts_the_same_header() {
                 (&session, "/v1/projects/my-app/whoami"),
             ] {
                 let header = format!("{start}{token}");
-                assert_eq!(bearer(&header), is_right.then_some(token.as_str()), "{start:?}");
-                assert_eq!(expression.is_match(&header), is_right, "{start:?}");
-                assert_eq!(server.authorizes(&header).await, is_right, "{start:?}");
-                if !between.contains('\u{b}') {
+                assert_eq!(bearer(&header), is_valid.then_some(token.as_str()), "{start:?}");
+                assert_eq!(expression.is_match(&header), is_valid, "{start:?}");
+                assert_eq!(server.authorizes(&header).await, is_valid, "{start:?}");
+                if !separator.contains('\u{b}') {
                     let reply = server.get(path).authorization(header.as_str()).send().await;
-                    assert_eq!(reply.status.as_u16(), if is_right { 200 } else { 401 }, "{start:?} at {path}");
+                    assert_eq!(reply.status.as_u16(), if is_valid { 200 } else { 401 }, "{start:?} at {path}");
                 }
             }
-            if !between.contains('\u{b}') {
+            if !separator.contains('\u{b}') {
                 let internal = server.get("/v1/internal/whoami").authorization(format!("{start}{service}"));
-                assert_eq!(internal.send().await.status.as_u16(), if is_right { 200 } else { 401 }, "{start:?}");
+                assert_eq!(internal.send().await.status.as_u16(), if is_valid { 200 } else { 401 }, "{start:?}");
             }
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_of_a_wrong_shape_or_tag_gets_the_one_body() {
+async fn malformed_and_wrongly_tagged_tokens_are_refused() {
     let server = TestServer::start().await;
     let admin = &server.admin;
     let tokens = [
@@ -158,7 +159,7 @@ async fn a_token_of_a_wrong_shape_or_tag_gets_the_one_body() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unknown_revoked_expired_and_ill_tagged_keys_cannot_be_told_apart() {
+async fn responses_to_refused_keys_are_indistinguishable() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (revoked_id, revoked) = server.key(&["read"]).await;
     let body = json!({ "name": "brief", "scopes": ["read"], "expires_at": "2026-11-21T12:01:00Z" });
@@ -170,9 +171,9 @@ async fn unknown_revoked_expired_and_ill_tagged_keys_cannot_be_told_apart() {
     clock.advance(Duration::from_mins(1));
 
     let unstored = unstored_token(&server).await;
-    let ill_tagged = with_wrong_tag(&server.admin);
-    let anonymous = unauthorized("none", server.get("/v1/whoami").anonymous()).await;
-    for (what, token) in [("revoked", revoked), ("expired", expired), ("unstored", unstored), ("tag", ill_tagged)] {
+    let wrongly_tagged = with_wrong_tag(&server.admin);
+    let anonymous = unauthorized("no credential", server.get("/v1/whoami").anonymous()).await;
+    for (what, token) in [("revoked", revoked), ("expired", expired), ("unstored", unstored), ("tag", wrongly_tagged)] {
         for path in ["/v1/whoami", "/v1/api_keys", "/v1/projects/my-app/whoami"] {
             assert_eq!(unauthorized(what, server.get(path).bearer(&token)).await, anonymous, "{what} at {path}");
         }
@@ -181,7 +182,7 @@ async fn unknown_revoked_expired_and_ill_tagged_keys_cannot_be_told_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_expires_is_refused_from_that_instant() {
+async fn key_is_refused_from_its_expiry_on() {
     let (server, clock) = TestServer::start_at_noon().await;
     let body = json!({ "name": "brief", "scopes": ["read"], "expires_at": "2026-11-21T12:00:10Z" });
     let (_, token) = server.key_with(body).await;
@@ -193,7 +194,7 @@ async fn a_key_that_expires_is_refused_from_that_instant() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_opens_only_from_its_own_addresses() {
+async fn key_works_only_from_its_allowed_addresses() {
     let server = TestServer::start().await;
     let key = async |cidrs: Value| {
         server.key_with(json!({ "name": "here", "scopes": ["read"], "allowed_cidrs": cidrs })).await.1
@@ -211,7 +212,7 @@ async fn a_key_opens_only_from_its_own_addresses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_token_is_unknown_outside_the_internal_routes() {
+async fn service_token_is_refused_on_public_routes() {
     use secrecy::ExposeSecret;
     let server = TestServer::start().await;
     let token = server.runner.secrets.service_token.expose_secret().to_owned();
@@ -219,7 +220,7 @@ async fn a_service_token_is_unknown_outside_the_internal_routes() {
     assert!(!server.authorizes(&format!("Bearer {token}")).await);
 }
 
-/// One of every kind of credential that this system issues, as it issues them.
+/// Issues one credential of every kind.
 async fn issued(server: &TestServer) -> Vec<String> {
     use secrecy::ExposeSecret;
     server.project("my-app").await;

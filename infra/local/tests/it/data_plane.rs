@@ -1,4 +1,4 @@
-//! A data plane as far as pushes go: it writes down every request and answers as it is told to. And what a test needs to see them arrive.
+//! A fake data plane. It records every request and answers with a [`Reaction`].
 
 use std::{
     net::SocketAddr,
@@ -16,13 +16,13 @@ use crate::harness::{note_secret, until};
 #[derive(Debug, Clone)]
 pub(crate) enum Reaction {
     Status(u16),
-    /// No answer, ever.
+    /// Never answers.
     Hang,
-    /// To this URL.
+    /// Redirects to this URL.
     Redirect(String),
 }
 
-/// A request, as it arrived.
+/// A received request.
 #[derive(Debug, Clone)]
 pub(crate) struct Received {
     pub(crate) at: Instant,
@@ -45,7 +45,7 @@ struct Shared {
 }
 
 impl DataPlane {
-    /// One that answers 204; `letter` makes its token.
+    /// Starts a data plane that answers 204. Its token repeats `letter`.
     pub(crate) async fn start(letter: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address: SocketAddr = listener.local_addr().unwrap();
@@ -63,13 +63,13 @@ impl DataPlane {
         self.shared.received.lock().unwrap().clone()
     }
 
-    /// The organizations that it was told of since it was asked last, in order.
-    pub(crate) fn told(&self) -> Vec<u64> {
+    /// Removes the received requests and returns their organizations in order.
+    pub(crate) fn take_organizations(&self) -> Vec<u64> {
         let received: Vec<_> = self.shared.received.lock().unwrap().drain(..).collect();
         received.iter().map(|request| request.body["organization_id"].as_u64().unwrap()).collect()
     }
 
-    /// The requests, once there are `count` of them.
+    /// Waits for `count` requests and returns all received ones.
     pub(crate) async fn wait_for(&self, count: usize) -> Vec<Received> {
         until(&format!("{count} requests"), async || self.received().len() >= count).await;
         self.received()
@@ -82,7 +82,7 @@ impl Drop for DataPlane {
     }
 }
 
-/// The secret's JSON for these data planes.
+/// The JSON of the secret that configures these data planes.
 pub(crate) fn configured(planes: &[(&str, &DataPlane)]) -> String {
     let planes = planes.iter().map(|(name, plane)| {
         let url: &str = &plane.url;

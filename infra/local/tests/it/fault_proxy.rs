@@ -1,17 +1,18 @@
-//! A proxy between the SDK and the embedded store. It writes down every request and answers some of them with a fault:
+//! A proxy between the SDK and the embedded store. It records every request and injects faults:
 //!
 //! ```ignore
 //! let (server, proxy) = FaultProxy::start().await;
 //! proxy.fail("Query", 2, Fault::Throttle); // the next two
-//! proxy.fail("TransactWriteItems", ALWAYS, Fault::DropAnswer); // every one, until
+//! proxy.fail("TransactWriteItems", ALWAYS, Fault::DropAnswer); // all of them, until
 //! proxy.heal();
-//! proxy.fail("BatchGetItem", 1, Fault::HoldAnswer); // the store does it, and nobody hears of it until
+//! proxy.fail("BatchGetItem", 1, Fault::HoldAnswer); // the response waits until
 //! proxy.held().await;
 //! proxy.release();
 //! assert!(proxy.seen().iter().all(|request| request.is_consistent()));
 //! ```
 //!
-//! It speaks just as much HTTP/1.1 as the SDK does: bodies of a known length, connections that stay open.
+//! It supports the part of HTTP/1.1 that the SDK uses: bodies with a content length and persistent
+//! connections.
 
 use std::sync::{Arc, Mutex};
 
@@ -26,36 +27,37 @@ use tokio::{
 
 use crate::harness::{TestServer, options};
 
-/// As a number of requests: all of them, until [`FaultProxy::heal`].
+/// Number of requests: all, until [`FaultProxy::heal`].
 pub(crate) const ALWAYS: usize = usize::MAX;
-/// As an operation: each of them.
+/// Operation name that matches every operation.
 pub(crate) const ANY: &str = "*";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// `ProvisionedThroughputExceededException`; nothing reaches the store.
+    /// Answers `ProvisionedThroughputExceededException`. The request does not reach the store.
     Throttle,
-    /// The exception of this name; nothing reaches the store.
+    /// Answers the exception of this name. The request does not reach the store.
     Exception(&'static str),
-    /// HTTP 500; nothing reaches the store.
+    /// Answers HTTP 500. The request does not reach the store.
     ServerError,
-    /// No answer, ever; nothing reaches the store.
+    /// Never answers. The request does not reach the store.
     Hang,
-    /// The connection is closed; nothing reaches the store.
+    /// Closes the connection. The request does not reach the store.
     Close,
-    /// The store does what it was asked, and the connection is closed instead of its answer.
+    /// The store executes the request. The proxy closes the connection instead of answering.
     DropAnswer,
-    /// The store does what it was asked, and its answer waits for [`FaultProxy::release`].
+    /// The store executes the request. The response waits for [`FaultProxy::release`].
     HoldAnswer,
-    /// `TransactionCanceledException`: this reason for the member at this place, none for the others; nothing reaches the store.
+    /// Answers `TransactionCanceledException` with `code` for the member at index `at` and `None`
+    /// for the others. The request does not reach the store.
     Cancel { code: &'static str, at: usize },
-    /// A Query or a BatchGetItem finds nothing.
+    /// Answers a Query or a BatchGetItem without items. The request does not reach the store.
     FindNothing,
-    /// Of a BatchGetItem, the last key comes back as unprocessed.
+    /// Returns the last key of a BatchGetItem as unprocessed.
     LeaveUnread,
 }
 
-/// What a store refuses with for good: a permission, a table or a request that is not right.
+/// Permanent failures: missing permission, missing table, invalid credentials or invalid request.
 pub(crate) const REFUSALS: [Fault; 4] = [
     Fault::Exception("AccessDeniedException"),
     Fault::Exception("ResourceNotFoundException"),
@@ -67,14 +69,14 @@ pub(crate) struct FaultProxy {
     client: reqwest::Client,
     rules: Mutex<Vec<Rule>>,
     seen: Mutex<Vec<Seen>>,
-    /// How many answers have been held so far.
+    /// Number of responses that are held and that [`FaultProxy::held`] has not reported.
     held: watch::Sender<usize>,
     released: watch::Sender<()>,
 }
 
 struct Rule {
     operation: &'static str,
-    /// How many go through first.
+    /// Requests to forward before the first fault.
     through: usize,
     left: usize,
     fault: Fault,
@@ -88,7 +90,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// What it does to which table and partition, by the names of IAM's actions.
+    /// Returns the action, in the terms of IAM, on each table and partition.
     pub(crate) fn accesses(&self) -> Vec<Access> {
         let one = |action: &str, table: &Value, pk: &Value| Access {
             action: action.to_owned(),
@@ -131,7 +133,7 @@ impl Seen {
         self.accesses().into_iter().map(|access| access.partition).collect()
     }
 
-    /// Whether everything that it reads is read consistently; writes always are.
+    /// Returns whether all reads are strongly consistent. Writes always are.
     pub(crate) fn is_consistent(&self) -> bool {
         match self.operation.as_str() {
             "GetItem" | "Query" => self.body["ConsistentRead"] == true,
@@ -181,33 +183,34 @@ impl FaultProxy {
         (server, proxy)
     }
 
-    /// Gives the next `count` requests for `operation` this fault, after those of earlier calls.
+    /// Injects `fault` into the next `count` requests of `operation`, after the faults of earlier
+    /// calls.
     pub(crate) fn fail(&self, operation: &'static str, count: usize, fault: Fault) {
         self.fail_after(operation, 0, count, fault);
     }
 
-    /// The same, once this many requests have gone through.
+    /// Like [`fail`](Self::fail), after `through` forwarded requests.
     pub(crate) fn fail_after(&self, operation: &'static str, through: usize, count: usize, fault: Fault) {
         self.rules.lock().unwrap().push(Rule { operation, through, left: count, fault });
     }
 
-    /// No faults from here on.
+    /// Removes all faults.
     pub(crate) fn heal(&self) {
         self.rules.lock().unwrap().clear();
     }
 
-    /// Returns once an answer is held that was not when this was called last.
+    /// Waits until a response is held that no earlier call reported.
     pub(crate) async fn held(&self) {
         self.held.subscribe().wait_for(|held| *held > 0).await.unwrap();
         self.held.send_replace(0);
     }
 
-    /// Lets the answers go that are held.
+    /// Sends the held responses.
     pub(crate) fn release(&self) {
         self.released.send_replace(());
     }
 
-    /// Every request since the start, or since the last call to [`forget`](Self::forget).
+    /// Returns all requests since the start or the last call to [`forget`](Self::forget).
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
@@ -227,7 +230,7 @@ impl FaultProxy {
         }
     }
 
-    /// Answers one connection's requests. `None` closes it.
+    /// Answers the requests of a connection. `None` closes it.
     async fn converse(&self, mut stream: TcpStream, store: &str) -> Option<()> {
         stream.set_nodelay(true).ok()?;
         let mut unread = Vec::new();
@@ -279,8 +282,8 @@ impl FaultProxy {
 
     fn fault_for(&self, operation: &str) -> Option<Fault> {
         let mut rules = self.rules.lock().unwrap();
-        let is_meant = |rule: &&mut Rule| [operation, ANY].contains(&rule.operation) && rule.left > 0;
-        let rule = rules.iter_mut().find(is_meant)?;
+        let matches = |rule: &&mut Rule| [operation, ANY].contains(&rule.operation) && rule.left > 0;
+        let rule = rules.iter_mut().find(matches)?;
         if rule.through > 0 {
             rule.through -= 1;
             return None;
@@ -319,7 +322,7 @@ impl FaultProxy {
 fn exception(name: &str, members: &Value) -> (u16, Vec<u8>) {
     let mut body = members.clone();
     body["__type"] = json!(format!("com.amazonaws.dynamodb.v20120810#{name}"));
-    body["message"] = json!("a fault that a test asked for");
+    body["message"] = json!("a fault injected by a test");
     (400, body.to_string().into_bytes())
 }
 
@@ -329,7 +332,8 @@ struct Request {
 }
 
 impl Request {
-    /// The next request of a connection; `None` at its end. `unread` holds what was read too much.
+    /// Reads the next request of a connection, or `None` at its end. `unread` keeps bytes that were
+    /// read beyond it.
     async fn read(stream: &mut TcpStream, unread: &mut Vec<u8>) -> Option<Self> {
         let head = loop {
             match unread.windows(4).position(|bytes| bytes == b"\r\n\r\n") {

@@ -1,5 +1,5 @@
-//! A store that throttles, fails, hangs or loses answers: clients get a 503 or never notice, nothing acknowledged is lost, and nothing
-//! is ever half there.
+//! Tests with a store that throttles, fails, hangs or loses responses. Clients get a 503 or do not
+//! notice, no acknowledged write is lost, and no write is partial.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -16,21 +16,22 @@ use crate::{
     model_keys::{active, provider_key},
 };
 
-const CROSSED: Fault = Fault::Cancel { code: "TransactionConflict", at: 0 };
+const CONFLICT: Fault = Fault::Cancel { code: "TransactionConflict", at: 0 };
 
 fn new_key(server: &TestServer) -> Request {
     server.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["read"] }))
 }
 
-/// A 503 that says when to come back.
+/// Asserts a 503 with `Retry-After`.
 fn unavailable(reply: Reply) {
     assert_eq!(reply.headers["retry-after"], "1", "{}", reply.text);
     assert_eq!(reply.refused(503), json!({ "detail": "Service unavailable" }));
 }
 
-/// The answer, which must come. A store call's own deadline ends before the route's, whose answer would be a 504.
+/// Returns the response. The test fails if none arrives. The deadline of a store call ends before
+/// the route's, which would return 504.
 async fn in_time(request: Request) -> Reply {
-    timeout(PATIENCE, request.send()).await.expect("an answer")
+    timeout(PATIENCE, request.send()).await.expect("a response")
 }
 
 fn id(created: &Value) -> u64 {
@@ -38,7 +39,7 @@ fn id(created: &Value) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_create_whose_answer_was_lost_is_repeated_under_its_token_and_made_once() {
+async fn create_is_retried_under_its_request_token() {
     let (server, proxy) = FaultProxy::start().await;
     proxy.forget();
     proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
@@ -48,14 +49,14 @@ async fn a_create_whose_answer_was_lost_is_repeated_under_its_token_and_made_onc
     assert_eq!(tokens.len(), 2);
     assert_eq!(tokens[0], tokens[1]);
     let tables = Tables::new(&server).await;
-    tables.assert_whole();
+    tables.assert_consistent();
     assert_eq!(tables.key_ids().len(), 2);
     assert!(tables.key_ids().contains(&id(&created)));
     server.get("/v1/whoami").bearer(created["secret"].as_str().unwrap()).send().await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_create_whose_every_answer_was_lost_is_found_again_by_its_idempotency_key() {
+async fn idempotency_key_recovers_a_lost_create() {
     let (server, proxy) = FaultProxy::start().await;
     server.get("/v1/whoami").send().await.expect(200);
     proxy.fail("TransactWriteItems", ALWAYS, Fault::DropAnswer);
@@ -65,13 +66,13 @@ async fn a_create_whose_every_answer_was_lost_is_found_again_by_its_idempotency_
     let second = new_key(&server).idempotency_key("once").send().await.expect(201);
     assert_eq!(first, second);
     let tables = Tables::new(&server).await;
-    tables.assert_whole();
+    tables.assert_consistent();
     assert_eq!(tables.key_ids().len(), 2);
     server.get("/v1/whoami").bearer(first["secret"].as_str().unwrap()).send().await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revocation_whose_answer_was_lost_is_audited_once() {
+async fn revocation_with_lost_response_is_audited_once() {
     let (server, proxy) = FaultProxy::start().await;
     for drops in [1, ALWAYS] {
         let (key, _) = server.key(&["admin"]).await;
@@ -86,12 +87,12 @@ async fn a_revocation_whose_answer_was_lost_is_audited_once() {
         }
         let repeated = server.delete(&path).send().await.expect(200);
         assert_eq!(repeated["api_key"]["status"], "revoked");
-        Tables::new(&server).await.assert_whole();
+        Tables::new(&server).await.assert_consistent();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fault_while_a_credential_is_judged_is_a_503_and_never_a_cached_401() {
+async fn store_fault_during_authentication_returns_503() {
     for fault in [Fault::Throttle, Fault::ServerError, Fault::Close].into_iter().chain(REFUSALS) {
         for operation in ["Query", "BatchGetItem"] {
             let (server, proxy) = FaultProxy::start().await;
@@ -106,7 +107,7 @@ async fn a_fault_while_a_credential_is_judged_is_a_503_and_never_a_cached_401() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_hangs_is_a_503_within_the_deadline() {
+async fn hanging_store_returns_503_within_the_deadline() {
     let options = Options { deadlines: Deadlines::DEPLOYED, ..options(Arc::new(SystemClock)) };
     let (server, proxy) = FaultProxy::start_as(options).await;
     let project = server.project("app").await;
@@ -124,26 +125,26 @@ async fn a_store_that_hangs_is_a_503_within_the_deadline() {
         unavailable(reply);
     }
     proxy.heal();
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn crossed_transactions_are_sent_again_and_given_up_in_the_end() {
+async fn transaction_conflicts_are_retried_up_to_a_limit() {
     let (server, proxy) = FaultProxy::start().await;
     server.get("/v1/whoami").send().await.expect(200);
-    proxy.fail("TransactWriteItems", 4, CROSSED);
+    proxy.fail("TransactWriteItems", 4, CONFLICT);
     new_key(&server).send().await.expect(201);
-    proxy.fail("TransactWriteItems", ALWAYS, CROSSED);
+    proxy.fail("TransactWriteItems", ALWAYS, CONFLICT);
     unavailable(in_time(new_key(&server)).await);
     unavailable(in_time(server.post("/v1/agent_projects", json!({ "slug": "app", "name": "App" }))).await);
     let tables = Tables::new(&server).await;
-    tables.assert_whole();
+    tables.assert_consistent();
     assert_eq!(tables.key_ids().len(), 2);
     assert_eq!(tables.under("PRJ#").count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drawn_id_that_is_taken_is_drawn_again() {
+async fn taken_random_id_is_replaced() {
     let (server, proxy) = FaultProxy::start().await;
     server.get("/v1/whoami").send().await.expect(200);
     proxy.forget();
@@ -156,17 +157,17 @@ async fn a_drawn_id_that_is_taken_is_drawn_again() {
     assert_eq!(drawn[3], format!("ID#api_key#{}", id(&created)));
     assert!((0..3).all(|at| drawn[at] != drawn[3]));
     let tokens: BTreeSet<_> = sent.iter().map(|sent| sent.body["ClientRequestToken"].to_string()).collect();
-    assert_eq!(tokens.len(), 4, "another transaction under the same token would be refused");
+    assert_eq!(tokens.len(), 4, "each transaction has its own token");
 
     proxy.fail("TransactWriteItems", ALWAYS, taken);
     unavailable(in_time(new_key(&server)).await);
     let tables = Tables::new(&server).await;
-    tables.assert_whole();
+    tables.assert_consistent();
     assert_eq!(tables.key_ids().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_that_a_batch_left_unread_are_asked_for_again() {
+async fn unprocessed_keys_of_a_batch_are_retried() {
     let (server, proxy) = FaultProxy::start().await;
     proxy.fail("BatchGetItem", 2, Fault::LeaveUnread);
     let principal = server.get("/v1/whoami").send().await.expect(200);
@@ -181,7 +182,7 @@ async fn keys_that_a_batch_left_unread_are_asked_for_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn faults_that_pass_after_two_attempts_are_invisible() {
+async fn two_transient_faults_are_invisible() {
     for fault in [Fault::Throttle, Fault::ServerError, Fault::Close] {
         let (server, proxy) = FaultProxy::start().await;
         for operation in ["Query", "BatchGetItem", "TransactWriteItems", "GetItem"] {
@@ -191,14 +192,14 @@ async fn faults_that_pass_after_two_attempts_are_invisible() {
             in_time(server.post("/v1/agent_projects", json!({ "slug": "app", "name": "App" }))).await.expect(201);
         let read = in_time(server.get("/v1/agent_projects/app")).await.expect(200);
         assert_eq!(created, read);
-        Tables::new(&server).await.assert_whole();
+        Tables::new(&server).await.assert_consistent();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_fails_what_was_acknowledged_is_there_and_nothing_is_half_there() {
+async fn acknowledged_writes_survive_faults_and_are_complete() {
     let taken = Fault::Cancel { code: "ConditionalCheckFailed", at: 1 };
-    for fault in [Fault::Throttle, Fault::ServerError, Fault::Close, Fault::DropAnswer, CROSSED, taken] {
+    for fault in [Fault::Throttle, Fault::ServerError, Fault::Close, Fault::DropAnswer, CONFLICT, taken] {
         let (server, proxy) = FaultProxy::start().await;
         let mut acknowledged = Vec::new();
         for count in [1, 2, 3, 5, 7] {
@@ -215,9 +216,9 @@ async fn whatever_fails_what_was_acknowledged_is_there_and_nothing_is_half_there
             }
             proxy.heal();
         }
-        assert!(acknowledged.len() >= 3, "{fault:?}: up to three in a row pass unnoticed");
+        assert!(acknowledged.len() >= 3, "{fault:?}: up to three faults in a row are retried");
         let tables = Tables::new(&server).await;
-        tables.assert_whole();
+        tables.assert_consistent();
         for (key, changed, revoked) in acknowledged {
             let kept = tables.under("KEY#").find(|kept| kept["id"] == key).unwrap();
             assert!(!changed || kept["scopes"] == json!(["read"]), "{kept}");
@@ -273,7 +274,7 @@ async fn every_read_is_consistent() {
         assert!(request.is_consistent(), "{} {}", request.operation, request.body);
     }
     for operation in ["Query", "BatchGetItem", "GetItem", "TransactWriteItems"] {
-        assert!(seen.iter().any(|request| request.operation == operation), "{operation} was walked");
+        assert!(seen.iter().any(|request| request.operation == operation), "{operation} was sent");
     }
     let accesses = seen.iter().flat_map(Seen::accesses).filter(|access| access.table == "karta-credentials");
     for access in accesses {

@@ -24,22 +24,22 @@ async fn behind_a_proxy_at_noon() -> (TestServer, Arc<FaultProxy>, Arc<ManualClo
     (server, proxy, clock)
 }
 
-/// From now on the store answers nothing, until the proxy is healed.
-fn take_the_store_away(proxy: &FaultProxy) {
+/// Closes every connection to the store until the proxy is healed.
+fn disconnect_store(proxy: &FaultProxy) {
     for operation in ["Query", "GetItem", "BatchGetItem", "TransactWriteItems"] {
         proxy.fail(operation, ALWAYS, Fault::Close);
     }
 }
 
-/// The answer when a dependency is down.
-fn is_unavailable(reply: Reply) {
-    let retry_after = reply.headers.get("retry-after").expect("a 503 says when to come back");
+/// Asserts a 503 with `Retry-After`.
+fn assert_unavailable(reply: Reply) {
+    let retry_after = reply.headers.get("retry-after").expect("a 503 has Retry-After");
     assert!(retry_after.to_str().unwrap().parse::<u32>().unwrap() >= 1);
     assert_eq!(reply.refused(503), json!({ "detail": "Service unavailable" }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unknown_paths_are_not_found_with_and_without_a_credential() {
+async fn unknown_path_returns_404() {
     let server = TestServer::start().await;
     for path in [
         "/",
@@ -68,7 +68,7 @@ async fn unknown_paths_are_not_found_with_and_without_a_credential() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_method_is_unknown_route() {
+async fn wrong_method_is_unknown_route() {
     let server = TestServer::start().await;
     for (method, path) in [
         (Method::POST, "/healthz"),
@@ -114,7 +114,7 @@ async fn encoded_unreserved_characters_equal_themselves() {
     let token = server.session_token("my%2Dapp", json!({})).await;
     server.get("/v1/projects/%6Dy-app/whoami").bearer(&token).send().await.expect(200);
     server.get("/v1/agent_projects/%256Dy-app").send().await.refused(404);
-    // Both spellings are one path to an idempotency key.
+    // An idempotency key treats both spellings as one path.
     let deploy = |slug: &str, sha: &str| {
         let path = format!("/v1/agent_projects/{slug}/deploys");
         server.post(&path, json!({ "commit_sha": sha })).idempotency_key("once").send()
@@ -124,7 +124,7 @@ async fn encoded_unreserved_characters_equal_themselves() {
     assert_eq!(deploy("%6Dy-app", "abcdef1").await.refused(422)["error"], "idempotency_mismatch");
 }
 
-/// The status line and the body of the answer to a request as it stands.
+/// Sends a raw request. Returns the status line and the body of the response.
 async fn raw(server: &TestServer, request: &str) -> (String, String) {
     let mut stream = TcpStream::connect(server.runner.base_url.trim_start_matches("http://")).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -166,7 +166,7 @@ async fn two_authorization_headers_are_unauthorized() {
         }
         let internal = server.service(Method::GET, "/v1/internal/whoami");
         assert_eq!(internal.header("authorization", other).send().await.refused(401), unauthorized(), "{other:?}");
-        // A route that reads no credential, and a path that no route has.
+        // A route without authentication, and an unknown path.
         server.get("/healthz").header("authorization", other).send().await.expect(200);
         assert_eq!(server.get("/v1/nothing").header("authorization", other).send().await.refused(404), unknown_route());
     }
@@ -181,12 +181,12 @@ async fn functions_challenge_under_the_gateways_name() {
     let by_a_function = server.get("/v1/whoami").bearer(&elsewhere).send().await;
     assert_eq!(by_the_gateway.headers["www-authenticate"], "Bearer");
     assert_eq!(by_a_function.headers["x-amzn-remapped-www-authenticate"], "Bearer");
-    assert!(!by_a_function.headers.contains_key("www-authenticate"), "API Gateway lets none through");
+    assert!(!by_a_function.headers.contains_key("www-authenticate"), "API Gateway removes the original header");
     assert_eq!(by_the_gateway.refused(401), by_a_function.refused(401));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_trailing_slash_is_another_path() {
+async fn trailing_slash_is_another_path() {
     let server = TestServer::start().await;
     for path in ["/healthz/", "/v1/whoami/", "/v1/api_keys/", "/v1/api_keys/1/", "/v1/agent_projects/"] {
         assert_eq!(server.get(path).send().await.refused(404), unknown_route(), "{path}");
@@ -194,14 +194,14 @@ async fn a_trailing_slash_is_another_path() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_over_the_gateways_ten_mebibytes_is_too_large() {
+async fn body_over_ten_mebibytes_returns_413() {
     let server = TestServer::start().await;
     for bytes in [10 * 1024 * 1024, 10 * 1024 * 1024 + 1, 12 * 1024 * 1024] {
         let refused =
             server.request(Method::POST, "/v1/api_keys").raw_body(vec![b' '; bytes]).send().await.refused(413);
         assert_eq!(refused["error"], "body_too_large", "{bytes}");
         assert!(refused["message"].is_string());
-        // An internal route off the allowlist answers like an unknown path, also to such a body.
+        // An internal route off the allowlist answers like an unknown path, even to such a body.
         for path in ["/v1/internal/keys/validate", "/v1/nothing"] {
             let request = server.request(Method::POST, path).header("host", "elsewhere.example");
             request.raw_body(vec![b' '; bytes]).send().await.refused(if bytes > 10 * 1024 * 1024 { 413 } else { 404 });
@@ -212,7 +212,7 @@ async fn a_body_over_the_gateways_ten_mebibytes_is_too_large() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_may_have_64_kibibytes_and_not_a_byte_more() {
+async fn body_over_64_kibibytes_returns_413() {
     let server = TestServer::start().await;
     let body = r#"{"name":"padded","scopes":["read"]}"#;
     let padded = |bytes: usize| body.to_owned() + &" ".repeat(bytes - body.len());
@@ -223,14 +223,14 @@ async fn a_body_may_have_64_kibibytes_and_not_a_byte_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn authentication_without_a_store_is_unavailable_never_unauthorized_and_never_cached() {
+async fn authentication_without_a_store_returns_uncached_503() {
     let (server, proxy, _clock) = behind_a_proxy_at_noon().await;
     let ring = server.runner.app.secrets.ring(Ring::KeyTag).await.unwrap();
     let unstored = ApiKeyToken::mint(&ring, &OsEntropy);
     note_secret(unstored.expose());
-    take_the_store_away(&proxy);
+    disconnect_store(&proxy);
     for token in [server.admin.as_str(), unstored.expose()] {
-        is_unavailable(server.get("/v1/whoami").bearer(token).send().await);
+        assert_unavailable(server.get("/v1/whoami").bearer(token).send().await);
     }
     proxy.heal();
     server.get("/v1/whoami").send().await.expect(200);
@@ -238,31 +238,31 @@ async fn authentication_without_a_store_is_unavailable_never_unauthorized_and_ne
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_known_proof_without_its_state_is_unavailable_too() {
+async fn cached_proof_without_a_store_returns_503() {
     let (server, proxy, clock) = behind_a_proxy_at_noon().await;
     server.get("/v1/whoami").send().await.expect(200);
     clock.advance(Duration::from_secs(3));
-    take_the_store_away(&proxy);
-    is_unavailable(server.get("/v1/whoami").send().await);
+    disconnect_store(&proxy);
+    assert_unavailable(server.get("/v1/whoami").send().await);
     proxy.heal();
     server.get("/v1/whoami").send().await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_route_without_a_store_is_unavailable() {
+async fn route_without_a_store_returns_503() {
     let (server, proxy, _clock) = behind_a_proxy_at_noon().await;
     server.get("/v1/whoami").send().await.expect(200);
-    take_the_store_away(&proxy);
-    is_unavailable(server.get("/v1/api_keys").send().await);
-    is_unavailable(server.post("/v1/api_keys", json!({ "name": "x", "scopes": ["read"] })).send().await);
+    disconnect_store(&proxy);
+    assert_unavailable(server.get("/v1/api_keys").send().await);
+    assert_unavailable(server.post("/v1/api_keys", json!({ "name": "x", "scopes": ["read"] })).send().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_needs_no_store_answers_without_one() {
+async fn storeless_requests_succeed_without_a_store() {
     let (server, proxy, _clock) = behind_a_proxy_at_noon().await;
     server.project("my-app").await;
     let token = server.session_token("my-app", json!({})).await;
-    take_the_store_away(&proxy);
+    disconnect_store(&proxy);
     proxy.forget();
     server.get("/healthz").anonymous().send().await.expect(200);
     server.get("/v1/projects/my-app/whoami").bearer(&token).send().await.expect(200);
@@ -277,7 +277,7 @@ async fn browsers_may_read_the_gateways_own_refusals() {
     let whoami = "/v1/projects/my-app/whoami";
     let large = server.request(Method::POST, "/v1/api_keys").raw_body(vec![b' '; 10 * 1024 * 1024 + 1]).send().await;
     clock.advance(Duration::from_secs(3));
-    take_the_store_away(&proxy);
+    disconnect_store(&proxy);
     let refusals = [
         (413, large),
         (401, server.get(whoami).anonymous().send().await),
@@ -293,7 +293,7 @@ async fn browsers_may_read_the_gateways_own_refusals() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_answer_has_a_request_id_of_its_own() {
+async fn every_response_has_its_own_request_id() {
     let server = TestServer::start().await;
     let mut seen = HashSet::new();
     for _ in 0..20 {
@@ -306,11 +306,11 @@ async fn every_answer_has_a_request_id_of_its_own() {
     }
 }
 
-/// Version 4, as API Gateway's are.
+/// Returns whether `id` is a UUID of version 4, as API Gateway's request ids are.
 fn is_random_uuid(id: &str) -> bool {
     let shape = "hhhhhhhh-hhhh-4hhh-vhhh-hhhhhhhhhhhh";
     id.len() == shape.len()
-        && id.chars().zip(shape.chars()).all(|(c, want)| match want {
+        && id.chars().zip(shape.chars()).all(|(c, expected)| match expected {
             'h' => matches!(c, '0'..='9' | 'a'..='f'),
             'v' => matches!(c, '8' | '9' | 'a' | 'b'),
             other => c == other,
@@ -318,7 +318,7 @@ fn is_random_uuid(id: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn addresses_are_judged_by_the_connection_and_not_by_what_a_client_claims() {
+async fn address_check_ignores_forwarding_headers() {
     let server = TestServer::start().await;
     let key = async |cidr: &str| {
         let body = json!({ "name": cidr, "scopes": ["read"], "allowed_cidrs": [cidr] });
@@ -339,7 +339,7 @@ async fn addresses_are_judged_by_the_connection_and_not_by_what_a_client_claims(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_embedded_store_opens_to_its_access_key_alone() {
+async fn embedded_store_requires_its_access_key() {
     let server = TestServer::start().await;
     let scan = json!({ "TableName": "karta-credentials" }).to_string();
     let client = reqwest::Client::new();

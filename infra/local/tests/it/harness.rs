@@ -1,8 +1,9 @@
-//! A runner of its own for every test, in memory, and a client that remembers every secret it sees.
+//! An in-memory runner for each test, and a client that records every secret it receives.
 //!
-//! What the suite leaves under `target/run/`: `logs/` with all that was logged, `secrets/` with every secret that was made, one a
-//! line, and `calls/` with what functions asked of AWS. `infra/checks/log-secrets.sh` holds the first two against each other,
-//! `rights.rs` the last against the template.
+//! The suite writes three folders under `target/run/`: `logs/` with the logs, `secrets/` with every
+//! generated secret, one per line, and `calls/` with the AWS calls of functions.
+//! `infra/checks/log-secrets.sh` searches the logs for the secrets. `rights.rs` compares the calls
+//! with the policies in the template.
 
 use std::{
     collections::HashMap,
@@ -43,67 +44,67 @@ use worker_audit_chain::AuditChain;
 
 use crate::calls::Calls;
 
-/// Ceiling on a wait for an event: it only turns a hang into a failure.
+/// Maximum wait for an event, so that a test fails instead of hanging.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Waits until something is so.
+/// Waits until `is_so` returns true. Panics with `what` after [`PATIENCE`].
 pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
     let waits = async {
         while !is_so().await {
             sleep(Duration::from_millis(2)).await;
         }
     };
-    timeout(PATIENCE, waits).await.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"));
+    timeout(PATIENCE, waits).await.unwrap_or_else(|_| panic!("timeout after {PATIENCE:?}: {what}"));
 }
 
-/// A running control plane with one organization, `acme`. When it is dropped, its audit logs must verify.
+/// A running control plane with one organization, `acme`. Dropping it verifies its audit logs.
 pub(crate) struct TestServer {
     audit: AuditCheck,
     pub(crate) runner: Runner,
-    /// `acme`'s first key: all scopes.
+    /// The first key of `acme`, with all scopes.
     pub(crate) admin: String,
     pub(crate) organization_id: u64,
     client: reqwest::Client,
 }
 
 impl TestServer {
-    /// On the machine's clock.
+    /// Starts a server on the system clock.
     pub(crate) async fn start() -> Self {
         Self::start_with(Arc::new(SystemClock), None).await
     }
 
-    /// On a clock that the test moves; it starts at 2026-11-21T12:00:00Z.
+    /// Starts a server on a clock that the test moves, at 2026-11-21T12:00:00Z.
     pub(crate) async fn start_at_noon() -> (Self, Arc<ManualClock>) {
         let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
         let server = Self::start_with(Arc::clone(&clock) as Arc<dyn Clock>, None).await;
         (server, clock)
     }
 
-    /// With the SDK pointed at what `proxy` makes of the embedded store's URL.
+    /// Starts a server whose SDK uses the URL that `proxy` returns for the store's URL.
     pub(crate) async fn start_with(clock: Arc<dyn Clock>, proxy: Option<&dyn Fn(&str) -> String>) -> Self {
         Self::start_as(options(clock), proxy).await
     }
 
     pub(crate) async fn start_as(options: Options, proxy: Option<&dyn Fn(&str) -> String>) -> Self {
         log_to_file();
-        let runner = Runner::start_behind(options, proxy).await.unwrap();
-        let admin = runner.founded.api_key.as_ref().unwrap().expose().to_owned();
+        let runner = Runner::start_with_proxy(options, proxy).await.unwrap();
+        let admin = runner.bootstrapped.api_key.as_ref().unwrap().expose().to_owned();
         Self::new(runner, admin)
     }
 
-    /// Over the data that another run left, with the admin key that it showed.
+    /// Starts a server on the data of an earlier run, with the admin key of that run.
     pub(crate) async fn start_over(data_dir: PathBuf, admin: &str) -> Self {
         log_to_file();
         let options = Options { data_dir: Some(data_dir), ..options(Arc::new(SystemClock)) };
         Self::new(Runner::start(options).await.unwrap(), admin.to_owned())
     }
 
-    /// With the internal routes for those that the lists name.
+    /// Starts a server with this allowlist for its internal routes.
     pub(crate) async fn start_guarded(internal: InternalGuard) -> Self {
         log_to_file();
         let options = Options { internal, ..options(Arc::new(SystemClock)) };
         let runner = Runner::start(options).await.unwrap();
-        let admin = runner.founded.api_key.as_ref().unwrap().expose().to_owned();
+        let admin = runner.bootstrapped.api_key.as_ref().unwrap().expose().to_owned();
         Self::new(runner, admin)
     }
 
@@ -111,21 +112,21 @@ impl TestServer {
         note_secret(runner.secrets.service_token.expose_secret());
         note_secret(runner.secrets.session_token_secret.expose_secret());
         note_secret(&admin);
-        let organization_id = runner.founded.organization.id.get();
+        let organization_id = runner.bootstrapped.organization.id.get();
         Self { audit: AuditCheck::new(&runner), runner, admin, organization_id, client: reqwest::Client::new() }
     }
 
-    /// For a test that tampers with the audit log.
+    /// Disables the audit check, for a test that tampers with the audit log.
     pub(crate) fn skip_audit_check(&mut self) {
-        self.audit.is_wanted = false;
+        self.audit.is_enabled = false;
     }
 
-    /// Another organization: its id and the token of its first key.
+    /// Creates an organization. Returns its id and the token of its first key.
     pub(crate) async fn another_organization(&self, name: &str) -> (u64, String) {
-        let founded = bootstrap::organization(&self.runner.app, &slug(name), "local runner").await.unwrap();
-        let token = founded.api_key.unwrap().expose().to_owned();
+        let bootstrapped = bootstrap::organization(&self.runner.app, &slug(name), "local runner").await.unwrap();
+        let token = bootstrapped.api_key.unwrap().expose().to_owned();
         note_secret(&token);
-        (founded.organization.id.get(), token)
+        (bootstrapped.organization.id.get(), token)
     }
 
     pub(crate) fn get(&self, path: &str) -> Request {
@@ -144,13 +145,14 @@ impl TestServer {
         self.request(Method::DELETE, path)
     }
 
-    /// A request with the admin key, unless [`Request::bearer`] or [`Request::anonymous`] says otherwise.
+    /// Builds a request with the admin key, which [`Request::bearer`] and [`Request::anonymous`]
+    /// replace.
     pub(crate) fn request(&self, method: Method, path: &str) -> Request {
         let request = self.client.request(method, format!("{}{path}", self.runner.base_url));
         Request { request, authorization: Some(format!("Bearer {}", self.admin).into_bytes()) }
     }
 
-    /// What handlers work with, but with another text in the place of a ring's: as after a rotation.
+    /// Returns the handlers' app with an edited ring, as after a rotation.
     pub(crate) fn app_with_ring(&self, ring: Ring, edit: impl FnOnce(&mut Value)) -> App {
         let SecretSource::Fixed(mut texts) = self.runner.secrets.source() else { panic!("a local run's secrets") };
         let mut text = serde_json::from_str(texts[&ring.into()].expose_secret()).unwrap();
@@ -161,34 +163,34 @@ impl TestServer {
         app
     }
 
-    /// A request to an internal route with the run's service token.
+    /// Builds a request to an internal route with the service token.
     pub(crate) fn service(&self, method: Method, path: &str) -> Request {
         self.request(method, path).bearer(self.runner.secrets.service_token.expose_secret())
     }
 
-    /// A new key of `acme` with these scopes: its id and token.
+    /// Creates a key of `acme` with these scopes. Returns its id and token.
     pub(crate) async fn key(&self, scopes: &[&str]) -> (u64, String) {
         self.key_with(json!({ "name": scopes.join(" "), "scopes": scopes })).await
     }
 
-    /// A new key of `acme`: its id and token.
+    /// Creates a key of `acme`. Returns its id and token.
     pub(crate) async fn key_with(&self, body: Value) -> (u64, String) {
         let created = self.post("/v1/api_keys", body).send().await.expect(201);
         (created["api_key"]["id"].as_u64().unwrap(), created["secret"].as_str().unwrap().to_owned())
     }
 
-    /// A new project of `acme`: its id.
+    /// Creates a project of `acme`. Returns its id.
     pub(crate) async fn project(&self, slug: &str) -> u64 {
         let created = self.post("/v1/agent_projects", json!({ "slug": slug, "name": slug })).send().await.expect(201);
         created["agent_project"]["id"].as_u64().unwrap()
     }
 
-    /// A new release of a project of `acme`, active unless the body says otherwise.
+    /// Creates a release of a project of `acme`, which is active unless the body disables that.
     pub(crate) async fn deploy(&self, slug: &str, body: Value) -> Value {
         self.post(&format!("/v1/agent_projects/{slug}/deploys"), body).send().await.expect(201)["release"].take()
     }
 
-    /// Puts a release's build into a state that no route gives it, behind the back of the code under test.
+    /// Writes the build state of a release directly to the store, for states that no route sets.
     pub(crate) async fn set_build(&self, release: &Value, build: &str) {
         let update = json!({
             "TableName": "karta",
@@ -203,13 +205,13 @@ impl TestServer {
         self.dynamodb("UpdateItem", update).await;
     }
 
-    /// A session token for a project of `acme`, minted with the admin key.
+    /// Mints a session token for a project of `acme` with the admin key.
     pub(crate) async fn session_token(&self, slug: &str, body: Value) -> String {
         let minted = self.post(&format!("/v1/agent_projects/{slug}/session_tokens"), body).send().await.expect(201);
         minted["token"].as_str().unwrap().to_owned()
     }
 
-    /// The items of the embedded store's main table under a partition, read past the code under test.
+    /// Reads a partition of the main table directly from the store.
     pub(crate) async fn items(&self, partition: &str) -> Vec<Value> {
         self.items_of("karta", partition).await
     }
@@ -226,12 +228,12 @@ impl TestServer {
         answer.await["Items"].as_array().unwrap().clone()
     }
 
-    /// What waits in the outbox for `acme`, oldest first: `EVT`, `PSH` or `XPR`.
+    /// Reads a queue of the outbox of `acme`, oldest item first: `EVT`, `PSH` or `XPR`.
     pub(crate) async fn outbox(&self, queue: &str) -> Vec<Value> {
         self.items_of("karta-outbox", &format!("{queue}#{}", self.organization_id)).await.iter().map(plain).collect()
     }
 
-    /// Has a worker do once what is due.
+    /// Runs a worker once.
     pub(crate) async fn work(&self, worker: &str) {
         self.try_work(worker).await.unwrap();
     }
@@ -240,18 +242,18 @@ impl TestServer {
         registry::workers(&self.runner.app, &self.runner.gateway)[worker]().await
     }
 
-    /// The audit log of `acme`, oldest first.
+    /// Reads the audit log of `acme`, oldest event first.
     pub(crate) async fn audit_events(&self) -> Vec<Value> {
         self.items(&format!("AUD#{}", self.organization_id)).await.iter().map(plain).collect()
     }
 
-    /// The events of `acme`'s audit log that tell of `action`.
+    /// Reads the events of `action` from the audit log of `acme`.
     pub(crate) async fn audited(&self, action: &str) -> Vec<Value> {
         let events = self.audit_events().await;
         events.into_iter().filter(|event| event["action"] == action).collect()
     }
 
-    /// All that the embedded store holds.
+    /// Reads all items of all tables.
     pub(crate) async fn stored(&self) -> Vec<Value> {
         let mut items = Vec::new();
         for table in ["karta", "karta-credentials", "karta-outbox", "karta-usage", "karta-anchors"] {
@@ -262,7 +264,7 @@ impl TestServer {
         items
     }
 
-    /// Puts `acme`'s subscription into a state, behind the back of the code under test.
+    /// Writes the subscription status of `acme` directly to the store.
     pub(crate) async fn set_subscription(&self, status: &str) {
         let update = json!({
             "TableName": "karta",
@@ -273,7 +275,7 @@ impl TestServer {
         self.dynamodb("UpdateItem", update).await;
     }
 
-    /// One DynamoDB operation, straight to the embedded store.
+    /// Sends a DynamoDB operation directly to the embedded store.
     pub(crate) async fn dynamodb(&self, operation: &str, body: Value) -> Value {
         let access_key = self.runner.emulator.access_key().expose_secret();
         let answer = self
@@ -294,23 +296,24 @@ impl TestServer {
         answer.json().await.unwrap()
     }
 
-    /// Whether an authorizer with cold caches lets this header in: what the gateway's own checks would hide.
+    /// Returns whether an authorizer with cold caches allows this header, without the gateway's own
+    /// checks.
     pub(crate) async fn authorizes(&self, header: &str) -> bool {
         let mut event = ApiGatewayCustomAuthorizerRequest::default();
         event.authorization_token = Some(header.to_owned());
         event.method_arn = Some("arn:aws:execute-api:local:000000000000:karta/local/GET/v1/whoami".to_owned());
-        let answer = Authorizer::new(self.runner.app.of_function(authorizer::NAME)).authorize(&event).await.unwrap();
+        let answer = Authorizer::new(self.runner.app.for_function(authorizer::NAME)).authorize(&event).await.unwrap();
         let allowed =
             answer.policy_document.statement.iter().all(|statement| statement.effect == IamPolicyEffect::Allow);
-        assert_eq!(allowed, answer.context != json!({}), "a Deny says nothing of the credential");
+        assert_eq!(allowed, answer.context != json!({}), "a Deny has no context");
         allowed
     }
 }
 
-/// Chains what is left of a server's audit logs when the server ends, and verifies them all: on a thread and a runtime of its own, past any
-/// proxy.
+/// Chains the pending events of a server's audit logs when the server is dropped, and verifies all
+/// logs. Uses its own thread and runtime, and no proxy.
 struct AuditCheck {
-    is_wanted: bool,
+    is_enabled: bool,
     endpoint: String,
     access_key: SecretString,
     secrets: HashMap<Secret, SecretString>,
@@ -320,7 +323,7 @@ impl AuditCheck {
     fn new(runner: &Runner) -> Self {
         let SecretSource::Fixed(secrets) = runner.secrets.source() else { panic!("a local run's secrets") };
         let emulator = &runner.emulator;
-        Self { is_wanted: true, endpoint: emulator.endpoint(), access_key: emulator.access_key().clone(), secrets }
+        Self { is_enabled: true, endpoint: emulator.endpoint(), access_key: emulator.access_key().clone(), secrets }
     }
 
     async fn report(endpoint: String, access_key: SecretString, secrets: SecretSource) -> Report {
@@ -336,7 +339,7 @@ impl AuditCheck {
 impl Drop for AuditCheck {
     fn drop(&mut self) {
         let stopped = || TcpStream::connect(self.endpoint.trim_start_matches("http://")).is_err();
-        if !self.is_wanted || thread::panicking() || stopped() {
+        if !self.is_enabled || thread::panicking() || stopped() {
             return;
         }
         let (endpoint, access_key) = (self.endpoint.clone(), self.access_key.clone());
@@ -409,7 +412,7 @@ impl Request {
     }
 }
 
-/// An answer; every one of them must carry its request id.
+/// A response.
 #[derive(Debug, Clone)]
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
@@ -419,21 +422,21 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    /// The body of an answer with this status.
+    /// Asserts the status and the headers that every response must have. Returns the body.
     pub(crate) fn expect(self, status: u16) -> Value {
         assert_eq!(self.status.as_u16(), status, "{}", self.text);
-        let request_id = self.headers.get("x-request-id").expect("every answer carries x-request-id");
+        let request_id = self.headers.get("x-request-id").expect("every response has x-request-id");
         let challenges = ["www-authenticate", "x-amzn-remapped-www-authenticate"];
         let challenges = challenges.iter().flat_map(|name| self.headers.get_all(*name)).collect::<Vec<_>>();
         assert!(challenges.iter().all(|challenge| *challenge == "Bearer"), "{challenges:?}");
-        assert_eq!(challenges.len(), usize::from(status == 401), "every 401 carries one challenge");
+        assert_eq!(challenges.len(), usize::from(status == 401), "every 401 has one challenge");
         if !self.status.is_success() {
             assert_eq!(self.json["request_id"], request_id.to_str().unwrap(), "{}", self.text);
         }
         self.json
     }
 
-    /// The field that a refusal of bad input names.
+    /// Asserts a validation error. Returns its field.
     pub(crate) fn invalid_field(self) -> String {
         let body = self.refused(422);
         assert_eq!(body["error"], "validation_failed", "{body}");
@@ -441,12 +444,12 @@ impl Reply {
         body["field"].as_str().unwrap().to_owned()
     }
 
-    /// The text of a 403.
+    /// Asserts a 403. Returns its detail.
     pub(crate) fn forbidden(self) -> String {
         self.refused(403)["detail"].as_str().unwrap().to_owned()
     }
 
-    /// An error's body but for its request id.
+    /// Asserts the status of an error. Returns its body without the request id.
     pub(crate) fn refused(self, status: u16) -> Value {
         let mut body = self.expect(status);
         body.as_object_mut().unwrap().remove("request_id");
@@ -454,7 +457,7 @@ impl Reply {
     }
 }
 
-/// The body of every 401, but for its request id.
+/// The body of every 401 without its request id.
 pub(crate) fn unauthorized() -> Value {
     json!({
         "detail": "Unauthorized",
@@ -463,12 +466,12 @@ pub(crate) fn unauthorized() -> Value {
     })
 }
 
-/// The body of the 404 for a path that no route has, but for its request id.
+/// The body of the 404 for an unknown path, without its request id.
 pub(crate) fn unknown_route() -> Value {
     json!({ "detail": "Not found", "error": "unknown_route" })
 }
 
-/// A DynamoDB item as plain JSON.
+/// Converts a DynamoDB item to plain JSON.
 pub(crate) fn plain(item: &Value) -> Value {
     let fields = item.as_object().unwrap().iter();
     fields.map(|(name, attribute)| (name.clone(), plain_attribute(attribute))).collect()
@@ -485,7 +488,7 @@ fn plain_attribute(attribute: &Value) -> Value {
     }
 }
 
-/// Of a server: one organization, nothing on disk, workers at rest.
+/// The default options of a server: one organization, no data on disk, no running workers.
 pub(crate) fn options(clock: Arc<dyn Clock>) -> Options {
     Options {
         host: [127, 0, 0, 1].into(),
@@ -499,7 +502,7 @@ pub(crate) fn options(clock: Arc<dyn Clock>) -> Options {
         stripe_secrets: None,
         internal: InternalGuard::default(),
         webhooks: Reach::Public,
-        // Only a test that faults the store into silence is about deadlines; it sets those of a deployed stack.
+        // Long deadlines, because only tests with a hanging store need those of a deployed stack.
         deadlines: Deadlines::times(10),
         workers: false,
         witness: Some(Arc::new(Calls::kept())),
@@ -512,14 +515,14 @@ pub(crate) fn slug(text: &str) -> Slug {
     Slug::try_from(text.to_owned()).unwrap()
 }
 
-/// Writes a secret down for the check over the whole run's logs.
+/// Records a secret for the check of the logs after the run.
 pub(crate) fn note_secret(secret: &str) {
     static FILE: OnceLock<Mutex<File>> = OnceLock::new();
     let file = FILE.get_or_init(|| Mutex::new(run_file("secrets", "txt")));
     writeln!(file.lock().unwrap(), "{secret}").unwrap();
 }
 
-/// Sends this process's log to `target/run/logs/`. Panics are logged like any other line and shown to the test runner too.
+/// Writes the log of this process to `target/run/logs/`. Panics go to the log and the test runner.
 pub(crate) fn log_to_file() {
     static ONCE: OnceLock<()> = OnceLock::new();
     ONCE.get_or_init(|| {
@@ -533,12 +536,12 @@ pub(crate) fn log_to_file() {
     });
 }
 
-/// `target/run/<folder>/`
+/// Returns the path of `target/run/<folder>/`.
 pub(crate) fn run_folder(folder: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("run").join(folder)
 }
 
-/// A new file of this process under `target/run/<folder>/`.
+/// Opens the file of this process under `target/run/<folder>/`.
 pub(crate) fn run_file(folder: &str, extension: &str) -> File {
     let folder = run_folder(folder);
     fs::create_dir_all(&folder).unwrap();

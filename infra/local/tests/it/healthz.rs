@@ -4,7 +4,7 @@ use serde_json::json;
 use crate::harness::{TestServer, unknown_route};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_says_ok_to_anybody_and_nothing_else() {
+async fn healthz_returns_ok_without_authentication() {
     let server = TestServer::start().await;
     for request in [
         server.get("/healthz").anonymous(),
@@ -31,7 +31,7 @@ async fn head_answers_like_get_without_a_body() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_method_or_path_is_not_found() {
+async fn other_methods_and_paths_return_404() {
     let server = TestServer::start().await;
     for (method, path) in [
         (Method::POST, "/healthz"),

@@ -1,5 +1,5 @@
-//! Hostile bodies, made for every field of every route. Routes come from the template; fields come from the routes' own refusals, so a new
-//! route or field is tested without a change here.
+//! Tests every field of every route with hostile values. The routes come from the template, and the
+//! fields from the error message for an unknown field. New routes and fields need no change here.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::harness::{Reply, Request, TestServer, note_secret};
 
-/// Fields that are meant to hold a secret, or any text: none of them is stored as it came.
+/// Fields that accept any text, including secrets. None is stored unchanged.
 const ANY_TEXT: [(&str, &str); 5] = [
     ("internal-keys-validate", "key"),
     ("internal-releases-status", "build_log"),
@@ -20,9 +20,9 @@ const ANY_TEXT: [(&str, &str); 5] = [
     ("webhook-endpoints-create", "url"),
     ("webhook-endpoints-update", "url"),
 ];
-/// Judges each event by itself; has a test of its own.
+/// Validates each event separately. `invalid_event_does_not_affect_the_others` tests it.
 const BATCH: &str = "internal-usage-events-create";
-/// Reads nothing that Stripe has not signed.
+/// Reads only bodies that Stripe has signed.
 const SIGNED: &str = "stripe-events-create";
 
 struct Target {
@@ -42,7 +42,8 @@ impl Target {
     }
 }
 
-/// Every route that reads a body. Bodies are judged before a path's resource, so that it need not exist.
+/// Returns every route that reads a body. The body is validated before the path's resource is read,
+/// so the resource need not exist.
 fn targets() -> Vec<Target> {
     let template = Template::parse(TEMPLATE).unwrap();
     let functions = template.functions.iter().filter(|function| function.binary != SIGNED);
@@ -57,14 +58,14 @@ fn targets() -> Vec<Target> {
     routes.filter(|(_, route)| reads(&route.method)).map(target).collect()
 }
 
-/// The fields that a refusal of an unknown one lists.
+/// Returns the known fields that the message for an unknown field lists.
 fn listed(message: &str) -> Vec<String> {
     let Some((_, known)) = message.split_once("is not a field here: use ") else { return Vec::new() };
     let known = known.strip_prefix("one of ").unwrap_or(known).replace(" or ", ", ");
     known.split(", ").map(ToOwned::to_owned).collect()
 }
 
-/// The fields of a target's body, those of its objects with their path.
+/// Returns the fields of a target's body. Nested fields have a path with dots.
 async fn fields(server: &TestServer, target: &Target) -> Vec<String> {
     let message = |body: Value| {
         let request = target.request(server, body.to_string());
@@ -79,12 +80,12 @@ async fn fields(server: &TestServer, target: &Target) -> Vec<String> {
     fields
 }
 
-/// A body of this one field.
+/// Returns a body with only this field.
 fn body(field: &str, value: &str) -> String {
     field.rsplit('.').fold(value.to_owned(), |inner, name| format!(r#"{{"{name}":{inner}}}"#))
 }
 
-/// JSON that no field of any type takes.
+/// Returns JSON values that every field refuses.
 fn unusable() -> Vec<String> {
     let deep = "[".repeat(200) + &"]".repeat(200);
     let plain = [
@@ -110,7 +111,7 @@ fn unusable() -> Vec<String> {
     plain.map(ToOwned::to_owned).into()
 }
 
-/// Texts that no field takes but those of [`ANY_TEXT`].
+/// Returns texts that every field refuses, except those of [`ANY_TEXT`].
 fn texts(secrets: &[String]) -> Vec<String> {
     let hidden = ["a\0b", "a\u{1b}[31mb", "a\u{202e}b", "a\u{200b}b", "a\u{feff}b", "\u{200d}a"];
     let long = "a".repeat(60_000);
@@ -121,12 +122,12 @@ fn texts(secrets: &[String]) -> Vec<String> {
     bare.chain(plain.iter().flat_map(nested)).collect()
 }
 
-fn holds_none(text: &str, secrets: &[String]) -> bool {
+fn contains_none(text: &str, secrets: &[String]) -> bool {
     secrets.iter().all(|secret| !text.contains(secret.as_str()))
 }
 
 fn assert_refused(reply: Reply, field: &str, secrets: &[String], what: &str) {
-    assert!(holds_none(&reply.text, secrets), "{what}: {}", reply.text);
+    assert!(contains_none(&reply.text, secrets), "{what}: {}", reply.text);
     assert_eq!(reply.status, 422, "{what}: {}", reply.text);
     let named = reply.invalid_field();
     let below = named.strip_prefix(field);
@@ -141,14 +142,14 @@ async fn hostile_values_are_refused_in_every_field() {
         note_secret(secret);
     }
     let own = [server.admin.clone(), server.runner.secrets.service_token.expose_secret().to_owned()];
-    let (mut tasks, mut fields_met) = (JoinSet::new(), BTreeSet::new());
+    let (mut tasks, mut seen_fields) = (JoinSet::new(), BTreeSet::new());
     for target in targets() {
         for (at, field) in fields(&server, &target).await.into_iter().enumerate() {
-            fields_met.insert(format!("{} {field}", target.name));
+            seen_fields.insert(format!("{} {field}", target.name));
             if target.name == BATCH {
                 continue;
             }
-            // A few shapes for each field, so that all of them meet many.
+            // Each field gets four kinds of secrets. Together the fields cover many kinds.
             let mut secrets: Vec<String> =
                 (0..4).map(|n| examples[(7 * at + 17 * n) % examples.len()].clone()).collect();
             secrets.extend(own.clone());
@@ -166,16 +167,20 @@ async fn hostile_values_are_refused_in_every_field() {
             let huge = target.request(&server, body(&field, &json!("a".repeat(1_000_000)).to_string()));
             let refused: Vec<_> =
                 bodies.into_iter().map(|body| (target.request(&server, body.clone()), body)).collect();
-            let survived: Vec<_> =
+            let allowed: Vec<_> =
                 any_text.into_iter().map(|body| target.request(&server, body)).chain([huge]).collect();
             let name = target.name.clone();
             tasks.spawn(async move {
                 for (request, body) in refused {
                     assert_refused(request.send().await, &field, &secrets, &format!("{name}: {body:.200}"));
                 }
-                for request in survived {
+                for request in allowed {
                     let reply = request.send().await;
-                    assert!(reply.status.as_u16() < 500 && holds_none(&reply.text, &secrets), "{name}: {}", reply.text);
+                    assert!(
+                        reply.status.as_u16() < 500 && contains_none(&reply.text, &secrets),
+                        "{name}: {}",
+                        reply.text
+                    );
                 }
             });
         }
@@ -185,14 +190,14 @@ async fn hostile_values_are_refused_in_every_field() {
     }
     for known in ["api-keys-create budget.cost_cents", "internal-organizations-create plan", &format!("{BATCH} events")]
     {
-        assert!(fields_met.contains(known), "{known} is not among {fields_met:#?}");
+        assert!(seen_fields.contains(known), "{known} is not among {seen_fields:#?}");
     }
     let stored = Value::from(server.stored().await).to_string();
-    assert!(holds_none(&stored, &examples) && holds_none(&stored, &own));
+    assert!(contains_none(&stored, &examples) && contains_none(&stored, &own));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_event_is_rejected_by_itself() {
+async fn invalid_event_does_not_affect_the_others() {
     let server = TestServer::start().await;
     let key = server.get("/v1/whoami").send().await.expect(200)["api_key_id"].clone();
     let now = server.runner.app.clock.now();
@@ -210,17 +215,18 @@ async fn a_bad_event_is_rejected_by_itself() {
         let bad: Vec<String> = values
             .iter()
             .map(|value| {
-                // In front, so that nothing else of the event is judged before; and so twice.
+                // The bad field comes first, so that no other field is refused before it. If the
+                // event has the field too, it occurs twice.
                 let rest = event(&format!("bad {field}")).to_string();
                 format!(r#"{{"{field}":{value},{}"#, &rest[1..])
             })
             .collect();
-        let alone: Vec<String> = values.iter().map(|value| body(field, value)).collect();
-        for bad in [bad, alone] {
+        let single: Vec<String> = values.iter().map(|value| body(field, value)).collect();
+        for bad in [bad, single] {
             for (number, chunk) in bad.chunks(100).enumerate() {
                 let good = event(&format!("good {field} {number} {}", chunk.len())).to_string();
                 let reply = report(chunk.iter().chain([&good]).cloned().collect::<Vec<_>>().join(",")).send().await;
-                assert!(holds_none(&reply.text, &secrets), "{}", reply.text);
+                assert!(contains_none(&reply.text, &secrets), "{}", reply.text);
                 let answer = reply.expect(202);
                 let rejected = answer["rejected"].as_array().unwrap();
                 let places: Vec<_> = rejected.iter().map(|event| event["index"].as_u64().unwrap()).collect();
@@ -233,11 +239,11 @@ async fn a_bad_event_is_rejected_by_itself() {
         }
     }
     let stored = Value::from(server.stored().await).to_string();
-    assert!(holds_none(&stored, &secrets));
+    assert!(contains_none(&stored, &secrets));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_credential_as_a_name_is_stored_nowhere() {
+async fn credential_in_a_text_field_is_not_stored() {
     let server = TestServer::start().await;
     let (_, token) = server.key(&["read"]).await;
     let before = server.stored().await.len();
@@ -277,7 +283,7 @@ async fn a_credential_as_a_name_is_stored_nowhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_encoded_body_is_415_on_every_route() {
+async fn encoded_body_returns_415_on_every_route() {
     let server = TestServer::start().await;
     for target in targets() {
         for encoding in ["gzip", "br", "identity, gzip"] {
@@ -289,14 +295,14 @@ async fn an_encoded_body_is_415_on_every_route() {
             let plain = target.request(&server, r#"{"nonsense":1}"#.to_owned()).header("content-encoding", encoding);
             assert_eq!(plain.send().await.invalid_field(), "nonsense", "{}", target.path);
         }
-        let stranger =
+        let anonymous =
             target.request(&server, "x".to_owned()).header("content-encoding", "gzip").anonymous().send().await;
-        assert_eq!(stranger.status, 401, "{}", target.path);
+        assert_eq!(anonymous.status, 401, "{}", target.path);
     }
 }
 
 #[test]
-fn enumerations_are_strings_in_the_document() {
+fn openapi_enumerations_are_strings() {
     fn check(schema: &Value, found: &mut usize) {
         match schema {
             Value::Object(fields) => {

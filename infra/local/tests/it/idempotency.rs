@@ -39,7 +39,7 @@ fn assert_mismatch(reply: Reply) {
     assert_eq!((&refusal["error"], &refusal["field"]), (&json!("idempotency_mismatch"), &json!("Idempotency-Key")));
 }
 
-/// The remembered answers.
+/// Reads the stored responses.
 async fn records(server: &TestServer) -> Vec<Value> {
     let scan = json!({
         "TableName": "karta",
@@ -50,7 +50,7 @@ async fn records(server: &TestServer) -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_gets_the_same_answer_and_makes_nothing() {
+async fn repeat_returns_the_same_response_and_creates_nothing() {
     let server = TestServer::start().await;
     for (route, body, action) in [
         (KEYS, key(), "api_key.created"),
@@ -72,7 +72,7 @@ async fn a_repeat_gets_the_same_answer_and_makes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replayed_secret_is_the_one_that_works() {
+async fn replayed_secret_is_valid() {
     let server = TestServer::start().await;
     let create = create_key(&server);
     create().send().await.expect(201);
@@ -82,7 +82,7 @@ async fn a_replayed_secret_is_the_one_that_works() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_key_every_request_makes_one() {
+async fn requests_without_idempotency_key_create_separate_keys() {
     let server = TestServer::start().await;
     let (one, other) = (server.key(&["read"]).await, server.key(&["read"]).await);
     assert_ne!(one.0, other.0);
@@ -90,7 +90,7 @@ async fn without_a_key_every_request_makes_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_body_is_a_mismatch() {
+async fn different_body_is_a_mismatch() {
     let server = TestServer::start().await;
     let create = create_key(&server);
     create().send().await.expect(201);
@@ -106,7 +106,7 @@ async fn another_body_is_a_mismatch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_order_of_fields_and_spacing_do_not_matter() {
+async fn field_order_and_whitespace_are_ignored() {
     let server = TestServer::start().await;
     let send = |body: &'static str| server.post(KEYS, json!({})).raw_body(body).idempotency_key("once").send();
     let first = send(r#"{"name":"ci","scopes":["read"],"metadata":{"a":"1","b":"2"}}"#).await;
@@ -117,7 +117,7 @@ async fn the_order_of_fields_and_spacing_do_not_matter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_credential_path_or_organization_is_independent() {
+async fn idempotency_keys_are_scoped_to_caller_and_path() {
     let server = TestServer::start().await;
     let (_, colleague) = server.key(&["read", "write", "admin"]).await;
     let (_, stranger) = server.another_organization("other").await;
@@ -128,12 +128,12 @@ async fn another_credential_path_or_organization_is_independent() {
     }
     assert_eq!(ids.len(), 3);
     server.post(PROJECTS, project("site")).idempotency_key("once").send().await.expect(201);
-    let colleagues = server.post(PROJECTS, project("shop")).bearer(&colleague).idempotency_key("once");
-    colleagues.send().await.expect(201);
+    let by_colleague = server.post(PROJECTS, project("shop")).bearer(&colleague).idempotency_key("once");
+    by_colleague.send().await.expect(201);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_are_told_apart_to_the_letter() {
+async fn idempotency_keys_are_compared_exactly() {
     let server = TestServer::start().await;
     let mut ids = BTreeSet::new();
     for idempotency_key in ["a", "A", "aa", "a a", "~!\"'{}"] {
@@ -144,7 +144,7 @@ async fn keys_are_told_apart_to_the_letter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_has_1_to_255_printable_ascii_characters() {
+async fn idempotency_key_format_is_enforced() {
     let server = TestServer::start().await;
     server.post(KEYS, key()).idempotency_key("~".repeat(255)).send().await.expect(201);
     let wrong: [&[u8]; 6] = [b"", &[b'a'; 256], "\u{e9}".as_bytes(), b"\xff", b"a\tb", "\u{1f511}".as_bytes()];
@@ -157,7 +157,7 @@ async fn a_key_has_1_to_255_printable_ascii_characters() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_keys_are_refused_after_the_body() {
+async fn two_headers_are_refused_after_body_validation() {
     let server = TestServer::start().await;
     let message = "Send one Idempotency-Key header";
     for (first, second) in [("a", "b"), ("a", "a"), ("", "a"), ("a", "")] {
@@ -169,11 +169,12 @@ async fn two_keys_are_refused_after_the_body() {
         }
         assert_eq!(post(KEYS, json!({ "name": "ci" })).await.invalid_field(), "scopes");
     }
-    assert_eq!(server.audited("api_key.created").await.len(), 1, "only the first key");
+    assert_eq!(server.audited("api_key.created").await.len(), 1, "only the first key was created");
 }
 
-/// A key with every scope and the routes that remember a secret for it, each with a body.
-async fn revealing(server: &TestServer) -> (u64, String, Vec<(String, Value)>) {
+/// Creates a key with every scope. Returns its id, its token, and the path and body of every route
+/// that stores a secret for replays.
+async fn secret_routes(server: &TestServer) -> (u64, String, Vec<(String, Value)>) {
     let (id, token) = server.key(&["read", "write", "admin"]).await;
     let (other, _) = server.key(&["read"]).await;
     let endpoint = json!({ "url": "https://hooks.example.com/karta", "event_types": ["*"] });
@@ -188,9 +189,9 @@ async fn revealing(server: &TestServer) -> (u64, String, Vec<(String, Value)>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_key_gets_no_remembered_secret() {
+async fn revoked_key_gets_no_stored_secret() {
     let (server, _clock) = TestServer::start_at_noon().await;
-    let (id, token, routes) = revealing(&server).await;
+    let (id, token, routes) = secret_routes(&server).await;
     let send = |path: &str, body: &Value| server.post(path, body.clone()).bearer(&token).idempotency_key("once").send();
     for (path, body) in &routes {
         let first = send(path, body).await;
@@ -198,7 +199,7 @@ async fn a_dead_key_gets_no_remembered_secret() {
         first.expect(201);
     }
     server.delete(&format!("{KEYS}/{id}")).send().await.expect(200);
-    // The gateway's verdict still lets the key in.
+    // The gateway's cached verdict still allows the key.
     server.get("/v1/whoami").bearer(&token).send().await.expect(200);
     for (path, body) in &routes {
         assert_eq!(send(path, body).await.refused(401), crate::harness::unauthorized(), "{path}");
@@ -208,12 +209,12 @@ async fn a_dead_key_gets_no_remembered_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lost_scope_and_address_get_no_remembered_secret() {
+async fn lost_scope_or_address_gets_no_stored_secret() {
     for (change, status) in
         [(json!({ "scopes": ["read"] }), 403), (json!({ "allowed_cidrs": ["203.0.113.0/24"] }), 401)]
     {
         let (server, _clock) = TestServer::start_at_noon().await;
-        let (id, token, routes) = revealing(&server).await;
+        let (id, token, routes) = secret_routes(&server).await;
         let send =
             |path: &str, body: &Value| server.post(path, body.clone()).bearer(&token).idempotency_key("once").send();
         for (path, body) in &routes {
@@ -239,7 +240,7 @@ async fn self_rotated_key_cannot_replay_its_rotation() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_judged_after_the_scope_and_after_the_body() {
+async fn scope_and_body_are_checked_first() {
     let server = TestServer::start().await;
     create_key(&server)().send().await.expect(201);
     let (_, reader) = server.key(&["read"]).await;
@@ -252,7 +253,7 @@ async fn it_is_judged_after_the_scope_and_after_the_body() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_whose_scope_is_gone_gets_no_replay() {
+async fn key_without_its_scope_gets_no_replay() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (id, token) = server.key(&["admin"]).await;
     let create = || server.post(KEYS, key()).bearer(&token).idempotency_key("once");
@@ -276,7 +277,7 @@ async fn thirty_two_racing_creates_make_one_key() {
     }
     assert_eq!(replies[0].status, 201);
     let list = server.get(KEYS).send().await.expect(200);
-    assert_eq!(list["api_keys"].as_array().unwrap().len(), 2, "the first key and this one");
+    assert_eq!(list["api_keys"].as_array().unwrap().len(), 2, "the first key and the created key");
     assert_eq!(server.audited("api_key.created").await.len(), 2);
 }
 
@@ -291,12 +292,12 @@ async fn thirty_two_racing_creates_make_one_project() {
     for reply in &replies {
         assert_same(&replies[0], reply);
     }
-    assert_eq!(replies[0].status, 201, "and none is told that the slug is taken");
+    assert_eq!(replies[0].status, 201, "no request fails because the slug is taken");
     assert_eq!(server.audited("agent_project.created").await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_racing_creates_with_two_bodies_one_body_wins() {
+async fn racing_creates_accept_only_one_body() {
     let server = TestServer::start().await;
     let mut requests = JoinSet::new();
     for at in 0..32 {
@@ -316,7 +317,7 @@ async fn of_racing_creates_with_two_bodies_one_body_wins() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_secret_is_not_replayed_after_ten_minutes() {
+async fn secret_is_not_replayed_after_ten_minutes() {
     let (server, clock) = TestServer::start_at_noon().await;
     let create = create_key(&server);
     let first = create().send().await;
@@ -339,7 +340,7 @@ async fn a_secret_is_not_replayed_after_ten_minutes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_is_free_again_after_a_day() {
+async fn idempotency_key_expires_after_a_day() {
     let (server, clock) = TestServer::start_at_noon().await;
     let site = || server.post(PROJECTS, project("site")).idempotency_key("once");
     let made = create_key(&server)().send().await.expect(201);
@@ -351,13 +352,13 @@ async fn a_key_is_free_again_after_a_day() {
     let shop = server.post(PROJECTS, project("shop")).idempotency_key("once");
     shop.send().await.expect(201);
     assert_mismatch(site().send().await);
-    let made_anew = create_key(&server)().send().await.expect(201);
-    assert_ne!(made_anew["api_key"]["id"], made["api_key"]["id"]);
+    let second_key = create_key(&server)().send().await.expect(201);
+    assert_ne!(second_key["api_key"]["id"], made["api_key"]["id"]);
     assert_same(&create_key(&server)().send().await, &create_key(&server)().send().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_shows_the_first_answer_and_not_what_became_of_it() {
+async fn replay_ignores_later_changes() {
     let server = TestServer::start().await;
     let create = create_key(&server);
     let first = create().send().await;
@@ -367,7 +368,7 @@ async fn a_replay_shows_the_first_answer_and_not_what_became_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_stored_holds_neither_the_secret_nor_the_answer() {
+async fn record_has_neither_secret_nor_response() {
     let (server, _) = TestServer::start_at_noon().await;
     let reply = create_key(&server)().send().await;
     let secret = reply.json["secret"].as_str().unwrap();
@@ -380,7 +381,7 @@ async fn what_is_stored_holds_neither_the_secret_nor_the_answer() {
     assert_eq!((&record["revealed_until"], &record["ttl"]), (&json!(noon + 600), &json!(noon + 24 * 3_600)));
 
     let sealed = BASE64_STANDARD_NO_PAD.decode(record["sealed_body"].as_str().unwrap()).unwrap();
-    assert_eq!(sealed.len(), reply.text.len() + 29, "a version, a nonce and a tag around the answer");
+    assert_eq!(sealed.len(), reply.text.len() + 29, "the response plus a version, a nonce and a tag");
     let record = record.to_string();
     for plaintext in [secret, &secret[14..], "api_key", "once", &server.admin] {
         assert!(!record.contains(plaintext), "{record}");
@@ -389,7 +390,7 @@ async fn what_is_stored_holds_neither_the_secret_nor_the_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_answer_is_sealed_differently_for_each_who_asks() {
+async fn records_differ_by_caller_and_idempotency_key() {
     let server = TestServer::start().await;
     let (_, colleague) = server.key(&["admin"]).await;
     for (token, idempotency_key) in [(&server.admin, "a"), (&server.admin, "b"), (&colleague, "a")] {
@@ -403,7 +404,7 @@ async fn one_answer_is_sealed_differently_for_each_who_asks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failure_is_not_remembered() {
+async fn failed_request_is_not_remembered() {
     let (server, _) = TestServer::start_at_noon().await;
     server.project("site").await;
     let post = |route: &str, body: Value| server.post(route, body).idempotency_key("once").send();

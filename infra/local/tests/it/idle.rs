@@ -1,4 +1,5 @@
-//! The workers of a runner: how much an idle one asks of the store, and how soon a write, a due time or a moved clock wakes them.
+//! Tests of a runner's workers: the store calls of an idle runner, and the wake-ups by writes, due
+//! times and a moved clock.
 
 use std::{
     sync::Arc,
@@ -23,10 +24,10 @@ use crate::{
     webhooks::{self, Receiver},
 };
 
-/// Queries of the four workers whose schedule is a minute: six queues of 16 shards.
-const CALLS_A_MINUTE: usize = 6 * 16;
-/// Less than any schedule, so that something else has woken the worker.
-const BEFORE_ANY_SCHEDULE: Duration = Duration::from_secs(45);
+/// Queries per minute of the four workers with a schedule of one minute: six queues of 16 shards.
+const CALLS_PER_MINUTE: usize = 6 * 16;
+/// Shorter than every schedule, so that only another event can have woken the worker.
+const WAKE_TIMEOUT: Duration = Duration::from_secs(45);
 
 fn working(clock: Arc<dyn Clock>) -> Options {
     Options { workers: true, webhooks: Reach::Loopback, ..options(clock) }
@@ -36,18 +37,18 @@ fn noon() -> Arc<ManualClock> {
     Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()))
 }
 
-/// Waits until nobody asks the store any more.
-async fn quiet(proxy: &FaultProxy) {
-    let is_quiet = async || {
+/// Waits until the store receives no more requests.
+async fn wait_until_idle(proxy: &FaultProxy) {
+    let is_idle = async || {
         let before = proxy.seen().len();
         sleep(Duration::from_secs(3)).await;
         proxy.seen().len() == before
     };
-    until("a quiet store", is_quiet).await;
+    until("an idle store", is_idle).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn idle_runner_asks_the_store_little() {
+async fn idle_runner_sends_few_store_queries() {
     let clock = noon();
     let (server, proxy) = FaultProxy::start_as(working(Arc::clone(&clock) as Arc<dyn Clock>)).await;
     let receiver = Receiver::start().await;
@@ -59,21 +60,21 @@ async fn idle_runner_asks_the_store_little() {
             server.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
             receiver.wait_for(3).await;
         }
-        quiet(&proxy).await;
+        wait_until_idle(&proxy).await;
         proxy.forget();
         sleep(Duration::from_secs(3)).await;
-        assert_eq!(proxy.seen().len(), 0, "while no time passes");
+        assert_eq!(proxy.seen().len(), 0, "the clock has not moved");
         clock.advance(Duration::from_mins(1));
-        until("the sweeps of the schedules", async || proxy.seen().len() >= CALLS_A_MINUTE).await;
+        until("the sweeps of the schedules", async || proxy.seen().len() >= CALLS_PER_MINUTE).await;
         sleep(Duration::from_secs(3)).await;
         let seen = proxy.seen();
         assert!(seen.iter().all(|seen| seen.operation == "Query"), "{seen:?}");
-        assert_eq!(seen.len(), CALLS_A_MINUTE);
+        assert_eq!(seen.len(), CALLS_PER_MINUTE);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn retry_is_made_when_it_is_due() {
+async fn retry_runs_at_its_due_time() {
     let (plane, clock) = (DataPlane::start("a").await, noon());
     plane.react(Reaction::Status(500));
     let planes = Some(configured(&[("eu", &plane)]).into());
@@ -83,20 +84,20 @@ async fn retry_is_made_when_it_is_due() {
     server.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
     for tries in 1..4 {
         let wait = plane.wait_for(tries);
-        timeout(BEFORE_ANY_SCHEDULE, wait).await.expect("a retry at its due time");
-        quiet(&proxy).await;
-        assert_eq!(plane.received().len(), tries, "not before it is due");
-        // The pauses are 1, 2 and 4 s at most, and the schedule is a minute.
+        timeout(WAKE_TIMEOUT, wait).await.expect("a retry at its due time");
+        wait_until_idle(&proxy).await;
+        assert_eq!(plane.received().len(), tries, "it is not due yet");
+        // The pauses are at most 1, 2 and 4 s. The schedule is one minute.
         clock.advance(Duration::from_secs(4));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn any_write_to_an_index_wakes_its_worker() {
+async fn every_kind_of_index_write_wakes_its_worker() {
     let clock = noon();
     let server = TestServer::start_as(working(Arc::clone(&clock) as Arc<dyn Clock>), None).await;
     let (table, organization) = ("karta-outbox", server.organization_id);
-    // Of a key that does not exist: the worker deletes the notice.
+    // A notice of a missing key, which the worker deletes.
     let item = |key: u64, due_at: &str| {
         json!({
             "pk": { "S": format!("XPR#{organization}") },
@@ -110,15 +111,15 @@ async fn any_write_to_an_index_wakes_its_worker() {
     };
     let now = "2026-11-21T12:00:00.000Z";
     let put = |key| json!({ "Item": item(key, now) });
-    let mut of_table = put(2);
-    of_table["TableName"] = json!(table);
+    let mut put_in_table = put(2);
+    put_in_table["TableName"] = json!(table);
     let later = json!({ "TableName": table, "Item": item(4, "2026-11-21T12:05:00.000Z") });
     server.dynamodb("PutItem", later).await;
     sleep(Duration::from_secs(3)).await;
-    assert_eq!(server.outbox("XPR").await.len(), 1, "not before it is due");
+    assert_eq!(server.outbox("XPR").await.len(), 1, "it is not due yet");
     for (operation, body) in [
         ("PutItem", json!({ "TableName": table, "Item": item(1, now) })),
-        ("TransactWriteItems", json!({ "TransactItems": [{ "Put": of_table }] })),
+        ("TransactWriteItems", json!({ "TransactItems": [{ "Put": put_in_table }] })),
         ("BatchWriteItem", json!({ "RequestItems": { table: [{ "PutRequest": put(3) }] } })),
         (
             "UpdateItem",
@@ -133,19 +134,19 @@ async fn any_write_to_an_index_wakes_its_worker() {
         let before = server.outbox("XPR").await.len();
         server.dynamodb(operation, body).await;
         let left = if operation == "UpdateItem" { before - 1 } else { before };
-        let settled = until("a settled notice", async || server.outbox("XPR").await.len() == left);
-        timeout(BEFORE_ANY_SCHEDULE, settled).await.unwrap_or_else(|_| panic!("{operation} wakes nobody"));
+        let settled = until("a deleted notice", async || server.outbox("XPR").await.len() == left);
+        timeout(WAKE_TIMEOUT, settled).await.unwrap_or_else(|_| panic!("{operation} does not wake the worker"));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn first_delivery_follows_its_commit_within_a_second() {
     let mut server = TestServer::start_as(working(Arc::new(SystemClock)), None).await;
-    // Its worker chains it at the same time.
+    // The check would chain the log at the same time as the worker.
     server.skip_audit_check();
     let receiver = Receiver::start().await;
     webhooks::endpoint(&server, &receiver.url, &["api_key.created"]).await;
-    // A busy machine holds up some deliveries, and not each of them.
+    // A busy machine delays some deliveries, but not all of them.
     let mut on_time = 0;
     for count in 1..=40 {
         server.key(&["read"]).await;
@@ -157,7 +158,7 @@ async fn first_delivery_follows_its_commit_within_a_second() {
             return;
         }
     }
-    panic!("{on_time} of 40 came within a second");
+    panic!("{on_time} of 40 deliveries arrived within a second");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What must hold of the tables at any time, whatever failed or raced: what belongs together is there together or not at all.
+//! Invariants of the tables that hold at any time, after any fault or race: related items exist
+//! together or not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{TestServer, plain};
 
-/// Both tables as they are, read past the code under test.
+/// The items of the main and the credentials table, read directly from the store.
 pub(crate) struct Tables {
     main: Vec<Value>,
     credentials: Vec<Value>,
@@ -17,7 +18,7 @@ impl Tables {
         Self { main: items(server, "karta").await, credentials: items(server, "karta-credentials").await }
     }
 
-    /// The items of the main table whose partition starts like this.
+    /// Returns the items of the main table whose partition key starts with `partition`.
     pub(crate) fn under<'a>(&'a self, partition: &'a str) -> impl Iterator<Item = &'a Value> {
         self.main.iter().filter(move |item| item["pk"].as_str().unwrap().starts_with(partition))
     }
@@ -26,14 +27,15 @@ impl Tables {
         ids(self.under("KEY#"), "id")
     }
 
-    /// How many audit events tell of this.
+    /// Returns the number of audit events of `action` on `resource`.
     pub(crate) fn audited(&self, action: &str, resource: u64) -> usize {
         let events = self.under("AUD#").filter(|event| event["action"] == action);
         events.filter(|event| event["resource"]["id"] == resource).count()
     }
 
-    /// How often a release became the active one after its deploy, which tells of both in one request.
-    fn flips(&self, release: u64) -> usize {
+    /// Returns how often a release became active after its deploy. An activation by the deploy
+    /// itself has the deploy's request id.
+    fn activations(&self, release: u64) -> usize {
         let of = |action: &'static str| {
             self.under("AUD#").filter(move |event| event["action"] == action && event["resource"]["id"] == release)
         };
@@ -42,7 +44,7 @@ impl Tables {
         activated + self.audited("release.rolled_back", release)
     }
 
-    /// The sort keys of what lies beside a release as its log.
+    /// Returns the sort keys of a release's log chunks.
     pub(crate) fn chunks(&self, release: &Value) -> Vec<String> {
         let organization = release["pk"].as_str().unwrap().split('#').nth(1).unwrap();
         let log = format!("RLG#{organization}#{}", release["id"]);
@@ -50,41 +52,43 @@ impl Tables {
         own.map(|chunk| chunk["sk"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Projects whose releases are numbered without holes and of which one is active, and releases that have what belongs to them.
-    fn assert_releases_whole(&self) {
+    /// Asserts that every release has its related items, that the versions of a project have no
+    /// gaps, and that a project has an active release once any was activated.
+    fn assert_releases_consistent(&self) {
         let releases = || self.under("REL#");
         assert_eq!(ids(self.under("ID#release#"), "id"), ids(releases(), "id"), "every release has its id claim");
         for claim in self.under("ID#release#") {
-            let place = format!("REL#{}#{}", claim["organization_id"], claim["project_id"]);
-            let at = |release: &&Value| release["pk"] == place && release["version"] == claim["version"];
-            assert_eq!(releases().find(at).map(|release| &release["id"]), Some(&claim["id"]), "where {claim} says");
+            let partition = format!("REL#{}#{}", claim["organization_id"], claim["project_id"]);
+            let at = |release: &&Value| release["pk"] == partition && release["version"] == claim["version"];
+            assert_eq!(releases().find(at).map(|release| &release["id"]), Some(&claim["id"]), "the release of {claim}");
         }
         for release in releases() {
             let id = release["id"].as_u64().unwrap();
             assert_eq!(self.audited("release.created", id), 1, "the creation of {release}");
-            let changes = self.audited("release.updated", id) + self.flips(id);
+            let changes = self.audited("release.updated", id) + self.activations(id);
             assert_eq!(release["revision"], 1 + changes, "every change of {release} is audited once");
-            assert_eq!(self.chunks(release), named_chunks(release), "the log of {release}, and nothing else");
+            assert_eq!(self.chunks(release), named_chunks(release), "the log chunks of {release}");
         }
         for project in self.under("PRJ#").filter(|item| !item["sk"].as_str().unwrap().starts_with("SLUG#")) {
             let own = || releases().filter(|release| release["project_id"] == project["id"]);
             let versions: BTreeSet<_> = own().map(|release| release["version"].as_u64().unwrap()).collect();
             let latest = project["latest_version"].as_u64().unwrap_or(0);
             assert!(versions.iter().copied().eq(1..=latest), "{versions:?} of {project}");
-            assert_eq!(own().count(), versions.len(), "no twins");
+            assert_eq!(own().count(), versions.len(), "no duplicate versions");
             let activated = own().filter(|release| !release["activated_at"].is_null()).count();
             let current = own().find(|release| release["version"] == project["current_version"]);
-            assert_eq!(current.is_some(), activated > 0, "one is active once any was: {project}");
+            assert_eq!(current.is_some(), activated > 0, "a release is active once any was activated: {project}");
             assert!(current.is_none_or(|current| current["build"] == "ready" && !current["activated_at"].is_null()));
             let id = |release: &Value| release["id"].as_u64().unwrap();
-            let flips: usize = own().map(|release| self.flips(id(release))).sum();
-            let changes = self.audited("agent_project.updated", id(project)) + own().count() + flips;
+            let activations: usize = own().map(|release| self.activations(id(release))).sum();
+            let changes = self.audited("agent_project.updated", id(project)) + own().count() + activations;
             assert_eq!(project["version"], 1 + changes, "every change of {project} is audited once");
         }
     }
 
-    /// Keys and projects that have what belongs to them, and nothing that belongs to none.
-    pub(crate) fn assert_whole(&self) {
+    /// Asserts that every resource has its related items, and that no related item is left without
+    /// its resource.
+    pub(crate) fn assert_consistent(&self) {
         let keys = self.key_ids();
         assert_eq!(ids(self.under("ID#api_key#"), "id"), keys, "every key has its id claim");
         assert_eq!(ids(self.credentials.iter(), "api_key_id"), keys, "every key has its credential");
@@ -100,9 +104,9 @@ impl Tables {
             assert!(successor.is_none_or(|successor| keys.contains(&successor)), "the successor of {key}");
             let changes = self.audited("api_key.updated", id) + rotated + revoked;
             assert_eq!(key["version"], 1 + changes, "every change of {key} is audited once");
-            let place = format!("KP#{}", key["prefix"].as_str().unwrap());
+            let partition = format!("KP#{}", key["prefix"].as_str().unwrap());
             let credential = self.credentials.iter().find(|credential| credential["api_key_id"] == id).unwrap();
-            assert_eq!(credential["pk"], place);
+            assert_eq!(credential["pk"], partition);
             assert_eq!(format!("KEY#{}", credential["organization_id"]), key["pk"].as_str().unwrap());
         }
         let is_claim = |item: &&Value| item["sk"].as_str().unwrap().starts_with("SLUG#");
@@ -114,23 +118,23 @@ impl Tables {
         );
         assert_eq!(ids(self.under("ID#agent_project#"), "id"), projects, "every project has its id claim");
         assert!(projects.iter().all(|id| self.audited("agent_project.created", *id) == 1));
-        let model_keys = self.assert_model_keys_whole();
-        let webhook_endpoints = self.assert_webhook_endpoints_whole();
+        let model_keys = self.assert_model_keys_consistent();
+        let webhook_endpoints = self.assert_webhook_endpoints_consistent();
         let organizations = ids(self.under("ORG#").filter(|item| item["sk"] == "META"), "id");
         for record in self.under("IDEM#").chain(self.under("IDS#")) {
-            let made = record["resource_id"].as_u64().unwrap();
+            let resource = record["resource_id"].as_u64().unwrap();
             let releases = ids(self.under("REL#"), "id");
             let known = [&keys, &projects, &organizations, &releases, &model_keys, &webhook_endpoints];
-            let known = known.iter().any(|ids| ids.contains(&made));
-            assert!(known, "a remembered answer tells of {made}");
+            let known = known.iter().any(|ids| ids.contains(&resource));
+            assert!(known, "a stored response refers to the missing resource {resource}");
         }
-        self.assert_releases_whole();
+        self.assert_releases_consistent();
         assert_eq!(self.customers_claimed(), self.customers_found(), "every Stripe customer is claimed once");
-        assert_eq!(self.admins_counted(), self.admins_found(), "the count of usable admin keys is their number");
+        assert_eq!(self.admins_counted(), self.admins_found(), "the stored count of usable admin keys is correct");
     }
 
-    /// The ids of provider keys, each of which is in use with its sealed key, or revoked without.
-    fn assert_model_keys_whole(&self) -> BTreeSet<u64> {
+    /// Asserts that exactly the model keys in use have a sealed key. Returns all ids.
+    fn assert_model_keys_consistent(&self) -> BTreeSet<u64> {
         let is_pointer = |item: &&Value| item["sk"].as_str().unwrap().starts_with("ACTIVE#");
         let items = || self.under("MK#").filter(|item| !is_pointer(item));
         let model_keys = ids(items(), "id");
@@ -142,40 +146,41 @@ impl Tables {
             assert_eq!(self.audited("model_key.revoked", id), revoked, "the revocation of {key}");
             assert_eq!(key["version"], 1 + revoked, "{key}");
         }
-        let place = |prefix: &str, item: &Value, provider: &Value, id: u64| {
+        let identity = |prefix: &str, item: &Value, provider: &Value, id: u64| {
             format!("{}/{provider}/{id}", item["pk"].as_str().unwrap().strip_prefix(prefix).unwrap())
         };
         let in_use: BTreeSet<_> = items()
             .filter(|key| key["revoked_at"].is_null())
-            .map(|key| place("MK#", key, &key["provider"], key["id"].as_u64().unwrap()))
+            .map(|key| identity("MK#", key, &key["provider"], key["id"].as_u64().unwrap()))
             .collect();
         let sealed: BTreeSet<_> = self
             .under("MKS#")
-            .map(|key| place("MKS#", key, &key["provider"], key["sk"].as_str().unwrap().parse().unwrap()))
+            .map(|key| identity("MKS#", key, &key["provider"], key["sk"].as_str().unwrap().parse().unwrap()))
             .collect();
-        assert_eq!(sealed, in_use, "what is in use lies sealed, and nothing else");
+        assert_eq!(sealed, in_use, "exactly the keys in use are sealed");
         let provider = |pointer: &Value| json!(pointer["sk"].as_str().unwrap().replace("ACTIVE#", ""));
         let pointed: BTreeSet<_> = self
             .under("MK#")
             .filter(is_pointer)
-            .map(|pointer| place("MK#", pointer, &provider(pointer), pointer["model_key_id"].as_u64().unwrap()))
+            .map(|pointer| identity("MK#", pointer, &provider(pointer), pointer["model_key_id"].as_u64().unwrap()))
             .collect();
-        assert_eq!(pointed, in_use, "of each provider's keys one is in use");
+        assert_eq!(pointed, in_use, "exactly the keys in use are active");
         model_keys
     }
 
-    /// The ids of webhook endpoints, deleted ones too. Those that are there have their secrets, and are as many as is said.
-    fn assert_webhook_endpoints_whole(&self) -> BTreeSet<u64> {
+    /// Asserts that every webhook endpoint has its secrets and that the stored counts are correct.
+    /// Returns all ids, including those of deleted endpoints.
+    fn assert_webhook_endpoints_consistent(&self) -> BTreeSet<u64> {
         let is_count = |item: &&Value| item["sk"] == "COUNT";
         let endpoints = || self.under("WH#").filter(|item| !is_count(item));
         let claimed = ids(self.under("ID#webhook_endpoint#"), "id");
-        let there = ids(endpoints(), "id");
+        let existing = ids(endpoints(), "id");
         for id in &claimed {
             assert_eq!(self.audited("webhook_endpoint.created", *id), 1, "the creation of {id}");
-            let deleted = usize::from(!there.contains(id));
+            let deleted = usize::from(!existing.contains(id));
             assert_eq!(self.audited("webhook_endpoint.deleted", *id), deleted, "the deletion of {id}");
         }
-        assert!(there.is_subset(&claimed), "every endpoint has its id claim");
+        assert!(existing.is_subset(&claimed), "every endpoint has its id claim");
         for endpoint in endpoints() {
             let id = endpoint["id"].as_u64().unwrap();
             let changes: usize = ["updated", "disabled", "secret_rotated"]
@@ -184,11 +189,15 @@ impl Tables {
                 .sum();
             assert_eq!(endpoint["version"], 1 + changes, "every change of {endpoint} is audited once");
         }
-        let place = |prefix: &str, item: &Value| {
+        let identity = |prefix: &str, item: &Value| {
             format!("{}/{}", item["pk"].as_str().unwrap().strip_prefix(prefix).unwrap(), item["sk"].as_str().unwrap())
         };
-        let with_secrets: BTreeSet<_> = self.under("WHS#").map(|item| place("WHS#", item)).collect();
-        assert_eq!(with_secrets, endpoints().map(|item| place("WH#", item)).collect(), "each has its secrets");
+        let with_secrets: BTreeSet<_> = self.under("WHS#").map(|item| identity("WHS#", item)).collect();
+        assert_eq!(
+            with_secrets,
+            endpoints().map(|item| identity("WH#", item)).collect(),
+            "every endpoint has its secrets"
+        );
         for secrets in self.under("WHS#") {
             let id = secrets["sk"].as_str().unwrap().parse().unwrap();
             let rotations = self.audited("webhook_endpoint.secret_rotated", id);
@@ -196,12 +205,12 @@ impl Tables {
         }
         for count in self.under("WH#").filter(is_count) {
             let own = endpoints().filter(|endpoint| endpoint["pk"] == count["pk"]).count();
-            assert_eq!(count["endpoints"], own, "the count of endpoints is their number");
+            assert_eq!(count["endpoints"], own, "the stored count of endpoints is correct");
         }
         claimed
     }
 
-    /// Whose each Stripe customer is, by its claim.
+    /// Returns the organization of each Stripe customer according to the claims.
     fn customers_claimed(&self) -> BTreeMap<String, u64> {
         let claim = |item: &Value| {
             (item["pk"].as_str().unwrap().replace("ID#stripe_customer#", ""), item["organization_id"].as_u64().unwrap())
@@ -209,21 +218,21 @@ impl Tables {
         self.under("ID#stripe_customer#").map(claim).collect()
     }
 
-    /// Whose each Stripe customer is, by the organizations.
+    /// Returns the organization of each Stripe customer according to the organizations.
     fn customers_found(&self) -> BTreeMap<String, u64> {
         let organizations = self.under("ORG#").filter(|item| item["sk"] == "META");
         let with_customer = organizations.filter_map(|item| Some((item["stripe_customer_id"].as_str()?, &item["id"])));
         with_customer.map(|(customer, id)| (customer.to_owned(), id.as_u64().unwrap())).collect()
     }
 
-    /// The count that the code under test keeps, by organization.
+    /// Returns the stored number of usable admin keys by organization.
     fn admins_counted(&self) -> BTreeMap<String, u64> {
         self.under("ADM#")
             .map(|item| (item["pk"].as_str().unwrap().replace("ADM#", ""), item["usable"].as_u64().unwrap()))
             .collect()
     }
 
-    /// How many usable admin keys there really are, by organization.
+    /// Returns the actual number of usable admin keys by organization.
     fn admins_found(&self) -> BTreeMap<String, u64> {
         let mut found = BTreeMap::new();
         for key in self.under("KEY#") {
@@ -234,7 +243,7 @@ impl Tables {
     }
 }
 
-/// The sort keys of the chunks that a release names.
+/// Returns the sort keys of the chunks that a release lists.
 pub(crate) fn named_chunks(release: &Value) -> Vec<String> {
     let generation = release["log"]["generation"].as_str().unwrap_or_default();
     let ends = release["log"]["ends"].as_array().into_iter().flatten();

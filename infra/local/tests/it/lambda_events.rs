@@ -1,4 +1,4 @@
-//! The functions on events as AWS sends them, where everything else here comes through the local gateway.
+//! Tests of functions with events in the format of AWS. All other tests use the local gateway.
 
 use std::sync::Arc;
 
@@ -26,18 +26,18 @@ use crate::{
 
 const METHOD_ARN: &str = "arn:aws:execute-api:eu-central-1:123456789012:a1b2c3d4e5/prod/GET/v1/whoami";
 
-/// What API Gateway sends a TOKEN authorizer, and what it makes of the answer: the policy's effect and resource, and the context.
+/// Sends a TOKEN authorizer event. Returns the policy statements and the context of the response.
 async fn authorize(server: &TestServer, token: &str) -> (Value, Value) {
     let event = json!({ "type": "TOKEN", "authorizationToken": format!("Bearer {token}"), "methodArn": METHOD_ARN });
     let event = serde_json::from_value(event).unwrap();
-    let answer = Authorizer::new(server.runner.app.of_function(authorizer::NAME)).authorize(&event).await.unwrap();
+    let answer = Authorizer::new(server.runner.app.for_function(authorizer::NAME)).authorize(&event).await.unwrap();
     let answer = serde_json::to_value(answer).unwrap();
     assert!(answer["principalId"].is_string());
     assert_eq!(answer["policyDocument"]["Version"], "2012-10-17");
     (answer["policyDocument"]["Statement"].clone(), answer["context"].clone())
 }
 
-/// A REST proxy event for this path, with the authorizer's context in it as API Gateway puts it there.
+/// Builds a REST proxy event for this path with the authorizer's context, as API Gateway does.
 fn event(method: &str, resource: &str, variables: &Value, context: &Value, body: &Value) -> String {
     let mut authorizer = context.clone();
     authorizer["principalId"] = json!("someone");
@@ -82,27 +82,29 @@ fn event(method: &str, resource: &str, variables: &Value, context: &Value, body:
     .to_string()
 }
 
-async fn served<R: Route>(server: &TestServer, event: &str) -> (u16, Value) {
-    let answer = Box::pin(answered::<R>(server, event)).await;
+/// Sends an event to a function. Returns the status and the body of the response.
+async fn response<R: Route>(server: &TestServer, event: &str) -> (u16, Value) {
+    let answer = Box::pin(handle::<R>(server, event)).await;
     assert_eq!(answer["multiValueHeaders"]["x-request-id"], json!(["c6af9ac6-7b61-11e6-9a41-93e8deadbeef"]));
     assert_eq!(answer["isBase64Encoded"], false);
     let status = u16::try_from(answer["statusCode"].as_u64().unwrap()).unwrap();
     (status, serde_json::from_str(answer["body"].as_str().unwrap()).unwrap())
 }
 
-/// What the Lambda runtime does with an event: reads it, calls the function, and writes the answer.
-async fn answered<R: Route>(server: &TestServer, event: &str) -> Value {
+/// Handles an event as the Lambda runtime does: parses it, calls the function and serializes the
+/// response.
+async fn handle<R: Route>(server: &TestServer, event: &str) -> Value {
     let event: GatewayEvent = serde_json::from_str(event).unwrap();
-    serde_json::to_value(serve_event::<R>(&server.runner.app.of_function(R::NAME), event).await).unwrap()
+    serde_json::to_value(serve_event::<R>(&server.runner.app.for_function(R::NAME), event).await).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_authorizer_answers_what_api_gateway_reads() {
+async fn authorizer_response_has_the_api_gateway_format() {
     let server = TestServer::start().await;
     let (statement, context) = authorize(&server, &server.admin).await;
     let stage = "arn:aws:execute-api:eu-central-1:123456789012:a1b2c3d4e5/prod/*";
     assert_eq!(statement, json!([{ "Action": ["execute-api:Invoke"], "Effect": "Allow", "Resource": [stage] }]));
-    assert!(context.as_object().unwrap().values().all(Value::is_string), "API Gateway takes flat values only");
+    assert!(context.as_object().unwrap().values().all(Value::is_string), "API Gateway accepts only flat values");
     assert!(context.to_string().len() < 4_096);
 
     let (statement, context) = authorize(&server, "kt_live_0123456789abcdefghijklmnopqrstuv").await;
@@ -111,39 +113,39 @@ async fn the_authorizer_answers_what_api_gateway_reads() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn functions_answer_events_of_a_rest_api() {
+async fn functions_handle_rest_api_events() {
     let server = TestServer::start().await;
     let (_, context) = authorize(&server, &server.admin).await;
     let (status, principal) =
-        served::<whoami::Whoami>(&server, &event("GET", "/v1/whoami", &Value::Null, &context, &Value::Null)).await;
+        response::<whoami::Whoami>(&server, &event("GET", "/v1/whoami", &Value::Null, &context, &Value::Null)).await;
     assert_eq!((status, &principal["organization_id"]), (200, &json!(server.organization_id)));
 
     let body = json!({ "name": "ci", "scopes": ["read"] });
     let created = event("POST", "/v1/api_keys", &Value::Null, &context, &body);
-    let (status, created) = served::<api_keys_create::ApiKeysCreate>(&server, &created).await;
+    let (status, created) = response::<api_keys_create::ApiKeysCreate>(&server, &created).await;
     assert_eq!(status, 201, "{created}");
     crate::harness::note_secret(created["secret"].as_str().unwrap());
 
     let id = created["api_key"]["id"].to_string();
     let read = event("GET", "/v1/api_keys/{id}", &json!({ "id": id }), &context, &Value::Null);
-    let (status, read) = served::<api_keys_get::ApiKeysGet>(&server, &read).await;
+    let (status, read) = response::<api_keys_get::ApiKeysGet>(&server, &read).await;
     assert_eq!((status, &read["api_key"]), (200, &created["api_key"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_id_that_is_not_plain_is_replaced() {
+async fn malformed_request_id_is_replaced() {
     let server = TestServer::start().await;
     let event = event("GET", "/healthz", &Value::Null, &json!({}), &Value::Null);
     for chosen in ["a\\r\\nset-cookie: x", "\\\"},{", "", &"a".repeat(129)] {
         let event = event.replace("c6af9ac6-7b61-11e6-9a41-93e8deadbeef", chosen);
-        let answer = answered::<healthz::Healthz>(&server, &event).await;
+        let answer = handle::<healthz::Healthz>(&server, &event).await;
         let id = &answer["multiValueHeaders"]["x-request-id"][0];
         assert_eq!(id.as_str().unwrap().len(), 36, "{chosen}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_internal_route_judges_where_api_gateway_says_that_an_event_comes_from() {
+async fn internal_route_checks_source_address_and_host() {
     let mut server = TestServer::start().await;
     let bare = event("GET", "/v1/internal/whoami", &Value::Null, &json!({}), &Value::Null);
     let host = "a1b2c3d4e5.execute-api.eu-central-1.amazonaws.com";
@@ -159,19 +161,19 @@ async fn an_internal_route_judges_where_api_gateway_says_that_an_event_comes_fro
     ] {
         server.runner.app.internal = lists(addresses, hosts);
         for event in [bare.clone(), bare.replace("\"203.0.113.9\"", "\"::ffff:203.0.113.9\"")] {
-            let (answered, _) = served::<internal_whoami::InternalWhoami>(&server, &event).await;
-            assert_eq!(answered, status, "{addresses} at {hosts}");
+            let (actual, _) = response::<internal_whoami::InternalWhoami>(&server, &event).await;
+            assert_eq!(actual, status, "{addresses} at {hosts}");
         }
     }
     server.runner.app.internal = lists("203.0.113.9", host);
     let token = format!("Bearer {}", server.runner.secrets.service_token.expose_secret());
     let (status, _) =
-        served::<internal_whoami::InternalWhoami>(&server, &bare.replace("Bearer passed-through", &token)).await;
+        response::<internal_whoami::InternalWhoami>(&server, &bare.replace("Bearer passed-through", &token)).await;
     assert_eq!(status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stripe_signs_the_bytes_that_it_sent_also_where_they_come_encoded() {
+async fn stripe_signature_covers_the_decoded_body() {
     let (mut server, clock) = TestServer::start_at_noon().await;
     let live = json!({ "livemode": true, "signing_secrets": [stripe_events::SECRET] }).to_string();
     let source = SecretSource::Fixed([(Secret::Stripe, live.into())].into());
@@ -187,7 +189,7 @@ async fn stripe_signs_the_bytes_that_it_sent_also_where_they_come_encoded() {
         encoded["isBase64Encoded"] = json!(true);
         encoded["body"] = json!(STANDARD.encode(body.to_string()));
         for event in [plain, encoded] {
-            let answer = served::<stripe_events_create::StripeEventsCreate>(&server, &event.to_string()).await;
+            let answer = response::<stripe_events_create::StripeEventsCreate>(&server, &event.to_string()).await;
             assert_eq!(answer.0, status, "{}", answer.1);
             assert_eq!(answer.1["error"].as_str(), (!livemode).then_some("livemode_mismatch"));
         }
@@ -195,21 +197,21 @@ async fn stripe_signs_the_bytes_that_it_sent_also_where_they_come_encoded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_without_a_caller_is_unauthorized() {
+async fn event_without_a_caller_returns_401() {
     let server = TestServer::start().await;
     let anonymous = event("GET", "/v1/whoami", &Value::Null, &json!({}), &Value::Null);
-    let (status, body) = served::<whoami::Whoami>(&server, &anonymous).await;
+    let (status, body) = response::<whoami::Whoami>(&server, &anonymous).await;
     assert_eq!((status, &body["detail"]), (401, &json!("Unauthorized")));
 }
 
-/// Half a surrogate pair, in a JSON text that cannot hold it as a character.
+/// Placeholder for half a surrogate pair, which a Rust string cannot hold. See [`to_json_text`].
 const HALF: &str = "\u{e000}";
 
-fn with_halves(event: &Value) -> String {
+fn to_json_text(event: &Value) -> String {
     event.to_string().replace(HALF, "\\ud83d")
 }
 
-/// Whatever a client can put into a header, a query, a path or a body.
+/// Any text that a client can put into a header, a query, a path or a body.
 fn client_text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         any::<String>(),
@@ -235,8 +237,8 @@ fn header_name() -> impl Strategy<Value = String> {
     prop_oneof![4 => select(known.to_vec()).prop_map(str::to_owned), 1 => client_text()]
 }
 
-/// The event of each kind of route with these headers and texts, and what it answers.
-async fn answers(server: &TestServer, headers: &[(String, String)], text: &str) {
+/// Sends events with these headers and this text to a route of each kind. Asserts the responses.
+async fn check_responses(server: &TestServer, headers: &[(String, String)], text: &str) {
     let mut hostile: Value =
         serde_json::from_str(&event("GET", "/healthz", &Value::Null, &json!({}), &Value::Null)).unwrap();
     for (name, value) in headers {
@@ -253,20 +255,20 @@ async fn answers(server: &TestServer, headers: &[(String, String)], text: &str) 
         if query {
             event["multiValueQueryStringParameters"] = json!({ text: [text, text] });
         }
-        with_halves(&event)
+        to_json_text(&event)
     };
     for query in [false, true] {
-        let (status, body) = served::<healthz::Healthz>(server, &of(query)).await;
+        let (status, body) = response::<healthz::Healthz>(server, &of(query)).await;
         assert_eq!((status, body), (200, json!({ "status": "ok" })));
         for (status, mut body) in [
-            served::<internal_whoami::InternalWhoami>(server, &of(query)).await,
-            served::<internal_keys_validate::InternalKeysValidate>(server, &of(query)).await,
-            served::<stripe_events_create::StripeEventsCreate>(server, &of(query)).await,
+            response::<internal_whoami::InternalWhoami>(server, &of(query)).await,
+            response::<internal_keys_validate::InternalKeysValidate>(server, &of(query)).await,
+            response::<stripe_events_create::StripeEventsCreate>(server, &of(query)).await,
         ] {
             body.as_object_mut().unwrap().remove("request_id");
-            assert_eq!((status, body), (404, unknown_route()), "off the allowlist, or not configured");
+            assert_eq!((status, body), (404, unknown_route()), "outside the allowlist, or not configured");
         }
-        let (status, mut body) = served::<whoami::Whoami>(server, &of(query)).await;
+        let (status, mut body) = response::<whoami::Whoami>(server, &of(query)).await;
         body.as_object_mut().unwrap().remove("request_id");
         assert_eq!((status, body), (401, unauthorized()));
     }
@@ -289,13 +291,13 @@ fn no_client_text_fails_an_invocation() {
         seen("", ""),
         seen("X-Odd", HALF),
     ] {
-        runtime.block_on(answers(&server, &headers, "://\u{7f}"));
+        runtime.block_on(check_responses(&server, &headers, "://\u{7f}"));
     }
     let inputs = (vec((header_name(), client_text()), 0..5), client_text());
     let mut runner = TestRunner::new(Config { cases: 256, failure_persistence: None, ..Config::default() });
     runner
         .run(&inputs, |(headers, text)| {
-            runtime.block_on(answers(&server, &headers, &text));
+            runtime.block_on(check_responses(&server, &headers, &text));
             Ok(())
         })
         .unwrap();
@@ -310,7 +312,7 @@ async fn idempotency_key_with_control_character_is_refused() {
     for sent in ["a\u{7f}", "\0", "a\nb"] {
         let mut event: Value = serde_json::from_str(&plain).unwrap();
         event["multiValueHeaders"]["Idempotency-Key"] = json!([sent]);
-        let (status, refused) = served::<api_keys_create::ApiKeysCreate>(&server, &event.to_string()).await;
+        let (status, refused) = response::<api_keys_create::ApiKeysCreate>(&server, &event.to_string()).await;
         assert_eq!((status, &refused["field"]), (422, &json!("Idempotency-Key")), "{sent:?}");
     }
 }
@@ -331,29 +333,29 @@ async fn every_value_of_a_repeated_header_is_seen() {
         let before = event.clone();
         event["multiValueHeaders"][name] = values.clone();
         event["headers"][name] = values.as_array().unwrap().last().unwrap().clone();
-        let (status, body) = served::<api_keys_create::ApiKeysCreate>(&server, &event.to_string()).await;
+        let (status, body) = response::<api_keys_create::ApiKeysCreate>(&server, &event.to_string()).await;
         refused.push((status, body["error"].as_str().unwrap_or_default().to_owned()));
         event = before;
     }
     let unauthorized = (401, String::new());
     let twice = (400, "duplicate_header".to_owned());
     assert_eq!(refused, [unauthorized.clone(), unauthorized, twice.clone(), twice]);
-    // A sender that leaves out `multiValueHeaders`.
+    // An event without `multiValueHeaders`.
     event["headers"]["Idempotency-Key"] = json!("a");
     event.as_object_mut().unwrap().remove("multiValueHeaders");
-    let (status, created) = served::<api_keys_create::ApiKeysCreate>(&server, &event.to_string()).await;
+    let (status, created) = response::<api_keys_create::ApiKeysCreate>(&server, &event.to_string()).await;
     assert_eq!(status, 201, "{created}");
     crate::harness::note_secret(created["secret"].as_str().unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_path_variable_may_be_percent_encoded() {
+async fn path_variable_may_be_percent_encoded() {
     let server = TestServer::start().await;
     server.project("my-app").await;
     let (_, context) = authorize(&server, &server.admin).await;
     for (slug, status) in [("%6Dy%2Dapp", 200), ("my-app", 200), ("my%2Fapp", 404)] {
         let read = event("GET", "/v1/agent_projects/{slug}", &json!({ "slug": slug }), &context, &Value::Null);
-        let (answered, _) = served::<agent_projects_get::AgentProjectsGet>(&server, &read).await;
-        assert_eq!(answered, status, "{slug}");
+        let (actual, _) = response::<agent_projects_get::AgentProjectsGet>(&server, &read).await;
+        assert_eq!(actual, status, "{slug}");
     }
 }

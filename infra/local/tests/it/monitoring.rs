@@ -12,7 +12,7 @@ use std::{
 use karta_local::template::TEMPLATE;
 use karta_shared::{
     domain::Timestamp,
-    telemetry::{Metrics, Proving},
+    telemetry::{Metrics, ProofSource},
 };
 use regex::Regex;
 use serde_json::{Value, json};
@@ -56,7 +56,7 @@ fn written() -> BTreeMap<String, BTreeSet<String>> {
     let kept = Arc::clone(&lines);
     let metrics = Metrics::written("Karta/test".to_owned(), "f", move |line| kept.lock().unwrap().push(line));
     let (at, time): (Timestamp, _) = ("2026-11-22T12:00:00Z".parse().unwrap(), Duration::from_secs(1));
-    metrics.validation(at, "valid", Some(Proving::Compared { waited: time, ran: time }));
+    metrics.validation(at, "valid", Some(ProofSource::Compared { waited: time, ran: time }));
     metrics.usage_lag(at, time);
     metrics.delivery_lag(at, time);
     metrics.outbox_age(at, "events", time);

@@ -254,7 +254,7 @@ impl<'a> Tour<'a> {
         let sent = self.post("webhookEndpointsTest", &format!("{path}/test"), json!({})).await;
         // Create the deliveries without sending them.
         let fan_out = WebhookEvents::new(
-            self.server.runner.app.of_function(WebhookEvents::NAME),
+            self.server.runner.app.for_function(WebhookEvents::NAME),
             Waker::Local(Arc::new(|_, _| ())),
         );
         fan_out.work(&Wake::Sweep).await.unwrap();

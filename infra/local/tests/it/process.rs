@@ -73,7 +73,7 @@ impl Karta {
         let mut command = command(&["--port", "0", "--data-dir", text(data)], &[]);
         let mut child = command.stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-        let exports = lines.take_while(|line| !line.ends_with("Ctrl-C stops the run.")).filter_map(|line| {
+        let exports = lines.take_while(|line| !line.ends_with("Press Ctrl-C to stop.")).filter_map(|line| {
             let (name, value) = line.strip_prefix("  export ")?.split_once('=')?;
             Some((name.to_owned(), Value::from(value)))
         });
@@ -269,7 +269,7 @@ async fn kill_during_writes_leaves_no_partial_write() {
     }
     let server = TestServer::start_over(folder.path().to_owned(), &admin).await;
     let tables = Tables::new(&server).await;
-    tables.assert_whole();
+    tables.assert_consistent();
     assert!(acknowledged.len() < 64, "the kill must interrupt the writes");
     for created in acknowledged {
         note_secret(created["secret"].as_str().unwrap());
@@ -292,7 +292,7 @@ async fn second_runner_over_same_data_is_refused() {
     let data = text(folder.path());
     let karta = Karta::start(&["--data-dir", data]);
     let message = startup_error(&["--port", "0", "--data-dir", data], &[]);
-    assert_eq!(message, format!("karta: another runner works on {data}: stop it, or choose another --data-dir\n"));
+    assert_eq!(message, format!("karta: {data} is in use by another runner: stop it, or choose another --data-dir\n"));
     assert_eq!(karta.status("/v1/whoami", karta.says("api_key")).await, 200);
     assert!(karta.end("-TERM").success());
     Karta::start(&["--data-dir", data]);
@@ -533,7 +533,7 @@ fn invalid_data_plane_stops_start_and_names_field() {
     let shared = "0f1e2d3c4b5a69788796a5b4c3d2e1f0";
     let planes = json!({ "eu": { "url": url, "token": shared } }).to_string();
     let message = startup_error(&flags, &[("KARTA_DATA_PLANES", &planes), ("KARTA_SERVICE_TOKENS", shared)]);
-    assert!(message.contains("the token of the data plane eu is a service token too"), "{message}");
+    assert!(message.contains("the token of the data plane eu is also a service token"), "{message}");
     assert!(!message.contains(shared), "{message}");
 }
 
@@ -691,11 +691,11 @@ async fn audit_verify_detects_a_changed_event() {
     karta.create_key(&admin).await;
     let (code, out, error) = audit_verify(&["--data-dir", data], &[]).await;
     assert_eq!((code, out.as_str()), (Some(1), ""));
-    assert!(error.contains("another runner works on"), "{error}");
+    assert!(error.contains("is in use by another runner"), "{error}");
     assert!(karta.end("-TERM").success());
 
     let (code, out, error) = audit_verify(&[], &[("KARTA_DATA_DIR", data)]).await;
-    assert!(out.starts_with(&format!("organization {organization}: whole (3 events, ")), "{out}{error}");
+    assert!(out.starts_with(&format!("organization {organization}: intact (3 events, ")), "{out}{error}");
     assert_eq!((code, out.lines().count()), (Some(0), 1));
 
     let mut server = TestServer::start_over(folder.path().to_owned(), &admin).await;
@@ -707,10 +707,7 @@ async fn audit_verify_detects_a_changed_event() {
     server.runner.stop().await;
     let (code, out, _) = audit_verify(&["--data-dir", data], &[]).await;
     let lines: Vec<_> = out.lines().collect();
-    assert!(
-        lines[0].starts_with(&format!("organization {organization}: 1 findings (3 events, 0 of them pending")),
-        "{out}"
-    );
+    assert!(lines[0].starts_with(&format!("organization {organization}: 1 findings (3 events, 0 pending")), "{out}");
     let sk = event["sk"]["S"].as_str().unwrap();
     assert!(lines[1].starts_with(&format!("  event {sk} is not as it was put into link ")), "{out}");
     assert_eq!((code, lines.len()), (Some(1), 2));
@@ -776,8 +773,8 @@ async fn bootstrap_creates_organization_and_key_only_once() {
 
     let (code, out, error) = run_to_end(&["bootstrap", "--org", "first"], &environment).await;
     let already_exists = format!(
-        "karta: the organization first is there, and its first key was shown when it was made: \
-         POST /v1/internal/organizations/{}/api_keys makes another one\n",
+        "karta: the organization first already exists, and its first key is shown only once: \
+         create another key with POST /v1/internal/organizations/{}/api_keys\n",
         created["organization_id"]
     );
     assert_eq!((code, out.as_str(), error), (Some(1), "", already_exists));
@@ -791,7 +788,7 @@ async fn audit_verify_reads_a_deployed_stack() {
     let mut environment: Vec<_> = deployed.iter().map(|(name, value)| (*name, value.as_str())).collect();
     environment.push(("KARTA_SECRET_AUDIT", "karta/prod/audit"));
     let (code, out, error) = audit_verify(&["--deployed"], &environment).await;
-    assert!(code == Some(0) && out.contains(": whole (2 events, 0 of them pending, in 1 links)"), "{out}{error}");
+    assert!(code == Some(0) && out.contains(": intact (2 events, 0 pending, 1 links)"), "{out}{error}");
     server.skip_audit_check();
     for anchor in server.items_of("karta-anchors", &format!("ANC#{}", server.organization_id)).await {
         let key = json!({ "pk": anchor["pk"], "sk": anchor["sk"] });

@@ -57,7 +57,7 @@ async fn parallel_revocations_are_one_change() {
     let answers: BTreeSet<_> = replies.into_iter().map(|reply| reply.expect(200).to_string()).collect();
     assert_eq!(answers.len(), 1, "{answers:?}");
     let tables = Tables::new(&server).await;
-    tables.assert_whole();
+    tables.assert_consistent();
     assert_eq!(tables.audited("api_key.revoked", key), 1);
 }
 
@@ -102,7 +102,7 @@ async fn admins_that_demote_each_other_leave_one() {
         }
         let still = server.get(&key_path(id)).bearer(&token).send().await.expect(200);
         assert_eq!(still["api_key"]["status"], "active");
-        Tables::new(&server).await.assert_whole();
+        Tables::new(&server).await.assert_consistent();
     }
 }
 
@@ -138,7 +138,7 @@ async fn admin_key_count_is_exact_after_random_changes() {
         for reply in replies {
             assert!([200, 201, 409, 503, 504].contains(&reply.status.as_u16()), "{}", reply.text);
         }
-        Tables::new(&server).await.assert_whole();
+        Tables::new(&server).await.assert_consistent();
     }
 }
 
@@ -163,7 +163,7 @@ async fn parallel_patches_of_different_fields_all_apply() {
             assert_eq!(&key[field], value);
         }
     }
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,7 +174,7 @@ async fn parallel_projects_with_one_slug_create_one() {
     assert_eq!((winners.len(), losers.len()), (1, 31));
     assert!(losers.iter().all(|loser| loser["error"] == "slug_taken"));
     let tables = Tables::new(&server).await;
-    tables.assert_whole();
+    tables.assert_consistent();
     assert_eq!(tables.under("ID#agent_project#").count(), 1);
 }
 
@@ -186,7 +186,7 @@ async fn parallel_creates_with_one_idempotency_key_create_one() {
     let answers: BTreeSet<_> = replies.into_iter().map(|reply| reply.expect(201).to_string()).collect();
     assert_eq!(answers.len(), 1);
     let tables = Tables::new(&server).await;
-    tables.assert_whole();
+    tables.assert_consistent();
     assert_eq!(tables.key_ids().len(), 2);
 }
 
@@ -198,7 +198,7 @@ async fn keys_of_one_millisecond_have_different_ids() {
     let ids = replies.into_iter().map(|reply| reply.expect(201)["api_key"]["id"].as_u64().unwrap());
     assert_eq!(ids.collect::<BTreeSet<_>>().len(), 64);
     let tables = Tables::new(&server).await;
-    tables.assert_whole();
+    tables.assert_consistent();
     assert_eq!(tables.key_ids().len(), 65);
 }
 
@@ -235,6 +235,6 @@ async fn callers_own_id_counts_as_taken() {
     let caller = store.api_key(organization, key).await.unwrap().unwrap();
     let mut transaction = store.transaction();
     transaction.create_api_key(organization, &caller, Digest::new(String::new())).unwrap();
-    transaction.while_unchanged(organization, &caller).unwrap();
+    transaction.require_caller_unchanged(organization, &caller).unwrap();
     assert!(matches!(transaction.commit().await, Err(CommitError::Conflict(Conflict::IdTaken))));
 }

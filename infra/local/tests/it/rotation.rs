@@ -218,12 +218,12 @@ async fn rotation_steps_out_of_order_are_refused() {
     let refused = async |step, secret: &str, version: &str| {
         stack.rotation.rotate(&step_request(step, secret, version)).await.unwrap_err().to_string()
     };
-    assert!(refused(RotationStep::CreateSecret, "key-tag", "1").await.contains("none that is rotated here"));
-    assert!(refused(RotationStep::CreateSecret, "cursor", "1").await.contains("none that is rotated here"));
+    assert!(refused(RotationStep::CreateSecret, "key-tag", "1").await.contains("does not rotate the secret"));
+    assert!(refused(RotationStep::CreateSecret, "cursor", "1").await.contains("does not rotate the secret"));
     assert!(refused(RotationStep::CreateSecret, SIGNING, "1").await.contains("no such version"));
     stack.manager.begin(SIGNING, "1");
     for step in [RotationStep::TestSecret, RotationStep::FinishSecret] {
-        assert!(refused(step, SIGNING, "1").await.contains("no next ring"));
+        assert!(refused(step, SIGNING, "1").await.contains("next ring is missing"));
     }
     // A newer version is pending instead of this one.
     stack.rotation.rotate(&step_request(RotationStep::CreateSecret, SIGNING, "1")).await.unwrap();

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 use worker_secrets_rotation::{NAME, Request, RotationStep, SecretsRotation};
 
-use crate::{calls::keep_asked, harness::note_secret};
+use crate::{calls::record_secret_call, harness::note_secret};
 
 pub(crate) const STEPS: [RotationStep; 4] =
     [RotationStep::CreateSecret, RotationStep::SetSecret, RotationStep::TestSecret, RotationStep::FinishSecret];
@@ -131,7 +131,7 @@ async fn answer(
     let (_, operation) = headers["x-amz-target"].to_str().unwrap().rsplit_once('.').unwrap();
     let secret = request["SecretId"].as_str().unwrap();
     if headers["authorization"].to_str().unwrap().contains(&format!("Credential={NAME}/")) {
-        keep_asked(NAME, operation, secret);
+        record_secret_call(NAME, operation, secret);
     }
     let mut held = held.lock().unwrap();
     let secret = held.get_mut(secret);

@@ -22,7 +22,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("domain", &[]),
     ("entropy", &["domain"]),
     ("fault", &[]),
-    ("founding", &["app", "auth", "config", "domain", "store"]),
+    ("bootstrap", &["app", "auth", "config", "domain", "store"]),
     (
         "http",
         &[
@@ -43,7 +43,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("sealing", &[]),
     ("store", &["domain", "fault"]),
     ("telemetry", &["domain"]),
-    ("together", &[]),
+    ("join_bounded", &[]),
     ("webhook_secrets", &["domain", "sealing", "store"]),
     ("worker", &["app", "config", "domain", "store", "telemetry"]),
 ];

@@ -406,7 +406,7 @@ fn functions_with_store_permissions_connect_at_startup() {
         let mut actions = statements(&function).into_iter().flat_map(|statement| words(&statement["Action"]));
         let may_ask = actions.any(|action| action.starts_with("dynamodb:"));
         let path = format!("{}/../../functions/{name}/src/lib.rs", env!("CARGO_MANIFEST_DIR"));
-        let never_asks = fs::read_to_string(path).unwrap().contains("const ASKS_STORE: bool = false;");
+        let never_asks = fs::read_to_string(path).unwrap().contains("const USES_STORE: bool = false;");
         assert_eq!(may_ask, !never_asks, "{name}");
     }
 }
@@ -557,7 +557,7 @@ async fn functions_do_just_what_their_policies_allow() {
         ring["k2"] = json!("2".repeat(64));
         ring["current"] = json!("k2");
     });
-    let deliveries = WebhookDeliveries::new(rotated.of_function(WebhookDeliveries::NAME), Vec::new());
+    let deliveries = WebhookDeliveries::new(rotated.for_function(WebhookDeliveries::NAME), Vec::new());
     deliveries.work(&Wake::Sweep).await.unwrap();
     let recorded = calls.seen();
     let unpermitted = rights::unpermitted(&recorded);
@@ -574,9 +574,9 @@ async fn webhooks(server: &TestServer, clock: &ManualClock) {
     let waker = Waker::Local(Arc::new(move |_, endpoint| {
         noted.lock().unwrap().insert(endpoint);
     }));
-    let events = WebhookEvents::new(server.runner.app.of_function(WebhookEvents::NAME), waker);
-    let deliveries = WebhookDeliveries::new(server.runner.app.of_function(WebhookDeliveries::NAME), Vec::new())
-        .with_patience(Duration::ZERO);
+    let events = WebhookEvents::new(server.runner.app.for_function(WebhookEvents::NAME), waker);
+    let deliveries = WebhookDeliveries::new(server.runner.app.for_function(WebhookDeliveries::NAME), Vec::new())
+        .with_max_wait(Duration::ZERO);
     let organization_id = Id::new(server.organization_id).unwrap();
     let ask = async |function: &str, request: Request| {
         let reply = request.send().await;
@@ -1063,12 +1063,12 @@ async fn template_that_does_not_match_handlers_is_refused() {
         template.functions.push(Function {
             binary: "api-keys-burn".to_owned(),
             routes,
-            reads_outbox: Vec::new(),
+            outbox_prefixes: Vec::new(),
             schedule: None,
             indexes: Vec::new(),
         });
     });
-    assert_eq!(message, "template.yaml lists api-keys-burn, which has no handler here");
+    assert_eq!(message, "template.yaml lists api-keys-burn, which has no handler in registry.rs");
     let message = refusal(&|template| template.functions.retain(|function| function.binary != "whoami"));
     assert_eq!(message, "the handler whoami is not in template.yaml");
     let message = refusal(&|template| template.authorizer.binary = "whoami".to_owned());

@@ -117,7 +117,7 @@ impl Neighbours {
         let their_delivery = sent["delivery"]["id"].as_u64().unwrap();
         // No worker is woken, so the delivery stays pending.
         let events =
-            WebhookEvents::new(server.runner.app.of_function(WebhookEvents::NAME), Waker::Local(Arc::new(|_, _| {})));
+            WebhookEvents::new(server.runner.app.for_function(WebhookEvents::NAME), Waker::Local(Arc::new(|_, _| {})));
         events.work(&Wake::Sweep).await.unwrap();
         Self { server, their_admin, their_key, their_model_key, their_endpoint, their_delivery }
     }

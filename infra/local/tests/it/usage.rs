@@ -136,14 +136,14 @@ async fn invalid_event_is_reported_and_others_count() {
         ),
         (with(event(key, "x"), json!({ "occurred_at": "2026-11-21T13:00:00.001Z" })), "occurred_at must be within"),
         (with(event(key, "x"), json!({ "api_key_id": null })), "api_key_id or api_key_prefix is required"),
-        (with(event(key, "x"), json!({ "api_key_id": key + 1 })), "api_key_id is of no key here"),
+        (with(event(key, "x"), json!({ "api_key_id": key + 1 })), "api_key_id does not exist"),
         (
             with(event(key, "x"), json!({ "api_key_id": null, "api_key_prefix": "kt_live_000000" })),
-            "api_key_prefix is of no key here",
+            "api_key_prefix does not exist",
         ),
         (
             with(event(key, "x"), json!({ "api_key_prefix": "kt_live_000000" })),
-            "api_key_prefix is not that of api_key_id",
+            "api_key_prefix does not match api_key_id",
         ),
     ];
     let good = [

@@ -194,22 +194,34 @@ async fn status_decides_and_response_is_recorded_unchanged() {
             None,
         ),
         ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n", 200, "abc", None, None),
-        ("HTTP/1.1 304 Not Modified\r\n\r\n", 304, "", Some("it answered 304, and redirects are not followed"), None),
-        ("HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\nno", 400, "no", Some("it answered 400"), None),
-        ("HTTP/1.1 410 Gone\r\n\r\n", 410, "", Some("it answered 410"), None),
-        ("HTTP/1.1 429 Slow\r\nretry-after: 120\r\n\r\n", 429, "", Some("it answered 429"), Some(120)),
-        ("HTTP/1.1 500 Oh\r\nretry-after: 99999999999999999999\r\n\r\n", 500, "", Some("it answered 500"), Some(DAY)),
+        (
+            "HTTP/1.1 304 Not Modified\r\n\r\n",
+            304,
+            "",
+            Some("receiver returned 304, and redirects are not followed"),
+            None,
+        ),
+        ("HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\nno", 400, "no", Some("receiver returned 400"), None),
+        ("HTTP/1.1 410 Gone\r\n\r\n", 410, "", Some("receiver returned 410"), None),
+        ("HTTP/1.1 429 Slow\r\nretry-after: 120\r\n\r\n", 429, "", Some("receiver returned 429"), Some(120)),
+        (
+            "HTTP/1.1 500 Oh\r\nretry-after: 99999999999999999999\r\n\r\n",
+            500,
+            "",
+            Some("receiver returned 500"),
+            Some(DAY),
+        ),
         (
             "HTTP/1.1 503 Oh\r\nretry-after: Sun, 22 Nov 2026 12:01:30 GMT\r\n\r\n",
             503,
             "",
-            Some("it answered 503"),
+            Some("receiver returned 503"),
             Some(90),
         ),
-        ("HTTP/1.1 503 Oh\r\nretry-after: soon\r\n\r\n", 503, "", Some("it answered 503"), None),
-        ("HTTP/1.1 503 Oh\r\nretry-after: \u{e9}\r\n\r\n", 503, "", Some("it answered 503"), None),
+        ("HTTP/1.1 503 Oh\r\nretry-after: soon\r\n\r\n", 503, "", Some("receiver returned 503"), None),
+        ("HTTP/1.1 503 Oh\r\nretry-after: \u{e9}\r\n\r\n", 503, "", Some("receiver returned 503"), None),
         // The status of an error response counts even if its body is incomplete.
-        ("HTTP/1.1 500 Oh\r\ncontent-length: 99\r\n\r\ncut", 500, "cut", Some("it answered 500"), None),
+        ("HTTP/1.1 500 Oh\r\ncontent-length: 99\r\n\r\ncut", 500, "cut", Some("receiver returned 500"), None),
     ] {
         let receiver = Receiver::answering(answer).await;
         let outcome = post(&wire(), &receiver.url()).await;
@@ -224,15 +236,15 @@ async fn status_decides_and_response_is_recorded_unchanged() {
 #[tokio::test(flavor = "multi_thread")]
 async fn incomplete_response_is_a_failure() {
     for (answer, code, error) in [
-        ("", None, "no proper answer: connection closed before message completed"),
-        ("SSH-2.0-OpenSSH_9.2\r\n", None, "no proper answer: invalid HTTP"),
-        ("HTTP/2.0 200 OK\r\n\r\n", None, "no proper answer: invalid HTTP version"),
-        ("HTTP/1.1 200", None, "no proper answer: connection closed before message completed"),
-        ("HTTP/1.1 200 OK\r\nno header\r\n\r\n", None, "no proper answer: invalid HTTP header"),
-        ("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\na", None, "no proper answer: "),
-        ("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\ncut", Some(200), "no proper answer: "),
-        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\ncut", Some(200), "no proper answer: "),
-        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\ncut\r\n", Some(200), "no proper answer: "),
+        ("", None, "invalid response: connection closed before message completed"),
+        ("SSH-2.0-OpenSSH_9.2\r\n", None, "invalid response: invalid HTTP"),
+        ("HTTP/2.0 200 OK\r\n\r\n", None, "invalid response: invalid HTTP version"),
+        ("HTTP/1.1 200", None, "invalid response: connection closed before message completed"),
+        ("HTTP/1.1 200 OK\r\nno header\r\n\r\n", None, "invalid response: invalid HTTP header"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\na", None, "invalid response: "),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\ncut", Some(200), "invalid response: "),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\ncut", Some(200), "invalid response: "),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\ncut\r\n", Some(200), "invalid response: "),
     ] {
         let receiver = Receiver::answering(answer).await;
         let outcome = post(&wire(), &receiver.url()).await;
@@ -259,7 +271,7 @@ async fn redirects_are_not_followed() {
             let receiver = Receiver::answering(answer).await;
             let wire = wire_with(Arc::clone(&lookup) as Arc<dyn Lookup>, Reach::Loopback);
             let outcome = post(&wire, &receiver.url()).await;
-            let error = format!("it answered {status}, and redirects are not followed");
+            let error = format!("receiver returned {status}, and redirects are not followed");
             assert_eq!((outcome.response_code, outcome.error), (Some(status), Some(error)));
         }
     }
@@ -301,7 +313,7 @@ async fn slow_receiver_is_cut_off_at_the_timeout() {
         let outcome = timeout(PATIENCE, post(&limited, &receiver.url())).await.expect("an outcome");
         assert!(outcome.latency_ms >= 400, "{outcome:?}");
         assert_eq!(outcome.response_code, code, "{outcome:?}");
-        assert_eq!(outcome.error.as_deref(), Some("no complete answer within 0.5 s"));
+        assert_eq!(outcome.error.as_deref(), Some("no complete response within 0.5 s"));
     }
 }
 
@@ -326,9 +338,11 @@ async fn endless_response_is_read_for_64_kib() {
     let undeclared = Receiver::start(|connection| pour(connection, "HTTP/1.1 200 OK\r\n\r\n"));
     let refusing =
         Receiver::start(|connection| pour(connection, "HTTP/1.1 500 Oh\r\ncontent-length: 104857600\r\n\r\n"));
-    for (receiver, code, error) in
-        [(declared.await, 200, None), (undeclared.await, 200, None), (refusing.await, 500, Some("it answered 500"))]
-    {
+    for (receiver, code, error) in [
+        (declared.await, 200, None),
+        (undeclared.await, 200, None),
+        (refusing.await, 500, Some("receiver returned 500")),
+    ] {
         let outcome = post(&wire(), &receiver.url()).await;
         assert_eq!((outcome.response_code, outcome.error.as_deref()), (Some(code), error));
         assert_eq!(outcome.response_body, [b'x'; 1024]);
@@ -352,7 +366,7 @@ async fn oversized_headers_are_a_failure() {
     });
     for receiver in [long.await, many.await] {
         let outcome = post(&wire(), &receiver.url()).await;
-        assert!(failed("no proper answer: message head is too large")(&outcome), "{outcome:?}");
+        assert!(failed("invalid response: message head is too large")(&outcome), "{outcome:?}");
     }
 }
 
@@ -446,9 +460,9 @@ async fn stored_url_is_checked_before_name_resolution() {
         ("https://10.0.0.1/", Reach::Loopback, "not an IP address"),
         ("http://hooks.example.com/", Reach::Loopback, "unless it is on loopback"),
         ("https://vault.internal/", Reach::Loopback, "private or special use"),
-        ("https://API.karta.example.com/v1/api_keys", Reach::Public, "this service itself"),
+        ("https://API.karta.example.com/v1/api_keys", Reach::Public, "points to this service"),
         // Parsers disagree about an `xn--` label that does not decode.
-        ("https://xn--a.example.com/", Reach::Public, "every reader of URLs"),
+        ("https://xn--a.example.com/", Reach::Public, "unambiguous host"),
         ("no URL", Reach::Public, "printable ASCII"),
     ] {
         let lookup = NameServer::answering(&[]);

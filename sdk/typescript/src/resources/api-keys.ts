@@ -6,45 +6,45 @@ import { id } from "../path.js";
 import type { Budget, BudgetParams } from "./budget.js";
 import { Resource } from "./resource.js";
 
-/** What a key may do; none implies another. */
+/** A permission of a key. No scope implies another. */
 export type Scope = "read" | "write" | "admin";
 
-/** `rotating`: replaced, and still good until `expires_at`. */
+/** `rotating`: replaced, but valid until `expires_at`. */
 export type ApiKeyStatus = "active" | "rotating" | "revoked" | "expired";
 
-/** What may be known of an API key. Times are RFC 3339 in UTC. */
+/** An API key without its token. Times are RFC 3339 in UTC. */
 export interface ApiKey {
   id: number;
   name: string;
-  /** The token's first 14 characters; public. */
+  /** First 14 characters of the token; not secret. */
   prefix: string;
   scopes: Scope[];
   status: ApiKeyStatus;
   created_at: string;
-  /** The key that made it; `null` for an organization's first. */
+  /** Id of the key that created it; `null` for an organization's first key. */
   created_by: number | null;
-  /** May lag a minute. */
+  /** Up to a minute late. */
   last_used_at: string | null;
   expires_at: string | null;
   revoked_at: string | null;
-  /** Its successor after a rotation. */
+  /** Id of its successor after a rotation. */
   replaced_by: number | null;
-  /** Where it may be used from; empty: anywhere. */
+  /** Address ranges from which the key is accepted; an empty list allows all. */
   allowed_cidrs: string[];
   budget: Budget | null;
   metadata: Record<string, string>;
 }
 
-/** Which keys to list; a key must pass all that is given. */
+/** Filters of a list of keys. Filters combine with AND. */
 export interface ApiKeyListParams extends ListParams {
   status?: ApiKeyStatus | readonly ApiKeyStatus[] | undefined;
-  /** Not used in so many days, 1 to 3650. */
+  /** Keys that were not used in this many days, 1 to 3650. */
   unused_days?: number | undefined;
-  /** Ending within so many days, 1 to 3650. */
+  /** Keys that expire within this many days, 1 to 3650. */
   expires_within_days?: number | undefined;
 }
 
-/** What a new key may have besides name and scopes. */
+/** Optional fields of a new key. */
 export interface ApiKeyCreateParams {
   expires_at?: string | null | undefined;
   allowed_cidrs?: readonly string[] | null | undefined;
@@ -52,19 +52,22 @@ export interface ApiKeyCreateParams {
   metadata?: Readonly<Record<string, string>> | null | undefined;
 }
 
-/** What to change: absent keeps, `null` clears, lists and `metadata` replace. */
+/**
+ * Changes to a key. Absent fields keep their value, `null` clears it, lists and `metadata` are
+ * replaced.
+ */
 export interface ApiKeyUpdateParams extends ApiKeyCreateParams {
   name?: string | undefined;
   scopes?: readonly Scope[] | undefined;
 }
 
-/** A key that was just made. `secret` is its token, shown this once. */
+/** A new key. `secret` is its token, which is shown only once. */
 export interface CreatedApiKey {
   api_key: ApiKey;
   secret: string;
 }
 
-/** A successor that was just made, and until when the old key serves. */
+/** The successor of a rotated key, and the time when the old key expires. */
 export interface RotatedApiKey extends CreatedApiKey {
   replaces: { id: number; expires_at: string | null };
 }
@@ -72,18 +75,19 @@ export interface RotatedApiKey extends CreatedApiKey {
 /** The organization's API keys. */
 export class ApiKeys extends Resource {
   /**
-   * Keys, newest first. Scope `read`.
+   * Lists keys, newest first. Scope `read`.
    *
-   * @throws {KartaForbiddenError} without the scope; {KartaValidationError} for a filter that cannot be.
+   * @throws {KartaForbiddenError} without the scope; {KartaValidationError} for an invalid filter.
    */
   list(params: ApiKeyListParams = {}, options?: RequestOptions): List<ApiKey> {
     return this.listOf("api_keys", () => "/v1/api_keys", params, ["status", "unused_days", "expires_within_days"], options);
   }
 
   /**
-   * A new key. Store `secret` now: it is shown this once. Scope `admin`.
+   * Creates a key. Store `secret`: it is shown only once. Scope `admin`.
    *
-   * @throws {KartaValidationError} for bad input; {KartaArgumentError} for a cap that is `undefined`; {KartaForbiddenError} without the scope.
+   * @throws {KartaValidationError} for invalid input; {KartaArgumentError} for a cap that is
+   * `undefined`; {KartaForbiddenError} without the scope.
    */
   async create(
     name: string,
@@ -95,9 +99,10 @@ export class ApiKeys extends Resource {
   }
 
   /**
-   * One key; also a revoked one. Scope `read`.
+   * Returns a key, also a revoked one. Scope `read`.
    *
-   * @throws {KartaNotFoundError} when the organization has no such key; {KartaForbiddenError} without the scope.
+   * @throws {KartaNotFoundError} if the organization has no such key; {KartaForbiddenError} without
+   * the scope.
    */
   async get(apiKeyId: number, options?: RequestOptions): Promise<{ api_key: ApiKey }> {
     return this.transport.get(`/v1/api_keys/${id(apiKeyId)}`, {}, options);
@@ -106,18 +111,20 @@ export class ApiKeys extends Resource {
   /**
    * Changes a key. Scope `admin`.
    *
-   * @throws {KartaConflictError} `last_admin_key`, `api_key_revoked`, `api_key_replaced`; {KartaNotFoundError}; {KartaValidationError};
-   * {KartaArgumentError} for a cap that is `undefined`; {KartaForbiddenError} without the scope.
+   * @throws {KartaConflictError} `last_admin_key`, `api_key_revoked`, `api_key_replaced`;
+   * {KartaNotFoundError}; {KartaValidationError}; {KartaArgumentError} for a cap that is
+   * `undefined`; {KartaForbiddenError} without the scope.
    */
   async update(apiKeyId: number, params: ApiKeyUpdateParams, options?: RequestOptions): Promise<{ api_key: ApiKey }> {
     return this.transport.patch(`/v1/api_keys/${id(apiKeyId)}`, fieldsOf(params, NESTED_BUDGET_RULES), options);
   }
 
   /**
-   * Makes a successor with the same settings; the old key goes on serving for `grace_seconds` (a day unless given). Store `secret` now: it is shown
-   * this once. Scope `admin`.
+   * Creates a successor with the same settings. The old key stays valid for `grace_seconds`
+   * (default: one day). Store `secret`: it is shown only once. Scope `admin`.
    *
-   * @throws {KartaConflictError} `api_key_not_active`, `last_admin_key`; {KartaNotFoundError}; {KartaForbiddenError} without the scope.
+   * @throws {KartaConflictError} `api_key_not_active`, `last_admin_key`; {KartaNotFoundError};
+   * {KartaForbiddenError} without the scope.
    */
   async rotate(
     apiKeyId: number,
@@ -128,9 +135,10 @@ export class ApiKeys extends Resource {
   }
 
   /**
-   * Ends a key for good. A repeat answers the same. Scope `admin`.
+   * Revokes a key permanently. A repeated call returns the same result. Scope `admin`.
    *
-   * @throws {KartaConflictError} `last_admin_key`; {KartaNotFoundError}; {KartaForbiddenError} without the scope.
+   * @throws {KartaConflictError} `last_admin_key`; {KartaNotFoundError}; {KartaForbiddenError}
+   * without the scope.
    */
   async revoke(apiKeyId: number, options?: RequestOptions): Promise<{ api_key: ApiKey }> {
     return this.transport.delete(`/v1/api_keys/${id(apiKeyId)}`, options);

@@ -2,24 +2,24 @@ import type { List, ListParams } from "../list.js";
 import type { RequestOptions } from "../options.js";
 import { Resource } from "./resource.js";
 
-/** Who did what to which resource, when and from where. */
+/** A recorded change: actor, action, resource, time and origin. */
 export interface AuditEvent {
   id: number;
   at: string;
   actor: { kind: "api_key" | "service" | "system"; id: number | null; name: string };
-  /** `api_key.created`. Actions may be added. */
+  /** Such as `api_key.created`. More actions may be added. */
   action: string;
   resource: { kind: string; id: number };
-  /** By field; never a secret. */
+  /** Changed values by field. Secrets are never included. */
   changes: Record<string, { before: unknown; after: unknown }>;
   ip_address: string | null;
   user_agent: string | null;
   request_id: string;
-  /** Whether the chain of digests bears the event out. */
+  /** Whether the chain of digests confirms the event. */
   chain: { state: "pending" | "verified" | "broken"; link: number | null };
 }
 
-/** An action that the list can be filtered by. */
+/** An action to filter the list by. */
 export type AuditAction =
   | "agent_project.created"
   | "agent_project.updated"
@@ -45,18 +45,18 @@ export type AuditAction =
   | "webhook_endpoint.tested"
   | "webhook_endpoint.updated";
 
-/** Which events to list. */
+/** Filters of a list of audit events. */
 export interface AuditEventListParams extends ListParams {
   /** An API key's id, or an actor's exact name. */
   actor?: number | string | undefined;
-  /** Exactly this action. */
+  /** The exact action. */
   action?: AuditAction | undefined;
 }
 
 /** The audit log. */
 export class AuditEvents extends Resource {
   /**
-   * Events, newest first. Scope `admin`. A log is long: iterate, or give a `limit`.
+   * Lists events, newest first. Scope `admin`. The log may be long: iterate, or pass a `limit`.
    *
    * @throws {KartaForbiddenError} without the scope.
    */

@@ -13,10 +13,10 @@ export interface BillingStatus {
   cancel_at_period_end: boolean;
 }
 
-/** What the organization pays for. */
+/** The organization's billing. */
 export class Billing extends Resource {
   /**
-   * The subscription's state. Scope `read`.
+   * Returns the subscription's state. Scope `read`.
    *
    * @throws {KartaForbiddenError} without the scope.
    */

@@ -5,22 +5,22 @@ import { Resource } from "./resource.js";
 
 export type Provider = "anthropic" | "openai" | "bedrock" | "vertex" | "openrouter";
 
-/** What may be known of a provider's key. The key itself never comes back. */
+/** A provider's key without its secret, which is never returned. */
 export interface ModelKey {
   id: number;
   provider: Provider;
   name: string | null;
-  /** Its last four characters. */
+  /** Last four characters of the key. */
   tail: string;
   created_at: string;
-  /** `null` for the one in use. */
+  /** `null` for the key in use. */
   revoked_at: string | null;
 }
 
 /** The organization's own keys for model providers (BYOK). */
 export class ModelKeys extends Resource {
   /**
-   * Keys, newest first; revoked ones too. Scope `read`.
+   * Lists keys, also revoked ones, newest first. Scope `read`.
    *
    * @throws {KartaForbiddenError} without the scope.
    */
@@ -29,10 +29,11 @@ export class ModelKeys extends Resource {
   }
 
   /**
-   * Puts a key into use, in the place of the provider's present one. For `bedrock` and `vertex`, `key` is the provider's JSON, as text.
-   * Scope `admin`.
+   * Stores a key, which replaces the provider's current one. For `bedrock` and `vertex`, `key` is
+   * the provider's JSON as text. Scope `admin`.
    *
-   * @throws {KartaValidationError} with code `byok_key_rejected` for what cannot be the provider's key; {KartaForbiddenError} without the scope.
+   * @throws {KartaValidationError} with code `byok_key_rejected` if the text cannot be a key of the
+   * provider; {KartaForbiddenError} without the scope.
    */
   async create(
     provider: Provider,
@@ -44,9 +45,10 @@ export class ModelKeys extends Resource {
   }
 
   /**
-   * Takes a key out of use and destroys it. A repeat answers the same. Scope `admin`.
+   * Revokes a key and destroys it. A repeated call returns the same result. Scope `admin`.
    *
-   * @throws {KartaNotFoundError} when the organization has no such key; {KartaForbiddenError} without the scope.
+   * @throws {KartaNotFoundError} if the organization has no such key; {KartaForbiddenError} without
+   * the scope.
    */
   async revoke(modelKeyId: number, options?: RequestOptions): Promise<{ model_key: ModelKey }> {
     return this.transport.delete(`/v1/model_keys/${id(modelKeyId)}`, options);

@@ -10,15 +10,15 @@ export interface Project {
   /** `[a-z0-9-]{1,63}`, unique in its organization. */
   slug: string;
   name: string;
-  /** The active release's; `null` before the first. */
+  /** Version of the active release; `null` before the first. */
   current_version: number | null;
-  /** Goes before the organization's own; `null` where that one's serves. */
+  /** `model_id` and `endpoint_url` override the organization's values; `null` inherits them. */
   model_id: string | null;
   endpoint_url: string | null;
   created_at: string;
 }
 
-/** What to change: absent keeps, `null` clears. */
+/** Changes to a project. Absent fields keep their value, `null` clears it. */
 export interface ProjectUpdateParams {
   name?: string | undefined;
   model_id?: string | null | undefined;
@@ -28,7 +28,7 @@ export interface ProjectUpdateParams {
 /** The organization's agent projects. */
 export class Projects extends Resource {
   /**
-   * Projects, newest first. Scope `read`.
+   * Lists projects, newest first. Scope `read`.
    *
    * @throws {KartaForbiddenError} without the scope.
    */
@@ -37,18 +37,20 @@ export class Projects extends Resource {
   }
 
   /**
-   * A new project. Scope `write`.
+   * Creates a project. Scope `write`.
    *
-   * @throws {KartaConflictError} `slug_taken`; {KartaValidationError}; {KartaForbiddenError} without the scope.
+   * @throws {KartaConflictError} `slug_taken`; {KartaValidationError}; {KartaForbiddenError}
+   * without the scope.
    */
   async create(params: { slug: string; name: string }, options?: CreateOptions): Promise<{ agent_project: Project }> {
     return this.transport.create("/v1/agent_projects", params, options);
   }
 
   /**
-   * One project. Scope `read`.
+   * Returns a project. Scope `read`.
    *
-   * @throws {KartaNotFoundError} when the organization has no such project; {KartaForbiddenError} without the scope.
+   * @throws {KartaNotFoundError} if the organization has no such project; {KartaForbiddenError}
+   * without the scope.
    */
   async get(projectSlug: string, options?: RequestOptions): Promise<{ agent_project: Project }> {
     return this.transport.get(`/v1/agent_projects/${slug(projectSlug)}`, {}, options);
@@ -68,9 +70,11 @@ export class Projects extends Resource {
   }
 
   /**
-   * Whose credential this is, as the project sees it. Any API key, or a session token of this project.
+   * Returns the principal of the client's credential within a project. Any API key, or a session
+   * token of this project.
    *
-   * @throws {KartaForbiddenError} for a session token of another project; {KartaNotFoundError} when the key's organization has no such project.
+   * @throws {KartaForbiddenError} for a session token of another project; {KartaNotFoundError} if
+   * the key's organization has no such project.
    */
   async whoami(projectSlug: string, options?: RequestOptions): Promise<Principal> {
     return this.transport.get(`/v1/projects/${slug(projectSlug)}/whoami`, {}, options);

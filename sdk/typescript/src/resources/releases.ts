@@ -3,14 +3,14 @@ import type { RequestOptions } from "../options.js";
 import { id, slug } from "../path.js";
 import { Resource } from "./resource.js";
 
-/** `superseded`: was active before. */
+/** `superseded`: active before, then replaced. */
 export type ReleaseStatus = "pending" | "building" | "ready" | "active" | "superseded" | "failed";
 
 /** One release of a project. */
 export interface Release {
   id: number;
   project_id: number;
-  /** 1, 2, … in its project, without holes. */
+  /** 1, 2, … in its project, without gaps. */
   version: number;
   commit_sha: string;
   artifact_url: string | null;
@@ -18,11 +18,11 @@ export interface Release {
   build_kind: "image" | "template" | null;
   image_ref: string | null;
   created_at: string;
-  /** When it last became active. */
+  /** Time when it last became active. */
   activated_at: string | null;
 }
 
-/** One line that a build printed. */
+/** One line of a build log. */
 export interface LogLine {
   line: number;
   text: string;
@@ -31,16 +31,17 @@ export interface LogLine {
 /** A project's releases. */
 export class Releases extends Resource {
   /**
-   * Releases, newest first. Scope `read`.
+   * Lists releases, newest first. Scope `read`.
    *
-   * @throws {KartaNotFoundError} when the organization has no such project; {KartaForbiddenError} without the scope.
+   * @throws {KartaNotFoundError} if the organization has no such project; {KartaForbiddenError}
+   * without the scope.
    */
   list(projectSlug: string, params: ListParams = {}, options?: RequestOptions): List<Release> {
     return this.listOf("releases", () => `/v1/agent_projects/${slug(projectSlug)}/releases`, params, [], options);
   }
 
   /**
-   * What a release's build printed, from the first line on. Scope `read`.
+   * Lists the lines of a release's build log in order. Scope `read`.
    *
    * @throws {KartaNotFoundError}; {KartaForbiddenError} without the scope.
    */
@@ -50,9 +51,10 @@ export class Releases extends Resource {
   }
 
   /**
-   * Makes another release active, earlier or later. Scope `admin`.
+   * Activates another release, earlier or later. Scope `admin`.
    *
-   * @throws {KartaConflictError} `release_not_ready`; {KartaNotFoundError}; {KartaForbiddenError} without the scope.
+   * @throws {KartaConflictError} `release_not_ready`; {KartaNotFoundError}; {KartaForbiddenError}
+   * without the scope.
    */
   async rollback(projectSlug: string, version: number, options?: RequestOptions): Promise<{ release: Release }> {
     return this.transport.post(`/v1/agent_projects/${slug(projectSlug)}/rollback`, { version }, options);

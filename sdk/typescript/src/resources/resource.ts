@@ -4,7 +4,7 @@ import type { RequestOptions } from "../options.js";
 import type { Query } from "../path.js";
 import type { Transport } from "../transport.js";
 
-/** One kind of thing and what can be done with it. */
+/** Base class of the API's resources. */
 export abstract class Resource {
   readonly #transport: Transport;
 
@@ -16,7 +16,10 @@ export abstract class Resource {
     return this.#transport;
   }
 
-  /** The list under `plural` in the answers of `path`, which is judged when the list is fetched. `filters` names the fields of `params` that are filters. */
+  /**
+   * Returns the list that responses of `path` have under `plural`. `path` is validated when the
+   * list is fetched. `filters` names the fields of `params` that are filters.
+   */
   protected listOf<T, P extends ListParams = ListParams>(
     plural: string,
     path: () => string,
@@ -30,7 +33,7 @@ export abstract class Resource {
     return new List(given, async ({ limit, cursor }): Promise<Page<T>> => {
       const body = await this.transport.get<Record<string, unknown>>(path(), { ...query, limit, cursor }, options);
       const items = body[plural];
-      if (!Array.isArray(items)) throw new KartaResponseError(`the answer has no list "${plural}"`, { status: 200, body });
+      if (!Array.isArray(items)) throw new KartaResponseError(`the response has no list "${plural}"`, { status: 200, body });
       return { items: items as T[], next_cursor: (body.next_cursor as string | null | undefined) ?? null };
     });
   }

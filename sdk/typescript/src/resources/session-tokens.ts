@@ -4,24 +4,27 @@ import type { RequestOptions } from "../options.js";
 import { slug } from "../path.js";
 import { Resource } from "./resource.js";
 
-/** For whom and for how long. `userId` and `ttlSeconds` are other spellings of the API's names. */
+/** User and lifetime of a token. `userId` and `ttlSeconds` are aliases of the API's names. */
 export interface SessionTokenParams {
-  /** The end user, 1 to 255 bytes: the token is then good for this user's sessions alone. Leave it out for a token bound to nobody. */
+  /**
+   * The end user, 1 to 255 bytes. The token is then valid only for this user's sessions. Omit it
+   * for a token without a user.
+   */
   user_id?: string;
   userId?: string;
-  /** 60 to 3600; 900 unless given. */
+  /** 60 to 3600. Default: 900. */
   ttl_seconds?: number | null | undefined;
   ttlSeconds?: number | null | undefined;
 }
 
-/** A token that is safe in one end user's browser. */
+/** A token that is safe to use in one end user's browser. */
 export interface SessionToken {
   token: string;
   expires_at: string;
   /** Seconds. */
   expires_in: number;
   project: { id: number; slug: string };
-  /** The user that it is bound to. */
+  /** The token's user; `null` for a token without a user. */
   sub: string | null;
 }
 
@@ -30,28 +33,34 @@ const USER_NAMES = ["user_id", "userId"] as const satisfies readonly Name[];
 const TTL_NAMES = ["ttl_seconds", "ttlSeconds"] as const satisfies readonly Name[];
 
 /**
- * The values of `params` and of its JSON form `fields` under any of `names`. Inherited fields are in `params` only, and a `toJSON` method may add or drop
- * fields.
+ * Returns the values that `params` and its JSON form `fields` have under any of `names`. Only
+ * `params` has inherited fields, and a `toJSON` method may add or drop fields.
  */
 function given(params: SessionTokenParams, fields: SessionTokenParams, names: readonly Name[]): [Name, unknown][] {
   return names.flatMap((name) => [params, fields].filter((source) => name in source).map((source): [Name, unknown] => [name, source[name]]));
 }
 
-/** Throws KartaArgumentError for a user that is `undefined` or `null`: an empty variable must not become a token that is bound to nobody. */
-function refuseNobody(users: [Name, unknown][]): void {
+/**
+ * Throws KartaArgumentError for a user that is `undefined` or `null`: an empty variable must not
+ * create a token without a user.
+ */
+function rejectMissingUser(users: [Name, unknown][]): void {
   for (const [name, user] of users) {
     if (user !== undefined && user !== null) continue;
-    throw new KartaArgumentError(name, `is ${user}: give the user, or leave it out for a token bound to nobody`);
+    throw new KartaArgumentError(name, `is ${user}: pass a user, or omit the field for a token without a user`);
   }
 }
 
-/** The one value of a field; `undefined` if it is absent. Throws KartaArgumentError for two different values. */
-function only(values: [Name, unknown][]): unknown {
+/**
+ * Returns the value of a field; `undefined` if it is absent. Throws KartaArgumentError for two
+ * different values.
+ */
+function singleValue(values: [Name, unknown][]): unknown {
   const present = values.filter(([, value]) => value !== undefined).map(([name, value]) => [name, plain(value, name)] as const);
   const [first, ...others] = present;
   for (const [name, value] of others) {
     if (JSON.stringify(value) === JSON.stringify(first?.[1])) continue;
-    throw new KartaArgumentError(name, `must have one value: ${first?.[0] === name ? "its JSON form" : first?.[0]} has another`);
+    throw new KartaArgumentError(name, `must have one value: ${first?.[0] === name ? "its JSON form" : first?.[0]} has a different one`);
   }
   return first?.[1];
 }
@@ -59,17 +68,20 @@ function only(values: [Name, unknown][]): unknown {
 /** Tokens for end users' browsers. */
 export class SessionTokens extends Resource {
   /**
-   * Mints a token for one project, for one user where `user_id` is given. Never repeated by itself. Scope `write`.
+   * Mints a token for a project, and for one user if `user_id` is given. Never retried. Scope
+   * `write`.
    *
-   * @throws {KartaBudgetError} when the budget is exhausted; {KartaNotFoundError} when the organization has no such project; {KartaValidationError};
-   * {KartaArgumentError} for a user that is `undefined` or `null`, or for two different users or lifetimes; {KartaForbiddenError} without the scope.
+   * @throws {KartaBudgetError} if the budget is exhausted; {KartaNotFoundError} if the organization
+   * has no such project; {KartaValidationError}; {KartaArgumentError} for a user that is
+   * `undefined` or `null`, or for two different users or lifetimes; {KartaForbiddenError} without
+   * the scope.
    */
   async mint(projectSlug: string, params: SessionTokenParams = {}, options?: RequestOptions): Promise<SessionToken> {
     const fields = fieldsOf(params, { kept: USER_NAMES, readDirectly: [...USER_NAMES, ...TTL_NAMES] });
     const { user_id, userId, ttl_seconds, ttlSeconds, ...rest } = fields;
     const users = given(params, fields, USER_NAMES);
-    refuseNobody(users);
-    const body = { user_id: only(users), ttl_seconds: only(given(params, fields, TTL_NAMES)), ...rest };
+    rejectMissingUser(users);
+    const body = { user_id: singleValue(users), ttl_seconds: singleValue(given(params, fields, TTL_NAMES)), ...rest };
     return this.transport.post(`/v1/agent_projects/${slug(projectSlug)}/session_tokens`, body, options);
   }
 }

@@ -3,7 +3,7 @@ import type { RequestOptions } from "../options.js";
 import type { Budget } from "./budget.js";
 import { Resource } from "./resource.js";
 
-/** Whole cents, rounded up. */
+/** Totals of tokens and cost. `cost_cents` is an integer, rounded up. */
 export interface UsageTotals {
   input_tokens: number;
   output_tokens: number;
@@ -11,47 +11,47 @@ export interface UsageTotals {
   cost_cents: number;
 }
 
-/** Caps, how much of each is spent, and whether more may be spent. */
+/** Caps, the spent percentage of each, and whether more may be spent. */
 export interface UsageBudget extends Budget {
-  /** Rounded down; `null` where there is no cap. */
+  /** Rounded down; `null` without a cap. */
   spent_percent: { [Field in keyof UsageTotals]: number | null };
   ok: boolean;
-  /** Which cap or subscription is in the way. */
+  /** The cap or subscription status that forbids spending. */
   reason: string | null;
 }
 
-/** One month of usage. In text it reads as a part of a sentence: `Used ${usage} this period`. */
+/** One month of usage. In a template literal it prints as text: `Used ${usage} this period`. */
 export interface Usage {
   /** `2026-11`, UTC. */
   period: string;
   totals: UsageTotals;
   by_model: (UsageTotals & { model: string })[];
   by_day: (UsageTotals & { date: string })[];
-  /** Models without a price: their tokens cost nothing here, so no cost cap counts them. */
+  /** Models without a price. Their tokens have no cost, so no cost cap counts them. */
   unpriced: { model: string; tokens: number }[];
   budget: UsageBudget;
   /** `1,200 tokens ($0.42)`. */
   toString(): string;
 }
 
-/** One month of usage of one API key and those it replaced. */
+/** One month of usage of an API key and the keys that it replaced. */
 export interface KeyUsage extends Omit<Usage, "toString"> {
   api_key_id: number;
   name: string;
   prefix: string;
 }
 
-/** Which month, `2026-11`; the current one unless given. */
+/** The month, such as `2026-11`. Default: the current month. */
 export interface UsageParams {
   period?: string | undefined;
 }
 
-/** What was used. */
+/** The organization's usage. */
 export class UsageReports extends Resource {
   /**
-   * A month's totals, by model and by day, and the budget. Scope `read`.
+   * Returns a month's totals, the totals by model and by day, and the budget. Scope `read`.
    *
-   * @throws {KartaValidationError} for a period that is no month; {KartaForbiddenError} without the scope.
+   * @throws {KartaValidationError} for an invalid month; {KartaForbiddenError} without the scope.
    */
   async summary(params: UsageParams = {}, options?: RequestOptions): Promise<Usage> {
     const usage = await this.transport.get<Usage>("/v1/usage", { period: (params as UsageParams | null)?.period }, options);
@@ -59,16 +59,16 @@ export class UsageReports extends Resource {
   }
 
   /**
-   * The same for each API key, newest key first. Scope `read`.
+   * Lists a month's usage by API key, newest key first. Scope `read`.
    *
-   * @throws {KartaValidationError} for a period that is no month; {KartaForbiddenError} without the scope.
+   * @throws {KartaValidationError} for an invalid month; {KartaForbiddenError} without the scope.
    */
   keys(params: UsageParams & ListParams = {}, options?: RequestOptions): List<KeyUsage> {
     return this.listOf("keys", () => "/v1/usage/keys", params, ["period"], options);
   }
 }
 
-/** `usage` that reads as text; the text is no field of it. */
+/** Adds a `toString` to `usage` that is not enumerable. */
 function printable(usage: Usage): Usage {
   const text = () => {
     const { total_tokens, cost_cents } = usage.totals;

@@ -4,15 +4,17 @@ import type { CreateOptions, RequestOptions } from "../options.js";
 import { id } from "../path.js";
 import { Resource } from "./resource.js";
 
-/** Where events are sent. */
+/** A URL that receives events. */
 export interface WebhookEndpoint {
   id: number;
   url: string;
   description: string | null;
-  /** `*` is all. */
+  /** `*` means all types. */
   event_types: (KartaEventType | "*")[];
   enabled: boolean;
-  /** Why it is not. `requested`: by an admin; `gone`: it answered 410; `failing`: for too long. */
+  /**
+   * `requested`: an admin disabled it; `gone`: it returned 410; `failing`: it failed for too long.
+   */
   disabled_reason: "requested" | "gone" | "failing" | null;
   consecutive_failures: number;
   created_at: string;
@@ -25,25 +27,28 @@ export interface WebhookEndpointCreateParams {
   description?: string | null | undefined;
 }
 
-/** What to change: absent keeps, `null` clears, `event_types` replaces. */
+/**
+ * Changes to an endpoint. Absent fields keep their value, `null` clears it, `event_types` is
+ * replaced.
+ */
 export interface WebhookEndpointUpdateParams {
   url?: string | undefined;
   event_types?: readonly (KartaEventType | "*")[] | undefined;
   description?: string | null | undefined;
-  /** `true` revives a disabled endpoint. */
+  /** `true` enables a disabled endpoint again. */
   enabled?: boolean | undefined;
 }
 
-/** An endpoint and what its deliveries are signed with, shown this once. */
+/** An endpoint with its signing secret, which is shown only once. */
 export interface CreatedWebhookEndpoint {
   webhook_endpoint: WebhookEndpoint;
-  /** `whsec_…`: verifies deliveries; see `verifyWebhook`. */
+  /** `whsec_…`, the secret for `verifyWebhook`. */
   secret: string;
 }
 
 export type DeliveryStatus = "pending" | "succeeded" | "failed";
 
-/** One event on its way to one endpoint. */
+/** The delivery of one event to one endpoint. */
 export interface Delivery {
   id: number;
   event_id: string;
@@ -57,12 +62,12 @@ export interface DeliveryAttempt {
   at: string;
   response_code: number | null;
   latency_ms: number;
-  /** The first KiB, scrubbed; for keys with `admin` alone. */
+  /** First KiB of the body without secrets; only for keys with the scope `admin`. */
   response_body: string | null;
   error: string | null;
 }
 
-/** What is looked through for deliveries that failed. */
+/** A recovery of the deliveries that failed between `since` and `until`. */
 export interface Recovery {
   webhook_endpoint_id: number;
   since: string;
@@ -72,7 +77,7 @@ export interface Recovery {
 /** The organization's webhook endpoints. */
 export class WebhookEndpoints extends Resource {
   /**
-   * Endpoints, newest first. Scope `read`.
+   * Lists endpoints, newest first. Scope `read`.
    *
    * @throws {KartaForbiddenError} without the scope.
    */
@@ -81,16 +86,17 @@ export class WebhookEndpoints extends Resource {
   }
 
   /**
-   * A new endpoint. Store `secret` now: it is shown this once. Scope `admin`.
+   * Creates an endpoint. Store `secret`: it is shown only once. Scope `admin`.
    *
-   * @throws {KartaValidationError} for a URL that is not public https, or an unknown event type; {KartaForbiddenError} without the scope.
+   * @throws {KartaValidationError} for a URL that is not public https, or an unknown event type;
+   * {KartaForbiddenError} without the scope.
    */
   async create(params: WebhookEndpointCreateParams, options?: CreateOptions): Promise<CreatedWebhookEndpoint> {
     return this.transport.create("/v1/webhook_endpoints", params, options);
   }
 
   /**
-   * One endpoint. Scope `read`.
+   * Returns an endpoint. Scope `read`.
    *
    * @throws {KartaNotFoundError}; {KartaForbiddenError} without the scope.
    */
@@ -99,7 +105,7 @@ export class WebhookEndpoints extends Resource {
   }
 
   /**
-   * Changes an endpoint; `enabled: true` revives one that was disabled. Scope `admin`.
+   * Changes an endpoint. Scope `admin`.
    *
    * @throws {KartaNotFoundError}; {KartaValidationError}; {KartaForbiddenError} without the scope.
    */
@@ -112,16 +118,18 @@ export class WebhookEndpoints extends Resource {
   }
 
   /**
-   * Removes an endpoint. Scope `admin`.
+   * Deletes an endpoint. Scope `admin`.
    *
-   * @throws {KartaNotFoundError}, also for one that a lost answer had removed; {KartaForbiddenError} without the scope.
+   * @throws {KartaNotFoundError}, also if an earlier attempt deleted it and its response was lost;
+   * {KartaForbiddenError} without the scope.
    */
   async delete(endpointId: number, options?: RequestOptions): Promise<void> {
     return this.transport.delete(this.#path(endpointId), options);
   }
 
   /**
-   * A new signing secret; both sign for `grace_seconds`. Store `secret` now: it is shown this once. Scope `admin`.
+   * Creates a new signing secret. Both secrets sign for `grace_seconds`. Store `secret`: it is
+   * shown only once. Scope `admin`.
    *
    * @throws {KartaNotFoundError}; {KartaForbiddenError} without the scope.
    */
@@ -134,7 +142,7 @@ export class WebhookEndpoints extends Resource {
   }
 
   /**
-   * Has a signed `ping` sent. Never repeated by itself. Scope `admin`.
+   * Sends a signed `ping`. Never retried. Scope `admin`.
    *
    * @throws {KartaNotFoundError}; {KartaForbiddenError} without the scope.
    */
@@ -143,7 +151,7 @@ export class WebhookEndpoints extends Resource {
   }
 
   /**
-   * What was sent, newest first, with every attempt. Scope `read`.
+   * Lists deliveries with their attempts, newest first. Scope `read`.
    *
    * @throws {KartaNotFoundError}; {KartaForbiddenError} without the scope.
    */
@@ -156,7 +164,7 @@ export class WebhookEndpoints extends Resource {
   }
 
   /**
-   * Sends one delivery again. Never repeated by itself. Scope `admin`.
+   * Sends a delivery again. Never retried. Scope `admin`.
    *
    * @throws {KartaNotFoundError}; {KartaForbiddenError} without the scope.
    */
@@ -166,7 +174,7 @@ export class WebhookEndpoints extends Resource {
   }
 
   /**
-   * Sends again whatever failed since `since` (RFC 3339). Never repeated by itself. Scope `admin`.
+   * Sends all deliveries again that failed since `since` (RFC 3339). Never retried. Scope `admin`.
    *
    * @throws {KartaNotFoundError}; {KartaValidationError}; {KartaForbiddenError} without the scope.
    */

@@ -10,13 +10,12 @@ use serde_json::{Value, json};
 
 use super::{
     KEYS, PAGE, PAGES_BEFORE, REVOKED, altered,
-    measure::{Question, Subject},
+    measure::{Probe, Subject},
 };
 use crate::{client::request_with, server::Server};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../peers");
 
-/// Its database, seeded.
 pub(super) struct BetterAuth {
     database: PathBuf,
     secret: String,
@@ -25,7 +24,7 @@ pub(super) struct BetterAuth {
     usable: Vec<Key>,
 }
 
-/// What `seed.mjs` prints.
+/// The output of `seed.mjs`.
 #[derive(Deserialize)]
 struct Seeds {
     cookie: String,
@@ -45,19 +44,19 @@ impl BetterAuth {
             .arg(database)
             .args([KEYS, REVOKED].map(|count| count.to_string()))
             .output()
-            .context("npm ci in infra/peers first")?;
+            .context("run npm ci in infra/peers first")?;
         ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let Seeds { cookie, keys: mut revoked } = serde_json::from_slice(&made.stdout)?;
         let usable = revoked.split_off(REVOKED);
         Ok(Self { database: database.to_owned(), secret, cookie, revoked, usable })
     }
 
-    /// Under its own default, by which a list reaches the first 100 keys and no more.
+    /// Serves with the default limit: a list reaches only the first 100 keys.
     pub(super) fn serve(&self) -> Result<Server> {
         self.start(&[])
     }
 
-    pub(super) fn serve_reaching_all(&self) -> Result<Server> {
+    pub(super) fn serve_with_all_keys(&self) -> Result<Server> {
         self.start(&[KEYS.to_string()])
     }
 
@@ -67,7 +66,7 @@ impl BetterAuth {
         Server::start(command)
     }
 
-    pub(super) fn start_and_verify(&self) -> Result<(Server, Question)> {
+    pub(super) fn start_and_verify(&self) -> Result<(Server, Probe)> {
         Ok((self.serve()?, self.verification(&self.usable[0])))
     }
 
@@ -75,55 +74,53 @@ impl BetterAuth {
         Subject::new(server, self.usable.iter().map(|key| self.verification(key)))
     }
 
-    pub(super) fn refuses_junk(&self, server: &Server) -> Subject {
-        Subject::new(server, self.usable.iter().map(|key| self.refusal(&altered(&key.key))))
+    pub(super) fn rejects_junk(&self, server: &Server) -> Subject {
+        Subject::new(server, self.usable.iter().map(|key| self.rejection(&altered(&key.key))))
     }
 
-    pub(super) fn refuses_disabled(&self, server: &Server) -> Subject {
-        Subject::new(server, self.revoked.iter().map(|key| self.refusal(&key.key)))
+    pub(super) fn rejects_disabled(&self, server: &Server) -> Subject {
+        Subject::new(server, self.revoked.iter().map(|key| self.rejection(&key.key)))
     }
 
     pub(super) fn first_page(&self, server: &Server) -> Subject {
         Subject::new(server, [self.page(0)])
     }
 
-    pub(super) fn page_further_on(&self, server: &Server) -> Subject {
+    pub(super) fn later_page(&self, server: &Server) -> Subject {
         Subject::new(server, [self.page(PAGE * PAGES_BEFORE)])
     }
 
     pub(super) fn creates(&self, server: &Server) -> Subject {
         let body = json!({ "name": "peers" }).to_string();
-        Subject::new(server, [Question::new(self.request("POST", "/keys", &body), r#","key":""#)])
+        Subject::new(server, [Probe::new(self.request("POST", "/keys", &body), r#","key":""#)])
     }
 
     fn request(&self, method: &str, path: &str, body: &str) -> String {
         request_with(method, path, &format!("Cookie: {}", self.cookie), body)
     }
 
-    fn verification(&self, key: &Key) -> Question {
-        Question::new(self.verify(&key.key), format!(r#""id":"{}""#, key.id))
+    fn verification(&self, key: &Key) -> Probe {
+        Probe::new(self.verify(&key.key), format!(r#""id":"{}""#, key.id))
     }
 
-    fn refusal(&self, key: &str) -> Question {
-        Question::new(self.verify(key), r#"{"valid":false,"#)
+    fn rejection(&self, key: &str) -> Probe {
+        Probe::new(self.verify(key), r#"{"valid":false,"#)
     }
 
     fn verify(&self, key: &str) -> String {
         self.request("POST", "/verify", &json!({ "key": key }).to_string())
     }
 
-    fn page(&self, offset: usize) -> Question {
+    fn page(&self, offset: usize) -> Probe {
         let path = format!("/keys?limit={PAGE}&offset={offset}");
-        Question { times: PAGE, ..Question::new(self.request("GET", &path, ""), r#""prefix":"#) }
+        Probe { times: PAGE, ..Probe::new(self.request("GET", &path, ""), r#""prefix":"#) }
     }
 }
 
-/// A bare `node:http` with a fixed answer.
 pub(super) fn fixed() -> Result<Server> {
     Server::start(node("fixed.mjs", ""))
 }
 
-/// Such as "better-auth 1.7.5, Node.js v26.10.0".
 pub(super) fn versions() -> Result<String> {
     let package: Value = serde_json::from_str(&std::fs::read_to_string(format!("{FOLDER}/package.json"))?)?;
     let version = |name: &str| package["dependencies"][name].as_str().map(str::to_owned).context("no version");

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{
     CACHED, KEYS, PAGE, PAGES_BEFORE, REVOKED, altered,
-    measure::{Question, Subject},
+    measure::{Probe, Subject},
 };
 use crate::{
     client::{once, request},
@@ -26,7 +26,8 @@ pub(super) struct Key {
 }
 
 impl Karta {
-    /// Seeds under bcrypt's lowest cost, which only a key's first validation knows of; serves, and makes keys, under the real one.
+    /// Seeds keys with the lowest bcrypt cost, which affects only their first validations, and
+    /// serves with the real cost.
     pub(super) async fn seed(binary: &Path, data: &Path) -> Result<Self> {
         let cheap = Server::karta(binary, data, 4)?;
         let admin = cheap.secret("api_key")?;
@@ -45,91 +46,89 @@ impl Karta {
     }
 
     pub(super) fn verifies(&self) -> Subject {
-        self.asked(self.usable.iter().map(|key| validation(&self.service, key)))
+        self.subject(self.usable.iter().map(|key| validation(&self.service, key)))
     }
 
-    /// Of keys in use: over more of them than are asked for within 3 s, no cache would help.
+    /// Only `CACHED` keys, so that each is requested again within the 3 s of the gateway's cache.
     pub(super) fn whoami(&self) -> Subject {
-        self.asked(
+        self.subject(
             self.usable[..CACHED]
                 .iter()
-                .map(|key| Question::new(request("GET", "/v1/whoami", &key.secret, ""), key.named())),
+                .map(|key| Probe::new(request("GET", "/v1/whoami", &key.secret, ""), key.id_field())),
         )
     }
 
-    /// Tokens of the right shape with a wrong tag.
-    pub(super) fn refuses_junk(&self) -> Subject {
-        self.asked(self.usable.iter().map(|key| self.refusal(&altered(&key.secret))))
+    pub(super) fn rejects_junk(&self) -> Subject {
+        self.subject(self.usable.iter().map(|key| self.rejection(&altered(&key.secret))))
     }
 
-    pub(super) fn refuses_revoked(&self) -> Subject {
-        self.asked(self.revoked.iter().map(|key| self.refusal(&key.secret)))
+    pub(super) fn rejects_revoked(&self) -> Subject {
+        self.subject(self.revoked.iter().map(|key| self.rejection(&key.secret)))
     }
 
     pub(super) fn first_page(&self) -> Subject {
-        self.asked([self.page("")])
+        self.subject([self.page("")])
     }
 
-    pub(super) async fn page_further_on(&self) -> Result<Subject> {
+    pub(super) async fn later_page(&self) -> Result<Subject> {
         let mut cursor = String::new();
         for _ in 0..PAGES_BEFORE {
             let page = once(&self.runner.address(), &self.page(&cursor).request).await?;
-            cursor = format!("&cursor={}", page["next_cursor"].as_str().context("no further page")?);
+            cursor = format!("&cursor={}", page["next_cursor"].as_str().context("no next page")?);
         }
-        Ok(self.asked([self.page(&cursor)]))
+        Ok(self.subject([self.page(&cursor)]))
     }
 
     pub(super) fn creates(&self) -> Subject {
-        self.asked([Question::new(creation(&self.admin), r#""secret":"kt_live_"#)])
+        self.subject([Probe::new(creation(&self.admin), r#""secret":"kt_live_"#)])
     }
 
-    /// One whose digest is of the real cost.
+    /// Creates a key whose digest has the real bcrypt cost.
     pub(super) async fn new_key(&self) -> Result<Key> {
         create(&self.runner, &self.admin).await
     }
 
-    fn asked(&self, questions: impl IntoIterator<Item = Question>) -> Subject {
-        Subject::new(&self.runner, questions)
+    fn subject(&self, probes: impl IntoIterator<Item = Probe>) -> Subject {
+        Subject::new(&self.runner, probes)
     }
 
-    fn refusal(&self, token: &str) -> Question {
-        Question::new(validate(&self.service, token), r#"{"valid":false,"#)
+    fn rejection(&self, token: &str) -> Probe {
+        Probe::new(validate(&self.service, token), r#"{"valid":false,"#)
     }
 
-    fn page(&self, further: &str) -> Question {
-        let path = format!("/v1/api_keys?limit={PAGE}{further}");
-        Question { times: PAGE, ..Question::new(request("GET", &path, &self.admin, ""), r#""prefix":"#) }
+    fn page(&self, cursor: &str) -> Probe {
+        let path = format!("/v1/api_keys?limit={PAGE}{cursor}");
+        Probe { times: PAGE, ..Probe::new(request("GET", &path, &self.admin, ""), r#""prefix":"#) }
     }
 }
 
 impl Key {
-    /// How an answer names it.
-    fn named(&self) -> String {
+    fn id_field(&self) -> String {
         format!(r#""api_key_id":{},"#, self.id)
     }
 }
 
-/// A start over what is there, and a question that reads the store and needs no bcrypt.
-pub(super) fn start_and_read(binary: &Path, data: &Path) -> Result<(Server, Question)> {
+/// Starts a server over the existing data, with a probe that reads the store without bcrypt.
+pub(super) fn start_and_read(binary: &Path, data: &Path) -> Result<(Server, Probe)> {
     let runner = serve(binary, data)?;
     let id = runner.number("organization_id")?;
     let path = format!("/v1/internal/organizations/{id}");
     let read = request("GET", &path, &runner.secret("service_token")?, "");
-    Ok((runner, Question::new(read, format!(r#"{{"organization":{{"id":{id},"#))))
+    Ok((runner, Probe::new(read, format!(r#"{{"organization":{{"id":{id},"#))))
 }
 
-pub(super) fn start_and_verify(binary: &Path, data: &Path, key: &Key) -> Result<(Server, Question)> {
+pub(super) fn start_and_verify(binary: &Path, data: &Path, key: &Key) -> Result<(Server, Probe)> {
     let runner = serve(binary, data)?;
-    let question = validation(&runner.secret("service_token")?, key);
-    Ok((runner, question))
+    let probe = validation(&runner.secret("service_token")?, key);
+    Ok((runner, probe))
 }
 
 fn serve(binary: &Path, data: &Path) -> Result<Server> {
     Server::karta(binary, data, 12)
 }
 
-fn validation(service: &str, key: &Key) -> Question {
-    Question::new(validate(service, &key.secret), key.named())
+fn validation(service: &str, key: &Key) -> Probe {
+    Probe::new(validate(service, &key.secret), key.id_field())
 }
 
 fn validate(service: &str, token: &str) -> String {

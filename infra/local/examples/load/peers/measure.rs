@@ -13,52 +13,57 @@ use crate::{
 
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(1);
-/// What goes before a round and does not count: caches fill up again that the others' rounds let lapse.
-const LEAD: Duration = Duration::from_millis(200);
+/// Uncounted time before a round, in which caches fill that expired during the other subjects'
+/// rounds.
+const WARM_UP: Duration = Duration::from_millis(200);
 const STARTS: usize = 11;
 
-/// A request, and a text that a good answer to it holds so many times.
-pub(super) struct Question {
+/// A request, and a text that a correct response contains `times` times.
+pub(super) struct Probe {
     pub(super) request: String,
-    pub(super) holds: String,
+    pub(super) expected: String,
     pub(super) times: usize,
 }
 
-impl Question {
-    pub(super) fn new(request: String, holds: impl Into<String>) -> Self {
-        Self { request, holds: holds.into(), times: 1 }
+impl Probe {
+    pub(super) fn new(request: String, expected: impl Into<String>) -> Self {
+        Self { request, expected: expected.into(), times: 1 }
     }
 
-    async fn ask(&self, connection: &mut Connection) -> Result<()> {
-        let answer = connection.ask(&self.request).await?;
+    async fn send(&self, connection: &mut Connection) -> Result<()> {
+        let answer = connection.send(&self.request).await?;
         answer.succeeded()?;
         let body = std::str::from_utf8(answer.body)?;
-        ensure!(body.matches(&self.holds).count() == self.times, "not {} times {}: {body}", self.times, self.holds);
+        ensure!(
+            body.matches(&self.expected).count() == self.times,
+            "expected {} times {}: {body}",
+            self.times,
+            self.expected
+        );
         Ok(())
     }
 }
 
-/// A server and what it is asked, in turn.
+/// A server, and the probes that are sent to it in turn.
 pub(super) struct Subject {
     address: String,
-    questions: Arc<[Question]>,
+    probes: Arc<[Probe]>,
 }
 
 impl Subject {
-    pub(super) fn new(server: &Server, questions: impl IntoIterator<Item = Question>) -> Self {
-        Self { address: server.address(), questions: questions.into_iter().collect() }
+    pub(super) fn new(server: &Server, probes: impl IntoIterator<Item = Probe>) -> Self {
+        Self { address: server.address(), probes: probes.into_iter().collect() }
     }
 
-    /// Every question once, as a warm-up.
-    async fn ask_all(&self) -> Result<()> {
+    async fn warm_up(&self) -> Result<()> {
         let mut connection = Connection::open(&self.address).await?;
-        for question in self.questions.iter() {
-            question.ask(&mut connection).await?;
+        for probe in self.probes.iter() {
+            probe.send(&mut connection).await?;
         }
         Ok(())
     }
 
-    /// Answers per second in a round, one question at a time on each connection.
+    /// Returns responses per second in a round, with one probe at a time on each connection.
     async fn round(&self, connections: usize) -> Result<f64> {
         let mut open = Vec::new();
         for _ in 0..connections {
@@ -66,25 +71,26 @@ impl Subject {
         }
         let mut clients = JoinSet::new();
         for (at, connection) in open.into_iter().enumerate() {
-            let first = at * self.questions.len() / connections;
-            clients.spawn(rate(connection, Arc::clone(&self.questions), first));
+            let first = at * self.probes.len() / connections;
+            clients.spawn(rate(connection, Arc::clone(&self.probes), first));
         }
-        let mut together = 0.0;
+        let mut total = 0.0;
         while let Some(client) = clients.join_next().await {
-            together += client??;
+            total += client??;
         }
-        Ok(together)
+        Ok(total)
     }
 }
 
-/// Answers per second over a connection, from an answer after the lead to one after the round.
-async fn rate(mut connection: Connection, questions: Arc<[Question]>, first: usize) -> Result<f64> {
+/// Returns responses per second of one connection. Counting starts after `WARM_UP` and lasts at
+/// least `ROUND`.
+async fn rate(mut connection: Connection, probes: Arc<[Probe]>, first: usize) -> Result<f64> {
     let started = Instant::now();
     let mut counted: Option<(Instant, u32)> = None;
-    for question in questions.iter().cycle().skip(first) {
-        question.ask(&mut connection).await?;
+    for probe in probes.iter().cycle().skip(first) {
+        probe.send(&mut connection).await?;
         match &mut counted {
-            None if started.elapsed() >= LEAD => counted = Some((Instant::now(), 0)),
+            None if started.elapsed() >= WARM_UP => counted = Some((Instant::now(), 0)),
             None => {}
             Some((since, answers)) => {
                 *answers += 1;
@@ -95,13 +101,13 @@ async fn rate(mut connection: Connection, questions: Arc<[Question]>, first: usi
             }
         }
     }
-    bail!("no question")
+    bail!("no probes")
 }
 
-/// Answers per second of each, by turns, medians.
+/// Measures the subjects in turns. Returns the median of each in responses per second.
 pub(super) async fn rates<const N: usize>(subjects: [&Subject; N], connections: usize) -> Result<[f64; N]> {
     for subject in subjects {
-        subject.ask_all().await?;
+        subject.warm_up().await?;
     }
     let mut rates = [(); N].map(|()| Vec::with_capacity(ROUNDS));
     for round in 0..ROUNDS {
@@ -113,21 +119,21 @@ pub(super) async fn rates<const N: usize>(subjects: [&Subject; N], connections: 
     Ok(rates.map(median))
 }
 
-/// The answer of `fixed.mjs`.
 pub(super) fn fixed(server: &Server) -> Subject {
-    Subject::new(server, [Question::new(request("GET", "/", "none", ""), r#"{"valid":true}"#)])
+    Subject::new(server, [Probe::new(request("GET", "/", "none", ""), r#"{"valid":true}"#)])
 }
 
-type Start<'a> = &'a dyn Fn() -> Result<(Server, Question)>;
+type Start<'a> = &'a dyn Fn() -> Result<(Server, Probe)>;
 
-/// Milliseconds from a server's start to its first good answer, by turns, medians.
+/// Starts the servers in turns. Returns the median milliseconds from each start to the first
+/// correct response.
 pub(super) async fn starts<const N: usize>(kinds: [Start<'_>; N]) -> Result<[f64; N]> {
     let mut times = [(); N].map(|()| Vec::with_capacity(STARTS));
     for _ in 0..STARTS {
         for (kind, times) in kinds.iter().zip(&mut times) {
             let started = Instant::now();
-            let (server, question) = kind()?;
-            question.ask(&mut Connection::open(&server.address()).await?).await?;
+            let (server, probe) = kind()?;
+            probe.send(&mut Connection::open(&server.address()).await?).await?;
             times.push(started.elapsed().as_secs_f64() * 1_000.0);
             server.stop()?;
         }
@@ -135,7 +141,7 @@ pub(super) async fn starts<const N: usize>(kinds: [Start<'_>; N]) -> Result<[f64
     Ok(times.map(median))
 }
 
-fn median(mut of: Vec<f64>) -> f64 {
-    of.sort_by(f64::total_cmp);
-    of[of.len() / 2]
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }

@@ -10,8 +10,8 @@ pub(super) enum Goal {
 }
 
 impl Goal {
-    /// The goal, and whether `ratio` meets it; empty where there is none.
-    fn judged(self, ratio: f64) -> String {
+    /// Returns the goal and whether `ratio` meets it, or an empty text without a goal.
+    fn outcome(self, ratio: f64) -> String {
         let (goal, met) = match self {
             Self::None => return String::new(),
             Self::AtLeast(goal) => (format!("≥ {goal:.1}"), ratio >= goal),
@@ -21,12 +21,10 @@ impl Goal {
     }
 }
 
-/// Of a table in Markdown, whose rows are printed as they are known.
 pub(super) fn head() -> Result<()> {
-    say("| what | ours | better-auth | ratio | goal |\n| --- | --- | --- | --- | --- |")
+    print_line("| what | ours | better-auth | ratio | goal |\n| --- | --- | --- | --- | --- |")
 }
 
-/// A row of answers per second.
 pub(super) fn rates(what: &str, [ours, theirs]: [f64; 2], goal: Goal) -> Result<()> {
     row(what, [rate(ours), rate(theirs)], ours / theirs, goal)
 }
@@ -39,25 +37,24 @@ pub(super) fn megabytes(what: &str, [ours, theirs]: [f64; 2], goal: Goal) -> Res
     row(what, [ours, theirs].map(|size| format!("{size:.0} MB")), ours / theirs, goal)
 }
 
-/// A row of a server that does nothing.
 pub(super) fn floor(what: &str, per_second: f64) -> Result<()> {
-    say(&format!("| {what} | | {} | | |", rate(per_second)))
+    print_line(&format!("| {what} | | {} | | |", rate(per_second)))
 }
 
 pub(super) fn note(text: &str) -> Result<()> {
-    say(&format!("\n{text}"))
+    print_line(&format!("\n{text}"))
 }
 
 fn row(what: &str, [ours, theirs]: [String; 2], ratio: f64, goal: Goal) -> Result<()> {
     let digits = if ratio < 0.1 { 3 } else { 2 };
-    say(&format!("| {what} | {ours} | {theirs} | {ratio:.digits$} | {} |", goal.judged(ratio)))
+    print_line(&format!("| {what} | {ours} | {theirs} | {ratio:.digits$} | {} |", goal.outcome(ratio)))
 }
 
-/// Answers per second, with a digit behind the point where there are few.
+/// Formats responses per second, with a decimal below 100.
 fn rate(per_second: f64) -> String {
     if per_second < 100.0 { format!("{per_second:.1}/s") } else { format!("{per_second:.0}/s") }
 }
 
-fn say(text: &str) -> Result<()> {
+fn print_line(text: &str) -> Result<()> {
     Ok(writeln!(std::io::stdout(), "{text}")?)
 }

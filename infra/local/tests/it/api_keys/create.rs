@@ -10,7 +10,7 @@ const ROUTE: &str = "/v1/api_keys";
 const NOON_SINCE_2025_MILLIS: u64 = 689 * 24 * 3_600_000 + 12 * 3_600_000;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_answer_shows_the_whole_key_and_its_secret() {
+async fn response_shows_the_key_and_its_secret() {
     let (server, _) = TestServer::start_at_noon().await;
     let settings = json!({
         "name": "Deploy bot",
@@ -68,7 +68,7 @@ async fn the_answer_shows_the_whole_key_and_its_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_left_out_or_null_is_empty() {
+async fn absent_or_null_fields_are_empty() {
     let (server, _) = TestServer::start_at_noon().await;
     let nulls = json!({
         "name": "ci", "scopes": ["read"], "expires_at": null, "allowed_cidrs": null, "budget": null, "metadata": null,
@@ -87,7 +87,7 @@ async fn what_is_left_out_or_null_is_empty() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_secret_starts_with_the_prefix_and_opens_the_door() {
+async fn secret_starts_with_prefix_and_authenticates() {
     let server = TestServer::start().await;
     let created = server.post(ROUTE, json!({ "name": "ci", "scopes": ["read"] })).send().await.expect(201);
     let secret = created["secret"].as_str().unwrap();
@@ -99,7 +99,7 @@ async fn the_secret_starts_with_the_prefix_and_opens_the_door() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_id_holds_the_milliseconds_since_2025_above_twelve_random_bits() {
+async fn id_holds_milliseconds_above_twelve_random_bits() {
     let (server, _) = TestServer::start_at_noon().await;
     let (id, _) = server.key(&["read"]).await;
     assert_eq!(id >> 12, NOON_SINCE_2025_MILLIS);
@@ -107,7 +107,7 @@ async fn an_id_holds_the_milliseconds_since_2025_above_twelve_random_bits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_made_in_one_millisecond_have_ids_of_their_own() {
+async fn keys_of_one_millisecond_have_distinct_ids() {
     let (server, _) = TestServer::start_at_noon().await;
     let mut requests = JoinSet::new();
     for _ in 0..100 {
@@ -119,7 +119,7 @@ async fn keys_made_in_one_millisecond_have_ids_of_their_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_largest_settings_that_the_contract_allows_are_kept() {
+async fn maximum_settings_are_stored() {
     let server = TestServer::start().await;
     let metadata: Map<_, _> = (0..50).map(|pair| (format!("{pair:0>40}"), json!("v".repeat(500)))).collect();
     let cidrs: Vec<_> = (0..20).map(|range| format!("10.{range}.0.0/16")).collect();
@@ -145,7 +145,7 @@ async fn the_largest_settings_that_the_contract_allows_are_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_of_64_kib_is_read_and_one_byte_more_is_too_large() {
+async fn body_over_64_kib_is_refused() {
     let server = TestServer::start().await;
     let body = json!({ "name": "ci", "scopes": ["read"] }).to_string();
     let padded = |size: usize| body.clone() + &" ".repeat(size - body.len());
@@ -155,7 +155,7 @@ async fn a_body_of_64_kib_is_read_and_one_byte_more_is_too_large() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_json_is_malformed() {
+async fn malformed_json_is_refused() {
     let server = TestServer::start().await;
     let deep = "[".repeat(50_000);
     let bodies: [&[u8]; 7] =
@@ -163,15 +163,15 @@ async fn what_is_not_json_is_malformed() {
     for body in bodies {
         let refusal = server.post(ROUTE, json!({})).raw_body(body.to_vec()).send().await.refused(400);
         assert_eq!(refusal["error"], "malformed_json");
-        let said =
+        let expected =
             if body.is_empty() { "The body is empty: send a JSON object" } else { "The body is not JSON: see line 1" };
-        assert!(refusal["message"].as_str().unwrap().starts_with(said), "{refusal}");
+        assert!(refusal["message"].as_str().unwrap().starts_with(expected), "{refusal}");
         assert_eq!(refusal.as_object().unwrap().len(), 2, "{refusal}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_that_is_wrong_is_named() {
+async fn invalid_field_is_named() {
     let (server, _) = TestServer::start_at_noon().await;
     for (change, field) in [
         (json!({ "name": "" }), "name"),
@@ -215,11 +215,11 @@ async fn a_field_that_is_wrong_is_named() {
         body.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
         assert_eq!(server.post(ROUTE, body).send().await.invalid_field(), field, "{change}");
     }
-    assert_eq!(server.audited("api_key.created").await.len(), 1, "only the first key was made");
+    assert_eq!(server.audited("api_key.created").await.len(), 1, "only the first key was created");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_that_is_missing_is_named() {
+async fn missing_field_is_named() {
     let server = TestServer::start().await;
     let refusal = server.post(ROUTE, json!({ "scopes": ["read"] })).send().await.refused(422);
     assert_eq!(refusal, json!({ "error": "validation_failed", "message": "name is required", "field": "name" }));
@@ -227,8 +227,8 @@ async fn a_field_that_is_missing_is_named() {
     for body in [json!([]), json!("ci"), json!(null), json!(7)] {
         assert_eq!(server.post(ROUTE, body).send().await.invalid_field(), "body");
     }
-    let strange = server.post("/v1/api_keys?dry_run=true", json!({ "name": "ci", "scopes": ["read"] }));
-    assert_eq!(strange.send().await.invalid_field(), "dry_run");
+    let unknown_parameter = server.post("/v1/api_keys?dry_run=true", json!({ "name": "ci", "scopes": ["read"] }));
+    assert_eq!(unknown_parameter.send().await.invalid_field(), "dry_run");
 }
 
 fn pairs(count: usize) -> Value {

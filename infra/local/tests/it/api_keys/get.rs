@@ -6,7 +6,7 @@ use super::{path, read};
 use crate::harness::TestServer;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_is_answered_as_it_was_created() {
+async fn read_key_equals_the_created_key() {
     let server = TestServer::start().await;
     let settings = json!({ "name": "ci", "scopes": ["read"], "metadata": { "team": "web" } });
     let created = server.post("/v1/api_keys", settings).send().await.expect(201);
@@ -16,7 +16,7 @@ async fn a_key_is_answered_as_it_was_created() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_turns_expired_at_its_expiry() {
+async fn key_expires_exactly_at_expires_at() {
     let (server, clock) = TestServer::start_at_noon().await;
     let settings = json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-11-21T12:00:01Z" });
     let (id, _) = server.key_with(settings).await;
@@ -27,7 +27,7 @@ async fn a_key_turns_expired_at_its_expiry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_or_malformed_id_is_not_found() {
+async fn unknown_or_malformed_id_returns_404() {
     let server = TestServer::start().await;
     let project = server.project("site").await;
     let beyond = u64::MAX.to_string();
@@ -41,7 +41,7 @@ async fn an_unknown_or_malformed_id_is_not_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_query_parameter_is_refused_by_name() {
+async fn unknown_query_parameter_is_named() {
     let server = TestServer::start().await;
     let (id, _) = server.key(&["read"]).await;
     assert_eq!(server.get(&format!("{}?expand=all", path(id))).send().await.invalid_field(), "expand");

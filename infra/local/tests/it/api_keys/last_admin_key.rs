@@ -4,7 +4,7 @@ use super::{own_id, path, read};
 use crate::harness::TestServer;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_admin_key_is_not_lost_in_any_way() {
+async fn last_admin_key_cannot_be_revoked_or_restricted() {
     let server = TestServer::start().await;
     let id = own_id(&server).await;
     let before = read(&server, id).await;
@@ -20,11 +20,11 @@ async fn the_last_admin_key_is_not_lost_in_any_way() {
         assert!(refusal["message"].as_str().unwrap().contains("last admin key"), "{refusal}");
     }
     assert_eq!(read(&server, id).await, before);
-    assert_eq!(server.audit_events().await.len(), 2, "only the organization's creation and its first key's");
+    assert_eq!(server.audit_events().await.len(), 2, "only the creation of the organization and of its first key");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_admin_key_may_change_in_every_other_way() {
+async fn last_admin_key_allows_other_changes() {
     let server = TestServer::start().await;
     let id = own_id(&server).await;
     let patch = json!({ "name": "root", "scopes": ["admin"], "budget": { "cost_cents": 1 }, "metadata": { "a": "b" } });
@@ -32,7 +32,7 @@ async fn the_last_admin_key_may_change_in_every_other_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_admin_key_frees_the_first() {
+async fn second_admin_key_lets_the_first_be_changed() {
     for change in [
         None,
         Some(json!({ "scopes": ["read"] })),
@@ -48,18 +48,18 @@ async fn a_second_admin_key_frees_the_first() {
         };
         request.send().await.expect(200);
         let refusal = server.delete(&path(second)).bearer(&token).send().await.refused(409);
-        assert_eq!(refusal["error"], "last_admin_key", "now the second is the last");
+        assert_eq!(refusal["error"], "last_admin_key", "the second key is the last admin key");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_admin_key_that_may_end_or_is_fenced_in_frees_nothing() {
+async fn expiring_or_restricted_admin_key_does_not_count() {
     let server = TestServer::start().await;
     let id = own_id(&server).await;
     server.key(&["read", "write"]).await;
     let ends = json!({ "name": "ends", "scopes": ["admin"], "expires_at": "2100-01-01T00:00:00Z" });
     let (ending, _) = server.key_with(ends).await;
-    server.key_with(json!({ "name": "fenced", "scopes": ["admin"], "allowed_cidrs": ["127.0.0.0/8"] })).await;
+    server.key_with(json!({ "name": "restricted", "scopes": ["admin"], "allowed_cidrs": ["127.0.0.0/8"] })).await;
     let (revoked, _) = server.key(&["admin"]).await;
     server.delete(&path(revoked)).send().await.expect(200);
     server.another_organization("other").await;
@@ -70,7 +70,7 @@ async fn an_admin_key_that_may_end_or_is_fenced_in_frees_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_admin_keys_that_are_lost_at_once_one_remains() {
+async fn concurrent_changes_leave_one_admin_key() {
     for _ in 0..5 {
         let server = TestServer::start().await;
         let (first, (second, token)) = (own_id(&server).await, server.key(&["read", "admin"]).await);
@@ -81,7 +81,7 @@ async fn of_two_admin_keys_that_are_lost_at_once_one_remains() {
         );
         let (won, lost) = if one.status.is_success() { (one, other) } else { (other, one) };
         won.expect(200);
-        // Whoever lost its rights before its own change was judged is refused for that.
+        // The loser gets 409, or 401 or 403 if the winner took its rights before they were checked.
         assert!([401, 403, 409].contains(&lost.status.as_u16()), "{}", lost.text);
     }
 }

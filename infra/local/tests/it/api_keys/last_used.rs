@@ -1,4 +1,5 @@
-//! `last_used_at`: at most a minute late, at most one write a minute, never in the way.
+//! Tests of `last_used_at`: it is at most one minute late, costs at most one write per minute and
+//! never fails a validation.
 
 use std::{cmp::Reverse, sync::Arc, time::Duration};
 
@@ -29,14 +30,14 @@ async fn last_used(server: &TestServer, id: u64) -> Value {
     read(server, id).await["last_used_at"].take()
 }
 
-/// How often the key's use was written.
-fn notes(proxy: &FaultProxy, id: u64) -> usize {
-    let place = format!("{id:016}");
-    proxy.seen_of("UpdateItem").iter().filter(|write| write.body["Key"]["sk"]["S"] == place.as_str()).count()
+/// Returns how many writes of the key's last use the proxy saw.
+fn writes(proxy: &FaultProxy, id: u64) -> usize {
+    let sk = format!("{id:016}");
+    proxy.seen_of("UpdateItem").iter().filter(|write| write.body["Key"]["sk"]["S"] == sk.as_str()).count()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_busy_key_is_noted_once_a_minute() {
+async fn busy_key_costs_one_write_per_minute() {
     let (server, proxy, clock) = at_noon().await;
     let (id, token) = server.key(&["read"]).await;
     assert_eq!(last_used(&server, id).await, Value::Null);
@@ -46,15 +47,15 @@ async fn a_busy_key_is_noted_once_a_minute() {
         assert!(is_valid(&validator, &token).await);
         clock.advance(Duration::from_secs(1));
     }
-    assert_eq!(notes(&proxy, id), 1);
+    assert_eq!(writes(&proxy, id), 1);
     assert_eq!(last_used(&server, id).await, "2026-11-21T12:00:00.000Z");
     assert!(is_valid(&validator, &token).await);
-    assert_eq!(notes(&proxy, id), 2);
+    assert_eq!(writes(&proxy, id), 2);
     assert_eq!(last_used(&server, id).await, "2026-11-21T12:01:00.000Z");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_process_does_not_note_it_again_within_the_minute() {
+async fn second_process_writes_nothing_within_the_minute() {
     let (server, _proxy, clock) = at_noon().await;
     let (id, token) = server.key(&["read"]).await;
     for _ in 0..2 {
@@ -65,7 +66,7 @@ async fn another_process_does_not_note_it_again_within_the_minute() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_a_minute_late_at_most_whichever_process_is_asked() {
+async fn last_use_is_at_most_a_minute_late() {
     let (server, _proxy, clock) = at_noon().await;
     let (id, token) = server.key(&["read"]).await;
     let validators = [(); 2].map(|()| Validator::new(server.runner.app.clone()));
@@ -79,7 +80,7 @@ async fn it_is_a_minute_late_at_most_whichever_process_is_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_use_is_not_noted_as_one() {
+async fn refused_or_explained_validation_is_not_a_use() {
     let (server, _proxy, _clock) = at_noon().await;
     let body = json!({ "name": "here", "scopes": ["read"], "allowed_cidrs": ["203.0.113.0/24"] });
     let (id, token) = server.key_with(body).await;
@@ -87,16 +88,19 @@ async fn what_is_no_use_is_not_noted_as_one() {
         let validation = server.service(Method::POST, "/v1/internal/keys/validate").body(body);
         validation.send().await.expect(200)["valid"] == true
     };
-    assert!(!validate(json!({ "key": token, "ip_address": "198.51.100.1" })).await, "from elsewhere");
-    assert!(!validate(json!({ "key": token })).await, "from nobody knows where");
-    assert!(validate(json!({ "key": token, "ip_address": "203.0.113.1", "explain": true })).await, "a look");
+    assert!(!validate(json!({ "key": token, "ip_address": "198.51.100.1" })).await, "the address is not allowed");
+    assert!(!validate(json!({ "key": token })).await, "the address is unknown");
+    assert!(
+        validate(json!({ "key": token, "ip_address": "203.0.113.1", "explain": true })).await,
+        "explain is not a use"
+    );
     assert_eq!(last_used(&server, id).await, Value::Null);
     assert!(validate(json!({ "key": token, "ip_address": "203.0.113.1" })).await);
     assert_eq!(last_used(&server, id).await, "2026-11-21T12:00:00.000Z");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_note_that_failed_is_made_up_for_after_five_seconds() {
+async fn failed_write_is_retried_after_five_seconds() {
     let (server, proxy, clock) = at_noon().await;
     let (id, token) = server.key(&["read"]).await;
     let validator = Validator::new(server.runner.app.clone());
@@ -108,11 +112,11 @@ async fn a_note_that_failed_is_made_up_for_after_five_seconds() {
         clock.advance(Duration::from_secs(1));
     }
     assert_eq!(last_used(&server, id).await, "2026-11-21T12:00:05.000Z");
-    assert_eq!(notes(&proxy, id), 2);
+    assert_eq!(writes(&proxy, id), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_has_ended_is_not_noted_as_used() {
+async fn revoked_or_expired_key_records_no_use() {
     let (server, _proxy, clock) = at_noon().await;
     let (revoked, revoked_token) = server.key(&["read"]).await;
     server.delete(&path(revoked)).send().await.expect(200);
@@ -127,7 +131,7 @@ async fn a_key_that_has_ended_is_not_noted_as_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_note_that_fails_or_hangs_refuses_nobody() {
+async fn failed_write_does_not_fail_the_validation() {
     let (server, proxy, _clock) = at_noon().await;
     for fault in [Fault::Throttle, Fault::ServerError, Fault::Hang] {
         let (id, token) = server.key(&["read"]).await;
@@ -135,7 +139,7 @@ async fn a_note_that_fails_or_hangs_refuses_nobody() {
         proxy.forget();
         assert!(is_valid(&Validator::new(server.runner.app.clone()), &token).await, "{fault:?}");
         if fault == Fault::Hang {
-            assert_eq!(notes(&proxy, id), 1, "given up before the store's own deadline repeats it");
+            assert_eq!(writes(&proxy, id), 1, "the write is given up before the store client retries it");
         }
         proxy.heal();
         assert_eq!(last_used(&server, id).await, Value::Null);
@@ -143,7 +147,7 @@ async fn a_note_that_fails_or_hangs_refuses_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_of_the_key_does_not_take_its_last_use_back() {
+async fn key_update_keeps_the_last_use() {
     let (server, _proxy, _clock) = at_noon().await;
     let (id, token) = server.key(&["read"]).await;
     let validator = Validator::new(server.runner.app.clone());
@@ -157,14 +161,14 @@ async fn a_change_of_the_key_does_not_take_its_last_use_back() {
     }
 }
 
-/// The key's item in the partition of its organization's keys, or of their last uses.
+/// The item of the key in the partition `prefix` of its organization: `KEY` or `USED`.
 async fn item(server: &TestServer, prefix: &str, id: u64) -> Option<Value> {
     let items = server.items(&format!("{prefix}#{}", server.organization_id)).await;
     items.into_iter().find(|item| item["sk"]["S"] == format!("{id:016}"))
 }
 
-/// Writes `last_used_at` into the key's own item, where it was before `USED#`.
-async fn set_former_use(server: &TestServer, id: u64, at: &str) {
+/// Writes `last_used_at` into the key's own item, as releases without the `USED#` partition do.
+async fn set_legacy_use(server: &TestServer, id: u64, at: &str) {
     let update = json!({
         "TableName": "karta",
         "Key": { "pk": { "S": format!("KEY#{}", server.organization_id) }, "sk": { "S": format!("{id:016}") } },
@@ -205,7 +209,7 @@ async fn later_of_both_last_uses_is_shown() {
     let (server, _proxy, clock) = at_noon().await;
     let (id, token) = server.key(&["read"]).await;
     let former = "2026-11-20T08:00:00.000Z";
-    set_former_use(&server, id, former).await;
+    set_legacy_use(&server, id, former).await;
     let listed = async || {
         let list = server.get("/v1/api_keys").send().await.expect(200);
         let keys = list["api_keys"].as_array().unwrap();
@@ -217,9 +221,9 @@ async fn later_of_both_last_uses_is_shown() {
     assert!(is_valid(&Validator::new(server.runner.app.clone()), &token).await);
     let noon = "2026-11-21T12:00:00.000Z";
     assert_eq!((last_used(&server, id).await, listed().await), (json!(noon), json!(noon)));
-    // A use that a function of the release before noted meanwhile.
+    // A function of the previous release writes a later use.
     clock.advance(Duration::from_secs(1));
-    set_former_use(&server, id, "2026-11-21T12:00:00.500Z").await;
+    set_legacy_use(&server, id, "2026-11-21T12:00:00.500Z").await;
     assert_eq!(last_used(&server, id).await, "2026-11-21T12:00:00.500Z");
 }
 
@@ -266,17 +270,17 @@ async fn every_page_shows_and_filters_by_last_use() {
     assert_eq!(shown.map(|key| key["id"].as_u64().unwrap()).collect::<Vec<_>>(), used);
     clock.advance(Duration::from_hours(24));
     for id in &used[..5] {
-        set_former_use(&server, *id, "2026-11-21T12:00:01.000Z").await;
+        set_legacy_use(&server, *id, "2026-11-21T12:00:01.000Z").await;
     }
     server.get("/v1/whoami").send().await.expect(200);
     let unused = keys("&unused_days=1").await;
     let unused: Vec<_> = unused.iter().map(|key| key["id"].as_u64().unwrap()).collect();
-    assert_eq!(unused.len(), 25, "neither the caller nor the five that were used later");
+    assert_eq!(unused.len(), 25, "all but the caller and the five keys that were used later");
     assert!(!unused.iter().any(|id| used[..5].contains(id)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unreadable_last_use_keeps_no_key_alive() {
+async fn unreadable_last_use_does_not_block_revocation() {
     let server = TestServer::start().await;
     let (id, token) = server.key(&["read"]).await;
     let item = json!({

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use super::{own_id, path, read};
 use crate::harness::TestServer;
 
-/// Copies of the first key, each a millisecond younger than the one before, with other attributes as `change` gives them.
+/// Stores `count` copies of the first key, each one millisecond newer than the one before it, with
+/// the attributes of `change`.
 async fn seed(server: &TestServer, count: u64, change: Value) {
     let partition = format!("KEY#{}", server.organization_id);
     let first = server.items(&partition).await.swap_remove(0);
@@ -33,7 +34,7 @@ async fn page(server: &TestServer, query: &str) -> (Vec<u64>, Option<String>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_come_newest_first_and_whole() {
+async fn keys_are_listed_newest_first() {
     let (server, clock) = TestServer::start_at_noon().await;
     let first = own_id(&server).await;
     let mut newest_first = vec![first];
@@ -50,7 +51,7 @@ async fn keys_come_newest_first_and_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_key_has_every_scope_and_no_creator() {
+async fn first_key_has_every_scope_and_no_creator() {
     let (server, _) = TestServer::start_at_noon().await;
     let list = server.get("/v1/api_keys").send().await.expect(200);
     insta::assert_json_snapshot!(
@@ -87,7 +88,7 @@ async fn the_first_key_has_every_scope_and_no_creator() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn paging_visits_every_key_once_while_new_ones_are_made() {
+async fn paging_visits_every_key_once_despite_creates() {
     let (server, clock) = TestServer::start_at_noon().await;
     seed(&server, 124, json!({})).await;
     clock.advance(Duration::from_mins(1));
@@ -105,13 +106,13 @@ async fn paging_visits_every_key_once_while_new_ones_are_made() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_that_ends_with_the_list_has_no_cursor() {
+async fn last_page_has_no_cursor() {
     let server = TestServer::start().await;
     seed(&server, 99, json!({})).await;
     let (ids, cursor) = page(&server, "?limit=100").await;
     assert_eq!((ids.len(), cursor), (100, None));
     let (ids, cursor) = page(&server, "").await;
-    assert_eq!(ids.len(), 50, "unless asked otherwise");
+    assert_eq!(ids.len(), 50, "the default limit");
     let (ids, cursor) = page(&server, &format!("?cursor={}", cursor.unwrap())).await;
     assert_eq!((ids.len(), cursor), (50, None));
     let (ids, _) = page(&server, "?limit=1").await;
@@ -119,7 +120,7 @@ async fn a_page_that_ends_with_the_list_has_no_cursor() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_status_filter_shows_keys_of_these_states_alone() {
+async fn status_filter_lists_only_these_states() {
     let (server, clock) = TestServer::start_at_noon().await;
     let first = own_id(&server).await;
     seed(&server, 1, json!({ "replaced_by": { "N": "7" } })).await;
@@ -144,34 +145,34 @@ async fn a_status_filter_shows_keys_of_these_states_alone() {
 }
 
 const DAY: Duration = Duration::from_hours(24);
-const INSTANT: Duration = Duration::from_millis(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
 
-/// A key of `acme`, younger than every other.
-async fn younger_key(server: &TestServer, clock: &ManualClock, body: Value) -> (u64, String) {
-    clock.advance(INSTANT);
+/// Creates a key that is newer than every other key of `acme`.
+async fn newer_key(server: &TestServer, clock: &ManualClock, body: Value) -> (u64, String) {
+    clock.advance(MILLISECOND);
     server.key_with(body).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_that_nobody_uses_are_found_by_the_days_since() {
+async fn unused_days_lists_unused_keys() {
     let (server, clock) = TestServer::start_at_noon().await;
     let body = json!({ "name": "ci", "scopes": ["read"] });
-    let (never, _) = younger_key(&server, &clock, body.clone()).await;
-    let (used, token) = younger_key(&server, &clock, body.clone()).await;
-    let (rotating, _) = younger_key(&server, &clock, body.clone()).await;
-    let (revoked, _) = younger_key(&server, &clock, body).await;
+    let (never, _) = newer_key(&server, &clock, body.clone()).await;
+    let (used, token) = newer_key(&server, &clock, body.clone()).await;
+    let (rotating, _) = newer_key(&server, &clock, body.clone()).await;
+    let (revoked, _) = newer_key(&server, &clock, body).await;
     let ends = json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-11-22T12:00:00Z" });
-    younger_key(&server, &clock, ends).await;
+    newer_key(&server, &clock, ends).await;
     server.delete(&path(revoked)).send().await.expect(200);
-    clock.advance(INSTANT);
+    clock.advance(MILLISECOND);
     let rotation = json!({ "grace_seconds": 2_592_000 });
     let rotated = server.post(&format!("{}/rotate", path(rotating)), rotation).send().await.expect(201);
     let successor = rotated["api_key"]["id"].as_u64().unwrap();
 
-    clock.advance((10 * DAY).saturating_sub(INSTANT));
+    clock.advance((10 * DAY).saturating_sub(MILLISECOND));
     server.get("/v1/whoami").bearer(&token).send().await.expect(200);
-    assert_eq!(page(&server, "?unused_days=10").await.0, [rotating, never], "the successor is an instant too young");
-    clock.advance(INSTANT);
+    assert_eq!(page(&server, "?unused_days=10").await.0, [rotating, never], "the successor is one millisecond too new");
+    clock.advance(MILLISECOND);
     for (filter, expected) in [
         ("unused_days=1", vec![successor, rotating, never]),
         ("unused_days=10", vec![successor, rotating, never]),
@@ -183,20 +184,20 @@ async fn keys_that_nobody_uses_are_found_by_the_days_since() {
         assert_eq!(page(&server, &format!("?{filter}")).await, (expected, None), "{filter}");
     }
     clock.advance(10 * DAY);
-    // The first key asks, and is in use.
+    // The first key sends this request, so it is in use.
     assert_eq!(page(&server, "?unused_days=10").await.0, [successor, rotating, used, never]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_that_end_soon_are_found_by_the_days_left() {
+async fn expires_within_days_lists_expiring_keys() {
     let (server, clock) = TestServer::start_at_noon().await;
     let ends = |at: &str| json!({ "name": "ci", "scopes": ["read"], "expires_at": at });
-    let (tomorrow, _) = younger_key(&server, &clock, ends("2026-11-22T13:00:00Z")).await;
-    let (later, _) = younger_key(&server, &clock, ends("2026-12-01T13:00:00Z")).await;
-    let (revoked, _) = younger_key(&server, &clock, ends("2026-11-22T13:00:00Z")).await;
+    let (tomorrow, _) = newer_key(&server, &clock, ends("2026-11-22T13:00:00Z")).await;
+    let (later, _) = newer_key(&server, &clock, ends("2026-12-01T13:00:00Z")).await;
+    let (revoked, _) = newer_key(&server, &clock, ends("2026-11-22T13:00:00Z")).await;
     server.delete(&path(revoked)).send().await.expect(200);
-    younger_key(&server, &clock, ends("2026-11-21T12:30:00Z")).await;
-    clock.advance(Duration::from_hours(1).saturating_sub(4 * INSTANT));
+    newer_key(&server, &clock, ends("2026-11-21T12:30:00Z")).await;
+    clock.advance(Duration::from_hours(1).saturating_sub(4 * MILLISECOND));
     for (filter, expected) in [
         ("expires_within_days=1", vec![tomorrow]),
         ("expires_within_days=9", vec![tomorrow]),
@@ -208,11 +209,11 @@ async fn keys_that_end_soon_are_found_by_the_days_left() {
         assert_eq!(page(&server, &format!("?{filter}")).await, (expected, None), "{filter}");
     }
     clock.advance(DAY);
-    assert_eq!(page(&server, "?expires_within_days=3650").await.0, [later], "what is over does not end any more");
+    assert_eq!(page(&server, "?expires_within_days=3650").await.0, [later], "expired keys are not listed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cursor_serves_its_own_filters_alone() {
+async fn cursor_is_bound_to_its_filters() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let aged =
         json!({ "created_at": { "S": "2026-01-01T12:00:00.000Z" }, "expires_at": { "S": "2027-01-01T12:00:00.000Z" } });
@@ -232,19 +233,19 @@ async fn a_cursor_serves_its_own_filters_alone() {
         cursors.push(page(&server, &format!("?limit=1{filter}")).await.1.unwrap());
     }
     for filter in filters {
-        for (theirs, cursor) in filters.iter().zip(&cursors) {
+        for (other, cursor) in filters.iter().zip(&cursors) {
             let reply = server.get(&format!("/v1/api_keys?limit=1{filter}&cursor={cursor}")).send().await;
-            if *theirs == filter {
+            if *other == filter {
                 assert_eq!(reply.expect(200)["api_keys"].as_array().unwrap().len(), 1, "{filter}");
             } else {
-                assert_eq!(reply.invalid_field(), "cursor", "{theirs} at {filter}");
+                assert_eq!(reply.invalid_field(), "cursor", "cursor of {other:?} with {filter:?}");
             }
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_filtered_page_examines_a_thousand_keys_and_says_where_to_go_on() {
+async fn filtered_page_examines_at_most_1000_keys() {
     let server = TestServer::start().await;
     seed(&server, 1_100, json!({ "revoked_at": { "S": "2026-11-21T12:00:00.000Z" } })).await;
     let (ids, cursor) = page(&server, "?status=active").await;
@@ -255,21 +256,21 @@ async fn a_filtered_page_examines_a_thousand_keys_and_says_where_to_go_on() {
     let mut visited: BTreeSet<_> = revoked.into_iter().collect();
     while let Some(at) = cursor {
         let (ids, next) = page(&server, &format!("?status=revoked&limit=100&cursor={at}")).await;
-        assert!(ids.iter().all(|id| visited.insert(*id)), "a key came twice");
+        assert!(ids.iter().all(|id| visited.insert(*id)), "a key is listed twice");
         cursor = next;
     }
     assert_eq!(visited.len(), 1_100);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_of_a_thousand_fits_one_filtered_page() {
+async fn filtered_page_covers_1000_keys() {
     let server = TestServer::start().await;
     seed(&server, 999, json!({ "revoked_at": { "S": "2026-11-21T12:00:00.000Z" } })).await;
     assert_eq!(page(&server, "?status=active").await, (vec![own_id(&server).await], None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_parameter_that_is_wrong_is_named() {
+async fn invalid_parameter_is_named() {
     let server = TestServer::start().await;
     for (query, field) in [
         ("limit=0", "limit"),
@@ -303,7 +304,7 @@ async fn a_parameter_that_is_wrong_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cursor_that_was_tampered_with_is_refused() {
+async fn tampered_cursor_is_refused() {
     let server = TestServer::start().await;
     seed(&server, 2, json!({})).await;
     let cursor = page(&server, "?limit=1").await.1.unwrap();
@@ -322,7 +323,7 @@ async fn a_cursor_that_was_tampered_with_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cursor_serves_its_own_list_alone() {
+async fn cursor_is_bound_to_its_list() {
     let server = TestServer::start().await;
     seed(&server, 2, json!({})).await;
     server.project("site").await;
@@ -334,7 +335,7 @@ async fn a_cursor_serves_its_own_list_alone() {
     let projects = projects["next_cursor"].as_str().unwrap();
 
     let foreign = server.get(&format!("/v1/api_keys?limit=1&cursor={cursor}")).bearer(&other_token);
-    assert_eq!(foreign.send().await.invalid_field(), "cursor", "of another organization");
+    assert_eq!(foreign.send().await.invalid_field(), "cursor", "a cursor of another organization");
     for query in [
         format!("/v1/api_keys?status=active&cursor={cursor}"),
         format!("/v1/api_keys?cursor={filtered}"),
@@ -344,11 +345,15 @@ async fn a_cursor_serves_its_own_list_alone() {
     ] {
         assert_eq!(server.get(&query).send().await.invalid_field(), "cursor", "{query}");
     }
-    assert_eq!(page(&server, &format!("?limit=2&cursor={cursor}")).await.0.len(), 2, "another limit is no other list");
+    assert_eq!(
+        page(&server, &format!("?limit=2&cursor={cursor}")).await.0.len(),
+        2,
+        "the limit may change between pages"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_of_large_keys_ends_before_it_outgrows_an_answer() {
+async fn page_of_large_keys_fits_a_lambda_response() {
     let server = TestServer::start().await;
     let notes: serde_json::Map<_, _> = (0..50).map(|pair| (format!("note-{pair}"), json!("\"".repeat(500)))).collect();
     for _ in 0..45 {
@@ -357,7 +362,7 @@ async fn a_page_of_large_keys_ends_before_it_outgrows_an_answer() {
     let (mut seen, mut query) = (0, "?limit=100".to_owned());
     loop {
         let page = server.get(&format!("/v1/api_keys{query}")).send().await;
-        // In a Lambda's answer the body is a string once more, and every quote in it four bytes.
+        // A Lambda response holds the body as a JSON string, in which every quote takes four bytes.
         assert!(json!(page.text).to_string().len() < 6_000_000);
         let page = page.expect(200);
         let keys = page["api_keys"].as_array().unwrap().len();
@@ -368,5 +373,5 @@ async fn a_page_of_large_keys_ends_before_it_outgrows_an_answer() {
             None => break,
         }
     }
-    assert_eq!(seen, 46, "and every key is on one page");
+    assert_eq!(seen, 46, "every key is listed");
 }

@@ -17,12 +17,12 @@ fn path(id: u64) -> String {
     format!("/v1/api_keys/{id}")
 }
 
-/// A key's resource.
+/// Reads a key.
 async fn read(server: &TestServer, id: u64) -> Value {
     server.get(&path(id)).send().await.expect(200)["api_key"].take()
 }
 
-/// The id of the key that the server's requests are sent with.
+/// Returns the id of the key that [`TestServer`] sends by default.
 async fn own_id(server: &TestServer) -> u64 {
     server.get("/v1/whoami").send().await.expect(200)["api_key_id"].as_u64().unwrap()
 }

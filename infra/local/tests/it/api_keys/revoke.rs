@@ -6,7 +6,7 @@ use super::{path, read};
 use crate::harness::TestServer;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_key_says_when_and_keeps_its_settings() {
+async fn revocation_sets_revoked_at_and_keeps_settings() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (id, _) = server.key_with(json!({ "name": "ci", "scopes": ["read"], "metadata": { "team": "web" } })).await;
     let mut key = read(&server, id).await;
@@ -18,7 +18,7 @@ async fn a_revoked_key_says_when_and_keeps_its_settings() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_answers_the_same_and_the_key_stays_readable() {
+async fn repeated_revocation_returns_the_same_response() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (id, _) = server.key(&["read"]).await;
     let first = server.delete(&path(id)).send().await;
@@ -29,7 +29,7 @@ async fn a_repeat_answers_the_same_and_the_key_stays_readable() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revocation_outlives_an_expiry() {
+async fn revoked_status_overrides_expired() {
     let (server, clock) = TestServer::start_at_noon().await;
     let ends = json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-11-21T12:00:10Z" });
     let (id, _) = server.key_with(ends).await;
@@ -39,7 +39,7 @@ async fn a_revocation_outlives_an_expiry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn revocations_at_once_answer_the_same() {
+async fn concurrent_revocations_return_the_same_response() {
     let server = TestServer::start().await;
     let (id, _) = server.key(&["read"]).await;
     let request = path(id);
@@ -51,7 +51,7 @@ async fn revocations_at_once_answer_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_or_malformed_id_is_not_found() {
+async fn unknown_or_malformed_id_returns_404() {
     let server = TestServer::start().await;
     for id in ["1", "0", "01", "abc", "9007199254740992"] {
         let refusal = server.delete(&format!("/v1/api_keys/{id}")).send().await.refused(404);
@@ -60,7 +60,7 @@ async fn an_unknown_or_malformed_id_is_not_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_query_parameter_is_refused_by_name_and_a_body_is_passed_over() {
+async fn query_is_refused_and_body_is_ignored() {
     let server = TestServer::start().await;
     let (id, _) = server.key(&["read"]).await;
     assert_eq!(server.delete(&format!("{}?force=true", path(id))).send().await.invalid_field(), "force");

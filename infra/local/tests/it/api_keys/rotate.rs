@@ -14,12 +14,12 @@ fn rotate(server: &TestServer, id: u64, body: Value) -> Request {
     server.post(&format!("{}/rotate", path(id)), body)
 }
 
-async fn opens(server: &TestServer, token: &str) -> bool {
+async fn authenticates(server: &TestServer, token: &str) -> bool {
     server.authorizes(&format!("Bearer {token}")).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_successor_has_the_same_settings_and_the_old_key_says_what_replaced_it() {
+async fn successor_inherits_the_settings_of_the_key() {
     let (server, clock) = TestServer::start_at_noon().await;
     let settings = json!({
         "name": "ci",
@@ -51,30 +51,30 @@ async fn the_successor_has_the_same_settings_and_the_old_key_says_what_replaced_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_keys_serve_until_the_grace_ends_and_then_the_successor_alone() {
+async fn old_key_works_until_the_grace_period_ends() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (id, old) = server.key(&["read"]).await;
     let answer = rotate(&server, id, json!({ "grace_seconds": 60 })).send().await.expect(201);
     let new = answer["secret"].as_str().unwrap();
     assert_ne!(new, old);
     clock.advance(Duration::from_millis(59_999));
-    assert!(opens(&server, &old).await && opens(&server, new).await);
+    assert!(authenticates(&server, &old).await && authenticates(&server, new).await);
     clock.advance(Duration::from_millis(1));
-    assert!(!opens(&server, &old).await && opens(&server, new).await);
+    assert!(!authenticates(&server, &old).await && authenticates(&server, new).await);
     assert_eq!(read(&server, id).await["status"], "expired");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_grace_neither_prolongs_a_key_nor_outlasts_a_month() {
+async fn grace_never_extends_expiry_or_exceeds_30_days() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (ending, _) =
         server.key_with(json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-11-21T13:00:00Z" })).await;
     let answer = rotate(&server, ending, json!({ "grace_seconds": 2_592_000 })).send().await.expect(201);
     assert_eq!(answer["replaces"]["expires_at"], "2026-11-21T13:00:00.000Z");
-    let (at_once, old) = server.key(&["read"]).await;
-    let answer = rotate(&server, at_once, json!({ "grace_seconds": 0 })).send().await.expect(201);
+    let (immediate, old) = server.key(&["read"]).await;
+    let answer = rotate(&server, immediate, json!({ "grace_seconds": 0 })).send().await.expect(201);
     assert_eq!(answer["replaces"]["expires_at"], "2026-11-21T12:00:00.000Z");
-    assert!(!opens(&server, &old).await);
+    assert!(!authenticates(&server, &old).await);
     clock.advance(Duration::from_secs(1));
     for grace in [json!(2_592_001), json!(-1), json!(1.5), json!("60")] {
         let refused = rotate(&server, ending, json!({ "grace_seconds": grace })).send().await;
@@ -83,7 +83,7 @@ async fn a_grace_neither_prolongs_a_key_nor_outlasts_a_month() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_an_active_key_rotates() {
+async fn only_active_key_can_be_rotated() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (revoked, _) = server.key(&["read"]).await;
     server.delete(&path(revoked)).send().await.expect(200);
@@ -100,7 +100,7 @@ async fn only_an_active_key_rotates() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_a_replaced_key_ends_cannot_be_put_off() {
+async fn expiry_of_replaced_key_cannot_be_changed() {
     let server = TestServer::start().await;
     let (id, token) = server.key(&["read"]).await;
     rotate(&server, id, json!({})).send().await.expect(201);
@@ -108,11 +108,11 @@ async fn when_a_replaced_key_ends_cannot_be_put_off() {
     assert_eq!(refusal["error"], "api_key_replaced");
     assert_eq!(server.patch(&path(id), json!({ "name": "old" })).send().await.expect(200)["api_key"]["name"], "old");
     server.delete(&path(id)).send().await.expect(200);
-    assert!(!opens(&server, &token).await, "it can be ended now");
+    assert!(!authenticates(&server, &token).await, "revocation ends it immediately");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_admin_key_rotates_and_its_successor_is_then_the_last() {
+async fn last_admin_key_can_be_rotated() {
     let server = TestServer::start().await;
     let id = own_id(&server).await;
     let answer = rotate(&server, id, json!({ "grace_seconds": 60 })).send().await.expect(201);
@@ -123,7 +123,7 @@ async fn the_last_admin_key_rotates_and_its_successor_is_then_the_last() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_rotations_at_once_one_succeeds() {
+async fn concurrent_rotations_succeed_once() {
     let server = TestServer::start().await;
     let (id, _) = server.key(&["read"]).await;
     let mut racers = JoinSet::new();
@@ -135,13 +135,13 @@ async fn of_rotations_at_once_one_succeeds() {
     assert_eq!(made.len(), 1);
     assert!(replies.iter().all(|reply| matches!(reply.status.as_u16(), 201 | 409)));
     assert_eq!(read(&server, id).await["replaced_by"], made[0].json["api_key"]["id"]);
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
     let keys = server.get("/v1/api_keys").send().await.expect(200);
-    assert_eq!(keys["api_keys"].as_array().unwrap().len(), 3, "the first key, the old one and its successor");
+    assert_eq!(keys["api_keys"].as_array().unwrap().len(), 3, "the first key, the old key and its successor");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_reveals_the_same_successor() {
+async fn replay_returns_the_same_successor() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (id, _) = server.key(&["read"]).await;
     let request = || rotate(&server, id, json!({})).idempotency_key("once").send();
@@ -155,7 +155,7 @@ async fn a_repeat_reveals_the_same_successor() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rotation_is_audited_with_what_it_changed_and_what_it_made() {
+async fn rotation_audits_the_key_and_its_successor() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let (id, _) = server.key_with(json!({ "name": "ci", "scopes": ["read"], "metadata": { "team": "web" } })).await;
     let answer = rotate(&server, id, json!({ "grace_seconds": 60 })).send().await.expect(201);
@@ -171,5 +171,5 @@ async fn a_rotation_is_audited_with_what_it_changed_and_what_it_made() {
         assert_eq!(created["changes"][field], json!({ "before": null, "after": after }), "{field}");
     }
     assert!(!json!(server.audit_events().await).to_string().contains(answer["secret"].as_str().unwrap()));
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }

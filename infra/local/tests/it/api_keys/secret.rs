@@ -4,7 +4,7 @@ use super::{path, read};
 use crate::harness::TestServer;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_answer_but_the_first_holds_the_secret() {
+async fn only_create_response_holds_the_secret() {
     let server = TestServer::start().await;
     let (id, secret) = server.key(&["read"]).await;
     let random = &secret[14..];
@@ -25,7 +25,7 @@ async fn no_answer_but_the_first_holds_the_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_does_not_repeat_a_secret_in_the_wrong_place() {
+async fn refusal_does_not_echo_a_misplaced_secret() {
     let server = TestServer::start().await;
     let (id, secret) = server.key(&["read"]).await;
     let random = &secret[14..];
@@ -59,7 +59,7 @@ async fn only_a_digest_is_stored() {
 
     let stored = server.stored().await;
     let holding_digest: Vec<_> = stored.iter().filter(|item| item.get("digest").is_some()).collect();
-    assert_eq!(holding_digest.len(), 2, "one of the first key, one of this");
+    assert_eq!(holding_digest.len(), 2, "one for the first key, one for this key");
     let credential = stored.iter().find(|item| item["api_key_id"] == created["api_key"]["id"]).unwrap();
     assert_eq!(credential["pk"], format!("KP#{}", &secret[..14]));
     let digest = credential["digest"].as_str().unwrap();
@@ -74,7 +74,7 @@ async fn only_a_digest_is_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn changes_leave_the_credential_alone() {
+async fn key_changes_keep_the_credential() {
     let server = TestServer::start().await;
     let (id, secret) = server.key(&["read"]).await;
     let credential = async || {

@@ -17,7 +17,7 @@ fn settings() -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_that_is_named_is_replaced_and_the_rest_is_kept() {
+async fn patch_replaces_only_named_fields() {
     let server = TestServer::start().await;
     let (id, _) = server.key_with(settings()).await;
     let budget = json!({
@@ -40,7 +40,7 @@ async fn a_field_that_is_named_is_replaced_and_the_rest_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn null_clears() {
+async fn null_clears_a_field() {
     let server = TestServer::start().await;
     let (id, _) = server.key_with(settings()).await;
     for (field, cleared) in
@@ -54,7 +54,7 @@ async fn null_clears() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_fields_change_in_one_step_or_not_at_all() {
+async fn patch_applies_all_fields_or_none() {
     let server = TestServer::start().await;
     let (id, _) = server.key_with(settings()).await;
     let before = read(&server, id).await;
@@ -67,7 +67,7 @@ async fn several_fields_change_in_one_step_or_not_at_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_empty_patch_changes_nothing() {
+async fn empty_patch_changes_nothing() {
     let server = TestServer::start().await;
     let (id, _) = server.key_with(settings()).await;
     let before = read(&server, id).await;
@@ -76,7 +76,7 @@ async fn an_empty_patch_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_patches_at_once_both_take_effect() {
+async fn concurrent_patches_both_take_effect() {
     let server = TestServer::start().await;
     let (id, _) = server.key_with(settings()).await;
     let (name, metadata) = tokio::join!(
@@ -90,7 +90,7 @@ async fn two_patches_at_once_both_take_effect() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn new_scopes_hold_once_the_gateway_asks_again() {
+async fn new_scopes_apply_after_the_gateway_cache_expires() {
     let (server, clock) = TestServer::start_at_noon().await;
     let (id, token) = server.key(&["read"]).await;
     server.get("/v1/api_keys").bearer(&token).send().await.expect(200);
@@ -100,7 +100,7 @@ async fn new_scopes_hold_once_the_gateway_asks_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_field_that_is_wrong_is_named() {
+async fn invalid_field_is_named() {
     let (server, _) = TestServer::start_at_noon().await;
     let (id, _) = server.key_with(settings()).await;
     let before = read(&server, id).await;
@@ -131,7 +131,7 @@ async fn a_field_that_is_wrong_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_json_or_too_large_is_refused() {
+async fn malformed_or_oversized_body_is_refused() {
     let server = TestServer::start().await;
     let (id, _) = server.key(&["read"]).await;
     for body in ["", "{", "name=ci"] {
@@ -143,7 +143,7 @@ async fn what_is_not_json_or_too_large_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_or_malformed_id_is_not_found() {
+async fn unknown_or_malformed_id_returns_404() {
     let server = TestServer::start().await;
     for id in ["1", "0", "01", "abc", "9007199254740992"] {
         let refusal = server.patch(&format!("/v1/api_keys/{id}"), json!({ "name": "cd" })).send().await.refused(404);
@@ -152,14 +152,14 @@ async fn an_unknown_or_malformed_id_is_not_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_key_stays_as_it_is() {
+async fn revoked_key_cannot_be_changed() {
     let server = TestServer::start().await;
     let (id, _) = server.key(&["read"]).await;
     let revoked = server.delete(&path(id)).send().await.expect(200)["api_key"].take();
     for patch in [json!({ "name": "cd" }), json!({ "expires_at": null }), json!({})] {
         let refusal = server.patch(&path(id), patch).send().await.refused(409);
         assert_eq!(refusal["error"], "api_key_revoked");
-        assert_eq!(refusal["message"], "A revoked key cannot be changed: create another one");
+        assert_eq!(refusal["message"], "A revoked key cannot be changed. Create a new key.");
     }
     assert_eq!(read(&server, id).await, revoked);
 }

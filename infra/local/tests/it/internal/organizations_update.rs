@@ -49,7 +49,7 @@ async fn patch_changes_named_fields_and_null_clears() {
     let cleared = json!({ "stripe_customer_id": null, "model_id": null, "endpoint_url": null });
     expected.as_object_mut().unwrap().extend(cleared.as_object().unwrap().clone());
     assert_eq!(patch(&server, id, cleared).send().await.expect(200)["organization"], expected);
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,7 +124,7 @@ async fn stripe_customer_belongs_to_one_organization() {
     customer(theirs, json!("cus_1")).await.expect(200);
     customer(ours, json!(null)).await.expect(200);
     customer(theirs, json!("cus_2")).await.expect(200);
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,7 +150,7 @@ async fn concurrent_changes_apply_and_customer_has_one_winner() {
     }
     winners.dedup();
     assert!(winners.windows(2).all(|pair| pair[0] == pair[1]) && !winners.is_empty(), "{winners:?}");
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -164,5 +164,5 @@ async fn store_outage_returns_503_and_changes_nothing() {
         proxy.heal();
     }
     assert_eq!(read(&server, server.organization_id).await["stripe_customer_id"], json!(null));
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }

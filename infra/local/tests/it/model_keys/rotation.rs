@@ -27,7 +27,7 @@ use crate::{
 };
 
 async fn sweep(app: &App) -> Result<(), String> {
-    ModelKeysReseal::new(app.of_function(ModelKeysReseal::NAME))
+    ModelKeysReseal::new(app.for_function(ModelKeysReseal::NAME))
         .work(&Wake::Sweep)
         .await
         .map_err(|fault| fault.to_string())
@@ -66,7 +66,7 @@ async fn key_under_old_ring_is_opened_and_resealed() {
     let reply = active(&server, "openai").send().await;
     assert!(!reply.text.contains(&key[3..]));
     assert_eq!(reply.refused(503), json!({ "detail": "Service unavailable" }), "a process with the old ring");
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,7 +94,7 @@ async fn sweep_reseals_the_keys_of_every_organization() {
     for (provider, key) in &keys {
         assert_eq!(active_of(&without_old, &server, provider).await.expect(200)["plaintext"], *key);
     }
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -280,6 +280,6 @@ async fn older_ring_does_not_reseal_to_old_key() {
             assert_eq!(active_of(&older, &server, "openai").await.expect(200)["plaintext"], key);
         }
         assert_eq!(kids(&server, server.organization_id).await, ["k2"], "{swept}");
-        Tables::new(&server).await.assert_whole();
+        Tables::new(&server).await.assert_consistent();
     }
 }

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{assert_whole, deploy, events, project, releases, statuses};
+use super::{assert_consistent, deploy, events, project, releases, statuses};
 use crate::harness::TestServer;
 
 const ROUTE: &str = "/v1/agent_projects/site/deploys";
@@ -32,7 +32,7 @@ async fn first_release_is_active_immediately() {
     "#);
     assert_eq!(project(&server).await["current_version"], 1);
     assert_eq!(releases(&server).await, [created["release"].clone()]);
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,7 +45,7 @@ async fn next_release_replaces_the_active_one() {
         assert_eq!(statuses(&server).await, expected);
         assert_eq!(project(&server).await["current_version"], version);
     }
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +60,7 @@ async fn release_without_activation_stays_ready() {
         assert_eq!(release["status"], "active");
     }
     assert_eq!(statuses(&server).await, ["ready", "superseded", "active"]);
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -72,7 +72,7 @@ async fn versions_are_counted_per_project() {
             assert_eq!(server.deploy(slug, json!({ "commit_sha": "abcdef0" })).await["version"], version);
         }
     }
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -104,7 +104,7 @@ async fn invalid_or_missing_field_is_named() {
     let signed = with("artifact_url", json!("https://bucket.example.com/app.zip?X-Amz-Signature=f00dface")).1;
     assert!(!server.post(ROUTE, signed).send().await.text.contains("f00dface"), "an error does not repeat a signature");
     assert!(releases(&server).await.is_empty());
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,7 +128,7 @@ async fn repeat_with_idempotency_key_creates_no_release() {
     let mismatch = deploy(&server, "abcdef2").idempotency_key("once").send().await.refused(422);
     assert_eq!(mismatch["error"], "idempotency_mismatch");
     assert_eq!(statuses(&server).await, ["superseded", "active"]);
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,7 +142,7 @@ async fn parallel_repeats_create_one_release() {
         answers.insert(reply.await.unwrap().expect(201).to_string());
     }
     assert_eq!((answers.len(), releases(&server).await.len()), (1, 1));
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{assert_whole, deploy, releases, report, rollback, statuses};
+use super::{assert_consistent, deploy, releases, report, rollback, statuses};
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy},
     harness::TestServer,
@@ -31,7 +31,7 @@ async fn request_with_lost_response_happens_once() {
     proxy.fail(WRITE, 1, Fault::DropAnswer);
     server.patch("/v1/agent_projects/site", json!({ "name": "Shop" })).send().await.expect(200);
     assert_eq!(statuses(&server).await, ["active", "superseded"]);
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -43,7 +43,7 @@ async fn idempotency_key_finds_deploy_with_lost_response() {
     let first = deploy(&server, "abcdef1").idempotency_key("once").send().await.expect(201);
     assert_eq!(deploy(&server, "abcdef1").idempotency_key("once").send().await.expect(201), first);
     assert_eq!(first["release"]["version"], 2);
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,7 +62,7 @@ async fn cancelled_transaction_is_retried_and_applies_once() {
         proxy.fail(WRITE, 3, fault);
         let body = json!({ "status": "ready", "build_log": format!("round {round}") });
         report(&server, &first, body).send().await.expect(200);
-        assert_whole(&server).await;
+        assert_consistent(&server).await;
     }
 }
 
@@ -86,7 +86,7 @@ async fn store_outage_changes_nothing() {
         proxy.heal();
     }
     assert_eq!(releases(&server).await, before);
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

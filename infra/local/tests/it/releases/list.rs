@@ -71,5 +71,5 @@ async fn projects_with_same_slug_have_separate_releases() {
     let list = server.get(ROUTE).bearer(&token).send().await.expect(200);
     assert_eq!(list["releases"], Value::from(vec![theirs["release"].clone()]));
     assert_eq!(releases(&server).await[0]["commit_sha"], "abcdef0");
-    super::assert_whole(&server).await;
+    super::assert_consistent(&server).await;
 }

@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Duration};
 use karta_shared::clock::{Clock, ManualClock};
 use serde_json::{Value, json};
 
-use super::{assert_whole, deploy, report};
+use super::{assert_consistent, deploy, report};
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy},
     harness::{Reply, TestServer},
@@ -52,7 +52,7 @@ async fn lines_are_numbered_in_order() {
     });
     assert_eq!(server.get(ROUTE).send().await.expect(200), expected);
     assert_eq!(lines(&server, 2).await.1, [2, 1]);
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -72,7 +72,7 @@ async fn log_of_a_megabyte_is_stored_completely() {
     for (at, (line, text)) in lines.iter().zip(&text).enumerate() {
         assert_eq!(*line, json!({ "line": at + 1, "text": text }));
     }
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,7 +81,7 @@ async fn overlong_line_continues_in_the_next_lines() {
     let (lines, _) = lines(&server, 100).await;
     assert_eq!(lines.len(), 1_000_000_usize.div_ceil(8 * 1024));
     assert_eq!(lines.iter().map(|line| line["text"].as_str().unwrap().len()).sum::<usize>(), 1_000_000);
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,7 +95,7 @@ async fn secrets_are_redacted_before_storage() {
         ["KARTA_API_KEY=kt_live_AbC123[redacted]", "Authorization: Bearer [redacted]", "sk-ant-[redacted]", "fine"];
     assert_eq!(texts, expected);
     assert!(server.stored().await.iter().all(|item| !item.to_string().contains(secret)));
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,9 +103,9 @@ async fn log_that_grows_by_redaction_still_fits() {
     let (server, release) = server_with_log(&"whsec_a\n".repeat(110_000)).await;
     let page = server.get(&format!("{ROUTE}?limit=1")).send().await.expect(200);
     assert_eq!(page["logs"], json!([{ "line": 1, "text": "whsec_[redacted]" }]));
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
     report_log(&server, &release, &"whsec_b ".repeat(130_000)).await.expect(200);
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,7 +116,7 @@ async fn redacted_log_is_truncated_at_one_mebibyte() {
     assert_eq!(last["text"], "[the rest of this log was cut off]");
     let kept: String = kept.iter().map(|line| line["text"].as_str().unwrap()).collect();
     assert_eq!((kept.len(), &kept[..28]), (1024 * 1024, "sk-[redacted] sk-[redacted] "));
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,13 +124,13 @@ async fn new_log_replaces_the_previous_one() {
     let (server, release) = server_with_log(&"long\n".repeat(60_000)).await;
     report_log(&server, &release, "short\nlog").await.expect(200);
     assert_eq!(lines(&server, 50).await.0.len(), 2);
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
     report_log(&server, &release, "short\nLOG").await.expect(200);
     assert_eq!(lines(&server, 50).await.0[1]["text"], "LOG");
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
     report_log(&server, &release, "").await.expect(200);
     assert!(lines(&server, 50).await.0.is_empty());
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,7 +195,7 @@ async fn chunks_are_written_outside_the_releases_transaction() {
     proxy.forget();
     report_log(&server, &release, &new()).await.expect(200);
     assert!(proxy.seen_of("PutItem").is_empty(), "a repeat writes nothing");
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,7 +220,7 @@ async fn failed_report_leaves_a_complete_log() {
     clock.advance(Duration::from_mins(2));
     report_log(&server, &release, &new()).await.expect(200);
     assert_eq!(seen(&server).await, new());
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -232,7 +232,7 @@ async fn log_with_lost_response_is_stored_once() {
         report_log(&server, &release, &text).await.expect(200);
         assert_eq!(seen(&server).await, text);
     }
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -246,7 +246,7 @@ async fn report_that_lost_a_race_leaves_nothing() {
     one.expect(200);
     other.expect(200);
     assert!([a, b].contains(&seen(&server).await));
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -56,8 +56,8 @@ async fn events(server: &TestServer) -> Vec<(String, Value)> {
 
 /// Asserts that the tables are consistent, and that events and audit log list the same changes of
 /// releases.
-async fn assert_whole(server: &TestServer) {
-    Tables::new(server).await.assert_whole();
+async fn assert_consistent(server: &TestServer) {
+    Tables::new(server).await.assert_consistent();
     let count = |kinds: Vec<String>| {
         ["created", "activated", "rolled_back"].map(|kind| kinds.iter().filter(|other| **other == kind).count())
     };

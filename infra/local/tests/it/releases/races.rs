@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::{assert_whole, deploy, project, releases, report, rollback, statuses};
+use super::{assert_consistent, deploy, project, releases, report, rollback, statuses};
 use crate::harness::{Reply, Request, TestServer};
 
 async fn send_all(requests: impl IntoIterator<Item = Request>) -> Vec<Reply> {
@@ -42,7 +42,7 @@ async fn parallel_deploys_get_consecutive_versions() {
         replies.into_iter().map(|reply| reply.expect(201)["release"]["version"].as_u64().unwrap()).collect();
     assert_eq!(versions, (1..=20).collect());
     assert_eq!(assert_one_active(&server).await, 20);
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -56,7 +56,7 @@ async fn parallel_deploy_and_rollback_are_serialized() {
         assert_eq!(deployed.json["release"]["version"], latest + 1);
         let active = assert_one_active(&server).await;
         assert!(active == 1 || active == latest + 1, "{active}");
-        assert_whole(&server).await;
+        assert_consistent(&server).await;
     }
 }
 
@@ -69,7 +69,7 @@ async fn parallel_rollbacks_leave_one_active_release() {
         }
         let active = assert_one_active(&server).await;
         assert_ne!(active, 4);
-        assert_whole(&server).await;
+        assert_consistent(&server).await;
         rollback(&server, 4).send().await.expect(200);
     }
 }
@@ -87,7 +87,7 @@ async fn parallel_report_and_activation_both_apply() {
         }
         assert_eq!(assert_one_active(&server).await, version);
         assert_eq!(releases(&server).await[0]["image_ref"], image);
-        assert_whole(&server).await;
+        assert_consistent(&server).await;
     }
 }
 
@@ -113,7 +113,7 @@ async fn parallel_failure_and_activation_have_one_winner() {
         };
         assert_eq!(statuses(&server).await.last().unwrap(), expected);
         assert_one_active(&server).await;
-        assert_whole(&server).await;
+        assert_consistent(&server).await;
     }
 }
 
@@ -137,5 +137,5 @@ async fn parallel_settings_and_deploys_all_apply() {
         (&json!("Shop"), &json!("claude-sonnet-5"), &json!("https://llm.example.com"))
     );
     assert_eq!(assert_one_active(&server).await, 6);
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }

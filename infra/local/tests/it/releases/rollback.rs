@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{assert_whole, deploy, events, project, releases, rollback, statuses};
+use super::{assert_consistent, deploy, events, project, releases, rollback, statuses};
 use crate::harness::TestServer;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -26,7 +26,7 @@ async fn rollback_activates_earlier_and_later_releases() {
         4,
         "version numbers continue"
     );
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -52,7 +52,7 @@ async fn rollback_to_ready_release_is_an_activation() {
     let change = |before: Value, after: u64| json!({ "current_version": { "before": before, "after": after } });
     assert_eq!((&first["changes"], &second["changes"]), (&change(Value::Null, 2), &change(json!(2), 1)));
     assert_eq!(server.audited("release.rolled_back").await.len(), 1);
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,7 +66,7 @@ async fn rollback_to_the_active_release_changes_nothing() {
     }
     assert!(server.audited("release.rolled_back").await.is_empty());
     assert_eq!(events(&server).await.len(), 2);
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,7 +100,7 @@ async fn unbuilt_release_cannot_be_activated() {
         assert_eq!((&refusal["error"], &refusal["id"]), (&json!("release_not_ready"), &unbuilt["id"]), "{build}");
         assert_eq!(statuses(&server).await, ["active", build]);
     }
-    assert_whole(&server).await;
+    assert_consistent(&server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use proptest::{
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use super::{assert_whole, report};
+use super::{assert_consistent, report};
 use crate::harness::TestServer;
 
 #[derive(Debug, Clone)]
@@ -157,5 +157,5 @@ fn random_steps_match_the_model() {
     if let Err(failure) = outcome {
         panic!("{failure}");
     }
-    runtime.block_on(assert_whole(&server));
+    runtime.block_on(assert_consistent(&server));
 }

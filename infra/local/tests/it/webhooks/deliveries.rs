@@ -106,7 +106,7 @@ async fn failed_delivery_is_attempted_ten_times() {
     assert_eq!(statuses(&listed), [("failed", 10)]);
     assert_eq!(listed[0]["next_attempt_at"], Value::Null);
     let attempt = &listed[0]["attempts"][9];
-    assert_eq!(attempt["error"], "it answered 500");
+    assert_eq!(attempt["error"], "receiver returned 500");
     assert_eq!(attempt["response_body"], "no: Bearer kt_live_AAAAAA[redacted]");
     let ids: Vec<_> = receiver.received().iter().map(|received| received.header("webhook-id").to_owned()).collect();
     assert!(ids.iter().all(|id| *id == ids[0]) && ids.len() == 10, "{ids:?}");
@@ -364,7 +364,7 @@ async fn secrets_are_resealed_under_the_new_key() {
         ring["current"] = json!("k2");
     };
     let rotated = server.app_with_ring(Ring::SealingWebhooks, both);
-    let sweeper = WebhookDeliveries::new(rotated.of_function(WebhookDeliveries::NAME), Vec::new());
+    let sweeper = WebhookDeliveries::new(rotated.for_function(WebhookDeliveries::NAME), Vec::new());
     sweeper.work(&Wake::Sweep).await.unwrap();
     let kept = &server.items(&format!("WHS#{}", server.organization_id)).await[0];
     assert_eq!((&kept["kid"]["S"], &kept["sealed_shard"]["S"]), (&json!("k2"), &json!("WHS#0")));
@@ -378,7 +378,7 @@ async fn secrets_are_resealed_under_the_new_key() {
     webhooks.fan_out().await;
     let organization_id = Id::new(server.organization_id).unwrap();
     let wake = Wake::Endpoint { organization_id, webhook_endpoint_id: Id::new(id).unwrap() };
-    WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new()).work(&wake).await.unwrap();
+    WebhookDeliveries::new(app.for_function(WebhookDeliveries::NAME), Vec::new()).work(&wake).await.unwrap();
     receiver.wait_for(1).await;
     let sent = &receiver.received()[0];
     let secret = WebhookSecret::parse(&secret).unwrap();
@@ -392,7 +392,7 @@ async fn secrets_are_resealed_under_the_new_key() {
         ring["current"] = json!("k3");
         ring.as_object_mut().unwrap().remove("k2");
     };
-    let lost = server.app_with_ring(Ring::SealingWebhooks, lost).of_function(WebhookDeliveries::NAME);
+    let lost = server.app_with_ring(Ring::SealingWebhooks, lost).for_function(WebhookDeliveries::NAME);
     let lost = WebhookDeliveries::new(lost, Vec::new());
     let error = lost.work(&Wake::Sweep).await.unwrap_err().to_string();
     assert!(error.starts_with("1 items are not sealed under the current key, 1 of them"), "{error}");
@@ -406,7 +406,7 @@ async fn parallel_fan_outs_create_each_delivery_once() {
     let (id, _) = endpoint(server, &receiver.url, &["*"]).await;
     publish_events(server, 120).await;
     let app = &server.runner.app;
-    let worker = || WebhookEvents::new(app.of_function(WebhookEvents::NAME), Waker::Local(Arc::new(|_, _| ())));
+    let worker = || WebhookEvents::new(app.for_function(WebhookEvents::NAME), Waker::Local(Arc::new(|_, _| ())));
     let (first, second, third) = (worker(), worker(), worker());
     let sweep = Wake::Sweep;
     let (first, second, third) = tokio::join!(first.work(&sweep), second.work(&sweep), third.work(&sweep));

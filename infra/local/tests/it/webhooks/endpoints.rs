@@ -167,7 +167,7 @@ async fn own_host_is_refused_as_receiver() {
             [(server.request(Method::POST, ROUTE), body(url)), (server.patch(&kept, json!({})), json!({ "url": url }))]
         {
             let (field, message) = validation_error(request.header("host", ours).body(body).send().await);
-            assert_eq!((&*field, &*message), ("url", "url must not lead to this service itself"));
+            assert_eq!((&*field, &*message), ("url", "url must not point to this service"));
         }
     }
     // Only API Gateway determines the host of a request.
@@ -333,7 +333,7 @@ async fn deletion_removes_the_endpoint_and_its_secrets() {
         audited[0]["changes"]["url"],
         json!({ "before": "https://hooks.example.com/T000?redacted", "after": null })
     );
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -430,7 +430,7 @@ async fn endpoint_limit_holds_under_parallel_creation() {
         }
         let refusal = reply.refused(409);
         assert_eq!(refusal["error"], "webhook_endpoint_limit");
-        assert!(refusal["message"].as_str().unwrap().contains("delete one first"), "{refusal}");
+        assert!(refusal["message"].as_str().unwrap().contains("Delete one first"), "{refusal}");
     }
     assert_eq!(ids.len(), 20);
     assert_eq!(counted(&server).await, (20, 20));
@@ -454,7 +454,7 @@ async fn endpoint_limit_holds_under_parallel_creation() {
     assert_eq!((made, counted(&server).await), (5, (20, 20)));
     let others = server.post(ROUTE, json!({ "url": URL, "event_types": ["*"] })).bearer(&theirs);
     others.send().await.expect(201);
-    Tables::new(&server).await.assert_whole();
+    Tables::new(&server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -483,7 +483,7 @@ async fn parallel_update_and_disabling_both_apply() {
         assert_eq!(server.audited("webhook_endpoint.disabled").await.len(), 1);
         assert_eq!(server.audited("webhook_endpoint.updated").await.len(), 6);
         assert_eq!(deliveries(server, id).await[0]["attempts"].as_array().unwrap().len(), 1);
-        Tables::new(server).await.assert_whole();
+        Tables::new(server).await.assert_consistent();
     }
 }
 

@@ -42,7 +42,7 @@ async fn worker_killed_after_any_call_loses_nothing() {
     let organization_id = Id::new(server.organization_id).unwrap();
     let serve = Wake::Endpoint { organization_id, webhook_endpoint_id: Id::new(id).unwrap() };
     let app = &server.runner.app;
-    let events_worker = WebhookEvents::new(app.of_function(WebhookEvents::NAME), Waker::Local(Arc::new(|_, _| ())));
+    let events_worker = WebhookEvents::new(app.for_function(WebhookEvents::NAME), Waker::Local(Arc::new(|_, _| ())));
     let mut published = 0;
     for fails in [false, true] {
         for which in ["events", "deliveries"] {
@@ -58,8 +58,8 @@ async fn worker_killed_after_any_call_loses_nothing() {
                     waits.map(|event| DueItem { organization_id, sk: event["sk"].as_str().unwrap().to_owned() });
                 let written = Wake::Written(waits.collect());
                 proxy.fail_after(ANY, calls, ALWAYS, Fault::HoldAnswer);
-                let deliveries_worker = WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new())
-                    .with_patience(Duration::ZERO);
+                let deliveries_worker = WebhookDeliveries::new(app.for_function(WebhookDeliveries::NAME), Vec::new())
+                    .with_max_wait(Duration::ZERO);
                 let work = async {
                     match which {
                         "events" => events_worker.work(&written).await,

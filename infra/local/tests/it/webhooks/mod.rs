@@ -44,8 +44,8 @@ struct WebhookServer {
 /// Returns the worker that fans out events. It wakes a delivery worker with this patience.
 pub(crate) fn events(app: &App, patience: Duration) -> WebhookEvents {
     let deliveries =
-        WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new()).with_patience(patience);
-    WebhookEvents::new(app.of_function(WebhookEvents::NAME), registry::waker(deliveries))
+        WebhookDeliveries::new(app.for_function(WebhookDeliveries::NAME), Vec::new()).with_max_wait(patience);
+    WebhookEvents::new(app.for_function(WebhookEvents::NAME), registry::waker(deliveries))
 }
 
 /// Writes events of `acme` without any other change.
@@ -94,7 +94,7 @@ impl WebhookServer {
     /// Fans out pending events and serves no endpoint.
     async fn fan_out(&self) {
         let silent_waker = Waker::Local(Arc::new(|_, _| {}));
-        WebhookEvents::new(self.server.runner.app.of_function(WebhookEvents::NAME), silent_waker)
+        WebhookEvents::new(self.server.runner.app.for_function(WebhookEvents::NAME), silent_waker)
             .work(&Wake::Sweep)
             .await
             .unwrap();

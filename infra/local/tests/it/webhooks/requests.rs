@@ -87,7 +87,7 @@ async fn disabled_endpoint_refuses_test_replay_and_recovery() {
     ] {
         let refusal = reply.refused(409);
         assert_eq!((&refusal["error"], &refusal["id"]), (&json!("webhook_endpoint_disabled"), &json!(id)));
-        assert!(refusal["message"].as_str().unwrap().ends_with("set enabled to true first"), "{refusal}");
+        assert!(refusal["message"].as_str().unwrap().ends_with("Set enabled to true first."), "{refusal}");
     }
     // A missing delivery returns 404 first.
     post(server, id, "deliveries/1/replay").await.refused(404);
@@ -195,7 +195,7 @@ async fn recovery_sends_only_missed_events() {
     );
     let refusal = recover(server, id, "2026-11-21T12:00:00Z").await.refused(409);
     assert_eq!(refusal["error"], "recovery_under_way");
-    assert!(refusal["message"].as_str().unwrap().contains("ask again when that is done"), "{refusal}");
+    assert!(refusal["message"].as_str().unwrap().contains("Try again when it finishes"), "{refusal}");
     webhooks.deliver().await;
     let key_ids = |from: usize| -> BTreeSet<u64> {
         let posts = receiver.received().split_off(from);
@@ -345,7 +345,7 @@ async fn only_admins_see_response_bodies() {
     assert!(attempt["latency_ms"].take().is_u64());
     let expected = json!({
         "at": "2026-11-21T12:00:00.000Z", "response_code": 503, "latency_ms": null, "response_body": "busy: 7 in line",
-        "error": "it answered 503",
+        "error": "receiver returned 503",
     });
     assert_eq!(*attempt, expected);
     for scopes in [&["read"][..], &["read", "write"]] {

@@ -84,7 +84,7 @@ async fn both_secrets_sign_during_the_grace_period() {
     // A fourth secret would replace one that may still be in use.
     let refusal = rotate(server, id, json!({ "grace_seconds": 3_600 })).await.refused(409);
     assert_eq!((&refusal["error"], &refusal["id"]), (&json!("too_many_secrets"), &json!(id)));
-    assert!(refusal["message"].as_str().unwrap().contains("once the oldest one's grace has ended"), "{refusal}");
+    assert!(refusal["message"].as_str().unwrap().contains("after the oldest grace period ends"), "{refusal}");
     // A rotation without a grace period replaces the current secret immediately.
     let fourth = rotated(server, id, 0).await;
     assert!(is_signed(&ping(&webhooks, &receiver, id).await, &[&fourth, &second, &first]));
@@ -93,7 +93,7 @@ async fn both_secrets_sign_during_the_grace_period() {
     assert!(is_signed(&ping(&webhooks, &receiver, id).await, &[&fourth, &first]));
     clock.advance(Duration::from_hours(23));
     assert!(is_signed(&ping(&webhooks, &receiver, id).await, &[&fourth]));
-    Tables::new(server).await.assert_whole();
+    Tables::new(server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,7 +190,7 @@ async fn parallel_rotations_each_create_a_secret() {
     let replies: Vec<_> = requests.join_all().await;
     assert!(replies.iter().all(|reply| reply.status == 201 && reply.text == replies[0].text), "{replies:?}");
     assert_eq!(server.audited("webhook_endpoint.secret_rotated").await.len(), 3);
-    Tables::new(server).await.assert_whole();
+    Tables::new(server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -241,7 +241,7 @@ async fn secrets_survive_ring_rotation_and_are_resealed() {
         server.request(Method::POST, &path).send().await.expect(202);
         webhooks.fan_out().await;
         let worker =
-            WebhookDeliveries::new(app.of_function(WebhookDeliveries::NAME), Vec::new()).with_patience(Duration::ZERO);
+            WebhookDeliveries::new(app.for_function(WebhookDeliveries::NAME), Vec::new()).with_max_wait(Duration::ZERO);
         let [organization_id, webhook_endpoint_id] = [server.organization_id, endpoint].map(|id| Id::new(id).unwrap());
         worker.work(&Wake::Endpoint { organization_id, webhook_endpoint_id }).await.map_err(|fault| fault.to_string())
     };
@@ -268,7 +268,7 @@ async fn secrets_survive_ring_rotation_and_are_resealed() {
     clock.advance(Duration::from_mins(2));
     serve(&rotated, id).await.unwrap();
     assert_eq!(receiver.received().len(), sent + 2);
-    Tables::new(server).await.assert_whole();
+    Tables::new(server).await.assert_consistent();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use worker_webhook_events::{Waker, WebhookEvents};
 
 use super::{URL, WebhookServer, endpoint, publish_events};
 use crate::{
-    calls::keep_sent,
+    calls::record_sent_requests,
     data_plane::{DataPlane, Reaction},
 };
 
@@ -22,7 +22,7 @@ async fn delivery_function_is_invoked_asynchronously() {
     let sdk = config::local_sdk(&lambda.url, &"a-key-id".into()).await;
     // The function's logical id in the template, so that the recorded call matches the policy.
     let waker = Waker::lambda(&sdk, "WorkerWebhookDeliveries".to_owned());
-    let worker = WebhookEvents::new(server.runner.app.of_function(WebhookEvents::NAME), waker);
+    let worker = WebhookEvents::new(server.runner.app.for_function(WebhookEvents::NAME), waker);
     lambda.react(Reaction::Status(404));
     worker.work(&Wake::Sweep).await.unwrap_err();
     lambda.react(Reaction::Status(202));
@@ -35,5 +35,5 @@ async fn delivery_function_is_invoked_asynchronously() {
         assert_eq!(request.headers["x-amz-invocation-type"], "Event");
         assert_eq!(request.body, json!({ "organization_id": server.organization_id, "webhook_endpoint_id": id }));
     }
-    keep_sent(WebhookEvents::NAME, &received);
+    record_sent_requests(WebhookEvents::NAME, &received);
 }

@@ -14,35 +14,34 @@ use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-/// A proxy between the SDK and the embedded store. It asks for each transaction's write units and sums them, counts the items that are read,
-/// and, when told to, makes transactions fail.
+/// A proxy between the SDK and the embedded store. It sums the write units of transactions, counts
+/// the items that are read and, if enabled, makes transactions fail.
 #[derive(Default)]
-pub(crate) struct Wire {
+pub(crate) struct FaultProxy {
     listener: Mutex<Option<TcpListener>>,
     client: reqwest::Client,
-    counted: Mutex<Counted>,
+    counts: Mutex<Counts>,
     faulty: AtomicBool,
     transactions: AtomicUsize,
 }
 
 #[derive(Default, Clone, Copy)]
-pub(crate) struct Counted {
+pub(crate) struct Counts {
     pub(crate) units: f64,
     pub(crate) transactions: usize,
-    /// Calls that read.
     pub(crate) reads: usize,
-    /// Items that they asked for by key, or found.
+    /// Items requested by key or found by the read calls.
     pub(crate) items: usize,
 }
 
-impl Wire {
-    pub(crate) async fn tap() -> Result<(Arc<Self>, String)> {
+impl FaultProxy {
+    pub(crate) async fn bind() -> Result<(Arc<Self>, String)> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
         Ok((Arc::new(Self { listener: Mutex::new(Some(listener)), ..Self::default() }), url))
     }
 
-    /// Serves before `store`, once.
+    /// Starts the proxy in front of `store`; later calls do nothing.
     pub(crate) fn serve(self: &Arc<Self>, store: &str) {
         if let Some(listener) = self.listener.lock().ok().and_then(|mut listener| listener.take()) {
             let service = Router::new().fallback(pass).with_state((Arc::clone(self), store.to_owned()));
@@ -50,33 +49,33 @@ impl Wire {
         }
     }
 
-    /// What passed since this was asked last.
-    pub(crate) fn take(&self) -> Counted {
-        self.counted.lock().map(|mut counted| std::mem::take(&mut *counted)).unwrap_or_default()
+    /// Returns the counts since the last call.
+    pub(crate) fn take_counts(&self) -> Counts {
+        self.counts.lock().map(|mut counts| std::mem::take(&mut *counts)).unwrap_or_default()
     }
 
-    /// From here on, of every hundred transactions ten meet another one, ten are throttled, ten lose their answers, and sixteen in a row do so
-    /// until nobody tries on.
-    pub(crate) fn trouble(&self, faulty: bool) {
+    /// Turns faults on or off. Of every 100 transactions, 10 conflict, 10 are throttled, 10 lose
+    /// their responses, and 16 in a row lose their responses until the caller gives up.
+    pub(crate) fn set_faults(&self, faulty: bool) {
         self.faulty.store(faulty, Ordering::Relaxed);
     }
 
-    fn count(&self, operation: &str, asked: &Value, answer: &Value) {
-        let Ok(mut counted) = self.counted.lock() else { return };
+    fn count(&self, operation: &str, request: &Value, answer: &Value) {
+        let Ok(mut counts) = self.counts.lock() else { return };
         match operation {
             "TransactWriteItems" => {
-                counted.transactions += 1;
+                counts.transactions += 1;
                 let tables = answer["ConsumedCapacity"].as_array().into_iter().flatten();
-                counted.units += tables.filter_map(|table| table["CapacityUnits"].as_f64()).sum::<f64>();
+                counts.units += tables.filter_map(|table| table["CapacityUnits"].as_f64()).sum::<f64>();
             }
             "BatchGetItem" => {
-                counted.reads += 1;
-                let tables = asked["RequestItems"].as_object().into_iter().flat_map(|tables| tables.values());
-                counted.items += tables.filter_map(|table| Some(table["Keys"].as_array()?.len())).sum::<usize>();
+                counts.reads += 1;
+                let tables = request["RequestItems"].as_object().into_iter().flat_map(|tables| tables.values());
+                counts.items += tables.filter_map(|table| Some(table["Keys"].as_array()?.len())).sum::<usize>();
             }
             "Query" | "GetItem" => {
-                counted.reads += 1;
-                counted.items +=
+                counts.reads += 1;
+                counts.items +=
                     answer["Count"].as_u64().map_or(1, |count| usize::try_from(count).unwrap_or(usize::MAX));
             }
             _ => {}
@@ -84,28 +83,32 @@ impl Wire {
     }
 }
 
-async fn pass(State((wire, store)): State<(Arc<Wire>, String)>, mut headers: HeaderMap, body: Bytes) -> Response {
+async fn pass(
+    State((proxy, store)): State<(Arc<FaultProxy>, String)>,
+    mut headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let target = headers.get("x-amz-target").and_then(|target| target.to_str().ok()).unwrap_or_default();
     let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
-    let mut asked: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let mut request: Value = serde_json::from_slice(&body).unwrap_or_default();
     let writes = operation == "TransactWriteItems";
-    let turn = (writes && wire.faulty.load(Ordering::Relaxed))
-        .then(|| wire.transactions.fetch_add(1, Ordering::Relaxed) % 100);
+    let turn = (writes && proxy.faulty.load(Ordering::Relaxed))
+        .then(|| proxy.transactions.fetch_add(1, Ordering::Relaxed) % 100);
     match turn.map(|turn| turn % 10) {
-        Some(3) => return crossed(&asked),
+        Some(3) => return conflict(&request),
         Some(5) => return throttled(),
         _ => {}
     }
     if writes {
-        asked["ReturnConsumedCapacity"] = json!("TOTAL");
+        request["ReturnConsumedCapacity"] = json!("TOTAL");
     }
     headers.remove(http::header::HOST);
     headers.remove(http::header::CONTENT_LENGTH);
-    let sent = wire.client.post(store).headers(headers).body(asked.to_string()).send().await;
+    let sent = proxy.client.post(store).headers(headers).body(request.to_string()).send().await;
     let Ok(answer) = sent else { return with_status(StatusCode::BAD_GATEWAY) };
     let (status, answer) = (answer.status(), answer.bytes().await.unwrap_or_default());
     if status.is_success() {
-        wire.count(&operation, &asked, &serde_json::from_slice(&answer).unwrap_or_default());
+        proxy.count(&operation, &request, &serde_json::from_slice(&answer).unwrap_or_default());
     }
     if turn.is_some_and(|turn| turn % 10 == 7 || (20..36).contains(&turn)) {
         return with_status(StatusCode::INTERNAL_SERVER_ERROR);
@@ -115,22 +118,22 @@ async fn pass(State((wire, store)): State<(Arc<Wire>, String)>, mut headers: Hea
     response
 }
 
-/// That the transaction met another one.
-fn crossed(asked: &Value) -> Response {
-    let members = asked["TransactItems"].as_array().map_or(0, Vec::len);
+/// The response to a transaction that conflicts with another one.
+fn conflict(request: &Value) -> Response {
+    let members = request["TransactItems"].as_array().map_or(0, Vec::len);
     let reasons = (0..members).map(|at| json!({ "Code": if at == 0 { "TransactionConflict" } else { "None" } }));
     let body = json!({
         "__type": "com.amazonaws.dynamodb.v20120810#TransactionCanceledException",
         "CancellationReasons": reasons.collect::<Vec<_>>(),
     });
-    refused(&body)
+    error_response(&body)
 }
 
 fn throttled() -> Response {
-    refused(&json!({ "__type": "com.amazonaws.dynamodb.v20120810#ProvisionedThroughputExceededException" }))
+    error_response(&json!({ "__type": "com.amazonaws.dynamodb.v20120810#ProvisionedThroughputExceededException" }))
 }
 
-fn refused(body: &Value) -> Response {
+fn error_response(body: &Value) -> Response {
     let mut response = with_status(StatusCode::BAD_REQUEST);
     *response.body_mut() = Body::from(body.to_string());
     response

@@ -15,38 +15,38 @@ use tokio::net::TcpListener;
 
 type Counts = Arc<Mutex<BTreeMap<String, usize>>>;
 
-/// A proxy between the SDK and the embedded store that counts what passes.
-pub(crate) struct Wire {
+/// A proxy between the SDK and the embedded store that counts requests by operation.
+pub(crate) struct CountingProxy {
     listener: Mutex<Option<TcpListener>>,
     url: String,
     counts: Counts,
 }
 
-impl Wire {
-    pub(crate) async fn tap() -> Result<Self> {
+impl CountingProxy {
+    pub(crate) async fn bind() -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
         Ok(Self { listener: Mutex::new(Some(listener)), url, counts: Counts::default() })
     }
 
-    /// Serves before `store`, once; the URL to call instead.
-    pub(crate) fn before(&self, store: &str) -> String {
+    /// Starts the proxy in front of `store`, once, and returns the URL to call instead.
+    pub(crate) fn serve(&self, store: &str) -> String {
         let taken = self.listener.lock().ok().and_then(|mut listener| listener.take());
         if let Some(listener) = taken {
-            let passed = (store.to_owned(), reqwest::Client::new(), Arc::clone(&self.counts));
-            let service = Router::new().fallback(pass).with_state(passed);
+            let state = (store.to_owned(), reqwest::Client::new(), Arc::clone(&self.counts));
+            let service = Router::new().fallback(pass).with_state(state);
             tokio::spawn(async move { axum::serve(listener, service).await });
         }
         self.url.clone()
     }
 
-    pub(crate) fn forget(&self) {
+    pub(crate) fn reset(&self) {
         if let Ok(mut counts) = self.counts.lock() {
             counts.clear();
         }
     }
 
-    /// `500 Query, 500 BatchGetItem`
+    /// Returns a text such as `500 Query, 500 BatchGetItem`.
     pub(crate) fn counts(&self) -> String {
         let counts = self.counts.lock().map(|counts| counts.clone()).unwrap_or_default();
         let counts = counts.iter().map(|(operation, count)| format!("{count} {operation}"));

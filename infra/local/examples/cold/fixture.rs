@@ -17,31 +17,31 @@ use worker_webhook_events::{Waker, WebhookEvents};
 
 use crate::aws::{self, Aws};
 
-/// What Stripe's events are signed with.
 pub(crate) const STRIPE_SECRET: &str = "whsec_nV3rT0beUsedInAnyStack0";
-/// Where requests come from and under which name they arrive, as API Gateway tells.
+/// Client address and host of every request in API Gateway's events.
 pub(crate) const ADDRESS: &str = "203.0.113.9";
 pub(crate) const HOST: &str = "a1b2c3d4e5.execute-api.us-east-1.amazonaws.com";
 pub(crate) const METHOD_ARN: &str = "arn:aws:execute-api:us-east-1:123456789012:a1b2c3d4e5/prod/GET/v1/whoami";
-/// The least that a deployed function hashes with.
+/// The lowest bcrypt cost of a deployed function.
 pub(crate) const BCRYPT_COST: u32 = 10;
 
-/// A runner in memory with an organization that has a bit of everything, and the AWS that functions find around it.
-pub(crate) struct World {
+/// A runner in memory with an organization that has one or two resources of each kind, and emulated
+/// AWS services.
+pub(crate) struct Fixture {
     pub(crate) runner: Runner,
     pub(crate) organization: u64,
     pub(crate) admin: String,
     pub(crate) session: String,
-    /// What the authorizer says of the admin key, and of a session token.
+    /// The authorizer's contexts for the admin key and for the session token.
     pub(crate) admin_context: Value,
     pub(crate) session_context: Value,
-    /// Things of the organization, by their kinds.
+    /// Ids of the organization's resources by kind.
     pub(crate) ids: BTreeMap<&'static str, u64>,
     aws: Aws,
     client: reqwest::Client,
 }
 
-impl World {
+impl Fixture {
     pub(crate) async fn start() -> Result<Self> {
         let runner = Runner::start(Options {
             host: [127, 0, 0, 1].into(),
@@ -62,10 +62,10 @@ impl World {
             entropy: Arc::new(OsEntropy),
         })
         .await?;
-        let SecretSource::Fixed(secrets) = runner.secrets.source() else { anyhow::bail!("a local run's secrets") };
-        let mut world = Self {
-            organization: runner.founded.organization.id.get(),
-            admin: runner.founded.api_key.as_ref().context("no first key")?.expose().to_owned(),
+        let SecretSource::Fixed(secrets) = runner.secrets.source() else { anyhow::bail!("the secrets are not fixed") };
+        let mut fixture = Self {
+            organization: runner.bootstrapped.organization.id.get(),
+            admin: runner.bootstrapped.api_key.as_ref().context("no first key")?.expose().to_owned(),
             session: String::new(),
             admin_context: Value::Null,
             session_context: Value::Null,
@@ -74,12 +74,12 @@ impl World {
             client: reqwest::Client::new(),
             runner,
         };
-        world.settle().await?;
-        Ok(world)
+        fixture.seed().await?;
+        Ok(fixture)
     }
 
-    /// Makes what the functions are asked about.
-    async fn settle(&mut self) -> Result<()> {
+    /// Creates the resources that the events refer to.
+    async fn seed(&mut self) -> Result<()> {
         let project = self.post("/v1/agent_projects", json!({ "slug": "site", "name": "Site" })).await?;
         let key = self.post("/v1/api_keys", json!({ "name": "ci", "scopes": ["read"] })).await?;
         let openai = json!({ "provider": "openai", "key": "sk-proj-0123456789abcdefghij" });
@@ -110,36 +110,35 @@ impl World {
         Ok(())
     }
 
-    /// What the authorizer makes of a token.
     async fn context(&self, token: &str) -> Result<Value> {
         let event = json!({ "authorizationToken": format!("Bearer {token}"), "methodArn": METHOD_ARN });
-        let judged = Authorizer::new(self.runner.app.clone()).authorize(&serde_json::from_value(event)?).await?;
-        Ok(judged.context)
+        let response = Authorizer::new(self.runner.app.clone()).authorize(&serde_json::from_value(event)?).await?;
+        Ok(response.context)
     }
 
     pub(crate) async fn deploy(&self, commit: &str) -> Result<u64> {
         id(&self.post("/v1/agent_projects/site/deploys", json!({ "commit_sha": commit })).await?["release"])
     }
 
-    /// Finds out who wants what happened, and sends nothing.
+    /// Creates the deliveries of pending events without sending them.
     pub(crate) async fn fan_out(&self) -> Result<()> {
         let events = WebhookEvents::new(self.runner.app.clone(), Waker::Local(Arc::new(|_, _| ())));
         events.work(&Wake::Sweep).await.map_err(anyhow::Error::from_boxed)
     }
 
     pub(crate) async fn post(&self, path: &str, body: Value) -> Result<Value> {
-        self.ask(Method::POST, path, &self.admin, body).await
+        self.request(Method::POST, path, &self.admin, body).await
     }
 
     pub(crate) async fn service(&self, method: Method, path: &str, body: Value) -> Result<Value> {
-        self.ask(method, path, self.service_token(), body).await
+        self.request(method, path, self.service_token(), body).await
     }
 
     pub(crate) fn service_token(&self) -> &str {
         self.runner.secrets.service_token.expose_secret()
     }
 
-    pub(crate) async fn ask(&self, method: Method, path: &str, bearer: &str, body: Value) -> Result<Value> {
+    pub(crate) async fn request(&self, method: Method, path: &str, bearer: &str, body: Value) -> Result<Value> {
         let request = self.client.request(method, format!("{}{path}", self.runner.base_url)).bearer_auth(bearer);
         let answer = if body.is_null() { request } else { request.body(body.to_string()) }.send().await?;
         let (status, text) = (answer.status(), answer.text().await?);
@@ -147,7 +146,6 @@ impl World {
         if status == StatusCode::NO_CONTENT { Ok(Value::Null) } else { Ok(serde_json::from_str(&text)?) }
     }
 
-    /// The environment that Lambda gives a function, with the template's variables.
     pub(crate) fn environment(&self, function: &Value) -> Result<BTreeMap<String, String>> {
         let emulator = &self.runner.emulator;
         let mut environment = BTreeMap::from(
@@ -158,8 +156,8 @@ impl World {
                 ("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand"),
                 ("AWS_REGION", "us-east-1"),
                 ("AWS_ACCESS_KEY_ID", emulator.access_key().expose_secret()),
-                ("AWS_SECRET_ACCESS_KEY", "unjudged"),
-                ("AWS_SESSION_TOKEN", "unjudged"),
+                ("AWS_SECRET_ACCESS_KEY", "unused"),
+                ("AWS_SESSION_TOKEN", "unused"),
                 ("AWS_ENDPOINT_URL", &self.aws.url),
                 ("AWS_ENDPOINT_URL_DYNAMODB", &emulator.endpoint()),
                 ("TZ", ":UTC"),
@@ -175,7 +173,6 @@ impl World {
     }
 }
 
-/// What a variable of the template is where this runs.
 fn value(variable: &str) -> Result<String> {
     if let Some(secret) = variable.strip_prefix("KARTA_SECRET_") {
         return Ok(aws::id(&secret.to_ascii_lowercase().replace('_', "-")));
@@ -193,11 +190,11 @@ fn value(variable: &str) -> Result<String> {
         "KARTA_REST_API_ID" => "a1b2c3d4e5".to_owned(),
         "KARTA_STAGE" => "prod".to_owned(),
         "KARTA_WEBHOOK_DELIVERIES_FUNCTION" => "karta-prod-worker-webhook-deliveries".to_owned(),
-        _ => anyhow::bail!("nothing is known of {variable}"),
+        _ => anyhow::bail!("unknown variable {variable}"),
     })
 }
 
-/// A builder's report.
+/// Returns a builder's status report with a build log.
 pub(crate) fn log(text: &str) -> Value {
     json!({ "status": "ready", "build_log": format!("step 1\nstep 2 {text}\n") })
 }
