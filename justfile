@@ -30,7 +30,7 @@ check-rights:
 
 # Regenerate docs/permissions.md from template.yaml.
 permissions:
-    KARTA_UPDATE=1 cargo test --workspace --test it the_page_of_permissions_is_the_templates
+    KARTA_UPDATE=1 cargo test --workspace --test it permissions_page_is_up_to_date
 
 # Check tokens, Stripe events, webhooks and the samples of docs/webhooks.md with other libraries.
 interop:
@@ -42,7 +42,7 @@ contract:
 
 # Regenerate openapi.json, with responses of a test run as examples.
 openapi:
-    KARTA_UPDATE=1 cargo test --workspace --test it every_operation_answers_as_the_document_says
+    KARTA_UPDATE=1 cargo test --workspace --test it every_operation_matches_the_openapi_document
 
 # Build, type-check, test and pack the TypeScript client, and compare it with openapi.json.
 sdk:

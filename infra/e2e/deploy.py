@@ -124,7 +124,7 @@ check("the first organization is created", code == 0, errors)
 first = json.loads(printed)
 admin, organization = first["api_key"], first["organization_id"]
 code, printed, errors = bootstrap()
-check("a second bootstrap is rejected", code != 0 and not printed and "the organization acme is there" in errors, errors)
+check("a second bootstrap is rejected", code != 0 and not printed and "the organization acme already exists" in errors, errors)
 
 # ------------------------------------------------------------------------------------------------------------- API calls
 

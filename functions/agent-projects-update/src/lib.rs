@@ -57,7 +57,7 @@ impl Route for AgentProjectsUpdate {
                 changes,
             };
             transaction.audit(organization, &call.audit_event(app, event))?;
-            transaction.invalidate(organization, before.effect_of(&project), call.now)?;
+            transaction.invalidate(organization, before.cache_effect(&project), call.now)?;
             transaction.commit().await?;
         }
         Answer::ok(&Output { agent_project: project.into() })

@@ -81,7 +81,7 @@ impl Route for ApiKeysRotate {
             transaction.audit(organization, event)?;
         }
         transaction.announce(&webhook_event)?;
-        transaction.invalidate(organization, before.effect_of(&old), call.now)?;
+        transaction.invalidate(organization, before.cache_effect(&old), call.now)?;
         call.remember(app, &mut transaction, &answer, successor.id, Reveals::Secret)?;
         transaction.commit().await?;
         Ok(answer)

@@ -3,7 +3,7 @@
 
 use karta_shared::{
     App,
-    domain::{AllowedCidrs, ApiKeyPatch, Budget, EventType, Id, KeySettled, Metadata, Name, ScopeSet, Timestamp},
+    domain::{AllowedCidrs, ApiKeyPatch, Budget, EventType, Id, KeyNotEditable, Metadata, Name, ScopeSet, Timestamp},
     http::{Action, Admin, Answer, ApiKeyResource, Call, Error, NewAuditEvent, NoQuery, Route, present},
 };
 use serde::{Deserialize, Serialize};
@@ -60,7 +60,7 @@ impl Route for ApiKeysUpdate {
                 NewAuditEvent { action: Action::ApiKeyUpdated, resource_kind: "api_key", resource_id: key.id, changes };
             transaction.audit(organization, &call.audit_event(app, event))?;
             transaction.announce(&call.event(app, organization, EventType::ApiKeyUpdated, &output)?)?;
-            transaction.invalidate(organization, before.effect_of(&key), call.now)?;
+            transaction.invalidate(organization, before.cache_effect(&key), call.now)?;
             if before.budget != key.budget {
                 transaction.check_budgets(organization, [key.id], call.now)?;
             }
@@ -81,13 +81,13 @@ fn patch(input: Input) -> ApiKeyPatch {
     }
 }
 
-fn refusal(settled: KeySettled, id: Id) -> Error {
+fn refusal(settled: KeyNotEditable, id: Id) -> Error {
     let (code, message) = match settled {
-        KeySettled::Replaced => (
+        KeyNotEditable::Replaced => (
             "api_key_replaced",
             "The expiry of a rotated key cannot be changed. Update its successor, or revoke this key.",
         ),
-        KeySettled::Revoked => ("api_key_revoked", "A revoked key cannot be changed. Create a new key."),
+        KeyNotEditable::Revoked => ("api_key_revoked", "A revoked key cannot be changed. Create a new key."),
     };
     Error::Conflict { code, message, resource_id: Some(id) }
 }

@@ -45,7 +45,7 @@ impl Route for AuditEventsList {
         let list = format!("audit_events?actor={actor:?}&action={action:?}");
         let below = cursor::open(app, organization, &list, cursor.as_deref()).await?;
         let wanted = |event: &AuditEvent| {
-            actor.as_ref().is_none_or(|actor| event.actor.is_called(actor.as_str()))
+            actor.as_ref().is_none_or(|actor| event.actor.has_name_or_id(actor.as_str()))
                 && action.is_none_or(|action| event.action == action.as_str())
         };
         let page = app.store.audit_events(organization, below, limit.get(), wanted).await?;

@@ -66,7 +66,7 @@ impl Route for DeploysCreate {
             transaction.audit(organization, &call.audit_event(app, activated))?;
             transaction.announce(&call.event(app, organization, EventType::ReleaseActivated, &output)?)?;
         }
-        transaction.invalidate(organization, before.effect_of(&project), call.now)?;
+        transaction.invalidate(organization, before.cache_effect(&project), call.now)?;
         call.remember(app, &mut transaction, &answer, id, Reveals::Nothing)?;
         transaction.commit().await?;
         Ok(answer)

@@ -3,7 +3,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use karta_shared::{
     App,
     domain::{
-        COUNTED_AHEAD, COUNTED_LATE, Id, ModelId, Prefix, PriceTable, Quantity, Reference, Timestamp, UsageEvent,
+        Id, MAX_CLOCK_AHEAD, MAX_USAGE_AGE, ModelId, Prefix, PriceTable, Quantity, Reference, Timestamp, UsageEvent,
         UsageKind,
     },
     http::{Each, Error},
@@ -35,7 +35,7 @@ impl Reported {
         if event.api_key_id.is_none() && event.api_key_prefix.is_none() {
             return Err("api_key_id or api_key_prefix is required".to_owned());
         }
-        if event.occurred_at < now.minus(COUNTED_LATE) || event.occurred_at > now.plus(COUNTED_AHEAD) {
+        if event.occurred_at < now.minus(MAX_USAGE_AGE) || event.occurred_at > now.plus(MAX_CLOCK_AHEAD) {
             return Err("occurred_at must be within the last 400 days and at most an hour ahead".to_owned());
         }
         Ok(event)

@@ -41,7 +41,7 @@ impl Route for ReleasesList {
         // active release even during concurrent changes.
         let project = app.store.project(organization, &call.path).await?.ok_or(Error::NotFound)?;
         let list = format!("releases of {}", project.id);
-        let end = project.latest_version.map_or(Version::FIRST, Version::next).place();
+        let end = project.latest_version.map_or(Version::FIRST, Version::next).as_id();
         let below = cursor::open(app, organization, &list, call.query.cursor.as_deref()).await?.unwrap_or(end);
         let page = app.store.releases(organization, project.id, below, call.query.limit.get()).await?;
         let resource = |release| ReleaseResource::new(release, project.current_version);

@@ -65,7 +65,7 @@ impl Route for ReleasesRollback {
             };
             transaction.audit(organization, &call.audit_event(app, event))?;
             transaction.announce(&call.event(app, organization, event_type, &output)?)?;
-            transaction.invalidate(organization, project_before.effect_of(&project), call.now)?;
+            transaction.invalidate(organization, project_before.cache_effect(&project), call.now)?;
             transaction.commit().await?;
         }
         Answer::ok(&output)

@@ -77,7 +77,7 @@ fn stage_effect(
         EventContent::Invoice(_) => transaction.require_organization_unchanged(tenant)?,
         EventContent::Subscription(subscription, before) => {
             let mut organization = tenant.clone();
-            let Some(changes) = organization.learn(subscription, &before) else {
+            let Some(changes) = organization.apply_subscription(subscription, &before) else {
                 return Ok(());
             };
             transaction.update_organization(tenant, &organization)?;

@@ -52,7 +52,7 @@ impl Route for WebhookDeliveriesReplay {
         };
         transaction.audit(organization, &call.audit_event(app, event))?;
         transaction.commit().await?;
-        let delivery = DeliveryResource::new(before.again(call.now), call.caller.principal.scopes);
+        let delivery = DeliveryResource::new(before.rescheduled(call.now), call.caller.principal.scopes);
         Answer::accepted(&Output { delivery })
     }
 }

@@ -1,7 +1,7 @@
 use karta_shared::{
     App,
     domain::{
-        Budget, BudgetNews, BudgetVerdict, BudgetWatch, CacheEffect, Event, EventType, Id, Month, Spending,
+        Budget, BudgetNotice, BudgetVerdict, BudgetWatch, CacheEffect, Event, EventType, Id, Month, Spending,
         SubscriptionStatus, Tally, Timestamp,
     },
     store::{BudgetCheck, BudgetSubject, CommitError},
@@ -67,7 +67,7 @@ pub(crate) async fn publish(app: &App, organization: Id, watched: &WatchedBudget
         let mut transaction = app.store.transaction();
         transaction.put_budget_watch(organization, watched.subject, &watch)?;
         for news in news {
-            if !matches!(news, BudgetNews::Threshold { .. }) {
+            if !matches!(news, BudgetNotice::Threshold { .. }) {
                 transaction.invalidate(organization, CacheEffect::Stale, now)?;
             }
             transaction.announce(&event(app, organization, payload(news, watched, month), now))?;
@@ -93,10 +93,10 @@ fn event(app: &App, organization: Id, (event_type, data): (EventType, Value), no
     }
 }
 
-fn payload(news: BudgetNews, watched: &WatchedBudget, period: Month) -> (EventType, Value) {
+fn payload(news: BudgetNotice, watched: &WatchedBudget, period: Month) -> (EventType, Value) {
     let subject = &watched.subject_json;
     match news {
-        BudgetNews::Threshold { kind, cap, percent, spent } => (
+        BudgetNotice::Threshold { kind, cap, percent, spent } => (
             EventType::BudgetThreshold,
             json!({
                 "period": period, "subject": subject, "cap": kind, "limit": cap, "percent": percent,
@@ -104,9 +104,9 @@ fn payload(news: BudgetNews, watched: &WatchedBudget, period: Month) -> (EventTy
                 "spent": u64::try_from(spent).unwrap_or(u64::MAX),
             }),
         ),
-        BudgetNews::Exhausted { reason } => {
+        BudgetNotice::Exhausted { reason } => {
             (EventType::BudgetExhausted, json!({ "period": period, "subject": subject, "reason": reason }))
         }
-        BudgetNews::Restored => (EventType::BudgetRestored, json!({ "period": period, "subject": subject })),
+        BudgetNotice::Restored => (EventType::BudgetRestored, json!({ "period": period, "subject": subject })),
     }
 }

@@ -59,7 +59,7 @@ impl CachePush {
         let mut calls = JoinSet::new();
         for plane in planes.iter() {
             let invalidations = taken.iter().map(|taken| &taken.invalidation);
-            let unconfirmed = invalidations.filter(|invalidation| !invalidation.told.contains(plane.name()));
+            let unconfirmed = invalidations.filter(|invalidation| !invalidation.notified.contains(plane.name()));
             let unconfirmed: BTreeSet<_> = unconfirmed.map(|invalidation| invalidation.organization_id).collect();
             let (caller, plane, overlaps) = (Arc::clone(&self.caller), plane.clone(), plane.overlaps(&tokens));
             calls.spawn(async move {
@@ -78,7 +78,7 @@ impl CachePush {
 }
 
 fn awaits_flush(invalidation: &Invalidation) -> bool {
-    invalidation.access_cut && !invalidation.told.contains(GATEWAY)
+    invalidation.access_cut && !invalidation.notified.contains(GATEWAY)
 }
 
 impl Worker for CachePush {
@@ -102,14 +102,14 @@ impl Worker for CachePush {
         };
         for invalidation in taken.iter_mut().map(|taken| &mut taken.invalidation) {
             if flushed.is_ok() && awaits_flush(invalidation) {
-                invalidation.told.insert(GATEWAY.to_owned());
+                invalidation.notified.insert(GATEWAY.to_owned());
             }
             for (name, _) in confirmed.iter().flatten().filter(|(_, of)| of.contains(&invalidation.organization_id)) {
-                invalidation.told.insert(name.clone());
+                invalidation.notified.insert(name.clone());
             }
         }
         let settling = queue::settle(&self.app, taken, |invalidation| {
-            let all_confirmed = |of: &Confirmed| of.keys().all(|name| invalidation.told.contains(name));
+            let all_confirmed = |of: &Confirmed| of.keys().all(|name| invalidation.notified.contains(name));
             !awaits_flush(invalidation) && confirmed.as_ref().is_some_and(all_confirmed)
         });
         let settle_fault = settling.await.map(Into::into);

@@ -67,7 +67,7 @@ fn next_try(app: &App, invalidation: &Invalidation, is_settled: bool, now: Times
     app.entropy.fill(&mut random);
     let next_try = invalidation.next_try(now, random[0]);
     if next_try.is_none() {
-        let (organization_id, told) = (invalidation.organization_id.get(), &invalidation.told);
+        let (organization_id, told) = (invalidation.organization_id.get(), &invalidation.notified);
         tracing::error!(worker = CachePush::NAME, organization_id, ?told, "invalidation given up");
     }
     next_try

@@ -16,7 +16,7 @@ use std::{
 
 use karta_shared::{
     clock::Clock,
-    domain::{Invalid, Reach, Signatures, WebhookUrl, judge_address, retry_after},
+    domain::{Invalid, Reach, Signatures, WebhookUrl, check_address, retry_after},
 };
 use reqwest::{
     Body, Client, Response, Url,
@@ -138,7 +138,7 @@ impl Wire {
     /// Parses the URL for the client. An address in the URL is checked here, because the client's
     /// resolver sees only names.
     fn check_url(&self, url: &WebhookUrl) -> Result<Url, PostRefusal> {
-        url.judge(self.reach).map_err(PostRefusal::Url)?;
+        url.check(self.reach).map_err(PostRefusal::Url)?;
         if url.is_on(&self.own_hosts) {
             return Err(PostRefusal::OwnHost);
         }
@@ -148,7 +148,7 @@ impl Wire {
         };
         let host = parsed.host_str().unwrap_or_default();
         match host.trim_matches(['[', ']']).parse() {
-            Ok(address) => check_address(address, url.is_loopback(), self.reach).map(|()| parsed),
+            Ok(address) => check_reach(address, url.is_loopback(), self.reach).map(|()| parsed),
             Err(_) if host == url.host() => Ok(parsed),
             Err(_) => Err(ambiguous),
         }
@@ -240,7 +240,7 @@ impl Resolve for CheckedResolver {
             }
             // One refused address is enough: the name's owner intends every listed address to be
             // used.
-            addresses.iter().try_for_each(|address| check_address(*address, on_loopback, reach))?;
+            addresses.iter().try_for_each(|address| check_reach(*address, on_loopback, reach))?;
             let addresses: Vec<_> = addresses.into_iter().map(|address| SocketAddr::new(address, 0)).collect();
             Ok(Box::new(addresses.into_iter()) as _)
         })
@@ -249,8 +249,8 @@ impl Resolve for CheckedResolver {
 
 /// Checks an address. Loopback is reachable only under its own names, and these names reach only
 /// loopback.
-fn check_address(address: IpAddr, on_loopback: bool, reach: Reach) -> Result<(), PostRefusal> {
-    judge_address(address, if on_loopback { reach } else { Reach::Public }).map_err(PostRefusal::Address)?;
+fn check_reach(address: IpAddr, on_loopback: bool, reach: Reach) -> Result<(), PostRefusal> {
+    check_address(address, if on_loopback { reach } else { Reach::Public }).map_err(PostRefusal::Address)?;
     if on_loopback && !address.is_loopback() {
         return Err(PostRefusal::Address("outside loopback, although the name is for loopback"));
     }

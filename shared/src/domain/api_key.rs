@@ -76,7 +76,7 @@ pub enum KeyStatus {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeySettled {
+pub enum KeyNotEditable {
     Revoked,
     /// The rotation fixed the expiry.
     Replaced,
@@ -149,12 +149,12 @@ impl ApiKey {
     }
 
     /// Returns the changes by field.
-    pub fn apply(&mut self, patch: ApiKeyPatch) -> Result<Changes, KeySettled> {
+    pub fn apply(&mut self, patch: ApiKeyPatch) -> Result<Changes, KeyNotEditable> {
         if self.revoked_at.is_some() {
-            return Err(KeySettled::Revoked);
+            return Err(KeyNotEditable::Revoked);
         }
         if self.replaced_by.is_some() && patch.expires_at.is_some() {
-            return Err(KeySettled::Replaced);
+            return Err(KeyNotEditable::Replaced);
         }
         let before = self.clone();
         let ApiKeyPatch { name, scopes, expires_at, allowed_cidrs, budget, metadata } = patch;
@@ -208,7 +208,7 @@ impl ApiKey {
     }
 
     /// Returns how the change to `after` affects cached verdicts.
-    pub fn effect_of(&self, after: &Self) -> CacheEffect {
+    pub fn cache_effect(&self, after: &Self) -> CacheEffect {
         let ends = |key: &Self| key.revoked_at.into_iter().chain(key.expires_at).min();
         let sooner = match (ends(self), ends(after)) {
             (None, Some(_)) => true,
@@ -359,7 +359,7 @@ mod tests {
         assert!(key.apply(patch).unwrap().is_empty());
         assert_eq!(key.version, 2, "nothing changed");
         key.revoke(now());
-        assert_eq!(key.apply(ApiKeyPatch::default()), Err(KeySettled::Revoked));
+        assert_eq!(key.apply(ApiKeyPatch::default()), Err(KeyNotEditable::Revoked));
     }
 
     #[test]
@@ -377,7 +377,7 @@ mod tests {
             assert_eq!(successor.expires_at, own.map(|own| now().plus(own)), "the successor keeps its own expiry");
             assert_eq!(key.retire(successor_id, grace, now()), Err(NotActive), "a key is replaced only once");
             let patch = ApiKeyPatch { expires_at: Some(None), ..ApiKeyPatch::default() };
-            assert_eq!(key.apply(patch), Err(KeySettled::Replaced));
+            assert_eq!(key.apply(patch), Err(KeyNotEditable::Replaced));
         }
     }
 

@@ -56,7 +56,7 @@ pub struct Actor {
 
 impl Actor {
     /// Compares with the name and with the id of the API key.
-    pub fn is_called(&self, text: &str) -> bool {
+    pub fn has_name_or_id(&self, text: &str) -> bool {
         self.name == text || (self.id.is_some() && self.id == Id::parse(text))
     }
 }
@@ -233,9 +233,9 @@ mod tests {
     #[test]
     fn actor_matches_its_name_or_key_id() {
         let key = Actor { kind: ActorKind::ApiKey, id: Id::new(7), name: "ci".to_owned() };
-        assert!(key.is_called("ci") && key.is_called("7"));
-        assert!(!key.is_called("c") && !key.is_called("8") && !key.is_called("07"));
+        assert!(key.has_name_or_id("ci") && key.has_name_or_id("7"));
+        assert!(!key.has_name_or_id("c") && !key.has_name_or_id("8") && !key.has_name_or_id("07"));
         let system = Actor { kind: ActorKind::System, id: None, name: "local runner".to_owned() };
-        assert!(system.is_called("local runner") && !system.is_called("x"));
+        assert!(system.has_name_or_id("local runner") && !system.has_name_or_id("x"));
     }
 }

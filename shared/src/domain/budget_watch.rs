@@ -21,7 +21,7 @@ pub struct BudgetWatch {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum BudgetNews {
+pub enum BudgetNotice {
     Threshold { kind: CapKind, cap: Cap, percent: u8, spent: u128 },
     Exhausted { reason: String },
     Restored,
@@ -40,7 +40,7 @@ impl BudgetWatch {
         budget: Option<&Budget>,
         spent: &Tally,
         verdict: &BudgetVerdict,
-    ) -> Vec<BudgetNews> {
+    ) -> Vec<BudgetNotice> {
         let mut notices = Vec::new();
         if month < self.month {
             // This observation began before midnight and ended after one that began later.
@@ -60,15 +60,15 @@ impl BudgetWatch {
             let reached = budget.alert_percents.iter().filter(|percent| u128::from(*percent) <= cap.percent(spent));
             for percent in reached {
                 if self.reported.insert(format!("{}:{}:{percent}", kind.as_str(), cap.get())) {
-                    notices.push(BudgetNews::Threshold { kind, cap, percent, spent });
+                    notices.push(BudgetNotice::Threshold { kind, cap, percent, spent });
                 }
             }
         }
         match (self.exhausted, verdict) {
             (false, BudgetVerdict::Exhausted(exhausted)) => {
-                notices.push(BudgetNews::Exhausted { reason: exhausted.reason() });
+                notices.push(BudgetNotice::Exhausted { reason: exhausted.reason() });
             }
-            (true, BudgetVerdict::Ok) => notices.push(BudgetNews::Restored),
+            (true, BudgetVerdict::Ok) => notices.push(BudgetNotice::Restored),
             (true, BudgetVerdict::Exhausted(_)) | (false, BudgetVerdict::Ok) => {}
         }
         self.exhausted = !verdict.is_ok();
@@ -93,9 +93,9 @@ mod tests {
         let verdict = BudgetVerdict::new(SubscriptionStatus::Active, &spending);
         let notices = watch.observe(month(of), Some(&budget), &spent, &verdict);
         let reported = notices.into_iter().map(|notice| match notice {
-            BudgetNews::Threshold { percent, .. } => percent.to_string(),
-            BudgetNews::Exhausted { reason } => reason,
-            BudgetNews::Restored => "restored".to_owned(),
+            BudgetNotice::Threshold { percent, .. } => percent.to_string(),
+            BudgetNotice::Exhausted { reason } => reason,
+            BudgetNotice::Restored => "restored".to_owned(),
         });
         reported.collect()
     }

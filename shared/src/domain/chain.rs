@@ -30,7 +30,7 @@ pub struct Hash32([u8; 32]);
 impl Hash32 {
     /// Hashes everything that is stored of an event, in an encoding that differs between any two
     /// items.
-    pub fn of_event(encoded: &[u8]) -> Self {
+    pub fn for_event(encoded: &[u8]) -> Self {
         Self::digest(EVENT, encoded)
     }
 
@@ -100,7 +100,7 @@ pub struct Link {
 
 impl Link {
     /// A transaction has at most 100 items: the link, its anchor, and two items for each event.
-    pub const EVENTS_AT_MOST: usize = 45;
+    pub const MAX_EVENTS: usize = 45;
 
     /// Creates the link after `head`, which is `None` for the first link.
     pub fn after(
@@ -262,7 +262,7 @@ mod tests {
     }
 
     fn event(sk: &str) -> ChainedEvent {
-        ChainedEvent { sk: sk.to_owned(), digest: Hash32::of_event(sk.as_bytes()) }
+        ChainedEvent { sk: sk.to_owned(), digest: Hash32::for_event(sk.as_bytes()) }
     }
 
     fn at() -> Timestamp {

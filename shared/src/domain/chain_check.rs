@@ -215,7 +215,7 @@ mod tests {
     }
 
     fn digest(text: &str) -> Hash32 {
-        Hash32::of_event(text.as_bytes())
+        Hash32::for_event(text.as_bytes())
     }
 
     fn mark(text: &str) -> EventMark {

@@ -29,7 +29,7 @@ pub struct Invalidation {
     pub access_cut: bool,
     /// The names of the receivers that confirmed.
     #[serde(default, rename = "told")]
-    pub told: BTreeSet<String>,
+    pub notified: BTreeSet<String>,
     /// Number of attempts started.
     #[serde(default)]
     pub attempts: u32,
@@ -55,7 +55,7 @@ mod tests {
         let at: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
         let id = Id::new(1).unwrap();
         let mut item =
-            Invalidation { id, organization_id: id, at, access_cut: true, told: BTreeSet::new(), attempts: 0 };
+            Invalidation { id, organization_id: id, at, access_cut: true, notified: BTreeSet::new(), attempts: 0 };
         let mut pauses = Vec::new();
         for attempts in [1, 2, 3, 6, 7, 8, u32::MAX] {
             item.attempts = attempts;

@@ -51,13 +51,13 @@ mod webhook;
 mod webhook_signature;
 mod webhook_url;
 
-pub use address::{Reach, check as judge_address};
+pub use address::{Reach, check as check_address};
 pub use allowlist::{AddressList, BadEntry, HostList, InternalGuard};
-pub use api_key::{ApiKey, ApiKeyPatch, ApiKeySettings, KeySettled, KeyStatus, NotActive};
+pub use api_key::{ApiKey, ApiKeyPatch, ApiKeySettings, KeyNotEditable, KeyStatus, NotActive};
 pub use artifact::{ArtifactUrl, CommitSha, ImageRef, TemplatePath};
 pub use audit::{Action, Actor, ActorKind, AuditEvent, Change, Changes, NewAuditEvent, ResourceRef, Value};
 pub use budget::{AlertPercents, Budget, BudgetVerdict, Cap, CapKind, CapOwner, Exhausted, Spending};
-pub use budget_watch::{BudgetNews, BudgetWatch};
+pub use budget_watch::{BudgetNotice, BudgetWatch};
 pub use build_log::{BuildLog, LogChunk, LogGeneration, LogIndex, LogLine};
 pub use chain::{Anchor, Chain, ChainState, ChainedEvent, EventMark, Hash32, Link};
 pub use chain_check::{AuditLog, Checked, Finding, check};
@@ -93,9 +93,9 @@ pub use stripe::{BadSignature, StripeSecrets, StripeSecretsError};
 pub use subscription::{DroppedSubscriptions, StripeId, Subscription, SubscriptionBefore, SubscriptionStep};
 pub use timestamp::Timestamp;
 pub use token::{ApiKeyToken, PREFIX_LEN, Prefix, TokenRefused};
-pub use usage::{COUNTED_AHEAD, COUNTED_LATE, MonthUsage, Quantity, Reference, Tally, UsageEvent, UsageKind};
+pub use usage::{MAX_CLOCK_AHEAD, MAX_USAGE_AGE, MonthUsage, Quantity, Reference, Tally, UsageEvent, UsageKind};
 pub use webhook::{
-    Attempt, CLOCKS_APART, Delivery, DeliveryStatus, DisabledReason, EventTypes, Failing, WebhookEndpoint,
+    Attempt, Delivery, DeliveryStatus, DisabledReason, EventTypes, Failing, MAX_CLOCK_SKEW, WebhookEndpoint,
     WebhookEndpointPatch, next_attempt,
 };
 pub use webhook_signature::{Signatures, WebhookSecret};

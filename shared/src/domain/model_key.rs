@@ -142,7 +142,7 @@ impl ProviderKey {
 
     /// Returns whether a text that will be shown contains this key or is a part of it. Of
     /// `members`, only the secret ones count, because people use the others as names.
-    pub fn is_in(&self, shown: &str, members: Option<&Members>) -> bool {
+    pub fn occurs_in(&self, shown: &str, members: Option<&Members>) -> bool {
         let shown = shown.trim();
         let holds = |secret: &str| shown.contains(secret) || (shown.len() >= MIN_PART && secret.contains(shown));
         match members {
@@ -519,11 +519,11 @@ mod tests {
         let key = ProviderKey::parse(Provider::Bedrock, text.into(), Some(&members)).unwrap();
         let word = ProviderKey::parse(Provider::OpenAi, "sk-abcdefghijklmnop1234".into(), None).unwrap();
         for name in [ACCESS_KEY[1].1, &format!(" {text}\n"), &ACCESS_KEY[1].1[3..30]] {
-            assert!(key.is_in(name, Some(&members)), "{name}");
+            assert!(key.occurs_in(name, Some(&members)), "{name}");
         }
-        assert!(word.is_in("prod sk-abcdefghijklmnop1234 key", None) && word.is_in("abcdefghijklmnop", None));
+        assert!(word.occurs_in("prod sk-abcdefghijklmnop1234 key", None) && word.occurs_in("abcdefghijklmnop", None));
         for name in ["Production", "AKIA", "1234", "secret_access_key", "secret", "us-east-1"] {
-            assert!(!key.is_in(name, Some(&members)) && !word.is_in(name, None), "{name}");
+            assert!(!key.occurs_in(name, Some(&members)) && !word.occurs_in(name, None), "{name}");
         }
     }
 

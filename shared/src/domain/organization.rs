@@ -97,7 +97,7 @@ impl Organization {
 
     /// Applies an event about a subscription. Does nothing and returns `None` if a newer event is
     /// known. Plan and status follow the first subscription whenever an event changes it.
-    pub fn learn(&mut self, reported: Subscription, changed: &SubscriptionBefore) -> Option<Changes> {
+    pub fn apply_subscription(&mut self, reported: Subscription, changed: &SubscriptionBefore) -> Option<Changes> {
         let before = self.clone();
         if !record(&mut self.subscriptions, &mut self.dropped_subscriptions, reported, changed) {
             return None;

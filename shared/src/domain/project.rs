@@ -113,7 +113,7 @@ impl Project {
     }
 
     /// Compares the active release and the model settings, which data planes cache.
-    pub fn effect_of(&self, after: &Self) -> CacheEffect {
+    pub fn cache_effect(&self, after: &Self) -> CacheEffect {
         let kept = |project: &Self| (project.current_version, project.model_id.clone(), project.endpoint_url.clone());
         if kept(self) == kept(after) { CacheEffect::None } else { CacheEffect::Stale }
     }
@@ -186,12 +186,12 @@ mod tests {
         ] {
             let mut after = before.clone();
             after.apply(patch);
-            assert_eq!(before.effect_of(&after), effect);
+            assert_eq!(before.cache_effect(&after), effect);
         }
         for (activate, effect) in [(false, CacheEffect::None), (true, CacheEffect::Stale)] {
             let mut after = before.clone();
             deploy(&mut after, activate);
-            assert_eq!(before.effect_of(&after), effect);
+            assert_eq!(before.cache_effect(&after), effect);
         }
     }
 }

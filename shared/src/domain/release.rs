@@ -29,7 +29,7 @@ impl Version {
     }
 
     /// Returns the position in the list of the project's releases.
-    pub const fn place(self) -> Id {
+    pub const fn as_id(self) -> Id {
         self.0
     }
 }

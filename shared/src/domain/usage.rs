@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::{Id, Invalid, ModelId, Timestamp};
 
 /// Maximum age of usage that is counted.
-pub const COUNTED_LATE: std::time::Duration = std::time::Duration::from_hours(400 * 24);
+pub const MAX_USAGE_AGE: std::time::Duration = std::time::Duration::from_hours(400 * 24);
 /// How far a data plane's clock may be ahead of this service's clock.
-pub const COUNTED_AHEAD: std::time::Duration = std::time::Duration::from_hours(1);
+pub const MAX_CLOCK_AHEAD: std::time::Duration = std::time::Duration::from_hours(1);
 
 /// Nano-cents in a cent.
 const NANO: u128 = 1_000_000_000;

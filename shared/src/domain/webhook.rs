@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use super::{Change, Changes, EventType, Id, Invalid, Name, Timestamp, Value, WebhookUrl};
 
 /// Maximum difference between the clocks of two writers.
-pub const CLOCKS_APART: Duration = Duration::from_secs(2);
+pub const MAX_CLOCK_SKEW: Duration = Duration::from_secs(2);
 const MAX_TYPES: usize = 50;
 const ALL: &str = "*";
 /// An endpoint is disabled after this number of failures in a row, but not before this time has
@@ -70,7 +70,7 @@ impl WebhookEndpoint {
 
     /// Returns whether the endpoint receives an event that occurred at `at`.
     pub fn wants(&self, event_type: EventType, at: Timestamp) -> bool {
-        self.is_enabled() && at.plus(CLOCKS_APART) >= self.created_at && self.event_types.contain(event_type)
+        self.is_enabled() && at.plus(MAX_CLOCK_SKEW) >= self.created_at && self.event_types.contain(event_type)
     }
 
     /// Returns the settings as the audit event of the creation shows them.
@@ -285,7 +285,7 @@ impl Delivery {
 
     /// Makes the delivery due at once, regardless of the last result.
     #[must_use]
-    pub fn again(&self, now: Timestamp) -> Self {
+    pub fn rescheduled(&self, now: Timestamp) -> Self {
         let old = self.attempts.len().saturating_sub(MAX_OLD_ATTEMPTS);
         Self {
             status: DeliveryStatus::Pending,
@@ -384,7 +384,7 @@ mod tests {
         let mut delivery = Delivery::new(Id::new(1).unwrap(), EventType::Ping, noon(), noon());
         delivery.attempts = (0..13).map(|minute| attempt(noon().plus(Duration::from_mins(minute)))).collect();
         delivery.status = DeliveryStatus::Failed;
-        let again = delivery.again(noon());
+        let again = delivery.rescheduled(noon());
         assert_eq!((again.status, again.next_attempt_at), (DeliveryStatus::Pending, Some(noon())));
         assert_eq!((&again.attempts[..], again.revision), (&delivery.attempts[3..], 2));
     }

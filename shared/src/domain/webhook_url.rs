@@ -41,7 +41,7 @@ impl WebhookUrl {
     }
 
     /// Checks the notation of a stored URL as [`parse`](Self::parse) does, but not for credentials.
-    pub fn judge(&self, reach: Reach) -> Result<(), Invalid> {
+    pub fn check(&self, reach: Reach) -> Result<(), Invalid> {
         Outline::checked(&self.0, reach).map(drop)
     }
 
@@ -120,7 +120,7 @@ mod tests {
             "http://[0:0:0:0:0:0:0:1]/",
         ] {
             let url = WebhookUrl::parse(text, Reach::Loopback).expect(text);
-            assert!(url.is_loopback() && url.judge(Reach::Loopback).is_ok(), "{text}");
+            assert!(url.is_loopback() && url.check(Reach::Loopback).is_ok(), "{text}");
             assert!(WebhookUrl::parse(text, Reach::Public).is_err(), "{text}");
         }
     }
@@ -172,9 +172,9 @@ mod tests {
         let kept = WebhookUrl::parse("http://localhost:8080/hooks", Reach::Loopback).unwrap();
         assert_eq!(read(kept.as_str()), kept);
         assert_eq!(serde_json::to_value(&kept).unwrap(), kept.as_str());
-        assert!(kept.judge(Reach::Public).is_err());
+        assert!(kept.check(Reach::Public).is_err());
         let odd = read("gopher://10.0.0.1/");
-        assert!(odd.judge(Reach::Loopback).is_err() && !odd.is_loopback() && odd.host().is_empty());
+        assert!(odd.check(Reach::Loopback).is_err() && !odd.is_loopback() && odd.host().is_empty());
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl Received {
         };
         let key = ProviderKey::parse(provider, self.0.clone(), members.as_ref()).map_err(refused)?;
         let shows_a_key =
-            |name: &str| matches!(telemetry::scrub(name), Cow::Owned(_)) || key.is_in(name, members.as_ref());
+            |name: &str| matches!(telemetry::scrub(name), Cow::Owned(_)) || key.occurs_in(name, members.as_ref());
         if name.is_some_and(|name| shows_a_key(name.as_str())) {
             return Err(Error::invalid(
                 "name",

@@ -94,7 +94,7 @@ impl Store {
     /// Returns those of the events that are still unchained, in the requested order and at most as
     /// many as one link holds. Reads consistently.
     pub async fn pending_audit_events(&self, organization: Id, sks: &[String]) -> Result<PendingEvents, StoreError> {
-        let sks = &sks[..sks.len().min(Link::EVENTS_AT_MOST)];
+        let sks = &sks[..sks.len().min(Link::MAX_EVENTS)];
         let keys = sks
             .iter()
             .flat_map(|sk| [Key::audit_event_at(organization, sk.clone()), Key::claimed_event(organization, sk)]);
@@ -188,7 +188,7 @@ pub(super) fn event_mark(item: &Item) -> Result<EventMark, StoreError> {
     // An invalid number becomes 0, which no link has.
     let number = |value: &AttributeValue| value.as_n().ok().and_then(|n| n.parse().ok()).unwrap_or(0);
     Ok(EventMark {
-        digest: Hash32::of_event(&encoded(item)?),
+        digest: Hash32::for_event(&encoded(item)?),
         link: item.get(LINK).map(number),
         waiting: item.contains_key(UNCHAINED),
         sound: is_well_formed(item),

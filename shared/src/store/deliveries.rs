@@ -17,7 +17,7 @@ use super::{
     page::Listing,
     table::{Key, Table, deliveries_partition, padded, pending_deliveries_partition},
 };
-use crate::domain::{Attempt, CLOCKS_APART, Delivery, DeliveryStatus, Event, Id, Timestamp, WebhookEndpoint};
+use crate::domain::{Attempt, Delivery, DeliveryStatus, Event, Id, MAX_CLOCK_SKEW, Timestamp, WebhookEndpoint};
 
 pub const DELIVERY_RETENTION: Duration = Duration::from_hours(30 * 24);
 /// How long an event is kept: longer than its deliveries, which send its bytes.
@@ -245,7 +245,7 @@ impl Store {
         let mut found = DueDeliveries::default();
         for item in output.items.unwrap_or_default() {
             let pending: PendingDelivery = decode(item)?;
-            let never_tried = pending.tries == 0 && pending.at <= now.plus(CLOCKS_APART);
+            let never_tried = pending.tries == 0 && pending.at <= now.plus(MAX_CLOCK_SKEW);
             if pending.at <= now || never_tried {
                 found.due.push(pending);
             } else {
@@ -382,7 +382,7 @@ impl Transaction {
         before: &Delivery,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let after = before.again(now);
+        let after = before.rescheduled(now);
         if before.next_attempt_at != after.next_attempt_at {
             if let Some(at) = before.next_attempt_at {
                 // Only the key of the scheduled attempt is needed to delete it; `tries` is not part

@@ -224,7 +224,7 @@ impl Store {
         leased: &PendingInvalidation,
         due_at: Timestamp,
     ) -> Result<(), StoreError> {
-        let notified = leased.invalidation.told.iter().cloned().map(AttributeValue::S).collect();
+        let notified = leased.invalidation.notified.iter().cloned().map(AttributeValue::S).collect();
         let sent = self.update_pending(organization, leased, due_at, |update| {
             update
                 .update_expression("SET due_at = :due_at, told = :told")
@@ -348,7 +348,7 @@ impl Transaction {
         let id = Id::draw(at, &*self.entropy());
         let access_cut = effect == CacheEffect::AccessCut;
         let item =
-            Invalidation { id, organization_id: organization, at, access_cut, told: BTreeSet::new(), attempts: 0 };
+            Invalidation { id, organization_id: organization, at, access_cut, notified: BTreeSet::new(), attempts: 0 };
         self.enqueue(Queue::Invalidations, &Key::invalidation(organization, at, id), id, &item, at)
     }
 

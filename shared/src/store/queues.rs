@@ -14,7 +14,7 @@ use super::{
     outbox::condition_held,
     table::{Key, Table},
 };
-use crate::domain::{CLOCKS_APART, Failing, Id, Timestamp};
+use crate::domain::{Failing, Id, MAX_CLOCK_SKEW, Timestamp};
 
 /// The right to serve an endpoint's queue until a point in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl Store {
             )
             .expression_attribute_values(":until", text(until))
             .expression_attribute_values(":lease", text(&token))
-            .expression_attribute_values(":soon", text(now.plus(CLOCKS_APART)))
+            .expression_attribute_values(":soon", text(now.plus(MAX_CLOCK_SKEW)))
             .expression_attribute_values(":now", text(now))
             .return_values(ReturnValue::AllNew)
             .send()

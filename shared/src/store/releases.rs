@@ -44,7 +44,7 @@ impl Store {
             sort_key: padded,
             read: decode,
             skips_unreadable: false,
-            id: |release: &Release| release.version.place(),
+            id: |release: &Release| release.version.as_id(),
         };
         self.page(listing, Some(below), limit, |_| true).await
     }

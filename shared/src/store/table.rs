@@ -164,7 +164,7 @@ impl Key {
     }
 
     pub fn release(organization: Id, project: Id, version: Version) -> Self {
-        Self::new(releases_partition(organization, project), padded(version.place()))
+        Self::new(releases_partition(organization, project), padded(version.as_id()))
     }
 
     pub fn log_chunk(organization: Id, release: Id, generation: &LogGeneration, last_line: u64) -> Self {

@@ -475,9 +475,9 @@ async fn list_shows_tampered_events_as_broken() {
     assert_eq!(
         findings(&server).await,
         [
-            format!("event {unlinked} is in link 2 and does not say so"),
-            format!("event {pending} is not as it was put into link 3"),
-            format!("event {changed} is not as it was put into link 3"),
+            format!("event {unlinked} is in link 2 but does not name it"),
+            format!("event {pending} differs from its digest in link 3"),
+            format!("event {changed} differs from its digest in link 3"),
         ]
     );
 }
@@ -510,7 +510,7 @@ async fn pending_event_in_the_wrong_shard_is_found() {
         misplaced["unchained"] = json!({ "S": shard });
         put(&server, "karta", &misplaced).await;
         assert_eq!(states(&server).await.iter().filter(|state| *state == "broken null").count(), 1, "{shard}");
-        assert_eq!(findings(&server).await, [format!("event {sk} is not as events are written")], "{shard}");
+        assert_eq!(findings(&server).await, [format!("event {sk} is malformed")], "{shard}");
     }
     put(&server, "karta", &pending).await;
     server.work(CHAIN).await;
@@ -528,11 +528,11 @@ async fn event_with_an_extra_attribute_is_found() {
         tampered[name] = value;
         put(&server, "karta", &tampered).await;
         assert_eq!(states(&server).await.iter().filter(|state| *state == "broken null").count(), 1, "{name}");
-        assert_eq!(findings(&server).await, [format!("event {sk} is not as events are written")], "{name}");
+        assert_eq!(findings(&server).await, [format!("event {sk} is malformed")], "{name}");
     }
     server.work(CHAIN).await;
     assert_eq!(states(&server).await.iter().filter(|state| *state == "broken 4").count(), 1);
-    assert_eq!(findings(&server).await, [format!("event {sk} is not as events are written")]);
+    assert_eq!(findings(&server).await, [format!("event {sk} is malformed")]);
     let chained = partition(&server, "AUD").await.into_iter().find(|event| event["sk"]["S"] == sk).unwrap();
     delete(&server, "karta", &chained).await;
     assert_eq!(findings(&server).await, [format!("event {sk} of link 4 is missing")]);
@@ -547,7 +547,7 @@ async fn event_pending_over_ten_minutes_is_found() {
     assert!(states(&server).await.contains(&"pending null".to_owned()));
     clock.advance(Duration::from_millis(1));
     let found = findings(&server).await;
-    assert!(found.len() == 1 && found[0].ends_with("has waited to be chained for more than ten minutes"), "{found:?}");
+    assert!(found.len() == 1 && found[0].ends_with("has been waiting for more than ten minutes"), "{found:?}");
     assert!(states(&server).await.contains(&"broken null".to_owned()));
     server.work(CHAIN).await;
     assert_eq!(findings(&server).await, [""; 0]);
@@ -589,7 +589,7 @@ async fn unreadable_event_is_unlisted_and_found() {
         odd.as_object_mut().unwrap().remove("link");
         odd["unchained"] = json!({ "S": "UNC#1" });
         put(&server, "karta", &odd).await;
-        expected.push(format!("event {} is not as events are written", odd["sk"]["S"].as_str().unwrap()));
+        expected.push(format!("event {} is malformed", odd["sk"]["S"].as_str().unwrap()));
     }
     let mut unreadable = events[5].clone();
     unreadable["actor"] = json!({ "S": "?" });
@@ -602,7 +602,7 @@ async fn unreadable_event_is_unlisted_and_found() {
         cursor = format!("&cursor={next}");
     }
     assert_eq!(visited, [3, 2, 2, 1, 1, 1]);
-    expected.insert(0, format!("event {} is not as it was put into link 3", unreadable["sk"]["S"].as_str().unwrap()));
+    expected.insert(0, format!("event {} differs from its digest in link 3", unreadable["sk"]["S"].as_str().unwrap()));
     assert_eq!(findings(&server).await, expected);
 }
 
@@ -701,7 +701,7 @@ async fn deleted_or_moved_event_is_found() {
     put(&server, "karta", &moved).await;
     assert_eq!(
         findings(&server).await,
-        [format!("event {sk} of link 2 is missing"), format!("event {other} says that it is in link 2 and is not")]
+        [format!("event {sk} of link 2 is missing"), format!("event {other} names link 2, which does not list it")]
     );
 }
 
@@ -712,9 +712,9 @@ async fn inserted_event_is_found() {
     let sk = event["sk"]["S"].as_str().unwrap().replace("12:00", "12:01");
     event["sk"] = json!({ "S": sk });
     for (link, finding) in [
-        (Some("2"), format!("event {sk} says that it is in link 2 and is not")),
-        (Some("9"), format!("event {sk} says that it is in link 9, which is not there")),
-        (None, format!("event {sk} is neither chained nor waiting for it")),
+        (Some("2"), format!("event {sk} names link 2, which does not list it")),
+        (Some("9"), format!("event {sk} names link 9, which is missing")),
+        (None, format!("event {sk} is neither chained nor waiting")),
     ] {
         match link {
             Some(n) => event["link"] = json!({ "N": n }),
@@ -735,7 +735,7 @@ async fn wrong_link_of_an_event_is_found() {
     {
         event["link"] = link.clone();
         put(&server, "karta", &event).await;
-        assert_eq!(findings(&server).await, [format!("event {sk} is in link 2 and does not say so")], "{link}");
+        assert_eq!(findings(&server).await, [format!("event {sk} is in link 2 but does not name it")], "{link}");
     }
 }
 
@@ -789,10 +789,7 @@ async fn anchors_reveal_a_rewritten_tail() {
         server.work(CHAIN).await;
     }
     assert_eq!(links(&server).await.len(), 3, "the worker continues the chain");
-    assert_eq!(
-        findings(&server).await,
-        ["link 2 is not the one that was anchored", "link 3 is not the one that was anchored"]
-    );
+    assert_eq!(findings(&server).await, ["link 2 differs from its anchor", "link 3 differs from its anchor"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -834,8 +831,8 @@ async fn recomputed_chain_fails_without_the_signing_key() {
     assert!(states(&server).await.iter().all(|state| state.starts_with("verified")), "the list does not check MACs");
     let mut expected = Vec::new();
     for n in 1..=3 {
-        expected.push(format!("link {n} bears a MAC that its key did not make"));
-        expected.push(format!("link {n} is not the one that was anchored"));
+        expected.push(format!("link {n} has an invalid MAC"));
+        expected.push(format!("link {n} differs from its anchor"));
     }
     assert_eq!(findings(&server).await, expected);
 
@@ -857,7 +854,7 @@ async fn recomputed_chain_fails_without_the_signing_key() {
         });
         put(&server, "karta-anchors", &item).await;
     }
-    assert_eq!(findings(&server).await, [1, 2, 3].map(|n| format!("link {n} bears a MAC that its key did not make")));
+    assert_eq!(findings(&server).await, [1, 2, 3].map(|n| format!("link {n} has an invalid MAC")));
 }
 
 fn digest_of(link: &Value, sk: &str) -> Hash32 {

@@ -524,7 +524,7 @@ fn invalid_data_plane_stops_start_and_names_field() {
         ),
         (json!({ "eu": { "url": secret, "token": secret } }).to_string(), "url of the data plane eu must start with"),
         (json!({ "eu": { "url": url, "token": secret[..31] } }).to_string(), "token of the data plane eu must have"),
-        (json!({ secret.clone(): { "url": url, "token": secret } }).to_string(), "a name of 41 bytes is none"),
+        (json!({ secret.clone(): { "url": url, "token": secret } }).to_string(), "invalid name (41 bytes)"),
     ] {
         let message = startup_error(&flags, &[("KARTA_DATA_PLANES", &given)]);
         assert!(message.starts_with("karta: KARTA_DATA_PLANES cannot be read: "), "{message}");
@@ -709,7 +709,7 @@ async fn audit_verify_detects_a_changed_event() {
     let lines: Vec<_> = out.lines().collect();
     assert!(lines[0].starts_with(&format!("organization {organization}: 1 findings (3 events, 0 pending")), "{out}");
     let sk = event["sk"]["S"].as_str().unwrap();
-    assert!(lines[1].starts_with(&format!("  event {sk} is not as it was put into link ")), "{out}");
+    assert!(lines[1].starts_with(&format!("  event {sk} differs from its digest in link ")), "{out}");
     assert_eq!((code, lines.len()), (Some(1), 2));
 }
 

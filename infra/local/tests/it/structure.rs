@@ -357,8 +357,9 @@ fn function_has_one_name_everywhere() {
 fn function_files_stay_small() {
     for folder in folders("functions") {
         for (file, limit) in [("main.rs", 10), ("lib.rs", 120)] {
-            let lines = read(&format!("functions/{folder}/src/{file}")).lines().count();
-            assert!(lines <= limit, "functions/{folder}/src/{file} has {lines} lines, the limit is {limit}");
+            let source = read(&format!("functions/{folder}/src/{file}"));
+            let lines = source.lines().filter(|line| !line.trim_start().starts_with("//")).count();
+            assert!(lines <= limit, "functions/{folder}/src/{file} has {lines} lines of code, the limit is {limit}");
         }
     }
 }

@@ -80,7 +80,7 @@ async fn malformed_key_is_refused_with_the_reason() {
     for (key, expected) in [
         (String::new(), "20 characters or more"),
         ("sk-ant-0123456789ab".to_owned(), "20 characters or more"),
-        (format!("{key}\n"), "blanks or line breaks around it: paste the key alone"),
+        (format!("{key}\n"), "blanks or line breaks around it: paste only the key"),
         (format!(" {key}"), "blanks or line breaks around it"),
         (format!("{key}\u{7f}x"), "printable ASCII"),
         (format!("{key}é"), "printable ASCII"),
@@ -93,7 +93,7 @@ async fn malformed_key_is_refused_with_the_reason() {
     }
     let half = json!({ "access_key_id": "AKIAIOSFODNN7EXAMPLE" }).to_string();
     let refusal = post(&server, "bedrock", &half).send().await.refused(422);
-    assert_eq!(refusal["message"], "key must hold secret_access_key: 20 or more letters, digits, /, + and =");
+    assert_eq!(refusal["message"], "key must contain secret_access_key: 20 or more letters, digits, /, + and =");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -337,7 +337,7 @@ async fn json_with_duplicate_members_is_refused() {
         ("vertex", vertex.replacen('{', r#"{"token_uri": "https://example.com/token","#, 1)),
     ] {
         let refusal = post(&server, provider, &key).send().await.refused(422);
-        assert_eq!(refusal["message"], "key must hold each member once", "{provider}");
+        assert_eq!(refusal["message"], "key must contain each member once", "{provider}");
     }
     assert!(list(&server).await.is_empty());
 }
