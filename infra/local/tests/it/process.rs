@@ -444,7 +444,7 @@ async fn internal_routes_accept_configured_service_tokens() {
         (format!("{},short", tokens[0]), "the token local-2 has 5 bytes; it needs at least 32"),
         (format!("{},", tokens[0]), "the token local-2 has 0 bytes"),
         (format!("{0},{0}", tokens[0]), "the tokens local-1 and local-2 are the same"),
-        (format!("{}, {}", tokens[0], tokens[1]), "the token local-2 holds a character"),
+        (format!("{}, {}", tokens[0], tokens[1]), "the token local-2 contains a space"),
     ] {
         let message = startup_error(&flags, &[("KARTA_SERVICE_TOKENS", &given)]);
         assert!(message.contains("KARTA_SERVICE_TOKENS") && message.contains(problem), "{message}");
@@ -549,9 +549,9 @@ async fn stripe_signing_secrets_come_from_the_environment() {
         assert_eq!(answered.as_u16(), status);
     }
     for (given, problem) in [
-        (format!("{},whsec_short", secrets[0]), "signing secret 2 is none"),
-        (format!("{}, {}", secrets[0], secrets[1]), "signing secret 2 is none"),
-        (secrets[0].replace("whsec_", "sk_test_"), "signing secret 1 is none"),
+        (format!("{},whsec_short", secrets[0]), "signing secret 2 is invalid"),
+        (format!("{}, {}", secrets[0], secrets[1]), "signing secret 2 is invalid"),
+        (secrets[0].replace("whsec_", "sk_test_"), "signing secret 1 is invalid"),
     ] {
         let message = startup_error(&flags, &[("KARTA_STRIPE_SECRETS", &given)]);
         assert!(message.contains("KARTA_STRIPE_SECRETS") && message.contains(problem), "{message}");

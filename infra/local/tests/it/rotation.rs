@@ -92,7 +92,7 @@ async fn tokens_stay_valid_across_rotations_in_every_process() {
 
     stack.clock.advance(9 * MINUTE);
     let refused = stack.rotate(SIGNING, "2").await.unwrap_err();
-    assert!(refused.contains("not known everywhere"), "{refused}");
+    assert!(refused.contains("not known to every process yet"), "{refused}");
     stack.clock.advance(MINUTE);
     processes[0].secrets.ring(Ring::SessionSigning).await.unwrap();
     stack.rotate(SIGNING, "2").await.unwrap();
@@ -188,7 +188,7 @@ async fn manual_change_during_a_rotation_is_kept() {
     stack.manager.put(SEALING, "2", &ring.to_string());
     for step in [RotationStep::TestSecret, RotationStep::FinishSecret] {
         let refused = stack.rotation.rotate(&step_request(step, SEALING, "1")).await.unwrap_err().to_string();
-        assert!(refused.contains("changed meanwhile"), "{refused}");
+        assert!(refused.contains("has changed since"), "{refused}");
     }
     assert_eq!(stack.manager.current(SEALING), ring);
     stack.rotate(SEALING, "3").await.unwrap();
@@ -206,7 +206,7 @@ async fn rewriting_the_same_ring_discards_pending_rotation() {
     stack.manager.put(SIGNING, "by hand again", &stack.manager.current(SIGNING).to_string());
     for step in [RotationStep::TestSecret, RotationStep::FinishSecret] {
         let refused = stack.rotation.rotate(&step_request(step, SIGNING, "2")).await.unwrap_err().to_string();
-        assert!(refused.contains("changed meanwhile"), "{refused}");
+        assert!(refused.contains("has changed since"), "{refused}");
     }
     assert_eq!(stack.manager.kids(SIGNING)[0], "k1");
 }

@@ -89,7 +89,7 @@ async fn invalid_or_missing_field_is_named() {
         (json!({ "url": URL, "event_types": ["*", "nothing"] }), "event_types[1]", "must be one of api_key.created"),
         (json!({ "url": URL, "event_types": ["*"], "description": "" }), "description", "is required: 1 to 100"),
         (json!({ "url": URL, "event_types": ["*"], "description": "é".repeat(101) }), "description", "at most 100"),
-        (json!({ "url": URL, "event_types": ["*"], "description": "a\nb" }), "description", "control characters"),
+        (json!({ "url": URL, "event_types": ["*"], "description": "a\nb" }), "description", "control or invisible"),
         (
             json!({ "url": URL, "event_types": ["*"], "enabled": true }),
             "enabled",

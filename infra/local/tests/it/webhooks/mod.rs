@@ -17,6 +17,7 @@ use karta_shared::{
     App,
     clock::{Clock, ManualClock},
     domain::{Event, EventType, Id, Reach},
+    store::{CommitError, Conflict},
     worker::{Wake, Worker},
 };
 use serde_json::{Value, json};
@@ -52,14 +53,15 @@ pub(crate) fn events(app: &App, patience: Duration) -> WebhookEvents {
 async fn publish_events(server: &TestServer, count: usize) {
     let app = &server.runner.app;
     let organization = Id::new(server.organization_id).unwrap();
-    let mut ids = BTreeSet::new();
-    while ids.len() < count {
-        let now = app.clock.now();
-        ids.insert(Id::draw(now.minus(Duration::from_millis(ids.len() as u64 / 64)), &*app.entropy));
-    }
-    for ids in ids.into_iter().collect::<Vec<_>>().chunks(50) {
+    let mut published = 0;
+    while published < count {
+        let mut ids = BTreeSet::new();
+        while ids.len() < (count - published).min(50) {
+            let age = Duration::from_millis((published + ids.len()) as u64 / 64);
+            ids.insert(Id::draw(app.clock.now().minus(age), &*app.entropy));
+        }
         let mut transaction = app.store.transaction();
-        for id in ids {
+        for id in &ids {
             let event = Event {
                 id: *id,
                 event_type: EventType::ReleaseCreated,
@@ -70,7 +72,12 @@ async fn publish_events(server: &TestServer, count: usize) {
             };
             transaction.announce(&event).unwrap();
         }
-        transaction.commit().await.unwrap();
+        match transaction.commit().await {
+            Ok(()) => published += ids.len(),
+            // The clock stands still, so that an id of an earlier call may be drawn again.
+            Err(CommitError::Conflict(Conflict::IdTaken)) => {}
+            Err(error) => panic!("{error}"),
+        }
     }
 }
 
