@@ -85,8 +85,8 @@ impl Emulator {
     /// Opens the store in `folder`, or one in memory, creates the template's tables under these
     /// names, and serves the store on its own thread.
     ///
-    /// SQLite runs one operation at a time and blocks its caller, so it must not be called on the
-    /// threads that handle HTTP requests.
+    /// SQLite runs one operation at a time and blocks its caller, so operations other than plain reads
+    /// must not run on the threads that handle HTTP requests.
     pub fn start(folder: Option<&Path>, template: &Template, tables: &Tables, entropy: &dyn Entropy) -> Result<Self> {
         let path = if let Some(folder) = folder {
             let path = folder.join(STORE_FILE);
@@ -126,13 +126,15 @@ impl Emulator {
             streams: streams.clone(),
             indexes: indexes.clone(),
         });
+        // In a file, the write-ahead log lets readers work beside a writer. In memory, they would fail.
+        let reader = folder.map(|_| Arc::clone(&shared));
         let served = thread::Builder::new().name("store".to_owned()).spawn(move || {
             if let Err(error) = runtime.block_on(serve(listener, shared, requests, stopped)) {
                 tracing::error!(%error, "embedded store failed");
             }
         })?;
         let (access_key, tables) = (access_key.into(), tables.clone());
-        let in_process = InProcessClient::new(in_process);
+        let in_process = InProcessClient::new(in_process, reader);
         Ok(Self { address, access_key, database, in_process, tables, streams, indexes, stop, served })
     }
 

@@ -8,7 +8,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, PoisonError},
 };
 
 use dynoxide::storage::{QueryParams, Storage};
@@ -48,25 +48,34 @@ impl PlainReads {
     }
 
     pub(super) fn answer(&self, operation: &str, body: &[u8]) -> dynoxide::Result<Option<String>> {
+        self.answer_with(&self.storage.lock().unwrap_or_else(PoisonError::into_inner), operation, body)
+    }
+
+    /// Answers like [`answer`](Self::answer), or returns `None` if another thread is reading.
+    pub(super) fn try_answer(&self, operation: &str, body: &[u8]) -> dynoxide::Result<Option<String>> {
+        self.storage.try_lock().map_or(Ok(None), |storage| self.answer_with(&storage, operation, body))
+    }
+
+    fn answer_with(&self, storage: &Storage, operation: &str, body: &[u8]) -> dynoxide::Result<Option<String>> {
         match operation {
-            "BatchGetItem" => read(body, |request: BatchGetItem| self.batch_get_item(&request)),
-            "GetItem" => read(body, |request: GetItem| self.get_item(&request)),
-            "Query" => read(body, |request: Query| self.query(&request)),
+            "BatchGetItem" => read(body, |request: BatchGetItem| self.batch_get_item(storage, &request)),
+            "GetItem" => read(body, |request: GetItem| self.get_item(storage, &request)),
+            "Query" => read(body, |request: Query| self.query(storage, &request)),
             _ => Ok(None),
         }
     }
 
-    fn get_item(&self, request: &GetItem) -> dynoxide::Result<Option<String>> {
+    fn get_item(&self, storage: &Storage, request: &GetItem) -> dynoxide::Result<Option<String>> {
         if !self.tables.contains(&request.table_name) || !request.key.is_valid() {
             return Ok(None);
         }
-        Ok(Some(match self.item(&request.table_name, &request.key)? {
+        Ok(Some(match item(storage, &request.table_name, &request.key)? {
             Some(item) => format!(r#"{{"Item":{item}}}"#),
             None => "{}".to_owned(),
         }))
     }
 
-    fn batch_get_item(&self, request: &BatchGetItem) -> dynoxide::Result<Option<String>> {
+    fn batch_get_item(&self, storage: &Storage, request: &BatchGetItem) -> dynoxide::Result<Option<String>> {
         let mut seen = HashSet::new();
         for (table, wanted) in &request.request_items {
             let are_valid = wanted.keys.iter().all(|key| key.is_valid() && seen.insert((table, key)));
@@ -85,7 +94,7 @@ impl PlainReads {
             answer.push_str("\":[");
             let mut is_first = true;
             for key in &wanted.keys {
-                if let Some(item) = self.item(table, key)? {
+                if let Some(item) = item(storage, table, key)? {
                     answer.push_str(if is_first { "" } else { "," });
                     answer.push_str(&item);
                     is_first = false;
@@ -97,7 +106,7 @@ impl PlainReads {
         Ok((answer.len() <= MAX_RESPONSE_BYTES).then_some(answer))
     }
 
-    fn query(&self, request: &Query) -> dynoxide::Result<Option<String>> {
+    fn query(&self, storage: &Storage, request: &Query) -> dynoxide::Result<Option<String>> {
         let Some((partition, bound)) = request.condition() else { return Ok(None) };
         if !self.tables.contains(&request.table_name) || request.limit == Some(0) {
             return Ok(None);
@@ -112,7 +121,7 @@ impl PlainReads {
             limit: request.limit,
             ..QueryParams::default()
         };
-        let rows = self.storage().query_items(&request.table_name, &stored(partition), &params)?;
+        let rows = storage.query_items(&request.table_name, &stored(partition), &params)?;
         let length: usize = rows.iter().map(|(_, _, item)| item.len() + 1).sum();
         if length > MAX_RESPONSE_BYTES {
             return Ok(None);
@@ -130,14 +139,10 @@ impl PlainReads {
             last.unwrap_or_default()
         )))
     }
+}
 
-    fn item(&self, table: &str, key: &PrimaryKey) -> dynoxide::Result<Option<String>> {
-        self.storage().get_item(table, &stored(&key.pk.0), &stored(&key.sk.0))
-    }
-
-    fn storage(&self) -> MutexGuard<'_, Storage> {
-        self.storage.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn item(storage: &Storage, table: &str, key: &PrimaryKey) -> dynoxide::Result<Option<String>> {
+    storage.get_item(table, &stored(&key.pk.0), &stored(&key.sk.0))
 }
 
 /// Prefix of a string key in the emulator's tables.
