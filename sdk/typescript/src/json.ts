@@ -75,6 +75,27 @@ function hiddenFields(data: object): string[] {
   return names.filter((name) => !Object.prototype.propertyIsEnumerable.call(data, name));
 }
 
+/**
+ * Returns `given`, or {} for the `undefined` or `null` that plain JavaScript may pass. Throws
+ * KartaArgumentError for another type, and for a field that is not one of `names`: a misspelt
+ * filter or option would have no effect. `argument` is the name of the argument.
+ */
+export function knownOnly<T extends object>(given: T | null | undefined, argument: string, names: readonly (keyof T & string)[]): Partial<T> {
+  const fields: Partial<T> = given ?? {};
+  const known = `Known names: ${names.join(", ")}`;
+  const kind = builtInType(fields);
+  if (kind !== "Object" || Symbol.toStringTag in fields) throw new KartaArgumentError(argument, `must be an object, not ${article(kind)}. ${known}`);
+  const unknown = [...Object.keys(fields), ...hiddenFields(fields)].find((name) => !(names as readonly string[]).includes(name));
+  if (unknown === undefined) return fields;
+  const meant = names.find((name) => lettersOf(name) === lettersOf(unknown));
+  throw new KartaArgumentError(unknown, `is unknown${meant === undefined ? "" : `: use ${meant}`}. ${known}`);
+}
+
+/** Returns `name` without case and separators: `base_url` and `baseURL` are equal. */
+function lettersOf(name: string): string {
+  return name.toLowerCase().replace(/[-_]/g, "");
+}
+
 function isObjectPrototype(value: object): boolean {
   return Object.getPrototypeOf(value) === null && Object.hasOwn(value, "isPrototypeOf");
 }

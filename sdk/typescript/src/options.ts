@@ -30,7 +30,7 @@ export interface KartaOptions {
   sleep?: ((ms: number, signal?: AbortSignal) => Promise<void>) | undefined;
 }
 
-/** Options of a call, the last parameter of every method. */
+/** Options of a call, the last parameter of every method. Unknown names are rejected. */
 export interface RequestOptions {
   /** Aborts the call, which then throws KartaAbortError. */
   signal?: AbortSignal | undefined;
@@ -48,6 +48,9 @@ export interface CreateOptions extends RequestOptions {
    */
   idempotencyKey?: string | undefined;
 }
+
+export const REQUEST_OPTIONS = ["signal", "timeout", "maxRetries"] as const satisfies readonly (keyof RequestOptions)[];
+export const CREATE_OPTIONS = [...REQUEST_OPTIONS, "idempotencyKey"] as const satisfies readonly (keyof CreateOptions)[];
 
 /** Validated options with defaults. */
 export interface Settings {
