@@ -134,6 +134,12 @@ const NOT_JSON: Record<string, unknown> = {
   "a symbol": Symbol("1"),
   "a boxed NaN": Object(Number.NaN),
   "a boxed bigint": Object(1n),
+  "a boxed number with a null valueOf": Object.assign(Object(1), { valueOf: () => null }),
+  "a boxed string with a null valueOf": Object.assign(Object("a"), { valueOf: () => null }),
+  "a boxed boolean with a null valueOf": Object.assign(Object(true), { valueOf: () => null }),
+  "a boxed number with an undefined valueOf": Object.assign(Object(1), { valueOf: () => undefined }),
+  "a boxed number of another realm": runInNewContext("Object.assign(Object(1), { valueOf: () => null })"),
+  "toJSON to a boxed number": { toJSON: () => Object.assign(Object(1), { valueOf: () => null }) },
   "an invalid date": new Date("1,000"),
   "an invalid date of another realm": runInNewContext("new Date(NaN)"),
   "toJSON to null": { toJSON: () => null },
@@ -386,6 +392,50 @@ test("an undefined cap is rejected", async () => {
   await karta.apiKeys.update(1, { budget: undefined });
   await karta.apiKeys.update(1, { metadata: { cost_cents: undefined } as never });
   assert.deepEqual(sent.map(({ body }) => body), [{ total_tokens: null }, { budget: { cost_cents: 5 } }, {}, { metadata: {} }]);
+});
+
+test("toJSON must not drop a budget", async () => {
+  const { karta, sent } = scripted([json(200, {})]);
+  class Budgeted {
+    budget = { cost_cents: 5 };
+    toJSON() {
+      return { metadata: {} };
+    }
+  }
+  const hidden = Object.defineProperty({}, "budget", { value: { cost_cents: 5 } });
+  const dropping: [string, object][] = [
+    ["budget", new Budgeted()],
+    ["budget", { budget: { cost_cents: 5 }, toJSON: () => ({}) }],
+    ["budget", { budget: { cost_cents: 5 }, toJSON: () => ({ budget: undefined }) }],
+    ["budget", { budget: {}, toJSON: () => ({}) }],
+    ["budget", { budget: null, toJSON: () => ({}) }],
+    ["budget", Object.assign(hidden, { toJSON: () => ({}) })],
+    ["budget", Object.create({ budget: { cost_cents: 5 }, toJSON: () => ({}) })],
+    ["budget.cost_cents", { budget: { cost_cents: 5 }, toJSON: () => ({ budget: {} }) }],
+    ["budget.cost_cents", { budget: { cost_cents: 5 }, toJSON: () => ({ budget: null }) }],
+    ["budget.cost_cents", { budget: { cost_cents: undefined }, toJSON: () => ({ budget: {} }) }],
+    ["budget.alert_percents", { budget: { cost_cents: 5, alert_percents: [80] }, toJSON: () => ({ budget: { cost_cents: 5 } }) }],
+    ["budget.cost_cents", { toJSON: () => ({ budget: { cost_cents: 5, toJSON: () => ({}) } }) }],
+  ];
+  for (const [at, [field, params]] of dropping.entries()) {
+    for (const send of [() => karta.apiKeys.create("a", [], params), () => karta.apiKeys.update(1, params)]) {
+      const error = await failure(send);
+      assert.ok(error instanceof KartaArgumentError && error.field === field, `${at} ${field}: ${String(error)}`);
+      assert.equal(error.message, `${field} must not be dropped by a toJSON method`);
+    }
+  }
+  const copying = { budget: { cost_cents: undefined }, toJSON() { return { budget: { ...this.budget } }; } };
+  assert.match(String(await failure(() => karta.apiKeys.update(1, copying as never))), /budget\.cost_cents must not be undefined/);
+  assert.equal(sent.length, 0);
+  const kept: [object, object][] = [
+    [{ budget: undefined, toJSON: () => ({}) }, {}],
+    [{ toJSON: () => ({ budget: { cost_cents: 5 } }) }, { budget: { cost_cents: 5 } }],
+    [{ budget: { cost_cents: 5 }, toJSON: () => ({ budget: { cost_cents: 7 } }) }, { budget: { cost_cents: 7 } }],
+    [{ budget: { cost_cents: 5 }, toJSON: () => ({ budget: { cost_cents: null } }) }, { budget: { cost_cents: null } }],
+    [{ budget: null, toJSON: () => ({ budget: null }) }, { budget: null }],
+  ];
+  for (const [params] of kept) await karta.apiKeys.update(1, params);
+  assert.deepEqual(sent.map(({ body }) => body), kept.map(([, body]) => body));
 });
 
 test("objects that hide fields from JSON are rejected", async () => {
