@@ -31,7 +31,7 @@ export class Karta {
   /**
    * Creates a client. Sends nothing.
    *
-   * @throws {KartaArgumentError} for an invalid option.
+   * @throws {KartaArgumentError} for an invalid or unknown option.
    */
   constructor(options: KartaOptions) {
     const transport = new Transport(settingsOf(options));

@@ -3,8 +3,8 @@ import { KartaArgumentError } from "./errors.js";
 /** Fields of an argument that need extra checks. */
 export interface FieldRules {
   /**
-   * Paths at which `undefined` is rejected, and which a `toJSON` method must not drop: without the
-   * field, the call would do something else.
+   * Paths at which `undefined` is rejected. A `toJSON` method must not drop them or an object around
+   * them: without the field, the call would do something else.
    */
   readonly kept?: readonly string[];
   /**
@@ -40,7 +40,11 @@ export function plain(value: unknown, path: string, rules: FieldRules = {}, ance
   if (typeof data !== "object" || data === null) return plain(data, path, rules, within);
   if (Array.isArray(data)) return Array.from(data, (item, at) => plain(item, `${path}[${at}]`, rules, within));
   const kind = builtInType(data);
-  if (kind === "Number" || kind === "String" || kind === "Boolean") return plain(data.valueOf(), path, rules, within);
+  if (kind === "Number" || kind === "String" || kind === "Boolean") {
+    const unboxed: unknown = data.valueOf();
+    if (typeof unboxed === kind.toLowerCase()) return plain(unboxed, path, rules, within);
+    throw argumentError(path, `must be plain data, not ${article(kind)} whose valueOf returns another type`);
+  }
   // A Map, a Set or a Promise would be sent as {}, even if its class sets another
   // Symbol.toStringTag.
   if (kind !== "Object" || Symbol.toStringTag in data) throw argumentError(path, `must be plain data, not ${article(kind)}`);
@@ -54,10 +58,28 @@ export function plain(value: unknown, path: string, rules: FieldRules = {}, ance
   for (const [name, field] of entries) {
     if (field === undefined && rules.kept?.includes(pathOf(name))) throw argumentError(pathOf(name), "must not be undefined: pass a value or omit the field");
   }
-  const dropped = [...Object.keys(value), ...hiddenFields(value)].find((name) => rules.kept?.includes(pathOf(name)) && !readDirectly.includes(name) && !(name in data));
-  if (dropped !== undefined) throw argumentError(pathOf(dropped), "must not be dropped by a toJSON method");
+  const prefix = pathOf("");
+  for (const kept of rules.kept ?? []) {
+    if (data === value || readDirectly.includes(kept) || !kept.startsWith(prefix)) continue;
+    const dropped = droppedPath(value, data, kept.slice(prefix.length).split("."));
+    if (dropped !== undefined) throw argumentError(pathOf(dropped), "must not be dropped by a toJSON method");
+  }
   const fields = entries.filter(([, field]) => field !== undefined);
   return Object.fromEntries(fields.map(([name, field]) => [name, plain(field, pathOf(name), rules, within)]));
+}
+
+/**
+ * Follows a path of fields in `value` and in `data`, the result of its toJSON method. Returns the
+ * part of the path up to the first field that only `value` has.
+ */
+function droppedPath(value: unknown, data: unknown, [name = "", ...below]: readonly string[]): string | undefined {
+  const before = Object(value) as Record<string, unknown>;
+  const after = Object(data) as Record<string, unknown>;
+  if (!(name in before)) return undefined;
+  // An undefined field above the last one holds nothing that could be dropped.
+  if (after[name] === undefined && (before[name] !== undefined || (below.length === 0 && !(name in after)))) return name;
+  const dropped = below.length === 0 ? undefined : droppedPath(before[name], after[name], below);
+  return dropped === undefined ? undefined : `${name}.${dropped}`;
 }
 
 /**
@@ -73,6 +95,27 @@ function hiddenFields(data: object): string[] {
     }
   }
   return names.filter((name) => !Object.prototype.propertyIsEnumerable.call(data, name));
+}
+
+/**
+ * Returns `given`, or {} for the `undefined` or `null` that plain JavaScript may pass. Throws
+ * KartaArgumentError for another type, and for a field that is not one of `names`: a misspelt
+ * filter or option would have no effect. `argument` is the name of the argument.
+ */
+export function knownOnly<T extends object>(given: T | null | undefined, argument: string, names: readonly (keyof T & string)[]): Partial<T> {
+  const fields: Partial<T> = given ?? {};
+  const known = `Known names: ${names.join(", ")}`;
+  const kind = builtInType(fields);
+  if (kind !== "Object" || Symbol.toStringTag in fields) throw new KartaArgumentError(argument, `must be an object, not ${article(kind)}. ${known}`);
+  const unknown = [...Object.keys(fields), ...hiddenFields(fields)].find((name) => !(names as readonly string[]).includes(name));
+  if (unknown === undefined) return fields;
+  const meant = names.find((name) => lettersOf(name) === lettersOf(unknown));
+  throw new KartaArgumentError(unknown, `is unknown${meant === undefined ? "" : `: use ${meant}`}. ${known}`);
+}
+
+/** Returns `name` without case and separators: `base_url` and `baseURL` are equal. */
+function lettersOf(name: string): string {
+  return name.toLowerCase().replace(/[-_]/g, "");
 }
 
 function isObjectPrototype(value: object): boolean {

@@ -1,6 +1,6 @@
 import { KartaArgumentError, KartaResponseError } from "./errors.js";
 
-/** Parameters of every list. */
+/** Parameters of every list. Unknown names are rejected. */
 export interface ListParams {
   /** Maximum items over all pages. Default: all items. */
   limit?: number | undefined;

@@ -1,8 +1,9 @@
 import { KartaArgumentError } from "./errors.js";
+import { knownOnly } from "./json.js";
 import { environment, isOnClient } from "./platform.js";
 import { sleep } from "./retry.js";
 
-/** Options of a client. */
+/** Options of a client. Unknown names are rejected. */
 export interface KartaOptions {
   /** An API key, `kt_live_…`. A session token works for `projects.whoami` only. */
   apiKey: string;
@@ -30,7 +31,7 @@ export interface KartaOptions {
   sleep?: ((ms: number, signal?: AbortSignal) => Promise<void>) | undefined;
 }
 
-/** Options of a call, the last parameter of every method. */
+/** Options of a call, the last parameter of every method. Unknown names are rejected. */
 export interface RequestOptions {
   /** Aborts the call, which then throws KartaAbortError. */
   signal?: AbortSignal | undefined;
@@ -49,6 +50,9 @@ export interface CreateOptions extends RequestOptions {
   idempotencyKey?: string | undefined;
 }
 
+export const REQUEST_OPTIONS = ["signal", "timeout", "maxRetries"] as const satisfies readonly (keyof RequestOptions)[];
+export const CREATE_OPTIONS = [...REQUEST_OPTIONS, "idempotencyKey"] as const satisfies readonly (keyof CreateOptions)[];
+
 /** Validated options with defaults. */
 export interface Settings {
   apiKey: string;
@@ -61,14 +65,24 @@ export interface Settings {
   sleep: (ms: number, signal?: AbortSignal) => Promise<void>;
 }
 
+const CLIENT_OPTIONS = [
+  "apiKey",
+  "baseUrl",
+  "timeout",
+  "maxRetries",
+  "fetch",
+  "random",
+  "now",
+  "sleep",
+  "dangerouslyAllowBrowser",
+] as const satisfies readonly (keyof KartaOptions)[];
 const DEFAULT_BASE_URL = "https://api.karta.sh";
 /** Maximum delay of a timer. A longer delay would fire immediately. */
 const MAX_TIMEOUT_MS = 2 ** 31 - 1;
 
 /** Validates `options` and adds defaults. Throws KartaArgumentError. */
 export function settingsOf(options: KartaOptions): Settings {
-  // Plain JavaScript may pass nothing.
-  const given: Partial<KartaOptions> = (options as KartaOptions | undefined) ?? {};
+  const given = knownOnly<KartaOptions>(options, "options", CLIENT_OPTIONS);
   const { fetch: send, now, random } = given;
   if (typeof (send ?? globalFetch) !== "function") throw new KartaArgumentError("fetch", "must be a function like the global fetch");
   return {

@@ -1,7 +1,16 @@
 import { read } from "./answer.js";
 import { KartaConnectionError, KartaError, KartaTimeoutError } from "./errors.js";
-import { fieldsOf } from "./json.js";
-import { idempotencyKeyOf, maxRetriesOf, timeoutOf, type CreateOptions, type RequestOptions, type Settings } from "./options.js";
+import { fieldsOf, knownOnly } from "./json.js";
+import {
+  CREATE_OPTIONS,
+  REQUEST_OPTIONS,
+  idempotencyKeyOf,
+  maxRetriesOf,
+  timeoutOf,
+  type CreateOptions,
+  type RequestOptions,
+  type Settings,
+} from "./options.js";
 import { queryString, type Query } from "./path.js";
 import { isOnClient, webCrypto } from "./platform.js";
 import { aborted, delayBefore, isTransient } from "./retry.js";
@@ -73,7 +82,7 @@ export class Transport {
     given: RequestOptions | null | undefined,
     repeatable: boolean,
   ): Promise<T> {
-    const options = given ?? {};
+    const options = knownOnly<CreateOptions>(given, "options", "idempotency-key" in headers ? CREATE_OPTIONS : REQUEST_OPTIONS);
     const { random, sleep } = this.#settings;
     const maxRetries = maxRetriesOf(options.maxRetries ?? this.#settings.maxRetries);
     const timeout = timeoutOf(options.timeout ?? this.#settings.timeout);

@@ -1,5 +1,6 @@
 import { KartaSignatureError } from "./errors.js";
 import type { KartaEvent } from "./events.js";
+import { knownOnly } from "./json.js";
 import { webCrypto } from "./platform.js";
 
 /** Options of `verifyWebhook`. */
@@ -35,6 +36,7 @@ interface Claim {
  * @param payload The raw body as text or bytes, not parsed.
  * @param secret The endpoint's `whsec_…`.
  * @throws {KartaSignatureError} if verification fails; `reason` names the cause.
+ * {KartaArgumentError} for an unknown option.
  */
 export async function verifyWebhook(
   payload: string | ArrayBuffer | ArrayBufferView,
@@ -42,6 +44,7 @@ export async function verifyWebhook(
   secret: string,
   options: VerifyWebhookOptions = {},
 ): Promise<KartaEvent> {
+  const given = knownOnly<VerifyWebhookOptions>(options, "options", ["tolerance", "now"]);
   const bytes = bytesOf(payload);
   const { at, signedPrefix, key, signatures } = claim(headers, secret);
   const { subtle } = await webCrypto();
@@ -54,8 +57,6 @@ export async function verifyWebhook(
       "no signature matches: the secret belongs to another endpoint, or the payload is not the raw body",
     );
   }
-  // Plain JavaScript may pass null.
-  const given = (options as VerifyWebhookOptions | null) ?? {};
   const late = (given.now ?? Date.now)() / 1000 - Number(at);
   const tolerance = given.tolerance ?? 300;
   if (!(Math.abs(late) <= tolerance && tolerance < Infinity)) {

@@ -57,6 +57,68 @@ test("an invalid key is rejected and never repeated", () => {
   assert.equal(refusal({ apiKey: 7 }).field, "apiKey");
 });
 
+test("a misspelt client option is named", () => {
+  process.env.KARTA_BASE_URL = "http://127.0.0.1:8787";
+  const cases = [
+    ["baseURL", "baseUrl"],
+    ["base_url", "baseUrl"],
+    ["BASE-URL", "baseUrl"],
+    ["apikey", "apiKey"],
+    ["api_key", "apiKey"],
+    ["APIKey", "apiKey"],
+    ["timeOut", "timeout"],
+    ["max_retries", "maxRetries"],
+    ["dangerouslyAllowbrowser", "dangerouslyAllowBrowser"],
+  ] as const;
+  for (const [name, meant] of cases) {
+    for (const value of ["https://karta.test", API_KEY, undefined]) {
+      const error = refusal({ apiKey: API_KEY, [name]: value });
+      assert.equal(error.field, name);
+      assert.match(error.message, new RegExp(`^${name} is unknown: use ${meant}\\. Known names: apiKey, baseUrl, `));
+      assert.ok(!inspect(error).includes(API_KEY), "the error contains the key");
+    }
+  }
+  assert.equal(refusal({ api_key: API_KEY }).field, "api_key");
+});
+
+test("unknown client options and other types are rejected", () => {
+  const known = "apiKey, baseUrl, timeout, maxRetries, fetch, random, now, sleep, dangerouslyAllowBrowser";
+  for (const more of [{ host: "https://karta.test" }, Object.create({ host: 1 }), Object.defineProperty({}, "host", { value: 1 })] as object[]) {
+    const options = Object.assign(more, { apiKey: API_KEY });
+    assert.equal(refusal(options).message, `host is unknown. Known names: ${known}`);
+  }
+  for (const options of [API_KEY, [API_KEY], Object(API_KEY), 7, true, () => ({ apiKey: API_KEY }), new Map([["apiKey", API_KEY]]), Promise.resolve({})]) {
+    const error = refusal(options);
+    assert.equal(error.field, "options");
+    assert.match(error.message, /^options must be an object, not an? \w+\. Known names: apiKey, /);
+    assert.ok(!inspect(error).includes(API_KEY), "the error contains the key");
+  }
+});
+
+test("every client option is accepted", () => {
+  const all: Required<KartaOptions> = {
+    apiKey: API_KEY,
+    baseUrl: "https://karta.test",
+    timeout: 1000,
+    maxRetries: 0,
+    fetch: async () => json(200, {}),
+    random: () => 0,
+    now: () => 0,
+    sleep: async () => {},
+    dangerouslyAllowBrowser: false,
+  };
+  assert.equal(new Karta(all).baseUrl, "https://karta.test");
+  const inherited = new (class {
+    get apiKey() {
+      return API_KEY;
+    }
+    now() {
+      return 0;
+    }
+  })();
+  assert.equal(new Karta(Object.assign(inherited, { baseUrl: "https://karta.test" })).baseUrl, "https://karta.test");
+});
+
 test("baseUrl is normalized and keeps its stage", async () => {
   const cases = [
     ["https://karta.test", "https://karta.test/v1/whoami"],
@@ -91,6 +153,7 @@ test("baseUrl defaults to KARTA_BASE_URL, then api.karta.sh", () => {
   assert.equal(new Karta({ apiKey: API_KEY }).baseUrl, "https://api.karta.sh");
   process.env.KARTA_BASE_URL = "http://127.0.0.1:8787/";
   assert.equal(new Karta({ apiKey: API_KEY }).baseUrl, "http://127.0.0.1:8787");
+  assert.equal(new Karta({ apiKey: API_KEY, baseUrl: undefined }).baseUrl, "http://127.0.0.1:8787");
   assert.equal(new Karta({ apiKey: API_KEY, baseUrl: "https://karta.test" }).baseUrl, "https://karta.test");
 });
 

@@ -1,6 +1,6 @@
-// Passes values that JSON would drop or turn into `null` at every field of every method.
-// contract/agreement.ts lists the methods and the targets of their arguments, openapi.json the
-// fields.
+// Passes values that JSON would drop or turn into `null` at every field of every method, and
+// unknown names in the filters and options of every method. contract/agreement.ts lists the methods
+// and the targets of their arguments, openapi.json the fields.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
@@ -62,10 +62,13 @@ function placesIn(schema: Schema | undefined, part: string, steps: Steps = []): 
 
 /** The scalar values of each operation, by operation id. */
 const operations = new Map<string, Place[]>();
+/** Ids of the operations with an idempotency key. */
+const creates = new Set<string>();
 for (const { parameters: shared = [], ...methods } of Object.values(document.paths)) {
   for (const { operationId, parameters = [], requestBody } of Object.values(methods as Record<string, Operation>)) {
     if (operationId === undefined) continue;
     const named = [...shared, ...parameters].map((each) => (each.$ref === undefined ? each : document.components.parameters?.[lastOf(each.$ref)])) as Parameter[];
+    if (named.some((each) => each.name === "Idempotency-Key")) creates.add(operationId);
     const places = named.filter((each) => each.in !== "header").flatMap((each) => placesIn(each.schema, each.in, [each.name]));
     operations.set(operationId, [...places, ...placesIn(requestBody?.content["application/json"].schema, "body")]);
   }
@@ -103,6 +106,11 @@ function argumentsFor(goTo: string[], place: Place, value: unknown): unknown[] {
   });
 }
 
+/** Returns arguments with which a method is sent. The call's options come after them. */
+function argumentsOf(goTo: string[]): unknown[] {
+  return argumentsFor(goTo, { part: "", steps: [], type: "" }, undefined);
+}
+
 function nested([step, ...steps]: Steps, value: unknown): unknown {
   if (step === undefined) return value;
   return typeof step === "number" ? [nested(steps, value)] : { [step]: nested(steps, value) };
@@ -126,6 +134,12 @@ const NOT_JSON: Record<string, unknown> = {
   "a symbol": Symbol("1"),
   "a boxed NaN": Object(Number.NaN),
   "a boxed bigint": Object(1n),
+  "a boxed number with a null valueOf": Object.assign(Object(1), { valueOf: () => null }),
+  "a boxed string with a null valueOf": Object.assign(Object("a"), { valueOf: () => null }),
+  "a boxed boolean with a null valueOf": Object.assign(Object(true), { valueOf: () => null }),
+  "a boxed number with an undefined valueOf": Object.assign(Object(1), { valueOf: () => undefined }),
+  "a boxed number of another realm": runInNewContext("Object.assign(Object(1), { valueOf: () => null })"),
+  "toJSON to a boxed number": { toJSON: () => Object.assign(Object(1), { valueOf: () => null }) },
   "an invalid date": new Date("1,000"),
   "an invalid date of another realm": runInNewContext("new Date(NaN)"),
   "toJSON to null": { toJSON: () => null },
@@ -175,6 +189,111 @@ test("every field rejects values that JSON cannot hold", async () => {
     }
   }
   assert.ok(tried > 1500, `only ${tried} were tried`);
+});
+
+test("a misspelt filter is rejected before sending", async () => {
+  const { karta, sent } = scripted([json(200, {})]);
+  const filters = "status, unused_days, expires_within_days, limit, cursor";
+  const cases: [() => unknown, string][] = [
+    [() => karta.apiKeys.list({ unusedDays: 90 } as never), `unusedDays is unknown: use unused_days. Known names: ${filters}`],
+    [() => karta.apiKeys.list({ unused: 90 } as never).page(), `unused is unknown. Known names: ${filters}`],
+    [() => karta.apiKeys.list("active" as never), `params must be an object, not a String. Known names: ${filters}`],
+    [() => karta.apiKeys.list(["active"] as never), `params must be an object, not an Array. Known names: ${filters}`],
+    [() => karta.usage.summary({ month: "2026-10" } as never), "month is unknown. Known names: period"],
+    [() => karta.usage.summary("2026-10" as never), "params must be an object, not a String. Known names: period"],
+  ];
+  for (const [send, message] of cases) {
+    const error = await failure(send);
+    assert.ok(error instanceof KartaArgumentError, String(error));
+    assert.equal(error.message, message);
+  }
+  assert.equal(sent.length, 0);
+});
+
+test("every method rejects unknown filters", async () => {
+  const wrongTypes = ["active", "", 7, true, 1n, Symbol("a"), () => ({}), ["active"], new Map([["month", 1]]), new URLSearchParams("month=1"), Promise.resolve({}), new Date(0)];
+  let tried = 0;
+  for (const { operation, name, goTo } of methods) {
+    const at = goTo.indexOf("query");
+    if (at < 0) continue;
+    const places = (operations.get(operation) ?? []).filter(({ part }) => part === "query");
+    const known = [...new Set(places.map(({ steps }) => String(steps[0])))].sort();
+    const { karta, sent } = scripted([json(200, {})]);
+    const cases: [string, unknown][] = [
+      ...known.map((each): [string, unknown] => [each.toUpperCase(), { [each.toUpperCase()]: 1 }]),
+      ["month", { month: "2026-10" }],
+      ["month", { month: undefined }],
+      ["month", Object.create({ month: 1 })],
+      ["month", Object.defineProperty({}, "month", { value: 1 })],
+      ["month", new (class { get month() { return 1; } })()],
+      ...wrongTypes.map((value): [string, unknown] => ["params", value]),
+    ];
+    for (const [field, params] of cases) {
+      const error = await failure(() => call(karta, name, argumentsOf(goTo).map((each, index) => (index === at ? params : each))));
+      assert.ok(error instanceof KartaArgumentError && error.field === field, `${name} ${field}: ${String(error)}`);
+      const [fault, names = ""] = error.message.split(" Known names: ");
+      assert.deepEqual(names.split(", ").sort(), known, name);
+      if (known.includes(field.toLowerCase())) assert.equal(fault, `${field} is unknown: use ${field.toLowerCase()}.`);
+      tried += 1;
+    }
+    assert.equal(sent.length, 0, name);
+  }
+  assert.ok(tried > 150, `only ${tried} were tried`);
+});
+
+test("every method rejects unknown call options", async () => {
+  const { signal } = new AbortController();
+  for (const { operation, name, goTo } of methods) {
+    const { karta, sent } = scripted([json(200, {})]);
+    const isCreate = creates.has(operation);
+    const known = { signal, timeout: 1000, maxRetries: 0, ...(isCreate ? { idempotencyKey: "order-1" } : {}) };
+    const cases: [string, unknown][] = [
+      ["idempotency_key", { idempotency_key: "order-1" }],
+      ["max_retries", { max_retries: 0 }],
+      ["abortSignal", { abortSignal: undefined }],
+      ["options", signal],
+      ["options", "order-1"],
+      ["options", [known]],
+    ];
+    // Without effect on other calls, the key would promise a safe repetition.
+    if (!isCreate) cases.push(["idempotencyKey", { idempotencyKey: "order-1" }]);
+    for (const [field, options] of cases) {
+      const error = await failure(() => call(karta, name, [...argumentsOf(goTo), options]));
+      assert.ok(error instanceof KartaArgumentError && error.field === field, `${name} ${field}: ${String(error)}`);
+      const [fault, names] = error.message.split(" Known names: ");
+      assert.equal(names, Object.keys(known).join(", "), name);
+      if (field === "max_retries") assert.equal(fault, "max_retries is unknown: use maxRetries.");
+    }
+    assert.equal(sent.length, 0, name);
+    await failure(async () => {
+      await call(karta, name, [...argumentsOf(goTo), known]);
+      throw new Error("sent");
+    });
+    assert.equal(sent.length, 1, name);
+  }
+  assert.equal(methods.filter(({ operation }) => creates.has(operation)).length, 7);
+});
+
+test("inherited filters and options are read", async () => {
+  class Filters {
+    get status() {
+      return "active" as const;
+    }
+  }
+  const { karta, sent } = scripted([json(503, {})]);
+  await failure(() => karta.apiKeys.list(new Filters(), Object.create({ maxRetries: 0 })));
+  assert.deepEqual(sent.map(({ url }) => url), ["https://karta.test/v1/api_keys?status=active&limit=100"]);
+});
+
+test("a second name or scopes is rejected", async () => {
+  const { karta, sent } = scripted([json(201, {})]);
+  for (const [field, params] of [["name", { name: "b" }], ["scopes", { scopes: ["admin"] }], ["scopes", { toJSON: () => ({ scopes: [] }) }]] as const) {
+    const error = await failure(() => karta.apiKeys.create("a", ["read"], params as never));
+    assert.ok(error instanceof KartaArgumentError && error.field === field, String(error));
+  }
+  assert.equal(sent.length, 0);
+  await karta.apiKeys.create("a", ["read"], { name: "a", scopes: ["read"] } as never);
+  assert.deepEqual(sent.map(({ body }) => body), [{ name: "a", scopes: ["read"] }]);
 });
 
 test("a failed calculation does not remove a cap", async () => {
@@ -273,6 +392,50 @@ test("an undefined cap is rejected", async () => {
   await karta.apiKeys.update(1, { budget: undefined });
   await karta.apiKeys.update(1, { metadata: { cost_cents: undefined } as never });
   assert.deepEqual(sent.map(({ body }) => body), [{ total_tokens: null }, { budget: { cost_cents: 5 } }, {}, { metadata: {} }]);
+});
+
+test("toJSON must not drop a budget", async () => {
+  const { karta, sent } = scripted([json(200, {})]);
+  class Budgeted {
+    budget = { cost_cents: 5 };
+    toJSON() {
+      return { metadata: {} };
+    }
+  }
+  const hidden = Object.defineProperty({}, "budget", { value: { cost_cents: 5 } });
+  const dropping: [string, object][] = [
+    ["budget", new Budgeted()],
+    ["budget", { budget: { cost_cents: 5 }, toJSON: () => ({}) }],
+    ["budget", { budget: { cost_cents: 5 }, toJSON: () => ({ budget: undefined }) }],
+    ["budget", { budget: {}, toJSON: () => ({}) }],
+    ["budget", { budget: null, toJSON: () => ({}) }],
+    ["budget", Object.assign(hidden, { toJSON: () => ({}) })],
+    ["budget", Object.create({ budget: { cost_cents: 5 }, toJSON: () => ({}) })],
+    ["budget.cost_cents", { budget: { cost_cents: 5 }, toJSON: () => ({ budget: {} }) }],
+    ["budget.cost_cents", { budget: { cost_cents: 5 }, toJSON: () => ({ budget: null }) }],
+    ["budget.cost_cents", { budget: { cost_cents: undefined }, toJSON: () => ({ budget: {} }) }],
+    ["budget.alert_percents", { budget: { cost_cents: 5, alert_percents: [80] }, toJSON: () => ({ budget: { cost_cents: 5 } }) }],
+    ["budget.cost_cents", { toJSON: () => ({ budget: { cost_cents: 5, toJSON: () => ({}) } }) }],
+  ];
+  for (const [at, [field, params]] of dropping.entries()) {
+    for (const send of [() => karta.apiKeys.create("a", [], params), () => karta.apiKeys.update(1, params)]) {
+      const error = await failure(send);
+      assert.ok(error instanceof KartaArgumentError && error.field === field, `${at} ${field}: ${String(error)}`);
+      assert.equal(error.message, `${field} must not be dropped by a toJSON method`);
+    }
+  }
+  const copying = { budget: { cost_cents: undefined }, toJSON() { return { budget: { ...this.budget } }; } };
+  assert.match(String(await failure(() => karta.apiKeys.update(1, copying as never))), /budget\.cost_cents must not be undefined/);
+  assert.equal(sent.length, 0);
+  const kept: [object, object][] = [
+    [{ budget: undefined, toJSON: () => ({}) }, {}],
+    [{ toJSON: () => ({ budget: { cost_cents: 5 } }) }, { budget: { cost_cents: 5 } }],
+    [{ budget: { cost_cents: 5 }, toJSON: () => ({ budget: { cost_cents: 7 } }) }, { budget: { cost_cents: 7 } }],
+    [{ budget: { cost_cents: 5 }, toJSON: () => ({ budget: { cost_cents: null } }) }, { budget: { cost_cents: null } }],
+    [{ budget: null, toJSON: () => ({ budget: null }) }, { budget: null }],
+  ];
+  for (const [params] of kept) await karta.apiKeys.update(1, params);
+  assert.deepEqual(sent.map(({ body }) => body), kept.map(([, body]) => body));
 });
 
 test("objects that hide fields from JSON are rejected", async () => {

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { createHmac, randomBytes } from "node:crypto";
 import { test } from "node:test";
-import { KartaSignatureError, verifyWebhook, type KartaEvent, type SignatureFailure, type WebhookHeaders } from "@karta/sdk";
+import { KartaArgumentError, KartaSignatureError, verifyWebhook, type KartaEvent, type SignatureFailure, type WebhookHeaders } from "@karta/sdk";
 import { failure } from "./support.js";
 
 const bytes = randomBytes(32);
@@ -89,6 +89,14 @@ test("signatures outside the tolerance are rejected", async () => {
   await verifyWebhook(PAYLOAD, { "karta-signature": stripe(Math.round(Date.now() / 1000)) }, SECRET, null as never);
   const error = await failure(() => verifyWebhook(PAYLOAD, { "karta-signature": stripe(NOW + 900) }, SECRET, { now }));
   assert.match(String(error), /900 s ahead.*clock is off/);
+});
+
+test("unknown options of verifyWebhook are rejected", async () => {
+  for (const [field, options] of [["tolerence", { tolerence: 10 }], ["Tolerance", { Tolerance: 10 }], ["options", 10]] as const) {
+    const error = await failure(() => verifyWebhook(PAYLOAD, { "karta-signature": stripe() }, SECRET, options as never));
+    assert.ok(error instanceof KartaArgumentError && error.field === field, String(error));
+    assert.match(error.message, /\. Known names: tolerance, now$/);
+  }
 });
 
 test("missing and malformed headers have different reasons", async () => {

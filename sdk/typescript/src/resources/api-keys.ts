@@ -1,4 +1,5 @@
 import { NESTED_BUDGET_RULES } from "../budget-rules.js";
+import { KartaArgumentError } from "../errors.js";
 import { fieldsOf } from "../json.js";
 import type { List, ListParams } from "../list.js";
 import type { CreateOptions, RequestOptions } from "../options.js";
@@ -87,7 +88,8 @@ export class ApiKeys extends Resource {
    * Creates a key. Store `secret`: it is shown only once. Scope `admin`.
    *
    * @throws {KartaValidationError} for invalid input; {KartaArgumentError} for a cap that is
-   * `undefined`; {KartaForbiddenError} without the scope.
+   * `undefined`, or for another name or other scopes in `params`; {KartaForbiddenError} without the
+   * scope.
    */
   async create(
     name: string,
@@ -95,7 +97,13 @@ export class ApiKeys extends Resource {
     params: ApiKeyCreateParams = {},
     options?: CreateOptions,
   ): Promise<CreatedApiKey> {
-    return this.transport.create("/v1/api_keys", { ...fieldsOf(params, NESTED_BUDGET_RULES), name, scopes }, options);
+    const fields: ApiKeyUpdateParams = fieldsOf(params, NESTED_BUDGET_RULES);
+    const body = fieldsOf({ ...fields, name, scopes });
+    for (const field of ["name", "scopes"] as const) {
+      if (!(field in fields) || JSON.stringify(fields[field]) === JSON.stringify(body[field])) continue;
+      throw new KartaArgumentError(field, "must have one value: params has a different one");
+    }
+    return this.transport.create("/v1/api_keys", body, options);
   }
 
   /**

@@ -1,4 +1,5 @@
 import { KartaResponseError } from "../errors.js";
+import { knownOnly } from "../json.js";
 import { List, type ListParams, type Page } from "../list.js";
 import type { RequestOptions } from "../options.js";
 import type { Query } from "../path.js";
@@ -17,8 +18,9 @@ export abstract class Resource {
   }
 
   /**
-   * Returns the list that responses of `path` have under `plural`. `path` is validated when the
-   * list is fetched. `filters` names the fields of `params` that are filters.
+   * Returns the list that responses of `path` have under `plural`. `path` and the names in `params`
+   * are validated when the list is fetched. `filters` names the fields of `params` that are
+   * filters.
    */
   protected listOf<T, P extends ListParams = ListParams>(
     plural: string,
@@ -31,6 +33,7 @@ export abstract class Resource {
     const given: Partial<P> = (params as P | null) ?? {};
     const query = Object.fromEntries(filters.map((name) => [name, given[name]])) as Query;
     return new List(given, async ({ limit, cursor }): Promise<Page<T>> => {
+      knownOnly<P>(params, "params", [...filters, "limit", "cursor"]);
       const body = await this.transport.get<Record<string, unknown>>(path(), { ...query, limit, cursor }, options);
       const items = body[plural];
       if (!Array.isArray(items)) throw new KartaResponseError(`the response has no list "${plural}"`, { status: 200, body });

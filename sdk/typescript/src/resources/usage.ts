@@ -1,3 +1,4 @@
+import { knownOnly } from "../json.js";
 import type { List, ListParams } from "../list.js";
 import type { RequestOptions } from "../options.js";
 import type { Budget } from "./budget.js";
@@ -54,7 +55,8 @@ export class UsageReports extends Resource {
    * @throws {KartaValidationError} for an invalid month; {KartaForbiddenError} without the scope.
    */
   async summary(params: UsageParams = {}, options?: RequestOptions): Promise<Usage> {
-    const usage = await this.transport.get<Usage>("/v1/usage", { period: (params as UsageParams | null)?.period }, options);
+    const { period } = knownOnly<UsageParams>(params, "params", ["period"]);
+    const usage = await this.transport.get<Usage>("/v1/usage", { period }, options);
     return printable(usage);
   }
 
