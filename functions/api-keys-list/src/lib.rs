@@ -19,9 +19,12 @@ pub struct Query {
     limit: Limit,
     cursor: Option<String>,
     #[serde(default)]
+    /// Only keys with one of these statuses.
     #[schema(value_type = Vec<KeyStatus>, min_items = 1)]
     status: CommaSeparated<KeyStatus>,
+    /// Only active and rotating keys that were not used for this many days.
     unused_days: Option<Days>,
+    /// Only active and rotating keys that expire within this many days.
     expires_within_days: Option<Days>,
 }
 

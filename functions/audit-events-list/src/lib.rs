@@ -16,8 +16,9 @@ pub struct Query {
     #[serde(default)]
     limit: Limit,
     cursor: Option<String>,
-    /// An API key's id, or an actor's name.
+    /// Only events of this actor: an API key's id, or an actor's name.
     actor: Option<Name>,
+    /// Only events with this action.
     action: Option<Action>,
 }
 

@@ -19,6 +19,7 @@ const NEARLY_SPENT: u128 = 95;
 #[serde(deny_unknown_fields)]
 pub struct Input {
     user_id: Option<UserId>,
+    /// Lifetime of the token in seconds; 900 by default.
     #[schema(value_type = Option<u32>, minimum = 60, maximum = 3600)]
     ttl_seconds: Option<Ttl>,
 }

@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
+    /// Only deliveries with one of these statuses.
     #[schema(value_type = Option<Vec<DeliveryStatus>>, min_items = 1)]
     status: Option<CommaSeparated<DeliveryStatus>>,
     #[serde(default)]

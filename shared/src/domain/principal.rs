@@ -11,7 +11,7 @@ pub enum PrincipalKind {
     Session,
 }
 
-/// The authenticated caller, for every data-plane credential. All fields are always present.
+/// The authenticated caller of an API key or a session token. All fields are present.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Principal {
     pub kind: PrincipalKind,

@@ -105,7 +105,7 @@ const TAGS: [(&str, &str, &str); 11] = [
     ("model_keys", "Provider keys", "Your own keys for model providers (BYOK)."),
     ("webhook_endpoints", "Webhooks", "Signed notifications of changes, their deliveries, and retries."),
     ("agent_projects", "Agent projects", "Projects, releases, deploys, rollbacks, and session tokens for browsers."),
-    ("projects", "In a project", "Routes that a session token may call."),
+    ("projects", "Routes for session tokens", "Routes that a session token may call."),
     ("audit_events", "Audit log", "Changes with their actor, time and source."),
     ("service", "Service", "Health and documentation."),
 ];

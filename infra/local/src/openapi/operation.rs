@@ -24,6 +24,8 @@ pub(super) const SECOND_PATH_SUFFIX: &str = "Unversioned";
 pub(super) struct Operation {
     pub(super) name: &'static str,
     summary: &'static str,
+    /// A sentence on the effect, if the summary does not suffice.
+    effect: Option<&'static str>,
     status: u16,
     content_type: &'static str,
     credential: RequiredCredential,
@@ -64,8 +66,9 @@ pub(super) fn all() -> Vec<Operation> {
         read::<webhook_endpoints_test::WebhookEndpointsTest>("Send a test event to a webhook endpoint"),
         read::<webhook_endpoints_rotate_secret::WebhookEndpointsRotateSecret>("Rotate a webhook signing secret"),
         read::<webhook_deliveries_list::WebhookDeliveriesList>("List webhook deliveries"),
-        read::<webhook_deliveries_replay::WebhookDeliveriesReplay>("Retry a webhook delivery"),
-        read::<webhook_endpoints_recover::WebhookEndpointsRecover>("Recover missed webhook events"),
+        read::<webhook_deliveries_replay::WebhookDeliveriesReplay>("Replay a webhook delivery"),
+        read::<webhook_endpoints_recover::WebhookEndpointsRecover>("Recover missed webhook events")
+            .with_effect("Sends the endpoint the events that it missed since the given time."),
         read::<webhook_endpoints_delete::WebhookEndpointsDelete>("Delete a webhook endpoint"),
         read::<agent_projects_create::AgentProjectsCreate>("Create an agent project"),
         read::<agent_projects_list::AgentProjectsList>("List agent projects"),
@@ -73,7 +76,8 @@ pub(super) fn all() -> Vec<Operation> {
         read::<agent_projects_update::AgentProjectsUpdate>("Update an agent project"),
         read::<deploys_create::DeploysCreate>("Deploy a release"),
         read::<releases_list::ReleasesList>("List releases"),
-        read::<releases_rollback::ReleasesRollback>("Roll back a release"),
+        read::<releases_rollback::ReleasesRollback>("Roll back a release")
+            .with_effect("Activates another release of the project that is ready or was active before."),
         read::<release_logs_list::ReleaseLogsList>("Get the build log of a release"),
         read::<session_tokens_create::SessionTokensCreate>("Create a session token"),
         read::<projects_whoami::ProjectsWhoami>("Identify the caller in a project (whoami)"),
@@ -88,8 +92,8 @@ pub(super) fn idempotency_key() -> Value {
     json!({
         "name": "Idempotency-Key",
         "in": "header",
-        "description": "Makes retries safe. For 24 hours, a request with the same key and the same body gets the first response again, and one with another \
-             body gets 422. A response with a secret is repeated for ten minutes; after that, the request gets 409 `secret_already_revealed`.",
+        "description": "Makes retries safe. For 24 hours, a request with the same key and the same body gets the first response again, and a request with \
+             another body gets 422. A response with a secret is repeated for ten minutes; after that, the request gets 409 `secret_already_revealed`.",
         "schema": { "type": "string", "pattern": "^[ -~]{1,255}$" },
     })
 }
@@ -112,6 +116,7 @@ where
     Operation {
         name: R::NAME,
         summary,
+        effect: None,
         status: R::STATUS,
         content_type: R::CONTENT_TYPE,
         credential: R::Access::CREDENTIAL,
@@ -151,14 +156,17 @@ fn require_every_field(schema: &mut Value) {
 }
 
 fn parameters(query: &Value) -> Vec<Value> {
-    let required = |name: &str| query["required"].as_array().is_some_and(|all| all.iter().any(|one| one == name));
+    let required = |name: &str| query["required"].as_array().is_some_and(|all| all.iter().any(|listed| listed == name));
     let parameter = |(name, schema): (&String, &Value)| {
         let mut schema = without_null(schema);
         let description = schema.as_object_mut().and_then(|schema| schema.remove("description"));
         let mut parameter = json!({ "name": name, "in": "query", "required": required(name) });
-        if name == "cursor" {
-            parameter["description"] = "The `next_cursor` of a response to the same filters.".into();
-        } else if let Some(description) = description {
+        let shared: Option<Value> = match name.as_str() {
+            "cursor" => Some("The `next_cursor` of a response to the same filters.".into()),
+            "limit" => Some("Maximum items per page, 1 to 100; 50 by default.".into()),
+            _ => None,
+        };
+        if let Some(description) = shared.or(description) {
             parameter["description"] = description;
         }
         if schema["type"] == "array" {
@@ -195,13 +203,17 @@ fn without_null(schema: &Value) -> Value {
 }
 
 impl Operation {
+    fn with_effect(self, effect: &'static str) -> Self {
+        Self { effect: Some(effect), ..self }
+    }
+
     pub(super) fn describe(&self, function: &Function, route: &Route) -> Result<Value> {
         let variables = variables(&route.path)?;
         let mut errors = vec![429, 500, 503, 504];
         let mut described = json!({
             "operationId": self.id(function, route),
             "summary": self.summary,
-            "description": describe_access(self.credential),
+            "description": self.description(function, route),
             "tags": [tag(route)],
         });
         ensure!(
@@ -264,10 +276,21 @@ impl Operation {
     /// Returns the operation id of a path. A route's second path has an id with a suffix.
     fn id(&self, function: &Function, route: &Route) -> String {
         let id = self.first_id();
-        let versioned = |route: &Route| route.path.starts_with("/v1/");
-        let is_second = !versioned(route) && function.routes.iter().any(versioned);
-        if is_second { format!("{id}{SECOND_PATH_SUFFIX}") } else { id }
+        if is_second_path(function, route) { format!("{id}{SECOND_PATH_SUFFIX}") } else { id }
     }
+
+    /// Returns sentences on the credential, the effect, and the path that this one is an alias of.
+    fn description(&self, function: &Function, route: &Route) -> String {
+        let alias = is_second_path(function, route).then(|| format!("Alias of `/v1{}`.", route.path));
+        let effect = self.effect.map(ToOwned::to_owned);
+        [Some(describe_access(self.credential)), effect, alias].into_iter().flatten().collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Returns whether the route has another path under `/v1/`, and this path is not.
+fn is_second_path(function: &Function, route: &Route) -> bool {
+    let is_versioned = |route: &Route| route.path.starts_with("/v1/");
+    !is_versioned(route) && function.routes.iter().any(is_versioned)
 }
 
 fn describe_access(credential: RequiredCredential) -> String {
@@ -289,7 +312,11 @@ fn variables(path: &str) -> Result<Vec<Value>> {
             "version" => json!(Version::schema()),
             _ => return None,
         };
-        Some(json!({ "name": name, "in": "path", "required": true, "schema": schema }))
+        let mut parameter = json!({ "name": name, "in": "path", "required": true, "schema": schema });
+        if matches!(name, "slug" | "ref") {
+            parameter["description"] = "The project's slug.".into();
+        }
+        Some(parameter)
     };
     names.map(|name| parameter(name).with_context(|| format!("{path}: unknown variable {name}"))).collect()
 }
