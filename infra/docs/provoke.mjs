@@ -94,7 +94,7 @@ const CASES = {
   async "403 session tokens are valid only under /v1/projects/{ref}/"(scene) {
     return scene.call("GET", "/v1/whoami", { bearer: await scene.sessionToken("flat") });
   },
-  async "403 wrong project: the session token is for another one"(scene) {
+  async "403 wrong project: the session token is for another project"(scene) {
     return scene.call("GET", "/v1/projects/other/whoami", { bearer: await scene.sessionToken("own") });
   },
   "404 Not found": (scene) => scene.call("GET", "/v1/api_keys/1"),

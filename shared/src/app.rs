@@ -17,7 +17,7 @@ use crate::{
 
 /// Observes the AWS calls and secret fetches of each function, so that tests can compare them with
 /// the function's policy. Deployed functions have none.
-pub trait Witness: Send + Sync {
+pub trait CallObserver: Send + Sync {
     /// Returns an interceptor that sees the function's calls to the store.
     fn watch(&self, function: &'static str) -> SharedInterceptor;
 
@@ -48,7 +48,7 @@ pub struct App {
     /// Restricts who can reach the internal routes.
     pub internal: Arc<InternalGuard>,
     /// Observer of AWS calls; set in tests only.
-    pub witness: Option<Arc<dyn Witness>>,
+    pub call_observer: Option<Arc<dyn CallObserver>>,
     /// Writes metrics in a deployed function, and nowhere else.
     pub metrics: Metrics,
     validator: Arc<OnceLock<Validator>>,
@@ -81,20 +81,20 @@ impl App {
             webhooks: config.webhooks,
             deadlines: config.deadlines,
             internal: Arc::new(config.internal),
-            witness: None,
+            call_observer: None,
             metrics: Metrics::default(),
             validator: Arc::default(),
         }
     }
 
-    /// Returns the app for one function of a process that runs several. With a [`Witness`], the
+    /// Returns the app for one function of a process that runs several. With a [`CallObserver`], the
     /// function gets its own client and its own secrets.
     #[must_use]
     pub fn for_function(&self, function: &'static str) -> Self {
-        let Some(witness) = self.witness.clone() else { return self.clone() };
+        let Some(call_observer) = self.call_observer.clone() else { return self.clone() };
         Self {
-            store: self.store.with_interceptor(witness.watch(function)),
-            secrets: Arc::new(self.secrets.with_fetch_observer(move |secret| witness.fetched(function, secret))),
+            store: self.store.with_interceptor(call_observer.watch(function)),
+            secrets: Arc::new(self.secrets.with_fetch_observer(move |secret| call_observer.fetched(function, secret))),
             validator: Arc::default(),
             ..self.clone()
         }
@@ -146,8 +146,8 @@ impl App {
                 Err(format!("KARTA_TABLE does not name a usable table: {error}").into())
             }
             // A later request will surface the error.
-            Err(error @ StoreError::Unavailable(_)) => {
-                tracing::warn!(%error, "store warm-up failed");
+            Err(fault @ StoreError::Unavailable(_)) => {
+                tracing::warn!(%fault, "store warm-up failed");
                 Ok(())
             }
         }

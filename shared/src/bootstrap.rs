@@ -12,8 +12,8 @@ use crate::{
     store::{Digest, StoreError, Transaction},
 };
 
-/// The key has every scope. Nothing is written until both are staged and the transaction is
-/// committed.
+/// A new organization and its first API key, which has every scope. Nothing is written until both
+/// are staged in a transaction and the transaction is committed.
 #[derive(Debug)]
 pub struct OrganizationBootstrap {
     pub organization: Organization,
@@ -23,11 +23,12 @@ pub struct OrganizationBootstrap {
 }
 
 impl OrganizationBootstrap {
+    /// Generates the first key of `organization`. Writes nothing.
     pub async fn new(app: &App, organization: Organization, now: Timestamp) -> Result<Self, Undecided> {
         let token = ApiKeyToken::mint(&*app.secrets.ring(Ring::KeyTag).await?, &*app.entropy);
         let digest = app.bcrypt.digest(&token, &*app.entropy).await?;
         let settings = ApiKeySettings {
-            name: Name::try_from("First key".to_owned()).expect("a name"),
+            name: Name::try_from("First key".to_owned()).expect("\"First key\" is a valid name"),
             scopes: ScopeSet::ALL,
             expires_at: None,
             allowed_cidrs: AllowedCidrs::default(),
@@ -38,7 +39,8 @@ impl OrganizationBootstrap {
         Ok(Self { organization, api_key, token, digest })
     }
 
-    /// Stages both. `audit_event` adds actor, time and request metadata to an event.
+    /// Stages the organization, its first key and their audit events. `audit_event` adds actor, time
+    /// and request metadata to an event.
     pub fn stage(
         &self,
         transaction: &mut Transaction,

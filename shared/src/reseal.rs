@@ -61,10 +61,10 @@ pub async fn sweep<S: Sealed>(app: &App) -> Result<(), Fault> {
     for (kid, ResealCount { resealed, remaining }) in counts {
         left += remaining;
         if ring.get(kid.as_str()).is_some() {
-            tracing::info!(worker = S::WORKER, %kid, resealed, remaining, "sealed under a key that is not current");
+            tracing::info!(worker = S::WORKER, %kid, resealed, remaining, "items sealed under a retired key");
         } else {
             lost += remaining;
-            tracing::error!(worker = S::WORKER, %kid, remaining, "sealed under a key that the ring does not hold");
+            tracing::error!(worker = S::WORKER, %kid, remaining, "items sealed under a missing key");
         }
     }
     app.metrics.sealed_remaining(app.clock.now(), left);
@@ -96,7 +96,7 @@ async fn reseal<S: Sealed>(app: &App, organization: Id, id: Id) -> Result<bool, 
 
 fn log_failure<S: Sealed>(organization: Id, id: Id, fault: &dyn fmt::Display) -> bool {
     let (organization_id, id) = (organization.get(), id.get());
-    tracing::error!(worker = S::WORKER, organization_id, id, %fault, "resealing failed");
+    tracing::error!(worker = S::WORKER, organization_id, id, %fault, "item reseal failed");
     false
 }
 

@@ -44,7 +44,7 @@ pub struct SealingKey(LessSafeKey);
 /// other associated data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the sealed value cannot be opened")]
-pub struct Unsealable;
+pub struct UnsealError;
 
 impl SealingKey {
     fn new(key: &[u8; KEY_LEN]) -> Self {
@@ -70,17 +70,17 @@ impl SealingKey {
         self.0.seal_in_place_separate_tag(nonce, aad, in_out).expect("AES-GCM takes up to 64 GiB")
     }
 
-    pub fn open(&self, associated_data: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, Unsealable> {
-        let (version, rest) = sealed.split_first().ok_or(Unsealable)?;
-        let (nonce, ciphertext) = rest.split_first_chunk::<NONCE_LEN>().ok_or(Unsealable)?;
+    pub fn open(&self, associated_data: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, UnsealError> {
+        let (version, rest) = sealed.split_first().ok_or(UnsealError)?;
+        let (nonce, ciphertext) = rest.split_first_chunk::<NONCE_LEN>().ok_or(UnsealError)?;
         if *version != VERSION {
-            return Err(Unsealable);
+            return Err(UnsealError);
         }
         let mut plaintext = Zeroizing::new(ciphertext.to_vec());
         let len = self
             .0
             .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(associated_data), &mut plaintext)
-            .map_err(|_| Unsealable)?
+            .map_err(|_| UnsealError)?
             .len();
         plaintext.truncate(len);
         Ok(plaintext)
@@ -127,8 +127,8 @@ mod tests {
     fn every_argument_separates_keys() {
         let tag = |secret, salt, info| derive_mac_key(secret, salt, info).tag(b"message");
         let tags = [tag(b"a", b"b", b"c"), tag(b"x", b"b", b"c"), tag(b"a", b"x", b"c"), tag(b"a", b"b", b"x")];
-        for (at, one) in tags.iter().enumerate() {
-            assert!(!tags[..at].contains(one));
+        for (at, tag) in tags.iter().enumerate() {
+            assert!(!tags[..at].contains(tag));
         }
         assert_ne!(*derive(b"a", b"b", [b"seal:", b"c"]), *derive(b"a", b"b", [b"mac:", b"c"]));
     }
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_not_printed() {
+    fn derived_key_debug_output_is_redacted() {
         let (sealing, mac) = (derive_key(b"secret", b"", b""), derive_mac_key(b"secret", b"", b""));
         assert_eq!(format!("{sealing:?} {mac:?}"), "SealingKey([redacted]) Mac([redacted])");
     }
@@ -164,10 +164,10 @@ mod tests {
             prop_assert_eq!(key.open(&other, &sealed).is_ok(), other == aad);
             prop_assert!(key.open(&aad, &other).is_err());
             for at in 0..sealed.len() {
-                prop_assert_eq!(key.open(&aad, &sealed[..at]), Err(Unsealable));
+                prop_assert_eq!(key.open(&aad, &sealed[..at]), Err(UnsealError));
                 let mut changed = sealed.clone();
                 changed[at] ^= 1_u8 << bit;
-                prop_assert_eq!(key.open(&aad, &changed), Err(Unsealable));
+                prop_assert_eq!(key.open(&aad, &changed), Err(UnsealError));
             }
         }
 

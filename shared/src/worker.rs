@@ -3,7 +3,7 @@
 //!
 //! A new worker implements [`Worker`] and calls [`run`] from `main`.
 
-use std::{collections::BTreeSet, future::Future, process::ExitCode, time::Instant};
+use std::{collections::BTreeSet, fmt::Display, future::Future, process::ExitCode, time::Instant};
 
 use lambda_runtime::{LambdaEvent, service_fn};
 use serde_json::{Value, json};
@@ -18,6 +18,12 @@ use crate::{
 
 /// Why a worker's run failed. The text is for the log. The worker is invoked again.
 pub type Fault = Box<dyn std::error::Error + Send + Sync>;
+
+/// Returns a function that adds the organization's id to a fault of one organization, so that the
+/// log identifies it.
+pub fn of_organization<E: Display>(organization: Id) -> impl FnOnce(E) -> Fault {
+    move |fault| format!("organization {organization}: {fault}").into()
+}
 
 /// A function without a route. Its work must be idempotent: it is invoked again after a fault, and
 /// two instances may run at once.

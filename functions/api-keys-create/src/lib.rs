@@ -77,7 +77,7 @@ impl Route for ApiKeysCreate {
             changes: key.creation(),
         };
         transaction.audit(organization, &call.audit_event(app, event))?;
-        transaction.announce(&webhook_event)?;
+        transaction.publish(&webhook_event)?;
         call.remember(app, &mut transaction, &answer, key.id, Reveals::Secret)?;
         transaction.commit().await?;
         Ok(answer)

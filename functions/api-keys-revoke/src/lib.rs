@@ -41,7 +41,7 @@ impl Route for ApiKeysRevoke {
                 changes: before.changes_to(&key),
             };
             transaction.audit(organization, &call.audit_event(app, event))?;
-            transaction.announce(&call.event(app, organization, EventType::ApiKeyRevoked, &output)?)?;
+            transaction.publish(&call.event(app, organization, EventType::ApiKeyRevoked, &output)?)?;
             transaction.invalidate(organization, CacheEffect::AccessCut, call.now)?;
             transaction.commit().await?;
         }

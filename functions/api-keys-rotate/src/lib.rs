@@ -80,7 +80,7 @@ impl Route for ApiKeysRotate {
         for event in &AuditEvent::pair(|event| call.audit_event(app, event), rotated, &created) {
             transaction.audit(organization, event)?;
         }
-        transaction.announce(&webhook_event)?;
+        transaction.publish(&webhook_event)?;
         transaction.invalidate(organization, before.cache_effect(&old), call.now)?;
         call.remember(app, &mut transaction, &answer, successor.id, Reveals::Secret)?;
         transaction.commit().await?;

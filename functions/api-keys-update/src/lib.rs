@@ -51,7 +51,8 @@ impl Route for ApiKeysUpdate {
         let organization = call.caller.organization_id;
         let (caller, before) = call.caller_and_target(app, call.path).await?;
         let mut key = before.clone();
-        let changes = key.apply(patch(call.body.clone())).map_err(|settled| refusal(settled, call.path))?;
+        let changes =
+            key.apply(patch(call.body.clone())).map_err(|not_editable| conflict_error(not_editable, call.path))?;
         let output = Output { api_key: ApiKeyResource::new(key.clone(), call.now) };
         if !changes.is_empty() {
             let mut transaction = app.store.transaction();
@@ -59,7 +60,7 @@ impl Route for ApiKeysUpdate {
             let event =
                 NewAuditEvent { action: Action::ApiKeyUpdated, resource_kind: "api_key", resource_id: key.id, changes };
             transaction.audit(organization, &call.audit_event(app, event))?;
-            transaction.announce(&call.event(app, organization, EventType::ApiKeyUpdated, &output)?)?;
+            transaction.publish(&call.event(app, organization, EventType::ApiKeyUpdated, &output)?)?;
             transaction.invalidate(organization, before.cache_effect(&key), call.now)?;
             if before.budget != key.budget {
                 transaction.check_budgets(organization, [key.id], call.now)?;
@@ -81,8 +82,8 @@ fn patch(input: Input) -> ApiKeyPatch {
     }
 }
 
-fn refusal(settled: KeyNotEditable, id: Id) -> Error {
-    let (code, message) = match settled {
+fn conflict_error(not_editable: KeyNotEditable, id: Id) -> Error {
+    let (code, message) = match not_editable {
         KeyNotEditable::Replaced => (
             "api_key_replaced",
             "The expiry of a rotated key cannot be changed. Update its successor, or revoke this key.",

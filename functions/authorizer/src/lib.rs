@@ -65,7 +65,7 @@ impl Authorizer {
         })
     }
 
-    /// Returns the token's caller, or a word for the log that says why it is refused.
+    /// Returns the token's caller, or a word for the log that says why it is rejected.
     async fn caller(&self, token: &str) -> Result<Result<AuthorizerContext, &'static str>, Undecided> {
         if token.starts_with("kt_live_") {
             let verdict = self.validator.validate_for_cache(token, RecordUse::Always, GATEWAY_VERDICT_MAX_AGE).await?;
@@ -107,8 +107,8 @@ pub async fn run() -> ExitCode {
         let secrets = [Ring::KeyTag, Ring::SessionSigning].map(Secret::Ring).to_vec();
         let authorizer = &Authorizer::new(App::deployed(NAME, Needs { secrets, store: true }).await?);
         let handler = move |event: LambdaEvent<Event>| async move {
-            authorizer.authorize(&event.payload).await.map_err(|error| {
-                tracing::error!(route = NAME, %error, "undecided");
+            authorizer.authorize(&event.payload).await.map_err(|fault| {
+                tracing::error!(route = NAME, %fault, "authorization undecided");
                 lambda_runtime::Error::from("the credential could not be checked")
             })
         };

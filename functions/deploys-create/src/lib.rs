@@ -60,11 +60,11 @@ impl Route for DeploysCreate {
         let audited = |action, changes| NewAuditEvent { action, resource_kind: "release", resource_id: id, changes };
         let created = audited(Action::ReleaseCreated, release.creation());
         transaction.audit(organization, &call.audit_event(app, created))?;
-        transaction.announce(&call.event(app, organization, EventType::ReleaseCreated, &output)?)?;
+        transaction.publish(&call.event(app, organization, EventType::ReleaseCreated, &output)?)?;
         if activate {
             let activated = audited(Action::ReleaseActivated, activation(before.current_version, release.version));
             transaction.audit(organization, &call.audit_event(app, activated))?;
-            transaction.announce(&call.event(app, organization, EventType::ReleaseActivated, &output)?)?;
+            transaction.publish(&call.event(app, organization, EventType::ReleaseActivated, &output)?)?;
         }
         transaction.invalidate(organization, before.cache_effect(&project), call.now)?;
         call.remember(app, &mut transaction, &answer, id, Reveals::Nothing)?;

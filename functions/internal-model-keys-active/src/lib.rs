@@ -72,7 +72,7 @@ impl Route for InternalModelKeysActive {
 /// would move back a key that was already sealed with a newly promoted key. A failure here does not
 /// fail the response, because the sweep reseals keys too.
 async fn reseal(app: &App, call: &Call<InternalModelKeysActive>, context: ModelKeyContext, sealed: &SealedModelKey) {
-    let problem = match app.secrets.ring_refetched(Ring::SealingByok).await {
+    let fault = match app.secrets.ring_refetched(Ring::SealingByok).await {
         Ok(ring) => {
             let Ok(Some(resealed)) = context.reseal(&ring, &*app.entropy, sealed) else {
                 return;
@@ -88,5 +88,5 @@ async fn reseal(app: &App, call: &Call<InternalModelKeysActive>, context: ModelK
         Err(error) => error.to_string(),
     };
     let (request_id, route) = (call.meta.request_id.as_str(), InternalModelKeysActive::NAME);
-    tracing::warn!(request_id, route, problem, "provider key reseal failed");
+    tracing::warn!(request_id, route, fault, "provider key reseal failed");
 }

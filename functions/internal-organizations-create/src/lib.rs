@@ -75,7 +75,7 @@ impl Route for InternalOrganizationsCreate {
 fn slug_taken(owner: Option<Id>) -> Error {
     Error::Conflict {
         code: "slug_taken",
-        message: "The slug is taken by another organization. Choose another one.",
+        message: "This slug is taken by another organization. Choose another slug.",
         resource_id: owner,
     }
 }

@@ -57,11 +57,11 @@ async fn with_timeout(
     work: impl Future<Output = Result<(), StoreError>>,
 ) {
     let limit = app.deadlines.scale(CLEANUP_TIMEOUT);
-    let problem = match timeout(limit, work).await {
+    let fault = match timeout(limit, work).await {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("timed out after {limit:?}"),
     };
     let (request_id, route, release_id) = (call.meta.request_id.as_str(), InternalReleasesStatus::NAME, release.get());
-    tracing::warn!(request_id, route, release_id, problem, "build log deletion failed");
+    tracing::warn!(request_id, route, release_id, fault, "build log deletion failed");
 }

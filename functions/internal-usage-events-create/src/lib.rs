@@ -83,7 +83,7 @@ impl Route for InternalUsageEventsCreate {
         if !unpriced.is_empty() {
             let named = unpriced.iter().take(MAX_LOGGED_MODELS);
             let models: Vec<_> = named.map(|(model, tokens)| (call.meta.scrub(model), tokens)).collect();
-            tracing::warn!(route = Self::NAME, ?models, of = unpriced.len(), "models without a price");
+            tracing::warn!(route = Self::NAME, ?models, unpriced_models = unpriced.len(), "models without a price");
         }
         if let Some(oldest) = by_organization.values().flatten().map(|event| event.occurred_at).min() {
             app.metrics.usage_lag(call.now, call.now.since(oldest));

@@ -62,7 +62,7 @@ impl Route for ModelKeysCreate {
             changes: model_key.creation(),
         };
         transaction.audit(organization, &call.audit_event(app, event))?;
-        transaction.announce(&call.event(app, organization, EventType::ModelKeyCreated, &output)?)?;
+        transaction.publish(&call.event(app, organization, EventType::ModelKeyCreated, &output)?)?;
         transaction.invalidate(organization, CacheEffect::Stale, call.now)?;
         call.remember(app, &mut transaction, &answer, model_key.id, Reveals::Nothing)?;
         transaction.commit().await?;
@@ -99,5 +99,5 @@ async fn stage_key(
     };
     transaction.audit(organization, &call.audit_event(app, event))?;
     let output = Output { model_key: after.into() };
-    Ok(transaction.announce(&call.event(app, organization, EventType::ModelKeyRevoked, &output)?)?)
+    Ok(transaction.publish(&call.event(app, organization, EventType::ModelKeyRevoked, &output)?)?)
 }

@@ -43,7 +43,7 @@ impl Route for ModelKeysRevoke {
                 changes: model_key.revocation(None),
             };
             transaction.audit(organization, &call.audit_event(app, event))?;
-            transaction.announce(&call.event(app, organization, EventType::ModelKeyRevoked, &output)?)?;
+            transaction.publish(&call.event(app, organization, EventType::ModelKeyRevoked, &output)?)?;
             transaction.invalidate(organization, CacheEffect::Stale, call.now)?;
             transaction.commit().await?;
         }

@@ -45,7 +45,7 @@ impl Route for ReleasesRollback {
         let (mut project, mut release) = (project_before.clone(), release_before.clone());
         let flip = project.activate(&mut release, call.now).map_err(|NotReady| Error::Conflict {
             code: "release_not_ready",
-            message: "Only a release that is ready, or was active before, can become the active one",
+            message: "This release cannot become active. Choose a release that is ready or was active before.",
             resource_id: Some(release_before.id),
         })?;
         let output = Output { release: ReleaseResource::new(release.clone(), project.current_version) };
@@ -64,7 +64,7 @@ impl Route for ReleasesRollback {
                 changes: activation(project_before.current_version, release.version),
             };
             transaction.audit(organization, &call.audit_event(app, event))?;
-            transaction.announce(&call.event(app, organization, event_type, &output)?)?;
+            transaction.publish(&call.event(app, organization, event_type, &output)?)?;
             transaction.invalidate(organization, project_before.cache_effect(&project), call.now)?;
             transaction.commit().await?;
         }

@@ -40,19 +40,19 @@ impl Route for StripeEventsCreate {
         };
         let event = StripeEvent::read(&call.body)?;
         event.check_mode(call.caller.livemode())?;
-        let tenant = match event.customer()? {
+        let before = match event.customer()? {
             Some(customer) => app.store.organization_by_stripe_customer(&customer).await?,
             None => None,
         };
-        let Some(tenant) = tenant else {
+        let Some(before) = before else {
             let (request_id, event_type) = (&call.meta.request_id, &event.kind);
             tracing::info!(request_id, route = Self::NAME, event_type, "event for an unknown Stripe customer");
             return received();
         };
         let parsed = event.parse(kind)?;
         let mut transaction = app.store.transaction();
-        transaction.record_stripe_event(tenant.id, &event.id, call.now)?;
-        stage_effect(app, call, &mut transaction, &tenant, parsed)?;
+        transaction.record_stripe_event(before.id, &event.id, call.now)?;
+        stage_effect(app, call, &mut transaction, &before, parsed)?;
         match transaction.commit().await {
             Ok(()) | Err(CommitError::Conflict(Conflict::EventSeen)) => received(),
             Err(error) => Err(error.into()),
@@ -69,35 +69,35 @@ fn stage_effect(
     app: &App,
     call: &Call<StripeEventsCreate>,
     transaction: &mut Transaction,
-    tenant: &Organization,
+    before: &Organization,
     parsed: ParsedEvent,
 ) -> Result<(), Error> {
-    let event = call.event(app, tenant.id, parsed.event_type, &parsed.content.webhook_data())?;
+    let event = call.event(app, before.id, parsed.event_type, &parsed.content.webhook_data())?;
     match parsed.content {
-        EventContent::Invoice(_) => transaction.require_organization_unchanged(tenant)?,
-        EventContent::Subscription(subscription, before) => {
-            let mut organization = tenant.clone();
-            let Some(changes) = organization.apply_subscription(subscription, &before) else {
+        EventContent::Invoice(_) => transaction.require_organization_unchanged(before)?,
+        EventContent::Subscription(subscription, previous) => {
+            let mut organization = before.clone();
+            let Some(changes) = organization.apply_subscription(subscription, &previous) else {
                 return Ok(());
             };
-            transaction.update_organization(tenant, &organization)?;
+            transaction.update_organization(before, &organization)?;
             if !changes.is_empty() {
                 let event = NewAuditEvent {
                     action: Action::OrganizationUpdated,
                     resource_kind: "organization",
-                    resource_id: tenant.id,
+                    resource_id: before.id,
                     changes,
                 };
-                transaction.audit(tenant.id, &call.audit_event(app, event))?;
+                transaction.audit(before.id, &call.audit_event(app, event))?;
             }
-            let status_changed = organization.subscription_status != tenant.subscription_status;
-            if status_changed || organization.plan != tenant.plan {
-                transaction.invalidate(tenant.id, CacheEffect::Stale, call.now)?;
+            let status_changed = organization.subscription_status != before.subscription_status;
+            if status_changed || organization.plan != before.plan {
+                transaction.invalidate(before.id, CacheEffect::Stale, call.now)?;
             }
             if status_changed {
-                transaction.check_budgets(tenant.id, [], call.now)?;
+                transaction.check_budgets(before.id, [], call.now)?;
             }
         }
     }
-    Ok(transaction.announce(&event)?)
+    Ok(transaction.publish(&event)?)
 }

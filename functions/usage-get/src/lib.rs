@@ -27,15 +27,15 @@ impl Route for UsageGet {
     type Output = UsageResource;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<UsageResource>, Error> {
-        let organization = call.caller.organization_id;
+        let organization_id = call.caller.organization_id;
         let period = call.query.period.unwrap_or(call.now.month());
-        let (usage, budget, tenant) = tokio::join!(
-            app.store.usage(organization, period),
-            app.store.budget(organization),
-            app.store.organization(organization),
+        let (usage, budget, organization) = tokio::join!(
+            app.store.usage(organization_id, period),
+            app.store.budget(organization_id),
+            app.store.organization(organization_id),
         );
         let (usage, budget) = (usage?, budget?.map(|stored| stored.budget));
-        let subscription = tenant?.ok_or(Error::NotFound)?.subscription_status;
+        let subscription = organization?.ok_or(Error::NotFound)?.subscription_status;
         let spending =
             Spending { organization_budget: budget.clone(), organization: usage.totals, ..Spending::default() };
         let verdict = BudgetVerdict::new(subscription, &spending);

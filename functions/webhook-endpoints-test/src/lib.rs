@@ -45,7 +45,7 @@ impl Route for WebhookEndpointsTest {
         let delivery = DeliveryResource::expected(&event, call.caller.principal.scopes);
         let mut transaction = app.store.transaction();
         transaction.require_caller_unchanged(organization, &caller)?;
-        transaction.announce(&Event { only_endpoint: Some(call.path), ..event })?;
+        transaction.publish(&Event { only_endpoint: Some(call.path), ..event })?;
         let event = NewAuditEvent {
             action: Action::WebhookEndpointTested,
             resource_kind: "webhook_endpoint",

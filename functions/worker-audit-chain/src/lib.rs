@@ -50,7 +50,7 @@ impl AuditChain {
         let store = &self.app.store;
         let pending = store.pending_audit_events(organization, sks).await?;
         for sk in &pending.rewritten {
-            tracing::error!(organization_id = organization.get(), event = sk, "audit event rewritten after chaining");
+            tracing::error!(organization_id = organization.get(), sk, "audit event rewritten after chaining");
         }
         if !pending.rewritten.is_empty() {
             self.app.metrics.audit_events_rewritten(self.app.clock.now(), pending.rewritten.len());
@@ -66,7 +66,8 @@ impl AuditChain {
         match transaction.commit().await {
             Ok(()) => {
                 // Evidence outside the tables: writers of tables cannot change logs.
-                tracing::info!(organization_id = organization.get(), link = link.n, hash = %link.hash, "audit chain");
+                let (organization_id, link, hash) = (organization.get(), link.n, link.hash);
+                tracing::info!(organization_id, link, %hash, "audit chain link appended");
                 Ok(Some(pending.examined))
             }
             Err(CommitError::Conflict(_)) => Ok(None),
@@ -97,7 +98,7 @@ impl Worker for AuditChain {
             for (organization, sks) in found {
                 // The fault of one organization must not delay the others.
                 if let Err(error) = self.chain(organization, &sks).await {
-                    fault = Some(format!("the chain of organization {organization}: {error}"));
+                    fault = Some(format!("audit chain of organization {organization}: {error}"));
                 }
             }
             if started.elapsed() > SEARCH_TIME_LIMIT {

@@ -10,7 +10,7 @@ use karta_shared::{
     domain::Timestamp,
     join_bounded::join_bounded,
     store::{BudgetCheck, CommitError, DueItem, Queue},
-    worker::{Fault, Wake, Worker, due},
+    worker::{Fault, Wake, Worker, due, of_organization},
 };
 use tokio::time::timeout;
 
@@ -34,7 +34,10 @@ impl BudgetChecks {
     async fn check_all(&self, due: Vec<DueItem>) -> Result<(), Fault> {
         let checks = due.into_iter().map(|due| {
             let app = self.app.clone();
-            async move { timeout(CHECK_TIMEOUT, check(&app, &due)).await? }
+            async move {
+                let checked = timeout(CHECK_TIMEOUT, check(&app, &due)).await;
+                checked.unwrap_or_else(|elapsed| Err(elapsed.into())).map_err(of_organization(due.organization_id))
+            }
         });
         join_bounded(checks).await.into_iter().fold(Ok(()), Result::and)
     }
@@ -63,14 +66,14 @@ async fn check(app: &App, due: &DueItem) -> Result<(), Fault> {
         any_exhausted |= !watched.verdict.is_ok();
         watch::publish(app, organization, &watched, month).await?;
     }
-    settle(app, &check, &sk, any_exhausted.then(|| month.next().start())).await
+    finish(app, &check, &sk, any_exhausted.then(|| month.next().start())).await
 }
 
 /// Removes a finished check. An exhausted budget is checked again at the start of the next month,
 /// because no other event reports that it is restored.
-async fn settle(app: &App, check: &BudgetCheck, sk: &str, recheck_at: Option<Timestamp>) -> Result<(), Fault> {
+async fn finish(app: &App, check: &BudgetCheck, sk: &str, recheck_at: Option<Timestamp>) -> Result<(), Fault> {
     let mut transaction = app.store.transaction();
-    transaction.settle_budget_check(check, sk)?;
+    transaction.finish_budget_check(check, sk)?;
     if let Some(recheck_at) = recheck_at {
         transaction.check_budgets_at(check.organization_id, check.api_keys.iter().copied(), recheck_at)?;
     }

@@ -24,22 +24,22 @@ pub(crate) struct WatchedBudget {
 
 /// Returns the organization's budget and the budgets of the keys that the check names.
 pub(crate) async fn watched(app: &App, check: &BudgetCheck, month: Month) -> Result<Vec<WatchedBudget>, Fault> {
-    let (store, organization) = (&app.store, check.organization_id);
-    let tenant = store.organization(organization).await?.ok_or("organization of a budget check is missing")?;
-    let budget = store.budget(organization).await?.map(|stored| stored.budget);
-    let spent = store.usage_totals(organization, month).await?;
+    let (store, organization_id) = (&app.store, check.organization_id);
+    let organization = store.organization(organization_id).await?.ok_or("organization of a budget check is missing")?;
+    let budget = store.budget(organization_id).await?.map(|stored| stored.budget);
+    let spent = store.usage_totals(organization_id, month).await?;
     let spending = Spending { organization_budget: budget.clone(), organization: spent, ..Spending::default() };
     let mut watched = vec![WatchedBudget {
         subject: BudgetSubject::Organization,
-        subject_json: json!({ "kind": "organization", "id": organization }),
-        verdict: BudgetVerdict::new(tenant.subscription_status, &spending),
+        subject_json: json!({ "kind": "organization", "id": organization_id }),
+        verdict: BudgetVerdict::new(organization.subscription_status, &spending),
         budget,
         spent,
     }];
     // A lineage has the budget of its newest key, even if an older key was used.
-    let keys = store.newest_api_keys(organization, &check.api_keys).await?;
+    let keys = store.newest_api_keys(organization_id, &check.api_keys).await?;
     let lineages = keys.iter().map(|key| key.lineage_id).collect();
-    let used = store.usage_totals_of_keys(organization, month, &lineages).await?;
+    let used = store.usage_totals_of_keys(organization_id, month, &lineages).await?;
     watched.extend(keys.into_iter().map(|key| {
         let spent = used.get(&key.lineage_id).copied().unwrap_or_default();
         let spending = Spending { key_budget: key.budget.clone(), key: spent, ..Spending::default() };
@@ -59,18 +59,18 @@ pub(crate) async fn publish(app: &App, organization: Id, watched: &WatchedBudget
     for _ in 0..MAX_ATTEMPTS {
         let known = app.store.budget_watch(organization, watched.subject).await?;
         let mut watch = known.unwrap_or_else(|| BudgetWatch::new(month));
-        let news = watch.observe(month, watched.budget.as_ref(), &watched.spent, &watched.verdict);
-        if news.is_empty() {
+        let notices = watch.observe(month, watched.budget.as_ref(), &watched.spent, &watched.verdict);
+        if notices.is_empty() {
             return Ok(());
         }
         let now = app.clock.now();
         let mut transaction = app.store.transaction();
         transaction.put_budget_watch(organization, watched.subject, &watch)?;
-        for news in news {
-            if !matches!(news, BudgetNotice::Threshold { .. }) {
+        for notice in notices {
+            if !matches!(notice, BudgetNotice::Threshold { .. }) {
                 transaction.invalidate(organization, CacheEffect::Stale, now)?;
             }
-            transaction.announce(&event(app, organization, payload(news, watched, month), now))?;
+            transaction.publish(&event(app, organization, payload(notice, watched, month), now))?;
         }
         match transaction.commit().await {
             // Another worker published a change, or two events got the same id.
@@ -93,9 +93,9 @@ fn event(app: &App, organization: Id, (event_type, data): (EventType, Value), no
     }
 }
 
-fn payload(news: BudgetNotice, watched: &WatchedBudget, period: Month) -> (EventType, Value) {
+fn payload(notice: BudgetNotice, watched: &WatchedBudget, period: Month) -> (EventType, Value) {
     let subject = &watched.subject_json;
-    match news {
+    match notice {
         BudgetNotice::Threshold { kind, cap, percent, spent } => (
             EventType::BudgetThreshold,
             json!({

@@ -33,7 +33,7 @@ const GATEWAY: &str = "GATEWAY";
 pub struct CachePush {
     app: App,
     cache: AuthorizerCache,
-    caller: Arc<InvalidationClient>,
+    client: Arc<InvalidationClient>,
 }
 
 /// The organizations that each data plane has confirmed.
@@ -41,7 +41,7 @@ type Confirmed = BTreeMap<String, BTreeSet<Id>>;
 
 impl CachePush {
     pub fn new(app: App, cache: AuthorizerCache) -> Self {
-        Self { app, cache, caller: Arc::default() }
+        Self { app, cache, client: Arc::default() }
     }
 
     async fn flush(&self, taken: &[PendingInvalidation]) -> Result<(), Fault> {
@@ -61,14 +61,18 @@ impl CachePush {
             let invalidations = taken.iter().map(|taken| &taken.invalidation);
             let unconfirmed = invalidations.filter(|invalidation| !invalidation.notified.contains(plane.name()));
             let unconfirmed: BTreeSet<_> = unconfirmed.map(|invalidation| invalidation.organization_id).collect();
-            let (caller, plane, overlaps) = (Arc::clone(&self.caller), plane.clone(), plane.overlaps(&tokens));
+            let (client, plane, overlaps) = (Arc::clone(&self.client), plane.clone(), plane.overlaps(&tokens));
             calls.spawn(async move {
                 let confirmed = if overlaps {
                     let data_plane = plane.name();
-                    tracing::error!(worker = Self::NAME, data_plane, "skipped: its token is also a service token");
+                    tracing::error!(
+                        worker = Self::NAME,
+                        data_plane,
+                        "data plane skipped: token is also a service token"
+                    );
                     BTreeSet::new()
                 } else {
-                    caller.invalidate(plane.clone(), unconfirmed).await
+                    client.invalidate(plane.clone(), unconfirmed).await
                 };
                 (plane.name().to_owned(), confirmed)
             });
@@ -93,7 +97,7 @@ impl Worker for CachePush {
     async fn work(&self, wake: &Wake) -> Result<(), Fault> {
         let (mut taken, take_fault) = queue::take(&self.app, wake).await?;
         if taken.is_empty() {
-            return take_fault.map_or(Ok(()), |fault| Err(fault.into()));
+            return take_fault.map_or(Ok(()), Err);
         }
         let (flushed, pushed) = tokio::join!(self.flush(&taken), self.push(&taken));
         let (confirmed, push_fault) = match pushed {
@@ -108,12 +112,11 @@ impl Worker for CachePush {
                 invalidation.notified.insert(name.clone());
             }
         }
-        let settling = queue::settle(&self.app, taken, |invalidation| {
+        let finishing = queue::finish(&self.app, taken, |invalidation| {
             let all_confirmed = |of: &Confirmed| of.keys().all(|name| invalidation.notified.contains(name));
             !awaits_flush(invalidation) && confirmed.as_ref().is_some_and(all_confirmed)
         });
-        let settle_fault = settling.await.map(Into::into);
-        let fault = push_fault.or(flushed.err()).or(settle_fault).or(take_fault.map(Into::into));
+        let fault = push_fault.or(flushed.err()).or(finishing.await).or(take_fault);
         fault.map_or(Ok(()), Err)
     }
 }

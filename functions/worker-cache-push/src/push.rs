@@ -32,7 +32,7 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) struct InvalidationClient {
     /// Built for the first call, because it reads the system's certificates, which may be missing
     /// in a run without data planes.
-    client: OnceLock<Connector>,
+    connector: OnceLock<Connector>,
 }
 
 impl InvalidationClient {
@@ -42,11 +42,11 @@ impl InvalidationClient {
     pub(crate) async fn invalidate(self: Arc<Self>, plane: DataPlane, organizations: BTreeSet<Id>) -> BTreeSet<Id> {
         let unresponsive = Arc::new(AtomicBool::new(false));
         let calls = organizations.into_iter().map(|organization| {
-            let (caller, plane, unresponsive) = (Arc::clone(&self), plane.clone(), Arc::clone(&unresponsive));
+            let (client, plane, unresponsive) = (Arc::clone(&self), plane.clone(), Arc::clone(&unresponsive));
             async move {
-                let client = caller.client.get_or_init(client);
+                let connector = client.connector.get_or_init(connector);
                 let confirmed =
-                    !unresponsive.load(Ordering::Relaxed) && call(client, &plane, organization, &unresponsive).await;
+                    !unresponsive.load(Ordering::Relaxed) && call(connector, &plane, organization, &unresponsive).await;
                 confirmed.then_some(organization)
             }
         });
@@ -54,8 +54,8 @@ impl InvalidationClient {
     }
 }
 
-/// Creates a client without redirects, proxy and compression.
-fn client() -> Connector {
+/// Creates a connector without redirects, proxy and compression.
+fn connector() -> Connector {
     Connector::builder()
         // A function is frozen between two runs, so a kept connection may be dead.
         .pool_max_idle_per_host(0)
@@ -64,12 +64,12 @@ fn client() -> Connector {
 }
 
 /// Returns whether the data plane confirmed. Only the status of its response is read.
-async fn call(client: &Connector, plane: &DataPlane, organization: Id, unresponsive: &AtomicBool) -> bool {
+async fn call(connector: &Connector, plane: &DataPlane, organization: Id, unresponsive: &AtomicBool) -> bool {
     let sent = timeout(RESPONSE_TIMEOUT, async {
-        let response = client.call(request(plane, organization)?).await?;
+        let response = connector.call(request(plane, organization)?).await?;
         Ok::<_, Box<dyn Error + Send + Sync>>(response.status())
     });
-    let problem = match sent.await {
+    let fault = match sent.await {
         Ok(Ok(status)) if status.is_success() => return true,
         Ok(Ok(status)) => format!("data plane returned {}", status.as_u16()),
         Ok(Err(error)) => {
@@ -83,7 +83,7 @@ async fn call(client: &Connector, plane: &DataPlane, organization: Id, unrespons
     };
     let organization_id = organization.get();
     let data_plane = plane.name();
-    tracing::warn!(worker = CachePush::NAME, data_plane, organization_id, %problem, "data plane call failed");
+    tracing::warn!(worker = CachePush::NAME, data_plane, organization_id, fault, "data plane call failed");
     false
 }
 

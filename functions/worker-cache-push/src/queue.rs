@@ -5,17 +5,17 @@ use karta_shared::{
     domain::{Id, Invalidation, Timestamp},
     join_bounded::join_bounded,
     store::{PendingInvalidation, Queue, StoreError},
-    worker::{Wake, Worker, due},
+    worker::{Fault, Wake, Worker, due, of_organization},
 };
 
 use crate::CachePush;
 
-/// Duration of a lease. If the worker ends before it settles an invalidation, another worker
-/// repeats it after this time.
+/// Duration of a lease. If the worker ends before it deletes or postpones an invalidation, another
+/// worker repeats it after this time.
 const LEASE: Duration = Duration::from_secs(30);
 
 /// Leases the due invalidations. Returns them with the first fault, if any.
-pub(crate) async fn take(app: &App, wake: &Wake) -> Result<(Vec<PendingInvalidation>, Option<StoreError>), StoreError> {
+pub(crate) async fn take(app: &App, wake: &Wake) -> Result<(Vec<PendingInvalidation>, Option<Fault>), StoreError> {
     let now = app.clock.now();
     let organizations: BTreeSet<Id> = match wake {
         Wake::Written(written) => written.iter().map(|due| due.organization_id).collect(),
@@ -26,55 +26,64 @@ pub(crate) async fn take(app: &App, wake: &Wake) -> Result<(Vec<PendingInvalidat
     };
     let reads = organizations.into_iter().map(|organization| {
         let store = app.store.clone();
-        async move { store.due_invalidations(organization, now).await }
+        async move { store.due_invalidations(organization, now).await.map_err(of_organization(organization)) }
     });
     let (found, read_fault) = split_results(join_bounded(reads).await);
     let leases = found.into_iter().flatten().map(|pending| {
-        let store = app.store.clone();
-        async move { store.lease_invalidation(pending.invalidation.organization_id, pending, now.plus(LEASE)).await }
+        let (store, organization) = (app.store.clone(), pending.invalidation.organization_id);
+        async move {
+            let leased = store.lease_invalidation(organization, pending, now.plus(LEASE)).await;
+            leased.map_err(of_organization(organization))
+        }
     });
     let (taken, lease_fault) = split_results(join_bounded(leases).await);
     Ok((taken.into_iter().flatten().collect(), read_fault.or(lease_fault)))
 }
 
-/// Deletes the settled invalidations, postpones the others, and gives up those that have been tried
-/// for long enough.
-pub(crate) async fn settle(
+/// Deletes the invalidations that are done, postpones the others, and abandons those that have been
+/// tried for ten minutes.
+pub(crate) async fn finish(
     app: &App,
     taken: Vec<PendingInvalidation>,
-    is_settled: impl Fn(&Invalidation) -> bool,
-) -> Option<StoreError> {
+    is_done: impl Fn(&Invalidation) -> bool,
+) -> Option<Fault> {
     let now = app.clock.now();
     let writes = taken.into_iter().map(|taken| {
         let (store, next_try) =
-            (app.store.clone(), next_try(app, &taken.invalidation, is_settled(&taken.invalidation), now));
+            (app.store.clone(), next_try(app, &taken.invalidation, is_done(&taken.invalidation), now));
         let organization = taken.invalidation.organization_id;
         async move {
-            match next_try {
+            let written = match next_try {
                 Some(due_at) => store.postpone_invalidation(organization, &taken, due_at).await,
-                None => store.settle_invalidation(organization, &taken).await,
-            }
+                None => store.delete_invalidation(organization, &taken).await,
+            };
+            written.map_err(of_organization(organization))
         }
     });
     split_results(join_bounded(writes).await).1
 }
 
-fn next_try(app: &App, invalidation: &Invalidation, is_settled: bool, now: Timestamp) -> Option<Timestamp> {
-    if is_settled {
+fn next_try(app: &App, invalidation: &Invalidation, is_done: bool, now: Timestamp) -> Option<Timestamp> {
+    if is_done {
         return None;
     }
     let mut random = [0];
     app.entropy.fill(&mut random);
     let next_try = invalidation.next_try(now, random[0]);
     if next_try.is_none() {
-        let (organization_id, told) = (invalidation.organization_id.get(), &invalidation.notified);
-        tracing::error!(worker = CachePush::NAME, organization_id, ?told, "invalidation given up");
+        let (organization_id, notified) = (invalidation.organization_id.get(), &invalidation.notified);
+        tracing::error!(
+            worker = CachePush::NAME,
+            organization_id,
+            ?notified,
+            "invalidation abandoned after ten minutes"
+        );
     }
     next_try
 }
 
 /// Returns the successful values and the first fault.
-fn split_results<T>(outcomes: Vec<Result<T, StoreError>>) -> (Vec<T>, Option<StoreError>) {
+fn split_results<T>(outcomes: Vec<Result<T, Fault>>) -> (Vec<T>, Option<Fault>) {
     let (mut done, mut fault) = (Vec::new(), None);
     for outcome in outcomes {
         match outcome {

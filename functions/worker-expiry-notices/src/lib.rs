@@ -6,12 +6,12 @@ use karta_shared::{
     domain::{Event, EventType, Id, KeyStatus, Timestamp},
     http::ApiKeyResource,
     store::{CommitError, DueItem, Queue},
-    worker::{Fault, Wake, Worker, due},
+    worker::{Fault, Wake, Worker, due, of_organization},
 };
 use serde_json::json;
 
-/// Maximum rounds of a sweep, which ends when nothing is due. The index may briefly show settled
-/// notices.
+/// Maximum rounds of a sweep, which ends when nothing is due. The index may briefly show
+/// deleted notices.
 const MAX_ROUNDS: usize = 20;
 
 #[derive(Debug)]
@@ -24,22 +24,22 @@ impl ExpiryNotices {
         Self { app }
     }
 
-    /// Settles a notice. It publishes an event if the key still expires at the time of the notice.
-    async fn settle(&self, due: &DueItem, now: Timestamp) -> Result<(), Fault> {
+    /// Deletes a notice, and publishes its event if the key still expires at the time of the notice.
+    async fn process(&self, due: &DueItem, now: Timestamp) -> Result<(), Fault> {
         let store = &self.app.store;
         let organization = due.organization_id;
         let Some(notice) = store.expiry_notice(organization, &due.sk).await? else {
             return Ok(());
         };
         let mut transaction = store.transaction();
-        transaction.settle_expiry_notice(&notice)?;
+        transaction.delete_expiry_notice(&notice)?;
         let key = store.api_key(organization, notice.api_key_id).await?.filter(|key| {
             key.expires_at == Some(notice.expires_at)
                 && key.expiry_notice_at().is_some()
                 && key.status(now) == KeyStatus::Active
         });
         if let Some(key) = key {
-            transaction.announce(&Event {
+            transaction.publish(&Event {
                 id: Id::draw(now, &*self.app.entropy),
                 event_type: EventType::ApiKeyExpiring,
                 created_at: now,
@@ -49,7 +49,7 @@ impl ExpiryNotices {
             })?;
         }
         match transaction.commit().await {
-            // Another run settled the notice, or the key's expiry was just changed.
+            // Another run deleted the notice, or the key's expiry was just changed.
             Ok(()) | Err(CommitError::Conflict(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -73,7 +73,7 @@ impl Worker for ExpiryNotices {
             // The fault of one organization must not affect the others.
             let mut outcome = Ok(());
             for due in due {
-                outcome = self.settle(&due, now).await.and(outcome);
+                outcome = self.process(&due, now).await.map_err(of_organization(due.organization_id)).and(outcome);
             }
             outcome?;
         }

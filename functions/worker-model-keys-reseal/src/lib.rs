@@ -61,7 +61,7 @@ impl Sealed for ModelKeysReseal {
         match context.reseal(ring, &*app.entropy, item) {
             Ok(Some(resealed)) => app.store.reseal_model_key(organization, id, item, &resealed).await.map(Ok),
             Ok(None) => Ok(Ok(false)),
-            Err(refused) => Ok(Err(refused)),
+            Err(error) => Ok(Err(error)),
         }
     }
 }

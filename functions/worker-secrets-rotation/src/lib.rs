@@ -1,8 +1,8 @@
-//! Rotates rings for Secrets Manager. Every rotation moves a ring one step, so that every process
-//! knows a key before it is used, and a key leaves the ring only after everything made with it has
-//! ended.
+//! Rotates rings for Secrets Manager. Every rotation makes one move (adds or promotes a key). Secrets
+//! Manager requests it in four steps, and may repeat any of them.
 //!
-//! Secrets Manager requests a rotation in four steps, and may repeat any of them.
+//! A key is added one rotation before it is promoted, so that every process knows it before it is
+//! used. A key leaves the ring only after everything made with it has ended.
 
 mod secret;
 
@@ -61,7 +61,9 @@ impl SecretsRotation {
     /// Performs one step. A repeated step changes nothing.
     pub async fn rotate(&self, request: &Request) -> Result<(), Fault> {
         let Request { step, secret_id, client_request_token: version } = request;
-        let ring_use = *self.rings.get(secret_id).ok_or("this worker does not rotate the secret")?;
+        let ring_use = *self.rings.get(secret_id).ok_or_else(|| {
+            format!("secret {secret_id} is not a rotated ring: check the rotation settings of the stack")
+        })?;
         let versions = SecretVersions { client: &self.client, secret_id };
         let rotated_at = match versions.state(version).await? {
             State::Current => return Ok(()),
@@ -82,7 +84,9 @@ impl SecretsRotation {
             }
             // Processes fetch their rings, so no one has to be notified.
             (RotationStep::CreateSecret, Some(_)) | (RotationStep::SetSecret, _) => Ok(()),
-            (RotationStep::TestSecret | RotationStep::FinishSecret, None) => Err("the next ring is missing".into()),
+            (RotationStep::TestSecret | RotationStep::FinishSecret, None) => {
+                Err(format!("version {version} has no value").into())
+            }
             (RotationStep::TestSecret, Some(next)) => Ok(current.permits(ring_use, &next)?),
             (RotationStep::FinishSecret, Some(next)) => {
                 current.permits(ring_use, &next)?;

@@ -4,7 +4,7 @@ use aws_sdk_secretsmanager::{
 };
 use karta_shared::{
     config::{read_ring, write_ring},
-    domain::{Keyring, RingUse, RotationRefused, Timestamp},
+    domain::{Keyring, RingUse, RotationError, Timestamp},
     fault,
     worker::Fault,
 };
@@ -25,11 +25,11 @@ pub(crate) struct SecretVersion {
 }
 
 impl SecretVersion {
-    /// Checks whether `next` may replace this version. Refuses if this version was set after `next`
-    /// was created, even with the same ring, because its age starts again.
-    pub(crate) fn permits(&self, ring_use: RingUse, next: &Self) -> Result<(), RotationRefused> {
+    /// Checks whether `next` may replace this version. Rejects `next` if this version was set after
+    /// `next` was created, even with the same ring, because its age starts again.
+    pub(crate) fn permits(&self, ring_use: RingUse, next: &Self) -> Result<(), RotationError> {
         if self.created_at > next.created_at {
-            return Err(RotationRefused::NotNext);
+            return Err(RotationError::NotNext);
         }
         self.ring.permits(ring_use, &next.ring)
     }
@@ -51,12 +51,12 @@ impl SecretVersions<'_> {
         let described = described.map_err(|error| fault::describe(&error))?;
         let rotated_at = described.last_rotated_date.and_then(|at| timestamp(&at));
         let stages = described.version_ids_to_stages.unwrap_or_default();
-        let stages = stages.get(version).ok_or("the secret has no such version")?;
+        let stages = stages.get(version).ok_or_else(|| format!("the secret has no version {version}"))?;
         let has = |stage: &str| stages.iter().any(|held| held == stage);
         match (has(CURRENT), has(PENDING)) {
             (true, _) => Ok(State::Current),
             (false, true) => Ok(State::Pending { rotated_at }),
-            (false, false) => Err("the version is not pending".into()),
+            (false, false) => Err(format!("version {version} is not pending").into()),
         }
     }
 
@@ -90,8 +90,12 @@ impl SecretVersions<'_> {
             Err(error) => return Err(fault::describe(&error).into()),
         };
         let created_at = read.created_date.and_then(|at| timestamp(&at));
-        let ring = read_ring(&read.secret_string.ok_or("the ring is not a string")?)?;
-        Ok(Some(SecretVersion { id: read.version_id.ok_or("a version without an id")?, ring, created_at }))
+        let id = read.version_id.ok_or("Secrets Manager returned a version without an id")?;
+        let Some(text) = read.secret_string else {
+            return Err(format!("version {id} of the secret is binary: store it as text").into());
+        };
+        let ring = read_ring(&text).map_err(|problem| format!("version {id} of the secret is malformed: {problem}"))?;
+        Ok(Some(SecretVersion { id, ring, created_at }))
     }
 }
 

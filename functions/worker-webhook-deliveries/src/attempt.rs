@@ -7,7 +7,7 @@ use karta_shared::{
         ScopeSet, Signatures, Timestamp, WebhookEndpoint, next_attempt,
     },
     http::WebhookEndpointResource,
-    store::{Lease, PendingDelivery, Settled, Settlement, StoreError, Transaction},
+    store::{DeliveryResult, Lease, PendingDelivery, RecordOutcome, StoreError, Transaction},
     telemetry,
     webhook_secrets::WebhookSecrets,
     worker::{Fault, Worker},
@@ -23,7 +23,7 @@ use crate::{
 /// Maximum stored bytes of a response body.
 const BODY_MAX: usize = 1024;
 /// Maximum attempts to store a result while the endpoint is being changed.
-const MAX_SETTLE_ATTEMPTS: usize = 5;
+const MAX_RECORD_ATTEMPTS: usize = 5;
 const GONE: u16 = 410;
 
 /// An endpoint as it was read, with the parts needed to send to it.
@@ -70,8 +70,8 @@ impl Receiver {
             // No failure counter changes, so other attempts need not wait for this result.
             let read = lease.clone();
             drop(lease);
-            let settled = self.settle(&read, pending, &attempt, Settled::Succeeded, None).await?;
-            return Ok(if settled { AttemptEnd::Delivered } else { AttemptEnd::Stop });
+            let recorded = self.record(&read, pending, &attempt, DeliveryResult::Succeeded, None).await?;
+            return Ok(if recorded { AttemptEnd::Delivered } else { AttemptEnd::Stop });
         }
         let mut lease = lease;
         let failing = if succeeded { Failing::default() } else { lease.failing.with_failure(at) };
@@ -82,12 +82,12 @@ impl Receiver {
         } else {
             None
         };
-        let settled = match (succeeded, retry) {
-            (true, _) => Settled::Succeeded,
-            (false, Some(at)) => Settled::RetryAt(at),
-            (false, None) => Settled::Failed,
+        let result = match (succeeded, retry) {
+            (true, _) => DeliveryResult::Succeeded,
+            (false, Some(at)) => DeliveryResult::RetryAt(at),
+            (false, None) => DeliveryResult::Failed,
         };
-        if !self.settle(&lease, pending, &attempt, settled, reason).await? {
+        if !self.record(&lease, pending, &attempt, result, reason).await? {
             return Ok(AttemptEnd::Stop);
         }
         lease.failing = failing;
@@ -101,32 +101,32 @@ impl Receiver {
     fn next_attempt(&self, pending: PendingDelivery, outcome: &Outcome) -> Option<Timestamp> {
         let mut random = [0];
         self.app.entropy.fill(&mut random);
-        next_attempt(pending.tries, outcome.retry_after, self.app.clock.now(), random[0])
+        next_attempt(pending.attempts, outcome.retry_after, self.app.clock.now(), random[0])
     }
 
-    /// Stores a result, and disables the endpoint if there is a reason. Returns false if the lease
+    /// Records a result, and disables the endpoint if there is a reason. Returns false if the lease
     /// was lost.
-    async fn settle(
+    async fn record(
         &self,
         lease: &Lease,
         pending: PendingDelivery,
         attempt: &Attempt,
-        settled: Settled,
+        result: DeliveryResult,
         reason: Option<DisabledReason>,
     ) -> Result<bool, Fault> {
-        for _ in 0..MAX_SETTLE_ATTEMPTS {
+        for _ in 0..MAX_RECORD_ATTEMPTS {
             let mut transaction = self.app.store.transaction();
             if let Some(reason) = reason {
                 self.disable(&mut transaction, lease, reason).await?;
             }
-            let settlement = self.app.store.settle_delivery(lease, pending, attempt, settled, transaction).await?;
-            match settlement {
-                Settlement::Written => return Ok(true),
-                Settlement::AlreadySettled => return Ok(false),
-                Settlement::CallersWriteFailed => {}
+            let outcome = self.app.store.record_attempt_result(lease, pending, attempt, result, transaction).await?;
+            match outcome {
+                RecordOutcome::Recorded => return Ok(true),
+                RecordOutcome::Superseded => return Ok(false),
+                RecordOutcome::CallersWriteFailed => {}
             }
         }
-        Err("endpoint update kept conflicting".into())
+        Err(format!("update of endpoint {} kept conflicting", self.endpoint.id).into())
     }
 
     /// Stages the disabling of the endpoint, unless it was changed since it was read: the result
@@ -165,7 +165,7 @@ impl Receiver {
             },
         )?;
         let webhook_endpoint = WebhookEndpointResource::new(after, lease.failing.with_failure(now), ScopeSet::NONE);
-        transaction.announce(&Event {
+        transaction.publish(&Event {
             id: id(),
             event_type: EventType::WebhookEndpointDisabled,
             created_at: now,

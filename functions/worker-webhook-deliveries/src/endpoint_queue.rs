@@ -178,7 +178,7 @@ impl EndpointQueue {
     async fn secrets(&self) -> Result<WebhookSecrets, Fault> {
         let context = WebhookSecretContext { organization: self.organization, endpoint: self.endpoint };
         let sealed = self.app.store.webhook_secrets(self.organization, self.endpoint).await?;
-        let sealed = sealed.ok_or("the endpoint has no secrets")?;
+        let sealed = sealed.ok_or_else(|| format!("endpoint {} has no secrets", self.endpoint))?;
         let (secrets, organization_id) = (&self.app.secrets, self.organization.get());
         let opened = match context.open(&*secrets.ring(Ring::SealingWebhooks).await?, &sealed) {
             Err(WebhookSecretUnsealError::UnknownKid(_)) => {
@@ -186,11 +186,11 @@ impl EndpointQueue {
             }
             opened => opened,
         };
-        opened.map_err(|problem| {
+        opened.map_err(|fault| {
             let webhook_endpoint_id = self.endpoint.get();
             let worker = WebhookDeliveries::NAME;
-            tracing::error!(worker, organization_id, webhook_endpoint_id, %problem, "webhook secrets not opened");
-            problem.into()
+            tracing::error!(worker, organization_id, webhook_endpoint_id, %fault, "webhook secrets not opened");
+            format!("endpoint {}: {fault}", self.endpoint).into()
         })
     }
 }

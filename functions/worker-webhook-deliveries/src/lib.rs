@@ -19,7 +19,7 @@ use karta_shared::{
     config::{self, Ring, Secret},
     domain::Id,
     reseal::sweep,
-    worker::{Fault, Wake, Worker},
+    worker::{Fault, Wake, Worker, of_organization},
 };
 use tokio::{
     sync::OnceCell,
@@ -104,7 +104,8 @@ impl Worker for WebhookDeliveries {
     async fn work(&self, wake: &Wake) -> Result<(), Fault> {
         match wake {
             Wake::Endpoint { organization_id, webhook_endpoint_id } => {
-                self.serve(*organization_id, *webhook_endpoint_id).await
+                let served = self.serve(*organization_id, *webhook_endpoint_id).await;
+                served.map_err(of_organization(*organization_id))
             }
             // `worker-webhook-events` finds due deliveries and wakes this worker once per endpoint.
             Wake::Sweep | Wake::Written(_) => sweep::<Self>(&self.app).await,

@@ -36,7 +36,7 @@ impl Sealed for WebhookDeliveries {
         match context.reseal(ring, &*app.entropy, item) {
             Ok(Some(resealed)) => app.store.reseal_webhook_secrets(organization, id, item, &resealed).await.map(Ok),
             Ok(None) => Ok(Ok(false)),
-            Err(refused) => Ok(Err(refused)),
+            Err(error) => Ok(Err(error)),
         }
     }
 }

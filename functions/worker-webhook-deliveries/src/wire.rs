@@ -81,7 +81,7 @@ pub struct Outcome {
 
 /// The reason why nothing was sent.
 #[derive(Debug, PartialEq, Eq)]
-enum PostRefusal {
+enum PostError {
     Url(Invalid),
     OwnHost,
     Address(&'static str),
@@ -129,7 +129,7 @@ impl Wire {
         let started = Instant::now();
         let mut outcome = match self.check_url(url) {
             Ok(url) => self.exchange(url, signatures, body.into()).await,
-            Err(refused) => Outcome::failed(refused.to_string()),
+            Err(error) => Outcome::failed(error.to_string()),
         };
         outcome.latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         outcome
@@ -137,12 +137,12 @@ impl Wire {
 
     /// Parses the URL for the client. An address in the URL is checked here, because the client's
     /// resolver sees only names.
-    fn check_url(&self, url: &WebhookUrl) -> Result<Url, PostRefusal> {
-        url.check(self.reach).map_err(PostRefusal::Url)?;
+    fn check_url(&self, url: &WebhookUrl) -> Result<Url, PostError> {
+        url.check(self.reach).map_err(PostError::Url)?;
         if url.is_on(&self.own_hosts) {
-            return Err(PostRefusal::OwnHost);
+            return Err(PostError::OwnHost);
         }
-        let ambiguous = PostRefusal::Url(Invalid::new("must have an unambiguous host"));
+        let ambiguous = PostError::Url(Invalid::new("must have an unambiguous host"));
         let Ok(parsed) = Url::parse(url.as_str()) else {
             return Err(ambiguous);
         };
@@ -188,8 +188,8 @@ impl Wire {
 
     /// Describes an error briefly, without the URL.
     fn describe(&self, error: &reqwest::Error) -> String {
-        if let Some(refused) = causes(error).find_map(|cause| cause.downcast_ref::<PostRefusal>()) {
-            return refused.to_string();
+        if let Some(post_error) = causes(error).find_map(|cause| cause.downcast_ref::<PostError>()) {
+            return post_error.to_string();
         }
         if error.is_timeout() {
             return format!("no complete response within {} s", self.within.as_secs_f32());
@@ -234,11 +234,11 @@ impl Resolve for CheckedResolver {
         let on_loopback = host == "localhost";
         let found = self.lookup.lookup(host);
         Box::pin(async move {
-            let addresses = found.await.map_err(|_| PostRefusal::Unresolved)?;
+            let addresses = found.await.map_err(|_| PostError::Unresolved)?;
             if addresses.is_empty() {
-                return Err(PostRefusal::Unresolved.into());
+                return Err(PostError::Unresolved.into());
             }
-            // One refused address is enough: the name's owner intends every listed address to be
+            // One rejected address is enough: the name's owner intends every listed address to be
             // used.
             addresses.iter().try_for_each(|address| check_reach(*address, on_loopback, reach))?;
             let addresses: Vec<_> = addresses.into_iter().map(|address| SocketAddr::new(address, 0)).collect();
@@ -249,10 +249,10 @@ impl Resolve for CheckedResolver {
 
 /// Checks an address. Loopback is reachable only under its own names, and these names reach only
 /// loopback.
-fn check_reach(address: IpAddr, on_loopback: bool, reach: Reach) -> Result<(), PostRefusal> {
-    check_address(address, if on_loopback { reach } else { Reach::Public }).map_err(PostRefusal::Address)?;
+fn check_reach(address: IpAddr, on_loopback: bool, reach: Reach) -> Result<(), PostError> {
+    check_address(address, if on_loopback { reach } else { Reach::Public }).map_err(PostError::Address)?;
     if on_loopback && !address.is_loopback() {
-        return Err(PostRefusal::Address("outside loopback, although the name is for loopback"));
+        return Err(PostError::Address("outside loopback, although the name is for loopback"));
     }
     Ok(())
 }
@@ -263,18 +263,18 @@ impl Outcome {
     }
 }
 
-impl fmt::Display for PostRefusal {
+impl fmt::Display for PostError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Url(problem) => write!(f, "not sent: the URL {problem}"),
             Self::OwnHost => f.write_str("not sent: the URL points to this service"),
-            Self::Address(what) => write!(f, "not sent: the host has an address that is not public: {what}"),
+            Self::Address(kind) => write!(f, "not sent: the host has an address that is not public: {kind}"),
             Self::Unresolved => f.write_str("not sent: the host name cannot be resolved"),
         }
     }
 }
 
-impl Error for PostRefusal {}
+impl Error for PostError {}
 
 impl fmt::Debug for Wire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -15,7 +15,7 @@ use karta_shared::{
     domain::Id,
     join_bounded::join_bounded,
     store::{DueItem, Queue},
-    worker::{Fault, Wake, Worker, due},
+    worker::{Fault, Wake, Worker, due, of_organization},
 };
 use tokio::time::Instant;
 
@@ -52,7 +52,7 @@ impl WebhookEvents {
             async move {
                 let (touched, outcome) = fan_out::fan_out(&app, organization, &due).await;
                 let woken = waker.wake_each(touched.into_iter().map(|endpoint| (organization, endpoint))).await;
-                outcome.and(woken)
+                outcome.map_err(of_organization(organization)).and(woken)
             }
         });
         first_fault(join_bounded(fanned_out).await)
@@ -75,7 +75,8 @@ impl WebhookEvents {
         let recovered = due.into_iter().map(|due| {
             let (app, waker) = (self.app.clone(), Arc::clone(&self.waker));
             async move {
-                let endpoint = recovery::run(&app, &due, deadline).await?;
+                let recovered = recovery::run(&app, &due, deadline).await;
+                let endpoint = recovered.map_err(of_organization(due.organization_id))?;
                 waker.wake_each(endpoint.map(|endpoint| (due.organization_id, endpoint))).await
             }
         });

@@ -3,7 +3,7 @@ import { test } from "node:test";
 import { checkBodies, checkClient, checkComplete, gatewayAnswers } from "../error-page.mjs";
 
 const row = (body) => `| \`${body}\` | when | what |\n`;
-const TAKEN = '{"error":"slug_taken","message":"The slug is taken. Choose another one."}';
+const TAKEN = '{"error":"slug_taken","message":"This slug is taken. Choose another slug."}';
 const PAGE = `
 | [404](#404) | nothing | no | \`KartaNotFoundError\` |
 | [409](#409) | taken | no | \`KartaConflictError\` |
@@ -15,7 +15,7 @@ ${row(TAKEN)}
 `;
 const RUST = `
 json!({"detail": "Not found"})
-Conflict::SlugTaken => ("slug_taken", "The slug is taken. Choose another one."),
+Conflict::SlugTaken => ("slug_taken", "This slug is taken. Choose another slug."),
 "monthly token cap reached" "monthly input token cap reached" "monthly output token cap reached" "monthly cost cap reached"
 `;
 const TRUTH = { rust: RUST, gateway: [], openapi: { paths: { "/v1/x": { get: { responses: { 200: {}, 404: {}, 409: {} } } } } } };
@@ -58,7 +58,7 @@ const taken = { ...answer(409, JSON.parse(TAKEN)) };
 
 test("a body that differs from the answer fails", () => {
   const checked = (answers) => () => checkBodies(PAGE, answers, TRUTH);
-  const other = answer(409, { error: "slug_taken", message: "Choose another one" });
+  const other = answer(409, { error: "slug_taken", message: "Choose another slug" });
   assert.throws(checked([missing, other]), /409: message is printed as/);
   assert.throws(checked([missing, answer(409, { error: "slug_taken", message: "x", id: 1 })]), /missing responses: 409/);
   assert.throws(checked([missing]), /409 slug_taken is neither provoked nor returned by API Gateway/);

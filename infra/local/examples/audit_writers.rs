@@ -57,7 +57,7 @@ fn median(mut rates: Vec<f64>) -> f64 {
 /// end.
 async fn rate(turn: Duration, chaining: bool) -> Result<f64> {
     let runner = Runner::start(options()?).await?;
-    let token = runner.bootstrapped.api_key.as_ref().context("no first key")?.expose().to_owned();
+    let token = runner.bootstrap.api_key.as_ref().context("no first key")?.expose().to_owned();
     let (client, url) = (reqwest::Client::new(), format!("{}/v1/api_keys", runner.base_url));
     let mut keys = Vec::new();
     for at in 0..WRITERS {
@@ -130,7 +130,7 @@ fn options() -> Result<Options> {
         webhooks: Reach::Public,
         deadlines: Deadlines::DEPLOYED,
         workers: false,
-        witness: None,
+        call_observer: None,
         clock: Arc::new(SystemClock),
         entropy: Arc::new(OsEntropy),
     })

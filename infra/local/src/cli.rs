@@ -193,7 +193,7 @@ async fn run(arguments: RunArguments) -> Result<()> {
         webhooks: if arguments.allow_loopback_webhooks { Reach::Loopback } else { Reach::Public },
         deadlines: Deadlines::LAPTOP,
         workers: true,
-        witness: None,
+        call_observer: None,
         clock: Arc::new(SystemClock),
         entropy: Arc::new(OsEntropy),
     })
@@ -216,12 +216,12 @@ pub fn print_error(error: &anyhow::Error) {
 }
 
 fn json_description(runner: &Runner, data_dir: Option<&Path>) -> String {
-    let organization = &runner.bootstrapped.organization;
+    let organization = &runner.bootstrap.organization;
     json!({
         "base_url": runner.base_url,
         "organization_id": organization.id,
         "organization_slug": organization.slug,
-        "api_key": runner.bootstrapped.api_key.as_ref().map(ApiKeyToken::expose),
+        "api_key": runner.bootstrap.api_key.as_ref().map(ApiKeyToken::expose),
         "service_token": runner.secrets.service_token.expose_secret(),
         "session_token_secret": runner.secrets.session_token_secret.expose_secret(),
         "data_dir": data_dir,
@@ -230,12 +230,12 @@ fn json_description(runner: &Runner, data_dir: Option<&Path>) -> String {
 }
 
 fn banner(runner: &Runner, data_dir: Option<&Path>) -> String {
-    let (url, organization) = (&runner.base_url, &runner.bootstrapped.organization.slug);
+    let (url, organization) = (&runner.base_url, &runner.bootstrap.organization.slug);
     let storage = data_dir.map_or_else(
         || "Data and secrets are in memory only.".to_owned(),
         |folder| format!("Data and secrets are in {}.", folder.display()),
     );
-    let Some(token) = &runner.bootstrapped.api_key else {
+    let Some(token) = &runner.bootstrap.api_key else {
         return format!(
             "Karta is running on {url} for the organization {organization}. {storage}
 

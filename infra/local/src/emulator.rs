@@ -57,7 +57,7 @@ use self::{
 };
 use crate::{
     secrets::random_hex,
-    template::{Index, Table, Template},
+    template::{Index, Template, TemplateTable},
 };
 
 pub(crate) const STORE_FILE: &str = "store.db";
@@ -126,11 +126,12 @@ impl Emulator {
             streams: streams.clone(),
             indexes: indexes.clone(),
         });
-        // In a file, the write-ahead log lets readers work beside a writer. In memory, they would fail.
+        // The write-ahead log of a file lets readers work beside a writer. A store in memory has none,
+        // and its readers would fail.
         let reader = folder.map(|_| Arc::clone(&shared));
         let served = thread::Builder::new().name("store".to_owned()).spawn(move || {
-            if let Err(error) = runtime.block_on(serve(listener, shared, requests, stopped)) {
-                tracing::error!(%error, "embedded store failed");
+            if let Err(fault) = runtime.block_on(serve(listener, shared, requests, stopped)) {
+                tracing::error!(%fault, "embedded store failed");
             }
         })?;
         let (access_key, tables) = (access_key.into(), tables.clone());
@@ -362,7 +363,7 @@ fn table_name<'a>(logical_id: &str, tables: &'a Tables) -> Result<&'a str> {
     })
 }
 
-fn create_table(database: &Database, name: &str, table: &Table) -> Result<()> {
+fn create_table(database: &Database, name: &str, table: &TemplateTable) -> Result<()> {
     let mut request = json!({ "TableName": name });
     for property in TABLE_PROPERTIES {
         if let Some(value) = table.0.get(property) {

@@ -134,8 +134,8 @@ impl Gateway {
             routes.insert(&path, targets).with_context(|| format!("the path {path}"))?;
         }
         let responses: HashMap<_, _> = template.gateway_responses.clone().into_iter().collect();
-        for refusal in GatewayError::ALL {
-            ensure!(responses.contains_key(refusal.name()), "template.yaml has no GatewayResponse {}", refusal.name());
+        for error in GatewayError::ALL {
+            ensure!(responses.contains_key(error.name()), "template.yaml has no GatewayResponse {}", error.name());
         }
         Ok(Self {
             routes,
@@ -163,7 +163,7 @@ impl Gateway {
         }
         match self.route(peer, request, &request_id).await {
             Ok(response) => response,
-            Err(refusal) => self.error_response(refusal, &request_id),
+            Err(error) => self.error_response(error, &request_id),
         }
     }
 
@@ -257,8 +257,8 @@ impl Gateway {
         event.authorization_token = Some(header.to_owned());
         event.method_arn = Some(format!("arn:aws:execute-api:local:000000000000:karta/{STAGE}/{method}{}", uri.path()));
         // Boxed, as a handler's future is: the compiler limits how deep the types of futures nest.
-        let answer = Box::pin(self.authorizer.authorize(&event)).await.map_err(|error| {
-            tracing::error!(route = authorizer::NAME, %error, "undecided");
+        let answer = Box::pin(self.authorizer.authorize(&event)).await.map_err(|fault| {
+            tracing::error!(route = authorizer::NAME, %fault, "authorization undecided");
             GatewayError::AuthorizerFailure
         })?;
         let allowed =
@@ -270,9 +270,9 @@ impl Gateway {
         Ok(CachedAuthorization { at: self.clock.now(), context })
     }
 
-    fn error_response(&self, refusal: GatewayError, request_id: &str) -> axum::response::Response {
-        let template = &self.responses[refusal.name()];
-        tracing::info!(request_id, route = "gateway", status = template.status, refusal = refusal.name(), "request");
+    fn error_response(&self, error: GatewayError, request_id: &str) -> axum::response::Response {
+        let (template, gateway_response) = (&self.responses[error.name()], error.name());
+        tracing::info!(request_id, route = "gateway", status = template.status, gateway_response, "request");
         let body = template.body.replace("$context.requestId", request_id);
         let mut response = axum::response::Response::new(axum::body::Body::from(body));
         *response.status_mut() = StatusCode::from_u16(template.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

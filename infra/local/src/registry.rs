@@ -27,8 +27,8 @@ use worker_webhook_events::{Waker, WebhookEvents};
 
 use crate::gateway::Gateway;
 
-type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
-pub type Handler = Arc<dyn Fn(Request) -> Answer + Send + Sync>;
+type HandlerFuture = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+pub type Handler = Arc<dyn Fn(Request) -> HandlerFuture + Send + Sync>;
 
 /// Returns every function that handles requests, by the name of its folder.
 pub fn handlers(app: &App) -> BTreeMap<&'static str, Handler> {
@@ -89,10 +89,10 @@ pub fn handlers(app: &App) -> BTreeMap<&'static str, Handler> {
 
 type Work = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send>>;
 /// Runs a worker once.
-pub type Tick = Arc<dyn Fn() -> Work + Send + Sync>;
+pub type RunWorker = Arc<dyn Fn() -> Work + Send + Sync>;
 
 /// Returns every worker with a schedule, by the name of its folder.
-pub fn workers(app: &App, gateway: &Arc<Gateway>) -> BTreeMap<&'static str, Tick> {
+pub fn workers(app: &App, gateway: &Arc<Gateway>) -> BTreeMap<&'static str, RunWorker> {
     let gateway = Arc::clone(gateway);
     let cache = AuthorizerCache::Local(Arc::new(move || gateway.flush_authorizer_cache()));
     let deliveries = WebhookDeliveries::new(app.for_function(WebhookDeliveries::NAME), Vec::new());
@@ -123,21 +123,21 @@ pub fn waker(deliveries: WebhookDeliveries) -> Waker {
 }
 
 /// Creates the worker with its own app at the first run.
-fn mount_worker<W: Worker>(app: &App, new: impl FnOnce(App) -> W + Send + 'static) -> (&'static str, Tick) {
+fn mount_worker<W: Worker>(app: &App, new: impl FnOnce(App) -> W + Send + 'static) -> (&'static str, RunWorker) {
     let app = app.clone();
     let worker = LazyLock::new(move || Arc::new(new(app.for_function(W::NAME))));
-    let tick = move || -> Work {
+    let run_worker = move || -> Work {
         let worker = Arc::clone(&worker);
         Box::pin(async move { work(&*worker, &Wake::Sweep).await })
     };
-    (W::NAME, Arc::new(tick))
+    (W::NAME, Arc::new(run_worker))
 }
 
 /// Creates the handler's own app at the first request.
 fn mount<R: Route>(app: &App) -> (&'static str, Handler) {
     let app = app.clone();
     let app = LazyLock::new(move || app.for_function(R::NAME));
-    let handler = move |request| -> Answer {
+    let handler = move |request| -> HandlerFuture {
         let app = App::clone(&app);
         Box::pin(async move { serve::<R>(&app, request).await })
     };

@@ -18,7 +18,7 @@ use axum::{
 };
 use karta_shared::{
     App,
-    app::Witness,
+    app::CallObserver,
     clock::Clock,
     config::{self, Config, Deadlines},
     domain::{Entropy, InternalGuard, Reach, Slug},
@@ -75,7 +75,7 @@ pub struct Options {
     /// Whether the workers run. Tests that control the store or the clock turn them off.
     pub workers: bool,
     /// Records the AWS calls of each function. Tests compare them with the template's policies.
-    pub witness: Option<Arc<dyn Witness>>,
+    pub call_observer: Option<Arc<dyn CallObserver>>,
     pub clock: Arc<dyn Clock>,
     pub entropy: Arc<dyn Entropy>,
 }
@@ -83,7 +83,7 @@ pub struct Options {
 /// A running control plane.
 pub struct Runner {
     pub base_url: String,
-    pub bootstrapped: BootstrapResult,
+    pub bootstrap: BootstrapResult,
     pub secrets: LocalSecrets,
     /// The app of the handlers, for tests that look behind the HTTP API.
     pub app: App,
@@ -128,7 +128,7 @@ impl Runner {
             sdk = sdk.into_builder().http_client(emulator.http_client()).build();
         }
         let mut app = App::new(config, &sdk, secrets.source(), options.clock, options.entropy);
-        app.witness = options.witness;
+        app.call_observer = options.call_observer;
         app.secrets.warm_up().await?;
         let gateway = Arc::new(Gateway::new(&app, &template)?);
         let workers = if options.workers {
@@ -136,7 +136,7 @@ impl Runner {
         } else {
             JoinSet::new()
         };
-        let bootstrapped = bootstrap::organization(&app, &options.organization, "local runner").await?;
+        let bootstrap = bootstrap::organization(&app, &options.organization, "local runner").await?;
 
         let address = SocketAddr::new(options.host, options.port);
         let listener =
@@ -157,14 +157,14 @@ impl Runner {
                 })
                 .await
         });
-        Ok(Self { base_url, bootstrapped, secrets, app, gateway, emulator, stop, served, workers, _lock: lock })
+        Ok(Self { base_url, bootstrap, secrets, app, gateway, emulator, stop, served, workers, _lock: lock })
     }
 
     /// Waits for running requests, then stops.
     pub async fn stop(mut self) {
         drop(self.stop);
         if timeout(STOP_TIMEOUT, self.served).await.is_err() {
-            tracing::warn!("requests still running after {STOP_TIMEOUT:?}");
+            tracing::warn!(timeout = ?STOP_TIMEOUT, "requests still running at stop");
         }
         self.workers.shutdown().await;
         drop((self.app, self.gateway));

@@ -15,7 +15,7 @@ pub struct Template {
     pub functions: Vec<Function>,
     pub authorizer: AuthorizerSettings,
     pub gateway_responses: BTreeMap<String, GatewayResponse>,
-    pub tables: BTreeMap<String, Table>,
+    pub tables: BTreeMap<String, TemplateTable>,
 }
 
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub struct Index {
 #[derive(Debug)]
 pub struct Route {
     pub method: Method,
-    /// With variables in braces: `/v1/api_keys/{id}`.
+    /// The path, with variables in braces: `/v1/api_keys/{id}`.
     pub path: String,
     pub authorized: bool,
 }
@@ -66,7 +66,7 @@ pub struct GatewayResponse {
 
 /// The properties of a table in the template.
 #[derive(Debug)]
-pub struct Table(pub Value);
+pub struct TemplateTable(pub Value);
 
 impl Template {
     pub fn parse(yaml: &str) -> Result<Self> {
@@ -88,7 +88,7 @@ impl Template {
             functions: functions.into_values().collect(),
             gateway_responses: gateway_responses(&api["Properties"]["GatewayResponses"])?,
             tables: of_type("AWS::DynamoDB::Table")
-                .map(|(name, table)| (name.to_owned(), Table(table["Properties"].clone())))
+                .map(|(name, table)| (name.to_owned(), TemplateTable(table["Properties"].clone())))
                 .collect(),
         })
     }

@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     emulator::{Emulator, WatchedIndex},
-    registry::Tick,
+    registry::RunWorker,
     template::{Function, Template},
 };
 
@@ -42,7 +42,7 @@ const CLOCK_READ_INTERVAL: Duration = Duration::from_secs(1);
 /// Starts the template's workers. Dropping the returned set aborts them. Fails if the template and
 /// `workers` name different functions.
 pub fn start(
-    mut workers: BTreeMap<&'static str, Tick>,
+    mut workers: BTreeMap<&'static str, RunWorker>,
     template: &Template,
     emulator: &Emulator,
     clock: &Arc<dyn Clock>,
@@ -52,25 +52,26 @@ pub fn start(
     // Secrets Manager in AWS starts the secrets rotation.
     for (function, period) in template.functions.iter().filter_map(|function| Some((function, function.schedule?))) {
         let worker = workers.remove(function.binary.as_str());
-        let tick = worker
+        let run_worker = worker
             .with_context(|| format!("template.yaml lists {}, which has no worker in registry.rs", function.binary))?;
         let queue = queue(function, emulator).with_context(|| function.binary.clone())?;
         let (stream, clock) = (emulator.outbox_writes(&function.outbox_prefixes), Arc::clone(clock));
-        running.spawn(WorkerLoop { tick, period, stream, queue, clock }.run());
+        running.spawn(WorkerLoop { run_worker, period, stream, queue, clock }.run());
     }
     ensure!(workers.is_empty(), "workers missing in template.yaml: {:?}", workers.keys());
     Ok(running)
 }
 
-/// Returns a worker's queue: the index that its policies allow it to query.
+/// Returns the queue of a worker: the index that the worker's policies allow it to query. `None` if
+/// items appear in the index only after a restart.
 fn queue(function: &Function, emulator: &Emulator) -> Result<Option<WakeQueue>> {
     let [index] = &function.indexes[..] else { bail!("a worker must query exactly one index") };
     let (key, due_attribute) = match index.name.as_str() {
         "due" => ("due_shard", Some("due_at")),
         // Every item is due at once.
         "unchained" => ("unchained", None),
-        // Only a rotation of the key ring makes work, and a local ring changes only at a restart,
-        // where every worker runs once.
+        // Items need resealing only after a rotation of the key ring. A local ring changes only
+        // between runs, and every worker runs once at the start of a run.
         "sealed" => return Ok(None),
         other => bail!("unknown index {other}"),
     };
@@ -91,8 +92,8 @@ impl WakeQueue {
     async fn next(&self, now: Timestamp) -> Option<Timestamp> {
         match self.index.first(self.key, self.due_attribute).await {
             Ok(first) => first.map(|at| at.parse().unwrap_or(now)),
-            Err(error) => {
-                tracing::error!(%error, "index lookup failed");
+            Err(fault) => {
+                tracing::error!(%fault, "index lookup failed");
                 Some(now)
             }
         }
@@ -100,7 +101,7 @@ impl WakeQueue {
 }
 
 struct WorkerLoop {
-    tick: Tick,
+    run_worker: RunWorker,
     /// Interval of the schedule.
     period: Duration,
     stream: Option<watch::Receiver<()>>,
@@ -131,10 +132,10 @@ impl WorkerLoop {
     /// Runs the worker, which logs its failures. Without a queue, repeats a failed run until it
     /// succeeds.
     fn run_once(&self) -> impl Future<Output = ()> + use<> {
-        let (tick, has_queue) = (Arc::clone(&self.tick), self.queue.is_some());
+        let (run_worker, has_queue) = (Arc::clone(&self.run_worker), self.queue.is_some());
         async move {
             let mut pause = MIN_PAUSE;
-            while tick().await.is_err() && !has_queue {
+            while run_worker().await.is_err() && !has_queue {
                 sleep(pause).await;
                 pause = MAX_PAUSE.min(pause * 2);
             }

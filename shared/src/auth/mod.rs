@@ -23,8 +23,8 @@ pub use self::{
 
 use crate::{config::SecretError, store::StoreError};
 
-/// Reasons why a credential could not be checked. Authentication fails closed: the response is a
-/// 503, never a refusal, because a refusal might be cached.
+/// Why a credential could not be checked. Authentication fails closed: the response is a 503, never
+/// a rejection, because a rejection might be cached.
 #[derive(Debug, thiserror::Error)]
 pub enum Undecided {
     #[error(transparent)]

@@ -73,7 +73,7 @@ struct PresentedClaims {
     akid: Id,
     sub: Option<String>,
     nbf: Option<NumericDate>,
-    /// Karta is never an intended audience, so any `aud` is refused (RFC 7519 §4.1.3).
+    /// Karta is never an intended audience, so any `aud` is rejected (RFC 7519 §4.1.3).
     aud: Option<IgnoredAny>,
 }
 
@@ -138,15 +138,15 @@ impl fmt::Debug for SessionToken {
     }
 }
 
-/// The header fields that verification reads. `alg` can only cause a refusal.
+/// The header fields that verification reads. `alg` can only cause a rejection.
 #[derive(Deserialize)]
 struct PresentedHeader<'a> {
     #[serde(borrow)]
     alg: Cow<'a, str>,
     #[serde(borrow)]
     kid: Option<Cow<'a, str>>,
-    /// Extensions that a verifier must understand. This one supports none, so that any value refuses
-    /// the token, `null` included.
+    /// Extensions that a verifier must understand. Karta supports no extensions, so any value is
+    /// rejected, `null` included.
     #[serde(default, deserialize_with = "is_present")]
     crit: bool,
 }
@@ -155,17 +155,17 @@ fn is_present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Err
     IgnoredAny::deserialize(deserializer).map(|_| true)
 }
 
-/// Reasons for refusing a token, as words for the log. Callers get the same 401 for all of them.
+/// Why a session token was rejected, as a word for the log. Callers get the same 401 in every case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("session token refused: {}", self.as_str())]
+#[error("session token rejected: {}", self.as_str())]
 pub enum SessionTokenError {
-    /// Too long, or not three parts with a JSON header.
+    /// The token is too long, or does not have three parts with a JSON header.
     Malformed,
-    /// Not HS256, or with critical extensions.
+    /// The algorithm is not HS256, or the header has critical extensions.
     Algorithm,
     /// The kid is missing or malformed.
     NoKid,
-    /// The ring does not hold the kid. Only this refusal can change after a refetch of the ring.
+    /// The ring does not hold the kid. Only this result can change after a refetch of the ring.
     UnknownKid,
     Signature,
     /// A claim is missing, or of a wrong type or value.
@@ -196,7 +196,7 @@ impl SessionTokenError {
     }
 }
 
-/// Signs `claims` with the ring's current key. The caller chooses `exp`; [`verify`] refuses
+/// Signs `claims` with the ring's current key. The caller chooses `exp`; [`verify`] rejects
 /// lifetimes above [`TTL_MAX`].
 pub fn mint(ring: &Keyring, claims: &SessionClaims) -> SessionToken {
     let (kid, secret) = ring.current();

@@ -10,16 +10,16 @@ use crate::{
     config::{Deadlines, Ring, Secrets},
     domain::{
         ApiKey, ApiKeyToken, BudgetVerdict, Id, KeyStatus, Organization, Principal, PrincipalKind, Spending, Timestamp,
-        TokenRefused,
+        TokenError,
     },
-    store::{Access, Credential, Store},
+    store::{Credential, KeyState, Store},
     telemetry::{Metrics, ProofSource},
 };
 
 /// Maximum cached proofs in a process, 48 bytes each.
 const MAX_PROOFS: usize = 100_000;
 const MAX_REFUSALS: usize = 10_000;
-/// How long a wrong token is refused without another bcrypt comparison.
+/// How long a wrong token is rejected without another bcrypt comparison.
 const REFUSAL_TTL: Duration = Duration::from_secs(5);
 
 /// Maximum age of a verdict when API Gateway receives it. The gateway caches it for 3 s, so a
@@ -40,8 +40,8 @@ const USE_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// the other state. A proof never changes, so it is cached for the life of the process. State is
 /// never cached: every validation reads it in one BatchGetItem.
 ///
-/// An unknown prefix costs a bcrypt comparison with a decoy, and a failed proof is answered without
-/// further reads. Responses and their timing therefore reveal neither whether a prefix exists nor
+/// An unknown prefix costs a bcrypt comparison with a decoy, and a failed proof ends the validation
+/// without further reads. Responses and their timing therefore reveal neither whether a prefix exists nor
 /// the state of its key.
 pub struct Validator {
     store: Store,
@@ -69,9 +69,9 @@ struct Proof {
 pub enum RecordUse {
     /// The caller checks the client's address itself.
     Always,
-    /// Only if the key may be used from this address.
+    /// Updated only if the key may be used from this address.
     IfPermitted(Option<IpAddr>),
-    /// For callers that only inspect the key.
+    /// The caller only inspects the key.
     Never,
 }
 
@@ -90,7 +90,7 @@ pub struct ValidKey {
     pub budget: BudgetVerdict,
 }
 
-/// Reasons for refusing a key, for the log and metrics. Clients get the same 401 for all of them.
+/// Why a key was rejected, for the log and metrics. Clients get the same 401 in every case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Invalidity {
     Shape,
@@ -187,8 +187,8 @@ impl Validator {
         let invalid = |why| Ok((Verdict::Invalid(why), None));
         let token = match self.parse(text).await? {
             Ok(token) => token,
-            Err(TokenRefused::Shape) => return invalid(Invalidity::Shape),
-            Err(TokenRefused::Tag) => return invalid(Invalidity::Tag),
+            Err(TokenError::Shape) => return invalid(Invalidity::Shape),
+            Err(TokenError::Tag) => return invalid(Invalidity::Tag),
         };
         let Some(proof) = self.find_proof(&token, proving).await? else {
             return invalid(Invalidity::Unproven);
@@ -197,13 +197,13 @@ impl Validator {
         let Proof { organization_id, api_key_id, lineage_id } = proof;
         let records_use =
             record_use != RecordUse::Never && self.use_write_due.get(&api_key_id).is_none_or(|due| due <= read_at);
-        let (access, spending) = if records_use {
+        let (key_state, spending) = if records_use {
             self.store.access_to_use(organization_id, api_key_id, lineage_id, read_at).await?
         } else {
             self.store.access_to_spend(organization_id, api_key_id, lineage_id, read_at).await?
         };
-        let verdict = match check_status(&access, self.clock.now()) {
-            Ok(()) => Verdict::Valid(Box::new(ValidKey::new(access, spending))),
+        let verdict = match check_status(&key_state, self.clock.now()) {
+            Ok(()) => Verdict::Valid(Box::new(ValidKey::new(key_state, spending))),
             Err(why) => Verdict::Invalid(why),
         };
         if let Verdict::Valid(valid) = &verdict
@@ -217,9 +217,9 @@ impl Validator {
 
     /// Checks shape and tag. The ring is refetched if no known key made the tag, because a newer
     /// key may have made it.
-    async fn parse(&self, text: &str) -> Result<Result<ApiKeyToken, TokenRefused>, Undecided> {
+    async fn parse(&self, text: &str) -> Result<Result<ApiKeyToken, TokenError>, Undecided> {
         let parsed = ApiKeyToken::parse(text, &*self.secrets.ring(Ring::KeyTag).await?);
-        if !matches!(parsed, Err(TokenRefused::Tag)) {
+        if !matches!(parsed, Err(TokenError::Tag)) {
             return Ok(parsed);
         }
         Ok(ApiKeyToken::parse(text, &*self.secrets.ring_refetched(Ring::KeyTag).await?))
@@ -244,8 +244,8 @@ impl Validator {
             Ok(Ok(true)) => self.use_write_due.insert(key, now.plus(USE_WRITE_INTERVAL)),
             // Another process wrote first. The next validation reads the time of that write.
             Ok(Ok(false)) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "last_used_at update failed"),
-            Err(_) => tracing::warn!(error = "timeout", ?within, "last_used_at update failed"),
+            Ok(Err(fault)) => tracing::warn!(%fault, "last_used_at update failed"),
+            Err(_) => tracing::warn!(fault = format!("timed out after {within:?}"), "last_used_at update failed"),
         }
     }
 
@@ -311,7 +311,7 @@ impl Validator {
 }
 
 impl Verdict {
-    /// The name of the outcome in the log and in metrics.
+    /// Returns the name of the outcome in the log and in metrics.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Valid(_) => "valid",
@@ -331,8 +331,8 @@ impl RecordUse {
 }
 
 /// Checks the state of a proven key, apart from the client's address.
-pub fn check_status(access: &Access, now: Timestamp) -> Result<(), Invalidity> {
-    match access.api_key.status(now) {
+pub fn check_status(key_state: &KeyState, now: Timestamp) -> Result<(), Invalidity> {
+    match key_state.api_key.status(now) {
         KeyStatus::Revoked => Err(Invalidity::Revoked),
         KeyStatus::Expired => Err(Invalidity::Expired),
         KeyStatus::Active | KeyStatus::Rotating => Ok(()),
@@ -411,8 +411,8 @@ pub fn trace(verdict: &Verdict, address: Option<IpAddr>) -> Vec<StepResult> {
 
 impl ValidKey {
     /// Combines a key that passed [`check_status`] with its spending.
-    pub fn new(access: Access, spending: Spending) -> Self {
-        let Access { organization, api_key } = access;
+    pub fn new(key_state: KeyState, spending: Spending) -> Self {
+        let KeyState { organization, api_key } = key_state;
         let budget = BudgetVerdict::new(organization.subscription_status, &spending);
         Self { organization, api_key, spending, budget }
     }
@@ -482,8 +482,8 @@ mod tests {
                 (true, ring) => (200, json!({ "SecretString": ring.to_string() })),
                 (false, _) => (200, json!({ "Count": 0, "Items": [] })),
             };
-            let answer = http::Response::builder().status(status).body(SdkBody::from(body.to_string())).unwrap();
-            HttpConnectorFuture::ready(Ok(HttpResponse::try_from(answer).unwrap()))
+            let response = http::Response::builder().status(status).body(SdkBody::from(body.to_string())).unwrap();
+            HttpConnectorFuture::ready(Ok(HttpResponse::try_from(response).unwrap()))
         }
     }
 

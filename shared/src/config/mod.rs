@@ -43,7 +43,7 @@ pub struct Deadlines {
 
 impl Deadlines {
     pub const DEPLOYED: Self = Self::times(1);
-    /// For debug builds and for machines that compile at the same time. The longest deadline stays
+    /// Deadlines of debug builds and of machines that compile at the same time. The longest stays
     /// below API Gateway's 29 s.
     pub const LAPTOP: Self = Self::times(3);
 

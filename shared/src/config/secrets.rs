@@ -414,45 +414,45 @@ impl Secrets {
         self.refetched(&self.stripe).await
     }
 
-    async fn cached<T>(&self, slot: &CachedSecret<T>) -> Result<Arc<T>, SecretError> {
-        let mut last = slot.last.lock().await;
+    async fn cached<T>(&self, cached: &CachedSecret<T>) -> Result<Arc<T>, SecretError> {
+        let mut last = cached.last.lock().await;
         let now = self.clock.now();
-        self.refresh(slot, &mut last, CACHE_TTL, now).await?.serving(slot.on_malformed, now)
+        self.refresh(cached, &mut last, CACHE_TTL, now).await?.serving(cached.on_malformed, now)
     }
 
-    async fn refetched<T>(&self, slot: &CachedSecret<T>) -> Result<Arc<T>, SecretError> {
-        let mut last = slot.last.lock().await;
+    async fn refetched<T>(&self, cached: &CachedSecret<T>) -> Result<Arc<T>, SecretError> {
+        let mut last = cached.last.lock().await;
         let now = self.clock.now();
-        let fetched = self.refresh(slot, &mut last, REFETCH_INTERVAL, now).await?;
+        let fetched = self.refresh(cached, &mut last, REFETCH_INTERVAL, now).await?;
         fetched.last_error.clone().map_or_else(|| Ok(Arc::clone(&fetched.value)), Err)
     }
 
     /// Returns the value that was fetched last. Refetches first if the last attempt is older than
-    /// `age`, or older than 30 s if no value is usable. The caller holds the slot's lock, so that
+    /// `age`, or older than 30 s if no value is usable. The caller holds the cache's lock, so that
     /// concurrent callers share one fetch.
     async fn refresh<'a, T>(
         &self,
-        slot: &CachedSecret<T>,
+        cached: &CachedSecret<T>,
         last: &'a mut Option<Fetched<T>>,
         age: Duration,
         now: Timestamp,
     ) -> Result<&'a Fetched<T>, SecretError> {
         let Some(fetched) = last else {
-            return Ok(last.insert(Fetched::new(self.fetch(slot).await?, now)));
+            return Ok(last.insert(Fetched::new(self.fetch(cached).await?, now)));
         };
-        let age = if fetched.serving(slot.on_malformed, now).is_ok() { age } else { REFETCH_INTERVAL };
+        let age = if fetched.serving(cached.on_malformed, now).is_ok() { age } else { REFETCH_INTERVAL };
         if now.since(fetched.tried_at) >= age {
-            let secret = slot.secret;
+            let secret = cached.secret;
             let timed_out =
                 || SecretError::Unavailable { secret, problem: format!("no response within {REFETCH_TIMEOUT:?}") };
             // Recorded before the fetch: a fetch that is dropped with its request counts as an
             // attempt too.
             fetched.tried_at = now;
             fetched.record_failure(timed_out());
-            match timeout(REFETCH_TIMEOUT, self.fetch(slot)).await.unwrap_or_else(|_| Err(timed_out())) {
+            match timeout(REFETCH_TIMEOUT, self.fetch(cached)).await.unwrap_or_else(|_| Err(timed_out())) {
                 Ok(value) => *fetched = Fetched::new(value, now),
                 Err(error) => {
-                    tracing::error!(%error, "secret refetch failed");
+                    tracing::error!(fault = %error, "secret refetch failed");
                     fetched.record_failure(error);
                 }
             }
@@ -460,12 +460,13 @@ impl Secrets {
         Ok(fetched)
     }
 
-    async fn fetch<T>(&self, slot: &CachedSecret<T>) -> Result<T, SecretError> {
+    async fn fetch<T>(&self, cached: &CachedSecret<T>) -> Result<T, SecretError> {
         if let Some(on_fetch) = &self.on_fetch {
-            on_fetch(slot.secret);
+            on_fetch(cached.secret);
         }
-        let text = self.source.fetch(slot.secret).await?;
-        (slot.parse)(text.expose_secret()).map_err(|problem| SecretError::Malformed { secret: slot.secret, problem })
+        let text = self.source.fetch(cached.secret).await?;
+        (cached.parse)(text.expose_secret())
+            .map_err(|problem| SecretError::Malformed { secret: cached.secret, problem })
     }
 }
 

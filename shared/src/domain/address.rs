@@ -53,7 +53,8 @@ const SPECIAL: [(IpNet, &str); 57] = [
     // IPv4 Multicast Address Space Registry
     (v4([233, 252, 0, 0], 24), "multicast for documentation (RFC 6676)"),
     (v4([224, 0, 0, 0], 4), "multicast (RFC 5771)"),
-    // Not in a registry. It looks public, but inside Azure it is what 169.254.169.254 is elsewhere.
+    // This address is in no registry. It looks public, but inside Azure it is what 169.254.169.254
+    // is elsewhere.
     (v4([168, 63, 129, 16], 32), "a cloud's internal service (Azure's WireServer)"),
     // IANA's IPv6 Special-Purpose Address Registry, and blocks that RFC 4291 and its successors
     // reserve.

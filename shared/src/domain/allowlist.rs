@@ -20,7 +20,8 @@ impl InternalGuard {
     /// Allows loopback where a list is not set, for a process that other machines cannot reach.
     #[must_use]
     pub fn or_loopback(self) -> Self {
-        let loopback = ["127.0.0.0/8", "::1"].map(|range| Cidr::try_from(range.to_owned()).expect("a range"));
+        let loopback =
+            ["127.0.0.0/8", "::1"].map(|range| Cidr::try_from(range.to_owned()).expect("loopback ranges are valid"));
         let hosts = LOOPBACK_HOSTS.map(ToOwned::to_owned);
         Self {
             addresses: self.addresses.or_else(|| Some(AddressList(loopback.to_vec()))),
@@ -51,7 +52,7 @@ const MAX_SHOWN: usize = 31;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("entry {position}{}, {problem}", shown.as_ref().map(|entry| format!(", {entry:?}")).unwrap_or_default())]
-pub struct BadEntry {
+pub struct EntryError {
     position: usize,
     /// The entry, unless it may be a token.
     shown: Option<String>,
@@ -59,28 +60,28 @@ pub struct BadEntry {
 }
 
 impl FromStr for AddressList {
-    type Err = BadEntry;
+    type Err = EntryError;
 
-    fn from_str(text: &str) -> Result<Self, BadEntry> {
+    fn from_str(text: &str) -> Result<Self, EntryError> {
         entries(text, |entry| Cidr::try_from(entry.to_owned())).map(Self)
     }
 }
 
 impl FromStr for HostList {
-    type Err = BadEntry;
+    type Err = EntryError;
 
-    fn from_str(text: &str) -> Result<Self, BadEntry> {
+    fn from_str(text: &str) -> Result<Self, EntryError> {
         let problem = Invalid::new("must be a host name such as control.example.com or an address such as [::1]");
         entries(text, |entry| canonical_host(entry).ok_or_else(|| problem.clone())).map(Self)
     }
 }
 
 /// Parses the entries between commas. Fails with the first invalid one.
-fn entries<T>(text: &str, read: impl Fn(&str) -> Result<T, Invalid>) -> Result<Vec<T>, BadEntry> {
+fn entries<T>(text: &str, read: impl Fn(&str) -> Result<T, Invalid>) -> Result<Vec<T>, EntryError> {
     let bad = |at: usize, entry: &str, problem| {
         let may_be_token = entry.split(['.', ':']).any(|run| run.chars().count() > MAX_SHOWN);
         let shown = (!may_be_token).then(|| entry.chars().take(100).collect());
-        BadEntry { position: at + 1, shown, problem }
+        EntryError { position: at + 1, shown, problem }
     };
     let entries = text.split(',').map(str::trim).enumerate();
     entries.map(|(at, entry)| read(entry).map_err(|problem| bad(at, entry, problem))).collect()

@@ -12,7 +12,7 @@ const MAX_REPORTED: usize = 1_000;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BudgetWatch {
     pub month: Month,
-    /// Thresholds of this month, each with its cap: `total_tokens:1000:80`.
+    /// Thresholds of this month, each with its cap: `total_tokens:1000:80`. Stored as `told`.
     #[serde(default, rename = "told", skip_serializing_if = "BTreeSet::is_empty")]
     pub reported: BTreeSet<String>,
     pub exhausted: bool,

@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn url_is_only_a_secure_host() {
+    fn data_plane_url_has_only_https_and_host() {
         let longest = format!("https://{}.example.com", "a".repeat(63));
         for url in ["https://10.0.0.7", "https://[2001:db8::1]:8443/", "https://plane.internal:1/", &*longest] {
             assert!(parsed(&at(url)).is_ok(), "{url}");

@@ -67,7 +67,7 @@ impl TryFrom<String> for EndpointUrl {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Outline<'a> {
     secure: bool,
-    /// As written: in any case, and an IPv6 address in brackets.
+    /// The host as written: in any case, and an IPv6 address in brackets.
     pub(super) host: &'a str,
     port: Option<&'a str>,
     pub(super) path_and_query: &'a str,

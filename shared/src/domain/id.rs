@@ -27,8 +27,8 @@ impl Id {
     }
 
     pub fn drawn_at(self) -> Timestamp {
-        let millis = i64::try_from(self.0 >> RANDOM_BITS).expect("41 bits");
-        Timestamp::from_millis(EPOCH_MILLIS + millis).expect("before 2095")
+        let millis = i64::try_from(self.0 >> RANDOM_BITS).expect("41 bits of milliseconds fit");
+        Timestamp::from_millis(EPOCH_MILLIS + millis).expect("41 bits of milliseconds end before 2095")
     }
 
     pub const fn new(value: u64) -> Option<Self> {

@@ -27,7 +27,7 @@ pub struct Invalidation {
     pub at: Timestamp,
     /// Whether the gateway must flush its cache too.
     pub access_cut: bool,
-    /// The names of the receivers that confirmed.
+    /// The names of the receivers that confirmed; stored as `told`.
     #[serde(default, rename = "told")]
     pub notified: BTreeSet<String>,
     /// Number of attempts started.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use super::Invalid;
 
-/// Never a kid: see [`Kid`].
+/// The member that names the current key. It is not a valid [`Kid`].
 const CURRENT: &str = "current";
 const MIN_SECRET_BYTES: usize = 32;
 

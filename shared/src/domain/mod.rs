@@ -52,7 +52,7 @@ mod webhook_signature;
 mod webhook_url;
 
 pub use address::{Reach, check as check_address};
-pub use allowlist::{AddressList, BadEntry, HostList, InternalGuard};
+pub use allowlist::{AddressList, EntryError, HostList, InternalGuard};
 pub use api_key::{ApiKey, ApiKeyPatch, ApiKeySettings, KeyNotEditable, KeyStatus, NotActive};
 pub use artifact::{ArtifactUrl, CommitSha, ImageRef, TemplatePath};
 pub use audit::{Action, Actor, ActorKind, AuditEvent, Change, Changes, NewAuditEvent, ResourceRef, Value};
@@ -83,16 +83,16 @@ pub use release::{
     Build, BuildKind, Flip, NoTransition, NotReady, Release, ReleaseStatus, StatusReport, Version, activation,
 };
 pub use retry_after::retry_after;
-pub use rotation::{Move, RingUse, RotationRefused};
+pub use rotation::{Move, RingUse, RotationError};
 pub use scope::{Scope, ScopeSet};
 #[cfg(any(test, feature = "testing"))]
 pub use secret_shape::secret_examples;
 pub use secret_shape::{finds_own_secret, finds_secret, redact_shapes};
 pub use service::{Power, Service, ServiceTokens, ServiceTokensError};
-pub use stripe::{BadSignature, StripeSecrets, StripeSecretsError};
+pub use stripe::{SignatureError, StripeSecrets, StripeSecretsError};
 pub use subscription::{DroppedSubscriptions, StripeId, Subscription, SubscriptionBefore, SubscriptionStep};
 pub use timestamp::Timestamp;
-pub use token::{ApiKeyToken, PREFIX_LEN, Prefix, TokenRefused};
+pub use token::{ApiKeyToken, PREFIX_LEN, Prefix, TokenError};
 pub use usage::{MAX_CLOCK_AHEAD, MAX_USAGE_AGE, MonthUsage, Quantity, Reference, Tally, UsageEvent, UsageKind};
 pub use webhook::{
     Attempt, Delivery, DeliveryStatus, DisabledReason, EventTypes, Failing, MAX_CLOCK_SKEW, WebhookEndpoint,

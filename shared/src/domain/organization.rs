@@ -165,7 +165,7 @@ impl TryFrom<String> for Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self(Name::try_from("free".to_owned()).expect("a plan's name"))
+        Self(Name::try_from("free".to_owned()).expect("\"free\" is a valid name"))
     }
 }
 

@@ -88,7 +88,7 @@ const SHORT_DATES: [(&str, &[&str]); 5] = [
     ("gpt-4-32k", &["-0314", "-0613"]),
 ];
 
-/// By model in lower case.
+/// Prices by model in lower case.
 pub type PriceList = HashMap<&'static str, Price>;
 
 /// Nano-cents per token: $0.075 for a million tokens is 7,500.
@@ -97,10 +97,10 @@ pub type PriceList = HashMap<&'static str, Price>;
 pub struct Price {
     pub input: u32,
     pub output: u32,
-    /// For tokens read from the provider's prompt cache.
+    /// Price of tokens read from the provider's prompt cache.
     #[serde(default)]
     pub cache_read: Option<u32>,
-    /// For tokens written to it.
+    /// Price of tokens written to the prompt cache.
     #[serde(default)]
     pub cache_write: Option<u32>,
 }
@@ -132,7 +132,7 @@ pub enum PricesError {
 #[derive(Debug, Clone)]
 pub struct PriceTable {
     listed: &'static LazyLock<PriceList>,
-    /// By [`Spelling::key`].
+    /// The operator's prices by [`Spelling::key`].
     own: BTreeMap<String, Price>,
     any_other: Option<Price>,
 }

@@ -13,7 +13,7 @@ use super::{
 pub struct Version(Id);
 
 impl Version {
-    pub const FIRST: Self = Self(Id::new(1).expect("an id"));
+    pub const FIRST: Self = Self(Id::new(1).expect("1 is a valid id"));
 
     #[must_use]
     pub fn next(self) -> Self {

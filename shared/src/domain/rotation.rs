@@ -23,6 +23,7 @@ pub enum RingUse {
     Seals,
 }
 
+/// The change that a rotation made to a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Move {
     /// A key was added. It is not used yet.
@@ -32,42 +33,46 @@ pub enum Move {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum RotationRefused {
+pub enum RotationError {
     #[error("the next key is not known to every process yet: rotate again in ten minutes")]
     TooSoon,
-    #[error("the clock is behind the ring's newest key")]
+    #[error("the clock is behind the ring's newest key: correct the clock, or remove the key that is newer than now")]
     ClockBehind,
-    #[error("the next ring does not follow from the current one, which has changed since")]
+    #[error("the ring changed after the pending version was created: remove AWSPENDING from it and rotate again")]
     NotNext,
 }
 
 impl Keyring {
-    /// Returns the ring after one more step. `age` is the time since this ring became current. A
-    /// pending key is promoted. Otherwise `secret` is added under a kid made from `now`, and in a
-    /// ring that signs, keys that were retired long enough ago are removed.
+    /// Returns the ring after one rotation, and the move that the rotation made. `age` is the time
+    /// since this ring became current. If a key is pending, the rotation promotes it. Otherwise it
+    /// adds `secret` under a kid made from `now`. In a ring that signs, it also removes the retired
+    /// keys whose tokens have expired.
     pub fn rotated(
         &self,
-        of: RingUse,
+        ring_use: RingUse,
         age: Duration,
         now: Timestamp,
         secret: SecretString,
-    ) -> Result<(Self, Move), RotationRefused> {
+    ) -> Result<(Self, Move), RotationError> {
         if let Some(pending) = self.pending_key() {
             if age < PROPAGATION_TIME {
-                return Err(RotationRefused::TooSoon);
+                return Err(RotationError::TooSoon);
             }
             return Ok((self.with_current(pending), Move::Promoted));
         }
         let kid = kid_from(now);
         if self.kids().any(|held| made_at(held) >= made_at(&kid)) {
-            return Err(RotationRefused::ClockBehind);
+            return Err(RotationError::ClockBehind);
         }
-        Ok((self.with_another(kid, secret, |held| age < RETIREMENT_TIME || !self.may_leave(of, held)), Move::Added))
+        Ok((
+            self.with_another(kid, secret, |held| age < RETIREMENT_TIME || !self.may_leave(ring_use, held)),
+            Move::Added,
+        ))
     }
 
-    /// Checks that `next` is the same ring or one step further. A manual change after `next` was
-    /// created wins, so `next` is then rejected.
-    pub fn permits(&self, of: RingUse, next: &Self) -> Result<(), RotationRefused> {
+    /// Checks that `next` is the same ring, or this ring after one rotation. Rejects `next` if the
+    /// ring was changed manually after `next` was created.
+    pub fn permits(&self, ring_use: RingUse, next: &Self) -> Result<(), RotationError> {
         let held = |kid: &Kid| next.get(kid.as_str()) == self.get(kid.as_str());
         let (kept, gone): (Vec<_>, Vec<_>) = self.kids().partition(|kid| next.get(kid.as_str()).is_some());
         let joined: Vec<_> = next.kids().filter(|kid| self.get(kid.as_str()).is_none()).collect();
@@ -76,11 +81,11 @@ impl Keyring {
             [] => gone.is_empty() && (next_current == current || Some(next_current) == self.pending_key()),
             [joined] => {
                 let is_newest = self.kids().all(|kid| made_at(kid) < made_at(joined));
-                is_newest && next_current == current && gone.iter().all(|kid| self.may_leave(of, kid))
+                is_newest && next_current == current && gone.iter().all(|kid| self.may_leave(ring_use, kid))
             }
             _ => false,
         };
-        if follows && kept.into_iter().all(held) { Ok(()) } else { Err(RotationRefused::NotNext) }
+        if follows && kept.into_iter().all(held) { Ok(()) } else { Err(RotationError::NotNext) }
     }
 
     /// Returns the newest key that a rotation added after the current one.
@@ -91,9 +96,9 @@ impl Keyring {
 
     /// Returns true only if a newer key of a rotation is current. Keys that an operator added may
     /// be pending, so only an operator removes them.
-    fn may_leave(&self, of: RingUse, kid: &Kid) -> bool {
+    fn may_leave(&self, ring_use: RingUse, kid: &Kid) -> bool {
         let is_managed = kid.as_str() == FIRST || made_at(kid).is_some();
-        of == RingUse::Signs && is_managed && made_at(kid) < made_at(self.current().0)
+        ring_use == RingUse::Signs && is_managed && made_at(kid) < made_at(self.current().0)
     }
 
     fn kids(&self) -> impl Iterator<Item = &Kid> {
@@ -105,7 +110,7 @@ impl Keyring {
 /// reuses a name.
 fn kid_from(now: Timestamp) -> Kid {
     let digits = now.to_string().chars().filter(char::is_ascii_digit).collect::<String>();
-    Kid::parse(&format!("k{digits}")).expect("k and 17 digits")
+    Kid::parse(&format!("k{digits}")).expect("k and 17 digits are a valid kid")
 }
 
 /// Returns the time in a kid that a rotation made. Other kids sort first.
@@ -122,21 +127,22 @@ mod tests {
 
     use super::*;
 
-    /// How long a process may use a ring that it cannot refetch, and how long a token may live,
-    /// with the leeway.
+    /// How long a process may use a ring that it cannot refetch, in milliseconds.
     const MAX_STALE: i64 = 60 * 60_000;
+    /// Maximum lifetime of a token with the leeway of its verification, in milliseconds.
     const TOKEN_LIFE: i64 = 60 * 60_000 + 30_000;
+    /// How long a process caches a ring, in milliseconds.
     const CACHE_LIFE: i64 = 5 * 60_000;
 
     fn at(millis: i64) -> Timestamp {
         Timestamp::from_millis(1_795_000_000_000 + millis).unwrap()
     }
 
-    /// As Secrets Manager keeps them.
+    /// The versions of a ring's secret in Secrets Manager.
     struct Versions {
         of: RingUse,
         made: BTreeMap<u8, Keyring>,
-        /// With the times at which they became current.
+        /// The versions that were current, each with the time at which it became current.
         current: Vec<(i64, u8)>,
         pending: Option<u8>,
         secrets: u64,
@@ -284,12 +290,12 @@ mod tests {
             ring(&[("k1", "a")]).rotated(RingUse::Seals, Duration::ZERO, at(0), "n".repeat(64).into()).unwrap();
         assert_eq!(ring(&[("k1", "a")]).permits(RingUse::Seals, &next), Ok(()));
         for changed in [ring(&[("k1", "a"), ("k2", "b")]), ring(&[("k1", "c")])] {
-            assert_eq!(changed.permits(RingUse::Seals, &next), Err(RotationRefused::NotNext));
+            assert_eq!(changed.permits(RingUse::Seals, &next), Err(RotationError::NotNext));
         }
         let (promoted, _) = next.rotated(RingUse::Seals, PROPAGATION_TIME, at(1), "m".repeat(64).into()).unwrap();
         assert_eq!(
             ring(&[("k1", "a")]).permits(RingUse::Seals, &promoted),
-            Err(RotationRefused::NotNext),
+            Err(RotationError::NotNext),
             "the promoted key is unknown"
         );
     }
@@ -313,12 +319,12 @@ mod tests {
                 (ring("k1", &["k1", a]), "an older key was made current again"),
                 (ring(b, &["k1", a, b]), "the ring is one step further"),
             ] {
-                assert_eq!(by_hand.permits(of, &next), Err(RotationRefused::NotNext), "{why}");
+                assert_eq!(by_hand.permits(of, &next), Err(RotationError::NotNext), "{why}");
             }
             let promoted = ring(b, &["k1", a, b]);
             assert_eq!(ring(a, &["k1", a, b]).permits(of, &promoted), Ok(()));
-            assert_eq!(ring(a, &[a, b]).permits(of, &promoted), Err(RotationRefused::NotNext));
-            assert_eq!(ring(a, &["k1", a]).permits(of, &promoted), Err(RotationRefused::NotNext));
+            assert_eq!(ring(a, &[a, b]).permits(of, &promoted), Err(RotationError::NotNext));
+            assert_eq!(ring(a, &["k1", a]).permits(of, &promoted), Err(RotationError::NotNext));
             // Secrets Manager tests the function with the current ring.
             assert_eq!(promoted.permits(of, &promoted), Ok(()));
         }
@@ -342,9 +348,9 @@ mod tests {
         let another = |ring: &Keyring, age, now| ring.rotated(RingUse::Signs, age, now, "n".repeat(64).into());
         let (added, _) = another(&ring, Duration::ZERO, at(0)).unwrap();
         let almost = PROPAGATION_TIME.saturating_sub(Duration::from_millis(1));
-        assert_eq!(another(&added, almost, at(0)).unwrap_err(), RotationRefused::TooSoon);
+        assert_eq!(another(&added, almost, at(0)).unwrap_err(), RotationError::TooSoon);
         let (promoted, moved) = another(&added, PROPAGATION_TIME, at(0)).unwrap();
         assert_eq!(moved, Move::Promoted);
-        assert_eq!(another(&promoted, PROPAGATION_TIME, at(0)).unwrap_err(), RotationRefused::ClockBehind);
+        assert_eq!(another(&promoted, PROPAGATION_TIME, at(0)).unwrap_err(), RotationError::ClockBehind);
     }
 }

@@ -669,7 +669,7 @@ mod tests {
     }
 
     #[test]
-    fn ordinary_text_passes() {
+    fn ordinary_text_has_no_secret_shape() {
         for text in [
             "",
             "kt_live_AbC123",

@@ -4,7 +4,7 @@ use aws_lc_rs::{constant_time, digest};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-/// Never the name of a token.
+/// The member that lists the powers. No token has this name.
 const POWERS: &str = "powers";
 const MIN_TOKEN_BYTES: usize = 32;
 /// Shorter than any token, so that a token in the place of a name is rejected and not shown.

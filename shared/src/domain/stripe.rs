@@ -36,7 +36,7 @@ pub enum StripeSecretsError {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum BadSignature {
+pub enum SignatureError {
     #[error("The request has no Stripe-Signature header")]
     Missing,
     #[error("The Stripe-Signature header must be t=<unix seconds>,v1=<signature>")]
@@ -66,8 +66,8 @@ impl StripeSecrets {
 
     /// Verifies the header `Stripe-Signature` over the raw body: exactly one time, and at least one
     /// `v1` signature that matches under one of the secrets. Other schemes are ignored.
-    pub fn verify(&self, header: Option<&str>, body: &[u8], now: Timestamp) -> Result<(), BadSignature> {
-        let (time, signatures) = parse(header.ok_or(BadSignature::Missing)?).ok_or(BadSignature::Malformed)?;
+    pub fn verify(&self, header: Option<&str>, body: &[u8], now: Timestamp) -> Result<(), SignatureError> {
+        let (time, signatures) = parse(header.ok_or(SignatureError::Missing)?).ok_or(SignatureError::Malformed)?;
         let mut matches = false;
         for secret in &self.secrets {
             let expected = sign(secret.expose_secret(), time, body);
@@ -76,10 +76,10 @@ impl StripeSecrets {
             }
         }
         if !matches {
-            return Err(BadSignature::Mismatch);
+            return Err(SignatureError::Mismatch);
         }
-        let time = time.parse::<i64>().map_err(|_| BadSignature::Malformed)?.saturating_mul(1000);
-        if now.as_millis().abs_diff(time) > TOLERANCE_MILLIS { Err(BadSignature::OutOfTime) } else { Ok(()) }
+        let time = time.parse::<i64>().map_err(|_| SignatureError::Malformed)?.saturating_mul(1000);
+        if now.as_millis().abs_diff(time) > TOLERANCE_MILLIS { Err(SignatureError::OutOfTime) } else { Ok(()) }
     }
 
     fn checked(written: RawStripeSecrets) -> Result<Self, StripeSecretsError> {
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn invalid_signature_is_rejected_with_its_reason() {
-        use BadSignature::{Malformed, Mismatch, Missing, OutOfTime};
+        use SignatureError::{Malformed, Mismatch, Missing, OutOfTime};
         let right = format!("t=1795000000,v1={SIGNATURE}");
         let now = at(1_795_000_000);
         let verify = |header: &str| secrets(&["whsec_0123456789abcdef"]).verify(Some(header), BODY, now);

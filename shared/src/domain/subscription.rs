@@ -32,7 +32,7 @@ impl TryFrom<String> for StripeId {
     }
 }
 
-/// In chronological order.
+/// A step in the life of a subscription, in chronological order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SubscriptionStep {
@@ -59,7 +59,8 @@ pub struct Subscription {
     pub as_of: Timestamp,
 }
 
-/// Upper bounds of the dropped subscriptions. A late event about one of them is within both.
+/// Upper bounds of the dropped subscriptions. A late event about a dropped subscription is within
+/// both bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DroppedSubscriptions {
     /// The time of the latest event.
@@ -79,9 +80,11 @@ pub struct SubscriptionBefore {
 }
 
 impl Subscription {
-    /// Returns whether this is newer than `known`, an event about the same subscription. A deletion
-    /// is final. Of two events in one second, the later step is newer. Of two updates in one
-    /// second, the newer one starts from the values of the other.
+    /// Returns whether this event is newer than `known`, an event about the same subscription.
+    /// `before` holds the previous values of the fields that this event changed.
+    ///
+    /// A deletion is final. Stripe's times have whole seconds: within a second, the later step is
+    /// newer, and an update is newer if its previous values match `known`.
     pub fn follows(&self, known: &Self, before: &SubscriptionBefore) -> bool {
         if known.step == SubscriptionStep::Deleted || self.step == SubscriptionStep::Deleted {
             return known.step != SubscriptionStep::Deleted;
@@ -98,8 +101,8 @@ impl Subscription {
         matches!(self.status, SubscriptionStatus::Canceled | SubscriptionStatus::IncompleteExpired)
     }
 
-    /// Ranks a subscription that allows spending above one that may allow it again, and the newest
-    /// first among equals.
+    /// Ranks a subscription that allows spending above a subscription that may allow it again, and
+    /// the newest first among equals.
     fn precedence(&self) -> impl Ord + '_ {
         let precedence = match self.status {
             SubscriptionStatus::Trialing | SubscriptionStatus::Active => 2,
@@ -124,8 +127,8 @@ impl SubscriptionBefore {
 }
 
 impl DroppedSubscriptions {
-    /// Returns whether an event about an unknown subscription may be a late one about a dropped
-    /// one.
+    /// Returns whether an event about an unknown subscription may be a late event about a dropped
+    /// subscription.
     fn may_include(self, reported: &Subscription) -> bool {
         reported.as_of <= self.as_of && reported.created_at <= self.created_at
     }

@@ -21,10 +21,10 @@ const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop
 pub struct ApiKeyToken(SecretString);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum TokenRefused {
-    #[error("not shaped like an API key")]
+pub enum TokenError {
+    #[error("token is not an API key")]
     Shape,
-    #[error("not minted here")]
+    #[error("token tag is invalid")]
     Tag,
 }
 
@@ -33,7 +33,7 @@ impl ApiKeyToken {
         Self::starting_with(BRAND, ring, entropy)
     }
 
-    /// Mints a genuine token with the prefix of another one, to test what a prefix may reveal.
+    /// Mints a genuine token with the prefix of another token, to test what a prefix may reveal.
     #[cfg(any(test, feature = "testing"))]
     pub fn mint_under(prefix: &Prefix, ring: &Keyring, entropy: &dyn Entropy) -> Self {
         Self::starting_with(prefix.as_str(), ring, entropy)
@@ -51,16 +51,16 @@ impl ApiKeyToken {
 
     /// Checks shape and tag in microseconds, without I/O. A tag under any key of the ring is valid,
     /// so that tokens survive the ring's rotation.
-    pub fn parse(text: &str, ring: &Keyring) -> Result<Self, TokenRefused> {
-        let body = text.strip_prefix(BRAND).ok_or(TokenRefused::Shape)?;
+    pub fn parse(text: &str, ring: &Keyring) -> Result<Self, TokenError> {
+        let body = text.strip_prefix(BRAND).ok_or(TokenError::Shape)?;
         if text.len() != TOKEN_LEN || !body.bytes().all(|b| b.is_ascii_alphanumeric()) {
-            return Err(TokenRefused::Shape);
+            return Err(TokenError::Shape);
         }
         let (signed, presented) = text.as_bytes().split_at(TOKEN_LEN - TAG_LEN);
         let genuine = ring
             .iter()
             .any(|secret| aws_lc_rs::constant_time::verify_slices_are_equal(&tag(secret, signed), presented).is_ok());
-        if genuine { Ok(Self(text.into())) } else { Err(TokenRefused::Tag) }
+        if genuine { Ok(Self(text.into())) } else { Err(TokenError::Tag) }
     }
 
     pub fn expose(&self) -> &str {
@@ -83,7 +83,7 @@ fn tag(secret: &[u8], signed: &[u8]) -> [u8; TAG_LEN] {
     let head: [u8; 8] = mac.as_ref()[..8].try_into().expect("HMAC-SHA256 has 32 bytes");
     let mut number = u64::from_be_bytes(head);
     [(); TAG_LEN].map(|()| {
-        let digit = usize::try_from(number % 62).expect("a digit");
+        let digit = usize::try_from(number % 62).expect("a remainder below 62 fits");
         number /= 62;
         BASE62[digit]
     })
@@ -167,7 +167,7 @@ mod tests {
             serde_json::from_str(&format!(r#"{{"current":"k2","k1":"{}","k2":"{}"}}"#, "a".repeat(32), "b".repeat(32)))
                 .unwrap();
         assert!(ApiKeyToken::parse(token.expose(), &rotated).is_ok());
-        assert_eq!(ApiKeyToken::parse(token.expose(), &ring("b")).unwrap_err(), TokenRefused::Tag);
+        assert_eq!(ApiKeyToken::parse(token.expose(), &ring("b")).unwrap_err(), TokenError::Tag);
     }
 
     #[test]

@@ -77,7 +77,7 @@ pub struct UsageEvent {
     pub quantity: Quantity,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelId>,
-    /// In nano-cents; `None` without a price. The store writes this attribute itself.
+    /// Cost in nano-cents; `None` without a price. The store writes this attribute itself.
     #[serde(skip)]
     pub cost: Option<u128>,
     pub occurred_at: Timestamp,
@@ -103,7 +103,7 @@ impl UsageEvent {
 pub struct Tally {
     pub input_tokens: u128,
     pub output_tokens: u128,
-    /// In nano-cents.
+    /// Cost in nano-cents.
     pub cost: u128,
 }
 
@@ -112,7 +112,7 @@ impl Tally {
         self.input_tokens.saturating_add(self.output_tokens)
     }
 
-    /// Rounds up. Money is rounded only here.
+    /// Returns the cost in cents, rounded up. Money is rounded only here.
     pub const fn cost_cents(&self) -> u128 {
         self.cost.div_ceil(NANO)
     }
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_overflows() {
+    fn largest_usage_cost_does_not_overflow() {
         let max = Quantity::try_from(1_000_000_000_000).unwrap();
         let price = Price { input: u32::MAX, output: u32::MAX, cache_read: None, cache_write: None };
         assert_eq!(price.cost(UsageKind::OutputTokens, max), u128::from(u32::MAX) * 1_000_000_000_000);

@@ -311,11 +311,11 @@ const PAUSES: [Duration; 9] = [
 ];
 const MAX_REQUESTED_PAUSE: Duration = Duration::from_hours(24);
 
-/// Returns when to try again after a failure at `now`; `None` after the last attempt. `tries`
-/// counts the attempts before this one in this round. `random` changes the pause by up to a tenth.
-/// The receiver may request a longer pause, up to a day.
-pub fn next_attempt(tries: u32, requested: Option<Duration>, now: Timestamp, random: u8) -> Option<Timestamp> {
-    let pause = PAUSES.get(usize::try_from(tries).ok()?)?;
+/// Returns when to try again after a failure at `now`; `None` after the last attempt. `attempts` is
+/// the number of attempts before the failed one. `random` changes the pause by up to a tenth. The
+/// receiver may request a longer pause, up to a day.
+pub fn next_attempt(attempts: u32, requested: Option<Duration>, now: Timestamp, random: u8) -> Option<Timestamp> {
+    let pause = PAUSES.get(usize::try_from(attempts).ok()?)?;
     let pause = pause.mul_f64(0.9 + f64::from(random) / 255.0 / 5.0);
     Some(now.plus(pause.max(requested.unwrap_or_default().min(MAX_REQUESTED_PAUSE))))
 }
@@ -333,7 +333,8 @@ mod tests {
 
     #[test]
     fn pauses_grow_up_to_a_day_and_end() {
-        let seconds = |tries, random| next_attempt(tries, None, noon(), random).map(|at| at.since(noon()).as_millis());
+        let seconds =
+            |attempts, random| next_attempt(attempts, None, noon(), random).map(|at| at.since(noon()).as_millis());
         assert_eq!([0, 255].map(|random| seconds(0, random)), [Some(4_500), Some(5_500)]);
         assert_eq!([0, 255].map(|random| seconds(8, random)), [Some(77_760_000), Some(95_040_000)]);
         assert_eq!(seconds(9, 0), None);
@@ -342,7 +343,7 @@ mod tests {
 
     #[test]
     fn receiver_may_request_up_to_a_day() {
-        let pause = |tries, requested| next_attempt(tries, Some(requested), noon(), 128).unwrap().since(noon());
+        let pause = |attempts, requested| next_attempt(attempts, Some(requested), noon(), 128).unwrap().since(noon());
         assert_eq!(pause(0, Duration::from_mins(2)), Duration::from_mins(2));
         assert_eq!(pause(0, Duration::from_hours(48)), Duration::from_hours(24));
         assert!(pause(3, Duration::from_secs(1)) > Duration::from_hours(1));

@@ -98,7 +98,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        domain::{BadSignature, StripeSecrets},
+        domain::{SignatureError, StripeSecrets},
         entropy::SeededEntropy,
     };
 
@@ -176,7 +176,7 @@ mod tests {
             ).unwrap();
             prop_assert_eq!(secrets.verify(Some(&header), &body, at(second)), Ok(()));
             let other = [&body[..], &[changed]].concat();
-            prop_assert_eq!(secrets.verify(Some(&header), &other, at(second)), Err(BadSignature::Mismatch));
+            prop_assert_eq!(secrets.verify(Some(&header), &other, at(second)), Err(SignatureError::Mismatch));
         }
     }
 }

@@ -15,22 +15,22 @@ use crate::{
 pub trait Access: Send + Sync + 'static {
     /// The caller as the handler sees it.
     type Caller: Send + Sync;
-    /// The required credential in the API document.
+    /// The credential that the API document shows for the route.
     const CREDENTIAL: RequiredCredential = RequiredCredential::Private;
-    /// Secrets that [`Access::admit`] needs.
+    /// Secrets that [`Access::authorize`] needs.
     const SECRETS: &'static [Secret] = &[];
 
-    /// Checks the credential, its kind, scope and project, in that order. Returns 401 without a
-    /// credential, and 403 if it is not sufficient.
-    fn admit(presented: Presented<'_>) -> impl Future<Output = Result<Self::Caller, Error>> + Send;
+    /// Checks the credential, its kind, scope and project, in that order. Returns the caller, a 401
+    /// if the credential is missing or invalid, or a 403 if it is not sufficient.
+    fn authorize(presented: Presented<'_>) -> impl Future<Output = Result<Self::Caller, Error>> + Send;
 
-    /// The caller as the author of changes; `None` if its kind cannot change anything.
+    /// Returns the caller as the author of changes; `None` if its kind cannot change anything.
     fn identity(_: &Self::Caller) -> Option<&dyn CallerIdentity> {
         None
     }
 
     /// Authorizes the caller by its current state instead of the gateway's cached verdict. Called
-    /// before a stored response shows a secret again. Refuses by default.
+    /// before a stored response shows a secret again. By default, returns a 401.
     fn reauthorize<R: Route<Access = Self>>(_: &App, _: &Call<R>) -> impl Future<Output = Result<(), Error>> + Send
     where
         Self: Sized,
@@ -51,7 +51,7 @@ pub enum RequiredCredential {
     Private,
 }
 
-/// The parts of a request that [`Access::admit`] checks.
+/// The parts of a request that [`Access::authorize`] checks.
 pub struct Presented<'a> {
     pub(super) app: &'a App,
     /// The authorizer's result, already checked against the key's allowed addresses.
@@ -84,8 +84,12 @@ pub trait CallerIdentity: Send + Sync {
     fn credential(&self) -> Vec<u8>;
 }
 
-/// Checks the client's address, which the gateway's cached verdict does not cover.
-pub(super) fn admit_address(caller: Option<AuthorizerContext>, address: Option<IpAddr>) -> Option<AuthorizerContext> {
+/// Returns the caller if its key may be used from this address, which the gateway's cached verdict
+/// does not cover.
+pub(super) fn authorize_address(
+    caller: Option<AuthorizerContext>,
+    address: Option<IpAddr>,
+) -> Option<AuthorizerContext> {
     caller.filter(|caller| caller.allowed_cidrs.permit(address))
 }
 
@@ -97,7 +101,7 @@ impl Access for Public {
     type Caller = ();
     const CREDENTIAL: RequiredCredential = RequiredCredential::None;
 
-    async fn admit(_: Presented<'_>) -> Result<(), Error> {
+    async fn authorize(_: Presented<'_>) -> Result<(), Error> {
         Ok(())
     }
 }
@@ -163,7 +167,7 @@ impl<S: RequiredScope> Access for S {
         Some(caller)
     }
 
-    async fn admit(presented: Presented<'_>) -> Result<ApiKeyCaller, Error> {
+    async fn authorize(presented: Presented<'_>) -> Result<ApiKeyCaller, Error> {
         let AuthorizerContext { principal, api_key_name, lineage_id, .. } =
             presented.caller.ok_or(Error::Unauthorized)?;
         match principal.kind {
@@ -200,13 +204,13 @@ impl Access for ProjectAccess {
     type Caller = Principal;
     const CREDENTIAL: RequiredCredential = RequiredCredential::Project;
 
-    async fn admit(presented: Presented<'_>) -> Result<Principal, Error> {
+    async fn authorize(presented: Presented<'_>) -> Result<Principal, Error> {
         let principal = presented.caller.ok_or(Error::Unauthorized)?.principal;
         match principal.kind {
             PrincipalKind::ApiKey => Ok(principal),
             PrincipalKind::Session if principal.project_slug.as_deref() == presented.project => Ok(principal),
             PrincipalKind::Session => {
-                Err(Error::Forbidden("wrong project: the session token is for another one".into()))
+                Err(Error::Forbidden("wrong project: the session token is for another project".into()))
             }
         }
     }
@@ -271,7 +275,7 @@ impl<P: RequiredPower> Access for Internal<P> {
         Ok(())
     }
 
-    async fn admit(presented: Presented<'_>) -> Result<Service, Error> {
+    async fn authorize(presented: Presented<'_>) -> Result<Service, Error> {
         let Presented { app, meta, .. } = presented;
         if !app.internal.permits(meta.address(), meta.host.as_deref()) {
             return Err(Error::UnknownRoute);

@@ -19,9 +19,10 @@ pub struct AuthorizerContext {
     pub allowed_cidrs: AllowedCidrs,
 }
 
-/// A context that this code did not write. The request is refused like one without a credential.
+/// The context was not written by this code. The request gets the 401 of a request without a
+/// credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BadContext;
+pub struct ContextError;
 
 impl AuthorizerContext {
     pub fn api_key(valid: &ValidKey) -> Self {
@@ -80,45 +81,45 @@ impl AuthorizerContext {
     }
 
     /// Parses the context strictly and skips fields that API Gateway adds. An empty value is
-    /// refused, because empty `allowed_cidrs` would mean no restriction.
-    pub fn from_context(context: &HashMap<String, Value>) -> Result<Self, BadContext> {
+    /// rejected, because empty `allowed_cidrs` would mean no restriction.
+    pub fn from_context(context: &HashMap<String, Value>) -> Result<Self, ContextError> {
         let text = |name: &str| match context.get(name) {
             None => Ok(None),
             Some(Value::String(text)) if !text.is_empty() => Ok(Some(text.as_str())),
-            Some(_) => Err(BadContext),
+            Some(_) => Err(ContextError),
         };
-        let required = |name: &str| text(name)?.ok_or(BadContext);
+        let required = |name: &str| text(name)?.ok_or(ContextError);
         let words = |name: &str| Ok(Some(required(name)?).filter(|words| *words != NONE).unwrap_or_default());
         let owned = |name: &str| Ok(text(name)?.map(ToOwned::to_owned));
-        let id = |name: &str| Id::parse(required(name)?).ok_or(BadContext);
+        let id = |name: &str| Id::parse(required(name)?).ok_or(ContextError);
         let kind = match required("kind")? {
             "api_key" => PrincipalKind::ApiKey,
             "session" => PrincipalKind::Session,
-            _ => return Err(BadContext),
+            _ => return Err(ContextError),
         };
         let principal = Principal {
             kind,
             organization_id: id("organization_id")?,
             organization_slug: required("organization_slug")?.to_owned(),
-            scopes: ScopeSet::from_words(words("scopes")?).ok_or(BadContext)?,
+            scopes: ScopeSet::from_words(words("scopes")?).ok_or(ContextError)?,
             api_key_id: id("api_key_id")?,
             api_key_prefix: owned("api_key_prefix")?,
-            project_id: text("project_id")?.map(|text| Id::parse(text).ok_or(BadContext)).transpose()?,
+            project_id: text("project_id")?.map(|text| Id::parse(text).ok_or(ContextError)).transpose()?,
             project_slug: owned("project_slug")?,
             sub: owned("sub")?,
-            budget_ok: required("budget_ok")?.parse().map_err(|_| BadContext)?,
+            budget_ok: required("budget_ok")?.parse().map_err(|_| ContextError)?,
             budget_reason: owned("budget_reason")?,
         };
-        let lineage_id = text("counted_as")?.map(|text| Id::parse(text).ok_or(BadContext)).transpose()?;
+        let lineage_id = text("counted_as")?.map(|text| Id::parse(text).ok_or(ContextError)).transpose()?;
         match (kind, principal.project_id, &principal.project_slug, lineage_id) {
             (PrincipalKind::ApiKey, None, None, Some(_)) | (PrincipalKind::Session, Some(_), Some(_), None) => {}
-            _ => return Err(BadContext),
+            _ => return Err(ContextError),
         }
         Ok(Self {
             principal,
             api_key_name: owned("api_key_name")?,
             lineage_id,
-            allowed_cidrs: AllowedCidrs::from_words(words("allowed_cidrs")?).ok_or(BadContext)?,
+            allowed_cidrs: AllowedCidrs::from_words(words("allowed_cidrs")?).ok_or(ContextError)?,
         })
     }
 }
@@ -184,7 +185,7 @@ mod tests {
         {
             let mut incomplete = context(&caller());
             incomplete.remove(field);
-            assert_eq!(AuthorizerContext::from_context(&incomplete), Err(BadContext), "without {field}");
+            assert_eq!(AuthorizerContext::from_context(&incomplete), Err(ContextError), "without {field}");
         }
         for (field, value) in [
             ("kind".to_owned(), Value::from("service")),
@@ -204,7 +205,7 @@ mod tests {
         {
             let mut changed = context(&caller());
             changed.insert(field.clone(), value.clone());
-            assert_eq!(AuthorizerContext::from_context(&changed), Err(BadContext), "{field} = {value}");
+            assert_eq!(AuthorizerContext::from_context(&changed), Err(ContextError), "{field} = {value}");
         }
     }
 }

@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
 use super::{
-    Access, ApiKeyCaller, AuthorizerContext, CallerIdentity, Error, Presented, Route, access::admit_address,
+    Access, ApiKeyCaller, AuthorizerContext, CallerIdentity, Error, Presented, Route, access::authorize_address,
     idempotency::IdempotencyKey,
 };
 use crate::{
@@ -16,7 +16,8 @@ use crate::{
     domain::{
         ApiKey, AuditEvent, Event, EventType, Id, NewAuditEvent, Principal, ResourceRef, Timestamp, client_address,
     },
-    store, telemetry,
+    store::KeyState,
+    telemetry,
 };
 
 /// One request to a route, authorized and parsed.
@@ -67,32 +68,33 @@ where
     /// the gateway's cached verdict, such as a token or another key. Stage writes that depend on it
     /// with [`Transaction::require_caller_unchanged`](crate::store::Transaction::require_caller_unchanged).
     pub async fn reauthorize(&self, app: &App) -> Result<ApiKey, Error> {
-        let access = app.store.access(self.caller.organization_id, self.caller.api_key_id).await?;
-        self.reauthorize_with(app, &access).await?;
-        Ok(access.api_key)
+        let key_state = app.store.access(self.caller.organization_id, self.caller.api_key_id).await?;
+        self.reauthorize_with(app, &key_state).await?;
+        Ok(key_state.api_key)
     }
 
-    /// Does the same for requests that cost money, and returns what the key may spend.
+    /// Authorizes the calling key like [`reauthorize`](Self::reauthorize), for requests that cost
+    /// money. Returns the key with its spending.
     pub async fn reauthorize_to_spend(&self, app: &App) -> Result<ValidKey, Error> {
         let ApiKeyCaller { organization_id, api_key_id, lineage_id, .. } = self.caller;
-        let state = app.store.access_to_spend(organization_id, api_key_id, lineage_id, self.now);
-        let (access, spending) = state.await?;
-        self.reauthorize_with(app, &access).await?;
-        Ok(ValidKey::new(access, spending))
+        let read = app.store.access_to_spend(organization_id, api_key_id, lineage_id, self.now);
+        let (key_state, spending) = read.await?;
+        self.reauthorize_with(app, &key_state).await?;
+        Ok(ValidKey::new(key_state, spending))
     }
 
-    async fn reauthorize_with(&self, app: &App, access: &store::Access) -> Result<(), Error> {
-        let api_key = &access.api_key;
-        auth::check_status(access, self.now).map_err(|_| Error::Unauthorized)?;
+    async fn reauthorize_with(&self, app: &App, key_state: &KeyState) -> Result<(), Error> {
+        let api_key = &key_state.api_key;
+        auth::check_status(key_state, self.now).map_err(|_| Error::Unauthorized)?;
         let caller = AuthorizerContext {
             principal: Principal { scopes: api_key.scopes, ..self.caller.principal.clone() },
             api_key_name: Some(api_key.name.as_str().to_owned()),
             lineage_id: Some(api_key.lineage_id),
             allowed_cidrs: api_key.allowed_cidrs.clone(),
         };
-        let caller = admit_address(Some(caller), self.meta.address());
+        let caller = authorize_address(Some(caller), self.meta.address());
         let presented = Presented { app, caller, project: None, meta: &self.meta, signed: None };
-        R::Access::admit(presented).await.map(drop)
+        R::Access::authorize(presented).await.map(drop)
     }
 
     /// Returns the calling key, authorized again, and the key to be changed, with its last use. If
@@ -101,9 +103,9 @@ where
     pub async fn caller_and_target(&self, app: &App, target: Id) -> Result<(ApiKey, ApiKey), Error> {
         let ApiKeyCaller { organization_id, api_key_id, .. } = self.caller;
         if api_key_id == target {
-            let access = app.store.access_with_use(organization_id, api_key_id).await?;
-            self.reauthorize_with(app, &access).await?;
-            return Ok((access.api_key.clone(), access.api_key));
+            let key_state = app.store.access_with_use(organization_id, api_key_id).await?;
+            self.reauthorize_with(app, &key_state).await?;
+            return Ok((key_state.api_key.clone(), key_state.api_key));
         }
         let caller = self.reauthorize(app).await?;
         let target = app.store.api_key(self.caller.organization_id, target).await?.ok_or(Error::NotFound)?;

@@ -56,13 +56,13 @@ pub enum Error {
         message: &'static str,
         resource_id: Option<Id>,
     },
-    /// A builder reported a status that cannot follow the release's current one.
+    /// A builder reported a status that cannot follow the release's current status.
     NoTransition(NoTransition),
     BudgetExhausted {
         exhausted: Exhausted,
         resets_at: Option<Timestamp>,
     },
-    /// A write conflicted with another one. Running the handler again resolves it.
+    /// A write conflicted with another write. Running the handler again resolves it.
     WriteConflict,
     /// A dependency is down. The text is for the log.
     Unavailable(String),
@@ -121,7 +121,7 @@ impl Error {
             }
             Self::UnsupportedEncoding => json!({
                 "error": "unsupported_encoding",
-                "message": "The body must not be encoded: leave out Content-Encoding",
+                "message": "The body must not be encoded. Leave out Content-Encoding.",
             }),
             Self::Invalid { field, message } => {
                 json!({"error": "validation_failed", "message": message, "field": field})
@@ -134,7 +134,7 @@ impl Error {
             }),
             Self::IdempotencyMismatch => json!({
                 "error": "idempotency_mismatch",
-                "message": "This Idempotency-Key was used with a different body: repeat the first request unchanged, or use a new key",
+                "message": "This Idempotency-Key was used with a different body. Repeat the first request unchanged, or use a new key.",
                 "field": "Idempotency-Key",
             }),
             Self::Conflict { code, message, resource_id: None } => json!({"error": code, "message": message}),
@@ -181,8 +181,8 @@ impl From<StoreError> for Error {
 }
 
 impl From<NoTransition> for Error {
-    fn from(refused: NoTransition) -> Self {
-        Self::NoTransition(refused)
+    fn from(error: NoTransition) -> Self {
+        Self::NoTransition(error)
     }
 }
 
@@ -246,9 +246,12 @@ impl From<Conflict> for Error {
                 return Self::WriteConflict;
             }
             Conflict::StripeCustomerTaken => {
-                ("stripe_customer_taken", "Another organization has this Stripe customer: remove it there first")
+                ("stripe_customer_taken", "Another organization has this Stripe customer. Remove it there first.")
             }
-            Conflict::SlugTaken => ("slug_taken", "The slug is taken. Choose another one."),
+            // Only projects: the route that creates organizations has its own message.
+            Conflict::SlugTaken => {
+                ("slug_taken", "This slug is taken in your organization. Use that project, or choose another slug.")
+            }
             Conflict::WebhookEndpointsFull => {
                 ("webhook_endpoint_limit", "Webhook endpoint limit reached (20). Delete one first.")
             }
@@ -257,7 +260,7 @@ impl From<Conflict> for Error {
             }
             Conflict::LastAdminKey => (
                 "last_admin_key",
-                "This is the organization's last admin key that is active and has no expiry or CIDRs. Create another one first.",
+                "An organization must keep one active admin key without expires_at and allowed_cidrs. Create another one first.",
             ),
         };
         Self::Conflict { code, message, resource_id: None }

@@ -2,7 +2,7 @@
 //!
 //! No client input makes a conversion fail: a failed invocation would skip the frame and reveal
 //! that a function exists. Text is read as bytes, and a byte that no header may contain becomes
-//! U+FFFD, so that the code that reads the header can refuse it.
+//! U+FFFD, so that the code that reads the header can reject it.
 
 use std::{collections::HashMap, fmt};
 
@@ -141,7 +141,7 @@ pub(super) fn answer(response: Response<Body>) -> ApiGatewayProxyResponse {
     answer
 }
 
-/// A string of an event. Unpaired surrogates, which `serde_json` refuses in a `String`, become
+/// A string of an event. Unpaired surrogates, which `serde_json` rejects in a `String`, become
 /// U+FFFD.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct EventText(String);

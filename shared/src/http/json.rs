@@ -1,8 +1,8 @@
 //! Parser of request JSON into a tree, in one pass over the bytes.
 //!
-//! [`parse`] refuses text that is not JSON. A JSON value that no field can hold (a repeated name,
+//! [`parse`] rejects text that is not JSON. A JSON value that no field can hold (a repeated name,
 //! an unpaired surrogate, a number out of range, deep nesting) becomes [`Json::Unusable`] in the
-//! tree. It is refused when a type reads it. The error can then name the path, and one invalid
+//! tree. It is rejected when a type reads it. The error can then name the path, and one invalid
 //! event of a batch does not affect the other events.
 
 use std::{borrow::Cow, collections::BTreeMap};
@@ -29,7 +29,7 @@ pub(super) enum Json<'a> {
     Number(Number),
     Text(Cow<'a, str>),
     List(Vec<Json<'a>>),
-    /// In the order of the body.
+    /// The fields in the order of the body.
     Object(Vec<(Cow<'a, str>, Json<'a>)>),
     /// A value that no field can hold, with a problem that completes "`<field>` …".
     Unusable(&'static str),
@@ -137,7 +137,7 @@ impl Serialize for Json<'_> {
 
 pub(super) fn parse(bytes: &[u8]) -> Result<Json<'_>, Error> {
     if bytes.trim_ascii().is_empty() {
-        return Err(Error::MalformedJson("The body is empty: send a JSON object".to_owned()));
+        return Err(Error::MalformedJson("The body is empty. Send a JSON object.".to_owned()));
     }
     let parsed = match std::str::from_utf8(bytes) {
         Ok(text) => Parser { text, bytes, at: 0 }.document(),
@@ -149,7 +149,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Json<'_>, Error> {
             b'\n' => (line + 1, 1),
             _ => (line, column + 1),
         });
-        Error::MalformedJson(format!("The body is not JSON: see line {line}, column {column}"))
+        Error::MalformedJson(format!("The body is not JSON. See line {line}, column {column}."))
     })
 }
 

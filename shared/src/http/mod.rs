@@ -34,7 +34,7 @@ pub use self::{
         Provision, Public, Read, Releases, ReportUsage, RequiredCredential, Validate, Write,
     },
     answer::{Answer, Revealed, Verbatim},
-    authorizer_context::{AuthorizerContext, BadContext},
+    authorizer_context::{AuthorizerContext, ContextError},
     body::{NoBody, NoFields, Received, present},
     call::Call,
     error::Error,

@@ -53,7 +53,7 @@ impl Texts<'_> {
 }
 
 /// JSON of another service, kept to be parsed in parts. Its texts may contain anything. A value
-/// that no field can hold is refused when a type reads it, so unread parts are not validated. For
+/// that no field can hold is rejected when a type reads it, so unread parts are not validated. For
 /// routes with [`ANY_TEXT`](super::Route::ANY_TEXT).
 #[derive(Debug, Clone)]
 pub struct RawJson(Json<'static>);
@@ -131,8 +131,8 @@ impl<'de> Deserialize<'de> for RawJson {
     }
 }
 
-/// Returns the unusable value that caused this refusal, if any. serde erases the type of the
-/// refusal, so only its message identifies the value.
+/// Returns the unusable value that caused this rejection, if any. serde erases the type of the
+/// rejection, so only its message identifies the value.
 fn unusable(refusal: &str) -> Option<Json<'static>> {
     if refusal.ends_with(RANGE) {
         return Some(Json::Number(Number::OutOfRange));
@@ -336,7 +336,7 @@ struct Reader<'j> {
 }
 
 impl<'j> Reader<'j> {
-    /// Returns the refusal of an unusable value or of a value of another kind.
+    /// Returns the rejection of an unusable value or of a value of another kind.
     fn refused(self, wanted: &'static str) -> Rejection {
         match self.json {
             Json::Unusable(problem) => Rejection::new(problem),
@@ -357,7 +357,7 @@ impl<'j> Reader<'j> {
             Json::Number(Number::Natural(_)) => {
                 Err(de::Error::custom(format_args!("must be a whole number from 0 to {max}")))
             }
-            // The field's own rule refuses the largest number too, and names the valid range.
+            // The field's own rule rejects the largest number too, and names the valid range.
             Json::Number(Number::OutOfRange) if max == u64::MAX && matches!(self.texts, Texts::Checked { .. }) => {
                 visitor.visit_u64(max)
             }
@@ -1057,7 +1057,7 @@ mod tests {
         }
         assert!(parse(b"\"\xff\"").is_err() && parse(b"\"\xed\xa0\xbd\"").is_err());
         let Err(Error::MalformedJson(message)) = parse(b"{\n  \"a\": x}") else { panic!() };
-        assert_eq!(message, "The body is not JSON: see line 2, column 8");
+        assert_eq!(message, "The body is not JSON. See line 2, column 8.");
     }
 
     proptest::proptest! {
@@ -1072,7 +1072,7 @@ mod tests {
         }
 
         #[test]
-        fn values_round_trip(text in ".*", number: i64, real in -1e9..1e9) {
+        fn json_value_round_trips(text in ".*", number: i64, real in -1e9..1e9) {
             let value = json!({ "text": text, "list": [number, real, null, true, { "a": [] }], text.clone(): {} });
             let serialized = value.to_string();
             let json = parse(serialized.as_bytes()).unwrap();

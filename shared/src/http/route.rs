@@ -30,8 +30,8 @@ pub trait Route: Sized + Send + Sync + 'static {
     const IDEMPOTENT: bool = false;
     /// Whether an empty body is read as `{}`.
     const BODY_MAY_BE_EMPTY: bool = false;
-    /// Whether the body's texts may contain anything, including credentials. For a body of another
-    /// service: the handler checks the texts that it stores.
+    /// Whether the body's texts may contain anything, including credentials. True for bodies of other
+    /// services: the handler checks the texts that it stores.
     const ANY_TEXT: bool = false;
     /// Status of a successful response.
     const STATUS: u16 = 200;
@@ -66,8 +66,8 @@ impl FromPath for () {
     }
 }
 
-/// For a route that checks something between the body and the resource: an invalid variable is
-/// `None`, and the handler returns the 404.
+/// A path whose invalid variables the handler rejects with a 404. Used by a route that checks
+/// something between the body and the resource.
 impl<T: FromPath> FromPath for Option<T> {
     fn from_path(variables: &QueryMap) -> Option<Self> {
         Some(T::from_path(variables))

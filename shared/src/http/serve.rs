@@ -58,12 +58,12 @@ async fn serve_events<R: Route>() -> Result<(), lambda_runtime::Error> {
     .await
 }
 
-/// Answers one event of API Gateway.
+/// Returns the response to an event of API Gateway.
 pub async fn serve_event<R: Route>(app: &App, event: GatewayEvent) -> ApiGatewayProxyResponse {
     event::answer(serve::<R>(app, event.into_request()).await)
 }
 
-/// Answers one request. Never fails: every error has a response.
+/// Returns the response to a request. Never fails: every error has a response.
 pub async fn serve<R: Route>(app: &App, request: Request) -> Response<Body> {
     let started = Instant::now();
     let context = gateway_context(&request);
@@ -76,7 +76,7 @@ pub async fn serve<R: Route>(app: &App, request: Request) -> Response<Body> {
     let outcome = if R::CORS && request.method() == Method::OPTIONS {
         Ok((StatusCode::NO_CONTENT, Vec::new()))
     } else {
-        let caller = access::admit_address(caller, meta.address());
+        let caller = access::authorize_address(caller, meta.address());
         let deadline = app.deadlines.scale(R::DEADLINE);
         match timeout(deadline, authorize_and_run::<R>(app, &request, caller, &meta)).await {
             Ok(outcome) => outcome
@@ -101,7 +101,7 @@ async fn authorize_and_run<R: Route>(
     let variables = request.path_parameters_ref();
     let project = variables.and_then(|variables| variables.first("ref"));
     let signed = Some(Signed { headers: request.headers(), body: request.body().as_ref(), body_max: R::BODY_MAX });
-    let caller = R::Access::admit(Presented { app, caller, project, meta, signed }).await?;
+    let caller = R::Access::authorize(Presented { app, caller, project, meta, signed }).await?;
 
     let query = query::read(request.query_string_parameters_ref())?;
     let json = json_body::<R>(request)?;

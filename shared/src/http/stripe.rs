@@ -5,7 +5,7 @@ use http::HeaderMap;
 use super::{Access, CallerIdentity, Error, Presented};
 use crate::{
     config::{Secret, SecretError},
-    domain::{Actor, ActorKind, BadSignature, Id, StripeSecrets},
+    domain::{Actor, ActorKind, Id, SignatureError, StripeSecrets},
 };
 
 const SIGNATURE: &str = "stripe-signature";
@@ -36,7 +36,7 @@ impl Access for Stripe {
         Some(caller)
     }
 
-    async fn admit(presented: Presented<'_>) -> Result<StripeCaller, Error> {
+    async fn authorize(presented: Presented<'_>) -> Result<StripeCaller, Error> {
         let app = presented.app;
         let secrets = match app.secrets.stripe().await {
             Err(SecretError::NotConfigured { .. }) => return Err(Error::UnknownRoute),
@@ -54,11 +54,11 @@ impl Access for Stripe {
         match secrets.verify(header, signed.body, now) {
             Ok(()) => return Ok(StripeCaller { secrets }),
             // The secret may be newer than the cached ones.
-            Err(BadSignature::Mismatch) => {}
-            Err(bad) => return Err(refusal(bad)),
+            Err(SignatureError::Mismatch) => {}
+            Err(error) => return Err(invalid_signature(error)),
         }
         let secrets = app.secrets.stripe_refetched().await.map_err(|error| unavailable(&error))?;
-        secrets.verify(header, signed.body, now).map_err(refusal)?;
+        secrets.verify(header, signed.body, now).map_err(invalid_signature)?;
         Ok(StripeCaller { secrets })
     }
 }
@@ -73,8 +73,8 @@ fn signature(headers: &HeaderMap) -> Result<Option<&str>, Error> {
     Ok(header.and_then(|header| header.to_str().ok()))
 }
 
-fn refusal(bad: BadSignature) -> Error {
-    Error::BadRequest { code: "invalid_signature", message: bad.to_string() }
+fn invalid_signature(error: SignatureError) -> Error {
+    Error::BadRequest { code: "invalid_signature", message: error.to_string() }
 }
 
 /// Also used for invalid configuration, because Stripe retries after a 503.

@@ -12,7 +12,7 @@ use crate::domain::{ApiKey, Id, Organization, Spending, Tally, Timestamp};
 
 /// The state that decides whether a proven key has access. It is read again for every decision.
 #[derive(Debug, Clone)]
-pub struct Access {
+pub struct KeyState {
     pub organization: Organization,
     pub api_key: ApiKey,
 }
@@ -20,24 +20,24 @@ pub struct Access {
 impl Store {
     /// Reads the state of a proven key in one consistent `BatchGetItem`. Keys are never deleted: a
     /// missing key or organization is a fault.
-    pub async fn access(&self, organization: Id, api_key: Id) -> Result<Access, StoreError> {
+    pub async fn access(&self, organization: Id, api_key: Id) -> Result<KeyState, StoreError> {
         self.key_access(organization, api_key, None).await
     }
 
     /// Like [`access`](Self::access), with the time of the key's last use.
-    pub async fn access_with_use(&self, organization: Id, api_key: Id) -> Result<Access, StoreError> {
+    pub async fn access_with_use(&self, organization: Id, api_key: Id) -> Result<KeyState, StoreError> {
         self.key_access(organization, api_key, Some(Key::key_use(organization, api_key))).await
     }
 
-    async fn key_access(&self, organization: Id, api_key: Id, last_use: Option<Key>) -> Result<Access, StoreError> {
-        let state = [Key::organization(organization), Key::api_key(organization, api_key)];
-        let keys: Vec<_> = state.iter().chain(&last_use).cloned().collect();
+    async fn key_access(&self, organization: Id, api_key: Id, last_use: Option<Key>) -> Result<KeyState, StoreError> {
+        let required = [Key::organization(organization), Key::api_key(organization, api_key)];
+        let keys: Vec<_> = required.iter().chain(&last_use).cloned().collect();
         let mut found = by_key(self.batch_get(Table::Main, &keys).await?);
-        let mut access = take_access(&mut found, &state)?;
+        let mut key_state = take_key_state(&mut found, &required)?;
         if let Some(last_use) = last_use {
-            join_use(&mut access.api_key, found.remove(&last_use));
+            join_use(&mut key_state.api_key, found.remove(&last_use));
         }
-        Ok(access)
+        Ok(key_state)
     }
 
     /// Like [`access`](Self::access), with the spending that decides whether the key may spend: the
@@ -49,7 +49,7 @@ impl Store {
         api_key: Id,
         lineage_id: Id,
         now: Timestamp,
-    ) -> Result<(Access, Spending), StoreError> {
+    ) -> Result<(KeyState, Spending), StoreError> {
         self.spending_access(organization, api_key, lineage_id, now, None).await
     }
 
@@ -61,7 +61,7 @@ impl Store {
         api_key: Id,
         lineage_id: Id,
         now: Timestamp,
-    ) -> Result<(Access, Spending), StoreError> {
+    ) -> Result<(KeyState, Spending), StoreError> {
         let used = Key::key_use(organization, api_key);
         self.spending_access(organization, api_key, lineage_id, now, Some(used)).await
     }
@@ -73,32 +73,32 @@ impl Store {
         lineage_id: Id,
         now: Timestamp,
         last_use: Option<Key>,
-    ) -> Result<(Access, Spending), StoreError> {
+    ) -> Result<(KeyState, Spending), StoreError> {
         let month = now.month();
-        let state = [Key::organization(organization), Key::api_key(organization, api_key)];
+        let required = [Key::organization(organization), Key::api_key(organization, api_key)];
         let budget = Key::budget(organization);
         let totals = Key::usage_totals(organization, month);
         let used = Key::usage_of_key(organization, lineage_id, month);
-        let main = state.iter().chain([&budget]).chain(&last_use).cloned().collect();
+        let main = required.iter().chain([&budget]).chain(&last_use).cloned().collect();
         let usage = vec![totals.clone(), used.clone()];
         let found = self.batch_get_once([
             BatchKeys { table: Table::Main, keys: main, projection: None },
             BatchKeys { table: Table::Usage, keys: usage, projection: Some(totals_projection()) },
         ]);
         let mut found = by_key(found.await?);
-        let mut access = take_access(&mut found, &state)?;
+        let mut key_state = take_key_state(&mut found, &required)?;
         if let Some(last_use) = last_use {
-            join_use(&mut access.api_key, found.remove(&last_use));
+            join_use(&mut key_state.api_key, found.remove(&last_use));
         }
         let kept = found.remove(&budget).map(decode::<OrganizationBudget>).transpose()?;
         let mut tally = |key: &Key| found.remove(key).map_or(Ok(Tally::default()), |item| read_totals(&item));
         let spending = Spending {
             organization_budget: kept.map(|kept| kept.budget),
             organization: tally(&totals)?,
-            key_budget: access.api_key.budget.clone(),
+            key_budget: key_state.api_key.budget.clone(),
             key: tally(&used)?,
         };
-        Ok((access, spending))
+        Ok((key_state, spending))
     }
 }
 
@@ -106,9 +106,10 @@ fn by_key(items: Vec<Item>) -> HashMap<Key, Item> {
     items.into_iter().filter_map(|item| Some((Key::of_item(&item)?, item))).collect()
 }
 
-fn take_access(found: &mut HashMap<Key, Item>, [organization, api_key]: &[Key; 2]) -> Result<Access, StoreError> {
-    let (Some(organization), Some(api_key)) = (found.remove(organization), found.remove(api_key)) else {
-        return Err(StoreError::Fault("state of a proven key is missing".to_owned()));
+fn take_key_state(found: &mut HashMap<Key, Item>, [organization, api_key]: &[Key; 2]) -> Result<KeyState, StoreError> {
+    let (Some(organization_item), Some(api_key_item)) = (found.remove(organization), found.remove(api_key)) else {
+        let id = api_key.sk.trim_start_matches('0');
+        return Err(StoreError::Fault(format!("API key {id} or its organization is missing")));
     };
-    Ok(Access { organization: decode(organization)?, api_key: decode(api_key)? })
+    Ok(KeyState { organization: decode(organization_item)?, api_key: decode(api_key_item)? })
 }

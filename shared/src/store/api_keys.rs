@@ -25,7 +25,7 @@ struct KeyUse {
 pub(super) fn join_use(key: &mut ApiKey, used: Option<Item>) {
     match used.map(decode).transpose() {
         Ok(used) => key.last_used_at = key.last_used_at.max(used.map(|KeyUse { last_used_at }| last_used_at)),
-        Err(error) => tracing::error!(api_key_id = key.id.get(), %error, "time of last use is unreadable"),
+        Err(fault) => tracing::error!(api_key_id = key.id.get(), %fault, "unreadable time of last use skipped"),
     }
 }
 

@@ -124,7 +124,7 @@ impl Transaction {
     /// Moves a check aside while a worker processes it, so that new keys accumulate in another one.
     /// If the worker is interrupted, the check is due again at `again`.
     pub fn claim_budget_check(&mut self, check: &BudgetCheck, again: Timestamp) -> Result<(), StoreError> {
-        self.settle_budget_check(check, BudgetCheck::PENDING_SORT_KEY)?;
+        self.finish_budget_check(check, BudgetCheck::PENDING_SORT_KEY)?;
         let item =
             BudgetCheckItem { organization_id: check.organization_id, api_keys: &check.api_keys, stamp: check.stamp };
         let key = Key::due(Queue::BudgetChecks, check.organization_id, &check.claimed_sort_key());
@@ -135,7 +135,7 @@ impl Transaction {
     }
 
     /// Deletes a check, unless keys were added since it was read.
-    pub fn settle_budget_check(&mut self, check: &BudgetCheck, sk: &str) -> Result<(), StoreError> {
+    pub fn finish_budget_check(&mut self, check: &BudgetCheck, sk: &str) -> Result<(), StoreError> {
         let key = Key::due(Queue::BudgetChecks, check.organization_id, sk);
         self.delete(Table::Outbox, &key, Conflict::Changed, |delete| {
             delete

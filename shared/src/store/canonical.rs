@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn value_type_changes_the_encoding() {
+    fn attribute_value_type_changes_its_encoding() {
         let text = || "1".to_owned();
         let kinds = [
             AttributeValue::S(text()),

@@ -44,17 +44,19 @@ pub struct PendingDelivery {
     pub id: Id,
     pub event_at: Timestamp,
     pub at: Timestamp,
-    /// Number of attempts in this round.
-    pub tries: u32,
-    /// True if the event itself caused the delivery; false for replays and recoveries.
-    #[serde(default)]
-    pub announced: bool,
+    /// Attempts since creation, or since the last replay or recovery. Stored as `tries`.
+    #[serde(rename = "tries")]
+    pub attempts: u32,
+    /// True if the event itself caused the delivery; false for replays and recoveries. Stored as
+    /// `announced`.
+    #[serde(default, rename = "announced")]
+    pub is_original: bool,
 }
 
 impl PendingDelivery {
     /// Returns whether the next attempt is the first since the event happened.
     pub fn is_first_attempt(&self) -> bool {
-        self.announced && self.tries == 0
+        self.is_original && self.attempts == 0
     }
 }
 
@@ -65,9 +67,9 @@ pub struct DueDeliveries {
     pub next: Option<Timestamp>,
 }
 
-/// The state of a delivery after an attempt.
+/// The result of an attempt for its delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settled {
+pub enum DeliveryResult {
     Succeeded,
     RetryAt(Timestamp),
     Failed,
@@ -106,10 +108,12 @@ impl Store {
         for item in self.batch_get(Table::Outbox, &keys).await? {
             let sk = super::required_text(&item, "sk")?.to_owned();
             match decode::<StoredEvent>(item) {
-                Ok(kept) => events.extend(kept.due_shard.is_some().then_some(kept.event)),
-                Err(error) => {
-                    tracing::error!(sk, %error, "pending event is unreadable");
-                    unreadable.extend(due.iter().find(|due| due.sk == sk).cloned());
+                Ok(stored) => events.extend(stored.due_shard.is_some().then_some(stored.event)),
+                Err(fault) => {
+                    let found = due.iter().find(|due| due.sk == sk);
+                    let organization_id = found.map(|due| due.organization_id.get());
+                    tracing::error!(organization_id, sk, %fault, "unreadable pending event skipped");
+                    unreadable.extend(found.cloned());
                 }
             }
         }
@@ -245,8 +249,8 @@ impl Store {
         let mut found = DueDeliveries::default();
         for item in output.items.unwrap_or_default() {
             let pending: PendingDelivery = decode(item)?;
-            let never_tried = pending.tries == 0 && pending.at <= now.plus(MAX_CLOCK_SKEW);
-            if pending.at <= now || never_tried {
+            let never_attempted = pending.attempts == 0 && pending.at <= now.plus(MAX_CLOCK_SKEW);
+            if pending.at <= now || never_attempted {
                 found.due.push(pending);
             } else {
                 found.next = found.next.or(Some(pending.at));
@@ -269,31 +273,31 @@ impl Store {
     }
 
     /// Records the result of an attempt together with the writes in `transaction`.
-    pub async fn settle_delivery(
+    pub async fn record_attempt_result(
         &self,
         lease: &Lease,
         pending: PendingDelivery,
         attempt: &Attempt,
-        settled: Settled,
+        result: DeliveryResult,
         mut transaction: Transaction,
-    ) -> Result<Settlement, StoreError> {
+    ) -> Result<RecordOutcome, StoreError> {
         let callers_writes = transaction.len();
         let (organization, endpoint) = (lease.organization_id, lease.webhook_endpoint_id);
         transaction.unschedule_delivery(organization, endpoint, pending)?;
-        transaction.record_attempt(organization, endpoint, pending.id, attempt, settled)?;
-        if let Settled::RetryAt(at) = settled {
+        transaction.record_attempt(organization, endpoint, pending.id, attempt, result)?;
+        if let DeliveryResult::RetryAt(at) = result {
             transaction.schedule_delivery(
                 organization,
                 endpoint,
-                PendingDelivery { at, tries: pending.tries + 1, ..pending },
+                PendingDelivery { at, attempts: pending.attempts + 1, ..pending },
             )?;
         }
-        transaction.record_outcome(lease, settled == Settled::Succeeded, attempt.at)?;
+        transaction.update_failures(lease, result == DeliveryResult::Succeeded, attempt.at)?;
         let failed = transaction.attempt().await?;
         Ok(match failed.iter().min() {
-            None => Settlement::Written,
-            Some(index) if *index < callers_writes => Settlement::CallersWriteFailed,
-            Some(_) => Settlement::AlreadySettled,
+            None => RecordOutcome::Recorded,
+            Some(index) if *index < callers_writes => RecordOutcome::CallersWriteFailed,
+            Some(_) => RecordOutcome::Superseded,
         })
     }
 
@@ -340,11 +344,11 @@ impl Store {
 
 /// Whether the result of an attempt was recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settlement {
-    Written,
+pub enum RecordOutcome {
+    Recorded,
     /// Another worker has recorded a result, a replay has rescheduled the delivery, or another
     /// worker holds the lease.
-    AlreadySettled,
+    Superseded,
     /// A condition of the caller's own writes failed.
     CallersWriteFailed,
 }
@@ -367,11 +371,11 @@ impl Transaction {
         organization: Id,
         endpoint: Id,
         delivery: &Delivery,
-        announced: bool,
+        is_original: bool,
     ) -> Result<(), StoreError> {
         let key = Key::delivery(organization, endpoint, delivery.id);
         self.insert(Table::Outbox, &key, &Expiring::new(delivery.id, delivery), Conflict::Changed)?;
-        self.schedule_first_attempt(organization, endpoint, delivery, announced)
+        self.schedule_first_attempt(organization, endpoint, delivery, is_original)
     }
 
     /// Schedules a delivery for now, in any status. Does not schedule the endpoint's queue.
@@ -385,10 +389,10 @@ impl Transaction {
         let after = before.rescheduled(now);
         if before.next_attempt_at != after.next_attempt_at {
             if let Some(at) = before.next_attempt_at {
-                // Only the key of the scheduled attempt is needed to delete it; `tries` is not part
-                // of it.
+                // Only the key of the scheduled attempt is needed to delete it; `attempts` is not
+                // part of it.
                 let pending =
-                    PendingDelivery { id: before.id, event_at: before.event_at, at, tries: 0, announced: false };
+                    PendingDelivery { id: before.id, event_at: before.event_at, at, attempts: 0, is_original: false };
                 self.unschedule_delivery(organization, endpoint, pending)?;
             }
             self.schedule_first_attempt(organization, endpoint, &after, false)?;
@@ -416,11 +420,11 @@ impl Transaction {
         organization: Id,
         endpoint: Id,
         delivery: &Delivery,
-        announced: bool,
+        is_original: bool,
     ) -> Result<(), StoreError> {
         let Delivery { id, event_at, next_attempt_at, .. } = *delivery;
         let Some(at) = next_attempt_at else { return Ok(()) };
-        self.schedule_delivery(organization, endpoint, PendingDelivery { id, event_at, at, tries: 0, announced })
+        self.schedule_delivery(organization, endpoint, PendingDelivery { id, event_at, at, attempts: 0, is_original })
     }
 
     fn schedule_delivery(
@@ -451,14 +455,14 @@ impl Transaction {
         endpoint: Id,
         delivery: Id,
         attempt: &Attempt,
-        settled: Settled,
+        result: DeliveryResult,
     ) -> Result<(), StoreError> {
         let attempt: AttributeValue = serde_dynamo::to_attribute_value(attempt)
             .map_err(|error| StoreError::Fault(format!("attempt cannot be encoded: {error}")))?;
-        let (status, next) = match settled {
-            Settled::Succeeded => (DeliveryStatus::Succeeded, None),
-            Settled::RetryAt(at) => (DeliveryStatus::Pending, Some(at)),
-            Settled::Failed => (DeliveryStatus::Failed, None),
+        let (status, next) = match result {
+            DeliveryResult::Succeeded => (DeliveryStatus::Succeeded, None),
+            DeliveryResult::RetryAt(at) => (DeliveryStatus::Pending, Some(at)),
+            DeliveryResult::Failed => (DeliveryStatus::Failed, None),
         };
         self.update(Table::Outbox, &Key::delivery(organization, endpoint, delivery), Conflict::Changed, |update| {
             let next_attempt = if next.is_some() { ", next_attempt_at = :next" } else { " REMOVE next_attempt_at" };

@@ -11,10 +11,10 @@ use crate::domain::Id;
 /// key that the server does not store.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct IdempotencyRecord {
-    /// HMAC of the request's body, in base64. A repeated request must have the same.
+    /// HMAC of the request's body, in base64. A repeated request must have the same fingerprint.
     pub fingerprint: String,
     pub status: u16,
-    /// In base64.
+    /// The sealed response body, in base64.
     pub sealed_body: String,
     /// Unix seconds after which the response is not returned again, because it reveals a secret.
     pub revealed_until: Option<i64>,

@@ -47,14 +47,14 @@ use aws_sdk_dynamodb::{Client, config::SharedInterceptor, error::ProvideErrorMet
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use self::{
-    access::Access,
+    access::KeyState,
     audit::LoggedEvent,
     audit_reader::{AuditReader, Audited},
     budgets::{BudgetCheck, BudgetSubject, OrganizationBudget},
     chain::{PendingEvents, Sweep, UnchainedEvents},
     conflict_retry::ConflictRetry,
     credentials::{Credential, Digest},
-    deliveries::{DELIVERY_RETENTION, DueDeliveries, PendingDelivery, Settled, Settlement},
+    deliveries::{DELIVERY_RETENTION, DeliveryResult, DueDeliveries, PendingDelivery, RecordOutcome},
     error::StoreError,
     idempotency::IdempotencyRecord,
     model_keys::{ActiveModelKey, Ciphertext, SealedModelKey},

@@ -15,7 +15,7 @@ use super::{
 use crate::domain::{ApiKey, CacheEffect, Event, Id, Invalidation, Timestamp};
 
 const PAGE_SIZE: i32 = 100;
-/// A query that met unreadable items ends once it has this many readable ones.
+/// Number of readable items after which a query ends that also found unreadable items.
 const ENOUGH_ITEMS: usize = 100;
 
 /// The queues of the workers.
@@ -76,12 +76,13 @@ impl DueItem {
 pub struct ExpiryNotice {
     pub organization_id: Id,
     pub api_key_id: Id,
-    /// The expiry that the notice announces. A key whose expiry changed since then has another
-    /// notice or none.
+    /// The expiry that the notice reports. If the key's expiry has changed, the key has another
+    /// notice, or no notice.
     pub expires_at: Timestamp,
 }
 
-/// A pending invalidation as last read or leased. Each write to it requires that it is unchanged.
+/// A pending invalidation as last read or leased. Each write to its item requires that the item is
+/// unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct PendingInvalidation {
     #[serde(flatten)]
@@ -99,7 +100,7 @@ pub struct Flushes {
     pub done: u64,
 }
 
-/// Which worker flushes the cache.
+/// The worker that flushes the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FlushTurn {
     /// This worker started this flush.
@@ -134,12 +135,12 @@ impl Store {
             unreadable += shard_unreadable;
         }
         if unreadable > 0 {
-            tracing::error!(?queue, unreadable, "unreadable due items skipped");
+            tracing::error!(queue = queue.name(), unreadable, "unreadable due items skipped");
         }
         Ok(found)
     }
 
-    /// Returns the due items of a shard and the number of unreadable ones.
+    /// Returns the readable due items of a shard, and the number of unreadable items.
     async fn due_in_shard(&self, shard: String, now: Timestamp) -> Result<(DueItems, usize), StoreError> {
         let mut pages = self
             .client
@@ -253,7 +254,7 @@ impl Store {
     }
 
     /// Deletes a leased invalidation, unless another worker has leased it since.
-    pub async fn settle_invalidation(&self, organization: Id, leased: &PendingInvalidation) -> Result<(), StoreError> {
+    pub async fn delete_invalidation(&self, organization: Id, leased: &PendingInvalidation) -> Result<(), StoreError> {
         let sent = self
             .client
             .delete_item()
@@ -266,7 +267,7 @@ impl Store {
         condition_held(sent.map(drop)).map(drop)
     }
 
-    /// Starts a flush of the stage's cache, unless another was started less than `every` ago.
+    /// Starts a flush of the stage's cache, unless another flush was started less than `every` ago.
     pub async fn begin_flush(&self, stage: &str, now: Timestamp, every: Duration) -> Result<FlushTurn, StoreError> {
         let sent = self
             .client
@@ -334,7 +335,7 @@ where
 impl Transaction {
     /// Publishes an event to the organization's webhook endpoints, in the transaction of its
     /// change.
-    pub fn announce(&mut self, event: &Event) -> Result<(), StoreError> {
+    pub fn publish(&mut self, event: &Event) -> Result<(), StoreError> {
         let key = Key::event(event.organization_id, event.created_at, event.id);
         self.enqueue(Queue::Events, &key, event.id, event, event.created_at)
     }
@@ -352,7 +353,7 @@ impl Transaction {
         self.enqueue(Queue::Invalidations, &Key::invalidation(organization, at, id), id, &item, at)
     }
 
-    /// Schedules a notice of a key's expiry. A key has at most one notice: a new one replaces it.
+    /// Schedules a notice of a key's expiry. A key has at most one notice: a new notice replaces it.
     pub(super) fn schedule_expiry_notice(&mut self, organization: Id, key: &ApiKey) -> Result<(), StoreError> {
         let (Some(expires_at), Some(due_at)) = (key.expires_at, key.expiry_notice_at()) else {
             return Ok(());
@@ -415,8 +416,8 @@ impl Transaction {
         })
     }
 
-    /// Deletes a notice, if it is still the one that was read.
-    pub fn settle_expiry_notice(&mut self, notice: &ExpiryNotice) -> Result<(), StoreError> {
+    /// Deletes a notice, if its item is unchanged since it was read.
+    pub fn delete_expiry_notice(&mut self, notice: &ExpiryNotice) -> Result<(), StoreError> {
         let key = Key::expiry_notice(notice.organization_id, notice.api_key_id);
         self.delete(Table::Outbox, &key, Conflict::Changed, |delete| {
             delete

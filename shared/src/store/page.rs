@@ -104,13 +104,9 @@ impl Store {
                 let size: usize = item.iter().map(|(name, value)| name.len() + size_of(value)).sum();
                 required_text(&item, "sk")?.clone_into(&mut upper);
                 let mut item = match (listing.read)(item) {
-                    Err(error) if listing.skips_unreadable => {
-                        tracing::error!(
-                            partition = listing.partition,
-                            sk = upper,
-                            %error,
-                            "unreadable item omitted from list"
-                        );
+                    Err(fault) if listing.skips_unreadable => {
+                        let pk = &listing.partition;
+                        tracing::error!(pk, sk = upper, %fault, "unreadable list item skipped");
                         skipped += 1;
                         continue;
                     }

@@ -187,7 +187,7 @@ impl Transaction {
 
     /// Counts a failure, or clears the failures after a success. Stages no write if there is
     /// nothing to clear.
-    pub(super) fn record_outcome(&mut self, lease: &Lease, succeeded: bool, at: Timestamp) -> Result<(), StoreError> {
+    pub(super) fn update_failures(&mut self, lease: &Lease, succeeded: bool, at: Timestamp) -> Result<(), StoreError> {
         if succeeded && lease.failing == Failing::default() {
             return Ok(());
         }

@@ -67,11 +67,17 @@ impl Store {
         let is_last = output.last_evaluated_key.is_none();
         let (mut missed, mut is_blocked, mut walked_to) = (Vec::new(), false, recovery.walked_to.clone());
         for item in output.items.unwrap_or_default() {
-            let position = format!("{}#", super::required_text(&item, "sk")?);
-            let Ok(StoredEvent { event, due_shard }) = decode(item) else {
-                tracing::error!(place = position, "unreadable event skipped by recovery");
-                walked_to = position;
-                continue;
+            let sk = super::required_text(&item, "sk")?.to_owned();
+            // Sorts directly after the event.
+            let position = format!("{sk}#");
+            let StoredEvent { event, due_shard } = match decode::<StoredEvent>(item) {
+                Ok(stored) => stored,
+                Err(fault) => {
+                    let organization_id = organization.get();
+                    tracing::error!(organization_id, sk, %fault, "unreadable event skipped");
+                    walked_to = position;
+                    continue;
+                }
             };
             // The fan-out decides whether the endpoint gets this event, so the recovery continues
             // after it.

@@ -61,7 +61,7 @@ impl Store {
                 if let Some((organization, id)) = key.parse_sealed(kind) {
                     found.push(SealedItem { organization, id, kid });
                 } else {
-                    tracing::error!(?key, "sealed index entry has an invalid key");
+                    tracing::error!(pk = key.pk, sk = key.sk, "unreadable sealed item skipped");
                 }
             }
             start = output.last_evaluated_key;

@@ -71,7 +71,7 @@ pub fn exit_code(route: &str, outcome: Result<(), impl std::fmt::Display>) -> Ex
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(route, %error, "startup failed");
+            tracing::error!(route, fault = %error, "startup failed");
             ExitCode::FAILURE
         }
     }

@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn validation_is_one_line_with_outcome_and_times() {
+    fn validation_metric_line_has_outcome_and_times() {
         let (waited, ran) = (Duration::from_millis(3), Duration::from_micros(224_500));
         let lines = written(|metrics| {
             metrics.validation(noon(), "valid", Some(ProofSource::Compared { waited, ran }));

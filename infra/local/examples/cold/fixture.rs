@@ -57,15 +57,15 @@ impl Fixture {
             webhooks: Reach::Public,
             deadlines: Deadlines::DEPLOYED,
             workers: false,
-            witness: None,
+            call_observer: None,
             clock: Arc::new(SystemClock),
             entropy: Arc::new(OsEntropy),
         })
         .await?;
         let SecretSource::Fixed(secrets) = runner.secrets.source() else { anyhow::bail!("the secrets are not fixed") };
         let mut fixture = Self {
-            organization: runner.bootstrapped.organization.id.get(),
-            admin: runner.bootstrapped.api_key.as_ref().context("no first key")?.expose().to_owned(),
+            organization: runner.bootstrap.organization.id.get(),
+            admin: runner.bootstrap.api_key.as_ref().context("no first key")?.expose().to_owned(),
             session: String::new(),
             admin_context: Value::Null,
             session_context: Value::Null,

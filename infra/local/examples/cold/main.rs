@@ -120,12 +120,12 @@ struct Row {
     case: String,
     init: Duration,
     first: Duration,
-    /// Time from the start of the process until the first answer.
+    /// Time from the start of the process until the first response.
     both: Duration,
     warm: Duration,
-    /// In bytes.
+    /// Memory used, in bytes.
     memory: u64,
-    /// In bytes.
+    /// Size of the zipped binary, in bytes.
     zipped: u64,
 }
 

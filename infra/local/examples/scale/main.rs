@@ -113,7 +113,7 @@ impl Subject {
     /// Measures the reads of a first validation, before and after its bcrypt.
     async fn first_reads(&self, round: usize) -> Result<Duration> {
         let (prefix, id) = &self.seeds.visited[round % self.seeds.visited.len()];
-        let (store, organization) = (&self.runner.app.store, self.runner.bootstrapped.organization.id);
+        let (store, organization) = (&self.runner.app.store, self.runner.bootstrap.organization.id);
         let started = Instant::now();
         let candidates = store.credentials(prefix).await?;
         store.access_to_spend(organization, *id, *id, self.runner.app.clock.now()).await?;
@@ -144,7 +144,7 @@ fn options(data: &Path) -> Result<Options> {
         webhooks: Reach::Public,
         deadlines: Deadlines::DEPLOYED,
         workers: false,
-        witness: None,
+        call_observer: None,
         clock: Arc::new(SystemClock),
         entropy: Arc::new(OsEntropy),
     })

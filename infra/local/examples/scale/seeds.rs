@@ -39,7 +39,7 @@ impl Seeds {
     pub(crate) async fn create(data: &Path, count: usize) -> Result<Self> {
         let started = Instant::now();
         let runner = Runner::start(options(data)?).await?;
-        let (organization, now) = (runner.bootstrapped.organization.id, runner.app.clock.now());
+        let (organization, now) = (runner.bootstrap.organization.id, runner.app.clock.now());
         let ring = runner.app.secrets.ring(Ring::KeyTag).await?;
         let first = create_key(&runner.app, &ring, organization, now).await?;
         runner.stop().await;

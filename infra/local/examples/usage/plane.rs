@@ -36,12 +36,12 @@ impl Plane {
             webhooks: Reach::Public,
             deadlines: Deadlines::DEPLOYED,
             workers,
-            witness: None,
+            call_observer: None,
             clock: Arc::new(SystemClock),
             entropy: Arc::new(OsEntropy),
         };
         let runner = Runner::start_with_proxy(options, proxy).await?;
-        let admin = runner.bootstrapped.api_key.as_ref().context("no first key")?.expose().to_owned();
+        let admin = runner.bootstrap.api_key.as_ref().context("no first key")?.expose().to_owned();
         Ok(Self { runner, client: reqwest::Client::new(), admin, now: SystemClock.now() })
     }
 

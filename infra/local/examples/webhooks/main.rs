@@ -83,13 +83,13 @@ impl WebhookRunner {
             webhooks: Reach::Loopback,
             deadlines: Deadlines::DEPLOYED,
             workers,
-            witness: None,
+            call_observer: None,
             clock,
             entropy: Arc::new(OsEntropy),
         });
         let runner = runner.await?;
-        let token = runner.bootstrapped.api_key.as_ref().context("no first key")?.expose().to_owned();
-        Ok(Self { organization: runner.bootstrapped.organization.id, token, runner })
+        let token = runner.bootstrap.api_key.as_ref().context("no first key")?.expose().to_owned();
+        Ok(Self { organization: runner.bootstrap.organization.id, token, runner })
     }
 
     async fn endpoint(&self, url: &str, event_type: EventType) -> Result<()> {
@@ -113,7 +113,7 @@ impl WebhookRunner {
         for chunk in ids.iter().collect::<Vec<_>>().chunks(90) {
             let mut transaction = app.store.transaction();
             for id in chunk {
-                transaction.announce(&Event {
+                transaction.publish(&Event {
                     id: **id,
                     event_type,
                     created_at: id.drawn_at(),

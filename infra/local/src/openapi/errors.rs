@@ -81,7 +81,10 @@ fn errors() -> [(&'static str, u16, &'static str, Value); 13] {
 }
 
 pub(super) fn reference(status: u16) -> Value {
-    let (name, ..) = errors().into_iter().find(|(_, known, ..)| *known == status).expect("a known status");
+    let (name, ..) = errors()
+        .into_iter()
+        .find(|(_, known, ..)| *known == status)
+        .expect("every status of an operation is in `errors`");
     json!({ "$ref": format!("#/components/responses/{name}") })
 }
 

@@ -44,7 +44,10 @@ async fn slug_is_unique_within_an_organization() {
     let server = TestServer::start().await;
     let id = server.project("site").await;
     let refusal = server.post(ROUTE, json!({ "slug": "site", "name": "Other" })).send().await.refused(409);
-    assert_eq!(refusal, json!({ "error": "slug_taken", "message": "The slug is taken. Choose another one." }));
+    assert_eq!(
+        refusal,
+        json!({ "error": "slug_taken", "message": "This slug is taken in your organization. Use that project, or choose another slug." })
+    );
     let kept = read(&server, "site").await;
     assert_eq!((&kept["id"], &kept["name"]), (&json!(id), &json!("site")));
 }
@@ -138,7 +141,7 @@ async fn unknown_or_malformed_slug_returns_404() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn creation_is_audited() {
+async fn project_creation_is_audited() {
     let (server, _) = TestServer::start_at_noon().await;
     let reply = server.post(ROUTE, named("site")).header("user-agent", "tests/1.0").send().await;
     server.post(ROUTE, named("site")).send().await.refused(409);

@@ -43,7 +43,7 @@ async fn verdict(server: &TestServer, token: &str) -> (bool, Value) {
 }
 
 /// Runs the worker and returns the type and data of all budget events.
-async fn budget_events(server: &TestServer) -> Vec<(String, Value)> {
+async fn check_and_list(server: &TestServer) -> Vec<(String, Value)> {
     server.work(CHECKS).await;
     let events =
         server.outbox("EVT").await.into_iter().filter(|event| event["type"].as_str().unwrap().starts_with("budget."));
@@ -53,9 +53,9 @@ async fn budget_events(server: &TestServer) -> Vec<(String, Value)> {
     parsed.collect()
 }
 
-/// Returns the number of threshold, exhausted and restored events.
-async fn counts(server: &TestServer) -> [usize; 3] {
-    let events = budget_events(server).await;
+/// Runs the worker and returns the number of threshold, exhausted and restored events.
+async fn check_and_count(server: &TestServer) -> [usize; 3] {
+    let events = check_and_list(server).await;
     ["budget.threshold", "budget.exhausted", "budget.restored"]
         .map(|kind| events.iter().filter(|(event_type, _)| event_type == kind).count())
 }
@@ -152,14 +152,14 @@ async fn new_month_resets_the_spending() {
     let (key, token) = server.key(&["read"]).await;
     put(&server, json!({ "total_tokens": 5, "alert_percents": [100] })).await;
     spend(&server, key, 5).await;
-    assert_eq!(counts(&server).await, [1, 1, 0]);
+    assert_eq!(check_and_count(&server).await, [1, 1, 0]);
     clock.advance(
         "2026-12-01T00:00:00Z".parse::<karta_shared::domain::Timestamp>().unwrap().since(server.runner.app.clock.now()),
     );
     assert_eq!(verdict(&server, &token).await, (true, Value::Null));
-    assert_eq!(counts(&server).await, [1, 1, 1], "the return is published");
+    assert_eq!(check_and_count(&server).await, [1, 1, 1], "the return is published");
     spend(&server, key, 5).await;
-    assert_eq!(counts(&server).await, [2, 2, 1]);
+    assert_eq!(check_and_count(&server).await, [2, 2, 1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,19 +184,19 @@ async fn each_threshold_is_published_once() {
     let (key, _) = server.key(&["read"]).await;
     put(&server, json!({ "total_tokens": 100 })).await;
     spend(&server, key, 49).await;
-    assert_eq!(counts(&server).await, [0, 0, 0]);
+    assert_eq!(check_and_count(&server).await, [0, 0, 0]);
     spend(&server, key, 36).await;
-    let events = budget_events(&server).await;
+    let events = check_and_list(&server).await;
     let (percents, spent): (Vec<_>, Vec<_>) =
         events.iter().map(|(_, data)| (data["percent"].as_u64().unwrap(), data["spent"].as_u64().unwrap())).unzip();
     assert_eq!((events.len(), percents.iter().sum::<u64>(), spent), (2, 130, vec![85, 85]));
     assert_eq!(events[0].1["subject"], json!({ "kind": "organization", "id": server.organization_id }));
     spend(&server, key, 15).await;
-    assert_eq!(counts(&server).await, [3, 1, 0]);
+    assert_eq!(check_and_count(&server).await, [3, 1, 0]);
     spend(&server, key, 15).await;
-    assert_eq!(counts(&server).await, [3, 1, 0]);
+    assert_eq!(check_and_count(&server).await, [3, 1, 0]);
     put(&server, json!({ "total_tokens": 1000 })).await;
-    assert_eq!(counts(&server).await, [3, 1, 1]);
+    assert_eq!(check_and_count(&server).await, [3, 1, 1]);
     assert!(server.outbox("PSH").await.len() >= 4, "data planes are notified of the end and the return");
 }
 
@@ -207,9 +207,9 @@ async fn concurrent_workers_publish_a_threshold_once() {
     put(&server, json!({ "total_tokens": 100 })).await;
     spend(&server, key, 100).await;
     let tick = &karta_local::registry::workers(&server.runner.app, &server.runner.gateway)[CHECKS];
-    // A worker that loses the race may fail. `counts` runs it again.
+    // A worker that loses the race may fail. `check_and_count` runs it again.
     let _outcomes = tokio::join!(tick(), tick(), tick());
-    assert_eq!(counts(&server).await, [3, 1, 0]);
+    assert_eq!(check_and_count(&server).await, [3, 1, 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,11 +223,11 @@ async fn lineage_has_the_budget_of_its_newest_key() {
     server.patch(&format!("/v1/api_keys/{new}"), budget(1_000)).send().await.expect(200);
     for key in [old, new, old] {
         spend(&server, key, 60).await;
-        assert_eq!(counts(&server).await, [0, 0, 0], "the old key's cap does not apply");
+        assert_eq!(check_and_count(&server).await, [0, 0, 0], "the old key's cap does not apply");
     }
     server.patch(&format!("/v1/api_keys/{new}"), budget(150)).send().await.expect(200);
     spend(&server, old, 1).await;
-    assert_eq!(counts(&server).await, [1, 1, 0], "the new key's cap applies to both keys");
+    assert_eq!(check_and_count(&server).await, [1, 1, 0], "the new key's cap applies to both keys");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -257,7 +257,7 @@ async fn stream_record_checks_only_its_organization() {
     assert!(server.outbox("BST").await.is_empty(), "no other organization is checked");
     worker.work(&written(server.organization_id)).await.unwrap();
     assert_eq!(server.outbox("BST").await.len(), 1, "only the organization has a budget");
-    assert_eq!(counts(&server).await, [3, 1, 0]);
+    assert_eq!(check_and_count(&server).await, [3, 1, 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -276,7 +276,7 @@ async fn interrupted_check_is_repeated() {
     let due: karta_shared::domain::Timestamp = postponed[0]["due_at"].as_str().unwrap().parse().unwrap();
     let wait = due.since(server.runner.app.clock.now());
     assert!(wait > std::time::Duration::from_secs(30), "the retry waits until the first check must have ended");
-    assert_eq!(counts(&server).await, [0, 0, 0]);
+    assert_eq!(check_and_count(&server).await, [0, 0, 0]);
     let update = json!({
         "TableName": "karta-outbox",
         "Key": { "pk": { "S": format!("BDG#{}", server.organization_id) }, "sk": { "S": postponed[0]["sk"] } },
@@ -284,7 +284,7 @@ async fn interrupted_check_is_repeated() {
         "ExpressionAttributeValues": { ":past": { "S": "2026-01-01T00:00:00.000Z" } },
     });
     server.dynamodb("UpdateItem", update).await;
-    assert_eq!(counts(&server).await, [3, 1, 0]);
+    assert_eq!(check_and_count(&server).await, [3, 1, 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -308,7 +308,7 @@ async fn repeated_batches_publish_each_threshold_once() {
         let _outcomes = tokio::join!(send(), send(), tick(), tick(), tick());
         send().await.expect(202);
     }
-    assert_eq!(counts(&server).await, [6, 2, 0], "for the organization and for the key");
+    assert_eq!(check_and_count(&server).await, [6, 2, 0], "for the organization and for the key");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -318,7 +318,7 @@ async fn subscription_end_and_return_are_published() {
     for (status, expected) in [("past_due", [0, 1, 0]), ("unpaid", [0, 1, 0]), ("active", [0, 1, 1])] {
         let body = json!({ "subscription_status": status });
         server.service(Method::PATCH, &path).body(body).send().await.expect(200);
-        assert_eq!(counts(&server).await, expected, "{status}");
+        assert_eq!(check_and_count(&server).await, expected, "{status}");
     }
 }
 

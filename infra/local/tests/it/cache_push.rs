@@ -25,7 +25,7 @@ use crate::{
     calls::record_sent_requests,
     data_plane::{DataPlane, Reaction, configured, token},
     fault_proxy::{ALWAYS, Fault, FaultProxy},
-    harness::{PATIENCE, TestServer, options, plain, until},
+    harness::{TestServer, WAIT_TIMEOUT, options, plain, until},
 };
 
 const CACHE_PUSH: &str = "worker-cache-push";
@@ -172,7 +172,7 @@ async fn hanging_data_plane_delays_nothing_else() {
     };
     tokio::join!(server.work(CACHE_PUSH), flushed);
     // One after the other, the 41 pushes would each wait two seconds for the dead data plane.
-    assert!(started.elapsed() < PATIENCE, "took {:?}", started.elapsed());
+    assert!(started.elapsed() < WAIT_TIMEOUT, "took {:?}", started.elapsed());
     assert!(dead.received().len() < 41, "a hanging data plane is skipped for the rest of the run");
     assert_eq!(server.outbox("PSH").await[0]["told"], json!(["GATEWAY", "alive"]));
 }
@@ -420,9 +420,9 @@ async fn data_plane_with_a_service_token_is_skipped() {
     let emulator = &server.runner.emulator;
     let sdk = config::local_sdk(&emulator.endpoint(), emulator.access_key()).await;
     let config = Config::local(Tables::local(), Some(4)).unwrap();
-    let App { clock, entropy, witness, .. } = server.runner.app.clone();
+    let App { clock, entropy, call_observer, .. } = server.runner.app.clone();
     let mut app = App::new(config, &sdk, SecretSource::Fixed(texts), clock, entropy);
-    app.witness = witness;
+    app.call_observer = call_observer;
     CachePush::new(app.for_function(CachePush::NAME), AuthorizerCache::Local(Arc::new(|| ())))
         .work(&Wake::Sweep)
         .await

@@ -20,7 +20,7 @@ use aws_sdk_dynamodb::{
     types::{AttributeValue, TransactWriteItem},
 };
 use karta_local::Options;
-use karta_shared::{app::Witness, clock::SystemClock, config::Secret, http::Route};
+use karta_shared::{app::CallObserver, clock::SystemClock, config::Secret, http::Route};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -68,7 +68,7 @@ impl Calls {
     }
 }
 
-impl Witness for Calls {
+impl CallObserver for Calls {
     fn watch(&self, function: &'static str) -> SharedInterceptor {
         SharedInterceptor::new(Watch { function, calls: self.clone() })
     }
@@ -219,7 +219,7 @@ fn kind(pk: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_are_recorded_by_iam_action_and_resource() {
     let calls = Calls::default();
-    let options = Options { witness: Some(Arc::new(calls.clone())), ..options(Arc::new(SystemClock)) };
+    let options = Options { call_observer: Some(Arc::new(calls.clone())), ..options(Arc::new(SystemClock)) };
     let server = TestServer::start_as(options, None).await;
     let (key, _) = server.key(&["read"]).await;
     server.get("/v1/api_keys").send().await.expect(200);

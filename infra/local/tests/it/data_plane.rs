@@ -16,7 +16,7 @@ use crate::harness::{note_secret, until};
 #[derive(Debug, Clone)]
 pub(crate) enum Reaction {
     Status(u16),
-    /// Never answers.
+    /// Accepts the call and never responds.
     Hang,
     /// Redirects to this URL.
     Redirect(String),

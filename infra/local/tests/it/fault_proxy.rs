@@ -40,7 +40,7 @@ pub(crate) enum Fault {
     Exception(&'static str),
     /// Answers HTTP 500. The request does not reach the store.
     ServerError,
-    /// Never answers. The request does not reach the store.
+    /// The proxy never responds, and the request does not reach the store.
     Hang,
     /// Closes the connection. The request does not reach the store.
     Close,

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy, REFUSALS, Seen},
-    harness::{PATIENCE, Reply, Request, TestServer, options},
+    harness::{Reply, Request, TestServer, WAIT_TIMEOUT, options},
     invariants::Tables,
     model_keys::{active, provider_key},
 };
@@ -31,7 +31,7 @@ fn unavailable(reply: Reply) {
 /// Returns the response. The test fails if none arrives. The deadline of a store call ends before
 /// the route's, which would return 504.
 async fn in_time(request: Request) -> Reply {
-    timeout(PATIENCE, request.send()).await.expect("a response")
+    timeout(WAIT_TIMEOUT, request.send()).await.expect("a response")
 }
 
 fn id(created: &Value) -> u64 {

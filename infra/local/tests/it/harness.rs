@@ -45,16 +45,16 @@ use worker_audit_chain::AuditChain;
 use crate::calls::Calls;
 
 /// Maximum wait for an event, so that a test fails instead of hanging.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Waits until `is_so` returns true. Panics with `what` after [`PATIENCE`].
+/// Waits until `is_so` returns true. Panics with `what` after [`WAIT_TIMEOUT`].
 pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
     let waits = async {
         while !is_so().await {
             sleep(Duration::from_millis(2)).await;
         }
     };
-    timeout(PATIENCE, waits).await.unwrap_or_else(|_| panic!("timeout after {PATIENCE:?}: {what}"));
+    timeout(WAIT_TIMEOUT, waits).await.unwrap_or_else(|_| panic!("timeout after {WAIT_TIMEOUT:?}: {what}"));
 }
 
 /// A running control plane with one organization, `acme`. Dropping it verifies its audit logs.
@@ -88,7 +88,7 @@ impl TestServer {
     pub(crate) async fn start_as(options: Options, proxy: Option<&dyn Fn(&str) -> String>) -> Self {
         log_to_file();
         let runner = Runner::start_with_proxy(options, proxy).await.unwrap();
-        let admin = runner.bootstrapped.api_key.as_ref().unwrap().expose().to_owned();
+        let admin = runner.bootstrap.api_key.as_ref().unwrap().expose().to_owned();
         Self::new(runner, admin)
     }
 
@@ -104,7 +104,7 @@ impl TestServer {
         log_to_file();
         let options = Options { internal, ..options(Arc::new(SystemClock)) };
         let runner = Runner::start(options).await.unwrap();
-        let admin = runner.bootstrapped.api_key.as_ref().unwrap().expose().to_owned();
+        let admin = runner.bootstrap.api_key.as_ref().unwrap().expose().to_owned();
         Self::new(runner, admin)
     }
 
@@ -112,7 +112,7 @@ impl TestServer {
         note_secret(runner.secrets.service_token.expose_secret());
         note_secret(runner.secrets.session_token_secret.expose_secret());
         note_secret(&admin);
-        let organization_id = runner.bootstrapped.organization.id.get();
+        let organization_id = runner.bootstrap.organization.id.get();
         Self { audit: AuditCheck::new(&runner), runner, admin, organization_id, client: reqwest::Client::new() }
     }
 
@@ -123,10 +123,10 @@ impl TestServer {
 
     /// Creates an organization. Returns its id and the token of its first key.
     pub(crate) async fn another_organization(&self, name: &str) -> (u64, String) {
-        let bootstrapped = bootstrap::organization(&self.runner.app, &slug(name), "local runner").await.unwrap();
-        let token = bootstrapped.api_key.unwrap().expose().to_owned();
+        let bootstrap = bootstrap::organization(&self.runner.app, &slug(name), "local runner").await.unwrap();
+        let token = bootstrap.api_key.unwrap().expose().to_owned();
         note_secret(&token);
-        (bootstrapped.organization.id.get(), token)
+        (bootstrap.organization.id.get(), token)
     }
 
     pub(crate) fn get(&self, path: &str) -> Request {
@@ -505,7 +505,7 @@ pub(crate) fn options(clock: Arc<dyn Clock>) -> Options {
         // Long deadlines, because only tests with a hanging store need those of a deployed stack.
         deadlines: Deadlines::times(10),
         workers: false,
-        witness: Some(Arc::new(Calls::kept())),
+        call_observer: Some(Arc::new(Calls::kept())),
         clock,
         entropy: Arc::new(OsEntropy),
     }

@@ -15,7 +15,7 @@ mod secrets_manager;
 mod agent_projects;
 mod api_keys;
 mod audit_log;
-mod bcrypt_line;
+mod bcrypt_queue;
 mod billing;
 mod bound;
 mod budget;

@@ -27,7 +27,7 @@ use crate::{
     internal::{Plane, request},
     model_keys::{provider_key, rotated},
     monitoring::{alarms, metric_of, metrics_of},
-    webhooks::{Reaction, Receiver, endpoint, events, on_loopback, settled},
+    webhooks::{Reaction, Receiver, endpoint, events_worker, on_loopback, settled},
 };
 
 #[derive(Debug, Clone, Default)]
@@ -119,7 +119,7 @@ async fn only_first_attempts_count_as_delivery_lag() {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
     let server = TestServer::start_as(on_loopback(Arc::clone(&clock) as Arc<dyn Clock>), None).await;
     let (lines, app) = Lines::new(&server.runner.app);
-    let (receiver, worker) = (Receiver::start().await, events(&app, Duration::ZERO));
+    let (receiver, worker) = (Receiver::start().await, events_worker(&app, Duration::ZERO));
     let (id, _) = endpoint(&server, &receiver.url, &["*"]).await;
     let work = async || {
         worker.work(&Wake::Sweep).await.unwrap();

@@ -177,7 +177,7 @@ async fn session_token_project_is_checked_before_body() {
     }
     for request in invalid_requests(&server, &IN_PROJECT) {
         let detail = request.bearer(&token).send().await.forbidden();
-        assert_eq!(detail, "wrong project: the session token is for another one");
+        assert_eq!(detail, "wrong project: the session token is for another project");
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     data_plane::{DataPlane, configured, token},
-    harness::{PATIENCE, TestServer, note_secret, run_file, until},
+    harness::{TestServer, WAIT_TIMEOUT, note_secret, run_file, until},
     invariants::Tables,
     webhooks::Receiver,
 };
@@ -129,7 +129,7 @@ impl Karta {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            assert!(signaled_at.elapsed() < PATIENCE, "still running after {PATIENCE:?}");
+            assert!(signaled_at.elapsed() < WAIT_TIMEOUT, "still running after {WAIT_TIMEOUT:?}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -151,7 +151,7 @@ fn startup_error(arguments: &[&str], environment: &[(&str, &str)]) -> String {
     let mut child = command.current_dir(&folder).stderr(Stdio::piped()).spawn().unwrap();
     let started = Instant::now();
     while child.try_wait().unwrap().is_none() {
-        if started.elapsed() > PATIENCE {
+        if started.elapsed() > WAIT_TIMEOUT {
             child.kill().unwrap();
         }
         std::thread::sleep(Duration::from_millis(5));

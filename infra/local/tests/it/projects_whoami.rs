@@ -74,7 +74,7 @@ async fn session_token_gets_same_refusal_in_other_projects() {
     for other in ["shop", "theirs", "nothing", "SITE", "site2", "sit", &project.to_string()] {
         let reply = server.get(&format!("/v1/projects/{other}/whoami")).bearer(&token).send().await;
         assert_readable_by_browsers(&reply);
-        assert_eq!(reply.forbidden(), "wrong project: the session token is for another one", "{other}");
+        assert_eq!(reply.forbidden(), "wrong project: the session token is for another project", "{other}");
     }
 }
 

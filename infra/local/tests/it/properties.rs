@@ -128,7 +128,7 @@ fn nearly_valid_body() -> impl Strategy<Value = Value> {
 
 /// Returns a request with this body to every route that takes one.
 fn with_body(server: &TestServer, body: &[u8]) -> Vec<Request> {
-    let key = server.runner.bootstrapped.organization.id;
+    let key = server.runner.bootstrap.organization.id;
     [
         (Method::POST, "/v1/api_keys".to_owned()),
         // No key has the organization's id, but the body is checked first.

@@ -188,7 +188,7 @@ async fn manual_change_during_a_rotation_is_kept() {
     stack.manager.put(SEALING, "2", &ring.to_string());
     for step in [RotationStep::TestSecret, RotationStep::FinishSecret] {
         let refused = stack.rotation.rotate(&step_request(step, SEALING, "1")).await.unwrap_err().to_string();
-        assert!(refused.contains("has changed since"), "{refused}");
+        assert!(refused.contains("changed after the pending version was created"), "{refused}");
     }
     assert_eq!(stack.manager.current(SEALING), ring);
     stack.rotate(SEALING, "3").await.unwrap();
@@ -206,7 +206,7 @@ async fn rewriting_the_same_ring_discards_pending_rotation() {
     stack.manager.put(SIGNING, "by hand again", &stack.manager.current(SIGNING).to_string());
     for step in [RotationStep::TestSecret, RotationStep::FinishSecret] {
         let refused = stack.rotation.rotate(&step_request(step, SIGNING, "2")).await.unwrap_err().to_string();
-        assert!(refused.contains("has changed since"), "{refused}");
+        assert!(refused.contains("changed after the pending version was created"), "{refused}");
     }
     assert_eq!(stack.manager.kids(SIGNING)[0], "k1");
 }
@@ -218,18 +218,18 @@ async fn rotation_steps_out_of_order_are_refused() {
     let refused = async |step, secret: &str, version: &str| {
         stack.rotation.rotate(&step_request(step, secret, version)).await.unwrap_err().to_string()
     };
-    assert!(refused(RotationStep::CreateSecret, "key-tag", "1").await.contains("does not rotate the secret"));
-    assert!(refused(RotationStep::CreateSecret, "cursor", "1").await.contains("does not rotate the secret"));
-    assert!(refused(RotationStep::CreateSecret, SIGNING, "1").await.contains("no such version"));
+    assert!(refused(RotationStep::CreateSecret, "key-tag", "1").await.contains("is not a rotated ring"));
+    assert!(refused(RotationStep::CreateSecret, "cursor", "1").await.contains("is not a rotated ring"));
+    assert!(refused(RotationStep::CreateSecret, SIGNING, "1").await.contains("has no version 1"));
     stack.manager.begin(SIGNING, "1");
     for step in [RotationStep::TestSecret, RotationStep::FinishSecret] {
-        assert!(refused(step, SIGNING, "1").await.contains("next ring is missing"));
+        assert!(refused(step, SIGNING, "1").await.contains("version 1 has no value"));
     }
     // A newer version is pending instead of this one.
     stack.rotation.rotate(&step_request(RotationStep::CreateSecret, SIGNING, "1")).await.unwrap();
     stack.manager.note_secrets(SIGNING);
     stack.manager.begin(SIGNING, "2");
-    assert!(refused(RotationStep::FinishSecret, SIGNING, "1").await.contains("no such version"));
+    assert!(refused(RotationStep::FinishSecret, SIGNING, "1").await.contains("has no version 1"));
     assert_eq!([SIGNING, SEALING].map(|secret| stack.manager.current(secret)).to_vec(), before);
     // Finishing a version that is already current succeeds.
     stack.rotation.rotate(&step_request(RotationStep::FinishSecret, SIGNING, "by hand")).await.unwrap();

@@ -177,7 +177,7 @@ fn module(path: &str) -> &str {
 
 /// Returns the other modules of `shared` that a file uses.
 fn uses(path: &str, text: &str) -> BTreeSet<String> {
-    // In a module's root file `super` is the crate. In its other files it is the module.
+    // `super` is the crate in a module's root file, and the module in its other files.
     let top = path.matches('/').count() == 2 || path.ends_with("/mod.rs");
     let up = if top { "super::" } else { "super::super::" };
     let from_the_crate = paths(text).into_iter().filter_map(|path| {

@@ -417,7 +417,7 @@ async fn functions_do_just_what_their_policies_allow() {
     let (clock, calls) = (Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap())), Calls::kept());
     let options = Options {
         webhooks: Reach::Loopback,
-        witness: Some(Arc::new(calls.clone())),
+        call_observer: Some(Arc::new(calls.clone())),
         ..configured(Arc::clone(&clock) as Arc<dyn Clock>)
     };
     let server = TestServer::start_as(options, None).await;
@@ -642,7 +642,7 @@ async fn webhooks(server: &TestServer, clock: &ManualClock) {
 }
 
 #[test]
-fn secret_generators_are_frozen() {
+fn template_secret_generators_never_change() {
     let secrets = resources("AWS::SecretsManager::Secret").into_iter();
     let generators: BTreeMap<_, _> = secrets
         .map(|(name, secret)| {

@@ -24,7 +24,7 @@ use tokio::{
 use worker_webhook_deliveries::wire::{Lookup, LookupFuture, Outcome, SystemLookup, Wire};
 
 use crate::{
-    harness::{PATIENCE, until},
+    harness::{WAIT_TIMEOUT, until},
     webhook_receiver,
 };
 
@@ -126,7 +126,7 @@ fn wire_with(lookup: Arc<dyn Lookup>, reach: Reach) -> Wire {
 
 /// Returns a client that waits for a response as long as a test does.
 fn wire() -> Wire {
-    wire_with(Arc::new(SystemLookup), Reach::Loopback).within(PATIENCE)
+    wire_with(Arc::new(SystemLookup), Reach::Loopback).within(WAIT_TIMEOUT)
 }
 
 fn signatures() -> Signatures {
@@ -310,7 +310,7 @@ async fn slow_receiver_is_cut_off_at_the_timeout() {
         (endless_hints.await, None),
     ] {
         let limited = wire().within(Duration::from_millis(500));
-        let outcome = timeout(PATIENCE, post(&limited, &receiver.url())).await.expect("an outcome");
+        let outcome = timeout(WAIT_TIMEOUT, post(&limited, &receiver.url())).await.expect("an outcome");
         assert!(outcome.latency_ms >= 400, "{outcome:?}");
         assert_eq!(outcome.response_code, code, "{outcome:?}");
         assert_eq!(outcome.error.as_deref(), Some("no complete response within 0.5 s"));

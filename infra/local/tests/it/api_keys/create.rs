@@ -164,7 +164,7 @@ async fn malformed_json_is_refused() {
         let refusal = server.post(ROUTE, json!({})).raw_body(body.to_vec()).send().await.refused(400);
         assert_eq!(refusal["error"], "malformed_json");
         let expected =
-            if body.is_empty() { "The body is empty: send a JSON object" } else { "The body is not JSON: see line 1" };
+            if body.is_empty() { "The body is empty. Send a JSON object." } else { "The body is not JSON. See line 1" };
         assert!(refusal["message"].as_str().unwrap().starts_with(expected), "{refusal}");
         assert_eq!(refusal.as_object().unwrap().len(), 2, "{refusal}");
     }

@@ -17,7 +17,7 @@ async fn last_admin_key_cannot_be_revoked_or_restricted() {
     ] {
         let refusal = request.send().await.refused(409);
         assert_eq!(refusal["error"], "last_admin_key");
-        assert!(refusal["message"].as_str().unwrap().contains("last admin key"), "{refusal}");
+        assert!(refusal["message"].as_str().unwrap().contains("must keep one active admin key"), "{refusal}");
     }
     assert_eq!(read(&server, id).await, before);
     assert_eq!(server.audit_events().await.len(), 2, "only the creation of the organization and of its first key");

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy, REFUSALS},
-    harness::{PATIENCE, Reply, Request, TestServer, note_secret, options},
+    harness::{Reply, Request, TestServer, WAIT_TIMEOUT, note_secret, options},
 };
 
 pub(crate) fn validation(server: &TestServer, body: Value) -> Request {
@@ -274,7 +274,7 @@ pub(crate) async fn unavailable(request: Request) {
 }
 
 async fn no_verdict(request: Request, status: u16, detail: &str) {
-    let reply: Reply = timeout(PATIENCE, request.send()).await.expect("an answer");
+    let reply: Reply = timeout(WAIT_TIMEOUT, request.send()).await.expect("an answer");
     assert_eq!(reply.headers["retry-after"], "1", "{}", reply.text);
     assert_eq!(reply.refused(status), json!({ "detail": detail }));
 }

@@ -70,9 +70,9 @@ impl Plane {
         config.internal = internal;
         let emulator = &server.runner.emulator;
         let sdk = config::local_sdk(&emulator.endpoint(), emulator.access_key()).await;
-        let App { clock, entropy, witness, .. } = server.runner.app.clone();
+        let App { clock, entropy, call_observer, .. } = server.runner.app.clone();
         let mut app = App::new(config, &sdk, SecretSource::Fixed(texts), clock, entropy);
-        app.witness = witness;
+        app.call_observer = call_observer;
         Self::new(&app)
     }
 

@@ -266,7 +266,7 @@ async fn creation_is_audited_and_published() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn repeat_creates_nothing_and_other_key_is_mismatch() {
+async fn repeated_model_key_request_returns_first_response() {
     let server = TestServer::start().await;
     let key = provider_key("sk-");
     let send = |key: &str| post(&server, "openai", key).idempotency_key("once").send();

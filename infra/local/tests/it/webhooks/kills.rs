@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 use worker_webhook_deliveries::WebhookDeliveries;
 use worker_webhook_events::{Waker, WebhookEvents};
 
-use super::{Reaction, Receiver, WebhookServer, deliveries, endpoint, events, on_loopback, publish_events};
+use super::{Reaction, Receiver, WebhookServer, deliveries, endpoint, events_worker, on_loopback, publish_events};
 use crate::fault_proxy::{ALWAYS, ANY, Fault, FaultProxy};
 
 /// A time longer than any lease.
@@ -50,13 +50,14 @@ async fn worker_killed_after_any_call_loses_nothing() {
                 receiver.react(Reaction::Status(if fails { 500 } else { 200 }));
                 publish_events(server, 1).await;
                 published += 1;
+                // The delivery worker is killed after the events are fanned out.
                 if which == "deliveries" {
                     events_worker.work(&Wake::Sweep).await.unwrap();
                 }
-                let waits = server.outbox("EVT").await.into_iter().filter(|event| event["due_at"].is_string());
-                let waits =
-                    waits.map(|event| DueItem { organization_id, sk: event["sk"].as_str().unwrap().to_owned() });
-                let written = Wake::Written(waits.collect());
+                let pending = server.outbox("EVT").await.into_iter().filter(|event| event["due_at"].is_string());
+                let pending =
+                    pending.map(|event| DueItem { organization_id, sk: event["sk"].as_str().unwrap().to_owned() });
+                let written = Wake::Written(pending.collect());
                 proxy.fail_after(ANY, calls, ALWAYS, Fault::HoldAnswer);
                 let deliveries_worker = WebhookDeliveries::new(app.for_function(WebhookDeliveries::NAME), Vec::new())
                     .with_max_wait(Duration::ZERO);
@@ -102,7 +103,7 @@ async fn delivery_is_repeated_after_kill_during_response() {
     let (id, _) = endpoint(server, &receiver.url, &["*"]).await;
     receiver.react(Reaction::Held);
     publish_events(server, 1).await;
-    let killed = events(&server.runner.app, Duration::ZERO);
+    let killed = events_worker(&server.runner.app, Duration::ZERO);
     killed.work(&Wake::Sweep).await.unwrap();
     receiver.wait_for(1).await;
     drop(killed);
@@ -128,7 +129,7 @@ async fn every_event_arrives_despite_random_kills() {
     publish_events(server, EVENTS).await;
     let mut killed = 0;
     for round in 0.. {
-        let worker = events(&server.runner.app, Duration::ZERO);
+        let worker = events_worker(&server.runner.app, Duration::ZERO);
         let mut random = [0];
         server.runner.app.entropy.fill(&mut random);
         let alive = Duration::from_millis(20 + u64::from(random[0]) + 5 * round);

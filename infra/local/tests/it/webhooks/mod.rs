@@ -39,13 +39,14 @@ pub(crate) fn on_loopback(clock: Arc<dyn Clock>) -> Options {
 /// A server that may send webhooks to this machine, and its workers.
 struct WebhookServer {
     server: TestServer,
-    events: WebhookEvents,
+    events_worker: WebhookEvents,
 }
 
-/// Returns the worker that fans out events. It wakes a delivery worker with this patience.
-pub(crate) fn events(app: &App, patience: Duration) -> WebhookEvents {
+/// Returns the worker that fans out events. The delivery worker that it wakes waits at most
+/// `max_wait` for the next attempt.
+pub(crate) fn events_worker(app: &App, max_wait: Duration) -> WebhookEvents {
     let deliveries =
-        WebhookDeliveries::new(app.for_function(WebhookDeliveries::NAME), Vec::new()).with_max_wait(patience);
+        WebhookDeliveries::new(app.for_function(WebhookDeliveries::NAME), Vec::new()).with_max_wait(max_wait);
     WebhookEvents::new(app.for_function(WebhookEvents::NAME), registry::waker(deliveries))
 }
 
@@ -70,11 +71,11 @@ async fn publish_events(server: &TestServer, count: usize) {
                 data: json!({ "number": id }).to_string(),
                 only_endpoint: None,
             };
-            transaction.announce(&event).unwrap();
+            transaction.publish(&event).unwrap();
         }
         match transaction.commit().await {
             Ok(()) => published += ids.len(),
-            // The clock stands still, so that an id of an earlier call may be drawn again.
+            // The clock does not move, so an id of an earlier call may be drawn again.
             Err(CommitError::Conflict(Conflict::IdTaken)) => {}
             Err(error) => panic!("{error}"),
         }
@@ -89,13 +90,13 @@ impl WebhookServer {
         (Self::new(server, Duration::ZERO), clock)
     }
 
-    fn new(server: TestServer, patience: Duration) -> Self {
-        Self { events: events(&server.runner.app, patience), server }
+    fn new(server: TestServer, max_wait: Duration) -> Self {
+        Self { events_worker: events_worker(&server.runner.app, max_wait), server }
     }
 
     /// Fans out pending events and serves every endpoint that has due deliveries.
     async fn work(&self) {
-        self.events.work(&Wake::Sweep).await.unwrap();
+        self.events_worker.work(&Wake::Sweep).await.unwrap();
     }
 
     /// Fans out pending events and serves no endpoint.
