@@ -1,5 +1,5 @@
 //! Measures the validation of credentials without the network. The SDK is real, but its HTTP client
-//! answers from memory.
+//! responds from memory.
 //!
 //! `validate/known proof` minus `validate/bare SDK read` is Karta's own work. `first
 //! proof/validation` divided by `first proof/bare bcrypt` is the overhead of a first validation.
@@ -39,7 +39,7 @@ use tokio::runtime::Runtime;
 
 const RING: &str = r#"{"current":"k1","k1":"0123456789abcdef0123456789abcdef0123456789abcdef"}"#;
 
-/// An HTTP client that answers from memory.
+/// An HTTP client that responds from memory.
 #[derive(Debug, Clone)]
 struct Canned {
     query: String,
@@ -131,7 +131,7 @@ fn refusal(bench: &mut Criterion) {
     let mut forged = ApiKeyToken::mint(&ring, &OsEntropy).expose().to_owned();
     let last = if forged.ends_with('a') { "b" } else { "a" };
     forged.replace_range(39.., last);
-    bench.bench_function("refuse a wrong tag", |bench| {
+    bench.bench_function("reject a wrong tag", |bench| {
         bench.iter(|| ApiKeyToken::parse(black_box(&forged), &ring).is_err());
     });
 }

@@ -44,7 +44,7 @@ fn edited(signatures: &Signatures, edit: impl Fn(&str) -> String) -> Signatures 
     }
 }
 
-/// The first digit behind the last `v1=` or `v1,` made another one.
+/// The first digit behind the last `v1=` or `v1,` replaced by another digit.
 fn one_digit_changed(header: &str) -> String {
     let at = header.rfind("v1").map_or(0, |at| at + 3);
     let other = if header[at..].starts_with('a') { "b" } else { "a" };

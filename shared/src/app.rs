@@ -87,8 +87,8 @@ impl App {
         }
     }
 
-    /// Returns the app for one function of a process that runs several. With a [`CallObserver`], the
-    /// function gets its own client and its own secrets.
+    /// Returns the app for one function of a process that runs several. With a [`CallObserver`],
+    /// the function gets its own client and its own secrets.
     #[must_use]
     pub fn for_function(&self, function: &'static str) -> Self {
         let Some(call_observer) = self.call_observer.clone() else { return self.clone() };

@@ -39,8 +39,8 @@ impl OrganizationBootstrap {
         Ok(Self { organization, api_key, token, digest })
     }
 
-    /// Stages the organization, its first key and their audit events. `audit_event` adds actor, time
-    /// and request metadata to an event.
+    /// Stages the organization, its first key and their audit events. `audit_event` adds actor,
+    /// time and request metadata to an event.
     pub fn stage(
         &self,
         transaction: &mut Transaction,

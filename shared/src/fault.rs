@@ -15,8 +15,8 @@ where
         SdkError::ConstructionFailure(_) => "request could not be built".to_owned(),
         SdkError::TimeoutError(_) => "request timed out".to_owned(),
         SdkError::DispatchFailure(failure) => with_causes("connection failed", failure.as_connector_error()),
-        SdkError::ServiceError(refusal) => match refusal.err().code() {
-            Some(code) => format!("{code}: {}", refusal.err().message().unwrap_or("no message")),
+        SdkError::ServiceError(response) => match response.err().code() {
+            Some(code) => format!("{code}: {}", response.err().message().unwrap_or("no message")),
             None => "unreadable response".to_owned(),
         },
         _ => "unreadable response".to_owned(),

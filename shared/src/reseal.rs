@@ -79,7 +79,7 @@ pub async fn sweep<S: Sealed>(app: &App) -> Result<(), Fault> {
 }
 
 /// Returns whether this run resealed an item. An item that cannot be read or opened is logged and
-/// does not block the others. The ring is refetched, because an older one would move the item back
+/// does not block the others. The ring is refetched, because an older ring would move the item back
 /// from a key that was promoted since.
 async fn reseal<S: Sealed>(app: &App, organization: Id, id: Id) -> Result<bool, Fault> {
     let item = match S::read(app, organization, id).await {

@@ -1,7 +1,7 @@
 //! `POST /v1/internal/releases/{id}/status`: accepts a builder's report.
 //!
 //! A new log is written before the release refers to it, and an old log is deleted after the
-//! release refers to another one. A reader therefore sees either the old or the new log.
+//! release refers to the new log. A reader therefore sees either the old or the new log.
 
 mod tidy;
 

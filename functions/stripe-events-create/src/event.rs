@@ -71,7 +71,7 @@ impl StripeEvent {
         body.read()
     }
 
-    /// Refuses a test event in a live stack, and a live event in a test stack.
+    /// Rejects a test event in a live stack, and a live event in a test stack.
     pub(crate) fn check_mode(&self, livemode: bool) -> Result<(), Error> {
         if self.livemode == livemode {
             return Ok(());

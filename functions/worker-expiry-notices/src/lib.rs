@@ -24,7 +24,8 @@ impl ExpiryNotices {
         Self { app }
     }
 
-    /// Deletes a notice, and publishes its event if the key still expires at the time of the notice.
+    /// Deletes a notice, and publishes its event if the key still expires at the time of the
+    /// notice.
     async fn process(&self, due: &DueItem, now: Timestamp) -> Result<(), Fault> {
         let store = &self.app.store;
         let organization = due.organization_id;

@@ -1,5 +1,5 @@
-//! Rotates rings for Secrets Manager. Every rotation makes one move (adds or promotes a key). Secrets
-//! Manager requests it in four steps, and may repeat any of them.
+//! Rotates rings for Secrets Manager. Every rotation makes one move (adds or promotes a key).
+//! Secrets Manager requests it in four steps, and may repeat any of them.
 //!
 //! A key is added one rotation before it is promoted, so that every process knows it before it is
 //! used. A key leaves the ring only after everything made with it has ended.
@@ -73,8 +73,8 @@ impl SecretsRotation {
         match (step, pending) {
             (RotationStep::CreateSecret, None) => {
                 let now = self.clock.now();
-                // A version that was set manually is current from its creation, and a rotated one
-                // from the end of its rotation.
+                // A version that was set manually is current from its creation, and a rotated
+                // version from the end of its rotation.
                 let since = current.created_at.max(rotated_at);
                 let age = current.created_at.and(since).map_or(Duration::ZERO, |at| now.since(at));
                 let (next, moved) = current.ring.rotated(ring_use, age, now, self.random_text().into())?;

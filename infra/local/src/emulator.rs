@@ -1,12 +1,12 @@
 //! DynamoDB in this process: an emulator over SQLite that is called through the AWS SDK, so that
 //! the same code runs here and in AWS.
 //!
-//! The emulator's own server answers every caller, web pages included. This server listens on
+//! The emulator's own server accepts every caller, web pages included. This server listens on
 //! loopback, serves only the operations that are used here, and requires the access key generated
 //! at the start.
 //!
 //! The SDK of the same process calls the server without a socket ([`in_process`]). Reads that need
-//! no decoded items are answered with the stored text ([`plain_reads`]).
+//! no decoded items return the stored text ([`plain_reads`]).
 
 mod in_process;
 mod plain_reads;
@@ -126,8 +126,8 @@ impl Emulator {
             streams: streams.clone(),
             indexes: indexes.clone(),
         });
-        // The write-ahead log of a file lets readers work beside a writer. A store in memory has none,
-        // and its readers would fail.
+        // The write-ahead log of a file lets readers work beside a writer. A store in memory has
+        // none, and its readers would fail.
         let reader = folder.map(|_| Arc::clone(&shared));
         let served = thread::Builder::new().name("store".to_owned()).spawn(move || {
             if let Err(fault) = runtime.block_on(serve(listener, shared, requests, stopped)) {
@@ -261,7 +261,7 @@ impl WatchedIndex {
     }
 }
 
-/// Answers requests over HTTP and from this process until `stopped`, then the pending ones.
+/// Serves requests over HTTP and from this process until `stopped`, then the pending requests.
 async fn serve(
     listener: TcpListener,
     server: Arc<EmulatorServer>,

@@ -1,7 +1,7 @@
 //! Emulates what API Gateway does with a request.
 //!
 //! The gateway matches the route, calls the authorizer, caches its result for the template's number
-//! of seconds and passes its context to the function. It answers its own errors with the template's
+//! of seconds and passes its context to the function. It returns its own errors as the template's
 //! `GatewayResponses`.
 
 use std::{collections::HashMap, future::poll_fn, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};

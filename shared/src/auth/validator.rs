@@ -41,8 +41,8 @@ const USE_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// never cached: every validation reads it in one BatchGetItem.
 ///
 /// An unknown prefix costs a bcrypt comparison with a decoy, and a failed proof ends the validation
-/// without further reads. Responses and their timing therefore reveal neither whether a prefix exists nor
-/// the state of its key.
+/// without further reads. Responses and their timing therefore reveal neither whether a prefix
+/// exists nor the state of its key.
 pub struct Validator {
     store: Store,
     secrets: Arc<Secrets>,

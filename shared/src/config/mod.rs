@@ -28,7 +28,7 @@ use crate::{
 const DEPLOYED_BCRYPT_COST_MIN: u32 = 10;
 const BCRYPT_COST_DEFAULT: u32 = 12;
 /// Time limit for a function's response. It is below the function's own timeout (10 s), so that
-/// Karta answers with its own 504.
+/// Karta returns its own 504.
 pub const DEADLINE: Duration = Duration::from_secs(8);
 /// Time limit for one call to a dependency, retries included.
 const STORE_DEADLINE: Duration = Duration::from_secs(5);

@@ -7,7 +7,7 @@ use super::{Cidr, Invalid};
 
 const LOOPBACK_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
-/// The client addresses and host names that may use the internal routes. All others are refused.
+/// The client addresses and host names that may use the internal routes. All others are rejected.
 #[derive(Debug, Clone, Default)]
 pub struct InternalGuard {
     /// `None` if the list is not set.

@@ -43,7 +43,8 @@ impl BudgetWatch {
     ) -> Vec<BudgetNotice> {
         let mut notices = Vec::new();
         if month < self.month {
-            // This observation began before midnight and ended after one that began later.
+            // This observation began before midnight and ended after an observation that began
+            // later.
             return notices;
         }
         if self.month != month {

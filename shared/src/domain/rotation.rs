@@ -183,7 +183,7 @@ mod tests {
     }
 
     /// Runs steps in any order, each after a pause in minutes, and returns their times. Version 0
-    /// means the one that is due: a new one to create, or the pending one to finish.
+    /// means the version that is due: a new version to create, or the pending version to finish.
     fn run(of: RingUse, steps: &[(i64, bool, u8)]) -> (Versions, Vec<i64>) {
         let (mut versions, mut now, mut times) = (Versions::new(of), 0, vec![0]);
         for (pause, creates, version) in steps {

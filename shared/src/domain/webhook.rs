@@ -34,7 +34,7 @@ pub struct WebhookEndpoint {
 pub enum DisabledReason {
     /// The organization disabled it.
     Requested,
-    /// The receiver answered 410.
+    /// The receiver returned 410.
     Gone,
     /// 25 attempts in a row failed, over a day or more.
     Failing,

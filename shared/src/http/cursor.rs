@@ -1,5 +1,6 @@
 //! Paging cursors. A cursor holds the id that the next page starts below, and a MAC over
-//! organization, list and filters. It cannot be forged or used with another tenant, list or filter.
+//! organization, list and filters. It cannot be forged or used with another organization, list or
+//! filter.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 

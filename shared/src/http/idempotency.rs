@@ -123,7 +123,7 @@ where
         Ok(Some(Answer::from_bytes(status, body.to_vec())))
     }
 
-    /// Stages the record of `answer` in the transaction that creates `resource`.
+    /// Stages the record of the response in the transaction that creates `resource`.
     pub fn remember(
         &self,
         app: &App,

@@ -30,8 +30,8 @@ pub trait Route: Sized + Send + Sync + 'static {
     const IDEMPOTENT: bool = false;
     /// Whether an empty body is read as `{}`.
     const BODY_MAY_BE_EMPTY: bool = false;
-    /// Whether the body's texts may contain anything, including credentials. True for bodies of other
-    /// services: the handler checks the texts that it stores.
+    /// Whether the body's texts may contain anything, including credentials. True for bodies of
+    /// other services: the handler checks the texts that it stores.
     const ANY_TEXT: bool = false;
     /// Status of a successful response.
     const STATUS: u16 = 200;

@@ -121,8 +121,8 @@ impl Transaction {
         }
     }
 
-    /// Moves a check aside while a worker processes it, so that new keys accumulate in another one.
-    /// If the worker is interrupted, the check is due again at `again`.
+    /// Moves a check aside while a worker processes it, so that new keys accumulate in another
+    /// check. If the worker is interrupted, the check is due again at `again`.
     pub fn claim_budget_check(&mut self, check: &BudgetCheck, again: Timestamp) -> Result<(), StoreError> {
         self.finish_budget_check(check, BudgetCheck::PENDING_SORT_KEY)?;
         let item =

@@ -353,7 +353,8 @@ impl Transaction {
         self.enqueue(Queue::Invalidations, &Key::invalidation(organization, at, id), id, &item, at)
     }
 
-    /// Schedules a notice of a key's expiry. A key has at most one notice: a new notice replaces it.
+    /// Schedules a notice of a key's expiry. A key has at most one notice: a new notice replaces
+    /// it.
     pub(super) fn schedule_expiry_notice(&mut self, organization: Id, key: &ApiKey) -> Result<(), StoreError> {
         let (Some(expires_at), Some(due_at)) = (key.expires_at, key.expiry_notice_at()) else {
             return Ok(());

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::domain::Id;
 
-/// Maximum number of items that one page examines: a filter with few matches must not read a whole
-/// tenant.
+/// Maximum number of items that one page examines: a filter with few matches must not read all
+/// items of an organization.
 const MAX_EXAMINED: usize = 1_000;
 
 /// Maximum bytes of items that one page examines. A response is a string within Lambda's 6 MB, in

@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[derive(Debug, thiserror::Error)]
-    #[error("the provider refused {0}")]
+    #[error("the provider rejected {0}")]
     struct ProviderError(String);
 
     #[test]

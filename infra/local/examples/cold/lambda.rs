@@ -27,7 +27,7 @@ use tokio::{
 
 /// Id of every invocation. Invocations do not overlap.
 const REQUEST_ID: &str = "8476a536-e9f4-11e8-9739-2dfe598c3fcd";
-/// Maximum time for a start, an answer or an exit.
+/// Maximum time for a start, a response or an exit.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The process of a function, and its Runtime API on loopback.
@@ -129,7 +129,7 @@ pub(crate) struct Ready<'a> {
 }
 
 impl Ready<'_> {
-    /// Invokes the function. Returns its answer and the time that it took.
+    /// Invokes the function. Returns its response and the time that it took.
     pub(crate) async fn invoke(self, event: &Value) -> Result<(Value, Duration)> {
         let event = event.to_string().into_bytes();
         let sent = Instant::now();
@@ -139,7 +139,7 @@ impl Ready<'_> {
             Ok(Some(RuntimeCall::Failure(report))) => {
                 bail!("{}\n{}", String::from_utf8_lossy(&report), self.lambda.log()?)
             }
-            _ => bail!("the function did not answer\n{}", self.lambda.log()?),
+            _ => bail!("the function did not respond\n{}", self.lambda.log()?),
         }
     }
 }

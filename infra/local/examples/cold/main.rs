@@ -4,11 +4,11 @@
 //! store and an emulated Secrets Manager. Prints these medians for each function:
 //!
 //! - the time from the start of the process until it asks for its first event
-//! - the time of the first answer, and of a warm answer
+//! - the time of the first response, and of a warm response
 //! - the peak resident memory
 //! - the size of the zipped binary
 //!
-//! Fails on an unexpected answer. A run over all functions replaces the table in
+//! Fails on an unexpected response. A run over all functions replaces the table in
 //! `docs/performance.md`.
 //!
 //! Then starts each function without each of its settings, and with an invalid value for each.

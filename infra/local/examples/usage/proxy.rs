@@ -118,7 +118,7 @@ async fn pass(
     response
 }
 
-/// The response to a transaction that conflicts with another one.
+/// The response to a transaction that conflicts with another transaction.
 fn conflict(request: &Value) -> Response {
     let members = request["TransactItems"].as_array().map_or(0, Vec::len);
     let reasons = (0..members).map(|at| json!({ "Code": if at == 0 { "TransactionConflict" } else { "None" } }));

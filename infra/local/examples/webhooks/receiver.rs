@@ -18,7 +18,7 @@ struct Inbox {
     count: watch::Sender<usize>,
 }
 
-/// A receiver that answers every request with 200.
+/// A receiver that returns 200 for every request.
 pub(crate) struct Receiver {
     pub(crate) url: String,
     inbox: Arc<Inbox>,

@@ -22,7 +22,8 @@ pub(super) struct StoreRequest {
 }
 
 impl StoreRequest {
-    /// Answers the request. Blocks while SQLite works, so only the store's thread may call it.
+    /// Sends the response to the request. Blocks while SQLite works, so only the store's thread may
+    /// call it.
     pub(super) fn answer(self, server: &EmulatorServer) {
         let header = |name: &'static str| self.request.headers().get(name).unwrap_or_default();
         let body = self.request.body().bytes().unwrap_or_default();
@@ -35,7 +36,7 @@ impl StoreRequest {
 pub(super) struct InProcessClient(SharedHttpConnector);
 
 impl InProcessClient {
-    /// `reader` answers plain reads on the caller's thread. It needs a store in which readers do not
+    /// `reader` serves plain reads on the caller's thread. It needs a store in which readers do not
     /// wait for writers.
     pub(super) fn new(store: mpsc::UnboundedSender<StoreRequest>, reader: Option<Arc<EmulatorServer>>) -> Self {
         Self(SharedHttpConnector::new(StoreHandle { store, reader }))
@@ -76,7 +77,8 @@ impl HttpConnector for StoreHandle {
 }
 
 impl EmulatorServer {
-    /// Answers a plain read. `None` for every other request, and while another thread reads.
+    /// Returns the response to a plain read. `None` for every other request, and while another
+    /// thread reads.
     fn try_read(&self, request: &HttpRequest) -> Option<(StatusCode, String)> {
         let header = |name: &'static str| request.headers().get(name).unwrap_or_default();
         let (_, operation) = header("x-amz-target").rsplit_once('.')?;

@@ -1,10 +1,10 @@
-//! Answers simple reads with the stored text of the items.
+//! Serves simple reads with the stored text of the items.
 //!
 //! The emulator stores every item as the JSON that DynamoDB returns. To read an item, it decodes
 //! that text, copies the item and encodes it again, which filters, projections and capacity units
-//! need. This module answers a GetItem, BatchGetItem or Query without any of these with the stored
-//! text itself. [`PlainReads::answer`] returns `None` for every other request, invalid ones
-//! included. The emulator answers those.
+//! need. This module returns the stored text itself for a GetItem, BatchGetItem or Query
+//! without any of these. [`PlainReads::answer`] returns `None` for every other request, invalid
+//! requests included. The emulator serves those.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -51,7 +51,7 @@ impl PlainReads {
         self.answer_with(&self.storage.lock().unwrap_or_else(PoisonError::into_inner), operation, body)
     }
 
-    /// Answers like [`answer`](Self::answer), or returns `None` if another thread is reading.
+    /// Like [`answer`](Self::answer), but returns `None` if another thread is reading.
     pub(super) fn try_answer(&self, operation: &str, body: &[u8]) -> dynoxide::Result<Option<String>> {
         self.storage.try_lock().map_or(Ok(None), |storage| self.answer_with(&storage, operation, body))
     }

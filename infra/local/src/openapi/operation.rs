@@ -279,7 +279,7 @@ impl Operation {
         if is_second_path(function, route) { format!("{id}{SECOND_PATH_SUFFIX}") } else { id }
     }
 
-    /// Returns sentences on the credential, the effect, and the path that this one is an alias of.
+    /// Returns sentences on the credential, the effect, and the path that this path is an alias of.
     fn description(&self, function: &Function, route: &Route) -> String {
         let alias = is_second_path(function, route).then(|| format!("Alias of `/v1{}`.", route.path));
         let effect = self.effect.map(ToOwned::to_owned);

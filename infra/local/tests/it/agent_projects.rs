@@ -148,7 +148,7 @@ async fn project_creation_is_audited() {
     let principal = server.get("/v1/whoami").send().await.expect(200);
 
     let mut events = server.audited("agent_project.created").await;
-    assert_eq!(events.len(), 1, "a refused create is not audited");
+    assert_eq!(events.len(), 1, "a rejected create is not audited");
     let mut event = events.remove(0);
     for field in ["id", "pk", "sk", "unchained"] {
         event.as_object_mut().unwrap().remove(field);

@@ -227,11 +227,11 @@ async fn verification_during_chaining_finds_nothing() {
 async fn link_with_lost_response_is_written_once() {
     let (server, proxy) = FaultProxy::start().await;
     server.key(&["read"]).await;
-    proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
+    proxy.fail("TransactWriteItems", 1, Fault::DropResponse);
     server.work(CHAIN).await;
     assert_eq!(links(&server).await.len(), 1);
     server.key(&["read"]).await;
-    proxy.fail("TransactWriteItems", ALWAYS, Fault::DropAnswer);
+    proxy.fail("TransactWriteItems", ALWAYS, Fault::DropResponse);
     let tick = &registry::workers(&server.runner.app, &server.runner.gateway)[CHAIN];
     tick().await.unwrap_err();
     proxy.heal();

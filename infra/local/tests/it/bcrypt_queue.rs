@@ -68,7 +68,7 @@ async fn concurrent_validations_of_one_key_share_one_slot() {
         storm.spawn(validation(&server, json!({ "key": token })).send());
     }
     until("one queued validation", async || pool.occupied_slots() == 1).await;
-    // A second slot for this key would now be refused with 503.
+    // A second slot for this key would now cause a 503.
     let full = pool.fill();
     drop(paused);
     storm.join_all().await.into_iter().for_each(valid_key);

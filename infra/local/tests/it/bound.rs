@@ -26,7 +26,7 @@ const NEGLIGENT_TTL: Duration = Duration::from_secs(10);
 /// Attempts that the measurement gets, because a busy machine can miss the bound.
 const ATTEMPTS: usize = 3;
 
-/// A component that accepts or refuses a key. It caches a verdict for `ttl` from its arrival.
+/// A component that accepts or rejects a key. It caches a verdict for `ttl` from its arrival.
 struct EnforcementPoint {
     karta: Arc<Karta>,
     key: String,
@@ -152,7 +152,7 @@ async fn revoke(server: &TestServer, id: u64) {
 async fn late_validation_stays_within_the_bound() {
     for (delay, is_returned) in [(0, true), (499, true), (500, true), (501, false), (2_000, false)] {
         let (server, proxy, clock, id, token) = proven_key().await;
-        proxy.fail("BatchGetItem", 1, Fault::HoldAnswer);
+        proxy.fail("BatchGetItem", 1, Fault::HoldResponse);
         let (verdict, ()) = tokio::join!(validate(&server, &token), async {
             proxy.held().await;
             revoke(&server, id).await;
@@ -189,7 +189,7 @@ async fn late_authorizer_verdict_stays_within_the_bound() {
     for flushed_between in [false, true] {
         for (delay, is_returned) in [(0, true), (1_000, true), (1_500, true), (1_501, false), (4_000, false)] {
             let (server, proxy, clock, id, token) = proven_key().await;
-            proxy.fail("BatchGetItem", 1, Fault::HoldAnswer);
+            proxy.fail("BatchGetItem", 1, Fault::HoldResponse);
             let (reply, ()) = tokio::join!(server.get("/v1/whoami").bearer(&token).send(), async {
                 proxy.held().await;
                 revoke(&server, id).await;

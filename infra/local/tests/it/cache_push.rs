@@ -200,7 +200,7 @@ async fn failing_data_plane_is_retried_for_ten_minutes() {
         assert!((0.74 * f64::from(maximum)..=f64::from(maximum)).contains(pause), "pause {at} is {pause}");
     }
     let tried_for = clock.now().since(written);
-    assert!((600..670).contains(&tried_for.as_secs()), "given up after {tried_for:?}");
+    assert!((600..670).contains(&tried_for.as_secs()), "abandoned after {tried_for:?}");
     assert_eq!(healthy.take_organizations(), [server.organization_id], "notified once");
 }
 
@@ -233,12 +233,12 @@ async fn redirect_is_a_failure_and_not_followed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn store_faults_never_lose_a_push() {
-    for fault in [Fault::Close, Fault::DropAnswer, Fault::ServerError] {
+    for fault in [Fault::Close, Fault::DropResponse, Fault::ServerError] {
         for operation in ["UpdateItem", "DeleteItem", "Query"] {
             let (plane, clock) = (DataPlane::start("a").await, noon());
             let options = options_for(&[("eu", &plane)], Arc::clone(&clock) as Arc<dyn Clock>);
             let (server, proxy) = FaultProxy::start_as(options).await;
-            proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
+            proxy.fail("TransactWriteItems", 1, Fault::DropResponse);
             revoke(&server).await;
             proxy.fail(operation, ALWAYS, fault);
             let before = plane.received().len();

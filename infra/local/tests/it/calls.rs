@@ -28,7 +28,7 @@ use crate::{
     harness::{TestServer, options, run_file},
 };
 
-/// An access by one request. IAM allows it for all `keys` or refuses it.
+/// An access by one request. IAM allows it for all `keys` or denies it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Call {
     pub(crate) function: String,

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use crate::harness::{Request, TestServer, note_secret, run_folder};
 
-/// Sends a request that must be refused with the common 401 body. Returns the names of the response
-/// headers, which must not depend on the reason either.
+/// Sends a request that must be rejected with the common 401 body. Returns the names of the
+/// response headers, which must not depend on the reason either.
 async fn unauthorized(what: &str, request: Request) -> BTreeSet<String> {
     let reply = request.send().await;
     let headers = header_names(&reply.headers);

@@ -1,4 +1,4 @@
-//! A fake data plane. It records every request and answers with a [`Reaction`].
+//! A fake data plane. It records every request and responds with a [`Reaction`].
 
 use std::{
     net::SocketAddr,
@@ -45,7 +45,7 @@ struct Shared {
 }
 
 impl DataPlane {
-    /// Starts a data plane that answers 204. Its token repeats `letter`.
+    /// Starts a data plane that returns 204. Its token repeats `letter`.
     pub(crate) async fn start(letter: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address: SocketAddr = listener.local_addr().unwrap();

@@ -3,9 +3,9 @@
 //! ```ignore
 //! let (server, proxy) = FaultProxy::start().await;
 //! proxy.fail("Query", 2, Fault::Throttle); // the next two
-//! proxy.fail("TransactWriteItems", ALWAYS, Fault::DropAnswer); // all of them, until
+//! proxy.fail("TransactWriteItems", ALWAYS, Fault::DropResponse); // all of them, until
 //! proxy.heal();
-//! proxy.fail("BatchGetItem", 1, Fault::HoldAnswer); // the response waits until
+//! proxy.fail("BatchGetItem", 1, Fault::HoldResponse); // the response waits until
 //! proxy.held().await;
 //! proxy.release();
 //! assert!(proxy.seen().iter().all(|request| request.is_consistent()));
@@ -34,24 +34,24 @@ pub(crate) const ANY: &str = "*";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// Answers `ProvisionedThroughputExceededException`. The request does not reach the store.
+    /// Returns `ProvisionedThroughputExceededException`. The request does not reach the store.
     Throttle,
-    /// Answers the exception of this name. The request does not reach the store.
+    /// Returns the exception of this name. The request does not reach the store.
     Exception(&'static str),
-    /// Answers HTTP 500. The request does not reach the store.
+    /// Returns HTTP 500. The request does not reach the store.
     ServerError,
     /// The proxy never responds, and the request does not reach the store.
     Hang,
     /// Closes the connection. The request does not reach the store.
     Close,
-    /// The store executes the request. The proxy closes the connection instead of answering.
-    DropAnswer,
+    /// The store executes the request. The proxy closes the connection instead of responding.
+    DropResponse,
     /// The store executes the request. The response waits for [`FaultProxy::release`].
-    HoldAnswer,
-    /// Answers `TransactionCanceledException` with `code` for the member at index `at` and `None`
+    HoldResponse,
+    /// Returns `TransactionCanceledException` with `code` for the member at index `at` and `None`
     /// for the others. The request does not reach the store.
     Cancel { code: &'static str, at: usize },
-    /// Answers a Query or a BatchGetItem without items. The request does not reach the store.
+    /// Returns no items for a Query or a BatchGetItem. The request does not reach the store.
     FindNothing,
     /// Returns the last key of a BatchGetItem as unprocessed.
     LeaveUnread,
@@ -230,7 +230,7 @@ impl FaultProxy {
         }
     }
 
-    /// Answers the requests of a connection. `None` closes it.
+    /// Serves the requests of a connection. `None` closes it.
     async fn converse(&self, mut stream: TcpStream, store: &str) -> Option<()> {
         stream.set_nodelay(true).ok()?;
         let mut unread = Vec::new();
@@ -256,11 +256,11 @@ impl FaultProxy {
             Some(Fault::ServerError) => Some((500, b"{}".to_vec())),
             Some(Fault::Hang) => std::future::pending().await,
             Some(Fault::Close) => None,
-            Some(Fault::DropAnswer) => {
+            Some(Fault::DropResponse) => {
                 self.forward(&request, request.body.clone(), store).await;
                 None
             }
-            Some(Fault::HoldAnswer) => {
+            Some(Fault::HoldResponse) => {
                 let answer = self.forward(&request, request.body.clone(), store).await;
                 let mut released = self.released.subscribe();
                 self.held.send_modify(|held| *held += 1);

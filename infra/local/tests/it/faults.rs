@@ -42,7 +42,7 @@ fn id(created: &Value) -> u64 {
 async fn create_is_retried_under_its_request_token() {
     let (server, proxy) = FaultProxy::start().await;
     proxy.forget();
-    proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
+    proxy.fail("TransactWriteItems", 1, Fault::DropResponse);
     let created = new_key(&server).send().await.expect(201);
     let tokens: Vec<_> =
         proxy.seen_of("TransactWriteItems").iter().map(|sent| sent.body["ClientRequestToken"].clone()).collect();
@@ -59,7 +59,7 @@ async fn create_is_retried_under_its_request_token() {
 async fn idempotency_key_recovers_a_lost_create() {
     let (server, proxy) = FaultProxy::start().await;
     server.get("/v1/whoami").send().await.expect(200);
-    proxy.fail("TransactWriteItems", ALWAYS, Fault::DropAnswer);
+    proxy.fail("TransactWriteItems", ALWAYS, Fault::DropResponse);
     unavailable(in_time(new_key(&server).idempotency_key("once")).await);
     proxy.heal();
     let first = new_key(&server).idempotency_key("once").send().await.expect(201);
@@ -77,7 +77,7 @@ async fn revocation_with_lost_response_is_audited_once() {
     for drops in [1, ALWAYS] {
         let (key, _) = server.key(&["admin"]).await;
         let path = format!("/v1/api_keys/{key}");
-        proxy.fail("TransactWriteItems", drops, Fault::DropAnswer);
+        proxy.fail("TransactWriteItems", drops, Fault::DropResponse);
         let reply = in_time(server.delete(&path)).await;
         proxy.heal();
         if drops == ALWAYS {
@@ -199,7 +199,7 @@ async fn two_transient_faults_are_invisible() {
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_writes_survive_faults_and_are_complete() {
     let taken = Fault::Cancel { code: "ConditionalCheckFailed", at: 1 };
-    for fault in [Fault::Throttle, Fault::ServerError, Fault::Close, Fault::DropAnswer, CONFLICT, taken] {
+    for fault in [Fault::Throttle, Fault::ServerError, Fault::Close, Fault::DropResponse, CONFLICT, taken] {
         let (server, proxy) = FaultProxy::start().await;
         let mut acknowledged = Vec::new();
         for count in [1, 2, 3, 5, 7] {

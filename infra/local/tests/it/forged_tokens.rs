@@ -1,5 +1,5 @@
-//! Tests that forged session tokens are refused. Each token goes through the gateway and directly
-//! to the authorizer, because the gateway's `ValidationExpression` refuses some of them first.
+//! Tests that forged session tokens are rejected. Each token goes through the gateway and directly
+//! to the authorizer, because the gateway's `ValidationExpression` rejects some of them first.
 
 use std::time::Duration;
 

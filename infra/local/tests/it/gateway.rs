@@ -201,7 +201,8 @@ async fn body_over_ten_mebibytes_returns_413() {
             server.request(Method::POST, "/v1/api_keys").raw_body(vec![b' '; bytes]).send().await.refused(413);
         assert_eq!(refused["error"], "body_too_large", "{bytes}");
         assert!(refused["message"].is_string());
-        // An internal route off the allowlist answers like an unknown path, even to such a body.
+        // An internal route off the allowlist returns the response of an unknown path, even for
+        // such a body.
         for path in ["/v1/internal/keys/validate", "/v1/nothing"] {
             let request = server.request(Method::POST, path).header("host", "elsewhere.example");
             request.raw_body(vec![b' '; bytes]).send().await.refused(if bytes > 10 * 1024 * 1024 { 413 } else { 404 });

@@ -85,7 +85,7 @@ fn body(field: &str, value: &str) -> String {
     field.rsplit('.').fold(value.to_owned(), |inner, name| format!(r#"{{"{name}":{inner}}}"#))
 }
 
-/// Returns JSON values that every field refuses.
+/// Returns JSON values that every field rejects.
 fn unusable() -> Vec<String> {
     let deep = "[".repeat(200) + &"]".repeat(200);
     let plain = [
@@ -111,7 +111,7 @@ fn unusable() -> Vec<String> {
     plain.map(ToOwned::to_owned).into()
 }
 
-/// Returns texts that every field refuses, except those of [`ANY_TEXT`].
+/// Returns texts that every field rejects, except those of [`ANY_TEXT`].
 fn texts(secrets: &[String]) -> Vec<String> {
     let hidden = ["a\0b", "a\u{1b}[31mb", "a\u{202e}b", "a\u{200b}b", "a\u{feff}b", "\u{200d}a"];
     let long = "a".repeat(60_000);
@@ -215,7 +215,7 @@ async fn invalid_event_does_not_affect_the_others() {
         let bad: Vec<String> = values
             .iter()
             .map(|value| {
-                // The bad field comes first, so that no other field is refused before it. If the
+                // The bad field comes first, so that no other field is rejected before it. If the
                 // event has the field too, it occurs twice.
                 let rest = event(&format!("bad {field}")).to_string();
                 format!(r#"{{"{field}":{value},{}"#, &rest[1..])

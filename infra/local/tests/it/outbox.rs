@@ -76,7 +76,7 @@ async fn update_is_published_only_if_something_changed() {
     server.delete(&path).send().await.expect(200);
     server.patch(&path, json!({ "name": "late" })).send().await.refused(409);
     let published = events(&server).await;
-    assert_eq!(published.len(), 2 + expected.len(), "a refused update publishes nothing: {published:?}");
+    assert_eq!(published.len(), 2 + expected.len(), "a rejected update publishes nothing: {published:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,7 +138,7 @@ async fn organization_change_invalidates_caches() {
 async fn change_with_lost_response_is_published_once() {
     let (server, proxy) = FaultProxy::start().await;
     let (id, _) = server.key(&["read"]).await;
-    proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
+    proxy.fail("TransactWriteItems", 1, Fault::DropResponse);
     server.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
     let types: Vec<_> = events(&server).await.into_iter().map(|(event_type, _)| event_type).collect();
     assert_eq!(types, ["api_key.created", "api_key.revoked"]);

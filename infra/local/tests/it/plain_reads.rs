@@ -1,4 +1,4 @@
-//! The embedded store answers the simplest form of a read directly from the stored text. A request
+//! The embedded store serves the simplest form of a read directly from the stored text. A request
 //! with `ReturnConsumedCapacity: NONE` has the same response but goes to the emulator. These tests
 //! send every read in both forms and compare the responses.
 

@@ -1,5 +1,5 @@
 //! How long a revoked or restricted key still works. The gateway caches verdicts for three seconds,
-//! and the contract promises five. A check without the gateway's cache refuses the key immediately.
+//! and the contract promises five. A check without the gateway's cache rejects the key immediately.
 
 use std::{sync::Arc, time::Duration};
 

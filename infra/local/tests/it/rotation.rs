@@ -225,7 +225,7 @@ async fn rotation_steps_out_of_order_are_refused() {
     for step in [RotationStep::TestSecret, RotationStep::FinishSecret] {
         assert!(refused(step, SIGNING, "1").await.contains("version 1 has no value"));
     }
-    // A newer version is pending instead of this one.
+    // A newer version is pending instead of this version.
     stack.rotation.rotate(&step_request(RotationStep::CreateSecret, SIGNING, "1")).await.unwrap();
     stack.manager.note_secrets(SIGNING);
     stack.manager.begin(SIGNING, "2");

@@ -756,9 +756,9 @@ async fn event_changes_only_its_own_organization() {
 async fn event_with_lost_response_applies_once() {
     let (server, proxy) = FaultProxy::start_as(configured(noon())).await;
     set_customer(&server, server.organization_id, "cus_1").await;
-    proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
+    proxy.fail("TransactWriteItems", 1, Fault::DropResponse);
     deliver(&server, &updated("evt_1", 1, "past_due")).await;
-    proxy.fail("TransactWriteItems", ALWAYS, Fault::DropAnswer);
+    proxy.fail("TransactWriteItems", ALWAYS, Fault::DropResponse);
     send(&server, &updated("evt_2", 2, "active")).await.refused(503);
     proxy.heal();
     deliver(&server, &updated("evt_2", 2, "active")).await;
@@ -772,7 +772,7 @@ async fn event_with_lost_response_applies_once() {
     }
     assert_eq!(published(&server).await.len(), 2);
     deliver(&server, &updated("evt_3", 3, "unpaid")).await;
-    assert_eq!(status(&server).await, "unpaid", "Stripe sends a refused event again");
+    assert_eq!(status(&server).await, "unpaid", "Stripe sends a rejected event again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

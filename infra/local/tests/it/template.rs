@@ -1,5 +1,5 @@
 //! `template.yaml`: permissions, API Gateway's own responses, retained resources, firewall and
-//! limits. Also: the runner refuses a template that does not match its handlers.
+//! limits. Also: the runner does not start with a template that does not match its handlers.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -517,7 +517,7 @@ async fn functions_do_just_what_their_policies_allow() {
         ("internal-whoami", server.service(Method::GET, "/v1/internal/whoami")),
         ("internal-keys-validate", validation),
         ("internal-organizations-create", create_organization().idempotency_key("1")),
-        // The refusal contains the id of the organization that has the slug.
+        // The error response contains the id of the organization that has the slug.
         ("internal-organizations-create", create_organization()),
         (
             "internal-api-keys-create",

@@ -1,5 +1,6 @@
-//! Timing of refusals. An attacker with a stolen log, or with a database without digests, knows
-//! prefixes of keys. Time and body of a refusal must not reveal whether a key exists or is revoked.
+//! Timing of rejections. An attacker with a stolen log, or with a database without digests, knows
+//! prefixes of keys. Time and body of a rejection must not reveal whether a key exists or is
+//! revoked.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use serde_json::json;
 
 use crate::harness::{TestServer, note_secret, slug};
 
-/// A bcrypt cost that dominates the time of a refusal.
+/// A bcrypt cost that dominates the time of a rejection.
 const COST: u32 = 8;
 const SAMPLES: usize = 45;
 const ATTEMPTS: usize = 12;
@@ -54,7 +55,7 @@ async fn revoke_first_key(server: &TestServer, token: &str) {
     server.delete(&format!("/v1/api_keys/{id}")).bearer(token).send().await.expect(200);
 }
 
-/// Returns the lower quartile of the refusal times of each probe. The probes take turns, so that
+/// Returns the lower quartile of the rejection times of each probe. The probes take turns, so that
 /// they share the machine's load. Load only adds time, so the lower quartile is more stable than
 /// the median.
 async fn quartiles(validator: &Validator, ring: &Keyring, probes: &[Probe]) -> Vec<Duration> {
@@ -111,5 +112,5 @@ async fn refusals_do_not_reveal_a_prefixs_state() {
         }
         seen.push(times);
     }
-    panic!("the times of refusals differ between probes: {seen:?}");
+    panic!("the times of rejections differ between probes: {seen:?}");
 }

@@ -410,9 +410,9 @@ async fn eight_writers_with_faults_sum_exactly() {
     let Generated { events, sums } = generate(&keys, 4_000, 2, server.runner.app.clock.now());
     for turn in 0..20 {
         proxy.fail_after("TransactWriteItems", 2, 1, Fault::Cancel { code: "TransactionConflict", at: turn });
-        proxy.fail_after("TransactWriteItems", 2, 1, Fault::DropAnswer);
+        proxy.fail_after("TransactWriteItems", 2, 1, Fault::DropResponse);
         // More faults than the SDK retries.
-        proxy.fail_after("TransactWriteItems", 2, if turn % 5 == 0 { 16 } else { 0 }, Fault::DropAnswer);
+        proxy.fail_after("TransactWriteItems", 2, if turn % 5 == 0 { 16 } else { 0 }, Fault::DropResponse);
     }
     let (server, mut writers) = (Arc::new(server), JoinSet::new());
     for events in events.chunks(events.len().div_ceil(8)) {
@@ -474,7 +474,7 @@ async fn batch_interrupted_before_any_write_counts_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn batch_interrupted_after_any_write_counts_once() {
-    interrupt_at_every_write(Fault::DropAnswer).await;
+    interrupt_at_every_write(Fault::DropResponse).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -547,7 +547,7 @@ async fn batch_over_many_organizations_counts_completely() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let mut events = Vec::new();
     for name in 0..20 {
-        let (_, token) = server.another_organization(&format!("tenant-{name}")).await;
+        let (_, token) = server.another_organization(&format!("other-{name}")).await;
         let key = server.get("/v1/whoami").bearer(&token).send().await.expect(200);
         events.push(event(key["api_key_id"].as_u64().unwrap(), "1"));
     }
@@ -574,7 +574,7 @@ async fn transient_conflicts_and_lost_responses_are_retried() {
     let now = server.runner.app.clock.now().to_string();
     let key = key_of(&server).await;
     let events: Vec<_> = (0..300).map(|id| with(event(key, &id.to_string()), json!({ "occurred_at": now }))).collect();
-    for fault in [Fault::Cancel { code: "TransactionConflict", at: 0 }, Fault::DropAnswer] {
+    for fault in [Fault::Cancel { code: "TransactionConflict", at: 0 }, Fault::DropResponse] {
         proxy.fail("TransactWriteItems", 1, fault);
         report(&server, &events).await.expect(202);
     }

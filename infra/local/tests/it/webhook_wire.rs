@@ -93,7 +93,7 @@ impl Drop for Receiver {
     }
 }
 
-/// A fake name server. It returns each configured answer once and records the lookups.
+/// A fake name server. It returns each configured result once and records the lookups.
 #[derive(Default)]
 struct NameServer {
     answers: Mutex<VecDeque<Vec<IpAddr>>>,

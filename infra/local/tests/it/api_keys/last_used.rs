@@ -139,7 +139,7 @@ async fn failed_write_does_not_fail_the_validation() {
         proxy.forget();
         assert!(is_valid(&Validator::new(server.runner.app.clone()), &token).await, "{fault:?}");
         if fault == Fault::Hang {
-            assert_eq!(writes(&proxy, id), 1, "the write is given up before the store client retries it");
+            assert_eq!(writes(&proxy, id), 1, "the write is abandoned before the store client retries it");
         }
         proxy.heal();
         assert_eq!(last_used(&server, id).await, Value::Null);

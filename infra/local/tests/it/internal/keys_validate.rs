@@ -282,7 +282,7 @@ async fn no_verdict(request: Request, status: u16, detail: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn store_fault_returns_503_instead_of_verdict() {
     let (server, proxy, _clock) = at_noon().await;
-    let faults = [Fault::Throttle, Fault::ServerError, Fault::Close, Fault::DropAnswer].into_iter().chain(REFUSALS);
+    let faults = [Fault::Throttle, Fault::ServerError, Fault::Close, Fault::DropResponse].into_iter().chain(REFUSALS);
     let faults = faults.flat_map(|fault| ["Query", "BatchGetItem"].map(|operation| (operation, fault)));
     for (operation, fault) in faults.chain([("BatchGetItem", Fault::LeaveUnread)]) {
         let (_, token) = server.key(&["read"]).await;
@@ -359,7 +359,7 @@ async fn hanging_store_returns_504_before_client_timeout() {
         no_verdict(validation(&server, json!({ "key": unknown })), 504, "Timed out"),
     );
     let junk = validated(&server, json!({ "key": with_wrong_tag(&server.admin) })).await;
-    assert_eq!(junk, not_found(), "a wrong tag is refused without the store");
+    assert_eq!(junk, not_found(), "a wrong tag is rejected without the store");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -374,7 +374,7 @@ async fn stale_verdict_is_not_returned() {
         (&[501, 501][..], 2, 503),
     ] {
         proxy.forget();
-        proxy.fail("BatchGetItem", slow_reads.len(), Fault::HoldAnswer);
+        proxy.fail("BatchGetItem", slow_reads.len(), Fault::HoldResponse);
         let response = tokio::spawn(validation(&server, json!({ "key": server.admin })).send());
         for read in slow_reads {
             proxy.held().await;

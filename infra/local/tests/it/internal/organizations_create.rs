@@ -144,7 +144,7 @@ async fn idempotency_keys_are_per_service() {
 #[tokio::test(flavor = "multi_thread")]
 async fn creation_with_lost_response_happens_once() {
     let (server, proxy) = FaultProxy::start().await;
-    proxy.fail("TransactWriteItems", 1, Fault::DropAnswer);
+    proxy.fail("TransactWriteItems", 1, Fault::DropResponse);
     let created = create(&server, json!({ "slug": "globex", "name": "Globex" })).send().await.expect(201);
     server.get("/v1/whoami").bearer(created["secret"].as_str().unwrap()).send().await.expect(200);
     proxy.fail("TransactWriteItems", crate::fault_proxy::ALWAYS, Fault::Close);

@@ -161,7 +161,7 @@ async fn response_does_not_wait_for_resealing() {
         proxy.heal();
     }
     assert_eq!(kids(&server, server.organization_id).await, ["k1"]);
-    proxy.fail("UpdateItem", 1, Fault::DropAnswer);
+    proxy.fail("UpdateItem", 1, Fault::DropResponse);
     sweep(&rotated).await.unwrap();
     assert_eq!(kids(&server, server.organization_id).await, ["k2"]);
     assert_eq!(active_of(&rotated, &server, "openai").await.expect(200)["plaintext"], key);

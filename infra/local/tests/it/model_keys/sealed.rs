@@ -46,7 +46,7 @@ async fn same_key_is_sealed_differently_each_time() {
     assert_eq!((&item["sealed_shard"], &item["kid"]), (&json!({ "S": "MKS#0" }), &json!({ "S": "k1" })));
 }
 
-/// Overwrites the content of a sealed key with that of another one, directly in the store.
+/// Overwrites the content of a sealed key with that of another key, directly in the store.
 async fn overwrite(server: &TestServer, from: &Value, to: &Value) {
     let mut item = from.clone();
     for part in ["pk", "sk"] {

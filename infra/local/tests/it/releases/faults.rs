@@ -21,14 +21,14 @@ async fn start() -> (TestServer, std::sync::Arc<FaultProxy>) {
 async fn request_with_lost_response_happens_once() {
     let (server, proxy) = start().await;
     let first = releases(&server).await.remove(0);
-    proxy.fail(WRITE, 1, Fault::DropAnswer);
+    proxy.fail(WRITE, 1, Fault::DropResponse);
     assert_eq!(deploy(&server, "abcdef1").send().await.expect(201)["release"]["version"], 2);
-    proxy.fail(WRITE, 1, Fault::DropAnswer);
+    proxy.fail(WRITE, 1, Fault::DropResponse);
     rollback(&server, 1).send().await.expect(200);
-    proxy.fail(WRITE, 1, Fault::DropAnswer);
+    proxy.fail(WRITE, 1, Fault::DropResponse);
     let body = json!({ "status": "active", "image_ref": "app:1", "build_log": "one" });
     assert_eq!(report(&server, &first, body).send().await.expect(200)["release"]["build_kind"], "image");
-    proxy.fail(WRITE, 1, Fault::DropAnswer);
+    proxy.fail(WRITE, 1, Fault::DropResponse);
     server.patch("/v1/agent_projects/site", json!({ "name": "Shop" })).send().await.expect(200);
     assert_eq!(statuses(&server).await, ["active", "superseded"]);
     assert_consistent(&server).await;
@@ -37,7 +37,7 @@ async fn request_with_lost_response_happens_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn idempotency_key_finds_deploy_with_lost_response() {
     let (server, proxy) = start().await;
-    proxy.fail(WRITE, ALWAYS, Fault::DropAnswer);
+    proxy.fail(WRITE, ALWAYS, Fault::DropResponse);
     deploy(&server, "abcdef1").idempotency_key("once").send().await.refused(503);
     proxy.heal();
     let first = deploy(&server, "abcdef1").idempotency_key("once").send().await.expect(201);

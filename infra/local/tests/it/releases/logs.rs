@@ -228,7 +228,7 @@ async fn log_with_lost_response_is_stored_once() {
     let (server, proxy, _, release) = server_with_old_log().await;
     for operation in ["PutItem", "TransactWriteItems", "DeleteItem"] {
         let text = format!("{operation}\n");
-        proxy.fail(operation, 1, Fault::DropAnswer);
+        proxy.fail(operation, 1, Fault::DropResponse);
         report_log(&server, &release, &text).await.expect(200);
         assert_eq!(seen(&server).await, text);
     }
@@ -253,7 +253,7 @@ async fn report_that_lost_a_race_leaves_nothing() {
 async fn reader_during_replacement_sees_the_new_log() {
     let (server, proxy, _, release) = server_with_old_log().await;
     // The reads are: the claim of the slug, the project, the release. Hold the last one.
-    proxy.fail_after("GetItem", 2, 1, Fault::HoldAnswer);
+    proxy.fail_after("GetItem", 2, 1, Fault::HoldResponse);
     let replace = async {
         proxy.held().await;
         report_log(&server, &release, &new()).await.expect(200);

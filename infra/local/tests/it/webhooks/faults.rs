@@ -27,7 +27,7 @@ fn unavailable(reply: Reply) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn creation_with_a_fault_happens_once() {
-    for fault in [Fault::Throttle, Fault::DropAnswer, CONFLICT] {
+    for fault in [Fault::Throttle, Fault::DropResponse, CONFLICT] {
         let (server, proxy) = FaultProxy::start().await;
         proxy.fail("TransactWriteItems", 1, fault);
         create(&server).send().await.expect(201);
@@ -65,7 +65,8 @@ async fn taken_id_is_replaced_by_a_new_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rotation_with_a_fault_happens_once() {
-    for fault in [Fault::Throttle, Fault::DropAnswer, CONFLICT, Fault::Cancel { code: "ConditionalCheckFailed", at: 1 }]
+    for fault in
+        [Fault::Throttle, Fault::DropResponse, CONFLICT, Fault::Cancel { code: "ConditionalCheckFailed", at: 1 }]
     {
         let (server, proxy) = FaultProxy::start().await;
         let (id, _) = endpoint(&server, URL, &["*"]).await;
@@ -102,7 +103,7 @@ async fn deletion_with_a_fault_happens_once() {
     let (server, proxy) = FaultProxy::start().await;
     for (drops, first, repeat) in [(1, 204, 404), (ALWAYS, 503, 404)] {
         let (id, _) = endpoint(&server, URL, &["*"]).await;
-        proxy.fail("TransactWriteItems", drops, Fault::DropAnswer);
+        proxy.fail("TransactWriteItems", drops, Fault::DropResponse);
         let reply = server.delete(&format!("{ROUTE}/{id}")).send().await;
         proxy.heal();
         assert_eq!(reply.status.as_u16(), first, "{}", reply.text);
@@ -126,7 +127,7 @@ async fn replay_with_a_fault_is_never_partial() {
         || server.request(Method::POST, &format!("{ROUTE}/{id}/deliveries/{}/replay", delivery["id"])).send();
     let changed = Fault::Cancel { code: "ConditionalCheckFailed", at: 1 };
     let mut sent = 1;
-    for fault in [Fault::Throttle, CONFLICT, changed, Fault::DropAnswer] {
+    for fault in [Fault::Throttle, CONFLICT, changed, Fault::DropResponse] {
         for (count, answered) in [(1, 202), (ALWAYS, 503)] {
             proxy.fail("TransactWriteItems", count, fault);
             let reply = send_again().await;
@@ -134,7 +135,7 @@ async fn replay_with_a_fault_is_never_partial() {
             assert_eq!(reply.status.as_u16(), answered, "{fault:?}: {}", reply.text);
             webhooks.deliver().await;
             // A replay that was stored but not acknowledged is sent too.
-            sent += usize::from(answered == 202 || matches!(fault, Fault::DropAnswer));
+            sent += usize::from(answered == 202 || matches!(fault, Fault::DropResponse));
             assert_eq!(receiver.received().len(), sent, "{fault:?}, {count} times");
             let kept = deliveries(server, id).await.remove(0);
             assert_eq!((&kept["status"], &kept["next_attempt_at"]), (&json!("succeeded"), &Value::Null), "{fault:?}");

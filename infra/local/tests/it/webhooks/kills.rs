@@ -58,7 +58,7 @@ async fn worker_killed_after_any_call_loses_nothing() {
                 let pending =
                     pending.map(|event| DueItem { organization_id, sk: event["sk"].as_str().unwrap().to_owned() });
                 let written = Wake::Written(pending.collect());
-                proxy.fail_after(ANY, calls, ALWAYS, Fault::HoldAnswer);
+                proxy.fail_after(ANY, calls, ALWAYS, Fault::HoldResponse);
                 let deliveries_worker = WebhookDeliveries::new(app.for_function(WebhookDeliveries::NAME), Vec::new())
                     .with_max_wait(Duration::ZERO);
                 let work = async {

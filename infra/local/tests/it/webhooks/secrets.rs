@@ -174,7 +174,7 @@ async fn parallel_rotations_each_create_a_secret() {
     let in_either_order = [[&*one, &other, &first], [&*other, &one, &first]];
     assert!(in_either_order.iter().any(|secrets| is_signed(&pinged, secrets)));
 
-    // Two old secrets still sign, so all of these rotations are refused.
+    // Two old secrets still sign, so all of these rotations are rejected.
     let mut requests = JoinSet::new();
     for _ in 0..5 {
         requests.spawn(server.post(&path, json!({})).send());
