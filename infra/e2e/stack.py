@@ -76,7 +76,7 @@ class Stack:
     # For the operator.
 
     def deploy(self, parameters, template=None):
-        """Runs `sam deploy` with the built template or another one. Returns whether it succeeded,
+        """Runs `sam deploy` with the built template or `template`. Returns whether it succeeded,
         and its output."""
         overrides = [f"{name}={value}" for name, value in {"Stage": self.stage, **parameters}.items()]
         # By default, SAM CLI looks for samconfig.toml next to the template.

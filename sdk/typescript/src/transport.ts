@@ -31,7 +31,7 @@ export class Transport {
     this.#headers = {
       accept: "application/json",
       authorization: `Bearer ${settings.apiKey}`,
-      // A browser sends its own; another one would need CORS permission.
+      // A browser sends its own user agent; another value would need CORS permission.
       ...(isOnClient() ? {} : { "user-agent": `karta-sdk-typescript/${VERSION}` }),
     };
   }
