@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use karta_shared::{
     config::{Ring, Secret, SecretSource},
-    domain::{CredentialKind, Entropy, Keyring, Power, ServiceTokens, StripeSecrets},
+    domain::{CredentialKind, Entropy, Keyring, ObjectMembers, Power, ServiceTokens, StripeSecrets},
 };
 use secrecy::{ExposeSecret, SecretString};
 
@@ -183,9 +183,10 @@ pub(crate) fn random_hex(entropy: &dyn Entropy) -> String {
 fn read(path: &Path) -> Result<StoredSecrets> {
     match fs::read(path) {
         // serde_json's message could quote a secret.
-        Ok(bytes) => serde_json::from_slice(&bytes)
+        Ok(bytes) => serde_json::from_slice::<ObjectMembers<String>>(&bytes)
             .ok()
-            .with_context(|| format!("{} is not an object of strings", path.display())),
+            .and_then(|members| members.by_name().ok())
+            .with_context(|| format!("{} must be an object of strings, each name once", path.display())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(StoredSecrets::new()),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
