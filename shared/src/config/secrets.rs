@@ -101,7 +101,7 @@ impl Secret {
         }
     }
 
-    const fn variable(self) -> &'static str {
+    pub(super) const fn variable(self) -> &'static str {
         match self {
             Self::Ring(ring) => ring.variable(),
             Self::ServiceTokens => "KARTA_SECRET_SERVICE_TOKENS",
@@ -123,7 +123,7 @@ impl Secret {
         }
     }
 
-    fn all() -> impl Iterator<Item = Self> {
+    pub(super) fn all() -> impl Iterator<Item = Self> {
         Ring::ALL.map(Self::Ring).into_iter().chain([Self::ServiceTokens, Self::DataPlanes, Self::Stripe])
     }
 }
