@@ -53,7 +53,7 @@ mod webhook_signature;
 mod webhook_url;
 
 pub use address::{Reach, check as check_address};
-pub use allowlist::{AddressList, BadEntry, HostList, InternalGuard};
+pub use allowlist::{AddressList, BadEntry, HostList, InternalGuard, canonical_host};
 pub use api_key::{ApiKey, ApiKeyPatch, ApiKeySettings, KeyNotEditable, KeyStatus, NotActive};
 pub use artifact::{ArtifactUrl, CommitSha, ImageRef, TemplatePath};
 pub use audit::{Action, Actor, ActorKind, AuditEvent, Change, Changes, NewAuditEvent, ResourceRef, Value};
