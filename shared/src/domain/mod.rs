@@ -37,6 +37,7 @@ mod organization;
 mod prices;
 mod principal;
 mod project;
+mod punycode;
 mod release;
 mod retry_after;
 mod rotation;

@@ -24,6 +24,7 @@ impl WebhookUrl {
     /// `localhost`) may also use `http` and any port.
     pub fn parse(text: &str, reach: Reach) -> Result<Self, Invalid> {
         let outline = Outline::checked(text, reach)?;
+        outline.check_international()?;
         // Receivers put their own keys into the query, which only the organization's admins see.
         // Karta's own credentials are not allowed anywhere.
         let path = outline.path_and_query.split('?').next().unwrap_or_default();
@@ -89,6 +90,18 @@ mod tests {
         }
         // A name that contains an address is a name. It is resolved and checked at delivery.
         assert!(WebhookUrl::parse("https://127.0.0.1.nip.io/", Reach::Public).is_ok());
+    }
+
+    #[test]
+    fn invalid_international_name_is_refused_but_readable() {
+        for reach in [Reach::Public, Reach::Loopback] {
+            assert!(WebhookUrl::parse("https://xn--bcher-kva.example.com/hook", reach).is_ok());
+            for text in ["https://xn--a.com/hook", "https://hooks.XN--A.com/", "https://xn--gba.com?x=1"] {
+                assert!(WebhookUrl::parse(text, reach).unwrap_err().to_string().contains("Punycode"), "{text}");
+            }
+        }
+        let stored: WebhookUrl = serde_json::from_value("https://xn--a.com/hook".into()).unwrap();
+        assert_eq!((stored.check(Reach::Public), &*stored.host()), (Ok(()), "xn--a.com"));
     }
 
     #[test]

@@ -126,6 +126,7 @@ async fn non_public_url_is_refused_and_not_repeated() {
         ("https://0x7f000001/s3cret", "not an IP address in any notation"),
         ("https://localhost/s3cret", "must have a public DNS name"),
         ("https://db.internal/s3cret", "must have a public DNS name"),
+        ("https://xn--a.com/s3cret", "must be the Punycode of an international name"),
         ("http://127.0.0.1:9/s3cret", "must start with https://"),
         ("http://localhost:9/s3cret", "must start with https://"),
         ("https://hooks.example.com/a s3cret", "printable ASCII"),
