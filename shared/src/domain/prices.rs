@@ -861,6 +861,9 @@ mod tests {
             r#"{"a": {"input": 1.5, "output": 1}}"#,
             r#"{"a": {"input": 4294967296, "output": 1}}"#,
             r#"{"a": {"input": 1, "output": 1, "cached": 1}}"#,
+            r#"{"a": {"input": 1, "input": 1, "output": 1}}"#,
+            r#"{"a": [1, 2]}"#,
+            r#"{"a": [1, 2, 3, 4]}"#,
         ] {
             assert_eq!(parse(json).unwrap_err(), PricesError::Shape, "{json}");
         }
