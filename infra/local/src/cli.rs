@@ -264,14 +264,7 @@ The organization's first key has all scopes and is shown only once. In a second 
 
   export KARTA_BASE_URL={url}
   export KARTA_API_KEY={token}
-
   curl $KARTA_BASE_URL/v1/whoami -H "Authorization: Bearer $KARTA_API_KEY"
-
-  curl $KARTA_BASE_URL/v1/api_keys -H "Authorization: Bearer $KARTA_API_KEY" \
-    -d '{{"name": "ci-runner", "scopes": ["write"]}}'
-
-  curl $KARTA_BASE_URL/v1/agent_projects -H "Authorization: Bearer $KARTA_API_KEY" \
-    -d '{{"slug": "my-app", "name": "My app"}}'
 
 API documentation: {url}/docs. Press Ctrl-C to stop."#
     )
