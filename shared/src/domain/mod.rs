@@ -27,6 +27,7 @@ mod grace;
 mod hex;
 mod id;
 mod invalidation;
+mod invisible;
 mod keyring;
 mod metadata;
 mod model_key;
