@@ -75,7 +75,7 @@ pub use keyring::{Keyring, KeyringError, Kid};
 pub use metadata::Metadata;
 pub use model_key::{KeyRejected, Members, ModelKey, Provider, ProviderKey};
 pub use month::Month;
-pub use name::{Name, Slug, UserId, check_text};
+pub use name::{Name, Slug, UserId, check_key, check_text};
 pub use organization::{ModelId, Organization, OrganizationPatch, Plan, StripeCustomerId, SubscriptionStatus};
 pub use prices::{Price, PriceList, PriceTable, PricesError};
 pub use principal::{Principal, PrincipalKind};

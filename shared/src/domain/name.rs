@@ -68,6 +68,20 @@ pub fn check_text(text: &str) -> Result<(), Invalid> {
     if finds_secret(text) { Err(HOLDS_SECRET) } else { Ok(()) }
 }
 
+/// Checks a name that the caller chooses for a field, such as a key of `metadata`: a text on one
+/// line that is not blank.
+pub fn check_key(key: &str) -> Result<(), Invalid> {
+    check_text(key)?;
+    if key.chars().any(char::is_control) {
+        return Err(UNREADABLE);
+    }
+    // The type has its own rule for the empty key.
+    if !key.is_empty() && key.trim().is_empty() {
+        return Err(Invalid::new("must not be blank: use a visible name"));
+    }
+    Ok(())
+}
+
 pub(super) const HOLDS_SECRET: Invalid = Invalid::new(
     "must not contain a key, token or password, because it is stored and shown: revoke the credential that you sent",
 );
@@ -207,6 +221,21 @@ mod tests {
         for secret in crate::domain::secret_examples() {
             assert_eq!(check_text(&format!("für {secret}")), Err(HOLDS_SECRET), "{secret}");
         }
+    }
+
+    #[test]
+    fn keys_are_visible_and_on_one_line() {
+        for key in ["", "team", "cost center", "größe", "\u{2764}\u{FE0F}"] {
+            assert_eq!(check_key(key), Ok(()), "{key:?}");
+        }
+        for key in ["a\tb", "a\nb", "a\rb", "a\0b", "\t", "\u{85}", "a\u{200b}b"] {
+            assert_eq!(check_key(key), Err(UNREADABLE), "{key:?}");
+        }
+        for key in [" ", "   ", "\u{a0}", "\u{3000}"] {
+            assert!(check_key(key).is_err(), "{key:?}");
+        }
+        let secret = &crate::domain::secret_examples()[0];
+        assert_eq!(check_key(secret), Err(HOLDS_SECRET));
     }
 
     #[test]

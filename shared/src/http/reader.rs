@@ -23,7 +23,7 @@ use super::{
     json::{Json, Number, REPEATED, TOO_DEEP, UNPAIRED, UNPAIRED_IN_NAME},
 };
 use crate::{
-    domain::{check_text, finds_secret},
+    domain::{Invalid, check_key, check_text, finds_secret},
     telemetry,
 };
 
@@ -41,9 +41,9 @@ pub(super) enum Texts<'a> {
 }
 
 impl Texts<'_> {
-    fn check(self, text: &str) -> Result<(), Rejection> {
+    fn check(self, text: &str, rule: fn(&str) -> Result<(), Invalid>) -> Result<(), Rejection> {
         let Self::Checked { bearer } = self else { return Ok(()) };
-        check_text(text).map_err(de::Error::custom)?;
+        rule(text).map_err(de::Error::custom)?;
         // Finds tokens of any shape. Short ones could be part of ordinary words.
         match bearer.filter(|bearer| bearer.len() >= 16 && text.contains(bearer)) {
             Some(_) => Err(de::Error::custom("must not contain the credential of the request")),
@@ -346,7 +346,7 @@ impl<'j> Reader<'j> {
 
     fn text(self) -> Result<&'j str, Rejection> {
         match self.json {
-            Json::Text(text) => self.texts.check(text).map(|()| &**text),
+            Json::Text(text) => self.texts.check(text, check_text).map(|()| &**text),
             _ => Err(self.refused("must be a string")),
         }
     }
@@ -623,7 +623,7 @@ impl<'de> MapAccess<'de> for Fields<'_> {
 }
 
 /// The name of a field. If a type accepts any name, it stores the name, so the name is checked like
-/// a value.
+/// a value, and must be visible.
 struct FieldName<'j> {
     name: &'j str,
     texts: Texts<'j>,
@@ -633,7 +633,7 @@ impl<'de> Deserializer<'de> for FieldName<'_> {
     type Error = Rejection;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
-        self.texts.check(self.name)?;
+        self.texts.check(self.name, check_key)?;
         visitor.visit_str(self.name)
     }
 
@@ -721,6 +721,14 @@ mod tests {
                 "metadata.team",
                 "metadata.team must be at most 500 characters",
             ),
+            (
+                "metadata",
+                json!({ "a\tb": "x" }),
+                "metadata.a\u{FFFD}b",
+                "metadata.a\u{FFFD}b must not contain control or invisible characters",
+            ),
+            ("metadata", json!({ " ": "x" }), "metadata. ", "metadata.  must not be blank: use a visible name"),
+            ("metadata", json!({ "": "x" }), "metadata", "metadata must have keys of 1 to 40 characters"),
             (
                 "owner",
                 json!("me"),
