@@ -116,7 +116,7 @@ impl fmt::Display for Slug {
 }
 
 /// The end user that a session token is minted for, as the caller identifies them: 1 to 255 bytes,
-/// no control characters.
+/// not all blank, no control characters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct UserId(String);
@@ -131,8 +131,8 @@ impl TryFrom<String> for UserId {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
-        if text.is_empty() || text.len() > 255 {
-            return Err(Invalid::new("must be 1 to 255 bytes"));
+        if text.trim().is_empty() || text.len() > 255 {
+            return Err(Invalid::new("must be 1 to 255 bytes that are not all blank"));
         }
         if text.chars().any(char::is_control) {
             return Err(Invalid::new("must not contain control characters"));
@@ -250,6 +250,8 @@ mod tests {
     fn user_ids_are_counted_in_bytes() {
         assert!(UserId::try_from("é".repeat(127)).is_ok());
         assert!(UserId::try_from("é".repeat(128)).is_err());
-        assert!(UserId::try_from(String::new()).is_err());
+        for text in ["", " ", "\u{a0}\u{3000}", "a\tb"] {
+            assert!(UserId::try_from(text.to_owned()).is_err(), "{text:?}");
+        }
     }
 }
