@@ -113,7 +113,17 @@ fn unusable() -> Vec<String> {
 
 /// Returns texts that every field refuses, except those of [`ANY_TEXT`].
 fn texts(secrets: &[String]) -> Vec<String> {
-    let hidden = ["a\0b", "a\u{1b}[31mb", "a\u{202e}b", "a\u{200b}b", "a\u{feff}b", "\u{200d}a"];
+    let hidden = [
+        "a\0b",
+        "a\u{1b}[31mb",
+        "a\u{202e}b",
+        "a\u{200b}b",
+        "a\u{feff}b",
+        "\u{200d}a",
+        "a\u{fe0f}b",
+        "a\u{2800}",
+        "a\u{ffff}b",
+    ];
     let long = "a".repeat(60_000);
     let plain: Vec<&str> = hidden.into_iter().chain(secrets.iter().map(String::as_str)).collect();
     let nested =
