@@ -10,9 +10,9 @@ import { provoke } from "./provoke.mjs";
 const root = fileURLToPath(new URL("../..", import.meta.url));
 const read = (path) => readFileSync(join(root, path), "utf8");
 
-/** Returns the code that serves requests, without its tests. */
+/** Returns the code that serves requests, with the local runner's gateway, without its tests. */
 function rustSource() {
-  const folders = ["shared/src", ...readdirSync(join(root, "functions")).map((name) => `functions/${name}/src`)];
+  const folders = ["infra/local/src", "shared/src", ...readdirSync(join(root, "functions")).map((name) => `functions/${name}/src`)];
   const files = folders.flatMap((folder) => readdirSync(join(root, folder), { recursive: true }).map((name) => join(folder, name)));
   return files
     .filter((file) => file.endsWith(".rs"))

@@ -28,16 +28,19 @@ class Scene {
     }
   }
 
-  /** Sends a header twice. `fetch` would join the two lines. */
-  twice(method, path, header, body) {
-    const headers = { authorization: `Bearer ${this.start.api_key}`, [header]: ["a", "b"] };
+  /**
+   * Sends these headers unchanged, a list as one line per value. `fetch` would join the lines and
+   * set `host`.
+   */
+  lines(method, path, lines, body) {
+    const headers = { authorization: `Bearer ${this.start.api_key}`, ...lines };
     return new Promise((resolve, reject) => {
       const sent = request(this.start.base_url + path, { method, headers }, async (answer) => {
         let text = "";
         for await (const chunk of answer) text += chunk;
         resolve({ status: answer.statusCode, headers: new Headers(answer.headers), text });
       });
-      sent.on("error", reject).end(JSON.stringify(body));
+      sent.on("error", reject).end(body && JSON.stringify(body));
     });
   }
 
@@ -77,7 +80,9 @@ class Scene {
 
 const CASES = {
   "400 malformed_json": (scene) => scene.call("POST", "/v1/api_keys", { raw: '{"name": ' }),
-  "400 duplicate_header": (scene) => scene.twice("POST", "/v1/api_keys", "idempotency-key", { name: "ci", scopes: ["read"] }),
+  "400 invalid_host": (scene) => scene.lines("GET", "/healthz", { host: "a b" }),
+  "400 duplicate_header": (scene) =>
+    scene.lines("POST", "/v1/api_keys", { "idempotency-key": ["a", "b"] }, { name: "ci", scopes: ["read"] }),
   "400 invalid_signature": (scene) => scene.stripe(false, "whsec_another"),
   "400 livemode_mismatch": (scene) => scene.stripe(true),
   "401 Unauthorized": (scene) => scene.call("GET", "/v1/whoami", { bearer: "kt_live_junk" }),

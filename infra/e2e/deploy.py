@@ -25,7 +25,7 @@ stack = Stack("dev")
 inside = {"InternalAllowedIps": "10.0.0.0/8", "InternalHosts": Stack.inside["domainName"]}
 ring_names = ["session-signing", "key-tag", "cursor", "audit", "sealing-byok", "sealing-webhooks"]
 public = {"/healthz", "/openapi.json", "/docs", "/v1/stripe/events"}
-provider_key = "sk-ant-" + "rehearsal0" * 4
+provider_key = "sk-ant-" + "rehearsal0123" * 3
 
 
 def part(name):

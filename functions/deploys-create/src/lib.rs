@@ -42,6 +42,9 @@ impl Route for DeploysCreate {
         if let Some(answer) = call.replay(app).await? {
             return Ok(answer);
         }
+        if let Some(url) = &call.body.artifact_url {
+            url.check_international().map_err(|problem| Error::invalid("artifact_url", problem))?;
+        }
         let organization = call.caller.organization_id;
         // A release outlives the gateway's verdict, so the caller must still be authorized.
         let (valid, project) = tokio::join!(call.reauthorize(app), app.store.project(organization, &call.path));

@@ -17,7 +17,7 @@ const PAGE: &str = concat!(
 
 /// The hash is that of the page's only script. The viewer writes its styles into the page and
 /// creates a worker for its search.
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'sha256-KTd5gIzRN51PsPUFQ3h5rKeKVAqZ2GPF7k+nEapjSlc='; style-src 'unsafe-inline'; \
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'sha256-ByItviY5l815yKfatm1rJVfDzVT7sUoZmcRCusjjRfw='; style-src 'unsafe-inline'; \
      img-src 'self' data:; connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 #[derive(Debug)]

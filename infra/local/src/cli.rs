@@ -27,6 +27,7 @@ use crate::{
     bootstrap::{self, BootstrapResult},
     openapi,
     secrets::ProvidedSecrets,
+    variables::{self, UnknownVariable},
 };
 
 /// Run the whole control plane on this machine with an embedded store.
@@ -120,11 +121,16 @@ fn log_filter(text: &str) -> Result<String, String> {
 
 /// Executes a command line and returns the exit code.
 pub async fn execute(arguments: Arguments) -> Result<ExitCode> {
-    match arguments.command {
-        None => run(arguments.run).await.map(|()| ExitCode::SUCCESS),
-        Some(Command::AuditVerify(arguments)) => audit_verify(arguments).await,
-        Some(Command::Bootstrap(arguments)) => create_organization(arguments).await.map(|()| ExitCode::SUCCESS),
-        Some(Command::Openapi) => print_document().map(|()| ExitCode::SUCCESS),
+    let Some(command) = arguments.command else {
+        return run(arguments.run).await.map(|()| ExitCode::SUCCESS);
+    };
+    for unknown in variables::unknown() {
+        writeln!(io::stderr(), "karta: {unknown}").ok();
+    }
+    match command {
+        Command::AuditVerify(arguments) => audit_verify(arguments).await,
+        Command::Bootstrap(arguments) => create_organization(arguments).await.map(|()| ExitCode::SUCCESS),
+        Command::Openapi => print_document().map(|()| ExitCode::SUCCESS),
     }
 }
 
@@ -171,6 +177,9 @@ async fn audit_verify(arguments: VerifyArguments) -> Result<ExitCode> {
 /// Runs until SIGINT or SIGTERM.
 async fn run(arguments: RunArguments) -> Result<()> {
     telemetry::init(telemetry::Output::Stderr, &arguments.log).context("--log")?;
+    for UnknownVariable { name, closest } in variables::unknown() {
+        tracing::warn!(variable = name, closest, "unknown environment variable");
+    }
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let given = ProvidedSecrets {
         session_token_secret: config::session_token_secret()?,
@@ -255,14 +264,7 @@ The organization's first key has all scopes and is shown only once. In a second 
 
   export KARTA_BASE_URL={url}
   export KARTA_API_KEY={token}
-
   curl $KARTA_BASE_URL/v1/whoami -H "Authorization: Bearer $KARTA_API_KEY"
-
-  curl $KARTA_BASE_URL/v1/api_keys -H "Authorization: Bearer $KARTA_API_KEY" \
-    -d '{{"name": "ci-runner", "scopes": ["write"]}}'
-
-  curl $KARTA_BASE_URL/v1/agent_projects -H "Authorization: Bearer $KARTA_API_KEY" \
-    -d '{{"slug": "my-app", "name": "My app"}}'
 
 API documentation: {url}/docs. Press Ctrl-C to stop."#
     )

@@ -13,11 +13,11 @@ use aws_lambda_events::{
     iam::IamPolicyEffect,
 };
 use axum::body::HttpBody;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, uri::Authority};
 use karta_shared::{
     App,
     clock::Clock,
-    domain::{Entropy, Timestamp},
+    domain::{Entropy, Timestamp, canonical_host},
     entropy::uuid,
     http::decode_unreserved,
 };
@@ -158,10 +158,11 @@ impl Gateway {
 
     pub async fn answer(&self, peer: SocketAddr, request: axum::extract::Request) -> axum::response::Response {
         let request_id = uuid(&*self.entropy);
-        if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
-            return bad_host(&request_id);
-        }
-        match self.route(peer, request, &request_id).await {
+        let host = match requested_host(&request) {
+            Ok(host) => host,
+            Err(message) => return invalid_host(message, &request_id),
+        };
+        match self.route(peer, request, host, &request_id).await {
             Ok(response) => response,
             Err(error) => self.error_response(error, &request_id),
         }
@@ -171,6 +172,7 @@ impl Gateway {
         &self,
         peer: SocketAddr,
         request: axum::extract::Request,
+        host: Option<String>,
         request_id: &str,
     ) -> Result<axum::response::Response, GatewayError> {
         let (parts, body) = request.into_parts();
@@ -192,8 +194,7 @@ impl Gateway {
         let mut gateway = ApiGatewayProxyRequestContext::default();
         gateway.request_id = Some(request_id.to_owned());
         gateway.stage = Some(STAGE.to_owned());
-        gateway.domain_name =
-            parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).map(ToOwned::to_owned);
+        gateway.domain_name = host;
         gateway.identity.source_ip = Some(peer.ip().to_canonical().to_string());
         if let Some(context) = context {
             gateway.authorizer.fields.clone_from(&context);
@@ -292,10 +293,35 @@ impl std::fmt::Debug for Gateway {
     }
 }
 
-/// Returns the response to an HTTP/1.1 request without exactly one `Host` header (RFC 9112 §3.2).
-/// API Gateway rejects it before it applies any of its settings.
-fn bad_host(request_id: &str) -> axum::response::Response {
-    let body = json!({ "error": "invalid_host", "message": "Send exactly one Host header", "request_id": request_id });
+/// Returns the host that the client requested: that of an absolute target, or else of the `Host`
+/// header (RFC 9112 §3.2). `None` if an HTTP/1.0 request names none. Fails with the message for the
+/// client.
+fn requested_host(request: &axum::extract::Request) -> Result<Option<String>, &'static str> {
+    const INVALID: &str = "Host must be a host name or an IP address, with or without a port";
+    let mut sent = request.headers().get_all(header::HOST).iter();
+    let header = match (sent.next(), sent.next()) {
+        (Some(host), None) => Some(host.to_str().map_err(|_| INVALID)?),
+        (None, _) if request.version() != Version::HTTP_11 => None,
+        _ => return Err("Send exactly one Host header"),
+    };
+    let target = request.uri().authority().map(Authority::as_str);
+    if header.into_iter().chain(target).all(is_host) {
+        Ok(target.or(header).map(ToOwned::to_owned))
+    } else {
+        Err(INVALID)
+    }
+}
+
+/// Accepts what the header may hold: nothing, or a host whose port may be empty (RFC 9110 §7.2). A
+/// host has the notation of the internal routes' allowlist.
+fn is_host(text: &str) -> bool {
+    text.is_empty() || canonical_host(text.strip_suffix(':').unwrap_or(text)).is_some()
+}
+
+/// Returns the response to a request whose `Host` header is missing, repeated or invalid. API
+/// Gateway rejects it before it applies any of its settings.
+fn invalid_host(message: &str, request_id: &str) -> axum::response::Response {
+    let body = json!({ "error": "invalid_host", "message": message, "request_id": request_id });
     let mut response = axum::response::Response::new(axum::body::Body::from(body.to_string()));
     *response.status_mut() = StatusCode::BAD_REQUEST;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

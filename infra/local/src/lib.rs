@@ -6,7 +6,8 @@
 //! ([`bootstrap`]). The handlers, the authorizer, the workers and the DynamoDB calls are the same
 //! code as in AWS.
 //!
-//! [`audit`] verifies audit logs, and [`openapi`] builds the API document.
+//! [`audit`] verifies audit logs, [`openapi`] builds the API document, and [`variables`] finds unknown
+//! environment variables.
 
 pub mod audit;
 pub mod bootstrap;
@@ -18,6 +19,7 @@ pub mod registry;
 pub mod runner;
 pub mod secrets;
 pub mod template;
+pub mod variables;
 pub mod workers;
 
 pub use runner::{Options, Runner};

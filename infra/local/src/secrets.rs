@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use karta_shared::{
     config::{Ring, Secret, SecretSource},
-    domain::{CredentialKind, Entropy, Keyring, Power, ServiceTokens, StripeSecrets},
+    domain::{CredentialKind, Entropy, Keyring, ObjectMembers, Power, ServiceTokens, StripeSecrets},
 };
 use secrecy::{ExposeSecret, SecretString};
 
@@ -23,6 +23,13 @@ use crate::emulator::STORE_FILE;
 type StoredSecrets = BTreeMap<String, String>;
 
 const SERVICE_TOKEN: &str = "service-token";
+const SECRETS_FILE: &str = "secrets.json";
+/// Lists the rings that were generated for the data, one per line. Only a ring that is not listed is
+/// new in this version of the program; a listed ring that is missing was lost.
+const RINGS_FILE: &str = "rings";
+/// The rings of data from before [`RINGS_FILE`].
+const UNLISTED_RINGS: [Ring; 6] =
+    [Ring::SessionSigning, Ring::KeyTag, Ring::Cursor, Ring::Audit, Ring::SealingByok, Ring::SealingWebhooks];
 
 /// Secrets from the environment, used instead of generated ones.
 #[derive(Default)]
@@ -91,20 +98,16 @@ pub struct LocalSecrets {
 }
 
 impl LocalSecrets {
-    /// Reads the secrets in `folder` and generates missing ones; without a folder, generates all of
-    /// them. Secrets in `given` are used but not stored.
+    /// Reads the secrets in `folder` and generates those that are new; without a folder, generates
+    /// all of them. Fails if the folder's data needs a ring that is missing. Secrets in `given` are
+    /// used but not stored.
     pub fn open(folder: Option<&Path>, given: ProvidedSecrets, entropy: &dyn Entropy) -> Result<Self> {
-        let path = folder.map(|folder| folder.join("secrets.json"));
+        let path = folder.map(|folder| folder.join(SECRETS_FILE));
         let mut stored = path.as_deref().map(read).transpose()?.unwrap_or_default();
-        let known = stored.len();
         if let Some(folder) = folder {
-            let orphaned = known == 0 && folder.join(STORE_FILE).exists();
-            ensure!(
-                !orphaned,
-                "{0} contains data but no secrets.json, without which its keys cannot be used. Restore secrets.json, or remove {0} to start over",
-                folder.display()
-            );
+            require_rings(folder, &stored)?;
         }
+        let known = stored.len();
         for ring in Ring::ALL {
             stored.entry(ring.name().to_owned()).or_insert_with(|| ring_json(&random_hex(entropy)));
         }
@@ -114,7 +117,10 @@ impl LocalSecrets {
         if let Some(path) = &path
             && stored.len() > known
         {
-            write(path, &stored)?;
+            write(path, &serde_json::to_vec_pretty(&stored)?)?;
+        }
+        if let Some(folder) = folder {
+            list_rings(folder)?;
         }
         if let Some(secret) = given.session_token_secret {
             Keyring::single("k1", secret.clone()).context("KARTA_SESSION_TOKEN_SECRET")?;
@@ -180,12 +186,54 @@ pub(crate) fn random_hex(entropy: &dyn Entropy) -> String {
     format!("{high:032x}{low:032x}")
 }
 
+/// Fails if `folder` contains data and `stored` lacks a ring that was generated for it: a new ring
+/// would make every key, or everything that is sealed, invalid.
+fn require_rings(folder: &Path, stored: &StoredSecrets) -> Result<()> {
+    if !folder.join(STORE_FILE).exists() {
+        return Ok(());
+    }
+    let folder_name = folder.display();
+    ensure!(
+        !stored.is_empty(),
+        "{folder_name} contains data but no secrets.json, without which its keys cannot be used. Restore secrets.json, or remove {folder_name} to start over"
+    );
+    let mut lost = listed_rings(folder)?;
+    lost.retain(|ring| !stored.contains_key(ring));
+    ensure!(
+        lost.is_empty(),
+        "{folder_name} contains data but its secrets.json lacks rings, without which the data cannot be used: {}. Restore them from a copy of secrets.json, or remove {folder_name} to start over",
+        lost.into_iter().collect::<Vec<_>>().join(", ")
+    );
+    Ok(())
+}
+
+fn listed_rings(folder: &Path) -> Result<BTreeSet<String>> {
+    let path = folder.join(RINGS_FILE);
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(text.split_whitespace().map(ToOwned::to_owned).collect()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Ok(UNLISTED_RINGS.map(|ring| ring.name().to_owned()).into())
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// Adds this version's rings to the list. A later version's rings stay listed.
+fn list_rings(folder: &Path) -> Result<()> {
+    let path = folder.join(RINGS_FILE);
+    let mut rings = listed_rings(folder)?;
+    rings.extend(Ring::ALL.map(|ring| ring.name().to_owned()));
+    let text: String = rings.iter().flat_map(|ring| [ring.as_str(), "\n"]).collect();
+    if fs::read(&path).is_ok_and(|listed| listed == text.as_bytes()) { Ok(()) } else { write(&path, text.as_bytes()) }
+}
+
 fn read(path: &Path) -> Result<StoredSecrets> {
     match fs::read(path) {
         // serde_json's message could quote a secret.
-        Ok(bytes) => serde_json::from_slice(&bytes)
+        Ok(bytes) => serde_json::from_slice::<ObjectMembers<String>>(&bytes)
             .ok()
-            .with_context(|| format!("{} is not an object of strings", path.display())),
+            .and_then(|members| members.by_name().ok())
+            .with_context(|| format!("{} must be an object of strings, each name once", path.display())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(StoredSecrets::new()),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
@@ -193,10 +241,110 @@ fn read(path: &Path) -> Result<StoredSecrets> {
 
 /// Replaces the file atomically: a crash must not lose part of a key ring, because the data sealed
 /// with it would be lost.
-fn write(path: &Path, stored: &StoredSecrets) -> Result<()> {
-    let next = path.with_extension("json.next");
+fn write(path: &Path, contents: &[u8]) -> Result<()> {
+    let next = path.with_extension("next");
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
-    file.write_all(&serde_json::to_vec_pretty(stored)?)?;
+    file.write_all(contents)?;
     file.sync_all()?;
     fs::rename(&next, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use karta_shared::entropy::OsEntropy;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn open(folder: &TempDir) -> Result<StoredSecrets> {
+        LocalSecrets::open(Some(folder.path()), ProvidedSecrets::default(), &OsEntropy)?;
+        stored(folder)
+    }
+
+    fn stored(folder: &TempDir) -> Result<StoredSecrets> {
+        read(&folder.path().join(SECRETS_FILE))
+    }
+
+    fn listed(folder: &TempDir) -> String {
+        fs::read_to_string(folder.path().join(RINGS_FILE)).unwrap()
+    }
+
+    /// Returns a folder with secrets and data.
+    fn used() -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        open(&folder).unwrap();
+        fs::write(folder.path().join(STORE_FILE), "").unwrap();
+        folder
+    }
+
+    fn remove_secret(folder: &TempDir, name: &str) {
+        let mut secrets = stored(folder).unwrap();
+        secrets.remove(name).unwrap();
+        fs::write(folder.path().join(SECRETS_FILE), serde_json::to_vec(&secrets).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn lost_ring_stops_the_start() {
+        for ring in Ring::ALL.map(Ring::name) {
+            for is_listed in [true, false] {
+                let folder = used();
+                if !is_listed {
+                    fs::remove_file(folder.path().join(RINGS_FILE)).unwrap();
+                }
+                remove_secret(&folder, ring);
+                for _ in 0..2 {
+                    let error = open(&folder).unwrap_err().to_string();
+                    assert!(error.contains(&format!("cannot be used: {ring}. Restore")), "{error}");
+                    assert!(!stored(&folder).unwrap().contains_key(ring), "nothing is generated");
+                }
+            }
+        }
+        let folder = used();
+        remove_secret(&folder, "audit");
+        remove_secret(&folder, "key-tag");
+        assert!(open(&folder).unwrap_err().to_string().contains("cannot be used: audit, key-tag. Restore"));
+        fs::remove_file(folder.path().join(SECRETS_FILE)).unwrap();
+        assert!(open(&folder).unwrap_err().to_string().contains("contains data but no secrets.json"));
+    }
+
+    #[test]
+    fn ring_of_an_upgrade_is_generated() {
+        let folder = used();
+        let (before, list) = (stored(&folder).unwrap(), listed(&folder));
+        remove_secret(&folder, "cursor");
+        fs::write(folder.path().join(RINGS_FILE), list.replace("cursor\n", "later\n")).unwrap();
+        let error = open(&folder).unwrap_err().to_string();
+        assert!(error.contains("cannot be used: later. Restore"), "{error}");
+        fs::write(folder.path().join(RINGS_FILE), list.replace("cursor\n", "")).unwrap();
+        let after = open(&folder).unwrap();
+        assert_eq!(listed(&folder), list);
+        for (name, secret) in &before {
+            assert_eq!(*secret == after[name], name != "cursor", "{name}");
+        }
+        remove_secret(&folder, "cursor");
+        assert!(open(&folder).is_err(), "the generated ring is listed");
+    }
+
+    #[test]
+    fn unlisted_folder_is_complete_and_gets_listed() {
+        let folder = used();
+        let (before, list) = (stored(&folder).unwrap(), listed(&folder));
+        assert_eq!(list.lines().count(), Ring::ALL.len());
+        fs::remove_file(folder.path().join(RINGS_FILE)).unwrap();
+        assert_eq!(open(&folder).unwrap(), before);
+        assert_eq!(listed(&folder), list);
+    }
+
+    #[test]
+    fn missing_secrets_without_data_are_generated() {
+        let folder = used();
+        fs::remove_file(folder.path().join(STORE_FILE)).unwrap();
+        remove_secret(&folder, "key-tag");
+        assert!(open(&folder).unwrap().contains_key("key-tag"));
+        // The service token needs no data: a new token replaces it.
+        let folder = used();
+        let before = stored(&folder).unwrap();
+        remove_secret(&folder, SERVICE_TOKEN);
+        assert_ne!(open(&folder).unwrap()[SERVICE_TOKEN], before[SERVICE_TOKEN]);
+    }
 }

@@ -71,10 +71,13 @@ struct PresentedClaims {
     exp: NumericDate,
     jti: String,
     akid: Id,
+    #[serde(default, deserialize_with = "not_null")]
     sub: Option<String>,
+    #[serde(default, deserialize_with = "not_null")]
     nbf: Option<NumericDate>,
     /// Karta is never an intended audience, so any `aud` is rejected (RFC 7519 §4.1.3).
-    aud: Option<IgnoredAny>,
+    #[serde(default, deserialize_with = "is_present")]
+    aud: bool,
 }
 
 /// A time of a token in whole Unix seconds. Fractions are truncated (RFC 7519 §2).
@@ -149,6 +152,11 @@ struct PresentedHeader<'a> {
     /// rejected, `null` included.
     #[serde(default, deserialize_with = "is_present")]
     crit: bool,
+}
+
+/// Reads an optional member without taking `null` for a missing one.
+fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 fn is_present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
@@ -246,7 +254,7 @@ impl PresentedClaims {
         if self.sub.as_ref().is_some_and(|sub| sub.is_empty() || sub.len() > 255) {
             return Err(SessionTokenError::Claims);
         }
-        if self.aud.is_some() {
+        if self.aud {
             return Err(SessionTokenError::Audience);
         }
         if !(1..=i64::from(TTL_MAX)).contains(&(exp - iat)) {
@@ -322,9 +330,18 @@ mod tests {
     fn with_claim(name: &str, value: Value) -> Result<SessionClaims, SessionTokenError> {
         let mut claims = json!(claims());
         claims[name] = value;
-        claims.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+        verify_claims(&claims)
+    }
+
+    fn without_claim(name: &str) -> Result<SessionClaims, SessionTokenError> {
+        let mut claims = json!(claims());
+        claims.as_object_mut().unwrap().remove(name);
+        verify_claims(&claims)
+    }
+
+    fn verify_claims(claims: &Value) -> Result<SessionClaims, SessionTokenError> {
         let header = json!({"alg": "HS256", "kid": "k2"});
-        verify(&ring(), &forge(&header, &claims, &"2".repeat(32), Algorithm::HS256), NOW)
+        verify(&ring(), &forge(&header, claims, &"2".repeat(32), Algorithm::HS256), NOW)
     }
 
     #[test]
@@ -412,7 +429,8 @@ mod tests {
     fn missing_or_invalid_claim_is_refused() {
         let names = "org_id org_slug project_id project_slug scope budget_ok iat exp jti akid";
         for name in names.split(' ') {
-            assert_eq!(with_claim(name, Value::Null), Err(SessionTokenError::Claims), "without {name}");
+            assert_eq!(without_claim(name), Err(SessionTokenError::Claims), "without {name}");
+            assert_eq!(with_claim(name, Value::Null), Err(SessionTokenError::Claims), "{name} is null");
         }
         for (name, value) in [
             ("exp", json!("1795000900")),
@@ -485,14 +503,20 @@ mod tests {
             (json!(NOW + LEEWAY + 1), Some(SessionTokenError::NotBefore)),
             (json!(1_795_000_031.5), Some(SessionTokenError::NotBefore)),
             (json!("1795000000"), Some(SessionTokenError::Claims)),
+            (json!(null), Some(SessionTokenError::Claims)),
         ] {
             assert_eq!(with_claim("nbf", nbf.clone()).err(), refused, "{nbf}");
         }
     }
 
     #[test]
+    fn null_subject_is_refused() {
+        assert_eq!(with_claim("sub", json!(null)), Err(SessionTokenError::Claims));
+    }
+
+    #[test]
     fn any_audience_is_refused() {
-        for aud in [json!("karta"), json!(""), json!(["karta", "other"]), json!([]), json!({}), json!(7)] {
+        for aud in [json!("karta"), json!(""), json!(["karta", "other"]), json!([]), json!({}), json!(7), json!(null)] {
             assert_eq!(with_claim("aud", aud.clone()), Err(SessionTokenError::Audience), "{aud}");
         }
     }

@@ -2,12 +2,13 @@
 //!
 //! Settings are read and checked at startup. A missing or invalid one fails with a [`ConfigError`]
 //! or a [`SecretError`] that names it. [`Secrets`] are fetched again while the process runs. Only
-//! `optional` in this module reads the environment.
+//! `optional` and `set_variables` in this module read the environment. To add a variable, add it to
+//! `VARIABLES` or to [`Secret`].
 
 pub(crate) mod prices;
 mod secrets;
 
-use std::{env, fmt::Display, str::FromStr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, env, fmt::Display, str::FromStr, sync::Arc, time::Duration};
 
 use aws_config::{
     BehaviorVersion, Region, SdkConfig, environment::EnvironmentVariableCredentialsProvider, retry::RetryConfig,
@@ -24,6 +25,27 @@ use crate::{
     store::{AuditReader, table::Tables},
 };
 
+pub const VARIABLE_PREFIX: &str = "KARTA_";
+/// The variables that this module reads, without those of [`Secret`].
+const VARIABLES: [&str; 17] = [
+    "KARTA_ANCHORS_TABLE",
+    "KARTA_BCRYPT_COST",
+    "KARTA_CREDENTIALS_TABLE",
+    "KARTA_DATA_PLANES",
+    "KARTA_INTERNAL_ALLOWED_IPS",
+    "KARTA_INTERNAL_HOSTS",
+    "KARTA_OUTBOX_TABLE",
+    "KARTA_OWN_HOSTS",
+    "KARTA_PRICES",
+    "KARTA_REST_API_ID",
+    "KARTA_SERVICE_TOKENS",
+    "KARTA_SESSION_TOKEN_SECRET",
+    "KARTA_STAGE",
+    "KARTA_STRIPE_SECRETS",
+    "KARTA_TABLE",
+    "KARTA_USAGE_TABLE",
+    "KARTA_WEBHOOK_DELIVERIES_FUNCTION",
+];
 /// Minimum bcrypt cost in a deployed stack. Tests and local runs may use bcrypt's own minimum.
 const DEPLOYED_BCRYPT_COST_MIN: u32 = 10;
 const BCRYPT_COST_DEFAULT: u32 = 12;
@@ -129,7 +151,7 @@ fn deployed_bcrypt_cost(cost: u32) -> Result<u32, ConfigError> {
 }
 
 /// Settings of every AWS client: standard retries within a deadline. Adaptive retries would let one
-/// throttled partition slow down every tenant's requests in the process; at a function's low
+/// throttled partition slow down every organization's requests in the process; at a function's low
 /// request rates, a single throttle would use up the whole deadline.
 fn sdk() -> aws_config::ConfigLoader {
     aws_config::defaults(BehaviorVersion::latest())
@@ -268,6 +290,18 @@ impl GatewayStage {
 /// separated by commas.
 pub fn internal_guard() -> Result<InternalGuard, ConfigError> {
     Ok(InternalGuard { addresses: parsed("KARTA_INTERNAL_ALLOWED_IPS")?, hosts: parsed("KARTA_INTERNAL_HOSTS")? })
+}
+
+/// Returns the names of all variables that this module reads.
+pub fn variables() -> impl Iterator<Item = &'static str> {
+    VARIABLES.into_iter().chain(Secret::all().map(Secret::variable))
+}
+
+/// Returns the names of the variables that are set and start with `KARTA_`.
+pub fn set_variables() -> BTreeSet<String> {
+    let set = env::vars_os().filter(|(_, text)| !text.is_empty());
+    let names = set.map(|(name, _)| name.to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with(VARIABLE_PREFIX)).collect()
 }
 
 fn required(variable: &str) -> Result<String, ConfigError> {

@@ -1,14 +1,11 @@
 //! Loads model prices: the built-in list, overridden by `KARTA_PRICES`.
 
-use std::{collections::HashMap, fmt, fs, iter, sync::LazyLock};
+use std::{collections::HashMap, fs, iter, sync::LazyLock};
 
-use serde::{
-    Deserialize, Deserializer,
-    de::{MapAccess, Visitor},
-};
+use serde::Deserialize;
 
 use super::{ConfigError, optional};
-use crate::domain::{Price, PriceList, PriceTable, PricesError};
+use crate::domain::{ObjectMembers, ObjectOnly, Price, PriceList, PriceTable, PricesError};
 
 const VARIABLE: &str = "KARTA_PRICES";
 /// A byte order mark, which some editors write at the start of a file.
@@ -42,30 +39,7 @@ pub(super) fn from_env() -> Result<PriceTable, ConfigError> {
 
 /// Parses the operator's prices: a JSON object that maps models to prices.
 pub(crate) fn parse(json: &str) -> Result<PriceTable, PricesError> {
-    let Rows(rows) = serde_json::from_str(json.trim_start_matches(BOM)).map_err(|_| PricesError::Shape)?;
-    PriceTable::new(&LISTED, rows)
-}
-
-/// The members of a JSON object, duplicates included. A map would keep only the last member of each
-/// name.
-struct Rows(Vec<(String, Price)>);
-
-impl<'de> Deserialize<'de> for Rows {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Members;
-
-        impl<'de> Visitor<'de> for Members {
-            type Value = Rows;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("an object of prices by model")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Rows, A::Error> {
-                iter::from_fn(|| members.next_entry().transpose()).collect::<Result<_, _>>().map(Rows)
-            }
-        }
-
-        deserializer.deserialize_map(Members)
-    }
+    let rows: ObjectMembers<ObjectOnly<Price>> =
+        serde_json::from_str(json.trim_start_matches(BOM)).map_err(|_| PricesError::Shape)?;
+    PriceTable::new(&LISTED, rows.into_iter().map(|(model, ObjectOnly(price))| (model, price)))
 }

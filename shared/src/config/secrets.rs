@@ -11,7 +11,10 @@ use tokio::{sync::Mutex, time::timeout};
 use super::{ConfigError, optional};
 use crate::{
     clock::Clock,
-    domain::{DataPlanes, Keyring, LocalDataPlanes, RingUse, ServiceTokens, StripeSecrets, Timestamp},
+    domain::{
+        DataPlanes, Keyring, LocalDataPlanes, ObjectMembers, RingUse, SecretText, ServiceTokens, StripeSecrets,
+        Timestamp,
+    },
     fault,
 };
 
@@ -98,7 +101,7 @@ impl Secret {
         }
     }
 
-    const fn variable(self) -> &'static str {
+    pub(super) const fn variable(self) -> &'static str {
         match self {
             Self::Ring(ring) => ring.variable(),
             Self::ServiceTokens => "KARTA_SECRET_SERVICE_TOKENS",
@@ -120,7 +123,7 @@ impl Secret {
         }
     }
 
-    fn all() -> impl Iterator<Item = Self> {
+    pub(super) fn all() -> impl Iterator<Item = Self> {
         Ring::ALL.map(Self::Ring).into_iter().chain([Self::ServiceTokens, Self::DataPlanes, Self::Stripe])
     }
 }
@@ -207,9 +210,9 @@ impl SecretSource {
 /// Parses the text of a ring's secret. The error describes the fault without including the text.
 pub fn read_ring(text: &str) -> Result<Keyring, String> {
     // The message of `serde_json` would include the unexpected value.
-    let entries: BTreeMap<String, String> =
+    let members: ObjectMembers<SecretText> =
         serde_json::from_str(text).map_err(|_| "it must be a JSON object of strings".to_owned())?;
-    Keyring::try_from(entries).map_err(|error| error.to_string())
+    Keyring::try_from(members).map_err(|error| error.to_string())
 }
 
 /// Serializes a ring as the text of its secret.
@@ -556,6 +559,108 @@ mod tests {
             let error = secrets(Secret::DataPlanes, &text).warm_up().await.unwrap_err().to_string();
             assert!(error.starts_with("the data-planes secret is malformed: "), "{error}");
             assert!(!error.contains("s3cret"), "{error}");
+        }
+    }
+
+    /// Returns the problem of a configuration text.
+    type Reader = fn(&str) -> Option<String>;
+    const RING: Reader = |text| read_ring(text).err();
+    const TOKENS: Reader = |text| parse_service_tokens(text).err();
+    const PLANES: Reader = |text| parse_data_planes(text).err();
+    const LOCAL_PLANES: Reader = |text| parse_local_data_planes(text).err();
+    const STRIPE: Reader = |text| parse_stripe(text).err();
+    const PRICES: Reader = |text| crate::config::prices::parse(text).err().map(|error| error.to_string());
+    const A: &str = "s3cret-a-0123456789abcdef0123456";
+    const B: &str = "s3cret-b-0123456789abcdef0123456";
+
+    /// Returns the members of a data plane.
+    fn plane(token: &str) -> String {
+        format!(r#""url":"https://eu.example.com","token":"{token}""#)
+    }
+
+    #[test]
+    fn every_reader_accepts_an_object_only() {
+        let plane = plane(A);
+        let accepted = [
+            (RING, format!(r#"{{"current":"k1","k1":"{A}","k2":"{B}"}}"#)),
+            (TOKENS, format!(r#"{{"powers":{{"ops":["usage"],"eu":["byok"]}},"ops":"{A}","eu":"{B}"}}"#)),
+            (PLANES, format!(r#"{{"eu":{{{plane}}}}}"#)),
+            (LOCAL_PLANES, format!(r#"{{"eu":{{{plane}}}}}"#)),
+            (STRIPE, format!(r#"{{"livemode":true,"signing_secrets":["whsec_{A}"]}}"#)),
+            (PRICES, r#"{"a":{"input":1,"output":2},"b":{"input":1,"output":2}}"#.to_owned()),
+        ];
+        for (read, text) in &accepted {
+            assert_eq!(read(text), None, "{text}");
+            for text in ["[]", "1", "null", "true", r#""s3cret""#, &format!("[{text}]")] {
+                assert!(read(text).is_some_and(|problem| !problem.contains("s3cret")), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_reader_refuses_repeated_names() {
+        let (plane, whsec) = (plane(A), format!(r#""signing_secrets":["whsec_{A}"]"#));
+        for (read, text, problem) in [
+            (RING, format!(r#"["k1","{A}"]"#), "it must be a JSON object of strings"),
+            (RING, r#"{"current":"k1","k1":1}"#.to_owned(), "it must be a JSON object of strings"),
+            (RING, format!(r#"{{"current":"k1","k1":"{A}","k1":"{B}"}}"#), "the ring has more than one member k1"),
+            (
+                RING,
+                format!(r#"{{"current":"k1","k1":"{A}","current":"k1"}}"#),
+                "the ring has more than one member current",
+            ),
+            (RING, format!(r#"{{"current":"k1","{A}":"k1","{A}":"k1"}}"#), "invalid kid (32 bytes)"),
+            (TOKENS, format!(r#"[{{"ops":["usage"]}},"{A}"]"#), "it must be a JSON object of tokens"),
+            (TOKENS, r#"{"powers":{"ops":["usage"]},"ops":1}"#.to_owned(), "it must be a JSON object of tokens"),
+            (TOKENS, format!(r#"{{"powers":["ops"],"ops":"{A}"}}"#), "it must be a JSON object of tokens"),
+            (
+                TOKENS,
+                format!(r#"{{"powers":{{"ops":["usage"]}},"ops":"{A}","ops":"{B}"}}"#),
+                "more than one token has the name ops",
+            ),
+            (
+                TOKENS,
+                format!(r#"{{"powers":{{"ops":["usage"],"ops":["byok"]}},"ops":"{A}"}}"#),
+                r#""powers" names ops more than once"#,
+            ),
+            (
+                TOKENS,
+                format!(r#"{{"powers":{{"ops":["usage"]}},"powers":{{}},"ops":"{A}"}}"#),
+                "it must be a JSON object of tokens",
+            ),
+            (TOKENS, format!(r#"{{"powers":{{}},"{A}":"ops","{A}":"ops"}}"#), "invalid name (32 bytes)"),
+            (PLANES, format!(r#"[{{{plane}}}]"#), "it must be a JSON object of data planes by name"),
+            (PLANES, format!(r#"{{"eu":["https://eu.example.com","{A}"]}}"#), "the data plane eu must be an object"),
+            (PLANES, format!(r#"{{"eu":{{{plane}}},"eu":{{{plane}}}}}"#), "more than one data plane has the name eu"),
+            (
+                LOCAL_PLANES,
+                format!(r#"{{"eu":{{{plane}}},"eu":{{{plane}}}}}"#),
+                "more than one data plane has the name eu",
+            ),
+            (PLANES, format!(r#"{{"{A}":{{}},"{A}":{{}}}}"#), "invalid name (32 bytes)"),
+            (PLANES, format!(r#"{{"eu":{{{plane},"token":"{B}"}}}}"#), "token of the data plane eu must be given once"),
+            (
+                PLANES,
+                format!(r#"{{"eu":{{{plane},"{A}":1,"{A}":1}}}}"#),
+                "the data plane eu has a field other than url and token",
+            ),
+            (STRIPE, format!(r#"[true,["whsec_{A}"]]"#), "it must be {} or a JSON object"),
+            (STRIPE, format!(r#"{{"livemode":1,{whsec}}}"#), "it must be {} or a JSON object"),
+            (STRIPE, format!(r#"{{"livemode":true,{whsec},{whsec}}}"#), "it must be {} or a JSON object"),
+            (STRIPE, format!(r#"{{"livemode":true,"livemode":true,{whsec}}}"#), "it must be {} or a JSON object"),
+            (PRICES, r#"[["a",{"input":1,"output":2}]]"#.to_owned(), "is not a JSON object of prices"),
+            (PRICES, r#"{"a":[1,2]}"#.to_owned(), "is not a JSON object of prices"),
+            (PRICES, r#"{"a":{"input":"1","output":2}}"#.to_owned(), "is not a JSON object of prices"),
+            (PRICES, r#"{"a":{"input":1,"input":1,"output":2}}"#.to_owned(), "is not a JSON object of prices"),
+            (
+                PRICES,
+                r#"{"a":{"input":1,"output":2},"a":{"input":1,"output":2}}"#.to_owned(),
+                "has more than one price for a",
+            ),
+        ] {
+            let refusal = read(&text).unwrap_or_else(|| panic!("accepted: {text}"));
+            assert!(refusal.starts_with(problem), "{text}: {refusal}");
+            assert!(!refusal.contains("s3cret"), "{text}: {refusal}");
         }
     }
 

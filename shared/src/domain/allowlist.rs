@@ -88,7 +88,7 @@ fn entries<T>(text: &str, read: impl Fn(&str) -> Result<T, Invalid>) -> Result<V
 }
 
 /// Returns a host in lower case, without port and trailing dot; `None` if it is invalid.
-fn canonical_host(text: &str) -> Option<String> {
+pub fn canonical_host(text: &str) -> Option<String> {
     if let Some(rest) = text.strip_prefix('[') {
         let (address, port) = rest.split_once(']')?;
         let address: Ipv6Addr = address.parse().ok()?;

@@ -35,6 +35,11 @@ impl ArtifactUrl {
     pub fn as_str(&self) -> &str {
         self.0.as_str()
     }
+
+    /// See [`EndpointUrl::check_international`].
+    pub fn check_international(&self) -> Result<(), Invalid> {
+        self.0.check_international()
+    }
 }
 
 impl TryFrom<String> for ArtifactUrl {

@@ -1,5 +1,4 @@
 use std::{
-    collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv6Addr},
 };
@@ -10,7 +9,7 @@ use serde::{
     de::{Error as _, IgnoredAny},
 };
 
-use super::{Invalid, ServiceTokens, endpoint_url::split_scheme};
+use super::{Invalid, ObjectMembers, SecretText, ServiceTokens, endpoint_url::split_scheme};
 
 const MAX_PLANES: usize = 20;
 const MIN_TOKEN_BYTES: usize = 32;
@@ -71,6 +70,8 @@ pub enum DataPlanesError {
     TooMany(usize),
     #[error("invalid name ({0} bytes): must be 1 to 31 characters from a-z, 0-9 and -")]
     NameShape(usize),
+    #[error("more than one data plane has the name {0}")]
+    NameTwice(String),
     #[error("the data plane {0} must be an object with url and token")]
     PlaneShape(String),
     #[error("the data plane {0} has a field other than url and token")]
@@ -84,33 +85,22 @@ pub enum DataPlanesError {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum RawDataPlanes {
-    Planes(BTreeMap<String, RawDataPlane>),
+    Planes(ObjectMembers<RawDataPlane>),
     Other(IgnoredAny),
 }
 
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum RawDataPlane {
-    Fields(BTreeMap<String, RawField>),
+    Fields(ObjectMembers<RawField>),
     Other(IgnoredAny),
 }
 
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum RawField {
-    Text(RawText),
+    Text(SecretText),
     Other(IgnoredAny),
-}
-
-/// Zeroizing, so that rejected values are wiped too.
-#[derive(Deserialize)]
-#[serde(from = "String")]
-struct RawText(SecretString);
-
-impl From<String> for RawText {
-    fn from(text: String) -> Self {
-        Self(text.into())
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -137,6 +127,8 @@ impl DataPlanes {
         let RawDataPlanes::Planes(written) = written else {
             return Err(DataPlanesError::Shape);
         };
+        let twice = |name| checked_name(name).map_or_else(|invalid| invalid, DataPlanesError::NameTwice);
+        let written = written.by_name().map_err(twice)?;
         if written.len() > MAX_PLANES {
             return Err(DataPlanesError::TooMany(written.len()));
         }
@@ -162,12 +154,19 @@ fn checked_name(name: String) -> Result<String, DataPlanesError> {
 }
 
 fn checked_plane(name: String, written: RawDataPlane, reach: Transport) -> Result<DataPlane, DataPlanesError> {
-    let RawDataPlane::Fields(mut fields) = written else {
+    let RawDataPlane::Fields(fields) = written else {
         return Err(DataPlanesError::PlaneShape(name));
     };
+    let twice = |field: String| match ["url", "token"].into_iter().find(|known| *known == field) {
+        Some(field) => {
+            DataPlanesError::Field { name: name.clone(), field, problem: Invalid::new("must be given once") }
+        }
+        None => DataPlanesError::FieldUnknown(name.clone()),
+    };
+    let mut fields = fields.by_name().map_err(twice)?;
     let mut field = |field: &'static str, check: &dyn Fn(&str) -> Result<(), Invalid>| {
         let text = match fields.remove(field) {
-            Some(RawField::Text(RawText(text))) => check(text.expose_secret()).map(|()| text),
+            Some(RawField::Text(SecretText(text))) => check(text.expose_secret()).map(|()| text),
             Some(RawField::Other(_)) => Err(Invalid::new("must be a string")),
             None => Err(Invalid::new("is missing")),
         };

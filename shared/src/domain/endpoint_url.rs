@@ -2,7 +2,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Invalid, Reach};
+use super::{Invalid, Reach, punycode};
 
 /// Top-level names that are never on the public internet: the special-use names of RFC 6761, 6762,
 /// 7686, 8375 and 9476, names that ICANN does not delegate, and names that private networks and
@@ -46,6 +46,12 @@ pub struct EndpointUrl(String);
 impl EndpointUrl {
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Checks the `xn--` labels of the host. Only for input: parsing does not include it, because
+    /// stored URLs are parsed too and must stay readable.
+    pub fn check_international(&self) -> Result<(), Invalid> {
+        Outline::checked(&self.0, Reach::Public)?.check_international()
     }
 }
 
@@ -98,6 +104,24 @@ impl<'a> Outline<'a> {
             Ok(outline)
         } else {
             Err(Invalid::new("must use the default port 443"))
+        }
+    }
+
+    /// Checks that every `xn--` label of the host is the Punycode (RFC 3492) of an international
+    /// name. URL parsers reject other labels, so a client could never call the URL. Their rules (UTS
+    /// #46) need large tables; this check accepts every name that they accept, apart from symbols.
+    pub(super) fn check_international(&self) -> Result<(), Invalid> {
+        let is_valid = |label: &str| match label.strip_prefix("xn--").map(punycode::decode) {
+            Some(Some(name)) => !name.iter().all(char::is_ascii) && name.into_iter().all(is_in_name),
+            Some(None) => false,
+            None => true,
+        };
+        if self.host.to_ascii_lowercase().split('.').all(is_valid) {
+            Ok(())
+        } else {
+            Err(Invalid::new(
+                "must have a valid host name: a label that starts with xn-- must be the Punycode of an international name in lower case",
+            ))
         }
     }
 
@@ -173,9 +197,58 @@ fn check_public_name(host: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
+/// Returns false for a character that no lower-case name holds: a symbol of Latin scripts other than
+/// the middle dot (RFC 5892), a capital, a blank, and private use.
+fn is_in_name(c: char) -> bool {
+    let is_symbol = c != '·' && (c < '\u{C0}' || (c < '\u{300}' && !c.is_alphabetic()));
+    let is_capital = c.to_lowercase().next() != Some(c);
+    let is_private = matches!(c, '\u{E000}'..='\u{F8FF}' | '\u{E0000}'..='\u{10FFFF}');
+    c.is_ascii() || !(is_symbol || is_capital || c.is_whitespace() || is_private)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn xn_labels_are_international_names() {
+        let checked =
+            |host: &str| EndpointUrl::try_from(format!("https://{host}/hook")).expect(host).check_international();
+        for host in [
+            "example.com",
+            "ab--cd.example.com",
+            "xn.example.com",
+            "xn-a.example.com",
+            // bücher, пример.рф, पुस्तक, faß, a·b, i❤
+            "xn--bcher-kva.example.com",
+            "XN--BCHER-KVA.example.com",
+            "a.xn--e1afmkfd.xn--p1ai",
+            "xn--11b3ar0d1b5d.example.com",
+            "xn--fa-hia.example.com",
+            "xn--ab-0ea.example.com",
+            "xn--i-7iq.example.com",
+        ] {
+            assert_eq!(checked(host), Ok(()), "{host}");
+        }
+        for host in [
+            "xn--a.com",
+            "XN--A.com",
+            "xn--a.example.com",
+            "hooks.xn--a",
+            "xn--test.com",
+            "xn--99999999.com",
+            "xn---foo.com",
+            "xn--bcher-kva1.com",
+            // ©, bÜcher, a blank, private use, x×y
+            "xn--gba.com",
+            "xn--bcher-2pa.com",
+            "xn--a-3ba.com",
+            "xn--0y0c.com",
+            "xn--xy-rha.com",
+        ] {
+            assert!(checked(host).unwrap_err().to_string().contains("Punycode"), "{host}");
+        }
+    }
 
     #[test]
     fn scheme_and_host_are_stored_lower_case() {

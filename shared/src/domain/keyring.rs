@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, fmt};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-use super::Invalid;
+use super::{Invalid, ObjectMembers, SecretText};
 
 /// The member that names the current key. It is not a valid [`Kid`].
 const CURRENT: &str = "current";
@@ -63,6 +63,8 @@ pub enum KeyringError {
     CurrentUnknown(Kid),
     #[error("invalid kid ({0} bytes): must be k and 1 to 31 characters from 0-9 and a-z")]
     KidShape(usize),
+    #[error("the ring has more than one member {0}")]
+    MemberTwice(String),
     #[error("the secret of {kid} has {bytes} bytes; it needs at least 32")]
     SecretShort { kid: Kid, bytes: usize },
     #[error("the secret of {0} is the name of a key")]
@@ -151,18 +153,11 @@ impl Keyring {
     fn keys(&self) -> impl Iterator<Item = &(Kid, SecretString)> {
         std::iter::once(&self.current).chain(&self.others)
     }
-}
 
-impl TryFrom<BTreeMap<String, String>> for Keyring {
-    type Error = KeyringError;
-
-    fn try_from(members: BTreeMap<String, String>) -> Result<Self, KeyringError> {
-        // Zeroizing, so that a rejected ring is wiped too.
-        let mut members: BTreeMap<String, SecretString> =
-            members.into_iter().map(|(name, value)| (name, value.into())).collect();
-        let current = members.remove(CURRENT).ok_or(KeyringError::NoCurrent)?;
+    fn from_members(mut members: BTreeMap<String, SecretText>) -> Result<Self, KeyringError> {
+        let SecretText(current) = members.remove(CURRENT).ok_or(KeyringError::NoCurrent)?;
         let current = Kid::parse(current.expose_secret()).ok_or(KeyringError::CurrentShape)?;
-        let keys = members.into_iter().map(|(name, secret)| match Kid::parse(&name) {
+        let keys = members.into_iter().map(|(name, SecretText(secret))| match Kid::parse(&name) {
             Some(kid) => Ok((kid, secret)),
             None => Err(KeyringError::KidShape(name.len())),
         });
@@ -170,10 +165,30 @@ impl TryFrom<BTreeMap<String, String>> for Keyring {
     }
 }
 
+impl TryFrom<BTreeMap<String, String>> for Keyring {
+    type Error = KeyringError;
+
+    fn try_from(members: BTreeMap<String, String>) -> Result<Self, KeyringError> {
+        Self::from_members(members.into_iter().map(|(name, value)| (name, value.into())).collect())
+    }
+}
+
+impl TryFrom<ObjectMembers<SecretText>> for Keyring {
+    type Error = KeyringError;
+
+    fn try_from(members: ObjectMembers<SecretText>) -> Result<Self, KeyringError> {
+        let twice = |name: String| match Kid::parse(&name) {
+            None if name != CURRENT => KeyringError::KidShape(name.len()),
+            Some(_) | None => KeyringError::MemberTwice(name),
+        };
+        Self::from_members(members.by_name().map_err(twice)?)
+    }
+}
+
 impl<'de> Deserialize<'de> for Keyring {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // serde's own message would quote the input, which may be a secret.
-        let members = BTreeMap::<String, String>::deserialize(deserializer)
+        let members = ObjectMembers::<SecretText>::deserialize(deserializer)
             .map_err(|_| D::Error::custom("a ring must be a flat JSON object of strings"))?;
         Self::try_from(members).map_err(D::Error::custom)
     }

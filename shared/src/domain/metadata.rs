@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Invalid;
 
 /// The caller's notes on a resource: at most 50 pairs, keys of 1 to 40 characters, values of at
-/// most 500 characters.
+/// most 500 characters. In requests, [`check_key`](super::check_key) checks the keys first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "BTreeMap<String, MetadataText>")]
 pub struct Metadata(BTreeMap<String, String>);

@@ -81,15 +81,28 @@ pub struct ProviderKey {
 pub type Members = BTreeMap<String, SecretString>;
 
 /// Credentials for other purposes, by their first characters.
-const OTHER_PURPOSES: [(&str, &str); 6] = [
+const OTHER_PURPOSES: [(&str, &str); 7] = [
     ("sk-ant-admin", "a key that administers the account at its provider"),
     ("sk-admin-", "a key that administers the account at its provider"),
     ("sk-ant-oat", "an OAuth access token of a Claude login (sk-ant-oat)"),
     ("sk-ant-ort", "an OAuth refresh token of a Claude login (sk-ant-ort)"),
     ("sk-ant-sid", "a session token of the Claude website (sk-ant-sid)"),
+    ("sk-lf-", "a secret key of Langfuse (sk-lf-)"),
     ("bedrock-api-key-", "a short-term Bedrock API key, which ends within 12 hours"),
 ];
+/// Parts of keys in examples and templates, in lower case and without `-` and `_`.
+const PLACEHOLDERS: [&str; 7] = ["apikey", "yourkey", "keyhere", "placeholder", "example", "changeme", "xxxxxx"];
+/// Parts between a provider's prefix and the random characters.
+const KINDS: [&str; 4] = ["api03-", "proj-", "svcacct-", "v1-"];
+/// Minimum number of distinct letters and digits in the random part of a key.
+const MIN_DISTINCT: usize = 8;
 const BEDROCK_API_KEY: &str = "ABSK";
+const MIN_BEDROCK_BYTES: usize = 32;
+/// Start of a Bedrock API key in plain text, if its user was created by the console. The user's
+/// name, a colon and the secret follow. AWS does not document the form for other users.
+const BEDROCK_USER: &[u8] = b"BedrockAPIKey-";
+/// Length of the secret of every AWS access key.
+const SECRET_ACCESS_KEY: usize = 40;
 const SECRET_MEMBERS: [&str; 3] = ["secret_access_key", "session_token", "private_key"];
 /// Minimum length of a part that counts as the key.
 const MIN_PART: usize = 16;
@@ -113,6 +126,10 @@ pub enum KeyRejected {
     Unlike(Provider),
     #[error("may only contain {0} after its start")]
     Word(&'static str),
+    #[error("is a placeholder: paste {}", .0.expected())]
+    Placeholder(Provider),
+    #[error("is not a whole Bedrock API key: paste ABSK and all of the base64 after it")]
+    Cut,
     #[error("must contain {member}: {rule}")]
     Member { member: &'static str, rule: &'static str },
     #[error("may only contain access_key_id, secret_access_key, session_token and region")]
@@ -210,18 +227,40 @@ fn looks_like(text: &str, members: Option<&Members>) -> Option<Provider> {
 fn word<'a>(provider: Provider, text: &'a str, start: &str) -> Result<&'a str, KeyRejected> {
     let rest = text.strip_prefix(start).ok_or(KeyRejected::Unlike(provider))?;
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-    if rest.bytes().all(allowed) { Ok(text) } else { Err(KeyRejected::Word("letters, digits, - and _")) }
+    if !rest.bytes().all(allowed) {
+        return Err(KeyRejected::Word("letters, digits, - and _"));
+    }
+    let random = KINDS.iter().find_map(|kind| rest.strip_prefix(kind)).unwrap_or(rest);
+    if is_placeholder(random) { Err(KeyRejected::Placeholder(provider)) } else { Ok(text) }
 }
 
-/// Accepts `ABSK` and base64 with its padding.
+/// Returns whether the random part of a key is a word of an example, a row of `x`, or has few
+/// distinct characters. A placeholder would replace a working key and fail at the data plane.
+fn is_placeholder(random: &str) -> bool {
+    let distinct = (b'0'..=b'z').filter(|byte| byte.is_ascii_alphanumeric() && random.as_bytes().contains(byte));
+    let is_crossed_out = |part: &str| part.len() >= 4 && part.bytes().all(|byte| byte.eq_ignore_ascii_case(&b'x'));
+    // The capacity suffices, so no copy of the key is left behind.
+    let mut letters = Zeroizing::new(Vec::<u8>::with_capacity(random.len()));
+    letters.extend(random.bytes().filter(u8::is_ascii_alphanumeric).map(|byte| byte.to_ascii_lowercase()));
+    distinct.count() < MIN_DISTINCT
+        || random.split(['-', '_']).any(is_crossed_out)
+        || PLACEHOLDERS.iter().any(|word| letters.windows(word.len()).any(|part| part == word.as_bytes()))
+}
+
+/// Accepts `ABSK` and base64 with its padding. The base64 is decoded, because a key that was cut
+/// would replace a working key.
 fn bedrock_api_key(text: &str) -> Result<&str, KeyRejected> {
     let word = text.strip_suffix("==").or(text.strip_suffix('=')).unwrap_or(text);
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/';
-    if word.bytes().all(allowed) {
-        Ok(text)
-    } else {
-        Err(KeyRejected::Word("letters, digits, + and /, and = only at its end"))
+    if !word.bytes().all(allowed) {
+        return Err(KeyRejected::Word("letters, digits, + and /, and = only at its end"));
     }
+    let base64 = &text[BEDROCK_API_KEY.len()..];
+    let plain = BASE64_STANDARD.decode(base64).map(Zeroizing::new).map_err(|_| KeyRejected::Cut)?;
+    if plain.len() < MIN_BEDROCK_BYTES || (plain.starts_with(BEDROCK_USER) && !plain.contains(&b':')) {
+        return Err(KeyRejected::Cut);
+    }
+    if is_placeholder(base64) { Err(KeyRejected::Placeholder(Provider::Bedrock)) } else { Ok(text) }
 }
 
 /// Accepts `{"access_key_id", "secret_access_key", "session_token"?, "region"?}`. Rejects other
@@ -236,9 +275,10 @@ fn access_key(members: &Members) -> Result<&str, KeyRejected> {
             && (16..=128).contains(&id.len())
             && id.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit())
     })?;
-    member(members, "secret_access_key", "20 or more letters, digits, /, + and =", |secret| {
+    let rule = "40 letters, digits, /, + and =, neither the access key id nor a placeholder";
+    member(members, "secret_access_key", rule, |secret| {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/+=".contains(&byte);
-        secret.len() >= MIN_CHARACTERS && secret.bytes().all(allowed)
+        secret.len() == SECRET_ACCESS_KEY && secret.bytes().all(allowed) && secret != id && !is_placeholder(secret)
     })?;
     if members.contains_key("session_token") && id.starts_with("AKIA") {
         let rule = "one that starts with ASIA, because session_token belongs to a temporary access key";
@@ -293,7 +333,7 @@ fn service_account(members: &Members) -> Result<&str, KeyRejected> {
 }
 
 /// Requires at least 2,048 bits, as PKCS #8 in PEM. The key is decoded, because a damaged key would
-/// replace a working one and fail at the data plane.
+/// replace a working key and fail at the data plane.
 fn is_rsa_private_key(pem: &str) -> bool {
     let body = pem.trim_end().strip_prefix("-----BEGIN PRIVATE KEY-----");
     let body = body.and_then(|body| body.strip_suffix("-----END PRIVATE KEY-----"));
@@ -308,7 +348,15 @@ fn is_rsa_private_key(pem: &str) -> bool {
         }
         base64.push_str(line);
     }
-    BASE64_STANDARD.decode(&*base64).map(Zeroizing::new).is_ok_and(|der| KeyPair::from_pkcs8(&der).is_ok())
+    let der = BASE64_STANDARD.decode(&*base64).map(Zeroizing::new);
+    der.is_ok_and(|der| is_one_sequence(&der) && KeyPair::from_pkcs8(&der).is_ok())
+}
+
+/// Returns whether a DER sequence ends where the bytes end. AWS-LC ignores bytes after it. The
+/// length of a key of 2,048 bits or more takes two bytes.
+fn is_one_sequence(der: &[u8]) -> bool {
+    let [0x30, 0x82, high, low, content @ ..] = der else { return false };
+    content.len() == usize::from(u16::from_be_bytes([*high, *low]))
 }
 
 /// Words and a number: `us-east-1`, `us-gov-west-1`.
@@ -415,7 +463,7 @@ mod tests {
     });
 
     const ACCESS_KEY: [(&str, &str); 2] =
-        [("access_key_id", "AKIAIOSFODNN7EXAMPLE"), ("secret_access_key", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")];
+        [("access_key_id", "AKIAIOSFODNN7EXAMPLE"), ("secret_access_key", "wJalrXUtnFEMI/K7MDENG/bPxRfiCY0123456789")];
     static SERVICE_ACCOUNT: LazyLock<[(&str, &str); 6]> = LazyLock::new(|| {
         [
             ("type", "service_account"),
@@ -426,6 +474,10 @@ mod tests {
             ("token_uri", "https://oauth2.googleapis.com/token"),
         ]
     });
+
+    fn bedrock_key(plain: &str) -> String {
+        format!("ABSK{}", BASE64_STANDARD.encode(plain))
+    }
 
     fn parsed(provider: Provider, text: &str) -> Result<String, String> {
         let key = ProviderKey::parse(provider, text.into(), None);
@@ -447,14 +499,16 @@ mod tests {
 
     #[test]
     fn valid_keys_show_their_last_four_characters() {
+        let of_console = bedrock_key("BedrockAPIKey-a1b2-at-123456789012:0123456789abcd");
+        let of_own_user = bedrock_key("ci-at-123456789012:0123456789abcd");
         for (provider, text, tail) in [
             (Provider::Anthropic, "sk-ant-api03-a_B-cdefghi9876", "9876"),
             (Provider::OpenAi, "sk-abcdefghijklmnop1234", "1234"),
             (Provider::OpenAi, "sk-proj-a_B-cdefghijkl1234", "1234"),
             (Provider::OpenAi, "sk-svcacct-abcdefghij-_Zz", "-_Zz"),
             (Provider::OpenRouter, "sk-or-v1-0123456789abcdef", "cdef"),
-            (Provider::Bedrock, "ABSKQmVkcm9ja0FQSUtleS1hYmNk+/x9", "+/x9"),
-            (Provider::Bedrock, "ABSKQmVkcm9ja0FQSUtleS1hYg==", "Yg=="),
+            (Provider::Bedrock, of_console.as_str(), &of_console[of_console.len() - 4..]),
+            (Provider::Bedrock, of_own_user.as_str(), "Y2Q="),
         ] {
             assert_eq!(parsed(provider, text).as_deref(), Ok(tail));
         }
@@ -503,6 +557,7 @@ mod tests {
                 ("sk-ant-oat01-abcdefghijklmnopq", "an OAuth access token of a Claude login (sk-ant-oat)"),
                 ("sk-ant-ort01-abcdefghijklmnopq", "an OAuth refresh token of a Claude login (sk-ant-ort)"),
                 ("sk-ant-sid01-abcdefghijklmnopq", "a session token of the Claude website (sk-ant-sid)"),
+                ("sk-lf-01234567-89ab-cdef-0123-456789abcdef", "a secret key of Langfuse (sk-lf-)"),
                 ("bedrock-api-key-YmVkcm9jay5hbWF6b25h", "a short-term Bedrock API key"),
             ] {
                 let refusal = parsed(provider, text).unwrap_err();
@@ -513,8 +568,68 @@ mod tests {
     }
 
     #[test]
+    fn openai_refuses_brands_of_other_services() {
+        let examples = crate::domain::secret_examples();
+        let examples: Vec<_> = examples.iter().filter(|secret| secret.starts_with("sk-")).collect();
+        for secret in &examples {
+            let is_own = ["sk-7", "sk-proj-", "sk-svcacct-"].iter().any(|brand| secret.starts_with(brand));
+            assert_eq!(parsed(Provider::OpenAi, secret).is_ok(), is_own, "{secret}");
+        }
+        assert!(examples.len() >= 7);
+    }
+
+    #[test]
+    fn placeholders_are_rejected() {
+        for provider in [Provider::Anthropic, Provider::OpenAi, Provider::OpenRouter] {
+            let start = provider.expected().rsplit(' ').next().unwrap();
+            for rest in [
+                "your-api-key-goes-here",
+                "YOUR_API_KEY_0123456789",
+                "yourKey0123456789abcdef",
+                "put-your-key-here-0123456789",
+                "placeholder-0123456789",
+                "EXAMPLE0123456789abcdef",
+                "exam-ple_0123456789abcdef",
+                "0123456789-change-me-now",
+                "xxxxxxxxxxxxxxxxxxxxxxxx",
+                "XXXX-0123456789abcdef",
+                "0123456789abcdXxXxXx",
+                "aaaaaaaaaaaaaaaaaaaaaaaa",
+                "1234567123456712345671234567",
+                "api03-0000000000000000000000",
+                "proj-1111111111111111111111",
+                "svcacct-----------------------",
+                "v1-abcabcabcabcabcabcabcabc",
+            ] {
+                let refusal = parsed(provider, &format!("{start}{rest}")).unwrap_err();
+                assert_eq!(refusal, format!("is a placeholder: paste {}", provider.expected()), "{rest}");
+            }
+            for rest in ["0123456789abcdefghij", "api03-01234567890123", "0xxx1xxxx2xxxxx3456789-xxx"] {
+                assert!(parsed(provider, &format!("{start}{rest}")).is_ok(), "{rest}");
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_bedrock_keys_are_rejected() {
+        let whole = bedrock_key("BedrockAPIKey-a1b2-at-123456789012:0123456789ab");
+        assert!(parsed(Provider::Bedrock, &whole).is_ok());
+        for (what, text) in [
+            ("without its last character", &whole[..whole.len() - 1]),
+            ("cut to 30 bytes", &whole[..4 + 40]),
+            ("no base64", "ABSK0123456789abcdef0123456789abcdef0123456789abcdefA"),
+            ("without a secret", bedrock_key("BedrockAPIKey-a1b2-at-123456789012-0123456789ab").as_str()),
+        ] {
+            let cut = "is not a whole Bedrock API key: paste ABSK and all of the base64 after it";
+            assert_eq!(parsed(Provider::Bedrock, text), Err(cut.to_owned()), "{what}");
+        }
+        let blank = parsed(Provider::Bedrock, &format!("ABSK{}", "A".repeat(48))).unwrap_err();
+        assert!(blank.starts_with("is a placeholder: paste a Bedrock API key"), "{blank}");
+    }
+
+    #[test]
     fn name_that_contains_the_key_is_recognised() {
-        let text = r#"{"access_key_id":"AKIAIOSFODNN7EXAMPLE","secret_access_key":"wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"}"#;
+        let text = r#"{"access_key_id":"AKIAIOSFODNN7EXAMPLE","secret_access_key":"wJalrXUtnFEMI/K7MDENG/bPxRfiCY0123456789"}"#;
         let members: Members = ACCESS_KEY.map(|(name, value)| (name.to_owned(), value.into())).into();
         let key = ProviderKey::parse(Provider::Bedrock, text.into(), Some(&members)).unwrap();
         let word = ProviderKey::parse(Provider::OpenAi, "sk-abcdefghijklmnop1234".into(), None).unwrap();
@@ -572,6 +687,11 @@ mod tests {
             (("access_key_id", "AROAIOSFODNN7EXAMPLE"), "must contain access_key_id"),
             (("secret_access_key", ""), "must contain secret_access_key"),
             (("secret_access_key", "wJalrXUtnFEMI K7MDENG"), "must contain secret_access_key"),
+            (("secret_access_key", "wJalrXUtnFEMI/K7MDENG/bPxRfiCY012345678"), "must contain secret_access_key: 40 "),
+            (("secret_access_key", "wJalrXUtnFEMI/K7MDENG/bPxRfiCY01234567890"), "must contain secret_access_key: 40 "),
+            (("secret_access_key", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"), "must contain secret_access_key: 40 "),
+            (("secret_access_key", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"), "must contain secret_access_key: 40 "),
+            (("secret_access_key", "AKIAIOSFODNN7EXAMPLE"), "must contain secret_access_key: 40 "),
             (("session_token", "IQoJ"), "must contain access_key_id: one that starts with ASIA, because session_token"),
             (
                 ("access_key_id", "ASIAIOSFODNN7EXAMPLE"),
@@ -641,6 +761,15 @@ mod tests {
             assert!(
                 message.starts_with("must contain private_key: the service account's RSA private key"),
                 "{what}: {message}"
+            );
+        }
+        let mut der = BASE64_STANDARD.decode(&one_line).unwrap();
+        for extra in [&b"\0"[..], b"0\0", &der.clone()] {
+            der.extend(extra);
+            assert!(
+                refusal(&pem(&der)).contains("the service account's RSA private key"),
+                "{} bytes more",
+                extra.len()
             );
         }
         let windows = PRIVATE_KEY.replace('\n', "\r\n");

@@ -2,14 +2,20 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Invalid, secret_shape::finds_secret};
+use super::{Invalid, invisible::holds_invisible, secret_shape::finds_secret};
 
 const UNREADABLE: Invalid = Invalid::new("must not contain control or invisible characters");
 
 /// A display name: 1 to 100 characters, not all blank, no control or invisible characters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String")]
+#[serde(try_from = "CheckedText")]
 pub struct Name(String);
+
+/// A text of a request, after [`check_text`], or a text of the store. A type that reads this does
+/// not look for invisible characters again, so stored texts stay readable when their table grows.
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub(super) struct CheckedText(pub(super) String);
 
 impl Name {
     pub fn as_str(&self) -> &str {
@@ -21,43 +27,28 @@ impl TryFrom<String> for Name {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
-        if !text.chars().any(is_visible) {
+        if holds_invisible(&text) {
+            return Err(UNREADABLE);
+        }
+        CheckedText(text).try_into()
+    }
+}
+
+impl TryFrom<CheckedText> for Name {
+    type Error = Invalid;
+
+    fn try_from(CheckedText(text): CheckedText) -> Result<Self, Invalid> {
+        if text.trim().is_empty() {
             return Err(Invalid::new("is required: 1 to 100 characters that are not all blank"));
         }
         if text.chars().count() > 100 {
             return Err(Invalid::new("must be at most 100 characters"));
         }
-        if text.chars().any(char::is_control) || holds_invisible(&text) {
+        if text.chars().any(char::is_control) {
             return Err(UNREADABLE);
         }
         Ok(Self(text))
     }
-}
-
-/// Returns true for control characters, line separators and characters that Unicode calls
-/// default-ignorable. These take no space or reverse the text direction, so two names could look
-/// alike. Emoji need variation selectors, which are allowed.
-pub(super) fn is_unreadable(character: char) -> bool {
-    character.is_control()
-        || matches!(
-            character,
-            '\u{AD}'
-                | '\u{34F}'
-                | '\u{61C}'
-                | '\u{115F}'..='\u{1160}'
-                | '\u{17B4}'..='\u{17B5}'
-                | '\u{180B}'..='\u{180F}'
-                | '\u{200B}'..='\u{200F}'
-                | '\u{2028}'..='\u{202E}'
-                | '\u{2060}'..='\u{206F}'
-                | '\u{3164}'
-                | '\u{FEFF}'
-                | '\u{FFA0}'
-                | '\u{FFF0}'..='\u{FFF8}'
-                | '\u{1BCA0}'..='\u{1BCA3}'
-                | '\u{1D173}'..='\u{1D17A}'
-                | '\u{E0000}'..='\u{E0FFF}'
-        )
 }
 
 /// Checks a text of a request before its field's own rule: no credentials, no invisible characters,
@@ -77,52 +68,23 @@ pub fn check_text(text: &str) -> Result<(), Invalid> {
     if finds_secret(text) { Err(HOLDS_SECRET) } else { Ok(()) }
 }
 
+/// Checks a name that the caller chooses for a field, such as a key of `metadata`: a text on one
+/// line that is not blank.
+pub fn check_key(key: &str) -> Result<(), Invalid> {
+    check_text(key)?;
+    if key.chars().any(char::is_control) {
+        return Err(UNREADABLE);
+    }
+    // The type has its own rule for the empty key.
+    if !key.is_empty() && key.trim().is_empty() {
+        return Err(Invalid::new("must not be blank: use a visible name"));
+    }
+    Ok(())
+}
+
 pub(super) const HOLDS_SECRET: Invalid = Invalid::new(
     "must not contain a key, token or password, because it is stored and shown: revoke the credential that you sent",
 );
-
-/// Returns whether a text contains an invisible character that neither its script nor an emoji
-/// needs. Between letters that do not join, a joiner shows nothing, so two names could look alike.
-fn holds_invisible(text: &str) -> bool {
-    let mut before = None;
-    let mut characters = text.chars().peekable();
-    while let Some(character) = characters.next() {
-        let joins = |neighbour: Option<&char>| neighbour.is_some_and(|neighbour| is_joined(*neighbour));
-        let hidden = match character {
-            '\u{200C}' | '\u{200D}' => !joins(before.as_ref()) || !joins(characters.peek()),
-            // Each field has its own rule for control characters.
-            control if control.is_control() => false,
-            other => is_unreadable(other),
-        };
-        if hidden {
-            return true;
-        }
-        if character != '\u{FE0F}' {
-            before = Some(character);
-        }
-    }
-    false
-}
-
-/// Returns whether a joiner next to this character is visible: letters and marks of the scripts of
-/// Western, South and Southeast Asia and of Mongolia, and emoji.
-fn is_joined(character: char) -> bool {
-    let script = matches!(
-        character,
-        '\u{600}'..='\u{109F}' | '\u{1700}'..='\u{18AF}' | '\u{1900}'..='\u{1CFF}' | '\u{A800}'..='\u{ABFF}' | '\u{FB50}'..='\u{FDFF}'
-            | '\u{FE70}'..='\u{FEFC}' | '\u{10A00}'..='\u{11FFF}' | '\u{1E900}'..='\u{1E95F}'
-    );
-    (script && !is_unreadable(character) && !character.is_whitespace())
-        || matches!(character, '\u{2190}'..='\u{2BFF}' | '\u{1F000}'..='\u{1FAFF}')
-}
-
-/// Returns false for blanks, the empty Braille pattern and variation selectors. A name needs at
-/// least one visible character.
-pub(super) fn is_visible(character: char) -> bool {
-    !character.is_whitespace()
-        && !matches!(character, '\u{2800}' | '\u{FE00}'..='\u{FE0F}')
-        && !is_unreadable(character)
-}
 
 /// A name for use in URLs: `[a-z0-9-]{1,63}`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -154,7 +116,7 @@ impl fmt::Display for Slug {
 }
 
 /// The end user that a session token is minted for, as the caller identifies them: 1 to 255 bytes,
-/// no control characters.
+/// not all blank, no control characters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct UserId(String);
@@ -169,8 +131,8 @@ impl TryFrom<String> for UserId {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
-        if text.is_empty() || text.len() > 255 {
-            return Err(Invalid::new("must be 1 to 255 bytes"));
+        if text.trim().is_empty() || text.len() > 255 {
+            return Err(Invalid::new("must be 1 to 255 bytes that are not all blank"));
         }
         if text.chars().any(char::is_control) {
             return Err(Invalid::new("must not contain control characters"));
@@ -193,11 +155,11 @@ mod tests {
 
     #[test]
     fn invisible_names_are_rejected() {
-        for text in ["Ann \u{2764}\u{FE0F}", "\u{1F511}", "Łódź 東京", "\u{2800}a"] {
+        for text in ["Ann \u{2764}\u{FE0F}", "\u{1F511}", "Łódź 東京", "\u{2801}a"] {
             assert!(Name::try_from(text.to_owned()).is_ok(), "{text:?}");
         }
         let refused = "\u{AD}\u{34F}\u{115F}\u{1160}\u{200B}\u{200C}\u{200D}\u{200F}\u{2028}\u{202A}\u{202E}\u{2060}\u{2064}\u{2066}\
-            \u{2069}\u{3164}\u{FEFF}\u{FFA0}\u{E0000}\u{E007F}\u{E0100}";
+            \u{2069}\u{2800}\u{3164}\u{FEFF}\u{FFA0}\u{E0000}\u{E007F}\u{E0100}";
         for character in refused.chars() {
             for text in [format!("a{character}b"), character.to_string()] {
                 assert!(Name::try_from(text.clone()).is_err(), "{text:?}");
@@ -205,6 +167,18 @@ mod tests {
         }
         for text in ["\u{FE0F}", " \u{FE00}", "\u{2800}", "\u{3000}"] {
             assert!(Name::try_from(text.to_owned()).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn stored_names_stay_readable() {
+        let read = |text: &str| serde_json::from_value::<Name>(text.into());
+        for text in ["Ann\u{FE0F}", "\u{2800}a", "a\u{FFFE}"] {
+            assert_eq!(read(text).unwrap().as_str(), text);
+            assert_eq!(check_text(text), Err(UNREADABLE), "requests are checked first: {text:?}");
+        }
+        for text in ["", " ", "a\nb", &"é".repeat(101)] {
+            assert!(read(text).is_err(), "{text:?}");
         }
     }
 
@@ -250,6 +224,21 @@ mod tests {
     }
 
     #[test]
+    fn keys_are_visible_and_on_one_line() {
+        for key in ["", "team", "cost center", "größe", "\u{2764}\u{FE0F}"] {
+            assert_eq!(check_key(key), Ok(()), "{key:?}");
+        }
+        for key in ["a\tb", "a\nb", "a\rb", "a\0b", "\t", "\u{85}", "a\u{200b}b"] {
+            assert_eq!(check_key(key), Err(UNREADABLE), "{key:?}");
+        }
+        for key in [" ", "   ", "\u{a0}", "\u{3000}"] {
+            assert!(check_key(key).is_err(), "{key:?}");
+        }
+        let secret = &crate::domain::secret_examples()[0];
+        assert_eq!(check_key(secret), Err(HOLDS_SECRET));
+    }
+
+    #[test]
     fn slugs_are_lower_case_ascii() {
         assert!(Slug::try_from("my-app-2".to_owned()).is_ok());
         for text in ["", "My-app", "my_app", "my app", "é", &"a".repeat(64), "a/b", "."] {
@@ -261,6 +250,8 @@ mod tests {
     fn user_ids_are_counted_in_bytes() {
         assert!(UserId::try_from("é".repeat(127)).is_ok());
         assert!(UserId::try_from("é".repeat(128)).is_err());
-        assert!(UserId::try_from(String::new()).is_err());
+        for text in ["", " ", "\u{a0}\u{3000}", "a\tb"] {
+            assert!(UserId::try_from(text.to_owned()).is_err(), "{text:?}");
+        }
     }
 }

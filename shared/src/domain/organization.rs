@@ -3,9 +3,7 @@ use utoipa::ToSchema;
 
 use super::{
     Change, Changes, DroppedSubscriptions, EndpointUrl, Id, Invalid, Name, Slug, Subscription, SubscriptionBefore,
-    Timestamp, Value,
-    name::{is_unreadable, is_visible},
-    subscription::record,
+    Timestamp, Value, invisible::holds_invisible, name::CheckedText, subscription::record,
 };
 
 /// A tenant.
@@ -16,9 +14,9 @@ pub struct Organization {
     pub name: Name,
     pub plan: Plan,
     pub subscription_status: SubscriptionStatus,
-    /// Whether the operator may read the conversations of the tenant's end users.
+    /// Whether the operator may read the conversations of the organization's end users.
     pub transcript_access: bool,
-    /// Unique among tenants: an event from Stripe finds its tenant by this id.
+    /// Unique among organizations: an event from Stripe finds its organization by this id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stripe_customer_id: Option<StripeCustomerId>,
     /// The customer's subscriptions, by precedence.
@@ -48,7 +46,7 @@ pub struct OrganizationPatch {
 }
 
 impl Organization {
-    /// Creates a tenant without billing: plan `free`, status `active`.
+    /// Creates an organization without billing: plan `free`, status `active`.
     pub fn new(id: Id, slug: Slug, name: Name, now: Timestamp) -> Self {
         Self {
             id,
@@ -145,7 +143,7 @@ impl Organization {
     }
 }
 
-/// The operator's name for the tenant's plan.
+/// The operator's name for the organization's plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan(Name);
 
@@ -193,9 +191,12 @@ impl TryFrom<String> for StripeCustomerId {
     }
 }
 
+const INVALID_MODEL_ID: Invalid =
+    Invalid::new("must be 1 to 128 characters without blanks, control or invisible characters");
+
 /// The provider's name of a model: 1 to 128 visible characters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String")]
+#[serde(try_from = "CheckedText")]
 pub struct ModelId(String);
 
 impl ModelId {
@@ -208,11 +209,19 @@ impl TryFrom<String> for ModelId {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
-        let odd = |c: char| c.is_whitespace() || is_unreadable(c);
-        if text.chars().count() <= 128 && text.chars().any(is_visible) && !text.chars().any(odd) {
+        if holds_invisible(&text) { Err(INVALID_MODEL_ID) } else { CheckedText(text).try_into() }
+    }
+}
+
+impl TryFrom<CheckedText> for ModelId {
+    type Error = Invalid;
+
+    fn try_from(CheckedText(text): CheckedText) -> Result<Self, Invalid> {
+        let odd = |c: char| c.is_whitespace() || c.is_control();
+        if (1..=128).contains(&text.chars().count()) && !text.chars().any(odd) {
             Ok(Self(text))
         } else {
-            Err(Invalid::new("must be 1 to 128 characters without blanks, control or invisible characters"))
+            Err(INVALID_MODEL_ID)
         }
     }
 }
@@ -299,7 +308,8 @@ mod tests {
     #[test]
     fn plan_follows_the_rules_of_names() {
         assert!(serde_json::from_str::<Plan>("\"team\"").is_ok());
-        assert!(serde_json::from_str::<Plan>("\"te\u{200B}am\"").is_err());
+        assert!(Plan::try_from("te\u{200B}am".to_owned()).is_err());
+        assert!(serde_json::from_str::<Plan>("\"te\\nam\"").is_err());
     }
 
     #[test]
@@ -312,5 +322,8 @@ mod tests {
             assert!(ModelId::try_from(text.to_owned()).is_err(), "{text}");
         }
         assert!(ModelId::try_from("é".repeat(128)).is_ok());
+        // Stored ids stay readable. Those of requests pass `check_text` first.
+        assert!(serde_json::from_str::<ModelId>("\"a\u{FE0F}\"").is_ok());
+        assert!(serde_json::from_str::<ModelId>("\"a b\"").is_err());
     }
 }

@@ -161,9 +161,7 @@ impl PriceTable {
 
     fn named(&self, name: &str) -> Option<Price> {
         let spelling = Spelling::read(name);
-        self.own(&spelling)
-            .or_else(|| self.listed(name, &spelling))
-            .or_else(|| name.strip_suffix(FREE).is_some_and(|model| !model.is_empty()).then_some(NO_COST))
+        self.own(&spelling).or_else(|| self.listed(name, &spelling)).or_else(|| spelling.is_free().then_some(NO_COST))
     }
 
     fn own(&self, spelling: &Spelling<'_>) -> Option<Price> {
@@ -307,6 +305,13 @@ impl<'a> Spelling<'a> {
             key.push('.');
         }
         key.push_str(family);
+    }
+
+    /// Returns whether the name is of a free variant. A provider and the suffix name no model:
+    /// `openai/:free`.
+    fn is_free(&self) -> bool {
+        let model = self.model.strip_suffix(FREE).map(|model| last_segment(model.trim_end_matches(FREE)));
+        model.is_some_and(|model| model.chars().any(char::is_alphanumeric))
     }
 
     /// Returns whether the vendor also sells the model under the same name.
@@ -846,7 +851,23 @@ mod tests {
         assert_eq!(table.price(Some("acme/new-1:free")), Some(NO_COST));
         assert_eq!(table.price(Some("google/gemma-3-27b-it:free")).unwrap().input, 0);
         assert_eq!(table.price(Some("acme/paid:free")).unwrap().input, 1);
-        assert_eq!(table.price(Some(":free")).unwrap().input, 5);
+        for unnamed in [
+            ":free",
+            ":free:free",
+            "/:free",
+            "-:free",
+            "openai/:free",
+            "openai:free",
+            "OpenRouter/OpenAI/:free",
+            "acme/:free",
+            "acme/:free:free",
+            "models/:free",
+            "acme/models/:free",
+        ] {
+            assert_eq!(table.price(Some(unnamed)).unwrap().input, 5, "{unnamed}");
+            assert_eq!(own("{}").price(Some(unnamed)), None, "{unnamed}");
+        }
+        assert_eq!(table.price(Some("Acme/新型:free")), Some(NO_COST));
     }
 
     #[test]
@@ -861,6 +882,9 @@ mod tests {
             r#"{"a": {"input": 1.5, "output": 1}}"#,
             r#"{"a": {"input": 4294967296, "output": 1}}"#,
             r#"{"a": {"input": 1, "output": 1, "cached": 1}}"#,
+            r#"{"a": {"input": 1, "input": 1, "output": 1}}"#,
+            r#"{"a": [1, 2]}"#,
+            r#"{"a": [1, 2, 3, 4]}"#,
         ] {
             assert_eq!(parse(json).unwrap_err(), PricesError::Shape, "{json}");
         }

@@ -1,10 +1,13 @@
 //! Recognises credentials by their shape, in texts that are stored, shown or sent on.
 //!
 //! A shape is a brand and a minimum number of characters after it. Short brands (`sk-`) also
-//! require characters that look random. Karta's own shapes come first. To add a shape, add a row to
-//! [`SHAPES`]: the check of input then rejects it, and `telemetry::scrub` redacts it.
+//! require characters that look random. Karta's own shapes come first. Secrets without a brand are
+//! found by the name before them ([`NAMES`]). To add a shape or a name, add a row to its table: the
+//! check of input then rejects it, and `telemetry::scrub` redacts it.
 
 use std::{borrow::Cow, ops::Range};
+
+use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
 
 #[derive(Debug, Clone, Copy)]
 enum Body {
@@ -13,7 +16,11 @@ enum Body {
     Word,
     /// Also `+`, `/` and `=`.
     Base64,
-    /// Also `/`.
+    /// Also `+`, `/`, `=` and `%`.
+    Encoded,
+    /// Also `.`.
+    Dotted,
+    /// Also `/` and `@`.
     Path,
     /// Upper-case letters and digits.
     Upper,
@@ -30,6 +37,8 @@ enum Before {
     Anything,
     /// No letter or digit, unless it ends an escape sequence or a terminal colour.
     Border,
+    /// A border that does not continue a name with `_` or `-`.
+    Apart,
     /// Eight digits or more.
     Digits,
 }
@@ -50,7 +59,7 @@ const fn foreign(brand: &'static str, body: Body, min_len: usize) -> Shape {
     Shape { brand, body, min_len, before: Before::Border }
 }
 
-static SHAPES: [Shape; 92] = [
+static SHAPES: [Shape; 109] = [
     // The first 14 characters of an API key are public.
     own("kt_live_", Body::Alphanumeric, 20),
     own("whsec_", Body::Base64, 16),
@@ -65,6 +74,7 @@ static SHAPES: [Shape; 92] = [
     foreign("sk-", Body::Random, 20),
     foreign("ABSK", Body::Base64, 16),
     foreign("AIza", Body::Word, 20),
+    foreign("AQ.Ab8", Body::Word, 20),
     foreign("gsk_", Body::Alphanumeric, 30),
     foreign("xai-", Body::Alphanumeric, 30),
     foreign("pplx-", Body::Alphanumeric, 30),
@@ -83,6 +93,9 @@ static SHAPES: [Shape; 92] = [
     foreign("ASIA", Body::Upper, 16),
     foreign("GOCSPX-", Body::Word, 20),
     foreign("ya29.", Body::Word, 20),
+    foreign("1//0", Body::Word, 30),
+    // The signature of an Azure URL.
+    foreign("sig=", Body::Encoded, 40),
     foreign("dop_v1_", Body::Alphanumeric, 30),
     foreign("doo_v1_", Body::Alphanumeric, 30),
     foreign("dor_v1_", Body::Alphanumeric, 30),
@@ -92,6 +105,15 @@ static SHAPES: [Shape; 92] = [
     foreign("sbp_", Body::Alphanumeric, 30),
     foreign("sb_secret_", Body::Word, 20),
     foreign("dp.pt.", Body::Alphanumeric, 30),
+    foreign("dp.ct.", Body::Alphanumeric, 30),
+    foreign("dp.sa.", Body::Alphanumeric, 30),
+    foreign("dp.scim.", Body::Alphanumeric, 30),
+    foreign("dp.audit.", Body::Alphanumeric, 30),
+    // The name of a config may come first.
+    foreign("dp.st.", Body::Dotted, 30),
+    foreign("fo1_", Body::Word, 30),
+    foreign("FlyV1 fm", Body::Base64, 30),
+    foreign("nfp_", Body::Alphanumeric, 30),
     foreign("pul-", Body::Alphanumeric, 40),
     foreign("HRKU-", Body::Word, 30),
     // Code and packages.
@@ -114,6 +136,7 @@ static SHAPES: [Shape; 92] = [
     foreign("pypi-", Body::Word, 50),
     foreign("rubygems_", Body::Alphanumeric, 40),
     foreign("dckr_pat_", Body::Word, 20),
+    foreign("dckr_oat_", Body::Word, 20),
     foreign("ATATT3", Body::Base64, 40),
     foreign("ATBB", Body::Random, 28),
     foreign("sntrys_", Body::Base64, 30),
@@ -134,6 +157,13 @@ static SHAPES: [Shape; 92] = [
     foreign("xoxs-", Body::Word, 8),
     foreign("xapp-", Body::Word, 8),
     foreign("hooks.slack.com/services/", Body::Path, 20),
+    foreign("discord.com/api/webhooks/", Body::Path, 40),
+    foreign("discordapp.com/api/webhooks/", Body::Path, 40),
+    foreign("outlook.office.com/webhook/", Body::Path, 36),
+    // The tenant comes first.
+    Shape { brand: ".webhook.office.com/webhookb2/", body: Body::Path, min_len: 36, before: Before::Anything },
+    // Mailgun.
+    Shape { brand: "key-", body: Body::Hex, min_len: 32, before: Before::Apart },
     // Telegram: the id of the bot comes first.
     Shape { brand: ":AA", body: Body::Word, min_len: 30, before: Before::Digits },
     foreign("SG.", Body::Parts, 16),
@@ -162,7 +192,8 @@ pub fn finds_secret(text: &str) -> bool {
             || is_private_key(rest)
             || is_bearer(rest)
             || has_password(rest)
-            || is_named(rest)
+            || named(rest).is_some()
+            || basic(rest).is_some()
     })
 }
 
@@ -172,7 +203,8 @@ pub fn finds_own_secret(text: &str) -> bool {
     starts_anywhere(text, |scan, at| scan.shape(at, OWN).is_some() || scan.is_jwt(at))
 }
 
-/// Redacts the characters after each brand. Borrows if nothing is redacted.
+/// Redacts the characters after each brand, and the values of named secrets. Borrows if nothing is
+/// redacted.
 pub fn redact_shapes(text: &str) -> Cow<'_, str> {
     let mut scan = Scan::new(text.as_bytes());
     let (mut redacted, mut done) = (String::new(), 0);
@@ -180,8 +212,13 @@ pub fn redact_shapes(text: &str) -> Cow<'_, str> {
         if at < done || !scan.may_start(at) {
             continue;
         }
-        // Brands and bodies are ASCII, so both ends are character boundaries.
-        if let Some(Range { start, end }) = scan.shape(at, SHAPES.len()) {
+        let rest = &scan.text[at..];
+        let found = scan.shape(at, SHAPES.len()).or_else(|| {
+            let value = named(rest).filter(|named| named.keeps_json).map(|named| named.value);
+            value.or_else(|| basic(rest)).map(|value| at + value.start..at + value.end)
+        });
+        // ASCII characters precede and follow each range, so both ends are character boundaries.
+        if let Some(Range { start, end }) = found {
             redacted.push_str(&text[done..start]);
             redacted.push_str("[redacted]");
             done = end;
@@ -215,21 +252,33 @@ fn starts_anywhere(text: &str, starts: impl Fn(&mut Scan<'_>, usize) -> bool) ->
     plain.is_some_and(|text| starts_anywhere(&text))
 }
 
-/// The first two bytes of each credential, one bit for each pair. One lookup skips almost every
-/// position of a text.
+/// The first two bytes of each credential, one bit for each pair. One lookup skips most positions
+/// of a text.
 static STARTS: [u64; 1024] = {
-    const OTHERS: [&[u8]; 18] = [
-        b"ey", b"--", b"Pu", b"be", b"bE", b"Be", b"BE", b":/", b"au", b"aU", b"Au", b"AU", b"x-", b"X-", b"se", b"sE",
-        b"Se", b"SE",
-    ];
+    const OTHERS: [&str; 4] = ["ey", "--", "Pu", ":/"];
+    const SCHEMES: [&str; 2] = ["bearer", "basic"];
     let (mut starts, mut at) = ([0; 1024], 0);
     while at < SHAPES.len() + OTHERS.len() {
-        let start = if at < SHAPES.len() { SHAPES[at].brand.as_bytes() } else { OTHERS[at - SHAPES.len()] };
-        starts[4 * start[0] as usize + start[1] as usize / 64] |= 1 << (start[1] % 64);
+        let start = if at < SHAPES.len() { SHAPES[at].brand } else { OTHERS[at - SHAPES.len()] };
+        mark(&mut starts, start.as_bytes()[0], start.as_bytes()[1]);
+        at += 1;
+    }
+    at = 0;
+    while at < NAMES.len() + SCHEMES.len() {
+        let start = if at < NAMES.len() { NAMES[at].0[0] } else { SCHEMES[at - NAMES.len()] };
+        let (first, second) = (start.as_bytes()[0], start.as_bytes()[1]);
+        mark(&mut starts, first, second);
+        mark(&mut starts, first, second.to_ascii_uppercase());
+        mark(&mut starts, first.to_ascii_uppercase(), second);
+        mark(&mut starts, first.to_ascii_uppercase(), second.to_ascii_uppercase());
         at += 1;
     }
     starts
 };
+
+const fn mark(starts: &mut [u64; 1024], first: u8, second: u8) {
+    starts[4 * first as usize + second as usize / 64] |= 1 << (second % 64);
+}
 
 /// The first shape for each first byte, and for each shape the next one with the same byte.
 /// `SHAPES.len()` ends a chain.
@@ -352,6 +401,7 @@ impl Before {
         match self {
             Self::Anything => true,
             Self::Border => is_border(before),
+            Self::Apart => is_border(before) && !matches!(before, [.., b'_' | b'-']),
             Self::Digits => has_run(&before[before.len().saturating_sub(8)..], 8, |byte| byte.is_ascii_digit()),
         }
     }
@@ -384,7 +434,9 @@ impl Body {
             Self::Alphanumeric => byte.is_ascii_alphanumeric(),
             Self::Word | Self::Random | Self::Parts => is_word(byte),
             Self::Base64 => is_word(byte) || b"+/=".contains(&byte),
-            Self::Path => is_word(byte) || byte == b'/',
+            Self::Encoded => is_word(byte) || b"+/=%".contains(&byte),
+            Self::Dotted => is_word(byte) || byte == b'.',
+            Self::Path => is_word(byte) || byte == b'/' || byte == b'@',
             Self::Upper => byte.is_ascii_uppercase() || byte.is_ascii_digit(),
             Self::Hex => byte.is_ascii_hexdigit(),
         }
@@ -459,41 +511,145 @@ fn has_password(rest: &[u8]) -> bool {
     password > 0 || user.len() >= 16
 }
 
-/// Names of secrets without a brand, as words that a blank, `_` or `-` may join. True if a scheme
-/// may precede the value.
-const NAMES: [(&[&str], bool); 6] = [
-    (&["authorization"], true),
-    (&["x-api-key"], true),
-    (&["secret", "access", "key"], false),
-    (&["secret", "key"], false),
-    (&["session", "token"], false),
-    (&["security", "token"], false),
+/// The value after the name of a secret.
+#[derive(Debug, Clone, Copy)]
+enum ValueKind {
+    /// Of a header: the name of a scheme may precede it. Looks encoded.
+    Header,
+    /// Looks encoded.
+    Encoded,
+    /// Looks random, because the name is also used in ordinary texts.
+    Random,
+    /// Chosen by people: 8 characters, among them a letter and a digit.
+    Password,
+}
+
+/// Names of secrets without a brand, as words that a blank, `_` or `-` may join.
+const NAMES: [(&[&str], ValueKind); 18] = [
+    (&["authorization"], ValueKind::Header),
+    (&["x-api-key"], ValueKind::Header),
+    (&["secret", "access", "key"], ValueKind::Encoded),
+    (&["secret", "key"], ValueKind::Encoded),
+    (&["session", "token"], ValueKind::Encoded),
+    (&["security", "token"], ValueKind::Encoded),
+    (&["shared", "access", "signature"], ValueKind::Encoded),
+    (&["shared", "access", "key"], ValueKind::Random),
+    (&["account", "key"], ValueKind::Random),
+    (&["api", "key"], ValueKind::Random),
+    (&["private", "key"], ValueKind::Random),
+    (&["client", "secret"], ValueKind::Random),
+    (&["access", "token"], ValueKind::Random),
+    (&["refresh", "token"], ValueKind::Random),
+    (&["auth", "token"], ValueKind::Random),
+    (&["password"], ValueKind::Password),
+    (&["passwd"], ValueKind::Password),
+    (&["pwd"], ValueKind::Password),
 ];
 
 const MAX_VALUE: usize = 192;
 
+struct Named {
+    value: Range<usize>,
+    /// Whether the text stays valid JSON if the value is replaced.
+    keeps_json: bool,
+}
+
 /// Finds `AWS_SECRET_ACCESS_KEY=…`, `"x-api-key": "…"` or `Authorization: Basic …`: a name, then
-/// `:`, `=` or `>`, then a value that looks encoded. Stricter than `telemetry::scrub`, which
-/// redacts any word in that position.
-fn is_named(rest: &[u8]) -> bool {
-    NAMES.iter().any(|(words, takes_scheme)| {
-        let mut rest = rest;
-        for (at, word) in words.iter().enumerate() {
-            let joined = match rest {
-                [b' ' | b'_' | b'-', joined @ ..] if at > 0 => joined,
-                _ => rest,
-            };
-            let Some(after) = without_prefix(joined, word.as_bytes()) else { return false };
-            rest = after;
-        }
-        value_of(rest).is_some_and(|value| {
-            let (scheme, credentials) = if *takes_scheme { scheme(value) } else { (false, value) };
-            // A value may contain names itself, so its length is bounded.
-            let credentials = &credentials[..credentials.len().min(MAX_VALUE)];
-            let value = run(credentials, |byte| is_word(byte) || b"+/=%.~:".contains(&byte));
-            value.len() >= if scheme { 8 } else { 16 } && looks_encoded(value)
-        })
+/// `:`, `=` or `>`, then a value that looks like a secret. Stricter than `telemetry::scrub`, which
+/// redacts any word after some of the names.
+fn named(rest: &[u8]) -> Option<Named> {
+    let first = rest.first()?.to_ascii_lowercase();
+    NAMES.iter().filter(|(words, _)| words[0].as_bytes()[0] == first).find_map(|(words, kind)| {
+        let after = after_name(rest, words)?;
+        let value = value_of(after)?;
+        let gap = &after[..after.len() - value.len()];
+        let (has_scheme, value) = if matches!(kind, ValueKind::Header) { scheme(value) } else { (false, value) };
+        let (start, length) = (rest.len() - value.len(), kind.length(value, has_scheme)?);
+        Some(Named { value: start..start + length, keeps_json: keeps_json(gap) })
     })
+}
+
+fn after_name<'t>(rest: &'t [u8], words: &[&str]) -> Option<&'t [u8]> {
+    let mut rest = rest;
+    for (at, word) in words.iter().enumerate() {
+        let joined = match rest {
+            [b' ' | b'_' | b'-', joined @ ..] if at > 0 => joined,
+            _ => rest,
+        };
+        rest = without_prefix(joined, word.as_bytes())?;
+    }
+    Some(rest)
+}
+
+/// Returns false if the value may be a number outside of a JSON string, or the end of an escape.
+fn keeps_json(gap: &[u8]) -> bool {
+    let after_quote = gap.iter().rposition(|byte| b"\"'".contains(byte)).map(|quote| &gap[quote..]);
+    let is_number = after_quote.is_some_and(|gap| gap.iter().any(|byte| b":=>".contains(byte)));
+    !is_number && !gap.ends_with(b"\\")
+}
+
+impl ValueKind {
+    /// Returns the length of the value that this text starts with, if it looks like a secret.
+    fn length(self, text: &[u8], has_scheme: bool) -> Option<usize> {
+        // A value may contain names itself, so its length is bounded.
+        let value = run(&text[..text.len().min(MAX_VALUE)], |byte| self.takes(byte));
+        let looks_secret = match self {
+            Self::Header => value.len() >= if has_scheme { 8 } else { 16 } && looks_encoded(value),
+            Self::Encoded => value.len() >= 16 && looks_encoded(value),
+            Self::Random => looks_random(value),
+            Self::Password => looks_chosen(value),
+        };
+        looks_secret.then(|| run(text, |byte| self.takes(byte) || byte == b':').len())
+    }
+
+    fn takes(self, byte: u8) -> bool {
+        match self {
+            Self::Header | Self::Encoded => is_word(byte) || b"+/=%.~:".contains(&byte),
+            // Without the colon of a time, an ARN or a URL.
+            Self::Random => is_word(byte) || b"+/=%.~".contains(&byte),
+            Self::Password => byte > b' ' && byte != 0x7f && !b"\"'\\,;:&|<>()[]{}".contains(&byte),
+        }
+    }
+}
+
+/// Requires letters and digits that alternate three times, or 16 of them in a row. Phrases, dates
+/// and the public prefix of an API key have neither.
+fn looks_random(value: &[u8]) -> bool {
+    let alternates = |pair: &&[u8]| {
+        pair.iter().all(u8::is_ascii_alphanumeric) && pair[0].is_ascii_digit() != pair[1].is_ascii_digit()
+    };
+    let is_long =
+        |row: &[u8]| row.len() >= 16 && row.iter().any(u8::is_ascii_digit) && row.iter().any(u8::is_ascii_alphabetic);
+    !value.starts_with(b"kt_live_")
+        && value.len() >= 8
+        && (value.windows(2).filter(alternates).count() >= 3
+            || value.split(|byte| !byte.is_ascii_alphanumeric()).any(is_long))
+}
+
+/// Excludes paths, variables (`$PASSWORD`), options and words such as `changeme`.
+fn looks_chosen(value: &[u8]) -> bool {
+    value.len() >= 8
+        && !b"/.~$%*@-".contains(&value[0])
+        && value.iter().any(u8::is_ascii_digit)
+        && value.iter().any(u8::is_ascii_alphabetic)
+}
+
+const MAX_BASIC: usize = 1_024;
+
+/// Finds `Basic …` with the base64 of `user:password`. Returns the range of the base64.
+fn basic(rest: &[u8]) -> Option<Range<usize>> {
+    let after = without_prefix(rest, b"basic")?;
+    let value = skip_blanks(after);
+    if value.len() == after.len() {
+        return None;
+    }
+    let base64 = run(value, |byte| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte));
+    let head = &base64[..base64.len().min(MAX_BASIC)];
+    let padding = head.iter().rev().take_while(|byte| **byte == b'=').count();
+    let plain = BASE64_STANDARD_NO_PAD.decode(&head[..head.len() - padding]).ok()?;
+    let is_pair = |text: &str| text.contains(':') && !text.chars().any(char::is_control);
+    let start = rest.len() - value.len();
+    str::from_utf8(&plain).is_ok_and(is_pair).then(|| start..start + base64.len())
 }
 
 /// Skips a separator, quotes and blanks, at most 16 characters.
@@ -580,6 +736,11 @@ pub fn secret_examples() -> Vec<String> {
         format!("aws_secret_access_key={token}"),
         format!("Authorization: Basic {token}"),
         format!("x-api-key: {token}"),
+        format!("X-Auth-Token: {token}"),
+        format!("password={token}"),
+        format!("DefaultEndpointsProtocol=https;AccountName=app;AccountKey={token}==;"),
+        format!("Server=db;User Id=app;Pwd={token};"),
+        format!("Basic {}", BASE64_STANDARD_NO_PAD.encode(format!("app:{token}"))),
     ];
     SHAPES.iter().map(example).chain(others).collect()
 }
@@ -649,8 +810,54 @@ mod tests {
             "Authorization: Basic dXNlcjpwYXNz",
             "authorization: token 0123456789abcdef0123",
             "X-Api-Key: 01890a5d-ac96-774b-bcce-b302099a8057",
+            "password=hunter22",
+            "DB_PASSWORD: Tr0ub4dor&3",
+            r#"{"passwd":"S3cret-pass!"}"#,
+            "Server=tcp:db.example.com,1433;User ID=app;Password=Sommer2026!;",
+            "https://example.com/?user=app&password=Sommer2026",
+            "<password>größe2026</password>",
+            "api_key=0a1b2c3d4e5f6071",
+            "apikey: 9f8e7d6c",
+            "API-Key: 01890a5d-ac96-774b-bcce-b302099a8057",
+            "client_secret=abc8Q~dEfGhIjKlMnOpQrStUvWxYz0123456789ab",
+            "accessToken: 0123456789abcdef0123",
+            r#"\"refresh_token\":\"7QxW9z3RkT5mVb2N\""#,
+            "//registry.example.com/:_authToken=7QxW9z3RkT5mVb2N",
+            "private key: 7QxW9z3RkT5mVb2N",
+            "AccountName=app;AccountKey=7QxW9z3RkT5mVb2NpL8c7QxW9z3RkT5mVb2NpL8c+/==;EndpointSuffix=core.windows.net",
+            "SharedAccessKeyName=app;SharedAccessKey=7QxW9z3RkT5mVb2NpL8c+/=",
+            "SharedAccessSignature=sr=https%3A%2F%2Fapp.servicebus.windows.net",
+            "https://app.blob.core.windows.net/a?sv=2024-11-04&sig=7QxW9z3RkT5mVb2N%2FpL8c7QxW9z3RkT5mVb2NpL8cA%3D",
+            "X-Auth-Token: 0123456789abcdef",
+            "proxy: Basic dXNlcjpwYXNz",
+            "basic dXNlcjpwYXNzdw==",
         ] {
             assert!(finds_secret(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn values_are_redacted_after_their_name() {
+        for (text, redacted) in [
+            ("password=hunter22 x", "password=[redacted] x"),
+            (r#"{"password": "Sommer2026:!", "a": 1}"#, r#"{"password": "[redacted]", "a": 1}"#),
+            (r#"{"m":"{\"api_key\":\"0a1b2c3d4e5f6071\"}"}"#, r#"{"m":"{\"api_key\":\"[redacted]\"}"}"#),
+            ("Server=db;Password=Sommer2026;Encrypt=True", "Server=db;Password=[redacted];Encrypt=True"),
+            ("é pwd: größe2026é.", "é pwd: [redacted]"),
+            (r"client_secret:\n 7QxW9z3RkT5mVb2N\n", r"client_secret:\n [redacted]\n"),
+            ("x-auth-token: 0123456789abcdef;", "x-auth-token: [redacted];"),
+            ("via Basic dXNlcjpwYXNzdw==, ok", "via Basic [redacted], ok"),
+        ] {
+            assert_eq!(redact_shapes(text), redacted);
+            assert_eq!(redact_shapes(redacted), redacted);
+        }
+        // A number outside of a string, and the rest of an escape.
+        for text in [
+            r#"{"password":12345678e9,"session_token":1234567890123456}"#,
+            r#"{"password=":12345678e9}"#,
+            r#"{"a":"password=\u0041bc12345"}"#,
+        ] {
+            assert!(matches!(redact_shapes(text), Cow::Borrowed(_)), "{text}");
         }
     }
 
@@ -703,6 +910,20 @@ mod tests {
             "Secret key: kept in the vault",
             "SKU 12345, SK-2026, ratio 12:AAA, SG.region.eu",
             "disk_0a1b2c3d4e5f60718293a4b5c6d7e8f90123456789abcdef0123456789abcdef",
+            "cache-key-0a1b2c3d4e5f60718293a4b5c6d7e8f9",
+            "password reset tool",
+            "Password reset: 2026-11-29, password-policy: strict",
+            "password=changeme, password: required, password_policy=strict2026",
+            "password=${DB_PASSWORD_1} pwd=$PASSWORD1 password: {{ vault_password_1 }}",
+            "PWD=/home/app1/src2 OLDPWD=../app1/src2",
+            "password: https://vault.example.com/app1",
+            "API key: web-shop-production-2026-11-29",
+            "API key: kt_live_a1B2c3",
+            "access token: 2026-11-29T12:00:00Z",
+            "private key: id_ed25519, client secret: kept in the vault",
+            "api_key_id: 243980112345, access_key_id=AKIA",
+            "Basic subscription2026 plan, basic authentication",
+            "design=0a1b2c3d4e5f60718293a4b5c6d7e8f901234567 sig=short",
         ] {
             assert!(!finds_secret(text) && !finds_own_secret(text), "{text}");
         }
@@ -734,6 +955,11 @@ mod tests {
             "x-api-key:",
             "authorization: a ",
             "secret key ",
+            "password=",
+            "api key=",
+            "account",
+            "Basic YTph",
+            "Basic ",
             "-----BEGIN ",
             "123456789:AA",
             "\\n",

@@ -4,6 +4,8 @@ use aws_lc_rs::{constant_time, digest};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
+use super::{ObjectMembers, SecretText};
+
 /// The member that lists the powers. No token has this name.
 const POWERS: &str = "powers";
 const MIN_TOKEN_BYTES: usize = 32;
@@ -91,6 +93,10 @@ pub enum ServiceTokensError {
     Empty,
     #[error("invalid name ({0} bytes): must be 1 to 31 characters from a-z, 0-9 and -, and not \"powers\"")]
     NameShape(usize),
+    #[error("more than one token has the name {0}")]
+    NameTwice(String),
+    #[error("\"powers\" names {0} more than once")]
+    PowersTwice(String),
     #[error("the token {name} has {bytes} bytes; it needs at least 32")]
     TokenShort { name: String, bytes: usize },
     #[error("the token {0} contains a space or a character that is not printable ASCII")]
@@ -107,9 +113,9 @@ pub enum ServiceTokensError {
 
 #[derive(Deserialize)]
 struct RawServiceTokens {
-    powers: BTreeMap<String, Vec<String>>,
+    powers: ObjectMembers<Vec<String>>,
     #[serde(flatten)]
-    tokens: BTreeMap<String, String>,
+    tokens: ObjectMembers<SecretText>,
 }
 
 impl ServiceTokens {
@@ -126,12 +132,11 @@ impl ServiceTokens {
     }
 
     fn checked(written: RawServiceTokens) -> Result<Self, ServiceTokensError> {
-        let RawServiceTokens { mut powers, tokens } = written;
-        // Zeroizing, so that rejected tokens are wiped too.
-        let tokens: BTreeMap<String, SecretString> =
-            tokens.into_iter().map(|(name, token)| (name, token.into())).collect();
+        let RawServiceTokens { powers, tokens } = written;
+        let mut powers = by_unique_name(powers, ServiceTokensError::PowersTwice)?;
+        let tokens = by_unique_name(tokens, ServiceTokensError::NameTwice)?;
         let mut services: Vec<Service> = Vec::with_capacity(tokens.len());
-        for (name, token) in tokens {
+        for (name, SecretText(token)) in tokens {
             let name = checked_name(name)?;
             let token = checked_token(&name, &token)?;
             let powers = checked_powers(&name, &powers.remove(&name).unwrap_or_default())?;
@@ -145,6 +150,13 @@ impl ServiceTokens {
         }
         if services.is_empty() { Err(ServiceTokensError::Empty) } else { Ok(Self(services)) }
     }
+}
+
+fn by_unique_name<T>(
+    members: ObjectMembers<T>,
+    twice: fn(String) -> ServiceTokensError,
+) -> Result<BTreeMap<String, T>, ServiceTokensError> {
+    members.by_name().map_err(|name| checked_name(name).map_or_else(|invalid| invalid, twice))
 }
 
 fn checked_name(name: String) -> Result<String, ServiceTokensError> {

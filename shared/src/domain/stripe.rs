@@ -4,7 +4,7 @@ use aws_lc_rs::{constant_time, hmac};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::{Timestamp, hex::hex};
+use super::{ObjectOnly, Timestamp, hex::hex};
 
 /// Maximum difference between a signature's time and the clock, in either direction.
 const TOLERANCE_MILLIS: u64 = 300_000;
@@ -132,8 +132,8 @@ pub(super) fn sign(secret: &str, time: &str, body: &[u8]) -> String {
 impl<'de> Deserialize<'de> for StripeSecrets {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // serde's own message would quote the input, which may be a secret.
-        let written =
-            RawStripeSecrets::deserialize(deserializer).map_err(|_| D::Error::custom(StripeSecretsError::Shape))?;
+        let ObjectOnly(written) = ObjectOnly::<RawStripeSecrets>::deserialize(deserializer)
+            .map_err(|_| D::Error::custom(StripeSecretsError::Shape))?;
         Self::checked(written).map_err(D::Error::custom)
     }
 }
@@ -218,6 +218,7 @@ mod tests {
         assert!(!format!("{secrets:?}").contains("0123"));
         for text in [
             r#""whsec_0123456789abcdef""#,
+            r#"[true,["whsec_0123456789abcdef"]]"#,
             r#"{"signing_secrets":["whsec_0123456789abcdef"]}"#,
             r#"{"livemode":true}"#,
             r#"{"livemode":true,"signing_secrets":[]}"#,

@@ -3,7 +3,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Invalid, Reach,
+    Invalid, Reach, canonical_host,
     endpoint_url::{Outline, is_loopback},
     name::HOLDS_SECRET,
     secret_shape::{finds_own_secret, finds_secret},
@@ -24,6 +24,7 @@ impl WebhookUrl {
     /// `localhost`) may also use `http` and any port.
     pub fn parse(text: &str, reach: Reach) -> Result<Self, Invalid> {
         let outline = Outline::checked(text, reach)?;
+        outline.check_international()?;
         // Receivers put their own keys into the query, which only the organization's admins see.
         // Karta's own credentials are not allowed anywhere.
         let path = outline.path_and_query.split('?').next().unwrap_or_default();
@@ -60,10 +61,10 @@ impl WebhookUrl {
         is_loopback(&self.host())
     }
 
-    /// Compares in any case, with or without a trailing dot.
+    /// Compares as the internal allowlist does: in any case, without ports and trailing dots.
     pub fn is_on(&self, hosts: &[String]) -> bool {
-        let own = self.host();
-        hosts.iter().any(|host| host.strip_suffix('.').unwrap_or(host).eq_ignore_ascii_case(&own))
+        let own = canonical_host(&self.host());
+        own.is_some() && hosts.iter().any(|host| canonical_host(host) == own)
     }
 }
 
@@ -89,6 +90,18 @@ mod tests {
         }
         // A name that contains an address is a name. It is resolved and checked at delivery.
         assert!(WebhookUrl::parse("https://127.0.0.1.nip.io/", Reach::Public).is_ok());
+    }
+
+    #[test]
+    fn invalid_international_name_is_refused_but_readable() {
+        for reach in [Reach::Public, Reach::Loopback] {
+            assert!(WebhookUrl::parse("https://xn--bcher-kva.example.com/hook", reach).is_ok());
+            for text in ["https://xn--a.com/hook", "https://hooks.XN--A.com/", "https://xn--gba.com?x=1"] {
+                assert!(WebhookUrl::parse(text, reach).unwrap_err().to_string().contains("Punycode"), "{text}");
+            }
+        }
+        let stored: WebhookUrl = serde_json::from_value("https://xn--a.com/hook".into()).unwrap();
+        assert_eq!((stored.check(Reach::Public), &*stored.host()), (Ok(()), "xn--a.com"));
     }
 
     #[test]
@@ -179,15 +192,24 @@ mod tests {
 
     #[test]
     fn own_hosts_match_in_any_notation() {
-        let own = ["api.example.com.".to_owned(), "Control.example.com".to_owned()];
+        let own =
+            ["api.example.com.", "Control.example.com", "local.example.com:8787", "dot.example.com.:443", "", "a b"];
+        let own = own.map(ToOwned::to_owned);
         for (text, is_own) in [
             ("https://api.example.com/v1", true),
             ("https://API.EXAMPLE.com:443?x=1", true),
             ("https://control.example.com", true),
+            ("https://local.example.com/hooks", true),
+            ("https://local.example.com:443/", true),
+            ("https://dot.example.com", true),
             ("https://x.api.example.com/", false),
             ("https://example.com/api.example.com", false),
         ] {
             assert_eq!(WebhookUrl::parse(text, Reach::Public).unwrap().is_on(&own), is_own, "{text}");
         }
+        let loopback = WebhookUrl::parse("http://[0:0:0:0:0:0:0:1]:9/", Reach::Loopback).unwrap();
+        assert!(loopback.is_on(&["[::1]:8787".to_owned()]) && !loopback.is_on(&["localhost".to_owned()]));
+        let unreadable: WebhookUrl = serde_json::from_value("no URL".into()).unwrap();
+        assert!(!unreadable.is_on(&own), "no host equals no host");
     }
 }

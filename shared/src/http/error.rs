@@ -18,8 +18,8 @@ pub(super) const RETRY_AFTER_SECONDS: u32 = 1;
 
 /// The message of every 401. It lists all causes, so that it explains how to send a key and reveals
 /// nothing about the received one.
-const UNAUTHORIZED: &str = "Send Authorization: Bearer <key>. The header may be missing, repeated, without Bearer or under another name such as \
-                            X-API-Key, or the key or token may be unknown, revoked, expired or not allowed from this address.";
+const UNAUTHORIZED: &str = "Send Authorization: Bearer <key>. Use this header once, and no other header such as X-API-Key. If you did, \
+                            the key or token is unknown, revoked, expired, not valid on this kind of route, or not allowed from this address.";
 
 /// An error response of a route. Only this type knows statuses and error bodies.
 #[derive(Debug)]

@@ -6,6 +6,7 @@
 
 use std::{
     borrow::Cow,
+    cell::Cell,
     fmt::{self, Write as _},
     marker::PhantomData,
 };
@@ -23,7 +24,7 @@ use super::{
     json::{Json, Number, REPEATED, TOO_DEEP, UNPAIRED, UNPAIRED_IN_NAME},
 };
 use crate::{
-    domain::{check_text, finds_secret},
+    domain::{Invalid, check_key, check_text, finds_secret},
     telemetry,
 };
 
@@ -36,14 +37,31 @@ const INTEGER: &str = "must be a whole number";
 pub(super) enum Texts<'a> {
     /// Texts without credentials, including the request's own, and without invisible characters.
     Checked { bearer: Option<&'a str> },
+    /// The same for the value of a field that the caller named. Its name may say that it is a
+    /// credential: `password`.
+    Named { bearer: Option<&'a str>, name: &'a str },
     /// Any text: it comes from another service, or is not stored.
     Any,
 }
 
-impl Texts<'_> {
-    fn check(self, text: &str) -> Result<(), Rejection> {
-        let Self::Checked { bearer } = self else { return Ok(()) };
-        check_text(text).map_err(de::Error::custom)?;
+impl<'a> Texts<'a> {
+    fn under(self, name: &'a str) -> Self {
+        match self {
+            Self::Checked { bearer } | Self::Named { bearer, .. } => Self::Named { bearer, name },
+            Self::Any => Self::Any,
+        }
+    }
+
+    fn check(self, text: &str, rule: fn(&str) -> Result<(), Invalid>) -> Result<(), Rejection> {
+        let (bearer, name) = match self {
+            Self::Checked { bearer } => (bearer, None),
+            Self::Named { bearer, name } => (bearer, Some(name)),
+            Self::Any => return Ok(()),
+        };
+        rule(text).map_err(de::Error::custom)?;
+        if let Some(name) = name {
+            check_text(&format!("{name}={text}")).map_err(de::Error::custom)?;
+        }
         // Finds tokens of any shape. Short ones could be part of ordinary words.
         match bearer.filter(|bearer| bearer.len() >= 16 && text.contains(bearer)) {
             Some(_) => Err(de::Error::custom("must not contain the credential of the request")),
@@ -346,7 +364,7 @@ impl<'j> Reader<'j> {
 
     fn text(self) -> Result<&'j str, Rejection> {
         match self.json {
-            Json::Text(text) => self.texts.check(text).map(|()| &**text),
+            Json::Text(text) => self.texts.check(text, check_text).map(|()| &**text),
             _ => Err(self.refused("must be a string")),
         }
     }
@@ -358,7 +376,7 @@ impl<'j> Reader<'j> {
                 Err(de::Error::custom(format_args!("must be a whole number from 0 to {max}")))
             }
             // The field's own rule rejects the largest number too, and names the valid range.
-            Json::Number(Number::OutOfRange) if max == u64::MAX && matches!(self.texts, Texts::Checked { .. }) => {
+            Json::Number(Number::OutOfRange) if max == u64::MAX && !matches!(self.texts, Texts::Any) => {
                 visitor.visit_u64(max)
             }
             Json::Number(Number::OutOfRange) => Err(Rejection::new(RANGE)),
@@ -398,7 +416,10 @@ impl<'j> Reader<'j> {
 
     fn fields<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         match self.json {
-            Json::Object(fields) => visitor.visit_map(Fields { rest: fields.iter(), value: None, texts: self.texts }),
+            Json::Object(fields) => {
+                let (rest, is_free) = (fields.iter(), Cell::new(false));
+                visitor.visit_map(Fields { rest, value: None, is_free, texts: self.texts })
+            }
             _ => Err(self.refused("must be an object")),
         }
     }
@@ -598,6 +619,8 @@ struct Fields<'j> {
     rest: std::slice::Iter<'j, (Cow<'j, str>, Json<'j>)>,
     /// The name and value that are read next.
     value: Option<(&'j str, &'j Json<'j>)>,
+    /// Whether the caller chose that name.
+    is_free: Cell<bool>,
     texts: Texts<'j>,
 }
 
@@ -607,13 +630,15 @@ impl<'de> MapAccess<'de> for Fields<'_> {
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Rejection> {
         let Some((name, json)) = self.rest.next() else { return Ok(None) };
         self.value = Some((name, json));
-        let key = seed.deserialize(FieldName { name, texts: self.texts });
+        self.is_free.set(false);
+        let key = seed.deserialize(FieldName { name, texts: self.texts, is_free: &self.is_free });
         key.map(Some).map_err(|refusal| refusal.under(PathStep::Field(name.to_string())))
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Rejection> {
         let (name, json) = self.value.take().ok_or_else(|| Rejection::new("must have a value"))?;
-        let value = seed.deserialize(Reader { json, texts: self.texts });
+        let texts = if self.is_free.get() { self.texts.under(name) } else { self.texts };
+        let value = seed.deserialize(Reader { json, texts });
         value.map_err(|refusal| refusal.under(PathStep::Field(name.to_owned())))
     }
 
@@ -623,17 +648,19 @@ impl<'de> MapAccess<'de> for Fields<'_> {
 }
 
 /// The name of a field. If a type accepts any name, it stores the name, so the name is checked like
-/// a value.
+/// a value, and must be visible.
 struct FieldName<'j> {
     name: &'j str,
     texts: Texts<'j>,
+    is_free: &'j Cell<bool>,
 }
 
 impl<'de> Deserializer<'de> for FieldName<'_> {
     type Error = Rejection;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
-        self.texts.check(self.name)?;
+        self.is_free.set(true);
+        self.texts.check(self.name, check_key)?;
         visitor.visit_str(self.name)
     }
 
@@ -721,6 +748,14 @@ mod tests {
                 "metadata.team",
                 "metadata.team must be at most 500 characters",
             ),
+            (
+                "metadata",
+                json!({ "a\tb": "x" }),
+                "metadata.a\u{FFFD}b",
+                "metadata.a\u{FFFD}b must not contain control or invisible characters",
+            ),
+            ("metadata", json!({ " ": "x" }), "metadata. ", "metadata.  must not be blank: use a visible name"),
+            ("metadata", json!({ "": "x" }), "metadata", "metadata must have keys of 1 to 40 characters"),
             (
                 "owner",
                 json!("me"),
@@ -948,6 +983,21 @@ mod tests {
         let secrets: BTreeMap<String, Received> =
             checked(&json!({ "key": secret_examples()[0], "log": "a\0b\u{202e}" })).unwrap();
         assert_eq!(secrets["key"].expose(), secret_examples()[0]);
+    }
+
+    #[test]
+    fn credential_is_recognised_by_its_key() {
+        for (key, value) in
+            [("password", "hunter22"), ("X-Api-Key", "0a1b2c3d4e5f60718293"), ("stripe_api_key", "9f8e7d6c5b4a")]
+        {
+            let (field, message) = refusal("metadata", json!({ key: value }));
+            assert_eq!(field, format!("metadata.{key}"));
+            assert!(message.contains("must not contain a key, token or password"), "{message}");
+        }
+        let harmless =
+            json!({ "password": "changeme", "password_policy": "strict2026", "api_key": "kt_live_a1B2c3", "pwd": "" });
+        let read: BTreeMap<String, String> = checked(&harmless).unwrap();
+        assert_eq!(json!(read), harmless);
     }
 
     #[test]

@@ -72,7 +72,7 @@ schemas! {
     Name => sized_text(1, 100, "1 to 100 characters, not all blank, without control or invisible characters.");
     Plan => sized_text(1, 100, "The organization's plan, as the operator names it.");
     Slug => text("A name for use in paths.").pattern(Some("^[a-z0-9-]{1,63}$"));
-    UserId => sized_text(1, 255, "The end user of the token, as the caller names them: 1 to 255 bytes without control characters.");
+    UserId => sized_text(1, 255, "The end user of the token, as the caller names them: 1 to 255 bytes, not all blank, without control characters.");
     ModelId => sized_text(1, 128, "The provider's name for a model, without blanks, control or invisible characters.");
     Prefix => text("The first 14 characters of an API key. Not secret, and not unique.").pattern(Some("^kt_live_[0-9A-Za-z]{6}$"));
     CommitSha => text("A commit in hexadecimal digits; responses show them in lower case.").pattern(Some("^[0-9a-fA-F]{7,64}$"));

@@ -26,6 +26,7 @@ use super::{
     error, event,
     idempotency::IdempotencyKey,
     json::{self, Json},
+    path::decode_unreserved,
     query,
     reader::{self, Texts},
 };
@@ -139,7 +140,9 @@ fn json_body<R: Route>(request: &Request) -> Result<Json<'_>, Error> {
     let mut encodings = request.headers().get_all(header::CONTENT_ENCODING).iter();
     // `identity`, even repeated, means no encoding.
     let is_none = |coding: &[u8]| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity");
-    if encodings.any(|listed| !listed.as_bytes().split(|byte| *byte == b',').all(|coding| is_none(coding.trim_ascii())))
+    if !bytes.is_empty()
+        && encodings
+            .any(|listed| !listed.as_bytes().split(|byte| *byte == b',').all(|coding| is_none(coding.trim_ascii())))
     {
         return Err(Error::UnsupportedEncoding);
     }
@@ -188,7 +191,13 @@ fn meta(app: &App, request: &Request, context: Option<&ApiGatewayProxyRequestCon
         bearer,
         service: OnceLock::new(),
     };
-    meta.user_agent = user_agent.map(|text| meta.scrub(text).chars().take(256).collect());
+    meta.user_agent = user_agent.map(|text| {
+        // A client may percent-encode a secret: then the decoded text is scrubbed and kept.
+        let decoded = decode_unreserved(text);
+        let scrubbed = meta.scrub(&decoded);
+        let kept = if scrubbed == decoded { meta.scrub(text) } else { scrubbed };
+        kept.chars().take(256).collect()
+    });
     meta
 }
 

@@ -28,7 +28,8 @@ const OTHER: &str = "other";
 /// Maximum length of a distinguished model name, in bytes: a month's list of 200 names stays below
 /// 26 KB.
 const MAX_MODEL_NAME_BYTES: usize = 128;
-/// Models that have the first numbers in every month and are not in its list.
+/// Models that have the first numbers in every month and are not in its list. Events of a model
+/// with one of these names count here too: a rejection would keep their tokens out of the budgets.
 const BUILT_IN: [&str; 2] = [UsageEvent::UNSPECIFIED, OTHER];
 const OTHER_NUMBER: usize = 1;
 /// Number of models in an item. Three counters of 10^10 tokens and 10^16 nano-cents take 33 bytes,

@@ -1,7 +1,10 @@
 //! Recoveries: they read an organization's events in order and send an endpoint those that it
 //! missed.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +12,7 @@ use super::{
     CommitError, Conflict, Queue, Store, StoreError, Transaction, decode,
     deliveries::{StoredEvent, text},
     outbox::Scheduled,
-    table::{Key, Table, events_partition},
+    table::{Key, Table, events_partition, parse_padded},
 };
 use crate::domain::{Delivery, DeliveryStatus, Id, Timestamp, WebhookEndpoint};
 
@@ -91,10 +94,18 @@ impl Store {
         }
         let keys: Vec<_> = missed.iter().map(|event| Key::delivery(organization, endpoint.id, event.id)).collect();
         let mut known = HashMap::with_capacity(keys.len());
+        let mut unreadable = HashSet::new();
         for item in self.batch_get(Table::Outbox, &keys).await? {
-            let delivery: Delivery = decode(item)?;
-            known.insert(delivery.id, delivery);
+            let sk = super::required_text(&item, "sk")?.to_owned();
+            match decode::<Delivery>(item) {
+                Ok(delivery) => drop(known.insert(delivery.id, delivery)),
+                Err(error) => {
+                    tracing::error!(organization_id = organization.get(), sk, fault = %error, "unreadable delivery skipped");
+                    unreadable.extend(parse_padded(&sk));
+                }
+            }
         }
+        missed.retain(|event| !unreadable.contains(&event.id));
         let mut transaction = self.transaction();
         for event in missed {
             match known.get(&event.id) {

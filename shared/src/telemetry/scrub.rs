@@ -157,7 +157,7 @@ const MAX_OTHER_LINES: u32 = 4;
 /// (`sk-…`), webhook secrets (`whsec_…`), JWTs; tokens of GitHub, GitLab, npm, Google, Slack and
 /// Stripe; AWS access keys with the secret that follows, Bedrock API keys, session tokens;
 /// `Authorization` headers and bearer tokens, passwords in URLs, private keys in PEM and `PuTTY`
-/// formats, and every shape that the input check rejects ([`redact_shapes`]).
+/// formats, and every shape and named value that the input check rejects ([`redact_shapes`]).
 pub fn scrub(text: &str) -> Cow<'_, str> {
     let mut scrubbed = scrub_once(text);
     for _ in 1..MAX_PASSES {
@@ -331,6 +331,21 @@ mod tests {
     }
 
     #[test]
+    fn values_after_common_names_are_redacted() {
+        for (before, secret, after) in [
+            ("DB_PASSWORD=", "hunter22", " next"),
+            (r#"{"password":""#, "Sommer2026!", r#"","n":1}"#),
+            ("Server=db;Pwd=", "Sommer2026", ";Encrypt=True"),
+            ("x-auth-token: ", "0123456789abcdef", "\n"),
+            (r#"{"m":"{\"client_secret\":\""#, "7QxW9z3RkT5mVb2N", r#"\"}"}"#),
+            ("proxy: Basic ", "dXNlcjpwYXNzdw==", ","),
+            ("https://app.blob.core.windows.net/a?sig=", "7QxW9z3RkT5mVb2NpL8c%2F7QxW9z3RkT5mVb2NpL8cA%3D", "&sv=1"),
+        ] {
+            assert_eq!(scrub(&format!("{before}{secret}{after}")), format!("{before}[redacted]{after}"));
+        }
+    }
+
+    #[test]
     fn every_pattern_compiles() {
         assert!(HINT.is_some());
         Patterns::new().unwrap();
@@ -372,6 +387,8 @@ mod tests {
             "{\"authorization\":true,\"session_token\":12345678901234567890,\"x-api-key\":null}",
             "no key: -----BEGIN CERTIFICATE-----\nMIIEpAIBAAKCAQEA0123456789\n-----END CERTIFICATE-----",
             "a bearer, the Bearer",
+            "PWD=/home/app1/src2 password=changeme api_key: kt_live_a1B2c3 basic authentication",
+            "{\"password\":12345678e9,\"api_key\":null}",
         ] {
             assert!(matches!(scrub(text), Cow::Borrowed(same) if same == text), "{text}: {}", scrub(text));
         }
@@ -583,6 +600,9 @@ mod tests {
                 "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
                 "aws_secret_access_key",
                 "session_token",
+                "password",
+                "hunter22",
+                "Basic dXNlcjpwYXNzdw==",
                 "authorization",
                 "Basic ",
                 ":",

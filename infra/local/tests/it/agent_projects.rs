@@ -263,6 +263,7 @@ async fn invalid_patch_field_is_named() {
         ("model_id", json!(7)),
         ("endpoint_url", json!("http://llm.example.com")),
         ("endpoint_url", json!("https://169.254.169.254/")),
+        ("endpoint_url", json!("https://xn--a.example.com/")),
         ("endpoint_url", json!("https://user:secret@llm.example.com")),
         ("slug", json!("shop")),
         ("current_version", json!(1)),

@@ -7,7 +7,8 @@ use karta_shared::{
     domain::ApiKeyToken,
     entropy::OsEntropy,
 };
-use serde_json::json;
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -144,9 +145,83 @@ async fn http_1_1_requires_one_host() {
         assert_eq!(status, "HTTP/1.1 400 Bad Request", "{hosts:?}");
         assert!(body.contains(r#""error":"invalid_host""#), "{body}");
     }
+    let (status, _) = raw(&server, &healthz("1.0", "host: localhost\r\nhost: localhost\r\n")).await;
+    assert!(status.ends_with("400 Bad Request"), "{status}");
     for (version, hosts) in [("1.1", "host: localhost\r\n"), ("1.1", "host:\r\n"), ("1.0", "")] {
         let (status, _) = raw(&server, &healthz(version, hosts)).await;
         assert!(status.ends_with("200 OK"), "{version} {hosts:?}: {status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn invalid_host_returns_400() {
+    let server = TestServer::start().await;
+    let send = async |target: &str, host: &str| {
+        raw(&server, &format!("GET {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")).await
+    };
+    for host in [
+        "a b",
+        "foo/bar@x",
+        "u:p@localhost",
+        "localhost:99999",
+        "localhost:-1",
+        "localhost:80:80",
+        "localhost:http",
+        "<script>",
+        "http://localhost",
+        "localhost/",
+        "localhost?x",
+        "localhost, other.example",
+        ":80",
+        "::1",
+        "[::1",
+        "[localhost]",
+        "[::1]x",
+        ".localhost",
+        "a..example",
+        "bücher.example",
+        &format!("{}.example", "a".repeat(64)),
+    ] {
+        let (status, body) = send("/healthz", host).await;
+        assert_eq!(status, "HTTP/1.1 400 Bad Request", "{host:?}");
+        let body: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(body["error"], "invalid_host", "{host:?}");
+        assert_eq!(body["message"], "Host must be a host name or an IP address, with or without a port");
+        assert!(body["request_id"].as_str().is_some_and(is_random_uuid), "{body}");
+    }
+    for host in
+        ["localhost", "LOCALHOST:8787", "localhost:", "localhost.", "my_service:80", "10.0.0.1", "[::1]", "[::1]:8787"]
+    {
+        assert_eq!(send("/healthz", host).await.0, "HTTP/1.1 200 OK", "{host:?}");
+        assert_eq!(send(&format!("http://{host}/healthz"), "localhost").await.0, "HTTP/1.1 200 OK", "{host:?}");
+    }
+    for target in ["http://u:p@localhost/healthz", "http://localhost:99999/healthz"] {
+        assert_eq!(send(target, "localhost").await.0, "HTTP/1.1 400 Bad Request", "{target}");
+    }
+    // The header must be valid, even if the target replaces it.
+    assert_eq!(send("http://localhost/healthz", "a b").await.0, "HTTP/1.1 400 Bad Request");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn absolute_target_replaces_the_host_header() {
+    let server = TestServer::start().await;
+    let whoami = async |target: &str, host: &str| {
+        let token = server.runner.secrets.service_token.expose_secret();
+        let request = format!(
+            "GET {target}/v1/internal/whoami HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\nconnection: close\r\n\r\n"
+        );
+        raw(&server, &request).await.0
+    };
+    for (target, host, status) in [
+        ("", "localhost", "200 OK"),
+        ("", "evil.example", "404 Not Found"),
+        ("http://localhost:8787", "localhost", "200 OK"),
+        ("http://localhost", "evil.example", "200 OK"),
+        ("http://evil.example", "localhost", "404 Not Found"),
+        ("http://evil.example:8787", "localhost", "404 Not Found"),
+        ("http://LOCALHOST.evil.example", "localhost", "404 Not Found"),
+    ] {
+        assert_eq!(whoami(target, host).await, format!("HTTP/1.1 {status}"), "{target} {host}");
     }
 }
 

@@ -461,8 +461,8 @@ impl Reply {
 pub(crate) fn unauthorized() -> Value {
     json!({
         "detail": "Unauthorized",
-        "message": "Send Authorization: Bearer <key>. The header may be missing, repeated, without Bearer or under another name such as \
-                    X-API-Key, or the key or token may be unknown, revoked, expired or not allowed from this address.",
+        "message": "Send Authorization: Bearer <key>. Use this header once, and no other header such as X-API-Key. If you did, \
+                    the key or token is unknown, revoked, expired, not valid on this kind of route, or not allowed from this address.",
     })
 }
 

@@ -113,7 +113,17 @@ fn unusable() -> Vec<String> {
 
 /// Returns texts that every field rejects, except those of [`ANY_TEXT`].
 fn texts(secrets: &[String]) -> Vec<String> {
-    let hidden = ["a\0b", "a\u{1b}[31mb", "a\u{202e}b", "a\u{200b}b", "a\u{feff}b", "\u{200d}a"];
+    let hidden = [
+        "a\0b",
+        "a\u{1b}[31mb",
+        "a\u{202e}b",
+        "a\u{200b}b",
+        "a\u{feff}b",
+        "\u{200d}a",
+        "a\u{fe0f}b",
+        "a\u{2800}",
+        "a\u{ffff}b",
+    ];
     let long = "a".repeat(60_000);
     let plain: Vec<&str> = hidden.into_iter().chain(secrets.iter().map(String::as_str)).collect();
     let nested =
@@ -295,6 +305,8 @@ async fn encoded_body_returns_415_on_every_route() {
             let plain = target.request(&server, r#"{"nonsense":1}"#.to_owned()).header("content-encoding", encoding);
             assert_eq!(plain.send().await.invalid_field(), "nonsense", "{}", target.path);
         }
+        let empty = target.request(&server, String::new()).header("content-encoding", "gzip").send().await;
+        assert_ne!(empty.status, 415, "{}: there is no encoded body", target.path);
         let anonymous =
             target.request(&server, "x".to_owned()).header("content-encoding", "gzip").anonymous().send().await;
         assert_eq!(anonymous.status, 401, "{}", target.path);

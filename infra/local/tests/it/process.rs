@@ -331,6 +331,29 @@ async fn flags_override_their_environment_variables() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn unknown_variable_is_reported_without_its_value() {
+    // In two parts, because every whole name in the sources must be known.
+    let (misspelt, value) = (format!("KARTA_{}", "PROT"), "8788-of-another-variable");
+    let environment = [(misspelt.as_str(), value), ("KARTA_BASE_URL", "http://127.0.0.1:8787"), ("KART", value)];
+    let karta = Karta::start_with(&["--port", "0", "--json", "--ephemeral"], &environment);
+    let log = fs::read_to_string(&karta.log).unwrap();
+    let lines: Vec<Value> = log
+        .lines()
+        .filter(|line| line.contains("unknown environment variable"))
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    assert_eq!((&lines[0]["level"], &lines[0]["variable"]), (&json!("WARN"), &json!(misspelt)));
+    assert_eq!(lines[0]["closest"], "KARTA_PORT");
+
+    let (code, _, error) = run_to_end(&["openapi"], &environment).await;
+    let warning =
+        format!("karta: the environment variable {misspelt} is unknown and has no effect: did you mean KARTA_PORT?\n");
+    assert_eq!((code, error), (Some(0), warning));
+    assert!(!log.contains(value), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bcrypt_cost_is_configurable() {
     for (flags, variable, cost) in [(&["--bcrypt-cost", "5"][..], "4", "05"), (&[], "6", "06")] {
         let folder = tempfile::tempdir().unwrap();

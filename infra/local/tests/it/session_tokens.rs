@@ -134,7 +134,16 @@ async fn user_id_up_to_255_bytes_becomes_sub() {
         assert_eq!(answer["sub"], user);
         assert_eq!(claims(&server, &answer)["sub"], user);
     }
-    for user in [json!(""), json!("u".repeat(256)), json!("é".repeat(128)), json!("a\nb"), json!(7), json!(["u"])] {
+    for user in [
+        json!(""),
+        json!(" "),
+        json!("\t\u{3000}"),
+        json!("u".repeat(256)),
+        json!("é".repeat(128)),
+        json!("a\nb"),
+        json!(7),
+        json!(["u"]),
+    ] {
         let refused = mint(&server, json!({ "user_id": user })).send().await;
         assert_eq!(refused.invalid_field(), "user_id", "{user}");
     }

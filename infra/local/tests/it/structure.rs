@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use karta_local::template::TEMPLATE;
+use karta_local::{template::TEMPLATE, variables};
 use regex::Regex;
 use serde_json::Value;
 
@@ -97,13 +97,21 @@ fn read(path: &str) -> String {
 
 /// Returns every Rust file under a folder: its path from the root, and its text.
 fn sources(folder: &str) -> Vec<(String, String)> {
+    files(folder, &["rs"])
+}
+
+/// Returns every file under a folder that has one of these extensions.
+fn files(folder: &str, extensions: &[&str]) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(root().join(folder)).unwrap() {
         let entry = entry.unwrap();
-        let path = format!("{folder}/{}", entry.file_name().to_str().unwrap());
+        let name = entry.file_name().into_string().unwrap();
+        let path = format!("{folder}/{name}");
         if entry.file_type().unwrap().is_dir() {
-            found.extend(sources(&path));
-        } else if Path::new(&path).extension().is_some_and(|extension| extension == "rs") {
+            if name != "node_modules" {
+                found.extend(files(&path, extensions));
+            }
+        } else if Path::new(&path).extension().is_some_and(|found| extensions.iter().any(|known| found == *known)) {
             found.push((path.clone(), read(&path)));
         }
     }
@@ -351,6 +359,26 @@ fn function_has_one_name_everywhere() {
             assert_eq!(found, [&*folder], "{folder}");
         }
     }
+}
+
+/// The runner warns about a variable that it does not know.
+#[test]
+fn every_variable_in_docs_and_sources_is_known() {
+    let mut texts = [files("docs", &["md"]), files("infra", &["mjs", "rs", "sh"]), sources("functions")].concat();
+    texts.extend([sources("shared"), files("sdk/typescript/src", &["ts"])].concat());
+    let others = ["README.md", "CONTRIBUTING.md", "justfile", "template.yaml", "sdk/typescript/README.md"];
+    texts.extend(others.map(|path| (path.to_owned(), read(path))));
+    let name = Regex::new("KARTA_[A-Z0-9_]+").unwrap();
+    let known = variables::known();
+    let mut used = BTreeSet::new();
+    for (path, text) in &texts {
+        // A name that ends in `_` is a prefix.
+        for name in name.find_iter(text).map(|found| found.as_str()).filter(|name| !name.ends_with('_')) {
+            assert!(known.contains(name), "{path} uses {name}, which infra/local/src/variables.rs does not know");
+            used.insert(name.to_owned());
+        }
+    }
+    assert_eq!(used, known, "every known variable is used");
 }
 
 #[test]

@@ -220,6 +220,20 @@ async fn successor_keeps_the_counters_of_its_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn reserved_model_names_share_their_rows() {
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let key = key_of(&server).await;
+    let events: Vec<_> = [json!(null), json!("unspecified"), json!("other")]
+        .into_iter()
+        .zip(["1", "2", "3"])
+        .map(|(model, id)| with(event(key, id), json!({ "model": model })))
+        .collect();
+    report(&server, &events).await.expect(202);
+    let unpriced = json!([{ "model": "unspecified", "tokens": 20 }, { "model": "other", "tokens": 10 }]);
+    assert_eq!(usage(&server, "").await["unpriced"], unpriced);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn month_counts_200_models_separately() {
     let (server, _clock) = TestServer::start_at_noon().await;
     let key = key_of(&server).await;

@@ -542,6 +542,22 @@ async fn documented_receiver_accepts_only_valid_deliveries() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
+    /// The check must not reject a name that the HTTP client can call. Capitals are lower case in the
+    /// client's URL.
+    #[test]
+    fn international_name_of_client_is_accepted(
+        name in "[a-j0-9A-J\\-ß-öø-ÿÀ-ÖØ-Þā-žά-ώа-яא-תก-ฮअ-ह्ा가-힣ぁ-んァ-ヶ一-龥]{1,10}",
+    ) {
+        let Ok(read) = reqwest::Url::parse(&format!("https://{name}.example.com/hooks")) else { return Ok(()) };
+        let host = read.host_str().unwrap();
+        // The client also accepts labels that are not in a host name's form.
+        if host.split('.').any(|label| label.starts_with('-') || label.ends_with('-') || label.len() > 63) {
+            return Ok(());
+        }
+        let url = WebhookUrl::parse(read.as_str(), Reach::Public).unwrap();
+        prop_assert_eq!(host, url.host());
+    }
+
     /// The check and the HTTP client parse URLs separately. They must agree on every URL that the
     /// check accepts.
     #[test]

@@ -7,8 +7,8 @@ import { Resource } from "./resource.js";
 /** User and lifetime of a token. `userId` and `ttlSeconds` are aliases of the API's names. */
 export interface SessionTokenParams {
   /**
-   * The end user, 1 to 255 bytes. The token is then valid only for this user's sessions. Omit it
-   * for a token without a user.
+   * The end user, 1 to 255 bytes that are not all blank. The token is then valid only for this
+   * user's sessions. Omit it for a token without a user.
    */
   user_id?: string;
   userId?: string;

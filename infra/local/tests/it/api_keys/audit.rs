@@ -111,6 +111,12 @@ async fn secret_in_user_agent_is_not_stored() {
     let event = server.audited("api_key.revoked").await.remove(0);
     assert!(event["user_agent"].as_str().unwrap().starts_with("curl/8 (key "), "{event}");
     assert!(!event.to_string().contains(&secret[14..]), "{event}");
+
+    let (id, secret) = server.key(&["read"]).await;
+    let encoded = secret.replace('_', "%5F");
+    server.delete(&path(id)).header("user-agent", &encoded).send().await.expect(200);
+    let event = server.audited("api_key.revoked").await.pop().unwrap();
+    assert!(!event.to_string().contains(&secret[14..]), "{event}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -81,6 +81,7 @@ async fn invalid_field_is_named() {
         ("model_id", json!("m".repeat(129))),
         ("endpoint_url", json!("http://llm.example.com")),
         ("endpoint_url", json!("https://169.254.169.254/")),
+        ("endpoint_url", json!("https://xn--a.example.com/")),
         ("endpoint_url", json!("https://user:secret@llm.example.com")),
         ("slug", json!("globex")),
         ("name", json!("Globex")),

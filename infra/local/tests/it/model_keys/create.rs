@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use karta_shared::entropy::{OsEntropy, uuid};
 use serde_json::{Value, json};
 
@@ -93,7 +94,32 @@ async fn malformed_key_is_refused_with_the_reason() {
     }
     let half = json!({ "access_key_id": "AKIAIOSFODNN7EXAMPLE" }).to_string();
     let refusal = post(&server, "bedrock", &half).send().await.refused(422);
-    assert_eq!(refusal["message"], "key must contain secret_access_key: 20 or more letters, digits, /, + and =");
+    assert_eq!(
+        refusal["message"],
+        "key must contain secret_access_key: 40 letters, digits, /, + and =, neither the access key id nor a placeholder"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn placeholder_does_not_replace_working_key() {
+    let server = TestServer::start().await;
+    let vertex = service_account_with("-----BEGIN PRIVATE KEY-----\n...\n-----END PRIVATE KEY-----\n");
+    for (provider, key) in one_of_each() {
+        create(&server, provider, &key).await;
+        let sample = match provider {
+            "anthropic" => "sk-ant-api03-xxxxxxxxxxxxxxxxxxxxxxxx",
+            "openai" => "sk-your-api-key-0123456789",
+            "openrouter" => "sk-or-v1-0000000000000000000000000000",
+            "bedrock" => {
+                r#"{"access_key_id":"AKIAIOSFODNN7EXAMPLE","secret_access_key":"wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"}"#
+            }
+            _ => vertex.as_str(),
+        };
+        let refusal = post(&server, provider, sample).send().await.refused(422);
+        assert_eq!((&refusal["error"], &refusal["field"]), (&json!("byok_key_rejected"), &json!("key")), "{provider}");
+        assert_eq!(active(&server, provider).send().await.expect(200)["plaintext"], key, "{provider}");
+    }
+    assert_eq!(list(&server).await.len(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,7 +144,8 @@ async fn damaged_vertex_key_does_not_replace_working_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bedrock_accepts_api_keys_and_access_keys() {
     let server = TestServer::start().await;
-    let key = format!("ABSK{}+/=", uuid(&OsEntropy).replace('-', ""));
+    let plain = format!("BedrockAPIKey-a1b2-at-123456789012:{}", uuid(&OsEntropy));
+    let key = format!("ABSK{}", BASE64_STANDARD.encode(plain));
     note_secret(&key);
     let created = create(&server, "bedrock", &key).await;
     assert_eq!(created["tail"], key[key.len() - 4..]);
@@ -127,6 +154,8 @@ async fn bedrock_accepts_api_keys_and_access_keys() {
     assert_eq!(server.post(ROUTE, named).send().await.invalid_field(), "name");
     let refusal = post(&server, "openai", &key).send().await.refused(422);
     assert!(refusal["message"].as_str().unwrap().contains("choose provider bedrock"), "{refusal}");
+    let refusal = post(&server, "bedrock", &key[..key.len() - 1]).send().await.refused(422);
+    assert!(refusal["message"].as_str().unwrap().contains("not a whole Bedrock API key"), "{refusal}");
     create(&server, "bedrock", &access_key()).await;
     assert_eq!(list(&server).await.iter().filter(|key| key["revoked_at"].is_null()).count(), 1);
 }

@@ -39,7 +39,7 @@ pub(crate) fn provider_key(start: &str) -> String {
 
 /// Returns an AWS access key as pretty JSON, with a unique secret.
 fn access_key() -> String {
-    let secret = format!("wJalrXUtn/{}", uuid(&OsEntropy).replace('-', "+"));
+    let secret = format!("wJalrXU/{}", uuid(&OsEntropy).replace('-', ""));
     note_secret(&secret);
     format!("{{\n  \"access_key_id\": \"AKIAIOSFODNN7EXAMPLE\",\n  \"secret_access_key\": \"{secret}\"\n}}")
 }

@@ -126,6 +126,7 @@ async fn non_public_url_is_refused_and_not_repeated() {
         ("https://0x7f000001/s3cret", "not an IP address in any notation"),
         ("https://localhost/s3cret", "must have a public DNS name"),
         ("https://db.internal/s3cret", "must have a public DNS name"),
+        ("https://xn--a.com/s3cret", "must be the Punycode of an international name"),
         ("http://127.0.0.1:9/s3cret", "must start with https://"),
         ("http://localhost:9/s3cret", "must start with https://"),
         ("https://hooks.example.com/a s3cret", "printable ASCII"),
@@ -163,11 +164,14 @@ async fn own_host_is_refused_as_receiver() {
     let kept = path(&new_endpoint(&server).await);
     let (ours, body) = ("api.karta-test.com", |url: &str| json!({ "url": url, "event_types": ["*"] }));
     for url in ["https://api.karta-test.com/v1/api_keys", "https://API.Karta-Test.com:443?x=1"] {
-        for (request, body) in
-            [(server.request(Method::POST, ROUTE), body(url)), (server.patch(&kept, json!({})), json!({ "url": url }))]
-        {
-            let (field, message) = validation_error(request.header("host", ours).body(body).send().await);
-            assert_eq!((&*field, &*message), ("url", "url must not point to this service"));
+        for host in [ours, "api.karta-test.com:8787", "API.karta-test.com.", "api.karta-test.com.:443"] {
+            for (request, body) in [
+                (server.request(Method::POST, ROUTE), body(url)),
+                (server.patch(&kept, json!({})), json!({ "url": url })),
+            ] {
+                let (field, message) = validation_error(request.header("host", host).body(body).send().await);
+                assert_eq!((&*field, &*message), ("url", "url must not point to this service"), "{host}");
+            }
         }
     }
     // Only API Gateway determines the host of a request.

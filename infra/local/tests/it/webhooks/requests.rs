@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::{ROUTE, Reaction, Receiver, URL, WebhookServer, deliveries, endpoint};
+use super::{ROUTE, Reaction, Receiver, URL, WebhookServer, deliveries, endpoint, publish_events};
 use crate::harness::{Reply, TestServer};
 
 async fn post(server: &TestServer, endpoint: u64, rest: &str) -> Reply {
@@ -207,6 +207,27 @@ async fn recovery_sends_only_missed_events() {
     recover(server, id, "2026-11-21T12:00:00Z").await.expect(202);
     webhooks.deliver().await;
     assert_eq!(receiver.received().len(), 4, "all events were delivered");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recovery_skips_an_unreadable_delivery() {
+    let (webhooks, clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
+    let receiver = Receiver::start().await;
+    let (id, _) = endpoint(server, &receiver.url, &["*"]).await;
+    receiver.react(Reaction::Status(500));
+    publish_events(server, 3).await;
+    webhooks.deliver().await;
+    clock.advance(Duration::from_secs(1));
+    let mut broken = server.items_of("karta-outbox", &format!("DLV#{}#{id}", server.organization_id)).await.remove(1);
+    broken["status"] = json!({ "S": "of another version" });
+    server.dynamodb("PutItem", json!({ "TableName": "karta-outbox", "Item": broken })).await;
+    receiver.react(Reaction::Status(200));
+    recover(server, id, "2026-11-21T11:59:00Z").await.expect(202);
+    webhooks.deliver().await;
+    assert!(server.outbox("WHR").await.is_empty(), "the recovery ends");
+    let succeeded = server.items_of("karta-outbox", &format!("DLV#{}#{id}", server.organization_id)).await;
+    assert_eq!(succeeded.iter().filter(|item| item["status"]["S"] == "succeeded").count(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
