@@ -22,7 +22,7 @@ pub type Fault = Box<dyn std::error::Error + Send + Sync>;
 /// Returns a function that adds the organization's id to a fault of one organization, so that the
 /// log identifies it.
 pub fn of_organization<E: Display>(organization: Id) -> impl FnOnce(E) -> Fault {
-    move |fault| format!("organization {organization}: {fault}").into()
+    move |fault: E| format!("organization {organization}: {fault}").into()
 }
 
 /// A function without a route. Its work must be idempotent: it is invoked again after a fault, and
