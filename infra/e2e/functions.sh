@@ -9,5 +9,6 @@ source infra/e2e/tools.sh
 mapfile -t functions < <(sed -nE 's/^ +Binary: //p' template.yaml)
 
 install_tools sam
-# One build is the same as one build each only while all functions ask for the same features of their dependencies.
+# One run makes the same binaries as one run per function only if all functions use the same features
+# of their dependencies (docs/decisions/0028-one-build-of-the-sdk.md).
 cargo lambda build --release --locked "${functions[@]/#/--package=}"

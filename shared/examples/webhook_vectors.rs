@@ -1,5 +1,6 @@
-//! Deliveries for foreign receivers to judge, some as they are signed and some tampered with: a JSON list of
-//! `{"what","is_genuine","secret","body","headers"}`. Of one run's time: a receiver has five minutes to look at them.
+//! Prints deliveries with which other implementations test their verification: a JSON list of
+//! `{"what","is_genuine","secret","body","headers"}`. Some are genuine and some are tampered with. They are signed
+//! with the current time, so they are valid for five minutes.
 
 use std::{
     io::{Write, stdout},

@@ -117,7 +117,7 @@ impl App {
         needs: Needs,
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let mut app = Self::from_env(&config::deployed_sdk()?)?;
-        app.metrics = Metrics::logged(config::metrics_namespace()?, function);
+        app.metrics = Metrics::to_log(config::metrics_namespace()?, function);
         app.secrets.require(&needs.secrets)?;
         // Two TLS handshakes with two services: run them concurrently.
         let (secrets, store) = tokio::join!(app.secrets.warm_up(), app.warm_up_store(needs.store));

@@ -48,7 +48,7 @@ struct ResealCount {
 pub async fn sweep<S: Sealed>(app: &App) -> Result<(), Fault> {
     let ring = app.secrets.ring_refetched(S::RING).await?;
     let current = ring.current().0;
-    let mut counts: BTreeMap<_, _> = ring.retiring().map(|kid| (kid.clone(), ResealCount::default())).collect();
+    let mut counts: BTreeMap<_, _> = ring.other_kids().map(|kid| (kid.clone(), ResealCount::default())).collect();
     for SealedItem { organization, id, kid } in app.store.not_sealed_under(S::KIND, current).await? {
         counts.entry(kid).or_default().resealed += usize::from(reseal::<S>(app, organization, id).await?);
     }
@@ -61,7 +61,7 @@ pub async fn sweep<S: Sealed>(app: &App) -> Result<(), Fault> {
     for (kid, ResealCount { resealed, remaining }) in counts {
         left += remaining;
         if ring.get(kid.as_str()).is_some() {
-            tracing::info!(worker = S::WORKER, %kid, resealed, remaining, "items sealed under a retired key");
+            tracing::info!(worker = S::WORKER, %kid, resealed, remaining, "items sealed under a key that is not current");
         } else {
             lost += remaining;
             tracing::error!(worker = S::WORKER, %kid, remaining, "items sealed under a missing key");

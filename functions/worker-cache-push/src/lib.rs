@@ -68,7 +68,8 @@ impl CachePush {
                     tracing::error!(
                         worker = Self::NAME,
                         data_plane,
-                        "data plane skipped: token is also a service token"
+                        fault = "its token is also a service token: give the data plane its own token",
+                        "data plane skipped"
                     );
                     BTreeSet::new()
                 } else {

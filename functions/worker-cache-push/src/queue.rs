@@ -71,11 +71,11 @@ fn next_try(app: &App, invalidation: &Invalidation, is_done: bool, now: Timestam
     app.entropy.fill(&mut random);
     let next_try = invalidation.next_try(now, random[0]);
     if next_try.is_none() {
-        let (organization_id, notified) = (invalidation.organization_id.get(), &invalidation.notified);
+        let (organization_id, confirmed) = (invalidation.organization_id.get(), &invalidation.notified);
         tracing::error!(
             worker = CachePush::NAME,
             organization_id,
-            ?notified,
+            ?confirmed,
             "invalidation abandoned after ten minutes"
         );
     }

@@ -108,6 +108,7 @@ export class Transport {
     const controller = new AbortController();
     const stop = () => controller.abort();
     let timedOut = false;
+    let answered = false;
     const timer = setTimeout(() => {
       timedOut = true;
       stop();
@@ -115,12 +116,16 @@ export class Transport {
     signal?.addEventListener("abort", stop, { once: true });
     try {
       const response = await fetch(baseUrl + path, { ...init, signal: controller.signal });
+      answered = true;
       return read(response, await response.text(), now);
     } catch (cause) {
       if (cause instanceof KartaError) throw cause;
       if (signal?.aborted) throw aborted(signal);
-      if (timedOut) throw new KartaTimeoutError(`no response from ${baseUrl} within ${timeout} ms`, { cause });
-      throw new KartaConnectionError(`no response from ${baseUrl}: check that baseUrl is correct and reachable`, { cause });
+      if (timedOut) throw new KartaTimeoutError(`no response from ${baseUrl} within ${timeout} ms: try again, or raise timeout`, { cause });
+      const message = answered
+        ? `incomplete response from ${baseUrl}: try again`
+        : `no response from ${baseUrl}: check that baseUrl is correct and reachable`;
+      throw new KartaConnectionError(message, { cause });
     } finally {
       clearTimeout(timer);
       signal?.removeEventListener("abort", stop);

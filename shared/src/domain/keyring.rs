@@ -67,10 +67,10 @@ pub enum KeyringError {
     MemberTwice(String),
     #[error("the secret of {kid} has {bytes} bytes; it needs at least 32")]
     SecretShort { kid: Kid, bytes: usize },
-    #[error("the secret of {0} is the name of a key")]
+    #[error("the secret of {0} equals a kid: use a random secret of at least 32 bytes")]
     SecretIsKid(Kid),
     /// A rotation between them would not replace the secret.
-    #[error("{0} and {1} have the same secret")]
+    #[error("{0} and {1} have the same secret: give each kid its own")]
     SecretTwice(Kid, Kid),
 }
 
@@ -119,7 +119,7 @@ impl Keyring {
     }
 
     /// Returns the kids that are not current.
-    pub fn retiring(&self) -> impl Iterator<Item = &Kid> {
+    pub fn other_kids(&self) -> impl Iterator<Item = &Kid> {
         self.others.iter().map(|(kid, _)| kid)
     }
 
@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(ring.current(), (&Kid("k2".to_owned()), b.as_bytes()));
         assert_eq!(ring.iter().collect::<Vec<_>>(), [b.as_bytes(), c.as_bytes(), a.as_bytes()]);
         assert_eq!(ring.get("k1"), Some(a.as_bytes()));
-        assert_eq!(ring.retiring().map(Kid::as_str).collect::<Vec<_>>(), ["k3", "k1"]);
+        assert_eq!(ring.other_kids().map(Kid::as_str).collect::<Vec<_>>(), ["k3", "k1"]);
     }
 
     #[test]

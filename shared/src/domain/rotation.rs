@@ -91,7 +91,7 @@ impl Keyring {
     /// Returns the newest key that a rotation added after the current one.
     fn pending_key(&self) -> Option<&Kid> {
         let current = self.current().0;
-        self.retiring().filter(|kid| made_at(kid) > made_at(current)).max_by_key(|kid| made_at(kid))
+        self.other_kids().filter(|kid| made_at(kid) > made_at(current)).max_by_key(|kid| made_at(kid))
     }
 
     /// Returns true only if a newer key of a rotation is current. Keys that an operator added may
@@ -102,7 +102,7 @@ impl Keyring {
     }
 
     fn kids(&self) -> impl Iterator<Item = &Kid> {
-        self.retiring().chain([self.current().0])
+        self.other_kids().chain([self.current().0])
     }
 }
 
@@ -244,7 +244,7 @@ mod tests {
             let mut known = BTreeMap::new();
             for (_, version) in &versions.current {
                 let ring = &versions.made[version];
-                for kid in ring.retiring().chain([ring.current().0]) {
+                for kid in ring.other_kids().chain([ring.current().0]) {
                     let secret = ring.get(kid.as_str()).unwrap();
                     prop_assert_eq!(*known.entry(kid.clone()).or_insert(secret), secret, "{}", kid);
                 }
@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn rotation_adds_promotes_and_removes_in_turn() {
         let kids = |ring: &Keyring| {
-            let others: Vec<_> = ring.retiring().map(Kid::to_string).collect();
+            let others: Vec<_> = ring.other_kids().map(Kid::to_string).collect();
             (ring.current().0.to_string(), others)
         };
         let day = Duration::from_hours(24);

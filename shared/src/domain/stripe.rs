@@ -41,9 +41,11 @@ pub enum SignatureError {
     Missing,
     #[error("The Stripe-Signature header must be t=<unix seconds>,v1=<signature>")]
     Malformed,
-    #[error("No v1 signature in the Stripe-Signature header matches the body")]
+    #[error("No v1 signature in the Stripe-Signature header matches the body: check the signing secret")]
     Mismatch,
-    #[error("The time in the Stripe-Signature header is more than 300 seconds off")]
+    #[error(
+        "The time in the Stripe-Signature header is more than 300 seconds off: check the clock, or send the event again"
+    )]
     OutOfTime,
 }
 

@@ -112,7 +112,7 @@ where
         if record.revealed_until.is_some_and(|end| end <= self.now.as_seconds()) {
             return Err(Error::Conflict {
                 code: "secret_already_revealed",
-                message: "The first response to this Idempotency-Key contained a secret, which is not shown again after 10 minutes",
+                message: "The first response to this Idempotency-Key contained a secret, which is not shown again after 10 minutes. Use the resource in id, or send a new Idempotency-Key.",
                 resource_id: Some(record.resource_id),
             });
         }

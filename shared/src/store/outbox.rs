@@ -127,21 +127,16 @@ impl Store {
             let store = self.clone();
             queries.spawn(async move { store.due_in_shard(shard, now).await });
         }
-        let (mut found, mut unreadable) = (DueItems::default(), 0_usize);
+        let mut found = DueItems::default();
         for shard in queries.join_all().await {
-            let (due, shard_unreadable) = shard?;
+            let due = shard?;
             found.items.extend(due.items);
             found.oldest = found.oldest.into_iter().chain(due.oldest).min();
-            unreadable += shard_unreadable;
-        }
-        if unreadable > 0 {
-            tracing::error!(queue = queue.name(), unreadable, "unreadable due items skipped");
         }
         Ok(found)
     }
 
-    /// Returns the readable due items of a shard, and the number of unreadable items.
-    async fn due_in_shard(&self, shard: String, now: Timestamp) -> Result<(DueItems, usize), StoreError> {
+    async fn due_in_shard(&self, shard: String, now: Timestamp) -> Result<DueItems, StoreError> {
         let mut pages = self
             .client
             .query()
@@ -153,22 +148,27 @@ impl Store {
             .limit(PAGE_SIZE)
             .into_paginator()
             .send();
-        let (mut found, mut unreadable) = (DueItems::default(), 0);
+        let (mut found, mut has_unreadable) = (DueItems::default(), false);
         while let Some(page) = pages.next().await {
             for item in page?.items.unwrap_or_default() {
                 let due_at = item.get("due_at").and_then(|at| at.as_s().ok()?.parse().ok());
                 found.oldest = found.oldest.or(due_at);
+                let key = ["pk", "sk"].map(|name| item.get(name).and_then(|value| value.as_s().ok()).cloned());
                 match decode(item) {
                     Ok(due) => found.items.push(due),
-                    Err(_) => unreadable += 1,
+                    Err(fault) => {
+                        let [pk, sk] = key;
+                        tracing::error!(pk, sk, %fault, "unreadable due item skipped");
+                        has_unreadable = true;
+                    }
                 }
             }
             // Unreadable items do not count towards the limit.
-            if unreadable == 0 || found.items.len() >= ENOUGH_ITEMS {
+            if !has_unreadable || found.items.len() >= ENOUGH_ITEMS {
                 break;
             }
         }
-        Ok((found, unreadable))
+        Ok(found)
     }
 
     /// Reads the due invalidations of the organization from the base table, oldest first. An

@@ -82,8 +82,8 @@ impl Store {
                     continue;
                 }
             };
-            // The fan-out decides whether the endpoint gets this event, so the recovery continues
-            // after it.
+            // The fan-out decides whether the endpoint gets this event, so the recovery stops here and
+            // a later run continues. After the timeout the recovery skips the event.
             if due_shard.is_some() && now.since(event.created_at) < FAN_OUT_TIMEOUT {
                 is_blocked = true;
                 break;

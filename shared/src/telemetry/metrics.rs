@@ -45,23 +45,28 @@ struct Measured {
 }
 
 impl Metrics {
-    pub fn logged(namespace: String, function: &'static str) -> Self {
-        Self::written(namespace, function, |line| {
+    /// Creates metrics that log each line.
+    pub fn to_log(namespace: String, function: &'static str) -> Self {
+        Self::with_writer(namespace, function, |line| {
             let line = line.to_string();
             tracing::info!(target: TARGET, line = line.as_str());
         })
     }
 
     /// Creates metrics that call `write` with each line.
-    pub fn written(namespace: String, function: &'static str, write: impl Fn(Value) + Send + Sync + 'static) -> Self {
+    pub fn with_writer(
+        namespace: String,
+        function: &'static str,
+        write: impl Fn(Value) + Send + Sync + 'static,
+    ) -> Self {
         Self(Some(Arc::new(Source { namespace, function, write: Box::new(write) })))
     }
 
-    /// Records the validation of a credential and its outcome. `proving` is `None` if no digest was
+    /// Records the validation of a credential and its outcome. `proof_source` is `None` if no digest was
     /// needed.
-    pub fn validation(&self, at: Timestamp, outcome: &str, proving: Option<ProofSource>) {
+    pub fn validation(&self, at: Timestamp, outcome: &str, proof_source: Option<ProofSource>) {
         let mut groups = vec![MetricGroup { by: Some(("Outcome", outcome)), values: vec![count("Validations", 1)] }];
-        match proving {
+        match proof_source {
             Some(ProofSource::Known) => groups.push(MetricGroup { by: None, values: vec![count("ProofCacheHits", 1)] }),
             Some(ProofSource::Compared { waited, ran }) => {
                 let took = [milliseconds("BcryptWait", waited), milliseconds("BcryptTime", ran)];
@@ -170,7 +175,9 @@ mod tests {
     fn written(measure: impl FnOnce(&Metrics)) -> Vec<Value> {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&lines);
-        measure(&Metrics::written("Karta/test".to_owned(), "authorizer", move |line| kept.lock().unwrap().push(line)));
+        measure(&Metrics::with_writer("Karta/test".to_owned(), "authorizer", move |line| {
+            kept.lock().unwrap().push(line)
+        }));
         lines.lock().unwrap().clone()
     }
 

@@ -43,7 +43,8 @@ impl Lines {
 
     fn app(&self, app: &App, function: &'static str) -> App {
         let (mut app, kept) = (app.clone(), Arc::clone(&self.0));
-        app.metrics = Metrics::written("Karta/test".to_owned(), function, move |line| kept.lock().unwrap().push(line));
+        app.metrics =
+            Metrics::with_writer("Karta/test".to_owned(), function, move |line| kept.lock().unwrap().push(line));
         app
     }
 

@@ -54,7 +54,7 @@ pub(crate) fn metrics_of(line: &Value) -> Vec<Metric> {
 fn written() -> BTreeMap<String, BTreeSet<String>> {
     let lines = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&lines);
-    let metrics = Metrics::written("Karta/test".to_owned(), "f", move |line| kept.lock().unwrap().push(line));
+    let metrics = Metrics::with_writer("Karta/test".to_owned(), "f", move |line| kept.lock().unwrap().push(line));
     let (at, time): (Timestamp, _) = ("2026-11-22T12:00:00Z".parse().unwrap(), Duration::from_secs(1));
     metrics.validation(at, "valid", Some(ProofSource::Compared { waited: time, ran: time }));
     metrics.usage_lag(at, time);
@@ -77,7 +77,7 @@ fn every_alarm_is_documented_and_notifies_the_topic() {
     for (id, alarm) in alarms() {
         let name = alarm["AlarmName"].as_str().unwrap().strip_prefix("karta-${Stage}-").unwrap().to_owned();
         for actions in ["AlarmActions", "OKActions"] {
-            assert_eq!(alarm[actions], json!(["TellsOfAlarms", ["AlarmTopicArn"], "AWS::NoValue"]), "{id}");
+            assert_eq!(alarm[actions], json!(["HasAlarmTopic", ["AlarmTopicArn"], "AWS::NoValue"]), "{id}");
         }
         let (namespace, metric) = (alarm["Namespace"].as_str().unwrap(), alarm["MetricName"].as_str().unwrap());
         let scheduled = ["OutboxAge", "AuditChainLag", "SealedRemaining"].contains(&metric);

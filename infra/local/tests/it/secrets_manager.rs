@@ -91,7 +91,7 @@ impl SecretsManager {
     /// Returns the names of the current ring's keys, the current key first.
     pub(crate) fn kids(&self, secret: &str) -> Vec<String> {
         let ring: Keyring = serde_json::from_value(self.current(secret)).unwrap();
-        [ring.current().0].into_iter().chain(ring.retiring()).map(ToString::to_string).collect()
+        [ring.current().0].into_iter().chain(ring.other_kids()).map(ToString::to_string).collect()
     }
 
     /// Notes the secrets of all versions for the check of the run's logs.
