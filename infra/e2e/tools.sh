@@ -38,7 +38,10 @@ digests() {
 
 # Succeeds if .aws-sam/build holds the binaries that functions.sh built, and the present template.
 is_built_by_sam() {
+  local functions
+  functions=$(grep --count '^ *Binary: ' template.yaml)
   [[ .aws-sam/build/template.yaml -nt template.yaml ]] &&
+    [[ $(digests .aws-sam/build | wc -l) == "$functions" ]] &&
     [[ -z $(comm -13 <(digests "${CARGO_TARGET_DIR:-target}/lambda") <(digests .aws-sam/build)) ]]
 }
 

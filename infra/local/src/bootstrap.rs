@@ -5,7 +5,11 @@ use karta_shared::{
     App,
     bootstrap::OrganizationBootstrap,
     domain::{Actor, ActorKind, ApiKeyToken, AuditEvent, Id, Name, NewAuditEvent, Organization, ResourceRef, Slug},
+    store::{CommitError, Conflict},
 };
+
+/// Maximum attempts if a drawn id is taken.
+const MAX_ATTEMPTS: usize = 5;
 
 /// The organization that a run uses.
 #[derive(Debug)]
@@ -22,9 +26,19 @@ pub async fn organization(app: &App, slug: &Slug, actor_name: &str) -> Result<Bo
     if let Some(organization) = app.store.organization_by_slug(slug).await? {
         return Ok(BootstrapResult { organization, api_key: None });
     }
-    let now = app.clock.now();
     let name = Name::try_from(slug.as_str().to_owned()).context("--org")?;
-    let organization = Organization::new(Id::draw(now, &*app.entropy), slug.clone(), name, now);
+    for _ in 1..MAX_ATTEMPTS {
+        match create(app, slug, &name, actor_name).await {
+            Err(error) if matches!(error.downcast_ref(), Some(CommitError::Conflict(Conflict::IdTaken))) => {}
+            created => return created,
+        }
+    }
+    create(app, slug, &name, actor_name).await
+}
+
+async fn create(app: &App, slug: &Slug, name: &Name, actor_name: &str) -> Result<BootstrapResult> {
+    let now = app.clock.now();
+    let organization = Organization::new(Id::draw(now, &*app.entropy), slug.clone(), name.clone(), now);
     let bootstrap = OrganizationBootstrap::new(app, organization, now).await?;
     let mut transaction = app.store.transaction();
     bootstrap.stage(&mut transaction, |event: NewAuditEvent| AuditEvent {

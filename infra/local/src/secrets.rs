@@ -105,6 +105,10 @@ impl LocalSecrets {
         let path = folder.map(|folder| folder.join(SECRETS_FILE));
         let mut stored = path.as_deref().map(read).transpose()?.unwrap_or_default();
         if let Some(folder) = folder {
+            // Before the check, so that the list exists for whoever gives up a lost ring.
+            if folder.join(STORE_FILE).exists() && !folder.join(RINGS_FILE).exists() {
+                write_rings(folder, &listed_rings(folder)?)?;
+            }
             require_rings(folder, &stored)?;
         }
         let known = stored.len();
@@ -209,20 +213,23 @@ fn require_rings(folder: &Path, stored: &StoredSecrets) -> Result<()> {
 
 fn listed_rings(folder: &Path) -> Result<BTreeSet<String>> {
     let path = folder.join(RINGS_FILE);
-    match fs::read_to_string(&path) {
-        Ok(text) => Ok(text.split_whitespace().map(ToOwned::to_owned).collect()),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            Ok(UNLISTED_RINGS.map(|ring| ring.name().to_owned()).into())
-        }
-        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
-    }
+    let text = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        text => text.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    let listed: BTreeSet<_> = text.split_whitespace().map(ToOwned::to_owned).collect();
+    if listed.is_empty() { Ok(UNLISTED_RINGS.map(|ring| ring.name().to_owned()).into()) } else { Ok(listed) }
 }
 
 /// Adds this version's rings to the list. A later version's rings stay listed.
 fn list_rings(folder: &Path) -> Result<()> {
-    let path = folder.join(RINGS_FILE);
     let mut rings = listed_rings(folder)?;
     rings.extend(Ring::ALL.map(|ring| ring.name().to_owned()));
+    write_rings(folder, &rings)
+}
+
+fn write_rings(folder: &Path, rings: &BTreeSet<String>) -> Result<()> {
+    let path = folder.join(RINGS_FILE);
     let text: String = rings.iter().flat_map(|ring| [ring.as_str(), "\n"]).collect();
     if fs::read(&path).is_ok_and(|listed| listed == text.as_bytes()) { Ok(()) } else { write(&path, text.as_bytes()) }
 }

@@ -91,7 +91,10 @@ const OTHER_PURPOSES: [(&str, &str); 7] = [
     ("bedrock-api-key-", "a short-term Bedrock API key, which ends within 12 hours"),
 ];
 /// Parts of keys in examples and templates, in lower case and without `-` and `_`.
-const PLACEHOLDERS: [&str; 7] = ["apikey", "yourkey", "keyhere", "placeholder", "example", "changeme", "xxxxxx"];
+const PLACEHOLDERS: [&str; 8] =
+    ["apikey", "yourkey", "keyhere", "placeholder", "example", "changeme", "xxxxxx", "skantapi03"];
+/// Words of such keys between `-` and `_`.
+const PLACEHOLDER_WORDS: [&str; 6] = ["your", "replace", "insert", "dummy", "here", "goes"];
 /// Parts between a provider's prefix and the random characters.
 const KINDS: [&str; 4] = ["api03-", "proj-", "svcacct-", "v1-"];
 /// Minimum number of distinct letters and digits in the random part of a key.
@@ -243,7 +246,9 @@ fn is_placeholder(random: &str) -> bool {
     let mut letters = Zeroizing::new(Vec::<u8>::with_capacity(random.len()));
     letters.extend(random.bytes().filter(u8::is_ascii_alphanumeric).map(|byte| byte.to_ascii_lowercase()));
     distinct.count() < MIN_DISTINCT
-        || random.split(['-', '_']).any(is_crossed_out)
+        || random
+            .split(['-', '_'])
+            .any(|part| is_crossed_out(part) || PLACEHOLDER_WORDS.iter().any(|word| part.eq_ignore_ascii_case(word)))
         || PLACEHOLDERS.iter().any(|word| letters.windows(word.len()).any(|part| part == word.as_bytes()))
 }
 

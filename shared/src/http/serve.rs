@@ -26,14 +26,13 @@ use super::{
     error, event,
     idempotency::IdempotencyKey,
     json::{self, Json},
-    path::decode_unreserved,
     query,
     reader::{self, Texts},
 };
 use crate::{
     app::{App, Needs},
     auth,
-    domain::Id,
+    domain::{Id, finds_secret},
     entropy::uuid,
     telemetry,
 };
@@ -192,11 +191,10 @@ fn meta(app: &App, request: &Request, context: Option<&ApiGatewayProxyRequestCon
         service: OnceLock::new(),
     };
     meta.user_agent = user_agent.map(|text| {
-        // A client may percent-encode a secret: then the decoded text is scrubbed and kept.
-        let decoded = decode_unreserved(text);
-        let scrubbed = meta.scrub(&decoded);
-        let kept = if scrubbed == decoded { meta.scrub(text) } else { scrubbed };
-        kept.chars().take(256).collect()
+        let scrubbed = meta.scrub(text);
+        // The scrubber does not decode, and a client may percent-encode a secret.
+        let is_encoded = text.contains('%') && finds_secret(&scrubbed);
+        if is_encoded { "[redacted]".to_owned() } else { scrubbed.chars().take(256).collect() }
     });
     meta
 }

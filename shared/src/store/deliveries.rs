@@ -248,7 +248,15 @@ impl Store {
             .await?;
         let mut found = DueDeliveries::default();
         for item in output.items.unwrap_or_default() {
-            let pending: PendingDelivery = decode(item)?;
+            let sk = super::required_text(&item, "sk")?.to_owned();
+            let pending = match decode::<PendingDelivery>(item) {
+                Ok(pending) => pending,
+                Err(fault) => {
+                    let organization_id = organization.get();
+                    tracing::error!(organization_id, sk, %fault, "unreadable pending delivery skipped");
+                    continue;
+                }
+            };
             let never_attempted = pending.attempts == 0 && pending.at <= now.plus(MAX_CLOCK_SKEW);
             if pending.at <= now || never_attempted {
                 found.due.push(pending);
@@ -259,7 +267,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Returns the events of deliveries by id, without those that are no longer kept.
+    /// Returns the events of deliveries by id, without those that are no longer kept or unreadable.
     pub async fn events(
         &self,
         organization: Id,
@@ -268,8 +276,17 @@ impl Store {
         let keys: Vec<_> =
             pending.iter().map(|pending| Key::event(organization, pending.event_at, pending.id)).collect();
         let items = self.batch_get(Table::Outbox, &keys).await?;
-        let event = |item| decode::<Event>(item).map(|event| (event.id, event));
-        items.into_iter().map(event).collect()
+        let mut events = HashMap::with_capacity(items.len());
+        for item in items {
+            let sk = super::required_text(&item, "sk")?.to_owned();
+            match decode::<Event>(item) {
+                Ok(event) => drop(events.insert(event.id, event)),
+                Err(fault) => {
+                    tracing::error!(organization_id = organization.get(), sk, %fault, "unreadable event skipped");
+                }
+            }
+        }
+        Ok(events)
     }
 
     /// Records the result of an attempt together with the writes in `transaction`.

