@@ -987,9 +987,11 @@ mod tests {
 
     #[test]
     fn credential_is_recognised_by_its_key() {
-        for (key, value) in
-            [("password", "Hunter22"), ("X-Api-Key", "0a1b2c3d4e5f60718293"), ("stripe_api_key", "9f8e7d6c5b4a39281706")]
-        {
+        for (key, value) in [
+            ("password", "Hunter22"),
+            ("X-Api-Key", "0a1b2c3d4e5f60718293"),
+            ("stripe_api_key", "9f8e7d6c5b4a39281706"),
+        ] {
             let (field, message) = refusal("metadata", json!({ key: value }));
             assert_eq!(field, format!("metadata.{key}"));
             assert!(message.contains("must not contain a key, token or password"), "{message}");
