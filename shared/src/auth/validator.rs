@@ -57,6 +57,7 @@ pub struct Validator {
 }
 
 /// Proof that a token is the plaintext of this key.
+#[expect(clippy::struct_field_names, reason = "the names of the stored attributes")]
 #[derive(Debug, Clone, Copy)]
 struct Proof {
     organization_id: Id,
@@ -195,9 +196,9 @@ impl Validator {
         };
         let read_at = self.clock.now();
         let Proof { organization_id, api_key_id, lineage_id } = proof;
-        let records_use =
+        let must_record =
             record_use != RecordUse::Never && self.use_write_due.get(&api_key_id).is_none_or(|due| due <= read_at);
-        let (key_state, spending) = if records_use {
+        let (key_state, spending) = if must_record {
             self.store.access_to_use(organization_id, api_key_id, lineage_id, read_at).await?
         } else {
             self.store.access_to_spend(organization_id, api_key_id, lineage_id, read_at).await?
@@ -207,7 +208,7 @@ impl Validator {
             Err(why) => Verdict::Invalid(why),
         };
         if let Verdict::Valid(valid) = &verdict
-            && records_use
+            && must_record
             && record_use.counts(valid)
         {
             self.write_use(valid).await;

@@ -629,7 +629,7 @@ mod tests {
                 "it must be a JSON object of tokens",
             ),
             (TOKENS, format!(r#"{{"powers":{{}},"{A}":"ops","{A}":"ops"}}"#), "invalid name (32 bytes)"),
-            (PLANES, format!(r#"[{{{plane}}}]"#), "it must be a JSON object of data planes by name"),
+            (PLANES, format!("[{{{plane}}}]"), "it must be a JSON object of data planes by name"),
             (PLANES, format!(r#"{{"eu":["https://eu.example.com","{A}"]}}"#), "the data plane eu must be an object"),
             (PLANES, format!(r#"{{"eu":{{{plane}}},"eu":{{{plane}}}}}"#), "more than one data plane has the name eu"),
             (

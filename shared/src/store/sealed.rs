@@ -35,13 +35,18 @@ impl Store {
     /// Returns the items of all organizations that are sealed under another key than `kid`,
     /// including keys that have left the ring. The index may be slightly behind: callers read each
     /// item again.
-    pub async fn not_sealed_under(&self, kind: SealedKind, kid: &Kid) -> Result<Vec<SealedItem>, StoreError> {
-        let mut found = self.sealed_where(kind, "kid < :kid", kid).await?;
-        found.append(&mut self.sealed_where(kind, "kid > :kid", kid).await?);
+    pub async fn not_sealed_under(&self, sealed: SealedKind, kid: &Kid) -> Result<Vec<SealedItem>, StoreError> {
+        let mut found = self.sealed_where(sealed, "kid < :kid", kid).await?;
+        found.append(&mut self.sealed_where(sealed, "kid > :kid", kid).await?);
         Ok(found)
     }
 
-    async fn sealed_where(&self, kind: SealedKind, condition: &str, kid: &Kid) -> Result<Vec<SealedItem>, StoreError> {
+    async fn sealed_where(
+        &self,
+        sealed: SealedKind,
+        condition: &str,
+        kid: &Kid,
+    ) -> Result<Vec<SealedItem>, StoreError> {
         let (mut found, mut start) = (Vec::new(), None);
         loop {
             let output = self
@@ -50,7 +55,7 @@ impl Store {
                 .table_name(self.table(Table::Main))
                 .index_name(SEALED_INDEX)
                 .key_condition_expression(format!("sealed_shard = :pk AND {condition}"))
-                .expression_attribute_values(":pk", AttributeValue::S(kind.shard().to_owned()))
+                .expression_attribute_values(":pk", AttributeValue::S(sealed.shard().to_owned()))
                 .expression_attribute_values(":kid", AttributeValue::S(kid.to_string()))
                 .set_exclusive_start_key(start)
                 .limit(PAGE_SIZE)
@@ -58,7 +63,7 @@ impl Store {
                 .await?;
             for item in output.items.unwrap_or_default() {
                 let IndexEntry { key, kid } = decode(item)?;
-                if let Some((organization, id)) = key.parse_sealed(kind) {
+                if let Some((organization, id)) = key.parse_sealed(sealed) {
                     found.push(SealedItem { organization, id, kid });
                 } else {
                     tracing::error!(pk = key.pk, sk = key.sk, "unreadable sealed item skipped");

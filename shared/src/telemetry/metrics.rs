@@ -176,7 +176,7 @@ mod tests {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&lines);
         measure(&Metrics::with_writer("Karta/test".to_owned(), "authorizer", move |line| {
-            kept.lock().unwrap().push(line)
+            kept.lock().unwrap().push(line);
         }));
         lines.lock().unwrap().clone()
     }
