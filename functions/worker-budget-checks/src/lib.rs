@@ -70,7 +70,7 @@ async fn check(app: &App, due: &DueItem) -> Result<(), Fault> {
 }
 
 /// Removes a finished check. An exhausted budget is checked again at the start of the next month,
-/// because no other event reports that it is restored.
+/// because nothing is written when a new month restores it.
 async fn finish(app: &App, check: &BudgetCheck, sk: &str, recheck_at: Option<Timestamp>) -> Result<(), Fault> {
     let mut transaction = app.store.transaction();
     transaction.finish_budget_check(check, sk)?;

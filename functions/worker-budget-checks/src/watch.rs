@@ -46,6 +46,7 @@ pub(crate) async fn watched(app: &App, check: &BudgetCheck, month: Month) -> Res
         WatchedBudget {
             subject: BudgetSubject::Key(key.lineage_id),
             subject_json: json!({ "kind": "api_key", "id": key.id }),
+            // The subscription counts only in the organization's verdict.
             verdict: BudgetVerdict::new(SubscriptionStatus::Active, &spending),
             budget: key.budget,
             spent,

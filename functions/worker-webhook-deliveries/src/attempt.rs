@@ -39,7 +39,7 @@ pub(crate) struct Receiver {
 pub(crate) enum AttemptEnd {
     Delivered,
     Failed,
-    /// The endpoint is disabled, or another worker holds its lease.
+    /// The endpoint was disabled or has changed, or the result was superseded.
     Stop,
 }
 
@@ -104,8 +104,8 @@ impl Receiver {
         next_attempt(pending.attempts, outcome.retry_after, self.app.clock.now(), random[0])
     }
 
-    /// Records a result, and disables the endpoint if there is a reason. Returns false if the lease
-    /// was lost.
+    /// Records a result, and disables the endpoint if there is a reason. Returns false if the result
+    /// was superseded.
     async fn record(
         &self,
         lease: &Lease,
@@ -177,7 +177,7 @@ impl Receiver {
 }
 
 /// Converts an outcome to the stored attempt. The body is redacted, because a receiver may return
-/// the event or its own secrets.
+/// secrets.
 fn to_attempt(at: Timestamp, outcome: Outcome) -> Attempt {
     let body = String::from_utf8_lossy(&outcome.response_body);
     let mut body = telemetry::scrub(&body).into_owned();

@@ -19,6 +19,7 @@ pub struct AuditLog {
     /// The last link before the events were read. The events of later links may have been read
     /// before they were chained.
     pub settled: u64,
+    /// Whether the log holds the event of the organization's creation.
     pub created: bool,
     /// Sort keys of items that are neither event, link, claim nor anchor.
     pub unreadable: BTreeSet<String>,

@@ -16,7 +16,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 /// DynamoDB's limit on the items of a Query response, in bytes. An item's text is never shorter
-/// than its size in DynamoDB.
+/// than its size in DynamoDB. Also applied to a BatchGetItem, whose own limit is higher.
 const MAX_RESPONSE_BYTES: usize = 1 << 20;
 /// DynamoDB's limit on the keys of a BatchGetItem.
 const MAX_BATCH_KEYS: usize = 100;
