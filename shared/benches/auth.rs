@@ -78,9 +78,9 @@ fn stored(runtime: &Runtime, bcrypt_cost: u32) -> Stored {
     let credential =
         Credential { organization_id: organization.id, api_key_id: key.id, lineage_id: key.id, digest: digest.clone() };
     let query = json!({ "Count": 1, "Items": [item(&credential, "KP#", "K#")] }).to_string();
-    let key_sk = format!("{:016}", key.id.get());
-    let batch = json!({ "Responses": { "karta": [item(&organization, "ORG#", "META"), item(&key, "KEY#", &key_sk)] } })
-        .to_string();
+    let organization_item = item(&organization, &format!("ORG#{}", organization.id), "META");
+    let key_item = item(&key, &format!("KEY#{}", organization.id), &format!("{:016}", key.id.get()));
+    let batch = json!({ "Responses": { "karta": [organization_item, key_item] } }).to_string();
     let sdk = SdkConfig::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::from_static("us-east-1"))
