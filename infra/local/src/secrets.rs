@@ -105,7 +105,7 @@ impl LocalSecrets {
         let path = folder.map(|folder| folder.join(SECRETS_FILE));
         let mut stored = path.as_deref().map(read).transpose()?.unwrap_or_default();
         if let Some(folder) = folder {
-            // Before the check, so that the list exists for whoever gives up a lost ring.
+            // Before the check, so that an operator can delete a lost ring from the list.
             if folder.join(STORE_FILE).exists() && !folder.join(RINGS_FILE).exists() {
                 write_rings(folder, &listed_rings(folder)?)?;
             }
