@@ -195,6 +195,21 @@ pub fn finds_own_secret(text: &str) -> bool {
     starts_anywhere(text, |scan, at| scan.shape(at, OWN).is_some() || scan.is_jwt(at))
 }
 
+/// Finds a password by the name of its field. The value is not part of a longer text, so no comma
+/// or semicolon ends it.
+pub(super) fn is_named_password(name: &str, value: &str) -> bool {
+    let name = name.as_bytes();
+    let is_password = (0..name.len()).any(|at| {
+        // `1Password` is a product.
+        (at == 0 || !name[at - 1].is_ascii_digit())
+            && NAMES.iter().filter(|(_, kind)| matches!(kind, ValueKind::Password)).any(|(words, _)| {
+                after_name(&name[at..], words).is_some_and(|rest| rest.iter().all(|byte| b" :=>\"'".contains(byte)))
+            })
+    });
+    let value = value.trim_start_matches(|first: char| first.is_whitespace() || matches!(first, '"' | '\''));
+    is_password && starts_with_password(value.as_bytes())
+}
+
 /// Redacts the characters after each brand, and the values of named secrets. Borrows if nothing is
 /// redacted.
 pub fn redact_shapes(text: &str) -> Cow<'_, str> {
@@ -634,6 +649,20 @@ fn looks_chosen(value: &[u8]) -> bool {
         && value.iter().any(u8::is_ascii_uppercase)
 }
 
+/// Returns whether the first word of a value looks like a chosen password. Unlike in a text, only a
+/// blank ends the word.
+fn starts_with_password(value: &[u8]) -> bool {
+    let word = run(&value[..value.len().min(MAX_VALUE)], |byte| byte > b' ' && byte != 0x7f);
+    word.first().is_some_and(|first| ValueKind::Password.takes(*first)) && !is_reference(word) && looks_chosen(word)
+}
+
+/// Returns whether a word starts with a scheme in lower case, as a URL or an ARN does. It names the
+/// place of a password.
+fn is_reference(word: &[u8]) -> bool {
+    let scheme = run(word, |byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+.-".contains(&byte));
+    scheme.first().is_some_and(u8::is_ascii_lowercase) && word[scheme.len()..].starts_with(b":")
+}
+
 const MAX_BASIC: usize = 1_024;
 
 /// Finds `Basic …` with the base64 of `user:password`. Returns the range of the base64.
@@ -934,6 +963,36 @@ mod tests {
             "design=0a1b2c3d4e5f60718293a4b5c6d7e8f901234567 sig=short",
         ] {
             assert!(!finds_secret(text) && !finds_own_secret(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn named_password_is_judged_as_a_whole() {
+        for (name, value) in [
+            ("password", "Hunter22"),
+            ("password", "Abc,Def123"),
+            ("DB_PASSWORD", "Abc;Def123!"),
+            ("database pwd", "B:a|c&d12"),
+            ("passwd:", " A(b)c[d]1"),
+            ("password", "\"Abc,Def123\""),
+            ("password", "Ab\"c'D\\123 of the database"),
+        ] {
+            assert!(is_named_password(name, value), "{name}: {value}");
+        }
+        for (name, value) in [
+            ("password", ""),
+            ("password", "changeme,2026"),
+            ("password", "see the Vault, item 12"),
+            ("password", "{{Vault_item1}}"),
+            ("password", "<Vault,item1>"),
+            ("password", "$PASSWORD_1a"),
+            ("password", "https://vault.example.com/App1"),
+            ("password", "arn:aws:secretsmanager:eu-west-1:123456789012:secret:App"),
+            ("password_policy", "Abc,Def123"),
+            ("1Password", "Abc,Def123"),
+            ("note", "Abc,Def123"),
+        ] {
+            assert!(!is_named_password(name, value), "{name}: {value}");
         }
     }
 
