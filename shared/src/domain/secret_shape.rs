@@ -578,7 +578,9 @@ fn named(text: &[u8], at: usize) -> Option<Named> {
         let value = value_of(after)?;
         let gap = &after[..after.len() - value.len()];
         let (has_scheme, value) = if matches!(kind, ValueKind::Header) { scheme(value) } else { (false, value) };
-        let (start, length) = (rest.len() - value.len(), kind.length(value, has_scheme)?);
+        let (start, word) = (rest.len() - value.len(), kind.length(value, has_scheme));
+        let quote = gap.last().filter(|last| matches!(kind, ValueKind::Password) && b"\"'".contains(last));
+        let length = quote.map_or(word, |quote| quoted_length(*quote, value, word.is_some()))?;
         Some(Named { value: start..start + length, keeps_json: keeps_json(gap) })
     })
 }
@@ -654,6 +656,13 @@ fn looks_chosen(value: &[u8]) -> bool {
 fn starts_with_password(value: &[u8]) -> bool {
     let word = run(&value[..value.len().min(MAX_VALUE)], |byte| byte > b' ' && byte != 0x7f);
     word.first().is_some_and(|first| ValueKind::Password.takes(*first)) && !is_reference(word) && looks_chosen(word)
+}
+
+/// Returns the length of a password in quotes. Ends it at the closing quote, at an escape and at the
+/// end of the line, so that JSON stays valid.
+fn quoted_length(quote: u8, value: &[u8], is_secret: bool) -> Option<usize> {
+    let quoted = run(value, |byte| byte >= b' ' && byte != 0x7f && byte != quote && !b"\"\\".contains(&byte));
+    (is_secret || starts_with_password(quoted)).then_some(quoted.len())
 }
 
 /// Returns whether a word starts with a scheme in lower case, as a URL or an ARN does. It names the
@@ -858,6 +867,7 @@ mod tests {
             "X-Auth-Token: 0123456789abcdef",
             "proxy: Basic dXNlcjpwYXNz",
             "basic dXNlcjpwYXNzdw==",
+            r#"{"password":"Abc,Def123"}"#,
         ] {
             assert!(finds_secret(text), "{text}");
         }
@@ -870,6 +880,11 @@ mod tests {
             (r#"{"password": "Sommer2026:!", "a": 1}"#, r#"{"password": "[redacted]", "a": 1}"#),
             (r#"{"m":"{\"api_key\":\"0a1b2c3d4e5f6071\"}"}"#, r#"{"m":"{\"api_key\":\"[redacted]\"}"}"#),
             ("Server=db;Password=Sommer2026;Encrypt=True", "Server=db;Password=[redacted];Encrypt=True"),
+            (r#"password="Abc12345;def" x"#, r#"password="[redacted]" x"#),
+            ("password: 'Abc,Def123 it', ok", "password: '[redacted]', ok"),
+            (r#"password="it's Abc12345", ok"#, r#"password="it's Abc12345", ok"#),
+            (r#"{"m":"password=\"Abc1,Defg\\n\", ok"}"#, r#"{"m":"password=\"[redacted]\\n\", ok"}"#),
+            (r#"{"m":"pwd='Abc1,Defg","n":"it's"}"#, r#"{"m":"pwd='[redacted]","n":"it's"}"#),
             ("é pwd: Größe2026é.", "é pwd: [redacted]"),
             (r"client_secret:\n 7QxW9z3RkT5mVb2N\n", r"client_secret:\n [redacted]\n"),
             ("x-auth-token: 0123456789abcdef;", "x-auth-token: [redacted];"),
@@ -954,6 +969,9 @@ mod tests {
             "password=${DB_PASSWORD_1} pwd=$PASSWORD1 password: {{ vault_password_1 }}",
             "PWD=/home/app1/src2 OLDPWD=../app1/src2",
             "password: https://vault.example.com/app1",
+            r#"{"password":"https://vault.example.com/App1","n":"See item 12, Ann"}"#,
+            r#"{"password":"","note":"Abc,Def123"}"#,
+            r#"password="see item 12, Ann" password="<Vault,item1>""#,
             "API key: web-shop-production-2026-11-29",
             "API key: kt_live_a1B2c3",
             "access token: 2026-11-29T12:00:00Z",
@@ -1032,6 +1050,8 @@ mod tests {
             "\\n",
             "%25",
             "sk-aaaaaaaaaaaaaaaa",
+            "password='",
+            "password=\"a'",
         ] {
             let text = unit.repeat(256 * 1024 / unit.len());
             let quickest = (0..10).map(|_| time(&text)).find(|taken| *taken < usual * 30);
