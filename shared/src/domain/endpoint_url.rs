@@ -109,7 +109,8 @@ impl<'a> Outline<'a> {
 
     /// Checks that every `xn--` label of the host is the Punycode (RFC 3492) of an international
     /// name. URL parsers reject other labels, so a client could never call the URL. Their rules (UTS
-    /// #46) need large tables; this check accepts every name that they accept, apart from symbols.
+    /// #46) need large tables; this check accepts every name that they accept, apart from symbols,
+    /// and some that they reject.
     pub(super) fn check_international(&self) -> Result<(), Invalid> {
         let is_valid = |label: &str| match label.strip_prefix("xn--").map(punycode::decode) {
             Some(Some(name)) => !name.iter().all(char::is_ascii) && name.into_iter().all(is_in_name),
@@ -197,13 +198,20 @@ fn check_public_name(host: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Returns false for a character that no lower-case name holds: a symbol of Latin scripts other than
-/// the middle dot (RFC 5892), a capital, a blank, and private use.
+/// Returns false for a character that no valid name holds: a symbol of Latin scripts other than the
+/// middle dot (RFC 5892), a letter that case folding replaces, a full-width or mathematical form of
+/// another letter, a blank, and private use.
 fn is_in_name(c: char) -> bool {
     let is_symbol = c != '·' && (c < '\u{C0}' || (c < '\u{300}' && !c.is_alphabetic()));
-    let is_capital = c.to_lowercase().next() != Some(c);
+    let is_folded = match c {
+        // Case folding replaces the small letters of Cherokee, because its capitals are older.
+        '\u{13A0}'..='\u{13F5}' => false,
+        '\u{13F8}'..='\u{13FD}' | '\u{AB70}'..='\u{ABBF}' => true,
+        _ => c.to_lowercase().next() != Some(c),
+    };
+    let is_variant = matches!(c, '\u{FF00}'..='\u{FFEF}' | '\u{1D400}'..='\u{1D7FF}');
     let is_private = matches!(c, '\u{E000}'..='\u{F8FF}' | '\u{E0000}'..='\u{10FFFF}');
-    c.is_ascii() || !(is_symbol || is_capital || c.is_whitespace() || is_private)
+    c.is_ascii() || !(is_symbol || is_folded || is_variant || c.is_whitespace() || is_private)
 }
 
 #[cfg(test)]
@@ -219,7 +227,7 @@ mod tests {
             "ab--cd.example.com",
             "xn.example.com",
             "xn-a.example.com",
-            // bücher, пример.рф, पुस्तक, faß, a·b, i❤
+            // bücher, пример.рф, पुस्तक, faß, a·b, i❤, Cherokee in capitals, Cyrillic а in аpple
             "xn--bcher-kva.example.com",
             "XN--BCHER-KVA.example.com",
             "a.xn--e1afmkfd.xn--p1ai",
@@ -227,6 +235,8 @@ mod tests {
             "xn--fa-hia.example.com",
             "xn--ab-0ea.example.com",
             "xn--i-7iq.example.com",
+            "xn--58dc.example.com",
+            "xn--pple-43d.example.com",
         ] {
             assert_eq!(checked(host), Ok(()), "{host}");
         }
@@ -239,12 +249,16 @@ mod tests {
             "xn--99999999.com",
             "xn---foo.com",
             "xn--bcher-kva1.com",
-            // ©, bÜcher, a blank, private use, x×y
+            // ©, bÜcher, a blank, private use, x×y, Cherokee in small letters, full-width api, bold a
             "xn--gba.com",
             "xn--bcher-2pa.com",
             "xn--a-3ba.com",
             "xn--0y0c.com",
             "xn--xy-rha.com",
+            "xn--kz9a8a.com",
+            "xn--oce.com",
+            "xn--mi7cqau.com",
+            "xn--gz1h.com",
         ] {
             assert!(checked(host).unwrap_err().to_string().contains("Punycode"), "{host}");
         }
