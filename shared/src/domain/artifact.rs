@@ -36,9 +36,9 @@ impl ArtifactUrl {
         self.0.as_str()
     }
 
-    /// See [`EndpointUrl::check_international`].
-    pub fn check_international(&self) -> Result<(), Invalid> {
-        self.0.check_international()
+    /// See [`EndpointUrl::check_input`].
+    pub fn check_input(&self) -> Result<(), Invalid> {
+        self.0.check_input()
     }
 }
 

@@ -48,10 +48,12 @@ impl EndpointUrl {
         &self.0
     }
 
-    /// Checks the `xn--` labels of the host. Only for input: parsing does not include it, because
-    /// stored URLs are parsed too and must stay readable.
-    pub fn check_international(&self) -> Result<(), Invalid> {
-        Outline::checked(&self.0, Reach::Public)?.check_international()
+    /// Checks the `xn--` labels of the host, and the path. Only for input: parsing does not include
+    /// it, because stored URLs are parsed too and must stay readable.
+    pub fn check_input(&self) -> Result<(), Invalid> {
+        let outline = Outline::checked(&self.0, Reach::Public)?;
+        outline.check_international()?;
+        outline.check_path()
     }
 }
 
@@ -124,6 +126,27 @@ impl<'a> Outline<'a> {
                 "must have a valid host name: a label that starts with xn-- must be the Punycode of an international name in lower case",
             ))
         }
+    }
+
+    /// Checks that all clients read the path alike. Some remove dot segments, also percent-encoded
+    /// ones, and some replace an invalid escape.
+    pub(super) fn check_path(&self) -> Result<(), Invalid> {
+        let is_escape = |rest: &str| {
+            let pair = rest.as_bytes().get(..2);
+            pair.is_some_and(|pair| pair.iter().all(u8::is_ascii_hexdigit))
+        };
+        if !self.path().split('%').skip(1).all(is_escape) {
+            return Err(Invalid::new("must have two hexadecimal digits after each % in its path: write %25 for a %"));
+        }
+        let is_dots = |segment: &str| matches!(&*segment.to_ascii_lowercase().replace("%2e", "."), "." | "..");
+        if self.path().split('/').any(is_dots) {
+            return Err(Invalid::new("must not have a . or .. segment in its path: write the path that it leads to"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn path(&self) -> &'a str {
+        self.path_and_query.split('?').next().unwrap_or_default()
     }
 
     /// Puts scheme and host into lower case (RFC 3986 §6.2.2.1).
@@ -220,8 +243,7 @@ mod tests {
 
     #[test]
     fn xn_labels_are_international_names() {
-        let checked =
-            |host: &str| EndpointUrl::try_from(format!("https://{host}/hook")).expect(host).check_international();
+        let checked = |host: &str| EndpointUrl::try_from(format!("https://{host}/hook")).expect(host).check_input();
         for host in [
             "example.com",
             "ab--cd.example.com",
@@ -278,6 +300,23 @@ mod tests {
         ] {
             assert_eq!(EndpointUrl::try_from(text.to_owned()).unwrap().as_str(), kept);
         }
+    }
+
+    #[test]
+    fn path_has_one_reading() {
+        let checked =
+            |path: &str| EndpointUrl::try_from(format!("https://api.example.com{path}")).unwrap().check_input();
+        for path in ["", "/", "/v1/", "//", "/a..b/.c/...", "/a%2Fb%25", "/%2e%2e%2e", "/v1.%2E/"] {
+            assert_eq!(checked(path), Ok(()), "{path}");
+        }
+        for path in ["/.", "/..", "/a/../b", "/a/./b", "/%2e%2E/b", "/a/.%2e", "/%2e"] {
+            assert!(checked(path).unwrap_err().to_string().contains(". or .. segment"), "{path}");
+        }
+        for path in ["/%zz", "/a%", "/a%2", "/%2/", "/100%/x", "/%%25"] {
+            assert!(checked(path).unwrap_err().to_string().contains("after each % in its path"), "{path}");
+        }
+        let stored: EndpointUrl = serde_json::from_value("https://api.example.com/a/../%zz".into()).unwrap();
+        assert_eq!(stored.as_str(), "https://api.example.com/a/../%zz");
     }
 
     #[test]
