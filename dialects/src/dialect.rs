@@ -1,0 +1,62 @@
+use std::ops::ControlFlow;
+
+use crate::{
+    Decoder, Delta, Outcome, Prompt, anthropic,
+    openai::{self, Flavor},
+};
+
+/// The wire format of a provider's API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    AnthropicMessages,
+    OpenAiChat,
+    /// [`OpenAiChat`](Self::OpenAiChat) with OpenRouter's names for the token limit and for reasoning.
+    OpenRouterChat,
+}
+
+/// The data of a frame is not the JSON that the dialect expects.
+#[derive(Debug)]
+pub(crate) struct Unreadable;
+
+impl From<serde_json::Error> for Unreadable {
+    fn from(_: serde_json::Error) -> Self {
+        Self
+    }
+}
+
+impl Dialect {
+    /// Returns the last part of the path, without a slash at its start. The part before it depends on
+    /// the provider.
+    pub const fn path(self) -> &'static str {
+        match self {
+            Self::AnthropicMessages => "messages",
+            Self::OpenAiChat | Self::OpenRouterChat => "chat/completions",
+        }
+    }
+
+    /// Returns the JSON body of a request for a streamed answer.
+    pub fn request(self, prompt: &Prompt<'_>) -> Vec<u8> {
+        match self {
+            Self::AnthropicMessages => anthropic::request(prompt),
+            Self::OpenAiChat => openai::request(prompt, Flavor::OpenAi),
+            Self::OpenRouterChat => openai::request(prompt, Flavor::OpenRouter),
+        }
+    }
+
+    pub fn decoder(self) -> Decoder {
+        Decoder::new(self)
+    }
+
+    /// Reads the data of one frame. Breaks if the frame ends the stream.
+    pub(crate) fn read(
+        self,
+        data: &[u8],
+        outcome: &mut Outcome,
+        out: &mut Vec<Delta>,
+    ) -> Result<ControlFlow<()>, Unreadable> {
+        match self {
+            Self::AnthropicMessages => anthropic::read(data, outcome, out),
+            Self::OpenAiChat | Self::OpenRouterChat => openai::read(data, outcome, out),
+        }
+    }
+}

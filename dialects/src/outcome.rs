@@ -1,0 +1,53 @@
+use crate::ProviderFault;
+
+/// A streamed answer so far, or at its end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// The provider's latest count. `None` until the provider reports one.
+    pub usage: Option<ReportedUsage>,
+    /// `None` until the provider reports it. Some providers end a stream without one.
+    pub stop: Option<StopReason>,
+    /// Whether the whole answer was received. False for a stream that was cut or ended with an error.
+    /// OpenAI's dialect reports usage after the answer, so a complete stream may lack `usage`.
+    pub is_complete: bool,
+    /// The error that ended the stream.
+    pub error: Option<ProviderFault>,
+    /// Frames that were dropped: larger than [`MAX_FRAME_BYTES`](crate::MAX_FRAME_BYTES), or not the
+    /// expected JSON.
+    pub skipped_frames: u32,
+    /// Whether the model called a tool of the caller. Its arguments are not decoded.
+    pub had_tool_call: bool,
+}
+
+/// Token counts as the provider reports them. The four kinds do not overlap.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReportedUsage {
+    /// Input that was neither read from the provider's cache nor written to it.
+    pub input_tokens: u64,
+    /// Output with reasoning.
+    pub output_tokens: u64,
+    pub cache_read_tokens: u64,
+    pub cache_write_tokens: u64,
+}
+
+/// The reason why the model stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopReason {
+    EndTurn,
+    MaxTokens,
+    StopSequence,
+    Refusal,
+    ToolUse,
+}
+
+impl StopReason {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::EndTurn => "end_turn",
+            Self::MaxTokens => "max_tokens",
+            Self::StopSequence => "stop_sequence",
+            Self::Refusal => "refusal",
+            Self::ToolUse => "tool_use",
+        }
+    }
+}

@@ -1,0 +1,210 @@
+use karta_dialects::{Delta, Dialect, FaultKind, Outcome, StopReason};
+use serde_json::{Value, json};
+
+use crate::{reasoning, text, usage};
+
+const DONE: &str = "data: [DONE]\n\n";
+
+fn decode(stream: &str) -> (Vec<Delta>, Outcome) {
+    crate::decode(Dialect::OpenAiChat, stream)
+}
+
+fn stream(chunks: &[Value]) -> String {
+    let frames: Vec<_> = chunks.iter().map(|chunk| format!("data: {chunk}\n\n")).collect();
+    frames.concat()
+}
+
+fn chunk(delta: &Value, finish_reason: Option<&str>) -> Value {
+    json!({
+        "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "gpt-5",
+        "choices": [{"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish_reason}],
+        "usage": null,
+    })
+}
+
+fn content(text: &str) -> Value {
+    chunk(&json!({"content": text}), None)
+}
+
+fn finish(reason: &str) -> Value {
+    chunk(&json!({}), Some(reason))
+}
+
+fn usage_chunk(usage: &Value) -> Value {
+    json!({"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": [], "usage": usage})
+}
+
+#[test]
+fn text_with_usage_is_complete() {
+    let chunks = [
+        chunk(&json!({"role": "assistant", "content": "", "refusal": null}), None),
+        content("Hello"),
+        content(", 世界 🦀"),
+        finish("stop"),
+        usage_chunk(&json!({"prompt_tokens": 19, "completion_tokens": 10, "total_tokens": 29})),
+    ];
+    let (deltas, outcome) = decode(&(stream(&chunks) + DONE));
+    assert_eq!(deltas, [text(0, "Hello"), text(0, ", 世界 🦀")]);
+    let expected = Outcome {
+        usage: Some(usage([19, 10, 0, 0])),
+        stop: Some(StopReason::EndTurn),
+        is_complete: true,
+        ..Outcome::default()
+    };
+    assert_eq!(outcome, expected);
+    assert_eq!(decode(&stream(&chunks)).1, expected, "without [DONE]");
+    assert_eq!(decode(&(stream(&chunks) + "data: [DONE]")).1, expected, "without a line end");
+}
+
+#[test]
+fn reasoning_is_read_from_both_names() {
+    let (deltas, _) = decode(&stream(&[
+        chunk(&json!({"reasoning_content": "a", "content": null}), None),
+        chunk(&json!({"reasoning": "b", "content": ""}), None),
+        chunk(&json!({"reasoning": "c", "reasoning_content": "c"}), None),
+        chunk(&json!({"reasoning": "d", "reasoning_content": "", "content": "e"}), None),
+    ]));
+    assert_eq!(deltas, [reasoning(1, "a"), reasoning(1, "b"), reasoning(1, "c"), reasoning(1, "d"), text(0, "e")]);
+}
+
+#[test]
+fn usage_kinds_do_not_overlap() {
+    for (reported, expected) in [
+        (json!({"prompt_tokens": 5, "completion_tokens": 7}), [5, 7, 0, 0]),
+        (
+            json!({
+                "prompt_tokens": 1000, "completion_tokens": 300, "total_tokens": 1300,
+                "prompt_tokens_details": {"cached_tokens": 600, "audio_tokens": 0},
+                "completion_tokens_details": {"reasoning_tokens": 256},
+            }),
+            [400, 300, 600, 0],
+        ),
+        (
+            json!({
+                "prompt_tokens": 1000, "completion_tokens": 1, "total_tokens": 1001,
+                "prompt_tokens_details": {"cached_tokens": 600, "cache_write_tokens": 300},
+            }),
+            [100, 1, 600, 300],
+        ),
+        // Reasoning is in the total only.
+        (
+            json!({
+                "prompt_tokens": 307, "completion_tokens": 26, "total_tokens": 560,
+                "completion_tokens_details": {"reasoning_tokens": 227},
+            }),
+            [307, 253, 0, 0],
+        ),
+        (json!({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 9}}), [0, 0, 9, 0]),
+        (json!({"prompt_tokens": 5, "total_tokens": 2, "prompt_tokens_details": null}), [5, 0, 0, 0]),
+    ] {
+        let cumulative = usage_chunk(&json!({"prompt_tokens": 1, "completion_tokens": 1}));
+        let (_, outcome) = decode(&stream(&[cumulative, usage_chunk(&reported)]));
+        assert_eq!(outcome.usage, Some(usage(expected)), "{reported}");
+    }
+}
+
+#[test]
+fn stop_reasons_are_mapped() {
+    for (reason, expected) in [
+        ("stop", StopReason::EndTurn),
+        ("a_later_reason", StopReason::EndTurn),
+        ("length", StopReason::MaxTokens),
+        ("content_filter", StopReason::Refusal),
+        ("tool_calls", StopReason::ToolUse),
+        ("function_call", StopReason::ToolUse),
+    ] {
+        let (_, outcome) = decode(&stream(&[finish(reason)]));
+        assert_eq!((outcome.stop, outcome.is_complete), (Some(expected), true), "{reason}");
+    }
+}
+
+#[test]
+fn refusal_text_is_text() {
+    let refusal = chunk(&json!({"refusal": "I can't help with that."}), None);
+    let (deltas, outcome) = decode(&(stream(&[refusal, finish("stop")]) + DONE));
+    assert_eq!(deltas, [text(0, "I can't help with that.")]);
+    assert_eq!(outcome.stop, Some(StopReason::Refusal));
+}
+
+#[test]
+fn tool_call_gives_no_delta() {
+    for call in [
+        json!({"tool_calls": [{"index": 0, "id": "call_1", "function": {"name": "f", "arguments": ""}}]}),
+        json!({"function_call": {"name": "f", "arguments": ""}}),
+    ] {
+        let (deltas, outcome) = decode(&stream(&[chunk(&call, None), finish("tool_calls")]));
+        assert_eq!(deltas, []);
+        assert!(outcome.had_tool_call && outcome.stop == Some(StopReason::ToolUse));
+    }
+    assert!(!decode(&stream(&[chunk(&json!({"tool_calls": []}), None)])).1.had_tool_call);
+}
+
+#[test]
+fn only_first_choice_is_read() {
+    let other = json!({"choices": [{"index": 1, "delta": {"content": "b"}, "finish_reason": "length"}]});
+    let (deltas, outcome) = decode(&stream(&[content("a"), other]));
+    assert_eq!(deltas, [text(0, "a")]);
+    assert_eq!((outcome.stop, outcome.is_complete), (None, false));
+}
+
+#[test]
+fn error_event_ends_the_stream() {
+    let rejected = json!({"error": {"message": "m", "type": "invalid_request_error", "code": null}});
+    let mid_stream = json!({
+        "id": "gen-1", "error": {"code": 502, "message": "m"},
+        "choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "error"}],
+    });
+    for (error, kind, message) in [
+        (rejected, FaultKind::Rejected, Some("m")),
+        (mid_stream, FaultKind::Unavailable, Some("m")),
+        (finish("error"), FaultKind::Unavailable, None),
+    ] {
+        let (deltas, outcome) = decode(&(stream(&[content("a"), error, content("b"), finish("stop")]) + DONE));
+        assert_eq!(deltas, [text(0, "a")]);
+        let fault = outcome.error.unwrap();
+        assert_eq!((fault.kind, fault.message.as_deref()), (kind, message));
+        assert_eq!((outcome.is_complete, outcome.stop), (false, None));
+    }
+}
+
+#[test]
+fn error_after_the_answer_makes_it_incomplete() {
+    let error = json!({"error": {"message": "m", "code": "server_error"}});
+    let (_, outcome) = decode(&(stream(&[content("a"), finish("stop"), error]) + DONE));
+    assert!(outcome.error.is_some() && !outcome.is_complete);
+}
+
+#[test]
+fn cut_stream_is_incomplete() {
+    let whole = stream(&[content("a"), content("b")]);
+    let (deltas, outcome) = decode(&whole[..whole.len() - 20]);
+    assert_eq!((deltas, outcome), (vec![text(0, "a")], Outcome::default()));
+}
+
+#[test]
+fn comments_and_line_ends_are_accepted() {
+    let plain = format!(": OPENROUTER PROCESSING\n\n{}: OPENROUTER PROCESSING\n{DONE}", stream(&[content("a")]));
+    for stream in [plain.clone(), plain.replace('\n', "\r\n"), plain.replace('\n', "\r"), format!("\u{feff}{plain}")] {
+        let (deltas, outcome) = decode(&stream);
+        assert_eq!(deltas, [text(0, "a")], "{stream:?}");
+        assert!(outcome.is_complete && outcome.skipped_frames == 0);
+    }
+}
+
+#[test]
+fn broken_frames_are_skipped_and_counted() {
+    let broken = ["data: {\"choices\":[{\"ind\n\n", "data: {}\n\n", "data: 1\n\n", "data: <html>\n\n", "data: \n\n"];
+    let other = [json!({"error": null}), json!({"choices": null, "id": "x"})];
+    let all = stream(&[content("a")]) + &broken.concat() + &stream(&other) + &stream(&[content("b")]) + DONE;
+    let (deltas, outcome) = decode(&all);
+    assert_eq!(deltas, [text(0, "a"), text(0, "b")]);
+    assert_eq!((outcome.skipped_frames, outcome.is_complete), (6, true));
+}
+
+#[test]
+fn invalid_text_is_not_altered() {
+    let mut bytes = stream(&[content("a")]).into_bytes();
+    bytes.extend_from_slice(b"data: {\"choices\":[{\"delta\":{\"content\":\"\xff\"}}]}\n\n");
+    let (deltas, outcome) = crate::decode_by(1, Dialect::OpenAiChat, &bytes);
+    assert_eq!((deltas, outcome.skipped_frames), (vec![text(0, "a")], 1));
+}
