@@ -363,13 +363,17 @@ impl Stream {
                 self.cut().await
             }
             Fault::ErrorEventAfter(count) if count == at => {
-                let error = json!({"type": "overloaded_error", "message": "Overloaded"});
-                match self.wire {
-                    Wire::Anthropic => self.event("error", json!({"error": error})).await?,
-                    Wire::OpenAi => {
-                        self.data(&json!({"error": {"message": "Overloaded", "type": "server_error"}})).await?
+                let sent = match self.wire {
+                    Wire::Anthropic => {
+                        let error = json!({"type": "overloaded_error", "message": "Overloaded"});
+                        self.event("error", json!({"error": error})).await
                     }
-                }
+                    Wire::OpenAi => {
+                        let error = json!({"message": "Overloaded", "type": "server_error"});
+                        self.data(&json!({"error": error})).await
+                    }
+                };
+                sent?;
                 Err(Ended)
             }
             _ => Ok(()),
