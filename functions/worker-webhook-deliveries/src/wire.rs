@@ -1,28 +1,21 @@
-//! The HTTP client for deliveries. It only connects to addresses that passed the check, and limits
-//! the time and size of an attempt.
-//!
-//! The URL's text is checked again, then every address that its name resolves to, and the
-//! connection goes to one of those addresses. There is no second look-up, no redirect, no proxy and
-//! no reused connection.
+//! The HTTP client for deliveries. It only connects to addresses that passed the check
+//! ([`karta_outbound`]), and limits the time and size of an attempt.
 
 use std::{
-    error::Error,
-    fmt, io, iter,
-    net::{IpAddr, SocketAddr},
-    pin::Pin,
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use karta_outbound::{CheckedClient, NotSent, causes};
+pub use karta_outbound::{Lookup, LookupFuture, SystemLookup};
 use karta_shared::{
     clock::Clock,
-    domain::{Invalid, Reach, Signatures, WebhookUrl, check_address, retry_after},
+    domain::{Reach, Signatures, WebhookUrl, retry_after},
 };
 use reqwest::{
-    Body, Client, Response, Url,
-    dns::{Name, Resolve, Resolving},
+    Body, RequestBuilder, Response,
     header::{CONTENT_TYPE, RETRY_AFTER},
-    redirect, retry, tls,
 };
 
 /// Time limit of an attempt: look-up, connection, TLS, headers and body.
@@ -32,35 +25,10 @@ const MAX_READ_BYTES: usize = 64 << 10;
 const MAX_KEPT_BYTES: usize = 1 << 10;
 const MAX_ERROR_CHARS: usize = 200;
 
-/// Resolves a host name.
-pub trait Lookup: Send + Sync + 'static {
-    fn lookup(&self, host: String) -> LookupFuture;
-}
-
-pub type LookupFuture = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
-
-/// The system's resolver.
-#[derive(Debug, Clone, Copy)]
-pub struct SystemLookup;
-
-impl Lookup for SystemLookup {
-    fn lookup(&self, host: String) -> LookupFuture {
-        Box::pin(async move {
-            // A name with a trailing dot is resolved as it is, without the machine's search
-            // domains.
-            let host = if host == "localhost" { host } else { format!("{host}.") };
-            let addresses = tokio::net::lookup_host((host, 0)).await?;
-            Ok(addresses.map(|address| address.ip()).collect())
-        })
-    }
-}
-
 /// Sends deliveries.
 pub struct Wire {
-    client: Client,
+    client: CheckedClient,
     clock: Arc<dyn Clock>,
-    reach: Reach,
-    own_hosts: Vec<String>,
     within: Duration,
 }
 
@@ -79,15 +47,6 @@ pub struct Outcome {
     pub retry_after: Option<Duration>,
 }
 
-/// The reason why nothing was sent.
-#[derive(Debug, PartialEq, Eq)]
-enum PostError {
-    Url(Invalid),
-    OwnHost,
-    Address(&'static str),
-    Unresolved,
-}
-
 impl Wire {
     /// `own_hosts` are the host names of this stack. Fails if the system's certificates cannot be
     /// read.
@@ -97,24 +56,8 @@ impl Wire {
         lookup: Arc<dyn Lookup>,
         clock: Arc<dyn Clock>,
     ) -> reqwest::Result<Self> {
-        let client = Client::builder()
-            .user_agent("Karta-Webhooks/1")
-            .dns_resolver(CheckedResolver { reach, lookup })
-            .redirect(redirect::Policy::none())
-            .retry(retry::never())
-            .no_proxy()
-            .no_gzip()
-            .no_brotli()
-            .no_deflate()
-            .no_zstd()
-            .referer(false)
-            .http1_only()
-            .tls_version_min(tls::Version::TLS_1_2)
-            // A connection is not reused, because its address was checked for one delivery only,
-            // and because a function is frozen between runs.
-            .pool_max_idle_per_host(0)
-            .build()?;
-        Ok(Self { client, clock, reach, own_hosts, within: ATTEMPT_TIMEOUT })
+        let client = CheckedClient::new("Karta-Webhooks/1", reach, own_hosts, lookup)?;
+        Ok(Self { client, clock, within: ATTEMPT_TIMEOUT })
     }
 
     /// Sets the time limit of an attempt; 15 s by default.
@@ -127,37 +70,16 @@ impl Wire {
     /// outcome.
     pub async fn post(&self, url: &WebhookUrl, signatures: &Signatures, body: impl Into<Body>) -> Outcome {
         let started = Instant::now();
-        let mut outcome = match self.check_url(url) {
-            Ok(url) => self.exchange(url, signatures, body.into()).await,
+        let mut outcome = match self.client.post(url) {
+            Ok(request) => self.exchange(request, signatures, body.into()).await,
             Err(error) => Outcome::failed(error.to_string()),
         };
         outcome.latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         outcome
     }
 
-    /// Parses the URL for the client. An address in the URL is checked here, because the client's
-    /// resolver sees only names.
-    fn check_url(&self, url: &WebhookUrl) -> Result<Url, PostError> {
-        url.check(self.reach).map_err(PostError::Url)?;
-        if url.is_on(&self.own_hosts) {
-            return Err(PostError::OwnHost);
-        }
-        let ambiguous = PostError::Url(Invalid::new("must have an unambiguous host"));
-        let Ok(parsed) = Url::parse(url.as_str()) else {
-            return Err(ambiguous);
-        };
-        let host = parsed.host_str().unwrap_or_default();
-        match host.trim_matches(['[', ']']).parse() {
-            Ok(address) => check_reach(address, url.is_loopback(), self.reach).map(|()| parsed),
-            Err(_) if host == url.host() => Ok(parsed),
-            Err(_) => Err(ambiguous),
-        }
-    }
-
-    async fn exchange(&self, url: Url, signatures: &Signatures, body: Body) -> Outcome {
-        let sent = self
-            .client
-            .post(url)
+    async fn exchange(&self, request: RequestBuilder, signatures: &Signatures, body: Body) -> Outcome {
+        let sent = request
             .timeout(self.within)
             .header(CONTENT_TYPE, "application/json")
             .header("karta-signature", &signatures.karta_signature)
@@ -188,8 +110,8 @@ impl Wire {
 
     /// Describes an error briefly, without the URL.
     fn describe(&self, error: &reqwest::Error) -> String {
-        if let Some(post_error) = causes(error).find_map(|cause| cause.downcast_ref::<PostError>()) {
-            return post_error.to_string();
+        if let Some(not_sent) = causes(error).find_map(|cause| cause.downcast_ref::<NotSent>()) {
+            return not_sent.to_string();
         }
         if error.is_timeout() {
             return format!("no complete response within {} s", self.within.as_secs_f32());
@@ -199,11 +121,6 @@ impl Wire {
         let cause = cause.chars().map(|letter| if letter.is_control() { ' ' } else { letter });
         format!("{kind}: {}", cause.take(MAX_ERROR_CHARS).collect::<String>())
     }
-}
-
-/// Returns the causes of an error. The error itself is omitted, because it shows the URL.
-fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
-    iter::successors(error.source(), |error| (**error).source())
 }
 
 /// Reads the start of a response. Also returns the error that interrupted it, if any.
@@ -222,62 +139,14 @@ async fn read(response: &mut Response) -> (Vec<u8>, Option<reqwest::Error>) {
     (kept, None)
 }
 
-/// The client's resolver, which checks every address.
-struct CheckedResolver {
-    reach: Reach,
-    lookup: Arc<dyn Lookup>,
-}
-
-impl Resolve for CheckedResolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        let (host, reach) = (name.as_str().to_owned(), self.reach);
-        let on_loopback = host == "localhost";
-        let found = self.lookup.lookup(host);
-        Box::pin(async move {
-            let addresses = found.await.map_err(|_| PostError::Unresolved)?;
-            if addresses.is_empty() {
-                return Err(PostError::Unresolved.into());
-            }
-            // One rejected address is enough: the name's owner intends every listed address to be
-            // used.
-            addresses.iter().try_for_each(|address| check_reach(*address, on_loopback, reach))?;
-            let addresses: Vec<_> = addresses.into_iter().map(|address| SocketAddr::new(address, 0)).collect();
-            Ok(Box::new(addresses.into_iter()) as _)
-        })
-    }
-}
-
-/// Checks an address. Loopback is reachable only under its own names, and these names reach only
-/// loopback.
-fn check_reach(address: IpAddr, on_loopback: bool, reach: Reach) -> Result<(), PostError> {
-    check_address(address, if on_loopback { reach } else { Reach::Public }).map_err(PostError::Address)?;
-    if on_loopback && !address.is_loopback() {
-        return Err(PostError::Address("outside loopback, although the name is for loopback"));
-    }
-    Ok(())
-}
-
 impl Outcome {
     fn failed(error: String) -> Self {
         Self { error: Some(error), ..Self::default() }
     }
 }
 
-impl fmt::Display for PostError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Url(problem) => write!(f, "not sent: the URL {problem}"),
-            Self::OwnHost => f.write_str("not sent: the URL points to this service"),
-            Self::Address(kind) => write!(f, "not sent: the host has an address that is not public: {kind}"),
-            Self::Unresolved => f.write_str("not sent: the host name cannot be resolved"),
-        }
-    }
-}
-
-impl Error for PostError {}
-
 impl fmt::Debug for Wire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wire").field("reach", &self.reach).field("own_hosts", &self.own_hosts).finish_non_exhaustive()
+        f.debug_struct("Wire").field("client", &self.client).finish_non_exhaustive()
     }
 }

@@ -6,8 +6,8 @@
 //! ([`bootstrap`]). The handlers, the authorizer, the workers and the DynamoDB calls are the same
 //! code as in AWS.
 //!
-//! [`audit`] verifies audit logs, [`openapi`] builds the API document, and [`variables`] finds unknown
-//! environment variables.
+//! [`audit`] verifies audit logs, [`openapi`] builds the API document, [`provider`] is a scripted
+//! model provider, and [`variables`] finds unknown environment variables.
 
 pub mod audit;
 pub mod bootstrap;
@@ -15,6 +15,7 @@ pub mod cli;
 pub mod emulator;
 pub mod gateway;
 pub mod openapi;
+pub mod provider;
 pub mod registry;
 pub mod runner;
 pub mod secrets;

@@ -13,7 +13,7 @@ use regex::Regex;
 use serde_json::Value;
 
 /// The modules of `shared`, and the modules that each may use. Add a new module here first.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("app", &["auth", "clock", "config", "domain", "entropy", "store", "telemetry"]),
     ("auth", &["app", "clock", "config", "domain", "store", "telemetry"]),
     ("byok", &["domain", "sealing", "store"]),
@@ -44,6 +44,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("store", &["domain", "fault"]),
     ("telemetry", &["domain"]),
     ("join_bounded", &[]),
+    ("turn_events", &["domain"]),
     ("webhook_secrets", &["domain", "sealing", "store"]),
     ("worker", &["app", "config", "domain", "store", "telemetry"]),
 ];
@@ -83,7 +84,7 @@ const EXTRA_DEPENDENCIES: [(&str, &[&str]); 4] = [
         &["aws-sdk-apigateway", "aws-smithy-http-client", "aws-smithy-runtime-api", "aws-smithy-types"],
     ),
     ("worker-secrets-rotation", &["aws-sdk-secretsmanager"]),
-    ("worker-webhook-deliveries", &["reqwest"]),
+    ("worker-webhook-deliveries", &["karta-outbound", "reqwest"]),
     ("worker-webhook-events", &["aws-sdk-lambda"]),
 ];
 
