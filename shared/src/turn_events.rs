@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::domain::Timestamp;
 
 /// Number of an event in its turn, from 1.
-pub type Seq = u32;
+pub type Seq = u64;
 
 /// The envelope that every event of a turn has.
 #[derive(Debug, Clone, Copy)]
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn event_id_names_turn_and_number() {
         assert_eq!(parse_event_id("turn_0a.12"), Some(("turn_0a", 12)));
-        for junk in ["", "turn_0a", "turn_0a.", "turn_0a.+1", "turn_0a.1x", "turn_0a.4294967296"] {
+        for junk in ["", "turn_0a", "turn_0a.", "turn_0a.+1", "turn_0a.1x", "turn_0a.18446744073709551616"] {
             assert_eq!(parse_event_id(junk), None, "{junk}");
         }
     }

@@ -1,0 +1,295 @@
+//! Calls a model provider.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use karta_dialects::{Dialect, FaultKind, ProviderFault, read_error};
+use karta_outbound::{CheckedClient, NotSent, SystemLookup, builder, causes};
+use karta_shared::{
+    App,
+    domain::{EndpointUrl, Provider, ProviderBaseUrls, TurnError, WebhookUrl, retry_after},
+    telemetry,
+};
+use reqwest::{
+    Client, RequestBuilder, Response,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
+};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::{
+    sync::OnceCell,
+    time::{sleep, timeout},
+};
+
+const USER_AGENT: &str = "Karta/1";
+const ANTHROPIC_VERSION: &str = "2023-06-01";
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum time from the request to the status line.
+const HEAD_TIMEOUT: Duration = Duration::from_mins(5);
+/// Maximum `Retry-After` that is waited for.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
+/// Pause before the second request if the provider names none.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// Maximum bytes read of an error response.
+const MAX_ERROR_BYTES: usize = 64 << 10;
+const MAX_MESSAGE_CHARS: usize = 500;
+const TOO_MANY_REQUESTS: u16 = 429;
+
+/// The HTTP clients of the process, created at their first use.
+pub(crate) struct Providers {
+    base_urls: ProviderBaseUrls,
+    own_hosts: Vec<String>,
+    /// For the providers' own hosts and the operator's base URLs.
+    trusted: OnceCell<Client>,
+    /// For base URLs that customers choose.
+    checked: OnceCell<CheckedClient>,
+}
+
+/// Where a turn's request goes, and with which key.
+pub(crate) struct Target {
+    pub(crate) provider: Provider,
+    pub(crate) dialect: Dialect,
+    pub(crate) place: Place,
+    pub(crate) key: SecretString,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Place {
+    /// The provider's own host, or the operator's replacement of it.
+    Provider,
+    /// The organization's or the project's `endpoint_url`.
+    Customer(EndpointUrl),
+}
+
+/// Why a turn failed, with a text for the client.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    pub(crate) error: TurnError,
+    /// The provider's message, redacted; `None` if it gave none.
+    pub(crate) message: Option<String>,
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl From<TurnError> for Failure {
+    fn from(error: TurnError) -> Self {
+        Self { error, message: None, retry_after: None }
+    }
+}
+
+impl Failure {
+    pub(crate) fn message(&self) -> &str {
+        self.message.as_deref().unwrap_or(self.error.message())
+    }
+
+    /// Classifies the provider's fault. `key` never appears in the message.
+    pub(crate) fn from_fault(fault: ProviderFault, key: &SecretString) -> Self {
+        let error = match fault.kind {
+            FaultKind::Rejected => TurnError::ProviderRejected,
+            FaultKind::KeyRejected => TurnError::ByokKeyRejected,
+            FaultKind::CreditExhausted => TurnError::ProviderCreditExhausted,
+            FaultKind::RateLimited => TurnError::ProviderRateLimited,
+            FaultKind::Unavailable => TurnError::ProviderError,
+        };
+        // Only a rejected request is the caller's to fix. Other messages describe the account.
+        let message = fault.message.filter(|_| error == TurnError::ProviderRejected);
+        let message = message.map(|message| {
+            let message = message.replace(key.expose_secret(), "[redacted]");
+            telemetry::scrub(&message).chars().take(MAX_MESSAGE_CHARS).collect()
+        });
+        Self { error, message, retry_after: None }
+    }
+}
+
+/// The dialect in which a provider is called; `None` for a provider that turns cannot call.
+pub(crate) const fn dialect_of(provider: Provider) -> Option<Dialect> {
+    match provider {
+        Provider::Anthropic => Some(Dialect::AnthropicMessages),
+        Provider::OpenAi => Some(Dialect::OpenAiChat),
+        Provider::OpenRouter => Some(Dialect::OpenRouterChat),
+        Provider::Bedrock | Provider::Vertex => None,
+    }
+}
+
+/// Returns the provider's base URL, in the form that its SDKs take.
+const fn own_base_url(provider: Provider) -> &'static str {
+    match provider {
+        Provider::Anthropic => "https://api.anthropic.com",
+        Provider::OpenAi => "https://api.openai.com/v1",
+        Provider::OpenRouter => "https://openrouter.ai/api/v1",
+        Provider::Bedrock | Provider::Vertex => "",
+    }
+}
+
+impl Providers {
+    pub(crate) fn new(app: &App, own_hosts: Vec<String>) -> Self {
+        Self {
+            base_urls: app.provider_base_urls.clone(),
+            own_hosts,
+            trusted: OnceCell::new(),
+            checked: OnceCell::new(),
+        }
+    }
+
+    /// Sends a request and waits for the head of an event stream. Repeats it once after a 429 with a
+    /// short `Retry-After` and after a 5xx. Nothing of the answer has reached the client by then.
+    pub(crate) async fn call(&self, app: &App, target: &Target, body: &[u8]) -> Result<Response, Failure> {
+        let first = match self.attempt(app, target, body).await {
+            Ok(response) => return Ok(response),
+            Err(rejected) => rejected,
+        };
+        let Some(pause) = first.pause() else { return Err(first.failure) };
+        sleep(pause).await;
+        self.attempt(app, target, body).await.map_err(|second| second.failure)
+    }
+
+    async fn attempt(&self, app: &App, target: &Target, body: &[u8]) -> Result<Response, Rejected> {
+        let request = self.request(app, target).await.map_err(|fault| {
+            tracing::warn!(provider = target.provider.as_str(), %fault, "provider request not sent");
+            Rejected::from(TurnError::ProviderError)
+        })?;
+        let sent = timeout(app.turn_limits.scale(HEAD_TIMEOUT), request.body(body.to_vec()).send()).await;
+        let response = match sent {
+            Err(_) => return Err(TurnError::ProviderTimeout.into()),
+            Ok(Err(error)) => {
+                let fault = causes(&error).last().map(ToString::to_string).unwrap_or_default();
+                tracing::warn!(provider = target.provider.as_str(), fault, "provider request failed");
+                let is_timeout = error.is_timeout();
+                let failed = if is_timeout { TurnError::ProviderTimeout } else { TurnError::ProviderError };
+                return Err(failed.into());
+            }
+            Ok(Ok(response)) => response,
+        };
+        let is_event_stream = response
+            .headers()
+            .get(CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().to_ascii_lowercase().starts_with(b"text/event-stream"));
+        if response.status().is_success() && is_event_stream {
+            return Ok(response);
+        }
+        Err(Rejected::read(app, target, response).await)
+    }
+
+    /// Builds a request whose headers are an allowlist: nothing of the caller's goes upstream.
+    async fn request(&self, app: &App, target: &Target) -> Result<RequestBuilder, RequestFault> {
+        let request = match &target.place {
+            Place::Provider => {
+                let base = self.base_urls.get(target.provider).unwrap_or(own_base_url(target.provider));
+                let client = self.trusted.get_or_try_init(async || {
+                    builder(USER_AGENT).connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).build()
+                });
+                client.await?.post(url(base, target.dialect))
+            }
+            Place::Customer(base) => {
+                let url = WebhookUrl::parse(&url(base.as_str(), target.dialect), app.webhooks);
+                let url = url.map_err(NotSent::Url)?;
+                let client = self.checked.get_or_try_init(async || {
+                    let lookup = Arc::new(SystemLookup);
+                    CheckedClient::new(USER_AGENT, app.webhooks, self.own_hosts.clone(), lookup)
+                });
+                client.await?.post(&url)?
+            }
+        };
+        let request = request.header(CONTENT_TYPE, "application/json").header(ACCEPT, "text/event-stream");
+        let key = target.key.expose_secret();
+        let sensitive = |text: &str| {
+            let mut value = HeaderValue::from_str(text).map_err(|_| RequestFault::Key)?;
+            value.set_sensitive(true);
+            Ok::<_, RequestFault>(value)
+        };
+        Ok(match target.dialect {
+            Dialect::AnthropicMessages => {
+                request.header("anthropic-version", ANTHROPIC_VERSION).header("x-api-key", sensitive(key)?)
+            }
+            Dialect::OpenAiChat | Dialect::OpenRouterChat => {
+                request.header(AUTHORIZATION, sensitive(&format!("Bearer {key}"))?)
+            }
+        })
+    }
+}
+
+impl fmt::Debug for Providers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Providers").field("own_hosts", &self.own_hosts).finish_non_exhaustive()
+    }
+}
+
+/// Joins a base URL and the path of the dialect. Anthropic's base URL has no version.
+fn url(base: &str, dialect: Dialect) -> String {
+    let base = base.trim_end_matches('/');
+    match dialect {
+        Dialect::AnthropicMessages if base.ends_with("/v1") => format!("{base}/{}", dialect.path()),
+        Dialect::AnthropicMessages => format!("{base}/v1/{}", dialect.path()),
+        Dialect::OpenAiChat | Dialect::OpenRouterChat => format!("{base}/{}", dialect.path()),
+    }
+}
+
+/// A request that gave no event stream.
+struct Rejected {
+    failure: Failure,
+    status: Option<u16>,
+}
+
+impl From<TurnError> for Rejected {
+    fn from(error: TurnError) -> Self {
+        Self { failure: error.into(), status: None }
+    }
+}
+
+impl Rejected {
+    async fn read(app: &App, target: &Target, mut response: Response) -> Self {
+        let status = response.status().as_u16();
+        let requested = response.headers().get(RETRY_AFTER).and_then(|text| text.to_str().ok());
+        let retry_after = requested.and_then(|text| retry_after(text, app.clock.now()));
+        let mut body = Vec::new();
+        while body.len() < MAX_ERROR_BYTES
+            && let Ok(Some(chunk)) = response.chunk().await
+        {
+            body.extend_from_slice(&chunk[..chunk.len().min(MAX_ERROR_BYTES - body.len())]);
+        }
+        let failure = Failure::from_fault(read_error(status, &body), &target.key);
+        let code = failure.error.as_str();
+        tracing::warn!(provider = target.provider.as_str(), status, code, "provider answered with an error");
+        let is_limited = failure.error == TurnError::ProviderRateLimited;
+        Self { failure: Failure { retry_after: retry_after.filter(|_| is_limited), ..failure }, status: Some(status) }
+    }
+
+    /// Returns the pause before a second request; `None` if there is none.
+    fn pause(&self) -> Option<Duration> {
+        match (self.status, self.failure.error) {
+            (Some(TOO_MANY_REQUESTS), TurnError::ProviderRateLimited) => {
+                Some(self.failure.retry_after.unwrap_or(RETRY_PAUSE)).filter(|pause| *pause <= MAX_RETRY_AFTER)
+            }
+            (Some(500..), TurnError::ProviderError) => Some(RETRY_PAUSE),
+            _ => None,
+        }
+    }
+}
+
+/// Why a request could not be built.
+#[derive(Debug)]
+enum RequestFault {
+    Client(reqwest::Error),
+    NotSent(NotSent),
+    /// The key holds bytes that no header can have.
+    Key,
+}
+
+impl From<reqwest::Error> for RequestFault {
+    fn from(error: reqwest::Error) -> Self {
+        Self::Client(error)
+    }
+}
+
+impl From<NotSent> for RequestFault {
+    fn from(error: NotSent) -> Self {
+        Self::NotSent(error)
+    }
+}
+
+impl fmt::Display for RequestFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Client(error) => write!(f, "client not created: {error}"),
+            Self::NotSent(error) => error.fmt(f),
+            Self::Key => f.write_str("the provider key holds bytes that no header can have"),
+        }
+    }
+}

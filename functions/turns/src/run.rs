@@ -1,0 +1,435 @@
+//! A turn as a task of its own: reads the provider to its end, writes the events, settles.
+//!
+//! Nothing that the client does ends the task. A request to cancel, a revoked credential, a reached
+//! cap and the deadline do.
+
+use std::time::Duration;
+
+use karta_dialects::{Decoder, Delta, Outcome, ReportedUsage};
+use karta_shared::{
+    App, auth,
+    domain::{Budget, Id, Retention, SessionId, StopReason, Timestamp, Turn, TurnError, TurnUsage},
+    http::{EventSender, TurnUsageResource},
+    settlement::{
+        MessagePart, PartKind, RunningTurn, SettleError, TurnEnd, cost, estimate_tokens, leased_until, settle,
+    },
+    store::{Amount, KnownCounters, Reservation, TurnLease},
+    turn_events::{TurnEvent, TurnEventContext},
+};
+use reqwest::Response;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    event_log::{EventLog, LoggedTurn},
+    provider::{Failure, Providers, Target},
+};
+
+/// Output tokens that are reserved at a time, where a cap applies.
+pub(crate) const SLICE: u64 = 1_024;
+/// Bytes of output that reservations count as one token, so that the estimate is rarely too low.
+const RESERVED_TOKEN_BYTES: usize = 2;
+/// How long the last event waits for a client that does not read.
+const LAST_EVENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause between attempts to settle.
+const SETTLE_PAUSE: Duration = Duration::from_millis(500);
+
+/// A claimed turn.
+pub(crate) struct TurnTask {
+    pub(crate) app: App,
+    pub(crate) organization: Id,
+    pub(crate) session: SessionId,
+    pub(crate) turn: Turn,
+    pub(crate) retention: Retention,
+    pub(crate) known: KnownCounters,
+    pub(crate) reservation: Option<Reservation>,
+    /// The budgets of the organization and of the key, for further slices.
+    pub(crate) budgets: (Option<Budget>, Option<Budget>),
+    /// Output tokens that the reservation covers.
+    pub(crate) reserved_output: u64,
+    pub(crate) target: Target,
+    pub(crate) body: Vec<u8>,
+    /// `None` for an answer that is not streamed.
+    pub(crate) sender: Option<EventSender>,
+}
+
+/// How a turn ended, for the response.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) turn: Turn,
+    pub(crate) answer: Vec<MessagePart>,
+    pub(crate) failure: Option<Failure>,
+}
+
+/// What the handler waits for.
+pub(crate) struct Signals {
+    /// Resolves when the provider's stream begins.
+    pub(crate) began: oneshot::Receiver<()>,
+    pub(crate) ended: oneshot::Receiver<Ended>,
+}
+
+/// What the stream has brought so far.
+struct Progress {
+    decoder: Decoder,
+    /// Whether the provider has accepted the request, and may bill it.
+    is_billed: bool,
+    parts: Vec<ProgressPart>,
+    output_bytes: usize,
+    seq: u64,
+    log: EventLog,
+    sender: Option<EventSender>,
+}
+
+struct ProgressPart {
+    /// The part's number in the provider's stream.
+    provider_part: u32,
+    part: MessagePart,
+}
+
+impl TurnTask {
+    /// Runs the turn in a task of its own.
+    pub(crate) fn spawn(self, providers: &'static Providers) -> Signals {
+        let (began, begins) = oneshot::channel();
+        let (ended, ends) = oneshot::channel();
+        tokio::spawn(async move {
+            let end = self.run(providers, began).await;
+            // The client may have left.
+            ended.send(end).ok();
+        });
+        Signals { began: begins, ended: ends }
+    }
+
+    async fn run(mut self, providers: &Providers, began: oneshot::Sender<()>) -> Ended {
+        let log = EventLog::start(LoggedTurn {
+            app: self.app.clone(),
+            organization: self.organization,
+            session: self.session.clone(),
+            turn: self.turn.id.clone(),
+        });
+        let mut progress = Progress {
+            decoder: self.target.dialect.decoder(),
+            is_billed: false,
+            parts: Vec::new(),
+            output_bytes: 0,
+            seq: 0,
+            log,
+            sender: self.sender.take(),
+        };
+        let (app, turn) = (self.app.clone(), self.turn.clone());
+        let cut = cut_off(&app, self.organization, &self.session, &turn);
+        let ended = tokio::select! {
+            ended = self.read(providers, &mut progress, began) => ended,
+            cut = cut => Err(cut),
+        };
+        match ended {
+            Err(Cut::Lost) => self.abandon(progress).await,
+            Err(Cut::Failed(failure)) => self.settle(progress, Some(failure)).await,
+            Ok(()) => self.settle(progress, None).await,
+        }
+    }
+
+    /// Reads the provider's stream to its end. Fails if the turn must end without an answer.
+    async fn read(
+        &mut self,
+        providers: &Providers,
+        progress: &mut Progress,
+        began: oneshot::Sender<()>,
+    ) -> Result<(), Cut> {
+        let mut response = providers.call(&self.app, &self.target, &self.body).await?;
+        progress.is_billed = true;
+        began.send(()).ok();
+        let mut deltas = Vec::new();
+        while let Some(bytes) = next_chunk(&self.app, &mut response).await? {
+            progress.decoder.push(&bytes, &mut deltas);
+            for delta in deltas.drain(..) {
+                self.forward(progress, delta).await?;
+            }
+            if progress.decoder.has_ended() {
+                break;
+            }
+        }
+        let outcome = progress.decoder.finish_into(&mut deltas);
+        for delta in deltas.drain(..) {
+            self.forward(progress, delta).await?;
+        }
+        match &outcome.error {
+            Some(fault) => Err(Failure::from_fault(fault.clone(), &self.target.key).into()),
+            None if outcome.is_complete => Ok(()),
+            None => Err(Failure::from(TurnError::ProviderError).into()),
+        }
+    }
+
+    /// Sends an increment to the client and to the log, after reserving what it may cost.
+    async fn forward(&mut self, progress: &mut Progress, delta: Delta) -> Result<(), Cut> {
+        let (kind, provider_part, text) = match delta {
+            Delta::Text { part, text } => (PartKind::Text, part, text),
+            Delta::Reasoning { part, text } => (PartKind::Reasoning, part, text),
+        };
+        progress.output_bytes += text.len();
+        self.extend_reservation(progress.output_bytes).await?;
+        let now = self.app.clock.now();
+        let is_same = |known: &ProgressPart| known.provider_part == provider_part && known.part.kind == kind;
+        let at = progress.parts.iter().position(is_same).unwrap_or_else(|| {
+            let id = format!("part_{}", progress.parts.len() + 1);
+            progress.parts.push(ProgressPart { provider_part, part: MessagePart { id, kind, text: String::new() } });
+            progress.parts.len() - 1
+        });
+        let part = &mut progress.parts[at].part;
+        part.text.push_str(&text);
+        let event: TurnEvent<'_, ()> = match kind {
+            PartKind::Text => TurnEvent::Text { part_id: &part.id, text: &text },
+            PartKind::Reasoning => TurnEvent::Reasoning { part_id: &part.id, text: &text },
+        };
+        progress.seq += 1;
+        let frame = frame(&self.session, &self.turn, progress.seq, now, &event)?;
+        progress.log.append(progress.seq, &frame);
+        if let Some(sender) = &progress.sender {
+            sender.send(frame).await;
+        }
+        Ok(())
+    }
+
+    /// Reserves further slices when the output may exceed what is reserved.
+    async fn extend_reservation(&mut self, output_bytes: usize) -> Result<(), Cut> {
+        let Some(reservation) = &mut self.reservation else { return Ok(()) };
+        let estimate = u64::try_from(output_bytes.div_ceil(RESERVED_TOKEN_BYTES)).unwrap_or(u64::MAX);
+        while estimate > self.reserved_output && self.reserved_output < self.turn.max_tokens {
+            let tokens = SLICE.min(self.turn.max_tokens - self.reserved_output);
+            let amount = Amount { input_tokens: 0, output_tokens: tokens, cost: output_cost(&self.turn, tokens) };
+            let budgets = (self.budgets.0.as_ref(), self.budgets.1.as_ref());
+            match self.app.store.reserve(reservation, budgets, amount).await {
+                Ok(Ok(())) => self.reserved_output += tokens,
+                Ok(Err(_)) => return Err(Failure::from(TurnError::BudgetExhausted).into()),
+                Err(fault) => {
+                    tracing::error!(turn_id = %self.turn.id, %fault, "reservation failed");
+                    return Err(Failure::from(TurnError::Internal).into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the end of the turn, then sends the last event.
+    async fn settle(self, progress: Progress, failure: Option<Failure>) -> Ended {
+        let Progress { decoder, is_billed, parts, output_bytes, seq, log, sender } = progress;
+        let (usage, estimated) = metered(decoder.outcome(), is_billed, self.turn.input_estimate, output_bytes);
+        let answer: Vec<_> = parts.into_iter().map(|part| part.part).collect();
+        let stop_reason = stop_reason(decoder.outcome());
+        let now = self.app.clock.now();
+        let last = match &failure {
+            Some(failure) => {
+                let event: TurnEvent<'_, ()> =
+                    TurnEvent::Error { code: failure.error.as_str(), message: failure.message() };
+                frame(&self.session, &self.turn, seq + 1, now, &event)
+            }
+            None => {
+                let shown = TurnUsageResource::new(&usage, cost(&self.turn, &usage));
+                let message_id = self.turn.assistant_message_id.as_str();
+                let event = TurnEvent::Done { message_id, usage: &shown, stop_reason: stop_reason.as_str() };
+                frame(&self.session, &self.turn, seq + 1, now, &event)
+            }
+        };
+        let last = match last {
+            Ok(last) => last,
+            Err(_) => return self.unsettled(answer, sender).await,
+        };
+        let unwritten = log.finish().await;
+        let end = TurnEnd {
+            error: failure.as_ref().map(|failure| failure.error),
+            stop_reason: failure.is_none().then_some(stop_reason),
+            usage,
+            estimated,
+            answer,
+            events: Some(unwritten.with_last(seq + 1, &last)),
+        };
+        match self.store_end(&end).await {
+            Some(turn) => {
+                send_last(sender, last).await;
+                Ended { turn, answer: end.answer, failure }
+            }
+            None => self.unsettled(end.answer, sender).await,
+        }
+    }
+
+    /// Repeats the settlement until the lease cannot be renewed any more. `None` if it failed: the
+    /// sweep settles the turn.
+    async fn store_end(&self, end: &TurnEnd) -> Option<Turn> {
+        let until = Instant::now() + self.app.turn_limits.settle;
+        let mut known = Some(self.known.clone());
+        loop {
+            let running = RunningTurn {
+                organization: self.organization,
+                session: &self.session,
+                turn: &self.turn,
+                reservation: self.reservation.as_ref(),
+            };
+            match settle(&self.app, running, end, known.take(), self.retention).await {
+                Ok(turn) => return Some(turn),
+                Err(SettleError::AlreadySettled) => {
+                    return self.already_settled().await;
+                }
+                Err(fault) if Instant::now() >= until => {
+                    tracing::error!(turn_id = %self.turn.id, %fault, "turn not settled");
+                    self.app.metrics.turn_settle_failed(self.app.clock.now());
+                    return None;
+                }
+                Err(fault) => tracing::warn!(turn_id = %self.turn.id, %fault, "settlement repeated"),
+            }
+            sleep(SETTLE_PAUSE).await;
+            let until = leased_until(&self.app, self.app.clock.now());
+            let renewal = self.app.store.renew_turn_lease(self.organization, &self.session, &self.turn.id, until);
+            if let Err(fault) = renewal.await {
+                tracing::warn!(turn_id = %self.turn.id, %fault, "lease not renewed");
+            }
+        }
+    }
+
+    /// Returns the stored turn if it ended as this process wanted: the response to an earlier
+    /// settlement was lost.
+    async fn already_settled(&self) -> Option<Turn> {
+        let read = self.app.store.turn(self.organization, &self.session, &self.turn.id).await;
+        let turn = read.ok().flatten().map(|stored| stored.turn)?;
+        (turn.error_code.as_deref() != Some(TurnError::Interrupted.as_str())).then_some(turn)
+    }
+
+    /// Another process has settled the turn.
+    async fn abandon(self, progress: Progress) -> Ended {
+        progress.log.finish().await;
+        let answer = progress.parts.into_iter().map(|part| part.part).collect();
+        tracing::error!(turn_id = %self.turn.id, "lease lost");
+        self.unsettled(answer, progress.sender).await
+    }
+
+    /// Ends the response of a turn whose end this process could not store.
+    async fn unsettled(self, answer: Vec<MessagePart>, sender: Option<EventSender>) -> Ended {
+        let failure = Failure::from(TurnError::Interrupted);
+        let event: TurnEvent<'_, ()> =
+            TurnEvent::Error { code: failure.error.as_str(), message: failure.message() };
+        // This event is not in the log, where the sweep writes its own.
+        let seq = u64::from(u32::MAX);
+        if let Ok(last) = frame(&self.session, &self.turn, seq, self.app.clock.now(), &event) {
+            send_last(sender, last).await;
+        }
+        Ended { turn: self.turn, answer, failure: Some(failure) }
+    }
+}
+
+/// Why a turn stops before the provider's end.
+enum Cut {
+    /// Another process has taken over the turn.
+    Lost,
+    Failed(Failure),
+}
+
+impl From<Failure> for Cut {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<serde_json::Error> for Cut {
+    fn from(fault: serde_json::Error) -> Self {
+        tracing::error!(%fault, "event not encoded");
+        Self::Failed(TurnError::Internal.into())
+    }
+}
+
+/// Renews the turn's lease, and returns when something cuts the turn off.
+async fn cut_off(app: &App, organization: Id, session: &SessionId, turn: &Turn) -> Cut {
+    let deadline = if turn.is_streamed { app.turn_limits.streamed } else { app.turn_limits.unary };
+    let deadline = Instant::now() + deadline;
+    let mut leased_to = leased_until(app, turn.started_at);
+    loop {
+        let next = (Instant::now() + app.turn_limits.renewal).min(deadline);
+        tokio::time::sleep_until(next).await;
+        if Instant::now() >= deadline {
+            return Failure::from(TurnError::TurnDeadline).into();
+        }
+        let (now, until) = (app.clock.now(), leased_until(app, app.clock.now()));
+        let (lease, state) = tokio::join!(
+            app.store.renew_turn_lease(organization, session, &turn.id, until),
+            app.store.access(organization, turn.api_key_id),
+        );
+        match lease {
+            Ok(TurnLease::Held { cancel_requested: true }) => return Failure::from(TurnError::TurnCancelled).into(),
+            Ok(TurnLease::Held { cancel_requested: false }) => leased_to = until,
+            Ok(TurnLease::Ended) => return Cut::Lost,
+            Err(fault) if leased_to <= now => {
+                tracing::error!(turn_id = %turn.id, %fault, "lease expired");
+                return Cut::Lost;
+            }
+            Err(fault) => tracing::warn!(turn_id = %turn.id, %fault, "lease not renewed"),
+        }
+        match state {
+            Ok(state) if auth::check_status(&state, now).is_err() => {
+                return Failure::from(TurnError::CredentialRevoked).into();
+            }
+            Ok(_) => {}
+            Err(fault) => tracing::warn!(turn_id = %turn.id, %fault, "credential not checked"),
+        }
+    }
+}
+
+async fn next_chunk(app: &App, response: &mut Response) -> Result<Option<impl AsRef<[u8]> + use<>>, Failure> {
+    match timeout(app.turn_limits.silence, response.chunk()).await {
+        Err(_) => Err(TurnError::ProviderTimeout.into()),
+        // A broken connection ends the stream. The decoder knows whether the answer was complete.
+        Ok(Err(error)) => {
+            tracing::warn!(fault = %error.without_url(), "provider stream broken");
+            Ok(None)
+        }
+        Ok(Ok(chunk)) => Ok(chunk),
+    }
+}
+
+fn frame<U: serde::Serialize>(
+    session: &SessionId,
+    turn: &Turn,
+    seq: u64,
+    at: Timestamp,
+    event: &TurnEvent<'_, U>,
+) -> serde_json::Result<Vec<u8>> {
+    let context = TurnEventContext { session_id: session.as_str(), turn_id: turn.id.as_str() };
+    context.frame(seq, at, event)
+}
+
+async fn send_last(sender: Option<EventSender>, frame: Vec<u8>) {
+    if let Some(sender) = sender {
+        timeout(LAST_EVENT_TIMEOUT, sender.send(frame)).await.ok();
+    }
+}
+
+/// Returns the cost of output tokens in nano-cents; 0 without a price.
+pub(crate) fn output_cost(turn: &Turn, tokens: u64) -> u128 {
+    turn.price.map_or(0, |price| u128::from(price.output) * u128::from(tokens))
+}
+
+fn stop_reason(outcome: &Outcome) -> StopReason {
+    use karta_dialects::StopReason as Reported;
+    match outcome.stop {
+        None | Some(Reported::EndTurn) => StopReason::EndTurn,
+        Some(Reported::MaxTokens) => StopReason::MaxTokens,
+        Some(Reported::StopSequence) => StopReason::StopSequence,
+        Some(Reported::Refusal) => StopReason::Refusal,
+        Some(Reported::ToolUse) => StopReason::ToolUse,
+    }
+}
+
+/// Returns a turn's usage, and whether it is estimated. The provider's report counts. If it never
+/// came, or came before the end of a stream that was cut, the input is the report's or the estimate,
+/// and the output is at least what was seen.
+fn metered(outcome: &Outcome, is_billed: bool, input_estimate: u64, output_bytes: usize) -> (TurnUsage, bool) {
+    if !is_billed {
+        return (TurnUsage::default(), false);
+    }
+    let seen = estimate_tokens(output_bytes);
+    let Some(reported) = outcome.usage else {
+        return (TurnUsage { input_tokens: input_estimate, output_tokens: seen, ..TurnUsage::default() }, true);
+    };
+    let ReportedUsage { input_tokens, output_tokens, cache_read_tokens, cache_write_tokens } = reported;
+    let output_tokens = if outcome.is_complete { output_tokens } else { output_tokens.max(seen) };
+    let usage = TurnUsage { input_tokens, output_tokens, cache_read_tokens, cache_write_tokens };
+    (usage, !outcome.is_complete)
+}

@@ -1,0 +1,212 @@
+//! The end of a turn: usage, answer and last events are stored in one transaction.
+//!
+//! The process of a turn settles it. If the process died, the sweep does, with estimates. The ids of
+//! usage events derive from the turn's id and the end is conditional on the turn still running, so
+//! two settlements of one turn count once.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    app::App,
+    config::{Ring, SecretError},
+    domain::{
+        Id, MessageRole, Quantity, Reference, Retention, SessionId, SessionUsage, StopReason, Timestamp, Turn,
+        TurnError, TurnStatus, TurnUsage, UsageEvent, UsageKind,
+    },
+    store::{
+        CommitError, Conflict, KnownCounters, Reservation, SealedEvents, SealedMessage, StoreError, TurnSettlement,
+    },
+    transcripts::{TranscriptContext, TranscriptPart},
+};
+
+/// Bytes that count as one token in estimates.
+const TOKEN_BYTES: usize = 4;
+/// Maximum attempts while other writers change the counters.
+const MAX_ATTEMPTS: usize = 8;
+
+/// Estimates the tokens of a text from its bytes. Used only if the provider reports no usage.
+pub fn estimate_tokens(bytes: usize) -> u64 {
+    u64::try_from(bytes.div_ceil(TOKEN_BYTES)).unwrap_or(u64::MAX)
+}
+
+/// A part of a message, as it is sealed and shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessagePart {
+    pub id: String,
+    #[serde(rename = "type")]
+    pub kind: PartKind,
+    pub text: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PartKind {
+    Text,
+    Reasoning,
+}
+
+/// A running turn whose end is to be stored.
+#[derive(Debug, Clone, Copy)]
+pub struct RunningTurn<'a> {
+    pub organization: Id,
+    pub session: &'a SessionId,
+    pub turn: &'a Turn,
+    pub reservation: Option<&'a Reservation>,
+}
+
+/// How a turn ended.
+#[derive(Debug, Clone, Default)]
+pub struct TurnEnd {
+    /// `None` if the turn has an answer.
+    pub error: Option<TurnError>,
+    pub stop_reason: Option<StopReason>,
+    pub usage: TurnUsage,
+    pub estimated: bool,
+    /// The parts of the answer; empty if there is none.
+    pub answer: Vec<MessagePart>,
+    /// Events that are not in the log yet: the number of the first and of the last one, and their
+    /// frames.
+    pub events: Option<(u64, u64, Vec<u8>)>,
+}
+
+/// Why the end of a turn is not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum SettleError {
+    /// Another process has settled the turn.
+    #[error("another process settled the turn")]
+    AlreadySettled,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error("settlement cannot be encoded: {0}")]
+    Encoding(String),
+}
+
+impl TurnEnd {
+    /// Returns the status of a turn that ended like this.
+    pub fn status(&self) -> TurnStatus {
+        match self.error {
+            None => TurnStatus::Completed,
+            Some(TurnError::TurnCancelled) => TurnStatus::Cancelled,
+            Some(TurnError::Interrupted) => TurnStatus::Interrupted,
+            Some(_) => TurnStatus::Failed,
+        }
+    }
+}
+
+/// Returns the cost of a turn's usage in nano-cents; 0 without a price.
+pub fn cost(turn: &Turn, usage: &TurnUsage) -> u128 {
+    let Some(price) = turn.price else { return 0 };
+    amounts(usage).map(|(kind, quantity)| price.cost(kind, quantity)).sum()
+}
+
+/// Stores the end of a turn. Returns the turn as it ended. Repeats while other writers change the
+/// counters. `known` is what was read of the counters; `None` reads them.
+pub async fn settle(
+    app: &App,
+    running: RunningTurn<'_>,
+    end: &TurnEnd,
+    mut known: Option<KnownCounters>,
+    retention: Retention,
+) -> Result<Turn, SettleError> {
+    let RunningTurn { organization, session, turn, reservation } = running;
+    let now = app.clock.now();
+    let ended = Turn {
+        status: end.status(),
+        ended_at: Some(now),
+        usage: end.usage,
+        estimated: end.estimated,
+        stop_reason: end.stop_reason,
+        error_code: end.error.map(|error| error.as_str().to_owned()),
+        last_seq: end.events.as_ref().map_or(turn.last_seq, |(_, last, _)| *last),
+        ..turn.clone()
+    };
+    let ring = app.secrets.ring(Ring::SealingSessions).await?;
+    let context = TranscriptContext { organization, session, turn: &turn.id };
+    let seal = |part, content: &[u8]| context.seal(&ring, &*app.entropy, part, content);
+    let message = if end.answer.is_empty() {
+        None
+    } else {
+        let content = serde_json::to_vec(&end.answer).map_err(|error| SettleError::Encoding(error.to_string()))?;
+        Some(SealedMessage {
+            id: turn.assistant_message_id.clone(),
+            turn_id: turn.id.clone(),
+            turn_number: turn.number,
+            role: MessageRole::Assistant,
+            created_at: now,
+            content: seal(TranscriptPart::Message(MessageRole::Assistant), &content),
+        })
+    };
+    let events = end.events.as_ref().map(|(first_seq, last_seq, frames)| {
+        let sealed = seal(TranscriptPart::Events { first_seq: *first_seq }, frames);
+        SealedEvents::new(*first_seq, *last_seq, sealed, now)
+    });
+    let settlement = TurnSettlement {
+        session,
+        turn: &ended,
+        usage: SessionUsage::of_turn(&end.usage, cost(turn, &end.usage)),
+        expires_at: retention.expires_at(now),
+        message: message.as_ref(),
+        events: events.as_ref(),
+    };
+    let counted = usage_events(session, turn, &end.usage)?;
+    let month = turn.started_at.month();
+    for _ in 0..MAX_ATTEMPTS {
+        let read = match known.take() {
+            Some(known) => known,
+            None => app.store.known_counters(organization, turn.lineage_id, month).await?,
+        };
+        let mut transaction = app.store.transaction();
+        transaction.settle_turn(organization, &settlement, now)?;
+        transaction.count_usage(organization, &counted, &read, reservation, now)?;
+        match transaction.commit().await {
+            Ok(()) => return Ok(ended),
+            Err(CommitError::Conflict(Conflict::TurnSettled | Conflict::Remembered)) => {
+                return Err(SettleError::AlreadySettled);
+            }
+            // Another writer changed the counters: read them again.
+            Err(CommitError::Conflict(_)) => {}
+            Err(CommitError::Store(error)) => return Err(error.into()),
+        }
+    }
+    Err(StoreError::Unavailable("the counters of a settlement keep changing".to_owned()).into())
+}
+
+fn amounts(usage: &TurnUsage) -> impl Iterator<Item = (UsageKind, Quantity)> {
+    let kinds = [
+        (UsageKind::InputTokens, usage.input_tokens),
+        (UsageKind::OutputTokens, usage.output_tokens),
+        (UsageKind::CacheReadTokens, usage.cache_read_tokens),
+        (UsageKind::CacheWriteTokens, usage.cache_write_tokens),
+    ];
+    kinds.into_iter().filter_map(|(kind, tokens)| Some((kind, Quantity::try_from(tokens).ok()?)))
+}
+
+/// Returns the usage events of a turn. Their ids depend on the turn only, and their time is its
+/// start.
+fn usage_events(session: &SessionId, turn: &Turn, usage: &TurnUsage) -> Result<Vec<UsageEvent>, SettleError> {
+    let reference = |text: String| Reference::try_from(text).map_err(|error| SettleError::Encoding(error.to_string()));
+    amounts(usage)
+        .map(|(kind, quantity)| {
+            Ok(UsageEvent {
+                client_event_id: reference(format!("{}:{}", turn.id, kind.as_str()))?,
+                api_key_id: turn.api_key_id,
+                lineage_id: turn.lineage_id,
+                kind,
+                quantity,
+                model: Some(turn.model.clone()),
+                cost: turn.price.map(|price| price.cost(kind, quantity)),
+                occurred_at: turn.started_at,
+                session_id: Some(reference(session.to_string())?),
+                model_key_id: Some(turn.model_key_id),
+                embed_key_id: None,
+            })
+        })
+        .collect()
+}
+
+/// Returns when a lease that starts now ends.
+pub fn leased_until(app: &App, now: Timestamp) -> Timestamp {
+    now.plus(app.turn_limits.lease)
+}
