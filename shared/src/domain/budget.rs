@@ -10,8 +10,8 @@ use super::{Invalid, SubscriptionStatus, Tally, Timestamp, Value};
 /// The largest integer that every JSON parser represents exactly.
 const MAX_CAP: u64 = (1 << 53) - 1;
 
-/// Caps per UTC month, of an organization or of a key. `null` means no cap. Tokens are counted;
-/// cost is in whole cents. `alert_percents` are the shares of a cap at which the owner is notified.
+/// Caps per UTC month, of an organization or of a key. `null` means no cap. Tokens are counted, those
+/// of the prompt cache as input; cost is in whole cents. `alert_percents` are the shares of a cap at which the owner is notified.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Budget {
     pub input_tokens: Option<Cap>,
@@ -60,7 +60,7 @@ impl Budget {
     pub fn caps(&self, spent: &Tally) -> impl Iterator<Item = (CapKind, Cap, u128)> {
         let caps = [
             (CapKind::TotalTokens, self.total_tokens, spent.total_tokens()),
-            (CapKind::InputTokens, self.input_tokens, spent.input_tokens),
+            (CapKind::InputTokens, self.input_tokens, spent.all_input_tokens()),
             (CapKind::OutputTokens, self.output_tokens, spent.output_tokens),
             (CapKind::CostCents, self.cost_cents, spent.cost_cents()),
         ];
@@ -313,7 +313,7 @@ mod tests {
 
     #[test]
     fn reason_names_the_reached_cap() {
-        let spent = Tally { input_tokens: 60, output_tokens: 40, cost: 1_000_000_001 };
+        let spent = Tally { input_tokens: 60, output_tokens: 40, cost: 1_000_000_001, ..Tally::default() };
         for (organization_budget, key_budget, reason) in [
             (r#"{"total_tokens":101,"cost_cents":3}"#, r#"{"input_tokens":61}"#, None),
             (r#"{"total_tokens":100}"#, "{}", Some("monthly token cap reached")),
@@ -331,8 +331,17 @@ mod tests {
     }
 
     #[test]
+    fn input_cap_includes_the_prompt_cache() {
+        let spent = Tally { input_tokens: 1, cache_read_tokens: 2, cache_write_tokens: 3, ..Tally::default() };
+        let reached = |json| budget(json).reached(&spent);
+        assert_eq!(reached(r#"{"input_tokens":6}"#), Some(CapKind::InputTokens));
+        assert_eq!(reached(r#"{"total_tokens":6}"#), Some(CapKind::TotalTokens));
+        assert_eq!(reached(r#"{"input_tokens":7,"total_tokens":7,"output_tokens":1}"#), None);
+    }
+
+    #[test]
     fn verdict_names_the_cap_and_its_owner() {
-        let spent = Tally { input_tokens: 60, output_tokens: 40, cost: 1_000_000_001 };
+        let spent = Tally { input_tokens: 60, output_tokens: 40, cost: 1_000_000_001, ..Tally::default() };
         let now: Timestamp = "2026-12-31T23:59:59Z".parse().unwrap();
         for kind in [CapKind::TotalTokens, CapKind::InputTokens, CapKind::OutputTokens, CapKind::CostCents] {
             let capped = || Some(budget(&format!(r#"{{"{}":1}}"#, kind.as_str())));
@@ -355,7 +364,7 @@ mod tests {
 
     #[test]
     fn spent_percent_is_rounded_down() {
-        let spent = Tally { input_tokens: 949, output_tokens: 0, cost: 0 };
+        let spent = Tally { input_tokens: 949, ..Tally::default() };
         let percent = |json| budget(json).spent_percent(&spent);
         assert_eq!(percent(r#"{"input_tokens":1000,"output_tokens":5}"#), 94);
         assert_eq!((percent("{}"), percent(r#"{"output_tokens":0}"#)), (0, 100));
