@@ -10,7 +10,7 @@
 //! | `i17`, `o17`, `c17`, `r17`, `w17`, `u17` | the same, and tokens without a price, for the model with this number in the organization's month |
 //!
 //! Days and numbers are in base 36. If a model is counted in several items, its usage is their sum.
-//! An absent counter is zero.
+//! An absent counter is zero. Items with totals also have the numbers of [`committed`](super::committed).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +19,7 @@ use std::{
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use super::{Conflict, Item, StoreError, Transaction, table::Key, table::Table};
+use super::{Conflict, Item, StoreError, Transaction, committed::Change, table::Key, table::Table};
 use crate::domain::{MonthUsage, Tally, UsageEvent, UsageKind};
 
 /// Maximum number of models that a month of an organization distinguishes. All others are counted
@@ -192,12 +192,17 @@ impl Inline {
 #[derive(Default)]
 pub(super) struct Sums {
     counters: BTreeMap<Counter, u128>,
+    /// The events that count towards the item's totals, and so to its committed numbers.
+    totals: Tally,
     /// Numbers of the lineage's further items in the same transaction.
     more: BTreeSet<usize>,
 }
 
 impl Sums {
     pub(super) fn add(&mut self, event: &UsageEvent, part: Part) {
+        if part == Part::Whole {
+            self.totals.add(event);
+        }
         let quantity = event.quantity.get().into();
         let priced = match (event.cost, part) {
             (Some(cost), _) => (COST, cost),
@@ -219,12 +224,15 @@ impl Sums {
 
     pub(super) fn stage(&self, transaction: &mut Transaction, key: &Key) -> Result<(), StoreError> {
         transaction.update(Table::Usage, key, Conflict::Changed, |mut update| {
-            let mut clauses = Vec::with_capacity(self.counters.len() + 1);
-            for (at, (counter, amount)) in self.counters.iter().enumerate() {
+            let committed = Change::from(&self.totals).attributes().into_iter().filter(|(_, change)| *change != 0);
+            let counters = self.counters.iter().map(|(counter, amount)| (counter.to_string(), amount.to_string()));
+            let added = counters.chain(committed.map(|(name, change)| (name.to_owned(), change.to_string())));
+            let mut clauses = Vec::new();
+            for (at, (name, amount)) in added.enumerate() {
                 clauses.push(format!("#{at} :{at}"));
                 update = update
-                    .expression_attribute_names(format!("#{at}"), counter.to_string())
-                    .expression_attribute_values(format!(":{at}"), AttributeValue::N(amount.to_string()));
+                    .expression_attribute_names(format!("#{at}"), name)
+                    .expression_attribute_values(format!(":{at}"), AttributeValue::N(amount));
             }
             if !self.more.is_empty() {
                 clauses.push(format!("{MORE} :more"));
@@ -300,7 +308,7 @@ mod tests {
                 assert!(names.insert(name));
             }
         }
-        for name in ["pk", "sk", "ttl", "", "I", "i?", "u", "U1", "é", MODELS, MORE] {
+        for name in ["pk", "sk", "ttl", "", "I", "i?", "u", "U1", "é", "ki", "kc", MODELS, MORE] {
             assert_eq!(Counter::parse(name), None, "{name}");
         }
     }

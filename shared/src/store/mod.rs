@@ -20,6 +20,7 @@ mod batch;
 mod budgets;
 mod canonical;
 mod chain;
+mod committed;
 mod conflict_retry;
 mod counters;
 mod credentials;
