@@ -5,13 +5,14 @@ use serde::{
     de::{MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::{Invalid, SubscriptionStatus, Tally, Timestamp, Value};
+use super::{Invalid, SubscriptionStatus, Tally, Timestamp, Value, usage::NANO};
 
 /// The largest integer that every JSON parser represents exactly.
 const MAX_CAP: u64 = (1 << 53) - 1;
 
-/// Caps per UTC month, of an organization or of a key. `null` means no cap. Tokens are counted, those
-/// of the prompt cache as input; cost is in whole cents. `alert_percents` are the shares of a cap at which the owner is notified.
+/// Caps per UTC month, of an organization or of a key. `null` means no cap. Tokens are counted,
+/// those of the prompt cache as input; cost is in whole cents. `alert_percents` are the shares of a
+/// cap at which the owner is notified.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Budget {
     pub input_tokens: Option<Cap>,
@@ -57,7 +58,7 @@ impl<'de> Deserialize<'de> for Budget {
 
 impl Budget {
     /// Returns the caps that are set, each with the amount spent.
-    pub fn caps(&self, spent: &Tally) -> impl Iterator<Item = (CapKind, Cap, u128)> {
+    pub fn caps(&self, spent: &Tally) -> impl Iterator<Item = (CapKind, Cap, u128)> + use<> {
         let caps = [
             (CapKind::TotalTokens, self.total_tokens, spent.total_tokens()),
             (CapKind::InputTokens, self.input_tokens, spent.all_input_tokens()),
@@ -73,7 +74,22 @@ impl Budget {
         self.caps(spent).map(|(_, cap, spent)| cap.percent(spent)).max().unwrap_or(0)
     }
 
-    fn reached(&self, spent: &Tally) -> Option<CapKind> {
+    /// Returns the caps that are set, each with the largest amount that does not reach it: in
+    /// tokens, or in nano-cents. The amount of a cap of 0 is negative.
+    pub fn limits(&self) -> impl Iterator<Item = (CapKind, i128)> {
+        self.caps(&Tally::default()).map(|(kind, cap, _)| {
+            let below = i128::from(cap.0) - 1;
+            let limit = match kind {
+                CapKind::TotalTokens | CapKind::InputTokens | CapKind::OutputTokens => below,
+                // The cost is compared in cents that are rounded up.
+                CapKind::CostCents => below * NANO.cast_signed(),
+            };
+            (kind, limit)
+        })
+    }
+
+    /// Returns the first cap that is reached.
+    pub fn reached(&self, spent: &Tally) -> Option<CapKind> {
         self.caps(spent).find(|(_, cap, spent)| *spent >= cap.0.into()).map(|(kind, _, _)| kind)
     }
 
@@ -360,6 +376,21 @@ mod tests {
         let BudgetVerdict::Exhausted(exhausted) = verdict else { panic!("{verdict:?}") };
         assert_eq!((exhausted.cap(), exhausted.owner()), (None, CapOwner::Organization));
         assert_eq!(exhausted.resets_at(now), None, "a subscription does not reset with the month");
+    }
+
+    #[test]
+    fn limit_is_the_largest_amount_below_the_cap() {
+        let budget = budget(r#"{"output_tokens":5,"cost_cents":2}"#);
+        let limits: Vec<_> = budget.limits().collect();
+        assert_eq!(limits, [(CapKind::OutputTokens, 4), (CapKind::CostCents, 1_000_000_000)]);
+        for (output_tokens, cost, reached) in [
+            (4, 1_000_000_000, None),
+            (5, 1_000_000_000, Some(CapKind::OutputTokens)),
+            (4, 1_000_000_001, Some(CapKind::CostCents)),
+        ] {
+            assert_eq!(budget.reached(&Tally { output_tokens, cost, ..Tally::default() }), reached);
+        }
+        assert!(self::budget(r#"{"cost_cents":0}"#).limits().all(|(_, limit)| limit < 0));
     }
 
     #[test]

@@ -10,7 +10,7 @@ pub const MAX_USAGE_AGE: std::time::Duration = std::time::Duration::from_hours(4
 pub const MAX_CLOCK_AHEAD: std::time::Duration = std::time::Duration::from_hours(1);
 
 /// Nano-cents in a cent.
-const NANO: u128 = 1_000_000_000;
+pub(super) const NANO: u128 = 1_000_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -10,7 +10,8 @@
 //! | `i17`, `o17`, `c17`, `r17`, `w17`, `u17` | the same, and tokens without a price, for the model with this number in the organization's month |
 //!
 //! Days and numbers are in base 36. If a model is counted in several items, its usage is their sum.
-//! An absent counter is zero. Items with totals also have the numbers of [`committed`](super::committed).
+//! An absent counter is zero. Items with totals also have the numbers of
+//! [`committed`](super::committed).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +20,12 @@ use std::{
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use super::{Conflict, Item, StoreError, Transaction, committed::Change, table::Key, table::Table};
+use super::{
+    Conflict, Item, StoreError, Transaction,
+    committed::{Amount, Change},
+    table::Key,
+    table::Table,
+};
 use crate::domain::{MonthUsage, Tally, UsageEvent, UsageKind};
 
 /// Maximum number of models that a month of an organization distinguishes. All others are counted
@@ -194,6 +200,8 @@ pub(super) struct Sums {
     counters: BTreeMap<Counter, u128>,
     /// The events that count towards the item's totals, and so to its committed numbers.
     totals: Tally,
+    /// The attribute of a hold to remove, and the amount that it holds.
+    given_back: Option<(String, Amount)>,
     /// Numbers of the lineage's further items in the same transaction.
     more: BTreeSet<usize>,
 }
@@ -222,9 +230,16 @@ impl Sums {
         self.more.insert(item);
     }
 
+    /// Gives back what a turn holds in this item, on condition that it still holds this amount.
+    pub(super) fn give_back(&mut self, attribute: &str, held: Amount) {
+        self.given_back = Some((attribute.to_owned(), held));
+    }
+
     pub(super) fn stage(&self, transaction: &mut Transaction, key: &Key) -> Result<(), StoreError> {
+        let held = self.given_back.as_ref().map_or(Amount::default(), |(_, held)| *held);
+        let committed = Change::from(&self.totals) - held.into();
         transaction.update(Table::Usage, key, Conflict::Changed, |mut update| {
-            let committed = Change::from(&self.totals).attributes().into_iter().filter(|(_, change)| *change != 0);
+            let committed = committed.attributes().into_iter().filter(|(_, change)| *change != 0);
             let counters = self.counters.iter().map(|(counter, amount)| (counter.to_string(), amount.to_string()));
             let added = counters.chain(committed.map(|(name, change)| (name.to_owned(), change.to_string())));
             let mut clauses = Vec::new();
@@ -239,7 +254,15 @@ impl Sums {
                 let more = self.more.iter().map(usize::to_string).collect();
                 update = update.expression_attribute_values(":more", AttributeValue::Ns(more));
             }
-            update.update_expression(format!("ADD {}", clauses.join(",")))
+            let add = if clauses.is_empty() { String::new() } else { format!("ADD {}", clauses.join(",")) };
+            let Some((attribute, held)) = &self.given_back else {
+                return update.update_expression(add);
+            };
+            update
+                .update_expression(format!("REMOVE #hold {add}"))
+                .condition_expression("#hold = :held")
+                .expression_attribute_names("#hold", attribute)
+                .expression_attribute_values(":held", held.attribute_value())
         })
     }
 }
