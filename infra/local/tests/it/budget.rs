@@ -17,7 +17,7 @@ use crate::{
 
 const CHECKS: &str = "worker-budget-checks";
 
-async fn put(server: &TestServer, budget: Value) -> Value {
+pub(crate) async fn put(server: &TestServer, budget: Value) -> Value {
     server.request(Method::PUT, "/v1/budget").body(budget).send().await.expect(200)["budget"].take()
 }
 
@@ -35,7 +35,7 @@ pub(crate) async fn spend(server: &TestServer, key: u64, tokens: u64) {
 }
 
 /// Validates a key. Returns `budget_ok` and `budget_reason`.
-async fn verdict(server: &TestServer, token: &str) -> (bool, Value) {
+pub(crate) async fn verdict(server: &TestServer, token: &str) -> (bool, Value) {
     let body = json!({ "key": token });
     let mut answer = server.service(Method::POST, "/v1/internal/keys/validate").body(body).send().await.expect(200);
     assert_eq!(answer["valid"], true);
