@@ -413,7 +413,7 @@ test("lost or contradictory session token fields are rejected", async () => {
 });
 
 test("usage prints as text and stays plain data", async () => {
-  const totals = { input_tokens: 1_000_010, output_tokens: 5, total_tokens: 1_000_015, cost_cents: 251 };
+  const totals = { input_tokens: 1_000_000, output_tokens: 5, cache_read_tokens: 4, cache_write_tokens: 6, total_tokens: 1_000_015, cost_cents: 251 };
   const body = { period: "2026-11", totals, by_model: [], by_day: [], budget: {} };
   const usage = await scripted([json(200, body)]).karta.usage.summary();
   assert.equal(`Used ${usage} this period`, "Used 1,000,015 tokens ($2.51) this period");

@@ -222,6 +222,13 @@ test("types have exactly the fields of responses", async () => {
   has(await karta.sessionTokens.mint("my-app"), { token: true, expires_at: true, expires_in: true, project: true, sub: true });
   has((await karta.budget.get()).budget, budget);
   has(await karta.usage.summary(), usage);
+  const tally = {
+    input_tokens: true, output_tokens: true, cache_read_tokens: true, cache_write_tokens: true, total_tokens: true, cost_cents: true,
+  } as const;
+  has((await karta.usage.summary()).totals, tally);
+  has((await karta.usage.summary()).by_model[0], { ...tally, model: true });
+  has((await karta.usage.summary()).by_day[0], { ...tally, date: true });
+  has((await karta.usage.summary()).budget.spent_percent, { input_tokens: true, output_tokens: true, total_tokens: true, cost_cents: true });
   has((await karta.usage.summary()).budget, { ...budget, spent_percent: true, ok: true, reason: true });
   has((await karta.usage.keys())[0], { ...usage, api_key_id: true, name: true, prefix: true });
   has(await karta.billing.status(), {

@@ -5,13 +5,14 @@ use serde::{
     de::{MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::{Invalid, SubscriptionStatus, Tally, Timestamp, Value};
+use super::{Invalid, SubscriptionStatus, Tally, Timestamp, Value, usage::NANO};
 
 /// The largest integer that every JSON parser represents exactly.
 const MAX_CAP: u64 = (1 << 53) - 1;
 
-/// Caps per UTC month, of an organization or of a key. `null` means no cap. Tokens are counted;
-/// cost is in whole cents. `alert_percents` are the shares of a cap at which the owner is notified.
+/// Caps per UTC month, of an organization or of a key. `null` means no cap. Tokens are counted,
+/// those of the prompt cache as input; cost is in whole cents. `alert_percents` are the shares of a
+/// cap at which the owner is notified.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Budget {
     pub input_tokens: Option<Cap>,
@@ -57,10 +58,10 @@ impl<'de> Deserialize<'de> for Budget {
 
 impl Budget {
     /// Returns the caps that are set, each with the amount spent.
-    pub fn caps(&self, spent: &Tally) -> impl Iterator<Item = (CapKind, Cap, u128)> {
+    pub fn caps(&self, spent: &Tally) -> impl Iterator<Item = (CapKind, Cap, u128)> + use<> {
         let caps = [
             (CapKind::TotalTokens, self.total_tokens, spent.total_tokens()),
-            (CapKind::InputTokens, self.input_tokens, spent.input_tokens),
+            (CapKind::InputTokens, self.input_tokens, spent.all_input_tokens()),
             (CapKind::OutputTokens, self.output_tokens, spent.output_tokens),
             (CapKind::CostCents, self.cost_cents, spent.cost_cents()),
         ];
@@ -73,7 +74,22 @@ impl Budget {
         self.caps(spent).map(|(_, cap, spent)| cap.percent(spent)).max().unwrap_or(0)
     }
 
-    fn reached(&self, spent: &Tally) -> Option<CapKind> {
+    /// Returns the caps that are set, each with the largest amount that does not reach it: in
+    /// tokens, or in nano-cents. The amount of a cap of 0 is negative.
+    pub fn limits(&self) -> impl Iterator<Item = (CapKind, i128)> {
+        self.caps(&Tally::default()).map(|(kind, cap, _)| {
+            let below = i128::from(cap.0) - 1;
+            let limit = match kind {
+                CapKind::TotalTokens | CapKind::InputTokens | CapKind::OutputTokens => below,
+                // The cost is compared in cents that are rounded up.
+                CapKind::CostCents => below * NANO.cast_signed(),
+            };
+            (kind, limit)
+        })
+    }
+
+    /// Returns the first cap that is reached.
+    pub fn reached(&self, spent: &Tally) -> Option<CapKind> {
         self.caps(spent).find(|(_, cap, spent)| *spent >= cap.0.into()).map(|(kind, _, _)| kind)
     }
 
@@ -313,7 +329,7 @@ mod tests {
 
     #[test]
     fn reason_names_the_reached_cap() {
-        let spent = Tally { input_tokens: 60, output_tokens: 40, cost: 1_000_000_001 };
+        let spent = Tally { input_tokens: 60, output_tokens: 40, cost: 1_000_000_001, ..Tally::default() };
         for (organization_budget, key_budget, reason) in [
             (r#"{"total_tokens":101,"cost_cents":3}"#, r#"{"input_tokens":61}"#, None),
             (r#"{"total_tokens":100}"#, "{}", Some("monthly token cap reached")),
@@ -331,8 +347,17 @@ mod tests {
     }
 
     #[test]
+    fn input_cap_includes_the_prompt_cache() {
+        let spent = Tally { input_tokens: 1, cache_read_tokens: 2, cache_write_tokens: 3, ..Tally::default() };
+        let reached = |json| budget(json).reached(&spent);
+        assert_eq!(reached(r#"{"input_tokens":6}"#), Some(CapKind::InputTokens));
+        assert_eq!(reached(r#"{"total_tokens":6}"#), Some(CapKind::TotalTokens));
+        assert_eq!(reached(r#"{"input_tokens":7,"total_tokens":7,"output_tokens":1}"#), None);
+    }
+
+    #[test]
     fn verdict_names_the_cap_and_its_owner() {
-        let spent = Tally { input_tokens: 60, output_tokens: 40, cost: 1_000_000_001 };
+        let spent = Tally { input_tokens: 60, output_tokens: 40, cost: 1_000_000_001, ..Tally::default() };
         let now: Timestamp = "2026-12-31T23:59:59Z".parse().unwrap();
         for kind in [CapKind::TotalTokens, CapKind::InputTokens, CapKind::OutputTokens, CapKind::CostCents] {
             let capped = || Some(budget(&format!(r#"{{"{}":1}}"#, kind.as_str())));
@@ -354,8 +379,23 @@ mod tests {
     }
 
     #[test]
+    fn limit_is_the_largest_amount_below_the_cap() {
+        let budget = budget(r#"{"output_tokens":5,"cost_cents":2}"#);
+        let limits: Vec<_> = budget.limits().collect();
+        assert_eq!(limits, [(CapKind::OutputTokens, 4), (CapKind::CostCents, 1_000_000_000)]);
+        for (output_tokens, cost, reached) in [
+            (4, 1_000_000_000, None),
+            (5, 1_000_000_000, Some(CapKind::OutputTokens)),
+            (4, 1_000_000_001, Some(CapKind::CostCents)),
+        ] {
+            assert_eq!(budget.reached(&Tally { output_tokens, cost, ..Tally::default() }), reached);
+        }
+        assert!(self::budget(r#"{"cost_cents":0}"#).limits().all(|(_, limit)| limit < 0));
+    }
+
+    #[test]
     fn spent_percent_is_rounded_down() {
-        let spent = Tally { input_tokens: 949, output_tokens: 0, cost: 0 };
+        let spent = Tally { input_tokens: 949, ..Tally::default() };
         let percent = |json| budget(json).spent_percent(&spent);
         assert_eq!(percent(r#"{"input_tokens":1000,"output_tokens":5}"#), 94);
         assert_eq!((percent("{}"), percent(r#"{"output_tokens":0}"#)), (0, 100));

@@ -97,10 +97,10 @@ pub type PriceList = HashMap<&'static str, Price>;
 pub struct Price {
     pub input: u32,
     pub output: u32,
-    /// Price of tokens read from the provider's prompt cache.
+    /// Price of tokens read from the provider's prompt cache; `None` if they cost as input.
     #[serde(default)]
     pub cache_read: Option<u32>,
-    /// Price of tokens written to the prompt cache.
+    /// Price of tokens written to the prompt cache; `None` if they cost as input.
     #[serde(default)]
     pub cache_write: Option<u32>,
 }
@@ -111,6 +111,8 @@ impl Price {
         let each = match kind {
             UsageKind::InputTokens => self.input,
             UsageKind::OutputTokens => self.output,
+            UsageKind::CacheReadTokens => self.cache_read.unwrap_or(self.input),
+            UsageKind::CacheWriteTokens => self.cache_write.unwrap_or(self.input),
         };
         u128::from(quantity.get()) * u128::from(each)
     }

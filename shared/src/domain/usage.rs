@@ -10,13 +10,18 @@ pub const MAX_USAGE_AGE: std::time::Duration = std::time::Duration::from_hours(4
 pub const MAX_CLOCK_AHEAD: std::time::Duration = std::time::Duration::from_hours(1);
 
 /// Nano-cents in a cent.
-const NANO: u128 = 1_000_000_000;
+pub(super) const NANO: u128 = 1_000_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UsageKind {
+    /// Input that the provider read neither from nor into its prompt cache.
     InputTokens,
     OutputTokens,
+    /// Input that the provider read from its prompt cache.
+    CacheReadTokens,
+    /// Input that the provider wrote to its prompt cache.
+    CacheWriteTokens,
 }
 
 /// A number from 1 to 10^12.
@@ -101,15 +106,24 @@ impl UsageEvent {
 /// Usage totals. Sums saturate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
+    /// Input without the tokens of the prompt cache.
     pub input_tokens: u128,
     pub output_tokens: u128,
+    pub cache_read_tokens: u128,
+    pub cache_write_tokens: u128,
     /// Cost in nano-cents.
     pub cost: u128,
 }
 
 impl Tally {
+    /// Returns the input with the tokens of the prompt cache. Caps on input compare it.
+    pub const fn all_input_tokens(&self) -> u128 {
+        self.input_tokens.saturating_add(self.cache_read_tokens).saturating_add(self.cache_write_tokens)
+    }
+
+    /// Returns the tokens of all kinds.
     pub const fn total_tokens(&self) -> u128 {
-        self.input_tokens.saturating_add(self.output_tokens)
+        self.all_input_tokens().saturating_add(self.output_tokens)
     }
 
     /// Returns the cost in cents, rounded up. Money is rounded only here.
@@ -121,6 +135,8 @@ impl Tally {
         let tokens = match event.kind {
             UsageKind::InputTokens => &mut self.input_tokens,
             UsageKind::OutputTokens => &mut self.output_tokens,
+            UsageKind::CacheReadTokens => &mut self.cache_read_tokens,
+            UsageKind::CacheWriteTokens => &mut self.cache_write_tokens,
         };
         *tokens = tokens.saturating_add(event.quantity.get().into());
         self.cost = self.cost.saturating_add(event.cost.unwrap_or(0));
@@ -148,6 +164,25 @@ mod tests {
         assert_eq!(price.cost(UsageKind::InputTokens, million), 7_500_000_000, "seven and a half cents");
         let cents = |cost| Tally { cost, ..Tally::default() }.cost_cents();
         assert_eq!([0, 1, NANO, NANO + 1, 7_500_000_000].map(cents), [0, 1, 1, 2, 8]);
+    }
+
+    #[test]
+    fn cache_tokens_have_their_own_prices() {
+        let (read, write) = (UsageKind::CacheReadTokens, UsageKind::CacheWriteTokens);
+        let quantity = Quantity::try_from(10).unwrap();
+        let costs = |cache_read, cache_write| {
+            let price = Price { input: 300, output: 1_500, cache_read, cache_write };
+            [read, write].map(|kind| price.cost(kind, quantity))
+        };
+        assert_eq!(costs(Some(30), Some(375)), [300, 3_750]);
+        assert_eq!(costs(Some(0), None), [0, 3_000], "without a price they cost as input");
+    }
+
+    #[test]
+    fn total_includes_the_prompt_cache() {
+        let tally =
+            Tally { input_tokens: 1, output_tokens: 20, cache_read_tokens: 300, cache_write_tokens: 4_000, cost: 0 };
+        assert_eq!((tally.all_input_tokens(), tally.total_tokens()), (4_301, 4_321));
     }
 
     #[test]

@@ -908,7 +908,10 @@ mod tests {
             assert_eq!(message, "provider must be one of anthropic, openai, bedrock, vertex, openrouter");
             let kind = checked::<BTreeMap<String, UsageKind>>(&json!({ "kind": value })).unwrap_err();
             let Error::Invalid { message, .. } = kind else { panic!("{kind:?}") };
-            assert_eq!(message, "kind must be input_tokens or output_tokens");
+            assert_eq!(
+                message,
+                "kind must be one of input_tokens, output_tokens, cache_read_tokens, cache_write_tokens"
+            );
         }
     }
 

@@ -315,8 +315,14 @@ impl UnpricedUsage {
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = Tally)]
 pub struct TallyResource {
+    /// Input without the tokens of the prompt cache.
     pub input_tokens: u128,
     pub output_tokens: u128,
+    /// Input that the provider read from its prompt cache.
+    pub cache_read_tokens: u128,
+    /// Input that the provider wrote to its prompt cache.
+    pub cache_write_tokens: u128,
+    /// The sum of the four kinds.
     pub total_tokens: u128,
     /// Rounded up separately in every tally, so parts may add up to more than the total.
     pub cost_cents: u128,
@@ -382,6 +388,8 @@ impl From<&Tally> for TallyResource {
         Self {
             input_tokens: tally.input_tokens,
             output_tokens: tally.output_tokens,
+            cache_read_tokens: tally.cache_read_tokens,
+            cache_write_tokens: tally.cache_write_tokens,
             total_tokens: tally.total_tokens(),
             cost_cents: tally.cost_cents(),
         }

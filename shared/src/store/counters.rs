@@ -5,11 +5,13 @@
 //!
 //! | name | counter |
 //! | --- | --- |
-//! | `i`, `o`, `c` | totals: input tokens, output tokens, cost in nano-cents |
-//! | `I5`, `O5`, `C5` | the same for the fifth day of the month |
-//! | `i17`, `o17`, `c17`, `u17` | the same, and tokens without a price, for the model with this number in the organization's month |
+//! | `i`, `o`, `c`, `r`, `w` | totals: input tokens, output tokens, cost in nano-cents, tokens read from and written to the prompt cache |
+//! | `I5`, `O5`, `C5`, `R5`, `W5` | the same for the fifth day of the month |
+//! | `i17`, `o17`, `c17`, `r17`, `w17`, `u17` | the same, and tokens without a price, for the model with this number in the organization's month |
 //!
 //! Days and numbers are in base 36. If a model is counted in several items, its usage is their sum.
+//! An absent counter is zero. Items with totals also have the numbers of
+//! [`committed`](super::committed).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +20,12 @@ use std::{
 
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use super::{Conflict, Item, StoreError, Transaction, table::Key, table::Table};
+use super::{
+    Conflict, Item, StoreError, Transaction,
+    committed::{Amount, Change},
+    table::Key,
+    table::Table,
+};
 use crate::domain::{MonthUsage, Tally, UsageEvent, UsageKind};
 
 /// Maximum number of models that a month of an organization distinguishes. All others are counted
@@ -33,22 +40,26 @@ const MAX_MODEL_NAME_BYTES: usize = 128;
 const BUILT_IN: [&str; 2] = [UsageEvent::UNSPECIFIED, OTHER];
 const OTHER_NUMBER: usize = 1;
 /// Number of models in an item. Three counters of 10^10 tokens and 10^16 nano-cents take 33 bytes,
-/// which leaves room for growth within a kilobyte.
+/// which leaves room for growth within a kilobyte. The counters of the prompt cache take 17 more.
 const MODELS_PER_ITEM: usize = 27;
 pub(super) const MODEL_ITEMS: usize = (MAX_MODELS + BUILT_IN.len()).div_ceil(MODELS_PER_ITEM);
 /// Maximum number of models in the first item of a lineage's month. With 31 days of 10^9 tokens the
-/// item takes a kilobyte.
+/// item takes about a kilobyte, and more with the prompt cache.
 const MAX_INLINE_MODELS: usize = 2;
 const MODELS: &str = "models";
 /// The attribute with the numbers of a lineage's further items.
 const MORE: &str = "more";
-/// Totals: input tokens, output tokens, nano-cents.
-const SUMS: [&str; 3] = ["i", "o", "c"];
-const SUMS_OF_DAY: [&str; 3] = ["I", "O", "C"];
+/// Totals: input tokens, output tokens, nano-cents, cache reads, cache writes.
+const SUMS: [&str; 5] = ["i", "o", "c", "r", "w"];
+const SUMS_OF_DAY: [&str; 5] = ["I", "O", "C", "R", "W"];
 /// A model's sums, with tokens without a price.
-const SUMS_OF_MODEL: [&str; 4] = ["i", "o", "c", "u"];
+const SUMS_OF_MODEL: [&str; 6] = ["i", "o", "c", "r", "w", "u"];
+const INPUT: usize = 0;
+const OUTPUT: usize = 1;
 const COST: usize = 2;
-const UNPRICED: usize = 3;
+const CACHE_READ: usize = 3;
+const CACHE_WRITE: usize = 4;
+const UNPRICED: usize = 5;
 const BASE: u32 = 36;
 
 /// The distinguished models of an organization's month, in the order of their first use. Their
@@ -102,6 +113,16 @@ impl Models {
                 .condition_expression(format!("size({MODELS}) = :read"))
                 .expression_attribute_values(":read", AttributeValue::N(read.to_string()))
         })
+    }
+}
+
+/// Returns the index of a kind's tokens in the sums.
+const fn sum_of(kind: UsageKind) -> usize {
+    match kind {
+        UsageKind::InputTokens => INPUT,
+        UsageKind::OutputTokens => OUTPUT,
+        UsageKind::CacheReadTokens => CACHE_READ,
+        UsageKind::CacheWriteTokens => CACHE_WRITE,
     }
 }
 
@@ -177,23 +198,26 @@ impl Inline {
 #[derive(Default)]
 pub(super) struct Sums {
     counters: BTreeMap<Counter, u128>,
+    /// The events that count towards the item's totals, and so to its committed numbers.
+    totals: Tally,
+    /// The attribute of a hold to remove, and the amount that it holds.
+    given_back: Option<(String, Amount)>,
     /// Numbers of the lineage's further items in the same transaction.
     more: BTreeSet<usize>,
 }
 
 impl Sums {
     pub(super) fn add(&mut self, event: &UsageEvent, part: Part) {
-        let tokens = match event.kind {
-            UsageKind::InputTokens => 0,
-            UsageKind::OutputTokens => 1,
-        };
+        if part == Part::Whole {
+            self.totals.add(event);
+        }
         let quantity = event.quantity.get().into();
         let priced = match (event.cost, part) {
             (Some(cost), _) => (COST, cost),
             (None, Part::Model(_)) => (UNPRICED, quantity),
             (None, Part::Whole | Part::Day(_)) => (COST, 0),
         };
-        for (sum, amount) in [(tokens, quantity), priced] {
+        for (sum, amount) in [(sum_of(event.kind), quantity), priced] {
             if amount > 0 {
                 let counter = self.counters.entry(Counter(part, sum)).or_default();
                 *counter = counter.saturating_add(amount);
@@ -206,21 +230,39 @@ impl Sums {
         self.more.insert(item);
     }
 
+    /// Gives back what a turn holds in this item, on condition that it still holds this amount.
+    pub(super) fn give_back(&mut self, attribute: &str, held: Amount) {
+        self.given_back = Some((attribute.to_owned(), held));
+    }
+
     pub(super) fn stage(&self, transaction: &mut Transaction, key: &Key) -> Result<(), StoreError> {
+        let held = self.given_back.as_ref().map_or(Amount::default(), |(_, held)| *held);
+        let committed = Change::from(&self.totals) - held.into();
         transaction.update(Table::Usage, key, Conflict::Changed, |mut update| {
-            let mut clauses = Vec::with_capacity(self.counters.len() + 1);
-            for (at, (counter, amount)) in self.counters.iter().enumerate() {
+            let committed = committed.attributes().into_iter().filter(|(_, change)| *change != 0);
+            let counters = self.counters.iter().map(|(counter, amount)| (counter.to_string(), amount.to_string()));
+            let added = counters.chain(committed.map(|(name, change)| (name.to_owned(), change.to_string())));
+            let mut clauses = Vec::new();
+            for (at, (name, amount)) in added.enumerate() {
                 clauses.push(format!("#{at} :{at}"));
                 update = update
-                    .expression_attribute_names(format!("#{at}"), counter.to_string())
-                    .expression_attribute_values(format!(":{at}"), AttributeValue::N(amount.to_string()));
+                    .expression_attribute_names(format!("#{at}"), name)
+                    .expression_attribute_values(format!(":{at}"), AttributeValue::N(amount));
             }
             if !self.more.is_empty() {
                 clauses.push(format!("{MORE} :more"));
                 let more = self.more.iter().map(usize::to_string).collect();
                 update = update.expression_attribute_values(":more", AttributeValue::Ns(more));
             }
-            update.update_expression(format!("ADD {}", clauses.join(",")))
+            let add = if clauses.is_empty() { String::new() } else { format!("ADD {}", clauses.join(",")) };
+            let Some((attribute, held)) = &self.given_back else {
+                return update.update_expression(add);
+            };
+            update
+                .update_expression(format!("REMOVE #hold {add}"))
+                .condition_expression("#hold = :held")
+                .expression_attribute_names("#hold", attribute)
+                .expression_attribute_values(":held", held.attribute_value())
         })
     }
 }
@@ -249,8 +291,10 @@ pub(super) fn read_counters(item: &Item, models: &Models, usage: &mut MonthUsage
             },
         };
         let counter = match sum {
-            0 => &mut tally.input_tokens,
-            1 => &mut tally.output_tokens,
+            INPUT => &mut tally.input_tokens,
+            OUTPUT => &mut tally.output_tokens,
+            CACHE_READ => &mut tally.cache_read_tokens,
+            CACHE_WRITE => &mut tally.cache_write_tokens,
             _ => &mut tally.cost,
         };
         *counter = counter.saturating_add(amount);
@@ -287,7 +331,7 @@ mod tests {
                 assert!(names.insert(name));
             }
         }
-        for name in ["pk", "sk", "ttl", "", "I", "i?", "u", "U1", "é", MODELS, MORE] {
+        for name in ["pk", "sk", "ttl", "", "I", "i?", "u", "U1", "é", "ki", "kc", MODELS, MORE] {
             assert_eq!(Counter::parse(name), None, "{name}");
         }
     }
@@ -311,5 +355,16 @@ mod tests {
         assert_eq!(usage.totals.input_tokens, 7);
         read_counters(&item(u128::MAX), &Models::default(), &mut usage).unwrap();
         assert_eq!(usage.totals.input_tokens, u128::MAX);
+    }
+
+    #[test]
+    fn counters_of_the_prompt_cache_are_read() {
+        let counters = [("r", 1), ("w", 2), ("R5", 3), ("W5", 4), ("r0", 5), ("w0", 6)];
+        let item: Item = counters.map(|(name, amount)| (name.to_owned(), AttributeValue::N(amount.to_string()))).into();
+        let mut usage = MonthUsage::default();
+        read_counters(&item, &Models::default(), &mut usage).unwrap();
+        let tallies = [usage.totals, usage.by_day[&5], usage.by_model[UsageEvent::UNSPECIFIED]];
+        assert_eq!(tallies.map(|tally| (tally.cache_read_tokens, tally.cache_write_tokens)), [(1, 2), (3, 4), (5, 6)]);
+        assert_eq!(usage.totals.input_tokens, 0, "an absent counter is zero");
     }
 }

@@ -20,6 +20,7 @@ mod batch;
 mod budgets;
 mod canonical;
 mod chain;
+mod committed;
 mod conflict_retry;
 mod counters;
 mod credentials;
@@ -35,9 +36,11 @@ mod projects;
 mod queues;
 mod recoveries;
 mod releases;
+mod reservations;
 mod sealed;
 pub mod table;
 mod transaction;
+mod turn_usage;
 mod usage;
 mod webhooks;
 
@@ -52,6 +55,7 @@ pub use self::{
     audit_reader::{AuditReader, Audited},
     budgets::{BudgetCheck, BudgetSubject, OrganizationBudget},
     chain::{PendingEvents, Sweep, UnchainedEvents},
+    committed::Amount,
     conflict_retry::ConflictRetry,
     credentials::{Credential, Digest},
     deliveries::{DELIVERY_RETENTION, DeliveryResult, DueDeliveries, PendingDelivery, RecordOutcome},
@@ -63,8 +67,10 @@ pub use self::{
     queues::Lease,
     recoveries::{Recovered, Recovery},
     releases::ReleaseLocation,
+    reservations::Reservation,
     sealed::{SealedItem, SealedKind},
     transaction::{CommitError, Conflict, Transaction},
+    turn_usage::KnownCounters,
     usage::{Ingested, KeyOwner},
     webhooks::SealedWebhookSecrets,
 };

@@ -43,10 +43,10 @@
 //! | main | `PX#<prefix>` | key id | the owner of a key with this prefix |
 //! | main | `BUD#<org>` | `CAPS` | the organization's budget |
 //! | usage | `UEV#<org>#<hash>` | `EVENT` | a counted usage event; `ttl` |
-//! | usage | `UMO#<org>` | month | an organization's usage in a month: totals and days |
+//! | usage | `UMO#<org>` | month | an organization's usage in a month: totals and days; what running turns hold |
 //! | usage | `UMP#<org>` | month | the list of the month's models, which numbers them |
 //! | usage | `UMP#<org>` | `<month>#<n>` | usage by model, several models in an item |
-//! | usage | `UMK#<org>#<key>` | month | usage of a key lineage in a month: totals, days and first models |
+//! | usage | `UMK#<org>#<key>` | month | usage of a key lineage in a month: totals, days and first models; what running turns hold |
 //! | usage | `UMK#<org>#<key>` | `<month>#<n>` | usage of the lineage by other models |
 //! | anchors | `ANC#<org>` | `<n>#<hash>` | copy of a link's hash; written once, read by the operator only |
 //!

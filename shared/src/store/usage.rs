@@ -20,7 +20,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use serde::Serialize;
 
 use super::{
-    Conflict, Item, Store, StoreError, Transaction,
+    Amount, Conflict, Item, Reservation, Store, StoreError, Transaction,
     counters::{Inline, MODEL_ITEMS, Models, Part, Sums, further_items, item_of_model, read_counters, read_totals},
     decode,
     table::{Key, Table},
@@ -109,7 +109,7 @@ impl Store {
         let mut ingested = Ingested::default();
         while !batch.events.is_empty() {
             let mut transaction = self.transaction();
-            let after = batch.stage(&mut transaction, organization, models, now)?;
+            let after = batch.stage(&mut transaction, organization, models, None, now)?;
             let failed = transaction.attempt().await?;
             if failed.is_empty() {
                 ingested.accepted += batch.events.len();
@@ -234,21 +234,21 @@ impl std::ops::AddAssign for Ingested {
     }
 }
 
-type LineageMonth = (Month, Id);
+pub(super) type LineageMonth = (Month, Id);
 
 fn lineage_month(event: &UsageEvent) -> LineageMonth {
     (event.occurred_at.month(), event.lineage_id)
 }
 
 /// An event, and whether its lineage counts the model in its first item.
-struct AssignedEvent {
+pub(super) struct AssignedEvent {
     event: UsageEvent,
     inline: bool,
 }
 
 /// Assigns events to counters and sorts them, so that events with the same counters are adjacent
 /// and a transaction writes few counters.
-fn assign_counters(
+pub(super) fn assign_counters(
     events: Vec<UsageEvent>,
     models: &BTreeMap<Month, Models>,
     mut lineages: HashMap<LineageMonth, Inline>,
@@ -264,8 +264,15 @@ fn assign_counters(
     assigned.into_iter().map(|(.., assigned)| assigned).collect()
 }
 
+/// The amounts that a turn holds, to be given back with its usage.
+pub(super) struct HeldByTurn<'a> {
+    pub(super) reservation: &'a Reservation,
+    pub(super) by_organization: Amount,
+    pub(super) by_key: Amount,
+}
+
 #[derive(Default)]
-struct Batch {
+pub(super) struct Batch {
     events: Vec<AssignedEvent>,
     months: BTreeMap<Month, Touched>,
 }
@@ -339,7 +346,7 @@ impl Batch {
         self.writes() + 1 + more <= MAX_WRITES
     }
 
-    fn push(&mut self, assigned: AssignedEvent) {
+    pub(super) fn push(&mut self, assigned: AssignedEvent) {
         let event = &assigned.event;
         let touched = self.months.entry(event.occurred_at.month()).or_default();
         let model = event.model_name();
@@ -363,13 +370,15 @@ impl Batch {
         rest
     }
 
-    /// Stages the events at their indexes in the batch, then their counters. Returns the model
-    /// lists of the months after the transaction.
-    fn stage(
+    /// Stages the events, in an empty transaction at their indexes in the batch, then their
+    /// counters. Gives back what a turn holds. Returns the model lists of the months after the
+    /// transaction.
+    pub(super) fn stage(
         &self,
         transaction: &mut Transaction,
         organization: Id,
         known: &BTreeMap<Month, Models>,
+        turn: Option<&HeldByTurn<'_>>,
         now: Timestamp,
     ) -> Result<BTreeMap<Month, Models>, StoreError> {
         let before = |month: Month| known.get(&month).cloned().unwrap_or_default();
@@ -398,6 +407,15 @@ impl Batch {
             }
             used.insert(event.api_key_id);
         }
+        if let Some(HeldByTurn { reservation, by_organization, by_key }) = turn {
+            let (month, attribute) = (reservation.month, reservation.attribute());
+            if !by_organization.is_zero() {
+                totals.entry(month).or_default().give_back(attribute, *by_organization);
+            }
+            if !by_key.is_zero() {
+                lineages.entry((month, reservation.lineage_id)).or_default().give_back(attribute, *by_key);
+            }
+        }
         for (month, sums) in totals {
             sums.stage(transaction, &Key::usage_totals(organization, month))?;
         }
@@ -413,7 +431,9 @@ impl Batch {
         for (((month, lineage_id), item), sums) in lineages_by_model {
             sums.stage(transaction, &Key::usage_of_key_by_model(organization, lineage_id, month, item))?;
         }
-        transaction.check_budgets(organization, used, now)?;
+        if !used.is_empty() {
+            transaction.check_budgets(organization, used, now)?;
+        }
         Ok(models)
     }
 }

@@ -17,7 +17,7 @@ use crate::{
 
 const CHECKS: &str = "worker-budget-checks";
 
-async fn put(server: &TestServer, budget: Value) -> Value {
+pub(crate) async fn put(server: &TestServer, budget: Value) -> Value {
     server.request(Method::PUT, "/v1/budget").body(budget).send().await.expect(200)["budget"].take()
 }
 
@@ -35,7 +35,7 @@ pub(crate) async fn spend(server: &TestServer, key: u64, tokens: u64) {
 }
 
 /// Validates a key. Returns `budget_ok` and `budget_reason`.
-async fn verdict(server: &TestServer, token: &str) -> (bool, Value) {
+pub(crate) async fn verdict(server: &TestServer, token: &str) -> (bool, Value) {
     let body = json!({ "key": token });
     let mut answer = server.service(Method::POST, "/v1/internal/keys/validate").body(body).send().await.expect(200);
     assert_eq!(answer["valid"], true);
@@ -323,6 +323,8 @@ async fn subscription_end_and_return_are_published() {
 }
 
 const CAPS: [&str; 4] = ["input_tokens", "output_tokens", "total_tokens", "cost_cents"];
+const KINDS: [UsageKind; 4] =
+    [UsageKind::InputTokens, UsageKind::OutputTokens, UsageKind::CacheReadTokens, UsageKind::CacheWriteTokens];
 const MODELS: [&str; 5] = ["gpt-4o", "gpt-4o-mini", "claude-haiku-4-5", "claude-sonnet-4", "no-price"];
 
 /// The index of a cap in `CAPS`, and its value. `None` sets no cap.
@@ -336,9 +338,9 @@ fn budget((kind, cap): Capped) -> Value {
 /// A step of the property test.
 #[derive(Debug, Clone)]
 enum Step {
-    /// Events of a key, number of tokens, whether they are input tokens, and index of a model. The
-    /// batch is sent twice.
-    Batch(Vec<(prop::sample::Index, u64, bool, usize)>),
+    /// Events of a key, number of tokens, index of a kind, and index of a model. The batch is sent
+    /// twice.
+    Batch(Vec<(prop::sample::Index, u64, usize, usize)>),
     OrganizationCap(Capped),
     /// Sets the budget of the newest key of a lineage.
     KeyCap(usize, Capped),
@@ -347,7 +349,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let cap = || (0..CAPS.len(), proptest::option::of(0..40_000_u64));
-    let event = (any::<prop::sample::Index>(), 1..10_000_u64, any::<bool>(), 0..MODELS.len());
+    let event = (any::<prop::sample::Index>(), 1..10_000_u64, 0..KINDS.len(), 0..MODELS.len());
     prop_oneof![
         3 => proptest::collection::vec(event, 1..5).prop_map(Step::Batch),
         2 => cap().prop_map(Step::OrganizationCap),
@@ -395,14 +397,19 @@ impl Scenario {
         }
     }
 
-    async fn report(&mut self, events: Vec<(prop::sample::Index, u64, bool, usize)>) {
+    async fn report(&mut self, events: Vec<(prop::sample::Index, u64, usize, usize)>) {
         let now = self.server.runner.app.clock.now().to_string();
         let mut reported = Vec::new();
-        for (key, quantity, is_input, model) in events {
+        for (key, quantity, kind, model) in events {
             let (key, _, lineage) = *key.get(&self.keys);
-            let kind = if is_input { UsageKind::InputTokens } else { UsageKind::OutputTokens };
-            let tally = &mut self.used[lineage];
-            *(if is_input { &mut tally.input_tokens } else { &mut tally.output_tokens }) += u128::from(quantity);
+            let (kind, tally) = (KINDS[kind], &mut self.used[lineage]);
+            let tokens = match kind {
+                UsageKind::InputTokens => &mut tally.input_tokens,
+                UsageKind::OutputTokens => &mut tally.output_tokens,
+                UsageKind::CacheReadTokens => &mut tally.cache_read_tokens,
+                UsageKind::CacheWriteTokens => &mut tally.cache_write_tokens,
+            };
+            *tokens += u128::from(quantity);
             let price = self.server.runner.app.prices.price(Some(MODELS[model]));
             tally.cost += price.map_or(0, |price| price.cost(kind, quantity.try_into().unwrap()));
             self.sent += 1;
@@ -427,6 +434,8 @@ impl Scenario {
         let both = Tally {
             input_tokens: first.input_tokens + second.input_tokens,
             output_tokens: first.output_tokens + second.output_tokens,
+            cache_read_tokens: first.cache_read_tokens + second.cache_read_tokens,
+            cache_write_tokens: first.cache_write_tokens + second.cache_write_tokens,
             cost: first.cost + second.cost,
         };
         assert_eq!(organization["totals"], totals_json(&both));
@@ -449,12 +458,18 @@ fn totals_json(tally: &Tally) -> Value {
     let number = |number: u128| u64::try_from(number).unwrap();
     json!({
         "input_tokens": number(tally.input_tokens), "output_tokens": number(tally.output_tokens),
+        "cache_read_tokens": number(tally.cache_read_tokens), "cache_write_tokens": number(tally.cache_write_tokens),
         "total_tokens": number(tally.total_tokens()), "cost_cents": number(tally.cost_cents()),
     })
 }
 
 fn is_within(budget: &Value, totals: &Value) -> bool {
-    CAPS.iter().all(|kind| budget[kind].as_u64().is_none_or(|cap| totals[kind].as_u64().unwrap() < cap))
+    let number = |field: &str| totals[field].as_u64().unwrap();
+    let spent = |cap: &str| match cap {
+        "input_tokens" => number(cap) + number("cache_read_tokens") + number("cache_write_tokens"),
+        _ => number(cap),
+    };
+    CAPS.iter().all(|kind| budget[kind].as_u64().is_none_or(|cap| spent(kind) < cap))
 }
 
 proptest! {

@@ -43,6 +43,7 @@ mod projects_whoami;
 mod properties;
 mod races;
 mod releases;
+mod reservations;
 mod revocation;
 mod rights;
 mod rotation;

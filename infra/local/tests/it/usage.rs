@@ -62,7 +62,12 @@ async fn usage_is_summed_by_model_and_day() {
     let unpriced = json!([{ "model": "unspecified", "tokens": 10 }]);
     let answer = json!({ "accepted": 4, "duplicates": 0, "rejected": [], "unpriced": unpriced });
     assert_eq!(report(&server, &events).await.expect(202), answer);
-    let tally = |input: u64, output: u64, cents: u64| json!({ "input_tokens": input, "output_tokens": output, "total_tokens": input + output, "cost_cents": cents });
+    let tally = |input: u64, output: u64, cents: u64| {
+        json!({
+            "input_tokens": input, "output_tokens": output, "cache_read_tokens": 0, "cache_write_tokens": 0,
+            "total_tokens": input + output, "cost_cents": cents,
+        })
+    };
     let part = |name: &str, of: &str, tally: Value| with(json!({ name: of }), tally);
     let november = usage(&server, "").await;
     assert_eq!((&november["period"], &november["unpriced"]), (&json!("2026-11"), &json!([])));
@@ -86,6 +91,32 @@ async fn usage_is_summed_by_model_and_day() {
     let keys = server.get("/v1/usage/keys").send().await.expect(200);
     assert_eq!((&keys["keys"][0]["api_key_id"], &keys["keys"][0]["by_day"]), (&json!(key), &november["by_day"]));
     assert_eq!(usage(&server, "?period=2025-01").await["totals"], tally(0, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cache_tokens_are_priced_and_counted_apart() {
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let key = key_of(&server).await;
+    let kinds = ["input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"];
+    let events = |model: &str| {
+        kinds.map(|kind| {
+            let id = format!("{model} {kind}");
+            with(event(key, &id), json!({ "kind": kind, "quantity": 1_000_000, "model": model }))
+        })
+    };
+    report(&server, &events("claude-opus-5-5")).await.expect(202);
+    let tally = json!({
+        "input_tokens": 1_000_000, "output_tokens": 1_000_000, "cache_read_tokens": 1_000_000,
+        "cache_write_tokens": 1_000_000, "total_tokens": 4_000_000, "cost_cents": 400 + 2_000 + 20 + 500,
+    });
+    let month = usage(&server, "").await;
+    assert_eq!(month["totals"], tally);
+    assert_eq!(month["by_model"], json!([with(json!({ "model": "claude-opus-5-5" }), tally.clone())]));
+    assert_eq!(month["by_day"], json!([with(json!({ "date": "2026-11-21" }), tally)]));
+    report(&server, &events("acme-1")).await.expect(202);
+    assert_eq!(usage(&server, "").await["unpriced"], json!([{ "model": "acme-1", "tokens": 4_000_000 }]));
+    let keys = server.get("/v1/usage/keys").send().await.expect(200);
+    assert_eq!(keys["keys"][0]["totals"], usage(&server, "").await["totals"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,7 +155,7 @@ async fn invalid_event_is_reported_and_others_count() {
             with(event(key, "x"), json!({ "quantity": 1_000_000_000_001_u64 })),
             "quantity must be a whole number from 1 to 1000000000000",
         ),
-        (with(event(key, "x"), json!({ "kind": "images" })), "kind must be input_tokens or output_tokens"),
+        (with(event(key, "x"), json!({ "kind": "images" })), "kind must be one of input_tokens"),
         (with(event(key, "x"), json!({ "organization_id": 1 })), "organization_id is not a field here"),
         (with(event(key, "x"), json!({ "model": "" })), "model must be"),
         (with(event(key, "x"), json!({ "model": "m".repeat(129) })), "model must be"),

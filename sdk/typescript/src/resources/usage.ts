@@ -6,8 +6,14 @@ import { Resource } from "./resource.js";
 
 /** Totals of tokens and cost. `cost_cents` is an integer, rounded up. */
 export interface UsageTotals {
+  /** Input without the tokens of the prompt cache. */
   input_tokens: number;
   output_tokens: number;
+  /** Input that the provider read from its prompt cache. */
+  cache_read_tokens: number;
+  /** Input that the provider wrote to its prompt cache. */
+  cache_write_tokens: number;
+  /** The sum of the four kinds. */
   total_tokens: number;
   cost_cents: number;
 }
@@ -15,7 +21,7 @@ export interface UsageTotals {
 /** Caps, the spent percentage of each, and whether more may be spent. */
 export interface UsageBudget extends Budget {
   /** Rounded down; `null` without a cap. */
-  spent_percent: { [Field in keyof UsageTotals]: number | null };
+  spent_percent: { [Cap in Exclude<keyof Budget, "alert_percents">]: number | null };
   ok: boolean;
   /** The cap or subscription status that forbids spending. */
   reason: string | null;
