@@ -1,0 +1,8 @@
+use std::process::ExitCode;
+
+use karta_shared::worker;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    worker::run::<worker_expiry_notices::ExpiryNotices>().await
+}
