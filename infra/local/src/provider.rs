@@ -152,7 +152,7 @@ impl FakeProvider {
         Ok(Self { address, state, _stop: stop, served })
     }
 
-    /// Returns the base URLs by provider name, in the form of `KARTA_PROVIDER_BASE_URLS`.
+    /// Returns the base URLs by provider name, as JSON.
     pub fn base_urls(&self) -> String {
         let base = format!("http://{}", self.address);
         json!({"anthropic": base, "openai": format!("{base}/v1"), "openrouter": format!("{base}/v1")}).to_string()
