@@ -1,0 +1,94 @@
+//! Repeated requests: a request with a known `Idempotency-Key` attaches to its turn.
+
+use karta_shared::{
+    App,
+    domain::{MessageRole, Turn, TurnId, TurnStatus},
+    follow::{Followed, follow},
+    http::{
+        Access, AgentName, Answer, Call, Error, MessageResource, Route, SessionCaller, SessionPath, TurnUsageResource,
+        open_messages, text_of,
+    },
+    settlement::cost,
+};
+use tokio::time::sleep;
+
+use crate::{Input, Output, stored_error};
+
+/// What an `Idempotency-Key` stands for.
+pub(crate) enum Attached {
+    Nothing,
+    /// A turn that runs or has an answer.
+    To(Box<Turn>),
+    /// A turn that failed, which a new one replaces.
+    Failed(TurnId),
+}
+
+/// Finds the turn of the request's `Idempotency-Key`. Fails with a 422 if the key was used with
+/// another body.
+pub(crate) async fn find<R>(app: &App, call: &Call<R>) -> Result<Attached, Error>
+where
+    R: Route<Path = SessionPath, Body = Input>,
+    R::Access: Access<Caller = SessionCaller>,
+{
+    let Some(key) = call.idempotency_key() else { return Ok(Attached::Nothing) };
+    let organization = call.caller.organization_id;
+    let Some(record) = app.store.turn_record(organization, key.hash, call.now).await? else {
+        return Ok(Attached::Nothing);
+    };
+    if record.fingerprint != key.fingerprint {
+        return Err(Error::IdempotencyMismatch);
+    }
+    let stored = app.store.turn(organization, &record.session_id, &record.turn_id).await?;
+    let Some(turn) = stored.map(|stored| stored.turn) else { return Ok(Attached::Failed(record.turn_id)) };
+    Ok(match turn.status {
+        TurnStatus::Running | TurnStatus::Completed | TurnStatus::Cancelled => Attached::To(Box::new(turn)),
+        TurnStatus::Failed | TurnStatus::Interrupted => Attached::Failed(turn.id),
+    })
+}
+
+/// Answers as the turn does or did.
+pub(crate) async fn answer<R>(app: &App, call: &Call<R>, turn: Turn) -> Result<Answer<Output>, Error>
+where
+    R: Route<Path = SessionPath, Body = Input, Output = Output>,
+    R::Access: Access<Caller = SessionCaller>,
+{
+    // The caller may have lost the session since its first request.
+    let session = call.session(app).await?;
+    call.require_transcript_access(app, &session).await?;
+    let organization = call.caller.organization_id;
+    if call.body.stream {
+        let api_key = call.caller.api_key_id;
+        let followed = Followed { organization, api_key, session: session.id, turn: turn.id, after: 0 };
+        return Ok(Answer::stream(follow(app.clone(), followed)));
+    }
+    let mut turn = turn;
+    while turn.status == TurnStatus::Running {
+        sleep(app.turn_limits.poll).await;
+        let stored = app.store.turn(organization, &session.id, &turn.id).await?;
+        turn = stored.ok_or(Error::NotFound)?.turn;
+    }
+    if turn.status != TurnStatus::Completed {
+        return Err(stored_error(turn.error_code.as_deref()));
+    }
+    let position = turn.position();
+    let page = app.store.messages(organization, &session.id, position, 2).await?;
+    let sealed = page.messages.into_iter().filter(|message| message.turn_id == turn.id).collect();
+    let opened = open_messages(app, organization, &session.id, sealed).await?;
+    let mut text = String::new();
+    let messages = opened.into_iter().map(|(message, parts)| {
+        if message.role == MessageRole::Assistant {
+            text = text_of(&parts);
+        }
+        MessageResource::new(message.id, message.turn_id, message.role, parts, message.created_at)
+    });
+    let messages = messages.collect();
+    Answer::ok(&Output {
+        text,
+        session_id: session.id.to_string(),
+        usage: TurnUsageResource::new(&turn.usage, cost(&turn, &turn.usage)),
+        stop_reason: turn.stop_reason,
+        turn_id: turn.id,
+        agent: AgentName::Default,
+        messages,
+    })
+}

@@ -1,0 +1,349 @@
+//! Judges a request for a turn in the order of the contract, and claims its session.
+
+use std::borrow::Cow;
+
+use karta_dialects::{Dialect, Prompt, PromptMessage, Role};
+use karta_shared::{
+    App, auth,
+    config::Ring,
+    domain::{
+        Budget, BudgetVerdict, EndpointUrl, Id, MessageId, MessageRole, ModelChoice, ModelId, ModelKey, ModelRefused,
+        ModelRule, Price, Provider, Session, Spending, Timestamp, Turn, TurnError, TurnId, TurnStatus, TurnUsage,
+        may_send_key_to,
+    },
+    http::{Access, Call, Error, MessageResource, Route, SessionCaller, SessionPath, open_messages, text_of},
+    settlement::{estimate_tokens, leased_until},
+    store::{
+        Amount, CommitError, Conflict, Reservation, SealedMessage, SealedModelKey, TurnClaim, TurnRequest, TurnSettings,
+        TurnState,
+    },
+    transcripts::{TranscriptContext, TranscriptPart},
+};
+use secrecy::SecretString;
+
+use crate::{
+    Input, MAX_TOKENS_DEFAULT,
+    provider::{Failure, Place, Target, dialect_of},
+    run::{SLICE, TurnTask, output_cost},
+    user_parts,
+};
+
+/// Reservations count half of this as a token, so that they are rarely too low.
+const RESERVED_INPUT_FACTOR: u64 = 2;
+
+/// Claims the session for a turn, and reserves its first slice where a cap applies. `replaced` is
+/// the failed turn of an earlier request with the same `Idempotency-Key`.
+pub(crate) async fn claim<R>(app: &App, call: &Call<R>, replaced: Option<&TurnId>) -> Result<TurnTask, Error>
+where
+    R: Route<Path = SessionPath, Body = Input>,
+    R::Access: Access<Caller = SessionCaller>,
+{
+    let (organization, now) = (call.caller.organization_id, call.now);
+    let SessionCaller { api_key_id, lineage_id, .. } = call.caller;
+    let state = app.store.turn_state(organization, call.path.session.as_ref(), api_key_id, lineage_id, now).await?;
+    let TurnState { session, key, spending, model_keys, known } = state;
+    auth::check_status(&key, now).map_err(|_| Error::Unauthorized)?;
+    let verdict = BudgetVerdict::new(key.organization.subscription_status, &spending);
+    if let BudgetVerdict::Exhausted(exhausted) = verdict {
+        return Err(Error::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(now) });
+    }
+    let session = call.reachable(session)?;
+    call.check_transcript_access(&session, key.organization.transcript_access)?;
+    if session.open_turn.is_some() {
+        return Err(Error::turn_in_progress());
+    }
+
+    let project = session.project.as_ref().map(|project| project.id);
+    let ids: Vec<Id> = model_keys.values().map(|key| key.model_key_id).collect();
+    let (settings, history) = tokio::join!(app.store.turn_settings(organization, project, &ids), async {
+        if session.turns == 0 { Ok(Vec::new()) } else { app.store.history(organization, &session.id).await }
+    });
+    let (settings, history) = (settings?, history?);
+    let (project_model, project_url) = match &settings.project {
+        Some(project) => (project.model_id.as_ref(), project.endpoint_url.as_ref().zip(Some(project.endpoint_url_set_at))),
+        None => (None, None),
+    };
+    let configured = project_model.or(key.organization.model_id.as_ref());
+    let choice = choose(app, call, configured, &settings)?;
+    let price = app.prices.price(Some(choice.model.as_str()));
+    if price.is_none() && caps(&spending).any(|budget| budget.cost_cents.is_some()) {
+        return Err(Error::ModelUnpriced);
+    }
+    let organization_url = key.organization.endpoint_url.as_ref().zip(Some(key.organization.endpoint_url_set_at));
+    let endpoint = project_url.or(organization_url).filter(|_| choice.provider == Provider::Anthropic);
+    let (model_key, target) = target(app, organization, &choice, &settings, endpoint).await?;
+
+    let messages = prompt_messages(app, call, &session, history).await?;
+    let input_bytes: usize = messages.iter().map(|message| message.text.len()).sum();
+    let input_estimate = estimate_tokens(input_bytes);
+    let requested = call.body.max_tokens.map_or(MAX_TOKENS_DEFAULT, |tokens| tokens.0);
+    let is_capped = caps(&spending).any(|budget| budget.limits().next().is_some());
+    // A provider that does not show all output that it bills gets no more tokens than a cap leaves.
+    let hides_output = call.body.thinking || target.dialect != Dialect::AnthropicMessages;
+    let left = (is_capped && hides_output).then(|| output_left(&spending, price, input_estimate));
+    let max_tokens = left.flatten().map_or(requested, |left| requested.min(u32::try_from(left).unwrap_or(u32::MAX)));
+    let prompt = Prompt {
+        model: choice.upstream_name(),
+        system: None,
+        messages: &messages,
+        max_tokens,
+        thinking: call.body.thinking,
+    };
+    let body = target.dialect.request(&prompt);
+    let reserved_output = if hides_output { u64::from(max_tokens) } else { SLICE.min(u64::from(max_tokens)) };
+
+    let turn = new_turn(app, call, &session, &choice, model_key.id, price, input_estimate, max_tokens);
+    let parts = user_parts(&call.body.text.0);
+    let message = seal_user_message(app, organization, &session, &turn, &parts).await?;
+    let reservation = is_capped
+        .then(|| Reservation::new(organization, lineage_id, now.month(), turn.id.as_str()));
+    let request = call.idempotency_key().map(|key| TurnRequest {
+        hash: key.hash,
+        fingerprint: key.fingerprint,
+        replaces: replaced,
+    });
+    let claim = TurnClaim {
+        session: &session,
+        turn: &turn,
+        message: &message,
+        leased_until: leased_until(app, now),
+        reservation: reservation.as_ref(),
+        request,
+    };
+    let mut transaction = app.store.transaction();
+    transaction.claim_turn(organization, &claim, now)?;
+    match transaction.commit().await {
+        Ok(()) => {}
+        Err(CommitError::Conflict(Conflict::TurnInProgress)) => return Err(Error::turn_in_progress()),
+        Err(error) => return Err(error.into()),
+    }
+    let user_message = MessageResource::new(
+        turn.user_message_id.clone(),
+        turn.id.clone(),
+        MessageRole::User,
+        parts,
+        now,
+    );
+    let budgets = (spending.organization_budget, spending.key_budget);
+    let mut task = TurnTask {
+        app: app.clone(),
+        organization,
+        session: session.id,
+        turn,
+        user_message,
+        retention: app.session_retention,
+        known,
+        reservation,
+        budgets,
+        reserved_output,
+        target,
+        body,
+        sender: None,
+    };
+    let input = input_estimate.saturating_mul(RESERVED_INPUT_FACTOR);
+    if let Some(refused) = task.reserve_first(input).await {
+        return Err(match refused {
+            Ok(exhausted) => Error::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(now) },
+            Err(failure) => Error::turn_failed(Failure::from(failure).error),
+        });
+    }
+    Ok(task)
+}
+
+fn caps(spending: &Spending) -> impl Iterator<Item = &Budget> {
+    spending.organization_budget.iter().chain(&spending.key_budget)
+}
+
+/// Returns the output tokens that the caps leave, at least one; `None` if no cap limits them.
+fn output_left(spending: &Spending, price: Option<Price>, input: u64) -> Option<u64> {
+    let of = |budget: &Option<Budget>, spent| {
+        budget.as_ref().and_then(|budget| budget.output_left(spent, price, input))
+    };
+    let organization = of(&spending.organization_budget, &spending.organization);
+    let key = of(&spending.key_budget, &spending.key);
+    organization.into_iter().chain(key).min().map(|left| left.max(1))
+}
+
+fn choose<R>(
+    app: &App,
+    call: &Call<R>,
+    configured: Option<&ModelId>,
+    settings: &TurnSettings,
+) -> Result<ModelChoice, Error>
+where
+    R: Route<Path = SessionPath, Body = Input>,
+    R::Access: Access<Caller = SessionCaller>,
+{
+    let rule = ModelRule { configured, may_choose: !call.caller.is_token() };
+    let not_allowed = |allowed: Vec<ModelId>| Error::ModelNotAllowed {
+        allowed: allowed.into_iter().map(|model| model.as_str().to_owned()).collect(),
+    };
+    let choice = rule
+        .choose(
+            call.body.model.as_ref().map(|name| name.0.as_str()),
+            |name| app.prices.price(Some(name)).is_some(),
+            |provider| settings.model_keys.iter().any(|(key, _)| key.provider == provider),
+        )
+        .map_err(|refused| match refused {
+            ModelRefused::Required => Error::ModelRequired,
+            ModelRefused::NotAllowed { allowed } => not_allowed(allowed),
+        })?;
+    if dialect_of(choice.provider).is_none() {
+        return Err(not_allowed(Vec::new()));
+    }
+    Ok(choice)
+}
+
+/// Opens the provider key of the choice. A key is never sent to an `endpoint_url` that was set after
+/// the key was stored.
+async fn target<'a>(
+    app: &App,
+    organization: Id,
+    choice: &ModelChoice,
+    settings: &'a TurnSettings,
+    endpoint: Option<(&EndpointUrl, Option<Timestamp>)>,
+) -> Result<(&'a ModelKey, Target), Error> {
+    let provider = choice.provider;
+    let missing = || Error::NoModelKey { provider };
+    let dialect = dialect_of(provider).ok_or_else(missing)?;
+    let found = settings.model_keys.iter().find(|(key, _)| key.provider == provider);
+    let (model_key, sealed) = found.ok_or_else(missing)?;
+    let place = match endpoint {
+        None => Place::Provider,
+        Some((url, set_at)) if may_send_key_to(set_at, model_key.created_at) => Place::Customer(url.clone()),
+        Some(_) => return Err(missing()),
+    };
+    let key = open_key(app, organization, model_key, sealed).await?;
+    Ok((model_key, Target { provider, dialect, place, key }))
+}
+
+async fn open_key(app: &App, organization: Id, key: &ModelKey, sealed: &SealedModelKey) -> Result<SecretString, Error> {
+    let context = karta_shared::byok::ModelKeyContext { organization, provider: key.provider, id: key.id };
+    let mut ring = app.secrets.ring(Ring::SealingByok).await?;
+    if ring.get(sealed.kid.as_str()).is_none() {
+        ring = app.secrets.ring_refetched(Ring::SealingByok).await?;
+    }
+    Ok(context.open(&ring, sealed)?)
+}
+
+/// Returns the conversation: the turns with an answer, and the new message.
+async fn prompt_messages<R>(
+    app: &App,
+    call: &Call<R>,
+    session: &Session,
+    history: Vec<SealedMessage>,
+) -> Result<Vec<PromptMessage<'static>>, Error>
+where
+    R: Route<Path = SessionPath, Body = Input>,
+    R::Access: Access<Caller = SessionCaller>,
+{
+    let opened = open_messages(app, call.caller.organization_id, &session.id, history).await?;
+    let mut messages = Vec::with_capacity(opened.len() + 1);
+    let mut asked: Option<(TurnId, String)> = None;
+    for (message, parts) in opened {
+        let text = text_of(&parts);
+        match message.role {
+            MessageRole::User => asked = Some((message.turn_id, text)),
+            MessageRole::Assistant => {
+                let question = asked.take().filter(|(turn, _)| *turn == message.turn_id && !text.is_empty());
+                if let Some((_, question)) = question {
+                    messages.push(PromptMessage { role: Role::User, text: Cow::Owned(question) });
+                    messages.push(PromptMessage { role: Role::Assistant, text: Cow::Owned(text) });
+                }
+            }
+        }
+    }
+    messages.push(PromptMessage { role: Role::User, text: Cow::Owned(call.body.text.0.clone()) });
+    Ok(messages)
+}
+
+#[expect(clippy::too_many_arguments, reason = "each is a property of the new turn")]
+fn new_turn<R>(
+    app: &App,
+    call: &Call<R>,
+    session: &Session,
+    choice: &ModelChoice,
+    model_key_id: Id,
+    price: Option<Price>,
+    input_estimate: u64,
+    max_tokens: u32,
+) -> Turn
+where
+    R: Route<Path = SessionPath, Body = Input>,
+    R::Access: Access<Caller = SessionCaller>,
+{
+    Turn {
+        id: TurnId::draw(&*app.entropy),
+        number: session.turns + 1,
+        status: TurnStatus::Running,
+        model: choice.model.clone(),
+        provider: choice.provider,
+        api_key_id: call.caller.api_key_id,
+        lineage_id: call.caller.lineage_id,
+        model_key_id,
+        user_message_id: MessageId::draw(&*app.entropy),
+        assistant_message_id: MessageId::draw(&*app.entropy),
+        is_streamed: call.body.stream,
+        started_at: call.now,
+        ended_at: None,
+        input_estimate,
+        max_tokens: max_tokens.into(),
+        price,
+        usage: TurnUsage::default(),
+        estimated: false,
+        stop_reason: None,
+        error_code: None,
+        idempotency_hash: call.idempotency_key().map(|key| key.hash.to_owned()),
+        cancel_requested: false,
+        last_seq: 0,
+    }
+}
+
+async fn seal_user_message(
+    app: &App,
+    organization: Id,
+    session: &Session,
+    turn: &Turn,
+    parts: &[karta_shared::settlement::MessagePart],
+) -> Result<SealedMessage, Error> {
+    let content = serde_json::to_vec(parts).map_err(|error| Error::Internal(format!("message encoding: {error}")))?;
+    let ring = app.secrets.ring(Ring::SealingSessions).await?;
+    let context = TranscriptContext { organization, session: &session.id, turn: &turn.id };
+    let part = TranscriptPart::Message(MessageRole::User);
+    Ok(SealedMessage {
+        id: turn.user_message_id.clone(),
+        turn_id: turn.id.clone(),
+        turn_number: turn.number,
+        role: MessageRole::User,
+        created_at: turn.started_at,
+        content: context.seal(&ring, &*app.entropy, part, &content),
+    })
+}
+
+impl TurnTask {
+    /// Reserves the input and the first slice. If that is refused, settles the turn and returns the
+    /// reason, or the error if the store failed.
+    async fn reserve_first(
+        &mut self,
+        input_tokens: u64,
+    ) -> Option<Result<karta_shared::domain::Exhausted, TurnError>> {
+        let reservation = self.reservation.as_mut()?;
+        let input_cost = self.turn.price.map_or(0, |price| u128::from(price.input) * u128::from(input_tokens));
+        let amount = Amount {
+            input_tokens,
+            output_tokens: self.reserved_output,
+            cost: input_cost + output_cost(&self.turn, self.reserved_output),
+        };
+        let budgets = (self.budgets.0.as_ref(), self.budgets.1.as_ref());
+        let (error, refused) = match self.app.store.reserve(reservation, budgets, amount).await {
+            Ok(Ok(())) => return None,
+            Ok(Err(exhausted)) => (TurnError::BudgetExhausted, Ok(exhausted)),
+            Err(fault) => {
+                tracing::error!(turn_id = %self.turn.id, %fault, "reservation failed");
+                (TurnError::Internal, Err(TurnError::Internal))
+            }
+        };
+        self.refuse(error.into()).await;
+        Some(refused)
+    }
+}
