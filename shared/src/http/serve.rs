@@ -23,7 +23,7 @@ use super::{
     Access, Answer, AuthorizerContext, Call, CallerIdentity, Error, FromPath, GatewayEvent, Presented, Route, access,
     access::Signed,
     call::RequestMeta,
-    error, event,
+    event,
     idempotency::IdempotencyKey,
     json::{self, Json},
     query,
@@ -232,6 +232,7 @@ fn log<R: Route>(
 fn respond<R: Route>(outcome: Result<(StatusCode, Vec<u8>), Error>, request_id: &str) -> Response<Body> {
     let (content_type, further) =
         if outcome.is_ok() { (R::CONTENT_TYPE, R::HEADERS) } else { ("application/json", &[][..]) };
+    let retry_after = outcome.as_ref().err().and_then(Error::retry_after_seconds);
     let (status, body) = outcome.unwrap_or_else(|error| {
         let mut body = error.body();
         body["request_id"] = Value::from(request_id);
@@ -258,8 +259,8 @@ fn respond<R: Route>(outcome: Result<(StatusCode, Vec<u8>), Error>, request_id: 
         // API Gateway renames it to `x-amzn-remapped-www-authenticate`.
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT) {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from(error::RETRY_AFTER_SECONDS));
+    if let Some(seconds) = retry_after {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     if R::CORS && status != StatusCode::UNAUTHORIZED {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
