@@ -13,6 +13,7 @@ mod answer;
 mod authorizer_context;
 mod body;
 mod call;
+mod cors;
 pub mod cursor;
 mod error;
 mod event;
@@ -37,6 +38,7 @@ pub use self::{
     authorizer_context::{AuthorizerContext, ContextError},
     body::{NoBody, NoFields, Received, present},
     call::Call,
+    cors::Cors,
     error::Error,
     event::GatewayEvent,
     idempotency::Reveals,

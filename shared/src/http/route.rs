@@ -3,7 +3,7 @@ use std::{future::Future, time::Duration};
 use lambda_http::aws_lambda_events::query_map::QueryMap;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Access, Answer, Call, Error};
+use super::{Access, Answer, Call, Cors, Error};
 use crate::{
     app::App,
     config::{self, Secret},
@@ -39,8 +39,8 @@ pub trait Route: Sized + Send + Sync + 'static {
     const CONTENT_TYPE: &'static str = "application/json";
     /// Further headers of a successful response, in lower case.
     const HEADERS: &'static [(&'static str, &'static str)] = &[];
-    /// Whether browsers may call the route from any origin.
-    const CORS: bool = false;
+    /// Lets browsers of any origin call the route; `None` does not.
+    const CORS: Option<Cors> = None;
     /// Maximum body size in bytes.
     const BODY_MAX: usize = 64 * 1024;
 

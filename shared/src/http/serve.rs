@@ -73,7 +73,7 @@ pub async fn serve<R: Route>(app: &App, request: Request) -> Response<Body> {
     let caller = trusted.and_then(|context| AuthorizerContext::from_context(&context.authorizer.fields).ok());
     let key_ids = caller.as_ref().map(|caller| (caller.principal.organization_id, caller.principal.api_key_id));
 
-    let outcome = if R::CORS && request.method() == Method::OPTIONS {
+    let outcome = if R::CORS.is_some() && request.method() == Method::OPTIONS {
         Ok((StatusCode::NO_CONTENT, Vec::new()))
     } else {
         let caller = access::authorize_address(caller, meta.address());
@@ -262,12 +262,8 @@ fn respond<R: Route>(outcome: Result<(StatusCode, Vec<u8>), Error>, request_id: 
     if let Some(seconds) = retry_after {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
-    if R::CORS && status != StatusCode::UNAUTHORIZED {
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
-        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("Authorization, Content-Type"));
-        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
-        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("x-request-id"));
-        headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("3600"));
+    if let Some(cors) = R::CORS.filter(|_| status != StatusCode::UNAUTHORIZED) {
+        cors.insert(headers);
     } else if [StatusCode::UNAUTHORIZED, StatusCode::NOT_FOUND].contains(&status) {
         // The gateway's own 401 and 404 have this header. A difference would reveal that a key is
         // valid from another address, or that an internal route exists.
