@@ -31,8 +31,9 @@ mod webhooks;
 
 pub use self::{
     access::{
-        Access, Admin, AnyKey, AnyService, ApiKeyCaller, Byok, CallerIdentity, Internal, Presented, ProjectAccess,
-        Provision, Public, Read, Releases, ReportUsage, RequiredCredential, Validate, Write,
+        Access, Admin, AnyKey, AnyService, ApiKeyCaller, Byok, CallerIdentity, Internal, Presented, Project,
+        ProjectAccess, Provision, Public, Read, Releases, ReportUsage, RequiredCredential, RequiredScope,
+        SessionCaller, Validate, Write,
     },
     answer::{Answer, Revealed, Verbatim},
     authorizer_context::{AuthorizerContext, ContextError},

@@ -223,7 +223,9 @@ impl Operation {
         );
         described["security"] = match self.credential {
             RequiredCredential::ApiKey(scope) => json!([{ "api_key": scope.into_iter().collect::<Vec<_>>() }]),
-            RequiredCredential::Project => json!([{ "api_key": [] }, { "session_token": [] }]),
+            RequiredCredential::Project(scope) => {
+                json!([{ "api_key": scope.into_iter().collect::<Vec<_>>() }, { "session_token": [] }])
+            }
             RequiredCredential::None => json!([]),
             RequiredCredential::Private => anyhow::bail!("{} is private: add it to UNDOCUMENTED", self.name),
         };
@@ -297,7 +299,10 @@ fn describe_access(credential: RequiredCredential) -> String {
     match credential {
         RequiredCredential::ApiKey(Some(scope)) => format!("Requires an API key with scope `{}`.", scope.as_str()),
         RequiredCredential::ApiKey(None) => "Accepts any API key, including one without scopes.".to_owned(),
-        RequiredCredential::Project => "Accepts a session token of this project or any API key.".to_owned(),
+        RequiredCredential::Project(Some(scope)) => {
+            format!("Accepts a session token of this project or an API key with scope `{}`.", scope.as_str())
+        }
+        RequiredCredential::Project(None) => "Accepts a session token of this project or any API key.".to_owned(),
         RequiredCredential::None => "Public: requires no credential.".to_owned(),
         RequiredCredential::Private => String::new(),
     }
