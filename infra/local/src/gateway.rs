@@ -214,12 +214,8 @@ impl Gateway {
         if let Some(challenge) = parts.headers.remove(header::WWW_AUTHENTICATE) {
             parts.headers.insert(REMAPPED_CHALLENGE, challenge);
         }
-        let body = match body {
-            Body::Text(text) => axum::body::Body::from(text),
-            Body::Binary(bytes) => axum::body::Body::from(bytes),
-            _ => axum::body::Body::empty(),
-        };
-        Ok(axum::response::Response::from_parts(parts, body))
+        // A stream is passed on chunk by chunk. A client that leaves drops it.
+        Ok(axum::response::Response::from_parts(parts, axum::body::Body::new(body)))
     }
 
     /// Returns the authorizer's context for the header, from the cache if the verdict is fresh.

@@ -12,10 +12,10 @@ use std::{
 
 use karta_shared::{
     App,
-    http::{Route, serve},
+    http::{ResponseBody, Route, serve},
     worker::{Fault, Wake, Worker, work},
 };
-use lambda_http::{Body, Request, Response};
+use lambda_http::{Request, Response};
 use tokio::task::JoinSet;
 use worker_audit_chain::AuditChain;
 use worker_budget_checks::BudgetChecks;
@@ -27,7 +27,7 @@ use worker_webhook_events::{Waker, WebhookEvents};
 
 use crate::gateway::Gateway;
 
-type HandlerFuture = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+type HandlerFuture = Pin<Box<dyn Future<Output = Response<ResponseBody>> + Send>>;
 pub type Handler = Arc<dyn Fn(Request) -> HandlerFuture + Send + Sync>;
 
 /// Returns every function that handles requests, by the name of its folder.

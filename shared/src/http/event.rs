@@ -1,4 +1,4 @@
-//! Conversion of API Gateway's proxy event to a request, and of a response to API Gateway's format.
+//! Conversion of API Gateway's proxy event to a request.
 //!
 //! No client input makes a conversion fail: a failed invocation would skip the frame and reveal
 //! that a function exists. Text is read as bytes, and a byte that no header may contain becomes
@@ -9,9 +9,7 @@ use std::{collections::HashMap, fmt};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use lambda_http::{
-    Body, Request, RequestExt, Response,
-    aws_lambda_events::apigw::{ApiGatewayProxyRequestContext, ApiGatewayProxyResponse},
-    request::RequestContext,
+    Body, Request, RequestExt, aws_lambda_events::apigw::ApiGatewayProxyRequestContext, request::RequestContext,
 };
 use serde::{
     Deserialize, Deserializer,
@@ -129,16 +127,6 @@ fn context(context: EventContext) -> ApiGatewayProxyRequestContext {
     gateway.identity.source_ip = text(context.identity.unwrap_or_default().source_ip);
     gateway.authorizer.fields = context.authorizer.unwrap_or_default();
     gateway
-}
-
-pub(super) fn answer(response: Response<Body>) -> ApiGatewayProxyResponse {
-    let (parts, body) = response.into_parts();
-    let mut answer = ApiGatewayProxyResponse::default();
-    answer.status_code = parts.status.as_u16().into();
-    answer.multi_value_headers = parts.headers;
-    answer.is_base64_encoded = matches!(body, Body::Binary(_));
-    answer.body = (!matches!(body, Body::Empty)).then_some(body);
-    answer
 }
 
 /// A string of an event. Unpaired surrogates, which `serde_json` rejects in a `String`, become

@@ -19,6 +19,7 @@ mod error;
 mod event;
 mod idempotency;
 mod json;
+mod lambda;
 mod path;
 mod query;
 mod reader;
@@ -26,6 +27,7 @@ mod resources;
 mod route;
 mod schema;
 mod serve;
+mod stream;
 mod stripe;
 mod webhooks;
 
@@ -43,6 +45,7 @@ pub use self::{
     error::Error,
     event::GatewayEvent,
     idempotency::Reveals,
+    lambda::{run, serve_event},
     path::decode_unreserved,
     query::{AnyQuery, CommaSeparated, Days, IdParameter, Limit, NoQuery},
     reader::{Bounded, Each, RawJson},
@@ -51,7 +54,8 @@ pub use self::{
         OrganizationResource, ReleaseResource, UnpricedUsage, UsageResource, WebhookEndpointResource,
     },
     route::{DeliveryPath, FromPath, ProjectPath, ReleasePath, Route},
-    serve::{run, serve, serve_event},
+    serve::serve,
+    stream::{EventSender, EventStream, ResponseBody, event_channel},
     stripe::{Stripe, StripeCaller},
     webhooks::require_enabled,
 };

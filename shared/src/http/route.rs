@@ -39,6 +39,11 @@ pub trait Route: Sized + Send + Sync + 'static {
     const CONTENT_TYPE: &'static str = "application/json";
     /// Further headers of a successful response, in lower case.
     const HEADERS: &'static [(&'static str, &'static str)] = &[];
+    /// Whether the handler may answer with a stream. The function then streams all of its responses,
+    /// and another function must handle the preflight, because a streamed response needs a body.
+    const STREAMS: bool = false;
+    /// Sent after each 15 s without an event.
+    const KEEP_ALIVE: &'static str = ": keep-alive\n\n";
     /// Lets browsers of any origin call the route; `None` does not.
     const CORS: Option<Cors> = None;
     /// Maximum body size in bytes.
