@@ -4,7 +4,14 @@
 //! of seconds and passes its context to the function. It returns its own errors as the template's
 //! `GatewayResponses`.
 
-use std::{collections::HashMap, future::poll_fn, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    future::poll_fn,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use authorizer::Authorizer;
@@ -27,8 +34,8 @@ use regex::Regex;
 use serde_json::{Value, json};
 
 use crate::{
-    registry::{self, Handler},
-    template::{GatewayResponse, Template},
+    registry::{self, Handler, Mounted},
+    template::{GatewayResponse, Route, Template},
 };
 
 /// API Gateway's limit on a request body.
@@ -101,8 +108,16 @@ impl Gateway {
     /// Mounts the template's routes. Fails if the template and the registry name different
     /// functions.
     pub fn new(app: &App, template: &Template) -> Result<Self> {
+        Self::with_handlers(app, template, registry::handlers(app))
+    }
+
+    /// Like [`new`](Self::new), with these handlers by the name of their function.
+    pub fn with_handlers(
+        app: &App,
+        template: &Template,
+        mut handlers: BTreeMap<&'static str, Vec<Mounted>>,
+    ) -> Result<Self> {
         let settings = &template.authorizer;
-        let mut handlers = registry::handlers(app);
         let mut targets: HashMap<String, Vec<Target>> = HashMap::new();
         for function in &template.functions {
             if function.binary == settings.binary {
@@ -116,14 +131,20 @@ impl Gateway {
             if function.routes.is_empty() {
                 continue;
             }
-            let handler = handlers.remove(function.binary.as_str());
-            let handler = handler.with_context(|| {
+            let mounted = handlers.remove(function.binary.as_str());
+            let mounted = mounted.with_context(|| {
                 format!("template.yaml lists {}, which has no handler in registry.rs", function.binary)
             })?;
             for route in &function.routes {
-                let (method, handler) = (route.method.clone(), Arc::clone(&handler));
+                let (method, handler) = (route.method.clone(), handler(&mounted, route)?);
                 let target = Target { method, handler, authorized: route.authorized };
                 targets.entry(route.path.clone()).or_default().push(target);
+            }
+            let is_routed = |(method, path): &(Method, &str)| {
+                function.routes.iter().any(|route| route.method == *method && route.path == *path)
+            };
+            if let Some(extra) = mounted.iter().find(|mounted| !mounted.target.as_ref().is_none_or(is_routed)) {
+                return Err(anyhow!("the route {} of {} is not in template.yaml", extra.name, function.binary));
             }
         }
         if let Some(name) = handlers.keys().next() {
@@ -287,6 +308,25 @@ impl std::fmt::Debug for Gateway {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gateway").field("authorizer", &self.authorizer).finish_non_exhaustive()
     }
+}
+
+/// Returns the handler of a route of the template.
+fn handler(mounted: &[Mounted], route: &Route) -> Result<Handler> {
+    let serves = |(method, path): &(Method, &str)| route.method == *method && route.path == *path;
+    let found = mounted.iter().find(|mounted| mounted.target.as_ref().is_none_or(serves));
+    let found = found.with_context(|| {
+        format!("template.yaml lists {} {}, which its function does not serve", route.method, route.path)
+    })?;
+    // One handler serves all preflights.
+    ensure!(
+        route.method == Method::OPTIONS || found.name == route.name,
+        "template.yaml calls {} {} {}, the function calls it {}",
+        route.method,
+        route.path,
+        route.name,
+        found.name
+    );
+    Ok(Arc::clone(&found.handler))
 }
 
 /// Returns the host that the client requested: that of an absolute target, or else of the `Host`

@@ -41,6 +41,8 @@ pub struct Index {
 
 #[derive(Debug)]
 pub struct Route {
+    /// The name of the route: that of the function, if it has one route.
+    pub name: String,
     pub method: Method,
     /// The path, with variables in braces: `/v1/api_keys/{id}`.
     pub path: String,
@@ -99,9 +101,13 @@ fn function(name: &str, resource: &Value) -> Result<Function> {
         text(&resource["Metadata"]["BuildProperties"]["Binary"]).with_context(|| format!("{name} has no Binary"))?;
     ensure!(name == camel_case(binary), "{name} builds {binary}: its logical id must be {}", camel_case(binary));
     let events = || resource["Properties"]["Events"].as_object().into_iter().flatten();
-    let routes = events()
-        .filter(|(_, value)| value["Type"] == "Api")
-        .map(|(event, value)| route(&value["Properties"]).with_context(|| format!("{name}, event {event}")));
+    let api_events = || events().filter(|(_, value)| value["Type"] == "Api");
+    // A function with one route calls its event `Route`. Events of other functions name their routes.
+    let has_one_route = api_events().any(|(event, _)| event == "Route");
+    let routes = api_events().map(|(event, value)| {
+        let route_name = if has_one_route { binary.to_owned() } else { kebab_case(event) };
+        route(route_name, &value["Properties"]).with_context(|| format!("{name}, event {event}"))
+    });
     let streams = events().filter(|(_, value)| value["Type"] == "DynamoDB");
     let outbox_prefixes = streams.map(|(event, value)| {
         prefixes(&value["Properties"]["FilterCriteria"]).with_context(|| format!("{name}, event {event}"))
@@ -176,9 +182,10 @@ fn prefixes(criteria: &Value) -> Result<Vec<String>> {
     Ok(prefixes)
 }
 
-fn route(event: &Value) -> Result<Route> {
+fn route(name: String, event: &Value) -> Result<Route> {
     let method = text(&event["Method"])?.to_ascii_uppercase();
     Ok(Route {
+        name,
         method: method.parse().context("Method")?,
         path: text(&event["Path"])?.to_owned(),
         authorized: match event["Auth"]["Authorizer"].as_str() {
@@ -235,4 +242,53 @@ fn camel_case(folder: &str) -> String {
         first.into_iter().chain(characters).collect::<String>()
     };
     folder.split('-').map(capitalised).collect()
+}
+
+/// `ApiKeysCreate` → `api-keys-create`
+fn kebab_case(event: &str) -> String {
+    let mut kebab = String::new();
+    for character in event.chars() {
+        if character.is_ascii_uppercase() && !kebab.is_empty() {
+            kebab.push('-');
+        }
+        kebab.push(character.to_ascii_lowercase());
+    }
+    kebab
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn event_names_become_route_names() {
+        for name in ["api-keys-create", "whoami", "sessions-list"] {
+            assert_eq!(kebab_case(&camel_case(name)), name);
+        }
+    }
+
+    #[test]
+    fn events_name_the_routes_of_their_function() {
+        let event = |method: &str| serde_json::json!({ "Type": "Api", "Properties": { "Method": method, "Path": "/v1/sessions" } });
+        let names = |events: Value| {
+            let resource = serde_json::json!({
+                "Metadata": { "BuildProperties": { "Binary": "sessions" } },
+                "Properties": { "Description": "Sessions.", "Events": events },
+            });
+            let routes = function("Sessions", &resource).unwrap().routes.into_iter();
+            routes.map(|route| (route.method.to_string(), route.name)).collect::<Vec<_>>()
+        };
+        let own = |method: &str, name: &str| (method.to_owned(), name.to_owned());
+        let several = serde_json::json!({
+            "SessionsCreate": event("post"),
+            "SessionsCreatePreflight": event("options"),
+            "SessionsList": event("get"),
+        });
+        assert_eq!(
+            names(several),
+            [own("POST", "sessions-create"), own("OPTIONS", "sessions-create-preflight"), own("GET", "sessions-list"),]
+        );
+        let one = serde_json::json!({ "Preflight": event("options"), "Route": event("get") });
+        assert_eq!(names(one), [own("OPTIONS", "sessions"), own("GET", "sessions")]);
+    }
 }

@@ -24,6 +24,8 @@ use super::path::decode_unreserved;
 #[serde(rename_all = "camelCase", default)]
 pub struct GatewayEvent {
     http_method: Option<EventText>,
+    /// The path of the route, with variables in braces.
+    resource: Option<EventText>,
     headers: Option<HashMap<EventText, EventText>>,
     multi_value_headers: Option<HashMap<EventText, Vec<EventText>>>,
     query_string_parameters: Option<HashMap<EventText, EventText>>,
@@ -50,12 +52,21 @@ struct Identity {
 }
 
 impl GatewayEvent {
+    pub(super) fn method(&self) -> Method {
+        let method = self.http_method.as_ref().and_then(|EventText(method)| method.parse().ok());
+        method.unwrap_or(Method::GET)
+    }
+
+    pub(super) fn resource(&self) -> Option<&str> {
+        self.resource.as_ref().map(|EventText(resource)| resource.as_str())
+    }
+
     pub(super) fn into_request(self) -> Request {
+        let method = self.method();
         let body =
             body(self.body.map(|EventText(body)| body).unwrap_or_default(), self.is_base64_encoded.unwrap_or_default());
         let mut request = Request::new(body);
-        let method = self.http_method.and_then(|EventText(method)| method.parse().ok());
-        *request.method_mut() = method.unwrap_or(Method::GET);
+        *request.method_mut() = method;
         *request.headers_mut() = headers(self.multi_value_headers, self.headers);
         let variables = self.path_parameters.into_iter().flatten();
         let variables =

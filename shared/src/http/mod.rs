@@ -5,7 +5,7 @@
 //! order (credential, kind and scope, query, body, idempotency key, path), runs the handler and
 //! encodes the response.
 //!
-//! To add a route, add a package under `functions/`, a function in `template.yaml` and a line in
+//! A function serves one route ([`run`]) or a [`RouteTable`]. To add a route, add a package under `functions/`, a function in `template.yaml` and a line in
 //! the local runner's registry and `OpenAPI` list. A new resource also needs a type in `resources`.
 
 mod access;
@@ -45,7 +45,7 @@ pub use self::{
     error::Error,
     event::GatewayEvent,
     idempotency::Reveals,
-    lambda::{run, serve_event},
+    lambda::{Preflight, RouteTable, TableRoute, run, serve_event},
     path::decode_unreserved,
     query::{AnyQuery, CommaSeparated, Days, IdParameter, Limit, NoQuery},
     reader::{Bounded, Each, RawJson},

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::{errors, tag};
-use crate::template::{Function, Route};
+use crate::template::Route;
 
-/// Functions that return 402 when a budget is exhausted.
+/// Routes that return 402 when a budget is exhausted.
 const RETURNS_402: [&str; 1] = ["session-tokens-create"];
 
 /// Suffix of the operation id of a route's second path.
@@ -207,13 +207,13 @@ impl Operation {
         Self { effect: Some(effect), ..self }
     }
 
-    pub(super) fn describe(&self, function: &Function, route: &Route) -> Result<Value> {
+    pub(super) fn describe(&self, paths: &[&Route], route: &Route) -> Result<Value> {
         let variables = variables(&route.path)?;
         let mut errors = vec![429, 500, 503, 504];
         let mut described = json!({
-            "operationId": self.id(function, route),
+            "operationId": self.id(paths, route),
             "summary": self.summary,
-            "description": self.description(function, route),
+            "description": self.description(paths, route),
             "tags": [tag(route)],
         });
         ensure!(
@@ -276,23 +276,24 @@ impl Operation {
     }
 
     /// Returns the operation id of a path. A route's second path has an id with a suffix.
-    fn id(&self, function: &Function, route: &Route) -> String {
+    fn id(&self, paths: &[&Route], route: &Route) -> String {
         let id = self.first_id();
-        if is_second_path(function, route) { format!("{id}{SECOND_PATH_SUFFIX}") } else { id }
+        if is_second_path(paths, route) { format!("{id}{SECOND_PATH_SUFFIX}") } else { id }
     }
 
     /// Returns sentences on the credential, the effect, and the path that this path is an alias of.
-    fn description(&self, function: &Function, route: &Route) -> String {
-        let alias = is_second_path(function, route).then(|| format!("Alias of `/v1{}`.", route.path));
+    fn description(&self, paths: &[&Route], route: &Route) -> String {
+        let alias = is_second_path(paths, route).then(|| format!("Alias of `/v1{}`.", route.path));
         let effect = self.effect.map(ToOwned::to_owned);
         [Some(describe_access(self.credential)), effect, alias].into_iter().flatten().collect::<Vec<_>>().join(" ")
     }
 }
 
-/// Returns whether the route has another path under `/v1/`, and this path is not.
-fn is_second_path(function: &Function, route: &Route) -> bool {
+/// Returns whether the route has another path under `/v1/`, and this path is not. `paths` are all of
+/// the route.
+fn is_second_path(paths: &[&Route], route: &Route) -> bool {
     let is_versioned = |route: &Route| route.path.starts_with("/v1/");
-    !is_versioned(route) && function.routes.iter().any(is_versioned)
+    !is_versioned(route) && paths.iter().any(|route| is_versioned(route))
 }
 
 fn describe_access(credential: RequiredCredential) -> String {

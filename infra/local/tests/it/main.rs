@@ -10,6 +10,7 @@ mod data_plane;
 mod fault_proxy;
 mod harness;
 mod invariants;
+mod runtime_api;
 mod secrets_manager;
 
 mod agent_projects;
@@ -47,6 +48,7 @@ mod revocation;
 mod rights;
 mod rotation;
 mod session_tokens;
+mod streaming;
 mod stripe_events;
 mod structure;
 mod template;

@@ -1059,7 +1059,8 @@ async fn template_that_does_not_match_handlers_is_refused() {
         Gateway::new(&server.runner.app, &template).unwrap_err().to_string()
     };
     let message = refusal(&|template| {
-        let routes = vec![Route { method: Method::GET, path: "/burn".to_owned(), authorized: true }];
+        let (name, path) = ("api-keys-burn".to_owned(), "/burn".to_owned());
+        let routes = vec![Route { name, method: Method::GET, path, authorized: true }];
         template.functions.push(Function {
             binary: "api-keys-burn".to_owned(),
             routes,
