@@ -4,8 +4,6 @@
 //! usage events derive from the turn's id and the end is conditional on the turn still running, so
 //! two settlements of one turn count once.
 
-use serde::{Deserialize, Serialize};
-
 use crate::{
     app::App,
     config::{Ring, SecretError},
@@ -17,6 +15,7 @@ use crate::{
         CommitError, Conflict, KnownCounters, Reservation, SealedEvents, SealedMessage, StoreError, TurnSettlement,
     },
     transcripts::{TranscriptContext, TranscriptPart},
+    turn_events::MessagePart,
 };
 
 /// Bytes that count as one token in estimates.
@@ -27,22 +26,6 @@ const MAX_ATTEMPTS: usize = 8;
 /// Estimates the tokens of a text from its bytes. Used only if the provider reports no usage.
 pub fn estimate_tokens(bytes: usize) -> u64 {
     u64::try_from(bytes.div_ceil(TOKEN_BYTES)).unwrap_or(u64::MAX)
-}
-
-/// A part of a message, as it is sealed and shown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MessagePart {
-    pub id: String,
-    #[serde(rename = "type")]
-    pub kind: PartKind,
-    pub text: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum PartKind {
-    Text,
-    Reasoning,
 }
 
 /// A running turn whose end is to be stored.

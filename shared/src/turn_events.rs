@@ -5,12 +5,28 @@
 
 use std::str;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::domain::Timestamp;
 
 /// Number of an event in its turn, from 1.
 pub type Seq = u64;
+
+/// A part of a message, as it is sealed and shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessagePart {
+    pub id: String,
+    #[serde(rename = "type")]
+    pub kind: PartKind,
+    pub text: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PartKind {
+    Text,
+    Reasoning,
+}
 
 /// The envelope that every event of a turn has.
 #[derive(Debug, Clone, Copy)]
@@ -122,6 +138,27 @@ pub fn frames_after(batch: &[u8], after: Seq) -> Option<(&[u8], Seq)> {
         start += length;
     }
     first.map(|first| (&batch[first..start], last))
+}
+
+/// Returns the parts of the answer that frames add up to, in the order of their first events.
+pub fn texts_of(frames: &[u8]) -> Vec<MessagePart> {
+    #[derive(Deserialize)]
+    struct Logged {
+        data: LoggedData,
+    }
+    #[derive(Deserialize)]
+    struct LoggedData {
+        part: Option<MessagePart>,
+    }
+    let mut parts: Vec<MessagePart> = Vec::new();
+    for line in frames.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(b"data: ")) {
+        let Ok(Logged { data: LoggedData { part: Some(part) } }) = serde_json::from_slice(line) else { continue };
+        match parts.iter_mut().find(|known| known.id == part.id) {
+            Some(known) => known.text.push_str(&part.text),
+            None => parts.push(part),
+        }
+    }
+    parts
 }
 
 /// Returns whether a batch ends the stream: its last frame is `done` or `error`.

@@ -4,7 +4,7 @@
 use karta_shared::{
     App,
     domain::{Principal, PrincipalKind},
-    http::{Answer, Call, Error, NoBody, NoQuery, ProjectAccess, ProjectPath, Route},
+    http::{Answer, Call, Cors, Error, NoBody, NoQuery, ProjectAccess, ProjectPath, Route},
 };
 
 #[derive(Debug)]
@@ -12,7 +12,7 @@ pub struct ProjectsWhoami;
 
 impl Route for ProjectsWhoami {
     const NAME: &'static str = "projects-whoami";
-    const CORS: bool = true;
+    const CORS: Option<Cors> = Some(Cors::PLAIN);
     type Access = ProjectAccess;
     type Path = ProjectPath;
     type Query = NoQuery;

@@ -304,7 +304,7 @@ async fn seal_user_message(
     organization: Id,
     session: &Session,
     turn: &Turn,
-    parts: &[karta_shared::settlement::MessagePart],
+    parts: &[karta_shared::turn_events::MessagePart],
 ) -> Result<SealedMessage, Error> {
     let content = serde_json::to_vec(parts).map_err(|error| Error::Internal(format!("message encoding: {error}")))?;
     let ring = app.secrets.ring(Ring::SealingSessions).await?;

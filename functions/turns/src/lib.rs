@@ -21,7 +21,8 @@ use karta_shared::{
         AgentName, Answer, Call, Cors, Error, Family, MessageResource, NoQuery, OrganizationSessions, ProjectSessions,
         Route, RouteTable, SessionPath, TurnUsageResource, event_channel, text_of,
     },
-    settlement::{MessagePart, PartKind, cost},
+    settlement::cost,
+    turn_events::{MessagePart, PartKind},
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;

@@ -22,8 +22,6 @@ use tokio::{
 const USER_AGENT: &str = "Karta/1";
 const ANTHROPIC_VERSION: &str = "2023-06-01";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum time from the request to the status line.
-const HEAD_TIMEOUT: Duration = Duration::from_mins(5);
 /// Maximum `Retry-After` that is waited for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Pause before the second request if the provider names none.
@@ -35,7 +33,7 @@ const TOO_MANY_REQUESTS: u16 = 429;
 
 /// The HTTP clients of the process, created at their first use.
 pub(crate) struct Providers {
-    base_urls: ProviderBaseUrls,
+    base_urls: Arc<ProviderBaseUrls>,
     own_hosts: Vec<String>,
     /// For the providers' own hosts and the operator's base URLs.
     trusted: OnceCell<Client>,
@@ -121,7 +119,7 @@ const fn own_base_url(provider: Provider) -> &'static str {
 impl Providers {
     pub(crate) fn new(app: &App, own_hosts: Vec<String>) -> Self {
         Self {
-            base_urls: app.provider_base_urls.clone(),
+            base_urls: Arc::clone(&app.provider_base_urls),
             own_hosts,
             trusted: OnceCell::new(),
             checked: OnceCell::new(),
@@ -145,7 +143,7 @@ impl Providers {
             tracing::warn!(provider = target.provider.as_str(), %fault, "provider request not sent");
             Rejected::from(TurnError::ProviderError)
         })?;
-        let sent = timeout(app.turn_limits.scale(HEAD_TIMEOUT), request.body(body.to_vec()).send()).await;
+        let sent = timeout(app.turn_limits.head, request.body(body.to_vec()).send()).await;
         let response = match sent {
             Err(_) => return Err(TurnError::ProviderTimeout.into()),
             Ok(Err(error)) => {

@@ -11,10 +11,10 @@ use karta_shared::{
     domain::{Budget, Id, Retention, SessionId, StopReason, Timestamp, Turn, TurnError, TurnUsage},
     http::{EventSender, TurnUsageResource},
     settlement::{
-        MessagePart, PartKind, RunningTurn, SettleError, TurnEnd, cost, estimate_tokens, leased_until, settle,
+        RunningTurn, SettleError, TurnEnd, cost, estimate_tokens, leased_until, settle,
     },
     store::{Amount, KnownCounters, Reservation, TurnLease},
-    turn_events::{TurnEvent, TurnEventContext},
+    turn_events::{MessagePart, PartKind, TurnEvent, TurnEventContext},
 };
 use reqwest::Response;
 use tokio::{

@@ -4,5 +4,5 @@ use karta_shared::worker;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    worker::run::<worker_expiry_notices::ExpiryNotices>().await
+    worker::run::<worker_turns_sweep::TurnsSweep>().await
 }

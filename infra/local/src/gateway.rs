@@ -1,17 +1,21 @@
 //! Emulates what API Gateway does with a request.
 //!
 //! The gateway matches the route, calls the authorizer, caches its result for the template's number
-//! of seconds and passes its context to the function. It returns its own errors as the template's
+//! of seconds unless the route's authorizer is uncached, and passes its context to the function. It returns its own errors as the template's
 //! `GatewayResponses`.
 
-use std::{collections::HashMap, future::poll_fn, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    future::poll_fn,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use authorizer::Authorizer;
-use aws_lambda_events::{
-    apigw::{ApiGatewayCustomAuthorizerRequest, ApiGatewayProxyRequestContext},
-    iam::IamPolicyEffect,
-};
+use authorizer::{Authorizer, Event};
+use aws_lambda_events::{apigw::ApiGatewayProxyRequestContext, iam::IamPolicyEffect};
 use axum::body::HttpBody;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, uri::Authority};
 use karta_shared::{
@@ -27,8 +31,8 @@ use regex::Regex;
 use serde_json::{Value, json};
 
 use crate::{
-    registry::{self, Handler},
-    template::{GatewayResponse, Template},
+    registry::{self, Handler, Mounted},
+    template::{Authorizer as RouteAuthorizer, GatewayResponse, Template, TemplateRoute},
 };
 
 /// API Gateway's limit on a request body.
@@ -54,7 +58,7 @@ pub struct Gateway {
 struct Target {
     method: Method,
     handler: Handler,
-    authorized: bool,
+    authorizer: Option<RouteAuthorizer>,
 }
 
 /// The authorizer's result for an `Authorization` header, and its time. `None` is a Deny.
@@ -101,8 +105,16 @@ impl Gateway {
     /// Mounts the template's routes. Fails if the template and the registry name different
     /// functions.
     pub fn new(app: &App, template: &Template) -> Result<Self> {
+        Self::with_handlers(app, template, registry::handlers(app))
+    }
+
+    /// Like [`new`](Self::new), with these handlers by the name of their function.
+    pub fn with_handlers(
+        app: &App,
+        template: &Template,
+        mut handlers: BTreeMap<&'static str, Vec<Mounted>>,
+    ) -> Result<Self> {
         let settings = &template.authorizer;
-        let mut handlers = registry::handlers(app);
         let mut targets: HashMap<String, Vec<Target>> = HashMap::new();
         for function in &template.functions {
             if function.binary == settings.binary {
@@ -116,14 +128,20 @@ impl Gateway {
             if function.routes.is_empty() {
                 continue;
             }
-            let handler = handlers.remove(function.binary.as_str());
-            let handler = handler.with_context(|| {
+            let mounted = handlers.remove(function.binary.as_str());
+            let mounted = mounted.with_context(|| {
                 format!("template.yaml lists {}, which has no handler in registry.rs", function.binary)
             })?;
             for route in &function.routes {
-                let (method, handler) = (route.method.clone(), Arc::clone(&handler));
-                let target = Target { method, handler, authorized: route.authorized };
+                let (method, handler) = (route.method.clone(), handler(&mounted, route)?);
+                let target = Target { method, handler, authorizer: route.authorizer };
                 targets.entry(route.path.clone()).or_default().push(target);
+            }
+            let is_routed = |(method, path): &(Method, &str)| {
+                function.routes.iter().any(|route| route.method == *method && route.path == *path)
+            };
+            if let Some(extra) = mounted.iter().find(|mounted| !mounted.target.as_ref().is_none_or(is_routed)) {
+                return Err(anyhow!("the route {} of {} is not in template.yaml", extra.name, function.binary));
             }
         }
         if let Some(name) = handlers.keys().next() {
@@ -183,10 +201,16 @@ impl Gateway {
         let matched = self.routes.at(&path).map_err(|_| GatewayError::MissingAuthenticationToken)?;
         let target = matched.value.iter().find(|target| target.method == parts.method);
         let target = target.ok_or(GatewayError::MissingAuthenticationToken)?;
-        let context = if target.authorized {
-            Some(self.authorize(&parts.headers, &parts.method, &parts.uri).await?)
-        } else {
-            None
+        let context = match target.authorizer {
+            Some(RouteAuthorizer::Cached) => Some(self.authorize(&parts.headers, &parts.method, &parts.uri).await?),
+            Some(RouteAuthorizer::Uncached) => {
+                let headers = parts.headers.iter().map(|(name, value)| {
+                    (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+                });
+                let event = Event::request(headers, method_arn(&parts.method, &parts.uri));
+                Some(self.call_authorizer(&event).await?.context.ok_or(GatewayError::AccessDenied)?)
+            }
+            None => None,
         };
 
         let variables: HashMap<String, String> =
@@ -214,12 +238,8 @@ impl Gateway {
         if let Some(challenge) = parts.headers.remove(header::WWW_AUTHENTICATE) {
             parts.headers.insert(REMAPPED_CHALLENGE, challenge);
         }
-        let body = match body {
-            Body::Text(text) => axum::body::Body::from(text),
-            Body::Binary(bytes) => axum::body::Body::from(bytes),
-            _ => axum::body::Body::empty(),
-        };
-        Ok(axum::response::Response::from_parts(parts, body))
+        // A stream is passed on chunk by chunk. A client that leaves drops it.
+        Ok(axum::response::Response::from_parts(parts, axum::body::Body::new(body)))
     }
 
     /// Returns the authorizer's context for the header, from the cache if the verdict is fresh.
@@ -240,25 +260,16 @@ impl Gateway {
         let verdict = if let Some(verdict) = cached {
             verdict
         } else {
-            let verdict = self.call_authorizer(header, method, uri).await?;
+            let verdict = self.call_authorizer(&Event::token(header, method_arn(method, uri))).await?;
             self.verdicts.insert(cache_key, verdict.clone());
             verdict
         };
         verdict.context.ok_or(GatewayError::AccessDenied)
     }
 
-    async fn call_authorizer(
-        &self,
-        header: &str,
-        method: &Method,
-        uri: &Uri,
-    ) -> Result<CachedAuthorization, GatewayError> {
-        let mut event = ApiGatewayCustomAuthorizerRequest::default();
-        event.type_ = Some("TOKEN".to_owned());
-        event.authorization_token = Some(header.to_owned());
-        event.method_arn = Some(format!("arn:aws:execute-api:local:000000000000:karta/{STAGE}/{method}{}", uri.path()));
+    async fn call_authorizer(&self, event: &Event) -> Result<CachedAuthorization, GatewayError> {
         // Boxed, as a handler's future is: the compiler limits how deep the types of futures nest.
-        let answer = Box::pin(self.authorizer.authorize(&event)).await.map_err(|fault| {
+        let answer = Box::pin(self.authorizer.authorize(event)).await.map_err(|fault| {
             tracing::error!(route = authorizer::NAME, %fault, "authorization undecided");
             GatewayError::AuthorizerFailure
         })?;
@@ -291,6 +302,29 @@ impl std::fmt::Debug for Gateway {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gateway").field("authorizer", &self.authorizer).finish_non_exhaustive()
     }
+}
+
+fn method_arn(method: &Method, uri: &Uri) -> String {
+    format!("arn:aws:execute-api:local:000000000000:karta/{STAGE}/{method}{}", uri.path())
+}
+
+/// Returns the handler of a route of the template.
+fn handler(mounted: &[Mounted], route: &TemplateRoute) -> Result<Handler> {
+    let serves = |(method, path): &(Method, &str)| route.method == *method && route.path == *path;
+    let found = mounted.iter().find(|mounted| mounted.target.as_ref().is_none_or(serves));
+    let found = found.with_context(|| {
+        format!("template.yaml lists {} {}, which its function does not serve", route.method, route.path)
+    })?;
+    // One handler serves all preflights.
+    ensure!(
+        route.method == Method::OPTIONS || found.name == route.name,
+        "template.yaml calls {} {} {}, the function calls it {}",
+        route.method,
+        route.path,
+        route.name,
+        found.name
+    );
+    Ok(Arc::clone(&found.handler))
 }
 
 /// Returns the host that the client requested: that of an absolute target, or else of the `Host`

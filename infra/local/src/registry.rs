@@ -1,6 +1,7 @@
 //! Lists the handlers and workers by name.
 //!
-//! To add a function, add a line to [`handlers`] or [`workers`]. The runner does not start if a
+//! To add a function, add a line to [`handlers`] or [`workers`]: [`mount_table`] for a function with
+//! several routes. The runner does not start if a
 //! function is missing here or in `template.yaml`.
 
 use std::{
@@ -10,12 +11,13 @@ use std::{
     sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
+use http::Method;
 use karta_shared::{
     App,
-    http::{Route, serve},
+    http::{ResponseBody, Route, RouteTable, TableRoute, serve},
     worker::{Fault, Wake, Worker, work},
 };
-use lambda_http::{Body, Request, Response};
+use lambda_http::{Request, Response};
 use tokio::task::JoinSet;
 use worker_audit_chain::AuditChain;
 use worker_budget_checks::BudgetChecks;
@@ -27,11 +29,20 @@ use worker_webhook_events::{Waker, WebhookEvents};
 
 use crate::gateway::Gateway;
 
-type HandlerFuture = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+/// A handler and the requests that it serves.
+pub struct Mounted {
+    /// The name of the route.
+    pub name: &'static str,
+    /// Method and path. `None` serves every route of the function.
+    pub target: Option<(Method, &'static str)>,
+    pub handler: Handler,
+}
+
+type HandlerFuture = Pin<Box<dyn Future<Output = Response<ResponseBody>> + Send>>;
 pub type Handler = Arc<dyn Fn(Request) -> HandlerFuture + Send + Sync>;
 
-/// Returns every function that handles requests, by the name of its folder.
-pub fn handlers(app: &App) -> BTreeMap<&'static str, Handler> {
+/// Returns the handlers of every function that handles requests, by the name of its folder.
+pub fn handlers(app: &App) -> BTreeMap<&'static str, Vec<Mounted>> {
     BTreeMap::from([
         mount::<agent_projects_create::AgentProjectsCreate>(app),
         mount::<agent_projects_get::AgentProjectsGet>(app),
@@ -134,12 +145,29 @@ fn mount_worker<W: Worker>(app: &App, new: impl FnOnce(App) -> W + Send + 'stati
 }
 
 /// Creates the handler's own app at the first request.
-fn mount<R: Route>(app: &App) -> (&'static str, Handler) {
+fn mount<R: Route>(app: &App) -> (&'static str, Vec<Mounted>) {
     let app = app.clone();
     let app = LazyLock::new(move || app.for_function(R::NAME));
     let handler = move |request| -> HandlerFuture {
         let app = App::clone(&app);
         Box::pin(async move { serve::<R>(&app, request).await })
     };
-    (R::NAME, Arc::new(handler))
+    (R::NAME, vec![Mounted { name: R::NAME, target: None, handler: Arc::new(handler) }])
+}
+
+/// Mounts a function with several routes. They share an app, which the first request creates.
+pub fn mount_table(app: &App, table: RouteTable) -> (&'static str, Vec<Mounted>) {
+    debug_assert_eq!(table.check(), Ok(()));
+    let (app, function) = (app.clone(), table.function());
+    let app = Arc::new(LazyLock::new(move || app.for_function(function)));
+    let mount = |route: TableRoute| {
+        let (name, target) = (route.name, Some((route.method.clone(), route.path)));
+        let (app, route) = (Arc::clone(&app), Arc::new(route));
+        let handler = move |request| -> HandlerFuture {
+            let (app, route) = (App::clone(&app), Arc::clone(&route));
+            Box::pin(async move { route.serve(&app, request).await })
+        };
+        Mounted { name, target, handler: Arc::new(handler) }
+    };
+    (function, table.into_routes().into_iter().map(mount).collect())
 }

@@ -50,6 +50,7 @@ mod stripe;
 mod subscription;
 mod timestamp;
 mod token;
+mod turn_error;
 mod usage;
 mod webhook;
 mod webhook_signature;
@@ -99,6 +100,7 @@ pub use stripe::{SignatureError, StripeSecrets, StripeSecretsError};
 pub use subscription::{DroppedSubscriptions, StripeId, Subscription, SubscriptionBefore, SubscriptionStep};
 pub use timestamp::Timestamp;
 pub use token::{ApiKeyToken, PREFIX_LEN, Prefix, TokenError};
+pub use turn_error::TurnError;
 pub use usage::{MAX_CLOCK_AHEAD, MAX_USAGE_AGE, MonthUsage, Quantity, Reference, Tally, UsageEvent, UsageKind};
 pub use webhook::{
     Attempt, Delivery, DeliveryStatus, DisabledReason, EventTypes, Failing, MAX_CLOCK_SKEW, WebhookEndpoint,

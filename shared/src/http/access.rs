@@ -45,8 +45,9 @@ pub enum RequiredCredential {
     None,
     /// An API key with this scope; any API key for `None`.
     ApiKey(Option<Scope>),
-    /// A session token for the project in the path, or any API key.
-    Project,
+    /// A session token for the project in the path, or an API key with this scope; any API key for
+    /// `None`.
+    Project(Option<Scope>),
     /// A credential that the document does not describe.
     Private,
 }
@@ -174,12 +175,7 @@ impl<S: RequiredScope> Access for S {
             PrincipalKind::Session => {
                 return Err(Error::Forbidden("session tokens are valid only under /v1/projects/{ref}/".into()));
             }
-            PrincipalKind::ApiKey => {}
-        }
-        if let Some(scope) = S::SCOPE
-            && !principal.scopes.contains(scope)
-        {
-            return Err(Error::Forbidden(format!("missing scope: {}", scope.as_str()).into()));
+            PrincipalKind::ApiKey => require_scope::<S>(&principal)?,
         }
         Ok(ApiKeyCaller {
             organization_id: principal.organization_id,
@@ -195,24 +191,139 @@ impl<S: RequiredScope> Access for S {
     }
 }
 
-/// A session token of the project in the path, or an API key. The handler checks whether the
+fn require_scope<S: RequiredScope>(principal: &Principal) -> Result<(), Error> {
+    match S::SCOPE {
+        Some(scope) if !principal.scopes.contains(scope) => {
+            Err(Error::Forbidden(format!("missing scope: {}", scope.as_str()).into()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns a 403 if the session token is for another project than the path's.
+fn require_project(principal: &Principal, project: Option<&str>) -> Result<(), Error> {
+    if principal.project_slug.as_deref() == project {
+        Ok(())
+    } else {
+        Err(Error::Forbidden("wrong project: the session token is for another project".into()))
+    }
+}
+
+/// The caller of a data-plane route: an API key or a session token. Routes without a project
+/// convert their [`ApiKeyCaller`] to it.
+#[derive(Debug, Clone)]
+pub struct SessionCaller {
+    pub kind: PrincipalKind,
+    pub organization_id: Id,
+    /// The key itself, or the key that minted the session token.
+    pub api_key_id: Id,
+    /// The name of that key.
+    pub api_key_name: String,
+    /// The lineage of that key, which usage is counted under.
+    pub lineage_id: Id,
+    /// The project of a session token; `None` for an API key.
+    pub project_id: Option<Id>,
+    pub project_slug: Option<String>,
+    /// The end user of a session token.
+    pub sub: Option<String>,
+    /// The id of a session token; `None` for an API key.
+    pub jti: Option<String>,
+    pub principal: Principal,
+}
+
+impl From<ApiKeyCaller> for SessionCaller {
+    fn from(caller: ApiKeyCaller) -> Self {
+        Self {
+            kind: PrincipalKind::ApiKey,
+            organization_id: caller.organization_id,
+            api_key_id: caller.api_key_id,
+            api_key_name: caller.api_key_name,
+            lineage_id: caller.lineage_id,
+            project_id: None,
+            project_slug: None,
+            sub: None,
+            jti: None,
+            principal: caller.principal,
+        }
+    }
+}
+
+impl CallerIdentity for SessionCaller {
+    /// The audit log names the key that minted a session token.
+    fn actor(&self) -> Actor {
+        Actor { kind: ActorKind::ApiKey, id: Some(self.api_key_id), name: self.api_key_name.clone() }
+    }
+
+    fn organization(&self) -> Option<Id> {
+        Some(self.organization_id)
+    }
+
+    /// A session token is identified by its project and its user, so that a new token of the same
+    /// user can repeat a request; without a user, by its id.
+    fn credential(&self) -> Vec<u8> {
+        let text = match (self.project_id, &self.sub, &self.jti) {
+            (Some(project), Some(sub), _) => format!("{project} sub {sub}"),
+            (Some(project), None, Some(jti)) => format!("{project} jti {jti}"),
+            _ => self.api_key_id.to_string(),
+        };
+        text.into_bytes()
+    }
+}
+
+/// A session token of the project in the path, or an API key with scope `S`, on a data-plane route.
+/// A session token needs no scope, and the authorizer must have read its minting key. The handler
+/// checks whether the project exists in the API key's organization.
+#[derive(Debug)]
+pub struct Project<S>(PhantomData<fn() -> S>);
+
+impl<S: RequiredScope> Access for Project<S> {
+    type Caller = SessionCaller;
+    const CREDENTIAL: RequiredCredential = RequiredCredential::Project(S::SCOPE);
+
+    fn identity(caller: &SessionCaller) -> Option<&dyn CallerIdentity> {
+        Some(caller)
+    }
+
+    async fn authorize(presented: Presented<'_>) -> Result<SessionCaller, Error> {
+        let Presented { caller, project, .. } = presented;
+        let AuthorizerContext { principal, api_key_name, lineage_id, jti, .. } = caller.ok_or(Error::Unauthorized)?;
+        let lineage_id = lineage_id.ok_or(Error::Unauthorized)?;
+        match principal.kind {
+            PrincipalKind::ApiKey => require_scope::<S>(&principal)?,
+            PrincipalKind::Session if jti.is_none() => return Err(Error::Unauthorized),
+            PrincipalKind::Session => require_project(&principal, project)?,
+        }
+        Ok(SessionCaller {
+            kind: principal.kind,
+            organization_id: principal.organization_id,
+            api_key_id: principal.api_key_id,
+            api_key_name: api_key_name.unwrap_or_default(),
+            lineage_id,
+            project_id: principal.project_id,
+            project_slug: principal.project_slug.clone(),
+            sub: principal.sub.clone(),
+            jti,
+            principal,
+        })
+    }
+}
+
+/// A session token of the project in the path, or any API key. The handler checks whether the
 /// project exists in the API key's organization.
 #[derive(Debug)]
 pub struct ProjectAccess;
 
 impl Access for ProjectAccess {
     type Caller = Principal;
-    const CREDENTIAL: RequiredCredential = RequiredCredential::Project;
+    const CREDENTIAL: RequiredCredential = RequiredCredential::Project(None);
 
     async fn authorize(presented: Presented<'_>) -> Result<Principal, Error> {
         let principal = presented.caller.ok_or(Error::Unauthorized)?.principal;
         match principal.kind {
-            PrincipalKind::ApiKey => Ok(principal),
-            PrincipalKind::Session if principal.project_slug.as_deref() == presented.project => Ok(principal),
-            PrincipalKind::Session => {
-                Err(Error::Forbidden("wrong project: the session token is for another project".into()))
-            }
+            PrincipalKind::ApiKey => {}
+            PrincipalKind::Session => require_project(&principal, presented.project)?,
         }
+        Ok(principal)
     }
 }
 
@@ -313,5 +424,66 @@ impl CallerIdentity for Service {
 
     fn credential(&self) -> Vec<u8> {
         self.fingerprint().to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ScopeSet;
+
+    fn session(sub: Option<&str>, jti: &str) -> SessionCaller {
+        let id = |number| Id::new(number).unwrap();
+        let principal = Principal {
+            kind: PrincipalKind::Session,
+            organization_id: id(1),
+            organization_slug: "acme".to_owned(),
+            scopes: ScopeSet::NONE,
+            api_key_id: id(2),
+            api_key_prefix: None,
+            project_id: Some(id(3)),
+            project_slug: Some("site".to_owned()),
+            sub: sub.map(ToOwned::to_owned),
+            budget_ok: true,
+            budget_reason: None,
+        };
+        SessionCaller {
+            kind: principal.kind,
+            organization_id: principal.organization_id,
+            api_key_id: principal.api_key_id,
+            api_key_name: "ci".to_owned(),
+            lineage_id: id(2),
+            project_id: principal.project_id,
+            project_slug: principal.project_slug.clone(),
+            sub: principal.sub.clone(),
+            jti: Some(jti.to_owned()),
+            principal,
+        }
+    }
+
+    #[test]
+    fn tokens_of_one_user_share_an_identity() {
+        let credential = |sub, jti| session(sub, jti).credential();
+        assert_eq!(credential(Some("ada"), "1"), credential(Some("ada"), "2"));
+        assert_ne!(credential(Some("ada"), "1"), credential(Some("bob"), "1"));
+        assert_ne!(credential(Some("1"), "1"), credential(None, "1"));
+        assert_ne!(credential(None, "1"), credential(None, "2"));
+    }
+
+    #[test]
+    fn missing_scope_is_named() {
+        let principal = session(None, "1").principal;
+        let Err(Error::Forbidden(detail)) = require_scope::<Write>(&principal) else { panic!("must be forbidden") };
+        assert_eq!(detail, "missing scope: write");
+        require_scope::<AnyKey>(&principal).unwrap();
+    }
+
+    #[test]
+    fn token_of_another_project_is_forbidden() {
+        let principal = session(None, "1").principal;
+        require_project(&principal, Some("site")).unwrap();
+        for project in [Some("shop"), None] {
+            assert!(matches!(require_project(&principal, project), Err(Error::Forbidden(_))), "{project:?}");
+        }
     }
 }

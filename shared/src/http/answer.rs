@@ -4,14 +4,19 @@ use http::StatusCode;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Serialize, Serializer};
 
-use super::Error;
+use super::{Error, EventStream};
 
-/// A handler's response: a status and the encoded JSON of a `T`. The body is kept as bytes so that
-/// a replay is identical.
+/// A handler's response: a status and the encoded JSON of a `T`, or a stream of events. JSON is
+/// kept as bytes so that a replay is identical.
 pub struct Answer<T> {
     pub(super) status: StatusCode,
-    pub(super) body: Vec<u8>,
+    pub(super) body: AnswerBody,
     of: PhantomData<fn() -> T>,
+}
+
+pub(super) enum AnswerBody {
+    Bytes(Vec<u8>),
+    Events(EventStream),
 }
 
 impl<T: Serialize> Answer<T> {
@@ -54,8 +59,15 @@ impl<T> Answer<T> {
         Self::from_bytes(StatusCode::NO_CONTENT, Vec::new())
     }
 
+    /// 200 with a stream of server-sent events. The route must have [`Route::STREAMS`].
+    ///
+    /// [`Route::STREAMS`]: super::Route::STREAMS
+    pub fn stream(events: EventStream) -> Self {
+        Self { status: StatusCode::OK, body: AnswerBody::Events(events), of: PhantomData }
+    }
+
     pub(super) fn from_bytes(status: StatusCode, body: Vec<u8>) -> Self {
-        Self { status, body, of: PhantomData }
+        Self { status, body: AnswerBody::Bytes(body), of: PhantomData }
     }
 }
 

@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use crate::{
     auth::{SessionClaims, ValidKey},
-    domain::{AllowedCidrs, Id, Principal, PrincipalKind, ScopeSet},
+    domain::{AllowedCidrs, BudgetVerdict, Id, Principal, PrincipalKind, ScopeSet, Spending},
+    store::KeyState,
 };
 
 /// The authorizer's result, as API Gateway passes it to functions in the request context: flat
@@ -14,8 +15,11 @@ use crate::{
 pub struct AuthorizerContext {
     pub principal: Principal,
     pub api_key_name: Option<String>,
-    /// The lineage that an API key's usage is counted under.
+    /// The lineage that usage is counted under: of the API key, or of the key that minted the
+    /// session token if the authorizer read that key.
     pub lineage_id: Option<Id>,
+    /// The id of a session token, if the authorizer read its minting key.
+    pub jti: Option<String>,
     pub allowed_cidrs: AllowedCidrs,
 }
 
@@ -30,10 +34,12 @@ impl AuthorizerContext {
             principal: valid.principal(),
             api_key_name: Some(valid.api_key.name.as_str().to_owned()),
             lineage_id: Some(valid.api_key.lineage_id),
+            jti: None,
             allowed_cidrs: valid.api_key.allowed_cidrs.clone(),
         }
     }
 
+    /// A session token whose minting key was not read.
     pub fn session(claims: SessionClaims) -> Self {
         Self {
             principal: Principal {
@@ -51,7 +57,26 @@ impl AuthorizerContext {
             },
             api_key_name: None,
             lineage_id: None,
+            jti: None,
             allowed_cidrs: AllowedCidrs::default(),
+        }
+    }
+
+    /// A session token whose minting key and organization were read. The key's allowed addresses do
+    /// not apply to its tokens. The budget verdict is that of the subscription; caps are checked
+    /// where usage is reserved.
+    pub fn session_of(claims: SessionClaims, minted_by: &KeyState) -> Self {
+        let KeyState { organization, api_key } = minted_by;
+        let jti = Some(claims.jti.clone()).filter(|jti| !jti.is_empty());
+        let budget = BudgetVerdict::new(organization.subscription_status, &Spending::default());
+        let mut caller = Self::session(claims);
+        caller.principal.budget_ok = budget.is_ok();
+        caller.principal.budget_reason = budget.reason();
+        Self {
+            api_key_name: Some(api_key.name.as_str().to_owned()),
+            lineage_id: Some(api_key.lineage_id),
+            jti,
+            ..caller
         }
     }
 
@@ -73,6 +98,7 @@ impl AuthorizerContext {
             ("project_id", principal.project_id.map(|id| id.to_string())),
             ("project_slug", principal.project_slug.clone()),
             ("sub", principal.sub.clone()),
+            ("jti", self.jti.clone()),
             ("budget_ok", Some(principal.budget_ok.to_string())),
             ("budget_reason", principal.budget_reason.clone()),
             ("allowed_cidrs", Some(or_none(self.allowed_cidrs.to_words()))),
@@ -111,14 +137,18 @@ impl AuthorizerContext {
             budget_reason: owned("budget_reason")?,
         };
         let lineage_id = text("counted_as")?.map(|text| Id::parse(text).ok_or(ContextError)).transpose()?;
-        match (kind, principal.project_id, &principal.project_slug, lineage_id) {
-            (PrincipalKind::ApiKey, None, None, Some(_)) | (PrincipalKind::Session, Some(_), Some(_), None) => {}
+        let jti = owned("jti")?;
+        match (kind, principal.project_id, &principal.project_slug, lineage_id, &jti) {
+            (PrincipalKind::ApiKey, None, None, Some(_), None)
+            | (PrincipalKind::Session, Some(_), Some(_), None, None)
+            | (PrincipalKind::Session, Some(_), Some(_), Some(_), _) => {}
             _ => return Err(ContextError),
         }
         Ok(Self {
             principal,
             api_key_name: owned("api_key_name")?,
             lineage_id,
+            jti,
             allowed_cidrs: AllowedCidrs::from_words(words("allowed_cidrs")?).ok_or(ContextError)?,
         })
     }
@@ -152,6 +182,7 @@ mod tests {
                 budget_reason: Some("subscription past_due".to_owned()),
             },
             lineage_id: Id::new(8),
+            jti: None,
             api_key_name: Some("ci \"1\" é".to_owned()),
             allowed_cidrs: AllowedCidrs::from_words("10.0.0.0/8 2001:db8::/32").unwrap(),
         }
@@ -167,6 +198,42 @@ mod tests {
         context.insert("principalId".to_owned(), "x".into());
         context.insert("integrationLatency".to_owned(), 12.into());
         assert_eq!(AuthorizerContext::from_context(&context), Ok(caller()));
+    }
+
+    fn session() -> AuthorizerContext {
+        let api_key = caller();
+        AuthorizerContext {
+            principal: Principal {
+                kind: PrincipalKind::Session,
+                scopes: ScopeSet::NONE,
+                api_key_prefix: None,
+                project_id: Id::new(9),
+                project_slug: Some("site".to_owned()),
+                ..api_key.principal
+            },
+            jti: Some("0190".to_owned()),
+            allowed_cidrs: AllowedCidrs::default(),
+            ..api_key
+        }
+    }
+
+    #[test]
+    fn session_context_round_trips_with_and_without_lineage() {
+        let read = session();
+        let unread = AuthorizerContext { lineage_id: None, jti: None, api_key_name: None, ..session() };
+        for caller in [read, unread] {
+            assert_eq!(AuthorizerContext::from_context(&context(&caller)), Ok(caller));
+        }
+    }
+
+    #[test]
+    fn token_id_requires_the_minting_keys_lineage() {
+        for caller in [
+            AuthorizerContext { lineage_id: None, ..session() },
+            AuthorizerContext { jti: Some("0190".to_owned()), ..caller() },
+        ] {
+            assert_eq!(AuthorizerContext::from_context(&context(&caller)), Err(ContextError));
+        }
     }
 
     #[test]

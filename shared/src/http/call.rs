@@ -90,6 +90,7 @@ where
             principal: Principal { scopes: api_key.scopes, ..self.caller.principal.clone() },
             api_key_name: Some(api_key.name.as_str().to_owned()),
             lineage_id: Some(api_key.lineage_id),
+            jti: None,
             allowed_cidrs: api_key.allowed_cidrs.clone(),
         };
         let caller = authorize_address(Some(caller), self.meta.address());

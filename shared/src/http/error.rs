@@ -8,13 +8,13 @@ use crate::{
     auth::Undecided,
     byok::ModelKeyUnsealError,
     config::SecretError,
-    domain::{Exhausted, Id, KeyRejected, NoTransition, Provider, Timestamp},
+    domain::{Exhausted, Id, KeyRejected, NoTransition, Provider, Timestamp, TurnError},
     store::{CommitError, Conflict, StoreError},
     webhook_secrets,
 };
 
-/// Seconds in the `Retry-After` header.
-pub(super) const RETRY_AFTER_SECONDS: u32 = 1;
+/// Seconds in the `Retry-After` header of a 503 or 504.
+const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// The message of every 401. It lists all causes, so that it explains how to send a key and reveals
 /// nothing about the received one.
@@ -62,6 +62,30 @@ pub enum Error {
         exhausted: Exhausted,
         resets_at: Option<Timestamp>,
     },
+    /// The caller may not use the model that it named. `allowed` lists the models that it may name.
+    ModelNotAllowed {
+        allowed: Vec<String>,
+    },
+    /// The request names no model, and none is configured.
+    ModelRequired,
+    /// A cost cap applies, and the model has no price.
+    ModelUnpriced,
+    /// The organization has no usable key of the provider.
+    NoModelKey {
+        provider: Provider,
+    },
+    /// The turn ended without an answer.
+    TurnFailed {
+        code: TurnError,
+        /// The provider's own words, or else [`TurnError::message`].
+        message: Cow<'static, str>,
+        /// The provider's `Retry-After`.
+        retry_after: Option<Duration>,
+    },
+    /// Too many requests. The client may retry after this time, which is rounded up to a second.
+    RateLimited {
+        retry_after: Duration,
+    },
     /// A write conflicted with another write. Running the handler again resolves it.
     WriteConflict,
     /// A dependency is down. The text is for the log.
@@ -78,11 +102,38 @@ impl Error {
         Self::Invalid { field: field.to_owned(), message: format!("{field} {problem}") }
     }
 
-    /// Redacts credentials from field names, which the client may choose.
+    /// 409: a session runs one turn at a time.
+    pub const fn turn_in_progress() -> Self {
+        Self::conflict("turn_in_progress", "A turn is running in this session. Wait for its end, or cancel it.")
+    }
+
+    /// 409: there is no turn to follow or to cancel.
+    pub const fn no_turn_in_progress() -> Self {
+        Self::conflict("no_turn_in_progress", "No turn is running in this session.")
+    }
+
+    /// 409: sessions of a project are pinned to its active release.
+    pub const fn no_active_release() -> Self {
+        Self::conflict("no_active_release", "The project has no active release. Deploy one first.")
+    }
+
+    const fn conflict(code: &'static str, message: &'static str) -> Self {
+        Self::Conflict { code, message, resource_id: None }
+    }
+
+    /// A turn failed and the provider gave no message.
+    pub const fn turn_failed(code: TurnError) -> Self {
+        Self::TurnFailed { code, message: Cow::Borrowed(code.message()), retry_after: None }
+    }
+
+    /// Redacts credentials from texts that the client or a provider may choose.
     pub(super) fn scrubbed(self, meta: &RequestMeta) -> Self {
         match self {
             Self::Invalid { field, message } => {
                 Self::Invalid { field: meta.scrub(&field), message: meta.scrub(&message) }
+            }
+            Self::TurnFailed { code, message: Cow::Owned(message), retry_after } => {
+                Self::TurnFailed { code, message: meta.scrub(&message).into(), retry_after }
             }
             other => other,
         }
@@ -96,9 +147,15 @@ impl Error {
             Self::MalformedJson(_) | Self::BadRequest { .. } => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Invalid { .. } | Self::KeyRejected { .. } | Self::IdempotencyMismatch => {
-                StatusCode::UNPROCESSABLE_ENTITY
-            }
+            Self::Invalid { .. }
+            | Self::KeyRejected { .. }
+            | Self::IdempotencyMismatch
+            | Self::ModelNotAllowed { .. }
+            | Self::ModelRequired
+            | Self::ModelUnpriced
+            | Self::NoModelKey { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::TurnFailed { code, .. } => turn_status(*code),
+            Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Conflict { .. } | Self::NoTransition(_) => StatusCode::CONFLICT,
             Self::BudgetExhausted { .. } => StatusCode::PAYMENT_REQUIRED,
             Self::WriteConflict | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -154,9 +211,44 @@ impl Error {
                 "of": exhausted.owner(),
                 "resets_at": resets_at,
             }),
+            Self::ModelNotAllowed { allowed } => json!({
+                "error": "model_not_allowed",
+                "message": "model must be one of those in allowed",
+                "field": "model",
+                "allowed": allowed,
+            }),
+            Self::ModelRequired => json!({
+                "error": "model_required",
+                "message": "model must be given, because none is configured",
+                "field": "model",
+            }),
+            Self::ModelUnpriced => json!({
+                "error": "model_unpriced",
+                "message": "model has no price, which a cost cap requires. Use another model, or remove the cap.",
+                "field": "model",
+            }),
+            Self::NoModelKey { provider } => json!({
+                "error": "no_model_key",
+                "message": format!("The organization has no usable model key of {}. Store one.", provider.as_str()),
+                "provider": provider,
+            }),
+            Self::TurnFailed { code, message, .. } => json!({"error": code, "message": message}),
+            Self::RateLimited { .. } => {
+                json!({"error": "rate_limited", "retry_after_seconds": self.retry_after_seconds()})
+            }
             Self::WriteConflict | Self::Unavailable(_) => json!({"detail": "Service unavailable"}),
             Self::TimedOut(_) => json!({"detail": "Timed out"}),
             Self::Internal(_) => json!({"detail": "Internal error"}),
+        }
+    }
+
+    /// Returns the header `Retry-After` in seconds.
+    pub(super) fn retry_after_seconds(&self) -> Option<u64> {
+        match self {
+            Self::TurnFailed { retry_after, .. } => retry_after.map(round_up),
+            Self::RateLimited { retry_after } => Some(round_up(*retry_after)),
+            Self::WriteConflict | Self::Unavailable(_) | Self::TimedOut(_) => Some(RETRY_AFTER_SECONDS),
+            _ => None,
         }
     }
 
@@ -169,6 +261,27 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// Returns the status of a failed turn whose answer was not streamed.
+const fn turn_status(error: TurnError) -> StatusCode {
+    match error {
+        TurnError::ProviderRejected | TurnError::ByokKeyRejected | TurnError::ProviderCreditExhausted => {
+            StatusCode::UNPROCESSABLE_ENTITY
+        }
+        TurnError::ProviderRateLimited => StatusCode::TOO_MANY_REQUESTS,
+        TurnError::ProviderError => StatusCode::BAD_GATEWAY,
+        TurnError::ProviderTimeout | TurnError::TurnDeadline => StatusCode::GATEWAY_TIMEOUT,
+        TurnError::BudgetExhausted => StatusCode::PAYMENT_REQUIRED,
+        TurnError::TurnCancelled => StatusCode::CONFLICT,
+        TurnError::CredentialRevoked => StatusCode::UNAUTHORIZED,
+        TurnError::Interrupted | TurnError::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// Returns whole seconds, at least one.
+fn round_up(wait: Duration) -> u64 {
+    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
 impl From<StoreError> for Error {
@@ -264,5 +377,57 @@ impl From<Conflict> for Error {
             ),
         };
         Self::Conflict { code, message, resource_id: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_turns_have_the_contracts_statuses() {
+        let statuses = TurnError::ALL.map(|code| (code.as_str(), Error::turn_failed(code).status().as_u16()));
+        let expected = [
+            ("provider_rejected", 422),
+            ("byok_key_rejected", 422),
+            ("provider_credit_exhausted", 422),
+            ("provider_rate_limited", 429),
+            ("provider_error", 502),
+            ("provider_timeout", 504),
+            ("turn_deadline", 504),
+            ("budget_exhausted", 402),
+            ("turn_cancelled", 409),
+            ("credential_revoked", 401),
+            ("interrupted", 500),
+            ("internal", 500),
+        ];
+        assert_eq!(statuses, expected);
+    }
+
+    #[test]
+    fn failed_turn_names_its_code() {
+        let body = Error::turn_failed(TurnError::CredentialRevoked).body();
+        assert_eq!(body["error"], "credential_revoked");
+        assert_eq!(body["message"], TurnError::CredentialRevoked.message());
+    }
+
+    #[test]
+    fn retry_after_is_rounded_up() {
+        for (wait, seconds) in [(0, 1), (1, 1), (1_000, 1), (1_001, 2), (10_000, 10)] {
+            let error = Error::RateLimited { retry_after: Duration::from_millis(wait) };
+            assert_eq!(error.retry_after_seconds(), Some(seconds), "{wait} ms");
+            assert_eq!(error.body()["retry_after_seconds"], seconds, "{wait} ms");
+        }
+        assert_eq!(Error::turn_failed(TurnError::ProviderRateLimited).retry_after_seconds(), None);
+        assert_eq!(Error::Unavailable(String::new()).retry_after_seconds(), Some(1));
+    }
+
+    #[test]
+    fn model_errors_name_the_field() {
+        let refused = Error::ModelNotAllowed { allowed: vec!["gpt-4o".to_owned()] }.body();
+        assert_eq!((&refused["field"], &refused["allowed"]), (&json!("model"), &json!(["gpt-4o"])));
+        assert_eq!(Error::ModelRequired.body()["field"], "model");
+        assert_eq!(Error::ModelUnpriced.body()["field"], "model");
+        assert_eq!(Error::NoModelKey { provider: Provider::OpenAi }.body()["provider"], "openai");
     }
 }

@@ -1,4 +1,4 @@
-//! Conversion of API Gateway's proxy event to a request, and of a response to API Gateway's format.
+//! Conversion of API Gateway's proxy event to a request.
 //!
 //! No client input makes a conversion fail: a failed invocation would skip the frame and reveal
 //! that a function exists. Text is read as bytes, and a byte that no header may contain becomes
@@ -9,9 +9,7 @@ use std::{collections::HashMap, fmt};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use lambda_http::{
-    Body, Request, RequestExt, Response,
-    aws_lambda_events::apigw::{ApiGatewayProxyRequestContext, ApiGatewayProxyResponse},
-    request::RequestContext,
+    Body, Request, RequestExt, aws_lambda_events::apigw::ApiGatewayProxyRequestContext, request::RequestContext,
 };
 use serde::{
     Deserialize, Deserializer,
@@ -26,6 +24,8 @@ use super::path::decode_unreserved;
 #[serde(rename_all = "camelCase", default)]
 pub struct GatewayEvent {
     http_method: Option<EventText>,
+    /// The path of the route, with variables in braces.
+    resource: Option<EventText>,
     headers: Option<HashMap<EventText, EventText>>,
     multi_value_headers: Option<HashMap<EventText, Vec<EventText>>>,
     query_string_parameters: Option<HashMap<EventText, EventText>>,
@@ -52,12 +52,21 @@ struct Identity {
 }
 
 impl GatewayEvent {
+    pub(super) fn method(&self) -> Method {
+        let method = self.http_method.as_ref().and_then(|EventText(method)| method.parse().ok());
+        method.unwrap_or(Method::GET)
+    }
+
+    pub(super) fn resource(&self) -> Option<&str> {
+        self.resource.as_ref().map(|EventText(resource)| resource.as_str())
+    }
+
     pub(super) fn into_request(self) -> Request {
+        let method = self.method();
         let body =
             body(self.body.map(|EventText(body)| body).unwrap_or_default(), self.is_base64_encoded.unwrap_or_default());
         let mut request = Request::new(body);
-        let method = self.http_method.and_then(|EventText(method)| method.parse().ok());
-        *request.method_mut() = method.unwrap_or(Method::GET);
+        *request.method_mut() = method;
         *request.headers_mut() = headers(self.multi_value_headers, self.headers);
         let variables = self.path_parameters.into_iter().flatten();
         let variables =
@@ -131,20 +140,22 @@ fn context(context: EventContext) -> ApiGatewayProxyRequestContext {
     gateway
 }
 
-pub(super) fn answer(response: Response<Body>) -> ApiGatewayProxyResponse {
-    let (parts, body) = response.into_parts();
-    let mut answer = ApiGatewayProxyResponse::default();
-    answer.status_code = parts.status.as_u16().into();
-    answer.multi_value_headers = parts.headers;
-    answer.is_base64_encoded = matches!(body, Body::Binary(_));
-    answer.body = (!matches!(body, Body::Empty)).then_some(body);
-    answer
-}
-
 /// A string of an event. Unpaired surrogates, which `serde_json` rejects in a `String`, become
 /// U+FFFD.
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct EventText(String);
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct EventText(String);
+
+impl EventText {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for EventText {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
 
 impl<'de> Deserialize<'de> for EventText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

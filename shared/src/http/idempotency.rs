@@ -16,7 +16,7 @@ use base64::{
 use http::{HeaderMap, StatusCode};
 use secrecy::ExposeSecret;
 
-use super::{Access, Answer, Call, CallerIdentity, Error, Route, call::RequestMeta, json::Json};
+use super::{Access, Answer, Call, CallerIdentity, Error, Route, answer::AnswerBody, call::RequestMeta, json::Json};
 use crate::{
     app::App,
     domain::Id,
@@ -135,12 +135,15 @@ where
         let Some(key) = &self.idempotency else {
             return Ok(());
         };
+        let AnswerBody::Bytes(body) = &answer.body else {
+            return Err(Error::Internal("a streamed response cannot be remembered".to_owned()));
+        };
         let mut nonce = [0; 12];
         app.entropy.fill(&mut nonce);
         let record = IdempotencyRecord {
             fingerprint: key.fingerprint(),
             status: answer.status.as_u16(),
-            sealed_body: BASE64_STANDARD_NO_PAD.encode(key.seal.seal(nonce, key.hash.as_bytes(), &answer.body)),
+            sealed_body: BASE64_STANDARD_NO_PAD.encode(key.seal.seal(nonce, key.hash.as_bytes(), body)),
             revealed_until: match reveals {
                 Reveals::Nothing => None,
                 Reveals::Secret => Some(self.now.plus(SECRET_REVEAL_PERIOD).as_seconds()),

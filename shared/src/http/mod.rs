@@ -5,7 +5,7 @@
 //! order (credential, kind and scope, query, body, idempotency key, path), runs the handler and
 //! encodes the response.
 //!
-//! To add a route, add a package under `functions/`, a function in `template.yaml` and a line in
+//! A function serves one route ([`run`]) or a [`RouteTable`]. To add a route, add a package under `functions/`, a function in `template.yaml` and a line in
 //! the local runner's registry and `OpenAPI` list. A new resource also needs a type in `resources`.
 
 mod access;
@@ -13,11 +13,13 @@ mod answer;
 mod authorizer_context;
 mod body;
 mod call;
+mod cors;
 pub mod cursor;
 mod error;
 mod event;
 mod idempotency;
 mod json;
+mod lambda;
 mod path;
 mod query;
 mod reader;
@@ -25,21 +27,25 @@ mod resources;
 mod route;
 mod schema;
 mod serve;
+mod stream;
 mod stripe;
 mod webhooks;
 
 pub use self::{
     access::{
-        Access, Admin, AnyKey, AnyService, ApiKeyCaller, Byok, CallerIdentity, Internal, Presented, ProjectAccess,
-        Provision, Public, Read, Releases, ReportUsage, RequiredCredential, Validate, Write,
+        Access, Admin, AnyKey, AnyService, ApiKeyCaller, Byok, CallerIdentity, Internal, Presented, Project,
+        ProjectAccess, Provision, Public, Read, Releases, ReportUsage, RequiredCredential, RequiredScope,
+        SessionCaller, Validate, Write,
     },
     answer::{Answer, Revealed, Verbatim},
     authorizer_context::{AuthorizerContext, ContextError},
     body::{NoBody, NoFields, Received, present},
     call::Call,
+    cors::Cors,
     error::Error,
-    event::GatewayEvent,
+    event::{EventText, GatewayEvent},
     idempotency::Reveals,
+    lambda::{Preflight, RouteTable, TableRoute, run, serve_event},
     path::decode_unreserved,
     query::{AnyQuery, CommaSeparated, Days, IdParameter, Limit, NoQuery},
     reader::{Bounded, Each, RawJson},
@@ -48,7 +54,8 @@ pub use self::{
         OrganizationResource, ReleaseResource, UnpricedUsage, UsageResource, WebhookEndpointResource,
     },
     route::{DeliveryPath, FromPath, ProjectPath, ReleasePath, Route},
-    serve::{run, serve, serve_event},
+    serve::serve,
+    stream::{EventSender, EventStream, ResponseBody, event_channel},
     stripe::{Stripe, StripeCaller},
     webhooks::require_enabled,
 };

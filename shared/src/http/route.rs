@@ -3,7 +3,7 @@ use std::{future::Future, time::Duration};
 use lambda_http::aws_lambda_events::query_map::QueryMap;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Access, Answer, Call, Error};
+use super::{Access, Answer, Call, Cors, Error};
 use crate::{
     app::App,
     config::{self, Secret},
@@ -39,8 +39,13 @@ pub trait Route: Sized + Send + Sync + 'static {
     const CONTENT_TYPE: &'static str = "application/json";
     /// Further headers of a successful response, in lower case.
     const HEADERS: &'static [(&'static str, &'static str)] = &[];
-    /// Whether browsers may call the route from any origin.
-    const CORS: bool = false;
+    /// Whether the handler may answer with a stream. The function then streams all of its responses,
+    /// and another function must handle the preflight, because a streamed response needs a body.
+    const STREAMS: bool = false;
+    /// Sent after each 15 s without an event.
+    const KEEP_ALIVE: &'static str = ": keep-alive\n\n";
+    /// Lets browsers of any origin call the route; `None` does not.
+    const CORS: Option<Cors> = None;
     /// Maximum body size in bytes.
     const BODY_MAX: usize = 64 * 1024;
 

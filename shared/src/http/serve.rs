@@ -1,70 +1,47 @@
 use std::{
     collections::BTreeMap,
-    process::ExitCode,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use lambda_http::{
-    Body, Request, RequestExt, Response,
-    aws_lambda_events::{
-        apigw::{ApiGatewayProxyRequestContext, ApiGatewayProxyResponse},
-        query_map::QueryMap,
-    },
+    Request, RequestExt, Response,
+    aws_lambda_events::{apigw::ApiGatewayProxyRequestContext, query_map::QueryMap},
     request::RequestContext,
 };
-use lambda_runtime::{LambdaEvent, service_fn};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{
-    Access, Answer, AuthorizerContext, Call, CallerIdentity, Error, FromPath, GatewayEvent, Presented, Route, access,
+    Access, Answer, AuthorizerContext, Call, CallerIdentity, Error, FromPath, Presented, ResponseBody, Route, access,
     access::Signed,
+    answer::AnswerBody,
     call::RequestMeta,
-    error, event,
     idempotency::IdempotencyKey,
     json::{self, Json},
     query,
     reader::{self, Texts},
+    stream::StreamLog,
 };
 use crate::{
-    app::{App, Needs},
+    app::App,
     auth,
     domain::{Id, finds_secret},
     entropy::uuid,
-    telemetry,
 };
 
+const EVENT_STREAM: &str = "text/event-stream; charset=utf-8";
+/// Headers of a stream that keep proxies from buffering it.
+const UNBUFFERED: &[(&str, &str)] = &[("x-accel-buffering", "no")];
 /// Maximum pause before the second attempt. It doubles before every later attempt.
 const FIRST_MAX_PAUSE: Duration = Duration::from_millis(10);
 /// Upper bound of the doubled pauses.
 const MAX_PAUSE: Duration = Duration::from_millis(320);
 
-/// Runs a route as a Lambda function. Called by the function's `main`.
-pub async fn run<R: Route>() -> ExitCode {
-    telemetry::exit_code(R::NAME, serve_events::<R>().await)
-}
-
-async fn serve_events<R: Route>() -> Result<(), lambda_runtime::Error> {
-    telemetry::init(telemetry::Output::Stdout, "info")?;
-    let secrets = [R::Access::SECRETS, R::SECRETS].concat();
-    let app = &App::deployed(R::NAME, Needs { secrets, store: R::USES_STORE }).await?;
-    lambda_runtime::run(service_fn(move |event: LambdaEvent<GatewayEvent>| async move {
-        // Boxed: the runtime moves its service's future several times.
-        Ok::<_, lambda_runtime::Error>(Box::pin(serve_event::<R>(app, event.payload)).await)
-    }))
-    .await
-}
-
-/// Returns the response to an event of API Gateway.
-pub async fn serve_event<R: Route>(app: &App, event: GatewayEvent) -> ApiGatewayProxyResponse {
-    event::answer(serve::<R>(app, event.into_request()).await)
-}
-
 /// Returns the response to a request. Never fails: every error has a response.
-pub async fn serve<R: Route>(app: &App, request: Request) -> Response<Body> {
+pub async fn serve<R: Route>(app: &App, request: Request) -> Response<ResponseBody> {
     let started = Instant::now();
     let context = gateway_context(&request);
     let meta = Arc::new(meta(app, &request, context));
@@ -73,21 +50,24 @@ pub async fn serve<R: Route>(app: &App, request: Request) -> Response<Body> {
     let caller = trusted.and_then(|context| AuthorizerContext::from_context(&context.authorizer.fields).ok());
     let key_ids = caller.as_ref().map(|caller| (caller.principal.organization_id, caller.principal.api_key_id));
 
-    let outcome = if R::CORS && request.method() == Method::OPTIONS {
-        Ok((StatusCode::NO_CONTENT, Vec::new()))
+    let outcome = if R::CORS.is_some() && !R::STREAMS && request.method() == Method::OPTIONS {
+        Ok((StatusCode::NO_CONTENT, AnswerBody::Bytes(Vec::new())))
     } else {
         let caller = access::authorize_address(caller, meta.address());
         let deadline = app.deadlines.scale(R::DEADLINE);
         match timeout(deadline, authorize_and_run::<R>(app, &request, caller, &meta)).await {
             Ok(outcome) => outcome
-                .inspect(|answer| debug_assert_eq!(answer.status, R::STATUS, "{}", R::NAME))
+                .inspect(|answer| {
+                    debug_assert_eq!(answer.status, R::STATUS, "{}", R::NAME);
+                    debug_assert!(R::STREAMS || matches!(answer.body, AnswerBody::Bytes(_)), "{}", R::NAME);
+                })
                 .map(|answer| (answer.status, answer.body))
                 .map_err(|error| error.scrubbed(&meta)),
             Err(_) => Err(Error::TimedOut(deadline)),
         }
     };
     log::<R>(&meta, key_ids, &outcome, started);
-    respond::<R>(outcome, &meta.request_id)
+    respond::<R>(outcome, &meta.request_id, started)
 }
 
 /// Checks credential, kind and scope, then query, body, idempotency key and path, and runs the
@@ -213,7 +193,7 @@ fn is_plain(request_id: &str) -> bool {
 fn log<R: Route>(
     meta: &RequestMeta,
     key_ids: Option<(Id, Id)>,
-    outcome: &Result<(StatusCode, Vec<u8>), Error>,
+    outcome: &Result<(StatusCode, AnswerBody), Error>,
     started: Instant,
 ) {
     let status = outcome.as_ref().map_or_else(Error::status, |(status, _)| *status).as_u16();
@@ -229,24 +209,37 @@ fn log<R: Route>(
     }
 }
 
-fn respond<R: Route>(outcome: Result<(StatusCode, Vec<u8>), Error>, request_id: &str) -> Response<Body> {
-    let (content_type, further) =
-        if outcome.is_ok() { (R::CONTENT_TYPE, R::HEADERS) } else { ("application/json", &[][..]) };
+fn respond<R: Route>(
+    outcome: Result<(StatusCode, AnswerBody), Error>,
+    request_id: &str,
+    started: Instant,
+) -> Response<ResponseBody> {
+    let (content_type, cache_control, further) = match &outcome {
+        // Responses may hold secrets or short-lived state. A route may override this header.
+        Ok((_, AnswerBody::Bytes(_))) => (R::CONTENT_TYPE, Some("no-store"), R::HEADERS),
+        Ok((_, AnswerBody::Events(_))) => (EVENT_STREAM, Some("no-cache, no-transform"), UNBUFFERED),
+        Err(_) => ("application/json", None, &[][..]),
+    };
+    let retry_after = outcome.as_ref().err().and_then(Error::retry_after_seconds);
     let (status, body) = outcome.unwrap_or_else(|error| {
         let mut body = error.body();
         body["request_id"] = Value::from(request_id);
-        (error.status(), body.to_string().into_bytes())
+        (error.status(), AnswerBody::Bytes(body.to_string().into_bytes()))
     });
-    let is_empty = body.is_empty();
-    let mut response = Response::new(text_body(body));
+    let is_empty = matches!(&body, AnswerBody::Bytes(body) if body.is_empty());
+    let mut response = Response::new(match body {
+        AnswerBody::Bytes(body) => ResponseBody::complete(body),
+        AnswerBody::Events(events) => {
+            ResponseBody::stream(events, R::KEEP_ALIVE, StreamLog::new(R::NAME, request_id, started))
+        }
+    });
     *response.status_mut() = status;
     let headers = response.headers_mut();
     if !is_empty {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     }
-    if status.is_success() {
-        // Responses may hold secrets or short-lived state. A route may override this header.
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(cache_control) = cache_control {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(cache_control));
     }
     for (name, value) in further {
         headers.insert(*name, HeaderValue::from_static(value));
@@ -258,28 +251,15 @@ fn respond<R: Route>(outcome: Result<(StatusCode, Vec<u8>), Error>, request_id: 
         // API Gateway renames it to `x-amzn-remapped-www-authenticate`.
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT) {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from(error::RETRY_AFTER_SECONDS));
+    if let Some(seconds) = retry_after {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
-    if R::CORS && status != StatusCode::UNAUTHORIZED {
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
-        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("Authorization, Content-Type"));
-        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
-        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("x-request-id"));
-        headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("3600"));
+    if let Some(cors) = R::CORS.filter(|_| status != StatusCode::UNAUTHORIZED) {
+        cors.insert(headers);
     } else if [StatusCode::UNAUTHORIZED, StatusCode::NOT_FOUND].contains(&status) {
         // The gateway's own 401 and 404 have this header. A difference would reveal that a key is
         // valid from another address, or that an internal route exists.
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     }
     response
-}
-
-/// Returns the body as text, because API Gateway would base64-encode bytes.
-fn text_body(body: Vec<u8>) -> Body {
-    match String::from_utf8(body) {
-        Ok(text) if text.is_empty() => Body::Empty,
-        Ok(text) => Body::Text(text),
-        Err(bytes) => Body::Binary(bytes.into_bytes()),
-    }
 }

@@ -18,7 +18,7 @@ use crate::{
         Id, MessageId, MessageRole, Metadata, PrincipalKind, Session, SessionId, SessionReach, Slug, Timestamp, TurnId,
         TurnStatus, TurnUsage, UserId, Version,
     },
-    settlement::{MessagePart, PartKind},
+    turn_events::{MessagePart, PartKind},
     store::SealedMessage,
     transcripts::{TranscriptContext, TranscriptPart},
 };

@@ -20,7 +20,7 @@ use crate::template::{Function, TEMPLATE, Template, TemplateRoute};
 /// routes, and Stripe defines the requests to the other one.
 const UNDOCUMENTED: [&str; 2] = ["internal-", "stripe-events-create"];
 
-/// Builds the document. Fails if a function of the template is neither described nor in
+/// Builds the document. Fails if a route of the template is neither described nor in
 /// `UNDOCUMENTED`.
 pub fn document() -> Result<Value> {
     let template = Template::parse(TEMPLATE)?;
@@ -28,11 +28,18 @@ pub fn document() -> Result<Value> {
         operation::all().into_iter().map(|operation| (operation.name, operation)).collect();
     let mut components = BTreeMap::new();
     let mut paths: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
-    for function in template.functions.iter().filter(|function| is_documented(function)) {
-        let operation = operations.remove(function.binary.as_str());
-        let operation = operation.with_context(|| format!("{} is missing in openapi/operation.rs", function.binary))?;
-        for route in function.routes.iter().filter(|route| ![Method::OPTIONS, Method::HEAD].contains(&route.method)) {
-            let described = operation.describe(function, route)?;
+    let functions = template.functions.iter().filter(|function| is_documented(function));
+    let mut routes: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for route in functions.flat_map(|function| &function.routes) {
+        if ![Method::OPTIONS, Method::HEAD].contains(&route.method) {
+            routes.entry(route.name.as_str()).or_default().push(route);
+        }
+    }
+    for (name, routes) in routes {
+        let operation = operations.remove(name);
+        let operation = operation.with_context(|| format!("{name} is missing in openapi/operation.rs"))?;
+        for route in &routes {
+            let described = operation.describe(&routes, route)?;
             paths.entry(route.path.clone()).or_default().insert(route.method.as_str().to_ascii_lowercase(), described);
         }
         for (name, schema) in operation.components {
@@ -90,7 +97,7 @@ fn is_documented(function: &Function) -> bool {
 fn tag(route: &TemplateRoute) -> &str {
     let mut words = route.path.split('/').filter(|word| !word.is_empty() && *word != "v1");
     match words.next() {
-        Some(word) if route.authorized => word,
+        Some(word) if route.is_authorized() => word,
         _ => "service",
     }
 }

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::{errors, tag};
-use crate::template::{Function, TemplateRoute};
+use crate::template::TemplateRoute;
 
-/// Functions that return 402 when a budget is exhausted.
+/// Routes that return 402 when a budget is exhausted.
 const RETURNS_402: [&str; 1] = ["session-tokens-create"];
 
 /// Suffix of the operation id of a route's second path.
@@ -207,27 +207,29 @@ impl Operation {
         Self { effect: Some(effect), ..self }
     }
 
-    pub(super) fn describe(&self, function: &Function, route: &TemplateRoute) -> Result<Value> {
+    pub(super) fn describe(&self, paths: &[&TemplateRoute], route: &TemplateRoute) -> Result<Value> {
         let variables = variables(&route.path)?;
         let mut errors = vec![429, 500, 503, 504];
         let mut described = json!({
-            "operationId": self.id(function, route),
+            "operationId": self.id(paths, route),
             "summary": self.summary,
-            "description": self.description(function, route),
+            "description": self.description(paths, route),
             "tags": [tag(route)],
         });
         ensure!(
-            route.authorized == (self.credential != RequiredCredential::None),
+            route.is_authorized() == (self.credential != RequiredCredential::None),
             "{}: template.yaml and the handler disagree on the credential",
             self.name
         );
         described["security"] = match self.credential {
             RequiredCredential::ApiKey(scope) => json!([{ "api_key": scope.into_iter().collect::<Vec<_>>() }]),
-            RequiredCredential::Project => json!([{ "api_key": [] }, { "session_token": [] }]),
+            RequiredCredential::Project(scope) => {
+                json!([{ "api_key": scope.into_iter().collect::<Vec<_>>() }, { "session_token": [] }])
+            }
             RequiredCredential::None => json!([]),
             RequiredCredential::Private => anyhow::bail!("{} is private: add it to UNDOCUMENTED", self.name),
         };
-        if route.authorized {
+        if route.is_authorized() {
             errors.extend([401, 403]);
         }
         if !variables.is_empty() {
@@ -236,7 +238,7 @@ impl Operation {
         if RETURNS_402.contains(&self.name) {
             errors.push(402);
         }
-        if route.authorized && route.method != Method::GET {
+        if route.is_authorized() && route.method != Method::GET {
             errors.push(409);
         }
         let mut parameters = variables;
@@ -274,30 +276,34 @@ impl Operation {
     }
 
     /// Returns the operation id of a path. A route's second path has an id with a suffix.
-    fn id(&self, function: &Function, route: &TemplateRoute) -> String {
+    fn id(&self, paths: &[&TemplateRoute], route: &TemplateRoute) -> String {
         let id = self.first_id();
-        if is_second_path(function, route) { format!("{id}{SECOND_PATH_SUFFIX}") } else { id }
+        if is_second_path(paths, route) { format!("{id}{SECOND_PATH_SUFFIX}") } else { id }
     }
 
     /// Returns sentences on the credential, the effect, and the path that this path is an alias of.
-    fn description(&self, function: &Function, route: &TemplateRoute) -> String {
-        let alias = is_second_path(function, route).then(|| format!("Alias of `/v1{}`.", route.path));
+    fn description(&self, paths: &[&TemplateRoute], route: &TemplateRoute) -> String {
+        let alias = is_second_path(paths, route).then(|| format!("Alias of `/v1{}`.", route.path));
         let effect = self.effect.map(ToOwned::to_owned);
         [Some(describe_access(self.credential)), effect, alias].into_iter().flatten().collect::<Vec<_>>().join(" ")
     }
 }
 
-/// Returns whether the route has another path under `/v1/`, and this path is not.
-fn is_second_path(function: &Function, route: &TemplateRoute) -> bool {
+/// Returns whether the route has another path under `/v1/`, and this path is not. `paths` are all of
+/// the route.
+fn is_second_path(paths: &[&TemplateRoute], route: &TemplateRoute) -> bool {
     let is_versioned = |route: &TemplateRoute| route.path.starts_with("/v1/");
-    !is_versioned(route) && function.routes.iter().any(is_versioned)
+    !is_versioned(route) && paths.iter().any(|route| is_versioned(route))
 }
 
 fn describe_access(credential: RequiredCredential) -> String {
     match credential {
         RequiredCredential::ApiKey(Some(scope)) => format!("Requires an API key with scope `{}`.", scope.as_str()),
         RequiredCredential::ApiKey(None) => "Accepts any API key, including one without scopes.".to_owned(),
-        RequiredCredential::Project => "Accepts a session token of this project or any API key.".to_owned(),
+        RequiredCredential::Project(Some(scope)) => {
+            format!("Accepts a session token of this project or an API key with scope `{}`.", scope.as_str())
+        }
+        RequiredCredential::Project(None) => "Accepts a session token of this project or any API key.".to_owned(),
         RequiredCredential::None => "Public: requires no credential.".to_owned(),
         RequiredCredential::Private => String::new(),
     }

@@ -38,7 +38,7 @@ async fn authorize(server: &TestServer, token: &str) -> (Value, Value) {
 }
 
 /// Builds a REST proxy event for this path with the authorizer's context, as API Gateway does.
-fn event(method: &str, resource: &str, variables: &Value, context: &Value, body: &Value) -> String {
+pub(crate) fn event(method: &str, resource: &str, variables: &Value, context: &Value, body: &Value) -> String {
     let mut authorizer = context.clone();
     authorizer["principalId"] = json!("someone");
     authorizer["integrationLatency"] = json!(31);

@@ -1,0 +1,237 @@
+//! Streamed responses and functions with several routes, with routes of this file: through the
+//! local gateway, and as the process of a Lambda function.
+
+use std::{collections::BTreeMap, net::SocketAddr, process::Command, time::Duration};
+
+use axum::body::Body;
+use http::{Method, StatusCode};
+use http_body_util::BodyExt;
+use karta_local::{
+    gateway::Gateway,
+    registry::{self, Mounted},
+    template::{Function, TEMPLATE, Template, TemplateRoute},
+};
+use karta_shared::{
+    App,
+    http::{
+        Answer, Call, Cors, Error, EventStream, GatewayEvent, NoBody, NoQuery, Public, Route, RouteTable, Verbatim,
+        event_channel,
+    },
+};
+use serde_json::{Value, json};
+use tokio::{runtime::Runtime, time::sleep};
+
+use crate::{
+    harness::{TestServer, unknown_route},
+    lambda_events::event,
+    runtime_api::{FunctionProcess, StreamedResponse},
+};
+
+const FUNCTION: &str = "ticks";
+/// Time between two events, so that they are not sent as one.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// Streams two events.
+struct TicksFollow;
+
+impl Route for TicksFollow {
+    const NAME: &'static str = "ticks-follow";
+    const USES_STORE: bool = false;
+    const STREAMS: bool = true;
+    const CORS: Option<Cors> = Some(Cors::DATA_PLANE);
+    type Access = Public;
+    type Path = ();
+    type Query = NoQuery;
+    type Body = NoBody;
+    type Output = Verbatim;
+
+    async fn handle(_: &App, _: &Call<Self>) -> Result<Answer<Verbatim>, Error> {
+        Ok(Answer::stream(ticks()))
+    }
+}
+
+fn ticks() -> EventStream {
+    let (sender, events) = event_channel();
+    tokio::spawn(async move {
+        sender.send("data: 1\n\n").await;
+        sleep(PAUSE).await;
+        sender.send("data: 2\n\n").await;
+    });
+    events
+}
+
+/// Returns JSON.
+struct TicksCount;
+
+impl Route for TicksCount {
+    const NAME: &'static str = "ticks-count";
+    const USES_STORE: bool = false;
+    type Access = Public;
+    type Path = ();
+    type Query = NoQuery;
+    type Body = NoBody;
+    type Output = Value;
+
+    async fn handle(_: &App, _: &Call<Self>) -> Result<Answer<Value>, Error> {
+        Answer::ok(&json!({ "ticks": 2 }))
+    }
+}
+
+fn table() -> RouteTable {
+    RouteTable::new(FUNCTION)
+        .route::<TicksFollow>(Method::GET, "/v1/ticks/stream")
+        .route::<TicksCount>(Method::GET, "/v1/ticks")
+}
+
+/// Not a test: the function's process. [`start_function`] runs it with this name.
+#[test]
+#[ignore = "the process that the other tests start"]
+fn function_process() {
+    Runtime::new().unwrap().block_on(table().run());
+}
+
+/// Starts the function's process. For a function of the template, start its binary instead.
+async fn start_function() -> FunctionProcess {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "streaming::function_process", "--ignored", "--nocapture"]);
+    FunctionProcess::start(command, &[]).await
+}
+
+fn request(path: &str) -> String {
+    event("GET", path, &Value::Null, &json!({}), &Value::Null)
+}
+
+/// Asserts the framing of a response that a streaming function sends. Returns its head.
+async fn head(response: &mut StreamedResponse) -> Value {
+    assert_eq!(response.headers["lambda-runtime-function-response-mode"], "streaming");
+    assert_eq!(response.headers["content-type"], "application/vnd.awslambda.http-integration-response");
+    response.head().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn function_streams_head_delimiter_and_chunks() {
+    let mut function = start_function().await;
+    let mut response = function.invoke(request("/v1/ticks/stream")).await;
+    let head = head(&mut response).await;
+    assert_eq!((&head["statusCode"], &head["cookies"]), (&json!(200), &json!([])));
+    for (name, value) in [
+        ("content-type", "text/event-stream; charset=utf-8"),
+        ("cache-control", "no-cache, no-transform"),
+        ("x-accel-buffering", "no"),
+        ("x-request-id", "c6af9ac6-7b61-11e6-9a41-93e8deadbeef"),
+        ("access-control-allow-origin", "*"),
+        ("access-control-expose-headers", "x-request-id, retry-after, x-should-retry"),
+    ] {
+        assert_eq!(head["headers"][name], value, "{name}");
+    }
+    assert_eq!(response.chunk().await.unwrap(), "data: 1\n\n");
+    assert_eq!(response.chunk().await.unwrap(), "data: 2\n\n");
+    assert_eq!(response.chunk().await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streaming_function_sends_json_as_body() {
+    let mut function = start_function().await;
+    for (event, status, expected) in [
+        (request("/v1/ticks"), 200, json!({ "ticks": 2 })),
+        (request("/v1/elsewhere"), 404, unknown_route()),
+        ("{}".to_owned(), 404, unknown_route()),
+        (request("/v1/ticks/stream").replace("\"GET\"", "\"OPTIONS\""), 404, unknown_route()),
+        (request("/v1/ticks").replace("passed-through", "\u{7f}\\ud83d"), 200, json!({ "ticks": 2 })),
+    ] {
+        let mut response = function.invoke(event.clone()).await;
+        let head = head(&mut response).await;
+        assert_eq!(
+            (&head["statusCode"], &head["headers"]["content-type"]),
+            (&json!(status), &json!("application/json"))
+        );
+        let mut body: Value = serde_json::from_str(&response.body().await).unwrap();
+        body.as_object_mut().unwrap().remove("request_id");
+        assert_eq!(body, expected, "{event}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn table_serves_the_listed_pairs() {
+    let server = TestServer::start().await;
+    let table = table();
+    for (method, path, status) in [
+        ("GET", "/v1/ticks", 200),
+        ("POST", "/v1/ticks", 404),
+        ("GET", "/v1/ticks/", 404),
+        ("GET", "/v1/ticks/{id}", 404),
+    ] {
+        let event: GatewayEvent =
+            serde_json::from_str(&event(method, path, &Value::Null, &json!({}), &Value::Null)).unwrap();
+        let response = table.serve_event(&server.runner.app, event).await;
+        assert_eq!(response.status().as_u16(), status, "{method} {path}");
+    }
+}
+
+#[test]
+fn streaming_table_refuses_empty_responses() {
+    let table = table().route::<karta_shared::http::Preflight>(Method::OPTIONS, "/v1/ticks");
+    assert!(table.check().unwrap_err().contains("status 204"));
+}
+
+/// The template with the function of this file.
+fn template(routes: &[(&str, &str)]) -> Template {
+    let mut template = Template::parse(TEMPLATE).unwrap();
+    let route = |(name, path): &(&str, &str)| {
+        let (name, path) = ((*name).to_owned(), (*path).to_owned());
+        TemplateRoute { name, method: Method::GET, path, authorizer: None }
+    };
+    template.functions.push(Function {
+        binary: FUNCTION.to_owned(),
+        routes: routes.iter().map(route).collect(),
+        outbox_prefixes: Vec::new(),
+        schedule: None,
+        indexes: Vec::new(),
+    });
+    template
+}
+
+fn handlers(app: &App) -> BTreeMap<&'static str, Vec<Mounted>> {
+    let mut handlers = registry::handlers(app);
+    handlers.extend([registry::mount_table(app, table())]);
+    handlers
+}
+
+const ROUTES: [(&str, &str); 2] = [("ticks-follow", "/v1/ticks/stream"), ("ticks-count", "/v1/ticks")];
+
+async fn get(gateway: &Gateway, path: &str) -> http::Response<Body> {
+    let request = http::Request::get(path).header("host", "localhost").body(Body::empty()).unwrap();
+    gateway.answer(SocketAddr::from(([127, 0, 0, 1], 1)), request).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gateway_passes_chunks_on_unbuffered() {
+    let server = TestServer::start().await;
+    let app = &server.runner.app;
+    let gateway = Gateway::with_handlers(app, &template(&ROUTES), handlers(app)).unwrap();
+    assert_eq!(get(&gateway, "/v1/ticks").await.status(), StatusCode::OK);
+    let mut response = get(&gateway, "/v1/ticks/stream").await;
+    assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
+    let mut chunks = Vec::new();
+    while let Some(Ok(frame)) = response.body_mut().frame().await {
+        chunks.push(frame.into_data().unwrap());
+    }
+    assert_eq!(chunks, ["data: 1\n\n", "data: 2\n\n"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn template_must_list_the_tables_routes() {
+    let server = TestServer::start().await;
+    let app = &server.runner.app;
+    for (routes, fault) in [
+        (&ROUTES[..1], "the route ticks-count of ticks is not in template.yaml"),
+        (&[("ticks-count", "/v1/tocks")][..], "template.yaml lists GET /v1/tocks, which its function does not serve"),
+        (
+            &[("ticks-list", "/v1/ticks")][..],
+            "template.yaml calls GET /v1/ticks ticks-list, the function calls it ticks-count",
+        ),
+    ] {
+        let refused = Gateway::with_handlers(app, &template(routes), handlers(app)).unwrap_err();
+        assert_eq!(refused.to_string(), fault);
+    }
+}
