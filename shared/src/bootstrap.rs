@@ -52,13 +52,13 @@ impl OrganizationBootstrap {
         let organization_created = NewAuditEvent {
             action: Action::OrganizationCreated,
             resource_kind: "organization",
-            resource_id: organization,
+            resource_id: organization.into(),
             changes: self.organization.creation(),
         };
         let key_created = NewAuditEvent {
             action: Action::ApiKeyCreated,
             resource_kind: "api_key",
-            resource_id: self.api_key.id,
+            resource_id: self.api_key.id.into(),
             changes: self.api_key.creation(),
         };
         for event in &AuditEvent::pair(audit_event, organization_created, &key_created) {

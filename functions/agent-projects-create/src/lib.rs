@@ -47,7 +47,7 @@ impl Route for AgentProjectsCreate {
         let event = NewAuditEvent {
             action: Action::AgentProjectCreated,
             resource_kind: "agent_project",
-            resource_id: project.id,
+            resource_id: project.id.into(),
             changes: project.creation(),
         };
         transaction.audit(organization, &call.audit_event(app, event))?;

@@ -56,7 +56,7 @@ impl Route for AgentProjectsUpdate {
             let event = NewAuditEvent {
                 action: Action::AgentProjectUpdated,
                 resource_kind: "agent_project",
-                resource_id: project.id,
+                resource_id: project.id.into(),
                 changes,
             };
             transaction.audit(organization, &call.audit_event(app, event))?;

@@ -73,7 +73,7 @@ impl Route for ApiKeysCreate {
         let event = NewAuditEvent {
             action: Action::ApiKeyCreated,
             resource_kind: "api_key",
-            resource_id: key.id,
+            resource_id: key.id.into(),
             changes: key.creation(),
         };
         transaction.audit(organization, &call.audit_event(app, event))?;

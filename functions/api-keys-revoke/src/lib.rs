@@ -37,7 +37,7 @@ impl Route for ApiKeysRevoke {
             let event = NewAuditEvent {
                 action: Action::ApiKeyRevoked,
                 resource_kind: "api_key",
-                resource_id: key.id,
+                resource_id: key.id.into(),
                 changes: before.changes_to(&key),
             };
             transaction.audit(organization, &call.audit_event(app, event))?;

@@ -39,7 +39,7 @@ impl Route for BudgetUpdate {
             let event = NewAuditEvent {
                 action: Action::BudgetUpdated,
                 resource_kind: "organization",
-                resource_id: organization,
+                resource_id: organization.into(),
                 changes: [("budget".to_owned(), change)].into(),
             };
             transaction.audit(organization, &call.audit_event(app, event))?;

@@ -56,7 +56,7 @@ impl Route for InternalOrganizationsUpdate {
             let event = NewAuditEvent {
                 action: Action::OrganizationUpdated,
                 resource_kind: "organization",
-                resource_id: organization.id,
+                resource_id: organization.id.into(),
                 changes,
             };
             transaction.audit(organization.id, &call.audit_event(app, event))?;

@@ -70,7 +70,7 @@ impl Route for InternalReleasesStatus {
             let event = NewAuditEvent {
                 action: Action::ReleaseUpdated,
                 resource_kind: "release",
-                resource_id: release.id,
+                resource_id: release.id.into(),
                 changes,
             };
             transaction.audit(organization, &call.audit_event(app, event))?;

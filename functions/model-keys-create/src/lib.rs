@@ -58,7 +58,7 @@ impl Route for ModelKeysCreate {
         let event = NewAuditEvent {
             action: Action::ModelKeyCreated,
             resource_kind: "model_key",
-            resource_id: model_key.id,
+            resource_id: model_key.id.into(),
             changes: model_key.creation(),
         };
         transaction.audit(organization, &call.audit_event(app, event))?;
@@ -94,7 +94,7 @@ async fn stage_key(
     let event = NewAuditEvent {
         action: Action::ModelKeyRevoked,
         resource_kind: "model_key",
-        resource_id: after.id,
+        resource_id: after.id.into(),
         changes: after.revocation(Some(model_key.id)),
     };
     transaction.audit(organization, &call.audit_event(app, event))?;

@@ -39,7 +39,7 @@ impl Route for ModelKeysRevoke {
             let event = NewAuditEvent {
                 action: Action::ModelKeyRevoked,
                 resource_kind: "model_key",
-                resource_id: model_key.id,
+                resource_id: model_key.id.into(),
                 changes: model_key.revocation(None),
             };
             transaction.audit(organization, &call.audit_event(app, event))?;

@@ -60,7 +60,7 @@ impl Route for ReleasesRollback {
             let event = NewAuditEvent {
                 action,
                 resource_kind: "release",
-                resource_id: release.id,
+                resource_id: release.id.into(),
                 changes: activation(project_before.current_version, release.version),
             };
             transaction.audit(organization, &call.audit_event(app, event))?;

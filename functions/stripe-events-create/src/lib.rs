@@ -85,7 +85,7 @@ fn stage_effect(
                 let event = NewAuditEvent {
                     action: Action::OrganizationUpdated,
                     resource_kind: "organization",
-                    resource_id: before.id,
+                    resource_id: before.id.into(),
                     changes,
                 };
                 transaction.audit(before.id, &call.audit_event(app, event))?;

@@ -32,7 +32,7 @@ where
 {
     let Some(key) = call.idempotency_key() else { return Ok(Attached::Nothing) };
     let organization = call.caller.organization_id;
-    let Some(record) = app.store.turn_record(organization, key.hash, call.now).await? else {
+    let Some(record) = app.store.turn_record(organization, &key.hash, call.now).await? else {
         return Ok(Attached::Nothing);
     };
     if record.fingerprint != key.fingerprint {

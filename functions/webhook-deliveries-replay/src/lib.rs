@@ -47,7 +47,7 @@ impl Route for WebhookDeliveriesReplay {
         let event = NewAuditEvent {
             action: Action::WebhookDeliveryReplayed,
             resource_kind: "webhook_delivery",
-            resource_id: before.id,
+            resource_id: before.id.into(),
             changes: [].into(),
         };
         transaction.audit(organization, &call.audit_event(app, event))?;

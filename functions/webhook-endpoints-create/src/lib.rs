@@ -77,7 +77,7 @@ impl Route for WebhookEndpointsCreate {
         let event = NewAuditEvent {
             action: Action::WebhookEndpointCreated,
             resource_kind: "webhook_endpoint",
-            resource_id: id,
+            resource_id: id.into(),
             changes: endpoint.creation(),
         };
         transaction.audit(organization, &call.audit_event(app, event))?;

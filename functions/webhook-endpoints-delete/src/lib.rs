@@ -34,7 +34,7 @@ impl Route for WebhookEndpointsDelete {
         let event = NewAuditEvent {
             action: Action::WebhookEndpointDeleted,
             resource_kind: "webhook_endpoint",
-            resource_id: endpoint.id,
+            resource_id: endpoint.id.into(),
             changes: endpoint.deletion(),
         };
         transaction.audit(organization, &call.audit_event(app, event))?;

@@ -59,7 +59,7 @@ impl Route for WebhookEndpointsRecover {
         let event = NewAuditEvent {
             action: Action::WebhookEndpointRecovered,
             resource_kind: "webhook_endpoint",
-            resource_id: endpoint.id,
+            resource_id: endpoint.id.into(),
             changes: [("since".to_owned(), since_change)].into(),
         };
         transaction.audit(organization, &call.audit_event(app, event))?;

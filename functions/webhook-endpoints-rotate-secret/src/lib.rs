@@ -76,7 +76,7 @@ impl Route for WebhookEndpointsRotateSecret {
         let event = NewAuditEvent {
             action: Action::WebhookEndpointSecretRotated,
             resource_kind: "webhook_endpoint",
-            resource_id: id,
+            resource_id: id.into(),
             changes: [].into(),
         };
         transaction.audit(organization, &call.audit_event(app, event))?;

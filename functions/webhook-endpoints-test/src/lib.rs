@@ -49,7 +49,7 @@ impl Route for WebhookEndpointsTest {
         let event = NewAuditEvent {
             action: Action::WebhookEndpointTested,
             resource_kind: "webhook_endpoint",
-            resource_id: call.path,
+            resource_id: call.path.into(),
             changes: [].into(),
         };
         transaction.audit(organization, &call.audit_event(app, event))?;

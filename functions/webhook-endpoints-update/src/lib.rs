@@ -63,7 +63,7 @@ impl Route for WebhookEndpointsUpdate {
             let event = NewAuditEvent {
                 action: Action::WebhookEndpointUpdated,
                 resource_kind: "webhook_endpoint",
-                resource_id: endpoint.id,
+                resource_id: endpoint.id.into(),
                 changes,
             };
             transaction.audit(organization, &call.audit_event(app, event))?;

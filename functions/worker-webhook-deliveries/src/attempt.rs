@@ -157,7 +157,7 @@ impl Receiver {
                 at: now,
                 actor: Actor { kind: ActorKind::System, id: None, name: WebhookDeliveries::NAME.to_owned() },
                 action: Action::WebhookEndpointDisabled.as_str().to_owned(),
-                resource: ResourceRef { kind: "webhook_endpoint".to_owned(), id: after.id },
+                resource: ResourceRef { kind: "webhook_endpoint".to_owned(), id: after.id.into() },
                 changes,
                 ip_address: None,
                 user_agent: None,

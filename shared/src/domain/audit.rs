@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Id, Timestamp};
+use super::{Id, SessionId, Timestamp};
 
 /// An entry of the audit log. It is written in the transaction of the change, so neither exists
 /// without the other.
@@ -29,7 +29,7 @@ pub struct AuditEvent {
 pub struct NewAuditEvent {
     pub action: Action,
     pub resource_kind: &'static str,
-    pub resource_id: Id,
+    pub resource_id: ResourceId,
     pub changes: Changes,
 }
 
@@ -99,6 +99,8 @@ actions! {
     ReleaseCreated => "release.created",
     ReleaseRolledBack => "release.rolled_back",
     ReleaseUpdated => "release.updated",
+    SessionDeleted => "session.deleted",
+    SessionTranscriptRead => "session.transcript_read",
     WebhookDeliveryReplayed => "webhook_delivery.replayed",
     WebhookEndpointCreated => "webhook_endpoint.created",
     WebhookEndpointDeleted => "webhook_endpoint.deleted",
@@ -118,6 +120,26 @@ pub enum ActorKind {
     /// The operator, through the local runner or a script with the rights of the stack; or Stripe,
     /// through a signed event.
     System,
+}
+
+/// The id of a changed resource: an integer, or the text of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum ResourceId {
+    Number(Id),
+    Text(String),
+}
+
+impl From<Id> for ResourceId {
+    fn from(id: Id) -> Self {
+        Self::Number(id)
+    }
+}
+
+impl From<SessionId> for ResourceId {
+    fn from(id: SessionId) -> Self {
+        Self::Text(id.as_str().to_owned())
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -212,7 +234,7 @@ mod tests {
         let event = |action| NewAuditEvent {
             action,
             resource_kind: "api_key",
-            resource_id: Id::new(1).unwrap(),
+            resource_id: Id::new(1).unwrap().into(),
             changes: Changes::new(),
         };
         let pair = AuditEvent::pair(complete, event(Action::ApiKeyRotated), &event(Action::ApiKeyCreated));

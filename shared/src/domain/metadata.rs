@@ -30,6 +30,11 @@ impl Metadata {
         self.0.is_empty()
     }
 
+    /// Adds or replaces a pair. The caller checks the value.
+    pub fn insert(&mut self, key: String, value: String) {
+        self.0.insert(key, value);
+    }
+
     pub fn pairs(&self) -> &BTreeMap<String, String> {
         &self.0
     }

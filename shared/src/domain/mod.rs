@@ -60,7 +60,7 @@ pub use address::{Reach, check as check_address};
 pub use allowlist::{AddressList, EntryError, HostList, InternalGuard, canonical_host};
 pub use api_key::{ApiKey, ApiKeyPatch, ApiKeySettings, KeyNotEditable, KeyStatus, NotActive};
 pub use artifact::{ArtifactUrl, CommitSha, ImageRef, TemplatePath};
-pub use audit::{Action, Actor, ActorKind, AuditEvent, Change, Changes, NewAuditEvent, ResourceRef, Value};
+pub use audit::{Action, Actor, ActorKind, AuditEvent, Change, Changes, NewAuditEvent, ResourceId, ResourceRef, Value};
 pub use budget::{AlertPercents, Budget, BudgetVerdict, Cap, CapKind, CapOwner, Exhausted, Spending};
 pub use budget_watch::{BudgetNotice, BudgetWatch};
 pub use build_log::{BuildLog, LogChunk, LogGeneration, LogIndex, LogLine};

@@ -24,6 +24,17 @@ pub enum UsageKind {
     CacheWriteTokens,
 }
 
+impl UsageKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InputTokens => "input_tokens",
+            Self::OutputTokens => "output_tokens",
+            Self::CacheReadTokens => "cache_read_tokens",
+            Self::CacheWriteTokens => "cache_write_tokens",
+        }
+    }
+}
+
 /// A number from 1 to 10^12.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u64")]

@@ -83,6 +83,11 @@ pub trait CallerIdentity: Send + Sync {
 
     /// Bytes that identify the credential uniquely and cannot be used as the credential.
     fn credential(&self) -> Vec<u8>;
+
+    /// Whether a repeated request has the same bearer token.
+    fn has_stable_bearer(&self) -> bool {
+        true
+    }
 }
 
 /// Returns the caller if its key may be used from this address, which the gateway's cached verdict
@@ -267,6 +272,10 @@ impl CallerIdentity for SessionCaller {
             _ => self.api_key_id.to_string(),
         };
         text.into_bytes()
+    }
+
+    fn has_stable_bearer(&self) -> bool {
+        self.kind == PrincipalKind::ApiKey
     }
 }
 

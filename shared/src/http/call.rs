@@ -40,6 +40,8 @@ pub struct RequestMeta {
     /// The host name of the request, as API Gateway received it.
     pub host: Option<String>,
     pub user_agent: Option<String>,
+    /// The last event that a client of a stream has.
+    pub last_event_id: Option<String>,
     pub(super) bearer: Option<SecretString>,
     /// The name of the calling service, once its token is verified.
     pub(super) service: OnceLock<String>,

@@ -72,7 +72,9 @@ impl IdempotencyKey {
             hash.update(&(part.len() as u64).to_be_bytes());
             hash.update(part);
         }
-        let mac = sealing::derive_mac_key(bearer, key, b"karta idempotency fingerprint");
+        // A new session token of the same user may repeat a request.
+        let known = if identity.has_stable_bearer() { bearer } else { key };
+        let mac = sealing::derive_mac_key(known, key, b"karta idempotency fingerprint");
         let body = serde_json::to_vec(body).map_err(|error| Error::Internal(error.to_string()))?;
         Ok(Some(Self {
             hash: BASE64_URL_SAFE_NO_PAD.encode(hash.finish()),
@@ -83,6 +85,23 @@ impl IdempotencyKey {
 
     fn fingerprint(&self) -> String {
         BASE64_STANDARD_NO_PAD.encode(self.fingerprint)
+    }
+}
+
+/// The request's idempotency key as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredIdempotencyKey {
+    /// Hash of the caller, the target and the key.
+    pub hash: String,
+    /// MAC of the body.
+    pub fingerprint: String,
+}
+
+impl<R: Route> Call<R> {
+    /// Returns the request's idempotency key, for a route that stores more than a response.
+    pub fn idempotency_key(&self) -> Option<StoredIdempotencyKey> {
+        let key = self.idempotency.as_ref()?;
+        Some(StoredIdempotencyKey { hash: key.hash.clone(), fingerprint: key.fingerprint() })
     }
 }
 

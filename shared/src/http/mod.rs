@@ -27,6 +27,7 @@ mod resources;
 mod route;
 mod schema;
 mod serve;
+mod sessions;
 mod stream;
 mod stripe;
 mod webhooks;
@@ -44,7 +45,7 @@ pub use self::{
     cors::Cors,
     error::Error,
     event::{EventText, GatewayEvent},
-    idempotency::Reveals,
+    idempotency::{Reveals, StoredIdempotencyKey},
     lambda::{Preflight, RouteTable, TableRoute, run, serve_event},
     path::decode_unreserved,
     query::{AnyQuery, CommaSeparated, Days, IdParameter, Limit, NoQuery},
@@ -54,6 +55,10 @@ pub use self::{
         OrganizationResource, ReleaseResource, UnpricedUsage, UsageResource, WebhookEndpointResource,
     },
     route::{DeliveryPath, FromPath, ProjectPath, ReleasePath, Route},
+    sessions::{
+        AgentName, Family, KeyOnly, MessageResource, OrganizationSessions, ProjectSessions, SessionPath, SessionResource,
+        SessionsPath, TurnUsageResource, open_messages, text_of,
+    },
     serve::serve,
     stream::{EventSender, EventStream, ResponseBody, event_channel},
     stripe::{Stripe, StripeCaller},

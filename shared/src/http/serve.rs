@@ -167,6 +167,7 @@ fn meta(app: &App, request: &Request, context: Option<&ApiGatewayProxyRequestCon
         ip_address: context.and_then(|context| context.identity.source_ip.clone()),
         host: context.and_then(|context| context.domain_name.clone()),
         user_agent: None,
+        last_event_id: request.headers().get("last-event-id").and_then(|id| id.to_str().ok()).map(ToOwned::to_owned),
         bearer,
         service: OnceLock::new(),
     };

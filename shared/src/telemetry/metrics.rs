@@ -111,6 +111,26 @@ impl Metrics {
         self.measure(at, count("SealedRemaining", number));
     }
 
+    /// Records a turn whose end its process could not store. The sweep settles it.
+    pub fn turn_settle_failed(&self, at: Timestamp) {
+        self.measure(at, count("TurnSettleFailures", 1));
+    }
+
+    /// Records a turn that the sweep settled, because its process died.
+    pub fn turn_interrupted(&self, at: Timestamp) {
+        self.measure(at, count("TurnsInterrupted", 1));
+    }
+
+    /// Records the time from a turn's start to its first event.
+    pub fn turn_first_event(&self, at: Timestamp, time: Duration) {
+        self.measure(at, milliseconds("TurnTimeToFirstEvent", time));
+    }
+
+    /// Records a turn that the provider made fail.
+    pub fn turn_provider_error(&self, at: Timestamp) {
+        self.measure(at, count("TurnProviderErrors", 1));
+    }
+
     fn measure(&self, at: Timestamp, measured: Measured) {
         self.write(at, &[MetricGroup { by: None, values: vec![measured] }]);
     }
