@@ -1,22 +1,27 @@
-//! API Gateway's TOKEN authorizer. It returns the Principal as a flat context, with a policy for
-//! the whole stage.
+//! API Gateway's authorizers. Both return the Principal as a flat context, with a policy for the
+//! whole stage.
 //!
-//! An invalid credential results in a Deny, which API Gateway caches like an Allow, so a flood of
-//! one invalid token costs one bcrypt comparison. A fault is an error, which is never cached and
-//! becomes a 503. The route frame checks scopes, projects and addresses on every request, because
-//! the cached policy covers every route of the token.
+//! The TOKEN authorizer serves most routes. An invalid credential results in a Deny, which API
+//! Gateway caches like an Allow, so a flood of one invalid token costs one bcrypt comparison. The
+//! route frame checks scopes, projects and addresses on every request, because the cached policy
+//! covers every route of the token.
+//!
+//! The REQUEST authorizer serves the data plane, where each request may cost money. API Gateway
+//! caches none of its verdicts and calls it even without an `Authorization` header. It also reads
+//! the current state of the key that minted a session token.
+//!
+//! A fault is an error, which is never cached and becomes a 503.
 
+mod event;
 mod policy;
+mod session;
 
 use std::process::ExitCode;
 
-use aws_lambda_events::{
-    apigw::{ApiGatewayCustomAuthorizerRequest as Event, ApiGatewayCustomAuthorizerResponse as Answer},
-    iam::IamPolicyEffect,
-};
+use aws_lambda_events::{apigw::ApiGatewayCustomAuthorizerResponse as Answer, iam::IamPolicyEffect};
 use karta_shared::{
     App, Needs,
-    auth::{self, GATEWAY_VERDICT_MAX_AGE, RecordUse, SessionClaims, SessionTokenError, Undecided, Validator, Verdict},
+    auth::{self, GATEWAY_VERDICT_MAX_AGE, RecordUse, Undecided, Validator, Verdict},
     config::{DEADLINE, Ring, Secret},
     http::AuthorizerContext,
     telemetry,
@@ -24,7 +29,11 @@ use karta_shared::{
 use lambda_runtime::{LambdaEvent, service_fn};
 use tokio::time::timeout;
 
-use self::policy::{policy, stage_arn};
+pub use self::event::Event;
+use self::{
+    event::EventKind,
+    policy::{policy, stage_arn},
+};
 
 /// The name of the function's folder, also used in logs.
 pub const NAME: &str = "authorizer";
@@ -40,17 +49,17 @@ impl Authorizer {
         Self { validator: Validator::new(app.clone()), app }
     }
 
-    /// Checks the `Authorization` header of a request to `method_arn`.
+    /// Checks the `Authorization` header of a request.
     pub async fn authorize(&self, event: &Event) -> Result<Answer, Undecided> {
-        let caller = if let Some(token) = event.authorization_token.as_deref().and_then(auth::bearer) {
-            timeout(self.app.deadlines.scale(DEADLINE), self.caller(token))
+        let caller = if let Some(token) = event.authorization().and_then(auth::bearer) {
+            timeout(self.app.deadlines.scale(DEADLINE), self.caller(token, event.kind()))
                 .await
                 .map_err(|_| Undecided::OutOfTime)??
         } else {
             self.count("malformed");
             Err("malformed")
         };
-        let stage = stage_arn(event.method_arn.as_deref().unwrap_or_default());
+        let stage = stage_arn(event.method_arn());
         Ok(match caller {
             Ok(caller) => {
                 let (organization_id, api_key_id) =
@@ -66,7 +75,10 @@ impl Authorizer {
     }
 
     /// Returns the token's caller, or a word for the log that says why it is rejected.
-    async fn caller(&self, token: &str) -> Result<Result<AuthorizerContext, &'static str>, Undecided> {
+    ///
+    /// Each verdict on an API key reads its state again and is at most [`GATEWAY_VERDICT_MAX_AGE`]
+    /// old, which bounds a slow read. An uncached verdict is therefore the state during the request.
+    async fn caller(&self, token: &str, kind: EventKind) -> Result<Result<AuthorizerContext, &'static str>, Undecided> {
         if token.starts_with("kt_live_") {
             let verdict = self.validator.validate_for_cache(token, RecordUse::Always, GATEWAY_VERDICT_MAX_AGE).await?;
             return Ok(match verdict {
@@ -74,29 +86,21 @@ impl Authorizer {
                 Verdict::Invalid(why) => Err(why.as_str()),
             });
         }
-        let session = self.session(token).await;
-        self.count(match &session {
+        let caller = match kind {
+            EventKind::Token => self.session(token).await.map(|verdict| verdict.map(AuthorizerContext::session)),
+            EventKind::Request => self.current_session(token).await,
+        };
+        self.count(match &caller {
             Ok(Ok(_)) => "valid",
-            Ok(Err(why)) => why.as_str(),
+            Ok(Err(why)) => why,
             Err(_) => "undecided",
         });
-        Ok(session?.map(AuthorizerContext::session).map_err(SessionTokenError::as_str))
+        caller
     }
 
     /// Counts outcomes for everything except API keys, which the validator counts.
     fn count(&self, outcome: &str) {
         self.app.metrics.validation(self.app.clock.now(), outcome, None);
-    }
-
-    /// Verifies a session token. An unknown key id triggers a refetch of the ring, because the key
-    /// may be new.
-    async fn session(&self, token: &str) -> Result<Result<SessionClaims, SessionTokenError>, Undecided> {
-        let (now, secrets) = (self.app.clock.now().as_seconds(), &self.app.secrets);
-        let verdict = auth::verify(&*secrets.ring(Ring::SessionSigning).await?, token, now);
-        if verdict != Err(SessionTokenError::UnknownKid) {
-            return Ok(verdict);
-        }
-        Ok(auth::verify(&*secrets.ring_refetched(Ring::SessionSigning).await?, token, now))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Emulates what API Gateway does with a request.
 //!
 //! The gateway matches the route, calls the authorizer, caches its result for the template's number
-//! of seconds and passes its context to the function. It returns its own errors as the template's
+//! of seconds unless the route's authorizer is uncached, and passes its context to the function. It returns its own errors as the template's
 //! `GatewayResponses`.
 
 use std::{
@@ -14,11 +14,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use authorizer::Authorizer;
-use aws_lambda_events::{
-    apigw::{ApiGatewayCustomAuthorizerRequest, ApiGatewayProxyRequestContext},
-    iam::IamPolicyEffect,
-};
+use authorizer::{Authorizer, Event};
+use aws_lambda_events::{apigw::ApiGatewayProxyRequestContext, iam::IamPolicyEffect};
 use axum::body::HttpBody;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, uri::Authority};
 use karta_shared::{
@@ -35,7 +32,7 @@ use serde_json::{Value, json};
 
 use crate::{
     registry::{self, Handler, Mounted},
-    template::{GatewayResponse, Route, Template},
+    template::{Authorizer as RouteAuthorizer, GatewayResponse, Route, Template},
 };
 
 /// API Gateway's limit on a request body.
@@ -61,7 +58,7 @@ pub struct Gateway {
 struct Target {
     method: Method,
     handler: Handler,
-    authorized: bool,
+    authorizer: Option<RouteAuthorizer>,
 }
 
 /// The authorizer's result for an `Authorization` header, and its time. `None` is a Deny.
@@ -137,7 +134,7 @@ impl Gateway {
             })?;
             for route in &function.routes {
                 let (method, handler) = (route.method.clone(), handler(&mounted, route)?);
-                let target = Target { method, handler, authorized: route.authorized };
+                let target = Target { method, handler, authorizer: route.authorizer };
                 targets.entry(route.path.clone()).or_default().push(target);
             }
             let is_routed = |(method, path): &(Method, &str)| {
@@ -204,10 +201,16 @@ impl Gateway {
         let matched = self.routes.at(&path).map_err(|_| GatewayError::MissingAuthenticationToken)?;
         let target = matched.value.iter().find(|target| target.method == parts.method);
         let target = target.ok_or(GatewayError::MissingAuthenticationToken)?;
-        let context = if target.authorized {
-            Some(self.authorize(&parts.headers, &parts.method, &parts.uri).await?)
-        } else {
-            None
+        let context = match target.authorizer {
+            Some(RouteAuthorizer::Cached) => Some(self.authorize(&parts.headers, &parts.method, &parts.uri).await?),
+            Some(RouteAuthorizer::Uncached) => {
+                let headers = parts.headers.iter().map(|(name, value)| {
+                    (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+                });
+                let event = Event::request(headers, method_arn(&parts.method, &parts.uri));
+                Some(self.call_authorizer(&event).await?.context.ok_or(GatewayError::AccessDenied)?)
+            }
+            None => None,
         };
 
         let variables: HashMap<String, String> =
@@ -257,25 +260,16 @@ impl Gateway {
         let verdict = if let Some(verdict) = cached {
             verdict
         } else {
-            let verdict = self.call_authorizer(header, method, uri).await?;
+            let verdict = self.call_authorizer(&Event::token(header, method_arn(method, uri))).await?;
             self.verdicts.insert(cache_key, verdict.clone());
             verdict
         };
         verdict.context.ok_or(GatewayError::AccessDenied)
     }
 
-    async fn call_authorizer(
-        &self,
-        header: &str,
-        method: &Method,
-        uri: &Uri,
-    ) -> Result<CachedAuthorization, GatewayError> {
-        let mut event = ApiGatewayCustomAuthorizerRequest::default();
-        event.type_ = Some("TOKEN".to_owned());
-        event.authorization_token = Some(header.to_owned());
-        event.method_arn = Some(format!("arn:aws:execute-api:local:000000000000:karta/{STAGE}/{method}{}", uri.path()));
+    async fn call_authorizer(&self, event: &Event) -> Result<CachedAuthorization, GatewayError> {
         // Boxed, as a handler's future is: the compiler limits how deep the types of futures nest.
-        let answer = Box::pin(self.authorizer.authorize(&event)).await.map_err(|fault| {
+        let answer = Box::pin(self.authorizer.authorize(event)).await.map_err(|fault| {
             tracing::error!(route = authorizer::NAME, %fault, "authorization undecided");
             GatewayError::AuthorizerFailure
         })?;
@@ -308,6 +302,10 @@ impl std::fmt::Debug for Gateway {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gateway").field("authorizer", &self.authorizer).finish_non_exhaustive()
     }
+}
+
+fn method_arn(method: &Method, uri: &Uri) -> String {
+    format!("arn:aws:execute-api:local:000000000000:karta/{STAGE}/{method}{}", uri.path())
 }
 
 /// Returns the handler of a route of the template.

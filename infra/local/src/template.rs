@@ -46,7 +46,23 @@ pub struct Route {
     pub method: Method,
     /// The path, with variables in braces: `/v1/api_keys/{id}`.
     pub path: String,
-    pub authorized: bool,
+    /// `None` if anybody may call the route.
+    pub authorizer: Option<Authorizer>,
+}
+
+/// How API Gateway authorizes a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Authorizer {
+    /// The default: a TOKEN authorizer with cached verdicts.
+    Cached,
+    /// A REQUEST authorizer without a cache.
+    Uncached,
+}
+
+impl Route {
+    pub fn is_authorized(&self) -> bool {
+        self.authorizer.is_some()
+    }
 }
 
 #[derive(Debug)]
@@ -81,12 +97,14 @@ impl Template {
                 .map(|(name, resource)| (name.as_str(), resource))
         };
         let (_, api) = of_type("AWS::Serverless::Api").next().context("template.yaml has no AWS::Serverless::Api")?;
+        let auth = &api["Properties"]["Auth"];
         let functions: Result<BTreeMap<_, _>> = of_type("AWS::Serverless::Function")
-            .map(|(name, resource)| Ok((name, function(name, resource)?)))
+            .map(|(name, resource)| Ok((name, function(name, resource, auth)?)))
             .collect();
         let functions = functions?;
+        let authorizer = authorizer(auth, &functions)?;
         Ok(Self {
-            authorizer: authorizer(&api["Properties"]["Auth"], &functions)?,
+            authorizer,
             functions: functions.into_values().collect(),
             gateway_responses: gateway_responses(&api["Properties"]["GatewayResponses"])?,
             tables: of_type("AWS::DynamoDB::Table")
@@ -96,7 +114,7 @@ impl Template {
     }
 }
 
-fn function(name: &str, resource: &Value) -> Result<Function> {
+fn function(name: &str, resource: &Value, auth: &Value) -> Result<Function> {
     let binary =
         text(&resource["Metadata"]["BuildProperties"]["Binary"]).with_context(|| format!("{name} has no Binary"))?;
     ensure!(name == camel_case(binary), "{name} builds {binary}: its logical id must be {}", camel_case(binary));
@@ -106,7 +124,7 @@ fn function(name: &str, resource: &Value) -> Result<Function> {
     let has_one_route = api_events().any(|(event, _)| event == "Route");
     let routes = api_events().map(|(event, value)| {
         let route_name = if has_one_route { binary.to_owned() } else { kebab_case(event) };
-        route(route_name, &value["Properties"]).with_context(|| format!("{name}, event {event}"))
+        route(route_name, &value["Properties"], auth).with_context(|| format!("{name}, event {event}"))
     });
     let streams = events().filter(|(_, value)| value["Type"] == "DynamoDB");
     let outbox_prefixes = streams.map(|(event, value)| {
@@ -182,18 +200,32 @@ fn prefixes(criteria: &Value) -> Result<Vec<String>> {
     Ok(prefixes)
 }
 
-fn route(name: String, event: &Value) -> Result<Route> {
+fn route(name: String, event: &Value, auth: &Value) -> Result<Route> {
     let method = text(&event["Method"])?.to_ascii_uppercase();
     Ok(Route {
         name,
         method: method.parse().context("Method")?,
         path: text(&event["Path"])?.to_owned(),
-        authorized: match event["Auth"]["Authorizer"].as_str() {
-            None => true,
-            Some("NONE") => false,
-            Some(other) => bail!("unknown Authorizer {other}"),
+        authorizer: match event["Auth"]["Authorizer"].as_str() {
+            None => Some(Authorizer::Cached),
+            Some("NONE") => None,
+            Some(other) => Some(uncached(other, auth)?),
         },
     })
+}
+
+/// Checks that an authorizer of this name is called for every request. It has no identity source:
+/// with one, API Gateway would return 401 without calling it.
+fn uncached(name: &str, auth: &Value) -> Result<Authorizer> {
+    let (settings, default) = (&auth["Authorizers"][name], text(&auth["DefaultAuthorizer"])?);
+    ensure!(settings.is_object(), "unknown Authorizer {name}");
+    ensure!(
+        settings["FunctionPayloadType"] == "REQUEST"
+            && settings["Identity"] == serde_json::json!({ "ReauthorizeEvery": 0 })
+            && settings["FunctionArn"] == auth["Authorizers"][default]["FunctionArn"],
+        "the authorizer {name} must be an uncached REQUEST authorizer of the same function"
+    );
+    Ok(Authorizer::Uncached)
 }
 
 fn authorizer(auth: &Value, functions: &BTreeMap<&str, Function>) -> Result<AuthorizerSettings> {
@@ -268,6 +300,23 @@ mod tests {
     }
 
     #[test]
+    fn event_may_choose_the_uncached_authorizer() {
+        let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
+        let auth = document["Resources"]["Api"]["Properties"]["Auth"].clone();
+        let chosen = |name: Value, auth: &Value| {
+            let event = serde_json::json!({ "Method": "GET", "Path": "/v1/sessions", "Auth": { "Authorizer": name } });
+            route("sessions-list".to_owned(), &event, auth).map(|route| route.authorizer)
+        };
+        assert_eq!(chosen(Value::Null, &auth).unwrap(), Some(Authorizer::Cached));
+        assert_eq!(chosen("NONE".into(), &auth).unwrap(), None);
+        assert_eq!(chosen("CurrentCredential".into(), &auth).unwrap(), Some(Authorizer::Uncached));
+        assert!(chosen("AWS_IAM".into(), &auth).is_err());
+        let mut cached = auth.clone();
+        cached["Authorizers"]["CurrentCredential"]["Identity"]["ReauthorizeEvery"] = 3.into();
+        assert!(chosen("CurrentCredential".into(), &cached).is_err());
+    }
+
+    #[test]
     fn events_name_the_routes_of_their_function() {
         let event = |method: &str| serde_json::json!({ "Type": "Api", "Properties": { "Method": method, "Path": "/v1/sessions" } });
         let names = |events: Value| {
@@ -275,7 +324,7 @@ mod tests {
                 "Metadata": { "BuildProperties": { "Binary": "sessions" } },
                 "Properties": { "Description": "Sessions.", "Events": events },
             });
-            let routes = function("Sessions", &resource).unwrap().routes.into_iter();
+            let routes = function("Sessions", &resource, &Value::Null).unwrap().routes.into_iter();
             routes.map(|route| (route.method.to_string(), route.name)).collect::<Vec<_>>()
         };
         let own = |method: &str, name: &str| (method.to_owned(), name.to_owned());

@@ -142,8 +142,20 @@ fn context(context: EventContext) -> ApiGatewayProxyRequestContext {
 
 /// A string of an event. Unpaired surrogates, which `serde_json` rejects in a `String`, become
 /// U+FFFD.
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct EventText(String);
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct EventText(String);
+
+impl EventText {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for EventText {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
 
 impl<'de> Deserialize<'de> for EventText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

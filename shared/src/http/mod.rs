@@ -43,7 +43,7 @@ pub use self::{
     call::Call,
     cors::Cors,
     error::Error,
-    event::GatewayEvent,
+    event::{EventText, GatewayEvent},
     idempotency::Reveals,
     lambda::{Preflight, RouteTable, TableRoute, run, serve_event},
     path::decode_unreserved,

@@ -29,6 +29,13 @@ impl Store {
         self.key_access(organization, api_key, Some(Key::key_use(organization, api_key))).await
     }
 
+    /// Like [`access`](Self::access), for a key that no proof names. Returns `None` if the key or the
+    /// organization does not exist.
+    pub async fn find_access(&self, organization: Id, api_key: Id) -> Result<Option<KeyState>, StoreError> {
+        let keys = [Key::organization(organization), Key::api_key(organization, api_key)];
+        find_key_state(&mut by_key(self.batch_get(Table::Main, &keys).await?), &keys)
+    }
+
     async fn key_access(&self, organization: Id, api_key: Id, last_use: Option<Key>) -> Result<KeyState, StoreError> {
         let required = [Key::organization(organization), Key::api_key(organization, api_key)];
         let keys: Vec<_> = required.iter().chain(&last_use).cloned().collect();
@@ -106,10 +113,19 @@ fn by_key(items: Vec<Item>) -> HashMap<Key, Item> {
     items.into_iter().filter_map(|item| Some((Key::of_item(&item)?, item))).collect()
 }
 
-fn take_key_state(found: &mut HashMap<Key, Item>, [organization, api_key]: &[Key; 2]) -> Result<KeyState, StoreError> {
+fn take_key_state(found: &mut HashMap<Key, Item>, keys: &[Key; 2]) -> Result<KeyState, StoreError> {
+    find_key_state(found, keys)?.ok_or_else(|| {
+        let id = keys[1].sk.trim_start_matches('0');
+        StoreError::Fault(format!("API key {id} or its organization is missing"))
+    })
+}
+
+fn find_key_state(
+    found: &mut HashMap<Key, Item>,
+    [organization, api_key]: &[Key; 2],
+) -> Result<Option<KeyState>, StoreError> {
     let (Some(organization_item), Some(api_key_item)) = (found.remove(organization), found.remove(api_key)) else {
-        let id = api_key.sk.trim_start_matches('0');
-        return Err(StoreError::Fault(format!("API key {id} or its organization is missing")));
+        return Ok(None);
     };
-    Ok(KeyState { organization: decode(organization_item)?, api_key: decode(api_key_item)? })
+    Ok(Some(KeyState { organization: decode(organization_item)?, api_key: decode(api_key_item)? }))
 }

@@ -97,7 +97,7 @@ fn is_documented(function: &Function) -> bool {
 fn tag(route: &Route) -> &str {
     let mut words = route.path.split('/').filter(|word| !word.is_empty() && *word != "v1");
     match words.next() {
-        Some(word) if route.authorized => word,
+        Some(word) if route.is_authorized() => word,
         _ => "service",
     }
 }

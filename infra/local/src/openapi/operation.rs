@@ -217,7 +217,7 @@ impl Operation {
             "tags": [tag(route)],
         });
         ensure!(
-            route.authorized == (self.credential != RequiredCredential::None),
+            route.is_authorized() == (self.credential != RequiredCredential::None),
             "{}: template.yaml and the handler disagree on the credential",
             self.name
         );
@@ -229,7 +229,7 @@ impl Operation {
             RequiredCredential::None => json!([]),
             RequiredCredential::Private => anyhow::bail!("{} is private: add it to UNDOCUMENTED", self.name),
         };
-        if route.authorized {
+        if route.is_authorized() {
             errors.extend([401, 403]);
         }
         if !variables.is_empty() {
@@ -238,7 +238,7 @@ impl Operation {
         if RETURNS_402.contains(&self.name) {
             errors.push(402);
         }
-        if route.authorized && route.method != Method::GET {
+        if route.is_authorized() && route.method != Method::GET {
             errors.push(409);
         }
         let mut parameters = variables;

@@ -16,8 +16,8 @@ use std::{
     time::Duration,
 };
 
-use authorizer::Authorizer;
-use aws_lambda_events::{apigw::ApiGatewayCustomAuthorizerRequest, iam::IamPolicyEffect};
+use authorizer::{Authorizer, Event};
+use aws_lambda_events::iam::IamPolicyEffect;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use karta_local::{
     Options, Runner,
@@ -299,9 +299,7 @@ impl TestServer {
     /// Returns whether an authorizer with cold caches allows this header, without the gateway's own
     /// checks.
     pub(crate) async fn authorizes(&self, header: &str) -> bool {
-        let mut event = ApiGatewayCustomAuthorizerRequest::default();
-        event.authorization_token = Some(header.to_owned());
-        event.method_arn = Some("arn:aws:execute-api:local:000000000000:karta/local/GET/v1/whoami".to_owned());
+        let event = Event::token(header, "arn:aws:execute-api:local:000000000000:karta/local/GET/v1/whoami");
         let answer = Authorizer::new(self.runner.app.for_function(authorizer::NAME)).authorize(&event).await.unwrap();
         let allowed =
             answer.policy_document.statement.iter().all(|statement| statement.effect == IamPolicyEffect::Allow);

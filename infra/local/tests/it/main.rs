@@ -22,6 +22,7 @@ mod bound;
 mod budget;
 mod cache_push;
 mod credentials;
+mod current_credential;
 mod faults;
 mod forged_tokens;
 mod gateway;

@@ -179,7 +179,7 @@ fn template(routes: &[(&str, &str)]) -> Template {
     let mut template = Template::parse(TEMPLATE).unwrap();
     let route = |(name, path): &(&str, &str)| {
         let (name, path) = ((*name).to_owned(), (*path).to_owned());
-        TemplateRoute { name, method: Method::GET, path, authorized: false }
+        TemplateRoute { name, method: Method::GET, path, authorizer: None }
     };
     template.functions.push(Function {
         binary: FUNCTION.to_owned(),

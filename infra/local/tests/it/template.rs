@@ -13,7 +13,7 @@ use karta_local::{
     Options,
     gateway::Gateway,
     registry,
-    template::{Function, Route, TEMPLATE, Template},
+    template::{Authorizer, Function, Route, TEMPLATE, Template},
 };
 use karta_shared::{
     clock::{Clock, ManualClock},
@@ -933,8 +933,8 @@ fn reserved_concurrency_parameters_may_be_zero() {
 fn stack_stays_below_the_resource_limit() {
     let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
     // SAM adds a role to each function, a rule and a permission to each schedule, and a permission
-    // or a mapping to each other event. To the API it adds a deployment, a stage and the
-    // authorizer's permission.
+    // or a mapping to each other event. To the API it adds a deployment, a stage and a permission
+    // for each authorizer.
     let resource_count = |resource: &Value| {
         let properties = &resource["Properties"];
         match resource["Type"].as_str().unwrap() {
@@ -943,7 +943,7 @@ fn stack_stays_below_the_resource_limit() {
                 let of_events: usize = events.map(|event| 1 + usize::from(event["Type"] == "Schedule")).sum();
                 2 + of_events + usize::from(properties["EventInvokeConfig"].is_object())
             }
-            "AWS::Serverless::Api" => 4,
+            "AWS::Serverless::Api" => 3 + properties["Auth"]["Authorizers"].as_object().unwrap().len(),
             _ => 1,
         }
     };
@@ -983,7 +983,7 @@ fn only_listed_routes_bypass_the_authorizer() {
     let template = Template::parse(TEMPLATE).unwrap();
     let routes = template.functions.iter().flat_map(|function| &function.routes);
     let open: BTreeSet<_> =
-        routes.filter(|route| !route.authorized).map(|route| format!("{} {}", route.method, route.path)).collect();
+        routes.filter(|route| !route.is_authorized()).map(|route| format!("{} {}", route.method, route.path)).collect();
     // The internal routes check the allowlists and a service token. Stripe's route checks a
     // signature.
     let expected = [
@@ -1060,7 +1060,7 @@ async fn template_that_does_not_match_handlers_is_refused() {
     };
     let message = refusal(&|template| {
         let (name, path) = ("api-keys-burn".to_owned(), "/burn".to_owned());
-        let routes = vec![Route { name, method: Method::GET, path, authorized: true }];
+        let routes = vec![Route { name, method: Method::GET, path, authorizer: Some(Authorizer::Cached) }];
         template.functions.push(Function {
             binary: "api-keys-burn".to_owned(),
             routes,
