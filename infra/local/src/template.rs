@@ -59,7 +59,7 @@ pub enum Authorizer {
     Uncached,
 }
 
-impl Route {
+impl TemplateRoute {
     pub fn is_authorized(&self) -> bool {
         self.authorizer.is_some()
     }

@@ -27,7 +27,7 @@ use crate::{
 
 pub const VARIABLE_PREFIX: &str = "KARTA_";
 /// The variables that this module reads, without those of [`Secret`].
-const VARIABLES: [&str; 17] = [
+const VARIABLES: [&str; 18] = [
     "KARTA_ANCHORS_TABLE",
     "KARTA_BCRYPT_COST",
     "KARTA_CREDENTIALS_TABLE",
@@ -37,6 +37,7 @@ const VARIABLES: [&str; 17] = [
     "KARTA_OUTBOX_TABLE",
     "KARTA_OWN_HOSTS",
     "KARTA_PRICES",
+    "KARTA_RESPONSE_TRANSFER_MODE",
     "KARTA_REST_API_ID",
     "KARTA_SERVICE_TOKENS",
     "KARTA_SESSION_TOKEN_SECRET",
@@ -247,6 +248,17 @@ pub fn stripe_secrets() -> Result<Option<SecretString>, ConfigError> {
 /// Returns the namespace of the metrics, `Karta/<stage>`. Reads `KARTA_STAGE`.
 pub fn metrics_namespace() -> Result<String, ConfigError> {
     required("KARTA_STAGE").map(|stage| format!("Karta/{stage}"))
+}
+
+/// Reads `KARTA_RESPONSE_TRANSFER_MODE`: whether API Gateway streams the responses of functions that
+/// stream. It has the values of SAM's `ResponseTransferMode`; the default is `RESPONSE_STREAM`.
+pub fn streams_responses() -> Result<bool, ConfigError> {
+    const VARIABLE: &str = "KARTA_RESPONSE_TRANSFER_MODE";
+    match optional(VARIABLE)?.as_deref() {
+        None | Some("RESPONSE_STREAM") => Ok(true),
+        Some("BUFFERED") => Ok(false),
+        Some(_) => Err(ConfigError::new(VARIABLE, "must be RESPONSE_STREAM or BUFFERED")),
+    }
 }
 
 /// Reads `KARTA_OWN_HOSTS`: this stack's host names, separated by commas. No webhook may be sent to

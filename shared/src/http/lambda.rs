@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     app::{App, Needs},
-    config::Secret,
+    config::{self, Secret},
     telemetry,
 };
 
@@ -141,13 +141,14 @@ impl RouteTable {
         self.check()?;
         let needs = Needs { secrets: self.secrets.clone(), store: self.uses_store };
         let app = App::deployed(self.function, needs).await?;
+        let streams = self.streams && config::streams_responses()?;
         let function = Arc::new((self, app));
         lambda_runtime::run_concurrent(service_fn(move |event: LambdaEvent<GatewayEvent>| {
             let function = Arc::clone(&function);
             async move {
                 let (table, app) = &*function;
                 let response = table.serve_event(app, event.payload).await;
-                Ok::<_, lambda_runtime::Error>(if table.streams {
+                Ok::<_, lambda_runtime::Error>(if streams {
                     streamed(response)
                 } else {
                     FunctionResponse::BufferedResponse(proxy_response(response).await)

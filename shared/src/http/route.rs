@@ -35,6 +35,8 @@ pub trait Route: Sized + Send + Sync + 'static {
     const ANY_TEXT: bool = false;
     /// Status of a successful response.
     const STATUS: u16 = 200;
+    /// Further statuses of successful responses.
+    const FURTHER_STATUSES: &'static [u16] = &[];
     /// Content type of a successful response.
     const CONTENT_TYPE: &'static str = "application/json";
     /// Further headers of a successful response, in lower case.

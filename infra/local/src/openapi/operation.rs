@@ -27,6 +27,7 @@ pub(super) struct Operation {
     /// A sentence on the effect, if the summary does not suffice.
     effect: Option<&'static str>,
     status: u16,
+    further_statuses: &'static [u16],
     content_type: &'static str,
     credential: RequiredCredential,
     is_idempotent: bool,
@@ -118,6 +119,7 @@ where
         summary,
         effect: None,
         status: R::STATUS,
+        further_statuses: R::FURTHER_STATUSES,
         content_type: R::CONTENT_TYPE,
         credential: R::Access::CREDENTIAL,
         is_idempotent: R::IDEMPOTENT,
@@ -257,7 +259,9 @@ impl Operation {
         described["parameters"] = parameters.into();
         let mut responses: BTreeMap<String, Value> =
             errors.into_iter().map(|status| (status.to_string(), errors::reference(status))).collect();
-        responses.insert(self.status.to_string(), self.success());
+        for status in [self.status].iter().chain(self.further_statuses) {
+            responses.insert(status.to_string(), self.success(*status));
+        }
         described["responses"] = json!(responses);
         Ok(described)
     }
@@ -266,8 +270,8 @@ impl Operation {
         camel_case(self.name, false)
     }
 
-    fn success(&self) -> Value {
-        let reason = StatusCode::from_u16(self.status).ok().and_then(|status| status.canonical_reason());
+    fn success(&self, status: u16) -> Value {
+        let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
         let mut success = json!({ "description": reason, "headers": errors::request_id() });
         if let Some(schema) = &self.output {
             success["content"] = json!({ self.content_type: { "schema": schema } });

@@ -91,10 +91,10 @@ fn function_process() {
 }
 
 /// Starts the function's process. For a function of the template, start its binary instead.
-async fn start_function() -> FunctionProcess {
+async fn start_function(environment: &[(&str, &str)]) -> FunctionProcess {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "streaming::function_process", "--ignored", "--nocapture"]);
-    FunctionProcess::start(command, &[]).await
+    FunctionProcess::start(command, environment).await
 }
 
 fn request(path: &str) -> String {
@@ -110,7 +110,7 @@ async fn head(response: &mut StreamedResponse) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn function_streams_head_delimiter_and_chunks() {
-    let mut function = start_function().await;
+    let mut function = start_function(&[]).await;
     let mut response = function.invoke(request("/v1/ticks/stream")).await;
     let head = head(&mut response).await;
     assert_eq!((&head["statusCode"], &head["cookies"]), (&json!(200), &json!([])));
@@ -131,7 +131,7 @@ async fn function_streams_head_delimiter_and_chunks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streaming_function_sends_json_as_body() {
-    let mut function = start_function().await;
+    let mut function = start_function(&[]).await;
     for (event, status, expected) in [
         (request("/v1/ticks"), 200, json!({ "ticks": 2 })),
         (request("/v1/elsewhere"), 404, unknown_route()),
@@ -149,6 +149,18 @@ async fn streaming_function_sends_json_as_body() {
         body.as_object_mut().unwrap().remove("request_id");
         assert_eq!(body, expected, "{event}");
     }
+}
+
+/// For gateways that cannot stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn streaming_function_can_buffer_its_responses() {
+    let mut function = start_function(&[("KARTA_RESPONSE_TRANSFER_MODE", "BUFFERED")]).await;
+    let mut response = function.invoke(request("/v1/ticks/stream")).await;
+    assert!(!response.headers.contains_key("lambda-runtime-function-response-mode"));
+    let answer: Value = serde_json::from_str(&response.body().await).unwrap();
+    assert_eq!((&answer["statusCode"], &answer["isBase64Encoded"]), (&json!(200), &json!(false)));
+    assert_eq!(answer["multiValueHeaders"]["content-type"], json!(["text/event-stream; charset=utf-8"]));
+    assert_eq!(answer["body"], "data: 1\n\ndata: 2\n\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
