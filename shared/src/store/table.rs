@@ -86,6 +86,7 @@ pub struct Tables {
     pub outbox: String,
     pub usage: String,
     pub anchors: String,
+    pub sessions: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -95,6 +96,7 @@ pub enum Table {
     Outbox,
     Usage,
     Anchors,
+    Sessions,
 }
 
 impl Tables {
@@ -106,6 +108,7 @@ impl Tables {
             outbox: name("-outbox"),
             usage: name("-usage"),
             anchors: name("-anchors"),
+            sessions: name("-sessions"),
         }
     }
 
@@ -116,6 +119,7 @@ impl Tables {
             Table::Outbox => &self.outbox,
             Table::Usage => &self.usage,
             Table::Anchors => &self.anchors,
+            Table::Sessions => &self.sessions,
         }
     }
 }
