@@ -76,6 +76,7 @@ pub use endpoint_url::{EndpointUrl, may_send_key_to};
 pub use entropy::Entropy;
 pub use event::{Event, EventType, public_event_id};
 pub use grace::Grace;
+pub(crate) use hex::hex;
 pub use id::{Id, Kind};
 pub use invalidation::{CacheEffect, Invalidation};
 pub use keyring::{Keyring, KeyringError, Kid};

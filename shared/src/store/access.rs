@@ -102,11 +102,14 @@ impl Store {
     }
 }
 
-fn by_key(items: Vec<Item>) -> HashMap<Key, Item> {
+pub(super) fn by_key(items: Vec<Item>) -> HashMap<Key, Item> {
     items.into_iter().filter_map(|item| Some((Key::of_item(&item)?, item))).collect()
 }
 
-fn take_key_state(found: &mut HashMap<Key, Item>, [organization, api_key]: &[Key; 2]) -> Result<KeyState, StoreError> {
+pub(super) fn take_key_state(
+    found: &mut HashMap<Key, Item>,
+    [organization, api_key]: &[Key; 2],
+) -> Result<KeyState, StoreError> {
     let (Some(organization_item), Some(api_key_item)) = (found.remove(organization), found.remove(api_key)) else {
         let id = api_key.sk.trim_start_matches('0');
         return Err(StoreError::Fault(format!("API key {id} or its organization is missing")));

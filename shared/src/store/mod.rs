@@ -27,6 +27,7 @@ mod decode;
 mod deliveries;
 mod error;
 mod idempotency;
+mod messages;
 mod model_keys;
 mod organizations;
 mod outbox;
@@ -36,8 +37,12 @@ mod queues;
 mod recoveries;
 mod releases;
 mod sealed;
+mod session_sweep;
+mod sessions;
 pub mod table;
 mod transaction;
+mod turn_state;
+mod turns;
 mod usage;
 mod webhooks;
 
@@ -57,6 +62,7 @@ pub use self::{
     deliveries::{DELIVERY_RETENTION, DeliveryResult, DueDeliveries, PendingDelivery, RecordOutcome},
     error::StoreError,
     idempotency::IdempotencyRecord,
+    messages::{MAX_SEALED_MESSAGE_BYTES, MessagePage, SealedContent, SealedMessage},
     model_keys::{ActiveModelKey, Ciphertext, SealedModelKey},
     outbox::{DueItem, DueItems, ExpiryNotice, FlushTurn, Flushes, PendingInvalidation, Queue},
     page::Page,
@@ -64,7 +70,14 @@ pub use self::{
     recoveries::{Recovered, Recovery},
     releases::ReleaseLocation,
     sealed::{SealedItem, SealedKind},
+    session_sweep::{DueSession, DueTurn, Overdue},
+    sessions::SessionList,
     transaction::{CommitError, Conflict, Transaction},
+    turn_state::{TurnSettings, TurnState},
+    turns::{
+        SealedEvents, StoredTurn, TURN_EVENTS_RETENTION, TURN_RECORD_RETENTION, TurnClaim, TurnLease, TurnRecord,
+        TurnRequest, TurnSettlement,
+    },
     usage::{Ingested, KeyOwner},
     webhooks::SealedWebhookSecrets,
 };
