@@ -47,6 +47,7 @@ mod revocation;
 mod rights;
 mod rotation;
 mod session_tokens;
+mod sessions_store;
 mod stripe_events;
 mod structure;
 mod template;
