@@ -17,6 +17,7 @@ export KARTA_CREDENTIALS_TABLE=karta-credentials-$stage
 export KARTA_OUTBOX_TABLE=karta-outbox-$stage
 export KARTA_USAGE_TABLE=karta-usage-$stage
 export KARTA_ANCHORS_TABLE=karta-anchors-$stage
+export KARTA_SESSIONS_TABLE=karta-sessions-$stage
 export KARTA_SECRET_KEY_TAG=karta/$stage/key-tag
 
 if [[ -n ${KARTA_BIN:-} ]]; then

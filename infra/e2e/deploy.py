@@ -23,7 +23,7 @@ from stack import Stack, check, request, send, wait_for
 karta, run = sys.argv[1], Path(sys.argv[2])
 stack = Stack("dev")
 inside = {"InternalAllowedIps": "10.0.0.0/8", "InternalHosts": Stack.inside["domainName"]}
-ring_names = ["session-signing", "key-tag", "cursor", "audit", "sealing-byok", "sealing-webhooks"]
+ring_names = ["session-signing", "key-tag", "cursor", "audit", "sealing-byok", "sealing-webhooks", "sealing-sessions"]
 public = {"/healthz", "/openapi.json", "/docs", "/v1/stripe/events"}
 provider_key = "sk-ant-" + "rehearsal0123" * 3
 
@@ -42,6 +42,7 @@ def operator(subcommand, *arguments):
         "KARTA_OUTBOX_TABLE": f"karta-outbox-{stage}",
         "KARTA_USAGE_TABLE": f"karta-usage-{stage}",
         "KARTA_ANCHORS_TABLE": f"karta-anchors-{stage}",
+        "KARTA_SESSIONS_TABLE": f"karta-sessions-{stage}",
         "KARTA_SECRET_AUDIT": f"karta/{stage}/audit",
     }
     ran = subprocess.run([karta, subcommand, *arguments], env={**os.environ, **names}, capture_output=True, text=True)
@@ -329,7 +330,7 @@ check("a key from before the rollback is valid", call("GET", "/v1/whoami", betwe
 part("teardown")
 ran = subprocess.run(["sam", "delete", "--stack-name", stack.name, "--no-prompts", "--region", "us-east-1"], capture_output=True, text=True)
 check("the stack is deleted", ran.returncode == 0, ran.stdout + ran.stderr)
-check("its tables remain", {"karta-dev", "karta-credentials-dev", "karta-outbox-dev", "karta-usage-dev", "karta-anchors-dev"} <= set(stack.tables.list_tables()["TableNames"]))
+check("its tables remain", {"karta-dev", "karta-credentials-dev", "karta-outbox-dev", "karta-usage-dev", "karta-anchors-dev", "karta-sessions-dev"} <= set(stack.tables.list_tables()["TableNames"]))
 check("its rings remain", {name: stack.secret(name) for name in ring_names} == rings)
 
 print(f"deploy rehearsal: {counted.checks} passed, 0 failed")

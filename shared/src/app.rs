@@ -9,7 +9,7 @@ use crate::{
     auth::{BcryptPool, Validator},
     clock::{Clock, SystemClock},
     config::{self, Config, Deadlines, Secret, SecretSource, Secrets},
-    domain::{Entropy, InternalGuard, PriceTable, Reach},
+    domain::{Entropy, InternalGuard, PriceTable, ProviderBaseUrls, Reach, Retention},
     entropy::OsEntropy,
     store::{ConflictRetry, Store, StoreError},
     telemetry::Metrics,
@@ -45,6 +45,10 @@ pub struct App {
     /// Which addresses webhooks may be sent to.
     pub webhooks: Reach,
     pub deadlines: Deadlines,
+    /// How long a session is kept after its last turn.
+    pub session_retention: Retention,
+    /// Base URLs that replace those of providers.
+    pub provider_base_urls: Arc<ProviderBaseUrls>,
     /// Restricts who can reach the internal routes.
     pub internal: Arc<InternalGuard>,
     /// Observer of AWS calls; set in tests only.
@@ -80,6 +84,8 @@ impl App {
             prices: Arc::new(config.prices),
             webhooks: config.webhooks,
             deadlines: config.deadlines,
+            session_retention: config.session_retention,
+            provider_base_urls: Arc::new(config.provider_base_urls),
             internal: Arc::new(config.internal),
             call_observer: None,
             metrics: Metrics::default(),

@@ -17,6 +17,7 @@
 //! | [`sealing`] | encryption and MACs with derived keys |
 //! | [`store`] | DynamoDB: one file per aggregate, all keys in [`store::table`] |
 //! | [`telemetry`] | logs and metrics |
+//! | [`transcripts`] | sealing and opening of messages and events of sessions |
 //! | [`turn_events`] | the native events of a turn |
 //! | [`webhook_secrets`] | the secrets that sign webhooks |
 //! | [`worker`] | the frame of functions without a route |
@@ -39,6 +40,7 @@ pub mod reseal;
 pub mod sealing;
 pub mod store;
 pub mod telemetry;
+pub mod transcripts;
 pub mod turn_events;
 pub mod webhook_secrets;
 pub mod worker;

@@ -49,7 +49,7 @@ impl Route for AgentProjectsUpdate {
         let before = project?.ok_or(Error::NotFound)?;
         let mut project = before.clone();
         let Input { name, model_id, endpoint_url } = call.body.clone();
-        let changes = project.apply(ProjectPatch { name, model_id, endpoint_url });
+        let changes = project.apply(ProjectPatch { name, model_id, endpoint_url }, call.now);
         if !changes.is_empty() {
             let mut transaction = app.store.transaction();
             transaction.update_project(organization, &before, &project)?;

@@ -49,7 +49,7 @@ impl Route for InternalOrganizationsUpdate {
         }
         let before = app.store.organization(call.path).await?.ok_or(Error::NotFound)?;
         let mut organization = before.clone();
-        let changes = organization.apply(patch(call.body.clone()));
+        let changes = organization.apply(patch(call.body.clone()), call.now);
         if !changes.is_empty() {
             let mut transaction = app.store.transaction();
             transaction.update_organization(&before, &organization)?;

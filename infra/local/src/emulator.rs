@@ -356,6 +356,7 @@ fn table_name<'a>(logical_id: &str, tables: &'a Tables) -> Result<&'a str> {
         "OutboxTable" => &tables.outbox,
         "UsageTable" => &tables.usage,
         "AnchorsTable" => &tables.anchors,
+        "SessionsTable" => &tables.sessions,
         _ => bail!("template.yaml lists the unknown table {logical_id}"),
     })
 }

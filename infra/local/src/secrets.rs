@@ -294,6 +294,9 @@ mod tests {
     fn lost_ring_stops_the_start() {
         for ring in Ring::ALL.map(Ring::name) {
             for is_listed in [true, false] {
+                if !is_listed && !UNLISTED_RINGS.map(Ring::name).contains(&ring) {
+                    continue;
+                }
                 let folder = used();
                 if !is_listed {
                     fs::remove_file(folder.path().join(RINGS_FILE)).unwrap();

@@ -17,17 +17,18 @@ use aws_config::{
 use aws_sdk_dynamodb::config::{Credentials, SharedCredentialsProvider};
 use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 use secrecy::{ExposeSecret, SecretString};
+use serde::de::DeserializeOwned;
 
 pub use self::secrets::{Ring, Secret, SecretError, SecretSource, Secrets, read_ring, write_ring};
 use crate::{
     clock::SystemClock,
-    domain::{InternalGuard, PriceTable, Reach},
+    domain::{InternalGuard, LocalProviderBaseUrls, PriceTable, ProviderBaseUrls, Reach, Retention},
     store::{AuditReader, table::Tables},
 };
 
 pub const VARIABLE_PREFIX: &str = "KARTA_";
 /// The variables that this module reads, without those of [`Secret`].
-const VARIABLES: [&str; 18] = [
+const VARIABLES: [&str; 21] = [
     "KARTA_ANCHORS_TABLE",
     "KARTA_BCRYPT_COST",
     "KARTA_CREDENTIALS_TABLE",
@@ -37,9 +38,12 @@ const VARIABLES: [&str; 18] = [
     "KARTA_OUTBOX_TABLE",
     "KARTA_OWN_HOSTS",
     "KARTA_PRICES",
+    "KARTA_PROVIDER_BASE_URLS",
     "KARTA_RESPONSE_TRANSFER_MODE",
     "KARTA_REST_API_ID",
     "KARTA_SERVICE_TOKENS",
+    "KARTA_SESSIONS_TABLE",
+    "KARTA_SESSION_RETENTION_DAYS",
     "KARTA_SESSION_TOKEN_SECRET",
     "KARTA_STAGE",
     "KARTA_STRIPE_SECRETS",
@@ -47,6 +51,7 @@ const VARIABLES: [&str; 18] = [
     "KARTA_USAGE_TABLE",
     "KARTA_WEBHOOK_DELIVERIES_FUNCTION",
 ];
+const PROVIDER_BASE_URLS: &str = "KARTA_PROVIDER_BASE_URLS";
 /// Minimum bcrypt cost in a deployed stack. Tests and local runs may use bcrypt's own minimum.
 const DEPLOYED_BCRYPT_COST_MIN: u32 = 10;
 const BCRYPT_COST_DEFAULT: u32 = 12;
@@ -96,8 +101,8 @@ impl ConfigError {
 /// The settings that a function reads from its environment.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `KARTA_TABLE`, `KARTA_CREDENTIALS_TABLE`, `KARTA_OUTBOX_TABLE`, `KARTA_USAGE_TABLE` and
-    /// `KARTA_ANCHORS_TABLE`.
+    /// `KARTA_TABLE`, `KARTA_CREDENTIALS_TABLE`, `KARTA_OUTBOX_TABLE`, `KARTA_USAGE_TABLE`,
+    /// `KARTA_ANCHORS_TABLE` and `KARTA_SESSIONS_TABLE`.
     pub tables: Tables,
     /// `KARTA_BCRYPT_COST`: 12 unless set; 10 to 15 in a deployed stack.
     pub bcrypt_cost: u32,
@@ -110,6 +115,11 @@ pub struct Config {
     /// loopback.
     pub webhooks: Reach,
     pub deadlines: Deadlines,
+    /// `KARTA_SESSION_RETENTION_DAYS`: how long a session is kept after its last turn; 30 days
+    /// unless set.
+    pub session_retention: Retention,
+    /// `KARTA_PROVIDER_BASE_URLS`: JSON of base URLs that replace those of providers.
+    pub provider_base_urls: ProviderBaseUrls,
 }
 
 impl Config {
@@ -121,17 +131,21 @@ impl Config {
                 outbox: table("KARTA_OUTBOX_TABLE")?,
                 usage: table("KARTA_USAGE_TABLE")?,
                 anchors: table("KARTA_ANCHORS_TABLE")?,
+                sessions: table("KARTA_SESSIONS_TABLE")?,
             },
             bcrypt_cost: deployed_bcrypt_cost(parsed("KARTA_BCRYPT_COST")?.unwrap_or(BCRYPT_COST_DEFAULT))?,
             internal: internal_guard()?,
             prices: prices::from_env()?,
             webhooks: Reach::Public,
             deadlines: Deadlines::DEPLOYED,
+            session_retention: session_retention()?,
+            provider_base_urls: json::<ProviderBaseUrls>(PROVIDER_BASE_URLS)?.unwrap_or_default(),
         })
     }
 
     /// Returns the configuration of a local run: any table names, and any cost that bcrypt itself
-    /// accepts (4 to 31). No client can reach the internal routes.
+    /// accepts (4 to 31). No client can reach the internal routes. Base URLs of providers may use
+    /// `http` on loopback.
     pub fn local(tables: Tables, bcrypt_cost: Option<u32>) -> Result<Self, ConfigError> {
         let bcrypt_cost = bcrypt_cost.unwrap_or(BCRYPT_COST_DEFAULT);
         if !(4..=31).contains(&bcrypt_cost) {
@@ -139,8 +153,14 @@ impl Config {
         }
         let (internal, deadlines) = (InternalGuard::default(), Deadlines::LAPTOP);
         let (prices, webhooks) = (prices::from_env()?, Reach::Public);
-        Ok(Self { tables, bcrypt_cost, internal, prices, webhooks, deadlines })
+        let provider_base_urls = json(PROVIDER_BASE_URLS)?.map(|LocalProviderBaseUrls(urls)| urls).unwrap_or_default();
+        let session_retention = session_retention()?;
+        Ok(Self { tables, bcrypt_cost, internal, prices, webhooks, deadlines, session_retention, provider_base_urls })
     }
+}
+
+fn session_retention() -> Result<Retention, ConfigError> {
+    Ok(parsed("KARTA_SESSION_RETENTION_DAYS")?.unwrap_or_default())
 }
 
 fn deployed_bcrypt_cost(cost: u32) -> Result<u32, ConfigError> {
@@ -339,6 +359,20 @@ fn parsed<T: FromStr<Err: Display>>(variable: &str) -> Result<Option<T>, ConfigE
     let text = optional(variable)?;
     text.map(|text| text.parse().map_err(|error| ConfigError::new(variable, format!("cannot be read: {error}"))))
         .transpose()
+}
+
+/// Reads a variable that holds JSON. The error does not repeat the JSON.
+fn json<T: DeserializeOwned>(variable: &str) -> Result<Option<T>, ConfigError> {
+    let text = optional(variable)?;
+    let problem = |error: serde_json::Error| {
+        // Messages of data errors are Karta's own.
+        if error.is_data() { error.to_string() } else { "it is not JSON".to_owned() }
+    };
+    text.map(|text| {
+        serde_json::from_str(&text)
+            .map_err(|error| ConfigError::new(variable, format!("cannot be read: {}", problem(error))))
+    })
+    .transpose()
 }
 
 /// Reads a variable. An empty one counts as unset, because stack templates cannot omit a variable.

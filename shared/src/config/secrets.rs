@@ -47,11 +47,20 @@ pub enum Ring {
     SealingByok,
     /// Seals webhook secrets.
     SealingWebhooks,
+    /// Seals the messages and events of sessions.
+    SealingSessions,
 }
 
 impl Ring {
-    pub const ALL: [Self; 6] =
-        [Self::SessionSigning, Self::KeyTag, Self::Cursor, Self::Audit, Self::SealingByok, Self::SealingWebhooks];
+    pub const ALL: [Self; 7] = [
+        Self::SessionSigning,
+        Self::KeyTag,
+        Self::Cursor,
+        Self::Audit,
+        Self::SealingByok,
+        Self::SealingWebhooks,
+        Self::SealingSessions,
+    ];
 
     /// Returns the secret's name in Secrets Manager (after the stack's prefix) and in the local
     /// store.
@@ -63,6 +72,7 @@ impl Ring {
             Self::Audit => "audit",
             Self::SealingByok => "sealing-byok",
             Self::SealingWebhooks => "sealing-webhooks",
+            Self::SealingSessions => "sealing-sessions",
         }
     }
 
@@ -75,6 +85,7 @@ impl Ring {
             Self::Audit => "KARTA_SECRET_AUDIT",
             Self::SealingByok => "KARTA_SECRET_SEALING_BYOK",
             Self::SealingWebhooks => "KARTA_SECRET_SEALING_WEBHOOKS",
+            Self::SealingSessions => "KARTA_SECRET_SEALING_SESSIONS",
         }
     }
 }
@@ -112,11 +123,13 @@ impl Secret {
 
     /// Returns what the keys of a ring do, if Secrets Manager may rotate the ring. Other rings
     /// cannot be rotated automatically: the lifetime of what their keys made has no known limit.
+    /// The contents of sessions are not resealed, so their ring must keep a key until every session
+    /// from before its replacement has expired.
     pub const fn rotates_as(self) -> Option<RingUse> {
         match self {
             Self::Ring(Ring::SessionSigning) => Some(RingUse::Signs),
             Self::Ring(Ring::SealingByok | Ring::SealingWebhooks) => Some(RingUse::Seals),
-            Self::Ring(Ring::KeyTag | Ring::Cursor | Ring::Audit)
+            Self::Ring(Ring::KeyTag | Ring::Cursor | Ring::Audit | Ring::SealingSessions)
             | Self::ServiceTokens
             | Self::DataPlanes
             | Self::Stripe => None,

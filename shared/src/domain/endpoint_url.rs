@@ -2,7 +2,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Invalid, Reach, punycode};
+use super::{Invalid, Reach, Timestamp, punycode};
 
 /// Top-level names that are never on the public internet: the special-use names of RFC 6761, 6762,
 /// 7686, 8375 and 9476, names that ICANN does not delegate, and names that private networks and
@@ -36,6 +36,8 @@ const PRIVATE: [&str; 27] = [
     "workgroup",
     "zeroconf",
 ];
+
+const INVALID_PORT: Invalid = Invalid::new("must have a port from 1 to 65535");
 
 /// A base URL for requests: `https`, a public DNS name, the default port, no credentials, no query.
 /// The address that the name resolves to is checked when the URL is called.
@@ -71,6 +73,13 @@ impl TryFrom<String> for EndpointUrl {
     }
 }
 
+/// Returns whether a model key may be sent to an `endpoint_url`. Only a key that was stored after
+/// the URL was set may, so that a changed URL does not receive earlier keys. `None` means that the
+/// time is unknown, because the URL was set before Karta stored it.
+pub fn may_send_key_to(endpoint_set_at: Option<Timestamp>, key_created_at: Timestamp) -> bool {
+    endpoint_set_at.is_some_and(|set_at| set_at < key_created_at)
+}
+
 /// The parts of a URL that decide its destination.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Outline<'a> {
@@ -94,9 +103,7 @@ impl<'a> Outline<'a> {
         }
         let outline = Self::read(text, reach)?;
         if reach == Reach::Loopback && is_loopback(outline.host) {
-            let is_port = |port: &str| !port.starts_with(['0', '+']) && port.parse::<u16>().is_ok();
-            let problem = Invalid::new("must have a port from 1 to 65535");
-            return if outline.port.is_none_or(is_port) { Ok(outline) } else { Err(problem) };
+            return if outline.port.is_none_or(is_port) { Ok(outline) } else { Err(INVALID_PORT) };
         }
         check_public_name(&outline.host.to_ascii_lowercase())?;
         if !outline.secure {
@@ -106,6 +113,29 @@ impl<'a> Outline<'a> {
             Ok(outline)
         } else {
             Err(Invalid::new("must use the default port 443"))
+        }
+    }
+
+    /// Checks an operator's URL: `https`, any host and port, no credentials, no fragment. With
+    /// [`Reach::Loopback`], loopback may also use `http`.
+    pub(super) fn operated(text: &'a str, reach: Reach) -> Result<Self, Invalid> {
+        if text.len() > 2_048 || !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\') {
+            return Err(Invalid::new("must be at most 2048 printable ASCII characters without spaces and backslashes"));
+        }
+        let outline = Self::read(text, reach)?;
+        let address = outline.host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let is_in_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+        let is_name = !outline.host.is_empty() && outline.host.bytes().all(is_in_name);
+        if !address.map_or(is_name, |address| address.parse::<Ipv6Addr>().is_ok()) {
+            return Err(Invalid::new("must have a host name or an IP address as its host"));
+        }
+        if !outline.port.is_none_or(is_port) {
+            return Err(INVALID_PORT);
+        }
+        if outline.secure || is_loopback(outline.host) {
+            Ok(outline)
+        } else {
+            Err(Invalid::new("must start with https://, unless it is on loopback"))
         }
     }
 
@@ -175,6 +205,10 @@ impl<'a> Outline<'a> {
     }
 }
 
+fn is_port(port: &str) -> bool {
+    !port.starts_with(['0', '+']) && port.parse::<u16>().is_ok()
+}
+
 /// Splits off `https://` (true) or `http://`, in any case (RFC 3986 §3.1).
 pub(super) fn split_scheme(text: &str) -> Option<(bool, &str)> {
     let (scheme, rest) = text.split_once("://")?;
@@ -240,6 +274,16 @@ fn is_in_name(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_later_keys_go_to_an_endpoint() {
+        let at = |minute: u8| format!("2026-11-22T12:{minute:02}:00Z").parse().unwrap();
+        let is_sent = |set: Option<u8>, created: u8| may_send_key_to(set.map(at), at(created));
+        assert_eq!(
+            [is_sent(Some(1), 2), is_sent(Some(2), 2), is_sent(Some(3), 2), is_sent(None, 2)],
+            [true, false, false, false]
+        );
+    }
 
     #[test]
     fn xn_labels_are_international_names() {

@@ -29,6 +29,9 @@ pub struct Organization {
     pub model_id: Option<ModelId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint_url: Option<EndpointUrl>,
+    /// When `endpoint_url` was last changed; `None` if it never was, or before Karta stored it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint_url_set_at: Option<Timestamp>,
     pub created_at: Timestamp,
     /// Counts changes: a write that depends on a read is conditional on it.
     pub version: u64,
@@ -60,13 +63,14 @@ impl Organization {
             dropped_subscriptions: None,
             model_id: None,
             endpoint_url: None,
+            endpoint_url_set_at: None,
             created_at: now,
             version: 1,
         }
     }
 
     /// Returns the changes by field.
-    pub fn apply(&mut self, patch: OrganizationPatch) -> Changes {
+    pub fn apply(&mut self, patch: OrganizationPatch, now: Timestamp) -> Changes {
         let before = self.clone();
         let OrganizationPatch {
             plan,
@@ -82,6 +86,9 @@ impl Organization {
         self.stripe_customer_id = stripe_customer_id.unwrap_or(self.stripe_customer_id.take());
         self.model_id = model_id.unwrap_or(self.model_id.take());
         self.endpoint_url = endpoint_url.unwrap_or(self.endpoint_url.take());
+        if before.endpoint_url != self.endpoint_url {
+            self.endpoint_url_set_at = Some(now);
+        }
         if before.stripe_customer_id != self.stripe_customer_id {
             self.subscriptions.clear();
             self.dropped_subscriptions = None;
@@ -279,13 +286,14 @@ mod tests {
             stripe_customer_id: Some(Some(customer.clone())),
             ..OrganizationPatch::default()
         };
-        let changes = organization.apply(patch.clone());
+        let now = organization.created_at;
+        let changes = organization.apply(patch.clone(), now);
         assert_eq!(changes.keys().collect::<Vec<_>>(), ["stripe_customer_id", "subscription_status"]);
         assert_eq!((organization.version, &organization.stripe_customer_id), (2, &Some(customer)));
-        assert!(organization.apply(patch).is_empty());
+        assert!(organization.apply(patch, now).is_empty());
         assert_eq!(organization.version, 2, "nothing changed");
-        let changes =
-            organization.apply(OrganizationPatch { stripe_customer_id: Some(None), ..OrganizationPatch::default() });
+        let changes = organization
+            .apply(OrganizationPatch { stripe_customer_id: Some(None), ..OrganizationPatch::default() }, now);
         assert_eq!(changes["stripe_customer_id"], Change { before: "cus_1".into(), after: Value::Null });
     }
 
@@ -301,7 +309,7 @@ mod tests {
         let stored = serde_json::to_value(&organization).unwrap();
         assert_eq!(serde_json::from_value::<Organization>(stored).unwrap(), organization);
         let customer = Some(Some(StripeCustomerId::try_from("cus_1".to_owned()).unwrap()));
-        organization.apply(OrganizationPatch { stripe_customer_id: customer, ..OrganizationPatch::default() });
+        organization.apply(OrganizationPatch { stripe_customer_id: customer, ..OrganizationPatch::default() }, now);
         assert_eq!(organization.dropped_subscriptions, None);
     }
 

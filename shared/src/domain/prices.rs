@@ -12,7 +12,7 @@ use std::{
     sync::LazyLock,
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{ModelId, Quantity, UsageKind, check_text};
 
@@ -92,7 +92,7 @@ const SHORT_DATES: [(&str, &[&str]); 5] = [
 pub type PriceList = HashMap<&'static str, Price>;
 
 /// Nano-cents per token: $0.075 for a million tokens is 7,500.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Price {
     pub input: u32,

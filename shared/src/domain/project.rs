@@ -21,6 +21,9 @@ pub struct Project {
     pub model_id: Option<ModelId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint_url: Option<EndpointUrl>,
+    /// When `endpoint_url` was last changed; `None` if it never was, or before Karta stored it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint_url_set_at: Option<Timestamp>,
     pub created_at: Timestamp,
     /// Counts changes: a write that depends on a read is conditional on it.
     pub version: u64,
@@ -44,6 +47,7 @@ impl Project {
             latest_version: None,
             model_id: None,
             endpoint_url: None,
+            endpoint_url_set_at: None,
             created_at: now,
             version: 1,
         }
@@ -57,12 +61,15 @@ impl Project {
     }
 
     /// Returns the changes by field.
-    pub fn apply(&mut self, patch: ProjectPatch) -> Changes {
+    pub fn apply(&mut self, patch: ProjectPatch, now: Timestamp) -> Changes {
         let before = self.clone();
         let ProjectPatch { name, model_id, endpoint_url } = patch;
         self.name = name.unwrap_or(self.name.clone());
         self.model_id = model_id.unwrap_or(self.model_id.take());
         self.endpoint_url = endpoint_url.unwrap_or(self.endpoint_url.take());
+        if before.endpoint_url != self.endpoint_url {
+            self.endpoint_url_set_at = Some(now);
+        }
         let changes: Changes = before
             .audited()
             .into_iter()
@@ -168,6 +175,23 @@ mod tests {
     }
 
     #[test]
+    fn time_of_the_endpoint_follows_its_changes() {
+        let mut project = project();
+        let url = |text: &str| Some(EndpointUrl::try_from(text.to_owned()).unwrap());
+        let mut set = |endpoint_url, at: &str| {
+            project.apply(ProjectPatch { endpoint_url, ..ProjectPatch::default() }, at.parse().unwrap());
+            project.endpoint_url_set_at.map(|at| at.to_string())
+        };
+        let (first, second, third) =
+            ("2026-11-22T13:00:00.000Z", "2026-11-22T14:00:00.000Z", "2026-11-22T15:00:00.000Z");
+        assert_eq!(set(None, first), None);
+        assert_eq!(set(Some(url("https://a.com")), first).as_deref(), Some(first));
+        assert_eq!(set(Some(url("https://a.com")), second).as_deref(), Some(first), "nothing changed");
+        assert_eq!(set(Some(url("https://b.com")), second).as_deref(), Some(second));
+        assert_eq!(set(Some(None), third).as_deref(), Some(third));
+    }
+
+    #[test]
     fn only_cached_settings_affect_data_planes() {
         let before = project();
         for (patch, effect) in [
@@ -185,7 +209,7 @@ mod tests {
             ),
         ] {
             let mut after = before.clone();
-            after.apply(patch);
+            after.apply(patch, now());
             assert_eq!(before.cache_effect(&after), effect);
         }
         for (activate, effect) in [(false, CacheEffect::None), (true, CacheEffect::Stale)] {

@@ -351,7 +351,11 @@ impl From<CommitError> for Error {
 impl From<Conflict> for Error {
     fn from(conflict: Conflict) -> Self {
         let (code, message) = match conflict {
-            Conflict::Remembered
+            // The next attempt of a handler reads the session again and answers by its state.
+            Conflict::TurnSettled
+            | Conflict::SessionGone
+            | Conflict::TurnInProgress
+            | Conflict::Remembered
             | Conflict::EventSeen
             | Conflict::IdTaken
             | Conflict::Changed

@@ -109,11 +109,11 @@ impl Store {
     }
 }
 
-fn by_key(items: Vec<Item>) -> HashMap<Key, Item> {
+pub(super) fn by_key(items: Vec<Item>) -> HashMap<Key, Item> {
     items.into_iter().filter_map(|item| Some((Key::of_item(&item)?, item))).collect()
 }
 
-fn take_key_state(found: &mut HashMap<Key, Item>, keys: &[Key; 2]) -> Result<KeyState, StoreError> {
+pub(super) fn take_key_state(found: &mut HashMap<Key, Item>, keys: &[Key; 2]) -> Result<KeyState, StoreError> {
     find_key_state(found, keys)?.ok_or_else(|| {
         let id = keys[1].sk.trim_start_matches('0');
         StoreError::Fault(format!("API key {id} or its organization is missing"))

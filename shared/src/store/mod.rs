@@ -28,6 +28,7 @@ mod decode;
 mod deliveries;
 mod error;
 mod idempotency;
+mod messages;
 mod model_keys;
 mod organizations;
 mod outbox;
@@ -38,9 +39,13 @@ mod recoveries;
 mod releases;
 mod reservations;
 mod sealed;
+mod session_sweep;
+mod sessions;
 pub mod table;
 mod transaction;
+mod turn_state;
 mod turn_usage;
+mod turns;
 mod usage;
 mod webhooks;
 
@@ -61,6 +66,7 @@ pub use self::{
     deliveries::{DELIVERY_RETENTION, DeliveryResult, DueDeliveries, PendingDelivery, RecordOutcome},
     error::StoreError,
     idempotency::IdempotencyRecord,
+    messages::{MAX_SEALED_MESSAGE_BYTES, MessagePage, SealedContent, SealedMessage},
     model_keys::{ActiveModelKey, Ciphertext, SealedModelKey},
     outbox::{DueItem, DueItems, ExpiryNotice, FlushTurn, Flushes, PendingInvalidation, Queue},
     page::Page,
@@ -69,8 +75,15 @@ pub use self::{
     releases::ReleaseLocation,
     reservations::Reservation,
     sealed::{SealedItem, SealedKind},
+    session_sweep::{DueSession, DueTurn, Overdue},
+    sessions::SessionList,
     transaction::{CommitError, Conflict, Transaction},
+    turn_state::{TurnSettings, TurnState},
     turn_usage::KnownCounters,
+    turns::{
+        SealedEvents, StoredTurn, TURN_EVENTS_RETENTION, TURN_RECORD_RETENTION, TurnClaim, TurnLease, TurnRecord,
+        TurnRequest, TurnSettlement,
+    },
     usage::{Ingested, KeyOwner},
     webhooks::SealedWebhookSecrets,
 };

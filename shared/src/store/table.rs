@@ -49,6 +49,14 @@
 //! | usage | `UMK#<org>#<key>` | month | usage of a key lineage in a month: totals, days and first models; what running turns hold |
 //! | usage | `UMK#<org>#<key>` | `<month>#<n>` | usage of the lineage by other models |
 //! | anchors | `ANC#<org>` | `<n>#<hash>` | copy of a link's hash; written once, read by the operator only |
+//! | sessions | `SES#<org>#<session id>` | `META` | a session |
+//! | sessions | `SES#<org>#<session id>` | `T#<turn id>` | a turn |
+//! | sessions | `SES#<org>#<session id>` | `M#<turn number>#<0 or 1>#<part>` | a part of a sealed message, of the user (0) or the assistant (1) |
+//! | sessions | `SES#<org>#<session id>` | `E#<turn id>#<first seq>` | a sealed batch of a turn's events; `ttl` |
+//! | sessions | `SLO#<org>` | list id | a session in its organization's list |
+//! | sessions | `SLP#<org>#<project id>` | list id | a session in its project's list |
+//! | sessions | `SLU#<org>#<project id or 0>#<hash of user>` | list id | a session in its user's list: in its project, and in the organization (0) |
+//! | sessions | `TID#<org>#<hash>` | `RECORD` | the turn of an idempotency key; `ttl` |
 //!
 //! Attributes of indexes:
 //!
@@ -56,6 +64,8 @@
 //!   `unchained`.
 //! - Scheduled items of the outbox have `due_shard` (`EVT#0` … `EVT#15` and so on) and `due_at`,
 //!   the keys of the index `due`.
+//! - Sessions (`SES#0` … `SES#15`) have the time when their content is deleted in the same
+//!   attributes of their own table, and running turns (`TRN#0` … `TRN#15`) the end of their lease.
 //! - Sealed items have `sealed_shard` (`MKS#0`, `WHS#0`) and `kid`, the keys of the index `sealed`.
 //!
 //! Ids, versions and the numbers of links and lines in sort keys are padded to 16 digits, so that
@@ -63,12 +73,14 @@
 
 use std::collections::HashMap;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use aws_sdk_dynamodb::types::AttributeValue;
 use serde::Deserialize;
 
 use super::{BudgetSubject, Queue, SealedKind};
 use crate::domain::{
-    Anchor, Id, Kind, LogGeneration, Month, Prefix, Provider, Slug, StripeCustomerId, StripeId, Timestamp, Version,
+    Anchor, Id, Kind, LogGeneration, MessageRole, Month, Prefix, Provider, SessionId, Slug, StripeCustomerId, StripeId,
+    Timestamp, TurnId, UserId, Version, hex,
 };
 
 pub(super) const DUE_INDEX: &str = "due";
@@ -86,6 +98,7 @@ pub struct Tables {
     pub outbox: String,
     pub usage: String,
     pub anchors: String,
+    pub sessions: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -95,6 +108,7 @@ pub enum Table {
     Outbox,
     Usage,
     Anchors,
+    Sessions,
 }
 
 impl Tables {
@@ -106,6 +120,7 @@ impl Tables {
             outbox: name("-outbox"),
             usage: name("-usage"),
             anchors: name("-anchors"),
+            sessions: name("-sessions"),
         }
     }
 
@@ -116,6 +131,7 @@ impl Tables {
             Table::Outbox => &self.outbox,
             Table::Usage => &self.usage,
             Table::Anchors => &self.anchors,
+            Table::Sessions => &self.sessions,
         }
     }
 }
@@ -328,6 +344,48 @@ impl Key {
         Self::new(partition, "RECORD".to_owned())
     }
 
+    pub fn session(organization: Id, session: &SessionId) -> Self {
+        Self::new(session_partition(organization, session), "META".to_owned())
+    }
+
+    pub fn turn(organization: Id, session: &SessionId, turn: &TurnId) -> Self {
+        Self::new(session_partition(organization, session), format!("{TURN}{turn}"))
+    }
+
+    pub fn message_part(
+        organization: Id,
+        session: &SessionId,
+        turn_number: u64,
+        role: MessageRole,
+        part: usize,
+    ) -> Self {
+        let sk = format!("{}{part:02}", message_sort_key(turn_number, role));
+        Self::new(session_partition(organization, session), sk)
+    }
+
+    pub fn turn_events(organization: Id, session: &SessionId, turn: &TurnId, first_seq: u64) -> Self {
+        Self::new(session_partition(organization, session), turn_events_sort_key(turn, first_seq))
+    }
+
+    pub(super) fn listed(partition: String, list_id: Id) -> Self {
+        Self::new(partition, padded(list_id))
+    }
+
+    pub fn turn_request(organization: Id, hash: &str) -> Self {
+        Self::new(format!("TID#{organization}#{hash}"), "RECORD".to_owned())
+    }
+
+    /// Returns the organization and the session of an item in a session's partition.
+    pub(super) fn parse_session(&self) -> Option<(Id, SessionId)> {
+        let (organization, session) = self.pk.strip_prefix(SESSION)?.split_once('#')?;
+        Some((Id::parse(organization)?, SessionId::parse(session)?))
+    }
+
+    /// Returns the turn, if this is the sort key of one.
+    pub(super) fn parse_turn(&self) -> Option<TurnId> {
+        TurnId::parse(self.sk.strip_prefix(TURN)?)
+    }
+
     pub(super) fn of_item(item: &HashMap<String, AttributeValue>) -> Option<Self> {
         let text = |name: &str| item.get(name)?.as_s().ok().cloned();
         Some(Self::new(text("pk")?, text("sk")?))
@@ -484,6 +542,49 @@ pub(super) fn audit_event_sort_key(at: Timestamp, id: Id) -> String {
 
 pub(super) fn link_sort_key(n: u64) -> String {
     format!("{n:016}")
+}
+
+const SESSION: &str = "SES#";
+const TURN: &str = "T#";
+/// Index partitions of the sessions, and of the running turns.
+pub(super) const SESSION_SHARDS: &str = "SES";
+pub(super) const TURN_SHARDS: &str = "TRN";
+
+pub(super) fn session_partition(organization: Id, session: &SessionId) -> String {
+    format!("{SESSION}{organization}#{session}")
+}
+
+/// Returns the index partition of a session, or of its turns.
+pub(super) fn session_shard(prefix: &str, session: &SessionId) -> String {
+    let last = session.as_str().chars().next_back().and_then(|digit| digit.to_digit(16)).unwrap_or_default();
+    format!("{prefix}#{}", u64::from(last) % SHARDS)
+}
+
+pub(super) fn sessions_partition(organization: Id) -> String {
+    format!("SLO#{organization}")
+}
+
+pub(super) fn project_sessions_partition(organization: Id, project: Id) -> String {
+    format!("SLP#{organization}#{project}")
+}
+
+/// Without a project: the partition of the user's sessions in the whole organization.
+pub(super) fn user_sessions_partition(organization: Id, project: Option<Id>, user: &UserId) -> String {
+    let hash = digest(&SHA256, user.as_str().as_bytes());
+    format!("SLU#{organization}#{}#{}", project.map_or(0, Id::get), hex(hash.as_ref()))
+}
+
+/// Returns the start of the sort keys of a message's parts.
+pub(super) fn message_sort_key(turn_number: u64, role: MessageRole) -> String {
+    let role = match role {
+        MessageRole::User => 0,
+        MessageRole::Assistant => 1,
+    };
+    format!("M#{turn_number:016}#{role}#")
+}
+
+pub(super) fn turn_events_sort_key(turn: &TurnId, first_seq: u64) -> String {
+    format!("E#{turn}#{first_seq:08}")
 }
 
 pub(super) fn padded(id: Id) -> String {

@@ -23,12 +23,18 @@ const INITIAL_PAUSE: Duration = Duration::from_millis(10);
 /// first is reported, because it makes the others irrelevant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Conflict {
+    /// Another process has ended the turn.
+    TurnSettled,
     /// Another response is stored under this idempotency key.
     Remembered,
     /// This Stripe event was already processed.
     EventSeen,
     /// The generated id is taken: generate another.
     IdTaken,
+    /// The session was deleted.
+    SessionGone,
+    /// Another turn of the session is running, or one has run since the session was read.
+    TurnInProgress,
     /// Another writer changed an item that was read: read it again.
     Changed,
     SlugTaken,

@@ -5,18 +5,28 @@ use anyhow::{Context, Result, ensure};
 use crate::{aws::MALFORMED, lambda::Lambda};
 
 /// Variables with a default.
-const OPTIONAL: [&str; 4] = ["KARTA_BCRYPT_COST", "KARTA_INTERNAL_ALLOWED_IPS", "KARTA_INTERNAL_HOSTS", "KARTA_PRICES"];
+const OPTIONAL: [&str; 6] = [
+    "KARTA_BCRYPT_COST",
+    "KARTA_INTERNAL_ALLOWED_IPS",
+    "KARTA_INTERNAL_HOSTS",
+    "KARTA_PRICES",
+    "KARTA_PROVIDER_BASE_URLS",
+    "KARTA_SESSION_RETENTION_DAYS",
+];
 /// Invalid values of variables, except those with the id of a secret.
-const INVALID: [(&str, &str); 9] = [
+const INVALID: [(&str, &str); 12] = [
     ("KARTA_TABLE", "a table"),
     ("KARTA_CREDENTIALS_TABLE", "a table"),
     ("KARTA_OUTBOX_TABLE", "a table"),
     ("KARTA_USAGE_TABLE", "a table"),
     ("KARTA_ANCHORS_TABLE", "a table"),
+    ("KARTA_SESSIONS_TABLE", "a table"),
     ("KARTA_BCRYPT_COST", "9"),
     ("KARTA_INTERNAL_ALLOWED_IPS", "203.0.113.0/33"),
     ("KARTA_INTERNAL_HOSTS", "https://example.com"),
     ("KARTA_PRICES", "{"),
+    ("KARTA_PROVIDER_BASE_URLS", "{"),
+    ("KARTA_SESSION_RETENTION_DAYS", "0"),
 ];
 
 /// An invalid setting that contains a secret, which the log must redact.

@@ -13,11 +13,11 @@ use aws_sdk_dynamodb::{
     config::{ConfigBag, Intercept, SharedInterceptor, interceptors::BeforeSerializationInterceptorContextRef},
     error::BoxError,
     operation::{
-        batch_get_item::BatchGetItemInput, delete_item::DeleteItemInput, get_item::GetItemInput,
-        put_item::PutItemInput, query::QueryInput, transact_write_items::TransactWriteItemsInput,
-        update_item::UpdateItemInput,
+        batch_get_item::BatchGetItemInput, batch_write_item::BatchWriteItemInput, delete_item::DeleteItemInput,
+        get_item::GetItemInput, put_item::PutItemInput, query::QueryInput,
+        transact_write_items::TransactWriteItemsInput, update_item::UpdateItemInput,
     },
-    types::{AttributeValue, TransactWriteItem},
+    types::{AttributeValue, DeleteRequest, PutRequest, TransactWriteItem},
 };
 use karta_local::Options;
 use karta_shared::{app::CallObserver, clock::SystemClock, config::Secret, http::Route};
@@ -182,6 +182,14 @@ fn accesses(
     } else if let Some(batch) = input.downcast_ref::<BatchGetItemInput>() {
         for (table, asked) in batch.request_items().into_iter().flatten() {
             asked.keys().iter().for_each(|key| add("BatchGetItem", Some(table), pk(key)));
+        }
+    } else if let Some(batch) = input.downcast_ref::<BatchWriteItemInput>() {
+        for (table, writes) in batch.request_items().into_iter().flatten() {
+            for write in writes {
+                let deleted = write.delete_request().map(DeleteRequest::key);
+                let key = deleted.or_else(|| write.put_request().map(PutRequest::item));
+                add("BatchWriteItem", Some(table), key.and_then(pk));
+            }
         }
     } else if let Some(transaction) = input.downcast_ref::<TransactWriteItemsInput>() {
         // IAM authorises a transaction by the actions of its members.

@@ -256,7 +256,7 @@ impl TestServer {
     /// Reads all items of all tables.
     pub(crate) async fn stored(&self) -> Vec<Value> {
         let mut items = Vec::new();
-        for table in ["karta", "karta-credentials", "karta-outbox", "karta-usage", "karta-anchors"] {
+        for table in ["karta", "karta-credentials", "karta-outbox", "karta-usage", "karta-anchors", "karta-sessions"] {
             let answer = self.dynamodb("Scan", json!({ "TableName": table })).await;
             assert!(answer.get("LastEvaluatedKey").is_none(), "more than one page of {table}");
             items.extend(answer["Items"].as_array().unwrap().iter().map(plain));

@@ -50,6 +50,7 @@ mod revocation;
 mod rights;
 mod rotation;
 mod session_tokens;
+mod sessions_store;
 mod streaming;
 mod stripe_events;
 mod structure;

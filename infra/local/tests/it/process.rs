@@ -770,6 +770,7 @@ async fn deployed(server: &TestServer, ring: Ring) -> Vec<(&'static str, String)
         ("KARTA_OUTBOX_TABLE", "karta-outbox".to_owned()),
         ("KARTA_USAGE_TABLE", "karta-usage".to_owned()),
         ("KARTA_ANCHORS_TABLE", "karta-anchors".to_owned()),
+        ("KARTA_SESSIONS_TABLE", "karta-sessions".to_owned()),
     ]
 }
 

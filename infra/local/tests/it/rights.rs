@@ -107,7 +107,8 @@ impl Permission {
             | "dynamodb:Query"
             | "secretsmanager:DescribeSecret"
             | "secretsmanager:GetSecretValue" => 'R',
-            "dynamodb:DeleteItem"
+            "dynamodb:BatchWriteItem"
+            | "dynamodb:DeleteItem"
             | "dynamodb:PutItem"
             | "dynamodb:UpdateItem"
             | "secretsmanager:PutSecretValue"

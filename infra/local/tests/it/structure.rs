@@ -13,7 +13,7 @@ use regex::Regex;
 use serde_json::Value;
 
 /// The modules of `shared`, and the modules that each may use. Add a new module here first.
-const ARROWS: [(&str, &[&str]); 18] = [
+const ARROWS: [(&str, &[&str]); 19] = [
     ("app", &["auth", "clock", "config", "domain", "entropy", "store", "telemetry"]),
     ("auth", &["app", "clock", "config", "domain", "store", "telemetry"]),
     ("byok", &["domain", "sealing", "store"]),
@@ -44,6 +44,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("store", &["domain", "fault"]),
     ("telemetry", &["domain"]),
     ("join_bounded", &[]),
+    ("transcripts", &["domain", "sealing", "store"]),
     ("turn_events", &["domain"]),
     ("webhook_secrets", &["domain", "sealing", "store"]),
     ("worker", &["app", "config", "domain", "store", "telemetry"]),

@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// The tables and their indexes: the name in the store, and the name in policies.
-pub(crate) const TABLES: [(&str, &str); 8] = [
+pub(crate) const TABLES: [(&str, &str); 10] = [
     ("karta", "KartaTable.Arn"),
     ("karta/index/unchained", "${KartaTable.Arn}/index/unchained"),
     ("karta/index/sealed", "${KartaTable.Arn}/index/sealed"),
@@ -44,6 +44,8 @@ pub(crate) const TABLES: [(&str, &str); 8] = [
     ("karta-outbox/index/due", "${OutboxTable.Arn}/index/due"),
     ("karta-usage", "UsageTable.Arn"),
     ("karta-anchors", "AnchorsTable.Arn"),
+    ("karta-sessions", "SessionsTable.Arn"),
+    ("karta-sessions/index/due", "${SessionsTable.Arn}/index/due"),
 ];
 pub(crate) const LEADING_KEYS: &str = "dynamodb:LeadingKeys";
 
@@ -98,6 +100,7 @@ fn policies_name_exact_actions_and_partitions() {
     let actions = [
         "apigateway:DELETE",
         "dynamodb:BatchGetItem",
+        "dynamodb:BatchWriteItem",
         "dynamodb:ConditionCheckItem",
         "dynamodb:DeleteItem",
         "dynamodb:GetItem",
@@ -673,6 +676,12 @@ fn template_secret_generators_never_change() {
         "SecretStringTemplate": "{\"current\":\"k1\"}"
       },
       "SealingByokSecret": {
+        "ExcludePunctuation": true,
+        "GenerateStringKey": "k1",
+        "PasswordLength": 64,
+        "SecretStringTemplate": "{\"current\":\"k1\"}"
+      },
+      "SealingSessionsSecret": {
         "ExcludePunctuation": true,
         "GenerateStringKey": "k1",
         "PasswordLength": 64,
