@@ -8,7 +8,7 @@ use aws_sdk_dynamodb::config::{SharedInterceptor, retry::RetryPartition};
 use crate::{
     auth::{BcryptPool, Validator},
     clock::{Clock, SystemClock},
-    config::{self, Config, Deadlines, Secret, SecretSource, Secrets},
+    config::{self, Config, Deadlines, Secret, SecretSource, Secrets, TurnLimits},
     domain::{Entropy, InternalGuard, PriceTable, ProviderBaseUrls, Reach, Retention},
     entropy::OsEntropy,
     store::{ConflictRetry, Store, StoreError},
@@ -45,6 +45,7 @@ pub struct App {
     /// Which addresses webhooks may be sent to.
     pub webhooks: Reach,
     pub deadlines: Deadlines,
+    pub turn_limits: TurnLimits,
     /// How long a session is kept after its last turn.
     pub session_retention: Retention,
     /// Base URLs that replace those of providers.
@@ -84,6 +85,7 @@ impl App {
             prices: Arc::new(config.prices),
             webhooks: config.webhooks,
             deadlines: config.deadlines,
+            turn_limits: config.turn_limits,
             session_retention: config.session_retention,
             provider_base_urls: Arc::new(config.provider_base_urls),
             internal: Arc::new(config.internal),

@@ -11,10 +11,12 @@
 //! | [`domain`] | business rules, without I/O |
 //! | [`entropy`] | random bytes |
 //! | [`fault`] | descriptions of failed AWS calls that are safe to log |
+//! | [`follow`] | streams of the events of running and ended turns |
 //! | [`http`] | the frame in which every [`http::Route`] runs |
 //! | [`join_bounded`] | bounded concurrency |
 //! | [`reseal`] | resealing of items under their ring's current key |
 //! | [`sealing`] | encryption and MACs with derived keys |
+//! | [`settlement`] | the end of a turn, stored in one transaction |
 //! | [`store`] | DynamoDB: one file per aggregate, all keys in [`store::table`] |
 //! | [`telemetry`] | logs and metrics |
 //! | [`transcripts`] | sealing and opening of messages and events of sessions |
@@ -34,10 +36,12 @@ pub mod config;
 pub mod domain;
 pub mod entropy;
 pub mod fault;
+pub mod follow;
 pub mod http;
 pub mod join_bounded;
 pub mod reseal;
 pub mod sealing;
+pub mod settlement;
 pub mod store;
 pub mod telemetry;
 pub mod transcripts;

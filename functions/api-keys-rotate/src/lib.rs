@@ -73,8 +73,12 @@ impl Route for ApiKeysRotate {
 
         let mut transaction = app.store.transaction();
         transaction.rotate_api_key(organization, &caller, &before, &old, &successor, digest)?;
-        let event =
-            |action, resource_id, changes| NewAuditEvent { action, resource_kind: "api_key", resource_id: Id::into(resource_id), changes };
+        let event = |action, resource_id, changes| NewAuditEvent {
+            action,
+            resource_kind: "api_key",
+            resource_id: Id::into(resource_id),
+            changes,
+        };
         let rotated = event(Action::ApiKeyRotated, old.id, before.changes_to(&old));
         let created = event(Action::ApiKeyCreated, successor.id, successor.creation());
         for event in &AuditEvent::pair(|event| call.audit_event(app, event), rotated, &created) {

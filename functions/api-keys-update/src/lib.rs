@@ -57,8 +57,12 @@ impl Route for ApiKeysUpdate {
         if !changes.is_empty() {
             let mut transaction = app.store.transaction();
             transaction.update_api_key(organization, &caller, &before, &key)?;
-            let event =
-                NewAuditEvent { action: Action::ApiKeyUpdated, resource_kind: "api_key", resource_id: key.id.into(), changes };
+            let event = NewAuditEvent {
+                action: Action::ApiKeyUpdated,
+                resource_kind: "api_key",
+                resource_id: key.id.into(),
+                changes,
+            };
             transaction.audit(organization, &call.audit_event(app, event))?;
             transaction.publish(&call.event(app, organization, EventType::ApiKeyUpdated, &output)?)?;
             transaction.invalidate(organization, before.cache_effect(&key), call.now)?;

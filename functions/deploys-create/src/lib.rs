@@ -60,7 +60,8 @@ impl Route for DeploysCreate {
 
         let mut transaction = app.store.transaction();
         transaction.create_release(organization, &before, &project, &release)?;
-        let audited = |action, changes| NewAuditEvent { action, resource_kind: "release", resource_id: id.into(), changes };
+        let audited =
+            |action, changes| NewAuditEvent { action, resource_kind: "release", resource_id: id.into(), changes };
         let created = audited(Action::ReleaseCreated, release.creation());
         transaction.audit(organization, &call.audit_event(app, created))?;
         transaction.publish(&call.event(app, organization, EventType::ReleaseCreated, &output)?)?;

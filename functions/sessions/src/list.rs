@@ -6,9 +6,7 @@ use karta_shared::{
     App,
     config::{Ring, Secret},
     domain::UserId,
-    http::{
-        Answer, Call, Cors, Error, Family, Limit, NoBody, Route, SessionResource, SessionsPath, cursor,
-    },
+    http::{Answer, Call, Cors, Error, Family, Limit, NoBody, Route, SessionResource, SessionsPath, cursor},
     store::SessionList,
 };
 use serde::{Deserialize, Serialize};
@@ -49,9 +47,7 @@ impl<F: Family> Route for SessionsList<F> {
         let project = match (&call.path.project, call.caller.project_id) {
             (None, _) => None,
             (Some(_), Some(project)) => Some(project),
-            (Some(slug), None) => {
-                Some(app.store.project(organization, slug).await?.ok_or(Error::NotFound)?.id)
-            }
+            (Some(slug), None) => Some(app.store.project(organization, slug).await?.ok_or(Error::NotFound)?.id),
         };
         let list = match (&user, project) {
             (Some(user), project) => SessionList::User { project, user },

@@ -70,7 +70,7 @@ where
     if turn.status != TurnStatus::Completed {
         return Err(stored_error(turn.error_code.as_deref()));
     }
-    let position = turn.position();
+    let position = turn.position_before();
     let page = app.store.messages(organization, &session.id, position, 2).await?;
     let sealed = page.messages.into_iter().filter(|message| message.turn_id == turn.id).collect();
     let opened = open_messages(app, organization, &session.id, sealed).await?;

@@ -118,9 +118,7 @@ impl LoggedTurn {
         let stored = app.store.turn_events(organization, session, turn, batch.first_seq - 1, now).await?;
         let last_seq = stored.last().map_or(batch.first_seq - 1, |stored| stored.last_seq);
         Ok(match frames_after(&batch.frames, last_seq) {
-            Some((frames, _)) => {
-                Batch { first_seq: last_seq + 1, last_seq: batch.last_seq, frames: frames.to_vec() }
-            }
+            Some((frames, _)) => Batch { first_seq: last_seq + 1, last_seq: batch.last_seq, frames: frames.to_vec() },
             None => Batch::default(),
         })
     }

@@ -7,15 +7,15 @@ use karta_shared::{
     App, auth,
     config::Ring,
     domain::{
-        Budget, BudgetVerdict, EndpointUrl, Id, MessageId, MessageRole, ModelChoice, ModelId, ModelKey, ModelRefused,
-        ModelRule, Price, Provider, Session, Spending, Timestamp, Turn, TurnError, TurnId, TurnStatus, TurnUsage,
-        may_send_key_to,
+        Budget, BudgetVerdict, EndpointUrl, Exhausted, Id, MessageId, MessageRole, ModelChoice, ModelId, ModelKey,
+        ModelRefused, ModelRule, Price, Provider, Session, Spending, Timestamp, Turn, TurnError, TurnId, TurnStatus,
+        TurnUsage, may_send_key_to,
     },
     http::{Access, Call, Error, MessageResource, Route, SessionCaller, SessionPath, open_messages, text_of},
     settlement::{estimate_tokens, leased_until},
     store::{
-        Amount, CommitError, Conflict, Reservation, SealedMessage, SealedModelKey, TurnClaim, TurnRequest, TurnSettings,
-        TurnState,
+        Amount, CommitError, Conflict, Reservation, SealedMessage, SealedModelKey, StoreError, TurnClaim, TurnRequest,
+        TurnSettings, TurnState,
     },
     transcripts::{TranscriptContext, TranscriptPart},
 };
@@ -23,7 +23,7 @@ use secrecy::SecretString;
 
 use crate::{
     Input, MAX_TOKENS_DEFAULT,
-    provider::{Failure, Place, Target, dialect_of},
+    provider::{Place, Target, dialect_of},
     run::{SLICE, TurnTask, output_cost},
     user_parts,
 };
@@ -60,7 +60,9 @@ where
     });
     let (settings, history) = (settings?, history?);
     let (project_model, project_url) = match &settings.project {
-        Some(project) => (project.model_id.as_ref(), project.endpoint_url.as_ref().zip(Some(project.endpoint_url_set_at))),
+        Some(project) => {
+            (project.model_id.as_ref(), project.endpoint_url.as_ref().zip(Some(project.endpoint_url_set_at)))
+        }
         None => (None, None),
     };
     let configured = project_model.or(key.organization.model_id.as_ref());
@@ -95,11 +97,11 @@ where
     let turn = new_turn(app, call, &session, &choice, model_key.id, price, input_estimate, max_tokens);
     let parts = user_parts(&call.body.text.0);
     let message = seal_user_message(app, organization, &session, &turn, &parts).await?;
-    let reservation = is_capped
-        .then(|| Reservation::new(organization, lineage_id, now.month(), turn.id.as_str()));
-    let request = call.idempotency_key().map(|key| TurnRequest {
-        hash: key.hash,
-        fingerprint: key.fingerprint,
+    let reservation = is_capped.then(|| Reservation::new(organization, lineage_id, now.month(), turn.id.as_str()));
+    let idempotency_key = call.idempotency_key();
+    let request = idempotency_key.as_ref().map(|key| TurnRequest {
+        hash: &key.hash,
+        fingerprint: &key.fingerprint,
         replaces: replaced,
     });
     let claim = TurnClaim {
@@ -117,13 +119,8 @@ where
         Err(CommitError::Conflict(Conflict::TurnInProgress)) => return Err(Error::turn_in_progress()),
         Err(error) => return Err(error.into()),
     }
-    let user_message = MessageResource::new(
-        turn.user_message_id.clone(),
-        turn.id.clone(),
-        MessageRole::User,
-        parts,
-        now,
-    );
+    let user_message =
+        MessageResource::new(turn.user_message_id.clone(), turn.id.clone(), MessageRole::User, parts, now);
     let budgets = (spending.organization_budget, spending.key_budget);
     let mut task = TurnTask {
         app: app.clone(),
@@ -141,13 +138,17 @@ where
         sender: None,
     };
     let input = input_estimate.saturating_mul(RESERVED_INPUT_FACTOR);
-    if let Some(refused) = task.reserve_first(input).await {
-        return Err(match refused {
-            Ok(exhausted) => Error::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(now) },
-            Err(failure) => Error::turn_failed(Failure::from(failure).error),
-        });
+    match task.reserve_first(input).await {
+        Ok(Ok(())) => Ok(task),
+        Ok(Err(exhausted)) => {
+            task.refuse(TurnError::BudgetExhausted.into()).await;
+            Err(Error::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(now) })
+        }
+        Err(fault) => {
+            task.refuse(TurnError::Internal.into()).await;
+            Err(fault.into())
+        }
     }
-    Ok(task)
 }
 
 fn caps(spending: &Spending) -> impl Iterator<Item = &Budget> {
@@ -156,9 +157,8 @@ fn caps(spending: &Spending) -> impl Iterator<Item = &Budget> {
 
 /// Returns the output tokens that the caps leave, at least one; `None` if no cap limits them.
 fn output_left(spending: &Spending, price: Option<Price>, input: u64) -> Option<u64> {
-    let of = |budget: &Option<Budget>, spent| {
-        budget.as_ref().and_then(|budget| budget.output_left(spent, price, input))
-    };
+    let of =
+        |budget: &Option<Budget>, spent| budget.as_ref().and_then(|budget| budget.output_left(spent, price, input));
     let organization = of(&spending.organization_budget, &spending.organization);
     let key = of(&spending.key_budget, &spending.key);
     organization.into_iter().chain(key).min().map(|left| left.max(1))
@@ -293,7 +293,7 @@ where
         estimated: false,
         stop_reason: None,
         error_code: None,
-        idempotency_hash: call.idempotency_key().map(|key| key.hash.to_owned()),
+        idempotency_hash: call.idempotency_key().map(|key| key.hash),
         cancel_requested: false,
         last_seq: 0,
     }
@@ -321,13 +321,9 @@ async fn seal_user_message(
 }
 
 impl TurnTask {
-    /// Reserves the input and the first slice. If that is refused, settles the turn and returns the
-    /// reason, or the error if the store failed.
-    async fn reserve_first(
-        &mut self,
-        input_tokens: u64,
-    ) -> Option<Result<karta_shared::domain::Exhausted, TurnError>> {
-        let reservation = self.reservation.as_mut()?;
+    /// Reserves the input and the first slice, where a cap applies.
+    async fn reserve_first(&mut self, input_tokens: u64) -> Result<Result<(), Exhausted>, StoreError> {
+        let Some(reservation) = self.reservation.as_mut() else { return Ok(Ok(())) };
         let input_cost = self.turn.price.map_or(0, |price| u128::from(price.input) * u128::from(input_tokens));
         let amount = Amount {
             input_tokens,
@@ -335,15 +331,6 @@ impl TurnTask {
             cost: input_cost + output_cost(&self.turn, self.reserved_output),
         };
         let budgets = (self.budgets.0.as_ref(), self.budgets.1.as_ref());
-        let (error, refused) = match self.app.store.reserve(reservation, budgets, amount).await {
-            Ok(Ok(())) => return None,
-            Ok(Err(exhausted)) => (TurnError::BudgetExhausted, Ok(exhausted)),
-            Err(fault) => {
-                tracing::error!(turn_id = %self.turn.id, %fault, "reservation failed");
-                (TurnError::Internal, Err(TurnError::Internal))
-            }
-        };
-        self.refuse(error.into()).await;
-        Some(refused)
+        self.app.store.reserve(reservation, budgets, amount).await
     }
 }

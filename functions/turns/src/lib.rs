@@ -220,13 +220,8 @@ fn output(ended: Ended, session_id: &str, user: MessageResource) -> Result<Outpu
     let usage = TurnUsageResource::new(&turn.usage, cost(&turn, &turn.usage));
     let text = text_of(&answer);
     let created_at = turn.ended_at.unwrap_or(turn.started_at);
-    let assistant = MessageResource::new(
-        turn.assistant_message_id,
-        turn.id.clone(),
-        MessageRole::Assistant,
-        answer,
-        created_at,
-    );
+    let assistant =
+        MessageResource::new(turn.assistant_message_id, turn.id.clone(), MessageRole::Assistant, answer, created_at);
     Ok(Output {
         text,
         session_id: session_id.to_owned(),

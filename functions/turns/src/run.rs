@@ -5,14 +5,12 @@
 
 use std::time::Duration;
 
-use karta_dialects::{Decoder, Delta, Outcome, ReportedUsage};
+use karta_dialects::{Delta, Outcome, ReportedUsage};
 use karta_shared::{
     App, auth,
     domain::{Budget, Id, Retention, SessionId, StopReason, Timestamp, Turn, TurnError, TurnUsage},
-    http::{EventSender, TurnUsageResource},
-    settlement::{
-        RunningTurn, SettleError, TurnEnd, cost, estimate_tokens, leased_until, settle,
-    },
+    http::{EventSender, MessageResource, TurnUsageResource},
+    settlement::{RunningTurn, SettleError, TurnEnd, cost, estimate_tokens, leased_until, settle},
     store::{Amount, KnownCounters, Reservation, TurnLease},
     turn_events::{MessagePart, PartKind, TurnEvent, TurnEventContext},
 };
@@ -24,6 +22,7 @@ use tokio::{
 
 use crate::{
     event_log::{EventLog, LoggedTurn},
+    json_bytes,
     provider::{Failure, Providers, Target},
 };
 
@@ -33,6 +32,10 @@ pub(crate) const SLICE: u64 = 1_024;
 const RESERVED_TOKEN_BYTES: usize = 2;
 /// How long the last event waits for a client that does not read.
 const LAST_EVENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a turn waits for a client that has stopped to read.
+const SLOW_CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum size of an answer as JSON. A larger one does not fit into a transaction.
+const MAX_ANSWER_BYTES: usize = 2_500_000;
 /// Pause between attempts to settle.
 const SETTLE_PAUSE: Duration = Duration::from_millis(500);
 
@@ -42,6 +45,8 @@ pub(crate) struct TurnTask {
     pub(crate) organization: Id,
     pub(crate) session: SessionId,
     pub(crate) turn: Turn,
+    /// The user's message, as responses show it.
+    pub(crate) user_message: MessageResource,
     pub(crate) retention: Retention,
     pub(crate) known: KnownCounters,
     pub(crate) reservation: Option<Reservation>,
@@ -72,11 +77,13 @@ pub(crate) struct Signals {
 
 /// What the stream has brought so far.
 struct Progress {
-    decoder: Decoder,
+    outcome: Outcome,
     /// Whether the provider has accepted the request, and may bill it.
     is_billed: bool,
     parts: Vec<ProgressPart>,
     output_bytes: usize,
+    /// Size of the answer as JSON.
+    json_bytes: usize,
     seq: u64,
     log: EventLog,
     sender: Option<EventSender>,
@@ -102,23 +109,9 @@ impl TurnTask {
     }
 
     async fn run(mut self, providers: &Providers, began: oneshot::Sender<()>) -> Ended {
-        let log = EventLog::start(LoggedTurn {
-            app: self.app.clone(),
-            organization: self.organization,
-            session: self.session.clone(),
-            turn: self.turn.id.clone(),
-        });
-        let mut progress = Progress {
-            decoder: self.target.dialect.decoder(),
-            is_billed: false,
-            parts: Vec::new(),
-            output_bytes: 0,
-            seq: 0,
-            log,
-            sender: self.sender.take(),
-        };
-        let (app, turn) = (self.app.clone(), self.turn.clone());
-        let cut = cut_off(&app, self.organization, &self.session, &turn);
+        let mut progress = Progress::start(&mut self);
+        let (app, session, turn) = (self.app.clone(), self.session.clone(), self.turn.clone());
+        let cut = cut_off(&app, self.organization, &session, &turn);
         let ended = tokio::select! {
             ended = self.read(providers, &mut progress, began) => ended,
             cut = cut => Err(cut),
@@ -128,6 +121,12 @@ impl TurnTask {
             Err(Cut::Failed(failure)) => self.settle(progress, Some(failure)).await,
             Ok(()) => self.settle(progress, None).await,
         }
+    }
+
+    /// Ends a turn that may not call its provider.
+    pub(crate) async fn refuse(mut self, failure: Failure) {
+        let progress = Progress::start(&mut self);
+        self.settle(progress, Some(failure)).await;
     }
 
     /// Reads the provider's stream to its end. Fails if the turn must end without an answer.
@@ -140,23 +139,28 @@ impl TurnTask {
         let mut response = providers.call(&self.app, &self.target, &self.body).await?;
         progress.is_billed = true;
         began.send(()).ok();
-        let mut deltas = Vec::new();
+        let (mut decoder, mut deltas) = (self.target.dialect.decoder(), Vec::new());
         while let Some(bytes) = next_chunk(&self.app, &mut response).await? {
-            progress.decoder.push(&bytes, &mut deltas);
+            decoder.push(bytes.as_ref(), &mut deltas);
+            progress.outcome.clone_from(decoder.outcome());
             for delta in deltas.drain(..) {
                 self.forward(progress, delta).await?;
             }
-            if progress.decoder.has_ended() {
+            if decoder.has_ended() {
                 break;
             }
         }
-        let outcome = progress.decoder.finish_into(&mut deltas);
+        progress.outcome = decoder.finish(&mut deltas);
         for delta in deltas.drain(..) {
             self.forward(progress, delta).await?;
         }
-        match &outcome.error {
+        if progress.outcome.skipped_frames > 0 {
+            let skipped_frames = progress.outcome.skipped_frames;
+            tracing::warn!(turn_id = %self.turn.id, skipped_frames, "provider sent unreadable events");
+        }
+        match &progress.outcome.error {
             Some(fault) => Err(Failure::from_fault(fault.clone(), &self.target.key).into()),
-            None if outcome.is_complete => Ok(()),
+            None if progress.outcome.is_complete => Ok(()),
             None => Err(Failure::from(TurnError::ProviderError).into()),
         }
     }
@@ -168,6 +172,11 @@ impl TurnTask {
             Delta::Reasoning { part, text } => (PartKind::Reasoning, part, text),
         };
         progress.output_bytes += text.len();
+        progress.json_bytes += json_bytes(&text);
+        if progress.json_bytes > MAX_ANSWER_BYTES {
+            tracing::warn!(turn_id = %self.turn.id, "provider sent an answer that is too large to store");
+            return Err(Failure::from(TurnError::ProviderError).into());
+        }
         self.extend_reservation(progress.output_bytes).await?;
         let now = self.app.clock.now();
         let is_same = |known: &ProgressPart| known.provider_part == provider_part && known.part.kind == kind;
@@ -185,8 +194,14 @@ impl TurnTask {
         progress.seq += 1;
         let frame = frame(&self.session, &self.turn, progress.seq, now, &event)?;
         progress.log.append(progress.seq, &frame);
-        if let Some(sender) = &progress.sender {
-            sender.send(frame).await;
+        if progress.seq == 1 {
+            self.app.metrics.turn_first_event(now, now.since(self.turn.started_at));
+        }
+        if let Some(sender) = &progress.sender
+            && timeout(SLOW_CLIENT_TIMEOUT, sender.send(frame)).await.is_err()
+        {
+            // The client can resume from the log.
+            progress.sender = None;
         }
         Ok(())
     }
@@ -213,10 +228,10 @@ impl TurnTask {
 
     /// Stores the end of the turn, then sends the last event.
     async fn settle(self, progress: Progress, failure: Option<Failure>) -> Ended {
-        let Progress { decoder, is_billed, parts, output_bytes, seq, log, sender } = progress;
-        let (usage, estimated) = metered(decoder.outcome(), is_billed, self.turn.input_estimate, output_bytes);
+        let Progress { outcome, is_billed, parts, output_bytes, seq, log, sender, .. } = progress;
+        let (usage, estimated) = metered(&outcome, is_billed, self.turn.input_estimate, output_bytes);
         let answer: Vec<_> = parts.into_iter().map(|part| part.part).collect();
-        let stop_reason = stop_reason(decoder.outcome());
+        let stop_reason = stop_reason(&outcome);
         let now = self.app.clock.now();
         let last = match &failure {
             Some(failure) => {
@@ -244,6 +259,11 @@ impl TurnTask {
             answer,
             events: Some(unwritten.with_last(seq + 1, &last)),
         };
+        if let Some(Failure { error, .. }) = &failure
+            && matches!(error, TurnError::ProviderError | TurnError::ProviderTimeout | TurnError::ProviderRateLimited)
+        {
+            self.app.metrics.turn_provider_error(now);
+        }
         match self.store_end(&end).await {
             Some(turn) => {
                 send_last(sender, last).await;
@@ -305,14 +325,34 @@ impl TurnTask {
     /// Ends the response of a turn whose end this process could not store.
     async fn unsettled(self, answer: Vec<MessagePart>, sender: Option<EventSender>) -> Ended {
         let failure = Failure::from(TurnError::Interrupted);
-        let event: TurnEvent<'_, ()> =
-            TurnEvent::Error { code: failure.error.as_str(), message: failure.message() };
+        let event: TurnEvent<'_, ()> = TurnEvent::Error { code: failure.error.as_str(), message: failure.message() };
         // This event is not in the log, where the sweep writes its own.
         let seq = u64::from(u32::MAX);
         if let Ok(last) = frame(&self.session, &self.turn, seq, self.app.clock.now(), &event) {
             send_last(sender, last).await;
         }
         Ended { turn: self.turn, answer, failure: Some(failure) }
+    }
+}
+
+impl Progress {
+    fn start(task: &mut TurnTask) -> Self {
+        let log = EventLog::start(LoggedTurn {
+            app: task.app.clone(),
+            organization: task.organization,
+            session: task.session.clone(),
+            turn: task.turn.id.clone(),
+        });
+        Self {
+            outcome: Outcome::default(),
+            is_billed: false,
+            parts: Vec::new(),
+            output_bytes: 0,
+            json_bytes: 0,
+            seq: 0,
+            log,
+            sender: task.sender.take(),
+        }
     }
 }
 

@@ -119,8 +119,7 @@ impl Worker for TurnsSweep {
                 outcome = settled.map_err(of_organization(due.organization_id)).and(outcome);
             }
             for due in sessions {
-                let deleted =
-                    self.app.store.delete_session_content(due.organization_id, &due.session_id, now).await;
+                let deleted = self.app.store.delete_session_content(due.organization_id, &due.session_id, now).await;
                 is_idle &= !matches!(deleted, Ok(true));
                 outcome = deleted.map(drop).map_err(of_organization(due.organization_id)).and(outcome);
             }

@@ -84,6 +84,40 @@ impl Deadlines {
     }
 }
 
+/// Time limits of turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TurnLimits {
+    /// How long a turn's process may be silent before the sweep ends the turn.
+    pub lease: Duration,
+    /// Interval of the lease's renewals, which also read whether the turn must end.
+    pub renewal: Duration,
+    /// Maximum wait for the head of the provider's response.
+    pub head: Duration,
+    /// Maximum silence of the provider.
+    pub silence: Duration,
+    /// Deadline of a streamed turn.
+    pub streamed: Duration,
+    /// Deadline of a turn whose answer is not streamed.
+    pub unary: Duration,
+    /// How long a process repeats a failed settlement.
+    pub settle: Duration,
+    /// Pause between two looks at the log of a turn that is followed.
+    pub poll: Duration,
+}
+
+impl TurnLimits {
+    pub const DEFAULT: Self = Self {
+        lease: Duration::from_secs(30),
+        renewal: Duration::from_secs(10),
+        head: Duration::from_mins(5),
+        silence: Duration::from_mins(5),
+        streamed: Duration::from_mins(14),
+        unary: Duration::from_secs(280),
+        settle: Duration::from_secs(25),
+        poll: Duration::from_millis(250),
+    };
+}
+
 /// A missing or invalid setting. The message names the variable and what a valid value is.
 #[derive(Debug, thiserror::Error)]
 #[error("{variable} {problem}")]
@@ -115,6 +149,7 @@ pub struct Config {
     /// loopback.
     pub webhooks: Reach,
     pub deadlines: Deadlines,
+    pub turn_limits: TurnLimits,
     /// `KARTA_SESSION_RETENTION_DAYS`: how long a session is kept after its last turn; 30 days
     /// unless set.
     pub session_retention: Retention,
@@ -138,6 +173,7 @@ impl Config {
             prices: prices::from_env()?,
             webhooks: Reach::Public,
             deadlines: Deadlines::DEPLOYED,
+            turn_limits: TurnLimits::DEFAULT,
             session_retention: session_retention()?,
             provider_base_urls: json::<ProviderBaseUrls>(PROVIDER_BASE_URLS)?.unwrap_or_default(),
         })
@@ -155,7 +191,18 @@ impl Config {
         let (prices, webhooks) = (prices::from_env()?, Reach::Public);
         let provider_base_urls = json(PROVIDER_BASE_URLS)?.map(|LocalProviderBaseUrls(urls)| urls).unwrap_or_default();
         let session_retention = session_retention()?;
-        Ok(Self { tables, bcrypt_cost, internal, prices, webhooks, deadlines, session_retention, provider_base_urls })
+        let turn_limits = TurnLimits::DEFAULT;
+        Ok(Self {
+            tables,
+            bcrypt_cost,
+            internal,
+            prices,
+            webhooks,
+            deadlines,
+            turn_limits,
+            session_retention,
+            provider_base_urls,
+        })
     }
 }
 

@@ -145,7 +145,7 @@ impl From<SessionId> for ResourceId {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ResourceRef {
     pub kind: String,
-    pub id: Id,
+    pub id: ResourceId,
 }
 
 pub type Changes = BTreeMap<String, Change>;

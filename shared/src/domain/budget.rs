@@ -93,6 +93,20 @@ impl Budget {
         self.caps(spent).find(|(_, cap, spent)| *spent >= cap.0.into()).map(|(kind, _, _)| kind)
     }
 
+    /// Returns the output tokens that the caps leave beside `input` tokens; `None` if no cap limits
+    /// them. A cost cap limits them only with a price.
+    pub fn output_left(&self, spent: &Tally, price: Option<Price>, input: u64) -> Option<u64> {
+        let left = |cap: Option<Cap>, spent: u128| cap.map(|cap| u128::from(cap.0).saturating_sub(spent));
+        let input = u128::from(input);
+        let cost = left(self.cost_cents, 0).zip(price).map(|(cents, price)| {
+            let left = (cents * NANO).saturating_sub(spent.cost + input * u128::from(price.input));
+            left.checked_div(price.output.into()).unwrap_or(u128::MAX)
+        });
+        let tokens = left(self.total_tokens, spent.total_tokens() + input);
+        let output = left(self.output_tokens, spent.output_tokens);
+        [tokens, output, cost].into_iter().flatten().min().map(|left| u64::try_from(left).unwrap_or(u64::MAX))
+    }
+
     pub fn audited(&self) -> Value {
         let cap = |cap: Option<Cap>| Value::from(cap.map(|cap| cap.0));
         Value::map([

@@ -85,7 +85,7 @@ pub enum SessionReach {
     /// An API key on the routes without a project reaches every session.
     Organization,
     /// An API key on a project's routes reaches the sessions of this project.
-    Project(Id),
+    Project(Slug),
     /// A session token reaches the sessions of its project and user. A token without a user
     /// reaches the sessions without a user.
     User { project: Id, user: Option<UserId> },
@@ -125,7 +125,7 @@ impl Session {
         self.exists(now)
             && match reach {
                 SessionReach::Organization => true,
-                SessionReach::Project(project) => self.is_of_project(*project),
+                SessionReach::Project(slug) => self.project.as_ref().is_some_and(|of| of.slug == *slug),
                 SessionReach::User { project, user } => self.is_of_project(*project) && self.user_id == *user,
             }
     }
@@ -134,6 +134,12 @@ impl Session {
     /// runs.
     pub fn exists(&self, now: Timestamp) -> bool {
         self.deleted_at.is_none() && (self.open_turn.is_some() || now < self.expires_at)
+    }
+
+    /// Returns whether API keys need `transcript_access` to read the session's content: it belongs to
+    /// a user, or a session token created it.
+    pub fn is_private(&self) -> bool {
+        self.created_by_token || self.user_id.is_some()
     }
 
     fn is_of_project(&self, project: Id) -> bool {
@@ -200,7 +206,6 @@ mod tests {
     }
 
     fn session(project: Option<u64>, user_id: Option<UserId>) -> Session {
-        let slug = Slug::try_from("app".to_owned()).unwrap();
         let new = NewSession {
             id: SessionId::draw(&SeededEntropy::new(1)),
             list_id: id(1),
@@ -208,7 +213,7 @@ mod tests {
             user_id,
             created_by_token: true,
             api_key_id: id(2),
-            project: project.map(|project| SessionProject { id: id(project), slug, version: Version::FIRST }),
+            project: project.map(|of| SessionProject { id: id(of), slug: slug(of), version: Version::FIRST }),
         };
         Session::new(new, Retention::default(), now())
     }
@@ -217,7 +222,7 @@ mod tests {
     fn reach_compares_project_and_user() {
         let reaches = [
             SessionReach::Organization,
-            SessionReach::Project(id(7)),
+            SessionReach::Project(slug(7)),
             SessionReach::User { project: id(7), user: Some(user("ann")) },
             SessionReach::User { project: id(7), user: None },
         ];

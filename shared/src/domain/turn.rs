@@ -1,4 +1,5 @@
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Id, MessageId, ModelId, Price, Provider, Timestamp, TurnId};
 
@@ -50,7 +51,7 @@ pub struct Turn {
     pub last_seq: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TurnStatus {
     Running,
@@ -60,6 +61,13 @@ pub enum TurnStatus {
     Cancelled,
     /// Its process died.
     Interrupted,
+}
+
+impl Turn {
+    /// Returns the position before the turn's messages in its session.
+    pub fn position_before(&self) -> Option<Id> {
+        Id::new(self.number.saturating_mul(2).saturating_sub(1))
+    }
 }
 
 impl TurnStatus {
@@ -75,7 +83,7 @@ impl TurnStatus {
 }
 
 /// Why the model stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
     EndTurn,
@@ -108,7 +116,7 @@ pub struct TurnUsage {
     pub cache_write_tokens: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MessageRole {
     User,

@@ -10,6 +10,7 @@ use crate::{
     config::SecretError,
     domain::{Exhausted, Id, KeyRejected, NoTransition, Provider, Timestamp, TurnError},
     store::{CommitError, Conflict, StoreError},
+    transcripts::TranscriptUnsealError,
     webhook_secrets,
 };
 
@@ -315,6 +316,15 @@ impl From<ModelKeyUnsealError> for Error {
         match error {
             ModelKeyUnsealError::UnknownKid(_) => Self::Unavailable(error.to_string()),
             ModelKeyUnsealError::Tampered => Self::Internal(error.to_string()),
+        }
+    }
+}
+
+impl From<TranscriptUnsealError> for Error {
+    fn from(error: TranscriptUnsealError) -> Self {
+        match error {
+            TranscriptUnsealError::UnknownKid(_) => Self::Unavailable(error.to_string()),
+            TranscriptUnsealError::Tampered => Self::Internal(error.to_string()),
         }
     }
 }

@@ -12,8 +12,8 @@ use utoipa::{
 use super::{Days, Limit, Received, Revealed, Verbatim};
 use crate::domain::{
     AlertPercents, AllowedCidrs, ArtifactUrl, Budget, Cap, CommitSha, EndpointUrl, EventType, EventTypes, Grace, Id,
-    ImageRef, Metadata, ModelId, Month, Name, Plan, Prefix, Scope, ScopeSet, Slug, Timestamp, UserId, Value, Version,
-    WebhookUrl,
+    ImageRef, MessageId, Metadata, ModelId, Month, Name, Plan, Prefix, Scope, ScopeSet, SessionId, Slug, Timestamp,
+    TurnId, UserId, Value, Version, WebhookUrl,
 };
 
 /// 2^53 - 1, the largest integer that JavaScript represents exactly.
@@ -69,6 +69,9 @@ schemas! {
     Timestamp => text("A time. Requests may use any RFC 3339 precision and offset; responses are in UTC with milliseconds.")
         .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)));
     Month => text("A calendar month in UTC.").pattern(Some("^(19[7-9][0-9]|[2-8][0-9]{3}|9[0-8][0-9]{2}|99[0-8][0-9]|999[0-8])-(0[1-9]|1[0-2])$"));
+    SessionId => text("The id of a session: `sess_` and 32 hexadecimal digits.").pattern(Some("^sess_[0-9a-f]{32}$"));
+    TurnId => text("The id of a turn: `turn_` and 32 hexadecimal digits.").pattern(Some("^turn_[0-9a-f]{32}$"));
+    MessageId => text("The id of a message: `msg_` and 32 hexadecimal digits.").pattern(Some("^msg_[0-9a-f]{32}$"));
     Name => sized_text(1, 100, "1 to 100 characters, not all blank, without control or invisible characters.");
     Plan => sized_text(1, 100, "The organization's plan, as the operator names it.");
     Slug => text("A name for use in paths.").pattern(Some("^[a-z0-9-]{1,63}$"));

@@ -18,9 +18,9 @@ use crate::{
         Id, MessageId, MessageRole, Metadata, PrincipalKind, Session, SessionId, SessionReach, Slug, Timestamp, TurnId,
         TurnStatus, TurnUsage, UserId, Version,
     },
-    turn_events::{MessagePart, PartKind},
     store::SealedMessage,
     transcripts::{TranscriptContext, TranscriptPart},
+    turn_events::{MessagePart, PartKind},
 };
 
 /// Nano-cents in a cent.
@@ -110,10 +110,10 @@ impl FromPath for SessionPath {
 impl SessionCaller {
     /// Returns the sessions that the caller reaches on a path with this project.
     pub fn reach(&self, project: Option<&Slug>) -> SessionReach {
-        match (self.kind, project) {
-            (PrincipalKind::Session, _) => SessionReach::User { project: self.project_id, user: self.user() },
-            (PrincipalKind::ApiKey, Some(project)) => SessionReach::Project(project.clone()),
-            (PrincipalKind::ApiKey, None) => SessionReach::Organization,
+        match (self.project_id, project) {
+            (Some(project), _) => SessionReach::User { project, user: self.user() },
+            (None, Some(project)) => SessionReach::Project(project.clone()),
+            (None, None) => SessionReach::Organization,
         }
     }
 
