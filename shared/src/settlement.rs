@@ -15,7 +15,7 @@ use crate::{
         CommitError, Conflict, KnownCounters, Reservation, SealedEvents, SealedMessage, StoreError, TurnSettlement,
     },
     transcripts::{TranscriptContext, TranscriptPart},
-    turn_events::MessagePart,
+    turn_events::{MessagePart, Seq},
 };
 
 /// Bytes that count as one token in estimates.
@@ -49,7 +49,7 @@ pub struct TurnEnd {
     pub answer: Vec<MessagePart>,
     /// Events that are not in the log yet: the number of the first and of the last one, and their
     /// frames.
-    pub events: Option<(u64, u64, Vec<u8>)>,
+    pub events: Option<(Seq, Seq, Vec<u8>)>,
 }
 
 /// Why the end of a turn is not stored.

@@ -31,7 +31,7 @@ pub enum TranscriptPart {
     Message(MessageRole),
     /// A batch of events, by the number of its first event.
     Events {
-        first_seq: u64,
+        first_seq: u32,
     },
 }
 

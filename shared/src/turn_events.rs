@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::Timestamp;
 
 /// Number of an event in its turn, from 1.
-pub type Seq = u64;
+pub type Seq = u32;
 
 /// A part of a message, as it is sealed and shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn event_id_names_turn_and_number() {
         assert_eq!(parse_event_id("turn_0a.12"), Some(("turn_0a", 12)));
-        for junk in ["", "turn_0a", "turn_0a.", "turn_0a.+1", "turn_0a.1x", "turn_0a.18446744073709551616"] {
+        for junk in ["", "turn_0a", "turn_0a.", "turn_0a.+1", "turn_0a.1x", "turn_0a.4294967296"] {
             assert_eq!(parse_event_id(junk), None, "{junk}");
         }
     }

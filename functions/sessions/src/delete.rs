@@ -5,7 +5,6 @@ use std::marker::PhantomData;
 use karta_shared::{
     App,
     http::{Action, Answer, Call, Cors, Error, Family, NewAuditEvent, NoBody, NoQuery, Route, SessionPath},
-    store::{CommitError, Conflict},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -41,11 +40,8 @@ impl<F: Family> Route for SessionsDelete<F> {
             changes: [].into(),
         };
         transaction.audit(organization, &call.audit_event(app, event))?;
-        match transaction.commit().await {
-            Ok(()) => Ok(Answer::no_content()),
-            Err(CommitError::Conflict(Conflict::TurnInProgress)) => Err(Error::WriteConflict),
-            Err(CommitError::Conflict(Conflict::SessionGone)) => Err(Error::NotFound),
-            Err(error) => Err(error.into()),
-        }
+        // After a conflict the handler runs again, and finds the turn or the session gone.
+        transaction.commit().await?;
+        Ok(Answer::no_content())
     }
 }

@@ -1,12 +1,12 @@
 //! The buffered routes of sessions, under `/v1/sessions` and under `/v1/projects/{ref}/sessions`:
 //! create or resume, list, get, delete, messages, cancel, and the preflights of all session routes.
 
-mod cancel;
-mod create;
-mod delete;
-mod get;
-mod list;
-mod messages;
+pub mod cancel;
+pub mod create;
+pub mod delete;
+pub mod get;
+pub mod list;
+pub mod messages;
 
 use http::Method;
 use karta_shared::http::{OrganizationSessions, Preflight, ProjectSessions, RouteTable};
@@ -16,13 +16,16 @@ use self::{
     messages::MessagesList,
 };
 
+/// The name of the function's folder.
+pub const NAME: &str = "sessions";
+
 pub fn routes() -> RouteTable {
     const SESSIONS: &str = "/v1/projects/{ref}/sessions";
     const SESSION: &str = "/v1/projects/{ref}/sessions/{id}";
     const MESSAGES: &str = "/v1/projects/{ref}/sessions/{id}/messages";
     const STREAM: &str = "/v1/projects/{ref}/sessions/{id}/stream";
     const CANCEL: &str = "/v1/projects/{ref}/sessions/{id}/cancel";
-    RouteTable::new("sessions")
+    RouteTable::new(NAME)
         .route::<SessionsCreate<OrganizationSessions>>(Method::POST, "/v1/sessions")
         .route::<SessionsList<OrganizationSessions>>(Method::GET, "/v1/sessions")
         .route::<SessionsGet<OrganizationSessions>>(Method::GET, "/v1/sessions/{id}")

@@ -1,91 +1,18 @@
 //! `GET …/sessions/{id}/stream`: replays a turn's events after the last one that the client has, and
 //! follows the turn to its end.
 
-use std::marker::PhantomData;
+pub mod stream;
 
 use http::Method;
-use karta_shared::{
-    App,
-    config::{Ring, Secret},
-    domain::{Invalid, TurnId},
-    follow::{Followed, follow},
-    http::{
-        Answer, Call, Cors, Error, Family, NoBody, OrganizationSessions, ProjectSessions, Route, RouteTable,
-        SessionPath, Verbatim,
-    },
-    store::TURN_EVENTS_RETENTION,
-    turn_events::parse_event_id,
-};
-use serde::Deserialize;
-use utoipa::ToSchema;
+use karta_shared::http::{OrganizationSessions, ProjectSessions, RouteTable};
+
+use self::stream::StreamGet;
+
+/// The name of the function's folder.
+pub const NAME: &str = "turn-streams";
 
 pub fn routes() -> RouteTable {
-    RouteTable::new("turn-streams")
+    RouteTable::new(NAME)
         .route::<StreamGet<OrganizationSessions>>(Method::GET, "/v1/sessions/{id}/stream")
         .route::<StreamGet<ProjectSessions>>(Method::GET, "/v1/projects/{ref}/sessions/{id}/stream")
-}
-
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Query {
-    /// The id of the last event that the client has. `Last-Event-ID` means the same.
-    after: Option<EventId>,
-}
-
-/// The id of an event: `<turn id>.<number>`.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(try_from = "String")]
-#[schema(value_type = String)]
-pub struct EventId {
-    turn: TurnId,
-    seq: u64,
-}
-
-impl TryFrom<String> for EventId {
-    type Error = Invalid;
-
-    fn try_from(text: String) -> Result<Self, Invalid> {
-        let id = parse_event_id(&text).and_then(|(turn, seq)| Some(Self { turn: TurnId::parse(turn)?, seq }));
-        id.ok_or(Invalid::new("must be the id of an event: turn_….<number>"))
-    }
-}
-
-#[derive(Debug)]
-pub struct StreamGet<F>(PhantomData<F>);
-
-impl<F: Family> Route for StreamGet<F> {
-    const NAME: &'static str = if F::IN_PROJECT { "project-session-stream-get" } else { "session-stream-get" };
-    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::SealingSessions)];
-    const STREAMS: bool = true;
-    const CORS: Option<Cors> = F::CORS;
-    const CONTENT_TYPE: &'static str = "text/event-stream";
-    type Access = F::Read;
-    type Path = SessionPath;
-    type Query = Query;
-    type Body = NoBody;
-    type Output = Verbatim;
-
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Verbatim>, Error> {
-        let session = call.session(app).await?;
-        call.require_transcript_access(app, &session).await?;
-        let last_event = match &call.query.after {
-            Some(id) => Some(id.clone()),
-            None => call.meta.last_event_id.as_ref().and_then(|id| EventId::try_from(id.clone()).ok()),
-        };
-        let (turn, after) = match last_event {
-            Some(EventId { turn, seq }) => (Some(turn), seq),
-            None => (session.last_turn.as_ref().map(|turn| turn.id.clone()), 0),
-        };
-        let turn = turn.ok_or(Error::no_turn_in_progress())?;
-        let organization = call.caller.organization_id;
-        let stored = app.store.turn(organization, &session.id, &turn).await?;
-        let is_kept = stored.is_some_and(|stored| {
-            stored.turn.ended_at.is_none_or(|ended| call.now < ended.plus(TURN_EVENTS_RETENTION))
-        });
-        if !is_kept {
-            return Err(Error::no_turn_in_progress());
-        }
-        let api_key = call.caller.api_key_id;
-        Ok(Answer::stream(follow(app.clone(), Followed { organization, api_key, session: session.id, turn, after })))
-    }
 }

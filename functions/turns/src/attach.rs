@@ -12,7 +12,7 @@ use karta_shared::{
 };
 use tokio::time::sleep;
 
-use crate::{Input, Output, stored_error};
+use crate::messages::{Input, Output, stored_error};
 
 /// What an `Idempotency-Key` stands for.
 pub(crate) enum Attached {

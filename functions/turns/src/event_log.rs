@@ -8,7 +8,7 @@ use karta_shared::{
     domain::{Id, SessionId, TurnId},
     store::SealedEvents,
     transcripts::{TranscriptContext, TranscriptPart},
-    turn_events::frames_after,
+    turn_events::{Seq, frames_after},
 };
 use tokio::{
     sync::mpsc,
@@ -23,15 +23,15 @@ const BATCH_BYTES: usize = 4 << 10;
 /// The log of a running turn. [`finish`](Self::finish) returns what is not written yet.
 #[derive(Debug)]
 pub(crate) struct EventLog {
-    frames: mpsc::UnboundedSender<(u64, Vec<u8>)>,
+    frames: mpsc::UnboundedSender<(Seq, Vec<u8>)>,
     writer: JoinHandle<Batch>,
 }
 
 /// Consecutive frames.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
-    first_seq: u64,
-    last_seq: u64,
+    first_seq: Seq,
+    last_seq: Seq,
     frames: Vec<u8>,
 }
 
@@ -51,7 +51,7 @@ impl EventLog {
     }
 
     /// Appends a frame. Does not wait for its write.
-    pub(crate) fn append(&self, seq: u64, frame: &[u8]) {
+    pub(crate) fn append(&self, seq: Seq, frame: &[u8]) {
         // The writer ends only after this sender.
         self.frames.send((seq, frame.to_vec())).ok();
     }
@@ -64,7 +64,7 @@ impl EventLog {
 }
 
 impl Batch {
-    fn push(&mut self, seq: u64, frame: &[u8]) {
+    fn push(&mut self, seq: Seq, frame: &[u8]) {
         if self.frames.is_empty() {
             self.first_seq = seq;
         }
@@ -73,13 +73,13 @@ impl Batch {
     }
 
     /// Appends the last frame of the turn.
-    pub(crate) fn with_last(mut self, seq: u64, frame: &[u8]) -> (u64, u64, Vec<u8>) {
+    pub(crate) fn with_last(mut self, seq: Seq, frame: &[u8]) -> (Seq, Seq, Vec<u8>) {
         self.push(seq, frame);
         (self.first_seq, self.last_seq, self.frames)
     }
 }
 
-async fn write(turn: LoggedTurn, mut received: mpsc::UnboundedReceiver<(u64, Vec<u8>)>) -> Batch {
+async fn write(turn: LoggedTurn, mut received: mpsc::UnboundedReceiver<(Seq, Vec<u8>)>) -> Batch {
     let mut batch = Batch::default();
     while let Some((seq, frame)) = received.recv().await {
         batch.push(seq, &frame);

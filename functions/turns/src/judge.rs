@@ -14,18 +14,16 @@ use karta_shared::{
     http::{Access, Call, Error, MessageResource, Route, SessionCaller, SessionPath, open_messages, text_of},
     settlement::{estimate_tokens, leased_until},
     store::{
-        Amount, CommitError, Conflict, Reservation, SealedMessage, SealedModelKey, StoreError, TurnClaim, TurnRequest,
-        TurnSettings, TurnState,
+        Amount, Reservation, SealedMessage, SealedModelKey, StoreError, TurnClaim, TurnRequest, TurnSettings, TurnState,
     },
     transcripts::{TranscriptContext, TranscriptPart},
 };
 use secrecy::SecretString;
 
 use crate::{
-    Input, MAX_TOKENS_DEFAULT,
+    messages::{Input, MAX_TOKENS_DEFAULT, user_parts},
     provider::{Place, Target, dialect_of},
     run::{SLICE, TurnTask, output_cost},
-    user_parts,
 };
 
 /// Reservations count half of this as a token, so that they are rarely too low.
@@ -114,11 +112,8 @@ where
     };
     let mut transaction = app.store.transaction();
     transaction.claim_turn(organization, &claim, now)?;
-    match transaction.commit().await {
-        Ok(()) => {}
-        Err(CommitError::Conflict(Conflict::TurnInProgress)) => return Err(Error::turn_in_progress()),
-        Err(error) => return Err(error.into()),
-    }
+    // After a conflict the handler runs again, and finds the other turn or the session gone.
+    transaction.commit().await?;
     let user_message =
         MessageResource::new(turn.user_message_id.clone(), turn.id.clone(), MessageRole::User, parts, now);
     let budgets = (spending.organization_budget, spending.key_budget);

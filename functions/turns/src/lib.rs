@@ -1,245 +1,27 @@
 //! `POST …/sessions/{id}/messages`: a turn. Its answer is JSON, or a stream of events with
 //! `stream: true`.
 //!
-//! The handler judges the request, claims the session and starts the turn as a task (`run`), which
-//! calls the provider (`provider`) and writes the event log (`event_log`).
+//! The handler judges the request and claims the session (`judge`), and starts the turn as a task
+//! (`run`), which calls the provider (`provider`) and writes the event log (`event_log`). A repeated
+//! request attaches to its turn (`attach`).
 
 mod attach;
 mod event_log;
 mod judge;
+pub mod messages;
 mod provider;
 mod run;
 
-use std::{marker::PhantomData, sync::OnceLock, time::Duration};
-
 use http::Method;
-use karta_shared::{
-    App,
-    config::{self, Ring, Secret},
-    domain::{Invalid, MessageRole, StopReason, TurnError, TurnId},
-    http::{
-        AgentName, Answer, Call, Cors, Error, Family, MessageResource, NoQuery, OrganizationSessions, ProjectSessions,
-        Route, RouteTable, SessionPath, TurnUsageResource, event_channel, text_of,
-    },
-    settlement::cost,
-    turn_events::{MessagePart, PartKind},
-};
-use serde::{Deserialize, Serialize};
-use tokio::time::sleep;
-use utoipa::ToSchema;
+use karta_shared::http::{OrganizationSessions, ProjectSessions, RouteTable};
 
-use self::{
-    attach::Attached,
-    provider::Providers,
-    run::{Ended, Signals},
-};
+use self::messages::MessagesCreate;
 
-/// How long a streamed turn waits for the provider before it answers 200. A failure within this time
-/// is a status, a later one an event.
-const HEAD_WAIT: Duration = Duration::from_secs(15);
-/// Maximum bytes of a message's text as JSON.
-const MAX_TEXT_BYTES: usize = 1_000_000;
-/// Maximum body size, which leaves room for escapes.
-const BODY_MAX: usize = 4 << 20;
-const MAX_TOKENS_DEFAULT: u32 = 4_096;
-/// Longer than the deadline of a turn whose answer is not streamed.
-const DEADLINE: Duration = Duration::from_secs(290);
+/// The name of the function's folder.
+pub const NAME: &str = "turns";
 
 pub fn routes() -> RouteTable {
-    RouteTable::new("turns")
+    RouteTable::new(NAME)
         .route::<MessagesCreate<OrganizationSessions>>(Method::POST, "/v1/sessions/{id}/messages")
         .route::<MessagesCreate<ProjectSessions>>(Method::POST, "/v1/projects/{ref}/sessions/{id}/messages")
-}
-
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Input {
-    /// The user's message: 1 byte to 1,000,000 bytes as JSON.
-    #[schema(value_type = String, min_length = 1)]
-    text: MessageText,
-    /// Whether the answer is a stream of events; false by default.
-    #[serde(default)]
-    stream: bool,
-    /// A model's name; `default` or absent for the configured one.
-    #[schema(value_type = Option<String>, min_length = 1, max_length = 128)]
-    model: Option<ModelName>,
-    /// Limit of the answer in tokens; 4096 by default.
-    #[schema(value_type = Option<u32>, minimum = 1, maximum = 1_000_000)]
-    max_tokens: Option<MaxTokens>,
-    /// Whether to ask for the model's reasoning and to show it; false by default.
-    #[serde(default)]
-    thinking: bool,
-}
-
-/// A message's text.
-#[derive(Clone, Deserialize)]
-#[serde(try_from = "String")]
-pub(crate) struct MessageText(String);
-
-impl TryFrom<String> for MessageText {
-    type Error = Invalid;
-
-    fn try_from(text: String) -> Result<Self, Invalid> {
-        if text.is_empty() {
-            return Err(Invalid::new("must not be empty"));
-        }
-        if json_bytes(&text) > MAX_TEXT_BYTES {
-            return Err(Invalid::new("must have at most 1000000 bytes as JSON"));
-        }
-        Ok(Self(text))
-    }
-}
-
-/// Prints nothing of the message.
-impl std::fmt::Debug for MessageText {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "[{} bytes]", self.0.len())
-    }
-}
-
-/// Returns the size of a text as JSON, which may be six times its own.
-fn json_bytes(text: &str) -> usize {
-    let escaped = |byte: u8| match byte {
-        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 8 | 12 => 1,
-        0..=31 => 5,
-        _ => 0,
-    };
-    text.len() + 2 + text.bytes().map(escaped).sum::<usize>()
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(try_from = "String")]
-pub(crate) struct ModelName(String);
-
-impl TryFrom<String> for ModelName {
-    type Error = Invalid;
-
-    fn try_from(text: String) -> Result<Self, Invalid> {
-        if (1..=128).contains(&text.chars().count()) {
-            Ok(Self(text))
-        } else {
-            Err(Invalid::new("must be 1 to 128 characters"))
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(try_from = "u64")]
-pub(crate) struct MaxTokens(u32);
-
-impl TryFrom<u64> for MaxTokens {
-    type Error = Invalid;
-
-    fn try_from(tokens: u64) -> Result<Self, Invalid> {
-        let tokens = u32::try_from(tokens).ok().filter(|tokens| (1..=1_000_000).contains(tokens));
-        tokens.map(Self).ok_or(Invalid::new("must be an integer from 1 to 1000000"))
-    }
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Output {
-    /// The answer, without reasoning.
-    text: String,
-    session_id: String,
-    turn_id: TurnId,
-    agent: AgentName,
-    /// The user's message and the answer.
-    messages: Vec<MessageResource>,
-    usage: TurnUsageResource,
-    stop_reason: Option<StopReason>,
-}
-
-#[derive(Debug)]
-pub struct MessagesCreate<F>(PhantomData<F>);
-
-impl<F: Family> Route for MessagesCreate<F> {
-    const NAME: &'static str = if F::IN_PROJECT { "project-messages-create" } else { "messages-create" };
-    const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::SealingByok), Secret::Ring(Ring::SealingSessions)];
-    const IDEMPOTENT: bool = true;
-    const STREAMS: bool = true;
-    /// Messages are sealed, so they may hold anything.
-    const ANY_TEXT: bool = true;
-    const CORS: Option<Cors> = F::CORS;
-    const BODY_MAX: usize = BODY_MAX;
-    const DEADLINE: Duration = DEADLINE;
-    type Access = F::Write;
-    type Path = SessionPath;
-    type Query = NoQuery;
-    type Body = Input;
-    type Output = Output;
-
-    async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
-        let replaced = match attach::find(app, call).await? {
-            Attached::To(turn) => return attach::answer(app, call, *turn).await,
-            Attached::Failed(turn) => Some(turn),
-            Attached::Nothing => None,
-        };
-        let mut task = judge::claim(app, call, replaced.as_ref()).await?;
-        let user = task.user_message.clone();
-        let session_id = task.session.to_string();
-        let (sender, events) = event_channel();
-        task.sender = call.body.stream.then_some(sender);
-        let Signals { began, ended } = task.spawn(providers(app));
-        if !call.body.stream {
-            let ended = ended.await.map_err(|_| lost())?;
-            return Answer::ok(&output(ended, &session_id, user)?);
-        }
-        tokio::select! {
-            biased;
-            Ok(()) = began => Ok(Answer::stream(events)),
-            ended = ended => match ended.map_err(|_| lost())?.failure {
-                Some(failure) => Err(failed(failure)),
-                None => Ok(Answer::stream(events)),
-            },
-            () = sleep(HEAD_WAIT) => Ok(Answer::stream(events)),
-        }
-    }
-}
-
-/// The clients live as long as the process, because turns outlive their requests.
-fn providers(app: &App) -> &'static Providers {
-    static PROVIDERS: OnceLock<Providers> = OnceLock::new();
-    PROVIDERS.get_or_init(|| Providers::new(app, config::own_hosts().unwrap_or_default()))
-}
-
-/// The task of the turn panicked.
-fn lost() -> Error {
-    Error::Internal("the task of a turn ended early".to_owned())
-}
-
-fn failed(failure: provider::Failure) -> Error {
-    let message = failure.message().to_owned().into();
-    Error::TurnFailed { code: failure.error, message, retry_after: failure.retry_after }
-}
-
-fn output(ended: Ended, session_id: &str, user: MessageResource) -> Result<Output, Error> {
-    let Ended { turn, answer, failure } = ended;
-    if let Some(failure) = failure {
-        return Err(failed(failure));
-    }
-    let usage = TurnUsageResource::new(&turn.usage, cost(&turn, &turn.usage));
-    let text = text_of(&answer);
-    let created_at = turn.ended_at.unwrap_or(turn.started_at);
-    let assistant =
-        MessageResource::new(turn.assistant_message_id, turn.id.clone(), MessageRole::Assistant, answer, created_at);
-    Ok(Output {
-        text,
-        session_id: session_id.to_owned(),
-        turn_id: turn.id,
-        agent: AgentName::Default,
-        messages: vec![user, assistant],
-        usage,
-        stop_reason: turn.stop_reason,
-    })
-}
-
-/// Returns the parts of a user's message.
-fn user_parts(text: &str) -> Vec<MessagePart> {
-    vec![MessagePart { id: "part_1".to_owned(), kind: PartKind::Text, text: text.to_owned() }]
-}
-
-/// Returns the error of a stored turn that ended without an answer.
-fn stored_error(code: Option<&str>) -> Error {
-    let known = TurnError::ALL.into_iter().find(|error| Some(error.as_str()) == code);
-    Error::turn_failed(known.unwrap_or(TurnError::Internal))
 }

@@ -12,7 +12,7 @@ use karta_shared::{
     http::{EventSender, MessageResource, TurnUsageResource},
     settlement::{RunningTurn, SettleError, TurnEnd, cost, estimate_tokens, leased_until, settle},
     store::{Amount, KnownCounters, Reservation, TurnLease},
-    turn_events::{MessagePart, PartKind, TurnEvent, TurnEventContext},
+    turn_events::{MessagePart, PartKind, Seq, TurnEvent, TurnEventContext},
 };
 use reqwest::Response;
 use tokio::{
@@ -22,7 +22,7 @@ use tokio::{
 
 use crate::{
     event_log::{EventLog, LoggedTurn},
-    json_bytes,
+    messages::json_bytes,
     provider::{Failure, Providers, Target},
 };
 
@@ -84,7 +84,7 @@ struct Progress {
     output_bytes: usize,
     /// Size of the answer as JSON.
     json_bytes: usize,
-    seq: u64,
+    seq: Seq,
     log: EventLog,
     sender: Option<EventSender>,
 }
@@ -327,7 +327,7 @@ impl TurnTask {
         let failure = Failure::from(TurnError::Interrupted);
         let event: TurnEvent<'_, ()> = TurnEvent::Error { code: failure.error.as_str(), message: failure.message() };
         // This event is not in the log, where the sweep writes its own.
-        let seq = u64::from(u32::MAX);
+        let seq = Seq::MAX;
         if let Ok(last) = frame(&self.session, &self.turn, seq, self.app.clock.now(), &event) {
             send_last(sender, last).await;
         }
@@ -427,7 +427,7 @@ async fn next_chunk(app: &App, response: &mut Response) -> Result<Option<impl As
 fn frame<U: serde::Serialize>(
     session: &SessionId,
     turn: &Turn,
-    seq: u64,
+    seq: Seq,
     at: Timestamp,
     event: &TurnEvent<'_, U>,
 ) -> serde_json::Result<Vec<u8>> {

@@ -8,7 +8,7 @@ use karta_shared::{
     settlement::{RunningTurn, SettleError, TurnEnd, estimate_tokens, settle},
     store::{DueTurn, Reservation, StoredTurn},
     transcripts::{TranscriptContext, TranscriptPart},
-    turn_events::{TurnEvent, TurnEventContext, texts_of},
+    turn_events::{Seq, TurnEvent, TurnEventContext, texts_of},
     worker::{Fault, Wake, Worker, of_organization},
 };
 
@@ -75,7 +75,7 @@ impl TurnsSweep {
         organization: Id,
         session: &SessionId,
         stored: &StoredTurn,
-    ) -> Result<(u64, Vec<karta_shared::turn_events::MessagePart>), Fault> {
+    ) -> Result<(Seq, Vec<karta_shared::turn_events::MessagePart>), Fault> {
         let turn = &stored.turn.id;
         let (mut last_seq, mut frames) = (0, Vec::new());
         loop {

@@ -24,6 +24,7 @@ use worker_budget_checks::BudgetChecks;
 use worker_cache_push::{AuthorizerCache, CachePush};
 use worker_expiry_notices::ExpiryNotices;
 use worker_model_keys_reseal::ModelKeysReseal;
+use worker_turns_sweep::TurnsSweep;
 use worker_webhook_deliveries::WebhookDeliveries;
 use worker_webhook_events::{Waker, WebhookEvents};
 
@@ -81,7 +82,10 @@ pub fn handlers(app: &App) -> BTreeMap<&'static str, Vec<Mounted>> {
         mount::<releases_list::ReleasesList>(app),
         mount::<releases_rollback::ReleasesRollback>(app),
         mount::<session_tokens_create::SessionTokensCreate>(app),
+        mount_table(app, sessions::routes()),
         mount::<stripe_events_create::StripeEventsCreate>(app),
+        mount_table(app, turn_streams::routes()),
+        mount_table(app, turns::routes()),
         mount::<usage_get::UsageGet>(app),
         mount::<usage_keys_list::UsageKeysList>(app),
         mount::<webhook_deliveries_list::WebhookDeliveriesList>(app),
@@ -114,6 +118,7 @@ pub fn workers(app: &App, gateway: &Arc<Gateway>) -> BTreeMap<&'static str, RunW
         mount_worker(app, |app| CachePush::new(app, cache)),
         mount_worker(app, ExpiryNotices::new),
         mount_worker(app, ModelKeysReseal::new),
+        mount_worker(app, TurnsSweep::new),
         mount_worker(app, |app| WebhookEvents::new(app, waker)),
         mount_worker(app, |_| deliveries),
     ])

@@ -5,7 +5,7 @@ use serde::{
     de::{MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use super::{Invalid, SubscriptionStatus, Tally, Timestamp, Value, usage::NANO};
+use super::{Invalid, Price, SubscriptionStatus, Tally, Timestamp, Value, usage::NANO};
 
 /// The largest integer that every JSON parser represents exactly.
 const MAX_CAP: u64 = (1 << 53) - 1;

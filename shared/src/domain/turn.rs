@@ -48,7 +48,7 @@ pub struct Turn {
     pub cancel_requested: bool,
     /// Number of the turn's last event; 0 until the turn ends.
     #[serde(default)]
-    pub last_seq: u64,
+    pub last_seq: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

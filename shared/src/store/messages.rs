@@ -87,7 +87,7 @@ fn sort_key_after(position: Id) -> String {
 }
 
 impl PartialMessage {
-    /// Adds a part, or starts a message if there is none.
+    /// Adds a part to the started message, or starts one with it.
     fn read(started: Option<Self>, item: Item) -> Result<Self, StoreError> {
         let Some(mut message) = started else {
             let first: FirstPart = decode(item)?;

@@ -363,7 +363,7 @@ impl Key {
         Self::new(session_partition(organization, session), sk)
     }
 
-    pub fn turn_events(organization: Id, session: &SessionId, turn: &TurnId, first_seq: u64) -> Self {
+    pub fn turn_events(organization: Id, session: &SessionId, turn: &TurnId, first_seq: u32) -> Self {
         Self::new(session_partition(organization, session), turn_events_sort_key(turn, first_seq))
     }
 
@@ -583,7 +583,7 @@ pub(super) fn message_sort_key(turn_number: u64, role: MessageRole) -> String {
     format!("M#{turn_number:016}#{role}#")
 }
 
-pub(super) fn turn_events_sort_key(turn: &TurnId, first_seq: u64) -> String {
+pub(super) fn turn_events_sort_key(turn: &TurnId, first_seq: u32) -> String {
     format!("E#{turn}#{first_seq:08}")
 }
 

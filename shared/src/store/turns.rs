@@ -26,7 +26,7 @@ pub const TURN_EVENTS_RETENTION: Duration = Duration::from_hours(24);
 /// How long an `Idempotency-Key` of a turn is remembered.
 pub const TURN_RECORD_RETENTION: Duration = Duration::from_hours(24);
 /// The largest number that an event's sort key can hold.
-const MAX_SEQ: u64 = 99_999_999;
+const MAX_SEQ: u32 = 99_999_999;
 const RESERVATION: &str = "reservation";
 const IS_RUNNING: &str = "#status = :running";
 
@@ -34,6 +34,8 @@ const IS_RUNNING: &str = "#status = :running";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredTurn {
     pub turn: Turn,
+    /// While the turn runs: when another process may end it.
+    pub leased_until: Option<Timestamp>,
     /// As JSON text, because its amounts may be larger than `serde_dynamo` supports.
     reservation: Option<String>,
 }
@@ -41,8 +43,8 @@ pub struct StoredTurn {
 /// A sealed batch of events with consecutive numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedEvents {
-    pub first_seq: u64,
-    pub last_seq: u64,
+    pub first_seq: u32,
+    pub last_seq: u32,
     #[serde(flatten)]
     pub content: SealedContent,
     /// Unix seconds after which the batch counts as deleted. DynamoDB deletes it some time later.
@@ -78,7 +80,7 @@ pub struct TurnClaim<'a, R> {
     pub message: &'a SealedMessage,
     /// When another process may end the turn, unless the lease is renewed.
     pub leased_until: Timestamp,
-    /// What the turn holds of the budgets.
+    /// The part of the budgets that the turn holds.
     pub reservation: Option<&'a R>,
     pub request: Option<TurnRequest<'a>>,
 }
@@ -89,7 +91,7 @@ pub struct TurnSettlement<'a> {
     pub session: &'a SessionId,
     /// The turn as it ended.
     pub turn: &'a Turn,
-    /// What the turn adds to its session's sums.
+    /// The amounts that the turn adds to its session's sums.
     pub usage: SessionUsage,
     /// When the session expires from now on.
     pub expires_at: Timestamp,
@@ -112,7 +114,8 @@ pub enum TurnLease {
 impl StoredTurn {
     fn read(mut item: Item) -> Result<Self, StoreError> {
         let reservation = item.remove(RESERVATION).and_then(|held| held.as_s().ok().cloned());
-        Ok(Self { turn: decode(item)?, reservation })
+        let leased_until = item.get("due_at").and_then(|at| at.as_s().ok()?.parse().ok());
+        Ok(Self { turn: decode(item)?, leased_until, reservation })
     }
 
     /// Returns what the turn holds of the budgets.
@@ -123,7 +126,7 @@ impl StoredTurn {
 }
 
 impl SealedEvents {
-    pub fn new(first_seq: u64, last_seq: u64, content: SealedContent, now: Timestamp) -> Self {
+    pub fn new(first_seq: u32, last_seq: u32, content: SealedContent, now: Timestamp) -> Self {
         Self { first_seq, last_seq, content, ttl: now.plus(TURN_EVENTS_RETENTION).as_seconds() }
     }
 }
@@ -162,7 +165,7 @@ impl Store {
         organization: Id,
         session: &SessionId,
         turn: &TurnId,
-        after_seq: u64,
+        after_seq: u32,
         now: Timestamp,
     ) -> Result<Vec<SealedEvents>, StoreError> {
         let mut batches = self.next_turn_events(organization, session, turn, after_seq, now).await?;
@@ -181,7 +184,7 @@ impl Store {
         organization: Id,
         session: &SessionId,
         turn: &TurnId,
-        after_seq: u64,
+        after_seq: u32,
         now: Timestamp,
     ) -> Result<Vec<SealedEvents>, StoreError> {
         if after_seq >= MAX_SEQ {
@@ -196,11 +199,11 @@ impl Store {
         organization: Id,
         session: &SessionId,
         turn: &TurnId,
-        (first, last): (u64, u64),
+        (first, last): (u32, u32),
         newest: Option<i32>,
         now: Timestamp,
     ) -> Result<Vec<SealedEvents>, StoreError> {
-        let sort_key = |seq: u64| AttributeValue::S(turn_events_sort_key(turn, seq.min(MAX_SEQ)));
+        let sort_key = |seq: u32| AttributeValue::S(turn_events_sort_key(turn, seq.min(MAX_SEQ)));
         let output = self
             .client
             .query()

@@ -25,7 +25,7 @@ use crate::harness::TestServer;
 const TABLE: &str = "karta-sessions";
 const LEASE: Duration = Duration::from_secs(30);
 
-/// What a turn holds of the budgets, for tests.
+/// The part of the budgets that a turn holds, for tests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Held {
     tokens: u64,
@@ -127,7 +127,7 @@ impl Sessions {
         context.open(&ring, TranscriptPart::Message(message.role), &message.content).unwrap().to_vec()
     }
 
-    async fn events(&self, session: &SessionId, turn: &TurnId, first_seq: u64, last_seq: u64) -> SealedEvents {
+    async fn events(&self, session: &SessionId, turn: &TurnId, first_seq: u32, last_seq: u32) -> SealedEvents {
         let ring = self.server.runner.app.secrets.ring(Ring::SealingSessions).await.unwrap();
         let context = TranscriptContext { organization: self.organization, session, turn };
         let sealed = context.seal(&ring, &OsEntropy, TranscriptPart::Events { first_seq }, b"events");
@@ -347,7 +347,7 @@ async fn events_are_read_from_any_number() {
     let next = store.next_turn_events(organization, &session, &turn.id, 4, sessions.now()).await.unwrap();
     assert_eq!(next.len(), 1);
     assert!(
-        store.next_turn_events(organization, &session, &turn.id, u64::MAX, sessions.now()).await.unwrap().is_empty()
+        store.next_turn_events(organization, &session, &turn.id, u32::MAX, sessions.now()).await.unwrap().is_empty()
     );
     // Another process has written these numbers.
     let late = sessions.events(&session, &turn.id, 5, 6).await;
