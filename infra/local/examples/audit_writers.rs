@@ -21,7 +21,7 @@ use anyhow::{Context, Result, ensure};
 use karta_local::{Options, Runner, audit, registry};
 use karta_shared::{
     clock::{Clock, SystemClock},
-    config::{Deadlines, Ring},
+    config::{Deadlines, Ring, TurnLimits},
     domain::{InternalGuard, Reach, Slug},
     entropy::OsEntropy,
 };
@@ -129,6 +129,9 @@ fn options() -> Result<Options> {
         internal: InternalGuard::default(),
         webhooks: Reach::Public,
         deadlines: Deadlines::DEPLOYED,
+        turn_limits: TurnLimits::DEFAULT,
+        provider_base_urls: None,
+        demo: false,
         workers: false,
         call_observer: None,
         clock: Arc::new(SystemClock),

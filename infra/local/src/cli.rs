@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, builder::BoolishValueParser};
 use karta_shared::{
     App,
     clock::SystemClock,
-    config::{self, Deadlines},
+    config::{self, Deadlines, TurnLimits},
     domain::{ApiKeyToken, Reach, Slug},
     entropy::OsEntropy,
     telemetry,
@@ -95,6 +95,9 @@ struct RunArguments {
     /// Allow webhook URLs on loopback, which may use `http`, any port and IP addresses.
     #[arg(long, env = "KARTA_ALLOW_LOOPBACK_WEBHOOKS", value_parser = BoolishValueParser::new())]
     allow_loopback_webhooks: bool,
+    /// Add a project `demo` that talks to a scripted provider in this process instead of a model.
+    #[arg(long, env = "KARTA_DEMO", value_parser = BoolishValueParser::new())]
+    demo: bool,
     /// bcrypt cost of new digests (default 12); 4 is fast, for tests only.
     #[arg(long, env = "KARTA_BCRYPT_COST", value_parser = clap::value_parser!(u32).range(4..=31))]
     bcrypt_cost: Option<u32>,
@@ -201,6 +204,9 @@ async fn run(arguments: RunArguments) -> Result<()> {
         internal: config::internal_guard()?,
         webhooks: if arguments.allow_loopback_webhooks { Reach::Loopback } else { Reach::Public },
         deadlines: Deadlines::LAPTOP,
+        turn_limits: TurnLimits::DEFAULT,
+        provider_base_urls: None,
+        demo: arguments.demo,
         workers: true,
         call_observer: None,
         clock: Arc::new(SystemClock),

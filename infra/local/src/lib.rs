@@ -6,12 +6,13 @@
 //! ([`bootstrap`]). The handlers, the authorizer, the workers and the DynamoDB calls are the same
 //! code as in AWS.
 //!
-//! [`audit`] verifies audit logs, [`openapi`] builds the API document, [`provider`] is a scripted
+//! [`demo`] sets up a first conversation, [`audit`] verifies audit logs, [`openapi`] builds the API document, [`provider`] is a scripted
 //! model provider, and [`variables`] finds unknown environment variables.
 
 pub mod audit;
 pub mod bootstrap;
 pub mod cli;
+pub mod demo;
 pub mod emulator;
 pub mod gateway;
 pub mod openapi;

@@ -23,6 +23,7 @@ use axum::{
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body::Frame;
+use karta_shared::domain::{Provider as ProviderName, ProviderBaseUrls};
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
@@ -42,6 +43,8 @@ const MAX_BODY_BYTES: usize = 16 << 20;
 pub struct Script {
     /// Tokens of the answer.
     pub tokens: usize,
+    /// Whether the answer repeats the last message instead.
+    pub echoes: bool,
     /// Tokens of reasoning in front of the answer.
     pub reasoning_tokens: usize,
     /// Pause before each token.
@@ -58,6 +61,7 @@ impl Default for Script {
     fn default() -> Self {
         Self {
             tokens: 12,
+            echoes: false,
             reasoning_tokens: 0,
             pause: Duration::ZERO,
             head_pause: Duration::ZERO,
@@ -158,6 +162,11 @@ impl FakeProvider {
         json!({"anthropic": base, "openai": format!("{base}/v1"), "openrouter": format!("{base}/v1")}).to_string()
     }
 
+    /// Returns base URLs in which this provider replaces the host of `replaced`.
+    pub fn replace(&self, urls: ProviderBaseUrls, replaced: ProviderName) -> ProviderBaseUrls {
+        urls.with_loopback(replaced, format!("http://{}/v1", self.address))
+    }
+
     /// Appends a script for one request.
     pub fn push(&self, script: Script) {
         self.lock().next.push_back(script);
@@ -216,8 +225,9 @@ async fn answer(State(state): State<Arc<Mutex<Provider>>>, request: Request) -> 
         Fault::Foreign { content_type, body } => plain(StatusCode::OK, content_type, body.clone()),
         _ => {
             let (sender, receiver) = mpsc::channel(16);
+            let words = if script.echoes { echo(&request) } else { words(script.tokens) };
             tokio::spawn(async move {
-                let mut stream = Stream { wire, script, sender, sent: 0, input_tokens };
+                let mut stream = Stream { wire, script, words, sender, sent: 0, input_tokens };
                 // A gateway that leaves ends the answer.
                 stream.run().await.ok();
                 let mut provider = state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -253,6 +263,19 @@ fn plain(status: StatusCode, content_type: &'static str, body: String) -> Respon
     response
 }
 
+/// Returns an answer of this many tokens.
+fn words(tokens: usize) -> Vec<String> {
+    WORDS.iter().cycle().take(tokens).map(ToString::to_string).collect()
+}
+
+/// Returns an answer that repeats the last message of the request, in words.
+fn echo(request: &Value) -> Vec<String> {
+    let last = request["messages"].as_array().and_then(|messages| messages.last());
+    let text = last.and_then(|message| message["content"].as_str()).unwrap_or_default();
+    let answer = format!("This is Karta's demo provider, not a model. You wrote: {text}");
+    answer.split_inclusive(' ').map(ToOwned::to_owned).collect()
+}
+
 /// Counts the texts of the request as the provider bills them.
 fn input_tokens(request: &Value) -> u64 {
     let messages = request["messages"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -280,6 +303,8 @@ struct Ended;
 struct Stream {
     wire: Wire,
     script: Script,
+    /// The answer.
+    words: Vec<String>,
     sender: mpsc::Sender<Result<Bytes, io::Error>>,
     /// Tokens sent.
     sent: u64,
@@ -295,12 +320,12 @@ impl Stream {
             self.send(b"\n\n".to_vec()).await?;
         }
         self.open().await?;
-        for _ in 0..self.script.reasoning_tokens {
-            self.token(true).await?;
+        for word in words(self.script.reasoning_tokens) {
+            self.token(true, &word).await?;
         }
-        for at in 0..self.script.tokens {
+        for (at, word) in std::mem::take(&mut self.words).iter().enumerate() {
             self.fault_at(at).await?;
-            self.token(false).await?;
+            self.token(false, word).await?;
         }
         self.fault_at(self.script.tokens).await?;
         self.close().await
@@ -330,9 +355,8 @@ impl Stream {
         self.event("content_block_start", json!({"index": 1, "content_block": block})).await
     }
 
-    async fn token(&mut self, is_reasoning: bool) -> Result<(), Ended> {
+    async fn token(&mut self, is_reasoning: bool, word: &str) -> Result<(), Ended> {
         sleep(self.script.pause).await;
-        let word = WORDS[usize::try_from(self.sent).unwrap_or(0) % WORDS.len()];
         self.sent += 1;
         match (self.wire, is_reasoning) {
             (Wire::OpenAi, false) => self.chunk(json!({"content": word})).await,

@@ -20,8 +20,8 @@ use karta_shared::{
     App,
     app::CallObserver,
     clock::Clock,
-    config::{self, Config, Deadlines},
-    domain::{Entropy, InternalGuard, Reach, Slug},
+    config::{self, Config, Deadlines, TurnLimits},
+    domain::{Entropy, InternalGuard, ProviderBaseUrls, Reach, Slug},
     store::table::Tables,
 };
 use secrecy::SecretString;
@@ -34,8 +34,10 @@ use tokio::{
 
 use crate::{
     bootstrap::{self, BootstrapResult},
+    demo,
     emulator::Emulator,
     gateway::Gateway,
+    provider::FakeProvider,
     registry,
     secrets::{LocalSecrets, ProvidedSecrets},
     template::{TEMPLATE, Template},
@@ -72,6 +74,11 @@ pub struct Options {
     /// Addresses that webhooks may be sent to.
     pub webhooks: Reach,
     pub deadlines: Deadlines,
+    pub turn_limits: TurnLimits,
+    /// Base URLs of model providers; `None` reads them from the environment.
+    pub provider_base_urls: Option<ProviderBaseUrls>,
+    /// Whether to add the demo project with its scripted provider.
+    pub demo: bool,
     /// Whether the workers run. Tests that control the store or the clock turn them off.
     pub workers: bool,
     /// Records the AWS calls of each function. Tests compare them with the template's policies.
@@ -93,6 +100,8 @@ pub struct Runner {
     served: JoinHandle<std::io::Result<()>>,
     /// Aborted when the runner is dropped.
     workers: JoinSet<()>,
+    /// The scripted provider of the demo.
+    demo: Option<FakeProvider>,
     /// Held while the data directory is in use.
     _lock: Option<File>,
 }
@@ -112,6 +121,14 @@ impl Runner {
         config.internal = if options.host.is_loopback() { options.internal.or_loopback() } else { options.internal };
         config.webhooks = options.webhooks;
         config.deadlines = options.deadlines;
+        config.turn_limits = options.turn_limits;
+        if let Some(urls) = options.provider_base_urls {
+            config.provider_base_urls = urls;
+        }
+        let demo = if options.demo { Some(demo::provider().await?) } else { None };
+        if let Some(provider) = &demo {
+            config.provider_base_urls = provider.replace(config.provider_base_urls, demo::PROVIDER);
+        }
         let given = ProvidedSecrets {
             session_token_secret: options.session_token_secret,
             service_tokens: options.service_tokens,
@@ -137,6 +154,9 @@ impl Runner {
             JoinSet::new()
         };
         let bootstrap = bootstrap::organization(&app, &options.organization, "local runner").await?;
+        if demo.is_some() {
+            demo::set_up(&app, bootstrap.organization.id).await?;
+        }
 
         let address = SocketAddr::new(options.host, options.port);
         let listener =
@@ -157,7 +177,7 @@ impl Runner {
                 })
                 .await
         });
-        Ok(Self { base_url, bootstrap, secrets, app, gateway, emulator, stop, served, workers, _lock: lock })
+        Ok(Self { base_url, bootstrap, secrets, app, gateway, emulator, stop, served, workers, demo, _lock: lock })
     }
 
     /// Waits for running requests, then stops.

@@ -30,6 +30,13 @@ impl ProviderBaseUrls {
         self.0.get(&provider).map(String::as_str)
     }
 
+    /// Replaces one provider's base URL with one of this process.
+    #[must_use]
+    pub fn with_loopback(mut self, provider: Provider, url: String) -> Self {
+        self.0.insert(provider, url);
+        self
+    }
+
     fn checked(written: ObjectMembers<String>, reach: Reach) -> Result<Self, BaseUrlsError> {
         let mut urls = BTreeMap::new();
         for (name, url) in written {

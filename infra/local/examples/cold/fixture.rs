@@ -6,7 +6,7 @@ use http::{Method, StatusCode};
 use karta_local::{Options, Runner};
 use karta_shared::{
     clock::SystemClock,
-    config::{Deadlines, SecretSource},
+    config::{Deadlines, SecretSource, TurnLimits},
     domain::{InternalGuard, Reach, Slug},
     entropy::OsEntropy,
     worker::{Wake, Worker},
@@ -56,6 +56,9 @@ impl Fixture {
             internal: InternalGuard::default(),
             webhooks: Reach::Public,
             deadlines: Deadlines::DEPLOYED,
+            turn_limits: TurnLimits::DEFAULT,
+            provider_base_urls: None,
+            demo: false,
             workers: false,
             call_observer: None,
             clock: Arc::new(SystemClock),

@@ -22,7 +22,7 @@ use karta_local::{Options, Runner};
 use karta_shared::{
     auth::{Validator, Verdict},
     clock::SystemClock,
-    config::Deadlines,
+    config::{Deadlines, TurnLimits},
     domain::{ApiKeyToken, InternalGuard, Reach, Slug},
     entropy::OsEntropy,
 };
@@ -143,6 +143,9 @@ fn options(data: &Path) -> Result<Options> {
         internal: InternalGuard::default(),
         webhooks: Reach::Public,
         deadlines: Deadlines::DEPLOYED,
+        turn_limits: TurnLimits::DEFAULT,
+        provider_base_urls: None,
+        demo: false,
         workers: false,
         call_observer: None,
         clock: Arc::new(SystemClock),

@@ -5,7 +5,7 @@ use http::StatusCode;
 use karta_local::{Options, Runner};
 use karta_shared::{
     clock::{Clock, SystemClock},
-    config::Deadlines,
+    config::{Deadlines, TurnLimits},
     domain::{InternalGuard, Month, Reach, Slug, Timestamp},
     entropy::OsEntropy,
 };
@@ -35,6 +35,9 @@ impl Plane {
             internal: InternalGuard::default(),
             webhooks: Reach::Public,
             deadlines: Deadlines::DEPLOYED,
+            turn_limits: TurnLimits::DEFAULT,
+            provider_base_urls: None,
+            demo: false,
             workers,
             call_observer: None,
             clock: Arc::new(SystemClock),

@@ -25,7 +25,7 @@ use anyhow::{Context, Result, ensure};
 use karta_local::{Options, Runner, registry};
 use karta_shared::{
     clock::{Clock, ManualClock, SystemClock},
-    config::Deadlines,
+    config::{Deadlines, TurnLimits},
     domain::{Event, EventType, Id, InternalGuard, Reach, Slug},
     entropy::OsEntropy,
 };
@@ -82,6 +82,9 @@ impl WebhookRunner {
             internal: InternalGuard::default(),
             webhooks: Reach::Loopback,
             deadlines: Deadlines::DEPLOYED,
+            turn_limits: TurnLimits::DEFAULT,
+            provider_base_urls: None,
+            demo: false,
             workers,
             call_observer: None,
             clock,

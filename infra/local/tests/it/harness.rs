@@ -27,7 +27,7 @@ use karta_local::{
 use karta_shared::{
     App,
     clock::{Clock, ManualClock, SystemClock},
-    config::{self, Config, Deadlines, Ring, Secret, SecretSource, Secrets},
+    config::{self, Config, Deadlines, Ring, Secret, SecretSource, Secrets, TurnLimits},
     domain::{InternalGuard, Reach, Slug},
     entropy::OsEntropy,
     store::table::Tables,
@@ -502,6 +502,9 @@ pub(crate) fn options(clock: Arc<dyn Clock>) -> Options {
         webhooks: Reach::Public,
         // Long deadlines, because only tests with a hanging store need those of a deployed stack.
         deadlines: Deadlines::times(10),
+        turn_limits: TurnLimits::DEFAULT,
+        provider_base_urls: None,
+        demo: false,
         workers: false,
         call_observer: Some(Arc::new(Calls::kept())),
         clock,
