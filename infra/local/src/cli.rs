@@ -1,6 +1,7 @@
 //! The command line of `karta`.
 
 use std::{
+    ffi::OsStr,
     io::{self, Write},
     net::IpAddr,
     path::{Path, PathBuf},
@@ -9,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Parser, Subcommand, builder::BoolishValueParser};
+use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand, builder::BoolishValueParser};
 use karta_shared::{
     App,
     clock::SystemClock,
@@ -38,6 +39,26 @@ pub struct Arguments {
     command: Option<Command>,
     #[command(flatten)]
     run: RunArguments,
+}
+
+impl Arguments {
+    /// Parses the command line and the environment. Invalid ones end the process with a message.
+    pub fn read() -> Self {
+        let empty = config::empty_variables();
+        let command = without_variables(Self::command(), &|variable| empty.contains(variable));
+        let matches = command.get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+}
+
+/// Returns the command without these variables of its flags and of its subcommands' flags. clap
+/// itself would read an empty variable as an empty value.
+fn without_variables(command: clap::Command, is_ignored: &dyn Fn(&str) -> bool) -> clap::Command {
+    let without_variable = |flag: Arg| {
+        let ignores = flag.get_env().and_then(OsStr::to_str).is_some_and(is_ignored);
+        if ignores { flag.env(None::<&'static str>) } else { flag }
+    };
+    command.mut_args(without_variable).mut_subcommands(|subcommand| without_variables(subcommand, is_ignored))
 }
 
 #[derive(Debug, Subcommand)]

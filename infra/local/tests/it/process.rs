@@ -10,6 +10,7 @@ use std::{
 };
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use karta_local::variables;
 use karta_shared::{
     clock::{Clock, SystemClock},
     config::{Ring, Secret, SecretSource},
@@ -351,6 +352,19 @@ async fn unknown_variable_is_reported_without_its_value() {
         format!("karta: the environment variable {misspelt} is unknown and has no effect: did you mean KARTA_PORT?\n");
     assert_eq!((code, error), (Some(0), warning));
     assert!(!log.contains(value), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn empty_variables_count_as_unset() {
+    let known = variables::known();
+    let empty: Vec<_> = known.iter().map(|name| (name.as_str(), "")).collect();
+    for variable in &empty {
+        let (code, _, error) = run_to_end(&["openapi"], &[*variable]).await;
+        assert_eq!((code, error.as_str()), (Some(0), ""), "{variable:?}");
+    }
+    // The address is not used by other runners, which may have the default port.
+    let karta = Karta::start_with(&["--host", "127.0.0.87", "--bcrypt-cost", "4", "--json", "--ephemeral"], &empty);
+    assert_eq!((karta.says("base_url"), karta.says("organization_slug")), ("http://127.0.0.87:8787", "acme"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
