@@ -70,7 +70,7 @@ pub use data_planes::{DataPlane, DataPlanes, DataPlanesError, LocalDataPlanes};
 pub use endpoint_url::EndpointUrl;
 pub use entropy::Entropy;
 pub use event::{Event, EventType, public_event_id};
-pub use grace::Grace;
+pub use grace::{Grace, SECRET_REVEAL_PERIOD};
 pub use id::{Id, Kind};
 pub use invalidation::{CacheEffect, Invalidation};
 pub use keyring::{Keyring, KeyringError, Kid};
