@@ -250,6 +250,16 @@ impl Rejection {
         self
     }
 
+    /// Adds the fix for an optional text that is blank.
+    fn or_leave_out(self) -> Self {
+        match self.problem {
+            Problem::Other(problem) => {
+                Self { problem: Problem::Other(format!("{problem}, or leave it out").into()), ..self }
+            }
+            Problem::Missing(_) | Problem::Unknown(_) => self,
+        }
+    }
+
     fn path(&self) -> String {
         let mut path = String::new();
         for step in self.steps.iter().rev() {
@@ -519,6 +529,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         match self.json {
             Json::Null => visitor.visit_none(),
+            Json::Text(text) if text.trim().is_empty() => visitor.visit_some(self).map_err(Rejection::or_leave_out),
             _ => visitor.visit_some(self),
         }
     }
@@ -719,7 +730,7 @@ mod tests {
         for (change, value, field, message) in [
             ("name", Value::Null, "name", "name is required"),
             ("name", json!(5), "name", "name must be a string"),
-            ("name", json!(""), "name", "name is required: 1 to 100 characters that are not all blank"),
+            ("name", json!(""), "name", "name must be 1 to 100 characters that are not all blank"),
             ("scopes", json!("read"), "scopes", "scopes must be a list"),
             ("scopes", json!(["read", "root"]), "scopes[1]", "scopes[1] must be one of read, write, admin"),
             (
@@ -727,6 +738,12 @@ mod tests {
                 json!("soon"),
                 "expires_at",
                 "expires_at must be an RFC 3339 date and time before 9999-12-30, such as 2027-01-31T12:00:00Z",
+            ),
+            (
+                "expires_at",
+                json!(" "),
+                "expires_at",
+                "expires_at must be an RFC 3339 date and time before 9999-12-30, such as 2027-01-31T12:00:00Z, or leave it out",
             ),
             (
                 "allowed_cidrs",

@@ -76,7 +76,8 @@ async fn put_replaces_the_whole_budget() {
         (json!({ "total_tokens": -1 }), "total_tokens"),
         (json!({ "total_tokens": 9_007_199_254_740_992_u64 }), "total_tokens"),
         (json!({ "tokens": 1 }), "tokens"),
-        (json!({ "alert_percents": [101] }), "alert_percents"),
+        (json!({ "alert_percents": [101] }), "alert_percents[0]"),
+        (json!({ "alert_percents": [1, 1.5] }), "alert_percents[1]"),
     ] {
         assert_eq!(server.request(Method::PUT, "/v1/budget").body(body).send().await.invalid_field(), field);
     }

@@ -157,6 +157,10 @@ async fn invalid_or_missing_field_is_named() {
     ] {
         let mut body = json!({ "status": "active" });
         body[field] = wrong.clone();
+        if field == "status" {
+            let refusal = report(&server, &release["id"], body.clone()).send().await.refused(422);
+            assert_eq!(refusal["message"], "status must be one of building, ready, failed", "{wrong}");
+        }
         assert_eq!(report(&server, &release["id"], body).send().await.invalid_field(), field, "{wrong}");
     }
     assert!(server.audited("release.updated").await.is_empty());
