@@ -80,7 +80,7 @@ pub use month::Month;
 pub use name::{Name, Slug, UserId, check_key, check_text};
 pub use object::{ObjectMembers, ObjectOnly, SecretText};
 pub use organization::{ModelId, Organization, OrganizationPatch, Plan, StripeCustomerId, SubscriptionStatus};
-pub use prices::{Price, PriceList, PriceTable, PricesError};
+pub use prices::{Price, PriceList, PriceProblem, PriceTable, PricesError};
 pub use principal::{Principal, PrincipalKind};
 pub use project::{Project, ProjectPatch};
 pub use release::{
