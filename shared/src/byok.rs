@@ -30,7 +30,7 @@ pub enum ModelKeyUnsealError {
     /// The cached ring may be older than the sealed key.
     #[error("a provider key is sealed under {0}, which the ring does not hold")]
     UnknownKid(Kid),
-    #[error("a provider key was changed or moved from another item")]
+    #[error("a provider key cannot be unsealed: it was changed, or it belongs to another item")]
     Tampered,
 }
 

@@ -46,7 +46,7 @@ pub enum WebhookSecretUnsealError {
     /// The cached ring may be older than the sealed secrets.
     #[error("webhook secrets are sealed under {0}, which the ring does not hold")]
     UnknownKid(Kid),
-    #[error("webhook secrets were changed or moved from another item")]
+    #[error("webhook secrets cannot be unsealed: they were changed, or they belong to another item")]
     Tampered,
 }
 

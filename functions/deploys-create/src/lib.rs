@@ -43,7 +43,7 @@ impl Route for DeploysCreate {
             return Ok(answer);
         }
         if let Some(url) = &call.body.artifact_url {
-            url.check_international().map_err(|problem| Error::invalid("artifact_url", problem))?;
+            url.check_input().map_err(|problem| Error::invalid("artifact_url", problem))?;
         }
         let organization = call.caller.organization_id;
         // A release outlives the gateway's verdict, so the caller must still be authorized.

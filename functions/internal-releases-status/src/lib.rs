@@ -50,6 +50,9 @@ impl Route for InternalReleasesStatus {
     type Output = Output;
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
+        if let Some(image) = &call.body.image_ref {
+            image.check_grammar().map_err(|problem| Error::invalid("image_ref", problem))?;
+        }
         let location = app.store.release_location(call.path).await?.ok_or(Error::NotFound)?;
         let organization = location.organization_id;
         let (project, release) = tokio::join!(

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Maximum stored bytes of a response body.
-const BODY_MAX: usize = 1024;
+const MAX_BODY_BYTES: usize = 1024;
 /// Maximum attempts to store a result while the endpoint is being changed.
 const MAX_RECORD_ATTEMPTS: usize = 5;
 const GONE: u16 = 410;
@@ -181,7 +181,7 @@ impl Receiver {
 fn to_attempt(at: Timestamp, outcome: Outcome) -> Attempt {
     let body = String::from_utf8_lossy(&outcome.response_body);
     let mut body = telemetry::scrub(&body).into_owned();
-    body.truncate(body.floor_char_boundary(BODY_MAX));
+    body.truncate(body.floor_char_boundary(MAX_BODY_BYTES));
     Attempt {
         at,
         response_code: outcome.response_code,

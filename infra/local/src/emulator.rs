@@ -100,8 +100,8 @@ impl Emulator {
             format!("file:karta-{}?mode=memory&cache=shared", OPENED.fetch_add(1, Ordering::Relaxed))
         };
         let database = Database::new(&path).map_err(|error| anyhow!("cannot open {path}: {error}"))?;
-        let reader = Storage::new(&path).map_err(|error| anyhow!("cannot open {path}: {error}"))?;
-        let mut plain_reads = PlainReads::new(reader);
+        let plain_reads = Storage::new(&path).and_then(PlainReads::new);
+        let mut plain_reads = plain_reads.map_err(|error| anyhow!("cannot open {path}: {error}"))?;
         for (logical_id, table) in &template.tables {
             let name = table_name(logical_id, tables)?;
             create_table(&database, name, table)?;
@@ -305,11 +305,8 @@ impl EmulatorServer {
             return (StatusCode::BAD_REQUEST, json!({ "__type": "UnrecognizedClientException" }).to_string());
         }
         let (_, operation) = target.rsplit_once('.').unwrap_or_default();
-        let answered = match self.plain_reads.answer(operation, body) {
-            Ok(None) => run(&self.database, operation, body),
-            Ok(Some(answer)) => Ok(answer),
-            Err(error) => Err(error),
-        };
+        let answer = self.plain_reads.answer(operation, body);
+        let answered = answer.map_or_else(|| run(&self.database, operation, body), Ok);
         match answered {
             Ok(answer) => {
                 if let (true, Ok(request)) = (WRITES.contains(&operation), str::from_utf8(body)) {

@@ -23,7 +23,7 @@ pub struct Function {
     /// The name of the binary and of the function's folder.
     pub binary: String,
     /// Empty for the authorizer and for workers.
-    pub routes: Vec<Route>,
+    pub routes: Vec<TemplateRoute>,
     /// Prefixes of the partition keys whose writes wake it through the outbox's stream.
     pub outbox_prefixes: Vec<String>,
     pub schedule: Option<Duration>,
@@ -40,7 +40,7 @@ pub struct Index {
 }
 
 #[derive(Debug)]
-pub struct Route {
+pub struct TemplateRoute {
     pub method: Method,
     /// The path, with variables in braces: `/v1/api_keys/{id}`.
     pub path: String,
@@ -176,9 +176,9 @@ fn prefixes(criteria: &Value) -> Result<Vec<String>> {
     Ok(prefixes)
 }
 
-fn route(event: &Value) -> Result<Route> {
+fn route(event: &Value) -> Result<TemplateRoute> {
     let method = text(&event["Method"])?.to_ascii_uppercase();
-    Ok(Route {
+    Ok(TemplateRoute {
         method: method.parse().context("Method")?,
         path: text(&event["Path"])?.to_owned(),
         authorized: match event["Auth"]["Authorizer"].as_str() {

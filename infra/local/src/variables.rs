@@ -1,5 +1,5 @@
 //! Finds environment variables that start with `KARTA_` and that nothing reads, such as a misspelt
-//! name.
+//! name or a client's variable in place of the runner's.
 
 use std::{collections::BTreeSet, fmt, iter};
 
@@ -14,12 +14,16 @@ const OTHERS: [&str; 9] = [
     "KARTA_BASE_URL",
     "KARTA_BIN",
     "KARTA_DOCS_MARK",
-    "KARTA_SERVICE_TOKEN",
+    CLIENT_TOKEN,
     "KARTA_SESSION_SIGNING",
     "KARTA_SESSION_TOKEN",
     "KARTA_UPDATE",
     "KARTA_WEBHOOK_SECRET",
 ];
+
+/// A client's variable that differs in one letter from [`RUNNER_TOKENS`].
+const CLIENT_TOKEN: &str = "KARTA_SERVICE_TOKEN";
+const RUNNER_TOKENS: &str = "KARTA_SERVICE_TOKENS";
 
 /// A variable that is set and that nothing reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,19 +50,22 @@ pub fn known() -> BTreeSet<String> {
     known
 }
 
-/// Returns the variables of the environment that start with `KARTA_` and are not known.
+/// Returns the variables of the environment that start with `KARTA_` and are not known, and the
+/// client's service token if the runner's tokens are not set.
 pub fn unknown() -> Vec<UnknownVariable> {
-    unknown_of(config::set_variables())
+    unknown_of(&config::set_variables())
 }
 
-fn unknown_of(set: BTreeSet<String>) -> Vec<UnknownVariable> {
+fn unknown_of(set: &BTreeSet<String>) -> Vec<UnknownVariable> {
     let known = known();
-    let unknown = set.into_iter().filter(|name| !known.contains(name));
-    unknown.map(|name| UnknownVariable { closest: closest(&name, &known), name }).collect()
+    let is_misplaced = |name: &str| name == CLIENT_TOKEN && !set.contains(RUNNER_TOKENS);
+    let unknown = set.iter().filter(|name| !known.contains(*name) || is_misplaced(name));
+    unknown.map(|name| UnknownVariable { closest: closest(name, &known), name: name.clone() }).collect()
 }
 
 fn closest(name: &str, known: &BTreeSet<String>) -> Option<String> {
-    let (distance, closest) = known.iter().map(|known| (distance(name, known), known)).min()?;
+    let others = known.iter().filter(|known| *known != name);
+    let (distance, closest) = others.map(|known| (distance(name, known), known)).min()?;
     let max_distance = (name.len().saturating_sub(config::VARIABLE_PREFIX.len()) / 4).clamp(1, 3);
     (distance <= max_distance).then(|| closest.clone())
 }
@@ -88,7 +95,7 @@ mod tests {
 
     fn found(rest: &str) -> Option<UnknownVariable> {
         // In two parts: a test checks that every whole name in the sources is known.
-        unknown_of(BTreeSet::from([format!("KARTA_{rest}")])).pop()
+        unknown_of(&BTreeSet::from([format!("KARTA_{rest}")])).pop()
     }
 
     #[test]
@@ -120,7 +127,14 @@ mod tests {
         for rest in ["PORT", "ORG", "ALLOW_LOOPBACK_WEBHOOKS", "PRICES", "TABLE", "SECRET_KEY_TAG", "API_KEY"] {
             assert_eq!(found(rest), None, "{rest}");
         }
-        assert!(unknown_of(known()).is_empty());
+        assert!(unknown_of(&known()).is_empty());
+    }
+
+    #[test]
+    fn misplaced_client_token_is_reported() {
+        assert_eq!(found("SERVICE_TOKEN").unwrap().closest.as_deref(), Some(RUNNER_TOKENS));
+        let both = BTreeSet::from([CLIENT_TOKEN, RUNNER_TOKENS].map(ToOwned::to_owned));
+        assert!(unknown_of(&both).is_empty());
     }
 
     #[test]

@@ -79,7 +79,10 @@ export class KartaBadRequestError extends KartaError {
   static override readonly [NAME]: string = "KartaBadRequestError";
 }
 
-/** 401: the key is unknown, revoked, expired, or used from an address outside its ranges. */
+/**
+ * 401: the key is unknown, revoked or expired, or the address of the caller is outside the key's
+ * `allowed_cidrs`.
+ */
 export class KartaAuthError extends KartaError {
   static override readonly [NAME]: string = "KartaAuthError";
 }

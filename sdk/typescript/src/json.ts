@@ -100,14 +100,20 @@ function hiddenFields(data: object): string[] {
 /**
  * Returns `given`, or {} for the `undefined` or `null` that plain JavaScript may pass. Throws
  * KartaArgumentError for another type, and for a field that is not one of `names`: a misspelt
- * filter or option would have no effect. `argument` is the name of the argument.
+ * filter or option would have no effect. `argument` is the name of the argument. A field of `params`
+ * that is `undefined` is absent, as in a body.
  */
-export function knownOnly<T extends object>(given: T | null | undefined, argument: string, names: readonly (keyof T & string)[]): Partial<T> {
+export function knownOnly<T extends object>(
+  given: T | null | undefined,
+  argument: "params" | "options",
+  names: readonly (keyof T & string)[],
+): Partial<T> {
   const fields: Partial<T> = given ?? {};
   const known = `Known names: ${names.join(", ")}`;
   const kind = builtInType(fields);
   if (kind !== "Object" || Symbol.toStringTag in fields) throw new KartaArgumentError(argument, `must be an object, not ${article(kind)}. ${known}`);
-  const unknown = [...Object.keys(fields), ...hiddenFields(fields)].find((name) => !(names as readonly string[]).includes(name));
+  const isAbsent = (name: string) => argument === "params" && Reflect.get(fields, name) === undefined;
+  const unknown = [...Object.keys(fields), ...hiddenFields(fields)].find((name) => !(names as readonly string[]).includes(name) && !isAbsent(name));
   if (unknown === undefined) return fields;
   const meant = names.find((name) => lettersOf(name) === lettersOf(unknown));
   throw new KartaArgumentError(unknown, `is unknown${meant === undefined ? "" : `: use ${meant}`}. ${known}`);

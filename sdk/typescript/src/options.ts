@@ -109,11 +109,11 @@ function apiKeyOf(value: unknown, browserAllowed: boolean): string {
   if (value === undefined || value === null || value === "") {
     throw new KartaArgumentError("apiKey", "is required: new Karta({ apiKey: process.env.KARTA_API_KEY })");
   }
-  if (typeof value !== "string") throw new KartaArgumentError("apiKey", "must be a string that starts with kt_live_");
-  if (value !== value.trim()) throw new KartaArgumentError("apiKey", "must not start or end with whitespace");
+  if (typeof value !== "string") throw new KartaArgumentError("apiKey", "must be a string: pass an API key, which starts with kt_live_");
+  if (value !== value.trim()) throw new KartaArgumentError("apiKey", "must not start or end with whitespace: trim it");
   if (/^[\w-]+\.[\w-]+\.[\w-]+$/.test(value)) return value;
   if (!/^kt_live_[0-9A-Za-z]+$/.test(value)) {
-    throw new KartaArgumentError("apiKey", "must be kt_live_ followed by letters and digits");
+    throw new KartaArgumentError("apiKey", "must be an API key: kt_live_ and then only letters and digits");
   }
   if (isOnClient() && !browserAllowed) {
     throw new KartaArgumentError(

@@ -222,7 +222,6 @@ test("every method rejects unknown filters", async () => {
     const cases: [string, unknown][] = [
       ...known.map((each): [string, unknown] => [each.toUpperCase(), { [each.toUpperCase()]: 1 }]),
       ["month", { month: "2026-10" }],
-      ["month", { month: undefined }],
       ["month", Object.create({ month: 1 })],
       ["month", Object.defineProperty({}, "month", { value: 1 })],
       ["month", new (class { get month() { return 1; } })()],
@@ -369,6 +368,36 @@ test("other values are sent as JSON.stringify writes them", async () => {
     await karta.budget.update(value as BudgetParams);
     assert.equal(sent[0]?.init.body, JSON.stringify(value));
   }
+});
+
+test("undefined request fields are absent", async () => {
+  const { karta, sent } = scripted([json(200, { api_keys: [], audit_events: [], deliveries: [], keys: [], next_cursor: null })]);
+  await karta.apiKeys.create("a", ["read"], { expires_at: undefined, allowed_cidrs: undefined, budget: undefined, metadata: undefined });
+  await karta.apiKeys.create("a", ["read"], { name: undefined, scopes: undefined } as never);
+  await karta.apiKeys.update(1, { name: undefined, metadata: { team: undefined } as never });
+  await karta.apiKeys.rotate(1, { grace_seconds: undefined });
+  await karta.projects.update("a", { name: undefined, model_id: undefined, endpoint_url: undefined });
+  await karta.deploys.create("a", { commit_sha: "abcdef0", artifact_url: undefined, activate: undefined });
+  await karta.modelKeys.create("openai", "sk", undefined);
+  await karta.sessionTokens.mint("a", { ttl_seconds: undefined, ttlSeconds: undefined });
+  assert.deepEqual(sent.map(({ body }) => body), [
+    { name: "a", scopes: ["read"] },
+    { name: "a", scopes: ["read"] },
+    { metadata: {} },
+    {},
+    {},
+    { commit_sha: "abcdef0" },
+    { provider: "openai", key: "sk" },
+    {},
+  ]);
+  sent.length = 0;
+  const unknown: object = { month: undefined };
+  await karta.apiKeys.list({ status: undefined, unused_days: undefined, limit: undefined, cursor: undefined, ...unknown });
+  await karta.auditEvents.list({ actor: undefined, action: undefined, ...unknown }).page();
+  await karta.webhookEndpoints.deliveries(1, { status: undefined, ...unknown });
+  await karta.usage.keys({ period: undefined, ...unknown });
+  await karta.usage.summary({ period: undefined, ...unknown });
+  assert.deepEqual(sent.map(({ url }) => new URL(url).search), ["?limit=100", "?limit=100", "?limit=100", "?limit=100", ""]);
 });
 
 test("an undefined cap is rejected", async () => {

@@ -36,9 +36,9 @@ impl ArtifactUrl {
         self.0.as_str()
     }
 
-    /// See [`EndpointUrl::check_international`].
-    pub fn check_international(&self) -> Result<(), Invalid> {
-        self.0.check_international()
+    /// See [`EndpointUrl::check_input`].
+    pub fn check_input(&self) -> Result<(), Invalid> {
+        self.0.check_input()
     }
 }
 
@@ -58,10 +58,54 @@ impl TryFrom<String> for ArtifactUrl {
 #[serde(try_from = "String")]
 pub struct ImageRef(String);
 
+const NOT_AN_IMAGE: Invalid = Invalid::new(
+    "must be an OCI image reference such as registry.example.com/app:1.4: a name in lower case, optionally with a tag and a sha256 digest, without scheme and credentials",
+);
+
 impl ImageRef {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Checks the grammar of an OCI reference: `host:port/name:tag@digest`, without which no client
+    /// can pull the image. Only for input: parsing does not include it, because stored references are
+    /// parsed too and must stay readable.
+    pub fn check_grammar(&self) -> Result<(), Invalid> {
+        let (name, digest) = self.0.split_once('@').map_or((&*self.0, None), |(name, digest)| (name, Some(digest)));
+        // A colon before the last slash starts a port.
+        let tag_at = name.rfind(':').filter(|at| !name[*at..].contains('/'));
+        let (name, tag) = tag_at.map_or((name, None), |at| (&name[..at], Some(&name[at + 1..])));
+        let (registry, path) = match name.split_once('/') {
+            Some((host, path)) if host == "localhost" || host.contains(['.', ':']) => (Some(host), path),
+            _ => (None, name),
+        };
+        let is_valid = registry.is_none_or(is_registry)
+            && path.split('/').all(is_path_component)
+            && tag.is_none_or(is_tag)
+            && digest.is_none_or(|digest| !digest.contains(|c: char| c.is_ascii_uppercase()));
+        if is_valid { Ok(()) } else { Err(NOT_AN_IMAGE) }
+    }
+}
+
+fn is_registry(text: &str) -> bool {
+    let (host, port) = text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
+    let is_label = |label: &str| {
+        let inside = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        !label.is_empty() && label.bytes().all(inside) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    host.split('.').all(is_label) && port.is_none_or(|port| port.parse::<u16>().is_ok())
+}
+
+/// Accepts small letters and digits, with `.`, `_`, `__` or hyphens between them.
+fn is_path_component(text: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let is_separator = |text: &str| matches!(text, "." | "_" | "__") || text.bytes().all(|byte| byte == b'-');
+    text.starts_with(is_plain) && text.ends_with(is_plain) && text.split(is_plain).all(is_separator)
+}
+
+fn is_tag(text: &str) -> bool {
+    let inside = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    (1..=128).contains(&text.len()) && text.bytes().all(inside) && !text.starts_with(['.', '-'])
 }
 
 impl TryFrom<String> for ImageRef {
@@ -76,13 +120,7 @@ impl TryFrom<String> for ImageRef {
             let hex = digest.strip_prefix("sha256:").unwrap_or_default();
             hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
         };
-        if text.len() <= 512 && is_name && digest.is_none_or(is_digest) {
-            Ok(Self(text))
-        } else {
-            Err(Invalid::new(
-                "must be an image reference such as registry.example.com/app:1.4, optionally with a sha256 digest",
-            ))
-        }
+        if text.len() <= 512 && is_name && digest.is_none_or(is_digest) { Ok(Self(text)) } else { Err(NOT_AN_IMAGE) }
     }
 }
 
@@ -164,12 +202,55 @@ mod tests {
             "ghcr.io/../app",
             "ghcr.io//app",
             "ghcr.io/app/",
+            "https://ghcr.io/app",
+            "docker://app",
             "/app",
             "app@sha256:abc",
             &format!("{digest}@"),
             &"a".repeat(513),
         ] {
             assert!(ImageRef::try_from(text.to_owned()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn image_ref_follows_the_oci_grammar() {
+        let digest = "a1".repeat(32);
+        for text in [
+            "app",
+            "app:1.4",
+            "app:_Build-1.X",
+            "acme/app",
+            "localhost/app",
+            "localhost:5000/team/app:1",
+            "Registry.Example.com:443/a.b/c_d/e__f/g---h",
+            &format!("ghcr.io/acme/app:1@sha256:{digest}"),
+            &format!("app:{}", "1".repeat(128)),
+        ] {
+            assert_eq!(ImageRef::try_from(text.to_owned()).unwrap().check_grammar(), Ok(()), "{text}");
+        }
+        for text in [
+            "App",
+            "Acme/app",
+            "app:",
+            "app:1:2",
+            "app:-1",
+            "app-",
+            "a..b",
+            "a___b",
+            "a._b",
+            "ghcr.io:/app",
+            "ghcr.io:http/app",
+            "ghcr.io:65536/app",
+            "ghcr-.io/app",
+            "ghcr..io/app",
+            "oci:ghcr.io/app",
+            "localhost:5000/",
+            &format!("app@sha256:{}", digest.to_uppercase()),
+            &format!("app:{}", "1".repeat(129)),
+        ] {
+            let checked = ImageRef::try_from(text.to_owned()).and_then(|image| image.check_grammar());
+            assert_eq!(checked, Err(NOT_AN_IMAGE), "{text}");
         }
     }
 

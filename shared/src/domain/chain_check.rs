@@ -81,7 +81,9 @@ impl fmt::Display for Finding {
             Self::EventUnaccounted { sk } => write!(f, "event {sk} is neither chained nor waiting"),
             Self::EventOverdue { sk } => write!(f, "event {sk} has been waiting for more than ten minutes"),
             Self::EventUnsound { sk } => write!(f, "event {sk} is malformed"),
-            Self::ClaimWrong { sk } => write!(f, "the claim of event {sk} does not match the link that lists it"),
+            Self::ClaimWrong { sk } => {
+                write!(f, "the claim of event {sk} is missing or names a link that does not list the event")
+            }
         }
     }
 }

@@ -48,10 +48,12 @@ impl EndpointUrl {
         &self.0
     }
 
-    /// Checks the `xn--` labels of the host. Only for input: parsing does not include it, because
-    /// stored URLs are parsed too and must stay readable.
-    pub fn check_international(&self) -> Result<(), Invalid> {
-        Outline::checked(&self.0, Reach::Public)?.check_international()
+    /// Checks the `xn--` labels of the host, and the path. Only for input: parsing does not include
+    /// it, because stored URLs are parsed too and must stay readable.
+    pub fn check_input(&self) -> Result<(), Invalid> {
+        let outline = Outline::checked(&self.0, Reach::Public)?;
+        outline.check_international()?;
+        outline.check_path()
     }
 }
 
@@ -109,7 +111,8 @@ impl<'a> Outline<'a> {
 
     /// Checks that every `xn--` label of the host is the Punycode (RFC 3492) of an international
     /// name. URL parsers reject other labels, so a client could never call the URL. Their rules (UTS
-    /// #46) need large tables; this check accepts every name that they accept, apart from symbols.
+    /// #46) need large tables; this check accepts every name that they accept, apart from symbols,
+    /// and some that they reject.
     pub(super) fn check_international(&self) -> Result<(), Invalid> {
         let is_valid = |label: &str| match label.strip_prefix("xn--").map(punycode::decode) {
             Some(Some(name)) => !name.iter().all(char::is_ascii) && name.into_iter().all(is_in_name),
@@ -123,6 +126,27 @@ impl<'a> Outline<'a> {
                 "must have a valid host name: a label that starts with xn-- must be the Punycode of an international name in lower case",
             ))
         }
+    }
+
+    /// Checks that all clients read the path alike. Some remove dot segments, also percent-encoded
+    /// ones, and some replace an invalid escape.
+    pub(super) fn check_path(&self) -> Result<(), Invalid> {
+        let is_escape = |rest: &str| {
+            let pair = rest.as_bytes().get(..2);
+            pair.is_some_and(|pair| pair.iter().all(u8::is_ascii_hexdigit))
+        };
+        if !self.path().split('%').skip(1).all(is_escape) {
+            return Err(Invalid::new("must have two hexadecimal digits after each % in its path: write %25 for a %"));
+        }
+        let is_dots = |segment: &str| matches!(&*segment.to_ascii_lowercase().replace("%2e", "."), "." | "..");
+        if self.path().split('/').any(is_dots) {
+            return Err(Invalid::new("must not have a . or .. segment in its path: write the path that it leads to"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn path(&self) -> &'a str {
+        self.path_and_query.split('?').next().unwrap_or_default()
     }
 
     /// Puts scheme and host into lower case (RFC 3986 §6.2.2.1).
@@ -197,13 +221,20 @@ fn check_public_name(host: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Returns false for a character that no lower-case name holds: a symbol of Latin scripts other than
-/// the middle dot (RFC 5892), a capital, a blank, and private use.
+/// Returns false for a character that no valid name holds: a symbol of Latin scripts other than the
+/// middle dot (RFC 5892), a letter that case folding replaces, a full-width or mathematical form of
+/// another letter, a blank, and private use.
 fn is_in_name(c: char) -> bool {
     let is_symbol = c != '·' && (c < '\u{C0}' || (c < '\u{300}' && !c.is_alphabetic()));
-    let is_capital = c.to_lowercase().next() != Some(c);
+    let is_folded = match c {
+        // Case folding replaces the small letters of Cherokee, because its capitals are older.
+        '\u{13A0}'..='\u{13F5}' => false,
+        '\u{13F8}'..='\u{13FD}' | '\u{AB70}'..='\u{ABBF}' => true,
+        _ => c.to_lowercase().next() != Some(c),
+    };
+    let is_variant = matches!(c, '\u{FF00}'..='\u{FFEF}' | '\u{1D400}'..='\u{1D7FF}');
     let is_private = matches!(c, '\u{E000}'..='\u{F8FF}' | '\u{E0000}'..='\u{10FFFF}');
-    c.is_ascii() || !(is_symbol || is_capital || c.is_whitespace() || is_private)
+    c.is_ascii() || !(is_symbol || is_folded || is_variant || c.is_whitespace() || is_private)
 }
 
 #[cfg(test)]
@@ -212,14 +243,13 @@ mod tests {
 
     #[test]
     fn xn_labels_are_international_names() {
-        let checked =
-            |host: &str| EndpointUrl::try_from(format!("https://{host}/hook")).expect(host).check_international();
+        let checked = |host: &str| EndpointUrl::try_from(format!("https://{host}/hook")).expect(host).check_input();
         for host in [
             "example.com",
             "ab--cd.example.com",
             "xn.example.com",
             "xn-a.example.com",
-            // bücher, пример.рф, पुस्तक, faß, a·b, i❤
+            // bücher, пример.рф, पुस्तक, faß, a·b, i❤, Cherokee in capitals, Cyrillic а in аpple
             "xn--bcher-kva.example.com",
             "XN--BCHER-KVA.example.com",
             "a.xn--e1afmkfd.xn--p1ai",
@@ -227,6 +257,8 @@ mod tests {
             "xn--fa-hia.example.com",
             "xn--ab-0ea.example.com",
             "xn--i-7iq.example.com",
+            "xn--58dc.example.com",
+            "xn--pple-43d.example.com",
         ] {
             assert_eq!(checked(host), Ok(()), "{host}");
         }
@@ -239,12 +271,16 @@ mod tests {
             "xn--99999999.com",
             "xn---foo.com",
             "xn--bcher-kva1.com",
-            // ©, bÜcher, a blank, private use, x×y
+            // ©, bÜcher, a blank, private use, x×y, Cherokee in small letters, full-width api, bold a
             "xn--gba.com",
             "xn--bcher-2pa.com",
             "xn--a-3ba.com",
             "xn--0y0c.com",
             "xn--xy-rha.com",
+            "xn--kz9a8a.com",
+            "xn--oce.com",
+            "xn--mi7cqau.com",
+            "xn--gz1h.com",
         ] {
             assert!(checked(host).unwrap_err().to_string().contains("Punycode"), "{host}");
         }
@@ -264,6 +300,23 @@ mod tests {
         ] {
             assert_eq!(EndpointUrl::try_from(text.to_owned()).unwrap().as_str(), kept);
         }
+    }
+
+    #[test]
+    fn path_has_one_reading() {
+        let checked =
+            |path: &str| EndpointUrl::try_from(format!("https://api.example.com{path}")).unwrap().check_input();
+        for path in ["", "/", "/v1/", "//", "/a..b/.c/...", "/a%2Fb%25", "/%2e%2e%2e", "/v1.%2E/"] {
+            assert_eq!(checked(path), Ok(()), "{path}");
+        }
+        for path in ["/.", "/..", "/a/../b", "/a/./b", "/%2e%2E/b", "/a/.%2e", "/%2e"] {
+            assert!(checked(path).unwrap_err().to_string().contains(". or .. segment"), "{path}");
+        }
+        for path in ["/%zz", "/a%", "/a%2", "/%2/", "/100%/x", "/%%25"] {
+            assert!(checked(path).unwrap_err().to_string().contains("after each % in its path"), "{path}");
+        }
+        let stored: EndpointUrl = serde_json::from_value("https://api.example.com/a/../%zz".into()).unwrap();
+        assert_eq!(stored.as_str(), "https://api.example.com/a/../%zz");
     }
 
     #[test]

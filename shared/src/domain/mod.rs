@@ -77,7 +77,7 @@ pub use keyring::{Keyring, KeyringError, Kid};
 pub use metadata::Metadata;
 pub use model_key::{KeyRejected, Members, ModelKey, Provider, ProviderKey};
 pub use month::Month;
-pub use name::{Name, Slug, UserId, check_key, check_text};
+pub use name::{Name, Slug, UserId, check_key, check_named_text, check_text};
 pub use object::{ObjectMembers, ObjectOnly, SecretText};
 pub use organization::{ModelId, Organization, OrganizationPatch, Plan, StripeCustomerId, SubscriptionStatus};
 pub use prices::{Price, PriceList, PriceProblem, PriceTable, PricesError};

@@ -2,7 +2,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Invalid, invisible::holds_invisible, secret_shape::finds_secret};
+use super::{
+    Invalid,
+    invisible::holds_invisible,
+    secret_shape::{finds_secret, is_named_password},
+};
 
 const UNREADABLE: Invalid = Invalid::new("must not contain control or invisible characters");
 
@@ -66,6 +70,13 @@ pub fn check_text(text: &str) -> Result<(), Invalid> {
         return Err(UNREADABLE);
     }
     if finds_secret(text) { Err(HOLDS_SECRET) } else { Ok(()) }
+}
+
+/// Checks the text of a field that the caller named, in addition to [`check_text`]: the name may say
+/// that the text is a credential, as `password` does.
+pub fn check_named_text(name: &str, text: &str) -> Result<(), Invalid> {
+    check_text(&format!("{name}={text}"))?;
+    if is_named_password(name, text) { Err(HOLDS_SECRET) } else { Ok(()) }
 }
 
 /// Checks a name that the caller chooses for a field, such as a key of `metadata`: a text on one

@@ -195,6 +195,21 @@ pub fn finds_own_secret(text: &str) -> bool {
     starts_anywhere(text, |scan, at| scan.shape(at, OWN).is_some() || scan.is_jwt(at))
 }
 
+/// Finds a password by the name of its field. The value is not part of a longer text, so no comma
+/// or semicolon ends it.
+pub(super) fn is_named_password(name: &str, value: &str) -> bool {
+    let name = name.as_bytes();
+    let is_password = (0..name.len()).any(|at| {
+        // `1Password` is a product.
+        (at == 0 || !name[at - 1].is_ascii_digit())
+            && NAMES.iter().filter(|(_, kind)| matches!(kind, ValueKind::Password)).any(|(words, _)| {
+                after_name(&name[at..], words).is_some_and(|rest| rest.iter().all(|byte| b" :=>\"'".contains(byte)))
+            })
+    });
+    let value = value.trim_start_matches(|first: char| first.is_whitespace() || matches!(first, '"' | '\''));
+    is_password && starts_with_password(value.as_bytes())
+}
+
 /// Redacts the characters after each brand, and the values of named secrets. Borrows if nothing is
 /// redacted.
 pub fn redact_shapes(text: &str) -> Cow<'_, str> {
@@ -563,7 +578,9 @@ fn named(text: &[u8], at: usize) -> Option<Named> {
         let value = value_of(after)?;
         let gap = &after[..after.len() - value.len()];
         let (has_scheme, value) = if matches!(kind, ValueKind::Header) { scheme(value) } else { (false, value) };
-        let (start, length) = (rest.len() - value.len(), kind.length(value, has_scheme)?);
+        let (start, word) = (rest.len() - value.len(), kind.length(value, has_scheme));
+        let quote = gap.last().filter(|last| matches!(kind, ValueKind::Password) && b"\"'".contains(last));
+        let length = quote.map_or(word, |quote| quoted_length(*quote, value, word.is_some()))?;
         Some(Named { value: start..start + length, keeps_json: keeps_json(gap) })
     })
 }
@@ -632,6 +649,27 @@ fn looks_chosen(value: &[u8]) -> bool {
         && value.iter().any(u8::is_ascii_digit)
         && value.iter().any(u8::is_ascii_lowercase)
         && value.iter().any(u8::is_ascii_uppercase)
+}
+
+/// Returns whether the first word of a value looks like a chosen password. Unlike in a text, only a
+/// blank ends the word.
+fn starts_with_password(value: &[u8]) -> bool {
+    let word = run(&value[..value.len().min(MAX_VALUE)], |byte| byte > b' ' && byte != 0x7f);
+    word.first().is_some_and(|first| ValueKind::Password.takes(*first)) && !is_reference(word) && looks_chosen(word)
+}
+
+/// Returns the length of a password in quotes. Ends it at the closing quote, at an escape and at the
+/// end of the line, so that JSON stays valid.
+fn quoted_length(quote: u8, value: &[u8], is_secret: bool) -> Option<usize> {
+    let quoted = run(value, |byte| byte >= b' ' && byte != 0x7f && byte != quote && !b"\"\\".contains(&byte));
+    (is_secret || starts_with_password(quoted)).then_some(quoted.len())
+}
+
+/// Returns whether a word starts with a scheme in lower case, as a URL or an ARN does. It names the
+/// place of a password.
+fn is_reference(word: &[u8]) -> bool {
+    let scheme = run(word, |byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+.-".contains(&byte));
+    scheme.first().is_some_and(u8::is_ascii_lowercase) && word[scheme.len()..].starts_with(b":")
 }
 
 const MAX_BASIC: usize = 1_024;
@@ -829,6 +867,7 @@ mod tests {
             "X-Auth-Token: 0123456789abcdef",
             "proxy: Basic dXNlcjpwYXNz",
             "basic dXNlcjpwYXNzdw==",
+            r#"{"password":"Abc,Def123"}"#,
         ] {
             assert!(finds_secret(text), "{text}");
         }
@@ -841,6 +880,11 @@ mod tests {
             (r#"{"password": "Sommer2026:!", "a": 1}"#, r#"{"password": "[redacted]", "a": 1}"#),
             (r#"{"m":"{\"api_key\":\"0a1b2c3d4e5f6071\"}"}"#, r#"{"m":"{\"api_key\":\"[redacted]\"}"}"#),
             ("Server=db;Password=Sommer2026;Encrypt=True", "Server=db;Password=[redacted];Encrypt=True"),
+            (r#"password="Abc12345;def" x"#, r#"password="[redacted]" x"#),
+            ("password: 'Abc,Def123 it', ok", "password: '[redacted]', ok"),
+            (r#"password="it's Abc12345", ok"#, r#"password="it's Abc12345", ok"#),
+            (r#"{"m":"password=\"Abc1,Defg\\n\", ok"}"#, r#"{"m":"password=\"[redacted]\\n\", ok"}"#),
+            (r#"{"m":"pwd='Abc1,Defg","n":"it's"}"#, r#"{"m":"pwd='[redacted]","n":"it's"}"#),
             ("é pwd: Größe2026é.", "é pwd: [redacted]"),
             (r"client_secret:\n 7QxW9z3RkT5mVb2N\n", r"client_secret:\n [redacted]\n"),
             ("x-auth-token: 0123456789abcdef;", "x-auth-token: [redacted];"),
@@ -925,6 +969,9 @@ mod tests {
             "password=${DB_PASSWORD_1} pwd=$PASSWORD1 password: {{ vault_password_1 }}",
             "PWD=/home/app1/src2 OLDPWD=../app1/src2",
             "password: https://vault.example.com/app1",
+            r#"{"password":"https://vault.example.com/App1","n":"See item 12, Ann"}"#,
+            r#"{"password":"","note":"Abc,Def123"}"#,
+            r#"password="see item 12, Ann" password="<Vault,item1>""#,
             "API key: web-shop-production-2026-11-29",
             "API key: kt_live_a1B2c3",
             "access token: 2026-11-29T12:00:00Z",
@@ -934,6 +981,36 @@ mod tests {
             "design=0a1b2c3d4e5f60718293a4b5c6d7e8f901234567 sig=short",
         ] {
             assert!(!finds_secret(text) && !finds_own_secret(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn named_password_is_judged_as_a_whole() {
+        for (name, value) in [
+            ("password", "Hunter22"),
+            ("password", "Abc,Def123"),
+            ("DB_PASSWORD", "Abc;Def123!"),
+            ("database pwd", "B:a|c&d12"),
+            ("passwd:", " A(b)c[d]1"),
+            ("password", "\"Abc,Def123\""),
+            ("password", "Ab\"c'D\\123 of the database"),
+        ] {
+            assert!(is_named_password(name, value), "{name}: {value}");
+        }
+        for (name, value) in [
+            ("password", ""),
+            ("password", "changeme,2026"),
+            ("password", "see the Vault, item 12"),
+            ("password", "{{Vault_item1}}"),
+            ("password", "<Vault,item1>"),
+            ("password", "$PASSWORD_1a"),
+            ("password", "https://vault.example.com/App1"),
+            ("password", "arn:aws:secretsmanager:eu-west-1:123456789012:secret:App"),
+            ("password_policy", "Abc,Def123"),
+            ("1Password", "Abc,Def123"),
+            ("note", "Abc,Def123"),
+        ] {
+            assert!(!is_named_password(name, value), "{name}: {value}");
         }
     }
 
@@ -973,6 +1050,8 @@ mod tests {
             "\\n",
             "%25",
             "sk-aaaaaaaaaaaaaaaa",
+            "password='",
+            "password=\"a'",
         ] {
             let text = unit.repeat(256 * 1024 / unit.len());
             let quickest = (0..10).map(|_| time(&text)).find(|taken| *taken < usual * 30);

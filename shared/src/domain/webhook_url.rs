@@ -25,10 +25,10 @@ impl WebhookUrl {
     pub fn parse(text: &str, reach: Reach) -> Result<Self, Invalid> {
         let outline = Outline::checked(text, reach)?;
         outline.check_international()?;
+        outline.check_path()?;
         // Receivers put their own keys into the query, which only the organization's admins see.
         // Karta's own credentials are not allowed anywhere.
-        let path = outline.path_and_query.split('?').next().unwrap_or_default();
-        if finds_secret(outline.host) || finds_secret(path) || finds_own_secret(text) {
+        if finds_secret(outline.host) || finds_secret(outline.path()) || finds_own_secret(text) {
             return Err(HOLDS_SECRET);
         }
         Ok(Self(outline.normalised(text)))
@@ -102,6 +102,18 @@ mod tests {
         }
         let stored: WebhookUrl = serde_json::from_value("https://xn--a.com/hook".into()).unwrap();
         assert_eq!((stored.check(Reach::Public), &*stored.host()), (Ok(()), "xn--a.com"));
+    }
+
+    #[test]
+    fn ambiguous_path_is_refused_but_readable() {
+        for reach in [Reach::Public, Reach::Loopback] {
+            for text in ["https://example.com/a/../b", "https://example.com/%zz?x=1"] {
+                assert!(WebhookUrl::parse(text, reach).unwrap_err().to_string().contains("in its path"), "{text}");
+            }
+            assert!(WebhookUrl::parse("https://example.com/a%2Fb?x=../%zz", reach).is_ok());
+        }
+        let stored: WebhookUrl = serde_json::from_value("https://example.com/a/../b".into()).unwrap();
+        assert_eq!(stored.check(Reach::Public), Ok(()));
     }
 
     #[test]

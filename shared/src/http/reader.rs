@@ -24,7 +24,7 @@ use super::{
     json::{Json, Number, REPEATED, TOO_DEEP, UNPAIRED, UNPAIRED_IN_NAME},
 };
 use crate::{
-    domain::{Invalid, check_key, check_text, finds_secret},
+    domain::{Invalid, check_key, check_named_text, check_text, finds_secret},
     telemetry,
 };
 
@@ -60,7 +60,7 @@ impl<'a> Texts<'a> {
         };
         rule(text).map_err(de::Error::custom)?;
         if let Some(name) = name {
-            check_text(&format!("{name}={text}")).map_err(de::Error::custom)?;
+            check_named_text(name, text).map_err(de::Error::custom)?;
         }
         // Finds tokens of any shape. Short ones could be part of ordinary words.
         match bearer.filter(|bearer| bearer.len() >= 16 && text.contains(bearer)) {
@@ -1006,6 +1006,8 @@ mod tests {
     fn credential_is_recognised_by_its_key() {
         for (key, value) in [
             ("password", "Hunter22"),
+            ("password", "Abc,Def123"),
+            ("db_password", "Abc;Def123"),
             ("X-Api-Key", "0a1b2c3d4e5f60718293"),
             ("stripe_api_key", "9f8e7d6c5b4a39281706"),
         ] {

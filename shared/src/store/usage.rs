@@ -432,7 +432,7 @@ fn stage_event(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     #[derive(Serialize)]
-    struct StoredEvent<'a> {
+    struct UsageEventItem<'a> {
         #[serde(flatten)]
         event: &'a UsageEvent,
         ttl: i64,
@@ -441,7 +441,7 @@ fn stage_event(
     // Half of the digest is enough to distinguish events.
     let hash = hash.as_ref().first_chunk().map_or(0, |half| u128::from_be_bytes(*half));
     let hash = format!("{hash:032x}");
-    let item = StoredEvent { event, ttl: now.plus(EVENT_RETENTION).as_seconds() };
+    let item = UsageEventItem { event, ttl: now.plus(EVENT_RETENTION).as_seconds() };
     let cost = AttributeValue::N(event.cost.unwrap_or(0).to_string());
     let key = Key::usage_event(organization, &hash);
     transaction.put_with(Table::Usage, &key, &item, Conflict::Remembered, ("cost", cost))

@@ -337,6 +337,9 @@ mod tests {
             (r#"{"password":""#, "Sommer2026!", r#"","n":1}"#),
             ("Server=db;Pwd=", "Sommer2026", ";Encrypt=True"),
             ("x-auth-token: ", "0123456789abcdef", "\n"),
+            ("password=\"", "Abc12345;def", "\", next"),
+            ("pwd: '", "Abc,Def123 it", "'\n"),
+            (r#"{"m":"password=\""#, "Abc,Def123", r#"\" next"}"#),
             (r#"{"m":"{\"client_secret\":\""#, "7QxW9z3RkT5mVb2N", r#"\"}"}"#),
             ("proxy: Basic ", "dXNlcjpwYXNzdw==", ","),
         ] {
@@ -551,6 +554,7 @@ mod tests {
             "\\n",
             "[redacted]",
             "x@",
+            "password='",
         ] {
             // A busy machine interrupts some runs, but not all of them.
             let quickest = (0..10).map(|_| time(&long(unit))).find(|taken| *taken < usual * 20);
@@ -582,6 +586,7 @@ mod tests {
                 "\"",
                 "'",
                 ",",
+                ";",
                 "%3D",
                 "[redacted]",
                 "[",

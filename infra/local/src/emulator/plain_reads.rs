@@ -3,12 +3,13 @@
 //! The emulator stores every item as the JSON that DynamoDB returns. To read an item, it decodes
 //! that text, copies the item and encodes it again, which filters, projections and capacity units
 //! need. This module returns the stored text itself for a GetItem, BatchGetItem or Query
-//! without any of these. [`PlainReads::answer`] returns `None` for every other request, invalid
-//! requests included. The emulator serves those.
+//! without any of these. [`PlainReads::answer`] returns `None` for every other request, for invalid
+//! requests and for reads that fail. The emulator serves those.
 
 use std::{
     collections::{BTreeMap, HashSet},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use dynoxide::storage::{QueryParams, Storage};
@@ -22,6 +23,9 @@ const MAX_RESPONSE_BYTES: usize = 1 << 20;
 const MAX_BATCH_KEYS: usize = 100;
 /// DynamoDB's limit on a sort key, in bytes. A partition key may be longer.
 const MAX_KEY_BYTES: usize = 1_024;
+/// How long a read waits for a lock of another connection. A plain read may run on a thread that
+/// handles HTTP requests, so it does not wait: the emulator waits on its own thread.
+const BUSY_TIMEOUT: Duration = Duration::ZERO;
 
 pub(super) struct PlainReads {
     /// A second connection to the emulator's database, because the emulator does not expose its
@@ -31,8 +35,9 @@ pub(super) struct PlainReads {
 }
 
 impl PlainReads {
-    pub(super) fn new(storage: Storage) -> Self {
-        Self { storage: Mutex::new(storage), tables: HashSet::new() }
+    pub(super) fn new(storage: Storage) -> dynoxide::Result<Self> {
+        storage.conn().busy_timeout(BUSY_TIMEOUT)?;
+        Ok(Self { storage: Mutex::new(storage), tables: HashSet::new() })
     }
 
     /// Adds a table if its keys are the strings `pk` and `sk`.
@@ -47,13 +52,15 @@ impl PlainReads {
         }
     }
 
-    pub(super) fn answer(&self, operation: &str, body: &[u8]) -> dynoxide::Result<Option<String>> {
-        self.answer_with(&self.storage.lock().unwrap_or_else(PoisonError::into_inner), operation, body)
+    pub(super) fn answer(&self, operation: &str, body: &[u8]) -> Option<String> {
+        let storage = self.storage.lock().unwrap_or_else(PoisonError::into_inner);
+        self.answer_with(&storage, operation, body).ok().flatten()
     }
 
     /// Like [`answer`](Self::answer), but returns `None` if another thread is reading.
-    pub(super) fn try_answer(&self, operation: &str, body: &[u8]) -> dynoxide::Result<Option<String>> {
-        self.storage.try_lock().map_or(Ok(None), |storage| self.answer_with(&storage, operation, body))
+    pub(super) fn try_answer(&self, operation: &str, body: &[u8]) -> Option<String> {
+        let storage = self.storage.try_lock().ok()?;
+        self.answer_with(&storage, operation, body).ok().flatten()
     }
 
     fn answer_with(&self, storage: &Storage, operation: &str, body: &[u8]) -> dynoxide::Result<Option<String>> {
@@ -250,5 +257,45 @@ impl Query {
             }
         };
         (values.len() == 1 + usize::from(bound.is_some())).then_some((partition, bound))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain_reads() -> PlainReads {
+        let mut plain_reads = PlainReads::new(Storage::memory().unwrap()).unwrap();
+        let properties = json!({
+            "AttributeDefinitions": [
+                { "AttributeName": "pk", "AttributeType": "S" },
+                { "AttributeName": "sk", "AttributeType": "S" },
+            ],
+            "KeySchema": [
+                { "AttributeName": "pk", "KeyType": "HASH" },
+                { "AttributeName": "sk", "KeyType": "RANGE" },
+            ],
+        });
+        plain_reads.include("karta", &properties);
+        plain_reads
+    }
+
+    #[test]
+    fn failed_read_has_no_answer() {
+        let plain_reads = plain_reads();
+        let get = json!({ "TableName": "karta", "Key": { "pk": { "S": "a" }, "sk": { "S": "b" } } }).to_string();
+        let storage = plain_reads.storage.lock().unwrap();
+        assert!(plain_reads.answer_with(&storage, "GetItem", get.as_bytes()).is_err(), "the table does not exist");
+        drop(storage);
+        assert_eq!(plain_reads.answer("GetItem", get.as_bytes()), None);
+        assert_eq!(plain_reads.try_answer("GetItem", get.as_bytes()), None);
+    }
+
+    #[test]
+    fn reads_do_not_wait_for_locks() {
+        let plain_reads = plain_reads();
+        let storage = plain_reads.storage.lock().unwrap();
+        let timeout = storage.conn().query_row("PRAGMA busy_timeout", [], |row| row.get::<_, i64>(0));
+        assert_eq!(timeout.unwrap(), 0);
     }
 }

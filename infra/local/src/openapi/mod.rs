@@ -14,7 +14,7 @@ use http::Method;
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, Value, json};
 
-use crate::template::{Function, Route, TEMPLATE, Template};
+use crate::template::{Function, TEMPLATE, Template, TemplateRoute};
 
 /// Prefixes of the functions that the document omits: `docs/internal-api.md` describes the internal
 /// routes, and Stripe defines the requests to the other one.
@@ -87,7 +87,7 @@ fn is_documented(function: &Function) -> bool {
 
 /// Returns a route's tag: the first word of its path after the version, or `service` for public
 /// routes.
-fn tag(route: &Route) -> &str {
+fn tag(route: &TemplateRoute) -> &str {
     let mut words = route.path.split('/').filter(|word| !word.is_empty() && *word != "v1");
     match words.next() {
         Some(word) if route.authorized => word,

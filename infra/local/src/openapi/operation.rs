@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::{errors, tag};
-use crate::template::{Function, Route};
+use crate::template::{Function, TemplateRoute};
 
 /// Functions that return 402 when a budget is exhausted.
 const RETURNS_402: [&str; 1] = ["session-tokens-create"];
@@ -207,7 +207,7 @@ impl Operation {
         Self { effect: Some(effect), ..self }
     }
 
-    pub(super) fn describe(&self, function: &Function, route: &Route) -> Result<Value> {
+    pub(super) fn describe(&self, function: &Function, route: &TemplateRoute) -> Result<Value> {
         let variables = variables(&route.path)?;
         let mut errors = vec![429, 500, 503, 504];
         let mut described = json!({
@@ -274,13 +274,13 @@ impl Operation {
     }
 
     /// Returns the operation id of a path. A route's second path has an id with a suffix.
-    fn id(&self, function: &Function, route: &Route) -> String {
+    fn id(&self, function: &Function, route: &TemplateRoute) -> String {
         let id = self.first_id();
         if is_second_path(function, route) { format!("{id}{SECOND_PATH_SUFFIX}") } else { id }
     }
 
     /// Returns sentences on the credential, the effect, and the path that this path is an alias of.
-    fn description(&self, function: &Function, route: &Route) -> String {
+    fn description(&self, function: &Function, route: &TemplateRoute) -> String {
         let alias = is_second_path(function, route).then(|| format!("Alias of `/v1{}`.", route.path));
         let effect = self.effect.map(ToOwned::to_owned);
         [Some(describe_access(self.credential)), effect, alias].into_iter().flatten().collect::<Vec<_>>().join(" ")
@@ -288,8 +288,8 @@ impl Operation {
 }
 
 /// Returns whether the route has another path under `/v1/`, and this path is not.
-fn is_second_path(function: &Function, route: &Route) -> bool {
-    let is_versioned = |route: &Route| route.path.starts_with("/v1/");
+fn is_second_path(function: &Function, route: &TemplateRoute) -> bool {
+    let is_versioned = |route: &TemplateRoute| route.path.starts_with("/v1/");
     !is_versioned(route) && function.routes.iter().any(is_versioned)
 }
 

@@ -264,6 +264,8 @@ async fn invalid_patch_field_is_named() {
         ("endpoint_url", json!("http://llm.example.com")),
         ("endpoint_url", json!("https://169.254.169.254/")),
         ("endpoint_url", json!("https://xn--a.example.com/")),
+        ("endpoint_url", json!("https://llm.example.com/a/../b")),
+        ("endpoint_url", json!("https://llm.example.com/%zz")),
         ("endpoint_url", json!("https://user:secret@llm.example.com")),
         ("slug", json!("shop")),
         ("current_version", json!(1)),

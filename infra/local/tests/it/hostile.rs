@@ -50,7 +50,7 @@ fn targets() -> Vec<Target> {
     let routes = functions.flat_map(|function| function.routes.iter().map(|route| (function.binary.clone(), route)));
     let reads = |method: &Method| [Method::POST, Method::PUT, Method::PATCH].contains(method);
     let variable = regex::Regex::new(r"\{[a-z_]+\}").unwrap();
-    let target = |(name, route): (String, &karta_local::template::Route)| Target {
+    let target = |(name, route): (String, &karta_local::template::TemplateRoute)| Target {
         name,
         method: route.method.clone(),
         path: variable.replace_all(&route.path, "1").into_owned(),

@@ -13,7 +13,7 @@ use karta_local::{
     Options,
     gateway::Gateway,
     registry,
-    template::{Function, Route, TEMPLATE, Template},
+    template::{Function, TEMPLATE, Template, TemplateRoute},
 };
 use karta_shared::{
     clock::{Clock, ManualClock},
@@ -1075,7 +1075,7 @@ async fn template_that_does_not_match_handlers_is_refused() {
         Gateway::new(&server.runner.app, &template).unwrap_err().to_string()
     };
     let message = refusal(&|template| {
-        let routes = vec![Route { method: Method::GET, path: "/burn".to_owned(), authorized: true }];
+        let routes = vec![TemplateRoute { method: Method::GET, path: "/burn".to_owned(), authorized: true }];
         template.functions.push(Function {
             binary: "api-keys-burn".to_owned(),
             routes,

@@ -153,6 +153,9 @@ async fn invalid_or_missing_field_is_named() {
         ("template_path", json!("a\0")),
         ("image_ref", json!("user:secret@registry.example.com/app")),
         ("image_ref", json!("a b")),
+        ("image_ref", json!("https://registry.example.com/app")),
+        ("image_ref", json!("registry.example.com/App:1")),
+        ("image_ref", json!("registry.example.com/app:")),
         ("activated_at", json!("2026-11-21T12:00:00Z")),
     ] {
         let mut body = json!({ "status": "active" });

@@ -94,6 +94,7 @@ async fn invalid_or_missing_field_is_named() {
         with("artifact_url", json!("http://artifacts.example.com/app.zip")),
         with("artifact_url", json!("https://10.0.0.1/app.zip")),
         with("artifact_url", json!("https://xn--a.example.com/app.zip")),
+        with("artifact_url", json!("https://artifacts.example.com/../app.zip")),
         with("artifact_url", json!("https://user:secret@artifacts.example.com/app.zip")),
         with("artifact_url", json!("https://bucket.example.com/app.zip?X-Amz-Signature=abc")),
         with("artifact_url", json!("https://bucket.example.com/app.zip#abc")),
