@@ -87,7 +87,7 @@ async fn concurrent_changes_leave_one_admin_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn last_admin_key_rotates_itself_with_a_grace_period() {
+async fn last_admin_key_rotates_itself_with_grace() {
     let server = TestServer::start().await;
     let id = own_id(&server).await;
     let rotate = |body| server.post(&format!("{}/rotate", path(id)), body).send();
@@ -108,7 +108,7 @@ async fn last_admin_key_rotates_itself_with_a_grace_period() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn second_admin_key_lets_the_first_rotate_at_once() {
+async fn second_admin_key_allows_rotation_at_once() {
     let server = TestServer::start().await;
     let id = own_id(&server).await;
     let (other, _) = server.key(&["admin"]).await;
