@@ -1010,13 +1010,27 @@ mod tests {
             ("db_password", "Abc;Def123"),
             ("X-Api-Key", "0a1b2c3d4e5f60718293"),
             ("stripe_api_key", "9f8e7d6c5b4a39281706"),
+            ("secret", "0a1b2c3d4e5f6071"),
+            ("JWT_SECRET", "0a1b2c3d4e5f6071"),
+            ("SECRET_KEY_BASE", "0a1b2c3d4e5f60718293"),
+            ("token", "0a1b2c3d4e5f6071"),
+            ("vault-token", "0a1b2c3d4e5f6071"),
+            ("DB_PASS", "Hunter22"),
+            ("pass", "0a1b2c3d4e5f6071"),
+            ("passphrase", "0a1b2c3d4e5f6071"),
+            ("encryption key", "0a1b2c3d4e5f6071"),
+            ("ACCESS_KEY", "0a1b2c3d4e5f6071"),
+            ("Cookie", "sid=0a1b2c3d4e5f6071"),
         ] {
             let (field, message) = refusal("metadata", json!({ key: value }));
             assert_eq!(field, format!("metadata.{key}"));
             assert!(message.contains("must not contain a key, token or password"), "{message}");
         }
-        let harmless =
-            json!({ "password": "changeme", "password_policy": "strict2026", "api_key": "kt_live_a1B2c3", "pwd": "" });
+        let harmless = json!({
+            "password": "changeme", "password_policy": "strict2026", "api_key": "kt_live_a1B2c3", "pwd": "",
+            "secret": "kept in the vault", "token": "deploy-bot-2026", "pass": "Summer2026", "passphrase": "see the vault",
+            "next_page_token": "0a1b2c3d4e5f6071", "max_tokens": "128000", "cookie": "theme=dark",
+        });
         let read: BTreeMap<String, String> = checked(&harmless).unwrap();
         assert_eq!(json!(read), harmless);
     }
