@@ -53,6 +53,9 @@ impl Route for InternalReleasesStatus {
         if let Some(image) = &call.body.image_ref {
             image.check_grammar().map_err(|problem| Error::invalid("image_ref", problem))?;
         }
+        if let Some(path) = &call.body.template_path {
+            path.check_input().map_err(|problem| Error::invalid("template_path", problem))?;
+        }
         let location = app.store.release_location(call.path).await?.ok_or(Error::NotFound)?;
         let organization = location.organization_id;
         let (project, release) = tokio::join!(

@@ -151,6 +151,8 @@ async fn invalid_or_missing_field_is_named() {
         ("template_path", json!("/etc/passwd")),
         ("template_path", json!("a\\b")),
         ("template_path", json!("a\0")),
+        ("template_path", json!("a/%2e%2E/b")),
+        ("template_path", json!("a/100%")),
         ("image_ref", json!("user:secret@registry.example.com/app")),
         ("image_ref", json!("a b")),
         ("image_ref", json!("https://registry.example.com/app")),
