@@ -89,9 +89,12 @@ async fn reseal<S: Sealed>(app: &App, organization: Id, id: Id) -> Result<bool, 
         Err(error) => return Err(error.into()),
     };
     let ring = app.secrets.ring_refetched(S::RING).await?;
-    Ok(S::reseal(app, &ring, organization, id, &item)
-        .await?
-        .unwrap_or_else(|fault| log_failure::<S>(organization, id, &fault)))
+    match S::reseal(app, &ring, organization, id, &item).await {
+        Ok(Ok(has_resealed)) => Ok(has_resealed),
+        Ok(Err(fault)) => Ok(log_failure::<S>(organization, id, &fault)),
+        Err(StoreError::Fault(fault)) => Ok(log_failure::<S>(organization, id, &fault)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn log_failure<S: Sealed>(organization: Id, id: Id, fault: &dyn fmt::Display) -> bool {

@@ -13,6 +13,8 @@ use utoipa::ToSchema;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
+    /// At least 600 if the organization's only admin key without `expires_at` and `allowed_cidrs`
+    /// rotates itself.
     grace_seconds: Option<Grace>,
 }
 
@@ -56,11 +58,11 @@ impl Route for ApiKeysRotate {
         if let Some(answer) = call.replay(app).await? {
             return Ok(answer);
         }
-        let (organization, grace) = (call.caller.organization_id, call.body.grace_seconds.unwrap_or_default().get());
+        let (organization, grace) = (call.caller.organization_id, call.body.grace_seconds.unwrap_or_default());
         let (caller, before) = call.caller_and_target(app, call.path).await?;
         let mut old = before.clone();
         let id = Id::draw(call.now, &*app.entropy);
-        old.retire(id, grace, call.now).map_err(|NotActive| not_active(before.id))?;
+        old.retire(id, grace.get(), call.now).map_err(|NotActive| not_active(before.id))?;
         let token = ApiKeyToken::mint(&*app.secrets.ring(Ring::KeyTag).await?, &*app.entropy);
         let digest = app.bcrypt.digest(&token, &*app.entropy).await?;
         let successor = before.successor(id, token.prefix(), call.caller.api_key_id, call.now);
@@ -73,10 +75,14 @@ impl Route for ApiKeysRotate {
 
         let mut transaction = app.store.transaction();
         transaction.rotate_api_key(organization, &caller, &before, &old, &successor, digest)?;
-        let event = |action, resource_id, changes| NewAuditEvent {
+        // Without the response, nobody could use the organization's only admin key.
+        if caller.id == before.id && before.is_usable_admin() && !grace.covers_repeats() {
+            transaction.require_another_admin(organization)?;
+        }
+        let event = |action, resource_id: Id, changes| NewAuditEvent {
             action,
             resource_kind: "api_key",
-            resource_id: Id::into(resource_id),
+            resource_id: resource_id.into(),
             changes,
         };
         let rotated = event(Action::ApiKeyRotated, old.id, before.changes_to(&old));

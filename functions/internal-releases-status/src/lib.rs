@@ -11,16 +11,24 @@ use karta_shared::{
     http::{Action, Answer, Call, Error, Internal, NewAuditEvent, NoQuery, Received, ReleaseResource, Releases, Route},
     telemetry,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
+    #[serde(deserialize_with = "reported_status")]
     status: ReleaseStatus,
     /// The log as received. Builds print what they were given, secrets included.
     build_log: Option<Received>,
     template_path: Option<TemplatePath>,
     image_ref: Option<ImageRef>,
+}
+
+/// Reads any status, because a builder may repeat a release's current one. The message for another
+/// value lists the statuses that a build reaches.
+fn reported_status<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ReleaseStatus, D::Error> {
+    ReleaseStatus::deserialize(deserializer)
+        .map_err(|_| D::Error::unknown_variant("", &["building", "ready", "failed"]))
 }
 
 #[derive(Debug, Serialize)]
@@ -44,6 +52,9 @@ impl Route for InternalReleasesStatus {
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         if let Some(image) = &call.body.image_ref {
             image.check_grammar().map_err(|problem| Error::invalid("image_ref", problem))?;
+        }
+        if let Some(path) = &call.body.template_path {
+            path.check_input().map_err(|problem| Error::invalid("template_path", problem))?;
         }
         let location = app.store.release_location(call.path).await?.ok_or(Error::NotFound)?;
         let organization = location.organization_id;

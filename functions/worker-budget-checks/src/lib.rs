@@ -18,7 +18,7 @@ use tokio::time::timeout;
 const MAX_ROUNDS: usize = 20;
 /// Time limit for one organization, so that it does not delay the others.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
-/// Delay before an interrupted check is repeated.
+/// Delay before an interrupted or failed check is repeated.
 const RETRY_DELAY: Duration = Duration::from_mins(1);
 
 #[derive(Debug)]
@@ -34,39 +34,50 @@ impl BudgetChecks {
     async fn check_all(&self, due: Vec<DueItem>) -> Result<(), Fault> {
         let checks = due.into_iter().map(|due| {
             let app = self.app.clone();
-            async move {
-                let checked = timeout(CHECK_TIMEOUT, check(&app, &due)).await;
-                checked.unwrap_or_else(|elapsed| Err(elapsed.into())).map_err(of_organization(due.organization_id))
-            }
+            async move { check(&app, &due).await.map_err(of_organization(due.organization_id)) }
         });
         join_bounded(checks).await.into_iter().fold(Ok(()), Result::and)
     }
 }
 
+/// Runs a check. A failed check is postponed, so that it does not block others.
 async fn check(app: &App, due: &DueItem) -> Result<(), Fault> {
-    let organization = due.organization_id;
-    let Some(check) = app.store.budget_check(organization, &due.sk).await? else {
+    let mut held = due.clone();
+    let checked = timeout(CHECK_TIMEOUT, claim_and_check(app, &mut held)).await;
+    let outcome = checked.unwrap_or_else(|elapsed| Err(elapsed.into()));
+    if outcome.is_err() {
+        let postponed = app.store.postpone(Queue::BudgetChecks, &[held], app.clock.now().plus(RETRY_DELAY)).await;
+        return outcome.and(postponed.map_err(Fault::from));
+    }
+    Ok(())
+}
+
+/// Checks the budgets. `held` is the check's item, which a claim replaces.
+async fn claim_and_check(app: &App, held: &mut DueItem) -> Result<(), Fault> {
+    let organization = held.organization_id;
+    let Some(check) = app.store.budget_check(organization, &held.sk).await? else {
         return Ok(());
     };
     let now = app.clock.now();
-    let mut sk = due.sk.clone();
-    if sk == BudgetCheck::PENDING_SORT_KEY {
+    if held.sk == BudgetCheck::PENDING_SORT_KEY {
         let mut transaction = app.store.transaction();
         transaction.claim_budget_check(&check, now.plus(RETRY_DELAY))?;
         match transaction.commit().await {
-            Ok(()) => sk = check.claimed_sort_key(),
+            Ok(()) => held.sk = check.claimed_sort_key(),
             // Another check was added, or another worker was faster. A later round finds the rest.
             Err(CommitError::Conflict(_)) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
     }
     let month = now.month();
-    let mut any_exhausted = false;
+    let (mut any_exhausted, mut published) = (false, Ok(()));
     for watched in watch::watched(app, &check, month).await? {
         any_exhausted |= !watched.verdict.is_ok();
-        watch::publish(app, organization, &watched, month).await?;
+        // The fault of one budget must not affect the others.
+        published = watch::publish(app, organization, &watched, month).await.and(published);
     }
-    finish(app, &check, &sk, any_exhausted.then(|| month.next().start())).await
+    published?;
+    finish(app, &check, &held.sk, any_exhausted.then(|| month.next().start())).await
 }
 
 /// Removes a finished check. An exhausted budget is checked again at the start of the next month,
@@ -95,13 +106,15 @@ impl Worker for BudgetChecks {
             // The index may not show the items of the stream yet.
             return self.check_all(written.iter().cloned().collect()).await;
         }
+        // The fault of one organization must not affect the others.
+        let mut outcome = Ok(());
         for _ in 0..MAX_ROUNDS {
             let due = due(&self.app, Queue::BudgetChecks).await?;
             if due.is_empty() {
                 break;
             }
-            self.check_all(due).await?;
+            outcome = self.check_all(due).await.and(outcome);
         }
-        Ok(())
+        outcome
     }
 }

@@ -22,7 +22,8 @@ pub(crate) struct WatchedBudget {
     pub(crate) verdict: BudgetVerdict,
 }
 
-/// Returns the organization's budget and the budgets of the keys that the check names.
+/// Returns the organization's budget and the budgets of the keys that the check names. Keys that
+/// are unreadable or have unreadable usage are omitted.
 pub(crate) async fn watched(app: &App, check: &BudgetCheck, month: Month) -> Result<Vec<WatchedBudget>, Fault> {
     let (store, organization_id) = (&app.store, check.organization_id);
     let organization = store.organization(organization_id).await?.ok_or("organization of a budget check is missing")?;
@@ -40,17 +41,17 @@ pub(crate) async fn watched(app: &App, check: &BudgetCheck, month: Month) -> Res
     let keys = store.newest_api_keys(organization_id, &check.api_keys).await?;
     let lineages = keys.iter().map(|key| key.lineage_id).collect();
     let used = store.usage_totals_of_keys(organization_id, month, &lineages).await?;
-    watched.extend(keys.into_iter().map(|key| {
-        let spent = used.get(&key.lineage_id).copied().unwrap_or_default();
+    watched.extend(keys.into_iter().filter_map(|key| {
+        let spent = used.get(&key.lineage_id).copied().unwrap_or(Some(Tally::default()))?;
         let spending = Spending { key_budget: key.budget.clone(), key: spent, ..Spending::default() };
-        WatchedBudget {
+        Some(WatchedBudget {
             subject: BudgetSubject::Key(key.lineage_id),
             subject_json: json!({ "kind": "api_key", "id": key.id }),
             // The subscription counts only in the organization's verdict.
             verdict: BudgetVerdict::new(SubscriptionStatus::Active, &spending),
             budget: key.budget,
             spent,
-        }
+        })
     }));
     Ok(watched)
 }

@@ -13,6 +13,8 @@ use crate::CachePush;
 /// Duration of a lease. If the worker ends before it deletes or postpones an invalidation, another
 /// worker repeats it after this time.
 const LEASE: Duration = Duration::from_secs(30);
+/// Delay before an unreadable invalidation is read again.
+const UNREADABLE_DELAY: Duration = Duration::from_mins(1);
 
 /// Leases the due invalidations. Returns them with the first fault, if any.
 pub(crate) async fn take(app: &App, wake: &Wake) -> Result<(Vec<PendingInvalidation>, Option<Fault>), StoreError> {
@@ -26,7 +28,14 @@ pub(crate) async fn take(app: &App, wake: &Wake) -> Result<(Vec<PendingInvalidat
     };
     let reads = organizations.into_iter().map(|organization| {
         let store = app.store.clone();
-        async move { store.due_invalidations(organization, now).await.map_err(of_organization(organization)) }
+        async move {
+            let read = async {
+                let (found, unreadable) = store.due_invalidations(organization, now).await?;
+                store.postpone(Queue::Invalidations, &unreadable, now.plus(UNREADABLE_DELAY)).await?;
+                Ok::<_, StoreError>(found)
+            };
+            read.await.map_err(of_organization(organization))
+        }
     });
     let (found, read_fault) = split_results(join_bounded(reads).await);
     let leases = found.into_iter().flatten().map(|pending| {

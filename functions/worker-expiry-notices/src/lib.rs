@@ -1,6 +1,8 @@
 //! Publishes an `api_key.expiring` event for keys that expire soon, once for each expiry that a key
 //! is given.
 
+use std::time::Duration;
+
 use karta_shared::{
     App,
     domain::{Event, EventType, Id, KeyStatus, Timestamp},
@@ -13,6 +15,8 @@ use serde_json::json;
 /// Maximum rounds of a sweep, which ends when nothing is due. The index may briefly show
 /// deleted notices.
 const MAX_ROUNDS: usize = 20;
+/// Delay before a failed notice is tried again.
+const RETRY_DELAY: Duration = Duration::from_mins(1);
 
 #[derive(Debug)]
 pub struct ExpiryNotices {
@@ -22,6 +26,14 @@ pub struct ExpiryNotices {
 impl ExpiryNotices {
     pub fn new(app: App) -> Self {
         Self { app }
+    }
+
+    /// Processes a notice. A failed one is postponed, so that it does not block others.
+    async fn process_or_postpone(&self, due: DueItem) -> Result<(), Fault> {
+        let (organization, now) = (due.organization_id, self.app.clock.now());
+        let Err(fault) = self.process(&due, now).await else { return Ok(()) };
+        let postponed = self.app.store.postpone(Queue::ExpiryNotices, &[due], now.plus(RETRY_DELAY)).await;
+        Err(of_organization(organization)(postponed.err().map_or(fault, Fault::from)))
     }
 
     /// Deletes a notice, and publishes its event if the key still expires at the time of the
@@ -65,19 +77,17 @@ impl Worker for ExpiryNotices {
     }
 
     async fn work(&self, _: &Wake) -> Result<(), Fault> {
+        // The fault of one notice must not affect the others.
+        let mut outcome = Ok(());
         for _ in 0..MAX_ROUNDS {
-            let now = self.app.clock.now();
             let due = due(&self.app, Queue::ExpiryNotices).await?;
             if due.is_empty() {
                 break;
             }
-            // The fault of one organization must not affect the others.
-            let mut outcome = Ok(());
             for due in due {
-                outcome = self.process(&due, now).await.map_err(of_organization(due.organization_id)).and(outcome);
+                outcome = self.process_or_postpone(due).await.and(outcome);
             }
-            outcome?;
         }
-        Ok(())
+        outcome
     }
 }

@@ -3,7 +3,7 @@ use std::{collections::BTreeSet, time::Duration};
 use karta_shared::{
     App,
     domain::Id,
-    store::{DueItem, StoreError},
+    store::{DueItem, Queue, StoreError},
     worker::Fault,
 };
 
@@ -18,7 +18,7 @@ pub(crate) async fn fan_out(app: &App, organization: Id, due: &[DueItem]) -> (BT
         // Events are read first, so that the list contains every endpoint that existed when an
         // event was written.
         let (events, unreadable) = app.store.pending_events(due).await?;
-        app.store.postpone_events(&unreadable, app.clock.now().plus(RETRY_DELAY)).await?;
+        app.store.postpone(Queue::Events, &unreadable, app.clock.now().plus(RETRY_DELAY)).await?;
         if events.is_empty() {
             return Ok(());
         }
@@ -29,7 +29,7 @@ pub(crate) async fn fan_out(app: &App, organization: Id, due: &[DueItem]) -> (BT
     let outcome = match outcome {
         // Postponed, so that they do not delay the events of other organizations.
         Err(fault) => {
-            let postponed = app.store.postpone_events(due, app.clock.now().plus(RETRY_DELAY)).await;
+            let postponed = app.store.postpone(Queue::Events, due, app.clock.now().plus(RETRY_DELAY)).await;
             Err(postponed.err().unwrap_or(fault).into())
         }
         Ok(()) => Ok(()),

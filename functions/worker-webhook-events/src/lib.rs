@@ -75,7 +75,7 @@ impl WebhookEvents {
         let recovered = due.into_iter().map(|due| {
             let (app, waker) = (self.app.clone(), Arc::clone(&self.waker));
             async move {
-                let recovered = recovery::run(&app, &due, deadline).await;
+                let recovered = recovery::run_or_postpone(&app, &due, deadline).await;
                 let endpoint = recovered.map_err(of_organization(due.organization_id))?;
                 waker.wake_each(endpoint.map(|endpoint| (due.organization_id, endpoint))).await
             }

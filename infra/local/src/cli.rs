@@ -1,6 +1,7 @@
 //! The command line of `karta`.
 
 use std::{
+    ffi::OsStr,
     io::{self, Write},
     net::IpAddr,
     path::{Path, PathBuf},
@@ -9,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Parser, Subcommand, builder::BoolishValueParser};
+use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand, builder::BoolishValueParser};
 use karta_shared::{
     App,
     clock::SystemClock,
@@ -38,6 +39,26 @@ pub struct Arguments {
     command: Option<Command>,
     #[command(flatten)]
     run: RunArguments,
+}
+
+impl Arguments {
+    /// Parses the command line and the environment. Invalid ones end the process with a message.
+    pub fn read() -> Self {
+        let empty = config::empty_variables();
+        let command = without_variables(Self::command(), &|variable| empty.contains(variable));
+        let matches = command.get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+}
+
+/// Returns the command without these variables of its flags and of its subcommands' flags. clap
+/// itself would read an empty variable as an empty value.
+fn without_variables(command: clap::Command, is_ignored: &dyn Fn(&str) -> bool) -> clap::Command {
+    let without_variable = |flag: Arg| {
+        let ignores = flag.get_env().and_then(OsStr::to_str).is_some_and(is_ignored);
+        if ignores { flag.env(None::<&'static str>) } else { flag }
+    };
+    command.mut_args(without_variable).mut_subcommands(|subcommand| without_variables(subcommand, is_ignored))
 }
 
 #[derive(Debug, Subcommand)]
@@ -244,6 +265,16 @@ fn json_description(runner: &Runner, data_dir: Option<&Path>) -> String {
     .to_string()
 }
 
+/// Two calls to the demo's project.
+const DEMO: &str = r#"
+The project `demo` talks to a scripted provider in this process, not to a model:
+
+  SESSION_ID=$(curl -s -X POST $KARTA_BASE_URL/v1/projects/demo/sessions \\
+    -H "Authorization: Bearer $KARTA_API_KEY" | sed 's/.*"id":"\(sess_[^"]*\)".*/\1/')
+  curl -N $KARTA_BASE_URL/v1/projects/demo/sessions/$SESSION_ID/messages \\
+    -H "Authorization: Bearer $KARTA_API_KEY" -d '{"text": "Hello", "stream": true}'
+"#;
+
 fn banner(runner: &Runner, data_dir: Option<&Path>) -> String {
     let (url, organization) = (&runner.base_url, &runner.bootstrap.organization.slug);
     let storage = data_dir.map_or_else(
@@ -263,6 +294,7 @@ API documentation: {url}/docs. Press Ctrl-C to stop."
         );
     };
     let token = token.expose();
+    let demo = if runner.demo.is_some() { DEMO } else { "" };
     format!(
         r#"Karta is running on {url} for the organization {organization}. {storage}
 
@@ -271,7 +303,7 @@ The organization's first key has all scopes and is shown only once. In a second 
   export KARTA_BASE_URL={url}
   export KARTA_API_KEY={token}
   curl $KARTA_BASE_URL/v1/whoami -H "Authorization: Bearer $KARTA_API_KEY"
-
+{demo}
 API documentation: {url}/docs. Press Ctrl-C to stop."#
     )
 }

@@ -1,6 +1,5 @@
 use std::process::ExitCode;
 
-use clap::Parser;
 use karta_local::cli;
 
 /// SQLite, the SDK and JSON make many small allocations in this process. With mimalloc, listing 50
@@ -10,7 +9,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match cli::execute(cli::Arguments::parse()).await {
+    match cli::execute(cli::Arguments::read()).await {
         Ok(code) => code,
         Err(error) => {
             cli::print_error(&error);

@@ -101,7 +101,7 @@ pub struct Runner {
     /// Aborted when the runner is dropped.
     workers: JoinSet<()>,
     /// The scripted provider of the demo.
-    demo: Option<FakeProvider>,
+    pub demo: Option<FakeProvider>,
     /// Held while the data directory is in use.
     _lock: Option<File>,
 }

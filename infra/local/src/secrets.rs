@@ -15,6 +15,7 @@ use karta_shared::{
     domain::{CredentialKind, Entropy, Keyring, ObjectMembers, Power, ServiceTokens, StripeSecrets},
 };
 use secrecy::{ExposeSecret, SecretString};
+use serde::de::IgnoredAny;
 
 use crate::emulator::STORE_FILE;
 
@@ -44,10 +45,13 @@ pub struct ProvidedSecrets {
 }
 
 impl ProvidedSecrets {
-    /// Rejects a guessable secret, and a secret with two purposes, because its holder for one
+    /// Rejects a session token secret that is not one plain text, a guessable secret, and a secret with two purposes, because its holder for one
     /// purpose would also hold it for the other. A data plane's token that is also a service token
     /// is rejected later, when both secrets are read.
     pub fn check(&self) -> Result<()> {
+        if let Some(secret) = &self.session_token_secret {
+            check_plain(secret.expose_secret()).context("KARTA_SESSION_TOKEN_SECRET")?;
+        }
         let secrets: Vec<(&str, usize, &str)> = [
             ("KARTA_SESSION_TOKEN_SECRET", self.session_token_secret.as_ref(), false),
             ("KARTA_SERVICE_TOKENS", self.service_tokens.as_ref(), true),
@@ -76,6 +80,16 @@ impl ProvidedSecrets {
         }
         Ok(())
     }
+}
+
+/// A secret that data planes share must be the same text for all of them: some would trim blanks.
+fn check_plain(secret: &str) -> Result<()> {
+    ensure!(secret.trim() == secret, "must not start or end with blanks or line ends: remove them");
+    ensure!(
+        serde_json::from_str::<ObjectMembers<IgnoredAny>>(secret).is_err(),
+        "must be one plain secret, not the JSON of a ring: use the ring's current key"
+    );
+    Ok(())
 }
 
 /// Random text of 32 characters has more different characters, even in hexadecimal.

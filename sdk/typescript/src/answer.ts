@@ -14,13 +14,11 @@ import {
   KartaValidationError,
   type ErrorDetails,
 } from "./errors.js";
+import { redactText } from "./redact.js";
 import { retryAfter } from "./retry.js";
 
 /** Maximum characters of a body that is not JSON, such as a proxy's page. Longer bodies are cut. */
 const TEXT_LIMIT = 2000;
-
-/** Matches text that looks like a secret. A proxy may echo a request with its headers and body. */
-const SECRETS = /kt_live_\w{7,}|whsec_[\w+/=-]{7,}|karta_service_\w{7,}|\bsk-[\w-]{12,}|\bBearer\s+[\w.~+/=-]{8,}|\beyJ[\w-]+\.[\w-]+\.[\w-]+/g;
 
 /**
  * Returns the parsed body of a success; throws the typed error for any other response. `text` is
@@ -51,9 +49,9 @@ function parse(text: string): unknown {
 
 function errorOf(response: Response, raw: string, now: () => number): KartaError {
   const { status, headers } = response;
-  const scrubbed = raw.replace(SECRETS, "[redacted]");
-  const parsed = parse(scrubbed);
-  const body = parsed === NOT_JSON ? scrubbed.slice(0, TEXT_LIMIT) : parsed;
+  const parsed = parse(raw);
+  // Redacted first, because half of a secret would not be recognized.
+  const body = parsed === NOT_JSON ? redactText(raw).slice(0, TEXT_LIMIT) : parsed;
   const fields = isObject(body) ? body : {};
   const requestId = headers.get("x-request-id") ?? fields.request_id;
   const details = {

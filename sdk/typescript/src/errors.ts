@@ -1,3 +1,4 @@
+import { redact, redactText } from "./redact.js";
 import type { BudgetParams } from "./resources/budget.js";
 
 /** Fields of an error besides its message. */
@@ -17,7 +18,10 @@ export interface ErrorDetails {
  */
 const NAME = /* @__PURE__ */ Symbol.for("@karta/sdk/error");
 
-/** Base class of every error of this package. */
+/**
+ * Base class of every error of this package. Its constructor removes secrets from the message, the
+ * body and the request id, which contain text of a response.
+ */
 export class KartaError extends Error {
   static readonly [NAME]: string = "KartaError";
   override readonly name: string;
@@ -32,11 +36,11 @@ export class KartaError extends Error {
   readonly requestId: string | undefined;
 
   constructor(message: string, details: ErrorDetails = {}) {
-    super(message, "cause" in details ? { cause: details.cause } : undefined);
+    super(redactText(message), "cause" in details ? { cause: details.cause } : undefined);
     this.name = new.target[NAME];
     this.status = details.status;
-    this.body = details.body;
-    this.requestId = details.requestId;
+    this.body = redact(details.body);
+    this.requestId = details.requestId === undefined ? undefined : redactText(details.requestId);
   }
 
   /**

@@ -24,7 +24,8 @@ import {
   KartaValidationError,
   VERSION,
 } from "@karta/sdk";
-import { API_KEY, failure, json, scripted } from "./support.js";
+import * as sdk from "@karta/sdk";
+import { API_KEY, failure, json, scripted, type Sent } from "./support.js";
 
 
 /** A server that never responds. The request fails as with fetch when its signal is aborted. */
@@ -315,6 +316,42 @@ test("secrets in a response are removed from errors", async () => {
       const shown = inspect(await failure(() => scripted([response]).karta.apiKeys.get(1)), { depth: 9 });
       assert.ok(!shown.includes(secret) && shown.includes("[redacted]"), shown);
     }
+  }
+});
+
+test("no error shows an echoed request", async () => {
+  const echoed = ({ headers }: Sent) => Object.fromEntries(headers);
+  const asText = (status: number) => (sent: Sent) => new Response(JSON.stringify(echoed(sent)).slice(1), { status });
+  const asFields = (status: number) => (sent: Sent) => {
+    const { authorization } = echoed(sent);
+    const body = { message: authorization, headers: echoed(sent), nested: { [authorization ?? ""]: [[authorization]] } };
+    return json(status, body, { "x-request-id": authorization ?? "" });
+  };
+  const asType = (sent: Sent) => new Response("<html>", { headers: { "content-type": echoed(sent).authorization ?? "" } });
+  const escaped = () => new Response(`{"message":"${API_KEY.replace("_", "\\u005f")}"}`, { status: 422 });
+  const deep = () => new Response(`{"error":${"[".repeat(9_999)}"${API_KEY}"${"]".repeat(9_999)}}`, { status: 400 });
+  const statuses = [300, 400, 401, 402, 403, 404, 409, 413, 418, 422, 429, 500, 503, 504];
+  const scripts = [...statuses.flatMap((status) => [asText(status), asFields(status)]), asText(200), asType, escaped, deep];
+  const seen = new Set<string>();
+  for (const script of scripts) {
+    const error = await failure(() => scripted([script], { maxRetries: 0 }).karta.whoami());
+    assert.ok(error instanceof KartaError);
+    seen.add(error.name);
+    const shown = inspect(error, { depth: 99 }) + JSON.stringify(error);
+    assert.ok(!shown.includes(API_KEY) && !/Bearer (?!\[|<)/.test(shown), shown);
+  }
+  for (const list of [asFields(200), asText(200)]) {
+    const error = await failure(() => scripted([list]).karta.apiKeys.list());
+    assert.ok(error instanceof KartaResponseError);
+    assert.ok(!inspect(error, { depth: 99 }).includes(API_KEY));
+  }
+  const withoutResponse = ["KartaAbortError", "KartaArgumentError", "KartaConnectionError", "KartaSignatureError", "KartaTimeoutError"];
+  const classes = Object.keys(sdk).filter((name) => name.endsWith("Error") && !withoutResponse.includes(name));
+  assert.deepEqual([...seen].sort(), classes.sort());
+  for (const name of classes) {
+    const Type = (sdk as unknown as Record<string, typeof KartaError>)[name]!;
+    const error = new Type(`got ${API_KEY}`, { body: { secret: [API_KEY] }, requestId: API_KEY });
+    assert.deepEqual([error.message, error.body, error.requestId], ["got [redacted]", { secret: ["[redacted]"] }, "[redacted]"], name);
   }
 });
 

@@ -2,13 +2,13 @@
 //!
 //! Settings are read and checked at startup. A missing or invalid one fails with a [`ConfigError`]
 //! or a [`SecretError`] that names it. [`Secrets`] are fetched again while the process runs. Only
-//! `optional` and `set_variables` in this module read the environment. To add a variable, add it to
+//! `optional`, `set_variables` and `empty_variables` in this module read the environment. To add a variable, add it to
 //! `VARIABLES` or to [`Secret`].
 
 pub(crate) mod prices;
 mod secrets;
 
-use std::{collections::BTreeSet, env, fmt::Display, str::FromStr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, env, ffi::OsStr, fmt::Display, str::FromStr, sync::Arc, time::Duration};
 
 use aws_config::{
     BehaviorVersion, Region, SdkConfig, environment::EnvironmentVariableCredentialsProvider, retry::RetryConfig,
@@ -378,8 +378,17 @@ pub fn variables() -> impl Iterator<Item = &'static str> {
 
 /// Returns the names of the variables that are set and start with `KARTA_`.
 pub fn set_variables() -> BTreeSet<String> {
-    let set = env::vars_os().filter(|(_, text)| !text.is_empty());
-    let names = set.map(|(name, _)| name.to_string_lossy().into_owned());
+    own_variables(|text| !text.is_empty())
+}
+
+/// Returns the names of the variables that are empty, which count as unset, and start with
+/// `KARTA_`.
+pub fn empty_variables() -> BTreeSet<String> {
+    own_variables(OsStr::is_empty)
+}
+
+fn own_variables(has: impl Fn(&OsStr) -> bool) -> BTreeSet<String> {
+    let names = env::vars_os().filter(|(_, text)| has(text)).map(|(name, _)| name.to_string_lossy().into_owned());
     names.filter(|name| name.starts_with(VARIABLE_PREFIX)).collect()
 }
 

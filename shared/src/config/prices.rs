@@ -2,10 +2,10 @@
 
 use std::{collections::HashMap, fs, iter, sync::LazyLock};
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::{ConfigError, optional};
-use crate::domain::{ObjectMembers, ObjectOnly, Price, PriceList, PriceTable, PricesError};
+use crate::domain::{ObjectMembers, Price, PriceList, PriceProblem, PriceTable, PricesError};
 
 const VARIABLE: &str = "KARTA_PRICES";
 /// A byte order mark, which some editors write at the start of a file.
@@ -37,9 +37,43 @@ pub(super) fn from_env() -> Result<PriceTable, ConfigError> {
     parse(&json).map_err(|error| ConfigError::new(VARIABLE, format!("names {text}, which {error}")))
 }
 
+/// A row before its members are checked, so that an error can name the member.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawRow {
+    Members(ObjectMembers<serde_json::Value>),
+    Other(IgnoredAny),
+}
+
 /// Parses the operator's prices: a JSON object that maps models to prices.
 pub(crate) fn parse(json: &str) -> Result<PriceTable, PricesError> {
-    let rows: ObjectMembers<ObjectOnly<Price>> =
+    let rows: ObjectMembers<RawRow> =
         serde_json::from_str(json.trim_start_matches(BOM)).map_err(|_| PricesError::Shape)?;
-    PriceTable::new(&LISTED, rows.into_iter().map(|(model, ObjectOnly(price))| (model, price)))
+    let mut prices = Vec::new();
+    for (at, (model, row)) in rows.into_iter().enumerate() {
+        let price = price(row).map_err(|problem| PricesError::entry(at, &model, problem))?;
+        prices.push((model, price));
+    }
+    PriceTable::new(&LISTED, prices)
+}
+
+fn price(row: RawRow) -> Result<Price, PriceProblem> {
+    let members = match row {
+        RawRow::Members(members) => members.by_name().map_err(|_| PriceProblem::Repeated)?,
+        RawRow::Other(_) => return Err(PriceProblem::NoObject),
+    };
+    if members.keys().any(|name| !Price::MEMBERS.contains(&name.as_str())) {
+        return Err(PriceProblem::Unknown);
+    }
+    let optional = |member: &'static str| match members.get(member) {
+        None => Ok(None),
+        Some(value) if value.is_null() && Price::OPTIONAL.contains(&member) => Ok(None),
+        Some(value) => {
+            let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
+            number.map(Some).ok_or(PriceProblem::Number(member))
+        }
+    };
+    let required = |member| optional(member)?.ok_or(PriceProblem::Missing(member));
+    let (input, output) = (required("input")?, required("output")?);
+    Ok(Price { input, output, cache_read: optional("cache_read")?, cache_write: optional("cache_write")? })
 }

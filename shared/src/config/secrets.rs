@@ -662,9 +662,13 @@ mod tests {
             (STRIPE, format!(r#"{{"livemode":true,{whsec},{whsec}}}"#), "it must be {} or a JSON object"),
             (STRIPE, format!(r#"{{"livemode":true,"livemode":true,{whsec}}}"#), "it must be {} or a JSON object"),
             (PRICES, r#"[["a",{"input":1,"output":2}]]"#.to_owned(), "is not a JSON object of prices"),
-            (PRICES, r#"{"a":[1,2]}"#.to_owned(), "is not a JSON object of prices"),
-            (PRICES, r#"{"a":{"input":"1","output":2}}"#.to_owned(), "is not a JSON object of prices"),
-            (PRICES, r#"{"a":{"input":1,"input":1,"output":2}}"#.to_owned(), "is not a JSON object of prices"),
+            (PRICES, r#"{"a":[1,2]}"#.to_owned(), "has an invalid entry a: its price must be an object"),
+            (PRICES, r#"{"a":{"input":"1","output":2}}"#.to_owned(), "has an invalid entry a: input must be"),
+            (
+                PRICES,
+                r#"{"a":{"input":1,"input":1,"output":2}}"#.to_owned(),
+                "has an invalid entry a: each member must",
+            ),
             (
                 PRICES,
                 r#"{"a":{"input":1,"output":2},"a":{"input":1,"output":2}}"#.to_owned(),

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::{EndpointUrl, Invalid};
+use super::{EndpointUrl, Invalid, endpoint_url::check_path};
 
 /// A git commit: 7 to 64 hexadecimal digits, stored in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,6 +134,12 @@ impl TemplatePath {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Checks the escapes, which a builder may decode. Only for input: stored paths must stay
+    /// readable.
+    pub fn check_input(&self) -> Result<(), Invalid> {
+        check_path(&self.0)
+    }
 }
 
 impl TryFrom<String> for TemplatePath {
@@ -156,6 +162,7 @@ impl TryFrom<String> for TemplatePath {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{Reach, WebhookUrl};
 
     #[test]
     fn commit_sha_is_hexadecimal_and_stored_lower_case() {
@@ -285,5 +292,27 @@ mod tests {
         ] {
             assert!(TemplatePath::try_from(text.to_owned()).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn every_path_of_a_request_is_read_alike() {
+        type Check = fn(String, String) -> Result<(), Invalid>;
+        let checks: [(&str, Check); 4] = [
+            ("template_path", |path, _| TemplatePath::try_from(path)?.check_input()),
+            ("artifact_url", |_, url| ArtifactUrl::try_from(url)?.check_input()),
+            ("endpoint_url", |_, url| EndpointUrl::try_from(url)?.check_input()),
+            ("url", |_, url| WebhookUrl::parse(&url, Reach::Public).map(drop)),
+        ];
+        for (field, check) in checks {
+            let check = |path: &str| check(path.to_owned(), format!("https://api.acme.com/{path}"));
+            for path in ["a/b.yaml", "a..b/.c", "...", "a%20b", "a/%2e%2ea", "%25"] {
+                assert_eq!(check(path), Ok(()), "{field}: {path}");
+            }
+            for path in ["../a", "a/./b", "a/%2e%2E/b", "a/.%2e", "%2e", "a%", "a%2", "%zz/b", "%%25"] {
+                assert!(check(path).is_err(), "{field}: {path}");
+            }
+        }
+        let stored: TemplatePath = serde_json::from_value("a/%2e%2e/100%".into()).unwrap();
+        assert_eq!(stored.as_str(), "a/%2e%2e/100%");
     }
 }

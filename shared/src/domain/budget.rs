@@ -114,7 +114,7 @@ impl Budget {
             ("output_tokens", cap(self.output_tokens)),
             ("total_tokens", cap(self.total_tokens)),
             ("cost_cents", cap(self.cost_cents)),
-            ("alert_percents", Value::list(self.alert_percents.0.iter().map(|percent| u64::from(*percent)))),
+            ("alert_percents", Value::list(self.alert_percents.iter().map(u64::from))),
         ])
     }
 }
@@ -176,35 +176,47 @@ impl Cap {
     }
 }
 
-/// At most ten whole percents from 1 to 100, ascending.
+/// A whole percent from 1 to 100.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u64")]
+struct Percent(u8);
+
+impl TryFrom<u64> for Percent {
+    type Error = Invalid;
+
+    fn try_from(percent: u64) -> Result<Self, Invalid> {
+        let percent = u8::try_from(percent).ok().filter(|percent| (1..=100).contains(percent));
+        percent.map(Self).ok_or(Invalid::new("must be a whole percent from 1 to 100"))
+    }
+}
+
+/// At most ten percents, ascending.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Option<Vec<u64>>")]
-pub struct AlertPercents(Vec<u8>);
+#[serde(try_from = "Option<Vec<Percent>>")]
+pub struct AlertPercents(Vec<Percent>);
 
 impl AlertPercents {
     pub fn iter(&self) -> impl Iterator<Item = u8> {
-        self.0.iter().copied()
+        self.0.iter().map(|Percent(percent)| *percent)
     }
 }
 
 impl Default for AlertPercents {
     fn default() -> Self {
-        Self(vec![50, 80, 100])
+        Self([50, 80, 100].map(Percent).into())
     }
 }
 
-impl TryFrom<Option<Vec<u64>>> for AlertPercents {
+impl TryFrom<Option<Vec<Percent>>> for AlertPercents {
     type Error = Invalid;
 
-    fn try_from(percents: Option<Vec<u64>>) -> Result<Self, Invalid> {
-        let Some(percents) = percents else {
+    fn try_from(percents: Option<Vec<Percent>>) -> Result<Self, Invalid> {
+        let Some(mut percents) = percents else {
             return Ok(Self::default());
         };
-        let whole = |percent: u64| u8::try_from(percent).ok().filter(|percent| (1..=100).contains(percent));
-        let percents: Option<Vec<u8>> = percents.into_iter().map(whole).collect();
-        let Some(mut percents) = percents.filter(|percents| percents.len() <= 10) else {
-            return Err(Invalid::new("must hold at most 10 whole percents from 1 to 100"));
-        };
+        if percents.len() > 10 {
+            return Err(Invalid::new("must hold at most 10 percents"));
+        }
         percents.sort_unstable();
         percents.dedup();
         Ok(Self(percents))

@@ -80,7 +80,14 @@ impl TryFrom<Vec<Cidr>> for AllowedCidrs {
         if ranges.len() > 20 {
             return Err(Invalid::new("must hold at most 20 ranges"));
         }
-        Ok(Self(ranges))
+        // In the caller's order: a set of at most 20 ranges needs no index.
+        let mut distinct = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            if !distinct.contains(&range) {
+                distinct.push(range);
+            }
+        }
+        Ok(Self(distinct))
     }
 }
 
@@ -109,6 +116,13 @@ mod tests {
         }
         assert!(AllowedCidrs::default().permit(None));
         assert_eq!(AllowedCidrs::from_words(&cidrs.to_words()), Some(cidrs));
+    }
+
+    #[test]
+    fn repeated_ranges_are_kept_once() {
+        let cidrs =
+            allowed(&["10.0.0.0/8", "192.0.2.7", "10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32", "2001:DB8:0::/32"]);
+        assert_eq!(cidrs.to_words(), "10.0.0.0/8 192.0.2.7/32 2001:db8::/32");
     }
 
     #[test]

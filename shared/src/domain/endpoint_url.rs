@@ -158,21 +158,9 @@ impl<'a> Outline<'a> {
         }
     }
 
-    /// Checks that all clients read the path alike. Some remove dot segments, also percent-encoded
-    /// ones, and some replace an invalid escape.
+    /// See [`check_path`].
     pub(super) fn check_path(&self) -> Result<(), Invalid> {
-        let is_escape = |rest: &str| {
-            let pair = rest.as_bytes().get(..2);
-            pair.is_some_and(|pair| pair.iter().all(u8::is_ascii_hexdigit))
-        };
-        if !self.path().split('%').skip(1).all(is_escape) {
-            return Err(Invalid::new("must have two hexadecimal digits after each % in its path: write %25 for a %"));
-        }
-        let is_dots = |segment: &str| matches!(&*segment.to_ascii_lowercase().replace("%2e", "."), "." | "..");
-        if self.path().split('/').any(is_dots) {
-            return Err(Invalid::new("must not have a . or .. segment in its path: write the path that it leads to"));
-        }
-        Ok(())
+        check_path(self.path())
     }
 
     pub(super) fn path(&self) -> &'a str {
@@ -207,6 +195,23 @@ impl<'a> Outline<'a> {
 
 fn is_port(port: &str) -> bool {
     !port.starts_with(['0', '+']) && port.parse::<u16>().is_ok()
+}
+
+/// Checks that all clients read a path alike. Some remove dot segments, also percent-encoded ones,
+/// and some replace an invalid escape.
+pub(super) fn check_path(path: &str) -> Result<(), Invalid> {
+    let is_escape = |rest: &str| {
+        let pair = rest.as_bytes().get(..2);
+        pair.is_some_and(|pair| pair.iter().all(u8::is_ascii_hexdigit))
+    };
+    if !path.split('%').skip(1).all(is_escape) {
+        return Err(Invalid::new("must have two hexadecimal digits after each % in its path: write %25 for a %"));
+    }
+    let is_dots = |segment: &str| matches!(&*segment.to_ascii_lowercase().replace("%2e", "."), "." | "..");
+    if path.split('/').any(is_dots) {
+        return Err(Invalid::new("must not have a . or .. segment in its path: write the path that it leads to"));
+    }
+    Ok(())
 }
 
 /// Splits off `https://` (true) or `http://`, in any case (RFC 3986 §3.1).

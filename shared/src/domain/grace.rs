@@ -9,7 +9,15 @@ use super::Invalid;
 #[serde(try_from = "u64")]
 pub struct Grace(Duration);
 
+/// How long a repeat of a request can fetch a secret again.
+pub const SECRET_REVEAL_PERIOD: Duration = Duration::from_mins(10);
+
 impl Grace {
+    /// Returns whether a key that rotates itself can still fetch a lost response.
+    pub fn covers_repeats(self) -> bool {
+        self.0 >= SECRET_REVEAL_PERIOD
+    }
+
     pub const fn get(self) -> Duration {
         self.0
     }

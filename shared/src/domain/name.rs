@@ -43,7 +43,7 @@ impl TryFrom<CheckedText> for Name {
 
     fn try_from(CheckedText(text): CheckedText) -> Result<Self, Invalid> {
         if text.trim().is_empty() {
-            return Err(Invalid::new("is required: 1 to 100 characters that are not all blank"));
+            return Err(Invalid::new("must be 1 to 100 characters that are not all blank"));
         }
         if text.chars().count() > 100 {
             return Err(Invalid::new("must be at most 100 characters"));

@@ -106,6 +106,9 @@ pub struct Price {
 }
 
 impl Price {
+    pub const MEMBERS: [&str; 4] = ["input", "output", Self::OPTIONAL[0], Self::OPTIONAL[1]];
+    pub const OPTIONAL: [&str; 2] = ["cache_read", "cache_write"];
+
     /// Returns nano-cents.
     pub fn cost(self, kind: UsageKind, quantity: Quantity) -> u128 {
         let each = match kind {
@@ -122,12 +125,39 @@ impl Price {
 pub enum PricesError {
     #[error("is not a JSON object of prices by model, such as {{\"acme-1\": {{\"input\": 7500, \"output\": 30000}}}}")]
     Shape,
-    #[error("has a name that contains `*`: use `*` only as the whole name; dated names get the price of their family")]
-    Pattern,
-    #[error("has a name that no usage event can hold: use 1 to 128 characters without blanks and invisible characters")]
-    Name,
+    /// `entry` is the model, or the entry's number if a model cannot have the name, which may be a
+    /// secret.
+    #[error("has an invalid entry {entry}: {problem}")]
+    Entry { entry: String, problem: PriceProblem },
     #[error("has more than one price for {0}: names that differ only in case or in a provider's spelling are one name")]
     Duplicate(String),
+}
+
+/// Why an entry of the operator's prices is invalid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PriceProblem {
+    #[error("its price must be an object such as {{\"input\": 7500, \"output\": 30000}}")]
+    NoObject,
+    #[error("it has an unknown member: use {}", Price::MEMBERS.join(", "))]
+    Unknown,
+    #[error("each member must be given once")]
+    Repeated,
+    #[error("{0} is required")]
+    Missing(&'static str),
+    #[error("{0} must be a whole number of nano-cents from 0 to {max}", max = u32::MAX)]
+    Number(&'static str),
+    #[error("use `*` only as the whole name; dated names get the price of their family")]
+    Pattern,
+    #[error("no usage event can hold its name: use 1 to 128 characters without blanks and invisible characters")]
+    Name,
+}
+
+impl PricesError {
+    /// Creates the error of the entry at an index.
+    pub fn entry(at: usize, model: &str, problem: PriceProblem) -> Self {
+        let entry = if is_model(model) { model.to_owned() } else { format!("number {}", at + 1) };
+        Self::Entry { entry, problem }
+    }
 }
 
 /// The operator's prices, then the built-in list, which is parsed at its first use.
@@ -147,9 +177,13 @@ impl PriceTable {
         prices: impl IntoIterator<Item = (String, Price)>,
     ) -> Result<Self, PricesError> {
         let (mut own, mut any_other) = (BTreeMap::new(), None);
-        for (name, price) in prices {
-            let replaced =
-                if name == ANY_OTHER { any_other.replace(price) } else { own.insert(own_key(&name)?, price) };
+        for (at, (name, price)) in prices.into_iter().enumerate() {
+            let replaced = if name == ANY_OTHER {
+                any_other.replace(price)
+            } else {
+                let key = own_key(&name).map_err(|problem| PricesError::entry(at, &name, problem))?;
+                own.insert(key, price)
+            };
             if replaced.is_some() {
                 return Err(PricesError::Duplicate(name));
             }
@@ -211,15 +245,20 @@ impl PriceTable {
     }
 }
 
-fn own_key(name: &str) -> Result<String, PricesError> {
+fn own_key(name: &str) -> Result<String, PriceProblem> {
     if name.contains(ANY_OTHER) {
-        return Err(PricesError::Pattern);
+        return Err(PriceProblem::Pattern);
     }
-    if check_text(name).is_err() || ModelId::try_from(name.to_owned()).is_err() {
-        return Err(PricesError::Name);
+    if !is_model(name) {
+        return Err(PriceProblem::Name);
     }
     let key = Spelling::read(&name.to_ascii_lowercase()).key();
-    if key.is_empty() { Err(PricesError::Name) } else { Ok(key) }
+    if key.is_empty() { Err(PriceProblem::Name) } else { Ok(key) }
+}
+
+/// Returns whether a usage event can hold the name.
+fn is_model(name: &str) -> bool {
+    check_text(name).is_ok() && ModelId::try_from(name.to_owned()).is_ok()
 }
 
 /// A name in lower case, split into the parts that a provider adds and the model.
@@ -834,10 +873,13 @@ mod tests {
         for name in
             ["", " gpt-4o", "gpt-4o ", "gpt 4o", "gpt-4o\\n", "gpt-4o\\u200b", "\\ufeffgpt-4o", "openai/", &long]
         {
-            assert_eq!(numbered(&[name]).unwrap_err(), PricesError::Name, "{name}");
+            let Err(PricesError::Entry { problem, .. }) = numbered(&[name]) else { panic!("accepted: {name}") };
+            assert_eq!(problem, PriceProblem::Name, "{name}");
         }
         let credential = format!("kt_live_{}", "a1".repeat(12));
-        assert_eq!(numbered(&[&credential]).unwrap_err(), PricesError::Name, "not shown in the error");
+        let refused = numbered(&["gpt-4o", &credential]).unwrap_err().to_string();
+        assert!(refused.starts_with("has an invalid entry number 2: no usage event can hold its name"), "{refused}");
+        assert!(!refused.contains("a1a1"), "{refused}");
         assert!(numbered(&[&long[1..]]).is_ok());
     }
 
@@ -874,22 +916,40 @@ mod tests {
 
     #[test]
     fn malformed_prices_are_rejected() {
-        for json in [
-            "",
-            "[]",
-            "1",
-            r#"{"a": 1}"#,
-            r#"{"a": {"input": 1}}"#,
-            r#"{"a": {"input": -1, "output": 1}}"#,
-            r#"{"a": {"input": 1.5, "output": 1}}"#,
-            r#"{"a": {"input": 4294967296, "output": 1}}"#,
-            r#"{"a": {"input": 1, "output": 1, "cached": 1}}"#,
-            r#"{"a": {"input": 1, "input": 1, "output": 1}}"#,
-            r#"{"a": [1, 2]}"#,
-            r#"{"a": [1, 2, 3, 4]}"#,
-        ] {
+        for json in ["", "[]", "1", r#"{"a": {"input": 1, "output": 1}"#] {
             assert_eq!(parse(json).unwrap_err(), PricesError::Shape, "{json}");
         }
-        assert_eq!(parse(r#"{"gpt-4*": {"input": 1, "output": 1}}"#).unwrap_err(), PricesError::Pattern);
+        for (json, problem) in [
+            (r#"{"a": 1}"#, PriceProblem::NoObject),
+            (r#"{"a": [1, 2]}"#, PriceProblem::NoObject),
+            (r#"{"a": [1, 2, 3, 4]}"#, PriceProblem::NoObject),
+            (r#"{"a": null}"#, PriceProblem::NoObject),
+            (r#"{"a": {"output": 1}}"#, PriceProblem::Missing("input")),
+            (r#"{"a": {"input": 1}}"#, PriceProblem::Missing("output")),
+            (r#"{"a": {"input": -1, "output": 1}}"#, PriceProblem::Number("input")),
+            (r#"{"a": {"input": null, "output": 1}}"#, PriceProblem::Number("input")),
+            (r#"{"a": {"input": "1", "output": 1}}"#, PriceProblem::Number("input")),
+            (r#"{"a": {"input": 1, "output": 1.5}}"#, PriceProblem::Number("output")),
+            (r#"{"a": {"input": 1, "output": 1, "cache_read": 4294967296}}"#, PriceProblem::Number("cache_read")),
+            (r#"{"a": {"input": 1, "output": 1, "cache_write": true}}"#, PriceProblem::Number("cache_write")),
+            (r#"{"a": {"input": 1, "output": 1, "cached": 1}}"#, PriceProblem::Unknown),
+            (r#"{"a": {"input": 1, "input": 1, "output": 1}}"#, PriceProblem::Repeated),
+        ] {
+            let expected = PricesError::Entry { entry: "a".to_owned(), problem };
+            assert_eq!(parse(json).unwrap_err(), expected, "{json}");
+        }
+        let own = own(r#"{"a": {"input": 1, "output": 4294967295, "cache_read": null, "cache_write": 3}}"#);
+        let price = Price { input: 1, output: u32::MAX, cache_read: None, cache_write: Some(3) };
+        assert_eq!(own.price(Some("a")), Some(price));
+        let message = |json: &str| parse(json).unwrap_err().to_string();
+        assert_eq!(
+            message(r#"{"acme-1": {"input": 7.5, "output": 1}}"#),
+            "has an invalid entry acme-1: input must be a whole number of nano-cents from 0 to 4294967295"
+        );
+        assert_eq!(
+            message(r#"{"gpt-4*": {"input": 1, "output": 1}}"#),
+            "has an invalid entry gpt-4*: use `*` only as the whole name; dated names get the price of their family"
+        );
+        assert!(message(r#"{"*": 5}"#).starts_with("has an invalid entry *: its price must be an object"));
     }
 }

@@ -201,6 +201,10 @@ mod tests {
         Id::new(id).unwrap()
     }
 
+    fn slug(project: u64) -> Slug {
+        Slug::try_from(format!("app-{project}")).unwrap()
+    }
+
     fn user(name: &str) -> UserId {
         UserId::try_from(name.to_owned()).unwrap()
     }

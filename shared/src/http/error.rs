@@ -372,6 +372,12 @@ impl From<Conflict> for Error {
             | Conflict::CallerChanged => {
                 return Self::WriteConflict;
             }
+            Conflict::LastAdminKeyGrace => {
+                let problem = "must be at least 600 for the organization's only admin key without expires_at and \
+                               allowed_cidrs, so that it can repeat this request: leave it out, or create another \
+                               such key first";
+                return Self::invalid("grace_seconds", problem);
+            }
             Conflict::StripeCustomerTaken => {
                 ("stripe_customer_taken", "Another organization has this Stripe customer. Remove it there first.")
             }

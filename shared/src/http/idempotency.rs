@@ -19,14 +19,13 @@ use secrecy::ExposeSecret;
 use super::{Access, Answer, Call, CallerIdentity, Error, Route, answer::AnswerBody, call::RequestMeta, json::Json};
 use crate::{
     app::App,
-    domain::Id,
+    domain::{Id, SECRET_REVEAL_PERIOD},
     sealing::{self, SealingKey},
     store::{IdempotencyRecord, Transaction},
 };
 
 const HEADER: &str = "idempotency-key";
 const RECORD_TTL: Duration = Duration::from_hours(24);
-const SECRET_REVEAL_PERIOD: Duration = Duration::from_mins(10);
 
 /// Whether a response shows a secret. If so, it can be replayed for ten minutes only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

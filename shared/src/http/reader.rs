@@ -250,6 +250,16 @@ impl Rejection {
         self
     }
 
+    /// Adds the fix for an optional text that is blank.
+    fn or_leave_out(self) -> Self {
+        match self.problem {
+            Problem::Other(problem) => {
+                Self { problem: Problem::Other(format!("{problem}, or leave it out").into()), ..self }
+            }
+            Problem::Missing(_) | Problem::Unknown(_) => self,
+        }
+    }
+
     fn path(&self) -> String {
         let mut path = String::new();
         for step in self.steps.iter().rev() {
@@ -519,6 +529,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         match self.json {
             Json::Null => visitor.visit_none(),
+            Json::Text(text) if text.trim().is_empty() => visitor.visit_some(self).map_err(Rejection::or_leave_out),
             _ => visitor.visit_some(self),
         }
     }
@@ -719,7 +730,7 @@ mod tests {
         for (change, value, field, message) in [
             ("name", Value::Null, "name", "name is required"),
             ("name", json!(5), "name", "name must be a string"),
-            ("name", json!(""), "name", "name is required: 1 to 100 characters that are not all blank"),
+            ("name", json!(""), "name", "name must be 1 to 100 characters that are not all blank"),
             ("scopes", json!("read"), "scopes", "scopes must be a list"),
             ("scopes", json!(["read", "root"]), "scopes[1]", "scopes[1] must be one of read, write, admin"),
             (
@@ -727,6 +738,12 @@ mod tests {
                 json!("soon"),
                 "expires_at",
                 "expires_at must be an RFC 3339 date and time before 9999-12-30, such as 2027-01-31T12:00:00Z",
+            ),
+            (
+                "expires_at",
+                json!(" "),
+                "expires_at",
+                "expires_at must be an RFC 3339 date and time before 9999-12-30, such as 2027-01-31T12:00:00Z, or leave it out",
             ),
             (
                 "allowed_cidrs",
@@ -996,13 +1013,27 @@ mod tests {
             ("db_password", "Abc;Def123"),
             ("X-Api-Key", "0a1b2c3d4e5f60718293"),
             ("stripe_api_key", "9f8e7d6c5b4a39281706"),
+            ("secret", "0a1b2c3d4e5f6071"),
+            ("JWT_SECRET", "0a1b2c3d4e5f6071"),
+            ("SECRET_KEY_BASE", "0a1b2c3d4e5f60718293"),
+            ("token", "0a1b2c3d4e5f6071"),
+            ("vault-token", "0a1b2c3d4e5f6071"),
+            ("DB_PASS", "Hunter22"),
+            ("pass", "0a1b2c3d4e5f6071"),
+            ("passphrase", "0a1b2c3d4e5f6071"),
+            ("encryption key", "0a1b2c3d4e5f6071"),
+            ("ACCESS_KEY", "0a1b2c3d4e5f6071"),
+            ("Cookie", "sid=0a1b2c3d4e5f6071"),
         ] {
             let (field, message) = refusal("metadata", json!({ key: value }));
             assert_eq!(field, format!("metadata.{key}"));
             assert!(message.contains("must not contain a key, token or password"), "{message}");
         }
-        let harmless =
-            json!({ "password": "changeme", "password_policy": "strict2026", "api_key": "kt_live_a1B2c3", "pwd": "" });
+        let harmless = json!({
+            "password": "changeme", "password_policy": "strict2026", "api_key": "kt_live_a1B2c3", "pwd": "",
+            "secret": "kept in the vault", "token": "deploy-bot-2026", "pass": "Summer2026", "passphrase": "see the vault",
+            "next_page_token": "0a1b2c3d4e5f6071", "max_tokens": "128000", "cookie": "theme=dark",
+        });
         let read: BTreeMap<String, String> = checked(&harmless).unwrap();
         assert_eq!(json!(read), harmless);
     }

@@ -185,6 +185,15 @@ impl Transaction {
         self.insert(Table::Main, &Key::api_key(organization, key.id), key, Conflict::IdTaken)
     }
 
+    /// Requires that the organization has another usable admin key than the one that rotates itself.
+    pub fn require_another_admin(&mut self, organization: Id) -> Result<(), StoreError> {
+        self.check(Table::Main, &Key::admins(organization), Conflict::LastAdminKeyGrace, |check| {
+            check
+                .condition_expression("usable > :one")
+                .expression_attribute_values(":one", AttributeValue::N("1".to_owned()))
+        })
+    }
+
     fn count_admin(&mut self, organization: Id) -> Result<(), StoreError> {
         self.update(Table::Main, &Key::admins(organization), Conflict::Changed, |update| {
             update

@@ -4,7 +4,8 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Conflict, Queue, Store, StoreError, Transaction, decode,
+    Conflict, Queue, Store, StoreError, Transaction,
+    decode::decode_or_skip,
     outbox::Scheduled,
     table::{Key, Table},
 };
@@ -66,14 +67,14 @@ impl Store {
     }
 
     /// Returns the newest key of each lineage that `keys` belong to. Its budget applies to the
-    /// lineage.
+    /// lineage. Lineages with an unreadable key are omitted.
     pub async fn newest_api_keys(&self, organization: Id, keys: &BTreeSet<Id>) -> Result<Vec<ApiKey>, StoreError> {
         let (mut newest, mut wanted, mut seen) = (BTreeMap::new(), keys.clone(), BTreeSet::new());
         while !wanted.is_empty() {
             let state_keys: Vec<_> = wanted.iter().map(|id| Key::api_key(organization, *id)).collect();
             seen.append(&mut wanted);
             for item in self.batch_get(Table::Main, &state_keys).await? {
-                let key: ApiKey = decode(item)?;
+                let Some(key) = decode_or_skip::<ApiKey>(item, "API key") else { continue };
                 match key.replaced_by {
                     Some(successor) if !seen.contains(&successor) => drop(wanted.insert(successor)),
                     Some(_) => {}

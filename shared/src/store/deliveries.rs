@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Conflict, DueItem, Lease, Page, Queue, Store, StoreError, Transaction, decode,
-    outbox::condition_held,
+    decode::decode_or_skip,
     page::Listing,
     table::{Key, Table, deliveries_partition, padded, pending_deliveries_partition},
 };
@@ -121,25 +121,6 @@ impl Store {
         Ok((events, unreadable))
     }
 
-    /// Postpones events that are still pending, so that events whose fan-out fails do not block
-    /// others.
-    pub async fn postpone_events(&self, due: &[DueItem], until: Timestamp) -> Result<(), StoreError> {
-        for DueItem { organization_id, sk } in due {
-            let sent = self
-                .client
-                .update_item()
-                .table_name(self.table(Table::Outbox))
-                .set_key(Some(Key::due(Queue::Events, *organization_id, sk).attributes()))
-                .update_expression("SET due_at = :until")
-                .condition_expression("attribute_exists(due_shard)")
-                .expression_attribute_values(":until", text(until))
-                .send()
-                .await;
-            condition_held(sent.map(drop))?;
-        }
-        Ok(())
-    }
-
     /// Fans out events: removes them from the queue and creates a delivery for each subscribed
     /// endpoint. Adds the endpoints with new deliveries to `touched`, also before an error.
     pub async fn fan_out(
@@ -236,7 +217,7 @@ impl Store {
         now: Timestamp,
         limit: i32,
     ) -> Result<DueDeliveries, StoreError> {
-        let output = self
+        let mut items = self
             .client
             .query()
             .table_name(self.table(Table::Outbox))
@@ -244,24 +225,22 @@ impl Store {
             .expression_attribute_values(":pk", text(pending_deliveries_partition(organization, endpoint)))
             .consistent_read(true)
             .limit(limit)
-            .send()
-            .await?;
-        let mut found = DueDeliveries::default();
-        for item in output.items.unwrap_or_default() {
-            let sk = super::required_text(&item, "sk")?.to_owned();
-            let pending = match decode::<PendingDelivery>(item) {
-                Ok(pending) => pending,
-                Err(fault) => {
-                    let organization_id = organization.get();
-                    tracing::error!(organization_id, sk, %fault, "unreadable pending delivery skipped");
-                    continue;
-                }
-            };
+            .into_paginator()
+            .items()
+            .send();
+        let (mut found, mut examined) = (DueDeliveries::default(), 0);
+        while let Some(item) = items.next().await {
+            // Unreadable deliveries do not count towards the limit.
+            let Some(pending) = decode_or_skip::<PendingDelivery>(item?, "pending delivery") else { continue };
             let never_attempted = pending.attempts == 0 && pending.at <= now.plus(MAX_CLOCK_SKEW);
             if pending.at <= now || never_attempted {
                 found.due.push(pending);
             } else {
                 found.next = found.next.or(Some(pending.at));
+            }
+            examined += 1;
+            if examined == limit {
+                break;
             }
         }
         Ok(found)

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use super::{
     BudgetCheck, Conflict, Store, StoreError, Transaction, decode,
+    decode::decode_or_skip,
     table::{DUE_INDEX, Key, Table, due_shards, invalidations_partition, parse_padded},
 };
 use crate::domain::{ApiKey, CacheEffect, Event, Id, Invalidation, Timestamp};
@@ -153,14 +154,9 @@ impl Store {
             for item in page?.items.unwrap_or_default() {
                 let due_at = item.get("due_at").and_then(|at| at.as_s().ok()?.parse().ok());
                 found.oldest = found.oldest.or(due_at);
-                let key = ["pk", "sk"].map(|name| item.get(name).and_then(|value| value.as_s().ok()).cloned());
-                match decode(item) {
-                    Ok(due) => found.items.push(due),
-                    Err(fault) => {
-                        let [pk, sk] = key;
-                        tracing::error!(pk, sk, %fault, "unreadable due item skipped");
-                        has_unreadable = true;
-                    }
+                match decode_or_skip(item, "due item") {
+                    Some(due) => found.items.push(due),
+                    None => has_unreadable = true,
                 }
             }
             // Unreadable items do not count towards the limit.
@@ -171,13 +167,34 @@ impl Store {
         Ok(found)
     }
 
-    /// Reads the due invalidations of the organization from the base table, oldest first. An
-    /// invalidation without an attempt is always due, because its writer's clock may be ahead.
+    /// Postpones items that are still due before `until`, so that items whose processing fails do
+    /// not block others.
+    pub async fn postpone(&self, queue: Queue, due: &[DueItem], until: Timestamp) -> Result<(), StoreError> {
+        for DueItem { organization_id, sk } in due {
+            let sent = self
+                .client
+                .update_item()
+                .table_name(self.table(Table::Outbox))
+                .set_key(Some(Key::due(queue, *organization_id, sk).attributes()))
+                .update_expression("SET due_at = :until")
+                // The item may have been replaced by one that is due later.
+                .condition_expression("attribute_exists(due_shard) AND due_at < :until")
+                .expression_attribute_values(":until", AttributeValue::S(until.to_string()))
+                .send()
+                .await;
+            condition_held(sent.map(drop))?;
+        }
+        Ok(())
+    }
+
+    /// Reads the due invalidations of the organization from the base table, oldest first, and the
+    /// items of unreadable ones. An invalidation without an attempt is always due, because its
+    /// writer's clock may be ahead.
     pub async fn due_invalidations(
         &self,
         organization: Id,
         now: Timestamp,
-    ) -> Result<Vec<PendingInvalidation>, StoreError> {
+    ) -> Result<(Vec<PendingInvalidation>, Vec<DueItem>), StoreError> {
         let mut pages = self
             .client
             .query()
@@ -191,11 +208,16 @@ impl Store {
             .into_paginator()
             .items()
             .send();
-        let mut found = Vec::new();
+        let (mut found, mut unreadable) = (Vec::new(), Vec::new());
         while let Some(item) = pages.next().await {
-            found.push(decode(item?)?);
+            let item = item?;
+            let sk = super::required_text(&item, "sk")?.to_owned();
+            match decode_or_skip(item, "pending invalidation") {
+                Some(pending) => found.push(pending),
+                None => unreadable.push(DueItem { organization_id: organization, sk }),
+            }
         }
-        Ok(found)
+        Ok((found, unreadable))
     }
 
     /// Leases an invalidation until `until`. Returns `None` if another worker leased it since it

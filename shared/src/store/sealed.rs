@@ -2,7 +2,8 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use serde::Deserialize;
 
 use super::{
-    Store, StoreError, decode,
+    Store, StoreError,
+    decode::decode_or_skip,
     table::{Key, SEALED_INDEX, Table},
 };
 use crate::domain::{Id, Kid};
@@ -62,7 +63,7 @@ impl Store {
                 .send()
                 .await?;
             for item in output.items.unwrap_or_default() {
-                let IndexEntry { key, kid } = decode(item)?;
+                let Some(IndexEntry { key, kid }) = decode_or_skip(item, "sealed item") else { continue };
                 if let Some((organization, id)) = key.parse_sealed(sealed) {
                     found.push(SealedItem { organization, id, kid });
                 } else {

@@ -4,7 +4,7 @@ use aws_sdk_dynamodb::{
     operation::transact_write_items::TransactWriteItemsError,
     types::{
         AttributeValue, ConditionCheck, Delete, Put, TransactWriteItem, Update,
-        builders::{DeleteBuilder, PutBuilder, UpdateBuilder},
+        builders::{ConditionCheckBuilder, DeleteBuilder, PutBuilder, UpdateBuilder},
     },
 };
 use serde::Serialize;
@@ -46,6 +46,9 @@ pub enum Conflict {
     StripeCustomerTaken,
     /// The change would leave the organization without a usable admin key.
     LastAdminKey,
+    /// The organization's only usable admin key would stop working before its holder can repeat the
+    /// rotation.
+    LastAdminKeyGrace,
     /// The calling key was changed: authorize it again.
     CallerChanged,
 }
@@ -117,13 +120,22 @@ impl Transaction {
         version: u64,
         conflict: Conflict,
     ) -> Result<(), StoreError> {
-        let check = ConditionCheck::builder()
-            .table_name(self.store.table(table))
-            .set_key(Some(key.attributes()))
-            .condition_expression("version = :read")
-            .expression_attribute_values(":read", AttributeValue::N(version.to_string()))
-            .build()
-            .map_err(|error| StoreError::Fault(error.to_string()))?;
+        self.check(table, key, conflict, |check| {
+            check
+                .condition_expression("version = :read")
+                .expression_attribute_values(":read", AttributeValue::N(version.to_string()))
+        })
+    }
+
+    pub(super) fn check(
+        &mut self,
+        table: Table,
+        key: &Key,
+        conflict: Conflict,
+        condition: impl FnOnce(ConditionCheckBuilder) -> ConditionCheckBuilder,
+    ) -> Result<(), StoreError> {
+        let check = ConditionCheck::builder().table_name(self.store.table(table)).set_key(Some(key.attributes()));
+        let check = condition(check).build().map_err(|error| StoreError::Fault(error.to_string()))?;
         self.stage(table, key, TransactWriteItem::builder().condition_check(check).build(), conflict);
         Ok(())
     }

@@ -160,19 +160,26 @@ impl Store {
         found.first().map_or(Ok(Tally::default()), read_totals)
     }
 
-    /// Returns the usage totals of these key lineages in a month. Lineages without usage are
-    /// omitted.
+    /// Returns the usage totals of these key lineages in a month, or `None` for unreadable ones.
+    /// Lineages without usage are omitted.
     pub async fn usage_totals_of_keys(
         &self,
         organization: Id,
         month: Month,
         lineage_id: &BTreeSet<Id>,
-    ) -> Result<HashMap<Id, Tally>, StoreError> {
+    ) -> Result<HashMap<Id, Option<Tally>>, StoreError> {
         let keys: HashMap<_, _> =
             lineage_id.iter().map(|id| (Key::usage_of_key(organization, *id, month), *id)).collect();
         let items = self.batch_get(Table::Usage, &keys.keys().cloned().collect::<Vec<_>>()).await?;
         let of_key = |item: &Item| Key::of_item(item).and_then(|key| keys.get(&key).copied());
-        items.iter().filter_map(|item| of_key(item).map(|id| Ok((id, read_totals(item)?)))).collect()
+        let totals = |item: &Item| {
+            let lineage_id = of_key(item)?;
+            let totals = read_totals(item).inspect_err(|fault| {
+                tracing::error!(organization_id = organization.get(), %lineage_id, %fault, "unreadable usage skipped");
+            });
+            Some((lineage_id, totals.ok()))
+        };
+        Ok(items.iter().filter_map(totals).collect())
     }
 
     /// Returns an organization's usage of a month, with days and models.

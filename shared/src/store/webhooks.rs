@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Ciphertext, Conflict, Item, Page, SealedKind, Store, StoreError, Transaction, decode,
+    decode::decode_or_skip,
     outbox::condition_held,
     page::Listing,
     required_text,
@@ -59,23 +60,22 @@ impl Store {
         self.page(listing, below, limit, |_| true).await
     }
 
-    /// Returns all endpoints of the organization. There are few.
+    /// Returns all readable endpoints of the organization. There are few.
     pub async fn all_webhook_endpoints(&self, organization: Id) -> Result<Vec<WebhookEndpoint>, StoreError> {
         let items = self.items_by_id(Table::Main, webhook_endpoints_partition(organization)).await?;
-        items.into_iter().map(decode).collect()
+        Ok(items.into_iter().filter_map(|item| decode_or_skip(item, "webhook endpoint")).collect())
     }
 
-    /// Returns the recent failures of the organization's endpoints. Endpoints without a queue are
-    /// omitted.
+    /// Returns the recent failures of the organization's endpoints. Endpoints without a readable
+    /// queue are omitted.
     pub async fn failing_webhook_endpoints(&self, organization: Id) -> Result<HashMap<Id, Failing>, StoreError> {
         let items = self.items_by_id(Table::Outbox, delivery_queues_partition(organization)).await?;
         let failing = |item: Item| {
-            let endpoint = parse_padded(required_text(&item, "sk")?);
-            let endpoint =
-                endpoint.ok_or_else(|| StoreError::Fault("delivery queue has an invalid endpoint id".to_owned()))?;
-            Ok((endpoint, decode(item)?))
+            let endpoint = parse_padded(required_text(&item, "sk").ok()?);
+            // An item whose sort key is no id is of no endpoint.
+            Some((endpoint?, decode_or_skip(item, "delivery queue")?))
         };
-        items.into_iter().map(failing).collect()
+        Ok(items.into_iter().filter_map(failing).collect())
     }
 
     pub async fn failing_webhook_endpoint(&self, organization: Id, endpoint: Id) -> Result<Failing, StoreError> {

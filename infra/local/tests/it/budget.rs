@@ -76,7 +76,8 @@ async fn put_replaces_the_whole_budget() {
         (json!({ "total_tokens": -1 }), "total_tokens"),
         (json!({ "total_tokens": 9_007_199_254_740_992_u64 }), "total_tokens"),
         (json!({ "tokens": 1 }), "tokens"),
-        (json!({ "alert_percents": [101] }), "alert_percents"),
+        (json!({ "alert_percents": [101] }), "alert_percents[0]"),
+        (json!({ "alert_percents": [1, 1.5] }), "alert_percents[1]"),
     ] {
         assert_eq!(server.request(Method::PUT, "/v1/budget").body(body).send().await.invalid_field(), field);
     }
@@ -284,6 +285,38 @@ async fn interrupted_check_is_repeated() {
         "ExpressionAttributeValues": { ":past": { "S": "2026-01-01T00:00:00.000Z" } },
     });
     server.dynamodb("UpdateItem", update).await;
+    assert_eq!(check_and_count(&server).await, [3, 1, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_check_is_postponed_and_blocks_no_other() {
+    let (server, _clock) = TestServer::start_at_noon().await;
+    let (other, _) = server.another_organization("other").await;
+    let unreadable = json!({
+        "pk": { "S": format!("BDG#{other}") },
+        "sk": { "S": "CHECK" },
+        "organization_id": { "N": other.to_string() },
+        "due_shard": { "S": "BDG#7" },
+        "due_at": { "S": "2026-01-01T00:00:00.000Z" },
+    });
+    server.dynamodb("PutItem", json!({ "TableName": "karta-outbox", "Item": unreadable })).await;
+    let (key, _) = server.key(&["read"]).await;
+    let (damaged, _) = server.key(&["read"]).await;
+    put(&server, json!({ "total_tokens": 100 })).await;
+    spend(&server, key, 50).await;
+    spend(&server, damaged, 50).await;
+    // The organization's budget is checked although one of the keys is unreadable.
+    let update = json!({
+        "TableName": "karta",
+        "Key": { "pk": { "S": format!("KEY#{}", server.organization_id) }, "sk": { "S": format!("{damaged:016}") } },
+        "UpdateExpression": "SET scopes = :fault",
+        "ExpressionAttributeValues": { ":fault": { "N": "1" } },
+    });
+    server.dynamodb("UpdateItem", update).await;
+    let fault = server.try_work(CHECKS).await.unwrap_err().to_string();
+    assert!(fault.starts_with(&format!("organization {other}: ")), "{fault}");
+    let postponed = server.items_of("karta-outbox", &format!("BDG#{other}")).await;
+    assert_eq!(postponed[0]["due_at"]["S"], "2026-11-21T12:01:00.000Z");
     assert_eq!(check_and_count(&server).await, [3, 1, 0]);
 }
 

@@ -144,6 +144,25 @@ async fn fifty_changes_are_pushed_in_one_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn unreadable_invalidation_is_postponed_and_blocks_no_other() {
+    let plane = DataPlane::start("a").await;
+    let (server, _clock) = server(&[("eu", &plane)]).await;
+    let unreadable = json!({
+        "pk": { "S": format!("PSH#{}", server.organization_id) },
+        "sk": { "S": "2026-11-21T11:00:00.000Z#0000000000000007" },
+        "organization_id": { "N": server.organization_id.to_string() },
+        "due_shard": { "S": "PSH#7" },
+        "due_at": { "S": "2026-11-21T11:00:00.000Z" },
+    });
+    server.dynamodb("PutItem", json!({ "TableName": "karta-outbox", "Item": unreadable })).await;
+    revoke(&server).await;
+    server.work(CACHE_PUSH).await;
+    assert_eq!(plane.take_organizations(), [server.organization_id]);
+    let waiting: Vec<_> = server.outbox("PSH").await.iter().map(|item| item["due_at"].clone()).collect();
+    assert_eq!(waiting, ["2026-11-21T12:01:00.000Z"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn queue_empties_without_data_planes() {
     let (server, _clock) = TestServer::start_at_noon().await;
     revoke(&server).await;

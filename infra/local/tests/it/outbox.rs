@@ -192,6 +192,33 @@ async fn unreadable_notices_do_not_delay_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn failed_notice_is_postponed_and_blocks_no_other() {
+    let (server, clock) = TestServer::start_at_noon().await;
+    let end = json!({ "name": "ci", "scopes": ["read"], "expires_at": "2026-12-01T12:00:00Z" });
+    let (ending, _) = server.key_with(end).await;
+    // More than a query returns, due earlier, and readable in the index only.
+    let junk = (0..101).map(|n| {
+        let item = json!({
+            "pk": { "S": format!("XPR#{}", server.organization_id) },
+            "sk": { "S": format!("{n:03}") },
+            "organization_id": { "N": server.organization_id.to_string() },
+            "due_shard": { "S": format!("XPR#{}", ending % 16) },
+            "due_at": { "S": "2026-01-01T00:00:00.000Z" },
+        });
+        json!({ "PutRequest": { "Item": item } })
+    });
+    for puts in junk.collect::<Vec<_>>().chunks(25) {
+        server.dynamodb("BatchWriteItem", json!({ "RequestItems": { "karta-outbox": puts } })).await;
+    }
+    clock.advance(4 * DAY);
+    let fault = server.try_work(EXPIRY_NOTICES).await.unwrap_err().to_string();
+    assert!(fault.starts_with(&format!("organization {}: ", server.organization_id)), "{fault}");
+    assert_eq!(noticed(&server).await, [ending]);
+    assert!(server.outbox("XPR").await.iter().all(|notice| notice["due_at"] == "2026-11-25T12:01:00.000Z"));
+    server.work(EXPIRY_NOTICES).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn notice_follows_the_current_expiry() {
     let (server, clock) = TestServer::start_at_noon().await;
     let mut paths = Vec::new();

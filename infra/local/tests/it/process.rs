@@ -10,6 +10,7 @@ use std::{
 };
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use karta_local::variables;
 use karta_shared::{
     clock::{Clock, SystemClock},
     config::{Ring, Secret, SecretSource},
@@ -354,6 +355,19 @@ async fn unknown_variable_is_reported_without_its_value() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn empty_variables_count_as_unset() {
+    let known = variables::known();
+    let empty: Vec<_> = known.iter().map(|name| (name.as_str(), "")).collect();
+    for variable in &empty {
+        let (code, _, error) = run_to_end(&["openapi"], &[*variable]).await;
+        assert_eq!((code, error.as_str()), (Some(0), ""), "{variable:?}");
+    }
+    // The address is not used by other runners, which may have the default port.
+    let karta = Karta::start_with(&["--host", "127.0.0.87", "--bcrypt-cost", "4", "--json", "--ephemeral"], &empty);
+    assert_eq!((karta.says("base_url"), karta.says("organization_slug")), ("http://127.0.0.87:8787", "acme"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bcrypt_cost_is_configurable() {
     for (flags, variable, cost) in [(&["--bcrypt-cost", "5"][..], "4", "05"), (&[], "6", "06")] {
         let folder = tempfile::tempdir().unwrap();
@@ -386,6 +400,17 @@ async fn session_tokens_are_signed_with_configured_secret() {
     let message = startup_error(&flags, &[("KARTA_SESSION_TOKEN_SECRET", short)]);
     assert!(message.contains("KARTA_SESSION_TOKEN_SECRET") && message.contains("at least 32"), "{message}");
     assert!(!message.contains(short), "{message}");
+    let ring = format!(r#"{{"current":"k1","k1":"{secret}"}}"#);
+    for (given, problem) in [
+        (format!(" {secret}"), "must not start or end with blanks"),
+        (format!("{secret}\n"), "must not start or end with blanks"),
+        (ring, "must be one plain secret, not the JSON of a ring: use the ring's current key"),
+        (r#"{ "key": "0f1e2d3c4b5a69788796a5b4c3d2e1f0" }"#.to_owned(), "must be one plain secret"),
+    ] {
+        let message = startup_error(&flags, &[("KARTA_SESSION_TOKEN_SECRET", &given)]);
+        assert!(message.contains(&format!("KARTA_SESSION_TOKEN_SECRET: {problem}")), "{message}");
+        assert!(!message.contains(secret) && !message.contains("0f1e2d3c"), "{message}");
+    }
 }
 
 #[test]
@@ -614,6 +639,9 @@ async fn configured_prices_count_toward_the_cost_cap() {
         let message = startup_error(&flags, &[("KARTA_PRICES", wrong)]);
         assert!(message.contains("KARTA_PRICES"), "{message}");
     }
+    fs::write(&file, r#"{"acme-1": {"input": 1, "output": "2"}}"#).unwrap();
+    let message = startup_error(&flags, &[("KARTA_PRICES", text(&file))]);
+    assert!(message.contains("which has an invalid entry acme-1: output must be a whole number"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -426,6 +426,8 @@ async fn functions_do_just_what_their_policies_allow() {
     let server = TestServer::start_as(options, None).await;
     let ((key, token), (other, _)) = (server.key(&["admin"]).await, server.key(&["admin"]).await);
     let (itself, itself_token) = server.key(&["admin"]).await;
+    // The grace period requires another admin key.
+    let rotate_itself = server.post(&format!("/v1/api_keys/{itself}/rotate"), json!({ "grace_seconds": 599 }));
     let (_, unused) = server.key(&["read"]).await;
     let path = format!("/v1/api_keys/{key}");
     // Expiry notices become due when the clock advances.
@@ -476,7 +478,7 @@ async fn functions_do_just_what_their_policies_allow() {
         ("api-keys-update", server.patch(&path, json!({ "scopes": ["admin"] }))),
         // A key that changes itself is read together with its organization and its last use.
         ("api-keys-update", server.patch(&path, json!({ "name": "itself" })).bearer(&token)),
-        ("api-keys-rotate", server.post(&format!("/v1/api_keys/{itself}/rotate"), json!({})).bearer(&itself_token)),
+        ("api-keys-rotate", rotate_itself.bearer(&itself_token)),
         ("api-keys-revoke", server.delete(&format!("/v1/api_keys/{itself}")).bearer(&itself_token)),
         ("api-keys-update", server.patch(&temporary, json!({ "expires_at": later }))),
         ("api-keys-rotate", server.post(&format!("{temporary}/rotate"), json!({}))),
@@ -543,6 +545,7 @@ async fn functions_do_just_what_their_policies_allow() {
     server.get("/v1/audit_events?limit=1").send().await.expect(200);
     webhooks(&server, &clock).await;
     clock.advance(Duration::from_hours(5 * 24));
+    postpone_unreadable_notice(&server).await;
     // After a rotation of the ring, a request reseals the provider key that it reads, and the sweep
     // reseals the others.
     let rotated = rotated(&server);
@@ -568,6 +571,19 @@ async fn functions_do_just_what_their_policies_allow() {
     let mut unused = rights::unused(&recorded);
     unused.retain(|permission| !permission.needs_fake_service());
     assert!(unused.is_empty(), "unused permissions: {unused:#?}");
+}
+
+/// Lets the worker postpone a notice that it cannot read.
+async fn postpone_unreadable_notice(server: &TestServer) {
+    let notice = json!({
+        "pk": { "S": format!("XPR#{}", server.organization_id) },
+        "sk": { "S": "?" },
+        "organization_id": { "N": server.organization_id.to_string() },
+        "due_shard": { "S": "XPR#0" },
+        "due_at": { "S": "2026-11-21T12:00:00.000Z" },
+    });
+    server.dynamodb("PutItem", json!({ "TableName": "karta-outbox", "Item": notice })).await;
+    server.try_work("worker-expiry-notices").await.unwrap_err();
 }
 
 /// Calls every webhook route and both webhook workers.

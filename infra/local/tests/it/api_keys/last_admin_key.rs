@@ -85,3 +85,35 @@ async fn concurrent_changes_leave_one_admin_key() {
         assert!([401, 403, 409].contains(&lost.status.as_u16()), "{}", lost.text);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn last_admin_key_rotates_itself_with_grace() {
+    let server = TestServer::start().await;
+    let id = own_id(&server).await;
+    let rotate = |body| server.post(&format!("{}/rotate", path(id)), body).send();
+    let before = read(&server, id).await;
+    let ends = json!({ "name": "ends", "scopes": ["admin"], "expires_at": "2100-01-01T00:00:00Z" });
+    let (ending, ending_token) = server.key_with(ends).await;
+    for grace in [0, 599] {
+        let refusal = rotate(json!({ "grace_seconds": grace })).await.refused(422);
+        assert_eq!((&refusal["error"], &refusal["field"]), (&json!("validation_failed"), &json!("grace_seconds")));
+        let message = refusal["message"].as_str().unwrap();
+        assert!(message.starts_with("grace_seconds must be at least 600 for"), "{message}");
+    }
+    assert_eq!(read(&server, id).await["status"], before["status"]);
+    // A key that is no usable admin key is not the last one.
+    let itself = server.post(&format!("{}/rotate", path(ending)), json!({ "grace_seconds": 0 }));
+    itself.bearer(&ending_token).send().await.expect(201);
+    rotate(json!({ "grace_seconds": 600 })).await.expect(201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn second_admin_key_allows_rotation_at_once() {
+    let server = TestServer::start().await;
+    let id = own_id(&server).await;
+    let (other, _) = server.key(&["admin"]).await;
+    let now = || json!({ "grace_seconds": 0 });
+    // Another key's rotation ends nobody's access to the organization.
+    server.post(&format!("{}/rotate", path(other)), now()).send().await.expect(201);
+    server.post(&format!("{}/rotate", path(id)), now()).send().await.expect(201);
+}

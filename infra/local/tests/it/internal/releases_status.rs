@@ -151,6 +151,8 @@ async fn invalid_or_missing_field_is_named() {
         ("template_path", json!("/etc/passwd")),
         ("template_path", json!("a\\b")),
         ("template_path", json!("a\0")),
+        ("template_path", json!("a/%2e%2E/b")),
+        ("template_path", json!("a/100%")),
         ("image_ref", json!("user:secret@registry.example.com/app")),
         ("image_ref", json!("a b")),
         ("image_ref", json!("https://registry.example.com/app")),
@@ -160,6 +162,10 @@ async fn invalid_or_missing_field_is_named() {
     ] {
         let mut body = json!({ "status": "active" });
         body[field] = wrong.clone();
+        if field == "status" {
+            let refusal = report(&server, &release["id"], body.clone()).send().await.refused(422);
+            assert_eq!(refusal["message"], "status must be one of building, ready, failed", "{wrong}");
+        }
         assert_eq!(report(&server, &release["id"], body).send().await.invalid_field(), field, "{wrong}");
     }
     assert!(server.audited("release.updated").await.is_empty());

@@ -496,3 +496,45 @@ async fn unreadable_event_is_postponed_and_blocks_no_other() {
         .collect();
     assert_eq!(waiting, ["2026-11-21T12:01:00.000Z"], "only the unreadable event is postponed");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unreadable_rows_block_no_delivery() {
+    let (webhooks, _clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
+    let receiver = Receiver::start().await;
+    let (id, _) = endpoint(server, &receiver.url, &["*"]).await;
+    let organization = server.organization_id;
+    let put = async |table: &str, pk: String, sk: &str, fault: &str| {
+        let item = json!({ "pk": { "S": pk }, "sk": { "S": sk }, fault: { "S": "?" } });
+        server.dynamodb("PutItem", json!({ "TableName": table, "Item": item })).await;
+    };
+    // More than one query returns, and all are due earlier.
+    for n in 0..60 {
+        let sk = format!("2026-01-01T00:00:00.000Z#{n:016}");
+        put("karta-outbox", format!("DLP#{organization}#{id}"), &sk, "tries").await;
+    }
+    put("karta-outbox", format!("WHQ#{organization}"), "0000000000000007", "failures").await;
+    server.get("/v1/webhook_endpoints").send().await.expect(200);
+    put("karta", format!("WH#{organization}"), "0000000000000007", "version").await;
+    publish_events(server, 3).await;
+    webhooks.deliver().await;
+    assert_eq!(receiver.received().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unreadable_recovery_is_postponed() {
+    let (webhooks, _clock) = WebhookServer::start().await;
+    let server = &webhooks.server;
+    let unreadable = json!({
+        "pk": { "S": format!("WHR#{}", server.organization_id) },
+        "sk": { "S": "0000000000000007" },
+        "organization_id": { "N": server.organization_id.to_string() },
+        "due_shard": { "S": "WHR#7" },
+        "due_at": { "S": "2026-11-21T12:00:00.000Z" },
+    });
+    server.dynamodb("PutItem", json!({ "TableName": "karta-outbox", "Item": unreadable })).await;
+    let fault = webhooks.events_worker.work(&Wake::Sweep).await.unwrap_err().to_string();
+    assert!(fault.starts_with(&format!("organization {}: ", server.organization_id)), "{fault}");
+    assert_eq!(server.outbox("WHR").await[0]["due_at"], "2026-11-21T12:01:00.000Z");
+    webhooks.work().await;
+}

@@ -87,7 +87,11 @@ async fn invalid_or_missing_field_is_named() {
             "invoice.payment_failed, ping, or * for",
         ),
         (json!({ "url": URL, "event_types": ["*", "nothing"] }), "event_types[1]", "must be one of api_key.created"),
-        (json!({ "url": URL, "event_types": ["*"], "description": "" }), "description", "is required: 1 to 100"),
+        (
+            json!({ "url": URL, "event_types": ["*"], "description": "" }),
+            "description",
+            "must be 1 to 100 characters that are not all blank, or leave it out",
+        ),
         (json!({ "url": URL, "event_types": ["*"], "description": "é".repeat(101) }), "description", "at most 100"),
         (json!({ "url": URL, "event_types": ["*"], "description": "a\nb" }), "description", "control or invisible"),
         (
