@@ -269,9 +269,9 @@ fn json_description(runner: &Runner, data_dir: Option<&Path>) -> String {
 const DEMO: &str = r#"
 The project `demo` talks to a scripted provider in this process, not to a model:
 
-  SESSION_ID=$(curl -s -X POST $KARTA_BASE_URL/v1/projects/demo/sessions \\
+  SESSION_ID=$(curl -s -X POST $KARTA_BASE_URL/v1/projects/demo/sessions \
     -H "Authorization: Bearer $KARTA_API_KEY" | sed 's/.*"id":"\(sess_[^"]*\)".*/\1/')
-  curl -N $KARTA_BASE_URL/v1/projects/demo/sessions/$SESSION_ID/messages \\
+  curl -N $KARTA_BASE_URL/v1/projects/demo/sessions/$SESSION_ID/messages \
     -H "Authorization: Bearer $KARTA_API_KEY" -d '{"text": "Hello", "stream": true}'
 "#;
 
