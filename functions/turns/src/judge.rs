@@ -124,7 +124,7 @@ where
         turn,
         user_message,
         retention: app.session_retention,
-        known,
+        known: Some(known),
         reservation,
         budgets,
         reserved_output,
@@ -140,6 +140,7 @@ where
             Err(Error::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(now) })
         }
         Err(fault) => {
+            task.known = None;
             task.refuse(TurnError::Internal.into()).await;
             Err(fault.into())
         }
