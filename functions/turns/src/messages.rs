@@ -163,7 +163,7 @@ impl<F: Family> Route for MessagesCreate<F> {
         let session_id = task.session.to_string();
         let (sender, events) = event_channel();
         task.sender = call.body.stream.then_some(sender);
-        let Signals { began, ended } = task.spawn(providers(app));
+        let Signals { began, ended } = task.spawn(providers());
         if !call.body.stream {
             let ended = ended.await.map_err(|_| lost())?;
             return Answer::ok(&output(ended, &session_id, user)?);
@@ -181,9 +181,9 @@ impl<F: Family> Route for MessagesCreate<F> {
 }
 
 /// The clients live as long as the process, because turns outlive their requests.
-fn providers(app: &App) -> &'static Providers {
+fn providers() -> &'static Providers {
     static PROVIDERS: OnceLock<Providers> = OnceLock::new();
-    PROVIDERS.get_or_init(|| Providers::new(app, config::own_hosts().unwrap_or_default()))
+    PROVIDERS.get_or_init(|| Providers::new(config::own_hosts().unwrap_or_default()))
 }
 
 /// The task of the turn panicked.

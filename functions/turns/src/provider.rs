@@ -6,7 +6,7 @@ use karta_dialects::{Dialect, FaultKind, ProviderFault, read_error};
 use karta_outbound::{CheckedClient, NotSent, SystemLookup, builder, causes};
 use karta_shared::{
     App,
-    domain::{EndpointUrl, Provider, ProviderBaseUrls, TurnError, WebhookUrl, retry_after},
+    domain::{EndpointUrl, Provider, TurnError, WebhookUrl, retry_after},
     telemetry,
 };
 use reqwest::{
@@ -33,7 +33,6 @@ const TOO_MANY_REQUESTS: u16 = 429;
 
 /// The HTTP clients of the process, created at their first use.
 pub(crate) struct Providers {
-    base_urls: Arc<ProviderBaseUrls>,
     own_hosts: Vec<String>,
     /// For the providers' own hosts and the operator's base URLs.
     trusted: OnceCell<Client>,
@@ -117,13 +116,8 @@ const fn own_base_url(provider: Provider) -> &'static str {
 }
 
 impl Providers {
-    pub(crate) fn new(app: &App, own_hosts: Vec<String>) -> Self {
-        Self {
-            base_urls: Arc::clone(&app.provider_base_urls),
-            own_hosts,
-            trusted: OnceCell::new(),
-            checked: OnceCell::new(),
-        }
+    pub(crate) fn new(own_hosts: Vec<String>) -> Self {
+        Self { own_hosts, trusted: OnceCell::new(), checked: OnceCell::new() }
     }
 
     /// Sends a request and waits for the head of an event stream. Repeats it once after a 429 with a
@@ -169,7 +163,7 @@ impl Providers {
     async fn request(&self, app: &App, target: &Target) -> Result<RequestBuilder, RequestFault> {
         let request = match &target.place {
             Place::Provider => {
-                let base = self.base_urls.get(target.provider).unwrap_or(own_base_url(target.provider));
+                let base = app.provider_base_urls.get(target.provider).unwrap_or(own_base_url(target.provider));
                 let client = self.trusted.get_or_try_init(async || {
                     builder(USER_AGENT).connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).build()
                 });
