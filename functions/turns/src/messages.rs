@@ -1,10 +1,10 @@
 //! `POST …/sessions/{id}/messages`
 
-use std::{marker::PhantomData, sync::OnceLock, time::Duration};
+use std::{marker::PhantomData, time::Duration};
 
 use karta_shared::{
     App,
-    config::{self, Ring, Secret},
+    config::{Ring, Secret},
     domain::{Invalid, MessageRole, StopReason, TurnError, TurnId},
     http::{
         AgentName, Answer, Call, Cors, Error, Family, MessageResource, NoQuery, Route, SessionPath, TurnUsageResource,
@@ -19,8 +19,7 @@ use utoipa::ToSchema;
 
 use crate::{
     attach::{self, Attached},
-    judge,
-    provider::{self, Providers},
+    judge, provider,
     run::{Ended, Signals},
 };
 
@@ -158,12 +157,12 @@ impl<F: Family> Route for MessagesCreate<F> {
             Attached::Failed(turn) => Some(turn),
             Attached::Nothing => None,
         };
-        let mut task = judge::claim(app, call, replaced.as_ref()).await?;
+        let mut task = Box::pin(judge::claim(app, call, replaced.as_ref())).await?;
         let user = task.user_message.clone();
         let session_id = task.session.to_string();
         let (sender, events) = event_channel();
         task.sender = call.body.stream.then_some(sender);
-        let Signals { began, ended } = task.spawn(providers(app));
+        let Signals { began, ended } = task.spawn();
         if !call.body.stream {
             let ended = ended.await.map_err(|_| lost())?;
             return Answer::ok(&output(ended, &session_id, user)?);
@@ -172,7 +171,7 @@ impl<F: Family> Route for MessagesCreate<F> {
             biased;
             Ok(()) = began => Ok(Answer::stream(events)),
             ended = ended => match ended.map_err(|_| lost())?.failure {
-                Some(failure) => Err(failed(failure)),
+                Some(failure) => Err(failed(&failure)),
                 None => Ok(Answer::stream(events)),
             },
             () = sleep(HEAD_WAIT) => Ok(Answer::stream(events)),
@@ -180,18 +179,12 @@ impl<F: Family> Route for MessagesCreate<F> {
     }
 }
 
-/// The clients live as long as the process, because turns outlive their requests.
-fn providers(app: &App) -> &'static Providers {
-    static PROVIDERS: OnceLock<Providers> = OnceLock::new();
-    PROVIDERS.get_or_init(|| Providers::new(app, config::own_hosts().unwrap_or_default()))
-}
-
 /// The task of the turn panicked.
 fn lost() -> Error {
     Error::Internal("the task of a turn ended early".to_owned())
 }
 
-fn failed(failure: provider::Failure) -> Error {
+fn failed(failure: &provider::Failure) -> Error {
     let message = failure.message().to_owned().into();
     Error::TurnFailed { code: failure.error, message, retry_after: failure.retry_after }
 }
@@ -199,7 +192,7 @@ fn failed(failure: provider::Failure) -> Error {
 fn output(ended: Ended, session_id: &str, user: MessageResource) -> Result<Output, Error> {
     let Ended { turn, answer, failure } = ended;
     if let Some(failure) = failure {
-        return Err(failed(failure));
+        return Err(failed(&failure));
     }
     let usage = TurnUsageResource::new(&turn.usage, cost(&turn, &turn.usage));
     let text = text_of(&answer);

@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use karta_dialects::{Dialect, FaultKind, ProviderFault, read_error};
 use karta_outbound::{CheckedClient, NotSent, SystemLookup, builder, causes};
 use karta_shared::{
-    App,
-    domain::{EndpointUrl, Provider, ProviderBaseUrls, TurnError, WebhookUrl, retry_after},
+    App, config,
+    domain::{EndpointUrl, Provider, Reach, TurnError, WebhookUrl, retry_after},
     telemetry,
 };
 use reqwest::{
@@ -31,15 +31,18 @@ const MAX_ERROR_BYTES: usize = 64 << 10;
 const MAX_MESSAGE_CHARS: usize = 500;
 const TOO_MANY_REQUESTS: u16 = 429;
 
-/// The HTTP clients of the process, created at their first use.
+/// The HTTP clients of the process, created at their first use. They live as long as the process,
+/// because turns outlive their requests.
+#[derive(Debug)]
 pub(crate) struct Providers {
-    base_urls: Arc<ProviderBaseUrls>,
-    own_hosts: Vec<String>,
     /// For the providers' own hosts and the operator's base URLs.
     trusted: OnceCell<Client>,
-    /// For base URLs that customers choose.
-    checked: OnceCell<CheckedClient>,
+    /// For base URLs that customers choose, on the internet and on loopback.
+    checked: [OnceCell<CheckedClient>; 2],
 }
+
+pub(crate) static PROVIDERS: Providers =
+    Providers { trusted: OnceCell::const_new(), checked: [const { OnceCell::const_new() }; 2] };
 
 /// Where a turn's request goes, and with which key.
 pub(crate) struct Target {
@@ -117,15 +120,6 @@ const fn own_base_url(provider: Provider) -> &'static str {
 }
 
 impl Providers {
-    pub(crate) fn new(app: &App, own_hosts: Vec<String>) -> Self {
-        Self {
-            base_urls: Arc::clone(&app.provider_base_urls),
-            own_hosts,
-            trusted: OnceCell::new(),
-            checked: OnceCell::new(),
-        }
-    }
-
     /// Sends a request and waits for the head of an event stream. Repeats it once after a 429 with a
     /// short `Retry-After` and after a 5xx. Nothing of the answer has reached the client by then.
     pub(crate) async fn call(&self, app: &App, target: &Target, body: &[u8]) -> Result<Response, Failure> {
@@ -169,7 +163,7 @@ impl Providers {
     async fn request(&self, app: &App, target: &Target) -> Result<RequestBuilder, RequestFault> {
         let request = match &target.place {
             Place::Provider => {
-                let base = self.base_urls.get(target.provider).unwrap_or(own_base_url(target.provider));
+                let base = app.provider_base_urls.get(target.provider).unwrap_or(own_base_url(target.provider));
                 let client = self.trusted.get_or_try_init(async || {
                     builder(USER_AGENT).connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).build()
                 });
@@ -178,9 +172,11 @@ impl Providers {
             Place::Customer(base) => {
                 let url = WebhookUrl::parse(&url(base.as_str(), target.dialect), app.webhooks);
                 let url = url.map_err(NotSent::Url)?;
-                let client = self.checked.get_or_try_init(async || {
-                    let lookup = Arc::new(SystemLookup);
-                    CheckedClient::new(USER_AGENT, app.webhooks, self.own_hosts.clone(), lookup)
+                let client = &self.checked[usize::from(app.webhooks == Reach::Loopback)];
+                let client = client.get_or_try_init(async || {
+                    // A local run has no host names of its own.
+                    let own_hosts = config::own_hosts().unwrap_or_default();
+                    CheckedClient::new(USER_AGENT, app.webhooks, own_hosts, Arc::new(SystemLookup))
                 });
                 client.await?.post(&url)?
             }
@@ -200,12 +196,6 @@ impl Providers {
                 request.header(AUTHORIZATION, sensitive(&format!("Bearer {key}"))?)
             }
         })
-    }
-}
-
-impl fmt::Debug for Providers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Providers").field("own_hosts", &self.own_hosts).finish_non_exhaustive()
     }
 }
 

@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     event_log::{EventLog, LoggedTurn},
     messages::json_bytes,
-    provider::{Failure, Providers, Target},
+    provider::{Failure, PROVIDERS, Target},
 };
 
 /// Output tokens that are reserved at a time, where a cap applies.
@@ -97,23 +97,23 @@ struct ProgressPart {
 
 impl TurnTask {
     /// Runs the turn in a task of its own.
-    pub(crate) fn spawn(self, providers: &'static Providers) -> Signals {
+    pub(crate) fn spawn(self) -> Signals {
         let (began, begins) = oneshot::channel();
         let (ended, ends) = oneshot::channel();
         tokio::spawn(async move {
-            let end = self.run(providers, began).await;
+            let end = Box::pin(self.run(began)).await;
             // The client may have left.
             ended.send(end).ok();
         });
         Signals { began: begins, ended: ends }
     }
 
-    async fn run(mut self, providers: &Providers, began: oneshot::Sender<()>) -> Ended {
+    async fn run(mut self, began: oneshot::Sender<()>) -> Ended {
         let mut progress = Progress::start(&mut self);
         let (app, session, turn) = (self.app.clone(), self.session.clone(), self.turn.clone());
         let cut = cut_off(&app, self.organization, &session, &turn);
         let ended = tokio::select! {
-            ended = self.read(providers, &mut progress, began) => ended,
+            ended = self.read(&mut progress, began) => ended,
             cut = cut => Err(cut),
         };
         match ended {
@@ -130,13 +130,8 @@ impl TurnTask {
     }
 
     /// Reads the provider's stream to its end. Fails if the turn must end without an answer.
-    async fn read(
-        &mut self,
-        providers: &Providers,
-        progress: &mut Progress,
-        began: oneshot::Sender<()>,
-    ) -> Result<(), Cut> {
-        let mut response = providers.call(&self.app, &self.target, &self.body).await?;
+    async fn read(&mut self, progress: &mut Progress, began: oneshot::Sender<()>) -> Result<(), Cut> {
+        let mut response = PROVIDERS.call(&self.app, &self.target, &self.body).await?;
         progress.is_billed = true;
         began.send(()).ok();
         let (mut decoder, mut deltas) = (self.target.dialect.decoder(), Vec::new());
@@ -233,23 +228,16 @@ impl TurnTask {
         let answer: Vec<_> = parts.into_iter().map(|part| part.part).collect();
         let stop_reason = stop_reason(&outcome);
         let now = self.app.clock.now();
-        let last = match &failure {
-            Some(failure) => {
-                let event: TurnEvent<'_, ()> =
-                    TurnEvent::Error { code: failure.error.as_str(), message: failure.message() };
-                frame(&self.session, &self.turn, seq + 1, now, &event)
-            }
-            None => {
-                let shown = TurnUsageResource::new(&usage, cost(&self.turn, &usage));
-                let message_id = self.turn.assistant_message_id.as_str();
-                let event = TurnEvent::Done { message_id, usage: &shown, stop_reason: stop_reason.as_str() };
-                frame(&self.session, &self.turn, seq + 1, now, &event)
-            }
+        let last = if let Some(failure) = &failure {
+            let (code, message) = (failure.error.as_str(), failure.message());
+            frame(&self.session, &self.turn, seq + 1, now, &TurnEvent::Error::<()> { code, message })
+        } else {
+            let shown = TurnUsageResource::new(&usage, cost(&self.turn, &usage));
+            let (message_id, stop_reason) = (self.turn.assistant_message_id.as_str(), stop_reason.as_str());
+            let event = TurnEvent::Done { message_id, usage: &shown, stop_reason };
+            frame(&self.session, &self.turn, seq + 1, now, &event)
         };
-        let last = match last {
-            Ok(last) => last,
-            Err(_) => return self.unsettled(answer, sender).await,
-        };
+        let Ok(last) = last else { return self.unsettled(answer, sender).await };
         let unwritten = log.finish().await;
         let end = TurnEnd {
             error: failure.as_ref().map(|failure| failure.error),
