@@ -65,7 +65,7 @@ export class Printed {
   }
 
   /**
-   * Compares server-sent events. A printed line with only an ellipsis replaces any number of events.
+   * Compares server-sent events. A printed line with only an ellipsis replaces one or more events.
    */
   checkEvents(printed, real) {
     const [expected, got] = [printed, real].map((text) => text.trim().split("\n\n"));

@@ -8,9 +8,9 @@ const check = (...events) => () => new Printed("").checkEvents(events.join("\n\n
 const printed = (number, text) => event(number, text, "turn_…");
 
 test("events with cut ids pass", check(printed(1, "t1"), printed(2, "t2"), printed(3, "t3")));
-test("ellipsis replaces any number of events", () => {
+test("ellipsis replaces events", () => {
   check(printed(1, "t1"), "…", printed(3, "t3"))();
-  check(printed(1, "t1"), printed(2, "t2"), "…", printed(3, "t3"))();
+  check(printed(1, "t1"), "…")();
 });
 test("another text fails", () => assert.throws(check(printed(1, "t1"), "…", printed(3, "other")), /event 2: data text/));
 test("another number fails", () => assert.throws(check("…", printed(4, "t3")), /event 1: number/));
