@@ -445,9 +445,9 @@ fn stop_reason(outcome: &Outcome) -> StopReason {
     }
 }
 
-/// Returns a turn's usage, and whether it is estimated. The provider's report counts. If it never
-/// came, or came before the end of a stream that was cut, the input is the report's or the estimate,
-/// and the output is at least what was seen.
+/// Returns a turn's usage, and whether it is estimated. The provider's final report counts. If it
+/// never came, the input is an earlier report's or the estimate, and the output is at least what was
+/// seen.
 fn metered(outcome: &Outcome, is_billed: bool, input_estimate: u64, output_bytes: usize) -> (TurnUsage, bool) {
     if !is_billed {
         return (TurnUsage::default(), false);
@@ -457,7 +457,8 @@ fn metered(outcome: &Outcome, is_billed: bool, input_estimate: u64, output_bytes
         return (TurnUsage { input_tokens: input_estimate, output_tokens: seen, ..TurnUsage::default() }, true);
     };
     let ReportedUsage { input_tokens, output_tokens, cache_read_tokens, cache_write_tokens } = reported;
-    let output_tokens = if outcome.is_complete { output_tokens } else { output_tokens.max(seen) };
+    let is_final = outcome.is_complete && outcome.is_usage_final;
+    let output_tokens = if is_final { output_tokens } else { output_tokens.max(seen) };
     let usage = TurnUsage { input_tokens, output_tokens, cache_read_tokens, cache_write_tokens };
-    (usage, !outcome.is_complete)
+    (usage, !is_final)
 }
