@@ -59,7 +59,8 @@ enum Look {
 impl Follower {
     async fn run(mut self) {
         let limits = self.app.turn_limits;
-        let deadline = Instant::now() + limits.streamed;
+        // Longer than any turn takes, unless its process died and the sweep has not ended it.
+        let deadline = Instant::now() + limits.streamed + limits.settle;
         let mut check_at = Instant::now() + limits.renewal;
         while Instant::now() < deadline && !self.sender.is_closed() {
             // Read before the events: a turn that has ended has written all of them.
@@ -82,6 +83,7 @@ impl Follower {
             }
             sleep(limits.poll).await;
         }
+        self.end(TurnError::Interrupted).await;
     }
 
     async fn is_running(&self) -> Result<bool, FollowError> {
@@ -135,7 +137,7 @@ impl Follower {
         let Followed { session, turn, after, .. } = &self.followed;
         let context = TurnEventContext { session_id: session.as_str(), turn_id: turn.as_str() };
         let event: TurnEvent<'_, ()> = TurnEvent::Error { code: error.as_str(), message: error.message() };
-        if let Ok(frame) = context.frame(after + 1, self.app.clock.now(), &event) {
+        if let Ok(frame) = context.frame(after.saturating_add(1), self.app.clock.now(), &event) {
             timeout(Duration::from_secs(5), self.sender.send(frame)).await.ok();
         }
     }
