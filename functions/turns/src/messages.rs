@@ -157,7 +157,15 @@ impl<F: Family> Route for MessagesCreate<F> {
             Attached::Failed(turn) => Some(turn),
             Attached::Nothing => None,
         };
-        let mut task = Box::pin(judge::claim(app, call, replaced.as_ref())).await?;
+        let mut task = match Box::pin(judge::claim(app, call, replaced.as_ref())).await {
+            Ok(task) => task,
+            // The open turn may be that of an equal request, which was not there at the first look.
+            Err(refused @ Error::Conflict { .. }) => match attach::find(app, call).await? {
+                Attached::To(turn) => return attach::answer(app, call, *turn).await,
+                Attached::Failed(_) | Attached::Nothing => return Err(refused),
+            },
+            Err(error) => return Err(error),
+        };
         let user = task.user_message.clone();
         let session_id = task.session.to_string();
         let (sender, events) = event_channel();
