@@ -149,10 +149,9 @@ impl Providers {
             }
             Ok(Ok(response)) => response,
         };
-        let is_event_stream = response
-            .headers()
-            .get(CONTENT_TYPE)
-            .is_some_and(|kind| kind.as_bytes().to_ascii_lowercase().starts_with(b"text/event-stream"));
+        let content_type = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        let media_type = content_type.and_then(|kind| kind.split(';').next()).unwrap_or_default();
+        let is_event_stream = media_type.trim().eq_ignore_ascii_case("text/event-stream");
         if response.status().is_success() && is_event_stream {
             return Ok(response);
         }
