@@ -23,9 +23,6 @@ use crate::{
     run::{Ended, Signals},
 };
 
-/// How long a streamed turn waits for the provider before it answers 200. A failure within this time
-/// is a status, a later one an event.
-const HEAD_WAIT: Duration = Duration::from_secs(15);
 /// Maximum bytes of a message's text as JSON.
 const MAX_TEXT_BYTES: usize = 1_000_000;
 /// Maximum body size, which leaves room for escapes.
@@ -182,7 +179,7 @@ impl<F: Family> Route for MessagesCreate<F> {
                 Some(failure) => Err(failed(&failure)),
                 None => Ok(Answer::stream(events)),
             },
-            () = sleep(HEAD_WAIT) => Ok(Answer::stream(events)),
+            () = sleep(app.turn_limits.head_wait) => Ok(Answer::stream(events)),
         }
     }
 }
