@@ -34,6 +34,9 @@ const RESERVED_TOKEN_BYTES: usize = 2;
 const LAST_EVENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a turn waits for a client that has stopped to read.
 const SLOW_CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum text of an event, in bytes. As JSON it may have six times as many, and its frame must fit
+/// into an item of the log.
+const MAX_EVENT_TEXT_BYTES: usize = 32 << 10;
 /// Maximum size of an answer as JSON. A larger one does not fit into a transaction.
 const MAX_ANSWER_BYTES: usize = 2_500_000;
 /// Pause between attempts to settle.
@@ -165,7 +168,7 @@ impl TurnTask {
         }
     }
 
-    /// Sends an increment to the client and to the log, after reserving what it may cost.
+    /// Sends an increment of the answer as events, after reserving what it may cost.
     async fn forward(&mut self, progress: &mut Progress, delta: Delta) -> Result<(), Cut> {
         let (kind, provider_part, text) = match delta {
             Delta::Text { part, text } => (PartKind::Text, part, text),
@@ -178,6 +181,22 @@ impl TurnTask {
             return Err(Failure::from(TurnError::ProviderError).into());
         }
         self.extend_reservation(progress.output_bytes).await?;
+        for text in pieces(&text) {
+            self.send(progress, kind, provider_part, text).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends one event to the client and to the log.
+    async fn send(&self, progress: &mut Progress, kind: PartKind, provider_part: u32, text: &str) -> Result<(), Cut> {
+        let slot = progress.log.slot().await.ok_or(Cut::Failed(TurnError::Internal.into()))?;
+        if let Some(sender) = &progress.sender
+            && !timeout(SLOW_CLIENT_TIMEOUT, sender.ready()).await.unwrap_or(false)
+        {
+            // The client can resume from the log.
+            progress.sender = None;
+        }
+        // From here on nothing waits: a turn that is cut off has sent the events that it has logged.
         let now = self.app.clock.now();
         let is_same = |known: &ProgressPart| known.provider_part == provider_part && known.part.kind == kind;
         let at = progress.parts.iter().position(is_same).unwrap_or_else(|| {
@@ -186,22 +205,19 @@ impl TurnTask {
             progress.parts.len() - 1
         });
         let part = &mut progress.parts[at].part;
-        part.text.push_str(&text);
+        part.text.push_str(text);
         let event: TurnEvent<'_, ()> = match kind {
-            PartKind::Text => TurnEvent::Text { part_id: &part.id, text: &text },
-            PartKind::Reasoning => TurnEvent::Reasoning { part_id: &part.id, text: &text },
+            PartKind::Text => TurnEvent::Text { part_id: &part.id, text },
+            PartKind::Reasoning => TurnEvent::Reasoning { part_id: &part.id, text },
         };
         progress.seq += 1;
         let frame = frame(&self.session, &self.turn, progress.seq, now, &event)?;
-        progress.log.append(progress.seq, &frame);
+        slot.append(progress.seq, &frame);
         if progress.seq == 1 {
             self.app.metrics.turn_first_event(now, now.since(self.turn.started_at));
         }
-        if let Some(sender) = &progress.sender
-            && timeout(SLOW_CLIENT_TIMEOUT, sender.send(frame)).await.is_err()
-        {
-            // The client can resume from the log.
-            progress.sender = None;
+        if let Some(sender) = &progress.sender {
+            sender.send_now(frame);
         }
         Ok(())
     }
@@ -250,14 +266,18 @@ impl TurnTask {
             Ok(last) => last,
             Err(_) => return self.unsettled(answer, sender).await,
         };
-        let unwritten = log.finish().await;
+        let Some(unwritten) = log.finish().await else {
+            tracing::error!(turn_id = %self.turn.id, "turn events not written");
+            self.app.metrics.turn_settle_failed(now);
+            return self.unsettled(answer, sender).await;
+        };
         let end = TurnEnd {
             error: failure.as_ref().map(|failure| failure.error),
             stop_reason: failure.is_none().then_some(stop_reason),
             usage,
             estimated,
             answer,
-            events: Some(unwritten.with_last(seq + 1, &last)),
+            events: Some(unwritten.with_last(seq + 1, last.clone())),
         };
         if let Some(Failure { error, .. }) = &failure
             && matches!(error, TurnError::ProviderError | TurnError::ProviderTimeout | TurnError::ProviderRateLimited)
@@ -316,7 +336,7 @@ impl TurnTask {
 
     /// Another process has settled the turn.
     async fn abandon(self, progress: Progress) -> Ended {
-        progress.log.finish().await;
+        progress.log.abort();
         let answer = progress.parts.into_iter().map(|part| part.part).collect();
         tracing::error!(turn_id = %self.turn.id, "lease lost");
         self.unsettled(answer, progress.sender).await
@@ -422,6 +442,16 @@ async fn next_chunk(app: &App, response: &mut Response) -> Result<Option<impl As
         }
         Ok(Ok(chunk)) => Ok(chunk),
     }
+}
+
+/// Splits a text into pieces that fit into events.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let (piece, after) = rest.split_at(rest.floor_char_boundary(MAX_EVENT_TEXT_BYTES));
+        rest = after;
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 fn frame<U: serde::Serialize>(
