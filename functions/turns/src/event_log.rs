@@ -135,7 +135,7 @@ async fn write(turn: LoggedTurn, mut received: mpsc::Receiver<QueuedFrame>) -> B
         if received.is_closed() && received.is_empty() {
             return batch;
         }
-        match turn.append(&batch).await {
+        match Box::pin(turn.append(&batch)).await {
             Ok(rest) => batch = rest,
             // The next batch includes these frames.
             Err(fault) => {

@@ -121,8 +121,10 @@ impl TurnTask {
         };
         match ended {
             Err(Cut::Lost) => self.abandon(progress).await,
-            Err(Cut::Failed(failure)) => self.settle(progress, Some(failure)).await,
-            Ok(()) => self.settle(progress, None).await,
+            // Boxed, like all calls of the store during a turn: a stream needs no memory for them while it
+            // waits for the provider.
+            Err(Cut::Failed(failure)) => Box::pin(self.settle(progress, Some(failure))).await,
+            Ok(()) => Box::pin(self.settle(progress, None)).await,
         }
     }
 
@@ -139,7 +141,10 @@ impl TurnTask {
         progress: &mut Progress,
         began: oneshot::Sender<()>,
     ) -> Result<(), Cut> {
-        let mut response = providers.call(&self.app, &self.target, &self.body).await?;
+        let body = std::mem::take(&mut self.body);
+        let mut response = providers.call(&self.app, &self.target, &body).await?;
+        // An answer may take minutes, and the conversation megabytes.
+        drop(body);
         progress.is_billed = true;
         began.send(()).ok();
         let (mut decoder, mut deltas) = (self.target.dialect.decoder(), Vec::new());
@@ -230,7 +235,7 @@ impl TurnTask {
             let tokens = SLICE.min(self.turn.max_tokens - self.reserved_output);
             let amount = Amount { input_tokens: 0, output_tokens: tokens, cost: output_cost(&self.turn, tokens) };
             let budgets = (self.budgets.0.as_ref(), self.budgets.1.as_ref());
-            match self.app.store.reserve(reservation, budgets, amount).await {
+            match Box::pin(self.app.store.reserve(reservation, budgets, amount)).await {
                 Ok(Ok(())) => self.reserved_output += tokens,
                 Ok(Err(_)) => return Err(Failure::from(TurnError::BudgetExhausted).into()),
                 Err(fault) => {
@@ -409,8 +414,8 @@ async fn cut_off(app: &App, organization: Id, session: &SessionId, turn: &Turn) 
         }
         let (now, until) = (app.clock.now(), leased_until(app, app.clock.now()));
         let (lease, state) = tokio::join!(
-            app.store.renew_turn_lease(organization, session, &turn.id, until),
-            app.store.access(organization, turn.api_key_id),
+            Box::pin(app.store.renew_turn_lease(organization, session, &turn.id, until)),
+            Box::pin(app.store.access(organization, turn.api_key_id)),
         );
         match lease {
             Ok(TurnLease::Held { cancel_requested: true }) => return Failure::from(TurnError::TurnCancelled).into(),
