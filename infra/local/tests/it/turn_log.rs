@@ -114,3 +114,15 @@ async fn turn_survives_unwritable_log() {
     assert_eq!(answer["usage"]["output_tokens"], TOKENS);
     assert_eq!(text_of(&turns.replayed().await).len(), TOKENS * 4);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replay_reads_session_turn_and_log_once() {
+    let turns = LoggedTurns::start().await;
+    turns.answer("Hello").await;
+    turns.proxy.forget();
+    text_of(&turns.replayed().await);
+    let seen =
+        turns.proxy.seen().into_iter().filter(|call| call.tables().iter().any(|table| table == "karta-sessions"));
+    let operations: Vec<_> = seen.map(|call| call.operation).collect();
+    assert_eq!(operations, ["GetItem", "GetItem", "Query"]);
+}
