@@ -5,7 +5,7 @@ use std::{marker::PhantomData, time::Duration};
 use karta_shared::{
     App,
     config::{Ring, Secret},
-    domain::{Invalid, MessageRole, StopReason, TurnError, TurnId},
+    domain::{Invalid, MessageRole, StopReason, Timestamp, TurnError, TurnId},
     http::{
         AgentName, Answer, Call, Cors, Error, Family, MessageResource, NoQuery, Route, SessionPath, TurnUsageResource,
         event_channel, text_of,
@@ -176,7 +176,7 @@ impl<F: Family> Route for MessagesCreate<F> {
             biased;
             Ok(()) = began => Ok(Answer::stream(events)),
             ended = ended => match ended.map_err(|_| lost())?.failure {
-                Some(failure) => Err(failed(&failure)),
+                Some(failure) => Err(failed(&failure, call.now)),
                 None => Ok(Answer::stream(events)),
             },
             () = sleep(app.turn_limits.head_wait) => Ok(Answer::stream(events)),
@@ -189,7 +189,10 @@ fn lost() -> Error {
     Error::Internal("the task of a turn ended early".to_owned())
 }
 
-fn failed(failure: &provider::Failure) -> Error {
+fn failed(failure: &provider::Failure, now: Timestamp) -> Error {
+    if let Some(exhausted) = failure.exhausted {
+        return Error::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(now) };
+    }
     let message = failure.message().to_owned().into();
     Error::TurnFailed { code: failure.error, message, retry_after: failure.retry_after }
 }
@@ -197,7 +200,7 @@ fn failed(failure: &provider::Failure) -> Error {
 fn output(ended: Ended, session_id: &str, user: MessageResource) -> Result<Output, Error> {
     let Ended { turn, answer, failure } = ended;
     if let Some(failure) = failure {
-        return Err(failed(&failure));
+        return Err(failed(&failure, turn.started_at));
     }
     let usage = TurnUsageResource::new(&turn.usage, cost(&turn, &turn.usage));
     let text = text_of(&answer);

@@ -140,7 +140,7 @@ impl Runner {
         let emulator = Emulator::start(folder, &template, &tables, &*options.entropy)?;
         let dynamodb_endpoint = emulator.endpoint();
         let endpoint = proxy.map_or_else(|| dynamodb_endpoint.clone(), |proxy| proxy(&dynamodb_endpoint));
-        let mut sdk = config::local_sdk(&endpoint, emulator.access_key()).await;
+        let mut sdk = Box::pin(config::local_sdk(&endpoint, emulator.access_key())).await;
         if proxy.is_none() {
             sdk = sdk.into_builder().http_client(emulator.http_client()).build();
         }
