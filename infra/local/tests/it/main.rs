@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "`allow-unwrap-in-tests` covers tests but not their helpers")]
 
 mod calls;
+mod conversation;
 mod data_plane;
 mod fault_proxy;
 mod harness;
