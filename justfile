@@ -13,7 +13,7 @@ tools:
     infra/checks/tools.sh
 
 # Run everything that CI runs, in CI's order.
-check: fresh (step "test") (step "check-logs") (step "check-rights") (step "interop") (step "contract") (step "sdk") (step "docs") (step "prose") (step "fmt-check") (step "clippy") (step "deny") (step "validate") (step "check-scripts") (step "deploy-rehearsal") (step "sam-local") (step "starts")
+check: fresh (step "test") (step "check-logs") (step "check-rights") (step "streams") (step "interop") (step "contract") (step "sdk") (step "docs") (step "prose") (step "fmt-check") (step "clippy") (step "deny") (step "validate") (step "check-scripts") (step "deploy-rehearsal") (step "sam-local") (step "starts")
 
 # Run all Rust tests.
 test:
@@ -31,6 +31,10 @@ check-rights:
 # Regenerate docs/permissions.md from template.yaml.
 permissions:
     KARTA_UPDATE=1 cargo test --workspace --test it permissions_page_is_up_to_date
+
+# Decode recorded provider streams, if their folder is present.
+streams:
+    infra/checks/streams.sh
 
 # Check tokens, Stripe events, webhooks and the samples of docs/webhooks.md with other libraries.
 interop:
@@ -114,6 +118,11 @@ usage events="100000":
 # Measure webhook latency and throughput, with a dead endpoint and with killed workers.
 webhooks events="10000":
     cargo run --release -p karta-local --example webhooks -- {{ quote(events) }}
+
+# Measure turns beside direct calls to a scripted provider. For one part: just bench-turns latency
+bench-turns part="":
+    cargo build --release --locked -p karta-local --bin karta --example turns
+    target/release/examples/turns {{ part }}
 
 # Compare Karta with better-auth's API keys, on Linux only.
 bench-peers:

@@ -1,4 +1,5 @@
-//! Decodes recorded streams, byte by byte, and prints the result of each.
+//! Decodes recorded streams, byte by byte, and prints the result of each
+//! as a line of JSON.
 //!
 //!     cargo run -p karta-dialects --example replay -- <folder>
 //!
@@ -12,8 +13,8 @@ use std::{
     process::ExitCode,
 };
 
-use karta_dialects::{Delta, Dialect, Outcome};
-use serde_json::Value;
+use karta_dialects::{Delta, Dialect, Outcome, ReportedUsage, StopReason};
+use serde_json::{Value, json};
 
 fn main() -> io::Result<ExitCode> {
     let folder = env::args().nth(1).map(PathBuf::from);
@@ -49,11 +50,19 @@ fn replay(dialect: Dialect, path: &Path) -> io::Result<bool> {
             Delta::Reasoning { text, .. } => reasoning_bytes += text.len(),
         }
     }
-    writeln!(
-        io::stdout(),
-        "{}: text {text_bytes} bytes, reasoning {reasoning_bytes} bytes, {outcome:?}",
-        path.display()
-    )?;
+    let ReportedUsage { input_tokens, output_tokens, cache_read_tokens, cache_write_tokens } =
+        outcome.usage.unwrap_or_default();
+    let result = json!({
+        "file": path.file_name().map(|name| name.to_string_lossy()),
+        "text_bytes": text_bytes,
+        "reasoning_bytes": reasoning_bytes,
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "cache_read_tokens": cache_read_tokens,
+        "cache_write_tokens": cache_write_tokens,
+        "stop_reason": outcome.stop.map(StopReason::as_str),
+    });
+    writeln!(io::stdout(), "{result}")?;
     Ok(is_whole(&outcome))
 }
 

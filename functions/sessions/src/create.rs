@@ -31,6 +31,7 @@ impl<F: Family> Route for SessionsCreate<F> {
     const BODY_MAY_BE_EMPTY: bool = true;
     const CORS: Option<Cors> = F::CORS;
     const STATUS: u16 = 201;
+    /// A resumed session.
     const FURTHER_STATUSES: &'static [u16] = &[200];
     type Access = F::Write;
     type Path = SessionsPath;

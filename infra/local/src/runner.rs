@@ -108,7 +108,7 @@ pub struct Runner {
 
 impl Runner {
     pub async fn start(options: Options) -> Result<Self> {
-        Self::start_with_proxy(options, None).await
+        Box::pin(Self::start_with_proxy(options, None)).await
     }
 
     /// Like [`start`](Self::start), but the SDK calls the URL that `proxy` returns for the store's
@@ -125,7 +125,7 @@ impl Runner {
         if let Some(urls) = options.provider_base_urls {
             config.provider_base_urls = urls;
         }
-        let demo = if options.demo { Some(demo::provider().await?) } else { None };
+        let demo = if options.demo { Some(Box::pin(demo::provider()).await?) } else { None };
         if let Some(provider) = &demo {
             config.provider_base_urls = provider.replace(config.provider_base_urls, demo::PROVIDER);
         }
@@ -140,7 +140,7 @@ impl Runner {
         let emulator = Emulator::start(folder, &template, &tables, &*options.entropy)?;
         let dynamodb_endpoint = emulator.endpoint();
         let endpoint = proxy.map_or_else(|| dynamodb_endpoint.clone(), |proxy| proxy(&dynamodb_endpoint));
-        let mut sdk = config::local_sdk(&endpoint, emulator.access_key()).await;
+        let mut sdk = Box::pin(config::local_sdk(&endpoint, emulator.access_key())).await;
         if proxy.is_none() {
             sdk = sdk.into_builder().http_client(emulator.http_client()).build();
         }
@@ -153,9 +153,9 @@ impl Runner {
         } else {
             JoinSet::new()
         };
-        let bootstrap = bootstrap::organization(&app, &options.organization, "local runner").await?;
+        let bootstrap = Box::pin(bootstrap::organization(&app, &options.organization, "local runner")).await?;
         if demo.is_some() {
-            demo::set_up(&app, bootstrap.organization.id).await?;
+            Box::pin(demo::set_up(&app, bootstrap.organization.id)).await?;
         }
 
         let address = SocketAddr::new(options.host, options.port);

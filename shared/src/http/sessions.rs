@@ -368,8 +368,8 @@ pub async fn open_messages(
             ring = app.secrets.ring_refetched(Ring::SealingSessions).await?;
         }
         let context = TranscriptContext { organization, session, turn: &message.turn_id };
-        let content = context.open(&ring, TranscriptPart::Message(message.role), &message.content)?;
-        let parts = serde_json::from_slice(&content)
+        let opened_parts = context.open(&ring, TranscriptPart::Message(message.role), &message.content)?;
+        let parts = serde_json::from_slice(&opened_parts)
             .map_err(|error| Error::Internal(format!("message {} cannot be decoded: {error}", message.id)))?;
         opened.push((message, parts));
     }

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn hold_is_named_by_the_end_of_the_id() {
+    fn hold_name_is_the_end_of_the_id() {
         assert_eq!(hold_attribute("turn_00112233445566778899aabbccddeeff"), "h8899aabbccddeeff");
         assert_eq!(hold_attribute("turn_1"), "hturn_1");
     }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 
 use aws_sdk_dynamodb::{
     error::ProvideErrorMetadata,
-    types::{AttributeValue, DeleteRequest, ReturnValue, WriteRequest},
+    types::{AttributeValue, DeleteRequest, ReturnValue, Select, WriteRequest},
 };
 use tokio::task::JoinSet;
 
@@ -61,6 +61,28 @@ impl Store {
             Some(DueSession { organization_id, session_id })
         })
         .await
+    }
+
+    /// Counts the running turns: at most some thousands of each of the 16 shards, which fit into one
+    /// page of the index.
+    pub async fn open_turns(&self) -> Result<usize, StoreError> {
+        let mut queries = JoinSet::new();
+        for shard in shards(TURN_SHARDS) {
+            let query = self
+                .client
+                .query()
+                .table_name(self.table(Table::Sessions))
+                .index_name(DUE_INDEX)
+                .key_condition_expression("due_shard = :pk")
+                .expression_attribute_values(":pk", AttributeValue::S(shard))
+                .select(Select::Count);
+            queries.spawn(query.send());
+        }
+        let mut open = 0;
+        for output in queries.join_all().await {
+            open += usize::try_from(output?.count).unwrap_or_default();
+        }
+        Ok(open)
     }
 
     async fn overdue<T>(

@@ -111,6 +111,11 @@ impl Metrics {
         self.measure(at, count("SealedRemaining", number));
     }
 
+    /// Records the number of running turns.
+    pub fn open_turns(&self, at: Timestamp, number: usize) {
+        self.measure(at, count("TurnsOpen", number));
+    }
+
     /// Records a turn whose end its process could not store. The sweep settles it.
     pub fn turn_settle_failed(&self, at: Timestamp) {
         self.measure(at, count("TurnSettleFailures", 1));
@@ -265,8 +270,13 @@ mod tests {
             metrics.audit_chain_lag(noon(), lag);
             metrics.audit_events_rewritten(noon(), 2);
             metrics.sealed_remaining(noon(), 3);
+            metrics.open_turns(noon(), 4);
+            metrics.turn_settle_failed(noon());
+            metrics.turn_interrupted(noon());
+            metrics.turn_first_event(noon(), lag);
+            metrics.turn_provider_error(noon());
         });
-        assert_eq!(lines.len(), 7);
+        assert_eq!(lines.len(), 12);
         for line in lines {
             assert!(line["_aws"]["Timestamp"].is_i64(), "{line}");
             for directive in line["_aws"]["CloudWatchMetrics"].as_array().unwrap() {

@@ -24,8 +24,9 @@ use crate::{
     webhooks::{self, Receiver},
 };
 
-/// Queries per minute of the four workers with a schedule of one minute: six queues of 16 shards.
-const CALLS_PER_MINUTE: usize = 6 * 16;
+/// Queries per minute of the workers with a schedule of one minute: six queues, and running turns,
+/// overdue turns and due sessions, each of 16 shards.
+const CALLS_PER_MINUTE: usize = (6 + 3) * 16;
 /// Shorter than every schedule, so that only another event can have woken the worker.
 const WAKE_TIMEOUT: Duration = Duration::from_secs(45);
 
@@ -175,6 +176,7 @@ fn workers_read_the_indexes_of_their_policies() {
     worker-cache-push 60s OutboxTable/due PSH
     worker-expiry-notices 900s OutboxTable/due XPR
     worker-model-keys-reseal 3600s KartaTable/sealed MKS
+    worker-turns-sweep 60s SessionsTable/due SES TRN
     worker-webhook-deliveries 3600s KartaTable/sealed WHS
     worker-webhook-events 60s OutboxTable/due EVT WHQ WHR
     ");

@@ -63,6 +63,11 @@ fn written() -> BTreeMap<String, BTreeSet<String>> {
     metrics.audit_chain_lag(at, time);
     metrics.audit_events_rewritten(at, 1);
     metrics.sealed_remaining(at, 1);
+    metrics.open_turns(at, 1);
+    metrics.turn_settle_failed(at);
+    metrics.turn_interrupted(at);
+    metrics.turn_first_event(at, time);
+    metrics.turn_provider_error(at);
     let lines = lines.lock().unwrap();
     lines.iter().flat_map(metrics_of).map(|(name, by)| (name, by.into_keys().collect())).collect()
 }
@@ -80,7 +85,7 @@ fn every_alarm_is_documented_and_notifies_the_topic() {
             assert_eq!(alarm[actions], json!(["HasAlarmTopic", ["AlarmTopicArn"], "AWS::NoValue"]), "{id}");
         }
         let (namespace, metric) = (alarm["Namespace"].as_str().unwrap(), alarm["MetricName"].as_str().unwrap());
-        let scheduled = ["OutboxAge", "AuditChainLag", "SealedRemaining"].contains(&metric);
+        let scheduled = ["OutboxAge", "AuditChainLag", "SealedRemaining", "TurnsOpen"].contains(&metric);
         let missing = if scheduled { "breaching" } else { "notBreaching" };
         assert_eq!(alarm["TreatMissingData"], missing, "{id}");
         let ours = namespace == "Karta/${Stage}";

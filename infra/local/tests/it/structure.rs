@@ -13,7 +13,7 @@ use regex::Regex;
 use serde_json::Value;
 
 /// The modules of `shared`, and the modules that each may use. Add a new module here first.
-const ARROWS: [(&str, &[&str]); 19] = [
+const ARROWS: [(&str, &[&str]); 21] = [
     ("app", &["auth", "clock", "config", "domain", "entropy", "store", "telemetry"]),
     ("auth", &["app", "clock", "config", "domain", "store", "telemetry"]),
     ("byok", &["domain", "sealing", "store"]),
@@ -22,6 +22,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
     ("domain", &[]),
     ("entropy", &["domain"]),
     ("fault", &[]),
+    ("follow", &["app", "auth", "config", "domain", "http", "store", "transcripts", "turn_events"]),
     ("bootstrap", &["app", "auth", "config", "domain", "store"]),
     (
         "http",
@@ -36,11 +37,14 @@ const ARROWS: [(&str, &[&str]); 19] = [
             "sealing",
             "store",
             "telemetry",
+            "transcripts",
+            "turn_events",
             "webhook_secrets",
         ],
     ),
     ("reseal", &["app", "config", "domain", "store", "worker"]),
     ("sealing", &[]),
+    ("settlement", &["app", "config", "domain", "store", "transcripts", "turn_events"]),
     ("store", &["domain", "fault"]),
     ("telemetry", &["domain"]),
     ("join_bounded", &[]),
@@ -63,8 +67,9 @@ const RESTRICTED: [(&str, &[&str]); 7] = [
 const DOMAIN_FORBIDDEN: [&str; 8] =
     ["serde_json", "tokio", "tracing", "http", "std::env", "std::fs", "std::process", "std::time::SystemTime"];
 /// The crates that every function may depend on.
-const FUNCTION_DEPENDENCIES: [&str; 9] = [
+const FUNCTION_DEPENDENCIES: [&str; 10] = [
     "aws_lambda_events",
+    "http",
     "karta-shared",
     "lambda_http",
     "lambda_runtime",
@@ -76,10 +81,12 @@ const FUNCTION_DEPENDENCIES: [&str; 9] = [
 ];
 
 /// Further crates that only the named function may depend on.
-const EXTRA_DEPENDENCIES: [(&str, &[&str]); 4] = [
-    // All other functions call only the store and Secrets Manager. `worker-cache-push` flushes API
-    // Gateway's cache and calls data planes. `worker-secrets-rotation` writes secrets.
-    // `worker-webhook-deliveries` calls webhook endpoints, and `worker-webhook-events` invokes it.
+const EXTRA_DEPENDENCIES: [(&str, &[&str]); 5] = [
+    // All other functions call only the store and Secrets Manager. `turns` calls model providers.
+    // `worker-cache-push` flushes API Gateway's cache and calls data planes.
+    // `worker-secrets-rotation` writes secrets. `worker-webhook-deliveries` calls webhook endpoints,
+    // and `worker-webhook-events` invokes it.
+    ("turns", &["karta-dialects", "karta-outbound", "reqwest", "secrecy"]),
     (
         "worker-cache-push",
         &["aws-sdk-apigateway", "aws-smithy-http-client", "aws-smithy-runtime-api", "aws-smithy-types"],
