@@ -51,6 +51,7 @@ mod revocation;
 mod rights;
 mod rotation;
 mod session_tokens;
+mod sessions;
 mod sessions_store;
 mod streaming;
 mod stripe_events;
