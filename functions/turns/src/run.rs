@@ -51,7 +51,9 @@ pub(crate) struct TurnTask {
     /// The user's message, as responses show it.
     pub(crate) user_message: MessageResource,
     pub(crate) retention: Retention,
-    pub(crate) known: KnownCounters,
+    /// What was read of the counters; `None` if the turn may hold another amount than its reservation
+    /// shows.
+    pub(crate) known: Option<KnownCounters>,
     pub(crate) reservation: Option<Reservation>,
     /// The budgets of the organization and of the key, for further slices.
     pub(crate) budgets: (Option<Budget>, Option<Budget>),
@@ -238,6 +240,7 @@ impl TurnTask {
                 }
                 Err(fault) => {
                     tracing::error!(turn_id = %self.turn.id, %fault, "reservation failed");
+                    self.known = None;
                     return Err(Failure::from(TurnError::Internal).into());
                 }
             }
@@ -293,7 +296,11 @@ impl TurnTask {
     /// sweep settles the turn.
     async fn store_end(&self, end: &TurnEnd) -> Option<Turn> {
         let until = Instant::now() + self.app.turn_limits.settle;
-        let mut known = Some(self.known.clone());
+        // The turn holds more than when the counters were read.
+        let mut known = self.known.clone().map(|known| match &self.reservation {
+            Some(reservation) => known.with_holds(reservation),
+            None => known,
+        });
         loop {
             let running = RunningTurn {
                 organization: self.organization,
