@@ -117,7 +117,7 @@ pub(super) fn read_hold(item: &Item, attribute: &str) -> Result<Amount, StoreErr
     amount.ok_or_else(|| StoreError::Fault(format!("hold {attribute} is not an amount")))
 }
 
-/// What running turns hold in an item, by attribute.
+/// The amounts that running turns hold in an item, by attribute.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Holds(BTreeMap<String, Amount>);
 
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn hold_is_named_by_the_end_of_the_id() {
+    fn hold_is_named_by_the_ids_end() {
         assert_eq!(hold_attribute("turn_00112233445566778899aabbccddeeff"), "h8899aabbccddeeff");
         assert_eq!(hold_attribute("turn_1"), "hturn_1");
     }
