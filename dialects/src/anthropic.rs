@@ -139,7 +139,7 @@ pub(crate) fn read(data: &[u8], outcome: &mut Outcome, out: &mut Vec<Delta>) -> 
         // Some proxies repeat this event. Its counts are older than those of a message_delta.
         Event::MessageStart { message } => {
             if let (None, Some(usage)) = (outcome.usage, message.usage) {
-                usage.update(outcome.usage.get_or_insert_default());
+                usage.update(&mut outcome.usage);
             }
         }
         Event::ContentBlockStart { index, content_block } => match content_block {
@@ -158,7 +158,8 @@ pub(crate) fn read(data: &[u8], outcome: &mut Outcome, out: &mut Vec<Delta>) -> 
                 outcome.stop = Some(stop_reason(&reason));
             }
             if let Some(usage) = usage {
-                usage.update(outcome.usage.get_or_insert_default());
+                outcome.is_usage_final |= usage.output_tokens.is_some();
+                usage.update(&mut outcome.usage);
             }
         }
         Event::MessageStop => {
@@ -175,14 +176,22 @@ pub(crate) fn read(data: &[u8], outcome: &mut Outcome, out: &mut Vec<Delta>) -> 
 }
 
 impl Usage {
-    /// Sets the counts that this event carries. They are cumulative, so nothing is added.
-    fn update(&self, usage: &mut ReportedUsage) {
-        for (count, reported) in [
-            (&mut usage.input_tokens, self.input_tokens),
-            (&mut usage.output_tokens, self.output_tokens),
-            (&mut usage.cache_read_tokens, self.cache_read_input_tokens),
-            (&mut usage.cache_write_tokens, self.cache_creation_input_tokens),
-        ] {
+    /// Sets the counts that this event carries. They are cumulative, so nothing is added. An event
+    /// without counts reports no usage.
+    fn update(&self, usage: &mut Option<ReportedUsage>) {
+        let reported =
+            [self.input_tokens, self.output_tokens, self.cache_read_input_tokens, self.cache_creation_input_tokens];
+        if reported.iter().all(Option::is_none) {
+            return;
+        }
+        let usage = usage.get_or_insert_default();
+        let counts = [
+            &mut usage.input_tokens,
+            &mut usage.output_tokens,
+            &mut usage.cache_read_tokens,
+            &mut usage.cache_write_tokens,
+        ];
+        for (count, reported) in counts.into_iter().zip(reported) {
             *count = reported.unwrap_or(*count);
         }
     }

@@ -92,6 +92,7 @@ pub(crate) fn read(data: &[u8], outcome: &mut Outcome, out: &mut Vec<Delta>) -> 
     }
     if let Some(usage) = chunk.usage {
         outcome.usage = Some(usage.into());
+        outcome.is_usage_final = true;
     }
     let mut fault = chunk.error.as_ref().map(ProviderFault::from_event);
     for choice in chunk.choices.into_iter().flatten().filter(|choice| choice.index == 0) {

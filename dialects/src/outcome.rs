@@ -5,6 +5,9 @@ use crate::ProviderFault;
 pub struct Outcome {
     /// The provider's latest count. `None` until the provider reports one.
     pub usage: Option<ReportedUsage>,
+    /// Whether `usage` counts the whole output. Anthropic's dialect also reports a first count, before
+    /// the answer.
+    pub is_usage_final: bool,
     /// `None` until the provider reports it. Some providers end a stream without one.
     pub stop: Option<StopReason>,
     /// Whether the whole answer was received. False for a stream that was cut or ended with an error.

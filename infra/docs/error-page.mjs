@@ -9,6 +9,10 @@ const NOT_PROVOKED = {
   "409 release_not_ready": "there is no builder yet, so a release is ready at once",
   "409 secret_already_revealed": "ten minutes have to pass",
   "500 Internal error": "no request is known to cause one",
+  "500 internal": "no request is known to cause one",
+  "500 interrupted": "the process of a turn has to die",
+  "504 provider_timeout": "five minutes have to pass",
+  "504 turn_deadline": "minutes have to pass",
 };
 
 function check(holds, what) {
@@ -49,10 +53,17 @@ export function gatewayAnswers(template) {
   });
 }
 
+/** Returns the codes of turns that end without an answer. */
+function turnCodes(rust) {
+  const [names = ""] = rust.match(/impl TurnError \{[^]*?pub const fn message/) ?? [];
+  return found(names, /=> "([a-z_]+)"/g);
+}
+
 /** Checks that the page lists exactly the codes, details, statuses and reasons of the code. */
 export function checkComplete(page, { rust, gateway, openapi }) {
   const bodies = printedBodies(page);
-  const [unclear] = found(rust, /\bcode: ([A-Z][A-Z_]+|[a-z_]+[(:.])/g);
+  // The codes of turns are those of `TurnError`.
+  const [unclear] = found(rust, /\bcode: (?!(?:failure\.)?error\b)([A-Z][A-Z_]+|[a-z_]+[(:.])/g);
   check(unclear === undefined, `cannot resolve the code ${unclear}: write it as a literal where it is returned`);
   const codes = present([
     ...found(rust, /"error": "([a-z_]+)"/g),
@@ -60,6 +71,7 @@ export function checkComplete(page, { rust, gateway, openapi }) {
     // A code followed by its message.
     ...found(rust, /\(\s*"([a-z]+(?:_[a-z]+)+)",\s*"[A-Z][^"]* [^"]*",?\s*\)/g),
     ...gateway.map(({ value }) => value.error),
+    ...turnCodes(rust),
   ]);
   checkSame("code", present(bodies.map(({ value }) => value.error)), codes);
 
@@ -98,7 +110,8 @@ export function checkBodies(page, answered, { rust, gateway }) {
     }
     const retryAfter = headers.get("retry-after");
     check(request_id === headers.get("x-request-id"), `${name} came without its request id`);
-    check((retryAfter !== null) === (body.status >= 503), `${name} came with Retry-After: ${retryAfter}`);
+    const waits = body.status >= 503 || body.status === 429;
+    check((retryAfter !== null) === waits, `${name} came with Retry-After: ${retryAfter}`);
     return false;
   });
   check(answers.length === 0, `missing responses: ${answers.map(({ name, value }) => `${name} ${show(value)}`)}`);

@@ -12,7 +12,7 @@ const PAGES = ["README.md", "docs/quickstart.md", "docs/migration.md"];
 
 /** Blocks that are not run: the reason, and the commands that are run instead, if any. */
 const REPLACED_BLOCKS = {
-  "cargo run\n": { why: "the check starts the same runner on a free port: `karta --json --port 0`, with its data in a temporary folder" },
+  "cargo run -- --demo\n": { why: "the check starts the same runner on a free port: `karta --demo --json --port 0`, with its data in a temporary folder" },
   "cargo test --workspace\n": { why: "a separate step: `just test`" },
   "sam build && sam deploy --config-env prod\njust bootstrap prod acme                   # the first organization, and its key, once\n": {
     why: "deploys to AWS; `just deploy-rehearsal` deploys to an emulated AWS",
@@ -37,7 +37,7 @@ const log = join(root, "target/docs/karta.log");
 async function pasteInNewFolder(page, markdown) {
   const folder = clone();
   try {
-    const runner = await startRunner(["--data-dir", join(folder, ".karta")], log);
+    const runner = await startRunner(["--demo", "--data-dir", join(folder, ".karta")], log);
     const pasted = paste(page, markdown, { start: runner.start, folder, replacements: REPLACED_BLOCKS });
     return await pasted.finally(() => runner.stop());
   } finally {

@@ -1,4 +1,5 @@
 // Runs the blocks of one page in a shell, as a reader who pastes them.
+import { randomBytes } from "node:crypto";
 import { mkdtempSync, readFileSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { execFileSync } from "node:child_process";
@@ -11,7 +12,7 @@ import { Shell } from "./shell.mjs";
 const root = fileURLToPath(new URL("../..", import.meta.url));
 
 const PROGRAMS = ["ts", "js", "python", "html"];
-const CHECKS = { json: "checkJson", text: "checkText", http: "checkHttp" };
+const CHECKS = { json: "checkJson", text: "checkText", http: "checkHttp", sse: "checkEvents" };
 
 /** Creates a folder that looks like the clone. Only builds write to the real clone. */
 export function clone() {
@@ -60,6 +61,8 @@ export async function paste(page, markdown, { start, folder, replacements = {} }
   const shown = blocks(markdown);
   const printed = new Printed(start.base_url);
   printed.set("kt_live_…", start.api_key);
+  // A key that no provider knows. No page sends a message after it stores the key.
+  printed.set("sk-ant-…", `sk-ant-api03-${randomBytes(24).toString("hex")}`);
   const shell = new Shell(folder, environment());
   const count = { run: 0, compared: 0, replaced: 0 };
   const written = new Map();

@@ -37,7 +37,7 @@ export class Printed {
   fill(block) {
     const filled = block
       .replaceAll(BASE_URL, this.#known.get(BASE_URL))
-      .replaceAll(/[0-9A-Za-z_]+…|(?<![0-9A-Za-z_])[0-9]{15}(?![0-9A-Za-z_])/g, (printed) => this.#known.get(printed) ?? printed);
+      .replaceAll(/[0-9A-Za-z_-]+…|(?<![0-9A-Za-z_])[0-9]{15}(?![0-9A-Za-z_])/g, (printed) => this.#known.get(printed) ?? printed);
     const left = filled.match(/\S*…\S*/);
     if (left) throw new Error(`has a placeholder that no answer explains: ${left[0]}`);
     return filled;
@@ -62,6 +62,22 @@ export class Printed {
   checkHttp(printed, real) {
     const plain = (text) => text.trim().replace(/^(x-request-id|date): .*$/gim, "$1: …").replaceAll("\r", "");
     this.checkText(plain(printed), plain(real));
+  }
+
+  /**
+   * Compares server-sent events. A printed line with only an ellipsis replaces one or more events.
+   */
+  checkEvents(printed, real) {
+    const [expected, got] = [printed, real].map((text) => text.trim().split("\n\n"));
+    const gap = expected.indexOf(CUT);
+    if (gap >= 0) {
+      const left = got.length - (expected.length - 1);
+      if (left < 1) throw new Error(`leaves out events, but only ${got.length} arrived`);
+      expected.splice(gap, 1);
+      got.splice(gap, left);
+    }
+    if (expected.length !== got.length) throw new Error(`prints ${expected.length} events, but ${got.length} arrived`);
+    expected.forEach((event, n) => this.#compare(fields(event), fields(got[n]), `event ${n + 1}: `));
   }
 
   #compare(printed, real, at) {
@@ -94,6 +110,15 @@ export class Printed {
     }
     this.#known.set(text, String(real));
   }
+}
+
+/** Returns the fields of a server-sent event: the parts of its id, its type and its JSON. */
+function fields(event) {
+  const lines = event.split("\n").map((line) => line.match(/^(\w+): (.*)$/) ?? []);
+  const { id = "", event: type, data = "" } = Object.fromEntries(lines.map(([, name, value]) => [name, value]));
+  const [, turn, number] = id.match(/^(.*)\.([0-9]+)$/) ?? [];
+  if (!turn) throw new Error(`has an event without an id: ${show(event)}`);
+  return { id: turn, number, event: type, data: values(data, "the event")[0] };
 }
 
 /** Returns the JSON values that a text contains one after another. */

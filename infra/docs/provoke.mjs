@@ -3,6 +3,8 @@
 import { createHmac, randomBytes } from "node:crypto";
 import { request } from "node:http";
 import { cpus } from "node:os";
+import { setTimeout } from "node:timers/promises";
+import { failingProvider } from "./provider.mjs";
 import { startRunner } from "./runner.mjs";
 
 const STRIPE_SECRET = `whsec_${randomBytes(24).toString("hex")}`;
@@ -59,9 +61,40 @@ class Scene {
     return this.make("POST", "/v1/api_keys", { body: { name: "ci", scopes } });
   }
 
-  async sessionToken(slug) {
+  async sessionToken(slug, body) {
     await this.make("POST", "/v1/agent_projects", { body: { slug, name: slug } });
-    return (await this.make("POST", `/v1/agent_projects/${slug}/session_tokens`)).token;
+    return (await this.make("POST", `/v1/agent_projects/${slug}/session_tokens`, { body })).token;
+  }
+
+  /** Creates an organization with a key of a provider. Returns its first key. */
+  async modelOrganization(slug, budget) {
+    const { secret: bearer } = await this.organization(slug);
+    const key = `sk-ant-api03-${randomBytes(24).toString("hex")}`;
+    await this.make("POST", "/v1/model_keys", { bearer, body: { provider: "anthropic", key } });
+    if (budget) await this.make("PUT", "/v1/budget", { bearer, body: budget });
+    return bearer;
+  }
+
+  /** Creates a session and starts a turn in it. `text` chooses the answer of the provider. */
+  async turn(bearer, text, body = {}) {
+    const { id } = await this.make("POST", "/v1/sessions", { bearer });
+    return this.say(bearer, id, text, body);
+  }
+
+  say(bearer, session, text, body = {}) {
+    const options = { bearer, body: { text, model: "claude-haiku-4-5", ...body } };
+    return this.call("POST", `/v1/sessions/${session}/messages`, options);
+  }
+
+  /**
+   * Starts a turn whose provider does not answer, then calls `next` with its session. Returns the
+   * response of the turn and of `next`.
+   */
+  async whileTurnRuns(bearer, next) {
+    const { id } = await this.make("POST", "/v1/sessions", { bearer });
+    const turn = this.say(bearer, id, "hang");
+    while ((await this.make("GET", `/v1/sessions/${id}`, { bearer })).turn?.status !== "running") await setTimeout(20);
+    return Promise.all([turn, next(id)]);
   }
 
   async endpoint(bearer = this.start.api_key) {
@@ -92,6 +125,15 @@ const CASES = {
     await scene.make("POST", "/v1/agent_projects", { bearer, body: { slug: "site", name: "Site" } });
     return scene.call("POST", "/v1/agent_projects/site/session_tokens", { bearer });
   },
+  async "402 budget_exhausted during a turn"(scene) {
+    return scene.turn(await scene.modelOrganization("slice", { total_tokens: 3_000 }), "long");
+  },
+  async "401 credential_revoked"(scene) {
+    const bearer = await scene.modelOrganization("cut-off");
+    const key = await scene.make("POST", "/v1/api_keys", { bearer, body: { name: "ci", scopes: ["read", "write"] } });
+    const revoke = () => scene.make("DELETE", `/v1/api_keys/${key.api_key.id}`, { bearer });
+    return (await scene.whileTurnRuns(key.secret, revoke))[0];
+  },
   async "403 missing scope: admin"(scene) {
     const { secret: bearer } = await scene.key(["read"]);
     return scene.call("POST", "/v1/api_keys", { bearer, body: {} });
@@ -101,6 +143,21 @@ const CASES = {
   },
   async "403 wrong project: the session token is for another project"(scene) {
     return scene.call("GET", "/v1/projects/other/whoami", { bearer: await scene.sessionToken("own") });
+  },
+  async "403 a session token without sub may not list sessions"(scene) {
+    return scene.call("GET", "/v1/projects/no-user/sessions", { bearer: await scene.sessionToken("no-user") });
+  },
+  async "403 wrong user: metadata.user_id must be the user of the session token"(scene) {
+    const bearer = await scene.sessionToken("creator");
+    return scene.call("POST", "/v1/projects/creator/sessions", { bearer, body: { metadata: { user_id: "user_1" } } });
+  },
+  async "403 wrong user: user_id must be the user of the session token"(scene) {
+    const bearer = await scene.sessionToken("lister", { user_id: "user_1" });
+    return scene.call("GET", "/v1/projects/lister/sessions?user_id=user_2", { bearer });
+  },
+  async "403 transcript_access is off"(scene) {
+    const { id } = await scene.make("POST", "/v1/sessions", { body: { metadata: { user_id: "user_1" } } });
+    return scene.call("GET", `/v1/sessions/${id}/messages`);
   },
   "404 Not found": (scene) => scene.call("GET", "/v1/api_keys/1"),
   "404 unknown_route": (scene) => scene.call("GET", "/v1/api-keys"),
@@ -122,6 +179,28 @@ const CASES = {
   async "409 last_admin_key"(scene) {
     const { secret: bearer, api_key } = await scene.organization("lonely");
     return scene.call("DELETE", `/v1/api_keys/${api_key.id}`, { bearer });
+  },
+  async "409 no_active_release"(scene) {
+    await scene.make("POST", "/v1/agent_projects", { body: { slug: "unreleased", name: "Unreleased" } });
+    return scene.call("POST", "/v1/projects/unreleased/sessions");
+  },
+  async "409 no_turn_in_progress"(scene) {
+    const { id } = await scene.make("POST", "/v1/sessions");
+    return scene.call("POST", `/v1/sessions/${id}/cancel`);
+  },
+  async "409 turn_cancelled"(scene) {
+    const bearer = await scene.modelOrganization("cancels");
+    const cancel = (id) => scene.make("POST", `/v1/sessions/${id}/cancel`, { bearer });
+    return (await scene.whileTurnRuns(bearer, cancel))[0];
+  },
+  async "409 turn_in_progress"(scene) {
+    const bearer = await scene.modelOrganization("busy");
+    const again = async (id) => {
+      const second = await scene.say(bearer, id, "second");
+      await scene.make("POST", `/v1/sessions/${id}/cancel`, { bearer });
+      return second;
+    };
+    return (await scene.whileTurnRuns(bearer, again))[1];
   },
   async "409 recovery_under_way"(scene) {
     const path = `/v1/webhook_endpoints/${await scene.endpoint()}/recover`;
@@ -176,6 +255,43 @@ const CASES = {
   },
   "422 byok_key_rejected": (scene) =>
     scene.call("POST", "/v1/model_keys", { body: { provider: "anthropic", key: `sk-${"0".repeat(40)}` } }),
+  async "422 byok_key_rejected by the provider"(scene) {
+    return scene.turn(await scene.modelOrganization("bad-key"), "key");
+  },
+  async "422 model_not_allowed"(scene) {
+    const { secret: bearer, organization } = await scene.organization("choosy");
+    const options = { bearer: scene.start.service_token, body: { model_id: "claude-haiku-4-5" } };
+    await scene.make("PATCH", `/v1/internal/organizations/${organization.id}`, options);
+    return scene.turn(bearer, "hello", { model: "gpt-5" });
+  },
+  async "422 model_required"(scene) {
+    return scene.turn(await scene.modelOrganization("unset"), "hello", { model: "default" });
+  },
+  async "422 model_unpriced"(scene) {
+    const { secret: bearer, organization } = await scene.organization("unpriced");
+    const options = { bearer: scene.start.service_token, body: { model_id: "openrouter/acme/unpriced" } };
+    await scene.make("PATCH", `/v1/internal/organizations/${organization.id}`, options);
+    await scene.make("PUT", "/v1/budget", { bearer, body: { cost_cents: 100 } });
+    return scene.turn(bearer, "hello", { model: "default" });
+  },
+  async "422 no_model_key"(scene) {
+    const { secret: bearer, organization } = await scene.organization("keyless");
+    const options = { bearer: scene.start.service_token, body: { model_id: "claude-haiku-4-5" } };
+    await scene.make("PATCH", `/v1/internal/organizations/${organization.id}`, options);
+    return scene.turn(bearer, "hello", { model: "default" });
+  },
+  async "422 provider_credit_exhausted"(scene) {
+    return scene.turn(await scene.modelOrganization("credit"), "credit");
+  },
+  async "422 provider_rejected"(scene) {
+    return scene.turn(await scene.modelOrganization("rejected"), "reject");
+  },
+  async "429 provider_rate_limited"(scene) {
+    return scene.turn(await scene.modelOrganization("limited"), "limit");
+  },
+  async "502 provider_error"(scene) {
+    return scene.turn(await scene.modelOrganization("broken"), "break");
+  },
 };
 
 /**
@@ -213,6 +329,8 @@ async function answersOf(cases, attempts, log, env) {
  * answers.
  */
 export async function provoke(log) {
-  const answers = await answersOf(CASES, 5, log, { KARTA_STRIPE_SECRETS: STRIPE_SECRET });
+  const provider = await failingProvider();
+  const env = { KARTA_STRIPE_SECRETS: STRIPE_SECRET, KARTA_PROVIDER_BASE_URLS: JSON.stringify({ anthropic: provider.url }) };
+  const answers = await answersOf(CASES, 5, log, env).finally(() => provider.stop());
   return [...answers, ...(await answersOf(BUSY_CASES, 1, log, { KARTA_BCRYPT_COST: "12" }))];
 }

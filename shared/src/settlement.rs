@@ -111,14 +111,14 @@ pub async fn settle(
     let message = if end.answer.is_empty() {
         None
     } else {
-        let content = serde_json::to_vec(&end.answer).map_err(|error| SettleError::Encoding(error.to_string()))?;
+        let parts = serde_json::to_vec(&end.answer).map_err(|error| SettleError::Encoding(error.to_string()))?;
         Some(SealedMessage {
             id: turn.assistant_message_id.clone(),
             turn_id: turn.id.clone(),
             turn_number: turn.number,
             role: MessageRole::Assistant,
             created_at: now,
-            content: seal(TranscriptPart::Message(MessageRole::Assistant), &content),
+            content: seal(TranscriptPart::Message(MessageRole::Assistant), &parts),
         })
     };
     let events = end.events.as_ref().map(|(first_seq, last_seq, frames)| {

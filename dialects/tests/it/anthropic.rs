@@ -56,6 +56,7 @@ fn text_with_usage_is_complete() {
     assert_eq!(deltas, [text(0, "Hello"), text(0, ", 世界 🦀")]);
     let expected = Outcome {
         usage: Some(usage([12, 15, 0, 0])),
+        is_usage_final: true,
         stop: Some(StopReason::EndTurn),
         is_complete: true,
         ..Outcome::default()
@@ -141,6 +142,21 @@ fn error_event_ends_the_stream() {
         assert_eq!((fault.kind, fault.message.as_deref()), (FaultKind::Unavailable, Some("Overloaded")));
         assert!(!outcome.is_complete);
     }
+}
+
+#[test]
+fn first_count_is_not_final() {
+    let answer = |first: Value, last: Value| {
+        let events = [start(&first), text_delta(0, "a"), stop("end_turn", &last), end()];
+        let (_, outcome) = decode(&events);
+        assert!(outcome.is_complete);
+        (outcome.usage, outcome.is_usage_final)
+    };
+    let first = || json!({"input_tokens": 9, "output_tokens": 1});
+    assert_eq!(answer(first(), json!({"output_tokens": 5})), (Some(usage([9, 5, 0, 0])), true));
+    assert_eq!(answer(first(), json!({})), (Some(usage([9, 1, 0, 0])), false));
+    assert_eq!(answer(first(), Value::Null), (Some(usage([9, 1, 0, 0])), false));
+    assert_eq!(answer(json!({}), json!({})), (None, false));
 }
 
 #[test]

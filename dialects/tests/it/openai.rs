@@ -47,6 +47,7 @@ fn text_with_usage_is_complete() {
     assert_eq!(deltas, [text(0, "Hello"), text(0, ", 世界 🦀")]);
     let expected = Outcome {
         usage: Some(usage([19, 10, 0, 0])),
+        is_usage_final: true,
         stop: Some(StopReason::EndTurn),
         is_complete: true,
         ..Outcome::default()

@@ -45,7 +45,7 @@ impl Route for InternalOrganizationsUpdate {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         if let Some(Some(url)) = &call.body.endpoint_url {
-            url.check_input().map_err(|problem| Error::invalid("endpoint_url", problem))?;
+            url.check_input(app.webhooks).map_err(|problem| Error::invalid("endpoint_url", problem))?;
         }
         let before = app.store.organization(call.path).await?.ok_or(Error::NotFound)?;
         let mut organization = before.clone();

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use karta_shared::{
     App,
     config::{Ring, Secret},
-    domain::{Invalid, TurnId},
+    domain::{Invalid, Timestamp, Turn, TurnId, TurnStatus},
     follow::{Followed, follow},
     http::{Answer, Call, Cors, Error, Family, NoBody, Route, SessionPath, Verbatim},
     store::TURN_EVENTS_RETENTION,
@@ -68,13 +68,20 @@ impl<F: Family> Route for StreamGet<F> {
         let turn = turn.ok_or(Error::no_turn_in_progress())?;
         let organization = call.caller.organization_id;
         let stored = app.store.turn(organization, &session.id, &turn).await?;
-        let is_kept = stored.is_some_and(|stored| {
-            stored.turn.ended_at.is_none_or(|ended| call.now < ended.plus(TURN_EVENTS_RETENTION))
-        });
-        if !is_kept {
+        if !stored.is_some_and(|stored| has_events(&stored.turn, after, call.now)) {
             return Err(Error::no_turn_in_progress());
         }
+        call.audit_transcript_read(app, &session).await?;
         let api_key = call.caller.api_key_id;
         Ok(Answer::stream(follow(app.clone(), Followed { organization, api_key, session: session.id, turn, after })))
     }
+}
+
+/// Returns whether a turn has events after `after`, or will have. A client that asks for what follows
+/// the last event gets an error, because a stream without events would make it connect again.
+fn has_events(turn: &Turn, after: Seq, now: Timestamp) -> bool {
+    let Some(ended) = turn.ended_at else { return true };
+    // A process that died may have sent more events than it had stored.
+    let is_left = after < turn.last_seq || (turn.status == TurnStatus::Interrupted && after > turn.last_seq);
+    is_left && now < ended.plus(TURN_EVENTS_RETENTION)
 }

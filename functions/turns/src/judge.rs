@@ -14,9 +14,11 @@ use karta_shared::{
     http::{Access, Call, Error, MessageResource, Route, SessionCaller, SessionPath, open_messages, text_of},
     settlement::{estimate_tokens, leased_until},
     store::{
-        Amount, Reservation, SealedMessage, SealedModelKey, StoreError, TurnClaim, TurnRequest, TurnSettings, TurnState,
+        Amount, KnownCounters, Reservation, SealedMessage, SealedModelKey, StoreError, TurnClaim, TurnRequest,
+        TurnSettings, TurnState,
     },
     transcripts::{TranscriptContext, TranscriptPart},
+    turn_events::MessagePart,
 };
 use secrecy::SecretString;
 
@@ -29,9 +31,81 @@ use crate::{
 /// Reservations count half of this as a token, so that they are rarely too low.
 const RESERVED_INPUT_FACTOR: u64 = 2;
 
+/// A request that may start a turn.
+struct Judged {
+    session: Session,
+    known: KnownCounters,
+    spending: Spending,
+    choice: ModelChoice,
+    price: Option<Price>,
+    model_key_id: Id,
+    target: Target,
+    messages: Vec<PromptMessage<'static>>,
+}
+
 /// Claims the session for a turn, and reserves its first slice where a cap applies. `replaced` is
 /// the failed turn of an earlier request with the same `Idempotency-Key`.
 pub(crate) async fn claim<R>(app: &App, call: &Call<R>, replaced: Option<&TurnId>) -> Result<TurnTask, Error>
+where
+    R: Route<Path = SessionPath, Body = Input>,
+    R::Access: Access<Caller = SessionCaller>,
+{
+    let judged = Box::pin(judge(app, call)).await?;
+    let (organization, now) = (call.caller.organization_id, call.now);
+    let input_bytes: usize = judged.messages.iter().map(|message| message.text.len()).sum();
+    let input_estimate = estimate_tokens(input_bytes);
+    let is_capped = caps(&judged.spending).any(|budget| budget.limits().next().is_some());
+    // A provider that does not show all output that it bills gets no more tokens than a cap leaves.
+    let hides_output = call.body.thinking || judged.target.dialect != Dialect::AnthropicMessages;
+    let left = (is_capped && hides_output).then(|| output_left(&judged.spending, judged.price, input_estimate));
+    let requested = call.body.max_tokens.map_or(MAX_TOKENS_DEFAULT, |tokens| tokens.0);
+    let max_tokens = left.flatten().map_or(requested, |left| requested.min(u32::try_from(left).unwrap_or(u32::MAX)));
+    let body = judged.target.dialect.request(&Prompt {
+        model: judged.choice.upstream_name(),
+        system: None,
+        messages: &judged.messages,
+        max_tokens,
+        thinking: call.body.thinking,
+    });
+    let reserved_output = if hides_output { u64::from(max_tokens) } else { SLICE.min(u64::from(max_tokens)) };
+    let turn = new_turn(app, call, &judged, input_estimate, max_tokens);
+    let reservation = is_capped.then(|| Reservation::new(organization, turn.lineage_id, now.month(), turn.id.as_str()));
+    let parts = user_parts(&call.body.text.0);
+    store_claim(app, call, &judged.session, &turn, &parts, reservation.as_ref(), replaced).await?;
+
+    let user_message =
+        MessageResource::new(turn.user_message_id.clone(), turn.id.clone(), MessageRole::User, parts, now);
+    let mut task = TurnTask {
+        app: app.clone(),
+        organization,
+        session: judged.session.id,
+        turn,
+        user_message,
+        retention: app.session_retention,
+        known: Some(judged.known),
+        reservation,
+        budgets: (judged.spending.organization_budget, judged.spending.key_budget),
+        reserved_output,
+        target: judged.target,
+        body,
+        sender: None,
+    };
+    match task.reserve_first(input_estimate.saturating_mul(RESERVED_INPUT_FACTOR)).await {
+        Ok(Ok(())) => Ok(task),
+        Ok(Err(exhausted)) => {
+            Box::pin(task.refuse(TurnError::BudgetExhausted.into())).await;
+            Err(Error::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(now) })
+        }
+        Err(fault) => {
+            task.known = None;
+            Box::pin(task.refuse(TurnError::Internal.into())).await;
+            Err(fault.into())
+        }
+    }
+}
+
+/// Checks everything that precedes the claim, in the order of the contract.
+async fn judge<R>(app: &App, call: &Call<R>) -> Result<Judged, Error>
 where
     R: Route<Path = SessionPath, Body = Input>,
     R::Access: Access<Caller = SessionCaller>,
@@ -57,93 +131,51 @@ where
         if session.turns == 0 { Ok(Vec::new()) } else { app.store.history(organization, &session.id).await }
     });
     let (settings, history) = (settings?, history?);
-    let (project_model, project_url) = match &settings.project {
-        Some(project) => {
-            (project.model_id.as_ref(), project.endpoint_url.as_ref().zip(Some(project.endpoint_url_set_at)))
-        }
-        None => (None, None),
-    };
-    let configured = project_model.or(key.organization.model_id.as_ref());
-    let choice = choose(app, call, configured, &settings)?;
+    let project = settings.project.as_ref();
+    let model = project.and_then(|project| project.model_id.as_ref()).or(key.organization.model_id.as_ref());
+    let choice = choose(app, call, model, &settings)?;
     let price = app.prices.price(Some(choice.model.as_str()));
     if price.is_none() && caps(&spending).any(|budget| budget.cost_cents.is_some()) {
         return Err(Error::ModelUnpriced);
     }
-    let organization_url = key.organization.endpoint_url.as_ref().zip(Some(key.organization.endpoint_url_set_at));
-    let endpoint = project_url.or(organization_url).filter(|_| choice.provider == Provider::Anthropic);
+    let of_project = project.and_then(|project| Some((project.endpoint_url.as_ref()?, project.endpoint_url_set_at)));
+    let of_organization = key.organization.endpoint_url.as_ref().zip(Some(key.organization.endpoint_url_set_at));
+    let endpoint = of_project.or(of_organization).filter(|_| choice.provider == Provider::Anthropic);
     let (model_key, target) = target(app, organization, &choice, &settings, endpoint).await?;
-
     let messages = prompt_messages(app, call, &session, history).await?;
-    let input_bytes: usize = messages.iter().map(|message| message.text.len()).sum();
-    let input_estimate = estimate_tokens(input_bytes);
-    let requested = call.body.max_tokens.map_or(MAX_TOKENS_DEFAULT, |tokens| tokens.0);
-    let is_capped = caps(&spending).any(|budget| budget.limits().next().is_some());
-    // A provider that does not show all output that it bills gets no more tokens than a cap leaves.
-    let hides_output = call.body.thinking || target.dialect != Dialect::AnthropicMessages;
-    let left = (is_capped && hides_output).then(|| output_left(&spending, price, input_estimate));
-    let max_tokens = left.flatten().map_or(requested, |left| requested.min(u32::try_from(left).unwrap_or(u32::MAX)));
-    let prompt = Prompt {
-        model: choice.upstream_name(),
-        system: None,
-        messages: &messages,
-        max_tokens,
-        thinking: call.body.thinking,
-    };
-    let body = target.dialect.request(&prompt);
-    let reserved_output = if hides_output { u64::from(max_tokens) } else { SLICE.min(u64::from(max_tokens)) };
+    let model_key_id = model_key.id;
+    Ok(Judged { session, known, spending, choice, price, model_key_id, target, messages })
+}
 
-    let turn = new_turn(app, call, &session, &choice, model_key.id, price, input_estimate, max_tokens);
-    let parts = user_parts(&call.body.text.0);
-    let message = seal_user_message(app, organization, &session, &turn, &parts).await?;
-    let reservation = is_capped.then(|| Reservation::new(organization, lineage_id, now.month(), turn.id.as_str()));
+/// Stores the turn with its user message, if no other turn runs in the session.
+async fn store_claim<R>(
+    app: &App,
+    call: &Call<R>,
+    session: &Session,
+    turn: &Turn,
+    parts: &[MessagePart],
+    reservation: Option<&Reservation>,
+    replaced: Option<&TurnId>,
+) -> Result<(), Error>
+where
+    R: Route<Path = SessionPath, Body = Input>,
+    R::Access: Access<Caller = SessionCaller>,
+{
+    let (organization, now) = (call.caller.organization_id, call.now);
+    let message = seal_user_message(app, organization, session, turn, parts).await?;
     let idempotency_key = call.idempotency_key();
     let request = idempotency_key.as_ref().map(|key| TurnRequest {
         hash: &key.hash,
         fingerprint: &key.fingerprint,
         replaces: replaced,
     });
-    let claim = TurnClaim {
-        session: &session,
-        turn: &turn,
-        message: &message,
-        leased_until: leased_until(app, now),
-        reservation: reservation.as_ref(),
-        request,
-    };
+    let leased_until = leased_until(app, now);
+    let claim = TurnClaim { session, turn, message: &message, leased_until, reservation, request };
     let mut transaction = app.store.transaction();
     transaction.claim_turn(organization, &claim, now)?;
     // After a conflict the handler runs again, and finds the other turn or the session gone.
     transaction.commit().await?;
-    let user_message =
-        MessageResource::new(turn.user_message_id.clone(), turn.id.clone(), MessageRole::User, parts, now);
-    let budgets = (spending.organization_budget, spending.key_budget);
-    let mut task = TurnTask {
-        app: app.clone(),
-        organization,
-        session: session.id,
-        turn,
-        user_message,
-        retention: app.session_retention,
-        known,
-        reservation,
-        budgets,
-        reserved_output,
-        target,
-        body,
-        sender: None,
-    };
-    let input = input_estimate.saturating_mul(RESERVED_INPUT_FACTOR);
-    match task.reserve_first(input).await {
-        Ok(Ok(())) => Ok(task),
-        Ok(Err(exhausted)) => {
-            task.refuse(TurnError::BudgetExhausted.into()).await;
-            Err(Error::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(now) })
-        }
-        Err(fault) => {
-            task.refuse(TurnError::Internal.into()).await;
-            Err(fault.into())
-        }
-    }
+    Ok(())
 }
 
 fn caps(spending: &Spending) -> impl Iterator<Item = &Budget> {
@@ -252,30 +284,20 @@ where
     Ok(messages)
 }
 
-#[expect(clippy::too_many_arguments, reason = "each is a property of the new turn")]
-fn new_turn<R>(
-    app: &App,
-    call: &Call<R>,
-    session: &Session,
-    choice: &ModelChoice,
-    model_key_id: Id,
-    price: Option<Price>,
-    input_estimate: u64,
-    max_tokens: u32,
-) -> Turn
+fn new_turn<R>(app: &App, call: &Call<R>, judged: &Judged, input_estimate: u64, max_tokens: u32) -> Turn
 where
     R: Route<Path = SessionPath, Body = Input>,
     R::Access: Access<Caller = SessionCaller>,
 {
     Turn {
         id: TurnId::draw(&*app.entropy),
-        number: session.turns + 1,
+        number: judged.session.turns + 1,
         status: TurnStatus::Running,
-        model: choice.model.clone(),
-        provider: choice.provider,
+        model: judged.choice.model.clone(),
+        provider: judged.choice.provider,
         api_key_id: call.caller.api_key_id,
         lineage_id: call.caller.lineage_id,
-        model_key_id,
+        model_key_id: judged.model_key_id,
         user_message_id: MessageId::draw(&*app.entropy),
         assistant_message_id: MessageId::draw(&*app.entropy),
         is_streamed: call.body.stream,
@@ -283,7 +305,7 @@ where
         ended_at: None,
         input_estimate,
         max_tokens: max_tokens.into(),
-        price,
+        price: judged.price,
         usage: TurnUsage::default(),
         estimated: false,
         stop_reason: None,
@@ -299,9 +321,9 @@ async fn seal_user_message(
     organization: Id,
     session: &Session,
     turn: &Turn,
-    parts: &[karta_shared::turn_events::MessagePart],
+    parts: &[MessagePart],
 ) -> Result<SealedMessage, Error> {
-    let content = serde_json::to_vec(parts).map_err(|error| Error::Internal(format!("message encoding: {error}")))?;
+    let encoded = serde_json::to_vec(parts).map_err(|error| Error::Internal(format!("message encoding: {error}")))?;
     let ring = app.secrets.ring(Ring::SealingSessions).await?;
     let context = TranscriptContext { organization, session: &session.id, turn: &turn.id };
     let part = TranscriptPart::Message(MessageRole::User);
@@ -311,7 +333,7 @@ async fn seal_user_message(
         turn_number: turn.number,
         role: MessageRole::User,
         created_at: turn.started_at,
-        content: context.seal(&ring, &*app.entropy, part, &content),
+        content: context.seal(&ring, &*app.entropy, part, &encoded),
     })
 }
 

@@ -1,11 +1,11 @@
 //! `POST …/sessions/{id}/messages`
 
-use std::{marker::PhantomData, sync::OnceLock, time::Duration};
+use std::{marker::PhantomData, time::Duration};
 
 use karta_shared::{
     App,
-    config::{self, Ring, Secret},
-    domain::{Invalid, MessageRole, StopReason, TurnError, TurnId},
+    config::{Ring, Secret},
+    domain::{Invalid, MessageRole, StopReason, Timestamp, TurnError, TurnId},
     http::{
         AgentName, Answer, Call, Cors, Error, Family, MessageResource, NoQuery, Received, Route, SessionPath,
         TurnUsageResource, event_channel, text_of,
@@ -19,14 +19,10 @@ use utoipa::ToSchema;
 
 use crate::{
     attach::{self, Attached},
-    judge,
-    provider::{self, Providers},
+    judge, provider,
     run::{Ended, Signals},
 };
 
-/// How long a streamed turn waits for the provider before it answers 200. A failure within this time
-/// is a status, a later one an event.
-const HEAD_WAIT: Duration = Duration::from_secs(15);
 /// Maximum bytes of a message's text as JSON.
 const MAX_TEXT_BYTES: usize = 1_000_000;
 /// Maximum body size, which leaves room for escapes.
@@ -157,12 +153,20 @@ impl<F: Family> Route for MessagesCreate<F> {
             Attached::Failed(turn) => Some(turn),
             Attached::Nothing => None,
         };
-        let mut task = judge::claim(app, call, replaced.as_ref()).await?;
+        let mut task = match Box::pin(judge::claim(app, call, replaced.as_ref())).await {
+            Ok(task) => task,
+            // The open turn may be that of an equal request, which was not there at the first look.
+            Err(refused @ Error::Conflict { .. }) => match attach::find(app, call).await? {
+                Attached::To(turn) => return attach::answer(app, call, *turn).await,
+                Attached::Failed(_) | Attached::Nothing => return Err(refused),
+            },
+            Err(error) => return Err(error),
+        };
         let user = task.user_message.clone();
         let session_id = task.session.to_string();
         let (sender, events) = event_channel();
         task.sender = call.body.stream.then_some(sender);
-        let Signals { began, ended } = task.spawn(providers(app));
+        let Signals { began, ended } = task.spawn();
         if !call.body.stream {
             let ended = ended.await.map_err(|_| lost())?;
             return Answer::ok(&output(ended, &session_id, user)?);
@@ -171,18 +175,12 @@ impl<F: Family> Route for MessagesCreate<F> {
             biased;
             Ok(()) = began => Ok(Answer::stream(events)),
             ended = ended => match ended.map_err(|_| lost())?.failure {
-                Some(failure) => Err(failed(failure)),
+                Some(failure) => Err(failed(&failure, call.now)),
                 None => Ok(Answer::stream(events)),
             },
-            () = sleep(HEAD_WAIT) => Ok(Answer::stream(events)),
+            () = sleep(app.turn_limits.head_wait) => Ok(Answer::stream(events)),
         }
     }
-}
-
-/// The clients live as long as the process, because turns outlive their requests.
-fn providers(app: &App) -> &'static Providers {
-    static PROVIDERS: OnceLock<Providers> = OnceLock::new();
-    PROVIDERS.get_or_init(|| Providers::new(app, config::own_hosts().unwrap_or_default()))
 }
 
 /// The task of the turn panicked.
@@ -190,7 +188,10 @@ fn lost() -> Error {
     Error::Internal("the task of a turn ended early".to_owned())
 }
 
-fn failed(failure: provider::Failure) -> Error {
+fn failed(failure: &provider::Failure, now: Timestamp) -> Error {
+    if let Some(exhausted) = failure.exhausted {
+        return Error::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(now) };
+    }
     let message = failure.message().to_owned().into();
     Error::TurnFailed { code: failure.error, message, retry_after: failure.retry_after }
 }
@@ -198,7 +199,7 @@ fn failed(failure: provider::Failure) -> Error {
 fn output(ended: Ended, session_id: &str, user: MessageResource) -> Result<Output, Error> {
     let Ended { turn, answer, failure } = ended;
     if let Some(failure) = failure {
-        return Err(failed(failure));
+        return Err(failed(&failure, turn.started_at));
     }
     let usage = TurnUsageResource::new(&turn.usage, cost(&turn, &turn.usage));
     let text = text_of(&answer);

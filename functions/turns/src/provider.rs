@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use karta_dialects::{Dialect, FaultKind, ProviderFault, read_error};
 use karta_outbound::{CheckedClient, NotSent, SystemLookup, builder, causes};
 use karta_shared::{
-    App,
-    domain::{EndpointUrl, Provider, ProviderBaseUrls, TurnError, WebhookUrl, retry_after},
+    App, config,
+    domain::{EndpointUrl, Exhausted, Provider, Reach, TurnError, WebhookUrl, retry_after},
     telemetry,
 };
 use reqwest::{
@@ -16,7 +16,7 @@ use reqwest::{
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     sync::OnceCell,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 const USER_AGENT: &str = "Karta/1";
@@ -28,18 +28,23 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Maximum bytes read of an error response.
 const MAX_ERROR_BYTES: usize = 64 << 10;
+/// How long the body of an error response is awaited. Its status is enough to classify it.
+const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_MESSAGE_CHARS: usize = 500;
 const TOO_MANY_REQUESTS: u16 = 429;
 
-/// The HTTP clients of the process, created at their first use.
+/// The HTTP clients of the process, created at their first use. They live as long as the process,
+/// because turns outlive their requests.
+#[derive(Debug)]
 pub(crate) struct Providers {
-    base_urls: Arc<ProviderBaseUrls>,
-    own_hosts: Vec<String>,
     /// For the providers' own hosts and the operator's base URLs.
     trusted: OnceCell<Client>,
-    /// For base URLs that customers choose.
-    checked: OnceCell<CheckedClient>,
+    /// For base URLs that customers choose, on the internet and on loopback.
+    checked: [OnceCell<CheckedClient>; 2],
 }
+
+pub(crate) static PROVIDERS: Providers =
+    Providers { trusted: OnceCell::const_new(), checked: [const { OnceCell::const_new() }; 2] };
 
 /// Where a turn's request goes, and with which key.
 pub(crate) struct Target {
@@ -64,11 +69,13 @@ pub(crate) struct Failure {
     /// The provider's message, redacted; `None` if it gave none.
     pub(crate) message: Option<String>,
     pub(crate) retry_after: Option<Duration>,
+    /// The cap that refused a slice.
+    pub(crate) exhausted: Option<Exhausted>,
 }
 
 impl From<TurnError> for Failure {
     fn from(error: TurnError) -> Self {
-        Self { error, message: None, retry_after: None }
+        Self { error, message: None, retry_after: None, exhausted: None }
     }
 }
 
@@ -92,7 +99,7 @@ impl Failure {
             let message = message.replace(key.expose_secret(), "[redacted]");
             telemetry::scrub(&message).chars().take(MAX_MESSAGE_CHARS).collect()
         });
-        Self { error, message, retry_after: None }
+        Self { error, message, retry_after: None, exhausted: None }
     }
 }
 
@@ -117,15 +124,6 @@ const fn own_base_url(provider: Provider) -> &'static str {
 }
 
 impl Providers {
-    pub(crate) fn new(app: &App, own_hosts: Vec<String>) -> Self {
-        Self {
-            base_urls: Arc::clone(&app.provider_base_urls),
-            own_hosts,
-            trusted: OnceCell::new(),
-            checked: OnceCell::new(),
-        }
-    }
-
     /// Sends a request and waits for the head of an event stream. Repeats it once after a 429 with a
     /// short `Retry-After` and after a 5xx. Nothing of the answer has reached the client by then.
     pub(crate) async fn call(&self, app: &App, target: &Target, body: &[u8]) -> Result<Response, Failure> {
@@ -155,10 +153,9 @@ impl Providers {
             }
             Ok(Ok(response)) => response,
         };
-        let is_event_stream = response
-            .headers()
-            .get(CONTENT_TYPE)
-            .is_some_and(|kind| kind.as_bytes().to_ascii_lowercase().starts_with(b"text/event-stream"));
+        let content_type = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        let media_type = content_type.and_then(|kind| kind.split(';').next()).unwrap_or_default();
+        let is_event_stream = media_type.trim().eq_ignore_ascii_case("text/event-stream");
         if response.status().is_success() && is_event_stream {
             return Ok(response);
         }
@@ -169,7 +166,7 @@ impl Providers {
     async fn request(&self, app: &App, target: &Target) -> Result<RequestBuilder, RequestFault> {
         let request = match &target.place {
             Place::Provider => {
-                let base = self.base_urls.get(target.provider).unwrap_or(own_base_url(target.provider));
+                let base = app.provider_base_urls.get(target.provider).unwrap_or(own_base_url(target.provider));
                 let client = self.trusted.get_or_try_init(async || {
                     builder(USER_AGENT).connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).build()
                 });
@@ -178,9 +175,11 @@ impl Providers {
             Place::Customer(base) => {
                 let url = WebhookUrl::parse(&url(base.as_str(), target.dialect), app.webhooks);
                 let url = url.map_err(NotSent::Url)?;
-                let client = self.checked.get_or_try_init(async || {
-                    let lookup = Arc::new(SystemLookup);
-                    CheckedClient::new(USER_AGENT, app.webhooks, self.own_hosts.clone(), lookup)
+                let client = &self.checked[usize::from(app.webhooks == Reach::Loopback)];
+                let client = client.get_or_try_init(async || {
+                    // A local run has no host names of its own.
+                    let own_hosts = config::own_hosts().unwrap_or_default();
+                    CheckedClient::new(USER_AGENT, app.webhooks, own_hosts, Arc::new(SystemLookup))
                 });
                 client.await?.post(&url)?
             }
@@ -200,12 +199,6 @@ impl Providers {
                 request.header(AUTHORIZATION, sensitive(&format!("Bearer {key}"))?)
             }
         })
-    }
-}
-
-impl fmt::Debug for Providers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Providers").field("own_hosts", &self.own_hosts).finish_non_exhaustive()
     }
 }
 
@@ -236,9 +229,9 @@ impl Rejected {
         let status = response.status().as_u16();
         let requested = response.headers().get(RETRY_AFTER).and_then(|text| text.to_str().ok());
         let retry_after = requested.and_then(|text| retry_after(text, app.clock.now()));
-        let mut body = Vec::new();
+        let (mut body, due) = (Vec::new(), Instant::now() + ERROR_BODY_TIMEOUT);
         while body.len() < MAX_ERROR_BYTES
-            && let Ok(Some(chunk)) = response.chunk().await
+            && let Ok(Ok(Some(chunk))) = timeout_at(due, response.chunk()).await
         {
             body.extend_from_slice(&chunk[..chunk.len().min(MAX_ERROR_BYTES - body.len())]);
         }

@@ -94,6 +94,7 @@ struct BootstrapArguments {
 }
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 struct RunArguments {
     /// Address to listen on; 0.0.0.0 also accepts connections from containers.
     #[arg(long, env = "KARTA_HOST", default_value = "127.0.0.1")]
@@ -146,7 +147,7 @@ fn log_filter(text: &str) -> Result<String, String> {
 /// Executes a command line and returns the exit code.
 pub async fn execute(arguments: Arguments) -> Result<ExitCode> {
     let Some(command) = arguments.command else {
-        return run(arguments.run).await.map(|()| ExitCode::SUCCESS);
+        return Box::pin(run(arguments.run)).await.map(|()| ExitCode::SUCCESS);
     };
     for unknown in variables::unknown() {
         writeln!(io::stderr(), "karta: {unknown}").ok();

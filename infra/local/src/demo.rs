@@ -45,20 +45,19 @@ pub async fn set_up(app: &App, organization: Id) -> Result<()> {
         user_agent: None,
         request_id: "demo".to_owned(),
     };
-    let project = match app.store.project(organization, &slug).await? {
-        Some(project) => project,
-        None => {
-            let name = Name::try_from("Demo".to_owned())?;
-            let mut project = Project::new(Id::draw(now, &*app.entropy), slug, name, now);
-            let model_id = Some(Some(ModelId::try_from(MODEL.to_owned())?));
-            project.apply(ProjectPatch { model_id, ..ProjectPatch::default() }, now);
-            let mut transaction = app.store.transaction();
-            transaction.create_project(organization, &project)?;
-            let event = audited(Action::AgentProjectCreated, "agent_project", project.id, project.creation());
-            transaction.audit(organization, &event)?;
-            transaction.commit().await?;
-            project
-        }
+    let project = if let Some(project) = app.store.project(organization, &slug).await? {
+        project
+    } else {
+        let name = Name::try_from("Demo".to_owned())?;
+        let mut project = Project::new(Id::draw(now, &*app.entropy), slug, name, now);
+        let model_id = Some(Some(ModelId::try_from(MODEL.to_owned())?));
+        project.apply(ProjectPatch { model_id, ..ProjectPatch::default() }, now);
+        let mut transaction = app.store.transaction();
+        transaction.create_project(organization, &project)?;
+        let event = audited(Action::AgentProjectCreated, "agent_project", project.id, project.creation());
+        transaction.audit(organization, &event)?;
+        transaction.commit().await?;
+        project
     };
     if project.current_version.is_none() {
         let mut after = project.clone();

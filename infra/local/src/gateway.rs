@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     future::poll_fn,
     net::SocketAddr,
+    panic::resume_unwind,
     pin::Pin,
     sync::Arc,
     time::Duration,
@@ -234,7 +235,9 @@ impl Gateway {
             .with_query_string_parameters(query(&parts.uri))
             .with_path_parameters(variables)
             .with_request_context(RequestContext::ApiGatewayV1(gateway));
-        let (mut parts, body) = (target.handler)(event).await.into_parts();
+        // In a task of its own: a function runs on after its client has left.
+        let response = tokio::spawn((target.handler)(event)).await;
+        let (mut parts, body) = response.unwrap_or_else(|fault| resume_unwind(fault.into_panic())).into_parts();
         if let Some(challenge) = parts.headers.remove(header::WWW_AUTHENTICATE) {
             parts.headers.insert(REMAPPED_CHALLENGE, challenge);
         }

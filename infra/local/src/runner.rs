@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -107,8 +108,9 @@ pub struct Runner {
 }
 
 impl Runner {
-    pub async fn start(options: Options) -> Result<Self> {
-        Self::start_with_proxy(options, None).await
+    /// Boxed without its type, because the compiler limits how deep the types of futures nest.
+    pub fn start(options: Options) -> Pin<Box<dyn Future<Output = Result<Self>>>> {
+        Box::pin(Self::start_with_proxy(options, None))
     }
 
     /// Like [`start`](Self::start), but the SDK calls the URL that `proxy` returns for the store's
@@ -125,7 +127,7 @@ impl Runner {
         if let Some(urls) = options.provider_base_urls {
             config.provider_base_urls = urls;
         }
-        let demo = if options.demo { Some(demo::provider().await?) } else { None };
+        let demo = if options.demo { Some(Box::pin(demo::provider()).await?) } else { None };
         if let Some(provider) = &demo {
             config.provider_base_urls = provider.replace(config.provider_base_urls, demo::PROVIDER);
         }
@@ -140,7 +142,7 @@ impl Runner {
         let emulator = Emulator::start(folder, &template, &tables, &*options.entropy)?;
         let dynamodb_endpoint = emulator.endpoint();
         let endpoint = proxy.map_or_else(|| dynamodb_endpoint.clone(), |proxy| proxy(&dynamodb_endpoint));
-        let mut sdk = config::local_sdk(&endpoint, emulator.access_key()).await;
+        let mut sdk = Box::pin(config::local_sdk(&endpoint, emulator.access_key())).await;
         if proxy.is_none() {
             sdk = sdk.into_builder().http_client(emulator.http_client()).build();
         }
@@ -153,9 +155,9 @@ impl Runner {
         } else {
             JoinSet::new()
         };
-        let bootstrap = bootstrap::organization(&app, &options.organization, "local runner").await?;
+        let bootstrap = Box::pin(bootstrap::organization(&app, &options.organization, "local runner")).await?;
         if demo.is_some() {
-            demo::set_up(&app, bootstrap.organization.id).await?;
+            Box::pin(demo::set_up(&app, bootstrap.organization.id)).await?;
         }
 
         let address = SocketAddr::new(options.host, options.port);

@@ -91,6 +91,9 @@ pub struct TurnLimits {
     pub lease: Duration,
     /// Interval of the lease's renewals, which also read whether the turn must end.
     pub renewal: Duration,
+    /// How long a streamed turn waits for the provider before it answers 200. A failure within this
+    /// time is a status, a later one an event.
+    pub head_wait: Duration,
     /// Maximum wait for the head of the provider's response.
     pub head: Duration,
     /// Maximum silence of the provider.
@@ -109,6 +112,7 @@ impl TurnLimits {
     pub const DEFAULT: Self = Self {
         lease: Duration::from_secs(30),
         renewal: Duration::from_secs(10),
+        head_wait: Duration::from_secs(15),
         head: Duration::from_mins(5),
         silence: Duration::from_mins(5),
         streamed: Duration::from_mins(14),

@@ -1,6 +1,9 @@
 use serde::{Deserialize, Serialize};
 
-use super::{EndpointUrl, Invalid, endpoint_url::check_path};
+use super::{
+    EndpointUrl, Invalid, Reach,
+    endpoint_url::{Outline, check_path},
+};
 
 /// A git commit: 7 to 64 hexadecimal digits, stored in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +41,7 @@ impl ArtifactUrl {
 
     /// See [`EndpointUrl::check_input`].
     pub fn check_input(&self) -> Result<(), Invalid> {
-        self.0.check_input()
+        self.0.check_input(Reach::Public)
     }
 }
 
@@ -49,6 +52,7 @@ impl TryFrom<String> for ArtifactUrl {
         if text.contains(['?', '#']) {
             return Err(Invalid::new("must not have a query or a fragment: every reader of the release sees it"));
         }
+        Outline::checked(&text, Reach::Public)?;
         EndpointUrl::try_from(text).map(Self)
     }
 }
@@ -162,7 +166,7 @@ impl TryFrom<String> for TemplatePath {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Reach, WebhookUrl};
+    use crate::domain::WebhookUrl;
 
     #[test]
     fn commit_sha_is_hexadecimal_and_stored_lower_case() {
@@ -300,7 +304,7 @@ mod tests {
         let checks: [(&str, Check); 4] = [
             ("template_path", |path, _| TemplatePath::try_from(path)?.check_input()),
             ("artifact_url", |_, url| ArtifactUrl::try_from(url)?.check_input()),
-            ("endpoint_url", |_, url| EndpointUrl::try_from(url)?.check_input()),
+            ("endpoint_url", |_, url| EndpointUrl::try_from(url)?.check_input(Reach::Public)),
             ("url", |_, url| WebhookUrl::parse(&url, Reach::Public).map(drop)),
         ];
         for (field, check) in checks {

@@ -41,6 +41,9 @@ const INVALID_PORT: Invalid = Invalid::new("must have a port from 1 to 65535");
 
 /// A base URL for requests: `https`, a public DNS name, the default port, no credentials, no query.
 /// The address that the name resolves to is checked when the URL is called.
+///
+/// Parsing accepts loopback, so that URLs of a local run that allowed it stay readable. Check input
+/// with [`check_input`](Self::check_input).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct EndpointUrl(String);
@@ -50,10 +53,10 @@ impl EndpointUrl {
         &self.0
     }
 
-    /// Checks the `xn--` labels of the host, and the path. Only for input: parsing does not include
-    /// it, because stored URLs are parsed too and must stay readable.
-    pub fn check_input(&self) -> Result<(), Invalid> {
-        let outline = Outline::checked(&self.0, Reach::Public)?;
+    /// Checks the network, the `xn--` labels of the host, and the path. Only for input: parsing does
+    /// not include it, because stored URLs are parsed too and must stay readable.
+    pub fn check_input(&self, reach: Reach) -> Result<(), Invalid> {
+        let outline = Outline::checked(&self.0, reach)?;
         outline.check_international()?;
         outline.check_path()
     }
@@ -63,7 +66,7 @@ impl TryFrom<String> for EndpointUrl {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
-        let outline = Outline::checked(&text, Reach::Public)?;
+        let outline = Outline::checked(&text, Reach::Loopback)?;
         if outline.path_and_query.contains('?') {
             // Callers append paths to the URL. A query may hold a key, which would be shown and
             // audited.
@@ -292,7 +295,8 @@ mod tests {
 
     #[test]
     fn xn_labels_are_international_names() {
-        let checked = |host: &str| EndpointUrl::try_from(format!("https://{host}/hook")).expect(host).check_input();
+        let checked =
+            |host: &str| EndpointUrl::try_from(format!("https://{host}/hook")).expect(host).check_input(Reach::Public);
         for host in [
             "example.com",
             "ab--cd.example.com",
@@ -353,8 +357,9 @@ mod tests {
 
     #[test]
     fn path_has_one_reading() {
-        let checked =
-            |path: &str| EndpointUrl::try_from(format!("https://api.example.com{path}")).unwrap().check_input();
+        let checked = |path: &str| {
+            EndpointUrl::try_from(format!("https://api.example.com{path}")).unwrap().check_input(Reach::Public)
+        };
         for path in ["", "/", "/v1/", "//", "/a..b/.c/...", "/a%2Fb%25", "/%2e%2e%2e", "/v1.%2E/"] {
             assert_eq!(checked(path), Ok(()), "{path}");
         }
@@ -510,6 +515,16 @@ mod tests {
     ];
 
     #[test]
+    fn loopback_is_input_of_a_local_run_only() {
+        for text in ["http://127.0.0.1:8080/v1", "http://localhost", "https://[::1]:1"] {
+            let url = EndpointUrl::try_from(text.to_owned()).unwrap();
+            assert!(url.check_input(Reach::Loopback).is_ok() && url.check_input(Reach::Public).is_err(), "{text}");
+        }
+        let foreign = EndpointUrl::try_from("http://10.0.0.1".to_owned());
+        assert!(foreign.is_err());
+    }
+
+    #[test]
     fn hostile_urls_are_rejected_with_their_reason() {
         let long = [
             (format!("https://{}.example.com/", "a".repeat(64)), NO_NAME),
@@ -518,7 +533,8 @@ mod tests {
         ];
         let long = long.iter().map(|(text, reason)| (text.as_str(), *reason));
         for (text, reason) in HOSTILE.iter().copied().chain(long) {
-            let refusal = EndpointUrl::try_from(text.to_owned()).expect_err(text).to_string();
+            let checked = EndpointUrl::try_from(text.to_owned()).and_then(|url| url.check_input(Reach::Public));
+            let refusal = checked.expect_err(text).to_string();
             assert!(refusal.contains(reason), "{text}: {refusal}");
         }
     }

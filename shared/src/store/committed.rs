@@ -130,6 +130,10 @@ impl Holds {
     pub(super) fn get(&self, attribute: &str) -> Amount {
         self.0.get(attribute).copied().unwrap_or_default()
     }
+
+    pub(super) fn set(&mut self, attribute: &str, amount: Amount) {
+        self.0.insert(attribute.to_owned(), amount);
+    }
 }
 
 /// Reads the committed numbers as a tally, to which a budget applies. All input is in
@@ -242,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn hold_is_named_by_the_ids_end() {
+    fn hold_name_is_the_end_of_the_id() {
         assert_eq!(hold_attribute("turn_00112233445566778899aabbccddeeff"), "h8899aabbccddeeff");
         assert_eq!(hold_attribute("turn_1"), "hturn_1");
     }

@@ -87,7 +87,8 @@ impl Fixture {
             _provider: provider,
             runner,
         };
-        fixture.seed().await?;
+        // Boxed: the compiler limits how deep the types of futures nest.
+        Box::pin(fixture.seed()).await?;
         Ok(fixture)
     }
 
@@ -132,7 +133,8 @@ impl Fixture {
 
     async fn context(&self, token: &str) -> Result<Value> {
         let event = json!({ "authorizationToken": format!("Bearer {token}"), "methodArn": METHOD_ARN });
-        let response = Authorizer::new(self.runner.app.clone()).authorize(&serde_json::from_value(event)?).await?;
+        let (authorizer, event) = (Authorizer::new(self.runner.app.clone()), serde_json::from_value(event)?);
+        let response = Box::pin(authorizer.authorize(&event)).await?;
         Ok(response.context)
     }
 
@@ -143,7 +145,7 @@ impl Fixture {
     /// Creates the deliveries of pending events without sending them.
     pub(crate) async fn fan_out(&self) -> Result<()> {
         let events = WebhookEvents::new(self.runner.app.clone(), Waker::Local(Arc::new(|_, _| ())));
-        events.work(&Wake::Sweep).await.map_err(anyhow::Error::from_boxed)
+        Box::pin(events.work(&Wake::Sweep)).await.map_err(anyhow::Error::from_boxed)
     }
 
     pub(crate) async fn post(&self, path: &str, body: Value) -> Result<Value> {

@@ -58,6 +58,7 @@ mod structure;
 mod template;
 mod tenancy;
 mod timing;
+mod turn_log;
 mod usage;
 mod validator;
 #[expect(unreachable_pub, reason = "docs/webhooks.md contains this file verbatim")]
