@@ -48,7 +48,7 @@ pub struct TurnEnd {
     pub stop_reason: Option<StopReason>,
     pub usage: TurnUsage,
     pub estimated: bool,
-    /// The parts of the answer; empty if there is none.
+    /// The parts of the answer; empty without an answer.
     pub answer: Vec<MessagePart>,
     /// Events that are not in the log yet: the number of the first and of the last one, and their
     /// frames.

@@ -146,7 +146,7 @@ pub fn parse_event_id(text: &str) -> Option<(&str, Seq)> {
 }
 
 /// Returns the frames of a batch whose numbers are above `after`, with the number of the last one.
-/// `None` if there are none.
+/// `None` if the batch has no such frame.
 pub fn frames_after(batch: &[u8], after: Seq) -> Option<(&[u8], Seq)> {
     let mut first = None;
     let (mut start, mut last) = (0, 0);

@@ -47,7 +47,7 @@ enum RuntimeCall {
     Failure(Bytes),
 }
 
-/// What a function sent as a response.
+/// A function's response, as it was sent.
 struct Answer {
     is_streamed: bool,
     body: Bytes,
