@@ -57,6 +57,7 @@ mod structure;
 mod template;
 mod tenancy;
 mod timing;
+mod turns;
 mod usage;
 mod validator;
 #[expect(unreachable_pub, reason = "docs/webhooks.md contains this file verbatim")]
