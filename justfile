@@ -119,6 +119,11 @@ usage events="100000":
 webhooks events="10000":
     cargo run --release -p karta-local --example webhooks -- {{ quote(events) }}
 
+# Measure turns beside direct calls to a scripted provider. For one part: just bench-turns latency
+bench-turns part="":
+    cargo build --release --locked -p karta-local --bin karta --example turns
+    target/release/examples/turns {{ part }}
+
 # Compare Karta with better-auth's API keys, on Linux only.
 bench-peers:
     cd infra/peers && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error

@@ -12,7 +12,7 @@ use crate::{
     http::{EventSender, EventStream, event_channel},
     store::StoreError,
     transcripts::{TranscriptContext, TranscriptPart, TranscriptUnsealError},
-    turn_events::{Seq, TurnEvent, TurnEventContext, frames_after, is_end},
+    turn_events::{Seq, TurnEventContext, frames_after, is_end},
 };
 
 /// A turn, and the last event that the client has.
@@ -39,13 +39,21 @@ enum FollowError {
 /// Streams a turn's events to its end.
 pub fn follow(app: App, followed: Followed) -> EventStream {
     let (sender, stream) = event_channel();
-    tokio::spawn(async move { Follower { app, followed, sender }.run().await });
+    // Longer than the deadline that `run` has itself.
+    let deadline = app.turn_limits.streamed + 2 * app.turn_limits.settle;
+    let run = Follower { app, followed, has_ended: false, is_at_batch: false, sender }.run();
+    // The deadline also holds for a client that has stopped to read.
+    tokio::spawn(timeout(deadline, run));
     stream
 }
 
 struct Follower {
     app: App,
     followed: Followed,
+    /// Whether the turn had ended when it was read last.
+    has_ended: bool,
+    /// Whether the last event sent is the last one of its batch: one query finds the next batches.
+    is_at_batch: bool,
     sender: EventSender,
 }
 
@@ -63,17 +71,14 @@ impl Follower {
         let deadline = Instant::now() + limits.streamed + limits.settle;
         let mut check_at = Instant::now() + limits.renewal;
         while Instant::now() < deadline && !self.sender.is_closed() {
-            // Read before the events: a turn that has ended has written all of them.
-            let is_running = self.is_running().await;
-            let look = self.look().await;
-            match (look, is_running) {
-                (Ok(Look::End), _) => return,
-                (Ok(Look::Events), _) => continue,
-                (Ok(Look::Nothing), Ok(true)) => {}
-                (Ok(Look::Nothing), Ok(false)) => return self.end(TurnError::Interrupted).await,
-                (Err(fault), _) | (_, Err(fault)) => {
-                    tracing::warn!(turn_id = %self.followed.turn, %fault, "turn events not read");
-                }
+            // The log comes first: a replay does not depend on whether the turn still runs.
+            match self.look().await {
+                Ok(Look::End) => return,
+                Ok(Look::Events) => continue,
+                // The turn was read before the log, and a turn that has ended has written all events.
+                Ok(Look::Nothing) if self.has_ended => return self.end(TurnError::Interrupted).await,
+                Ok(Look::Nothing) => {}
+                Err(fault) => tracing::warn!(turn_id = %self.followed.turn, %fault, "turn events not read"),
             }
             if Instant::now() >= check_at {
                 check_at = Instant::now() + limits.renewal;
@@ -82,20 +87,32 @@ impl Follower {
                 }
             }
             sleep(limits.poll).await;
+            if let Err(fault) = self.read_turn().await {
+                tracing::warn!(turn_id = %self.followed.turn, %fault, "followed turn not read");
+            }
         }
         self.end(TurnError::Interrupted).await;
     }
 
-    async fn is_running(&self) -> Result<bool, FollowError> {
-        let Followed { organization, session, turn, .. } = &self.followed;
-        let stored = self.app.store.turn(*organization, session, turn).await?;
-        Ok(stored.is_some_and(|stored| stored.turn.status == TurnStatus::Running))
+    /// Reads whether the turn has ended. A deleted one has.
+    async fn read_turn(&mut self) -> Result<(), FollowError> {
+        if !self.has_ended {
+            let Followed { organization, session, turn, .. } = &self.followed;
+            let stored = self.app.store.turn(*organization, session, turn).await?;
+            self.has_ended = stored.is_none_or(|stored| stored.turn.status != TurnStatus::Running);
+        }
+        Ok(())
     }
 
     /// Sends the events that the client does not have.
     async fn look(&mut self) -> Result<Look, FollowError> {
         let Followed { organization, session, turn, after, .. } = self.followed.clone();
-        let batches = self.app.store.turn_events(organization, &session, &turn, after, self.app.clock.now()).await?;
+        let (store, now) = (&self.app.store, self.app.clock.now());
+        let batches = if self.is_at_batch {
+            store.next_turn_events(organization, &session, &turn, after, now).await?
+        } else {
+            store.turn_events(organization, &session, &turn, after, now).await?
+        };
         let mut look = Look::Nothing;
         for batch in batches {
             let context = TranscriptContext { organization, session: &session, turn: &turn };
@@ -108,7 +125,7 @@ impl Follower {
             if let Some((frames, last)) = frames_after(&frames, self.followed.after) {
                 let ends = is_end(frames);
                 self.sender.send(frames.to_vec()).await;
-                self.followed.after = last;
+                (self.followed.after, self.is_at_batch) = (last, true);
                 if ends {
                     return Ok(Look::End);
                 }
@@ -136,8 +153,7 @@ impl Follower {
     async fn end(&self, error: TurnError) {
         let Followed { session, turn, after, .. } = &self.followed;
         let context = TurnEventContext { session_id: session.as_str(), turn_id: turn.as_str() };
-        let event: TurnEvent<'_, ()> = TurnEvent::Error { code: error.as_str(), message: error.message() };
-        if let Ok(frame) = context.frame(after.saturating_add(1), self.app.clock.now(), &event) {
+        if let Ok(frame) = context.unlogged_error(*after, self.app.clock.now(), error) {
             timeout(Duration::from_secs(5), self.sender.send(frame)).await.ok();
         }
     }

@@ -7,7 +7,7 @@ use std::str;
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::Timestamp;
+use crate::domain::{Timestamp, TurnError};
 
 /// Number of an event in its turn, from 1.
 pub type Seq = u32;
@@ -109,6 +109,15 @@ impl TurnEventContext<'_> {
         }
     }
 
+    /// Returns the frame of an error that the log does not have. It has no id, so that a client does
+    /// not resume after it, and the number of the event before it.
+    pub fn unlogged_error(self, last: Seq, timestamp: Timestamp, error: TurnError) -> serde_json::Result<Vec<u8>> {
+        let event = TurnEvent::Error::<()> { code: error.as_str(), message: error.message() };
+        let frame = self.frame(last, timestamp, &event)?;
+        let id_length = frame.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        Ok(frame[id_length..].to_vec())
+    }
+
     fn encode(self, kind: &str, seq: Seq, timestamp: Timestamp, data: impl Serialize) -> serde_json::Result<Vec<u8>> {
         let Self { session_id, turn_id } = self;
         let mut frame = format!("id: {turn_id}.{seq}\nevent: {kind}\ndata: ").into_bytes();
@@ -208,6 +217,12 @@ mod tests {
             "data": {"part": {"id": "part_1", "type": "text", "text": "Grüße\n\n\u{2028}"}},
         });
         assert_eq!(serde_json::from_str::<Value>(data).unwrap(), expected);
+    }
+
+    #[test]
+    fn unlogged_error_has_no_id() {
+        let frame = CONTEXT.unlogged_error(3, Timestamp::from_millis(0).unwrap(), TurnError::Interrupted).unwrap();
+        assert!(frame.starts_with(b"event: error\ndata: {") && is_end(&frame));
     }
 
     #[test]

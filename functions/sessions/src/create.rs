@@ -31,6 +31,8 @@ impl<F: Family> Route for SessionsCreate<F> {
     const BODY_MAY_BE_EMPTY: bool = true;
     const CORS: Option<Cors> = F::CORS;
     const STATUS: u16 = 201;
+    /// A resumed session.
+    const FURTHER_STATUSES: &'static [u16] = &[200];
     type Access = F::Write;
     type Path = SessionsPath;
     type Query = NoQuery;
@@ -39,6 +41,11 @@ impl<F: Family> Route for SessionsCreate<F> {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<SessionResource>, Error> {
         let user = user(call)?;
+        let mut metadata = call.body.metadata.clone();
+        if let Some(user) = &user {
+            let added = metadata.insert(USER_ID.to_owned(), user.as_str().to_owned());
+            added.map_err(|problem| Error::invalid("metadata", format_args!("{problem}, user_id included")))?;
+        }
         let caller = &call.caller;
         let (organization, project_path) = (caller.organization_id, call.path.project.as_ref());
         let resumed = call.body.session_id.as_ref().map(|id| SessionId::parse(id));
@@ -64,10 +71,6 @@ impl<F: Family> Route for SessionsCreate<F> {
                 Some(SessionProject { id: project.id, slug: project.slug, version })
             }
         };
-        let mut metadata = call.body.metadata.clone();
-        if let Some(user) = &user {
-            metadata.insert(USER_ID.to_owned(), user.as_str().to_owned());
-        }
         let new = NewSession {
             id: SessionId::draw(&*app.entropy),
             list_id: Id::draw(call.now, &*app.entropy),

@@ -6,8 +6,7 @@ use karta_shared::{
     App,
     config::{Ring, Secret},
     http::{
-        Action, Answer, Call, Cors, Error, Family, Limit, MessageResource, NewAuditEvent, NoBody, Route, SessionPath,
-        cursor, open_messages,
+        Answer, Call, Cors, Error, Family, Limit, MessageResource, NoBody, Route, SessionPath, cursor, open_messages,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -49,17 +48,7 @@ impl<F: Family> Route for MessagesList<F> {
         let page = app.store.messages(organization, &session.id, after, call.query.limit.get()).await?;
         let next_cursor = cursor::seal(app, organization, &name, page.resume_after).await?;
         let opened = open_messages(app, organization, &session.id, page.messages).await?;
-        if !call.caller.is_token() && session.is_private() {
-            let event = NewAuditEvent {
-                action: Action::SessionTranscriptRead,
-                resource_kind: "session",
-                resource_id: session.id.into(),
-                changes: [].into(),
-            };
-            let mut transaction = app.store.transaction();
-            transaction.audit(organization, &call.audit_event(app, event))?;
-            transaction.commit().await?;
-        }
+        call.audit_transcript_read(app, &session).await?;
         let resource = |(message, parts): (karta_shared::store::SealedMessage, _)| {
             MessageResource::new(message.id, message.turn_id, message.role, parts, message.created_at)
         };

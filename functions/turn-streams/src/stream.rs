@@ -71,6 +71,7 @@ impl<F: Family> Route for StreamGet<F> {
         if !stored.is_some_and(|stored| has_events(&stored.turn, after, call.now)) {
             return Err(Error::no_turn_in_progress());
         }
+        call.audit_transcript_read(app, &session).await?;
         let api_key = call.caller.api_key_id;
         Ok(Answer::stream(follow(app.clone(), Followed { organization, api_key, session: session.id, turn, after })))
     }

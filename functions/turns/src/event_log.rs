@@ -13,19 +13,35 @@ use karta_shared::{
 use tokio::{
     sync::mpsc,
     task::JoinHandle,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 /// A batch is written after this time, or as soon as it has `BATCH_BYTES`.
 const BATCH_TIME: Duration = Duration::from_secs(1);
 const BATCH_BYTES: usize = 4 << 10;
+/// A batch of this size takes no more of the frames that were queued during the last write. With one
+/// frame more, which has at most 200 KB, it fits into an item of 400 KB.
+const FULL_BATCH_BYTES: usize = 160 << 10;
+/// Maximum frames in the queue. If the log cannot be written, the turn waits instead of filling the
+/// memory.
+const MAX_QUEUED_FRAMES: usize = 1_024;
+/// Pause after a failed write.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// How long the end of a turn waits for the log.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The log of a running turn. [`finish`](Self::finish) returns what is not written yet.
+type QueuedFrame = (Seq, Vec<u8>);
+
+/// The log of a running turn. [`finish`](Self::finish) returns the frames that are not written yet.
 #[derive(Debug)]
 pub(crate) struct EventLog {
-    frames: mpsc::UnboundedSender<(Seq, Vec<u8>)>,
+    frames: mpsc::Sender<QueuedFrame>,
     writer: JoinHandle<Batch>,
 }
+
+/// A place in the queue of a log.
+#[derive(Debug)]
+pub(crate) struct LogSlot<'a>(mpsc::Permit<'a, QueuedFrame>);
 
 /// Consecutive frames.
 #[derive(Debug, Default)]
@@ -46,59 +62,88 @@ pub(crate) struct LoggedTurn {
 
 impl EventLog {
     pub(crate) fn start(turn: LoggedTurn) -> Self {
-        let (frames, received) = mpsc::unbounded_channel();
+        let (frames, received) = mpsc::channel(MAX_QUEUED_FRAMES);
         Self { frames, writer: tokio::spawn(write(turn, received)) }
     }
 
-    /// Appends a frame. Does not wait for its write.
-    pub(crate) fn append(&self, seq: Seq, frame: &[u8]) {
-        // The writer ends only after this sender.
-        self.frames.send((seq, frame.to_vec())).ok();
+    /// Waits for a place in the queue. `None` if the writer panicked.
+    pub(crate) async fn slot(&self) -> Option<LogSlot<'_>> {
+        self.frames.reserve().await.ok().map(LogSlot)
     }
 
-    /// Stops writing, and returns the frames that are not in the log.
-    pub(crate) async fn finish(self) -> Batch {
-        drop(self.frames);
-        self.writer.await.unwrap_or_default()
+    /// Stops writing, and returns the frames that are not in the log. `None` if frames are lost, or
+    /// more are left than the settlement can write.
+    pub(crate) async fn finish(self) -> Option<Batch> {
+        let Self { frames, mut writer } = self;
+        drop(frames);
+        let finished = timeout(FINISH_TIMEOUT, &mut writer).await;
+        writer.abort();
+        finished.ok()?.ok()
+    }
+
+    /// Stops writing at once.
+    pub(crate) fn abort(self) {
+        self.writer.abort();
+    }
+}
+
+impl LogSlot<'_> {
+    /// Appends a frame. Does not wait for its write.
+    pub(crate) fn append(self, seq: Seq, frame: &[u8]) {
+        self.0.send((seq, frame.to_vec()));
     }
 }
 
 impl Batch {
-    fn push(&mut self, seq: Seq, frame: &[u8]) {
+    fn push(&mut self, (seq, frame): QueuedFrame) {
         if self.frames.is_empty() {
             self.first_seq = seq;
         }
         self.last_seq = seq;
-        self.frames.extend_from_slice(frame);
+        self.frames.extend_from_slice(&frame);
     }
 
     /// Appends the last frame of the turn.
-    pub(crate) fn with_last(mut self, seq: Seq, frame: &[u8]) -> (Seq, Seq, Vec<u8>) {
-        self.push(seq, frame);
+    pub(crate) fn with_last(mut self, seq: Seq, frame: Vec<u8>) -> (Seq, Seq, Vec<u8>) {
+        self.push((seq, frame));
         (self.first_seq, self.last_seq, self.frames)
     }
 }
 
-async fn write(turn: LoggedTurn, mut received: mpsc::UnboundedReceiver<(Seq, Vec<u8>)>) -> Batch {
+/// Writes frames in batches until the queue is closed. Returns the frames that one item can take
+/// with the last frame of the turn: the settlement writes them.
+async fn write(turn: LoggedTurn, mut received: mpsc::Receiver<QueuedFrame>) -> Batch {
     let mut batch = Batch::default();
-    while let Some((seq, frame)) = received.recv().await {
-        batch.push(seq, &frame);
-        let due = Instant::now() + BATCH_TIME;
-        while batch.frames.len() < BATCH_BYTES {
-            match timeout_at(due, received.recv()).await {
-                Ok(Some((seq, frame))) => batch.push(seq, &frame),
-                // The settlement writes the rest.
-                Ok(None) => return batch,
-                Err(_) => break,
+    loop {
+        if batch.frames.is_empty() {
+            match received.recv().await {
+                Some(frame) => batch.push(frame),
+                None => return batch,
             }
         }
-        match turn.append(&batch).await {
+        let due = Instant::now() + BATCH_TIME;
+        while batch.frames.len() < BATCH_BYTES
+            && let Ok(Some(frame)) = timeout_at(due, received.recv()).await
+        {
+            batch.push(frame);
+        }
+        while batch.frames.len() < FULL_BATCH_BYTES
+            && let Ok(frame) = received.try_recv()
+        {
+            batch.push(frame);
+        }
+        if received.is_closed() && received.is_empty() {
+            return batch;
+        }
+        match Box::pin(turn.append(&batch)).await {
             Ok(rest) => batch = rest,
             // The next batch includes these frames.
-            Err(fault) => tracing::warn!(turn_id = %turn.turn, %fault, "turn events not written"),
+            Err(fault) => {
+                tracing::warn!(turn_id = %turn.turn, %fault, "turn events not written");
+                sleep(RETRY_PAUSE).await;
+            }
         }
     }
-    batch
 }
 
 impl LoggedTurn {

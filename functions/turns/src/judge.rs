@@ -82,7 +82,7 @@ where
         turn,
         user_message,
         retention: app.session_retention,
-        known: judged.known,
+        known: Some(judged.known),
         reservation,
         budgets: (judged.spending.organization_budget, judged.spending.key_budget),
         reserved_output,
@@ -97,6 +97,7 @@ where
             Err(Error::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(now) })
         }
         Err(fault) => {
+            task.known = None;
             Box::pin(task.refuse(TurnError::Internal.into())).await;
             Err(fault.into())
         }

@@ -5,10 +5,10 @@ use std::{marker::PhantomData, time::Duration};
 use karta_shared::{
     App,
     config::{Ring, Secret},
-    domain::{Invalid, MessageRole, StopReason, TurnError, TurnId},
+    domain::{Invalid, MessageRole, StopReason, Timestamp, TurnError, TurnId},
     http::{
-        AgentName, Answer, Call, Cors, Error, Family, MessageResource, NoQuery, Route, SessionPath, TurnUsageResource,
-        event_channel, text_of,
+        AgentName, Answer, Call, Cors, Error, Family, MessageResource, NoQuery, Received, Route, SessionPath,
+        TurnUsageResource, event_channel, text_of,
     },
     settlement::cost,
     turn_events::{MessagePart, PartKind},
@@ -51,22 +51,23 @@ pub struct Input {
     pub(crate) thinking: bool,
 }
 
-/// A message's text.
+/// A message's text. Messages are sealed, so it may hold anything.
 #[derive(Clone, Deserialize)]
-#[serde(try_from = "String")]
+#[serde(try_from = "Received")]
 pub(crate) struct MessageText(pub(crate) String);
 
-impl TryFrom<String> for MessageText {
+impl TryFrom<Received> for MessageText {
     type Error = Invalid;
 
-    fn try_from(text: String) -> Result<Self, Invalid> {
+    fn try_from(received: Received) -> Result<Self, Invalid> {
+        let text = received.expose();
         if text.is_empty() {
             return Err(Invalid::new("must not be empty"));
         }
-        if json_bytes(&text) > MAX_TEXT_BYTES {
+        if json_bytes(text) > MAX_TEXT_BYTES {
             return Err(Invalid::new("must have at most 1000000 bytes as JSON"));
         }
-        Ok(Self(text))
+        Ok(Self(text.to_owned()))
     }
 }
 
@@ -137,8 +138,6 @@ impl<F: Family> Route for MessagesCreate<F> {
     const SECRETS: &'static [Secret] = &[Secret::Ring(Ring::SealingByok), Secret::Ring(Ring::SealingSessions)];
     const IDEMPOTENT: bool = true;
     const STREAMS: bool = true;
-    /// Messages are sealed, so they may hold anything.
-    const ANY_TEXT: bool = true;
     const CORS: Option<Cors> = F::CORS;
     const BODY_MAX: usize = BODY_MAX;
     const DEADLINE: Duration = DEADLINE;
@@ -176,7 +175,7 @@ impl<F: Family> Route for MessagesCreate<F> {
             biased;
             Ok(()) = began => Ok(Answer::stream(events)),
             ended = ended => match ended.map_err(|_| lost())?.failure {
-                Some(failure) => Err(failed(&failure)),
+                Some(failure) => Err(failed(&failure, call.now)),
                 None => Ok(Answer::stream(events)),
             },
             () = sleep(app.turn_limits.head_wait) => Ok(Answer::stream(events)),
@@ -189,7 +188,10 @@ fn lost() -> Error {
     Error::Internal("the task of a turn ended early".to_owned())
 }
 
-fn failed(failure: &provider::Failure) -> Error {
+fn failed(failure: &provider::Failure, now: Timestamp) -> Error {
+    if let Some(exhausted) = failure.exhausted {
+        return Error::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(now) };
+    }
     let message = failure.message().to_owned().into();
     Error::TurnFailed { code: failure.error, message, retry_after: failure.retry_after }
 }
@@ -197,7 +199,7 @@ fn failed(failure: &provider::Failure) -> Error {
 fn output(ended: Ended, session_id: &str, user: MessageResource) -> Result<Output, Error> {
     let Ended { turn, answer, failure } = ended;
     if let Some(failure) = failure {
-        return Err(failed(&failure));
+        return Err(failed(&failure, turn.started_at));
     }
     let usage = TurnUsageResource::new(&turn.usage, cost(&turn, &turn.usage));
     let text = text_of(&answer);

@@ -6,7 +6,7 @@ use karta_dialects::{Dialect, FaultKind, ProviderFault, read_error};
 use karta_outbound::{CheckedClient, NotSent, SystemLookup, builder, causes};
 use karta_shared::{
     App, config,
-    domain::{EndpointUrl, Provider, Reach, TurnError, WebhookUrl, retry_after},
+    domain::{EndpointUrl, Exhausted, Provider, Reach, TurnError, WebhookUrl, retry_after},
     telemetry,
 };
 use reqwest::{
@@ -16,7 +16,7 @@ use reqwest::{
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     sync::OnceCell,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 const USER_AGENT: &str = "Karta/1";
@@ -28,6 +28,8 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Maximum bytes read of an error response.
 const MAX_ERROR_BYTES: usize = 64 << 10;
+/// How long the body of an error response is awaited. Its status is enough to classify it.
+const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_MESSAGE_CHARS: usize = 500;
 const TOO_MANY_REQUESTS: u16 = 429;
 
@@ -67,11 +69,13 @@ pub(crate) struct Failure {
     /// The provider's message, redacted; `None` if it gave none.
     pub(crate) message: Option<String>,
     pub(crate) retry_after: Option<Duration>,
+    /// The cap that refused a slice.
+    pub(crate) exhausted: Option<Exhausted>,
 }
 
 impl From<TurnError> for Failure {
     fn from(error: TurnError) -> Self {
-        Self { error, message: None, retry_after: None }
+        Self { error, message: None, retry_after: None, exhausted: None }
     }
 }
 
@@ -95,7 +99,7 @@ impl Failure {
             let message = message.replace(key.expose_secret(), "[redacted]");
             telemetry::scrub(&message).chars().take(MAX_MESSAGE_CHARS).collect()
         });
-        Self { error, message, retry_after: None }
+        Self { error, message, retry_after: None, exhausted: None }
     }
 }
 
@@ -225,9 +229,9 @@ impl Rejected {
         let status = response.status().as_u16();
         let requested = response.headers().get(RETRY_AFTER).and_then(|text| text.to_str().ok());
         let retry_after = requested.and_then(|text| retry_after(text, app.clock.now()));
-        let mut body = Vec::new();
+        let (mut body, due) = (Vec::new(), Instant::now() + ERROR_BODY_TIMEOUT);
         while body.len() < MAX_ERROR_BYTES
-            && let Ok(Some(chunk)) = response.chunk().await
+            && let Ok(Ok(Some(chunk))) = timeout_at(due, response.chunk()).await
         {
             body.extend_from_slice(&chunk[..chunk.len().min(MAX_ERROR_BYTES - body.len())]);
         }

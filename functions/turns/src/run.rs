@@ -34,6 +34,9 @@ const RESERVED_TOKEN_BYTES: usize = 2;
 const LAST_EVENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a turn waits for a client that has stopped to read.
 const SLOW_CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum text of an event, in bytes. As JSON it may have six times as many, and its frame must fit
+/// into an item of the log.
+const MAX_EVENT_TEXT_BYTES: usize = 32 << 10;
 /// Maximum size of an answer as JSON. A larger one does not fit into a transaction.
 const MAX_ANSWER_BYTES: usize = 2_500_000;
 /// Pause between attempts to settle.
@@ -48,7 +51,9 @@ pub(crate) struct TurnTask {
     /// The user's message, as responses show it.
     pub(crate) user_message: MessageResource,
     pub(crate) retention: Retention,
-    pub(crate) known: KnownCounters,
+    /// What was read of the counters; `None` if the turn may hold another amount than its reservation
+    /// shows.
+    pub(crate) known: Option<KnownCounters>,
     pub(crate) reservation: Option<Reservation>,
     /// The budgets of the organization and of the key, for further slices.
     pub(crate) budgets: (Option<Budget>, Option<Budget>),
@@ -118,8 +123,10 @@ impl TurnTask {
         };
         match ended {
             Err(Cut::Lost) => self.abandon(progress).await,
-            Err(Cut::Failed(failure)) => self.settle(progress, Some(failure)).await,
-            Ok(()) => self.settle(progress, None).await,
+            // Boxed, like all calls of the store during a turn: a stream needs no memory for them while it
+            // waits for the provider.
+            Err(Cut::Failed(failure)) => Box::pin(self.settle(progress, Some(failure))).await,
+            Ok(()) => Box::pin(self.settle(progress, None)).await,
         }
     }
 
@@ -131,7 +138,10 @@ impl TurnTask {
 
     /// Reads the provider's stream to its end. Fails if the turn must end without an answer.
     async fn read(&mut self, progress: &mut Progress, began: oneshot::Sender<()>) -> Result<(), Cut> {
-        let mut response = PROVIDERS.call(&self.app, &self.target, &self.body).await?;
+        let body = std::mem::take(&mut self.body);
+        let mut response = PROVIDERS.call(&self.app, &self.target, &body).await?;
+        // An answer may take minutes, and the conversation megabytes.
+        drop(body);
         progress.is_billed = true;
         began.send(()).ok();
         let (mut decoder, mut deltas) = (self.target.dialect.decoder(), Vec::new());
@@ -160,7 +170,7 @@ impl TurnTask {
         }
     }
 
-    /// Sends an increment to the client and to the log, after reserving what it may cost.
+    /// Sends an increment of the answer as events, after reserving what it may cost.
     async fn forward(&mut self, progress: &mut Progress, delta: Delta) -> Result<(), Cut> {
         let (kind, provider_part, text) = match delta {
             Delta::Text { part, text } => (PartKind::Text, part, text),
@@ -173,6 +183,22 @@ impl TurnTask {
             return Err(Failure::from(TurnError::ProviderError).into());
         }
         self.extend_reservation(progress.output_bytes).await?;
+        for text in pieces(&text) {
+            self.send(progress, kind, provider_part, text).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends one event to the client and to the log.
+    async fn send(&self, progress: &mut Progress, kind: PartKind, provider_part: u32, text: &str) -> Result<(), Cut> {
+        let slot = progress.log.slot().await.ok_or(Cut::Failed(TurnError::Internal.into()))?;
+        if let Some(sender) = &progress.sender
+            && !timeout(SLOW_CLIENT_TIMEOUT, sender.ready()).await.unwrap_or(false)
+        {
+            // The client can resume from the log.
+            progress.sender = None;
+        }
+        // From here on nothing waits: a turn that is cut off has sent the events that it has logged.
         let now = self.app.clock.now();
         let is_same = |known: &ProgressPart| known.provider_part == provider_part && known.part.kind == kind;
         let at = progress.parts.iter().position(is_same).unwrap_or_else(|| {
@@ -181,22 +207,19 @@ impl TurnTask {
             progress.parts.len() - 1
         });
         let part = &mut progress.parts[at].part;
-        part.text.push_str(&text);
+        part.text.push_str(text);
         let event: TurnEvent<'_, ()> = match kind {
-            PartKind::Text => TurnEvent::Text { part_id: &part.id, text: &text },
-            PartKind::Reasoning => TurnEvent::Reasoning { part_id: &part.id, text: &text },
+            PartKind::Text => TurnEvent::Text { part_id: &part.id, text },
+            PartKind::Reasoning => TurnEvent::Reasoning { part_id: &part.id, text },
         };
         progress.seq += 1;
         let frame = frame(&self.session, &self.turn, progress.seq, now, &event)?;
-        progress.log.append(progress.seq, &frame);
+        slot.append(progress.seq, &frame);
         if progress.seq == 1 {
             self.app.metrics.turn_first_event(now, now.since(self.turn.started_at));
         }
-        if let Some(sender) = &progress.sender
-            && timeout(SLOW_CLIENT_TIMEOUT, sender.send(frame)).await.is_err()
-        {
-            // The client can resume from the log.
-            progress.sender = None;
+        if let Some(sender) = &progress.sender {
+            sender.send_now(frame);
         }
         Ok(())
     }
@@ -209,11 +232,15 @@ impl TurnTask {
             let tokens = SLICE.min(self.turn.max_tokens - self.reserved_output);
             let amount = Amount { input_tokens: 0, output_tokens: tokens, cost: output_cost(&self.turn, tokens) };
             let budgets = (self.budgets.0.as_ref(), self.budgets.1.as_ref());
-            match self.app.store.reserve(reservation, budgets, amount).await {
+            match Box::pin(self.app.store.reserve(reservation, budgets, amount)).await {
                 Ok(Ok(())) => self.reserved_output += tokens,
-                Ok(Err(_)) => return Err(Failure::from(TurnError::BudgetExhausted).into()),
+                Ok(Err(exhausted)) => {
+                    let failure = Failure::from(TurnError::BudgetExhausted);
+                    return Err(Failure { exhausted: Some(exhausted), ..failure }.into());
+                }
                 Err(fault) => {
                     tracing::error!(turn_id = %self.turn.id, %fault, "reservation failed");
+                    self.known = None;
                     return Err(Failure::from(TurnError::Internal).into());
                 }
             }
@@ -237,15 +264,19 @@ impl TurnTask {
             let event = TurnEvent::Done { message_id, usage: &shown, stop_reason };
             frame(&self.session, &self.turn, seq + 1, now, &event)
         };
-        let Ok(last) = last else { return self.unsettled(answer, sender).await };
-        let unwritten = log.finish().await;
+        let Ok(last) = last else { return self.unsettled(answer, seq, sender).await };
+        let Some(unwritten) = log.finish().await else {
+            tracing::error!(turn_id = %self.turn.id, "turn events not written");
+            self.app.metrics.turn_settle_failed(now);
+            return self.unsettled(answer, seq, sender).await;
+        };
         let end = TurnEnd {
             error: failure.as_ref().map(|failure| failure.error),
             stop_reason: failure.is_none().then_some(stop_reason),
             usage,
             estimated,
             answer,
-            events: Some(unwritten.with_last(seq + 1, &last)),
+            events: Some(unwritten.with_last(seq + 1, last.clone())),
         };
         if let Some(Failure { error, .. }) = &failure
             && matches!(error, TurnError::ProviderError | TurnError::ProviderTimeout | TurnError::ProviderRateLimited)
@@ -257,7 +288,7 @@ impl TurnTask {
                 send_last(sender, last).await;
                 Ended { turn, answer: end.answer, failure }
             }
-            None => self.unsettled(end.answer, sender).await,
+            None => self.unsettled(end.answer, seq, sender).await,
         }
     }
 
@@ -265,7 +296,11 @@ impl TurnTask {
     /// sweep settles the turn.
     async fn store_end(&self, end: &TurnEnd) -> Option<Turn> {
         let until = Instant::now() + self.app.turn_limits.settle;
-        let mut known = Some(self.known.clone());
+        // The turn holds more than when the counters were read.
+        let mut known = self.known.clone().map(|known| match &self.reservation {
+            Some(reservation) => known.with_holds(reservation),
+            None => known,
+        });
         loop {
             let running = RunningTurn {
                 organization: self.organization,
@@ -304,19 +339,18 @@ impl TurnTask {
 
     /// Another process has settled the turn.
     async fn abandon(self, progress: Progress) -> Ended {
-        progress.log.finish().await;
+        progress.log.abort();
         let answer = progress.parts.into_iter().map(|part| part.part).collect();
         tracing::error!(turn_id = %self.turn.id, "lease lost");
-        self.unsettled(answer, progress.sender).await
+        self.unsettled(answer, progress.seq, progress.sender).await
     }
 
     /// Ends the response of a turn whose end this process could not store.
-    async fn unsettled(self, answer: Vec<MessagePart>, sender: Option<EventSender>) -> Ended {
+    async fn unsettled(self, answer: Vec<MessagePart>, sent: Seq, sender: Option<EventSender>) -> Ended {
         let failure = Failure::from(TurnError::Interrupted);
-        let event: TurnEvent<'_, ()> = TurnEvent::Error { code: failure.error.as_str(), message: failure.message() };
-        // This event is not in the log, where the sweep writes its own.
-        let seq = Seq::MAX;
-        if let Ok(last) = frame(&self.session, &self.turn, seq, self.app.clock.now(), &event) {
+        let context = TurnEventContext { session_id: self.session.as_str(), turn_id: self.turn.id.as_str() };
+        // The sweep writes its own event to the log.
+        if let Ok(last) = context.unlogged_error(sent, self.app.clock.now(), failure.error) {
             send_last(sender, last).await;
         }
         Ended { turn: self.turn, answer, failure: Some(failure) }
@@ -377,8 +411,8 @@ async fn cut_off(app: &App, organization: Id, session: &SessionId, turn: &Turn) 
         }
         let (now, until) = (app.clock.now(), leased_until(app, app.clock.now()));
         let (lease, state) = tokio::join!(
-            app.store.renew_turn_lease(organization, session, &turn.id, until),
-            app.store.access(organization, turn.api_key_id),
+            Box::pin(app.store.renew_turn_lease(organization, session, &turn.id, until)),
+            Box::pin(app.store.access(organization, turn.api_key_id)),
         );
         match lease {
             Ok(TurnLease::Held { cancel_requested: true }) => return Failure::from(TurnError::TurnCancelled).into(),
@@ -410,6 +444,16 @@ async fn next_chunk(app: &App, response: &mut Response) -> Result<Option<impl As
         }
         Ok(Ok(chunk)) => Ok(chunk),
     }
+}
+
+/// Splits a text into pieces that fit into events.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let (piece, after) = rest.split_at(rest.floor_char_boundary(MAX_EVENT_TEXT_BYTES));
+        rest = after;
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 fn frame<U: serde::Serialize>(

@@ -16,8 +16,8 @@ pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<(), Fault> {
     let DueTurn { organization_id: organization, session_id: session, turn_id } = due;
     let Some(stored) = app.store.turn(*organization, session, turn_id).await? else { return Ok(()) };
     // The index may be behind a renewal.
-    let is_due = stored.turn.status == TurnStatus::Running
-        && stored.leased_until.is_some_and(|until| until <= app.clock.now());
+    let is_due =
+        stored.turn.status == TurnStatus::Running && stored.leased_until.is_some_and(|until| until <= app.clock.now());
     if !is_due {
         return Ok(());
     }

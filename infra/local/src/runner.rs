@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -107,8 +108,9 @@ pub struct Runner {
 }
 
 impl Runner {
-    pub async fn start(options: Options) -> Result<Self> {
-        Box::pin(Self::start_with_proxy(options, None)).await
+    /// Boxed without its type, because the compiler limits how deep the types of futures nest.
+    pub fn start(options: Options) -> Pin<Box<dyn Future<Output = Result<Self>>>> {
+        Box::pin(Self::start_with_proxy(options, None))
     }
 
     /// Like [`start`](Self::start), but the SDK calls the URL that `proxy` returns for the store's
@@ -140,7 +142,7 @@ impl Runner {
         let emulator = Emulator::start(folder, &template, &tables, &*options.entropy)?;
         let dynamodb_endpoint = emulator.endpoint();
         let endpoint = proxy.map_or_else(|| dynamodb_endpoint.clone(), |proxy| proxy(&dynamodb_endpoint));
-        let mut sdk = config::local_sdk(&endpoint, emulator.access_key()).await;
+        let mut sdk = Box::pin(config::local_sdk(&endpoint, emulator.access_key())).await;
         if proxy.is_none() {
             sdk = sdk.into_builder().http_client(emulator.http_client()).build();
         }

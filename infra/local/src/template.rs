@@ -217,7 +217,7 @@ fn route(name: String, event: &Value, auth: &Value) -> Result<TemplateRoute> {
 /// Checks that an authorizer of this name is called for every request. It has no identity source:
 /// with one, API Gateway would return 401 without calling it.
 fn uncached(name: &str, auth: &Value) -> Result<Authorizer> {
-    let (settings, default) = (&auth["Authorizers"][name], text(&auth["DefaultAuthorizer"])?);
+    let (settings, default) = (&auth["Authorizers"][name], default_authorizer(auth)?);
     ensure!(settings.is_object(), "unknown Authorizer {name}");
     ensure!(
         settings["FunctionPayloadType"] == "REQUEST"
@@ -228,9 +228,12 @@ fn uncached(name: &str, auth: &Value) -> Result<Authorizer> {
     Ok(Authorizer::Uncached)
 }
 
+fn default_authorizer(auth: &Value) -> Result<&str> {
+    text(&auth["DefaultAuthorizer"]).context("the Api has no DefaultAuthorizer: every route would be open")
+}
+
 fn authorizer(auth: &Value, functions: &BTreeMap<&str, Function>) -> Result<AuthorizerSettings> {
-    let name =
-        text(&auth["DefaultAuthorizer"]).context("the Api has no DefaultAuthorizer: every route would be open")?;
+    let name = default_authorizer(auth)?;
     let settings = &auth["Authorizers"][name];
     let target = text(&settings["FunctionArn"]).context("FunctionArn")?;
     let target = target.split('.').next().unwrap_or(target);

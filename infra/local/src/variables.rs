@@ -9,7 +9,7 @@ use karta_shared::config;
 use crate::cli::Arguments;
 
 /// Variables of clients, of commands in the documentation and of this repository's scripts.
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 10] = [
     "KARTA_API_KEY",
     "KARTA_BASE_URL",
     "KARTA_BIN",
@@ -17,6 +17,7 @@ const OTHERS: [&str; 9] = [
     CLIENT_TOKEN,
     "KARTA_SESSION_SIGNING",
     "KARTA_SESSION_TOKEN",
+    "KARTA_STREAMS",
     "KARTA_UPDATE",
     "KARTA_WEBHOOK_SECRET",
 ];

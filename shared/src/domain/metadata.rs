@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Invalid;
 
+const MAX_PAIRS: usize = 50;
+
 /// The caller's notes on a resource: at most 50 pairs, keys of 1 to 40 characters, values of at
 /// most 500 characters. In requests, [`check_key`](super::check_key) checks the keys first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,9 +32,11 @@ impl Metadata {
         self.0.is_empty()
     }
 
-    /// Adds or replaces a pair. The caller checks the value.
-    pub fn insert(&mut self, key: String, value: String) {
+    /// Adds or replaces a pair. The caller checks the key and the value. Fails if there are too many
+    /// pairs.
+    pub fn insert(&mut self, key: String, value: String) -> Result<(), Invalid> {
         self.0.insert(key, value);
+        check_count(&self.0)
     }
 
     pub fn pairs(&self) -> &BTreeMap<String, String> {
@@ -44,14 +48,16 @@ impl TryFrom<BTreeMap<String, MetadataText>> for Metadata {
     type Error = Invalid;
 
     fn try_from(pairs: BTreeMap<String, MetadataText>) -> Result<Self, Invalid> {
-        if pairs.len() > 50 {
-            return Err(Invalid::new("must hold at most 50 pairs"));
-        }
+        check_count(&pairs)?;
         if pairs.keys().any(|key| key.is_empty() || key.chars().count() > 40) {
             return Err(Invalid::new("must have keys of 1 to 40 characters"));
         }
         Ok(Self(pairs.into_iter().map(|(key, MetadataText(value))| (key, value)).collect()))
     }
+}
+
+fn check_count<T>(pairs: &BTreeMap<String, T>) -> Result<(), Invalid> {
+    if pairs.len() > MAX_PAIRS { Err(Invalid::new("must hold at most 50 pairs")) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -214,7 +214,11 @@ impl Error {
             }),
             Self::ModelNotAllowed { allowed } => json!({
                 "error": "model_not_allowed",
-                "message": "model must be one of those in allowed",
+                "message": if allowed.is_empty() {
+                    "model is not allowed: it has no price, or its provider is unknown or has no model key"
+                } else {
+                    "model must be one of those in allowed"
+                },
                 "field": "model",
                 "allowed": allowed,
             }),

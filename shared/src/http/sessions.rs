@@ -8,8 +8,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    Access, ApiKeyCaller, Call, CallerIdentity, Cors, Error, FromPath, Presented, Project, RequiredCredential, Route,
-    SessionCaller, access::RequiredScope,
+    Access, Action, ApiKeyCaller, Call, CallerIdentity, Cors, Error, FromPath, NewAuditEvent, Presented, Project,
+    RequiredCredential, Route, SessionCaller, access::RequiredScope,
 };
 use crate::{
     app::App,
@@ -164,6 +164,24 @@ where
             Err(Error::Forbidden("transcript_access is off".into()))
         }
     }
+
+    /// Writes an audit event if an API key reads the content of a session that belongs to a user or
+    /// that a token created.
+    pub async fn audit_transcript_read(&self, app: &App, session: &Session) -> Result<(), Error> {
+        if self.caller.is_token() || !session.is_private() {
+            return Ok(());
+        }
+        let event = NewAuditEvent {
+            action: Action::SessionTranscriptRead,
+            resource_kind: "session",
+            resource_id: session.id.clone().into(),
+            changes: [].into(),
+        };
+        let organization = self.caller.organization_id;
+        let mut transaction = app.store.transaction();
+        transaction.audit(organization, &self.audit_event(app, event))?;
+        Ok(transaction.commit().await?)
+    }
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -171,6 +189,8 @@ where
 pub struct SessionResource {
     id: SessionId,
     metadata: Metadata,
+    /// The end user that the session belongs to.
+    user_id: Option<UserId>,
     /// Always `active`: a deleted or expired session is not shown.
     status: SessionStatus,
     current_agent: AgentName,
@@ -231,6 +251,7 @@ impl From<Session> for SessionResource {
         Self {
             id: session.id,
             metadata: session.metadata,
+            user_id: session.user_id,
             status: SessionStatus::Active,
             current_agent: AgentName::Default,
             project: session.project.map(|project| SessionProjectResource {

@@ -41,6 +41,17 @@ impl EventSender {
         self.0.send(events.into()).await.is_ok()
     }
 
+    /// Waits until a chunk can be sent at once. Returns false if the client left.
+    pub async fn ready(&self) -> bool {
+        self.0.reserve().await.is_ok()
+    }
+
+    /// Like [`send`](Self::send), for the only sender after [`ready`](Self::ready): a slow client
+    /// misses the events.
+    pub fn send_now(&self, events: impl Into<Bytes>) -> bool {
+        self.0.try_send(events.into()).is_ok()
+    }
+
     /// Returns whether the client left.
     pub fn is_closed(&self) -> bool {
         self.0.is_closed()
@@ -218,6 +229,22 @@ mod tests {
         drop(stream(events, Duration::from_mins(1)));
         assert!(sender.is_closed());
         assert!(!sender.send("a").await);
+    }
+
+    #[tokio::test]
+    async fn ready_sender_waits_for_slow_client() {
+        let (sender, events) = event_channel();
+        let mut body = stream(events, Duration::from_mins(1));
+        for _ in 0..BUFFERED_CHUNKS {
+            assert!(sender.ready().await);
+            assert!(sender.send_now("a"));
+        }
+        assert!(timeout(Duration::from_millis(20), sender.ready()).await.is_err(), "the buffer is full");
+        assert!(!sender.send_now("b"));
+        assert_eq!(next(&mut body).await, Some("a".into()));
+        assert!(sender.ready().await);
+        drop(body);
+        assert!(!sender.ready().await);
     }
 
     #[tokio::test]

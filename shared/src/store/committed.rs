@@ -130,6 +130,10 @@ impl Holds {
     pub(super) fn get(&self, attribute: &str) -> Amount {
         self.0.get(attribute).copied().unwrap_or_default()
     }
+
+    pub(super) fn set(&mut self, attribute: &str, amount: Amount) {
+        self.0.insert(attribute.to_owned(), amount);
+    }
 }
 
 /// Reads the committed numbers as a tally, to which a budget applies. All input is in

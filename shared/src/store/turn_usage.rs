@@ -55,6 +55,14 @@ impl KnownCounters {
             held_by_key: Holds::read(of_key)?,
         })
     }
+
+    /// Replaces what a turn was read to hold with the amounts of its reservation, which are newer.
+    #[must_use]
+    pub fn with_holds(mut self, reservation: &Reservation) -> Self {
+        self.held_by_organization.set(reservation.attribute(), reservation.held_by_organization);
+        self.held_by_key.set(reservation.attribute(), reservation.held_by_key);
+        self
+    }
 }
 
 impl Store {

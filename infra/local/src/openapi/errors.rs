@@ -58,7 +58,9 @@ fn errors() -> [(&'static str, u16, &'static str, Value); 13] {
             "Conflict",
             409,
             "The request conflicts with the current state; `error` says why. `id` is the resource in question, if there is one.",
-            body(json!({ "type": "string", "examples": ["slug_taken", "last_admin_key", "secret_already_revealed"] })),
+            body(
+                json!({ "type": "string", "examples": ["slug_taken", "last_admin_key", "secret_already_revealed", "turn_in_progress"] }),
+            ),
         ),
         ("BodyTooLarge", 413, "The body is larger than 64 KiB.", body(word("body_too_large"))),
         (
@@ -88,35 +90,95 @@ pub(super) fn reference(status: u16) -> Value {
     json!({ "$ref": format!("#/components/responses/{name}") })
 }
 
+/// The further errors of routes that run a turn: status, name in the document, description, and the
+/// codes of a turn whose answer is not streamed.
+const TURN_ERRORS: [(u16, &str, &str, &[&str]); 8] = [
+    (
+        401,
+        "TurnUnauthorized",
+        "As for other routes, or the credential lost its access during the turn.",
+        &["credential_revoked"],
+    ),
+    (402, "TurnBudgetExhausted", "The budget is exhausted, or was during the turn.", &["budget_exhausted"]),
+    (409, "TurnConflict", "A turn is running in this session, or the turn was cancelled.", &["turn_cancelled"]),
+    (
+        422,
+        "TurnInvalid",
+        "The request is invalid, its model cannot be used, or the provider rejected it.",
+        &["provider_rejected", "byok_key_rejected", "provider_credit_exhausted"],
+    ),
+    (429, "TurnRateLimited", "Too many requests, here or at the provider.", &["provider_rate_limited"]),
+    (500, "TurnInternal", "A fault in the server.", &["interrupted", "internal"]),
+    (502, "TurnProviderFailed", "The provider failed, or its answer ended early.", &["provider_error"]),
+    (504, "TurnTimedOut", "The request, the provider or the turn timed out.", &["provider_timeout", "turn_deadline"]),
+];
+
+/// Returns the references by status for a route that runs a turn.
+pub(super) fn turn_references() -> impl Iterator<Item = (String, Value)> {
+    let reference = |name: &str| json!({ "$ref": format!("#/components/responses/{name}") });
+    TURN_ERRORS.into_iter().map(move |(status, name, ..)| (status.to_string(), reference(name)))
+}
+
 pub(super) fn responses() -> Value {
-    let response = |(name, status, when, mut properties): (&str, u16, &str, Value)| {
-        let mut required: Vec<_> =
-            properties.as_object().into_iter().flat_map(|fields| fields.keys().cloned()).collect();
-        required.push("request_id".to_owned());
-        properties["request_id"] = json!({ "type": "string" });
-        match status {
-            404 => properties["error"] = json!({ "type": "string", "const": "unknown_route" }),
-            409 => properties["id"] = json!({ "$ref": "#/components/schemas/Id" }),
-            422 => properties["provider"] = json!({ "$ref": "#/components/schemas/Provider" }),
-            _ => {}
-        }
-        let mut headers = request_id();
-        if status == 401 {
-            headers["WWW-Authenticate"] = json!({ "$ref": "#/components/headers/Challenge" });
-        }
-        if [429, 503, 504].contains(&status) {
-            headers["Retry-After"] = json!({ "$ref": "#/components/headers/RetryAfter" });
-        }
-        let schema =
-            json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false });
-        let described = json!({
-            "description": when,
-            "headers": headers,
-            "content": { "application/json": { "schema": schema } },
-        });
-        (name.to_owned(), described)
-    };
-    Value::Object(errors().into_iter().map(response).collect())
+    let usual = errors().map(|(name, status, when, properties)| {
+        (name.to_owned(), response(status, when, &usual_schema(status, properties), "RetryAfter"))
+    });
+    let turn = TURN_ERRORS.map(|(status, name, when, codes)| {
+        (name.to_owned(), response(status, when, &turn_schema(status, codes), "TurnRetryAfter"))
+    });
+    Value::Object(usual.into_iter().chain(turn).collect())
+}
+
+fn response(status: u16, when: &str, schema: &Value, retry_after: &str) -> Value {
+    let mut headers = request_id();
+    if status == 401 {
+        headers["WWW-Authenticate"] = json!({ "$ref": "#/components/headers/Challenge" });
+    }
+    if [429, 503, 504].contains(&status) {
+        headers["Retry-After"] = json!({ "$ref": format!("#/components/headers/{retry_after}") });
+    }
+    json!({ "description": when, "headers": headers, "content": { "application/json": { "schema": schema } } })
+}
+
+/// Returns the schema of an error's body.
+fn usual_schema(status: u16, properties: Value) -> Value {
+    let mut schema = body_schema(properties);
+    let properties = &mut schema["properties"];
+    match status {
+        404 => properties["error"] = json!({ "type": "string", "const": "unknown_route" }),
+        409 => properties["id"] = json!({ "$ref": "#/components/schemas/Id" }),
+        422 => properties["provider"] = json!({ "$ref": "#/components/schemas/Provider" }),
+        _ => {}
+    }
+    schema
+}
+
+/// Returns the schema of an error's body on a route that runs a turn.
+fn turn_schema(status: u16, codes: &[&str]) -> Value {
+    let text = || json!({ "type": "string" });
+    let body = |codes: &[&str]| json!({ "error": { "type": "string", "enum": codes }, "message": text() });
+    let mut any_of = vec![body_schema(body(codes))];
+    if let Some((_, _, _, properties)) = errors().into_iter().find(|(_, usual, ..)| *usual == status) {
+        any_of.push(usual_schema(status, properties));
+    }
+    if status == 422 {
+        let mut refused = body(&["model_not_allowed", "model_required", "model_unpriced"]);
+        refused["field"] = json!({ "type": "string", "const": "model" });
+        let mut refused = body_schema(refused);
+        refused["properties"]["allowed"] =
+            json!({ "type": "array", "items": text(), "description": "The models that the caller may name." });
+        let mut keyless = body(&["no_model_key"]);
+        keyless["provider"] = json!({ "$ref": "#/components/schemas/Provider" });
+        any_of.extend([refused, body_schema(keyless)]);
+    }
+    json!({ "anyOf": any_of })
+}
+
+/// Returns the schema of a body with these fields and `request_id`, all required.
+fn body_schema(mut properties: Value) -> Value {
+    properties["request_id"] = json!({ "type": "string" });
+    let required: Vec<_> = properties.as_object().into_iter().flat_map(|fields| fields.keys().cloned()).collect();
+    json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
 }
 
 /// Returns the headers of every response.
@@ -138,6 +200,10 @@ pub(super) fn headers() -> Value {
         "RetryAfter": {
             "description": "Seconds to wait before a retry.",
             "required": true,
+            "schema": { "type": "integer", "minimum": 1 },
+        },
+        "TurnRetryAfter": {
+            "description": "Seconds to wait before a retry, if they are known.",
             "schema": { "type": "integer", "minimum": 1 },
         },
     })

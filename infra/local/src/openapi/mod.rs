@@ -5,6 +5,7 @@
 //! examples. To document a new route, add a line to `operation::all`.
 
 mod errors;
+mod events;
 mod operation;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -54,7 +55,7 @@ pub fn document() -> Result<Value> {
         "info": {
             "title": "Karta",
             "version": env!("CARGO_PKG_VERSION"),
-            "summary": "A control plane for API keys, session tokens, provider keys, webhooks, usage and budgets.",
+            "summary": "A control plane for API keys, session tokens, provider keys, webhooks, usage and budgets, and sessions with models.",
             "description": INTRODUCTION,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
@@ -66,7 +67,10 @@ pub fn document() -> Result<Value> {
             "schemas": components,
             "responses": errors::responses(),
             "headers": errors::headers(),
-            "parameters": {"IdempotencyKey": operation::idempotency_key()},
+            "parameters": {
+                "IdempotencyKey": operation::idempotency_key(),
+                "LastEventId": operation::last_event_id(),
+            },
             "securitySchemes": {
                 "api_key": {
                     "type": "http",
@@ -103,7 +107,7 @@ fn tag(route: &TemplateRoute) -> &str {
 }
 
 /// The tags in the order of the document, each with its heading and description.
-const TAGS: [(&str, &str, &str); 11] = [
+const TAGS: [(&str, &str, &str); 12] = [
     ("api_keys", "API keys", "Keys for your customers' backends and for your own."),
     ("whoami", "Caller identity", "The caller's organization and credential."),
     ("usage", "Usage", "Tokens and their cost, by month, model, day and API key."),
@@ -112,7 +116,8 @@ const TAGS: [(&str, &str, &str); 11] = [
     ("model_keys", "Provider keys", "Your own keys for model providers (BYOK)."),
     ("webhook_endpoints", "Webhooks", "Signed notifications of changes, their deliveries, and retries."),
     ("agent_projects", "Agent projects", "Projects, releases, deploys, rollbacks, and session tokens for browsers."),
-    ("projects", "Routes for session tokens", "Routes that a session token may call."),
+    ("sessions", "Sessions", "Conversations with a model: messages, streams of answers, and their events."),
+    ("projects", "Routes for session tokens", "Routes that a session token may call: sessions of one project."),
     ("audit_events", "Audit log", "Changes with their actor, time and source."),
     ("service", "Service", "Health and documentation."),
 ];

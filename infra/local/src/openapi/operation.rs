@@ -5,17 +5,19 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use http::{Method, StatusCode};
 use karta_shared::{
-    domain::{Id, Slug, Version},
-    http::{self as frame, Access, RequiredCredential},
+    domain::{Id, SessionId, Slug, Version},
+    http::{self as frame, Access, OrganizationSessions, ProjectSessions, RequiredCredential},
 };
 use serde_json::{Value, json};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::{errors, tag};
+use super::{errors, events, tag};
 use crate::template::TemplateRoute;
 
-/// Routes that return 402 when a budget is exhausted.
-const RETURNS_402: [&str; 1] = ["session-tokens-create"];
+/// Routes that return 402 when a budget is exhausted, besides those that run a turn.
+const RETURNS_402: [&str; 3] = ["session-tokens-create", "sessions-create", "project-sessions-create"];
+/// Routes that return 404 for a resource that the body names.
+const NAMES_A_RESOURCE: [&str; 1] = ["sessions-create"];
 
 /// Suffix of the operation id of a route's second path.
 pub(super) const SECOND_PATH_SUFFIX: &str = "Unversioned";
@@ -31,6 +33,7 @@ pub(super) struct Operation {
     content_type: &'static str,
     credential: RequiredCredential,
     is_idempotent: bool,
+    streams: bool,
     /// The body's schema, and whether a body is required. `None` if the route reads no body.
     body: Option<(Value, bool)>,
     /// The response's schema. `None` if the response is empty.
@@ -81,12 +84,52 @@ pub(super) fn all() -> Vec<Operation> {
             .with_effect("Activates another release of the project that is ready or was active before."),
         read::<release_logs_list::ReleaseLogsList>("Get the build log of a release"),
         read::<session_tokens_create::SessionTokensCreate>("Create a session token"),
+        read::<sessions::create::SessionsCreate<OrganizationSessions>>("Create or resume a session")
+            .with_effect(RESUMES),
+        read::<turns::messages::MessagesCreate<OrganizationSessions>>("Send a message to a model").with_effect(STREAMS),
+        read::<turn_streams::stream::StreamGet<OrganizationSessions>>("Follow or replay the events of a turn")
+            .with_effect(FOLLOWS),
+        read::<sessions::messages::MessagesList<OrganizationSessions>>("List the messages of a session")
+            .with_effect(OLDEST_FIRST),
+        read::<sessions::get::SessionsGet<OrganizationSessions>>("Get a session"),
+        read::<sessions::list::SessionsList<OrganizationSessions>>("List sessions"),
+        read::<sessions::cancel::SessionsCancel<OrganizationSessions>>("Cancel the running turn of a session"),
+        read::<sessions::delete::SessionsDelete<OrganizationSessions>>("Delete a session").with_effect(DELETES),
         read::<projects_whoami::ProjectsWhoami>("Identify the caller in a project (whoami)"),
+        read::<sessions::create::SessionsCreate<ProjectSessions>>("Create or resume a session in a project")
+            .with_effect(RESUMES),
+        read::<turns::messages::MessagesCreate<ProjectSessions>>("Send a message to a project's model")
+            .with_effect(STREAMS),
+        read::<turn_streams::stream::StreamGet<ProjectSessions>>("Follow or replay the events of a turn in a project")
+            .with_effect(FOLLOWS),
+        read::<sessions::messages::MessagesList<ProjectSessions>>("List the messages of a session in a project")
+            .with_effect(OLDEST_FIRST),
+        read::<sessions::get::SessionsGet<ProjectSessions>>("Get a session of a project"),
+        read::<sessions::list::SessionsList<ProjectSessions>>("List the sessions of a project"),
+        read::<sessions::cancel::SessionsCancel<ProjectSessions>>("Cancel the running turn of a session in a project"),
+        read::<sessions::delete::SessionsDelete<ProjectSessions>>("Delete a session of a project").with_effect(DELETES),
         read::<audit_events_list::AuditEventsList>("List audit events"),
         read::<healthz::Healthz>("Check that the API is up"),
         read::<openapi_get::OpenapiGet>("Get the OpenAPI document"),
         read::<docs_get::DocsGet>("Get the documentation page"),
     ]
+}
+
+const RESUMES: &str = "With `session_id`, resumes that session: 200, and `metadata` may hold `user_id` only. Without it, creates one: 201.";
+const STREAMS: &str = "The response is the answer, or with `stream: true` a stream of its events. The turn runs to its \
+     end if the client leaves. A repeat with the same `Idempotency-Key` attaches to the turn, unless it failed.";
+const FOLLOWS: &str = "Replays the events after the last one that the client has, and follows the turn to its end: the \
+     turn of that event, or else the latest.";
+const OLDEST_FIRST: &str = "The oldest message is first.";
+const DELETES: &str = "The session is gone at once, its content within an hour.";
+
+pub(super) fn last_event_id() -> Value {
+    json!({
+        "name": "Last-Event-ID",
+        "in": "header",
+        "description": "The id of the last event that the client has, like `after`. An invalid one is ignored.",
+        "schema": { "type": "string" },
+    })
 }
 
 pub(super) fn idempotency_key() -> Value {
@@ -114,6 +157,9 @@ where
     let mut query_components = Vec::new();
     R::Query::schemas(&mut query_components);
     components.extend(query_components.into_iter().map(|(name, schema)| (name, json!(schema))));
+    if R::STREAMS {
+        components.extend(events::components());
+    }
     Operation {
         name: R::NAME,
         summary,
@@ -123,6 +169,7 @@ where
         content_type: R::CONTENT_TYPE,
         credential: R::Access::CREDENTIAL,
         is_idempotent: R::IDEMPOTENT,
+        streams: R::STREAMS,
         body: (R::Body::name() != "NoBody").then_some((body, !R::BODY_MAY_BE_EMPTY)),
         output: (R::STATUS != 204).then_some(output),
         query: (R::Query::name() != "AnyQuery").then(|| parameters(&json!(R::Query::schema()))),
@@ -131,7 +178,8 @@ where
 }
 
 /// Adds a type's schema to the components, with the schemas it refers to, and returns a reference
-/// to it. Types named `Input` or `Output` get the route's name as a prefix.
+/// to it. Types named `Input` or `Output` get the route's name as a prefix. The two families of sessions
+/// share their types.
 fn schema_reference<R: frame::Route, T: ToSchema>(kind: &str, components: &mut BTreeMap<String, Value>) -> Value {
     let schema = json!(T::schema());
     let mut references = Vec::new();
@@ -140,7 +188,7 @@ fn schema_reference<R: frame::Route, T: ToSchema>(kind: &str, components: &mut B
     let name = match &*T::name() {
         "NoBody" => return Value::Null,
         "Verbatim" => return schema,
-        own if own == kind => format!("{}{kind}", camel_case(R::NAME, true)),
+        own if own == kind => format!("{}{kind}", camel_case(R::NAME.trim_start_matches("project-"), true)),
         own => own.to_owned(),
     };
     components.insert(name.clone(), schema);
@@ -240,7 +288,10 @@ impl Operation {
         if RETURNS_402.contains(&self.name) {
             errors.push(402);
         }
-        if route.is_authorized() && route.method != Method::GET {
+        if NAMES_A_RESOURCE.contains(&self.name) {
+            errors.push(404);
+        }
+        if route.is_authorized() && (route.method != Method::GET || self.streams) {
             errors.push(409);
         }
         let mut parameters = variables;
@@ -251,6 +302,9 @@ impl Operation {
         if self.is_idempotent {
             parameters.push(json!({ "$ref": "#/components/parameters/IdempotencyKey" }));
         }
+        if self.follows_turns() {
+            parameters.push(json!({ "$ref": "#/components/parameters/LastEventId" }));
+        }
         if let Some((schema, required)) = &self.body {
             described["requestBody"] =
                 json!({ "required": required, "content": { "application/json": { "schema": schema } } });
@@ -259,6 +313,9 @@ impl Operation {
         described["parameters"] = parameters.into();
         let mut responses: BTreeMap<String, Value> =
             errors.into_iter().map(|status| (status.to_string(), errors::reference(status))).collect();
+        if self.runs_turns() {
+            responses.extend(errors::turn_references());
+        }
         for status in [self.status].iter().chain(self.further_statuses) {
             responses.insert(status.to_string(), self.success(*status));
         }
@@ -270,11 +327,24 @@ impl Operation {
         camel_case(self.name, false)
     }
 
+    /// Returns whether the route answers with a turn's result or with a stream of its events.
+    fn runs_turns(&self) -> bool {
+        self.streams && self.content_type != events::MEDIA_TYPE
+    }
+
+    /// Returns whether the route answers with a stream of a turn's events only.
+    fn follows_turns(&self) -> bool {
+        self.streams && self.content_type == events::MEDIA_TYPE
+    }
+
     fn success(&self, status: u16) -> Value {
         let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
         let mut success = json!({ "description": reason, "headers": errors::request_id() });
         if let Some(schema) = &self.output {
             success["content"] = json!({ self.content_type: { "schema": schema } });
+        }
+        if self.streams {
+            success["content"][events::MEDIA_TYPE] = json!({ "schema": events::stream() });
         }
         success
     }
@@ -317,6 +387,7 @@ fn variables(path: &str) -> Result<Vec<Value>> {
     let names = path.split('/').filter_map(|word| word.strip_prefix('{')?.strip_suffix('}'));
     let parameter = |name: &str| {
         let schema = match name {
+            "id" if path.contains("/sessions/{id}") => json!(SessionId::schema()),
             "id" | "delivery_id" => json!(Id::schema()),
             "slug" | "ref" => json!(Slug::schema()),
             "version" => json!(Version::schema()),

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "`allow-unwrap-in-tests` covers tests but not their helpers")]
 
 mod calls;
+mod conversation;
 mod data_plane;
 mod fault_proxy;
 mod harness;
@@ -57,6 +58,7 @@ mod structure;
 mod template;
 mod tenancy;
 mod timing;
+mod turn_log;
 mod turns;
 mod usage;
 mod validator;

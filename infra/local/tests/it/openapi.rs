@@ -12,16 +12,23 @@ use std::{
 
 use http::{Method, header};
 use jsonschema::{Draft, Validator};
-use karta_local::openapi;
+use karta_local::{
+    Options, openapi,
+    provider::{FakeProvider, Fault, Script},
+};
 use karta_shared::{
-    clock::{Clock, ManualClock},
+    clock::{Clock, ManualClock, SystemClock},
+    domain::LocalProviderBaseUrls,
     worker::{Wake, Worker},
 };
 use regex::Regex;
 use serde_json::{Map, Value, json};
 use worker_webhook_events::{Waker, WebhookEvents};
 
-use crate::harness::{Reply, Request, TestServer};
+use crate::{
+    harness::{Reply, Request, TestServer, options, until},
+    model_keys::provider_key,
+};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../openapi.json");
 const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
@@ -37,10 +44,12 @@ fn operation<'a>(document: &'a Value, id: &str) -> &'a Value {
     found.unwrap_or_else(|| panic!("no operation {id}")).2
 }
 
-/// Returns the status, media type and schema of an operation's success response.
+/// Returns the status, media type and schema of an operation's success response, the highest status
+/// if there are several.
 fn success(operation: &Value) -> (u16, Option<(&String, &Value)>) {
     let responses = operation["responses"].as_object().unwrap();
-    let (status, response) = responses.iter().find(|(status, _)| status.starts_with('2')).unwrap();
+    let successes = responses.iter().filter(|(status, _)| status.starts_with('2'));
+    let (status, response) = successes.max_by_key(|(status, _)| status.as_str()).unwrap();
     let content = response["content"].as_object().and_then(|content| content.iter().next());
     (status.parse().unwrap(), content.map(|(media, content)| (media, &content["schema"])))
 }
@@ -114,22 +123,86 @@ fn as_example(response: &str) -> Value {
     serde_json::from_str(&secrets.replace_all(response, "$1$2$3…")).unwrap()
 }
 
+/// Starts a server with a scripted model provider.
+async fn start(clock: Arc<dyn Clock>) -> (TestServer, FakeProvider) {
+    let provider = FakeProvider::start(Script::default()).await.unwrap();
+    let LocalProviderBaseUrls(urls) = serde_json::from_str(&provider.base_urls()).unwrap();
+    let options = Options { provider_base_urls: Some(urls), ..options(clock) };
+    (TestServer::start_as(options, None).await, provider)
+}
+
+fn noon() -> Arc<dyn Clock> {
+    Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()))
+}
+
+async fn store_provider_keys(server: &TestServer) {
+    for (provider, start) in [("anthropic", "sk-ant-api03-"), ("openai", "sk-proj-")] {
+        let body = json!({ "provider": provider, "key": provider_key(start) });
+        server.post("/v1/model_keys", body).send().await.expect(201);
+    }
+}
+
+/// Returns the data of a stream's events.
+fn events(stream: &str) -> Vec<Value> {
+    let data = stream.lines().filter_map(|line| line.strip_prefix("data: "));
+    data.map(|data| serde_json::from_str(data).unwrap()).collect()
+}
+
+/// The operations of a family of sessions.
+struct SessionOperations {
+    create: &'static str,
+    send: &'static str,
+    follow: &'static str,
+    messages: &'static str,
+    get: &'static str,
+    list: &'static str,
+    cancel: &'static str,
+    delete: &'static str,
+}
+
+const ORGANIZATION_SESSIONS: SessionOperations = SessionOperations {
+    create: "sessionsCreate",
+    send: "messagesCreate",
+    follow: "sessionStreamGet",
+    messages: "messagesList",
+    get: "sessionsGet",
+    list: "sessionsList",
+    cancel: "sessionsCancel",
+    delete: "sessionsDelete",
+};
+const PROJECT_SESSIONS: SessionOperations = SessionOperations {
+    create: "projectSessionsCreate",
+    send: "projectMessagesCreate",
+    follow: "projectSessionStreamGet",
+    messages: "projectMessagesList",
+    get: "projectSessionsGet",
+    list: "projectSessionsList",
+    cancel: "projectSessionsCancel",
+    delete: "projectSessionsDelete",
+};
+
 /// Calls every operation once, in an order in which each call succeeds.
 struct Tour<'a> {
     server: &'a TestServer,
+    provider: &'a FakeProvider,
     replies: Vec<(&'static str, Reply)>,
     /// The request body of each operation that takes one.
     bodies: BTreeMap<&'static str, Value>,
 }
 
 impl<'a> Tour<'a> {
-    async fn new(server: &'a TestServer) -> Self {
-        let mut tour = Self { server, replies: Vec::new(), bodies: BTreeMap::new() };
+    async fn new((server, provider): &'a (TestServer, FakeProvider)) -> Self {
+        let mut tour = Self { server, provider, replies: Vec::new(), bodies: BTreeMap::new() };
         tour.service().await;
         tour.api_keys().await;
         tour.spending().await;
         tour.model_keys().await;
-        tour.agent_projects().await;
+        let token = tour.agent_projects().await;
+        store_provider_keys(server).await;
+        let message = json!({ "text": "Hello", "model": "gpt-4o", "max_tokens": 256 });
+        tour.sessions(ORGANIZATION_SESSIONS, "/v1/sessions", &server.admin, message).await;
+        let message = json!({ "text": "Hello" });
+        tour.sessions(PROJECT_SESSIONS, "/v1/projects/my-app/sessions", &token, message).await;
         tour.webhooks().await;
         tour.audit_events().await;
         tour
@@ -216,7 +289,8 @@ impl<'a> Tour<'a> {
         self.call("modelKeysRevoke", self.server.delete(&path)).await;
     }
 
-    async fn agent_projects(&mut self) {
+    /// Returns a session token.
+    async fn agent_projects(&mut self) -> String {
         let project = "/v1/agent_projects/my-app";
         self.post("agentProjectsCreate", "/v1/agent_projects", json!({ "slug": "my-app", "name": "My app" })).await;
         self.send("agentProjectsUpdate", Method::PATCH, project, json!({ "model_id": "claude-sonnet-4-5" })).await;
@@ -234,8 +308,41 @@ impl<'a> Tour<'a> {
         let tokens = format!("{project}/session_tokens");
         let minted = self.post("sessionTokensCreate", &tokens, json!({ "user_id": "user-7" })).await;
         self.post("sessionTokensCreateUnversioned", &tokens["/v1".len()..], json!({ "user_id": "user-7" })).await;
-        let whoami = self.server.get("/v1/projects/my-app/whoami").bearer(minted["token"].as_str().unwrap());
-        self.call("projectsWhoami", whoami).await;
+        let token = minted["token"].as_str().unwrap();
+        self.call("projectsWhoami", self.server.get("/v1/projects/my-app/whoami").bearer(token)).await;
+        token.to_owned()
+    }
+
+    async fn sessions(&mut self, operations: SessionOperations, sessions: &str, token: &str, message: Value) {
+        let SessionOperations { create, send, follow, messages, get, list, cancel, delete } = operations;
+        let server = self.server;
+        let post = |path: &str, body: &Value| server.post(path, body.clone()).bearer(token);
+        let body = json!({ "metadata": { "ticket": "4711" } });
+        let created = self.call(create, post(sessions, &body)).await;
+        self.bodies.insert(create, body);
+        let session = format!("{sessions}/{}", created["id"].as_str().unwrap());
+        self.call(send, post(&format!("{session}/messages"), &message)).await;
+        self.call(follow, server.get(&format!("{session}/stream")).bearer(token)).await;
+        self.call(messages, server.get(&format!("{session}/messages?limit=10")).bearer(token)).await;
+        self.call(get, server.get(&session).bearer(token)).await;
+        self.call(list, server.get(&format!("{sessions}?limit=10")).bearer(token)).await;
+        self.call(delete, server.delete(&session).bearer(token)).await;
+
+        let other = post(sessions, &json!({})).send().await.expect(201);
+        let session = format!("{sessions}/{}", other["id"].as_str().unwrap());
+        self.provider.push(Script { fault: Fault::SilentAfter(1), ..Script::default() });
+        let mut streamed = message.clone();
+        streamed["stream"] = json!(true);
+        let turn = tokio::spawn(post(&format!("{session}/messages"), &streamed).send());
+        let is_running = async || {
+            let session = server.get(&session).bearer(token).send().await.expect(200);
+            session["turn"]["status"] == "running"
+        };
+        until("a running turn", is_running).await;
+        self.call(cancel, post(&format!("{session}/cancel"), &json!({}))).await;
+        turn.abort();
+        self.bodies.insert(send, message);
+        self.bodies.insert(cancel, json!({}));
     }
 
     async fn webhooks(&mut self) {
@@ -275,7 +382,7 @@ impl<'a> Tour<'a> {
 async fn every_operation_matches_the_openapi_document() {
     let mut document = openapi::document().unwrap();
     assert_resolved(&document, &document);
-    let (server, _) = TestServer::start_at_noon().await;
+    let server = start(noon()).await;
     let tour = Tour::new(&server).await;
     let called: BTreeSet<_> = tour.replies.iter().map(|(id, _)| *id).collect();
     let documented: BTreeSet<_> = operations(&document).map(|(.., of)| of["operationId"].as_str().unwrap()).collect();
@@ -286,6 +393,8 @@ async fn every_operation_matches_the_openapi_document() {
         let (status, content) = success(operation(&described, id));
         assert_eq!(reply.status.as_u16(), status, "{id}");
         let media = reply.headers.get(header::CONTENT_TYPE).map(|media| media.to_str().unwrap());
+        let media =
+            media.map(|media| if media.starts_with("text/event-stream;") { "text/event-stream" } else { media });
         assert_eq!(media, content.map(|(media, _)| media.as_str()), "{id}");
         assert!(reply.headers.contains_key("x-request-id"), "{id}");
         let Some((media, schema)) = content else { continue };
@@ -319,10 +428,28 @@ async fn every_operation_matches_the_openapi_document() {
 /// A reader may send an example long after it was written.
 #[tokio::test(flavor = "multi_thread")]
 async fn request_examples_are_accepted_in_later_years() {
-    let clock = Arc::new(ManualClock::at("2034-06-30T12:00:00Z".parse().unwrap()));
-    let server = TestServer::start_with(clock as Arc<dyn Clock>, None).await;
+    let server = start(Arc::new(ManualClock::at("2034-06-30T12:00:00Z".parse().unwrap()))).await;
     let tour = Tour::new(&server).await;
     assert!(tour.bodies.len() >= 15);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streamed_events_match_the_openapi_document() {
+    let document = openapi::document().unwrap();
+    let (server, provider) = start(Arc::new(SystemClock)).await;
+    store_provider_keys(&server).await;
+    let created = server.post("/v1/sessions", json!({})).send().await.expect(201);
+    let messages = format!("/v1/sessions/{}/messages", created["id"].as_str().unwrap());
+    let schema = &operation(&document, "messagesCreate")["responses"]["200"]["content"]["text/event-stream"]["schema"];
+    let validator = validator(&document, &schema["x-event-data"], true);
+    provider.push(Script { tokens: 3, reasoning_tokens: 2, ..Script::default() });
+    provider.push(Script { fault: Fault::ErrorEventAfter(2), ..Script::default() });
+    for end in ["done", "error"] {
+        let message = json!({ "text": "Hello", "model": "claude-sonnet-4-5", "thinking": true, "stream": true });
+        let events = events(&server.post(&messages, message).send().await.text);
+        assert!(events.len() > 2 && events.last().unwrap()["type"] == end, "{events:#?}");
+        events.iter().for_each(|event| assert_valid(&validator, event, end));
+    }
 }
 
 #[test]
@@ -355,7 +482,10 @@ fn every_operation_names_its_task_and_scope() {
         assert!(other.is_none_or(|other| other == id), "{summary} names two operations");
         if let Some(scope) = of["security"][0]["api_key"][0].as_str() {
             let description = of["description"].as_str().unwrap();
-            let required = format!("Requires an API key with scope `{scope}`.");
+            let required = match of["security"][1].as_object() {
+                None => format!("Requires an API key with scope `{scope}`."),
+                Some(_) => format!("Accepts a session token of this project or an API key with scope `{scope}`."),
+            };
             assert!(description.starts_with(&required), "{method} {path}: {description}");
         }
     }
@@ -411,8 +541,11 @@ async fn docs_page_may_run_only_its_own_script() {
 #[tokio::test(flavor = "multi_thread")]
 async fn schemas_and_handlers_accept_the_same_bodies() {
     let document = openapi::document().unwrap();
-    let (server, _) = TestServer::start_at_noon().await;
+    let (server, _provider) = start(noon()).await;
     server.project("site").await;
+    store_provider_keys(&server).await;
+    let session = server.post("/v1/sessions", json!({})).send().await.expect(201);
+    let messages = format!("/v1/sessions/{}/messages", session["id"].as_str().unwrap());
     let (key, _) = server.key(&["read"]).await;
     let key = format!("/v1/api_keys/{key}");
     let with = |change: &str, value: Value| {
@@ -462,7 +595,32 @@ async fn schemas_and_handlers_accept_the_same_bodies() {
             "/v1/webhook_endpoints",
             json!({ "url": "https://hooks.example.com/", "event_types": ["all"] }),
         ),
+        ("sessionsCreate", "/v1/sessions", json!({})),
+        ("sessionsCreate", "/v1/sessions", json!({ "metadata": { "user_id": "user-7" }, "session_id": null })),
+        ("sessionsCreate", "/v1/sessions", json!({ "metadata": { "user_id": 7 } })),
+        ("sessionsCreate", "/v1/sessions", json!({ "session_id": 7 })),
+        ("sessionsCreate", "/v1/sessions", json!({ "user_id": "user-7" })),
+        ("messagesCreate", &messages, json!({})),
     ];
+    for (change, value) in [
+        ("text", json!("Hello")),
+        ("text", json!("")),
+        ("text", json!(null)),
+        ("text", json!(["Hello"])),
+        ("stream", json!("yes")),
+        ("model", json!(long(129))),
+        ("model", json!("")),
+        ("max_tokens", json!(1)),
+        ("max_tokens", json!(0)),
+        ("max_tokens", json!(1_000_001)),
+        ("max_tokens", json!(null)),
+        ("thinking", json!(1)),
+        ("temperature", json!(1)),
+    ] {
+        let mut body = json!({ "text": "Hello", "model": "gpt-4o" });
+        body[change] = value;
+        cases.push(("messagesCreate", &messages, body));
+    }
     for (change, value) in [
         ("name", json!("")),
         ("name", json!(long(100))),
@@ -510,7 +668,7 @@ async fn schemas_and_handlers_accept_the_same_bodies() {
 #[tokio::test(flavor = "multi_thread")]
 async fn error_responses_match_the_openapi_document() {
     let document = openapi::document().unwrap();
-    let server = TestServer::start().await;
+    let (server, provider) = start(Arc::new(SystemClock)).await;
     server.project("site").await;
     let (_, reader) = server.key(&["read"]).await;
     let keys = || server.request(Method::POST, "/v1/api_keys");
@@ -530,15 +688,44 @@ async fn error_responses_match_the_openapi_document() {
     ];
     server.set_subscription("past_due").await;
     calls.push((402, server.post("/v1/agent_projects/site/session_tokens", json!({}))));
-    let by_status = |status: u16| {
-        let operation = operation(&document, "sessionTokensCreate");
-        let reference = operation["responses"][status.to_string()]["$ref"].as_str().unwrap();
-        document.pointer(&reference[1..]).unwrap()
+    let assert_documented = |id: &str, status: u16, body: &Value| {
+        let reference = operation(&document, id)["responses"][status.to_string()]["$ref"].as_str().unwrap();
+        let response = document.pointer(&reference[1..]).unwrap();
+        let schema = &response["content"]["application/json"]["schema"];
+        assert_valid(&validator(&document, schema, true), body, &format!("{id}: {status}"));
     };
     for (status, call) in calls {
-        let reply = call.send().await;
-        let body = reply.expect(status);
-        let schema = &by_status(status)["content"]["application/json"]["schema"];
-        assert_valid(&validator(&document, schema, true), &body, &status.to_string());
+        assert_documented("sessionTokensCreate", status, &call.send().await.expect(status));
     }
+
+    server.set_subscription("active").await;
+    let session = server.post("/v1/sessions", json!({})).send().await.expect(201);
+    let session = format!("/v1/sessions/{}", session["id"].as_str().unwrap());
+    let assert_refused = async |body: Value, status: u16, code: &str| {
+        let body = server.post(&format!("{session}/messages"), body).send().await.expect(status);
+        assert_eq!(body["error"], code);
+        assert_documented("messagesCreate", status, &body);
+    };
+    let named = |model: &str| json!({ "text": "Hello", "model": model });
+    assert_refused(json!({ "text": "Hello" }), 422, "model_required").await;
+    assert_refused(named("gpt-4o"), 422, "model_not_allowed").await;
+    assert_refused(json!({ "text": "" }), 422, "validation_failed").await;
+    store_provider_keys(&server).await;
+    for (status, answered, code) in [
+        (400, 422, "provider_rejected"),
+        (401, 422, "byok_key_rejected"),
+        (402, 422, "provider_credit_exhausted"),
+        (429, 429, "provider_rate_limited"),
+        (500, 502, "provider_error"),
+    ] {
+        // Only some faults are retried.
+        let fault = Fault::Status { status, body: "{}".to_owned(), retry_after: None };
+        for _ in 0..if [429, 500].contains(&status) { 2 } else { 1 } {
+            provider.push(Script { fault: fault.clone(), ..Script::default() });
+        }
+        assert_refused(named("gpt-4o"), answered, code).await;
+    }
+    let idle = server.request(Method::POST, &format!("{session}/cancel")).send().await.expect(409);
+    assert_eq!(idle["error"], "no_turn_in_progress");
+    assert_documented("sessionsCancel", 409, &idle);
 }

@@ -10,7 +10,7 @@ use crate::harness::{Request, TestServer};
 /// A route that requires a credential: method, path to a missing resource, and required scope.
 type Route = (Method, &'static str, Option<&'static str>);
 
-static FLAT: [Route; 36] = [
+static FLAT: [Route; 44] = [
     (Method::GET, "/v1/api_keys", Some("read")),
     (Method::POST, "/v1/api_keys", Some("admin")),
     (Method::GET, "/v1/api_keys/1", Some("read")),
@@ -46,20 +46,40 @@ static FLAT: [Route; 36] = [
     (Method::GET, "/v1/webhook_endpoints/1/deliveries", Some("read")),
     (Method::POST, "/v1/webhook_endpoints/1/deliveries/1/replay", Some("admin")),
     (Method::GET, "/v1/billing", Some("read")),
+    (Method::GET, "/v1/sessions", Some("read")),
+    (Method::POST, "/v1/sessions", Some("write")),
+    (Method::GET, "/v1/sessions/1", Some("read")),
+    (Method::DELETE, "/v1/sessions/1", Some("write")),
+    (Method::GET, "/v1/sessions/1/messages", Some("read")),
+    (Method::POST, "/v1/sessions/1/messages", Some("write")),
+    (Method::GET, "/v1/sessions/1/stream", Some("read")),
+    (Method::POST, "/v1/sessions/1/cancel", Some("write")),
     (Method::GET, "/v1/whoami", None),
 ];
-static IN_PROJECT: Route = (Method::GET, "/v1/projects/nothing/whoami", None);
+/// Routes that also accept session tokens. The scope is that of API keys.
+static IN_PROJECT: [Route; 9] = [
+    (Method::GET, "/v1/projects/nothing/whoami", None),
+    (Method::GET, "/v1/projects/nothing/sessions", Some("read")),
+    (Method::POST, "/v1/projects/nothing/sessions", Some("write")),
+    (Method::GET, "/v1/projects/nothing/sessions/1", Some("read")),
+    (Method::DELETE, "/v1/projects/nothing/sessions/1", Some("write")),
+    (Method::GET, "/v1/projects/nothing/sessions/1/messages", Some("read")),
+    (Method::POST, "/v1/projects/nothing/sessions/1/messages", Some("write")),
+    (Method::GET, "/v1/projects/nothing/sessions/1/stream", Some("read")),
+    (Method::POST, "/v1/projects/nothing/sessions/1/cancel", Some("write")),
+];
 
 const BAD_BODIES: [&str; 3] = ["{", "[]", r#"{"nonsense":1}"#];
 const BAD_QUERY: &str = "?nonsense=1";
 
-fn too_large() -> String {
-    " ".repeat(65_537)
+/// Returns a body that is larger than the route's limit.
+fn too_large(path: &str) -> String {
+    " ".repeat(if path.ends_with("/messages") { (4 << 20) + 1 } else { 65_537 })
 }
 
 /// Returns requests whose body, query and idempotency key are all invalid.
 fn invalid_requests(server: &TestServer, (method, path, _): &Route) -> Vec<Request> {
-    let bodies = BAD_BODIES.map(ToOwned::to_owned).into_iter().chain([too_large()]);
+    let bodies = BAD_BODIES.map(ToOwned::to_owned).into_iter().chain([too_large(path)]);
     let request =
         |body| server.request(method.clone(), &format!("{path}{BAD_QUERY}")).raw_body(body).idempotency_key("");
     bodies.map(request).collect()
@@ -72,7 +92,7 @@ async fn credential_is_checked_first() {
     let forged = format!("Bearer eyJhbGciOiJub25lIn0.eyJzY29wZSI6InNlc3Npb24ifQ.{}", "A".repeat(43));
     let no_bearer = server.admin.clone();
     let basic = format!("Basic {}", server.admin);
-    for route in FLAT.iter().chain([&IN_PROJECT]) {
+    for route in FLAT.iter().chain(&IN_PROJECT) {
         for header in [None, Some(""), Some("Bearer"), Some(well_shaped), Some(&forged), Some(&no_bearer), Some(&basic)]
         {
             for request in invalid_requests(&server, route) {
@@ -99,7 +119,7 @@ async fn missing_scope_is_reported_before_invalid_body() {
         (&[], "read"),
     ] {
         let (_, token) = server.key_with(json!({ "name": "held", "scopes": held })).await;
-        for route in FLAT.iter().filter(|route| route.2 == Some(lacking)) {
+        for route in FLAT.iter().chain(&IN_PROJECT).filter(|route| route.2 == Some(lacking)) {
             for request in invalid_requests(&server, route) {
                 let detail = request.bearer(&token).send().await.forbidden();
                 assert_eq!(detail, format!("missing scope: {lacking}"), "{route:?}");
@@ -148,15 +168,17 @@ fn table_holds_every_route_with_its_scope() {
     let mut documented = Vec::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
-            let [security] = operation["security"].as_array().unwrap().as_slice() else { continue };
+            let Some(security) = operation["security"].as_array().unwrap().first() else { continue };
             let path =
                 ["{id}", "{delivery_id}", "{version}"].iter().fold(path.clone(), |path, id| path.replace(id, "1"));
             let scope = security["api_key"][0].as_str().map(ToOwned::to_owned);
-            documented.push((method.to_ascii_uppercase(), path.replace("{slug}", "nothing"), scope));
+            let path = path.replace("{slug}", "nothing").replace("{ref}", "nothing");
+            documented.push((method.to_ascii_uppercase(), path, scope));
         }
     }
     let mut table: Vec<_> = FLAT
         .iter()
+        .chain(&IN_PROJECT)
         .map(|(method, path, scope)| (method.to_string(), (*path).to_owned(), scope.map(ToOwned::to_owned)))
         .collect();
     documented.sort();
@@ -175,9 +197,11 @@ async fn session_token_project_is_checked_before_body() {
             assert_eq!(detail, "session tokens are valid only under /v1/projects/{ref}/", "{route:?}");
         }
     }
-    for request in invalid_requests(&server, &IN_PROJECT) {
-        let detail = request.bearer(&token).send().await.forbidden();
-        assert_eq!(detail, "wrong project: the session token is for another project");
+    for route in &IN_PROJECT {
+        for request in invalid_requests(&server, route) {
+            let detail = request.bearer(&token).send().await.forbidden();
+            assert_eq!(detail, "wrong project: the session token is for another project", "{route:?}");
+        }
     }
 }
 
@@ -186,7 +210,7 @@ async fn scope_opens_only_the_routes_requiring_it() {
     let server = TestServer::start().await;
     for held in ["read", "write", "admin"] {
         let (_, token) = server.key(&[held]).await;
-        for route in &FLAT {
+        for route in FLAT.iter().chain(&IN_PROJECT) {
             let (method, path, needed) = route;
             let reply = server.request(method.clone(), path).raw_body("{").bearer(&token).send().await;
             let is_allowed = needed.is_none_or(|scope| scope == held);
@@ -212,10 +236,15 @@ async fn invalid_body_is_reported_before_unknown_resource() {
         (Method::POST, "/v1/webhook_endpoints/1/deliveries/1/replay", "{}"),
         (Method::POST, "/v1/agent_projects/nothing/session_tokens", "{}"),
         (Method::POST, "/agent_projects/Not_A_Slug/session_tokens", "{}"),
+        (Method::POST, "/v1/projects/nothing/sessions", "{}"),
+        (Method::POST, "/v1/sessions/1/messages", r#"{"text":"Hello"}"#),
+        (Method::POST, "/v1/projects/Not_A_Slug/sessions/1/messages", r#"{"text":"Hello"}"#),
+        (Method::POST, "/v1/sessions/1/cancel", "{}"),
+        (Method::POST, "/v1/projects/nothing/sessions/1/cancel", "{}"),
     ] {
         let send = |body: String| server.request(method.clone(), path).raw_body(body).send();
         assert_eq!(send("{".to_owned()).await.refused(400)["error"], "malformed_json", "{path}");
-        assert_eq!(send(too_large()).await.refused(413)["error"], "body_too_large", "{path}");
+        assert_eq!(send(too_large(path)).await.refused(413)["error"], "body_too_large", "{path}");
         assert_eq!(send("[]".to_owned()).await.invalid_field(), "body", "{path}");
         assert_eq!(send(r#"{"nonsense":1}"#.to_owned()).await.invalid_field(), "nonsense", "{path}");
         assert_eq!(send(valid.to_owned()).await.refused(404), json!({ "detail": "Not found" }), "{path}");
@@ -225,7 +254,7 @@ async fn invalid_body_is_reported_before_unknown_resource() {
 #[tokio::test(flavor = "multi_thread")]
 async fn invalid_query_is_reported_before_unknown_resource() {
     let server = TestServer::start().await;
-    for (method, path, _) in FLAT.iter().chain([&IN_PROJECT]) {
+    for (method, path, _) in FLAT.iter().chain(&IN_PROJECT) {
         let request = server.request(method.clone(), &format!("{path}{BAD_QUERY}")).raw_body("{}");
         assert_eq!(request.send().await.invalid_field(), "nonsense", "{method} {path}");
     }

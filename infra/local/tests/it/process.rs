@@ -435,6 +435,10 @@ fn invalid_value_stops_start_and_names_flag() {
         let port: &[_] = if flag == "--port" { &[] } else { &["--port", "0"] };
         let message = startup_error(&[port, &[&format!("{flag}={value}")]].concat(), &[]);
         assert!(message.contains(flag), "{flag} {value}: {message}");
+        if value.is_empty() {
+            // An empty variable counts as unset.
+            continue;
+        }
         let variable = format!("KARTA_{}", flag[2..].to_ascii_uppercase().replace('-', "_"));
         let message = startup_error(port, &[(&variable, value)]);
         assert!(message.contains(flag), "{variable}={value}: {message}");

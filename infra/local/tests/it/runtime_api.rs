@@ -70,6 +70,7 @@ impl FunctionProcess {
             ("KARTA_OUTBOX_TABLE", "karta-outbox"),
             ("KARTA_USAGE_TABLE", "karta-usage"),
             ("KARTA_ANCHORS_TABLE", "karta-anchors"),
+            ("KARTA_SESSIONS_TABLE", "karta-sessions"),
         ];
         command.env_clear().envs(basics).envs(environment.iter().copied());
         let process = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();

@@ -12,13 +12,14 @@ use http::Method;
 use karta_local::{
     Options,
     gateway::Gateway,
+    provider::{FakeProvider, Script},
     registry,
     template::{Authorizer, Function, TEMPLATE, Template, TemplateRoute},
 };
 use karta_shared::{
     clock::{Clock, ManualClock},
-    config::{DEADLINE, Ring},
-    domain::{Id, Power, Reach, ServiceTokens},
+    config::{DEADLINE, Ring, TurnLimits},
+    domain::{Id, Power, Provider, ProviderBaseUrls, Reach, ServiceTokens},
     worker::{Wake, Worker},
 };
 use serde_json::{Value, json};
@@ -27,6 +28,7 @@ use worker_webhook_events::{Waker, WebhookEvents};
 
 use crate::{
     calls::Calls,
+    conversation::converse,
     harness::{Request, TestServer},
     model_keys::{active_of, provider_key, rotated},
     rights,
@@ -189,6 +191,8 @@ fn only_key_validators_read_digests() {
     );
 }
 
+/// The functions whose responses stream.
+const STREAMING: [&str; 2] = ["turn-streams", "turns"];
 const WRITES: [&str; 3] = ["PutItem", "UpdateItem", "DeleteItem"];
 
 #[test]
@@ -256,7 +260,7 @@ fn only_chain_worker_writes_chain_and_anchors() {
 }
 
 #[test]
-fn only_one_route_and_sweep_read_sealed_keys() {
+fn only_two_routes_and_sweep_read_sealed_keys() {
     let touching: Vec<_> = granted().into_iter().filter(|[_, _, _, keys]| keys == "MKS#*").collect();
     let touching: Vec<_> = touching.iter().map(|[function, action, table, _]| [&**function, action, table]).collect();
     assert_eq!(
@@ -267,6 +271,7 @@ fn only_one_route_and_sweep_read_sealed_keys() {
             ["model-keys-create", "DeleteItem", "KartaTable.Arn"],
             ["model-keys-create", "PutItem", "KartaTable.Arn"],
             ["model-keys-revoke", "DeleteItem", "KartaTable.Arn"],
+            ["turns", "BatchGetItem", "KartaTable.Arn"],
             ["worker-model-keys-reseal", "GetItem", "KartaTable.Arn"],
             ["worker-model-keys-reseal", "Query", "${KartaTable.Arn}/index/sealed"],
             ["worker-model-keys-reseal", "UpdateItem", "KartaTable.Arn"],
@@ -321,6 +326,7 @@ fn secrets_are_readable_only_where_needed() {
                 "model-keys-list",
                 "release-logs-list",
                 "releases-list",
+                "sessions",
                 "usage-keys-list",
                 "webhook-deliveries-list",
                 "webhook-endpoints-list",
@@ -340,8 +346,15 @@ fn secrets_are_readable_only_where_needed() {
         ),
         (
             "SealingByokSecret",
-            &["internal-model-keys-active", "model-keys-create", "worker-model-keys-reseal", "worker-secrets-rotation"],
+            &[
+                "internal-model-keys-active",
+                "model-keys-create",
+                "turns",
+                "worker-model-keys-reseal",
+                "worker-secrets-rotation",
+            ],
         ),
+        ("SealingSessionsSecret", &["sessions", "turn-streams", "turns", "worker-turns-sweep"]),
         (
             "SealingWebhooksSecret",
             &[
@@ -418,12 +431,15 @@ fn functions_with_store_permissions_connect_at_startup() {
 #[expect(clippy::too_many_lines, reason = "a line for each route")]
 async fn functions_do_just_what_their_policies_allow() {
     let (clock, calls) = (Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap())), Calls::kept());
+    let provider = FakeProvider::start(Script::default()).await.unwrap();
     let options = Options {
         webhooks: Reach::Loopback,
         call_observer: Some(Arc::new(calls.clone())),
+        provider_base_urls: Some(provider.replace(ProviderBaseUrls::default(), Provider::OpenAi)),
         ..configured(Arc::clone(&clock) as Arc<dyn Clock>)
     };
     let server = TestServer::start_as(options, None).await;
+    converse(&server, &clock, &provider, &calls).await;
     let ((key, token), (other, _)) = (server.key(&["admin"]).await, server.key(&["admin"]).await);
     let (itself, itself_token) = server.key(&["admin"]).await;
     // The grace period requires another admin key.
@@ -993,7 +1009,43 @@ fn function_deadline_precedes_lambda_and_gateway_timeouts() {
         Template::parse(TEMPLATE).unwrap().functions.into_iter().filter(|function| !function.routes.is_empty());
     for name in routes.map(|function| function.binary).chain(["authorizer".to_owned()]) {
         let seconds = functions()[&name].get("Timeout").unwrap_or(usual).as_u64().unwrap();
-        assert!((DEADLINE.as_secs() + 1..29).contains(&seconds), "{name}");
+        let bounds = if STREAMING.contains(&name.as_str()) {
+            let TurnLimits { streamed, settle, .. } = TurnLimits::DEFAULT;
+            (streamed + settle).as_secs() + 1..901
+        } else {
+            DEADLINE.as_secs() + 1..29
+        };
+        assert!(bounds.contains(&seconds), "{name}");
+    }
+}
+
+#[test]
+fn only_streaming_functions_may_stream() {
+    let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
+    let mut permitted = Vec::new();
+    for permission in resources("AWS::Lambda::Permission").into_values() {
+        let properties = &permission["Properties"];
+        if properties["Action"] != "lambda:InvokeWithResponseStream" {
+            continue;
+        }
+        assert_eq!(properties["Principal"], "apigateway.amazonaws.com");
+        let arn = "arn:${AWS::Partition}:execute-api:${AWS::Region}:${AWS::AccountId}:${Api}/*";
+        assert_eq!(properties["SourceArn"], arn, "only this API");
+        let function = &document["Resources"][properties["FunctionName"].as_str().unwrap()];
+        permitted.push(function["Metadata"]["BuildProperties"]["Binary"].as_str().unwrap().to_owned());
+    }
+    permitted.sort();
+    assert_eq!(permitted, STREAMING);
+    for (name, function) in functions() {
+        let streams = STREAMING.contains(&name.as_str());
+        let mode = function["Environment"]["Variables"]["KARTA_RESPONSE_TRANSFER_MODE"].as_str();
+        assert_eq!(mode, streams.then_some("ResponseTransferMode"), "{name}");
+        for event in function["Events"].as_object().into_iter().flat_map(|events| events.values()) {
+            // SAM compares the mode as a string: `!Ref` of a parameter works, `!If` does not.
+            let event = &event["Properties"];
+            assert_eq!(event["ResponseTransferMode"].as_str(), streams.then_some("ResponseTransferMode"), "{name}");
+            assert_eq!(event["TimeoutInMillis"].as_u64(), streams.then_some(900_000), "{name}");
+        }
     }
 }
 
@@ -1021,6 +1073,11 @@ fn only_listed_routes_bypass_the_authorizer() {
         "GET /v1/internal/projects/{slug}/active_release",
         "GET /v1/internal/whoami",
         "HEAD /healthz",
+        "OPTIONS /v1/projects/{ref}/sessions",
+        "OPTIONS /v1/projects/{ref}/sessions/{id}",
+        "OPTIONS /v1/projects/{ref}/sessions/{id}/cancel",
+        "OPTIONS /v1/projects/{ref}/sessions/{id}/messages",
+        "OPTIONS /v1/projects/{ref}/sessions/{id}/stream",
         "OPTIONS /v1/projects/{ref}/whoami",
         "PATCH /v1/internal/organizations/{id}",
         "POST /v1/internal/keys/validate",

@@ -49,7 +49,16 @@ static BY_WEBHOOK_ENDPOINT: [Route; 9] = [
 
 static BY_DELIVERY: [Route; 1] = [route(Method::POST, "/v1/webhook_endpoints/{}/replay", Some("admin"), None)];
 
-static BY_SLUG: [Route; 12] = [
+static BY_SESSION: [Route; 6] = [
+    route(Method::GET, "/v1/{}", Some("read"), None),
+    route(Method::DELETE, "/v1/{}", Some("write"), None),
+    route(Method::GET, "/v1/{}/messages", Some("read"), None),
+    route(Method::POST, "/v1/{}/messages", Some("write"), Some(r#"{"text":"Hello"}"#)),
+    route(Method::GET, "/v1/{}/stream", Some("read"), None),
+    route(Method::POST, "/v1/{}/cancel", Some("write"), None),
+];
+
+static BY_SLUG: [Route; 14] = [
     route(Method::GET, "/v1/agent_projects/{}", Some("read"), None),
     route(Method::PATCH, "/v1/agent_projects/{}", Some("admin"), Some(r#"{"name":"ours now","model_id":"m"}"#)),
     route(Method::PATCH, "/v1/agent_projects/{}", Some("admin"), Some(r#"{"endpoint_url":"http://x"}"#)),
@@ -62,6 +71,8 @@ static BY_SLUG: [Route; 12] = [
     route(Method::POST, "/agent_projects/{}/session_tokens", Some("write"), Some("{}")),
     route(Method::POST, "/v1/agent_projects/{}/session_tokens", Some("write"), Some(r#"{"ttl_seconds":1}"#)),
     route(Method::GET, "/v1/projects/{}/whoami", None, None),
+    route(Method::GET, "/v1/projects/{}/sessions", Some("read"), None),
+    route(Method::POST, "/v1/projects/{}/sessions", Some("write"), None),
 ];
 
 impl Route {
@@ -82,8 +93,8 @@ fn seen(reply: Reply) -> (u16, Vec<(String, String)>, Value) {
     (status, headers, reply.refused(status))
 }
 
-/// Two organizations: `acme`, and another with a key, a project, a provider key and a webhook
-/// endpoint.
+/// Two organizations: `acme`, and another with a key, a project, a provider key, a webhook endpoint
+/// and sessions.
 struct Neighbours {
     server: TestServer,
     their_admin: String,
@@ -91,6 +102,8 @@ struct Neighbours {
     their_model_key: u64,
     their_endpoint: u64,
     their_delivery: u64,
+    their_session: String,
+    their_project_session: String,
 }
 
 impl Neighbours {
@@ -119,11 +132,26 @@ impl Neighbours {
         let events =
             WebhookEvents::new(server.runner.app.for_function(WebhookEvents::NAME), Waker::Local(Arc::new(|_, _| {})));
         events.work(&Wake::Sweep).await.unwrap();
-        Self { server, their_admin, their_key, their_model_key, their_endpoint, their_delivery }
+        let session = async |path: &str| {
+            let created = server.post(path, json!({})).bearer(&their_admin).send().await.expect(201);
+            created["id"].as_str().unwrap().to_owned()
+        };
+        let their_session = session("/v1/sessions").await;
+        let their_project_session = session("/v1/projects/theirs/sessions").await;
+        Self {
+            server,
+            their_admin,
+            their_key,
+            their_model_key,
+            their_endpoint,
+            their_delivery,
+            their_session,
+            their_project_session,
+        }
     }
 
     /// Returns the other organization's resources, as it sees them.
-    async fn their_view(&self) -> [Value; 6] {
+    async fn their_view(&self) -> [Value; 7] {
         let read = async |path: &str| self.server.get(path).bearer(&self.their_admin).send().await.expect(200);
         let releases = read("/v1/agent_projects/theirs/releases").await;
         let endpoint = format!("/v1/webhook_endpoints/{}", self.their_endpoint);
@@ -134,6 +162,7 @@ impl Neighbours {
             releases,
             read(&endpoint).await,
             read(&format!("{endpoint}/deliveries")).await,
+            read("/v1/sessions").await,
         ]
     }
 
@@ -153,7 +182,18 @@ impl Neighbours {
         let missing = format!("{missing}/deliveries/{}", self.their_delivery ^ 1);
         let by_delivery =
             BY_DELIVERY.iter().map(|route| (route, route.to(server, &delivery), route.to(server, &missing)));
-        by_id.chain(by_slug).chain(by_model_key).chain(by_endpoint).chain(by_delivery).collect()
+        let missing = format!("sess_{}", "0".repeat(32));
+        let theirs = [
+            (format!("sessions/{}", self.their_session), format!("sessions/{missing}")),
+            (
+                format!("projects/theirs/sessions/{}", self.their_project_session),
+                format!("projects/missing/sessions/{missing}"),
+            ),
+        ];
+        let by_session = theirs.into_iter().flat_map(|(theirs, missing)| {
+            BY_SESSION.iter().map(move |route| (route, route.to(server, &theirs), route.to(server, &missing)))
+        });
+        by_id.chain(by_slug).chain(by_session).chain(by_model_key).chain(by_endpoint).chain(by_delivery).collect()
     }
 }
 

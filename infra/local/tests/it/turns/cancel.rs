@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use http::Method;
 use karta_local::provider::Script;
-use karta_shared::domain::TurnStatus;
+use karta_shared::{config::TurnLimits, domain::TurnStatus};
 use serde_json::{Value, json};
 
-use super::{ANTHROPIC, DIALECTS, Peer, TurnServer, assert_whole, failed};
+use super::{ANTHROPIC, DIALECTS, LIMITS, Peer, TurnServer, assert_whole, failed};
 
 /// An answer that outlasts every test.
 fn endless() -> Script {
@@ -23,7 +23,8 @@ fn turn_in_progress() -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cancelled_stream_ends_with_an_error() {
-    let turns = TurnServer::start().await;
+    // Long enough for two requests before the turn ends.
+    let turns = TurnServer::start_with(TurnLimits { renewal: Duration::from_secs(2), ..LIMITS }).await;
     for model in DIALECTS {
         let session = turns.session(model).await;
         turns.provider.push(endless());
