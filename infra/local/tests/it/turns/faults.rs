@@ -2,6 +2,7 @@
 //! session usable.
 
 use std::{
+    slice,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -66,6 +67,12 @@ fn assert_charged(turns: &TurnServer, turn: &Turn, charge: Charge, seen: usize) 
     }
 }
 
+fn push_all(turns: &TurnServer, scripts: &[Script]) {
+    for script in scripts {
+        turns.provider.push(script.clone());
+    }
+}
+
 /// Runs the scripts in a unary and in a streamed turn. Returns the replies to the unary ones.
 /// `seen` is the number of tokens that arrive; `requests` that of the requests upstream.
 async fn check(turns: &TurnServer, scripts: &[Script], end: End, charge: Charge, seen: usize) -> Vec<Reply> {
@@ -73,7 +80,7 @@ async fn check(turns: &TurnServer, scripts: &[Script], end: End, charge: Charge,
     for model in DIALECTS {
         let session = turns.session(model).await;
         let sent = turns.provider.ledger().len();
-        scripts.iter().for_each(|script| turns.provider.push(script.clone()));
+        push_all(turns, scripts);
         let reply = session.ask().send().await;
         assert_eq!(turns.ledger_after(sent).len(), scripts.len(), "{model} {scripts:?}");
         match end {
@@ -87,7 +94,7 @@ async fn check(turns: &TurnServer, scripts: &[Script], end: End, charge: Charge,
         assert_turn_ended(turns, &session, end, charge, seen).await;
         session.assert_usable().await;
 
-        scripts.iter().for_each(|script| turns.provider.push(script.clone()));
+        push_all(turns, scripts);
         let response = session.ask_streamed().open().await;
         match end {
             // A fault before the first byte is a status.
@@ -157,7 +164,7 @@ async fn errors_of_the_provider_are_classified() {
         (status(429, &error("rate_limit_error", "slow down"), Some(60)), 429, "provider_rate_limited"),
     ];
     for (script, expected, code) in cases {
-        let replies = check(&turns, &[script.clone()], Some((expected, code)), Charge::Nothing, 0).await;
+        let replies = check(&turns, slice::from_ref(&script), Some((expected, code)), Charge::Nothing, 0).await;
         for reply in replies {
             let retry_after = reply.headers.get("retry-after").map(|value| value.to_str().unwrap());
             assert_eq!(retry_after, (expected == 429).then_some("60"));
@@ -247,7 +254,7 @@ async fn resetting(response: &'static str) -> String {
     tokio::spawn(async move {
         while let Ok((mut connection, _)) = listener.accept().await {
             let mut request = [0; 4_096];
-            connection.read(&mut request).await.unwrap();
+            assert_ne!(connection.read(&mut request).await.unwrap(), 0);
             connection.write_all(response.as_bytes()).await.unwrap();
             sleep(Duration::from_millis(100)).await;
             connection.set_zero_linger().unwrap();

@@ -317,9 +317,9 @@ impl EventReader {
     /// Returns the next event; `None` at the end of the response.
     pub(crate) async fn next(&mut self) -> Option<Event> {
         loop {
-            if let Some((frame, rest)) = self.unread.split_once("\n\n") {
-                let event = Event::parse(frame);
-                self.unread = rest.to_owned();
+            if let Some(end) = self.unread.find("\n\n") {
+                let event = Event::parse(&self.unread[..end]);
+                self.unread.drain(..end + 2);
                 if event.is_some() {
                     return event;
                 }

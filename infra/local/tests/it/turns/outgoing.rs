@@ -84,7 +84,9 @@ async fn only_allowed_headers_reach_providers() {
             with_headers(session.ask_streamed()).open().await.text().await.unwrap();
             let sent = turns.ledger_after(sent);
             assert_eq!(sent.len(), 2);
-            sent.iter().for_each(|sent| assert_allowed(&turns, sent, provider, &key));
+            for sent in &sent {
+                assert_allowed(&turns, sent, provider, &key);
+            }
         }
     }
 }
