@@ -56,7 +56,14 @@ LINE_COMMENT = {
 }
 # Texts that are not ours, or are generated.
 NOT_OURS = re.compile(r"LICENSE|package-lock\.json|openapi\.json|\.lock$|requirements\.txt$|docs/permissions\.md$")
-MESSAGE_ROOTS = ("shared/src/", "functions/", "infra/local/src/", "sdk/typescript/src/", "infra/bootstrap/")
+MESSAGE_ROOTS = (
+    "shared/src/",
+    "functions/",
+    "infra/local/src/",
+    "sdk/typescript/src/",
+    "sdk/sessions/src/",
+    "infra/bootstrap/",
+)
 
 
 def tracked(paths):

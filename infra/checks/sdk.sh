@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds and type-checks the TypeScript client, compares it with openapi.json, tests it against a
-# local runner, checks its size and its package, and benchmarks it.
+# Builds, type-checks, tests and packs the TypeScript clients, and checks their sizes. Compares the
+# management client with openapi.json, tests it against a local runner and benchmarks it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -8,10 +8,13 @@ cargo build --locked -p karta-local
 KARTA_BIN=$(realpath "${CARGO_TARGET_DIR:-target}/debug/karta")
 export KARTA_BIN
 
-cd sdk/typescript
-for package in . contract; do
-  npm ci --prefix "$package" --ignore-scripts --no-audit --no-fund --loglevel=error
+for package in typescript typescript/contract sessions; do
+  npm ci --prefix "sdk/$package" --ignore-scripts --no-audit --no-fund --loglevel=error
 done
 for script in build typecheck contract test size check-pack bench; do
-  npm run --silent "$script"
+  npm run --prefix sdk/typescript --silent "$script"
+done
+# `npm run live` tests this client against a stack: see sdk/sessions/test/live.test.mts.
+for script in build typecheck test size check-pack; do
+  npm run --prefix sdk/sessions --silent "$script"
 done

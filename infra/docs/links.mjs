@@ -6,7 +6,7 @@ import { anchors, links } from "./page.mjs";
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
 const within = (folder) => readdirSync(join(root, folder)).filter((name) => name.endsWith(".md")).map((name) => join(folder, name));
-const pages = [...within("."), ...within("docs"), ...within("docs/decisions"), "sdk/typescript/README.md"];
+const pages = [...within("."), ...within("docs"), ...within("docs/decisions"), "sdk/typescript/README.md", "sdk/sessions/README.md"];
 const read = (path) => readFileSync(path, "utf8");
 
 const broken = [];

@@ -57,7 +57,7 @@ struct Follower {
     sender: EventSender,
 }
 
-/// What one look at the log brought.
+/// The result of one look at the log.
 enum Look {
     Nothing,
     Events,

@@ -35,6 +35,9 @@ pub struct RunningTurn<'a> {
     pub session: &'a SessionId,
     pub turn: &'a Turn,
     pub reservation: Option<&'a Reservation>,
+    /// For a process that did not run the turn: the end of the lease as read. A renewal since then
+    /// fails the settlement.
+    pub leased_until: Option<Timestamp>,
 }
 
 /// How a turn ended.
@@ -45,7 +48,7 @@ pub struct TurnEnd {
     pub stop_reason: Option<StopReason>,
     pub usage: TurnUsage,
     pub estimated: bool,
-    /// The parts of the answer; empty if there is none.
+    /// The parts of the answer; empty without an answer.
     pub answer: Vec<MessagePart>,
     /// Events that are not in the log yet: the number of the first and of the last one, and their
     /// frames.
@@ -93,7 +96,7 @@ pub async fn settle(
     mut known: Option<KnownCounters>,
     retention: Retention,
 ) -> Result<Turn, SettleError> {
-    let RunningTurn { organization, session, turn, reservation } = running;
+    let RunningTurn { organization, session, turn, reservation, leased_until } = running;
     let now = app.clock.now();
     let ended = Turn {
         status: end.status(),
@@ -127,6 +130,7 @@ pub async fn settle(
     });
     let settlement = TurnSettlement {
         session,
+        leased_until,
         turn: &ended,
         usage: SessionUsage::of_turn(&end.usage, cost(turn, &end.usage)),
         expires_at: retention.expires_at(now),

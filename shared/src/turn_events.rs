@@ -3,7 +3,10 @@
 //! A frame is one server-sent event. The log keeps frames as they were sent, so that a replay is
 //! identical. Its batches are frames in order, and each frame starts with its id.
 
-use std::str;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    fmt, str,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,12 +16,20 @@ use crate::domain::{Timestamp, TurnError};
 pub type Seq = u32;
 
 /// A part of a message, as it is sealed and shown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MessagePart {
     pub id: String,
     #[serde(rename = "type")]
     pub kind: PartKind,
     pub text: String,
+}
+
+/// Omits the text.
+impl fmt::Debug for MessagePart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.text.len();
+        f.debug_struct("MessagePart").field("id", &self.id).field("kind", &self.kind).field("bytes", &bytes).finish()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -135,7 +146,7 @@ pub fn parse_event_id(text: &str) -> Option<(&str, Seq)> {
 }
 
 /// Returns the frames of a batch whose numbers are above `after`, with the number of the last one.
-/// `None` if there are none.
+/// `None` if the batch has no such frame.
 pub fn frames_after(batch: &[u8], after: Seq) -> Option<(&[u8], Seq)> {
     let mut first = None;
     let (mut start, mut last) = (0, 0);
@@ -159,12 +170,15 @@ pub fn texts_of(frames: &[u8]) -> Vec<MessagePart> {
     struct LoggedData {
         part: Option<MessagePart>,
     }
-    let mut parts: Vec<MessagePart> = Vec::new();
+    let (mut parts, mut places) = (Vec::<MessagePart>::new(), HashMap::<String, usize>::new());
     for line in frames.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(b"data: ")) {
         let Ok(Logged { data: LoggedData { part: Some(part) } }) = serde_json::from_slice(line) else { continue };
-        match parts.iter_mut().find(|known| known.id == part.id) {
-            Some(known) => known.text.push_str(&part.text),
-            None => parts.push(part),
+        match places.entry(part.id.clone()) {
+            Entry::Occupied(place) => parts[*place.get()].text.push_str(&part.text),
+            Entry::Vacant(place) => {
+                place.insert(parts.len());
+                parts.push(part);
+            }
         }
     }
     parts

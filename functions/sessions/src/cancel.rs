@@ -1,5 +1,5 @@
 //! `POST …/sessions/{id}/cancel`: asks the running turn to end. It ends at the next renewal of its
-//! lease, in whichever process it runs.
+//! lease, also in another process.
 
 use std::marker::PhantomData;
 

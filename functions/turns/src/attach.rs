@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use crate::messages::{Input, Output, stored_error};
 
-/// What an `Idempotency-Key` stands for.
+/// The earlier turn of an `Idempotency-Key`.
 pub(crate) enum Attached {
     Nothing,
     /// A turn that runs or has an answer.

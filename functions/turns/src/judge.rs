@@ -169,7 +169,8 @@ where
         fingerprint: &key.fingerprint,
         replaces: replaced,
     });
-    let leased_until = leased_until(app, now);
+    // Reading a long conversation takes time.
+    let leased_until = leased_until(app, app.clock.now());
     let claim = TurnClaim { session, turn, message: &message, leased_until, reservation, request };
     let mut transaction = app.store.transaction();
     transaction.claim_turn(organization, &claim, now)?;

@@ -13,7 +13,10 @@ mod provider;
 mod run;
 
 use http::Method;
-use karta_shared::http::{OrganizationSessions, ProjectSessions, RouteTable};
+use karta_shared::{
+    config,
+    http::{OrganizationSessions, ProjectSessions, RouteTable},
+};
 
 use self::messages::MessagesCreate;
 
@@ -21,7 +24,9 @@ use self::messages::MessagesCreate;
 pub const NAME: &str = "turns";
 
 pub fn routes() -> RouteTable {
+    // A customer's base URL must not lead to this stack.
     RouteTable::new(NAME)
+        .with_settings(|| config::own_hosts().map(drop))
         .route::<MessagesCreate<OrganizationSessions>>(Method::POST, "/v1/sessions/{id}/messages")
         .route::<MessagesCreate<ProjectSessions>>(Method::POST, "/v1/projects/{ref}/sessions/{id}/messages")
 }

@@ -28,8 +28,8 @@ const MAX_TEXT_BYTES: usize = 1_000_000;
 /// Maximum body size, which leaves room for escapes.
 const BODY_MAX: usize = 4 << 20;
 pub(crate) const MAX_TOKENS_DEFAULT: u32 = 4_096;
-/// Longer than the deadline of a turn whose answer is not streamed.
-const DEADLINE: Duration = Duration::from_secs(290);
+/// Longer than the deadline of a turn whose answer is not streamed, and its settlement.
+const DEADLINE: Duration = Duration::from_secs(330);
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -126,27 +126,45 @@ const fn own_base_url(provider: Provider) -> &'static str {
 impl Providers {
     /// Sends a request and waits for the head of an event stream. Repeats it once after a 429 with a
     /// short `Retry-After` and after a 5xx. Nothing of the answer has reached the client by then.
-    pub(crate) async fn call(&self, app: &App, target: &Target, body: &[u8]) -> Result<Response, Failure> {
-        let first = match self.attempt(app, target, body).await {
+    ///
+    /// `may_be_billed` is true while the provider may have accepted a request: it stays true if the call
+    /// fails without an answer or is dropped.
+    pub(crate) async fn call(
+        &self,
+        app: &App,
+        target: &Target,
+        body: &[u8],
+        may_be_billed: &mut bool,
+    ) -> Result<Response, Failure> {
+        let first = match self.attempt(app, target, body, may_be_billed).await {
             Ok(response) => return Ok(response),
             Err(rejected) => rejected,
         };
         let Some(pause) = first.pause() else { return Err(first.failure) };
         sleep(pause).await;
-        self.attempt(app, target, body).await.map_err(|second| second.failure)
+        self.attempt(app, target, body, may_be_billed).await.map_err(|second| second.failure)
     }
 
-    async fn attempt(&self, app: &App, target: &Target, body: &[u8]) -> Result<Response, Rejected> {
+    async fn attempt(
+        &self,
+        app: &App,
+        target: &Target,
+        body: &[u8],
+        may_be_billed: &mut bool,
+    ) -> Result<Response, Rejected> {
         let request = self.request(app, target).await.map_err(|fault| {
             tracing::warn!(provider = target.provider.as_str(), %fault, "provider request not sent");
             Rejected::from(TurnError::ProviderError)
         })?;
+        *may_be_billed = true;
         let sent = timeout(app.turn_limits.head, request.body(body.to_vec()).send()).await;
         let response = match sent {
             Err(_) => return Err(TurnError::ProviderTimeout.into()),
             Ok(Err(error)) => {
                 let fault = causes(&error).last().map(ToString::to_string).unwrap_or_default();
                 tracing::warn!(provider = target.provider.as_str(), fault, "provider request failed");
+                // Without a connection nothing was sent.
+                *may_be_billed = !error.is_connect();
                 let is_timeout = error.is_timeout();
                 let failed = if is_timeout { TurnError::ProviderTimeout } else { TurnError::ProviderError };
                 return Err(failed.into());
@@ -159,6 +177,7 @@ impl Providers {
         if response.status().is_success() && is_event_stream {
             return Ok(response);
         }
+        *may_be_billed = false;
         Err(Rejected::read(app, target, response).await)
     }
 

@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    event_log::{EventLog, LoggedTurn},
+    event_log::{Batch, EventLog, LoggedTurn},
     messages::json_bytes,
     provider::{Failure, PROVIDERS, Target},
 };
@@ -39,6 +39,12 @@ const SLOW_CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_EVENT_TEXT_BYTES: usize = 32 << 10;
 /// Maximum size of an answer as JSON. A larger one does not fit into a transaction.
 const MAX_ANSWER_BYTES: usize = 2_500_000;
+/// Maximum parts of an answer.
+const MAX_PARTS: usize = 256;
+/// How far a provider's count of output may pass the limit that was requested. A higher count is cut.
+const OUTPUT_MARGIN: u64 = 10_000;
+/// The tokens that a provider may add to a prompt.
+const INPUT_MARGIN: u64 = 100_000;
 /// Pause between attempts to settle.
 const SETTLE_PAUSE: Duration = Duration::from_millis(500);
 
@@ -83,7 +89,7 @@ pub(crate) struct Signals {
 /// What the stream has brought so far.
 struct Progress {
     outcome: Outcome,
-    /// Whether the provider has accepted the request, and may bill it.
+    /// Whether the provider may have accepted the request, and bills it.
     is_billed: bool,
     parts: Vec<ProgressPart>,
     output_bytes: usize,
@@ -92,6 +98,8 @@ struct Progress {
     seq: Seq,
     log: EventLog,
     sender: Option<EventSender>,
+    /// Whether the client has stopped to read. It gets no further events, and can resume from the log.
+    is_client_slow: bool,
 }
 
 struct ProgressPart {
@@ -139,10 +147,9 @@ impl TurnTask {
     /// Reads the provider's stream to its end. Fails if the turn must end without an answer.
     async fn read(&mut self, progress: &mut Progress, began: oneshot::Sender<()>) -> Result<(), Cut> {
         let body = std::mem::take(&mut self.body);
-        let mut response = PROVIDERS.call(&self.app, &self.target, &body).await?;
+        let mut response = PROVIDERS.call(&self.app, &self.target, &body, &mut progress.is_billed).await?;
         // An answer may take minutes, and the conversation megabytes.
         drop(body);
-        progress.is_billed = true;
         began.send(()).ok();
         let (mut decoder, mut deltas) = (self.target.dialect.decoder(), Vec::new());
         while let Some(bytes) = next_chunk(&self.app, &mut response).await? {
@@ -178,7 +185,7 @@ impl TurnTask {
         };
         progress.output_bytes += text.len();
         progress.json_bytes += json_bytes(&text);
-        if progress.json_bytes > MAX_ANSWER_BYTES {
+        if progress.json_bytes > MAX_ANSWER_BYTES || progress.parts.len() > MAX_PARTS {
             tracing::warn!(turn_id = %self.turn.id, "provider sent an answer that is too large to store");
             return Err(Failure::from(TurnError::ProviderError).into());
         }
@@ -192,11 +199,9 @@ impl TurnTask {
     /// Sends one event to the client and to the log.
     async fn send(&self, progress: &mut Progress, kind: PartKind, provider_part: u32, text: &str) -> Result<(), Cut> {
         let slot = progress.log.slot().await.ok_or(Cut::Failed(TurnError::Internal.into()))?;
-        if let Some(sender) = &progress.sender
-            && !timeout(SLOW_CLIENT_TIMEOUT, sender.ready()).await.unwrap_or(false)
-        {
-            // The client can resume from the log.
-            progress.sender = None;
+        if let Some(sender) = progress.sender.as_ref().filter(|_| !progress.is_client_slow) {
+            // The response stays open until the turn is settled, because a function is frozen at its end.
+            progress.is_client_slow = timeout(SLOW_CLIENT_TIMEOUT, sender.ready()).await.is_err();
         }
         // From here on nothing waits: a turn that is cut off has sent the events that it has logged.
         let now = self.app.clock.now();
@@ -218,7 +223,7 @@ impl TurnTask {
         if progress.seq == 1 {
             self.app.metrics.turn_first_event(now, now.since(self.turn.started_at));
         }
-        if let Some(sender) = &progress.sender {
+        if let Some(sender) = progress.sender.as_ref().filter(|_| !progress.is_client_slow) {
             sender.send_now(frame);
         }
         Ok(())
@@ -250,8 +255,8 @@ impl TurnTask {
 
     /// Stores the end of the turn, then sends the last event.
     async fn settle(self, progress: Progress, failure: Option<Failure>) -> Ended {
-        let Progress { outcome, is_billed, parts, output_bytes, seq, log, sender, .. } = progress;
-        let (usage, estimated) = metered(&outcome, is_billed, self.turn.input_estimate, output_bytes);
+        let Progress { outcome, is_billed, parts, output_bytes, seq, log, sender, is_client_slow, .. } = progress;
+        let (usage, estimated) = metered(&outcome, is_billed, &self.turn, output_bytes);
         let answer: Vec<_> = parts.into_iter().map(|part| part.part).collect();
         let stop_reason = stop_reason(&outcome);
         let now = self.app.clock.now();
@@ -265,11 +270,11 @@ impl TurnTask {
             frame(&self.session, &self.turn, seq + 1, now, &event)
         };
         let Ok(last) = last else { return self.unsettled(answer, seq, sender).await };
-        let Some(unwritten) = log.finish().await else {
+        let unwritten = log.finish().await.unwrap_or_else(|| {
+            // The answer and its usage count more than the replay of its events.
             tracing::error!(turn_id = %self.turn.id, "turn events not written");
-            self.app.metrics.turn_settle_failed(now);
-            return self.unsettled(answer, seq, sender).await;
-        };
+            Batch::default()
+        });
         let end = TurnEnd {
             error: failure.as_ref().map(|failure| failure.error),
             stop_reason: failure.is_none().then_some(stop_reason),
@@ -285,6 +290,12 @@ impl TurnTask {
         }
         match self.store_end(&end).await {
             Some(turn) => {
+                let context = TurnEventContext { session_id: self.session.as_str(), turn_id: turn.id.as_str() };
+                let last = if is_client_slow {
+                    context.unlogged_error(seq, now, TurnError::Interrupted).unwrap_or(last)
+                } else {
+                    last
+                };
                 send_last(sender, last).await;
                 Ended { turn, answer: end.answer, failure }
             }
@@ -307,6 +318,7 @@ impl TurnTask {
                 session: &self.session,
                 turn: &self.turn,
                 reservation: self.reservation.as_ref(),
+                leased_until: None,
             };
             match settle(&self.app, running, end, known.take(), self.retention).await {
                 Ok(turn) => return Some(turn),
@@ -340,6 +352,11 @@ impl TurnTask {
     /// Another process has settled the turn.
     async fn abandon(self, progress: Progress) -> Ended {
         progress.log.abort();
+        if let Some(reservation) = &self.reservation
+            && let Err(fault) = self.app.store.release_reservation(reservation).await
+        {
+            tracing::error!(turn_id = %self.turn.id, %fault, "reservation not released");
+        }
         let answer = progress.parts.into_iter().map(|part| part.part).collect();
         tracing::error!(turn_id = %self.turn.id, "lease lost");
         self.unsettled(answer, progress.seq, progress.sender).await
@@ -374,6 +391,7 @@ impl Progress {
             seq: 0,
             log,
             sender: task.sender.take(),
+            is_client_slow: false,
         }
     }
 }
@@ -401,7 +419,8 @@ impl From<serde_json::Error> for Cut {
 /// Renews the turn's lease, and returns when something cuts the turn off.
 async fn cut_off(app: &App, organization: Id, session: &SessionId, turn: &Turn) -> Cut {
     let deadline = if turn.is_streamed { app.turn_limits.streamed } else { app.turn_limits.unary };
-    let deadline = Instant::now() + deadline;
+    // The request came before the claim.
+    let deadline = Instant::now() + deadline.saturating_sub(app.clock.now().since(turn.started_at));
     let mut leased_to = leased_until(app, turn.started_at);
     loop {
         let next = (Instant::now() + app.turn_limits.renewal).min(deadline);
@@ -492,17 +511,28 @@ fn stop_reason(outcome: &Outcome) -> StopReason {
 /// Returns a turn's usage, and whether it is estimated. The provider's final report counts. If it
 /// never came, the input is an earlier report's or the estimate, and the output is at least what was
 /// seen.
-fn metered(outcome: &Outcome, is_billed: bool, input_estimate: u64, output_bytes: usize) -> (TurnUsage, bool) {
+fn metered(outcome: &Outcome, is_billed: bool, turn: &Turn, output_bytes: usize) -> (TurnUsage, bool) {
     if !is_billed {
         return (TurnUsage::default(), false);
     }
     let seen = estimate_tokens(output_bytes);
     let Some(reported) = outcome.usage else {
-        return (TurnUsage { input_tokens: input_estimate, output_tokens: seen, ..TurnUsage::default() }, true);
+        return (TurnUsage { input_tokens: turn.input_estimate, output_tokens: seen, ..TurnUsage::default() }, true);
     };
     let ReportedUsage { input_tokens, output_tokens, cache_read_tokens, cache_write_tokens } = reported;
     let is_final = outcome.is_complete && outcome.is_usage_final;
     let output_tokens = if is_final { output_tokens } else { output_tokens.max(seen) };
-    let usage = TurnUsage { input_tokens, output_tokens, cache_read_tokens, cache_write_tokens };
-    (usage, !is_final)
+    // A provider that reports more than can be is wrong, and its numbers must not harm the sums.
+    let max_input = turn.input_estimate.saturating_mul(4).saturating_add(INPUT_MARGIN);
+    let usage = TurnUsage {
+        input_tokens: input_tokens.min(max_input),
+        output_tokens: output_tokens.min(turn.max_tokens.saturating_mul(2).saturating_add(OUTPUT_MARGIN)),
+        cache_read_tokens: cache_read_tokens.min(max_input),
+        cache_write_tokens: cache_write_tokens.min(max_input),
+    };
+    let is_cut = usage != TurnUsage { input_tokens, output_tokens, cache_read_tokens, cache_write_tokens };
+    if is_cut {
+        tracing::warn!(turn_id = %turn.id, "provider reported impossible usage");
+    }
+    (usage, !is_final || is_cut)
 }

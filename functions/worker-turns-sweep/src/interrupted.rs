@@ -5,21 +5,22 @@ use karta_shared::{
     config::Ring,
     domain::{Id, SessionId, TurnError, TurnStatus, TurnUsage},
     settlement::{RunningTurn, SettleError, TurnEnd, estimate_tokens, settle},
-    store::{DueTurn, Reservation, StoredTurn},
+    store::{DueTurn, Reservation, StoreError, StoredTurn},
     transcripts::{TranscriptContext, TranscriptPart},
     turn_events::{MessagePart, Seq, TurnEvent, TurnEventContext, texts_of},
     worker::Fault,
 };
 
 /// Settles a turn whose lease has ended. Its input is the estimate, its output what the log has.
-pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<(), Fault> {
+/// Returns false if there was nothing to do.
+pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault> {
     let DueTurn { organization_id: organization, session_id: session, turn_id } = due;
-    let Some(stored) = app.store.turn(*organization, session, turn_id).await? else { return Ok(()) };
+    let Some(stored) = app.store.turn(*organization, session, turn_id).await? else { return Ok(false) };
     // The index may be behind a renewal.
     let is_due =
         stored.turn.status == TurnStatus::Running && stored.leased_until.is_some_and(|until| until <= app.clock.now());
     if !is_due {
-        return Ok(());
+        return Ok(false);
     }
     let (last_seq, answer) = logged(app, *organization, session, &stored).await?;
     let output_bytes: usize = answer.iter().map(|part| part.text.len()).sum();
@@ -42,14 +43,27 @@ pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<(), Fault> {
         events: Some((last_seq + 1, last_seq + 1, frame)),
     };
     let reservation: Option<Reservation> = stored.reservation()?;
-    let running = RunningTurn { organization: *organization, session, turn, reservation: reservation.as_ref() };
-    match settle(app, running, &end, None, app.session_retention).await {
+    let running = RunningTurn {
+        organization: *organization,
+        session,
+        turn,
+        reservation: reservation.as_ref(),
+        leased_until: stored.leased_until,
+    };
+    let mut settled = settle(app, running, &end, None, app.session_retention).await;
+    if let Err(SettleError::Store(StoreError::Fault(fault)) | SettleError::Encoding(fault)) = &settled {
+        // An answer that cannot be stored must not keep the session locked.
+        tracing::error!(turn_id = %turn.id, fault, "answer of an interrupted turn dropped");
+        let end = TurnEnd { answer: Vec::new(), ..end };
+        settled = settle(app, running, &end, None, app.session_retention).await;
+    }
+    match settled {
         Ok(turn) => {
             tracing::warn!(turn_id = %turn.id, session_id = %session, "interrupted turn settled");
             app.metrics.turn_interrupted(app.clock.now());
-            Ok(())
+            Ok(true)
         }
-        Err(SettleError::AlreadySettled) => Ok(()),
+        Err(SettleError::AlreadySettled) => Ok(false),
         Err(fault) => Err(fault.into()),
     }
 }
@@ -75,7 +89,11 @@ async fn logged(
             }
             let context = TranscriptContext { organization, session, turn };
             let part = TranscriptPart::Events { first_seq: batch.first_seq };
-            frames.extend_from_slice(&context.open(&ring, part, &batch.content)?);
+            match context.open(&ring, part, &batch.content) {
+                Ok(opened) => frames.extend_from_slice(&opened),
+                // The turn must end also without these events.
+                Err(fault) => tracing::error!(turn_id = %turn, %fault, "events of an interrupted turn not opened"),
+            }
         }
     }
     Ok((last_seq, texts_of(&frames)))

@@ -3,14 +3,20 @@
 
 mod interrupted;
 
+use std::time::Duration;
+
 use karta_shared::{
     App,
     config::{Ring, Secret},
     worker::{Fault, Wake, Worker, of_organization},
 };
+use tokio::time::timeout;
 
 /// Maximum rounds of a sweep, which ends when nothing is due.
 const MAX_ROUNDS: usize = 20;
+
+/// Time limit for one turn, so that a large one does not delay the others for long.
+const TURN_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
 pub struct TurnsSweep {
@@ -42,16 +48,17 @@ impl Worker for TurnsSweep {
             let sessions = self.app.store.due_sessions(now).await?.items;
             let mut is_idle = true;
             for due in turns {
-                is_idle = false;
-                let settled = interrupted::settle_turn(&self.app, &due).await;
-                outcome = settled.map_err(of_organization(due.organization_id)).and(outcome);
+                let settled = timeout(TURN_TIMEOUT, interrupted::settle_turn(&self.app, &due)).await;
+                let settled = settled.unwrap_or_else(|_| Err(format!("no settlement within {TURN_TIMEOUT:?}").into()));
+                is_idle &= !matches!(settled, Ok(true));
+                outcome = settled.map(drop).map_err(of_organization(due.organization_id)).and(outcome);
             }
             for due in sessions {
                 let deleted = self.app.store.delete_session_content(due.organization_id, &due.session_id, now).await;
                 is_idle &= !matches!(deleted, Ok(true));
                 outcome = deleted.map(drop).map_err(of_organization(due.organization_id)).and(outcome);
             }
-            if is_idle || outcome.is_err() {
+            if is_idle {
                 break;
             }
         }

@@ -9,7 +9,7 @@ import { blocks } from "../page.mjs";
 
 const root = fileURLToPath(new URL("../../..", import.meta.url));
 const read = (path) => readFileSync(join(root, path), "utf8");
-const PAGES = ["README.md", "CONTRIBUTING.md", "sdk/typescript/README.md", ...readdirSync(join(root, "docs")).filter((name) => name.endsWith(".md")).map((name) => `docs/${name}`)];
+const PAGES = ["README.md", "CONTRIBUTING.md", "sdk/typescript/README.md", "sdk/sessions/README.md", ...readdirSync(join(root, "docs")).filter((name) => name.endsWith(".md")).map((name) => `docs/${name}`)];
 
 /** The caller's variables, and patterns of their use in shell blocks. */
 const VARIABLES = [
@@ -32,6 +32,8 @@ for (const { name, uses } of VARIABLES) {
   });
 }
 
-test("the client reads KARTA_BASE_URL", () => {
-  assert.deepEqual([...read("sdk/typescript/src/options.ts").matchAll(/environment\("(\w+)"\)/g)].map(([, name]) => name), ["KARTA_BASE_URL"]);
-});
+for (const client of ["typescript", "sessions"]) {
+  test(`the client ${client} reads KARTA_BASE_URL`, () => {
+    assert.deepEqual([...read(`sdk/${client}/src/options.ts`).matchAll(/environment\("(\w+)"\)/g)].map(([, name]) => name), ["KARTA_BASE_URL"]);
+  });
+}

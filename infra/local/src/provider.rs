@@ -36,6 +36,8 @@ use tokio::{
 pub const TOKEN_BYTES: usize = 4;
 /// The words of the answers, each with its blank one token.
 const WORDS: [&str; 8] = ["one ", "two ", "six ", "ten ", "red ", "sky ", "sea ", "sun "];
+/// An error in a response discards what is still buffered, so a cut waits for its flush.
+const FLUSH_TIME: Duration = Duration::from_millis(50);
 const MAX_BODY_BYTES: usize = 16 << 20;
 
 /// How the provider answers a request.
@@ -170,6 +172,11 @@ impl FakeProvider {
     /// Appends a script for one request.
     pub fn push(&self, script: Script) {
         self.lock().next.push_back(script);
+    }
+
+    /// Drops the scripts that no request has used.
+    pub fn clear(&self) {
+        self.lock().next.clear();
     }
 
     /// Returns the requests so far, in the order of their arrival.
@@ -450,8 +457,9 @@ impl Stream {
         Ok(())
     }
 
-    /// Breaks the connection inside the response.
+    /// Breaks the connection inside the response, after its tokens have left.
     async fn cut(&self) -> Result<(), Ended> {
+        sleep(FLUSH_TIME).await;
         self.sender.send(Err(io::Error::other("cut by the script"))).await.ok();
         Err(Ended)
     }

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -107,8 +108,9 @@ pub struct Runner {
 }
 
 impl Runner {
-    pub async fn start(options: Options) -> Result<Self> {
-        Box::pin(Self::start_with_proxy(options, None)).await
+    /// Boxed without its type, because the compiler limits how deep the types of futures nest.
+    pub fn start(options: Options) -> Pin<Box<dyn Future<Output = Result<Self>>>> {
+        Box::pin(Self::start_with_proxy(options, None))
     }
 
     /// Like [`start`](Self::start), but the SDK calls the URL that `proxy` returns for the store's

@@ -45,10 +45,20 @@ interface Calls {
 }
 
 /**
- * Operations that the client does not call: for load balancers and readers, and a route's second
- * path.
+ * Operations that the client does not call: for load balancers and readers, a route's second path,
+ * and sessions, which have their own client.
  */
-type Others = "docsGet" | "healthz" | "openapiGet" | "sessionTokensCreateUnversioned";
+type Others = "docsGet" | "healthz" | "openapiGet" | "sessionTokensCreateUnversioned" | Conversation | `project${Capitalize<Conversation>}`;
+
+type Conversation =
+  | "messagesCreate"
+  | "messagesList"
+  | "sessionStreamGet"
+  | "sessionsCancel"
+  | "sessionsCreate"
+  | "sessionsDelete"
+  | "sessionsGet"
+  | "sessionsList";
 
 /**
  * `mint` without its aliases. The client omits `user_id` for no user; the API also accepts `null`.

@@ -213,7 +213,7 @@ assert.deepEqual(left.sort(), ALIASES, "fields of the client that are not compar
 const lines = documented.getProperties().map(({ valueDeclaration }) => valueDeclaration);
 attempt("renamed", lines.map(rename), lines.map(({ name }) => [name.text, [name.text, `renamed ${name.text}`]]));
 const isKey = (node) => ts.isPropertySignature(node) && node.name.text === "Idempotency-Key";
-const idempotent = lines.filter((line) => nodesIn([line], isKey).length > 0);
+const idempotent = lines.filter((line) => operations.has(line.name.text) && nodesIn([line], isKey).length > 0);
 attempt("without Idempotency-Key", nodesIn(idempotent, isKey).map(rename), idempotent.map(({ name }) => [name.text, [`${name.text}.idempotent`]]));
 
 if (undetected.length > 0) throw new Error(`undetected changes:\n${undetected.join("\n")}`);

@@ -31,8 +31,8 @@ pub struct ModelRule<'a> {
 const DEFAULT: &str = "default";
 
 impl ModelRule<'_> {
-    /// Chooses a turn's model. `is_priced` tells whether a model has a price, `has_key` whether the
-    /// organization has an active key of a provider.
+    /// Chooses a turn's model. `is_priced` returns whether a model has a price, `has_key` whether
+    /// the organization has an active key of a provider.
     pub fn choose(
         self,
         requested: Option<&str>,

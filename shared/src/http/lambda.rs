@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     app::{App, Needs},
-    config::{self, Secret},
+    config::{self, ConfigError, Secret},
     telemetry,
 };
 
@@ -41,6 +41,7 @@ pub struct RouteTable {
     /// Serves requests without an entry.
     fallback: Serve,
     secrets: Vec<Secret>,
+    check_settings: fn() -> Result<(), ConfigError>,
     uses_store: bool,
     /// Whether a route of the table streams. The whole function does then.
     streams: bool,
@@ -73,6 +74,7 @@ impl RouteTable {
             routes: Vec::new(),
             fallback: serve_boxed::<Unlisted>,
             secrets: Vec::new(),
+            check_settings: || Ok(()),
             uses_store: false,
             streams: false,
             has_empty_responses: false,
@@ -102,6 +104,12 @@ impl RouteTable {
         self.streams |= R::STREAMS;
         self.has_empty_responses |= R::STATUS == 204;
         self
+    }
+
+    /// Checks further settings when the function starts.
+    #[must_use]
+    pub fn with_settings(self, check_settings: fn() -> Result<(), ConfigError>) -> Self {
+        Self { check_settings, ..self }
     }
 
     /// Returns the name of the function.
@@ -139,6 +147,7 @@ impl RouteTable {
     async fn serve_events(self) -> Result<(), lambda_runtime::Error> {
         telemetry::init(telemetry::Output::Stdout, "info")?;
         self.check()?;
+        (self.check_settings)()?;
         let needs = Needs { secrets: self.secrets.clone(), store: self.uses_store };
         let app = App::deployed(self.function, needs).await?;
         let streams = self.streams && config::streams_responses()?;

@@ -1,4 +1,4 @@
-//! What the routes of sessions share: their two families of paths, the sessions that a caller
+//! Shared by the routes of sessions: their two families of paths, the sessions that a caller
 //! reaches, and the resources that responses show.
 
 use std::marker::PhantomData;

@@ -117,7 +117,7 @@ pub(super) fn read_hold(item: &Item, attribute: &str) -> Result<Amount, StoreErr
     amount.ok_or_else(|| StoreError::Fault(format!("hold {attribute} is not an amount")))
 }
 
-/// What running turns hold in an item, by attribute.
+/// The amounts that running turns hold in an item, by attribute.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Holds(BTreeMap<String, Amount>);
 

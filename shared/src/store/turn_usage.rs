@@ -15,8 +15,8 @@ use super::{
 };
 use crate::domain::{Id, Month, Timestamp, UsageEvent};
 
-/// What the counters of an organization and of a key lineage in a month were read to be: the
-/// models, and what running turns hold.
+/// The counters of an organization and of a key lineage in a month, as they were read: their models,
+/// and the amounts that running turns hold.
 #[derive(Debug, Clone)]
 pub struct KnownCounters {
     lineage: LineageMonth,

@@ -89,6 +89,8 @@ pub struct TurnClaim<'a, R> {
 #[derive(Debug)]
 pub struct TurnSettlement<'a> {
     pub session: &'a SessionId,
+    /// Settle only if the lease still ends at this time.
+    pub leased_until: Option<Timestamp>,
     /// The turn as it ended.
     pub turn: &'a Turn,
     /// The amounts that the turn adds to its session's sums.
@@ -403,7 +405,7 @@ impl Transaction {
         settlement: &TurnSettlement<'_>,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let TurnSettlement { session, turn, usage, expires_at, message, events } = settlement;
+        let TurnSettlement { session, leased_until, turn, usage, expires_at, message, events } = settlement;
         let last_turn = attribute(&LastTurn::new(turn))?;
         self.update(Table::Sessions, &Key::session(organization, session), Conflict::TurnSettled, |update| {
             update
@@ -423,9 +425,14 @@ impl Transaction {
         // Without the attributes of the lease and the reservation.
         let key = Key::turn(organization, session, &turn.id);
         self.put(Table::Sessions, &key, turn, Conflict::TurnSettled, |put| {
-            put.condition_expression(IS_RUNNING)
-                .expression_attribute_names("#status", "status")
-                .expression_attribute_values(":running", running())
+            let put =
+                put.expression_attribute_names("#status", "status").expression_attribute_values(":running", running());
+            match leased_until {
+                None => put.condition_expression(IS_RUNNING),
+                Some(until) => put
+                    .condition_expression(format!("{IS_RUNNING} AND due_at = :due"))
+                    .expression_attribute_values(":due", AttributeValue::S(until.to_string())),
+            }
         })?;
         if let Some(message) = message {
             self.insert_message(organization, session, message)?;

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     aws,
-    fixture::{ADDRESS, Fixture, HOST, METHOD_ARN, STRIPE_SECRET, id, log},
+    fixture::{ADDRESS, Fixture, HOST, IDEMPOTENCY_KEY, METHOD_ARN, STRIPE_SECRET, id, log, message},
 };
 
 /// An event for a function, and the expected result.
@@ -27,6 +27,8 @@ enum Expected {
     Status(u16),
     /// A response with this status and this field in its body.
     Field(u16, &'static str, Value),
+    /// A streamed response whose last event is `done`.
+    Stream,
     Allow,
     /// An empty result of a worker.
     Done,
@@ -39,6 +41,10 @@ impl Event {
             Expected::Field(status, field, value) => {
                 let body: Value = serde_json::from_str(answer["body"].as_str().unwrap_or_default())?;
                 answer["statusCode"] == *status && body[field] == *value
+            }
+            Expected::Stream => {
+                let body = answer["body"].as_str().unwrap_or_default();
+                answer["statusCode"] == 200 && answer["streamed"] == true && body.contains("\nevent: done\n")
             }
             Expected::Allow => answer["policyDocument"]["Statement"][0]["Effect"] == "Allow",
             Expected::Done => answer.is_null(),
@@ -161,6 +167,9 @@ pub(crate) async fn event(fixture: &Fixture, case: &str, number: usize) -> Resul
         let event = request.event(&fixture.session, &fixture.session_context, &[]);
         return Ok(Event { event, expected: Expected::Field(200, "kind", json!("session")) });
     }
+    if let Some(event) = session_event(fixture, case) {
+        return Ok(event);
+    }
     if case.starts_with("internal-") {
         return service_event(fixture, case, number).await;
     }
@@ -173,6 +182,24 @@ pub(crate) async fn event(fixture: &Fixture, case: &str, number: usize) -> Resul
     };
     let event = request.event(&fixture.admin, &fixture.admin_context, &[]);
     Ok(Event { event, expected: Expected::Status(status) })
+}
+
+/// Returns the event of a function of sessions. `turns` attaches to a turn that ended, because it
+/// calls providers by `https` only.
+fn session_event(fixture: &Fixture, function: &str) -> Option<Event> {
+    const SESSION: &str = "/v1/sessions/{id}";
+    const MESSAGES: &str = "/v1/sessions/{id}/messages";
+    let (request, headers, expected) = match function {
+        "sessions" => (Request::get(SESSION), vec![], Expected::Status(200)),
+        "turns" => {
+            let headers = vec![("Idempotency-Key", IDEMPOTENCY_KEY.to_owned())];
+            (Request::post(MESSAGES, message()), headers, Expected::Stream)
+        }
+        "turn-streams" => (Request::get("/v1/sessions/{id}/stream"), vec![], Expected::Stream),
+        _ => return None,
+    };
+    let request = request.variable("id", &fixture.conversation);
+    Some(Event { event: request.event(&fixture.admin, &fixture.admin_context, &headers), expected })
 }
 
 fn public_request(function: &str) -> Option<(Request<'static>, u16)> {
@@ -403,7 +430,7 @@ async fn worker_event(fixture: &Fixture, case: &str, number: usize) -> Result<Op
             change(number).await?;
             schedule()
         }
-        "worker-expiry-notices" | "worker-model-keys-reseal" => schedule(),
+        "worker-expiry-notices" | "worker-model-keys-reseal" | "worker-turns-sweep" => schedule(),
         "worker-budget-checks" => {
             change(number).await?;
             stream_event([(format!("BDG#{}", fixture.organization), "CHECK".to_owned())])

@@ -5,16 +5,17 @@ use anyhow::{Context, Result, ensure};
 use crate::{aws::MALFORMED, lambda::Lambda};
 
 /// Variables with a default.
-const OPTIONAL: [&str; 6] = [
+const OPTIONAL: [&str; 7] = [
     "KARTA_BCRYPT_COST",
     "KARTA_INTERNAL_ALLOWED_IPS",
     "KARTA_INTERNAL_HOSTS",
     "KARTA_PRICES",
     "KARTA_PROVIDER_BASE_URLS",
+    "KARTA_RESPONSE_TRANSFER_MODE",
     "KARTA_SESSION_RETENTION_DAYS",
 ];
 /// Invalid values of variables, except those with the id of a secret.
-const INVALID: [(&str, &str); 12] = [
+const INVALID: [(&str, &str); 13] = [
     ("KARTA_TABLE", "a table"),
     ("KARTA_CREDENTIALS_TABLE", "a table"),
     ("KARTA_OUTBOX_TABLE", "a table"),
@@ -26,6 +27,7 @@ const INVALID: [(&str, &str); 12] = [
     ("KARTA_INTERNAL_HOSTS", "https://example.com"),
     ("KARTA_PRICES", "{"),
     ("KARTA_PROVIDER_BASE_URLS", "{"),
+    ("KARTA_RESPONSE_TRANSFER_MODE", "STREAM"),
     ("KARTA_SESSION_RETENTION_DAYS", "0"),
 ];
 

@@ -3,11 +3,14 @@ use std::{collections::BTreeMap, sync::Arc};
 use anyhow::{Context, Result, ensure};
 use authorizer::Authorizer;
 use http::{Method, StatusCode};
-use karta_local::{Options, Runner};
+use karta_local::{
+    Options, Runner,
+    provider::{FakeProvider, Script},
+};
 use karta_shared::{
     clock::SystemClock,
     config::{Deadlines, SecretSource, TurnLimits},
-    domain::{InternalGuard, Reach, Slug},
+    domain::{InternalGuard, Provider, ProviderBaseUrls, Reach, Slug},
     entropy::OsEntropy,
     worker::{Wake, Worker},
 };
@@ -22,6 +25,7 @@ pub(crate) const STRIPE_SECRET: &str = "whsec_nV3rT0beUsedInAnyStack0";
 pub(crate) const ADDRESS: &str = "203.0.113.9";
 pub(crate) const HOST: &str = "a1b2c3d4e5.execute-api.us-east-1.amazonaws.com";
 pub(crate) const METHOD_ARN: &str = "arn:aws:execute-api:us-east-1:123456789012:a1b2c3d4e5/prod/GET/v1/whoami";
+pub(crate) const IDEMPOTENCY_KEY: &str = "hello";
 /// The lowest bcrypt cost of a deployed function.
 pub(crate) const BCRYPT_COST: u32 = 10;
 
@@ -35,14 +39,18 @@ pub(crate) struct Fixture {
     /// The authorizer's contexts for the admin key and for the session token.
     pub(crate) admin_context: Value,
     pub(crate) session_context: Value,
+    /// The id of a session with a turn that [`message`] and [`IDEMPOTENCY_KEY`] started.
+    pub(crate) conversation: String,
     /// Ids of the organization's resources by kind.
     pub(crate) ids: BTreeMap<&'static str, u64>,
     aws: Aws,
     client: reqwest::Client,
+    _provider: FakeProvider,
 }
 
 impl Fixture {
     pub(crate) async fn start() -> Result<Self> {
+        let provider = FakeProvider::start(Script::default()).await?;
         let runner = Runner::start(Options {
             host: [127, 0, 0, 1].into(),
             port: 0,
@@ -57,7 +65,7 @@ impl Fixture {
             webhooks: Reach::Public,
             deadlines: Deadlines::DEPLOYED,
             turn_limits: TurnLimits::DEFAULT,
-            provider_base_urls: None,
+            provider_base_urls: Some(provider.replace(ProviderBaseUrls::default(), Provider::OpenAi)),
             demo: false,
             workers: false,
             call_observer: None,
@@ -72,12 +80,15 @@ impl Fixture {
             session: String::new(),
             admin_context: Value::Null,
             session_context: Value::Null,
+            conversation: String::new(),
             ids: BTreeMap::new(),
             aws: Aws::start(&secrets).await?,
             client: reqwest::Client::new(),
+            _provider: provider,
             runner,
         };
-        fixture.seed().await?;
+        // Boxed: the compiler limits how deep the types of futures nest.
+        Box::pin(fixture.seed()).await?;
         Ok(fixture)
     }
 
@@ -108,6 +119,13 @@ impl Fixture {
             ("idle endpoint", id(&idle["webhook_endpoint"])?),
             ("delivery", id(&ping["delivery"])?),
         ]);
+        let session = self.post("/v1/sessions", json!({})).await?;
+        session["id"].as_str().context("no id")?.clone_into(&mut self.conversation);
+        let messages = format!("{}/v1/sessions/{}/messages", self.runner.base_url, self.conversation);
+        let message = self.client.post(messages).bearer_auth(&self.admin).body(message().to_string());
+        let turn = message.header("idempotency-key", IDEMPOTENCY_KEY).send().await?;
+        ensure!(turn.status().is_success(), "{}", turn.text().await?);
+        turn.text().await?;
         self.admin_context = self.context(&self.admin).await?;
         self.session_context = self.context(&self.session).await?;
         Ok(())
@@ -115,7 +133,8 @@ impl Fixture {
 
     async fn context(&self, token: &str) -> Result<Value> {
         let event = json!({ "authorizationToken": format!("Bearer {token}"), "methodArn": METHOD_ARN });
-        let response = Authorizer::new(self.runner.app.clone()).authorize(&serde_json::from_value(event)?).await?;
+        let (authorizer, event) = (Authorizer::new(self.runner.app.clone()), serde_json::from_value(event)?);
+        let response = Box::pin(authorizer.authorize(&event)).await?;
         Ok(response.context)
     }
 
@@ -126,7 +145,7 @@ impl Fixture {
     /// Creates the deliveries of pending events without sending them.
     pub(crate) async fn fan_out(&self) -> Result<()> {
         let events = WebhookEvents::new(self.runner.app.clone(), Waker::Local(Arc::new(|_, _| ())));
-        events.work(&Wake::Sweep).await.map_err(anyhow::Error::from_boxed)
+        Box::pin(events.work(&Wake::Sweep)).await.map_err(anyhow::Error::from_boxed)
     }
 
     pub(crate) async fn post(&self, path: &str, body: Value) -> Result<Value> {
@@ -193,11 +212,17 @@ fn value(variable: &str) -> Result<String> {
         "KARTA_PRICES" => r#"{"*": {"input": 1000000, "output": 5000000}}"#.to_owned(),
         "KARTA_PROVIDER_BASE_URLS" => r#"{"openai": "https://proxy.example.com/openai"}"#.to_owned(),
         "KARTA_REST_API_ID" => "a1b2c3d4e5".to_owned(),
+        "KARTA_RESPONSE_TRANSFER_MODE" => "RESPONSE_STREAM".to_owned(),
         "KARTA_SESSION_RETENTION_DAYS" => "30".to_owned(),
         "KARTA_STAGE" => "prod".to_owned(),
         "KARTA_WEBHOOK_DELIVERIES_FUNCTION" => "karta-prod-worker-webhook-deliveries".to_owned(),
         _ => anyhow::bail!("unknown variable {variable}"),
     })
+}
+
+/// Returns the message of the conversation's turn.
+pub(crate) fn message() -> Value {
+    json!({ "text": "Hello", "model": "gpt-4o", "stream": true })
 }
 
 /// Returns a builder's status report with a build log.

@@ -16,8 +16,8 @@ use axum::{
     response::IntoResponse,
     routing::{get, post},
 };
-use http::StatusCode;
-use serde_json::Value;
+use http::{HeaderMap, StatusCode};
+use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
@@ -43,8 +43,32 @@ pub(crate) struct Lambda {
 enum RuntimeCall {
     /// The function waits for an event.
     Next(Instant, oneshot::Sender<Vec<u8>>),
-    Answer(Instant, Bytes),
+    Answer(Instant, Answer),
     Failure(Bytes),
+}
+
+/// A function's response, as it was sent.
+struct Answer {
+    is_streamed: bool,
+    body: Bytes,
+}
+
+/// The delimiter between the head and the body of a streamed response.
+const DELIMITER: [u8; 8] = [0; 8];
+
+impl Answer {
+    /// Returns a response as API Gateway takes it. That of a streaming function has `streamed`.
+    fn into_value(self) -> Result<Value> {
+        if !self.is_streamed {
+            return Ok(serde_json::from_slice(&self.body)?);
+        }
+        let end = self.body.windows(DELIMITER.len()).position(|bytes| bytes == DELIMITER).context("no delimiter")?;
+        let (head, rest) = self.body.split_at(end);
+        let mut answer: Value = serde_json::from_slice(head)?;
+        answer["body"] = String::from_utf8(rest[DELIMITER.len()..].to_vec())?.into();
+        answer["streamed"] = json!(true);
+        Ok(answer)
+    }
 }
 
 type CallSender = Arc<mpsc::UnboundedSender<RuntimeCall>>;
@@ -135,7 +159,7 @@ impl Ready<'_> {
         let sent = Instant::now();
         ensure!(self.event.send(event).is_ok(), "the function closed the connection\n{}", self.lambda.log()?);
         match timeout(TIMEOUT, self.lambda.calls.recv()).await {
-            Ok(Some(RuntimeCall::Answer(at, answer))) => Ok((serde_json::from_slice(&answer)?, at - sent)),
+            Ok(Some(RuntimeCall::Answer(at, answer))) => Ok((answer.into_value()?, at - sent)),
             Ok(Some(RuntimeCall::Failure(report))) => {
                 bail!("{}\n{}", String::from_utf8_lossy(&report), self.lambda.log()?)
             }
@@ -159,9 +183,11 @@ async fn next(State(sender): State<CallSender>) -> impl IntoResponse {
 async fn response(
     State(sender): State<CallSender>,
     extract::Path(_): extract::Path<String>,
-    answer: Bytes,
+    headers: HeaderMap,
+    body: Bytes,
 ) -> StatusCode {
-    sender.send(RuntimeCall::Answer(Instant::now(), answer)).ok();
+    let is_streamed = headers.get("lambda-runtime-function-response-mode").is_some_and(|mode| mode == "streaming");
+    sender.send(RuntimeCall::Answer(Instant::now(), Answer { is_streamed, body })).ok();
     StatusCode::ACCEPTED
 }
 

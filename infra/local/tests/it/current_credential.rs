@@ -62,7 +62,7 @@ async fn minted(server: &TestServer) -> (u64, String, String) {
 }
 
 /// Returns the context of an Allow, or `None` for a Deny.
-async fn context(server: &TestServer, token: &str) -> Option<Value> {
+pub(crate) async fn context(server: &TestServer, token: &str) -> Option<Value> {
     let header = ("Authorization".to_owned(), format!("Bearer {token}"));
     let authorizer = Authorizer::new(server.runner.app.for_function(authorizer::NAME));
     let answer = authorizer.authorize(&Event::request([header], METHOD_ARN)).await.unwrap();

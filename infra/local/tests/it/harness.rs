@@ -148,7 +148,12 @@ impl TestServer {
     /// Builds a request with the admin key, which [`Request::bearer`] and [`Request::anonymous`]
     /// replace.
     pub(crate) fn request(&self, method: Method, path: &str) -> Request {
-        let request = self.client.request(method, format!("{}{path}", self.runner.base_url));
+        self.request_to(method, &format!("{}{path}", self.runner.base_url))
+    }
+
+    /// Builds a request to the URL of another server.
+    pub(crate) fn request_to(&self, method: Method, url: &str) -> Request {
+        let request = self.client.request(method, url);
         Request { request, authorization: Some(format!("Bearer {}", self.admin).into_bytes()) }
     }
 
@@ -391,12 +396,21 @@ impl Request {
         self
     }
 
-    pub(crate) async fn send(self) -> Reply {
+    /// Returns the response with its body unread, for a stream.
+    pub(crate) async fn open(self) -> reqwest::Response {
         let request = match self.authorization {
             Some(header) => self.request.header("authorization", header),
             None => self.request,
         };
-        let answer = request.send().await.unwrap();
+        request.send().await.unwrap()
+    }
+
+    pub(crate) async fn send(self) -> Reply {
+        Self::read(self.open().await).await
+    }
+
+    /// Reads a response to its end.
+    pub(crate) async fn read(answer: reqwest::Response) -> Reply {
         let (status, headers) = (answer.status(), answer.headers().clone());
         let text = answer.text().await.unwrap();
         let json: Value =

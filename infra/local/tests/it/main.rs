@@ -60,6 +60,7 @@ mod template;
 mod tenancy;
 mod timing;
 mod turn_log;
+mod turns;
 mod usage;
 mod validator;
 #[expect(unreachable_pub, reason = "docs/webhooks.md contains this file verbatim")]

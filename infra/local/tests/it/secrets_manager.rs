@@ -37,6 +37,7 @@ type Held = Arc<Mutex<BTreeMap<String, Secret>>>;
 pub(crate) struct SecretsManager {
     held: Held,
     clock: Arc<dyn Clock>,
+    pub(crate) url: String,
     pub(crate) client: aws_sdk_secretsmanager::Client,
     /// The client of the rotation function.
     pub(crate) rotating: aws_sdk_secretsmanager::Client,
@@ -52,7 +53,7 @@ impl SecretsManager {
         let served = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         let client = aws_sdk_secretsmanager::Client::new(&config::local_sdk(&endpoint, &"test".into()).await);
         let rotating = aws_sdk_secretsmanager::Client::new(&config::local_sdk(&endpoint, &NAME.into()).await);
-        Self { held, clock, client, rotating, served }
+        Self { held, clock, url: endpoint, client, rotating, served }
     }
 
     /// Writes a version that becomes current immediately, like a manual change.

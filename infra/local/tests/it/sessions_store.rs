@@ -183,6 +183,7 @@ impl Sessions {
         };
         let settlement = TurnSettlement {
             session,
+            leased_until: None,
             turn: &ended,
             usage: SessionUsage::of_turn(&usage, 100),
             expires_at: Retention::default().expires_at(self.now()),

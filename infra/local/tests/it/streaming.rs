@@ -1,30 +1,39 @@
 //! Streamed responses and functions with several routes, with routes of this file: through the
 //! local gateway, and as the process of a Lambda function.
 
-use std::{collections::BTreeMap, net::SocketAddr, process::Command, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, process::Command, sync::Arc, time::Duration};
 
 use axum::body::Body;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use karta_local::{
+    Options,
     gateway::Gateway,
+    provider::{FakeProvider, Script},
     registry::{self, Mounted},
     template::{Function, TEMPLATE, Template, TemplateRoute},
 };
 use karta_shared::{
     App,
+    clock::{Clock, SystemClock},
+    config::SecretSource,
+    domain::{Provider, ProviderBaseUrls},
     http::{
         Answer, Call, Cors, Error, EventStream, GatewayEvent, NoBody, NoQuery, Public, Route, RouteTable, Verbatim,
         event_channel,
     },
 };
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tokio::{runtime::Runtime, time::sleep};
 
 use crate::{
-    harness::{TestServer, unknown_route},
+    current_credential::context,
+    harness::{TestServer, options, unknown_route},
     lambda_events::event,
+    model_keys::provider_key,
     runtime_api::{FunctionProcess, StreamedResponse},
+    secrets_manager::SecretsManager,
 };
 
 const FUNCTION: &str = "ticks";
@@ -90,10 +99,21 @@ fn function_process() {
     Runtime::new().unwrap().block_on(table().run());
 }
 
-/// Starts the function's process. For a function of the template, start its binary instead.
+/// Not a test: the process of `turns`.
+#[test]
+#[ignore = "the process that another test starts"]
+fn turns_process() {
+    Runtime::new().unwrap().block_on(turns::routes().run());
+}
+
+/// Starts the function's process.
 async fn start_function(environment: &[(&str, &str)]) -> FunctionProcess {
+    start_process("function_process", environment).await
+}
+
+async fn start_process(test: &str, environment: &[(&str, &str)]) -> FunctionProcess {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "streaming::function_process", "--ignored", "--nocapture"]);
+    command.args(["--exact", &format!("streaming::{test}"), "--ignored", "--nocapture"]);
     FunctionProcess::start(command, environment).await
 }
 
@@ -148,6 +168,61 @@ async fn streaming_function_sends_json_as_body() {
         let mut body: Value = serde_json::from_str(&response.body().await).unwrap();
         body.as_object_mut().unwrap().remove("request_id");
         assert_eq!(body, expected, "{event}");
+    }
+}
+
+/// The function attaches to a turn that ended, because a deployed one calls providers by `https` only.
+/// `just starts` does the same with the built binary.
+#[tokio::test(flavor = "multi_thread")]
+async fn turns_function_streams_the_events_of_a_turn() {
+    let (clock, provider): (Arc<dyn Clock>, _) =
+        (Arc::new(SystemClock), FakeProvider::start(Script::default()).await.unwrap());
+    let urls = provider.replace(ProviderBaseUrls::default(), Provider::OpenAi);
+    let options = Options { provider_base_urls: Some(urls), ..options(Arc::clone(&clock)) };
+    let server = TestServer::start_as(options, None).await;
+    let key = json!({ "provider": "openai", "key": provider_key("sk-proj-") });
+    server.post("/v1/model_keys", key).send().await.expect(201);
+    let session = server.post("/v1/sessions", json!({})).send().await.expect(201)["id"].take();
+    let message = json!({ "text": "Hello", "model": "gpt-4o", "stream": true });
+    let messages = format!("/v1/sessions/{}/messages", session.as_str().unwrap());
+    let streamed = server.post(&messages, message.clone()).idempotency_key("1").send().await;
+    assert!(streamed.text.contains("\nevent: done\n"), "{}", streamed.text);
+
+    let secrets = SecretsManager::start(clock).await;
+    let SecretSource::Fixed(texts) = server.runner.secrets.source() else { panic!("a local run's secrets") };
+    for (secret, text) in &texts {
+        secrets.put(secret.name(), "1", text.expose_secret());
+    }
+    let (emulator, store) = (&server.runner.emulator, server.runner.emulator.endpoint());
+    let environment = [
+        ("AWS_ACCESS_KEY_ID", emulator.access_key().expose_secret()),
+        ("AWS_ENDPOINT_URL", &secrets.url),
+        ("AWS_ENDPOINT_URL_DYNAMODB", &store),
+        ("KARTA_OWN_HOSTS", "api.example.com"),
+        ("KARTA_SECRET_SEALING_BYOK", "sealing-byok"),
+        ("KARTA_SECRET_SEALING_SESSIONS", "sealing-sessions"),
+    ];
+    let mut function = start_process("turns_process", &environment).await;
+    let context = context(&server, &server.admin).await.unwrap();
+    let missing = json!(format!("sess_{}", "0".repeat(32)));
+    for (session, status) in [(&session, 200), (&missing, 404)] {
+        let event = event("POST", "/v1/sessions/{id}/messages", &json!({ "id": session }), &context, &message);
+        let mut event: Value = serde_json::from_str(&event.replace("passed-through", &server.admin)).unwrap();
+        if status == 200 {
+            event["headers"]["Idempotency-Key"] = json!("1");
+            event["multiValueHeaders"]["Idempotency-Key"] = json!(["1"]);
+        }
+        let mut response = function.invoke(event.to_string()).await;
+        let head = head(&mut response).await;
+        let body = response.body().await;
+        assert_eq!(head["statusCode"], status, "{body}");
+        if status == 200 {
+            assert_eq!(head["headers"]["content-type"], "text/event-stream; charset=utf-8");
+            assert_eq!(body, streamed.text, "a replay is identical");
+        } else {
+            assert_eq!(head["headers"]["content-type"], "application/json");
+            assert!(body.contains("Not found"), "{body}");
+        }
     }
 }
 

@@ -374,8 +374,12 @@ fn function_has_one_name_everywhere() {
 #[test]
 fn every_variable_in_docs_and_sources_is_known() {
     let mut texts = [files("docs", &["md"]), files("infra", &["mjs", "rs", "sh"]), sources("functions")].concat();
-    texts.extend([sources("shared"), files("sdk/typescript/src", &["ts"])].concat());
-    let others = ["README.md", "CONTRIBUTING.md", "justfile", "template.yaml", "sdk/typescript/README.md"];
+    texts.extend(sources("shared"));
+    for client in ["sdk/typescript", "sdk/sessions"] {
+        texts.extend(files(&format!("{client}/src"), &["ts"]));
+        texts.push((client.to_owned(), read(&format!("{client}/README.md"))));
+    }
+    let others = ["README.md", "CONTRIBUTING.md", "justfile", "template.yaml"];
     texts.extend(others.map(|path| (path.to_owned(), read(path))));
     let name = Regex::new("KARTA_[A-Z0-9_]+").unwrap();
     let known = variables::known();

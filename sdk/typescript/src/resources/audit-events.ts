@@ -9,7 +9,8 @@ export interface AuditEvent {
   actor: { kind: "api_key" | "service" | "system"; id: number | null; name: string };
   /** Such as `api_key.created`. More actions may be added. */
   action: string;
-  resource: { kind: string; id: number };
+  /** The id of a session is a string. */
+  resource: { kind: string; id: number | string };
   /** Changed values by field. Secrets are never included. */
   changes: Record<string, { before: unknown; after: unknown }>;
   ip_address: string | null;
@@ -36,6 +37,8 @@ export type AuditAction =
   | "release.created"
   | "release.rolled_back"
   | "release.updated"
+  | "session.deleted"
+  | "session.transcript_read"
   | "webhook_delivery.replayed"
   | "webhook_endpoint.created"
   | "webhook_endpoint.deleted"

@@ -1,0 +1,138 @@
+//! Cancellation, deletion, and turns that compete for a session.
+
+use std::time::Duration;
+
+use http::Method;
+use karta_local::provider::Script;
+use karta_shared::{config::TurnLimits, domain::TurnStatus};
+use serde_json::{Value, json};
+
+use super::{ANTHROPIC, DIALECTS, LIMITS, Peer, TurnServer, assert_whole, failed};
+
+/// An answer that outlasts every test.
+fn endless() -> Script {
+    Script { tokens: 100_000, pause: Duration::from_millis(20), ..Script::default() }
+}
+
+fn turn_in_progress() -> Value {
+    json!({
+        "error": "turn_in_progress",
+        "message": "A turn is running in this session. Wait for its end, or cancel it.",
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancelled_stream_ends_with_an_error() {
+    // Long enough for two requests before the turn ends.
+    let turns = TurnServer::start_with(TurnLimits { renewal: Duration::from_secs(2), ..LIMITS }).await;
+    for model in DIALECTS {
+        let session = turns.session(model).await;
+        turns.provider.push(endless());
+        let mut reader = session.stream().await;
+        let mut events = reader.take(5).await;
+        for _ in 0..2 {
+            let shown = session.cancel().send().await.expect(202);
+            assert_eq!((&shown["id"], &shown["turn"]["status"]), (&json!(session.id), &json!("running")));
+        }
+        events.extend(reader.rest().await);
+        assert_eq!(assert_whole(&events, 0).code(), Some("turn_cancelled"));
+        let turn = session.last_turn().await;
+        assert_eq!((turn.status, turn.estimated), (TurnStatus::Cancelled, true));
+        let seen = u64::try_from(events.len() - 1).unwrap();
+        assert_eq!(turn.usage.output_tokens, seen);
+        assert_eq!(session.follow(None).await.rest().await, events);
+        assert_eq!(session.messages().await[1]["text"], super::joined(&events, "text"));
+        assert_eq!(session.cancel().send().await.refused(409)["error"], "no_turn_in_progress");
+        session.assert_usable().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unary_turn_is_cancelled_from_another_process() {
+    let turns = TurnServer::start().await;
+    let peer = Peer::start(&turns).await;
+    for model in DIALECTS {
+        let session = turns.session(model).await;
+        turns.provider.push(endless());
+        let (reply, ()) = tokio::join!(session.ask().send(), async {
+            super::until("the turn runs", async || session.get().await["turn"]["status"] == "running").await;
+            peer.request(&session, Method::POST, "/cancel").body(json!({})).send().await.expect(202);
+        });
+        assert_eq!(failed(&reply), (409, "turn_cancelled".to_owned()));
+        assert_eq!(session.last_turn().await.status, TurnStatus::Cancelled);
+        session.assert_usable().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn turn_is_cancelled_before_the_providers_head() {
+    let turns = TurnServer::start().await;
+    let session = turns.session(ANTHROPIC).await;
+    turns.provider.push(Script { head_pause: Duration::from_mins(1), ..Script::default() });
+    let (reply, ()) = tokio::join!(session.ask_streamed().send(), async {
+        super::until("the turn runs", async || session.get().await["turn"]["status"] == "running").await;
+        session.cancel().send().await.expect(202);
+    });
+    assert_eq!(failed(&reply), (409, "turn_cancelled".to_owned()));
+    let turn = session.last_turn().await;
+    assert_eq!((turn.usage.output_tokens, turn.estimated), (0, false));
+    session.assert_usable().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn session_with_a_running_turn_is_not_deleted() {
+    let turns = TurnServer::start().await;
+    let session = turns.session(ANTHROPIC).await;
+    turns.provider.push(endless());
+    let mut reader = session.stream().await;
+    reader.take(2).await;
+    assert_eq!(session.request(Method::DELETE, "").send().await.refused(409), turn_in_progress());
+    session.cancel().send().await.expect(202);
+    reader.rest().await;
+    session.request(Method::DELETE, "").send().await.expect(204);
+    let missing = json!({ "detail": "Not found" });
+    for request in [
+        session.request(Method::GET, ""),
+        session.request(Method::DELETE, ""),
+        session.request(Method::GET, "/messages"),
+        session.request(Method::GET, "/stream"),
+        session.cancel(),
+        session.ask(),
+        session.ask_streamed(),
+    ] {
+        assert_eq!(request.send().await.refused(404), missing);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_two_posts_runs() {
+    let turns = TurnServer::start().await;
+    let peer = Peer::start(&turns).await;
+    for round in 0..8 {
+        let session = turns.session(DIALECTS[round % 2]).await;
+        let sent = turns.provider.ledger().len();
+        turns.provider.push(Script { head_pause: Duration::from_millis(200), ..Script::default() });
+        let body = json!({ "text": super::text(), "model": DIALECTS[round % 2] });
+        let elsewhere = peer.request(&session, Method::POST, "/messages").body(body);
+        let (here, there) = tokio::join!(session.ask().send(), elsewhere.send());
+        let (won, lost) = if here.status == 200 { (here, there) } else { (there, here) };
+        won.expect(200);
+        assert_eq!(lost.refused(409), turn_in_progress());
+        assert_eq!((turns.ledger_after(sent).len(), session.messages().await.len()), (1, 2));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn second_post_while_a_turn_runs_is_refused() {
+    let turns = TurnServer::start().await;
+    let session = turns.session(ANTHROPIC).await;
+    turns.provider.push(endless());
+    let mut reader = session.stream().await;
+    reader.take(1).await;
+    for request in [session.ask(), session.ask_streamed()] {
+        assert_eq!(request.send().await.refused(409), turn_in_progress());
+    }
+    session.cancel().send().await.expect(202);
+    reader.rest().await;
+    session.assert_usable().await;
+}

@@ -1,0 +1,68 @@
+//! Deadlines of turns and of those who follow them.
+
+use std::time::Duration;
+
+use karta_local::provider::Script;
+use karta_shared::{config::TurnLimits, domain::TurnStatus};
+
+use super::{DIALECTS, LIMITS, TurnServer, assert_whole, failed, until};
+
+fn endless() -> Script {
+    Script { tokens: 100_000, pause: Duration::from_millis(20), ..Script::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn turn_ends_at_its_deadline() {
+    let deadline = Duration::from_millis(1_500);
+    let turns = TurnServer::start_with(TurnLimits { streamed: deadline, unary: deadline, ..LIMITS }).await;
+    for model in DIALECTS {
+        let session = turns.session(model).await;
+        turns.provider.push(endless());
+        assert_eq!(failed(&session.ask().send().await), (504, "turn_deadline".to_owned()));
+        session.assert_usable().await;
+
+        turns.provider.push(endless());
+        let mut reader = session.stream().await;
+        let mut events = reader.take(1).await;
+        let follower = session.follow(None).await;
+        events.extend(reader.rest().await);
+        assert_eq!(assert_whole(&events, 0).code(), Some("turn_deadline"));
+        assert_eq!(follower.rest().await, events);
+        let turn = session.last_turn().await;
+        assert_eq!((turn.status, turn.estimated), (TurnStatus::Failed, true));
+        assert_eq!(turn.usage.output_tokens, u64::try_from(events.len() - 1).unwrap());
+        session.assert_usable().await;
+    }
+}
+
+/// Limits that differ show which one counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_kind_of_answer_has_its_deadline() {
+    let (short, long) = (Duration::from_millis(200), Duration::from_mins(5));
+    let slow = Script { tokens: 20, pause: Duration::from_millis(40), ..Script::default() };
+    let turns = TurnServer::start_with(TurnLimits { streamed: long, unary: short, ..LIMITS }).await;
+    let session = turns.session(DIALECTS[0]).await;
+    turns.provider.push(slow.clone());
+    assert_eq!(failed(&session.ask().send().await), (504, "turn_deadline".to_owned()));
+    turns.provider.push(slow);
+    assert_eq!(assert_whole(&session.stream().await.rest().await, 0).kind, "done");
+}
+
+/// Real limits are too long for this, unless a process died and the sweep does not run.
+#[tokio::test(flavor = "multi_thread")]
+async fn follower_does_not_wait_forever() {
+    let short = Duration::from_millis(200);
+    let turns = TurnServer::start_with(TurnLimits { streamed: short, settle: short, ..LIMITS }).await;
+    let session = turns.session(DIALECTS[0]).await;
+    turns.provider.push(endless());
+    let ask = async { failed(&session.ask().send().await) };
+    let follow = async {
+        until("the turn runs", async || session.get().await["turn"]["status"] == "running").await;
+        let events = session.follow(None).await.rest().await;
+        session.cancel().send().await.expect(202);
+        events
+    };
+    let (reply, events) = tokio::join!(ask, follow);
+    assert_eq!(reply, (409, "turn_cancelled".to_owned()));
+    assert_eq!(assert_whole(&events, 0).code(), Some("interrupted"));
+}

@@ -1,0 +1,429 @@
+//! Turns over HTTP with a scripted provider: answers, faults of the provider, clients that leave or
+//! come back, repeated requests, cancellation, revocation, deadlines and processes that die.
+
+mod answers;
+mod attach;
+mod cancel;
+mod endpoint;
+mod faults;
+mod killed;
+mod leaving;
+mod limits;
+mod outgoing;
+mod resume;
+mod revoked;
+mod store_faults;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{ConnectInfo, State},
+    response::Response,
+};
+use http::Method;
+use karta_local::{
+    Options,
+    gateway::Gateway,
+    provider::{FakeProvider, LedgerEntry, Script},
+    template::{TEMPLATE, Template},
+};
+use karta_shared::{
+    App,
+    clock::SystemClock,
+    config::{self, Config, TurnLimits},
+    domain::{Id, Provider, ProviderBaseUrls, SessionId, Turn, TurnId, TurnStatus},
+    entropy::{OsEntropy, uuid},
+    store::table::Tables,
+};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, runtime::Handle, task::JoinHandle};
+
+use crate::{
+    fault_proxy::FaultProxy,
+    harness::{Reply, Request, TestServer, note_secret, options, until},
+    model_keys::provider_key,
+};
+
+/// A provider, the beginning of its keys, and a model with a price.
+pub(crate) const PROVIDERS: [(&str, &str, &str); 3] = [
+    ("anthropic", "sk-ant-api03-", ANTHROPIC),
+    ("openai", "sk-proj-", OPENAI),
+    ("openrouter", "sk-or-v1-", OPENROUTER),
+];
+pub(crate) const ANTHROPIC: &str = "claude-sonnet-4-5";
+pub(crate) const OPENAI: &str = "gpt-4o";
+pub(crate) const OPENROUTER: &str = "openrouter/openai/gpt-4o";
+/// A model of each dialect.
+pub(crate) const DIALECTS: [&str; 2] = [ANTHROPIC, OPENAI];
+
+/// Frequent renewals and looks at the log. The time limits are long, because the machine may be
+/// busy: tests shorten the one that they reach.
+pub(crate) const LIMITS: TurnLimits =
+    TurnLimits { renewal: Duration::from_millis(100), poll: Duration::from_millis(20), ..TurnLimits::DEFAULT };
+
+/// A server whose model providers are scripted.
+pub(crate) struct TurnServer {
+    pub(crate) server: TestServer,
+    pub(crate) provider: FakeProvider,
+}
+
+impl TurnServer {
+    /// Starts a server whose provider answers with 12 tokens.
+    pub(crate) async fn start() -> Self {
+        Self::start_with(LIMITS).await
+    }
+
+    pub(crate) async fn start_with(turn_limits: TurnLimits) -> Self {
+        Self::start_as(Options { turn_limits, ..options(Arc::new(SystemClock)) }).await
+    }
+
+    /// Starts a server with a key of every provider. The scripted provider replaces all hosts, unless
+    /// the options have base URLs.
+    pub(crate) async fn start_as(options: Options) -> Self {
+        let provider = FakeProvider::start(Script::default()).await.unwrap();
+        let server = TestServer::start_as(with_provider(options, &provider), None).await;
+        Self::new(server, provider).await
+    }
+
+    /// Like [`start_as`](Self::start_as), with a proxy in front of the store.
+    pub(crate) async fn start_with_proxy(options: Options) -> (Self, Arc<FaultProxy>) {
+        let provider = FakeProvider::start(Script::default()).await.unwrap();
+        let (server, proxy) = FaultProxy::start_as(with_provider(options, &provider)).await;
+        (Self::new(server, provider).await, proxy)
+    }
+
+    async fn new(server: TestServer, provider: FakeProvider) -> Self {
+        let this = Self { server, provider };
+        for (provider, start, _) in PROVIDERS {
+            this.store_key(provider, start).await;
+        }
+        this
+    }
+
+    /// Stores a provider key. Returns it.
+    pub(crate) async fn store_key(&self, provider: &str, start: &str) -> String {
+        let key = provider_key(start);
+        self.server.post("/v1/model_keys", json!({ "provider": provider, "key": key })).send().await.expect(201);
+        key
+    }
+
+    /// Creates a project with an active release.
+    pub(crate) async fn project(&self, slug: &str, model: &str) {
+        self.server.project(slug).await;
+        let body = json!({ "model_id": model });
+        self.server.patch(&format!("/v1/agent_projects/{slug}"), body).send().await.expect(200);
+        self.server.deploy(slug, json!({ "commit_sha": "abcdef1" })).await;
+    }
+
+    /// Creates a session of no project, for the admin key.
+    pub(crate) async fn session(&self, model: &'static str) -> Conversation<'_> {
+        let conversation = Conversation {
+            turns: self,
+            sessions: "/v1/sessions".to_owned(),
+            id: String::new(),
+            token: self.server.admin.clone(),
+            model: Some(model),
+        };
+        conversation.create().await
+    }
+
+    /// Creates a session of a project with this credential.
+    pub(crate) async fn project_session(&self, slug: &str, token: &str) -> Conversation<'_> {
+        let sessions = format!("/v1/projects/{slug}/sessions");
+        let conversation =
+            Conversation { turns: self, sessions, id: String::new(), token: token.to_owned(), model: None };
+        conversation.create().await
+    }
+
+    /// Returns the requests that reached the provider since `earlier` of them.
+    pub(crate) fn ledger_after(&self, earlier: usize) -> Vec<LedgerEntry> {
+        self.provider.ledger().split_off(earlier)
+    }
+
+    pub(crate) fn organization(&self) -> Id {
+        Id::new(self.server.organization_id).unwrap()
+    }
+}
+
+fn with_provider(options: Options, provider: &FakeProvider) -> Options {
+    let replaced = [Provider::Anthropic, Provider::OpenAi, Provider::OpenRouter].into_iter();
+    let urls = replaced.fold(ProviderBaseUrls::default(), |urls, replaced| provider.replace(urls, replaced));
+    Options { provider_base_urls: options.provider_base_urls.or(Some(urls)), ..options }
+}
+
+/// A session and a credential that reaches it.
+#[derive(Clone)]
+pub(crate) struct Conversation<'a> {
+    pub(crate) turns: &'a TurnServer,
+    sessions: String,
+    pub(crate) id: String,
+    pub(crate) token: String,
+    /// Named by every request; `None` for the configured model.
+    model: Option<&'static str>,
+}
+
+impl Conversation<'_> {
+    async fn create(mut self) -> Self {
+        let request = self.turns.server.post(&self.sessions, json!({})).bearer(&self.token);
+        request.send().await.expect(201)["id"].as_str().unwrap().clone_into(&mut self.id);
+        self
+    }
+
+    /// Returns the same session with another credential.
+    pub(crate) fn with_token(&self, token: &str) -> Self {
+        Self { token: token.to_owned(), ..self.clone() }
+    }
+
+    pub(crate) fn path(&self, rest: &str) -> String {
+        format!("{}/{}{rest}", self.sessions, self.id)
+    }
+
+    pub(crate) fn request(&self, method: Method, rest: &str) -> Request {
+        self.turns.server.request(method, &self.path(rest)).bearer(&self.token)
+    }
+
+    /// Builds a request for a turn.
+    pub(crate) fn post(&self, mut body: Value) -> Request {
+        if let Some(model) = self.model {
+            body["model"] = model.into();
+        }
+        self.request(Method::POST, "/messages").body(body)
+    }
+
+    /// Builds a request for a turn whose answer is JSON.
+    pub(crate) fn ask(&self) -> Request {
+        self.post(json!({ "text": text() }))
+    }
+
+    /// Builds a request for a turn whose answer is a stream.
+    pub(crate) fn ask_streamed(&self) -> Request {
+        self.post(json!({ "text": text(), "stream": true }))
+    }
+
+    /// Starts a streamed turn.
+    pub(crate) async fn stream(&self) -> EventReader {
+        EventReader::new(self.ask_streamed().open().await)
+    }
+
+    /// Runs a turn to its end. Returns its response.
+    pub(crate) async fn answer(&self) -> Value {
+        self.ask().send().await.expect(200)
+    }
+
+    pub(crate) async fn get(&self) -> Value {
+        self.request(Method::GET, "").send().await.expect(200)
+    }
+
+    pub(crate) fn cancel(&self) -> Request {
+        self.request(Method::POST, "/cancel").body(json!({}))
+    }
+
+    /// Follows the latest turn, or the one of the event `after`.
+    pub(crate) async fn follow(&self, after: Option<&str>) -> EventReader {
+        EventReader::new(self.follow_request(after).open().await)
+    }
+
+    pub(crate) fn follow_request(&self, after: Option<&str>) -> Request {
+        let query = after.map(|after| format!("?after={after}")).unwrap_or_default();
+        self.request(Method::GET, &format!("/stream{query}"))
+    }
+
+    /// Returns the session's last turn as it is stored.
+    pub(crate) async fn last_turn(&self) -> Turn {
+        let session = self.get().await;
+        self.stored_turn(session["turn"]["id"].as_str().unwrap()).await
+    }
+
+    pub(crate) async fn stored_turn(&self, id: &str) -> Turn {
+        let (session, turn) = (SessionId::parse(&self.id).unwrap(), TurnId::parse(id).unwrap());
+        let store = &self.turns.server.runner.app.store;
+        store.turn(self.turns.organization(), &session, &turn).await.unwrap().unwrap().turn
+    }
+
+    /// Waits for the end of the session's last turn. Returns the turn.
+    pub(crate) async fn ended_turn(&self) -> Turn {
+        until("the turn ends", async || self.last_turn().await.status != TurnStatus::Running).await;
+        self.last_turn().await
+    }
+
+    pub(crate) async fn messages(&self) -> Vec<Value> {
+        let listed = self.request(Method::GET, "/messages").send().await.expect(200);
+        listed["messages"].as_array().unwrap().clone()
+    }
+
+    /// Asserts that another turn can run.
+    pub(crate) async fn assert_usable(&self) {
+        self.answer().await;
+    }
+}
+
+/// Returns a unique message. No log may contain it.
+pub(crate) fn text() -> String {
+    let text = format!("Tell me about {}", uuid(&OsEntropy));
+    note_secret(&text);
+    text
+}
+
+/// An event of a stream.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Event {
+    pub(crate) id: String,
+    pub(crate) kind: String,
+    pub(crate) data: Value,
+}
+
+impl Event {
+    fn parse(frame: &str) -> Option<Self> {
+        let field = |name: &str| frame.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        // A frame without data is a comment.
+        let data = serde_json::from_str(field("data")?).unwrap();
+        Some(Self { id: field("id").unwrap().to_owned(), kind: field("event").unwrap().to_owned(), data })
+    }
+
+    pub(crate) fn turn_id(&self) -> &str {
+        self.id.rsplit_once('.').unwrap().0
+    }
+
+    pub(crate) fn seq(&self) -> usize {
+        self.id.rsplit_once('.').unwrap().1.parse().unwrap()
+    }
+
+    fn is_terminal(&self) -> bool {
+        matches!(&*self.kind, "done" | "error")
+    }
+
+    /// Returns the code of an `error` event.
+    pub(crate) fn code(&self) -> Option<&str> {
+        self.data["data"]["code"].as_str()
+    }
+}
+
+/// Reads the events of a response. Dropping it closes the connection.
+pub(crate) struct EventReader {
+    response: reqwest::Response,
+    unread: String,
+}
+
+impl EventReader {
+    /// Asserts a response that streams.
+    pub(crate) fn new(response: reqwest::Response) -> Self {
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
+        assert!(response.headers().contains_key("x-request-id"));
+        Self { response, unread: String::new() }
+    }
+
+    /// Returns the next event; `None` at the end of the response.
+    pub(crate) async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(end) = self.unread.find("\n\n") {
+                let event = Event::parse(&self.unread[..end]);
+                self.unread.drain(..end + 2);
+                if event.is_some() {
+                    return event;
+                }
+            } else if let Some(chunk) = self.response.chunk().await.unwrap() {
+                self.unread.push_str(str::from_utf8(&chunk).unwrap());
+            } else {
+                assert!(self.unread.is_empty(), "cut off: {}", self.unread);
+                return None;
+            }
+        }
+    }
+
+    pub(crate) async fn take(&mut self, count: usize) -> Vec<Event> {
+        let mut events = Vec::new();
+        for _ in 0..count {
+            events.push(self.next().await.expect("an event"));
+        }
+        events
+    }
+
+    /// Returns the events to the end of the response.
+    pub(crate) async fn rest(mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(event) = self.next().await {
+            events.push(event);
+        }
+        events
+    }
+}
+
+/// Asserts that the events are all events of one turn after `after`, with one terminal event at the
+/// end. Returns that one.
+pub(crate) fn assert_whole(events: &[Event], after: usize) -> &Event {
+    let last = events.last().expect("a terminal event");
+    for (at, event) in events.iter().enumerate() {
+        assert_eq!((event.seq(), event.turn_id()), (after + at + 1, last.turn_id()));
+        assert_eq!(event.is_terminal(), at + 1 == events.len(), "{events:?}");
+        let Event { data, kind, .. } = event;
+        assert_eq!((&data["type"], &data["seq"]), (&json!(kind), &json!(event.seq())));
+        assert_eq!(data["turn_id"], event.turn_id());
+    }
+    last
+}
+
+/// Returns the texts of the events of a kind.
+pub(crate) fn joined(events: &[Event], kind: &str) -> String {
+    let texts = events.iter().filter(|event| event.kind == kind);
+    texts.map(|event| event.data["data"]["part"]["text"].as_str().unwrap()).collect()
+}
+
+/// The status and the code of a failed turn's response.
+pub(crate) fn failed(reply: &Reply) -> (u16, String) {
+    (reply.status.as_u16(), reply.json["error"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Another instance of the control plane over the store of a server, as another Lambda function.
+pub(crate) struct Peer {
+    base_url: String,
+    served: JoinHandle<()>,
+}
+
+impl Peer {
+    pub(crate) async fn start(turns: &TurnServer) -> Self {
+        Self::start_on(&Handle::current(), turns).await
+    }
+
+    /// Serves requests on this runtime. Its end is that of the process.
+    pub(crate) async fn start_on(runtime: &Handle, turns: &TurnServer) -> Self {
+        let runner = &turns.server.runner;
+        let mut config = Config::local(Tables::local(), Some(4)).unwrap();
+        config.turn_limits = runner.app.turn_limits;
+        config.provider_base_urls = (*runner.app.provider_base_urls).clone();
+        let sdk = config::local_sdk(&runner.emulator.endpoint(), runner.emulator.access_key()).await;
+        let clock = Arc::clone(&runner.app.clock);
+        let app = App::new(config, &sdk, runner.secrets.source(), clock, Arc::new(OsEntropy));
+        let gateway = Arc::new(Gateway::new(&app, &Template::parse(TEMPLATE).unwrap()).unwrap());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let base_url = format!("http://{}", listener.local_addr().unwrap());
+        let service =
+            Router::new().fallback(answer).with_state(gateway).into_make_service_with_connect_info::<SocketAddr>();
+        let served = runtime.spawn(async move {
+            axum::serve(TcpListener::from_std(listener).unwrap(), service).await.unwrap();
+        });
+        Self { base_url, served }
+    }
+
+    /// Builds a request of a conversation to this instance.
+    pub(crate) fn request(&self, conversation: &Conversation<'_>, method: Method, rest: &str) -> Request {
+        let url = format!("{}{}", self.base_url, conversation.path(rest));
+        conversation.turns.server.request_to(method, &url).bearer(&conversation.token)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.served.abort();
+    }
+}
+
+async fn answer(
+    State(gateway): State<Arc<Gateway>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: axum::extract::Request,
+) -> Response {
+    gateway.answer(peer, request).await
+}

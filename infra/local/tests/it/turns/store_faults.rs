@@ -1,0 +1,103 @@
+//! Faults of the store at the end of a turn: it is counted once, and its client learns its end.
+
+use std::{sync::Arc, time::Duration};
+
+use karta_local::{Options, provider::Script};
+use karta_shared::{
+    clock::{Clock, ManualClock},
+    config::TurnLimits,
+    domain::TurnStatus,
+};
+
+use super::{ANTHROPIC, DIALECTS, LIMITS, TurnServer, assert_whole};
+use crate::{
+    fault_proxy::{ALWAYS, Fault, FaultProxy},
+    harness::options,
+};
+
+const TOKENS: u64 = 20;
+
+async fn start(turn_limits: TurnLimits) -> (TurnServer, Arc<FaultProxy>, Arc<ManualClock>) {
+    let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
+    let defaults = options(Arc::clone(&clock) as Arc<dyn Clock>);
+    let (turns, proxy) = TurnServer::start_with_proxy(Options { turn_limits, ..defaults }).await;
+    (turns, proxy, clock)
+}
+
+fn paced() -> Script {
+    Script { tokens: 20, pause: Duration::from_millis(20), ..Script::default() }
+}
+
+async fn output_of_month(turns: &TurnServer) -> u64 {
+    let usage = turns.server.get("/v1/usage").send().await.expect(200);
+    usage["totals"]["output_tokens"].as_u64().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settlement_survives_faults_of_the_store() {
+    let (turns, proxy, _clock) = start(LIMITS).await;
+    let conflict = Fault::Cancel { code: "TransactionConflict", at: 0 };
+    let faults = [
+        (Fault::DropResponse, 1),
+        (Fault::DropResponse, 4),
+        (Fault::Throttle, 4),
+        (conflict, 12),
+        (Fault::ServerError, 4),
+    ];
+    for (round, (fault, count)) in (1..).zip(faults) {
+        let session = turns.session(ANTHROPIC).await;
+        turns.provider.push(paced());
+        let mut reader = session.stream().await;
+        let mut events = reader.take(2).await;
+        proxy.fail("TransactWriteItems", count, fault);
+        events.extend(reader.rest().await);
+        proxy.heal();
+        assert_eq!(assert_whole(&events, 0).kind, "done", "{fault:?}");
+        assert_eq!(output_of_month(&turns).await, round * TOKENS, "{fault:?}");
+        assert_eq!(session.get().await["usage"]["output_tokens"], TOKENS);
+        assert_eq!(session.follow(None).await.rest().await, events);
+        assert_eq!(session.messages().await.len(), 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unsettled_turn_is_left_to_the_sweep() {
+    let (turns, proxy, clock) = start(TurnLimits { settle: Duration::from_secs(1), ..LIMITS }).await;
+    for model in DIALECTS {
+        let session = turns.session(model).await;
+        let before = output_of_month(&turns).await;
+        turns.provider.push(paced());
+        let mut reader = session.stream().await;
+        let mut events = reader.take(2).await;
+        proxy.fail("TransactWriteItems", ALWAYS, Fault::Throttle);
+        events.extend(reader.rest().await);
+        proxy.heal();
+        assert_eq!(events.pop().unwrap().code(), Some("interrupted"));
+        assert!(events.iter().all(|event| event.kind == "text"));
+        assert_eq!(session.last_turn().await.status, TurnStatus::Running);
+
+        clock.advance(LIMITS.lease);
+        turns.server.work("worker-turns-sweep").await;
+        let turn = session.last_turn().await;
+        assert_eq!((turn.status, turn.estimated), (TurnStatus::Interrupted, true));
+        assert_eq!(output_of_month(&turns).await, before + turn.usage.output_tokens);
+        session.assert_usable().await;
+    }
+}
+
+/// The log is written beside the stream. A client that stays does not notice that it fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_writes_of_the_log_lose_no_event() {
+    let (turns, proxy, _clock) = start(LIMITS).await;
+    for fault in [Fault::DropResponse, Fault::Throttle, Fault::ServerError] {
+        let session = turns.session(ANTHROPIC).await;
+        turns.provider.push(Script { tokens: 60, pause: Duration::from_millis(60), ..Script::default() });
+        let mut reader = session.stream().await;
+        let mut events = reader.take(1).await;
+        proxy.fail("PutItem", 5, fault);
+        events.extend(reader.rest().await);
+        proxy.heal();
+        assert_eq!((assert_whole(&events, 0).kind.as_str(), events.len()), ("done", 61));
+        assert_eq!(session.follow(None).await.rest().await, events, "{fault:?}");
+    }
+}

@@ -1,0 +1,187 @@
+import { Credential } from "./credential.js";
+import { KartaAuthError, KartaResponseError } from "./errors.js";
+import { Exchange } from "./exchange.js";
+import { endedTurn, failureOf, redacted, turnFailure } from "./failure.js";
+import { isObject, parsedJson } from "./json.js";
+import { integerOf, timeoutOf, type RequestOptions, type Settings } from "./options.js";
+import { isOnClient } from "./platform.js";
+import { delayBefore, isTransient, sleep } from "./retry.js";
+import type { TurnEventData } from "./types.js";
+import { VERSION } from "./version.js";
+
+/** A request to the sessions of the client. */
+export interface Call {
+  method: "GET" | "POST" | "DELETE";
+  /** Path below the sessions, such as `/sess_1/messages`. */
+  path: string;
+  query?: Readonly<Record<string, string | number | undefined>> | undefined;
+  body?: object | undefined;
+  /** Key under which the server runs a POST once. Without it, a POST is never retried. */
+  idempotencyKey?: string | undefined;
+}
+
+/** A response that is read while it arrives. */
+export interface Feed {
+  requestId: string | undefined;
+  /** Must be iterated, or the request stays open. */
+  chunks: AsyncGenerator<Uint8Array, void, undefined>;
+}
+
+/** Sends requests with the credential, time limits, retries and typed errors. */
+export class Http {
+  readonly #settings: Settings;
+  readonly #credential: Credential;
+
+  constructor(settings: Settings) {
+    // The token is only in the credential.
+    this.#settings = { ...settings, token: "" };
+    this.#credential = new Credential(settings.token);
+  }
+
+  get baseUrl(): string {
+    return this.#settings.baseUrl;
+  }
+
+  /** Timeout of a call that runs a whole turn. */
+  get turnTimeout(): number {
+    return this.#settings.turnTimeout;
+  }
+
+  /** Maximum attempts in a row to resume a stream that bring no event. */
+  get maxReconnects(): number {
+    return this.#settings.maxReconnects;
+  }
+
+  maxRetries(options: RequestOptions): number {
+    return integerOf(options.maxRetries ?? this.#settings.maxRetries, "maxRetries", 0, 10);
+  }
+
+  /** Sends a call and returns the body of the response; `undefined` for a 204. */
+  async json<T>(call: Call, options: RequestOptions, defaultTimeout = this.#settings.timeout): Promise<T> {
+    const timeout = timeoutOf(options.timeout ?? defaultTimeout);
+    const maxRetries = this.maxRetries(options);
+    const isRepeatable = call.method !== "POST" || call.idempotencyKey !== undefined;
+    for (let attempt = 0; ; attempt++) {
+      try {
+        return (await this.#receive(call, timeout, options.signal)) as T;
+      } catch (error) {
+        if (!isRepeatable || attempt >= maxRetries || !isTransient(error)) throw error;
+        await this.backOff(attempt, error, options.signal);
+      }
+    }
+  }
+
+  /** Waits before retry number `attempt` (from 0). */
+  backOff(attempt: number, error: unknown, signal: AbortSignal | undefined): Promise<void> {
+    return (this.#settings.sleep ?? sleep)(delayBefore(attempt, error, this.#settings.random), signal);
+  }
+
+  /** Sends a call once and returns its stream of events, as soon as the response starts. */
+  async open(call: Call, options: RequestOptions): Promise<Feed> {
+    const exchange = new Exchange(this.baseUrl, options.signal);
+    try {
+      exchange.limit(timeoutOf(options.timeout ?? this.#settings.timeout));
+      const response = await this.#respond(exchange, call, "text/event-stream");
+      if (!/^text\/event-stream\b/i.test(response.headers.get("content-type") ?? "")) {
+        throw failureOf(response, await exchange.wait(response.text()), this.#redact);
+      }
+      return { requestId: response.headers.get("x-request-id") ?? undefined, chunks: this.#chunks(exchange, response) };
+    } catch (cause) {
+      exchange.abort();
+      throw exchange.failure(cause);
+    }
+  }
+
+  /** Returns the error of a turn that ended with an `error` event. */
+  turnFailure(data: TurnEventData["error"], requestId: string | undefined): Error {
+    return turnFailure(data, requestId, this.#redact);
+  }
+
+  async *#chunks(exchange: Exchange, response: Response): AsyncGenerator<Uint8Array, void, undefined> {
+    // React Native has no body to read from, only the whole response.
+    const reader = (response.body as ReadableStream<Uint8Array> | null | undefined)?.getReader();
+    try {
+      exchange.unlimited();
+      if (reader === undefined) {
+        yield new Uint8Array(await exchange.wait(response.arrayBuffer()));
+        return;
+      }
+      for (;;) {
+        exchange.limit(this.#settings.idleTimeout);
+        const { done, value } = await exchange.wait(reader.read());
+        // The time that the reader of the stream takes does not count.
+        exchange.unlimited();
+        if (done) return;
+        yield value;
+      }
+    } catch (cause) {
+      throw exchange.failure(cause);
+    } finally {
+      exchange.abort();
+      reader?.cancel().catch(() => {});
+    }
+  }
+
+  /** Sends a call once and reads its whole response, within `timeout` milliseconds. */
+  async #receive(call: Call, timeout: number, signal: AbortSignal | undefined): Promise<unknown> {
+    const exchange = new Exchange(this.baseUrl, signal);
+    try {
+      exchange.limit(timeout);
+      const response = await this.#respond(exchange, call, "application/json");
+      const text = await exchange.wait(response.text());
+      if (text === "" && response.status === 204) return undefined;
+      const body = parsedJson(text);
+      if (!isObject(body)) throw failureOf(response, text, this.#redact);
+      return body;
+    } catch (cause) {
+      throw exchange.failure(cause);
+    } finally {
+      exchange.close();
+    }
+  }
+
+  /**
+   * Sends a request and returns its response if that is a success. Replaces a rejected token once
+   * and sends the request again: a 401 is given before anything runs, unless it ended a turn.
+   */
+  async #respond(exchange: Exchange, call: Call, accept: string): Promise<Response> {
+    let token = await exchange.wait(this.#credential.token());
+    for (let isRenewed = false; ; isRenewed = true) {
+      const response = await exchange.wait(this.#settings.fetch(this.#url(call), this.#init(call, accept, token, exchange.signal)));
+      exchange.answered();
+      if (response.ok) return response;
+      const error = failureOf(response, await exchange.wait(response.text()), this.#redact);
+      if (isRenewed || !this.#credential.isRenewable || !(error instanceof KartaAuthError) || endedTurn(error)) throw error;
+      token = await exchange.wait(this.#credential.token(token));
+    }
+  }
+
+  #url({ path, query = {} }: Call): string {
+    const pairs = new URLSearchParams();
+    for (const [name, value] of Object.entries(query)) if (value !== undefined) pairs.set(name, String(value));
+    const text = pairs.toString();
+    return `${this.baseUrl}${this.#settings.path}${path}${text === "" ? "" : `?${text}`}`;
+  }
+
+  #init(call: Call, accept: string, token: string, signal: AbortSignal): RequestInit {
+    const headers: Record<string, string> = { accept, authorization: `Bearer ${token}` };
+    // A browser sends its own user agent; another value would need CORS permission.
+    if (!isOnClient()) headers["user-agent"] = `karta-sessions/${VERSION}`;
+    if (call.idempotencyKey !== undefined) headers["idempotency-key"] = call.idempotencyKey;
+    const init: RequestInit = { method: call.method, headers, signal, redirect: "manual" };
+    if (call.body !== undefined) {
+      headers["content-type"] = "application/json";
+      init.body = JSON.stringify(call.body);
+    }
+    return init;
+  }
+
+  readonly #redact = (text: string): string => redacted(text, this.#credential.known);
+}
+
+/** Returns the list that a response has under `plural`. */
+export function listIn<T>(body: Record<string, unknown>, plural: string): { items: T[]; next_cursor: string | null } {
+  const items = body[plural];
+  if (!Array.isArray(items)) throw new KartaResponseError(`the response has no list "${plural}"`, { status: 200, body });
+  return { items: items as T[], next_cursor: (body.next_cursor as string | null | undefined) ?? null };
+}

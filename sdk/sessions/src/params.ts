@@ -1,0 +1,78 @@
+// Validates the parameters of calls and turns them into the API's fields. JSON would drop or change
+// values of other types, and the server would do something else than the caller meant.
+import { KartaArgumentError } from "./errors.js";
+import { isObject } from "./json.js";
+import type { ListParams } from "./list.js";
+import { knownOnly } from "./options.js";
+
+/** Fields of a new session. */
+export interface CreateParams {
+  /** Up to 50 pairs. `user_id` makes the session one user's. */
+  metadata?: Readonly<Record<string, string>> | null | undefined;
+}
+
+/** Filters of a list of sessions. */
+export interface SessionListParams extends ListParams {
+  /** Sessions of this user. `userId` is an alias. */
+  user_id?: string;
+  userId?: string;
+}
+
+/** A message and the settings of its turn. */
+export interface TurnParams {
+  text: string;
+  /** Default: the model of the release, the project or the organization. */
+  model?: string | null | undefined;
+  /** Default: 4,096. `maxTokens` is an alias. */
+  max_tokens?: number | null | undefined;
+  maxTokens?: number | null | undefined;
+  /** Asks for reasoning, which arrives as `reasoning` events and parts. */
+  thinking?: boolean | null | undefined;
+}
+
+/** Returns the body that creates a session. */
+export function createBody(params: CreateParams): { metadata?: Readonly<Record<string, string>> } {
+  const { metadata } = knownOnly<CreateParams>(params, "params", ["metadata"]);
+  if (metadata === undefined || metadata === null) return {};
+  if (!isObject(metadata)) throw new KartaArgumentError("metadata", "must be an object");
+  // A `user_id` that is undefined would create a session without a user.
+  for (const [name, value] of Object.entries(metadata)) text(value, `metadata.${name}`);
+  return { metadata };
+}
+
+/** Returns the filters of a list of sessions. */
+export function listQuery(params: SessionListParams): { user_id: string | undefined } {
+  const fields = knownOnly<SessionListParams>(params, "params", ["user_id", "userId", "limit", "cursor"]);
+  // An empty variable must not list the sessions of all users.
+  for (const name of ["user_id", "userId"] as const) if (name in fields) text(fields[name], name);
+  return { user_id: single(fields.user_id, fields.userId, "userId") };
+}
+
+/** Returns the body that starts a turn. */
+export function turnBody(params: TurnParams): Record<string, string | number | boolean> {
+  const fields = knownOnly<TurnParams>(params, "params", ["text", "model", "max_tokens", "maxTokens", "thinking"]);
+  const model = fields.model ?? undefined;
+  const maxTokens = single(fields.max_tokens ?? undefined, fields.maxTokens ?? undefined, "maxTokens");
+  const thinking = fields.thinking ?? undefined;
+  if (maxTokens !== undefined && !(Number.isSafeInteger(maxTokens) && maxTokens > 0)) {
+    throw new KartaArgumentError("max_tokens", "must be a positive integer");
+  }
+  if (thinking !== undefined && typeof thinking !== "boolean") throw new KartaArgumentError("thinking", "must be true or false");
+  return {
+    text: text(fields.text, "text"),
+    ...(model === undefined ? {} : { model: text(model, "model") }),
+    ...(maxTokens === undefined ? {} : { max_tokens: maxTokens }),
+    ...(thinking === undefined ? {} : { thinking }),
+  };
+}
+
+function text(value: unknown, field: string): string {
+  if (typeof value === "string") return value;
+  throw new KartaArgumentError(field, `must be a string, not ${value === null ? "null" : typeof value}`);
+}
+
+/** Returns the value of a field that may have two names. */
+function single<T>(value: T | undefined, alias: T | undefined, name: string): T | undefined {
+  if (value === undefined || alias === undefined || value === alias) return value ?? alias;
+  throw new KartaArgumentError(name, "must have one value: its alias has a different one");
+}
