@@ -5,11 +5,11 @@ use std::borrow::Cow;
 use karta_dialects::{Dialect, Prompt, PromptMessage, Role};
 use karta_shared::{
     App, auth,
-    config::Ring,
+    config::{self, Ring},
     domain::{
         Budget, BudgetVerdict, EndpointUrl, Exhausted, Id, MessageId, MessageRole, ModelChoice, ModelId, ModelKey,
         ModelRefused, ModelRule, Price, Provider, Session, Spending, Timestamp, Turn, TurnError, TurnId, TurnStatus,
-        TurnUsage, may_send_key_to,
+        TurnUsage, WebhookUrl, may_send_key_to,
     },
     http::{Access, Call, Error, MessageResource, Route, SessionCaller, SessionPath, open_messages, text_of},
     settlement::{estimate_tokens, leased_until},
@@ -141,6 +141,9 @@ where
     let of_project = project.and_then(|project| Some((project.endpoint_url.as_ref()?, project.endpoint_url_set_at)));
     let of_organization = key.organization.endpoint_url.as_ref().zip(Some(key.organization.endpoint_url_set_at));
     let endpoint = of_project.or(of_organization).filter(|_| choice.provider == Provider::Anthropic);
+    if endpoint.is_some_and(|(url, _)| leads_here(app, url, call.meta.api_id.as_deref())) {
+        return Err(Error::turn_failed(TurnError::ProviderError));
+    }
     let (model_key, target) = target(app, organization, &choice, &settings, endpoint).await?;
     let messages = prompt_messages(app, call, &session, history).await?;
     let model_key_id = model_key.id;
@@ -220,6 +223,18 @@ where
         return Err(not_allowed(Vec::new()));
     }
     Ok(choice)
+}
+
+/// Returns whether a customer's base URL leads to this stack.
+fn leads_here(app: &App, url: &EndpointUrl, api_id: Option<&str>) -> bool {
+    // A local run has no host names of its own.
+    let hosts = config::own_hosts().unwrap_or_default().into_iter();
+    let hosts: Vec<_> = hosts.map(|host| host.replace("{api}", api_id.unwrap_or_default())).collect();
+    let leads = WebhookUrl::parse(url.as_str(), app.webhooks).is_ok_and(|url| url.is_on(&hosts));
+    if leads {
+        tracing::warn!("endpoint_url leads to this stack");
+    }
+    leads
 }
 
 /// Opens the provider key of the choice. A key is never sent to an `endpoint_url` that was set after

@@ -332,8 +332,9 @@ pub fn streams_responses() -> Result<bool, ConfigError> {
     }
 }
 
-/// Reads `KARTA_OWN_HOSTS`: this stack's host names, separated by commas. No webhook may be sent to
-/// them.
+/// Reads `KARTA_OWN_HOSTS`: this stack's host names, separated by commas. Nothing may be sent to them
+/// at a customer's request. `{api}` is the API's id: the template cannot name the API in a function
+/// that the API calls.
 pub fn own_hosts() -> Result<Vec<String>, ConfigError> {
     let hosts = required("KARTA_OWN_HOSTS")?;
     Ok(hosts.split(',').map(str::trim).filter(|host| !host.is_empty()).map(ToOwned::to_owned).collect())

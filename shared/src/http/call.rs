@@ -39,6 +39,8 @@ pub struct RequestMeta {
     pub ip_address: Option<String>,
     /// The host name of the request, as API Gateway received it.
     pub host: Option<String>,
+    /// The id of the API, which its own host name starts with.
+    pub api_id: Option<String>,
     pub user_agent: Option<String>,
     /// The last event that a client of a stream has.
     pub last_event_id: Option<String>,

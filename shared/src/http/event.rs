@@ -40,6 +40,7 @@ pub struct GatewayEvent {
 #[serde(rename_all = "camelCase", default)]
 struct EventContext {
     request_id: Option<EventText>,
+    api_id: Option<EventText>,
     domain_name: Option<EventText>,
     identity: Option<Identity>,
     authorizer: Option<HashMap<String, Value>>,
@@ -134,6 +135,7 @@ fn context(context: EventContext) -> ApiGatewayProxyRequestContext {
     let text = |text: Option<EventText>| text.map(|EventText(text)| text);
     let mut gateway = ApiGatewayProxyRequestContext::default();
     gateway.request_id = text(context.request_id);
+    gateway.apiid = text(context.api_id);
     gateway.domain_name = text(context.domain_name);
     gateway.identity.source_ip = text(context.identity.unwrap_or_default().source_ip);
     gateway.authorizer.fields = context.authorizer.unwrap_or_default();

@@ -167,6 +167,7 @@ fn meta(app: &App, request: &Request, context: Option<&ApiGatewayProxyRequestCon
         request_id: request_id.unwrap_or_else(|| uuid(&*app.entropy)),
         ip_address: context.and_then(|context| context.identity.source_ip.clone()),
         host: context.and_then(|context| context.domain_name.clone()),
+        api_id: context.and_then(|context| context.apiid.clone()),
         user_agent: None,
         last_event_id: request.headers().get("last-event-id").and_then(|id| id.to_str().ok()).map(ToOwned::to_owned),
         bearer,

@@ -180,8 +180,13 @@ async fn turns_function_streams_the_events_of_a_turn() {
     let urls = provider.replace(ProviderBaseUrls::default(), Provider::OpenAi);
     let options = Options { provider_base_urls: Some(urls), ..options(Arc::clone(&clock)) };
     let server = TestServer::start_as(options, None).await;
-    let key = json!({ "provider": "openai", "key": provider_key("sk-proj-") });
-    server.post("/v1/model_keys", key).send().await.expect(201);
+    let organization = format!("/v1/internal/organizations/{}", server.organization_id);
+    let here = json!({ "endpoint_url": "https://a1b2c3d4e5.execute-api.eu-central-1.amazonaws.com/v1" });
+    server.service(Method::PATCH, &organization).body(here).send().await.expect(200);
+    for (provider, start) in [("openai", "sk-proj-"), ("anthropic", "sk-ant-api03-")] {
+        let key = json!({ "provider": provider, "key": provider_key(start) });
+        server.post("/v1/model_keys", key).send().await.expect(201);
+    }
     let session = server.post("/v1/sessions", json!({})).send().await.expect(201)["id"].take();
     let message = json!({ "text": "Hello", "model": "gpt-4o", "stream": true });
     let messages = format!("/v1/sessions/{}/messages", session.as_str().unwrap());
@@ -198,7 +203,7 @@ async fn turns_function_streams_the_events_of_a_turn() {
         ("AWS_ACCESS_KEY_ID", emulator.access_key().expose_secret()),
         ("AWS_ENDPOINT_URL", &secrets.url),
         ("AWS_ENDPOINT_URL_DYNAMODB", &store),
-        ("KARTA_OWN_HOSTS", "api.example.com"),
+        ("KARTA_OWN_HOSTS", "{api}.execute-api.eu-central-1.amazonaws.com,api.example.com"),
         ("KARTA_SECRET_SEALING_BYOK", "sealing-byok"),
         ("KARTA_SECRET_SEALING_SESSIONS", "sealing-sessions"),
     ];
@@ -224,6 +229,14 @@ async fn turns_function_streams_the_events_of_a_turn() {
             assert!(body.contains("Not found"), "{body}");
         }
     }
+
+    // The base URL of the organization leads to the API that the event names.
+    let message = json!({ "text": "Hello", "model": "claude-sonnet-4-5", "stream": true });
+    let event = event("POST", "/v1/sessions/{id}/messages", &json!({ "id": session }), &context, &message);
+    let mut response = function.invoke(event).await;
+    assert_eq!(head(&mut response).await["statusCode"], 502);
+    let last = server.get(&format!("/v1/sessions/{}", session.as_str().unwrap())).send().await.expect(200);
+    assert_eq!(last["turn"]["status"], "completed", "no turn was started");
 }
 
 /// For gateways that cannot stream.

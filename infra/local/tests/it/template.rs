@@ -1019,6 +1019,27 @@ fn function_deadline_precedes_lambda_and_gateway_timeouts() {
     }
 }
 
+/// The API names the functions that it calls, so a reference back would be circular.
+#[test]
+fn functions_of_the_api_do_not_name_it() {
+    fn names(value: &Value) -> bool {
+        match value {
+            Value::String(text) => text == "Api" || text.contains("${Api}") || text.contains("${Api."),
+            Value::Array(items) => items.iter().any(names),
+            Value::Object(fields) => fields.iter().any(|(name, field)| name != "RestApiId" && names(field)),
+            _ => false,
+        }
+    }
+    for (name, mut function) in functions() {
+        let events = function["Events"].as_object_mut().into_iter().flat_map(|events| events.values_mut());
+        let mut is_called = name == "authorizer";
+        for event in events {
+            is_called |= event["Type"].take() == "Api";
+        }
+        assert!(!is_called || !names(&function), "{name}");
+    }
+}
+
 #[test]
 fn only_streaming_functions_may_stream() {
     let document: Value = serde_saphyr::from_str(TEMPLATE).unwrap();
