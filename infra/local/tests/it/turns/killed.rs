@@ -114,10 +114,10 @@ async fn client_ahead_of_the_log_gets_the_error() {
     let mut reader = EventReader::new(doomed.ask_streamed(&session).open().await);
     let seen = reader.take(10).await;
     doomed.kill();
-    let waiting = session.follow(Some(&seen[9].id)).await;
+    let waiting = session.follow(Some(seen[9].id())).await;
     clock.advance(LEASE);
     turns.server.work(SWEEP).await;
-    for follower in [waiting, session.follow(Some(&seen[9].id)).await] {
+    for follower in [waiting, session.follow(Some(seen[9].id())).await] {
         let events = follower.rest().await;
         let codes: Vec<_> = events.iter().map(super::Event::code).collect();
         assert_eq!(codes, [Some("interrupted")]);

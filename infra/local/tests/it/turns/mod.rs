@@ -268,25 +268,35 @@ pub(crate) fn text() -> String {
 /// An event of a stream.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Event {
-    pub(crate) id: String,
+    /// `None` for an error that the log does not have.
+    id: Option<String>,
     pub(crate) kind: String,
     pub(crate) data: Value,
 }
 
 impl Event {
+    /// Returns `None` for a comment.
     fn parse(frame: &str) -> Option<Self> {
         let field = |name: &str| frame.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-        // A frame without data is a comment.
         let data = serde_json::from_str(field("data")?).unwrap();
-        Some(Self { id: field("id").unwrap().to_owned(), kind: field("event").unwrap().to_owned(), data })
+        let event = Self { id: field("id").map(ToOwned::to_owned), kind: field("event").unwrap().to_owned(), data };
+        assert_eq!(event.data["type"], *event.kind);
+        if let Some(id) = &event.id {
+            assert_eq!(*id, format!("{}.{}", event.turn_id(), event.seq()));
+        }
+        Some(event)
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        self.id.as_deref().unwrap()
     }
 
     pub(crate) fn turn_id(&self) -> &str {
-        self.id.rsplit_once('.').unwrap().0
+        self.data["turn_id"].as_str().unwrap()
     }
 
-    pub(crate) fn seq(&self) -> usize {
-        self.id.rsplit_once('.').unwrap().1.parse().unwrap()
+    fn seq(&self) -> u64 {
+        self.data["seq"].as_u64().unwrap()
     }
 
     fn is_terminal(&self) -> bool {
@@ -352,14 +362,13 @@ impl EventReader {
 
 /// Asserts that the events are all events of one turn after `after`, with one terminal event at the
 /// end. Returns that one.
-pub(crate) fn assert_whole(events: &[Event], after: usize) -> &Event {
+pub(crate) fn assert_whole(events: &[Event], after: u64) -> &Event {
     let last = events.last().expect("a terminal event");
-    for (at, event) in events.iter().enumerate() {
-        assert_eq!((event.seq(), event.turn_id()), (after + at + 1, last.turn_id()));
-        assert_eq!(event.is_terminal(), at + 1 == events.len(), "{events:?}");
-        let Event { data, kind, .. } = event;
-        assert_eq!((&data["type"], &data["seq"]), (&json!(kind), &json!(event.seq())));
-        assert_eq!(data["turn_id"], event.turn_id());
+    for (event, seq) in events.iter().zip(after + 1..) {
+        assert_eq!((event.turn_id(), event.is_terminal()), (last.turn_id(), event == last), "{events:?}");
+        // An error that is not in the log has the number of the event before it.
+        assert_eq!(event.seq(), if event.id.is_some() { seq } else { seq - 1 }, "{events:?}");
+        assert!(event.id.is_some() || event.kind == "error");
     }
     last
 }

@@ -25,15 +25,15 @@ async fn ended_turn_is_replayed_from_every_event() {
     assert_whole(&sent, 0);
     let peer = Peer::start(&turns).await;
     for (after, event) in sent[..TOKENS].iter().enumerate() {
-        let by_query = session.follow(Some(&event.id)).await.rest().await;
+        let by_query = session.follow(Some(event.id())).await.rest().await;
         assert_eq!(by_query, sent[after + 1..]);
-        let request = session.follow_request(None).header("last-event-id", &event.id);
+        let request = session.follow_request(None).header("last-event-id", event.id());
         assert_eq!(EventReader::new(request.open().await).rest().await, sent[after + 1..]);
-        let elsewhere = peer.request(&session, Method::GET, &format!("/stream?after={}", event.id));
+        let elsewhere = peer.request(&session, Method::GET, &format!("/stream?after={}", event.id()));
         assert_eq!(EventReader::new(elsewhere.open().await).rest().await, sent[after + 1..]);
     }
     // `after` comes before the header.
-    let request = session.follow_request(Some(&sent[15].id)).header("last-event-id", &sent[3].id);
+    let request = session.follow_request(Some(sent[15].id())).header("last-event-id", sent[3].id());
     assert_eq!(EventReader::new(request.open().await).rest().await, sent[16..]);
     let first = format!("{}.0", sent[0].turn_id());
     assert_eq!(session.follow(Some(&first)).await.rest().await, sent);
@@ -47,7 +47,9 @@ async fn nothing_follows_the_last_event() {
     assert_eq!(session.follow_request(None).send().await.refused(409), nothing_to_follow());
     let sent = session.stream().await.rest().await;
     let turn = sent[0].turn_id();
-    for after in [sent.last().unwrap().id.clone(), format!("{turn}.4294967295"), format!("turn_{}.1", "0".repeat(32))] {
+    for after in
+        [sent.last().unwrap().id().to_owned(), format!("{turn}.4294967295"), format!("turn_{}.1", "0".repeat(32))]
+    {
         let by_query = session.follow_request(Some(&after)).send().await;
         assert_eq!(by_query.refused(409), nothing_to_follow(), "{after}");
         let by_header = session.follow_request(None).header("last-event-id", &after).send().await;
@@ -74,7 +76,7 @@ async fn running_turn_is_followed_from_every_event() {
     let mut followers = vec![(0, tokio::spawn(session.follow_request(None).open()))];
     for index in 0..TOKENS {
         seen.push(sent.next().await.unwrap());
-        let after = format!("/stream?after={}", seen[index].id);
+        let after = format!("/stream?after={}", seen[index].id());
         let request = if index % 2 == 0 {
             session.request(Method::GET, &after)
         } else {
@@ -96,7 +98,7 @@ async fn earlier_turn_is_replayed_by_its_id() {
     let first = session.stream().await.rest().await;
     let second = session.stream().await.rest().await;
     assert_eq!(session.follow(None).await.rest().await, second);
-    assert_eq!(session.follow(Some(&first[3].id)).await.rest().await, first[4..]);
+    assert_eq!(session.follow(Some(first[3].id())).await.rest().await, first[4..]);
     // A turn that was not streamed has the same events.
     let unary = session.answer().await;
     let replayed = session.follow(None).await.rest().await;
