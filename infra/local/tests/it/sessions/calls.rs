@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use karta_local::provider::Script;
+use karta_shared::config::TurnLimits;
 use serde_json::json;
 
 use super::{Chat, FLAT, IN_APP};
@@ -41,7 +42,7 @@ fn total(calls: &BTreeMap<String, usize>) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn warm_turn_makes_at_most_seven_calls() {
-    let (chat, proxy) = Chat::behind_proxy().await;
+    let (chat, proxy) = Chat::behind_proxy_with(TurnLimits::DEFAULT).await;
     let token = chat.token(Some("ann")).await;
     for (family, bearer) in [(FLAT, &chat.server.admin), (IN_APP, &chat.server.admin), (IN_APP, &token)] {
         let session = chat.session_as(family, bearer, json!({})).await;
@@ -54,7 +55,7 @@ async fn warm_turn_makes_at_most_seven_calls() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn caps_add_two_calls() {
-    let (chat, proxy) = Chat::behind_proxy().await;
+    let (chat, proxy) = Chat::behind_proxy_with(TurnLimits::DEFAULT).await;
     let (key, token) = chat.server.key(&["read", "write"]).await;
     let session = chat.session_as(FLAT, &token, json!({})).await;
     let free = calls_of(&chat, &proxy, FLAT, &session, &token, None).await;
