@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use karta_local::provider::Script;
+use karta_shared::config::TurnLimits;
 use serde_json::json;
 
 use super::{Chat, FLAT, IN_APP};
@@ -41,7 +42,7 @@ fn total(calls: &BTreeMap<String, usize>) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn warm_turn_makes_at_most_seven_calls() {
-    let (chat, proxy) = Chat::behind_proxy().await;
+    let (chat, proxy) = Chat::behind_proxy_with(TurnLimits::DEFAULT).await;
     let token = chat.token(Some("ann")).await;
     for (family, bearer) in [(FLAT, &chat.server.admin), (IN_APP, &chat.server.admin), (IN_APP, &token)] {
         let session = chat.session_as(family, bearer, json!({})).await;
@@ -49,13 +50,12 @@ async fn warm_turn_makes_at_most_seven_calls() {
         assert!(total(&free) <= 7, "{family}: {free:?}");
         let keyed = calls_of(&chat, &proxy, family, &session, bearer, Some("k")).await;
         assert!(total(&keyed) <= 8, "one more with an Idempotency-Key: {keyed:?}");
-        println!("{family}: {} calls {free:?}, {} with an Idempotency-Key", total(&free), total(&keyed));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn caps_add_two_calls() {
-    let (chat, proxy) = Chat::behind_proxy().await;
+    let (chat, proxy) = Chat::behind_proxy_with(TurnLimits::DEFAULT).await;
     let (key, token) = chat.server.key(&["read", "write"]).await;
     let session = chat.session_as(FLAT, &token, json!({})).await;
     let free = calls_of(&chat, &proxy, FLAT, &session, &token, None).await;
@@ -64,7 +64,6 @@ async fn caps_add_two_calls() {
     let one = calls_of(&chat, &proxy, FLAT, &session, &token, None).await;
     chat.server.patch(&format!("/v1/api_keys/{key}"), json!({ "budget": budget })).send().await.expect(200);
     let both = calls_of(&chat, &proxy, FLAT, &session, &token, None).await;
-    println!("{free:?} {one:?} {both:?}");
     assert_eq!((total(&one) - total(&free), total(&both) - total(&free)), (1, 2), "{free:?} {one:?} {both:?}");
     assert!(total(&both) <= 9);
 }
@@ -80,7 +79,6 @@ async fn long_turn_adds_log_and_lease() {
     let added = |operation: &str| long.get(operation).unwrap_or(&0) - short.get(operation).unwrap_or(&0);
     // A batch of the log after a second or 4 KiB of frames, and the lease with the state of the key
     // after each renewal, which these tests shorten from 10 s to 50 ms.
-    println!("{short:?} {long:?}");
     assert!((2..=12).contains(&added("PutItem")), "{long:?}");
     assert!(added("UpdateItem") >= 20 && added("UpdateItem").abs_diff(added("BatchGetItem")) <= 1, "{long:?}");
     assert_eq!(added("TransactWriteItems"), 0);

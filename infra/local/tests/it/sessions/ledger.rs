@@ -11,8 +11,9 @@ use tokio::{task::JoinSet, time::sleep};
 use super::{Chat, FLAT, IN_APP};
 use crate::{budget::put, fault_proxy::Fault, harness::until};
 
-/// Set `KARTA_LEDGER_TURNS` for more.
+/// Turns of the normal run, because [`MANY_TURNS`] take minutes in a debug build.
 const TURNS: usize = 200;
+const MANY_TURNS: usize = 1_000;
 const WORKERS: usize = 8;
 
 /// A small deterministic source of choices.
@@ -98,7 +99,17 @@ async fn converse(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn usage_equals_the_providers_ledger() {
-    let turns = std::env::var("KARTA_LEDGER_TURNS").map_or(TURNS, |turns| turns.parse().unwrap());
+    println!("{}", balance(TURNS).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes"]
+async fn usage_of_many_turns_equals_the_ledger() {
+    println!("{}", balance(MANY_TURNS).await);
+}
+
+/// Runs this many turns and compares what was counted with what was billed. Returns a summary.
+async fn balance(turns: usize) -> String {
     let (chat, proxy) = Chat::behind_proxy().await;
     put(&chat.server, json!({ "total_tokens": 100_000_000 })).await;
     let dice = Dice(SeededEntropy::new(u64::MAX));
@@ -128,7 +139,7 @@ async fn usage_equals_the_providers_ledger() {
         chat.provider.ledger().iter().map(|entry| entry.output_tokens).sum::<u64>() == before
     })
     .await;
-    check(&chat, turns).await;
+    check(&chat, turns).await
 }
 
 /// What the provider billed, or what was counted.
@@ -151,7 +162,7 @@ impl Bill {
     }
 }
 
-async fn check(chat: &Chat, expected_turns: usize) {
+async fn check(chat: &Chat, expected_turns: usize) -> String {
     // The text of each message, by turn.
     let mut texts = HashMap::new();
     for family in [FLAT, IN_APP] {
@@ -179,7 +190,7 @@ async fn check(chat: &Chat, expected_turns: usize) {
         let cached = entry.cache_read_tokens + entry.cache_write_tokens;
         billed.entry(text).or_default().add(Bill { input: entry.input_tokens, output: entry.output_tokens, cached });
     }
-    let (mut counted, mut exact, mut estimated, mut estimates) = (Bill::default(), 0, 0, (0, 0));
+    let (mut counted, mut exact, mut estimated, mut in_estimates) = (Bill::default(), 0, 0, (0, 0));
     let turns = chat.turns().await;
     let mut statuses: HashMap<String, usize> = HashMap::new();
     for turn in &turns {
@@ -191,27 +202,26 @@ async fn check(chat: &Chat, expected_turns: usize) {
         let expected = billed.get(&texts[&turn["id"].to_string()]).copied().unwrap_or_default();
         if turn["estimated"] == true {
             estimated += 1;
-            estimates.0 += bill.total();
-            estimates.1 += expected.total();
+            in_estimates.0 += bill.total();
+            in_estimates.1 += expected.total();
         } else {
             exact += 1;
             assert_eq!(bill, expected, "{turn}");
         }
     }
     let all = billed.values().fold(0, |sum, bill| sum + bill.total());
-    println!(
-        "{} turns {statuses:?}: {exact} exact, {estimated} estimated as {} of {} tokens; {} of {all} tokens counted",
-        turns.len(),
-        estimates.0,
-        estimates.1,
-        counted.total(),
-    );
     assert!(turns.len() * 10 >= expected_turns * 9, "{} turns", turns.len());
     assert!(estimated * 3 < turns.len(), "{estimated} estimated");
-    assert!(estimates.0.abs_diff(estimates.1) * 20 <= estimates.1, "{estimates:?}: estimates are within 5 %");
+    let (tokens, of) = in_estimates;
+    assert!(tokens.abs_diff(of) * 20 <= of, "estimated as {tokens} of {of} tokens, which is not within 5 %");
     let totals = chat.totals().await;
     let reported = ["input_tokens", "output_tokens", "cache_read_tokens"].map(|kind| totals[kind].as_u64().unwrap());
     assert_eq!(reported, [counted.input, counted.output, counted.cached], "each turn is counted once");
     assert!(!statuses.contains_key("running"));
     chat.assert_all_released().await;
+    format!(
+        "{} turns {statuses:?}: {exact} exact, {estimated} estimated as {tokens} of {of} tokens; {} of {all} counted",
+        turns.len(),
+        counted.total(),
+    )
 }

@@ -46,6 +46,10 @@ const MODEL: &str = "claude-sonnet-5";
 const INPUT_PRICE: u64 = 200_000;
 const OUTPUT_PRICE: u64 = 1_000_000;
 
+/// Short intervals, so that turns notice a cancel at once.
+const TURN_LIMITS: TurnLimits =
+    TurnLimits { renewal: Duration::from_millis(50), poll: Duration::from_millis(10), ..TurnLimits::DEFAULT };
+
 /// A route of one session.
 #[derive(Debug)]
 struct ByIdRoute {
@@ -103,8 +107,13 @@ impl Chat {
 
     /// Starts a server whose store is behind a proxy.
     async fn behind_proxy() -> (Self, Arc<FaultProxy>) {
+        Self::behind_proxy_with(TURN_LIMITS).await
+    }
+
+    async fn behind_proxy_with(turn_limits: TurnLimits) -> (Self, Arc<FaultProxy>) {
         let provider = FakeProvider::start(Script::default()).await.unwrap();
-        let (server, proxy) = FaultProxy::start_as(chat_options(&provider, Arc::new(SystemClock))).await;
+        let options = Options { turn_limits, ..chat_options(&provider, Arc::new(SystemClock)) };
+        let (server, proxy) = FaultProxy::start_as(options).await;
         (Self::on(server, provider).await, proxy)
     }
 
@@ -209,9 +218,7 @@ fn chat_options(provider: &FakeProvider, clock: Arc<dyn Clock>) -> Options {
     let local = |urls, provider_name| provider.replace(urls, provider_name);
     let replaced = [Provider::Anthropic, Provider::OpenAi, Provider::OpenRouter];
     let urls = replaced.into_iter().fold(ProviderBaseUrls::default(), local);
-    let limits =
-        TurnLimits { renewal: Duration::from_millis(50), poll: Duration::from_millis(10), ..TurnLimits::DEFAULT };
-    Options { provider_base_urls: Some(urls), turn_limits: limits, ..options(clock) }
+    Options { provider_base_urls: Some(urls), turn_limits: TURN_LIMITS, ..options(clock) }
 }
 
 /// Returns the type and the data of each event of a streamed answer.
