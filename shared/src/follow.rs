@@ -15,6 +15,9 @@ use crate::{
     turn_events::{Seq, TurnEventContext, frames_after, is_end},
 };
 
+/// How long a stream waits for a client that has stopped to read.
+const SLOW_CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// A turn, and the last event that the client has.
 #[derive(Debug, Clone)]
 pub struct Followed {
@@ -24,6 +27,8 @@ pub struct Followed {
     pub session: SessionId,
     pub turn: TurnId,
     pub after: Seq,
+    /// Whether the caller needs the organization's `transcript_access`, which may be switched off.
+    pub needs_transcript_access: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -124,7 +129,11 @@ impl Follower {
             let frames = context.open(&ring, part, &batch.content)?;
             if let Some((frames, last)) = frames_after(&frames, self.followed.after) {
                 let ends = is_end(frames);
-                self.sender.send(frames.to_vec()).await;
+                // A client that has stopped to read can resume.
+                let sent = timeout(SLOW_CLIENT_TIMEOUT, self.sender.send(frames.to_vec())).await;
+                if !sent.unwrap_or(false) {
+                    return Ok(Look::End);
+                }
                 (self.followed.after, self.is_at_batch) = (last, true);
                 if ends {
                     return Ok(Look::End);
@@ -139,9 +148,12 @@ impl Follower {
 
     /// Returns whether the caller lost its access.
     async fn is_cut_off(&self) -> bool {
-        let Followed { organization, api_key, .. } = self.followed;
+        let Followed { organization, api_key, needs_transcript_access, .. } = self.followed;
         match self.app.store.access(organization, api_key).await {
-            Ok(state) => auth::check_status(&state, self.app.clock.now()).is_err(),
+            Ok(state) => {
+                auth::check_status(&state, self.app.clock.now()).is_err()
+                    || (needs_transcript_access && !state.organization.transcript_access)
+            }
             Err(fault) => {
                 tracing::warn!(%fault, "credential not checked");
                 false

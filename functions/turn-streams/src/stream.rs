@@ -73,7 +73,9 @@ impl<F: Family> Route for StreamGet<F> {
         }
         call.audit_transcript_read(app, &session).await?;
         let api_key = call.caller.api_key_id;
-        Ok(Answer::stream(follow(app.clone(), Followed { organization, api_key, session: session.id, turn, after })))
+        let needs_transcript_access = !call.caller.is_token() && session.is_private();
+        let followed = Followed { organization, api_key, session: session.id, turn, after, needs_transcript_access };
+        Ok(Answer::stream(follow(app.clone(), followed)))
     }
 }
 

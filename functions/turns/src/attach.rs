@@ -58,7 +58,9 @@ where
     let organization = call.caller.organization_id;
     if call.body.stream {
         let api_key = call.caller.api_key_id;
-        let followed = Followed { organization, api_key, session: session.id, turn: turn.id, after: 0 };
+        let needs_transcript_access = !call.caller.is_token() && session.is_private();
+        let followed =
+            Followed { organization, api_key, session: session.id, turn: turn.id, after: 0, needs_transcript_access };
         return Ok(Answer::stream(follow(app.clone(), followed)));
     }
     let mut turn = turn;

@@ -14,8 +14,8 @@ use karta_shared::{
     http::{Access, Call, Error, MessageResource, Route, SessionCaller, SessionPath, open_messages, text_of},
     settlement::{estimate_tokens, leased_until},
     store::{
-        Amount, KnownCounters, Reservation, SealedMessage, SealedModelKey, StoreError, TurnClaim, TurnRequest,
-        TurnSettings, TurnState,
+        Amount, KnownCounters, MAX_HISTORY_BYTES, Reservation, SealedMessage, SealedModelKey, StoreError, TurnClaim,
+        TurnRequest, TurnSettings, TurnState,
     },
     transcripts::{TranscriptContext, TranscriptPart},
     turn_events::MessagePart,
@@ -128,9 +128,15 @@ where
     let project = session.project.as_ref().map(|project| project.id);
     let ids: Vec<Id> = model_keys.values().map(|key| key.model_key_id).collect();
     let (settings, history) = tokio::join!(app.store.turn_settings(organization, project, &ids), async {
-        if session.turns == 0 { Ok(Vec::new()) } else { app.store.history(organization, &session.id).await }
+        if session.turns == 0 { Ok(None) } else { app.store.history(organization, &session.id).await.map(Some) }
     });
     let (settings, history) = (settings?, history?);
+    if history.as_ref().is_some_and(|page| page.resume_after.is_some()) {
+        let problem =
+            format_args!("cannot be sent: the session has more than {MAX_HISTORY_BYTES} bytes. Start a new session.");
+        return Err(Error::invalid("text", problem));
+    }
+    let history = history.map(|page| page.messages).unwrap_or_default();
     let project = settings.project.as_ref();
     let model = project.and_then(|project| project.model_id.as_ref()).or(key.organization.model_id.as_ref());
     let choice = choose(app, call, model, &settings)?;

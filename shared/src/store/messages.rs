@@ -15,6 +15,8 @@ pub const MAX_SEALED_MESSAGE_BYTES: usize = 3_000_000;
 const MAX_PART_BYTES: usize = 350_000;
 /// Maximum bytes of messages in a page that is not the whole history.
 const MAX_PAGE_BYTES: usize = 1_000_000;
+/// Maximum bytes of messages that a turn sends to its provider.
+pub const MAX_HISTORY_BYTES: usize = 8_000_000;
 const QUERY_LIMIT: usize = 1_000;
 /// Before and after the sort keys of all messages.
 const FIRST: &str = "M#";
@@ -119,9 +121,10 @@ impl Store {
         self.message_page(organization, session, after, limit, MAX_PAGE_BYTES).await
     }
 
-    /// Returns all messages of a session, oldest first.
-    pub async fn history(&self, organization: Id, session: &SessionId) -> Result<Vec<SealedMessage>, StoreError> {
-        Ok(self.message_page(organization, session, None, usize::MAX, usize::MAX).await?.messages)
+    /// Returns the messages of a session, oldest first. The page is not the last one if they have more
+    /// than [`MAX_HISTORY_BYTES`].
+    pub async fn history(&self, organization: Id, session: &SessionId) -> Result<MessagePage, StoreError> {
+        self.message_page(organization, session, None, usize::MAX, MAX_HISTORY_BYTES).await
     }
 
     async fn message_page(

@@ -66,7 +66,7 @@ pub use self::{
     deliveries::{DELIVERY_RETENTION, DeliveryResult, DueDeliveries, PendingDelivery, RecordOutcome},
     error::StoreError,
     idempotency::IdempotencyRecord,
-    messages::{MAX_SEALED_MESSAGE_BYTES, MessagePage, SealedContent, SealedMessage},
+    messages::{MAX_HISTORY_BYTES, MAX_SEALED_MESSAGE_BYTES, MessagePage, SealedContent, SealedMessage},
     model_keys::{ActiveModelKey, Ciphertext, SealedModelKey},
     outbox::{DueItem, DueItems, ExpiryNotice, FlushTurn, Flushes, PendingInvalidation, Queue},
     page::Page,

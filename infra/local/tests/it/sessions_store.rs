@@ -259,7 +259,7 @@ async fn one_of_two_claims_wins() {
     let stored = sessions.store().turn(sessions.organization, &session.id, &winner.id).await.unwrap().unwrap();
     assert_eq!(stored.turn, *winner);
     assert_eq!(stored.reservation::<Held>().unwrap(), Some(Held { tokens: 7, cost: 1 << 70 }));
-    assert_eq!(sessions.store().history(sessions.organization, &session.id).await.unwrap().len(), 1);
+    assert_eq!(sessions.store().history(sessions.organization, &session.id).await.unwrap().messages.len(), 1);
     // A claim by the state before a turn that has ended since fails too.
     sessions.settle(&session.id, winner, TurnStatus::Completed).await.unwrap();
     let stale = sessions.next_turn(&session);
@@ -374,7 +374,7 @@ async fn large_messages_are_joined_and_paged() {
         expected.extend([Some(asked), answered].into_iter().flatten());
         session = sessions.read(&session.id).await;
     }
-    let history = store.history(organization, &session.id).await.unwrap();
+    let history = store.history(organization, &session.id).await.unwrap().messages;
     let mut opened = Vec::new();
     for message in &history {
         opened.push(sessions.open(&session.id, message).await);
@@ -531,7 +531,7 @@ async fn other_organizations_find_nothing() {
     let other = id(other);
     assert!(store.session(other, &session.id).await.unwrap().is_none());
     assert!(store.turn(other, &session.id, &turn.id).await.unwrap().is_none());
-    assert!(store.history(other, &session.id).await.unwrap().is_empty());
+    assert!(store.history(other, &session.id).await.unwrap().messages.is_empty());
     assert!(!store.request_turn_cancel(other, &session.id, &turn.id).await.unwrap());
     assert!(!store.delete_session_content(other, &session.id, sessions.now()).await.unwrap());
     let ann = user_id("ann");

@@ -966,7 +966,13 @@ fn reserved_concurrency_parameters_may_be_zero() {
             reserved.insert(name, parameter["Default"].as_u64().unwrap());
         }
     }
-    let expected = [("authorizer", 0), ("internal-keys-validate", 0), ("worker-webhook-deliveries", 20)];
+    let expected = [
+        ("authorizer", 0),
+        ("internal-keys-validate", 0),
+        ("turn-streams", 0),
+        ("turns", 0),
+        ("worker-webhook-deliveries", 20),
+    ];
     assert_eq!(reserved, expected.map(|(name, default)| (name.to_owned(), default)).into());
 }
 
