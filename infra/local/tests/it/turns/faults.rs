@@ -28,11 +28,11 @@ use crate::harness::{Reply, Request, options};
 
 const TOKENS: usize = 60;
 
-/// What a turn is charged.
+/// The tokens that a turn is charged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Charge {
     Nothing,
-    /// What the provider reported.
+    /// The provider's report.
     Reported,
     /// The input, and the output that was seen.
     Estimated,

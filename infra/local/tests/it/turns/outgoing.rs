@@ -1,4 +1,4 @@
-//! What reaches a provider: the request and its key, and nothing of the caller.
+//! Requests to providers: they hold the prompt and the provider key, and nothing else of the caller.
 
 use std::collections::BTreeMap;
 
