@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Decode recorded streams of model providers, and compare the results with an independent reading.
-# The recordings are not part of this repository: KARTA_STREAMS names their folder.
+# The recordings are not part of this repository: PROVIDER_STREAMS names their folder.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-streams=${KARTA_STREAMS:-../shared/streams}
+streams=${PROVIDER_STREAMS:-../shared/streams}
 if [ ! -d "$streams" ]; then
     echo "streams: no recordings in $streams; the streams in dialects/tests were decoded by cargo test"
     exit 0

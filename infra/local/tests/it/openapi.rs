@@ -560,6 +560,7 @@ fn changes_of_messages() -> Vec<(&'static str, Value)> {
 
 /// The schema rejects a body exactly when the handler does.
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 async fn schemas_and_handlers_accept_the_same_bodies() {
     let document = openapi::document().unwrap();
     let (server, _provider) = start(noon()).await;
