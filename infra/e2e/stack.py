@@ -78,7 +78,9 @@ class Stack:
     def deploy(self, parameters, template=None):
         """Runs `sam deploy` with the built template or `template`. Returns whether it succeeded,
         and its output."""
-        overrides = [f"{name}={value}" for name, value in {"Stage": self.stage, **parameters}.items()]
+        # The emulator cannot stream.
+        parameters = {"Stage": self.stage, "ResponseTransferMode": "BUFFERED", **parameters}
+        overrides = [f"{name}={value}" for name, value in parameters.items()]
         # By default, SAM CLI looks for samconfig.toml next to the template.
         config = ["--config-file", str(Path("samconfig.toml").resolve()), "--config-env", "dev"]
         command = ["sam", "deploy", *config, "--stack-name", self.name, "--no-confirm-changeset", "--no-progressbar"]
