@@ -20,7 +20,10 @@ stop() {
 trap stop EXIT
 
 # The runner's JSON line contains secrets, so it goes through a pipe and never into a file.
-exec {stdout}< <(KARTA_BCRYPT_COST=4 exec "$karta" --ephemeral --json --port 0 --log warn 2>"$here/karta.log")
+# No turn may call a real provider: nothing listens on the discard port.
+discard=http://127.0.0.1:9
+providers="{\"anthropic\":\"$discard\",\"openai\":\"$discard\",\"openrouter\":\"$discard\"}"
+exec {stdout}< <(KARTA_BCRYPT_COST=4 KARTA_PROVIDER_BASE_URLS=$providers exec "$karta" --ephemeral --json --port 0 --log warn 2>"$here/karta.log")
 runner=$!
 if ! IFS= read -r -t 60 -u "$stdout" start; then
   echo "contract: the runner did not start:" >&2

@@ -8,16 +8,16 @@ use utoipa::{PartialSchema, ToSchema};
 
 pub(super) const MEDIA_TYPE: &str = "text/event-stream";
 
-/// Returns the schema of a stream. JSON Schema cannot describe the frames, so `x-event-data` refers
-/// to the schema of their data.
-pub(super) fn stream() -> Value {
-    json!({
-        "type": "string",
-        "contentMediaType": MEDIA_TYPE,
-        "description": "Server-sent events. Each has an `id` for `Last-Event-ID`, its type as `event`, and a `TurnEvent` as `data`. The last one is `done` or \
-             `error`. Comments keep the connection alive.",
-        "x-event-data": reference("TurnEvent"),
-    })
+/// Returns the schema of a server-sent event of a stream.
+pub(super) fn server_sent_event() -> Value {
+    let mut event = object(json!({
+        "id": { "type": "string", "description": "For `Last-Event-ID`: `<turn id>.<number>`." },
+        "event": { "type": "string", "enum": ["text", "reasoning", "done", "error"] },
+        "data": { "type": "string", "contentMediaType": "application/json", "contentSchema": reference("TurnEvent") },
+    }));
+    event["description"] =
+        "An event of the stream. The last one is `done` or `error`. Comments keep the connection alive.".into();
+    event
 }
 
 /// Returns the schemas of events by name.

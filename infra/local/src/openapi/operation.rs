@@ -344,7 +344,7 @@ impl Operation {
             success["content"] = json!({ self.content_type: { "schema": schema } });
         }
         if self.streams {
-            success["content"][events::MEDIA_TYPE] = json!({ "schema": events::stream() });
+            success["content"][events::MEDIA_TYPE] = json!({ "schema": events::server_sent_event() });
         }
         success
     }

@@ -142,10 +142,14 @@ async fn store_provider_keys(server: &TestServer) {
     }
 }
 
-/// Returns the data of a stream's events.
+/// Returns the events of a stream: objects with `id`, `event` and `data`.
 fn events(stream: &str) -> Vec<Value> {
-    let data = stream.lines().filter_map(|line| line.strip_prefix("data: "));
-    data.map(|data| serde_json::from_str(data).unwrap()).collect()
+    let fields = |event: &str| event.lines().filter_map(|line| line.split_once(": ")).map(owned).collect();
+    stream.split_terminator("\n\n").map(fields).collect()
+}
+
+fn owned((name, value): (&str, &str)) -> (String, Value) {
+    (name.to_owned(), json!(value))
 }
 
 /// The operations of a family of sessions.
@@ -398,11 +402,16 @@ async fn every_operation_matches_the_openapi_document() {
         assert_eq!(media, content.map(|(media, _)| media.as_str()), "{id}");
         assert!(reply.headers.contains_key("x-request-id"), "{id}");
         let Some((media, schema)) = content else { continue };
-        assert_valid(&validator(&described, schema, true), &reply.json, id);
+        let valid = validator(&described, schema, true);
+        if media == "text/event-stream" {
+            events(&reply.text).iter().for_each(|event| assert_valid(&valid, event, id));
+        } else {
+            assert_valid(&valid, &reply.json, id);
+        }
         if media == "application/json" && *id != "openapiGet" {
             let (path, method, _) = operations(&described).find(|(.., of)| of["operationId"] == *id).unwrap();
             let example = as_example(&reply.text);
-            assert_valid(&validator(&described, schema, true), &example, id);
+            assert_valid(&valid, &example, id);
             document["paths"][path][method]["responses"][status.to_string()]["content"][media]["example"] = example;
         }
     }
@@ -441,15 +450,19 @@ async fn streamed_events_match_the_openapi_document() {
     let created = server.post("/v1/sessions", json!({})).send().await.expect(201);
     let messages = format!("/v1/sessions/{}/messages", created["id"].as_str().unwrap());
     let schema = &operation(&document, "messagesCreate")["responses"]["200"]["content"]["text/event-stream"]["schema"];
-    let validator = validator(&document, &schema["x-event-data"], true);
+    let framed = validator(&document, schema, true);
+    let decoded = validator(&document, &schema["properties"]["data"]["contentSchema"], true);
     provider.push(Script { tokens: 3, reasoning_tokens: 2, ..Script::default() });
     provider.push(Script { fault: Fault::ErrorEventAfter(2), ..Script::default() });
     for end in ["done", "error"] {
         let message = json!({ "text": "Hello", "model": "claude-sonnet-4-5", "thinking": true, "stream": true });
         let events = events(&server.post(&messages, message).send().await.text);
-        assert!(events.len() > 2 && events.last().unwrap()["type"] == end, "{events:#?}");
+        assert!(events.len() > 2 && events.last().unwrap()["event"] == end, "{events:#?}");
         for event in &events {
-            assert_valid(&validator, event, end);
+            assert_valid(&framed, event, end);
+            let data: Value = serde_json::from_str(event["data"].as_str().unwrap()).unwrap();
+            assert_valid(&decoded, &data, end);
+            assert_eq!(data["type"], event["event"]);
         }
     }
 }
