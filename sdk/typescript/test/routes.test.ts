@@ -26,9 +26,9 @@ after(runner.stop);
 const template = readFileSync(new URL("../../../../template.yaml", import.meta.url), "utf8");
 /**
  * Routes that the client does not call: for data planes, operators, Stripe, load balancers and
- * readers, and a route's second path.
+ * readers, a route's second path, and those of the client of sessions.
  */
-const NOT_CALLED = /^OPTIONS | \/v1\/internal\/| \/v1\/stripe\/|^POST \/agent_projects\/| \/healthz$| \/openapi\.json$| \/docs$/;
+const NOT_CALLED = /^OPTIONS | \/v1\/internal\/| \/v1\/stripe\/|^POST \/agent_projects\/| \/healthz$| \/openapi\.json$| \/docs$| \/v1\/(projects\/\{ref\}\/)?sessions(\/|$)/;
 const routes = [...template.matchAll(/^ +Method: ([A-Z]+)\n +Path: (\S+)$/gm)]
   .map(([, method, path]) => `${method} ${path}`)
   .filter((route) => !NOT_CALLED.test(route));
