@@ -165,7 +165,7 @@ mod tests {
             ("unused_days=0", "unused_days must be a number of days from 1 to 3650"),
             ("unused_days=3651", "unused_days must be a number of days from 1 to 3650"),
             ("unused_days=1.5", "unused_days must be a number of days from 1 to 3650"),
-            ("unused_days=", "unused_days must be a number of days from 1 to 3650"),
+            ("unused_days=", "unused_days must be a number of days from 1 to 3650, or leave it out"),
             (
                 "kt_live_AbC123XyZ&kt_live_AbC123XyZ",
                 "kt_live_AbC123[redacted] is not a parameter here: use one of limit, status, unused_days, project_id",
@@ -173,7 +173,7 @@ mod tests {
             ("status=active,gone", "status must be one of active, rotating, revoked, expired"),
             ("status=", "status must be one of active, rotating, revoked, expired"),
             ("project_id=0", "project_id must be an integer from 1 to 9007199254740991"),
-            ("project_id=", "project_id must be an integer from 1 to 9007199254740991"),
+            ("project_id=", "project_id must be an integer from 1 to 9007199254740991, or leave it out"),
             ("state=active", "state is not a parameter here: use one of limit, status, unused_days, project_id"),
         ] {
             assert_eq!(parsed(text).unwrap_err(), message);
