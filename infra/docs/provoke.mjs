@@ -125,9 +125,6 @@ const CASES = {
     await scene.make("POST", "/v1/agent_projects", { bearer, body: { slug: "site", name: "Site" } });
     return scene.call("POST", "/v1/agent_projects/site/session_tokens", { bearer });
   },
-  async "402 budget_exhausted during a turn"(scene) {
-    return scene.turn(await scene.modelOrganization("slice", { total_tokens: 3_000 }), "long");
-  },
   async "401 credential_revoked"(scene) {
     const bearer = await scene.modelOrganization("cut-off");
     const key = await scene.make("POST", "/v1/api_keys", { bearer, body: { name: "ci", scopes: ["read", "write"] } });
