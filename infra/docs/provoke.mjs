@@ -67,11 +67,10 @@ class Scene {
   }
 
   /** Creates an organization with a key of a provider. Returns its first key. */
-  async modelOrganization(slug, budget) {
+  async modelOrganization(slug) {
     const { secret: bearer } = await this.organization(slug);
     const key = `sk-ant-api03-${randomBytes(24).toString("hex")}`;
     await this.make("POST", "/v1/model_keys", { bearer, body: { provider: "anthropic", key } });
-    if (budget) await this.make("PUT", "/v1/budget", { bearer, body: budget });
     return bearer;
   }
 
