@@ -46,7 +46,7 @@ pub(crate) struct Providers {
 pub(crate) static PROVIDERS: Providers =
     Providers { trusted: OnceCell::const_new(), checked: [const { OnceCell::const_new() }; 2] };
 
-/// Where a turn's request goes, and with which key.
+/// The destination of a turn's request, and its key.
 pub(crate) struct Target {
     pub(crate) provider: Provider,
     pub(crate) dialect: Dialect,
@@ -261,7 +261,7 @@ impl Rejected {
         Self { failure: Failure { retry_after: retry_after.filter(|_| is_limited), ..failure }, status: Some(status) }
     }
 
-    /// Returns the pause before a second request; `None` if there is none.
+    /// Returns the pause before a second request; `None` if the call is not repeated.
     fn pause(&self) -> Option<Duration> {
         match (self.status, self.failure.error) {
             (Some(TOO_MANY_REQUESTS), TurnError::ProviderRateLimited) => {

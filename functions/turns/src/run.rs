@@ -57,7 +57,7 @@ pub(crate) struct TurnTask {
     /// The user's message, as responses show it.
     pub(crate) user_message: MessageResource,
     pub(crate) retention: Retention,
-    /// What was read of the counters; `None` if the turn may hold another amount than its reservation
+    /// The counters as read; `None` if the turn may hold another amount than its reservation
     /// shows.
     pub(crate) known: Option<KnownCounters>,
     pub(crate) reservation: Option<Reservation>,
@@ -79,14 +79,14 @@ pub(crate) struct Ended {
     pub(crate) failure: Option<Failure>,
 }
 
-/// What the handler waits for.
+/// Signals that the handler waits for.
 pub(crate) struct Signals {
     /// Resolves when the provider's stream begins.
     pub(crate) began: oneshot::Receiver<()>,
     pub(crate) ended: oneshot::Receiver<Ended>,
 }
 
-/// What the stream has brought so far.
+/// Progress of the provider's stream.
 struct Progress {
     outcome: Outcome,
     /// Whether the provider may have accepted the request, and bills it.

@@ -28,7 +28,7 @@ pub(crate) struct CountingProxy {
     url: String,
     client: reqwest::Client,
     calls: Mutex<BTreeMap<String, usize>>,
-    /// Every this many transactions conflict; 0 is none.
+    /// One of this many transactions conflicts; 0 disables conflicts.
     conflict_every: AtomicUsize,
     transactions: AtomicUsize,
 }
