@@ -12,7 +12,7 @@ use crate::{
     http::{EventSender, EventStream, event_channel},
     store::StoreError,
     transcripts::{TranscriptContext, TranscriptPart, TranscriptUnsealError},
-    turn_events::{Seq, TurnEventContext, frames_after, is_end},
+    turn_events::{EventBatch, Seq, TurnEventContext},
 };
 
 /// How long a stream waits for a client that has stopped to read.
@@ -39,6 +39,8 @@ enum FollowError {
     Secret(#[from] SecretError),
     #[error(transparent)]
     Unseal(#[from] TranscriptUnsealError),
+    #[error("events cannot be decoded: {0}")]
+    Decode(#[from] serde_json::Error),
 }
 
 /// Streams a turn's events to its end.
@@ -121,25 +123,21 @@ impl Follower {
         let mut look = Look::Nothing;
         for batch in batches {
             let context = TranscriptContext { organization, session: &session, turn: &turn };
-            let mut ring = self.app.secrets.ring(Ring::SealingSessions).await?;
-            if ring.get(batch.content.kid.as_str()).is_none() {
-                ring = self.app.secrets.ring_refetched(Ring::SealingSessions).await?;
-            }
+            let ring = self.app.secrets.ring_with(Ring::SealingSessions, &batch.content.kid).await?;
             let part = TranscriptPart::Events { first_seq: batch.first_seq };
-            let frames = context.open(&ring, part, &batch.content)?;
-            if let Some((frames, last)) = frames_after(&frames, self.followed.after) {
-                let ends = is_end(frames);
+            let batch = EventBatch::decode(batch.first_seq, &context.open(&ring, part, &batch.content)?)?;
+            let event_context = TurnEventContext { session_id: session.as_str(), turn_id: turn.as_str() };
+            let frames = batch.frames_after(event_context, self.followed.after)?;
+            if !frames.is_empty() {
                 // A client that has stopped to read can resume.
-                let sent = timeout(SLOW_CLIENT_TIMEOUT, self.sender.send(frames.to_vec())).await;
+                let sent = timeout(SLOW_CLIENT_TIMEOUT, self.sender.send(frames)).await;
                 if !sent.unwrap_or(false) {
                     return Ok(Look::End);
                 }
-                (self.followed.after, self.is_at_batch) = (last, true);
-                if ends {
-                    return Ok(Look::End);
-                }
+                (self.followed.after, self.is_at_batch) = (batch.next_seq() - 1, true);
                 look = Look::Events;
-            } else if is_end(&frames) {
+            }
+            if batch.is_end() {
                 return Ok(Look::End);
             }
         }

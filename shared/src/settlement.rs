@@ -15,7 +15,7 @@ use crate::{
         CommitError, Conflict, KnownCounters, Reservation, SealedEvents, SealedMessage, StoreError, TurnSettlement,
     },
     transcripts::{TranscriptContext, TranscriptPart},
-    turn_events::{MessagePart, Seq},
+    turn_events::{EventBatch, MessagePart},
 };
 
 /// Bytes that count as one token in estimates.
@@ -41,7 +41,7 @@ pub struct RunningTurn<'a> {
 }
 
 /// How a turn ended.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct TurnEnd {
     /// `None` if the turn has an answer.
     pub error: Option<TurnError>,
@@ -50,9 +50,8 @@ pub struct TurnEnd {
     pub estimated: bool,
     /// The parts of the answer; empty without an answer.
     pub answer: Vec<MessagePart>,
-    /// Events that are not in the log yet: the number of the first and of the last one, and their
-    /// frames.
-    pub events: Option<(Seq, Seq, Vec<u8>)>,
+    /// The events that are not in the log yet, at least the last one.
+    pub events: EventBatch,
 }
 
 /// Why the end of a turn is not stored.
@@ -105,7 +104,7 @@ pub async fn settle(
         estimated: end.estimated,
         stop_reason: end.stop_reason,
         error_code: end.error.map(|error| error.as_str().to_owned()),
-        last_seq: end.events.as_ref().map_or(turn.last_seq, |(_, last, _)| *last),
+        last_seq: end.events.next_seq() - 1,
         ..turn.clone()
     };
     let ring = app.secrets.ring(Ring::SealingSessions).await?;
@@ -124,10 +123,10 @@ pub async fn settle(
             content: seal(TranscriptPart::Message(MessageRole::Assistant), &parts),
         })
     };
-    let events = end.events.as_ref().map(|(first_seq, last_seq, frames)| {
-        let sealed = seal(TranscriptPart::Events { first_seq: *first_seq }, frames);
-        SealedEvents::new(*first_seq, *last_seq, sealed, now)
-    });
+    let first_seq = end.events.first_seq();
+    let encoded = end.events.encode().map_err(|error| SettleError::Encoding(error.to_string()))?;
+    let sealed = seal(TranscriptPart::Events { first_seq }, &encoded);
+    let events = SealedEvents::new(first_seq, ended.last_seq, sealed, now);
     let settlement = TurnSettlement {
         session,
         leased_until,
@@ -135,7 +134,7 @@ pub async fn settle(
         usage: SessionUsage::of_turn(&end.usage, cost(turn, &end.usage)),
         expires_at: retention.expires_at(now),
         message: message.as_ref(),
-        events: events.as_ref(),
+        events: Some(&events),
     };
     let counted = usage_events(session, turn, &end.usage)?;
     let month = turn.started_at.month();

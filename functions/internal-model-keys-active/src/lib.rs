@@ -53,10 +53,7 @@ impl Route for InternalModelKeysActive {
         let context = ModelKeyContext { organization, provider, id: active.model_key_id };
         // A missing key was replaced or revoked just now. The next attempt reads the new state.
         let sealed = app.store.sealed_model_key(organization, context.id).await?.ok_or(Error::WriteConflict)?;
-        let mut ring = app.secrets.ring(Ring::SealingByok).await?;
-        if ring.get(sealed.kid.as_str()).is_none() {
-            ring = app.secrets.ring_refetched(Ring::SealingByok).await?;
-        }
+        let ring = app.secrets.ring_with(Ring::SealingByok, &sealed.kid).await?;
         let plaintext = context.open(&ring, &sealed)?.into();
         if sealed.kid != *ring.current().0 {
             reseal(app, call, context, &sealed).await;

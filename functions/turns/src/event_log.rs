@@ -5,10 +5,10 @@ use std::time::Duration;
 use karta_shared::{
     App,
     config::Ring,
-    domain::{Id, SessionId, TurnId},
+    domain::{Id, SessionId, Timestamp, TurnId},
     store::SealedEvents,
     transcripts::{TranscriptContext, TranscriptPart},
-    turn_events::{Seq, frames_after},
+    turn_events::{EventBatch, MessagePart, Seq},
 };
 use tokio::{
     sync::mpsc,
@@ -19,37 +19,29 @@ use tokio::{
 /// A batch is written after this time, or as soon as it has `BATCH_BYTES`.
 const BATCH_TIME: Duration = Duration::from_secs(1);
 const BATCH_BYTES: usize = 4 << 10;
-/// A batch of this size takes no more of the frames that were queued during the last write. With one
-/// frame more, which has at most 200 KB, it fits into an item of 400 KB.
+/// A batch of this size takes no more of the increments that were queued during the last write. With
+/// one more, which has at most 200 KB, it fits into an item of 400 KB.
 const FULL_BATCH_BYTES: usize = 160 << 10;
-/// Maximum frames in the queue. If the log cannot be written, the turn waits instead of filling the
-/// memory.
-const MAX_QUEUED_FRAMES: usize = 1_024;
+/// Maximum increments in the queue. If the log cannot be written, the turn waits instead of filling
+/// the memory.
+const MAX_QUEUED: usize = 1_024;
 /// Pause after a failed write.
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// How long the end of a turn waits for the log.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
 
-type QueuedFrame = (Seq, Vec<u8>);
+type Queued = (Timestamp, MessagePart);
 
-/// The log of a running turn. [`finish`](Self::finish) returns the frames that are not written yet.
+/// The log of a running turn. [`finish`](Self::finish) returns the events that are not written yet.
 #[derive(Debug)]
 pub(crate) struct EventLog {
-    frames: mpsc::Sender<QueuedFrame>,
-    writer: JoinHandle<Batch>,
+    queue: mpsc::Sender<Queued>,
+    writer: JoinHandle<EventBatch>,
 }
 
 /// A place in the queue of a log.
 #[derive(Debug)]
-pub(crate) struct LogSlot<'a>(mpsc::Permit<'a, QueuedFrame>);
-
-/// Consecutive frames.
-#[derive(Debug, Default)]
-pub(crate) struct Batch {
-    first_seq: Seq,
-    last_seq: Seq,
-    frames: Vec<u8>,
-}
+pub(crate) struct LogSlot<'a>(mpsc::Permit<'a, Queued>);
 
 /// The turn whose log is written.
 #[derive(Debug, Clone)]
@@ -62,20 +54,20 @@ pub(crate) struct LoggedTurn {
 
 impl EventLog {
     pub(crate) fn start(turn: LoggedTurn) -> Self {
-        let (frames, received) = mpsc::channel(MAX_QUEUED_FRAMES);
-        Self { frames, writer: tokio::spawn(write(turn, received)) }
+        let (queue, received) = mpsc::channel(MAX_QUEUED);
+        Self { queue, writer: tokio::spawn(write(turn, received)) }
     }
 
     /// Waits for a place in the queue. `None` if the writer panicked.
     pub(crate) async fn slot(&self) -> Option<LogSlot<'_>> {
-        self.frames.reserve().await.ok().map(LogSlot)
+        self.queue.reserve().await.ok().map(LogSlot)
     }
 
-    /// Stops writing, and returns the frames that are not in the log. `None` if frames are lost, or
+    /// Stops writing, and returns the events that are not in the log. `None` if events are lost, or
     /// more are left than the settlement can write.
-    pub(crate) async fn finish(self) -> Option<Batch> {
-        let Self { frames, mut writer } = self;
-        drop(frames);
+    pub(crate) async fn finish(self) -> Option<EventBatch> {
+        let Self { queue, mut writer } = self;
+        drop(queue);
         let finished = timeout(FINISH_TIMEOUT, &mut writer).await;
         writer.abort();
         finished.ok()?.ok()
@@ -88,56 +80,40 @@ impl EventLog {
 }
 
 impl LogSlot<'_> {
-    /// Appends a frame. Does not wait for its write.
-    pub(crate) fn append(self, seq: Seq, frame: &[u8]) {
-        self.0.send((seq, frame.to_vec()));
+    /// Appends an increment. Does not wait for its write.
+    pub(crate) fn append(self, at: Timestamp, increment: MessagePart) {
+        self.0.send((at, increment));
     }
 }
 
-impl Batch {
-    fn push(&mut self, (seq, frame): QueuedFrame) {
-        if self.frames.is_empty() {
-            self.first_seq = seq;
-        }
-        self.last_seq = seq;
-        self.frames.extend_from_slice(&frame);
-    }
-
-    /// Appends the last frame of the turn.
-    pub(crate) fn with_last(mut self, seq: Seq, frame: Vec<u8>) -> (Seq, Seq, Vec<u8>) {
-        self.push((seq, frame));
-        (self.first_seq, self.last_seq, self.frames)
-    }
-}
-
-/// Writes frames in batches until the queue is closed. Returns the frames that one item can take
-/// with the last frame of the turn: the settlement writes them.
-async fn write(turn: LoggedTurn, mut received: mpsc::Receiver<QueuedFrame>) -> Batch {
-    let mut batch = Batch::default();
+/// Writes increments in batches until the queue is closed. Returns those that one item can take with
+/// the last event of the turn: the settlement writes them.
+async fn write(turn: LoggedTurn, mut received: mpsc::Receiver<Queued>) -> EventBatch {
+    let mut batch = EventBatch::new(1);
     loop {
-        if batch.frames.is_empty() {
+        if batch.is_empty() {
             match received.recv().await {
-                Some(frame) => batch.push(frame),
+                Some((at, increment)) => batch.push(at, increment),
                 None => return batch,
             }
         }
         let due = Instant::now() + BATCH_TIME;
-        while batch.frames.len() < BATCH_BYTES
-            && let Ok(Some(frame)) = timeout_at(due, received.recv()).await
+        while batch.bytes() < BATCH_BYTES
+            && let Ok(Some((at, increment))) = timeout_at(due, received.recv()).await
         {
-            batch.push(frame);
+            batch.push(at, increment);
         }
-        while batch.frames.len() < FULL_BATCH_BYTES
-            && let Ok(frame) = received.try_recv()
+        while batch.bytes() < FULL_BATCH_BYTES
+            && let Ok((at, increment)) = received.try_recv()
         {
-            batch.push(frame);
+            batch.push(at, increment);
         }
         if received.is_closed() && received.is_empty() {
             return batch;
         }
         match Box::pin(turn.append(&batch)).await {
-            Ok(rest) => batch = rest,
-            // The next batch includes these frames.
+            Ok(last_seq) => batch.drop_to(last_seq),
+            // The next batch includes these events.
             Err(fault) => {
                 tracing::warn!(turn_id = %turn.turn, %fault, "turn events not written");
                 sleep(RETRY_PAUSE).await;
@@ -147,24 +123,20 @@ async fn write(turn: LoggedTurn, mut received: mpsc::Receiver<QueuedFrame>) -> B
 }
 
 impl LoggedTurn {
-    /// Writes a batch. Returns the frames that are still to be written.
-    async fn append(&self, batch: &Batch) -> Result<Batch, Box<dyn std::error::Error + Send + Sync>> {
+    /// Writes a batch. Returns the number of the last event in the log.
+    async fn append(&self, batch: &EventBatch) -> Result<Seq, Box<dyn std::error::Error + Send + Sync>> {
         let Self { app, organization, session, turn } = self;
         let (organization, now) = (*organization, app.clock.now());
+        let (first_seq, last_seq) = (batch.first_seq(), batch.next_seq() - 1);
         let ring = app.secrets.ring(Ring::SealingSessions).await?;
         let context = TranscriptContext { organization, session, turn };
-        let part = TranscriptPart::Events { first_seq: batch.first_seq };
-        let sealed = context.seal(&ring, &*app.entropy, part, &batch.frames);
-        let events = SealedEvents::new(batch.first_seq, batch.last_seq, sealed, now);
+        let sealed = context.seal(&ring, &*app.entropy, TranscriptPart::Events { first_seq }, &batch.encode()?);
+        let events = SealedEvents::new(first_seq, last_seq, sealed, now);
         if app.store.append_turn_events(organization, session, turn, &events).await? {
-            return Ok(Batch::default());
+            return Ok(last_seq);
         }
         // An earlier write took effect although its response was lost.
-        let stored = app.store.turn_events(organization, session, turn, batch.first_seq - 1, now).await?;
-        let last_seq = stored.last().map_or(batch.first_seq - 1, |stored| stored.last_seq);
-        Ok(match frames_after(&batch.frames, last_seq) {
-            Some((frames, _)) => Batch { first_seq: last_seq + 1, last_seq: batch.last_seq, frames: frames.to_vec() },
-            None => Batch::default(),
-        })
+        let stored = app.store.turn_events(organization, session, turn, first_seq - 1, now).await?;
+        Ok(stored.last().map_or(first_seq - 1, |stored| stored.last_seq))
     }
 }

@@ -268,10 +268,7 @@ async fn target<'a>(
 
 async fn open_key(app: &App, organization: Id, key: &ModelKey, sealed: &SealedModelKey) -> Result<SecretString, Error> {
     let context = karta_shared::byok::ModelKeyContext { organization, provider: key.provider, id: key.id };
-    let mut ring = app.secrets.ring(Ring::SealingByok).await?;
-    if ring.get(sealed.kid.as_str()).is_none() {
-        ring = app.secrets.ring_refetched(Ring::SealingByok).await?;
-    }
+    let ring = app.secrets.ring_with(Ring::SealingByok, &sealed.kid).await?;
     Ok(context.open(&ring, sealed)?)
 }
 

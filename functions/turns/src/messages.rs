@@ -11,7 +11,7 @@ use karta_shared::{
         TurnUsageResource, event_channel, text_of,
     },
     settlement::cost,
-    turn_events::{MessagePart, PartKind},
+    turn_events::{MessagePart, PartKind, json_bytes},
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
@@ -76,16 +76,6 @@ impl std::fmt::Debug for MessageText {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "[{} bytes]", self.0.len())
     }
-}
-
-/// Returns the size of a text as JSON, which may be six times its own.
-pub(crate) fn json_bytes(text: &str) -> usize {
-    let escaped = |byte: u8| match byte {
-        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 8 | 12 => 1,
-        0..=31 => 5,
-        _ => 0,
-    };
-    text.len() + 2 + text.bytes().map(escaped).sum::<usize>()
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -8,11 +8,11 @@ use std::time::Duration;
 use karta_dialects::{Delta, Outcome, ReportedUsage};
 use karta_shared::{
     App, auth,
-    domain::{Budget, Id, Retention, SessionId, StopReason, Timestamp, Turn, TurnError, TurnUsage},
+    domain::{Budget, Id, Retention, SessionId, StopReason, Turn, TurnError, TurnUsage},
     http::{EventSender, MessageResource, TurnUsageResource},
     settlement::{RunningTurn, SettleError, TurnEnd, cost, estimate_tokens, leased_until, settle},
     store::{Amount, KnownCounters, Reservation, TurnLease},
-    turn_events::{MessagePart, PartKind, Seq, TurnEvent, TurnEventContext},
+    turn_events::{EventBatch, MessagePart, Part, PartKind, Seq, TurnEvent, TurnEventContext, json_bytes},
 };
 use reqwest::Response;
 use tokio::{
@@ -21,8 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    event_log::{Batch, EventLog, LoggedTurn},
-    messages::json_bytes,
+    event_log::{EventLog, LoggedTurn},
     provider::{Failure, PROVIDERS, Target},
 };
 
@@ -213,18 +212,14 @@ impl TurnTask {
         });
         let part = &mut progress.parts[at].part;
         part.text.push_str(text);
-        let event: TurnEvent<'_, ()> = match kind {
-            PartKind::Text => TurnEvent::Text { part_id: &part.id, text },
-            PartKind::Reasoning => TurnEvent::Reasoning { part_id: &part.id, text },
-        };
         progress.seq += 1;
-        let frame = frame(&self.session, &self.turn, progress.seq, now, &event)?;
-        slot.append(progress.seq, &frame);
+        slot.append(now, MessagePart { id: part.id.clone(), kind, text: text.to_owned() });
         if progress.seq == 1 {
             self.app.metrics.turn_first_event(now, now.since(self.turn.started_at));
         }
         if let Some(sender) = progress.sender.as_ref().filter(|_| !progress.is_client_slow) {
-            sender.send_now(frame);
+            let event = TurnEvent::Increment::<()> { part: Part { id: &part.id, kind, text } };
+            sender.send_now(self.context().frame(progress.seq, now, &event)?);
         }
         Ok(())
     }
@@ -260,28 +255,31 @@ impl TurnTask {
         let answer: Vec<_> = parts.into_iter().map(|part| part.part).collect();
         let stop_reason = stop_reason(&outcome);
         let now = self.app.clock.now();
-        let last = if let Some(failure) = &failure {
-            let (code, message) = (failure.error.as_str(), failure.message());
-            frame(&self.session, &self.turn, seq + 1, now, &TurnEvent::Error::<()> { code, message })
-        } else {
-            let shown = TurnUsageResource::new(&usage, cost(&self.turn, &usage));
-            let (message_id, stop_reason) = (self.turn.assistant_message_id.as_str(), stop_reason.as_str());
-            let event = TurnEvent::Done { message_id, usage: &shown, stop_reason };
-            frame(&self.session, &self.turn, seq + 1, now, &event)
-        };
-        let Ok(last) = last else { return self.unsettled(answer, seq, sender).await };
-        let unwritten = log.finish().await.unwrap_or_else(|| {
+        let mut events = log.finish().await.unwrap_or_else(|| {
             // The answer and its usage count more than the replay of its events.
             tracing::error!(turn_id = %self.turn.id, "turn events not written");
-            Batch::default()
+            EventBatch::new(seq + 1)
         });
+        let ended = match &failure {
+            Some(failure) => {
+                let (code, message) = (failure.error.as_str(), failure.message());
+                events.end(now, &TurnEvent::Error::<()> { code, message })
+            }
+            None => {
+                let shown = TurnUsageResource::new(&usage, cost(&self.turn, &usage));
+                let (message_id, stop_reason) = (self.turn.assistant_message_id.as_str(), stop_reason.as_str());
+                events.end(now, &TurnEvent::Done { message_id, usage: &shown, stop_reason })
+            }
+        };
+        let last = ended.and_then(|()| events.frames_after(self.context(), seq));
+        let Ok(last) = last else { return self.unsettled(answer, seq, sender).await };
         let end = TurnEnd {
             error: failure.as_ref().map(|failure| failure.error),
             stop_reason: failure.is_none().then_some(stop_reason),
             usage,
             estimated,
             answer,
-            events: Some(unwritten.with_last(seq + 1, last.clone())),
+            events,
         };
         if let Some(Failure { error, .. }) = &failure
             && matches!(error, TurnError::ProviderError | TurnError::ProviderTimeout | TurnError::ProviderRateLimited)
@@ -290,9 +288,8 @@ impl TurnTask {
         }
         match self.store_end(&end).await {
             Some(turn) => {
-                let context = TurnEventContext { session_id: self.session.as_str(), turn_id: turn.id.as_str() };
                 let last = if is_client_slow {
-                    context.unlogged_error(seq, now, TurnError::Interrupted).unwrap_or(last)
+                    self.context().unlogged_error(seq, now, TurnError::Interrupted).unwrap_or(last)
                 } else {
                     last
                 };
@@ -362,12 +359,15 @@ impl TurnTask {
         self.unsettled(answer, progress.seq, progress.sender).await
     }
 
+    fn context(&self) -> TurnEventContext<'_> {
+        TurnEventContext { session_id: self.session.as_str(), turn_id: self.turn.id.as_str() }
+    }
+
     /// Ends the response of a turn whose end this process could not store.
     async fn unsettled(self, answer: Vec<MessagePart>, sent: Seq, sender: Option<EventSender>) -> Ended {
         let failure = Failure::from(TurnError::Interrupted);
-        let context = TurnEventContext { session_id: self.session.as_str(), turn_id: self.turn.id.as_str() };
         // The sweep writes its own event to the log.
-        if let Ok(last) = context.unlogged_error(sent, self.app.clock.now(), failure.error) {
+        if let Ok(last) = self.context().unlogged_error(sent, self.app.clock.now(), failure.error) {
             send_last(sender, last).await;
         }
         Ended { turn: self.turn, answer, failure: Some(failure) }
@@ -473,17 +473,6 @@ fn pieces(text: &str) -> impl Iterator<Item = &str> {
         rest = after;
         (!piece.is_empty()).then_some(piece)
     })
-}
-
-fn frame<U: serde::Serialize>(
-    session: &SessionId,
-    turn: &Turn,
-    seq: Seq,
-    at: Timestamp,
-    event: &TurnEvent<'_, U>,
-) -> serde_json::Result<Vec<u8>> {
-    let context = TurnEventContext { session_id: session.as_str(), turn_id: turn.id.as_str() };
-    context.frame(seq, at, event)
 }
 
 async fn send_last(sender: Option<EventSender>, frame: Vec<u8>) {

@@ -8,8 +8,7 @@ use karta_shared::{
     http::{
         Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route, WebhookEndpointResource,
     },
-    store::SealedWebhookSecrets,
-    webhook_secrets::{TooManyLive, WebhookSecretContext, WebhookSecretUnsealError, WebhookSecrets},
+    webhook_secrets::{TooManyLive, WebhookSecretContext},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -55,7 +54,8 @@ impl Route for WebhookEndpointsRotateSecret {
         let endpoint = endpoint.ok_or(Error::NotFound)?;
         let before = before.ok_or(Error::WriteConflict)?;
         let context = WebhookSecretContext { organization, endpoint: id };
-        let mut secrets = open(app, context, &before).await?;
+        let ring = app.secrets.ring_with(Ring::SealingWebhooks, &before.kid).await?;
+        let mut secrets = context.open(&ring, &before)?;
         let secret = WebhookSecret::generate(&*app.entropy);
         let answer = Answer::created(&Output {
             webhook_endpoint: WebhookEndpointResource::new(endpoint.clone(), failing, call.caller.principal.scopes),
@@ -83,19 +83,5 @@ impl Route for WebhookEndpointsRotateSecret {
         call.remember(app, &mut transaction, &answer, id, Reveals::Secret)?;
         transaction.commit().await?;
         Ok(answer)
-    }
-}
-
-/// Opens the secrets. An unknown kid triggers a refetch of the ring, because the key may be new.
-async fn open(
-    app: &App,
-    context: WebhookSecretContext,
-    sealed: &SealedWebhookSecrets,
-) -> Result<WebhookSecrets, Error> {
-    match context.open(&*app.secrets.ring(Ring::SealingWebhooks).await?, sealed) {
-        Err(WebhookSecretUnsealError::UnknownKid(_)) => {
-            Ok(context.open(&*app.secrets.ring_refetched(Ring::SealingWebhooks).await?, sealed)?)
-        }
-        opened => Ok(opened?),
     }
 }

@@ -7,7 +7,7 @@ use karta_shared::{
     settlement::{RunningTurn, SettleError, TurnEnd, estimate_tokens, settle},
     store::{DueTurn, Reservation, StoreError, StoredTurn},
     transcripts::{TranscriptContext, TranscriptPart},
-    turn_events::{MessagePart, Seq, TurnEvent, TurnEventContext, texts_of},
+    turn_events::{EventBatch, MessagePart, Seq, TurnEvent},
     worker::Fault,
 };
 
@@ -31,17 +31,9 @@ pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault>
         ..TurnUsage::default()
     };
     let error = TurnError::Interrupted;
-    let context = TurnEventContext { session_id: session.as_str(), turn_id: turn_id.as_str() };
-    let event: TurnEvent<'_, ()> = TurnEvent::Error { code: error.as_str(), message: error.message() };
-    let frame = context.frame(last_seq + 1, app.clock.now(), &event)?;
-    let end = TurnEnd {
-        error: Some(error),
-        stop_reason: None,
-        usage,
-        estimated: true,
-        answer,
-        events: Some((last_seq + 1, last_seq + 1, frame)),
-    };
+    let mut events = EventBatch::new(last_seq + 1);
+    events.end(app.clock.now(), &TurnEvent::Error::<()> { code: error.as_str(), message: error.message() })?;
+    let end = TurnEnd { error: Some(error), stop_reason: None, usage, estimated: true, answer, events };
     let reservation: Option<Reservation> = stored.reservation()?;
     let running = RunningTurn {
         organization: *organization,
@@ -76,25 +68,22 @@ async fn logged(
     stored: &StoredTurn,
 ) -> Result<(Seq, Vec<MessagePart>), Fault> {
     let turn = &stored.turn.id;
-    let (mut last_seq, mut frames) = (0, Vec::new());
+    let (mut last_seq, mut answer) = (0, Vec::new());
     loop {
         let now = app.clock.now();
         let batches = app.store.next_turn_events(organization, session, turn, last_seq, now).await?;
-        let Some(last) = batches.last() else { break };
+        let Some(last) = batches.last() else { return Ok((last_seq, answer)) };
         last_seq = last.last_seq;
         for batch in &batches {
-            let mut ring = app.secrets.ring(Ring::SealingSessions).await?;
-            if ring.get(batch.content.kid.as_str()).is_none() {
-                ring = app.secrets.ring_refetched(Ring::SealingSessions).await?;
-            }
+            let ring = app.secrets.ring_with(Ring::SealingSessions, &batch.content.kid).await?;
             let context = TranscriptContext { organization, session, turn };
             let part = TranscriptPart::Events { first_seq: batch.first_seq };
-            match context.open(&ring, part, &batch.content) {
-                Ok(opened) => frames.extend_from_slice(&opened),
+            let opened = context.open(&ring, part, &batch.content).map_err(Fault::from);
+            match opened.and_then(|bytes| Ok(EventBatch::decode(batch.first_seq, &bytes)?)) {
+                Ok(batch) => batch.add_to(&mut answer),
                 // The turn must end also without these events.
                 Err(fault) => tracing::error!(turn_id = %turn, %fault, "events of an interrupted turn not opened"),
             }
         }
     }
-    Ok((last_seq, texts_of(&frames)))
 }

@@ -5,7 +5,7 @@ use karta_shared::{
     config::Ring,
     domain::{Id, Timestamp, WebhookEndpoint},
     store::{DELIVERY_RETENTION, DueDeliveries, Lease, PendingDelivery},
-    webhook_secrets::{WebhookSecretContext, WebhookSecretUnsealError, WebhookSecrets},
+    webhook_secrets::{WebhookSecretContext, WebhookSecrets},
     worker::{Fault, Worker},
 };
 use tokio::{sync::Mutex, task::JoinSet, time::Instant};
@@ -173,21 +173,14 @@ impl EndpointQueue {
         false
     }
 
-    /// Opens the current secrets. An unknown kid triggers a refetch of the ring, because the key
-    /// may be new.
+    /// Opens the current secrets.
     async fn secrets(&self) -> Result<WebhookSecrets, Fault> {
         let context = WebhookSecretContext { organization: self.organization, endpoint: self.endpoint };
         let sealed = self.app.store.webhook_secrets(self.organization, self.endpoint).await?;
         let sealed = sealed.ok_or_else(|| format!("endpoint {} has no secrets", self.endpoint))?;
-        let (secrets, organization_id) = (&self.app.secrets, self.organization.get());
-        let opened = match context.open(&*secrets.ring(Ring::SealingWebhooks).await?, &sealed) {
-            Err(WebhookSecretUnsealError::UnknownKid(_)) => {
-                context.open(&*secrets.ring_refetched(Ring::SealingWebhooks).await?, &sealed)
-            }
-            opened => opened,
-        };
-        opened.map_err(|fault| {
-            let webhook_endpoint_id = self.endpoint.get();
+        let ring = self.app.secrets.ring_with(Ring::SealingWebhooks, &sealed.kid).await?;
+        context.open(&ring, &sealed).map_err(|fault| {
+            let (organization_id, webhook_endpoint_id) = (self.organization.get(), self.endpoint.get());
             let worker = WebhookDeliveries::NAME;
             tracing::error!(worker, organization_id, webhook_endpoint_id, %fault, "webhook secrets not opened");
             format!("endpoint {}: {fault}", self.endpoint).into()

@@ -12,7 +12,7 @@ use super::{ConfigError, optional};
 use crate::{
     clock::Clock,
     domain::{
-        DataPlanes, Keyring, LocalDataPlanes, ObjectMembers, RingUse, SecretText, ServiceTokens, StripeSecrets,
+        DataPlanes, Keyring, Kid, LocalDataPlanes, ObjectMembers, RingUse, SecretText, ServiceTokens, StripeSecrets,
         Timestamp,
     },
     fault,
@@ -404,6 +404,13 @@ impl Secrets {
     /// nothing.
     pub async fn ring_refetched(&self, ring: Ring) -> Result<Arc<Keyring>, SecretError> {
         self.refetched(&self.rings[&ring]).await
+    }
+
+    /// Returns a ring that holds the key `kid`: the cached ring, or else
+    /// [`ring_refetched`](Self::ring_refetched), which may lack it too.
+    pub async fn ring_with(&self, ring: Ring, kid: &Kid) -> Result<Arc<Keyring>, SecretError> {
+        let cached = self.ring(ring).await?;
+        if cached.get(kid.as_str()).is_some() { Ok(cached) } else { self.ring_refetched(ring).await }
     }
 
     pub async fn service_tokens(&self) -> Result<Arc<ServiceTokens>, SecretError> {

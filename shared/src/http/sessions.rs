@@ -360,13 +360,9 @@ pub async fn open_messages(
     session: &SessionId,
     sealed: Vec<SealedMessage>,
 ) -> Result<Vec<(SealedMessage, Vec<MessagePart>)>, Error> {
-    let mut ring = app.secrets.ring(Ring::SealingSessions).await?;
     let mut opened = Vec::with_capacity(sealed.len());
     for message in sealed {
-        // The message may be sealed under a key that is newer than the cached ring.
-        if ring.get(message.content.kid.as_str()).is_none() {
-            ring = app.secrets.ring_refetched(Ring::SealingSessions).await?;
-        }
+        let ring = app.secrets.ring_with(Ring::SealingSessions, &message.content.kid).await?;
         let context = TranscriptContext { organization, session, turn: &message.turn_id };
         let opened_parts = context.open(&ring, TranscriptPart::Message(message.role), &message.content)?;
         let parts = serde_json::from_slice(&opened_parts)
