@@ -11,6 +11,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
+    time::Duration,
 };
 
 use karta_shared::domain::{Invalid, Reach, WebhookUrl, check_address};
@@ -19,6 +20,9 @@ use reqwest::{
     dns::{Name, Resolve, Resolving},
     redirect, retry, tls,
 };
+
+/// Maximum time until a connection is open, the look-up of its host included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Resolves a host name.
 pub trait Lookup: Send + Sync + 'static {
@@ -49,6 +53,8 @@ pub enum NotSent {
     Url(Invalid),
     OwnHost,
     Address(&'static str),
+    /// A name for loopback resolves to another address.
+    LoopbackElsewhere,
     Unresolved,
 }
 
@@ -105,8 +111,8 @@ impl fmt::Debug for CheckedClient {
     }
 }
 
-/// Returns the settings that every outgoing client has: HTTP/1.1, TLS 1.2 or later, no redirects, no
-/// retries, no proxy, no decompression.
+/// Returns the settings that every outgoing client has: HTTP/1.1, TLS 1.2 or later, 5 s to
+/// connect, no redirects, no retries, no proxy, no decompression.
 pub fn builder(user_agent: &str) -> ClientBuilder {
     Client::builder()
         .user_agent(user_agent)
@@ -120,6 +126,7 @@ pub fn builder(user_agent: &str) -> ClientBuilder {
         .referer(false)
         .http1_only()
         .tls_version_min(tls::Version::TLS_1_2)
+        .connect_timeout(CONNECT_TIMEOUT)
 }
 
 /// Returns the causes of an error. The error itself is omitted, because it shows the URL.
@@ -157,7 +164,7 @@ impl Resolve for CheckedResolver {
 fn check_reach(address: IpAddr, on_loopback: bool, reach: Reach) -> Result<(), NotSent> {
     check_address(address, if on_loopback { reach } else { Reach::Public }).map_err(NotSent::Address)?;
     if on_loopback && !address.is_loopback() {
-        return Err(NotSent::Address("outside loopback, although the name is for loopback"));
+        return Err(NotSent::LoopbackElsewhere);
     }
     Ok(())
 }
@@ -168,6 +175,7 @@ impl fmt::Display for NotSent {
             Self::Url(problem) => write!(f, "not sent: the URL {problem}"),
             Self::OwnHost => f.write_str("not sent: the URL points to this service"),
             Self::Address(kind) => write!(f, "not sent: the host has an address that is not public: {kind}"),
+            Self::LoopbackElsewhere => f.write_str("not sent: localhost resolves to an address outside loopback"),
             Self::Unresolved => f.write_str("not sent: the host name cannot be resolved"),
         }
     }

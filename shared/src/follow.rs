@@ -54,6 +54,21 @@ pub fn follow(app: App, followed: Followed) -> EventStream {
     stream
 }
 
+/// Returns whether a caller may no longer read a turn: its key, the key that minted its token or the
+/// organization lost its access, or the `transcript_access` that it needs is off.
+pub async fn has_lost_access(app: &App, organization: Id, api_key: Id, needs_transcript_access: bool) -> bool {
+    match app.store.access(organization, api_key).await {
+        Ok(state) => {
+            auth::check_status(&state, app.clock.now()).is_err()
+                || (needs_transcript_access && !state.organization.transcript_access)
+        }
+        Err(fault) => {
+            tracing::warn!(organization_id = organization.get(), %fault, "credential not checked");
+            false
+        }
+    }
+}
+
 struct Follower {
     app: App,
     followed: Followed,
@@ -68,6 +83,8 @@ struct Follower {
 enum Look {
     Nothing,
     Events,
+    /// Events between those that the client has and the next ones are missing.
+    Gap,
     End,
 }
 
@@ -81,6 +98,7 @@ impl Follower {
             // The log comes first: a replay does not depend on whether the turn still runs.
             match self.look().await {
                 Ok(Look::End) => return,
+                Ok(Look::Gap) => return self.end(TurnError::Internal).await,
                 Ok(Look::Events) => continue,
                 // The turn was read before the log, and a turn that has ended has written all events.
                 Ok(Look::Nothing) if self.has_ended => return self.end(TurnError::Interrupted).await,
@@ -89,7 +107,8 @@ impl Follower {
             }
             if Instant::now() >= check_at {
                 check_at = Instant::now() + limits.renewal;
-                if self.is_cut_off().await {
+                let Followed { organization, api_key, needs_transcript_access, .. } = self.followed;
+                if has_lost_access(&self.app, organization, api_key, needs_transcript_access).await {
                     return self.end(TurnError::CredentialRevoked).await;
                 }
             }
@@ -123,6 +142,10 @@ impl Follower {
         let mut look = Look::Nothing;
         for batch in batches {
             let context = TranscriptContext { organization, session: &session, turn: &turn };
+            if batch.first_seq > self.followed.after + 1 {
+                // A process could not write its log. The messages have what is missing.
+                return Ok(Look::Gap);
+            }
             let ring = self.app.secrets.ring_with(Ring::SealingSessions, &batch.content.kid).await?;
             let part = TranscriptPart::Events { first_seq: batch.first_seq };
             let batch = EventBatch::decode(batch.first_seq, &context.open(&ring, part, &batch.content)?)?;
@@ -142,21 +165,6 @@ impl Follower {
             }
         }
         Ok(look)
-    }
-
-    /// Returns whether the caller lost its access.
-    async fn is_cut_off(&self) -> bool {
-        let Followed { organization, api_key, needs_transcript_access, .. } = self.followed;
-        match self.app.store.access(organization, api_key).await {
-            Ok(state) => {
-                auth::check_status(&state, self.app.clock.now()).is_err()
-                    || (needs_transcript_access && !state.organization.transcript_access)
-            }
-            Err(fault) => {
-                tracing::warn!(%fault, "credential not checked");
-                false
-            }
-        }
     }
 
     /// Ends the stream with an event that is not in the log.

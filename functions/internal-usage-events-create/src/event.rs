@@ -12,6 +12,9 @@ use karta_shared::{
 };
 use serde::Deserialize;
 
+/// The ids of usage events of turns start with this.
+const TURN_EVENTS: &str = "turn_";
+
 /// An event as a data plane reports it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,6 +37,11 @@ impl Reported {
         let event = event.clone()?;
         if event.api_key_id.is_none() && event.api_key_prefix.is_none() {
             return Err("api_key_id or api_key_prefix is required".to_owned());
+        }
+        if event.client_event_id.as_str().starts_with(TURN_EVENTS) {
+            return Err(
+                "client_event_id must not start with turn_, which names the events of Karta's own turns".to_owned()
+            );
         }
         if event.occurred_at < now.minus(MAX_USAGE_AGE) || event.occurred_at > now.plus(MAX_CLOCK_AHEAD) {
             return Err("occurred_at must be within the last 400 days and at most an hour ahead".to_owned());

@@ -81,7 +81,7 @@ impl Route for SessionTokensCreate {
         let (valid, project) = tokio::join!(call.reauthorize_to_spend(app), project);
         let valid = valid?;
         if let BudgetVerdict::Exhausted(exhausted) = valid.budget {
-            return Err(Error::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(call.now) });
+            return Err(Error::budget_exhausted(exhausted, call.now));
         }
         let project = project?.ok_or(Error::NotFound)?;
 

@@ -53,7 +53,7 @@ impl<F: Family> Route for SessionsCreate<F> {
         let state = app.store.turn_state(organization, wanted, caller.api_key_id, caller.lineage_id, call.now).await?;
         let verdict = BudgetVerdict::new(state.key.organization.subscription_status, &state.spending);
         if let BudgetVerdict::Exhausted(exhausted) = verdict {
-            return Err(Error::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(call.now) });
+            return Err(Error::budget_exhausted(exhausted, call.now));
         }
         if resumed.is_some() {
             let reach = caller.reach(project_path);

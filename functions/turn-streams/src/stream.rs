@@ -65,11 +65,11 @@ impl<F: Family> Route for StreamGet<F> {
             Some(EventId { turn, seq }) => (Some(turn), seq),
             None => (session.last_turn.as_ref().map(|turn| turn.id.clone()), 0),
         };
-        let turn = turn.ok_or(Error::no_turn_in_progress())?;
+        let turn = turn.ok_or(Error::no_events())?;
         let organization = call.caller.organization_id;
         let stored = app.store.turn(organization, &session.id, &turn).await?;
         if !stored.is_some_and(|stored| has_events(&stored.turn, after, call.now)) {
-            return Err(Error::no_turn_in_progress());
+            return Err(Error::no_events());
         }
         call.audit_transcript_read(app, &session).await?;
         let api_key = call.caller.api_key_id;
@@ -83,7 +83,7 @@ impl<F: Family> Route for StreamGet<F> {
 /// the last event gets an error, because a stream without events would make it connect again.
 fn has_events(turn: &Turn, after: Seq, now: Timestamp) -> bool {
     let Some(ended) = turn.ended_at else { return true };
-    // A process that died may have sent more events than it had stored.
-    let is_left = after < turn.last_seq || (turn.status == TurnStatus::Interrupted && after > turn.last_seq);
+    // A process that died may have sent as many events as are stored, or more, but not the last one.
+    let is_left = after < turn.last_seq || (turn.status == TurnStatus::Interrupted && after >= turn.last_seq);
     is_left && now < ended.plus(TURN_EVENTS_RETENTION)
 }

@@ -2,15 +2,15 @@
 
 use karta_shared::{
     App,
-    domain::{MessageRole, Turn, TurnId, TurnStatus},
-    follow::{Followed, follow},
+    domain::{MessageRole, Turn, TurnError, TurnId, TurnStatus},
+    follow::{Followed, follow, has_lost_access},
     http::{
         Access, AgentName, Answer, Call, Error, MessageResource, Route, SessionCaller, SessionPath, TurnUsageResource,
         open_messages, text_of,
     },
     settlement::cost,
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::messages::{Input, Output, stored_error};
 
@@ -46,35 +46,40 @@ where
     })
 }
 
-/// Answers as the turn does or did.
+/// Returns the turn's response: streams its events, or waits for its end.
 pub(crate) async fn answer<R>(app: &App, call: &Call<R>, turn: Turn) -> Result<Answer<Output>, Error>
 where
     R: Route<Path = SessionPath, Body = Input, Output = Output>,
     R::Access: Access<Caller = SessionCaller>,
 {
-    // The caller may have lost the session since its first request.
+    // The caller may have lost access to the session since its first request.
     let session = call.session(app).await?;
     call.require_transcript_access(app, &session).await?;
+    call.audit_transcript_read(app, &session).await?;
     let organization = call.caller.organization_id;
+    let api_key = call.caller.api_key_id;
+    let needs_transcript_access = !call.caller.is_token() && session.is_private();
     if call.body.stream {
-        let api_key = call.caller.api_key_id;
-        let needs_transcript_access = !call.caller.is_token() && session.is_private();
         let followed =
             Followed { organization, api_key, session: session.id, turn: turn.id, after: 0, needs_transcript_access };
         return Ok(Answer::stream(follow(app.clone(), followed)));
     }
-    let mut turn = turn;
+    let (mut turn, mut check_at) = (turn, Instant::now() + app.turn_limits.renewal);
     while turn.status == TurnStatus::Running {
         sleep(app.turn_limits.poll).await;
+        if Instant::now() >= check_at {
+            check_at = Instant::now() + app.turn_limits.renewal;
+            if has_lost_access(app, organization, api_key, needs_transcript_access).await {
+                return Err(Error::turn_failed(TurnError::CredentialRevoked));
+            }
+        }
         let stored = app.store.turn(organization, &session.id, &turn.id).await?;
         turn = stored.ok_or(Error::NotFound)?.turn;
     }
     if turn.status != TurnStatus::Completed {
         return Err(stored_error(turn.error_code.as_deref()));
     }
-    let position = turn.position_before();
-    let page = app.store.messages(organization, &session.id, position, 2).await?;
-    let sealed = page.messages.into_iter().filter(|message| message.turn_id == turn.id).collect();
+    let sealed = app.store.turn_messages(organization, &session.id, &turn).await?;
     let opened = open_messages(app, organization, &session.id, sealed).await?;
     let mut text = String::new();
     let messages = opened.into_iter().map(|(message, parts)| {

@@ -8,8 +8,8 @@ use karta_shared::{
     config::{self, Ring},
     domain::{
         Budget, BudgetVerdict, EndpointUrl, Exhausted, Id, MessageId, MessageRole, ModelChoice, ModelId, ModelKey,
-        ModelRefused, ModelRule, Price, Provider, Session, Spending, Timestamp, Turn, TurnError, TurnId, TurnStatus,
-        TurnUsage, WebhookUrl, may_send_key_to,
+        ModelRefused, ModelRule, Price, Provider, Session, Spending, Tally, Timestamp, Turn, TurnError, TurnId,
+        TurnStatus, TurnUsage, WebhookUrl, may_send_key_to,
     },
     http::{Access, Call, Error, MessageResource, Route, SessionCaller, SessionPath, open_messages, text_of},
     settlement::{estimate_tokens, leased_until},
@@ -28,7 +28,7 @@ use crate::{
     run::{SLICE, TurnTask, output_cost},
 };
 
-/// Reservations count half of this as a token, so that they are rarely too low.
+/// Reservations count this many times the estimated input, so that they are rarely too low.
 const RESERVED_INPUT_FACTOR: u64 = 2;
 
 /// A request that may start a turn.
@@ -55,11 +55,18 @@ where
     let input_bytes: usize = judged.messages.iter().map(|message| message.text.len()).sum();
     let input_estimate = estimate_tokens(input_bytes);
     let is_capped = caps(&judged.spending).any(|budget| budget.limits().next().is_some());
-    // A provider that does not show all output that it bills gets no more tokens than a cap leaves.
     let hides_output = call.body.thinking || judged.target.dialect != Dialect::AnthropicMessages;
-    let left = (is_capped && hides_output).then(|| output_left(&judged.spending, judged.price, input_estimate));
-    let requested = call.body.max_tokens.map_or(MAX_TOKENS_DEFAULT, |tokens| tokens.0);
-    let max_tokens = left.flatten().map_or(requested, |left| requested.min(u32::try_from(left).unwrap_or(u32::MAX)));
+    let mut max_tokens = call.body.max_tokens.map_or(MAX_TOKENS_DEFAULT, |tokens| tokens.0);
+    // Output that the provider bills without showing it cannot be reserved in slices.
+    if is_capped && hides_output {
+        if call.caller.is_token() {
+            // One browser must not reserve all that a cap leaves.
+            max_tokens = max_tokens.min(MAX_TOKENS_DEFAULT);
+        }
+        if let Some(left) = output_left(&judged.spending, &judged.known, judged.price, input_estimate) {
+            max_tokens = max_tokens.min(u32::try_from(left).unwrap_or(u32::MAX));
+        }
+    }
     let body = judged.target.dialect.request(&Prompt {
         model: judged.choice.upstream_name(),
         system: None,
@@ -68,19 +75,21 @@ where
         thinking: call.body.thinking,
     });
     let reserved_output = if hides_output { u64::from(max_tokens) } else { SLICE.min(u64::from(max_tokens)) };
-    let turn = new_turn(app, call, &judged, input_estimate, max_tokens);
+    let turn = new_turn(app, call, &judged, input_estimate, (max_tokens, hides_output));
     let reservation = is_capped.then(|| Reservation::new(organization, turn.lineage_id, now.month(), turn.id.as_str()));
     let parts = user_parts(&call.body.text.0);
     store_claim(app, call, &judged.session, &turn, &parts, reservation.as_ref(), replaced).await?;
 
     let user_message =
         MessageResource::new(turn.user_message_id.clone(), turn.id.clone(), MessageRole::User, parts, now);
+    let needs_transcript_access = !call.caller.is_token() && judged.session.is_private();
     let mut task = TurnTask {
         app: app.clone(),
         organization,
         session: judged.session.id,
         turn,
         user_message,
+        needs_transcript_access,
         retention: app.session_retention,
         known: Some(judged.known),
         reservation,
@@ -94,7 +103,7 @@ where
         Ok(Ok(())) => Ok(task),
         Ok(Err(exhausted)) => {
             Box::pin(task.refuse(TurnError::BudgetExhausted.into())).await;
-            Err(Error::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(now) })
+            Err(Error::budget_held(exhausted, now))
         }
         Err(fault) => {
             task.known = None;
@@ -117,7 +126,7 @@ where
     auth::check_status(&key, now).map_err(|_| Error::Unauthorized)?;
     let verdict = BudgetVerdict::new(key.organization.subscription_status, &spending);
     if let BudgetVerdict::Exhausted(exhausted) = verdict {
-        return Err(Error::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(now) });
+        return Err(Error::budget_exhausted(exhausted, now));
     }
     let session = call.reachable(session)?;
     call.check_transcript_access(&session, key.organization.transcript_access)?;
@@ -147,8 +156,10 @@ where
     let of_project = project.and_then(|project| Some((project.endpoint_url.as_ref()?, project.endpoint_url_set_at)));
     let of_organization = key.organization.endpoint_url.as_ref().zip(Some(key.organization.endpoint_url_set_at));
     let endpoint = of_project.or(of_organization).filter(|_| choice.provider == Provider::Anthropic);
-    if endpoint.is_some_and(|(url, _)| leads_here(app, url, call.meta.api_id.as_deref())) {
-        return Err(Error::turn_failed(TurnError::ProviderError));
+    if endpoint.is_some_and(|(url, _)| points_to_this_stack(app, url, call.meta.api_id.as_deref())) {
+        let message = "endpoint_url points to this stack. Change it.".into();
+        tracing::warn!(organization_id = organization.get(), "endpoint_url points to this stack");
+        return Err(Error::TurnFailed { code: TurnError::ProviderError, message, retry_after: None });
     }
     let (model_key, target) = target(app, organization, &choice, &settings, endpoint).await?;
     let messages = prompt_messages(app, call, &session, history).await?;
@@ -178,12 +189,12 @@ where
         fingerprint: &key.fingerprint,
         replaces: replaced,
     });
-    // Reading a long conversation takes time.
+    // Not `call.now`: reading a long conversation may have taken seconds.
     let leased_until = leased_until(app, app.clock.now());
     let claim = TurnClaim { session, turn, message: &message, leased_until, reservation, request };
     let mut transaction = app.store.transaction();
     transaction.claim_turn(organization, &claim, now)?;
-    // After a conflict the handler runs again, and finds the other turn or the session gone.
+    // After a conflict the handler runs again, and finds the other turn, or no session.
     transaction.commit().await?;
     Ok(())
 }
@@ -192,12 +203,15 @@ fn caps(spending: &Spending) -> impl Iterator<Item = &Budget> {
     spending.organization_budget.iter().chain(&spending.key_budget)
 }
 
-/// Returns the output tokens that the caps leave, at least one; `None` if no cap limits them.
-fn output_left(spending: &Spending, price: Option<Price>, input: u64) -> Option<u64> {
-    let of =
-        |budget: &Option<Budget>, spent| budget.as_ref().and_then(|budget| budget.output_left(spent, price, input));
-    let organization = of(&spending.organization_budget, &spending.organization);
-    let key = of(&spending.key_budget, &spending.key);
+/// Returns the output tokens that the caps and the running turns leave, at least one; `None` if no cap
+/// limits them.
+fn output_left(spending: &Spending, known: &KnownCounters, price: Option<Price>, input: u64) -> Option<u64> {
+    let (of_organization, of_key) = known.with_holds_of_turns(spending);
+    let tokens_left = |budget: &Option<Budget>, committed: &Tally| {
+        budget.as_ref().and_then(|budget| budget.output_left(committed, price, input))
+    };
+    let organization = tokens_left(&spending.organization_budget, &of_organization);
+    let key = tokens_left(&spending.key_budget, &of_key);
     organization.into_iter().chain(key).min().map(|left| left.max(1))
 }
 
@@ -231,16 +245,12 @@ where
     Ok(choice)
 }
 
-/// Returns whether a customer's base URL leads to this stack.
-fn leads_here(app: &App, url: &EndpointUrl, api_id: Option<&str>) -> bool {
+/// Returns whether a customer's base URL points to this stack.
+fn points_to_this_stack(app: &App, url: &EndpointUrl, api_id: Option<&str>) -> bool {
     // A local run has no host names of its own.
     let hosts = config::own_hosts().unwrap_or_default().into_iter();
     let hosts: Vec<_> = hosts.map(|host| host.replace("{api}", api_id.unwrap_or_default())).collect();
-    let leads = WebhookUrl::parse(url.as_str(), app.webhooks).is_ok_and(|url| url.is_on(&hosts));
-    if leads {
-        tracing::warn!("endpoint_url leads to this stack");
-    }
-    leads
+    WebhookUrl::parse(url.as_str(), app.webhooks).is_ok_and(|url| url.is_on(&hosts))
 }
 
 /// Opens the provider key of the choice. A key is never sent to an `endpoint_url` that was set after
@@ -291,8 +301,12 @@ where
         match message.role {
             MessageRole::User => asked = Some((message.turn_id, text)),
             MessageRole::Assistant => {
-                let question = asked.take().filter(|(turn, _)| *turn == message.turn_id && !text.is_empty());
-                if let Some((_, question)) = question {
+                let question = asked.take().filter(|(turn, _)| *turn == message.turn_id);
+                // Providers refuse messages without a character that is not white space.
+                if let Some((_, question)) = question
+                    && !question.trim().is_empty()
+                    && !text.trim().is_empty()
+                {
                     messages.push(PromptMessage { role: Role::User, text: Cow::Owned(question) });
                     messages.push(PromptMessage { role: Role::Assistant, text: Cow::Owned(text) });
                 }
@@ -303,7 +317,13 @@ where
     Ok(messages)
 }
 
-fn new_turn<R>(app: &App, call: &Call<R>, judged: &Judged, input_estimate: u64, max_tokens: u32) -> Turn
+fn new_turn<R>(
+    app: &App,
+    call: &Call<R>,
+    judged: &Judged,
+    input_estimate: u64,
+    (max_tokens, hides_output): (u32, bool),
+) -> Turn
 where
     R: Route<Path = SessionPath, Body = Input>,
     R::Access: Access<Caller = SessionCaller>,
@@ -324,6 +344,7 @@ where
         ended_at: None,
         input_estimate,
         max_tokens: max_tokens.into(),
+        hides_output,
         price: judged.price,
         usage: TurnUsage::default(),
         estimated: false,

@@ -145,7 +145,7 @@ impl<F: Family> Route for MessagesCreate<F> {
         };
         let mut task = match Box::pin(judge::claim(app, call, replaced.as_ref())).await {
             Ok(task) => task,
-            // The open turn may be that of an equal request, which was not there at the first look.
+            // A request with the same `Idempotency-Key` may have started the open turn meanwhile.
             Err(refused @ Error::Conflict { .. }) => match attach::find(app, call).await? {
                 Attached::To(turn) => return attach::answer(app, call, *turn).await,
                 Attached::Failed(_) | Attached::Nothing => return Err(refused),
@@ -180,7 +180,7 @@ fn lost() -> Error {
 
 fn failed(failure: &provider::Failure, now: Timestamp) -> Error {
     if let Some(exhausted) = failure.exhausted {
-        return Error::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(now) };
+        return Error::budget_held(exhausted, now);
     }
     let message = failure.message().to_owned().into();
     Error::TurnFailed { code: failure.error, message, retry_after: failure.retry_after }

@@ -21,7 +21,9 @@ use tokio::{
 
 const USER_AGENT: &str = "Karta/1";
 const ANTHROPIC_VERSION: &str = "2023-06-01";
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an unused connection is kept. Providers keep theirs longer, so that a function that was frozen
+/// in between does not send on a connection that its provider has closed.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum `Retry-After` that is waited for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Pause before the second request if the provider names none.
@@ -32,6 +34,8 @@ const MAX_ERROR_BYTES: usize = 64 << 10;
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_MESSAGE_CHARS: usize = 500;
 const TOO_MANY_REQUESTS: u16 = 429;
+const ENDPOINT_NOT_CALLED: &str =
+    "endpoint_url was not called: it must be a public https URL outside this stack. Change it.";
 
 /// The HTTP clients of the process, created at their first use. They live as long as the process,
 /// because turns outlive their requests.
@@ -154,7 +158,8 @@ impl Providers {
     ) -> Result<Response, Rejected> {
         let request = self.request(app, target).await.map_err(|fault| {
             tracing::warn!(provider = target.provider.as_str(), %fault, "provider request not sent");
-            Rejected::from(TurnError::ProviderError)
+            let message = matches!(fault, RequestFault::NotSent(_)).then(|| ENDPOINT_NOT_CALLED.to_owned());
+            Rejected { failure: Failure { message, ..TurnError::ProviderError.into() }, status: None }
         })?;
         *may_be_billed = true;
         let sent = timeout(app.turn_limits.head, request.body(body.to_vec()).send()).await;
@@ -187,7 +192,7 @@ impl Providers {
             Place::Provider => {
                 let base = app.provider_base_urls.get(target.provider).unwrap_or(own_base_url(target.provider));
                 let client = self.trusted.get_or_try_init(async || {
-                    builder(USER_AGENT).connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).build()
+                    builder(USER_AGENT).pool_idle_timeout(POOL_IDLE_TIMEOUT).tcp_nodelay(true).build()
                 });
                 client.await?.post(url(base, target.dialect))
             }

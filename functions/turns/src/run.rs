@@ -1,16 +1,19 @@
-//! A turn as a task of its own: reads the provider to its end, writes the events, settles.
+//! Runs a turn in a task of its own: reads the provider to its end, writes the events, settles.
 //!
-//! Nothing that the client does ends the task. A request to cancel, a revoked credential, a reached
-//! cap and the deadline do.
+//! A client that disconnects does not end the task. A request to cancel, a revoked credential, a
+//! reached cap and the deadline do.
 
 use std::time::Duration;
 
 use karta_dialects::{Delta, Outcome, ReportedUsage};
 use karta_shared::{
-    App, auth,
-    domain::{Budget, Id, Retention, SessionId, StopReason, Turn, TurnError, TurnUsage},
+    App,
+    domain::{Budget, Id, Retention, SessionId, StopReason, Timestamp, Turn, TurnError, TurnStatus, TurnUsage},
+    follow::has_lost_access,
     http::{EventSender, MessageResource, TurnUsageResource},
-    settlement::{RunningTurn, SettleError, TurnEnd, cost, estimate_tokens, leased_until, settle},
+    settlement::{
+        RunningTurn, SettleError, TurnEnd, cost, estimate_hidden_tokens, estimate_tokens, leased_until, settle,
+    },
     store::{Amount, KnownCounters, Reservation, TurnLease},
     turn_events::{EventBatch, MessagePart, Part, PartKind, Seq, TurnEvent, TurnEventContext, json_bytes},
 };
@@ -31,7 +34,7 @@ pub(crate) const SLICE: u64 = 1_024;
 const RESERVED_TOKEN_BYTES: usize = 2;
 /// How long the last event waits for a client that does not read.
 const LAST_EVENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a turn waits for a client that has stopped to read.
+/// How long a turn waits for a client that does not read.
 const SLOW_CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum text of an event, in bytes. As JSON it may have six times as many, and its frame must fit
 /// into an item of the log.
@@ -40,9 +43,9 @@ const MAX_EVENT_TEXT_BYTES: usize = 32 << 10;
 const MAX_ANSWER_BYTES: usize = 2_500_000;
 /// Maximum parts of an answer.
 const MAX_PARTS: usize = 256;
-/// How far a provider's count of output may pass the limit that was requested. A higher count is cut.
+/// Added to twice `max_tokens`: the maximum count of output that is accepted from a provider.
 const OUTPUT_MARGIN: u64 = 10_000;
-/// The tokens that a provider may add to a prompt.
+/// Added to four times the estimate: the maximum count of input that is accepted from a provider.
 const INPUT_MARGIN: u64 = 100_000;
 /// Pause between attempts to settle.
 const SETTLE_PAUSE: Duration = Duration::from_millis(500);
@@ -55,6 +58,8 @@ pub(crate) struct TurnTask {
     pub(crate) turn: Turn,
     /// The user's message, as responses show it.
     pub(crate) user_message: MessageResource,
+    /// Whether the caller needs the organization's `transcript_access`, which may be switched off.
+    pub(crate) needs_transcript_access: bool,
     pub(crate) retention: Retention,
     /// The counters as read; `None` if the turn may hold another amount than its reservation
     /// shows.
@@ -97,7 +102,10 @@ struct Progress {
     seq: Seq,
     log: EventLog,
     sender: Option<EventSender>,
-    /// Whether the client has stopped to read. It gets no further events, and can resume from the log.
+    /// Time of the first increment.
+    first_at: Option<Timestamp>,
+    /// Whether the client has not read for a time. It gets no further events, and can follow the turn
+    /// from the log.
     is_client_slow: bool,
 }
 
@@ -123,7 +131,7 @@ impl TurnTask {
     async fn run(mut self, began: oneshot::Sender<()>) -> Ended {
         let mut progress = Progress::start(&mut self);
         let (app, session, turn) = (self.app.clone(), self.session.clone(), self.turn.clone());
-        let cut = cut_off(&app, self.organization, &session, &turn);
+        let cut = cut_off(&app, self.organization, &session, &turn, self.needs_transcript_access);
         let ended = tokio::select! {
             ended = self.read(&mut progress, began) => ended,
             cut = cut => Err(cut),
@@ -147,7 +155,7 @@ impl TurnTask {
     async fn read(&mut self, progress: &mut Progress, began: oneshot::Sender<()>) -> Result<(), Cut> {
         let body = std::mem::take(&mut self.body);
         let mut response = PROVIDERS.call(&self.app, &self.target, &body, &mut progress.is_billed).await?;
-        // An answer may take minutes, and the conversation megabytes.
+        // The conversation may have megabytes, and the answer may take minutes.
         drop(body);
         began.send(()).ok();
         let (mut decoder, mut deltas) = (self.target.dialect.decoder(), Vec::new());
@@ -184,7 +192,7 @@ impl TurnTask {
         };
         progress.output_bytes += text.len();
         progress.json_bytes += json_bytes(&text);
-        if progress.json_bytes > MAX_ANSWER_BYTES || progress.parts.len() > MAX_PARTS {
+        if progress.json_bytes > MAX_ANSWER_BYTES {
             tracing::warn!(turn_id = %self.turn.id, "provider sent an answer that is too large to store");
             return Err(Failure::from(TurnError::ProviderError).into());
         }
@@ -199,22 +207,28 @@ impl TurnTask {
     async fn send(&self, progress: &mut Progress, kind: PartKind, provider_part: u32, text: &str) -> Result<(), Cut> {
         let slot = progress.log.slot().await.ok_or(Cut::Failed(TurnError::Internal.into()))?;
         if let Some(sender) = progress.sender.as_ref().filter(|_| !progress.is_client_slow) {
-            // The response stays open until the turn is settled, because a function is frozen at its end.
+            // A slow client's response stays open: Lambda freezes the function when the response ends.
             progress.is_client_slow = timeout(SLOW_CLIENT_TIMEOUT, sender.ready()).await.is_err();
         }
-        // From here on nothing waits: a turn that is cut off has sent the events that it has logged.
+        // No await from here on: a turn that is cut off must not log an event that it has not sent.
         let now = self.app.clock.now();
         let is_same = |known: &ProgressPart| known.provider_part == provider_part && known.part.kind == kind;
-        let at = progress.parts.iter().position(is_same).unwrap_or_else(|| {
+        let known = progress.parts.iter().position(is_same);
+        if known.is_none() {
+            if progress.parts.len() == MAX_PARTS {
+                tracing::warn!(turn_id = %self.turn.id, "provider sent an answer that is too large to store");
+                return Err(Failure::from(TurnError::ProviderError).into());
+            }
             let id = format!("part_{}", progress.parts.len() + 1);
             progress.parts.push(ProgressPart { provider_part, part: MessagePart { id, kind, text: String::new() } });
-            progress.parts.len() - 1
-        });
+        }
+        let at = known.unwrap_or(progress.parts.len() - 1);
         let part = &mut progress.parts[at].part;
         part.text.push_str(text);
         progress.seq += 1;
         slot.append(now, MessagePart { id: part.id.clone(), kind, text: text.to_owned() });
         if progress.seq == 1 {
+            progress.first_at = Some(now);
             self.app.metrics.turn_first_event(now, now.since(self.turn.started_at));
         }
         if let Some(sender) = progress.sender.as_ref().filter(|_| !progress.is_client_slow) {
@@ -250,14 +264,17 @@ impl TurnTask {
 
     /// Stores the end of the turn, then sends the last event.
     async fn settle(self, progress: Progress, failure: Option<Failure>) -> Ended {
-        let Progress { outcome, is_billed, parts, output_bytes, seq, log, sender, is_client_slow, .. } = progress;
-        let (usage, estimated) = metered(&outcome, is_billed, &self.turn, output_bytes);
+        let Progress { outcome, is_billed, parts, output_bytes, seq, first_at, log, sender, is_client_slow, .. } =
+            progress;
+        let now = self.app.clock.now();
+        let seen =
+            estimate_tokens(output_bytes).saturating_add(estimate_hidden_tokens(&self.turn, first_at.unwrap_or(now)));
+        let (usage, estimated) = metered(&outcome, is_billed, &self.turn, seen);
         let answer: Vec<_> = parts.into_iter().map(|part| part.part).collect();
         let stop_reason = stop_reason(&outcome);
-        let now = self.app.clock.now();
         let mut events = log.finish().await.unwrap_or_else(|| {
             // The answer and its usage count more than the replay of its events.
-            tracing::error!(turn_id = %self.turn.id, "turn events not written");
+            tracing::error!(turn_id = %self.turn.id, "turn events lost");
             EventBatch::new(seq + 1)
         });
         let ended = match &failure {
@@ -288,20 +305,17 @@ impl TurnTask {
         }
         match self.store_end(&end).await {
             Some(turn) => {
-                let last = if is_client_slow {
-                    self.context().unlogged_error(seq, now, TurnError::Interrupted).unwrap_or(last)
-                } else {
-                    last
-                };
-                send_last(sender, last).await;
+                // A slow client lacks events. Its stream ends without a last one, so that it follows the
+                // turn from those that it has.
+                send_last(sender.filter(|_| !is_client_slow), last).await;
                 Ended { turn, answer: end.answer, failure }
             }
-            None => self.unsettled(end.answer, seq, sender).await,
+            None => self.unsettled(end.answer, seq, sender.filter(|_| !is_client_slow)).await,
         }
     }
 
-    /// Repeats the settlement until the lease cannot be renewed any more. `None` if it failed: the
-    /// sweep settles the turn.
+    /// Repeats the settlement for [`TurnLimits::settle`](karta_shared::config::TurnLimits), and renews the
+    /// lease in between. `None` if it failed: the sweep settles the turn.
     async fn store_end(&self, end: &TurnEnd) -> Option<Turn> {
         let until = Instant::now() + self.app.turn_limits.settle;
         // The turn holds more than when the counters were read.
@@ -343,10 +357,11 @@ impl TurnTask {
     async fn already_settled(&self) -> Option<Turn> {
         let read = self.app.store.turn(self.organization, &self.session, &self.turn.id).await;
         let turn = read.ok().flatten().map(|stored| stored.turn)?;
-        (turn.error_code.as_deref() != Some(TurnError::Interrupted.as_str())).then_some(turn)
+        let has_ended = turn.status != TurnStatus::Running;
+        (has_ended && turn.error_code.as_deref() != Some(TurnError::Interrupted.as_str())).then_some(turn)
     }
 
-    /// Another process has settled the turn.
+    /// Gives up a turn whose lease was lost or has expired: the sweep settles it.
     async fn abandon(self, progress: Progress) -> Ended {
         progress.log.abort();
         if let Some(reservation) = &self.reservation
@@ -389,6 +404,7 @@ impl Progress {
             output_bytes: 0,
             json_bytes: 0,
             seq: 0,
+            first_at: None,
             log,
             sender: task.sender.take(),
             is_client_slow: false,
@@ -398,7 +414,7 @@ impl Progress {
 
 /// Why a turn stops before the provider's end.
 enum Cut {
-    /// Another process has taken over the turn.
+    /// The lease was lost, or has expired.
     Lost,
     Failed(Failure),
 }
@@ -417,9 +433,9 @@ impl From<serde_json::Error> for Cut {
 }
 
 /// Renews the turn's lease, and returns when something cuts the turn off.
-async fn cut_off(app: &App, organization: Id, session: &SessionId, turn: &Turn) -> Cut {
+async fn cut_off(app: &App, organization: Id, session: &SessionId, turn: &Turn, needs_transcript_access: bool) -> Cut {
     let deadline = if turn.is_streamed { app.turn_limits.streamed } else { app.turn_limits.unary };
-    // The request came before the claim.
+    // The limit counts from the request, not from the claim.
     let deadline = Instant::now() + deadline.saturating_sub(app.clock.now().since(turn.started_at));
     let mut leased_to = leased_until(app, turn.started_at);
     loop {
@@ -429,9 +445,9 @@ async fn cut_off(app: &App, organization: Id, session: &SessionId, turn: &Turn) 
             return Failure::from(TurnError::TurnDeadline).into();
         }
         let (now, until) = (app.clock.now(), leased_until(app, app.clock.now()));
-        let (lease, state) = tokio::join!(
+        let (lease, has_lost_access) = tokio::join!(
             Box::pin(app.store.renew_turn_lease(organization, session, &turn.id, until)),
-            Box::pin(app.store.access(organization, turn.api_key_id)),
+            Box::pin(has_lost_access(app, organization, turn.api_key_id, needs_transcript_access)),
         );
         match lease {
             Ok(TurnLease::Held { cancel_requested: true }) => return Failure::from(TurnError::TurnCancelled).into(),
@@ -443,12 +459,8 @@ async fn cut_off(app: &App, organization: Id, session: &SessionId, turn: &Turn) 
             }
             Err(fault) => tracing::warn!(turn_id = %turn.id, %fault, "lease not renewed"),
         }
-        match state {
-            Ok(state) if auth::check_status(&state, now).is_err() => {
-                return Failure::from(TurnError::CredentialRevoked).into();
-            }
-            Ok(_) => {}
-            Err(fault) => tracing::warn!(turn_id = %turn.id, %fault, "credential not checked"),
+        if has_lost_access {
+            return Failure::from(TurnError::CredentialRevoked).into();
         }
     }
 }
@@ -498,20 +510,19 @@ fn stop_reason(outcome: &Outcome) -> StopReason {
 }
 
 /// Returns a turn's usage, and whether it is estimated. The provider's final report counts. If it
-/// never came, the input is an earlier report's or the estimate, and the output is at least what was
-/// seen.
-fn metered(outcome: &Outcome, is_billed: bool, turn: &Turn, output_bytes: usize) -> (TurnUsage, bool) {
+/// never came, the input is an earlier report's or the estimate, and the output is at least `seen`, the
+/// estimate of the output so far.
+fn metered(outcome: &Outcome, is_billed: bool, turn: &Turn, seen: u64) -> (TurnUsage, bool) {
     if !is_billed {
         return (TurnUsage::default(), false);
     }
-    let seen = estimate_tokens(output_bytes);
     let Some(reported) = outcome.usage else {
         return (TurnUsage { input_tokens: turn.input_estimate, output_tokens: seen, ..TurnUsage::default() }, true);
     };
     let ReportedUsage { input_tokens, output_tokens, cache_read_tokens, cache_write_tokens } = reported;
     let is_final = outcome.is_complete && outcome.is_usage_final;
     let output_tokens = if is_final { output_tokens } else { output_tokens.max(seen) };
-    // A provider that reports more than can be is wrong, and its numbers must not harm the sums.
+    // Implausible counts are cut, so that a faulty provider cannot distort the sums.
     let max_input = turn.input_estimate.saturating_mul(4).saturating_add(INPUT_MARGIN);
     let usage = TurnUsage {
         input_tokens: input_tokens.min(max_input),

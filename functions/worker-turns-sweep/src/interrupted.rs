@@ -3,8 +3,8 @@
 use karta_shared::{
     App,
     config::Ring,
-    domain::{Id, SessionId, TurnError, TurnStatus, TurnUsage},
-    settlement::{RunningTurn, SettleError, TurnEnd, estimate_tokens, settle},
+    domain::{Id, SessionId, Timestamp, TurnError, TurnStatus, TurnUsage},
+    settlement::{RunningTurn, SettleError, TurnEnd, estimate_hidden_tokens, estimate_tokens, settle},
     store::{DueTurn, Reservation, StoreError, StoredTurn},
     transcripts::{TranscriptContext, TranscriptPart},
     turn_events::{EventBatch, MessagePart, Seq, TurnEvent},
@@ -22,12 +22,15 @@ pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault>
     if !is_due {
         return Ok(false);
     }
-    let (last_seq, answer) = logged(app, *organization, session, &stored).await?;
+    let Logged { last_seq, answer, first_at } = logged(app, *organization, session, &stored).await?;
     let output_bytes: usize = answer.iter().map(|part| part.text.len()).sum();
     let turn = &stored.turn;
+    // Without events, the process is known to have waited until it renewed its lease last.
+    let renewed_at = stored.leased_until.map(|until| until.minus(app.turn_limits.lease));
+    let visible_at = first_at.or(renewed_at).unwrap_or(turn.started_at);
     let usage = TurnUsage {
         input_tokens: turn.input_estimate,
-        output_tokens: estimate_tokens(output_bytes),
+        output_tokens: estimate_tokens(output_bytes).saturating_add(estimate_hidden_tokens(turn, visible_at)),
         ..TurnUsage::default()
     };
     let error = TurnError::Interrupted;
@@ -60,27 +63,33 @@ pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault>
     }
 }
 
-/// Returns the number of the last event in the log, and the parts of the answer so far.
-async fn logged(
-    app: &App,
-    organization: Id,
-    session: &SessionId,
-    stored: &StoredTurn,
-) -> Result<(Seq, Vec<MessagePart>), Fault> {
+/// The events in a turn's log.
+struct Logged {
+    last_seq: Seq,
+    /// The parts of the answer so far.
+    answer: Vec<MessagePart>,
+    /// Time of the first event.
+    first_at: Option<Timestamp>,
+}
+
+async fn logged(app: &App, organization: Id, session: &SessionId, stored: &StoredTurn) -> Result<Logged, Fault> {
     let turn = &stored.turn.id;
-    let (mut last_seq, mut answer) = (0, Vec::new());
+    let mut logged = Logged { last_seq: 0, answer: Vec::new(), first_at: None };
     loop {
         let now = app.clock.now();
-        let batches = app.store.next_turn_events(organization, session, turn, last_seq, now).await?;
-        let Some(last) = batches.last() else { return Ok((last_seq, answer)) };
-        last_seq = last.last_seq;
+        let batches = app.store.next_turn_events(organization, session, turn, logged.last_seq, now).await?;
+        let Some(last) = batches.last() else { return Ok(logged) };
+        logged.last_seq = last.last_seq;
         for batch in &batches {
             let ring = app.secrets.ring_with(Ring::SealingSessions, &batch.content.kid).await?;
             let context = TranscriptContext { organization, session, turn };
             let part = TranscriptPart::Events { first_seq: batch.first_seq };
             let opened = context.open(&ring, part, &batch.content).map_err(Fault::from);
             match opened.and_then(|bytes| Ok(EventBatch::decode(batch.first_seq, &bytes)?)) {
-                Ok(batch) => batch.add_to(&mut answer),
+                Ok(batch) => {
+                    logged.first_at = logged.first_at.or(batch.first_at());
+                    batch.add_to(&mut logged.answer);
+                }
                 // The turn must end also without these events.
                 Err(fault) => tracing::error!(turn_id = %turn, %fault, "events of an interrupted turn not opened"),
             }

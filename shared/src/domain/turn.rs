@@ -27,6 +27,9 @@ pub struct Turn {
     pub input_estimate: u64,
     /// Limit of output tokens that was requested from the provider.
     pub max_tokens: u64,
+    /// Whether the provider may bill output that it does not show.
+    #[serde(default)]
+    pub hides_output: bool,
     /// `None` for a model without a price.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub price: Option<Price>,

@@ -23,7 +23,7 @@ pub enum TurnError {
     TurnCancelled,
     /// The key, the key that minted the token, or the organization lost its access during the turn.
     CredentialRevoked,
-    /// The process that ran the turn died.
+    /// The process that ran the turn died, or could not store its end.
     Interrupted,
     Internal,
 }

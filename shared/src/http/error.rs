@@ -16,6 +16,8 @@ use crate::{
 
 /// Seconds in the `Retry-After` header of a 503 or 504.
 const RETRY_AFTER_SECONDS: u64 = 1;
+/// When running turns may have given back what they hold of a budget.
+const HELD_RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// The message of every 401. It lists all causes, so that it explains how to send a key and reveals
 /// nothing about the received one.
@@ -62,6 +64,8 @@ pub enum Error {
     BudgetExhausted {
         exhausted: Exhausted,
         resets_at: Option<Timestamp>,
+        /// Set if spending is below the cap, and running turns hold the rest.
+        retry_after: Option<Duration>,
     },
     /// The caller may not use the model that it named. `allowed` lists the models that it may name.
     ModelNotAllowed {
@@ -103,14 +107,37 @@ impl Error {
         Self::Invalid { field: field.to_owned(), message: format!("{field} {problem}") }
     }
 
+    /// 402: a cap is reached, or the subscription has ended.
+    pub fn budget_exhausted(exhausted: Exhausted, now: Timestamp) -> Self {
+        Self::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(now), retry_after: None }
+    }
+
+    /// 402: spending and what running turns hold have reached a cap.
+    pub fn budget_held(exhausted: Exhausted, now: Timestamp) -> Self {
+        let retry_after = Some(HELD_RETRY_AFTER);
+        Self::BudgetExhausted { exhausted, resets_at: exhausted.resets_at(now), retry_after }
+    }
+
     /// 409: a session runs one turn at a time.
     pub const fn turn_in_progress() -> Self {
         Self::conflict("turn_in_progress", "A turn is running in this session. Wait for its end, or cancel it.")
     }
 
-    /// 409: there is no turn to follow or to cancel.
+    /// 409: there is no turn to cancel.
     pub const fn no_turn_in_progress() -> Self {
         Self::conflict("no_turn_in_progress", "No turn is running in this session.")
+    }
+
+    /// 409: there is no turn to cancel, or another one than the client named.
+    pub const fn turn_not_running() -> Self {
+        Self::conflict("no_turn_in_progress", "The turn of turn_id is not running in this session.")
+    }
+
+    /// 409: there are no events to follow.
+    pub const fn no_events() -> Self {
+        let message = "There are no events to follow: no turn has started, the events expired, or after \
+                       names no event of this session. Read the messages instead.";
+        Self::conflict("no_turn_in_progress", message)
     }
 
     /// 409: sessions of a project are pinned to its active release.
@@ -205,7 +232,7 @@ impl Error {
                 "from": from,
                 "to": to,
             }),
-            Self::BudgetExhausted { exhausted, resets_at } => json!({
+            Self::BudgetExhausted { exhausted, resets_at, .. } => json!({
                 "error": "budget_exhausted",
                 "reason": exhausted.reason(),
                 "cap": exhausted.cap(),
@@ -234,7 +261,11 @@ impl Error {
             }),
             Self::NoModelKey { provider } => json!({
                 "error": "no_model_key",
-                "message": format!("The organization has no usable model key of {}. Store one.", provider.as_str()),
+                "message": format!(
+                    "The organization has no usable model key of {}. Store one. A key stored before endpoint_url \
+                     was set is not used: store it again.",
+                    provider.as_str(),
+                ),
                 "provider": provider,
             }),
             Self::TurnFailed { code, message, .. } => json!({"error": code, "message": message}),
@@ -250,7 +281,9 @@ impl Error {
     /// Returns the header `Retry-After` in seconds.
     pub(super) fn retry_after_seconds(&self) -> Option<u64> {
         match self {
-            Self::TurnFailed { retry_after, .. } => retry_after.map(round_up),
+            Self::TurnFailed { retry_after, .. } | Self::BudgetExhausted { retry_after, .. } => {
+                retry_after.map(round_up)
+            }
             Self::RateLimited { retry_after } => Some(round_up(*retry_after)),
             Self::WriteConflict | Self::Unavailable(_) | Self::TimedOut(_) => Some(RETRY_AFTER_SECONDS),
             _ => None,

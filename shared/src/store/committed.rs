@@ -127,6 +127,16 @@ impl Holds {
         names.map(|name| Ok((name.clone(), read_hold(item, name)?))).collect::<Result<_, _>>().map(Self)
     }
 
+    /// Returns spending plus all amounts.
+    pub(super) fn added_to(&self, spent: Tally) -> Tally {
+        self.0.values().fold(spent, |sum, held| Tally {
+            input_tokens: sum.input_tokens.saturating_add(held.input_tokens.into()),
+            output_tokens: sum.output_tokens.saturating_add(held.output_tokens.into()),
+            cost: sum.cost.saturating_add(held.cost),
+            ..sum
+        })
+    }
+
     pub(super) fn get(&self, attribute: &str) -> Amount {
         self.0.get(attribute).copied().unwrap_or_default()
     }

@@ -7,7 +7,7 @@ use super::{
     Ciphertext, Conflict, Item, Store, StoreError, Transaction, decode,
     table::{Key, Table, message_sort_key, session_partition},
 };
-use crate::domain::{Id, Kid, MessageId, MessageRole, SessionId, Timestamp, TurnId};
+use crate::domain::{Id, Kid, MessageId, MessageRole, SessionId, Timestamp, Turn, TurnId};
 
 /// Maximum bytes of a sealed message. The transaction that writes it has at most 4 MB.
 pub const MAX_SEALED_MESSAGE_BYTES: usize = 3_000_000;
@@ -119,6 +119,17 @@ impl Store {
         limit: usize,
     ) -> Result<MessagePage, StoreError> {
         self.message_page(organization, session, after, limit, MAX_PAGE_BYTES).await
+    }
+
+    /// Returns the messages of a turn: the user's, and the answer if there is one.
+    pub async fn turn_messages(
+        &self,
+        organization: Id,
+        session: &SessionId,
+        turn: &Turn,
+    ) -> Result<Vec<SealedMessage>, StoreError> {
+        let page = self.message_page(organization, session, turn.position_before(), 2, usize::MAX).await?;
+        Ok(page.messages.into_iter().filter(|message| message.turn_id == turn.id).collect())
     }
 
     /// Returns the messages of a session, oldest first. The page is not the last one if they have more

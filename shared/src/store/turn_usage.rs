@@ -13,7 +13,7 @@ use super::{
     table::{Key, Table},
     usage::{Batch, HeldByTurn, LineageMonth, assign_counters},
 };
-use crate::domain::{Id, Month, Timestamp, UsageEvent};
+use crate::domain::{Id, Month, Spending, Tally, Timestamp, UsageEvent};
 
 /// The counters of an organization and of a key lineage in a month, as they were read: their models,
 /// and the amounts that running turns hold.
@@ -54,6 +54,12 @@ impl KnownCounters {
             held_by_organization: Holds::read(totals)?,
             held_by_key: Holds::read(of_key)?,
         })
+    }
+
+    /// Returns the organization's and the key's committed numbers: what they have spent, plus what
+    /// running turns hold.
+    pub fn with_holds_of_turns(&self, spending: &Spending) -> (Tally, Tally) {
+        (self.held_by_organization.added_to(spending.organization), self.held_by_key.added_to(spending.key))
     }
 
     /// Replaces what a turn was read to hold with the amounts of its reservation, which are newer.

@@ -21,7 +21,9 @@ use super::{
 };
 use crate::domain::{Id, LastTurn, Session, SessionId, SessionUsage, Timestamp, Turn, TurnId, TurnStatus};
 
-/// How long the events of a turn can be replayed.
+/// A turn is shorter. Its events are kept for this time longer, because it starts at their write.
+const MAX_TURN_TIME: Duration = Duration::from_mins(16);
+/// How long the events of a turn can be replayed after its end.
 pub const TURN_EVENTS_RETENTION: Duration = Duration::from_hours(24);
 /// How long an `Idempotency-Key` of a turn is remembered.
 pub const TURN_RECORD_RETENTION: Duration = Duration::from_hours(24);
@@ -129,7 +131,7 @@ impl StoredTurn {
 
 impl SealedEvents {
     pub fn new(first_seq: u32, last_seq: u32, content: SealedContent, now: Timestamp) -> Self {
-        Self { first_seq, last_seq, content, ttl: now.plus(TURN_EVENTS_RETENTION).as_seconds() }
+        Self { first_seq, last_seq, content, ttl: now.plus(MAX_TURN_TIME + TURN_EVENTS_RETENTION).as_seconds() }
     }
 }
 
@@ -397,8 +399,8 @@ impl Transaction {
     }
 
     /// Ends a turn: releases its session, and stores its final state, its answer and its last
-    /// events. Fails with [`Conflict::TurnSettled`] if it has ended already, and with
-    /// [`Conflict::Changed`] if other events were appended under the numbers of `events`.
+    /// events. Fails with [`Conflict::TurnSettled`] if it has ended already, and for another process
+    /// with [`Conflict::Changed`] if other events were appended under the numbers of `events`.
     pub fn settle_turn(
         &mut self,
         organization: Id,
@@ -439,7 +441,12 @@ impl Transaction {
         }
         if let Some(events) = events {
             let key = Key::turn_events(organization, session, &turn.id, events.first_seq);
-            self.insert(Table::Sessions, &key, events, Conflict::Changed)?;
+            match leased_until {
+                // Replaces a batch whose write took effect although its response was lost: these
+                // events include it.
+                None => self.put(Table::Sessions, &key, events, Conflict::Changed, |put| put)?,
+                Some(_) => self.insert(Table::Sessions, &key, events, Conflict::Changed)?,
+            }
         }
         Ok(())
     }

@@ -85,6 +85,11 @@ impl EventBatch {
         self.next_seq() == self.first_seq
     }
 
+    /// Time of the first increment.
+    pub fn first_at(&self) -> Option<Timestamp> {
+        self.content.increments.first().and_then(|(after, ..)| self.at(*after).ok())
+    }
+
     /// Returns whether the batch ends the stream: its last event is `done` or `error`.
     pub fn is_end(&self) -> bool {
         self.content.end.is_some()

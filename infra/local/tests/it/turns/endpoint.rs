@@ -37,7 +37,8 @@ async fn set_of_organization(turns: &TurnServer, endpoint_url: Value) {
 fn no_model_key() -> Value {
     json!({
         "error": "no_model_key",
-        "message": "The organization has no usable model key of anthropic. Store one.",
+        "message": "The organization has no usable model key of anthropic. Store one. A key stored before endpoint_url was \
+                    set is not used: store it again.",
         "provider": "anthropic",
     })
 }

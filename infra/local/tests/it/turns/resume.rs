@@ -13,7 +13,9 @@ const TOKENS: usize = 19;
 const EVENTS: usize = TOKENS + 1;
 
 fn nothing_to_follow() -> serde_json::Value {
-    json!({ "error": "no_turn_in_progress", "message": "No turn is running in this session." })
+    let message = "There are no events to follow: no turn has started, the events expired, or after names no event \
+                   of this session. Read the messages instead.";
+    json!({ "error": "no_turn_in_progress", "message": message })
 }
 
 #[tokio::test(flavor = "multi_thread")]
