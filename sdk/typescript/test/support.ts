@@ -1,6 +1,3 @@
-import { spawn } from "node:child_process";
-import { createInterface } from "node:readline";
-import { fileURLToPath } from "node:url";
 import { Karta, type KartaOptions } from "@karta/sdk";
 
 export const API_KEY = "kt_live_0123456789abcdefghijABCDEFGHIJ01";
@@ -55,36 +52,4 @@ export async function failure(call: () => unknown): Promise<unknown> {
     return error;
   }
   throw new Error("the call did not fail");
-}
-
-/** The first line of a runner, as JSON. */
-export interface Started {
-  base_url: string;
-  api_key: string;
-  service_token: string;
-}
-
-/**
- * Starts a runner without persistent data: the binary in `KARTA_BIN`, or the debug build. Its
- * secrets stay in this process.
- */
-export async function startRunner(env: Record<string, string> = {}): Promise<Started & { stop: () => Promise<void> }> {
-  const binary = process.env.KARTA_BIN ?? fileURLToPath(new URL("../../../../target/debug/karta", import.meta.url));
-  const runner = spawn(binary, ["--ephemeral", "--json", "--port", "0"], {
-    env: { ...process.env, KARTA_BCRYPT_COST: "4", KARTA_LOG: "warn", ...env },
-    stdio: ["ignore", "pipe", "inherit"],
-  });
-  process.once("exit", () => runner.kill());
-  const ended = new Promise<void>((resolve, reject) => {
-    runner.once("exit", () => resolve());
-    runner.once("error", (cause) => reject(new Error(`${binary} does not start: build it, or set KARTA_BIN`, { cause })));
-  });
-  const first = new Promise<string>((resolve) => createInterface({ input: runner.stdout }).once("line", resolve));
-  const line = await Promise.race([first, ended]);
-  if (line === undefined) throw new Error(`${binary} ended before it was ready`);
-  const stop = async () => {
-    runner.kill("SIGTERM");
-    await ended;
-  };
-  return { ...(JSON.parse(line) as Started), stop };
 }
