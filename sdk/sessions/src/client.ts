@@ -39,7 +39,7 @@ export class KartaSessions {
   }
 
   /**
-   * Creates a session. Scope `write`.
+   * Creates a session. After a lost response, a retry may create a second one. Scope `write`.
    *
    * @throws {KartaBudgetError} if the budget is exhausted; {KartaConflictError} `no_active_release`;
    * {KartaForbiddenError} without the scope, or for another user than the token's;

@@ -78,7 +78,7 @@ export function frame(seq: number, type: string, data: unknown, turn = TURN): st
 
 export const text = (seq: number, words: string, turn?: string) => frame(seq, "text", { part: { id: "part_1", type: "text", text: words } }, turn);
 export const reasoning = (seq: number, words: string) => frame(seq, "reasoning", { part: { id: "part_0", type: "reasoning", text: words } });
-export const USAGE = { input_tokens: 12, output_tokens: 5, cost_cents: 1 };
+export const USAGE = { input_tokens: 12, output_tokens: 5, cache_read_tokens: 0, cache_write_tokens: 0, cost_cents: 1 };
 export const done = (seq: number) => frame(seq, "done", { message_id: "msg_1", usage: USAGE, stop_reason: "end_turn" });
 export const failed = (seq: number, code: string, message = `The turn ended: ${code}`) => frame(seq, "error", { code, message });
 
