@@ -2,6 +2,7 @@
 // maps. The package.json in each declares the module type of its files for Node.js and TypeScript.
 import { execFileSync } from "node:child_process";
 import { rmSync, writeFileSync } from "node:fs";
+import "./copy-shared.mjs";
 
 rmSync("dist", { recursive: true, force: true });
 for (const [project, type] of [["tsconfig.json", "module"], ["tsconfig.cjs.json", "commonjs"]]) {

@@ -1,5 +1,7 @@
 import { KartaSessions, type KartaSessionsOptions } from "@karta/sessions";
 
+export { failure, json } from "./shared/calls.js";
+
 export const API_KEY = "kt_live_0123456789abcdefghijABCDEFGHIJ01";
 export const TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzY29wZSI6InNlc3Npb24ifQ.c2lnbmF0dXJl";
 export const SESSION = `sess_${"0a".repeat(16)}`;
@@ -46,10 +48,6 @@ export function scripted(script: Scripted[], options: Partial<KartaSessionsOptio
   return { sessions, sent, waits };
 }
 
-export function json(status: number, body: unknown, headers: Record<string, string> = {}): Response {
-  return new Response(JSON.stringify(body), { status, headers: { "content-type": "application/json", ...headers } });
-}
-
 /** How a scripted stream ends: regularly, with a broken connection, or never. */
 export type Ending = "end" | "break" | "hang";
 
@@ -85,16 +83,6 @@ export const failed = (seq: number, code: string, message = `The turn ended: ${c
 /** A whole turn, with reasoning, text that is not ASCII, and its end. */
 export const FRAMES = [reasoning(1, "hm, "), text(2, "Grüße"), text(3, ", 世"), text(4, "界 🌍\n\n"), text(5, ""), text(6, "!"), done(7)];
 export const TEXT = "Grüße, 世界 🌍\n\n!";
-
-/** Returns the error that `call` throws. */
-export async function failure(call: () => unknown): Promise<unknown> {
-  try {
-    await call();
-  } catch (error) {
-    return error;
-  }
-  throw new Error("the call did not fail");
-}
 
 /** Returns the items of an iterable. */
 export async function collect<T>(items: AsyncIterable<T>): Promise<T[]> {

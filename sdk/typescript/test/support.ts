@@ -1,5 +1,7 @@
 import { Karta, type KartaOptions } from "@karta/sdk";
 
+export { failure, json } from "./shared/calls.js";
+
 export const API_KEY = "kt_live_0123456789abcdefghijABCDEFGHIJ01";
 
 /** A request that a scripted server received. */
@@ -38,18 +40,4 @@ export function scripted(script: Scripted[], options: Partial<KartaOptions> = {}
     ...options,
   });
   return { karta, sent, waits };
-}
-
-export function json(status: number, body: unknown, headers: Record<string, string> = {}): Response {
-  return new Response(JSON.stringify(body), { status, headers: { "content-type": "application/json", ...headers } });
-}
-
-/** Returns the error that `call` throws. */
-export async function failure(call: () => unknown): Promise<unknown> {
-  try {
-    await call();
-  } catch (error) {
-    return error;
-  }
-  throw new Error("the call did not fail");
 }
