@@ -48,7 +48,7 @@ contract:
 openapi:
     KARTA_UPDATE=1 cargo test --workspace --test it every_operation_matches_the_openapi_document
 
-# Build, type-check, test and pack the TypeScript clients, and compare one with openapi.json.
+# Build, type-check, test and pack the TypeScript clients, and compare them with openapi.json.
 sdk:
     infra/checks/sdk.sh
 

@@ -60,6 +60,7 @@ MESSAGE_ROOTS = (
     "shared/src/",
     "functions/",
     "infra/local/src/",
+    "sdk/shared/src/",
     "sdk/typescript/src/",
     "sdk/sessions/src/",
     "infra/bootstrap/",

@@ -24,7 +24,7 @@ const page = read("docs/errors.md");
 const truth = { rust: rustSource(), gateway: gatewayAnswers(read("template.yaml")), openapi: JSON.parse(read("openapi.json")) };
 checkComplete(page, truth);
 const { Karta } = await import(new URL("../../sdk/typescript/dist/esm/index.js", import.meta.url));
-await checkClient(page, Karta, read("sdk/typescript/src/errors.ts"));
+await checkClient(page, Karta, read("sdk/shared/src/errors.ts") + read("sdk/typescript/src/errors.ts"));
 
 const answered = await provoke(join(root, "target/docs/errors.log"));
 checkBodies(page, answered, truth);

@@ -1,18 +1,11 @@
-import { KartaArgumentError } from "./errors.js";
-import { Http, listIn, type Call, type Feed } from "./http.js";
-import { List, type ListParams } from "./list.js";
-import {
-  CREATE_OPTIONS,
-  REQUEST_OPTIONS,
-  idempotencyKeyOf,
-  knownOnly,
-  settingsOf,
-  type CreateOptions,
-  type KartaSessionsOptions,
-  type RequestOptions,
-} from "./options.js";
+import { Http, type Call, type Feed } from "./http.js";
+import { settingsOf, type KartaSessionsOptions } from "./options.js";
 import { createBody, listQuery, turnBody, type CreateParams, type SessionListParams, type TurnParams } from "./params.js";
-import { randomId } from "./platform.js";
+import { knownOnly } from "./shared/arguments.js";
+import { KartaArgumentError } from "./shared/errors.js";
+import { List, limitOf, pageOf, type ListParams } from "./shared/list.js";
+import { CREATE_OPTIONS, REQUEST_OPTIONS, idempotencyKeyOf, type CreateOptions, type RequestOptions } from "./shared/options.js";
+import { randomHex } from "./shared/platform.js";
 import { TurnStream } from "./turn-stream.js";
 import type { Message, Session, TurnAnswer } from "./types.js";
 
@@ -39,7 +32,7 @@ export class KartaSessions {
   }
 
   /**
-   * Creates a session. Scope `write`.
+   * Creates a session. After a lost response, a retry may create a second one. Scope `write`.
    *
    * @throws {KartaBudgetError} if the budget is exhausted; {KartaConflictError} `no_active_release`;
    * {KartaForbiddenError} without the scope, or for another user than the token's;
@@ -173,8 +166,10 @@ export class KartaSessions {
   }
 
   #list<T>(plural: string, path: string, query: Call["query"], params: ListParams, options: RequestOptions): List<T> {
-    return new List<T>(params ?? {}, async (page) =>
-      listIn(await this.#http.json({ method: "GET", path, query: { ...query, ...page } }, options), plural),
+    const given = params ?? {};
+    limitOf(given);
+    return new List<T>(given, async (page) =>
+      pageOf(await this.#http.json({ method: "GET", path, query: { ...query, ...page } }, options), plural),
     );
   }
 
@@ -205,5 +200,5 @@ function knownCreate(options: CreateOptions | null | undefined): CreateOptions {
 
 /** Returns the caller's idempotency key, or a new one. */
 async function keyOf({ idempotencyKey }: CreateOptions): Promise<string> {
-  return idempotencyKey === undefined ? randomId() : idempotencyKeyOf(idempotencyKey);
+  return idempotencyKey === undefined ? randomHex() : idempotencyKeyOf(idempotencyKey);
 }

@@ -1,4 +1,4 @@
-import { KartaAuthError, KartaError } from "./errors.js";
+import { KartaAuthError, KartaError } from "./shared/errors.js";
 import { sessionTokenOf, type TokenProvider } from "./options.js";
 
 /** Maximum tokens that are remembered to remove them from errors. */

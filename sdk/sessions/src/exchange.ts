@@ -1,5 +1,5 @@
-import { KartaConnectionError, KartaError, KartaTimeoutError } from "./errors.js";
-import { aborted } from "./retry.js";
+import { KartaConnectionError, KartaError, KartaTimeoutError } from "./shared/errors.js";
+import { aborted } from "./shared/retry.js";
 
 /**
  * One request and its response. The caller's signal and a timer can end it at any time, also if a

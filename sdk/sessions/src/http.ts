@@ -1,11 +1,12 @@
 import { Credential } from "./credential.js";
-import { KartaAuthError, KartaResponseError } from "./errors.js";
 import { Exchange } from "./exchange.js";
-import { endedTurn, failureOf, redacted, turnFailure } from "./failure.js";
-import { isObject, parsedJson } from "./json.js";
-import { integerOf, timeoutOf, type RequestOptions, type Settings } from "./options.js";
-import { isOnClient } from "./platform.js";
-import { delayBefore, isTransient, sleep } from "./retry.js";
+import { endedTurn, isTransient, responseFailure, turnFailure } from "./failure.js";
+import type { Settings } from "./options.js";
+import { KartaAuthError } from "./shared/errors.js";
+import { isObject, parsedJson } from "./shared/json.js";
+import { maxRetriesOf, timeoutOf, type RequestOptions } from "./shared/options.js";
+import { isOnClient } from "./shared/platform.js";
+import { delayBefore } from "./shared/retry.js";
 import type { TurnEventData } from "./types.js";
 import { VERSION } from "./version.js";
 
@@ -53,7 +54,7 @@ export class Http {
   }
 
   maxRetries(options: RequestOptions): number {
-    return integerOf(options.maxRetries ?? this.#settings.maxRetries, "maxRetries", 0, 10);
+    return maxRetriesOf(options.maxRetries ?? this.#settings.maxRetries);
   }
 
   /** Sends a call and returns the body of the response; `undefined` for a 204. */
@@ -73,7 +74,7 @@ export class Http {
 
   /** Waits before retry number `attempt` (from 0). */
   backOff(attempt: number, error: unknown, signal: AbortSignal | undefined): Promise<void> {
-    return (this.#settings.sleep ?? sleep)(delayBefore(attempt, error, this.#settings.random), signal);
+    return this.#settings.sleep(delayBefore(attempt, error, this.#settings.random), signal);
   }
 
   /** Sends a call once and returns its stream of events, as soon as the response starts. */
@@ -83,7 +84,7 @@ export class Http {
       exchange.limit(timeoutOf(options.timeout ?? this.#settings.timeout));
       const response = await this.#respond(exchange, call, "text/event-stream");
       if (!/^text\/event-stream\b/i.test(response.headers.get("content-type") ?? "")) {
-        throw failureOf(response, await exchange.wait(response.text()), this.#redact);
+        throw responseFailure(response, await exchange.wait(response.text()), this.#redact);
       }
       return { requestId: response.headers.get("x-request-id") ?? undefined, chunks: this.#chunks(exchange, response) };
     } catch (cause) {
@@ -131,7 +132,7 @@ export class Http {
       const text = await exchange.wait(response.text());
       if (text === "" && response.status === 204) return undefined;
       const body = parsedJson(text);
-      if (!isObject(body)) throw failureOf(response, text, this.#redact);
+      if (!isObject(body)) throw responseFailure(response, text, this.#redact);
       return body;
     } catch (cause) {
       throw exchange.failure(cause);
@@ -150,7 +151,7 @@ export class Http {
       const response = await exchange.wait(this.#settings.fetch(this.#url(call), this.#init(call, accept, token, exchange.signal)));
       exchange.answered();
       if (response.ok) return response;
-      const error = failureOf(response, await exchange.wait(response.text()), this.#redact);
+      const error = responseFailure(response, await exchange.wait(response.text()), this.#redact);
       if (isRenewed || !this.#credential.isRenewable || !(error instanceof KartaAuthError) || endedTurn(error)) throw error;
       token = await exchange.wait(this.#credential.token(token));
     }
@@ -176,12 +177,10 @@ export class Http {
     return init;
   }
 
-  readonly #redact = (text: string): string => redacted(text, this.#credential.known);
-}
-
-/** Returns the list that a response has under `plural`. */
-export function listIn<T>(body: Record<string, unknown>, plural: string): { items: T[]; next_cursor: string | null } {
-  const items = body[plural];
-  if (!Array.isArray(items)) throw new KartaResponseError(`the response has no list "${plural}"`, { status: 200, body });
-  return { items: items as T[], next_cursor: (body.next_cursor as string | null | undefined) ?? null };
+  /** Removes the tokens that requests carried. Errors remove what else looks like a secret. */
+  readonly #redact = (text: string): string => {
+    let clean = text;
+    for (const token of this.#credential.known) clean = clean.replaceAll(token, "[redacted]");
+    return clean;
+  };
 }

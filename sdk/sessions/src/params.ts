@@ -1,9 +1,9 @@
 // Validates the parameters of calls and turns them into the API's fields. JSON would drop or change
 // values of other types, and the server would do something else than the caller meant.
-import { KartaArgumentError } from "./errors.js";
-import { isObject } from "./json.js";
-import type { ListParams } from "./list.js";
-import { knownOnly } from "./options.js";
+import { KartaArgumentError } from "./shared/errors.js";
+import { isObject } from "./shared/json.js";
+import type { ListParams } from "./shared/list.js";
+import { knownOnly } from "./shared/arguments.js";
 
 /** Fields of a new session. */
 export interface CreateParams {

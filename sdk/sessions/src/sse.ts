@@ -1,5 +1,5 @@
 // A parser of server-sent events over bytes, as the HTML standard defines them.
-import { KartaResponseError } from "./errors.js";
+import { KartaResponseError } from "./shared/errors.js";
 
 /** One event of a stream. */
 export interface Frame {

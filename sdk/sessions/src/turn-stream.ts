@@ -1,8 +1,9 @@
-import { KartaAbortError, KartaArgumentError, KartaConflictError, KartaConnectionError, KartaResponseError, KartaServerError } from "./errors.js";
+import { KartaAbortError, KartaArgumentError, KartaConflictError, KartaConnectionError, KartaResponseError, KartaServerError } from "./shared/errors.js";
+import { isTransient } from "./failure.js";
 import type { Feed, Http } from "./http.js";
-import { isObject, parsedJson } from "./json.js";
-import type { RequestOptions } from "./options.js";
-import { aborted, isTransient } from "./retry.js";
+import { isObject, parsedJson } from "./shared/json.js";
+import type { RequestOptions } from "./shared/options.js";
+import { aborted } from "./shared/retry.js";
 import { SseParser, type Frame } from "./sse.js";
 import type { TurnEvent, TurnEventData } from "./types.js";
 

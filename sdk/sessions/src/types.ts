@@ -1,10 +1,19 @@
 // The API's objects. Fields keep the API's names. Times are RFC 3339 in UTC.
 
-/** Tokens and cost. `cost_cents` is rounded up. */
+/**
+ * Tokens and cost of a session. `input_tokens` includes the tokens of the provider's prompt cache.
+ * `cost_cents` is rounded up.
+ */
 export interface Usage {
   input_tokens: number;
   output_tokens: number;
   cost_cents: number;
+}
+
+/** Tokens and cost of a turn. `input_tokens` excludes the tokens of the provider's prompt cache. */
+export interface TurnUsage extends Usage {
+  cache_read_tokens: number;
+  cache_write_tokens: number;
 }
 
 /** State of a turn. `interrupted`: the process that ran it died. */
@@ -36,7 +45,7 @@ export interface Session {
   /** The session's user, `metadata.user_id`; `null` without one. */
   user_id: string | null;
   status: "active";
-  current_agent: string;
+  current_agent: "default";
   /** The project and the release that the session uses; `null` for sessions without a project. */
   project: { ref: string; project_id: number; version: number } | null;
   /** The running turn, or the latest; `null` before the first. */
@@ -73,11 +82,11 @@ export interface TurnAnswer {
   text: string;
   session_id: string;
   turn_id: string;
-  agent: string;
+  agent: "default";
   /** The user's message and the model's. */
   messages: Message[];
-  usage: Usage;
-  stop_reason: StopReason;
+  usage: TurnUsage;
+  stop_reason: StopReason | null;
 }
 
 /** The `data` of each type of event. */
@@ -87,7 +96,7 @@ export interface TurnEventData {
   /** More of the model's reasoning. */
   reasoning: { part: { id: string; type: "reasoning"; text: string } };
   /** The end of a turn with an answer. */
-  done: { message_id: string; usage: Usage; stop_reason: StopReason };
+  done: { message_id: string; usage: TurnUsage; stop_reason: StopReason };
   /** The end of a turn without an answer, or with a part of one. */
   error: { code: TurnErrorCode; message: string };
 }

@@ -1,5 +1,7 @@
 import { KartaSessions, type KartaSessionsOptions } from "@karta/sessions";
 
+export { failure, json } from "./shared/calls.js";
+
 export const API_KEY = "kt_live_0123456789abcdefghijABCDEFGHIJ01";
 export const TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzY29wZSI6InNlc3Npb24ifQ.c2lnbmF0dXJl";
 export const SESSION = `sess_${"0a".repeat(16)}`;
@@ -46,10 +48,6 @@ export function scripted(script: Scripted[], options: Partial<KartaSessionsOptio
   return { sessions, sent, waits };
 }
 
-export function json(status: number, body: unknown, headers: Record<string, string> = {}): Response {
-  return new Response(JSON.stringify(body), { status, headers: { "content-type": "application/json", ...headers } });
-}
-
 /** How a scripted stream ends: regularly, with a broken connection, or never. */
 export type Ending = "end" | "break" | "hang";
 
@@ -78,23 +76,13 @@ export function frame(seq: number, type: string, data: unknown, turn = TURN): st
 
 export const text = (seq: number, words: string, turn?: string) => frame(seq, "text", { part: { id: "part_1", type: "text", text: words } }, turn);
 export const reasoning = (seq: number, words: string) => frame(seq, "reasoning", { part: { id: "part_0", type: "reasoning", text: words } });
-export const USAGE = { input_tokens: 12, output_tokens: 5, cost_cents: 1 };
+export const USAGE = { input_tokens: 12, output_tokens: 5, cache_read_tokens: 0, cache_write_tokens: 0, cost_cents: 1 };
 export const done = (seq: number) => frame(seq, "done", { message_id: "msg_1", usage: USAGE, stop_reason: "end_turn" });
 export const failed = (seq: number, code: string, message = `The turn ended: ${code}`) => frame(seq, "error", { code, message });
 
 /** A whole turn, with reasoning, text that is not ASCII, and its end. */
 export const FRAMES = [reasoning(1, "hm, "), text(2, "Grüße"), text(3, ", 世"), text(4, "界 🌍\n\n"), text(5, ""), text(6, "!"), done(7)];
 export const TEXT = "Grüße, 世界 🌍\n\n!";
-
-/** Returns the error that `call` throws. */
-export async function failure(call: () => unknown): Promise<unknown> {
-  try {
-    await call();
-  } catch (error) {
-    return error;
-  }
-  throw new Error("the call did not fail");
-}
 
 /** Returns the items of an iterable. */
 export async function collect<T>(items: AsyncIterable<T>): Promise<T[]> {

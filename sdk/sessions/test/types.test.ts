@@ -14,7 +14,7 @@ import {
   type TurnEvent,
   type TurnEventData,
   type TurnStream,
-  type Usage,
+  type TurnUsage,
 } from "@karta/sessions";
 import { API_KEY, FRAMES, SESSION, TEXT, TOKEN, scripted, streamed } from "./support.js";
 
@@ -24,7 +24,7 @@ type Yes<T extends true> = T;
 
 export type Checks = [
   Yes<Same<TurnEvent["type"], "text" | "reasoning" | "done" | "error">>,
-  Yes<Same<Extract<TurnEvent, { type: "done" }>["data"], { message_id: string; usage: Usage; stop_reason: StopReason }>>,
+  Yes<Same<Extract<TurnEvent, { type: "done" }>["data"], { message_id: string; usage: TurnUsage; stop_reason: StopReason }>>,
   Yes<Same<Extract<TurnEvent, { type: "error" }>["data"]["code"], TurnErrorCode>>,
   Yes<Same<keyof TurnEventData, TurnEvent["type"]>>,
   Yes<Same<ReturnType<KartaSessions["create"]>, Promise<Session>>>,

@@ -1,4 +1,4 @@
-import { settingsOf, type KartaOptions, type RequestOptions } from "./options.js";
+import { settingsOf, type KartaOptions } from "./options.js";
 import { ApiKeys } from "./resources/api-keys.js";
 import { AuditEvents } from "./resources/audit-events.js";
 import { Billing } from "./resources/billing.js";
@@ -11,6 +11,7 @@ import { SessionTokens } from "./resources/session-tokens.js";
 import { UsageReports } from "./resources/usage.js";
 import { WebhookEndpoints } from "./resources/webhook-endpoints.js";
 import { whoami, type Principal } from "./resources/whoami.js";
+import type { RequestOptions } from "./shared/options.js";
 import { Transport } from "./transport.js";
 
 /** A client of the control plane, for the organization of its API key. */

@@ -1,8 +1,9 @@
 export { Karta } from "./client.js";
 export * from "./errors.js";
 export type { KartaEvent, KartaEventData, KartaEventType } from "./events.js";
-export { List, type ListParams, type Page } from "./list.js";
-export type { CreateOptions, KartaOptions, RequestOptions } from "./options.js";
+export { List, type ListParams, type Page } from "./shared/list.js";
+export type { KartaOptions } from "./options.js";
+export type { CreateOptions, RequestOptions } from "./shared/options.js";
 export type * from "./resources/api-keys.js";
 export type * from "./resources/audit-events.js";
 export type * from "./resources/billing.js";

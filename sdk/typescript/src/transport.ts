@@ -1,6 +1,9 @@
 import { read } from "./answer.js";
 import { KartaConnectionError, KartaError, KartaTimeoutError } from "./errors.js";
-import { fieldsOf, knownOnly } from "./json.js";
+import { fieldsOf } from "./json.js";
+import type { Settings } from "./options.js";
+import { queryString, type Query } from "./path.js";
+import { knownOnly } from "./shared/arguments.js";
 import {
   CREATE_OPTIONS,
   REQUEST_OPTIONS,
@@ -9,11 +12,9 @@ import {
   timeoutOf,
   type CreateOptions,
   type RequestOptions,
-  type Settings,
-} from "./options.js";
-import { queryString, type Query } from "./path.js";
-import { isOnClient, webCrypto } from "./platform.js";
-import { aborted, delayBefore, isTransient } from "./retry.js";
+} from "./shared/options.js";
+import { isOnClient, randomHex } from "./shared/platform.js";
+import { aborted, delayBefore, isTransient } from "./shared/retry.js";
 import { VERSION } from "./version.js";
 
 type Method = "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
@@ -70,7 +71,7 @@ export class Transport {
 
   /** Sends a POST with one idempotency key for all its attempts. */
   async create<T>(path: string, body: object, options?: CreateOptions): Promise<T> {
-    const key = idempotencyKeyOf(options?.idempotencyKey ?? (await newIdempotencyKey()));
+    const key = idempotencyKeyOf(options?.idempotencyKey ?? `sdk-${await randomHex()}`);
     return this.#send("POST", path, body, { "idempotency-key": key }, options, true);
   }
 
@@ -131,9 +132,4 @@ export class Transport {
       signal?.removeEventListener("abort", stop);
     }
   }
-}
-
-async function newIdempotencyKey(): Promise<string> {
-  const bytes = (await webCrypto()).getRandomValues(new Uint8Array(16));
-  return `sdk-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
 }

@@ -1,7 +1,7 @@
 import { KartaSignatureError } from "./errors.js";
 import type { KartaEvent } from "./events.js";
-import { knownOnly } from "./json.js";
-import { webCrypto } from "./platform.js";
+import { knownOnly } from "./shared/arguments.js";
+import { webCrypto } from "./shared/platform.js";
 
 /** Options of `verifyWebhook`. */
 export interface VerifyWebhookOptions {

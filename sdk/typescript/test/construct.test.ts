@@ -82,7 +82,7 @@ test("a misspelt client option is named", () => {
 });
 
 test("unknown client options and other types are rejected", () => {
-  const known = "apiKey, baseUrl, timeout, maxRetries, fetch, random, now, sleep, dangerouslyAllowBrowser";
+  const known = "apiKey, baseUrl, timeout, maxRetries, fetch, random, sleep, now, dangerouslyAllowBrowser";
   for (const more of [{ host: "https://karta.test" }, Object.create({ host: 1 }), Object.defineProperty({}, "host", { value: 1 })] as object[]) {
     const options = Object.assign(more, { apiKey: API_KEY });
     assert.equal(refusal(options).message, `host is unknown. Known names: ${known}`);

@@ -18,7 +18,8 @@ import {
   type KartaEvent,
   type KartaOptions,
 } from "@karta/sdk";
-import { failure, startRunner } from "./support.js";
+import { startRunner } from "./shared/runner.js";
+import { failure } from "./support.js";
 
 const runner = await startRunner({ KARTA_ALLOW_LOOPBACK_WEBHOOKS: "true" });
 after(runner.stop);

@@ -5,7 +5,7 @@ import { readdirSync } from "node:fs";
 import { after, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
-import { startRunner } from "./support.js";
+import { startRunner } from "./shared/runner.js";
 
 const runner = await startRunner();
 after(runner.stop);

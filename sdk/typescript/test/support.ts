@@ -1,7 +1,6 @@
-import { spawn } from "node:child_process";
-import { createInterface } from "node:readline";
-import { fileURLToPath } from "node:url";
 import { Karta, type KartaOptions } from "@karta/sdk";
+
+export { failure, json } from "./shared/calls.js";
 
 export const API_KEY = "kt_live_0123456789abcdefghijABCDEFGHIJ01";
 
@@ -41,50 +40,4 @@ export function scripted(script: Scripted[], options: Partial<KartaOptions> = {}
     ...options,
   });
   return { karta, sent, waits };
-}
-
-export function json(status: number, body: unknown, headers: Record<string, string> = {}): Response {
-  return new Response(JSON.stringify(body), { status, headers: { "content-type": "application/json", ...headers } });
-}
-
-/** Returns the error that `call` throws. */
-export async function failure(call: () => unknown): Promise<unknown> {
-  try {
-    await call();
-  } catch (error) {
-    return error;
-  }
-  throw new Error("the call did not fail");
-}
-
-/** The first line of a runner, as JSON. */
-export interface Started {
-  base_url: string;
-  api_key: string;
-  service_token: string;
-}
-
-/**
- * Starts a runner without persistent data: the binary in `KARTA_BIN`, or the debug build. Its
- * secrets stay in this process.
- */
-export async function startRunner(env: Record<string, string> = {}): Promise<Started & { stop: () => Promise<void> }> {
-  const binary = process.env.KARTA_BIN ?? fileURLToPath(new URL("../../../../target/debug/karta", import.meta.url));
-  const runner = spawn(binary, ["--ephemeral", "--json", "--port", "0"], {
-    env: { ...process.env, KARTA_BCRYPT_COST: "4", KARTA_LOG: "warn", ...env },
-    stdio: ["ignore", "pipe", "inherit"],
-  });
-  process.once("exit", () => runner.kill());
-  const ended = new Promise<void>((resolve, reject) => {
-    runner.once("exit", () => resolve());
-    runner.once("error", (cause) => reject(new Error(`${binary} does not start: build it, or set KARTA_BIN`, { cause })));
-  });
-  const first = new Promise<string>((resolve) => createInterface({ input: runner.stdout }).once("line", resolve));
-  const line = await Promise.race([first, ended]);
-  if (line === undefined) throw new Error(`${binary} ended before it was ready`);
-  const stop = async () => {
-    runner.kill("SIGTERM");
-    await ended;
-  };
-  return { ...(JSON.parse(line) as Started), stop };
 }

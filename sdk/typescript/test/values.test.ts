@@ -1,6 +1,6 @@
 // Passes values that JSON would drop or turn into `null` at every field of every method, and
-// unknown names in the filters and options of every method. contract/agreement.ts lists the methods
-// and the targets of their arguments, openapi.json the fields.
+// unknown names in the filters and options of every method. sdk/contract/agreement.ts lists the
+// methods and the targets of their arguments, openapi.json the fields.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
@@ -77,8 +77,9 @@ for (const { parameters: shared = [], ...methods } of Object.values(document.pat
 /** Methods of the lines in agreement.ts that name an alias instead of the method. */
 const ALIASES: Record<string, string> = { Mint: "sessionTokens.mint", UsageKeys: "usage.keys" };
 
+const lines = read("../contract/agreement.ts").match(/^interface ManagementCalls \{$.*?^\}$/ms)?.[0] ?? "";
 /** Each method with its operation and the targets of its arguments. */
-const methods = [...read("contract/agreement.ts").matchAll(/^  (\w+): (?:Client(?:List)?<)?(Karta[\w"[\]]+|\w+)(?:, \[([^\]]*)\].*)?;$/gm)]
+const methods = [...lines.matchAll(/^  (\w+): (?:Client(?:List)?<)?(Karta[\w"[\]]+|\w+)(?:, \[([^\]]*)\].*)?;$/gm)]
   .filter(([, operation]) => operations.has(operation as string))
   .map(([, operation, name, goTo]) => ({
     operation: operation as string,

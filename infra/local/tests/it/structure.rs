@@ -375,6 +375,7 @@ fn function_has_one_name_everywhere() {
 fn every_variable_in_docs_and_sources_is_known() {
     let mut texts = [files("docs", &["md"]), files("infra", &["mjs", "rs", "sh"]), sources("functions")].concat();
     texts.extend(sources("shared"));
+    texts.extend(files("sdk/shared/src", &["ts"]));
     for client in ["sdk/typescript", "sdk/sessions"] {
         texts.extend(files(&format!("{client}/src"), &["ts"]));
         texts.push((client.to_owned(), read(&format!("{client}/README.md"))));

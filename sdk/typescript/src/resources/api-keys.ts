@@ -1,8 +1,8 @@
 import { NESTED_BUDGET_RULES } from "../budget-rules.js";
 import { KartaArgumentError } from "../errors.js";
 import { fieldsOf } from "../json.js";
-import type { List, ListParams } from "../list.js";
-import type { CreateOptions, RequestOptions } from "../options.js";
+import type { List, ListParams } from "../shared/list.js";
+import type { CreateOptions, RequestOptions } from "../shared/options.js";
 import { id } from "../path.js";
 import type { Budget, BudgetParams } from "./budget.js";
 import { Resource } from "./resource.js";

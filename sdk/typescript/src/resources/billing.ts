@@ -1,4 +1,4 @@
-import type { RequestOptions } from "../options.js";
+import type { RequestOptions } from "../shared/options.js";
 import { Resource } from "./resource.js";
 
 /** The organization's subscription. */

@@ -1,6 +1,6 @@
 import { BUDGET_RULES } from "../budget-rules.js";
 import { fieldsOf } from "../json.js";
-import type { RequestOptions } from "../options.js";
+import type { RequestOptions } from "../shared/options.js";
 import { Resource } from "./resource.js";
 
 /** Caps per UTC month; `null` means no cap. */

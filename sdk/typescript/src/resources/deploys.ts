@@ -1,4 +1,4 @@
-import type { CreateOptions } from "../options.js";
+import type { CreateOptions } from "../shared/options.js";
 import { slug } from "../path.js";
 import type { Release } from "./releases.js";
 import { Resource } from "./resource.js";

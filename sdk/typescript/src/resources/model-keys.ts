@@ -1,5 +1,5 @@
-import type { List, ListParams } from "../list.js";
-import type { CreateOptions, RequestOptions } from "../options.js";
+import type { List, ListParams } from "../shared/list.js";
+import type { CreateOptions, RequestOptions } from "../shared/options.js";
 import { id } from "../path.js";
 import { Resource } from "./resource.js";
 

@@ -1,5 +1,5 @@
-import type { List, ListParams } from "../list.js";
-import type { RequestOptions } from "../options.js";
+import type { List, ListParams } from "../shared/list.js";
+import type { RequestOptions } from "../shared/options.js";
 import { id, slug } from "../path.js";
 import { Resource } from "./resource.js";
 

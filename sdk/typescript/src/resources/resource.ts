@@ -1,7 +1,6 @@
-import { KartaResponseError } from "../errors.js";
-import { knownOnly } from "../json.js";
-import { List, type ListParams, type Page } from "../list.js";
-import type { RequestOptions } from "../options.js";
+import { knownOnly } from "../shared/arguments.js";
+import { List, pageOf, type ListParams, type Page } from "../shared/list.js";
+import type { RequestOptions } from "../shared/options.js";
 import type { Query } from "../path.js";
 import type { Transport } from "../transport.js";
 
@@ -35,9 +34,7 @@ export abstract class Resource {
     return new List(given, async ({ limit, cursor }): Promise<Page<T>> => {
       knownOnly<P>(params, "params", [...filters, "limit", "cursor"]);
       const body = await this.transport.get<Record<string, unknown>>(path(), { ...query, limit, cursor }, options);
-      const items = body[plural];
-      if (!Array.isArray(items)) throw new KartaResponseError(`the response has no list "${plural}"`, { status: 200, body });
-      return { items: items as T[], next_cursor: (body.next_cursor as string | null | undefined) ?? null };
+      return pageOf(body, plural);
     });
   }
 }

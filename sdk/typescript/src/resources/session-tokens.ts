@@ -1,6 +1,6 @@
 import { KartaArgumentError } from "../errors.js";
 import { fieldsOf, plain } from "../json.js";
-import type { RequestOptions } from "../options.js";
+import type { RequestOptions } from "../shared/options.js";
 import { slug } from "../path.js";
 import { Resource } from "./resource.js";
 

@@ -1,6 +1,6 @@
-import { knownOnly } from "../json.js";
-import type { List, ListParams } from "../list.js";
-import type { RequestOptions } from "../options.js";
+import { knownOnly } from "../shared/arguments.js";
+import type { List, ListParams } from "../shared/list.js";
+import type { RequestOptions } from "../shared/options.js";
 import type { Budget } from "./budget.js";
 import { Resource } from "./resource.js";
 

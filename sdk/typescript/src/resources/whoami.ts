@@ -1,4 +1,4 @@
-import type { RequestOptions } from "../options.js";
+import type { RequestOptions } from "../shared/options.js";
 import type { Transport } from "../transport.js";
 import type { Scope } from "./api-keys.js";
 

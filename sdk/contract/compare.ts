@@ -1,5 +1,7 @@
-// Converts the client's methods and the document's operations to types that can be compared.
-import type { CreateOptions, List, ListParams, Page, RequestOptions } from "../dist/esm/index.js";
+// Converts the clients' methods and the document's operations to types that can be compared.
+import type { TurnEventType } from "../sessions/dist/esm/index.js";
+import type { CreateOptions, ListParams, Page, RequestOptions } from "../typescript/dist/esm/index.js";
+import type { components } from "./build/openapi.js";
 
 type Method = (...args: never) => unknown;
 
@@ -17,10 +19,31 @@ export interface Documented<O extends Operation> {
   query: Fields<O["parameters"]["query"]>;
   body: Fields<Content<Exclude<O["requestBody"], undefined>>>;
   idempotent: "Idempotency-Key" extends keyof Fields<O["parameters"]["header"]> ? true : false;
-  answer: Content<O["responses"][keyof O["responses"] & (200 | 201 | 202 | 204)]>;
+  answer: Content<Success<O>>;
+  events: Events<Success<O>>;
 }
 
+type Success<O extends Operation> = O["responses"][keyof O["responses"] & (200 | 201 | 202 | 204)];
 type Content<T> = T extends { content: { "application/json": infer Body } } ? Body : null;
+
+/** The events of a stream by type; `null` without a stream. */
+type Events<T> = T extends { content: { "text/event-stream": infer F extends { event: string } } } ? EventsOf<F> : null;
+
+type TurnEvent = components["schemas"]["TurnEvent"];
+
+/** The frame has an event's type and id, `TurnEvent` the other fields. */
+type EventsOf<F extends { event: string }> = {
+  [Type in F["event"] | TurnEvent["type"]]: Type extends F["event"] ? Omit<F, "event" | "data"> & EventOf<TurnEvent, Type> : never;
+};
+type EventOf<E extends TurnEvent, Type> = E extends unknown
+  ? Type extends E["type"]
+    ? { [Field in Exclude<keyof E, "type">]: Field extends "data" ? DataOf<E[Field], Type> : E[Field] }
+    : never
+  : never;
+
+/** The client's event of type `text` has only parts of type `text`, and so on. */
+type DataOf<Data, Type> = { [Field in keyof Data]: Field extends "part" ? PartOf<Data[Field], Type> : Data[Field] };
+type PartOf<Part, Type> = { [Field in keyof Part]: Field extends "type" ? Exclude<Part[Field], Exclude<TurnEventType, Type>> : Part[Field] };
 
 /** The fields of `T`; none if `T` is absent or allows no fields. */
 type Fields<T> = [Exclude<T, undefined | null>] extends [Record<string, never>] ? {} : Exclude<T, undefined | null>;
@@ -37,16 +60,28 @@ export interface Client<M extends Method, Places extends readonly string[]> {
   body: Placed<Parameters<M>, Places, "body">;
   idempotent: Idempotent<Parameters<M>[Places["length"]]>;
   answer: ReturnType<M> extends Promise<infer Answer> ? (Answer extends void ? null : Answer) : never;
+  events: null;
+}
+
+/** The result of a method that returns a stream of events. The type of an event becomes its key. */
+export interface ClientEvents<M extends (...args: never) => AsyncIterable<{ type: string }>> {
+  answer: null;
+  events: ReturnType<M> extends AsyncIterable<infer Event extends { type: string }> ? { [E in Event as E["type"]]: Omit<E, "type"> } : never;
 }
 
 /**
  * `Client` for a method that returns a list. A list reads `next_cursor` and the items under
  * `Plural`; its `limit` and `cursor` differ from those of a page.
  */
-export interface ClientList<M extends (...args: never) => List<unknown>, Places extends readonly string[], Plural extends string>
+export interface ClientList<M extends (...args: never) => ListLike<unknown>, Places extends readonly string[], Plural extends string>
   extends Omit<Client<M, Places>, "query" | "answer"> {
   query: Omit<Client<M, Places>["query"], keyof ListParams> & { limit?: number; cursor?: string };
-  answer: ReturnType<M> extends List<infer Item> ? { [Name in Plural]: Item[] } & Omit<Page<Item>, "items"> : never;
+  answer: ReturnType<M> extends ListLike<infer Item> ? { [Name in Plural]: Item[] } & Omit<Page<Item>, "items"> : never;
+}
+
+/** A list of either client. */
+interface ListLike<T> {
+  page(): Promise<Page<T>>;
 }
 
 type Placed<Args extends readonly unknown[], Places extends readonly string[], Part extends string, Done extends readonly unknown[] = []> =

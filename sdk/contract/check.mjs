@@ -1,4 +1,4 @@
-// Checks that the client's types agree with openapi.json: agreement.ts must compile. Then changes
+// Checks that both clients' types agree with openapi.json: agreement.ts must compile. Then changes
 // each field, value and operation of either side, and checks that each change is detected at its
 // place.
 import assert from "node:assert/strict";
@@ -7,17 +7,20 @@ import { fileURLToPath } from "node:url";
 import openapiTS, { astToString } from "openapi-typescript";
 import ts from "typescript";
 
-/** Fields of the client that are aliases of the document's names. */
-const ALIASES = ["ttlSeconds", "userId"];
+/** Fields of the clients that are aliases of the document's names. */
+const ALIASES = ["maxTokens", "ttlSeconds", "userId", "userId"];
+/** Fields of the clients that become the keys of events: the events' types, and the field `type`. */
+const EVENT_KEYS = ["text", "reasoning", "done", "error", "type"];
 
 process.chdir(fileURLToPath(new URL(".", import.meta.url)));
 const AGREEMENT = "agreement.ts";
-const DOCUMENT = "../build/openapi.d.ts";
-const EVENTS = "../dist/esm/events.d.ts";
-const RESOURCES = readdirSync("../dist/esm/resources").filter((name) => name.endsWith(".d.ts")).map((name) => `../dist/esm/resources/${name}`);
+const DOCUMENT = "build/openapi.d.ts";
+const MANAGEMENT = "../typescript/dist/esm";
+const SESSIONS = "../sessions/dist/esm";
+const RESOURCES = readdirSync(`${MANAGEMENT}/resources`).filter((name) => name.endsWith(".d.ts")).map((name) => `${MANAGEMENT}/resources/${name}`);
 
-mkdirSync("../build", { recursive: true });
-writeFileSync(DOCUMENT, astToString(await openapiTS(new URL("../../../openapi.json", import.meta.url))));
+mkdirSync("build", { recursive: true });
+writeFileSync(DOCUMENT, astToString(await openapiTS(new URL("../../openapi.json", import.meta.url))));
 
 const { options } = ts.parseJsonConfigFileContent(ts.readConfigFile("tsconfig.json", ts.sys.readFile).config, ts.sys, ".");
 const host = ts.createCompilerHost(options, true);
@@ -56,7 +59,7 @@ function disagreements(program) {
 const whole = compile([]);
 const faults = whole.getSemanticDiagnostics(whole.getSourceFile(AGREEMENT)).map(({ messageText }) => ts.flattenDiagnosticMessageText(messageText, "\n"));
 const disagreeing = [...faults, ...[...disagreements(whole)].sort()];
-if (disagreeing.length > 0) throw new Error(`the client's types and openapi.json disagree:\n${disagreeing.join("\n")}`);
+if (disagreeing.length > 0) throw new Error(`the clients' types and openapi.json disagree:\n${disagreeing.join("\n")}`);
 
 // The sides agree. The rest checks that a change is detected.
 
@@ -93,12 +96,11 @@ function walk(type, place, visit) {
  * The fields of `side` that `files` declare: all places of each, those of its values where they are
  * texts to choose from, and how deep it goes.
  */
-function fieldsOf(side, files, placeOf) {
+function fieldsOf(side, files) {
   const fields = new Map();
   for (const operation of side.getProperties().filter(({ name }) => operations.has(name))) {
-    walk(checker.getTypeOfSymbol(operation), operation.name, (declaration, raw, type, depth) => {
-      const place = placeOf(raw);
-      if (place === undefined || !files.includes(declaration.getSourceFile())) return;
+    walk(checker.getTypeOfSymbol(operation), operation.name, (declaration, place, type, depth) => {
+      if (!files.includes(declaration.getSourceFile())) return;
       const field = fields.get(declaration) ?? { declaration, places: [], valuePlaces: [], depth: 0 };
       fields.set(declaration, field);
       field.places.push(place);
@@ -109,18 +111,6 @@ function fieldsOf(side, files, placeOf) {
     });
   }
   return [...fields.values()];
-}
-
-/**
- * Converts a place such as `apiKeysGet.responses.200.content.application/json.api_key` to
- * `apiKeysGet.answer.api_key`. Returns `undefined` for places whose fields are not compared.
- */
-function placeInDocument(raw) {
-  const place = raw
-    .replace(/\.parameters\.(path|query)\./, ".$1.")
-    .replace(/\.requestBody\.content\.application\/json\./, ".body.")
-    .replace(/\.responses\.2\d\d\.content\.application\/json\./, ".answer.");
-  return place === raw ? undefined : place;
 }
 
 function nodesIn(files, is) {
@@ -151,13 +141,18 @@ const changesOfFields = {
   "with optionality changed": ({ name, questionToken }) => (questionToken ? edit(questionToken, "") : edit(name, `${name.getText()}?`)),
 };
 
-/** Changes to a union of strings, and to an object whose keys are such a union. */
+/**
+ * Changes to a union of strings, and to an object whose keys are such a union. `event` is the type of
+ * event that a stream then has too much or lacks.
+ */
 const changesOfValues = {
   "with a value added": {
+    event: "added",
     ofUnion: (union) => edit(union, `${union.getText()} | "added"`),
     ofKeys: ([first]) => edit(first, `added: never; ${first.getText()}`),
   },
   "with a value removed": {
+    event: EVENT_KEYS[0],
     ofUnion: (union) => edit(union, without(union, union.types.find(isText))),
     ofKeys: ([first]) => edit(first, ""),
   },
@@ -181,13 +176,15 @@ function attempt(change, edits, expected, inAll = true) {
 }
 
 const documentFiles = [whole.getSourceFile(DOCUMENT)];
-const clientFiles = RESOURCES.map((file) => whole.getSourceFile(file));
+const clientFiles = [...RESOURCES, `${SESSIONS}/params.d.ts`, `${SESSIONS}/types.d.ts`].map((file) => whole.getSourceFile(file));
 const documented = typeNamed(whole, DOCUMENT, "operations");
-const eventTypes = whole.getSourceFile(EVENTS).statements.find((each) => each.name?.text === "KartaEventData").members;
+const documentSide = typeNamed(whole, AGREEMENT, "DocumentSide");
+const membersOf = (file, name) => whole.getSourceFile(file).statements.find((each) => each.name?.text === name).members;
+const eventKeys = [membersOf(`${MANAGEMENT}/events.d.ts`, "KartaEventData"), membersOf(`${SESSIONS}/types.d.ts`, "TurnEventData")];
 const sides = [
-  { name: "document", files: documentFiles, fields: fieldsOf(documented, documentFiles, placeInDocument), keyed: [], inAll: true },
+  { name: "document", files: documentFiles, fields: fieldsOf(documentSide, documentFiles), keyed: [], inAll: true },
   // A type of the client may derive from another and override the changed field.
-  { name: "client", files: clientFiles, fields: fieldsOf(clientSide, clientFiles, (place) => place), keyed: [eventTypes], inAll: false },
+  { name: "client", files: clientFiles, fields: fieldsOf(clientSide, clientFiles), keyed: eventKeys, inAll: false },
 ];
 
 for (const { name, files, fields, keyed, inAll } of sides) {
@@ -201,14 +198,17 @@ for (const { name, files, fields, keyed, inAll } of sides) {
   }
   const unions = nodesIn(files, (node) => ts.isUnionTypeNode(node) && node.types.some(isText));
   const choices = fields.filter(({ valuePlaces }) => valuePlaces.length > 0).map(({ declaration, valuePlaces }) => [declaration.getText(), valuePlaces]);
-  for (const [change, { ofUnion, ofKeys }] of Object.entries(changesOfValues)) {
-    attempt(`${change} (${name})`, [...unions.map(ofUnion), ...keyed.map(ofKeys)], choices, inAll);
+  const streams = new Set(fields.flatMap(({ places }) => places).filter((place) => place.includes(".events.")).map((place) => place.split(".events.")[0]));
+  for (const [change, { event, ofUnion, ofKeys }] of Object.entries(changesOfValues)) {
+    const events = ["types of events", [...streams].map((stream) => `${stream}.events.${event}`)];
+    attempt(`${change} (${name})`, [...unions.map(ofUnion), ...keyed.map(ofKeys)], [...choices, events], inAll);
   }
 }
 
 const compared = new Set(sides.flatMap(({ fields }) => fields.map(({ declaration }) => declaration)));
-const left = nodesIn(clientFiles, (node) => ts.isPropertySignature(node) && !compared.has(node)).map(({ name }) => name.text);
-assert.deepEqual(left.sort(), ALIASES, "fields of the client that are not compared");
+const declaring = clientFiles.flatMap(({ statements }) => statements.filter((each) => !ts.isFunctionDeclaration(each)));
+const left = nodesIn(declaring, (node) => ts.isPropertySignature(node) && !compared.has(node)).map(({ name }) => name.text);
+assert.deepEqual(left.sort(), [...ALIASES, ...EVENT_KEYS].sort(), "fields of the clients that are not compared");
 
 const lines = documented.getProperties().map(({ valueDeclaration }) => valueDeclaration);
 attempt("renamed", lines.map(rename), lines.map(({ name }) => [name.text, [name.text, `renamed ${name.text}`]]));

@@ -1,10 +1,9 @@
-// Builds dist/esm and dist/cjs: JavaScript, types and source maps. The package.json in each
-// declares the module type of its files for Node.js and TypeScript.
+// Builds dist/esm and dist/cjs of the package in the current folder: JavaScript, types and source
+// maps. The package.json in each declares the module type of its files for Node.js and TypeScript.
 import { execFileSync } from "node:child_process";
 import { rmSync, writeFileSync } from "node:fs";
-import { fileURLToPath } from "node:url";
+import "./copy-shared.mjs";
 
-process.chdir(fileURLToPath(new URL("..", import.meta.url)));
 rmSync("dist", { recursive: true, force: true });
 for (const [project, type] of [["tsconfig.json", "module"], ["tsconfig.cjs.json", "commonjs"]]) {
   execFileSync(process.execPath, ["node_modules/typescript/bin/tsc", "-p", project], { stdio: "inherit" });

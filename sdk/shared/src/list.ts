@@ -83,9 +83,20 @@ export class List<T> implements Promise<T[]>, AsyncIterable<T> {
   }
 
   #limit(): number {
-    const { limit } = this.#params;
-    if (limit === undefined) return Infinity;
-    if (Number.isSafeInteger(limit) && limit > 0) return limit;
-    throw new KartaArgumentError("limit", "must be a positive integer");
+    return limitOf(this.#params);
   }
+}
+
+/** Returns the maximum items of a list. Throws KartaArgumentError. */
+export function limitOf({ limit }: ListParams): number {
+  if (limit === undefined) return Infinity;
+  if (Number.isSafeInteger(limit) && limit > 0) return limit;
+  throw new KartaArgumentError("limit", "must be a positive integer");
+}
+
+/** Returns the page that the body of a response has under `plural`. */
+export function pageOf<T>(body: Record<string, unknown>, plural: string): Page<T> {
+  const items = body[plural];
+  if (!Array.isArray(items)) throw new KartaResponseError(`the response has no list "${plural}"`, { status: 200, body });
+  return { items: items as T[], next_cursor: (body.next_cursor as string | null | undefined) ?? null };
 }

@@ -1,40 +1,22 @@
-// Installs the output of `npm pack` offline into a new project, type-checks it and runs it as ESM
-// and as CommonJS, with the current TypeScript and with the lowest version that the README
-// promises.
+// Installs the output of `npm pack` of the package in the current folder offline into a new project.
+// Type-checks the package's test/pack-sample.ts there and runs it as ESM and as CommonJS, with the
+// current TypeScript and with the lowest version that the README promises.
 import { execFileSync } from "node:child_process";
 import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
-import { fileURLToPath } from "node:url";
 
-const root = fileURLToPath(new URL("..", import.meta.url));
-const compilers = ["typescript", "typescript-5.0"].map((name) => join(root, "node_modules", name, "bin/tsc"));
-const project = mkdtempSync(join(tmpdir(), "karta-sdk-"));
+const root = process.cwd();
+const { name } = JSON.parse(readFileSync("package.json", "utf8"));
+const compilers = ["typescript", "typescript-5.0"].map((compiler) => join(root, "node_modules", compiler, "bin/tsc"));
+const project = mkdtempSync(join(tmpdir(), "karta-pack-"));
 const run = (command, args, cwd = project) => execFileSync(command, args, { cwd, encoding: "utf8", stdio: ["ignore", "pipe", "inherit"] });
 
-const SAMPLE = `
-export const karta = new Karta({ apiKey: "kt_live_0123456789", baseUrl: "https://karta.test/v1/", timeout: 1000 });
-export async function sample(signal: AbortSignal): Promise<string> {
-  const names: string[] = (await karta.apiKeys.list({ status: "active" }, { signal })).map((key) => key.name);
-  for await (const project of karta.projects.list()) names.push(project.slug);
-  const { api_key, secret } = await karta.apiKeys.create("ci-runner", ["write"]);
-  const event = await verifyWebhook("{}", { "karta-signature": "" }, secret);
-  if (event.type === "release.created") names.push(String(event.data.release.version));
-  // @ts-expect-error: there is no such scope
-  await karta.apiKeys.create("ci-runner", ["root"]);
-  // @ts-expect-error: ids are numbers
-  await karta.apiKeys.revoke(String(api_key.id));
-  try {
-    return \`\${names} \${await karta.usage.summary()}\`;
-  } catch (error) {
-    if (error instanceof KartaRateLimitError) return String(error.retryAfter);
-    throw error;
-  }
-}
-if (karta.baseUrl !== "https://karta.test") throw new Error(karta.baseUrl);
-`;
-const IMPORT = `import { Karta, KartaRateLimitError, verifyWebhook } from "@karta/sdk";`;
-const REQUIRE = `import sdk = require("@karta/sdk");\nimport Karta = sdk.Karta;\nimport KartaRateLimitError = sdk.KartaRateLimitError;\nimport verifyWebhook = sdk.verifyWebhook;`;
+/** A program that uses the package: as a module, and with `require`. */
+const SAMPLE = readFileSync(join(root, "test/pack-sample.ts"), "utf8");
+const REQUIRING_SAMPLE = SAMPLE.replace(/^import \{ (.*) \} from (".*");$/m, (_, names, from) =>
+  [`import sdk = require(${from});`, ...names.split(", ").map((each) => `import ${each} = sdk.${each};`)].join("\n"),
+);
 
 /** Throws if a source map in `folder` names a source that is not in the package. */
 function checkMaps(folder) {
@@ -53,14 +35,14 @@ try {
   const tarball = JSON.parse(run("npm", ["pack", "--json", "--ignore-scripts", "--pack-destination", project], root))[0];
   writeFileSync(join(project, "package.json"), JSON.stringify({ name: "fresh", private: true }));
   run("npm", ["install", "--offline", "--ignore-scripts", "--no-audit", "--no-fund", join(project, tarball.filename)]);
-  const installed = readdirSync(join(project, "node_modules")).filter((name) => !name.startsWith("."));
+  const installed = readdirSync(join(project, "node_modules")).filter((each) => !each.startsWith("."));
   if (installed.join() !== "@karta") throw new Error(`the package installs ${installed}, expected only @karta`);
-  checkMaps(join(project, "node_modules/@karta/sdk/dist"));
+  checkMaps(join(project, "node_modules", name, "dist"));
 
-  writeFileSync(join(project, "esm.mts"), IMPORT + SAMPLE);
-  writeFileSync(join(project, "cjs.cts"), IMPORT + SAMPLE);
-  writeFileSync(join(project, "required.cts"), REQUIRE + SAMPLE);
-  writeFileSync(join(project, "bundled.ts"), IMPORT + SAMPLE);
+  writeFileSync(join(project, "esm.mts"), SAMPLE);
+  writeFileSync(join(project, "cjs.cts"), SAMPLE);
+  writeFileSync(join(project, "required.cts"), REQUIRING_SAMPLE);
+  writeFileSync(join(project, "bundled.ts"), SAMPLE);
   const strict = ["--strict", "--target", "es2022", "--lib", "es2022,dom"];
   const versions = [];
   for (const tsc of compilers) {

@@ -1,11 +1,14 @@
-// Compares the parameters and results of the client's methods with the operations of openapi.json.
+// Compares the parameters and results of both clients' methods with the operations of openapi.json.
 // This file and compare.ts list the intended differences.
-import type { operations } from "../build/openapi.js";
-import type { Karta, SessionTokenParams, Usage } from "../dist/esm/index.js";
-import type { Client, ClientList, Differences, Documented, Json } from "./compare.js";
+import type { KartaSessions, SessionTokenOptions } from "../sessions/dist/esm/index.js";
+import type { Karta, SessionTokenParams, Usage } from "../typescript/dist/esm/index.js";
+import type { operations } from "./build/openapi.js";
+import type { Client, ClientEvents, ClientList, Differences, Documented, Json } from "./compare.js";
 
-/** The method of each operation id and the targets of its arguments. */
-interface Calls {
+type Calls = ManagementCalls & SessionCalls & InProject<SessionCalls>;
+
+/** The method of `Karta` of each operation id and the targets of its arguments. */
+interface ManagementCalls {
   agentProjectsCreate: Client<Karta["projects"]["create"], ["body"]>;
   agentProjectsGet: Client<Karta["projects"]["get"], ["path.slug"]>;
   agentProjectsList: ClientList<Karta["projects"]["list"], ["query"], "agent_projects">;
@@ -44,21 +47,49 @@ interface Calls {
   whoami: Client<Karta["whoami"], []>;
 }
 
-/**
- * Operations that the client does not call: for load balancers and readers, a route's second path,
- * and sessions, which have their own client.
- */
-type Others = "docsGet" | "healthz" | "openapiGet" | "sessionTokensCreateUnversioned" | Conversation | `project${Capitalize<Conversation>}`;
+/** The method of `KartaSessions` of each operation id and the targets of its arguments. */
+interface SessionCalls {
+  messagesCreate: MessagesCreate;
+  messagesList: ClientList<KartaSessions["messages"], ["path.id", "query"], "messages">;
+  sessionStreamGet: Omit<Client<KartaSessions["follow"], ["path.id", "query"]>, "answer" | "events"> & ClientEvents<KartaSessions["follow"]>;
+  sessionsCancel: Client<KartaSessions["cancel"], ["path.id"]>;
+  sessionsCreate: SessionsCreate;
+  sessionsDelete: Client<KartaSessions["delete"], ["path.id"]>;
+  sessionsGet: Client<KartaSessions["get"], ["path.id"]>;
+  sessionsList: ClientList<SessionsList, ["query"], "sessions">;
+}
 
-type Conversation =
-  | "messagesCreate"
-  | "messagesList"
-  | "sessionStreamGet"
-  | "sessionsCancel"
-  | "sessionsCreate"
-  | "sessionsDelete"
-  | "sessionsGet"
-  | "sessionsList";
+/** The same calls below a project, which is an option of the client. */
+type InProject<C extends { [Id in keyof C]: { path: object } }> = {
+  [Id in keyof C & string as `project${Capitalize<Id>}`]: Omit<C[Id], "path"> & { path: C[Id]["path"] & { ref: SessionTokenOptions["project"] } };
+};
+
+/** Operations that no client calls: for load balancers and readers, and a route's second path. */
+type Others = "docsGet" | "healthz" | "openapiGet" | "sessionTokensCreateUnversioned";
+
+/** `send`, and `stream` for the events. The client has two methods instead of the field `stream`. */
+interface MessagesCreate extends Omit<Client<KartaSessions["send"], ["path.id", "body"]>, "body" | "events"> {
+  body: TurnFields<Parameters<KartaSessions["send"]>[1]> & { stream?: boolean };
+  events: ClientEvents<KartaSessions["stream"]>["events"];
+}
+
+/** A turn's fields without aliases. The client omits `thinking` for `null`. */
+type TurnFields<T extends { maxTokens?: unknown; thinking?: unknown }> = Omit<T, "maxTokens" | "thinking"> & NotNull<Pick<T, "thinking">>;
+
+/**
+ * `create`, and `resume` for `session_id`. The client omits `metadata` for `null`, and sends an
+ * `Idempotency-Key`, which the API ignores here.
+ */
+interface SessionsCreate extends Omit<Client<KartaSessions["create"], []>, "body" | "idempotent"> {
+  body: NotNull<Exclude<Parameters<KartaSessions["create"]>[0], undefined>> & { session_id?: Parameters<KartaSessions["resume"]>[0] | null };
+  idempotent: false;
+}
+
+/** `list` without its alias. */
+type SessionsList = (
+  params?: Omit<Exclude<Parameters<KartaSessions["list"]>[0], undefined>, "userId">,
+  options?: Parameters<KartaSessions["list"]>[1],
+) => ReturnType<KartaSessions["list"]>;
 
 /**
  * `mint` without its aliases. The client omits `user_id` for no user; the API also accepts `null`.
@@ -70,6 +101,7 @@ type Mint = (
 ) => ReturnType<Karta["sessionTokens"]["mint"]>;
 
 type OrNull<T> = { [Field in keyof T]: null extends T[Field] ? never : T[Field] | null };
+type NotNull<T> = { [Field in keyof T]: null extends T[Field] ? Exclude<T[Field], null> : "never null" };
 
 /**
  * The response has `period` in each item and beside the items. The client returns only the items.
@@ -79,7 +111,7 @@ interface UsageKeys extends Omit<ClientList<Karta["usage"]["keys"], ["query"], "
 }
 
 export type ClientSide = { [Id in keyof Calls]: Json<Calls[Id]> };
-type DocumentSide = { [Id in keyof operations]: Json<Documented<operations[Id]>> };
+export type DocumentSide = { [Id in keyof operations]: Json<Documented<operations[Id]>> };
 
 /**
  * Operations without a line, lines without an operation, and differences between a line and its

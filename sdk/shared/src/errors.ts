@@ -1,3 +1,7 @@
+import type { Cap } from "../package.js";
+import { NAME } from "./error-name.js";
+import { redact, redactText } from "./redact.js";
+
 /** Fields of an error besides its message. */
 export interface ErrorDetails {
   readonly status?: number | undefined;
@@ -9,20 +13,15 @@ export interface ErrorDetails {
 }
 
 /**
- * Keys of a class's name and of the names of an error's classes. They are the same in every copy of
- * this package, so `instanceof` works between the ESM and the CommonJS copy. The names are text,
- * because minifiers rename classes.
+ * Base class of every error of this package. Its constructor removes secrets from the message, the
+ * body and the request id, which contain text of a response.
  */
-const NAME = /* @__PURE__ */ Symbol.for("@karta/sessions/name");
-const NAMES = /* @__PURE__ */ Symbol.for("@karta/sessions/names");
-
-/** Base class of every error of this package. */
 export class KartaError extends Error {
   static readonly [NAME]: string = "KartaError";
   override readonly name: string;
   /**
-   * HTTP status; absent if there was no response. An error that ended a stream has the status that
-   * `send` would have returned.
+   * HTTP status; absent if there was no response. An error that ended a stream has the status of a
+   * response that is not streamed.
    */
   readonly status: number | undefined;
   /**
@@ -36,11 +35,11 @@ export class KartaError extends Error {
   readonly retryAfter: number | undefined;
 
   constructor(message: string, details: ErrorDetails = {}) {
-    super(message, "cause" in details ? { cause: details.cause } : undefined);
+    super(redactText(message), "cause" in details ? { cause: details.cause } : undefined);
     this.name = new.target[NAME];
     this.status = details.status;
-    this.body = details.body;
-    this.requestId = details.requestId;
+    this.body = redact(details.body);
+    this.requestId = details.requestId === undefined ? undefined : redactText(details.requestId);
     this.retryAfter = details.retryAfter;
   }
 
@@ -50,27 +49,23 @@ export class KartaError extends Error {
    */
   static override [Symbol.hasInstance](value: unknown): boolean {
     if (super[Symbol.hasInstance](value)) return true;
-    const names = Object.hasOwn(this, NAME) ? (value as Partial<KartaError> | null | undefined)?.[NAMES] : undefined;
-    return names?.includes(this[NAME]) === true;
+    let type: unknown = Object.hasOwn(this, NAME) ? (value as object | null | undefined)?.constructor : undefined;
+    for (; typeof type === "function"; type = Object.getPrototypeOf(type)) {
+      if (Object.hasOwn(type, NAME) && (type as typeof KartaError)[NAME] === this[NAME]) return true;
+    }
+    return false;
   }
 
-  /** The API's error code, such as `turn_in_progress`; absent if the response has none. */
+  /** The API's error code, such as `idempotency_mismatch`; absent if the body has none. */
   get code(): string | undefined {
     return text(this.body, "error");
-  }
-
-  /** Names of the error's class and of its base classes in this package. */
-  get [NAMES](): readonly string[] {
-    const names: string[] = [];
-    for (let type = this.constructor as typeof KartaError; NAME in type; type = Object.getPrototypeOf(type)) names.push(type[NAME]);
-    return names;
   }
 }
 
 /** An invalid argument or option. Nothing was sent. */
 export class KartaArgumentError extends KartaError {
   static override readonly [NAME]: string = "KartaArgumentError";
-  /** Path of the argument or option: `sessionToken`, `metadata.user_id`. */
+  /** Path of the argument or option: `apiKey`, `limit`, `metadata.user_id`. */
   readonly field: string;
 
   constructor(field: string, message: string, details?: ErrorDetails) {
@@ -79,29 +74,34 @@ export class KartaArgumentError extends KartaError {
   }
 }
 
-/** 400: the request is malformed. */
+/** 400: the request is malformed, for example its body is not JSON. */
 export class KartaBadRequestError extends KartaError {
   static override readonly [NAME]: string = "KartaBadRequestError";
 }
 
 /**
- * 401: the key or token is invalid, expired or revoked, or lost its access during a turn
- * (`credential_revoked`). Without a status: the `sessionToken` function failed.
+ * 401: the key or token is invalid, expired or revoked, or the address of the caller is outside the
+ * key's `allowed_cidrs`. Without a status: a function that fetches a token failed.
  */
 export class KartaAuthError extends KartaError {
   static override readonly [NAME]: string = "KartaAuthError";
 }
 
-/** 402: a budget is exhausted, or the subscription does not allow spending. */
+/**
+ * 402: a budget of the organization or the key is exhausted, or the subscription does not allow
+ * spending.
+ */
 export class KartaBudgetError extends KartaError {
   static override readonly [NAME]: string = "KartaBudgetError";
-  /** Text for people. Programs use `cap` and `of`. */
+  /**
+   * Text for people that names the cap or the subscription's status. Programs use `cap` and `of`.
+   */
   get reason(): string | undefined {
     return text(this.body, "reason");
   }
 
-  /** The exhausted cap, such as `total_tokens`; `null` if the subscription is the reason. */
-  get cap(): string | null | undefined {
+  /** The exhausted cap; `null` if the subscription is the reason. */
+  get cap(): Cap | null | undefined {
     return textOrNull(this.body, "cap");
   }
 
@@ -116,20 +116,23 @@ export class KartaBudgetError extends KartaError {
   }
 }
 
-/** 403: a missing scope, another project's token, another user, or `transcript_access` is off. */
+/**
+ * 403: the key lacks the scope that the message names, or the project, the user or a setting does not
+ * allow the request.
+ */
 export class KartaForbiddenError extends KartaError {
   static override readonly [NAME]: string = "KartaForbiddenError";
 }
 
-/** 404: the credential reaches no such session. */
+/**
+ * 404: the key or token reaches no such resource. `code` is `unknown_route` if no route has the
+ * path: `baseUrl` may point to another server.
+ */
 export class KartaNotFoundError extends KartaError {
   static override readonly [NAME]: string = "KartaNotFoundError";
 }
 
-/**
- * 409: the session's or the project's state does not allow the request: `turn_in_progress`,
- * `no_turn_in_progress`, `no_active_release`. `turn_cancelled`: the turn was cancelled.
- */
+/** 409: the current state does not allow the request; `code` gives the reason. */
 export class KartaConflictError extends KartaError {
   static override readonly [NAME]: string = "KartaConflictError";
 }
@@ -139,19 +142,16 @@ export class KartaPayloadTooLargeError extends KartaError {
   static override readonly [NAME]: string = "KartaPayloadTooLargeError";
 }
 
-/**
- * 422: invalid input, a model that cannot be used (`model_not_allowed`, `no_model_key`, …), or a
- * request that the provider rejected (`provider_rejected`, `byok_key_rejected`, …).
- */
+/** 422: invalid input; `code` gives the reason if it is not a field. */
 export class KartaValidationError extends KartaError {
   static override readonly [NAME]: string = "KartaValidationError";
-  /** Path of the invalid field: `max_tokens`. */
+  /** Path of the invalid field: `max_tokens`, `scopes[0]`. */
   get field(): string | undefined {
     return text(this.body, "field");
   }
 }
 
-/** 429: too many requests, here (`rate_limited`) or at the provider (`provider_rate_limited`). */
+/** 429: too many requests. */
 export class KartaRateLimitError extends KartaError {
   static override readonly [NAME]: string = "KartaRateLimitError";
 }
@@ -161,12 +161,15 @@ export class KartaServerError extends KartaError {
   static override readonly [NAME]: string = "KartaServerError";
 }
 
-/** 503, 504: a dependency or the provider did not answer in time. */
+/** 503, 504: a dependency of the server did not answer in time. */
 export class KartaUnavailableError extends KartaServerError {
   static override readonly [NAME]: string = "KartaUnavailableError";
 }
 
-/** A response that the API never sends: another server answered, or the stream is damaged. */
+/**
+ * A response that the API never sends: a redirect, another format, or a damaged stream. Another
+ * server answered.
+ */
 export class KartaResponseError extends KartaError {
   static override readonly [NAME]: string = "KartaResponseError";
 }
@@ -183,7 +186,7 @@ export class KartaTimeoutError extends KartaConnectionError {
 
 /**
  * The caller's `signal` was aborted, and `cause` is the signal's reason; or a stream was cancelled
- * before its first event. After an abort, the turn runs on.
+ * before its first event. A turn runs on after an abort.
  */
 export class KartaAbortError extends KartaError {
   static override readonly [NAME]: string = "KartaAbortError";

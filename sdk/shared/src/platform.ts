@@ -56,3 +56,9 @@ export function webCrypto(): Promise<Crypto> {
       );
   return imported;
 }
+
+/** Returns 32 random hexadecimal digits. */
+export async function randomHex(): Promise<string> {
+  const bytes = (await webCrypto()).getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
