@@ -6,7 +6,7 @@ use karta_shared::{
     App,
     config::Ring,
     domain::{Id, SessionId, TurnId},
-    store::SealedEvents,
+    store::{SealedEvents, StoreError},
     transcripts::{TranscriptContext, TranscriptPart},
     turn_events::{Seq, frames_after},
 };
@@ -114,6 +114,8 @@ impl Batch {
 /// with the last frame of the turn: the settlement writes them.
 async fn write(turn: LoggedTurn, mut received: mpsc::Receiver<QueuedFrame>) -> Batch {
     let mut batch = Batch::default();
+    // Whether the store may have the batch, because its last write failed.
+    let mut is_uncertain = false;
     loop {
         if batch.frames.is_empty() {
             match received.recv().await {
@@ -133,13 +135,18 @@ async fn write(turn: LoggedTurn, mut received: mpsc::Receiver<QueuedFrame>) -> B
             batch.push(frame);
         }
         if received.is_closed() && received.is_empty() {
-            return batch;
+            if !is_uncertain {
+                return batch;
+            }
+            // The settlement fails if it writes a frame that the log has.
+            return Box::pin(turn.unwritten(&batch)).await.unwrap_or(batch);
         }
         match Box::pin(turn.append(&batch)).await {
-            Ok(rest) => batch = rest,
+            Ok(rest) => (batch, is_uncertain) = (rest, false),
             // The next batch includes these frames.
             Err(fault) => {
                 tracing::warn!(turn_id = %turn.turn, %fault, "turn events not written");
+                is_uncertain = true;
                 sleep(RETRY_PAUSE).await;
             }
         }
@@ -160,6 +167,13 @@ impl LoggedTurn {
             return Ok(Batch::default());
         }
         // An earlier write took effect although its response was lost.
+        Ok(self.unwritten(batch).await?)
+    }
+
+    /// Returns the frames of a batch that the log does not have.
+    async fn unwritten(&self, batch: &Batch) -> Result<Batch, StoreError> {
+        let Self { app, organization, session, turn } = self;
+        let (organization, now) = (*organization, app.clock.now());
         let stored = app.store.turn_events(organization, session, turn, batch.first_seq - 1, now).await?;
         let last_seq = stored.last().map_or(batch.first_seq - 1, |stored| stored.last_seq);
         Ok(match frames_after(&batch.frames, last_seq) {
