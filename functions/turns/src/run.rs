@@ -323,6 +323,9 @@ impl TurnTask {
             match settle(&self.app, running, end, known.take(), self.retention).await {
                 Ok(turn) => return Some(turn),
                 Err(SettleError::AlreadySettled) => {
+                    // The sweep gives back what the turn held at that time. This process may have reserved
+                    // more since then.
+                    self.release_reservation().await;
                     return self.already_settled().await;
                 }
                 Err(fault) if Instant::now() >= until => {
@@ -352,14 +355,19 @@ impl TurnTask {
     /// Another process has settled the turn.
     async fn abandon(self, progress: Progress) -> Ended {
         progress.log.abort();
+        self.release_reservation().await;
+        let answer = progress.parts.into_iter().map(|part| part.part).collect();
+        tracing::error!(turn_id = %self.turn.id, "lease lost");
+        self.unsettled(answer, progress.seq, progress.sender).await
+    }
+
+    /// Gives back what a turn holds that another process has settled.
+    async fn release_reservation(&self) {
         if let Some(reservation) = &self.reservation
             && let Err(fault) = self.app.store.release_reservation(reservation).await
         {
             tracing::error!(turn_id = %self.turn.id, %fault, "reservation not released");
         }
-        let answer = progress.parts.into_iter().map(|part| part.part).collect();
-        tracing::error!(turn_id = %self.turn.id, "lease lost");
-        self.unsettled(answer, progress.seq, progress.sender).await
     }
 
     /// Ends the response of a turn whose end this process could not store.
