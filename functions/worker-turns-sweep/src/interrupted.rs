@@ -11,7 +11,8 @@ use karta_shared::{
     worker::Fault,
 };
 
-/// Settles a turn whose lease has ended. Its input is the estimate, its output what the log has.
+/// Settles a turn whose lease has ended. Its input is the estimate, its output what the log has. A
+/// turn under a cap that had reserved nothing has not called its provider, and counts nothing.
 /// Returns false if there was nothing to do.
 pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault> {
     let DueTurn { organization_id: organization, session_id: session, turn_id } = due;
@@ -25,10 +26,17 @@ pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault>
     let (last_seq, answer) = logged(app, *organization, session, &stored).await?;
     let output_bytes: usize = answer.iter().map(|part| part.text.len()).sum();
     let turn = &stored.turn;
-    let usage = TurnUsage {
-        input_tokens: turn.input_estimate,
-        output_tokens: estimate_tokens(output_bytes),
-        ..TurnUsage::default()
+    let reservation: Option<Reservation> = stored.reservation()?;
+    let known = app.store.known_counters(*organization, turn.lineage_id, turn.started_at.month()).await?;
+    let is_billed = reservation.as_ref().is_none_or(|reservation| known.has_holds(reservation));
+    let usage = if is_billed {
+        TurnUsage {
+            input_tokens: turn.input_estimate,
+            output_tokens: estimate_tokens(output_bytes),
+            ..TurnUsage::default()
+        }
+    } else {
+        TurnUsage::default()
     };
     let error = TurnError::Interrupted;
     let context = TurnEventContext { session_id: session.as_str(), turn_id: turn_id.as_str() };
@@ -38,11 +46,10 @@ pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault>
         error: Some(error),
         stop_reason: None,
         usage,
-        estimated: true,
+        estimated: is_billed,
         answer,
         events: Some((last_seq + 1, last_seq + 1, frame)),
     };
-    let reservation: Option<Reservation> = stored.reservation()?;
     let running = RunningTurn {
         organization: *organization,
         session,
@@ -50,7 +57,7 @@ pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault>
         reservation: reservation.as_ref(),
         leased_until: stored.leased_until,
     };
-    let mut settled = settle(app, running, &end, None, app.session_retention).await;
+    let mut settled = settle(app, running, &end, Some(known), app.session_retention).await;
     if let Err(SettleError::Store(StoreError::Fault(fault)) | SettleError::Encoding(fault)) = &settled {
         // An answer that cannot be stored must not keep the session locked.
         tracing::error!(turn_id = %turn.id, fault, "answer of an interrupted turn dropped");
