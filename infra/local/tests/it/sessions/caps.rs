@@ -7,7 +7,10 @@ use karta_local::provider::{Fault, Script};
 use serde_json::{Value, json};
 
 use super::{Chat, FLAT, IN_APP, INPUT_PRICE, OUTPUT_PRICE, events};
-use crate::budget::{put, spend};
+use crate::{
+    budget::{put, spend},
+    reservations::assert_all_released,
+};
 
 const CAPS: [&str; 4] = ["total_tokens", "input_tokens", "output_tokens", "cost_cents"];
 
@@ -105,7 +108,7 @@ async fn small_cap_refuses_nothing_before_it_is_spent() {
             let body = json!({ "text": "hi", "max_tokens": 1_000_000 });
             let said = chat.turn(FLAT, &spender.flat, body).bearer(&spender.token).send().await;
             said.expect(200);
-            chat.assert_all_released().await;
+            assert_all_released(&chat.server).await;
             put(&chat.server, json!({})).await;
         }
     }
@@ -140,7 +143,7 @@ async fn refused_slice_ends_the_turn() {
             assert!((limit.min(500)..=2_048).contains(&output), "{cap}: {output} tokens");
             let turn = chat.get(FLAT, &spender.flat).await["turn"].take();
             assert_eq!(turn["status"], "failed");
-            chat.assert_all_released().await;
+            assert_all_released(&chat.server).await;
         }
     }
 }
@@ -163,7 +166,7 @@ async fn hidden_output_is_limited_by_the_cap() {
     assert_eq!(sent("max_tokens"), 4_096, "visible output is reserved in slices");
     say(json!({ "text": "hi", "model": "gpt-4o", "max_tokens": 9 })).await.expect(200);
     assert_eq!(sent("max_completion_tokens"), 9);
-    chat.assert_all_released().await;
+    assert_all_released(&chat.server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,7 +177,7 @@ async fn running_turn_shows_no_reservation_in_usage() {
     chat.provider.push(Script { tokens: 40, pause: Duration::from_millis(20), ..Script::default() });
     let running = tokio::spawn(chat.turn(FLAT, &session, json!({ "text": "hello" })).send());
     let held = async || {
-        let items = chat.scan("karta-usage").await;
+        let items = chat.server.scan("karta-usage").await;
         items.iter().any(|item| item.as_object().unwrap().keys().any(|name| name.starts_with('h')))
     };
     crate::harness::until("a reservation", held).await;
@@ -186,7 +189,7 @@ async fn running_turn_shows_no_reservation_in_usage() {
     assert!(!held().await);
     let totals = chat.totals().await;
     assert_eq!((&totals["input_tokens"], &totals["output_tokens"]), (&json!(2), &json!(40)));
-    chat.assert_all_released().await;
+    assert_all_released(&chat.server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -199,9 +202,9 @@ async fn failed_turns_release_what_they_hold() {
     for fault in [rejected, Fault::CutAfter(3), Fault::EndAfter(0), Fault::NoUsage, Fault::ErrorEventAfter(2)] {
         chat.provider.push(Script { fault: fault.clone(), ..Script::default() });
         chat.turn(FLAT, &spender.flat, json!({ "text": "hi" })).bearer(&spender.token).send().await;
-        chat.assert_all_released().await;
+        assert_all_released(&chat.server).await;
         chat.turn(FLAT, &spender.flat, json!({ "text": "hi" })).bearer(&spender.token).send().await.expect(200);
-        chat.assert_all_released().await;
+        assert_all_released(&chat.server).await;
     }
 }
 
@@ -218,7 +221,7 @@ async fn cost_is_exact_and_rounded_up_once() {
     });
     assert_eq!(answer["usage"], usage);
     let turns = chat.turns().await;
-    let stored = chat.scan("karta-usage").await;
+    let stored = chat.server.scan("karta-usage").await;
     let total = stored.iter().find(|item| item["pk"].as_str().unwrap().starts_with("UMO#")).unwrap();
     assert_eq!((&total["c"], turns.len()), (&json!(nano), 1));
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::sleep};
 
 use super::{Chat, FLAT, IN_APP};
-use crate::{budget::put, fault_proxy::Fault, harness::until};
+use crate::{budget::put, fault_proxy::Fault, harness::until, reservations::assert_all_released};
 
 /// Turns of the normal run, because [`MANY_TURNS`] take minutes in a debug build.
 const TURNS: usize = 200;
@@ -218,7 +218,7 @@ async fn check(chat: &Chat, expected_turns: usize) -> String {
     let reported = ["input_tokens", "output_tokens", "cache_read_tokens"].map(|kind| totals[kind].as_u64().unwrap());
     assert_eq!(reported, [counted.input, counted.output, counted.cached], "each turn is counted once");
     assert!(!statuses.contains_key("running"));
-    chat.assert_all_released().await;
+    assert_all_released(&chat.server).await;
     format!(
         "{} turns {statuses:?}: {exact} exact, {estimated} estimated as {tokens} of {of} tokens; {} of {all} counted",
         turns.len(),
