@@ -233,6 +233,11 @@ impl Balance {
         self.exact + self.estimated + self.unsent
     }
 
+    /// Tokens of all turns as counted.
+    pub(super) fn counted(&self) -> u64 {
+        self.in_all.0
+    }
+
     pub(super) fn interrupted(&self) -> usize {
         self.statuses.get("interrupted").copied().unwrap_or_default()
     }

@@ -5,6 +5,7 @@ mod calls;
 mod caps;
 mod create;
 mod input;
+mod killed_process;
 mod ledger;
 mod list;
 mod models;
