@@ -4,8 +4,6 @@
 //! usage events derive from the turn's id and the end is conditional on the turn still running, so
 //! two settlements of one turn count once.
 
-use std::time::Duration;
-
 use crate::{
     app::App,
     config::{Ring, SecretError},
@@ -24,8 +22,6 @@ use crate::{
 const TOKEN_BYTES: usize = 4;
 /// Output that models rarely exceed.
 const HIDDEN_TOKENS_PER_SECOND: u128 = 100;
-/// How long a provider may take until it generates output.
-const PROVIDER_LATENCY: Duration = Duration::from_secs(2);
 /// Maximum attempts while other writers change the counters.
 const MAX_ATTEMPTS: usize = 8;
 
@@ -37,11 +33,11 @@ pub fn estimate_tokens(bytes: usize) -> u64 {
 
 /// Estimates the output that a provider bills without showing it, such as reasoning, from the time
 /// without visible output: from the start of the turn to `until`.
-pub fn estimate_hidden_tokens(turn: &Turn, until: Timestamp) -> u64 {
+pub fn estimate_hidden_tokens(app: &App, turn: &Turn, until: Timestamp) -> u64 {
     if !turn.hides_output {
         return 0;
     }
-    let generated_for = until.since(turn.started_at).saturating_sub(PROVIDER_LATENCY);
+    let generated_for = until.since(turn.started_at).saturating_sub(app.turn_limits.latency);
     let tokens = generated_for.as_millis() * HIDDEN_TOKENS_PER_SECOND / 1_000;
     u64::try_from(tokens).unwrap_or(u64::MAX).min(turn.max_tokens)
 }

@@ -78,7 +78,7 @@ where
     let turn = new_turn(app, call, &judged, input_estimate, (max_tokens, hides_output));
     let reservation = is_capped.then(|| Reservation::new(organization, turn.lineage_id, now.month(), turn.id.as_str()));
     let parts = user_parts(&call.body.text.0);
-    store_claim(app, call, &judged.session, &turn, &parts, reservation.as_ref(), replaced).await?;
+    let leased_until = store_claim(app, call, &judged.session, &turn, &parts, reservation.as_ref(), replaced).await?;
 
     let user_message =
         MessageResource::new(turn.user_message_id.clone(), turn.id.clone(), MessageRole::User, parts, now);
@@ -100,7 +100,12 @@ where
         sender: None,
     };
     match task.reserve_first(input_estimate.saturating_mul(RESERVED_INPUT_FACTOR)).await {
-        Ok(Ok(())) => Ok(task),
+        Ok(Ok(())) if app.clock.now() < leased_until => Ok(task),
+        // The process was frozen, and the sweep may have counted the turn without a call to the provider.
+        Ok(Ok(())) => {
+            Box::pin(task.refuse(TurnError::Interrupted.into())).await;
+            Err(Error::turn_failed(TurnError::Interrupted))
+        }
         Ok(Err(exhausted)) => {
             Box::pin(task.refuse(TurnError::BudgetExhausted.into())).await;
             Err(Error::budget_held(exhausted, now))
@@ -167,7 +172,8 @@ where
     Ok(Judged { session, known, spending, choice, price, model_key_id, target, messages })
 }
 
-/// Stores the turn with its user message, if no other turn runs in the session.
+/// Stores the turn with its user message, if no other turn runs in the session. Returns the end of its
+/// lease.
 async fn store_claim<R>(
     app: &App,
     call: &Call<R>,
@@ -176,7 +182,7 @@ async fn store_claim<R>(
     parts: &[MessagePart],
     reservation: Option<&Reservation>,
     replaced: Option<&TurnId>,
-) -> Result<(), Error>
+) -> Result<Timestamp, Error>
 where
     R: Route<Path = SessionPath, Body = Input>,
     R::Access: Access<Caller = SessionCaller>,
@@ -196,7 +202,7 @@ where
     transaction.claim_turn(organization, &claim, now)?;
     // After a conflict the handler runs again, and finds the other turn, or no session.
     transaction.commit().await?;
-    Ok(())
+    Ok(leased_until)
 }
 
 fn caps(spending: &Spending) -> impl Iterator<Item = &Budget> {

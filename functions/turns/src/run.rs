@@ -267,8 +267,11 @@ impl TurnTask {
         let Progress { outcome, is_billed, parts, output_bytes, seq, first_at, log, sender, is_client_slow, .. } =
             progress;
         let now = self.app.clock.now();
-        let seen =
-            estimate_tokens(output_bytes).saturating_add(estimate_hidden_tokens(&self.turn, first_at.unwrap_or(now)));
+        let seen = estimate_tokens(output_bytes).saturating_add(estimate_hidden_tokens(
+            &self.app,
+            &self.turn,
+            first_at.unwrap_or(now),
+        ));
         let (usage, estimated) = metered(&outcome, is_billed, &self.turn, seen);
         let answer: Vec<_> = parts.into_iter().map(|part| part.part).collect();
         let stop_reason = stop_reason(&outcome);
@@ -334,6 +337,9 @@ impl TurnTask {
             match settle(&self.app, running, end, known.take(), self.retention).await {
                 Ok(turn) => return Some(turn),
                 Err(SettleError::AlreadySettled) => {
+                    // The sweep gives back what the turn held at that time. This process may have reserved
+                    // more since then.
+                    self.release_reservation().await;
                     return self.already_settled().await;
                 }
                 Err(fault) if Instant::now() >= until => {
@@ -364,14 +370,19 @@ impl TurnTask {
     /// Gives up a turn whose lease was lost or has expired: the sweep settles it.
     async fn abandon(self, progress: Progress) -> Ended {
         progress.log.abort();
+        self.release_reservation().await;
+        let answer = progress.parts.into_iter().map(|part| part.part).collect();
+        tracing::error!(turn_id = %self.turn.id, "lease lost");
+        self.unsettled(answer, progress.seq, progress.sender).await
+    }
+
+    /// Gives back what a turn holds that another process has settled.
+    async fn release_reservation(&self) {
         if let Some(reservation) = &self.reservation
             && let Err(fault) = self.app.store.release_reservation(reservation).await
         {
             tracing::error!(turn_id = %self.turn.id, %fault, "reservation not released");
         }
-        let answer = progress.parts.into_iter().map(|part| part.part).collect();
-        tracing::error!(turn_id = %self.turn.id, "lease lost");
-        self.unsettled(answer, progress.seq, progress.sender).await
     }
 
     fn context(&self) -> TurnEventContext<'_> {

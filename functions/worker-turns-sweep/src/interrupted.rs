@@ -11,7 +11,8 @@ use karta_shared::{
     worker::Fault,
 };
 
-/// Settles a turn whose lease has ended. Its input is the estimate, its output what the log has.
+/// Settles a turn whose lease has ended. Its input is the estimate, its output what the log has. A
+/// turn under a cap that had reserved nothing has not called its provider, and counts nothing.
 /// Returns false if there was nothing to do.
 pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault> {
     let DueTurn { organization_id: organization, session_id: session, turn_id } = due;
@@ -28,16 +29,22 @@ pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault>
     // Without events, the process is known to have waited until it renewed its lease last.
     let renewed_at = stored.leased_until.map(|until| until.minus(app.turn_limits.lease));
     let visible_at = first_at.or(renewed_at).unwrap_or(turn.started_at);
-    let usage = TurnUsage {
-        input_tokens: turn.input_estimate,
-        output_tokens: estimate_tokens(output_bytes).saturating_add(estimate_hidden_tokens(turn, visible_at)),
-        ..TurnUsage::default()
+    let reservation: Option<Reservation> = stored.reservation()?;
+    let known = app.store.known_counters(*organization, turn.lineage_id, turn.started_at.month()).await?;
+    let is_billed = reservation.as_ref().is_none_or(|reservation| known.has_holds(reservation));
+    let usage = if is_billed {
+        TurnUsage {
+            input_tokens: turn.input_estimate,
+            output_tokens: estimate_tokens(output_bytes).saturating_add(estimate_hidden_tokens(app, turn, visible_at)),
+            ..TurnUsage::default()
+        }
+    } else {
+        TurnUsage::default()
     };
     let error = TurnError::Interrupted;
     let mut events = EventBatch::new(last_seq + 1);
     events.end(app.clock.now(), &TurnEvent::Error::<()> { code: error.as_str(), message: error.message() })?;
-    let end = TurnEnd { error: Some(error), stop_reason: None, usage, estimated: true, answer, events };
-    let reservation: Option<Reservation> = stored.reservation()?;
+    let end = TurnEnd { error: Some(error), stop_reason: None, usage, estimated: is_billed, answer, events };
     let running = RunningTurn {
         organization: *organization,
         session,
@@ -45,7 +52,7 @@ pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault>
         reservation: reservation.as_ref(),
         leased_until: stored.leased_until,
     };
-    let mut settled = settle(app, running, &end, None, app.session_retention).await;
+    let mut settled = settle(app, running, &end, Some(known), app.session_retention).await;
     if let Err(SettleError::Store(StoreError::Fault(fault)) | SettleError::Encoding(fault)) = &settled {
         // An answer that cannot be stored must not keep the session locked.
         tracing::error!(turn_id = %turn.id, fault, "answer of an interrupted turn dropped");

@@ -95,6 +95,9 @@ pub enum Fault {
     EndAfter(usize),
     /// Sends nothing more after this many tokens.
     SilentAfter(usize),
+    /// Sends nothing more after this many frames: the first, the last and those between the tokens
+    /// included.
+    SilentAfterFrames(usize),
     /// Sends one frame that is not JSON after this many tokens.
     BrokenFrameAfter(usize),
     /// Opens a tool call after this many tokens, and ends the connection inside its JSON.
@@ -234,7 +237,7 @@ async fn answer(State(state): State<Arc<Mutex<Provider>>>, request: Request) -> 
             let (sender, receiver) = mpsc::channel(16);
             let words = if script.echoes { echo(&request) } else { words(script.tokens) };
             tokio::spawn(async move {
-                let mut stream = Stream { wire, script, words, sender, sent: 0, input_tokens };
+                let mut stream = Stream { wire, script, words, sender, sent: 0, frames: 0, input_tokens };
                 // A gateway that leaves ends the answer.
                 stream.run().await.ok();
                 let mut provider = state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -315,6 +318,8 @@ struct Stream {
     sender: mpsc::Sender<Result<Bytes, io::Error>>,
     /// Tokens sent.
     sent: u64,
+    /// Frames sent.
+    frames: usize,
     input_tokens: u64,
 }
 
@@ -464,20 +469,25 @@ impl Stream {
         Err(Ended)
     }
 
-    async fn event(&self, kind: &str, mut data: Value) -> Result<(), Ended> {
+    async fn event(&mut self, kind: &str, mut data: Value) -> Result<(), Ended> {
         data["type"] = kind.into();
         self.send(format!("event: {kind}\ndata: {data}\n\n").into_bytes()).await
     }
 
-    async fn chunk(&self, delta: Value) -> Result<(), Ended> {
+    async fn chunk(&mut self, delta: Value) -> Result<(), Ended> {
         self.data(&json!({"choices": [{"index": 0, "delta": delta, "finish_reason": null}]})).await
     }
 
-    async fn data(&self, data: &Value) -> Result<(), Ended> {
+    async fn data(&mut self, data: &Value) -> Result<(), Ended> {
         self.send(format!("data: {data}\n\n").into_bytes()).await
     }
 
-    async fn send(&self, bytes: Vec<u8>) -> Result<(), Ended> {
+    async fn send(&mut self, bytes: Vec<u8>) -> Result<(), Ended> {
+        if self.script.fault == Fault::SilentAfterFrames(self.frames) {
+            self.sender.closed().await;
+            return Err(Ended);
+        }
+        self.frames += 1;
         self.sender.send(Ok(bytes.into())).await.map_err(|_| Ended)
     }
 }

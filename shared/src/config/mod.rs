@@ -96,6 +96,9 @@ pub struct TurnLimits {
     pub head_wait: Duration,
     /// Maximum wait for the head of the provider's response.
     pub head: Duration,
+    /// How long a provider may take until it generates output. Later it may generate output that it
+    /// does not show.
+    pub latency: Duration,
     /// Maximum silence of the provider.
     pub silence: Duration,
     /// Deadline of a streamed turn.
@@ -114,6 +117,7 @@ impl TurnLimits {
         renewal: Duration::from_secs(10),
         head_wait: Duration::from_secs(15),
         head: Duration::from_mins(5),
+        latency: Duration::from_secs(2),
         silence: Duration::from_mins(5),
         streamed: Duration::from_mins(14),
         unary: Duration::from_secs(280),

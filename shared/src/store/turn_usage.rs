@@ -62,6 +62,12 @@ impl KnownCounters {
         (self.held_by_organization.added_to(spending.organization), self.held_by_key.added_to(spending.key))
     }
 
+    /// Returns whether a turn holds anything. It reserves before it calls its provider.
+    pub fn has_holds(&self, reservation: &Reservation) -> bool {
+        let holds = [&self.held_by_organization, &self.held_by_key];
+        holds.iter().any(|holds| !holds.get(reservation.attribute()).is_zero())
+    }
+
     /// Replaces what a turn was read to hold with the amounts of its reservation, which are newer.
     #[must_use]
     pub fn with_holds(mut self, reservation: &Reservation) -> Self {

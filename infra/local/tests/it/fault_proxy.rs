@@ -42,6 +42,8 @@ pub(crate) enum Fault {
     ServerError,
     /// The proxy never responds, and the request does not reach the store.
     Hang,
+    /// The request waits for [`FaultProxy::release`] before it reaches the store.
+    HoldRequest,
     /// Closes the connection. The request does not reach the store.
     Close,
     /// The store executes the request. The proxy closes the connection instead of responding.
@@ -66,12 +68,20 @@ pub(crate) const REFUSALS: [Fault; 4] = [
 ];
 
 pub(crate) struct FaultProxy {
+    /// The URL that replaces the store's.
+    pub(crate) url: String,
     client: reqwest::Client,
     rules: Mutex<Vec<Rule>>,
     seen: Mutex<Vec<Seen>>,
-    /// Number of responses that are held and that [`FaultProxy::held`] has not reported.
+    /// Number of faults that hold a request or a response and that [`FaultProxy::held`] has not
+    /// reported.
     held: watch::Sender<usize>,
     released: watch::Sender<()>,
+    /// Number of requests and responses that wait for [`FaultProxy::release`], or that reach the store
+    /// after it.
+    waiting: watch::Sender<usize>,
+    /// Number of requests that the store has not answered.
+    forwarding: watch::Sender<usize>,
 }
 
 struct Rule {
@@ -166,21 +176,35 @@ impl FaultProxy {
     }
 
     pub(crate) async fn start_as(options: Options) -> (TestServer, Arc<Self>) {
-        let listener = Arc::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
-        let proxy = Arc::new(Self {
+        let (proxy, listener) = Self::listen().await;
+        let before_the_store = |store: &str| {
+            tokio::spawn(Arc::clone(&proxy).serve(Arc::clone(&listener), store.to_owned()));
+            proxy.url.clone()
+        };
+        let server = TestServer::start_as(options, Some(&before_the_store)).await;
+        (server, proxy)
+    }
+
+    /// Starts a proxy before the store of a server, for other processes. The server does not use it.
+    pub(crate) async fn before(server: &TestServer) -> Arc<Self> {
+        let (proxy, listener) = Self::listen().await;
+        tokio::spawn(Arc::clone(&proxy).serve(listener, server.runner.emulator.endpoint()));
+        proxy
+    }
+
+    async fn listen() -> (Arc<Self>, Arc<TcpListener>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = Self {
+            url: format!("http://{}", listener.local_addr().unwrap()),
             client: reqwest::Client::new(),
             rules: Mutex::default(),
             seen: Mutex::default(),
             held: watch::Sender::new(0),
             released: watch::Sender::new(()),
-        });
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let before_the_store = |store: &str| {
-            tokio::spawn(Arc::clone(&proxy).serve(Arc::clone(&listener), store.to_owned()));
-            url.clone()
+            waiting: watch::Sender::new(0),
+            forwarding: watch::Sender::new(0),
         };
-        let server = TestServer::start_as(options, Some(&before_the_store)).await;
-        (server, proxy)
+        (Arc::new(proxy), Arc::new(listener))
     }
 
     /// Injects `fault` into the next `count` requests of `operation`, after the faults of earlier
@@ -199,15 +223,25 @@ impl FaultProxy {
         self.rules.lock().unwrap().clear();
     }
 
-    /// Waits until a response is held that no earlier call reported.
+    /// Waits until a request or a response is held that no earlier call reported.
     pub(crate) async fn held(&self) {
         self.held.subscribe().wait_for(|held| *held > 0).await.unwrap();
         self.held.send_replace(0);
     }
 
-    /// Sends the held responses.
+    /// Forwards the held requests and sends the held responses.
     pub(crate) fn release(&self) {
         self.released.send_replace(());
+    }
+
+    /// Waits until the store has executed the requests that were held and released.
+    pub(crate) async fn drained(&self) {
+        self.waiting.subscribe().wait_for(|waiting| *waiting == 0).await.unwrap();
+    }
+
+    /// Waits until no request is on its way to the store, except those that are held.
+    pub(crate) async fn quiet(&self) {
+        self.forwarding.subscribe().wait_for(|forwarding| *forwarding == 0).await.unwrap();
     }
 
     /// Returns all requests since the start or the last call to [`forget`](Self::forget).
@@ -221,6 +255,7 @@ impl FaultProxy {
 
     pub(crate) fn forget(&self) {
         self.seen.lock().unwrap().clear();
+        self.held.send_replace(0);
     }
 
     async fn serve(self: Arc<Self>, listener: Arc<TcpListener>, store: String) {
@@ -254,17 +289,29 @@ impl FaultProxy {
             Some(Fault::Throttle) => Some(exception("ProvisionedThroughputExceededException", &json!({}))),
             Some(Fault::Exception(name)) => Some(exception(name, &json!({}))),
             Some(Fault::ServerError) => Some((500, b"{}".to_vec())),
-            Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::Hang) => {
+                self.held.send_modify(|held| *held += 1);
+                std::future::pending().await
+            }
+            Some(Fault::HoldRequest) => {
+                let released = self.wait_for_release();
+                self.held.send_modify(|held| *held += 1);
+                released.await;
+                let answer = self.forward(&request, request.body.clone(), store).await;
+                self.waiting.send_modify(|waiting| *waiting -= 1);
+                answer
+            }
             Some(Fault::Close) => None,
             Some(Fault::DropResponse) => {
                 self.forward(&request, request.body.clone(), store).await;
                 None
             }
             Some(Fault::HoldResponse) => {
+                let released = self.wait_for_release();
                 let answer = self.forward(&request, request.body.clone(), store).await;
-                let mut released = self.released.subscribe();
                 self.held.send_modify(|held| *held += 1);
-                released.changed().await.ok()?;
+                released.await;
+                self.waiting.send_modify(|waiting| *waiting -= 1);
                 answer
             }
             Some(Fault::Cancel { code, at }) => {
@@ -277,6 +324,15 @@ impl FaultProxy {
                 Some((200, json!({ "Items": [], "Responses": {}, "Count": 0 }).to_string().into_bytes()))
             }
             Some(Fault::LeaveUnread) => self.leave_unread(&request, body, store).await,
+        }
+    }
+
+    /// Returns a future that resolves at the next release, counted from this call.
+    fn wait_for_release(&self) -> impl Future<Output = ()> + use<> {
+        let mut released = self.released.subscribe();
+        self.waiting.send_modify(|waiting| *waiting += 1);
+        async move {
+            released.changed().await.ok();
         }
     }
 
@@ -299,9 +355,15 @@ impl FaultProxy {
                 forwarded = forwarded.header(name, value);
             }
         }
-        let answer = forwarded.send().await.ok()?;
-        let status = answer.status().as_u16();
-        Some((status, answer.bytes().await.ok()?.to_vec()))
+        self.forwarding.send_modify(|forwarding| *forwarding += 1);
+        let answered = async {
+            let answer = forwarded.send().await.ok()?;
+            let status = answer.status().as_u16();
+            Some((status, answer.bytes().await.ok()?.to_vec()))
+        };
+        let answer = answered.await;
+        self.forwarding.send_modify(|forwarding| *forwarding -= 1);
+        answer
     }
 
     async fn leave_unread(&self, request: &Request, mut body: Value, store: &str) -> Option<(u16, Vec<u8>)> {

@@ -94,8 +94,11 @@ impl TestServer {
 
     /// Starts a server on the data of an earlier run, with the admin key of that run.
     pub(crate) async fn start_over(data_dir: PathBuf, admin: &str) -> Self {
+        Self::start_over_as(Options { data_dir: Some(data_dir), ..options(Arc::new(SystemClock)) }, admin).await
+    }
+
+    pub(crate) async fn start_over_as(options: Options, admin: &str) -> Self {
         log_to_file();
-        let options = Options { data_dir: Some(data_dir), ..options(Arc::new(SystemClock)) };
         Self::new(Runner::start(options).await.unwrap(), admin.to_owned())
     }
 
@@ -267,6 +270,24 @@ impl TestServer {
             items.extend(answer["Items"].as_array().unwrap().iter().map(plain));
         }
         items
+    }
+
+    /// Reads all items of a table.
+    pub(crate) async fn scan(&self, table: &str) -> Vec<Value> {
+        let mut items = Vec::new();
+        let mut start = Value::Null;
+        loop {
+            let mut body = json!({ "TableName": table });
+            if !start.is_null() {
+                body["ExclusiveStartKey"] = start;
+            }
+            let mut page = self.dynamodb("Scan", body).await;
+            items.extend(page["Items"].as_array().unwrap().iter().map(plain));
+            start = page["LastEvaluatedKey"].take();
+            if start.is_null() {
+                return items;
+            }
+        }
     }
 
     /// Writes the subscription status of `acme` directly to the store.

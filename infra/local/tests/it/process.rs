@@ -52,7 +52,7 @@ impl Karta {
         Self::start_with(&[&["--port", "0", "--json"], arguments].concat(), &[])
     }
 
-    fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+    pub(crate) fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("stderr");
         let mut command = command(arguments, environment);
@@ -115,6 +115,11 @@ impl Karta {
 
     async fn status(&self, path: &str, token: &str) -> StatusCode {
         self.request(Method::GET, path, token, &json!({})).await.0
+    }
+
+    /// Ends the process with SIGKILL.
+    pub(crate) fn kill(self) {
+        drop(self);
     }
 
     fn signal(&self, name: &str) {

@@ -119,6 +119,18 @@ impl Turns {
     }
 }
 
+/// Asserts that every committed number equals what is spent, and that no turn holds anything.
+pub(crate) async fn assert_all_released(server: &TestServer) {
+    for item in server.scan("karta-usage").await {
+        let number = |name: &str| item[name].as_u64().unwrap_or(0);
+        let Some(fields) = item.as_object().filter(|_| item.get("kt").is_some()) else { continue };
+        assert!(!fields.keys().any(|name| name.starts_with('h')), "a turn holds an amount: {item}");
+        let (input, output) = (number("i") + number("r") + number("w"), number("o"));
+        let spent = [input, output, input + output, number("c")];
+        assert_eq!(["ki", "ko", "kt", "kc"].map(number), spent, "{item}");
+    }
+}
+
 fn budget(json: &Value) -> Budget {
     serde_json::from_value(json.clone()).unwrap()
 }

@@ -7,7 +7,11 @@ use karta_local::provider::{Fault, Script};
 use serde_json::{Value, json};
 
 use super::{Chat, FLAT, IN_APP, INPUT_PRICE, OUTPUT_PRICE, events};
-use crate::budget::{put, spend};
+use crate::{
+    budget::{put, spend},
+    harness::until,
+    reservations::assert_all_released,
+};
 
 const CAPS: [&str; 4] = ["total_tokens", "input_tokens", "output_tokens", "cost_cents"];
 
@@ -105,7 +109,7 @@ async fn small_cap_refuses_nothing_before_it_is_spent() {
             let body = json!({ "text": "hi", "max_tokens": 1_000_000 });
             let said = chat.turn(FLAT, &spender.flat, body).bearer(&spender.token).send().await;
             said.expect(200);
-            chat.assert_all_released().await;
+            assert_all_released(&chat.server).await;
             put(&chat.server, json!({})).await;
         }
     }
@@ -140,7 +144,7 @@ async fn refused_slice_ends_the_turn() {
             assert!((limit.min(500)..=2_048).contains(&output), "{cap}: {output} tokens");
             let turn = chat.get(FLAT, &spender.flat).await["turn"].take();
             assert_eq!(turn["status"], "failed");
-            chat.assert_all_released().await;
+            assert_all_released(&chat.server).await;
         }
     }
 }
@@ -163,7 +167,7 @@ async fn hidden_output_is_limited_by_the_cap() {
     assert_eq!(sent("max_tokens"), 4_096, "visible output is reserved in slices");
     say(json!({ "text": "hi", "model": "gpt-4o", "max_tokens": 9 })).await.expect(200);
     assert_eq!(sent("max_completion_tokens"), 9);
-    chat.assert_all_released().await;
+    assert_all_released(&chat.server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,7 +178,7 @@ async fn running_turn_shows_no_reservation_in_usage() {
     chat.provider.push(Script { tokens: 40, pause: Duration::from_millis(20), ..Script::default() });
     let running = tokio::spawn(chat.turn(FLAT, &session, json!({ "text": "hello" })).send());
     let held = async || {
-        let items = chat.scan("karta-usage").await;
+        let items = chat.server.scan("karta-usage").await;
         items.iter().any(|item| item.as_object().unwrap().keys().any(|name| name.starts_with('h')))
     };
     crate::harness::until("a reservation", held).await;
@@ -186,7 +190,7 @@ async fn running_turn_shows_no_reservation_in_usage() {
     assert!(!held().await);
     let totals = chat.totals().await;
     assert_eq!((&totals["input_tokens"], &totals["output_tokens"]), (&json!(2), &json!(40)));
-    chat.assert_all_released().await;
+    assert_all_released(&chat.server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -199,9 +203,9 @@ async fn failed_turns_release_what_they_hold() {
     for fault in [rejected, Fault::CutAfter(3), Fault::EndAfter(0), Fault::NoUsage, Fault::ErrorEventAfter(2)] {
         chat.provider.push(Script { fault: fault.clone(), ..Script::default() });
         chat.turn(FLAT, &spender.flat, json!({ "text": "hi" })).bearer(&spender.token).send().await;
-        chat.assert_all_released().await;
+        assert_all_released(&chat.server).await;
         chat.turn(FLAT, &spender.flat, json!({ "text": "hi" })).bearer(&spender.token).send().await.expect(200);
-        chat.assert_all_released().await;
+        assert_all_released(&chat.server).await;
     }
 }
 
@@ -218,7 +222,40 @@ async fn cost_is_exact_and_rounded_up_once() {
     });
     assert_eq!(answer["usage"], usage);
     let turns = chat.turns().await;
-    let stored = chat.scan("karta-usage").await;
+    let stored = chat.server.scan("karta-usage").await;
     let total = stored.iter().find(|item| item["pk"].as_str().unwrap().starts_with("UMO#")).unwrap();
     assert_eq!((&total["c"], turns.len()), (&json!(nano), 1));
+}
+
+/// A turn whose provider may hide output reserves all of its `max_tokens`: for a session token at most
+/// the default, so that others can still spend.
+#[tokio::test(flavor = "multi_thread")]
+async fn held_budget_is_refused_for_a_moment() {
+    let chat = Chat::start().await;
+    let spender = Spender::create(&chat).await;
+    spender.cap(&chat, json!({ "output_tokens": 500 })).await;
+    chat.provider.push(Script { head_pause: Duration::from_mins(1), ..Script::default() });
+    let body = json!({ "text": "hi", "thinking": true, "max_tokens": 1_000_000 });
+    let held = chat.turn(FLAT, &spender.flat, body).bearer(&spender.token);
+    tokio::select! {
+        reply = held.send() => panic!("answered: {}", reply.text),
+        () = async {
+            until("the provider is called", async || !chat.provider.ledger().is_empty()).await;
+            let other = chat.turn(IN_APP, &spender.in_app, json!({ "text": "hi" })).bearer(&spender.token).send().await;
+            assert_eq!(other.headers["retry-after"], "10");
+            assert_eq!(other.refused(402)["error"], "budget_exhausted");
+        } => {}
+    }
+    chat.server
+        .post(&format!("{FLAT}/{}/cancel", spender.flat), json!({}))
+        .bearer(&spender.token)
+        .send()
+        .await
+        .expect(202);
+    until("the turn ends", async || {
+        let path = format!("{FLAT}/{}", spender.flat);
+        chat.server.get(&path).bearer(&spender.token).send().await.expect(200)["turn"]["status"] != "running"
+    })
+    .await;
+    chat.turn(IN_APP, &spender.in_app, json!({ "text": "hi" })).bearer(&spender.token).send().await.expect(200);
 }

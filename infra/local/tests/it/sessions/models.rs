@@ -4,6 +4,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::{Chat, FAMILIES, FLAT, IN_APP, MODEL};
+use crate::reservations::assert_all_released;
 
 /// Returns the path and the model of the last request to the provider.
 fn last_call(chat: &Chat) -> (String, String) {
@@ -122,7 +123,7 @@ async fn cost_cap_requires_a_price() {
     cap(json!({ "cost_cents": 1_000 })).await;
     assert_eq!(say().await.refused(422)["error"], "model_unpriced");
     turn(&chat, FLAT, &session, "gpt-4o").await.expect(200);
-    chat.assert_all_released().await;
+    assert_all_released(&chat.server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,7 @@ use super::{Chat, FLAT};
 use crate::{
     budget::put,
     fault_proxy::{Fault, FaultProxy},
+    reservations::assert_all_released,
 };
 
 const RACERS: u64 = 64;
@@ -70,7 +71,7 @@ async fn racers_pass_the_cap_by_the_stated_bound() {
     assert_eq!(spent, billed);
     assert!(answered >= 1 && refused >= 1, "{answered} answered, {refused} refused");
     assert!(spent <= CAP + SLICE + RACERS * INPUT, "{spent} of {CAP}");
-    chat.assert_all_released().await;
+    assert_all_released(&chat.server).await;
     // Until the cap is spent, later turns are not refused.
     let session = chat.session(FLAT).await;
     let mut spent = spent;
@@ -79,7 +80,7 @@ async fn racers_pass_the_cap_by_the_stated_bound() {
         spent = chat.totals().await["total_tokens"].as_u64().unwrap();
     }
     chat.turn(FLAT, &session, json!({ "text": "over" })).send().await.refused(402);
-    chat.assert_all_released().await;
+    assert_all_released(&chat.server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,5 +90,5 @@ async fn sufficient_cap_refuses_no_racer() {
     let (answered, refused) = race(&chat, &proxy).await;
     assert_eq!((answered, refused), (RACERS, 0));
     assert_eq!(chat.totals().await["total_tokens"], RACERS * (INPUT + 12));
-    chat.assert_all_released().await;
+    assert_all_released(&chat.server).await;
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::Method;
 use karta_local::provider::{Fault, Script};
 use serde_json::{Value, json};
 
@@ -14,6 +15,12 @@ fn paced() -> Script {
 
 fn keyed(session: &Conversation<'_>, body: &Value) -> Request {
     session.post(body.clone()).idempotency_key("turn-1")
+}
+
+async fn transcript_access(turns: &TurnServer, is_on: bool) {
+    let organization = format!("/v1/internal/organizations/{}", turns.server.organization_id);
+    let request = turns.server.service(Method::PATCH, &organization).body(json!({ "transcript_access": is_on }));
+    request.send().await.expect(200);
 }
 
 async fn user_token(turns: &TurnServer, user: &str) -> String {
@@ -143,4 +150,81 @@ async fn key_of_another_user_does_not_attach() {
     let own = turns.project_session("app", &foreign.token).await;
     assert_eq!(keyed(&own, &body).send().await.expect(200)["session_id"], own.id);
     assert_eq!(turns.provider.ledger().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn repeat_returns_large_messages() {
+    let turns = TurnServer::start().await;
+    let session = turns.session(ANTHROPIC).await;
+    turns.provider.push(Script { echoes: true, ..Script::default() });
+    let body = json!({ "text": format!("{} {}", text(), "a".repeat(900_000)) });
+    let first = keyed(&session, &body).send().await.expect(200);
+    let answer = first["text"].as_str().unwrap();
+    assert!(answer.len() > 900_000);
+    assert_eq!(keyed(&session, &body).send().await.expect(200), first);
+    assert_eq!(turns.provider.ledger().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_repeat_ends_with_its_credential() {
+    let turns = TurnServer::start().await;
+    turns.project("app", ANTHROPIC).await;
+    let (id, key) = turns.server.key(&["write"]).await;
+    let mint = turns.server.post("/v1/agent_projects/app/session_tokens", json!({ "user_id": "ada" })).bearer(&key);
+    let repeating = mint.send().await.expect(201)["token"].as_str().unwrap().to_owned();
+    let session = turns.project_session("app", &user_token(&turns, "ada").await).await;
+    turns.provider.push(Script { head_pause: Duration::from_mins(1), ..Script::default() });
+    let body = json!({ "text": text() });
+    let first = async {
+        tokio::select! {
+            reply = keyed(&session, &body).send() => panic!("answered: {}", reply.text),
+            () = async {
+                super::until("the turn runs", async || session.get().await["turn"]["status"] == "running").await;
+                let again = session.with_token(&repeating);
+                let waiting = keyed(&again, &body);
+                let (reply, ()) = tokio::join!(waiting.send(), async {
+                    turns.server.delete(&format!("/v1/api_keys/{id}")).send().await.expect(200);
+                });
+                // The request arrived before or after the revocation.
+                assert_eq!(reply.status, 401, "{}", reply.text);
+            } => {}
+        }
+    };
+    first.await;
+    session.cancel().send().await.expect(202);
+    assert_eq!(turns.provider.ledger().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn repeat_by_an_api_key_is_audited() {
+    let turns = TurnServer::start().await;
+    transcript_access(&turns, true).await;
+    turns.project("app", ANTHROPIC).await;
+    let of_user = turns.project_session("app", &user_token(&turns, "ada").await).await;
+    let session = of_user.with_token(&turns.server.admin);
+    let reads = async || {
+        let listed = turns.server.get("/v1/audit_events?action=session.transcript_read").send().await.expect(200);
+        listed["audit_events"].as_array().unwrap().len()
+    };
+    for (body, expected) in [(json!({ "text": text() }), 1), (json!({ "text": text(), "stream": true }), 2)] {
+        for _ in 0..2 {
+            let request = session.post(body.clone()).idempotency_key(format!("turn-{expected}"));
+            request.open().await.error_for_status().unwrap().text().await.unwrap();
+        }
+        assert_eq!(reads().await, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_transcript_access_ends_the_callers_turn() {
+    let turns = TurnServer::start().await;
+    transcript_access(&turns, true).await;
+    turns.project("app", ANTHROPIC).await;
+    let of_user = turns.project_session("app", &user_token(&turns, "ada").await).await;
+    turns.provider.push(Script { tokens: 100_000, ..paced() });
+    let mut reader = of_user.with_token(&turns.server.admin).stream().await;
+    reader.take(2).await;
+    transcript_access(&turns, false).await;
+    assert_eq!(reader.rest().await.last().unwrap().code(), Some("credential_revoked"));
+    of_user.assert_usable().await;
 }

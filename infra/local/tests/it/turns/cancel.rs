@@ -1,13 +1,18 @@
 //! Cancellation, deletion, and turns that compete for a session.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http::Method;
-use karta_local::provider::Script;
-use karta_shared::{config::TurnLimits, domain::TurnStatus};
+use karta_local::{Options, provider::Script};
+use karta_shared::{
+    clock::{Clock, ManualClock},
+    config::TurnLimits,
+    domain::TurnStatus,
+};
 use serde_json::{Value, json};
 
-use super::{ANTHROPIC, DIALECTS, LIMITS, Peer, TurnServer, assert_whole, failed};
+use super::{ANTHROPIC, DIALECTS, LIMITS, OPENAI, Peer, TurnServer, assert_whole, failed};
+use crate::harness::options;
 
 /// An answer that outlasts every test.
 fn endless() -> Script {
@@ -137,4 +142,55 @@ async fn second_post_while_a_turn_runs_is_refused() {
     session.cancel().send().await.expect(202);
     reader.rest().await;
     session.assert_usable().await;
+}
+
+/// A reasoning model bills output that it does not show. Its provider reports usage only at the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn cancelled_turn_counts_hidden_output() {
+    let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
+    let turn_limits = TurnLimits { latency: TurnLimits::DEFAULT.latency, ..LIMITS };
+    let defaults = options(Arc::clone(&clock) as Arc<dyn Clock>);
+    let turns = TurnServer::start_as(Options { turn_limits, ..defaults }).await;
+    for (model, body, expected) in [
+        (OPENAI, json!({}), 800),
+        (OPENAI, json!({ "max_tokens": 300 }), 300),
+        (ANTHROPIC, json!({ "thinking": true }), 800),
+        (ANTHROPIC, json!({}), 0),
+    ] {
+        let session = turns.session(model).await;
+        turns.provider.push(Script { head_pause: Duration::from_mins(1), ..Script::default() });
+        let mut body = body;
+        body["text"] = super::text().into();
+        let (reply, ()) = tokio::join!(session.post(body).send(), async {
+            super::until("the turn runs", async || session.get().await["turn"]["status"] == "running").await;
+            clock.advance(Duration::from_secs(10));
+            session.cancel().send().await.expect(202);
+        });
+        assert_eq!(failed(&reply), (409, "turn_cancelled".to_owned()));
+        let turn = session.last_turn().await;
+        assert_eq!((turn.usage.output_tokens, turn.estimated), (expected, true), "{model}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancel_with_an_id_ends_that_turn_only() {
+    let turns = TurnServer::start().await;
+    let session = turns.session(ANTHROPIC).await;
+    session.answer().await;
+    let earlier = session.last_turn().await.id;
+    let cancel = |turn: &str| session.request(Method::POST, "/cancel").body(json!({ "turn_id": turn }));
+    turns.provider.push(endless());
+    let mut reader = session.stream().await;
+    reader.take(1).await;
+    let body = json!({
+        "error": "no_turn_in_progress",
+        "message": "The turn of turn_id is not running in this session.",
+    });
+    assert_eq!(cancel(earlier.as_str()).send().await.refused(409), body);
+    assert_eq!(cancel("turn_1").send().await.refused(422)["field"], "turn_id");
+    reader.take(1).await;
+    let running = session.last_turn().await.id;
+    cancel(running.as_str()).send().await.expect(202);
+    assert_eq!(reader.rest().await.last().unwrap().code(), Some("turn_cancelled"));
+    assert_eq!(cancel(running.as_str()).send().await.refused(409), body);
 }

@@ -11,19 +11,16 @@ use karta_shared::{
     worker::{Wake, Worker},
 };
 use serde_json::{Value, json};
-use tokio::{
-    runtime::Runtime,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 use worker_turns_sweep::TurnsSweep;
 
-use super::{ANTHROPIC, Conversation, DIALECTS, EventReader, LIMITS, Peer, TurnServer, assert_whole, joined, until};
-use crate::harness::options;
+use super::{ANTHROPIC, Conversation, DIALECTS, EventReader, LIMITS, Process, TurnServer, assert_whole, joined, until};
+use crate::harness::{Request, options};
 
-const SWEEP: &str = "worker-turns-sweep";
-const LEASE: Duration = LIMITS.lease;
+pub(super) const SWEEP: &str = "worker-turns-sweep";
+pub(super) const LEASE: Duration = LIMITS.lease;
 
-async fn start(turn_limits: TurnLimits) -> (TurnServer, Arc<ManualClock>) {
+pub(super) async fn start(turn_limits: TurnLimits) -> (TurnServer, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
     let defaults = options(Arc::clone(&clock) as Arc<dyn Clock>);
     (TurnServer::start_as(Options { turn_limits, ..defaults }).await, clock)
@@ -33,42 +30,23 @@ fn endless() -> Script {
     Script { tokens: 100_000, pause: Duration::from_millis(20), ..Script::default() }
 }
 
-/// Starts a turn in a process that then dies.
-struct Doomed {
-    runtime: Runtime,
-    peer: Peer,
-}
-
-impl Doomed {
-    async fn start(turns: &TurnServer) -> Self {
-        let runtime = Runtime::new().unwrap();
-        let peer = Peer::start_on(runtime.handle(), turns).await;
-        Self { runtime, peer }
-    }
-
-    fn ask_streamed(&self, session: &Conversation<'_>) -> crate::harness::Request {
-        let body = json!({ "text": super::text(), "stream": true, "model": ANTHROPIC });
-        self.peer.request(session, Method::POST, "/messages").body(body)
-    }
-
-    /// Ends every task where it waits.
-    fn kill(self) {
-        self.runtime.shutdown_background();
-    }
+fn ask_streamed(process: &Process, session: &Conversation<'_>) -> Request {
+    let body = json!({ "text": super::text(), "stream": true, "model": ANTHROPIC });
+    process.peer.request(session, Method::POST, "/messages").body(body)
 }
 
 /// Returns input and output tokens that the organization is charged this month.
-async fn charged(turns: &TurnServer) -> (u64, u64) {
+pub(super) async fn charged(turns: &TurnServer) -> (u64, u64) {
     let usage = turns.server.get("/v1/usage").send().await.expect(200);
     let total = |kind: &str| usage["totals"][kind].as_u64().unwrap();
     (total("input_tokens"), total("output_tokens"))
 }
 
-fn usage_of(turn: &Turn) -> (u64, u64) {
+pub(super) fn usage_of(turn: &Turn) -> (u64, u64) {
     (turn.usage.input_tokens, turn.usage.output_tokens)
 }
 
-async fn sums(session: &Conversation<'_>) -> (u64, u64) {
+pub(super) async fn sums(session: &Conversation<'_>) -> (u64, u64) {
     let usage: Value = session.get().await["usage"].clone();
     (usage["input_tokens"].as_u64().unwrap(), usage["output_tokens"].as_u64().unwrap())
 }
@@ -77,14 +55,14 @@ async fn sums(session: &Conversation<'_>) -> (u64, u64) {
 async fn follower_of_a_killed_turn_gets_one_error() {
     let (turns, clock) = start(LIMITS).await;
     let session = turns.session(ANTHROPIC).await;
-    let doomed = Doomed::start(&turns).await;
+    let process = Process::start(&turns.server).await;
     turns.provider.push(endless());
-    let mut reader = EventReader::new(doomed.ask_streamed(&session).open().await);
+    let mut reader = EventReader::new(ask_streamed(&process, &session).open().await);
     reader.take(3).await;
     let mut follower = session.follow(None).await;
     // The log has a batch once the follower has an event.
     let mut events = follower.take(1).await;
-    doomed.kill();
+    process.kill().await;
 
     turns.server.work(SWEEP).await;
     assert_eq!(session.last_turn().await.status, TurnStatus::Running, "the lease has not ended");
@@ -109,11 +87,11 @@ async fn follower_of_a_killed_turn_gets_one_error() {
 async fn client_ahead_of_the_log_gets_the_error() {
     let (turns, clock) = start(LIMITS).await;
     let session = turns.session(ANTHROPIC).await;
-    let doomed = Doomed::start(&turns).await;
+    let process = Process::start(&turns.server).await;
     turns.provider.push(endless());
-    let mut reader = EventReader::new(doomed.ask_streamed(&session).open().await);
+    let mut reader = EventReader::new(ask_streamed(&process, &session).open().await);
     let seen = reader.take(10).await;
-    doomed.kill();
+    process.kill().await;
     let waiting = session.follow(Some(seen[9].id())).await;
     clock.advance(LEASE);
     turns.server.work(SWEEP).await;
@@ -131,16 +109,16 @@ async fn turn_killed_at_any_time_is_settled_once() {
     let (mut expected, mut interrupted) = ((0, 0), 0);
     for round in 0..24_u32 {
         let session = turns.session(ANTHROPIC).await;
-        let doomed = Doomed::start(&turns).await;
+        let process = Process::start(&turns.server).await;
         // About as long as the latest kill, so that some turns are killed while they settle.
         turns.provider.push(Script { tokens: 8, pause: Duration::from_millis(10), ..Script::default() });
-        let request = doomed.ask_streamed(&session);
+        let request = ask_streamed(&process, &session);
         timeout(Duration::from_millis(8) * round, async {
             request.open().await.text().await.ok();
         })
         .await
         .ok();
-        doomed.kill();
+        process.kill().await;
         // Writes that were sent may still arrive.
         sleep(Duration::from_millis(50)).await;
         clock.advance(LEASE);
@@ -204,13 +182,13 @@ async fn process_that_lost_its_lease_changes_nothing() {
 async fn interrupted_turn_runs_anew_under_its_key() {
     let (turns, clock) = start(LIMITS).await;
     let session = turns.session(ANTHROPIC).await;
-    let doomed = Doomed::start(&turns).await;
+    let process = Process::start(&turns.server).await;
     turns.provider.push(endless());
     let body = json!({ "text": super::text(), "model": ANTHROPIC });
-    let asked = doomed.peer.request(&session, Method::POST, "/messages").body(body.clone()).idempotency_key("once");
+    let asked = process.peer.request(&session, Method::POST, "/messages").body(body.clone()).idempotency_key("once");
     let lost = tokio::spawn(async move { timeout(Duration::from_secs(2), asked.open()).await.is_err() });
     until("the turn runs", async || session.get().await["turn"]["status"] == "running").await;
-    doomed.kill();
+    process.kill().await;
     lost.await.ok();
     clock.advance(LEASE);
     turns.server.work(SWEEP).await;

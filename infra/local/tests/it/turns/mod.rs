@@ -6,6 +6,7 @@ mod attach;
 mod cancel;
 mod endpoint;
 mod faults;
+mod kill_points;
 mod killed;
 mod leaving;
 mod limits;
@@ -14,7 +15,11 @@ mod resume;
 mod revoked;
 mod store_faults;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -31,17 +36,22 @@ use karta_local::{
 use karta_shared::{
     App,
     clock::SystemClock,
-    config::{self, Config, TurnLimits},
+    config::{self, Config, Ring, TurnLimits},
     domain::{Id, Provider, ProviderBaseUrls, SessionId, Turn, TurnId, TurnStatus},
     entropy::{OsEntropy, uuid},
     store::table::Tables,
+    transcripts::{TranscriptContext, TranscriptPart},
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, runtime::Handle, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    runtime::{Handle, Runtime},
+    task::{JoinHandle, spawn_blocking},
+};
 
 use crate::{
     fault_proxy::FaultProxy,
-    harness::{Reply, Request, TestServer, note_secret, options, until},
+    harness::{Reply, Request, TestServer, WAIT_TIMEOUT, note_secret, options, until},
     model_keys::provider_key,
 };
 
@@ -59,8 +69,12 @@ pub(crate) const DIALECTS: [&str; 2] = [ANTHROPIC, OPENAI];
 
 /// Frequent renewals and looks at the log. The time limits are long, because the machine may be
 /// busy: tests shorten the one that they reach.
-pub(crate) const LIMITS: TurnLimits =
-    TurnLimits { renewal: Duration::from_millis(100), poll: Duration::from_millis(20), ..TurnLimits::DEFAULT };
+pub(crate) const LIMITS: TurnLimits = TurnLimits {
+    renewal: Duration::from_millis(100),
+    poll: Duration::from_millis(20),
+    latency: Duration::from_hours(1),
+    ..TurnLimits::DEFAULT
+};
 
 /// A server whose model providers are scripted.
 pub(crate) struct TurnServer {
@@ -247,6 +261,33 @@ impl Conversation<'_> {
         self.last_turn().await
     }
 
+    /// Returns whether the log of the session's turn has a batch.
+    pub(crate) async fn has_logged(&self) -> bool {
+        let session = self.get().await;
+        match session["turn"]["id"].as_str() {
+            Some(turn) => !self.logged(&TurnId::parse(turn).unwrap()).await.is_empty(),
+            None => false,
+        }
+    }
+
+    /// Returns the frames in the log of a turn.
+    pub(crate) async fn logged(&self, turn: &TurnId) -> String {
+        let (app, session) = (&self.turns.server.runner.app, SessionId::parse(&self.id).unwrap());
+        let (organization, ring) = (self.turns.organization(), app.secrets.ring(Ring::SealingSessions).await.unwrap());
+        let context = TranscriptContext { organization, session: &session, turn };
+        let (mut last_seq, mut frames) = (0, Vec::new());
+        loop {
+            let now = app.clock.now();
+            let batches = app.store.next_turn_events(organization, &session, turn, last_seq, now).await.unwrap();
+            let Some(last) = batches.last() else { return String::from_utf8(frames).unwrap() };
+            last_seq = last.last_seq;
+            for batch in &batches {
+                let part = TranscriptPart::Events { first_seq: batch.first_seq };
+                frames.extend_from_slice(&context.open(&ring, part, &batch.content).unwrap());
+            }
+        }
+    }
+
     pub(crate) async fn messages(&self) -> Vec<Value> {
         let listed = self.request(Method::GET, "/messages").send().await.expect(200);
         listed["messages"].as_array().unwrap().clone()
@@ -384,36 +425,34 @@ pub(crate) fn failed(reply: &Reply) -> (u16, String) {
     (reply.status.as_u16(), reply.json["error"].as_str().unwrap_or_default().to_owned())
 }
 
+/// Parsed once, because that takes a tenth of a second and tests start many processes.
+static PARSED_TEMPLATE: LazyLock<Template> = LazyLock::new(|| Template::parse(TEMPLATE).unwrap());
+
 /// Another instance of the control plane over the store of a server, as another Lambda function.
 pub(crate) struct Peer {
-    base_url: String,
+    pub(crate) base_url: String,
     served: JoinHandle<()>,
 }
 
 impl Peer {
     pub(crate) async fn start(turns: &TurnServer) -> Self {
-        Self::start_on(&Handle::current(), turns).await
+        let server = &turns.server;
+        Self::start_on(&Handle::current(), server, &server.runner.emulator.endpoint()).await
     }
 
-    /// Serves requests on this runtime. Its end is that of the process.
-    pub(crate) async fn start_on(runtime: &Handle, turns: &TurnServer) -> Self {
-        let runner = &turns.server.runner;
-        let mut config = Config::local(Tables::local(), Some(4)).unwrap();
-        config.turn_limits = runner.app.turn_limits;
-        config.provider_base_urls = (*runner.app.provider_base_urls).clone();
-        let sdk = config::local_sdk(&runner.emulator.endpoint(), runner.emulator.access_key()).await;
-        let clock = Arc::clone(&runner.app.clock);
-        let app = App::new(config, &sdk, runner.secrets.source(), clock, Arc::new(OsEntropy));
-        let gateway = Arc::new(Gateway::new(&app, &Template::parse(TEMPLATE).unwrap()).unwrap());
+    /// Serves requests on this runtime, with the store at this URL.
+    async fn start_on(runtime: &Handle, server: &TestServer, store: &str) -> Self {
+        let app = peer_app(server, store).await;
+        let gateway = Arc::new(Gateway::new(&app, &PARSED_TEMPLATE).unwrap());
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let base_url = format!("http://{}", listener.local_addr().unwrap());
         let service =
             Router::new().fallback(answer).with_state(gateway).into_make_service_with_connect_info::<SocketAddr>();
-        let served = runtime.spawn(async move {
+        let task = runtime.spawn(async move {
             axum::serve(TcpListener::from_std(listener).unwrap(), service).await.unwrap();
         });
-        Self { base_url, served }
+        Self { base_url, served: task }
     }
 
     /// Builds a request of a conversation to this instance.
@@ -427,6 +466,55 @@ impl Drop for Peer {
     fn drop(&mut self) {
         self.served.abort();
     }
+}
+
+/// Returns the app of another instance of a server, with the store at this URL.
+async fn peer_app(server: &TestServer, store: &str) -> App {
+    let runner = &server.runner;
+    let mut config = Config::local(Tables::local(), Some(4)).unwrap();
+    config.turn_limits = runner.app.turn_limits;
+    config.provider_base_urls = (*runner.app.provider_base_urls).clone();
+    let sdk = config::local_sdk(store, runner.emulator.access_key()).await;
+    App::new(config, &sdk, runner.secrets.source(), Arc::clone(&runner.app.clock), Arc::new(OsEntropy))
+}
+
+/// A [`Peer`] that can die: its tasks run on a runtime of their own.
+pub(crate) struct Process {
+    pub(crate) peer: Peer,
+    /// Taken when the process ends.
+    runtime: Option<Runtime>,
+}
+
+impl Process {
+    pub(crate) async fn start(server: &TestServer) -> Self {
+        Self::start_with_store(server, &server.runner.emulator.endpoint()).await
+    }
+
+    /// Starts a process with the store at this URL.
+    pub(crate) async fn start_with_store(server: &TestServer, store: &str) -> Self {
+        let runtime = Runtime::new().unwrap();
+        let peer = Peer::start_on(runtime.handle(), server, store).await;
+        Self { peer, runtime: Some(runtime) }
+    }
+
+    /// Ends every task where it waits. Nothing of the process runs after this.
+    pub(crate) async fn kill(mut self) {
+        end(self.runtime.take().unwrap()).await;
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // A runtime cannot be dropped in an asynchronous context.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Ends every task of a runtime where it waits.
+async fn end(runtime: Runtime) {
+    spawn_blocking(move || runtime.shutdown_timeout(WAIT_TIMEOUT)).await.unwrap();
 }
 
 async fn answer(
