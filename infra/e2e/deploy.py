@@ -170,6 +170,12 @@ check("a data plane opens the provider key", can_open_provider_key())
 table = json.dumps(boto3.client("dynamodb").scan(TableName="karta-dev")["Items"], default=repr)
 check("the table does not contain the plain key", provider_key not in table and len(table) > 1000)
 
+part("sessions")
+check("the project has a model", call("PATCH", "/v1/agent_projects/my-app", admin, {"model_id": "claude-sonnet-4-5"})[0] == 200)
+status, organization_sessions = call("GET", "/v1/sessions", token)
+check("a new organization has no sessions", (status, organization_sessions) == (200, {"sessions": [], "next_cursor": None}), (status, organization_sessions))
+walk.turns(call, token, session, "my-app")
+
 part("usage")
 now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 events = [

@@ -36,14 +36,15 @@ def wait_for(what, seconds, look):
 
 
 def send(request):
-    """Sends a request. Returns the response's status, headers and JSON."""
+    """Sends a request. Returns the response's status, headers, and JSON or the text of its events."""
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             status, headers, text = answer.status, answer.headers, answer.read()
     except urllib.error.HTTPError as error:
         with error:
             status, headers, text = error.code, error.headers, error.read()
-    return status, headers, json.loads(text or b"null")
+    is_stream = (headers.get("Content-Type") or "").startswith("text/event-stream")
+    return status, headers, text.decode() if is_stream else json.loads(text or b"null")
 
 
 def request(url, method, bearer=None, body=None, headers=()):

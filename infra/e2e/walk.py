@@ -46,6 +46,33 @@ def session(call, token, slug):
     check("the session token is rejected elsewhere", status == 403, (status, refused))
 
 
+def turns(call, key, token, slug):
+    """Tests sessions of the organization and of a project. Their turns fail, because no provider can be
+    reached from here: docs/deploy.md says why. Needs a key of Anthropic and an active release."""
+    of_project = f"/v1/projects/{slug}/sessions"
+    for sessions, bearer, model in [("/v1/sessions", key, "claude-sonnet-4-5"), (of_project, token, "default")]:
+        status, created = call("POST", sessions, bearer, {})
+        check(f"POST {sessions} creates a session", status == 201, (status, created))
+        path = f"{sessions}/{created['id']}"
+        status, listed = call("GET", sessions, bearer)
+        check(f"GET {sessions} lists it", status == 200 and created["id"] in [listed["id"] for listed in listed["sessions"]], (status, listed))
+        status, refused = call("GET", f"{path}/stream", bearer)
+        check("there is no turn to follow", (status, refused.get("error")) == (409, "no_turn_in_progress"), (status, refused))
+        for stream in [False, True]:
+            status, failed = call("POST", f"{path}/messages", bearer, {"text": "Hello", "stream": stream, "model": model})
+            check(f"a turn with stream={stream} names the provider's fault", (status, failed.get("error")) == (502, "provider_error"), (status, failed))
+        status, events = call("GET", f"{path}/stream", bearer)
+        check("the turn's event is replayed", status == 200 and events.count("data: ") == 1 and '"code":"provider_error"' in events, (status, events))
+        status, listed = call("GET", f"{path}/messages", bearer)
+        check("its messages are kept", (status, [message["text"] for message in listed["messages"]]) == (200, ["Hello", "Hello"]), (status, listed))
+        status, refused = call("POST", f"{path}/cancel", bearer, {})
+        check("there is no turn to cancel", (status, refused.get("error")) == (409, "no_turn_in_progress"), (status, refused))
+        check("the session is deleted", call("DELETE", path, bearer)[0] == 204)
+        check("the deleted session is missing", call("GET", path, bearer)[0] == 404)
+    status, refused = call("POST", "/v1/sessions", token, {})
+    check("a session token has no access to /v1/sessions", status == 403, (status, refused))
+
+
 def verifies(token, ring):
     """Returns whether the ring signed the token. Uses no code of Karta."""
     signed, _, signature = token.rpartition(".")

@@ -52,7 +52,7 @@ interface SessionCalls {
   messagesCreate: MessagesCreate;
   messagesList: ClientList<KartaSessions["messages"], ["path.id", "query"], "messages">;
   sessionStreamGet: Omit<Client<KartaSessions["follow"], ["path.id", "query"]>, "answer" | "events"> & ClientEvents<KartaSessions["follow"]>;
-  sessionsCancel: Client<KartaSessions["cancel"], ["path.id"]>;
+  sessionsCancel: Client<KartaSessions["cancel"], ["path.id", "body"]>;
   sessionsCreate: SessionsCreate;
   sessionsDelete: Client<KartaSessions["delete"], ["path.id"]>;
   sessionsGet: Client<KartaSessions["get"], ["path.id"]>;

@@ -39,7 +39,7 @@ pub(crate) struct EventLog {
     writer: JoinHandle<EventBatch>,
 }
 
-/// A place in the queue of a log.
+/// A slot in the queue of a log.
 #[derive(Debug)]
 pub(crate) struct LogSlot<'a>(mpsc::Permit<'a, Queued>);
 
@@ -58,7 +58,7 @@ impl EventLog {
         Self { queue, writer: tokio::spawn(write(turn, received)) }
     }
 
-    /// Waits for a place in the queue. `None` if the writer panicked.
+    /// Waits for a slot in the queue. `None` if the writer panicked.
     pub(crate) async fn slot(&self) -> Option<LogSlot<'_>> {
         self.queue.reserve().await.ok().map(LogSlot)
     }

@@ -1,13 +1,13 @@
 //! `POST …/sessions/{id}/messages`: a turn. Its answer is JSON, or a stream of events with
 //! `stream: true`.
 //!
-//! The handler judges the request and claims the session (`judge`), and starts the turn as a task
+//! The handler validates the request and claims the session (`claim`), and starts the turn as a task
 //! (`run`), which calls the provider (`provider`) and writes the event log (`event_log`). A repeated
 //! request attaches to its turn (`attach`).
 
 mod attach;
+mod claim;
 mod event_log;
-mod judge;
 pub mod messages;
 mod provider;
 mod run;
@@ -24,7 +24,7 @@ use self::messages::MessagesCreate;
 pub const NAME: &str = "turns";
 
 pub fn routes() -> RouteTable {
-    // A customer's base URL must not lead to this stack.
+    // A customer's base URL must not point to this stack.
     RouteTable::new(NAME)
         .with_settings(|| config::own_hosts().map(drop))
         .route::<MessagesCreate<OrganizationSessions>>(Method::POST, "/v1/sessions/{id}/messages")

@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 
 use crate::{
     attach::{self, Attached},
-    judge, provider,
+    claim, provider,
     run::{Ended, Signals},
 };
 
@@ -143,7 +143,7 @@ impl<F: Family> Route for MessagesCreate<F> {
             Attached::Failed(turn) => Some(turn),
             Attached::Nothing => None,
         };
-        let mut task = match Box::pin(judge::claim(app, call, replaced.as_ref())).await {
+        let mut task = match Box::pin(claim::claim(app, call, replaced.as_ref())).await {
             Ok(task) => task,
             // A request with the same `Idempotency-Key` may have started the open turn meanwhile.
             Err(refused @ Error::Conflict { .. }) => match attach::find(app, call).await? {

@@ -40,26 +40,26 @@ const ENDPOINT_NOT_CALLED: &str =
 /// The HTTP clients of the process, created at their first use. They live as long as the process,
 /// because turns outlive their requests.
 #[derive(Debug)]
-pub(crate) struct Providers {
+pub(crate) struct ProviderClients {
     /// For the providers' own hosts and the operator's base URLs.
     trusted: OnceCell<Client>,
     /// For base URLs that customers choose, on the internet and on loopback.
     checked: [OnceCell<CheckedClient>; 2],
 }
 
-pub(crate) static PROVIDERS: Providers =
-    Providers { trusted: OnceCell::const_new(), checked: [const { OnceCell::const_new() }; 2] };
+pub(crate) static PROVIDERS: ProviderClients =
+    ProviderClients { trusted: OnceCell::const_new(), checked: [const { OnceCell::const_new() }; 2] };
 
 /// The destination of a turn's request, and its key.
 pub(crate) struct Target {
     pub(crate) provider: Provider,
     pub(crate) dialect: Dialect,
-    pub(crate) place: Place,
+    pub(crate) base_url: BaseUrl,
     pub(crate) key: SecretString,
 }
 
 #[derive(Debug, Clone)]
-pub(crate) enum Place {
+pub(crate) enum BaseUrl {
     /// The provider's own host, or the operator's replacement of it.
     Provider,
     /// The organization's or the project's `endpoint_url`.
@@ -127,7 +127,7 @@ const fn own_base_url(provider: Provider) -> &'static str {
     }
 }
 
-impl Providers {
+impl ProviderClients {
     /// Sends a request and waits for the head of an event stream. Repeats it once after a 429 with a
     /// short `Retry-After` and after a 5xx. Nothing of the answer has reached the client by then.
     ///
@@ -188,15 +188,15 @@ impl Providers {
 
     /// Builds a request whose headers are an allowlist: nothing of the caller's goes upstream.
     async fn request(&self, app: &App, target: &Target) -> Result<RequestBuilder, RequestFault> {
-        let request = match &target.place {
-            Place::Provider => {
+        let request = match &target.base_url {
+            BaseUrl::Provider => {
                 let base = app.provider_base_urls.get(target.provider).unwrap_or(own_base_url(target.provider));
                 let client = self.trusted.get_or_try_init(async || {
                     builder(USER_AGENT).pool_idle_timeout(POOL_IDLE_TIMEOUT).tcp_nodelay(true).build()
                 });
                 client.await?.post(url(base, target.dialect))
             }
-            Place::Customer(base) => {
+            BaseUrl::Customer(base) => {
                 let url = WebhookUrl::parse(&url(base.as_str(), target.dialect), app.webhooks);
                 let url = url.map_err(NotSent::Url)?;
                 let client = &self.checked[usize::from(app.webhooks == Reach::Loopback)];

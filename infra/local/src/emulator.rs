@@ -159,7 +159,10 @@ impl Emulator {
             database: self.database.clone(),
             table: table_name(&index.table, &self.tables)?.to_owned(),
             index: index.clone(),
-            writes: self.indexes.receiver(&index.prefixes).context("an index without prefixes")?,
+            writes: self
+                .indexes
+                .receiver(&index.prefixes)
+                .context("the index has no LeadingKeys: add them to the function's policy")?,
         })
     }
 

@@ -1,8 +1,8 @@
 //! Emulates what API Gateway does with a request.
 //!
 //! The gateway matches the route, calls the authorizer, caches its result for the template's number
-//! of seconds unless the route's authorizer is uncached, and passes its context to the function. It returns its own errors as the template's
-//! `GatewayResponses`.
+//! of seconds unless the route's authorizer is uncached, and passes its context to the function. It
+//! returns its own errors as the template's `GatewayResponses`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -321,7 +321,7 @@ fn handler(mounted: &[Mounted], route: &TemplateRoute) -> Result<Handler> {
     // One handler serves all preflights.
     ensure!(
         route.method == Method::OPTIONS || found.name == route.name,
-        "template.yaml calls {} {} {}, the function calls it {}",
+        "{} {} is named {} in template.yaml and {} in its function: use one name",
         route.method,
         route.path,
         route.name,

@@ -23,7 +23,7 @@ use axum::{
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body::Frame;
-use karta_shared::domain::{Provider as ProviderName, ProviderBaseUrls};
+use karta_shared::domain::{Provider, ProviderBaseUrls};
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
@@ -34,7 +34,7 @@ use tokio::{
 
 /// Bytes of a token, and the divisor by which the provider counts input tokens.
 pub const TOKEN_BYTES: usize = 4;
-/// The words of the answers, each with its blank one token.
+/// The words of the answers. Each word, with its trailing space, is one token.
 const WORDS: [&str; 8] = ["one ", "two ", "six ", "ten ", "red ", "sky ", "sea ", "sun "];
 /// An error in a response discards what is still buffered, so a cut waits for its flush.
 const FLUSH_TIME: Duration = Duration::from_millis(50);
@@ -85,7 +85,7 @@ pub enum Fault {
         retry_after: Option<u64>,
     },
     /// Answers 200 with this content type and body.
-    Foreign {
+    NotEventStream {
         content_type: &'static str,
         body: String,
     },
@@ -126,7 +126,7 @@ pub struct LedgerEntry {
 }
 
 #[derive(Debug, Default)]
-struct Provider {
+struct ProviderState {
     /// Scripts of the next requests, each used once.
     next: VecDeque<Script>,
     default: Script,
@@ -137,7 +137,7 @@ struct Provider {
 #[derive(Debug)]
 pub struct FakeProvider {
     address: SocketAddr,
-    state: Arc<Mutex<Provider>>,
+    state: Arc<Mutex<ProviderState>>,
     _stop: oneshot::Sender<Infallible>,
     served: JoinHandle<()>,
 }
@@ -147,7 +147,7 @@ impl FakeProvider {
     pub async fn start(default: Script) -> io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
-        let state = Arc::new(Mutex::new(Provider { default, ..Provider::default() }));
+        let state = Arc::new(Mutex::new(ProviderState { default, ..ProviderState::default() }));
         let (stop, stopped) = oneshot::channel::<Infallible>();
         let service = Router::new().fallback(answer).with_state(Arc::clone(&state));
         let served = tokio::spawn(async move {
@@ -168,7 +168,7 @@ impl FakeProvider {
     }
 
     /// Returns base URLs in which this provider replaces the host of `replaced`.
-    pub fn replace(&self, urls: ProviderBaseUrls, replaced: ProviderName) -> ProviderBaseUrls {
+    pub fn replace(&self, urls: ProviderBaseUrls, replaced: Provider) -> ProviderBaseUrls {
         urls.with_loopback(replaced, format!("http://{}/v1", self.address))
     }
 
@@ -187,7 +187,7 @@ impl FakeProvider {
         self.lock().ledger.clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Provider> {
+    fn lock(&self) -> MutexGuard<'_, ProviderState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -198,7 +198,7 @@ impl Drop for FakeProvider {
     }
 }
 
-async fn answer(State(state): State<Arc<Mutex<Provider>>>, request: Request) -> Response {
+async fn answer(State(state): State<Arc<Mutex<ProviderState>>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     let Ok(body) = axum::body::to_bytes(body, MAX_BODY_BYTES).await else {
@@ -210,7 +210,7 @@ async fn answer(State(state): State<Arc<Mutex<Provider>>>, request: Request) -> 
     let (script, at) = {
         let mut provider = state.lock().unwrap_or_else(PoisonError::into_inner);
         let script = provider.next.pop_front().unwrap_or_else(|| provider.default.clone());
-        let is_billed = !matches!(script.fault, Fault::Status { .. } | Fault::Foreign { .. });
+        let is_billed = !matches!(script.fault, Fault::Status { .. } | Fault::NotEventStream { .. });
         provider.ledger.push(LedgerEntry {
             path,
             headers: parts.headers,
@@ -232,13 +232,13 @@ async fn answer(State(state): State<Arc<Mutex<Provider>>>, request: Request) -> 
             }
             response
         }
-        Fault::Foreign { content_type, body } => plain(StatusCode::OK, content_type, body.clone()),
+        Fault::NotEventStream { content_type, body } => plain(StatusCode::OK, content_type, body.clone()),
         _ => {
             let (sender, receiver) = mpsc::channel(16);
             let words = if script.echoes { echo(&request) } else { words(script.tokens) };
             tokio::spawn(async move {
                 let mut stream = Stream { wire, script, words, sender, sent: 0, frames: 0, input_tokens };
-                // A gateway that leaves ends the answer.
+                // The caller disconnected.
                 stream.run().await.ok();
                 let mut provider = state.lock().unwrap_or_else(PoisonError::into_inner);
                 provider.ledger[at].output_tokens = stream.sent;
@@ -307,7 +307,7 @@ enum Wire {
     OpenAi,
 }
 
-/// The gateway left, or the script ends the stream here.
+/// The caller disconnected, or the script ends the stream here.
 struct Ended;
 
 struct Stream {

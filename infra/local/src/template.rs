@@ -168,7 +168,9 @@ fn indexes(policies: &Value) -> Result<Vec<Index>> {
             one_or_more(&statement["Resource"]).filter_map(|resource| resource.as_str()?.split_once(".Arn}/index/"));
         for (table, name) in named {
             let keys = statement["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"].as_array();
-            let keys = keys.context("a Query of an index without LeadingKeys")?.iter();
+            let keys = keys
+                .with_context(|| format!("dynamodb:Query on {table}/{name} needs dynamodb:LeadingKeys: add them"))?
+                .iter();
             indexes.push(Index {
                 table: table.trim_start_matches("${").to_owned(),
                 name: name.to_owned(),
@@ -188,11 +190,13 @@ fn one_or_more(value: &Value) -> impl Iterator<Item = &Value> {
 fn prefixes(criteria: &Value) -> Result<Vec<String>> {
     let filters = criteria["Filters"]
         .as_array()
-        .context("a stream without FilterCriteria would invoke the function for every write")?;
+        .context("a stream needs FilterCriteria, or every write would invoke its function: add them")?;
     let mut prefixes = Vec::new();
     for filter in filters {
         let pattern: Value = serde_json::from_str(text(&filter["Pattern"])?).context("Pattern")?;
-        let keys = pattern["dynamodb"]["Keys"]["pk"]["S"].as_array().context("a Pattern without pk")?;
+        let keys = pattern["dynamodb"]["Keys"]["pk"]["S"]
+            .as_array()
+            .context("a stream's Pattern must filter dynamodb.Keys.pk.S")?;
         for key in keys {
             prefixes.push(text(&key["prefix"])?.to_owned());
         }

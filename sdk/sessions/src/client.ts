@@ -1,6 +1,6 @@
 import { Http, type Call, type Feed } from "./http.js";
 import { settingsOf, type KartaSessionsOptions } from "./options.js";
-import { createBody, listQuery, turnBody, type CreateParams, type SessionListParams, type TurnParams } from "./params.js";
+import { cancelBody, createBody, listQuery, turnBody, type CancelParams, type CreateParams, type SessionListParams, type TurnParams } from "./params.js";
 import { knownOnly } from "./shared/arguments.js";
 import { KartaArgumentError } from "./shared/errors.js";
 import { List, limitOf, pageOf, type ListParams } from "./shared/list.js";
@@ -143,8 +143,9 @@ export class KartaSessions {
    * @throws {KartaConflictError} `no_turn_in_progress`; {KartaNotFoundError};
    * {KartaForbiddenError} without the scope.
    */
-  async cancel(sessionId: string, options?: RequestOptions): Promise<Session> {
-    return this.#http.json({ method: "POST", path: `${pathOf(sessionId)}/cancel` }, known(options));
+  async cancel(sessionId: string, params: CancelParams = {}, options?: RequestOptions): Promise<Session> {
+    const path = `${pathOf(sessionId)}/cancel`;
+    return this.#http.json({ method: "POST", path, body: cancelBody(params) }, known(options));
   }
 
   toString(): string {
@@ -176,7 +177,7 @@ export class KartaSessions {
   #stream(sessionId: string, start: (() => Promise<Feed>) | undefined, options: RequestOptions, after?: string): TurnStream {
     const path = `${pathOf(sessionId)}/stream`;
     const follow = (id: string | undefined) => this.#http.open({ method: "GET", path, query: { after: id } }, options);
-    return new TurnStream(this.#http, { start, follow, cancel: (given) => this.cancel(sessionId, given) }, options, after);
+    return new TurnStream(this.#http, { start, follow, cancel: (turn_id, given) => this.cancel(sessionId, { turn_id }, given) }, options, after);
   }
 }
 

@@ -30,6 +30,20 @@ export interface TurnParams {
   thinking?: boolean | null | undefined;
 }
 
+/** The turn to cancel. */
+export interface CancelParams {
+  /** Default: the turn that runs. `turnId` is an alias. */
+  turn_id?: string | null | undefined;
+  turnId?: string | null | undefined;
+}
+
+/** Returns the body that cancels a turn. */
+export function cancelBody(params: CancelParams): { turn_id?: string } {
+  const fields = knownOnly<CancelParams>(params, "params", ["turn_id", "turnId"]);
+  const turn = single(fields.turn_id ?? undefined, fields.turnId ?? undefined, "turnId");
+  return turn === undefined ? {} : { turn_id: text(turn, "turn_id") };
+}
+
 /** Returns the body that creates a session. */
 export function createBody(params: CreateParams): { metadata?: Readonly<Record<string, string>> } {
   const { metadata } = knownOnly<CreateParams>(params, "params", ["metadata"]);

@@ -14,7 +14,7 @@ export interface TurnRequests {
   /** Replays the events after `after` and follows the turn. */
   follow: (after: string | undefined) => Promise<Feed>;
   /** Ends the session's running turn. */
-  cancel: (options: RequestOptions | undefined) => Promise<unknown>;
+  cancel: (turnId: string | undefined, options: RequestOptions | undefined) => Promise<unknown>;
 }
 
 /** An event as it was received, before its type is known. */
@@ -122,7 +122,7 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
   }
 
   /**
-   * Ends the turn, also after reading was aborted. The stream then ends with the error
+   * Ends this turn, and no later one, also after reading was aborted. The stream then ends with the error
    * `turn_cancelled`. While the turn is starting, waits until it has started. Sends nothing if the
    * turn has ended, or was not started: it will not start then.
    *
@@ -133,7 +133,7 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
     await this.#starting;
     if (this.#end !== undefined || !this.#mayRun) return;
     try {
-      await this.#requests.cancel(options);
+      await this.#requests.cancel(this.#turnId, options);
     } catch (error) {
       // The turn has ended.
       if (!isNoTurn(error)) throw error;

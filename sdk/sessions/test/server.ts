@@ -134,7 +134,7 @@ export class FakeServer {
         return this.#stream(turn, Number(after?.split(".")[1] ?? 0), response);
       }
       case "POST cancel":
-        if (latest?.status !== "running") return send(409, { error: "no_turn_in_progress", message: "No turn is running" });
+        if (latest?.status !== "running" || ![undefined, latest.id].includes((body as { turn_id?: string }).turn_id)) return send(409, { error: "no_turn_in_progress", message: "No turn is running" });
         latest.status = "cancelled";
         notify(latest);
         return send(202, session);

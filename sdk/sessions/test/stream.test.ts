@@ -366,6 +366,7 @@ test("a cancel ends the turn of its stream", async () => {
   const stream = sessions.stream(session, { text: "hi" });
   const events: TurnEvent[] = [];
   for await (const event of stream) if (events.push(event) === 2) await stream.cancel();
+  assert.deepEqual(server.seen.at(-1)?.body, { turn_id: stream.turnId });
   assert.deepEqual(seqs(events), [1, 2, 3, 4]);
   assert.equal(events.at(-1)?.type, "error");
   const error = await failure(() => stream.text());

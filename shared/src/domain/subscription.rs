@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::{Invalid, Plan, SubscriptionStatus, Timestamp};
 
 /// Maximum number of ended subscriptions that are kept, the one that would count and the latest
-/// others: every validation reads the item that holds them. All others are kept, because each may still decide the status. Stripe
-/// allows a customer 500 of them, which is 150 KB of the 400 KB of an item.
+/// others: every validation reads the item that holds them. Subscriptions that have not ended are all
+/// kept, because each may still decide the status. Stripe allows a customer 500 of them, which is
+/// 150 KB of the 400 KB of an item.
 const MAX_ENDED: usize = 10;
 
 /// An id at Stripe: 1 to 255 letters, digits and `_`.

@@ -5,8 +5,9 @@
 //! order (credential, kind and scope, query, body, idempotency key, path), runs the handler and
 //! encodes the response.
 //!
-//! A function serves one route ([`run`]) or a [`RouteTable`]. To add a route, add a package under `functions/`, a function in `template.yaml` and a line in
-//! the local runner's registry and `OpenAPI` list. A new resource also needs a type in `resources`.
+//! A function serves one route ([`run`]) or a [`RouteTable`]. To add a route, add a package under
+//! `functions/`, a function in `template.yaml` and a line in the local runner's registry and
+//! `OpenAPI` list. A new resource also needs a type in `resources`.
 
 mod access;
 mod answer;

@@ -328,7 +328,7 @@ async fn template_must_list_the_tables_routes() {
         (&[("ticks-count", "/v1/tocks")][..], "template.yaml lists GET /v1/tocks, which its function does not serve"),
         (
             &[("ticks-list", "/v1/ticks")][..],
-            "template.yaml calls GET /v1/ticks ticks-list, the function calls it ticks-count",
+            "GET /v1/ticks is named ticks-list in template.yaml and ticks-count in its function: use one name",
         ),
     ] {
         let refused = Gateway::with_handlers(app, &template(routes), handlers(app)).unwrap_err();

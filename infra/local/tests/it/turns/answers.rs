@@ -107,13 +107,12 @@ async fn reasoning_is_shown_but_not_sent_back() {
     }
 }
 
-/// Anthropic refuses messages without a character that is not white space.
+/// Providers refuse messages without a character that is not white space.
 #[tokio::test(flavor = "multi_thread")]
 async fn blank_messages_are_not_sent_again() {
     let turns = TurnServer::start().await;
     let session = turns.session(ANTHROPIC).await;
-    turns.provider.push(Script { echoes: true, ..Script::default() });
-    assert_eq!(session.post(json!({ "text": "\n\n " })).send().await.expect(200)["text"].as_str().unwrap().trim(), "");
+    session.post(json!({ "text": "\n\n " })).send().await.expect(200);
     session.answer().await;
     let ledger = turns.provider.ledger();
     let sent: Value = serde_json::from_slice(&ledger.last().unwrap().body).unwrap();

@@ -186,7 +186,7 @@ async fn foreign_answers_are_provider_errors() {
         ("application/octet-stream", "data: {}\n\n".to_owned()),
         ("text/event-streams", String::new()),
     ] {
-        let script = script(Fault::Foreign { content_type, body });
+        let script = script(Fault::NotEventStream { content_type, body });
         check(&turns, &[script], Some((502, "provider_error")), Charge::Nothing, 0).await;
     }
 }

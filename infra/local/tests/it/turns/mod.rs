@@ -41,6 +41,7 @@ use karta_shared::{
     entropy::{OsEntropy, uuid},
     store::table::Tables,
     transcripts::{TranscriptContext, TranscriptPart},
+    turn_events::{EventBatch, TurnEventContext},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -275,6 +276,7 @@ impl Conversation<'_> {
         let (app, session) = (&self.turns.server.runner.app, SessionId::parse(&self.id).unwrap());
         let (organization, ring) = (self.turns.organization(), app.secrets.ring(Ring::SealingSessions).await.unwrap());
         let context = TranscriptContext { organization, session: &session, turn };
+        let shared = TurnEventContext { session_id: session.as_str(), turn_id: turn.as_str() };
         let (mut last_seq, mut frames) = (0, Vec::new());
         loop {
             let now = app.clock.now();
@@ -283,7 +285,9 @@ impl Conversation<'_> {
             last_seq = last.last_seq;
             for batch in &batches {
                 let part = TranscriptPart::Events { first_seq: batch.first_seq };
-                frames.extend_from_slice(&context.open(&ring, part, &batch.content).unwrap());
+                let opened = context.open(&ring, part, &batch.content).unwrap();
+                let events = EventBatch::decode(batch.first_seq, &opened).unwrap();
+                frames.extend(events.frames_after(shared, 0).unwrap());
             }
         }
     }

@@ -107,11 +107,11 @@ async fn lost_writes_of_the_log_lose_no_event() {
 async fn uncertain_write_of_the_log_loses_no_turn() {
     let (turns, proxy, _clock) = start(LIMITS).await;
     let session = turns.session(ANTHROPIC).await;
-    turns.provider.push(Script { tokens: 40, pause: Duration::from_millis(20), ..Script::default() });
+    turns.provider.push(Script { tokens: 80, pause: Duration::from_millis(20), ..Script::default() });
     proxy.fail("PutItem", 1, Fault::DropResponse);
     proxy.fail("PutItem", ALWAYS, Fault::ServerError);
     let events = session.stream().await.rest().await;
-    assert_eq!((assert_whole(&events, 0).kind.as_str(), events.len()), ("done", 41));
+    assert_eq!((assert_whole(&events, 0).kind.as_str(), events.len()), ("done", 81));
     assert_eq!(session.follow(None).await.rest().await, events);
     assert!(proxy.seen_of("PutItem").len() > 1);
 }

@@ -1,4 +1,4 @@
-//! Judges a request for a turn in the order of the contract, and claims its session.
+//! Validates a request for a turn in the order of the contract, and claims its session.
 
 use std::borrow::Cow;
 
@@ -24,7 +24,7 @@ use secrecy::SecretString;
 
 use crate::{
     messages::{Input, MAX_TOKENS_DEFAULT, user_parts},
-    provider::{Place, Target, dialect_of},
+    provider::{BaseUrl, Target, dialect_of},
     run::{SLICE, TurnTask, output_cost},
 };
 
@@ -32,7 +32,7 @@ use crate::{
 const RESERVED_INPUT_FACTOR: u64 = 2;
 
 /// A request that may start a turn.
-struct Judged {
+struct ValidatedRequest {
     session: Session,
     known: KnownCounters,
     spending: Spending,
@@ -50,12 +50,12 @@ where
     R: Route<Path = SessionPath, Body = Input>,
     R::Access: Access<Caller = SessionCaller>,
 {
-    let judged = Box::pin(judge(app, call)).await?;
+    let validated = Box::pin(validate_request(app, call)).await?;
     let (organization, now) = (call.caller.organization_id, call.now);
-    let input_bytes: usize = judged.messages.iter().map(|message| message.text.len()).sum();
+    let input_bytes: usize = validated.messages.iter().map(|message| message.text.len()).sum();
     let input_estimate = estimate_tokens(input_bytes);
-    let is_capped = caps(&judged.spending).any(|budget| budget.limits().next().is_some());
-    let hides_output = call.body.thinking || judged.target.dialect != Dialect::AnthropicMessages;
+    let is_capped = caps(&validated.spending).any(|budget| budget.limits().next().is_some());
+    let hides_output = call.body.thinking || validated.target.dialect != Dialect::AnthropicMessages;
     let mut max_tokens = call.body.max_tokens.map_or(MAX_TOKENS_DEFAULT, |tokens| tokens.0);
     // Output that the provider bills without showing it cannot be reserved in slices.
     if is_capped && hides_output {
@@ -63,39 +63,40 @@ where
             // One browser must not reserve all that a cap leaves.
             max_tokens = max_tokens.min(MAX_TOKENS_DEFAULT);
         }
-        if let Some(left) = output_left(&judged.spending, &judged.known, judged.price, input_estimate) {
+        if let Some(left) = output_left(&validated.spending, &validated.known, validated.price, input_estimate) {
             max_tokens = max_tokens.min(u32::try_from(left).unwrap_or(u32::MAX));
         }
     }
-    let body = judged.target.dialect.request(&Prompt {
-        model: judged.choice.upstream_name(),
+    let body = validated.target.dialect.request(&Prompt {
+        model: validated.choice.upstream_name(),
         system: None,
-        messages: &judged.messages,
+        messages: &validated.messages,
         max_tokens,
         thinking: call.body.thinking,
     });
     let reserved_output = if hides_output { u64::from(max_tokens) } else { SLICE.min(u64::from(max_tokens)) };
-    let turn = new_turn(app, call, &judged, input_estimate, (max_tokens, hides_output));
+    let turn = new_turn(app, call, &validated, input_estimate, (max_tokens, hides_output));
     let reservation = is_capped.then(|| Reservation::new(organization, turn.lineage_id, now.month(), turn.id.as_str()));
     let parts = user_parts(&call.body.text.0);
-    let leased_until = store_claim(app, call, &judged.session, &turn, &parts, reservation.as_ref(), replaced).await?;
+    let leased_until =
+        store_claim(app, call, &validated.session, &turn, &parts, reservation.as_ref(), replaced).await?;
 
     let user_message =
         MessageResource::new(turn.user_message_id.clone(), turn.id.clone(), MessageRole::User, parts, now);
-    let needs_transcript_access = !call.caller.is_token() && judged.session.is_private();
+    let needs_transcript_access = !call.caller.is_token() && validated.session.is_private();
     let mut task = TurnTask {
         app: app.clone(),
         organization,
-        session: judged.session.id,
+        session: validated.session.id,
         turn,
         user_message,
         needs_transcript_access,
         retention: app.session_retention,
-        known: Some(judged.known),
+        known: Some(validated.known),
         reservation,
-        budgets: (judged.spending.organization_budget, judged.spending.key_budget),
+        budgets: (validated.spending.organization_budget, validated.spending.key_budget),
         reserved_output,
-        target: judged.target,
+        target: validated.target,
         body,
         sender: None,
     };
@@ -119,7 +120,7 @@ where
 }
 
 /// Checks everything that precedes the claim, in the order of the contract.
-async fn judge<R>(app: &App, call: &Call<R>) -> Result<Judged, Error>
+async fn validate_request<R>(app: &App, call: &Call<R>) -> Result<ValidatedRequest, Error>
 where
     R: Route<Path = SessionPath, Body = Input>,
     R::Access: Access<Caller = SessionCaller>,
@@ -169,7 +170,7 @@ where
     let (model_key, target) = target(app, organization, &choice, &settings, endpoint).await?;
     let messages = prompt_messages(app, call, &session, history).await?;
     let model_key_id = model_key.id;
-    Ok(Judged { session, known, spending, choice, price, model_key_id, target, messages })
+    Ok(ValidatedRequest { session, known, spending, choice, price, model_key_id, target, messages })
 }
 
 /// Stores the turn with its user message, if no other turn runs in the session. Returns the end of its
@@ -273,13 +274,13 @@ async fn target<'a>(
     let dialect = dialect_of(provider).ok_or_else(missing)?;
     let found = settings.model_keys.iter().find(|(key, _)| key.provider == provider);
     let (model_key, sealed) = found.ok_or_else(missing)?;
-    let place = match endpoint {
-        None => Place::Provider,
-        Some((url, set_at)) if may_send_key_to(set_at, model_key.created_at) => Place::Customer(url.clone()),
+    let base_url = match endpoint {
+        None => BaseUrl::Provider,
+        Some((url, set_at)) if may_send_key_to(set_at, model_key.created_at) => BaseUrl::Customer(url.clone()),
         Some(_) => return Err(missing()),
     };
     let key = open_key(app, organization, model_key, sealed).await?;
-    Ok((model_key, Target { provider, dialect, place, key }))
+    Ok((model_key, Target { provider, dialect, base_url, key }))
 }
 
 async fn open_key(app: &App, organization: Id, key: &ModelKey, sealed: &SealedModelKey) -> Result<SecretString, Error> {
@@ -326,7 +327,7 @@ where
 fn new_turn<R>(
     app: &App,
     call: &Call<R>,
-    judged: &Judged,
+    validated: &ValidatedRequest,
     input_estimate: u64,
     (max_tokens, hides_output): (u32, bool),
 ) -> Turn
@@ -336,13 +337,13 @@ where
 {
     Turn {
         id: TurnId::draw(&*app.entropy),
-        number: judged.session.turns + 1,
+        number: validated.session.turns + 1,
         status: TurnStatus::Running,
-        model: judged.choice.model.clone(),
-        provider: judged.choice.provider,
+        model: validated.choice.model.clone(),
+        provider: validated.choice.provider,
         api_key_id: call.caller.api_key_id,
         lineage_id: call.caller.lineage_id,
-        model_key_id: judged.model_key_id,
+        model_key_id: validated.model_key_id,
         user_message_id: MessageId::draw(&*app.entropy),
         assistant_message_id: MessageId::draw(&*app.entropy),
         is_streamed: call.body.stream,
@@ -351,7 +352,7 @@ where
         input_estimate,
         max_tokens: max_tokens.into(),
         hides_output,
-        price: judged.price,
+        price: validated.price,
         usage: TurnUsage::default(),
         estimated: false,
         stop_reason: None,
