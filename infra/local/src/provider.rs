@@ -20,6 +20,7 @@ use axum::{
     body::{Body, Bytes, HttpBody},
     extract::{Request, State},
     response::Response,
+    serve::ListenerExt,
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body::Frame;
@@ -150,6 +151,10 @@ impl FakeProvider {
         let state = Arc::new(Mutex::new(ProviderState { default, ..ProviderState::default() }));
         let (stop, stopped) = oneshot::channel::<Infallible>();
         let service = Router::new().fallback(answer).with_state(Arc::clone(&state));
+        // As providers do: the first token must not wait for an acknowledgement.
+        let listener = listener.tap_io(|connection| {
+            connection.set_nodelay(true).ok();
+        });
         let served = tokio::spawn(async move {
             let served = axum::serve(listener, service).with_graceful_shutdown(async {
                 stopped.await.ok();

@@ -132,14 +132,16 @@ impl EventBatch {
 
     /// Drops the events up to this number.
     pub fn drop_to(&mut self, seq: Seq) {
-        let (next_seq, dropped) = (self.next_seq(), (seq + 1).saturating_sub(self.first_seq));
-        let increments = &mut self.content.increments;
-        let is_end_dropped = seq + 1 >= next_seq;
-        increments.drain(..increments.len().min(usize::try_from(dropped).unwrap_or(usize::MAX)));
-        if is_end_dropped {
-            self.content.end = None;
+        let first_seq = self.first_seq.max(seq.saturating_add(1));
+        if first_seq >= self.next_seq() {
+            *self = Self::new(first_seq);
+            return;
         }
-        self.first_seq = self.first_seq.max(seq + 1);
+        let dropped = usize::try_from(first_seq - self.first_seq).unwrap_or(usize::MAX);
+        let dropped = self.content.increments.drain(..dropped.min(self.content.increments.len()));
+        let bytes: usize = dropped.map(|(_, _, text)| INCREMENT_BYTES + json_bytes(&text)).sum();
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.first_seq = first_seq;
     }
 
     pub fn encode(&self) -> serde_json::Result<Vec<u8>> {
@@ -147,7 +149,10 @@ impl EventBatch {
     }
 
     pub fn decode(first_seq: Seq, bytes: &[u8]) -> serde_json::Result<Self> {
-        Ok(Self { first_seq, content: serde_json::from_slice(bytes)?, bytes: bytes.len() })
+        let content: BatchContent = serde_json::from_slice(bytes)?;
+        let parts: usize = content.parts.iter().map(|part| PART_BYTES + part.id.len()).sum();
+        let texts: usize = content.increments.iter().map(|(_, _, text)| INCREMENT_BYTES + json_bytes(text)).sum();
+        Ok(Self { first_seq, content, bytes: parts + texts })
     }
 
     /// Returns the frames of the events whose numbers are above `after`; empty if there are none.
@@ -246,6 +251,10 @@ mod tests {
             decoded.drop_to(last_seen);
             prop_assert_eq!(decoded.frames_after(CONTEXT, 0).unwrap(), sent[skipped..].concat());
             prop_assert_eq!(decoded.is_empty(), skipped == sent.len());
+            batch.drop_to(last_seen);
+            prop_assert_eq!(batch.encode().unwrap(), decoded.encode().unwrap());
+            prop_assert!(batch.encode().unwrap().len() <= batch.bytes() + 200);
+            prop_assert!(!batch.is_empty() || batch.bytes() == 0);
         }
     }
 

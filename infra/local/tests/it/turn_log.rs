@@ -1,6 +1,9 @@
 //! The event log of turns: batches, large increments, and a store that takes no events.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use karta_local::{
     Options,
@@ -102,6 +105,19 @@ async fn queued_events_share_a_batch() {
     tokio::join!(turns.answer("Hello"), release);
     // The settlement writes the others.
     assert!(turns.proxy.seen_of("PutItem").len() <= 2);
+    assert_eq!(text_of(&turns.replayed().await).len(), TOKENS * 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_stream_is_written_in_few_batches() {
+    let turns = LoggedTurns::start().await;
+    turns.provider.push(long());
+    turns.proxy.forget();
+    let started = Instant::now();
+    turns.answer("Hello").await;
+    // A batch holds a second or 4 KiB, of which a token takes 30 bytes at most.
+    let most = 5 + usize::try_from(started.elapsed().as_secs()).unwrap();
+    assert!(turns.proxy.seen_of("PutItem").len() <= most);
     assert_eq!(text_of(&turns.replayed().await).len(), TOKENS * 4);
 }
 
