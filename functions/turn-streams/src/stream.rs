@@ -84,6 +84,6 @@ impl<F: Family> Route for StreamGet<F> {
 fn has_events(turn: &Turn, after: Seq, now: Timestamp) -> bool {
     let Some(ended) = turn.ended_at else { return true };
     // A process that died may have sent as many events as are stored, or more, but not the last one.
-    let is_left = after < turn.last_seq || (turn.status == TurnStatus::Interrupted && after >= turn.last_seq);
+    let is_left = after < turn.last_seq || turn.status == TurnStatus::Interrupted;
     is_left && now < ended.plus(TURN_EVENTS_RETENTION)
 }

@@ -280,16 +280,13 @@ impl TurnTask {
             tracing::error!(turn_id = %self.turn.id, "turn events lost");
             EventBatch::new(seq + 1)
         });
-        let ended = match &failure {
-            Some(failure) => {
-                let (code, message) = (failure.error.as_str(), failure.message());
-                events.end(now, &TurnEvent::Error::<()> { code, message })
-            }
-            None => {
-                let shown = TurnUsageResource::new(&usage, cost(&self.turn, &usage));
-                let (message_id, stop_reason) = (self.turn.assistant_message_id.as_str(), stop_reason.as_str());
-                events.end(now, &TurnEvent::Done { message_id, usage: &shown, stop_reason })
-            }
+        let ended = if let Some(failure) = &failure {
+            let (code, message) = (failure.error.as_str(), failure.message());
+            events.end(now, &TurnEvent::Error::<()> { code, message })
+        } else {
+            let shown = TurnUsageResource::new(&usage, cost(&self.turn, &usage));
+            let (message_id, stop_reason) = (self.turn.assistant_message_id.as_str(), stop_reason.as_str());
+            events.end(now, &TurnEvent::Done { message_id, usage: &shown, stop_reason })
         };
         let last = ended.and_then(|()| events.frames_after(self.context(), seq));
         let Ok(last) = last else { return self.unsettled(answer, seq, sender).await };

@@ -5,6 +5,7 @@ use super::{Id, MessageId, ModelId, Price, Provider, Timestamp, TurnId};
 
 /// One user message and the model's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, each an attribute of the item")]
 pub struct Turn {
     pub id: TurnId,
     /// The turn's place in its session, from 1.

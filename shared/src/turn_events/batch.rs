@@ -214,7 +214,7 @@ mod tests {
     }
 
     fn part(number: u8, text: &str) -> MessagePart {
-        let kind = if number % 2 == 0 { PartKind::Text } else { PartKind::Reasoning };
+        let kind = if number.is_multiple_of(2) { PartKind::Text } else { PartKind::Reasoning };
         MessagePart { id: format!("part_{number}"), kind, text: text.to_owned() }
     }
 
