@@ -83,7 +83,7 @@ struct Follower {
 enum Look {
     Nothing,
     Events,
-    /// Events between those that the client has and the next ones are missing.
+    /// The next events are missing or cannot be read.
     Gap,
     End,
 }
@@ -100,6 +100,11 @@ impl Follower {
                 Ok(Look::End) => return,
                 Ok(Look::Gap) => return self.end(TurnError::Internal).await,
                 Ok(Look::Events) => continue,
+                // The settlement may have replaced the batch that was read last.
+                Ok(Look::Nothing) if self.has_ended && self.is_at_batch => {
+                    self.is_at_batch = false;
+                    continue;
+                }
                 // The turn was read before the log, and a turn that has ended has written all events.
                 Ok(Look::Nothing) if self.has_ended => return self.end(TurnError::Interrupted).await,
                 Ok(Look::Nothing) => {}
@@ -148,9 +153,19 @@ impl Follower {
             }
             let ring = self.app.secrets.ring_with(Ring::SealingSessions, &batch.content.kid).await?;
             let part = TranscriptPart::Events { first_seq: batch.first_seq };
-            let batch = EventBatch::decode(batch.first_seq, &context.open(&ring, part, &batch.content)?)?;
             let event_context = TurnEventContext { session_id: session.as_str(), turn_id: turn.as_str() };
-            let frames = batch.frames_after(event_context, self.followed.after)?;
+            let read = || -> Result<_, FollowError> {
+                let batch = EventBatch::decode(batch.first_seq, &context.open(&ring, part, &batch.content)?)?;
+                let frames = batch.frames_after(event_context, self.followed.after)?;
+                Ok((batch, frames))
+            };
+            let (batch, frames) = match read() {
+                Ok(read) => read,
+                Err(fault) => {
+                    tracing::error!(turn_id = %turn, %fault, "turn events cannot be opened");
+                    return Ok(Look::Gap);
+                }
+            };
             if !frames.is_empty() {
                 // A client that has stopped to read can resume.
                 let sent = timeout(SLOW_CLIENT_TIMEOUT, self.sender.send(frames)).await;

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use karta_shared::{
     App,
     domain::{BudgetVerdict, Id, Metadata, NewSession, Session, SessionId, SessionProject, UserId},
-    http::{Answer, Call, Cors, Error, Family, NoQuery, Route, SessionResource, SessionsPath},
+    http::{Answer, Call, Cors, Error, Family, NoQuery, Route, SessionResource, SessionsPath, null_as_default},
 };
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -17,7 +17,8 @@ const USER_ID: &str = "user_id";
 #[serde(deny_unknown_fields)]
 pub struct Input {
     /// `user_id` names the end user that the session belongs to.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
+    #[schema(value_type = Option<Metadata>)]
     metadata: Metadata,
     /// The id of a session to resume. `metadata` may then hold `user_id` only.
     session_id: Option<String>,

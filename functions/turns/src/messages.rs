@@ -8,7 +8,7 @@ use karta_shared::{
     domain::{Invalid, MessageRole, StopReason, Timestamp, TurnError, TurnId},
     http::{
         AgentName, Answer, Call, Cors, Error, Family, MessageResource, NoQuery, Received, Route, SessionPath,
-        TurnUsageResource, event_channel, text_of,
+        TurnUsageResource, event_channel, null_as_default, text_of,
     },
     settlement::cost,
     turn_events::{MessagePart, PartKind, json_bytes},
@@ -38,7 +38,8 @@ pub struct Input {
     #[schema(value_type = String, min_length = 1)]
     pub(crate) text: MessageText,
     /// Whether the answer is a stream of events; false by default.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
+    #[schema(value_type = Option<bool>)]
     pub(crate) stream: bool,
     /// A model's name; `default` or absent for the configured one.
     #[schema(value_type = Option<String>, min_length = 1, max_length = 128)]
@@ -47,7 +48,8 @@ pub struct Input {
     #[schema(value_type = Option<u32>, minimum = 1, maximum = 1_000_000)]
     pub(crate) max_tokens: Option<MaxTokens>,
     /// Whether to ask for the model's reasoning and to show it; false by default.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
+    #[schema(value_type = Option<bool>)]
     pub(crate) thinking: bool,
 }
 
@@ -180,7 +182,7 @@ fn lost() -> Error {
 
 fn failed(failure: &provider::Failure, now: Timestamp) -> Error {
     if let Some(exhausted) = failure.exhausted {
-        return Error::budget_held(exhausted, now);
+        return Error::budget_exhausted(exhausted, now);
     }
     let message = failure.message().to_owned().into();
     Error::TurnFailed { code: failure.error, message, retry_after: failure.retry_after }

@@ -137,7 +137,12 @@ impl TurnTask {
             cut = cut => Err(cut),
         };
         match ended {
-            Err(Cut::Lost) => self.abandon(progress).await,
+            Err(Cut::Settled) => {
+                self.release_reservation().await;
+                self.abandon(progress).await
+            }
+            // What the turn holds tells the sweep that its provider may have been called.
+            Err(Cut::Expired) => self.abandon(progress).await,
             // Boxed, like all calls of the store during a turn: a stream needs no memory for them while it
             // waits for the provider.
             Err(Cut::Failed(failure)) => Box::pin(self.settle(progress, Some(failure))).await,
@@ -364,10 +369,9 @@ impl TurnTask {
         (has_ended && turn.error_code.as_deref() != Some(TurnError::Interrupted.as_str())).then_some(turn)
     }
 
-    /// Gives up a turn whose lease was lost or has expired: the sweep settles it.
+    /// Gives up a turn that another process has settled or will settle.
     async fn abandon(self, progress: Progress) -> Ended {
         progress.log.abort();
-        self.release_reservation().await;
         let answer = progress.parts.into_iter().map(|part| part.part).collect();
         tracing::error!(turn_id = %self.turn.id, "lease lost");
         self.unsettled(answer, progress.seq, progress.sender).await
@@ -422,8 +426,10 @@ impl Progress {
 
 /// Why a turn stops before the provider's end.
 enum Cut {
-    /// The lease was lost, or has expired.
-    Lost,
+    /// Another process has settled the turn.
+    Settled,
+    /// The lease could not be renewed before its end. Another process will settle the turn.
+    Expired,
     Failed(Failure),
 }
 
@@ -460,10 +466,10 @@ async fn cut_off(app: &App, organization: Id, session: &SessionId, turn: &Turn, 
         match lease {
             Ok(TurnLease::Held { cancel_requested: true }) => return Failure::from(TurnError::TurnCancelled).into(),
             Ok(TurnLease::Held { cancel_requested: false }) => leased_to = until,
-            Ok(TurnLease::Ended) => return Cut::Lost,
+            Ok(TurnLease::Ended) => return Cut::Settled,
             Err(fault) if leased_to <= now => {
                 tracing::error!(turn_id = %turn.id, %fault, "lease expired");
-                return Cut::Lost;
+                return Cut::Expired;
             }
             Err(fault) => tracing::warn!(turn_id = %turn.id, %fault, "lease not renewed"),
         }

@@ -31,7 +31,7 @@ pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault>
     let visible_at = first_at.or(renewed_at).unwrap_or(turn.started_at);
     let reservation: Option<Reservation> = stored.reservation()?;
     let known = app.store.known_counters(*organization, turn.lineage_id, turn.started_at.month()).await?;
-    let is_billed = reservation.as_ref().is_none_or(|reservation| known.has_holds(reservation));
+    let is_billed = last_seq > 0 || reservation.as_ref().is_none_or(|reservation| known.has_holds(reservation));
     let usage = if is_billed {
         TurnUsage {
             input_tokens: turn.input_estimate,

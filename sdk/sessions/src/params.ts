@@ -32,23 +32,24 @@ export interface TurnParams {
 
 /** The turn to cancel. */
 export interface CancelParams {
-  /** Default: the turn that runs. `turnId` is an alias. */
+  /** Default: the turn that runs. */
   turn_id?: string | null | undefined;
-  turnId?: string | null | undefined;
 }
 
 /** Returns the body that cancels a turn. */
 export function cancelBody(params: CancelParams): { turn_id?: string } {
-  const fields = knownOnly<CancelParams>(params, "params", ["turn_id", "turnId"]);
-  const turn = single(fields.turn_id ?? undefined, fields.turnId ?? undefined, "turnId");
-  return turn === undefined ? {} : { turn_id: text(turn, "turn_id") };
+  const { turn_id } = knownOnly<CancelParams>(params, "params", ["turn_id"]);
+  return turn_id === undefined || turn_id === null ? {} : { turn_id: text(turn_id, "turn_id") };
 }
 
 /** Returns the body that creates a session. */
 export function createBody(params: CreateParams): { metadata?: Readonly<Record<string, string>> } {
   const { metadata } = knownOnly<CreateParams>(params, "params", ["metadata"]);
   if (metadata === undefined || metadata === null) return {};
-  if (!isObject(metadata)) throw new KartaArgumentError("metadata", "must be an object");
+  // JSON would drop the entries of a Map or of an object of a class.
+  const prototype: unknown = isObject(metadata) ? Object.getPrototypeOf(metadata) : undefined;
+  const isPlain = prototype === null || (isObject(prototype) && Object.getPrototypeOf(prototype) === null && !("toJSON" in prototype));
+  if (!isPlain) throw new KartaArgumentError("metadata", "must be a plain object");
   // A `user_id` that is undefined would create a session without a user.
   for (const [name, value] of Object.entries(metadata)) text(value, `metadata.${name}`);
   return { metadata };

@@ -1,5 +1,5 @@
 import { KartaAbortError, KartaArgumentError, KartaConflictError, KartaConnectionError, KartaResponseError, KartaServerError } from "./shared/errors.js";
-import { isTransient } from "./failure.js";
+import { endedTurn, isTransient } from "./failure.js";
 import type { Feed, Http } from "./http.js";
 import { isObject, parsedJson } from "./shared/json.js";
 import type { RequestOptions } from "./shared/options.js";
@@ -122,8 +122,8 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
   }
 
   /**
-   * Ends this turn, and no later one, also after reading was aborted. The stream then ends with the error
-   * `turn_cancelled`. While the turn is starting, waits until it has started. Sends nothing if the
+   * Ends this turn, also after reading was aborted. Before its first event, whose id names the turn,
+   * ends the session's running turn. The stream then ends with the error `turn_cancelled`. While the turn is starting, waits until it has started. Sends nothing if the
    * turn has ended, or was not started: it will not start then.
    *
    * @throws the errors of `KartaSessions.cancel`, except `no_turn_in_progress`.
@@ -162,7 +162,8 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
       return feed;
     } catch (error) {
       // The server may have received the request.
-      if (error instanceof KartaConnectionError || error instanceof KartaAbortError || error instanceof KartaServerError) this.#mayRun = true;
+      const isUnknown = error instanceof KartaConnectionError || error instanceof KartaAbortError || error instanceof KartaServerError;
+      if (isUnknown && !endedTurn(error)) this.#mayRun = true;
       if (this.#cursor === undefined || !isNoTurn(error)) throw error;
       const { status, body, requestId } = error;
       const message = `${status}: the server no longer has the events of turn ${this.#turnId}: read its answer with messages()`;

@@ -370,3 +370,19 @@ test("secrets in a response are removed from errors", async () => {
   assert.ok(!shown.includes(odd) && !shown.includes("d4.e5.f6"), shown);
 });
 
+
+test("metadata of another form is not dropped", async () => {
+  const { sessions, sent } = scripted([json(201, {})]);
+  const withGetter = new (class {
+    get user_id(): string {
+      return "ann";
+    }
+  })();
+  for (const metadata of [new Map([["user_id", "ann"]]), new URLSearchParams("user_id=ann"), withGetter, []]) {
+    const error = await failure(() => sessions.create({ metadata: metadata as unknown as Record<string, string> }));
+    assert.ok(error instanceof KartaArgumentError, String(error));
+  }
+  assert.equal(sent.length, 0);
+  await sessions.create({ metadata: Object.assign(Object.create(null) as Record<string, string>, { user_id: "ann" }) });
+  assert.equal(sent.length, 1);
+});

@@ -39,7 +39,9 @@ impl ModelRule<'_> {
         is_priced: impl Fn(&str) -> bool,
         has_key: impl Fn(Provider) -> bool,
     ) -> Result<ModelChoice, ModelRefused> {
-        let not_allowed = || ModelRefused::NotAllowed { allowed: self.configured.cloned().into_iter().collect() };
+        // A configured model without a provider cannot be used either.
+        let usable = self.configured.filter(|model| provider_of(model.as_str()).is_some());
+        let not_allowed = || ModelRefused::NotAllowed { allowed: usable.cloned().into_iter().collect() };
         let chosen = |model: &ModelId| {
             let provider = provider_of(model.as_str()).ok_or_else(not_allowed)?;
             Ok(ModelChoice { model: model.clone(), provider })

@@ -108,6 +108,12 @@ impl<'de> Deserialize<'de> for JsonObject {
     }
 }
 
+/// Reads `null` as the default, like an absent field. Use as
+/// `#[serde(default, deserialize_with = "null_as_default")]`.
+pub fn null_as_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(value: D) -> Result<T, D::Error> {
+    Option::deserialize(value).map(Option::unwrap_or_default)
+}
+
 /// Deserializes a field of a PATCH: an absent field is `None`, and any other value is read,
 /// including `null`. Use as `#[serde(default, deserialize_with = "present")]`.
 pub fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {

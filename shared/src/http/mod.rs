@@ -41,7 +41,7 @@ pub use self::{
     },
     answer::{Answer, Revealed, Verbatim},
     authorizer_context::{AuthorizerContext, ContextError},
-    body::{NoBody, NoFields, Received, present},
+    body::{NoBody, NoFields, Received, null_as_default, present},
     call::Call,
     cors::Cors,
     error::Error,

@@ -132,3 +132,12 @@ async fn cache_tokens_are_kinds_of_their_own() {
         assert_eq!(session.get().await["usage"]["input_tokens"], sum);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn null_means_an_absent_field() {
+    let turns = TurnServer::start().await;
+    turns.server.post("/v1/sessions", json!({ "metadata": null, "session_id": null })).send().await.expect(201);
+    let session = turns.session(ANTHROPIC).await;
+    let body = json!({ "text": "hi", "stream": null, "thinking": null, "max_tokens": null });
+    assert!(session.post(body).send().await.expect(200)["text"].is_string());
+}

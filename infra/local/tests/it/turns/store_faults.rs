@@ -8,11 +8,13 @@ use karta_shared::{
     config::TurnLimits,
     domain::TurnStatus,
 };
+use serde_json::json;
 
 use super::{ANTHROPIC, DIALECTS, LIMITS, TurnServer, assert_whole};
 use crate::{
     fault_proxy::{ALWAYS, Fault, FaultProxy},
     harness::options,
+    reservations::assert_all_released,
 };
 
 const TOKENS: u64 = 20;
@@ -114,4 +116,27 @@ async fn uncertain_write_of_the_log_loses_no_turn() {
     assert_eq!((assert_whole(&events, 0).kind.as_str(), events.len()), ("done", 81));
     assert_eq!(session.follow(None).await.rest().await, events);
     assert!(proxy.seen_of("PutItem").len() > 1);
+}
+
+/// The sweep must not take the turn for one that had reserved nothing, and so had not called its provider.
+#[tokio::test(flavor = "multi_thread")]
+async fn capped_turn_with_an_expired_lease_counts() {
+    let (turns, proxy, clock) = start(LIMITS).await;
+    let key = json!({ "name": "app", "scopes": ["read", "write"], "budget": { "output_tokens": 100_000 } });
+    let (_, key) = turns.server.key_with(key).await;
+    let session = turns.session(ANTHROPIC).await.with_token(&key);
+    turns.provider.push(Script { tokens: 100_000, pause: Duration::from_millis(20), ..Script::default() });
+    let mut reader = session.stream().await;
+    reader.take(2).await;
+    // The renewal fails with all its retries.
+    proxy.fail("UpdateItem", 5, Fault::ServerError);
+    clock.advance(LIMITS.lease);
+    assert_eq!(reader.rest().await.pop().unwrap().code(), Some("interrupted"));
+    proxy.heal();
+    turns.server.work("worker-turns-sweep").await;
+    let turn = session.last_turn().await;
+    assert_eq!((turn.status, turn.estimated), (TurnStatus::Interrupted, true));
+    assert!(turn.usage.input_tokens > 0, "{turn:?}");
+    assert_all_released(&turns.server).await;
+    session.assert_usable().await;
 }
