@@ -69,19 +69,19 @@ type Others = "docsGet" | "healthz" | "openapiGet" | "sessionTokensCreateUnversi
 
 /** `send`, and `stream` for the events. The client has two methods instead of the field `stream`. */
 interface MessagesCreate extends Omit<Client<KartaSessions["send"], ["path.id", "body"]>, "body" | "events"> {
-  body: TurnFields<Parameters<KartaSessions["send"]>[1]> & { stream?: boolean };
+  body: TurnFields<Parameters<KartaSessions["send"]>[1]> & { stream?: boolean | null };
   events: ClientEvents<KartaSessions["stream"]>["events"];
 }
 
-/** A turn's fields without aliases. The client omits `thinking` for `null`. */
-type TurnFields<T extends { maxTokens?: unknown; thinking?: unknown }> = Omit<T, "maxTokens" | "thinking"> & NotNull<Pick<T, "thinking">>;
+/** A turn's fields without aliases. */
+type TurnFields<T extends { maxTokens?: unknown }> = Omit<T, "maxTokens">;
 
 /**
- * `create`, and `resume` for `session_id`. The client omits `metadata` for `null`, and sends an
- * `Idempotency-Key`, which the API ignores here.
+ * `create`, and `resume` for `session_id`. The client sends an `Idempotency-Key`, which the API ignores
+ * here.
  */
 interface SessionsCreate extends Omit<Client<KartaSessions["create"], []>, "body" | "idempotent"> {
-  body: NotNull<Exclude<Parameters<KartaSessions["create"]>[0], undefined>> & { session_id?: Parameters<KartaSessions["resume"]>[0] | null };
+  body: Exclude<Parameters<KartaSessions["create"]>[0], undefined> & { session_id?: Parameters<KartaSessions["resume"]>[0] | null };
   idempotent: false;
 }
 
@@ -101,7 +101,6 @@ type Mint = (
 ) => ReturnType<Karta["sessionTokens"]["mint"]>;
 
 type OrNull<T> = { [Field in keyof T]: null extends T[Field] ? never : T[Field] | null };
-type NotNull<T> = { [Field in keyof T]: null extends T[Field] ? Exclude<T[Field], null> : "never null" };
 
 /**
  * The response has `period` in each item and beside the items. The client returns only the items.
