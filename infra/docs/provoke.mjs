@@ -184,6 +184,14 @@ const CASES = {
     const { id } = await scene.make("POST", "/v1/sessions");
     return scene.call("POST", `/v1/sessions/${id}/cancel`);
   },
+  async "409 no_turn_in_progress of a turn"(scene) {
+    const { id } = await scene.make("POST", "/v1/sessions");
+    return scene.call("POST", `/v1/sessions/${id}/cancel`, { body: { turn_id: `turn_${"0".repeat(32)}` } });
+  },
+  async "409 no_turn_in_progress of events"(scene) {
+    const { id } = await scene.make("POST", "/v1/sessions");
+    return scene.call("GET", `/v1/sessions/${id}/stream`);
+  },
   async "409 turn_cancelled"(scene) {
     const bearer = await scene.modelOrganization("cancels");
     const cancel = (id) => scene.make("POST", `/v1/sessions/${id}/cancel`, { bearer });
