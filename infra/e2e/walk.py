@@ -46,16 +46,21 @@ def session(call, token, slug):
     check("the session token is rejected elsewhere", status == 403, (status, refused))
 
 
+def open_session(call, sessions, bearer):
+    """Creates a session and lists it. Returns its path."""
+    status, created = call("POST", sessions, bearer, {})
+    check(f"POST {sessions} creates a session", status == 201, (status, created))
+    status, listed = call("GET", sessions, bearer)
+    check(f"GET {sessions} lists it", status == 200 and created["id"] in [session["id"] for session in listed["sessions"]], (status, listed))
+    return f"{sessions}/{created['id']}"
+
+
 def turns(call, key, token, slug):
     """Tests sessions of the organization and of a project. Their turns fail, because no provider can be
     reached from here: docs/deploy.md says why. Needs a key of Anthropic and an active release."""
     of_project = f"/v1/projects/{slug}/sessions"
     for sessions, bearer, model in [("/v1/sessions", key, "claude-sonnet-4-5"), (of_project, token, "default")]:
-        status, created = call("POST", sessions, bearer, {})
-        check(f"POST {sessions} creates a session", status == 201, (status, created))
-        path = f"{sessions}/{created['id']}"
-        status, listed = call("GET", sessions, bearer)
-        check(f"GET {sessions} lists it", status == 200 and created["id"] in [listed["id"] for listed in listed["sessions"]], (status, listed))
+        path = open_session(call, sessions, bearer)
         status, refused = call("GET", f"{path}/stream", bearer)
         check("there is no turn to follow", (status, refused.get("error")) == (409, "no_turn_in_progress"), (status, refused))
         for stream in [False, True]:
