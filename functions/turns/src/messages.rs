@@ -147,7 +147,7 @@ impl<F: Family> Route for MessagesCreate<F> {
         };
         let mut task = match Box::pin(claim::claim(app, call, replaced.as_ref())).await {
             Ok(task) => task,
-            // A request with the same `Idempotency-Key` may have started the open turn meanwhile.
+            // A concurrent request with the same `Idempotency-Key` may have started the open turn.
             Err(refused @ Error::Conflict { .. }) => match attach::find(app, call).await? {
                 Attached::To(turn) => return attach::answer(app, call, *turn).await,
                 Attached::Failed(_) | Attached::Nothing => return Err(refused),

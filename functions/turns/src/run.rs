@@ -141,7 +141,7 @@ impl TurnTask {
                 self.release_reservation().await;
                 self.abandon(progress).await
             }
-            // What the turn holds tells the sweep that its provider may have been called.
+            // The turn keeps its reservation, from which the sweep knows that it may have called its provider.
             Err(Cut::Expired) => self.abandon(progress).await,
             // Boxed, like all calls of the store during a turn: a stream needs no memory for them while it
             // waits for the provider.

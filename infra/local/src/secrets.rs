@@ -46,8 +46,8 @@ pub struct ProvidedSecrets {
 
 impl ProvidedSecrets {
     /// Rejects a session token secret that is not one plain text, a guessable secret, and a secret with
-    /// two purposes: its holder for one purpose would also hold it for the other. A data plane's token that is also a service token
-    /// is rejected later, when both secrets are read.
+    /// two purposes: its holder for one purpose would also hold it for the other. A data plane's token
+    /// that is also a service token is rejected later, when both secrets are read.
     pub fn check(&self) -> Result<()> {
         if let Some(secret) = &self.session_token_secret {
             check_plain(secret.expose_secret()).context("KARTA_SESSION_TOKEN_SECRET")?;

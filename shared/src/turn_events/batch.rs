@@ -24,7 +24,7 @@ pub struct EventBatch {
     bytes: usize,
 }
 
-/// What is sealed of a batch. The number of its first event is part of the item.
+/// The sealed form of a batch. The item holds the number of its first event.
 #[derive(Clone, Default, Serialize, Deserialize)]
 struct BatchContent {
     /// Unix milliseconds of the first event.

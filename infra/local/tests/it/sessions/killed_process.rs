@@ -85,7 +85,7 @@ async fn converse(base_url: String, admin: String, number: usize) -> Vec<String>
     unreachable!("the process is killed")
 }
 
-/// What settles the turns of the last process.
+/// The process that settles the turns of the last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sweep {
     /// The workers of a server whose clock is ahead of the lease's end.

@@ -37,7 +37,7 @@ const LOOKUPS: usize = 48;
 /// Tokens of an answer that is killed at one of its frames.
 const TOKENS: usize = 4;
 
-/// What becomes of the store call at which a process dies.
+/// The fate of the store call at which a process dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     /// It never arrives.
