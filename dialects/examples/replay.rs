@@ -13,7 +13,7 @@ use std::{
     process::ExitCode,
 };
 
-use karta_dialects::{Delta, Dialect, Outcome, ReportedUsage, StopReason};
+use karta_dialects::{Delta, Dialect, Outcome, StopReason};
 use serde_json::{Value, json};
 
 fn main() -> io::Result<ExitCode> {
@@ -50,16 +50,15 @@ fn replay(dialect: Dialect, path: &Path) -> io::Result<bool> {
             Delta::Reasoning { text, .. } => reasoning_bytes += text.len(),
         }
     }
-    let ReportedUsage { input_tokens, output_tokens, cache_read_tokens, cache_write_tokens } =
-        outcome.usage.unwrap_or_default();
+    let usage = outcome.usage.unwrap_or_default();
     let result = json!({
         "file": path.file_name().map(|name| name.to_string_lossy()),
         "text_bytes": text_bytes,
         "reasoning_bytes": reasoning_bytes,
-        "input_tokens": input_tokens,
-        "output_tokens": output_tokens,
-        "cache_read_tokens": cache_read_tokens,
-        "cache_write_tokens": cache_write_tokens,
+        "input_tokens": usage.input_tokens.unwrap_or(0),
+        "output_tokens": usage.output_tokens.unwrap_or(0),
+        "cache_read_tokens": usage.cache_read_tokens.unwrap_or(0),
+        "cache_write_tokens": usage.cache_write_tokens.unwrap_or(0),
         "stop_reason": outcome.stop.map(StopReason::as_str),
     });
     writeln!(io::stdout(), "{result}")?;

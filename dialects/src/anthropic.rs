@@ -2,10 +2,15 @@
 
 use std::ops::ControlFlow;
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{Delta, Outcome, Prompt, ProviderFault, ReportedUsage, StopReason, dialect::Unreadable};
+use crate::{
+    FaultKind, Prompt, ProviderFault, ReportedUsage, StopReason,
+    decoder::Answer,
+    dialect::Unreadable,
+    json::{Json, Object},
+    text::Part,
+};
 
 /// The minimum that the provider accepts as `budget_tokens`.
 const MIN_THINKING_TOKENS: u32 = 1024;
@@ -50,163 +55,84 @@ fn version(model: &str) -> Option<(u32, u32)> {
     Some((major, parts.next().and_then(number).unwrap_or(0)))
 }
 
-#[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum Event {
-    MessageStart {
-        message: Message,
-    },
-    ContentBlockStart {
-        index: u32,
-        content_block: Block,
-    },
-    ContentBlockDelta {
-        index: u32,
-        delta: BlockDelta,
-    },
-    MessageDelta {
-        delta: MessageDelta,
-        usage: Option<Usage>,
-    },
-    MessageStop,
-    Error {
-        error: Value,
-    },
-    #[serde(other)]
-    Other,
-}
-
-#[derive(Deserialize)]
-struct Message {
-    usage: Option<Usage>,
-}
-
-#[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum Block {
-    Text {
-        #[serde(default)]
-        text: String,
-    },
-    Thinking {
-        #[serde(default)]
-        thinking: String,
-    },
-    ToolUse,
-    #[serde(other)]
-    Other,
-}
-
-#[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum BlockDelta {
-    TextDelta {
-        text: String,
-    },
-    ThinkingDelta {
-        thinking: String,
-    },
-    #[serde(other)]
-    Other,
-}
-
-#[derive(Deserialize)]
-struct MessageDelta {
-    stop_reason: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[expect(clippy::struct_field_names, reason = "these are the provider's names")]
-struct Usage {
-    input_tokens: Option<u64>,
-    output_tokens: Option<u64>,
-    cache_read_input_tokens: Option<u64>,
-    cache_creation_input_tokens: Option<u64>,
-}
-
-/// An error without the event's `type`, as proxies send it.
-#[derive(Deserialize)]
-struct BareError {
-    error: Value,
-}
-
-pub(crate) fn read(data: &[u8], outcome: &mut Outcome, out: &mut Vec<Delta>) -> Result<ControlFlow<()>, Unreadable> {
-    let event = match serde_json::from_slice(data) {
-        Ok(event) => event,
-        Err(_) => serde_json::from_slice::<BareError>(data).map(|bare| Event::Error { error: bare.error })?,
-    };
-    match event {
-        // Some proxies repeat this event. Its counts are older than those of a message_delta.
-        Event::MessageStart { message } => {
-            if let (None, Some(usage)) = (outcome.usage, message.usage) {
-                usage.update(&mut outcome.usage);
+pub(crate) fn read(data: &[u8], answer: &mut Answer<'_>) -> Result<ControlFlow<()>, Unreadable> {
+    let event = Json::parse(data)?.object().ok_or(Unreadable)?;
+    match event.to_text("type").as_deref() {
+        Some("message_start") => {
+            let usage = event.object("message").and_then(|message| message.object("usage"));
+            // Some proxies repeat this event. Its counts are older than those of a message_delta.
+            if let (None, Some(usage)) = (answer.outcome.usage, usage) {
+                answer.outcome.usage = read_usage(&usage);
             }
         }
-        Event::ContentBlockStart { index, content_block } => match content_block {
-            Block::Text { text } => push_text(index, text, out),
-            Block::Thinking { thinking } => push_reasoning(index, thinking, out),
-            Block::ToolUse => outcome.had_tool_call = true,
-            Block::Other => {}
-        },
-        Event::ContentBlockDelta { index, delta } => match delta {
-            BlockDelta::TextDelta { text } => push_text(index, text, out),
-            BlockDelta::ThinkingDelta { thinking } => push_reasoning(index, thinking, out),
-            BlockDelta::Other => {}
-        },
-        Event::MessageDelta { delta, usage } => {
-            if let Some(reason) = delta.stop_reason {
-                outcome.stop = Some(stop_reason(&reason));
+        Some("content_block_start") => read_block(&event, answer),
+        Some("content_block_delta") => read_delta(&event, answer),
+        Some("message_delta") => {
+            if let Some(reason) = event.object("delta").and_then(|delta| delta.to_text("stop_reason")) {
+                answer.outcome.stop = Some(stop_reason(&reason));
             }
-            if let Some(usage) = usage {
-                outcome.is_usage_final |= usage.output_tokens.is_some();
-                usage.update(&mut outcome.usage);
+            if let Some(usage) = event.object("usage").and_then(|usage| read_usage(&usage)) {
+                answer.update_usage(usage);
             }
         }
-        Event::MessageStop => {
-            outcome.is_complete = true;
+        Some("message_stop") => {
+            answer.outcome.is_complete = true;
             return Ok(ControlFlow::Break(()));
         }
-        Event::Error { error } => {
-            outcome.error = Some(ProviderFault::from_event(&error));
+        // Proxies also send an error without the event's `type`.
+        kind @ (Some("error") | None) => {
+            let fault = event.get("error").map(ProviderFault::from_event);
+            let unknown = kind.map(|_| ProviderFault::without_message(FaultKind::Unavailable));
+            answer.outcome.error = Some(fault.or(unknown).ok_or(Unreadable)?);
             return Ok(ControlFlow::Break(()));
         }
-        Event::Other => {}
+        Some(_) => {}
     }
     Ok(ControlFlow::Continue(()))
 }
 
-impl Usage {
-    /// Sets the counts that this event carries. They are cumulative, so nothing is added. An event
-    /// without counts reports no usage.
-    fn update(&self, usage: &mut Option<ReportedUsage>) {
-        let reported =
-            [self.input_tokens, self.output_tokens, self.cache_read_input_tokens, self.cache_creation_input_tokens];
-        if reported.iter().all(Option::is_none) {
-            return;
+/// Some providers send the first text of a block with its start.
+fn read_block(event: &Object<'_>, answer: &mut Answer<'_>) {
+    let Some(block) = answer.read(event.get("content_block"), Json::object) else { return };
+    match block.to_text("type").as_deref() {
+        Some("text") => {
+            answer.push(Part::Text(index(event)), block.get("text"));
         }
-        let usage = usage.get_or_insert_default();
-        let counts = [
-            &mut usage.input_tokens,
-            &mut usage.output_tokens,
-            &mut usage.cache_read_tokens,
-            &mut usage.cache_write_tokens,
-        ];
-        for (count, reported) in counts.into_iter().zip(reported) {
-            *count = reported.unwrap_or(*count);
+        Some("thinking") => {
+            answer.push(Part::Reasoning(index(event)), block.get("thinking"));
         }
+        Some("tool_use") => answer.outcome.had_tool_call = true,
+        _ => {}
     }
 }
 
-fn push_text(part: u32, text: String, out: &mut Vec<Delta>) {
-    if !text.is_empty() {
-        out.push(Delta::Text { part, text });
+fn read_delta(event: &Object<'_>, answer: &mut Answer<'_>) {
+    let Some(delta) = answer.read(event.get("delta"), Json::object) else { return };
+    match delta.to_text("type").as_deref() {
+        Some("text_delta") => {
+            answer.push(Part::Text(index(event)), delta.get("text"));
+        }
+        Some("thinking_delta") => {
+            answer.push(Part::Reasoning(index(event)), delta.get("thinking"));
+        }
+        _ => {}
     }
 }
 
-fn push_reasoning(part: u32, text: String, out: &mut Vec<Delta>) {
-    if !text.is_empty() {
-        out.push(Delta::Reasoning { part, text });
+/// Returns the number of the event's block, or 0 if the event has none.
+fn index(event: &Object<'_>) -> u32 {
+    event.count("index").and_then(|index| index.try_into().ok()).unwrap_or(0)
+}
+
+/// Returns the counts that an event carries. They are cumulative.
+fn read_usage(usage: &Object<'_>) -> Option<ReportedUsage> {
+    ReportedUsage {
+        input_tokens: usage.count("input_tokens"),
+        output_tokens: usage.count("output_tokens"),
+        cache_read_tokens: usage.count("cache_read_input_tokens"),
+        cache_write_tokens: usage.count("cache_creation_input_tokens"),
     }
+    .non_empty()
 }
 
 /// An unknown reason counts as the end of the turn, because the answer is whole.

@@ -1,6 +1,8 @@
 use crate::{
-    Dialect, Outcome,
+    Dialect, Outcome, ReportedUsage,
+    json::Json,
     sse::{Frame, Frames},
+    text::{Joiner, Part},
 };
 
 /// An increment of the answer, never empty. `part` identifies a block of the answer: Anthropic's block
@@ -20,12 +22,49 @@ pub struct Decoder {
 struct Stream {
     dialect: Dialect,
     outcome: Outcome,
+    joiner: Joiner,
     has_ended: bool,
+}
+
+/// What the dialects write into while they read a frame.
+pub(crate) struct Answer<'a> {
+    pub(crate) outcome: &'a mut Outcome,
+    joiner: &'a mut Joiner,
+    deltas: &'a mut Vec<Delta>,
+    /// Whether a member that leads to text has another JSON type, so that its text is dropped.
+    is_partly_unreadable: bool,
+}
+
+impl Answer<'_> {
+    /// Reads a member that leads to text, and notes if it has another JSON type.
+    pub(crate) fn read<'j, T>(&mut self, member: Option<Json<'j>>, read: fn(Json<'j>) -> Option<T>) -> Option<T> {
+        let value = read(member?);
+        self.is_partly_unreadable |= value.is_none();
+        value
+    }
+
+    /// Appends the text of a member. Returns false if it is absent or has no text.
+    pub(crate) fn push(&mut self, part: Part, member: Option<Json<'_>>) -> bool {
+        let text = self.read(member, Json::text).filter(|text| !text.is_empty());
+        text.map(|text| self.joiner.push(part, text, self.deltas)).is_some()
+    }
+
+    /// Sets the counts of a report of the output. Those that it lacks stay as they are.
+    pub(crate) fn update_usage(&mut self, report: ReportedUsage) {
+        let usage = self.outcome.usage.get_or_insert_default();
+        *usage = ReportedUsage {
+            input_tokens: report.input_tokens.or(usage.input_tokens),
+            output_tokens: report.output_tokens.or(usage.output_tokens),
+            cache_read_tokens: report.cache_read_tokens.or(usage.cache_read_tokens),
+            cache_write_tokens: report.cache_write_tokens.or(usage.cache_write_tokens),
+        };
+        self.outcome.is_usage_final |= report.output_tokens.is_some();
+    }
 }
 
 impl Decoder {
     pub(crate) fn new(dialect: Dialect) -> Self {
-        Self { frames: Frames::default(), stream: Stream { dialect, outcome: Outcome::default(), has_ended: false } }
+        Self { frames: Frames::default(), stream: Stream::new(dialect) }
     }
 
     /// Reads the next bytes and appends their deltas to `out`. Ignores bytes after the end.
@@ -58,11 +97,16 @@ impl Decoder {
                 self.stream.count_skipped();
             }
         });
+        self.stream.joiner.finish(out);
         self.stream.outcome
     }
 }
 
 impl Stream {
+    fn new(dialect: Dialect) -> Self {
+        Self { dialect, outcome: Outcome::default(), joiner: Joiner::default(), has_ended: false }
+    }
+
     /// Returns false if the frame must be counted as skipped.
     fn read(&mut self, frame: Frame<'_>, out: &mut Vec<Delta>) -> bool {
         if self.has_ended {
@@ -73,9 +117,11 @@ impl Stream {
         if data.trim_ascii().is_empty() {
             return true;
         }
-        let Ok(flow) = self.dialect.read(data, &mut self.outcome, out) else { return false };
+        let (outcome, joiner) = (&mut self.outcome, &mut self.joiner);
+        let mut answer = Answer { outcome, joiner, deltas: out, is_partly_unreadable: false };
+        let Ok(flow) = self.dialect.read(data, &mut answer) else { return false };
         self.has_ended = flow.is_break();
-        true
+        !answer.is_partly_unreadable
     }
 
     const fn count_skipped(&mut self) {

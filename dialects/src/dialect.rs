@@ -1,7 +1,8 @@
 use std::ops::ControlFlow;
 
 use crate::{
-    Decoder, Delta, Outcome, Prompt, anthropic,
+    Decoder, Prompt, anthropic,
+    decoder::Answer,
     openai::{self, Flavor},
 };
 
@@ -17,12 +18,6 @@ pub enum Dialect {
 /// The data of a frame is not the JSON that the dialect expects.
 #[derive(Debug)]
 pub(crate) struct Unreadable;
-
-impl From<serde_json::Error> for Unreadable {
-    fn from(_: serde_json::Error) -> Self {
-        Self
-    }
-}
 
 impl Dialect {
     /// Returns the last part of the path, without a slash at its start. The part before it depends on
@@ -48,15 +43,10 @@ impl Dialect {
     }
 
     /// Reads the data of one frame. Breaks if the frame ends the stream.
-    pub(crate) fn read(
-        self,
-        data: &[u8],
-        outcome: &mut Outcome,
-        out: &mut Vec<Delta>,
-    ) -> Result<ControlFlow<()>, Unreadable> {
+    pub(crate) fn read(self, data: &[u8], answer: &mut Answer<'_>) -> Result<ControlFlow<()>, Unreadable> {
         match self {
-            Self::AnthropicMessages => anthropic::read(data, outcome, out),
-            Self::OpenAiChat | Self::OpenRouterChat => openai::read(data, outcome, out),
+            Self::AnthropicMessages => anthropic::read(data, answer),
+            Self::OpenAiChat | Self::OpenRouterChat => openai::read(data, answer),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde_json::Value;
+use crate::json::{Json, Object};
 
 /// The type or code of an error about the account's balance or quota, in lower case.
 const CREDIT_LABELS: [&str; 6] = [
@@ -81,10 +81,8 @@ impl FaultKind {
 /// Classifies an HTTP answer that is not a stream by its status and body. With a status below 400, the
 /// body decides.
 pub fn read_error(status: u16, body: &[u8]) -> ProviderFault {
-    let json: Option<Value> = serde_json::from_slice(body).ok();
-    match json.as_ref().and_then(report_of) {
-        Some(error) => {
-            let report = Report::new(error);
+    match Json::parse(body).ok().and_then(Report::of_answer) {
+        Some(report) => {
             let status = Some(status).filter(|status| *status >= 400).or(report.status);
             ProviderFault { kind: report.kind(status), message: report.message }
         }
@@ -98,20 +96,13 @@ pub fn read_error(status: u16, body: &[u8]) -> ProviderFault {
     }
 }
 
-/// Returns the object with the error's members. Google wraps the body in an array, and AWS has no
-/// member `error`.
-fn report_of(body: &Value) -> Option<&Value> {
-    let body = body.get(0).unwrap_or(body);
-    body.is_object().then(|| body.get("error").unwrap_or(body))
-}
-
 impl ProviderFault {
     pub(crate) const fn without_message(kind: FaultKind) -> Self {
         Self { kind, message: None }
     }
 
     /// Reads the member `error` of an event.
-    pub(crate) fn from_event(error: &Value) -> Self {
+    pub(crate) fn from_event(error: Json<'_>) -> Self {
         let report = Report::new(error);
         Self { kind: report.kind(report.status), message: report.message }
     }
@@ -133,16 +124,28 @@ struct Report {
 }
 
 impl Report {
-    fn new(error: &Value) -> Self {
-        let text = |name: &str| error.get(name).and_then(Value::as_str);
-        let labels = ["type", "code", "status", "__type"].into_iter().filter_map(text).map(str::to_ascii_lowercase);
-        let code = error.get("code");
-        let number = code.and_then(Value::as_u64).or_else(|| text("code")?.parse().ok());
-        let message = error.as_str().or_else(|| text("message")).or_else(|| text("Message"));
+    /// Reads the body of an HTTP answer. Google wraps it in an array, and AWS has no member `error`.
+    fn of_answer(body: Json<'_>) -> Option<Self> {
+        let body = body.elements().and_then(|elements| elements.first().copied()).unwrap_or(body);
+        let members = body.object()?;
+        Some(members.get("error").map_or_else(|| Self::of_members(&members), Self::new))
+    }
+
+    /// Reads an error: an object, or its message.
+    fn new(error: Json<'_>) -> Self {
+        match error.object() {
+            Some(members) => Self::of_members(&members),
+            None => Self { labels: Vec::new(), status: None, message: error.to_text() },
+        }
+    }
+
+    fn of_members(members: &Object<'_>) -> Self {
+        let labels = ["type", "code", "status", "__type"].into_iter().filter_map(|name| members.to_text(name));
+        let number = members.count("code").or_else(|| members.to_text("code")?.parse().ok());
         Self {
-            labels: labels.collect(),
+            labels: labels.map(|label| label.to_ascii_lowercase()).collect(),
             status: number.and_then(|code| u16::try_from(code).ok()).filter(|code| (400..600).contains(code)),
-            message: message.map(str::to_owned),
+            message: members.to_text("message").or_else(|| members.to_text("Message")),
         }
     }
 
@@ -176,7 +179,7 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -261,6 +264,15 @@ mod tests {
     }
 
     #[test]
+    fn half_surrogates_leave_the_error() {
+        let body =
+            br#"{"error": {"type": "invalid_request_error", "message": "prompt '\ud83e' is too long", "\udd80": 1}}"#;
+        let fault = read_error(400, body);
+        assert_eq!(fault.kind, FaultKind::Rejected);
+        assert_eq!(fault.message.as_deref(), Some("prompt '\u{fffd}' is too long"));
+    }
+
+    #[test]
     fn events_without_status_are_classified() {
         use FaultKind::{CreditExhausted, KeyRejected, RateLimited, Rejected, Unavailable};
         for (error, expected) in [
@@ -280,7 +292,9 @@ mod tests {
             (json!("text"), Unavailable),
             (json!({}), Unavailable),
         ] {
-            assert_eq!(ProviderFault::from_event(&error).kind, expected, "{error}");
+            let text = error.to_string();
+            let fault = ProviderFault::from_event(Json::parse(text.as_bytes()).unwrap());
+            assert_eq!(fault.kind, expected, "{error}");
         }
     }
 

@@ -15,10 +15,12 @@ mod anthropic;
 mod decoder;
 mod dialect;
 mod fault;
+mod json;
 mod openai;
 mod outcome;
 mod prompt;
 mod sse;
+mod text;
 
 pub use decoder::{Decoder, Delta};
 pub use dialect::Dialect;

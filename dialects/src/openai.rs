@@ -2,10 +2,15 @@
 
 use std::ops::ControlFlow;
 
-use serde::{Deserialize, de::IgnoredAny};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::{Delta, FaultKind, Outcome, Prompt, ProviderFault, ReportedUsage, StopReason, dialect::Unreadable};
+use crate::{
+    FaultKind, Prompt, ProviderFault, ReportedUsage, StopReason,
+    decoder::Answer,
+    dialect::Unreadable,
+    json::{Json, Object},
+    text::Part,
+};
 
 const TEXT_PART: u32 = 0;
 const REASONING_PART: u32 = 1;
@@ -39,115 +44,75 @@ pub(crate) fn request(prompt: &Prompt<'_>, flavor: Flavor) -> Vec<u8> {
     body.to_string().into_bytes()
 }
 
-#[derive(Deserialize)]
-struct Chunk {
-    choices: Option<Vec<Choice>>,
-    usage: Option<Usage>,
-    error: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct Choice {
-    #[serde(default)]
-    index: u32,
-    delta: Option<ChoiceDelta>,
-    finish_reason: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct ChoiceDelta {
-    content: Option<String>,
-    refusal: Option<String>,
-    reasoning_content: Option<String>,
-    /// OpenRouter's name of `reasoning_content`. Some providers send both with the same text.
-    reasoning: Option<String>,
-    tool_calls: Option<Vec<IgnoredAny>>,
-    function_call: Option<IgnoredAny>,
-}
-
-#[derive(Deserialize)]
-struct Usage {
-    #[serde(default)]
-    prompt_tokens: u64,
-    #[serde(default)]
-    completion_tokens: u64,
-    total_tokens: Option<u64>,
-    prompt_tokens_details: Option<PromptDetails>,
-}
-
-#[derive(Deserialize)]
-struct PromptDetails {
-    cached_tokens: Option<u64>,
-    cache_write_tokens: Option<u64>,
-}
-
-pub(crate) fn read(data: &[u8], outcome: &mut Outcome, out: &mut Vec<Delta>) -> Result<ControlFlow<()>, Unreadable> {
+pub(crate) fn read(data: &[u8], answer: &mut Answer<'_>) -> Result<ControlFlow<()>, Unreadable> {
     if data.trim_ascii() == b"[DONE]" {
-        outcome.is_complete = true;
+        answer.outcome.is_complete = true;
         return Ok(ControlFlow::Break(()));
     }
-    let chunk: Chunk = serde_json::from_slice(data)?;
-    if chunk.choices.is_none() && chunk.usage.is_none() && chunk.error.is_none() {
+    let chunk = Json::parse(data)?.object().ok_or(Unreadable)?;
+    let (choices, usage) = (chunk.get("choices"), chunk.get("usage"));
+    let error = chunk.get("error").filter(|error| !error.is_blank());
+    if choices.is_none() && usage.is_none() && error.is_none() {
         return Err(Unreadable);
     }
-    if let Some(usage) = chunk.usage {
-        outcome.usage = Some(usage.into());
-        outcome.is_usage_final = true;
+    if let Some(usage) = usage.and_then(Json::object).and_then(|usage| read_usage(&usage)) {
+        answer.update_usage(usage);
     }
-    let mut fault = chunk.error.as_ref().map(ProviderFault::from_event);
-    for choice in chunk.choices.into_iter().flatten().filter(|choice| choice.index == 0) {
-        if let Some(delta) = choice.delta {
-            delta.read(outcome, out);
+    let mut fault = error.map(ProviderFault::from_event);
+    for choice in answer.read(choices, Json::elements).into_iter().flatten() {
+        let Some(choice) = answer.read(Some(choice), Json::object) else { continue };
+        if choice.count("index").is_some_and(|index| index != 0) {
+            continue;
         }
-        match choice.finish_reason.as_deref() {
+        if let Some(delta) = answer.read(choice.get("delta"), Json::object) {
+            read_delta(&delta, answer);
+        }
+        match choice.to_text("finish_reason").as_deref() {
             None | Some("") => {}
             Some("error") => fault = fault.or(Some(ProviderFault::without_message(FaultKind::Unavailable))),
             Some(reason) => {
-                outcome.stop = Some(stop_reason(reason, outcome.stop));
+                answer.outcome.stop = Some(stop_reason(reason, answer.outcome.stop));
                 // Some providers send no `[DONE]`. The usage may follow.
-                outcome.is_complete = true;
+                answer.outcome.is_complete = true;
             }
         }
     }
     if fault.is_some() {
-        outcome.error = fault;
-        outcome.is_complete = false;
+        answer.outcome.error = fault;
+        answer.outcome.is_complete = false;
         return Ok(ControlFlow::Break(()));
     }
     Ok(ControlFlow::Continue(()))
 }
 
-impl ChoiceDelta {
-    fn read(self, outcome: &mut Outcome, out: &mut Vec<Delta>) {
-        let non_empty = |text: &String| !text.is_empty();
-        if let Some(text) = self.reasoning_content.filter(non_empty).or(self.reasoning.filter(non_empty)) {
-            out.push(Delta::Reasoning { part: REASONING_PART, text });
-        }
-        if let Some(text) = self.content.filter(non_empty) {
-            out.push(Delta::Text { part: TEXT_PART, text });
-        }
-        if let Some(text) = self.refusal.filter(non_empty) {
-            outcome.stop = Some(StopReason::Refusal);
-            out.push(Delta::Text { part: TEXT_PART, text });
-        }
-        outcome.had_tool_call |= self.function_call.is_some() || self.tool_calls.is_some_and(|calls| !calls.is_empty());
+fn read_delta(delta: &Object<'_>, answer: &mut Answer<'_>) {
+    // OpenRouter's name is `reasoning`. Some providers send both with the same text.
+    if !answer.push(Part::Reasoning(REASONING_PART), delta.get("reasoning_content")) {
+        answer.push(Part::Reasoning(REASONING_PART), delta.get("reasoning"));
     }
+    answer.push(Part::Text(TEXT_PART), delta.get("content"));
+    if answer.push(Part::Text(TEXT_PART), delta.get("refusal")) {
+        answer.outcome.stop = Some(StopReason::Refusal);
+    }
+    let has_calls = delta.get("tool_calls").and_then(Json::elements).is_some_and(|calls| !calls.is_empty());
+    answer.outcome.had_tool_call |= has_calls || delta.get("function_call").is_some();
 }
 
-impl From<Usage> for ReportedUsage {
-    fn from(usage: Usage) -> Self {
-        let details = usage.prompt_tokens_details;
-        let cache_read = details.as_ref().and_then(|details| details.cached_tokens).unwrap_or(0);
-        let cache_write = details.as_ref().and_then(|details| details.cache_write_tokens).unwrap_or(0);
-        // `completion_tokens` should include reasoning. Gemini and Grok count reasoning in the total only.
-        let beyond_prompt = usage.total_tokens.unwrap_or(0).saturating_sub(usage.prompt_tokens);
-        Self {
-            input_tokens: usage.prompt_tokens.saturating_sub(cache_read).saturating_sub(cache_write),
-            output_tokens: usage.completion_tokens.max(beyond_prompt),
-            cache_read_tokens: cache_read,
-            cache_write_tokens: cache_write,
-        }
+fn read_usage(usage: &Object<'_>) -> Option<ReportedUsage> {
+    let (input, output) = (usage.count("prompt_tokens"), usage.count("completion_tokens"));
+    let details = usage.object("prompt_tokens_details");
+    let cached = |name| input.map(|_| details.as_ref().and_then(|details| details.count(name)).unwrap_or(0));
+    let (cache_read, cache_write) = (cached("cached_tokens"), cached("cache_write_tokens"));
+    // `completion_tokens` should include reasoning. Gemini and Grok count reasoning in the total only.
+    let beyond_prompt = usage.count("total_tokens").zip(input).map(|(total, input)| total.saturating_sub(input));
+    ReportedUsage {
+        input_tokens: input
+            .map(|input| input.saturating_sub(cache_read.unwrap_or(0)).saturating_sub(cache_write.unwrap_or(0))),
+        output_tokens: output.max(beyond_prompt),
+        cache_read_tokens: cache_read,
+        cache_write_tokens: cache_write,
     }
+    .non_empty()
 }
 
 /// An unknown reason counts as the end of the turn, because the answer is whole. A refusal in text ends

@@ -15,22 +15,29 @@ pub struct Outcome {
     pub is_complete: bool,
     /// The error that ended the stream.
     pub error: Option<ProviderFault>,
-    /// Frames that were dropped: larger than [`MAX_FRAME_BYTES`](crate::MAX_FRAME_BYTES), or not the
-    /// expected JSON.
+    /// Frames of which something was dropped: larger than [`MAX_FRAME_BYTES`](crate::MAX_FRAME_BYTES),
+    /// not the expected JSON, or with text that is no string.
     pub skipped_frames: u32,
     /// Whether the model called a tool of the caller. Its arguments are not decoded.
     pub had_tool_call: bool,
 }
 
-/// Token counts as the provider reports them. The four kinds do not overlap.
+/// Token counts as the provider reports them. The four kinds do not overlap. `None` is a count that the
+/// provider did not report, or that is no whole number from 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReportedUsage {
     /// Input that was neither read from the provider's cache nor written to it.
-    pub input_tokens: u64,
+    pub input_tokens: Option<u64>,
     /// Output with reasoning.
-    pub output_tokens: u64,
-    pub cache_read_tokens: u64,
-    pub cache_write_tokens: u64,
+    pub output_tokens: Option<u64>,
+    pub cache_read_tokens: Option<u64>,
+    pub cache_write_tokens: Option<u64>,
+}
+
+impl ReportedUsage {
+    pub(crate) fn non_empty(self) -> Option<Self> {
+        (self != Self::default()).then_some(self)
+    }
 }
 
 /// The reason why the model stopped.

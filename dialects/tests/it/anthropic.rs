@@ -1,4 +1,4 @@
-use karta_dialects::{Delta, Dialect, FaultKind, Outcome, StopReason};
+use karta_dialects::{Delta, Dialect, FaultKind, Outcome, ReportedUsage, StopReason};
 use serde_json::{Value, json};
 
 use crate::{reasoning, text, usage};
@@ -40,6 +40,11 @@ fn end() -> Value {
     json!({"type": "message_stop"})
 }
 
+/// Returns a report of these counts of input and output.
+fn tokens(input: u64, output: u64) -> ReportedUsage {
+    ReportedUsage { input_tokens: Some(input), output_tokens: Some(output), ..ReportedUsage::default() }
+}
+
 #[test]
 fn text_with_usage_is_complete() {
     let (deltas, outcome) = decode(&[
@@ -55,7 +60,7 @@ fn text_with_usage_is_complete() {
     ]);
     assert_eq!(deltas, [text(0, "Hello"), text(0, ", 世界 🦀")]);
     let expected = Outcome {
-        usage: Some(usage([12, 15, 0, 0])),
+        usage: Some(tokens(12, 15)),
         is_usage_final: true,
         stop: Some(StopReason::EndTurn),
         is_complete: true,
@@ -94,7 +99,7 @@ fn cumulative_usage_is_set() {
         (vec![start(&caching), stop("end_turn", &json!({"output_tokens": 5}))], Some(usage([10, 5, 3000, 200]))),
         (vec![start(&caching), stop("end_turn", &later)], Some(usage([61, 7, 3000, 200]))),
         (vec![start(&caching), stop("end_turn", &later), start(&caching)], Some(usage([61, 7, 3000, 200]))),
-        (vec![stop("end_turn", &later)], Some(usage([61, 7, 0, 0]))),
+        (vec![stop("end_turn", &later)], Some(tokens(61, 7))),
         (vec![start(&Value::Null), stop("end_turn", &Value::Null)], None),
     ] {
         assert_eq!(decode(&events).1.usage, expected, "{events:?}");
@@ -142,6 +147,8 @@ fn error_event_ends_the_stream() {
         assert_eq!((fault.kind, fault.message.as_deref()), (FaultKind::Unavailable, Some("Overloaded")));
         assert!(!outcome.is_complete);
     }
+    let fault = decode(&[json!({"type": "error"}), end()]).1.error.unwrap();
+    assert_eq!((fault.kind, fault.message), (FaultKind::Unavailable, None));
 }
 
 #[test]
@@ -153,9 +160,9 @@ fn first_count_is_not_final() {
         (outcome.usage, outcome.is_usage_final)
     };
     let first = || json!({"input_tokens": 9, "output_tokens": 1});
-    assert_eq!(answer(first(), json!({"output_tokens": 5})), (Some(usage([9, 5, 0, 0])), true));
-    assert_eq!(answer(first(), json!({})), (Some(usage([9, 1, 0, 0])), false));
-    assert_eq!(answer(first(), Value::Null), (Some(usage([9, 1, 0, 0])), false));
+    assert_eq!(answer(first(), json!({"output_tokens": 5})), (Some(tokens(9, 5)), true));
+    assert_eq!(answer(first(), json!({})), (Some(tokens(9, 1)), false));
+    assert_eq!(answer(first(), Value::Null), (Some(tokens(9, 1)), false));
     assert_eq!(answer(json!({}), json!({})), (None, false));
 }
 
@@ -165,7 +172,7 @@ fn cut_stream_is_incomplete() {
         [start(&json!({"input_tokens": 9, "output_tokens": 1})), text_delta(0, "a"), stop("end_turn", &Value::Null)];
     let (deltas, outcome) = decode(&events);
     assert_eq!(deltas, [text(0, "a")]);
-    assert_eq!((outcome.is_complete, outcome.error, outcome.usage), (false, None, Some(usage([9, 1, 0, 0]))));
+    assert_eq!((outcome.is_complete, outcome.error, outcome.usage), (false, None, Some(tokens(9, 1))));
 
     let whole = stream(&events);
     let in_the_middle_of_json = &whole[..whole.find("stop_reason\":\"end").unwrap()];
@@ -191,6 +198,55 @@ fn broken_frames_are_skipped_and_counted() {
     let (deltas, outcome) = crate::decode(Dialect::AnthropicMessages, &whole);
     assert_eq!(deltas, [text(0, "a"), text(0, "b")]);
     assert_eq!((outcome.skipped_frames, outcome.is_complete), (4, true));
+}
+
+#[test]
+fn odd_members_leave_text_and_counts() {
+    for (first, odd) in [
+        (start(&json!({"input_tokens": 9})), json!({"type": "ping", "x": -1})),
+        (start(&json!({"input_tokens": 9.0, "output_tokens": null})), json!({"type": "ping"})),
+        (
+            start(&json!({"input_tokens": 9, "output_tokens": -1, "cache_read_input_tokens": []})),
+            json!({"type": "ping"}),
+        ),
+        (json!({"type": "message_start", "message": null}), stop("end_turn", &json!({"input_tokens": 9}))),
+        (json!({"type": "message_start"}), stop("end_turn", &json!({"input_tokens": 9, "output_tokens": "x"}))),
+        (start(&json!({"input_tokens": 9})), json!({"type": "content_block_start", "index": null})),
+        (start(&json!({"input_tokens": 9})), json!({"type": "message_delta", "delta": null, "usage": []})),
+        (start(&json!({"input_tokens": 9})), json!({"type": "content_block_delta", "delta": {"type": "text_delta"}})),
+    ] {
+        let events = [
+            first.clone(),
+            odd.clone(),
+            json!({"type": "content_block_delta", "index": null, "delta": {"type": "text_delta", "text": "a", "text2": {}}}),
+            json!({"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {"output_tokens": 5.0}}),
+            end(),
+        ];
+        let (deltas, outcome) = decode(&events);
+        assert_eq!((deltas, outcome.skipped_frames), (vec![text(0, "a")], 0), "{first} {odd}");
+        assert_eq!((outcome.usage, outcome.is_usage_final), (Some(tokens(9, 5)), true), "{first} {odd}");
+        assert_eq!((outcome.stop, outcome.is_complete), (Some(StopReason::MaxTokens), true), "{first} {odd}");
+    }
+}
+
+#[test]
+fn unreported_input_is_unknown() {
+    let (_, outcome) = decode(&[text_delta(0, "a"), stop("end_turn", &json!({"output_tokens": 5})), end()]);
+    let usage = outcome.usage.unwrap();
+    assert_eq!((usage.input_tokens, usage.output_tokens), (None, Some(5)));
+}
+
+#[test]
+fn text_of_another_type_is_counted() {
+    for odd in [
+        delta(0, &json!({"type": "text_delta", "text": 1})),
+        delta(0, &json!({"type": "thinking_delta", "thinking": {}})),
+        delta(0, &json!("b")),
+        block(0, &json!([])),
+    ] {
+        let (deltas, outcome) = decode(&[text_delta(0, "a"), odd, text_delta(0, "c"), end()]);
+        assert_eq!((deltas, outcome.skipped_frames), (vec![text(0, "a"), text(0, "c")], 1));
+    }
 }
 
 #[test]

@@ -31,6 +31,6 @@ fn reasoning(part: u32, text: &str) -> Delta {
 
 /// Returns these counts of input, output, cache reads and cache writes.
 fn usage(counts: [u64; 4]) -> ReportedUsage {
-    let [input_tokens, output_tokens, cache_read_tokens, cache_write_tokens] = counts;
+    let [input_tokens, output_tokens, cache_read_tokens, cache_write_tokens] = counts.map(Some);
     ReportedUsage { input_tokens, output_tokens, cache_read_tokens, cache_write_tokens }
 }

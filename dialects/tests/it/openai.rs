@@ -95,13 +95,124 @@ fn usage_kinds_do_not_overlap() {
             }),
             [307, 253, 0, 0],
         ),
-        (json!({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 9}}), [0, 0, 9, 0]),
+        (
+            json!({"prompt_tokens": 5, "completion_tokens": 0, "prompt_tokens_details": {"cached_tokens": 9}}),
+            [0, 0, 9, 0],
+        ),
+        (json!({"prompt_tokens": 5.0, "completion_tokens": 7.0, "prompt_tokens_details": []}), [5, 7, 0, 0]),
+        (json!({"prompt_tokens": 5, "total_tokens": 12, "prompt_tokens_details": {"cached_tokens": -1}}), [5, 7, 0, 0]),
+        // Counts that are missing or no counts leave the earlier ones.
+        (json!({"prompt_tokens": null, "completion_tokens": 7}), [1, 7, 0, 0]),
+        (json!({"prompt_tokens": 5, "completion_tokens": null}), [5, 1, 0, 0]),
+        (json!({"prompt_tokens": -5, "completion_tokens": "7"}), [1, 1, 0, 0]),
+        (json!({"prompt_tokens": 5.5, "completion_tokens": {}}), [1, 1, 0, 0]),
+        (json!({}), [1, 1, 0, 0]),
+        (json!([]), [1, 1, 0, 0]),
         (json!({"prompt_tokens": 5, "total_tokens": 2, "prompt_tokens_details": null}), [5, 0, 0, 0]),
     ] {
         let cumulative = usage_chunk(&json!({"prompt_tokens": 1, "completion_tokens": 1}));
         let (_, outcome) = decode(&stream(&[cumulative, usage_chunk(&reported)]));
         assert_eq!(outcome.usage, Some(usage(expected)), "{reported}");
     }
+}
+
+#[test]
+fn unknown_counts_are_not_zero() {
+    for (reported, input, output) in [
+        (json!({"prompt_tokens": null, "completion_tokens": 7}), None, Some(7)),
+        (json!({"prompt_tokens": 5}), Some(5), None),
+    ] {
+        let outcome = decode(&stream(&[usage_chunk(&reported)])).1;
+        let usage = outcome.usage.unwrap();
+        assert_eq!((usage.input_tokens, usage.output_tokens), (input, output));
+        assert_eq!(outcome.is_usage_final, output.is_some());
+    }
+    for reported in [json!({}), json!(null), json!([]), json!({"prompt_tokens": "5", "total_tokens": 12})] {
+        assert_eq!(decode(&(stream(&[content("a"), usage_chunk(&reported)]) + DONE)).1.usage, None);
+    }
+}
+
+#[test]
+fn odd_members_leave_text_and_counts() {
+    let whole = || {
+        json!({
+            "id": "1", "model": "m", "service_tier": null, "error": null,
+            "choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "length"}],
+            "usage": {"prompt_tokens": 5, "completion_tokens": 7},
+        })
+    };
+    for (pointer, odd) in [
+        ("/id", json!(1)),
+        ("/model", json!({})),
+        ("/error", json!("")),
+        ("/error", json!({})),
+        ("/error", json!(false)),
+        ("/choices/0/index", json!(null)),
+        ("/choices/0/index", json!("0")),
+        ("/choices/0/index", json!(0.0)),
+        ("/choices/0/delta/role", json!([])),
+        ("/choices/0/delta/refusal", json!(null)),
+        ("/choices/0/delta/reasoning", json!(null)),
+        ("/choices/0/delta/reasoning_content", json!("")),
+        ("/choices/0/delta/tool_calls", json!({})),
+        ("/choices/0/delta/tool_calls", json!(null)),
+        ("/choices/0/logprobs", json!([1])),
+        ("/choices/1", json!({"index": 1, "delta": {"content": {}}, "finish_reason": 1})),
+        ("/usage/total_tokens", json!(-1)),
+        ("/usage/prompt_tokens_details", json!([])),
+        ("/usage/prompt_tokens_details", json!({"cached_tokens": null})),
+        ("/usage/completion_tokens_details", json!("x")),
+    ] {
+        let mut chunk = whole();
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        match chunk.pointer_mut(parent).unwrap() {
+            Value::Array(elements) if name == "1" => elements.push(odd.clone()),
+            parent => parent[name] = odd.clone(),
+        }
+        let (deltas, outcome) = decode(&stream(&[chunk]));
+        assert_eq!((deltas, outcome.skipped_frames), (vec![text(0, "a")], 0), "{pointer} {odd}");
+        assert_eq!(outcome.usage, Some(usage([5, 7, 0, 0])), "{pointer} {odd}");
+        assert_eq!((outcome.stop, outcome.is_complete), (Some(StopReason::MaxTokens), true), "{pointer} {odd}");
+    }
+}
+
+#[test]
+fn text_of_another_type_is_counted() {
+    let odd = [
+        chunk(&json!({"content": 1}), None),
+        chunk(&json!({"reasoning": {}, "content": "b"}), None),
+        chunk(&json!("x"), None),
+        json!({"choices": {}}),
+        json!({"choices": [1, {"delta": {"content": "c"}}]}),
+    ];
+    let (deltas, outcome) = decode(&(stream(&[content("a")]) + &stream(&odd) + DONE));
+    assert_eq!(deltas, [text(0, "a"), text(0, "b"), text(0, "c")]);
+    assert_eq!((outcome.skipped_frames, outcome.is_complete), (5, true));
+}
+
+#[test]
+fn halves_of_a_character_are_joined() {
+    let piece =
+        |member: &str, json: &str| format!("data: {{\"choices\":[{{\"delta\":{{\"{member}\":\"{json}\"}}}}]}}\n\n");
+    let join = |pieces: &[(&str, &str)]| {
+        let stream: String = pieces.iter().map(|(member, json)| piece(member, json)).collect();
+        let (deltas, outcome) = decode(&(stream + DONE));
+        assert_eq!(outcome.skipped_frames, 0);
+        deltas
+    };
+    let content = |pieces: &[&str]| join(&pieces.iter().map(|json| ("content", *json)).collect::<Vec<_>>());
+    assert_eq!(content(&[r"a \ud83e", r"\udd80 b"]), [text(0, "a "), text(0, "🦀 b")]);
+    assert_eq!(content(&[r"\ud83e", r"\udd80"]), [text(0, "🦀")]);
+    assert_eq!(content(&[r"\ud83e\udd80"]), [text(0, "🦀")]);
+    assert_eq!(content(&[r"\ud83e", "", r"\udd80"]), [text(0, "🦀")]);
+    assert_eq!(content(&[r"\udd80\ud83e", r"\udd80\ud83e"]), [text(0, "\u{fffd}"), text(0, "🦀"), text(0, "\u{fffd}")]);
+    assert_eq!(content(&[r"\ud83e", "a"]), [text(0, "\u{fffd}"), text(0, "a")]);
+    assert_eq!(content(&[r"a\ud83eb\udd80c"]), [text(0, "a\u{fffd}b\u{fffd}c")]);
+    assert_eq!(content(&[r"a\ud83e"]), [text(0, "a"), text(0, "\u{fffd}")]);
+    assert_eq!(
+        join(&[("reasoning", r"\ud83e"), ("content", r"\udd80")]),
+        [reasoning(1, "\u{fffd}"), text(0, "\u{fffd}")]
+    );
 }
 
 #[test]

@@ -97,14 +97,19 @@ impl Failure {
             FaultKind::RateLimited => TurnError::ProviderRateLimited,
             FaultKind::Unavailable => TurnError::ProviderError,
         };
-        // Only a rejected request is the caller's to fix. Other messages describe the account.
+        // Only the caller can fix a rejected request. Other messages describe the account.
         let message = fault.message.filter(|_| error == TurnError::ProviderRejected);
-        let message = message.map(|message| {
-            let message = message.replace(key.expose_secret(), "[redacted]");
-            telemetry::scrub(&message).chars().take(MAX_MESSAGE_CHARS).collect()
-        });
+        let message = message.and_then(|message| presentable(&message.replace(key.expose_secret(), "[redacted]")));
         Self { error, message, retry_after: None, exhausted: None }
     }
+}
+
+/// Returns a provider's message on one line, without secrets; `None` if nothing visible is left.
+fn presentable(message: &str) -> Option<String> {
+    let is_space = |character: char| character.is_whitespace() || character.is_control();
+    let words: Vec<_> = message.split(is_space).filter(|word| !word.is_empty()).collect();
+    let message: String = telemetry::scrub(&words.join(" ")).chars().take(MAX_MESSAGE_CHARS).collect();
+    message.chars().any(char::is_alphanumeric).then_some(message)
 }
 
 /// The dialect in which a provider is called; `None` for a provider that turns cannot call.

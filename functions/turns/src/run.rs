@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use karta_dialects::{Delta, Outcome, ReportedUsage};
+use karta_dialects::{Delta, Outcome};
 use karta_shared::{
     App,
     domain::{Budget, Id, Retention, SessionId, StopReason, Timestamp, Turn, TurnError, TurnStatus, TurnUsage},
@@ -523,19 +523,20 @@ fn stop_reason(outcome: &Outcome) -> StopReason {
     }
 }
 
-/// Returns a turn's usage, and whether it is estimated. The provider's final report counts. If it
-/// never came, the input is an earlier report's or the estimate, and the output is at least `seen`, the
-/// estimate of the output so far.
+/// Returns a turn's usage, and whether it is estimated. The provider's final report counts. Without
+/// one, the output is at least `seen`, the estimate of the output so far. An input that the provider
+/// never reported is the estimate too.
 fn metered(outcome: &Outcome, is_billed: bool, turn: &Turn, seen: u64) -> (TurnUsage, bool) {
     if !is_billed {
         return (TurnUsage::default(), false);
     }
-    let Some(reported) = outcome.usage else {
-        return (TurnUsage { input_tokens: turn.input_estimate, output_tokens: seen, ..TurnUsage::default() }, true);
-    };
-    let ReportedUsage { input_tokens, output_tokens, cache_read_tokens, cache_write_tokens } = reported;
+    let reported = outcome.usage.unwrap_or_default();
     let is_final = outcome.is_complete && outcome.is_usage_final;
-    let output_tokens = if is_final { output_tokens } else { output_tokens.max(seen) };
+    let is_whole = is_final && reported.input_tokens.is_some();
+    let input_tokens = reported.input_tokens.unwrap_or(turn.input_estimate);
+    let output_tokens = reported.output_tokens.filter(|output| is_final || *output > seen).unwrap_or(seen);
+    let cache_read_tokens = reported.cache_read_tokens.unwrap_or(0);
+    let cache_write_tokens = reported.cache_write_tokens.unwrap_or(0);
     // Implausible counts are cut, so that a faulty provider cannot distort the sums.
     let max_input = turn.input_estimate.saturating_mul(4).saturating_add(INPUT_MARGIN);
     let usage = TurnUsage {
@@ -548,5 +549,5 @@ fn metered(outcome: &Outcome, is_billed: bool, turn: &Turn, seen: u64) -> (TurnU
     if is_cut {
         tracing::warn!(turn_id = %turn.id, "provider reported impossible usage");
     }
-    (usage, !is_final || is_cut)
+    (usage, !is_whole || is_cut)
 }

@@ -101,6 +101,8 @@ pub enum Fault {
     SilentAfterFrames(usize),
     /// Sends one frame that is not JSON after this many tokens.
     BrokenFrameAfter(usize),
+    /// Sends with each frame members that are null or of another type than usual.
+    OddMembers,
     /// Opens a tool call after this many tokens, and ends the connection inside its JSON.
     CutInToolCallAfter(usize),
     /// Sends an error event after this many tokens.
@@ -476,11 +478,23 @@ impl Stream {
 
     async fn event(&mut self, kind: &str, mut data: Value) -> Result<(), Ended> {
         data["type"] = kind.into();
+        if self.script.fault == Fault::OddMembers {
+            data["usage"].as_object_mut().map(|usage| usage.insert("input_tokens".to_owned(), Value::Null));
+            if kind == "content_block_delta" {
+                data["index"] = Value::Null;
+            }
+        }
         self.send(format!("event: {kind}\ndata: {data}\n\n").into_bytes()).await
     }
 
     async fn chunk(&mut self, delta: Value) -> Result<(), Ended> {
-        self.data(&json!({"choices": [{"index": 0, "delta": delta, "finish_reason": null}]})).await
+        let choice = json!({"index": 0, "delta": delta, "finish_reason": null});
+        if self.script.fault == Fault::OddMembers {
+            let other = json!({"index": 1, "delta": {"content": {}}, "finish_reason": 1});
+            let usage = json!({"prompt_tokens": null, "completion_tokens": -1, "prompt_tokens_details": []});
+            return self.data(&json!({"choices": [choice, other], "usage": usage, "error": ""})).await;
+        }
+        self.data(&json!({"choices": [choice]})).await
     }
 
     async fn data(&mut self, data: &Value) -> Result<(), Ended> {

@@ -138,7 +138,7 @@ async fn broken_streams_end_with_provider_error() {
 #[tokio::test(flavor = "multi_thread")]
 async fn harmless_faults_do_not_end_the_turn() {
     let turns = TurnServer::start().await;
-    for fault in [Fault::BrokenFrameAfter(5), Fault::TrailingGarbage] {
+    for fault in [Fault::BrokenFrameAfter(5), Fault::OddMembers, Fault::TrailingGarbage] {
         check(&turns, &[script(fault)], None, Charge::Reported, TOKENS).await;
     }
     check(&turns, &[script(Fault::NoUsage)], None, Charge::Estimated, TOKENS).await;
@@ -173,6 +173,24 @@ async fn errors_of_the_provider_are_classified() {
             let Fault::Status { body, .. } = &script.fault else { unreachable!() };
             assert_eq!(body.contains(message), code == "provider_rejected", "{message}");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn provider_message_is_visible_text_on_one_line() {
+    let turns = TurnServer::start().await;
+    let own = "The provider rejected the request.";
+    for (sent, expected) in [
+        ("too\r\n long\u{0}\u{1b}[31m", "too long [31m"),
+        (" \t\n", own),
+        ("", own),
+        ("\u{200b}\u{202e}", own),
+        ("...", own),
+    ] {
+        turns.provider.push(status(400, &error("invalid_request_error", sent), None));
+        let reply = turns.session(ANTHROPIC).await.ask().send().await;
+        assert_eq!(failed(&reply), (422, "provider_rejected".to_owned()));
+        assert_eq!(reply.json["message"], expected, "{sent:?}");
     }
 }
 
