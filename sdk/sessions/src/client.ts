@@ -4,7 +4,7 @@ import { cancelBody, createBody, listQuery, turnBody, type CancelParams, type Cr
 import { knownOnly } from "./shared/arguments.js";
 import { KartaArgumentError } from "./shared/errors.js";
 import { List, limitOf, pageOf, type ListParams } from "./shared/list.js";
-import { CREATE_OPTIONS, REQUEST_OPTIONS, idempotencyKeyOf, type CreateOptions, type RequestOptions } from "./shared/options.js";
+import { CREATE_OPTIONS, REQUEST_OPTIONS, callOptions, type CreateOptions, type RequestOptions } from "./shared/options.js";
 import { randomHex } from "./shared/platform.js";
 import { TurnStream } from "./turn-stream.js";
 import type { Message, Session, TurnAnswer } from "./types.js";
@@ -119,7 +119,6 @@ export class KartaSessions {
   stream(sessionId: string, params: TurnParams, options?: CreateOptions): TurnStream {
     const call = turnCall(sessionId, { ...turnBody(params), stream: true });
     const given = knownCreate(options);
-    if (given.idempotencyKey !== undefined) idempotencyKeyOf(given.idempotencyKey);
     let key: Promise<string> | undefined;
     const start = async () => this.#http.open({ ...call, idempotencyKey: await (key ??= keyOf(given)) }, given);
     return this.#stream(sessionId, start, given);
@@ -192,14 +191,14 @@ function turnCall(sessionId: string, body: object): Call {
 }
 
 function known(options: RequestOptions | null | undefined): RequestOptions {
-  return knownOnly<RequestOptions>(options, "options", REQUEST_OPTIONS);
+  return callOptions(options, REQUEST_OPTIONS);
 }
 
 function knownCreate(options: CreateOptions | null | undefined): CreateOptions {
-  return knownOnly<CreateOptions>(options, "options", CREATE_OPTIONS);
+  return callOptions(options, CREATE_OPTIONS);
 }
 
 /** Returns the caller's idempotency key, or a new one. */
 async function keyOf({ idempotencyKey }: CreateOptions): Promise<string> {
-  return idempotencyKey === undefined ? randomHex() : idempotencyKeyOf(idempotencyKey);
+  return idempotencyKey ?? randomHex();
 }

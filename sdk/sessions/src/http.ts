@@ -4,7 +4,7 @@ import { endedTurn, isTransient, responseFailure, turnFailure } from "./failure.
 import type { Settings } from "./options.js";
 import { KartaAuthError } from "./shared/errors.js";
 import { isObject, parsedJson } from "./shared/json.js";
-import { maxRetriesOf, timeoutOf, type RequestOptions } from "./shared/options.js";
+import type { RequestOptions } from "./shared/options.js";
 import { isOnClient } from "./shared/platform.js";
 import { delayBefore } from "./shared/retry.js";
 import type { TurnEventData } from "./types.js";
@@ -54,12 +54,12 @@ export class Http {
   }
 
   maxRetries(options: RequestOptions): number {
-    return maxRetriesOf(options.maxRetries ?? this.#settings.maxRetries);
+    return options.maxRetries ?? this.#settings.maxRetries;
   }
 
   /** Sends a call and returns the body of the response; `undefined` for a 204. */
   async json<T>(call: Call, options: RequestOptions, defaultTimeout = this.#settings.timeout): Promise<T> {
-    const timeout = timeoutOf(options.timeout ?? defaultTimeout);
+    const timeout = options.timeout ?? defaultTimeout;
     const maxRetries = this.maxRetries(options);
     const isRepeatable = call.method !== "POST" || call.idempotencyKey !== undefined;
     for (let attempt = 0; ; attempt++) {
@@ -81,7 +81,7 @@ export class Http {
   async open(call: Call, options: RequestOptions): Promise<Feed> {
     const exchange = new Exchange(this.baseUrl, options.signal);
     try {
-      exchange.limit(timeoutOf(options.timeout ?? this.#settings.timeout));
+      exchange.limit(options.timeout ?? this.#settings.timeout);
       const response = await this.#respond(exchange, call, "text/event-stream");
       if (!/^text\/event-stream\b/i.test(response.headers.get("content-type") ?? "")) {
         throw responseFailure(response, await exchange.wait(response.text()), this.#redact);

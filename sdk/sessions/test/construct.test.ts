@@ -127,10 +127,23 @@ test("invalid limits and functions are rejected", async () => {
     assert.equal(refusal({ apiKey: API_KEY, maxRetries: value }).field, "maxRetries");
     assert.equal(refusal({ apiKey: API_KEY, maxReconnects: value }).field, "maxReconnects");
   }
-  for (const fetch of [7, "fetch", {}]) assert.equal(refusal({ apiKey: API_KEY, fetch }).field, "fetch");
+  for (const field of ["fetch", "random", "sleep"]) {
+    for (const value of [7, "fetch", {}]) assert.equal(refusal({ apiKey: API_KEY, [field]: value }).field, field);
+  }
   const { sessions, sent } = scripted([json(200, {})]);
-  for (const options of [{ timeout: 0 }, { maxRetries: -1 }, { maxRetries: 11 }, { retries: 1 } as never]) {
-    assert.ok((await failure(() => sessions.get(SESSION, options))) instanceof KartaArgumentError);
+  const calls = [
+    (options: never) => sessions.get(SESSION, options),
+    (options: never) => sessions.create({}, options),
+    (options: never) => sessions.send(SESSION, { text: "Hi" }, options),
+    async (options: never) => void sessions.stream(SESSION, { text: "Hi" }, options),
+    async (options: never) => void sessions.follow(SESSION, {}, options),
+    async (options: never) => void sessions.list({}, options),
+  ];
+  for (const call of calls) {
+    for (const [field, value] of [["timeout", 0], ["maxRetries", -1], ["maxRetries", 11], ["retries", 1], ["signal", {}], ["signal", "x"], ["idempotencyKey", null]]) {
+      const error = await failure(() => call({ [field as string]: value } as never));
+      assert.ok(error instanceof KartaArgumentError && error.field === field, `${call} ${field}`);
+    }
   }
   assert.equal(sent.length, 0);
 });

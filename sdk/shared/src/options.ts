@@ -1,3 +1,4 @@
+import { knownOnly } from "./arguments.js";
 import { KartaArgumentError } from "./errors.js";
 import { environment } from "./platform.js";
 import { sleep } from "./retry.js";
@@ -60,17 +61,44 @@ const MAX_TIMEOUT_MS = 2 ** 31 - 1;
 
 /** Validates the options of both clients and adds defaults. Throws KartaArgumentError. */
 export function clientSettings(given: ClientOptions): ClientSettings {
-  const { fetch: send, random } = given;
-  if (typeof (send ?? globalFetch) !== "function") throw new KartaArgumentError("fetch", "must be a function like the global fetch");
+  const send = functionOf(given.fetch, "fetch");
   return {
     baseUrl: baseUrlOf(given.baseUrl ?? environment("KARTA_BASE_URL") ?? DEFAULT_BASE_URL),
     timeout: timeoutOf(given.timeout ?? 30_000),
     maxRetries: maxRetriesOf(given.maxRetries ?? 2),
     // The globals are looked up at each call, because tests and instrumentation replace them later.
     fetch: (input, init) => (send ?? globalFetch())(input, init),
-    random: random ?? (() => Math.random()),
-    sleep: given.sleep ?? sleep,
+    random: functionOf(given.random, "random") ?? (() => Math.random()),
+    sleep: functionOf(given.sleep, "sleep") ?? sleep,
   };
+}
+
+/**
+ * Validates the options of a call before anything is sent, and returns them. Throws
+ * KartaArgumentError.
+ */
+export function callOptions(given: CreateOptions | null | undefined, names: readonly (keyof CreateOptions)[]): CreateOptions {
+  const options = knownOnly<CreateOptions>(given, "options", names);
+  const { signal, timeout, maxRetries, idempotencyKey } = options;
+  signalOf(signal);
+  timeoutOf(timeout ?? 1);
+  maxRetriesOf(maxRetries ?? 0);
+  if (idempotencyKey !== undefined) idempotencyKeyOf(idempotencyKey);
+  return options;
+}
+
+function signalOf(value: unknown): void {
+  if (value === undefined || value === null) return;
+  const { aborted, addEventListener, removeEventListener } = value as Partial<AbortSignal>;
+  if (typeof aborted === "boolean" && typeof addEventListener === "function" && typeof removeEventListener === "function") return;
+  throw new KartaArgumentError("signal", "must be an AbortSignal: pass the signal of an AbortController");
+}
+
+/** Returns an option that must be a function if it is present. */
+export function functionOf<T>(value: T | null | undefined, field: string): T | undefined {
+  if (value === undefined || value === null) return undefined;
+  if (typeof value === "function") return value;
+  throw new KartaArgumentError(field, "must be a function");
 }
 
 function globalFetch(): typeof fetch {

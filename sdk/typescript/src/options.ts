@@ -1,6 +1,6 @@
 import { KartaArgumentError } from "./errors.js";
 import { knownOnly } from "./shared/arguments.js";
-import { CLIENT_OPTIONS, clientSettings, type ClientOptions, type ClientSettings } from "./shared/options.js";
+import { CLIENT_OPTIONS, clientSettings, functionOf, type ClientOptions, type ClientSettings } from "./shared/options.js";
 import { isOnClient } from "./shared/platform.js";
 
 /** Options of a client. Unknown names are rejected. */
@@ -27,11 +27,10 @@ const NAMES = ["apiKey", ...CLIENT_OPTIONS, "now", "dangerouslyAllowBrowser"] as
 /** Validates `options` and adds defaults. Throws KartaArgumentError. */
 export function settingsOf(options: KartaOptions): Settings {
   const given = knownOnly<KartaOptions>(options, "options", NAMES);
-  const { now } = given;
   return {
     apiKey: apiKeyOf(given.apiKey, given.dangerouslyAllowBrowser === true),
     ...clientSettings(given),
-    now: now ?? (() => Date.now()),
+    now: functionOf(given.now, "now") ?? (() => Date.now()),
   };
 }
 

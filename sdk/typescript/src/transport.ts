@@ -3,16 +3,7 @@ import { KartaConnectionError, KartaError, KartaTimeoutError } from "./errors.js
 import { fieldsOf } from "./json.js";
 import type { Settings } from "./options.js";
 import { queryString, type Query } from "./path.js";
-import { knownOnly } from "./shared/arguments.js";
-import {
-  CREATE_OPTIONS,
-  REQUEST_OPTIONS,
-  idempotencyKeyOf,
-  maxRetriesOf,
-  timeoutOf,
-  type CreateOptions,
-  type RequestOptions,
-} from "./shared/options.js";
+import { CREATE_OPTIONS, REQUEST_OPTIONS, callOptions, type CreateOptions, type RequestOptions } from "./shared/options.js";
 import { isOnClient, randomHex } from "./shared/platform.js";
 import { aborted, delayBefore, isTransient } from "./shared/retry.js";
 import { VERSION } from "./version.js";
@@ -41,38 +32,39 @@ export class Transport {
     return this.#settings.baseUrl;
   }
 
-  get<T>(path: string, query: Query = {}, options?: RequestOptions): Promise<T> {
-    return this.#send("GET", path + queryString(query), undefined, {}, options, true);
+  async get<T>(path: string, query: Query = {}, options?: RequestOptions): Promise<T> {
+    return this.#send("GET", path + queryString(query), undefined, {}, known(options), true);
   }
 
-  put<T>(path: string, body: object, options?: RequestOptions): Promise<T> {
-    return this.#send("PUT", path, body, {}, options, true);
+  async put<T>(path: string, body: object, options?: RequestOptions): Promise<T> {
+    return this.#send("PUT", path, body, {}, known(options), true);
   }
 
-  delete<T>(path: string, options?: RequestOptions): Promise<T> {
-    return this.#send("DELETE", path, undefined, {}, options, true);
+  async delete<T>(path: string, options?: RequestOptions): Promise<T> {
+    return this.#send("DELETE", path, undefined, {}, known(options), true);
   }
 
   /**
    * Sends a PATCH. It is never retried: another caller may change the resource between two
    * attempts.
    */
-  patch<T>(path: string, body: object, options?: RequestOptions): Promise<T> {
-    return this.#send("PATCH", path, body, {}, options, false);
+  async patch<T>(path: string, body: object, options?: RequestOptions): Promise<T> {
+    return this.#send("PATCH", path, body, {}, known(options), false);
   }
 
   /**
    * Sends a POST without an idempotency key. It is never retried, because the server would run it
    * again.
    */
-  post<T>(path: string, body?: object, options?: RequestOptions): Promise<T> {
-    return this.#send("POST", path, body, {}, options, false);
+  async post<T>(path: string, body?: object, options?: RequestOptions): Promise<T> {
+    return this.#send("POST", path, body, {}, known(options), false);
   }
 
   /** Sends a POST with one idempotency key for all its attempts. */
   async create<T>(path: string, body: object, options?: CreateOptions): Promise<T> {
-    const key = idempotencyKeyOf(options?.idempotencyKey ?? `sdk-${await randomHex()}`);
-    return this.#send("POST", path, body, { "idempotency-key": key }, options, true);
+    const given = callOptions(options, CREATE_OPTIONS);
+    const key = given.idempotencyKey ?? `sdk-${await randomHex()}`;
+    return this.#send("POST", path, body, { "idempotency-key": key }, given, true);
   }
 
   async #send<T>(
@@ -80,13 +72,12 @@ export class Transport {
     path: string,
     body: object | undefined,
     headers: Record<string, string>,
-    given: RequestOptions | null | undefined,
+    options: RequestOptions,
     repeatable: boolean,
   ): Promise<T> {
-    const options = knownOnly<CreateOptions>(given, "options", "idempotency-key" in headers ? CREATE_OPTIONS : REQUEST_OPTIONS);
     const { random, sleep } = this.#settings;
-    const maxRetries = maxRetriesOf(options.maxRetries ?? this.#settings.maxRetries);
-    const timeout = timeoutOf(options.timeout ?? this.#settings.timeout);
+    const maxRetries = options.maxRetries ?? this.#settings.maxRetries;
+    const timeout = options.timeout ?? this.#settings.timeout;
     const init: RequestInit = { method, headers: { ...this.#headers, ...headers }, redirect: "manual" };
     if (body !== undefined) {
       init.headers = { ...init.headers, "content-type": "application/json" };
@@ -132,4 +123,8 @@ export class Transport {
       signal?.removeEventListener("abort", stop);
     }
   }
+}
+
+function known(options: RequestOptions | null | undefined): RequestOptions {
+  return callOptions(options, REQUEST_OPTIONS);
 }

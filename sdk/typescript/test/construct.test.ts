@@ -157,12 +157,25 @@ test("baseUrl defaults to KARTA_BASE_URL, then api.karta.sh", () => {
   assert.equal(new Karta({ apiKey: API_KEY, baseUrl: "https://karta.test" }).baseUrl, "https://karta.test");
 });
 
-test("invalid timeouts and retries are rejected", async () => {
+test("invalid limits and functions are rejected", async () => {
   for (const timeout of [0, -1, Number.NaN, Infinity, 2 ** 31, "30" as never]) assert.equal(refusal({ apiKey: API_KEY, timeout }).field, "timeout");
   for (const maxRetries of [-1, 1.5, 11, Number.NaN]) assert.equal(refusal({ apiKey: API_KEY, maxRetries }).field, "maxRetries");
+  for (const field of ["fetch", "random", "sleep", "now"]) {
+    for (const value of [7, "fetch", {}]) assert.equal(refusal({ apiKey: API_KEY, [field]: value } as never).field, field);
+  }
   const { karta, sent } = scripted([json(200, {})]);
-  assert.ok((await failure(() => karta.whoami({ timeout: 0 }))) instanceof KartaArgumentError);
-  assert.ok((await failure(() => karta.whoami({ maxRetries: -1 }))) instanceof KartaArgumentError);
+  const calls = [
+    (options: never) => karta.whoami(options),
+    (options: never) => karta.projects.create({ slug: "my-app", name: "My app" }, options),
+    (options: never) => karta.projects.update("my-app", { name: "My app" }, options),
+    (options: never) => karta.projects.get("my-app", options),
+  ];
+  for (const call of calls) {
+    for (const [field, value] of [["timeout", 0], ["maxRetries", -1], ["signal", {}], ["signal", 7], ["idempotencyKey", null]]) {
+      const error = await failure(() => call({ [field as string]: value } as never));
+      assert.ok(error instanceof KartaArgumentError && error.field === field, `${call} ${field}`);
+    }
+  }
   assert.equal(sent.length, 0);
 });
 
