@@ -41,6 +41,9 @@ impl Route for AgentProjectsUpdate {
         if let Some(Some(url)) = &call.body.endpoint_url {
             url.check_input(app.webhooks).map_err(|problem| Error::invalid("endpoint_url", problem))?;
         }
+        if let Some(Some(model)) = &call.body.model_id {
+            model.check_input().map_err(|problem| Error::invalid("model_id", problem))?;
+        }
         let organization = call.caller.organization_id;
         // The target of model calls outlives the gateway's verdict, so the caller must still be
         // authorized.

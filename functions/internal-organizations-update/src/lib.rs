@@ -47,6 +47,9 @@ impl Route for InternalOrganizationsUpdate {
         if let Some(Some(url)) = &call.body.endpoint_url {
             url.check_input(app.webhooks).map_err(|problem| Error::invalid("endpoint_url", problem))?;
         }
+        if let Some(Some(model)) = &call.body.model_id {
+            model.check_input().map_err(|problem| Error::invalid("model_id", problem))?;
+        }
         let before = app.store.organization(call.path).await?.ok_or(Error::NotFound)?;
         let mut organization = before.clone();
         let changes = organization.apply(patch(call.body.clone()), call.now);

@@ -53,6 +53,19 @@ impl EndpointUrl {
         &self.0
     }
 
+    /// Returns whether both URLs lead to one place, so that a key for one may be sent to the other.
+    pub fn is_same_target(first: Option<&Self>, second: Option<&Self>) -> bool {
+        first.map(Self::target) == second.map(Self::target)
+    }
+
+    /// Returns whether TLS is used, host and port, and the path. Requests ignore slashes at its end.
+    fn target(&self) -> (bool, &str, &str) {
+        let (secure, rest) = split_scheme(&self.0).unwrap_or((true, &self.0));
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let default_port = if secure { ":443" } else { ":80" };
+        (secure, authority.strip_suffix(default_port).unwrap_or(authority), path.trim_end_matches('/'))
+    }
+
     /// Checks the network, the `xn--` labels of the host, and the path. Only for input: parsing does
     /// not include it, because stored URLs are parsed too and must stay readable.
     pub fn check_input(&self, reach: Reach) -> Result<(), Invalid> {

@@ -27,9 +27,6 @@ pub struct ModelRule<'a> {
     pub may_choose: bool,
 }
 
-/// A request's name for the configured model.
-const DEFAULT: &str = "default";
-
 impl ModelRule<'_> {
     /// Chooses a turn's model. `is_priced` returns whether a model has a price, `has_key` whether
     /// the organization has an active key of a provider.
@@ -46,7 +43,7 @@ impl ModelRule<'_> {
             let provider = provider_of(model.as_str()).ok_or_else(not_allowed)?;
             Ok(ModelChoice { model: model.clone(), provider })
         };
-        let requested = requested.filter(|name| *name != DEFAULT);
+        let requested = requested.filter(|name| *name != ModelChoice::DEFAULT);
         match (requested, self.configured) {
             (None, None) => Err(ModelRefused::Required),
             (None, Some(configured)) => chosen(configured),
@@ -62,6 +59,9 @@ impl ModelRule<'_> {
 }
 
 impl ModelChoice {
+    /// A request's name for the configured model.
+    pub const DEFAULT: &str = "default";
+
     /// Returns the name that the provider knows: without the segment that names the provider.
     pub fn upstream_name(&self) -> &str {
         let name = self.model.as_str();

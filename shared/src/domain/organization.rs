@@ -2,8 +2,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Change, Changes, DroppedSubscriptions, EndpointUrl, Id, Invalid, Name, Slug, Subscription, SubscriptionBefore,
-    Timestamp, Value, invisible::holds_invisible, name::CheckedText, subscription::record,
+    Change, Changes, DroppedSubscriptions, EndpointUrl, Id, Invalid, ModelChoice, Name, Slug, Subscription,
+    SubscriptionBefore, Timestamp, Value, invisible::holds_invisible, name::CheckedText, subscription::record,
 };
 
 /// A tenant.
@@ -86,7 +86,7 @@ impl Organization {
         self.stripe_customer_id = stripe_customer_id.unwrap_or(self.stripe_customer_id.take());
         self.model_id = model_id.unwrap_or(self.model_id.take());
         self.endpoint_url = endpoint_url.unwrap_or(self.endpoint_url.take());
-        if before.endpoint_url != self.endpoint_url {
+        if !EndpointUrl::is_same_target(before.endpoint_url.as_ref(), self.endpoint_url.as_ref()) {
             self.endpoint_url_set_at = Some(now);
         }
         if before.stripe_customer_id != self.stripe_customer_id {
@@ -209,6 +209,14 @@ pub struct ModelId(String);
 impl ModelId {
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Checks a name that is to be configured. Only for input: a stored one must stay readable.
+    pub fn check_input(&self) -> Result<(), Invalid> {
+        if self.0 == ModelChoice::DEFAULT {
+            return Err(Invalid::new("must name a model: `default` is what requests call the configured one"));
+        }
+        Ok(())
     }
 }
 

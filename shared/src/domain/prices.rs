@@ -197,7 +197,9 @@ impl PriceTable {
 
     fn named(&self, name: &str) -> Option<Price> {
         let spelling = Spelling::read(name);
-        self.own(&spelling).or_else(|| self.listed(name, &spelling)).or_else(|| spelling.is_free().then_some(NO_COST))
+        // Only OpenRouter has free variants, and its names have a vendor.
+        let is_free = || name.contains('/') && spelling.is_free();
+        self.own(&spelling).or_else(|| self.listed(name, &spelling)).or_else(|| is_free().then_some(NO_COST))
     }
 
     fn own(&self, spelling: &Spelling<'_>) -> Option<Price> {
@@ -907,6 +909,9 @@ mod tests {
             "acme/:free:free",
             "models/:free",
             "acme/models/:free",
+            "gpt-9:free",
+            "claude-9:free",
+            "my-model:free",
         ] {
             assert_eq!(table.price(Some(unnamed)).unwrap().input, 5, "{unnamed}");
             assert_eq!(own("{}").price(Some(unnamed)), None, "{unnamed}");

@@ -67,7 +67,7 @@ impl Project {
         self.name = name.unwrap_or(self.name.clone());
         self.model_id = model_id.unwrap_or(self.model_id.take());
         self.endpoint_url = endpoint_url.unwrap_or(self.endpoint_url.take());
-        if before.endpoint_url != self.endpoint_url {
+        if !EndpointUrl::is_same_target(before.endpoint_url.as_ref(), self.endpoint_url.as_ref()) {
             self.endpoint_url_set_at = Some(now);
         }
         let changes: Changes = before
@@ -187,6 +187,10 @@ mod tests {
         assert_eq!(set(None, first), None);
         assert_eq!(set(Some(url("https://a.com")), first).as_deref(), Some(first));
         assert_eq!(set(Some(url("https://a.com")), second).as_deref(), Some(first), "nothing changed");
+        for same in ["https://A.com:443/", "https://a.com//", "HTTPS://a.com:443"] {
+            assert_eq!(set(Some(url(same)), second).as_deref(), Some(first), "{same} is the same target");
+        }
+        assert_eq!(set(Some(url("https://a.com/v1")), second).as_deref(), Some(second));
         assert_eq!(set(Some(url("https://b.com")), second).as_deref(), Some(second));
         assert_eq!(set(Some(None), third).as_deref(), Some(third));
     }

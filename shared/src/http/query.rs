@@ -108,13 +108,19 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for CommaSeparated<T> {
     }
 }
 
+const NOT_UTF8: &str = "must be percent-encoded UTF-8";
+
 /// Parses the parameters. Each may occur once.
 pub(super) fn read<T: DeserializeOwned>(parameters: Option<&QueryMap>) -> Result<T, Error> {
     let mut object: Vec<(Cow<'_, str>, Json<'_>)> = Vec::new();
     for (name, value) in parameters.into_iter().flat_map(QueryMap::iter) {
+        // Percent-decoding replaces bytes that are not UTF-8.
+        let is_utf8 = !value.contains(char::REPLACEMENT_CHARACTER);
         match object.iter_mut().find(|(given, _)| given == name) {
             Some((_, given)) => *given = Json::Unusable(json::REPEATED),
-            None => object.push((name.into(), Json::Text(value.into()))),
+            None => {
+                object.push((name.into(), if is_utf8 { Json::Text(value.into()) } else { Json::Unusable(NOT_UTF8) }))
+            }
         }
     }
     // Parameters are not stored, so their texts are not checked for credentials.
@@ -162,6 +168,8 @@ mod tests {
             ("limit=+5", "limit must be a number from 1 to 100"),
             ("limit=", "limit must be a number from 1 to 100"),
             ("limit=1&limit=2", "limit must be given once"),
+            ("limit=%ff", "limit must be percent-encoded UTF-8"),
+            ("status=active%c3", "status must be percent-encoded UTF-8"),
             ("unused_days=0", "unused_days must be a number of days from 1 to 3650"),
             ("unused_days=3651", "unused_days must be a number of days from 1 to 3650"),
             ("unused_days=1.5", "unused_days must be a number of days from 1 to 3650"),

@@ -85,6 +85,7 @@ async fn invalid_field_is_named() {
         ("endpoint_url", json!("https://llm.example.com/a/../b")),
         ("endpoint_url", json!("https://llm.example.com/%zz")),
         ("endpoint_url", json!("https://user:secret@llm.example.com")),
+        ("model_id", json!("default")),
         ("slug", json!("globex")),
         ("name", json!("Globex")),
         ("id", json!(7)),
