@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use karta_shared::domain::{Invalid, Reach, WebhookUrl, check_address};
+use karta_shared::domain::{Invalid, OutboundUrl, Reach, check_address};
 use reqwest::{
     Client, ClientBuilder, RequestBuilder, Url,
     dns::{Name, Resolve, Resolving},
@@ -85,7 +85,7 @@ impl CheckedClient {
 
     /// Checks the URL and starts a request to it. An address in the URL is checked here, because
     /// the client's resolver sees only names.
-    pub fn post(&self, url: &WebhookUrl) -> Result<RequestBuilder, NotSent> {
+    pub fn post(&self, url: &OutboundUrl) -> Result<RequestBuilder, NotSent> {
         url.check(self.reach).map_err(NotSent::Url)?;
         if url.is_on(&self.own_hosts) {
             return Err(NotSent::OwnHost);

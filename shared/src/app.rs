@@ -42,8 +42,8 @@ pub struct App {
     /// Shared, so that all bcrypt work of the process uses one queue.
     pub bcrypt: BcryptPool,
     pub prices: Arc<PriceTable>,
-    /// Which addresses webhooks may be sent to.
-    pub webhooks: Reach,
+    /// Addresses that webhooks and model calls to an `endpoint_url` may be sent to.
+    pub outbound_reach: Reach,
     pub deadlines: Deadlines,
     pub turn_limits: TurnLimits,
     /// How long a session is kept after its last turn.
@@ -83,7 +83,7 @@ impl App {
             entropy,
             bcrypt: BcryptPool::new(config.bcrypt_cost),
             prices: Arc::new(config.prices),
-            webhooks: config.webhooks,
+            outbound_reach: config.outbound_reach,
             deadlines: config.deadlines,
             turn_limits: config.turn_limits,
             session_retention: config.session_retention,

@@ -8,7 +8,7 @@ use crate::{
     app::App,
     auth,
     config::{Ring, SecretError},
-    domain::{Id, SessionId, TurnError, TurnId, TurnStatus},
+    domain::{Id, SessionId, Turn, TurnError, TurnId, TurnStatus},
     http::{EventSender, EventStream, event_channel},
     store::StoreError,
     transcripts::{TranscriptContext, TranscriptPart, TranscriptUnsealError},
@@ -48,7 +48,7 @@ pub fn follow(app: App, followed: Followed) -> EventStream {
     let (sender, stream) = event_channel();
     // Longer than the deadline that `run` has itself.
     let deadline = app.turn_limits.streamed + 2 * app.turn_limits.settle;
-    let run = Follower { app, followed, has_ended: false, is_at_batch: false, sender }.run();
+    let run = Follower { app, followed, has_ended: false, last_event: None, is_at_batch: false, sender }.run();
     // The deadline also holds for a client that has stopped to read.
     tokio::spawn(timeout(deadline, run));
     stream
@@ -74,6 +74,8 @@ struct Follower {
     followed: Followed,
     /// Whether the turn had ended when it was read last.
     has_ended: bool,
+    /// The number of the turn's last event, once the turn has stored it.
+    last_event: Option<Seq>,
     /// Whether the last event sent is the last one of its batch: one query finds the next batches.
     is_at_batch: bool,
     sender: EventSender,
@@ -105,6 +107,11 @@ impl Follower {
                     self.is_at_batch = false;
                     continue;
                 }
+                // The client names an event that the turn never had. The last one tells how it ended.
+                Ok(Look::Nothing) if self.last_event.is_some_and(|last| last <= self.followed.after) => {
+                    self.followed.after = self.last_event.take().map_or(0, |last| last.saturating_sub(1));
+                    continue;
+                }
                 // The turn was read before the log, and a turn that has ended has written all events.
                 Ok(Look::Nothing) if self.has_ended => return self.end(TurnError::Interrupted).await,
                 Ok(Look::Nothing) => {}
@@ -130,7 +137,10 @@ impl Follower {
         if !self.has_ended {
             let Followed { organization, session, turn, .. } = &self.followed;
             let stored = self.app.store.turn(*organization, session, turn).await?;
-            self.has_ended = stored.is_none_or(|stored| stored.turn.status != TurnStatus::Running);
+            let turn = stored.map(|stored| stored.turn);
+            self.has_ended = turn.as_ref().is_none_or(|turn| turn.status != TurnStatus::Running);
+            let stores_its_end = |turn: &Turn| !matches!(turn.status, TurnStatus::Running | TurnStatus::Interrupted);
+            self.last_event = turn.filter(stores_its_end).map(|turn| turn.last_seq);
         }
         Ok(())
     }

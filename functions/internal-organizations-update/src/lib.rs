@@ -45,7 +45,7 @@ impl Route for InternalOrganizationsUpdate {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         if let Some(Some(url)) = &call.body.endpoint_url {
-            url.check_input(app.webhooks).map_err(|problem| Error::invalid("endpoint_url", problem))?;
+            url.check_input(app.outbound_reach).map_err(|problem| Error::invalid("endpoint_url", problem))?;
         }
         if let Some(Some(model)) = &call.body.model_id {
             model.check_input().map_err(|problem| Error::invalid("model_id", problem))?;

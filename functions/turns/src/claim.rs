@@ -8,8 +8,8 @@ use karta_shared::{
     config::{self, Ring},
     domain::{
         Budget, BudgetVerdict, EndpointUrl, Exhausted, Id, MessageId, MessageRole, ModelChoice, ModelId, ModelKey,
-        ModelRefused, ModelRule, Price, Provider, Session, Spending, Tally, Timestamp, Turn, TurnError, TurnId,
-        TurnStatus, TurnUsage, WebhookUrl, may_send_key_to,
+        ModelRefused, ModelRule, OutboundUrl, Price, Provider, Session, Spending, Tally, Timestamp, Turn, TurnError,
+        TurnId, TurnStatus, TurnUsage, may_send_key_to,
     },
     http::{Access, Call, Error, MessageResource, Route, SessionCaller, SessionPath, open_messages, text_of},
     settlement::{estimate_tokens, leased_until},
@@ -257,7 +257,7 @@ fn points_to_this_stack(app: &App, url: &EndpointUrl, api_id: Option<&str>) -> b
     // A local run has no host names of its own.
     let hosts = config::own_hosts().unwrap_or_default().into_iter();
     let hosts: Vec<_> = hosts.map(|host| host.replace("{api}", api_id.unwrap_or_default())).collect();
-    WebhookUrl::parse(url.as_str(), app.webhooks).is_ok_and(|url| url.is_on(&hosts))
+    OutboundUrl::parse(url.as_str(), app.outbound_reach).is_ok_and(|url| url.is_on(&hosts))
 }
 
 /// Opens the provider key of the choice. A key is never sent to an `endpoint_url` that was set after

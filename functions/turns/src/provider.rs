@@ -6,7 +6,7 @@ use karta_dialects::{Dialect, FaultKind, ProviderFault, read_error};
 use karta_outbound::{CheckedClient, NotSent, SystemLookup, builder, causes};
 use karta_shared::{
     App, config,
-    domain::{EndpointUrl, Exhausted, Provider, Reach, TurnError, WebhookUrl, retry_after},
+    domain::{EndpointUrl, Exhausted, OutboundUrl, Provider, Reach, TurnError, retry_after},
     telemetry,
 };
 use reqwest::{
@@ -202,13 +202,13 @@ impl ProviderClients {
                 client.await?.post(url(base, target.dialect))
             }
             BaseUrl::Customer(base) => {
-                let url = WebhookUrl::parse(&url(base.as_str(), target.dialect), app.webhooks);
+                let url = OutboundUrl::parse(&url(base.as_str(), target.dialect), app.outbound_reach);
                 let url = url.map_err(NotSent::Url)?;
-                let client = &self.checked[usize::from(app.webhooks == Reach::Loopback)];
+                let client = &self.checked[usize::from(app.outbound_reach == Reach::Loopback)];
                 let client = client.get_or_try_init(async || {
                     // A local run has no host names of its own.
                     let own_hosts = config::own_hosts().unwrap_or_default();
-                    CheckedClient::new(USER_AGENT, app.webhooks, own_hosts, Arc::new(SystemLookup))
+                    CheckedClient::new(USER_AGENT, app.outbound_reach, own_hosts, Arc::new(SystemLookup))
                 });
                 client.await?.post(&url)?
             }

@@ -67,7 +67,7 @@ impl WebhookDeliveries {
     async fn wire(&self) -> Result<&Arc<Wire>, Fault> {
         let wire = self.wire.get_or_try_init(async || {
             let (own_hosts, clock) = (self.own_hosts.clone(), Arc::clone(&self.app.clock));
-            Wire::new(self.app.webhooks, own_hosts, Arc::new(SystemLookup), clock).map(Arc::new)
+            Wire::new(self.app.outbound_reach, own_hosts, Arc::new(SystemLookup), clock).map(Arc::new)
         });
         Ok(wire.await?)
     }

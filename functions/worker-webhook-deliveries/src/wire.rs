@@ -11,7 +11,7 @@ use karta_outbound::{CheckedClient, NotSent, causes};
 pub use karta_outbound::{Lookup, LookupFuture, SystemLookup};
 use karta_shared::{
     clock::Clock,
-    domain::{Reach, Signatures, WebhookUrl, retry_after},
+    domain::{OutboundUrl, Reach, Signatures, retry_after},
 };
 use reqwest::{
     Body, RequestBuilder, Response,
@@ -68,7 +68,7 @@ impl Wire {
 
     /// Makes one attempt and waits at most 15 s for its end. Never fails: every fault is an
     /// outcome.
-    pub async fn post(&self, url: &WebhookUrl, signatures: &Signatures, body: impl Into<Body>) -> Outcome {
+    pub async fn post(&self, url: &OutboundUrl, signatures: &Signatures, body: impl Into<Body>) -> Outcome {
         let started = Instant::now();
         let mut outcome = match self.client.post(url) {
             Ok(request) => self.exchange(request, signatures, body.into()).await,

@@ -224,7 +224,7 @@ async fn run(arguments: RunArguments) -> Result<()> {
         data_planes: given.data_planes,
         stripe_secrets: given.stripe_secrets,
         internal: config::internal_guard()?,
-        webhooks: if arguments.allow_loopback_webhooks { Reach::Loopback } else { Reach::Public },
+        outbound_reach: if arguments.allow_loopback_webhooks { Reach::Loopback } else { Reach::Public },
         deadlines: Deadlines::LAPTOP,
         turn_limits: TurnLimits::DEFAULT,
         provider_base_urls: None,

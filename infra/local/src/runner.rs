@@ -72,8 +72,8 @@ pub struct Options {
     /// Addresses and host names for which the internal routes exist. A list that is not set
     /// contains loopback if the runner listens on loopback, and is otherwise empty.
     pub internal: InternalGuard,
-    /// Addresses that webhooks may be sent to.
-    pub webhooks: Reach,
+    /// Addresses that webhooks and model calls to an `endpoint_url` may be sent to.
+    pub outbound_reach: Reach,
     pub deadlines: Deadlines,
     pub turn_limits: TurnLimits,
     /// Base URLs of model providers; `None` reads them from the environment.
@@ -121,7 +121,7 @@ impl Runner {
         let tables = Tables::local();
         let mut config = Config::local(tables.clone(), options.bcrypt_cost)?;
         config.internal = if options.host.is_loopback() { options.internal.or_loopback() } else { options.internal };
-        config.webhooks = options.webhooks;
+        config.outbound_reach = options.outbound_reach;
         config.deadlines = options.deadlines;
         config.turn_limits = options.turn_limits;
         if let Some(urls) = options.provider_base_urls {

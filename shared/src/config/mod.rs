@@ -153,9 +153,9 @@ pub struct Config {
     pub internal: InternalGuard,
     /// Model prices: `KARTA_PRICES` (JSON, or the path of a JSON file) overrides the built-in list.
     pub prices: PriceTable,
-    /// Which addresses webhooks may be sent to: public ones only, unless a local run allows
-    /// loopback.
-    pub webhooks: Reach,
+    /// Addresses that webhooks and model calls to an `endpoint_url` may be sent to: public ones only,
+    /// unless a local run allows loopback.
+    pub outbound_reach: Reach,
     pub deadlines: Deadlines,
     pub turn_limits: TurnLimits,
     /// `KARTA_SESSION_RETENTION_DAYS`: how long a session is kept after its last turn; 30 days
@@ -179,7 +179,7 @@ impl Config {
             bcrypt_cost: deployed_bcrypt_cost(parsed("KARTA_BCRYPT_COST")?.unwrap_or(BCRYPT_COST_DEFAULT))?,
             internal: internal_guard()?,
             prices: prices::from_env()?,
-            webhooks: Reach::Public,
+            outbound_reach: Reach::Public,
             deadlines: Deadlines::DEPLOYED,
             turn_limits: TurnLimits::DEFAULT,
             session_retention: session_retention()?,
@@ -196,7 +196,7 @@ impl Config {
             return Err(ConfigError::new("KARTA_BCRYPT_COST", "must be a number from 4 to 31"));
         }
         let (internal, deadlines) = (InternalGuard::default(), Deadlines::LAPTOP);
-        let (prices, webhooks) = (prices::from_env()?, Reach::Public);
+        let (prices, outbound_reach) = (prices::from_env()?, Reach::Public);
         let provider_base_urls = json(PROVIDER_BASE_URLS)?.map(|LocalProviderBaseUrls(urls)| urls).unwrap_or_default();
         let session_retention = session_retention()?;
         let turn_limits = TurnLimits::DEFAULT;
@@ -205,7 +205,7 @@ impl Config {
             bcrypt_cost,
             internal,
             prices,
-            webhooks,
+            outbound_reach,
             deadlines,
             turn_limits,
             session_retention,

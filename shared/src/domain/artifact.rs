@@ -166,7 +166,7 @@ impl TryFrom<String> for TemplatePath {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::WebhookUrl;
+    use crate::domain::OutboundUrl;
 
     #[test]
     fn commit_sha_is_hexadecimal_and_stored_lower_case() {
@@ -305,7 +305,7 @@ mod tests {
             ("template_path", |path, _| TemplatePath::try_from(path)?.check_input()),
             ("artifact_url", |_, url| ArtifactUrl::try_from(url)?.check_input()),
             ("endpoint_url", |_, url| EndpointUrl::try_from(url)?.check_input(Reach::Public)),
-            ("url", |_, url| WebhookUrl::parse(&url, Reach::Public).map(drop)),
+            ("url", |_, url| OutboundUrl::parse(&url, Reach::Public).map(drop)),
         ];
         for (field, check) in checks {
             let check = |path: &str| check(path.to_owned(), format!("https://api.acme.com/{path}"));

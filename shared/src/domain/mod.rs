@@ -37,6 +37,7 @@ mod name;
 mod object;
 mod opaque_id;
 mod organization;
+mod outbound_url;
 mod prices;
 mod principal;
 mod project;
@@ -58,7 +59,6 @@ mod turn_error;
 mod usage;
 mod webhook;
 mod webhook_signature;
-mod webhook_url;
 
 pub use address::{Reach, check as check_address};
 pub use allowlist::{AddressList, EntryError, HostList, InternalGuard, canonical_host};
@@ -89,6 +89,7 @@ pub use name::{Name, Slug, UserId, check_key, check_named_text, check_text};
 pub use object::{ObjectMembers, ObjectOnly, SecretText};
 pub use opaque_id::{MessageId, SessionId, TurnId};
 pub use organization::{ModelId, Organization, OrganizationPatch, Plan, StripeCustomerId, SubscriptionStatus};
+pub use outbound_url::OutboundUrl;
 pub use prices::{Price, PriceList, PriceProblem, PriceTable, PricesError};
 pub use principal::{Principal, PrincipalKind};
 pub use project::{Project, ProjectPatch};
@@ -116,7 +117,6 @@ pub use webhook::{
     WebhookEndpointPatch, next_attempt,
 };
 pub use webhook_signature::{Signatures, WebhookSecret};
-pub use webhook_url::WebhookUrl;
 
 /// A value that a field cannot hold. Displays the rule: "must be 1 to 100 characters".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -3,7 +3,7 @@ use std::{collections::BTreeSet, fmt, time::Duration};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Change, Changes, EventType, Id, Invalid, Name, Timestamp, Value, WebhookUrl};
+use super::{Change, Changes, EventType, Id, Invalid, Name, OutboundUrl, Timestamp, Value};
 
 /// Maximum difference between the clocks of two writers.
 pub const MAX_CLOCK_SKEW: Duration = Duration::from_secs(2);
@@ -17,7 +17,7 @@ const MIN_FAILING_TIME: Duration = Duration::from_hours(24);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WebhookEndpoint {
     pub id: Id,
-    pub url: WebhookUrl,
+    pub url: OutboundUrl,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<Name>,
     pub event_types: EventTypes,
@@ -53,14 +53,14 @@ impl DisabledReason {
 /// `None` keeps the current value.
 #[derive(Debug, Clone, Default)]
 pub struct WebhookEndpointPatch {
-    pub url: Option<WebhookUrl>,
+    pub url: Option<OutboundUrl>,
     pub description: Option<Option<Name>>,
     pub event_types: Option<EventTypes>,
     pub enabled: Option<bool>,
 }
 
 impl WebhookEndpoint {
-    pub fn new(id: Id, url: WebhookUrl, description: Option<Name>, event_types: EventTypes, now: Timestamp) -> Self {
+    pub fn new(id: Id, url: OutboundUrl, description: Option<Name>, event_types: EventTypes, now: Timestamp) -> Self {
         Self { id, url, description, event_types, disabled_reason: None, created_at: now, version: 1 }
     }
 
@@ -396,7 +396,7 @@ mod tests {
             chosen in proptest::collection::btree_set(0..19_usize, 1..19), requested in 0..19_usize, before: bool, enabled: bool,
         ) {
             let types: Vec<_> = chosen.iter().map(|at| EventType::ALL[*at]).map(Selected::Type).collect();
-            let url = WebhookUrl::parse("https://hooks.example.com/", crate::domain::Reach::Public).unwrap();
+            let url = OutboundUrl::parse("https://hooks.example.com/", crate::domain::Reach::Public).unwrap();
             let mut endpoint = WebhookEndpoint::new(Id::new(1).unwrap(), url, None, types.try_into().unwrap(), noon());
             endpoint.apply(WebhookEndpointPatch { enabled: Some(enabled), ..WebhookEndpointPatch::default() });
             let at = if before { noon().minus(Duration::from_millis(2_001)) } else { noon() };

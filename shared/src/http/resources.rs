@@ -9,9 +9,9 @@ use utoipa::ToSchema;
 use crate::domain::{
     AlertPercents, AllowedCidrs, ApiKey, ArtifactUrl, Attempt, AuditEvent, Budget, BudgetVerdict, BuildKind, Cap,
     CapKind, Chain, CommitSha, Delivery, DeliveryStatus, DisabledReason, EndpointUrl, EventType, EventTypes, Failing,
-    Id, ImageRef, KeyStatus, Metadata, ModelId, ModelKey, Month, MonthUsage, Name, Organization, Plan, Prefix, Project,
-    Provider, Release, ReleaseStatus, Scope, ScopeSet, Slug, StripeCustomerId, SubscriptionStatus, Tally, Timestamp,
-    Version, WebhookEndpoint, WebhookUrl, public_event_id,
+    Id, ImageRef, KeyStatus, Metadata, ModelId, ModelKey, Month, MonthUsage, Name, Organization, OutboundUrl, Plan,
+    Prefix, Project, Provider, Release, ReleaseStatus, Scope, ScopeSet, Slug, StripeCustomerId, SubscriptionStatus,
+    Tally, Timestamp, Version, WebhookEndpoint, public_event_id,
 };
 
 /// An API key. Every field is present.
@@ -152,7 +152,7 @@ impl From<ModelKey> for ModelKeyResource {
 #[schema(as = WebhookEndpoint)]
 pub struct WebhookEndpointResource {
     pub id: Id,
-    pub url: WebhookUrl,
+    pub url: OutboundUrl,
     pub description: Option<Name>,
     pub event_types: EventTypes,
     pub enabled: bool,

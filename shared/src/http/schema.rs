@@ -12,8 +12,8 @@ use utoipa::{
 use super::{Days, Limit, Received, Revealed, Verbatim};
 use crate::domain::{
     AlertPercents, AllowedCidrs, ArtifactUrl, Budget, Cap, CommitSha, EndpointUrl, EventType, EventTypes, Grace, Id,
-    ImageRef, MessageId, Metadata, ModelId, Month, Name, Plan, Prefix, Scope, ScopeSet, SessionId, Slug, Timestamp,
-    TurnId, UserId, Value, Version, WebhookUrl,
+    ImageRef, MessageId, Metadata, ModelId, Month, Name, OutboundUrl, Plan, Prefix, Scope, ScopeSet, SessionId, Slug,
+    Timestamp, TurnId, UserId, Value, Version,
 };
 
 /// 2^53 - 1, the largest integer that JavaScript represents exactly.
@@ -82,7 +82,7 @@ schemas! {
     ImageRef => sized_text(1, 512, "A container image, such as `registry.example.com/app:1.4`.");
     EndpointUrl => url("`https`, a public DNS name, the default port; no credentials, query or fragment.");
     ArtifactUrl => url("Location of a release's code: `https`, a public DNS name, the default port; no credentials, query or fragment.");
-    WebhookUrl => url("URL that receives deliveries. Events, and responses to keys without `admin`, show `?redacted` instead of the query.");
+    OutboundUrl => url("URL that receives deliveries. Events, and responses to keys without `admin`, show `?redacted` instead of the query.");
     Revealed => text("A secret, shown only in this response.");
     Verbatim => ObjectBuilder::new().schema_type(SchemaType::AnyValue);
     Received => text("Write-only: never returned.").write_only(true);

@@ -3,13 +3,14 @@ use std::slice;
 use super::{Call, DeliveryResource, Error, Received, Route};
 use crate::{
     app::App,
-    domain::{Delivery, Event, ScopeSet, WebhookEndpoint, WebhookUrl},
+    domain::{Delivery, Event, OutboundUrl, ScopeSet, WebhookEndpoint},
 };
 
 impl<R: Route> Call<R> {
     /// Parses a webhook URL. Returns 422 if the URL is invalid or points to this service.
-    pub fn webhook_url(&self, app: &App, url: &Received) -> Result<WebhookUrl, Error> {
-        let url = WebhookUrl::parse(url.expose(), app.webhooks).map_err(|problem| Error::invalid("url", problem))?;
+    pub fn webhook_url(&self, app: &App, url: &Received) -> Result<OutboundUrl, Error> {
+        let url =
+            OutboundUrl::parse(url.expose(), app.outbound_reach).map_err(|problem| Error::invalid("url", problem))?;
         // A receiver on the developer's machine has the local runner's host.
         let is_own_host = self.meta.host.as_ref().is_some_and(|host| url.is_on(slice::from_ref(host)));
         if is_own_host && !url.is_loopback() {

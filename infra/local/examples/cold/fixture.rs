@@ -62,7 +62,7 @@ impl Fixture {
             data_planes: None,
             stripe_secrets: Some(STRIPE_SECRET.into()),
             internal: InternalGuard::default(),
-            webhooks: Reach::Public,
+            outbound_reach: Reach::Public,
             deadlines: Deadlines::DEPLOYED,
             turn_limits: TurnLimits::DEFAULT,
             provider_base_urls: Some(provider.replace(ProviderBaseUrls::default(), Provider::OpenAi)),

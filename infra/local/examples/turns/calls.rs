@@ -54,7 +54,7 @@ pub(crate) async fn start_behind(proxy: &Arc<CountingProxy>, provider: &FakeProv
         data_planes: None,
         stripe_secrets: None,
         internal: InternalGuard::default(),
-        webhooks: Reach::Public,
+        outbound_reach: Reach::Public,
         deadlines: Deadlines::DEPLOYED,
         turn_limits: TurnLimits::DEFAULT,
         provider_base_urls: Some(provider.replace(ProviderBaseUrls::default(), Provider::Anthropic)),

@@ -33,7 +33,7 @@ impl Plane {
             data_planes: None,
             stripe_secrets: None,
             internal: InternalGuard::default(),
-            webhooks: Reach::Public,
+            outbound_reach: Reach::Public,
             deadlines: Deadlines::DEPLOYED,
             turn_limits: TurnLimits::DEFAULT,
             provider_base_urls: None,

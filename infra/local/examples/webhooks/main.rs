@@ -80,7 +80,7 @@ impl WebhookRunner {
             data_planes: None,
             stripe_secrets: None,
             internal: InternalGuard::default(),
-            webhooks: Reach::Loopback,
+            outbound_reach: Reach::Loopback,
             deadlines: Deadlines::DEPLOYED,
             turn_limits: TurnLimits::DEFAULT,
             provider_base_urls: None,

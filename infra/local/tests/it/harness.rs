@@ -534,7 +534,7 @@ pub(crate) fn options(clock: Arc<dyn Clock>) -> Options {
         data_planes: None,
         stripe_secrets: None,
         internal: InternalGuard::default(),
-        webhooks: Reach::Public,
+        outbound_reach: Reach::Public,
         // Long deadlines, because only tests with a hanging store need those of a deployed stack.
         deadlines: Deadlines::times(10),
         turn_limits: TurnLimits::DEFAULT,

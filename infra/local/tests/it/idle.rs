@@ -31,7 +31,7 @@ const CALLS_PER_MINUTE: usize = (6 + 3) * 16;
 const WAKE_TIMEOUT: Duration = Duration::from_secs(45);
 
 fn working(clock: Arc<dyn Clock>) -> Options {
-    Options { workers: true, webhooks: Reach::Loopback, ..options(clock) }
+    Options { workers: true, outbound_reach: Reach::Loopback, ..options(clock) }
 }
 
 fn noon() -> Arc<ManualClock> {

@@ -433,7 +433,7 @@ async fn functions_do_just_what_their_policies_allow() {
     let (clock, calls) = (Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap())), Calls::kept());
     let provider = FakeProvider::start(Script::default()).await.unwrap();
     let options = Options {
-        webhooks: Reach::Loopback,
+        outbound_reach: Reach::Loopback,
         call_observer: Some(Arc::new(calls.clone())),
         provider_base_urls: Some(provider.replace(ProviderBaseUrls::default(), Provider::OpenAi)),
         ..configured(Arc::clone(&clock) as Arc<dyn Clock>)

@@ -11,7 +11,7 @@ use std::{
 
 use karta_shared::{
     clock::ManualClock,
-    domain::{Reach, Signatures, Timestamp, WebhookSecret, WebhookUrl},
+    domain::{OutboundUrl, Reach, Signatures, Timestamp, WebhookSecret},
     entropy::SeededEntropy,
 };
 use proptest::prelude::*;
@@ -71,15 +71,15 @@ impl Receiver {
     }
 
     /// Returns the URL of a receiver that has stopped.
-    async fn gone() -> WebhookUrl {
+    async fn gone() -> OutboundUrl {
         let receiver = Self::answering("").await;
         receiver.server.abort();
         until("the end of the server", async || receiver.server.is_finished()).await;
         receiver.url()
     }
 
-    fn url(&self) -> WebhookUrl {
-        WebhookUrl::parse(&format!("http://127.0.0.1:{}/hooks?id=7", self.port), Reach::Loopback).unwrap()
+    fn url(&self) -> OutboundUrl {
+        OutboundUrl::parse(&format!("http://127.0.0.1:{}/hooks?id=7", self.port), Reach::Loopback).unwrap()
     }
 
     fn requests(&self) -> Vec<String> {
@@ -134,12 +134,12 @@ fn signatures() -> Signatures {
     Signatures::sign(&[&secret], "evt_1", "2026-11-22T12:00:00Z".parse().unwrap(), BODY.as_bytes())
 }
 
-async fn post(wire: &Wire, url: &WebhookUrl) -> Outcome {
+async fn post(wire: &Wire, url: &OutboundUrl) -> Outcome {
     wire.post(url, &signatures(), BODY).await
 }
 
 /// Returns an unchecked URL, as the store does.
-fn stored(url: &str) -> WebhookUrl {
+fn stored(url: &str) -> OutboundUrl {
     serde_json::from_value(url.into()).unwrap()
 }
 
@@ -394,7 +394,7 @@ async fn connection_is_closed_after_one_delivery() {
 async fn name_is_resolved_and_checked_for_each_delivery() {
     let receiver = Receiver::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
     let url = format!("http://localhost:{}/hooks", receiver.port);
-    let url = WebhookUrl::parse(&url, Reach::Loopback).unwrap();
+    let url = OutboundUrl::parse(&url, Reach::Loopback).unwrap();
     // The name resolves to this machine, then elsewhere, then here again. The client connects to
     // the address that it checked.
     let lookup = NameServer::answering(&[
@@ -418,7 +418,7 @@ async fn name_is_resolved_and_checked_for_each_delivery() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn name_with_any_forbidden_address_is_refused() {
-    let url = WebhookUrl::parse("https://Hooks.example.com/secret?id=secret", Reach::Public).unwrap();
+    let url = OutboundUrl::parse("https://Hooks.example.com/secret?id=secret", Reach::Public).unwrap();
     for (answer, error) in [
         (&["10.0.0.1"][..], "private use (RFC 1918)"),
         (&["93.184.216.34", "10.0.0.1"], "private use (RFC 1918)"),
@@ -554,7 +554,7 @@ proptest! {
         if host.split('.').any(|label| label.starts_with('-') || label.ends_with('-') || label.len() > 63) {
             return Ok(());
         }
-        let url = WebhookUrl::parse(read.as_str(), Reach::Public).unwrap();
+        let url = OutboundUrl::parse(read.as_str(), Reach::Public).unwrap();
         prop_assert_eq!(host, url.host());
     }
 
@@ -564,7 +564,7 @@ proptest! {
     fn accepted_url_means_the_same_to_client(
         text in r"https?://(localhost|LocalHost|127\.0\.0\.[0-9]{1,3}|\[::1\]|\[[0-9a-f:.]{2,9}\]|[a-zA-Z0-9-]{1,4}\.com|[a-z0-9.%@:\[\]_-]{0,12})(:[0-9]{0,5})?[/?#@:.\\a-z0-9]{0,10}",
     ) {
-        let Ok(url) = WebhookUrl::parse(&text, Reach::Loopback) else { return Ok(()) };
+        let Ok(url) = OutboundUrl::parse(&text, Reach::Loopback) else { return Ok(()) };
         let read = reqwest::Url::parse(&text).unwrap();
         let address = |host: &str| host.trim_matches(['[', ']']).parse::<IpAddr>().ok();
         let host = read.host_str().unwrap();

@@ -15,9 +15,9 @@ use crate::harness::options;
 
 const PROJECT: &str = "/v1/agent_projects/app";
 
-async fn start(webhooks: Reach) -> (TurnServer, FakeProvider) {
+async fn start(reach: Reach) -> (TurnServer, FakeProvider) {
     let defaults = options(Arc::new(SystemClock));
-    let turns = TurnServer::start_as(Options { turn_limits: LIMITS, webhooks, ..defaults }).await;
+    let turns = TurnServer::start_as(Options { turn_limits: LIMITS, outbound_reach: reach, ..defaults }).await;
     turns.project("app", ANTHROPIC).await;
     (turns, FakeProvider::start(Script::default()).await.unwrap())
 }

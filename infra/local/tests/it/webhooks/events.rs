@@ -97,7 +97,7 @@ fn have_same_shape(one: &Value, other: &Value) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_event_type_matches_its_documentation() {
     let clock = Arc::new(ManualClock::at("2026-11-21T12:00:00Z".parse().unwrap()));
-    let options = Options { webhooks: Reach::Loopback, ..configured(Arc::clone(&clock) as Arc<dyn Clock>) };
+    let options = Options { outbound_reach: Reach::Loopback, ..configured(Arc::clone(&clock) as Arc<dyn Clock>) };
     let webhooks = WebhookServer::new(TestServer::start_as(options, None).await, Duration::ZERO);
     let server = &webhooks.server;
     let (all, gone) = (Receiver::start().await, Receiver::start().await);

@@ -33,7 +33,7 @@ const URL: &str = "https://hooks.example.com/T000?team=7";
 
 /// Returns options of a server that may send webhooks to this machine.
 pub(crate) fn on_loopback(clock: Arc<dyn Clock>) -> Options {
-    Options { webhooks: Reach::Loopback, ..options(clock) }
+    Options { outbound_reach: Reach::Loopback, ..options(clock) }
 }
 
 /// A server that may send webhooks to this machine, and its workers.

@@ -9,17 +9,17 @@ use super::{
     secret_shape::{finds_own_secret, finds_secret},
 };
 
-/// The URL of a webhook endpoint: `https`, a public DNS name, port 443, no credentials, no
-/// fragment. A query is allowed, because receivers put ids into it. The address that the name
-/// resolves to is checked at each delivery.
+/// A URL that Karta calls for a customer, of a webhook endpoint or of a model provider: `https`, a
+/// public DNS name, port 443, no credentials, no fragment. A query is allowed, because webhook
+/// receivers put ids into it. The address that the name resolves to is checked at each request.
 ///
-/// Deserialization accepts any text, so that a stricter rule leaves stored endpoints readable:
-/// stored URLs are checked again before they are called. Parse input with [`parse`](Self::parse).
+/// Deserialization accepts any text, so that a stricter rule leaves stored URLs readable: they are
+/// checked again before they are called. Parse input with [`parse`](Self::parse).
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct WebhookUrl(String);
+pub struct OutboundUrl(String);
 
-impl WebhookUrl {
+impl OutboundUrl {
     /// Checks only the text. With [`Reach::Loopback`], loopback (`127.0.0.0/8`, `[::1]`,
     /// `localhost`) may also use `http` and any port.
     pub fn parse(text: &str, reach: Reach) -> Result<Self, Invalid> {
@@ -68,10 +68,10 @@ impl WebhookUrl {
     }
 }
 
-impl fmt::Debug for WebhookUrl {
+impl fmt::Debug for OutboundUrl {
     /// Omits path and query, which grant access at some receivers.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("WebhookUrl").field(&self.host()).finish()
+        f.debug_tuple("OutboundUrl").field(&self.host()).finish()
     }
 }
 
@@ -82,25 +82,25 @@ mod tests {
     #[test]
     fn query_is_kept_and_debug_shows_host_only() {
         for reach in [Reach::Public, Reach::Loopback] {
-            let url = WebhookUrl::parse("https://Hooks.example.com/T000/s3cret?id=s3cret/1", reach).unwrap();
+            let url = OutboundUrl::parse("https://Hooks.example.com/T000/s3cret?id=s3cret/1", reach).unwrap();
             assert_eq!(url.as_str(), "https://hooks.example.com/T000/s3cret?id=s3cret/1");
             assert_eq!(url.without_query().as_str(), "https://hooks.example.com/T000/s3cret?redacted");
-            assert_eq!(format!("{url:?}"), r#"WebhookUrl("hooks.example.com")"#);
+            assert_eq!(format!("{url:?}"), r#"OutboundUrl("hooks.example.com")"#);
             assert!(!url.is_loopback());
         }
         // A name that contains an address is a name. It is resolved and checked at delivery.
-        assert!(WebhookUrl::parse("https://127.0.0.1.nip.io/", Reach::Public).is_ok());
+        assert!(OutboundUrl::parse("https://127.0.0.1.nip.io/", Reach::Public).is_ok());
     }
 
     #[test]
     fn invalid_international_name_is_refused_but_readable() {
         for reach in [Reach::Public, Reach::Loopback] {
-            assert!(WebhookUrl::parse("https://xn--bcher-kva.example.com/hook", reach).is_ok());
+            assert!(OutboundUrl::parse("https://xn--bcher-kva.example.com/hook", reach).is_ok());
             for text in ["https://xn--a.com/hook", "https://hooks.XN--A.com/", "https://xn--gba.com?x=1"] {
-                assert!(WebhookUrl::parse(text, reach).unwrap_err().to_string().contains("Punycode"), "{text}");
+                assert!(OutboundUrl::parse(text, reach).unwrap_err().to_string().contains("Punycode"), "{text}");
             }
         }
-        let stored: WebhookUrl = serde_json::from_value("https://xn--a.com/hook".into()).unwrap();
+        let stored: OutboundUrl = serde_json::from_value("https://xn--a.com/hook".into()).unwrap();
         assert_eq!((stored.check(Reach::Public), &*stored.host()), (Ok(()), "xn--a.com"));
     }
 
@@ -108,17 +108,17 @@ mod tests {
     fn ambiguous_path_is_refused_but_readable() {
         for reach in [Reach::Public, Reach::Loopback] {
             for text in ["https://example.com/a/../b", "https://example.com/%zz?x=1"] {
-                assert!(WebhookUrl::parse(text, reach).unwrap_err().to_string().contains("in its path"), "{text}");
+                assert!(OutboundUrl::parse(text, reach).unwrap_err().to_string().contains("in its path"), "{text}");
             }
-            assert!(WebhookUrl::parse("https://example.com/a%2Fb?x=../%zz", reach).is_ok());
+            assert!(OutboundUrl::parse("https://example.com/a%2Fb?x=../%zz", reach).is_ok());
         }
-        let stored: WebhookUrl = serde_json::from_value("https://example.com/a/../b".into()).unwrap();
+        let stored: OutboundUrl = serde_json::from_value("https://example.com/a/../b".into()).unwrap();
         assert_eq!(stored.check(Reach::Public), Ok(()));
     }
 
     #[test]
     fn only_the_query_may_hold_a_foreign_key() {
-        let parse = |text: &str| WebhookUrl::parse(text, Reach::Public);
+        let parse = |text: &str| OutboundUrl::parse(text, Reach::Public);
         let google = format!("AIza{}", "7QxW9z3RkT5mVb2NpL8c".repeat(2));
         assert!(parse(&format!("https://chat.example.com/v1/spaces/A?key={google}")).is_ok());
         assert_eq!(parse(&format!("https://chat.example.com/v1/{google}")), Err(HOLDS_SECRET));
@@ -144,9 +144,9 @@ mod tests {
             "http://[::1]",
             "http://[0:0:0:0:0:0:0:1]/",
         ] {
-            let url = WebhookUrl::parse(text, Reach::Loopback).expect(text);
+            let url = OutboundUrl::parse(text, Reach::Loopback).expect(text);
             assert!(url.is_loopback() && url.check(Reach::Loopback).is_ok(), "{text}");
-            assert!(WebhookUrl::parse(text, Reach::Public).is_err(), "{text}");
+            assert!(OutboundUrl::parse(text, Reach::Public).is_err(), "{text}");
         }
     }
 
@@ -187,14 +187,14 @@ mod tests {
             "ftp://127.0.0.1/",
             "file:///etc/passwd",
         ] {
-            assert!(WebhookUrl::parse(text, Reach::Loopback).is_err(), "{text}");
+            assert!(OutboundUrl::parse(text, Reach::Loopback).is_err(), "{text}");
         }
     }
 
     #[test]
     fn stored_url_is_read_and_checked_again() {
-        let read = |text: &str| serde_json::from_value::<WebhookUrl>(text.into()).unwrap();
-        let kept = WebhookUrl::parse("http://localhost:8080/hooks", Reach::Loopback).unwrap();
+        let read = |text: &str| serde_json::from_value::<OutboundUrl>(text.into()).unwrap();
+        let kept = OutboundUrl::parse("http://localhost:8080/hooks", Reach::Loopback).unwrap();
         assert_eq!(read(kept.as_str()), kept);
         assert_eq!(serde_json::to_value(&kept).unwrap(), kept.as_str());
         assert!(kept.check(Reach::Public).is_err());
@@ -217,11 +217,11 @@ mod tests {
             ("https://x.api.example.com/", false),
             ("https://example.com/api.example.com", false),
         ] {
-            assert_eq!(WebhookUrl::parse(text, Reach::Public).unwrap().is_on(&own), is_own, "{text}");
+            assert_eq!(OutboundUrl::parse(text, Reach::Public).unwrap().is_on(&own), is_own, "{text}");
         }
-        let loopback = WebhookUrl::parse("http://[0:0:0:0:0:0:0:1]:9/", Reach::Loopback).unwrap();
+        let loopback = OutboundUrl::parse("http://[0:0:0:0:0:0:0:1]:9/", Reach::Loopback).unwrap();
         assert!(loopback.is_on(&["[::1]:8787".to_owned()]) && !loopback.is_on(&["localhost".to_owned()]));
-        let unreadable: WebhookUrl = serde_json::from_value("no URL".into()).unwrap();
+        let unreadable: OutboundUrl = serde_json::from_value("no URL".into()).unwrap();
         assert!(!unreadable.is_on(&own), "no host equals no host");
     }
 }
