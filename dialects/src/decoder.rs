@@ -49,14 +49,21 @@ impl Answer<'_> {
         text.map(|text| self.joiner.push(part, text, self.deltas)).is_some()
     }
 
-    /// Sets the counts of a report of the output. Those that it lacks stay as they are.
+    /// Takes the counts of a report of the output. Those that it lacks stay as they are, and none
+    /// falls, because providers report sums.
     pub(crate) fn update_usage(&mut self, report: ReportedUsage) {
         let usage = self.outcome.usage.get_or_insert_default();
-        *usage = ReportedUsage {
+        let later = ReportedUsage {
             input_tokens: report.input_tokens.or(usage.input_tokens),
-            output_tokens: report.output_tokens.or(usage.output_tokens),
+            output_tokens: report.output_tokens.max(usage.output_tokens),
             cache_read_tokens: report.cache_read_tokens.or(usage.cache_read_tokens),
             cache_write_tokens: report.cache_write_tokens.or(usage.cache_write_tokens),
+        };
+        // A later report may only move input between its kinds.
+        *usage = if later.input() < usage.input() {
+            ReportedUsage { output_tokens: later.output_tokens, ..*usage }
+        } else {
+            later
         };
         self.outcome.is_usage_final |= report.output_tokens.is_some();
     }

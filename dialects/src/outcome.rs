@@ -35,6 +35,12 @@ pub struct ReportedUsage {
 }
 
 impl ReportedUsage {
+    /// Returns the sum of all kinds of input.
+    pub(crate) fn input(&self) -> u64 {
+        let kinds = [self.input_tokens, self.cache_read_tokens, self.cache_write_tokens];
+        kinds.into_iter().flatten().fold(0, u64::saturating_add)
+    }
+
     pub(crate) fn non_empty(self) -> Option<Self> {
         (self != Self::default()).then_some(self)
     }

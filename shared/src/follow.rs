@@ -16,19 +16,73 @@ use crate::{
 };
 
 /// How long a stream waits for a client that has stopped to read.
-const SLOW_CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
+pub const SLOW_CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum chunks between a follower and its client, and maximum size of a chunk in bytes: what is
+/// there when access is lost is still delivered.
+const BUFFERED_CHUNKS: usize = 2;
+const MAX_CHUNK_BYTES: usize = 16 << 10;
+
+/// The credential for which a turn runs or is followed.
+#[derive(Debug, Clone, Copy)]
+pub struct TurnCaller {
+    pub organization: Id,
+    /// The caller's key, or the one that minted its token.
+    pub api_key: Id,
+    /// Whether the caller needs the organization's `transcript_access`, which may be switched off.
+    pub needs_transcript_access: bool,
+}
+
+/// Repeated checks of a caller's access.
+#[derive(Debug)]
+pub struct AccessCheck {
+    caller: TurnCaller,
+    confirmed_at: Instant,
+    checked_at: Instant,
+}
+
+impl AccessCheck {
+    /// Starts with a caller that was just authorized.
+    pub fn new(caller: TurnCaller) -> Self {
+        let now = Instant::now();
+        Self { caller, confirmed_at: now, checked_at: now }
+    }
+
+    /// Returns when the next check is due.
+    pub fn due_at(&self, app: &App) -> Instant {
+        self.checked_at + app.turn_limits.renewal
+    }
+
+    /// Returns the reason why the caller's turn or stream must end, if there is one: its key, the key
+    /// that minted its token or the organization lost its access, or the `transcript_access` that it
+    /// needs is off. If this cannot be read for as long as a lease, access ends too.
+    pub async fn run(&mut self, app: &App) -> Option<TurnError> {
+        let TurnCaller { organization, api_key, needs_transcript_access } = self.caller;
+        let now = Instant::now();
+        self.checked_at = now;
+        match app.store.access(organization, api_key).await {
+            Ok(state)
+                if auth::check_status(&state, app.clock.now()).is_ok()
+                    && (!needs_transcript_access || state.organization.transcript_access) =>
+            {
+                self.confirmed_at = now;
+                None
+            }
+            Ok(_) => Some(TurnError::CredentialRevoked),
+            Err(fault) => {
+                tracing::warn!(organization_id = organization.get(), %fault, "credential not checked");
+                (now > self.confirmed_at + app.turn_limits.lease).then_some(TurnError::Interrupted)
+            }
+        }
+    }
+}
 
 /// A turn, and the last event that the client has.
 #[derive(Debug, Clone)]
 pub struct Followed {
-    pub organization: Id,
-    /// The caller's key, or the one that minted its token: losing its access ends the stream.
-    pub api_key: Id,
+    pub caller: TurnCaller,
     pub session: SessionId,
     pub turn: TurnId,
     pub after: Seq,
-    /// Whether the caller needs the organization's `transcript_access`, which may be switched off.
-    pub needs_transcript_access: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -45,33 +99,20 @@ enum FollowError {
 
 /// Streams a turn's events to its end.
 pub fn follow(app: App, followed: Followed) -> EventStream {
-    let (sender, stream) = event_channel();
+    let (sender, stream) = event_channel(BUFFERED_CHUNKS);
     // Longer than the deadline that `run` has itself.
     let deadline = app.turn_limits.streamed + 2 * app.turn_limits.settle;
-    let run = Follower { app, followed, has_ended: false, last_event: None, is_at_batch: false, sender }.run();
+    let access = AccessCheck::new(followed.caller);
+    let run = Follower { app, followed, access, has_ended: false, last_event: None, is_at_batch: false, sender }.run();
     // The deadline also holds for a client that has stopped to read.
     tokio::spawn(timeout(deadline, run));
     stream
 }
 
-/// Returns whether a caller may no longer read a turn: its key, the key that minted its token or the
-/// organization lost its access, or the `transcript_access` that it needs is off.
-pub async fn has_lost_access(app: &App, organization: Id, api_key: Id, needs_transcript_access: bool) -> bool {
-    match app.store.access(organization, api_key).await {
-        Ok(state) => {
-            auth::check_status(&state, app.clock.now()).is_err()
-                || (needs_transcript_access && !state.organization.transcript_access)
-        }
-        Err(fault) => {
-            tracing::warn!(organization_id = organization.get(), %fault, "credential not checked");
-            false
-        }
-    }
-}
-
 struct Follower {
     app: App,
     followed: Followed,
+    access: AccessCheck,
     /// Whether the turn had ended when it was read last.
     has_ended: bool,
     /// The number of the turn's last event, once the turn has stored it.
@@ -85,8 +126,8 @@ struct Follower {
 enum Look {
     Nothing,
     Events,
-    /// The next events are missing or cannot be read.
-    Gap,
+    /// The next events are missing or cannot be read, or the caller may not read them.
+    Failed(TurnError),
     End,
 }
 
@@ -95,12 +136,11 @@ impl Follower {
         let limits = self.app.turn_limits;
         // Longer than any turn takes, unless its process died and the sweep has not ended it.
         let deadline = Instant::now() + limits.streamed + limits.settle;
-        let mut check_at = Instant::now() + limits.renewal;
         while Instant::now() < deadline && !self.sender.is_closed() {
             // The log comes first: a replay does not depend on whether the turn still runs.
             match self.look().await {
                 Ok(Look::End) => return,
-                Ok(Look::Gap) => return self.end(TurnError::Internal).await,
+                Ok(Look::Failed(error)) => return self.end(error).await,
                 Ok(Look::Events) => continue,
                 // The settlement may have replaced the batch that was read last.
                 Ok(Look::Nothing) if self.has_ended && self.is_at_batch => {
@@ -117,12 +157,8 @@ impl Follower {
                 Ok(Look::Nothing) => {}
                 Err(fault) => tracing::warn!(turn_id = %self.followed.turn, %fault, "turn events not read"),
             }
-            if Instant::now() >= check_at {
-                check_at = Instant::now() + limits.renewal;
-                let Followed { organization, api_key, needs_transcript_access, .. } = self.followed;
-                if has_lost_access(&self.app, organization, api_key, needs_transcript_access).await {
-                    return self.end(TurnError::CredentialRevoked).await;
-                }
+            if let Some(error) = self.lost_access().await {
+                return self.end(error).await;
             }
             sleep(limits.poll).await;
             if let Err(fault) = self.read_turn().await {
@@ -135,8 +171,8 @@ impl Follower {
     /// Reads whether the turn has ended. A deleted one has.
     async fn read_turn(&mut self) -> Result<(), FollowError> {
         if !self.has_ended {
-            let Followed { organization, session, turn, .. } = &self.followed;
-            let stored = self.app.store.turn(*organization, session, turn).await?;
+            let Followed { caller, session, turn, .. } = &self.followed;
+            let stored = self.app.store.turn(caller.organization, session, turn).await?;
             let turn = stored.map(|stored| stored.turn);
             self.has_ended = turn.as_ref().is_none_or(|turn| turn.status != TurnStatus::Running);
             let stores_its_end = |turn: &Turn| !matches!(turn.status, TurnStatus::Running | TurnStatus::Interrupted);
@@ -147,7 +183,7 @@ impl Follower {
 
     /// Sends the events that the client does not have.
     async fn look(&mut self) -> Result<Look, FollowError> {
-        let Followed { organization, session, turn, after, .. } = self.followed.clone();
+        let Followed { caller: TurnCaller { organization, .. }, session, turn, after } = self.followed.clone();
         let (store, now) = (&self.app.store, self.app.clock.now());
         let batches = if self.is_at_batch {
             store.next_turn_events(organization, &session, &turn, after, now).await?
@@ -159,7 +195,7 @@ impl Follower {
             let context = TranscriptContext { organization, session: &session, turn: &turn };
             if batch.first_seq > self.followed.after + 1 {
                 // A process could not write its log. The messages have what is missing.
-                return Ok(Look::Gap);
+                return Ok(Look::Failed(TurnError::Internal));
             }
             let ring = self.app.secrets.ring_with(Ring::SealingSessions, &batch.content.kid).await?;
             let part = TranscriptPart::Events { first_seq: batch.first_seq };
@@ -173,15 +209,22 @@ impl Follower {
                 Ok(read) => read,
                 Err(fault) => {
                     tracing::error!(turn_id = %turn, %fault, "turn events cannot be opened");
-                    return Ok(Look::Gap);
+                    return Ok(Look::Failed(TurnError::Internal));
                 }
             };
-            if !frames.is_empty() {
+            let has_events = !frames.is_empty();
+            for chunk in chunks(frames) {
+                // A client that reads slowly may be here for minutes.
+                if let Some(error) = self.lost_access().await {
+                    return Ok(Look::Failed(error));
+                }
                 // A client that has stopped to read can resume.
-                let sent = timeout(SLOW_CLIENT_TIMEOUT, self.sender.send(frames)).await;
+                let sent = timeout(SLOW_CLIENT_TIMEOUT, self.sender.send(chunk)).await;
                 if !sent.unwrap_or(false) {
                     return Ok(Look::End);
                 }
+            }
+            if has_events {
                 (self.followed.after, self.is_at_batch) = (batch.next_seq() - 1, true);
                 look = Look::Events;
             }
@@ -192,12 +235,29 @@ impl Follower {
         Ok(look)
     }
 
+    /// Checks the caller's access if the check is due.
+    async fn lost_access(&mut self) -> Option<TurnError> {
+        if Instant::now() < self.access.due_at(&self.app) { None } else { self.access.run(&self.app).await }
+    }
+
     /// Ends the stream with an event that is not in the log.
     async fn end(&self, error: TurnError) {
         let Followed { session, turn, after, .. } = &self.followed;
         let context = TurnEventContext { session_id: session.as_str(), turn_id: turn.as_str() };
         if let Ok(frame) = context.unlogged_error(*after, self.app.clock.now(), error) {
-            timeout(Duration::from_secs(5), self.sender.send(frame)).await.ok();
+            timeout(SLOW_CLIENT_TIMEOUT, self.sender.send(frame)).await.ok();
         }
     }
+}
+
+/// Joins frames into chunks. A frame of more than [`MAX_CHUNK_BYTES`] is a chunk.
+fn chunks(frames: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    let mut chunks: Vec<Vec<u8>> = Vec::new();
+    for frame in frames {
+        match chunks.last_mut() {
+            Some(chunk) if chunk.len() + frame.len() <= MAX_CHUNK_BYTES => chunk.extend(frame),
+            _ => chunks.push(frame),
+        }
+    }
+    chunks
 }

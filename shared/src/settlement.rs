@@ -124,7 +124,7 @@ pub async fn settle(
     let ring = app.secrets.ring(Ring::SealingSessions).await?;
     let context = TranscriptContext { organization, session, turn: &turn.id };
     let seal = |part, content: &[u8]| context.seal(&ring, &*app.entropy, part, content);
-    let message = if end.answer.is_empty() {
+    let message = if end.answer.is_empty() && end.error.is_some() {
         None
     } else {
         let parts = serde_json::to_vec(&end.answer).map_err(|error| SettleError::Encoding(error.to_string()))?;

@@ -97,7 +97,7 @@ fn usage_kinds_do_not_overlap() {
         ),
         (
             json!({"prompt_tokens": 5, "completion_tokens": 0, "prompt_tokens_details": {"cached_tokens": 9}}),
-            [0, 0, 9, 0],
+            [0, 1, 9, 0],
         ),
         (json!({"prompt_tokens": 5.0, "completion_tokens": 7.0, "prompt_tokens_details": []}), [5, 7, 0, 0]),
         (json!({"prompt_tokens": 5, "total_tokens": 12, "prompt_tokens_details": {"cached_tokens": -1}}), [5, 7, 0, 0]),
@@ -108,7 +108,10 @@ fn usage_kinds_do_not_overlap() {
         (json!({"prompt_tokens": 5.5, "completion_tokens": {}}), [1, 1, 0, 0]),
         (json!({}), [1, 1, 0, 0]),
         (json!([]), [1, 1, 0, 0]),
-        (json!({"prompt_tokens": 5, "total_tokens": 2, "prompt_tokens_details": null}), [5, 0, 0, 0]),
+        (json!({"prompt_tokens": 5, "total_tokens": 2, "prompt_tokens_details": null}), [5, 1, 0, 0]),
+        // Sums do not fall.
+        (json!({"prompt_tokens": 0, "completion_tokens": 0}), [1, 1, 0, 0]),
+        (json!({"prompt_tokens": 0, "completion_tokens": 7}), [1, 7, 0, 0]),
     ] {
         let cumulative = usage_chunk(&json!({"prompt_tokens": 1, "completion_tokens": 1}));
         let (_, outcome) = decode(&stream(&[cumulative, usage_chunk(&reported)]));

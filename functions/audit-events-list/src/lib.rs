@@ -16,7 +16,8 @@ pub struct Query {
     #[serde(default)]
     limit: Limit,
     cursor: Option<String>,
-    /// Only events of this actor: an API key's id, or an actor's name.
+    /// Only events of this actor: an API key's id, or the name of an actor. Text that is an id is never
+    /// compared with names.
     actor: Option<Name>,
     /// Only events with this action.
     action: Option<Action>,
@@ -46,7 +47,7 @@ impl Route for AuditEventsList {
         let list = format!("audit_events?actor={actor:?}&action={action:?}");
         let below = cursor::open(app, organization, &list, cursor.as_deref()).await?;
         let wanted = |event: &AuditEvent| {
-            actor.as_ref().is_none_or(|actor| event.actor.has_name_or_id(actor.as_str()))
+            actor.as_ref().is_none_or(|actor| event.actor.has_id_or_name(actor.as_str()))
                 && action.is_none_or(|action| event.action == action.as_str())
         };
         let page = app.store.audit_events(organization, below, limit.get(), wanted).await?;

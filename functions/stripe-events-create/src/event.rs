@@ -83,7 +83,7 @@ impl StripeEvent {
     /// Returns the customer without reading the rest of the object; `None` if no organization can
     /// have this customer.
     pub(crate) fn customer(&self) -> Result<Option<StripeCustomerId>, Error> {
-        let customer: ObjectCustomer = self.data.object.read()?;
+        let customer: ObjectCustomer = self.data.object.read_below("data.object")?;
         Ok(customer.id().and_then(|id| id.try_into().ok()))
     }
 
@@ -96,7 +96,7 @@ impl StripeEvent {
 
     fn subscription(&self, step: SubscriptionStep, event_type: EventType) -> Result<ParsedEvent, Error> {
         let status = ObjectStatus::after(step, &self.data.object)?;
-        let object: SubscriptionObject = self.data.object.read()?;
+        let object: SubscriptionObject = self.data.object.read_below("data.object")?;
         let previous: Option<Previous> = self.data.previous_attributes.as_ref().and_then(|given| given.read().ok());
         let before = previous.unwrap_or_default().before(&object);
         let content = EventContent::Subscription(object.into_subscription(status, step, self.created.into()), before);
@@ -104,7 +104,7 @@ impl StripeEvent {
     }
 
     fn invoice(&self, event_type: EventType) -> Result<ParsedEvent, Error> {
-        Ok(ParsedEvent { event_type, content: EventContent::Invoice(self.data.object.read()?) })
+        Ok(ParsedEvent { event_type, content: EventContent::Invoice(self.data.object.read_below("data.object")?) })
     }
 }
 

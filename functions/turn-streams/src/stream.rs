@@ -72,9 +72,7 @@ impl<F: Family> Route for StreamGet<F> {
             return Err(Error::no_events());
         }
         call.audit_transcript_read(app, &session).await?;
-        let api_key = call.caller.api_key_id;
-        let needs_transcript_access = !call.caller.is_token() && session.is_private();
-        let followed = Followed { organization, api_key, session: session.id, turn, after, needs_transcript_access };
+        let followed = Followed { caller: call.turn_caller(&session), session: session.id, turn, after };
         Ok(Answer::stream(follow(app.clone(), followed)))
     }
 }

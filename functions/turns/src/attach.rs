@@ -2,8 +2,8 @@
 
 use karta_shared::{
     App,
-    domain::{MessageRole, Turn, TurnError, TurnId, TurnStatus},
-    follow::{Followed, follow, has_lost_access},
+    domain::{MessageRole, Turn, TurnId, TurnStatus},
+    follow::{AccessCheck, Followed, follow},
     http::{
         Access, AgentName, Answer, Call, Error, MessageResource, Route, SessionCaller, SessionPath, TurnUsageResource,
         open_messages, text_of,
@@ -57,21 +57,18 @@ where
     call.require_transcript_access(app, &session).await?;
     call.audit_transcript_read(app, &session).await?;
     let organization = call.caller.organization_id;
-    let api_key = call.caller.api_key_id;
-    let needs_transcript_access = !call.caller.is_token() && session.is_private();
+    let caller = call.turn_caller(&session);
     if call.body.stream {
-        let followed =
-            Followed { organization, api_key, session: session.id, turn: turn.id, after: 0, needs_transcript_access };
+        let followed = Followed { caller, session: session.id, turn: turn.id, after: 0 };
         return Ok(Answer::stream(follow(app.clone(), followed)));
     }
-    let (mut turn, mut check_at) = (turn, Instant::now() + app.turn_limits.renewal);
+    let (mut turn, mut access) = (turn, AccessCheck::new(caller));
     while turn.status == TurnStatus::Running {
         sleep(app.turn_limits.poll).await;
-        if Instant::now() >= check_at {
-            check_at = Instant::now() + app.turn_limits.renewal;
-            if has_lost_access(app, organization, api_key, needs_transcript_access).await {
-                return Err(Error::turn_failed(TurnError::CredentialRevoked));
-            }
+        if Instant::now() >= access.due_at(app)
+            && let Some(error) = access.run(app).await
+        {
+            return Err(Error::turn_failed(error));
         }
         let stored = app.store.turn(organization, &session.id, &turn.id).await?;
         turn = stored.ok_or(Error::NotFound)?.turn;

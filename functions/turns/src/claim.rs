@@ -83,14 +83,12 @@ where
 
     let user_message =
         MessageResource::new(turn.user_message_id.clone(), turn.id.clone(), MessageRole::User, parts, now);
-    let needs_transcript_access = !call.caller.is_token() && validated.session.is_private();
     let mut task = TurnTask {
         app: app.clone(),
-        organization,
+        caller: call.turn_caller(&validated.session),
         session: validated.session.id,
         turn,
         user_message,
-        needs_transcript_access,
         retention: app.session_retention,
         known: Some(validated.known),
         reservation,

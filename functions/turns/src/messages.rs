@@ -20,7 +20,7 @@ use utoipa::ToSchema;
 use crate::{
     attach::{self, Attached},
     claim, provider,
-    run::{Ended, Signals},
+    run::{BUFFERED_EVENTS, Ended, Signals},
 };
 
 /// Maximum bytes of a message's text as JSON.
@@ -156,7 +156,7 @@ impl<F: Family> Route for MessagesCreate<F> {
         };
         let user = task.user_message.clone();
         let session_id = task.session.to_string();
-        let (sender, events) = event_channel();
+        let (sender, events) = event_channel(BUFFERED_EVENTS);
         task.sender = call.body.stream.then_some(sender);
         let Signals { began, ended } = task.spawn();
         if !call.body.stream {

@@ -187,7 +187,8 @@ impl ProviderClients {
         if response.status().is_success() && is_event_stream {
             return Ok(response);
         }
-        *may_be_billed = false;
+        // A proxy that ignores `stream` answers with the whole message, which was generated.
+        *may_be_billed = response.status().is_success() && media_type.trim().eq_ignore_ascii_case("application/json");
         Err(Rejected::read(app, target, response).await)
     }
 

@@ -8,13 +8,13 @@ use std::time::Duration;
 use karta_dialects::{Delta, Outcome};
 use karta_shared::{
     App,
-    domain::{Budget, Id, Retention, SessionId, StopReason, Timestamp, Turn, TurnError, TurnStatus, TurnUsage},
-    follow::has_lost_access,
+    domain::{Budget, Retention, SessionId, StopReason, Timestamp, Turn, TurnError, TurnStatus, TurnUsage},
+    follow::{AccessCheck, SLOW_CLIENT_TIMEOUT, TurnCaller},
     http::{EventSender, MessageResource, TurnUsageResource},
     settlement::{
         RunningTurn, SettleError, TurnEnd, cost, estimate_hidden_tokens, estimate_tokens, leased_until, settle,
     },
-    store::{Amount, KnownCounters, Reservation, TurnLease},
+    store::{Amount, KnownCounters, Reservation, StoreError, TurnLease},
     turn_events::{EventBatch, MessagePart, Part, PartKind, Seq, TurnEvent, TurnEventContext, json_bytes},
 };
 use reqwest::Response;
@@ -28,19 +28,16 @@ use crate::{
     provider::{Failure, PROVIDERS, Target},
 };
 
+/// Maximum events between a turn and its client.
+pub(crate) const BUFFERED_EVENTS: usize = 64;
 /// Output tokens that are reserved at a time, where a cap applies.
 pub(crate) const SLICE: u64 = 1_024;
-/// Bytes of output that reservations count as one token, so that the estimate is rarely too low.
-const RESERVED_TOKEN_BYTES: usize = 2;
-/// How long the last event waits for a client that does not read.
-const LAST_EVENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a turn waits for a client that does not read.
-const SLOW_CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum text of an event, in bytes. As JSON it may have six times as many, and its frame must fit
 /// into an item of the log.
 const MAX_EVENT_TEXT_BYTES: usize = 32 << 10;
-/// Maximum size of an answer as JSON. A larger one does not fit into a transaction.
-const MAX_ANSWER_BYTES: usize = 2_500_000;
+/// Maximum size of an answer as JSON. A page of messages has each text twice, escaped again in the
+/// response of a function, which has at most 6 MB.
+const MAX_ANSWER_BYTES: usize = 1_400_000;
 /// Maximum parts of an answer.
 const MAX_PARTS: usize = 256;
 /// Added to twice `max_tokens`: the maximum count of output that is accepted from a provider.
@@ -53,13 +50,11 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(500);
 /// A claimed turn.
 pub(crate) struct TurnTask {
     pub(crate) app: App,
-    pub(crate) organization: Id,
+    pub(crate) caller: TurnCaller,
     pub(crate) session: SessionId,
     pub(crate) turn: Turn,
     /// The user's message, as responses show it.
     pub(crate) user_message: MessageResource,
-    /// Whether the caller needs the organization's `transcript_access`, which may be switched off.
-    pub(crate) needs_transcript_access: bool,
     pub(crate) retention: Retention,
     /// The counters as read; `None` if the turn may hold another amount than its reservation
     /// shows.
@@ -97,6 +92,8 @@ struct Progress {
     is_billed: bool,
     parts: Vec<ProgressPart>,
     output_bytes: usize,
+    /// Halves of tokens that the output may have, for reservations.
+    half_tokens: usize,
     /// Size of the answer as JSON.
     json_bytes: usize,
     seq: Seq,
@@ -131,7 +128,7 @@ impl TurnTask {
     async fn run(mut self, began: oneshot::Sender<()>) -> Ended {
         let mut progress = Progress::start(&mut self);
         let (app, session, turn) = (self.app.clone(), self.session.clone(), self.turn.clone());
-        let cut = cut_off(&app, self.organization, &session, &turn, self.needs_transcript_access);
+        let cut = cut_off(&app, self.caller, &session, &turn);
         let ended = tokio::select! {
             ended = self.read(&mut progress, began) => ended,
             cut = cut => Err(cut),
@@ -141,8 +138,6 @@ impl TurnTask {
                 self.release_reservation().await;
                 self.abandon(progress).await
             }
-            // The turn keeps its reservation, from which the sweep knows that it may have called its provider.
-            Err(Cut::Expired) => self.abandon(progress).await,
             // Boxed, like all calls of the store during a turn: a stream needs no memory for them while it
             // waits for the provider.
             Err(Cut::Failed(failure)) => Box::pin(self.settle(progress, Some(failure))).await,
@@ -201,7 +196,8 @@ impl TurnTask {
             tracing::warn!(turn_id = %self.turn.id, "provider sent an answer that is too large to store");
             return Err(Failure::from(TurnError::ProviderError).into());
         }
-        self.extend_reservation(progress.output_bytes).await?;
+        progress.half_tokens += text.chars().map(max_half_tokens).sum::<usize>();
+        self.extend_reservation(progress.half_tokens.div_ceil(2)).await?;
         for text in pieces(&text) {
             self.send(progress, kind, provider_part, text).await?;
         }
@@ -244,9 +240,9 @@ impl TurnTask {
     }
 
     /// Reserves further slices when the output may exceed what is reserved.
-    async fn extend_reservation(&mut self, output_bytes: usize) -> Result<(), Cut> {
+    async fn extend_reservation(&mut self, output_tokens: usize) -> Result<(), Cut> {
         let Some(reservation) = &mut self.reservation else { return Ok(()) };
-        let estimate = u64::try_from(output_bytes.div_ceil(RESERVED_TOKEN_BYTES)).unwrap_or(u64::MAX);
+        let estimate = u64::try_from(output_tokens).unwrap_or(u64::MAX);
         while estimate > self.reserved_output && self.reserved_output < self.turn.max_tokens {
             let tokens = SLICE.min(self.turn.max_tokens - self.reserved_output);
             let amount = Amount { input_tokens: 0, output_tokens: tokens, cost: output_cost(&self.turn, tokens) };
@@ -272,11 +268,8 @@ impl TurnTask {
         let Progress { outcome, is_billed, parts, output_bytes, seq, first_at, log, sender, is_client_slow, .. } =
             progress;
         let now = self.app.clock.now();
-        let seen = estimate_tokens(output_bytes).saturating_add(estimate_hidden_tokens(
-            &self.app,
-            &self.turn,
-            first_at.unwrap_or(now),
-        ));
+        let hidden = estimate_hidden_tokens(&self.app, &self.turn, first_at.unwrap_or(now));
+        let seen = SeenOutput { visible: estimate_tokens(output_bytes), hidden };
         let (usage, estimated) = metered(&outcome, is_billed, &self.turn, seen);
         let answer: Vec<_> = parts.into_iter().map(|part| part.part).collect();
         let stop_reason = stop_reason(&outcome);
@@ -293,7 +286,7 @@ impl TurnTask {
             let (message_id, stop_reason) = (self.turn.assistant_message_id.as_str(), stop_reason.as_str());
             events.end(now, &TurnEvent::Done { message_id, usage: &shown, stop_reason })
         };
-        let last = ended.and_then(|()| events.frames_after(self.context(), seq));
+        let last = ended.and_then(|()| events.frames_after(self.context(), seq)).map(|frames| frames.concat());
         let Ok(last) = last else { return self.unsettled(answer, seq, sender).await };
         let end = TurnEnd {
             error: failure.as_ref().map(|failure| failure.error),
@@ -330,30 +323,35 @@ impl TurnTask {
         });
         loop {
             let running = RunningTurn {
-                organization: self.organization,
+                organization: self.caller.organization,
                 session: &self.session,
                 turn: &self.turn,
                 reservation: self.reservation.as_ref(),
                 leased_until: None,
             };
-            match settle(&self.app, running, end, known.take(), self.retention).await {
+            let fault = match settle(&self.app, running, end, known.take(), self.retention).await {
                 Ok(turn) => return Some(turn),
                 Err(SettleError::AlreadySettled) => {
                     // The sweep gives back what the turn held at that time. This process may have reserved
                     // more since then.
                     self.release_reservation().await;
-                    return self.already_settled().await;
+                    match self.already_settled().await {
+                        Ok(turn) => return turn,
+                        Err(fault) => fault.into(),
+                    }
                 }
-                Err(fault) if Instant::now() >= until => {
-                    tracing::error!(turn_id = %self.turn.id, %fault, "turn not settled");
-                    self.app.metrics.turn_settle_failed(self.app.clock.now());
-                    return None;
-                }
-                Err(fault) => tracing::warn!(turn_id = %self.turn.id, %fault, "settlement repeated"),
+                Err(fault) => fault,
+            };
+            if Instant::now() >= until {
+                tracing::error!(turn_id = %self.turn.id, %fault, "turn not settled");
+                self.app.metrics.turn_settle_failed(self.app.clock.now());
+                return None;
             }
+            tracing::warn!(turn_id = %self.turn.id, %fault, "settlement repeated");
             sleep(SETTLE_PAUSE).await;
             let until = leased_until(&self.app, self.app.clock.now());
-            let renewal = self.app.store.renew_turn_lease(self.organization, &self.session, &self.turn.id, until);
+            let renewal =
+                self.app.store.renew_turn_lease(self.caller.organization, &self.session, &self.turn.id, until);
             if let Err(fault) = renewal.await {
                 tracing::warn!(turn_id = %self.turn.id, %fault, "lease not renewed");
             }
@@ -362,11 +360,12 @@ impl TurnTask {
 
     /// Returns the stored turn if it ended as this process wanted: the response to an earlier
     /// settlement was lost.
-    async fn already_settled(&self) -> Option<Turn> {
-        let read = self.app.store.turn(self.organization, &self.session, &self.turn.id).await;
-        let turn = read.ok().flatten().map(|stored| stored.turn)?;
-        let has_ended = turn.status != TurnStatus::Running;
-        (has_ended && turn.error_code.as_deref() != Some(TurnError::Interrupted.as_str())).then_some(turn)
+    async fn already_settled(&self) -> Result<Option<Turn>, StoreError> {
+        let stored = self.app.store.turn(self.caller.organization, &self.session, &self.turn.id).await?;
+        let is_own_end = |turn: &Turn| {
+            turn.status != TurnStatus::Running && turn.error_code.as_deref() != Some(TurnError::Interrupted.as_str())
+        };
+        Ok(stored.map(|stored| stored.turn).filter(is_own_end))
     }
 
     /// Gives up a turn that another process has settled or will settle.
@@ -405,7 +404,7 @@ impl Progress {
     fn start(task: &mut TurnTask) -> Self {
         let log = EventLog::start(LoggedTurn {
             app: task.app.clone(),
-            organization: task.organization,
+            organization: task.caller.organization,
             session: task.session.clone(),
             turn: task.turn.id.clone(),
         });
@@ -414,6 +413,7 @@ impl Progress {
             is_billed: false,
             parts: Vec::new(),
             output_bytes: 0,
+            half_tokens: 0,
             json_bytes: 0,
             seq: 0,
             first_at: None,
@@ -428,8 +428,6 @@ impl Progress {
 enum Cut {
     /// Another process has settled the turn.
     Settled,
-    /// The lease could not be renewed before its end. Another process will settle the turn.
-    Expired,
     Failed(Failure),
 }
 
@@ -447,7 +445,8 @@ impl From<serde_json::Error> for Cut {
 }
 
 /// Renews the turn's lease, and returns when something cuts the turn off.
-async fn cut_off(app: &App, organization: Id, session: &SessionId, turn: &Turn, needs_transcript_access: bool) -> Cut {
+async fn cut_off(app: &App, caller: TurnCaller, session: &SessionId, turn: &Turn) -> Cut {
+    let mut access = AccessCheck::new(caller);
     let deadline = if turn.is_streamed { app.turn_limits.streamed } else { app.turn_limits.unary };
     // The limit counts from the request, not from the claim.
     let deadline = Instant::now() + deadline.saturating_sub(app.clock.now().since(turn.started_at));
@@ -459,22 +458,23 @@ async fn cut_off(app: &App, organization: Id, session: &SessionId, turn: &Turn, 
             return Failure::from(TurnError::TurnDeadline).into();
         }
         let (now, until) = (app.clock.now(), leased_until(app, app.clock.now()));
-        let (lease, has_lost_access) = tokio::join!(
-            Box::pin(app.store.renew_turn_lease(organization, session, &turn.id, until)),
-            Box::pin(has_lost_access(app, organization, turn.api_key_id, needs_transcript_access)),
+        let (lease, lost_access) = tokio::join!(
+            Box::pin(app.store.renew_turn_lease(caller.organization, session, &turn.id, until)),
+            Box::pin(access.run(app)),
         );
         match lease {
             Ok(TurnLease::Held { cancel_requested: true }) => return Failure::from(TurnError::TurnCancelled).into(),
             Ok(TurnLease::Held { cancel_requested: false }) => leased_to = until,
             Ok(TurnLease::Ended) => return Cut::Settled,
+            // The sweep may settle the turn from now on. This process knows its usage better, and tries.
             Err(fault) if leased_to <= now => {
                 tracing::error!(turn_id = %turn.id, %fault, "lease expired");
-                return Cut::Expired;
+                return Failure::from(TurnError::Interrupted).into();
             }
             Err(fault) => tracing::warn!(turn_id = %turn.id, %fault, "lease not renewed"),
         }
-        if has_lost_access {
-            return Failure::from(TurnError::CredentialRevoked).into();
+        if let Some(error) = lost_access {
+            return Failure::from(error).into();
         }
     }
 }
@@ -503,7 +503,20 @@ fn pieces(text: &str) -> impl Iterator<Item = &str> {
 
 async fn send_last(sender: Option<EventSender>, frame: Vec<u8>) {
     if let Some(sender) = sender {
-        timeout(LAST_EVENT_TIMEOUT, sender.send(frame)).await.ok();
+        timeout(SLOW_CLIENT_TIMEOUT, sender.send(frame)).await.ok();
+    }
+}
+
+/// Returns the halves of tokens that a character of output may have, so that a reservation is rarely
+/// too small. Tokenizers know scripts with many readers, and split others into their bytes.
+fn max_half_tokens(character: char) -> usize {
+    match character {
+        '\0'..='\u{7F}' => 1,
+        // Latin, Greek, Cyrillic, Hebrew, Arabic.
+        '\u{80}'..='\u{6FF}' => 2,
+        // Devanagari to Thai, kana, Han, Hangul.
+        '\u{900}'..='\u{E7F}' | '\u{2000}'..='\u{206F}' | '\u{3000}'..='\u{9FFF}' | '\u{AC00}'..='\u{D7AF}' => 3,
+        _ => 2 * character.len_utf8(),
     }
 }
 
@@ -523,18 +536,29 @@ fn stop_reason(outcome: &Outcome) -> StopReason {
     }
 }
 
+/// The estimated output so far, in tokens.
+#[derive(Clone, Copy)]
+struct SeenOutput {
+    visible: u64,
+    hidden: u64,
+}
+
 /// Returns a turn's usage, and whether it is estimated. The provider's final report counts. Without
-/// one, the output is at least `seen`, the estimate of the output so far. An input that the provider
-/// never reported is the estimate too.
-fn metered(outcome: &Outcome, is_billed: bool, turn: &Turn, seen: u64) -> (TurnUsage, bool) {
+/// one, the output is at least the estimate of what was seen. An input that the provider never
+/// reported is the estimate too. A count of zero for something that exists is no report.
+fn metered(outcome: &Outcome, is_billed: bool, turn: &Turn, seen: SeenOutput) -> (TurnUsage, bool) {
     if !is_billed {
         return (TurnUsage::default(), false);
     }
     let reported = outcome.usage.unwrap_or_default();
-    let is_final = outcome.is_complete && outcome.is_usage_final;
-    let is_whole = is_final && reported.input_tokens.is_some();
-    let input_tokens = reported.input_tokens.unwrap_or(turn.input_estimate);
-    let output_tokens = reported.output_tokens.filter(|output| is_final || *output > seen).unwrap_or(seen);
+    let cached = reported.cache_read_tokens.unwrap_or(0).saturating_add(reported.cache_write_tokens.unwrap_or(0));
+    let reported_input = reported.input_tokens.filter(|input| input.saturating_add(cached) > 0);
+    let reported_output = reported.output_tokens.filter(|output| *output > 0 || seen.visible == 0);
+    let is_final = outcome.is_complete && outcome.is_usage_final && reported_output.is_some();
+    let is_whole = is_final && reported_input.is_some();
+    let at_least = if is_final { 0 } else { seen.visible.saturating_add(seen.hidden) };
+    let input_tokens = reported_input.unwrap_or(turn.input_estimate);
+    let output_tokens = reported_output.unwrap_or(0).max(at_least);
     let cache_read_tokens = reported.cache_read_tokens.unwrap_or(0);
     let cache_write_tokens = reported.cache_write_tokens.unwrap_or(0);
     // Implausible counts are cut, so that a faulty provider cannot distort the sums.

@@ -113,6 +113,8 @@ pub enum Fault {
     TrailingGarbage,
     /// Never sends the usage.
     NoUsage,
+    /// Reports that it used no tokens.
+    ZeroUsage,
 }
 
 /// A request as it arrived, and what it was billed.
@@ -357,11 +359,12 @@ impl Stream {
         let usage = if self.script.fault == Fault::NoUsage {
             json!({})
         } else {
+            let is_zero = self.script.fault == Fault::ZeroUsage;
             json!({
-                "input_tokens": self.input_tokens,
+                "input_tokens": if is_zero { 0 } else { self.input_tokens },
                 "cache_read_input_tokens": self.script.cache_read_tokens,
                 "cache_creation_input_tokens": self.script.cache_write_tokens,
-                "output_tokens": 1,
+                "output_tokens": u8::from(!is_zero),
             })
         };
         self.event("message_start", json!({"message": {"id": "msg_fake", "role": "assistant", "usage": usage}}))
@@ -442,10 +445,12 @@ impl Stream {
 
     async fn close(&mut self) -> Result<(), Ended> {
         let has_usage = self.script.fault != Fault::NoUsage;
+        let is_zero = self.script.fault == Fault::ZeroUsage;
+        let output = if is_zero { 0 } else { self.sent };
         match self.wire {
             Wire::Anthropic => {
                 self.event("content_block_stop", json!({"index": 1})).await?;
-                let usage = if has_usage { json!({"output_tokens": self.sent}) } else { json!({}) };
+                let usage = if has_usage { json!({"output_tokens": output}) } else { json!({}) };
                 self.event("message_delta", json!({"delta": {"stop_reason": "end_turn"}, "usage": usage})).await?;
                 self.event("message_stop", json!({})).await?;
             }
@@ -454,9 +459,9 @@ impl Stream {
                 if has_usage {
                     let cached = self.script.cache_read_tokens;
                     let usage = json!({
-                        "prompt_tokens": self.input_tokens + cached,
+                        "prompt_tokens": if is_zero { 0 } else { self.input_tokens + cached },
                         "prompt_tokens_details": {"cached_tokens": cached},
-                        "completion_tokens": self.sent,
+                        "completion_tokens": output,
                     });
                     self.data(&json!({"choices": [], "usage": usage})).await?;
                 }

@@ -16,7 +16,7 @@ use serde::{
     de::{self, IgnoredAny, Visitor},
 };
 
-use crate::domain::{Id, Keyring, Kid};
+use crate::domain::{Id, Keyring, Kid, UserId};
 
 /// Default lifetime of a token and the bounds of a requested lifetime, in seconds.
 pub const TTL_DEFAULT: u32 = 900;
@@ -251,7 +251,7 @@ fn named_key<'ring>(ring: &'ring Keyring, header: &str) -> Result<&'ring [u8], S
 impl PresentedClaims {
     fn check(self, now_unix: i64) -> Result<SessionClaims, SessionTokenError> {
         let (NumericDate(iat), NumericDate(exp)) = (self.iat, self.exp);
-        if self.sub.as_ref().is_some_and(|sub| sub.trim().is_empty() || sub.len() > 255) {
+        if self.sub.as_ref().is_some_and(|sub| UserId::try_from(sub.clone()).is_err()) {
             return Err(SessionTokenError::Claims);
         }
         if self.aud {

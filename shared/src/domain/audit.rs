@@ -55,9 +55,13 @@ pub struct Actor {
 }
 
 impl Actor {
-    /// Compares with the name and with the id of the API key.
-    pub fn has_name_or_id(&self, text: &str) -> bool {
-        self.name == text || (self.id.is_some() && self.id == Id::parse(text))
+    /// Compares with the id of an API key if the text is an id, else with the name: a key's name is
+    /// free text, which may be another key's id.
+    pub fn has_id_or_name(&self, text: &str) -> bool {
+        match Id::parse(text) {
+            Some(id) => self.id == Some(id),
+            None => self.name == text,
+        }
     }
 }
 
@@ -255,9 +259,11 @@ mod tests {
     #[test]
     fn actor_matches_its_name_or_key_id() {
         let key = Actor { kind: ActorKind::ApiKey, id: Id::new(7), name: "ci".to_owned() };
-        assert!(key.has_name_or_id("ci") && key.has_name_or_id("7"));
-        assert!(!key.has_name_or_id("c") && !key.has_name_or_id("8") && !key.has_name_or_id("07"));
+        assert!(key.has_id_or_name("ci") && key.has_id_or_name("7"));
+        let named_like_an_id = Actor { name: "8".to_owned(), ..key.clone() };
+        assert!(!named_like_an_id.has_id_or_name("8") && named_like_an_id.has_id_or_name("7"));
+        assert!(!key.has_id_or_name("c") && !key.has_id_or_name("8") && !key.has_id_or_name("07"));
         let system = Actor { kind: ActorKind::System, id: None, name: "local runner".to_owned() };
-        assert!(system.has_name_or_id("local runner") && !system.has_name_or_id("x"));
+        assert!(system.has_id_or_name("local runner") && !system.has_id_or_name("x"));
     }
 }

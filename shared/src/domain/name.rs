@@ -86,6 +86,9 @@ pub fn check_key(key: &str) -> Result<(), Invalid> {
     if key.chars().any(char::is_control) {
         return Err(UNREADABLE);
     }
+    if key.chars().count() > 40 {
+        return Err(Invalid::new("must have a name of 1 to 40 characters"));
+    }
     // The type has its own rule for the empty key.
     if !key.is_empty() && key.trim().is_empty() {
         return Err(Invalid::new("must not be blank: use a visible name"));

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::{Invalid, Month};
 
 const NOT_RFC_3339: Invalid =
-    Invalid::new("must be an RFC 3339 date and time before 9999-12-30, such as 2027-01-31T12:00:00Z");
+    Invalid::new("must be an RFC 3339 date and time before 9999-12-30T22:00:00Z, such as 2027-01-31T12:00:00Z");
 
 const NO_LEAP_SECOND: Invalid =
     Invalid::new("must have seconds from 00 to 59: a leap second is 23:59:60 UTC on the last day of a month");

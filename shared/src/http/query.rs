@@ -124,7 +124,7 @@ pub(super) fn read<T: DeserializeOwned>(parameters: Option<&QueryMap>) -> Result
         }
     }
     // Parameters are not stored, so their texts are not checked for credentials.
-    reader::read("parameter", &Json::Object(object), Texts::Any)
+    reader::read(reader::PARAMETER, &Json::Object(object), Texts::Any)
 }
 
 #[cfg(test)]

@@ -82,6 +82,15 @@ impl RawJson {
         read("field", &self.0, Texts::Any)
     }
 
+    /// Like [`read`](Self::read), for an object below the body. Messages name the fields below `path`.
+    pub fn read_below<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+        let below = |rejection: Rejection| rejection.under(PathStep::Field(path.to_owned())).error("field");
+        if !matches!(self.0, Json::Object(_)) {
+            return Err(below(Rejection::new("must be a JSON object")));
+        }
+        T::deserialize(Reader { json: &self.0, texts: Texts::Any }).map_err(below)
+    }
+
     /// Returns a member's text; `None` if the member is missing or not a text.
     pub fn text(&self, member: &str) -> Option<&str> {
         let Json::Object(members) = &self.0 else { return None };
@@ -161,6 +170,9 @@ fn unusable(refusal: &str) -> Option<Json<'static>> {
         .map(Json::Unusable)
 }
 
+/// The word for a query parameter in messages.
+pub(super) const PARAMETER: &str = "parameter";
+
 /// Parses a request's JSON object as a `T`, or returns its first problem. Messages call a field of
 /// the object a `member`.
 pub(super) fn read<T: DeserializeOwned>(member: &str, json: &Json<'_>, texts: Texts<'_>) -> Result<T, Error> {
@@ -237,6 +249,8 @@ enum Problem {
     Unknown(&'static [&'static str]),
     /// Completes "`<field>` …".
     Other(Cow<'static, str>),
+    /// The same, for a field that may be absent and has a blank text.
+    Blank(Cow<'static, str>),
 }
 
 impl Rejection {
@@ -250,13 +264,10 @@ impl Rejection {
         self
     }
 
-    /// Adds the fix for an optional text that is blank.
-    fn or_leave_out(self) -> Self {
+    fn of_blank_option(self) -> Self {
         match self.problem {
-            Problem::Other(problem) => {
-                Self { problem: Problem::Other(format!("{problem}, or leave it out").into()), ..self }
-            }
-            Problem::Missing(_) | Problem::Unknown(_) => self,
+            Problem::Other(problem) => Self { problem: Problem::Blank(problem), ..self },
+            Problem::Missing(_) | Problem::Unknown(_) | Problem::Blank(_) => self,
         }
     }
 
@@ -288,6 +299,9 @@ impl Rejection {
             Problem::Unknown([]) => (path, format!("is not a {member} here: this takes none").into()),
             Problem::Unknown(known) => (path, format!("is not a {member} here: use {}", one_of(known)).into()),
             Problem::Other(problem) => (path, Cow::Borrowed(&**problem)),
+            Problem::Blank(problem) if member == PARAMETER => (path, format!("{problem}, or leave it out").into()),
+            // A PATCH keeps an absent field, so only null means none in every body.
+            Problem::Blank(problem) => (path, format!("{problem}, or null for none").into()),
         };
         if field.is_empty() {
             (whole.to_owned(), format!("The {whole} {problem}"))
@@ -529,7 +543,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         match self.json {
             Json::Null => visitor.visit_none(),
-            Json::Text(text) if text.trim().is_empty() => visitor.visit_some(self).map_err(Rejection::or_leave_out),
+            Json::Text(text) if text.trim().is_empty() => visitor.visit_some(self).map_err(Rejection::of_blank_option),
             _ => visitor.visit_some(self),
         }
     }
@@ -737,13 +751,13 @@ mod tests {
                 "expires_at",
                 json!("soon"),
                 "expires_at",
-                "expires_at must be an RFC 3339 date and time before 9999-12-30, such as 2027-01-31T12:00:00Z",
+                "expires_at must be an RFC 3339 date and time before 9999-12-30T22:00:00Z, such as 2027-01-31T12:00:00Z",
             ),
             (
                 "expires_at",
                 json!(" "),
                 "expires_at",
-                "expires_at must be an RFC 3339 date and time before 9999-12-30, such as 2027-01-31T12:00:00Z, or leave it out",
+                "expires_at must be an RFC 3339 date and time before 9999-12-30T22:00:00Z, such as 2027-01-31T12:00:00Z, or null for none",
             ),
             (
                 "allowed_cidrs",

@@ -18,6 +18,7 @@ use crate::{
         Id, MessageId, MessageRole, Metadata, PrincipalKind, Session, SessionId, SessionReach, Slug, Timestamp, TurnId,
         TurnStatus, TurnUsage, UserId, Version,
     },
+    follow::TurnCaller,
     store::SealedMessage,
     transcripts::{TranscriptContext, TranscriptPart},
     turn_events::{MessagePart, PartKind},
@@ -145,10 +146,25 @@ where
         session.filter(|session| session.is_reachable(&reach, self.now)).ok_or(Error::NotFound)
     }
 
-    /// Checks that an API key may read the content of a session: the session belongs to no user and
-    /// no token created it, or the organization has `transcript_access`.
+    /// Returns whether the caller needs the organization's `transcript_access` for a session: an API
+    /// key for a session that belongs to a user or that a token created.
+    fn needs_transcript_access(&self, session: &Session) -> bool {
+        !self.caller.is_token() && session.is_private()
+    }
+
+    /// Returns the caller of a turn in a session, for checks while the turn runs or is followed.
+    pub fn turn_caller(&self, session: &Session) -> TurnCaller {
+        TurnCaller {
+            organization: self.caller.organization_id,
+            api_key: self.caller.api_key_id,
+            needs_transcript_access: self.needs_transcript_access(session),
+        }
+    }
+
+    /// Checks that the caller may read or continue a session: it does not need `transcript_access`, or
+    /// the organization has it.
     pub async fn require_transcript_access(&self, app: &App, session: &Session) -> Result<(), Error> {
-        if self.caller.is_token() || !session.is_private() {
+        if !self.needs_transcript_access(session) {
             return Ok(());
         }
         let organization = app.store.organization(self.caller.organization_id).await?;
@@ -158,7 +174,7 @@ where
     /// Like [`require_transcript_access`](Self::require_transcript_access), for an organization that
     /// was read.
     pub fn check_transcript_access(&self, session: &Session, has_access: bool) -> Result<(), Error> {
-        if self.caller.is_token() || has_access || !session.is_private() {
+        if has_access || !self.needs_transcript_access(session) {
             Ok(())
         } else {
             Err(Error::Forbidden("transcript_access is off".into()))
@@ -168,7 +184,7 @@ where
     /// Writes an audit event if an API key reads the content of a session that belongs to a user or
     /// that a token created.
     pub async fn audit_transcript_read(&self, app: &App, session: &Session) -> Result<(), Error> {
-        if self.caller.is_token() || !session.is_private() {
+        if !self.needs_transcript_access(session) {
             return Ok(());
         }
         let event = NewAuditEvent {

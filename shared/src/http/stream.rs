@@ -21,12 +21,11 @@ use tokio::{
 
 /// Silence after which a stream sends a keep-alive.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
-/// Maximum chunks between a producer and a slow client.
-const BUFFERED_CHUNKS: usize = 64;
 
-/// Opens the channel between the producer of events and the response.
-pub fn event_channel() -> (EventSender, EventStream) {
-    let (sender, receiver) = mpsc::channel(BUFFERED_CHUNKS);
+/// Opens the channel between the producer of events and the response. It holds `buffered` chunks for
+/// a slow client.
+pub fn event_channel(buffered: usize) -> (EventSender, EventStream) {
+    let (sender, receiver) = mpsc::channel(buffered);
     (EventSender(sender), EventStream(receiver))
 }
 
@@ -180,6 +179,8 @@ impl Drop for StreamLog {
 
 #[cfg(test)]
 mod tests {
+    const BUFFERED: usize = 64;
+
     use http_body_util::BodyExt;
     use tokio::time::timeout;
 
@@ -198,7 +199,7 @@ mod tests {
 
     #[tokio::test]
     async fn chunks_arrive_in_order_and_end() {
-        let (sender, events) = event_channel();
+        let (sender, events) = event_channel(BUFFERED);
         let mut body = stream(events, Duration::from_mins(1));
         for chunk in ["a", "", "b"] {
             assert!(sender.send(chunk).await);
@@ -213,7 +214,7 @@ mod tests {
 
     #[tokio::test]
     async fn silence_is_filled_with_keep_alives() {
-        let (sender, events) = event_channel();
+        let (sender, events) = event_channel(BUFFERED);
         let mut body = stream(events, Duration::from_millis(10));
         for _ in 0..3 {
             assert_eq!(next(&mut body).await, Some(KEEP_ALIVE.into()));
@@ -225,7 +226,7 @@ mod tests {
 
     #[tokio::test]
     async fn sender_survives_a_client_that_left() {
-        let (sender, events) = event_channel();
+        let (sender, events) = event_channel(BUFFERED);
         drop(stream(events, Duration::from_mins(1)));
         assert!(sender.is_closed());
         assert!(!sender.send("a").await);
@@ -233,9 +234,9 @@ mod tests {
 
     #[tokio::test]
     async fn ready_sender_waits_for_slow_client() {
-        let (sender, events) = event_channel();
+        let (sender, events) = event_channel(BUFFERED);
         let mut body = stream(events, Duration::from_mins(1));
-        for _ in 0..BUFFERED_CHUNKS {
+        for _ in 0..BUFFERED {
             assert!(sender.ready().await);
             assert!(sender.send_now("a"));
         }

@@ -157,19 +157,19 @@ impl EventBatch {
 
     /// Returns the frames of the events whose numbers are above `after`; empty if there are none.
     /// They are those that the client of the turn received.
-    pub fn frames_after(&self, context: TurnEventContext<'_>, after: Seq) -> serde_json::Result<Vec<u8>> {
+    pub fn frames_after(&self, context: TurnEventContext<'_>, after: Seq) -> serde_json::Result<Vec<Vec<u8>>> {
         let BatchContent { parts, increments, end, .. } = &self.content;
         let mut frames = Vec::new();
         for ((after_first, place, text), seq) in increments.iter().zip(self.first_seq..).filter(|(_, seq)| *seq > after)
         {
             let BatchPart { id, kind } = parts.get(*place).ok_or_else(|| serde_json::Error::custom("unknown part"))?;
             let event = TurnEvent::Increment::<()> { part: Part { id, kind: *kind, text } };
-            frames.extend(context.frame(seq, self.at(*after_first)?, &event)?);
+            frames.push(context.frame(seq, self.at(*after_first)?, &event)?);
         }
         if let Some(BatchEnd { after: after_first, kind, data }) = end {
             let seq = self.next_seq() - 1;
             if seq > after {
-                frames.extend(context.encode(kind, seq, self.at(*after_first)?, data)?);
+                frames.push(context.encode(kind, seq, self.at(*after_first)?, data)?);
             }
         }
         Ok(frames)
@@ -247,9 +247,9 @@ mod tests {
             prop_assert_eq!(decoded.next_seq(), first_seq + u32::try_from(sent.len()).unwrap());
             let skipped = usize::try_from(after).unwrap().min(sent.len());
             let last_seen = first_seq - 1 + after;
-            prop_assert_eq!(decoded.frames_after(CONTEXT, last_seen).unwrap(), sent[skipped..].concat());
+            prop_assert_eq!(decoded.frames_after(CONTEXT, last_seen).unwrap(), sent[skipped..].to_vec());
             decoded.drop_to(last_seen);
-            prop_assert_eq!(decoded.frames_after(CONTEXT, 0).unwrap(), sent[skipped..].concat());
+            prop_assert_eq!(decoded.frames_after(CONTEXT, 0).unwrap(), sent[skipped..].to_vec());
             prop_assert_eq!(decoded.is_empty(), skipped == sent.len());
             batch.drop_to(last_seen);
             prop_assert_eq!(batch.encode().unwrap(), decoded.encode().unwrap());

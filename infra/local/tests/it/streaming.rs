@@ -60,7 +60,7 @@ impl Route for TicksFollow {
 }
 
 fn ticks() -> EventStream {
-    let (sender, events) = event_channel();
+    let (sender, events) = event_channel(64);
     tokio::spawn(async move {
         sender.send("data: 1\n\n").await;
         sleep(PAUSE).await;

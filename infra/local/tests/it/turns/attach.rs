@@ -71,6 +71,19 @@ async fn repeat_returns_the_finished_turn() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn repeat_returns_an_empty_answer() {
+    let turns = TurnServer::start().await;
+    let session = turns.session(ANTHROPIC).await;
+    turns.provider.push(Script { tokens: 0, ..Script::default() });
+    let body = json!({ "text": text() });
+    let first = keyed(&session, &body).send().await.expect(200);
+    assert_eq!((&first["text"], first["messages"].as_array().unwrap().len()), (&json!(""), 2));
+    assert_eq!(keyed(&session, &body).send().await.expect(200), first);
+    assert_eq!(session.messages().await, first["messages"].as_array().unwrap()[..]);
+    session.assert_usable().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn other_body_under_one_key_is_refused() {
     let turns = TurnServer::start().await;
     let session = turns.session(ANTHROPIC).await;

@@ -141,7 +141,9 @@ async fn harmless_faults_do_not_end_the_turn() {
     for fault in [Fault::BrokenFrameAfter(5), Fault::OddMembers, Fault::TrailingGarbage] {
         check(&turns, &[script(fault)], None, Charge::Reported, TOKENS).await;
     }
-    check(&turns, &[script(Fault::NoUsage)], None, Charge::Estimated, TOKENS).await;
+    for fault in [Fault::NoUsage, Fault::ZeroUsage] {
+        check(&turns, &[script(fault)], None, Charge::Estimated, TOKENS).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,13 +202,15 @@ async fn foreign_answers_are_provider_errors() {
     let completion = json!({ "choices": [{ "index": 0, "message": { "role": "assistant", "content": "hi" } }] });
     for (content_type, body) in [
         ("text/html", "<html><body>Welcome</body></html>".to_owned()),
-        ("application/json", completion.to_string()),
         ("application/octet-stream", "data: {}\n\n".to_owned()),
         ("text/event-streams", String::new()),
     ] {
         let script = script(Fault::NotEventStream { content_type, body });
         check(&turns, &[script], Some((502, "provider_error")), Charge::Nothing, 0).await;
     }
+    // The provider has generated this answer.
+    let script = script(Fault::NotEventStream { content_type: "application/json", body: completion.to_string() });
+    check(&turns, &[script], Some((502, "provider_error")), Charge::Estimated, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

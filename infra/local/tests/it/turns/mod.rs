@@ -287,7 +287,7 @@ impl Conversation<'_> {
                 let part = TranscriptPart::Events { first_seq: batch.first_seq };
                 let opened = context.open(&ring, part, &batch.content).unwrap();
                 let events = EventBatch::decode(batch.first_seq, &opened).unwrap();
-                frames.extend(events.frames_after(shared, 0).unwrap());
+                frames.extend(events.frames_after(shared, 0).unwrap().concat());
             }
         }
     }

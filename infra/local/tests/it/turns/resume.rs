@@ -65,6 +65,22 @@ async fn nothing_follows_the_last_event() {
     assert_eq!(EventReader::new(foreign.open().await).rest().await, sent);
 }
 
+/// An error would make the client send its message again.
+#[tokio::test(flavor = "multi_thread")]
+async fn number_that_is_never_reached_gets_the_end() {
+    let turns = TurnServer::start().await;
+    let session = turns.session(ANTHROPIC).await;
+    turns.provider.push(Script { tokens: TOKENS, pause: Duration::from_millis(20), ..Script::default() });
+    let mut sent = session.stream().await;
+    let mut events = sent.take(1).await;
+    let beyond = format!("{}.500", events[0].turn_id());
+    let follower = session.follow(Some(&beyond)).await;
+    let (rest, followed) = tokio::join!(sent.rest(), follower.rest());
+    events.extend(rest);
+    assert_eq!(followed, events[TOKENS..]);
+    assert_eq!(followed[0].kind, "done");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn running_turn_is_followed_from_every_event() {
     let turns = TurnServer::start().await;

@@ -119,3 +119,21 @@ async fn revoked_key_stops_following() {
     session.cancel().send().await.expect(202);
     assert_eq!(reader.rest().await.last().unwrap().code(), Some("turn_cancelled"));
 }
+
+/// The check does not wait until the reader has caught up.
+#[tokio::test(flavor = "multi_thread")]
+async fn revoked_key_stops_a_slow_reader() {
+    const TOKENS: usize = 60_000;
+    let turns = TurnServer::start().await;
+    let (id, key) = turns.server.key(&["read"]).await;
+    let session = turns.session(ANTHROPIC).await;
+    turns.provider.push(Script { tokens: TOKENS, ..Script::default() });
+    session.ask().send().await.expect(200);
+    let mut follower = session.with_token(&key).follow(None).await;
+    let mut events = follower.take(3).await;
+    revoke(&turns, id).await;
+    tokio::time::sleep(3 * LIMITS.renewal).await;
+    events.extend(follower.rest().await);
+    assert_eq!(assert_whole(&events, 0).code(), Some("credential_revoked"));
+    assert!(events.len() < TOKENS, "the sockets buffer all {} events", events.len());
+}

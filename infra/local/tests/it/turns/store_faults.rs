@@ -127,16 +127,40 @@ async fn capped_turn_with_an_expired_lease_counts() {
     let session = turns.session(ANTHROPIC).await.with_token(&key);
     turns.provider.push(Script { tokens: 100_000, pause: Duration::from_millis(20), ..Script::default() });
     let mut reader = session.stream().await;
-    reader.take(2).await;
+    let mut events = reader.take(2).await;
     // The renewal fails with all its retries.
     proxy.fail("UpdateItem", 5, Fault::ServerError);
     clock.advance(LIMITS.lease);
-    assert_eq!(reader.rest().await.pop().unwrap().code(), Some("interrupted"));
+    events.extend(reader.rest().await);
+    assert_eq!(events.last().unwrap().code(), Some("interrupted"));
     proxy.heal();
     turns.server.work("worker-turns-sweep").await;
     let turn = session.last_turn().await;
     assert_eq!((turn.status, turn.estimated), (TurnStatus::Interrupted, true));
+    // The process itself settles the turn, with all output that it received.
+    assert_eq!(turn.usage.output_tokens, u64::try_from(events.len() - 1).unwrap());
     assert!(turn.usage.input_tokens > 0, "{turn:?}");
     assert_all_released(&turns.server).await;
+    session.assert_usable().await;
+}
+
+/// A revocation that cannot be read must not keep a turn and its readers alive.
+#[tokio::test(flavor = "multi_thread")]
+async fn unreadable_access_ends_turn_and_reader() {
+    let (turns, proxy, _clock) = start(TurnLimits { lease: Duration::from_secs(1), ..LIMITS }).await;
+    let session = turns.session(ANTHROPIC).await;
+    turns.provider.push(Script { tokens: 100_000, pause: Duration::from_millis(20), ..Script::default() });
+    let mut reader = session.stream().await;
+    let mut events = reader.take(2).await;
+    let mut follower = session.follow(None).await;
+    let mut followed = follower.take(2).await;
+    proxy.fail("BatchGetItem", ALWAYS, Fault::ServerError);
+    let (rest, followed_rest) = tokio::join!(reader.rest(), follower.rest());
+    proxy.heal();
+    events.extend(rest);
+    followed.extend(followed_rest);
+    assert_eq!(assert_whole(&events, 0).code(), Some("interrupted"));
+    assert_eq!(assert_whole(&followed, 0).code(), Some("interrupted"));
+    assert_eq!(session.last_turn().await.status, TurnStatus::Interrupted);
     session.assert_usable().await;
 }

@@ -90,7 +90,7 @@ async fn invalid_or_missing_field_is_named() {
         (
             json!({ "url": URL, "event_types": ["*"], "description": "" }),
             "description",
-            "must be 1 to 100 characters that are not all blank, or leave it out",
+            "must be 1 to 100 characters that are not all blank, or null for none",
         ),
         (json!({ "url": URL, "event_types": ["*"], "description": "é".repeat(101) }), "description", "at most 100"),
         (json!({ "url": URL, "event_types": ["*"], "description": "a\nb" }), "description", "control or invisible"),
