@@ -148,7 +148,7 @@ pub async fn settle(
         usage: SessionUsage::of_turn(&end.usage, cost(turn, &end.usage)),
         expires_at: retention.expires_at(now),
         message: message.as_ref(),
-        events: Some(&events),
+        events: &events,
     };
     let counted = usage_events(session, turn, &end.usage)?;
     let month = turn.started_at.month();

@@ -117,7 +117,7 @@ const MAX_PEM_LINE: usize = 76;
 pub enum KeyRejected {
     #[error("has blanks or line breaks around it: paste only the key")]
     BlankAround,
-    #[error("contains a blank or another character that keys do not have: paste only the key")]
+    #[error("contains a blank or another character that keys do not have: paste printable ASCII without blanks")]
     Characters,
     #[error("must have 20 characters or more")]
     Short,

@@ -114,7 +114,8 @@ fn random_pause(max_pause: Duration, app: &App) -> Duration {
 fn json_body<R: Route>(request: &Request) -> Result<Json<'_>, Error> {
     let bytes = request.body().as_ref();
     let reads_none = matches!(*request.method(), Method::GET | Method::HEAD | Method::DELETE);
-    if reads_none || (R::BODY_MAY_BE_EMPTY && bytes.trim_ascii().is_empty()) {
+    let is_blank = bytes.len() <= R::BODY_MAX && bytes.trim_ascii().is_empty();
+    if reads_none || (R::BODY_MAY_BE_EMPTY && is_blank) {
         return Ok(Json::Object(Vec::new()));
     }
     let mut encodings = request.headers().get_all(header::CONTENT_ENCODING).iter();

@@ -102,7 +102,7 @@ pub struct TurnSettlement<'a> {
     /// The answer, if the model gave one.
     pub message: Option<&'a SealedMessage>,
     /// The last events.
-    pub events: Option<&'a SealedEvents>,
+    pub events: &'a SealedEvents,
 }
 
 /// The result of a renewal.
@@ -299,21 +299,6 @@ impl Store {
         condition_held(update.send().await.map(drop))
     }
 
-    /// Stores what a running turn holds of the budgets. Returns false if the turn has ended.
-    pub async fn store_turn_reservation<R: Serialize + Sync>(
-        &self,
-        organization: Id,
-        session: &SessionId,
-        turn: &TurnId,
-        reservation: &R,
-    ) -> Result<bool, StoreError> {
-        let update = self
-            .update_running_turn(organization, session, turn)
-            .update_expression(format!("SET {RESERVATION} = :reservation"))
-            .expression_attribute_values(":reservation", AttributeValue::S(json(reservation)?));
-        condition_held(update.send().await.map(drop))
-    }
-
     fn update_running_turn(&self, organization: Id, session: &SessionId, turn: &TurnId) -> UpdateItemFluentBuilder {
         self.client
             .update_item()
@@ -439,14 +424,12 @@ impl Transaction {
         if let Some(message) = message {
             self.insert_message(organization, session, message)?;
         }
-        if let Some(events) = events {
-            let key = Key::turn_events(organization, session, &turn.id, events.first_seq);
-            match leased_until {
-                // Replaces a batch whose write took effect although its response was lost: these
-                // events include it.
-                None => self.put(Table::Sessions, &key, events, Conflict::Changed, |put| put)?,
-                Some(_) => self.insert(Table::Sessions, &key, events, Conflict::Changed)?,
-            }
+        let key = Key::turn_events(organization, session, &turn.id, events.first_seq);
+        match leased_until {
+            // Replaces a batch whose write took effect although its response was lost: these events
+            // include it.
+            None => self.put(Table::Sessions, &key, events, Conflict::Changed, |put| put)?,
+            Some(_) => self.insert(Table::Sessions, &key, events, Conflict::Changed)?,
         }
         Ok(())
     }
