@@ -1,8 +1,8 @@
 import { Credential } from "./credential.js";
-import { Exchange } from "./exchange.js";
 import { endedTurn, isTransient, responseFailure, turnFailure } from "./failure.js";
 import type { Settings } from "./options.js";
 import { KartaAuthError } from "./shared/errors.js";
+import { Exchange } from "./shared/exchange.js";
 import { isObject, parsedJson } from "./shared/json.js";
 import type { RequestOptions } from "./shared/options.js";
 import { isOnClient } from "./shared/platform.js";

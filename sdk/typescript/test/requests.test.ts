@@ -269,6 +269,31 @@ test("a signal aborts a call at any time", async () => {
   assert.ok(Date.now() - started < 5_000);
 });
 
+test("a fetch that ignores its signal is ended", async () => {
+  const never = () => new Promise<never>(() => {});
+  const slowBody = () => ({ ok: true, status: 200, type: "basic", headers: new Headers(), text: never }) as unknown as Response;
+  for (const [deaf, what] of [[never, "no"], [slowBody, "incomplete"]] as const) {
+    for (const call of [(karta: Karta) => karta.whoami(), (karta: Karta) => karta.apiKeys.list(), (karta: Karta) => karta.apiKeys.create("a", [])]) {
+      const error = await failure(() => call(scripted([deaf], { timeout: 10, maxRetries: 0 }).karta));
+      assert.ok(error instanceof KartaTimeoutError, String(error));
+      assert.equal(error.message, `${what} response from https://karta.test within 10 ms`);
+    }
+    const reason = new Error("the user left");
+    const controller = new AbortController();
+    const call = failure(() => scripted([deaf]).karta.whoami({ signal: controller.signal }));
+    setTimeout(() => controller.abort(reason), 5);
+    const error = await call;
+    assert.ok(error instanceof KartaAbortError && error.cause === reason, String(error));
+  }
+});
+
+test("a replaced sleep that ignores its signal is ended", async () => {
+  const controller = new AbortController();
+  const sleep = () => (controller.abort(), new Promise<void>(() => {}));
+  const error = await failure(() => scripted([json(503, {})], { sleep }).karta.whoami({ signal: controller.signal }));
+  assert.ok(error instanceof KartaAbortError, String(error));
+});
+
 test("an incomplete response is a connection error", async () => {
   let asked = 0;
   const server = createServer((_, response) => {
