@@ -3,7 +3,7 @@ import { settingsOf, type KartaSessionsOptions } from "./options.js";
 import { cancelBody, createBody, listQuery, turnBody, type CancelParams, type CreateParams, type SessionListParams, type TurnParams } from "./params.js";
 import { knownOnly } from "./shared/arguments.js";
 import { KartaArgumentError } from "./shared/errors.js";
-import { List, limitOf, pageOf, type ListParams } from "./shared/list.js";
+import { List, limitOf, type ListParams } from "./shared/list.js";
 import { CREATE_OPTIONS, REQUEST_OPTIONS, callOptions, type CreateOptions, type RequestOptions } from "./shared/options.js";
 import { randomHex } from "./shared/platform.js";
 import { TurnStream } from "./turn-stream.js";
@@ -168,9 +168,7 @@ export class KartaSessions {
   #list<T>(plural: string, path: string, query: Call["query"], params: ListParams, options: RequestOptions): List<T> {
     const given = params ?? {};
     limitOf(given);
-    return new List<T>(given, async (page) =>
-      pageOf(await this.#http.json({ method: "GET", path, query: { ...query, ...page } }, options), plural),
-    );
+    return new List<T>(given, (page) => this.#http.page({ method: "GET", path, query: { ...query, ...page } }, plural, options));
   }
 
   #stream(sessionId: string, start: (() => Promise<Feed>) | undefined, options: RequestOptions, after?: string): TurnStream {

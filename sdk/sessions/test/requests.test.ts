@@ -362,6 +362,15 @@ test("secrets in a response are removed from errors", async () => {
       assert.ok(!shown.includes(secret) && shown.includes("[redacted]"), shown);
     }
   }
+  // Also in a list, and in headers.
+  const headers = { "x-request-id": odd, "content-type": `text/${odd}` };
+  for (const response of [json(200, { echo: odd }), new Response("{", { headers }), json(200, { id: 1 }, headers)]) {
+    const { sessions } = scripted([response], { project: "my-app", sessionToken: odd });
+    for (const call of [() => sessions.list(), () => sessions.stream(SESSION, { text: "hi" }).text()]) {
+      const shown = inspect(await failure(call), { depth: 9 });
+      assert.ok(!shown.includes(odd), shown);
+    }
+  }
   // Also a token that was replaced before the response.
   const tokens = [odd, "d4.e5.f6"];
   const echo = json(401, { message: `${odd} d4.e5.f6` });

@@ -1,4 +1,5 @@
 import { KartaArgumentError, KartaResponseError } from "./errors.js";
+import type { Hide } from "./redact.js";
 
 /** Parameters of every list. Unknown names are rejected. */
 export interface ListParams {
@@ -94,9 +95,12 @@ export function limitOf({ limit }: ListParams): number {
   throw new KartaArgumentError("limit", "must be a positive integer");
 }
 
-/** Returns the page that the body of a response has under `plural`. */
-export function pageOf<T>(body: Record<string, unknown>, plural: string): Page<T> {
+/**
+ * Returns the page that the body of a response has under `plural`. Throws KartaResponseError;
+ * `hide` removes the secrets of the request.
+ */
+export function pageOf<T>(body: Record<string, unknown>, plural: string, hide: Hide): Page<T> {
   const items = body[plural];
-  if (!Array.isArray(items)) throw new KartaResponseError(`the response has no list "${plural}"`, { status: 200, body });
+  if (!Array.isArray(items)) throw new KartaResponseError(`the response has no list "${plural}"`, { status: 200, body, hide });
   return { items: items as T[], next_cursor: (body.next_cursor as string | null | undefined) ?? null };
 }
