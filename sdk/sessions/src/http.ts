@@ -138,7 +138,7 @@ export class Http {
       exchange.limit(timeout);
       const response = await this.#respond(exchange, call, "application/json");
       const text = await exchange.wait(response.text());
-      if (text === "" && response.status === 204) return undefined;
+      if (text === "" && response.status === 204 && call.method !== "GET") return undefined;
       const body = parsedJson(text);
       if (!isObject(body)) throw failureOf(response, text, Date.now, this.#hide);
       return body;

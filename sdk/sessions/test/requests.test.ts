@@ -123,6 +123,17 @@ test("short pages, repeated cursors and missing lists", async () => {
   assert.ok((await failure(() => collect(circle.sessions.messages(SESSION)))) instanceof KartaResponseError);
   const error = await failure(() => scripted([json(200, { ok: true })]).sessions.list());
   assert.match(String(error), /no list "sessions"/);
+  let asked = 0;
+  const turning = () => json(200, { messages: [], next_cursor: ["a", "b"][asked++ % 2] });
+  assert.ok((await failure(() => scripted([turning]).sessions.messages(SESSION))) instanceof KartaResponseError);
+  assert.equal(asked, 3);
+  for (const body of [{}, { next_cursor: 7 }]) {
+    const invalid = await failure(() => scripted([json(200, { sessions: [], ...body })]).sessions.list());
+    assert.match(String(invalid), /KartaResponseError: the response has no valid next_cursor/);
+  }
+  for (const read of [(sessions: KartaSessions) => sessions.list(), (sessions: KartaSessions) => sessions.get(SESSION)]) {
+    assert.ok((await failure(() => read(scripted([new Response(null, { status: 204 })]).sessions))) instanceof KartaResponseError);
+  }
 });
 
 test("invalid arguments are rejected before sending", async () => {
@@ -310,7 +321,7 @@ test("a token provider is asked once, and after a 401", async () => {
   const tokens = [TOKEN, second];
   let asked = 0;
   const sessionToken = async () => String(tokens[Math.min(asked++, 1)]);
-  const answer = ({ headers }: Sent) => (headers.get("authorization") === `Bearer ${second}` ? json(200, { sessions: [] }) : json(401, { detail: "Unauthorized" }));
+  const answer = ({ headers }: Sent) => (headers.get("authorization") === `Bearer ${second}` ? json(200, { sessions: [], next_cursor: null }) : json(401, { detail: "Unauthorized" }));
   const { sessions, sent } = scripted([json(200, {}), json(200, {}), answer], { project: "my-app", sessionToken });
   await sessions.get(SESSION);
   await sessions.get(SESSION);

@@ -113,7 +113,7 @@ export class Transport {
       const response = await exchange.wait(fetch(baseUrl + path, { ...init, signal: exchange.signal }));
       exchange.answered();
       const text = await exchange.wait(response.text());
-      if (text === "" && (response.status === 202 || response.status === 204)) return undefined;
+      if (text === "" && init.method !== "GET" && (response.status === 202 || response.status === 204)) return undefined;
       const body = response.ok ? parsedJson(text) : undefined;
       if (isObject(body)) return body;
       throw failureOf(response, text, now, hide);
