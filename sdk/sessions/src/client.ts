@@ -1,4 +1,4 @@
-import { Http, type Call, type Feed } from "./http.js";
+import { Http, type Call } from "./http.js";
 import { settingsOf, type KartaSessionsOptions } from "./options.js";
 import { cancelBody, createBody, listQuery, turnBody, type CancelParams, type CreateParams, type SessionListParams, type TurnParams } from "./params.js";
 import { knownOnly } from "./shared/arguments.js";
@@ -6,7 +6,7 @@ import { KartaArgumentError } from "./shared/errors.js";
 import { List, limitOf, type ListParams } from "./shared/list.js";
 import { CREATE_OPTIONS, REQUEST_OPTIONS, callOptions, type CreateOptions, type RequestOptions } from "./shared/options.js";
 import { randomHex } from "./shared/platform.js";
-import { TurnStream } from "./turn-stream.js";
+import { TurnStream, type TurnRequests } from "./turn-stream.js";
 import type { Message, Session, TurnAnswer } from "./types.js";
 
 /**
@@ -120,7 +120,7 @@ export class KartaSessions {
     const call = turnCall(sessionId, { ...turnBody(params), stream: true });
     const given = knownCreate(options);
     let key: Promise<string> | undefined;
-    const start = async () => this.#http.open({ ...call, idempotencyKey: await (key ??= keyOf(given)) }, given);
+    const start = async (onSend: () => void) => this.#http.open({ ...call, idempotencyKey: await (key ??= keyOf(given)), onSend }, given);
     return this.#stream(sessionId, start, given);
   }
 
@@ -171,7 +171,7 @@ export class KartaSessions {
     return new List<T>(given, (page) => this.#http.page({ method: "GET", path, query: { ...query, ...page } }, plural, options));
   }
 
-  #stream(sessionId: string, start: (() => Promise<Feed>) | undefined, options: RequestOptions, after?: string): TurnStream {
+  #stream(sessionId: string, start: TurnRequests["start"], options: RequestOptions, after?: string): TurnStream {
     const path = `${pathOf(sessionId)}/stream`;
     const follow = (id: string | undefined) => this.#http.open({ method: "GET", path, query: { after: id } }, options);
     return new TurnStream(this.#http, { start, follow, cancel: (turn_id, given) => this.cancel(sessionId, { turn_id }, given) }, options, after);

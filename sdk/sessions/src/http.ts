@@ -22,6 +22,8 @@ export interface Call {
   body?: object | undefined;
   /** Key under which the server runs a POST once. Without it, a POST is never retried. */
   idempotencyKey?: string | undefined;
+  /** Called when the request is sent. */
+  onSend?: (() => void) | undefined;
 }
 
 /** A response that is read while it arrives. */
@@ -154,14 +156,17 @@ export class Http {
    * and sends the request again: a 401 is given before anything runs, unless it ended a turn.
    */
   async #respond(exchange: Exchange, call: Call, accept: string): Promise<Response> {
-    let token = await exchange.wait(this.#credential.token());
+    const tokenOf = (rejected?: string) => exchange.wait(this.#credential.token(rejected), "the sessionToken function did not return");
+    let token = await tokenOf();
     for (let isRenewed = false; ; isRenewed = true) {
-      const response = await exchange.wait(this.#settings.fetch(this.#url(call), this.#init(call, accept, token, exchange.signal)));
+      const [url, init] = [this.#url(call), this.#init(call, accept, token, exchange.signal)];
+      call.onSend?.();
+      const response = await exchange.wait(this.#settings.fetch(url, init));
       exchange.answered();
       if (response.ok) return response;
       const error = await this.#failure(exchange, response);
       if (isRenewed || !this.#credential.isRenewable || !(error instanceof KartaAuthError) || endedTurn(error)) throw error;
-      token = await exchange.wait(this.#credential.token(token));
+      token = await tokenOf(token);
     }
   }
 

@@ -261,6 +261,37 @@ test("timeouts are retried, then thrown", async () => {
   assert.deepEqual(messages, [5, 10, 7, 5, 8].map((ms) => `no response from https://karta.test within ${ms} ms`));
 });
 
+test("a token function that does not return is named", async () => {
+  const hangs = () => new Promise<string>(() => {});
+  let asked = 0;
+  const hangsLater = () => (asked++ === 0 ? TOKEN : hangs());
+  for (const sessionToken of [hangs, hangsLater]) {
+    asked = 0;
+    const { sessions, sent } = scripted([json(401, { detail: "Unauthorized" })], { project: "my-app", sessionToken, timeout: 10, maxRetries: 0 });
+    for (const call of [() => sessions.get(SESSION), () => sessions.list(), () => sessions.stream(SESSION, { text: "hi" }).text()]) {
+      const error = await failure(call);
+      assert.ok(error instanceof KartaTimeoutError, String(error));
+      assert.equal(error.message, "the sessionToken function did not return within 10 ms");
+    }
+    assert.equal(sent.length, sessionToken === hangs ? 0 : 1);
+  }
+  // A connection that fails after the function returned is not the function's fault.
+  const late = scripted([new TypeError("fetch failed")], { project: "my-app", sessionToken: () => TOKEN, maxRetries: 0 });
+  assert.match(String(await failure(() => late.sessions.get(SESSION))), /no response from https:\/\/karta\.test/);
+});
+
+test("a turn that was not sent is not cancelled", async () => {
+  let give = (_: string) => {};
+  const first = new Promise<string>((resolve) => (give = resolve));
+  const { sessions, sent } = scripted([json(202, {})], { project: "my-app", sessionToken: () => first, timeout: 10, maxRetries: 0 });
+  const stream = sessions.stream(SESSION, { text: "hi" });
+  assert.ok((await failure(() => stream.text())) instanceof KartaTimeoutError);
+  give(TOKEN);
+  // It would end the session's running turn, which is another one.
+  await stream.cancel();
+  assert.equal(sent.length, 0);
+});
+
 test("an incomplete response is a connection error", async () => {
   let asked = 0;
   const broken = createServer((_, response) => {
