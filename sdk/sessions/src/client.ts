@@ -32,26 +32,26 @@ export class KartaSessions {
   }
 
   /**
-   * Creates a session. After a lost response, a retry may create a second one. Scope `write`.
+   * Creates a session. Never retried, because a retry may create a second one. Scope `write`.
    *
    * @throws {KartaBudgetError} if the budget is exhausted; {KartaConflictError} `no_active_release`;
    * {KartaForbiddenError} without the scope, or for another user than the token's;
    * {KartaValidationError}.
    */
-  async create(params: CreateParams = {}, options?: CreateOptions): Promise<Session> {
-    return this.#create(createBody(params), options);
+  async create(params: CreateParams = {}, options?: RequestOptions): Promise<Session> {
+    return this.#post("", createBody(params), options);
   }
 
   /**
    * Returns an existing session to continue it. `metadata` may have `user_id` only, which must be
-   * the session's user. Scope `write`.
+   * the session's user. Never retried. Scope `write`.
    *
    * @throws {KartaNotFoundError} if the credential reaches no such session, or if it has another
    * user; {KartaBudgetError}; {KartaForbiddenError} without the scope.
    */
-  async resume(sessionId: string, params: CreateParams = {}, options?: CreateOptions): Promise<Session> {
+  async resume(sessionId: string, params: CreateParams = {}, options?: RequestOptions): Promise<Session> {
     pathOf(sessionId);
-    return this.#create({ ...createBody(params), session_id: sessionId }, options);
+    return this.#post("", { ...createBody(params), session_id: sessionId }, options);
   }
 
   /**
@@ -143,8 +143,7 @@ export class KartaSessions {
    * {KartaForbiddenError} without the scope.
    */
   async cancel(sessionId: string, params: CancelParams = {}, options?: RequestOptions): Promise<Session> {
-    const path = `${pathOf(sessionId)}/cancel`;
-    return this.#http.json({ method: "POST", path, body: cancelBody(params) }, known(options));
+    return this.#post(`${pathOf(sessionId)}/cancel`, cancelBody(params), options);
   }
 
   toString(): string {
@@ -160,9 +159,8 @@ export class KartaSessions {
     return this.toString();
   }
 
-  async #create(body: object, options: CreateOptions | undefined): Promise<Session> {
-    const given = knownCreate(options);
-    return this.#http.json({ method: "POST", path: "", body, idempotencyKey: await keyOf(given) }, given);
+  #post(path: string, body: object, options: RequestOptions | undefined): Promise<Session> {
+    return this.#http.json({ method: "POST", path, body }, known(options));
   }
 
   #list<T>(plural: string, path: string, query: Call["query"], params: ListParams, options: RequestOptions): List<T> {

@@ -20,7 +20,10 @@ export interface Call {
   path: string;
   query?: Readonly<Record<string, string | number | undefined>> | undefined;
   body?: object | undefined;
-  /** Key under which the server runs a POST once. Without it, a POST is never retried. */
+  /**
+   * Key under which the server runs a POST once. Only messages accept one. A POST without a key is
+   * never retried.
+   */
   idempotencyKey?: string | undefined;
   /** Called when the request is sent. */
   onSend?: (() => void) | undefined;

@@ -90,11 +90,16 @@ test("requests have credential, types and key", async () => {
   await sessions.create();
   const [{ method, headers, body, init } = {} as never] = sent;
   assert.deepEqual([method, headers.get("authorization"), headers.get("accept"), headers.get("content-type")], ["POST", `Bearer ${API_KEY}`, "application/json", "application/json"]);
-  assert.match(String(headers.get("idempotency-key")), /^[0-9a-f]{32}$/);
   assert.deepEqual(body, {});
   assert.equal(init.redirect, "manual");
+  await sessions.send(SESSION, { text: "hi" });
+  assert.match(String(sent[1]?.headers.get("idempotency-key")), /^[0-9a-f]{32}$/);
+  await sessions.resume(SESSION);
+  await sessions.cancel(SESSION);
   await sessions.get(SESSION);
-  assert.ok(!sent[1]?.headers.has("content-type") && !sent[1]?.headers.has("idempotency-key"));
+  assert.ok(!sent[4]?.headers.has("content-type"));
+  // The server ignores a key of other calls.
+  assert.deepEqual(sent.map(({ headers }) => headers.has("idempotency-key")), [false, true, false, false, false]);
 });
 
 test("a list has pages, a limit and a cursor", async () => {
@@ -165,7 +170,15 @@ test("invalid arguments are rejected before sending", async () => {
     ["after", () => sessions.follow(SESSION, { after: "turn_1" })],
     ["after", () => sessions.follow(SESSION, { after: never(7) })],
     ["after", () => sessions.follow(SESSION, { after: "../a.1" })],
+    // Without effect on other calls, the key would promise a safe repetition.
     ["idempotencyKey", () => sessions.get(SESSION, never({ idempotencyKey: "a" }))],
+    ["idempotencyKey", () => sessions.create({}, never({ idempotencyKey: "a" }))],
+    ["idempotencyKey", () => sessions.resume(SESSION, {}, never({ idempotencyKey: "a" }))],
+    ["idempotencyKey", () => sessions.list({}, never({ idempotencyKey: "a" }))],
+    ["idempotencyKey", () => sessions.messages(SESSION, {}, never({ idempotencyKey: "a" }))],
+    ["idempotencyKey", () => sessions.delete(SESSION, never({ idempotencyKey: "a" }))],
+    ["idempotencyKey", () => sessions.cancel(SESSION, {}, never({ idempotencyKey: "a" }))],
+    ["idempotencyKey", () => sessions.follow(SESSION, {}, never({ idempotencyKey: "a" }))],
   ];
   for (const id of ["", "..", "a/b", "a?b", "a.b", "ä", 7, undefined, null] as never[]) {
     for (const call of ["get", "delete", "messages", "resume", "cancel", "follow"] as const) cases.push(["sessionId", () => sessions[call](id)]);
@@ -173,7 +186,6 @@ test("invalid arguments are rejected before sending", async () => {
   }
   for (const key of ["", " ", "a ", "a\n", "ä", "a".repeat(256), 7] as never[]) {
     const options = { idempotencyKey: key };
-    cases.push(["idempotencyKey", () => sessions.create({}, options)], ["idempotencyKey", () => sessions.resume(SESSION, {}, options)]);
     cases.push(["idempotencyKey", () => sessions.send(SESSION, { text: "hi" }, options)], ["idempotencyKey", () => sessions.stream(SESSION, { text: "hi" }, options)]);
   }
   for (const [field, call] of cases) {
@@ -198,8 +210,6 @@ test("null parameters and options count as absent", async () => {
 test("repeatable calls are retried, with one key each", async () => {
   for (const trouble of [json(429, {}), json(503, {}), json(504, {}), new TypeError("fetch failed")]) {
     for (const call of [
-      (sessions: KartaSessions) => sessions.create(),
-      (sessions: KartaSessions) => sessions.resume(SESSION),
       (sessions: KartaSessions) => sessions.send(SESSION, { text: "hi" }),
       (sessions: KartaSessions) => sessions.get(SESSION),
       (sessions: KartaSessions) => sessions.delete(SESSION),
@@ -219,11 +229,17 @@ test("repeatable calls are retried, with one key each", async () => {
   assert.equal(keys[2], "order 1");
 });
 
-test("a cancel is never retried", async () => {
-  for (const trouble of [json(503, {}), new TypeError("fetch failed")]) {
-    const { sessions, sent } = scripted([trouble, json(202, {})]);
-    await failure(() => sessions.cancel(SESSION));
-    assert.equal(sent.length, 1);
+test("calls that are not idempotent are never retried", async () => {
+  for (const trouble of [json(429, {}), json(503, {}), json(504, {}), new TypeError("fetch failed"), hanging]) {
+    for (const call of [
+      (sessions: KartaSessions) => sessions.create(),
+      (sessions: KartaSessions) => sessions.resume(SESSION),
+      (sessions: KartaSessions) => sessions.cancel(SESSION),
+    ]) {
+      const { sessions, sent } = scripted([trouble, json(202, {})], { maxRetries: 5, timeout: 20 });
+      await failure(() => call(sessions));
+      assert.equal(sent.length, 1, `${call}`);
+    }
   }
 });
 

@@ -42,7 +42,7 @@ export interface RequestOptions {
   maxRetries?: number | undefined;
 }
 
-/** Options of a call that creates something or starts a turn. */
+/** Options of a call that sends an `Idempotency-Key`. */
 export interface CreateOptions extends RequestOptions {
   /**
    * 1 to 255 printable ASCII characters without leading or trailing spaces. Default: a generated
