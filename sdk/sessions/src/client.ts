@@ -1,7 +1,7 @@
 import { Http, type Call } from "./http.js";
 import { settingsOf, type KartaSessionsOptions } from "./options.js";
 import { cancelBody, createBody, listQuery, turnBody, type CancelParams, type CreateParams, type SessionListParams, type TurnParams } from "./params.js";
-import { knownOnly } from "./shared/arguments.js";
+import { knownOnly, wellFormed } from "./shared/arguments.js";
 import { KartaArgumentError } from "./shared/errors.js";
 import { List, limitOf, type ListParams } from "./shared/list.js";
 import { CREATE_OPTIONS, REQUEST_OPTIONS, callOptions, type CreateOptions, type RequestOptions } from "./shared/options.js";
@@ -139,7 +139,8 @@ export class KartaSessions {
   /**
    * Ends the session's running turn. Never retried. Scope `write`.
    *
-   * @throws {KartaConflictError} `no_turn_in_progress`; {KartaNotFoundError};
+   * @throws {KartaArgumentError} for a `turn_id` that is `undefined`; {KartaConflictError}
+   * `no_turn_in_progress`; {KartaNotFoundError};
    * {KartaForbiddenError} without the scope.
    */
   async cancel(sessionId: string, params: CancelParams = {}, options?: RequestOptions): Promise<Session> {
@@ -166,13 +167,14 @@ export class KartaSessions {
   #list<T>(plural: string, path: string, query: Call["query"], params: ListParams, options: RequestOptions): List<T> {
     const given = params ?? {};
     limitOf(given);
+    wellFormed(String(given.cursor), "cursor");
     return new List<T>(given, (page) => this.#http.page({ method: "GET", path, query: { ...query, ...page } }, plural, options));
   }
 
   #stream(sessionId: string, start: TurnRequests["start"], options: RequestOptions, after?: string): TurnStream {
     const path = `${pathOf(sessionId)}/stream`;
     const follow = (id: string | undefined) => this.#http.open({ method: "GET", path, query: { after: id } }, options);
-    return new TurnStream(this.#http, { start, follow, cancel: (turn_id, given) => this.cancel(sessionId, { turn_id }, given) }, options, after);
+    return new TurnStream(this.#http, { start, follow, cancel: (turnId, given) => this.cancel(sessionId, turnId === undefined ? {} : { turn_id: turnId }, given) }, options, after);
   }
 }
 

@@ -179,6 +179,11 @@ test("invalid arguments are rejected before sending", async () => {
     ["idempotencyKey", () => sessions.delete(SESSION, never({ idempotencyKey: "a" }))],
     ["idempotencyKey", () => sessions.cancel(SESSION, {}, never({ idempotencyKey: "a" }))],
     ["idempotencyKey", () => sessions.follow(SESSION, {}, never({ idempotencyKey: "a" }))],
+    ["user_id", () => sessions.list({ user_id: "ann\ud800" })],
+    ["userId", () => sessions.list({ userId: "\udc00" })],
+    ["cursor", () => sessions.list({ cursor: "\ud83d" })],
+    ["cursor", () => sessions.messages(SESSION, { cursor: "\ud83d" })],
+    ["turn_id", () => sessions.cancel(SESSION, never({ turn_id: undefined }))],
   ];
   for (const id of ["", "..", "a/b", "a?b", "a.b", "ä", 7, undefined, null] as never[]) {
     for (const call of ["get", "delete", "messages", "resume", "cancel", "follow"] as const) cases.push(["sessionId", () => sessions[call](id)]);
