@@ -76,13 +76,9 @@ interface MessagesCreate extends Omit<Client<KartaSessions["send"], ["path.id", 
 /** A turn's fields without aliases. */
 type TurnFields<T extends { maxTokens?: unknown }> = Omit<T, "maxTokens">;
 
-/**
- * `create`, and `resume` for `session_id`. The client sends an `Idempotency-Key`, which the API ignores
- * here.
- */
-interface SessionsCreate extends Omit<Client<KartaSessions["create"], []>, "body" | "idempotent"> {
+/** `create`, and `resume` for `session_id`. */
+interface SessionsCreate extends Omit<Client<KartaSessions["create"], ["body"]>, "body"> {
   body: Exclude<Parameters<KartaSessions["create"]>[0], undefined> & { session_id?: Parameters<KartaSessions["resume"]>[0] | null };
-  idempotent: false;
 }
 
 /** `list` without its alias. */

@@ -1,12 +1,12 @@
-import { Http, type Call, type Feed } from "./http.js";
+import { Http, type Call } from "./http.js";
 import { settingsOf, type KartaSessionsOptions } from "./options.js";
 import { cancelBody, createBody, listQuery, turnBody, type CancelParams, type CreateParams, type SessionListParams, type TurnParams } from "./params.js";
-import { knownOnly } from "./shared/arguments.js";
+import { knownOnly, wellFormed } from "./shared/arguments.js";
 import { KartaArgumentError } from "./shared/errors.js";
-import { List, limitOf, pageOf, type ListParams } from "./shared/list.js";
+import { List, limitOf, type ListParams } from "./shared/list.js";
 import { CREATE_OPTIONS, REQUEST_OPTIONS, callOptions, type CreateOptions, type RequestOptions } from "./shared/options.js";
 import { randomHex } from "./shared/platform.js";
-import { TurnStream } from "./turn-stream.js";
+import { TurnStream, type TurnRequests } from "./turn-stream.js";
 import type { Message, Session, TurnAnswer } from "./types.js";
 
 /**
@@ -32,26 +32,26 @@ export class KartaSessions {
   }
 
   /**
-   * Creates a session. After a lost response, a retry may create a second one. Scope `write`.
+   * Creates a session. Never retried, because a retry may create a second one. Scope `write`.
    *
    * @throws {KartaBudgetError} if the budget is exhausted; {KartaConflictError} `no_active_release`;
    * {KartaForbiddenError} without the scope, or for another user than the token's;
    * {KartaValidationError}.
    */
-  async create(params: CreateParams = {}, options?: CreateOptions): Promise<Session> {
-    return this.#create(createBody(params), options);
+  async create(params: CreateParams = {}, options?: RequestOptions): Promise<Session> {
+    return this.#post("", createBody(params), options);
   }
 
   /**
    * Returns an existing session to continue it. `metadata` may have `user_id` only, which must be
-   * the session's user. Scope `write`.
+   * the session's user. Never retried. Scope `write`.
    *
    * @throws {KartaNotFoundError} if the credential reaches no such session, or if it has another
    * user; {KartaBudgetError}; {KartaForbiddenError} without the scope.
    */
-  async resume(sessionId: string, params: CreateParams = {}, options?: CreateOptions): Promise<Session> {
+  async resume(sessionId: string, params: CreateParams = {}, options?: RequestOptions): Promise<Session> {
     pathOf(sessionId);
-    return this.#create({ ...createBody(params), session_id: sessionId }, options);
+    return this.#post("", { ...createBody(params), session_id: sessionId }, options);
   }
 
   /**
@@ -120,7 +120,7 @@ export class KartaSessions {
     const call = turnCall(sessionId, { ...turnBody(params), stream: true });
     const given = knownCreate(options);
     let key: Promise<string> | undefined;
-    const start = async () => this.#http.open({ ...call, idempotencyKey: await (key ??= keyOf(given)) }, given);
+    const start = async (onSend: () => void) => this.#http.open({ ...call, idempotencyKey: await (key ??= keyOf(given)), onSend }, given);
     return this.#stream(sessionId, start, given);
   }
 
@@ -139,12 +139,12 @@ export class KartaSessions {
   /**
    * Ends the session's running turn. Never retried. Scope `write`.
    *
-   * @throws {KartaConflictError} `no_turn_in_progress`; {KartaNotFoundError};
+   * @throws {KartaArgumentError} for a `turn_id` that is `undefined`; {KartaConflictError}
+   * `no_turn_in_progress`; {KartaNotFoundError};
    * {KartaForbiddenError} without the scope.
    */
   async cancel(sessionId: string, params: CancelParams = {}, options?: RequestOptions): Promise<Session> {
-    const path = `${pathOf(sessionId)}/cancel`;
-    return this.#http.json({ method: "POST", path, body: cancelBody(params) }, known(options));
+    return this.#post(`${pathOf(sessionId)}/cancel`, cancelBody(params), options);
   }
 
   toString(): string {
@@ -160,23 +160,21 @@ export class KartaSessions {
     return this.toString();
   }
 
-  async #create(body: object, options: CreateOptions | undefined): Promise<Session> {
-    const given = knownCreate(options);
-    return this.#http.json({ method: "POST", path: "", body, idempotencyKey: await keyOf(given) }, given);
+  #post(path: string, body: object, options: RequestOptions | undefined): Promise<Session> {
+    return this.#http.json({ method: "POST", path, body }, known(options));
   }
 
   #list<T>(plural: string, path: string, query: Call["query"], params: ListParams, options: RequestOptions): List<T> {
     const given = params ?? {};
     limitOf(given);
-    return new List<T>(given, async (page) =>
-      pageOf(await this.#http.json({ method: "GET", path, query: { ...query, ...page } }, options), plural),
-    );
+    wellFormed(String(given.cursor), "cursor");
+    return new List<T>(given, (page) => this.#http.page({ method: "GET", path, query: { ...query, ...page } }, plural, options));
   }
 
-  #stream(sessionId: string, start: (() => Promise<Feed>) | undefined, options: RequestOptions, after?: string): TurnStream {
+  #stream(sessionId: string, start: TurnRequests["start"], options: RequestOptions, after?: string): TurnStream {
     const path = `${pathOf(sessionId)}/stream`;
     const follow = (id: string | undefined) => this.#http.open({ method: "GET", path, query: { after: id } }, options);
-    return new TurnStream(this.#http, { start, follow, cancel: (turn_id, given) => this.cancel(sessionId, { turn_id }, given) }, options, after);
+    return new TurnStream(this.#http, { start, follow, cancel: (turnId, given) => this.cancel(sessionId, turnId === undefined ? {} : { turn_id: turnId }, given) }, options, after);
   }
 }
 

@@ -1,11 +1,9 @@
-// Turns the `error` events of streams into typed errors, and removes tokens from errors.
+// Turns the `error` events of streams into typed errors.
 import { KartaError } from "./shared/errors.js";
-import { errorOfStatus, failureOf } from "./shared/failure.js";
+import { errorOfStatus } from "./shared/failure.js";
+import type { Hide } from "./shared/redact.js";
 import * as retry from "./shared/retry.js";
 import type { TurnErrorCode } from "./types.js";
-
-/** Removes secrets from text. */
-export type Redact = (text: string) => string;
 
 /** The codes with which a turn ends, and the status of the response if it was not streamed. */
 const STATUS_BY_CODE: Readonly<Record<TurnErrorCode, number>> = {
@@ -33,17 +31,12 @@ export function isTransient(error: unknown): boolean {
   return retry.isTransient(error) && !endedTurn(error);
 }
 
-/** Returns the error of a response. `text` is its whole body. */
-export function responseFailure(response: Response, text: string, redact: Redact): KartaError {
-  return failureOf(response, redact(text), Date.now);
-}
-
 /**
  * Returns the error of a turn that ended with an `error` event: of the class and with the status
- * that `send` would have thrown.
+ * that `send` would have thrown. `hide` removes the secrets of the requests.
  */
-export function turnFailure(data: { code: string; message: string }, requestId: string | undefined, redact: Redact): KartaError {
+export function turnFailure(data: { code: string; message: string }, requestId: string | undefined, hide: Hide): KartaError {
   const status = Object.hasOwn(STATUS_BY_CODE, data.code) ? STATUS_BY_CODE[data.code as TurnErrorCode] : 500;
-  const message = redact(data.message);
-  return errorOfStatus(`${status}: ${message}`, { status, body: { error: data.code, message }, requestId });
+  const { code, message } = data;
+  return errorOfStatus(`${status}: ${message}`, { status, body: { error: code, message }, requestId, hide });
 }

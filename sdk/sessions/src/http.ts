@@ -1,11 +1,14 @@
 import { Credential } from "./credential.js";
-import { Exchange } from "./exchange.js";
-import { endedTurn, isTransient, responseFailure, turnFailure } from "./failure.js";
+import { endedTurn, isTransient, turnFailure } from "./failure.js";
 import type { Settings } from "./options.js";
-import { KartaAuthError } from "./shared/errors.js";
+import { KartaAuthError, type KartaError } from "./shared/errors.js";
+import { Exchange } from "./shared/exchange.js";
+import { failureOf } from "./shared/failure.js";
 import { isObject, parsedJson } from "./shared/json.js";
+import { pageOf, type Page } from "./shared/list.js";
 import type { RequestOptions } from "./shared/options.js";
 import { isOnClient } from "./shared/platform.js";
+import { REDACTED, redactText } from "./shared/redact.js";
 import { delayBefore } from "./shared/retry.js";
 import type { TurnEventData } from "./types.js";
 import { VERSION } from "./version.js";
@@ -17,8 +20,13 @@ export interface Call {
   path: string;
   query?: Readonly<Record<string, string | number | undefined>> | undefined;
   body?: object | undefined;
-  /** Key under which the server runs a POST once. Without it, a POST is never retried. */
+  /**
+   * Key under which the server runs a POST once. Only messages accept one. A POST without a key is
+   * never retried.
+   */
   idempotencyKey?: string | undefined;
+  /** Called when the request is sent. */
+  onSend?: (() => void) | undefined;
 }
 
 /** A response that is read while it arrives. */
@@ -72,6 +80,11 @@ export class Http {
     }
   }
 
+  /** Returns the page of a list that the response has under `plural`. */
+  async page<T>(call: Call, plural: string, options: RequestOptions): Promise<Page<T>> {
+    return pageOf(await this.json(call, options), plural, this.#hide);
+  }
+
   /** Waits before retry number `attempt` (from 0). */
   backOff(attempt: number, error: unknown, signal: AbortSignal | undefined): Promise<void> {
     return this.#settings.sleep(delayBefore(attempt, error, this.#settings.random), signal);
@@ -84,9 +97,9 @@ export class Http {
       exchange.limit(options.timeout ?? this.#settings.timeout);
       const response = await this.#respond(exchange, call, "text/event-stream");
       if (!/^text\/event-stream\b/i.test(response.headers.get("content-type") ?? "")) {
-        throw responseFailure(response, await exchange.wait(response.text()), this.#redact);
+        throw await this.#failure(exchange, response);
       }
-      return { requestId: response.headers.get("x-request-id") ?? undefined, chunks: this.#chunks(exchange, response) };
+      return { requestId: redactText(response.headers.get("x-request-id") ?? "", this.#hide) || undefined, chunks: this.#chunks(exchange, response) };
     } catch (cause) {
       exchange.abort();
       throw exchange.failure(cause);
@@ -95,7 +108,7 @@ export class Http {
 
   /** Returns the error of a turn that ended with an `error` event. */
   turnFailure(data: TurnEventData["error"], requestId: string | undefined): Error {
-    return turnFailure(data, requestId, this.#redact);
+    return turnFailure(data, requestId, this.#hide);
   }
 
   async *#chunks(exchange: Exchange, response: Response): AsyncGenerator<Uint8Array, void, undefined> {
@@ -130,9 +143,9 @@ export class Http {
       exchange.limit(timeout);
       const response = await this.#respond(exchange, call, "application/json");
       const text = await exchange.wait(response.text());
-      if (text === "" && response.status === 204) return undefined;
+      if (text === "" && response.status === 204 && call.method !== "GET") return undefined;
       const body = parsedJson(text);
-      if (!isObject(body)) throw responseFailure(response, text, this.#redact);
+      if (!isObject(body)) throw failureOf(response, text, Date.now, this.#hide);
       return body;
     } catch (cause) {
       throw exchange.failure(cause);
@@ -146,15 +159,23 @@ export class Http {
    * and sends the request again: a 401 is given before anything runs, unless it ended a turn.
    */
   async #respond(exchange: Exchange, call: Call, accept: string): Promise<Response> {
-    let token = await exchange.wait(this.#credential.token());
+    const tokenOf = (rejected?: string) => exchange.wait(this.#credential.token(rejected), "the sessionToken function did not return");
+    let token = await tokenOf();
     for (let isRenewed = false; ; isRenewed = true) {
-      const response = await exchange.wait(this.#settings.fetch(this.#url(call), this.#init(call, accept, token, exchange.signal)));
+      const [url, init] = [this.#url(call), this.#init(call, accept, token, exchange.signal)];
+      call.onSend?.();
+      const response = await exchange.wait(this.#settings.fetch(url, init));
       exchange.answered();
       if (response.ok) return response;
-      const error = responseFailure(response, await exchange.wait(response.text()), this.#redact);
+      const error = await this.#failure(exchange, response);
       if (isRenewed || !this.#credential.isRenewable || !(error instanceof KartaAuthError) || endedTurn(error)) throw error;
-      token = await exchange.wait(this.#credential.token(token));
+      token = await tokenOf(token);
     }
+  }
+
+  /** Reads a response and returns its error. */
+  async #failure(exchange: Exchange, response: Response): Promise<KartaError> {
+    return failureOf(response, await exchange.wait(response.text()), Date.now, this.#hide);
   }
 
   #url({ path, query = {} }: Call): string {
@@ -177,10 +198,6 @@ export class Http {
     return init;
   }
 
-  /** Removes the tokens that requests carried. Errors remove what else looks like a secret. */
-  readonly #redact = (text: string): string => {
-    let clean = text;
-    for (const token of this.#credential.known) clean = clean.replaceAll(token, "[redacted]");
-    return clean;
-  };
+  /** Removes the tokens that requests carried. */
+  readonly #hide = (text: string): string => [...this.#credential.known].reduce((clean, token) => clean.replaceAll(token, REDACTED), text);
 }

@@ -3,7 +3,7 @@
 import { KartaArgumentError } from "./shared/errors.js";
 import { isObject } from "./shared/json.js";
 import type { ListParams } from "./shared/list.js";
-import { knownOnly } from "./shared/arguments.js";
+import { knownOnly, wellFormed } from "./shared/arguments.js";
 
 /** Fields of a new session. */
 export interface CreateParams {
@@ -32,14 +32,15 @@ export interface TurnParams {
 
 /** The turn to cancel. */
 export interface CancelParams {
-  /** Default: the turn that runs. */
-  turn_id?: string | null | undefined;
+  /** Default: the turn that runs, also for `null`; `undefined` is rejected. */
+  turn_id?: string | null;
 }
 
 /** Returns the body that cancels a turn. */
 export function cancelBody(params: CancelParams): { turn_id?: string } {
-  const { turn_id } = knownOnly<CancelParams>(params, "params", ["turn_id"]);
-  return turn_id === undefined || turn_id === null ? {} : { turn_id: text(turn_id, "turn_id") };
+  const fields = knownOnly<CancelParams>(params, "params", ["turn_id"]);
+  // An empty variable must not end another turn.
+  return "turn_id" in fields && fields.turn_id !== null ? { turn_id: text(fields.turn_id, "turn_id") } : {};
 }
 
 /** Returns the body that creates a session. */
@@ -59,7 +60,7 @@ export function createBody(params: CreateParams): { metadata?: Readonly<Record<s
 export function listQuery(params: SessionListParams): { user_id: string | undefined } {
   const fields = knownOnly<SessionListParams>(params, "params", ["user_id", "userId", "limit", "cursor"]);
   // An empty variable must not list the sessions of all users.
-  for (const name of ["user_id", "userId"] as const) if (name in fields) text(fields[name], name);
+  for (const name of ["user_id", "userId"] as const) if (name in fields) wellFormed(text(fields[name], name), name);
   return { user_id: single(fields.user_id, fields.userId, "userId") };
 }
 

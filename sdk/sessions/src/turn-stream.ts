@@ -10,7 +10,7 @@ import type { TurnEvent, TurnEventData } from "./types.js";
 /** The requests of one stream. */
 export interface TurnRequests {
   /** Starts the turn, or attaches to it if it was started before. Absent if only followed. */
-  start?: (() => Promise<Feed>) | undefined;
+  start?: ((onSend: () => void) => Promise<Feed>) | undefined;
   /** Replays the events after `after` and follows the turn. */
   follow: (after: string | undefined) => Promise<Feed>;
   /** Ends the session's running turn. */
@@ -153,9 +153,10 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
     return started;
   }
 
-  async #request(open: () => Promise<Feed>): Promise<Feed> {
+  async #request(open: (onSend: () => void) => Promise<Feed>): Promise<Feed> {
+    let isSent = false;
     try {
-      const feed = await open();
+      const feed = await open(() => (isSent = true));
       this.#isOpen = true;
       this.#mayRun = true;
       this.#requestId = feed.requestId;
@@ -163,7 +164,7 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
     } catch (error) {
       // The server may have received the request.
       const isUnknown = error instanceof KartaConnectionError || error instanceof KartaAbortError || error instanceof KartaServerError;
-      if (isUnknown && !endedTurn(error)) this.#mayRun = true;
+      if (isSent && isUnknown && !endedTurn(error)) this.#mayRun = true;
       if (this.#cursor === undefined || !isNoTurn(error)) throw error;
       const { status, body, requestId } = error;
       const message = `${status}: the server no longer has the events of turn ${this.#turnId}: read its answer with messages()`;

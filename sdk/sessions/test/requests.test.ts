@@ -90,11 +90,16 @@ test("requests have credential, types and key", async () => {
   await sessions.create();
   const [{ method, headers, body, init } = {} as never] = sent;
   assert.deepEqual([method, headers.get("authorization"), headers.get("accept"), headers.get("content-type")], ["POST", `Bearer ${API_KEY}`, "application/json", "application/json"]);
-  assert.match(String(headers.get("idempotency-key")), /^[0-9a-f]{32}$/);
   assert.deepEqual(body, {});
   assert.equal(init.redirect, "manual");
+  await sessions.send(SESSION, { text: "hi" });
+  assert.match(String(sent[1]?.headers.get("idempotency-key")), /^[0-9a-f]{32}$/);
+  await sessions.resume(SESSION);
+  await sessions.cancel(SESSION);
   await sessions.get(SESSION);
-  assert.ok(!sent[1]?.headers.has("content-type") && !sent[1]?.headers.has("idempotency-key"));
+  assert.ok(!sent[4]?.headers.has("content-type"));
+  // The server ignores a key of other calls.
+  assert.deepEqual(sent.map(({ headers }) => headers.has("idempotency-key")), [false, true, false, false, false]);
 });
 
 test("a list has pages, a limit and a cursor", async () => {
@@ -123,6 +128,17 @@ test("short pages, repeated cursors and missing lists", async () => {
   assert.ok((await failure(() => collect(circle.sessions.messages(SESSION)))) instanceof KartaResponseError);
   const error = await failure(() => scripted([json(200, { ok: true })]).sessions.list());
   assert.match(String(error), /no list "sessions"/);
+  let asked = 0;
+  const turning = () => json(200, { messages: [], next_cursor: ["a", "b"][asked++ % 2] });
+  assert.ok((await failure(() => scripted([turning]).sessions.messages(SESSION))) instanceof KartaResponseError);
+  assert.equal(asked, 3);
+  for (const body of [{}, { next_cursor: 7 }]) {
+    const invalid = await failure(() => scripted([json(200, { sessions: [], ...body })]).sessions.list());
+    assert.match(String(invalid), /KartaResponseError: the response has no valid next_cursor/);
+  }
+  for (const read of [(sessions: KartaSessions) => sessions.list(), (sessions: KartaSessions) => sessions.get(SESSION)]) {
+    assert.ok((await failure(() => read(scripted([new Response(null, { status: 204 })]).sessions))) instanceof KartaResponseError);
+  }
 });
 
 test("invalid arguments are rejected before sending", async () => {
@@ -154,7 +170,20 @@ test("invalid arguments are rejected before sending", async () => {
     ["after", () => sessions.follow(SESSION, { after: "turn_1" })],
     ["after", () => sessions.follow(SESSION, { after: never(7) })],
     ["after", () => sessions.follow(SESSION, { after: "../a.1" })],
+    // Without effect on other calls, the key would promise a safe repetition.
     ["idempotencyKey", () => sessions.get(SESSION, never({ idempotencyKey: "a" }))],
+    ["idempotencyKey", () => sessions.create({}, never({ idempotencyKey: "a" }))],
+    ["idempotencyKey", () => sessions.resume(SESSION, {}, never({ idempotencyKey: "a" }))],
+    ["idempotencyKey", () => sessions.list({}, never({ idempotencyKey: "a" }))],
+    ["idempotencyKey", () => sessions.messages(SESSION, {}, never({ idempotencyKey: "a" }))],
+    ["idempotencyKey", () => sessions.delete(SESSION, never({ idempotencyKey: "a" }))],
+    ["idempotencyKey", () => sessions.cancel(SESSION, {}, never({ idempotencyKey: "a" }))],
+    ["idempotencyKey", () => sessions.follow(SESSION, {}, never({ idempotencyKey: "a" }))],
+    ["user_id", () => sessions.list({ user_id: "ann\ud800" })],
+    ["userId", () => sessions.list({ userId: "\udc00" })],
+    ["cursor", () => sessions.list({ cursor: "\ud83d" })],
+    ["cursor", () => sessions.messages(SESSION, { cursor: "\ud83d" })],
+    ["turn_id", () => sessions.cancel(SESSION, never({ turn_id: undefined }))],
   ];
   for (const id of ["", "..", "a/b", "a?b", "a.b", "ä", 7, undefined, null] as never[]) {
     for (const call of ["get", "delete", "messages", "resume", "cancel", "follow"] as const) cases.push(["sessionId", () => sessions[call](id)]);
@@ -162,7 +191,6 @@ test("invalid arguments are rejected before sending", async () => {
   }
   for (const key of ["", " ", "a ", "a\n", "ä", "a".repeat(256), 7] as never[]) {
     const options = { idempotencyKey: key };
-    cases.push(["idempotencyKey", () => sessions.create({}, options)], ["idempotencyKey", () => sessions.resume(SESSION, {}, options)]);
     cases.push(["idempotencyKey", () => sessions.send(SESSION, { text: "hi" }, options)], ["idempotencyKey", () => sessions.stream(SESSION, { text: "hi" }, options)]);
   }
   for (const [field, call] of cases) {
@@ -187,8 +215,6 @@ test("null parameters and options count as absent", async () => {
 test("repeatable calls are retried, with one key each", async () => {
   for (const trouble of [json(429, {}), json(503, {}), json(504, {}), new TypeError("fetch failed")]) {
     for (const call of [
-      (sessions: KartaSessions) => sessions.create(),
-      (sessions: KartaSessions) => sessions.resume(SESSION),
       (sessions: KartaSessions) => sessions.send(SESSION, { text: "hi" }),
       (sessions: KartaSessions) => sessions.get(SESSION),
       (sessions: KartaSessions) => sessions.delete(SESSION),
@@ -208,11 +234,17 @@ test("repeatable calls are retried, with one key each", async () => {
   assert.equal(keys[2], "order 1");
 });
 
-test("a cancel is never retried", async () => {
-  for (const trouble of [json(503, {}), new TypeError("fetch failed")]) {
-    const { sessions, sent } = scripted([trouble, json(202, {})]);
-    await failure(() => sessions.cancel(SESSION));
-    assert.equal(sent.length, 1);
+test("calls that are not idempotent are never retried", async () => {
+  for (const trouble of [json(429, {}), json(503, {}), json(504, {}), new TypeError("fetch failed"), hanging]) {
+    for (const call of [
+      (sessions: KartaSessions) => sessions.create(),
+      (sessions: KartaSessions) => sessions.resume(SESSION),
+      (sessions: KartaSessions) => sessions.cancel(SESSION),
+    ]) {
+      const { sessions, sent } = scripted([trouble, json(202, {})], { maxRetries: 5, timeout: 20 });
+      await failure(() => call(sessions));
+      assert.equal(sent.length, 1, `${call}`);
+    }
   }
 });
 
@@ -248,6 +280,37 @@ test("timeouts are retried, then thrown", async () => {
     await failure(() => slow.sessions.follow(SESSION, {}, { timeout: 8 }).text()),
   ].map((error) => (assert.ok(error instanceof KartaTimeoutError), error.message));
   assert.deepEqual(messages, [5, 10, 7, 5, 8].map((ms) => `no response from https://karta.test within ${ms} ms`));
+});
+
+test("a token function that does not return is named", async () => {
+  const hangs = () => new Promise<string>(() => {});
+  let asked = 0;
+  const hangsLater = () => (asked++ === 0 ? TOKEN : hangs());
+  for (const sessionToken of [hangs, hangsLater]) {
+    asked = 0;
+    const { sessions, sent } = scripted([json(401, { detail: "Unauthorized" })], { project: "my-app", sessionToken, timeout: 10, maxRetries: 0 });
+    for (const call of [() => sessions.get(SESSION), () => sessions.list(), () => sessions.stream(SESSION, { text: "hi" }).text()]) {
+      const error = await failure(call);
+      assert.ok(error instanceof KartaTimeoutError, String(error));
+      assert.equal(error.message, "the sessionToken function did not return within 10 ms");
+    }
+    assert.equal(sent.length, sessionToken === hangs ? 0 : 1);
+  }
+  // A connection that fails after the function returned is not the function's fault.
+  const late = scripted([new TypeError("fetch failed")], { project: "my-app", sessionToken: () => TOKEN, maxRetries: 0 });
+  assert.match(String(await failure(() => late.sessions.get(SESSION))), /no response from https:\/\/karta\.test/);
+});
+
+test("a turn that was not sent is not cancelled", async () => {
+  let give = (_: string) => {};
+  const first = new Promise<string>((resolve) => (give = resolve));
+  const { sessions, sent } = scripted([json(202, {})], { project: "my-app", sessionToken: () => first, timeout: 10, maxRetries: 0 });
+  const stream = sessions.stream(SESSION, { text: "hi" });
+  assert.ok((await failure(() => stream.text())) instanceof KartaTimeoutError);
+  give(TOKEN);
+  // It would end the session's running turn, which is another one.
+  await stream.cancel();
+  assert.equal(sent.length, 0);
 });
 
 test("an incomplete response is a connection error", async () => {
@@ -310,7 +373,7 @@ test("a token provider is asked once, and after a 401", async () => {
   const tokens = [TOKEN, second];
   let asked = 0;
   const sessionToken = async () => String(tokens[Math.min(asked++, 1)]);
-  const answer = ({ headers }: Sent) => (headers.get("authorization") === `Bearer ${second}` ? json(200, { sessions: [] }) : json(401, { detail: "Unauthorized" }));
+  const answer = ({ headers }: Sent) => (headers.get("authorization") === `Bearer ${second}` ? json(200, { sessions: [], next_cursor: null }) : json(401, { detail: "Unauthorized" }));
   const { sessions, sent } = scripted([json(200, {}), json(200, {}), answer], { project: "my-app", sessionToken });
   await sessions.get(SESSION);
   await sessions.get(SESSION);
@@ -360,6 +423,15 @@ test("secrets in a response are removed from errors", async () => {
       const { sessions } = scripted([response], { project: "my-app", sessionToken: odd });
       const shown = inspect(await failure(() => sessions.get(SESSION)), { depth: 9 });
       assert.ok(!shown.includes(secret) && shown.includes("[redacted]"), shown);
+    }
+  }
+  // Also in a list, and in headers.
+  const headers = { "x-request-id": odd, "content-type": `text/${odd}` };
+  for (const response of [json(200, { echo: odd }), new Response("{", { headers }), json(200, { id: 1 }, headers)]) {
+    const { sessions } = scripted([response], { project: "my-app", sessionToken: odd });
+    for (const call of [() => sessions.list(), () => sessions.stream(SESSION, { text: "hi" }).text()]) {
+      const shown = inspect(await failure(call), { depth: 9 });
+      assert.ok(!shown.includes(odd), shown);
     }
   }
   // Also a token that was replaced before the response.

@@ -85,7 +85,7 @@ test("Node.js 18 without WebCrypto makes keys", async () => {
   const sessions = new sdk.KartaSessions({ baseUrl: BASE_URL, apiKey: API_KEY, fetch: async (_, init) => ((key = new Headers(init?.headers).get("idempotency-key")), json(201, {})) });
   try {
     Object.defineProperty(globalThis, "crypto", { value: undefined, configurable: true });
-    await sessions.create();
+    await sessions.send("sess_1", { text: "hi" });
   } finally {
     if (kept) Object.defineProperty(globalThis, "crypto", kept);
     else Reflect.deleteProperty(globalThis, "crypto");

@@ -22,6 +22,17 @@ export function knownOnly<T extends object>(
   throw new KartaArgumentError(unknown, `is unknown${meant === undefined ? "" : `: use ${meant}`}. ${known}`);
 }
 
+/**
+ * A surrogate without its pair. UTF-8 cannot encode it, so a query would have another character.
+ */
+const LONE_SURROGATE = /\p{Surrogate}/u;
+
+/** Returns `text`, a value of a query. Throws KartaArgumentError if it is not well-formed. */
+export function wellFormed(text: string, field: string): string {
+  if (!LONE_SURROGATE.test(text)) return text;
+  throw new KartaArgumentError(field, "must be well-formed Unicode: it has a lone surrogate");
+}
+
 /** Returns `name` without case and separators: `base_url` and `baseURL` are equal. */
 function lettersOf(name: string): string {
   return name.toLowerCase().replace(/[-_]/g, "");

@@ -1,6 +1,6 @@
 import type { Cap } from "../package.js";
 import { NAME } from "./error-name.js";
-import { redact, redactText } from "./redact.js";
+import { redact, redactText, type Hide } from "./redact.js";
 
 /** Fields of an error besides its message. */
 export interface ErrorDetails {
@@ -10,6 +10,8 @@ export interface ErrorDetails {
   /** Seconds. */
   readonly retryAfter?: number | undefined;
   readonly cause?: unknown;
+  /** Removes more secrets from the message, the body and the request id. */
+  readonly hide?: Hide | undefined;
 }
 
 /**
@@ -35,11 +37,12 @@ export class KartaError extends Error {
   readonly retryAfter: number | undefined;
 
   constructor(message: string, details: ErrorDetails = {}) {
-    super(redactText(message), "cause" in details ? { cause: details.cause } : undefined);
+    const { hide, requestId } = details;
+    super(redactText(message, hide), "cause" in details ? { cause: details.cause } : undefined);
     this.name = new.target[NAME];
     this.status = details.status;
-    this.body = redact(details.body);
-    this.requestId = details.requestId === undefined ? undefined : redactText(details.requestId);
+    this.body = redact(details.body, hide);
+    this.requestId = requestId === undefined ? undefined : redactText(requestId, hide);
     this.retryAfter = details.retryAfter;
   }
 

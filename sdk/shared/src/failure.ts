@@ -16,7 +16,7 @@ import {
   type ErrorDetails,
 } from "./errors.js";
 import { isObject, parsedJson } from "./json.js";
-import { redactText } from "./redact.js";
+import { redactText, type Hide } from "./redact.js";
 
 /** Maximum characters of a body that is not JSON, such as a proxy's page. Longer bodies are cut. */
 const TEXT_LIMIT = 2000;
@@ -35,8 +35,11 @@ const TYPE_BY_STATUS: Readonly<Record<number, new (message: string, details: Err
   504: KartaUnavailableError,
 };
 
-/** Returns the error of a response that is not a success of the API. `text` is its whole body. */
-export function failureOf(response: Response, text: string, now: () => number): KartaError {
+/**
+ * Returns the error of a response that is not a success of the API. `text` is its whole body;
+ * `hide` removes the secrets of the request, which a proxy may echo.
+ */
+export function failureOf(response: Response, text: string, now: () => number, hide: Hide): KartaError {
   const { status, headers } = response;
   const parsed = parsedJson(text);
   const fields = isObject(parsed) ? parsed : {};
@@ -44,9 +47,10 @@ export function failureOf(response: Response, text: string, now: () => number): 
   const details = {
     status,
     // Redacted first, because half of a secret would not be recognized.
-    body: parsed === undefined ? redactText(text).slice(0, TEXT_LIMIT) : parsed,
+    body: parsed === undefined ? redactText(text, hide).slice(0, TEXT_LIMIT) : parsed,
     requestId: typeof requestId === "string" ? requestId : undefined,
     retryAfter: retryAfter(headers, fields.retry_after_seconds, now),
+    hide,
   };
   // A browser hides the status of a redirect that it does not follow.
   if (response.type === "opaqueredirect" || (status >= 300 && status < 400)) {

@@ -1,4 +1,6 @@
 import { KartaArgumentError, KartaResponseError } from "./errors.js";
+import { isObject } from "./json.js";
+import type { Hide } from "./redact.js";
 
 /** Parameters of every list. Unknown names are rejected. */
 export interface ListParams {
@@ -47,14 +49,16 @@ export class List<T> implements Promise<T[]>, AsyncIterable<T> {
   async *[Symbol.asyncIterator](): AsyncGenerator<T, void, undefined> {
     let left = this.#limit();
     let cursor = this.#params.cursor ?? undefined;
+    const seen = new Set([cursor]);
     while (left > 0) {
       const page = await this.#fetch({ limit: Math.min(left, MAX_PAGE_SIZE), cursor });
       for (const item of page.items.slice(0, left)) yield item;
       left -= page.items.length;
       if (page.next_cursor === null) return;
       // The loop would not end.
-      if (page.next_cursor === cursor) throw new KartaResponseError("the server returned the same cursor twice");
+      if (seen.has(page.next_cursor)) throw new KartaResponseError("the server returned the same cursor twice");
       cursor = page.next_cursor;
+      seen.add(cursor);
     }
   }
 
@@ -94,9 +98,14 @@ export function limitOf({ limit }: ListParams): number {
   throw new KartaArgumentError("limit", "must be a positive integer");
 }
 
-/** Returns the page that the body of a response has under `plural`. */
-export function pageOf<T>(body: Record<string, unknown>, plural: string): Page<T> {
-  const items = body[plural];
-  if (!Array.isArray(items)) throw new KartaResponseError(`the response has no list "${plural}"`, { status: 200, body });
-  return { items: items as T[], next_cursor: (body.next_cursor as string | null | undefined) ?? null };
+/**
+ * Returns the page that the body of a response has under `plural`. Throws KartaResponseError;
+ * `hide` removes the secrets of the request.
+ */
+export function pageOf<T>(body: unknown, plural: string, hide: Hide): Page<T> {
+  const fields = isObject(body) ? body : {};
+  const { [plural]: items, next_cursor } = fields;
+  const fault = !Array.isArray(items) ? `list "${plural}"` : typeof next_cursor !== "string" && next_cursor !== null ? "valid next_cursor" : undefined;
+  if (fault !== undefined) throw new KartaResponseError(`the response has no ${fault}`, { status: 200, body, hide });
+  return { items: items as T[], next_cursor: next_cursor as string | null };
 }

@@ -1,7 +1,7 @@
 import { knownOnly } from "./arguments.js";
 import { KartaArgumentError } from "./errors.js";
 import { environment } from "./platform.js";
-import { sleep } from "./retry.js";
+import { sleep, untilAborted } from "./retry.js";
 
 /** Options of both clients. */
 export interface ClientOptions {
@@ -42,7 +42,7 @@ export interface RequestOptions {
   maxRetries?: number | undefined;
 }
 
-/** Options of a call that creates something or starts a turn. */
+/** Options of a call that sends an `Idempotency-Key`. */
 export interface CreateOptions extends RequestOptions {
   /**
    * 1 to 255 printable ASCII characters without leading or trailing spaces. Default: a generated
@@ -62,6 +62,7 @@ const MAX_TIMEOUT_MS = 2 ** 31 - 1;
 /** Validates the options of both clients and adds defaults. Throws KartaArgumentError. */
 export function clientSettings(given: ClientOptions): ClientSettings {
   const send = functionOf(given.fetch, "fetch");
+  const wait = functionOf(given.sleep, "sleep");
   return {
     baseUrl: baseUrlOf(given.baseUrl ?? environment("KARTA_BASE_URL") ?? DEFAULT_BASE_URL),
     timeout: timeoutOf(given.timeout ?? 30_000),
@@ -69,7 +70,7 @@ export function clientSettings(given: ClientOptions): ClientSettings {
     // The globals are looked up at each call, because tests and instrumentation replace them later.
     fetch: (input, init) => (send ?? globalFetch())(input, init),
     random: functionOf(given.random, "random") ?? (() => Math.random()),
-    sleep: functionOf(given.sleep, "sleep") ?? sleep,
+    sleep: wait === undefined ? sleep : (ms, signal) => untilAborted(wait(ms, signal), signal),
   };
 }
 

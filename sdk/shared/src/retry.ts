@@ -22,18 +22,25 @@ export function delayBefore(attempt: number, error: unknown, random: () => numbe
 }
 
 /** Waits `ms` milliseconds; throws KartaAbortError as soon as `signal` is aborted. */
-export function sleep(ms: number, signal?: AbortSignal): Promise<void> {
+export async function sleep(ms: number, signal?: AbortSignal): Promise<void> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const passed = new Promise<void>((resolve) => (timer = setTimeout(resolve, ms)));
+  try {
+    await untilAborted(passed, signal);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Returns the result of `promise`; throws KartaAbortError as soon as `signal` is aborted. */
+export function untilAborted<T>(promise: T | Promise<T>, signal: AbortSignal | undefined): Promise<T> {
   return new Promise((resolve, reject) => {
-    if (signal?.aborted) throw aborted(signal);
-    const stop = () => {
-      clearTimeout(timer);
-      reject(aborted(signal));
-    };
-    const timer = setTimeout(() => {
-      signal?.removeEventListener("abort", stop);
-      resolve();
-    }, ms);
-    signal?.addEventListener("abort", stop, { once: true });
+    const end = () => reject(aborted(signal));
+    if (signal?.aborted) end();
+    signal?.addEventListener("abort", end, { once: true });
+    Promise.resolve(promise)
+      .then(resolve, reject)
+      .finally(() => signal?.removeEventListener("abort", end));
   });
 }
 

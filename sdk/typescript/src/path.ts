@@ -1,5 +1,6 @@
 import { KartaArgumentError } from "./errors.js";
 import { plain } from "./json.js";
+import { wellFormed } from "./shared/arguments.js";
 
 /**
  * A validated path segment. It cannot lead to another path, and mistakes are reported before
@@ -24,11 +25,6 @@ export function slug(value: string): Segment {
 export type Query = Readonly<Record<string, string | number | readonly string[] | null | undefined>>;
 
 /**
- * A surrogate without its pair. UTF-8 cannot encode it, so it would be sent as another character.
- */
-const LONE_SURROGATE = /\p{Surrogate}/u;
-
-/**
  * Returns `?a=1&b=2`, or an empty string. Throws KartaArgumentError for values that a query cannot
  * hold.
  */
@@ -48,7 +44,7 @@ function queryValue(name: string, value: unknown): string {
   if (items.length === 0) throw new KartaArgumentError(name, "must not be an empty list: omit it to list everything");
   for (const item of items) {
     if (typeof item === "object") throw new KartaArgumentError(name, "must be a string, a number, or a list of them");
-    if (LONE_SURROGATE.test(String(item))) throw new KartaArgumentError(name, "must be well-formed Unicode: it has a lone surrogate");
+    wellFormed(String(item), name);
   }
   return String(data);
 }

@@ -1,11 +1,15 @@
-import { read } from "./answer.js";
-import { KartaConnectionError, KartaError, KartaTimeoutError } from "./errors.js";
 import { fieldsOf } from "./json.js";
 import type { Settings } from "./options.js";
 import { queryString, type Query } from "./path.js";
+import { hiding } from "./secrets.js";
+import { Exchange } from "./shared/exchange.js";
+import { failureOf } from "./shared/failure.js";
+import { isObject, parsedJson } from "./shared/json.js";
+import { pageOf, type Page } from "./shared/list.js";
 import { CREATE_OPTIONS, REQUEST_OPTIONS, callOptions, type CreateOptions, type RequestOptions } from "./shared/options.js";
 import { isOnClient, randomHex } from "./shared/platform.js";
-import { aborted, delayBefore, isTransient } from "./shared/retry.js";
+import type { Hide } from "./shared/redact.js";
+import { delayBefore, isTransient } from "./shared/retry.js";
 import { VERSION } from "./version.js";
 
 type Method = "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
@@ -34,6 +38,11 @@ export class Transport {
 
   async get<T>(path: string, query: Query = {}, options?: RequestOptions): Promise<T> {
     return this.#send("GET", path + queryString(query), undefined, {}, known(options), true);
+  }
+
+  /** Returns the page of a list that the response has under `plural`. */
+  async page<T>(path: string, query: Query, plural: string, options?: RequestOptions): Promise<Page<T>> {
+    return pageOf(await this.get(path, query, options), plural, hiding(this.#settings.apiKey, undefined));
   }
 
   async put<T>(path: string, body: object, options?: RequestOptions): Promise<T> {
@@ -79,14 +88,15 @@ export class Transport {
     const maxRetries = options.maxRetries ?? this.#settings.maxRetries;
     const timeout = options.timeout ?? this.#settings.timeout;
     const init: RequestInit = { method, headers: { ...this.#headers, ...headers }, redirect: "manual" };
-    if (body !== undefined) {
+    const fields = body === undefined ? undefined : fieldsOf(body);
+    if (fields !== undefined) {
       init.headers = { ...init.headers, "content-type": "application/json" };
-      init.body = JSON.stringify(fieldsOf(body));
+      init.body = JSON.stringify(fields);
     }
+    const hide = hiding(this.#settings.apiKey, fields);
     for (let attempt = 0; ; attempt++) {
-      if (options.signal?.aborted) throw aborted(options.signal);
       try {
-        return (await this.#attempt(path, init, timeout, options.signal)) as T;
+        return (await this.#attempt(path, init, hide, timeout, options.signal)) as T;
       } catch (error) {
         if (!repeatable || attempt >= maxRetries || !isTransient(error)) throw error;
         await sleep(delayBefore(attempt, error, random), options.signal);
@@ -95,32 +105,22 @@ export class Transport {
   }
 
   /** Sends one request and reads its whole response, within `timeout` milliseconds. */
-  async #attempt(path: string, init: RequestInit, timeout: number, signal: AbortSignal | undefined): Promise<unknown> {
+  async #attempt(path: string, init: RequestInit, hide: Hide, timeout: number, signal: AbortSignal | undefined): Promise<unknown> {
     const { baseUrl, fetch, now } = this.#settings;
-    const controller = new AbortController();
-    const stop = () => controller.abort();
-    let timedOut = false;
-    let answered = false;
-    const timer = setTimeout(() => {
-      timedOut = true;
-      stop();
-    }, timeout);
-    signal?.addEventListener("abort", stop, { once: true });
+    const exchange = new Exchange(baseUrl, signal);
     try {
-      const response = await fetch(baseUrl + path, { ...init, signal: controller.signal });
-      answered = true;
-      return read(response, await response.text(), now);
+      exchange.limit(timeout);
+      const response = await exchange.wait(fetch(baseUrl + path, { ...init, signal: exchange.signal }));
+      exchange.answered();
+      const text = await exchange.wait(response.text());
+      if (text === "" && init.method !== "GET" && (response.status === 202 || response.status === 204)) return undefined;
+      const body = response.ok ? parsedJson(text) : undefined;
+      if (isObject(body)) return body;
+      throw failureOf(response, text, now, hide);
     } catch (cause) {
-      if (cause instanceof KartaError) throw cause;
-      if (signal?.aborted) throw aborted(signal);
-      if (timedOut) throw new KartaTimeoutError(`no response from ${baseUrl} within ${timeout} ms: try again, or raise timeout`, { cause });
-      const message = answered
-        ? `incomplete response from ${baseUrl}: try again`
-        : `no response from ${baseUrl}: check that baseUrl is correct and reachable`;
-      throw new KartaConnectionError(message, { cause });
+      throw exchange.failure(cause);
     } finally {
-      clearTimeout(timer);
-      signal?.removeEventListener("abort", stop);
+      exchange.close();
     }
   }
 }

@@ -1,6 +1,7 @@
-import { KartaSignatureError } from "./errors.js";
+import { KartaArgumentError, KartaSignatureError } from "./errors.js";
 import type { KartaEvent } from "./events.js";
 import { knownOnly } from "./shared/arguments.js";
+import { functionOf } from "./shared/options.js";
 import { webCrypto } from "./shared/platform.js";
 
 /** Options of `verifyWebhook`. */
@@ -36,7 +37,7 @@ interface Claim {
  * @param payload The raw body as text or bytes, not parsed.
  * @param secret The endpoint's `whsec_…`.
  * @throws {KartaSignatureError} if verification fails; `reason` names the cause.
- * {KartaArgumentError} for an unknown option.
+ * {KartaArgumentError} for an invalid or unknown option.
  */
 export async function verifyWebhook(
   payload: string | ArrayBuffer | ArrayBufferView,
@@ -45,6 +46,8 @@ export async function verifyWebhook(
   options: VerifyWebhookOptions = {},
 ): Promise<KartaEvent> {
   const given = knownOnly<VerifyWebhookOptions>(options, "options", ["tolerance", "now"]);
+  const tolerance = numberOf(given.tolerance ?? 300, "tolerance", "seconds");
+  const now = functionOf(given.now, "now") ?? Date.now;
   const bytes = bytesOf(payload);
   const { at, signedPrefix, key, signatures } = claim(headers, secret);
   const { subtle } = await webCrypto();
@@ -57,8 +60,7 @@ export async function verifyWebhook(
       "no signature matches: the secret belongs to another endpoint, or the payload is not the raw body",
     );
   }
-  const late = (given.now ?? Date.now)() / 1000 - Number(at);
-  const tolerance = given.tolerance ?? 300;
+  const late = numberOf(now(), "now", "milliseconds") / 1000 - Number(at);
   if (!(Math.abs(late) <= tolerance && tolerance < Infinity)) {
     const side = late > 0 ? "ago" : "ahead";
     const message = `signed ${Math.abs(Math.round(late))} s ${side}, outside the tolerance of ${tolerance} s: the request was replayed, or this machine's clock is off`;
@@ -69,6 +71,11 @@ export async function verifyWebhook(
   } catch (cause) {
     throw new KartaSignatureError("malformed_payload", "the payload is signed but is not JSON", { cause });
   }
+}
+
+function numberOf(value: unknown, field: string, unit: string): number {
+  if (typeof value === "number") return value;
+  throw new KartaArgumentError(field, `must ${field === "now" ? "return" : "be"} a number of ${unit}`);
 }
 
 function bytesOf(payload: unknown): Uint8Array<ArrayBuffer> {

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { KartaArgumentError, KartaResponseError, type ApiKey } from "@karta/sdk";
+import { KartaArgumentError, KartaResponseError, type ApiKey, type Karta } from "@karta/sdk";
 import { failure, json, scripted, type Sent } from "./support.js";
 
 /** A scripted server with `count` keys, newest first, that returns pages as the API does. */
@@ -100,6 +100,34 @@ test("repeated cursors and missing lists are response errors", async () => {
     for await (const { id } of circle.karta.apiKeys.list()) if ((seen += id) > 5) throw new Error("the list does not end");
   });
   assert.ok(error instanceof KartaResponseError, String(error));
+  for (const cursors of [["a", "b"], ["a", "b", "c"], ["a", "b", "c", "b"]]) {
+    let asked = 0;
+    const answer = () => json(200, { api_keys: [], next_cursor: cursors[asked++ % cursors.length] });
+    const again = await failure(() => scripted([answer]).karta.apiKeys.list({ cursor: "start" }));
+    assert.ok(again instanceof KartaResponseError, String(again));
+    assert.equal(asked, Math.min(cursors.length + 1, 4));
+  }
   const none = scripted([json(200, { ok: true })]);
   assert.match(String(await failure(() => none.karta.apiKeys.list())), /no list "api_keys"/);
+});
+
+test("an invalid next_cursor is a response error", async () => {
+  for (const body of [{}, { next_cursor: 7 }, { next_cursor: {} }, { next_cursor: false }, { next_cursor: ["a"] }]) {
+    const { karta, sent } = scripted([json(200, { api_keys: [{ id: 1 }], ...body })]);
+    for (const use of [() => karta.apiKeys.list(), () => karta.apiKeys.list().page()]) {
+      const error = await failure(use);
+      assert.ok(error instanceof KartaResponseError, String(error));
+      assert.match(error.message, /no valid next_cursor/);
+    }
+    assert.equal(sent.length, 2);
+  }
+});
+
+test("an empty response to a read is a response error", async () => {
+  for (const status of [200, 202, 204]) {
+    for (const read of [(karta: Karta) => karta.apiKeys.list(), (karta: Karta) => karta.usage.summary(), (karta: Karta) => karta.apiKeys.get(1)]) {
+      const error = await failure(() => read(scripted([new Response(null, { status })]).karta));
+      assert.ok(error instanceof KartaResponseError, `${status} ${read}: ${String(error)}`);
+    }
+  }
 });

@@ -269,6 +269,31 @@ test("a signal aborts a call at any time", async () => {
   assert.ok(Date.now() - started < 5_000);
 });
 
+test("a fetch that ignores its signal is ended", async () => {
+  const never = () => new Promise<never>(() => {});
+  const slowBody = () => ({ ok: true, status: 200, type: "basic", headers: new Headers(), text: never }) as unknown as Response;
+  for (const [deaf, what] of [[never, "no"], [slowBody, "incomplete"]] as const) {
+    for (const call of [(karta: Karta) => karta.whoami(), (karta: Karta) => karta.apiKeys.list(), (karta: Karta) => karta.apiKeys.create("a", [])]) {
+      const error = await failure(() => call(scripted([deaf], { timeout: 10, maxRetries: 0 }).karta));
+      assert.ok(error instanceof KartaTimeoutError, String(error));
+      assert.equal(error.message, `${what} response from https://karta.test within 10 ms`);
+    }
+    const reason = new Error("the user left");
+    const controller = new AbortController();
+    const call = failure(() => scripted([deaf]).karta.whoami({ signal: controller.signal }));
+    setTimeout(() => controller.abort(reason), 5);
+    const error = await call;
+    assert.ok(error instanceof KartaAbortError && error.cause === reason, String(error));
+  }
+});
+
+test("a replaced sleep that ignores its signal is ended", async () => {
+  const controller = new AbortController();
+  const sleep = () => (controller.abort(), new Promise<void>(() => {}));
+  const error = await failure(() => scripted([json(503, {})], { sleep }).karta.whoami({ signal: controller.signal }));
+  assert.ok(error instanceof KartaAbortError, String(error));
+});
+
 test("an incomplete response is a connection error", async () => {
   let asked = 0;
   const server = createServer((_, response) => {
@@ -352,6 +377,85 @@ test("no error shows an echoed request", async () => {
     const Type = (sdk as unknown as Record<string, typeof KartaError>)[name]!;
     const error = new Type(`got ${API_KEY}`, { body: { secret: [API_KEY] }, requestId: API_KEY });
     assert.deepEqual([error.message, error.body, error.requestId], ["got [redacted]", { secret: ["[redacted]"] }, "[redacted]"], name);
+  }
+});
+
+const PRIVATE_KEY = `-----BEGIN PRIVATE KEY-----\n${"MIIEvQIBADANBgkqhkiG9w0BAQEF/AASC+Bkcwgg5jAgEAAoIBAQC7VJTUt9Us8c\n".repeat(3)}q5s=\n-----END PRIVATE KEY-----\n`;
+const BEDROCK = { access_key_id: "AKIAIOSFODNN7EXAMPLE", secret_access_key: "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", session_token: "IQoJb3JpZ2luX2VjEPr//token==" };
+const VERTEX = { type: "service_account", client_email: "a@b.iam.gserviceaccount.com", private_key: PRIVATE_KEY };
+const ABSK = `ABSK${"QmVkcm9ja0FQSUtleS0xMjM0/NTY3ODkw+YWJjZGVm".repeat(2)}==`;
+const ODD_TOKEN = "abc123def.ghi456jkl.mno789pqr";
+
+/** Each call that sends a secret, and what no error may show of it. */
+const SENDING: readonly [name: string, secrets: readonly string[], call: (karta: Karta) => unknown][] = [
+  ["a bearer token", [ABSK], (karta) => karta.modelKeys.create("bedrock", ABSK)],
+  ["a key in another format", ["gateway:p4ss word!"], (karta) => karta.modelKeys.create("openrouter", "gateway:p4ss word!")],
+  ["fields", Object.values(BEDROCK), (karta) => karta.modelKeys.create("bedrock", BEDROCK as never)],
+  ["fields as JSON", Object.values(BEDROCK), (karta) => karta.modelKeys.create("bedrock", JSON.stringify(BEDROCK))],
+  ["fields as indented JSON", Object.values(VERTEX), (karta) => karta.modelKeys.create("vertex", JSON.stringify(VERTEX, null, 2))],
+  ["nested fields", [PRIVATE_KEY], (karta) => karta.modelKeys.create("vertex", { keys: [{ private_key: PRIVATE_KEY }] } as never)],
+  ["a private key", PRIVATE_KEY.split("\n").filter((line) => line.length > 20), (karta) => karta.modelKeys.create("vertex", VERTEX as never)],
+  ["a webhook's URL", ["ann:pa55word", "t0ken-of-the-hook"], (karta) => karta.webhookEndpoints.create({ url: "https://ann:pa55word@a.test/?t=t0ken-of-the-hook", event_types: ["*"] })],
+  ["a changed webhook's URL", ["pa55word"], (karta) => karta.webhookEndpoints.update(1, { url: "https://:pa55word@a.test" })],
+  ["an endpoint's URL", ["pa55word"], (karta) => karta.projects.update("a", { endpoint_url: "https://ann:pa55word@a.test" })],
+  ["an artifact's URL", ["5igned+by/ann=="], (karta) => karta.deploys.create("a", { commit_sha: "abcdef0", artifact_url: "https://a.test/b?sig=5igned+by/ann==" })],
+  ["only the credential", [ODD_TOKEN], (karta) => karta.whoami()],
+  ["only the credential, for a list", [ODD_TOKEN], (karta) => karta.apiKeys.list()],
+];
+
+/** Returns a text as it may be written in an echo. */
+const SPELLINGS: Record<string, (text: string) => string> = {
+  unchanged: (text) => text,
+  "as JSON": (text) => JSON.stringify(text),
+  "as JSON in JSON": (text) => JSON.stringify(JSON.stringify(text)),
+  "as JSON with escaped slashes": (text) => JSON.stringify(text).replaceAll("/", "\\/"),
+  "as JSON with escaped punctuation": (text) => JSON.stringify(text).replace(/[^\w" ]/g, (each) => `\\u${each.charCodeAt(0).toString(16).padStart(4, "0")}`),
+  "as a query": (text) => new URLSearchParams({ text }).toString(),
+  "as a query in a query": (text) => encodeURIComponent(encodeURIComponent(text)),
+  "as HTML": (text) => text.replace(/[^\w\s]/g, (each) => `&#x${each.charCodeAt(0).toString(16)};`),
+};
+
+/** Returns the text without punctuation and escapes, so that a secret is found in any spelling. */
+const bare = (text: string) => text.replace(/\\+u[\da-f]{4}|\\+[nrt]|%(?:25)*[\da-f]{2}|&#x[\da-f]+;|[^a-z\d]/gi, "");
+
+test("no error shows a secret that the call sent", async () => {
+  for (const [name, secrets, call] of SENDING) {
+    for (const [spelling, spell] of Object.entries(SPELLINGS)) {
+      const text = ({ headers, init }: Sent) => spell(`${headers.get("authorization")}\n${String(init.body)}`);
+      const echoes: [string, (sent: Sent) => Response][] = [
+        ["text", (sent) => new Response(`502: ${text(sent)}`, { status: 502 })],
+        ["fields", (sent) => json(502, { message: text(sent), headers: Object.fromEntries(sent.headers), body: sent.body ?? null, [text(sent)]: [text(sent)] })],
+        ["headers", (sent) => new Response("{}", { headers: { "x-request-id": encodeURI(text(sent)), "content-type": encodeURI(text(sent)) }, status: 422 })],
+        ["a success", (sent) => json(200, { echo: [text(sent)] })],
+        ["a broken success", (sent) => new Response(`{"body":${text(sent)}`)],
+      ];
+      for (const [form, echo] of echoes) {
+        const { karta, sent } = scripted([echo], { apiKey: ODD_TOKEN, maxRetries: 0 });
+        const error = await Promise.resolve(call(karta)).catch((thrown: unknown) => thrown);
+        if (!(error instanceof KartaError)) continue;
+        assert.equal(sent.length, 1);
+        const shown = [error.message, error.requestId, JSON.stringify(error.body), inspect(error, { depth: 9, maxStringLength: null })].join(" ");
+        for (const secret of [ODD_TOKEN, ...secrets]) assert.ok(!bare(shown).includes(bare(secret)), `${name}, ${form}, ${spelling}: ${secret} in ${shown}`);
+      }
+    }
+  }
+});
+
+test("a secret whose end is cut off is removed", async () => {
+  for (const [key, tail] of [[ABSK, 3], [JSON.stringify(BEDROCK), 25], [JSON.stringify(VERTEX), 40]] as const) {
+    const cut = ({ init }: Sent) => new Response(`echo: ${String(init.body).slice(0, -tail)}`, { status: 502 });
+    const error = await failure(() => scripted([cut], { maxRetries: 0 }).karta.modelKeys.create("bedrock", key));
+    assert.ok(error instanceof KartaError);
+    assert.match(String(error.body), /^echo: \{"provider":"bedrock","key":"\W*\[redacted]\W{0,4}n?$/);
+  }
+});
+
+test("messages stay readable if a key is no secret", async () => {
+  const body = { error: "byok_key_rejected", field: "key", message: "key looks like an OpenAI key: choose provider openai", provider: "anthropic" };
+  for (const key of ["", "key", "a", "!!!", "sk-ant-0123456789abcdefghij"]) {
+    const error = await failure(() => scripted([json(422, body)]).karta.modelKeys.create("anthropic", key));
+    assert.ok(error instanceof KartaError);
+    assert.deepEqual(error.body, body, key);
   }
 });
 

@@ -373,23 +373,19 @@ test("other values are sent as JSON.stringify writes them", async () => {
 
 test("undefined request fields are absent", async () => {
   const { karta, sent } = scripted([json(200, { api_keys: [], audit_events: [], deliveries: [], keys: [], next_cursor: null })]);
-  await karta.apiKeys.create("a", ["read"], { expires_at: undefined, allowed_cidrs: undefined, budget: undefined, metadata: undefined });
+  await karta.apiKeys.create("a", ["read"], { metadata: undefined });
   await karta.apiKeys.create("a", ["read"], { name: undefined, scopes: undefined } as never);
   await karta.apiKeys.update(1, { name: undefined, metadata: { team: undefined } as never });
-  await karta.apiKeys.rotate(1, { grace_seconds: undefined });
   await karta.projects.update("a", { name: undefined, model_id: undefined, endpoint_url: undefined });
   await karta.deploys.create("a", { commit_sha: "abcdef0", artifact_url: undefined, activate: undefined });
   await karta.modelKeys.create("openai", "sk", undefined);
-  await karta.sessionTokens.mint("a", { ttl_seconds: undefined, ttlSeconds: undefined });
   assert.deepEqual(sent.map(({ body }) => body), [
     { name: "a", scopes: ["read"] },
     { name: "a", scopes: ["read"] },
     { metadata: {} },
     {},
-    {},
     { commit_sha: "abcdef0" },
     { provider: "openai", key: "sk" },
-    {},
   ]);
   sent.length = 0;
   const unknown: object = { month: undefined };
@@ -419,9 +415,46 @@ test("an undefined cap is rejected", async () => {
   assert.equal(sent.length, 0);
   await karta.budget.update({ total_tokens: null });
   await karta.apiKeys.update(1, { name: undefined, budget: { cost_cents: 5 } });
-  await karta.apiKeys.update(1, { budget: undefined });
   await karta.apiKeys.update(1, { metadata: { cost_cents: undefined } as never });
-  assert.deepEqual(sent.map(({ body }) => body), [{ total_tokens: null }, { budget: { cost_cents: 5 } }, {}, { metadata: {} }]);
+  assert.deepEqual(sent.map(({ body }) => body), [{ total_tokens: null }, { budget: { cost_cents: 5 } }, { metadata: {} }]);
+});
+
+/** The limits of each method: fields where `undefined` would remove, extend or keep a limit. */
+const LIMITS: readonly [method: string, fields: readonly string[], call: (karta: Karta, params: never) => unknown][] = [
+  ["apiKeys.create", ["expires_at", "allowed_cidrs", "budget"], (karta, params) => karta.apiKeys.create("a", ["read"], params)],
+  ["apiKeys.update", ["expires_at", "allowed_cidrs", "budget", "scopes"], (karta, params) => karta.apiKeys.update(1, params)],
+  ["apiKeys.rotate", ["grace_seconds"], (karta, params) => karta.apiKeys.rotate(1, params)],
+  ["webhookEndpoints.rotateSecret", ["grace_seconds"], (karta, params) => karta.webhookEndpoints.rotateSecret(1, params)],
+  ["sessionTokens.mint", ["ttl_seconds", "ttlSeconds"], (karta, params) => karta.sessionTokens.mint("a", params)],
+];
+
+test("an undefined limit is rejected", async () => {
+  for (const [method, fields, call] of LIMITS) {
+    const { karta, sent } = scripted([json(200, {})]);
+    for (const field of fields) {
+      const converted = { toJSON: () => ({ [field]: undefined }) };
+      for (const params of [{ [field]: undefined }, ...(method === "sessionTokens.mint" ? [] : [converted])]) {
+        const error = await failure(() => call(karta, params as never));
+        assert.ok(error instanceof KartaArgumentError && error.field === field, `${method} ${field}: ${String(error)}`);
+        assert.match(error.message, /must not be undefined: pass a value or omit the field$/);
+      }
+    }
+    assert.equal(sent.length, 0);
+    await call(karta, {} as never);
+    for (const field of fields) await call(karta, { [field]: null } as never);
+    assert.equal(sent.length, 1 + fields.length);
+  }
+});
+
+test("toJSON must not drop a limit", async () => {
+  for (const [method, fields, call] of LIMITS.filter(([name]) => name !== "sessionTokens.mint")) {
+    const { karta, sent } = scripted([json(200, {})]);
+    for (const field of fields) {
+      const error = await failure(() => call(karta, { [field]: 5, toJSON: () => ({}) } as never));
+      assert.ok(error instanceof KartaArgumentError && error.field === field, `${method} ${field}: ${String(error)}`);
+    }
+    assert.equal(sent.length, 0);
+  }
 });
 
 test("toJSON must not drop a budget", async () => {
@@ -439,6 +472,7 @@ test("toJSON must not drop a budget", async () => {
     ["budget", { budget: { cost_cents: 5 }, toJSON: () => ({ budget: undefined }) }],
     ["budget", { budget: {}, toJSON: () => ({}) }],
     ["budget", { budget: null, toJSON: () => ({}) }],
+    ["budget", { budget: undefined, toJSON: () => ({}) }],
     ["budget", Object.assign(hidden, { toJSON: () => ({}) })],
     ["budget", Object.create({ budget: { cost_cents: 5 }, toJSON: () => ({}) })],
     ["budget.cost_cents", { budget: { cost_cents: 5 }, toJSON: () => ({ budget: {} }) }],
@@ -451,14 +485,13 @@ test("toJSON must not drop a budget", async () => {
     for (const send of [() => karta.apiKeys.create("a", [], params), () => karta.apiKeys.update(1, params)]) {
       const error = await failure(send);
       assert.ok(error instanceof KartaArgumentError && error.field === field, `${at} ${field}: ${String(error)}`);
-      assert.equal(error.message, `${field} must not be dropped by a toJSON method`);
+      assert.match(error.message, /must not be (dropped by a toJSON method|undefined: pass a value or omit the field)$/);
     }
   }
   const copying = { budget: { cost_cents: undefined }, toJSON() { return { budget: { ...this.budget } }; } };
   assert.match(String(await failure(() => karta.apiKeys.update(1, copying as never))), /budget\.cost_cents must not be undefined/);
   assert.equal(sent.length, 0);
   const kept: [object, object][] = [
-    [{ budget: undefined, toJSON: () => ({}) }, {}],
     [{ toJSON: () => ({ budget: { cost_cents: 5 } }) }, { budget: { cost_cents: 5 } }],
     [{ budget: { cost_cents: 5 }, toJSON: () => ({ budget: { cost_cents: 7 } }) }, { budget: { cost_cents: 7 } }],
     [{ budget: { cost_cents: 5 }, toJSON: () => ({ budget: { cost_cents: null } }) }, { budget: { cost_cents: null } }],

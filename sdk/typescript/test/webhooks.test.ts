@@ -99,6 +99,19 @@ test("unknown options of verifyWebhook are rejected", async () => {
   }
 });
 
+test("invalid options of verifyWebhook are rejected", async () => {
+  const cases: [string, object][] = [
+    ...["abc", "300", {}, [300], true, 300n, () => 300].map((tolerance): [string, object] => ["tolerance", { tolerance }]),
+    ...[5, "now", {}, () => "5", () => 5n, () => new Date(0), async () => 5].map((value): [string, object] => ["now", { now: value }]),
+  ];
+  for (const [field, options] of cases) {
+    const error = await failure(() => verifyWebhook(PAYLOAD, { "karta-signature": stripe() }, SECRET, { now, ...options } as never));
+    assert.ok(error instanceof KartaArgumentError && error.field === field, `${field}: ${String(error)}`);
+  }
+  await verifyWebhook(PAYLOAD, { "karta-signature": stripe() }, SECRET, { now, tolerance: null } as never);
+  await verifyWebhook(PAYLOAD, { "karta-signature": stripe(Math.round(Date.now() / 1000)) }, SECRET, { now: null } as never);
+});
+
 test("missing and malformed headers have different reasons", async () => {
   for (const none of [{}, new Headers(), undefined as unknown as WebhookHeaders]) assert.equal(await reason(none), "missing_header");
   const { "webhook-id": _, ...rest } = standard();

@@ -1,6 +1,6 @@
-import { NESTED_BUDGET_RULES } from "../budget-rules.js";
 import { KartaArgumentError } from "../errors.js";
 import { fieldsOf } from "../json.js";
+import { GRACE_RULES, KEY_RULES, KEY_UPDATE_RULES } from "../limit-rules.js";
 import type { List, ListParams } from "../shared/list.js";
 import type { CreateOptions, RequestOptions } from "../shared/options.js";
 import { id } from "../path.js";
@@ -45,21 +45,21 @@ export interface ApiKeyListParams extends ListParams {
   expires_within_days?: number | undefined;
 }
 
-/** Optional fields of a new key. */
+/** Optional fields of a new key. Absent and `null` limits mean no limit; `undefined` is rejected. */
 export interface ApiKeyCreateParams {
-  expires_at?: string | null | undefined;
-  allowed_cidrs?: readonly string[] | null | undefined;
-  budget?: BudgetParams | null | undefined;
+  expires_at?: string | null;
+  allowed_cidrs?: readonly string[] | null;
+  budget?: BudgetParams | null;
   metadata?: Readonly<Record<string, string>> | null | undefined;
 }
 
 /**
  * Changes to a key. Absent fields keep their value, `null` clears it, lists and `metadata` are
- * replaced.
+ * replaced. Limits and scopes that are `undefined` are rejected.
  */
 export interface ApiKeyUpdateParams extends ApiKeyCreateParams {
   name?: string | undefined;
-  scopes?: readonly Scope[] | undefined;
+  scopes?: readonly Scope[];
 }
 
 /** A new key. `secret` is its token, which is shown only once. */
@@ -87,8 +87,8 @@ export class ApiKeys extends Resource {
   /**
    * Creates a key. Store `secret`: it is shown only once. Scope `admin`.
    *
-   * @throws {KartaValidationError} for invalid input; {KartaArgumentError} for a cap that is
-   * `undefined`, or for another name or other scopes in `params`; {KartaForbiddenError} without the
+   * @throws {KartaValidationError} for invalid input; {KartaArgumentError} for a limit that
+   * is `undefined`, or for another name or other scopes in `params`; {KartaForbiddenError} without the
    * scope.
    */
   async create(
@@ -97,7 +97,7 @@ export class ApiKeys extends Resource {
     params: ApiKeyCreateParams = {},
     options?: CreateOptions,
   ): Promise<CreatedApiKey> {
-    const fields: ApiKeyUpdateParams = fieldsOf(params, NESTED_BUDGET_RULES);
+    const fields: ApiKeyUpdateParams = fieldsOf(params, KEY_RULES);
     const body = fieldsOf({ ...fields, name, scopes });
     for (const field of ["name", "scopes"] as const) {
       if (!(field in fields) || JSON.stringify(fields[field]) === JSON.stringify(body[field])) continue;
@@ -120,11 +120,10 @@ export class ApiKeys extends Resource {
    * Changes a key. Scope `admin`.
    *
    * @throws {KartaConflictError} `last_admin_key`, `api_key_revoked`, `api_key_replaced`;
-   * {KartaNotFoundError}; {KartaValidationError}; {KartaArgumentError} for a cap that is
-   * `undefined`; {KartaForbiddenError} without the scope.
+   * {KartaNotFoundError}; {KartaValidationError}; {KartaArgumentError} for a limit or scopes that are `undefined`; {KartaForbiddenError} without the scope.
    */
   async update(apiKeyId: number, params: ApiKeyUpdateParams, options?: RequestOptions): Promise<{ api_key: ApiKey }> {
-    return this.transport.patch(`/v1/api_keys/${id(apiKeyId)}`, fieldsOf(params, NESTED_BUDGET_RULES), options);
+    return this.transport.patch(`/v1/api_keys/${id(apiKeyId)}`, fieldsOf(params, KEY_UPDATE_RULES), options);
   }
 
   /**
@@ -132,14 +131,15 @@ export class ApiKeys extends Resource {
    * (default: one day). Store `secret`: it is shown only once. Scope `admin`.
    *
    * @throws {KartaConflictError} `api_key_not_active`, `last_admin_key`; {KartaNotFoundError};
-   * {KartaForbiddenError} without the scope.
+   * {KartaArgumentError} for a `grace_seconds` that is `undefined`; {KartaForbiddenError} without
+   * the scope.
    */
   async rotate(
     apiKeyId: number,
-    params: { grace_seconds?: number | null | undefined } = {},
+    params: { grace_seconds?: number | null } = {},
     options?: CreateOptions,
   ): Promise<RotatedApiKey> {
-    return this.transport.create(`/v1/api_keys/${id(apiKeyId)}/rotate`, params, options);
+    return this.transport.create(`/v1/api_keys/${id(apiKeyId)}/rotate`, fieldsOf(params, GRACE_RULES), options);
   }
 
   /**

@@ -1,4 +1,4 @@
-import { BUDGET_RULES } from "../budget-rules.js";
+import { BUDGET_RULES } from "../limit-rules.js";
 import { fieldsOf } from "../json.js";
 import type { RequestOptions } from "../shared/options.js";
 import { Resource } from "./resource.js";

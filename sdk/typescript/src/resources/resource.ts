@@ -1,5 +1,5 @@
 import { knownOnly } from "../shared/arguments.js";
-import { List, pageOf, type ListParams, type Page } from "../shared/list.js";
+import { List, type ListParams } from "../shared/list.js";
 import type { RequestOptions } from "../shared/options.js";
 import type { Query } from "../path.js";
 import type { Transport } from "../transport.js";
@@ -31,10 +31,9 @@ export abstract class Resource {
     // Plain JavaScript may pass `null`.
     const given: Partial<P> = (params as P | null) ?? {};
     const query = Object.fromEntries(filters.map((name) => [name, given[name]])) as Query;
-    return new List(given, async ({ limit, cursor }): Promise<Page<T>> => {
+    return new List(given, async ({ limit, cursor }) => {
       knownOnly<P>(params, "params", [...filters, "limit", "cursor"]);
-      const body = await this.transport.get<Record<string, unknown>>(path(), { ...query, limit, cursor }, options);
-      return pageOf(body, plural);
+      return this.transport.page<T>(path(), { ...query, limit, cursor }, plural, options);
     });
   }
 }

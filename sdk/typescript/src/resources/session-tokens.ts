@@ -12,9 +12,9 @@ export interface SessionTokenParams {
    */
   user_id?: string;
   userId?: string;
-  /** 60 to 3600. Default: 900. */
-  ttl_seconds?: number | null | undefined;
-  ttlSeconds?: number | null | undefined;
+  /** 60 to 3600. Default: 900. `undefined` is rejected. */
+  ttl_seconds?: number | null;
+  ttlSeconds?: number | null;
 }
 
 /** A token that is safe to use in one end user's browser. */
@@ -52,6 +52,16 @@ function rejectMissingUser(users: [Name, unknown][]): void {
 }
 
 /**
+ * Throws KartaArgumentError for a lifetime that is `undefined`: a failed calculation must not
+ * lengthen it to the default.
+ */
+function rejectMissingLifetime(lifetimes: [Name, unknown][]): void {
+  const [first] = lifetimes;
+  if (first === undefined || lifetimes.some(([, lifetime]) => lifetime !== undefined)) return;
+  throw new KartaArgumentError(first[0], "must not be undefined: pass a value or omit the field");
+}
+
+/**
  * Returns the value of a field; `undefined` if it is absent. Throws KartaArgumentError for two
  * different values.
  */
@@ -73,15 +83,17 @@ export class SessionTokens extends Resource {
    *
    * @throws {KartaBudgetError} if the budget is exhausted; {KartaNotFoundError} if the organization
    * has no such project; {KartaValidationError}; {KartaArgumentError} for a user that is
-   * `undefined` or `null`, or for two different users or lifetimes; {KartaForbiddenError} without
-   * the scope.
+   * `undefined` or `null`, a lifetime that is `undefined`, or two different users or lifetimes;
+   * {KartaForbiddenError} without the scope.
    */
   async mint(projectSlug: string, params: SessionTokenParams = {}, options?: RequestOptions): Promise<SessionToken> {
     const fields = fieldsOf(params, { kept: USER_NAMES, readDirectly: [...USER_NAMES, ...TTL_NAMES] });
     const { user_id, userId, ttl_seconds, ttlSeconds, ...rest } = fields;
     const users = given(params, fields, USER_NAMES);
     rejectMissingUser(users);
-    const body = { user_id: singleValue(users), ttl_seconds: singleValue(given(params, fields, TTL_NAMES)), ...rest };
+    const lifetimes = given(params, fields, TTL_NAMES);
+    rejectMissingLifetime(lifetimes);
+    const body = { user_id: singleValue(users), ttl_seconds: singleValue(lifetimes), ...rest };
     return this.transport.post(`/v1/agent_projects/${slug(projectSlug)}/session_tokens`, body, options);
   }
 }

@@ -1,4 +1,6 @@
 import type { KartaEventType } from "../events.js";
+import { fieldsOf } from "../json.js";
+import { GRACE_RULES } from "../limit-rules.js";
 import type { List, ListParams } from "../shared/list.js";
 import type { CreateOptions, RequestOptions } from "../shared/options.js";
 import { id } from "../path.js";
@@ -131,14 +133,15 @@ export class WebhookEndpoints extends Resource {
    * Creates a new signing secret. Both secrets sign for `grace_seconds`. Store `secret`: it is
    * shown only once. Scope `admin`.
    *
-   * @throws {KartaNotFoundError}; {KartaForbiddenError} without the scope.
+   * @throws {KartaNotFoundError}; {KartaArgumentError} for a `grace_seconds` that is `undefined`;
+   * {KartaForbiddenError} without the scope.
    */
   async rotateSecret(
     endpointId: number,
-    params: { grace_seconds?: number | null | undefined } = {},
+    params: { grace_seconds?: number | null } = {},
     options?: CreateOptions,
   ): Promise<CreatedWebhookEndpoint> {
-    return this.transport.create(`${this.#path(endpointId)}/rotate_secret`, params, options);
+    return this.transport.create(`${this.#path(endpointId)}/rotate_secret`, fieldsOf(params, GRACE_RULES), options);
   }
 
   /**

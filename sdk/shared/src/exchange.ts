@@ -1,5 +1,5 @@
-import { KartaConnectionError, KartaError, KartaTimeoutError } from "./shared/errors.js";
-import { aborted } from "./shared/retry.js";
+import { KartaConnectionError, KartaError, KartaTimeoutError } from "./errors.js";
+import { aborted, untilAborted } from "./retry.js";
 
 /**
  * One request and its response. The caller's signal and a timer can end it at any time, also if a
@@ -13,6 +13,7 @@ export class Exchange {
   #limit = 0;
   #timedOut = false;
   #answered = false;
+  #fault: string | undefined;
 
   /** @throws {KartaAbortError} if `caller` is aborted already. */
   constructor(baseUrl: string, caller: AbortSignal | undefined) {
@@ -47,26 +48,24 @@ export class Exchange {
     this.#answered = true;
   }
 
-  /** Returns the result of `promise`. Throws as soon as the exchange is ended. */
-  wait<T>(promise: T | Promise<T>): Promise<T> {
-    return new Promise((resolve, reject) => {
-      const { signal } = this;
-      const end = () => reject(new Error("the exchange was ended"));
-      if (signal.aborted) end();
-      signal.addEventListener("abort", end, { once: true });
-      Promise.resolve(promise)
-        .then(resolve, reject)
-        .finally(() => signal.removeEventListener("abort", end));
-    });
+  /**
+   * Returns the result of `promise`. Throws as soon as the exchange is ended. `fault` says what is
+   * missing then, if not the response.
+   */
+  async wait<T>(promise: T | Promise<T>, fault?: string): Promise<T> {
+    this.#fault = fault;
+    const result = await untilAborted(promise, this.signal);
+    this.#fault = undefined;
+    return result;
   }
 
   /** Returns the error of an exchange that failed with `cause`. */
   failure(cause: unknown): KartaError {
-    if (cause instanceof KartaError) return cause;
     if (this.#caller?.aborted) return aborted(this.#caller);
-    const what = this.#answered ? "incomplete response" : "no response";
-    if (this.#timedOut) return new KartaTimeoutError(`${what} from ${this.#baseUrl} within ${this.#limit} ms`, { cause });
-    return new KartaConnectionError(`${what} from ${this.#baseUrl}: ${this.#answered ? "try again" : "check that baseUrl is correct and reachable"}`, { cause });
+    const fault = this.#fault ?? `${this.#answered ? "incomplete" : "no"} response from ${this.#baseUrl}`;
+    if (this.#timedOut) return new KartaTimeoutError(`${fault} within ${this.#limit} ms`);
+    if (cause instanceof KartaError) return cause;
+    return new KartaConnectionError(`${fault}: ${this.#answered ? "try again" : "check that baseUrl is correct and reachable"}`, { cause });
   }
 
   /** Frees the timer and the caller's signal. */
