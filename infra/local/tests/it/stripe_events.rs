@@ -205,7 +205,7 @@ async fn every_stripe_status_is_stored_and_limits_spending() {
     server.work("worker-budget-checks").await;
     assert!(server.outbox("PSH").await.len() >= 9, "data planes are notified of each");
     let strange = send(&server, &updated("evt_strange", 20, "dormant")).await;
-    assert_eq!(strange.invalid_field(), "status");
+    assert_eq!(strange.invalid_field(), "data.object.status");
     assert_eq!(status(&server).await, "active");
 }
 
@@ -335,9 +335,9 @@ async fn unread_json_is_not_validated() {
     let before = server.stored().await;
     let event = updated("evt_read", 100, "unpaid").to_string();
     for (field, read, odd) in [
-        ("status", r#""status":"unpaid""#, r#""status":"unpaid","status":"active""#),
-        ("status", r#""status":"unpaid""#, r#""status":"unpaid\ud83d""#),
-        ("customer", r#""customer":"cus_1""#, r#""customer":"cus_1","customer":"cus_2""#),
+        ("data.object.status", r#""status":"unpaid""#, r#""status":"unpaid","status":"active""#),
+        ("data.object.status", r#""status":"unpaid""#, r#""status":"unpaid\ud83d""#),
+        ("data.object.customer", r#""customer":"cus_1""#, r#""customer":"cus_1","customer":"cus_2""#),
         ("livemode", r#""livemode":false"#, r#""livemode":false,"livemode":true"#),
         ("type", r#""type":"customer"#, r#""type":"customer.subscription.updated","type":"customer"#),
     ] {
@@ -384,7 +384,7 @@ async fn unknown_customers_object_is_not_read() {
     assert_eq!(server.stored().await, before);
     objects[0]["customer"] = json!("cus_1");
     let known = send(&server, &event("evt_1", "customer.subscription.updated", 1, &objects[0])).await;
-    assert_eq!(known.invalid_field(), "status");
+    assert_eq!(known.invalid_field(), "data.object.status");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -410,7 +410,7 @@ async fn expanded_objects_are_read_by_their_id() {
     for wrong in [json!({ "object": "subscription" }), json!({ "id": "sub#1" }), json!(5)] {
         let invoice = json!({ "id": "in_3", "customer": "cus_1", "subscription": wrong });
         let field = send(&server, &event("evt_4", "invoice.paid", 4, &invoice)).await.invalid_field();
-        assert!(field.starts_with("subscription"), "{field}");
+        assert!(field.starts_with("data.object.subscription"), "{field}");
     }
 }
 
@@ -516,6 +516,9 @@ async fn signed_body_is_validated() {
         wrong[field] = value;
         assert_eq!(send(&server, &wrong).await.invalid_field(), field);
     }
+    let mut wrong = updated("evt_1", 1, "past_due");
+    wrong["data"]["object"] = Value::Null;
+    assert_eq!(send(&server, &wrong).await.invalid_field(), "data.object");
     let large = |bytes: usize| updated("evt_1", 1, "past_due").to_string() + &" ".repeat(bytes);
     let fitting = 1_048_576 - large(0).len();
     assert_eq!(signed(&server, &large(fitting + 1)).send().await.refused(413)["error"], "body_too_large");
