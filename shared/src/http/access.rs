@@ -81,8 +81,9 @@ pub trait CallerIdentity: Send + Sync {
     /// of them.
     fn organization(&self) -> Option<Id>;
 
-    /// Bytes that identify the credential uniquely and cannot be used as the credential.
-    fn credential(&self) -> Vec<u8>;
+    /// Bytes that identify the caller for idempotency. Tokens of one user in one project share them.
+    /// They cannot be used as a credential.
+    fn idempotency_identity(&self) -> Vec<u8>;
 
     /// Whether a repeated request has the same bearer token.
     fn has_stable_bearer(&self) -> bool {
@@ -131,7 +132,7 @@ impl CallerIdentity for ApiKeyCaller {
         Some(self.organization_id)
     }
 
-    fn credential(&self) -> Vec<u8> {
+    fn idempotency_identity(&self) -> Vec<u8> {
         self.api_key_id.to_string().into_bytes()
     }
 }
@@ -263,9 +264,9 @@ impl CallerIdentity for SessionCaller {
         Some(self.organization_id)
     }
 
-    /// A session token is identified by its project and its user, so that a new token of the same
-    /// user can repeat a request; without a user, by its id.
-    fn credential(&self) -> Vec<u8> {
+    /// The project and the user of a session token, so that a new token of the same user can repeat a
+    /// request. Without a user, the project and the token's id.
+    fn idempotency_identity(&self) -> Vec<u8> {
         let text = match (self.project_id, &self.sub, &self.jti) {
             (Some(project), Some(sub), _) => format!("{project} sub {sub}"),
             (Some(project), None, Some(jti)) => format!("{project} jti {jti}"),
@@ -431,7 +432,7 @@ impl CallerIdentity for Service {
         None
     }
 
-    fn credential(&self) -> Vec<u8> {
+    fn idempotency_identity(&self) -> Vec<u8> {
         self.fingerprint().to_vec()
     }
 }
@@ -472,11 +473,11 @@ mod tests {
 
     #[test]
     fn tokens_of_one_user_share_an_identity() {
-        let credential = |sub, jti| session(sub, jti).credential();
-        assert_eq!(credential(Some("ada"), "1"), credential(Some("ada"), "2"));
-        assert_ne!(credential(Some("ada"), "1"), credential(Some("bob"), "1"));
-        assert_ne!(credential(Some("1"), "1"), credential(None, "1"));
-        assert_ne!(credential(None, "1"), credential(None, "2"));
+        let identity = |sub, jti| session(sub, jti).idempotency_identity();
+        assert_eq!(identity(Some("ada"), "1"), identity(Some("ada"), "2"));
+        assert_ne!(identity(Some("ada"), "1"), identity(Some("bob"), "1"));
+        assert_ne!(identity(Some("1"), "1"), identity(None, "1"));
+        assert_ne!(identity(None, "1"), identity(None, "2"));
     }
 
     #[test]

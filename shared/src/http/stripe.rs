@@ -91,7 +91,7 @@ impl CallerIdentity for StripeCaller {
         None
     }
 
-    fn credential(&self) -> Vec<u8> {
+    fn idempotency_identity(&self) -> Vec<u8> {
         b"stripe".to_vec()
     }
 }
