@@ -135,6 +135,7 @@ impl TurnTask {
         };
         match ended {
             Err(Cut::Settled) => {
+                tracing::error!(turn_id = %self.turn.id, "turn settled by another process");
                 self.release_reservation().await;
                 self.abandon(progress).await
             }
@@ -372,7 +373,6 @@ impl TurnTask {
     async fn abandon(self, progress: Progress) -> Ended {
         progress.log.abort();
         let answer = progress.parts.into_iter().map(|part| part.part).collect();
-        tracing::error!(turn_id = %self.turn.id, "lease lost");
         self.unsettled(answer, progress.seq, progress.sender).await
     }
 
