@@ -44,7 +44,7 @@ struct ValidatedRequest {
 }
 
 /// Claims the session for a turn, and reserves its first slice where a cap applies. `replaced` is
-/// the failed turn of an earlier request with the same `Idempotency-Key`.
+/// the turn of an earlier request with the same `Idempotency-Key` that it replaces.
 pub(crate) async fn claim<R>(app: &App, call: &Call<R>, replaced: Option<&TurnId>) -> Result<TurnTask, Error>
 where
     R: Route<Path = SessionPath, Body = Input>,

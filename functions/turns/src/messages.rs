@@ -142,7 +142,7 @@ impl<F: Family> Route for MessagesCreate<F> {
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let replaced = match attach::find(app, call).await? {
             Attached::To(turn) => return attach::answer(app, call, *turn).await,
-            Attached::Failed(turn) => Some(turn),
+            Attached::Replaceable(turn) => Some(turn),
             Attached::Nothing => None,
         };
         let mut task = match Box::pin(claim::claim(app, call, replaced.as_ref())).await {
@@ -150,7 +150,7 @@ impl<F: Family> Route for MessagesCreate<F> {
             // A concurrent request with the same `Idempotency-Key` may have started the open turn.
             Err(refused @ Error::Conflict { .. }) => match attach::find(app, call).await? {
                 Attached::To(turn) => return attach::answer(app, call, *turn).await,
-                Attached::Failed(_) | Attached::Nothing => return Err(refused),
+                Attached::Replaceable(_) | Attached::Nothing => return Err(refused),
             },
             Err(error) => return Err(error),
         };

@@ -11,9 +11,9 @@ use karta_shared::{
     worker::Fault,
 };
 
-/// Settles a turn whose lease has ended. Its input is the estimate, its output what the log has. A
-/// turn under a cap that had reserved nothing has not called its provider, and counts nothing.
-/// Returns false if there was nothing to do.
+/// Settles a turn whose lease has ended. Counts the estimated input, and as output the logged events
+/// plus the estimated hidden output. A turn under a cap that had reserved nothing has not called its
+/// provider, and counts nothing. Returns false if there was nothing to do.
 pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault> {
     let DueTurn { organization_id: organization, session_id: session, turn_id } = due;
     let Some(stored) = app.store.turn(*organization, session, turn_id).await? else { return Ok(false) };
