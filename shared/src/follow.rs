@@ -168,7 +168,7 @@ impl Follower {
         self.end(TurnError::Interrupted).await;
     }
 
-    /// Reads whether the turn has ended. A deleted one has.
+    /// Reads whether the turn has ended. A deleted turn counts as ended.
     async fn read_turn(&mut self) -> Result<(), FollowError> {
         if !self.has_ended {
             let Followed { caller, session, turn, .. } = &self.followed;

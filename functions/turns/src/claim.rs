@@ -1,4 +1,5 @@
-//! Validates a request for a turn in the order of the contract, and claims its session.
+//! Validates a request for a turn in the documented order of checks (docs/api.md), and claims its
+//! session.
 
 use std::borrow::Cow;
 
@@ -100,7 +101,8 @@ where
     };
     match task.reserve_first(input_estimate.saturating_mul(RESERVED_INPUT_FACTOR)).await {
         Ok(Ok(())) if app.clock.now() < leased_until => Ok(task),
-        // The process was frozen, and the sweep may have counted the turn without a call to the provider.
+        // The lease has ended, for example because Lambda froze the process. The sweep may have settled the
+        // turn already.
         Ok(Ok(())) => {
             Box::pin(task.refuse(TurnError::Interrupted.into())).await;
             Err(Error::turn_failed(TurnError::Interrupted))
@@ -117,7 +119,7 @@ where
     }
 }
 
-/// Checks everything that precedes the claim, in the order of the contract.
+/// Checks everything that precedes the claim, in the documented order.
 async fn validate_request<R>(app: &App, call: &Call<R>) -> Result<ValidatedRequest, Error>
 where
     R: Route<Path = SessionPath, Body = Input>,
@@ -307,7 +309,7 @@ where
             MessageRole::User => asked = Some((message.turn_id, text)),
             MessageRole::Assistant => {
                 let question = asked.take().filter(|(turn, _)| *turn == message.turn_id);
-                // Providers refuse messages without a character that is not white space.
+                // Providers reject blank messages.
                 if let Some((_, question)) = question
                     && !question.trim().is_empty()
                     && !text.trim().is_empty()

@@ -21,8 +21,8 @@ use tokio::{
 
 const USER_AGENT: &str = "Karta/1";
 const ANTHROPIC_VERSION: &str = "2023-06-01";
-/// How long an unused connection is kept. Providers keep theirs longer, so that a function that was frozen
-/// in between does not send on a connection that its provider has closed.
+/// How long an unused connection is kept. Shorter than the providers' idle timeouts, so that a function
+/// that resumes after a freeze does not use a closed connection.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum `Retry-After` that is waited for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -43,7 +43,7 @@ const ENDPOINT_NOT_CALLED: &str =
 pub(crate) struct ProviderClients {
     /// For the providers' own hosts and the operator's base URLs.
     trusted: OnceCell<Client>,
-    /// For base URLs that customers choose, on the internet and on loopback.
+    /// For base URLs that customers choose. One client per [`Reach`].
     checked: [OnceCell<CheckedClient>; 2],
 }
 

@@ -40,9 +40,9 @@ const MAX_EVENT_TEXT_BYTES: usize = 32 << 10;
 const MAX_ANSWER_BYTES: usize = 1_400_000;
 /// Maximum parts of an answer.
 const MAX_PARTS: usize = 256;
-/// Added to twice `max_tokens`: the maximum count of output that is accepted from a provider.
+/// Reported output above 2 × `max_tokens` + this is clamped.
 const OUTPUT_MARGIN: u64 = 10_000;
-/// Added to four times the estimate: the maximum count of input that is accepted from a provider.
+/// Reported input above 4 × the estimate + this is clamped.
 const INPUT_MARGIN: u64 = 100_000;
 /// Pause between attempts to settle.
 const SETTLE_PAUSE: Duration = Duration::from_millis(500);
@@ -56,8 +56,8 @@ pub(crate) struct TurnTask {
     /// The user's message, as responses show it.
     pub(crate) user_message: MessageResource,
     pub(crate) retention: Retention,
-    /// The counters as read; `None` if the turn may hold another amount than its reservation
-    /// shows.
+    /// The counters as read; `None` after a failed reservation, because the stored hold is then
+    /// unknown.
     pub(crate) known: Option<KnownCounters>,
     pub(crate) reservation: Option<Reservation>,
     /// The budgets of the organization and of the key, for further slices.
@@ -146,7 +146,7 @@ impl TurnTask {
         }
     }
 
-    /// Ends a turn that may not call its provider.
+    /// Ends a claimed turn without calling the provider.
     pub(crate) async fn refuse(mut self, failure: Failure) {
         let progress = Progress::start(&mut self);
         self.settle(progress, Some(failure)).await;
@@ -313,11 +313,11 @@ impl TurnTask {
         }
     }
 
-    /// Repeats the settlement for [`TurnLimits::settle`](karta_shared::config::TurnLimits), and renews the
-    /// lease in between. `None` if it failed: the sweep settles the turn.
+    /// Retries the settlement until [`TurnLimits::settle`](karta_shared::config::TurnLimits) has passed,
+    /// and renews the lease in between. `None` if it failed: the sweep settles the turn.
     async fn store_end(&self, end: &TurnEnd) -> Option<Turn> {
         let until = Instant::now() + self.app.turn_limits.settle;
-        // The turn holds more than when the counters were read.
+        // Adds what this turn reserved after the counters were read.
         let mut known = self.known.clone().map(|known| match &self.reservation {
             Some(reservation) => known.with_holds(reservation),
             None => known,
@@ -376,7 +376,7 @@ impl TurnTask {
         self.unsettled(answer, progress.seq, progress.sender).await
     }
 
-    /// Gives back what a turn holds that another process has settled.
+    /// Releases the reservation of a turn that another process settled.
     async fn release_reservation(&self) {
         if let Some(reservation) = &self.reservation
             && let Err(fault) = self.app.store.release_reservation(reservation).await
