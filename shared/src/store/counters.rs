@@ -1,5 +1,5 @@
-//! Usage counters as attributes of few, small items. A write costs by the whole kilobytes of its
-//! item, however small the change is.
+//! Usage counters as attributes of few, small items. `DynamoDB` bills a write by the item's size,
+//! rounded up to a kilobyte.
 //!
 //! Attribute names:
 //!
@@ -78,7 +78,7 @@ impl Models {
     pub(super) fn number(&mut self, event: &UsageEvent) -> usize {
         let name = event.model_name();
         if let Some(number) =
-            BUILT_IN.iter().copied().chain(self.0.iter().map(String::as_str)).position(|of| of == name)
+            BUILT_IN.iter().copied().chain(self.0.iter().map(String::as_str)).position(|known| known == name)
         {
             return number;
         }
@@ -155,21 +155,22 @@ impl Counter {
     /// Parses an attribute name. `None` if the attribute is not a counter.
     fn parse(name: &str) -> Option<Self> {
         let (sum, suffix) = name.split_at_checked(1)?;
-        let of = |sums: &[&str]| sums.iter().position(|of| *of == sum);
-        if let Some(sum) = of(&SUMS_OF_DAY) {
+        let index_in = |names: &[&str]| names.iter().position(|name| *name == sum);
+        if let Some(sum) = index_in(&SUMS_OF_DAY) {
             return Some(Self(Part::Day(u8::from_str_radix(suffix, BASE).ok()?), sum));
         }
         if suffix.is_empty() {
-            return Some(Self(Part::Whole, of(&SUMS)?));
+            return Some(Self(Part::Whole, index_in(&SUMS)?));
         }
-        let sum = of(&SUMS_OF_MODEL)?;
+        let sum = index_in(&SUMS_OF_MODEL)?;
         Some(Self(Part::Model(usize::from_str_radix(suffix, BASE).ok()?), sum))
     }
 }
 
 /// Formats a number in base 36. Models and days need at most two digits.
 fn to_base(number: usize) -> String {
-    let digit = |of: usize| u32::try_from(of % BASE as usize).ok().and_then(|of| char::from_digit(of, BASE));
+    let digit =
+        |value: usize| u32::try_from(value % BASE as usize).ok().and_then(|value| char::from_digit(value, BASE));
     let high = (number >= BASE as usize).then(|| digit(number / BASE as usize)).flatten();
     high.into_iter().chain(digit(number)).collect()
 }

@@ -16,7 +16,7 @@ use super::{
 use crate::domain::{ApiKey, CacheEffect, Event, Id, Invalidation, Timestamp};
 
 const PAGE_SIZE: i32 = 100;
-/// Number of readable items after which a query ends that also found unreadable items.
+/// A query that meets unreadable items stops after this many readable ones.
 const ENOUGH_ITEMS: usize = 100;
 
 /// The queues of the workers.

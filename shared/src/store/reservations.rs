@@ -20,8 +20,8 @@ use super::{
 };
 use crate::domain::{Budget, CapKind, CapOwner, Exhausted, Id, Month};
 
-/// Maximum number of writes of one change. Each repeats because the item differed from what was
-/// known of it, which one turn's own writes explain at most three times.
+/// Maximum attempts to write a hold. An attempt fails if the item changed. A turn's own earlier writes
+/// cause at most three failures.
 const MAX_ATTEMPTS: usize = 5;
 
 /// The amounts that a turn holds of the budgets of its organization and its key lineage in a month.
