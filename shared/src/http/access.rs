@@ -22,7 +22,7 @@ pub trait Access: Send + Sync + 'static {
 
     /// Checks the credential, its kind, scope and project, in that order. Returns the caller, a 401
     /// if the credential is missing or invalid, or a 403 if it is not sufficient.
-    fn authorize(presented: Presented<'_>) -> impl Future<Output = Result<Self::Caller, Error>> + Send;
+    fn authorize(request: AuthorizationRequest<'_>) -> impl Future<Output = Result<Self::Caller, Error>> + Send;
 
     /// Returns the caller as the author of changes; `None` if its kind cannot change anything.
     fn identity(_: &Self::Caller) -> Option<&dyn CallerIdentity> {
@@ -53,18 +53,18 @@ pub enum RequiredCredential {
 }
 
 /// The parts of a request that [`Access::authorize`] checks.
-pub struct Presented<'a> {
+pub struct AuthorizationRequest<'a> {
     pub(super) app: &'a App,
     /// The authorizer's result, already checked against the key's allowed addresses.
     pub(super) caller: Option<AuthorizerContext>,
     /// The path's `{ref}`.
     pub(super) project: Option<&'a str>,
     pub(super) meta: &'a RequestMeta,
-    /// The parts that a sender signs; `None` when a caller is authorized again.
+    /// Headers and body for signed requests (Stripe); `None` in reauthorization.
     pub(super) signed: Option<Signed<'a>>,
 }
 
-/// The parts of a request that its sender signs.
+/// The parts of a request that a sender signs.
 pub(super) struct Signed<'a> {
     pub(super) headers: &'a HeaderMap,
     /// The body as received, before parsing.
@@ -108,7 +108,7 @@ impl Access for Public {
     type Caller = ();
     const CREDENTIAL: RequiredCredential = RequiredCredential::None;
 
-    async fn authorize(_: Presented<'_>) -> Result<(), Error> {
+    async fn authorize(_: AuthorizationRequest<'_>) -> Result<(), Error> {
         Ok(())
     }
 }
@@ -174,9 +174,9 @@ impl<S: RequiredScope> Access for S {
         Some(caller)
     }
 
-    async fn authorize(presented: Presented<'_>) -> Result<ApiKeyCaller, Error> {
+    async fn authorize(request: AuthorizationRequest<'_>) -> Result<ApiKeyCaller, Error> {
         let AuthorizerContext { principal, api_key_name, lineage_id, .. } =
-            presented.caller.ok_or(Error::Unauthorized)?;
+            request.caller.ok_or(Error::Unauthorized)?;
         match principal.kind {
             PrincipalKind::Session => {
                 return Err(Error::Forbidden("session tokens are valid only under /v1/projects/{ref}/".into()));
@@ -294,8 +294,8 @@ impl<S: RequiredScope> Access for Project<S> {
         Some(caller)
     }
 
-    async fn authorize(presented: Presented<'_>) -> Result<SessionCaller, Error> {
-        let Presented { caller, project, .. } = presented;
+    async fn authorize(request: AuthorizationRequest<'_>) -> Result<SessionCaller, Error> {
+        let AuthorizationRequest { caller, project, .. } = request;
         let AuthorizerContext { principal, api_key_name, lineage_id, jti, .. } = caller.ok_or(Error::Unauthorized)?;
         let lineage_id = lineage_id.ok_or(Error::Unauthorized)?;
         match principal.kind {
@@ -327,11 +327,11 @@ impl Access for ProjectAccess {
     type Caller = Principal;
     const CREDENTIAL: RequiredCredential = RequiredCredential::Project(None);
 
-    async fn authorize(presented: Presented<'_>) -> Result<Principal, Error> {
-        let principal = presented.caller.ok_or(Error::Unauthorized)?.principal;
+    async fn authorize(request: AuthorizationRequest<'_>) -> Result<Principal, Error> {
+        let principal = request.caller.ok_or(Error::Unauthorized)?.principal;
         match principal.kind {
             PrincipalKind::ApiKey => {}
-            PrincipalKind::Session => require_project(&principal, presented.project)?,
+            PrincipalKind::Session => require_project(&principal, request.project)?,
         }
         Ok(principal)
     }
@@ -396,8 +396,8 @@ impl<P: RequiredPower> Access for Internal<P> {
         Ok(())
     }
 
-    async fn authorize(presented: Presented<'_>) -> Result<Service, Error> {
-        let Presented { app, meta, .. } = presented;
+    async fn authorize(request: AuthorizationRequest<'_>) -> Result<Service, Error> {
+        let AuthorizationRequest { app, meta, .. } = request;
         if !app.internal.permits(meta.address(), meta.host.as_deref()) {
             return Err(Error::UnknownRoute);
         }

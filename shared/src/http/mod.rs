@@ -35,7 +35,7 @@ mod webhooks;
 
 pub use self::{
     access::{
-        Access, Admin, AnyKey, AnyService, ApiKeyCaller, Byok, CallerIdentity, Internal, Presented, Project,
+        Access, Admin, AnyKey, AnyService, ApiKeyCaller, AuthorizationRequest, Byok, CallerIdentity, Internal, Project,
         ProjectAccess, Provision, Public, Read, Releases, ReportUsage, RequiredCredential, RequiredScope,
         SessionCaller, Validate, Write,
     },

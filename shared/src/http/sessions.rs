@@ -8,8 +8,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    Access, Action, ApiKeyCaller, Call, CallerIdentity, Cors, Error, FromPath, NewAuditEvent, Presented, Project,
-    RequiredCredential, Route, SessionCaller, access::RequiredScope,
+    Access, Action, ApiKeyCaller, AuthorizationRequest, Call, CallerIdentity, Cors, Error, FromPath, NewAuditEvent,
+    Project, RequiredCredential, Route, SessionCaller, access::RequiredScope,
 };
 use crate::{
     app::App,
@@ -70,8 +70,8 @@ impl<S: RequiredScope> Access for KeyOnly<S> {
         Some(caller)
     }
 
-    async fn authorize(presented: Presented<'_>) -> Result<SessionCaller, Error> {
-        let caller: ApiKeyCaller = S::authorize(presented).await?;
+    async fn authorize(request: AuthorizationRequest<'_>) -> Result<SessionCaller, Error> {
+        let caller: ApiKeyCaller = S::authorize(request).await?;
         Ok(caller.into())
     }
 }
@@ -89,8 +89,8 @@ impl FromPath for SessionsPath {
     }
 }
 
-/// `{id}` and, if the path has it, `{ref}`. An invalid one is a missing session, which handlers
-/// report after what precedes it.
+/// `{id}` and, if the path has it, `{ref}`. An invalid id is `None`. Handlers return 404 for it, after
+/// the earlier checks.
 #[derive(Debug)]
 pub struct SessionPath {
     pub project: Option<Slug>,
