@@ -235,7 +235,7 @@ impl Gateway {
             .with_query_string_parameters(query(&parts.uri))
             .with_path_parameters(variables)
             .with_request_context(RequestContext::ApiGatewayV1(gateway));
-        // In a task of its own: a function runs on after its client has left.
+        // Spawned, because a Lambda function continues after its client disconnects.
         let response = tokio::spawn((target.handler)(event)).await;
         let (mut parts, body) = response.unwrap_or_else(|fault| resume_unwind(fault.into_panic())).into_parts();
         if let Some(challenge) = parts.headers.remove(header::WWW_AUTHENTICATE) {
@@ -342,16 +342,16 @@ fn requested_host(request: &axum::extract::Request) -> Result<Option<String>, &'
         _ => return Err("Send exactly one Host header"),
     };
     let target = request.uri().authority().map(Authority::as_str);
-    if header.into_iter().chain(target).all(is_host) {
+    if header.into_iter().chain(target).all(is_host_or_empty) {
         Ok(target.or(header).map(ToOwned::to_owned))
     } else {
         Err(INVALID)
     }
 }
 
-/// Accepts what the header may hold: nothing, or a host whose port may be empty (RFC 9110 §7.2). A
-/// host has the notation of the internal routes' allowlist.
-fn is_host(text: &str) -> bool {
+/// Returns whether the text is empty or a host, with an optional port (RFC 9110 §7.2). A host has the
+/// notation of the internal routes' allowlist.
+fn is_host_or_empty(text: &str) -> bool {
     text.is_empty() || canonical_host(text.strip_suffix(':').unwrap_or(text)).is_some()
 }
 

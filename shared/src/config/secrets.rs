@@ -399,9 +399,8 @@ impl Secrets {
         self.cached(&self.rings[&ring]).await
     }
 
-    /// Returns the ring for a key that the cached ring lacks, refetched at most once in 30 s. Fails
-    /// while the refetch fails: the cached ring may be out of date, so a missing key proves
-    /// nothing.
+    /// Refetches the ring at most once in 30 s, because the cached ring lacks a key. Fails while the
+    /// refetch fails: the cached ring may be out of date, so a missing key proves nothing.
     pub async fn ring_refetched(&self, ring: Ring) -> Result<Arc<Keyring>, SecretError> {
         self.refetched(&self.rings[&ring]).await
     }
@@ -417,7 +416,7 @@ impl Secrets {
         self.cached(&self.service_tokens).await
     }
 
-    /// Returns the tokens for one that the cached tokens lack; see
+    /// Refetches the tokens, because the presented token is not cached; see
     /// [`ring_refetched`](Self::ring_refetched).
     pub async fn service_tokens_refetched(&self) -> Result<Arc<ServiceTokens>, SecretError> {
         self.refetched(&self.service_tokens).await
@@ -431,7 +430,7 @@ impl Secrets {
         self.cached(&self.stripe).await
     }
 
-    /// Returns the signing secrets for a signature that the cached ones do not verify; see
+    /// Refetches the signing secrets, because the cached ones do not verify the signature; see
     /// [`ring_refetched`](Self::ring_refetched).
     pub async fn stripe_refetched(&self) -> Result<Arc<StripeSecrets>, SecretError> {
         self.refetched(&self.stripe).await

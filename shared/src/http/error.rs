@@ -442,7 +442,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failed_turns_have_the_contracts_statuses() {
+    fn failed_turns_have_the_documented_statuses() {
         let statuses = TurnError::ALL.map(|code| (code.as_str(), Error::turn_failed(code).status().as_u16()));
         let expected = [
             ("provider_rejected", 422),

@@ -399,7 +399,7 @@ impl<'j> Reader<'j> {
             Json::Number(Number::Natural(_)) => {
                 Err(de::Error::custom(format_args!("must be a whole number from 0 to {max}")))
             }
-            // The field's own rule rejects the largest number too, and names the valid range.
+            // Passes `u64::MAX`, so that the field's own rule rejects it with its range.
             Json::Number(Number::OutOfRange) if max == u64::MAX && !matches!(self.texts, Texts::Any) => {
                 visitor.visit_u64(max)
             }
@@ -672,8 +672,8 @@ impl<'de> MapAccess<'de> for Fields<'_> {
     }
 }
 
-/// The name of a field. If a type accepts any name, it stores the name, so the name is checked like
-/// a value, and must be visible.
+/// The name of a field. Names that the caller chooses (map keys) are stored, so they are checked like
+/// values, and must be visible.
 struct FieldName<'j> {
     name: &'j str,
     texts: Texts<'j>,
