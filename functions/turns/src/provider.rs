@@ -6,7 +6,7 @@ use karta_dialects::{Dialect, FaultKind, ProviderFault, read_error};
 use karta_outbound::{CheckedClient, NotSent, SystemLookup, builder, causes};
 use karta_shared::{
     App, config,
-    domain::{EndpointUrl, Exhausted, OutboundUrl, Provider, Reach, TurnError, retry_after},
+    domain::{EndpointUrl, Exhausted, OutboundUrl, Provider, Reach, TurnError, TurnId, retry_after},
     telemetry,
 };
 use reqwest::{
@@ -141,28 +141,31 @@ impl ProviderClients {
     pub(crate) async fn call(
         &self,
         app: &App,
+        turn: &TurnId,
         target: &Target,
         body: &[u8],
         may_be_billed: &mut bool,
     ) -> Result<Response, Failure> {
-        let first = match self.attempt(app, target, body, may_be_billed).await {
+        let first = match self.attempt(app, turn, target, body, may_be_billed).await {
             Ok(response) => return Ok(response),
             Err(rejected) => rejected,
         };
         let Some(pause) = first.pause() else { return Err(first.failure) };
         sleep(pause).await;
-        self.attempt(app, target, body, may_be_billed).await.map_err(|second| second.failure)
+        self.attempt(app, turn, target, body, may_be_billed).await.map_err(|second| second.failure)
     }
 
     async fn attempt(
         &self,
         app: &App,
+        turn: &TurnId,
         target: &Target,
         body: &[u8],
         may_be_billed: &mut bool,
     ) -> Result<Response, Rejected> {
+        let provider = target.provider.as_str();
         let request = self.request(app, target).await.map_err(|fault| {
-            tracing::warn!(provider = target.provider.as_str(), %fault, "provider request not sent");
+            tracing::warn!(turn_id = %turn, provider, %fault, "provider request not sent");
             let message = matches!(fault, RequestFault::NotSent(_)).then(|| ENDPOINT_NOT_CALLED.to_owned());
             Rejected { failure: Failure { message, ..TurnError::ProviderError.into() }, status: None }
         })?;
@@ -172,7 +175,7 @@ impl ProviderClients {
             Err(_) => return Err(TurnError::ProviderTimeout.into()),
             Ok(Err(error)) => {
                 let fault = causes(&error).last().map(ToString::to_string).unwrap_or_default();
-                tracing::warn!(provider = target.provider.as_str(), fault, "provider request failed");
+                tracing::warn!(turn_id = %turn, provider, fault, "provider request failed");
                 // Without a connection nothing was sent.
                 *may_be_billed = !error.is_connect();
                 let is_timeout = error.is_timeout();
@@ -255,7 +258,7 @@ impl From<TurnError> for Rejected {
 }
 
 impl Rejected {
-    async fn read(app: &App, target: &Target, mut response: Response) -> Self {
+    async fn read(app: &App, turn: &TurnId, target: &Target, mut response: Response) -> Self {
         let status = response.status().as_u16();
         let requested = response.headers().get(RETRY_AFTER).and_then(|text| text.to_str().ok());
         let retry_after = requested.and_then(|text| retry_after(text, app.clock.now()));
@@ -267,7 +270,8 @@ impl Rejected {
         }
         let failure = Failure::from_fault(read_error(status, &body), &target.key);
         let code = failure.error.as_str();
-        tracing::warn!(provider = target.provider.as_str(), status, code, "provider answered with an error");
+        let provider = target.provider.as_str();
+        tracing::warn!(turn_id = %turn, provider, status, code, "provider answered with an error");
         let is_limited = failure.error == TurnError::ProviderRateLimited;
         Self { failure: Failure { retry_after: retry_after.filter(|_| is_limited), ..failure }, status: Some(status) }
     }

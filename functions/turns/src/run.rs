@@ -155,12 +155,13 @@ impl TurnTask {
     /// Reads the provider's stream to its end. Fails if the turn must end without an answer.
     async fn read(&mut self, progress: &mut Progress, began: oneshot::Sender<()>) -> Result<(), Cut> {
         let body = std::mem::take(&mut self.body);
-        let mut response = PROVIDERS.call(&self.app, &self.target, &body, &mut progress.is_billed).await?;
+        let mut response =
+            PROVIDERS.call(&self.app, &self.turn.id, &self.target, &body, &mut progress.is_billed).await?;
         // The conversation may have megabytes, and the answer may take minutes.
         drop(body);
         began.send(()).ok();
         let (mut decoder, mut deltas) = (self.target.dialect.decoder(), Vec::new());
-        while let Some(bytes) = next_chunk(&self.app, &mut response).await? {
+        while let Some(bytes) = self.next_chunk(&mut response).await? {
             decoder.push(bytes.as_ref(), &mut deltas);
             progress.outcome.clone_from(decoder.outcome());
             for delta in deltas.drain(..) {
@@ -182,6 +183,20 @@ impl TurnTask {
             Some(fault) => Err(Failure::from_fault(fault.clone(), &self.target.key).into()),
             None if progress.outcome.is_complete => Ok(()),
             None => Err(Failure::from(TurnError::ProviderError).into()),
+        }
+    }
+
+    /// Reads from the provider's stream. A broken connection ends the stream: the decoder knows whether
+    /// the answer was complete.
+    async fn next_chunk(&self, response: &mut Response) -> Result<Option<impl AsRef<[u8]> + use<>>, Failure> {
+        match timeout(self.app.turn_limits.silence, response.chunk()).await {
+            Err(_) => Err(TurnError::ProviderTimeout.into()),
+            Ok(Err(error)) => {
+                let (provider, fault) = (self.target.provider.as_str(), error.without_url());
+                tracing::warn!(turn_id = %self.turn.id, provider, %fault, "provider stream broken");
+                Ok(None)
+            }
+            Ok(Ok(chunk)) => Ok(chunk),
         }
     }
 
@@ -235,7 +250,11 @@ impl TurnTask {
         }
         if let Some(sender) = progress.sender.as_ref().filter(|_| !progress.is_client_slow) {
             let event = TurnEvent::Increment::<()> { part: Part { id: &part.id, kind, text } };
-            sender.send_now(self.context().frame(progress.seq, now, &event)?);
+            let frame = self.context().frame(progress.seq, now, &event).map_err(|fault| {
+                tracing::error!(turn_id = %self.turn.id, %fault, "event not encoded");
+                Failure::from(TurnError::Internal)
+            })?;
+            sender.send_now(frame);
         }
         Ok(())
     }
@@ -437,13 +456,6 @@ impl From<Failure> for Cut {
     }
 }
 
-impl From<serde_json::Error> for Cut {
-    fn from(fault: serde_json::Error) -> Self {
-        tracing::error!(%fault, "event not encoded");
-        Self::Failed(TurnError::Internal.into())
-    }
-}
-
 /// Renews the turn's lease, and returns when something cuts the turn off.
 async fn cut_off(app: &App, caller: TurnCaller, session: &SessionId, turn: &Turn) -> Cut {
     let mut access = AccessCheck::new(caller);
@@ -476,18 +488,6 @@ async fn cut_off(app: &App, caller: TurnCaller, session: &SessionId, turn: &Turn
         if let Some(error) = lost_access {
             return Failure::from(error).into();
         }
-    }
-}
-
-async fn next_chunk(app: &App, response: &mut Response) -> Result<Option<impl AsRef<[u8]> + use<>>, Failure> {
-    match timeout(app.turn_limits.silence, response.chunk()).await {
-        Err(_) => Err(TurnError::ProviderTimeout.into()),
-        // A broken connection ends the stream. The decoder knows whether the answer was complete.
-        Ok(Err(error)) => {
-            tracing::warn!(fault = %error.without_url(), "provider stream broken");
-            Ok(None)
-        }
-        Ok(Ok(chunk)) => Ok(chunk),
     }
 }
 
