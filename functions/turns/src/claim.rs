@@ -147,9 +147,10 @@ where
     });
     let (settings, history) = (settings?, history?);
     if history.as_ref().is_some_and(|page| page.resume_after.is_some()) {
-        let problem =
-            format_args!("cannot be sent: the session has more than {MAX_HISTORY_BYTES} bytes. Start a new session.");
-        return Err(Error::invalid("text", problem));
+        let message = format!(
+            "The session is full: it has more than {MAX_HISTORY_BYTES} bytes of messages. Start a new session."
+        );
+        return Err(Error::Invalid { field: "text".to_owned(), message });
     }
     let history = history.map(|page| page.messages).unwrap_or_default();
     let project = settings.project.as_ref();
