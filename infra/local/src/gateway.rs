@@ -273,7 +273,7 @@ impl Gateway {
     async fn call_authorizer(&self, event: &Event) -> Result<CachedAuthorization, GatewayError> {
         // Boxed, as a handler's future is: the compiler limits how deep the types of futures nest.
         let answer = Box::pin(self.authorizer.authorize(event)).await.map_err(|fault| {
-            tracing::error!(route = authorizer::NAME, %fault, "authorization undecided");
+            tracing::error!(route = authorizer::NAME, %fault, "authorization failed");
             GatewayError::AuthorizerFailure
         })?;
         let allowed =

@@ -474,7 +474,7 @@ impl Secrets {
             match timeout(REFETCH_TIMEOUT, self.fetch(cached)).await.unwrap_or_else(|_| Err(timed_out())) {
                 Ok(value) => *fetched = Fetched::new(value, now),
                 Err(error) => {
-                    tracing::error!(fault = %error, "secret refetch failed");
+                    tracing::error!(secret = secret.name(), fault = %error, "secret refetch failed");
                     fetched.record_failure(error);
                 }
             }
