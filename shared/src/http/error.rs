@@ -130,7 +130,7 @@ impl Error {
 
     /// 409: there is no turn to cancel, or another one than the client named.
     pub const fn turn_not_running() -> Self {
-        Self::conflict("no_turn_in_progress", "The turn of turn_id is not running in this session.")
+        Self::conflict("no_turn_in_progress", "turn_id is not the running turn of this session.")
     }
 
     /// 409: there are no events to follow.
@@ -228,7 +228,7 @@ impl Error {
             }
             Self::NoTransition(NoTransition { from, to }) => json!({
                 "error": "release_transition",
-                "message": format!("A release that is {} cannot be reported as {}", from.as_str(), to.as_str()),
+                "message": format!("status cannot change from {} to {}", from.as_str(), to.as_str()),
                 "from": from,
                 "to": to,
             }),

@@ -177,7 +177,7 @@ where
         if has_access || !self.needs_transcript_access(session) {
             Ok(())
         } else {
-            Err(Error::Forbidden("transcript_access is off".into()))
+            Err(Error::Forbidden("transcript_access is off: ask the operator to enable it".into()))
         }
     }
 

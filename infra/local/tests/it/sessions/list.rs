@@ -84,7 +84,7 @@ async fn token_lists_its_own_user_only() {
     let chat = Chat::start().await;
     let (ann, nobody) = (chat.token(Some("ann")).await, chat.token(None).await);
     let refused = chat.server.get(IN_APP).bearer(&nobody).send().await;
-    assert_eq!(refused.forbidden(), "a session token without sub may not list sessions");
+    assert_eq!(refused.forbidden(), "a session token without sub may not list sessions: mint a token with user_id");
     let refused = chat.server.get(&format!("{IN_APP}?user_id=ann")).bearer(&nobody).send().await;
     refused.refused(403);
     let refused = chat.server.get(&format!("{IN_APP}?user_id=bob")).bearer(&ann).send().await;
