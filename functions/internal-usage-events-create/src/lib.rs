@@ -62,7 +62,7 @@ impl Route for InternalUsageEventsCreate {
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let events = &call.body.events.0;
         if events.len() > MAX_EVENTS {
-            return Err(Error::invalid("events", "must contain at most 1000 events: send the rest in another batch"));
+            return Err(Error::invalid("events", "must have at most 1000 events: send the rest in another batch"));
         }
         let reported: Vec<_> = events.iter().map(|event| Reported::checked(event, call.now)).collect();
         let directory = Directory::new(app, reported.iter().flatten()).await?;

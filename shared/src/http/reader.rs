@@ -29,8 +29,8 @@ use crate::{
 };
 
 const RANGE: &str = "is out of range: use a number closer to zero";
-const NATURAL: &str = "must be a whole number, not negative";
-const INTEGER: &str = "must be a whole number";
+const NATURAL: &str = "must be an integer of at least 0";
+const INTEGER: &str = "must be an integer";
 
 /// The texts that a field accepts.
 #[derive(Debug, Clone, Copy)]
@@ -296,7 +296,7 @@ impl Rejection {
         let (field, problem) = match &self.problem {
             Problem::Missing(field) if path.is_empty() => ((*field).to_owned(), "is required".into()),
             Problem::Missing(field) => (format!("{path}.{field}"), "is required".into()),
-            Problem::Unknown([]) => (path, format!("is not a {member} here: this takes none").into()),
+            Problem::Unknown([]) => (path, format!("is unknown: this request takes no {member}s").into()),
             Problem::Unknown(known) => (path, format!("is not a {member} here: use {}", one_of(known)).into()),
             Problem::Other(problem) => (path, Cow::Borrowed(&**problem)),
             Problem::Blank(problem) if member == PARAMETER => (path, format!("{problem}, or leave it out").into()),
@@ -397,7 +397,7 @@ impl<'j> Reader<'j> {
         match self.json {
             Json::Number(Number::Natural(number)) if *number <= max => visitor.visit_u64(*number),
             Json::Number(Number::Natural(_)) => {
-                Err(de::Error::custom(format_args!("must be a whole number from 0 to {max}")))
+                Err(de::Error::custom(format_args!("must be an integer from 0 to {max}")))
             }
             // Passes `u64::MAX`, so that the field's own rule rejects it with its range.
             Json::Number(Number::OutOfRange) if max == u64::MAX && !matches!(self.texts, Texts::Any) => {
@@ -417,7 +417,7 @@ impl<'j> Reader<'j> {
         };
         match number.filter(|number| (min..=max).contains(number)) {
             Some(number) => visitor.visit_i64(number),
-            None => Err(de::Error::custom(format_args!("must be a whole number from {min} to {max}"))),
+            None => Err(de::Error::custom(format_args!("must be an integer from {min} to {max}"))),
         }
     }
 
@@ -769,7 +769,7 @@ mod tests {
                 "budget",
                 json!({"cost_cents": "much"}),
                 "budget.cost_cents",
-                "budget.cost_cents must be a whole number, not negative",
+                "budget.cost_cents must be an integer of at least 0",
             ),
             ("budget", json!([1]), "budget", "budget must be an object"),
             ("metadata", json!({"team": 1}), "metadata.team", "metadata.team must be a string"),
@@ -777,7 +777,7 @@ mod tests {
                 "metadata",
                 json!({ "team": "x".repeat(501) }),
                 "metadata.team",
-                "metadata.team must be at most 500 characters",
+                "metadata.team must have at most 500 characters",
             ),
             (
                 "metadata",
@@ -1068,7 +1068,7 @@ mod tests {
             messages,
             [
                 Ok(1),
-                Err("a must be a whole number, not negative"),
+                Err("a must be an integer of at least 0"),
                 Err("a must be given once"),
                 Err("a must not contain an unpaired surrogate"),
                 Err("b is not a field here: use a"),
