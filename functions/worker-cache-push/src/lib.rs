@@ -17,7 +17,7 @@ use karta_shared::{
     App,
     config::{self, GatewayStage, Secret},
     domain::{Id, Invalidation},
-    store::PendingInvalidation,
+    store::ScheduledInvalidation,
     worker::{Fault, Wake, Worker},
 };
 use tokio::task::JoinSet;
@@ -44,16 +44,16 @@ impl CachePush {
         Self { app, cache, client: Arc::default() }
     }
 
-    async fn flush(&self, taken: &[PendingInvalidation]) -> Result<(), Fault> {
+    async fn flush(&self, taken: &[ScheduledInvalidation]) -> Result<(), Fault> {
         if taken.iter().any(|taken| awaits_flush(&taken.invalidation)) {
-            self.cache.flush_in_turn(&self.app).await
+            self.cache.flush_or_wait(&self.app).await
         } else {
             Ok(())
         }
     }
 
     /// Calls all data planes concurrently, for the organizations that they have not confirmed.
-    async fn push(&self, taken: &[PendingInvalidation]) -> Result<Confirmed, Fault> {
+    async fn push(&self, taken: &[ScheduledInvalidation]) -> Result<Confirmed, Fault> {
         let secrets = &self.app.secrets;
         let (planes, tokens) = (secrets.data_planes().await?, secrets.service_tokens().await?);
         let mut calls = JoinSet::new();
