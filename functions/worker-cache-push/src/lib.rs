@@ -1,4 +1,4 @@
-//! Invalidates cached verdicts about keys: at data planes, and at the gateway if access was cut.
+//! Invalidates cached verdicts about keys: at data planes, and at the gateway if access was reduced.
 //!
 //! Invalidation is best effort, because every cached verdict expires within seconds. A worker
 //! leases the due invalidations, calls each data plane once per organization, and deletes an
@@ -83,7 +83,7 @@ impl CachePush {
 }
 
 fn awaits_flush(invalidation: &Invalidation) -> bool {
-    invalidation.access_cut && !invalidation.notified.contains(GATEWAY)
+    invalidation.access_reduced && !invalidation.notified.contains(GATEWAY)
 }
 
 impl Worker for CachePush {

@@ -366,9 +366,15 @@ impl Transaction {
             return Ok(());
         }
         let id = Id::draw(at, &*self.entropy());
-        let access_cut = effect == CacheEffect::AccessCut;
-        let item =
-            Invalidation { id, organization_id: organization, at, access_cut, notified: BTreeSet::new(), attempts: 0 };
+        let access_reduced = effect == CacheEffect::AccessReduced;
+        let item = Invalidation {
+            id,
+            organization_id: organization,
+            at,
+            access_reduced,
+            notified: BTreeSet::new(),
+            attempts: 0,
+        };
         self.enqueue(Queue::Invalidations, &Key::invalidation(organization, at, id), id, &item, at)
     }
 

@@ -366,7 +366,7 @@ async fn workers_share_one_flush_per_two_seconds() {
     let asked = || proxy.seen().iter().filter(|seen| seen.partitions()[0].starts_with("FLS#")).count();
     let other = async {
         until("the second worker's lease", async || server.outbox("PSH").await[0]["attempts"] != 0).await;
-        changed(&server, 1, CacheEffect::AccessCut).await;
+        changed(&server, 1, CacheEffect::AccessReduced).await;
         third.work(&stream_of(1)).await
     };
     let time = async {
