@@ -104,16 +104,16 @@ where
         // The lease has ended, for example because Lambda froze the process. The sweep may have settled the
         // turn already.
         Ok(Ok(())) => {
-            Box::pin(task.refuse(TurnError::Interrupted.into())).await;
+            Box::pin(task.end_unsent(TurnError::Interrupted.into())).await;
             Err(Error::turn_failed(TurnError::Interrupted))
         }
         Ok(Err(exhausted)) => {
-            Box::pin(task.refuse(TurnError::BudgetExhausted.into())).await;
+            Box::pin(task.end_unsent(TurnError::BudgetExhausted.into())).await;
             Err(Error::budget_held(exhausted, now))
         }
         Err(fault) => {
             task.known = None;
-            Box::pin(task.refuse(TurnError::Internal.into())).await;
+            Box::pin(task.end_unsent(TurnError::Internal.into())).await;
             Err(fault.into())
         }
     }

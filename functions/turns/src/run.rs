@@ -89,7 +89,7 @@ pub(crate) struct Signals {
 struct Progress {
     outcome: Outcome,
     /// Whether the provider may have accepted the request, and bills it.
-    is_billed: bool,
+    may_be_billed: bool,
     parts: Vec<ProgressPart>,
     output_bytes: usize,
     /// Halves of tokens that the output may have, for reservations.
@@ -115,51 +115,51 @@ struct ProgressPart {
 impl TurnTask {
     /// Runs the turn in a task of its own.
     pub(crate) fn spawn(self) -> Signals {
-        let (began, begins) = oneshot::channel();
-        let (ended, ends) = oneshot::channel();
+        let (began_tx, began_rx) = oneshot::channel();
+        let (ended_tx, ended_rx) = oneshot::channel();
         tokio::spawn(async move {
-            let end = Box::pin(self.run(began)).await;
+            let ended = Box::pin(self.run(began_tx)).await;
             // The client may have left.
-            ended.send(end).ok();
+            ended_tx.send(ended).ok();
         });
-        Signals { began: begins, ended: ends }
+        Signals { began: began_rx, ended: ended_rx }
     }
 
-    async fn run(mut self, began: oneshot::Sender<()>) -> Ended {
+    async fn run(mut self, began_tx: oneshot::Sender<()>) -> Ended {
         let mut progress = Progress::start(&mut self);
         let (app, session, turn) = (self.app.clone(), self.session.clone(), self.turn.clone());
         let cut = cut_off(&app, self.caller, &session, &turn);
         let ended = tokio::select! {
-            ended = self.read(&mut progress, began) => ended,
-            cut = cut => Err(cut),
+            ended = self.read(&mut progress, began_tx) => ended,
+            early_end = early_end => Err(early_end),
         };
         match ended {
-            Err(Cut::Settled) => {
+            Err(EarlyEnd::Settled) => {
                 tracing::error!(turn_id = %self.turn.id, "turn settled by another process");
                 self.release_reservation().await;
                 self.abandon(progress).await
             }
             // Boxed, like all calls of the store during a turn: a stream needs no memory for them while it
             // waits for the provider.
-            Err(Cut::Failed(failure)) => Box::pin(self.settle(progress, Some(failure))).await,
+            Err(EarlyEnd::Failed(failure)) => Box::pin(self.settle(progress, Some(failure))).await,
             Ok(()) => Box::pin(self.settle(progress, None)).await,
         }
     }
 
     /// Ends a claimed turn without calling the provider.
-    pub(crate) async fn refuse(mut self, failure: Failure) {
+    pub(crate) async fn end_unsent(mut self, failure: Failure) {
         let progress = Progress::start(&mut self);
         self.settle(progress, Some(failure)).await;
     }
 
     /// Reads the provider's stream to its end. Fails if the turn must end without an answer.
-    async fn read(&mut self, progress: &mut Progress, began: oneshot::Sender<()>) -> Result<(), Cut> {
+    async fn read(&mut self, progress: &mut Progress, began_tx: oneshot::Sender<()>) -> Result<(), EarlyEnd> {
         let body = std::mem::take(&mut self.body);
         let mut response =
-            PROVIDERS.call(&self.app, &self.turn.id, &self.target, &body, &mut progress.is_billed).await?;
+            PROVIDERS.call(&self.app, &self.turn.id, &self.target, &body, &mut progress.may_be_billed).await?;
         // The conversation may have megabytes, and the answer may take minutes.
         drop(body);
-        began.send(()).ok();
+        began_tx.send(()).ok();
         let (mut decoder, mut deltas) = (self.target.dialect.decoder(), Vec::new());
         while let Some(bytes) = self.next_chunk(&mut response).await? {
             decoder.push(bytes.as_ref(), &mut deltas);
@@ -201,7 +201,7 @@ impl TurnTask {
     }
 
     /// Sends an increment of the answer as events, after reserving what it may cost.
-    async fn forward(&mut self, progress: &mut Progress, delta: Delta) -> Result<(), Cut> {
+    async fn forward(&mut self, progress: &mut Progress, delta: Delta) -> Result<(), EarlyEnd> {
         let (kind, provider_part, text) = match delta {
             Delta::Text { part, text } => (PartKind::Text, part, text),
             Delta::Reasoning { part, text } => (PartKind::Reasoning, part, text),
@@ -221,13 +221,19 @@ impl TurnTask {
     }
 
     /// Sends one event to the client and to the log.
-    async fn send(&self, progress: &mut Progress, kind: PartKind, provider_part: u32, text: &str) -> Result<(), Cut> {
-        let slot = progress.log.slot().await.ok_or(Cut::Failed(TurnError::Internal.into()))?;
+    async fn send(
+        &self,
+        progress: &mut Progress,
+        kind: PartKind,
+        provider_part: u32,
+        text: &str,
+    ) -> Result<(), EarlyEnd> {
+        let slot = progress.log.slot().await.ok_or(EarlyEnd::Failed(TurnError::Internal.into()))?;
         if let Some(sender) = progress.sender.as_ref().filter(|_| !progress.is_client_slow) {
             // A slow client's response stays open: Lambda freezes the function when the response ends.
             progress.is_client_slow = timeout(SLOW_CLIENT_TIMEOUT, sender.ready()).await.is_err();
         }
-        // No await from here on: a turn that is cut off must not log an event that it has not sent.
+        // No await from here on: a turn that ends early must not log an event that it has not sent.
         let now = self.app.clock.now();
         let is_same = |known: &ProgressPart| known.provider_part == provider_part && known.part.kind == kind;
         let known = progress.parts.iter().position(is_same);
@@ -285,8 +291,9 @@ impl TurnTask {
 
     /// Stores the end of the turn, then sends the last event.
     async fn settle(self, progress: Progress, failure: Option<Failure>) -> Ended {
-        let Progress { outcome, is_billed, parts, output_bytes, seq, first_at, log, sender, is_client_slow, .. } =
-            progress;
+        let Progress {
+            outcome, may_be_billed, parts, output_bytes, seq, first_at, log, sender, is_client_slow, ..
+        } = progress;
         let now = self.app.clock.now();
         let hidden = estimate_hidden_tokens(&self.app, &self.turn, first_at.unwrap_or(now));
         let seen = SeenOutput { visible: estimate_tokens(output_bytes), hidden };
@@ -352,8 +359,8 @@ impl TurnTask {
             let fault = match settle(&self.app, running, end, known.take(), self.retention).await {
                 Ok(turn) => return Some(turn),
                 Err(SettleError::AlreadySettled) => {
-                    // The sweep gives back what the turn held at that time. This process may have reserved
-                    // more since then.
+                    // The sweep releases what the turn had reserved at that time. This process may have
+                    // reserved more since then.
                     self.release_reservation().await;
                     match self.already_settled().await {
                         Ok(turn) => return turn,
@@ -429,7 +436,7 @@ impl Progress {
         });
         Self {
             outcome: Outcome::default(),
-            is_billed: false,
+            may_be_billed: false,
             parts: Vec::new(),
             output_bytes: 0,
             half_tokens: 0,
@@ -444,13 +451,13 @@ impl Progress {
 }
 
 /// Why a turn stops before the provider's end.
-enum Cut {
+enum EarlyEnd {
     /// Another process has settled the turn.
     Settled,
     Failed(Failure),
 }
 
-impl From<Failure> for Cut {
+impl From<Failure> for EarlyEnd {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)
     }
@@ -561,7 +568,7 @@ fn metered(outcome: &Outcome, is_billed: bool, turn: &Turn, seen: SeenOutput) ->
     let output_tokens = reported_output.unwrap_or(0).max(at_least);
     let cache_read_tokens = reported.cache_read_tokens.unwrap_or(0);
     let cache_write_tokens = reported.cache_write_tokens.unwrap_or(0);
-    // Implausible counts are cut, so that a faulty provider cannot distort the sums.
+    // Implausible counts are clamped, so that a faulty provider cannot distort the sums.
     let max_input = turn.input_estimate.saturating_mul(4).saturating_add(INPUT_MARGIN);
     let usage = TurnUsage {
         input_tokens: input_tokens.min(max_input),
@@ -569,9 +576,9 @@ fn metered(outcome: &Outcome, is_billed: bool, turn: &Turn, seen: SeenOutput) ->
         cache_read_tokens: cache_read_tokens.min(max_input),
         cache_write_tokens: cache_write_tokens.min(max_input),
     };
-    let is_cut = usage != TurnUsage { input_tokens, output_tokens, cache_read_tokens, cache_write_tokens };
-    if is_cut {
+    let is_clamped = usage != TurnUsage { input_tokens, output_tokens, cache_read_tokens, cache_write_tokens };
+    if is_clamped {
         tracing::warn!(turn_id = %turn.id, "provider reported impossible usage");
     }
-    (usage, !is_whole || is_cut)
+    (usage, !is_whole || is_clamped)
 }
