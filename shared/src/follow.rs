@@ -122,8 +122,8 @@ struct Follower {
     sender: EventSender,
 }
 
-/// The result of one look at the log.
-enum Look {
+/// The result of reading the log once.
+enum ReadResult {
     Nothing,
     Events,
     /// The next events are missing or cannot be read, or the caller may not read them.
@@ -143,18 +143,18 @@ impl Follower {
                 Ok(Look::Failed(error)) => return self.end(error).await,
                 Ok(Look::Events) => continue,
                 // The settlement may have replaced the batch that was read last.
-                Ok(Look::Nothing) if self.has_ended && self.is_at_batch => {
+                Ok(ReadResult::Nothing) if self.has_ended && self.is_at_batch => {
                     self.is_at_batch = false;
                     continue;
                 }
                 // The client names an event that the turn never had. The last one tells how it ended.
-                Ok(Look::Nothing) if self.last_event.is_some_and(|last| last <= self.followed.after) => {
+                Ok(ReadResult::Nothing) if self.last_event.is_some_and(|last| last <= self.followed.after) => {
                     self.followed.after = self.last_event.take().map_or(0, |last| last.saturating_sub(1));
                     continue;
                 }
                 // The turn was read before the log, and a turn that has ended has written all events.
-                Ok(Look::Nothing) if self.has_ended => return self.end(TurnError::Interrupted).await,
-                Ok(Look::Nothing) => {}
+                Ok(ReadResult::Nothing) if self.has_ended => return self.end(TurnError::Interrupted).await,
+                Ok(ReadResult::Nothing) => {}
                 Err(fault) => tracing::warn!(turn_id = %self.followed.turn, %fault, "turn events not read"),
             }
             if let Some(error) = self.lost_access().await {
@@ -190,7 +190,7 @@ impl Follower {
         } else {
             store.turn_events(organization, &session, &turn, after, now).await?
         };
-        let mut look = Look::Nothing;
+        let mut result = ReadResult::Nothing;
         for batch in batches {
             let context = TranscriptContext { organization, session: &session, turn: &turn };
             if batch.first_seq > self.followed.after + 1 {
@@ -221,18 +221,18 @@ impl Follower {
                 // A client that has stopped to read can resume.
                 let sent = timeout(SLOW_CLIENT_TIMEOUT, self.sender.send(chunk)).await;
                 if !sent.unwrap_or(false) {
-                    return Ok(Look::End);
+                    return Ok(ReadResult::End);
                 }
             }
             if has_events {
                 (self.followed.after, self.is_at_batch) = (batch.next_seq() - 1, true);
-                look = Look::Events;
+                result = ReadResult::Events;
             }
             if batch.is_end() {
-                return Ok(Look::End);
+                return Ok(ReadResult::End);
             }
         }
-        Ok(look)
+        Ok(result)
     }
 
     /// Checks the caller's access if the check is due.

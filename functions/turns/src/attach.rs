@@ -47,7 +47,7 @@ where
 }
 
 /// Returns the turn's response: streams its events, or waits for its end.
-pub(crate) async fn answer<R>(app: &App, call: &Call<R>, turn: Turn) -> Result<Answer<Output>, Error>
+pub(crate) async fn respond<R>(app: &App, call: &Call<R>, turn: Turn) -> Result<Answer<Output>, Error>
 where
     R: Route<Path = SessionPath, Body = Input, Output = Output>,
     R::Access: Access<Caller = SessionCaller>,

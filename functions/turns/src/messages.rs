@@ -141,7 +141,7 @@ impl<F: Family> Route for MessagesCreate<F> {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let replaced = match attach::find(app, call).await? {
-            Attached::To(turn) => return attach::answer(app, call, *turn).await,
+            Attached::To(turn) => return attach::respond(app, call, *turn).await,
             Attached::Replaceable(turn) => Some(turn),
             Attached::Nothing => None,
         };
@@ -149,7 +149,7 @@ impl<F: Family> Route for MessagesCreate<F> {
             Ok(task) => task,
             // A concurrent request with the same `Idempotency-Key` may have started the open turn.
             Err(refused @ Error::Conflict { .. }) => match attach::find(app, call).await? {
-                Attached::To(turn) => return attach::answer(app, call, *turn).await,
+                Attached::To(turn) => return attach::respond(app, call, *turn).await,
                 Attached::Replaceable(_) | Attached::Nothing => return Err(refused),
             },
             Err(error) => return Err(error),
@@ -170,7 +170,7 @@ impl<F: Family> Route for MessagesCreate<F> {
                 Some(failure) => Err(failed(&failure, call.now)),
                 None => Ok(Answer::stream(events)),
             },
-            () = sleep(app.turn_limits.head_wait) => Ok(Answer::stream(events)),
+            () = sleep(app.turn_limits.status_delay) => Ok(Answer::stream(events)),
         }
     }
 }

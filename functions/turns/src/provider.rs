@@ -133,7 +133,7 @@ const fn own_base_url(provider: Provider) -> &'static str {
 }
 
 impl ProviderClients {
-    /// Sends a request and waits for the head of an event stream. Repeats it once after a 429 with a
+    /// Sends a request and waits for the head of an event stream. Retries it once after a 429 with a
     /// short `Retry-After` and after a 5xx. Nothing of the answer has reached the client by then.
     ///
     /// `may_be_billed` is true while the provider may have accepted a request: it stays true if the call
@@ -148,7 +148,7 @@ impl ProviderClients {
     ) -> Result<Response, Failure> {
         let first = match self.attempt(app, turn, target, body, may_be_billed).await {
             Ok(response) => return Ok(response),
-            Err(rejected) => rejected,
+            Err(failed) => failed,
         };
         let Some(pause) = first.pause() else { return Err(first.failure) };
         sleep(pause).await;
@@ -162,15 +162,15 @@ impl ProviderClients {
         target: &Target,
         body: &[u8],
         may_be_billed: &mut bool,
-    ) -> Result<Response, Rejected> {
+    ) -> Result<Response, FailedAttempt> {
         let provider = target.provider.as_str();
         let request = self.request(app, target).await.map_err(|fault| {
             tracing::warn!(turn_id = %turn, provider, %fault, "provider request not sent");
             let message = matches!(fault, RequestFault::NotSent(_)).then(|| ENDPOINT_NOT_CALLED.to_owned());
-            Rejected { failure: Failure { message, ..TurnError::ProviderError.into() }, status: None }
+            FailedAttempt { failure: Failure { message, ..TurnError::ProviderError.into() }, status: None }
         })?;
         *may_be_billed = true;
-        let sent = timeout(app.turn_limits.head, request.body(body.to_vec()).send()).await;
+        let sent = timeout(app.turn_limits.response_head, request.body(body.to_vec()).send()).await;
         let response = match sent {
             Err(_) => return Err(TurnError::ProviderTimeout.into()),
             Ok(Err(error)) => {
@@ -245,19 +245,19 @@ fn url(base: &str, dialect: Dialect) -> String {
     }
 }
 
-/// A request that gave no event stream.
-struct Rejected {
+/// A request that was not answered with an event stream.
+struct FailedAttempt {
     failure: Failure,
     status: Option<u16>,
 }
 
-impl From<TurnError> for Rejected {
+impl From<TurnError> for FailedAttempt {
     fn from(error: TurnError) -> Self {
         Self { failure: error.into(), status: None }
     }
 }
 
-impl Rejected {
+impl FailedAttempt {
     async fn read(app: &App, turn: &TurnId, target: &Target, mut response: Response) -> Self {
         let status = response.status().as_u16();
         let requested = response.headers().get(RETRY_AFTER).and_then(|text| text.to_str().ok());
