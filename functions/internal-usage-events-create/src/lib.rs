@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use karta_shared::{
     App,
     domain::{Id, UsageEvent},
-    http::{Answer, Bounded, Call, Each, Error, Internal, NoQuery, ReportUsage, Route, UnpricedUsage},
+    http::{Answer, Bounded, Call, Error, Internal, ItemResult, NoQuery, ReportUsage, Route, UnpricedUsage},
     store::Ingested,
 };
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ const MAX_LOGGED_MODELS: usize = 10;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
-    events: Bounded<Each<Reported>, MAX_EVENTS>,
+    events: Bounded<ItemResult<Reported>, MAX_EVENTS>,
 }
 
 #[derive(Debug, Serialize)]

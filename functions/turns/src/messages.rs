@@ -7,8 +7,8 @@ use karta_shared::{
     config::{Ring, Secret},
     domain::{Invalid, MessageRole, StopReason, Timestamp, TurnError, TurnId},
     http::{
-        AgentName, Answer, Call, Cors, Error, Family, MessageResource, NoQuery, Received, Route, SessionPath,
-        TurnUsageResource, event_channel, null_as_default, text_of,
+        AgentName, Answer, Call, Cors, Error, Family, MessageResource, NoQuery, Route, SessionPath, TurnUsageResource,
+        UncheckedText, event_channel, null_as_default, text_of,
     },
     settlement::cost,
     turn_events::{MessagePart, PartKind, json_bytes},
@@ -55,14 +55,14 @@ pub struct Input {
 
 /// A message's text. Messages are sealed, so it may hold anything.
 #[derive(Clone, Deserialize)]
-#[serde(try_from = "Received")]
+#[serde(try_from = "UncheckedText")]
 pub(crate) struct MessageText(pub(crate) String);
 
-impl TryFrom<Received> for MessageText {
+impl TryFrom<UncheckedText> for MessageText {
     type Error = Invalid;
 
-    fn try_from(received: Received) -> Result<Self, Invalid> {
-        let text = received.expose();
+    fn try_from(unchecked: UncheckedText) -> Result<Self, Invalid> {
+        let text = unchecked.expose();
         if text.is_empty() {
             return Err(Invalid::new("must not be empty"));
         }
