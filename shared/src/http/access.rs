@@ -284,9 +284,9 @@ impl CallerIdentity for SessionCaller {
 /// A session token needs no scope, and the authorizer must have read its minting key. The handler
 /// checks whether the project exists in the API key's organization.
 #[derive(Debug)]
-pub struct Project<S>(PhantomData<fn() -> S>);
+pub struct ProjectScoped<S>(PhantomData<fn() -> S>);
 
-impl<S: RequiredScope> Access for Project<S> {
+impl<S: RequiredScope> Access for ProjectScoped<S> {
     type Caller = SessionCaller;
     const CREDENTIAL: RequiredCredential = RequiredCredential::Project(S::SCOPE);
 

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::{
     Access, Action, ApiKeyCaller, AuthorizationRequest, Call, CallerIdentity, Cors, Error, FromPath, NewAuditEvent,
-    Project, RequiredCredential, Route, SessionCaller, access::RequiredScope,
+    ProjectScoped, RequiredCredential, Route, SessionCaller, access::RequiredScope,
 };
 use crate::{
     app::App,
@@ -42,8 +42,8 @@ pub struct OrganizationSessions;
 impl Family for OrganizationSessions {
     const IN_PROJECT: bool = false;
     const CORS: Option<Cors> = None;
-    type Read = KeyOnly<super::Read>;
-    type Write = KeyOnly<super::Write>;
+    type Read = ApiKeyOnly<super::Read>;
+    type Write = ApiKeyOnly<super::Write>;
 }
 
 /// `/v1/projects/{ref}/sessions…`: for session tokens and API keys. Reaches the sessions of the
@@ -54,15 +54,15 @@ pub struct ProjectSessions;
 impl Family for ProjectSessions {
     const IN_PROJECT: bool = true;
     const CORS: Option<Cors> = Some(Cors::DATA_PLANE);
-    type Read = Project<super::Read>;
-    type Write = Project<super::Write>;
+    type Read = ProjectScoped<super::Read>;
+    type Write = ProjectScoped<super::Write>;
 }
 
 /// An API key with scope `S`, on a data-plane route without a project.
 #[derive(Debug)]
-pub struct KeyOnly<S>(PhantomData<fn() -> S>);
+pub struct ApiKeyOnly<S>(PhantomData<fn() -> S>);
 
-impl<S: RequiredScope> Access for KeyOnly<S> {
+impl<S: RequiredScope> Access for ApiKeyOnly<S> {
     type Caller = SessionCaller;
     const CREDENTIAL: RequiredCredential = RequiredCredential::ApiKey(S::SCOPE);
 
