@@ -19,7 +19,7 @@ use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 
-pub use self::secrets::{Ring, Secret, SecretError, SecretSource, Secrets, read_ring, write_ring};
+pub use self::secrets::{Ring, Secret, SecretError, SecretSource, Secrets, parse_ring, serialize_ring};
 use crate::{
     clock::SystemClock,
     domain::{InternalGuard, LocalProviderBaseUrls, PriceTable, ProviderBaseUrls, Reach, Retention},

@@ -221,7 +221,7 @@ impl SecretSource {
 }
 
 /// Parses the text of a ring's secret. The error describes the fault without including the text.
-pub fn read_ring(text: &str) -> Result<Keyring, String> {
+pub fn parse_ring(text: &str) -> Result<Keyring, String> {
     // The message of `serde_json` would include the unexpected value.
     let members: ObjectMembers<SecretText> =
         serde_json::from_str(text).map_err(|_| "it must be a JSON object of strings".to_owned())?;
@@ -229,7 +229,7 @@ pub fn read_ring(text: &str) -> Result<Keyring, String> {
 }
 
 /// Serializes a ring as the text of its secret.
-pub fn write_ring(ring: &Keyring) -> String {
+pub fn serialize_ring(ring: &Keyring) -> String {
     serde_json::to_string(&ring.expose_members().collect::<BTreeMap<_, _>>()).expect("texts encode")
 }
 
@@ -336,7 +336,7 @@ impl Secrets {
                 ring,
                 CachedSecret {
                     secret: ring.into(),
-                    parse: read_ring,
+                    parse: parse_ring,
                     on_malformed: OnMalformed::KeepServing,
                     last: Mutex::default(),
                 },
@@ -583,7 +583,7 @@ mod tests {
 
     /// Returns the problem of a configuration text.
     type Reader = fn(&str) -> Option<String>;
-    const RING: Reader = |text| read_ring(text).err();
+    const RING: Reader = |text| parse_ring(text).err();
     const TOKENS: Reader = |text| parse_service_tokens(text).err();
     const PLANES: Reader = |text| parse_data_planes(text).err();
     const LOCAL_PLANES: Reader = |text| parse_local_data_planes(text).err();
