@@ -16,7 +16,7 @@ use crate::{
 
 /// Seconds in the `Retry-After` header of a 503 or 504.
 const RETRY_AFTER_SECONDS: u64 = 1;
-/// When running turns may have given back what they hold of a budget.
+/// When running turns may have released what they reserved of a budget.
 const HELD_RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// The message of every 401. It lists all causes, so that it explains how to send a key and reveals

@@ -190,7 +190,7 @@ impl Inline {
     }
 
     /// Returns whether a model is counted in the first item. Adds it if there is room.
-    pub(super) fn admits(&mut self, number: usize) -> bool {
+    pub(super) fn try_add(&mut self, number: usize) -> bool {
         self.0.contains(&number) || (self.0.len() < MAX_INLINE_MODELS && self.0.insert(number))
     }
 }
@@ -202,7 +202,7 @@ pub(super) struct Sums {
     /// The events that count towards the item's totals, and so to its committed numbers.
     totals: Tally,
     /// The attribute of a hold to remove, and the amount that it holds.
-    given_back: Option<(String, Amount)>,
+    released: Option<(String, Amount)>,
     /// Numbers of the lineage's further items in the same transaction.
     more: BTreeSet<usize>,
 }
@@ -232,12 +232,12 @@ impl Sums {
     }
 
     /// Gives back what a turn holds in this item, on condition that it still holds this amount.
-    pub(super) fn give_back(&mut self, attribute: &str, held: Amount) {
-        self.given_back = Some((attribute.to_owned(), held));
+    pub(super) fn release(&mut self, attribute: &str, held: Amount) {
+        self.released = Some((attribute.to_owned(), held));
     }
 
     pub(super) fn stage(&self, transaction: &mut Transaction, key: &Key) -> Result<(), StoreError> {
-        let held = self.given_back.as_ref().map_or(Amount::default(), |(_, held)| *held);
+        let held = self.released.as_ref().map_or(Amount::default(), |(_, held)| *held);
         let committed = Change::from(&self.totals) - held.into();
         transaction.update(Table::Usage, key, Conflict::Changed, |mut update| {
             let committed = committed.attributes().into_iter().filter(|(_, change)| *change != 0);
@@ -256,7 +256,7 @@ impl Sums {
                 update = update.expression_attribute_values(":more", AttributeValue::Ns(more));
             }
             let add = if clauses.is_empty() { String::new() } else { format!("ADD {}", clauses.join(",")) };
-            let Some((attribute, held)) = &self.given_back else {
+            let Some((attribute, held)) = &self.released else {
                 return update.update_expression(add);
             };
             update
@@ -343,7 +343,7 @@ mod tests {
             ["i1", "c1", "i", "I3", "pk", "sk"].map(|name| (name.to_owned(), AttributeValue::N("1".to_owned()))),
         );
         let mut inline = Inline::read(&item);
-        assert_eq!([7, 8, 1, 7].map(|number| inline.admits(number)), [true, false, true, true]);
+        assert_eq!([7, 8, 1, 7].map(|number| inline.try_add(number)), [true, false, true, true]);
     }
 
     #[test]
