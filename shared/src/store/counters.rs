@@ -231,7 +231,7 @@ impl Sums {
         self.more.insert(item);
     }
 
-    /// Gives back what a turn holds in this item, on condition that it still holds this amount.
+    /// Releases what a turn holds in this item, on condition that it still holds this amount.
     pub(super) fn release(&mut self, attribute: &str, held: Amount) {
         self.released = Some((attribute.to_owned(), held));
     }

@@ -19,10 +19,10 @@ fn requests(chat: &Chat, family: &str, session: &str) -> [crate::harness::Reques
 #[tokio::test(flavor = "multi_thread")]
 async fn private_sessions_need_transcript_access() {
     let chat = Chat::start().await;
-    let (ann, nobody) = (chat.token(Some("ann")).await, chat.token(None).await);
+    let (ann, anonymous) = (chat.token(Some("ann")).await, chat.token(None).await);
     let mut private = vec![
         (IN_APP, chat.session_as(IN_APP, &ann, json!({})).await, Some(&ann)),
-        (IN_APP, chat.session_as(IN_APP, &nobody, json!({})).await, Some(&nobody)),
+        (IN_APP, chat.session_as(IN_APP, &anonymous, json!({})).await, Some(&anonymous)),
     ];
     for family in FAMILIES {
         private.push((family, chat.session_as(family, &chat.server.admin, json!({ "user_id": "ann" })).await, None));

@@ -179,7 +179,7 @@ async fn process_that_lost_its_lease_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn interrupted_turn_runs_anew_under_its_key() {
+async fn interrupted_turn_runs_again_under_its_key() {
     let (turns, clock) = start(LIMITS).await;
     let session = turns.session(ANTHROPIC).await;
     let process = Process::start(&turns.server).await;
