@@ -245,7 +245,7 @@ fn url(base: &str, dialect: Dialect) -> String {
     }
 }
 
-/// A request that was not answered with an event stream.
+/// A request whose response is not an event stream, or that got no response.
 struct FailedAttempt {
     failure: Failure,
     status: Option<u16>,
@@ -271,7 +271,7 @@ impl FailedAttempt {
         let failure = Failure::from_fault(read_error(status, &body), &target.key);
         let code = failure.error.as_str();
         let provider = target.provider.as_str();
-        tracing::warn!(turn_id = %turn, provider, status, code, "provider answered with an error");
+        tracing::warn!(turn_id = %turn, provider, status, code, "provider returned an error");
         let is_limited = failure.error == TurnError::ProviderRateLimited;
         Self { failure: Failure { retry_after: retry_after.filter(|_| is_limited), ..failure }, status: Some(status) }
     }
