@@ -2,8 +2,8 @@
 //!
 //! A route is a type that implements [`Route`]: its name, who may call it ([`Access`]), the types
 //! of its path, query and body, and [`Route::handle`]. [`serve`] checks the request in a fixed
-//! order (credential, kind and scope, query, body, idempotency key, path), runs the handler and
-//! encodes the response.
+//! order: credential, kind and scope, query, body, idempotency key, path. Then it runs the handler
+//! and encodes the response.
 //!
 //! A function serves one route ([`run`]) or a [`RouteTable`]. To add a route, add a package under
 //! `functions/`, a function in `template.yaml` and a line in the local runner's registry and
