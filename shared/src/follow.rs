@@ -138,10 +138,10 @@ impl Follower {
         let deadline = Instant::now() + limits.streamed + limits.settle;
         while Instant::now() < deadline && !self.sender.is_closed() {
             // The log comes first: a replay does not depend on whether the turn still runs.
-            match self.look().await {
-                Ok(Look::End) => return,
-                Ok(Look::Failed(error)) => return self.end(error).await,
-                Ok(Look::Events) => continue,
+            match self.read_log().await {
+                Ok(ReadResult::End) => return,
+                Ok(ReadResult::Failed(error)) => return self.end(error).await,
+                Ok(ReadResult::Events) => continue,
                 // The settlement may have replaced the batch that was read last.
                 Ok(ReadResult::Nothing) if self.has_ended && self.is_at_batch => {
                     self.is_at_batch = false;
@@ -182,7 +182,7 @@ impl Follower {
     }
 
     /// Sends the events that the client does not have.
-    async fn look(&mut self) -> Result<Look, FollowError> {
+    async fn read_log(&mut self) -> Result<ReadResult, FollowError> {
         let Followed { caller: TurnCaller { organization, .. }, session, turn, after } = self.followed.clone();
         let (store, now) = (&self.app.store, self.app.clock.now());
         let batches = if self.is_at_batch {
@@ -195,7 +195,7 @@ impl Follower {
             let context = TranscriptContext { organization, session: &session, turn: &turn };
             if batch.first_seq > self.followed.after + 1 {
                 // A process could not write its log. The messages have what is missing.
-                return Ok(Look::Failed(TurnError::Internal));
+                return Ok(ReadResult::Failed(TurnError::Internal));
             }
             let ring = self.app.secrets.ring_with(Ring::SealingSessions, &batch.content.kid).await?;
             let part = TranscriptPart::Events { first_seq: batch.first_seq };
@@ -209,14 +209,14 @@ impl Follower {
                 Ok(read) => read,
                 Err(fault) => {
                     tracing::error!(turn_id = %turn, %fault, "turn events cannot be opened");
-                    return Ok(Look::Failed(TurnError::Internal));
+                    return Ok(ReadResult::Failed(TurnError::Internal));
                 }
             };
             let has_events = !frames.is_empty();
             for chunk in chunks(frames) {
                 // A client that reads slowly may be here for minutes.
                 if let Some(error) = self.lost_access().await {
-                    return Ok(Look::Failed(error));
+                    return Ok(ReadResult::Failed(error));
                 }
                 // A client that has stopped to read can resume.
                 let sent = timeout(SLOW_CLIENT_TIMEOUT, self.sender.send(chunk)).await;

@@ -190,9 +190,9 @@ impl ProviderClients {
         if response.status().is_success() && is_event_stream {
             return Ok(response);
         }
-        // A proxy that ignores `stream` answers with the whole message, which was generated.
+        // A proxy that ignores `stream` returns the whole message, which was generated.
         *may_be_billed = response.status().is_success() && media_type.trim().eq_ignore_ascii_case("application/json");
-        Err(Rejected::read(app, target, response).await)
+        Err(FailedAttempt::read(app, turn, target, response).await)
     }
 
     /// Builds a request whose headers are an allowlist: nothing of the caller's goes upstream.

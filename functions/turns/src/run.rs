@@ -128,7 +128,7 @@ impl TurnTask {
     async fn run(mut self, began_tx: oneshot::Sender<()>) -> Ended {
         let mut progress = Progress::start(&mut self);
         let (app, session, turn) = (self.app.clone(), self.session.clone(), self.turn.clone());
-        let cut = cut_off(&app, self.caller, &session, &turn);
+        let early_end = watch_for_end(&app, self.caller, &session, &turn);
         let ended = tokio::select! {
             ended = self.read(&mut progress, began_tx) => ended,
             early_end = early_end => Err(early_end),
@@ -266,7 +266,7 @@ impl TurnTask {
     }
 
     /// Reserves further slices when the output may exceed what is reserved.
-    async fn extend_reservation(&mut self, output_tokens: usize) -> Result<(), Cut> {
+    async fn extend_reservation(&mut self, output_tokens: usize) -> Result<(), EarlyEnd> {
         let Some(reservation) = &mut self.reservation else { return Ok(()) };
         let estimate = u64::try_from(output_tokens).unwrap_or(u64::MAX);
         while estimate > self.reserved_output && self.reserved_output < self.turn.max_tokens {
@@ -297,7 +297,7 @@ impl TurnTask {
         let now = self.app.clock.now();
         let hidden = estimate_hidden_tokens(&self.app, &self.turn, first_at.unwrap_or(now));
         let seen = SeenOutput { visible: estimate_tokens(output_bytes), hidden };
-        let (usage, estimated) = metered(&outcome, is_billed, &self.turn, seen);
+        let (usage, estimated) = metered(&outcome, may_be_billed, &self.turn, seen);
         let answer: Vec<_> = parts.into_iter().map(|part| part.part).collect();
         let stop_reason = stop_reason(&outcome);
         let mut events = log.finish().await.unwrap_or_else(|| {
@@ -374,7 +374,7 @@ impl TurnTask {
                 self.app.metrics.turn_settle_failed(self.app.clock.now());
                 return None;
             }
-            tracing::warn!(turn_id = %self.turn.id, %fault, "settlement repeated");
+            tracing::warn!(turn_id = %self.turn.id, %fault, "settlement failed, retrying");
             sleep(SETTLE_PAUSE).await;
             let until = leased_until(&self.app, self.app.clock.now());
             let renewal =
@@ -463,8 +463,8 @@ impl From<Failure> for EarlyEnd {
     }
 }
 
-/// Renews the turn's lease, and returns when something cuts the turn off.
-async fn cut_off(app: &App, caller: TurnCaller, session: &SessionId, turn: &Turn) -> Cut {
+/// Renews the turn's lease, and returns when the turn must end early.
+async fn watch_for_end(app: &App, caller: TurnCaller, session: &SessionId, turn: &Turn) -> EarlyEnd {
     let mut access = AccessCheck::new(caller);
     let deadline = if turn.is_streamed { app.turn_limits.streamed } else { app.turn_limits.unary };
     // The limit counts from the request, not from the claim.
@@ -484,7 +484,7 @@ async fn cut_off(app: &App, caller: TurnCaller, session: &SessionId, turn: &Turn
         match lease {
             Ok(TurnLease::Held { cancel_requested: true }) => return Failure::from(TurnError::TurnCancelled).into(),
             Ok(TurnLease::Held { cancel_requested: false }) => leased_to = until,
-            Ok(TurnLease::Ended) => return Cut::Settled,
+            Ok(TurnLease::Ended) => return EarlyEnd::Settled,
             // The sweep may settle the turn from now on. This process knows its usage better, and tries.
             Err(fault) if leased_to <= now => {
                 tracing::error!(turn_id = %turn.id, %fault, "lease expired");
@@ -553,8 +553,8 @@ struct SeenOutput {
 /// Returns a turn's usage, and whether it is estimated. The provider's final report counts. Without
 /// one, the output is at least the estimate of what was seen. An input that the provider never
 /// reported is the estimate too. A count of zero for something that exists is no report.
-fn metered(outcome: &Outcome, is_billed: bool, turn: &Turn, seen: SeenOutput) -> (TurnUsage, bool) {
-    if !is_billed {
+fn metered(outcome: &Outcome, may_be_billed: bool, turn: &Turn, seen: SeenOutput) -> (TurnUsage, bool) {
+    if !may_be_billed {
         return (TurnUsage::default(), false);
     }
     let reported = outcome.usage.unwrap_or_default();

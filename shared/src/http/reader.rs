@@ -173,9 +173,9 @@ fn unusable(rejection: &str) -> Option<Json<'static>> {
 /// The word for a query parameter in messages.
 pub(super) const PARAMETER: &str = "parameter";
 
-/// Parses a request's JSON object as a `T`, or returns its first problem. Messages call a field of
-/// the object a `member`.
-pub(super) fn read<T: DeserializeOwned>(member: &str, json: &Json<'_>, texts: Texts<'_>) -> Result<T, Error> {
+/// Parses a request's JSON object as a `T`, or returns its first rejection. `field_noun` is the word for
+/// a field in messages: `field` or [`PARAMETER`].
+pub(super) fn read<T: DeserializeOwned>(field_noun: &str, json: &Json<'_>, texts: Texts<'_>) -> Result<T, Error> {
     if !matches!(json, Json::Object(_)) {
         return Err(Error::Invalid { field: "body".to_owned(), message: "The body must be a JSON object".to_owned() });
     }
@@ -265,9 +265,9 @@ impl Rejection {
     }
 
     fn of_blank_option(self) -> Self {
-        match self.problem {
-            Problem::Other(problem) => Self { problem: Problem::Blank(problem), ..self },
-            Problem::Missing(_) | Problem::Unknown(_) | Problem::Blank(_) => self,
+        match self.reason {
+            Reason::Other(reason) => Self { reason: Reason::Blank(reason), ..self },
+            Reason::Missing(_) | Reason::Unknown(_) | Reason::Blank(_) => self,
         }
     }
 
@@ -293,15 +293,15 @@ impl Rejection {
     /// Returns the field and a sentence with the reason.
     fn describe(&self, field_noun: &str, whole: &str) -> (String, String) {
         let path = self.path();
-        let (field, problem) = match &self.problem {
-            Problem::Missing(field) if path.is_empty() => ((*field).to_owned(), "is required".into()),
-            Problem::Missing(field) => (format!("{path}.{field}"), "is required".into()),
-            Problem::Unknown([]) => (path, format!("is unknown: this request takes no {member}s").into()),
-            Problem::Unknown(known) => (path, format!("is not a {member} here: use {}", one_of(known)).into()),
-            Problem::Other(problem) => (path, Cow::Borrowed(&**problem)),
-            Problem::Blank(problem) if member == PARAMETER => (path, format!("{problem}, or leave it out").into()),
+        let (field, reason) = match &self.reason {
+            Reason::Missing(field) if path.is_empty() => ((*field).to_owned(), "is required".into()),
+            Reason::Missing(field) => (format!("{path}.{field}"), "is required".into()),
+            Reason::Unknown([]) => (path, format!("is unknown: this request takes no {field_noun}s").into()),
+            Reason::Unknown(known) => (path, format!("is not a {field_noun} here: use {}", one_of(known)).into()),
+            Reason::Other(reason) => (path, Cow::Borrowed(&**reason)),
+            Reason::Blank(reason) if field_noun == PARAMETER => (path, format!("{reason}, or leave it out").into()),
             // A PATCH keeps an absent field, so only null means none in every body.
-            Problem::Blank(problem) => (path, format!("{problem}, or null for none").into()),
+            Reason::Blank(reason) => (path, format!("{reason}, or null for none").into()),
         };
         if field.is_empty() {
             (whole.to_owned(), format!("The {whole} {reason}"))
