@@ -78,7 +78,7 @@ export function checkComplete(page, { rust, gateway, openapi }) {
   const named = (detail) => detail?.replace(/^(missing (?:scope|power): ).*$/, "$1");
   const details = present([
     ...found(rust, /"detail": "([^"]+)"/g),
-    ...found(rust, /Forbidden\((?:format!\()?"([^"]+?)(?:\{\})?"/g),
+    ...found(rust, /Forbidden\(\s*(?:format!\()?"([^"]+?)(?:\{\})?"/g),
     ...gateway.map(({ value }) => value.detail),
   ]);
   checkSame("detail", present(bodies.map(({ value }) => named(value.detail))), details);

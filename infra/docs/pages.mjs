@@ -50,7 +50,7 @@ async function pasteWithRetries(page, markdown, attempts = 3) {
   try {
     return await pasteInNewFolder(page, markdown);
   } catch (error) {
-    if (attempts === 1 || !/"status":50[34]|authorization undecided/.test(readFileSync(log, "utf8"))) throw error;
+    if (attempts === 1 || !/"status":50[34]|authorization failed/.test(readFileSync(log, "utf8"))) throw error;
     console.log(`docs: ${page}: retrying, because the runner was too slow: ${error.message}`);
     return pasteWithRetries(page, markdown, attempts - 1);
   }

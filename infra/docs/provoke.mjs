@@ -140,7 +140,7 @@ const CASES = {
   async "403 wrong project: the session token is for another project"(scene) {
     return scene.call("GET", "/v1/projects/other/whoami", { bearer: await scene.sessionToken("own") });
   },
-  async "403 a session token without sub may not list sessions"(scene) {
+  async "403 a session token without sub may not list sessions: mint a token with user_id"(scene) {
     return scene.call("GET", "/v1/projects/no-user/sessions", { bearer: await scene.sessionToken("no-user") });
   },
   async "403 wrong user: metadata.user_id must be the user of the session token"(scene) {
@@ -151,7 +151,7 @@ const CASES = {
     const bearer = await scene.sessionToken("lister", { user_id: "user_1" });
     return scene.call("GET", "/v1/projects/lister/sessions?user_id=user_2", { bearer });
   },
-  async "403 transcript_access is off"(scene) {
+  async "403 transcript_access is off: ask the operator to enable it"(scene) {
     const { id } = await scene.make("POST", "/v1/sessions", { body: { metadata: { user_id: "user_1" } } });
     return scene.call("GET", `/v1/sessions/${id}/messages`);
   },

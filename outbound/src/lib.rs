@@ -90,7 +90,9 @@ impl CheckedClient {
         if url.is_on(&self.own_hosts) {
             return Err(NotSent::OwnHost);
         }
-        let ambiguous = NotSent::Url(Invalid::new("must have an unambiguous host"));
+        let ambiguous = NotSent::Url(Invalid::new(
+            "must have a host that is a valid DNS name or address: URL parsers read this one differently",
+        ));
         let Ok(parsed) = Url::parse(url.as_str()) else {
             return Err(ambiguous);
         };

@@ -122,8 +122,8 @@ struct Follower {
     sender: EventSender,
 }
 
-/// The result of one look at the log.
-enum Look {
+/// The result of reading the log once.
+enum ReadResult {
     Nothing,
     Events,
     /// The next events are missing or cannot be read, or the caller may not read them.
@@ -138,23 +138,23 @@ impl Follower {
         let deadline = Instant::now() + limits.streamed + limits.settle;
         while Instant::now() < deadline && !self.sender.is_closed() {
             // The log comes first: a replay does not depend on whether the turn still runs.
-            match self.look().await {
-                Ok(Look::End) => return,
-                Ok(Look::Failed(error)) => return self.end(error).await,
-                Ok(Look::Events) => continue,
+            match self.read_log().await {
+                Ok(ReadResult::End) => return,
+                Ok(ReadResult::Failed(error)) => return self.end(error).await,
+                Ok(ReadResult::Events) => continue,
                 // The settlement may have replaced the batch that was read last.
-                Ok(Look::Nothing) if self.has_ended && self.is_at_batch => {
+                Ok(ReadResult::Nothing) if self.has_ended && self.is_at_batch => {
                     self.is_at_batch = false;
                     continue;
                 }
                 // The client names an event that the turn never had. The last one tells how it ended.
-                Ok(Look::Nothing) if self.last_event.is_some_and(|last| last <= self.followed.after) => {
+                Ok(ReadResult::Nothing) if self.last_event.is_some_and(|last| last <= self.followed.after) => {
                     self.followed.after = self.last_event.take().map_or(0, |last| last.saturating_sub(1));
                     continue;
                 }
                 // The turn was read before the log, and a turn that has ended has written all events.
-                Ok(Look::Nothing) if self.has_ended => return self.end(TurnError::Interrupted).await,
-                Ok(Look::Nothing) => {}
+                Ok(ReadResult::Nothing) if self.has_ended => return self.end(TurnError::Interrupted).await,
+                Ok(ReadResult::Nothing) => {}
                 Err(fault) => tracing::warn!(turn_id = %self.followed.turn, %fault, "turn events not read"),
             }
             if let Some(error) = self.lost_access().await {
@@ -168,7 +168,7 @@ impl Follower {
         self.end(TurnError::Interrupted).await;
     }
 
-    /// Reads whether the turn has ended. A deleted one has.
+    /// Reads whether the turn has ended. A deleted turn counts as ended.
     async fn read_turn(&mut self) -> Result<(), FollowError> {
         if !self.has_ended {
             let Followed { caller, session, turn, .. } = &self.followed;
@@ -182,7 +182,7 @@ impl Follower {
     }
 
     /// Sends the events that the client does not have.
-    async fn look(&mut self) -> Result<Look, FollowError> {
+    async fn read_log(&mut self) -> Result<ReadResult, FollowError> {
         let Followed { caller: TurnCaller { organization, .. }, session, turn, after } = self.followed.clone();
         let (store, now) = (&self.app.store, self.app.clock.now());
         let batches = if self.is_at_batch {
@@ -190,12 +190,12 @@ impl Follower {
         } else {
             store.turn_events(organization, &session, &turn, after, now).await?
         };
-        let mut look = Look::Nothing;
+        let mut result = ReadResult::Nothing;
         for batch in batches {
             let context = TranscriptContext { organization, session: &session, turn: &turn };
             if batch.first_seq > self.followed.after + 1 {
                 // A process could not write its log. The messages have what is missing.
-                return Ok(Look::Failed(TurnError::Internal));
+                return Ok(ReadResult::Failed(TurnError::Internal));
             }
             let ring = self.app.secrets.ring_with(Ring::SealingSessions, &batch.content.kid).await?;
             let part = TranscriptPart::Events { first_seq: batch.first_seq };
@@ -209,30 +209,30 @@ impl Follower {
                 Ok(read) => read,
                 Err(fault) => {
                     tracing::error!(turn_id = %turn, %fault, "turn events cannot be opened");
-                    return Ok(Look::Failed(TurnError::Internal));
+                    return Ok(ReadResult::Failed(TurnError::Internal));
                 }
             };
             let has_events = !frames.is_empty();
             for chunk in chunks(frames) {
                 // A client that reads slowly may be here for minutes.
                 if let Some(error) = self.lost_access().await {
-                    return Ok(Look::Failed(error));
+                    return Ok(ReadResult::Failed(error));
                 }
                 // A client that has stopped to read can resume.
                 let sent = timeout(SLOW_CLIENT_TIMEOUT, self.sender.send(chunk)).await;
                 if !sent.unwrap_or(false) {
-                    return Ok(Look::End);
+                    return Ok(ReadResult::End);
                 }
             }
             if has_events {
                 (self.followed.after, self.is_at_batch) = (batch.next_seq() - 1, true);
-                look = Look::Events;
+                result = ReadResult::Events;
             }
             if batch.is_end() {
-                return Ok(Look::End);
+                return Ok(ReadResult::End);
             }
         }
-        Ok(look)
+        Ok(result)
     }
 
     /// Checks the caller's access if the check is due.

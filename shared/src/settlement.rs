@@ -20,7 +20,7 @@ use crate::{
 
 /// Bytes that count as one token in estimates.
 const TOKEN_BYTES: usize = 4;
-/// Output that models rarely exceed.
+/// Assumed speed of hidden output, in tokens per second.
 const HIDDEN_TOKENS_PER_SECOND: u128 = 100;
 /// Maximum attempts while other writers change the counters.
 const MAX_ATTEMPTS: usize = 8;

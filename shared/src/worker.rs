@@ -12,7 +12,7 @@ use crate::{
     app::{App, Needs},
     config::Secret,
     domain::Id,
-    store::{DueItem, DueItems, Queue, StoreError},
+    store::{OutboxKey, Overdue, Queue, StoreError},
     telemetry,
 };
 
@@ -47,7 +47,7 @@ pub enum Wake {
     /// A schedule: look for everything that is due.
     Sweep,
     /// The outbox's stream: these items were written. The index may not show them yet.
-    Written(BTreeSet<DueItem>),
+    Written(BTreeSet<OutboxKey>),
     /// Another worker: this endpoint has deliveries to send.
     Endpoint { organization_id: Id, webhook_endpoint_id: Id },
 }
@@ -65,7 +65,7 @@ impl Wake {
         };
         let written = |record: &Value| {
             let key = |name: &str| record["dynamodb"]["Keys"][name]["S"].as_str();
-            Some(DueItem { organization_id: Id::parse(key("pk")?.rsplit_once('#')?.1)?, sk: key("sk")?.to_owned() })
+            Some(OutboxKey { organization_id: Id::parse(key("pk")?.rsplit_once('#')?.1)?, sk: key("sk")?.to_owned() })
         };
         Self::Written(records.iter().filter_map(written).collect())
     }
@@ -106,9 +106,9 @@ pub async fn work<W: Worker>(worker: &W, wake: &Wake) -> Result<(), Fault> {
 
 /// Returns what is due in a queue, and publishes the age of its oldest item: it grows while no
 /// worker runs.
-pub async fn due(app: &App, queue: Queue) -> Result<Vec<DueItem>, StoreError> {
+pub async fn due(app: &App, queue: Queue) -> Result<Vec<OutboxKey>, StoreError> {
     let now = app.clock.now();
-    let DueItems { items, oldest } = app.store.due(queue, now).await?;
+    let Overdue { items, oldest } = app.store.due(queue, now).await?;
     app.metrics.outbox_age(now, queue.name(), oldest.map(|at| now.since(at)).unwrap_or_default());
     Ok(items)
 }
@@ -125,7 +125,7 @@ mod tests {
         };
         let event = json!({ "Records": [record("PSH#7"), record("EVT#8"), record("PSH#7"), record("?"), {}] });
         let [seven, eight] = [7, 8].map(|id| Id::new(id).unwrap());
-        let written = [seven, eight].map(|organization_id| DueItem { organization_id, sk: "key".to_owned() });
+        let written = [seven, eight].map(|organization_id| OutboxKey { organization_id, sk: "key".to_owned() });
         assert_eq!(Wake::from_event(&event), Wake::Written(written.into()));
         assert_eq!(Wake::from_event(&json!({ "source": "aws.scheduler" })), Wake::Sweep);
         let endpoint = Wake::Endpoint { organization_id: seven, webhook_endpoint_id: eight };

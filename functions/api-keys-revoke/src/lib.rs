@@ -42,7 +42,7 @@ impl Route for ApiKeysRevoke {
             };
             transaction.audit(organization, &call.audit_event(app, event))?;
             transaction.publish(&call.event(app, organization, EventType::ApiKeyRevoked, &output)?)?;
-            transaction.invalidate(organization, CacheEffect::AccessCut, call.now)?;
+            transaction.invalidate(organization, CacheEffect::AccessReduced, call.now)?;
             transaction.commit().await?;
         }
         Answer::ok(&output)

@@ -75,7 +75,7 @@ impl Route for ApiKeysRotate {
 
         let mut transaction = app.store.transaction();
         transaction.rotate_api_key(organization, &caller, &before, &old, &successor, digest)?;
-        // Without the response, nobody could use the organization's only admin key.
+        // Without the response, the organization's only admin key would be lost.
         if caller.id == before.id && before.is_usable_admin() && !grace.covers_repeats() {
             transaction.require_another_admin(organization)?;
         }

@@ -46,7 +46,7 @@ impl Route for ApiKeysUpdate {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         if call.body.expires_at.flatten().is_some_and(|end| end <= call.now) {
-            return Err(Error::invalid("expires_at", "must be in the future, or null for none"));
+            return Err(Error::invalid("expires_at", "must be in the future, or null for no expiry"));
         }
         let organization = call.caller.organization_id;
         let (caller, before) = call.caller_and_target(app, call.path).await?;

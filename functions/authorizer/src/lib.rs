@@ -112,7 +112,7 @@ pub async fn run() -> ExitCode {
         let authorizer = &Authorizer::new(App::deployed(NAME, Needs { secrets, store: true }).await?);
         let handler = move |event: LambdaEvent<Event>| async move {
             authorizer.authorize(&event.payload).await.map_err(|fault| {
-                tracing::error!(route = NAME, %fault, "authorization undecided");
+                tracing::error!(route = NAME, %fault, "authorization failed");
                 lambda_runtime::Error::from("the credential could not be checked")
             })
         };

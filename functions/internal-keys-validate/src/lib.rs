@@ -11,7 +11,7 @@ use karta_shared::{
     auth::{RecordUse, Verdict, trace},
     config::{Ring, Secret},
     domain::{Invalid, client_address},
-    http::{Answer, Call, Error, Internal, NoQuery, Received, Route, Validate},
+    http::{Answer, Call, Error, Internal, NoQuery, Route, UncheckedText, Validate},
 };
 use serde::Deserialize;
 
@@ -24,7 +24,7 @@ const VERDICT_MAX_AGE: Duration = Duration::from_millis(500);
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
-    key: Received,
+    key: UncheckedText,
     ip_address: Option<Address>,
     explain: Option<bool>,
 }

@@ -8,7 +8,9 @@ mod tidy;
 use karta_shared::{
     App,
     domain::{BuildLog, CacheEffect, Id, ImageRef, LogGeneration, ReleaseStatus, StatusReport, TemplatePath},
-    http::{Action, Answer, Call, Error, Internal, NewAuditEvent, NoQuery, Received, ReleaseResource, Releases, Route},
+    http::{
+        Action, Answer, Call, Error, Internal, NewAuditEvent, NoQuery, ReleaseResource, Releases, Route, UncheckedText,
+    },
     telemetry,
 };
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
@@ -19,7 +21,7 @@ pub struct Input {
     #[serde(deserialize_with = "reported_status")]
     status: ReleaseStatus,
     /// The log as received. Builds print what they were given, secrets included.
-    build_log: Option<Received>,
+    build_log: Option<UncheckedText>,
     template_path: Option<TemplatePath>,
     image_ref: Option<ImageRef>,
 }

@@ -6,7 +6,7 @@ use karta_shared::{
         Id, MAX_CLOCK_AHEAD, MAX_USAGE_AGE, ModelId, Prefix, PriceTable, Quantity, Reference, Timestamp, UsageEvent,
         UsageKind,
     },
-    http::{Each, Error},
+    http::{Error, ItemResult},
     join_bounded::join_bounded,
     store::KeyOwner,
 };
@@ -33,7 +33,7 @@ pub(crate) struct Reported {
 
 impl Reported {
     /// Returns the event, or its problem.
-    pub(crate) fn checked(Each(event): &Each<Self>, now: Timestamp) -> Result<Self, String> {
+    pub(crate) fn checked(ItemResult(event): &ItemResult<Self>, now: Timestamp) -> Result<Self, String> {
         let event = event.clone()?;
         if event.api_key_id.is_none() && event.api_key_prefix.is_none() {
             return Err("api_key_id or api_key_prefix is required".to_owned());

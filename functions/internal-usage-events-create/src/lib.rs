@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use karta_shared::{
     App,
     domain::{Id, UsageEvent},
-    http::{Answer, Bounded, Call, Each, Error, Internal, NoQuery, ReportUsage, Route, UnpricedUsage},
+    http::{Answer, Bounded, Call, Error, Internal, ItemResult, NoQuery, ReportUsage, Route, UnpricedUsage},
     store::Ingested,
 };
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ const MAX_LOGGED_MODELS: usize = 10;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
-    events: Bounded<Each<Reported>, MAX_EVENTS>,
+    events: Bounded<ItemResult<Reported>, MAX_EVENTS>,
 }
 
 #[derive(Debug, Serialize)]
@@ -62,7 +62,7 @@ impl Route for InternalUsageEventsCreate {
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let events = &call.body.events.0;
         if events.len() > MAX_EVENTS {
-            return Err(Error::invalid("events", "must contain at most 1000 events: send the rest in another batch"));
+            return Err(Error::invalid("events", "must have at most 1000 events: send the rest in another batch"));
         }
         let reported: Vec<_> = events.iter().map(|event| Reported::checked(event, call.now)).collect();
         let directory = Directory::new(app, reported.iter().flatten()).await?;

@@ -6,7 +6,9 @@ use karta_shared::{
     byok::ModelKeyContext,
     config::{Ring, Secret},
     domain::{CacheEffect, EventType, Id, ModelKey, Name, Provider, ProviderKey},
-    http::{Action, Admin, Answer, Call, Error, ModelKeyResource, NewAuditEvent, NoQuery, Received, Reveals, Route},
+    http::{
+        Action, Admin, Answer, Call, Error, ModelKeyResource, NewAuditEvent, NoQuery, Reveals, Route, UncheckedText,
+    },
     store::Transaction,
 };
 use serde::{Deserialize, Serialize};
@@ -16,7 +18,7 @@ use utoipa::ToSchema;
 #[serde(deny_unknown_fields)]
 pub struct Input {
     provider: Provider,
-    key: Received,
+    key: UncheckedText,
     name: Option<Name>,
 }
 

@@ -70,7 +70,9 @@ fn user<F: Family>(call: &Call<SessionsList<F>>) -> Result<Option<UserId>, Error
         return Ok(call.query.user_id.clone());
     }
     let own = call.caller.user();
-    let own = own.ok_or(Error::Forbidden("a session token without sub may not list sessions".into()))?;
+    let own = own.ok_or(Error::Forbidden(
+        "a session token without sub may not list sessions: mint a token with user_id".into(),
+    ))?;
     match &call.query.user_id {
         Some(user) if *user != own => {
             Err(Error::Forbidden("wrong user: user_id must be the user of the session token".into()))

@@ -8,7 +8,7 @@ use karta_shared::{
         Invalid, Plan, StripeId, Subscription, SubscriptionBefore, SubscriptionStatus, SubscriptionStep, Timestamp,
         check_text,
     },
-    http::{Each, Error, RawJson},
+    http::{Error, ItemResult, RawJson},
 };
 use serde::{
     Deserialize, Deserializer,
@@ -73,13 +73,13 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for ObjectId<T> {
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct ObjectCustomer {
-    customer: Option<Each<ObjectId<String>>>,
+    customer: Option<ItemResult<ObjectId<String>>>,
 }
 
 impl ObjectCustomer {
     /// Returns the customer's id. `None` if it is missing or unreadable.
     pub(crate) fn id(self) -> Option<String> {
-        self.customer.and_then(|Each(customer)| customer.ok()).map(|ObjectId(id)| id)
+        self.customer.and_then(|ItemResult(customer)| customer.ok()).map(|ObjectId(id)| id)
     }
 }
 

@@ -17,10 +17,10 @@ use crate::messages::{Input, Output, stored_error};
 /// The earlier turn of an `Idempotency-Key`.
 pub(crate) enum Attached {
     Nothing,
-    /// A turn that runs or has an answer.
+    /// A running, completed or cancelled turn.
     To(Box<Turn>),
-    /// A turn that failed, which a new one replaces.
-    Failed(TurnId),
+    /// A failed, interrupted or deleted turn. A new turn replaces it.
+    Replaceable(TurnId),
 }
 
 /// Finds the turn of the request's `Idempotency-Key`. Fails with a 422 if the key was used with
@@ -39,15 +39,15 @@ where
         return Err(Error::IdempotencyMismatch);
     }
     let stored = app.store.turn(organization, &record.session_id, &record.turn_id).await?;
-    let Some(turn) = stored.map(|stored| stored.turn) else { return Ok(Attached::Failed(record.turn_id)) };
+    let Some(turn) = stored.map(|stored| stored.turn) else { return Ok(Attached::Replaceable(record.turn_id)) };
     Ok(match turn.status {
         TurnStatus::Running | TurnStatus::Completed | TurnStatus::Cancelled => Attached::To(Box::new(turn)),
-        TurnStatus::Failed | TurnStatus::Interrupted => Attached::Failed(turn.id),
+        TurnStatus::Failed | TurnStatus::Interrupted => Attached::Replaceable(turn.id),
     })
 }
 
 /// Returns the turn's response: streams its events, or waits for its end.
-pub(crate) async fn answer<R>(app: &App, call: &Call<R>, turn: Turn) -> Result<Answer<Output>, Error>
+pub(crate) async fn respond<R>(app: &App, call: &Call<R>, turn: Turn) -> Result<Answer<Output>, Error>
 where
     R: Route<Path = SessionPath, Body = Input, Output = Output>,
     R::Access: Access<Caller = SessionCaller>,

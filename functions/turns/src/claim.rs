@@ -1,4 +1,5 @@
-//! Validates a request for a turn in the order of the contract, and claims its session.
+//! Validates a request for a turn in the documented order of checks (docs/api.md), and claims its
+//! session.
 
 use std::borrow::Cow;
 
@@ -44,7 +45,7 @@ struct ValidatedRequest {
 }
 
 /// Claims the session for a turn, and reserves its first slice where a cap applies. `replaced` is
-/// the failed turn of an earlier request with the same `Idempotency-Key`.
+/// the turn of an earlier request with the same `Idempotency-Key` that it replaces.
 pub(crate) async fn claim<R>(app: &App, call: &Call<R>, replaced: Option<&TurnId>) -> Result<TurnTask, Error>
 where
     R: Route<Path = SessionPath, Body = Input>,
@@ -100,24 +101,25 @@ where
     };
     match task.reserve_first(input_estimate.saturating_mul(RESERVED_INPUT_FACTOR)).await {
         Ok(Ok(())) if app.clock.now() < leased_until => Ok(task),
-        // The process was frozen, and the sweep may have counted the turn without a call to the provider.
+        // The lease has ended, for example because Lambda froze the process. The sweep may have settled the
+        // turn already.
         Ok(Ok(())) => {
-            Box::pin(task.refuse(TurnError::Interrupted.into())).await;
+            Box::pin(task.end_unsent(TurnError::Interrupted.into())).await;
             Err(Error::turn_failed(TurnError::Interrupted))
         }
         Ok(Err(exhausted)) => {
-            Box::pin(task.refuse(TurnError::BudgetExhausted.into())).await;
+            Box::pin(task.end_unsent(TurnError::BudgetExhausted.into())).await;
             Err(Error::budget_held(exhausted, now))
         }
         Err(fault) => {
             task.known = None;
-            Box::pin(task.refuse(TurnError::Internal.into())).await;
+            Box::pin(task.end_unsent(TurnError::Internal.into())).await;
             Err(fault.into())
         }
     }
 }
 
-/// Checks everything that precedes the claim, in the order of the contract.
+/// Checks everything that precedes the claim, in the documented order.
 async fn validate_request<R>(app: &App, call: &Call<R>) -> Result<ValidatedRequest, Error>
 where
     R: Route<Path = SessionPath, Body = Input>,
@@ -145,9 +147,10 @@ where
     });
     let (settings, history) = (settings?, history?);
     if history.as_ref().is_some_and(|page| page.resume_after.is_some()) {
-        let problem =
-            format_args!("cannot be sent: the session has more than {MAX_HISTORY_BYTES} bytes. Start a new session.");
-        return Err(Error::invalid("text", problem));
+        let message = format!(
+            "The session is full: it has more than {MAX_HISTORY_BYTES} bytes of messages. Start a new session."
+        );
+        return Err(Error::Invalid { field: "text".to_owned(), message });
     }
     let history = history.map(|page| page.messages).unwrap_or_default();
     let project = settings.project.as_ref();
@@ -307,7 +310,7 @@ where
             MessageRole::User => asked = Some((message.turn_id, text)),
             MessageRole::Assistant => {
                 let question = asked.take().filter(|(turn, _)| *turn == message.turn_id);
-                // Providers refuse messages without a character that is not white space.
+                // Providers reject blank messages.
                 if let Some((_, question)) = question
                     && !question.trim().is_empty()
                     && !text.trim().is_empty()

@@ -86,8 +86,8 @@ impl LogSlot<'_> {
     }
 }
 
-/// Writes increments in batches until the queue is closed. Returns those that one item can take with
-/// the last event of the turn: the settlement writes them.
+/// Writes increments in batches until the queue is closed. Returns the unwritten events. They and the
+/// turn's last event fit into one item, which the settlement writes.
 async fn write(turn: LoggedTurn, mut received: mpsc::Receiver<Queued>) -> EventBatch {
     let mut batch = EventBatch::new(1);
     loop {

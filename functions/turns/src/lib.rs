@@ -1,4 +1,4 @@
-//! `POST …/sessions/{id}/messages`: a turn. Its answer is JSON, or a stream of events with
+//! `POST …/sessions/{id}/messages`: a turn. The response is JSON, or a stream of events with
 //! `stream: true`.
 //!
 //! The handler validates the request and claims the session (`claim`), and starts the turn as a task

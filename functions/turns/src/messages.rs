@@ -7,8 +7,8 @@ use karta_shared::{
     config::{Ring, Secret},
     domain::{Invalid, MessageRole, StopReason, Timestamp, TurnError, TurnId},
     http::{
-        AgentName, Answer, Call, Cors, Error, Family, MessageResource, NoQuery, Received, Route, SessionPath,
-        TurnUsageResource, event_channel, null_as_default, text_of,
+        AgentName, Answer, Call, Cors, Error, Family, MessageResource, NoQuery, Route, SessionPath, TurnUsageResource,
+        UncheckedText, event_channel, null_as_default, text_of,
     },
     settlement::cost,
     turn_events::{MessagePart, PartKind, json_bytes},
@@ -55,14 +55,14 @@ pub struct Input {
 
 /// A message's text. Messages are sealed, so it may hold anything.
 #[derive(Clone, Deserialize)]
-#[serde(try_from = "Received")]
+#[serde(try_from = "UncheckedText")]
 pub(crate) struct MessageText(pub(crate) String);
 
-impl TryFrom<Received> for MessageText {
+impl TryFrom<UncheckedText> for MessageText {
     type Error = Invalid;
 
-    fn try_from(received: Received) -> Result<Self, Invalid> {
-        let text = received.expose();
+    fn try_from(unchecked: UncheckedText) -> Result<Self, Invalid> {
+        let text = unchecked.expose();
         if text.is_empty() {
             return Err(Invalid::new("must not be empty"));
         }
@@ -141,16 +141,16 @@ impl<F: Family> Route for MessagesCreate<F> {
 
     async fn handle(app: &App, call: &Call<Self>) -> Result<Answer<Output>, Error> {
         let replaced = match attach::find(app, call).await? {
-            Attached::To(turn) => return attach::answer(app, call, *turn).await,
-            Attached::Failed(turn) => Some(turn),
+            Attached::To(turn) => return attach::respond(app, call, *turn).await,
+            Attached::Replaceable(turn) => Some(turn),
             Attached::Nothing => None,
         };
         let mut task = match Box::pin(claim::claim(app, call, replaced.as_ref())).await {
             Ok(task) => task,
             // A concurrent request with the same `Idempotency-Key` may have started the open turn.
             Err(refused @ Error::Conflict { .. }) => match attach::find(app, call).await? {
-                Attached::To(turn) => return attach::answer(app, call, *turn).await,
-                Attached::Failed(_) | Attached::Nothing => return Err(refused),
+                Attached::To(turn) => return attach::respond(app, call, *turn).await,
+                Attached::Replaceable(_) | Attached::Nothing => return Err(refused),
             },
             Err(error) => return Err(error),
         };
@@ -170,7 +170,7 @@ impl<F: Family> Route for MessagesCreate<F> {
                 Some(failure) => Err(failed(&failure, call.now)),
                 None => Ok(Answer::stream(events)),
             },
-            () = sleep(app.turn_limits.head_wait) => Ok(Answer::stream(events)),
+            () = sleep(app.turn_limits.status_delay) => Ok(Answer::stream(events)),
         }
     }
 }

@@ -6,7 +6,7 @@ use karta_dialects::{Dialect, FaultKind, ProviderFault, read_error};
 use karta_outbound::{CheckedClient, NotSent, SystemLookup, builder, causes};
 use karta_shared::{
     App, config,
-    domain::{EndpointUrl, Exhausted, OutboundUrl, Provider, Reach, TurnError, retry_after},
+    domain::{EndpointUrl, Exhausted, OutboundUrl, Provider, Reach, TurnError, TurnId, retry_after},
     telemetry,
 };
 use reqwest::{
@@ -21,8 +21,8 @@ use tokio::{
 
 const USER_AGENT: &str = "Karta/1";
 const ANTHROPIC_VERSION: &str = "2023-06-01";
-/// How long an unused connection is kept. Providers keep theirs longer, so that a function that was frozen
-/// in between does not send on a connection that its provider has closed.
+/// How long an unused connection is kept. Shorter than the providers' idle timeouts, so that a function
+/// that resumes after a freeze does not use a closed connection.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum `Retry-After` that is waited for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -43,7 +43,7 @@ const ENDPOINT_NOT_CALLED: &str =
 pub(crate) struct ProviderClients {
     /// For the providers' own hosts and the operator's base URLs.
     trusted: OnceCell<Client>,
-    /// For base URLs that customers choose, on the internet and on loopback.
+    /// For base URLs that customers choose. One client per [`Reach`].
     checked: [OnceCell<CheckedClient>; 2],
 }
 
@@ -133,7 +133,7 @@ const fn own_base_url(provider: Provider) -> &'static str {
 }
 
 impl ProviderClients {
-    /// Sends a request and waits for the head of an event stream. Repeats it once after a 429 with a
+    /// Sends a request and waits for the head of an event stream. Retries it once after a 429 with a
     /// short `Retry-After` and after a 5xx. Nothing of the answer has reached the client by then.
     ///
     /// `may_be_billed` is true while the provider may have accepted a request: it stays true if the call
@@ -141,38 +141,41 @@ impl ProviderClients {
     pub(crate) async fn call(
         &self,
         app: &App,
+        turn: &TurnId,
         target: &Target,
         body: &[u8],
         may_be_billed: &mut bool,
     ) -> Result<Response, Failure> {
-        let first = match self.attempt(app, target, body, may_be_billed).await {
+        let first = match self.attempt(app, turn, target, body, may_be_billed).await {
             Ok(response) => return Ok(response),
-            Err(rejected) => rejected,
+            Err(failed) => failed,
         };
         let Some(pause) = first.pause() else { return Err(first.failure) };
         sleep(pause).await;
-        self.attempt(app, target, body, may_be_billed).await.map_err(|second| second.failure)
+        self.attempt(app, turn, target, body, may_be_billed).await.map_err(|second| second.failure)
     }
 
     async fn attempt(
         &self,
         app: &App,
+        turn: &TurnId,
         target: &Target,
         body: &[u8],
         may_be_billed: &mut bool,
-    ) -> Result<Response, Rejected> {
+    ) -> Result<Response, FailedAttempt> {
+        let provider = target.provider.as_str();
         let request = self.request(app, target).await.map_err(|fault| {
-            tracing::warn!(provider = target.provider.as_str(), %fault, "provider request not sent");
+            tracing::warn!(turn_id = %turn, provider, %fault, "provider request not sent");
             let message = matches!(fault, RequestFault::NotSent(_)).then(|| ENDPOINT_NOT_CALLED.to_owned());
-            Rejected { failure: Failure { message, ..TurnError::ProviderError.into() }, status: None }
+            FailedAttempt { failure: Failure { message, ..TurnError::ProviderError.into() }, status: None }
         })?;
         *may_be_billed = true;
-        let sent = timeout(app.turn_limits.head, request.body(body.to_vec()).send()).await;
+        let sent = timeout(app.turn_limits.response_head, request.body(body.to_vec()).send()).await;
         let response = match sent {
             Err(_) => return Err(TurnError::ProviderTimeout.into()),
             Ok(Err(error)) => {
                 let fault = causes(&error).last().map(ToString::to_string).unwrap_or_default();
-                tracing::warn!(provider = target.provider.as_str(), fault, "provider request failed");
+                tracing::warn!(turn_id = %turn, provider, fault, "provider request failed");
                 // Without a connection nothing was sent.
                 *may_be_billed = !error.is_connect();
                 let is_timeout = error.is_timeout();
@@ -187,9 +190,9 @@ impl ProviderClients {
         if response.status().is_success() && is_event_stream {
             return Ok(response);
         }
-        // A proxy that ignores `stream` answers with the whole message, which was generated.
+        // A proxy that ignores `stream` returns the whole message, which was generated.
         *may_be_billed = response.status().is_success() && media_type.trim().eq_ignore_ascii_case("application/json");
-        Err(Rejected::read(app, target, response).await)
+        Err(FailedAttempt::read(app, turn, target, response).await)
     }
 
     /// Builds a request whose headers are an allowlist: nothing of the caller's goes upstream.
@@ -242,20 +245,20 @@ fn url(base: &str, dialect: Dialect) -> String {
     }
 }
 
-/// A request that gave no event stream.
-struct Rejected {
+/// A request whose response is not an event stream, or that got no response.
+struct FailedAttempt {
     failure: Failure,
     status: Option<u16>,
 }
 
-impl From<TurnError> for Rejected {
+impl From<TurnError> for FailedAttempt {
     fn from(error: TurnError) -> Self {
         Self { failure: error.into(), status: None }
     }
 }
 
-impl Rejected {
-    async fn read(app: &App, target: &Target, mut response: Response) -> Self {
+impl FailedAttempt {
+    async fn read(app: &App, turn: &TurnId, target: &Target, mut response: Response) -> Self {
         let status = response.status().as_u16();
         let requested = response.headers().get(RETRY_AFTER).and_then(|text| text.to_str().ok());
         let retry_after = requested.and_then(|text| retry_after(text, app.clock.now()));
@@ -267,7 +270,8 @@ impl Rejected {
         }
         let failure = Failure::from_fault(read_error(status, &body), &target.key);
         let code = failure.error.as_str();
-        tracing::warn!(provider = target.provider.as_str(), status, code, "provider answered with an error");
+        let provider = target.provider.as_str();
+        tracing::warn!(turn_id = %turn, provider, status, code, "provider returned an error");
         let is_limited = failure.error == TurnError::ProviderRateLimited;
         Self { failure: Failure { retry_after: retry_after.filter(|_| is_limited), ..failure }, status: Some(status) }
     }

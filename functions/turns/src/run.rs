@@ -40,9 +40,9 @@ const MAX_EVENT_TEXT_BYTES: usize = 32 << 10;
 const MAX_ANSWER_BYTES: usize = 1_400_000;
 /// Maximum parts of an answer.
 const MAX_PARTS: usize = 256;
-/// Added to twice `max_tokens`: the maximum count of output that is accepted from a provider.
+/// Reported output above 2 × `max_tokens` + this is clamped.
 const OUTPUT_MARGIN: u64 = 10_000;
-/// Added to four times the estimate: the maximum count of input that is accepted from a provider.
+/// Reported input above 4 × the estimate + this is clamped.
 const INPUT_MARGIN: u64 = 100_000;
 /// Pause between attempts to settle.
 const SETTLE_PAUSE: Duration = Duration::from_millis(500);
@@ -56,8 +56,8 @@ pub(crate) struct TurnTask {
     /// The user's message, as responses show it.
     pub(crate) user_message: MessageResource,
     pub(crate) retention: Retention,
-    /// The counters as read; `None` if the turn may hold another amount than its reservation
-    /// shows.
+    /// The counters as read; `None` after a failed reservation, because the stored hold is then
+    /// unknown.
     pub(crate) known: Option<KnownCounters>,
     pub(crate) reservation: Option<Reservation>,
     /// The budgets of the organization and of the key, for further slices.
@@ -89,7 +89,7 @@ pub(crate) struct Signals {
 struct Progress {
     outcome: Outcome,
     /// Whether the provider may have accepted the request, and bills it.
-    is_billed: bool,
+    may_be_billed: bool,
     parts: Vec<ProgressPart>,
     output_bytes: usize,
     /// Halves of tokens that the output may have, for reservations.
@@ -115,51 +115,53 @@ struct ProgressPart {
 impl TurnTask {
     /// Runs the turn in a task of its own.
     pub(crate) fn spawn(self) -> Signals {
-        let (began, begins) = oneshot::channel();
-        let (ended, ends) = oneshot::channel();
+        let (began_tx, began_rx) = oneshot::channel();
+        let (ended_tx, ended_rx) = oneshot::channel();
         tokio::spawn(async move {
-            let end = Box::pin(self.run(began)).await;
+            let ended = Box::pin(self.run(began_tx)).await;
             // The client may have left.
-            ended.send(end).ok();
+            ended_tx.send(ended).ok();
         });
-        Signals { began: begins, ended: ends }
+        Signals { began: began_rx, ended: ended_rx }
     }
 
-    async fn run(mut self, began: oneshot::Sender<()>) -> Ended {
+    async fn run(mut self, began_tx: oneshot::Sender<()>) -> Ended {
         let mut progress = Progress::start(&mut self);
         let (app, session, turn) = (self.app.clone(), self.session.clone(), self.turn.clone());
-        let cut = cut_off(&app, self.caller, &session, &turn);
+        let early_end = watch_for_end(&app, self.caller, &session, &turn);
         let ended = tokio::select! {
-            ended = self.read(&mut progress, began) => ended,
-            cut = cut => Err(cut),
+            ended = self.read(&mut progress, began_tx) => ended,
+            early_end = early_end => Err(early_end),
         };
         match ended {
-            Err(Cut::Settled) => {
+            Err(EarlyEnd::Settled) => {
+                tracing::error!(turn_id = %self.turn.id, "turn settled by another process");
                 self.release_reservation().await;
                 self.abandon(progress).await
             }
             // Boxed, like all calls of the store during a turn: a stream needs no memory for them while it
             // waits for the provider.
-            Err(Cut::Failed(failure)) => Box::pin(self.settle(progress, Some(failure))).await,
+            Err(EarlyEnd::Failed(failure)) => Box::pin(self.settle(progress, Some(failure))).await,
             Ok(()) => Box::pin(self.settle(progress, None)).await,
         }
     }
 
-    /// Ends a turn that may not call its provider.
-    pub(crate) async fn refuse(mut self, failure: Failure) {
+    /// Ends a claimed turn without calling the provider.
+    pub(crate) async fn end_unsent(mut self, failure: Failure) {
         let progress = Progress::start(&mut self);
         self.settle(progress, Some(failure)).await;
     }
 
     /// Reads the provider's stream to its end. Fails if the turn must end without an answer.
-    async fn read(&mut self, progress: &mut Progress, began: oneshot::Sender<()>) -> Result<(), Cut> {
+    async fn read(&mut self, progress: &mut Progress, began_tx: oneshot::Sender<()>) -> Result<(), EarlyEnd> {
         let body = std::mem::take(&mut self.body);
-        let mut response = PROVIDERS.call(&self.app, &self.target, &body, &mut progress.is_billed).await?;
+        let mut response =
+            PROVIDERS.call(&self.app, &self.turn.id, &self.target, &body, &mut progress.may_be_billed).await?;
         // The conversation may have megabytes, and the answer may take minutes.
         drop(body);
-        began.send(()).ok();
+        began_tx.send(()).ok();
         let (mut decoder, mut deltas) = (self.target.dialect.decoder(), Vec::new());
-        while let Some(bytes) = next_chunk(&self.app, &mut response).await? {
+        while let Some(bytes) = self.next_chunk(&mut response).await? {
             decoder.push(bytes.as_ref(), &mut deltas);
             progress.outcome.clone_from(decoder.outcome());
             for delta in deltas.drain(..) {
@@ -184,8 +186,22 @@ impl TurnTask {
         }
     }
 
+    /// Reads from the provider's stream. A broken connection ends the stream: the decoder knows whether
+    /// the answer was complete.
+    async fn next_chunk(&self, response: &mut Response) -> Result<Option<impl AsRef<[u8]> + use<>>, Failure> {
+        match timeout(self.app.turn_limits.silence, response.chunk()).await {
+            Err(_) => Err(TurnError::ProviderTimeout.into()),
+            Ok(Err(error)) => {
+                let (provider, fault) = (self.target.provider.as_str(), error.without_url());
+                tracing::warn!(turn_id = %self.turn.id, provider, %fault, "provider stream broken");
+                Ok(None)
+            }
+            Ok(Ok(chunk)) => Ok(chunk),
+        }
+    }
+
     /// Sends an increment of the answer as events, after reserving what it may cost.
-    async fn forward(&mut self, progress: &mut Progress, delta: Delta) -> Result<(), Cut> {
+    async fn forward(&mut self, progress: &mut Progress, delta: Delta) -> Result<(), EarlyEnd> {
         let (kind, provider_part, text) = match delta {
             Delta::Text { part, text } => (PartKind::Text, part, text),
             Delta::Reasoning { part, text } => (PartKind::Reasoning, part, text),
@@ -205,13 +221,19 @@ impl TurnTask {
     }
 
     /// Sends one event to the client and to the log.
-    async fn send(&self, progress: &mut Progress, kind: PartKind, provider_part: u32, text: &str) -> Result<(), Cut> {
-        let slot = progress.log.slot().await.ok_or(Cut::Failed(TurnError::Internal.into()))?;
+    async fn send(
+        &self,
+        progress: &mut Progress,
+        kind: PartKind,
+        provider_part: u32,
+        text: &str,
+    ) -> Result<(), EarlyEnd> {
+        let slot = progress.log.slot().await.ok_or(EarlyEnd::Failed(TurnError::Internal.into()))?;
         if let Some(sender) = progress.sender.as_ref().filter(|_| !progress.is_client_slow) {
             // A slow client's response stays open: Lambda freezes the function when the response ends.
             progress.is_client_slow = timeout(SLOW_CLIENT_TIMEOUT, sender.ready()).await.is_err();
         }
-        // No await from here on: a turn that is cut off must not log an event that it has not sent.
+        // No await from here on: a turn that ends early must not log an event that it has not sent.
         let now = self.app.clock.now();
         let is_same = |known: &ProgressPart| known.provider_part == provider_part && known.part.kind == kind;
         let known = progress.parts.iter().position(is_same);
@@ -234,13 +256,17 @@ impl TurnTask {
         }
         if let Some(sender) = progress.sender.as_ref().filter(|_| !progress.is_client_slow) {
             let event = TurnEvent::Increment::<()> { part: Part { id: &part.id, kind, text } };
-            sender.send_now(self.context().frame(progress.seq, now, &event)?);
+            let frame = self.context().frame(progress.seq, now, &event).map_err(|fault| {
+                tracing::error!(turn_id = %self.turn.id, %fault, "event not encoded");
+                Failure::from(TurnError::Internal)
+            })?;
+            sender.send_now(frame);
         }
         Ok(())
     }
 
     /// Reserves further slices when the output may exceed what is reserved.
-    async fn extend_reservation(&mut self, output_tokens: usize) -> Result<(), Cut> {
+    async fn extend_reservation(&mut self, output_tokens: usize) -> Result<(), EarlyEnd> {
         let Some(reservation) = &mut self.reservation else { return Ok(()) };
         let estimate = u64::try_from(output_tokens).unwrap_or(u64::MAX);
         while estimate > self.reserved_output && self.reserved_output < self.turn.max_tokens {
@@ -265,12 +291,13 @@ impl TurnTask {
 
     /// Stores the end of the turn, then sends the last event.
     async fn settle(self, progress: Progress, failure: Option<Failure>) -> Ended {
-        let Progress { outcome, is_billed, parts, output_bytes, seq, first_at, log, sender, is_client_slow, .. } =
-            progress;
+        let Progress {
+            outcome, may_be_billed, parts, output_bytes, seq, first_at, log, sender, is_client_slow, ..
+        } = progress;
         let now = self.app.clock.now();
         let hidden = estimate_hidden_tokens(&self.app, &self.turn, first_at.unwrap_or(now));
         let seen = SeenOutput { visible: estimate_tokens(output_bytes), hidden };
-        let (usage, estimated) = metered(&outcome, is_billed, &self.turn, seen);
+        let (usage, estimated) = metered(&outcome, may_be_billed, &self.turn, seen);
         let answer: Vec<_> = parts.into_iter().map(|part| part.part).collect();
         let stop_reason = stop_reason(&outcome);
         let mut events = log.finish().await.unwrap_or_else(|| {
@@ -312,11 +339,11 @@ impl TurnTask {
         }
     }
 
-    /// Repeats the settlement for [`TurnLimits::settle`](karta_shared::config::TurnLimits), and renews the
-    /// lease in between. `None` if it failed: the sweep settles the turn.
+    /// Retries the settlement until [`TurnLimits::settle`](karta_shared::config::TurnLimits) has passed,
+    /// and renews the lease in between. `None` if it failed: the sweep settles the turn.
     async fn store_end(&self, end: &TurnEnd) -> Option<Turn> {
         let until = Instant::now() + self.app.turn_limits.settle;
-        // The turn holds more than when the counters were read.
+        // Adds what this turn reserved after the counters were read.
         let mut known = self.known.clone().map(|known| match &self.reservation {
             Some(reservation) => known.with_holds(reservation),
             None => known,
@@ -332,8 +359,8 @@ impl TurnTask {
             let fault = match settle(&self.app, running, end, known.take(), self.retention).await {
                 Ok(turn) => return Some(turn),
                 Err(SettleError::AlreadySettled) => {
-                    // The sweep gives back what the turn held at that time. This process may have reserved
-                    // more since then.
+                    // The sweep releases what the turn had reserved at that time. This process may have
+                    // reserved more since then.
                     self.release_reservation().await;
                     match self.already_settled().await {
                         Ok(turn) => return turn,
@@ -347,7 +374,7 @@ impl TurnTask {
                 self.app.metrics.turn_settle_failed(self.app.clock.now());
                 return None;
             }
-            tracing::warn!(turn_id = %self.turn.id, %fault, "settlement repeated");
+            tracing::warn!(turn_id = %self.turn.id, %fault, "settlement failed, retrying");
             sleep(SETTLE_PAUSE).await;
             let until = leased_until(&self.app, self.app.clock.now());
             let renewal =
@@ -372,11 +399,10 @@ impl TurnTask {
     async fn abandon(self, progress: Progress) -> Ended {
         progress.log.abort();
         let answer = progress.parts.into_iter().map(|part| part.part).collect();
-        tracing::error!(turn_id = %self.turn.id, "lease lost");
         self.unsettled(answer, progress.seq, progress.sender).await
     }
 
-    /// Gives back what a turn holds that another process has settled.
+    /// Releases the reservation of a turn that another process settled.
     async fn release_reservation(&self) {
         if let Some(reservation) = &self.reservation
             && let Err(fault) = self.app.store.release_reservation(reservation).await
@@ -410,7 +436,7 @@ impl Progress {
         });
         Self {
             outcome: Outcome::default(),
-            is_billed: false,
+            may_be_billed: false,
             parts: Vec::new(),
             output_bytes: 0,
             half_tokens: 0,
@@ -425,27 +451,20 @@ impl Progress {
 }
 
 /// Why a turn stops before the provider's end.
-enum Cut {
+enum EarlyEnd {
     /// Another process has settled the turn.
     Settled,
     Failed(Failure),
 }
 
-impl From<Failure> for Cut {
+impl From<Failure> for EarlyEnd {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)
     }
 }
 
-impl From<serde_json::Error> for Cut {
-    fn from(fault: serde_json::Error) -> Self {
-        tracing::error!(%fault, "event not encoded");
-        Self::Failed(TurnError::Internal.into())
-    }
-}
-
-/// Renews the turn's lease, and returns when something cuts the turn off.
-async fn cut_off(app: &App, caller: TurnCaller, session: &SessionId, turn: &Turn) -> Cut {
+/// Renews the turn's lease, and returns when the turn must end early.
+async fn watch_for_end(app: &App, caller: TurnCaller, session: &SessionId, turn: &Turn) -> EarlyEnd {
     let mut access = AccessCheck::new(caller);
     let deadline = if turn.is_streamed { app.turn_limits.streamed } else { app.turn_limits.unary };
     // The limit counts from the request, not from the claim.
@@ -465,7 +484,7 @@ async fn cut_off(app: &App, caller: TurnCaller, session: &SessionId, turn: &Turn
         match lease {
             Ok(TurnLease::Held { cancel_requested: true }) => return Failure::from(TurnError::TurnCancelled).into(),
             Ok(TurnLease::Held { cancel_requested: false }) => leased_to = until,
-            Ok(TurnLease::Ended) => return Cut::Settled,
+            Ok(TurnLease::Ended) => return EarlyEnd::Settled,
             // The sweep may settle the turn from now on. This process knows its usage better, and tries.
             Err(fault) if leased_to <= now => {
                 tracing::error!(turn_id = %turn.id, %fault, "lease expired");
@@ -476,18 +495,6 @@ async fn cut_off(app: &App, caller: TurnCaller, session: &SessionId, turn: &Turn
         if let Some(error) = lost_access {
             return Failure::from(error).into();
         }
-    }
-}
-
-async fn next_chunk(app: &App, response: &mut Response) -> Result<Option<impl AsRef<[u8]> + use<>>, Failure> {
-    match timeout(app.turn_limits.silence, response.chunk()).await {
-        Err(_) => Err(TurnError::ProviderTimeout.into()),
-        // A broken connection ends the stream. The decoder knows whether the answer was complete.
-        Ok(Err(error)) => {
-            tracing::warn!(fault = %error.without_url(), "provider stream broken");
-            Ok(None)
-        }
-        Ok(Ok(chunk)) => Ok(chunk),
     }
 }
 
@@ -546,8 +553,8 @@ struct SeenOutput {
 /// Returns a turn's usage, and whether it is estimated. The provider's final report counts. Without
 /// one, the output is at least the estimate of what was seen. An input that the provider never
 /// reported is the estimate too. A count of zero for something that exists is no report.
-fn metered(outcome: &Outcome, is_billed: bool, turn: &Turn, seen: SeenOutput) -> (TurnUsage, bool) {
-    if !is_billed {
+fn metered(outcome: &Outcome, may_be_billed: bool, turn: &Turn, seen: SeenOutput) -> (TurnUsage, bool) {
+    if !may_be_billed {
         return (TurnUsage::default(), false);
     }
     let reported = outcome.usage.unwrap_or_default();
@@ -561,7 +568,7 @@ fn metered(outcome: &Outcome, is_billed: bool, turn: &Turn, seen: SeenOutput) ->
     let output_tokens = reported_output.unwrap_or(0).max(at_least);
     let cache_read_tokens = reported.cache_read_tokens.unwrap_or(0);
     let cache_write_tokens = reported.cache_write_tokens.unwrap_or(0);
-    // Implausible counts are cut, so that a faulty provider cannot distort the sums.
+    // Implausible counts are clamped, so that a faulty provider cannot distort the sums.
     let max_input = turn.input_estimate.saturating_mul(4).saturating_add(INPUT_MARGIN);
     let usage = TurnUsage {
         input_tokens: input_tokens.min(max_input),
@@ -569,9 +576,9 @@ fn metered(outcome: &Outcome, is_billed: bool, turn: &Turn, seen: SeenOutput) ->
         cache_read_tokens: cache_read_tokens.min(max_input),
         cache_write_tokens: cache_write_tokens.min(max_input),
     };
-    let is_cut = usage != TurnUsage { input_tokens, output_tokens, cache_read_tokens, cache_write_tokens };
-    if is_cut {
+    let is_clamped = usage != TurnUsage { input_tokens, output_tokens, cache_read_tokens, cache_write_tokens };
+    if is_clamped {
         tracing::warn!(turn_id = %turn.id, "provider reported impossible usage");
     }
-    (usage, !is_whole || is_cut)
+    (usage, !is_whole || is_clamped)
 }

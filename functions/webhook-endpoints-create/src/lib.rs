@@ -6,7 +6,7 @@ use karta_shared::{
     config::{Ring, Secret},
     domain::{EventTypes, Failing, Id, Name, WebhookEndpoint, WebhookSecret},
     http::{
-        Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Received, Revealed, Reveals, Route,
+        Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Revealed, Reveals, Route, UncheckedText,
         WebhookEndpointResource,
     },
     webhook_secrets::{WebhookSecretContext, WebhookSecrets},
@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 #[serde(deny_unknown_fields)]
 pub struct Input {
     #[schema(value_type = String, format = "uri", max_length = 2048)]
-    url: Received,
+    url: UncheckedText,
     event_types: EventTypes,
     description: Option<Name>,
 }

@@ -5,7 +5,8 @@ use karta_shared::{
     App,
     domain::{EventTypes, Failing, Id, Name, WebhookEndpointPatch},
     http::{
-        Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Received, Route, WebhookEndpointResource, present,
+        Action, Admin, Answer, Call, Error, NewAuditEvent, NoQuery, Route, UncheckedText, WebhookEndpointResource,
+        present,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -16,7 +17,7 @@ use utoipa::ToSchema;
 pub struct Input {
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = String, required = false, format = "uri", max_length = 2048)]
-    url: Option<Received>,
+    url: Option<UncheckedText>,
     #[serde(default, deserialize_with = "present")]
     #[schema(nullable = false)]
     event_types: Option<EventTypes>,

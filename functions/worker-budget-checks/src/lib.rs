@@ -9,7 +9,7 @@ use karta_shared::{
     App,
     domain::Timestamp,
     join_bounded::join_bounded,
-    store::{BudgetCheck, CommitError, DueItem, Queue},
+    store::{BudgetCheck, CommitError, OutboxKey, Queue},
     worker::{Fault, Wake, Worker, due, of_organization},
 };
 use tokio::time::timeout;
@@ -31,7 +31,7 @@ impl BudgetChecks {
         Self { app }
     }
 
-    async fn check_all(&self, due: Vec<DueItem>) -> Result<(), Fault> {
+    async fn check_all(&self, due: Vec<OutboxKey>) -> Result<(), Fault> {
         let checks = due.into_iter().map(|due| {
             let app = self.app.clone();
             async move { check(&app, &due).await.map_err(of_organization(due.organization_id)) }
@@ -41,7 +41,7 @@ impl BudgetChecks {
 }
 
 /// Runs a check. A failed check is postponed, so that it does not block others.
-async fn check(app: &App, due: &DueItem) -> Result<(), Fault> {
+async fn check(app: &App, due: &OutboxKey) -> Result<(), Fault> {
     let mut held = due.clone();
     let checked = timeout(CHECK_TIMEOUT, claim_and_check(app, &mut held)).await;
     let outcome = checked.unwrap_or_else(|elapsed| Err(elapsed.into()));
@@ -53,7 +53,7 @@ async fn check(app: &App, due: &DueItem) -> Result<(), Fault> {
 }
 
 /// Checks the budgets. `held` is the check's item, which a claim replaces.
-async fn claim_and_check(app: &App, held: &mut DueItem) -> Result<(), Fault> {
+async fn claim_and_check(app: &App, held: &mut OutboxKey) -> Result<(), Fault> {
     let organization = held.organization_id;
     let Some(check) = app.store.budget_check(organization, &held.sk).await? else {
         return Ok(());

@@ -1,7 +1,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use aws_sdk_apigateway::{Client, Config};
-use karta_shared::{App, config::GatewayStage, fault, store::FlushTurn, worker::Fault};
+use karta_shared::{App, config::GatewayStage, fault, store::FlushStart, worker::Fault};
 use tokio::time::sleep;
 
 /// The cached verdicts of the gateway.
@@ -14,9 +14,9 @@ pub enum AuthorizerCache {
 
 /// Minimum interval between flushes, across all workers of a stage.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(2);
-/// Interval at which a worker polls for its turn.
-const TURN_POLL_INTERVAL: Duration = Duration::from_millis(200);
-const MAX_TURN_POLLS: u32 = 16;
+/// Interval between attempts to start a flush, while another worker's flush is recent.
+const START_INTERVAL: Duration = Duration::from_millis(200);
+const MAX_START_ATTEMPTS: u32 = 16;
 
 impl AuthorizerCache {
     pub fn gateway(config: impl Into<Config>, stage: GatewayStage) -> Self {
@@ -38,21 +38,21 @@ impl AuthorizerCache {
         }
     }
 
-    /// Flushes when it is this worker's turn, or waits for a flush that another worker starts
-    /// later. A flush that has already started does not count: the changes of this worker may be
-    /// newer.
-    pub(crate) async fn flush_in_turn(&self, app: &App) -> Result<(), Fault> {
+    /// Flushes as soon as no other flush is recent, or waits for a flush that another worker starts
+    /// after this call. A flush that has already started does not count: the changes of this worker may
+    /// be newer.
+    pub(crate) async fn flush_or_wait(&self, app: &App) -> Result<(), Fault> {
         let mut begun_before = None;
-        for _ in 0..MAX_TURN_POLLS {
+        for _ in 0..MAX_START_ATTEMPTS {
             match app.store.begin_flush(self.stage(), app.clock.now(), FLUSH_INTERVAL).await? {
-                FlushTurn::Ours(number) => {
+                FlushStart::Started(number) => {
                     self.flush().await?;
                     return Ok(app.store.end_flush(self.stage(), number).await?);
                 }
-                FlushTurn::Theirs(flushes) if flushes.done > *begun_before.get_or_insert(flushes.begun) => {
+                FlushStart::AlreadyStarted(flushes) if flushes.done > *begun_before.get_or_insert(flushes.begun) => {
                     return Ok(());
                 }
-                FlushTurn::Theirs(_) => sleep(TURN_POLL_INTERVAL).await,
+                FlushStart::AlreadyStarted(_) => sleep(START_INTERVAL).await,
             }
         }
         Err("timed out waiting for the flush of another worker".into())

@@ -1,4 +1,4 @@
-//! Invalidates cached verdicts about keys: at data planes, and at the gateway if access was cut.
+//! Invalidates cached verdicts about keys: at data planes, and at the gateway if access was reduced.
 //!
 //! Invalidation is best effort, because every cached verdict expires within seconds. A worker
 //! leases the due invalidations, calls each data plane once per organization, and deletes an
@@ -17,7 +17,7 @@ use karta_shared::{
     App,
     config::{self, GatewayStage, Secret},
     domain::{Id, Invalidation},
-    store::PendingInvalidation,
+    store::ScheduledInvalidation,
     worker::{Fault, Wake, Worker},
 };
 use tokio::task::JoinSet;
@@ -44,16 +44,16 @@ impl CachePush {
         Self { app, cache, client: Arc::default() }
     }
 
-    async fn flush(&self, taken: &[PendingInvalidation]) -> Result<(), Fault> {
+    async fn flush(&self, taken: &[ScheduledInvalidation]) -> Result<(), Fault> {
         if taken.iter().any(|taken| awaits_flush(&taken.invalidation)) {
-            self.cache.flush_in_turn(&self.app).await
+            self.cache.flush_or_wait(&self.app).await
         } else {
             Ok(())
         }
     }
 
     /// Calls all data planes concurrently, for the organizations that they have not confirmed.
-    async fn push(&self, taken: &[PendingInvalidation]) -> Result<Confirmed, Fault> {
+    async fn push(&self, taken: &[ScheduledInvalidation]) -> Result<Confirmed, Fault> {
         let secrets = &self.app.secrets;
         let (planes, tokens) = (secrets.data_planes().await?, secrets.service_tokens().await?);
         let mut calls = JoinSet::new();
@@ -83,7 +83,7 @@ impl CachePush {
 }
 
 fn awaits_flush(invalidation: &Invalidation) -> bool {
-    invalidation.access_cut && !invalidation.notified.contains(GATEWAY)
+    invalidation.access_reduced && !invalidation.notified.contains(GATEWAY)
 }
 
 impl Worker for CachePush {

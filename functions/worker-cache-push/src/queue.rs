@@ -4,7 +4,7 @@ use karta_shared::{
     App,
     domain::{Id, Invalidation, Timestamp},
     join_bounded::join_bounded,
-    store::{PendingInvalidation, Queue, StoreError},
+    store::{Queue, ScheduledInvalidation, StoreError},
     worker::{Fault, Wake, Worker, due, of_organization},
 };
 
@@ -17,7 +17,7 @@ const LEASE: Duration = Duration::from_secs(30);
 const UNREADABLE_DELAY: Duration = Duration::from_mins(1);
 
 /// Leases the due invalidations. Returns them with the first fault, if any.
-pub(crate) async fn take(app: &App, wake: &Wake) -> Result<(Vec<PendingInvalidation>, Option<Fault>), StoreError> {
+pub(crate) async fn take(app: &App, wake: &Wake) -> Result<(Vec<ScheduledInvalidation>, Option<Fault>), StoreError> {
     let now = app.clock.now();
     let organizations: BTreeSet<Id> = match wake {
         Wake::Written(written) => written.iter().map(|due| due.organization_id).collect(),
@@ -53,7 +53,7 @@ pub(crate) async fn take(app: &App, wake: &Wake) -> Result<(Vec<PendingInvalidat
 /// tried for ten minutes.
 pub(crate) async fn finish(
     app: &App,
-    taken: Vec<PendingInvalidation>,
+    taken: Vec<ScheduledInvalidation>,
     is_done: impl Fn(&Invalidation) -> bool,
 ) -> Option<Fault> {
     let now = app.clock.now();

@@ -7,7 +7,7 @@ use karta_shared::{
     App,
     domain::{Event, EventType, Id, KeyStatus, Timestamp},
     http::ApiKeyResource,
-    store::{CommitError, DueItem, Queue},
+    store::{CommitError, OutboxKey, Queue},
     worker::{Fault, Wake, Worker, due, of_organization},
 };
 use serde_json::json;
@@ -29,7 +29,7 @@ impl ExpiryNotices {
     }
 
     /// Processes a notice. A failed one is postponed, so that it does not block others.
-    async fn process_or_postpone(&self, due: DueItem) -> Result<(), Fault> {
+    async fn process_or_postpone(&self, due: OutboxKey) -> Result<(), Fault> {
         let (organization, now) = (due.organization_id, self.app.clock.now());
         let Err(fault) = self.process(&due, now).await else { return Ok(()) };
         let postponed = self.app.store.postpone(Queue::ExpiryNotices, &[due], now.plus(RETRY_DELAY)).await;
@@ -38,7 +38,7 @@ impl ExpiryNotices {
 
     /// Deletes a notice, and publishes its event if the key still expires at the time of the
     /// notice.
-    async fn process(&self, due: &DueItem, now: Timestamp) -> Result<(), Fault> {
+    async fn process(&self, due: &OutboxKey, now: Timestamp) -> Result<(), Fault> {
         let store = &self.app.store;
         let organization = due.organization_id;
         let Some(notice) = store.expiry_notice(organization, &due.sk).await? else {

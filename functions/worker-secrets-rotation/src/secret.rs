@@ -3,7 +3,7 @@ use aws_sdk_secretsmanager::{
     primitives::DateTime,
 };
 use karta_shared::{
-    config::{read_ring, write_ring},
+    config::{parse_ring, serialize_ring},
     domain::{Keyring, RingUse, RotationError, Timestamp},
     fault,
     worker::Fault,
@@ -72,7 +72,7 @@ impl SecretVersions<'_> {
 
     pub(crate) async fn put(&self, version: &str, ring: &Keyring) -> Result<(), Fault> {
         let put = self.client.put_secret_value().secret_id(self.secret_id).client_request_token(version);
-        let put = put.secret_string(write_ring(ring)).version_stages(PENDING).send().await;
+        let put = put.secret_string(serialize_ring(ring)).version_stages(PENDING).send().await;
         put.map(drop).map_err(|error| fault::describe(&error).into())
     }
 
@@ -94,7 +94,8 @@ impl SecretVersions<'_> {
         let Some(text) = read.secret_string else {
             return Err(format!("version {id} of the secret is binary: store it as text").into());
         };
-        let ring = read_ring(&text).map_err(|problem| format!("version {id} of the secret is malformed: {problem}"))?;
+        let ring =
+            parse_ring(&text).map_err(|problem| format!("version {id} of the secret is malformed: {problem}"))?;
         Ok(Some(SecretVersion { id, ring, created_at }))
     }
 }

@@ -11,9 +11,9 @@ use karta_shared::{
     worker::Fault,
 };
 
-/// Settles a turn whose lease has ended. Its input is the estimate, its output what the log has. A
-/// turn under a cap that had reserved nothing has not called its provider, and counts nothing.
-/// Returns false if there was nothing to do.
+/// Settles a turn whose lease has ended. Counts the estimated input, and as output the logged events
+/// plus the estimated hidden output. A turn under a cap that had reserved nothing has not called its
+/// provider, and counts nothing. Returns false if there was nothing to do.
 pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault> {
     let DueTurn { organization_id: organization, session_id: session, turn_id } = due;
     let Some(stored) = app.store.turn(*organization, session, turn_id).await? else { return Ok(false) };
@@ -31,8 +31,8 @@ pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault>
     let visible_at = first_at.or(renewed_at).unwrap_or(turn.started_at);
     let reservation: Option<Reservation> = stored.reservation()?;
     let known = app.store.known_counters(*organization, turn.lineage_id, turn.started_at.month()).await?;
-    let is_billed = last_seq > 0 || reservation.as_ref().is_none_or(|reservation| known.has_holds(reservation));
-    let usage = if is_billed {
+    let may_be_billed = last_seq > 0 || reservation.as_ref().is_none_or(|reservation| known.has_holds(reservation));
+    let usage = if may_be_billed {
         TurnUsage {
             input_tokens: turn.input_estimate,
             output_tokens: estimate_tokens(output_bytes).saturating_add(estimate_hidden_tokens(app, turn, visible_at)),
@@ -44,7 +44,7 @@ pub(crate) async fn settle_turn(app: &App, due: &DueTurn) -> Result<bool, Fault>
     let error = TurnError::Interrupted;
     let mut events = EventBatch::new(last_seq + 1);
     events.end(app.clock.now(), &TurnEvent::Error::<()> { code: error.as_str(), message: error.message() })?;
-    let end = TurnEnd { error: Some(error), stop_reason: None, usage, estimated: is_billed, answer, events };
+    let end = TurnEnd { error: Some(error), stop_reason: None, usage, estimated: may_be_billed, answer, events };
     let running = RunningTurn {
         organization: *organization,
         session,

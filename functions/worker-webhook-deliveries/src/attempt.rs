@@ -26,8 +26,8 @@ const MAX_BODY_BYTES: usize = 1024;
 const MAX_RECORD_ATTEMPTS: usize = 5;
 const GONE: u16 = 410;
 
-/// An endpoint as it was read, with the parts needed to send to it.
-pub(crate) struct Receiver {
+/// Sends to an endpoint as it was read.
+pub(crate) struct EndpointSender {
     pub(crate) app: App,
     pub(crate) wire: Arc<Wire>,
     pub(crate) endpoint: WebhookEndpoint,
@@ -43,7 +43,7 @@ pub(crate) enum AttemptEnd {
     Stop,
 }
 
-impl Receiver {
+impl EndpointSender {
     /// Returns whether the endpoint and its secrets are unchanged since they were read.
     pub(crate) async fn is_unchanged(&self) -> Result<bool, StoreError> {
         let organization = self.lease.lock().await.organization_id;

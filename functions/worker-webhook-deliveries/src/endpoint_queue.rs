@@ -12,7 +12,7 @@ use tokio::{sync::Mutex, task::JoinSet, time::Instant};
 
 use crate::{
     WebhookDeliveries,
-    attempt::{AttemptEnd, Receiver},
+    attempt::{AttemptEnd, EndpointSender},
     wire::Wire,
 };
 
@@ -119,7 +119,7 @@ impl EndpointQueue {
         deadline: Instant,
     ) -> Result<(), Fault> {
         let mut events = self.app.store.events(self.organization, &due).await?;
-        let receiver = Arc::new(Receiver {
+        let sender = Arc::new(EndpointSender {
             app: self.app.clone(),
             wire: Arc::clone(&self.wire),
             secrets: self.secrets().await?,
@@ -139,11 +139,11 @@ impl EndpointQueue {
             let is_current = self.app.clock.now().since(pending.id.drawn_at()) < DELIVERY_RETENTION;
             let started = match events.remove(&pending.id).filter(|_| is_current) {
                 // Changes of the endpoint or its secrets apply to every later attempt.
-                Some(event) => receiver.is_unchanged().await.map(|is_unchanged| {
+                Some(event) => sender.is_unchanged().await.map(|is_unchanged| {
                     must_reload |= !is_unchanged;
                     if is_unchanged {
-                        let receiver = Arc::clone(&receiver);
-                        running.spawn(async move { receiver.attempt(pending, &event).await });
+                        let sender = Arc::clone(&sender);
+                        running.spawn(async move { sender.attempt(pending, &event).await });
                     }
                 }),
                 None => self.app.store.delete_pending_delivery(self.organization, self.endpoint, pending).await,

@@ -3,7 +3,7 @@ use std::{collections::BTreeSet, time::Duration};
 use karta_shared::{
     App,
     domain::Id,
-    store::{DueItem, Queue, StoreError},
+    store::{OutboxKey, Queue, StoreError},
     worker::Fault,
 };
 
@@ -12,7 +12,7 @@ const RETRY_DELAY: Duration = Duration::from_mins(1);
 
 /// Fans out events of an organization. Returns the endpoints with new deliveries, even after a
 /// fault.
-pub(crate) async fn fan_out(app: &App, organization: Id, due: &[DueItem]) -> (BTreeSet<Id>, Result<(), Fault>) {
+pub(crate) async fn fan_out(app: &App, organization: Id, due: &[OutboxKey]) -> (BTreeSet<Id>, Result<(), Fault>) {
     let mut touched = BTreeSet::new();
     let work = async {
         // Events are read first, so that the list contains every endpoint that existed when an

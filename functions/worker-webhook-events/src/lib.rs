@@ -14,7 +14,7 @@ use karta_shared::{
     App, config,
     domain::Id,
     join_bounded::join_bounded,
-    store::{DueItem, Queue},
+    store::{OutboxKey, Queue},
     worker::{Fault, Wake, Worker, due, of_organization},
 };
 use tokio::time::Instant;
@@ -41,8 +41,8 @@ impl WebhookEvents {
     }
 
     /// Fans out the due events of each organization. The fault of one does not affect the others.
-    async fn fan_out_due(&self, due: impl IntoIterator<Item = DueItem>) -> Result<(), Fault> {
-        let mut by_organization: BTreeMap<Id, Vec<DueItem>> = BTreeMap::new();
+    async fn fan_out_due(&self, due: impl IntoIterator<Item = OutboxKey>) -> Result<(), Fault> {
+        let mut by_organization: BTreeMap<Id, Vec<OutboxKey>> = BTreeMap::new();
         for due in due {
             by_organization.entry(due.organization_id).or_default().push(due);
         }

@@ -3,7 +3,7 @@ use std::time::Duration;
 use karta_shared::{
     App,
     domain::{Id, WebhookEndpoint},
-    store::{CommitError, DueItem, Queue, Recovered},
+    store::{CommitError, OutboxKey, Queue, Recovered},
     worker::Fault,
 };
 use tokio::time::Instant;
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 const RETRY_DELAY: Duration = Duration::from_mins(1);
 
 /// Runs a recovery. A failed one is postponed, so that it does not block others.
-pub(crate) async fn run_or_postpone(app: &App, due: &DueItem, deadline: Instant) -> Result<Option<Id>, Fault> {
+pub(crate) async fn run_or_postpone(app: &App, due: &OutboxKey, deadline: Instant) -> Result<Option<Id>, Fault> {
     let outcome = run(app, due, deadline).await;
     if outcome.is_err() {
         let until = app.clock.now().plus(RETRY_DELAY);
@@ -23,7 +23,7 @@ pub(crate) async fn run_or_postpone(app: &App, due: &DueItem, deadline: Instant)
 
 /// Recovers an endpoint's missed events until the deadline; the next run continues. Returns the
 /// endpoint if new deliveries are possible.
-async fn run(app: &App, due: &DueItem, deadline: Instant) -> Result<Option<Id>, Fault> {
+async fn run(app: &App, due: &OutboxKey, deadline: Instant) -> Result<Option<Id>, Fault> {
     let Some(mut recovery) = app.store.recovery(due.organization_id, &due.sk).await? else {
         return Ok(None);
     };

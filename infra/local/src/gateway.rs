@@ -43,7 +43,7 @@ const STAGE: &str = "local";
 /// The header in which API Gateway returns a function's `WWW-Authenticate`.
 const REMAPPED_CHALLENGE: &str = "x-amzn-remapped-www-authenticate";
 
-type Routes = matchit::Router<Vec<Target>>;
+type Routes = matchit::Router<Vec<GatewayRoute>>;
 
 pub struct Gateway {
     routes: Routes,
@@ -56,7 +56,7 @@ pub struct Gateway {
     entropy: Arc<dyn Entropy>,
 }
 
-struct Target {
+struct GatewayRoute {
     method: Method,
     handler: Handler,
     authorizer: Option<RouteAuthorizer>,
@@ -116,7 +116,7 @@ impl Gateway {
         mut handlers: BTreeMap<&'static str, Vec<Mounted>>,
     ) -> Result<Self> {
         let settings = &template.authorizer;
-        let mut targets: HashMap<String, Vec<Target>> = HashMap::new();
+        let mut routes_by_path: HashMap<String, Vec<GatewayRoute>> = HashMap::new();
         for function in &template.functions {
             if function.binary == settings.binary {
                 ensure!(
@@ -135,13 +135,13 @@ impl Gateway {
             })?;
             for route in &function.routes {
                 let (method, handler) = (route.method.clone(), handler(&mounted, route)?);
-                let target = Target { method, handler, authorizer: route.authorizer };
-                targets.entry(route.path.clone()).or_default().push(target);
+                let gateway_route = GatewayRoute { method, handler, authorizer: route.authorizer };
+                routes_by_path.entry(route.path.clone()).or_default().push(gateway_route);
             }
             let is_routed = |(method, path): &(Method, &str)| {
                 function.routes.iter().any(|route| route.method == *method && route.path == *path)
             };
-            if let Some(extra) = mounted.iter().find(|mounted| !mounted.target.as_ref().is_none_or(is_routed)) {
+            if let Some(extra) = mounted.iter().find(|mounted| !mounted.route.as_ref().is_none_or(is_routed)) {
                 return Err(anyhow!("the route {} of {} is not in template.yaml", extra.name, function.binary));
             }
         }
@@ -149,8 +149,8 @@ impl Gateway {
             return Err(anyhow!("the handler {name} is not in template.yaml"));
         }
         let mut routes = Routes::new();
-        for (path, targets) in targets {
-            routes.insert(&path, targets).with_context(|| format!("the path {path}"))?;
+        for (path, of_path) in routes_by_path {
+            routes.insert(&path, of_path).with_context(|| format!("the path {path}"))?;
         }
         let responses: HashMap<_, _> = template.gateway_responses.clone().into_iter().collect();
         for error in GatewayError::ALL {
@@ -200,9 +200,9 @@ impl Gateway {
         let body = read_body(body).await?;
         let path = decode_unreserved(parts.uri.path());
         let matched = self.routes.at(&path).map_err(|_| GatewayError::MissingAuthenticationToken)?;
-        let target = matched.value.iter().find(|target| target.method == parts.method);
-        let target = target.ok_or(GatewayError::MissingAuthenticationToken)?;
-        let context = match target.authorizer {
+        let route = matched.value.iter().find(|route| route.method == parts.method);
+        let route = route.ok_or(GatewayError::MissingAuthenticationToken)?;
+        let context = match route.authorizer {
             Some(RouteAuthorizer::Cached) => Some(self.authorize(&parts.headers, &parts.method, &parts.uri).await?),
             Some(RouteAuthorizer::Uncached) => {
                 let headers = parts.headers.iter().map(|(name, value)| {
@@ -235,8 +235,8 @@ impl Gateway {
             .with_query_string_parameters(query(&parts.uri))
             .with_path_parameters(variables)
             .with_request_context(RequestContext::ApiGatewayV1(gateway));
-        // In a task of its own: a function runs on after its client has left.
-        let response = tokio::spawn((target.handler)(event)).await;
+        // Spawned, because a Lambda function continues after its client disconnects.
+        let response = tokio::spawn((route.handler)(event)).await;
         let (mut parts, body) = response.unwrap_or_else(|fault| resume_unwind(fault.into_panic())).into_parts();
         if let Some(challenge) = parts.headers.remove(header::WWW_AUTHENTICATE) {
             parts.headers.insert(REMAPPED_CHALLENGE, challenge);
@@ -273,7 +273,7 @@ impl Gateway {
     async fn call_authorizer(&self, event: &Event) -> Result<CachedAuthorization, GatewayError> {
         // Boxed, as a handler's future is: the compiler limits how deep the types of futures nest.
         let answer = Box::pin(self.authorizer.authorize(event)).await.map_err(|fault| {
-            tracing::error!(route = authorizer::NAME, %fault, "authorization undecided");
+            tracing::error!(route = authorizer::NAME, %fault, "authorization failed");
             GatewayError::AuthorizerFailure
         })?;
         let allowed =
@@ -286,12 +286,13 @@ impl Gateway {
     }
 
     fn error_response(&self, error: GatewayError, request_id: &str) -> axum::response::Response {
-        let (template, gateway_response) = (&self.responses[error.name()], error.name());
-        tracing::info!(request_id, route = "gateway", status = template.status, gateway_response, "request");
-        let body = template.body.replace("$context.requestId", request_id);
+        let (gateway_response, name) = (&self.responses[error.name()], error.name());
+        let status = gateway_response.status;
+        tracing::info!(request_id, route = "gateway", status, gateway_response = name, "request");
+        let body = gateway_response.body.replace("$context.requestId", request_id);
         let mut response = axum::response::Response::new(axum::body::Body::from(body));
-        *response.status_mut() = StatusCode::from_u16(template.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        for (name, value) in &template.headers {
+        *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        for (name, value) in &gateway_response.headers {
             let value = if value == "context.requestId" { request_id } else { value.trim_matches('\'') };
             if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_str(value)) {
                 response.headers_mut().insert(name, value);
@@ -314,7 +315,7 @@ fn method_arn(method: &Method, uri: &Uri) -> String {
 /// Returns the handler of a route of the template.
 fn handler(mounted: &[Mounted], route: &TemplateRoute) -> Result<Handler> {
     let serves = |(method, path): &(Method, &str)| route.method == *method && route.path == *path;
-    let found = mounted.iter().find(|mounted| mounted.target.as_ref().is_none_or(serves));
+    let found = mounted.iter().find(|mounted| mounted.route.as_ref().is_none_or(serves));
     let found = found.with_context(|| {
         format!("template.yaml lists {} {}, which its function does not serve", route.method, route.path)
     })?;
@@ -330,7 +331,7 @@ fn handler(mounted: &[Mounted], route: &TemplateRoute) -> Result<Handler> {
     Ok(Arc::clone(&found.handler))
 }
 
-/// Returns the host that the client requested: that of an absolute target, or else of the `Host`
+/// Returns the host that the client requested: the authority of an absolute URI, or else of the `Host`
 /// header (RFC 9112 §3.2). `None` if an HTTP/1.0 request names none. Fails with the message for the
 /// client.
 fn requested_host(request: &axum::extract::Request) -> Result<Option<String>, &'static str> {
@@ -341,17 +342,17 @@ fn requested_host(request: &axum::extract::Request) -> Result<Option<String>, &'
         (None, _) if request.version() != Version::HTTP_11 => None,
         _ => return Err("Send exactly one Host header"),
     };
-    let target = request.uri().authority().map(Authority::as_str);
-    if header.into_iter().chain(target).all(is_host) {
-        Ok(target.or(header).map(ToOwned::to_owned))
+    let authority = request.uri().authority().map(Authority::as_str);
+    if header.into_iter().chain(authority).all(is_host_or_empty) {
+        Ok(authority.or(header).map(ToOwned::to_owned))
     } else {
         Err(INVALID)
     }
 }
 
-/// Accepts what the header may hold: nothing, or a host whose port may be empty (RFC 9110 §7.2). A
-/// host has the notation of the internal routes' allowlist.
-fn is_host(text: &str) -> bool {
+/// Returns whether the text is empty or a host, with an optional port (RFC 9110 §7.2). A host has the
+/// notation of the internal routes' allowlist.
+fn is_host_or_empty(text: &str) -> bool {
     text.is_empty() || canonical_host(text.strip_suffix(':').unwrap_or(text)).is_some()
 }
 

@@ -247,7 +247,7 @@ async fn answer(State(state): State<Arc<Mutex<ProviderState>>>, request: Request
             let words = if script.echoes { echo(&request) } else { words(script.tokens) };
             tokio::spawn(async move {
                 let mut stream = Stream { wire, script, words, sender, sent: 0, frames: 0, input_tokens };
-                // The caller disconnected.
+                // The ledger also counts the tokens of a stream that ended early.
                 stream.run().await.ok();
                 let mut provider = state.lock().unwrap_or_else(PoisonError::into_inner);
                 provider.ledger[at].output_tokens = stream.sent;

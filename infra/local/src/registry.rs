@@ -35,7 +35,7 @@ pub struct Mounted {
     /// The name of the route.
     pub name: &'static str,
     /// Method and path. `None` serves every route of the function.
-    pub target: Option<(Method, &'static str)>,
+    pub route: Option<(Method, &'static str)>,
     pub handler: Handler,
 }
 
@@ -157,7 +157,7 @@ fn mount<R: Route>(app: &App) -> (&'static str, Vec<Mounted>) {
         let app = App::clone(&app);
         Box::pin(async move { serve::<R>(&app, request).await })
     };
-    (R::NAME, vec![Mounted { name: R::NAME, target: None, handler: Arc::new(handler) }])
+    (R::NAME, vec![Mounted { name: R::NAME, route: None, handler: Arc::new(handler) }])
 }
 
 /// Mounts a function with several routes. They share an app, which the first request creates.
@@ -166,13 +166,13 @@ pub fn mount_table(app: &App, table: RouteTable) -> (&'static str, Vec<Mounted>)
     let (app, function) = (app.clone(), table.function());
     let app = Arc::new(LazyLock::new(move || app.for_function(function)));
     let mount = |route: TableRoute| {
-        let (name, target) = (route.name, Some((route.method.clone(), route.path)));
+        let (name, method, path) = (route.name, route.method.clone(), route.path);
         let (app, route) = (Arc::clone(&app), Arc::new(route));
         let handler = move |request| -> HandlerFuture {
             let (app, route) = (App::clone(&app), Arc::clone(&route));
             Box::pin(async move { route.serve(&app, request).await })
         };
-        Mounted { name, target, handler: Arc::new(handler) }
+        Mounted { name, route: Some((method, path)), handler: Arc::new(handler) }
     };
     (function, table.into_routes().into_iter().map(mount).collect())
 }

@@ -9,7 +9,7 @@ import type { TurnEvent, TurnEventData } from "./types.js";
 
 /** The requests of one stream. */
 export interface TurnRequests {
-  /** Starts the turn, or attaches to it if it was started before. Absent if only followed. */
+  /** Starts the turn, or attaches to it if it was started before. Absent for a stream that only follows. */
   start?: ((onSend: () => void) => Promise<Feed>) | undefined;
   /** Replays the events after `after` and follows the turn. */
   follow: (after: string | undefined) => Promise<Feed>;
@@ -50,7 +50,7 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
   #end: Extract<TurnEvent, { type: "done" | "error" }> | undefined;
   #isReading = false;
   /** Whether a response has started. */
-  #isOpen = false;
+  #hasOpened = false;
   /** Whether the turn may have started. */
   #mayRun: boolean;
   #isCancelled = false;
@@ -97,7 +97,7 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
             yield event;
           }
         } catch (error) {
-          const limit = this.#isOpen ? this.#http.maxReconnects : this.#http.maxRetries(this.#options);
+          const limit = this.#hasOpened ? this.#http.maxReconnects : this.#http.maxRetries(this.#options);
           if (failures >= limit || !this.#isRepeatable(error)) throw error;
           await this.#http.backOff(failures, error, this.#options.signal);
           failures += 1;
@@ -123,8 +123,9 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
 
   /**
    * Ends this turn, also after reading was aborted. Before its first event, whose id names the turn,
-   * ends the session's running turn. The stream then ends with the error `turn_cancelled`. While the turn is starting, waits until it has started. Sends nothing if the
-   * turn has ended, or was not started: it will not start then.
+   * ends the session's running turn. The stream then ends with the error `turn_cancelled`. While the
+   * turn is starting, waits until it has started. Does nothing if the turn has ended. If it was not
+   * started, it never starts.
    *
    * @throws the errors of `KartaSessions.cancel`, except `no_turn_in_progress`.
    */
@@ -157,7 +158,7 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
     let isSent = false;
     try {
       const feed = await open(() => (isSent = true));
-      this.#isOpen = true;
+      this.#hasOpened = true;
       this.#mayRun = true;
       this.#requestId = feed.requestId;
       return feed;
@@ -218,7 +219,7 @@ export class TurnStream implements AsyncIterable<TurnEvent> {
   /** Returns whether the stream may continue after `error`. */
   #isRepeatable(error: unknown): boolean {
     // A follower changes nothing, so every server error is worth another attempt.
-    return isTransient(error) || (this.#isOpen && this.#cursor !== undefined && error instanceof KartaServerError);
+    return isTransient(error) || (this.#hasOpened && this.#cursor !== undefined && error instanceof KartaServerError);
   }
 }
 

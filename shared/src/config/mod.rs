@@ -19,7 +19,7 @@ use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 
-pub use self::secrets::{Ring, Secret, SecretError, SecretSource, Secrets, read_ring, write_ring};
+pub use self::secrets::{Ring, Secret, SecretError, SecretSource, Secrets, parse_ring, serialize_ring};
 use crate::{
     clock::SystemClock,
     domain::{InternalGuard, LocalProviderBaseUrls, PriceTable, ProviderBaseUrls, Reach, Retention},
@@ -91,11 +91,11 @@ pub struct TurnLimits {
     pub lease: Duration,
     /// Interval of the lease's renewals, which also read whether the turn must end.
     pub renewal: Duration,
-    /// How long a streamed turn waits for the provider before it answers 200. A failure within this
-    /// time is a status, a later one an event.
-    pub head_wait: Duration,
+    /// How long a streamed turn waits for the provider before it responds with 200. A failure within
+    /// this time is a status, a later one an event.
+    pub status_delay: Duration,
     /// Maximum wait for the head of the provider's response.
-    pub head: Duration,
+    pub response_head: Duration,
     /// How long a provider may take until it generates output. Later it may generate output that it
     /// does not show.
     pub latency: Duration,
@@ -105,9 +105,9 @@ pub struct TurnLimits {
     pub streamed: Duration,
     /// Deadline of a turn whose answer is not streamed.
     pub unary: Duration,
-    /// How long a process repeats a failed settlement.
+    /// How long a process retries a failed settlement.
     pub settle: Duration,
-    /// Pause between two looks at the log of a turn that is followed.
+    /// Pause between two reads of the log of a followed turn.
     pub poll: Duration,
 }
 
@@ -115,8 +115,8 @@ impl TurnLimits {
     pub const DEFAULT: Self = Self {
         lease: Duration::from_secs(30),
         renewal: Duration::from_secs(10),
-        head_wait: Duration::from_secs(15),
-        head: Duration::from_mins(5),
+        status_delay: Duration::from_secs(15),
+        response_head: Duration::from_mins(5),
         latency: Duration::from_secs(2),
         silence: Duration::from_mins(5),
         streamed: Duration::from_mins(14),

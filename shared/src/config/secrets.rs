@@ -221,7 +221,7 @@ impl SecretSource {
 }
 
 /// Parses the text of a ring's secret. The error describes the fault without including the text.
-pub fn read_ring(text: &str) -> Result<Keyring, String> {
+pub fn parse_ring(text: &str) -> Result<Keyring, String> {
     // The message of `serde_json` would include the unexpected value.
     let members: ObjectMembers<SecretText> =
         serde_json::from_str(text).map_err(|_| "it must be a JSON object of strings".to_owned())?;
@@ -229,7 +229,7 @@ pub fn read_ring(text: &str) -> Result<Keyring, String> {
 }
 
 /// Serializes a ring as the text of its secret.
-pub fn write_ring(ring: &Keyring) -> String {
+pub fn serialize_ring(ring: &Keyring) -> String {
     serde_json::to_string(&ring.expose_members().collect::<BTreeMap<_, _>>()).expect("texts encode")
 }
 
@@ -336,7 +336,7 @@ impl Secrets {
                 ring,
                 CachedSecret {
                     secret: ring.into(),
-                    parse: read_ring,
+                    parse: parse_ring,
                     on_malformed: OnMalformed::KeepServing,
                     last: Mutex::default(),
                 },
@@ -399,9 +399,8 @@ impl Secrets {
         self.cached(&self.rings[&ring]).await
     }
 
-    /// Returns the ring for a key that the cached ring lacks, refetched at most once in 30 s. Fails
-    /// while the refetch fails: the cached ring may be out of date, so a missing key proves
-    /// nothing.
+    /// Refetches the ring at most once in 30 s, because the cached ring lacks a key. Fails while the
+    /// refetch fails: the cached ring may be out of date, so a missing key proves nothing.
     pub async fn ring_refetched(&self, ring: Ring) -> Result<Arc<Keyring>, SecretError> {
         self.refetched(&self.rings[&ring]).await
     }
@@ -417,7 +416,7 @@ impl Secrets {
         self.cached(&self.service_tokens).await
     }
 
-    /// Returns the tokens for one that the cached tokens lack; see
+    /// Refetches the tokens, because the presented token is not cached; see
     /// [`ring_refetched`](Self::ring_refetched).
     pub async fn service_tokens_refetched(&self) -> Result<Arc<ServiceTokens>, SecretError> {
         self.refetched(&self.service_tokens).await
@@ -431,7 +430,7 @@ impl Secrets {
         self.cached(&self.stripe).await
     }
 
-    /// Returns the signing secrets for a signature that the cached ones do not verify; see
+    /// Refetches the signing secrets, because the cached ones do not verify the signature; see
     /// [`ring_refetched`](Self::ring_refetched).
     pub async fn stripe_refetched(&self) -> Result<Arc<StripeSecrets>, SecretError> {
         self.refetched(&self.stripe).await
@@ -475,7 +474,7 @@ impl Secrets {
             match timeout(REFETCH_TIMEOUT, self.fetch(cached)).await.unwrap_or_else(|_| Err(timed_out())) {
                 Ok(value) => *fetched = Fetched::new(value, now),
                 Err(error) => {
-                    tracing::error!(fault = %error, "secret refetch failed");
+                    tracing::error!(secret = secret.name(), fault = %error, "secret refetch failed");
                     fetched.record_failure(error);
                 }
             }
@@ -584,7 +583,7 @@ mod tests {
 
     /// Returns the problem of a configuration text.
     type Reader = fn(&str) -> Option<String>;
-    const RING: Reader = |text| read_ring(text).err();
+    const RING: Reader = |text| parse_ring(text).err();
     const TOKENS: Reader = |text| parse_service_tokens(text).err();
     const PLANES: Reader = |text| parse_data_planes(text).err();
     const LOCAL_PLANES: Reader = |text| parse_local_data_planes(text).err();

@@ -51,7 +51,7 @@ pub struct HostList(Vec<String>);
 const MAX_SHOWN: usize = 31;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("entry {position}{}, {problem}", shown.as_ref().map(|entry| format!(", {entry:?}")).unwrap_or_default())]
+#[error("entry {position}{} {problem}", shown.as_ref().map(|entry| format!(" ({entry:?})")).unwrap_or_default())]
 pub struct EntryError {
     position: usize,
     /// The entry, unless it may be a token.
@@ -182,7 +182,7 @@ mod tests {
             assert_eq!((error.position, error.shown.as_deref()), (2, Some(entry)));
         }
         let error = "a.example,*.b".parse::<HostList>().unwrap_err().to_string();
-        assert!(error.starts_with(r#"entry 2, "*.b", must be a host name"#), "{error}");
+        assert!(error.starts_with(r#"entry 2 ("*.b") must be a host name"#), "{error}");
     }
 
     #[test]
@@ -192,9 +192,9 @@ mod tests {
             [token.clone(), format!("Bearer {token}"), format!("user:{token}@a.example"), format!("eyJ.{token}.a")]
         {
             let addresses = format!("10.0.0.0/8, {entry}").parse::<AddressList>().unwrap_err().to_string();
-            assert!(addresses.starts_with("entry 2, must be an IPv4 or IPv6 range"), "{addresses}");
+            assert!(addresses.starts_with("entry 2 must be an IPv4 or IPv6 range"), "{addresses}");
             let hosts = format!("a.example, {entry}/").parse::<HostList>().unwrap_err().to_string();
-            assert!(hosts.starts_with("entry 2, must be a host name"), "{hosts}");
+            assert!(hosts.starts_with("entry 2 must be a host name"), "{hosts}");
         }
         assert!("zq9x".repeat(8)[1..].parse::<AddressList>().unwrap_err().to_string().contains("zq9x"));
     }

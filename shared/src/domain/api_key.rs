@@ -216,11 +216,11 @@ impl ApiKey {
             (_, None) => false,
         };
         let fewer_scopes = self.scopes.iter().any(|scope| !after.scopes.contains(scope));
-        // Any new list counts as a cut. Lists change too rarely to compare which addresses they
+        // Any new list counts as a reduction. Lists change too rarely to compare which addresses they
         // cover.
         let other_addresses = self.allowed_cidrs != after.allowed_cidrs && !after.allowed_cidrs.is_empty();
         if sooner || fewer_scopes || other_addresses {
-            return CacheEffect::AccessCut;
+            return CacheEffect::AccessReduced;
         }
         let validated = |key: &Self| {
             let Self { name, scopes, expires_at, allowed_cidrs, budget, metadata, .. } = key.clone();

@@ -215,7 +215,7 @@ impl TryFrom<Option<Vec<Percent>>> for AlertPercents {
             return Ok(Self::default());
         };
         if percents.len() > 10 {
-            return Err(Invalid::new("must hold at most 10 percents"));
+            return Err(Invalid::new("must have at most 10 percents"));
         }
         percents.sort_unstable();
         percents.dedup();

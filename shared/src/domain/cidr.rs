@@ -78,7 +78,7 @@ impl TryFrom<Vec<Cidr>> for AllowedCidrs {
 
     fn try_from(ranges: Vec<Cidr>) -> Result<Self, Invalid> {
         if ranges.len() > 20 {
-            return Err(Invalid::new("must hold at most 20 ranges"));
+            return Err(Invalid::new("must have at most 20 ranges"));
         }
         // In the caller's order: a set of at most 20 ranges needs no index.
         let mut distinct = Vec::with_capacity(ranges.len());

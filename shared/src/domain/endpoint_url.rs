@@ -114,7 +114,7 @@ impl<'a> Outline<'a> {
         // Some parsers treat a backslash as a slash and ignore tabs and line breaks.
         if text.len() > 2_048 || !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\') {
             return Err(Invalid::new(
-                "must be at most 2048 printable ASCII characters without spaces and backslashes, an international name in its xn-- form",
+                "must have at most 2048 printable ASCII characters without spaces and backslashes, an international name in its xn-- form",
             ));
         }
         let outline = Self::read(text, reach)?;
@@ -136,7 +136,9 @@ impl<'a> Outline<'a> {
     /// [`Reach::Loopback`], loopback may also use `http`.
     pub(super) fn operated(text: &'a str, reach: Reach) -> Result<Self, Invalid> {
         if text.len() > 2_048 || !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\') {
-            return Err(Invalid::new("must be at most 2048 printable ASCII characters without spaces and backslashes"));
+            return Err(Invalid::new(
+                "must have at most 2048 printable ASCII characters without spaces and backslashes",
+            ));
         }
         let outline = Self::read(text, reach)?;
         let address = outline.host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));

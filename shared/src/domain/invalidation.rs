@@ -16,7 +16,7 @@ pub enum CacheEffect {
     /// The caches of data planes are out of date.
     Stale,
     /// Access was reduced: the gateway's cache must be flushed too.
-    AccessCut,
+    AccessReduced,
 }
 
 /// A request to data planes to drop what they cache about an organization.
@@ -25,8 +25,9 @@ pub struct Invalidation {
     pub id: Id,
     pub organization_id: Id,
     pub at: Timestamp,
-    /// Whether the gateway must flush its cache too.
-    pub access_cut: bool,
+    /// Whether the gateway must flush its cache too; stored as `access_cut`.
+    #[serde(rename = "access_cut")]
+    pub access_reduced: bool,
     /// The names of the receivers that confirmed; stored as `told`.
     #[serde(default, rename = "told")]
     pub notified: BTreeSet<String>,
@@ -55,7 +56,7 @@ mod tests {
         let at: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
         let id = Id::new(1).unwrap();
         let mut item =
-            Invalidation { id, organization_id: id, at, access_cut: true, notified: BTreeSet::new(), attempts: 0 };
+            Invalidation { id, organization_id: id, at, access_reduced: true, notified: BTreeSet::new(), attempts: 0 };
         let mut pauses = Vec::new();
         for attempts in [1, 2, 3, 6, 7, 8, u32::MAX] {
             item.attempts = attempts;

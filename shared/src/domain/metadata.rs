@@ -22,7 +22,7 @@ impl TryFrom<String> for MetadataText {
     fn try_from(text: String) -> Result<Self, Invalid> {
         match text.chars().count() {
             0..=500 => Ok(Self(text)),
-            _ => Err(Invalid::new("must be at most 500 characters")),
+            _ => Err(Invalid::new("must have at most 500 characters")),
         }
     }
 }
@@ -57,7 +57,7 @@ impl TryFrom<BTreeMap<String, MetadataText>> for Metadata {
 }
 
 fn check_count<T>(pairs: &BTreeMap<String, T>) -> Result<(), Invalid> {
-    if pairs.len() > MAX_PAIRS { Err(Invalid::new("must hold at most 50 pairs")) } else { Ok(()) }
+    if pairs.len() > MAX_PAIRS { Err(Invalid::new("must have at most 50 pairs")) } else { Ok(()) }
 }
 
 #[cfg(test)]

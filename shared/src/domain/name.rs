@@ -46,7 +46,7 @@ impl TryFrom<CheckedText> for Name {
             return Err(Invalid::new("must be 1 to 100 characters that are not all blank"));
         }
         if text.chars().count() > 100 {
-            return Err(Invalid::new("must be at most 100 characters"));
+            return Err(Invalid::new("must have at most 100 characters"));
         }
         if text.chars().any(char::is_control) {
             return Err(UNREADABLE);

@@ -1,7 +1,7 @@
 //! Recognises credentials by their shape, in texts that are stored, shown or sent on.
 //!
-//! A shape is a brand and a minimum number of characters after it. Short brands (`sk-`) also
-//! require characters that look random. Karta's own shapes come first. Secrets without a brand are
+//! A shape is a prefix and a minimum number of characters after it. Short prefixes (`sk-`) also
+//! require characters that look random. Karta's own shapes come first. Secrets without a prefix are
 //! found by the name before them ([`NAMES`]). To add a shape or a name, add a row to its table: the
 //! check of input then rejects it, and `telemetry::scrub` redacts it.
 
@@ -31,28 +31,28 @@ enum Body {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Before {
+enum BeforePrefix {
     Anything,
     /// No letter or digit, unless it ends an escape sequence or a terminal colour.
-    Border,
+    WordBoundary,
     /// Eight digits or more.
     Digits,
 }
 
 #[derive(Debug)]
 struct Shape {
-    brand: &'static str,
+    prefix: &'static str,
     body: Body,
     min_len: usize,
-    before: Before,
+    before: BeforePrefix,
 }
 
-const fn own(brand: &'static str, body: Body, min_len: usize) -> Shape {
-    Shape { brand, body, min_len, before: Before::Anything }
+const fn own(prefix: &'static str, body: Body, min_len: usize) -> Shape {
+    Shape { prefix, body, min_len, before: BeforePrefix::Anything }
 }
 
-const fn foreign(brand: &'static str, body: Body, min_len: usize) -> Shape {
-    Shape { brand, body, min_len, before: Before::Border }
+const fn foreign(prefix: &'static str, body: Body, min_len: usize) -> Shape {
+    Shape { prefix, body, min_len, before: BeforePrefix::WordBoundary }
 }
 
 static SHAPES: [Shape; 114] = [
@@ -162,9 +162,9 @@ static SHAPES: [Shape; 114] = [
     foreign("discordapp.com/api/webhooks/", Body::Path, 40),
     foreign("outlook.office.com/webhook/", Body::Path, 36),
     // The tenant comes first.
-    Shape { brand: ".webhook.office.com/webhookb2/", body: Body::Path, min_len: 36, before: Before::Anything },
+    Shape { prefix: ".webhook.office.com/webhookb2/", body: Body::Path, min_len: 36, before: BeforePrefix::Anything },
     // Telegram: the id of the bot comes first.
-    Shape { brand: ":AA", body: Body::Word, min_len: 30, before: Before::Digits },
+    Shape { prefix: ":AA", body: Body::Word, min_len: 30, before: BeforePrefix::Digits },
     foreign("SG.", Body::Parts, 16),
     foreign("SK", Body::Hex, 32),
     foreign("sk_live_", Body::Alphanumeric, 8),
@@ -179,7 +179,7 @@ static SHAPES: [Shape; 114] = [
     foreign("sq0atp-", Body::Word, 20),
     foreign("AGE-SECRET-KEY-", Body::Upper, 40),
 ];
-/// Karta's own shapes. Session tokens are found as JWTs.
+/// Number of Karta's own shapes, which come first in [`SHAPES`]. Session tokens are found as JWTs.
 const OWN: usize = 3;
 
 /// Finds Karta's own credentials and well-known shapes of other services, also percent-encoded.
@@ -208,16 +208,16 @@ pub(super) fn is_named_password(name: &str, value: &str) -> bool {
     let is_password = (0..name.len()).any(|at| {
         // `1Password` is a product.
         (at == 0 || !name[at - 1].is_ascii_digit())
-            && NAMES.iter().filter(|(_, kind, _)| matches!(kind, ValueKind::Password)).any(|(words, _, left)| {
+            && NAMES.iter().filter(|(_, kind, _)| matches!(kind, ValueKind::Password)).any(|(words, _, before_name)| {
                 after_name(&name[at..], words).is_some_and(|rest| rest.iter().all(|byte| b" :=>\"'".contains(byte)))
-                    && left.fits(&name[..at], name[at])
+                    && before_name.fits(&name[..at], name[at])
             })
     });
     let value = value.trim_start_matches(|first: char| first.is_whitespace() || matches!(first, '"' | '\''));
     is_password && starts_with_password(value.as_bytes())
 }
 
-/// Redacts the characters after each brand, and the values of named secrets. Borrows if nothing is
+/// Redacts the characters after each prefix, and the values of named secrets. Borrows if nothing is
 /// redacted.
 pub fn redact_shapes(text: &str) -> Cow<'_, str> {
     let mut scan = Scan::new(text.as_bytes());
@@ -272,7 +272,7 @@ static STARTS: [u64; 1024] = {
     const SCHEMES: [&str; 3] = ["bearer", "basic", "cookie"];
     let (mut starts, mut at) = ([0; 1024], 0);
     while at < SHAPES.len() + OTHERS.len() {
-        let start = if at < SHAPES.len() { SHAPES[at].brand } else { OTHERS[at - SHAPES.len()] };
+        let start = if at < SHAPES.len() { SHAPES[at].prefix } else { OTHERS[at - SHAPES.len()] };
         mark(&mut starts, start.as_bytes()[0], start.as_bytes()[1]);
         at += 1;
     }
@@ -299,7 +299,7 @@ static CHAINS: ([usize; 256], [usize; SHAPES.len()]) = {
     let (mut first, mut next, mut at) = ([SHAPES.len(); 256], [SHAPES.len(); SHAPES.len()], SHAPES.len());
     while at > 0 {
         at -= 1;
-        let byte = SHAPES[at].brand.as_bytes()[0] as usize;
+        let byte = SHAPES[at].prefix.as_bytes()[0] as usize;
         next[at] = first[byte];
         first[byte] = at;
     }
@@ -307,7 +307,7 @@ static CHAINS: ([usize; 256], [usize; SHAPES.len()]) = {
 };
 
 /// Remembers the last run of word characters, so that a search takes linear time even if every
-/// other character starts a brand.
+/// other character starts a prefix.
 struct Scan<'t> {
     text: &'t [u8],
     word: WordRun,
@@ -333,14 +333,14 @@ impl<'t> Scan<'t> {
         STARTS[4 * high + low / 64] >> (low % 64) & 1 == 1
     }
 
-    /// Returns the range after the brand of a shape that starts here, among the first `count`
+    /// Returns the range after the prefix of a shape that starts here, among the first `count`
     /// shapes.
     fn shape(&mut self, at: usize, count: usize) -> Option<Range<usize>> {
         let mut next = CHAINS.0[usize::from(self.text[at])];
         while next < count {
             let shape = &SHAPES[next];
-            let start = at + shape.brand.len();
-            if self.text[at..].starts_with(shape.brand.as_bytes())
+            let start = at + shape.prefix.len();
+            if self.text[at..].starts_with(shape.prefix.as_bytes())
                 && shape.before.fits(&self.text[..at])
                 && let Some(length) = self.body(shape, start)
             {
@@ -409,11 +409,11 @@ impl<'t> Scan<'t> {
     }
 }
 
-impl Before {
+impl BeforePrefix {
     fn fits(self, before: &[u8]) -> bool {
         match self {
             Self::Anything => true,
-            Self::Border => is_border(before),
+            Self::WordBoundary => is_word_boundary(before),
             Self::Digits => has_run(&before[before.len().saturating_sub(8)..], 8, |byte| byte.is_ascii_digit()),
         }
     }
@@ -421,7 +421,7 @@ impl Before {
 
 /// Returns whether a word may start after this text: it does not end in a letter or digit, or it
 /// ends in an escape sequence (`\n`, `\u001b`, `%3D`) or a terminal colour.
-fn is_border(before: &[u8]) -> bool {
+fn is_word_boundary(before: &[u8]) -> bool {
     let hex = |digits: &[u8]| digits.iter().all(u8::is_ascii_hexdigit);
     match before {
         [] | [.., b'\\', b'b' | b'f' | b'n' | b'r' | b't'] => true,
@@ -463,7 +463,7 @@ fn run(text: &[u8], fits: impl Fn(u8) -> bool) -> &[u8] {
     &text[..end]
 }
 
-/// Reads only `min_len` bytes, so that a text with many brands does not take quadratic time.
+/// Reads only `min_len` bytes, so that a text with many prefixes does not take quadratic time.
 fn has_run(text: &[u8], min_len: usize, fits: impl Fn(u8) -> bool) -> bool {
     text.get(..min_len).is_some_and(|text| text.iter().all(|byte| fits(*byte)))
 }
@@ -537,7 +537,7 @@ enum ValueKind {
 
 /// The text that must precede a name.
 #[derive(Debug, Clone, Copy)]
-enum Left {
+enum BeforeName {
     Anything,
     /// No word that makes the name a number or a position in a list: `max_token`, `next page token`.
     NotCounting,
@@ -563,7 +563,7 @@ const COUNTING: [&[u8]; 12] = [
     b"total",
 ];
 
-impl Left {
+impl BeforeName {
     /// `first` is the first letter of the name.
     fn fits(self, before: &[u8], first: u8) -> bool {
         match self {
@@ -574,7 +574,8 @@ impl Left {
                 !COUNTING.iter().any(|word| ends_with(before, word))
             }
             Self::Word => {
-                is_border(before) || (first.is_ascii_uppercase() && before.last().is_some_and(u8::is_ascii_lowercase))
+                is_word_boundary(before)
+                    || (first.is_ascii_uppercase() && before.last().is_some_and(u8::is_ascii_lowercase))
             }
             Self::Joiner => matches!(before, [.., b'_' | b'-']),
         }
@@ -585,36 +586,36 @@ fn ends_with(text: &[u8], word: &[u8]) -> bool {
     text.len().checked_sub(word.len()).is_some_and(|start| text[start..].eq_ignore_ascii_case(word))
 }
 
-/// Names of secrets without a brand, as words that a blank, `_` or `-` may join.
-const NAMES: [(&[&str], ValueKind, Left); 27] = [
-    (&["authorization"], ValueKind::Header, Left::Anything),
-    (&["x-api-key"], ValueKind::Header, Left::Anything),
-    (&["secret", "access", "key"], ValueKind::Encoded, Left::Anything),
-    (&["secret", "key", "base"], ValueKind::Encoded, Left::Anything),
-    (&["secret", "key"], ValueKind::Encoded, Left::Anything),
-    (&["session", "token"], ValueKind::Encoded, Left::Anything),
-    (&["security", "token"], ValueKind::Encoded, Left::Anything),
-    (&["shared", "access", "signature"], ValueKind::Encoded, Left::Anything),
-    (&["shared", "access", "key"], ValueKind::Random, Left::Anything),
-    (&["account", "key"], ValueKind::Random, Left::Anything),
-    (&["access", "key"], ValueKind::Random, Left::Anything),
-    (&["api", "key"], ValueKind::Random, Left::Anything),
-    (&["private", "key"], ValueKind::Random, Left::Anything),
-    (&["encryption", "key"], ValueKind::Random, Left::Anything),
-    (&["client", "secret"], ValueKind::Random, Left::Anything),
-    (&["access", "token"], ValueKind::Random, Left::Anything),
-    (&["refresh", "token"], ValueKind::Random, Left::Anything),
-    (&["auth", "token"], ValueKind::Random, Left::Anything),
-    (&["secret"], ValueKind::Random, Left::Anything),
-    (&["token"], ValueKind::Random, Left::NotCounting),
-    (&["password"], ValueKind::Password, Left::Anything),
-    (&["passwd"], ValueKind::Password, Left::Anything),
-    (&["pwd"], ValueKind::Password, Left::Anything),
-    (&["passphrase"], ValueKind::Password, Left::Anything),
-    (&["passphrase"], ValueKind::Random, Left::Anything),
+/// Names of secrets without a prefix, as words that a blank, `_` or `-` may join.
+const NAMES: [(&[&str], ValueKind, BeforeName); 27] = [
+    (&["authorization"], ValueKind::Header, BeforeName::Anything),
+    (&["x-api-key"], ValueKind::Header, BeforeName::Anything),
+    (&["secret", "access", "key"], ValueKind::Encoded, BeforeName::Anything),
+    (&["secret", "key", "base"], ValueKind::Encoded, BeforeName::Anything),
+    (&["secret", "key"], ValueKind::Encoded, BeforeName::Anything),
+    (&["session", "token"], ValueKind::Encoded, BeforeName::Anything),
+    (&["security", "token"], ValueKind::Encoded, BeforeName::Anything),
+    (&["shared", "access", "signature"], ValueKind::Encoded, BeforeName::Anything),
+    (&["shared", "access", "key"], ValueKind::Random, BeforeName::Anything),
+    (&["account", "key"], ValueKind::Random, BeforeName::Anything),
+    (&["access", "key"], ValueKind::Random, BeforeName::Anything),
+    (&["api", "key"], ValueKind::Random, BeforeName::Anything),
+    (&["private", "key"], ValueKind::Random, BeforeName::Anything),
+    (&["encryption", "key"], ValueKind::Random, BeforeName::Anything),
+    (&["client", "secret"], ValueKind::Random, BeforeName::Anything),
+    (&["access", "token"], ValueKind::Random, BeforeName::Anything),
+    (&["refresh", "token"], ValueKind::Random, BeforeName::Anything),
+    (&["auth", "token"], ValueKind::Random, BeforeName::Anything),
+    (&["secret"], ValueKind::Random, BeforeName::Anything),
+    (&["token"], ValueKind::Random, BeforeName::NotCounting),
+    (&["password"], ValueKind::Password, BeforeName::Anything),
+    (&["passwd"], ValueKind::Password, BeforeName::Anything),
+    (&["pwd"], ValueKind::Password, BeforeName::Anything),
+    (&["passphrase"], ValueKind::Password, BeforeName::Anything),
+    (&["passphrase"], ValueKind::Random, BeforeName::Anything),
     // `season pass: Summer2026` is no password, `DB_PASS=Summer2026` is.
-    (&["pass"], ValueKind::Password, Left::Joiner),
-    (&["pass"], ValueKind::Random, Left::Word),
+    (&["pass"], ValueKind::Password, BeforeName::Joiner),
+    (&["pass"], ValueKind::Random, BeforeName::Word),
 ];
 
 const MAX_VALUE: usize = 192;
@@ -635,12 +636,12 @@ fn named(text: &[u8], at: usize) -> Option<Named> {
     }
     let rest = &text[at..];
     let first = rest.first()?.to_ascii_lowercase();
-    NAMES.iter().filter(|(words, ..)| words[0].as_bytes()[0] == first).find_map(|(words, kind, left)| {
+    NAMES.iter().filter(|(words, ..)| words[0].as_bytes()[0] == first).find_map(|(words, kind, before_name)| {
         let after = after_name(rest, words)?;
         let before = &text[..at];
         // `password::tests` is a path in code, `:secret:app` a part of an ARN, and `PASS: test` the
         // result of a test.
-        let is_result = || rest.starts_with(b"PASS") && !Left::Joiner.fits(before, rest[0]);
+        let is_result = || rest.starts_with(b"PASS") && !BeforeName::Joiner.fits(before, rest[0]);
         if after.starts_with(b"::") || (after.starts_with(b":") && (before.ends_with(b":") || is_result())) {
             return None;
         }
@@ -650,12 +651,12 @@ fn named(text: &[u8], at: usize) -> Option<Named> {
         let (start, word) = (rest.len() - value.len(), kind.length(value, has_scheme));
         let quote = gap.last().filter(|last| matches!(kind, ValueKind::Password) && b"\"'".contains(last));
         let length = quote.map_or(word, |quote| quoted_length(*quote, value, word.is_some()))?;
-        let fits = left.fits(before, rest[0]);
+        let fits = before_name.fits(before, rest[0]);
         fits.then(|| Named { value: start..start + length, keeps_json: keeps_json(gap) })
     })
 }
 
-/// Finds the value of a secret without a brand, by what precedes it.
+/// Finds the value of a secret without a prefix, by what precedes it.
 fn value(text: &[u8], at: usize) -> Option<Named> {
     let rest = &text[at..];
     let value = || basic(rest).or_else(|| user_flag(&text[..at], rest)).or_else(|| signature(&text[..at], rest));
@@ -693,7 +694,7 @@ fn user_flag(before: &[u8], rest: &[u8]) -> Option<Range<usize>> {
     const MAX_USER: usize = 64;
     let after = match rest.strip_prefix(b"-user") {
         Some(after) if before.ends_with(b"-") => after.strip_prefix(b" ").or(after.strip_prefix(b"="))?,
-        _ => rest.strip_prefix(b"-u").filter(|_| is_border(before) && !before.ends_with(b"-"))?,
+        _ => rest.strip_prefix(b"-u").filter(|_| is_word_boundary(before) && !before.ends_with(b"-"))?,
     };
     let user = after.trim_ascii_start();
     let user = &user[run(&user[..user.len().min(4)], |byte| b"\\\"'".contains(&byte)).len()..];
@@ -714,7 +715,7 @@ fn user_flag(before: &[u8], rest: &[u8]) -> Option<Range<usize>> {
 fn signature(before: &[u8], rest: &[u8]) -> Option<Range<usize>> {
     const NAME: &[u8] = b"sig=";
     const MAX_ENCODED: usize = 44 * 3;
-    let value = rest.strip_prefix(NAME).filter(|_| is_border(before))?;
+    let value = rest.strip_prefix(NAME).filter(|_| is_word_boundary(before))?;
     let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"+/%=".contains(&byte);
     let value = run(&value[..value.len().min(MAX_ENCODED + 1)], is_part);
     let plain = decoded(value);
@@ -924,9 +925,9 @@ pub fn secret_examples() -> Vec<String> {
         };
         let length = shape.min_len.max(32);
         let body = letters.iter().cycle().take(length).map(|byte| char::from(*byte)).collect::<String>();
-        let before = if matches!(shape.before, Before::Digits) { "123456789" } else { "" };
+        let before = if matches!(shape.before, BeforePrefix::Digits) { "123456789" } else { "" };
         let second = if matches!(shape.body, Body::Parts) { format!(".{body}") } else { String::new() };
-        format!("{before}{}{body}{second}", shape.brand)
+        format!("{before}{}{body}{second}", shape.prefix)
     };
     let token = "7QxW9z3RkT5mVb2NpL8c7QxW9z3RkT5mVb2NpL8c";
     let others = [
@@ -1158,7 +1159,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_are_redacted_after_their_brand() {
+    fn shapes_are_redacted_after_their_prefix() {
         for (text, redacted) in [
             ("a hf_7QxW9z3RkT5mVb2NpL8c7QxW9z3RkT5mVb2N, b", "a hf_[redacted], b"),
             (r"x\nxai-7QxW9z3RkT5mVb2NpL8c7QxW9z3RkT\n", r"x\nxai-[redacted]\n"),
@@ -1269,7 +1270,7 @@ mod tests {
     }
 
     #[test]
-    fn many_brands_take_linear_time() {
+    fn many_prefixes_take_linear_time() {
         let time = |text: &str| {
             let started = std::time::Instant::now();
             finds_secret(text);

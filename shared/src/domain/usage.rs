@@ -53,7 +53,7 @@ impl TryFrom<u64> for Quantity {
         if (1..=1_000_000_000_000).contains(&value) {
             Ok(Self(value))
         } else {
-            Err(Invalid::new("must be a whole number from 1 to 1000000000000"))
+            Err(Invalid::new("must be an integer from 1 to 1000000000000"))
         }
     }
 }

@@ -22,7 +22,7 @@ pub trait Access: Send + Sync + 'static {
 
     /// Checks the credential, its kind, scope and project, in that order. Returns the caller, a 401
     /// if the credential is missing or invalid, or a 403 if it is not sufficient.
-    fn authorize(presented: Presented<'_>) -> impl Future<Output = Result<Self::Caller, Error>> + Send;
+    fn authorize(request: AuthorizationRequest<'_>) -> impl Future<Output = Result<Self::Caller, Error>> + Send;
 
     /// Returns the caller as the author of changes; `None` if its kind cannot change anything.
     fn identity(_: &Self::Caller) -> Option<&dyn CallerIdentity> {
@@ -53,18 +53,18 @@ pub enum RequiredCredential {
 }
 
 /// The parts of a request that [`Access::authorize`] checks.
-pub struct Presented<'a> {
+pub struct AuthorizationRequest<'a> {
     pub(super) app: &'a App,
     /// The authorizer's result, already checked against the key's allowed addresses.
     pub(super) caller: Option<AuthorizerContext>,
     /// The path's `{ref}`.
     pub(super) project: Option<&'a str>,
     pub(super) meta: &'a RequestMeta,
-    /// The parts that a sender signs; `None` when a caller is authorized again.
+    /// Headers and body for signed requests (Stripe); `None` in reauthorization.
     pub(super) signed: Option<Signed<'a>>,
 }
 
-/// The parts of a request that its sender signs.
+/// The parts of a request that a sender signs.
 pub(super) struct Signed<'a> {
     pub(super) headers: &'a HeaderMap,
     /// The body as received, before parsing.
@@ -81,8 +81,9 @@ pub trait CallerIdentity: Send + Sync {
     /// of them.
     fn organization(&self) -> Option<Id>;
 
-    /// Bytes that identify the credential uniquely and cannot be used as the credential.
-    fn credential(&self) -> Vec<u8>;
+    /// Bytes that identify the caller for idempotency. Tokens of one user in one project share them.
+    /// They cannot be used as a credential.
+    fn idempotency_identity(&self) -> Vec<u8>;
 
     /// Whether a repeated request has the same bearer token.
     fn has_stable_bearer(&self) -> bool {
@@ -107,7 +108,7 @@ impl Access for Public {
     type Caller = ();
     const CREDENTIAL: RequiredCredential = RequiredCredential::None;
 
-    async fn authorize(_: Presented<'_>) -> Result<(), Error> {
+    async fn authorize(_: AuthorizationRequest<'_>) -> Result<(), Error> {
         Ok(())
     }
 }
@@ -131,7 +132,7 @@ impl CallerIdentity for ApiKeyCaller {
         Some(self.organization_id)
     }
 
-    fn credential(&self) -> Vec<u8> {
+    fn idempotency_identity(&self) -> Vec<u8> {
         self.api_key_id.to_string().into_bytes()
     }
 }
@@ -173,9 +174,9 @@ impl<S: RequiredScope> Access for S {
         Some(caller)
     }
 
-    async fn authorize(presented: Presented<'_>) -> Result<ApiKeyCaller, Error> {
+    async fn authorize(request: AuthorizationRequest<'_>) -> Result<ApiKeyCaller, Error> {
         let AuthorizerContext { principal, api_key_name, lineage_id, .. } =
-            presented.caller.ok_or(Error::Unauthorized)?;
+            request.caller.ok_or(Error::Unauthorized)?;
         match principal.kind {
             PrincipalKind::Session => {
                 return Err(Error::Forbidden("session tokens are valid only under /v1/projects/{ref}/".into()));
@@ -263,9 +264,9 @@ impl CallerIdentity for SessionCaller {
         Some(self.organization_id)
     }
 
-    /// A session token is identified by its project and its user, so that a new token of the same
-    /// user can repeat a request; without a user, by its id.
-    fn credential(&self) -> Vec<u8> {
+    /// The project and the user of a session token, so that a new token of the same user can repeat a
+    /// request. Without a user, the project and the token's id.
+    fn idempotency_identity(&self) -> Vec<u8> {
         let text = match (self.project_id, &self.sub, &self.jti) {
             (Some(project), Some(sub), _) => format!("{project} sub {sub}"),
             (Some(project), None, Some(jti)) => format!("{project} jti {jti}"),
@@ -283,9 +284,9 @@ impl CallerIdentity for SessionCaller {
 /// A session token needs no scope, and the authorizer must have read its minting key. The handler
 /// checks whether the project exists in the API key's organization.
 #[derive(Debug)]
-pub struct Project<S>(PhantomData<fn() -> S>);
+pub struct ProjectScoped<S>(PhantomData<fn() -> S>);
 
-impl<S: RequiredScope> Access for Project<S> {
+impl<S: RequiredScope> Access for ProjectScoped<S> {
     type Caller = SessionCaller;
     const CREDENTIAL: RequiredCredential = RequiredCredential::Project(S::SCOPE);
 
@@ -293,8 +294,8 @@ impl<S: RequiredScope> Access for Project<S> {
         Some(caller)
     }
 
-    async fn authorize(presented: Presented<'_>) -> Result<SessionCaller, Error> {
-        let Presented { caller, project, .. } = presented;
+    async fn authorize(request: AuthorizationRequest<'_>) -> Result<SessionCaller, Error> {
+        let AuthorizationRequest { caller, project, .. } = request;
         let AuthorizerContext { principal, api_key_name, lineage_id, jti, .. } = caller.ok_or(Error::Unauthorized)?;
         let lineage_id = lineage_id.ok_or(Error::Unauthorized)?;
         match principal.kind {
@@ -326,11 +327,11 @@ impl Access for ProjectAccess {
     type Caller = Principal;
     const CREDENTIAL: RequiredCredential = RequiredCredential::Project(None);
 
-    async fn authorize(presented: Presented<'_>) -> Result<Principal, Error> {
-        let principal = presented.caller.ok_or(Error::Unauthorized)?.principal;
+    async fn authorize(request: AuthorizationRequest<'_>) -> Result<Principal, Error> {
+        let principal = request.caller.ok_or(Error::Unauthorized)?.principal;
         match principal.kind {
             PrincipalKind::ApiKey => {}
-            PrincipalKind::Session => require_project(&principal, presented.project)?,
+            PrincipalKind::Session => require_project(&principal, request.project)?,
         }
         Ok(principal)
     }
@@ -395,8 +396,8 @@ impl<P: RequiredPower> Access for Internal<P> {
         Ok(())
     }
 
-    async fn authorize(presented: Presented<'_>) -> Result<Service, Error> {
-        let Presented { app, meta, .. } = presented;
+    async fn authorize(request: AuthorizationRequest<'_>) -> Result<Service, Error> {
+        let AuthorizationRequest { app, meta, .. } = request;
         if !app.internal.permits(meta.address(), meta.host.as_deref()) {
             return Err(Error::UnknownRoute);
         }
@@ -431,7 +432,7 @@ impl CallerIdentity for Service {
         None
     }
 
-    fn credential(&self) -> Vec<u8> {
+    fn idempotency_identity(&self) -> Vec<u8> {
         self.fingerprint().to_vec()
     }
 }
@@ -472,11 +473,11 @@ mod tests {
 
     #[test]
     fn tokens_of_one_user_share_an_identity() {
-        let credential = |sub, jti| session(sub, jti).credential();
-        assert_eq!(credential(Some("ada"), "1"), credential(Some("ada"), "2"));
-        assert_ne!(credential(Some("ada"), "1"), credential(Some("bob"), "1"));
-        assert_ne!(credential(Some("1"), "1"), credential(None, "1"));
-        assert_ne!(credential(None, "1"), credential(None, "2"));
+        let identity = |sub, jti| session(sub, jti).idempotency_identity();
+        assert_eq!(identity(Some("ada"), "1"), identity(Some("ada"), "2"));
+        assert_ne!(identity(Some("ada"), "1"), identity(Some("bob"), "1"));
+        assert_ne!(identity(Some("1"), "1"), identity(None, "1"));
+        assert_ne!(identity(None, "1"), identity(None, "2"));
     }
 
     #[test]

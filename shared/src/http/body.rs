@@ -26,9 +26,9 @@ pub struct NoFields {}
 
 /// A string that may be a secret. Its content is neither checked nor printed.
 #[derive(Debug, Clone)]
-pub struct Received(SecretString);
+pub struct UncheckedText(SecretString);
 
-impl Received {
+impl UncheckedText {
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }
@@ -56,26 +56,26 @@ impl Received {
 }
 
 /// Requests bytes, because the reader returns those without checking the text.
-impl<'de> Deserialize<'de> for Received {
+impl<'de> Deserialize<'de> for UncheckedText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ReceivedVisitor;
-        impl Visitor<'_> for ReceivedVisitor {
-            type Value = Received;
+        struct UncheckedTextVisitor;
+        impl Visitor<'_> for UncheckedTextVisitor {
+            type Value = UncheckedText;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a string")
             }
 
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Received, E> {
-                Ok(Received(text.into()))
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<UncheckedText, E> {
+                Ok(UncheckedText(text.into()))
             }
 
-            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Received, E> {
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<UncheckedText, E> {
                 let text = std::str::from_utf8(bytes);
-                text.map(|text| Received(text.into())).map_err(|_| E::custom("must be a string"))
+                text.map(|text| UncheckedText(text.into())).map_err(|_| E::custom("must be a string"))
             }
         }
-        deserializer.deserialize_bytes(ReceivedVisitor)
+        deserializer.deserialize_bytes(UncheckedTextVisitor)
     }
 }
 
@@ -98,7 +98,7 @@ impl<'de> Deserialize<'de> for JsonObject {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<JsonObject, A::Error> {
                 let mut object = JsonObject { members: Members::new(), has_duplicates: false };
-                while let Some((name, Received(value))) = map.next_entry::<String, Received>()? {
+                while let Some((name, UncheckedText(value))) = map.next_entry::<String, UncheckedText>()? {
                     object.has_duplicates |= object.members.insert(name, value).is_some();
                 }
                 Ok(object)

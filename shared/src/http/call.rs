@@ -7,8 +7,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
 use super::{
-    Access, ApiKeyCaller, AuthorizerContext, CallerIdentity, Error, Presented, Route, access::authorize_address,
-    idempotency::IdempotencyKey,
+    Access, ApiKeyCaller, AuthorizationRequest, AuthorizerContext, CallerIdentity, Error, Route,
+    access::authorize_address, idempotency::IdempotencyKey,
 };
 use crate::{
     app::App,
@@ -98,8 +98,8 @@ where
             allowed_cidrs: api_key.allowed_cidrs.clone(),
         };
         let caller = authorize_address(Some(caller), self.meta.address());
-        let presented = Presented { app, caller, project: None, meta: &self.meta, signed: None };
-        R::Access::authorize(presented).await.map(drop)
+        let request = AuthorizationRequest { app, caller, project: None, meta: &self.meta, signed: None };
+        R::Access::authorize(request).await.map(drop)
     }
 
     /// Returns the calling key, authorized again, and the key to be changed, with its last use. If

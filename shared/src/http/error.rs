@@ -16,7 +16,7 @@ use crate::{
 
 /// Seconds in the `Retry-After` header of a 503 or 504.
 const RETRY_AFTER_SECONDS: u64 = 1;
-/// When running turns may have given back what they hold of a budget.
+/// When running turns may have released what they reserved of a budget.
 const HELD_RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// The message of every 401. It lists all causes, so that it explains how to send a key and reveals
@@ -130,7 +130,7 @@ impl Error {
 
     /// 409: there is no turn to cancel, or another one than the client named.
     pub const fn turn_not_running() -> Self {
-        Self::conflict("no_turn_in_progress", "The turn of turn_id is not running in this session.")
+        Self::conflict("no_turn_in_progress", "turn_id is not the running turn of this session.")
     }
 
     /// 409: there are no events to follow.
@@ -228,7 +228,7 @@ impl Error {
             }
             Self::NoTransition(NoTransition { from, to }) => json!({
                 "error": "release_transition",
-                "message": format!("A release that is {} cannot be reported as {}", from.as_str(), to.as_str()),
+                "message": format!("status cannot change from {} to {}", from.as_str(), to.as_str()),
                 "from": from,
                 "to": to,
             }),
@@ -442,7 +442,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failed_turns_have_the_contracts_statuses() {
+    fn failed_turns_have_the_documented_statuses() {
         let statuses = TurnError::ALL.map(|code| (code.as_str(), Error::turn_failed(code).status().as_u16()));
         let expected = [
             ("provider_rejected", 422),

@@ -67,7 +67,7 @@ impl IdempotencyKey {
         }
         let bearer = meta.bearer.as_ref().ok_or(Error::Unauthorized)?.expose_secret().as_bytes();
         let mut hash = digest::Context::new(&digest::SHA256);
-        for part in [&identity.credential()[..], target.as_bytes(), key] {
+        for part in [&identity.idempotency_identity()[..], target.as_bytes(), key] {
             hash.update(&(part.len() as u64).to_be_bytes());
             hash.update(part);
         }

@@ -8,7 +8,8 @@ use lambda_http::{Body, Request, aws_lambda_events::apigw::ApiGatewayProxyRespon
 use lambda_runtime::{FunctionResponse, LambdaEvent, MetadataPrelude, StreamResponse, service_fn};
 
 use super::{
-    Access, Answer, AnyQuery, Call, Cors, Error, GatewayEvent, NoBody, Presented, Public, ResponseBody, Route, serve,
+    Access, Answer, AnyQuery, AuthorizationRequest, Call, Cors, Error, GatewayEvent, NoBody, Public, ResponseBody,
+    Route, serve,
 };
 use crate::{
     app::{App, Needs},
@@ -214,7 +215,7 @@ impl Route for Unlisted {
 impl Access for Unlisted {
     type Caller = ();
 
-    async fn authorize(_: Presented<'_>) -> Result<(), Error> {
+    async fn authorize(_: AuthorizationRequest<'_>) -> Result<(), Error> {
         Err(Error::UnknownRoute)
     }
 }

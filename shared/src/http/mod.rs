@@ -2,8 +2,8 @@
 //!
 //! A route is a type that implements [`Route`]: its name, who may call it ([`Access`]), the types
 //! of its path, query and body, and [`Route::handle`]. [`serve`] checks the request in a fixed
-//! order (credential, kind and scope, query, body, idempotency key, path), runs the handler and
-//! encodes the response.
+//! order: credential, kind and scope, query, body, idempotency key, path. Then it runs the handler
+//! and encodes the response.
 //!
 //! A function serves one route ([`run`]) or a [`RouteTable`]. To add a route, add a package under
 //! `functions/`, a function in `template.yaml` and a line in the local runner's registry and
@@ -35,13 +35,13 @@ mod webhooks;
 
 pub use self::{
     access::{
-        Access, Admin, AnyKey, AnyService, ApiKeyCaller, Byok, CallerIdentity, Internal, Presented, Project,
-        ProjectAccess, Provision, Public, Read, Releases, ReportUsage, RequiredCredential, RequiredScope,
-        SessionCaller, Validate, Write,
+        Access, Admin, AnyKey, AnyService, ApiKeyCaller, AuthorizationRequest, Byok, CallerIdentity, Internal,
+        ProjectAccess, ProjectScoped, Provision, Public, Read, Releases, ReportUsage, RequiredCredential,
+        RequiredScope, SessionCaller, Validate, Write,
     },
     answer::{Answer, Revealed, Verbatim},
     authorizer_context::{AuthorizerContext, ContextError},
-    body::{NoBody, NoFields, Received, null_as_default, present},
+    body::{NoBody, NoFields, UncheckedText, null_as_default, present},
     call::Call,
     cors::Cors,
     error::Error,
@@ -50,7 +50,7 @@ pub use self::{
     lambda::{Preflight, RouteTable, TableRoute, run, serve_event},
     path::decode_unreserved,
     query::{AnyQuery, CommaSeparated, Days, IdParameter, Limit, NoQuery},
-    reader::{Bounded, Each, RawJson},
+    reader::{Bounded, ItemResult, RawJson},
     resources::{
         AgentProjectResource, ApiKeyResource, AuditEventResource, BudgetResource, DeliveryResource, ModelKeyResource,
         OrganizationResource, ReleaseResource, UnpricedUsage, UsageResource, WebhookEndpointResource,
@@ -58,7 +58,7 @@ pub use self::{
     route::{DeliveryPath, FromPath, ProjectPath, ReleasePath, Route},
     serve::serve,
     sessions::{
-        AgentName, Family, KeyOnly, MessagePartResource, MessageResource, OrganizationSessions, ProjectSessions,
+        AgentName, ApiKeyOnly, Family, MessagePartResource, MessageResource, OrganizationSessions, ProjectSessions,
         SessionPath, SessionProjectResource, SessionResource, SessionStatus, SessionTurnResource, SessionUsageResource,
         SessionsPath, TurnUsageResource, open_messages, text_of,
     },

@@ -1,8 +1,8 @@
 //! A serde deserializer over the JSON tree, with the API's error messages.
 //!
 //! It chooses the message by the type of the field, reads enumerations from strings only, and
-//! checks every text before its type sees it. Use [`Received`](super::Received) for a text that may
-//! be a secret.
+//! checks every text before its type sees it. Use [`UncheckedText`](super::UncheckedText) for a text
+//! that may be a secret.
 
 use std::{
     borrow::Cow,
@@ -29,8 +29,8 @@ use crate::{
 };
 
 const RANGE: &str = "is out of range: use a number closer to zero";
-const NATURAL: &str = "must be a whole number, not negative";
-const INTEGER: &str = "must be a whole number";
+const NATURAL: &str = "must be an integer of at least 0";
+const INTEGER: &str = "must be an integer";
 
 /// The texts that a field accepts.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +77,7 @@ impl<'a> Texts<'a> {
 pub struct RawJson(Json<'static>);
 
 impl RawJson {
-    /// Parses the object as a `T`, or returns its first problem.
+    /// Parses the object as a `T`, or returns its first rejection.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Error> {
         read("field", &self.0, Texts::Any)
     }
@@ -153,33 +153,33 @@ impl<'de> Deserialize<'de> for RawJson {
         }
         match deserializer.deserialize_any(JsonVisitor) {
             Ok(json) => Ok(Self(json)),
-            Err(refusal) => unusable(&refusal.to_string()).map(Self).ok_or(refusal),
+            Err(rejection) => unusable(&rejection.to_string()).map(Self).ok_or(rejection),
         }
     }
 }
 
 /// Returns the unusable value that caused this rejection, if any. serde erases the type of the
 /// rejection, so only its message identifies the value.
-fn unusable(refusal: &str) -> Option<Json<'static>> {
-    if refusal.ends_with(RANGE) {
+fn unusable(rejection: &str) -> Option<Json<'static>> {
+    if rejection.ends_with(RANGE) {
         return Some(Json::Number(Number::OutOfRange));
     }
     [TOO_DEEP, UNPAIRED, UNPAIRED_IN_NAME, REPEATED]
         .into_iter()
-        .find(|problem| refusal.ends_with(*problem))
+        .find(|reason| rejection.ends_with(*reason))
         .map(Json::Unusable)
 }
 
 /// The word for a query parameter in messages.
 pub(super) const PARAMETER: &str = "parameter";
 
-/// Parses a request's JSON object as a `T`, or returns its first problem. Messages call a field of
-/// the object a `member`.
-pub(super) fn read<T: DeserializeOwned>(member: &str, json: &Json<'_>, texts: Texts<'_>) -> Result<T, Error> {
+/// Parses a request's JSON object as a `T`, or returns its first rejection. `field_noun` is the word for
+/// a field in messages: `field` or [`PARAMETER`].
+pub(super) fn read<T: DeserializeOwned>(field_noun: &str, json: &Json<'_>, texts: Texts<'_>) -> Result<T, Error> {
     if !matches!(json, Json::Object(_)) {
         return Err(Error::Invalid { field: "body".to_owned(), message: "The body must be a JSON object".to_owned() });
     }
-    T::deserialize(Reader { json, texts }).map_err(|refusal| refusal.error(member))
+    T::deserialize(Reader { json, texts }).map_err(|rejection| rejection.error(field_noun))
 }
 
 /// Returns the path in a form that is safe to show: the client chooses the names of unknown fields.
@@ -193,11 +193,11 @@ pub(super) fn printable(path: &str) -> String {
 
 /// A list item that is parsed separately: an invalid item does not affect the others.
 #[derive(Debug, Clone)]
-pub struct Each<T>(pub Result<T, String>);
+pub struct ItemResult<T>(pub Result<T, String>);
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Each<T> {
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for ItemResult<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self(T::deserialize(deserializer).map_err(|refusal| refusal.to_string())))
+        Ok(Self(T::deserialize(deserializer).map_err(|rejection| rejection.to_string())))
     }
 }
 
@@ -208,8 +208,8 @@ pub struct Bounded<T, const MAX: usize>(pub Vec<T>);
 
 impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for Bounded<T, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Start<T, const MAX: usize>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Start<T, MAX> {
+        struct BoundedVisitor<T, const MAX: usize>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for BoundedVisitor<T, MAX> {
             type Value = Vec<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -226,15 +226,15 @@ impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for Bounded<T,
                 Ok(list)
             }
         }
-        deserializer.deserialize_seq(Start::<T, MAX>(PhantomData)).map(Self)
+        deserializer.deserialize_seq(BoundedVisitor::<T, MAX>(PhantomData)).map(Self)
     }
 }
 
-/// The problem of a value and its path, as steps from the inside out.
+/// Why a value is rejected, and its path as steps from the inside out.
 #[derive(Debug)]
 struct Rejection {
     steps: Vec<PathStep>,
-    problem: Problem,
+    reason: Reason,
 }
 
 #[derive(Debug)]
@@ -244,7 +244,7 @@ enum PathStep {
 }
 
 #[derive(Debug)]
-enum Problem {
+enum Reason {
     Missing(&'static str),
     Unknown(&'static [&'static str]),
     /// Completes "`<field>` …".
@@ -254,8 +254,8 @@ enum Problem {
 }
 
 impl Rejection {
-    fn new(problem: &'static str) -> Self {
-        Self { steps: Vec::new(), problem: Problem::Other(problem.into()) }
+    fn new(reason: &'static str) -> Self {
+        Self { steps: Vec::new(), reason: Reason::Other(reason.into()) }
     }
 
     #[must_use]
@@ -265,9 +265,9 @@ impl Rejection {
     }
 
     fn of_blank_option(self) -> Self {
-        match self.problem {
-            Problem::Other(problem) => Self { problem: Problem::Blank(problem), ..self },
-            Problem::Missing(_) | Problem::Unknown(_) | Problem::Blank(_) => self,
+        match self.reason {
+            Reason::Other(reason) => Self { reason: Reason::Blank(reason), ..self },
+            Reason::Missing(_) | Reason::Unknown(_) | Reason::Blank(_) => self,
         }
     }
 
@@ -290,29 +290,29 @@ impl Rejection {
         printable(&path)
     }
 
-    /// Returns the field and a sentence about its problem.
-    fn describe(&self, member: &str, whole: &str) -> (String, String) {
+    /// Returns the field and a sentence with the reason.
+    fn describe(&self, field_noun: &str, whole: &str) -> (String, String) {
         let path = self.path();
-        let (field, problem) = match &self.problem {
-            Problem::Missing(field) if path.is_empty() => ((*field).to_owned(), "is required".into()),
-            Problem::Missing(field) => (format!("{path}.{field}"), "is required".into()),
-            Problem::Unknown([]) => (path, format!("is not a {member} here: this takes none").into()),
-            Problem::Unknown(known) => (path, format!("is not a {member} here: use {}", one_of(known)).into()),
-            Problem::Other(problem) => (path, Cow::Borrowed(&**problem)),
-            Problem::Blank(problem) if member == PARAMETER => (path, format!("{problem}, or leave it out").into()),
+        let (field, reason) = match &self.reason {
+            Reason::Missing(field) if path.is_empty() => ((*field).to_owned(), "is required".into()),
+            Reason::Missing(field) => (format!("{path}.{field}"), "is required".into()),
+            Reason::Unknown([]) => (path, format!("is unknown: this request takes no {field_noun}s").into()),
+            Reason::Unknown(known) => (path, format!("is not a {field_noun} here: use {}", one_of(known)).into()),
+            Reason::Other(reason) => (path, Cow::Borrowed(&**reason)),
+            Reason::Blank(reason) if field_noun == PARAMETER => (path, format!("{reason}, or leave it out").into()),
             // A PATCH keeps an absent field, so only null means none in every body.
-            Problem::Blank(problem) => (path, format!("{problem}, or null for none").into()),
+            Reason::Blank(reason) => (path, format!("{reason}, or null for none").into()),
         };
         if field.is_empty() {
-            (whole.to_owned(), format!("The {whole} {problem}"))
+            (whole.to_owned(), format!("The {whole} {reason}"))
         } else {
-            let message = format!("{field} {problem}");
+            let message = format!("{field} {reason}");
             (field, message)
         }
     }
 
-    fn error(&self, member: &str) -> Error {
-        let (field, message) = self.describe(member, "body");
+    fn error(&self, field_noun: &str) -> Error {
+        let (field, message) = self.describe(field_noun, "body");
         Error::Invalid { field, message }
     }
 }
@@ -336,8 +336,8 @@ impl fmt::Display for Rejection {
 impl std::error::Error for Rejection {}
 
 impl de::Error for Rejection {
-    fn custom<T: fmt::Display>(problem: T) -> Self {
-        Self { steps: Vec::new(), problem: Problem::Other(problem.to_string().into()) }
+    fn custom<T: fmt::Display>(reason: T) -> Self {
+        Self { steps: Vec::new(), reason: Reason::Other(reason.to_string().into()) }
     }
 
     /// Omits the value, which may be a secret in the wrong field.
@@ -358,11 +358,11 @@ impl de::Error for Rejection {
     }
 
     fn unknown_field(_: &str, known: &'static [&'static str]) -> Self {
-        Self { steps: Vec::new(), problem: Problem::Unknown(known) }
+        Self { steps: Vec::new(), reason: Reason::Unknown(known) }
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self { steps: Vec::new(), problem: Problem::Missing(field) }
+        Self { steps: Vec::new(), reason: Reason::Missing(field) }
     }
 
     fn duplicate_field(field: &'static str) -> Self {
@@ -379,9 +379,9 @@ struct Reader<'j> {
 
 impl<'j> Reader<'j> {
     /// Returns the rejection of an unusable value or of a value of another kind.
-    fn refused(self, wanted: &'static str) -> Rejection {
+    fn rejection(self, wanted: &'static str) -> Rejection {
         match self.json {
-            Json::Unusable(problem) => Rejection::new(problem),
+            Json::Unusable(reason) => Rejection::new(reason),
             _ => Rejection::new(wanted),
         }
     }
@@ -389,7 +389,7 @@ impl<'j> Reader<'j> {
     fn text(self) -> Result<&'j str, Rejection> {
         match self.json {
             Json::Text(text) => self.texts.check(text, check_text).map(|()| &**text),
-            _ => Err(self.refused("must be a string")),
+            _ => Err(self.rejection("must be a string")),
         }
     }
 
@@ -397,14 +397,14 @@ impl<'j> Reader<'j> {
         match self.json {
             Json::Number(Number::Natural(number)) if *number <= max => visitor.visit_u64(*number),
             Json::Number(Number::Natural(_)) => {
-                Err(de::Error::custom(format_args!("must be a whole number from 0 to {max}")))
+                Err(de::Error::custom(format_args!("must be an integer from 0 to {max}")))
             }
-            // The field's own rule rejects the largest number too, and names the valid range.
+            // Passes `u64::MAX`, so that the field's own rule rejects it with its range.
             Json::Number(Number::OutOfRange) if max == u64::MAX && !matches!(self.texts, Texts::Any) => {
                 visitor.visit_u64(max)
             }
             Json::Number(Number::OutOfRange) => Err(Rejection::new(RANGE)),
-            _ => Err(self.refused(NATURAL)),
+            _ => Err(self.rejection(NATURAL)),
         }
     }
 
@@ -413,11 +413,11 @@ impl<'j> Reader<'j> {
             Json::Number(Number::Natural(number)) => i64::try_from(*number).ok(),
             Json::Number(Number::Negative(number)) => Some(*number),
             Json::Number(Number::OutOfRange | Number::BelowRange) => None,
-            _ => return Err(self.refused(INTEGER)),
+            _ => return Err(self.rejection(INTEGER)),
         };
         match number.filter(|number| (min..=max).contains(number)) {
             Some(number) => visitor.visit_i64(number),
-            None => Err(de::Error::custom(format_args!("must be a whole number from {min} to {max}"))),
+            None => Err(de::Error::custom(format_args!("must be an integer from {min} to {max}"))),
         }
     }
 
@@ -427,24 +427,24 @@ impl<'j> Reader<'j> {
             Json::Number(Number::Negative(number)) => visitor.visit_i64(*number),
             Json::Number(Number::Fraction(number)) => visitor.visit_f64(*number),
             Json::Number(Number::OutOfRange | Number::BelowRange) => Err(Rejection::new(RANGE)),
-            _ => Err(self.refused("must be a number")),
+            _ => Err(self.rejection("must be a number")),
         }
     }
 
     fn items<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         match self.json {
             Json::List(items) => visitor.visit_seq(ArrayItems { rest: items.iter(), at: 0, texts: self.texts }),
-            _ => Err(self.refused("must be a list")),
+            _ => Err(self.rejection("must be a list")),
         }
     }
 
     fn fields<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         match self.json {
             Json::Object(fields) => {
-                let (rest, is_free) = (fields.iter(), Cell::new(false));
-                visitor.visit_map(Fields { rest, value: None, is_free, texts: self.texts })
+                let (rest, is_caller_named) = (fields.iter(), Cell::new(false));
+                visitor.visit_map(Fields { rest, value: None, is_caller_named, texts: self.texts })
             }
-            _ => Err(self.refused("must be an object")),
+            _ => Err(self.rejection("must be an object")),
         }
     }
 }
@@ -460,14 +460,14 @@ impl<'de> Deserializer<'de> for Reader<'_> {
             Json::Text(_) => visitor.visit_str(self.text()?),
             Json::List(_) => self.items(visitor),
             Json::Object(_) => self.fields(visitor),
-            Json::Unusable(problem) => Err(Rejection::new(problem)),
+            Json::Unusable(reason) => Err(Rejection::new(reason)),
         }
     }
 
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         match self.json {
             Json::Bool(value) => visitor.visit_bool(*value),
-            _ => Err(self.refused("must be true or false")),
+            _ => Err(self.rejection("must be true or false")),
         }
     }
 
@@ -551,7 +551,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
         match self.json {
             Json::Null => visitor.visit_unit(),
-            _ => Err(self.refused("must be null")),
+            _ => Err(self.rejection("must be null")),
         }
     }
 
@@ -605,7 +605,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
                 let word: StrDeserializer<'_, Rejection> = (**text).into_deserializer();
                 visitor.visit_enum(word)
             }
-            Json::Unusable(problem) => Err(Rejection::new(problem)),
+            Json::Unusable(reason) => Err(Rejection::new(reason)),
             _ => Err(de::Error::unknown_variant("", variants)),
         }
     }
@@ -632,7 +632,7 @@ impl<'de> SeqAccess<'de> for ArrayItems<'_> {
         let Some(json) = self.rest.next() else { return Ok(None) };
         let step = PathStep::Index(self.at);
         self.at += 1;
-        seed.deserialize(Reader { json, texts: self.texts }).map(Some).map_err(|refusal| refusal.under(step))
+        seed.deserialize(Reader { json, texts: self.texts }).map(Some).map_err(|rejection| rejection.under(step))
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -645,7 +645,7 @@ struct Fields<'j> {
     /// The name and value that are read next.
     value: Option<(&'j str, &'j Json<'j>)>,
     /// Whether the caller chose that name.
-    is_free: Cell<bool>,
+    is_caller_named: Cell<bool>,
     texts: Texts<'j>,
 }
 
@@ -655,16 +655,16 @@ impl<'de> MapAccess<'de> for Fields<'_> {
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Rejection> {
         let Some((name, json)) = self.rest.next() else { return Ok(None) };
         self.value = Some((name, json));
-        self.is_free.set(false);
-        let key = seed.deserialize(FieldName { name, texts: self.texts, is_free: &self.is_free });
-        key.map(Some).map_err(|refusal| refusal.under(PathStep::Field(name.to_string())))
+        self.is_caller_named.set(false);
+        let key = seed.deserialize(FieldName { name, texts: self.texts, is_caller_named: &self.is_caller_named });
+        key.map(Some).map_err(|rejection| rejection.under(PathStep::Field(name.to_string())))
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Rejection> {
         let (name, json) = self.value.take().ok_or_else(|| Rejection::new("must have a value"))?;
-        let texts = if self.is_free.get() { self.texts.under(name) } else { self.texts };
+        let texts = if self.is_caller_named.get() { self.texts.under(name) } else { self.texts };
         let value = seed.deserialize(Reader { json, texts });
-        value.map_err(|refusal| refusal.under(PathStep::Field(name.to_owned())))
+        value.map_err(|rejection| rejection.under(PathStep::Field(name.to_owned())))
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -672,19 +672,19 @@ impl<'de> MapAccess<'de> for Fields<'_> {
     }
 }
 
-/// The name of a field. If a type accepts any name, it stores the name, so the name is checked like
-/// a value, and must be visible.
+/// The name of a field. Names that the caller chooses (map keys) are stored, so they are checked like
+/// values, and must be visible.
 struct FieldName<'j> {
     name: &'j str,
     texts: Texts<'j>,
-    is_free: &'j Cell<bool>,
+    is_caller_named: &'j Cell<bool>,
 }
 
 impl<'de> Deserializer<'de> for FieldName<'_> {
     type Error = Rejection;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Rejection> {
-        self.is_free.set(true);
+        self.is_caller_named.set(true);
         self.texts.check(self.name, check_key)?;
         visitor.visit_str(self.name)
     }
@@ -708,7 +708,7 @@ mod tests {
     use super::{super::json::parse, *};
     use crate::{
         domain::{AllowedCidrs, Budget, Metadata, Name, Provider, ScopeSet, Timestamp, UsageKind, secret_examples},
-        http::{NoQuery, Received},
+        http::{NoQuery, UncheckedText},
     };
 
     fn checked<T: DeserializeOwned>(value: &Value) -> Result<T, Error> {
@@ -727,7 +727,7 @@ mod tests {
         metadata: Option<Metadata>,
     }
 
-    fn refusal(change: &str, value: Value) -> (String, String) {
+    fn rejection(change: &str, value: Value) -> (String, String) {
         let mut body = json!({"name": "ci", "scopes": ["read"]});
         match value {
             Value::Null => body.as_object_mut().unwrap().remove(change),
@@ -740,7 +740,7 @@ mod tests {
     }
 
     #[test]
-    fn every_refusal_names_field_fault_and_fix() {
+    fn every_rejection_names_field_fault_and_fix() {
         for (change, value, field, message) in [
             ("name", Value::Null, "name", "name is required"),
             ("name", json!(5), "name", "name must be a string"),
@@ -769,7 +769,7 @@ mod tests {
                 "budget",
                 json!({"cost_cents": "much"}),
                 "budget.cost_cents",
-                "budget.cost_cents must be a whole number, not negative",
+                "budget.cost_cents must be an integer of at least 0",
             ),
             ("budget", json!([1]), "budget", "budget must be an object"),
             ("metadata", json!({"team": 1}), "metadata.team", "metadata.team must be a string"),
@@ -777,7 +777,7 @@ mod tests {
                 "metadata",
                 json!({ "team": "x".repeat(501) }),
                 "metadata.team",
-                "metadata.team must be at most 500 characters",
+                "metadata.team must have at most 500 characters",
             ),
             (
                 "metadata",
@@ -794,12 +794,12 @@ mod tests {
                 "owner is not a field here: use one of name, scopes, expires_at, allowed_cidrs, budget, metadata",
             ),
         ] {
-            assert_eq!(refusal(change, value), (field.to_owned(), message.to_owned()));
+            assert_eq!(rejection(change, value), (field.to_owned(), message.to_owned()));
         }
     }
 
     #[test]
-    fn no_refusal_repeats_a_value() {
+    fn no_rejection_repeats_a_value() {
         let secret = "kt_live_0123456789abcdefghijklmnopqrstuv";
         // Two of them imitate serde's own messages.
         for text in [secret, &format!("a, expected {secret}"), &format!("`, expected {secret}, there are no fields")] {
@@ -814,8 +814,8 @@ mod tests {
                 for (field, value) in [("name", json!("ci")), ("scopes", json!(["read"]))] {
                     body.as_object_mut().unwrap().entry(field).or_insert(value);
                 }
-                for refusal in [bare, checked::<Input>(&body).err()].into_iter().flatten() {
-                    let Error::Invalid { message, field } = refusal else { panic!("{refusal:?}") };
+                for rejection in [bare, checked::<Input>(&body).err()].into_iter().flatten() {
+                    let Error::Invalid { message, field } = rejection else { panic!("{rejection:?}") };
                     assert!(!message.contains(secret) && !field.contains(secret), "{message}");
                 }
             }
@@ -852,7 +852,7 @@ mod tests {
         ] {
             assert_eq!(Number::new(text), number, "{text}");
         }
-        for (text, problem) in [
+        for (text, reason) in [
             ("1e400", "must be an integer from 0 to 9007199254740991"),
             ("9223372036854775808", "must be an integer from 0 to 9007199254740991"),
             ("-1e400", NATURAL),
@@ -863,14 +863,14 @@ mod tests {
         ] {
             let body = format!(r#"{{"name":"ci","scopes":["read"],"budget":{{"cost_cents":{text}}}}}"#);
             assert_eq!(
-                refused(&body),
-                ("budget.cost_cents".to_owned(), format!("budget.cost_cents {problem}")),
+                rejected(&body),
+                ("budget.cost_cents".to_owned(), format!("budget.cost_cents {reason}")),
                 "{text}"
             );
         }
     }
 
-    fn refused(body: &str) -> (String, String) {
+    fn rejected(body: &str) -> (String, String) {
         let json = parse(body.as_bytes()).unwrap();
         match read::<Input>("field", &json, Texts::Checked { bearer: Some("a token of any shape") }).unwrap_err() {
             Error::Invalid { field, message } => (field, message),
@@ -879,9 +879,9 @@ mod tests {
     }
 
     #[test]
-    fn unusable_values_are_refused_with_their_path() {
+    fn unusable_values_are_rejected_with_their_path() {
         let deep = "[".repeat(200) + &"]".repeat(200);
-        for (body, field, problem) in [
+        for (body, field, reason) in [
             (r#"{"name":"a","name":"a"}"#.to_owned(), "name", REPEATED),
             (r#"{"name":"a","n\u0061me":"b"}"#.to_owned(), "name", REPEATED),
             (r#"{"budget":{"cost_cents":1,"cost_cents":1}}"#.to_owned(), "budget.cost_cents", REPEATED),
@@ -894,7 +894,7 @@ mod tests {
             (format!(r#"{{"scopes":{deep}}}"#), "scopes[0]", "must be one of read, write, admin"),
             (format!(r#"{{"metadata":{{"a":{deep}}}}}"#), "metadata.a", "must be a string"),
         ] {
-            assert_eq!(refused(&body), (field.to_owned(), format!("{field} {problem}")), "{body}");
+            assert_eq!(rejected(&body), (field.to_owned(), format!("{field} {reason}")), "{body}");
         }
         let whole = parse(br#"{"name":"\ud83d\ude00 chat","scopes":["read"]}"#).unwrap();
         let input: Input = read("field", &whole, Texts::Checked { bearer: None }).unwrap();
@@ -933,7 +933,7 @@ mod tests {
         for value in
             [json!({ "read": null }), json!({ "read": {} }), json!(["read"]), json!(5), json!(null), json!("root")]
         {
-            assert_eq!(refusal("scopes", json!([value])).1, "scopes[0] must be one of read, write, admin", "{value}");
+            assert_eq!(rejection("scopes", json!([value])).1, "scopes[0] must be one of read, write, admin", "{value}");
             let provider = checked::<BTreeMap<String, Provider>>(&json!({ "provider": value })).unwrap_err();
             let Error::Invalid { message, .. } = provider else { panic!("{provider:?}") };
             assert_eq!(message, "provider must be one of anthropic, openai, bedrock, vertex, openrouter");
@@ -947,7 +947,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_do_not_use_serde_terms() {
+    fn rejections_do_not_use_serde_terms() {
         #[derive(Debug, Deserialize)]
         #[serde(deny_unknown_fields)]
         #[expect(dead_code, reason = "only read for its errors")]
@@ -962,7 +962,7 @@ mod tests {
             h: Option<BTreeMap<String, u8>>,
             i: Option<Provider>,
             j: Option<()>,
-            k: Option<Received>,
+            k: Option<UncheckedText>,
             l: Option<String>,
             m: Option<u128>,
             n: Option<NoQuery>,
@@ -1007,14 +1007,14 @@ mod tests {
                 (json!({ "allowed_cidrs": [secret] }), "allowed_cidrs[0]"),
                 (json!({ secret.clone(): 1 }), ""),
             ] {
-                let (named, message) = refused(&body.to_string());
+                let (named, message) = rejected(&body.to_string());
                 assert!(named.starts_with(field), "{body}: {named}");
                 assert!(!named.contains(&secret) && !message.contains(&secret), "{message}");
             }
         }
-        let own = refused(r#"{"name":"it is a token of any shape."}"#);
+        let own = rejected(r#"{"name":"it is a token of any shape."}"#);
         assert_eq!(own, ("name".to_owned(), "name must not contain the credential of the request".to_owned()));
-        let secrets: BTreeMap<String, Received> =
+        let secrets: BTreeMap<String, UncheckedText> =
             checked(&json!({ "key": secret_examples()[0], "log": "a\0b\u{202e}" })).unwrap();
         assert_eq!(secrets["key"].expose(), secret_examples()[0]);
     }
@@ -1039,7 +1039,7 @@ mod tests {
             ("ACCESS_KEY", "0a1b2c3d4e5f6071"),
             ("Cookie", "sid=0a1b2c3d4e5f6071"),
         ] {
-            let (field, message) = refusal("metadata", json!({ key: value }));
+            let (field, message) = rejection("metadata", json!({ key: value }));
             assert_eq!(field, format!("metadata.{key}"));
             assert!(message.contains("must not contain a key, token or password"), "{message}");
         }
@@ -1061,14 +1061,14 @@ mod tests {
         }
         let text = r#"[{"a":1},{"a":-1},{"a":1,"a":1},{"a":"\ud83d"},{"b":1},5,{"\ud83d":1},{"a":1e400},{},{"a":3}]"#;
         let json = parse(text.as_bytes()).unwrap();
-        let items = Vec::<Each<Item>>::deserialize(Reader { json: &json, texts: Texts::Any }).unwrap();
+        let items = Vec::<ItemResult<Item>>::deserialize(Reader { json: &json, texts: Texts::Any }).unwrap();
         let messages: Vec<_> =
-            items.iter().map(|Each(item)| item.as_ref().map(|item| item.a).map_err(String::as_str)).collect();
+            items.iter().map(|ItemResult(item)| item.as_ref().map(|item| item.a).map_err(String::as_str)).collect();
         assert_eq!(
             messages,
             [
                 Ok(1),
-                Err("a must be a whole number, not negative"),
+                Err("a must be an integer of at least 0"),
                 Err("a must be given once"),
                 Err("a must not contain an unpaired surrogate"),
                 Err("b is not a field here: use a"),
@@ -1100,7 +1100,7 @@ mod tests {
             RawJson(kept)
         };
         let deep = "[".repeat(200) + &"]".repeat(200);
-        for (odd, problem) in [
+        for (odd, reason) in [
             (r#""\ud83d""#, UNPAIRED),
             ("1e999", RANGE),
             ("123456789012345678901234567890", RANGE),
@@ -1115,14 +1115,14 @@ mod tests {
             unread.read::<Whole>().unwrap().part.read::<Part>().unwrap();
             let read = any(&whole(&format!(r#"{{"a":{odd}}}"#))).read::<Whole>().unwrap().part.read::<Part>();
             let Err(Error::Invalid { field, message }) = read else { panic!("{odd}: {read:?}") };
-            assert_eq!((field.as_str(), message), ("a", format!("a {problem}")), "{odd}");
+            assert_eq!((field.as_str(), message), ("a", format!("a {reason}")), "{odd}");
         }
         let missing = any("{}").read::<Whole>().unwrap_err();
         assert!(matches!(missing, Error::Invalid { field, .. } if field == "part"));
     }
 
     #[test]
-    fn invalid_json_is_refused_with_its_position() {
+    fn invalid_json_is_rejected_with_its_position() {
         for text in [
             "",
             " ",
@@ -1202,10 +1202,10 @@ mod tests {
     #[test]
     fn empty_names_are_shown_in_quotes() {
         let quoted = |path: &str, message: &str| (path.to_owned(), format!("{path} {message}"));
-        assert_eq!(refused(r#"{"metadata":{"":1}}"#), quoted("metadata.\"\"", "must be a string"));
-        let (field, message) = refused(r#"{"":1}"#);
+        assert_eq!(rejected(r#"{"metadata":{"":1}}"#), quoted("metadata.\"\"", "must be a string"));
+        let (field, message) = rejected(r#"{"":1}"#);
         assert!(field == "\"\"" && message.starts_with("\"\" is not a field here"), "{message}");
-        assert_eq!(refused(r#"{"budget":{"":1}}"#).0, "budget.\"\"");
+        assert_eq!(rejected(r#"{"budget":{"":1}}"#).0, "budget.\"\"");
         assert_eq!(printable("a\nb\tc\u{1b}"), "a\u{FFFD}b\u{FFFD}c\u{FFFD}");
     }
 
@@ -1213,7 +1213,7 @@ mod tests {
     fn bounded_list_stops_after_its_bound() {
         for (count, kept) in [(0, 0), (3, 3), (4, 4), (100, 4)] {
             let list = Json::List(vec![Json::Null; count]);
-            let items = Bounded::<Each<u8>, 3>::deserialize(Reader { json: &list, texts: Texts::Any }).unwrap();
+            let items = Bounded::<ItemResult<u8>, 3>::deserialize(Reader { json: &list, texts: Texts::Any }).unwrap();
             assert_eq!(items.0.len(), kept);
         }
     }

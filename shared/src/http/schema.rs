@@ -9,7 +9,7 @@ use utoipa::{
     openapi::{ArrayBuilder, KnownFormat, ObjectBuilder, RefOr, Schema, SchemaFormat, Type, schema::SchemaType},
 };
 
-use super::{Days, Limit, Received, Revealed, Verbatim};
+use super::{Days, Limit, Revealed, UncheckedText, Verbatim};
 use crate::domain::{
     AlertPercents, AllowedCidrs, ArtifactUrl, Budget, Cap, CommitSha, EndpointUrl, EventType, EventTypes, Grace, Id,
     ImageRef, MessageId, Metadata, ModelId, Month, Name, OutboundUrl, Plan, Prefix, Scope, ScopeSet, SessionId, Slug,
@@ -85,7 +85,7 @@ schemas! {
     OutboundUrl => url("URL that receives deliveries. Events, and responses to keys without `admin`, show `?redacted` instead of the query.");
     Revealed => text("A secret, shown only in this response.");
     Verbatim => ObjectBuilder::new().schema_type(SchemaType::AnyValue);
-    Received => text("Write-only: never returned.").write_only(true);
+    UncheckedText => text("Write-only: never returned.").write_only(true);
     Metadata => ObjectBuilder::new()
         .schema_type(Type::Object)
         .description(Some("The caller's metadata: at most 50 pairs, keys of 1 to 40 characters, values of at most 500."))

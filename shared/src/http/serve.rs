@@ -15,7 +15,8 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{
-    Access, Answer, AuthorizerContext, Call, CallerIdentity, Error, FromPath, Presented, ResponseBody, Route, access,
+    Access, Answer, AuthorizationRequest, AuthorizerContext, Call, CallerIdentity, Error, FromPath, ResponseBody,
+    Route, access,
     access::Signed,
     answer::AnswerBody,
     call::RequestMeta,
@@ -82,7 +83,7 @@ async fn authorize_and_run<R: Route>(
     let variables = request.path_parameters_ref();
     let project = variables.and_then(|variables| variables.first("ref"));
     let signed = Some(Signed { headers: request.headers(), body: request.body().as_ref(), body_max: R::BODY_MAX });
-    let caller = R::Access::authorize(Presented { app, caller, project, meta, signed }).await?;
+    let caller = R::Access::authorize(AuthorizationRequest { app, caller, project, meta, signed }).await?;
 
     let query = query::read(request.query_string_parameters_ref())?;
     let json = json_body::<R>(request)?;

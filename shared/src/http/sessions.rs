@@ -8,8 +8,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    Access, Action, ApiKeyCaller, Call, CallerIdentity, Cors, Error, FromPath, NewAuditEvent, Presented, Project,
-    RequiredCredential, Route, SessionCaller, access::RequiredScope,
+    Access, Action, ApiKeyCaller, AuthorizationRequest, Call, CallerIdentity, Cors, Error, FromPath, NewAuditEvent,
+    ProjectScoped, RequiredCredential, Route, SessionCaller, access::RequiredScope,
 };
 use crate::{
     app::App,
@@ -42,8 +42,8 @@ pub struct OrganizationSessions;
 impl Family for OrganizationSessions {
     const IN_PROJECT: bool = false;
     const CORS: Option<Cors> = None;
-    type Read = KeyOnly<super::Read>;
-    type Write = KeyOnly<super::Write>;
+    type Read = ApiKeyOnly<super::Read>;
+    type Write = ApiKeyOnly<super::Write>;
 }
 
 /// `/v1/projects/{ref}/sessions…`: for session tokens and API keys. Reaches the sessions of the
@@ -54,15 +54,15 @@ pub struct ProjectSessions;
 impl Family for ProjectSessions {
     const IN_PROJECT: bool = true;
     const CORS: Option<Cors> = Some(Cors::DATA_PLANE);
-    type Read = Project<super::Read>;
-    type Write = Project<super::Write>;
+    type Read = ProjectScoped<super::Read>;
+    type Write = ProjectScoped<super::Write>;
 }
 
 /// An API key with scope `S`, on a data-plane route without a project.
 #[derive(Debug)]
-pub struct KeyOnly<S>(PhantomData<fn() -> S>);
+pub struct ApiKeyOnly<S>(PhantomData<fn() -> S>);
 
-impl<S: RequiredScope> Access for KeyOnly<S> {
+impl<S: RequiredScope> Access for ApiKeyOnly<S> {
     type Caller = SessionCaller;
     const CREDENTIAL: RequiredCredential = RequiredCredential::ApiKey(S::SCOPE);
 
@@ -70,8 +70,8 @@ impl<S: RequiredScope> Access for KeyOnly<S> {
         Some(caller)
     }
 
-    async fn authorize(presented: Presented<'_>) -> Result<SessionCaller, Error> {
-        let caller: ApiKeyCaller = S::authorize(presented).await?;
+    async fn authorize(request: AuthorizationRequest<'_>) -> Result<SessionCaller, Error> {
+        let caller: ApiKeyCaller = S::authorize(request).await?;
         Ok(caller.into())
     }
 }
@@ -89,8 +89,8 @@ impl FromPath for SessionsPath {
     }
 }
 
-/// `{id}` and, if the path has it, `{ref}`. An invalid one is a missing session, which handlers
-/// report after what precedes it.
+/// `{id}` and, if the path has it, `{ref}`. An invalid id is `None`. Handlers return 404 for it, after
+/// the earlier checks.
 #[derive(Debug)]
 pub struct SessionPath {
     pub project: Option<Slug>,
@@ -177,7 +177,7 @@ where
         if has_access || !self.needs_transcript_access(session) {
             Ok(())
         } else {
-            Err(Error::Forbidden("transcript_access is off".into()))
+            Err(Error::Forbidden("transcript_access is off: ask the operator to enable it".into()))
         }
     }
 

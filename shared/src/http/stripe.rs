@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
-use super::{Access, CallerIdentity, Error, Presented};
+use super::{Access, AuthorizationRequest, CallerIdentity, Error};
 use crate::{
     config::{Secret, SecretError},
     domain::{Actor, ActorKind, Id, SignatureError, StripeSecrets},
@@ -36,8 +36,8 @@ impl Access for Stripe {
         Some(caller)
     }
 
-    async fn authorize(presented: Presented<'_>) -> Result<StripeCaller, Error> {
-        let app = presented.app;
+    async fn authorize(request: AuthorizationRequest<'_>) -> Result<StripeCaller, Error> {
+        let app = request.app;
         let secrets = match app.secrets.stripe().await {
             Err(SecretError::NotConfigured { .. }) => return Err(Error::UnknownRoute),
             secrets => secrets.map_err(|error| unavailable(&error))?,
@@ -45,7 +45,7 @@ impl Access for Stripe {
         if secrets.is_empty() {
             return Err(Error::UnknownRoute);
         }
-        let signed = presented.signed.ok_or(Error::UnknownRoute)?;
+        let signed = request.signed.ok_or(Error::UnknownRoute)?;
         // Any client may send requests here, so a large body must not cost one HMAC per secret.
         if signed.body.len() > signed.body_max {
             return Err(Error::BodyTooLarge { limit: signed.body_max });
@@ -91,7 +91,7 @@ impl CallerIdentity for StripeCaller {
         None
     }
 
-    fn credential(&self) -> Vec<u8> {
+    fn idempotency_identity(&self) -> Vec<u8> {
         b"stripe".to_vec()
     }
 }

@@ -1,6 +1,6 @@
 use std::slice;
 
-use super::{Call, DeliveryResource, Error, Received, Route};
+use super::{Call, DeliveryResource, Error, Route, UncheckedText};
 use crate::{
     app::App,
     domain::{Delivery, Event, OutboundUrl, ScopeSet, WebhookEndpoint},
@@ -8,7 +8,7 @@ use crate::{
 
 impl<R: Route> Call<R> {
     /// Parses a webhook URL. Returns 422 if the URL is invalid or points to this service.
-    pub fn webhook_url(&self, app: &App, url: &Received) -> Result<OutboundUrl, Error> {
+    pub fn webhook_url(&self, app: &App, url: &UncheckedText) -> Result<OutboundUrl, Error> {
         let url =
             OutboundUrl::parse(url.expose(), app.outbound_reach).map_err(|problem| Error::invalid("url", problem))?;
         // A receiver on the developer's machine has the local runner's host.

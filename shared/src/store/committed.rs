@@ -6,7 +6,7 @@
 //! | name | meaning |
 //! | --- | --- |
 //! | `ki`, `ko`, `kt`, `kc` | committed: input tokens with the prompt cache, output tokens, all tokens, cost in nano-cents |
-//! | `k` | present if the committed numbers include all totals: items can be older than these numbers |
+//! | `k` | present if `ki`…`kc` include all totals. Items written before these attributes existed lack it |
 //! | `h<turn>` | the [`Amount`] that a running turn holds |
 //!
 //! Every write of totals moves the committed numbers by the same amounts. Reported usage never
@@ -162,8 +162,8 @@ pub(super) fn read_committed(item: &Item) -> Result<Tally, StoreError> {
     })
 }
 
-/// Returns what the committed numbers of an item without [`COMPLETE`] lack. Concurrent writes of
-/// totals do not change it, because they move both.
+/// Returns the totals minus the committed numbers of an item without [`COMPLETE`]. Concurrent writes of
+/// totals change both by the same amount.
 pub(super) fn missing(item: &Item) -> Result<Change, StoreError> {
     Ok(Change::from(&read_totals(item)?) - Change::from(&read_committed(item)?))
 }

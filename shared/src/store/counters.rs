@@ -1,5 +1,5 @@
-//! Usage counters as attributes of few, small items. A write costs by the whole kilobytes of its
-//! item, however small the change is.
+//! Usage counters as attributes of few, small items. `DynamoDB` bills a write by the item's size,
+//! rounded up to a kilobyte.
 //!
 //! Attribute names:
 //!
@@ -78,7 +78,7 @@ impl Models {
     pub(super) fn number(&mut self, event: &UsageEvent) -> usize {
         let name = event.model_name();
         if let Some(number) =
-            BUILT_IN.iter().copied().chain(self.0.iter().map(String::as_str)).position(|of| of == name)
+            BUILT_IN.iter().copied().chain(self.0.iter().map(String::as_str)).position(|known| known == name)
         {
             return number;
         }
@@ -155,21 +155,22 @@ impl Counter {
     /// Parses an attribute name. `None` if the attribute is not a counter.
     fn parse(name: &str) -> Option<Self> {
         let (sum, suffix) = name.split_at_checked(1)?;
-        let of = |sums: &[&str]| sums.iter().position(|of| *of == sum);
-        if let Some(sum) = of(&SUMS_OF_DAY) {
+        let index_in = |names: &[&str]| names.iter().position(|name| *name == sum);
+        if let Some(sum) = index_in(&SUMS_OF_DAY) {
             return Some(Self(Part::Day(u8::from_str_radix(suffix, BASE).ok()?), sum));
         }
         if suffix.is_empty() {
-            return Some(Self(Part::Whole, of(&SUMS)?));
+            return Some(Self(Part::Whole, index_in(&SUMS)?));
         }
-        let sum = of(&SUMS_OF_MODEL)?;
+        let sum = index_in(&SUMS_OF_MODEL)?;
         Some(Self(Part::Model(usize::from_str_radix(suffix, BASE).ok()?), sum))
     }
 }
 
 /// Formats a number in base 36. Models and days need at most two digits.
 fn to_base(number: usize) -> String {
-    let digit = |of: usize| u32::try_from(of % BASE as usize).ok().and_then(|of| char::from_digit(of, BASE));
+    let digit =
+        |value: usize| u32::try_from(value % BASE as usize).ok().and_then(|value| char::from_digit(value, BASE));
     let high = (number >= BASE as usize).then(|| digit(number / BASE as usize)).flatten();
     high.into_iter().chain(digit(number)).collect()
 }
@@ -189,7 +190,7 @@ impl Inline {
     }
 
     /// Returns whether a model is counted in the first item. Adds it if there is room.
-    pub(super) fn admits(&mut self, number: usize) -> bool {
+    pub(super) fn try_add(&mut self, number: usize) -> bool {
         self.0.contains(&number) || (self.0.len() < MAX_INLINE_MODELS && self.0.insert(number))
     }
 }
@@ -201,7 +202,7 @@ pub(super) struct Sums {
     /// The events that count towards the item's totals, and so to its committed numbers.
     totals: Tally,
     /// The attribute of a hold to remove, and the amount that it holds.
-    given_back: Option<(String, Amount)>,
+    released: Option<(String, Amount)>,
     /// Numbers of the lineage's further items in the same transaction.
     more: BTreeSet<usize>,
 }
@@ -230,13 +231,13 @@ impl Sums {
         self.more.insert(item);
     }
 
-    /// Gives back what a turn holds in this item, on condition that it still holds this amount.
-    pub(super) fn give_back(&mut self, attribute: &str, held: Amount) {
-        self.given_back = Some((attribute.to_owned(), held));
+    /// Releases what a turn holds in this item, on condition that it still holds this amount.
+    pub(super) fn release(&mut self, attribute: &str, held: Amount) {
+        self.released = Some((attribute.to_owned(), held));
     }
 
     pub(super) fn stage(&self, transaction: &mut Transaction, key: &Key) -> Result<(), StoreError> {
-        let held = self.given_back.as_ref().map_or(Amount::default(), |(_, held)| *held);
+        let held = self.released.as_ref().map_or(Amount::default(), |(_, held)| *held);
         let committed = Change::from(&self.totals) - held.into();
         transaction.update(Table::Usage, key, Conflict::Changed, |mut update| {
             let committed = committed.attributes().into_iter().filter(|(_, change)| *change != 0);
@@ -255,7 +256,7 @@ impl Sums {
                 update = update.expression_attribute_values(":more", AttributeValue::Ns(more));
             }
             let add = if clauses.is_empty() { String::new() } else { format!("ADD {}", clauses.join(",")) };
-            let Some((attribute, held)) = &self.given_back else {
+            let Some((attribute, held)) = &self.released else {
                 return update.update_expression(add);
             };
             update
@@ -342,7 +343,7 @@ mod tests {
             ["i1", "c1", "i", "I3", "pk", "sk"].map(|name| (name.to_owned(), AttributeValue::N("1".to_owned()))),
         );
         let mut inline = Inline::read(&item);
-        assert_eq!([7, 8, 1, 7].map(|number| inline.admits(number)), [true, false, true, true]);
+        assert_eq!([7, 8, 1, 7].map(|number| inline.try_add(number)), [true, false, true, true]);
     }
 
     #[test]

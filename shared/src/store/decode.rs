@@ -14,15 +14,15 @@ pub(super) fn decode<T: DeserializeOwned>(item: Item) -> Result<T, StoreError> {
         .map_err(|error| StoreError::Fault(format!("item cannot be decoded: {error}")))
 }
 
-/// Decodes an item of many. Logs an unreadable one as `what` and returns `None`, so that it does not
-/// block the others.
-pub(super) fn decode_or_skip<T: DeserializeOwned>(item: Item, what: &'static str) -> Option<T> {
+/// Decodes an item of many. Logs an unreadable one with its `kind` and returns `None`, so that it does
+/// not block the others.
+pub(super) fn decode_or_skip<T: DeserializeOwned>(item: Item, kind: &'static str) -> Option<T> {
     let key = ["pk", "sk"].map(|name| item.get(name).and_then(|value| value.as_s().ok()).cloned());
-    decode(item).inspect_err(|fault| log_skipped(key, what, fault)).ok()
+    decode(item).inspect_err(|fault| log_skipped(key, kind, fault)).ok()
 }
 
-fn log_skipped([pk, sk]: [Option<String>; 2], what: &'static str, fault: &StoreError) {
-    tracing::error!(pk, sk, %fault, "unreadable {what} skipped");
+fn log_skipped([pk, sk]: [Option<String>; 2], kind: &'static str, fault: &StoreError) {
+    tracing::error!(pk, sk, item = kind, %fault, "unreadable item skipped");
 }
 
 struct Attributes {

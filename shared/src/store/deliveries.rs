@@ -12,7 +12,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Conflict, DueItem, Lease, Page, Queue, Store, StoreError, Transaction, decode,
+    Conflict, Lease, OutboxKey, Page, Queue, Store, StoreError, Transaction, decode,
     decode::decode_or_skip,
     page::Listing,
     table::{Key, Table, deliveries_partition, padded, pending_deliveries_partition},
@@ -102,7 +102,7 @@ pub(super) fn number(number: impl ToString) -> AttributeValue {
 impl Store {
     /// Returns the events that are not fanned out yet, oldest first, and the items of unreadable
     /// events.
-    pub async fn pending_events(&self, due: &[DueItem]) -> Result<(Vec<Event>, Vec<DueItem>), StoreError> {
+    pub async fn pending_events(&self, due: &[OutboxKey]) -> Result<(Vec<Event>, Vec<OutboxKey>), StoreError> {
         let keys: Vec<_> = due.iter().map(|due| Key::due(Queue::Events, due.organization_id, &due.sk)).collect();
         let (mut events, mut unreadable) = (Vec::with_capacity(keys.len()), Vec::new());
         for item in self.batch_get(Table::Outbox, &keys).await? {

@@ -68,7 +68,7 @@ pub use self::{
     idempotency::IdempotencyRecord,
     messages::{MAX_HISTORY_BYTES, MAX_SEALED_MESSAGE_BYTES, MessagePage, SealedContent, SealedMessage},
     model_keys::{ActiveModelKey, Ciphertext, SealedModelKey},
-    outbox::{DueItem, DueItems, ExpiryNotice, FlushTurn, Flushes, PendingInvalidation, Queue},
+    outbox::{ExpiryNotice, FlushStart, Flushes, OutboxKey, Queue, ScheduledInvalidation},
     page::Page,
     queues::Lease,
     recoveries::{Recovered, Recovery},

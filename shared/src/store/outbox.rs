@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::{
-    BudgetCheck, Conflict, Store, StoreError, Transaction, decode,
+    BudgetCheck, Conflict, Overdue, Store, StoreError, Transaction, decode,
     decode::decode_or_skip,
     table::{DUE_INDEX, Key, Table, due_shards, invalidations_partition, parse_padded},
 };
 use crate::domain::{ApiKey, CacheEffect, Event, Id, Invalidation, Timestamp};
 
 const PAGE_SIZE: i32 = 100;
-/// Number of readable items after which a query ends that also found unreadable items.
+/// A query that meets unreadable items stops after this many readable ones.
 const ENOUGH_ITEMS: usize = 100;
 
 /// The queues of the workers.
@@ -50,22 +50,15 @@ impl Queue {
     }
 }
 
-/// A due item according to the index. The index may be behind: a worker reads the item again.
+/// The key of an item in a queue, within the queue. From the index, which may be behind: a worker reads
+/// the item again.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-pub struct DueItem {
+pub struct OutboxKey {
     pub organization_id: Id,
     pub sk: String,
 }
 
-#[derive(Debug, Default)]
-pub struct DueItems {
-    /// Oldest first within a shard.
-    pub items: Vec<DueItem>,
-    /// The time since which the oldest item is due, unreadable items included.
-    pub oldest: Option<Timestamp>,
-}
-
-impl DueItem {
+impl OutboxKey {
     /// Returns the webhook endpoint whose queue this is.
     pub fn endpoint(&self) -> Option<Id> {
         parse_padded(&self.sk)
@@ -82,10 +75,10 @@ pub struct ExpiryNotice {
     pub expires_at: Timestamp,
 }
 
-/// A pending invalidation as last read or leased. Each write to its item requires that the item is
+/// An invalidation and its due time, as last read or leased. Each write to its item requires that the item is
 /// unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct PendingInvalidation {
+pub struct ScheduledInvalidation {
     #[serde(flatten)]
     pub invalidation: Invalidation,
     due_at: Timestamp,
@@ -101,13 +94,13 @@ pub struct Flushes {
     pub done: u64,
 }
 
-/// The worker that flushes the cache.
+/// The result of an attempt to start a flush.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FlushTurn {
-    /// This worker started this flush.
-    Ours(u64),
+pub enum FlushStart {
+    /// This worker started the flush with this number.
+    Started(u64),
     /// Another worker started a flush recently.
-    Theirs(Flushes),
+    AlreadyStarted(Flushes),
 }
 
 /// An item with the two attributes that put it into the index.
@@ -122,13 +115,13 @@ pub(super) struct Scheduled<'a, T> {
 impl Store {
     /// Returns the due items of a queue, at most 100 of each of the 16 shards. Unreadable items are
     /// omitted, so that they do not block the others.
-    pub async fn due(&self, queue: Queue, now: Timestamp) -> Result<DueItems, StoreError> {
+    pub async fn due(&self, queue: Queue, now: Timestamp) -> Result<Overdue<OutboxKey>, StoreError> {
         let mut queries = JoinSet::new();
         for shard in due_shards(queue) {
             let store = self.clone();
             queries.spawn(async move { store.due_in_shard(shard, now).await });
         }
-        let mut found = DueItems::default();
+        let mut found = Overdue { items: Vec::new(), oldest: None };
         for shard in queries.join_all().await {
             let due = shard?;
             found.items.extend(due.items);
@@ -137,7 +130,7 @@ impl Store {
         Ok(found)
     }
 
-    async fn due_in_shard(&self, shard: String, now: Timestamp) -> Result<DueItems, StoreError> {
+    async fn due_in_shard(&self, shard: String, now: Timestamp) -> Result<Overdue<OutboxKey>, StoreError> {
         let mut pages = self
             .client
             .query()
@@ -149,7 +142,7 @@ impl Store {
             .limit(PAGE_SIZE)
             .into_paginator()
             .send();
-        let (mut found, mut has_unreadable) = (DueItems::default(), false);
+        let (mut found, mut has_unreadable) = (Overdue { items: Vec::new(), oldest: None }, false);
         while let Some(page) = pages.next().await {
             for item in page?.items.unwrap_or_default() {
                 let due_at = item.get("due_at").and_then(|at| at.as_s().ok()?.parse().ok());
@@ -169,8 +162,8 @@ impl Store {
 
     /// Postpones items that are still due before `until`, so that items whose processing fails do
     /// not block others.
-    pub async fn postpone(&self, queue: Queue, due: &[DueItem], until: Timestamp) -> Result<(), StoreError> {
-        for DueItem { organization_id, sk } in due {
+    pub async fn postpone(&self, queue: Queue, due: &[OutboxKey], until: Timestamp) -> Result<(), StoreError> {
+        for OutboxKey { organization_id, sk } in due {
             let sent = self
                 .client
                 .update_item()
@@ -194,7 +187,7 @@ impl Store {
         &self,
         organization: Id,
         now: Timestamp,
-    ) -> Result<(Vec<PendingInvalidation>, Vec<DueItem>), StoreError> {
+    ) -> Result<(Vec<ScheduledInvalidation>, Vec<OutboxKey>), StoreError> {
         let mut pages = self
             .client
             .query()
@@ -214,7 +207,7 @@ impl Store {
             let sk = super::required_text(&item, "sk")?.to_owned();
             match decode_or_skip(item, "pending invalidation") {
                 Some(pending) => found.push(pending),
-                None => unreadable.push(DueItem { organization_id: organization, sk }),
+                None => unreadable.push(OutboxKey { organization_id: organization, sk }),
             }
         }
         Ok((found, unreadable))
@@ -225,9 +218,9 @@ impl Store {
     pub async fn lease_invalidation(
         &self,
         organization: Id,
-        mut pending: PendingInvalidation,
+        mut pending: ScheduledInvalidation,
         until: Timestamp,
-    ) -> Result<Option<PendingInvalidation>, StoreError> {
+    ) -> Result<Option<ScheduledInvalidation>, StoreError> {
         pending.invalidation.attempts += 1;
         let attempts = AttributeValue::N(pending.invalidation.attempts.to_string());
         let was_leased = self.update_pending(organization, &pending, until, |update| {
@@ -244,7 +237,7 @@ impl Store {
     pub async fn postpone_invalidation(
         &self,
         organization: Id,
-        leased: &PendingInvalidation,
+        leased: &ScheduledInvalidation,
         due_at: Timestamp,
     ) -> Result<(), StoreError> {
         let notified = leased.invalidation.notified.iter().cloned().map(AttributeValue::S).collect();
@@ -260,7 +253,7 @@ impl Store {
     async fn update_pending(
         &self,
         organization: Id,
-        pending: &PendingInvalidation,
+        pending: &ScheduledInvalidation,
         due_at: Timestamp,
         change: impl FnOnce(UpdateItemFluentBuilder) -> UpdateItemFluentBuilder,
     ) -> Result<bool, StoreError> {
@@ -276,7 +269,11 @@ impl Store {
     }
 
     /// Deletes a leased invalidation, unless another worker has leased it since.
-    pub async fn delete_invalidation(&self, organization: Id, leased: &PendingInvalidation) -> Result<(), StoreError> {
+    pub async fn delete_invalidation(
+        &self,
+        organization: Id,
+        leased: &ScheduledInvalidation,
+    ) -> Result<(), StoreError> {
         let sent = self
             .client
             .delete_item()
@@ -290,7 +287,7 @@ impl Store {
     }
 
     /// Starts a flush of the stage's cache, unless another flush was started less than `every` ago.
-    pub async fn begin_flush(&self, stage: &str, now: Timestamp, every: Duration) -> Result<FlushTurn, StoreError> {
+    pub async fn begin_flush(&self, stage: &str, now: Timestamp, every: Duration) -> Result<FlushStart, StoreError> {
         let sent = self
             .client
             .update_item()
@@ -306,10 +303,10 @@ impl Store {
             .send()
             .await;
         match sent {
-            Ok(output) => Ok(FlushTurn::Ours(decode::<Flushes>(output.attributes.unwrap_or_default())?.begun)),
+            Ok(output) => Ok(FlushStart::Started(decode::<Flushes>(output.attributes.unwrap_or_default())?.begun)),
             Err(error) => match error.as_service_error() {
                 Some(UpdateItemError::ConditionalCheckFailedException(failed)) => {
-                    Ok(FlushTurn::Theirs(decode(failed.item.clone().unwrap_or_default())?))
+                    Ok(FlushStart::AlreadyStarted(decode(failed.item.clone().unwrap_or_default())?))
                 }
                 _ => Err(error.into()),
             },
@@ -336,7 +333,7 @@ impl Store {
     }
 }
 
-impl PendingInvalidation {
+impl ScheduledInvalidation {
     fn key(&self, organization: Id) -> Key {
         Key::invalidation(organization, self.invalidation.at, self.invalidation.id)
     }
@@ -369,9 +366,15 @@ impl Transaction {
             return Ok(());
         }
         let id = Id::draw(at, &*self.entropy());
-        let access_cut = effect == CacheEffect::AccessCut;
-        let item =
-            Invalidation { id, organization_id: organization, at, access_cut, notified: BTreeSet::new(), attempts: 0 };
+        let access_reduced = effect == CacheEffect::AccessReduced;
+        let item = Invalidation {
+            id,
+            organization_id: organization,
+            at,
+            access_reduced,
+            notified: BTreeSet::new(),
+            attempts: 0,
+        };
         self.enqueue(Queue::Invalidations, &Key::invalidation(organization, at, id), id, &item, at)
     }
 

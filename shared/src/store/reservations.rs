@@ -3,7 +3,7 @@
 //!
 //! The amount that a turn holds is an attribute of the item that it counts in, and each write
 //! changes it together with the committed numbers. So the two always agree, a process that died
-//! between two writes leaves nothing unknown, and the process that ends the turn gives back exactly
+//! between two writes leaves nothing unknown, and the process that ends the turn releases exactly
 //! what it holds. Each open turn adds about 40 bytes to these items, only where a cap applies.
 
 use aws_sdk_dynamodb::{
@@ -20,8 +20,8 @@ use super::{
 };
 use crate::domain::{Budget, CapKind, CapOwner, Exhausted, Id, Month};
 
-/// Maximum number of writes of one change. Each repeats because the item differed from what was
-/// known of it, which one turn's own writes explain at most three times.
+/// Maximum attempts to write a hold. An attempt fails if the item changed. A turn's own earlier writes
+/// cause at most three failures.
 const MAX_ATTEMPTS: usize = 5;
 
 /// The amounts that a turn holds of the budgets of its organization and its key lineage in a month.
@@ -105,7 +105,7 @@ impl Store {
     ///
     /// After an error the turn may hold more than `reservation` shows. The next call finds out, and
     /// [`release_reservation`](Self::release_reservation) and
-    /// [`Transaction::count_usage`](super::Transaction::count_usage) give back what the turn really
+    /// [`Transaction::count_usage`](super::Transaction::count_usage) release what the turn really
     /// holds. [`StoreError::Fault`] if another process has settled the turn.
     pub async fn reserve(
         &self,
@@ -115,21 +115,21 @@ impl Store {
     ) -> Result<Result<(), Exhausted>, StoreError> {
         let (of_organization, of_key) = (reservation.of_organization(), reservation.of_key());
         let Reservation { held_by_organization, held_by_key, .. } = reservation;
-        let added = match self.raise_hold(&of_organization, held_by_organization, organization, amount).await? {
+        let added = match self.reserve_hold(&of_organization, held_by_organization, organization, amount).await? {
             Added::Reached(kind) => return Ok(Err(Exhausted::Cap { kind, of: CapOwner::Organization })),
             added => added,
         };
-        let Added::Reached(kind) = self.raise_hold(&of_key, held_by_key, key, amount).await? else {
+        let Added::Reached(kind) = self.reserve_hold(&of_key, held_by_key, key, amount).await? else {
             return Ok(Ok(()));
         };
         if let Added::Yes = added {
             let before = held_by_organization.minus(amount);
-            self.lower_hold(&of_organization, held_by_organization, before).await?;
+            self.release_hold(&of_organization, held_by_organization, before).await?;
         }
         Ok(Err(Exhausted::Cap { kind, of: CapOwner::ApiKey }))
     }
 
-    /// Gives back all that a turn holds, without usage. Does nothing if the turn holds nothing.
+    /// Releases all that a turn holds, without usage. Does nothing if the turn holds nothing.
     pub async fn release_reservation(&self, reservation: &Reservation) -> Result<(), StoreError> {
         let holds = [reservation.of_organization(), reservation.of_key()];
         let keys = holds.iter().map(|hold| hold.key.clone()).collect();
@@ -139,14 +139,14 @@ impl Store {
             let item = items.iter().find(|item| Key::of_item(item).as_ref() == Some(&hold.key));
             let mut held = item.map_or(Ok(Amount::default()), |item| read_hold(item, &hold.attribute))?;
             if !held.is_zero() {
-                self.lower_hold(&hold, &mut held, Amount::default()).await?;
+                self.release_hold(&hold, &mut held, Amount::default()).await?;
             }
         }
         Ok(())
     }
 
-    /// Adds `amount` to what the turn holds in one item, unless a cap is reached.
-    async fn raise_hold(
+    /// Reserves `amount` in one item, in addition to what the turn holds there, unless a cap is reached.
+    async fn reserve_hold(
         &self,
         hold: &Hold,
         current: &mut Amount,
@@ -171,9 +171,7 @@ impl Store {
             }
             if stored != *current {
                 if stored.is_zero() {
-                    return Err(StoreError::Fault(
-                        "the turn's reservation was given back by another process".to_owned(),
-                    ));
+                    return Err(StoreError::Fault("the turn's reservation was released by another process".to_owned()));
                 }
                 *current = stored;
             } else if !found.contains_key(COMPLETE) {
@@ -185,15 +183,15 @@ impl Store {
         Err(unsettled())
     }
 
-    /// Lowers what a turn holds to `target`, which no cap refuses.
-    async fn lower_hold(&self, hold: &Hold, current: &mut Amount, target: Amount) -> Result<(), StoreError> {
+    /// Releases what a turn holds above `target`. No cap refuses this.
+    async fn release_hold(&self, hold: &Hold, current: &mut Amount, target: Amount) -> Result<(), StoreError> {
         for _ in 0..MAX_ATTEMPTS {
             let Some(found) = self.set_hold(hold, *current, target, &[]).await? else {
                 *current = target;
                 return Ok(());
             };
             *current = read_hold(&found, &hold.attribute)?;
-            // Zero: another process gave everything back.
+            // Zero: another process released everything.
             if *current == target || current.is_zero() {
                 return Ok(());
             }

@@ -36,6 +36,7 @@ pub struct DueSession {
     pub session_id: SessionId,
 }
 
+/// Items of a queue that are due.
 #[derive(Debug)]
 pub struct Overdue<T> {
     /// At most 100 of each of the 16 shards, oldest first within a shard.

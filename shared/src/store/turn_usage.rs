@@ -91,7 +91,7 @@ impl Store {
 }
 
 impl Transaction {
-    /// Stages usage events of a turn, their counters and a budget check, and gives back all that
+    /// Stages usage events of a turn, their counters and a budget check, and releases all that
     /// the turn holds according to `known`. At most four events, of the lineage and month of
     /// `known`: at most ten writes.
     ///

@@ -264,14 +264,14 @@ pub(super) fn assign_counters(
     let mut assign = |event: UsageEvent| {
         let lineage = lineage_month(&event);
         let number = models.entry(lineage.0).or_default().number(&event);
-        (lineage, number, AssignedEvent { inline: lineages.entry(lineage).or_default().admits(number), event })
+        (lineage, number, AssignedEvent { inline: lineages.entry(lineage).or_default().try_add(number), event })
     };
     let mut assigned: Vec<_> = events.into_iter().map(&mut assign).collect();
     assigned.sort_by_key(|(lineage, number, _)| (*lineage, *number));
     assigned.into_iter().map(|(.., assigned)| assigned).collect()
 }
 
-/// The amounts that a turn holds, to be given back with its usage.
+/// The amounts that a turn holds, to be released with its usage.
 pub(super) struct HeldByTurn<'a> {
     pub(super) reservation: &'a Reservation,
     pub(super) by_organization: Amount,
@@ -417,10 +417,10 @@ impl Batch {
         if let Some(HeldByTurn { reservation, by_organization, by_key }) = turn {
             let (month, attribute) = (reservation.month, reservation.attribute());
             if !by_organization.is_zero() {
-                totals.entry(month).or_default().give_back(attribute, *by_organization);
+                totals.entry(month).or_default().release(attribute, *by_organization);
             }
             if !by_key.is_zero() {
-                lineages.entry((month, reservation.lineage_id)).or_default().give_back(attribute, *by_key);
+                lineages.entry((month, reservation.lineage_id)).or_default().release(attribute, *by_key);
             }
         }
         for (month, sums) in totals {

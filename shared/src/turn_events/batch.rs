@@ -155,7 +155,7 @@ impl EventBatch {
         Ok(Self { first_seq, content, bytes: parts + texts })
     }
 
-    /// Returns the frames of the events whose numbers are above `after`; empty if there are none.
+    /// Returns the frames of the events whose numbers are above `after`; empty without such events.
     /// They are those that the client of the turn received.
     pub fn frames_after(&self, context: TurnEventContext<'_>, after: Seq) -> serde_json::Result<Vec<Vec<u8>>> {
         let BatchContent { parts, increments, end, .. } = &self.content;

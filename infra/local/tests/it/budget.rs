@@ -3,7 +3,7 @@
 use http::Method;
 use karta_shared::{
     domain::{Id, Tally, UsageKind},
-    store::DueItem,
+    store::OutboxKey,
     worker::{Wake, Worker},
 };
 use proptest::prelude::*;
@@ -252,7 +252,7 @@ async fn stream_record_checks_only_its_organization() {
     put(&server, json!({ "total_tokens": 100 })).await;
     spend(&server, key, 100).await;
     let worker = BudgetChecks::new(server.runner.app.for_function(BudgetChecks::NAME));
-    let due = |id: u64| DueItem { organization_id: Id::new(id).unwrap(), sk: "CHECK".to_owned() };
+    let due = |id: u64| OutboxKey { organization_id: Id::new(id).unwrap(), sk: "CHECK".to_owned() };
     let written = |id: u64| Wake::Written([due(id)].into());
     worker.work(&written(server.organization_id + 1)).await.unwrap();
     assert!(server.outbox("BST").await.is_empty(), "no other organization is checked");

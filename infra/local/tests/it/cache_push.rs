@@ -15,7 +15,7 @@ use karta_shared::{
     clock::{Clock, ManualClock, SystemClock},
     config::{self, Config, GatewayStage, Secret, SecretSource},
     domain::{CacheEffect, Id, Timestamp},
-    store::{DueItem, table::Tables},
+    store::{OutboxKey, table::Tables},
     worker::{Wake, Worker},
 };
 use serde_json::{Value, json};
@@ -334,7 +334,7 @@ async fn stream_record_pushes_only_its_organization() {
 
 /// A wake-up by a stream record of an organization.
 fn stream_of(organization: u64) -> Wake {
-    Wake::Written([DueItem { organization_id: Id::new(organization).unwrap(), sk: "place".to_owned() }].into())
+    Wake::Written([OutboxKey { organization_id: Id::new(organization).unwrap(), sk: "place".to_owned() }].into())
 }
 
 /// A worker and the times of its flushes.
@@ -366,7 +366,7 @@ async fn workers_share_one_flush_per_two_seconds() {
     let asked = || proxy.seen().iter().filter(|seen| seen.partitions()[0].starts_with("FLS#")).count();
     let other = async {
         until("the second worker's lease", async || server.outbox("PSH").await[0]["attempts"] != 0).await;
-        changed(&server, 1, CacheEffect::AccessCut).await;
+        changed(&server, 1, CacheEffect::AccessReduced).await;
         third.work(&stream_of(1)).await
     };
     let time = async {

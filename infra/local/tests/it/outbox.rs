@@ -118,10 +118,10 @@ async fn only_relevant_changes_invalidate_caches() {
     }
 }
 
-/// Counts the pending cache invalidations, and those among them that cut access.
+/// Counts the pending cache invalidations, and those among them that reduce access.
 async fn count(server: &TestServer) -> (usize, usize) {
     let all = invalidations(server).await;
-    (all.len(), all.into_iter().filter(|cut| *cut).count())
+    (all.len(), all.into_iter().filter(|reduces_access| *reduces_access).count())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -532,9 +532,9 @@ async fn internal_routes_beyond_loopback_require_allowlists() {
 fn invalid_list_entry_stops_start_and_is_named() {
     let flags = ["--port", "0", "--ephemeral"];
     for (variable, list, entry) in [
-        ("KARTA_INTERNAL_ALLOWED_IPS", "10.0.0.0/8, 10.0.0.1/8", r#"entry 2, "10.0.0.1/8", must start"#),
-        ("KARTA_INTERNAL_ALLOWED_IPS", "anywhere", r#"entry 1, "anywhere", must be an IPv4 or IPv6 range"#),
-        ("KARTA_INTERNAL_HOSTS", "localhost,*.example", r#"entry 2, "*.example", must be a host name"#),
+        ("KARTA_INTERNAL_ALLOWED_IPS", "10.0.0.0/8, 10.0.0.1/8", r#"entry 2 ("10.0.0.1/8") must start"#),
+        ("KARTA_INTERNAL_ALLOWED_IPS", "anywhere", r#"entry 1 ("anywhere") must be an IPv4 or IPv6 range"#),
+        ("KARTA_INTERNAL_HOSTS", "localhost,*.example", r#"entry 2 ("*.example") must be a host name"#),
     ] {
         let message = startup_error(&flags, &[(variable, list)]);
         assert!(message.contains(variable) && message.contains(entry), "{message}");

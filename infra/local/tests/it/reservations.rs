@@ -74,7 +74,7 @@ impl Turns {
         }
     }
 
-    /// Counts the events of a turn and gives back what it holds.
+    /// Counts the events of a turn and releases what it holds.
     async fn settle(&self, turn: &Reservation, events: &[UsageEvent]) -> Result<(), CommitError> {
         let known = self.store.known_counters(self.organization(), self.lineage, self.month()).await?;
         let mut transaction = self.store.transaction();
@@ -225,12 +225,12 @@ async fn racers_stay_within_one_slice_of_the_cap() {
             }
         });
     }
-    let (admitted, refused): (Vec<_>, Vec<_>) = racers.join_all().await.into_iter().partition(Result::is_ok);
-    assert_eq!((admitted.len(), refused.len()), (7, 57), "1,500 tokens each");
+    let (reserved, refused): (Vec<_>, Vec<_>) = racers.join_all().await.into_iter().partition(Result::is_ok);
+    assert_eq!((reserved.len(), refused.len()), (7, 57), "1,500 tokens each");
     turns.assert_holds(&[SLICE; 7], &[SLICE; 7]).await;
     assert_eq!(turns.reported().await["totals"]["total_tokens"], 0);
     assert!(verdict(&turns.server, &turns.token).await.0, "reservations are not spent");
-    for (at, turn) in admitted.into_iter().flatten().enumerate() {
+    for (at, turn) in reserved.into_iter().flatten().enumerate() {
         let events = [
             turns.event(&format!("{at} in"), UsageKind::InputTokens, SLICE.input_tokens),
             turns.event(&format!("{at} out"), UsageKind::OutputTokens, SLICE.output_tokens),

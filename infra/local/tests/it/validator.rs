@@ -146,7 +146,7 @@ async fn wrong_token_does_not_block_the_right_one() {
     let wrong = unproven_token(&server, Some(&server.admin)).await;
     assert!(is_unproven(&validator, &wrong).await);
     assert!(is_valid(&validator, &server.admin).await);
-    assert!(is_unproven(&validator, &wrong).await, "the right token does not admit the wrong one");
+    assert!(is_unproven(&validator, &wrong).await, "the right token does not validate the wrong one");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -462,7 +462,7 @@ async fn stored_url_is_checked_before_name_resolution() {
         ("https://vault.internal/", Reach::Loopback, "private or special use"),
         ("https://API.karta.example.com/v1/api_keys", Reach::Public, "points to this service"),
         // Parsers disagree about an `xn--` label that does not decode.
-        ("https://xn--a.example.com/", Reach::Public, "unambiguous host"),
+        ("https://xn--a.example.com/", Reach::Public, "valid DNS name or address"),
         ("no URL", Reach::Public, "printable ASCII"),
     ] {
         let lookup = NameServer::answering(&[]);

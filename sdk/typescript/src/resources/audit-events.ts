@@ -2,7 +2,7 @@ import type { List, ListParams } from "../shared/list.js";
 import type { RequestOptions } from "../shared/options.js";
 import { Resource } from "./resource.js";
 
-/** A recorded change: actor, action, resource, time and origin. */
+/** A recorded change: actor, action, resource, time and request. */
 export interface AuditEvent {
   id: number;
   at: string;

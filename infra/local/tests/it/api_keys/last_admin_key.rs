@@ -113,7 +113,7 @@ async fn second_admin_key_allows_rotation_at_once() {
     let id = own_id(&server).await;
     let (other, _) = server.key(&["admin"]).await;
     let now = || json!({ "grace_seconds": 0 });
-    // Another key's rotation ends nobody's access to the organization.
+    // The rotation of another key does not end the caller's access to the organization.
     server.post(&format!("{}/rotate", path(other)), now()).send().await.expect(201);
     server.post(&format!("{}/rotate", path(id)), now()).send().await.expect(201);
 }

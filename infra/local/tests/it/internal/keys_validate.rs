@@ -368,7 +368,7 @@ async fn stale_verdict_is_not_returned() {
     validated(&server, json!({ "key": server.admin })).await;
     for (slow_reads, reads, status) in [
         (&[500][..], 1, 200),
-        // The state is read once more.
+        // The state is read again.
         (&[501][..], 2, 200),
         (&[501, 500][..], 2, 200),
         (&[501, 501][..], 2, 503),

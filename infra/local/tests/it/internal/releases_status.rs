@@ -66,7 +66,7 @@ async fn reports_neither_activate_nor_deactivate_a_release() {
             let refusal = report(&server, &release["id"], body).send().await.refused(409);
             let expected = json!({
                 "error": "release_transition",
-                "message": format!("A release that is {from} cannot be reported as {to}"),
+                "message": format!("status cannot change from {from} to {to}"),
                 "from": from,
                 "to": to,
             });

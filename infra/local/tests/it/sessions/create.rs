@@ -8,16 +8,16 @@ use super::{Chat, FAMILIES, FLAT, IN_APP};
 #[tokio::test(flavor = "multi_thread")]
 async fn token_creates_sessions_of_its_user_only() {
     let chat = Chat::start().await;
-    let (ann, nobody) = (chat.token(Some("ann")).await, chat.token(None).await);
+    let (ann, anonymous) = (chat.token(Some("ann")).await, chat.token(None).await);
     let create =
         |token: &str, metadata: Value| chat.server.post(IN_APP, json!({ "metadata": metadata })).bearer(token).send();
     for metadata in [json!({}), json!({ "user_id": "ann" })] {
         let created = create(&ann, metadata).await.expect(201);
         assert_eq!((&created["user_id"], &created["metadata"]["user_id"]), (&json!("ann"), &json!("ann")));
     }
-    let created = create(&nobody, json!({ "plan": "pro" })).await.expect(201);
+    let created = create(&anonymous, json!({ "plan": "pro" })).await.expect(201);
     assert_eq!((&created["user_id"], &created["metadata"]), (&Value::Null, &json!({ "plan": "pro" })));
-    for (token, user) in [(&ann, "bob"), (&ann, "Ann"), (&ann, "ann "), (&nobody, "ann")] {
+    for (token, user) in [(&ann, "bob"), (&ann, "Ann"), (&ann, "ann "), (&anonymous, "ann")] {
         let refused = create(token, json!({ "user_id": user })).await;
         assert_eq!(refused.forbidden(), "wrong user: metadata.user_id must be the user of the session token", "{user}");
     }

@@ -82,16 +82,16 @@ async fn lists_are_newest_first_and_filtered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn token_lists_its_own_user_only() {
     let chat = Chat::start().await;
-    let (ann, nobody) = (chat.token(Some("ann")).await, chat.token(None).await);
-    let refused = chat.server.get(IN_APP).bearer(&nobody).send().await;
-    assert_eq!(refused.forbidden(), "a session token without sub may not list sessions");
-    let refused = chat.server.get(&format!("{IN_APP}?user_id=ann")).bearer(&nobody).send().await;
+    let (ann, anonymous) = (chat.token(Some("ann")).await, chat.token(None).await);
+    let refused = chat.server.get(IN_APP).bearer(&anonymous).send().await;
+    assert_eq!(refused.forbidden(), "a session token without sub may not list sessions: mint a token with user_id");
+    let refused = chat.server.get(&format!("{IN_APP}?user_id=ann")).bearer(&anonymous).send().await;
     refused.refused(403);
     let refused = chat.server.get(&format!("{IN_APP}?user_id=bob")).bearer(&ann).send().await;
     assert_eq!(refused.forbidden(), "wrong user: user_id must be the user of the session token");
     // It still reaches a session without a user by its id.
-    let session = chat.session_as(IN_APP, &nobody, json!({})).await;
-    chat.server.get(&format!("{IN_APP}/{session}")).bearer(&nobody).send().await.expect(200);
+    let session = chat.session_as(IN_APP, &anonymous, json!({})).await;
+    chat.server.get(&format!("{IN_APP}/{session}")).bearer(&anonymous).send().await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

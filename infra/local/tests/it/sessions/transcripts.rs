@@ -19,10 +19,10 @@ fn requests(chat: &Chat, family: &str, session: &str) -> [crate::harness::Reques
 #[tokio::test(flavor = "multi_thread")]
 async fn private_sessions_need_transcript_access() {
     let chat = Chat::start().await;
-    let (ann, nobody) = (chat.token(Some("ann")).await, chat.token(None).await);
+    let (ann, anonymous) = (chat.token(Some("ann")).await, chat.token(None).await);
     let mut private = vec![
         (IN_APP, chat.session_as(IN_APP, &ann, json!({})).await, Some(&ann)),
-        (IN_APP, chat.session_as(IN_APP, &nobody, json!({})).await, Some(&nobody)),
+        (IN_APP, chat.session_as(IN_APP, &anonymous, json!({})).await, Some(&anonymous)),
     ];
     for family in FAMILIES {
         private.push((family, chat.session_as(family, &chat.server.admin, json!({ "user_id": "ann" })).await, None));
@@ -33,7 +33,7 @@ async fn private_sessions_need_transcript_access() {
             chat.server.get(&format!("{family}/{session}/messages")).bearer(token).send().await.expect(200);
         }
         for request in requests(&chat, family, session) {
-            assert_eq!(request.send().await.forbidden(), "transcript_access is off");
+            assert_eq!(request.send().await.forbidden(), "transcript_access is off: ask the operator to enable it");
         }
         // The session itself holds no content.
         chat.get(family, session).await;
@@ -51,7 +51,7 @@ async fn private_sessions_need_transcript_access() {
     chat.provision(json!({ "transcript_access": false })).await;
     for (family, session, _) in &private {
         for request in requests(&chat, family, session) {
-            assert_eq!(request.send().await.forbidden(), "transcript_access is off");
+            assert_eq!(request.send().await.forbidden(), "transcript_access is off: ask the operator to enable it");
         }
         chat.server.delete(&format!("{family}/{session}")).send().await.expect(204);
     }

@@ -107,7 +107,7 @@ async fn reasoning_is_shown_but_not_sent_back() {
     }
 }
 
-/// Providers refuse messages without a character that is not white space.
+/// Providers reject blank messages.
 #[tokio::test(flavor = "multi_thread")]
 async fn blank_messages_are_not_sent_again() {
     let turns = TurnServer::start().await;

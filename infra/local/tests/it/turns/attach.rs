@@ -98,7 +98,7 @@ async fn other_body_under_one_key_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn failed_turn_runs_anew() {
+async fn failed_turn_runs_again() {
     let turns = TurnServer::start().await;
     let session = turns.session(ANTHROPIC).await;
     for streams in [false, true] {

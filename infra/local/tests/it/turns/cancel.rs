@@ -184,7 +184,7 @@ async fn cancel_with_an_id_ends_that_turn_only() {
     reader.take(1).await;
     let body = json!({
         "error": "no_turn_in_progress",
-        "message": "The turn of turn_id is not running in this session.",
+        "message": "turn_id is not the running turn of this session.",
     });
     assert_eq!(cancel(earlier.as_str()).send().await.refused(409), body);
     assert_eq!(cancel("turn_1").send().await.refused(422)["field"], "turn_id");

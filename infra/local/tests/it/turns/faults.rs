@@ -242,9 +242,12 @@ async fn message_of_the_provider_is_redacted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_provider_times_out() {
-    let turns =
-        TurnServer::start_with(TurnLimits { silence: Duration::from_secs(2), head: Duration::from_secs(3), ..LIMITS })
-            .await;
+    let turns = TurnServer::start_with(TurnLimits {
+        silence: Duration::from_secs(2),
+        response_head: Duration::from_secs(3),
+        ..LIMITS
+    })
+    .await;
     let end = Some((504, "provider_timeout"));
     check(&turns, &[script(Fault::SilentAfter(5))], end, Charge::Estimated, 5).await;
     let slow = Script { head_pause: Duration::from_secs(30), ..script(Fault::None) };
@@ -254,7 +257,7 @@ async fn silent_provider_times_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_head_turns_later_failures_into_events() {
-    let limits = TurnLimits { head_wait: Duration::from_millis(200), ..LIMITS };
+    let limits = TurnLimits { status_delay: Duration::from_millis(200), ..LIMITS };
     let turns = TurnServer::start_with(limits).await;
     for model in DIALECTS {
         let session = turns.session(model).await;

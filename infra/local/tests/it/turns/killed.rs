@@ -154,8 +154,8 @@ async fn process_that_lost_its_lease_changes_nothing() {
         for model in DIALECTS {
             let session = turns.session(model).await;
             let before = charged(&turns).await;
-            let is_cut = renewal < limits.renewal;
-            let tokens = if is_cut { 100_000 } else { 30 };
+            let ends_early = renewal < limits.renewal;
+            let tokens = if ends_early { 100_000 } else { 30 };
             turns.provider.push(Script { tokens, pause: Duration::from_millis(50), ..Script::default() });
             let mut reader = session.stream().await;
             let mut seen = reader.take(2).await;
@@ -179,7 +179,7 @@ async fn process_that_lost_its_lease_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn interrupted_turn_runs_anew_under_its_key() {
+async fn interrupted_turn_runs_again_under_its_key() {
     let (turns, clock) = start(LIMITS).await;
     let session = turns.session(ANTHROPIC).await;
     let process = Process::start(&turns.server).await;

@@ -60,7 +60,7 @@ async fn client_may_leave_before_the_answer() {
     }
 }
 
-/// A client that leaves while its request is judged or claims the session must not lock it.
+/// A client that leaves while its request is validated or claims the session must not lock it.
 #[tokio::test(flavor = "multi_thread")]
 async fn client_may_leave_while_its_turn_starts() {
     let turns = TurnServer::start().await;

@@ -9,7 +9,7 @@ use std::{
 use karta_shared::{
     clock::{Clock, ManualClock},
     domain::Id,
-    store::DueItem,
+    store::OutboxKey,
     worker::{Wake, Worker},
 };
 use tokio::time::{sleep, timeout};
@@ -56,7 +56,7 @@ async fn worker_killed_after_any_call_loses_nothing() {
                 }
                 let pending = server.outbox("EVT").await.into_iter().filter(|event| event["due_at"].is_string());
                 let pending =
-                    pending.map(|event| DueItem { organization_id, sk: event["sk"].as_str().unwrap().to_owned() });
+                    pending.map(|event| OutboxKey { organization_id, sk: event["sk"].as_str().unwrap().to_owned() });
                 let written = Wake::Written(pending.collect());
                 proxy.fail_after(ANY, calls, ALWAYS, Fault::HoldResponse);
                 let deliveries_worker = WebhookDeliveries::new(app.for_function(WebhookDeliveries::NAME), Vec::new())
